@@ -1,0 +1,10 @@
+//! Lambda function `receive-kits`.
+
+use inventory::receive_kits::ReceiveKits;
+use lambda::{Aws, Error, serve_step};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    let aws = Aws::start()?;
+    serve_step(ReceiveKits { inventory: aws.table("INVENTORY_TABLE")? }).await
+}

@@ -1,0 +1,134 @@
+//! The saga's first step: sets kits aside, one for each sensor. Undone by `release-kits`.
+
+use std::collections::BTreeMap;
+
+use aws_sdk_dynamodb::types::AttributeValue;
+use contracts::{
+    Metric, OnboardingId, ReservationId, Saga, Sensor, Timestamp,
+    events::{Kits, KitsReserved, Shortage, StockDepleted},
+};
+use lambda::Step;
+use serde::{Deserialize, Serialize};
+use store::{Commit, NewEvent, Outbox, Refused, Table, Transaction};
+
+use crate::{InventoryError, Reservation, ReservationRow, StockRow};
+
+/// What the step needs.
+#[derive(Debug)]
+pub struct ReserveKits {
+    /// The inventory table.
+    pub inventory: Table,
+    /// Where `KitsReserved` and `StockDepleted` go.
+    pub outbox: Outbox,
+}
+
+/// What it is asked to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Command {
+    /// The saga.
+    #[serde(flatten)]
+    pub saga: Saga,
+    /// A kit for each.
+    pub sensors: Vec<Sensor>,
+}
+
+/// What it answers.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reply {
+    /// Derived from the onboarding.
+    pub reservation_id: ReservationId,
+}
+
+/// What a reservation that is there already means for the step.
+fn decide(there: &ReservationRow) -> Result<Reply, InventoryError> {
+    let reservation_id = ReservationId::of(there.saga.onboarding_id);
+    match &there.state {
+        Reservation::Reserved { .. } => Ok(Reply { reservation_id }),
+        Reservation::Refused { shortages } => {
+            Err(InventoryError::KitsOutOfStock(shortages.clone()))
+        }
+        Reservation::Released => Err(InventoryError::Superseded(reservation_id)),
+    }
+}
+
+/// One kit a sensor, counted by metric.
+fn kits(sensors: &[Sensor]) -> Vec<Kits> {
+    let mut count: BTreeMap<Metric, u32> = BTreeMap::new();
+    for sensor in sensors {
+        *count.entry(sensor.metric).or_default() += 1;
+    }
+    count.into_iter().map(|(metric, quantity)| Kits { metric, quantity }).collect()
+}
+
+/// Those of the kits whose stock refused the transaction.
+fn shortages(kits: &[Kits], refused: &Refused) -> Result<Vec<Shortage>, InventoryError> {
+    let short = kits.iter().filter(|kit| refused.concerns(&StockRow::key(kit.metric)));
+    short
+        .map(|kit| {
+            let stock: Option<StockRow> = refused.row(&StockRow::key(kit.metric))?;
+            Ok(Shortage {
+                metric: kit.metric,
+                requested: kit.quantity,
+                available: stock.map_or(0, |stock| stock.quantity),
+            })
+        })
+        .collect()
+}
+
+impl Step for ReserveKits {
+    type Command = Command;
+    type Reply = Reply;
+    type Error = InventoryError;
+
+    fn correlation(command: &Command) -> Option<OnboardingId> {
+        Some(command.saga.onboarding_id)
+    }
+
+    async fn run(&self, command: Command, now: Timestamp) -> Result<Reply, InventoryError> {
+        let saga = command.saga;
+        let reservation_id = ReservationId::of(saga.onboarding_id);
+        let key = ReservationRow::key(reservation_id);
+        let kits = kits(&command.sensors);
+
+        let row = |state| ReservationRow { saga, state, sequence: 1, at: now };
+        let reserved = row(Reservation::Reserved { kits: kits.clone() });
+        let mut reserving = Transaction::on(&self.inventory).create(&self.inventory, &key, &reserved);
+        for kit in &kits {
+            reserving = reserving.update(
+                &self.inventory,
+                &StockRow::key(kit.metric),
+                "SET #quantity = #quantity - :quantity",
+                Some("#quantity >= :quantity"),
+                [("quantity", AttributeValue::N(kit.quantity.to_string()))],
+            );
+        }
+        let event = KitsReserved { site_id: saga.site_id, kits: kits.clone() };
+        let refused = match reserving
+            .event(&self.outbox, NewEvent::of(saga, reservation_id, 1, now, event))
+            .commit()
+            .await?
+        {
+            Commit::Done => return Ok(Reply { reservation_id }),
+            Commit::Refused(refused) => refused,
+        };
+        if let Some(there) = refused.row(&key)? {
+            return decide(&there);
+        }
+
+        // The refusal is a result as well: it is kept, so that a retry hears the same.
+        let shortages = shortages(&kits, &refused)?;
+        let event = StockDepleted { site_id: saga.site_id, shortages: shortages.clone() };
+        let refusing = Transaction::on(&self.inventory)
+            .create(
+                &self.inventory,
+                &key,
+                &row(Reservation::Refused { shortages: shortages.clone() }),
+            )
+            .event(&self.outbox, NewEvent::of(saga, reservation_id, 1, now, event));
+        match refusing.commit().await? {
+            Commit::Done => Err(InventoryError::KitsOutOfStock(shortages)),
+            Commit::Refused(_) => Err(InventoryError::Busy(reservation_id)),
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The saga's last step: the site goes into service.
+
+use contracts::{OnboardingId, Saga, SiteId, Timestamp, events::SiteActivated};
+use lambda::Step;
+use serde::Serialize;
+use store::{Commit, NewEvent, Outbox, Table, Transaction};
+
+use crate::{SiteRow, SitesError, Status};
+
+/// What the step needs.
+#[derive(Debug)]
+pub struct ActivateSite {
+    /// The sites table.
+    pub sites: Table,
+    /// Where `SiteActivated` goes.
+    pub outbox: Outbox,
+}
+
+/// What it answers.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Reply {
+    /// The site's status.
+    pub status: Status,
+}
+
+#[derive(Debug, PartialEq)]
+enum Decision {
+    Activate(Box<SiteRow>),
+    Already,
+}
+
+fn decide(site: SiteId, row: Option<SiteRow>, now: Timestamp) -> Result<Decision, SitesError> {
+    let row = row.ok_or(SitesError::Unknown(site))?;
+    match row.status {
+        Status::Onboarding => Ok(Decision::Activate(Box::new(SiteRow {
+            status: Status::Active,
+            activated_at: Some(now),
+            sequence: row.sequence + 1,
+            ..row
+        }))),
+        Status::Active => Ok(Decision::Already),
+        Status::Rejected | Status::Decommissioning | Status::Decommissioned => {
+            Err(SitesError::Superseded(site))
+        }
+    }
+}
+
+impl Step for ActivateSite {
+    type Command = Saga;
+    type Reply = Reply;
+    type Error = SitesError;
+
+    fn correlation(saga: &Saga) -> Option<OnboardingId> {
+        Some(saga.onboarding_id)
+    }
+
+    async fn run(&self, saga: Saga, now: Timestamp) -> Result<Reply, SitesError> {
+        let key = SiteRow::key(saga.site_id);
+        let there = self.sites.get(&key).await?;
+        let reply = Reply { status: Status::Active };
+        let row = match decide(saga.site_id, there, now)? {
+            Decision::Activate(row) => row,
+            Decision::Already => return Ok(reply),
+        };
+        let commit = Transaction::on(&self.sites)
+            .replace(&self.sites, &key, &row, Status::Onboarding.name())
+            .event(
+                &self.outbox,
+                NewEvent::of(
+                    saga,
+                    saga.site_id,
+                    row.sequence,
+                    now,
+                    SiteActivated { site_id: saga.site_id },
+                ),
+            )
+            .commit()
+            .await?;
+        match commit {
+            Commit::Done => Ok(reply),
+            Commit::Refused(_) => Err(SitesError::Busy(saga.site_id)),
+        }
+    }
+}

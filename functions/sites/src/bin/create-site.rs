@@ -1,0 +1,12 @@
+//! Lambda function `create-site`.
+
+use contracts::Timestamp;
+use lambda::{Aws, Error, serve_http};
+use sites::{create_site::CreateSite, registration::Registrar};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    let aws = Aws::start()?;
+    let step = CreateSite(Registrar { sites: aws.table("SITES_TABLE")?, outbox: aws.outbox()? });
+    serve_http(async |request| step.handle(&request, Timestamp::now()).await).await
+}

@@ -1,0 +1,16 @@
+//! Lambda function `decommission-site`.
+
+use aws_sdk_sfn::Client;
+use lambda::{Aws, Error, env, serve_http};
+use sites::decommission_site::DecommissionSite;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    let aws = Aws::start()?;
+    let step = DecommissionSite {
+        sites: aws.table("SITES_TABLE")?,
+        machines: Client::new(aws.config()),
+        teardown: env("SITE_TEARDOWN_ARN")?,
+    };
+    serve_http(async |request| step.handle(&request).await).await
+}

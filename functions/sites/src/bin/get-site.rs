@@ -1,0 +1,11 @@
+//! Lambda function `get-site`.
+
+use lambda::{Aws, Error, serve_http};
+use sites::get_site::GetSite;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    let aws = Aws::start()?;
+    let step = GetSite { sites: aws.table("SITES_TABLE")? };
+    serve_http(async |request| step.handle(&request).await).await
+}

@@ -1,0 +1,14 @@
+//! Lambda function `import-site`.
+
+use lambda::{Aws, Error, serve_step};
+use sites::{import_site::ImportSite, registration::Registrar};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    let aws = Aws::start()?;
+    serve_step(ImportSite(Registrar {
+        sites: aws.table("SITES_TABLE")?,
+        outbox: aws.outbox()?,
+    }))
+    .await
+}

@@ -1,0 +1,107 @@
+//! The teardown's last step: the site is out of service for good, rejected or decommissioned.
+
+use contracts::{
+    Failure, OnboardingId, Saga, SiteId, Timestamp,
+    events::{SiteDecommissioned, SiteRejected},
+};
+use lambda::Step;
+use serde::{Deserialize, Serialize};
+use store::{Commit, NewEvent, Outbox, Table, Transaction};
+
+use crate::{SiteRow, SitesError, Status};
+
+/// What the step needs.
+#[derive(Debug)]
+pub struct CloseSite {
+    /// The sites table.
+    pub sites: Table,
+    /// Where `SiteRejected` and `SiteDecommissioned` go.
+    pub outbox: Outbox,
+}
+
+/// What it is asked to do.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Command {
+    /// The saga.
+    #[serde(flatten)]
+    pub saga: Saga,
+    /// Why the onboarding failed; absent where a live site is taken out of service.
+    #[serde(default)]
+    pub failure: Option<Failure>,
+}
+
+/// What it answers.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Reply {
+    /// The site's status.
+    pub status: Status,
+}
+
+#[derive(Debug, PartialEq)]
+enum Decision {
+    Close { row: Box<SiteRow>, from: Status },
+    Already(Status),
+}
+
+fn decide(
+    site: SiteId,
+    row: Option<SiteRow>,
+    failure: Option<Failure>,
+    now: Timestamp,
+) -> Result<Decision, SitesError> {
+    let row = row.ok_or(SitesError::Unknown(site))?;
+    let from = row.status;
+    match from {
+        Status::Rejected | Status::Decommissioned => Ok(Decision::Already(from)),
+        Status::Onboarding | Status::Active | Status::Decommissioning => Ok(Decision::Close {
+            row: Box::new(SiteRow {
+                status: match failure {
+                    Some(_) => Status::Rejected,
+                    None => Status::Decommissioned,
+                },
+                closed_at: Some(now),
+                failure,
+                sequence: row.sequence + 1,
+                ..row
+            }),
+            from,
+        }),
+    }
+}
+
+impl Step for CloseSite {
+    type Command = Command;
+    type Reply = Reply;
+    type Error = SitesError;
+
+    fn correlation(command: &Command) -> Option<OnboardingId> {
+        Some(command.saga.onboarding_id)
+    }
+
+    async fn run(&self, command: Command, now: Timestamp) -> Result<Reply, SitesError> {
+        let saga = command.saga;
+        let site_id = saga.site_id;
+        let key = SiteRow::key(site_id);
+        let there = self.sites.get(&key).await?;
+        let (row, from) = match decide(site_id, there, command.failure, now)? {
+            Decision::Close { row, from } => (row, from),
+            Decision::Already(status) => return Ok(Reply { status }),
+        };
+        let closing = Transaction::on(&self.sites).replace(&self.sites, &key, &row, from.name());
+        let closing = match row.failure {
+            Some(failure) => closing.event(
+                &self.outbox,
+                NewEvent::of(saga, site_id, row.sequence, now, SiteRejected { site_id, failure }),
+            ),
+            None => closing.event(
+                &self.outbox,
+                NewEvent::of(saga, site_id, row.sequence, now, SiteDecommissioned { site_id }),
+            ),
+        };
+        match closing.commit().await? {
+            Commit::Done => Ok(Reply { status: row.status }),
+            Commit::Refused(_) => Err(SitesError::Busy(site_id)),
+        }
+    }
+}

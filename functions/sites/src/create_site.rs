@@ -1,0 +1,61 @@
+//! `POST /sites`: registers a site; its onboarding begins with the event `SiteCreated`.
+
+use contracts::{OnboardingId, SiteId, Timestamp, inbound::SiteRegistration};
+use lambda::http::{self, Answer, FieldError, Problem, Request};
+use serde::Serialize;
+
+use crate::{SitesError, Status, registration::Registrar};
+
+/// A registration of 100 sensors has about 12 KB.
+const LARGEST_BODY: usize = 64 * 1024;
+
+/// What the step needs.
+#[derive(Debug)]
+pub struct CreateSite(pub Registrar);
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Reply {
+    site_id: SiteId,
+    onboarding_id: OnboardingId,
+    status: Status,
+}
+
+impl CreateSite {
+    /// 202 with the site's id, the first time and every time after; 400, 409 or 413 with what to
+    /// do.
+    pub async fn handle(&self, request: &Request, now: Timestamp) -> Result<Answer, Problem> {
+        let key = idempotency_key(request)?;
+        let registration: SiteRegistration = lambda::decode(http::body(request, LARGEST_BODY)?)?;
+        match self.0.register("http", key, registration, None, now).await {
+            Ok(registered) => {
+                let reply = Reply {
+                    site_id: registered.site_id,
+                    onboarding_id: registered.onboarding_id,
+                    status: Status::Onboarding,
+                };
+                Ok(Answer::new(202, &reply)?.at(format!("/sites/{}", reply.site_id)))
+            }
+            Err(SitesError::Invalid(errors)) => Err(Problem::invalid(errors)),
+            Err(error @ SitesError::KeyReused(_)) => {
+                Err(Problem::conflict("idempotency-key-reused", error.to_string()))
+            }
+            Err(error) => Err(Problem::of(&error)),
+        }
+    }
+}
+
+fn idempotency_key(request: &Request) -> Result<&str, Problem> {
+    let key = http::header(request, "Idempotency-Key").unwrap_or_default();
+    if key.is_empty() || key.len() > 128 {
+        return Err(Problem::invalid(vec![FieldError {
+            field: "header Idempotency-Key".to_owned(),
+            message: format!(
+                "has {} characters; send 1 to 128 of your choice, a new UUID for each new site, \
+                 and the same one when you repeat the request",
+                key.len()
+            ),
+        }]));
+    }
+    Ok(key)
+}

@@ -1,0 +1,102 @@
+//! `DELETE /sites/{siteId}`: takes a live site out of service, by the same teardown that undoes a
+//! failed onboarding.
+
+use aws_sdk_sfn::{
+    Client,
+    error::{DisplayErrorContext, SdkError},
+};
+use contracts::{OnboardingId, SiteId};
+use lambda::http::{Answer, Problem, Request};
+use serde::Serialize;
+use store::{Commit, Table, Transaction};
+
+use crate::{SiteRow, SitesError, Status, get_site::site_id};
+
+/// What the step needs.
+#[derive(Debug)]
+pub struct DecommissionSite {
+    /// The sites table.
+    pub sites: Table,
+    /// Step Functions.
+    pub machines: Client,
+    /// ARN of the state machine `site-teardown`.
+    pub teardown: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Reply {
+    site_id: SiteId,
+    onboarding_id: OnboardingId,
+    status: Status,
+}
+
+impl DecommissionSite {
+    /// 202 once the teardown is on its way, the first time and every time after; 409 for a site
+    /// that is not in service.
+    pub async fn handle(&self, request: &Request) -> Result<Answer, Problem> {
+        let site = site_id(request)?;
+        let row = self.row(site).await.map_err(|error| Problem::of(&error))?;
+        let row = row.ok_or_else(|| Problem::not_found(format!("There is no site {site}.")))?;
+        let status = match row.status {
+            Status::Active | Status::Decommissioning => {
+                self.decommission(site, &row).await.map_err(|error| Problem::of(&error))?;
+                Status::Decommissioning
+            }
+            Status::Decommissioned => Status::Decommissioned,
+            Status::Onboarding => {
+                return Err(Problem::conflict(
+                    "still-onboarding",
+                    "The site is being onboarded. Wait until it is ACTIVE, then delete it; if its \
+                     onboarding fails, it is undone without you.",
+                ));
+            }
+            Status::Rejected => {
+                return Err(Problem::conflict(
+                    "rejected",
+                    "The site's onboarding failed and was undone; there is nothing to delete.",
+                ));
+            }
+        };
+        let reply = Reply { site_id: site, onboarding_id: row.onboarding_id, status };
+        Ok(Answer::new(202, &reply)?.at(format!("/sites/{site}")))
+    }
+
+    async fn row(&self, site: SiteId) -> Result<Option<SiteRow>, SitesError> {
+        Ok(self.sites.get(&SiteRow::key(site)).await?)
+    }
+
+    /// Starts the teardown first: should we end right after it, the site still gets closed. The
+    /// execution's name makes a second start a no-op.
+    async fn decommission(&self, site: SiteId, row: &SiteRow) -> Result<(), SitesError> {
+        let input = serde_json::json!({ "onboardingId": row.onboarding_id, "siteId": site });
+        let started = self
+            .machines
+            .start_execution()
+            .state_machine_arn(&self.teardown)
+            .name(format!("decommission-{}", row.onboarding_id))
+            .input(input.to_string())
+            .send()
+            .await;
+        if let Err(error) = started {
+            let exists =
+                error.as_service_error().is_some_and(|error| error.is_execution_already_exists());
+            if !exists {
+                return Err(teardown_error(&error));
+            }
+        }
+        let leaving = SiteRow { status: Status::Decommissioning, ..row.clone() };
+        let commit = Transaction::on(&self.sites)
+            .replace(&self.sites, &SiteRow::key(site), &leaving, Status::Active.name())
+            .commit()
+            .await?;
+        if let Commit::Refused(_) = commit {
+            tracing::info!(%site, "the teardown is ahead of us");
+        }
+        Ok(())
+    }
+}
+
+fn teardown_error<E: std::error::Error + Send + Sync + 'static>(error: &SdkError<E>) -> SitesError {
+    SitesError::Teardown(DisplayErrorContext(error).to_string())
+}

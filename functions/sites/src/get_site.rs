@@ -1,0 +1,296 @@
+//! `GET /sites/{siteId}` and `GET /sites`: a site with its onboarding's story, and the list.
+
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::types::AttributeValue;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use contracts::{Failure, Location, Metric, OnboardingId, SensorId, SiteId, Timestamp};
+use lambda::http::{Answer, FieldError, Problem, Request};
+use serde::{Deserialize, Serialize};
+use store::{StoreError, Table};
+
+use crate::{SiteRow, Status, StepRow, StepStatus};
+
+const DEFAULT_LIMIT: i32 = 25;
+const LARGEST_LIMIT: i32 = 100;
+
+/// What the step needs.
+#[derive(Debug)]
+pub struct GetSite {
+    /// The sites table.
+    pub sites: Table,
+}
+
+/// The answer of `GET /sites/{siteId}`.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Site {
+    site_id: SiteId,
+    name: String,
+    operator: String,
+    location: Location,
+    status: Status,
+    sensors: Vec<SiteSensor>,
+    onboarding: Onboarding,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SiteSensor {
+    sensor_id: SensorId,
+    metric: Metric,
+    unit: String,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Onboarding {
+    onboarding_id: OnboardingId,
+    steps: Vec<OnboardingStep>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<Failure>,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+struct OnboardingStep {
+    name: String,
+    status: StepStatus,
+    at: Timestamp,
+}
+
+/// The saga's steps in their order.
+const STEPS: [&str; 5] =
+    ["ReserveKits", "ProvisionSensors", "InitializeSubscription", "ConfigureAlerting", "ActivateSite"];
+
+impl Site {
+    fn of(site_id: SiteId, row: SiteRow, heard: Vec<StepRow>) -> Self {
+        let mut steps: Vec<_> = heard
+            .into_iter()
+            .map(|step| OnboardingStep { name: step.name, status: step.status, at: step.at })
+            .collect();
+        let mut add = |name: &str, status, at| {
+            if !steps.iter().any(|step| step.name == name) {
+                steps.push(OnboardingStep { name: name.to_owned(), status, at });
+            }
+        };
+        // The site's own step is in its own row.
+        if let Some(at) = row.activated_at {
+            match row.closed_at {
+                Some(closed) => add("ActivateSite", StepStatus::Undone, closed),
+                None => add("ActivateSite", StepStatus::Completed, at),
+            }
+        }
+        // A step that crashed told nobody; the saga did.
+        if let (Some(failure), Some(at)) = (&row.failure, row.closed_at) {
+            add(&failure.step, StepStatus::Failed, at);
+        }
+        steps.sort_by_key(|step| STEPS.iter().position(|name| *name == step.name));
+        let sensors = row.sensors.into_iter().map(|sensor| SiteSensor {
+            sensor_id: sensor.sensor_id,
+            metric: sensor.metric,
+            unit: sensor.unit,
+        });
+        Self {
+            site_id,
+            name: row.name,
+            operator: row.operator,
+            location: row.location,
+            status: row.status,
+            sensors: sensors.collect(),
+            onboarding: Onboarding {
+                onboarding_id: row.onboarding_id,
+                steps,
+                failure: row.failure,
+            },
+        }
+    }
+}
+
+/// An entry of `GET /sites`, as the index `byStatus` holds it.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Summary {
+    site_id: SiteId,
+    name: String,
+    operator: String,
+    location: Location,
+    status: Status,
+    created_at: Timestamp,
+}
+
+#[derive(Debug, Serialize)]
+struct Page {
+    sites: Vec<Summary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+#[derive(Debug, PartialEq)]
+struct Query {
+    status: Option<Status>,
+    limit: i32,
+    next: Option<HashMap<String, String>>,
+}
+
+/// The path's site.
+pub(crate) fn site_id(request: &Request) -> Result<SiteId, Problem> {
+    let text = request.path_parameters.get("siteId").map_or("", String::as_str);
+    text.parse().map_err(|_| {
+        Problem::invalid(vec![FieldError {
+            field: "path siteId".to_owned(),
+            message: format!("is {text:?}; give the UUID that POST /sites answered"),
+        }])
+    })
+}
+
+impl GetSite {
+    /// One site where the path names one, else the list.
+    pub async fn handle(&self, request: &Request) -> Result<Answer, Problem> {
+        if request.path_parameters.contains_key("siteId") {
+            let site = site_id(request)?;
+            let found = self.site(site).await.map_err(|error| Problem::of(&error))?;
+            let found =
+                found.ok_or_else(|| Problem::not_found(format!("There is no site {site}.")))?;
+            return Answer::new(200, &found);
+        }
+        let query = query(request)?;
+        let page = self.list(query).await.map_err(|error| Problem::of(&error))?;
+        Answer::new(200, &page)
+    }
+
+    async fn site(&self, site: SiteId) -> Result<Option<Site>, StoreError> {
+        let answer = self
+            .sites
+            .client()
+            .query()
+            .table_name(self.sites.name())
+            .key_condition_expression("siteId = :site")
+            .expression_attribute_values(":site", AttributeValue::S(site.to_string()))
+            .consistent_read(true)
+            .send()
+            .await?;
+        let mut row = None;
+        let mut steps = Vec::new();
+        for item in answer.items.unwrap_or_default() {
+            match item.get("row").and_then(|row| row.as_s().ok()).map(String::as_str) {
+                Some("SITE") => row = Some(read(item)?),
+                _ => steps.push(read(item)?),
+            }
+        }
+        Ok(row.map(|row| Site::of(site, row, steps)))
+    }
+
+    async fn list(&self, query: Query) -> Result<Page, StoreError> {
+        let client = self.sites.client();
+        let start = query.next.map(|next| {
+            next.into_iter().map(|(name, value)| (name, AttributeValue::S(value))).collect()
+        });
+        let (items, last) = match query.status {
+            Some(status) => {
+                let answer = client
+                    .query()
+                    .table_name(self.sites.name())
+                    .index_name("byStatus")
+                    .key_condition_expression("#status = :status")
+                    .expression_attribute_names("#status", "status")
+                    .expression_attribute_values(
+                        ":status",
+                        AttributeValue::S(status.name().to_owned()),
+                    )
+                    .limit(query.limit)
+                    .set_exclusive_start_key(start)
+                    .send()
+                    .await?;
+                (answer.items, answer.last_evaluated_key)
+            }
+            // The index is sparse: only the sites' own rows have a status and a createdAt.
+            None => {
+                let answer = client
+                    .scan()
+                    .table_name(self.sites.name())
+                    .index_name("byStatus")
+                    .limit(query.limit)
+                    .set_exclusive_start_key(start)
+                    .send()
+                    .await?;
+                (answer.items, answer.last_evaluated_key)
+            }
+        };
+        let sites = items.unwrap_or_default().into_iter().map(read).collect::<Result<_, _>>()?;
+        Ok(Page { sites, next: last.map(token) })
+    }
+}
+
+fn read<R: serde::de::DeserializeOwned>(
+    item: HashMap<String, AttributeValue>,
+) -> Result<R, StoreError> {
+    serde_dynamo::from_item(item).map_err(|error| StoreError::Corrupt {
+        row: "of the sites table".to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+const KEY_ATTRIBUTES: [&str; 4] = ["siteId", "row", "status", "createdAt"];
+
+/// Where the next page starts, as text for a URL.
+fn token(key: HashMap<String, AttributeValue>) -> String {
+    let key: HashMap<_, _> = key
+        .into_iter()
+        .filter_map(|(name, value)| value.as_s().ok().cloned().map(|value| (name, value)))
+        .collect();
+    URL_SAFE_NO_PAD.encode(serde_json::to_vec(&key).unwrap_or_default())
+}
+
+fn key_of(token: &str) -> Option<HashMap<String, String>> {
+    let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
+    let key: HashMap<String, String> = serde_json::from_slice(&bytes).ok()?;
+    let complete = key.len() == KEY_ATTRIBUTES.len()
+        && KEY_ATTRIBUTES.iter().all(|name| key.contains_key(*name));
+    complete.then_some(key)
+}
+
+fn query(request: &Request) -> Result<Query, Problem> {
+    let mut query = Query { status: None, limit: DEFAULT_LIMIT, next: None };
+    let mut errors = Vec::new();
+    for (name, value) in request.query_string_parameters.iter() {
+        let message = match name {
+            "status" => match Status::ALL.into_iter().find(|status| status.name() == value) {
+                Some(status) => {
+                    query.status = Some(status);
+                    continue;
+                }
+                None => {
+                    let names = Status::ALL.map(Status::name).join(", ");
+                    format!("is {value:?}; give one of {names}")
+                }
+            },
+            "limit" => match value.parse() {
+                Ok(limit) if (1..=LARGEST_LIMIT).contains(&limit) => {
+                    query.limit = limit;
+                    continue;
+                }
+                _ => format!("is {value:?}; give a number from 1 to {LARGEST_LIMIT}"),
+            },
+            "next" => match key_of(value) {
+                Some(key) => {
+                    query.next = Some(key);
+                    continue;
+                }
+                None => "is not a token of ours; give the previous page's `next` unchanged, or \
+                         leave it out to start over"
+                    .to_owned(),
+            },
+            _ => "is not known; give status, limit or next".to_owned(),
+        };
+        errors.push(FieldError { field: format!("query {name}"), message });
+    }
+    if let (Some(status), Some(next)) = (query.status, &query.next)
+        && next["status"] != status.name()
+    {
+        errors.push(FieldError {
+            field: "query next".to_owned(),
+            message: "belongs to a list of another status; leave it out to start over".to_owned(),
+        });
+    }
+    if errors.is_empty() { Ok(query) } else { Err(Problem::invalid(errors)) }
+}

@@ -1,0 +1,87 @@
+//! Hears the steps' events and keeps what became of each step in the site's own read model.
+//!
+//! EventBridge keeps no order and may deliver twice: a step's row is only ever replaced by a later
+//! event of the same entity.
+
+use aws_lambda_events::eventbridge::EventBridgeEvent;
+use contracts::{Envelope, OnboardingId, SiteId, Timestamp};
+use lambda::Step;
+use serde::{Deserialize, Serialize};
+use store::{Commit, Table, Transaction};
+
+use crate::{SitesError, StepRow, StepStatus};
+
+/// What the step needs.
+#[derive(Debug)]
+pub struct ProjectSite {
+    /// The sites table.
+    pub sites: Table,
+}
+
+/// All that is read of an event's data.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Data {
+    /// The site that it belongs to.
+    pub site_id: SiteId,
+}
+
+/// What it answers; seen only in the log.
+#[derive(Debug, PartialEq, Serialize)]
+pub enum Reply {
+    /// The event is news.
+    Projected,
+    /// It came twice, or late.
+    Stale,
+    /// No step's event.
+    Ignored,
+}
+
+/// The step that an event tells of, and what became of it.
+fn meaning(event_type: &str) -> Option<(&'static str, StepStatus)> {
+    Some(match event_type {
+        "KitsReserved" => ("ReserveKits", StepStatus::Completed),
+        "StockDepleted" => ("ReserveKits", StepStatus::Failed),
+        "KitsReleased" => ("ReserveKits", StepStatus::Undone),
+        "SensorsProvisioned" => ("ProvisionSensors", StepStatus::Completed),
+        "SensorsDeprovisioned" => ("ProvisionSensors", StepStatus::Undone),
+        "SubscriptionInitialized" => ("InitializeSubscription", StepStatus::Completed),
+        "SubscriptionFailed" => ("InitializeSubscription", StepStatus::Failed),
+        "SubscriptionCancelled" => ("InitializeSubscription", StepStatus::Undone),
+        "AlertingConfigured" => ("ConfigureAlerting", StepStatus::Completed),
+        "AlertingRemoved" => ("ConfigureAlerting", StepStatus::Undone),
+        _ => return None,
+    })
+}
+
+impl Step for ProjectSite {
+    type Command = EventBridgeEvent<Envelope<Data>>;
+    type Reply = Reply;
+    type Error = SitesError;
+
+    fn correlation(command: &Self::Command) -> Option<OnboardingId> {
+        Some(command.detail.metadata.correlation_id)
+    }
+
+    async fn run(&self, command: Self::Command, _: Timestamp) -> Result<Reply, SitesError> {
+        let Envelope { metadata, data } = command.detail;
+        let Some((name, status)) = meaning(&metadata.kind) else {
+            return Ok(Reply::Ignored);
+        };
+        let row = StepRow {
+            name: name.to_owned(),
+            status,
+            at: metadata.occurred_at,
+            sequence: metadata.sequence,
+        };
+        let key = StepRow::key(data.site_id, name);
+        let commit = Transaction::on(&self.sites)
+            .advance(&self.sites, &key, &row, row.sequence)
+            .commit()
+            .await?;
+        Ok(match commit {
+            Commit::Done => Reply::Projected,
+            Commit::Refused(_) => Reply::Stale,
+        })
+    }
+}

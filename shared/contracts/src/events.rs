@@ -1,0 +1,145 @@
+//! Every event type, with the entity it belongs to. `siteId` is in each, so that a reader can
+//! gather a site's story without knowing how ids are derived.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    EntityType, Event, Failure, Location, Metric, OnboardingId, PaymentMethodId, Plan, Sensor,
+    SensorId, SiteId,
+};
+
+macro_rules! events {
+    ($($(#[$doc:meta])* $name:ident of $entity:ident v $version:literal {
+        $($(#[$field_doc:meta])* $field:ident: $type:ty,)*
+    })*) => {
+        $($(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+        #[serde(rename_all = "camelCase")]
+        pub struct $name {
+            /// The site that it belongs to.
+            pub site_id: SiteId,
+            $($(#[$field_doc])* pub $field: $type,)*
+        }
+
+        impl Event for $name {
+            const TYPE: &'static str = stringify!($name);
+            const VERSION: u32 = $version;
+            const ENTITY: EntityType = EntityType::$entity;
+        })*
+
+        /// Every event type with its version and JSON Schema (of the whole `detail`).
+        #[must_use]
+        pub fn schemas() -> Vec<(&'static str, u32, schemars::Schema)> {
+            vec![$((
+                $name::TYPE,
+                $name::VERSION,
+                schemars::schema_for!(crate::Envelope<$name>),
+            )),*]
+        }
+    };
+}
+
+/// So many kits of a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Kits {
+    /// What a sensor of this kit measures.
+    pub metric: Metric,
+    /// Pieces.
+    pub quantity: u32,
+}
+
+/// A metric that ran out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Shortage {
+    /// What was asked for.
+    pub metric: Metric,
+    /// Pieces asked for.
+    pub requested: u32,
+    /// Pieces in stock at that moment.
+    pub available: u32,
+}
+
+events! {
+    /// A site was registered; its onboarding begins.
+    SiteCreated of Site v 1 {
+        /// The saga that starts with it.
+        onboarding_id: OnboardingId,
+        /// The site's name.
+        name: String,
+        /// Who runs the site.
+        operator: String,
+        /// Where it stands.
+        location: Location,
+        /// What it will measure.
+        sensors: Vec<Sensor>,
+        /// What the operator subscribes to.
+        plan: Plan,
+        /// How the operator pays.
+        payment_method: PaymentMethodId,
+    }
+    /// The onboarding came to its end; readings are welcome.
+    SiteActivated of Site v 1 {}
+    /// The onboarding failed, and everything was undone.
+    SiteRejected of Site v 1 {
+        /// Where and why.
+        failure: Failure,
+    }
+    /// A live site was taken out of service.
+    SiteDecommissioned of Site v 1 {}
+    /// Kits were set aside for the site.
+    KitsReserved of Reservation v 1 {
+        /// How many of which.
+        kits: Vec<Kits>,
+    }
+    /// The kits are back in stock.
+    KitsReleased of Reservation v 1 {
+        /// How many of which.
+        kits: Vec<Kits>,
+    }
+    /// A reservation was refused: too few kits.
+    StockDepleted of Reservation v 1 {
+        /// What was short.
+        shortages: Vec<Shortage>,
+    }
+    /// The site's sensors exist and may report.
+    SensorsProvisioned of Sensors v 1 {
+        /// All of them.
+        sensors: Vec<Sensor>,
+    }
+    /// The site's sensors are retired for good.
+    SensorsDeprovisioned of Sensors v 1 {
+        /// All of them.
+        sensor_ids: Vec<SensorId>,
+    }
+    /// The operator pays for the site.
+    SubscriptionInitialized of Subscription v 1 {
+        /// The plan paid for.
+        plan: Plan,
+        /// The payment provider's id.
+        provider_subscription_id: String,
+    }
+    /// The payment provider refused.
+    SubscriptionFailed of Subscription v 1 {
+        /// The plan asked for.
+        plan: Plan,
+        /// The error's stable name, e.g. `CardDeclined`.
+        error: String,
+        /// The provider's words.
+        message: String,
+    }
+    /// The operator no longer pays for the site.
+    SubscriptionCancelled of Subscription v 1 {
+        /// The payment provider's id.
+        provider_subscription_id: String,
+    }
+    /// The sensors' limits are watched.
+    AlertingConfigured of Alerting v 1 {
+        /// How many sensors have limits.
+        rules: usize,
+    }
+    /// The sensors' limits are no longer watched.
+    AlertingRemoved of Alerting v 1 {}
+}

@@ -1,0 +1,24 @@
+//! What the services agree on: ids, the event envelope, every event type, metrics and their units.
+//!
+//! Nothing here knows AWS. Everything on a wire is camelCase; times are RFC 3339 in UTC with
+//! milliseconds; units are UCUM codes. Each event type and version has a JSON Schema in
+//! `shared/contracts/schemas/`, generated from the Rust type by
+//! `UPDATE_SCHEMAS=1 cargo test -p contracts`.
+
+mod envelope;
+pub mod events;
+mod id;
+pub mod inbound;
+mod metric;
+mod saga;
+mod site;
+mod time;
+
+pub use envelope::{Entity, EntityType, Envelope, Event, Metadata};
+pub use id::{
+    AlertingId, EventId, OnboardingId, ReservationId, SensorId, SensorsId, SiteId, SubscriptionId,
+};
+pub use metric::Metric;
+pub use saga::Saga;
+pub use site::{Failure, Location, PaymentMethodId, Plan, Sensor};
+pub use time::Timestamp;

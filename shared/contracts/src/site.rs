@@ -1,0 +1,86 @@
+//! What is known of a site beyond one service.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Metric, SensorId};
+
+/// Where a site stands (WGS 84).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Location {
+    /// Degrees north, -90 to 90.
+    pub latitude: f64,
+    /// Degrees east, -180 to 180.
+    pub longitude: f64,
+    /// Metres above mean sea level.
+    pub elevation_m: f64,
+}
+
+/// One sensor of a site: its id is fixed when the site is registered, its unit for its whole life.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Sensor {
+    /// Derived from the onboarding and the sensor's place in the registration.
+    pub sensor_id: SensorId,
+    /// What it measures.
+    pub metric: Metric,
+    /// UCUM code, one of the metric's units.
+    pub unit: String,
+    /// A reading below it is a breach; in `unit`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<f64>,
+    /// A reading above it is a breach; in `unit`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<f64>,
+}
+
+/// What the operator subscribes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Plan {
+    /// Free of charge, for public networks.
+    Community,
+    /// Per site and month.
+    Standard,
+    /// Standard with priority support.
+    Professional,
+}
+
+impl Plan {
+    /// The name on every wire.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Community => "community",
+            Self::Standard => "standard",
+            Self::Professional => "professional",
+        }
+    }
+}
+
+/// The payment provider's handle of a card or account (`pm_...`). Worthless without the provider's
+/// secret key, yet nobody's business in a log: `Debug` prints a placeholder.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct PaymentMethodId(pub String);
+
+impl fmt::Debug for PaymentMethodId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PaymentMethodId(***)")
+    }
+}
+
+/// Why an onboarding was undone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// The saga's step that failed, as the state machine names it.
+    pub step: String,
+    /// The error's stable name, e.g. `CardDeclined`.
+    pub error: String,
+    /// For a human.
+    pub message: String,
+}

@@ -1,0 +1,96 @@
+//! Instants as they stand on every wire and in every row.
+
+use std::{fmt, str::FromStr};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, Serializer};
+
+/// An instant, UTC, in milliseconds; written as RFC 3339 with exactly three decimals, so that
+/// text order is time order (DynamoDB sort keys depend on it).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Timestamp(jiff::Timestamp);
+
+impl Timestamp {
+    /// The clock's time, cut to milliseconds.
+    #[must_use]
+    pub fn now() -> Self {
+        Self::from_millis(jiff::Timestamp::now().as_millisecond())
+    }
+
+    /// From milliseconds since the Unix epoch; what lies outside the years -9999 to 9999 is
+    /// clamped.
+    #[must_use]
+    pub fn from_millis(millis: i64) -> Self {
+        let clamped = millis.clamp(
+            jiff::Timestamp::MIN.as_millisecond(),
+            jiff::Timestamp::MAX.as_millisecond(),
+        );
+        Self(jiff::Timestamp::from_millisecond(clamped).unwrap_or(jiff::Timestamp::UNIX_EPOCH))
+    }
+
+    /// Milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn millis(self) -> i64 {
+        self.0.as_millisecond()
+    }
+
+    /// Whole seconds since the Unix epoch, as DynamoDB's TTL wants them.
+    #[must_use]
+    pub fn seconds(self) -> i64 {
+        self.0.as_second()
+    }
+
+    /// This instant plus so many milliseconds.
+    #[must_use]
+    pub fn plus_millis(self, millis: i64) -> Self {
+        Self::from_millis(self.millis().saturating_add(millis))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.3}", self.0)
+    }
+}
+
+impl fmt::Debug for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Timestamp {
+    type Err = jiff::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_order_is_time_order() {
+        let whole: Timestamp = "2026-01-01T00:00:00Z".parse().expect("a time");
+        let later = whole.plus_millis(5);
+        assert_eq!(whole.to_string(), "2026-01-01T00:00:00.000Z");
+        assert_eq!(later.to_string(), "2026-01-01T00:00:00.005Z");
+        assert!(whole.to_string() < later.to_string());
+    }
+
+    #[test]
+    fn seconds_and_milliseconds_are_not_mixed() {
+        let time: Timestamp = "2026-01-01T00:00:01.500Z".parse().expect("a time");
+        assert_eq!(time.millis(), 1_767_225_601_500);
+        assert_eq!(time.seconds(), 1_767_225_601);
+    }
+}

@@ -1,0 +1,47 @@
+//! The checked-in JSON Schemas are those of the Rust types: integrators rely on the files.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("schemas")
+}
+
+fn generated() -> BTreeMap<String, String> {
+    let ours = contracts::events::schemas()
+        .into_iter()
+        .map(|(name, version, schema)| (format!("{name}.v{version}.json"), schema));
+    let inbound = contracts::inbound::schemas()
+        .into_iter()
+        .map(|(name, schema)| (format!("{name}.json"), schema));
+    ours.chain(inbound)
+        .map(|(file, schema)| {
+            let mut text = serde_json::to_string_pretty(&schema).expect("a schema is JSON");
+            text.push('\n');
+            (file, text)
+        })
+        .collect()
+}
+
+#[test]
+fn schemas_have_not_drifted() {
+    let generated = generated();
+    if std::env::var_os("UPDATE_SCHEMAS").is_some() {
+        fs::create_dir_all(folder()).expect("the schemas' folder");
+        for (file, text) in &generated {
+            fs::write(folder().join(file), text).expect("a schema file");
+        }
+    }
+    let checked_in: BTreeMap<String, String> = fs::read_dir(folder())
+        .expect("shared/contracts/schemas")
+        .map(|entry| {
+            let path = entry.expect("a folder entry").path();
+            let name = path.file_name().expect("a file name").to_string_lossy().into_owned();
+            (name, fs::read_to_string(&path).expect("a schema file"))
+        })
+        .collect();
+    let hint = "run `UPDATE_SCHEMAS=1 cargo test -p contracts`; a change that breaks readers needs \
+                a new VERSION, the old file stays";
+    for (file, text) in &generated {
+        assert_eq!(checked_in.get(file), Some(text), "{file} is not what the type says: {hint}");
+    }
+}

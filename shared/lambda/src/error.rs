@@ -1,0 +1,118 @@
+//! Errors by the names that state machines, queues and people know them by.
+
+use std::fmt;
+
+use lambda_runtime::Diagnostic;
+use serde::de::DeserializeOwned;
+use store::StoreError;
+
+/// Every error name that a Fieldstation function answers with. Stable: state machines match on
+/// them, alarms and runbooks name them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The payment provider declined. Final.
+    CardDeclined,
+    /// Too few kits in stock. Final.
+    KitsOutOfStock,
+    /// The step's undo came before it; nothing was changed. Final.
+    Superseded,
+    /// It may go through later: throttled, timed out, busy.
+    Transient,
+    /// The input is wrong and says where. Final.
+    InvalidInput,
+    /// A defect of ours, or of the deployment.
+    Internal,
+}
+
+impl ErrorKind {
+    /// The `errorType` on the wire.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CardDeclined => "CardDeclined",
+            Self::KitsOutOfStock => "KitsOutOfStock",
+            Self::Superseded => "Superseded",
+            Self::Transient => "Transient",
+            Self::InvalidInput => "InvalidInput",
+            Self::Internal => "Internal",
+        }
+    }
+}
+
+impl From<&StoreError> for ErrorKind {
+    fn from(error: &StoreError) -> Self {
+        match error {
+            StoreError::Transient(_) => Self::Transient,
+            StoreError::Corrupt { .. } | StoreError::Internal(_) => Self::Internal,
+        }
+    }
+}
+
+/// What a service's closed error enum tells of each of its cases.
+pub trait Fault: std::error::Error {
+    /// Its name on the wire.
+    fn kind(&self) -> ErrorKind;
+}
+
+impl Fault for StoreError {
+    fn kind(&self) -> ErrorKind {
+        self.into()
+    }
+}
+
+/// Input that does not read as what it should be.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{at}: {problem}")]
+pub struct InvalidInput {
+    /// Path of the field, e.g. `sensors[2].unit`; `.` for the whole.
+    pub at: String,
+    /// What is wrong with it and what would be right.
+    pub problem: String,
+}
+
+/// Reads JSON, naming the field where it does not fit.
+pub fn decode<T: DeserializeOwned>(json: &str) -> Result<T, InvalidInput> {
+    let mut deserializer = serde_json::Deserializer::from_str(json);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        InvalidInput { at: error.path().to_string(), problem: error.inner().to_string() }
+    })?;
+    deserializer
+        .end()
+        .map_err(|error| InvalidInput { at: ".".to_owned(), problem: error.to_string() })?;
+    Ok(value)
+}
+
+/// What the runtime sends to Lambda when an invocation fails.
+#[derive(Debug)]
+pub struct Failure {
+    /// Its name on the wire.
+    pub kind: ErrorKind,
+    /// For a human.
+    pub message: String,
+}
+
+impl Failure {
+    /// The fault as Lambda is told of it.
+    #[must_use]
+    pub fn of(fault: &impl Fault) -> Self {
+        Self { kind: fault.kind(), message: fault.to_string() }
+    }
+}
+
+impl From<InvalidInput> for Failure {
+    fn from(error: InvalidInput) -> Self {
+        Self { kind: ErrorKind::InvalidInput, message: error.to_string() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kind.name(), self.message)
+    }
+}
+
+impl From<Failure> for Diagnostic {
+    fn from(failure: Failure) -> Self {
+        Self { error_type: failure.kind.name().to_owned(), error_message: failure.message }
+    }
+}

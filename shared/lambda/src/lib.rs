@@ -1,0 +1,17 @@
+//! What every binary is started with. A `bin/<step>.rs` wires, in this order: [`Aws::start`], the
+//! step with its tables and clients, and one of [`serve_step`], [`serve_http`], [`serve_queue`],
+//! [`serve_raw`].
+
+mod aws;
+mod batch;
+mod error;
+pub mod http;
+mod serve;
+mod telemetry;
+
+pub use aws::{Aws, ConfigError, env};
+pub use batch::{Deadline, Failed, each, serve_queue};
+pub use error::{ErrorKind, Failure, Fault, InvalidInput, decode};
+pub use http::serve_http;
+pub use lambda_runtime::Error;
+pub use serve::{Step, serve_raw, serve_step};

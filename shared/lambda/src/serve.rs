@@ -1,0 +1,85 @@
+//! One invocation: read the input, run the step within the deadline, name the error.
+
+use std::future::Future;
+
+use contracts::{OnboardingId, Timestamp};
+use lambda_runtime::{LambdaEvent, service_fn};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
+use tracing::{Instrument, Span, field::Empty, info_span};
+
+use crate::{
+    Deadline, Error, Fault,
+    error::{ErrorKind, Failure, decode},
+    telemetry,
+};
+
+/// A step: what it needs is its struct, what it decides and commits is [`Step::run`].
+pub trait Step {
+    /// What it is asked to do; the invocation's payload.
+    type Command: DeserializeOwned;
+    /// What it answers.
+    type Reply: Serialize;
+    /// The service's closed error enum.
+    type Error: Fault;
+
+    /// The saga that the command belongs to, for the logs.
+    fn correlation(command: &Self::Command) -> Option<OnboardingId>;
+
+    /// Does it, once, however often it is asked.
+    fn run(
+        &self,
+        command: Self::Command,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<Self::Reply, Self::Error>>;
+}
+
+/// Serves a step to state machines, EventBridge rules and schedules.
+pub async fn serve_step<S: Step>(step: S) -> Result<(), Error> {
+    let step = &step;
+    serve_raw(move |payload, deadline| async move {
+        let command: S::Command = decode(payload.get())?;
+        if let Some(correlation) = S::correlation(&command) {
+            Span::current().record("correlationId", tracing::field::display(correlation));
+        }
+        match tokio::time::timeout(deadline.left(), Box::pin(step.run(command, Timestamp::now()))).await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(fault)) => Err(Failure::of(&fault)),
+            // Answered while there still is someone to answer to; the effect may land or not.
+            Err(_) => Err(Failure {
+                kind: ErrorKind::Transient,
+                message: "the function's time ran out".to_owned(),
+            }),
+        }
+    })
+    .await
+}
+
+/// Serves a handler that takes the payload as it came.
+pub async fn serve_raw<R, F>(handler: impl Fn(Box<RawValue>, Deadline) -> F) -> Result<(), Error>
+where
+    R: Serialize,
+    F: Future<Output = Result<R, Failure>>,
+{
+    let handler = &handler;
+    lambda_runtime::run(service_fn(move |event: LambdaEvent<Box<RawValue>>| {
+        let request_id = event.context.request_id.clone();
+        let span = info_span!("invocation", requestId = %request_id, correlationId = Empty);
+        async move {
+            // Boxed: the compiler's layout of what is nested in here has a depth limit.
+            let answer = Box::pin(handler(event.payload, Deadline::of(&event.context))).await;
+            match &answer {
+                Ok(_) => tracing::info!("done"),
+                Err(failure) => tracing::error!(
+                    error = failure.kind.name(),
+                    reason = %failure.message,
+                    "failed"
+                ),
+            }
+            telemetry::flush(&request_id);
+            answer
+        }
+        .instrument(span)
+    }))
+    .await
+}

@@ -1,0 +1,110 @@
+//! One table, as its owner sees it.
+
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::{Client, types::AttributeValue};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::StoreError;
+
+pub(crate) type Item = HashMap<String, AttributeValue>;
+
+/// A row's key: the partition key, and the sort key where the table has one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key(Vec<(&'static str, String)>);
+
+impl Key {
+    /// The key of a table that has no sort key.
+    #[must_use]
+    pub fn id(id: impl Into<String>) -> Self {
+        Self(vec![("id", id.into())])
+    }
+
+    /// A key of two parts, each with its attribute's name.
+    #[must_use]
+    pub fn pair(
+        partition: (&'static str, impl Into<String>),
+        sort: (&'static str, impl Into<String>),
+    ) -> Self {
+        Self(vec![(partition.0, partition.1.into()), (sort.0, sort.1.into())])
+    }
+
+    /// The partition key's attribute name; every row of the table has it, so a condition on it is
+    /// one on the row's existence.
+    pub(crate) fn partition_name(&self) -> &'static str {
+        self.0[0].0
+    }
+
+    pub(crate) fn item(&self) -> Item {
+        self.0
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), AttributeValue::S(value.clone())))
+            .collect()
+    }
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (i, (_, value)) in self.0.iter().enumerate() {
+            write!(f, "{}{value}", if i == 0 { "" } else { "/" })?;
+        }
+        Ok(())
+    }
+}
+
+/// A service's own table.
+#[derive(Clone, Debug)]
+pub struct Table {
+    client: Client,
+    name: String,
+}
+
+impl Table {
+    /// The table of that name.
+    #[must_use]
+    pub fn new(client: Client, name: impl Into<String>) -> Self {
+        Self { client, name: name.into() }
+    }
+
+    /// For what this crate has no words for: queries along an index, conditional single writes.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The table's name in the account.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// One row, strongly consistent.
+    pub async fn get<R: DeserializeOwned>(&self, key: &Key) -> Result<Option<R>, StoreError> {
+        let answer = self
+            .client
+            .get_item()
+            .table_name(&self.name)
+            .set_key(Some(key.item()))
+            .consistent_read(true)
+            .send()
+            .await?;
+        answer.item.map(|item| decode(key, item)).transpose()
+    }
+}
+
+pub(crate) fn decode<R: DeserializeOwned>(key: &Key, item: Item) -> Result<R, StoreError> {
+    serde_dynamo::from_item(item).map_err(|reason| StoreError::Corrupt {
+        row: key.to_string(),
+        reason: reason.to_string(),
+    })
+}
+
+/// The row as DynamoDB's attributes, its key put in.
+pub(crate) fn encode<R: Serialize>(key: &Key, row: &R) -> Result<Item, StoreError> {
+    let mut item: Item = serde_dynamo::to_item(row).map_err(|reason| StoreError::Corrupt {
+        row: key.to_string(),
+        reason: reason.to_string(),
+    })?;
+    item.extend(key.item());
+    Ok(item)
+}

@@ -1,0 +1,302 @@
+//! One effect, one transaction.
+
+use std::{collections::HashMap, time::Duration};
+
+use aws_sdk_dynamodb::{
+    Client,
+    operation::{put_item::PutItemError, transact_write_items::TransactWriteItemsError},
+    types::{
+        AttributeValue, CancellationReason, Delete, Put,
+        ReturnValuesOnConditionCheckFailure, TransactWriteItem, Update,
+    },
+};
+use contracts::Event;
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    Key, NewEvent, Outbox, StoreError, Table,
+    error::passes_by_itself,
+    table::{Item, decode, encode},
+};
+
+/// How often a transaction is sent again that met another one on the same row.
+const CONFLICT_RETRIES: u32 = 4;
+
+/// What came of a transaction.
+#[must_use = "a refused transaction changed nothing"]
+#[derive(Debug)]
+pub enum Commit {
+    /// All of it is in the tables.
+    Done,
+    /// None of it is: at least one condition did not hold.
+    Refused(Refused),
+}
+
+/// The actions whose condition did not hold, each with the row that was in the way.
+#[derive(Debug)]
+pub struct Refused(Vec<(Key, Option<Item>)>);
+
+impl Refused {
+    /// Whether the condition on this row was one that did not hold.
+    #[must_use]
+    pub fn concerns(&self, key: &Key) -> bool {
+        self.0.iter().any(|(refused, _)| refused == key)
+    }
+
+    /// The row that was in the way of the action on `key`, as it was at that moment. `None` where
+    /// the action's condition held, or no row was there.
+    pub fn row<R: DeserializeOwned>(&self, key: &Key) -> Result<Option<R>, StoreError> {
+        self.0
+            .iter()
+            .find(|(refused, _)| refused == key)
+            .and_then(|(_, item)| item.clone())
+            .map(|item| decode(key, item))
+            .transpose()
+    }
+}
+
+/// Business row, guard and event row, to commit together.
+#[derive(Debug)]
+pub struct Transaction {
+    client: Client,
+    actions: Vec<(Key, TransactWriteItem)>,
+    fault: Option<StoreError>,
+}
+
+impl Transaction {
+    /// An empty one, sent over this table's client.
+    #[must_use]
+    pub fn on(table: &Table) -> Self {
+        Self { client: table.client().clone(), actions: Vec::new(), fault: None }
+    }
+
+    /// Puts a row that must not be there yet.
+    #[must_use]
+    pub fn create<R: Serialize>(self, table: &Table, key: &Key, row: &R) -> Self {
+        self.put(table, key, row, &format!("attribute_not_exists({})", key.partition_name()), [])
+    }
+
+    /// Replaces a row, provided that its `status` still is the one that the decision was made on.
+    #[must_use]
+    pub fn replace<R: Serialize>(self, table: &Table, key: &Key, row: &R, status: &str) -> Self {
+        let status = AttributeValue::S(status.to_owned());
+        self.put(table, key, row, "#status = :status", [("status", status)])
+    }
+
+    /// Puts a row unless one is there that is as new or newer, by its `sequence`: what is projected
+    /// from events must not depend on the order they come in.
+    #[must_use]
+    pub fn advance<R: Serialize>(self, table: &Table, key: &Key, row: &R, sequence: u64) -> Self {
+        let condition =
+            format!("attribute_not_exists({}) OR #sequence < :sequence", key.partition_name());
+        let sequence = AttributeValue::N(sequence.to_string());
+        self.put(table, key, row, &condition, [("sequence", sequence)])
+    }
+
+    fn put<R: Serialize, const N: usize>(
+        mut self,
+        table: &Table,
+        key: &Key,
+        row: &R,
+        condition: &str,
+        values: [(&str, AttributeValue); N],
+    ) -> Self {
+        let (names, values) = bind(values);
+        let put = encode(key, row).and_then(|item| {
+            Put::builder()
+                .table_name(table.name())
+                .set_item(Some(item))
+                .condition_expression(condition)
+                .set_expression_attribute_names(names)
+                .set_expression_attribute_values(values)
+                .return_values_on_condition_check_failure(
+                    ReturnValuesOnConditionCheckFailure::AllOld,
+                )
+                .build()
+                .map_err(|error| StoreError::Internal(error.to_string()))
+        });
+        match put {
+            Ok(put) => self.push(key, TransactWriteItem::builder().put(put).build()),
+            Err(error) => self.fault = Some(error),
+        }
+        self
+    }
+
+    /// Changes attributes of a row in place. The expressions name attributes as `#name` and values
+    /// as `:name`, for each of `values` (DynamoDB refuses names and values that are not used).
+    #[must_use]
+    pub fn update<const N: usize>(
+        mut self,
+        table: &Table,
+        key: &Key,
+        update: &str,
+        condition: Option<&str>,
+        values: [(&str, AttributeValue); N],
+    ) -> Self {
+        let (names, values) = bind(values);
+        let built = Update::builder()
+            .table_name(table.name())
+            .set_key(Some(key.item()))
+            .update_expression(update)
+            .set_condition_expression(condition.map(str::to_owned))
+            .set_expression_attribute_names(names)
+            .set_expression_attribute_values(values)
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
+            .build();
+        match built {
+            Ok(update) => self.push(key, TransactWriteItem::builder().update(update).build()),
+            Err(error) => self.fault = Some(StoreError::Internal(error.to_string())),
+        }
+        self
+    }
+
+    /// Deletes a row if it is as the condition says.
+    #[must_use]
+    pub fn delete<const N: usize>(
+        mut self,
+        table: &Table,
+        key: &Key,
+        condition: &str,
+        values: [(&str, AttributeValue); N],
+    ) -> Self {
+        let (names, values) = bind(values);
+        let built = Delete::builder()
+            .table_name(table.name())
+            .set_key(Some(key.item()))
+            .condition_expression(condition)
+            .set_expression_attribute_names(names)
+            .set_expression_attribute_values(values)
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
+            .build();
+        match built {
+            Ok(delete) => self.push(key, TransactWriteItem::builder().delete(delete).build()),
+            Err(error) => self.fault = Some(StoreError::Internal(error.to_string())),
+        }
+        self
+    }
+
+    /// Adds the event to the outbox. Its place in the entity's sequence must still be free.
+    #[must_use]
+    pub fn event<D: Event>(mut self, outbox: &Outbox, event: NewEvent<D>) -> Self {
+        let key = Key::id(format!("{}/{}", event.entity, event.sequence));
+        let put = event.item().and_then(|item| {
+            Put::builder()
+                .table_name(outbox.table_name())
+                .set_item(Some(item))
+                .condition_expression("attribute_not_exists(entity)")
+                .build()
+                .map_err(|error| StoreError::Internal(error.to_string()))
+        });
+        match put {
+            Ok(put) => self.push(&key, TransactWriteItem::builder().put(put).build()),
+            Err(error) => self.fault = Some(error),
+        }
+        self
+    }
+
+    fn push(&mut self, key: &Key, action: TransactWriteItem) {
+        self.actions.push((key.clone(), action));
+    }
+
+    /// Sends it. The SDK's own retries carry one request token, so a retry after a lost answer
+    /// finds its effect done; a conflict with another transaction is sent again a few times.
+    pub async fn commit(self) -> Result<Commit, StoreError> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        let (keys, mut actions): (Vec<Key>, Vec<TransactWriteItem>) =
+            self.actions.into_iter().unzip();
+        // Alone, an action needs no transaction, and costs half the write units.
+        if let [TransactWriteItem { put: put @ Some(_), .. }] = actions.as_mut_slice()
+            && let Some(put) = put.take()
+        {
+            return put_alone(&self.client, keys, put).await;
+        }
+        let mut conflicts = 0;
+        loop {
+            let answer = self
+                .client
+                .transact_write_items()
+                .set_transact_items(Some(actions.clone()))
+                .send()
+                .await;
+            let error = match answer {
+                Ok(_) => return Ok(Commit::Done),
+                Err(error) => error,
+            };
+            let Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) =
+                error.as_service_error()
+            else {
+                return Err(error.into());
+            };
+            let reasons = cancelled.cancellation_reasons();
+            if let Some(refused) = refused(&keys, reasons) {
+                return Ok(Commit::Refused(refused));
+            }
+            let text = cancelled.message().unwrap_or("transaction cancelled").to_owned();
+            let in_the_way = reasons.iter().filter_map(CancellationReason::code);
+            if !in_the_way.clone().any(passes_by_itself) {
+                return Err(StoreError::Internal(text));
+            }
+            if conflicts == CONFLICT_RETRIES {
+                return Err(StoreError::Transient(text));
+            }
+            conflicts += 1;
+            tokio::time::sleep(jittered(Duration::from_millis(20) * 2_u32.pow(conflicts))).await;
+        }
+    }
+}
+
+async fn put_alone(client: &Client, keys: Vec<Key>, put: Put) -> Result<Commit, StoreError> {
+    let answer = client
+        .put_item()
+        .table_name(put.table_name)
+        .set_item(Some(put.item))
+        .set_condition_expression(put.condition_expression)
+        .set_expression_attribute_names(put.expression_attribute_names)
+        .set_expression_attribute_values(put.expression_attribute_values)
+        .set_return_values_on_condition_check_failure(
+            put.return_values_on_condition_check_failure,
+        )
+        .send()
+        .await;
+    match answer {
+        Ok(_) => Ok(Commit::Done),
+        Err(error) => match error.as_service_error() {
+            Some(PutItemError::ConditionalCheckFailedException(refused)) => {
+                let row = refused.item.clone();
+                Ok(Commit::Refused(Refused(keys.into_iter().map(|key| (key, row.clone())).collect())))
+            }
+            _ => Err(error.into()),
+        },
+    }
+}
+
+fn refused(keys: &[Key], reasons: &[CancellationReason]) -> Option<Refused> {
+    let refused: Vec<_> = keys
+        .iter()
+        .zip(reasons)
+        .filter(|(_, reason)| reason.code() == Some("ConditionalCheckFailed"))
+        .map(|(key, reason)| (key.clone(), reason.item.clone()))
+        .collect();
+    (!refused.is_empty()).then_some(Refused(refused))
+}
+
+type Bound = (Option<HashMap<String, String>>, Option<HashMap<String, AttributeValue>>);
+
+/// `#name` and `:name` for each value; DynamoDB wants none rather than an empty map.
+fn bind<const N: usize>(values: [(&str, AttributeValue); N]) -> Bound {
+    if N == 0 {
+        return (None, None);
+    }
+    let names = values.iter().map(|(name, _)| (format!("#{name}"), (*name).to_owned())).collect();
+    let values = values.into_iter().map(|(name, value)| (format!(":{name}"), value)).collect();
+    (Some(names), Some(values))
+}
+
+/// Anything from nothing to `most`: those who collided don't meet again.
+pub(crate) fn jittered(most: Duration) -> Duration {
+    let (random, _) = uuid::Uuid::new_v4().as_u64_pair();
+    let share = u32::try_from(random >> 32).unwrap_or(u32::MAX);
+    most.mul_f64(f64::from(share) / f64::from(u32::MAX))
+}
