@@ -1,7 +1,6 @@
 //! Batches: every record is decoded and worked on by itself, within the function's time.
 
 use std::{
-    future::Future,
     panic::AssertUnwindSafe,
     time::{Duration, SystemTime},
 };
@@ -56,14 +55,11 @@ pub struct Failed<I> {
 
 /// Works on each record in turn. A record fails alone: by its error, by a panic, or because the
 /// time ran out, which fails the rest of the batch unseen.
-pub async fn each<R, I, F>(
+pub async fn each<R, I>(
     records: impl IntoIterator<Item = (I, R)>,
     deadline: Deadline,
-    work: impl Fn(R) -> F,
-) -> Vec<Failed<I>>
-where
-    F: Future<Output = Result<(), String>>,
-{
+    work: impl AsyncFn(R) -> Result<(), String>,
+) -> Vec<Failed<I>> {
     let mut failed = Vec::new();
     for (id, record) in records {
         if deadline.passed() {
@@ -91,17 +87,16 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
 }
 
 /// Serves an SQS mapping with `ReportBatchItemFailures`: what fails goes back to the queue alone.
-pub async fn serve_queue<F>(work: impl Fn(SqsMessage) -> F) -> Result<(), Error>
-where
-    F: Future<Output = Result<(), String>>,
-{
+pub async fn serve_queue(
+    work: impl AsyncFn(SqsMessage) -> Result<(), String>,
+) -> Result<(), Error> {
     let work = &work;
-    serve_raw(move |payload, deadline| async move {
+    serve_raw(async |payload, deadline| {
         let batch: SqsEvent = decode(payload.get())?;
         let records = batch.records.into_iter().map(|message| {
             (message.message_id.clone().unwrap_or_default(), message)
         });
-        let failed = each(records, deadline, work).await;
+        let failed = each(records, deadline, async |message| Box::pin(work(message)).await).await;
         metrics::counter!("BatchItemFailures").increment(failed.len() as u64);
         let mut answer = SqsBatchResponse::default();
         for Failed { id, reason } in failed {
@@ -122,7 +117,7 @@ mod tests {
     use super::*;
 
     async fn run(left: Duration) -> HashMap<u32, String> {
-        let failed = each((0..5).map(|n| (n, n)), Deadline::after(left), |n| async move {
+        let failed = each((0..5).map(|n| (n, n)), Deadline::after(left), async |n| {
             match n {
                 1 => Err("broken".to_owned()),
                 2 => panic!("boom"),

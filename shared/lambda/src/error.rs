@@ -3,7 +3,7 @@
 use std::fmt;
 
 use lambda_runtime::Diagnostic;
-use serde::de::DeserializeOwned;
+use serde::Deserialize;
 use store::StoreError;
 
 /// Every error name that a Fieldstation function answers with. Stable: state machines match on
@@ -71,7 +71,7 @@ pub struct InvalidInput {
 }
 
 /// Reads JSON, naming the field where it does not fit.
-pub fn decode<T: DeserializeOwned>(json: &str) -> Result<T, InvalidInput> {
+pub fn decode<'de, T: Deserialize<'de>>(json: &'de str) -> Result<T, InvalidInput> {
     let mut deserializer = serde_json::Deserializer::from_str(json);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         InvalidInput { at: error.path().to_string(), problem: error.inner().to_string() }

@@ -179,7 +179,7 @@ pub async fn serve_http(
     handler: impl AsyncFn(Request) -> Result<Answer, Problem>,
 ) -> Result<(), Error> {
     let handler = &handler;
-    serve_raw(move |payload, deadline| async move {
+    serve_raw(async |payload, deadline| {
         let request: Request = decode(payload.get())?;
         let answer = tokio::time::timeout(deadline.left(), Box::pin(handler(request))).await;
         Ok::<_, Failure>(response(answer.unwrap_or_else(|_| {

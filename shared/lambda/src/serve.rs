@@ -37,7 +37,7 @@ pub trait Step {
 /// Serves a step to state machines, EventBridge rules and schedules.
 pub async fn serve_step<S: Step>(step: S) -> Result<(), Error> {
     let step = &step;
-    serve_raw(move |payload, deadline| async move {
+    serve_raw(async |payload, deadline| {
         let command: S::Command = decode(payload.get())?;
         if let Some(correlation) = S::correlation(&command) {
             Span::current().record("correlationId", tracing::field::display(correlation));
@@ -56,11 +56,9 @@ pub async fn serve_step<S: Step>(step: S) -> Result<(), Error> {
 }
 
 /// Serves a handler that takes the payload as it came.
-pub async fn serve_raw<R, F>(handler: impl Fn(Box<RawValue>, Deadline) -> F) -> Result<(), Error>
-where
-    R: Serialize,
-    F: Future<Output = Result<R, Failure>>,
-{
+pub async fn serve_raw<R: Serialize>(
+    handler: impl AsyncFn(Box<RawValue>, Deadline) -> Result<R, Failure>,
+) -> Result<(), Error> {
     let handler = &handler;
     lambda_runtime::run(service_fn(move |event: LambdaEvent<Box<RawValue>>| {
         let request_id = event.context.request_id.clone();

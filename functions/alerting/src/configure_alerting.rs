@@ -1,0 +1,90 @@
+//! The saga's fourth step: the sensors' limits are watched. Undone by `remove-alerting`.
+
+use contracts::{AlertingId, OnboardingId, Saga, Sensor, Timestamp, events::AlertingConfigured};
+use lambda::Step;
+use serde::{Deserialize, Serialize};
+use store::{Commit, NewEvent, Outbox, Table, Transaction};
+
+use crate::{Alerting, AlertingError, AlertingRow, Rule};
+
+/// What the step needs.
+#[derive(Debug)]
+pub struct ConfigureAlerting {
+    /// The alerting table.
+    pub alerting: Table,
+    /// Where `AlertingConfigured` goes.
+    pub outbox: Outbox,
+}
+
+/// What it is asked to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Command {
+    /// The saga.
+    #[serde(flatten)]
+    pub saga: Saga,
+    /// The sensors, with their limits.
+    pub sensors: Vec<Sensor>,
+}
+
+/// What it answers.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reply {
+    /// Derived from the onboarding.
+    pub alerting_id: AlertingId,
+}
+
+/// What a row that is there already means for the step.
+fn decide(there: &AlertingRow) -> Result<Reply, AlertingError> {
+    let alerting_id = AlertingId::of(there.saga.onboarding_id);
+    match there.state {
+        Alerting::Configured { .. } => Ok(Reply { alerting_id }),
+        Alerting::Removed => Err(AlertingError::Superseded(alerting_id)),
+    }
+}
+
+/// A rule for each sensor that has a limit.
+fn rules(sensors: Vec<Sensor>) -> Vec<Rule> {
+    let limited = sensors.into_iter().filter(|sensor| sensor.min.is_some() || sensor.max.is_some());
+    limited
+        .map(|Sensor { sensor_id, metric, unit, min, max }| Rule {
+            sensor_id,
+            metric,
+            unit,
+            min,
+            max,
+        })
+        .collect()
+}
+
+impl Step for ConfigureAlerting {
+    type Command = Command;
+    type Reply = Reply;
+    type Error = AlertingError;
+
+    fn correlation(command: &Command) -> Option<OnboardingId> {
+        Some(command.saga.onboarding_id)
+    }
+
+    async fn run(&self, command: Command, now: Timestamp) -> Result<Reply, AlertingError> {
+        let Command { saga, sensors } = command;
+        let alerting_id = AlertingId::of(saga.onboarding_id);
+        let key = AlertingRow::key(alerting_id);
+
+        let rules = rules(sensors);
+        let event = AlertingConfigured { site_id: saga.site_id, rules: rules.len() };
+        let row = AlertingRow { saga, state: Alerting::Configured { rules }, sequence: 1, at: now };
+        let commit = Transaction::on(&self.alerting)
+            .create(&self.alerting, &key, &row)
+            .event(&self.outbox, NewEvent::of(saga, alerting_id, 1, now, event))
+            .commit()
+            .await?;
+        match commit {
+            Commit::Done => Ok(Reply { alerting_id }),
+            Commit::Refused(refused) => match refused.row(&key)? {
+                Some(there) => decide(&there),
+                None => Err(AlertingError::Busy(alerting_id)),
+            },
+        }
+    }
+}

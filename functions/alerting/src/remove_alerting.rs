@@ -1,0 +1,77 @@
+//! Undoes `configure-alerting`: nothing is watched any more, and a tombstone stays.
+
+use contracts::{AlertingId, OnboardingId, Saga, Timestamp, events::AlertingRemoved};
+use lambda::Step;
+use serde::Serialize;
+use store::{Commit, NewEvent, Outbox, Table, Transaction};
+
+use crate::{Alerting, AlertingError, AlertingRow};
+
+/// What the step needs.
+#[derive(Debug)]
+pub struct RemoveAlerting {
+    /// The alerting table.
+    pub alerting: Table,
+    /// Where `AlertingRemoved` goes.
+    pub outbox: Outbox,
+}
+
+/// What it answers.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reply {
+    /// Derived from the onboarding.
+    pub alerting_id: AlertingId,
+}
+
+#[derive(Debug, PartialEq)]
+enum Decision {
+    /// Nothing is watched: only fence off what may come late.
+    Fence,
+    /// Remove what is.
+    Remove { from: &'static str, sequence: u64 },
+    Already,
+}
+
+fn decide(there: Option<&AlertingRow>) -> Decision {
+    let Some(row) = there else { return Decision::Fence };
+    match row.state {
+        Alerting::Configured { .. } => {
+            Decision::Remove { from: row.state.name(), sequence: row.sequence + 1 }
+        }
+        Alerting::Removed => Decision::Already,
+    }
+}
+
+impl Step for RemoveAlerting {
+    type Command = Saga;
+    type Reply = Reply;
+    type Error = AlertingError;
+
+    fn correlation(saga: &Saga) -> Option<OnboardingId> {
+        Some(saga.onboarding_id)
+    }
+
+    async fn run(&self, saga: Saga, now: Timestamp) -> Result<Reply, AlertingError> {
+        let alerting_id = AlertingId::of(saga.onboarding_id);
+        let key = AlertingRow::key(alerting_id);
+        let there: Option<AlertingRow> = self.alerting.get(&key).await?;
+
+        let tombstone = |sequence| AlertingRow { saga, state: Alerting::Removed, sequence, at: now };
+        let mut undoing = Transaction::on(&self.alerting);
+        match decide(there.as_ref()) {
+            Decision::Already => return Ok(Reply { alerting_id }),
+            Decision::Fence => undoing = undoing.create(&self.alerting, &key, &tombstone(0)),
+            Decision::Remove { from, sequence } => {
+                let event = AlertingRemoved { site_id: saga.site_id };
+                undoing = undoing
+                    .replace(&self.alerting, &key, &tombstone(sequence), from)
+                    .event(&self.outbox, NewEvent::of(saga, alerting_id, sequence, now, event));
+            }
+        }
+        match undoing.commit().await? {
+            Commit::Done => Ok(Reply { alerting_id }),
+            Commit::Refused(_) => Err(AlertingError::Busy(alerting_id)),
+        }
+    }
+}

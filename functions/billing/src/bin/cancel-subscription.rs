@@ -1,0 +1,39 @@
+//! Lambda function `cancel-subscription`.
+
+use std::time::Duration;
+
+use billing::{
+    commands::Commands,
+    cancel_subscription::CancelSubscription,
+    provider::{KeySource, Prices, Provider},
+};
+use lambda::{Aws, Error, env, serve_queue};
+use store::Idempotency;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    let aws = Aws::start()?;
+    let billing = aws.table("BILLING_TABLE")?;
+    let commands = Commands {
+        step: CancelSubscription {
+            // Longer than the function's time-out of 20 s.
+            idempotency: Idempotency::new(billing.clone(), Duration::from_secs(30)),
+            billing,
+            outbox: aws.outbox()?,
+            provider: Provider::new(
+                env("STRIPE_API_BASE")?,
+                KeySource::Secret {
+                    secrets: aws_sdk_secretsmanager::Client::new(aws.config()),
+                    id: env("STRIPE_SECRET_ARN")?,
+                },
+                Prices::parse("STRIPE_PRICES", &env("STRIPE_PRICES")?)?,
+            ),
+        },
+        machines: aws_sdk_sfn::Client::new(aws.config()),
+        queues: aws_sdk_sqs::Client::new(aws.config()),
+        queue_url: env("COMMAND_QUEUE_URL")?,
+        // 8.5 minutes of growing delays, then 5 minutes each: outlasts the state's day.
+        most_attempts: 300,
+    };
+    serve_queue(async |message| commands.handle(message).await).await
+}

@@ -1,0 +1,181 @@
+//! Undoes `initialize-subscription`: nothing is paid for any more, and a tombstone stays.
+//!
+//! In three acts, so that a crash after any of them is taken up by the next try: the row is fenced
+//! (from now on no initialization can commit), the provider is cleaned, the tombstone and the event
+//! commit.
+
+use contracts::{
+    OnboardingId, Saga, SubscriptionId, Timestamp, events::SubscriptionCancelled,
+};
+use lambda::Step;
+use serde::Serialize;
+use store::{Commit, Idempotency, NewEvent, Outbox, Table, Transaction};
+
+use crate::{
+    BillingError, Checkpoint, Subscription, SubscriptionRow, provider::Provider, record_id,
+    stripe::CustomerId,
+};
+
+/// What the step needs.
+#[derive(Debug)]
+pub struct CancelSubscription {
+    /// The billing table.
+    pub billing: Table,
+    /// The idempotency records of `initialize-subscription`.
+    pub idempotency: Idempotency,
+    /// Where `SubscriptionCancelled` goes.
+    pub outbox: Outbox,
+    /// Stripe.
+    pub provider: Provider,
+}
+
+/// What it answers.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reply {
+    /// Derived from the onboarding.
+    pub subscription_id: SubscriptionId,
+}
+
+#[derive(Debug, PartialEq)]
+enum Decision {
+    /// Fence first; then there is something to clean at the provider.
+    Fence { from: Option<&'static str>, fenced: SubscriptionRow },
+    /// The fence stands: clean, then bury.
+    CleanUp(SubscriptionRow),
+    /// Nothing is at the provider: only the tombstone is missing.
+    Bury { from: Option<&'static str>, sequence: u64 },
+    Already,
+}
+
+/// `unfinished` is the checkpoint of an initialization that began and did not finish.
+fn decide(
+    saga: Saga,
+    there: Option<SubscriptionRow>,
+    unfinished: Option<Checkpoint>,
+    now: Timestamp,
+) -> Decision {
+    let fence = |from, sequence, customer_id, provider_subscription_id| Decision::Fence {
+        from,
+        fenced: SubscriptionRow {
+            saga,
+            state: Subscription::Cancelling { customer_id, provider_subscription_id },
+            sequence,
+            at: now,
+        },
+    };
+    let Some(row) = there else {
+        return match unfinished {
+            Some(checkpoint) => fence(None, 0, checkpoint.customer_id, None),
+            None => Decision::Bury { from: None, sequence: 0 },
+        };
+    };
+    let from = row.state.name();
+    match row.state {
+        Subscription::Active { customer_id, provider_subscription_id, .. } => {
+            fence(Some(from), row.sequence, Some(customer_id), Some(provider_subscription_id))
+        }
+        Subscription::Failed { .. } => {
+            Decision::Bury { from: Some(from), sequence: row.sequence }
+        }
+        Subscription::Cancelling { .. } => Decision::CleanUp(row),
+        Subscription::Cancelled => Decision::Already,
+    }
+}
+
+impl Step for CancelSubscription {
+    type Command = Saga;
+    type Reply = Reply;
+    type Error = BillingError;
+
+    fn correlation(saga: &Saga) -> Option<OnboardingId> {
+        Some(saga.onboarding_id)
+    }
+
+    async fn run(&self, saga: Saga, now: Timestamp) -> Result<Reply, BillingError> {
+        let subscription_id = SubscriptionId::of(saga.onboarding_id);
+        let key = SubscriptionRow::key(subscription_id);
+        let reply = Reply { subscription_id };
+        let there = self.billing.get(&key).await?;
+        let unfinished = self.unfinished(saga).await?;
+
+        let (from, event_of, sequence) = match decide(saga, there, unfinished, now) {
+            Decision::Already => return Ok(reply),
+            Decision::Bury { from, sequence } => (from, None, sequence),
+            Decision::Fence { from, fenced } => {
+                self.put(saga, from, &fenced).await?;
+                self.clean_up(saga, fenced).await?
+            }
+            Decision::CleanUp(fenced) => self.clean_up(saga, fenced).await?,
+        };
+
+        let tombstone =
+            SubscriptionRow { saga, state: Subscription::Cancelled, sequence, at: now };
+        let mut burying = Transaction::on(&self.billing);
+        burying = match from {
+            None => burying.create(&self.billing, &key, &tombstone),
+            Some(from) => burying.replace(&self.billing, &key, &tombstone, from),
+        };
+        if let Some(provider_subscription_id) = event_of {
+            let event =
+                SubscriptionCancelled { site_id: saga.site_id, provider_subscription_id };
+            burying = burying
+                .event(&self.outbox, NewEvent::of(saga, subscription_id, sequence, now, event));
+        }
+        if from.is_some() {
+            burying = self.idempotency.forget(burying, &record_id(saga.onboarding_id));
+        }
+        match burying.commit().await? {
+            Commit::Done => Ok(reply),
+            Commit::Refused(_) => Err(BillingError::Busy(subscription_id)),
+        }
+    }
+}
+
+impl CancelSubscription {
+    async fn unfinished(&self, saga: Saga) -> Result<Option<Checkpoint>, BillingError> {
+        let unfinished = self.idempotency.unfinished(&record_id(saga.onboarding_id)).await?;
+        Ok(unfinished.map(Option::unwrap_or_default))
+    }
+
+    async fn put(
+        &self,
+        saga: Saga,
+        from: Option<&'static str>,
+        fenced: &SubscriptionRow,
+    ) -> Result<(), BillingError> {
+        let id = SubscriptionId::of(saga.onboarding_id);
+        let key = SubscriptionRow::key(id);
+        let fencing = Transaction::on(&self.billing);
+        let fencing = match from {
+            None => fencing.create(&self.billing, &key, fenced),
+            Some(from) => fencing.replace(&self.billing, &key, fenced, from),
+        };
+        match fencing.commit().await? {
+            Commit::Done => Ok(()),
+            Commit::Refused(_) => Err(BillingError::Busy(id)),
+        }
+    }
+
+    /// Cleans the provider of every customer that is known by now: an initialization that was under
+    /// way when the fence was set may have noted one since. Gives what the tombstone replaces, what
+    /// its event tells, and its sequence.
+    async fn clean_up(
+        &self,
+        saga: Saga,
+        fenced: SubscriptionRow,
+    ) -> Result<(Option<&'static str>, Option<String>, u64), BillingError> {
+        let from = fenced.state.name();
+        let Subscription::Cancelling { customer_id, provider_subscription_id } = fenced.state else {
+            return Err(BillingError::Busy(SubscriptionId::of(saga.onboarding_id)));
+        };
+        let noted = self.unfinished(saga).await?.and_then(|checkpoint| checkpoint.customer_id);
+        let mut customers: Vec<CustomerId> = customer_id.into_iter().chain(noted).collect();
+        customers.dedup();
+        for customer in &customers {
+            self.provider.clean_up(customer).await?;
+        }
+        let told = u64::from(provider_subscription_id.is_some());
+        Ok((Some(from), provider_subscription_id, fenced.sequence + told))
+    }
+}

@@ -1,0 +1,350 @@
+//! The saga's third step: the operator pays for the site. Undone by `cancel-subscription`.
+
+use contracts::{
+    OnboardingId, PaymentMethodId, Plan, Saga, SubscriptionId, Timestamp,
+    events::{SubscriptionFailed, SubscriptionInitialized},
+};
+use lambda::Step;
+use serde::{Deserialize, Serialize};
+use store::{Begin, Commit, Idempotency, Lock, NewEvent, Outbox, Table, Transaction};
+use uuid::Uuid;
+
+use crate::{
+    BillingError, Checkpoint, Refusal, Subscription, SubscriptionRow,
+    provider::Provider,
+    record_id,
+    stripe::{self, CustomerId, Stripe, StripeError},
+};
+
+/// What the step needs.
+#[derive(Debug)]
+pub struct InitializeSubscription {
+    /// The billing table.
+    pub billing: Table,
+    /// The idempotency records, in the same table.
+    pub idempotency: Idempotency,
+    /// Where `SubscriptionInitialized` and `SubscriptionFailed` go.
+    pub outbox: Outbox,
+    /// Stripe.
+    pub provider: Provider,
+}
+
+/// What it is asked to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Command {
+    /// The saga.
+    #[serde(flatten)]
+    pub saga: Saga,
+    /// The site's name, for the provider's books.
+    pub name: String,
+    /// What the operator subscribes to.
+    pub plan: Plan,
+    /// How the operator pays.
+    pub payment_method: PaymentMethodId,
+}
+
+/// What it answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reply {
+    /// Derived from the onboarding.
+    pub subscription_id: SubscriptionId,
+}
+
+/// The stored result: a redelivered command is answered from it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+enum Outcome {
+    Active,
+    Refused(Refusal),
+    Superseded,
+}
+
+impl Outcome {
+    fn answer(self, subscription_id: SubscriptionId) -> Result<Reply, BillingError> {
+        match self {
+            Self::Active => Ok(Reply { subscription_id }),
+            Self::Refused(refusal) => Err(BillingError::Refused(refusal)),
+            Self::Superseded => Err(BillingError::Superseded(subscription_id)),
+        }
+    }
+}
+
+/// What the row that is there means: an outcome, or nothing yet.
+fn decide(there: Option<SubscriptionRow>) -> Option<Outcome> {
+    there.map(|row| match row.state {
+        Subscription::Active { .. } => Outcome::Active,
+        Subscription::Failed { refusal, .. } => Outcome::Refused(refusal),
+        Subscription::Cancelling { .. } | Subscription::Cancelled => Outcome::Superseded,
+    })
+}
+
+/// What the provider came to.
+enum Paid {
+    Yes { customer: CustomerId, subscription: stripe::SubscriptionId },
+    No(Refusal),
+}
+
+impl Step for InitializeSubscription {
+    type Command = Command;
+    type Reply = Reply;
+    type Error = BillingError;
+
+    fn correlation(command: &Command) -> Option<OnboardingId> {
+        Some(command.saga.onboarding_id)
+    }
+
+    async fn run(&self, command: Command, now: Timestamp) -> Result<Reply, BillingError> {
+        let subscription_id = SubscriptionId::of(command.saga.onboarding_id);
+        let record = record_id(command.saga.onboarding_id);
+        let mut lock = match self.idempotency.begin(&record, &hash(&command), now).await? {
+            Begin::Completed(outcome) => return Outcome::answer(outcome, subscription_id),
+            Begin::InProgress(_) => return Err(BillingError::Busy(subscription_id)),
+            Begin::Started(lock) => lock,
+        };
+        let outcome = self.settle(&command, &mut lock, now).await;
+        if outcome.is_err() {
+            // The next try need not wait for the lease; when this fails as well, it waits.
+            if let Err(error) = self.idempotency.release(&lock).await {
+                tracing::warn!(%error, "the lock stays until its lease ends");
+            }
+        }
+        outcome?.answer(subscription_id)
+    }
+}
+
+impl InitializeSubscription {
+    async fn settle(
+        &self,
+        command: &Command,
+        lock: &mut Lock<Checkpoint>,
+        now: Timestamp,
+    ) -> Result<Outcome, BillingError> {
+        let key = SubscriptionRow::key(SubscriptionId::of(command.saga.onboarding_id));
+        if let Some(outcome) = decide(self.billing.get(&key).await?) {
+            return self.conclude(outcome, lock, now).await;
+        }
+        match self.pay(command, lock).await? {
+            Paid::Yes { customer, subscription } => {
+                self.commit_active(command, lock, customer, &subscription, now).await
+            }
+            Paid::No(refusal) => {
+                // A refused customer is of no use to anyone.
+                self.clean_up(lock).await?;
+                self.commit_refused(command, lock, refusal, now).await
+            }
+        }
+    }
+
+    /// Gets the operator to pay, going on from where an earlier run stopped.
+    async fn pay(
+        &self,
+        command: &Command,
+        lock: &mut Lock<Checkpoint>,
+    ) -> Result<Paid, BillingError> {
+        let Ok(method) = stripe::PaymentMethodId::try_from(command.payment_method.0.clone()) else {
+            let message = "paymentMethod is not an id of the payment provider".to_owned();
+            return Ok(Paid::No(Refusal::InvalidInput { message }));
+        };
+        let stripe = self.provider.client().await?;
+        let paid = self.pay_with(&stripe, &method, command, lock).await;
+        let error = match paid {
+            Ok(paid) => return Ok(paid),
+            Err(PayError::Billing(error)) => return Err(error),
+            Err(PayError::Stripe(error)) => error,
+        };
+        self.provider.heard(&error).await;
+        match error {
+            StripeError::Declined { message, .. } => {
+                Ok(Paid::No(Refusal::CardDeclined { message }))
+            }
+            // Nothing of ours is amiss at this point but the payment method.
+            StripeError::Rejected { status: 400 | 404, code, message } if is_about_method(&message, &method) => {
+                tracing::info!(?code, "the payment method is none");
+                Ok(Paid::No(Refusal::InvalidInput { message }))
+            }
+            StripeError::KeySpent(_) => {
+                let mut checkpoint = lock.checkpoint.clone().unwrap_or_default();
+                checkpoint.generation += 1;
+                self.note(lock, checkpoint).await?;
+                Err(error.into())
+            }
+            error => Err(error.into()),
+        }
+    }
+
+    async fn pay_with(
+        &self,
+        stripe: &Stripe,
+        method: &stripe::PaymentMethodId,
+        command: &Command,
+        lock: &mut Lock<Checkpoint>,
+    ) -> Result<Paid, PayError> {
+        let Checkpoint { customer_id, generation } = lock.checkpoint.clone().unwrap_or_default();
+        let onboarding = command.saga.onboarding_id;
+        let key = |operation: &str| {
+            Uuid::new_v5(&onboarding.uuid(), format!("stripe/{operation}/{generation}").as_bytes())
+        };
+        let (onboarding, site) = (onboarding.to_string(), command.saga.site_id.to_string());
+        let metadata = [("onboardingId", onboarding.as_str()), ("siteId", site.as_str())];
+
+        let resumed = customer_id.is_some();
+        let customer = if let Some(customer) = customer_id {
+            customer
+        } else {
+            let customer = stripe.create_customer(&command.name, &metadata, key("customer")).await?;
+            self.note(lock, Checkpoint { customer_id: Some(customer.clone()), generation }).await?;
+            customer
+        };
+        // An earlier run may have got through to here and not heard of it.
+        if resumed && let Some(there) = stripe.subscriptions_of(&customer).await?.pop() {
+            return Ok(Paid::Yes { customer, subscription: there.id });
+        }
+        let method = stripe.attach_payment_method(method, &customer, key("attach")).await?;
+        stripe.set_default_payment_method(&customer, &method, key("default")).await?;
+        let price = self.provider.price(command.plan);
+        let subscription =
+            stripe.create_subscription(&customer, price, &metadata, key("subscription")).await?;
+        Ok(Paid::Yes { customer, subscription })
+    }
+
+    /// Keeps how far it came. Whoever lost the lock stops here.
+    async fn note(
+        &self,
+        lock: &mut Lock<Checkpoint>,
+        checkpoint: Checkpoint,
+    ) -> Result<(), BillingError> {
+        match self.idempotency.checkpoint(lock, &checkpoint).await? {
+            Commit::Done => {
+                lock.checkpoint = Some(checkpoint);
+                Ok(())
+            }
+            Commit::Refused(_) => Err(BillingError::ProviderUnavailable(
+                "this run was too slow, another one took over".to_owned(),
+            )),
+        }
+    }
+
+    async fn commit_active(
+        &self,
+        command: &Command,
+        lock: &Lock<Checkpoint>,
+        customer_id: CustomerId,
+        subscription: &stripe::SubscriptionId,
+        now: Timestamp,
+    ) -> Result<Outcome, BillingError> {
+        let Command { saga, plan, .. } = *command;
+        let id = SubscriptionId::of(saga.onboarding_id);
+        let provider_subscription_id = subscription.to_string();
+        let event = SubscriptionInitialized {
+            site_id: saga.site_id,
+            plan,
+            provider_subscription_id: provider_subscription_id.clone(),
+        };
+        let state = Subscription::Active { plan, customer_id, provider_subscription_id };
+        let row = SubscriptionRow { saga, state, sequence: 1, at: now };
+        let transaction = Transaction::on(&self.billing)
+            .create(&self.billing, &SubscriptionRow::key(id), &row)
+            .event(&self.outbox, NewEvent::of(saga, id, 1, now, event));
+        self.commit(transaction, lock, Outcome::Active, id, now).await
+    }
+
+    async fn commit_refused(
+        &self,
+        command: &Command,
+        lock: &Lock<Checkpoint>,
+        refusal: Refusal,
+        now: Timestamp,
+    ) -> Result<Outcome, BillingError> {
+        let Command { saga, plan, .. } = *command;
+        let id = SubscriptionId::of(saga.onboarding_id);
+        let event = SubscriptionFailed {
+            site_id: saga.site_id,
+            plan,
+            error: refusal.kind().name().to_owned(),
+            message: refusal.message().to_owned(),
+        };
+        let state = Subscription::Failed { plan, refusal: refusal.clone() };
+        let row = SubscriptionRow { saga, state, sequence: 1, at: now };
+        let transaction = Transaction::on(&self.billing)
+            .create(&self.billing, &SubscriptionRow::key(id), &row)
+            .event(&self.outbox, NewEvent::of(saga, id, 1, now, event));
+        self.commit(transaction, lock, Outcome::Refused(refusal), id, now).await
+    }
+
+    /// Row, event and record together. Where the undo was there first, what was paid is taken back.
+    async fn commit(
+        &self,
+        transaction: Transaction,
+        lock: &Lock<Checkpoint>,
+        outcome: Outcome,
+        id: SubscriptionId,
+        now: Timestamp,
+    ) -> Result<Outcome, BillingError> {
+        let transaction = self.idempotency.complete(transaction, lock, &outcome, now)?;
+        let refused = match transaction.commit().await? {
+            Commit::Done => return Ok(outcome),
+            Commit::Refused(refused) => refused,
+        };
+        if refused.concerns(lock.key()) {
+            return Err(BillingError::Busy(id));
+        }
+        match decide(refused.row(&SubscriptionRow::key(id))?) {
+            Some(there) => self.conclude(there, lock, now).await,
+            None => Err(BillingError::Busy(id)),
+        }
+    }
+
+    /// Ends with what the row says; what this run or an earlier one did at the provider beside it
+    /// is taken back.
+    async fn conclude(
+        &self,
+        outcome: Outcome,
+        lock: &Lock<Checkpoint>,
+        now: Timestamp,
+    ) -> Result<Outcome, BillingError> {
+        if outcome == Outcome::Superseded {
+            self.clean_up(lock).await?;
+        }
+        let transaction = Transaction::on(&self.billing);
+        let concluded = self.idempotency.complete(transaction, lock, &outcome, now)?.commit();
+        if let Commit::Refused(_) = concluded.await? {
+            tracing::info!("another run took over; it comes to the same");
+        }
+        Ok(outcome)
+    }
+
+    async fn clean_up(&self, lock: &Lock<Checkpoint>) -> Result<(), BillingError> {
+        match lock.checkpoint.as_ref().and_then(|checkpoint| checkpoint.customer_id.as_ref()) {
+            Some(customer) => self.provider.clean_up(customer).await,
+            None => Ok(()),
+        }
+    }
+}
+
+enum PayError {
+    Stripe(StripeError),
+    Billing(BillingError),
+}
+
+impl From<StripeError> for PayError {
+    fn from(error: StripeError) -> Self {
+        Self::Stripe(error)
+    }
+}
+
+impl From<BillingError> for PayError {
+    fn from(error: BillingError) -> Self {
+        Self::Billing(error)
+    }
+}
+
+fn is_about_method(message: &str, method: &stripe::PaymentMethodId) -> bool {
+    message.contains(method.as_str()) || message.to_ascii_lowercase().contains("payment")
+}
+
+/// Tells a redelivered command from another one for the same onboarding.
+fn hash(command: &Command) -> String {
+    let text = serde_json::to_vec(command).unwrap_or_default();
+    Uuid::new_v5(&command.saga.onboarding_id.uuid(), &text).to_string()
+}

@@ -1,0 +1,143 @@
+//! The payment provider as billing's steps use it: configured, and cleaned up after.
+
+use std::{collections::BTreeMap, fmt};
+
+use aws_sdk_secretsmanager::{Client, error::DisplayErrorContext};
+use contracts::Plan;
+use lambda::ConfigError;
+use tokio::sync::Mutex;
+
+use crate::{
+    BillingError,
+    stripe::{ApiKey, CustomerId, Stripe, StripeError},
+};
+
+/// Where the API key comes from.
+pub enum KeySource {
+    /// Secrets Manager: the secret's ARN or name.
+    Secret {
+        /// The client.
+        secrets: Client,
+        /// The secret.
+        id: String,
+    },
+    /// Given, for tests.
+    Given(ApiKey),
+}
+
+impl fmt::Debug for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Secret { id, .. } => f.debug_struct("Secret").field("id", id).finish(),
+            Self::Given(_) => f.write_str("Given(hidden)"),
+        }
+    }
+}
+
+/// The provider.
+#[derive(Debug)]
+pub struct Provider {
+    base_url: String,
+    key: KeySource,
+    prices: Prices,
+    client: Mutex<Option<Stripe>>,
+}
+
+impl Provider {
+    /// `base_url` is `https://api.stripe.com`, or a local stand-in.
+    #[must_use]
+    pub fn new(base_url: String, key: KeySource, prices: Prices) -> Self {
+        Self { base_url, key, prices, client: Mutex::new(None) }
+    }
+
+    /// The price of a plan.
+    #[must_use]
+    pub fn price(&self, plan: Plan) -> &str {
+        self.prices.0.get(plan.name()).map_or("", String::as_str)
+    }
+
+    /// The client, with the key that was last read.
+    pub async fn client(&self) -> Result<Stripe, BillingError> {
+        let mut client = self.client.lock().await;
+        if let Some(client) = &*client {
+            return Ok(client.clone());
+        }
+        let key = match &self.key {
+            KeySource::Given(key) => key.clone(),
+            KeySource::Secret { secrets, id } => {
+                let secret = secrets.get_secret_value().secret_id(id).send().await;
+                let secret = secret.map_err(|error| {
+                    let text = DisplayErrorContext(&error).to_string();
+                    BillingError::ProviderUnavailable(format!("its API key can't be read: {text}"))
+                })?;
+                ApiKey::new(secret.secret_string().unwrap_or_default())?
+            }
+        };
+        Ok(client.insert(Stripe::new(&self.base_url, key)?).clone())
+    }
+
+    /// Called with every failure: a refused key is read anew for the next call, for it may have
+    /// been rotated.
+    pub async fn heard(&self, error: &StripeError) {
+        if let StripeError::Unauthorized(_) = error {
+            *self.client.lock().await = None;
+        }
+    }
+
+    /// Takes everything of a customer away. Deleting the customer is also a fence: Stripe makes no
+    /// subscription for a deleted one.
+    pub async fn clean_up(&self, customer: &CustomerId) -> Result<(), BillingError> {
+        let stripe = self.client().await?;
+        let cleaned = async {
+            for subscription in stripe.subscriptions_of(customer).await? {
+                stripe.cancel_subscription(&subscription.id).await?;
+            }
+            stripe.delete_customer(customer).await
+        };
+        match cleaned.await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.heard(&error).await;
+                Err(error.into())
+            }
+        }
+    }
+}
+
+/// The provider's price of each plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prices(BTreeMap<String, String>);
+
+impl Prices {
+    /// From `plan=price,plan=price`; every plan must have one.
+    pub fn parse(variable: &'static str, text: &str) -> Result<Self, ConfigError> {
+        let prices: BTreeMap<String, String> = text
+            .split(',')
+            .filter_map(|pair| pair.split_once('='))
+            .map(|(plan, price)| (plan.trim().to_owned(), price.trim().to_owned()))
+            .collect();
+        for plan in [Plan::Community, Plan::Standard, Plan::Professional] {
+            if prices.get(plan.name()).is_none_or(String::is_empty) {
+                return Err(ConfigError {
+                    name: variable,
+                    problem: format!("has no price for {}: write {}=price_...", plan.name(), plan.name()),
+                });
+            }
+        }
+        Ok(Self(prices))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_plan_needs_a_price() {
+        let all = "community=price_1, standard=price_2,professional=price_3";
+        assert!(Prices::parse("STRIPE_PRICES", all).is_ok());
+        let error = Prices::parse("STRIPE_PRICES", "community=price_1,standard=,professional=p")
+            .expect_err("standard has none");
+        assert!(error.to_string().contains("no price for standard"), "{error}");
+    }
+}

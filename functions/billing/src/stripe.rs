@@ -1,0 +1,826 @@
+//! The part of Stripe's API that billing needs, over the HTTP and TLS libraries that the AWS SDK
+//! already links. Wire reference: <https://docs.stripe.com/api>.
+//!
+//! Nothing here retries: a write that ended [`StripeError::Unavailable`] is repeated by its caller,
+//! later and with the same idempotency key.
+
+use std::borrow::Cow;
+use std::error::Error;
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use form_urlencoded::Serializer;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::{Method, Request, StatusCode, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// The version of the API that the requests and answers here are written for: without it, an
+/// account's default decides, and that can be changed from Stripe's dashboard.
+const API_VERSION: &str = "2025-12-15.clover";
+const USER_AGENT: &str = concat!("fieldstation/", env!("CARGO_PKG_VERSION"));
+/// For the TCP connection alone, name resolution and TLS excluded.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// For one call, from the name's resolution to the answer's last byte.
+const CALL_TIMEOUT: Duration = Duration::from_secs(6);
+/// Short, so that a thawed Lambda seldom sends into a connection closed while it was frozen; what
+/// the calls of one command share, lives long enough.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Far above an answer with 100 subscriptions; something else must not fill the memory.
+const MAX_ANSWER_BYTES: usize = 4 << 20;
+/// The most that one customer can have is 500; at 100 a page, the rest is room.
+const MAX_PAGES: usize = 10;
+
+/// A secret or restricted API key. It never shows in `Debug`, errors or logs.
+#[derive(Clone)]
+pub struct ApiKey(HeaderValue);
+
+impl ApiKey {
+    /// Takes a key as it was stored; white space around it is no part of it.
+    pub fn new(key: &str) -> Result<Self, StripeError> {
+        let key = key.trim();
+        let mut bearer = HeaderValue::try_from(format!("Bearer {key}"))
+            .ok()
+            .filter(|_| !key.is_empty())
+            .ok_or_else(|| StripeError::Config("the API key is empty or no header value".into()))?;
+        bearer.set_sensitive(true);
+        Ok(Self(bearer))
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey(hidden)")
+    }
+}
+
+/// Why a call had no success. No variant ever holds the API key.
+#[derive(Debug, thiserror::Error)]
+pub enum StripeError {
+    /// The card, or its bank, said no: final for this payment method.
+    #[error("{message} ({code})")]
+    Declined {
+        /// Stripe's error code, such as `card_declined` or `expired_card`.
+        code: String,
+        /// Written by Stripe for the card's owner.
+        message: String,
+    },
+    /// No answer, or one that says "later". The call may have been done: repeat it with its key.
+    #[error("Stripe is unavailable: {0}")]
+    Unavailable(String),
+    /// Stripe keeps the first outcome of a key, server errors too, and repeats it for a day. The
+    /// key is used up: look at what exists, then go on with another one.
+    #[error("Stripe repeats the stored failure of this idempotency key: {0}")]
+    KeySpent(String),
+    /// The API key is wrong, expired, or lacks a permission.
+    #[error("Stripe refused the API key with status {0}")]
+    Unauthorized(u16),
+    /// The request is wrong: repeating it is of no use.
+    #[error("Stripe rejected the request with status {status}: {message}")]
+    Rejected {
+        /// HTTP status.
+        status: u16,
+        /// Stripe's error code, such as `resource_missing`, where it gave one.
+        code: Option<String>,
+        /// Stripe's words and its request id, for the operator.
+        message: String,
+    },
+    /// A success that can't be read. What was asked for may have been done.
+    #[error("Stripe answered something unexpected: {0}")]
+    Unreadable(String),
+    /// Not an id that Stripe could have made.
+    #[error("not a Stripe id")]
+    InvalidId,
+    /// The client can't be made like this.
+    #[error("Stripe client: {0}")]
+    Config(String),
+}
+
+macro_rules! stripe_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The id as Stripe writes it.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = StripeError;
+
+            /// Ids become segments of request paths: anything that could change a path is refused.
+            fn try_from(id: String) -> Result<Self, StripeError> {
+                let valid = |c: u8| c.is_ascii_alphanumeric() || c == b'_' || c == b'-';
+                let fits = !id.is_empty() && id.len() <= 255 && id.bytes().all(valid);
+                if fits { Ok(Self(id)) } else { Err(StripeError::InvalidId) }
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+stripe_id!(
+    /// `cus_...`
+    CustomerId
+);
+stripe_id!(
+    /// `pm_...`; in test mode also a name such as `pm_card_visa`, which attaching turns into an id.
+    PaymentMethodId
+);
+stripe_id!(
+    /// `sub_...`
+    SubscriptionId
+);
+
+/// A subscription, as far as billing looks at it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Subscription {
+    /// Stripe's id.
+    pub id: SubscriptionId,
+    /// Where it stands.
+    pub status: SubscriptionStatus,
+}
+
+/// `Subscription.status` of the API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SubscriptionStatus {
+    /// Paid.
+    Active,
+    /// In its trial: nothing is to be paid yet.
+    Trialing,
+    /// The first payment has not succeeded.
+    Incomplete,
+    /// The first payment did not succeed in time.
+    IncompleteExpired,
+    /// A later payment failed.
+    PastDue,
+    /// Later payments failed and are not tried again.
+    Unpaid,
+    /// The trial ended without a payment method.
+    Paused,
+    /// Ended.
+    Canceled,
+    /// A status newer than this code.
+    #[serde(other)]
+    Other,
+}
+
+/// A client for one Stripe account. Its connections are kept, so one is made per process.
+#[derive(Debug, Clone)]
+pub struct Stripe {
+    base: String,
+    key: ApiKey,
+    http: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    call_timeout: Duration,
+}
+
+impl Stripe {
+    /// `base_url` is `https://api.stripe.com`, or a local stand-in; only that may be plain http.
+    pub fn new(base_url: &str, key: ApiKey) -> Result<Self, StripeError> {
+        let base = base_url.trim_end_matches('/');
+        let uri: Uri = base
+            .parse()
+            .map_err(|error| StripeError::Config(format!("base URL {base:?}: {error}")))?;
+        let allowed = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => uri.host().is_some_and(is_loopback),
+            _ => false,
+        };
+        if !allowed || uri.query().is_some() {
+            return Err(StripeError::Config(format!(
+                "base URL {base:?} must be https, or http to a loopback host"
+            )));
+        }
+        let mut tcp = HttpConnector::new();
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        tcp.set_nodelay(true);
+        tcp.enforce_http(false);
+        // Mozilla's roots, compiled in: the trust store in the zip holds Amazon's alone, and reading
+        // the system's costs more instructions than all the rest of the start-up.
+        let connector = HttpsConnectorBuilder::new()
+            .with_provider_and_webpki_roots(rustls::crypto::aws_lc_rs::default_provider())
+            .map_err(|error| StripeError::Config(error.to_string()))?
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        let http =
+            Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE_TIMEOUT).build(connector);
+        Ok(Self { base: base.to_owned(), key, http, call_timeout: CALL_TIMEOUT })
+    }
+
+    /// "Create a customer". The customer has no way to pay yet.
+    pub async fn create_customer(
+        &self,
+        name: &str,
+        metadata: &[(&str, &str)],
+        key: Uuid,
+    ) -> Result<CustomerId, StripeError> {
+        let mut form = vec![(Cow::from("name"), name)];
+        form.extend(metadata.iter().map(in_metadata));
+        let created: Created<CustomerId> = self.post("/v1/customers", &form, key).await?;
+        Ok(created.id)
+    }
+
+    /// "Attach a `PaymentMethod` to a Customer". A bank may decline the card already here. The
+    /// answer's id is the one to go on with.
+    pub async fn attach_payment_method(
+        &self,
+        method: &PaymentMethodId,
+        customer: &CustomerId,
+        key: Uuid,
+    ) -> Result<PaymentMethodId, StripeError> {
+        let path = format!("/v1/payment_methods/{method}/attach");
+        let form = [("customer".into(), customer.as_str())];
+        let attached: Created<PaymentMethodId> = self.post(&path, &form, key).await?;
+        Ok(attached.id)
+    }
+
+    /// "Update a customer": what its invoices are paid with, the first of a subscription included.
+    pub async fn set_default_payment_method(
+        &self,
+        customer: &CustomerId,
+        method: &PaymentMethodId,
+        key: Uuid,
+    ) -> Result<(), StripeError> {
+        let path = format!("/v1/customers/{customer}");
+        let form = [("invoice_settings[default_payment_method]".into(), method.as_str())];
+        self.post::<Created<CustomerId>>(&path, &form, key).await.map(drop)
+    }
+
+    /// "Create a subscription", paid by the customer's default method. It is paid (or needs no
+    /// payment) when this returns; where the payment fails, no subscription is left.
+    ///
+    /// `price` is the id of a Price (`price_...`) or the id chosen for a Plan.
+    pub async fn create_subscription(
+        &self,
+        customer: &CustomerId,
+        price: &str,
+        metadata: &[(&str, &str)],
+        key: Uuid,
+    ) -> Result<SubscriptionId, StripeError> {
+        // Stripe makes up the ids of Prices; only Plans have chosen ones.
+        let item = if price.starts_with("price_") { "items[0][price]" } else { "items[0][plan]" };
+        let mut form = vec![
+            ("customer".into(), customer.as_str()),
+            (item.into(), price),
+            ("payment_behavior".into(), "error_if_incomplete"),
+        ];
+        form.extend(metadata.iter().map(in_metadata));
+        let made: Subscription = self.post("/v1/subscriptions", &form, key).await?;
+        if matches!(made.status, SubscriptionStatus::Active | SubscriptionStatus::Trialing) {
+            return Ok(made.id);
+        }
+        // Nobody may find a subscription that was never paid, whatever let it be made.
+        self.cancel_subscription(&made.id).await?;
+        Err(StripeError::Declined {
+            code: "subscription_incomplete".into(),
+            message: "The first payment did not succeed.".into(),
+        })
+    }
+
+    /// "List subscriptions": all of a customer's that are not cancelled. A customer that does not
+    /// exist has none.
+    pub async fn subscriptions_of(
+        &self,
+        customer: &CustomerId,
+    ) -> Result<Vec<Subscription>, StripeError> {
+        let mut found: Vec<Subscription> = Vec::new();
+        for _ in 0..MAX_PAGES {
+            let mut query = Serializer::new(String::new());
+            query.append_pair("customer", customer.as_str()).append_pair("limit", "100");
+            if let Some(last) = found.last() {
+                query.append_pair("starting_after", last.id.as_str());
+            }
+            let path = format!("/v1/subscriptions?{}", query.finish());
+            let answer = self.call(Method::GET, &path, None).await?;
+            if answer.is_missing() {
+                return Ok(found);
+            }
+            let page: Page = answer.read()?;
+            let more = page.has_more && !page.data.is_empty();
+            found.extend(page.data);
+            if !more {
+                return Ok(found);
+            }
+        }
+        Err(StripeError::Unreadable(format!("more than {MAX_PAGES} pages of subscriptions")))
+    }
+
+    /// "Cancel a subscription", at once and without refund. One that is cancelled already, or was
+    /// never there, counts as cancelled.
+    pub async fn cancel_subscription(&self, id: &SubscriptionId) -> Result<(), StripeError> {
+        self.delete(&format!("/v1/subscriptions/{id}")).await
+    }
+
+    /// "Delete a customer", which also ends its subscriptions and forgets its cards. One that is
+    /// deleted already, or was never there, counts as deleted.
+    pub async fn delete_customer(&self, id: &CustomerId) -> Result<(), StripeError> {
+        self.delete(&format!("/v1/customers/{id}")).await
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        form: &[(Cow<'_, str>, &str)],
+        key: Uuid,
+    ) -> Result<T, StripeError> {
+        let body = Serializer::new(String::new()).extend_pairs(form).finish();
+        self.call(Method::POST, path, Some((body, key))).await?.read()
+    }
+
+    /// DELETE is idempotent by itself: Stripe takes no key for it.
+    async fn delete(&self, path: &str) -> Result<(), StripeError> {
+        let answer = self.call(Method::DELETE, path, None).await?;
+        if answer.is_missing() {
+            return Ok(());
+        }
+        answer.read::<Created<String>>().map(drop)
+    }
+
+    /// One request and its answer, whatever its status.
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        write: Option<(String, Uuid)>,
+    ) -> Result<Answer, StripeError> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base))
+            .header(header::AUTHORIZATION, self.key.0.clone())
+            .header(header::USER_AGENT, USER_AGENT)
+            .header("stripe-version", API_VERSION);
+        let mut body = Bytes::new();
+        if let Some((form, key)) = write {
+            request = request
+                .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+                .header("idempotency-key", key.to_string());
+            body = form.into();
+        }
+        let request = request
+            .body(Full::new(body))
+            .map_err(|error| StripeError::Config(format!("{path}: {error}")))?;
+        let exchange = async {
+            let (head, body) =
+                self.http.request(request).await.map_err(|e| unavailable(&e))?.into_parts();
+            let body = Limited::new(body, MAX_ANSWER_BYTES)
+                .collect()
+                .await
+                .map_err(|error| unavailable(error.as_ref()))?
+                .to_bytes();
+            Ok(Answer::new(head.status, &head.headers, body))
+        };
+        tokio::time::timeout(self.call_timeout, exchange).await.unwrap_or_else(|_| {
+            let reason = format!("no answer within {:?}", self.call_timeout);
+            Err(StripeError::Unavailable(reason))
+        })
+    }
+}
+
+/// All that billing reads of an object that it made or changed.
+#[derive(Deserialize)]
+struct Created<Id> {
+    id: Id,
+}
+
+#[derive(Deserialize)]
+struct Page {
+    data: Vec<Subscription>,
+    has_more: bool,
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    error: ErrorObject,
+}
+
+#[derive(Deserialize)]
+struct ErrorObject {
+    code: Option<String>,
+    message: Option<String>,
+}
+
+struct Answer {
+    status: StatusCode,
+    /// Stripe's name for this call, in its logs.
+    request_id: Option<String>,
+    /// Stripe repeats the stored answer of an earlier call with the same key.
+    replayed: bool,
+    body: Bytes,
+    /// Only where Stripe itself answered, and not something between.
+    error: Option<ErrorObject>,
+}
+
+impl Answer {
+    fn new(status: StatusCode, headers: &HeaderMap, body: Bytes) -> Self {
+        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let error = (!status.is_success())
+            .then(|| serde_json::from_slice::<ErrorBody>(&body).ok())
+            .flatten()
+            .map(|body| body.error);
+        Self {
+            status,
+            request_id: text("request-id").map(str::to_owned),
+            replayed: text("idempotent-replayed") == Some("true"),
+            body,
+            error,
+        }
+    }
+
+    /// Stripe says that there is no such object: 404 for the one in the path, 400 for another.
+    fn is_missing(&self) -> bool {
+        self.error.as_ref().is_some_and(|error| {
+            self.status == StatusCode::NOT_FOUND
+                || error.code.as_deref() == Some("resource_missing")
+        })
+    }
+
+    fn read<T: DeserializeOwned>(self) -> Result<T, StripeError> {
+        if self.status.is_success() {
+            return serde_json::from_slice(&self.body)
+                .map_err(|error| StripeError::Unreadable(error.to_string()));
+        }
+        Err(self.into_error())
+    }
+
+    fn into_error(self) -> StripeError {
+        let (code, message) = match self.error {
+            Some(error) => (error.code, error.message.unwrap_or_else(|| "no message".into())),
+            None => (None, "an answer that is not Stripe's".into()),
+        };
+        let status = self.status.as_u16();
+        let request = self.request_id.as_deref().unwrap_or("none");
+        let told = format!("{message} (request id: {request})");
+        match status {
+            402 => {
+                StripeError::Declined { code: code.unwrap_or_else(|| "declined".into()), message }
+            }
+            // Stripe's words can quote a part of the key.
+            401 | 403 => StripeError::Unauthorized(status),
+            500.. if self.replayed => StripeError::KeySpent(format!("status {status}: {told}")),
+            // 409: the key's first call is still running. 424: a bank or network behind Stripe.
+            408 | 409 | 424 | 429 | 500.. => {
+                StripeError::Unavailable(format!("status {status}: {told}"))
+            }
+            _ => StripeError::Rejected { status, code, message: told },
+        }
+    }
+}
+
+fn in_metadata<'a>((name, value): &(&str, &'a str)) -> (Cow<'static, str>, &'a str) {
+    (format!("metadata[{name}]").into(), *value)
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || address.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+}
+
+/// The error with its causes: the outermost alone says no more than "client error".
+fn unavailable(error: &(dyn Error + 'static)) -> StripeError {
+    let causes = std::iter::successors(Some(error), |error| (*error).source());
+    StripeError::Unavailable(causes.map(ToString::to_string).collect::<Vec<_>>().join(": "))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    const SECRET: &str = "sk_test_4eC39HqLyjWDarjtT1zdp7dc";
+    const NO_SUCH: &str = r#"{"error": {"code": "resource_missing", "message": "No such one"}}"#;
+    type TestResult = Result<(), Box<dyn Error>>;
+
+    fn answer(status: u16, body: &str) -> String {
+        with_header(status, "request-id: req_7", body)
+    }
+
+    fn with_header(status: u16, header: &str, body: &str) -> String {
+        let length = body.len();
+        format!(
+            "HTTP/1.1 {status} x\r\n{header}\r\ncontent-length: {length}\r\n\
+             connection: close\r\n\r\n{body}"
+        )
+    }
+
+    async fn read_request(socket: &mut TcpStream) -> std::io::Result<String> {
+        let mut read = Vec::new();
+        loop {
+            let mut piece = [0; 4096];
+            let length = socket.read(&mut piece).await?;
+            if length == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            read.extend_from_slice(&piece[..length]);
+            let text = String::from_utf8_lossy(&read).to_lowercase();
+            let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+            let expected = head.split("content-length: ").nth(1).and_then(|t| t.lines().next());
+            if body.len() >= expected.and_then(|n| n.parse().ok()).unwrap_or(0) {
+                return Ok(String::from_utf8_lossy(&read).into_owned());
+            }
+        }
+    }
+
+    /// A server with these answers, one a connection; it gives back the requests that it got.
+    async fn server(
+        answers: Vec<String>,
+    ) -> std::io::Result<(Stripe, JoinHandle<std::io::Result<Vec<String>>>)> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let base = format!("http://{}/", listener.local_addr()?);
+        let served = tokio::spawn(async move {
+            let mut requests = Vec::new();
+            for answer in answers {
+                // A call that does not come fails the test; it does not hang it.
+                let accepted = tokio::time::timeout(CALL_TIMEOUT, listener.accept());
+                let (mut socket, _) = accepted.await??;
+                requests.push(read_request(&mut socket).await?);
+                socket.write_all(answer.as_bytes()).await?;
+            }
+            Ok(requests)
+        });
+        let key = ApiKey::new(&format!("{SECRET}\n")).expect("a key");
+        Ok((Stripe::new(&base, key).expect("a client"), served))
+    }
+
+    fn customer() -> CustomerId {
+        CustomerId("cus_1".into())
+    }
+
+    fn lines(requests: &[String]) -> Vec<&str> {
+        requests.iter().filter_map(|request| request.lines().next()).collect()
+    }
+
+    fn body(request: &str) -> &str {
+        request.split_once("\r\n\r\n").map_or("", |(_, body)| body)
+    }
+
+    #[tokio::test]
+    async fn a_write_carries_key_version_and_form() -> TestResult {
+        let (stripe, served) = server(vec![answer(200, r#"{"id": "cus_9", "more": 1}"#)]).await?;
+        let key = Uuid::from_u128(7);
+        let id = stripe.create_customer("Ås & Co", &[("siteId", "a=b")], key).await?;
+        assert_eq!(id.as_str(), "cus_9");
+        let request = &served.await??[0];
+        assert!(request.starts_with("POST /v1/customers HTTP/1.1\r\n"), "{request}");
+        for header in [
+            "content-type: application/x-www-form-urlencoded".to_owned(),
+            format!("authorization: Bearer {SECRET}"),
+            format!("idempotency-key: {key}"),
+            format!("stripe-version: {API_VERSION}"),
+            format!("user-agent: fieldstation/{}", env!("CARGO_PKG_VERSION")),
+        ] {
+            assert!(request.contains(&format!("{header}\r\n")), "{header} is not in {request}");
+        }
+        assert_eq!(body(request), "name=%C3%85s+%26+Co&metadata%5BsiteId%5D=a%3Db");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn attaching_gives_the_real_id_and_the_default_is_set_on_the_customer() -> TestResult {
+        let (stripe, served) =
+            server(vec![answer(200, r#"{"id": "pm_real"}"#), answer(200, r#"{"id": "cus_1"}"#)])
+                .await?;
+        let given = PaymentMethodId::try_from("pm_card_visa".to_owned())?;
+        let method = stripe.attach_payment_method(&given, &customer(), Uuid::nil()).await?;
+        stripe.set_default_payment_method(&customer(), &method, Uuid::nil()).await?;
+        let requests = served.await??;
+        assert_eq!(
+            lines(&requests),
+            [
+                "POST /v1/payment_methods/pm_card_visa/attach HTTP/1.1",
+                "POST /v1/customers/cus_1 HTTP/1.1"
+            ]
+        );
+        assert_eq!(body(&requests[0]), "customer=cus_1");
+        assert_eq!(body(&requests[1]), "invoice_settings%5Bdefault_payment_method%5D=pm_real");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_subscription_takes_a_price_or_a_plan_and_errors_if_it_is_not_paid() -> TestResult {
+        let active = answer(200, r#"{"id": "sub_1", "status": "active"}"#);
+        let (stripe, served) = server(vec![active.clone(), active]).await?;
+        for price in ["price_1N", "fieldstation-standard"] {
+            stripe.create_subscription(&customer(), price, &[], Uuid::nil()).await?;
+        }
+        let requests = served.await??;
+        assert_eq!(
+            [body(&requests[0]), body(&requests[1])],
+            [
+                "customer=cus_1&items%5B0%5D%5Bprice%5D=price_1N\
+                 &payment_behavior=error_if_incomplete",
+                "customer=cus_1&items%5B0%5D%5Bplan%5D=fieldstation-standard\
+                 &payment_behavior=error_if_incomplete"
+            ]
+        );
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn an_unpaid_subscription_is_cancelled_and_told_as_declined() -> TestResult {
+        let (stripe, served) = server(vec![
+            answer(200, r#"{"id": "sub_1", "status": "incomplete"}"#),
+            answer(200, r#"{"id": "sub_1", "status": "canceled"}"#),
+        ])
+        .await?;
+        let result = stripe.create_subscription(&customer(), "plan", &[], Uuid::nil()).await;
+        assert!(matches!(result, Err(StripeError::Declined { .. })), "{result:?}");
+        let requests = served.await??;
+        assert_eq!(lines(&requests)[1], "DELETE /v1/subscriptions/sub_1 HTTP/1.1");
+        assert!(!requests[1].contains("idempotency-key"), "{}", requests[1]);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn each_status_has_its_meaning() -> TestResult {
+        let stripes = r#"{"error": {"type": "t", "code": "c", "message": "m"}}"#;
+        for (status, body, expected) in [
+            (400, stripes, r#"Rejected { status: 400, code: Some("c"), message: "m (request"#),
+            (400, "<html>", "Rejected { status: 400, code: None, message: \"an answer that is not"),
+            (401, stripes, "Unauthorized(401)"),
+            (402, stripes, r#"Declined { code: "c", message: "m" }"#),
+            (402, "{}", "Declined { code: \"declined\""),
+            (403, stripes, "Unauthorized(403)"),
+            (404, NO_SUCH, r#"Rejected { status: 404, code: Some("resource_missing")"#),
+            (409, stripes, "Unavailable(\"status 409: m (request id: req_7)"),
+            (424, stripes, "Unavailable"),
+            (429, stripes, "Unavailable"),
+            (500, stripes, "Unavailable"),
+            (503, "<html>", "Unavailable"),
+            (302, "", "Rejected { status: 302"),
+            (200, "{\"id\": ", "Unreadable"),
+            (200, "{\"id\": \"../x\"}", "Unreadable(\"not a Stripe id"),
+        ] {
+            let (stripe, _served) = server(vec![answer(status, body)]).await?;
+            let result = stripe.create_customer("n", &[], Uuid::nil()).await;
+            let error = format!("{:?}", result.expect_err("an error"));
+            assert!(error.starts_with(expected), "{status} {body}: {error}");
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_stored_server_error_uses_the_key_up_and_a_stored_decline_stays_one() -> TestResult {
+        let replayed = "idempotent-replayed: true";
+        let body = r#"{"error": {"code": "card_declined", "message": "No."}}"#;
+        let (stripe, _served) =
+            server(vec![with_header(500, replayed, body), with_header(402, replayed, body)])
+                .await?;
+        let first = stripe.create_customer("n", &[], Uuid::nil()).await;
+        let second = stripe.create_customer("n", &[], Uuid::nil()).await;
+        assert!(matches!(first, Err(StripeError::KeySpent(_))), "{first:?}");
+        assert!(matches!(second, Err(StripeError::Declined { .. })), "{second:?}");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn undoing_what_is_not_there_is_done() -> TestResult {
+        let gone = answer(404, NO_SUCH);
+        let (stripe, served) = server(vec![
+            gone.clone(),
+            gone,
+            answer(200, r#"{"id": "cus_1", "deleted": true}"#),
+            answer(404, "<html>no such page</html>"),
+            answer(500, ""),
+        ])
+        .await?;
+        stripe.cancel_subscription(&SubscriptionId("sub_1".into())).await?;
+        stripe.delete_customer(&customer()).await?;
+        stripe.delete_customer(&customer()).await?;
+        // Neither of these is Stripe saying that the customer is gone.
+        let stranger = stripe.delete_customer(&customer()).await;
+        let broken = stripe.delete_customer(&customer()).await;
+        assert!(matches!(stranger, Err(StripeError::Rejected { .. })), "{stranger:?}");
+        assert!(matches!(broken, Err(StripeError::Unavailable(_))), "{broken:?}");
+        let requests = served.await??;
+        assert_eq!(
+            lines(&requests)[..2],
+            ["DELETE /v1/subscriptions/sub_1 HTTP/1.1", "DELETE /v1/customers/cus_1 HTTP/1.1"]
+        );
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn subscriptions_are_listed_to_the_last_page() -> TestResult {
+        let (stripe, served) = server(vec![
+            answer(200, r#"{"data": [{"id": "sub_1", "status": "past_due"}], "has_more": true}"#),
+            answer(200, r#"{"data": [{"id": "sub_2", "status": "brand_new"}], "has_more": false}"#),
+            answer(400, NO_SUCH),
+        ])
+        .await?;
+        let found = stripe.subscriptions_of(&customer()).await?;
+        let told: Vec<_> = found.iter().map(|one| (one.id.as_str(), one.status)).collect();
+        assert_eq!(
+            told,
+            [("sub_1", SubscriptionStatus::PastDue), ("sub_2", SubscriptionStatus::Other)]
+        );
+        assert!(stripe.subscriptions_of(&customer()).await?.is_empty());
+        let requests = served.await??;
+        assert_eq!(
+            lines(&requests)[..2],
+            [
+                "GET /v1/subscriptions?customer=cus_1&limit=100 HTTP/1.1",
+                "GET /v1/subscriptions?customer=cus_1&limit=100&starting_after=sub_1 HTTP/1.1"
+            ]
+        );
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn silence_hang_up_and_refusal_are_unavailable() -> TestResult {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let base = format!("http://{}", listener.local_addr()?);
+        let mut stripe = Stripe::new(&base, ApiKey::new(SECRET)?)?;
+        stripe.call_timeout = Duration::from_millis(200);
+        // Connections are taken by the kernel; nobody answers.
+        let started = std::time::Instant::now();
+        let silent = stripe.create_customer("n", &[], Uuid::nil()).await;
+        assert!(started.elapsed() < CALL_TIMEOUT / 2, "{:?}", started.elapsed());
+        assert!(
+            format!("{silent:?}").contains("Unavailable(\"no answer within 200ms"),
+            "{silent:?}"
+        );
+        drop(listener);
+        let refused = stripe.create_customer("n", &[], Uuid::nil()).await;
+        assert!(format!("{refused:?}").contains("refused"), "{refused:?}");
+        assert!(matches!(refused, Err(StripeError::Unavailable(_))), "{refused:?}");
+        let half = "HTTP/1.1 200 x\r\ncontent-length: 99\r\n\r\n{".to_owned();
+        let (stripe, _served) = server(vec![half]).await?;
+        let cut = stripe.create_customer("n", &[], Uuid::nil()).await;
+        assert!(matches!(cut, Err(StripeError::Unavailable(_))), "{cut:?}");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn the_key_shows_nowhere() -> TestResult {
+        let quoting = format!(r#"{{"error": {{"message": "Invalid API Key: {SECRET}"}}}}"#);
+        let (stripe, _served) = server(vec![answer(401, &quoting)]).await?;
+        assert_eq!(format!("{:?}", stripe.key), "ApiKey(hidden)");
+        assert!(stripe.key.0.is_sensitive(), "what logs headers would log the key");
+        assert!(!format!("{stripe:?}").contains(SECRET), "{stripe:?}");
+        let error = stripe.create_customer("n", &[], Uuid::nil()).await.expect_err("an error");
+        assert!(!format!("{error} {error:?}").contains(SECRET), "{error:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn only_https_and_loopback_http_are_taken() -> TestResult {
+        for (base, taken) in [
+            ("https://api.stripe.com", true),
+            ("http://127.0.0.1:8420/", true),
+            ("http://[::1]:8420", true),
+            ("http://localhost:8420", true),
+            ("http://api.stripe.com", false),
+            ("http://localhost.example.com", false),
+            ("http://127.0.0.1@example.com", false),
+            ("https://api.stripe.com?x=1", false),
+            ("ftp://127.0.0.1", false),
+            ("api.stripe.com", false),
+            ("", false),
+        ] {
+            let made = Stripe::new(base, ApiKey::new(SECRET)?);
+            assert_eq!(made.is_ok(), taken, "{base}: {made:?}");
+        }
+        for key in ["", " \n", "sk_test\u{7f}"] {
+            assert!(matches!(ApiKey::new(key), Err(StripeError::Config(_))), "{key:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn an_id_that_could_change_a_path_is_none() {
+        for id in ["", "pm_1/../../customers/cus_1?", "pm_1?x", "pm 1", "pm_é", &"p".repeat(256)] {
+            assert!(PaymentMethodId::try_from(id.to_owned()).is_err(), "{id}");
+            assert!(serde_json::from_value::<CustomerId>(id.into()).is_err(), "{id}");
+        }
+    }
+}

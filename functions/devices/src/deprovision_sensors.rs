@@ -1,0 +1,81 @@
+//! Undoes `provision-sensors`: the sensors are retired for good, and a tombstone stays.
+
+use contracts::{OnboardingId, Saga, SensorId, SensorsId, Timestamp, events::SensorsDeprovisioned};
+use lambda::Step;
+use serde::Serialize;
+use store::{Commit, NewEvent, Outbox, Table, Transaction};
+
+use crate::{DevicesError, Sensors, SensorsRow};
+
+/// What the step needs.
+#[derive(Debug)]
+pub struct DeprovisionSensors {
+    /// The devices table.
+    pub devices: Table,
+    /// Where `SensorsDeprovisioned` goes.
+    pub outbox: Outbox,
+}
+
+/// What it answers.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reply {
+    /// Derived from the onboarding.
+    pub sensors_id: SensorsId,
+}
+
+#[derive(Debug, PartialEq)]
+enum Decision {
+    /// There are none: only fence off what may come late.
+    Fence,
+    /// Retire these.
+    Deprovision { from: &'static str, sequence: u64, sensor_ids: Vec<SensorId> },
+    Already,
+}
+
+fn decide(there: Option<SensorsRow>) -> Decision {
+    let Some(row) = there else { return Decision::Fence };
+    let from = row.state.name();
+    match row.state {
+        Sensors::Provisioned { sensors } => Decision::Deprovision {
+            from,
+            sequence: row.sequence + 1,
+            sensor_ids: sensors.into_iter().map(|sensor| sensor.sensor_id).collect(),
+        },
+        Sensors::Deprovisioned => Decision::Already,
+    }
+}
+
+impl Step for DeprovisionSensors {
+    type Command = Saga;
+    type Reply = Reply;
+    type Error = DevicesError;
+
+    fn correlation(saga: &Saga) -> Option<OnboardingId> {
+        Some(saga.onboarding_id)
+    }
+
+    async fn run(&self, saga: Saga, now: Timestamp) -> Result<Reply, DevicesError> {
+        let sensors_id = SensorsId::of(saga.onboarding_id);
+        let key = SensorsRow::key(sensors_id);
+        let there = self.devices.get(&key).await?;
+
+        let tombstone =
+            |sequence| SensorsRow { saga, state: Sensors::Deprovisioned, sequence, at: now };
+        let mut undoing = Transaction::on(&self.devices);
+        match decide(there) {
+            Decision::Already => return Ok(Reply { sensors_id }),
+            Decision::Fence => undoing = undoing.create(&self.devices, &key, &tombstone(0)),
+            Decision::Deprovision { from, sequence, sensor_ids } => {
+                let event = SensorsDeprovisioned { site_id: saga.site_id, sensor_ids };
+                undoing = undoing
+                    .replace(&self.devices, &key, &tombstone(sequence), from)
+                    .event(&self.outbox, NewEvent::of(saga, sensors_id, sequence, now, event));
+            }
+        }
+        match undoing.commit().await? {
+            Commit::Done => Ok(Reply { sensors_id }),
+            Commit::Refused(_) => Err(DevicesError::Busy(sensors_id)),
+        }
+    }
+}

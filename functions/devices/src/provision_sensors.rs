@@ -1,0 +1,76 @@
+//! The saga's second step: the site's sensors come to be. Undone by `deprovision-sensors`.
+
+use contracts::{OnboardingId, Saga, Sensor, SensorsId, Timestamp, events::SensorsProvisioned};
+use lambda::Step;
+use serde::{Deserialize, Serialize};
+use store::{Commit, NewEvent, Outbox, Table, Transaction};
+
+use crate::{DevicesError, Sensors, SensorsRow};
+
+/// What the step needs.
+#[derive(Debug)]
+pub struct ProvisionSensors {
+    /// The devices table.
+    pub devices: Table,
+    /// Where `SensorsProvisioned` goes.
+    pub outbox: Outbox,
+}
+
+/// What it is asked to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Command {
+    /// The saga.
+    #[serde(flatten)]
+    pub saga: Saga,
+    /// The sensors; their ids were derived when the site was registered.
+    pub sensors: Vec<Sensor>,
+}
+
+/// What it answers.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reply {
+    /// Derived from the onboarding.
+    pub sensors_id: SensorsId,
+}
+
+/// What a row that is there already means for the step.
+fn decide(there: &SensorsRow) -> Result<Reply, DevicesError> {
+    let sensors_id = SensorsId::of(there.saga.onboarding_id);
+    match there.state {
+        Sensors::Provisioned { .. } => Ok(Reply { sensors_id }),
+        Sensors::Deprovisioned => Err(DevicesError::Superseded(sensors_id)),
+    }
+}
+
+impl Step for ProvisionSensors {
+    type Command = Command;
+    type Reply = Reply;
+    type Error = DevicesError;
+
+    fn correlation(command: &Command) -> Option<OnboardingId> {
+        Some(command.saga.onboarding_id)
+    }
+
+    async fn run(&self, command: Command, now: Timestamp) -> Result<Reply, DevicesError> {
+        let Command { saga, sensors } = command;
+        let sensors_id = SensorsId::of(saga.onboarding_id);
+        let key = SensorsRow::key(sensors_id);
+
+        let state = Sensors::Provisioned { sensors: sensors.clone() };
+        let row = SensorsRow { saga, state, sequence: 1, at: now };
+        let event = SensorsProvisioned { site_id: saga.site_id, sensors };
+        let commit = Transaction::on(&self.devices)
+            .create(&self.devices, &key, &row)
+            .event(&self.outbox, NewEvent::of(saga, sensors_id, 1, now, event))
+            .commit()
+            .await?;
+        match commit {
+            Commit::Done => Ok(Reply { sensors_id }),
+            Commit::Refused(refused) => match refused.row(&key)? {
+                Some(there) => decide(&there),
+                None => Err(DevicesError::Busy(sensors_id)),
+            },
+        }
+    }
+}

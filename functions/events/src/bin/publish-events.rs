@@ -1,0 +1,19 @@
+//! Lambda function `publish-events`.
+
+use events::{publish_events::PublishEvents, publisher::Publisher};
+use lambda::{Aws, Error, env, serve_raw};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    let aws = Aws::start()?;
+    let step = PublishEvents {
+        publisher: Publisher {
+            events: aws.table("EVENTS_TABLE")?,
+            bus: aws_sdk_eventbridge::Client::new(aws.config()),
+            bus_name: env("EVENT_BUS_NAME")?,
+        },
+        queues: aws_sdk_sqs::Client::new(aws.config()),
+        quarantine_url: env("QUARANTINE_QUEUE_URL")?,
+    };
+    serve_raw(async |batch, deadline| step.handle(&batch, deadline).await).await
+}

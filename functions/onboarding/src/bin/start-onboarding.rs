@@ -1,0 +1,15 @@
+//! Lambda function `start-onboarding`.
+
+use aws_sdk_sfn::Client;
+use lambda::{Aws, Error, env, serve_step};
+use onboarding::start_onboarding::StartOnboarding;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    let aws = Aws::start()?;
+    serve_step(StartOnboarding {
+        machines: Client::new(aws.config()),
+        onboarding: env("SITE_ONBOARDING_ARN")?,
+    })
+    .await
+}
