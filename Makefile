@@ -1,0 +1,98 @@
+# Fieldstation on one machine. `make demo` and `make test` are all that a newcomer needs; they do the rest.
+# Assumes Rust, Python 3.10+ and make, on Linux (the emulator runs the functions as local processes).
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+AWS_PORT := $(or $(FIELDSTATION_AWS_PORT),4566)
+STRIPE_PORT := $(or $(FIELDSTATION_STRIPE_PORT),8420)
+BIN := .venv/bin
+STACK := $(BIN)/python tests/local/stack.py
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+ARCHITECTURE := $(if $(findstring aarch64,$(HOST)),arm64,x86_64)
+
+# One target folder for `sam build`, tests and clippy: cargo-lambda always names the target.
+CARGO_FLAGS := --target $(HOST) --locked
+
+# To the emulator and nowhere else, with credentials that are worth nothing.
+LOCAL_ENV := env -u AWS_PROFILE -u AWS_SESSION_TOKEN AWS_ENDPOINT_URL=http://127.0.0.1:$(AWS_PORT) AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test \
+  AWS_REGION=us-east-1 AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true \
+  PATH="$(CURDIR)/$(BIN):$$PATH" SAM_CLI_TELEMETRY=0 CARGO_LAMBDA_COMPILER=cargo SAM_BUILD_MODE=debug \
+  FIELDSTATION_AWS_PORT=$(AWS_PORT) FIELDSTATION_STRIPE_PORT=$(STRIPE_PORT)
+OVERRIDES := Architecture=$(ARCHITECTURE) LogRetentionDays=1 StripeApiBase=http://127.0.0.1:$(STRIPE_PORT) BillingConcurrency=0
+
+SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
+  $(wildcard statemachines/*.json) template.yaml samconfig.toml
+
+.PHONY: help demo test unit-test e2e-test check up down deploy-local build-local logs setup require
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: ## onboards eight stations on the local stack, shows what became of them, leaves it inspectable
+	@$(MAKE) --no-print-directory down build-local
+	@$(MAKE) --no-print-directory deploy-local
+	@$(LOCAL_ENV) cargo run --quiet $(CARGO_FLAGS) -p tests --bin demo
+
+test: check unit-test e2e-test ## every test, installing what it needs
+
+unit-test: require ## units, steps against embedded DynamoDB, wire goldens
+	cargo test $(CARGO_FLAGS) --workspace --exclude tests
+
+e2e-test: build-local ## the deployed local stack, from outside
+	@$(MAKE) --no-print-directory down deploy-local
+	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -- --test-threads=2
+	@$(MAKE) --no-print-directory down
+
+check: setup tests/local/node_modules/.installed ## the template and the state machines, by their validators
+	$(LOCAL_ENV) $(BIN)/sam validate --lint
+	for machine in statemachines/*.asl.json; do \
+	  PATH="$(CURDIR)/$(BIN):$$PATH" tests/local/node_modules/.bin/asl-validator --json-path $$machine; done
+
+up: setup ## starts the emulators of AWS and of Stripe
+	@FIELDSTATION_AWS_PORT=$(AWS_PORT) FIELDSTATION_STRIPE_PORT=$(STRIPE_PORT) $(STACK) up
+
+down: ## stops them, and forgets their state
+	@if [ -x $(BIN)/python ]; then \
+	  FIELDSTATION_AWS_PORT=$(AWS_PORT) FIELDSTATION_STRIPE_PORT=$(STRIPE_PORT) $(STACK) down; fi
+
+deploy-local: up build-local ## deploys the unchanged template to them
+	@echo "Deploying to the emulator ..."
+	@mkdir -p target/local
+	@$(LOCAL_ENV) $(BIN)/sam deploy --config-env local --no-progressbar \
+	  --parameter-overrides $(OVERRIDES) > target/local/deploy.log 2>&1 \
+	  || { tail -n 40 target/local/deploy.log; echo "sam deploy failed; all of it is in target/local/deploy.log"; exit 1; }
+	@$(LOCAL_ENV) $(STACK) seed
+
+build-local: .aws-sam/build/template.yaml ## builds every function, as `sam build` does
+
+.aws-sam/build/template.yaml: $(SOURCES) | setup require
+	@echo "Building the functions (the first time takes some minutes) ..."
+	cargo build $(CARGO_FLAGS) --bins
+	@mkdir -p target/local
+	@$(LOCAL_ENV) $(BIN)/sam build --config-env local --parameter-overrides Architecture=$(ARCHITECTURE) \
+	  > target/local/build.log 2>&1 \
+	  || { tail -n 40 target/local/build.log; echo "sam build failed; all of it is in target/local/build.log"; exit 1; }
+
+logs: ## the functions' log lines of the last hour; NAME=<part of a function's name>
+	@$(STACK) logs $(NAME)
+
+setup: .venv/.installed
+
+.venv/.installed: tests/local/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
+	  || { echo "Python 3.10 or newer is missing: install it, or name it by PYTHON=<path>."; exit 1; }
+	@echo "Installing the emulators and SAM into .venv (1.1 GB, about a minute) ..."
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r tests/local/requirements.txt
+	@touch $@
+
+tests/local/node_modules/.installed: tests/local/package-lock.json .venv/.installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --prefix tests/local --silent --no-audit --no-fund
+	@touch $@
+
+require:
+	@command -v cargo > /dev/null || { echo "Rust is missing: install it from https://rustup.rs."; exit 1; }
+	@command -v cc > /dev/null || { echo "A C compiler is missing: install gcc or clang (Debian: apt-get install build-essential)."; exit 1; }

@@ -1,0 +1,370 @@
+#!/usr/bin/env python3
+"""The local stack: MiniStack (the AWS emulator) and localstripe (the payment provider), both on loopback only.
+
+    .venv/bin/python tests/local/stack.py up            start both, wait until they answer (again: no change)
+    .venv/bin/python tests/local/stack.py down          stop them and every function they run, forget their state
+    .venv/bin/python tests/local/stack.py status        what runs; exit status 1 unless both answer
+    .venv/bin/python tests/local/stack.py logs [NAME]   the last hour's log lines (of log groups like NAME)
+    .venv/bin/python tests/local/stack.py seed          what a new stack needs: the provider's plans and its API key
+    .venv/bin/python tests/local/stack.py stripe-stop   an outage of the payment provider; its state is kept
+    .venv/bin/python tests/local/stack.py stripe-start  ... and its end
+
+Logs, pid files and state are in target/local/. Settings, all by environment: FIELDSTATION_AWS_PORT (4566),
+FIELDSTATION_STRIPE_PORT (8420), FIELDSTATION_LOCAL_DIR (target/local), and those of MiniStack in PASSED_ON.
+"""
+
+import argparse
+import json
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCAL = Path(os.environ.get("FIELDSTATION_LOCAL_DIR", ROOT / "target" / "local")).resolve()
+TMP = LOCAL / "tmp"  # MiniStack unpacks the functions here
+STRIPE_STATE = LOCAL / "localstripe.pickle"
+PYTHON = ROOT / ".venv" / "bin" / "python"
+HOST = "127.0.0.1"
+REGION = "us-east-1"
+ALIAS = "live"  # AutoPublishAlias of the template
+WAIT_SECONDS = 60
+STRIPE_KEY = "sk_test_local"
+PLANS = {"community": 0, "standard": 4900, "professional": 14900}  # cents a month
+
+# MiniStack hands its own environment on to every function, so it gets a small one. These may be set from outside:
+PASSED_ON = (
+    "PATH", "HOME", "LANG", "LC_ALL",
+    "LOG_LEVEL", "AUTH", "SFN_WAIT_SCALE", "LAMBDA_ASYNC_RETRY_BASE_SECONDS", "LAMBDA_WARM_TTL_SECONDS",
+)
+
+
+class Server:
+    """A background process in a session of its own, known by its pid file."""
+
+    def __init__(self, name, port_variable, default_port, health_path):
+        self.name = name
+        self.port_variable = port_variable
+        self.port = int(os.environ.get(port_variable, default_port))
+        self.url = f"http://{HOST}:{self.port}"
+        self.health_url = self.url + health_path
+        self.pid_file = LOCAL / f"{name}.pid"
+        self.log_file = LOCAL / f"{name}.log"
+
+    def command(self):
+        return [str(PYTHON), str(Path(__file__).resolve()), "serve", self.name]
+
+    def environment(self):
+        passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        if self.name == "localstripe":
+            return passed_on | {self.port_variable: str(self.port), "FIELDSTATION_LOCAL_DIR": str(LOCAL)}
+        return passed_on | {
+            "BIND_HOST": HOST,
+            "GATEWAY_PORT": str(self.port),
+            "MINISTACK_REGION": REGION,
+            "TMPDIR": str(TMP),
+            # The functions call the emulator, and find nobody's real credentials.
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def group(self):
+        """The live processes of this server: the one started here and, of MiniStack, its functions.
+
+        A process counts only if its command line is of this checkout: a pid file may be old, and its number reused.
+        """
+        try:
+            leader = int(self.pid_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return []
+        return [
+            pid for pid, group, command in processes()
+            if group == leader and (str(ROOT) in command or str(LOCAL) in command)
+        ]
+
+    def running(self):
+        members = self.group()
+        return bool(members) and int(self.pid_file.read_text()) in members
+
+    def healthy(self):
+        try:
+            with urllib.request.urlopen(self.health_url, timeout=2):
+                return True
+        except urllib.error.HTTPError as error:
+            return error.code < 500
+        except OSError:
+            return False
+
+    def start(self):
+        if self.running() and self.healthy():
+            print(f"{self.name} runs already at {self.url}")
+            return
+        self.stop()
+        self.require_free_port()
+        LOCAL.mkdir(parents=True, exist_ok=True)
+        TMP.mkdir(exist_ok=True)
+        with open(self.log_file, "ab") as log:
+            process = subprocess.Popen(
+                self.command(), cwd=LOCAL, env=self.environment(), start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            )
+        self.pid_file.write_text(str(process.pid))
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not self.healthy():
+            if process.poll() is not None:
+                sys.exit(f"{self.name} ended with status {process.returncode}; see {self.log_file}")
+            if time.monotonic() > deadline:
+                self.stop()
+                sys.exit(f"{self.name} did not answer at {self.health_url} in {WAIT_SECONDS} s; see {self.log_file}")
+            time.sleep(0.1)
+        print(f"{self.name} runs at {self.url}; log: {self.log_file}")
+
+    def stop(self):
+        for sign, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
+            deadline = time.monotonic() + seconds
+            for pid in self.group():
+                kill(pid, sign)
+            while self.group() and time.monotonic() < deadline:
+                time.sleep(0.05)
+        if left := self.group():
+            sys.exit(f"{self.name} could not be stopped: processes {left} are still there")
+        self.pid_file.unlink(missing_ok=True)
+
+    def require_free_port(self):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, self.port))
+            except OSError as error:
+                sys.exit(
+                    f"Port {self.port}, needed by {self.name}, can't be used ({error.strerror}): {holder(self.port)}.\n"
+                    f"Stop that process, or choose another port with {self.port_variable}=<port>."
+                )
+
+
+MINISTACK = Server("ministack", "FIELDSTATION_AWS_PORT", 4566, "/_ministack/health")
+STRIPE = Server("localstripe", "FIELDSTATION_STRIPE_PORT", 8420, "/")
+
+
+def processes():
+    """(pid, process group, command line) of every process that can be seen and has not ended."""
+    if not Path("/proc/self/stat").exists():
+        ps = ["ps", "-A", "-o", "pid=,pgid=,stat=,command="]
+        listing = subprocess.run(ps, capture_output=True, text=True, check=True)
+        for line in listing.stdout.splitlines():
+            pid, group, state, command = line.split(None, 3)
+            if not state.startswith("Z"):
+                yield int(pid), int(group), command
+        return
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue  # it ended meanwhile
+        if state != "Z":
+            yield int(entry.name), int(group), command
+
+
+def kill(pid, sign):
+    try:
+        os.kill(pid, sign)
+    except ProcessLookupError:
+        pass
+
+
+def holder(port):
+    """Who listens on a port, in words."""
+    try:
+        listing = subprocess.run(
+            ["lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-Fpc"], capture_output=True, text=True
+        ).stdout.splitlines()
+        pids = [line[1:] for line in listing if line.startswith("p")]
+    except FileNotFoundError:
+        pids = [str(pid) for pid in holders_by_proc(port)]
+    commands = {str(pid): command for pid, _, command in processes()}
+    known = [f"process {pid} ({commands.get(pid, '?').strip()[:120]}) listens on it" for pid in pids]
+    return " and ".join(known) or "another process, which this user may not see, listens on it"
+
+
+def holders_by_proc(port):
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        if Path(table).exists():
+            rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
+            inodes |= {row[9] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            target = os.readlink(descriptor)
+        except OSError:
+            continue
+        if target.startswith("socket:[") and target[8:-1] in inodes:
+            yield int(descriptor.parts[2])
+
+
+def up():
+    if not PYTHON.exists():
+        sys.exit(f"{PYTHON} is missing: run `make setup` first.")
+    if not MINISTACK.running():
+        down(quiet=True)  # what a crash left behind
+        for server in (MINISTACK, STRIPE):
+            server.log_file.unlink(missing_ok=True)
+    MINISTACK.start()
+    STRIPE.start()
+
+
+def down(quiet=False):
+    for server in (MINISTACK, STRIPE):
+        server.stop()
+    shutil.rmtree(TMP, ignore_errors=True)
+    STRIPE_STATE.unlink(missing_ok=True)
+    if not quiet:
+        print(f"The local stack is stopped; its logs stay in {LOCAL}")
+
+
+def status():
+    answers = []
+    for server in (MINISTACK, STRIPE):
+        members = server.group()
+        answers.append(bool(members) and server.healthy())
+        what = f"runs at {server.url} ({len(members)} processes)" if answers[-1] else "does not run"
+        print(f"{server.name} {what}; log: {server.log_file}")
+    sys.exit(0 if all(answers) else 1)
+
+
+def logs(name, minutes):
+    import boto3
+
+    client = boto3.client(
+        "logs", endpoint_url=MINISTACK.url, region_name=REGION,
+        aws_access_key_id="test", aws_secret_access_key="test",
+    )
+    since = int((time.time() - minutes * 60) * 1000)
+    events = []
+    for page in client.get_paginator("describe_log_groups").paginate():
+        for group in page["logGroups"]:
+            if name not in group["logGroupName"]:
+                continue
+            for found in client.get_paginator("filter_log_events").paginate(
+                logGroupName=group["logGroupName"], startTime=since
+            ):
+                events += [(event["timestamp"], group["logGroupName"], event["message"]) for event in found["events"]]
+    for when, group, message in sorted(events, key=lambda event: event[0]):
+        at = time.strftime("%H:%M:%S", time.localtime(when / 1000))
+        print(f"{at}.{when % 1000:03} {group.rpartition('/')[2]}: {message.rstrip()}")
+    if not events:
+        print(f"No log lines of the last {minutes} minutes in a log group whose name has {name!r}.", file=sys.stderr)
+
+
+def seed(stack):
+    """The plans at the payment provider, and its key in the deployed stack's secret. Again: no change."""
+    import boto3
+
+    for plan, cents in PLANS.items():
+        form = {
+            "id": f"fieldstation-{plan}", "amount": cents, "currency": "eur", "interval": "month",
+            "product[name]": f"Fieldstation {plan}",
+        }
+        request = urllib.request.Request(
+            f"{STRIPE.url}/v1/plans", data=urllib.parse.urlencode(form).encode(),
+            headers={"Authorization": f"Bearer {STRIPE_KEY}"},
+        )
+        try:
+            urllib.request.urlopen(request, timeout=5).close()
+        except urllib.error.HTTPError as error:
+            if error.code != 409:  # 409: it is there
+                raise
+    session = boto3.Session(aws_access_key_id="test", aws_secret_access_key="test", region_name=REGION)
+    stacks = session.client("cloudformation", endpoint_url=MINISTACK.url)
+    outputs = stacks.describe_stacks(StackName=stack)["Stacks"][0]["Outputs"]
+    secret = next(output["OutputValue"] for output in outputs if output["OutputKey"] == "StripeSecretArn")
+    secrets = session.client("secretsmanager", endpoint_url=MINISTACK.url)
+    secrets.put_secret_value(SecretId=secret, SecretString=STRIPE_KEY)
+    print(f"{stack}: the provider has the plans, the stack has its key")
+
+
+def serve_ministack():
+    """MiniStack 1.5.33 calls the function of an EventBridge rule once and forgets the call, and of an asynchronous
+    Invoke it knows no failure destination but that of the unqualified function. So it is started from here, with both
+    as they are on AWS: the call is retried, and then goes to the failure destination of the alias."""
+    from ministack import app
+    from ministack.services import eventbridge, lambda_svc
+
+    retry = lambda_svc.invoke_async_with_retry
+
+    def invoke(function, event):
+        known = lambda_svc._functions.get(function["config"]["FunctionName"]) or {}
+        settings = (known.get("event_invoke_configs") or {}).get(ALIAS)
+        retry({**function, "event_invoke_config": settings} if settings else function, event)
+
+    def invoke_by_rule(arn, payload):
+        function, config, name = lambda_svc._get_func_record_for_ref(arn)
+        if function is None:
+            eventbridge.logger.warning("EventBridge: function %s not found", name)
+        else:
+            invoke(lambda_svc._execution_record_for_config(function, config), json.loads(payload))
+
+    lambda_svc.invoke_async_with_retry = invoke
+    eventbridge._dispatch_to_lambda = invoke_by_rule
+    sys.argv = ["ministack"]
+    app.main()
+
+
+def serve_localstripe():
+    """localstripe itself listens on every interface and keeps its state in /tmp; so it is started from here."""
+    from aiohttp import web
+    from localstripe import resources, server
+
+    resources.Store.dump_to_disk = lambda store: None  # once, at the end, and not at every change
+    if STRIPE_STATE.exists():
+        server.store.update(pickle.loads(STRIPE_STATE.read_bytes()))
+    web.run_app(server.app, host=HOST, port=STRIPE.port)  # returns on SIGTERM
+    STRIPE_STATE.write_bytes(pickle.dumps(dict(server.store)))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in ("up", "down", "status", "stripe-stop", "stripe-start"):
+        commands.add_parser(command)
+    logs_parser = commands.add_parser("logs")
+    logs_parser.add_argument("name", nargs="?", default="")
+    logs_parser.add_argument("--minutes", type=int, default=60)
+    seed_parser = commands.add_parser("seed")
+    seed_parser.add_argument("stack", nargs="?", default=os.environ.get("FIELDSTATION_STACK", "fieldstation-local"))
+    commands.add_parser("serve").add_argument("name", choices=("ministack", "localstripe"))
+    arguments = parser.parse_args()
+    match arguments.command:
+        case "up":
+            up()
+        case "down":
+            down()
+        case "status":
+            status()
+        case "logs":
+            logs(arguments.name, arguments.minutes)
+        case "seed":
+            seed(arguments.stack)
+        case "stripe-stop":
+            STRIPE.stop()
+            print("localstripe is stopped; its state is kept")
+        case "stripe-start":
+            STRIPE.start()
+        case "serve" if arguments.name == "ministack":
+            serve_ministack()
+        case "serve":
+            serve_localstripe()
+
+
+if __name__ == "__main__":
+    main()
