@@ -29,7 +29,10 @@ enum Decision {
     /// Nothing is watched: only fence off what may come late.
     Fence,
     /// Remove what is.
-    Remove { from: &'static str, sequence: u64 },
+    Remove {
+        from: &'static str,
+        sequence: u64,
+    },
     Already,
 }
 
@@ -57,7 +60,8 @@ impl Step for RemoveAlerting {
         let key = AlertingRow::key(alerting_id);
         let there: Option<AlertingRow> = self.alerting.get(&key).await?;
 
-        let tombstone = |sequence| AlertingRow { saga, state: Alerting::Removed, sequence, at: now };
+        let tombstone =
+            |sequence| AlertingRow { saga, state: Alerting::Removed, sequence, at: now };
         let mut undoing = Transaction::on(&self.alerting);
         match decide(there.as_ref()) {
             Decision::Already => return Ok(Reply { alerting_id }),

@@ -4,9 +4,7 @@
 //! (from now on no initialization can commit), the provider is cleaned, the tombstone and the event
 //! commit.
 
-use contracts::{
-    OnboardingId, Saga, SubscriptionId, Timestamp, events::SubscriptionCancelled,
-};
+use contracts::{OnboardingId, Saga, SubscriptionId, Timestamp, events::SubscriptionCancelled};
 use lambda::Step;
 use serde::Serialize;
 use store::{Commit, Idempotency, NewEvent, Outbox, Table, Transaction};
@@ -40,11 +38,17 @@ pub struct Reply {
 #[derive(Debug, PartialEq)]
 enum Decision {
     /// Fence first; then there is something to clean at the provider.
-    Fence { from: Option<&'static str>, fenced: SubscriptionRow },
+    Fence {
+        from: Option<&'static str>,
+        fenced: SubscriptionRow,
+    },
     /// The fence stands: clean, then bury.
     CleanUp(SubscriptionRow),
     /// Nothing is at the provider: only the tombstone is missing.
-    Bury { from: Option<&'static str>, sequence: u64 },
+    Bury {
+        from: Option<&'static str>,
+        sequence: u64,
+    },
     Already,
 }
 
@@ -75,9 +79,7 @@ fn decide(
         Subscription::Active { customer_id, provider_subscription_id, .. } => {
             fence(Some(from), row.sequence, Some(customer_id), Some(provider_subscription_id))
         }
-        Subscription::Failed { .. } => {
-            Decision::Bury { from: Some(from), sequence: row.sequence }
-        }
+        Subscription::Failed { .. } => Decision::Bury { from: Some(from), sequence: row.sequence },
         Subscription::Cancelling { .. } => Decision::CleanUp(row),
         Subscription::Cancelled => Decision::Already,
     }
@@ -109,16 +111,14 @@ impl Step for CancelSubscription {
             Decision::CleanUp(fenced) => self.clean_up(saga, fenced).await?,
         };
 
-        let tombstone =
-            SubscriptionRow { saga, state: Subscription::Cancelled, sequence, at: now };
+        let tombstone = SubscriptionRow { saga, state: Subscription::Cancelled, sequence, at: now };
         let mut burying = Transaction::on(&self.billing);
         burying = match from {
             None => burying.create(&self.billing, &key, &tombstone),
             Some(from) => burying.replace(&self.billing, &key, &tombstone, from),
         };
         if let Some(provider_subscription_id) = event_of {
-            let event =
-                SubscriptionCancelled { site_id: saga.site_id, provider_subscription_id };
+            let event = SubscriptionCancelled { site_id: saga.site_id, provider_subscription_id };
             burying = burying
                 .event(&self.outbox, NewEvent::of(saga, subscription_id, sequence, now, event));
         }
@@ -166,7 +166,8 @@ impl CancelSubscription {
         fenced: SubscriptionRow,
     ) -> Result<(Option<&'static str>, Option<String>, u64), BillingError> {
         let from = fenced.state.name();
-        let Subscription::Cancelling { customer_id, provider_subscription_id } = fenced.state else {
+        let Subscription::Cancelling { customer_id, provider_subscription_id } = fenced.state
+        else {
             return Err(BillingError::Busy(SubscriptionId::of(saga.onboarding_id)));
         };
         let noted = self.unfinished(saga).await?.and_then(|checkpoint| checkpoint.customer_id);

@@ -17,7 +17,7 @@ use tracing::Span;
 
 /// The message attribute that counts how often a command went back to the queue.
 const ATTEMPT: &str = "attempt";
-const LONGEST_DELAY: Duration = Duration::from_secs(300);
+const LONGEST_DELAY: Duration = Duration::from_mins(5);
 
 /// A step behind a queue.
 #[derive(Debug)]

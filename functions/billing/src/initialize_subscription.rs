@@ -159,7 +159,9 @@ impl InitializeSubscription {
                 Ok(Paid::No(Refusal::CardDeclined { message }))
             }
             // Nothing of ours is amiss at this point but the payment method.
-            StripeError::Rejected { status: 400 | 404, code, message } if is_about_method(&message, &method) => {
+            StripeError::Rejected { status: 400 | 404, code, message }
+                if is_about_method(&message, &method) =>
+            {
                 tracing::info!(?code, "the payment method is none");
                 Ok(Paid::No(Refusal::InvalidInput { message }))
             }
@@ -192,7 +194,8 @@ impl InitializeSubscription {
         let customer = if let Some(customer) = customer_id {
             customer
         } else {
-            let customer = stripe.create_customer(&command.name, &metadata, key("customer")).await?;
+            let customer =
+                stripe.create_customer(&command.name, &metadata, key("customer")).await?;
             self.note(lock, Checkpoint { customer_id: Some(customer.clone()), generation }).await?;
             customer
         };

@@ -120,7 +120,11 @@ impl Prices {
             if prices.get(plan.name()).is_none_or(String::is_empty) {
                 return Err(ConfigError {
                     name: variable,
-                    problem: format!("has no price for {}: write {}=price_...", plan.name(), plan.name()),
+                    problem: format!(
+                        "has no price for {}: write {}=price_...",
+                        plan.name(),
+                        plan.name()
+                    ),
                 });
             }
         }

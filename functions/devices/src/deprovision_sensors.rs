@@ -29,7 +29,11 @@ enum Decision {
     /// There are none: only fence off what may come late.
     Fence,
     /// Retire these.
-    Deprovision { from: &'static str, sequence: u64, sensor_ids: Vec<SensorId> },
+    Deprovision {
+        from: &'static str,
+        sequence: u64,
+        sensor_ids: Vec<SensorId>,
+    },
     Already,
 }
 

@@ -71,7 +71,7 @@ impl Publisher {
         while !lanes.is_empty() {
             if deadline.passed() {
                 for lane in lanes.drain(..) {
-                    give_up(lane, "the time ran out", false, &mut unpublished);
+                    give_up(&lane, "the time ran out", false, &mut unpublished);
                 }
                 break;
             }
@@ -104,7 +104,7 @@ impl Publisher {
             for (index, end) in done.into_iter().rev() {
                 let lane = lanes.remove(index);
                 if let Some((reason, permanent)) = end {
-                    give_up(lane, &reason, permanent, &mut unpublished);
+                    give_up(&lane, &reason, permanent, &mut unpublished);
                 }
             }
             // Lanes that were not at the head of the queue are next.
@@ -223,7 +223,9 @@ impl Answer {
         let Some(code) = entry.error_code() else { return Self::Taken };
         let reason = format!("{code}: {}", entry.error_message().unwrap_or_default());
         match code {
-            "MalformedDetail" | "InvalidArgument" | "NotAuthorizedForSource"
+            "MalformedDetail"
+            | "InvalidArgument"
+            | "NotAuthorizedForSource"
             | "NotAuthorizedForDetailType" => Self::Never(reason),
             _ => Self::Later(reason),
         }
@@ -275,7 +277,7 @@ fn heads(lanes: &[Lane]) -> usize {
     fit.count().max(1)
 }
 
-fn give_up(lane: Lane, reason: &str, permanent: bool, unpublished: &mut Vec<Unpublished>) {
+fn give_up(lane: &Lane, reason: &str, permanent: bool, unpublished: &mut Vec<Unpublished>) {
     for (index, row) in lane.rows.iter().enumerate() {
         unpublished.push(match index {
             0 => Unpublished { event: event_key(row), reason: reason.to_owned(), permanent },

@@ -10,10 +10,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use store::{StoreError, UNPUBLISHED_SHARDS};
 
-use crate::{EventsError, publisher::{EventKey, Publisher}};
+use crate::{
+    EventsError,
+    publisher::{EventKey, Publisher},
+};
 
 /// Younger events are still on their way through the stream.
-const GRACE: Duration = Duration::from_secs(60);
+const GRACE: Duration = Duration::from_mins(1);
 /// So many of a shard at a time; the next minute takes the next ones.
 const LARGEST_SWEEP: i32 = 100;
 

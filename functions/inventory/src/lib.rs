@@ -131,9 +131,7 @@ pub enum InventoryError {
 fn list(shortages: &[Shortage]) -> String {
     let each: Vec<_> = shortages
         .iter()
-        .map(|short| {
-            format!("{} of {} for {}", short.available, short.requested, short.metric)
-        })
+        .map(|short| format!("{} of {} for {}", short.available, short.requested, short.metric))
         .collect();
     each.join(", ")
 }

@@ -33,7 +33,11 @@ enum Decision {
     /// Nothing was set aside: only fence off what may come late.
     Fence,
     /// Close the row; put these kits back.
-    Release { from: &'static str, sequence: u64, kits: Vec<Kits> },
+    Release {
+        from: &'static str,
+        sequence: u64,
+        kits: Vec<Kits>,
+    },
     Already,
 }
 
@@ -41,9 +45,7 @@ fn decide(there: Option<ReservationRow>) -> Decision {
     let Some(row) = there else { return Decision::Fence };
     let (from, sequence) = (row.state.name(), row.sequence);
     match row.state {
-        Reservation::Reserved { kits } => {
-            Decision::Release { from, sequence: sequence + 1, kits }
-        }
+        Reservation::Reserved { kits } => Decision::Release { from, sequence: sequence + 1, kits },
         Reservation::Refused { .. } => Decision::Release { from, sequence, kits: Vec::new() },
         Reservation::Released => Decision::Already,
     }
@@ -72,8 +74,7 @@ impl Step for ReleaseKits {
                 releasing = releasing.create(&self.inventory, &key, &released(0));
             }
             Decision::Release { from, sequence, kits } => {
-                releasing =
-                    releasing.replace(&self.inventory, &key, &released(sequence), from);
+                releasing = releasing.replace(&self.inventory, &key, &released(sequence), from);
                 for kit in &kits {
                     releasing = releasing.update(
                         &self.inventory,

@@ -93,7 +93,8 @@ impl Step for ReserveKits {
 
         let row = |state| ReservationRow { saga, state, sequence: 1, at: now };
         let reserved = row(Reservation::Reserved { kits: kits.clone() });
-        let mut reserving = Transaction::on(&self.inventory).create(&self.inventory, &key, &reserved);
+        let mut reserving =
+            Transaction::on(&self.inventory).create(&self.inventory, &key, &reserved);
         for kit in &kits {
             reserving = reserving.update(
                 &self.inventory,

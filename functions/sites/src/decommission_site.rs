@@ -4,6 +4,7 @@
 use aws_sdk_sfn::{
     Client,
     error::{DisplayErrorContext, SdkError},
+    operation::start_execution::StartExecutionError,
 };
 use contracts::{OnboardingId, SiteId};
 use lambda::http::{Answer, Problem, Request};
@@ -79,8 +80,9 @@ impl DecommissionSite {
             .send()
             .await;
         if let Err(error) = started {
-            let exists =
-                error.as_service_error().is_some_and(|error| error.is_execution_already_exists());
+            let exists = error
+                .as_service_error()
+                .is_some_and(StartExecutionError::is_execution_already_exists);
             if !exists {
                 return Err(teardown_error(&error));
             }

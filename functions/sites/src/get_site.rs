@@ -22,6 +22,7 @@ pub struct GetSite {
 }
 
 /// The answer of `GET /sites/{siteId}`.
+#[expect(clippy::struct_field_names, reason = "the wire's names")]
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Site {
@@ -42,6 +43,7 @@ struct SiteSensor {
     unit: String,
 }
 
+#[expect(clippy::struct_field_names, reason = "the wire's names")]
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Onboarding {
@@ -59,8 +61,13 @@ struct OnboardingStep {
 }
 
 /// The saga's steps in their order.
-const STEPS: [&str; 5] =
-    ["ReserveKits", "ProvisionSensors", "InitializeSubscription", "ConfigureAlerting", "ActivateSite"];
+const STEPS: [&str; 5] = [
+    "ReserveKits",
+    "ProvisionSensors",
+    "InitializeSubscription",
+    "ConfigureAlerting",
+    "ActivateSite",
+];
 
 impl Site {
     fn of(site_id: SiteId, row: SiteRow, heard: Vec<StepRow>) -> Self {
@@ -185,36 +192,30 @@ impl GetSite {
         let start = query.next.map(|next| {
             next.into_iter().map(|(name, value)| (name, AttributeValue::S(value))).collect()
         });
-        let (items, last) = match query.status {
-            Some(status) => {
-                let answer = client
-                    .query()
-                    .table_name(self.sites.name())
-                    .index_name("byStatus")
-                    .key_condition_expression("#status = :status")
-                    .expression_attribute_names("#status", "status")
-                    .expression_attribute_values(
-                        ":status",
-                        AttributeValue::S(status.name().to_owned()),
-                    )
-                    .limit(query.limit)
-                    .set_exclusive_start_key(start)
-                    .send()
-                    .await?;
-                (answer.items, answer.last_evaluated_key)
-            }
-            // The index is sparse: only the sites' own rows have a status and a createdAt.
-            None => {
-                let answer = client
-                    .scan()
-                    .table_name(self.sites.name())
-                    .index_name("byStatus")
-                    .limit(query.limit)
-                    .set_exclusive_start_key(start)
-                    .send()
-                    .await?;
-                (answer.items, answer.last_evaluated_key)
-            }
+        let (items, last) = if let Some(status) = query.status {
+            let answer = client
+                .query()
+                .table_name(self.sites.name())
+                .index_name("byStatus")
+                .key_condition_expression("#status = :status")
+                .expression_attribute_names("#status", "status")
+                .expression_attribute_values(":status", AttributeValue::S(status.name().to_owned()))
+                .limit(query.limit)
+                .set_exclusive_start_key(start)
+                .send()
+                .await?;
+            (answer.items, answer.last_evaluated_key)
+        } else {
+            // The index is sparse: only the sites' own rows have a createdAt.
+            let answer = client
+                .scan()
+                .table_name(self.sites.name())
+                .index_name("byStatus")
+                .limit(query.limit)
+                .set_exclusive_start_key(start)
+                .send()
+                .await?;
+            (answer.items, answer.last_evaluated_key)
         };
         let sites = items.unwrap_or_default().into_iter().map(read).collect::<Result<_, _>>()?;
         Ok(Page { sites, next: last.map(token) })
@@ -253,36 +254,15 @@ fn query(request: &Request) -> Result<Query, Problem> {
     let mut query = Query { status: None, limit: DEFAULT_LIMIT, next: None };
     let mut errors = Vec::new();
     for (name, value) in request.query_string_parameters.iter() {
-        let message = match name {
-            "status" => match Status::ALL.into_iter().find(|status| status.name() == value) {
-                Some(status) => {
-                    query.status = Some(status);
-                    continue;
-                }
-                None => {
-                    let names = Status::ALL.map(Status::name).join(", ");
-                    format!("is {value:?}; give one of {names}")
-                }
-            },
-            "limit" => match value.parse() {
-                Ok(limit) if (1..=LARGEST_LIMIT).contains(&limit) => {
-                    query.limit = limit;
-                    continue;
-                }
-                _ => format!("is {value:?}; give a number from 1 to {LARGEST_LIMIT}"),
-            },
-            "next" => match key_of(value) {
-                Some(key) => {
-                    query.next = Some(key);
-                    continue;
-                }
-                None => "is not a token of ours; give the previous page's `next` unchanged, or \
-                         leave it out to start over"
-                    .to_owned(),
-            },
-            _ => "is not known; give status, limit or next".to_owned(),
+        let read = match name {
+            "status" => status(value).map(|status| query.status = Some(status)),
+            "limit" => limit(value).map(|limit| query.limit = limit),
+            "next" => next(value).map(|next| query.next = Some(next)),
+            _ => Err("is not known; give status, limit or next".to_owned()),
         };
-        errors.push(FieldError { field: format!("query {name}"), message });
+        if let Err(message) = read {
+            errors.push(FieldError { field: format!("query {name}"), message });
+        }
     }
     if let (Some(status), Some(next)) = (query.status, &query.next)
         && next["status"] != status.name()
@@ -293,4 +273,26 @@ fn query(request: &Request) -> Result<Query, Problem> {
         });
     }
     if errors.is_empty() { Ok(query) } else { Err(Problem::invalid(errors)) }
+}
+
+fn status(value: &str) -> Result<Status, String> {
+    Status::ALL.into_iter().find(|status| status.name() == value).ok_or_else(|| {
+        format!("is {value:?}; give one of {}", Status::ALL.map(Status::name).join(", "))
+    })
+}
+
+fn limit(value: &str) -> Result<i32, String> {
+    value
+        .parse()
+        .ok()
+        .filter(|limit| (1..=LARGEST_LIMIT).contains(limit))
+        .ok_or_else(|| format!("is {value:?}; give a number from 1 to {LARGEST_LIMIT}"))
+}
+
+fn next(value: &str) -> Result<HashMap<String, String>, String> {
+    key_of(value).ok_or_else(|| {
+        "is not a token of ours; give the previous page's `next` unchanged, or leave it out to \
+         start over"
+            .to_owned()
+    })
 }

@@ -66,10 +66,7 @@ impl Registrar {
 
         let commit = Transaction::on(&self.sites)
             .create(&self.sites, &SiteRow::key(site_id), &row)
-            .event(
-                &self.outbox,
-                NewEvent::of(saga, site_id, row.sequence, now, created),
-            )
+            .event(&self.outbox, NewEvent::of(saga, site_id, row.sequence, now, created))
             .commit()
             .await?;
         let registered = Registered { site_id, onboarding_id };

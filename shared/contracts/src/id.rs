@@ -149,8 +149,8 @@ mod tests {
         let site = SiteId::registered("http", "key-1");
         assert_eq!(site, SiteId::registered("http", "key-1"));
         // Pinned: a changed derivation would onboard a retried request a second time.
-        assert_eq!(site.to_string(), "SITE_ID_PIN");
-        assert_eq!(OnboardingId::of(site).to_string(), "ONBOARDING_ID_PIN");
+        assert_eq!(site.to_string(), "55115657-a433-553f-959b-29ae8465145d");
+        assert_eq!(OnboardingId::of(site).to_string(), "22e2ae1b-16bd-5ab3-a538-7df102033bfe");
     }
 
     #[test]
@@ -160,9 +160,6 @@ mod tests {
         assert_ne!(SiteId::registered("a", "b/c"), SiteId::registered("a/b", "c"));
         let onboarding = OnboardingId::of(site);
         assert_ne!(SensorId::of(onboarding, 0), SensorId::of(onboarding, 1));
-        assert_ne!(
-            ReservationId::of(onboarding).uuid(),
-            SubscriptionId::of(onboarding).uuid()
-        );
+        assert_ne!(ReservationId::of(onboarding).uuid(), SubscriptionId::of(onboarding).uuid());
     }
 }

@@ -78,7 +78,7 @@ pub async fn each<R, I>(
     failed
 }
 
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
         .copied()
@@ -93,9 +93,10 @@ pub async fn serve_queue(
     let work = &work;
     serve_raw(async |payload, deadline| {
         let batch: SqsEvent = decode(payload.get())?;
-        let records = batch.records.into_iter().map(|message| {
-            (message.message_id.clone().unwrap_or_default(), message)
-        });
+        let records = batch
+            .records
+            .into_iter()
+            .map(|message| (message.message_id.clone().unwrap_or_default(), message));
         let failed = each(records, deadline, async |message| Box::pin(work(message)).await).await;
         metrics::counter!("BatchItemFailures").increment(failed.len() as u64);
         let mut answer = SqsBatchResponse::default();
@@ -117,16 +118,14 @@ mod tests {
     use super::*;
 
     async fn run(left: Duration) -> HashMap<u32, String> {
-        let failed = each((0..5).map(|n| (n, n)), Deadline::after(left), async |n| {
-            match n {
-                1 => Err("broken".to_owned()),
-                2 => panic!("boom"),
-                3 => {
-                    tokio::time::sleep(Duration::from_secs(5)).await;
-                    Ok(())
-                }
-                _ => Ok(()),
+        let failed = each((0..5).map(|n| (n, n)), Deadline::after(left), async |n| match n {
+            1 => Err("broken".to_owned()),
+            2 => panic!("boom"),
+            3 => {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                Ok(())
             }
+            _ => Ok(()),
         })
         .await;
         failed.into_iter().map(|failed| (failed.id, failed.reason)).collect()

@@ -116,3 +116,60 @@ impl From<Failure> for Diagnostic {
         Self { error_type: failure.kind.name().to_owned(), error_message: failure.message }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use contracts::inbound::SiteRegistration;
+
+    use super::*;
+
+    fn refused(json: &str) -> (String, String) {
+        let error = decode::<SiteRegistration>(json).expect_err("wrong input");
+        (error.at, error.problem)
+    }
+
+    #[test]
+    fn input_that_does_not_read_is_named_by_its_field() {
+        let body = |sensor: &str| {
+            format!(
+                r#"{{"name": "n", "operator": "o", "plan": "standard", "paymentMethod": "pm",
+                    "location": {{"latitude": 1, "longitude": 2, "elevationM": 3}},
+                    "sensors": [{{"metric": "water_turbidity", "unit": "[NTU]"}}, {sensor}]}}"#
+            )
+        };
+        for (json, at, problem) in [
+            ("", ".", "EOF while parsing"),
+            ("[]", ".", "invalid length 0"),
+            (r#"{"name": 1}"#, "name", "invalid type: integer `1`, expected a string"),
+            (r#"{"name": "n"}"#, ".", "missing field `operator`"),
+            (&body(r#"{"unit": "K"}"#), "sensors[1]", "missing field `metric`"),
+            (&body(r#"{"metric": "heat"}"#), "sensors[1].metric", "unknown variant `heat`"),
+            (&body(r#"{"units": "K"}"#), "sensors[1].units", "unknown field `units`"),
+            (&format!("{} x", body(r#"{"metric": "water_turbidity", "unit": "[NTU]"}"#)), ".", "trailing"),
+        ] {
+            let (found, told) = refused(json);
+            assert_eq!(found, at, "{json}: {told}");
+            assert!(told.starts_with(problem), "{json}: {told}");
+        }
+    }
+
+    #[test]
+    fn lambda_is_told_the_name_and_the_message() {
+        let input = InvalidInput { at: "a.b".to_owned(), problem: "is wrong".to_owned() };
+        let diagnostic = Diagnostic::from(Failure::from(input));
+        assert_eq!(diagnostic.error_type, "InvalidInput");
+        assert_eq!(diagnostic.error_message, "a.b: is wrong");
+    }
+
+    #[test]
+    fn only_what_passes_by_itself_is_transient() {
+        let text = String::new;
+        for (error, name) in [
+            (StoreError::Transient(text()), "Transient"),
+            (StoreError::Internal(text()), "Internal"),
+            (StoreError::Corrupt { row: text(), reason: text() }, "Internal"),
+        ] {
+            assert_eq!(error.kind().name(), name);
+        }
+    }
+}

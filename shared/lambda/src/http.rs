@@ -153,9 +153,7 @@ pub fn header<'a>(request: &'a Request, name: &str) -> Option<&'a str> {
 #[must_use]
 pub fn response(answer: Result<Answer, Problem>) -> ApiGatewayProxyResponse {
     let (status, kind, location, body) = match answer {
-        Ok(answer) => {
-            (answer.status, "application/json", answer.location, answer.body.to_string())
-        }
+        Ok(answer) => (answer.status, "application/json", answer.location, answer.body.to_string()),
         Err(problem) => {
             let body = serde_json::to_string(&problem).unwrap_or_else(|_| "{}".to_owned());
             (problem.status, "application/problem+json", None, body)
@@ -192,4 +190,95 @@ pub async fn serve_http(
         })))
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn request(body: &str) -> Request {
+        let mut request = Request::default();
+        request.body = Some(body.to_owned());
+        request
+    }
+
+    fn sent(answer: Result<Answer, Problem>) -> Value {
+        serde_json::to_value(response(answer)).expect("a response as JSON")
+    }
+
+    #[test]
+    fn a_problem_is_rfc_9457() {
+        let problem = Problem::from(InvalidInput {
+            at: "sensors[2].unit".to_owned(),
+            problem: "is missing".to_owned(),
+        });
+        let sent = sent(Err(problem));
+        assert_eq!(sent["statusCode"], 400);
+        assert_eq!(sent["headers"], json!({ "content-type": "application/problem+json" }));
+        let body: Value = serde_json::from_str(sent["body"].as_str().expect("text")).expect("JSON");
+        assert_eq!(
+            body,
+            json!({
+                "type": "urn:fieldstation:problem:invalid-request",
+                "title": "The request is not valid",
+                "status": 400,
+                "detail": "Correct sensors[2].unit and send the request again.",
+                "errors": [{ "field": "sensors[2].unit", "message": "is missing" }],
+            })
+        );
+    }
+
+    #[test]
+    fn input_that_is_wrong_as_a_whole_is_the_bodys_fault() {
+        let whole = InvalidInput { at: ".".to_owned(), problem: "EOF".to_owned() };
+        assert_eq!(Problem::from(whole).errors[0].field, "body");
+    }
+
+    #[test]
+    fn the_inside_of_a_fault_stays_inside() {
+        let inside = || "arn:aws:dynamodb:::table/T".to_owned();
+        for (fault, status) in [
+            (store::StoreError::Transient(inside()), 503),
+            (store::StoreError::Internal(inside()), 500),
+        ] {
+            let problem = Problem::of(&fault);
+            assert_eq!(problem.status, status);
+            assert!(!format!("{problem:?}").contains("arn:"), "{problem:?}");
+        }
+    }
+
+    #[test]
+    fn a_good_answer_has_its_headers() {
+        let answer = Answer::new(202, &json!({ "a": 1 })).expect("JSON").at("/sites/1".to_owned());
+        let sent = sent(Ok(answer));
+        assert_eq!(sent["statusCode"], 202);
+        assert_eq!(
+            sent["headers"],
+            json!({ "content-type": "application/json", "location": "/sites/1" })
+        );
+        assert_eq!(sent["body"], r#"{"a":1}"#);
+        assert_eq!(sent["isBase64Encoded"], false);
+    }
+
+    #[test]
+    fn a_body_is_taken_up_to_its_limit() {
+        assert_eq!(body(&request("1234"), 4), Ok("1234"));
+        assert_eq!(body(&Request::default(), 4), Ok(""));
+        assert_eq!(body(&request("12345"), 4).expect_err("too large").status, 413);
+        // Bytes, not characters.
+        assert_eq!(body(&request("ää1"), 4).expect_err("too large").status, 413);
+        let mut binary = request("1234");
+        binary.is_base64_encoded = true;
+        assert_eq!(body(&binary, 4).expect_err("binary").status, 400);
+    }
+
+    #[test]
+    fn a_header_is_found_whatever_its_case() {
+        let event = json!({ "headers": { "IDEMPOTENCY-key": "k" } });
+        let request: Request = serde_json::from_value(event).expect("a request");
+        assert_eq!(header(&request, "Idempotency-Key"), Some("k"));
+        assert_eq!(header(&request, "Other"), None);
+    }
 }

@@ -1,8 +1,9 @@
 //! One invocation: read the input, run the step within the deadline, name the error.
 
-use std::future::Future;
+use std::{future::Future, panic::AssertUnwindSafe};
 
 use contracts::{OnboardingId, Timestamp};
+use futures_util::FutureExt;
 use lambda_runtime::{LambdaEvent, service_fn};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
@@ -10,6 +11,7 @@ use tracing::{Instrument, Span, field::Empty, info_span};
 
 use crate::{
     Deadline, Error, Fault,
+    batch::panic_message,
     error::{ErrorKind, Failure, decode},
     telemetry,
 };
@@ -42,7 +44,9 @@ pub async fn serve_step<S: Step>(step: S) -> Result<(), Error> {
         if let Some(correlation) = S::correlation(&command) {
             Span::current().record("correlationId", tracing::field::display(correlation));
         }
-        match tokio::time::timeout(deadline.left(), Box::pin(step.run(command, Timestamp::now()))).await {
+        match tokio::time::timeout(deadline.left(), Box::pin(step.run(command, Timestamp::now())))
+            .await
+        {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(fault)) => Err(Failure::of(&fault)),
             // Answered while there still is someone to answer to; the effect may land or not.
@@ -65,7 +69,14 @@ pub async fn serve_raw<R: Serialize>(
         let span = info_span!("invocation", requestId = %request_id, correlationId = Empty);
         async move {
             // Boxed: the compiler's layout of what is nested in here has a depth limit.
-            let answer = Box::pin(handler(event.payload, Deadline::of(&event.context))).await;
+            let attempt = Box::pin(handler(event.payload, Deadline::of(&event.context)));
+            // A panic ends the invocation by a name of ours, not by that of a Rust type.
+            let answer = AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or_else(|panic| {
+                Err(Failure {
+                    kind: ErrorKind::Internal,
+                    message: format!("panicked: {}", panic_message(&*panic)),
+                })
+            });
             match &answer {
                 Ok(_) => tracing::info!("done"),
                 Err(failure) => tracing::error!(

@@ -10,8 +10,8 @@ static METRICS: OnceLock<&'static Collector> = OnceLock::new();
 /// Starts both. A second call changes nothing.
 pub(crate) fn start() {
     // Lambda sets the variable from the function's LoggingConfig.
-    let filter = EnvFilter::try_from_env("AWS_LAMBDA_LOG_LEVEL")
-        .unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter =
+        EnvFilter::try_from_env("AWS_LAMBDA_LOG_LEVEL").unwrap_or_else(|_| EnvFilter::new("info"));
     let logs = tracing_subscriber::fmt()
         .json()
         .flatten_event(true)

@@ -93,10 +93,8 @@ impl Table {
 }
 
 pub(crate) fn decode<R: DeserializeOwned>(key: &Key, item: Item) -> Result<R, StoreError> {
-    serde_dynamo::from_item(item).map_err(|reason| StoreError::Corrupt {
-        row: key.to_string(),
-        reason: reason.to_string(),
-    })
+    serde_dynamo::from_item(item)
+        .map_err(|reason| StoreError::Corrupt { row: key.to_string(), reason: reason.to_string() })
 }
 
 /// The row as DynamoDB's attributes, its key put in.

@@ -4,10 +4,13 @@ use std::{collections::HashMap, time::Duration};
 
 use aws_sdk_dynamodb::{
     Client,
-    operation::{put_item::PutItemError, transact_write_items::TransactWriteItemsError},
+    operation::{
+        put_item::PutItemError, transact_write_items::TransactWriteItemsError,
+        update_item::UpdateItemError,
+    },
     types::{
-        AttributeValue, CancellationReason, Delete, Put,
-        ReturnValuesOnConditionCheckFailure, TransactWriteItem, Update,
+        AttributeValue, CancellationReason, Delete, Put, ReturnValuesOnConditionCheckFailure,
+        TransactWriteItem, Update,
     },
 };
 use contracts::Event;
@@ -207,10 +210,13 @@ impl Transaction {
         let (keys, mut actions): (Vec<Key>, Vec<TransactWriteItem>) =
             self.actions.into_iter().unzip();
         // Alone, an action needs no transaction, and costs half the write units.
-        if let [TransactWriteItem { put: put @ Some(_), .. }] = actions.as_mut_slice()
-            && let Some(put) = put.take()
-        {
-            return put_alone(&self.client, keys, put).await;
+        if let ([key], [action]) = (keys.as_slice(), actions.as_mut_slice()) {
+            if let Some(put) = action.put.take() {
+                return put_alone(&self.client, key, put).await;
+            }
+            if let Some(update) = action.update.take() {
+                return update_alone(&self.client, key, update).await;
+            }
         }
         let mut conflicts = 0;
         loop {
@@ -220,10 +226,7 @@ impl Transaction {
                 .set_transact_items(Some(actions.clone()))
                 .send()
                 .await;
-            let error = match answer {
-                Ok(_) => return Ok(Commit::Done),
-                Err(error) => error,
-            };
+            let Err(error) = answer else { return Ok(Commit::Done) };
             let Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) =
                 error.as_service_error()
             else {
@@ -247,7 +250,7 @@ impl Transaction {
     }
 }
 
-async fn put_alone(client: &Client, keys: Vec<Key>, put: Put) -> Result<Commit, StoreError> {
+async fn put_alone(client: &Client, key: &Key, put: Put) -> Result<Commit, StoreError> {
     let answer = client
         .put_item()
         .table_name(put.table_name)
@@ -255,20 +258,38 @@ async fn put_alone(client: &Client, keys: Vec<Key>, put: Put) -> Result<Commit, 
         .set_condition_expression(put.condition_expression)
         .set_expression_attribute_names(put.expression_attribute_names)
         .set_expression_attribute_values(put.expression_attribute_values)
+        .set_return_values_on_condition_check_failure(put.return_values_on_condition_check_failure)
+        .send()
+        .await;
+    let Err(error) = answer else { return Ok(Commit::Done) };
+    match error.as_service_error() {
+        Some(PutItemError::ConditionalCheckFailedException(refused)) => {
+            Ok(Commit::Refused(Refused(vec![(key.clone(), refused.item.clone())])))
+        }
+        _ => Err(error.into()),
+    }
+}
+
+async fn update_alone(client: &Client, key: &Key, update: Update) -> Result<Commit, StoreError> {
+    let answer = client
+        .update_item()
+        .table_name(update.table_name)
+        .set_key(Some(update.key))
+        .update_expression(update.update_expression)
+        .set_condition_expression(update.condition_expression)
+        .set_expression_attribute_names(update.expression_attribute_names)
+        .set_expression_attribute_values(update.expression_attribute_values)
         .set_return_values_on_condition_check_failure(
-            put.return_values_on_condition_check_failure,
+            update.return_values_on_condition_check_failure,
         )
         .send()
         .await;
-    match answer {
-        Ok(_) => Ok(Commit::Done),
-        Err(error) => match error.as_service_error() {
-            Some(PutItemError::ConditionalCheckFailedException(refused)) => {
-                let row = refused.item.clone();
-                Ok(Commit::Refused(Refused(keys.into_iter().map(|key| (key, row.clone())).collect())))
-            }
-            _ => Err(error.into()),
-        },
+    let Err(error) = answer else { return Ok(Commit::Done) };
+    match error.as_service_error() {
+        Some(UpdateItemError::ConditionalCheckFailedException(refused)) => {
+            Ok(Commit::Refused(Refused(vec![(key.clone(), refused.item.clone())])))
+        }
+        _ => Err(error.into()),
     }
 }
 

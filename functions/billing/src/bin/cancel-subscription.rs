@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use billing::{
-    commands::Commands,
     cancel_subscription::CancelSubscription,
+    commands::Commands,
     provider::{KeySource, Prices, Provider},
 };
 use lambda::{Aws, Error, env, serve_queue};

@@ -6,5 +6,6 @@ use lambda::{Aws, Error, serve_step};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     let aws = Aws::start()?;
-    serve_step(DeprovisionSensors { devices: aws.table("DEVICES_TABLE")?, outbox: aws.outbox()? }).await
+    serve_step(DeprovisionSensors { devices: aws.table("DEVICES_TABLE")?, outbox: aws.outbox()? })
+        .await
 }

@@ -6,9 +6,6 @@ use sites::{import_site::ImportSite, registration::Registrar};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     let aws = Aws::start()?;
-    serve_step(ImportSite(Registrar {
-        sites: aws.table("SITES_TABLE")?,
-        outbox: aws.outbox()?,
-    }))
-    .await
+    serve_step(ImportSite(Registrar { sites: aws.table("SITES_TABLE")?, outbox: aws.outbox()? }))
+        .await
 }
