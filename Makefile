@@ -26,7 +26,7 @@ OVERRIDES := Architecture=$(ARCHITECTURE) LogRetentionDays=1 StripeApiBase=http:
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml samconfig.toml
 
-.PHONY: help demo test unit-test e2e-test check deny advisories up down deploy-local build-local logs setup require
+.PHONY: help demo test unit-test write-units e2e-test check deny advisories up down deploy-local build-local invoke local-env logs setup require
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,6 +40,9 @@ test: check unit-test e2e-test ## every test, installing what it needs
 
 unit-test: require ## units, steps against embedded DynamoDB, wire goldens
 	cargo test $(CARGO_FLAGS) --workspace --exclude tests
+
+write-units: require ## counts what an onboarding costs in DynamoDB, and writes it into docs/costs.md
+	UPDATE_DOCS=1 cargo test $(CARGO_FLAGS) -p testkit --test write_units -- --nocapture
 
 e2e-test: build-local ## the deployed local stack, from outside
 	@$(MAKE) --no-print-directory down deploy-local
@@ -81,6 +84,12 @@ build-local: .aws-sam/build/template.yaml ## builds every function, as `sam buil
 	@$(LOCAL_ENV) $(BIN)/sam build --config-env local --parameter-overrides Architecture=$(ARCHITECTURE) \
 	  > target/local/build.log 2>&1 \
 	  || { tail -n 40 target/local/build.log; echo "sam build failed; all of it is in target/local/build.log"; exit 1; }
+
+invoke: ## a deployed function with its sample event; NAME=<function>, such as create-site
+	@$(STACK) invoke $(NAME)
+
+local-env: ## the deployed functions' settings, for `sam local invoke --env-vars target/local/env.json`
+	@$(STACK) env
 
 logs: ## the functions' log lines of the last hour; NAME=<part of a function's name>
 	@$(STACK) logs $(NAME)

@@ -6,6 +6,8 @@
     .venv/bin/python tests/local/stack.py status        what runs; exit status 1 unless both answer
     .venv/bin/python tests/local/stack.py logs [NAME]   the last hour's log lines (of log groups like NAME)
     .venv/bin/python tests/local/stack.py seed          what a new stack needs: the provider's plans and its API key
+    .venv/bin/python tests/local/stack.py env           the deployed functions' settings, for `sam local invoke --env-vars`
+    .venv/bin/python tests/local/stack.py invoke NAME   a deployed function, by its binary's name, with its sample event
     .venv/bin/python tests/local/stack.py stripe-stop   an outage of the payment provider; its state is kept
     .venv/bin/python tests/local/stack.py stripe-start  ... and its end
 
@@ -37,6 +39,7 @@ HOST = "127.0.0.1"
 REGION = "us-east-1"
 ALIAS = "live"  # AutoPublishAlias of the template
 WAIT_SECONDS = 60
+STACK = os.environ.get("FIELDSTATION_STACK", "fieldstation-local")
 STRIPE_KEY = "sk_test_local"
 PLANS = {"community": 0, "standard": 4900, "professional": 14900}  # cents a month
 
@@ -242,20 +245,55 @@ def status():
     sys.exit(0 if all(answers) else 1)
 
 
-def logs(name, minutes):
+def client(service):
     import boto3
 
-    client = boto3.client(
-        "logs", endpoint_url=MINISTACK.url, region_name=REGION,
-        aws_access_key_id="test", aws_secret_access_key="test",
+    return boto3.client(
+        service, endpoint_url=MINISTACK.url, region_name=REGION, aws_access_key_id="test", aws_secret_access_key="test"
     )
+
+
+def functions(stack):
+    """(logical id, name) of the stack's functions."""
+    for page in client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=stack):
+        for resource in page["StackResourceSummaries"]:
+            if resource["ResourceType"] == "AWS::Lambda::Function":
+                yield resource["LogicalResourceId"], resource["PhysicalResourceId"]
+
+
+def write_env(stack):
+    settings = {}
+    for logical, name in functions(stack):
+        configuration = client("lambda").get_function_configuration(FunctionName=name)
+        # `sam local invoke` passes on only what the template has, so the endpoint takes a default function-wide place.
+        settings[logical] = configuration["Environment"]["Variables"]
+    settings["Parameters"] = {"AWS_ENDPOINT_URL": MINISTACK.url}
+    path = LOCAL / "env.json"
+    path.write_text(json.dumps(settings, indent=2) + "\n")
+    print(f"the settings of {len(settings) - 1} functions are in {path}")
+
+
+def invoke(stack, binary):
+    """Prints the function's answer; exit status 1 if it is an error."""
+    event = ROOT / "tests" / "events" / f"{binary}.json"
+    if not event.exists():
+        sys.exit(f"There is no {event}: name a function as functions/*/src/bin does, such as create-site.")
+    logical = "".join(part.capitalize() for part in binary.split("-")) + "Function"
+    name = dict(functions(stack))[logical]
+    answer = client("lambda").invoke(FunctionName=f"{name}:{ALIAS}", Payload=event.read_bytes())
+    print(json.dumps(json.loads(answer["Payload"].read() or b"null"), indent=2))
+    sys.exit(1 if "FunctionError" in answer else 0)
+
+
+def logs(name, minutes):
+    logged = client("logs")
     since = int((time.time() - minutes * 60) * 1000)
     events = []
-    for page in client.get_paginator("describe_log_groups").paginate():
+    for page in logged.get_paginator("describe_log_groups").paginate():
         for group in page["logGroups"]:
             if name not in group["logGroupName"]:
                 continue
-            for found in client.get_paginator("filter_log_events").paginate(
+            for found in logged.get_paginator("filter_log_events").paginate(
                 logGroupName=group["logGroupName"], startTime=since
             ):
                 events += [(event["timestamp"], group["logGroupName"], event["message"]) for event in found["events"]]
@@ -268,8 +306,6 @@ def logs(name, minutes):
 
 def seed(stack):
     """The plans at the payment provider, and its key in the deployed stack's secret. Again: no change."""
-    import boto3
-
     for plan, cents in PLANS.items():
         form = {
             "id": f"fieldstation-{plan}", "amount": cents, "currency": "eur", "interval": "month",
@@ -284,12 +320,9 @@ def seed(stack):
         except urllib.error.HTTPError as error:
             if error.code != 409:  # 409: it is there
                 raise
-    session = boto3.Session(aws_access_key_id="test", aws_secret_access_key="test", region_name=REGION)
-    stacks = session.client("cloudformation", endpoint_url=MINISTACK.url)
-    outputs = stacks.describe_stacks(StackName=stack)["Stacks"][0]["Outputs"]
+    outputs = client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]["Outputs"]
     secret = next(output["OutputValue"] for output in outputs if output["OutputKey"] == "StripeSecretArn")
-    secrets = session.client("secretsmanager", endpoint_url=MINISTACK.url)
-    secrets.put_secret_value(SecretId=secret, SecretString=STRIPE_KEY)
+    client("secretsmanager").put_secret_value(SecretId=secret, SecretString=STRIPE_KEY)
     print(f"{stack}: the provider has the plans, the stack has its key")
 
 
@@ -335,13 +368,13 @@ def serve_localstripe():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in ("up", "down", "status", "stripe-stop", "stripe-start"):
+    for command in ("up", "down", "status", "seed", "env", "stripe-stop", "stripe-start"):
         commands.add_parser(command)
     logs_parser = commands.add_parser("logs")
     logs_parser.add_argument("name", nargs="?", default="")
     logs_parser.add_argument("--minutes", type=int, default=60)
-    seed_parser = commands.add_parser("seed")
-    seed_parser.add_argument("stack", nargs="?", default=os.environ.get("FIELDSTATION_STACK", "fieldstation-local"))
+    invoke_parser = commands.add_parser("invoke")
+    invoke_parser.add_argument("function")
     commands.add_parser("serve").add_argument("name", choices=("ministack", "localstripe"))
     arguments = parser.parse_args()
     match arguments.command:
@@ -354,7 +387,11 @@ def main():
         case "logs":
             logs(arguments.name, arguments.minutes)
         case "seed":
-            seed(arguments.stack)
+            seed(STACK)
+        case "env":
+            write_env(STACK)
+        case "invoke":
+            invoke(STACK, arguments.function)
         case "stripe-stop":
             STRIPE.stop()
             print("localstripe is stopped; its state is kept")

@@ -67,9 +67,9 @@ metrics! {
     /// Radiation: ambient gamma dose equivalent rate.
     GammaDoseRate = "ambient_gamma_dose_equivalent_rate" ["uSv/h", "nSv/h"];
     /// Air: fine particles.
-    Pm2p5 = "mass_concentration_of_pm2p5_ambient_aerosol_in_air" ["ug/m3"];
+    Pm2p5 = "mass_concentration_of_pm2p5_ambient_aerosol_particles_in_air" ["ug/m3"];
     /// Air: coarse particles.
-    Pm10 = "mass_concentration_of_pm10_ambient_aerosol_in_air" ["ug/m3"];
+    Pm10 = "mass_concentration_of_pm10_ambient_aerosol_particles_in_air" ["ug/m3"];
     /// Air: ozone.
     Ozone = "mass_concentration_of_ozone_in_air" ["ug/m3"];
     /// Air: nitrogen dioxide.
@@ -83,7 +83,7 @@ metrics! {
     /// Water: discharge of a river.
     WaterDischarge = "water_volume_transport_in_river_channel" ["m3/s"];
     /// Water: acidity.
-    WaterPh = "sea_water_ph_reported_on_total_scale" ["[pH]"];
+    WaterPh = "water_ph" ["[pH]"];
     /// Water: electrical conductivity.
     WaterConductivity = "water_electrical_conductivity" ["uS/cm", "S/m"];
     /// Water: dissolved oxygen.
