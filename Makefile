@@ -31,10 +31,11 @@ SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: ## onboards eight stations on the local stack, shows what became of them, leaves it inspectable
+demo: require ## onboards eight stations on the local stack, shows what became of them, leaves it inspectable
 	@$(MAKE) --no-print-directory down build-local
+	@cargo build $(CARGO_FLAGS) -p tests --bin demo
 	@$(MAKE) --no-print-directory deploy-local
-	@$(LOCAL_ENV) cargo run --quiet $(CARGO_FLAGS) -p tests --bin demo
+	@$(LOCAL_ENV) target/$(HOST)/debug/demo
 
 test: check unit-test e2e-test ## every test, installing what it needs
 

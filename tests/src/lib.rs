@@ -1,1 +1,15 @@
-//! tests
+//! A client of the deployed stack, as its users and operators see it: its HTTP API, its event bus,
+//! its tables, queues and executions, and the payment provider beside it. Nothing of the functions'
+//! own code is in here but what they agree on with the world (`contracts`).
+
+pub mod api;
+pub mod capture;
+pub mod executions;
+pub mod inventory;
+pub mod log;
+pub mod sites;
+pub mod stack;
+pub mod stripe;
+pub mod wait;
+
+pub use stack::Stack;

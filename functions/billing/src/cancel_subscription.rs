@@ -123,7 +123,7 @@ impl Step for CancelSubscription {
                 .event(&self.outbox, NewEvent::of(saga, subscription_id, sequence, now, event));
         }
         if from.is_some() {
-            burying = self.idempotency.forget(burying, &record_id(saga.onboarding_id));
+            burying = self.idempotency.forget(burying, &record_id(saga.onboarding_id), now);
         }
         match burying.commit().await? {
             Commit::Done => Ok(reply),

@@ -101,6 +101,7 @@ impl Publisher {
                 }
             }
             join_all(taken.iter().map(|row| self.mark(row))).await;
+            let still_first = heads - done.len();
             for (index, end) in done.into_iter().rev() {
                 let lane = lanes.remove(index);
                 if let Some((reason, permanent)) = end {
@@ -108,7 +109,6 @@ impl Publisher {
                 }
             }
             // Lanes that were not at the head of the queue are next.
-            let still_first = heads.min(lanes.len());
             lanes.rotate_left(still_first);
             if waiting > 0 {
                 tokio::time::sleep(Duration::from_millis(50) * 2_u32.pow(waiting)).await;

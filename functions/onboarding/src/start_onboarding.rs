@@ -96,7 +96,10 @@ impl Step for StartOnboarding {
                         if service.err().is_execution_already_exists() {
                             Ok(Reply::Already)
                         } else if service.raw().status().as_u16() >= 500
-                            || service.err().meta().code() == Some("ThrottlingException")
+                            || matches!(
+                                service.err().meta().code(),
+                                Some("ThrottlingException" | "ExecutionLimitExceeded")
+                            )
                         {
                             Err(OnboardingError::Transient(text))
                         } else {

@@ -74,12 +74,26 @@ pub struct InvalidInput {
 pub fn decode<'de, T: Deserialize<'de>>(json: &'de str) -> Result<T, InvalidInput> {
     let mut deserializer = serde_json::Deserializer::from_str(json);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        InvalidInput { at: error.path().to_string(), problem: error.inner().to_string() }
+        let problem = error.inner().to_string();
+        InvalidInput { at: field(&error.path().to_string(), &problem), problem }
     })?;
     deserializer
         .end()
         .map_err(|error| InvalidInput { at: ".".to_owned(), problem: error.to_string() })?;
     Ok(value)
+}
+
+/// The path of the field that a message is about. Of a field that is missing or unknown, serde
+/// gives the path of the object that it should, or should not, be in.
+fn field(path: &str, problem: &str) -> String {
+    let named = ["missing field `", "unknown field `"]
+        .into_iter()
+        .find_map(|start| problem.strip_prefix(start)?.split('`').next());
+    match named {
+        Some(name) if path == "." => name.to_owned(),
+        Some(name) if path.rsplit('.').next() != Some(name) => format!("{path}.{name}"),
+        _ => path.to_owned(),
+    }
 }
 
 /// What the runtime sends to Lambda when an invocation fails.
@@ -141,11 +155,15 @@ mod tests {
             ("", ".", "EOF while parsing"),
             ("[]", ".", "invalid length 0"),
             (r#"{"name": 1}"#, "name", "invalid type: integer `1`, expected a string"),
-            (r#"{"name": "n"}"#, ".", "missing field `operator`"),
-            (&body(r#"{"unit": "K"}"#), "sensors[1]", "missing field `metric`"),
+            (r#"{"name": "n"}"#, "operator", "missing field `operator`"),
+            (&body(r#"{"unit": "K"}"#), "sensors[1].metric", "missing field `metric`"),
             (&body(r#"{"metric": "heat"}"#), "sensors[1].metric", "unknown variant `heat`"),
             (&body(r#"{"units": "K"}"#), "sensors[1].units", "unknown field `units`"),
-            (&format!("{} x", body(r#"{"metric": "water_turbidity", "unit": "[NTU]"}"#)), ".", "trailing"),
+            (
+                &format!("{} x", body(r#"{"metric": "water_turbidity", "unit": "[NTU]"}"#)),
+                ".",
+                "trailing",
+            ),
         ] {
             let (found, told) = refused(json);
             assert_eq!(found, at, "{json}: {told}");

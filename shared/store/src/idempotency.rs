@@ -116,8 +116,9 @@ impl Idempotency {
             .await;
         match answer {
             Ok(before) => {
-                let before: Option<Record> =
-                    before.attributes.map(|item| decode(&key, item)).transpose()?;
+                // Of a record that was not there, emulators answer with what AWS leaves out.
+                let before = before.attributes.filter(|item| item.contains_key("status"));
+                let before: Option<Record> = before.map(|item| decode(&key, item)).transpose()?;
                 let checkpoint = before
                     .as_ref()
                     .and_then(|record| record.data.as_deref())
@@ -222,14 +223,19 @@ impl Idempotency {
             .await
     }
 
-    /// Adds to the transaction that the record, where it is completed, goes.
+    /// Adds to the transaction that the record goes, provided that no run is at it: it is completed,
+    /// or the last run gave up or outlived its lease.
     #[must_use]
-    pub fn forget(&self, transaction: Transaction, id: &str) -> Transaction {
+    pub fn forget(&self, transaction: Transaction, id: &str, now: Timestamp) -> Transaction {
         transaction.delete(
             &self.table,
             &record_key(id),
-            "attribute_not_exists(id) OR #status = :status",
-            [("status", AttributeValue::S(COMPLETED.to_owned()))],
+            "attribute_not_exists(id) OR #status = :status \
+             OR #in_progress_expiration < :in_progress_expiration",
+            [
+                ("status", AttributeValue::S(COMPLETED.to_owned())),
+                ("in_progress_expiration", AttributeValue::N(now.millis().to_string())),
+            ],
         )
     }
 

@@ -1,0 +1,68 @@
+//! The limits of a site's sensors, watched and no longer watched.
+
+use alerting::{configure_alerting::ConfigureAlerting, remove_alerting::RemoveAlerting};
+use contracts::AlertingId;
+use serde_json::json;
+use testkit::{
+    Dynamo,
+    dynamo::ALERTING,
+    saga::{Pair, Story, keeps_the_contract, run},
+    sample::{WEATHER, payload, payload_with_sensors, saga, sensors},
+};
+
+fn configure(dynamo: &Dynamo) -> ConfigureAlerting {
+    ConfigureAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() }
+}
+
+fn remove(dynamo: &Dynamo) -> RemoveAlerting {
+    RemoveAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() }
+}
+
+#[tokio::test]
+async fn configuring_and_removing_keep_the_sagas_contract() {
+    let pair = async || {
+        let dynamo = Dynamo::start().await;
+        Pair {
+            step: configure(&dynamo),
+            undo: remove(&dynamo),
+            dynamo,
+            payload: payload_with_sensors(saga("a"), &WEATHER),
+            undo_payload: payload(saga("a")),
+            entity: AlertingId::of(saga("a").onboarding_id).into(),
+        }
+    };
+    let story = Story { done: "AlertingConfigured", undone: "AlertingRemoved", fenced: &[] };
+    keeps_the_contract(pair, story).await;
+}
+
+#[tokio::test]
+async fn only_sensors_with_a_limit_are_watched() {
+    let dynamo = Dynamo::start().await;
+    let saga = saga("a");
+    run(&configure(&dynamo), &payload_with_sensors(saga, &WEATHER)).await.expect("alerting");
+
+    let sensors = sensors(saga, &WEATHER);
+    let row = &dynamo.rows(ALERTING).await[0];
+    let both = json!({
+        "sensorId": sensors[0].sensor_id, "metric": "air_temperature", "unit": "Cel",
+        "min": -50, "max": 50,
+    });
+    let one = json!({
+        "sensorId": sensors[1].sensor_id, "metric": "air_temperature", "unit": "Cel", "max": 99.5,
+    });
+    assert_eq!(row["rules"], json!([both, one]));
+    let event = &dynamo.events(AlertingId::of(saga.onboarding_id)).await[0];
+    let data = event.envelope().expect("an envelope").data;
+    assert_eq!(data, json!({ "siteId": saga.site_id, "rules": 2 }));
+}
+
+#[tokio::test]
+async fn a_site_without_limits_is_configured_all_the_same() {
+    let dynamo = Dynamo::start().await;
+    let mut payload = payload_with_sensors(saga("a"), &[]);
+    run(&configure(&dynamo), &payload).await.expect("alerting");
+    // A state machine may leave an absent field out, or write null.
+    payload.as_object_mut().expect("an object").remove("causationId");
+    run(&configure(&dynamo), &payload).await.expect("alerting");
+    assert_eq!(dynamo.rows(ALERTING).await[0]["rules"], json!([]));
+}

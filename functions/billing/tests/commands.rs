@@ -1,0 +1,154 @@
+//! Billing's commands over the queue: answered once the result is committed, and answered again.
+
+mod support;
+
+use aws_lambda_events::sqs::SqsMessage;
+use billing::{commands::Commands, initialize_subscription::InitializeSubscription};
+use contracts::SubscriptionId;
+use serde_json::{Value, json};
+use support::{FakeStripe, Trouble, command, initialize};
+use testkit::{
+    Dynamo,
+    http::{Call, Stub},
+    sample::{self, saga},
+};
+
+struct World {
+    dynamo: Dynamo,
+    stripe: FakeStripe,
+    /// Step Functions and SQS.
+    aws: Stub,
+}
+
+impl World {
+    async fn start(aws: fn(&Call) -> (u16, Value)) -> Self {
+        Self {
+            dynamo: Dynamo::start().await,
+            stripe: FakeStripe::start().await,
+            aws: Stub::start(aws).await,
+        }
+    }
+
+    fn commands(&self) -> Commands<InitializeSubscription> {
+        Commands {
+            step: initialize(&self.dynamo, &self.stripe),
+            machines: aws_sdk_sfn::Client::new(&self.aws.config()),
+            queues: aws_sdk_sqs::Client::new(&self.aws.config()),
+            queue_url: format!("{}/111122223333/commands", self.aws.url()),
+            most_attempts: 2,
+        }
+    }
+
+    fn take_one(&self) -> (String, Value) {
+        let calls = self.aws.take_calls();
+        assert_eq!(calls.len(), 1, "{calls:?}");
+        (calls[0].operation().to_owned(), calls[0].json())
+    }
+}
+
+fn fine(_: &Call) -> (u16, Value) {
+    (200, json!({ "MessageId": "1" }))
+}
+
+fn message(command: &Value) -> SqsMessage {
+    let mut event = sample::event("initialize-subscription");
+    let body = json!({ "taskToken": "token-1", "command": command });
+    event["Records"][0]["body"] = body.to_string().into();
+    serde_json::from_value(event["Records"][0].take()).expect("a message")
+}
+
+/// The message that went back to the queue, as SQS delivers it.
+fn redelivered(sent: &Value) -> SqsMessage {
+    let mut event = sample::event("initialize-subscription");
+    let record = &mut event["Records"][0];
+    record["body"] = sent["MessageBody"].clone();
+    record["messageAttributes"] = json!({
+        "attempt": {
+            "dataType": sent["MessageAttributes"]["attempt"]["DataType"],
+            "stringValue": sent["MessageAttributes"]["attempt"]["StringValue"],
+        },
+    });
+    serde_json::from_value(record.take()).expect("a message")
+}
+
+#[tokio::test]
+async fn a_result_is_answered_and_answered_again() {
+    let world = World::start(fine).await;
+    for _ in 0..2 {
+        world.commands().handle(message(&command("pm_card_visa"))).await.expect("an answer");
+        let (operation, call) = world.take_one();
+        assert_eq!(operation, "SendTaskSuccess");
+        assert_eq!(call["taskToken"], "token-1");
+        let output: Value =
+            serde_json::from_str(call["output"].as_str().expect("text")).expect("JSON");
+        let id = SubscriptionId::of(saga("a").onboarding_id);
+        assert_eq!(output, json!({ "subscriptionId": id }));
+    }
+    assert_eq!(world.stripe.paid_for(), 1);
+}
+
+#[tokio::test]
+async fn a_decline_is_answered_by_its_name_and_answered_again() {
+    let world = World::start(fine).await;
+    for _ in 0..2 {
+        let declined = message(&command("pm_card_chargeDeclined"));
+        world.commands().handle(declined).await.expect("an answer");
+        let (operation, call) = world.take_one();
+        assert_eq!(operation, "SendTaskFailure");
+        assert_eq!(call["taskToken"], "token-1");
+        assert_eq!(call["error"], "CardDeclined");
+        assert_eq!(call["cause"], "Your card was declined.");
+    }
+}
+
+#[tokio::test]
+async fn an_outage_sends_the_command_back_with_a_growing_delay_until_the_patience_ends() {
+    let world = World::start(fine).await;
+    let mut next = message(&command("pm_card_visa"));
+    for (attempt, delay) in [("1", 2), ("2", 4)] {
+        world.stripe.fail("customer", Trouble::Refused);
+        let body = next.body.clone();
+        world.commands().handle(next).await.expect("a later try");
+        let (operation, call) = world.take_one();
+        assert_eq!(operation, "SendMessage");
+        assert_eq!(call["MessageBody"], json!(body));
+        assert_eq!(call["DelaySeconds"], delay);
+        assert_eq!(call["MessageAttributes"]["attempt"]["StringValue"], attempt);
+        next = redelivered(&call);
+    }
+    world.stripe.fail("customer", Trouble::Refused);
+    world.commands().handle(next).await.expect("an answer");
+    let (operation, call) = world.take_one();
+    assert_eq!((operation.as_str(), &call["error"]), ("SendTaskFailure", &json!("Transient")));
+}
+
+#[tokio::test]
+async fn what_is_broken_or_can_not_be_answered_stays_in_the_queue() {
+    let world = World::start(fine).await;
+    let mut broken = message(&command("pm_card_visa"));
+    broken.body = Some(r#"{"taskToken": "t"}"#.to_owned());
+    let error = world.commands().handle(broken).await.expect_err("no command");
+    assert!(error.contains("missing field `command`"), "{error}");
+    assert!(world.aws.take_calls().is_empty());
+
+    // Neither the answer nor the way back to the queue gets through.
+    let world = World::start(|_| (500, json!({}))).await;
+    let good = message(&command("pm_card_visa"));
+    world.commands().handle(good.clone()).await.expect_err("no answer");
+    let (operation, _) = world.take_one();
+    assert_eq!(operation, "SendTaskSuccess");
+    let world = World::start(|_| (500, json!({}))).await;
+    world.stripe.fail("customer", Trouble::Refused);
+    world.commands().handle(good).await.expect_err("no way back");
+    assert_eq!(world.take_one().0, "SendMessage");
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_waits_for_is_not_kept() {
+    let world = World::start(|_| (400, json!({ "__type": "TaskTimedOut" }))).await;
+    world.commands().handle(message(&command("pm_card_visa"))).await.expect("let go");
+    world.commands().handle(message(&command("pm_other"))).await.expect("let go");
+    let calls = world.aws.take_calls();
+    let operations: Vec<_> = calls.iter().map(Call::operation).collect();
+    assert_eq!(operations, ["SendTaskSuccess", "SendTaskFailure"]);
+}

@@ -1,0 +1,253 @@
+//! A site's subscription: nobody pays twice, nobody pays for what was undone.
+
+mod support;
+
+use std::time::Duration;
+
+use billing::initialize_subscription::InitializeSubscription;
+use contracts::{Entity, SubscriptionId, Timestamp};
+use lambda::{ErrorKind, Fault, Step};
+use serde_json::{Value, json};
+use support::{CANCELLING, FakeStripe, INITIALIZING, Trouble, cancel, command, initialize};
+use testkit::{
+    Dynamo,
+    dynamo::BILLING,
+    saga::{Outcome, Pair, Story, keeps_the_contract, run},
+    sample::{noon, payload, saga},
+};
+
+const CARD: &str = "pm_card_visa";
+
+fn entity() -> Entity {
+    SubscriptionId::of(saga("a").onboarding_id).into()
+}
+
+fn undo() -> Value {
+    payload(saga("a"))
+}
+
+async fn row(dynamo: &Dynamo) -> Value {
+    let id = format!("subscription#{}", SubscriptionId::of(saga("a").onboarding_id));
+    dynamo.row(BILLING, &id).await.expect("a subscription")
+}
+
+/// Runs a step at that time.
+async fn run_at<S: Step>(step: &S, payload: &Value, now: Timestamp) -> Outcome {
+    let command = lambda::decode(&payload.to_string()).expect("the step's payload");
+    match step.run(command, now).await {
+        Ok(reply) => Ok(json!(reply)),
+        Err(fault) => Err(fault.kind()),
+    }
+}
+
+/// Runs a step that dies when the provider has done a call of that name, before it hears of it.
+async fn crash<S: Step>(step: &S, payload: &Value, stripe: &FakeStripe, call: &'static str) {
+    stripe.fail(call, Trouble::Silent);
+    let command = lambda::decode(&payload.to_string()).expect("the step's payload");
+    let mut running = Box::pin(step.run(command, noon(0)));
+    while !stripe.take_calls().contains(&call) {
+        let moment = tokio::time::timeout(Duration::from_millis(1), &mut running);
+        assert!(moment.await.is_err(), "it ended before {call}");
+    }
+}
+
+#[tokio::test]
+async fn initializing_and_cancelling_keep_the_sagas_contract() {
+    let pair = async || {
+        let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
+        Pair {
+            step: initialize(&dynamo, &stripe),
+            undo: cancel(&dynamo, &stripe),
+            dynamo,
+            payload: command(CARD),
+            undo_payload: undo(),
+            entity: entity(),
+        }
+    };
+    let story =
+        Story { done: "SubscriptionInitialized", undone: "SubscriptionCancelled", fenced: &[] };
+    keeps_the_contract(pair, story).await;
+}
+
+#[tokio::test]
+async fn a_subscription_is_paid_for_once_and_gone_after_the_undo() {
+    let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
+    let step = initialize(&dynamo, &stripe);
+    run(&step, &command(CARD)).await.expect("a subscription");
+    assert_eq!(stripe.take_calls(), INITIALIZING);
+    assert_eq!((stripe.customers(), stripe.paid_for()), (1, 1));
+    let there = row(&dynamo).await;
+    assert_eq!(there["status"], "ACTIVE");
+    let event = dynamo.events(entity()).await.remove(0).envelope().expect("an envelope").data;
+    assert_eq!(event["plan"], "standard");
+    assert_eq!(event["providerSubscriptionId"], there["providerSubscriptionId"]);
+
+    // A redelivered command is answered from the record.
+    run(&step, &command(CARD)).await.expect("the same");
+    assert_eq!(stripe.take_calls(), [""; 0]);
+
+    run(&cancel(&dynamo, &stripe), &undo()).await.expect("an undo");
+    assert_eq!(stripe.take_calls(), CANCELLING);
+    assert_eq!((stripe.customers(), stripe.paid_for()), (0, 0));
+    assert_eq!(row(&dynamo).await["status"], "CANCELLED");
+    assert_eq!(dynamo.rows(BILLING).await.len(), 1, "the idempotency record is gone");
+}
+
+#[tokio::test]
+async fn a_declined_card_is_final_and_leaves_nothing_behind() {
+    let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
+    let (step, declined) = (initialize(&dynamo, &stripe), command("pm_card_chargeDeclined"));
+    assert_eq!(run(&step, &declined).await, Err(ErrorKind::CardDeclined));
+    assert_eq!((stripe.customers(), stripe.paid_for()), (0, 0));
+    let event = dynamo.events(entity()).await.remove(0).envelope().expect("an envelope").data;
+    assert_eq!(event["error"], "CardDeclined");
+    assert_eq!(event["message"], "Your card was declined.");
+
+    let (after, calls) = (dynamo.everything().await, stripe.take_calls());
+    assert_eq!(calls, ["customer", "attach", "list", "delete"]);
+    assert_eq!(run(&step, &declined).await, Err(ErrorKind::CardDeclined));
+    assert_eq!(dynamo.everything().await, after);
+    assert_eq!(stripe.take_calls(), [""; 0]);
+
+    run(&cancel(&dynamo, &stripe), &undo()).await.expect("an undo");
+    assert_eq!(run(&step, &declined).await, Err(ErrorKind::Superseded));
+    assert_eq!(dynamo.story(entity()).await, ["SubscriptionFailed"]);
+}
+
+#[tokio::test]
+async fn a_payment_method_that_is_none_is_the_operators_fault() {
+    for method in ["pm_nobody", "../customers/cus_1"] {
+        let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
+        let outcome = run(&initialize(&dynamo, &stripe), &command(method)).await;
+        assert_eq!(outcome, Err(ErrorKind::InvalidInput), "{method}");
+        assert_eq!(stripe.customers(), 0);
+        assert_eq!(dynamo.story(entity()).await, ["SubscriptionFailed"]);
+    }
+}
+
+#[tokio::test]
+async fn an_outage_at_any_call_is_transient_and_the_next_try_makes_one_subscription() {
+    for call in INITIALIZING {
+        for trouble in [Trouble::Refused, Trouble::Lost] {
+            let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
+            let step = initialize(&dynamo, &stripe);
+            stripe.fail(call, trouble);
+            let outcome = run(&step, &command(CARD)).await;
+            assert_eq!(outcome, Err(ErrorKind::Transient), "{call} {trouble:?}");
+            // The lock was freed: the next try need not wait for the lease.
+            run(&step, &command(CARD)).await.expect("a subscription");
+            let there = (stripe.customers(), stripe.paid_for());
+            assert_eq!(there, (1, 1), "{call} {trouble:?}");
+            assert_eq!(dynamo.story(entity()).await, ["SubscriptionInitialized"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_crash_at_any_call_is_taken_up_when_the_lease_is_over() {
+    for call in INITIALIZING {
+        let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
+        let step = initialize(&dynamo, &stripe);
+        crash(&step, &command(CARD), &stripe, call).await;
+        assert_eq!(run_at(&step, &command(CARD), noon(30)).await, Err(ErrorKind::Transient));
+        run_at(&step, &command(CARD), noon(31)).await.expect("a subscription");
+        assert_eq!((stripe.customers(), stripe.paid_for()), (1, 1), "{call}");
+        assert_eq!(dynamo.story(entity()).await, ["SubscriptionInitialized"]);
+    }
+}
+
+#[tokio::test]
+async fn the_undo_of_a_crashed_initialization_leaves_nothing_paid_for() {
+    for call in INITIALIZING {
+        let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
+        let (step, cancel) = (initialize(&dynamo, &stripe), cancel(&dynamo, &stripe));
+        crash(&step, &command(CARD), &stripe, call).await;
+        // While the crashed run might still be at it, the undo is not over.
+        assert_eq!(run_at(&cancel, &undo(), noon(1)).await, Err(ErrorKind::Transient), "{call}");
+        run_at(&cancel, &undo(), noon(31)).await.expect(call);
+        assert_eq!(stripe.paid_for(), 0, "{call}");
+        assert_eq!(row(&dynamo).await["status"], "CANCELLED");
+        let late = run_at(&step, &command(CARD), noon(62)).await;
+        assert_eq!(late, Err(ErrorKind::Superseded), "{call}");
+        assert_eq!(stripe.paid_for(), 0, "{call}");
+        assert_eq!(dynamo.story(entity()).await, [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn a_redelivery_that_comes_between_crash_and_undo_cleans_up_as_well() {
+    for call in INITIALIZING {
+        let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
+        let (step, cancel) = (initialize(&dynamo, &stripe), cancel(&dynamo, &stripe));
+        crash(&step, &command(CARD), &stripe, call).await;
+        assert_eq!(run_at(&cancel, &undo(), noon(1)).await, Err(ErrorKind::Transient));
+        let late = run_at(&step, &command(CARD), noon(31)).await;
+        assert_eq!(late, Err(ErrorKind::Superseded), "{call}");
+        run_at(&cancel, &undo(), noon(32)).await.expect(call);
+        assert_eq!(stripe.paid_for(), 0, "{call}");
+        assert_eq!(row(&dynamo).await["status"], "CANCELLED");
+    }
+}
+
+#[tokio::test]
+async fn an_initialization_that_gave_up_is_undone_at_once() {
+    // The provider does not know the price: our configuration is wrong, the saga is told.
+    let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
+    stripe.forget_prices();
+    let step = initialize(&dynamo, &stripe);
+    assert_eq!(run(&step, &command(CARD)).await, Err(ErrorKind::Internal));
+    run_at(&cancel(&dynamo, &stripe), &undo(), noon(1)).await.expect("an undo");
+    assert_eq!((stripe.customers(), stripe.paid_for()), (0, 0));
+    assert_eq!(row(&dynamo).await["status"], "CANCELLED");
+    assert_eq!(dynamo.story(entity()).await, [""; 0]);
+
+    // The provider is down until the saga's patience ends.
+    let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
+    stripe.fail("subscription", Trouble::Lost);
+    let step = initialize(&dynamo, &stripe);
+    assert_eq!(run(&step, &command(CARD)).await, Err(ErrorKind::Transient));
+    run_at(&cancel(&dynamo, &stripe), &undo(), noon(1)).await.expect("an undo");
+    assert_eq!((stripe.customers(), stripe.paid_for()), (0, 0));
+}
+
+#[tokio::test]
+async fn an_undo_that_fails_or_dies_at_any_call_is_taken_up_by_the_next_try() {
+    for call in CANCELLING {
+        for trouble in [Some(Trouble::Refused), Some(Trouble::Lost), None] {
+            let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
+            run(&initialize(&dynamo, &stripe), &command(CARD)).await.expect("a subscription");
+            let cancel = cancel(&dynamo, &stripe);
+            if let Some(trouble) = trouble {
+                stripe.fail(call, trouble);
+                assert_eq!(run(&cancel, &undo()).await, Err(ErrorKind::Transient));
+            } else {
+                crash(&cancel, &undo(), &stripe, call).await;
+            }
+            assert_eq!(dynamo.story(entity()).await, ["SubscriptionInitialized"]);
+            run(&cancel, &undo()).await.expect(call);
+            let left = (stripe.customers(), stripe.paid_for());
+            assert_eq!(left, (0, 0), "{call} {trouble:?}");
+            let story = dynamo.story(entity()).await;
+            assert_eq!(story, ["SubscriptionInitialized", "SubscriptionCancelled"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn another_command_for_the_same_onboarding_is_refused() {
+    let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
+    let step: InitializeSubscription = initialize(&dynamo, &stripe);
+    run(&step, &command(CARD)).await.expect("a subscription");
+    assert_eq!(run(&step, &command("pm_other")).await, Err(ErrorKind::Internal));
+    assert_eq!(stripe.paid_for(), 1);
+}
+
+#[tokio::test]
+async fn nothing_tells_the_payment_method() {
+    let command: billing::initialize_subscription::Command =
+        lambda::decode(&command("pm_card_secret").to_string()).expect("a command");
+    assert!(!format!("{command:?}").contains("secret"), "{command:?}");
+    let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
+    initialize(&dynamo, &stripe).run(command, noon(0)).await.expect("a subscription");
+    assert!(!format!("{:?}", dynamo.everything().await).contains("secret"));
+}

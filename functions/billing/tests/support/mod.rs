@@ -1,0 +1,224 @@
+//! A payment provider that keeps its customers and subscriptions, honours idempotency keys as
+//! Stripe does, and fails where the test says.
+
+// Each test file takes what it needs.
+#![allow(dead_code)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use billing::{
+    cancel_subscription::CancelSubscription,
+    initialize_subscription::InitializeSubscription,
+    provider::{KeySource, Prices, Provider},
+    stripe::ApiKey,
+};
+use serde_json::{Value, json};
+use store::Idempotency;
+use testkit::{
+    Dynamo,
+    dynamo::BILLING,
+    http::{Call, SILENCE, Stub},
+    sample::{payload, saga},
+};
+
+/// How a call fails.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Trouble {
+    /// Nothing was done.
+    Refused,
+    /// It was done, but the answer is an error.
+    Lost,
+    /// It was done, and no answer comes.
+    Silent,
+}
+
+#[derive(Debug, Default)]
+struct Books {
+    /// Subscriptions that are paid for, by customer.
+    customers: BTreeMap<String, BTreeSet<String>>,
+    made: u32,
+    /// Answers by idempotency key.
+    answered: BTreeMap<String, (u16, Value)>,
+    /// The next call of that name fails.
+    trouble: Option<(&'static str, Trouble)>,
+    calls: Vec<&'static str>,
+    /// The price that subscriptions are taken for.
+    prices: BTreeSet<String>,
+}
+
+pub struct FakeStripe {
+    stub: Stub,
+    books: Arc<Mutex<Books>>,
+}
+
+/// Every call that billing makes, in the order of a first initialization and its undo.
+pub const INITIALIZING: [&str; 4] = ["customer", "attach", "default", "subscription"];
+pub const CANCELLING: [&str; 3] = ["list", "cancel", "delete"];
+
+impl FakeStripe {
+    pub async fn start() -> Self {
+        let books = Arc::<Mutex<Books>>::default();
+        books.lock().expect("books").prices.insert("price_2".to_owned());
+        let seen = Arc::clone(&books);
+        let stub = Stub::start(move |call| seen.lock().expect("books").answer(call)).await;
+        Self { stub, books }
+    }
+
+    fn provider(&self) -> Provider {
+        let key = KeySource::Given(ApiKey::new("sk_test_1").expect("a key"));
+        let prices = "community=price_1,standard=price_2,professional=price_3";
+        let prices = Prices::parse("STRIPE_PRICES", prices).expect("prices");
+        Provider::new(self.stub.url(), key, prices)
+    }
+
+    /// The next call of that name fails.
+    pub fn fail(&self, call: &'static str, trouble: Trouble) {
+        self.books.lock().expect("books").trouble = Some((call, trouble));
+    }
+
+    /// The price of the plan in use is not known there any more.
+    pub fn forget_prices(&self) {
+        self.books.lock().expect("books").prices.clear();
+    }
+
+    pub fn customers(&self) -> usize {
+        self.books.lock().expect("books").customers.len()
+    }
+
+    /// How many subscriptions are being paid for.
+    pub fn paid_for(&self) -> usize {
+        self.books.lock().expect("books").customers.values().map(BTreeSet::len).sum()
+    }
+
+    /// The calls since it was last asked, by name.
+    pub fn take_calls(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.books.lock().expect("books").calls)
+    }
+}
+
+fn name(call: &Call) -> &'static str {
+    let path = call.path.split('?').next().unwrap_or_default();
+    let parts: Vec<_> = path.trim_start_matches("/v1/").split('/').collect();
+    match (call.method.as_str(), &parts[..]) {
+        ("POST", ["customers"]) => "customer",
+        ("POST", ["customers", _]) => "default",
+        ("POST", ["payment_methods", _, "attach"]) => "attach",
+        ("POST", ["subscriptions"]) => "subscription",
+        ("GET", ["subscriptions"]) => "list",
+        ("DELETE", ["subscriptions", _]) => "cancel",
+        ("DELETE", ["customers", _]) => "delete",
+        _ => "unknown",
+    }
+}
+
+fn missing(what: &str) -> (u16, Value) {
+    let message = format!("No such {what}");
+    (400, json!({ "error": { "code": "resource_missing", "message": message } }))
+}
+
+impl Books {
+    fn answer(&mut self, call: &Call) -> (u16, Value) {
+        let name = name(call);
+        self.calls.push(name);
+        let down = (500, json!({ "error": { "message": "down" } }));
+        let trouble = self.trouble.take_if(|(failing, _)| *failing == name);
+        if let Some((_, Trouble::Refused)) = trouble {
+            return down;
+        }
+        let key = call.headers.get("idempotency-key").and_then(|key| key.to_str().ok());
+        let stored = key.and_then(|key| self.answered.get(key).cloned());
+        let answer = stored.unwrap_or_else(|| self.act(name, call));
+        if let Some(key) = key {
+            self.answered.insert(key.to_owned(), answer.clone());
+        }
+        match trouble {
+            None => answer,
+            Some((_, Trouble::Silent)) => (SILENCE, Value::Null),
+            Some(_) => down,
+        }
+    }
+
+    fn act(&mut self, name: &str, call: &Call) -> (u16, Value) {
+        let last = call.path.rsplit('/').next().unwrap_or_default();
+        let form = if name == "list" { last } else { call.body.as_str() };
+        let fields: BTreeMap<_, _> =
+            form.split(['&', '?']).filter_map(|pair| pair.split_once('=')).collect();
+        let customer = fields.get("customer").copied().unwrap_or_default();
+        self.made += 1;
+        match name {
+            "customer" => {
+                let id = format!("cus_{}", self.made);
+                self.customers.insert(id.clone(), BTreeSet::new());
+                (200, json!({ "id": id }))
+            }
+            "attach" if call.path.contains("Declined") => {
+                let message = "Your card was declined.";
+                (402, json!({ "error": { "code": "card_declined", "message": message } }))
+            }
+            "attach" if call.path.contains("pm_nobody") => missing("PaymentMethod: 'pm_nobody'"),
+            "attach" => (200, json!({ "id": "pm_attached" })),
+            "default" if self.customers.contains_key(last) => (200, json!({ "id": last })),
+            "subscription" => {
+                if !fields.values().any(|value| self.prices.contains(*value)) {
+                    return missing("price: 'price_2'");
+                }
+                let id = format!("sub_{}", self.made);
+                match self.customers.get_mut(customer) {
+                    Some(theirs) => {
+                        theirs.insert(id.clone());
+                        (200, json!({ "id": id, "status": "active" }))
+                    }
+                    None => missing("customer"),
+                }
+            }
+            "list" => {
+                let theirs = self.customers.get(customer).into_iter().flatten();
+                let theirs: Vec<_> =
+                    theirs.map(|id| json!({ "id": id, "status": "active" })).collect();
+                (200, json!({ "data": theirs, "has_more": false }))
+            }
+            "cancel" if self.customers.values_mut().any(|theirs| theirs.remove(last)) => {
+                (200, json!({ "id": last, "status": "canceled" }))
+            }
+            "delete" if self.customers.remove(last).is_some() => {
+                (200, json!({ "id": last, "deleted": true }))
+            }
+            _ => (404, missing("object").1),
+        }
+    }
+}
+
+fn idempotency(dynamo: &Dynamo) -> Idempotency {
+    Idempotency::new(dynamo.table(BILLING), Duration::from_secs(30))
+}
+
+pub fn initialize(dynamo: &Dynamo, stripe: &FakeStripe) -> InitializeSubscription {
+    InitializeSubscription {
+        billing: dynamo.table(BILLING),
+        idempotency: idempotency(dynamo),
+        outbox: dynamo.outbox(),
+        provider: stripe.provider(),
+    }
+}
+
+pub fn cancel(dynamo: &Dynamo, stripe: &FakeStripe) -> CancelSubscription {
+    CancelSubscription {
+        billing: dynamo.table(BILLING),
+        idempotency: idempotency(dynamo),
+        outbox: dynamo.outbox(),
+        provider: stripe.provider(),
+    }
+}
+
+/// The command to initialize, as the state machine writes it.
+pub fn command(payment_method: &str) -> Value {
+    let mut command = payload(saga("a"));
+    command["name"] = "Alamosa, Colorado".into();
+    command["plan"] = "standard".into();
+    command["paymentMethod"] = payment_method.into();
+    command
+}

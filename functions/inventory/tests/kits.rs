@@ -1,0 +1,228 @@
+//! The stock under reservations, releases and deliveries.
+
+use contracts::{Entity, Metric, ReservationId};
+use futures_util::future::join_all;
+use inventory::{receive_kits::ReceiveKits, release_kits::ReleaseKits, reserve_kits::ReserveKits};
+use lambda::{ErrorKind, Step};
+use serde_json::{Value, json};
+use testkit::{
+    Dynamo,
+    dynamo::{INVENTORY, Usage},
+    saga::{Pair, Story, keeps_the_contract, run, run_retrying},
+    sample::{WEATHER, noon, payload, payload_with_sensors, saga},
+};
+
+fn reserve(dynamo: &Dynamo) -> ReserveKits {
+    ReserveKits { inventory: dynamo.table(INVENTORY), outbox: dynamo.outbox() }
+}
+
+fn release(dynamo: &Dynamo) -> ReleaseKits {
+    ReleaseKits { inventory: dynamo.table(INVENTORY), outbox: dynamo.outbox() }
+}
+
+fn receive(dynamo: &Dynamo) -> ReceiveKits {
+    ReceiveKits { inventory: dynamo.table(INVENTORY) }
+}
+
+fn delivery(id: &str, kits: Value) -> Value {
+    json!({
+        "version": "0",
+        "id": "6a7e8feb-b491-4cf7-a9f1-bf3703467718",
+        "detail-type": "KitsDelivered",
+        "source": "acme.warehouse",
+        "account": "111122223333",
+        "time": "2026-01-01T12:00:00Z",
+        "region": "eu-central-1",
+        "resources": [],
+        "detail": { "deliveryId": id, "kits": kits },
+    })
+}
+
+fn usage(operation: &str, write_units: f64) -> Usage {
+    Usage { calls: [(operation.to_owned(), 1)].into(), write_units }
+}
+
+/// Tables with so many kits of each metric of a weather station.
+async fn stocked(quantity: u32) -> Dynamo {
+    let dynamo = Dynamo::start().await;
+    let kits = json!([
+        { "metric": "air_temperature", "quantity": quantity },
+        { "metric": "relative_humidity", "quantity": quantity },
+        { "metric": "air_pressure", "quantity": quantity },
+    ]);
+    assert_eq!(run(&receive(&dynamo), &delivery("first", kits)).await, Ok(json!("Received")));
+    dynamo
+}
+
+async fn stock(dynamo: &Dynamo, metric: Metric) -> Value {
+    let row = dynamo.row(INVENTORY, &format!("stock#{metric}")).await;
+    row.map_or(Value::Null, |row| row["quantity"].clone())
+}
+
+fn entity(name: &str) -> Entity {
+    ReservationId::of(saga(name).onboarding_id).into()
+}
+
+async fn reservation(dynamo: &Dynamo, name: &str) -> Value {
+    let id = ReservationId::of(saga(name).onboarding_id);
+    dynamo.row(INVENTORY, &format!("reservation#{id}")).await.expect("a reservation")
+}
+
+#[tokio::test]
+async fn reserving_and_releasing_keep_the_sagas_contract() {
+    let pair = async || {
+        let dynamo = stocked(10).await;
+        Pair {
+            step: reserve(&dynamo),
+            undo: release(&dynamo),
+            dynamo,
+            payload: payload_with_sensors(saga("a"), &WEATHER),
+            undo_payload: payload(saga("a")),
+            entity: entity("a"),
+        }
+    };
+    let story = Story { done: "KitsReserved", undone: "KitsReleased", fenced: &[] };
+    keeps_the_contract(pair, story).await;
+}
+
+#[tokio::test]
+async fn a_kit_for_each_sensor_is_taken_and_given_back() {
+    let dynamo = stocked(10).await;
+    let (there, back) = (payload_with_sensors(saga("a"), &WEATHER), payload(saga("a")));
+    run(&reserve(&dynamo), &there).await.expect("kits");
+    assert_eq!(stock(&dynamo, Metric::AirTemperature).await, 8);
+    assert_eq!(stock(&dynamo, Metric::AirPressure).await, 9);
+    let row = reservation(&dynamo, "a").await;
+    assert_eq!(row["status"], "RESERVED");
+    assert_eq!(row["kits"][0], json!({ "metric": "air_temperature", "quantity": 2 }));
+
+    run(&release(&dynamo), &back).await.expect("a release");
+    assert_eq!(stock(&dynamo, Metric::AirTemperature).await, 10);
+    assert_eq!(stock(&dynamo, Metric::AirPressure).await, 10);
+    assert_eq!(reservation(&dynamo, "a").await["status"], "RELEASED");
+    let events = dynamo.events(entity("a")).await;
+    let released = events[1].envelope().expect("an envelope").data;
+    assert_eq!(released["kits"], row["kits"], "what was taken is what comes back");
+}
+
+#[tokio::test]
+async fn too_few_kits_are_refused_once_and_for_all() {
+    let dynamo = stocked(1).await;
+    let (there, back) = (payload_with_sensors(saga("a"), &WEATHER), payload(saga("a")));
+    let refused = Err(ErrorKind::KitsOutOfStock);
+    let reserve = reserve(&dynamo);
+    for outcome in join_all((0..4).map(|_| run_retrying(&reserve, &there))).await {
+        assert_eq!(outcome, refused);
+    }
+    let short = json!([{ "metric": "air_temperature", "requested": 2, "available": 1 }]);
+    assert_eq!(reservation(&dynamo, "a").await["shortages"], short);
+    let events = dynamo.events(entity("a")).await;
+    assert_eq!(events[0].envelope().expect("an envelope").data["shortages"], short);
+
+    // A retry hears the same, even when kits have come since: the saga may have been told.
+    let more = json!([{ "metric": "air_temperature", "quantity": 5 }]);
+    run(&receive(&dynamo), &delivery("second", more)).await.expect("a delivery");
+    assert_eq!(run(&reserve, &there).await, refused);
+    assert_eq!(dynamo.story(entity("a")).await, ["StockDepleted"]);
+
+    // The undo leaves a tombstone, tells nobody, and gives back nothing.
+    run(&release(&dynamo), &back).await.expect("a release");
+    assert_eq!(run(&reserve, &there).await, Err(ErrorKind::Superseded));
+    assert_eq!(stock(&dynamo, Metric::AirTemperature).await, 6);
+    assert_eq!(stock(&dynamo, Metric::RelativeHumidity).await, 1);
+    assert_eq!(dynamo.story(entity("a")).await, ["StockDepleted"]);
+    assert_eq!(reservation(&dynamo, "a").await["status"], "RELEASED");
+}
+
+#[tokio::test]
+async fn every_metric_that_is_short_is_named_even_one_that_never_was_in_stock() {
+    let dynamo = Dynamo::start().await;
+    let there = payload_with_sensors(saga("a"), &[Metric::WaterPh, Metric::Ozone, Metric::Ozone]);
+    let command = lambda::decode(&there.to_string()).expect("a payload");
+    let error = reserve(&dynamo).run(command, noon(0)).await.expect_err("an empty store-room");
+    assert_eq!(
+        error.to_string(),
+        "too few kits in stock: 0 of 2 for mass_concentration_of_ozone_in_air, 0 of 1 for water_ph"
+    );
+}
+
+#[tokio::test]
+async fn a_crowd_never_takes_more_than_there_is() {
+    let dynamo = stocked(13).await;
+    let names: Vec<_> = (0..10).map(|n| format!("site {n}")).collect();
+    let (reserve, release) = (reserve(&dynamo), release(&dynamo));
+    let outcomes = join_all(names.iter().map(|name| async {
+        let payload = payload_with_sensors(saga(name), &WEATHER);
+        run_retrying(&reserve, &payload).await
+    }))
+    .await;
+    let served = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+    assert_eq!(served, 6, "{outcomes:?}");
+    assert!(outcomes.iter().all(|o| o.is_ok() || *o == Err(ErrorKind::KitsOutOfStock)));
+    assert_eq!(stock(&dynamo, Metric::AirTemperature).await, 1);
+    assert_eq!(stock(&dynamo, Metric::AirPressure).await, 7);
+
+    let payloads: Vec<_> = names.iter().map(|name| payload(saga(name))).collect();
+    let releases = payloads.iter().chain(&payloads);
+    join_all(releases.map(|payload| run_retrying(&release, payload))).await;
+    assert_eq!(stock(&dynamo, Metric::AirTemperature).await, 13);
+    assert_eq!(stock(&dynamo, Metric::AirPressure).await, 13);
+    for (name, outcome) in names.iter().zip(outcomes) {
+        let story = dynamo.story(entity(name)).await;
+        let told: &[&str] =
+            if outcome.is_ok() { &["KitsReserved", "KitsReleased"] } else { &["StockDepleted"] };
+        assert_eq!(story, told);
+    }
+}
+
+#[tokio::test]
+async fn a_delivery_counts_once() {
+    let dynamo = Dynamo::start().await;
+    let receive = receive(&dynamo);
+    let kits = json!([{ "metric": "wind_speed", "quantity": 5 }]);
+    let event = delivery("d-1", kits.clone());
+    let outcomes = join_all((0..4).map(|_| run_retrying(&receive, &event))).await;
+    let received = outcomes.iter().filter(|outcome| **outcome == Ok(json!("Received")));
+    assert_eq!(received.count(), 1, "{outcomes:?}");
+    assert_eq!(stock(&dynamo, Metric::WindSpeed).await, 5);
+
+    run(&receive, &delivery("d-2", kits)).await.expect("another delivery");
+    assert_eq!(stock(&dynamo, Metric::WindSpeed).await, 10);
+
+    let other = delivery("d-1", json!([{ "metric": "wind_speed", "quantity": 6 }]));
+    assert_eq!(run(&receive, &other).await, Err(ErrorKind::InvalidInput));
+    assert_eq!(stock(&dynamo, Metric::WindSpeed).await, 10);
+}
+
+#[tokio::test]
+async fn a_wrong_delivery_is_refused_by_the_field_that_is_wrong() {
+    let dynamo = Dynamo::start().await;
+    let one = json!({ "metric": "wind_speed", "quantity": 1 });
+    for (id, kits, field) in [
+        ("", json!([one]), "detail.deliveryId"),
+        (&"x".repeat(129), json!([one]), "detail.deliveryId"),
+        ("d", json!([]), "detail.kits"),
+        ("d", json!(vec![&one; 51]), "detail.kits"),
+        ("d", json!([{ "metric": "wind_speed", "quantity": 0 }]), "detail.kits[0].quantity"),
+        ("d", json!([one, one]), "detail.kits[1].metric"),
+    ] {
+        let command = lambda::decode(&delivery(id, kits).to_string()).expect("an event");
+        let error = receive(&dynamo).run(command, noon(0)).await.expect_err(field);
+        assert!(error.to_string().starts_with(&format!("{field}: ")), "{error}");
+    }
+    assert_eq!(dynamo.rows(INVENTORY).await, [Value::Null; 0]);
+}
+
+#[tokio::test]
+async fn what_a_reservation_costs() {
+    let dynamo = stocked(10).await;
+    let delivered = dynamo.take_usage();
+    assert_eq!(delivered, usage("TransactWriteItems", 8.0), "a delivery of three metrics");
+    let there = payload_with_sensors(saga("a"), &WEATHER);
+    // Reservation, three stocks and event at two units each, and the event in its three indexes.
+    run(&reserve(&dynamo), &there).await.expect("kits");
+    assert_eq!(dynamo.take_usage(), usage("TransactWriteItems", 13.0));
+    // Hearing the same again costs no read before the write that is refused.
+    run(&reserve(&dynamo), &there).await.expect("kits");
+    assert_eq!(dynamo.take_usage(), usage("TransactWriteItems", 0.0));
+}

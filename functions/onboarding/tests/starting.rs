@@ -1,0 +1,66 @@
+//! A new site's saga is started once, whatever comes twice.
+
+use aws_sdk_sfn::Client;
+use lambda::ErrorKind;
+use onboarding::start_onboarding::StartOnboarding;
+use serde_json::{Value, json};
+use testkit::{
+    http::Stub,
+    saga::{Outcome, run},
+    sample,
+};
+
+const MACHINE: &str = "arn:aws:states:eu-central-1:111122223333:stateMachine:site-onboarding";
+
+/// Runs the step against Step Functions that answers like this; gives the calls as well.
+async fn start(event: &Value, status: u16, answer: Value) -> (Outcome, Vec<Value>) {
+    let machines = Stub::start(move |_| (status, answer.clone())).await;
+    let step = StartOnboarding {
+        machines: Client::new(&machines.config()),
+        onboarding: MACHINE.to_owned(),
+    };
+    let outcome = run(&step, event).await;
+    let calls = machines.take_calls();
+    assert!(calls.iter().all(|call| call.operation() == "StartExecution"));
+    (outcome, calls.iter().map(testkit::http::Call::json).collect())
+}
+
+#[tokio::test]
+async fn the_saga_gets_its_name_and_what_its_steps_need() {
+    let event = sample::event("start-onboarding");
+    let (outcome, calls) =
+        start(&event, 200, json!({ "executionArn": "arn", "startDate": 1.0 })).await;
+    assert_eq!(outcome, Ok(json!("Started")));
+    let [call] = &calls[..] else { panic!("one call: {calls:?}") };
+    let data = &event["detail"]["data"];
+    assert_eq!(call["stateMachineArn"], MACHINE);
+    assert_eq!(call["name"], data["onboardingId"]);
+    let input: Value = serde_json::from_str(call["input"].as_str().expect("text")).expect("JSON");
+    assert_eq!(input["causationId"], event["detail"]["metadata"]["eventId"]);
+    for field in ["onboardingId", "siteId", "name", "plan", "paymentMethod"] {
+        assert_eq!(input[field], data[field], "{field}");
+    }
+    let sensors = input["sensors"].as_array().expect("sensors");
+    let known = data["sensors"].as_array().expect("sensors");
+    for (sensor, known) in sensors.iter().zip(known) {
+        assert_eq!(sensor["sensorId"], known["sensorId"]);
+    }
+    assert_eq!(sensors.len(), known.len());
+    assert_eq!(input.as_object().expect("an object").len(), 7, "and nothing else of the site");
+}
+
+#[tokio::test]
+async fn step_functions_answers_have_their_meaning() {
+    let event = sample::event("start-onboarding");
+    for (status, error, outcome) in [
+        (400, "ExecutionAlreadyExists", Ok(json!("Already"))),
+        (400, "ThrottlingException", Err(ErrorKind::Transient)),
+        (500, "InternalFailure", Err(ErrorKind::Transient)),
+        (400, "ExecutionLimitExceeded", Err(ErrorKind::Transient)),
+        (400, "StateMachineDoesNotExist", Err(ErrorKind::Internal)),
+        (400, "AccessDeniedException", Err(ErrorKind::Internal)),
+    ] {
+        let (found, _) = start(&event, status, json!({ "__type": error })).await;
+        assert_eq!(found, outcome, "{error}");
+    }
+}

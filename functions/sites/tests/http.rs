@@ -1,0 +1,305 @@
+//! The HTTP API, to the letter: requests as API Gateway sends them, answers as it passes them on.
+
+mod support;
+
+use aws_sdk_sfn::Client;
+use contracts::SiteId;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use sites::{
+    activate_site::ActivateSite, close_site::CloseSite, create_site::CreateSite,
+    decommission_site::DecommissionSite, get_site::GetSite,
+};
+use support::{
+    check, create, list, on_site, post, project, registrar, registration, saga_of, sent, told,
+};
+use testkit::{
+    Dynamo,
+    dynamo::SITES,
+    http::Stub,
+    saga::run,
+    sample::{noon, payload},
+};
+
+const TEARDOWN: &str = "arn:aws:states:eu-central-1:111122223333:stateMachine:site-teardown";
+
+fn getter(dynamo: &Dynamo) -> GetSite {
+    GetSite { sites: dynamo.table(SITES) }
+}
+
+async fn get(dynamo: &Dynamo, key: &str) -> Value {
+    let site = saga_of(key).site_id.to_string();
+    sent(getter(dynamo).handle(&on_site("get-site", &site)).await)
+}
+
+async fn activate(dynamo: &Dynamo, key: &str) {
+    let step = ActivateSite { sites: dynamo.table(SITES), outbox: dynamo.outbox() };
+    run(&step, &payload(saga_of(key))).await.expect("an active site");
+}
+
+async fn close(dynamo: &Dynamo, key: &str, failure: Value) {
+    let step = CloseSite { sites: dynamo.table(SITES), outbox: dynamo.outbox() };
+    let mut payload = payload(saga_of(key));
+    payload["failure"] = failure;
+    run(&step, &payload).await.expect("a closed site");
+}
+
+fn failure() -> Value {
+    json!({
+        "step": "InitializeSubscription",
+        "error": "CardDeclined",
+        "message": "Your card was declined.",
+    })
+}
+
+#[tokio::test]
+async fn creating_answers_the_same_every_time_and_makes_one_site() {
+    let dynamo = Dynamo::start().await;
+    let step = CreateSite(registrar(&dynamo));
+    let request = post(Some("key-1"), &registration().to_string());
+    check("create-site.accepted", step.handle(&request, noon(0)).await);
+    let after = dynamo.everything().await;
+    check("create-site.accepted", step.handle(&request, noon(5)).await);
+    // Written in another way, it is the same request.
+    let request = post(Some("key-1"), &format!("{:#}", registration()));
+    check("create-site.accepted", step.handle(&request, noon(5)).await);
+    assert_eq!(dynamo.everything().await, after);
+    assert_eq!(dynamo.story(saga_of("key-1").site_id).await, ["SiteCreated"]);
+
+    let mut other = registration();
+    other["name"] = "Another one".into();
+    let request = post(Some("key-1"), &other.to_string());
+    check("create-site.key-reused", step.handle(&request, noon(5)).await);
+    assert_eq!(dynamo.everything().await, after);
+}
+
+#[tokio::test]
+async fn a_crowd_with_one_key_makes_one_site() {
+    let dynamo = Dynamo::start().await;
+    let step = CreateSite(registrar(&dynamo));
+    let request = post(Some("key-1"), &registration().to_string());
+    let answers = join_all((0..6).map(|_| step.handle(&request, noon(0)))).await;
+    for answer in answers {
+        check("create-site.accepted", answer);
+    }
+    assert_eq!(dynamo.rows(SITES).await.len(), 1);
+    assert_eq!(dynamo.story(saga_of("key-1").site_id).await, ["SiteCreated"]);
+}
+
+#[tokio::test]
+async fn a_wrong_request_is_told_what_to_do() {
+    let dynamo = Dynamo::start().await;
+    let step = CreateSite(registrar(&dynamo));
+    let good = registration().to_string();
+    let mut wrong = registration();
+    wrong["name"] = " ".into();
+    wrong["location"]["latitude"] = 91.into();
+    wrong["sensors"][0]["unit"] = "degF".into();
+    let mut unknown = registration();
+    unknown["sensors"][1]["colour"] = "red".into();
+    let mut metric = registration();
+    metric["sensors"][1]["metric"] = "sunniness".into();
+    let long = "k".repeat(129);
+    let large = format!("{good}{}", " ".repeat(70_000));
+    for (name, key, body) in [
+        ("create-site.no-key", None, good.as_str()),
+        ("create-site.long-key", Some(long.as_str()), &good),
+        ("create-site.wrong-fields", Some("k"), &wrong.to_string()),
+        ("create-site.unknown-field", Some("k"), &unknown.to_string()),
+        ("create-site.unknown-metric", Some("k"), &metric.to_string()),
+        ("create-site.no-json", Some("k"), "{\"name\":"),
+        ("create-site.no-body", Some("k"), ""),
+        ("create-site.too-large", Some("k"), &large),
+    ] {
+        check(name, step.handle(&post(key, body), noon(0)).await);
+    }
+    assert_eq!(dynamo.rows(SITES).await, [Value::Null; 0]);
+}
+
+#[tokio::test]
+async fn a_site_tells_its_story() {
+    let dynamo = Dynamo::start().await;
+    let site = saga_of("key-1").site_id.to_string();
+    let request = on_site("get-site", &site);
+    check("get-site.unknown", getter(&dynamo).handle(&request).await);
+    let saga = create(&dynamo, "key-1").await;
+    check("get-site.onboarding", getter(&dynamo).handle(&request).await);
+
+    for event in
+        ["AlertingConfigured", "SubscriptionInitialized", "KitsReserved", "SensorsProvisioned"]
+    {
+        project(&dynamo, &told(saga, event, 1)).await;
+    }
+    activate(&dynamo, "key-1").await;
+    check("get-site.active", getter(&dynamo).handle(&request).await);
+    check("get-site.no-id", getter(&dynamo).handle(&on_site("get-site", "42")).await);
+}
+
+#[tokio::test]
+async fn a_rejected_site_says_why() {
+    let dynamo = Dynamo::start().await;
+    let saga = create(&dynamo, "key-1").await;
+    for (event, sequence) in [
+        ("KitsReserved", 1),
+        ("SensorsProvisioned", 1),
+        ("SubscriptionFailed", 1),
+        ("SensorsDeprovisioned", 2),
+        ("KitsReleased", 2),
+    ] {
+        project(&dynamo, &told(saga, event, sequence)).await;
+    }
+    close(&dynamo, "key-1", failure()).await;
+    let request = on_site("get-site", &saga.site_id.to_string());
+    check("get-site.rejected", getter(&dynamo).handle(&request).await);
+}
+
+#[tokio::test]
+async fn a_step_that_crashed_is_known_from_the_saga() {
+    let dynamo = Dynamo::start().await;
+    create(&dynamo, "key-1").await;
+    let crash = json!({ "step": "ProvisionSensors", "error": "Runtime.ExitError", "message": "" });
+    close(&dynamo, "key-1", crash).await;
+    let steps = get(&dynamo, "key-1").await["body"]["onboarding"]["steps"].take();
+    let failed = json!([{ "name": "ProvisionSensors", "status": "FAILED", "at": "2026-01-01T12:00:00.000Z" }]);
+    assert_eq!(steps, failed);
+}
+
+#[tokio::test]
+async fn the_list_is_walked_page_by_page() {
+    let dynamo = Dynamo::start().await;
+    let keys: Vec<_> = (0..5).map(|n| format!("key-{n}")).collect();
+    for key in &keys {
+        create(&dynamo, key).await;
+    }
+    activate(&dynamo, "key-3").await;
+    // Rows of steps are no sites.
+    project(&dynamo, &told(saga_of("key-0"), "KitsReserved", 1)).await;
+    let mut all: Vec<_> = keys.iter().map(|key| saga_of(key).site_id.to_string()).collect();
+    all.sort();
+    let mut onboarding = all.clone();
+    onboarding.retain(|site| *site != saga_of("key-3").site_id.to_string());
+
+    assert_eq!(walk(&dynamo, &[("limit", "2")]).await, all);
+    assert_eq!(walk(&dynamo, &[]).await, all);
+    let query = [("status", "ONBOARDING"), ("limit", "3")];
+    assert_eq!(walk(&dynamo, &query).await, onboarding);
+    assert_eq!(walk(&dynamo, &[("status", "REJECTED")]).await, [""; 0]);
+    check("list-sites.one", getter(&dynamo).handle(&list(&[("status", "ACTIVE")])).await);
+}
+
+/// Every site's id, in order; no page is larger than the limit.
+async fn walk(dynamo: &Dynamo, query: &[(&str, &str)]) -> Vec<String> {
+    let limit = query.iter().find(|(name, _)| *name == "limit");
+    let limit = limit.map_or(25, |(_, limit)| limit.parse().expect("a number"));
+    let mut found = Vec::new();
+    let mut next: Option<String> = None;
+    loop {
+        let mut query = query.to_vec();
+        query.extend(next.as_deref().map(|next| ("next", next)));
+        let answer = sent(getter(dynamo).handle(&list(&query)).await);
+        assert_eq!(answer["statusCode"], 200, "{answer}");
+        let sites = answer["body"]["sites"].as_array().expect("sites");
+        assert!(sites.len() <= limit);
+        found.extend(sites.iter().map(|site| site["siteId"].as_str().expect("an id").to_owned()));
+        match answer["body"]["next"].as_str() {
+            Some(token) => next = Some(token.to_owned()),
+            None => break,
+        }
+    }
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn a_wrong_query_is_told_what_to_do() {
+    let dynamo = Dynamo::start().await;
+    for key in ["a", "b"] {
+        create(&dynamo, key).await;
+    }
+    let query = [("colour", "red"), ("limit", "101"), ("next", "x"), ("status", "active")];
+    let mut answer = sent(getter(&dynamo).handle(&list(&query)).await);
+    // Parameters come in no order.
+    let errors = answer["body"]["errors"].as_array_mut().expect("errors");
+    errors.sort_by_key(Value::to_string);
+    answer["body"]["detail"].take();
+    testkit::golden::check(env!("CARGO_MANIFEST_DIR"), "list-sites.wrong-query", &answer);
+
+    let first = sent(getter(&dynamo).handle(&list(&[("limit", "1")])).await);
+    let next = first["body"]["next"].as_str().expect("another page");
+    let query = [("status", "ACTIVE"), ("next", next)];
+    check("list-sites.foreign-next", getter(&dynamo).handle(&list(&query)).await);
+}
+
+#[tokio::test]
+async fn a_live_site_is_taken_out_of_service_once() {
+    let dynamo = Dynamo::start().await;
+    let machines = Stub::start(|_| (200, json!({ "executionArn": "arn", "startDate": 1.0 }))).await;
+    let step = DecommissionSite {
+        sites: dynamo.table(SITES),
+        machines: Client::new(&machines.config()),
+        teardown: TEARDOWN.to_owned(),
+    };
+    let site = saga_of("key-1").site_id.to_string();
+    let request = on_site("decommission-site", &site);
+    check("decommission-site.unknown", step.handle(&request).await);
+    let saga = create(&dynamo, "key-1").await;
+    check("decommission-site.onboarding", step.handle(&request).await);
+    assert!(machines.take_calls().is_empty());
+
+    activate(&dynamo, "key-1").await;
+    check("decommission-site.accepted", step.handle(&request).await);
+    let calls = machines.take_calls();
+    let started = calls[0].json();
+    assert_eq!(calls[0].operation(), "StartExecution");
+    assert_eq!(started["stateMachineArn"], TEARDOWN);
+    assert_eq!(started["name"], format!("decommission-{}", saga.onboarding_id));
+    let input: Value =
+        serde_json::from_str(started["input"].as_str().expect("text")).expect("JSON");
+    assert_eq!(input, json!({ "onboardingId": saga.onboarding_id, "siteId": saga.site_id }));
+
+    // Again: the same execution's name, the same answer.
+    check("decommission-site.accepted", step.handle(&request).await);
+    assert_eq!(machines.take_calls()[0].json()["name"], started["name"]);
+    assert_eq!(get(&dynamo, "key-1").await["body"]["status"], "DECOMMISSIONING");
+
+    close(&dynamo, "key-1", Value::Null).await;
+    check("decommission-site.over", step.handle(&request).await);
+    assert!(machines.take_calls().is_empty());
+
+    create(&dynamo, "key-2").await;
+    close(&dynamo, "key-2", failure()).await;
+    let rejected = on_site("decommission-site", &saga_of("key-2").site_id.to_string());
+    check("decommission-site.rejected", step.handle(&rejected).await);
+}
+
+#[tokio::test]
+async fn a_teardown_that_runs_already_is_as_good_and_one_that_can_not_start_is_told() {
+    let dynamo = Dynamo::start().await;
+    create(&dynamo, "key-1").await;
+    activate(&dynamo, "key-1").await;
+    let request = on_site("decommission-site", &saga_of("key-1").site_id.to_string());
+    for (error, status, left) in
+        [("ThrottlingException", 503, "ACTIVE"), ("ExecutionAlreadyExists", 202, "DECOMMISSIONING")]
+    {
+        let machines = Stub::start(move |_| (400, json!({ "__type": error }))).await;
+        let step = DecommissionSite {
+            sites: dynamo.table(SITES),
+            machines: Client::new(&machines.config()),
+            teardown: TEARDOWN.to_owned(),
+        };
+        let answer = sent(step.handle(&request).await);
+        assert_eq!(answer["statusCode"], status, "{answer}");
+        assert_eq!(get(&dynamo, "key-1").await["body"]["status"], left);
+    }
+}
+
+#[tokio::test]
+async fn a_table_out_of_reach_is_no_callers_fault_and_no_callers_business() {
+    for (table_answers, name) in [(500, "unavailable"), (400, "internal")] {
+        let table = Stub::start(move |_| (table_answers, json!({ "message": "inside" }))).await;
+        let client = aws_sdk_dynamodb::Client::new(&table.config());
+        let step = GetSite { sites: store::Table::new(client, SITES) };
+        let site = SiteId::registered("http", "key-1").to_string();
+        check(&format!("get-site.{name}"), step.handle(&on_site("get-site", &site)).await);
+    }
+}

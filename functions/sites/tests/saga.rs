@@ -1,0 +1,186 @@
+//! A site's life between the saga and other systems.
+
+mod support;
+
+use contracts::{OnboardingId, SiteId};
+use lambda::{ErrorKind, Step};
+use serde_json::{Value, json};
+use sites::{activate_site::ActivateSite, close_site::CloseSite, import_site::ImportSite};
+use support::{create, project, registrar, registration, saga_of, told};
+use testkit::{
+    Dynamo,
+    dynamo::SITES,
+    saga::{Pair, Story, keeps_the_contract, run},
+    sample::{self, noon, payload},
+};
+
+fn activate(dynamo: &Dynamo) -> ActivateSite {
+    ActivateSite { sites: dynamo.table(SITES), outbox: dynamo.outbox() }
+}
+
+fn close(dynamo: &Dynamo) -> CloseSite {
+    CloseSite { sites: dynamo.table(SITES), outbox: dynamo.outbox() }
+}
+
+/// An active and a closed site under the saga's contract, closed with that payload.
+async fn pair(failure: Value) -> Pair<ActivateSite, CloseSite> {
+    let dynamo = Dynamo::start().await;
+    let saga = create(&dynamo, "key-1").await;
+    let mut undo_payload = payload(saga);
+    undo_payload["failure"] = failure;
+    Pair {
+        step: activate(&dynamo),
+        undo: close(&dynamo),
+        dynamo,
+        payload: payload(saga),
+        undo_payload,
+        entity: saga.site_id.into(),
+    }
+}
+
+#[tokio::test]
+async fn activating_and_rejecting_keep_the_sagas_contract() {
+    let failure = json!({ "step": "ActivateSite", "error": "Transient", "message": "busy" });
+    let story = Story { done: "SiteActivated", undone: "SiteRejected", fenced: &["SiteRejected"] };
+    keeps_the_contract(async || pair(failure.clone()).await, story).await;
+}
+
+#[tokio::test]
+async fn activating_and_decommissioning_keep_the_sagas_contract() {
+    let story = Story {
+        done: "SiteActivated",
+        undone: "SiteDecommissioned",
+        fenced: &["SiteDecommissioned"],
+    };
+    keeps_the_contract(async || pair(Value::Null).await, story).await;
+}
+
+#[tokio::test]
+async fn a_closed_site_stays_what_it_became() {
+    let it = pair(Value::Null).await;
+    assert_eq!(run(&it.undo, &it.undo_payload).await, Ok(json!({ "status": "DECOMMISSIONED" })));
+    let mut failed = it.undo_payload.clone();
+    failed["failure"] = json!({ "step": "ReserveKits", "error": "x", "message": "y" });
+    assert_eq!(run(&it.undo, &failed).await, Ok(json!({ "status": "DECOMMISSIONED" })));
+    assert_eq!(it.dynamo.story(it.entity).await, ["SiteCreated", "SiteDecommissioned"]);
+}
+
+#[tokio::test]
+async fn a_site_that_nobody_registered_can_not_be_activated_or_closed() {
+    let dynamo = Dynamo::start().await;
+    let nobody = payload(saga_of("nobody"));
+    assert_eq!(run(&activate(&dynamo), &nobody).await, Err(ErrorKind::InvalidInput));
+    assert_eq!(run(&close(&dynamo), &nobody).await, Err(ErrorKind::InvalidInput));
+    assert_eq!(dynamo.rows(SITES).await, [Value::Null; 0]);
+}
+
+fn requested(registration_id: &str, site: &Value) -> Value {
+    let mut event = sample::event("import-site");
+    event["source"] = "acme.registry".into();
+    event["detail"] = json!({ "registrationId": registration_id, "site": site });
+    event
+}
+
+#[tokio::test]
+async fn an_import_makes_one_site_and_names_its_cause() {
+    let dynamo = Dynamo::start().await;
+    let import = ImportSite(registrar(&dynamo));
+    let event = requested("SLV", &registration());
+    let site = SiteId::registered("acme.registry", "SLV");
+    for _ in 0..2 {
+        assert_eq!(run(&import, &event).await, Ok(json!({ "siteId": site })));
+    }
+    let created = &dynamo.events(site).await[..];
+    let [created] = created else { panic!("one event: {created:?}") };
+    let metadata = created.envelope().expect("an envelope").metadata;
+    assert_eq!(json!(metadata.causation_id), event["id"]);
+    assert_eq!(metadata.correlation_id, OnboardingId::of(site));
+
+    // Another system's number is another site; the same number with another site is refused.
+    let mut other_system = event.clone();
+    other_system["source"] = "other.registry".into();
+    run(&import, &other_system).await.expect("another site");
+    assert_eq!(dynamo.rows(SITES).await.len(), 2);
+    let mut other = registration();
+    other["plan"] = "community".into();
+    assert_eq!(run(&import, &requested("SLV", &other)).await, Err(ErrorKind::InvalidInput));
+    assert_eq!(dynamo.rows(SITES).await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_wrong_import_is_refused_by_the_fields_that_are_wrong() {
+    let dynamo = Dynamo::start().await;
+    let import = ImportSite(registrar(&dynamo));
+    let mut wrong = registration();
+    wrong["operator"] = "".into();
+    wrong["sensors"] = json!([]);
+    for (event, problem) in [
+        (requested("", &registration()), "detail.registrationId: give 1 to 128 characters"),
+        (
+            requested("SLV", &wrong),
+            "operator: has 0 characters; give 1 to 200; sensors: has 0 entries",
+        ),
+    ] {
+        let command = lambda::decode(&event.to_string()).expect("an event");
+        let error = import.run(command, noon(0)).await.expect_err(problem);
+        assert!(error.to_string().starts_with(problem), "{error}");
+    }
+    assert_eq!(dynamo.rows(SITES).await, [Value::Null; 0]);
+}
+
+#[tokio::test]
+async fn the_read_model_is_the_same_whatever_order_the_events_come_in() {
+    let dynamo = Dynamo::start().await;
+    let events = [
+        ("KitsReserved", 1),
+        ("KitsReleased", 2),
+        ("SubscriptionInitialized", 1),
+        ("SubscriptionCancelled", 2),
+    ];
+    let mut orders = Vec::new();
+    permutations(&mut vec![0, 1, 2, 3], 0, &mut orders);
+    assert_eq!(orders.len(), 24);
+    for (site, order) in orders.iter().enumerate() {
+        let saga = saga_of(&format!("key-{site}"));
+        // Each twice: once more when all have come, in another order.
+        for &index in order.iter().chain(order.iter().rev()) {
+            let (event, sequence) = events[index];
+            project(&dynamo, &told(saga, event, sequence)).await;
+        }
+    }
+    let mut by_site = std::collections::BTreeMap::<String, Vec<Value>>::new();
+    for mut row in dynamo.rows(SITES).await {
+        let site = row["siteId"].take().to_string();
+        by_site.entry(site).or_default().push(row);
+    }
+    assert_eq!(by_site.len(), 24);
+    let first = by_site.values().next().expect("a site");
+    let told: Vec<_> = first.iter().map(|row| (&row["row"], &row["status"])).collect();
+    let expected = [
+        (&json!("STEP#InitializeSubscription"), &json!("UNDONE")),
+        (&json!("STEP#ReserveKits"), &json!("UNDONE")),
+    ];
+    assert_eq!(told, expected);
+    assert!(by_site.values().all(|rows| rows == first));
+}
+
+fn permutations(items: &mut Vec<usize>, from: usize, found: &mut Vec<Vec<usize>>) {
+    if from == items.len() {
+        found.push(items.clone());
+    }
+    for next in from..items.len() {
+        items.swap(from, next);
+        permutations(items, from + 1, found);
+        items.swap(from, next);
+    }
+}
+
+#[tokio::test]
+async fn news_is_projected_stale_events_and_others_are_not() {
+    let dynamo = Dynamo::start().await;
+    let saga = saga_of("key-1");
+    assert_eq!(project(&dynamo, &told(saga, "KitsReleased", 2)).await, "Projected");
+    assert_eq!(project(&dynamo, &told(saga, "KitsReleased", 2)).await, "Stale");
+    assert_eq!(project(&dynamo, &told(saga, "KitsReserved", 1)).await, "Stale");
+    assert_eq!(project(&dynamo, &told(saga, "SiteActivated", 3)).await, "Ignored");
+}

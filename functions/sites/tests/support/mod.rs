@@ -1,0 +1,120 @@
+//! What the tests of the sites share.
+
+// Each test file takes what it needs.
+#![allow(dead_code)]
+
+use contracts::{OnboardingId, Saga, SiteId};
+use lambda::http::{Answer, Problem, Request, response};
+use serde_json::{Value, json};
+use sites::{create_site::CreateSite, project_site::ProjectSite, registration::Registrar};
+use testkit::{
+    Dynamo,
+    dynamo::SITES,
+    golden,
+    saga::run,
+    sample::{self, noon},
+};
+
+pub fn registrar(dynamo: &Dynamo) -> Registrar {
+    Registrar { sites: dynamo.table(SITES), outbox: dynamo.outbox() }
+}
+
+/// The saga of the site that `POST /sites` makes under that key.
+pub fn saga_of(key: &str) -> Saga {
+    let site_id = SiteId::registered("http", key);
+    Saga { onboarding_id: OnboardingId::of(site_id), site_id, causation_id: None }
+}
+
+/// A good body of `POST /sites`.
+pub fn registration() -> Value {
+    json!({
+        "name": "Alamosa, Colorado",
+        "operator": "NOAA SURFRAD",
+        "location": { "latitude": 37.7, "longitude": -105.92, "elevationM": 2317.0 },
+        "sensors": [
+            { "metric": "air_temperature", "unit": "Cel", "min": -60.0, "max": 60.0 },
+            { "metric": "surface_downwelling_shortwave_flux_in_air", "unit": "W/m2" },
+        ],
+        "plan": "standard",
+        "paymentMethod": "pm_card_visa",
+    })
+}
+
+/// `POST /sites` as API Gateway sends it.
+pub fn post(key: Option<&str>, body: &str) -> Request {
+    let mut event = sample::event("create-site");
+    for headers in ["headers", "multiValueHeaders"] {
+        let headers = event[headers].as_object_mut().expect("headers");
+        headers.remove("Idempotency-Key");
+    }
+    if let Some(key) = key {
+        // HTTP/2 clients send names in small letters.
+        event["headers"]["idempotency-key"] = key.into();
+        event["multiValueHeaders"]["idempotency-key"] = json!([key]);
+    }
+    event["body"] = body.into();
+    read(&event)
+}
+
+/// `GET` or `DELETE` of a site.
+pub fn on_site(function: &str, site: &str) -> Request {
+    let mut event = sample::event(function);
+    event["path"] = format!("/sites/{site}").into();
+    event["pathParameters"] = json!({ "siteId": site });
+    read(&event)
+}
+
+/// `GET /sites` with a query.
+pub fn list(query: &[(&str, &str)]) -> Request {
+    let mut event = sample::event("get-site");
+    event["path"] = "/sites".into();
+    event["pathParameters"] = Value::Null;
+    for (name, value) in query {
+        event["queryStringParameters"][name] = (*value).into();
+        event["multiValueQueryStringParameters"][name] = json!([value]);
+    }
+    read(&event)
+}
+
+fn read(event: &Value) -> Request {
+    serde_json::from_value(event.clone()).expect("an event of API Gateway")
+}
+
+/// What API Gateway passes on, with the body read.
+pub fn sent(answer: Result<Answer, Problem>) -> Value {
+    let response = response(answer);
+    let mut sent = serde_json::to_value(response).expect("a response as JSON");
+    let body = sent["body"].as_str().expect("a body");
+    sent["body"] = serde_json::from_str(body).expect("a body of JSON");
+    sent
+}
+
+pub fn check(name: &str, answer: Result<Answer, Problem>) {
+    golden::check(env!("CARGO_MANIFEST_DIR"), name, &sent(answer));
+}
+
+/// Registers a site under that key.
+pub async fn create(dynamo: &Dynamo, key: &str) -> Saga {
+    let request = post(Some(key), &registration().to_string());
+    let answer = CreateSite(registrar(dynamo)).handle(&request, noon(0)).await;
+    assert_eq!(sent(answer)["statusCode"], 202);
+    saga_of(key)
+}
+
+/// A step's event as EventBridge delivers it.
+pub fn told(saga: Saga, event_type: &str, sequence: u64) -> Value {
+    let mut event = sample::event("project-site");
+    event["detail-type"] = event_type.into();
+    let occurred_at = noon(60 * i64::try_from(sequence).expect("a small number"));
+    event["detail"]["metadata"]["type"] = event_type.into();
+    event["detail"]["metadata"]["sequence"] = sequence.into();
+    event["detail"]["metadata"]["occurredAt"] = json!(occurred_at);
+    event["detail"]["metadata"]["correlationId"] = json!(saga.onboarding_id);
+    event["detail"]["data"] = json!({ "siteId": saga.site_id });
+    event
+}
+
+pub async fn project(dynamo: &Dynamo, event: &Value) -> Value {
+    let step = ProjectSite { sites: dynamo.table(SITES) };
+    run(&step, event).await.expect("a projection")
+}

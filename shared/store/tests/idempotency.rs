@@ -1,0 +1,261 @@
+//! The idempotency record, as a failure timeline per test. The lease is 30 s; `noon(n)` is the n-th
+//! second.
+
+use std::time::Duration;
+
+use contracts::Timestamp;
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use store::{Begin, Commit, Idempotency, Lock, StoreError, Transaction};
+use testkit::{Dynamo, dynamo::BILLING, sample::noon};
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Checkpoint {
+    customer: String,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Outcome {
+    subscription: String,
+}
+
+fn checkpoint(customer: &str) -> Checkpoint {
+    Checkpoint { customer: customer.to_owned() }
+}
+
+struct Records {
+    dynamo: Dynamo,
+    idempotency: Idempotency,
+}
+
+impl Records {
+    async fn start() -> Self {
+        let dynamo = Dynamo::start().await;
+        let lease = Duration::from_secs(30);
+        let idempotency = Idempotency::new(dynamo.table(BILLING), lease);
+        Self { dynamo, idempotency }
+    }
+
+    async fn begin(&self, now: Timestamp) -> Begin<Checkpoint, Outcome> {
+        self.idempotency.begin("work", "request", now).await.expect("an answer")
+    }
+
+    async fn lock(&self, now: Timestamp) -> Lock<Checkpoint> {
+        match self.begin(now).await {
+            Begin::Started(lock) => lock,
+            other => panic!("no lock: {other:?}"),
+        }
+    }
+
+    async fn note(&self, lock: &Lock<Checkpoint>, customer: &str) -> bool {
+        let noted = self.idempotency.checkpoint(lock, &checkpoint(customer)).await;
+        matches!(noted.expect("an answer"), Commit::Done)
+    }
+
+    async fn release(&self, lock: &Lock<Checkpoint>) -> bool {
+        let released = self.idempotency.release(lock).await.expect("an answer");
+        matches!(released, Commit::Done)
+    }
+
+    /// Commits the work's result, and with it the record; tells whether the lock still was ours.
+    async fn complete(&self, lock: &Lock<Checkpoint>, result: &str, now: Timestamp) -> bool {
+        let table = self.dynamo.table(BILLING);
+        let row = json!({ "result": result });
+        let key = store::Key::id(format!("result#{result}"));
+        let outcome = Outcome { subscription: result.to_owned() };
+        let committing = Transaction::on(&table).create(&table, &key, &row);
+        let committing =
+            self.idempotency.complete(committing, lock, &outcome, now).expect("a result");
+        match committing.commit().await.expect("an answer") {
+            Commit::Done => true,
+            Commit::Refused(refused) => {
+                assert!(refused.concerns(lock.key()), "refused for the lock");
+                false
+            }
+        }
+    }
+
+    async fn completed_with(&self, now: Timestamp) -> String {
+        match self.begin(now).await {
+            Begin::Completed(Outcome { subscription }) => subscription,
+            other => panic!("not completed: {other:?}"),
+        }
+    }
+
+    async fn forget(&self, now: Timestamp) -> bool {
+        let table = self.dynamo.table(BILLING);
+        let forgetting = self.idempotency.forget(Transaction::on(&table), "work", now);
+        matches!(forgetting.commit().await.expect("an answer"), Commit::Done)
+    }
+
+    async fn record(&self) -> Option<Value> {
+        self.dynamo.row(BILLING, "idempotency#work").await
+    }
+}
+
+#[tokio::test]
+async fn done_once_answered_ever_after() {
+    let it = Records::start().await;
+    let lock = it.lock(noon(0)).await;
+    assert!(!lock.resumed && lock.checkpoint.is_none());
+    assert!(it.complete(&lock, "sub_1", noon(1)).await);
+    for second in [2, 100] {
+        assert_eq!(it.completed_with(noon(second)).await, "sub_1");
+    }
+}
+
+#[tokio::test]
+async fn the_record_is_laid_out_as_powertools_users_know_it() {
+    let it = Records::start().await;
+    let lock = it.lock(noon(0)).await;
+    let mut record = it.record().await.expect("a record");
+    assert!(record["owner"].take().is_string());
+    let week = 7 * 24 * 3600;
+    assert_eq!(
+        record,
+        json!({
+            "id": "idempotency#work",
+            "status": "INPROGRESS",
+            "owner": null,
+            "validation": "request",
+            "in_progress_expiration": noon(30).millis(),
+            "expiration": noon(week).seconds(),
+        })
+    );
+    assert!(it.complete(&lock, "sub_1", noon(5)).await);
+    let record = it.record().await.expect("a record");
+    assert_eq!(record["status"], "COMPLETED");
+    assert_eq!(record["data"], r#"{"subscription":"sub_1"}"#);
+    assert_eq!(record["expiration"], noon(week + 5).seconds());
+}
+
+#[tokio::test]
+async fn whoever_comes_meanwhile_is_told_until_when() {
+    let it = Records::start().await;
+    it.lock(noon(0)).await;
+    for second in [0, 29, 30] {
+        match it.begin(noon(second)).await {
+            Begin::InProgress(until) => assert_eq!(until, noon(30)),
+            other => panic!("at {second}: {other:?}"),
+        }
+    }
+    assert!(it.lock(noon(31)).await.resumed);
+}
+
+#[tokio::test]
+async fn a_crowd_begins_once() {
+    let it = Records::start().await;
+    let begun = join_all((0..10).map(|_| it.begin(noon(0)))).await;
+    let started = begun.iter().filter(|begin| matches!(begin, Begin::Started(_)));
+    assert_eq!(started.count(), 1, "{begun:?}");
+
+    // And an expired lock is taken over once.
+    let begun = join_all((0..10).map(|_| it.begin(noon(31)))).await;
+    let started = begun.iter().filter(|begin| matches!(begin, Begin::Started(_)));
+    assert_eq!(started.count(), 1, "{begun:?}");
+}
+
+#[tokio::test]
+async fn a_slow_first_run_can_not_finish_the_second_runs_work() {
+    let it = Records::start().await;
+    let slow = it.lock(noon(0)).await;
+    assert!(it.note(&slow, "cus_1").await);
+    let second = it.lock(noon(31)).await;
+    assert!(second.resumed);
+    assert_eq!(second.checkpoint, Some(checkpoint("cus_1")), "what the first run had noted");
+
+    let before = it.dynamo.everything().await;
+    assert!(!it.note(&slow, "cus_2").await);
+    assert!(!it.complete(&slow, "slow", noon(32)).await);
+    assert_eq!(it.dynamo.everything().await, before, "the slow run changed something");
+
+    assert!(it.complete(&second, "second", noon(33)).await);
+    assert!(!it.complete(&slow, "slow", noon(34)).await);
+    assert_eq!(it.completed_with(noon(35)).await, "second");
+}
+
+#[tokio::test]
+async fn a_slow_first_run_can_not_free_the_second_runs_lock() {
+    let it = Records::start().await;
+    let slow = it.lock(noon(0)).await;
+    let second = it.lock(noon(31)).await;
+    assert!(!it.release(&slow).await);
+    let third = it.begin(noon(32)).await;
+    assert!(matches!(third, Begin::InProgress(until) if until == noon(61)), "{third:?}");
+    assert!(it.complete(&second, "second", noon(33)).await);
+}
+
+#[tokio::test]
+async fn a_slow_run_that_nobody_overtook_may_finish() {
+    let it = Records::start().await;
+    let slow = it.lock(noon(0)).await;
+    assert!(it.complete(&slow, "slow", noon(100)).await);
+    assert_eq!(it.completed_with(noon(101)).await, "slow");
+}
+
+#[tokio::test]
+async fn a_failed_run_hands_over_at_once() {
+    let it = Records::start().await;
+    let failed = it.lock(noon(0)).await;
+    assert!(it.note(&failed, "cus_1").await);
+    assert!(it.release(&failed).await);
+    let next = it.lock(noon(1)).await;
+    assert!(next.resumed);
+    assert_eq!(next.checkpoint, Some(checkpoint("cus_1")));
+    assert!(!it.complete(&failed, "failed", noon(2)).await);
+    assert!(it.complete(&next, "next", noon(2)).await);
+}
+
+#[tokio::test]
+async fn another_request_under_the_same_id_is_refused_at_any_time() {
+    let it = Records::start().await;
+    let refused = async |second| {
+        let other = it.idempotency.begin::<Checkpoint, Outcome>("work", "other", noon(second));
+        let error = other.await.expect_err("another request");
+        assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+        assert!(error.to_string().contains("another request"), "{error}");
+    };
+    let lock = it.lock(noon(0)).await;
+    refused(1).await;
+    refused(31).await;
+    assert!(it.complete(&lock, "sub_1", noon(32)).await, "the lock was not taken over");
+    refused(33).await;
+    assert_eq!(it.completed_with(noon(34)).await, "sub_1");
+}
+
+#[tokio::test]
+async fn only_what_nobody_is_at_is_forgotten() {
+    let it = Records::start().await;
+    assert!(it.forget(noon(0)).await, "nothing there is as good as forgotten");
+    let lock = it.lock(noon(0)).await;
+    assert!(!it.forget(noon(30)).await, "the run's effects may come yet");
+    assert!(it.complete(&lock, "sub_1", noon(30)).await);
+    assert!(it.forget(noon(30)).await);
+    assert_eq!(it.record().await, None);
+    // A run that comes late finds neither record nor lock.
+    assert!(!it.note(&lock, "cus_1").await);
+
+    // A run that gave up, and one that died, are at it no more.
+    let failed = it.lock(noon(31)).await;
+    assert!(!failed.resumed);
+    assert!(it.release(&failed).await);
+    assert!(it.forget(noon(32)).await);
+    it.lock(noon(33)).await;
+    assert!(!it.forget(noon(63)).await);
+    assert!(it.forget(noon(64)).await);
+    assert_eq!(it.record().await, None);
+}
+
+#[tokio::test]
+async fn an_unfinished_run_is_seen_from_outside() {
+    let it = Records::start().await;
+    let unfinished = async || it.idempotency.unfinished::<Checkpoint>("work").await.expect("read");
+    assert_eq!(unfinished().await, None);
+    let lock = it.lock(noon(0)).await;
+    assert_eq!(unfinished().await, Some(None));
+    assert!(it.note(&lock, "cus_1").await);
+    assert_eq!(unfinished().await, Some(Some(checkpoint("cus_1"))));
+    assert!(it.complete(&lock, "sub_1", noon(1)).await);
+    assert_eq!(unfinished().await, None);
+}

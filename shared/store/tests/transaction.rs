@@ -1,0 +1,340 @@
+//! One effect, one transaction.
+
+use aws_sdk_dynamodb::{Client, config::retry::RetryConfig, types::AttributeValue};
+use contracts::{
+    AlertingId, Entity,
+    events::{AlertingRemoved, SiteActivated},
+};
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use store::{Commit, EventRow, Key, NewEvent, Refused, StoreError, Table, Transaction};
+use testkit::{
+    Dynamo,
+    dynamo::{ALERTING, EVENTS, INVENTORY},
+    http::Stub,
+    sample::{noon, saga},
+};
+
+fn event(sequence: u64) -> NewEvent<SiteActivated> {
+    let saga = saga("a");
+    NewEvent::of(saga, saga.site_id, sequence, noon(0), SiteActivated { site_id: saga.site_id })
+}
+
+fn site() -> Entity {
+    saga("a").site_id.into()
+}
+
+fn number(value: u64) -> AttributeValue {
+    AttributeValue::N(value.to_string())
+}
+
+async fn done(transaction: Transaction) {
+    let commit = transaction.commit().await.expect("a commit");
+    assert!(matches!(commit, Commit::Done), "{commit:?}");
+}
+
+async fn refused(transaction: Transaction) -> Refused {
+    match transaction.commit().await.expect("a commit") {
+        Commit::Refused(refused) => refused,
+        Commit::Done => panic!("it was done"),
+    }
+}
+
+#[tokio::test]
+async fn a_row_is_created_once_and_the_refusal_shows_it() {
+    let dynamo = Dynamo::start().await;
+    let table = dynamo.table(INVENTORY);
+    let key = Key::id("a");
+    let create = |n: u8| Transaction::on(&table).create(&table, &key, &json!({ "n": n }));
+    done(create(1)).await;
+    // Alone, a put costs one unit, not a transaction's two.
+    let usage = dynamo.take_usage();
+    assert_eq!((usage.calls, usage.write_units), ([("PutItem".to_owned(), 1)].into(), 1.0));
+
+    let refused = refused(create(2)).await;
+    assert!(refused.concerns(&key));
+    assert!(!refused.concerns(&Key::id("b")));
+    assert_eq!(refused.row(&key).expect("a row"), Some(json!({ "id": "a", "n": 1 })));
+    assert_eq!(table.get(&key).await.expect("a row"), Some(json!({ "id": "a", "n": 1 })));
+}
+
+#[tokio::test]
+async fn all_or_nothing_and_only_what_was_refused_is_told() {
+    let dynamo = Dynamo::start().await;
+    let table = dynamo.table(INVENTORY);
+    let (free, taken) = (Key::id("free"), Key::id("taken"));
+    dynamo.put(INVENTORY, json!({ "id": "taken", "by": "someone" })).await;
+    let before = dynamo.everything().await;
+    let refused = refused(
+        Transaction::on(&table)
+            .create(&table, &free, &json!({}))
+            .create(&table, &taken, &json!({}))
+            .event(&dynamo.outbox(), event(1)),
+    )
+    .await;
+    assert!(!refused.concerns(&free) && refused.concerns(&taken));
+    assert_eq!(refused.row::<Value>(&free).expect("no row"), None);
+    let there = json!({ "id": "taken", "by": "someone" });
+    assert_eq!(refused.row(&taken).expect("a row"), Some(there));
+    assert_eq!(dynamo.everything().await, before, "a part was committed");
+}
+
+#[tokio::test]
+async fn a_row_is_replaced_only_from_the_status_that_was_seen() {
+    let dynamo = Dynamo::start().await;
+    let table = dynamo.table(INVENTORY);
+    let key = Key::id("a");
+    let replace = |status: &str, from: &str| {
+        Transaction::on(&table).replace(&table, &key, &json!({ "status": status }), from)
+    };
+    assert_eq!(refused(replace("B", "A")).await.row::<Value>(&key).expect("none"), None);
+    dynamo.put(INVENTORY, json!({ "id": "a", "status": "A", "old": true })).await;
+    done(replace("B", "A")).await;
+    assert_eq!(dynamo.rows(INVENTORY).await, [json!({ "id": "a", "status": "B" })]);
+    refused(replace("C", "A")).await;
+    assert_eq!(dynamo.rows(INVENTORY).await, [json!({ "id": "a", "status": "B" })]);
+}
+
+#[tokio::test]
+async fn a_projection_only_goes_forward() {
+    let dynamo = Dynamo::start().await;
+    let table = dynamo.table(INVENTORY);
+    let key = Key::id("a");
+    let advance = |sequence: u64| {
+        let row = json!({ "sequence": sequence });
+        Transaction::on(&table).advance(&table, &key, &row, sequence)
+    };
+    done(advance(2)).await;
+    refused(advance(1)).await;
+    refused(advance(2)).await;
+    // As numbers, not as text.
+    done(advance(10)).await;
+    refused(advance(9)).await;
+    assert_eq!(dynamo.rows(INVENTORY).await, [json!({ "id": "a", "sequence": 10 })]);
+}
+
+#[tokio::test]
+async fn rows_are_changed_and_deleted_under_conditions() {
+    let dynamo = Dynamo::start().await;
+    let table = dynamo.table(INVENTORY);
+    let key = Key::id("a");
+    let take = |n| {
+        let (take, enough) = ("SET #n = #n - :n", Some("#n >= :n"));
+        Transaction::on(&table).update(&table, &key, take, enough, [("n", number(n))])
+    };
+    let add = Transaction::on(&table).update(&table, &key, "ADD #n :n", None, [("n", number(5))]);
+    done(add).await;
+    done(take(3)).await;
+    let refused_take = refused(take(3)).await;
+    assert_eq!(refused_take.row(&key).expect("a row"), Some(json!({ "id": "a", "n": 2 })));
+
+    let delete = |n| Transaction::on(&table).delete(&table, &key, "#n = :n", [("n", number(n))]);
+    assert!(refused(delete(3)).await.concerns(&key));
+    done(delete(2)).await;
+    assert_eq!(dynamo.rows(INVENTORY).await, [Value::Null; 0]);
+}
+
+#[tokio::test]
+async fn an_event_takes_its_place_in_the_sequence_or_nothing_happens() {
+    let dynamo = Dynamo::start().await;
+    let table = dynamo.table(INVENTORY);
+    let with_event = |id: &str, sequence| {
+        Transaction::on(&table)
+            .create(&table, &Key::id(id), &json!({}))
+            .event(&dynamo.outbox(), event(sequence))
+    };
+    done(with_event("a", 1)).await;
+    let log = dynamo.events(site()).await;
+    let refused = refused(with_event("b", 1)).await;
+    assert!(!refused.concerns(&Key::id("b")));
+    assert_eq!(dynamo.rows(INVENTORY).await.len(), 1);
+    assert_eq!(dynamo.events(site()).await, log);
+    done(with_event("c", 2)).await;
+    assert_eq!(dynamo.story(site()).await, ["SiteActivated", "SiteActivated"]);
+}
+
+#[tokio::test]
+async fn an_events_row_is_what_the_publisher_and_the_indexes_need() {
+    let dynamo = Dynamo::start().await;
+    let table = dynamo.table(INVENTORY);
+    done(Transaction::on(&table).event(&dynamo.outbox(), event(1))).await;
+    let saga = saga("a");
+    let shard = saga.site_id.uuid().as_bytes()[0] % store::UNPUBLISHED_SHARDS;
+    let mut row = dynamo.rows(EVENTS).await.remove(0);
+    let detail = row["detail"].take();
+    let detail: Value = serde_json::from_str(detail.as_str().expect("text")).expect("JSON");
+    assert_eq!(detail["data"], json!({ "siteId": saga.site_id }));
+    assert_eq!(detail["metadata"]["occurredAt"], "2026-01-01T12:00:00.000Z");
+    assert_eq!(
+        row,
+        json!({
+            "entity": format!("site#{}", saga.site_id),
+            "sequence": 1,
+            "type": "SiteActivated",
+            "source": "fieldstation.sites",
+            "occurredAt": "2026-01-01T12:00:00.000Z",
+            "correlationId": saga.onboarding_id,
+            "detail": null,
+            "unpublished": shard.to_string(),
+        })
+    );
+}
+
+#[tokio::test]
+async fn what_can_not_be_written_is_not_sent() {
+    let dynamo = Dynamo::start().await;
+    let table = dynamo.table(ALERTING);
+    let saga = saga("a");
+    let other = AlertingRemoved { site_id: saga.site_id };
+    let foreign = NewEvent::of(saga, saga.site_id, 1, noon(0), other);
+    let unwritable = [
+        // An event of another entity than the type says, and a row that is no map.
+        Transaction::on(&table).event(&dynamo.outbox(), foreign),
+        Transaction::on(&table).create(&table, &Key::id("a"), &"no map"),
+    ];
+    for transaction in unwritable {
+        let transaction = transaction.create(&table, &Key::id("b"), &json!({}));
+        let error = transaction.commit().await.expect_err("an unwritable row");
+        assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+    }
+    assert!(dynamo.take_usage().calls.is_empty());
+    let entity = Entity::from(AlertingId::of(saga.onboarding_id));
+    assert_eq!(dynamo.story(entity).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_row_that_does_not_read_is_corrupt_by_name() {
+    let dynamo = Dynamo::start().await;
+    dynamo.put(EVENTS, json!({ "entity": "site#1", "sequence": 1 })).await;
+    dynamo.put(INVENTORY, json!({ "id": "a", "n": "text" })).await;
+    let read = dynamo.table(INVENTORY).get::<EventRow>(&Key::id("a")).await;
+    let error = read.expect_err("no event");
+    assert!(error.to_string().starts_with("row a can't be read: "), "{error}");
+}
+
+#[tokio::test]
+async fn a_crowd_of_writers_leaves_no_gap_and_no_double() {
+    let dynamo = Dynamo::start().await;
+    let (table, events) = (dynamo.table(INVENTORY), dynamo.table(EVENTS));
+    let writers = (0..12).map(|writer| {
+        let (dynamo, table, events) = (&dynamo, &table, &events);
+        async move {
+            loop {
+                let sequence = last_sequence(events).await + 1;
+                let key = Key::id(format!("writer {writer}"));
+                let commit = Transaction::on(table)
+                    .create(table, &key, &json!({ "sequence": sequence }))
+                    .event(&dynamo.outbox(), event(sequence))
+                    .commit()
+                    .await;
+                if matches!(commit.expect("a commit"), Commit::Done) {
+                    break;
+                }
+            }
+        }
+    });
+    join_all(writers).await;
+    assert_eq!(dynamo.events(site()).await.len(), 12);
+    let rows = dynamo.rows(INVENTORY).await;
+    let mut sequences: Vec<_> = rows.iter().filter_map(|row| row["sequence"].as_u64()).collect();
+    sequences.sort_unstable();
+    assert_eq!(sequences, (1..=12).collect::<Vec<_>>());
+}
+
+async fn last_sequence(events: &Table) -> u64 {
+    let query = events.client().query().table_name(events.name());
+    let answer = query
+        .key_condition_expression("entity = :entity")
+        .expression_attribute_values(":entity", AttributeValue::S(site().to_string()))
+        .consistent_read(true)
+        .send()
+        .await
+        .expect("a query");
+    u64::try_from(answer.count()).expect("a count")
+}
+
+/// DynamoDB's answer to a transaction of two that it cancelled for these reasons.
+fn cancelled(reasons: [&str; 2]) -> (u16, Value) {
+    let reasons = reasons.map(|code| json!({ "Code": code }));
+    let kind = "com.amazonaws.dynamodb.v20120810#TransactionCanceledException";
+    (400, json!({ "__type": kind, "Message": "cancelled", "CancellationReasons": reasons }))
+}
+
+fn two_rows(client: Client) -> Transaction {
+    let table = Table::new(client, "Table");
+    Transaction::on(&table).create(&table, &Key::id("a"), &json!({})).create(
+        &table,
+        &Key::id("b"),
+        &json!({}),
+    )
+}
+
+#[tokio::test]
+async fn a_conflict_is_sent_again_until_it_is_over() {
+    let conflict = || cancelled(["TransactionConflict", "None"]);
+    let answers = std::sync::Mutex::new(vec![(200, json!({})), conflict(), conflict()]);
+    let stub =
+        Stub::start(move |_| answers.lock().expect("answers").pop().expect("one more")).await;
+    done(two_rows(Client::new(&stub.config()))).await;
+    let tokens: Vec<_> =
+        stub.take_calls().iter().map(|call| call.json()["ClientRequestToken"].clone()).collect();
+    assert_eq!(tokens.len(), 3);
+    assert_ne!(tokens[0], tokens[1], "a new try is a new request");
+}
+
+#[tokio::test]
+async fn each_answer_has_its_meaning() {
+    let refusal = cancelled(["ConditionalCheckFailed", "None"]);
+    let mixed = cancelled(["TransactionConflict", "ConditionalCheckFailed"]);
+    for answer in [refusal, mixed] {
+        let stub = Stub::start(move |_| answer.clone()).await;
+        let refused = refused(two_rows(Client::new(&stub.config()))).await;
+        assert!(refused.concerns(&Key::id("a")) != refused.concerns(&Key::id("b")));
+        assert_eq!(stub.take_calls().len(), 1);
+    }
+
+    let error =
+        |kind: &str| json!({ "__type": format!("com.amazonaws.dynamodb.v20120810#{kind}") });
+    for (answer, transient, calls) in [
+        (cancelled(["None", "TransactionConflict"]), true, 5),
+        (cancelled(["ThrottlingError", "None"]), true, 5),
+        (cancelled(["ValidationError", "None"]), false, 1),
+        ((400, error("ProvisionedThroughputExceededException")), true, 1),
+        ((400, error("ThrottlingException")), true, 1),
+        ((400, error("TransactionInProgressException")), true, 1),
+        ((500, error("InternalServerError")), true, 1),
+        ((503, json!({})), true, 1),
+        ((400, error("AccessDeniedException")), false, 1),
+        ((400, error("ResourceNotFoundException")), false, 1),
+        ((400, error("ValidationException")), false, 1),
+    ] {
+        let told = answer.clone();
+        let stub = Stub::start(move |_| answer.clone()).await;
+        let committed = two_rows(Client::new(&stub.config())).commit().await;
+        let error = committed.expect_err("no commit");
+        assert_eq!(matches!(error, StoreError::Transient(_)), transient, "{told:?}: {error}");
+        assert_eq!(stub.take_calls().len(), calls, "{told:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_sdks_own_retry_is_the_same_request() {
+    let answers = std::sync::Mutex::new(vec![(200, json!({})), (500, json!({}))]);
+    let stub =
+        Stub::start(move |_| answers.lock().expect("answers").pop().expect("one more")).await;
+    let config = stub.config().into_builder().retry_config(RetryConfig::standard()).build();
+    done(two_rows(Client::new(&config))).await;
+    let calls = stub.take_calls();
+    let token = |call: usize| calls[call].json()["ClientRequestToken"].clone();
+    assert_eq!(calls.len(), 2);
+    assert!(token(0).is_string());
+    assert_eq!(token(0), token(1), "a lost answer's retry must find its effect done");
+}
+
+#[tokio::test]
+async fn nobody_there_is_transient() {
+    let stub = Stub::start(|_| (200, json!({}))).await;
+    let config = stub.config().into_builder().endpoint_url("http://127.0.0.1:1").build();
+    let committed = two_rows(Client::new(&config)).commit().await;
+    assert!(matches!(committed, Err(StoreError::Transient(_))), "{committed:?}");
+}

@@ -1,0 +1,168 @@
+//! The HTTP API, called as a client does: signed with AWS Signature Version 4, or not.
+
+use std::{fmt, time::SystemTime};
+
+use anyhow::{Context, Result};
+use aws_credential_types::Credentials;
+use aws_sigv4::{
+    http_request::{self, SignableBody, SignableRequest, SigningSettings},
+    sign::v4,
+};
+use reqwest::{
+    Method,
+    header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue},
+};
+use serde_json::Value;
+
+use crate::{Stack, stack::REGION};
+
+/// What the API answered.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// Headers.
+    pub headers: HeaderMap,
+    /// The body; as a JSON string where it is no JSON.
+    pub body: Value,
+}
+
+impl Answer {
+    /// A header's value, or nothing.
+    #[must_use]
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.status, self.header("content-type"), self.body)
+    }
+}
+
+/// A request that is not sent yet.
+#[derive(Clone, Debug)]
+pub struct Call {
+    method: Method,
+    path: String,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    body: Vec<u8>,
+    signed: bool,
+}
+
+impl Call {
+    /// A call of a path below the stage, query included, such as `/sites?limit=1`.
+    #[must_use]
+    pub fn new(method: Method, path: impl Into<String>) -> Self {
+        Self { method, path: path.into(), headers: Vec::new(), body: Vec::new(), signed: true }
+    }
+
+    /// `GET`.
+    #[must_use]
+    pub fn get(path: impl Into<String>) -> Self {
+        Self::new(Method::GET, path)
+    }
+
+    /// `DELETE`.
+    #[must_use]
+    pub fn delete(path: impl Into<String>) -> Self {
+        Self::new(Method::DELETE, path)
+    }
+
+    /// `POST /sites` of a registration.
+    #[must_use]
+    pub fn post_site(key: &str, registration: &Value) -> Self {
+        Self::new(Method::POST, "/sites").key(key).text(registration.to_string())
+    }
+
+    /// With that `Idempotency-Key`.
+    ///
+    /// # Panics
+    /// On one that no HTTP client could send.
+    #[must_use]
+    pub fn key(mut self, key: &str) -> Self {
+        let value = HeaderValue::from_str(key).expect("a header value");
+        self.headers.push((HeaderName::from_static("idempotency-key"), value));
+        self
+    }
+
+    /// With that body.
+    #[must_use]
+    pub fn text(mut self, body: impl Into<Vec<u8>>) -> Self {
+        self.headers.retain(|(name, _)| *name != CONTENT_TYPE);
+        self.headers.push((CONTENT_TYPE, HeaderValue::from_static("application/json")));
+        self.body = body.into();
+        self
+    }
+
+    /// Not signed.
+    #[must_use]
+    pub fn unsigned(mut self) -> Self {
+        self.signed = false;
+        self
+    }
+}
+
+impl Stack {
+    /// The name that the REST API is called by, with the emulator's port.
+    pub fn api_host(&self) -> Result<String> {
+        let port = self.endpoint().port_or_known_default().context("a port")?;
+        Ok(format!("{}.execute-api.localhost:{port}", self.output("ApiId")?))
+    }
+
+    /// The stage: the last part of the API's URL.
+    pub fn api_stage(&self) -> Result<&str> {
+        let url = self.output("ApiUrl")?;
+        url.trim_end_matches('/').rsplit('/').next().context("the stage in ApiUrl")
+    }
+
+    /// Sends a call to the API.
+    pub async fn call(&self, call: Call) -> Result<Answer> {
+        let url = self.endpoint().join(&format!("/{}{}", self.api_stage()?, call.path))?;
+        let mut request = self
+            .http
+            .request(call.method, url)
+            .header(HOST, self.api_host()?)
+            .headers(call.headers.into_iter().collect())
+            .body(call.body.clone())
+            .build()?;
+        if call.signed {
+            sign(&mut request, &call.body)?;
+        }
+        let response = self.http.execute(request).await.context("the API can't be reached")?;
+        let status = response.status().as_u16();
+        let headers = response.headers().clone();
+        let text = response.text().await?;
+        let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        Ok(Answer { status, headers, body })
+    }
+}
+
+fn sign(request: &mut reqwest::Request, body: &[u8]) -> Result<()> {
+    let identity = Credentials::new("test", "test", None, None, "local stack").into();
+    let params = v4::SigningParams::builder()
+        .identity(&identity)
+        .region(REGION)
+        .name("execute-api")
+        .time(SystemTime::now())
+        .settings(SigningSettings::default())
+        .build()?
+        .into();
+    let headers = request.headers().iter();
+    let headers: Vec<_> =
+        headers.map(|(name, value)| Ok((name.as_str(), value.to_str()?))).collect::<Result<_>>()?;
+    let signable = SignableRequest::new(
+        request.method().as_str(),
+        request.url().as_str(),
+        headers.into_iter(),
+        SignableBody::Bytes(body),
+    )?;
+    let (instructions, _) = http_request::sign(signable, &params)?.into_parts();
+    let (added, _) = instructions.into_parts();
+    for header in added {
+        let name = HeaderName::try_from(header.name())?;
+        request.headers_mut().insert(name, HeaderValue::try_from(header.value())?);
+    }
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! `make demo`, once the stack is deployed: onboards eight real monitoring stations, one with a
+//! declined card and one with too few kits in stock, shows what became of them, and ends with
+//! status 0 only if what it shows is true.
+
+#![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
+
+mod progress;
+mod report;
+mod stations;
+mod watch;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use tests::{Stack, api::Call, capture::Capture};
+use uuid::Uuid;
+
+use crate::stations::{SOURCE, Station, Via};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(untrue) if untrue.is_empty() => ExitCode::SUCCESS,
+        Ok(untrue) => {
+            println!("\nNot true of what is shown above:");
+            for what in untrue {
+                println!("- {what}");
+            }
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            println!("\nThe demo could not be carried out: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<Vec<String>> {
+    let stack = Stack::connect().await?;
+    require_fresh(&stack).await?;
+    let capture = Capture::start(&stack).await?;
+    let stations = stations::all()?;
+
+    stack.deliver(&stations::SENSORS, stations::DELIVERED).await?;
+    println!("Kits delivered: {} of each metric.", stations::DELIVERED);
+    let asked = ask(&stack, &stations).await?;
+    println!("Eight stations asked to be onboarded, four over HTTP and four by an event:");
+    let onboarded = watch::onboard(&stack, &capture, &stations, asked).await?;
+    let findings = report::examine(&stack, &capture, &stations, &onboarded).await?;
+    capture.stop(&stack).await?;
+
+    println!("\n{}", report::table(&findings.report));
+    println!("{}", report::summary(&findings.report));
+    let path = report::write(&findings.report)?;
+    println!("\n{}", report::what_next(&stack, &findings.report, &path)?);
+    Ok(findings.untrue)
+}
+
+/// What is shown is of the whole stack: stock, customers. So it must be nobody's yet.
+async fn require_fresh(stack: &Stack) -> Result<()> {
+    let answer = stack.call(Call::get("/sites?limit=1")).await?;
+    if answer.status != 200 {
+        bail!("GET /sites was answered with {answer}");
+    }
+    if answer.body["sites"] != json!([]) {
+        bail!("there are sites already; run `make down`, then `make demo`, for a fresh stack");
+    }
+    Ok(())
+}
+
+/// Registers every station on its way; over HTTP the answer names the site, by event the event id
+/// is what its `SiteCreated` will refer to.
+async fn ask(stack: &Stack, stations: &[Station]) -> Result<Vec<watch::Asked>> {
+    let mut asked = Vec::new();
+    for station in stations {
+        let key = Uuid::new_v4().to_string();
+        asked.push(match station.via {
+            Via::Http => watch::Asked::Http(
+                stack.register(&key, &station.registration).await.context(station.name.clone())?,
+            ),
+            Via::Event => {
+                let detail = json!({ "registrationId": key, "site": station.registration });
+                let id = stack.put_event(SOURCE, "SiteRegistrationRequested", &detail).await?;
+                watch::Asked::Event(id)
+            }
+        });
+    }
+    Ok(asked)
+}

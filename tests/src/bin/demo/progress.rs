@@ -1,0 +1,61 @@
+//! One line a site: bars that move on a terminal, a plain line per change elsewhere.
+
+use std::{
+    io::{IsTerminal, stdout},
+    time::Duration,
+};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// The lines.
+pub enum Board {
+    Terminal(Vec<ProgressBar>),
+    Plain { names: Vec<String>, shown: Vec<String> },
+}
+
+impl Board {
+    /// A line for each name; `steps` is how far one can come.
+    pub fn new(names: &[&str], steps: usize) -> Self {
+        if !stdout().is_terminal() {
+            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            return Self::Plain { shown: vec![String::new(); names.len()], names };
+        }
+        let lines = MultiProgress::with_draw_target(ProgressDrawTarget::stdout());
+        let template = "  {spinner} {prefix:28} [{bar:15}] {elapsed:>4} {msg}";
+        let style = ProgressStyle::with_template(template)
+            .unwrap_or_else(|_| ProgressStyle::default_bar())
+            .progress_chars("=> ");
+        let bars = names.iter().map(|name| {
+            let bar = lines.add(ProgressBar::new(steps as u64));
+            bar.set_style(style.clone());
+            bar.set_prefix((*name).to_owned());
+            bar.enable_steady_tick(Duration::from_millis(100));
+            bar
+        });
+        Self::Terminal(bars.collect())
+    }
+
+    /// How far the `index`-th has come.
+    pub fn show(&mut self, index: usize, done: usize, state: &str) {
+        match self {
+            Self::Terminal(bars) => {
+                bars[index].set_position(done as u64);
+                bars[index].set_message(state.to_owned());
+            }
+            Self::Plain { names, shown } => {
+                if shown[index] != state {
+                    println!("  {:28} {state}", names[index]);
+                    state.clone_into(&mut shown[index]);
+                }
+            }
+        }
+    }
+
+    /// The `index`-th has come to its end.
+    pub fn finish(&mut self, index: usize, done: usize, state: &str) {
+        self.show(index, done, state);
+        if let Self::Terminal(bars) = self {
+            bars[index].abandon();
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! A listener on the bus, as another system would be: a rule of its own and a queue.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use aws_sdk_eventbridge::types::Target;
+use aws_sdk_sqs::types::QueueAttributeName;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::Stack;
+
+const TARGET: &str = "queue";
+
+/// Captures every event that the stack publishes, from [`Capture::start`] on.
+#[derive(Debug)]
+pub struct Capture {
+    name: String,
+    bus: String,
+    queue_url: String,
+}
+
+impl Capture {
+    /// Begins to listen.
+    pub async fn start(stack: &Stack) -> Result<Self> {
+        let name = format!("{}-listener-{}", stack.name(), Uuid::new_v4().simple());
+        let bus = stack.output("EventBusName")?.to_owned();
+        let queue = stack.sqs.create_queue().queue_name(&name).send().await?;
+        let queue_url = queue.queue_url().context("the queue has no URL")?.to_owned();
+        let asked = stack
+            .sqs
+            .get_queue_attributes()
+            .queue_url(&queue_url)
+            .attribute_names(QueueAttributeName::QueueArn)
+            .send()
+            .await?;
+        let arn = asked
+            .attributes()
+            .and_then(|attributes| attributes.get(&QueueAttributeName::QueueArn))
+            .context("the queue has no ARN")?
+            .clone();
+
+        let policy = json!({
+            "Version": "2012-10-17",
+            "Statement": [{
+                "Effect": "Allow",
+                "Principal": { "Service": "events.amazonaws.com" },
+                "Action": "sqs:SendMessage",
+                "Resource": arn,
+            }],
+        });
+        stack
+            .sqs
+            .set_queue_attributes()
+            .queue_url(&queue_url)
+            .attributes(QueueAttributeName::Policy, policy.to_string())
+            .send()
+            .await?;
+        stack
+            .bus
+            .put_rule()
+            .name(&name)
+            .event_bus_name(&bus)
+            .event_pattern(json!({ "source": [{ "prefix": "fieldstation." }] }).to_string())
+            .send()
+            .await?;
+        let target = Target::builder().id(TARGET).arn(&arn).build()?;
+        stack.bus.put_targets().rule(&name).event_bus_name(&bus).targets(target).send().await?;
+        Ok(Self { name, bus, queue_url })
+    }
+
+    /// How many events came that were not taken yet.
+    pub async fn waiting(&self, stack: &Stack) -> Result<u32> {
+        stack.depth(&self.queue_url).await.map(|(waiting, _)| waiting)
+    }
+
+    /// What came since the last call: EventBridge's whole events, in the queue's order.
+    pub async fn take(&self, stack: &Stack) -> Result<Vec<Value>> {
+        let mut events = Vec::new();
+        loop {
+            let received = stack
+                .sqs
+                .receive_message()
+                .queue_url(&self.queue_url)
+                .max_number_of_messages(10)
+                .send()
+                .await?;
+            if received.messages().is_empty() {
+                return Ok(events);
+            }
+            for message in received.messages() {
+                events.push(serde_json::from_str(message.body().unwrap_or_default())?);
+                let handle = message.receipt_handle().context("a message without a handle")?;
+                stack
+                    .sqs
+                    .delete_message()
+                    .queue_url(&self.queue_url)
+                    .receipt_handle(handle)
+                    .send()
+                    .await?;
+            }
+        }
+    }
+
+    /// Takes until `enough` of all that came, or until the time is up; all that came.
+    pub async fn take_until(
+        &self,
+        stack: &Stack,
+        patience: Duration,
+        enough: impl Fn(&[Value]) -> bool,
+    ) -> Result<Vec<Value>> {
+        let begun = Instant::now();
+        let mut events = Vec::new();
+        loop {
+            events.extend(self.take(stack).await?);
+            if enough(&events) || begun.elapsed() > patience {
+                return Ok(events);
+            }
+            tokio::time::sleep(Duration::from_millis(150)).await;
+        }
+    }
+
+    /// Ends it and takes it away.
+    pub async fn stop(self, stack: &Stack) -> Result<()> {
+        let Self { name, bus, queue_url } = self;
+        stack.bus.remove_targets().rule(&name).event_bus_name(&bus).ids(TARGET).send().await?;
+        stack.bus.delete_rule().name(&name).event_bus_name(&bus).send().await?;
+        stack.sqs.delete_queue().queue_url(queue_url).send().await?;
+        Ok(())
+    }
+}
+
+/// The `eventId` of a captured event of ours.
+#[must_use]
+pub fn event_id(event: &Value) -> &str {
+    event["detail"]["metadata"]["eventId"].as_str().unwrap_or_default()
+}
+
+/// The `correlationId` of a captured event of ours: the onboarding it belongs to.
+#[must_use]
+pub fn correlation(event: &Value) -> &str {
+    event["detail"]["metadata"]["correlationId"].as_str().unwrap_or_default()
+}

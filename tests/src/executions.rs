@@ -1,0 +1,196 @@
+//! The sagas as Step Functions tells them.
+
+use anyhow::{Context, Result};
+use aws_sdk_sfn::{
+    operation::describe_execution::DescribeExecutionError,
+    types::{ExecutionStatus, HistoryEvent, HistoryEventType},
+};
+use contracts::OnboardingId;
+use serde_json::Value;
+
+use crate::Stack;
+
+/// One run of a state machine, as far as it has come.
+#[derive(Clone, Debug)]
+pub struct Execution {
+    /// Its ARN.
+    pub arn: String,
+    /// Where it stands.
+    pub status: ExecutionStatus,
+    /// Its error's name, if it ended with one.
+    pub error: Option<String>,
+    /// What it said about the error.
+    pub cause: Option<String>,
+    /// Its tasks in the order of their beginning.
+    pub tasks: Vec<Task>,
+}
+
+/// A task of an execution, with all its tries.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// The state's name.
+    pub name: String,
+    /// When it began, in epoch milliseconds.
+    pub begun: i64,
+    /// When it was over.
+    pub ended: Option<i64>,
+    /// How often it was tried.
+    pub tries: u32,
+    /// The tries that failed, by the errors' names.
+    pub failures: Vec<String>,
+    /// Whether the last try came to a good end.
+    pub succeeded: bool,
+}
+
+impl Task {
+    /// How long it took.
+    #[must_use]
+    pub fn millis(&self) -> Option<i64> {
+        self.ended.map(|ended| ended - self.begun)
+    }
+
+    /// The error that it ended with.
+    #[must_use]
+    pub fn failure(&self) -> Option<&str> {
+        let failed = self.ended.is_some() && !self.succeeded;
+        self.failures.last().filter(|_| failed).map(String::as_str)
+    }
+}
+
+impl Execution {
+    /// The task of that name.
+    #[must_use]
+    pub fn task(&self, name: &str) -> Option<&Task> {
+        self.tasks.iter().find(|task| task.name == name)
+    }
+
+    /// The names of the tasks that came to a good end.
+    #[must_use]
+    pub fn succeeded(&self) -> Vec<&str> {
+        let succeeded = self.tasks.iter().filter(|task| task.succeeded);
+        succeeded.map(|task| task.name.as_str()).collect()
+    }
+
+    /// The task that runs now.
+    #[must_use]
+    pub fn current(&self) -> Option<&Task> {
+        self.tasks.iter().find(|task| task.ended.is_none())
+    }
+}
+
+fn tasks(history: &[HistoryEvent]) -> Vec<Task> {
+    let mut tasks: Vec<Task> = Vec::new();
+    for event in history {
+        let at = event.timestamp().to_millis().unwrap_or_default();
+        if *event.r#type() == HistoryEventType::TaskStateEntered {
+            let details = event.state_entered_event_details();
+            tasks.push(Task {
+                name: details.map_or("?", |details| details.name()).to_owned(),
+                begun: at,
+                ended: None,
+                tries: 0,
+                failures: Vec::new(),
+                succeeded: false,
+            });
+            continue;
+        }
+        let Some(task) = tasks.last_mut().filter(|task| task.ended.is_none()) else { continue };
+        match event.r#type() {
+            HistoryEventType::TaskScheduled => task.tries += 1,
+            HistoryEventType::TaskSucceeded => task.succeeded = true,
+            HistoryEventType::TaskFailed => {
+                let details = event.task_failed_event_details();
+                let error = details.and_then(|details| details.error());
+                task.failures.push(error.unwrap_or("?").to_owned());
+            }
+            HistoryEventType::TaskTimedOut => task.failures.push("States.Timeout".to_owned()),
+            HistoryEventType::TaskStateExited
+            | HistoryEventType::ExecutionFailed
+            | HistoryEventType::ExecutionAborted
+            | HistoryEventType::ExecutionTimedOut => task.ended = Some(at),
+            _ => {}
+        }
+    }
+    tasks
+}
+
+impl Stack {
+    /// The ARN that the onboarding's execution has: it is named after the onboarding.
+    pub fn onboarding_arn(&self, onboarding: OnboardingId) -> Result<String> {
+        let machine = self.output("SiteOnboardingArn")?;
+        Ok(format!("{}:{onboarding}", machine.replacen(":stateMachine:", ":execution:", 1)))
+    }
+
+    /// The onboarding's execution; none as long as it is not started.
+    pub async fn onboarding(&self, onboarding: OnboardingId) -> Result<Option<Execution>> {
+        self.execution(&self.onboarding_arn(onboarding)?).await
+    }
+
+    /// The teardown that was started last for the onboarding.
+    pub async fn teardown(&self, onboarding: OnboardingId) -> Result<Option<Execution>> {
+        let listing =
+            self.machines.list_executions().state_machine_arn(self.output("SiteTeardownArn")?);
+        // Newest first.
+        let mut executions = listing.into_paginator().items().send();
+        while let Some(execution) = executions.next().await {
+            let arn = execution?.execution_arn().to_owned();
+            let described = self.machines.describe_execution().execution_arn(&arn).send().await?;
+            let input: Value = serde_json::from_str(described.input().unwrap_or("null"))?;
+            if input["onboardingId"] == onboarding.to_string() {
+                return self.execution(&arn).await;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Starts a teardown by hand, as an operator does; its ARN.
+    pub async fn start_teardown(&self, input: &str) -> Result<String> {
+        let machine = self.output("SiteTeardownArn")?;
+        let started =
+            self.machines.start_execution().state_machine_arn(machine).input(input).send().await?;
+        Ok(started.execution_arn().to_owned())
+    }
+
+    /// How many executions of the onboarding machine there are for the onboarding.
+    pub async fn onboardings_of(&self, onboarding: OnboardingId) -> Result<usize> {
+        let machine = self.output("SiteOnboardingArn")?;
+        let listing = self.machines.list_executions().state_machine_arn(machine);
+        let mut executions = listing.into_paginator().items().send();
+        let mut count = 0;
+        while let Some(execution) = executions.next().await {
+            let execution = execution?;
+            let described =
+                self.machines.describe_execution().execution_arn(execution.execution_arn());
+            let input = described.send().await?.input().unwrap_or_default().to_owned();
+            count += usize::from(input.contains(&onboarding.to_string()));
+        }
+        Ok(count)
+    }
+
+    async fn execution(&self, arn: &str) -> Result<Option<Execution>> {
+        let described = match self.machines.describe_execution().execution_arn(arn).send().await {
+            Ok(described) => described,
+            Err(error) => {
+                let service = error.as_service_error();
+                return if service.is_some_and(DescribeExecutionError::is_execution_does_not_exist) {
+                    Ok(None)
+                } else {
+                    Err(error).context("the execution can't be described")
+                };
+            }
+        };
+        let history = self.machines.get_execution_history().execution_arn(arn);
+        let mut events = history.into_paginator().items().send();
+        let mut history = Vec::new();
+        while let Some(event) = events.next().await {
+            history.push(event?);
+        }
+        Ok(Some(Execution {
+            arn: arn.to_owned(),
+            status: described.status().clone(),
+            error: described.error().map(str::to_owned),
+            cause: described.cause().map(str::to_owned),
+            tasks: tasks(&history),
+        }))
+    }
+}

@@ -1,0 +1,95 @@
+//! What is in stock, and what should be.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use contracts::Metric;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{
+    Stack,
+    wait::{PATIENCE, until_true},
+};
+
+/// Kits by metric.
+pub type Count = BTreeMap<String, i64>;
+
+/// Adds `sign` times each of these kits.
+fn add(count: &mut Count, kits: &Value, sign: i64) -> Result<()> {
+    for kit in kits.as_array().context("a list of kits")? {
+        let metric = kit["metric"].as_str().context("a metric")?;
+        let quantity = kit["quantity"].as_i64().context("a quantity")?;
+        *count.entry(metric.to_owned()).or_default() += sign * quantity;
+    }
+    Ok(())
+}
+
+/// The inventory table, added up.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Inventory {
+    /// All that was ever delivered.
+    pub delivered: Count,
+    /// What is in stock now.
+    pub stock: Count,
+    /// What was delivered and is not set aside for a site.
+    pub unreserved: Count,
+}
+
+impl Inventory {
+    /// As it is now.
+    pub async fn read(stack: &Stack) -> Result<Self> {
+        let (mut delivered, mut in_stock) = (Count::new(), Count::new());
+        let mut reserved = Count::new();
+        for row in stack.rows("InventoryTable").await? {
+            let id = row["id"].as_str().context("an id")?;
+            match id.split_once('#') {
+                Some(("delivery", _)) => add(&mut delivered, &row["kits"], 1)?,
+                Some(("stock", metric)) => {
+                    let quantity = row["quantity"].as_i64().context("a quantity")?;
+                    in_stock.insert(metric.to_owned(), quantity);
+                }
+                Some(("reservation", _)) if row["status"] == "RESERVED" => {
+                    add(&mut reserved, &row["kits"], -1)?;
+                }
+                _ => {}
+            }
+        }
+        let mut unreserved = delivered.clone();
+        for (metric, quantity) in reserved {
+            *unreserved.entry(metric).or_default() += quantity;
+        }
+        Ok(Self { delivered, stock: in_stock, unreserved })
+    }
+
+    /// How far the stock is from what it must be, by metric; empty if it is right.
+    #[must_use]
+    pub fn off(stock: &Count, must_be: &Count) -> Count {
+        let metrics = stock.keys().chain(must_be.keys());
+        let of = |count: &Count, metric| count.get(metric).copied().unwrap_or_default();
+        metrics
+            .map(|metric| (metric.clone(), of(stock, metric) - of(must_be, metric)))
+            .filter(|(_, difference)| *difference != 0)
+            .collect()
+    }
+}
+
+impl Stack {
+    /// Delivers so many kits of each of the metrics, as the supplier's system does, and waits until
+    /// they are in stock.
+    pub async fn deliver(&self, metrics: &[Metric], quantity: u32) -> Result<()> {
+        let delivery = Uuid::new_v4().to_string();
+        let kits: Vec<_> = metrics
+            .iter()
+            .map(|metric| json!({ "metric": metric, "quantity": quantity }))
+            .collect();
+        let detail = json!({ "deliveryId": delivery, "kits": kits });
+        self.put_event("supplier", contracts::inbound::KITS_DELIVERED, &detail).await?;
+        until_true("the delivery to be in stock", PATIENCE, async || {
+            let id = format!("delivery#{delivery}");
+            let counted = self.rows_with("InventoryTable", "id", &id).await?;
+            Ok((!counted.is_empty(), "nothing of it"))
+        })
+        .await
+    }
+}

@@ -1,0 +1,106 @@
+//! The event log: the rows of the events table.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use contracts::OnboardingId;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{
+    Stack,
+    wait::{Look, PATIENCE, until},
+};
+
+/// A row of the events table.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LoggedEvent {
+    /// `type#id`.
+    pub entity: String,
+    /// Counts the entity's events from 1.
+    pub sequence: u64,
+    /// The `detail-type`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// RFC 3339.
+    pub occurred_at: String,
+    /// When EventBridge took it.
+    pub published_at: Option<String>,
+    /// Set until then.
+    pub unpublished: Option<String>,
+    /// The whole `detail` as text.
+    pub detail: String,
+}
+
+impl LoggedEvent {
+    /// Its id.
+    pub fn id(&self) -> Result<String> {
+        let detail: Value = serde_json::from_str(&self.detail)?;
+        let id = detail["metadata"]["eventId"].as_str();
+        Ok(id.with_context(|| format!("no eventId in {}", self.detail))?.to_owned())
+    }
+
+    /// Published, and known to be.
+    #[must_use]
+    pub fn is_published(&self) -> bool {
+        self.published_at.is_some() && self.unpublished.is_none()
+    }
+}
+
+/// The story of one onboarding, in the order of what happened.
+pub async fn story(stack: &Stack, onboarding: OnboardingId) -> Result<Vec<LoggedEvent>> {
+    let rows = stack.rows_with("EventsTable", "correlationId", &onboarding.to_string()).await?;
+    let mut events = rows
+        .into_iter()
+        .map(|row| serde_json::from_value(row).context("a row of the events table"))
+        .collect::<Result<Vec<LoggedEvent>>>()?;
+    events.sort_by(|a, b| {
+        (&a.occurred_at, &a.entity, a.sequence).cmp(&(&b.occurred_at, &b.entity, b.sequence))
+    });
+    Ok(events)
+}
+
+/// The story once all of it is published; an onboarding that is over adds nothing to it.
+pub async fn published_story(stack: &Stack, onboarding: OnboardingId) -> Result<Vec<LoggedEvent>> {
+    until("all events to be published", PATIENCE, async || {
+        let story = story(stack, onboarding).await?;
+        let waiting: Vec<_> = story.iter().filter(|event| !event.is_published()).collect();
+        Ok(if waiting.is_empty() && !story.is_empty() {
+            Look::Found(story)
+        } else {
+            Look::Saw(format!("{} events, unpublished of them {waiting:?}", story.len()))
+        })
+    })
+    .await
+}
+
+/// The event types of each kind of entity, in the order of their sequence.
+#[must_use]
+pub fn by_entity(story: &[LoggedEvent]) -> BTreeMap<&str, Vec<&str>> {
+    let mut sorted: Vec<_> = story.iter().collect();
+    sorted.sort_by_key(|event| event.sequence);
+    let mut entities = BTreeMap::<_, Vec<_>>::new();
+    for event in sorted {
+        let kind = event.entity.split('#').next().unwrap_or_default();
+        entities.entry(kind).or_default().push(event.kind.as_str());
+    }
+    entities
+}
+
+/// What is wrong with the sequences of the entities: each must count from 1 without a gap.
+#[must_use]
+pub fn gaps(story: &[LoggedEvent]) -> Vec<String> {
+    let mut sequences = BTreeMap::<&str, Vec<u64>>::new();
+    for event in story {
+        sequences.entry(&event.entity).or_default().push(event.sequence);
+    }
+    let mut wrong = Vec::new();
+    for (entity, mut sequence) in sequences {
+        sequence.sort_unstable();
+        if !sequence.iter().copied().eq(1..=sequence.len() as u64) {
+            wrong.push(format!("the events of {entity} are numbered {sequence:?}"));
+        }
+    }
+    wrong
+}

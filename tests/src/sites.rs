@@ -1,0 +1,148 @@
+//! Sites, as their operators register them and look at them.
+
+use anyhow::{Context, Result, bail};
+use aws_sdk_sfn::types::ExecutionStatus;
+use contracts::{Metric, OnboardingId, SiteId};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::{
+    Stack,
+    api::{Answer, Call},
+    executions::Execution,
+    stripe,
+    wait::{Look, PATIENCE, until},
+};
+
+/// A card that pays.
+pub const GOOD_CARD: &str = "pm_card_visa";
+/// A card that its bank declines.
+pub const DECLINED_CARD: &str = "pm_card_visa_chargeDeclined";
+
+/// What an onboarding that goes through does, in its order.
+pub const FORWARD: [&str; 5] = [
+    "ReserveKits",
+    "ProvisionSensors",
+    "InitializeSubscription",
+    "ConfigureAlerting",
+    "ActivateSite",
+];
+/// What undoes it, in its order.
+pub const UNDO: [&str; 5] =
+    ["RemoveAlerting", "CancelSubscription", "DeprovisionSensors", "ReleaseKits", "CloseSite"];
+
+/// The body of a registration with a sensor for each of the metrics, in its usual unit.
+#[must_use]
+pub fn registration(name: &str, metrics: &[Metric], card: &str) -> Value {
+    let sensors: Vec<_> = metrics
+        .iter()
+        .map(|metric| json!({ "metric": metric, "unit": metric.units()[0] }))
+        .collect();
+    json!({
+        "name": name,
+        "operator": "NOAA Global Monitoring Laboratory",
+        "location": { "latitude": 40.05155, "longitude": -88.37325, "elevationM": 230.0 },
+        "sensors": sensors,
+        "plan": "standard",
+        "paymentMethod": card,
+    })
+}
+
+/// Which site and which saga.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ids {
+    /// The site.
+    pub site_id: SiteId,
+    /// Its saga.
+    pub onboarding_id: OnboardingId,
+}
+
+impl Ids {
+    /// Those in the answer to `POST /sites`.
+    pub fn accepted(answer: &Answer) -> Result<Self> {
+        if answer.status != 202 {
+            bail!("POST /sites was answered with {answer}");
+        }
+        serde_json::from_value(answer.body.clone()).context("the answer to POST /sites")
+    }
+}
+
+impl Stack {
+    /// Registers a site over HTTP.
+    pub async fn register(&self, key: &str, registration: &Value) -> Result<Ids> {
+        Ids::accepted(&self.call(Call::post_site(key, registration)).await?)
+    }
+
+    /// `GET /sites/{siteId}`.
+    pub async fn site(&self, site: SiteId) -> Result<Answer> {
+        self.call(Call::get(format!("/sites/{site}"))).await
+    }
+
+    /// Waits until the site has that status, and its onboarding that story: `(step, status)`; what
+    /// `GET /sites/{siteId}` says then.
+    pub async fn site_as(
+        &self,
+        site: SiteId,
+        status: &str,
+        steps: &[(&str, &str)],
+    ) -> Result<Value> {
+        until(&format!("site {site} to be {status} with {steps:?}"), PATIENCE, async || {
+            let answer = self.site(site).await?;
+            let told = answer.body["onboarding"]["steps"].as_array().map_or(&[][..], Vec::as_slice);
+            let same = told.len() == steps.len()
+                && told.iter().zip(steps).all(|(told, (name, status))| {
+                    told["name"] == *name && told["status"] == *status
+                });
+            Ok(if answer.body["status"] == status && same {
+                Look::Found(answer.body)
+            } else {
+                Look::Saw(answer)
+            })
+        })
+        .await
+    }
+
+    /// Waits until the site is in service, with every step of its onboarding done.
+    pub async fn site_active(&self, site: SiteId) -> Result<Value> {
+        self.site_as(site, "ACTIVE", &FORWARD.map(|step| (step, "COMPLETED"))).await
+    }
+
+    /// Waits until the onboarding's execution is over, whatever it ended with.
+    pub async fn onboarding_over(&self, onboarding: OnboardingId) -> Result<Execution> {
+        until(&format!("onboarding {onboarding} to be over"), PATIENCE, async || {
+            let execution = self.onboarding(onboarding).await?;
+            Ok(match execution {
+                Some(execution) if execution.status != ExecutionStatus::Running => {
+                    Look::Found(execution)
+                }
+                other => Look::Saw(format!("{other:?}")),
+            })
+        })
+        .await
+    }
+}
+
+/// What is left of an onboarding that was undone, table by table: `(where, what)`.
+pub async fn residue(stack: &Stack, ids: Ids) -> Result<Vec<(&'static str, String)>> {
+    let onboarding = ids.onboarding_id.to_string();
+    let mut left = Vec::new();
+    let tables = [
+        ("InventoryTable", "RELEASED"),
+        ("DevicesTable", "DEPROVISIONED"),
+        ("BillingTable", "CANCELLED"),
+        ("AlertingTable", "REMOVED"),
+    ];
+    for (table, tombstone) in tables {
+        // Any row that mentions the onboarding, idempotency records too.
+        let rows =
+            stack.rows(table).await?.into_iter().map(|row| (row["status"] == tombstone, row));
+        let rows = rows.filter_map(|(buried, row)| (!buried).then(|| row.to_string()));
+        left.extend(rows.filter(|row| row.contains(&onboarding)).map(|row| (table, row)));
+    }
+    let billed = stripe::billed(stack, &onboarding).await?;
+    if billed != stripe::Billed::default() {
+        left.push(("payment provider", format!("{billed:?}")));
+    }
+    Ok(left)
+}

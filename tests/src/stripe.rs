@@ -1,0 +1,83 @@
+//! The payment provider, looked at from its own side.
+
+use std::env;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::Stack;
+
+/// The local stand-in's port: `FIELDSTATION_STRIPE_PORT` (8420).
+fn base() -> String {
+    let port = env::var("FIELDSTATION_STRIPE_PORT").unwrap_or_else(|_| "8420".into());
+    format!("http://127.0.0.1:{port}")
+}
+
+/// What the provider has of one onboarding.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Billed {
+    /// Its customers that were not deleted.
+    pub customers: Vec<String>,
+    /// Those customers' subscriptions that are not cancelled.
+    pub subscriptions: Vec<String>,
+}
+
+impl Billed {
+    /// How many things of any kind.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.customers.len() + self.subscriptions.len()
+    }
+}
+
+/// Whether any of the object's metadata says that it belongs to the onboarding.
+fn is_of(object: &Value, onboarding: &str) -> bool {
+    let metadata = object["metadata"].as_object();
+    metadata.is_some_and(|metadata| metadata.values().any(|value| value == onboarding))
+}
+
+async fn list(stack: &Stack, path: &str) -> Result<Vec<Value>> {
+    let mut all: Vec<Value> = Vec::new();
+    loop {
+        let after = all.last().and_then(|last| last["id"].as_str());
+        let after = after.map(|id| format!("&starting_after={id}")).unwrap_or_default();
+        let url = format!("{}{path}limit=100{after}", base());
+        let answer = stack
+            .http
+            .get(&url)
+            .basic_auth("sk_test_local", Some(""))
+            .send()
+            .await
+            .with_context(|| format!("the payment provider does not answer at {}", base()))?;
+        let status = answer.status();
+        let text = answer.text().await?;
+        if !status.is_success() {
+            bail!("the payment provider answered {url} with {status}: {text}");
+        }
+        let mut page: Value = serde_json::from_str(&text)?;
+        let Value::Array(data) = page["data"].take() else { bail!("no list: {text}") };
+        let more = page["has_more"] == true && !data.is_empty();
+        all.extend(data);
+        if !more {
+            return Ok(all);
+        }
+    }
+}
+
+/// What the provider has of the onboarding with that id.
+pub async fn billed(stack: &Stack, onboarding: &str) -> Result<Billed> {
+    let mut billed = Billed::default();
+    for customer in list(stack, "/v1/customers?").await? {
+        if !is_of(&customer, onboarding) || customer["deleted"] == true {
+            continue;
+        }
+        let id = customer["id"].as_str().context("a customer's id")?;
+        for subscription in list(stack, &format!("/v1/subscriptions?customer={id}&")).await? {
+            if subscription["status"] != "canceled" {
+                billed.subscriptions.push(subscription["id"].as_str().unwrap_or("?").to_owned());
+            }
+        }
+        billed.customers.push(id.to_owned());
+    }
+    Ok(billed)
+}

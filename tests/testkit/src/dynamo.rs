@@ -1,0 +1,335 @@
+//! A fresh DynamoDB in memory, with every table as `template.yaml` makes it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use aws_sdk_dynamodb::{
+    Client,
+    config::{
+        ConfigBag, Intercept, RuntimeComponents,
+        interceptors::{
+            AfterDeserializationInterceptorContextRef, BeforeSerializationInterceptorContextMut,
+            BeforeTransmitInterceptorContextRef,
+        },
+    },
+    error::BoxError,
+    operation::{
+        delete_item::{DeleteItemInput, DeleteItemOutput},
+        put_item::{PutItemInput, PutItemOutput},
+        transact_write_items::{TransactWriteItemsInput, TransactWriteItemsOutput},
+        update_item::{UpdateItemInput, UpdateItemOutput},
+    },
+    types::{AttributeValue, ConsumedCapacity, ReturnConsumedCapacity},
+};
+use dynoxide::{Database, server};
+use serde_json::{Value, json};
+use store::{EventRow, Outbox, Table};
+use tokio::net::TcpListener;
+
+use crate::http::config;
+
+/// sites' table.
+pub const SITES: &str = "SitesTable";
+/// inventory's table.
+pub const INVENTORY: &str = "InventoryTable";
+/// devices' table.
+pub const DEVICES: &str = "DevicesTable";
+/// billing's table.
+pub const BILLING: &str = "BillingTable";
+/// alerting's table.
+pub const ALERTING: &str = "AlertingTable";
+/// Outbox and event log.
+pub const EVENTS: &str = "EventsTable";
+
+/// What an attribute that is part of a key is: its name and its type.
+type KeyAttribute = (&'static str, &'static str);
+
+/// Every table's keys and indexes, by the template's name of it, in `CreateTable`'s words. A test
+/// compares it with the template.
+#[must_use]
+pub fn tables() -> BTreeMap<&'static str, Value> {
+    let id = || table(&[("id", "S")], &[], json!([]));
+    BTreeMap::from([
+        (INVENTORY, id()),
+        (DEVICES, id()),
+        (BILLING, id()),
+        (ALERTING, id()),
+        (
+            SITES,
+            table(
+                &[("siteId", "S"), ("row", "S")],
+                &[("status", "S"), ("createdAt", "S")],
+                json!([index(
+                    "byStatus",
+                    ["status", "createdAt"],
+                    json!({
+                        "ProjectionType": "INCLUDE",
+                        "NonKeyAttributes": ["name", "operator", "location"],
+                    }),
+                )]),
+            ),
+        ),
+        (
+            EVENTS,
+            table(
+                &[("entity", "S"), ("sequence", "N")],
+                &[("type", "S"), ("occurredAt", "S"), ("correlationId", "S"), ("unpublished", "S")],
+                json!([
+                    index("byType", ["type", "occurredAt"], keys_only()),
+                    index("byCorrelation", ["correlationId", "occurredAt"], keys_only()),
+                    index("unpublished", ["unpublished", "occurredAt"], keys_only()),
+                ]),
+            ),
+        ),
+    ])
+}
+
+fn table(key: &[KeyAttribute], of_indexes: &[KeyAttribute], indexes: Value) -> Value {
+    let attributes: Vec<_> = key
+        .iter()
+        .chain(of_indexes)
+        .map(|(name, kind)| json!({ "AttributeName": name, "AttributeType": kind }))
+        .collect();
+    let names: Vec<_> = key.iter().map(|(name, _)| *name).collect();
+    let mut table = json!({ "AttributeDefinitions": attributes, "KeySchema": schema(&names) });
+    if indexes != json!([]) {
+        table["GlobalSecondaryIndexes"] = indexes;
+    }
+    table
+}
+
+fn schema(key: &[&str]) -> Value {
+    key.iter()
+        .zip(["HASH", "RANGE"])
+        .map(|(name, kind)| json!({ "AttributeName": name, "KeyType": kind }))
+        .collect()
+}
+
+fn index(name: &str, key: [&str; 2], projection: Value) -> Value {
+    json!({ "IndexName": name, "KeySchema": schema(&key), "Projection": projection })
+}
+
+fn keys_only() -> Value {
+    json!({ "ProjectionType": "KEYS_ONLY" })
+}
+
+/// DynamoDB with all tables, empty. Gone when the test's runtime ends.
+#[derive(Debug)]
+pub struct Dynamo {
+    client: Client,
+    /// Reads for the tests, which are not to be counted.
+    reader: Client,
+    meter: Meter,
+}
+
+impl Dynamo {
+    /// Starts one.
+    ///
+    /// # Panics
+    /// Where it can't.
+    pub async fn start() -> Self {
+        let database = Database::memory().expect("a database in memory");
+        for (name, mut table) in tables() {
+            table["TableName"] = name.into();
+            table["BillingMode"] = "PAY_PER_REQUEST".into();
+            let request = serde_json::from_value(table).expect("CreateTable's request");
+            database.create_table(request).expect("a new table");
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let endpoint = format!("http://{}", listener.local_addr().expect("its address"));
+        tokio::spawn(server::serve_with_shutdown(listener, database, std::future::pending()));
+
+        let meter = Meter::default();
+        let config = config(&endpoint);
+        let metered =
+            aws_sdk_dynamodb::config::Builder::from(&config).interceptor(meter.clone()).build();
+        Self { client: Client::from_conf(metered), reader: Client::new(&config), meter }
+    }
+
+    /// A client whose calls are counted. It does not repeat a call that failed.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// One of the tables.
+    #[must_use]
+    pub fn table(&self, name: &str) -> Table {
+        Table::new(self.client(), name)
+    }
+
+    /// The outbox.
+    #[must_use]
+    pub fn outbox(&self) -> Outbox {
+        Outbox::new(self.table(EVENTS))
+    }
+
+    /// The calls since it was last asked, by operation, with the write units that they consumed.
+    ///
+    /// # Panics
+    /// Where a test's thread panicked meanwhile.
+    #[must_use]
+    pub fn take_usage(&self) -> Usage {
+        std::mem::take(&mut *self.meter.0.lock().expect("no panic while counting"))
+    }
+
+    /// All rows of a table, in the order of their text.
+    ///
+    /// # Panics
+    /// Where they can't be read.
+    pub async fn rows(&self, table: &str) -> Vec<Value> {
+        let answer = self.reader.scan().table_name(table).consistent_read(true).send().await;
+        let items = answer.expect("a scan").items.unwrap_or_default();
+        let mut rows: Vec<Value> = serde_dynamo::from_items(items).expect("rows as JSON");
+        rows.sort_by_key(Value::to_string);
+        rows
+    }
+
+    /// All rows of all tables: equal before and after what changes nothing.
+    pub async fn everything(&self) -> BTreeMap<&'static str, Vec<Value>> {
+        let mut all = BTreeMap::new();
+        for name in tables().into_keys() {
+            all.insert(name, self.rows(name).await);
+        }
+        all
+    }
+
+    /// One row of a table with the key `id`.
+    ///
+    /// # Panics
+    /// Where it can't be read.
+    pub async fn row(&self, table: &str, id: &str) -> Option<Value> {
+        self.rows(table).await.into_iter().find(|row| row["id"] == id)
+    }
+
+    /// Puts a row as it is.
+    ///
+    /// # Panics
+    /// Where it can't be put.
+    pub async fn put(&self, table: &str, row: Value) {
+        let item = serde_dynamo::to_item(row).expect("a row");
+        let put = self.reader.put_item().table_name(table).set_item(Some(item)).send();
+        put.await.expect("the row put");
+    }
+
+    /// An entity's events in their order. What holds for every entity is asserted: the sequence has
+    /// no gap, and the row says of the event what its envelope says.
+    ///
+    /// # Panics
+    /// Where that does not hold.
+    pub async fn events(&self, entity: impl Into<contracts::Entity>) -> Vec<EventRow> {
+        let entity = entity.into();
+        let answer = self
+            .reader
+            .query()
+            .table_name(EVENTS)
+            .key_condition_expression("entity = :entity")
+            .expression_attribute_values(":entity", AttributeValue::S(entity.to_string()))
+            .consistent_read(true)
+            .send()
+            .await
+            .expect("a query");
+        let items = answer.items.unwrap_or_default();
+        let rows: Vec<EventRow> = serde_dynamo::from_items(items).expect("rows of events");
+        for (row, sequence) in rows.iter().zip(1..) {
+            let metadata = row.envelope().expect("an envelope").metadata;
+            assert_eq!(row.sequence, sequence, "{entity} has a gap");
+            assert_eq!(metadata.sequence, sequence);
+            assert_eq!(metadata.entity, entity);
+            assert_eq!(metadata.kind, row.kind);
+            assert_eq!(metadata.occurred_at, row.occurred_at);
+            assert_eq!(metadata.correlation_id, row.correlation_id);
+            assert_eq!(metadata.event_id, contracts::EventId::of(&entity, sequence));
+            assert_eq!(row.source, entity.kind.source());
+        }
+        rows
+    }
+
+    /// The types of an entity's events in their order.
+    pub async fn story(&self, entity: impl Into<contracts::Entity>) -> Vec<String> {
+        self.events(entity).await.into_iter().map(|row| row.kind).collect()
+    }
+}
+
+/// What calls cost.
+#[derive(Debug, Default, PartialEq)]
+pub struct Usage {
+    /// Calls by operation.
+    pub calls: BTreeMap<String, u32>,
+    /// Write units of those that went through.
+    pub write_units: f64,
+}
+
+/// Counts calls, and what they cost, on their way.
+#[derive(Clone, Debug, Default)]
+struct Meter(Arc<Mutex<Usage>>);
+
+impl Meter {
+    fn charge<'a>(&self, consumed: impl IntoIterator<Item = &'a ConsumedCapacity>) {
+        // DynamoDB tells a transaction's units as write units, a single write's as units.
+        let units: f64 = consumed
+            .into_iter()
+            .filter_map(|consumed| consumed.write_capacity_units.or(consumed.capacity_units))
+            .sum();
+        self.0.lock().expect("no panic while counting").write_units += units;
+    }
+}
+
+impl Intercept for Meter {
+    fn name(&self) -> &'static str {
+        "Meter"
+    }
+
+    fn modify_before_serialization(
+        &self,
+        context: &mut BeforeSerializationInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let input = context.input_mut();
+        let told = Some(ReturnConsumedCapacity::Total);
+        if let Some(put) = input.downcast_mut::<PutItemInput>() {
+            put.return_consumed_capacity = told;
+        } else if let Some(update) = input.downcast_mut::<UpdateItemInput>() {
+            update.return_consumed_capacity = told;
+        } else if let Some(delete) = input.downcast_mut::<DeleteItemInput>() {
+            delete.return_consumed_capacity = told;
+        } else if let Some(transaction) = input.downcast_mut::<TransactWriteItemsInput>() {
+            transaction.return_consumed_capacity = told;
+        }
+        Ok(())
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let target = context.request().headers().get("x-amz-target").unwrap_or_default();
+        let operation = target.rsplit('.').next().unwrap_or_default().to_owned();
+        *self.0.lock().expect("no panic while counting").calls.entry(operation).or_default() += 1;
+        Ok(())
+    }
+
+    fn read_after_deserialization(
+        &self,
+        context: &AfterDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let Ok(output) = context.output_or_error() else { return Ok(()) };
+        if let Some(put) = output.downcast_ref::<PutItemOutput>() {
+            self.charge(&put.consumed_capacity);
+        } else if let Some(update) = output.downcast_ref::<UpdateItemOutput>() {
+            self.charge(&update.consumed_capacity);
+        } else if let Some(delete) = output.downcast_ref::<DeleteItemOutput>() {
+            self.charge(&delete.consumed_capacity);
+        } else if let Some(transaction) = output.downcast_ref::<TransactWriteItemsOutput>() {
+            self.charge(transaction.consumed_capacity());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,155 @@
+//! What every step of the saga owes the state machine, together with its undo:
+//! once is all, a late step finds the tombstone, and no order or crowd changes that.
+
+use std::time::Duration;
+
+use contracts::Entity;
+use futures_util::future::{join, join_all};
+use lambda::{ErrorKind, Fault, Step};
+use serde_json::Value;
+
+use crate::{Dynamo, sample::noon};
+
+/// A step and its undo, on fresh tables that hold all they need.
+pub struct Pair<D, U> {
+    /// The tables.
+    pub dynamo: Dynamo,
+    /// The step.
+    pub step: D,
+    /// Its undo.
+    pub undo: U,
+    /// The step's payload, as the state machine writes it.
+    pub payload: Value,
+    /// The undo's.
+    pub undo_payload: Value,
+    /// Whose events they emit.
+    pub entity: Entity,
+}
+
+/// The events that a pair adds to its entity's.
+#[derive(Clone, Copy, Debug)]
+pub struct Story {
+    /// By the step.
+    pub done: &'static str,
+    /// By the undo after it.
+    pub undone: &'static str,
+    /// By the undo alone.
+    pub fenced: &'static [&'static str],
+}
+
+/// What a step came to: its reply, or its error's name.
+pub type Outcome = Result<Value, ErrorKind>;
+
+/// Runs a step on a payload, as Lambda would.
+///
+/// # Panics
+/// Where the payload is not the step's.
+pub async fn run<S: Step>(step: &S, payload: &Value) -> Outcome {
+    let command = lambda::decode(&payload.to_string()).expect("the step's payload");
+    match step.run(command, noon(0)).await {
+        Ok(reply) => Ok(serde_json::to_value(reply).expect("a reply as JSON")),
+        Err(fault) => Err(fault.kind()),
+    }
+}
+
+/// Runs a step as the state machine does: once more, after a moment, when the error is transient.
+pub async fn run_retrying<S: Step>(step: &S, payload: &Value) -> Outcome {
+    for _ in 0..20 {
+        let outcome = run(step, payload).await;
+        if outcome != Err(ErrorKind::Transient) {
+            return outcome;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    run(step, payload).await
+}
+
+impl<D: Step, U: Step> Pair<D, U> {
+    async fn step(&self) -> Outcome {
+        run_retrying(&self.step, &self.payload).await
+    }
+
+    async fn undo(&self) -> Outcome {
+        run_retrying(&self.undo, &self.undo_payload).await
+    }
+
+    /// All rows but the idempotency records: those tell what was asked, not what is.
+    async fn state(&self) -> Vec<Value> {
+        let rows = self.dynamo.everything().await.into_values().flatten();
+        rows.filter(|row| !row["id"].as_str().is_some_and(|id| id.starts_with("idempotency#")))
+            .collect()
+    }
+
+    /// The events that came since the first `before` ones.
+    async fn news(&self, before: usize) -> Vec<String> {
+        self.dynamo.story(self.entity).await.split_off(before)
+    }
+}
+
+/// Tests a step and its undo; `pair` makes them, on fresh tables each time.
+///
+/// # Panics
+/// Where they break the contract.
+pub async fn keeps_the_contract<D: Step, U: Step>(
+    pair: impl AsyncFn() -> Pair<D, U>,
+    Story { done, undone, fenced }: Story,
+) {
+    let before = pair().await.dynamo.story(pair().await.entity).await.len();
+
+    // Again and again is once.
+    let it = pair().await;
+    let first = it.step().await;
+    assert!(first.is_ok(), "{first:?}");
+    assert_eq!(it.news(before).await, [done]);
+    let after = it.state().await;
+    assert_eq!(it.step().await, first, "a second run hears something else");
+    assert_eq!(it.state().await, after, "a second run changed something");
+    let undo = it.undo().await;
+    assert!(undo.is_ok(), "{undo:?}");
+    assert_eq!(it.news(before).await, [done, undone]);
+    let after = it.state().await;
+    assert_eq!(it.undo().await, undo, "a second undo hears something else");
+    assert_eq!(it.state().await, after, "a second undo changed something");
+
+    // Undone stays undone.
+    assert_eq!(it.step().await, Err(ErrorKind::Superseded));
+    assert_eq!(it.state().await, after, "a step after its undo changed something");
+
+    // An undo that overtakes its step leaves a tombstone.
+    let it = pair().await;
+    assert_eq!(it.undo().await, undo);
+    assert_eq!(it.news(before).await, fenced);
+    let after = it.state().await;
+    assert_eq!(it.step().await, Err(ErrorKind::Superseded));
+    assert_eq!(it.undo().await, undo);
+    assert_eq!(it.state().await, after, "a fenced step changed something");
+
+    // A crowd of the same.
+    let it = pair().await;
+    for outcome in join_all((0..5).map(|_| it.step())).await {
+        assert_eq!(outcome, first, "one of a crowd hears something else");
+    }
+    assert_eq!(it.news(before).await, [done]);
+    for outcome in join_all((0..5).map(|_| it.undo())).await {
+        assert_eq!(outcome, undo, "one of a crowd hears something else");
+    }
+    assert_eq!(it.news(before).await, [done, undone]);
+
+    // Both at once, in both orders: undone in the end.
+    for step_first in [true, false] {
+        let it = pair().await;
+        let (step, undo_outcome) = if step_first {
+            join(it.step(), it.undo()).await
+        } else {
+            let (undo, step) = join(it.undo(), it.step()).await;
+            (step, undo)
+        };
+        assert!(step == first || step == Err(ErrorKind::Superseded), "{step:?}");
+        assert_eq!(undo_outcome, undo);
+        let news = it.news(before).await;
+        assert!(news == [done, undone] || (step.is_err() && news == fenced), "{news:?}");
+        let after = it.state().await;
+        assert_eq!(it.step().await, Err(ErrorKind::Superseded));
+        assert_eq!(it.state().await, after, "a late step changed something");
+    }
+}

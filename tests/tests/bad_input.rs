@@ -1,0 +1,276 @@
+//! Bad input: refused with an answer that names the field, and nothing stored; what comes by event
+//! or stream is kept whole, with the reason.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result};
+use aws_sdk_dynamodb::types::AttributeValue;
+use contracts::{Metric, SiteId};
+use serde_json::{Value, json};
+use tests::{
+    Stack,
+    api::{Answer, Call},
+    sites::{GOOD_CARD, registration},
+    wait::{Look, PATIENCE, until},
+};
+use uuid::Uuid;
+
+fn good() -> Value {
+    registration("never stored", &[Metric::AirTemperature], GOOD_CARD)
+}
+
+/// The registration with one of its fields (a JSON pointer) set to something else, or taken away.
+fn with(pointer: &str, value: Option<Value>) -> Value {
+    let mut registration = good();
+    let (parent, field) = pointer.rsplit_once('/').expect("a pointer to a field");
+    let parent = registration.pointer_mut(parent).expect("the field's parent");
+    match (parent, value) {
+        (Value::Object(parent), Some(value)) => drop(parent.insert(field.to_owned(), value)),
+        (Value::Object(parent), None) => drop(parent.remove(field)),
+        (Value::Array(parent), Some(value)) => {
+            parent[field.parse::<usize>().expect("an index")] = value;
+        }
+        (parent, value) => panic!("{pointer} in {parent} can't be {value:?}"),
+    }
+    registration
+}
+
+/// Checks a refusal, and that it names the field.
+fn assert_names(what: &str, answer: &Answer, status: u16, field: &str) {
+    assert_eq!(answer.status, status, "{what}: {answer}");
+    assert_eq!(answer.header("content-type"), "application/problem+json", "{what}: {answer}");
+    assert_eq!(answer.body["status"], status, "{what}: {answer}");
+    for member in ["type", "title", "detail"] {
+        let text = answer.body[member].as_str().unwrap_or_default();
+        assert!(!text.is_empty(), "{what}: {member} is missing in {answer}");
+    }
+    if field.is_empty() {
+        return;
+    }
+    let errors = answer.body["errors"].as_array().map_or(&[][..], Vec::as_slice);
+    let error = errors.iter().find(|error| {
+        let (named, message) = (&error["field"], error["message"].as_str().unwrap_or_default());
+        *named == field || message.contains(&format!("`{field}`"))
+    });
+    let message = error.and_then(|error| error["message"].as_str()).unwrap_or_default();
+    assert!(!message.is_empty(), "{what}: {field} is not named in {answer}");
+}
+
+#[tokio::test]
+async fn a_bad_registration_is_refused_and_not_stored() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let sensor = json!({ "metric": "air_temperature", "unit": "Cel" });
+    let bodies = [
+        ("JSON that ends too early", "{\"name\": ".to_owned(), "name"),
+        ("no JSON", "name=Alamosa".to_owned(), "body"),
+        ("nothing", String::new(), "body"),
+        ("a list", "[]".to_owned(), "body"),
+        ("two values", format!("{} {{}}", good()), "body"),
+        ("no name", with("/name", None).to_string(), "name"),
+        ("an empty name", with("/name", Some(json!(" "))).to_string(), "name"),
+        ("a name too long", with("/name", Some(json!("n".repeat(201)))).to_string(), "name"),
+        ("a number for a name", with("/name", Some(json!(7))).to_string(), "name"),
+        ("no operator", with("/operator", None).to_string(), "operator"),
+        ("an unknown field", with("/owner", Some(json!("me"))).to_string(), "owner"),
+        (
+            "latitude 91",
+            with("/location/latitude", Some(json!(91))).to_string(),
+            "location.latitude",
+        ),
+        (
+            "longitude -181",
+            with("/location/longitude", Some(json!(-181))).to_string(),
+            "location.longitude",
+        ),
+        (
+            "an unknown field deep inside",
+            with("/location/height", Some(json!(1))).to_string(),
+            "location.height",
+        ),
+        ("no sensors", with("/sensors", Some(json!([]))).to_string(), "sensors"),
+        (
+            "1,000 sensors",
+            with("/sensors", Some(json!(vec![sensor.clone(); 1000]))).to_string(),
+            "sensors",
+        ),
+        (
+            "a wrong unit",
+            with("/sensors/0/unit", Some(json!("degF"))).to_string(),
+            "sensors[0].unit",
+        ),
+        (
+            "an unknown metric",
+            with("/sensors/0/metric", Some(json!("humour"))).to_string(),
+            "sensors[0].metric",
+        ),
+        (
+            "limits upside down",
+            with(
+                "/sensors/0",
+                Some(json!({ "metric": "air_temperature", "unit": "Cel", "min": 5, "max": 1 })),
+            )
+            .to_string(),
+            "sensors[0].min",
+        ),
+        ("an unknown plan", with("/plan", Some(json!("gold"))).to_string(), "plan"),
+        (
+            "an empty payment method",
+            with("/paymentMethod", Some(json!(""))).to_string(),
+            "paymentMethod",
+        ),
+    ];
+    for (what, body, field) in bodies {
+        let key = Uuid::new_v4().to_string();
+        let answer = stack.call(Call::post_site(&key, &json!({})).text(body)).await?;
+        assert_names(what, &answer, 400, field);
+        assert_not_stored(&stack, what, &key).await?;
+    }
+
+    let large = with("/name", Some(json!("n".repeat(1024 * 1024))));
+    let key = Uuid::new_v4().to_string();
+    let answer = stack.call(Call::post_site(&key, &large)).await?;
+    assert_names("a body of 1 MB", &answer, 413, "");
+    assert_not_stored(&stack, "a body of 1 MB", &key).await?;
+
+    let rows = stack.rows_with("SitesTable", "name", "never stored").await?;
+    assert_eq!(rows, [] as [Value; 0]);
+    Ok(())
+}
+
+async fn assert_not_stored(stack: &Stack, what: &str, key: &str) -> Result<()> {
+    let answer = stack.site(SiteId::registered("http", key)).await?;
+    assert_eq!(answer.status, 404, "{what} was stored: {answer}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_registration_needs_a_key() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let without = Call::new(reqwest::Method::POST, "/sites").text(good().to_string());
+    let answer = stack.call(without).await?;
+    assert_names("no key", &answer, 400, "header Idempotency-Key");
+    let answer = stack.call(Call::post_site(&"k".repeat(129), &good())).await?;
+    assert_names("a key too long", &answer, 400, "header Idempotency-Key");
+    let rows = stack.rows_with("SitesTable", "name", "never stored").await?;
+    assert_eq!(rows, [] as [Value; 0]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_bad_question_is_answered() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let unknown = format!("/sites/{}", Uuid::new_v4());
+    for (path, status, field) in [
+        (unknown.as_str(), 404, ""),
+        ("/sites/alamosa", 400, "path siteId"),
+        ("/sites?status=FINE", 400, "query status"),
+        ("/sites?limit=0", 400, "query limit"),
+        ("/sites?limit=many", 400, "query limit"),
+        ("/sites?next=abc", 400, "query next"),
+        ("/sites?page=2", 400, "query page"),
+    ] {
+        assert_names(path, &stack.call(Call::get(path)).await?, status, field);
+    }
+    let answer = stack.call(Call::delete(&unknown)).await?;
+    assert_names("DELETE of an unknown site", &answer, 404, "");
+    let answer = stack.call(Call::delete("/sites/alamosa")).await?;
+    assert_names("DELETE of no id", &answer, 400, "path siteId");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_unsigned_call_is_refused_on_every_route() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let key = Uuid::new_v4().to_string();
+    let site = format!("/sites/{}", Uuid::new_v4());
+    for call in
+        [Call::post_site(&key, &good()), Call::get("/sites"), Call::get(&site), Call::delete(&site)]
+    {
+        let answer = stack.call(call.clone().unsigned()).await?;
+        assert_eq!(answer.status, 403, "{call:?}: {answer}");
+    }
+    assert_not_stored(&stack, "an unsigned registration", &key).await
+}
+
+/// Waits for a message in a queue that mentions something; its body.
+async fn message_about(stack: &Stack, queue: &str, about: &str) -> Result<Value> {
+    until(&format!("a message about {about} in {queue}"), PATIENCE, async || {
+        let bodies = stack.peek(stack.output(queue)?).await?;
+        let found = bodies.iter().find(|body| body.to_string().contains(about)).cloned();
+        Ok(found.map_or_else(|| Look::Saw(format!("{} others", bodies.len())), Look::Found))
+    })
+    .await
+}
+
+/// What an asynchronous function's failure destination got: the event that came, and the error.
+fn assert_captured(message: &Value, detail: &Value, field: &str) {
+    assert_eq!(message["requestPayload"]["detail"], *detail, "whole: {message}");
+    let error = &message["responsePayload"];
+    assert_eq!(error["errorType"], "InvalidInput", "{message}");
+    let reason = error["errorMessage"].as_str().unwrap_or_default();
+    assert!(reason.contains(field), "{field} is not named in {reason:?}");
+}
+
+#[tokio::test]
+async fn a_malformed_request_by_event_is_captured_whole() -> Result<()> {
+    let stack = Stack::connect().await?;
+    // Each is wrong in another way: in what it says, in its form.
+    for (site, field) in [
+        (with("/location/latitude", Some(json!(91))), "location.latitude"),
+        (with("/owner", Some(json!("me"))), "owner"),
+    ] {
+        let number = Uuid::new_v4().to_string();
+        let detail = json!({ "registrationId": number, "site": site });
+        stack.put_event("noaa.surfrad", "SiteRegistrationRequested", &detail).await?;
+        let message = message_about(&stack, "ImportSiteFailuresUrl", &number).await?;
+        assert_captured(&message, &detail, field);
+        let site = stack.site(SiteId::registered("noaa.surfrad", &number)).await?;
+        assert_eq!(site.status, 404, "{site}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_malformed_delivery_is_captured_whole() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let number = Uuid::new_v4().to_string();
+    let kits = json!([{ "metric": "air_temperature", "quantity": -5 }]);
+    let detail = json!({ "deliveryId": number, "kits": kits });
+    stack.put_event("supplier", "KitsDelivered", &detail).await?;
+    let message = message_about(&stack, "ReceiveKitsFailuresUrl", &number).await?;
+    assert_captured(&message, &detail, "quantity");
+    let counted = stack.rows_with("InventoryTable", "id", &format!("delivery#{number}")).await?;
+    assert_eq!(counted, [] as [Value; 0]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_malformed_stream_record_is_quarantined_and_the_stream_flows_on() -> Result<()> {
+    let stack = Stack::connect().await?;
+    stack.deliver(&[Metric::AirTemperature], 1).await?;
+    let broken = format!("site#{}", Uuid::new_v4());
+    let no_event = AttributeValue::S("what a defect of ours could write".to_owned());
+    stack
+        .dynamodb()
+        .put_item()
+        .table_name(stack.output("EventsTable")?)
+        .set_item(Some(HashMap::from([
+            ("entity".to_owned(), AttributeValue::S(broken.clone())),
+            ("sequence".to_owned(), AttributeValue::N("1".to_owned())),
+            ("nonsense".to_owned(), no_event.clone()),
+        ])))
+        .send()
+        .await?;
+    let site = registration("behind a broken record", &[Metric::AirTemperature], GOOD_CARD);
+    let ids = stack.register(&Uuid::new_v4().to_string(), &site).await?;
+
+    let message = message_about(&stack, "PublishEventsQuarantineUrl", &broken).await?;
+    assert_eq!(message["source"], "publish-events");
+    let image = &message["record"]["dynamodb"]["NewImage"];
+    assert_eq!(image["entity"]["S"], broken, "whole: {message}");
+    assert_eq!(image["nonsense"]["S"], no_event.as_s().expect("a text").as_str(), "{message}");
+    let reason = message["reason"].as_str().context("a reason")?;
+    assert!(reason.contains("type"), "the first field that is missing is not named in {reason:?}");
+    stack.site_active(ids.site_id).await?;
+    Ok(())
+}

@@ -1,0 +1,310 @@
+//! Faults, brought about from outside: nothing in the functions knows of them.
+
+use std::{
+    collections::HashMap,
+    fmt::Debug,
+    fs,
+    panic::{AssertUnwindSafe, resume_unwind},
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use aws_sdk_lambda::types::Environment;
+use aws_sdk_sqs::types::QueueAttributeName;
+use futures_util::FutureExt;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use tests::{
+    Stack,
+    wait::{PATIENCE, until_true},
+};
+
+fn root() -> Result<PathBuf> {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    Ok(tests.parent().context("the workspace")?.to_owned())
+}
+
+fn local_stack(command: &str) -> Result<()> {
+    let root = root()?;
+    let output = Command::new(root.join(".venv/bin/python"))
+        .arg(root.join("tests/local/stack.py"))
+        .arg(command)
+        .output()?;
+    ensure!(output.status.success(), "stack.py {command}: {output:?}");
+    Ok(())
+}
+
+/// The payment provider does not answer, until this ends.
+pub struct Outage {
+    over: bool,
+}
+
+impl Outage {
+    /// Stops the provider.
+    pub fn begin() -> Result<Self> {
+        local_stack("stripe-stop")?;
+        Ok(Self { over: false })
+    }
+
+    /// Starts it again, with all that it knew.
+    pub fn end(mut self) -> Result<()> {
+        self.over = true;
+        local_stack("stripe-start")
+    }
+}
+
+impl Drop for Outage {
+    fn drop(&mut self) {
+        if !self.over
+            && let Err(error) = local_stack("stripe-start")
+        {
+            eprintln!("the provider is still stopped: {error}");
+        }
+    }
+}
+
+/// The factor by which the emulator's Step Functions shorten the waits between retries.
+pub struct WaitScale;
+
+impl WaitScale {
+    /// Sets it.
+    pub async fn set(stack: &Stack, scale: f64) -> Result<Self> {
+        let config = json!({ "stepfunctions._SFN_WAIT_SCALE": scale });
+        let url = stack.endpoint().join("/_ministack/config")?;
+        let sent = reqwest::Client::new().post(url).body(config.to_string()).send().await?;
+        let answer = sent.text().await?;
+        ensure!(answer.contains("_SFN_WAIT_SCALE"), "the emulator did not take it: {answer}");
+        Ok(Self)
+    }
+
+    /// Waits are as long as the state machines say again.
+    pub async fn restore(self, stack: &Stack) -> Result<()> {
+        Self::set(stack, 1.0).await.map(drop)
+    }
+}
+
+/// A queue's visibility time-out, changed for a while.
+pub struct Visibility {
+    queue_url: String,
+    before: String,
+}
+
+impl Visibility {
+    /// Sets it to so many seconds.
+    pub async fn set(stack: &Stack, queue: &str, seconds: u32) -> Result<Self> {
+        let queue_url = stack.physical_id(queue).await?;
+        let asked = stack
+            .sqs()
+            .get_queue_attributes()
+            .queue_url(&queue_url)
+            .attribute_names(QueueAttributeName::VisibilityTimeout)
+            .send()
+            .await?;
+        let before = asked
+            .attributes()
+            .and_then(|attributes| attributes.get(&QueueAttributeName::VisibilityTimeout))
+            .context("the queue's visibility time-out")?
+            .clone();
+        let visibility = Self { queue_url, before };
+        visibility.put(stack, &seconds.to_string()).await?;
+        Ok(visibility)
+    }
+
+    /// As it was.
+    pub async fn restore(self, stack: &Stack) -> Result<()> {
+        self.put(stack, &self.before).await
+    }
+
+    async fn put(&self, stack: &Stack, seconds: &str) -> Result<()> {
+        stack
+            .sqs()
+            .set_queue_attributes()
+            .queue_url(&self.queue_url)
+            .attributes(QueueAttributeName::VisibilityTimeout, seconds)
+            .send()
+            .await?;
+        Ok(())
+    }
+}
+
+/// A function whose alias `live` points to a version with a wrong configuration, as a bad
+/// deployment would.
+pub struct Broken {
+    lambda: aws_sdk_lambda::Client,
+    function: String,
+    good_version: String,
+    good_variables: HashMap<String, String>,
+}
+
+const ALIAS: &str = "live";
+
+impl Broken {
+    /// Publishes a version with one environment variable changed, and points the alias to it.
+    pub async fn version(
+        stack: &Stack,
+        logical_id: &str,
+        variable: &str,
+        value: &str,
+    ) -> Result<Self> {
+        let lambda = aws_sdk_lambda::Client::new(stack.config());
+        let function = stack.physical_id(logical_id).await?;
+        let alias = lambda.get_alias().function_name(&function).name(ALIAS).send().await?;
+        let good_version = alias.function_version().context("the alias's version")?.to_owned();
+        let config = lambda.get_function_configuration().function_name(&function).send().await?;
+        let good_variables = config
+            .environment()
+            .and_then(|environment| environment.variables())
+            .context("the function's environment")?
+            .clone();
+        ensure!(good_variables.contains_key(variable), "{variable} is none of {good_variables:?}");
+
+        let mut bad_variables = good_variables.clone();
+        bad_variables.insert(variable.to_owned(), value.to_owned());
+        let broken = Self { lambda, function, good_version, good_variables };
+        broken.configure(bad_variables).await?;
+        let published =
+            broken.lambda.publish_version().function_name(&broken.function).send().await?;
+        let bad_version = published.version().context("the published version")?;
+        ensure!(bad_version != broken.good_version, "no new version was published");
+        broken.point_to(bad_version).await?;
+        Ok(broken)
+    }
+
+    /// Does something while the function is broken; mends it, whatever comes of that.
+    pub async fn during<T>(self, work: impl AsyncFnOnce() -> Result<T>) -> Result<T> {
+        let outcome = AssertUnwindSafe(work()).catch_unwind().await;
+        self.point_to(&self.good_version).await?;
+        self.configure(self.good_variables.clone()).await?;
+        outcome.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    async fn configure(&self, variables: HashMap<String, String>) -> Result<()> {
+        self.lambda
+            .update_function_configuration()
+            .function_name(&self.function)
+            .environment(Environment::builder().set_variables(Some(variables)).build())
+            .send()
+            .await?;
+        Ok(())
+    }
+
+    async fn point_to(&self, version: &str) -> Result<()> {
+        self.lambda
+            .update_alias()
+            .function_name(&self.function)
+            .name(ALIAS)
+            .function_version(version)
+            .send()
+            .await?;
+        Ok(())
+    }
+}
+
+/// The processes that run a function of this stack now.
+pub async fn pids(stack: &Stack, logical_id: &str) -> Result<Vec<Pid>> {
+    let function = stack.physical_id(logical_id).await?;
+    let endpoint = stack.endpoint().as_str().trim_end_matches('/');
+    let wanted =
+        [format!("AWS_LAMBDA_FUNCTION_NAME={function}"), format!("AWS_ENDPOINT_URL={endpoint}")];
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // A process may end while it is looked at, or be another user's.
+        let Ok(environment) = fs::read(entry.path().join("environ")) else { continue };
+        let environment = String::from_utf8_lossy(&environment);
+        let variables = environment.split('\0');
+        if wanted.iter().all(|wanted| variables.clone().any(|variable| variable == wanted)) {
+            found.extend(Pid::from_raw(number));
+        }
+    }
+    Ok(found)
+}
+
+/// All processes of a function, stopped in their tracks; they go on when this is dropped.
+pub struct Frozen(Vec<Pid>);
+
+/// Far less than a call to the emulator takes: what such a call makes true is seen before the next.
+const STEP: Duration = Duration::from_micros(500);
+/// Below every function's time-out.
+const LONGEST_WALK: Duration = Duration::from_secs(8);
+
+impl Frozen {
+    /// Stops them. There must be one that waits for work: a new one would not be stopped.
+    pub async fn processes(stack: &Stack, logical_id: &str) -> Result<Self> {
+        let pids = pids(stack, logical_id).await?;
+        ensure!(!pids.is_empty(), "{logical_id} has no process yet");
+        let frozen = Self(pids);
+        frozen.signal(Signal::STOP)?;
+        Ok(frozen)
+    }
+
+    /// Which they are.
+    pub fn pids(&self) -> Vec<Pid> {
+        self.0.clone()
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        for pid in &self.0 {
+            kill_process(*pid, signal).with_context(|| format!("{signal:?} to {pid:?}"))?;
+        }
+        Ok(())
+    }
+
+    /// Lets them go on, a little at a time, until the look finds what it looks for; they are stopped
+    /// then.
+    pub async fn step_until<T, S: Debug>(
+        &self,
+        what: &str,
+        look: impl AsyncFn() -> Result<std::result::Result<T, S>>,
+    ) -> Result<T> {
+        let begun = Instant::now();
+        loop {
+            let saw = match look().await? {
+                Ok(found) => return Ok(found),
+                Err(saw) => saw,
+            };
+            if begun.elapsed() > LONGEST_WALK {
+                bail!("walked on for {what}; at last there was {saw:?}");
+            }
+            self.signal(Signal::CONT)?;
+            thread::sleep(STEP);
+            self.signal(Signal::STOP)?;
+        }
+    }
+
+    /// `kill -9`; waits until they are gone.
+    pub async fn kill(mut self) -> Result<()> {
+        self.signal(Signal::KILL)?;
+        let pids = std::mem::take(&mut self.0);
+        until_true("the processes to be gone", PATIENCE, async || {
+            let alive: Vec<_> = pids
+                .iter()
+                .filter(|pid| {
+                    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid()));
+                    stat.is_ok_and(|stat| !stat.contains(") Z"))
+                })
+                .collect();
+            Ok((alive.is_empty(), format!("{alive:?}")))
+        })
+        .await?;
+        // The emulator may be at work still on what they had sent.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        Ok(())
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            if let Err(error) = kill_process(*pid, Signal::CONT) {
+                eprintln!("{pid:?} does not go on: {error}");
+            }
+        }
+    }
+}

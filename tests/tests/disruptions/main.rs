@@ -1,0 +1,424 @@
+//! What goes wrong around the code: an outage, functions that fail, processes that are killed. Each
+//! test disturbs the whole stack, so they take turns; and each proves that its fault happened where
+//! it was meant to, before it looks at what came of it.
+
+mod faults;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use aws_sdk_sfn::types::ExecutionStatus;
+use contracts::Metric;
+use futures_util::future::try_join_all;
+use serde_json::{Value, json};
+use tests::{
+    Stack,
+    capture::{Capture, event_id},
+    executions::Task,
+    inventory::Inventory,
+    log,
+    sites::{DECLINED_CARD, GOOD_CARD, Ids, UNDO, registration, residue},
+    stripe,
+    wait::{Look, PATIENCE, until, until_true},
+};
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+use crate::faults::{Broken, Frozen, Outage, Visibility, WaitScale};
+
+static TURN: Mutex<()> = Mutex::const_new(());
+
+const METRIC: Metric = Metric::AirPressure;
+
+async fn register(stack: &Stack, what: &str, card: &str) -> Result<Ids> {
+    let name = format!("{what} {}", Uuid::new_v4().simple());
+    stack.register(&Uuid::new_v4().to_string(), &registration(&name, &[METRIC], card)).await
+}
+
+/// A site that went through: after it, every function on the way has a warm process.
+async fn warm_up(stack: &Stack) -> Result<()> {
+    stack.deliver(&[METRIC], 20).await?;
+    let ids = register(stack, "warm-up", GOOD_CARD).await?;
+    stack.site_active(ids.site_id).await?;
+    log::published_story(stack, ids.onboarding_id).await?;
+    Ok(())
+}
+
+/// Waits until the saga is at that step, and has begun to try it.
+async fn at_step(stack: &Stack, ids: Ids, step: &str) -> Result<()> {
+    until(&format!("the saga to be at {step}"), PATIENCE, async || {
+        let execution = stack.onboarding(ids.onboarding_id).await?;
+        let current = execution.as_ref().and_then(|execution| execution.current());
+        Ok(match current {
+            Some(task) if task.name == step && task.tries > 0 => Look::Found(()),
+            _ => Look::Saw(format!("{execution:?}")),
+        })
+    })
+    .await
+}
+
+/// The site went through once: one saga, one subscription, each event once in the log.
+async fn assert_onboarded_once(stack: &Stack, ids: Ids) -> Result<()> {
+    stack.site_active(ids.site_id).await?;
+    assert_eq!(stack.onboardings_of(ids.onboarding_id).await?, 1);
+    let story = log::published_story(stack, ids.onboarding_id).await?;
+    assert_eq!(
+        log::by_entity(&story),
+        BTreeMap::from([
+            ("site", vec!["SiteCreated", "SiteActivated"]),
+            ("reservation", vec!["KitsReserved"]),
+            ("sensors", vec!["SensorsProvisioned"]),
+            ("subscription", vec!["SubscriptionInitialized"]),
+            ("alerting", vec!["AlertingConfigured"]),
+        ])
+    );
+    assert_eq!(log::gaps(&story), [""; 0]);
+    let billed = stripe::billed(stack, &ids.onboarding_id.to_string()).await?;
+    assert_eq!((billed.customers.len(), billed.subscriptions.len()), (1, 1), "{billed:?}");
+    Ok(())
+}
+
+/// The site was rejected because of that step, and nothing is left of it; the error's name.
+async fn assert_undone(stack: &Stack, ids: Ids, step: &str) -> Result<String> {
+    let execution = stack.onboarding_over(ids.onboarding_id).await?;
+    assert_eq!(execution.status, ExecutionStatus::Failed, "{execution:?}");
+    let error = execution.task(step).and_then(Task::failure);
+    let error = error.with_context(|| format!("{step} did not fail: {execution:?}"))?.to_owned();
+    let teardown = stack.teardown(ids.onboarding_id).await?.context("a teardown")?;
+    assert_eq!(teardown.succeeded(), UNDO, "{teardown:?}");
+    let site = stack.site(ids.site_id).await?;
+    assert_eq!(site.body["status"], "REJECTED", "{site}");
+    assert_eq!(site.body["onboarding"]["failure"]["step"], step, "{site}");
+    let story = log::published_story(stack, ids.onboarding_id).await?;
+    assert_eq!(log::gaps(&story), [""; 0]);
+    assert_eq!(residue(stack, ids).await?, []);
+    assert_stock_adds_up(stack).await?;
+    Ok(error)
+}
+
+async fn assert_stock_adds_up(stack: &Stack) -> Result<()> {
+    let inventory = Inventory::read(stack).await?;
+    let off = Inventory::off(&inventory.stock, &inventory.unreserved);
+    assert!(off.is_empty(), "the stock is off by {off:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_outage_of_the_provider_fills_the_queue_which_then_drains() -> Result<()> {
+    let _turn = TURN.lock().await;
+    let stack = Stack::connect().await?;
+    warm_up(&stack).await?;
+    let queue = stack.physical_id("InitializeSubscriptionQueue").await?;
+    let held = async || {
+        let (waiting, in_work) = stack.depth(&queue).await?;
+        anyhow::Ok((waiting + in_work, format!("{waiting} waiting, {in_work} in work or delayed")))
+    };
+
+    let outage = Outage::begin()?;
+    let sites = try_join_all((0..3).map(|_| register(&stack, "outage", GOOD_CARD))).await?;
+    for ids in &sites {
+        at_step(&stack, *ids, "InitializeSubscription").await?;
+    }
+    until_true("the queue to hold three commands", PATIENCE, async || {
+        let (count, saw) = held().await?;
+        Ok((count == 3, saw))
+    })
+    .await?;
+    // Longer than the first tries: they go back to the queue.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    until_true("the queue to hold three commands still", PATIENCE, async || {
+        let (count, saw) = held().await?;
+        Ok((count == 3, saw))
+    })
+    .await?;
+    for ids in &sites {
+        let execution = stack.onboarding(ids.onboarding_id).await?.context("an execution")?;
+        assert_eq!(execution.status, ExecutionStatus::Running, "{execution:?}");
+        let site = stack.site(ids.site_id).await?;
+        assert_eq!(site.body["status"], "ONBOARDING", "{site}");
+    }
+
+    outage.end()?;
+    for ids in &sites {
+        assert_onboarded_once(&stack, *ids).await?;
+    }
+    until_true("the queue to be empty", PATIENCE, async || {
+        let (count, saw) = held().await?;
+        Ok((count == 0, saw))
+    })
+    .await?;
+    let dead = stack.depth(stack.output("InitializeSubscriptionDeadLettersUrl")?).await?;
+    assert_eq!(dead, (0, 0), "dead letters");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_step_that_fails_with_an_unknown_error_is_undone() -> Result<()> {
+    let _turn = TURN.lock().await;
+    let stack = Stack::connect().await?;
+    warm_up(&stack).await?;
+    // A version that can't even start: its table's name is gone.
+    let broken = Broken::version(&stack, "ConfigureAlertingFunction", "ALERTING_TABLE", "").await?;
+    let ids = broken
+        .during(async || {
+            let ids = register(&stack, "unknown error", GOOD_CARD).await?;
+            stack.onboarding_over(ids.onboarding_id).await?;
+            Ok(ids)
+        })
+        .await?;
+    let error = assert_undone(&stack, ids, "ConfigureAlerting").await?;
+    let known =
+        ["CardDeclined", "KitsOutOfStock", "Superseded", "Transient", "InvalidInput", "Internal"];
+    assert!(!known.contains(&error.as_str()), "{error} is no unknown error");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_undo_that_fails_once_is_tried_again() -> Result<()> {
+    let _turn = TURN.lock().await;
+    let stack = Stack::connect().await?;
+    warm_up(&stack).await?;
+    let broken =
+        Broken::version(&stack, "ReleaseKitsFunction", "INVENTORY_TABLE", "no-such-table").await?;
+    let ids = broken
+        .during(async || {
+            let ids = register(&stack, "undo fails once", DECLINED_CARD).await?;
+            until("the undo to fail", PATIENCE, async || {
+                let teardown = stack.teardown(ids.onboarding_id).await?;
+                let task = teardown.as_ref().and_then(|teardown| teardown.task("ReleaseKits"));
+                Ok(match task {
+                    Some(task) if !task.failures.is_empty() => Look::Found(()),
+                    _ => Look::Saw(format!("{teardown:?}")),
+                })
+            })
+            .await?;
+            Ok(ids)
+        })
+        .await?;
+    let error = assert_undone(&stack, ids, "InitializeSubscription").await?;
+    assert_eq!(error, "CardDeclined");
+    let teardown = stack.teardown(ids.onboarding_id).await?.context("a teardown")?;
+    assert_eq!(teardown.status, ExecutionStatus::Succeeded);
+    let task = teardown.task("ReleaseKits").context("the undo")?;
+    assert!(task.succeeded && !task.failures.is_empty(), "{task:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_undo_that_fails_for_good_is_told_and_the_others_run() -> Result<()> {
+    let _turn = TURN.lock().await;
+    let stack = Stack::connect().await?;
+    warm_up(&stack).await?;
+    // The waits between eight retries last three minutes: too long for a test.
+    let scale = WaitScale::set(&stack, 0.01).await?;
+    let broken =
+        Broken::version(&stack, "DeprovisionSensorsFunction", "DEVICES_TABLE", "no-such-table")
+            .await?;
+    let over = broken
+        .during(async || {
+            let ids = register(&stack, "undo fails for good", DECLINED_CARD).await?;
+            Ok((ids, stack.onboarding_over(ids.onboarding_id).await?))
+        })
+        .await;
+    scale.restore(&stack).await?;
+    let (ids, execution) = over?;
+
+    assert_eq!(execution.status, ExecutionStatus::Failed, "{execution:?}");
+    assert_eq!(execution.error.as_deref(), Some("CompensationIncomplete"), "{execution:?}");
+    let cause: Value = serde_json::from_str(execution.cause.as_deref().unwrap_or_default())?;
+    assert_eq!(cause["onboardingFailure"]["error"], "CardDeclined", "{cause:#}");
+    assert!(cause["teardownCause"].to_string().contains("DeprovisionSensors"), "{cause:#}");
+    let teardown = stack.teardown(ids.onboarding_id).await?.context("a teardown")?;
+    assert_eq!(teardown.error.as_deref(), Some("CompensationIncomplete"), "{teardown:?}");
+    let others: Vec<_> = UNDO.into_iter().filter(|step| *step != "DeprovisionSensors").collect();
+    assert_eq!(teardown.succeeded(), others);
+    let failed = teardown.task("DeprovisionSensors").context("the undo")?;
+    assert!(failed.failures.len() > 5, "it was not tried often enough: {failed:?}");
+    let site = stack.site(ids.site_id).await?;
+    assert_eq!(site.body["status"], "REJECTED", "{site}");
+    let left = residue(&stack, ids).await?;
+    let places: Vec<_> = left.iter().map(|(place, _)| *place).collect();
+    assert_eq!(places, ["DevicesTable"], "{left:?}");
+
+    // Mended, as the alarm says: the teardown again, with the input from the cause.
+    let input = cause["teardownInput"].to_string();
+    let arn = stack.start_teardown(&input).await?;
+    until("the teardown to be over", PATIENCE, async || {
+        let teardown = stack.teardown(ids.onboarding_id).await?.context("a teardown")?;
+        ensure!(teardown.arn == arn, "the newest teardown is another one: {teardown:?}");
+        Ok(match teardown.status {
+            ExecutionStatus::Running => Look::Saw(format!("{teardown:?}")),
+            _ => Look::Found(()),
+        })
+    })
+    .await?;
+    let error = assert_undone(&stack, ids, "InitializeSubscription").await?;
+    assert_eq!(error, "CardDeclined");
+    Ok(())
+}
+
+/// A moment of a few milliseconds can be missed on a busy machine; then it is waited for again, with
+/// other sites.
+const CHANCES: usize = 5;
+
+#[tokio::test]
+async fn publish_events_killed_in_mid_batch_loses_nothing() -> Result<()> {
+    let _turn = TURN.lock().await;
+    let stack = Stack::connect().await?;
+    for _ in 0..CHANCES {
+        warm_up(&stack).await?;
+        let capture = Capture::start(&stack).await?;
+        let frozen = Frozen::processes(&stack, "PublishEventsFunction").await?;
+        let killed = frozen.pids();
+        let sites = try_join_all((0..6).map(|_| register(&stack, "killed", GOOD_CARD))).await?;
+
+        // In mid-batch: events are on the bus, and the table does not know it yet.
+        let of_ours: BTreeSet<_> = sites.iter().map(|ids| ids.onboarding_id.to_string()).collect();
+        let ahead = async || {
+            let rows = stack.rows("EventsTable").await?;
+            let ours = rows
+                .iter()
+                .filter(|row| row["correlationId"].as_str().is_some_and(|id| of_ours.contains(id)));
+            let marked = ours.filter(|row| row["publishedAt"].is_string()).count();
+            let delivered = usize::try_from(capture.waiting(&stack).await?)?;
+            anyhow::Ok(delivered.saturating_sub(marked))
+        };
+        frozen
+            .step_until("events on the bus that are not marked", async || {
+                Ok(if ahead().await? > 0 { Ok(()) } else { Err("none") })
+            })
+            .await?;
+        frozen.kill().await?;
+        // What had left the process before it was killed is done by now.
+        let ahead = ahead().await?;
+
+        for ids in &sites {
+            assert_onboarded_once(&stack, *ids).await?;
+        }
+        let running = faults::pids(&stack, "PublishEventsFunction").await?;
+        assert!(running.iter().all(|pid| !killed.contains(pid)), "{killed:?} was not killed");
+        let twice = assert_all_heard(&stack, &capture, &sites).await?;
+        assert!(twice <= ahead, "{twice} events came twice, of {ahead} that were not marked");
+        capture.stop(&stack).await?;
+        assert_stock_adds_up(&stack).await?;
+        if ahead > 0 {
+            return Ok(());
+        }
+    }
+    bail!("publish-events was never killed in mid-batch");
+}
+
+/// Every event of these sites was delivered, and no other; how many of the deliveries were more than
+/// one of their event.
+async fn assert_all_heard(stack: &Stack, capture: &Capture, sites: &[Ids]) -> Result<usize> {
+    let mut logged = BTreeSet::new();
+    for ids in sites {
+        for event in log::published_story(stack, ids.onboarding_id).await? {
+            logged.insert(event.id()?);
+        }
+    }
+    let heard = |events: &[Value]| {
+        events.iter().map(|event| event_id(event).to_owned()).collect::<BTreeSet<_>>()
+    };
+    let captured = capture
+        .take_until(stack, Duration::from_secs(15), |events| heard(events).is_superset(&logged))
+        .await?;
+    assert_eq!(heard(&captured), logged, "every event was delivered, and no other");
+    Ok(captured.len() - logged.len())
+}
+
+#[tokio::test]
+async fn a_step_killed_before_its_effect_is_undone() -> Result<()> {
+    let _turn = TURN.lock().await;
+    let stack = Stack::connect().await?;
+    warm_up(&stack).await?;
+    let frozen = Frozen::processes(&stack, "ProvisionSensorsFunction").await?;
+    let ids = register(&stack, "killed before", GOOD_CARD).await?;
+    at_step(&stack, ids, "ProvisionSensors").await?;
+    let onboarding = ids.onboarding_id.to_string();
+    let rows = stack.rows_with("DevicesTable", "onboardingId", &onboarding).await?;
+    assert_eq!(rows, [] as [Value; 0], "the effect was there before the kill");
+    frozen.kill().await?;
+
+    assert_undone(&stack, ids, "ProvisionSensors").await?;
+    let story = log::story(&stack, ids.onboarding_id).await?;
+    assert_eq!(log::by_entity(&story).get("sensors"), None, "{story:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_step_killed_after_its_effect_is_undone() -> Result<()> {
+    let _turn = TURN.lock().await;
+    let stack = Stack::connect().await?;
+    for _ in 0..CHANCES {
+        warm_up(&stack).await?;
+        let frozen = Frozen::processes(&stack, "ProvisionSensorsFunction").await?;
+        let ids = register(&stack, "killed after", GOOD_CARD).await?;
+        at_step(&stack, ids, "ProvisionSensors").await?;
+        let onboarding = ids.onboarding_id.to_string();
+        frozen
+            .step_until("the sensors in the table", async || {
+                let rows = stack.rows_with("DevicesTable", "onboardingId", &onboarding).await?;
+                Ok(if rows.is_empty() { Err("none") } else { Ok(()) })
+            })
+            .await?;
+        frozen.kill().await?;
+
+        let execution = stack.onboarding_over(ids.onboarding_id).await?;
+        if execution.task("ProvisionSensors").is_some_and(|task| task.succeeded) {
+            continue; // it had answered before it was killed
+        }
+        assert_undone(&stack, ids, "ProvisionSensors").await?;
+        let story = log::story(&stack, ids.onboarding_id).await?;
+        let both = vec!["SensorsProvisioned", "SensorsDeprovisioned"];
+        assert_eq!(log::by_entity(&story).get("sensors"), Some(&both));
+        return Ok(());
+    }
+    bail!("provision-sensors was never killed between its effect and its answer");
+}
+
+#[tokio::test]
+async fn billing_killed_between_the_payment_and_its_commit_pays_once() -> Result<()> {
+    let _turn = TURN.lock().await;
+    let stack = Stack::connect().await?;
+    // A killed run's message comes back after the visibility time-out: two minutes, in production.
+    let visibility = Visibility::set(&stack, "InitializeSubscriptionQueue", 5).await?;
+    let outcome = billing_killed(&stack).await;
+    visibility.restore(&stack).await?;
+    outcome
+}
+
+async fn billing_killed(stack: &Stack) -> Result<()> {
+    for _ in 0..CHANCES {
+        warm_up(stack).await?;
+        let frozen = Frozen::processes(stack, "InitializeSubscriptionFunction").await?;
+        let ids = register(stack, "killed while paying", GOOD_CARD).await?;
+        at_step(stack, ids, "InitializeSubscription").await?;
+        let onboarding = ids.onboarding_id.to_string();
+        frozen
+            .step_until("a subscription at the provider", async || {
+                let billed = stripe::billed(stack, &onboarding).await?;
+                let paid = !billed.subscriptions.is_empty();
+                Ok(if paid { Ok(()) } else { Err(format!("{billed:?}")) })
+            })
+            .await?;
+        frozen.kill().await?;
+        let row = async || {
+            let rows = stack.rows_with("BillingTable", "onboardingId", &onboarding).await?;
+            anyhow::Ok(rows.into_iter().next())
+        };
+        let was_in_time = row().await?.is_none();
+
+        assert_onboarded_once(stack, ids).await?;
+        let billed = stripe::billed(stack, &onboarding).await?;
+        let row = row().await?.context("a subscription's row")?;
+        assert_eq!(row["providerSubscriptionId"], json!(billed.subscriptions[0]), "{row}");
+        if was_in_time {
+            return Ok(());
+        }
+    }
+    bail!("initialize-subscription was never killed between the payment and its commit");
+}

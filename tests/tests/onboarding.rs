@@ -1,0 +1,356 @@
+//! What becomes of a site that is registered: the promises of the saga, on the deployed stack.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use aws_sdk_sfn::types::ExecutionStatus;
+use contracts::Metric;
+use futures_util::future::try_join_all;
+use serde_json::{Value, json};
+use tests::{
+    Stack,
+    api::Call,
+    executions::Task,
+    inventory::Inventory,
+    log,
+    sites::{DECLINED_CARD, FORWARD, GOOD_CARD, Ids, UNDO, registration, residue},
+    stripe,
+    wait::{Look, PATIENCE, until, until_true},
+};
+use uuid::Uuid;
+
+const WEATHER: [Metric; 3] =
+    [Metric::AirTemperature, Metric::RelativeHumidity, Metric::AirTemperature];
+
+fn key() -> String {
+    Uuid::new_v4().to_string()
+}
+
+/// A name that no other test gives.
+fn name(what: &str) -> String {
+    format!("{what} {}", Uuid::new_v4().simple())
+}
+
+/// Registers a site with weather sensors, for which there are kits.
+async fn weather_site(stack: &Stack, what: &str, card: &str) -> Result<Ids> {
+    stack.deliver(&[Metric::AirTemperature, Metric::RelativeHumidity], 2).await?;
+    stack.register(&key(), &registration(&name(what), &WEATHER, card)).await
+}
+
+/// The stock is what was delivered and is not reserved.
+async fn assert_stock_adds_up(stack: &Stack) -> Result<()> {
+    until_true("the stock to add up", PATIENCE, async || {
+        let inventory = Inventory::read(stack).await?;
+        let off = Inventory::off(&inventory.stock, &inventory.unreserved);
+        Ok((off.is_empty(), format!("it is off by {off:?}")))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_site_comes_into_service() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let ids = weather_site(&stack, "success", GOOD_CARD).await?;
+    let site = stack.site_active(ids.site_id).await?;
+
+    assert_eq!(site["onboarding"]["failure"], Value::Null);
+    assert_eq!(site["sensors"].as_array().map(Vec::len), Some(WEATHER.len()));
+    let execution = stack.onboarding_over(ids.onboarding_id).await?;
+    assert_eq!(execution.status, ExecutionStatus::Succeeded, "{execution:?}");
+    assert_eq!(execution.succeeded(), FORWARD);
+    assert!(stack.teardown(ids.onboarding_id).await?.is_none(), "it was torn down");
+
+    let story = log::published_story(&stack, ids.onboarding_id).await?;
+    assert_eq!(
+        log::by_entity(&story),
+        BTreeMap::from([
+            ("site", vec!["SiteCreated", "SiteActivated"]),
+            ("reservation", vec!["KitsReserved"]),
+            ("sensors", vec!["SensorsProvisioned"]),
+            ("subscription", vec!["SubscriptionInitialized"]),
+            ("alerting", vec!["AlertingConfigured"]),
+        ])
+    );
+    assert_eq!(log::gaps(&story), [""; 0]);
+    let kinds: Vec<_> = story.iter().map(|event| event.kind.as_str()).collect();
+    assert_eq!(
+        kinds,
+        [
+            "SiteCreated",
+            "KitsReserved",
+            "SensorsProvisioned",
+            "SubscriptionInitialized",
+            "AlertingConfigured",
+            "SiteActivated"
+        ],
+        "the story, by the time of each event"
+    );
+
+    let billed = stripe::billed(&stack, &ids.onboarding_id.to_string()).await?;
+    assert_eq!((billed.customers.len(), billed.subscriptions.len()), (1, 1), "{billed:?}");
+    assert_stock_adds_up(&stack).await
+}
+
+#[tokio::test]
+async fn a_declined_card_is_undone() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let ids = weather_site(&stack, "declined", DECLINED_CARD).await?;
+    let steps = [
+        ("ReserveKits", "UNDONE"),
+        ("ProvisionSensors", "UNDONE"),
+        ("InitializeSubscription", "FAILED"),
+    ];
+    let site = stack.site_as(ids.site_id, "REJECTED", &steps).await?;
+
+    let failure = &site["onboarding"]["failure"];
+    assert_eq!(failure["step"], "InitializeSubscription");
+    assert_eq!(failure["error"], "CardDeclined");
+    let execution = stack.onboarding_over(ids.onboarding_id).await?;
+    assert_eq!(execution.status, ExecutionStatus::Failed);
+    assert_eq!(execution.error.as_deref(), Some("CardDeclined"), "{execution:?}");
+    let cause = execution.cause.as_deref().unwrap_or_default();
+    assert!(cause.starts_with("InitializeSubscription failed: CardDeclined: "), "{cause}");
+    assert!(cause.ends_with("Everything was undone."), "{cause}");
+    let declined = execution.task("InitializeSubscription").context("the step")?;
+    assert_eq!(declined.tries, 1, "a decline is not retried: {declined:?}");
+    let teardown = stack.teardown(ids.onboarding_id).await?.context("a teardown")?;
+    assert_eq!(teardown.status, ExecutionStatus::Succeeded, "{teardown:?}");
+    assert_eq!(teardown.succeeded(), UNDO);
+
+    let story = log::published_story(&stack, ids.onboarding_id).await?;
+    assert_eq!(
+        log::by_entity(&story),
+        BTreeMap::from([
+            ("site", vec!["SiteCreated", "SiteRejected"]),
+            ("reservation", vec!["KitsReserved", "KitsReleased"]),
+            ("sensors", vec!["SensorsProvisioned", "SensorsDeprovisioned"]),
+            ("subscription", vec!["SubscriptionFailed"]),
+        ])
+    );
+    assert_eq!(log::gaps(&story), [""; 0]);
+    assert_eq!(residue(&stack, ids).await?, []);
+    assert_stock_adds_up(&stack).await
+}
+
+#[tokio::test]
+async fn too_few_kits_are_undone() -> Result<()> {
+    let stack = Stack::connect().await?;
+    // No other test asks for this metric.
+    stack.deliver(&[Metric::Turbidity], 1).await?;
+    let before = Inventory::read(&stack).await?.stock[Metric::Turbidity.name()];
+    let wanted = vec![Metric::Turbidity; usize::try_from(before)? + 1];
+    let ids = stack.register(&key(), &registration(&name("no kits"), &wanted, GOOD_CARD)).await?;
+    let site = stack.site_as(ids.site_id, "REJECTED", &[("ReserveKits", "FAILED")]).await?;
+
+    let failure = &site["onboarding"]["failure"];
+    assert_eq!(failure["step"], "ReserveKits");
+    assert_eq!(failure["error"], "KitsOutOfStock");
+    let message = failure["message"].as_str().unwrap_or_default();
+    assert!(message.contains(Metric::Turbidity.name()), "it names the metric: {message}");
+    let execution = stack.onboarding_over(ids.onboarding_id).await?;
+    assert_eq!(execution.task("ReserveKits").and_then(Task::failure), Some("KitsOutOfStock"));
+    let story = log::published_story(&stack, ids.onboarding_id).await?;
+    assert_eq!(
+        log::by_entity(&story),
+        BTreeMap::from([
+            ("site", vec!["SiteCreated", "SiteRejected"]),
+            ("reservation", vec!["StockDepleted"]),
+        ])
+    );
+    assert_eq!(residue(&stack, ids).await?, []);
+    let after = Inventory::read(&stack).await?.stock[Metric::Turbidity.name()];
+    assert_eq!(after, before, "stock of {}", Metric::Turbidity);
+    Ok(())
+}
+
+/// The site whose `SiteCreated` an event of another system caused, found in the log as that system
+/// finds it on the bus.
+async fn caused_by(stack: &Stack, event_id: &str) -> Result<Vec<Ids>> {
+    let created = stack.rows_with("EventsTable", "type", "SiteCreated").await?;
+    let details = created.iter().map(|row| -> Result<Value> {
+        Ok(serde_json::from_str(row["detail"].as_str().context("a detail")?)?)
+    });
+    let details = details.collect::<Result<Vec<_>>>()?;
+    let caused = details.into_iter().filter(|it| it["metadata"]["causationId"] == event_id);
+    caused.map(|mut it| Ok(serde_json::from_value(it["data"].take())?)).collect()
+}
+
+#[tokio::test]
+async fn another_system_registers_a_site_by_event_once() -> Result<()> {
+    let stack = Stack::connect().await?;
+    stack.deliver(&[Metric::AirTemperature, Metric::RelativeHumidity], 2).await?;
+    let name = name("by event");
+    let site = registration(&name, &WEATHER, GOOD_CARD);
+    let detail = json!({ "registrationId": key(), "site": site });
+    let event = stack.put_event("noaa.surfrad", "SiteRegistrationRequested", &detail).await?;
+    let ids = until("the site", PATIENCE, async || {
+        Ok(match caused_by(&stack, &event).await?.first() {
+            Some(ids) => Look::Found(*ids),
+            None => Look::Saw("no SiteCreated that the event caused"),
+        })
+    })
+    .await?;
+    stack.site_active(ids.site_id).await?;
+
+    // The same request again is the same site; so is it for a system that was not heard at first.
+    let again = stack.put_event("noaa.surfrad", "SiteRegistrationRequested", &detail).await?;
+    let marker = weather_site(&stack, "after the repetition", GOOD_CARD).await?;
+    stack.site_active(marker.site_id).await?;
+    assert_eq!(caused_by(&stack, &again).await?, []);
+    let rows = stack.rows_with("SitesTable", "name", &name).await?;
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    // From another system, the same number is another request.
+    let other = stack.put_event("met.no", "SiteRegistrationRequested", &detail).await?;
+    until_true("a second site", PATIENCE, async || {
+        let caused = caused_by(&stack, &other).await?;
+        Ok((caused.iter().any(|other| other.site_id != ids.site_id), format!("{caused:?}")))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_second_site_created_starts_no_second_execution() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let ids = weather_site(&stack, "created twice", GOOD_CARD).await?;
+    let created = log::story(&stack, ids.onboarding_id).await?.remove(0);
+    assert_eq!(created.kind, "SiteCreated");
+    let detail: Value = serde_json::from_str(&created.detail)?;
+
+    // While it runs, and once it is over.
+    stack.put_event("fieldstation.sites", "SiteCreated", &detail).await?;
+    stack.site_active(ids.site_id).await?;
+    stack.put_event("fieldstation.sites", "SiteCreated", &detail).await?;
+    let marker = weather_site(&stack, "after the second", GOOD_CARD).await?;
+    stack.site_active(marker.site_id).await?;
+
+    assert_eq!(stack.onboardings_of(ids.onboarding_id).await?, 1);
+    let story = log::published_story(&stack, ids.onboarding_id).await?;
+    assert_eq!(story.len(), 6, "{:?}", log::by_entity(&story));
+    // It is no failure either.
+    let failures = stack.peek(stack.output("StartOnboardingFailuresUrl")?).await?;
+    let about = failures.iter().filter(|it| it.to_string().contains(&created.entity[5..]));
+    assert_eq!(about.count(), 0, "{failures:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn ten_at_once_with_one_key_make_one_site() -> Result<()> {
+    let stack = Stack::connect().await?;
+    stack.deliver(&[Metric::AirTemperature, Metric::RelativeHumidity], 2).await?;
+    let (key, name) = (key(), name("ten at once"));
+    let body = registration(&name, &WEATHER, GOOD_CARD);
+    let calls = (0..10).map(|_| stack.call(Call::post_site(&key, &body)));
+    let answers = try_join_all(calls).await?;
+
+    for answer in &answers {
+        assert_eq!(answer.status, 202, "{answer}");
+        assert_eq!(answer.body, answers[0].body);
+        assert_eq!(answer.header("location"), answers[0].header("location"));
+    }
+    let ids = Ids::accepted(&answers[0])?;
+    stack.site_active(ids.site_id).await?;
+    assert_eq!(stack.onboardings_of(ids.onboarding_id).await?, 1);
+    assert_eq!(stack.rows_with("SitesTable", "name", &name).await?.len(), 1);
+    let story = log::published_story(&stack, ids.onboarding_id).await?;
+    assert_eq!(story.len(), 6, "{:?}", log::by_entity(&story));
+    let billed = stripe::billed(&stack, &ids.onboarding_id.to_string()).await?;
+    assert_eq!((billed.customers.len(), billed.subscriptions.len()), (1, 1), "{billed:?}");
+
+    // The same request is answered the same when all is over, too.
+    let late = stack.call(Call::post_site(&key, &body)).await?;
+    assert_eq!((late.status, &late.body), (202, &answers[0].body));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_key_stands_for_one_body() -> Result<()> {
+    let stack = Stack::connect().await?;
+    stack.deliver(&[Metric::AirTemperature, Metric::RelativeHumidity], 2).await?;
+    let (key, name) = (key(), name("one body"));
+    let body = registration(&name, &WEATHER, GOOD_CARD);
+    let ids = stack.register(&key, &body).await?;
+    let mut other = body.clone();
+    other["plan"] = json!("community");
+    let answer = stack.call(Call::post_site(&key, &other)).await?;
+    assert_eq!(answer.status, 409, "{answer}");
+    assert_eq!(answer.body["type"], "urn:fieldstation:problem:idempotency-key-reused");
+
+    stack.site_active(ids.site_id).await?;
+    let rows = stack.rows_with("SitesTable", "name", &name).await?;
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    assert_eq!(rows[0]["plan"], "standard");
+    // Written otherwise, it is the same body.
+    let same = format!(" {body:#}\n");
+    let answer = stack.call(Call::post_site(&key, &body).text(same)).await?;
+    assert_eq!(answer.status, 202, "{answer}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_live_site_is_taken_out_of_service() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let ids = weather_site(&stack, "decommissioned", GOOD_CARD).await?;
+    let path = format!("/sites/{}", ids.site_id);
+    let early = stack.call(Call::delete(&path)).await?;
+    assert_eq!(early.status, 409, "while it is being onboarded: {early}");
+    stack.site_active(ids.site_id).await?;
+
+    let answer = stack.call(Call::delete(&path)).await?;
+    assert_eq!(answer.status, 202, "{answer}");
+    assert_eq!(answer.body["status"], "DECOMMISSIONING");
+    let site =
+        stack.site_as(ids.site_id, "DECOMMISSIONED", &FORWARD.map(|it| (it, "UNDONE"))).await?;
+    assert_eq!(site["onboarding"]["failure"], Value::Null);
+    let teardown = stack.teardown(ids.onboarding_id).await?.context("a teardown")?;
+    assert_eq!(teardown.succeeded(), UNDO, "{teardown:?}");
+    let story = log::published_story(&stack, ids.onboarding_id).await?;
+    assert_eq!(
+        log::by_entity(&story),
+        BTreeMap::from([
+            ("site", vec!["SiteCreated", "SiteActivated", "SiteDecommissioned"]),
+            ("reservation", vec!["KitsReserved", "KitsReleased"]),
+            ("sensors", vec!["SensorsProvisioned", "SensorsDeprovisioned"]),
+            ("subscription", vec!["SubscriptionInitialized", "SubscriptionCancelled"]),
+            ("alerting", vec!["AlertingConfigured", "AlertingRemoved"]),
+        ])
+    );
+    assert_eq!(log::gaps(&story), [""; 0]);
+    assert_eq!(residue(&stack, ids).await?, []);
+
+    let again = stack.call(Call::delete(&path)).await?;
+    assert_eq!((again.status, &again.body["status"]), (202, &json!("DECOMMISSIONED")), "{again}");
+    let unknown = stack.call(Call::delete(format!("/sites/{}", Uuid::new_v4()))).await?;
+    assert_eq!(unknown.status, 404, "{unknown}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_list_comes_page_by_page() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let mut wanted = Vec::new();
+    for what in ["first", "second", "third"] {
+        let ids = weather_site(&stack, &format!("{what} of a list"), GOOD_CARD).await?;
+        stack.site_active(ids.site_id).await?;
+        wanted.push(json!(ids.site_id));
+    }
+    let mut seen = Vec::new();
+    let mut path = "/sites?status=ACTIVE&limit=2".to_owned();
+    loop {
+        let page = stack.call(Call::get(&path)).await?;
+        assert_eq!(page.status, 200, "{page}");
+        let sites = page.body["sites"].as_array().context("sites")?;
+        assert!(sites.len() <= 2, "{page}");
+        for site in sites {
+            assert_eq!(site["status"], "ACTIVE");
+            seen.push(site["siteId"].clone());
+        }
+        match page.body["next"].as_str() {
+            Some(next) => path = format!("/sites?status=ACTIVE&limit=2&next={next}"),
+            None => break,
+        }
+    }
+    for site in wanted {
+        assert_eq!(seen.iter().filter(|seen| **seen == site).count(), 1, "{site} in {seen:?}");
+    }
+    Ok(())
+}
