@@ -26,7 +26,7 @@ OVERRIDES := Architecture=$(ARCHITECTURE) LogRetentionDays=1 StripeApiBase=http:
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml samconfig.toml
 
-.PHONY: help demo test unit-test write-units e2e-test check deny advisories up down deploy-local build-local invoke local-env logs setup require
+.PHONY: help demo test unit-test write-units release-sizes e2e-test check deny advisories up down deploy-local build-local invoke lambda-image local-env logs setup require
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,12 @@ unit-test: require ## units, steps against embedded DynamoDB, wire goldens
 
 write-units: require ## counts what an onboarding costs in DynamoDB, and writes it into docs/costs.md
 	UPDATE_DOCS=1 cargo test $(CARGO_FLAGS) -p testkit --test write_units -- --nocapture
+
+release-sizes: require ## builds every function for release (a quarter of an hour) and tells its size
+	cargo build $(CARGO_FLAGS) --release --bins
+	@cd target/$(HOST)/release && for bin in $$(find . -maxdepth 1 -type f -executable -printf '%f\n' | sort); do \
+	  printf '%-26s %6.2f MB, zipped %6.2f MB\n' $$bin $$(stat -c %s $$bin | awk '{print $$1/1e6}') \
+	    $$(gzip -c $$bin | wc -c | awk '{print $$1/1e6}'); done
 
 e2e-test: build-local ## the deployed local stack, from outside
 	@$(MAKE) --no-print-directory down deploy-local
@@ -89,7 +95,10 @@ build-local: .aws-sam/build/template.yaml ## builds every function, as `sam buil
 invoke: ## a deployed function with its sample event; NAME=<function>, such as create-site
 	@$(STACK) invoke $(NAME)
 
-local-env: ## the deployed functions' settings, for `sam local invoke --env-vars target/local/env.json`
+lambda-image: build-local ## the image that `sam local invoke` runs functions in (needs Docker, pulls nothing)
+	@tests/local/lambda-image.sh http://localhost:$(AWS_PORT)
+
+local-env: ## prepares `sam local invoke`: the functions' settings, a way from Docker to the emulators
 	@$(STACK) env
 
 logs: ## the functions' log lines of the last hour; NAME=<part of a function's name>

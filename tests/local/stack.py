@@ -6,16 +6,20 @@
     .venv/bin/python tests/local/stack.py status        what runs; exit status 1 unless both answer
     .venv/bin/python tests/local/stack.py logs [NAME]   the last hour's log lines (of log groups like NAME)
     .venv/bin/python tests/local/stack.py seed          what a new stack needs: the provider's plans and its API key
-    .venv/bin/python tests/local/stack.py env           the deployed functions' settings, for `sam local invoke --env-vars`
+    .venv/bin/python tests/local/stack.py env           prepares `sam local invoke`: the deployed functions' settings, and
+                                                        a way from Docker's containers to the emulators (until `down`)
     .venv/bin/python tests/local/stack.py invoke NAME   a deployed function, by its binary's name, with its sample event
     .venv/bin/python tests/local/stack.py stripe-stop   an outage of the payment provider; its state is kept
     .venv/bin/python tests/local/stack.py stripe-start  ... and its end
 
 Logs, pid files and state are in target/local/. Settings, all by environment: FIELDSTATION_AWS_PORT (4566),
-FIELDSTATION_STRIPE_PORT (8420), FIELDSTATION_LOCAL_DIR (target/local), and those of MiniStack in PASSED_ON.
+FIELDSTATION_STRIPE_PORT (8420), FIELDSTATION_DOCKER_GATEWAY (172.17.0.1), FIELDSTATION_LOCAL_DIR (target/local), and
+those of MiniStack in PASSED_ON.
 """
 
 import argparse
+import asyncio
+import errno
 import json
 import os
 import pickle
@@ -36,6 +40,7 @@ TMP = LOCAL / "tmp"  # MiniStack unpacks the functions here
 STRIPE_STATE = LOCAL / "localstripe.pickle"
 PYTHON = ROOT / ".venv" / "bin" / "python"
 HOST = "127.0.0.1"
+DOCKER_GATEWAY = os.environ.get("FIELDSTATION_DOCKER_GATEWAY", "172.17.0.1")  # this machine, as its containers see it
 REGION = "us-east-1"
 ALIAS = "live"  # AutoPublishAlias of the template
 WAIT_SECONDS = 60
@@ -53,11 +58,12 @@ PASSED_ON = (
 class Server:
     """A background process in a session of its own, known by its pid file."""
 
-    def __init__(self, name, port_variable, default_port, health_path):
+    def __init__(self, name, port_variable, default_port, health_path, host=HOST):
         self.name = name
+        self.host = host
         self.port_variable = port_variable
         self.port = int(os.environ.get(port_variable, default_port))
-        self.url = f"http://{HOST}:{self.port}"
+        self.url = f"http://{host}:{self.port}"
         self.health_url = self.url + health_path
         self.pid_file = LOCAL / f"{name}.pid"
         self.log_file = LOCAL / f"{name}.log"
@@ -67,8 +73,13 @@ class Server:
 
     def environment(self):
         passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        if self.name == "localstripe":
-            return passed_on | {self.port_variable: str(self.port), "FIELDSTATION_LOCAL_DIR": str(LOCAL)}
+        if self is not MINISTACK:
+            return passed_on | {
+                MINISTACK.port_variable: str(MINISTACK.port),
+                STRIPE.port_variable: str(STRIPE.port),
+                "FIELDSTATION_DOCKER_GATEWAY": DOCKER_GATEWAY,
+                "FIELDSTATION_LOCAL_DIR": str(LOCAL),
+            }
         return passed_on | {
             "BIND_HOST": HOST,
             "GATEWAY_PORT": str(self.port),
@@ -147,8 +158,13 @@ class Server:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((HOST, self.port))
+                probe.bind((self.host, self.port))
             except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL:
+                    sys.exit(
+                        f"This machine does not have the address {self.host}: start Docker, or give the gateway of its "
+                        "network `bridge` by FIELDSTATION_DOCKER_GATEWAY=<address>."
+                    )
                 sys.exit(
                     f"Port {self.port}, needed by {self.name}, can't be used ({error.strerror}): {holder(self.port)}.\n"
                     f"Stop that process, or choose another port with {self.port_variable}=<port>."
@@ -157,6 +173,7 @@ class Server:
 
 MINISTACK = Server("ministack", "FIELDSTATION_AWS_PORT", 4566, "/_ministack/health")
 STRIPE = Server("localstripe", "FIELDSTATION_STRIPE_PORT", 8420, "/")
+BRIDGE = Server("bridge", MINISTACK.port_variable, MINISTACK.port, "/_ministack/health", DOCKER_GATEWAY)
 
 
 def processes():
@@ -227,7 +244,7 @@ def up():
 
 
 def down(quiet=False):
-    for server in (MINISTACK, STRIPE):
+    for server in (BRIDGE, MINISTACK, STRIPE):
         server.stop()
     shutil.rmtree(TMP, ignore_errors=True)
     STRIPE_STATE.unlink(missing_ok=True)
@@ -262,15 +279,20 @@ def functions(stack):
 
 
 def write_env(stack):
+    """Each function's variables, by its logical id. The endpoint is not among them, since SAM passes on only variables
+    that the template has: the image of `lambda-image.sh` has it. In a container the gateway goes by the name localhost
+    as well (`--add-host`), since the payment provider is called at https addresses and at localhost only."""
     settings = {}
     for logical, name in functions(stack):
-        configuration = client("lambda").get_function_configuration(FunctionName=name)
-        # `sam local invoke` passes on only what the template has, so the endpoint takes a default function-wide place.
-        settings[logical] = configuration["Environment"]["Variables"]
-    settings["Parameters"] = {"AWS_ENDPOINT_URL": MINISTACK.url}
+        variables = client("lambda").get_function_configuration(FunctionName=name)["Environment"]["Variables"]
+        settings[logical] = {
+            variable: value.replace(STRIPE.url, f"http://localhost:{STRIPE.port}")
+            for variable, value in variables.items()
+        }
     path = LOCAL / "env.json"
     path.write_text(json.dumps(settings, indent=2) + "\n")
-    print(f"the settings of {len(settings) - 1} functions are in {path}")
+    print(f"the settings of {len(settings)} functions are in {path}")
+    BRIDGE.start()
 
 
 def invoke(stack, binary):
@@ -365,6 +387,33 @@ def serve_localstripe():
     STRIPE_STATE.write_bytes(pickle.dumps(dict(server.store)))
 
 
+def serve_bridge():
+    """Containers don't reach this machine's loopback; what they send to the gateway is handed on to it."""
+
+    async def copy(reader, writer):
+        try:
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        finally:
+            writer.close()
+
+    async def listen(port):
+        async def connected(reader, writer):
+            try:
+                far_reader, far_writer = await asyncio.open_connection(HOST, port)
+                await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
+            except OSError:
+                writer.close()
+
+        await (await asyncio.start_server(connected, DOCKER_GATEWAY, port)).serve_forever()
+
+    async def listen_on_all():
+        await asyncio.gather(listen(MINISTACK.port), listen(STRIPE.port))
+
+    asyncio.run(listen_on_all())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -375,7 +424,7 @@ def main():
     logs_parser.add_argument("--minutes", type=int, default=60)
     invoke_parser = commands.add_parser("invoke")
     invoke_parser.add_argument("function")
-    commands.add_parser("serve").add_argument("name", choices=("ministack", "localstripe"))
+    commands.add_parser("serve").add_argument("name", choices=("ministack", "localstripe", "bridge"))
     arguments = parser.parse_args()
     match arguments.command:
         case "up":
@@ -399,8 +448,10 @@ def main():
             STRIPE.start()
         case "serve" if arguments.name == "ministack":
             serve_ministack()
-        case "serve":
+        case "serve" if arguments.name == "localstripe":
             serve_localstripe()
+        case "serve":
+            serve_bridge()
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ impl Stack {
             .body(call.body.clone())
             .build()?;
         if call.signed {
-            sign(&mut request, &call.body)?;
+            sign(&mut request, "execute-api", &call.body)?;
         }
         let response = self.http.execute(request).await.context("the API can't be reached")?;
         let status = response.status().as_u16();
@@ -139,12 +139,13 @@ impl Stack {
     }
 }
 
-fn sign(request: &mut reqwest::Request, body: &[u8]) -> Result<()> {
+/// Signs a request to one of AWS's services, as an account's user does.
+pub fn sign(request: &mut reqwest::Request, service: &str, body: &[u8]) -> Result<()> {
     let identity = Credentials::new("test", "test", None, None, "local stack").into();
     let params = v4::SigningParams::builder()
         .identity(&identity)
         .region(REGION)
-        .name("execute-api")
+        .name(service)
         .time(SystemTime::now())
         .settings(SigningSettings::default())
         .build()?

@@ -5,7 +5,7 @@ use lambda::Step;
 use serde::{Deserialize, Serialize};
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
 
-use crate::{Alerting, AlertingError, AlertingRow, Rule};
+use crate::{Alerting, AlertingError, AlertingRow};
 
 /// What the step needs.
 #[derive(Debug)]
@@ -43,18 +43,10 @@ fn decide(there: &AlertingRow) -> Result<Reply, AlertingError> {
     }
 }
 
-/// A rule for each sensor that has a limit.
-fn rules(sensors: Vec<Sensor>) -> Vec<Rule> {
-    let limited = sensors.into_iter().filter(|sensor| sensor.min.is_some() || sensor.max.is_some());
-    limited
-        .map(|Sensor { sensor_id, metric, unit, min, max }| Rule {
-            sensor_id,
-            metric,
-            unit,
-            min,
-            max,
-        })
-        .collect()
+/// What is watched: the sensors that have a limit.
+fn rules(mut sensors: Vec<Sensor>) -> Vec<Sensor> {
+    sensors.retain(|sensor| sensor.min.is_some() || sensor.max.is_some());
+    sensors
 }
 
 impl Step for ConfigureAlerting {

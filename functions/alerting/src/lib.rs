@@ -7,7 +7,7 @@
 pub mod configure_alerting;
 pub mod remove_alerting;
 
-use contracts::{AlertingId, Metric, Saga, SensorId, Timestamp};
+use contracts::{AlertingId, Saga, Sensor, Timestamp};
 use lambda::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
@@ -42,8 +42,8 @@ impl AlertingRow {
 pub enum Alerting {
     /// The limits are watched.
     Configured {
-        /// Of the sensors that have any.
-        rules: Vec<Rule>,
+        /// The sensors that have any, each with its own.
+        rules: Vec<Sensor>,
     },
     /// Tombstone: nothing is watched, nor ever will be.
     Removed,
@@ -58,24 +58,6 @@ impl Alerting {
             Self::Removed => "REMOVED",
         }
     }
-}
-
-/// One sensor's limits, in its unit; at least one of them is there.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Rule {
-    /// The sensor.
-    pub sensor_id: SensorId,
-    /// What it measures.
-    pub metric: Metric,
-    /// UCUM code.
-    pub unit: String,
-    /// A reading below it is a breach.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub min: Option<f64>,
-    /// A reading above it is a breach.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max: Option<f64>,
 }
 
 /// Everything that can go wrong here.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use aws_sdk_secretsmanager::{Client, error::DisplayErrorContext};
 use contracts::Plan;
-use lambda::ConfigError;
+use lambda::{Aws, ConfigError};
 use tokio::sync::Mutex;
 
 use crate::{
@@ -44,6 +44,16 @@ pub struct Provider {
 }
 
 impl Provider {
+    /// As the function's environment says.
+    pub fn of(aws: &Aws) -> Result<Self, ConfigError> {
+        let key = KeySource::Secret {
+            secrets: Client::new(aws.config()),
+            id: lambda::env("STRIPE_SECRET_ARN")?,
+        };
+        let prices = Prices::parse("STRIPE_PRICES", &lambda::env("STRIPE_PRICES")?)?;
+        Ok(Self::new(lambda::env("STRIPE_API_BASE")?, key, prices))
+    }
+
     /// `base_url` is `https://api.stripe.com`, or a local stand-in.
     #[must_use]
     pub fn new(base_url: String, key: KeySource, prices: Prices) -> Self {

@@ -36,9 +36,9 @@ impl World {
             let answers: Vec<_> = entries(call)
                 .into_iter()
                 .map(|sent| {
-                    let tried = tries.entry(sent.clone()).or_default();
-                    *tried += 1;
-                    match refusal(&sent.0, sent.1, *tried) {
+                    let attempts = tries.entry(sent.clone()).or_default();
+                    *attempts += 1;
+                    match refusal(&sent.0, sent.1, *attempts) {
                         Some(code) => json!({ "ErrorCode": code, "ErrorMessage": "no" }),
                         None => json!({ "EventId": "1" }),
                     }

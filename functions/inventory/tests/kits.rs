@@ -24,7 +24,7 @@ fn receive(dynamo: &Dynamo) -> ReceiveKits {
     ReceiveKits { inventory: dynamo.table(INVENTORY) }
 }
 
-fn delivery(id: &str, kits: Value) -> Value {
+fn delivery(id: &str, kits: &Value) -> Value {
     json!({
         "version": "0",
         "id": "6a7e8feb-b491-4cf7-a9f1-bf3703467718",
@@ -50,7 +50,7 @@ async fn stocked(quantity: u32) -> Dynamo {
         { "metric": "relative_humidity", "quantity": quantity },
         { "metric": "air_pressure", "quantity": quantity },
     ]);
-    assert_eq!(run(&receive(&dynamo), &delivery("first", kits)).await, Ok(json!("Received")));
+    assert_eq!(run(&receive(&dynamo), &delivery("first", &kits)).await, Ok(json!("Received")));
     dynamo
 }
 
@@ -121,7 +121,7 @@ async fn too_few_kits_are_refused_once_and_for_all() {
 
     // A retry hears the same, even when kits have come since: the saga may have been told.
     let more = json!([{ "metric": "air_temperature", "quantity": 5 }]);
-    run(&receive(&dynamo), &delivery("second", more)).await.expect("a delivery");
+    run(&receive(&dynamo), &delivery("second", &more)).await.expect("a delivery");
     assert_eq!(run(&reserve, &there).await, refused);
     assert_eq!(dynamo.story(entity("a")).await, ["StockDepleted"]);
 
@@ -180,16 +180,16 @@ async fn a_delivery_counts_once() {
     let dynamo = Dynamo::start().await;
     let receive = receive(&dynamo);
     let kits = json!([{ "metric": "wind_speed", "quantity": 5 }]);
-    let event = delivery("d-1", kits.clone());
+    let event = delivery("d-1", &kits);
     let outcomes = join_all((0..4).map(|_| run_retrying(&receive, &event))).await;
     let received = outcomes.iter().filter(|outcome| **outcome == Ok(json!("Received")));
     assert_eq!(received.count(), 1, "{outcomes:?}");
     assert_eq!(stock(&dynamo, Metric::WindSpeed).await, 5);
 
-    run(&receive, &delivery("d-2", kits)).await.expect("another delivery");
+    run(&receive, &delivery("d-2", &kits)).await.expect("another delivery");
     assert_eq!(stock(&dynamo, Metric::WindSpeed).await, 10);
 
-    let other = delivery("d-1", json!([{ "metric": "wind_speed", "quantity": 6 }]));
+    let other = delivery("d-1", &json!([{ "metric": "wind_speed", "quantity": 6 }]));
     assert_eq!(run(&receive, &other).await, Err(ErrorKind::InvalidInput));
     assert_eq!(stock(&dynamo, Metric::WindSpeed).await, 10);
 }
@@ -206,7 +206,7 @@ async fn a_wrong_delivery_is_refused_by_the_field_that_is_wrong() {
         ("d", json!([{ "metric": "wind_speed", "quantity": 0 }]), "detail.kits[0].quantity"),
         ("d", json!([one, one]), "detail.kits[1].metric"),
     ] {
-        let command = lambda::decode(&delivery(id, kits).to_string()).expect("an event");
+        let command = lambda::decode(&delivery(id, &kits).to_string()).expect("an event");
         let error = receive(&dynamo).run(command, noon(0)).await.expect_err(field);
         assert!(error.to_string().starts_with(&format!("{field}: ")), "{error}");
     }

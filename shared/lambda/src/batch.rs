@@ -133,7 +133,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_record_fails_alone() {
-        let failed = run(Duration::from_secs(60)).await;
+        let failed = run(Duration::from_mins(1)).await;
         assert_eq!(failed.len(), 2, "{failed:?}");
         assert_eq!(failed[&1], "broken");
         assert_eq!(failed[&2], "panicked: boom");

@@ -64,7 +64,7 @@ pub fn tables() -> BTreeMap<&'static str, Value> {
                 json!([index(
                     "byStatus",
                     ["status", "createdAt"],
-                    json!({
+                    &json!({
                         "ProjectionType": "INCLUDE",
                         "NonKeyAttributes": ["name", "operator", "location"],
                     }),
@@ -77,9 +77,9 @@ pub fn tables() -> BTreeMap<&'static str, Value> {
                 &[("entity", "S"), ("sequence", "N")],
                 &[("type", "S"), ("occurredAt", "S"), ("correlationId", "S"), ("unpublished", "S")],
                 json!([
-                    index("byType", ["type", "occurredAt"], keys_only()),
-                    index("byCorrelation", ["correlationId", "occurredAt"], keys_only()),
-                    index("unpublished", ["unpublished", "occurredAt"], keys_only()),
+                    index("byType", ["type", "occurredAt"], &keys_only()),
+                    index("byCorrelation", ["correlationId", "occurredAt"], &keys_only()),
+                    index("unpublished", ["unpublished", "occurredAt"], &keys_only()),
                 ]),
             ),
         ),
@@ -107,7 +107,7 @@ fn schema(key: &[&str]) -> Value {
         .collect()
 }
 
-fn index(name: &str, key: [&str; 2], projection: Value) -> Value {
+fn index(name: &str, key: [&str; 2], projection: &Value) -> Value {
     json!({ "IndexName": name, "KeySchema": schema(&key), "Projection": projection })
 }
 

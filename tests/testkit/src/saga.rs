@@ -92,64 +92,100 @@ impl<D: Step, U: Step> Pair<D, U> {
 /// Where they break the contract.
 pub async fn keeps_the_contract<D: Step, U: Step>(
     pair: impl AsyncFn() -> Pair<D, U>,
-    Story { done, undone, fenced }: Story,
+    story: Story,
 ) {
-    let before = pair().await.dynamo.story(pair().await.entity).await.len();
+    // Boxed, for each holds a pair.
+    let it = Box::pin(pair()).await;
+    let before = it.dynamo.story(it.entity).await.len();
+    let expected = Box::pin(once_and_undone(it, before, story)).await;
+    Box::pin(undone_before_it_was_done(Box::pin(pair()).await, before, story, &expected)).await;
+    Box::pin(a_crowd(Box::pin(pair()).await, before, story, &expected)).await;
+    for step_first in [true, false] {
+        let it = Box::pin(pair()).await;
+        Box::pin(at_once(it, before, story, &expected, step_first)).await;
+    }
+}
 
-    // Again and again is once.
-    let it = pair().await;
-    let first = it.step().await;
-    assert!(first.is_ok(), "{first:?}");
+/// What the step and its undo answer.
+struct Expected {
+    step: Outcome,
+    undo: Outcome,
+}
+
+/// Again and again is once, and undone stays undone.
+async fn once_and_undone<D: Step, U: Step>(
+    it: Pair<D, U>,
+    before: usize,
+    Story { done, undone, .. }: Story,
+) -> Expected {
+    let step = it.step().await;
+    assert!(step.is_ok(), "{step:?}");
     assert_eq!(it.news(before).await, [done]);
     let after = it.state().await;
-    assert_eq!(it.step().await, first, "a second run hears something else");
+    assert_eq!(it.step().await, step, "a second run hears something else");
     assert_eq!(it.state().await, after, "a second run changed something");
+
     let undo = it.undo().await;
     assert!(undo.is_ok(), "{undo:?}");
     assert_eq!(it.news(before).await, [done, undone]);
     let after = it.state().await;
     assert_eq!(it.undo().await, undo, "a second undo hears something else");
-    assert_eq!(it.state().await, after, "a second undo changed something");
+    assert_eq!(it.step().await, Err(ErrorKind::Superseded), "a step after its undo");
+    assert_eq!(it.state().await, after, "what came after the undo changed something");
+    Expected { step, undo }
+}
 
-    // Undone stays undone.
-    assert_eq!(it.step().await, Err(ErrorKind::Superseded));
-    assert_eq!(it.state().await, after, "a step after its undo changed something");
-
-    // An undo that overtakes its step leaves a tombstone.
-    let it = pair().await;
-    assert_eq!(it.undo().await, undo);
+/// An undo that overtakes its step leaves a tombstone.
+async fn undone_before_it_was_done<D: Step, U: Step>(
+    it: Pair<D, U>,
+    before: usize,
+    Story { fenced, .. }: Story,
+    expected: &Expected,
+) {
+    assert_eq!(it.undo().await, expected.undo);
     assert_eq!(it.news(before).await, fenced);
     let after = it.state().await;
-    assert_eq!(it.step().await, Err(ErrorKind::Superseded));
-    assert_eq!(it.undo().await, undo);
+    assert_eq!(it.step().await, Err(ErrorKind::Superseded), "a fenced step");
+    assert_eq!(it.undo().await, expected.undo);
     assert_eq!(it.state().await, after, "a fenced step changed something");
+}
 
-    // A crowd of the same.
-    let it = pair().await;
+/// Many of the same at once are one.
+async fn a_crowd<D: Step, U: Step>(
+    it: Pair<D, U>,
+    before: usize,
+    Story { done, undone, .. }: Story,
+    expected: &Expected,
+) {
     for outcome in join_all((0..5).map(|_| it.step())).await {
-        assert_eq!(outcome, first, "one of a crowd hears something else");
+        assert_eq!(outcome, expected.step, "one of a crowd hears something else");
     }
     assert_eq!(it.news(before).await, [done]);
     for outcome in join_all((0..5).map(|_| it.undo())).await {
-        assert_eq!(outcome, undo, "one of a crowd hears something else");
+        assert_eq!(outcome, expected.undo, "one of a crowd hears something else");
     }
     assert_eq!(it.news(before).await, [done, undone]);
+}
 
-    // Both at once, in both orders: undone in the end.
-    for step_first in [true, false] {
-        let it = pair().await;
-        let (step, undo_outcome) = if step_first {
-            join(it.step(), it.undo()).await
-        } else {
-            let (undo, step) = join(it.undo(), it.step()).await;
-            (step, undo)
-        };
-        assert!(step == first || step == Err(ErrorKind::Superseded), "{step:?}");
-        assert_eq!(undo_outcome, undo);
-        let news = it.news(before).await;
-        assert!(news == [done, undone] || (step.is_err() && news == fenced), "{news:?}");
-        let after = it.state().await;
-        assert_eq!(it.step().await, Err(ErrorKind::Superseded));
-        assert_eq!(it.state().await, after, "a late step changed something");
-    }
+/// Step and undo at once: undone in the end.
+async fn at_once<D: Step, U: Step>(
+    it: Pair<D, U>,
+    before: usize,
+    Story { done, undone, fenced }: Story,
+    expected: &Expected,
+    step_first: bool,
+) {
+    let (step, undo) = if step_first {
+        join(it.step(), it.undo()).await
+    } else {
+        let (undo, step) = join(it.undo(), it.step()).await;
+        (step, undo)
+    };
+    assert!(step == expected.step || step == Err(ErrorKind::Superseded), "{step:?}");
+    assert_eq!(undo, expected.undo);
+    let news = it.news(before).await;
+    assert!(news == [done, undone] || (step.is_err() && news == fenced), "{news:?}");
+    let after = it.state().await;
+    assert_eq!(it.step().await, Err(ErrorKind::Superseded), "a late step");
+    assert_eq!(it.state().await, after, "a late step changed something");
 }

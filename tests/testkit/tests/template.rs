@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 /// What decides how a table behaves; the rest (billing, backups, encryption) does not concern rows.
 const KEYS_AND_INDEXES: [&str; 3] = ["AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes"];
 
-/// YAML as JSON; CloudFormation's tags (`!Ref`) are left off, there are none in what we compare.
+/// YAML as JSON; the tags of intrinsic functions (`!Ref`) are left off, there are none in what we compare.
 fn json(yaml: &Yaml) -> Value {
     match yaml {
         Yaml::Value(Scalar::String(text)) => Value::from(text.as_ref()),

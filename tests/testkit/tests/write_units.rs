@@ -111,8 +111,7 @@ async fn the_docs_tell_what_an_onboarding_costs() {
     let table = |account: &Account, name| account.dynamo.table(name);
     let outbox = account.dynamo.outbox();
 
-    let metrics =
-        [Metric::AirTemperature, Metric::RelativeHumidity, Metric::DownwellingShortwave];
+    let metrics = [Metric::AirTemperature, Metric::RelativeHumidity, Metric::DownwellingShortwave];
     let kits = metrics.map(|metric| Kits { metric, quantity: 10 }).to_vec();
     let delivered = KitsDelivered { delivery_id: "D-1".to_owned(), kits };
     inventory::receive_kits::ReceiveKits { inventory: table(&account, INVENTORY) }

@@ -1,7 +1,6 @@
 //! Faults, brought about from outside: nothing in the functions knows of them.
 
 use std::{
-    collections::HashMap,
     fmt::Debug,
     fs,
     panic::{AssertUnwindSafe, resume_unwind},
@@ -12,13 +11,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use aws_sdk_lambda::types::Environment;
 use aws_sdk_sqs::types::QueueAttributeName;
 use futures_util::FutureExt;
+use reqwest::Method;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::{
     Stack,
+    api::sign,
     wait::{PATIENCE, until_true},
 };
 
@@ -132,43 +132,36 @@ impl Visibility {
 
 /// A function whose alias `live` points to a version with a wrong configuration, as a bad
 /// deployment would.
-pub struct Broken {
-    lambda: aws_sdk_lambda::Client,
+pub struct Broken<'a> {
+    stack: &'a Stack,
     function: String,
-    good_version: String,
-    good_variables: HashMap<String, String>,
+    good_version: Value,
+    good_variables: Value,
 }
 
-const ALIAS: &str = "live";
-
-impl Broken {
+impl<'a> Broken<'a> {
     /// Publishes a version with one environment variable changed, and points the alias to it.
     pub async fn version(
-        stack: &Stack,
+        stack: &'a Stack,
         logical_id: &str,
         variable: &str,
         value: &str,
     ) -> Result<Self> {
-        let lambda = aws_sdk_lambda::Client::new(stack.config());
         let function = stack.physical_id(logical_id).await?;
-        let alias = lambda.get_alias().function_name(&function).name(ALIAS).send().await?;
-        let good_version = alias.function_version().context("the alias's version")?.to_owned();
-        let config = lambda.get_function_configuration().function_name(&function).send().await?;
-        let good_variables = config
-            .environment()
-            .and_then(|environment| environment.variables())
-            .context("the function's environment")?
-            .clone();
-        ensure!(good_variables.contains_key(variable), "{variable} is none of {good_variables:?}");
+        let mut broken =
+            Self { stack, function, good_version: Value::Null, good_variables: Value::Null };
+        let alias = broken.lambda(Method::GET, "aliases/live", &Value::Null).await?;
+        broken.good_version = alias["FunctionVersion"].clone();
+        let config = broken.lambda(Method::GET, "configuration", &Value::Null).await?;
+        broken.good_variables = config["Environment"]["Variables"].clone();
+        ensure!(broken.good_variables[variable].is_string(), "{variable} is not in {config}");
 
-        let mut bad_variables = good_variables.clone();
-        bad_variables.insert(variable.to_owned(), value.to_owned());
-        let broken = Self { lambda, function, good_version, good_variables };
-        broken.configure(bad_variables).await?;
-        let published =
-            broken.lambda.publish_version().function_name(&broken.function).send().await?;
-        let bad_version = published.version().context("the published version")?;
-        ensure!(bad_version != broken.good_version, "no new version was published");
+        let mut bad_variables = broken.good_variables.clone();
+        bad_variables[variable] = json!(value);
+        broken.configure(&bad_variables).await?;
+        let published = broken.lambda(Method::POST, "versions", &json!({})).await?;
+        let bad_version = &published["Version"];
+        ensure!(*bad_version != broken.good_version, "no new version was published");
         broken.point_to(bad_version).await?;
         Ok(broken)
     }
@@ -177,29 +170,33 @@ impl Broken {
     pub async fn during<T>(self, work: impl AsyncFnOnce() -> Result<T>) -> Result<T> {
         let outcome = AssertUnwindSafe(work()).catch_unwind().await;
         self.point_to(&self.good_version).await?;
-        self.configure(self.good_variables.clone()).await?;
+        self.configure(&self.good_variables).await?;
         outcome.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
-    async fn configure(&self, variables: HashMap<String, String>) -> Result<()> {
-        self.lambda
-            .update_function_configuration()
-            .function_name(&self.function)
-            .environment(Environment::builder().set_variables(Some(variables)).build())
-            .send()
-            .await?;
-        Ok(())
+    async fn configure(&self, variables: &Value) -> Result<()> {
+        let body = json!({ "Environment": { "Variables": variables } });
+        self.lambda(Method::PUT, "configuration", &body).await.map(drop)
     }
 
-    async fn point_to(&self, version: &str) -> Result<()> {
-        self.lambda
-            .update_alias()
-            .function_name(&self.function)
-            .name(ALIAS)
-            .function_version(version)
-            .send()
-            .await?;
-        Ok(())
+    async fn point_to(&self, version: &Value) -> Result<()> {
+        self.lambda(Method::PUT, "aliases/live", &json!({ "FunctionVersion": version }))
+            .await
+            .map(drop)
+    }
+
+    /// Lambda's API, of which these few calls are not worth the compiling of its SDK.
+    async fn lambda(&self, method: Method, path: &str, body: &Value) -> Result<Value> {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let path = format!("/2015-03-31/functions/{}/{path}", self.function);
+        let client = reqwest::Client::new();
+        let url = self.stack.endpoint().join(&path)?;
+        let mut request = client.request(method, url).body(body.clone()).build()?;
+        sign(&mut request, "lambda", body.as_bytes())?;
+        let answer = client.execute(request).await?;
+        let (status, text) = (answer.status(), answer.text().await?);
+        ensure!(status.is_success(), "{path}: {status}: {text}");
+        Ok(serde_json::from_str(&text)?)
     }
 }
 

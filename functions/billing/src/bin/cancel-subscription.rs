@@ -2,11 +2,7 @@
 
 use std::time::Duration;
 
-use billing::{
-    cancel_subscription::CancelSubscription,
-    commands::Commands,
-    provider::{KeySource, Prices, Provider},
-};
+use billing::{cancel_subscription::CancelSubscription, commands::Commands, provider::Provider};
 use lambda::{Aws, Error, env, serve_queue};
 use store::Idempotency;
 
@@ -20,14 +16,7 @@ async fn main() -> Result<(), Error> {
             idempotency: Idempotency::new(billing.clone(), Duration::from_secs(30)),
             billing,
             outbox: aws.outbox()?,
-            provider: Provider::new(
-                env("STRIPE_API_BASE")?,
-                KeySource::Secret {
-                    secrets: aws_sdk_secretsmanager::Client::new(aws.config()),
-                    id: env("STRIPE_SECRET_ARN")?,
-                },
-                Prices::parse("STRIPE_PRICES", &env("STRIPE_PRICES")?)?,
-            ),
+            provider: Provider::of(&aws)?,
         },
         machines: aws_sdk_sfn::Client::new(aws.config()),
         queues: aws_sdk_sqs::Client::new(aws.config()),

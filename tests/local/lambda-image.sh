@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Makes fieldstation/lambda, the image that `sam local invoke` runs a function in: this machine's glibc, which the functions
+# are built against and which may be newer than Amazon Linux's, the Lambda emulator that aws-sam-cli ships, and root
+# certificates. It carries the endpoint, because SAM passes on only those variables that the template has; `multi on` lets
+# localhost have the address that `--add-host` gives it as well.
+# Usage: lambda-image.sh <AWS endpoint, as a container sees it>; after `make build-local`.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+architecture=$(uname -m | sed 's/aarch64/arm64/')
+packages=$(echo .venv/lib/python3*/site-packages)
+libraries=$(ldd .aws-sam/build/*/bootstrap | grep -oE '/lib[^ ]+\.so[^ ]*' | sort -u)
+mkdir -p target/local
+echo "multi on" > target/local/host.conf
+
+# shellcheck disable=SC2086  # a word for each library
+tar --create --dereference --absolute-names --transform 's|^/||' \
+  --transform 's|.*/aws-lambda-rie-.*|var/rapid/aws-lambda-rie|' \
+  --transform 's|.*/cacert.pem|etc/ssl/certs/ca-certificates.crt|' \
+  --transform 's|.*/host.conf|etc/host.conf|' \
+  $libraries "$packages/samcli/local/rapid/aws-lambda-rie-$architecture" "$packages/certifi/cacert.pem" target/local/host.conf \
+  | docker import --change "ENV AWS_ENDPOINT_URL=$1 LAMBDA_TASK_ROOT=/var/task" - "fieldstation/lambda:rapid-$architecture"
