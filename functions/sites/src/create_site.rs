@@ -37,11 +37,21 @@ impl CreateSite {
                 Ok(Answer::new(202, &reply)?.at(format!("/sites/{}", reply.site_id)))
             }
             Err(SitesError::Invalid(errors)) => Err(Problem::invalid(errors)),
-            Err(error @ SitesError::KeyReused(_)) => {
-                Err(Problem::conflict("idempotency-key-reused", error.to_string()))
-            }
+            Err(SitesError::KeyReused(site)) => Err(key_reused(site)),
             Err(error) => Err(Problem::of(&error)),
         }
+    }
+}
+
+fn key_reused(site: SiteId) -> Problem {
+    let detail = "Send a new Idempotency-Key for a new site, or the registration that came with \
+                  this one before to hear its answer again.";
+    Problem {
+        errors: vec![FieldError {
+            field: "header Idempotency-Key".to_owned(),
+            message: format!("made site {site} before, from another registration"),
+        }],
+        ..Problem::conflict("idempotency-key-reused", detail)
     }
 }
 

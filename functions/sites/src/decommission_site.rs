@@ -11,7 +11,10 @@ use lambda::http::{Answer, Problem, Request};
 use serde::Serialize;
 use store::{Commit, Table, Transaction};
 
-use crate::{SiteRow, SitesError, Status, get_site::site_id};
+use crate::{
+    SiteRow, SitesError, Status,
+    get_site::{no_site, site_id},
+};
 
 /// What the step needs.
 #[derive(Debug)]
@@ -38,7 +41,7 @@ impl DecommissionSite {
     pub async fn handle(&self, request: &Request) -> Result<Answer, Problem> {
         let site = site_id(request)?;
         let row = self.row(site).await.map_err(|error| Problem::of(&error))?;
-        let row = row.ok_or_else(|| Problem::not_found(format!("There is no site {site}.")))?;
+        let row = row.ok_or_else(|| no_site(site))?;
         let status = match row.status {
             Status::Active | Status::Decommissioning => {
                 self.decommission(site, &row).await.map_err(|error| Problem::of(&error))?;

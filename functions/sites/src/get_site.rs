@@ -1,6 +1,6 @@
 //! `GET /sites/{siteId}` and `GET /sites`: a site with its onboarding's story, and the list.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -150,14 +150,17 @@ pub(crate) fn site_id(request: &Request) -> Result<SiteId, Problem> {
     })
 }
 
+pub(crate) fn no_site(site: SiteId) -> Problem {
+    Problem::not_found(format!("There is no site {site}. GET /sites lists those that there are."))
+}
+
 impl GetSite {
     /// One site where the path names one, else the list.
     pub async fn handle(&self, request: &Request) -> Result<Answer, Problem> {
         if request.path_parameters.contains_key("siteId") {
             let site = site_id(request)?;
             let found = self.site(site).await.map_err(|error| Problem::of(&error))?;
-            let found =
-                found.ok_or_else(|| Problem::not_found(format!("There is no site {site}.")))?;
+            let found = found.ok_or_else(|| no_site(site))?;
             return Answer::new(200, &found);
         }
         let query = query(request)?;
@@ -253,7 +256,8 @@ fn key_of(token: &str) -> Option<HashMap<String, String>> {
 fn query(request: &Request) -> Result<Query, Problem> {
     let mut query = Query { status: None, limit: DEFAULT_LIMIT, next: None };
     let mut errors = Vec::new();
-    for (name, value) in request.query_string_parameters.iter() {
+    let parameters: BTreeMap<_, _> = request.query_string_parameters.iter().collect();
+    for (name, value) in parameters {
         let read = match name {
             "status" => status(value).map(|status| query.status = Some(status)),
             "limit" => limit(value).map(|limit| query.limit = limit),

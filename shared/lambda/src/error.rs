@@ -75,6 +75,10 @@ pub fn decode<'de, T: Deserialize<'de>>(json: &'de str) -> Result<T, InvalidInpu
     let mut deserializer = serde_json::Deserializer::from_str(json);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let problem = error.inner().to_string();
+        // What is no JSON has no fields.
+        if !error.inner().is_data() {
+            return InvalidInput { at: ".".to_owned(), problem: format!("is not JSON: {problem}") };
+        }
         InvalidInput { at: field(&error.path().to_string(), &problem), problem }
     })?;
     deserializer
@@ -152,7 +156,8 @@ mod tests {
             )
         };
         for (json, at, problem) in [
-            ("", ".", "EOF while parsing"),
+            ("", ".", "is not JSON: EOF while parsing"),
+            (r#"{"name": "#, ".", "is not JSON: EOF while parsing"),
             ("[]", ".", "invalid length 0"),
             (r#"{"name": 1}"#, "name", "invalid type: integer `1`, expected a string"),
             (r#"{"name": "n"}"#, "operator", "missing field `operator`"),
