@@ -61,7 +61,7 @@ async fn a_bad_registration_is_refused_and_not_stored() -> Result<()> {
     let stack = Stack::connect().await?;
     let sensor = json!({ "metric": "air_temperature", "unit": "Cel" });
     let bodies = [
-        ("JSON that ends too early", "{\"name\": ".to_owned(), "name"),
+        ("JSON that ends too early", "{\"name\": ".to_owned(), "body"),
         ("no JSON", "name=Alamosa".to_owned(), "body"),
         ("nothing", String::new(), "body"),
         ("a list", "[]".to_owned(), "body"),

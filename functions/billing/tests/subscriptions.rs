@@ -144,6 +144,17 @@ async fn an_outage_at_any_call_is_transient_and_the_next_try_makes_one_subscript
 }
 
 #[tokio::test]
+async fn a_subscription_that_nobody_heard_of_is_found_even_when_its_key_is_forgotten() {
+    let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
+    let step = initialize(&dynamo, &stripe);
+    stripe.fail("subscription", Trouble::Lost);
+    assert_eq!(run(&step, &command(CARD)).await, Err(ErrorKind::Transient));
+    stripe.forget_keys();
+    run(&step, &command(CARD)).await.expect("a subscription");
+    assert_eq!((stripe.customers(), stripe.paid_for()), (1, 1));
+}
+
+#[tokio::test]
 async fn a_crash_at_any_call_is_taken_up_when_the_lease_is_over() {
     for call in INITIALIZING {
         let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
@@ -172,6 +183,27 @@ async fn the_undo_of_a_crashed_initialization_leaves_nothing_paid_for() {
         assert_eq!(stripe.paid_for(), 0, "{call}");
         assert_eq!(dynamo.story(entity()).await, [""; 0]);
     }
+}
+
+#[tokio::test]
+async fn a_run_that_the_undo_overtakes_takes_back_what_it_did() {
+    let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
+    let (step, cancel) = (initialize(&dynamo, &stripe), cancel(&dynamo, &stripe));
+    // The undo comes while the customer is being made: it knows of nothing to clean.
+    let held = stripe.stub.hold().await;
+    let command = lambda::decode(&command(CARD).to_string()).expect("a command");
+    let mut running = Box::pin(step.run(command, noon(0)));
+    while stripe.stub.take_calls().is_empty() {
+        let moment = tokio::time::timeout(Duration::from_millis(1), &mut running);
+        assert!(moment.await.is_err(), "it ended before its first call");
+    }
+    assert_eq!(run_at(&cancel, &undo(), noon(1)).await, Err(ErrorKind::Transient));
+    drop(held);
+    let error = running.await.expect_err("the undo was first");
+    assert_eq!(error.kind(), ErrorKind::Superseded);
+    run_at(&cancel, &undo(), noon(2)).await.expect("an undo");
+    assert_eq!((stripe.customers(), stripe.paid_for()), (0, 0));
+    assert_eq!(dynamo.story(entity()).await, [""; 0]);
 }
 
 #[tokio::test]

@@ -16,7 +16,10 @@ use axum::{
     http::{HeaderMap, StatusCode},
 };
 use serde_json::Value;
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    sync::{Mutex as Gate, OwnedMutexGuard},
+};
 
 /// Far above what a test sends.
 const LARGEST_BODY: usize = 1024 * 1024;
@@ -73,6 +76,7 @@ pub const SILENCE: u16 = 0;
 pub struct Stub {
     address: SocketAddr,
     calls: Arc<Mutex<Vec<Call>>>,
+    gate: Arc<Gate<()>>,
 }
 
 impl Stub {
@@ -82,12 +86,14 @@ impl Stub {
     /// Where no port is free.
     pub async fn start(answer: impl Fn(&Call) -> (u16, Value) + Send + Sync + 'static) -> Self {
         let calls = Arc::<Mutex<Vec<Call>>>::default();
-        let (seen, answer) = (Arc::clone(&calls), Arc::new(answer));
+        let gate = Arc::<Gate<()>>::default();
+        let (seen, shut, answer) = (Arc::clone(&calls), Arc::clone(&gate), Arc::new(answer));
         let router = Router::new().fallback(move |request: Request| {
-            let (seen, answer) = (Arc::clone(&seen), Arc::clone(&answer));
+            let (seen, shut, answer) = (Arc::clone(&seen), Arc::clone(&shut), Arc::clone(&answer));
             async move {
                 let call = read(request).await;
                 seen.lock().expect("no panic in the stub").push(call.clone());
+                drop(shut.lock().await);
                 let (status, body) = answer(&call);
                 if status == SILENCE {
                     std::future::pending::<()>().await;
@@ -98,7 +104,7 @@ impl Stub {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("its address");
         tokio::spawn(async move { axum::serve(listener, router).await });
-        Self { address, calls }
+        Self { address, calls, gate }
     }
 
     /// Where it is.
@@ -111,6 +117,11 @@ impl Stub {
     #[must_use]
     pub fn config(&self) -> SdkConfig {
         config(&self.url())
+    }
+
+    /// Until what it gives is dropped, calls come in but nothing is done or answered.
+    pub async fn hold(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.gate).lock_owned().await
     }
 
     /// The calls since it was last asked.

@@ -51,7 +51,7 @@ struct Books {
 }
 
 pub struct FakeStripe {
-    stub: Stub,
+    pub stub: Stub,
     books: Arc<Mutex<Books>>,
 }
 
@@ -83,6 +83,11 @@ impl FakeStripe {
     /// The price of the plan in use is not known there any more.
     pub fn forget_prices(&self) {
         self.books.lock().expect("books").prices.clear();
+    }
+
+    /// Stripe keeps idempotency keys for a day; a stand-in may not keep them at all.
+    pub fn forget_keys(&self) {
+        self.books.lock().expect("books").answered.clear();
     }
 
     pub fn customers(&self) -> usize {
