@@ -200,8 +200,13 @@ impl InitializeSubscription {
             customer
         };
         // An earlier run may have got through to here and not heard of it.
-        if resumed && let Some(there) = stripe.subscriptions_of(&customer).await?.pop() {
-            return Ok(Paid::Yes { customer, subscription: there.id });
+        if resumed {
+            for there in stripe.subscriptions_of(&customer).await? {
+                if there.is_paid() {
+                    return Ok(Paid::Yes { customer, subscription: there.id });
+                }
+                stripe.cancel_subscription(&there.id).await?;
+            }
         }
         let method = stripe.attach_payment_method(method, &customer, key("attach")).await?;
         stripe.set_default_payment_method(&customer, &method, key("default")).await?;

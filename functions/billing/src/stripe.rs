@@ -166,6 +166,14 @@ pub struct Subscription {
     pub status: SubscriptionStatus,
 }
 
+impl Subscription {
+    /// Whether nothing is owed for it now.
+    #[must_use]
+    pub fn is_paid(&self) -> bool {
+        matches!(self.status, SubscriptionStatus::Active | SubscriptionStatus::Trialing)
+    }
+}
+
 /// `Subscription.status` of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -293,7 +301,7 @@ impl Stripe {
         ];
         form.extend(metadata.iter().map(in_metadata));
         let made: Subscription = self.post("/v1/subscriptions", &form, key).await?;
-        if matches!(made.status, SubscriptionStatus::Active | SubscriptionStatus::Trialing) {
+        if made.is_paid() {
             return Ok(made.id);
         }
         // Nobody may find a subscription that was never paid, whatever let it be made.

@@ -50,7 +50,7 @@ fn registration() -> SiteRegistration {
     }
 }
 
-fn event<D: serde::Serialize + serde::de::DeserializeOwned>(detail: D) -> EventBridgeEvent<D> {
+fn event<D: serde::Serialize + serde::de::DeserializeOwned>(detail: &D) -> EventBridgeEvent<D> {
     let json = json!({ "detail-type": "-", "source": "com.example", "detail": detail });
     serde_json::from_value(json).expect("an event")
 }
@@ -115,7 +115,7 @@ async fn the_docs_tell_what_an_onboarding_costs() {
     let kits = metrics.map(|metric| Kits { metric, quantity: 10 }).to_vec();
     let delivered = KitsDelivered { delivery_id: "D-1".to_owned(), kits };
     inventory::receive_kits::ReceiveKits { inventory: table(&account, INVENTORY) }
-        .run(event(delivered), now)
+        .run(event(&delivered), now)
         .await
         .expect("kits in stock");
     drop(account.dynamo.take_usage());
@@ -229,12 +229,12 @@ async fn the_docs_tell_what_an_onboarding_costs() {
         let detail = serde_json::to_value(envelope).expect("JSON");
         let detail: Envelope<sites::project_site::Data> =
             serde_json::from_value(detail).expect("a step's event");
-        project.run(event(detail), now).await.expect("projected");
+        project.run(event(&detail), now).await.expect("projected");
     }
     account.book("project-site", "4 of the site's read model, one a step");
 
     let counted = account.table();
-    println!("{counted}");
+    eprintln!("{counted}");
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/costs.md");
     let docs = fs::read_to_string(&path).expect("docs/costs.md");
     let (before, rest) = docs.split_once(START).expect("the table's start in docs/costs.md");
