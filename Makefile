@@ -4,6 +4,13 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
+# Goals share the one local stack; cargo uses all cores by itself.
+.NOTPARALLEL:
+# `sam build` looks for binaries where cargo puts them by default.
+unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET
+# A proxy knows nothing of this machine's loopback.
+export NO_PROXY := 127.0.0.1,localhost
+export no_proxy := 127.0.0.1,localhost
 
 PYTHON ?= python3
 AWS_PORT := $(or $(FIELDSTATION_AWS_PORT),4566)
@@ -109,6 +116,8 @@ setup: .venv/.installed
 .venv/.installed: tests/local/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
 	  || { echo "Python 3.10 or newer is missing: install it, or name it by PYTHON=<path>."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "Python's venv is missing: install it (Debian: apt-get install python3-venv)."; exit 1; }
 	@echo "Installing the emulators and SAM into .venv (1.1 GB, about a minute) ..."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r tests/local/requirements.txt

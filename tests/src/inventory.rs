@@ -12,6 +12,15 @@ use crate::{
     wait::{PATIENCE, until_true},
 };
 
+/// The `source` of the deliveries' events.
+pub const SUPPLIER: &str = "supplier";
+
+/// The key of a delivery's row.
+#[must_use]
+pub fn delivery_id(number: &str) -> String {
+    format!("delivery#{}/{SUPPLIER}/{number}", SUPPLIER.len())
+}
+
 /// Kits by metric.
 pub type Count = BTreeMap<String, i64>;
 
@@ -84,10 +93,9 @@ impl Stack {
             .map(|metric| json!({ "metric": metric, "quantity": quantity }))
             .collect();
         let detail = json!({ "deliveryId": delivery, "kits": kits });
-        self.put_event("supplier", contracts::inbound::KITS_DELIVERED, &detail).await?;
+        self.put_event(SUPPLIER, contracts::inbound::KITS_DELIVERED, &detail).await?;
         until_true("the delivery to be in stock", PATIENCE, async || {
-            let id = format!("delivery#{delivery}");
-            let counted = self.rows_with("InventoryTable", "id", &id).await?;
+            let counted = self.rows_with("InventoryTable", "id", &delivery_id(&delivery)).await?;
             Ok((!counted.is_empty(), "nothing of it"))
         })
         .await

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tests::{
     Stack,
     api::{Answer, Call},
+    inventory::{SUPPLIER, delivery_id},
     sites::{GOOD_CARD, registration},
     wait::{Look, PATIENCE, until},
 };
@@ -138,7 +139,7 @@ async fn a_bad_registration_is_refused_and_not_stored() -> Result<()> {
 }
 
 async fn assert_not_stored(stack: &Stack, what: &str, key: &str) -> Result<()> {
-    let answer = stack.site(SiteId::registered("http", key)).await?;
+    let answer = stack.site(SiteId::registered("", key)).await?;
     assert_eq!(answer.status, 404, "{what} was stored: {answer}");
     Ok(())
 }
@@ -236,10 +237,10 @@ async fn a_malformed_delivery_is_captured_whole() -> Result<()> {
     let number = Uuid::new_v4().to_string();
     let kits = json!([{ "metric": "air_temperature", "quantity": -5 }]);
     let detail = json!({ "deliveryId": number, "kits": kits });
-    stack.put_event("supplier", "KitsDelivered", &detail).await?;
+    stack.put_event(SUPPLIER, "KitsDelivered", &detail).await?;
     let message = message_about(&stack, "ReceiveKitsFailuresUrl", &number).await?;
     assert_captured(&message, &detail, "quantity");
-    let counted = stack.rows_with("InventoryTable", "id", &format!("delivery#{number}")).await?;
+    let counted = stack.rows_with("InventoryTable", "id", &delivery_id(&number)).await?;
     assert_eq!(counted, [] as [Value; 0]);
     Ok(())
 }

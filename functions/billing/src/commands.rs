@@ -11,12 +11,14 @@ use aws_lambda_events::sqs::SqsMessage;
 use aws_sdk_sfn::error::{DisplayErrorContext, ProvideErrorMetadata};
 use aws_sdk_sqs::types::MessageAttributeValue;
 use contracts::Timestamp;
-use lambda::{ErrorKind, Fault, Step};
+use lambda::{Deadline, ErrorKind, Fault, Step};
 use serde::Deserialize;
 use tracing::Span;
 
 /// The message attribute that counts how often a command went back to the queue.
 const ATTEMPT: &str = "attempt";
+/// Kept back of the function's time, to put the command back into the queue.
+const FOR_THE_QUEUE: Duration = Duration::from_secs(2);
 const LONGEST_DELAY: Duration = Duration::from_mins(5);
 
 /// A step behind a queue.
@@ -46,28 +48,32 @@ struct Message<C> {
 impl<S: Step> Commands<S> {
     /// Works on one message. `Err` leaves it in the queue, burning a receive: only for what is
     /// broken, or can't be answered now.
-    pub async fn handle(&self, message: SqsMessage) -> Result<(), String> {
+    pub async fn handle(&self, message: SqsMessage, deadline: Deadline) -> Result<(), String> {
         let body = message.body.as_deref().unwrap_or_default();
         let Message { task_token, command } =
             lambda::decode::<Message<S::Command>>(body).map_err(|error| error.to_string())?;
         if let Some(correlation) = S::correlation(&command) {
             Span::current().record("correlationId", tracing::field::display(correlation));
         }
-        let fault = match self.step.run(command, Timestamp::now()).await {
-            Ok(reply) => {
+        let limit = deadline.left().saturating_sub(FOR_THE_QUEUE);
+        let run = Box::pin(self.step.run(command, Timestamp::now()));
+        let (error, reason) = match tokio::time::timeout(limit, run).await {
+            Ok(Ok(reply)) => {
                 let output = serde_json::to_string(&reply).map_err(|error| error.to_string())?;
                 return self.succeed(task_token, output).await;
             }
-            Err(fault) => fault,
+            Ok(Err(fault)) => (fault.kind(), fault.to_string()),
+            // A slow provider is an outage too: it must not burn receives.
+            Err(_) => (ErrorKind::Transient, "the function's time ran out".to_owned()),
         };
         let attempt = attempt(&message) + 1;
-        if fault.kind() == ErrorKind::Transient && attempt <= self.most_attempts {
-            tracing::warn!(reason = %fault, attempt, "tried again later");
+        if error == ErrorKind::Transient && attempt <= self.most_attempts {
+            tracing::warn!(%reason, attempt, "tried again later");
             metrics::counter!("BillingCommandsDeferred").increment(1);
             return self.try_later(body, attempt).await;
         }
-        tracing::warn!(error = fault.kind().name(), reason = %fault, "answered with an error");
-        self.fail(task_token, &fault).await
+        tracing::warn!(error = error.name(), %reason, "answered with an error");
+        self.fail(task_token, error, reason).await
     }
 
     async fn succeed(&self, token: String, output: String) -> Result<(), String> {
@@ -81,13 +87,13 @@ impl<S: Step> Commands<S> {
         }
     }
 
-    async fn fail(&self, token: String, fault: &impl Fault) -> Result<(), String> {
+    async fn fail(&self, token: String, error: ErrorKind, cause: String) -> Result<(), String> {
         let sent = self
             .machines
             .send_task_failure()
             .task_token(token)
-            .error(fault.kind().name())
-            .cause(fault.to_string())
+            .error(error.name())
+            .cause(cause)
             .send()
             .await;
         match sent {

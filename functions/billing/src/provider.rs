@@ -80,7 +80,9 @@ impl Provider {
                     let text = DisplayErrorContext(&error).to_string();
                     BillingError::ProviderUnavailable(format!("its API key can't be read: {text}"))
                 })?;
-                ApiKey::new(secret.secret_string().unwrap_or_default())?
+                // As good as missing: someone has to put the right one there, and then it goes on.
+                ApiKey::new(secret.secret_string().unwrap_or_default())
+                    .map_err(|error| BillingError::ProviderUnavailable(error.to_string()))?
             }
         };
         Ok(client.insert(Stripe::new(&self.base_url, key)?).clone())

@@ -2,9 +2,12 @@
 
 mod support;
 
+use std::time::Duration;
+
 use aws_lambda_events::sqs::SqsMessage;
 use billing::{commands::Commands, initialize_subscription::InitializeSubscription};
 use contracts::SubscriptionId;
+use lambda::Deadline;
 use serde_json::{Value, json};
 use support::{FakeStripe, Trouble, command, initialize};
 use testkit::{
@@ -46,6 +49,11 @@ impl World {
     }
 }
 
+/// As much time as the function has.
+fn in_time() -> Deadline {
+    Deadline::after(Duration::from_secs(19))
+}
+
 fn fine(_: &Call) -> (u16, Value) {
     (200, json!({ "MessageId": "1" }))
 }
@@ -75,7 +83,11 @@ fn redelivered(sent: &Value) -> SqsMessage {
 async fn a_result_is_answered_and_answered_again() {
     let world = World::start(fine).await;
     for _ in 0..2 {
-        world.commands().handle(message(&command("pm_card_visa"))).await.expect("an answer");
+        world
+            .commands()
+            .handle(message(&command("pm_card_visa")), in_time())
+            .await
+            .expect("an answer");
         let (operation, call) = world.take_one();
         assert_eq!(operation, "SendTaskSuccess");
         assert_eq!(call["taskToken"], "token-1");
@@ -92,7 +104,7 @@ async fn a_decline_is_answered_by_its_name_and_answered_again() {
     let world = World::start(fine).await;
     for _ in 0..2 {
         let declined = message(&command("pm_card_chargeDeclined"));
-        world.commands().handle(declined).await.expect("an answer");
+        world.commands().handle(declined, in_time()).await.expect("an answer");
         let (operation, call) = world.take_one();
         assert_eq!(operation, "SendTaskFailure");
         assert_eq!(call["taskToken"], "token-1");
@@ -102,13 +114,25 @@ async fn a_decline_is_answered_by_its_name_and_answered_again() {
 }
 
 #[tokio::test]
+async fn a_slow_provider_sends_the_command_back_before_the_time_runs_out() {
+    let world = World::start(fine).await;
+    world.stripe.fail("customer", Trouble::Silent);
+    // Two of these three seconds are kept for the queue.
+    let deadline = Deadline::after(Duration::from_secs(3));
+    let commands = world.commands();
+    commands.handle(message(&command("pm_card_visa")), deadline).await.expect("a later try");
+    assert_eq!(world.take_one().0, "SendMessage");
+    assert!(!deadline.passed());
+}
+
+#[tokio::test]
 async fn an_outage_sends_the_command_back_with_a_growing_delay_until_the_patience_ends() {
     let world = World::start(fine).await;
     let mut next = message(&command("pm_card_visa"));
     for (attempt, delay) in [("1", 2), ("2", 4)] {
         world.stripe.fail("customer", Trouble::Refused);
         let body = next.body.clone();
-        world.commands().handle(next).await.expect("a later try");
+        world.commands().handle(next, in_time()).await.expect("a later try");
         let (operation, call) = world.take_one();
         assert_eq!(operation, "SendMessage");
         assert_eq!(call["MessageBody"], json!(body));
@@ -117,7 +141,7 @@ async fn an_outage_sends_the_command_back_with_a_growing_delay_until_the_patienc
         next = redelivered(&call);
     }
     world.stripe.fail("customer", Trouble::Refused);
-    world.commands().handle(next).await.expect("an answer");
+    world.commands().handle(next, in_time()).await.expect("an answer");
     let (operation, call) = world.take_one();
     assert_eq!((operation.as_str(), &call["error"]), ("SendTaskFailure", &json!("Transient")));
 }
@@ -127,27 +151,27 @@ async fn what_is_broken_or_can_not_be_answered_stays_in_the_queue() {
     let world = World::start(fine).await;
     let mut broken = message(&command("pm_card_visa"));
     broken.body = Some(r#"{"taskToken": "t"}"#.to_owned());
-    let error = world.commands().handle(broken).await.expect_err("no command");
+    let error = world.commands().handle(broken, in_time()).await.expect_err("no command");
     assert!(error.contains("missing field `command`"), "{error}");
     assert!(world.aws.take_calls().is_empty());
 
     // Neither the answer nor the way back to the queue gets through.
     let world = World::start(|_| (500, json!({}))).await;
     let good = message(&command("pm_card_visa"));
-    world.commands().handle(good.clone()).await.expect_err("no answer");
+    world.commands().handle(good.clone(), in_time()).await.expect_err("no answer");
     let (operation, _) = world.take_one();
     assert_eq!(operation, "SendTaskSuccess");
     let world = World::start(|_| (500, json!({}))).await;
     world.stripe.fail("customer", Trouble::Refused);
-    world.commands().handle(good).await.expect_err("no way back");
+    world.commands().handle(good, in_time()).await.expect_err("no way back");
     assert_eq!(world.take_one().0, "SendMessage");
 }
 
 #[tokio::test]
 async fn an_answer_that_nobody_waits_for_is_not_kept() {
     let world = World::start(|_| (400, json!({ "__type": "TaskTimedOut" }))).await;
-    world.commands().handle(message(&command("pm_card_visa"))).await.expect("let go");
-    world.commands().handle(message(&command("pm_other"))).await.expect("let go");
+    world.commands().handle(message(&command("pm_card_visa")), in_time()).await.expect("let go");
+    world.commands().handle(message(&command("pm_other")), in_time()).await.expect("let go");
     let calls = world.aws.take_calls();
     let operations: Vec<_> = calls.iter().map(Call::operation).collect();
     assert_eq!(operations, ["SendTaskSuccess", "SendTaskFailure"]);

@@ -76,7 +76,9 @@ impl Publisher {
                 break;
             }
             let heads = heads(&lanes);
-            let answers = self.put(lanes[..heads].iter().map(|lane| &lane.rows[0])).await;
+            // A bus that hangs must not take the time that the answer needs.
+            let put = self.put(lanes[..heads].iter().map(|lane| &lane.rows[0]));
+            let Ok(answers) = tokio::time::timeout(deadline.left(), put).await else { continue };
             let mut taken = Vec::new();
             let mut waiting: u32 = 0;
             let mut done = Vec::new();
@@ -100,7 +102,10 @@ impl Publisher {
                     Answer::Never(reason) => done.push((index, Some((reason, true)))),
                 }
             }
-            join_all(taken.iter().map(|row| self.mark(row))).await;
+            let marks = join_all(taken.iter().map(|row| self.mark(row)));
+            if tokio::time::timeout(deadline.left(), marks).await.is_err() {
+                tracing::error!("published, but not all marked: the time ran out");
+            }
             let still_first = heads - done.len();
             for (index, end) in done.into_iter().rev() {
                 let lane = lanes.remove(index);
@@ -123,17 +128,21 @@ impl Publisher {
         for chunk in rows.chunks(KEYS_PER_CALL) {
             // The same event twice in a batch would be refused as a duplicate key.
             let distinct: HashSet<EventKey> = chunk.iter().map(event_key).collect();
-            let now = self.read(distinct.into_iter().collect()).await?;
+            let (now, _) = self.read(distinct.into_iter().collect()).await?;
             let marked = now.iter().filter(|row| row.published_at.is_some());
             published.extend(marked.map(event_key));
         }
         Ok(published)
     }
 
-    /// Reads rows as they are now, at most 100. Those that DynamoDB leaves out are missing.
-    pub async fn read(&self, keys: Vec<EventKey>) -> Result<Vec<EventRow>, StoreError> {
+    /// Reads rows as they are now, at most 100, and tells those that are no events. Those that
+    /// DynamoDB leaves out are missing.
+    pub async fn read(
+        &self,
+        keys: Vec<EventKey>,
+    ) -> Result<(Vec<EventRow>, Vec<Unpublished>), StoreError> {
         if keys.is_empty() {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), Vec::new()));
         }
         let keys = keys.into_iter().map(|(entity, sequence)| key(entity, sequence)).collect();
         let request = KeysAndAttributes::builder()
@@ -149,16 +158,19 @@ impl Publisher {
             .send()
             .await?;
         let items = answer.responses.unwrap_or_default().remove(self.events.name());
-        items
-            .unwrap_or_default()
-            .into_iter()
-            .map(|item| {
-                serde_dynamo::from_item(item).map_err(|error| StoreError::Corrupt {
-                    row: "of the events table".to_owned(),
-                    reason: error.to_string(),
-                })
-            })
-            .collect()
+        let (mut rows, mut broken) = (Vec::new(), Vec::new());
+        for item in items.unwrap_or_default() {
+            let event = key_of(&item);
+            match serde_dynamo::from_item(item) {
+                Ok(row) => rows.push(row),
+                Err(error) => broken.push(Unpublished {
+                    event,
+                    reason: format!("the row is no event: {error}"),
+                    permanent: true,
+                }),
+            }
+        }
+        Ok((rows, broken))
     }
 
     async fn put<'a>(&self, rows: impl Iterator<Item = &'a EventRow>) -> Vec<Answer> {
@@ -234,6 +246,16 @@ impl Answer {
 
 fn event_key(row: &EventRow) -> EventKey {
     (row.entity.clone(), row.sequence)
+}
+
+/// The key of a row that may be broken otherwise.
+fn key_of(item: &HashMap<String, AttributeValue>) -> EventKey {
+    let entity = item.get("entity").and_then(|entity| entity.as_s().ok()).cloned();
+    let sequence = item.get("sequence").and_then(|sequence| sequence.as_n().ok());
+    (
+        entity.unwrap_or_default(),
+        sequence.and_then(|sequence| sequence.parse().ok()).unwrap_or_default(),
+    )
 }
 
 fn key(entity: String, sequence: u64) -> HashMap<String, AttributeValue> {

@@ -45,7 +45,8 @@ pub struct Reply {
 struct Indexed {
     entity: String,
     sequence: u64,
-    occurred_at: Timestamp,
+    /// Text: a row that is broken must not stop the sweep of the others.
+    occurred_at: String,
 }
 
 impl Step for SweepEvents {
@@ -65,7 +66,8 @@ impl Step for SweepEvents {
         for shard in 0..UNPUBLISHED_SHARDS {
             found.extend(self.unpublished(shard, until).await?);
         }
-        let oldest = found.iter().map(|event| event.occurred_at).min();
+        let times = found.iter().filter_map(|event| event.occurred_at.parse::<Timestamp>().ok());
+        let oldest = times.min();
         let age = oldest.map_or(0, |oldest| now.seconds() - oldest.seconds());
         #[expect(clippy::cast_precision_loss, reason = "an age in seconds")]
         metrics::gauge!("OldestUnpublishedEventAgeSeconds").set(age as f64);
@@ -73,11 +75,13 @@ impl Step for SweepEvents {
         let keys: Vec<EventKey> =
             found.into_iter().map(|event| (event.entity, event.sequence)).collect();
         let reply = Reply { found: keys.len(), oldest_age_seconds: age };
-        let mut rows = Vec::new();
+        let (mut rows, mut unpublished) = (Vec::new(), Vec::new());
         for chunk in keys.chunks(100) {
-            rows.extend(self.publisher.read(chunk.to_vec()).await?);
+            let (events, broken) = self.publisher.read(chunk.to_vec()).await?;
+            rows.extend(events);
+            unpublished.extend(broken);
         }
-        let unpublished = self.publisher.publish(rows, deadline).await?;
+        unpublished.extend(self.publisher.publish(rows, deadline).await?);
         match unpublished.first() {
             None => Ok(reply),
             Some(first) => Err(EventsError::Unpublished {

@@ -381,6 +381,29 @@ async fn a_sweep_that_leaves_something_behind_says_so() {
 }
 
 #[tokio::test]
+async fn a_row_that_is_no_event_does_not_stop_the_sweep() {
+    let world = World::start(never).await;
+    let broken = json!({
+        "entity": "site#x", "sequence": 1, "unpublished": "0", "occurredAt": "yesterday",
+    });
+    world.dynamo.put(EVENTS, broken).await;
+    world.append("b", 1, noon(0)).await;
+    // Told as left behind, while the others go out. ("yesterday" sorts behind every year.)
+    let late = noon(120);
+    assert!("yesterday" > late.to_string().as_str());
+    assert_eq!(world.sweep(late).await, Ok(json!({ "found": 1, "oldestAgeSeconds": 120 })));
+    assert_eq!(world.published("b").await, [1]);
+
+    let broken = json!({
+        "entity": "site#y", "sequence": 1, "unpublished": "0", "occurredAt": noon(0),
+    });
+    world.dynamo.put(EVENTS, broken).await;
+    world.append("c", 1, noon(0)).await;
+    assert_eq!(world.sweep(late).await, Err(ErrorKind::Transient));
+    assert_eq!(world.published("c").await, [1]);
+}
+
+#[tokio::test]
 async fn every_shard_of_the_index_is_swept() {
     let world = World::start(never).await;
     let mut shards = std::collections::BTreeSet::new();

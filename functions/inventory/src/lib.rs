@@ -1,7 +1,7 @@
 //! Inventory: kits in stock. A kit is what one sensor of one metric needs.
 //!
 //! Owns the inventory table, key `id`: `stock#<metric>` ([`StockRow`]), `reservation#<uuid>`
-//! ([`ReservationRow`]), `delivery#<number>` ([`DeliveryRow`]). Emits the events of the entity
+//! ([`ReservationRow`]), `delivery#<source and number>` ([`DeliveryRow`]). Emits the events of the entity
 //! `reservation`. A released reservation stays as a tombstone: it fences off a reservation that
 //! comes late.
 
@@ -98,8 +98,9 @@ pub struct DeliveryRow {
 impl DeliveryRow {
     /// Its key.
     #[must_use]
-    pub fn key(delivery: &str) -> Key {
-        Key::id(format!("delivery#{delivery}"))
+    pub fn key(source: &str, delivery: &str) -> Key {
+        // Length first, so that no source and number can be shifted into another pair's key.
+        Key::id(format!("delivery#{}/{source}/{delivery}", source.len()))
     }
 }
 

@@ -64,7 +64,7 @@ impl Step for ReceiveKits {
     async fn run(&self, command: Self::Command, now: Timestamp) -> Result<Reply, InventoryError> {
         let delivery = command.detail;
         check(&delivery)?;
-        let key = DeliveryRow::key(&delivery.delivery_id);
+        let key = DeliveryRow::key(&command.source, &delivery.delivery_id);
         let row = DeliveryRow { kits: delivery.kits, at: now };
 
         let mut receiving = Transaction::on(&self.inventory).create(&self.inventory, &key, &row);

@@ -195,6 +195,18 @@ async fn a_delivery_counts_once() {
 }
 
 #[tokio::test]
+async fn two_suppliers_may_number_alike() {
+    let dynamo = Dynamo::start().await;
+    let kits = json!([{ "metric": "wind_speed", "quantity": 5 }]);
+    let ours = delivery("d-1", &kits);
+    let mut theirs = ours.clone();
+    theirs["source"] = "com.example.other".into();
+    for event in [ours, theirs] {
+        assert_eq!(run(&receive(&dynamo), &event).await, Ok(json!("Received")));
+    }
+}
+
+#[tokio::test]
 async fn a_wrong_delivery_is_refused_by_the_field_that_is_wrong() {
     let dynamo = Dynamo::start().await;
     let one = json!({ "metric": "wind_speed", "quantity": 1 });

@@ -6,6 +6,8 @@ use serde::Serialize;
 
 use crate::{SitesError, Status, registration::Registrar};
 
+/// The channel of sites that came over HTTP: none of an event's, whose source is never empty.
+pub const HTTP: &str = "";
 /// A registration of 100 sensors has about 12 KB.
 const LARGEST_BODY: usize = 64 * 1024;
 
@@ -27,7 +29,7 @@ impl CreateSite {
     pub async fn handle(&self, request: &Request, now: Timestamp) -> Result<Answer, Problem> {
         let key = idempotency_key(request)?;
         let registration: SiteRegistration = lambda::decode(http::body(request, LARGEST_BODY)?)?;
-        match self.0.register("http", key, registration, None, now).await {
+        match self.0.register(HTTP, key, registration, None, now).await {
             Ok(registered) => {
                 let reply = Reply {
                     site_id: registered.site_id,

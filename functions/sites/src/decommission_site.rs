@@ -102,6 +102,18 @@ impl DecommissionSite {
     }
 }
 
-fn teardown_error<E: std::error::Error + Send + Sync + 'static>(error: &SdkError<E>) -> SitesError {
-    SitesError::Teardown(DisplayErrorContext(error).to_string())
+fn teardown_error(error: &SdkError<StartExecutionError>) -> SitesError {
+    let reason = DisplayErrorContext(error).to_string();
+    match error {
+        SdkError::ServiceError(service)
+            if service.raw().status().as_u16() < 500
+                && !matches!(
+                    service.err().meta().code(),
+                    Some("ThrottlingException" | "ExecutionLimitExceeded")
+                ) =>
+        {
+            SitesError::TeardownRefused(reason)
+        }
+        _ => SitesError::Teardown(reason),
+    }
 }

@@ -234,8 +234,6 @@ fn read<R: serde::de::DeserializeOwned>(
     })
 }
 
-const KEY_ATTRIBUTES: [&str; 4] = ["siteId", "row", "status", "createdAt"];
-
 /// Where the next page starts, as text for a URL.
 fn token(key: HashMap<String, AttributeValue>) -> String {
     let key: HashMap<_, _> = key
@@ -248,9 +246,12 @@ fn token(key: HashMap<String, AttributeValue>) -> String {
 fn key_of(token: &str) -> Option<HashMap<String, String>> {
     let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
     let key: HashMap<String, String> = serde_json::from_slice(&bytes).ok()?;
-    let complete = key.len() == KEY_ATTRIBUTES.len()
-        && KEY_ATTRIBUTES.iter().all(|name| key.contains_key(*name));
-    complete.then_some(key)
+    let ours = key.len() == 4
+        && key.get("row")? == "SITE"
+        && key.get("siteId")?.parse::<SiteId>().is_ok()
+        && key.get("createdAt")?.parse::<Timestamp>().is_ok()
+        && status(key.get("status")?).is_ok();
+    ours.then_some(key)
 }
 
 fn query(request: &Request) -> Result<Query, Problem> {

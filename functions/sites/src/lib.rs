@@ -159,9 +159,12 @@ pub enum SitesError {
     /// The table.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The state machine that can't be started.
-    #[error("the teardown can't be started: {0}")]
+    /// The state machine can't be started now.
+    #[error("the teardown can't be started now: {0}")]
     Teardown(String),
+    /// The state machine can't be started, now or later.
+    #[error("the teardown can't be started: {0}")]
+    TeardownRefused(String),
 }
 
 fn list(errors: &[FieldError]) -> String {
@@ -176,6 +179,7 @@ impl Fault for SitesError {
             Self::Invalid(_) | Self::KeyReused(_) | Self::Unknown(_) => ErrorKind::InvalidInput,
             Self::Superseded(_) => ErrorKind::Superseded,
             Self::Busy(_) | Self::Teardown(_) => ErrorKind::Transient,
+            Self::TeardownRefused(_) => ErrorKind::Internal,
             Self::Store(error) => error.into(),
         }
     }

@@ -299,7 +299,7 @@ async fn a_table_out_of_reach_is_no_callers_fault_and_no_callers_business() {
         let table = Stub::start(move |_| (table_answers, json!({ "message": "inside" }))).await;
         let client = aws_sdk_dynamodb::Client::new(&table.config());
         let step = GetSite { sites: store::Table::new(client, SITES) };
-        let site = SiteId::registered("http", "key-1").to_string();
+        let site = SiteId::registered("", "key-1").to_string();
         check(&format!("get-site.{name}"), step.handle(&on_site("get-site", &site)).await);
     }
 }

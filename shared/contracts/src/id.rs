@@ -88,7 +88,7 @@ fn derive(parent: Uuid, name: &str) -> Uuid {
 }
 
 impl SiteId {
-    /// The site that a registration makes: `channel` is the way in (`http`, or an event's source),
+    /// The site that a registration makes: `channel` is the way in (empty for HTTP, else the event's source, which never is),
     /// `key` the sender's idempotency key on it.
     #[must_use]
     pub fn registered(channel: &str, key: &str) -> Self {

@@ -12,11 +12,12 @@ pub const KITS_DELIVERED: &str = "KitsDelivered";
 /// `detail-type` of [`SiteRegistrationRequested`].
 pub const SITE_REGISTRATION_REQUESTED: &str = "SiteRegistrationRequested";
 
-/// Kits arrived in the store-room. A `deliveryId` counts once, however often the event comes.
+/// Kits arrived in the store-room. A `deliveryId` of a source counts once, however often the event
+/// comes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct KitsDelivered {
-    /// The supplier's number of the delivery: 1 to 128 characters.
+    /// The supplier's number of the delivery, unique within its `source`: 1 to 128 characters.
     pub delivery_id: String,
     /// What was in it: each metric once, 1 to 50 of them.
     pub kits: Vec<Kits>,

@@ -86,9 +86,10 @@ pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
         .unwrap_or("no message")
 }
 
-/// Serves an SQS mapping with `ReportBatchItemFailures`: what fails goes back to the queue alone.
+/// Serves an SQS mapping with `ReportBatchItemFailures`: what fails goes back to the queue alone. The
+/// work hears when it must be over.
 pub async fn serve_queue(
-    work: impl AsyncFn(SqsMessage) -> Result<(), String>,
+    work: impl AsyncFn(SqsMessage, Deadline) -> Result<(), String>,
 ) -> Result<(), Error> {
     let work = &work;
     serve_raw(async |payload, deadline| {
@@ -97,7 +98,8 @@ pub async fn serve_queue(
             .records
             .into_iter()
             .map(|message| (message.message_id.clone().unwrap_or_default(), message));
-        let failed = each(records, deadline, async |message| Box::pin(work(message)).await).await;
+        let failed =
+            each(records, deadline, async |message| Box::pin(work(message, deadline)).await).await;
         metrics::counter!("BatchItemFailures").increment(failed.len() as u64);
         let mut answer = SqsBatchResponse::default();
         for Failed { id, reason } in failed {

@@ -39,7 +39,11 @@ const TRANSIENT: &[&str] = &[
 
 /// Whether DynamoDB's error (or cancellation) code is one that passes by itself.
 pub(crate) fn passes_by_itself(code: &str) -> bool {
-    TRANSIENT.contains(&code) || matches!(code, "TransactionConflict" | "ThrottlingError")
+    TRANSIENT.contains(&code)
+        || matches!(
+            code,
+            "TransactionConflict" | "ThrottlingError" | "ProvisionedThroughputExceeded"
+        )
 }
 
 impl<E> From<SdkError<E>> for StoreError

@@ -24,5 +24,5 @@ async fn main() -> Result<(), Error> {
         // 8.5 minutes of growing delays, then 5 minutes each: outlasts the state's day.
         most_attempts: 300,
     };
-    serve_queue(async |message| commands.handle(message).await).await
+    serve_queue(async |message, deadline| commands.handle(message, deadline).await).await
 }

@@ -26,5 +26,5 @@ async fn main() -> Result<(), Error> {
         // 8.5 minutes of growing delays, then 5 minutes each: outlasts the state's hour.
         most_attempts: 20,
     };
-    serve_queue(async |message| commands.handle(message).await).await
+    serve_queue(async |message, deadline| commands.handle(message, deadline).await).await
 }

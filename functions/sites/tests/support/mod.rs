@@ -21,7 +21,7 @@ pub fn registrar(dynamo: &Dynamo) -> Registrar {
 
 /// The saga of the site that `POST /sites` makes under that key.
 pub fn saga_of(key: &str) -> Saga {
-    let site_id = SiteId::registered("http", key);
+    let site_id = SiteId::registered("", key);
     Saga { onboarding_id: OnboardingId::of(site_id), site_id, causation_id: None }
 }
 

@@ -114,7 +114,9 @@ async fn settled(stack: &Stack, ids: Ids) -> Result<(Value, Vec<LoggedEvent>)> {
         let steps = site["onboarding"]["steps"].as_array().map_or(&[][..], Vec::as_slice);
         let settled = match site["status"].as_str() {
             Some("ACTIVE") => steps.len() == FORWARD.len(),
-            Some("REJECTED") => steps.iter().all(|step| step["status"] != "COMPLETED"),
+            Some("REJECTED") => {
+                !steps.is_empty() && steps.iter().all(|step| step["status"] != "COMPLETED")
+            }
             _ => false,
         };
         let published = story.iter().all(LoggedEvent::is_published);
@@ -198,6 +200,14 @@ fn check(station: &Station, examined: &Examined, untrue: &mut Vec<String>) {
                     && onboarding.error.as_deref() == Some(error),
                 format!("its saga ended {}: {:?}", onboarding.status, onboarding.cause),
             );
+            // Every step before the failed one is told as undone, and the failed one as failed.
+            let mut tale: Vec<_> = FORWARD
+                .into_iter()
+                .take_while(|name| *name != step)
+                .map(|name| (name, "UNDONE"))
+                .collect();
+            tale.push((step, "FAILED"));
+            must(told == tale, format!("GET /sites/{{siteId}} tells of the steps {told:?}"));
             let undone = teardown.as_ref().map(Execution::succeeded).unwrap_or_default();
             must(undone == UNDO, format!("only these undos went through: {undone:?}"));
         }
