@@ -52,6 +52,18 @@ enum Decision {
     Already,
 }
 
+/// What the tombstone is put down with.
+struct Burial {
+    /// The status that it replaces.
+    from: Option<&'static str>,
+    /// Its sequence.
+    sequence: u64,
+    /// The provider's subscription that ended with it, which the event tells.
+    ended: Option<String>,
+    /// What an initialization had noted, and was cleaned up after.
+    noted: Option<Checkpoint>,
+}
+
 /// `unfinished` is the checkpoint of an initialization that began and did not finish.
 fn decide(
     saga: Saga,
@@ -101,9 +113,11 @@ impl Step for CancelSubscription {
         let there = self.billing.get(&key).await?;
         let unfinished = self.unfinished(saga).await?;
 
-        let (from, event_of, sequence) = match decide(saga, there, unfinished, now) {
+        let burial = match decide(saga, there, unfinished, now) {
             Decision::Already => return Ok(reply),
-            Decision::Bury { from, sequence } => (from, None, sequence),
+            Decision::Bury { from, sequence } => {
+                Burial { from, sequence, ended: None, noted: None }
+            }
             Decision::Fence { from, fenced } => {
                 self.put(saga, from, &fenced).await?;
                 self.clean_up(saga, fenced).await?
@@ -111,19 +125,21 @@ impl Step for CancelSubscription {
             Decision::CleanUp(fenced) => self.clean_up(saga, fenced).await?,
         };
 
+        let Burial { from, sequence, ended, noted } = burial;
         let tombstone = SubscriptionRow { saga, state: Subscription::Cancelled, sequence, at: now };
         let mut burying = Transaction::on(&self.billing);
         burying = match from {
             None => burying.create(&self.billing, &key, &tombstone),
-            Some(from) => burying.replace(&self.billing, &key, &tombstone, from),
+            Some(from) => {
+                let record = record_id(saga.onboarding_id);
+                let burying = burying.replace(&self.billing, &key, &tombstone, from);
+                self.idempotency.forget(burying, &record, noted.as_ref(), now)?
+            }
         };
-        if let Some(provider_subscription_id) = event_of {
+        if let Some(provider_subscription_id) = ended {
             let event = SubscriptionCancelled { site_id: saga.site_id, provider_subscription_id };
             burying = burying
                 .event(&self.outbox, NewEvent::of(saga, subscription_id, sequence, now, event));
-        }
-        if from.is_some() {
-            burying = self.idempotency.forget(burying, &record_id(saga.onboarding_id), now);
         }
         match burying.commit().await? {
             Commit::Done => Ok(reply),
@@ -158,25 +174,26 @@ impl CancelSubscription {
     }
 
     /// Cleans the provider of every customer that is known by now: an initialization that was under
-    /// way when the fence was set may have noted one since. Gives what the tombstone replaces, what
-    /// its event tells, and its sequence.
-    async fn clean_up(
-        &self,
-        saga: Saga,
-        fenced: SubscriptionRow,
-    ) -> Result<(Option<&'static str>, Option<String>, u64), BillingError> {
+    /// way when the fence was set may have noted one since.
+    async fn clean_up(&self, saga: Saga, fenced: SubscriptionRow) -> Result<Burial, BillingError> {
         let from = fenced.state.name();
         let Subscription::Cancelling { customer_id, provider_subscription_id } = fenced.state
         else {
             return Err(BillingError::Busy(SubscriptionId::of(saga.onboarding_id)));
         };
-        let noted = self.unfinished(saga).await?.and_then(|checkpoint| checkpoint.customer_id);
-        let mut customers: Vec<CustomerId> = customer_id.into_iter().chain(noted).collect();
+        let noted = self.unfinished(saga).await?;
+        let late = noted.as_ref().and_then(|checkpoint| checkpoint.customer_id.clone());
+        let mut customers: Vec<CustomerId> = customer_id.into_iter().chain(late).collect();
         customers.dedup();
         for customer in &customers {
             self.provider.clean_up(customer).await?;
         }
         let told = u64::from(provider_subscription_id.is_some());
-        Ok((Some(from), provider_subscription_id, fenced.sequence + told))
+        Ok(Burial {
+            from: Some(from),
+            sequence: fenced.sequence + told,
+            ended: provider_subscription_id,
+            noted,
+        })
     }
 }

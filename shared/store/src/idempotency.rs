@@ -223,20 +223,31 @@ impl Idempotency {
             .await
     }
 
-    /// Adds to the transaction that the record goes, provided that no run is at it: it is completed,
-    /// or the last run gave up or outlived its lease.
-    #[must_use]
-    pub fn forget(&self, transaction: Transaction, id: &str, now: Timestamp) -> Transaction {
-        transaction.delete(
+    /// Adds to the transaction that the record goes, provided that no run is at it (it is completed,
+    /// or the last run gave up or outlived its lease) and that none noted anything but what was
+    /// `seen`: nobody may forget what nobody has dealt with.
+    pub fn forget<C: Serialize>(
+        &self,
+        transaction: Transaction,
+        id: &str,
+        seen: Option<&C>,
+        now: Timestamp,
+    ) -> Result<Transaction, StoreError> {
+        let key = record_key(id);
+        // No note is an empty text.
+        let seen = seen.map(|seen| text(&key, seen)).transpose()?.unwrap_or_default();
+        Ok(transaction.delete(
             &self.table,
-            &record_key(id),
+            &key,
             "attribute_not_exists(id) OR #status = :status \
-             OR #in_progress_expiration < :in_progress_expiration",
+             OR (#in_progress_expiration < :in_progress_expiration \
+                 AND (attribute_not_exists(#data) OR #data = :data))",
             [
                 ("status", AttributeValue::S(COMPLETED.to_owned())),
                 ("in_progress_expiration", AttributeValue::N(now.millis().to_string())),
+                ("data", AttributeValue::S(seen)),
             ],
-        )
+        ))
     }
 
     fn until(&self, now: Timestamp) -> Timestamp {

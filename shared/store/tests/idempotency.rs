@@ -84,9 +84,14 @@ impl Records {
     }
 
     async fn forget(&self, now: Timestamp) -> bool {
+        self.forget_having_seen(None, now).await
+    }
+
+    async fn forget_having_seen(&self, seen: Option<&Checkpoint>, now: Timestamp) -> bool {
         let table = self.dynamo.table(BILLING);
-        let forgetting = self.idempotency.forget(Transaction::on(&table), "work", now);
-        matches!(forgetting.commit().await.expect("an answer"), Commit::Done)
+        let forgetting = self.idempotency.forget(Transaction::on(&table), "work", seen, now);
+        let forgetting = forgetting.expect("a transaction").commit();
+        matches!(forgetting.await.expect("an answer"), Commit::Done)
     }
 
     async fn record(&self) -> Option<Value> {
@@ -222,6 +227,18 @@ async fn another_request_under_the_same_id_is_refused_at_any_time() {
     assert!(it.complete(&lock, "sub_1", noon(32)).await, "the lock was not taken over");
     refused(33).await;
     assert_eq!(it.completed_with(noon(34)).await, "sub_1");
+}
+
+#[tokio::test]
+async fn what_was_noted_unseen_is_not_forgotten() {
+    let it = Records::start().await;
+    let lock = it.lock(noon(0)).await;
+    assert!(it.note(&lock, "cus_1").await);
+    assert!(it.release(&lock).await);
+    assert!(!it.forget(noon(1)).await, "somebody has to look at cus_1 first");
+    assert!(!it.forget_having_seen(Some(&checkpoint("cus_0")), noon(1)).await);
+    assert!(it.forget_having_seen(Some(&checkpoint("cus_1")), noon(1)).await);
+    assert_eq!(it.record().await, None);
 }
 
 #[tokio::test]
