@@ -9,8 +9,9 @@ SHELL := bash
 # `sam build` looks for binaries where cargo puts them by default.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET
 # A proxy knows nothing of this machine's loopback.
-export NO_PROXY := 127.0.0.1,localhost
-export no_proxy := 127.0.0.1,localhost
+comma := ,
+export NO_PROXY := 127.0.0.1,localhost$(addprefix $(comma),$(NO_PROXY))
+export no_proxy := $(NO_PROXY)
 
 PYTHON ?= python3
 AWS_PORT := $(or $(FIELDSTATION_AWS_PORT),4566)

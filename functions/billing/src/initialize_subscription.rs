@@ -1,7 +1,7 @@
 //! The saga's third step: the operator pays for the site. Undone by `cancel-subscription`.
 
 use contracts::{
-    OnboardingId, PaymentMethodId, Plan, Saga, SubscriptionId, Timestamp,
+    Event, OnboardingId, PaymentMethodId, Plan, Saga, SubscriptionId, Timestamp,
     events::{SubscriptionFailed, SubscriptionInitialized},
 };
 use lambda::Step;
@@ -120,18 +120,34 @@ impl InitializeSubscription {
         lock: &mut Lock<Checkpoint>,
         now: Timestamp,
     ) -> Result<Outcome, BillingError> {
-        let key = SubscriptionRow::key(SubscriptionId::of(command.saga.onboarding_id));
+        let Command { saga, plan, .. } = *command;
+        let site_id = saga.site_id;
+        let key = SubscriptionRow::key(SubscriptionId::of(saga.onboarding_id));
         if let Some(outcome) = decide(self.billing.get(&key).await?) {
             return self.conclude(outcome, lock, now).await;
         }
         match self.pay(command, lock).await? {
-            Paid::Yes { customer, subscription } => {
-                self.commit_active(command, lock, customer, &subscription, now).await
+            Paid::Yes { customer: customer_id, subscription } => {
+                let provider_subscription_id = subscription.to_string();
+                let event = SubscriptionInitialized {
+                    site_id,
+                    plan,
+                    provider_subscription_id: provider_subscription_id.clone(),
+                };
+                let state = Subscription::Active { plan, customer_id, provider_subscription_id };
+                self.commit(saga, lock, Outcome::Active, state, event, now).await
             }
             Paid::No(refusal) => {
                 // A refused customer is of no use to anyone.
                 self.clean_up(lock).await?;
-                self.commit_refused(command, lock, refusal, now).await
+                let event = SubscriptionFailed {
+                    site_id,
+                    plan,
+                    error: refusal.kind().name().to_owned(),
+                    message: refusal.message().to_owned(),
+                };
+                let state = Subscription::Failed { plan, refusal: refusal.clone() };
+                self.commit(saga, lock, Outcome::Refused(refusal), state, event, now).await
             }
         }
     }
@@ -146,6 +162,7 @@ impl InitializeSubscription {
             let message = "paymentMethod is not an id of the payment provider".to_owned();
             return Ok(Paid::No(Refusal::InvalidInput { message }));
         };
+        let id = SubscriptionId::of(command.saga.onboarding_id);
         let stripe = self.provider.client().await?;
         let paid = self.pay_with(&stripe, &method, command, lock).await;
         let error = match paid {
@@ -168,7 +185,7 @@ impl InitializeSubscription {
             StripeError::KeySpent(_) => {
                 let mut checkpoint = lock.checkpoint.clone().unwrap_or_default();
                 checkpoint.generation += 1;
-                self.note(lock, checkpoint).await?;
+                self.note(id, lock, checkpoint).await?;
                 Err(error.into())
             }
             error => Err(error.into()),
@@ -184,6 +201,7 @@ impl InitializeSubscription {
     ) -> Result<Paid, PayError> {
         let Checkpoint { customer_id, generation } = lock.checkpoint.clone().unwrap_or_default();
         let onboarding = command.saga.onboarding_id;
+        let id = SubscriptionId::of(onboarding);
         let key = |operation: &str| {
             Uuid::new_v5(&onboarding.uuid(), format!("stripe/{operation}/{generation}").as_bytes())
         };
@@ -196,7 +214,8 @@ impl InitializeSubscription {
         } else {
             let customer =
                 stripe.create_customer(&command.name, &metadata, key("customer")).await?;
-            self.note(lock, Checkpoint { customer_id: Some(customer.clone()), generation }).await?;
+            self.note(id, lock, Checkpoint { customer_id: Some(customer.clone()), generation })
+                .await?;
             customer
         };
         // An earlier run may have got through to here and not heard of it.
@@ -219,6 +238,7 @@ impl InitializeSubscription {
     /// Keeps how far it came. Whoever lost the lock stops here.
     async fn note(
         &self,
+        id: SubscriptionId,
         lock: &mut Lock<Checkpoint>,
         checkpoint: Checkpoint,
     ) -> Result<(), BillingError> {
@@ -227,68 +247,26 @@ impl InitializeSubscription {
                 lock.checkpoint = Some(checkpoint);
                 Ok(())
             }
-            Commit::Refused(_) => Err(BillingError::ProviderUnavailable(
-                "this run was too slow, another one took over".to_owned(),
-            )),
+            Commit::Refused(_) => Err(BillingError::Busy(id)),
         }
     }
 
-    async fn commit_active(
-        &self,
-        command: &Command,
-        lock: &Lock<Checkpoint>,
-        customer_id: CustomerId,
-        subscription: &stripe::SubscriptionId,
-        now: Timestamp,
-    ) -> Result<Outcome, BillingError> {
-        let Command { saga, plan, .. } = *command;
-        let id = SubscriptionId::of(saga.onboarding_id);
-        let provider_subscription_id = subscription.to_string();
-        let event = SubscriptionInitialized {
-            site_id: saga.site_id,
-            plan,
-            provider_subscription_id: provider_subscription_id.clone(),
-        };
-        let state = Subscription::Active { plan, customer_id, provider_subscription_id };
-        let row = SubscriptionRow { saga, state, sequence: 1, at: now };
-        let transaction = Transaction::on(&self.billing)
-            .create(&self.billing, &SubscriptionRow::key(id), &row)
-            .event(&self.outbox, NewEvent::of(saga, id, 1, now, event));
-        self.commit(transaction, lock, Outcome::Active, id, now).await
-    }
-
-    async fn commit_refused(
-        &self,
-        command: &Command,
-        lock: &Lock<Checkpoint>,
-        refusal: Refusal,
-        now: Timestamp,
-    ) -> Result<Outcome, BillingError> {
-        let Command { saga, plan, .. } = *command;
-        let id = SubscriptionId::of(saga.onboarding_id);
-        let event = SubscriptionFailed {
-            site_id: saga.site_id,
-            plan,
-            error: refusal.kind().name().to_owned(),
-            message: refusal.message().to_owned(),
-        };
-        let state = Subscription::Failed { plan, refusal: refusal.clone() };
-        let row = SubscriptionRow { saga, state, sequence: 1, at: now };
-        let transaction = Transaction::on(&self.billing)
-            .create(&self.billing, &SubscriptionRow::key(id), &row)
-            .event(&self.outbox, NewEvent::of(saga, id, 1, now, event));
-        self.commit(transaction, lock, Outcome::Refused(refusal), id, now).await
-    }
-
     /// Row, event and record together. Where the undo was there first, what was paid is taken back.
-    async fn commit(
+    async fn commit<D: Event>(
         &self,
-        transaction: Transaction,
+        saga: Saga,
         lock: &Lock<Checkpoint>,
         outcome: Outcome,
-        id: SubscriptionId,
+        state: Subscription,
+        event: D,
         now: Timestamp,
     ) -> Result<Outcome, BillingError> {
+        let id = SubscriptionId::of(saga.onboarding_id);
+        let key = SubscriptionRow::key(id);
+        let row = SubscriptionRow { saga, state, sequence: 1, at: now };
+        let transaction = Transaction::on(&self.billing)
+            .create(&self.billing, &key, &row)
+            .event(&self.outbox, NewEvent::of(saga, id, 1, now, event));
         let transaction = self.idempotency.complete(transaction, lock, &outcome, now)?;
         let refused = match transaction.commit().await? {
             Commit::Done => return Ok(outcome),
@@ -297,7 +275,7 @@ impl InitializeSubscription {
         if refused.concerns(lock.key()) {
             return Err(BillingError::Busy(id));
         }
-        match decide(refused.row(&SubscriptionRow::key(id))?) {
+        match decide(refused.row(&key)?) {
             Some(there) => self.conclude(there, lock, now).await,
             None => Err(BillingError::Busy(id)),
         }

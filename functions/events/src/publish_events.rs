@@ -112,11 +112,12 @@ impl PublishEvents {
                 }
             }
         }
-        let unpublished = self
+        let rows = self
             .publisher
-            .publish(rows, deadline)
+            .unmarked(rows)
             .await
             .map_err(|error| Failure::of(&EventsError::from(error)))?;
+        let unpublished = self.publisher.publish(rows, deadline).await;
         for Unpublished { event, reason, permanent } in unpublished {
             let Some(&index) = record_of.get(&event) else { continue };
             tracing::error!(entity = event.0, sequence = event.1, %reason, "not published");

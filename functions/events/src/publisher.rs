@@ -20,8 +20,8 @@ use store::{EventRow, StoreError, Table};
 const ENTRIES_PER_CALL: usize = 10;
 /// Kept below PutEvents' limit of 256 KiB for all entries of a call.
 const BYTES_PER_CALL: usize = 240 * 1024;
-/// BatchGetItem takes at most so many keys.
-const KEYS_PER_CALL: usize = 100;
+/// So many keys [`Publisher::read`] takes at most, as BatchGetItem does.
+pub const KEYS_PER_CALL: usize = 100;
 /// How often an entry is sent that EventBridge can't take now.
 const ATTEMPTS: u32 = 4;
 
@@ -57,16 +57,11 @@ struct Lane {
 }
 
 impl Publisher {
-    /// Publishes those of the rows that are not marked as published yet, and marks them. One
-    /// entity's events go in order, one a call, so that none overtakes one that failed; different
-    /// entities' go side by side. What could not be published is told, with all that was behind it.
-    pub async fn publish(
-        &self,
-        rows: Vec<EventRow>,
-        deadline: Deadline,
-    ) -> Result<Vec<Unpublished>, StoreError> {
-        let published = self.already_published(&rows).await?;
-        let mut lanes: Vec<Lane> = lanes(rows, &published);
+    /// Publishes those of the rows that are not marked as published, and marks them. One entity's
+    /// events go in order, one a call, so that none overtakes one that failed; different entities'
+    /// go side by side. What could not be published is told, with all that was behind it.
+    pub async fn publish(&self, rows: Vec<EventRow>, deadline: Deadline) -> Vec<Unpublished> {
+        let mut lanes = lanes(rows);
         let mut unpublished = Vec::new();
         while !lanes.is_empty() {
             if deadline.passed() {
@@ -116,26 +111,29 @@ impl Publisher {
             // Lanes that were not at the head of the queue are next.
             lanes.rotate_left(still_first);
             if waiting > 0 {
-                tokio::time::sleep(Duration::from_millis(50) * 2_u32.pow(waiting)).await;
+                let pause = Duration::from_millis(50) * 2_u32.pow(waiting);
+                tokio::time::sleep(pause.min(deadline.left())).await;
             }
         }
-        Ok(unpublished)
+        unpublished
     }
 
-    /// Which of the rows are marked by now: a redelivered batch has been published in part.
-    async fn already_published(&self, rows: &[EventRow]) -> Result<HashSet<EventKey>, StoreError> {
-        let mut published = HashSet::new();
-        for chunk in rows.chunks(KEYS_PER_CALL) {
-            // The same event twice in a batch would be refused as a duplicate key.
-            let distinct: HashSet<EventKey> = chunk.iter().map(event_key).collect();
-            let (now, _) = self.read(distinct.into_iter().collect()).await?;
-            let marked = now.iter().filter(|row| row.published_at.is_some());
-            published.extend(marked.map(event_key));
+    /// Those of the rows that are not marked by now: a redelivered batch has been published in part.
+    pub async fn unmarked(&self, mut rows: Vec<EventRow>) -> Result<Vec<EventRow>, StoreError> {
+        // The same event twice in a call would be refused as a duplicate key.
+        let keys: Vec<EventKey> =
+            rows.iter().map(event_key).collect::<HashSet<_>>().into_iter().collect();
+        let mut marked = HashSet::new();
+        for chunk in keys.chunks(KEYS_PER_CALL) {
+            let (now, _) = self.read(chunk.to_vec()).await?;
+            let published = now.iter().filter(|row| row.published_at.is_some());
+            marked.extend(published.map(event_key));
         }
-        Ok(published)
+        rows.retain(|row| !marked.contains(&event_key(row)));
+        Ok(rows)
     }
 
-    /// Reads rows as they are now, at most 100, and tells those that are no events. Those that
+    /// Reads rows as they are now, at most [`KEYS_PER_CALL`], and tells those that are no events. Those that
     /// DynamoDB leaves out are missing.
     pub async fn read(
         &self,
@@ -266,13 +264,12 @@ fn key(entity: String, sequence: u64) -> HashMap<String, AttributeValue> {
 }
 
 /// A lane for each entity, in the order in which the entities come first.
-fn lanes(rows: Vec<EventRow>, published: &HashSet<EventKey>) -> Vec<Lane> {
+fn lanes(rows: Vec<EventRow>) -> Vec<Lane> {
     let mut lanes: Vec<Lane> = Vec::new();
     let mut lane_of: HashMap<String, usize> = HashMap::new();
     let mut seen = HashSet::new();
     for row in rows {
-        let key = event_key(&row);
-        if published.contains(&key) || !seen.insert(key) {
+        if row.published_at.is_some() || !seen.insert(event_key(&row)) {
             continue;
         }
         let next = lanes.len();

@@ -12,7 +12,7 @@ use store::{StoreError, UNPUBLISHED_SHARDS};
 
 use crate::{
     EventsError,
-    publisher::{EventKey, Publisher},
+    publisher::{EventKey, KEYS_PER_CALL, Publisher},
 };
 
 /// Younger events are still on their way through the stream.
@@ -76,12 +76,12 @@ impl Step for SweepEvents {
             found.into_iter().map(|event| (event.entity, event.sequence)).collect();
         let reply = Reply { found: keys.len(), oldest_age_seconds: age };
         let (mut rows, mut unpublished) = (Vec::new(), Vec::new());
-        for chunk in keys.chunks(100) {
+        for chunk in keys.chunks(KEYS_PER_CALL) {
             let (events, broken) = self.publisher.read(chunk.to_vec()).await?;
             rows.extend(events);
             unpublished.extend(broken);
         }
-        unpublished.extend(self.publisher.publish(rows, deadline).await?);
+        unpublished.extend(self.publisher.publish(rows, deadline).await);
         match unpublished.first() {
             None => Ok(reply),
             Some(first) => Err(EventsError::Unpublished {

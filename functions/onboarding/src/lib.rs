@@ -4,23 +4,24 @@
 pub mod start_onboarding;
 
 use lambda::{ErrorKind, Fault};
+use machines::StartError;
 
 /// Everything that can go wrong here.
 #[derive(Debug, thiserror::Error)]
 pub enum OnboardingError {
-    /// Step Functions can't start an execution now.
-    #[error("the saga can't be started now: {0}")]
-    Transient(String),
-    /// Step Functions refused.
-    #[error("the saga can't be started: {0}")]
-    Internal(String),
+    /// The saga's input can't be written down.
+    #[error("the saga's input is no JSON: {0}")]
+    Input(String),
+    /// The saga can't be started.
+    #[error(transparent)]
+    Start(#[from] StartError),
 }
 
 impl Fault for OnboardingError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Transient(_) => ErrorKind::Transient,
-            Self::Internal(_) => ErrorKind::Internal,
+            Self::Input(_) => ErrorKind::Internal,
+            Self::Start(error) => error.kind(),
         }
     }
 }

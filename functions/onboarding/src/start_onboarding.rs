@@ -1,14 +1,11 @@
 //! `SiteCreated`: starts the saga, once a site.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
-use aws_sdk_sfn::{
-    Client,
-    error::{DisplayErrorContext, SdkError},
-};
 use contracts::{
     Envelope, OnboardingId, PaymentMethodId, Plan, Saga, Sensor, Timestamp, events::SiteCreated,
 };
 use lambda::Step;
+use machines::{Machine, Started};
 use serde::Serialize;
 
 use crate::OnboardingError;
@@ -16,10 +13,8 @@ use crate::OnboardingError;
 /// What the step needs.
 #[derive(Debug)]
 pub struct StartOnboarding {
-    /// Step Functions.
-    pub machines: Client,
-    /// ARN of the state machine `site-onboarding`.
-    pub onboarding: String,
+    /// The state machine `site-onboarding`.
+    pub onboarding: Machine,
 }
 
 /// The saga's input: what its steps need, and nothing else of the site.
@@ -77,39 +72,11 @@ impl Step for StartOnboarding {
     async fn run(&self, command: Self::Command, _: Timestamp) -> Result<Reply, OnboardingError> {
         let input = Input::from(command.detail);
         let json = serde_json::to_string(&input)
-            .map_err(|error| OnboardingError::Internal(error.to_string()))?;
-        // The name makes the second start of the same saga a no-op, for 90 days after its end.
-        let started = self
-            .machines
-            .start_execution()
-            .state_machine_arn(&self.onboarding)
-            .name(input.saga.onboarding_id.to_string())
-            .input(json)
-            .send()
-            .await;
-        match started {
-            Ok(_) => Ok(Reply::Started),
-            Err(error) => {
-                let text = DisplayErrorContext(&error).to_string();
-                match &error {
-                    SdkError::ServiceError(service) => {
-                        if service.err().is_execution_already_exists() {
-                            Ok(Reply::Already)
-                        } else if service.raw().status().as_u16() >= 500
-                            || matches!(
-                                service.err().meta().code(),
-                                Some("ThrottlingException" | "ExecutionLimitExceeded")
-                            )
-                        {
-                            Err(OnboardingError::Transient(text))
-                        } else {
-                            Err(OnboardingError::Internal(text))
-                        }
-                    }
-                    SdkError::ConstructionFailure(_) => Err(OnboardingError::Internal(text)),
-                    _ => Err(OnboardingError::Transient(text)),
-                }
-            }
-        }
+            .map_err(|error| OnboardingError::Input(error.to_string()))?;
+        let name = input.saga.onboarding_id.to_string();
+        Ok(match self.onboarding.start(&name, json).await? {
+            Started::Now => Reply::Started,
+            Started::Before => Reply::Already,
+        })
     }
 }

@@ -2,6 +2,7 @@
 
 use aws_sdk_sfn::Client;
 use lambda::ErrorKind;
+use machines::Machine;
 use onboarding::start_onboarding::StartOnboarding;
 use serde_json::{Value, json};
 use testkit::{
@@ -16,8 +17,7 @@ const MACHINE: &str = "arn:aws:states:eu-central-1:111122223333:stateMachine:sit
 async fn start(event: &Value, status: u16, answer: Value) -> (Outcome, Vec<Value>) {
     let machines = Stub::start(move |_| (status, answer.clone())).await;
     let step = StartOnboarding {
-        machines: Client::new(&machines.config()),
-        onboarding: MACHINE.to_owned(),
+        onboarding: Machine { client: Client::new(&machines.config()), arn: MACHINE.to_owned() },
     };
     let outcome = run(&step, event).await;
     let calls = machines.take_calls();

@@ -1,13 +1,9 @@
 //! `DELETE /sites/{siteId}`: takes a live site out of service, by the same teardown that undoes a
 //! failed onboarding.
 
-use aws_sdk_sfn::{
-    Client,
-    error::{DisplayErrorContext, SdkError},
-    operation::start_execution::StartExecutionError,
-};
 use contracts::{OnboardingId, SiteId};
 use lambda::http::{Answer, Problem, Request};
+use machines::Machine;
 use serde::Serialize;
 use store::{Commit, Table, Transaction};
 
@@ -21,10 +17,8 @@ use crate::{
 pub struct DecommissionSite {
     /// The sites table.
     pub sites: Table,
-    /// Step Functions.
-    pub machines: Client,
-    /// ARN of the state machine `site-teardown`.
-    pub teardown: String,
+    /// The state machine `site-teardown`.
+    pub teardown: Machine,
 }
 
 #[derive(Serialize)]
@@ -74,22 +68,8 @@ impl DecommissionSite {
     /// execution's name makes a second start a no-op.
     async fn decommission(&self, site: SiteId, row: &SiteRow) -> Result<(), SitesError> {
         let input = serde_json::json!({ "onboardingId": row.onboarding_id, "siteId": site });
-        let started = self
-            .machines
-            .start_execution()
-            .state_machine_arn(&self.teardown)
-            .name(format!("decommission-{}", row.onboarding_id))
-            .input(input.to_string())
-            .send()
-            .await;
-        if let Err(error) = started {
-            let exists = error
-                .as_service_error()
-                .is_some_and(StartExecutionError::is_execution_already_exists);
-            if !exists {
-                return Err(teardown_error(&error));
-            }
-        }
+        let name = format!("decommission-{}", row.onboarding_id);
+        self.teardown.start(&name, input.to_string()).await?;
         let leaving = SiteRow { status: Status::Decommissioning, ..row.clone() };
         let commit = Transaction::on(&self.sites)
             .replace(&self.sites, &SiteRow::key(site), &leaving, Status::Active.name())
@@ -99,21 +79,5 @@ impl DecommissionSite {
             tracing::info!(%site, "the teardown is ahead of us");
         }
         Ok(())
-    }
-}
-
-fn teardown_error(error: &SdkError<StartExecutionError>) -> SitesError {
-    let reason = DisplayErrorContext(error).to_string();
-    match error {
-        SdkError::ServiceError(service)
-            if service.raw().status().as_u16() < 500
-                && !matches!(
-                    service.err().meta().code(),
-                    Some("ThrottlingException" | "ExecutionLimitExceeded")
-                ) =>
-        {
-            SitesError::TeardownRefused(reason)
-        }
-        _ => SitesError::Teardown(reason),
     }
 }

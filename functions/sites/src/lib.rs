@@ -17,6 +17,7 @@ pub mod registration;
 
 use contracts::{Failure, Location, OnboardingId, Plan, Sensor, SiteId, Timestamp};
 use lambda::{ErrorKind, Fault, http::FieldError};
+use machines::StartError;
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
 
@@ -159,12 +160,9 @@ pub enum SitesError {
     /// The table.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The state machine can't be started now.
-    #[error("the teardown can't be started now: {0}")]
-    Teardown(String),
-    /// The state machine can't be started, now or later.
-    #[error("the teardown can't be started: {0}")]
-    TeardownRefused(String),
+    /// The teardown can't be started.
+    #[error(transparent)]
+    Teardown(#[from] StartError),
 }
 
 fn list(errors: &[FieldError]) -> String {
@@ -178,8 +176,8 @@ impl Fault for SitesError {
         match self {
             Self::Invalid(_) | Self::KeyReused(_) | Self::Unknown(_) => ErrorKind::InvalidInput,
             Self::Superseded(_) => ErrorKind::Superseded,
-            Self::Busy(_) | Self::Teardown(_) => ErrorKind::Transient,
-            Self::TeardownRefused(_) => ErrorKind::Internal,
+            Self::Busy(_) => ErrorKind::Transient,
+            Self::Teardown(error) => error.kind(),
             Self::Store(error) => error.into(),
         }
     }

@@ -5,6 +5,7 @@ mod support;
 use aws_sdk_sfn::Client;
 use contracts::SiteId;
 use futures_util::future::join_all;
+use machines::Machine;
 use serde_json::{Value, json};
 use sites::{
     activate_site::ActivateSite, close_site::CloseSite, create_site::CreateSite,
@@ -236,8 +237,7 @@ async fn a_live_site_is_taken_out_of_service_once() {
     let machines = Stub::start(|_| (200, json!({ "executionArn": "arn", "startDate": 1.0 }))).await;
     let step = DecommissionSite {
         sites: dynamo.table(SITES),
-        machines: Client::new(&machines.config()),
-        teardown: TEARDOWN.to_owned(),
+        teardown: Machine { client: Client::new(&machines.config()), arn: TEARDOWN.to_owned() },
     };
     let site = saga_of("key-1").site_id.to_string();
     let request = on_site("decommission-site", &site);
@@ -284,8 +284,7 @@ async fn a_teardown_that_runs_already_is_as_good_and_one_that_can_not_start_is_t
         let machines = Stub::start(move |_| (400, json!({ "__type": error }))).await;
         let step = DecommissionSite {
             sites: dynamo.table(SITES),
-            machines: Client::new(&machines.config()),
-            teardown: TEARDOWN.to_owned(),
+            teardown: Machine { client: Client::new(&machines.config()), arn: TEARDOWN.to_owned() },
         };
         let answer = sent(step.handle(&request).await);
         assert_eq!(answer["statusCode"], status, "{answer}");

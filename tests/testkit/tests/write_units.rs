@@ -219,7 +219,7 @@ async fn the_docs_tell_what_an_onboarding_costs() {
         bus_name: "bus".to_owned(),
     };
     let deadline = Deadline::after(Duration::from_secs(5));
-    let unpublished = publisher.publish(rows.clone(), deadline).await.expect("published");
+    let unpublished = publisher.publish(rows.clone(), deadline).await;
     assert_eq!(unpublished, []);
     account.book("publish-events", "6 marks, each in the table and out of the index `unpublished`");
 

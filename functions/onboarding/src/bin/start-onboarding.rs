@@ -2,14 +2,14 @@
 
 use aws_sdk_sfn::Client;
 use lambda::{Aws, Error, env, serve_step};
+use machines::Machine;
 use onboarding::start_onboarding::StartOnboarding;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     let aws = Aws::start()?;
     serve_step(StartOnboarding {
-        machines: Client::new(aws.config()),
-        onboarding: env("SITE_ONBOARDING_ARN")?,
+        onboarding: Machine { client: Client::new(aws.config()), arn: env("SITE_ONBOARDING_ARN")? },
     })
     .await
 }

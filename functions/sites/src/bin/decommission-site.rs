@@ -2,6 +2,7 @@
 
 use aws_sdk_sfn::Client;
 use lambda::{Aws, Error, env, serve_http};
+use machines::Machine;
 use sites::decommission_site::DecommissionSite;
 
 #[tokio::main(flavor = "current_thread")]
@@ -9,8 +10,7 @@ async fn main() -> Result<(), Error> {
     let aws = Aws::start()?;
     let step = DecommissionSite {
         sites: aws.table("SITES_TABLE")?,
-        machines: Client::new(aws.config()),
-        teardown: env("SITE_TEARDOWN_ARN")?,
+        teardown: Machine { client: Client::new(aws.config()), arn: env("SITE_TEARDOWN_ARN")? },
     };
     serve_http(async |request| step.handle(&request).await).await
 }
