@@ -10,9 +10,9 @@ use aws_lambda_events::{
     dynamodb::EventRecord,
     event::streams::{DynamoDbBatchItemFailure, DynamoDbEventResponse},
 };
-use aws_sdk_sqs::error::DisplayErrorContext;
 use lambda::{Deadline, Failure};
-use serde::{Deserialize, Serialize};
+use quarantine::Quarantine;
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use store::EventRow;
 
@@ -21,32 +21,24 @@ use crate::{
     publisher::{EventKey, Publisher, Unpublished},
 };
 
+/// The quarantine's name of a record that is no event of ours.
+const NO_EVENT: &str = "InvalidInput";
+/// Its name of an event that EventBridge refuses, whatever the retries.
+const REFUSED: &str = "EventRefused";
+
 /// What the step needs.
 #[derive(Debug)]
 pub struct PublishEvents {
     /// The way to the bus.
     pub publisher: Publisher,
-    /// SQS.
-    pub queues: aws_sdk_sqs::Client,
-    /// URL of the quarantine queue.
-    pub quarantine_url: String,
+    /// For what can't be published, ever.
+    pub quarantine: Quarantine,
 }
 
 #[derive(Deserialize)]
 struct Batch<'a> {
     #[serde(rename = "Records", borrow)]
     records: Vec<&'a RawValue>,
-}
-
-/// What goes into the quarantine queue.
-#[derive(Debug, Serialize)]
-struct Quarantined<'a> {
-    /// This function.
-    source: &'static str,
-    /// Why the record can't be published.
-    reason: &'a str,
-    /// The record as it came.
-    record: &'a RawValue,
 }
 
 enum Reading {
@@ -106,7 +98,8 @@ impl PublishEvents {
                 }
                 Reading::Other => {}
                 Reading::Broken(reason) => {
-                    if !self.quarantine(record, &reason).await {
+                    if let Err(reason) = self.quarantine.put(record, NO_EVENT, &reason).await {
+                        tracing::error!(%reason, "record failed");
                         failed.insert(index);
                     }
                 }
@@ -120,38 +113,18 @@ impl PublishEvents {
         let unpublished = self.publisher.publish(rows, deadline).await;
         for Unpublished { event, reason, permanent } in unpublished {
             let Some(&index) = record_of.get(&event) else { continue };
-            tracing::error!(entity = event.0, sequence = event.1, %reason, "not published");
-            if !permanent || !self.quarantine(batch.records[index], &reason).await {
+            let set_aside = if permanent {
+                self.quarantine.put(&batch.records[index], REFUSED, &reason).await
+            } else {
+                Err(reason)
+            };
+            if let Err(reason) = set_aside {
+                tracing::error!(entity = event.0, sequence = event.1, %reason, "not published");
                 failed.insert(index);
             }
         }
         metrics::counter!("BatchItemFailures").increment(failed.len() as u64);
         first_failed(&batch.records, &failed)
-    }
-
-    /// Sets a record aside, whole; tells whether it is there.
-    async fn quarantine(&self, record: &RawValue, reason: &str) -> bool {
-        let quarantined = Quarantined { source: "publish-events", reason, record };
-        let body = match serde_json::to_string(&quarantined) {
-            Ok(body) => body,
-            Err(error) => {
-                tracing::error!(%error, "a record can't be written down");
-                return false;
-            }
-        };
-        let sent =
-            self.queues.send_message().queue_url(&self.quarantine_url).message_body(body).send();
-        match sent.await {
-            Ok(_) => {
-                tracing::error!(%reason, "record quarantined");
-                metrics::counter!("RecordsQuarantined").increment(1);
-                true
-            }
-            Err(error) => {
-                tracing::error!(error = %DisplayErrorContext(error), "quarantine out of reach");
-                false
-            }
-        }
     }
 }
 

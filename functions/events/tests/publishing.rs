@@ -8,6 +8,7 @@ use contracts::{
 };
 use events::{publish_events::PublishEvents, publisher::Publisher, sweep_events::SweepEvents};
 use lambda::{Deadline, ErrorKind, Step};
+use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
 use store::{Commit, EventRow, NewEvent, Transaction};
 use testkit::{
@@ -65,8 +66,11 @@ impl World {
     fn publish_events(&self) -> PublishEvents {
         PublishEvents {
             publisher: self.publisher(),
-            queues: aws_sdk_sqs::Client::new(&self.queue.config()),
-            quarantine_url: format!("{}/111122223333/quarantine", self.queue.url()),
+            quarantine: Quarantine {
+                queues: aws_sdk_sqs::Client::new(&self.queue.config()),
+                url: format!("{}/111122223333/quarantine", self.queue.url()),
+                source: "publish-events",
+            },
         }
     }
 
@@ -260,6 +264,7 @@ async fn what_can_never_be_published_goes_to_the_quarantine_and_the_shard_moves_
     let body: Value =
         serde_json::from_str(message["MessageBody"].as_str().expect("text")).expect("JSON");
     assert_eq!(body["source"], "publish-events");
+    assert_eq!(body["error"], "EventRefused");
     assert_eq!(body["reason"], "MalformedDetail: no");
     assert_eq!(body["record"], batch[0], "whole, so that it can be replayed");
 }

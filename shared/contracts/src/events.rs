@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     EntityType, Event, Failure, Location, Metric, OnboardingId, PaymentMethodId, Plan, Sensor,
-    SensorId, SiteId,
+    SensorId, SiteId, Timestamp,
 };
 
 macro_rules! events {
@@ -60,6 +60,16 @@ pub struct Shortage {
     pub requested: u32,
     /// Pieces in stock at that moment.
     pub available: u32,
+}
+
+/// One of a sensor's limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Limit {
+    /// The least that is normal.
+    Min,
+    /// The most that is normal.
+    Max,
 }
 
 events! {
@@ -142,4 +152,36 @@ events! {
     }
     /// The sensors' limits are no longer watched.
     AlertingRemoved of Alerting v 1 {}
+    /// A sensor's reading left its limits, or went from beyond one to beyond the other.
+    ReadingBreachedThreshold of Alerting v 1 {
+        /// The sensor.
+        sensor_id: SensorId,
+        /// What it measures.
+        metric: Metric,
+        /// UCUM code, of the value and the limit.
+        unit: String,
+        /// The first reading beyond the limit.
+        value: f64,
+        /// When it was taken.
+        at: Timestamp,
+        /// Which limit it is beyond.
+        limit: Limit,
+        /// The limit's value.
+        threshold: f64,
+    }
+    /// A sensor's reading came back within its limits, by more than the metric's deadband.
+    ReadingBackToNormal of Alerting v 1 {
+        /// The sensor.
+        sensor_id: SensorId,
+        /// What it measures.
+        metric: Metric,
+        /// UCUM code of the value.
+        unit: String,
+        /// The first reading within the limits.
+        value: f64,
+        /// When it was taken.
+        at: Timestamp,
+        /// When the reading that breached was taken.
+        breached_at: Timestamp,
+    }
 }

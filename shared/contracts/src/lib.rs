@@ -10,6 +10,7 @@ pub mod events;
 mod id;
 pub mod inbound;
 mod metric;
+pub mod readings;
 mod saga;
 mod site;
 mod time;

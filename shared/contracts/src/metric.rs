@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 macro_rules! metrics {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal [$($unit:literal),+];)*) => {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal [$($unit:literal $deadband:literal),+];)*) => {
         /// An observed property: CF standard names where the CF table has one, units in UCUM.
         #[derive(
             Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
@@ -31,69 +31,109 @@ macro_rules! metrics {
             pub fn units(self) -> &'static [&'static str] {
                 match self { $(Self::$variant => &[$($unit),+],)* }
             }
+
+            /// How far, in `unit`, a reading must be back within a limit to count as normal again:
+            /// about what good instruments of the kind scatter by. `None` where the unit is not
+            /// one of the metric's.
+            #[must_use]
+            pub fn deadband(self, unit: &str) -> Option<f64> {
+                match self {
+                    $(Self::$variant => match unit {
+                        $($unit => Some($deadband),)+
+                        _ => None,
+                    },)*
+                }
+            }
         }
     };
 }
 
 metrics! {
     /// Weather: air temperature.
-    AirTemperature = "air_temperature" ["Cel", "K"];
+    AirTemperature = "air_temperature" ["Cel" 0.5, "K" 0.5];
     /// Weather: relative humidity.
-    RelativeHumidity = "relative_humidity" ["%"];
+    RelativeHumidity = "relative_humidity" ["%" 2.0];
     /// Weather: air pressure at the station.
-    AirPressure = "air_pressure" ["hPa", "Pa"];
+    AirPressure = "air_pressure" ["hPa" 0.5, "Pa" 50.0];
     /// Weather: wind speed.
-    WindSpeed = "wind_speed" ["m/s"];
+    WindSpeed = "wind_speed" ["m/s" 0.5];
     /// Weather: the direction that the wind comes from, clockwise from north.
-    WindFromDirection = "wind_from_direction" ["deg"];
+    WindFromDirection = "wind_from_direction" ["deg" 5.0];
     /// Weather: precipitation.
-    PrecipitationAmount = "precipitation_amount" ["mm", "kg/m2"];
+    PrecipitationAmount = "precipitation_amount" ["mm" 0.2, "kg/m2" 0.2];
     /// Radiation: downwelling global solar.
-    DownwellingShortwave = "surface_downwelling_shortwave_flux_in_air" ["W/m2"];
+    DownwellingShortwave = "surface_downwelling_shortwave_flux_in_air" ["W/m2" 5.0];
     /// Radiation: upwelling (reflected) solar.
-    UpwellingShortwave = "surface_upwelling_shortwave_flux_in_air" ["W/m2"];
+    UpwellingShortwave = "surface_upwelling_shortwave_flux_in_air" ["W/m2" 5.0];
     /// Radiation: direct normal solar.
-    DirectShortwave = "surface_direct_along_beam_shortwave_flux_in_air" ["W/m2"];
+    DirectShortwave = "surface_direct_along_beam_shortwave_flux_in_air" ["W/m2" 5.0];
     /// Radiation: diffuse solar.
-    DiffuseShortwave = "surface_diffuse_downwelling_shortwave_flux_in_air" ["W/m2"];
+    DiffuseShortwave = "surface_diffuse_downwelling_shortwave_flux_in_air" ["W/m2" 5.0];
     /// Radiation: downwelling thermal infrared.
-    DownwellingLongwave = "surface_downwelling_longwave_flux_in_air" ["W/m2"];
+    DownwellingLongwave = "surface_downwelling_longwave_flux_in_air" ["W/m2" 5.0];
     /// Radiation: upwelling thermal infrared.
-    UpwellingLongwave = "surface_upwelling_longwave_flux_in_air" ["W/m2"];
+    UpwellingLongwave = "surface_upwelling_longwave_flux_in_air" ["W/m2" 5.0];
     /// Radiation: global UVB, erythemally weighted.
-    UvbFlux = "surface_downwelling_uvb_flux_in_air" ["mW/m2"];
+    UvbFlux = "surface_downwelling_uvb_flux_in_air" ["mW/m2" 5.0];
     /// Radiation: photosynthetically active.
-    PhotosyntheticFlux = "surface_downwelling_photosynthetic_radiative_flux_in_air" ["W/m2"];
+    PhotosyntheticFlux = "surface_downwelling_photosynthetic_radiative_flux_in_air" ["W/m2" 5.0];
     /// Radiation: ambient gamma dose equivalent rate.
-    GammaDoseRate = "ambient_gamma_dose_equivalent_rate" ["uSv/h", "nSv/h"];
+    GammaDoseRate = "ambient_gamma_dose_equivalent_rate" ["uSv/h" 0.01, "nSv/h" 10.0];
     /// Air: fine particles.
-    Pm2p5 = "mass_concentration_of_pm2p5_ambient_aerosol_particles_in_air" ["ug/m3"];
+    Pm2p5 = "mass_concentration_of_pm2p5_ambient_aerosol_particles_in_air" ["ug/m3" 2.0];
     /// Air: coarse particles.
-    Pm10 = "mass_concentration_of_pm10_ambient_aerosol_particles_in_air" ["ug/m3"];
+    Pm10 = "mass_concentration_of_pm10_ambient_aerosol_particles_in_air" ["ug/m3" 2.0];
     /// Air: ozone.
-    Ozone = "mass_concentration_of_ozone_in_air" ["ug/m3"];
+    Ozone = "mass_concentration_of_ozone_in_air" ["ug/m3" 2.0];
     /// Air: nitrogen dioxide.
-    NitrogenDioxide = "mass_concentration_of_nitrogen_dioxide_in_air" ["ug/m3"];
+    NitrogenDioxide = "mass_concentration_of_nitrogen_dioxide_in_air" ["ug/m3" 2.0];
     /// Air: carbon dioxide.
-    CarbonDioxide = "mole_fraction_of_carbon_dioxide_in_air" ["[ppm]"];
+    CarbonDioxide = "mole_fraction_of_carbon_dioxide_in_air" ["[ppm]" 5.0];
     /// Water: level above the gauge's datum.
-    WaterLevel = "water_surface_height_above_reference_datum" ["m"];
+    WaterLevel = "water_surface_height_above_reference_datum" ["m" 0.02];
     /// Water: temperature.
-    WaterTemperature = "water_temperature" ["Cel", "K"];
+    WaterTemperature = "water_temperature" ["Cel" 0.5, "K" 0.5];
     /// Water: discharge of a river.
-    WaterDischarge = "water_volume_transport_in_river_channel" ["m3/s"];
+    WaterDischarge = "water_volume_transport_in_river_channel" ["m3/s" 0.1];
     /// Water: acidity.
-    WaterPh = "water_ph" ["[pH]"];
+    WaterPh = "water_ph" ["[pH]" 0.1];
     /// Water: electrical conductivity.
-    WaterConductivity = "water_electrical_conductivity" ["uS/cm", "S/m"];
+    WaterConductivity = "water_electrical_conductivity" ["uS/cm" 5.0, "S/m" 0.0005];
     /// Water: dissolved oxygen.
-    DissolvedOxygen = "mass_concentration_of_oxygen_in_water" ["mg/L"];
+    DissolvedOxygen = "mass_concentration_of_oxygen_in_water" ["mg/L" 0.2];
     /// Water: turbidity.
-    Turbidity = "water_turbidity" ["[NTU]"];
+    Turbidity = "water_turbidity" ["[NTU]" 1.0];
 }
 
 impl fmt::Display for Metric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_unit_has_a_deadband() {
+        for metric in Metric::ALL {
+            for unit in metric.units() {
+                assert!(metric.deadband(unit).is_some_and(|band| band > 0.0), "{metric} {unit}");
+            }
+        }
+        assert_eq!(Metric::AirTemperature.deadband("hPa"), None);
+    }
+
+    #[test]
+    fn a_deadband_is_as_wide_in_every_unit() {
+        let of = |metric: Metric, unit| metric.deadband(unit).expect("a deadband");
+        for (metric, small, large, factor) in [
+            (Metric::AirPressure, "hPa", "Pa", 100.0),
+            (Metric::GammaDoseRate, "uSv/h", "nSv/h", 1000.0),
+            (Metric::WaterConductivity, "S/m", "uS/cm", 10_000.0),
+        ] {
+            assert!((of(metric, small) * factor - of(metric, large)).abs() < 1e-9, "{metric}");
+        }
     }
 }

@@ -7,15 +7,16 @@ use contracts::{
     Entity, EntityType, Envelope, Event, EventId, Failure, Location, Metadata, Metric,
     OnboardingId, PaymentMethodId, Plan, Sensor, SensorId, SiteId,
     events::{
-        AlertingConfigured, AlertingRemoved, Kits, KitsReleased, KitsReserved,
-        SensorsDeprovisioned, SensorsProvisioned, Shortage, SiteActivated, SiteCreated,
-        SiteDecommissioned, SiteRejected, StockDepleted, SubscriptionCancelled, SubscriptionFailed,
-        SubscriptionInitialized,
+        AlertingConfigured, AlertingRemoved, Kits, KitsReleased, KitsReserved, Limit,
+        ReadingBackToNormal, ReadingBreachedThreshold, SensorsDeprovisioned, SensorsProvisioned,
+        Shortage, SiteActivated, SiteCreated, SiteDecommissioned, SiteRejected, StockDepleted,
+        SubscriptionCancelled, SubscriptionFailed, SubscriptionInitialized,
     },
     inbound::{
         KITS_DELIVERED, KitsDelivered, SITE_REGISTRATION_REQUESTED, SensorRequest,
         SiteRegistration, SiteRegistrationRequested,
     },
+    readings::{BUNDLE, Bundle, Sample, Series},
 };
 use serde_json::{Value, json};
 use testkit::{golden, sample::noon};
@@ -152,6 +153,25 @@ fn every_event_is_what_it_was() {
         check(SubscriptionCancelled { site_id, provider_subscription_id }),
         check(AlertingConfigured { site_id, rules: 1 }),
         check(AlertingRemoved { site_id }),
+        check(ReadingBreachedThreshold {
+            site_id,
+            sensor_id: SensorId::of(onboarding(), 0),
+            metric: Metric::AirTemperature,
+            unit: "Cel".to_owned(),
+            value: 45.6,
+            at: noon(-60),
+            limit: Limit::Max,
+            threshold: 45.5,
+        }),
+        check(ReadingBackToNormal {
+            site_id,
+            sensor_id: SensorId::of(onboarding(), 0),
+            metric: Metric::AirTemperature,
+            unit: "Cel".to_owned(),
+            value: 44.9,
+            at: noon(-30),
+            breached_at: noon(-60),
+        }),
     ];
     let all: Vec<_> = contracts::events::schemas()
         .into_iter()
@@ -187,6 +207,26 @@ fn what_we_hear_from_others_is_what_it_was() {
     golden::check(HERE, SITE_REGISTRATION_REQUESTED, &requested);
     assert!(takes(SITE_REGISTRATION_REQUESTED, &requested));
     assert!(!takes(SITE_REGISTRATION_REQUESTED, &without(&requested, "site")));
+}
+
+#[test]
+fn a_bundle_is_what_it_was() {
+    let times = ["2026-01-01T11:58:00Z", "2026-01-01T11:59:00Z"];
+    let sample = |(time, value): (&str, f64)| Sample(time.parse().expect("a time"), value);
+    let bundle = json!(Bundle {
+        bundle_id: "SLV-2026-01-01T12:00".parse().expect("a bundle id"),
+        site_id: site(),
+        series: vec![Series {
+            sensor_id: SensorId::of(onboarding(), 0),
+            samples: times.into_iter().zip([-7.6, -7.5]).map(sample).collect(),
+        }],
+    });
+    golden::check(HERE, BUNDLE, &bundle);
+    assert!(takes(BUNDLE, &bundle));
+    assert!(!takes(BUNDLE, &without(&bundle, "bundleId")));
+    let mut spaced = bundle;
+    spaced["bundleId"] = "SLV 1".into();
+    assert!(!takes(BUNDLE, &spaced));
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
+use contracts::readings::{BUNDLE, Bundle};
+
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("schemas")
 }
@@ -13,7 +15,9 @@ fn generated() -> BTreeMap<String, String> {
     let inbound = contracts::inbound::schemas()
         .into_iter()
         .map(|(name, schema)| (format!("{name}.json"), schema));
+    let bundle = (format!("{BUNDLE}.json"), schemars::schema_for!(Bundle));
     ours.chain(inbound)
+        .chain([bundle])
         .map(|(file, schema)| {
             let mut text = serde_json::to_string_pretty(&schema).expect("a schema is JSON");
             text.push('\n');

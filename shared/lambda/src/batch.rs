@@ -1,12 +1,14 @@
 //! Batches: every record is decoded and worked on by itself, within the function's time.
 
 use std::{
+    collections::HashMap,
+    hash::Hash,
     panic::AssertUnwindSafe,
     time::{Duration, SystemTime},
 };
 
 use aws_lambda_events::event::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage};
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt, stream};
 use lambda_runtime::Context;
 use tokio::time::Instant;
 
@@ -66,16 +68,64 @@ pub async fn each<R, I>(
             failed.push(Failed { id, reason: "not begun: the time ran out".to_owned() });
             continue;
         }
-        let attempt = AssertUnwindSafe(work(record)).catch_unwind();
-        let reason = match tokio::time::timeout(deadline.left(), attempt).await {
-            Ok(Ok(Ok(()))) => continue,
-            Ok(Ok(Err(reason))) => reason,
-            Ok(Err(panic)) => format!("panicked: {}", panic_message(&*panic)),
-            Err(_) => "not finished: the time ran out".to_owned(),
-        };
-        failed.push(Failed { id, reason });
+        if let Err(reason) = attempt(work(record), deadline).await {
+            failed.push(Failed { id, reason });
+        }
     }
     failed
+}
+
+/// Works on records lane by lane: in order inside a lane, and up to `side_by_side` lanes at once. A
+/// record fails as in [`each`], and what follows it in its lane fails unseen: order holds. The
+/// other lanes go on. Answers with the places, from 0, of what failed.
+pub async fn lanes<L: Eq + Hash, R>(
+    records: impl IntoIterator<Item = (L, R)>,
+    side_by_side: usize,
+    deadline: Deadline,
+    work: impl AsyncFn(R) -> Result<(), String>,
+) -> Vec<Failed<usize>> {
+    let mut lanes: Vec<Vec<(usize, R)>> = Vec::new();
+    let mut lane_of = HashMap::new();
+    for (place, (lane, record)) in records.into_iter().enumerate() {
+        let lane = *lane_of.entry(lane).or_insert_with(|| {
+            lanes.push(Vec::new());
+            lanes.len() - 1
+        });
+        lanes[lane].push((place, record));
+    }
+    let work = &work;
+    let lane = async |records: Vec<(usize, R)>| {
+        let mut failed = Vec::new();
+        for (id, record) in records {
+            let reason = if deadline.passed() {
+                "not begun: the time ran out".to_owned()
+            } else if !failed.is_empty() {
+                "not begun: an earlier record of its lane failed".to_owned()
+            } else if let Err(reason) = attempt(work(record), deadline).await {
+                reason
+            } else {
+                continue;
+            };
+            failed.push(Failed { id, reason });
+        }
+        failed
+    };
+    let ends = stream::iter(lanes).map(lane).buffer_unordered(side_by_side);
+    let mut failed: Vec<_> = ends.concat().await;
+    failed.sort_unstable_by_key(|failed| failed.id);
+    failed
+}
+
+/// One record's work: its error, its panic, or that the time ran out.
+async fn attempt(
+    work: impl Future<Output = Result<(), String>>,
+    deadline: Deadline,
+) -> Result<(), String> {
+    match tokio::time::timeout(deadline.left(), AssertUnwindSafe(work).catch_unwind()).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(panic)) => Err(format!("panicked: {}", panic_message(&*panic))),
+        Err(_) => Err("not finished: the time ran out".to_owned()),
+    }
 }
 
 pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
@@ -139,6 +189,63 @@ mod tests {
         assert_eq!(failed.len(), 2, "{failed:?}");
         assert_eq!(failed[&1], "broken");
         assert_eq!(failed[&2], "panicked: boom");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lane_stops_where_it_fails_and_the_others_go_on() {
+        let done = std::sync::Mutex::new(Vec::new());
+        let records = [("a", 0), ("b", 1), ("a", 2), ("b", 3), ("c", 4), ("b", 5)];
+        let failed = lanes(records, 2, Deadline::after(Duration::from_mins(1)), async |n| {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            match n {
+                1 => Err("broken".to_owned()),
+                4 => panic!("boom"),
+                _ => {
+                    done.lock().unwrap().push(n);
+                    Ok(())
+                }
+            }
+        })
+        .await;
+        let failed: Vec<_> = failed.iter().map(|f| (f.id, f.reason.as_str())).collect();
+        let behind = "not begun: an earlier record of its lane failed";
+        assert_eq!(failed, [(1, "broken"), (3, behind), (4, "panicked: boom"), (5, behind)]);
+        assert_eq!(*done.lock().unwrap(), [0, 2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lanes_run_side_by_side_and_in_order_inside() {
+        let done = std::sync::Mutex::new(Vec::new());
+        let begun = Instant::now();
+        let records = (0..30_u64).map(|n| (n % 3, n));
+        let failed = lanes(records, 3, Deadline::after(Duration::from_mins(1)), async |n| {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            done.lock().unwrap().push(n);
+            Ok(())
+        })
+        .await;
+        assert_eq!(failed, []);
+        assert_eq!(begun.elapsed(), Duration::from_secs(10));
+        for lane in 0..3 {
+            let of_lane = done.lock().unwrap().clone().into_iter().filter(|n| n % 3 == lane);
+            assert!(of_lane.is_sorted(), "lane {lane}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_runs_out_in_all_lanes() {
+        let records = (0..6_u64).map(|n| (n % 3, n));
+        let failed = lanes(records, 2, Deadline::after(Duration::from_secs(3)), async |n| {
+            tokio::time::sleep(Duration::from_secs(2 * n)).await;
+            Ok(())
+        })
+        .await;
+        let failed: Vec<_> = failed.into_iter().map(|failed| (failed.id, failed.reason)).collect();
+        let (begun, not) = ("not finished: the time ran out", "not begun: the time ran out");
+        assert_eq!(
+            failed,
+            [(2, not), (3, begun), (4, begun), (5, not)].map(|(n, text)| (n, text.to_owned()))
+        );
     }
 
     #[tokio::test(start_paused = true)]

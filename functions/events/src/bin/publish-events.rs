@@ -2,6 +2,7 @@
 
 use events::{publish_events::PublishEvents, publisher::Publisher};
 use lambda::{Aws, Error, env, serve_raw};
+use quarantine::Quarantine;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
@@ -12,8 +13,7 @@ async fn main() -> Result<(), Error> {
             bus: aws_sdk_eventbridge::Client::new(aws.config()),
             bus_name: env("EVENT_BUS_NAME")?,
         },
-        queues: aws_sdk_sqs::Client::new(aws.config()),
-        quarantine_url: env("QUARANTINE_QUEUE_URL")?,
+        quarantine: Quarantine::of(&aws, "publish-events")?,
     };
     serve_raw(async |batch, deadline| step.handle(&batch, deadline).await).await
 }

@@ -1,0 +1,190 @@
+//! Stores the bundles of the readings stream: a row for each series, once, however often a bundle
+//! comes.
+//!
+//! A bundle that can't be stored ever goes, whole and with the reason, to the quarantine queue, and
+//! the shard moves on. Trouble stops its site's lane and no other; Lambda delivers again from the
+//! first record that failed, and what was stored meanwhile refuses to be stored twice.
+
+use aws_lambda_events::event::streams::KinesisEventResponse;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use contracts::{
+    SensorId, Timestamp,
+    readings::{Bundle, BundleId, Sample},
+};
+use flate2::{Compression, read::GzEncoder};
+use futures_util::{StreamExt, stream as futures};
+use lambda::{Deadline, Failure};
+use quarantine::Quarantine;
+use serde_bytes::ByteBuf;
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+use std::io::Read;
+use store::{Commit, Table, Transaction};
+use stream::Record;
+
+use crate::{SeriesRow, TelemetryError, packing::pack, register::Register};
+
+/// How many series of a bundle are put at once. A function works on 16 bundles at once, and each put
+/// takes a connection.
+const PUTS_AT_ONCE: usize = 4;
+
+/// SQS takes a message of 1 MiB, ours around the record's data included.
+const MOST_QUARANTINED_BYTES: usize = 1_000_000;
+
+/// What the step needs.
+#[derive(Debug)]
+pub struct StoreReadings {
+    /// The readings table.
+    pub readings: Table,
+    /// Who may send readings.
+    pub register: Register,
+    /// For what can't be stored, ever.
+    pub quarantine: Quarantine,
+}
+
+/// What became of a series, or of a bundle's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Stored {
+    /// Samples that are in the table now.
+    samples: usize,
+    /// Samples that were there already.
+    repeated: usize,
+}
+
+impl StoreReadings {
+    /// Stores a batch; answers with the first record that has to come again.
+    pub async fn handle(
+        &self,
+        payload: &RawValue,
+        deadline: Deadline,
+    ) -> Result<KinesisEventResponse, Failure> {
+        stream::consume(payload, deadline, async |record| self.record(record).await).await
+    }
+
+    async fn record(&self, record: &Record<'_>) -> Result<(), String> {
+        let now = Timestamp::now();
+        let bundle = match record.bundle(now) {
+            Ok(bundle) => bundle,
+            Err(error) => {
+                return self.set_aside(record, "InvalidInput", &error.to_string()).await;
+            }
+        };
+        match self.store(&bundle, now).await {
+            Ok(Stored { samples, repeated }) => {
+                metrics::counter!("ReadingsStored").increment(samples as u64);
+                metrics::counter!("ReadingsRepeated").increment(repeated as u64);
+                metrics::histogram!("ReadingsAgeMillis").record(record.age_millis(now));
+                Ok(())
+            }
+            Err(error) => match error.permanent() {
+                Some(name) => self.set_aside(record, name, &error.to_string()).await,
+                None => Err(error.to_string()),
+            },
+        }
+    }
+
+    /// Nothing of a bundle is stored unless each of its sensors may send.
+    async fn store(&self, bundle: &Bundle, now: Timestamp) -> Result<Stored, TelemetryError> {
+        let sensors = bundle.series.iter().map(|series| series.sensor_id);
+        self.register.admit(bundle.site_id, sensors).await?;
+
+        let rows = bundle
+            .series
+            .iter()
+            .flat_map(|series| split(&series.samples).map(|samples| (series.sensor_id, samples)));
+        let puts = rows.map(|(sensor, samples)| self.put(sensor, &bundle.bundle_id, samples, now));
+        // All of them are tried: a row that is in the way of one series is not in the others'.
+        let ends: Vec<_> = futures::iter(puts).buffer_unordered(PUTS_AT_ONCE).collect().await;
+        let mut stored = Stored::default();
+        let mut conflict = Ok(());
+        for end in ends {
+            match end {
+                Ok(end) => {
+                    stored.samples += end.samples;
+                    stored.repeated += end.repeated;
+                }
+                Err(error) if error.permanent().is_some() => conflict = Err(error),
+                // Comes again, and finds the conflict then.
+                Err(trouble) => return Err(trouble),
+            }
+        }
+        conflict.map(|()| stored)
+    }
+
+    /// The row's key is the guard: what is there is not written again.
+    async fn put(
+        &self,
+        sensor: SensorId,
+        bundle: &BundleId,
+        samples: &[Sample],
+        now: Timestamp,
+    ) -> Result<Stored, TelemetryError> {
+        let (Some(Sample(start, _)), Some(Sample(end, _))) = (samples.first(), samples.last())
+        else {
+            return Ok(Stored::default());
+        };
+        let row = SeriesRow {
+            row: SeriesRow::sort_key(*start, bundle),
+            end: end.millis(),
+            stored_at: now.millis(),
+            samples: ByteBuf::from(pack(samples)),
+            hash: hash(samples),
+        };
+        let key = SeriesRow::key(sensor, &row.row);
+        let commit = Transaction::on(&self.readings).create(&self.readings, &key, &row).commit();
+        match commit.await? {
+            Commit::Done => Ok(Stored { samples: samples.len(), repeated: 0 }),
+            Commit::Refused(refused) => match refused.row::<SeriesRow>(&key)? {
+                Some(there) if there.hash == row.hash => {
+                    Ok(Stored { samples: 0, repeated: samples.len() })
+                }
+                _ => Err(TelemetryError::BundleConflict { sensor, row: row.row }),
+            },
+        }
+    }
+
+    /// Whole, and as it came, unless it is too large for the queue: then packed, as the stream may
+    /// carry it as well.
+    async fn set_aside(
+        &self,
+        record: &Record<'_>,
+        error: &str,
+        reason: &str,
+    ) -> Result<(), String> {
+        if record.kinesis.data.len() <= MOST_QUARANTINED_BYTES {
+            return self.quarantine.put(record, error, reason).await;
+        }
+        let mut smaller = record.clone();
+        if let Ok(data) = record.data() {
+            let mut packed = Vec::new();
+            let packing =
+                GzEncoder::new(&data[..], Compression::default()).read_to_end(&mut packed);
+            packing.map_err(|fault| format!("{reason}; and it can't be packed: {fault}"))?;
+            smaller.kinesis.data = STANDARD.encode(packed).into();
+        }
+        self.quarantine.put(&smaller, error, reason).await
+    }
+}
+
+/// In rows that hold and span no more than a row may.
+fn split(samples: &[Sample]) -> impl Iterator<Item = &[Sample]> {
+    let mut rest = samples;
+    std::iter::from_fn(move || {
+        let Sample(start, _) = rest.first()?;
+        let most = start.plus_millis(SeriesRow::LONGEST_MILLIS);
+        let within = rest.iter().take(SeriesRow::MOST_SAMPLES).take_while(|at| at.0 < most).count();
+        let (row, left) = rest.split_at(within);
+        rest = left;
+        Some(row)
+    })
+}
+
+/// Of times and values, however they are packed: half of a SHA-256 tells two series apart.
+fn hash(samples: &[Sample]) -> ByteBuf {
+    let mut hash = Sha256::new();
+    for Sample(at, value) in samples {
+        hash.update(at.millis().to_le_bytes());
+        hash.update(value.to_le_bytes());
+    }
+    ByteBuf::from(hash.finalize()[..16].to_vec())
+}

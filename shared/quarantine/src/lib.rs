@@ -1,0 +1,62 @@
+//! Setting a stream's record aside that can't be worked on, ever: whole, and with the reason, so
+//! that the shard moves on and the record can be replayed once the cause is gone.
+
+use aws_sdk_sqs::{Client, error::DisplayErrorContext};
+use lambda::{Aws, ConfigError};
+use serde::Serialize;
+
+/// A queue that somebody looks at.
+#[derive(Clone, Debug)]
+pub struct Quarantine {
+    /// SQS.
+    pub queues: Client,
+    /// The queue.
+    pub url: String,
+    /// The function that sets aside, as the messages name it.
+    pub source: &'static str,
+}
+
+/// A message of the queue.
+#[derive(Debug, Serialize)]
+struct Quarantined<'a, R> {
+    /// The function.
+    source: &'static str,
+    /// The error's stable name.
+    error: &'a str,
+    /// Why the record can't be worked on.
+    reason: &'a str,
+    /// The record as it came, its position in the stream included.
+    record: &'a R,
+}
+
+impl Quarantine {
+    /// The queue whose URL is in `QUARANTINE_QUEUE_URL`.
+    pub fn of(aws: &Aws, source: &'static str) -> Result<Self, ConfigError> {
+        let url = lambda::env("QUARANTINE_QUEUE_URL")?;
+        Ok(Self { queues: Client::new(aws.config()), url, source })
+    }
+
+    /// Sets a record aside. As long as that fails, the record counts as failed, not as done.
+    pub async fn put(
+        &self,
+        record: &impl Serialize,
+        error: &str,
+        reason: &str,
+    ) -> Result<(), String> {
+        let message = Quarantined { source: self.source, error, reason, record };
+        let body = serde_json::to_string(&message)
+            .map_err(|fault| format!("{reason}; and it can't be written down: {fault}"))?;
+        let sent = self.queues.send_message().queue_url(&self.url).message_body(body).send().await;
+        match sent {
+            Ok(_) => {
+                tracing::error!(error, %reason, "record quarantined");
+                metrics::counter!("RecordsQuarantined").increment(1);
+                Ok(())
+            }
+            Err(fault) => {
+                let fault = DisplayErrorContext(&fault);
+                Err(format!("{reason}; and the quarantine is out of reach: {fault}"))
+            }
+        }
+    }
+}

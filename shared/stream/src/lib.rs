@@ -1,0 +1,135 @@
+//! The readings stream as its consumers see it.
+//!
+//! A record's data is a [`Bundle`] as JSON, plain or gzip; its partition key is the bundle's site.
+//! So a site's records come in order, and a site is a lane: [`consume`] works on a batch lane by
+//! lane and answers with the first record that has to come again.
+
+use std::{borrow::Cow, io::Read};
+
+use aws_lambda_events::event::streams::KinesisEventResponse;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use contracts::{Timestamp, readings::Bundle};
+use flate2::read::MultiGzDecoder;
+use lambda::{Deadline, Failed, Failure, InvalidInput};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+/// The largest bundle as plain JSON, in bytes: what a gzip record may unpack to.
+pub const MOST_BUNDLE_BYTES: usize = 8 * 1024 * 1024;
+
+/// How many sites are worked on at once: enough to keep DynamoDB busy, few enough for little memory.
+const SIDE_BY_SIDE: usize = 16;
+
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+#[derive(Deserialize)]
+struct Batch<'a> {
+    #[serde(rename = "Records", borrow)]
+    records: Vec<Record<'a>>,
+}
+
+/// A record of the stream, as Lambda delivers it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record<'a> {
+    /// What was put on the stream.
+    #[serde(borrow)]
+    pub kinesis: Data<'a>,
+    /// Shard and sequence number.
+    #[serde(rename = "eventID", borrow, default)]
+    pub event_id: Cow<'a, str>,
+    /// The stream.
+    #[serde(rename = "eventSourceARN", borrow, default)]
+    pub source_arn: Cow<'a, str>,
+}
+
+/// What was put on the stream, and where that is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Data<'a> {
+    /// The site, if all is well.
+    #[serde(borrow)]
+    pub partition_key: Cow<'a, str>,
+    /// Its place in its shard.
+    #[serde(borrow)]
+    pub sequence_number: Cow<'a, str>,
+    /// Base64.
+    #[serde(borrow)]
+    pub data: Cow<'a, str>,
+    /// When it came, in seconds since the epoch.
+    #[serde(default)]
+    pub approximate_arrival_timestamp: f64,
+}
+
+impl Record<'_> {
+    /// What was put on the stream, byte for byte.
+    pub fn data(&self) -> Result<Vec<u8>, InvalidInput> {
+        STANDARD
+            .decode(self.kinesis.data.as_bytes())
+            .map_err(|error| invalid("data", format!("is not base64: {error}")))
+    }
+
+    /// The bundle in it. What it is refused for is permanent: the record would never do.
+    pub fn bundle(&self, now: Timestamp) -> Result<Bundle, InvalidInput> {
+        let data = self.data()?;
+        let json = if data.starts_with(&GZIP) { unpack(&data)? } else { data };
+        let json = str::from_utf8(&json)
+            .map_err(|error| invalid(".", format!("is neither JSON nor gzip: {error}")))?;
+        let bundle: Bundle = lambda::decode(json)?;
+        bundle.check(now).map_err(|wrong| InvalidInput { at: wrong.at, problem: wrong.problem })?;
+        let key = &self.kinesis.partition_key;
+        if key.parse() != Ok(bundle.site_id) {
+            // Under another key it would be in another lane, and not in order.
+            let problem = format!("is {key:?}; put the bundle's siteId there, {}", bundle.site_id);
+            return Err(invalid("partitionKey", problem));
+        }
+        Ok(bundle)
+    }
+
+    /// The time since it came, in milliseconds.
+    #[must_use]
+    pub fn age_millis(&self, now: Timestamp) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "exact for some 200,000 years")]
+        let now = now.millis() as f64;
+        (now - self.kinesis.approximate_arrival_timestamp * 1000.0).max(0.0)
+    }
+}
+
+fn invalid(at: &str, problem: String) -> InvalidInput {
+    InvalidInput { at: at.to_owned(), problem }
+}
+
+fn unpack(data: &[u8]) -> Result<Vec<u8>, InvalidInput> {
+    let mut json = Vec::new();
+    // One byte more than allowed tells that there is more.
+    let mut reader = MultiGzDecoder::new(data).take(MOST_BUNDLE_BYTES as u64 + 1);
+    reader.read_to_end(&mut json).map_err(|error| invalid(".", format!("is no gzip: {error}")))?;
+    if json.len() > MOST_BUNDLE_BYTES {
+        let problem = format!("unpacks to more than {MOST_BUNDLE_BYTES} bytes; split it");
+        return Err(invalid(".", problem));
+    }
+    Ok(json)
+}
+
+/// Works on a batch: a site is a lane. A record fails alone, and what follows it in its lane is not
+/// begun; the answer names the first record that failed, from which Lambda delivers again.
+pub async fn consume(
+    payload: &RawValue,
+    deadline: Deadline,
+    work: impl AsyncFn(&Record<'_>) -> Result<(), String>,
+) -> Result<KinesisEventResponse, Failure> {
+    let batch: Batch = lambda::decode(payload.get())?;
+    let lanes = batch.records.iter().map(|record| (&record.kinesis.partition_key, record));
+    let failed = lambda::lanes(lanes, SIDE_BY_SIDE, deadline, async |record| work(record).await);
+    let failed = failed.await;
+    metrics::counter!("BatchItemFailures").increment(failed.len() as u64);
+    for Failed { id, reason } in &failed {
+        let sequence_number = &batch.records[*id].kinesis.sequence_number;
+        tracing::error!(%sequence_number, %reason, "record failed");
+    }
+    let mut answer = KinesisEventResponse::default();
+    if let Some(first) = failed.first() {
+        answer.add_failure(batch.records[first.id].kinesis.sequence_number.clone());
+    }
+    Ok(answer)
+}
