@@ -34,7 +34,7 @@ OVERRIDES := Architecture=$(ARCHITECTURE) LogRetentionDays=1 StripeApiBase=http:
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml samconfig.toml
 
-.PHONY: help demo test unit-test write-units release-sizes e2e-test check deny advisories up down deploy-local build-local invoke lambda-image local-env logs setup require
+.PHONY: help demo test unit-test write-units bench release-sizes e2e-test check deny advisories up down deploy-local build-local invoke lambda-image local-env logs setup require
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,8 +50,11 @@ test: check unit-test e2e-test ## every test, installing what it needs
 unit-test: require ## units, steps against embedded DynamoDB, wire goldens
 	cargo test $(CARGO_FLAGS) --workspace --exclude tests
 
-write-units: require ## counts what an onboarding costs in DynamoDB, and writes it into docs/costs.md
-	UPDATE_DOCS=1 cargo test $(CARGO_FLAGS) -p testkit --test write_units -- --nocapture
+write-units: require ## counts what an onboarding and a reading cost in DynamoDB, and writes it into docs/costs.md
+	UPDATE_DOCS=1 cargo test $(CARGO_FLAGS) -p testkit --test write_units --test reading_units -- --nocapture
+
+bench: require ## readings: encodings compared, instructions, samples a second, memory (needs valgrind); rewrites docs/performance.md
+	@tests/bench/run.sh
 
 release-sizes: require ## builds every function for release (a quarter of an hour) and tells its size
 	cargo build $(CARGO_FLAGS) --release --bins

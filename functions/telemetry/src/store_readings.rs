@@ -5,11 +5,13 @@
 //! the shard moves on. Trouble stops its site's lane and no other; Lambda delivers again from the
 //! first record that failed, and what was stored meanwhile refuses to be stored twice.
 
+use std::io::Read;
+
 use aws_lambda_events::event::streams::KinesisEventResponse;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{
     SensorId, Timestamp,
-    readings::{Bundle, BundleId, Sample},
+    readings::{Bundle, Sample},
 };
 use flate2::{Compression, read::GzEncoder};
 use futures_util::{StreamExt, stream as futures};
@@ -18,7 +20,6 @@ use quarantine::Quarantine;
 use serde_bytes::ByteBuf;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
-use std::io::Read;
 use store::{Commit, Table, Transaction};
 use stream::Record;
 
@@ -88,11 +89,7 @@ impl StoreReadings {
         let sensors = bundle.series.iter().map(|series| series.sensor_id);
         self.register.admit(bundle.site_id, sensors).await?;
 
-        let rows = bundle
-            .series
-            .iter()
-            .flat_map(|series| split(&series.samples).map(|samples| (series.sensor_id, samples)));
-        let puts = rows.map(|(sensor, samples)| self.put(sensor, &bundle.bundle_id, samples, now));
+        let puts = rows(bundle, now).map(|(sensor, samples, row)| self.put(sensor, samples, row));
         // All of them are tried: a row that is in the way of one series is not in the others'.
         let ends: Vec<_> = futures::iter(puts).buffer_unordered(PUTS_AT_ONCE).collect().await;
         let mut stored = Stored::default();
@@ -115,28 +112,16 @@ impl StoreReadings {
     async fn put(
         &self,
         sensor: SensorId,
-        bundle: &BundleId,
-        samples: &[Sample],
-        now: Timestamp,
+        samples: usize,
+        row: SeriesRow,
     ) -> Result<Stored, TelemetryError> {
-        let (Some(Sample(start, _)), Some(Sample(end, _))) = (samples.first(), samples.last())
-        else {
-            return Ok(Stored::default());
-        };
-        let row = SeriesRow {
-            row: SeriesRow::sort_key(*start, bundle),
-            end: end.millis(),
-            stored_at: now.millis(),
-            samples: ByteBuf::from(pack(samples)),
-            hash: hash(samples),
-        };
         let key = SeriesRow::key(sensor, &row.row);
         let commit = Transaction::on(&self.readings).create(&self.readings, &key, &row).commit();
         match commit.await? {
-            Commit::Done => Ok(Stored { samples: samples.len(), repeated: 0 }),
+            Commit::Done => Ok(Stored { samples, repeated: 0 }),
             Commit::Refused(refused) => match refused.row::<SeriesRow>(&key)? {
                 Some(there) if there.hash == row.hash => {
-                    Ok(Stored { samples: 0, repeated: samples.len() })
+                    Ok(Stored { samples: 0, repeated: samples })
                 }
                 _ => Err(TelemetryError::BundleConflict { sensor, row: row.row }),
             },
@@ -164,6 +149,23 @@ impl StoreReadings {
         }
         self.quarantine.put(&smaller, error, reason).await
     }
+}
+
+/// The rows that a bundle becomes, each with its sensor and how many samples it holds.
+pub fn rows(bundle: &Bundle, now: Timestamp) -> impl Iterator<Item = (SensorId, usize, SeriesRow)> {
+    bundle.series.iter().flat_map(move |series| {
+        split(&series.samples).filter_map(move |samples| {
+            let (Sample(start, _), Sample(end, _)) = (samples.first()?, samples.last()?);
+            let row = SeriesRow {
+                row: SeriesRow::sort_key(*start, &bundle.bundle_id),
+                end: end.millis(),
+                stored_at: now.millis(),
+                samples: ByteBuf::from(pack(samples)),
+                hash: hash(samples),
+            };
+            Some((series.sensor_id, samples.len(), row))
+        })
+    })
 }
 
 /// In rows that hold and span no more than a row may.

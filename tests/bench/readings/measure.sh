@@ -1,0 +1,46 @@
+#!/bin/sh
+# What a batch of readings takes: instructions per sample of all that store-readings does before it
+# sends the rows, then samples a second of one core and the largest memory, with a DynamoDB that answers
+# at once. Fails where the instructions are not linear within 10 %, or the memory of a batch of 500
+# records reaches 64 MB. Prints markdown tables. Needs valgrind.
+set -eu
+cd "$(dirname "$0")"
+if ! command -v valgrind >/dev/null; then
+    echo "measure.sh counts instructions with valgrind, which is missing: apt-get install valgrind" >&2
+    exit 1
+fi
+binary=${CARGO_TARGET_DIR:-$PWD/../../../target}/release/bench-readings
+cargo build --locked --quiet --release -p bench-readings
+
+instructions() {
+    valgrind --tool=callgrind --callgrind-out-file=/dev/null "$binary" build "$@" 2>&1 |
+        awk '/Collected/ { print $4 }'
+}
+
+echo "| records of 8 x 15 samples | samples | instructions a sample |"
+echo "|---:|---:|---:|"
+first=
+for records in 500 2000 10000; do
+    samples=$("$binary" build "$records" 0)
+    none=$(instructions "$records" 0)
+    once=$(instructions "$records" 1)
+    each=$(awk "BEGIN { printf \"%.0f\", ($once - $none) / $samples }")
+    echo "| $records | $samples | $each |"
+    [ -n "$first" ] || first=$each
+    if ! awk "BEGIN { exit !($each <= 1.1 * $first && $each >= 0.9 * $first) }"; then
+        echo "not linear: $each instructions a sample at $records records, $first at 500" >&2
+        exit 1
+    fi
+done
+
+echo
+echo "| records | samples a second, one core | peak memory |"
+echo "|---:|---:|---:|"
+for records in 500 10000; do
+    set -- $("$binary" store "$records" 1)
+    echo "| $records | $2 | $3 kB |"
+    if [ "$records" = 500 ] && [ "$3" -ge 64000 ]; then
+        echo "a batch of 500 records takes $3 kB, not less than 64 MB" >&2
+        exit 1
+    fi
+done
