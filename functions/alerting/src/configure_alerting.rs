@@ -5,7 +5,7 @@ use lambda::Step;
 use serde::{Deserialize, Serialize};
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
 
-use crate::{Alerting, AlertingError, AlertingRow};
+use crate::{Alerting, AlertingError, AlertingRow, Rule};
 
 /// What the step needs.
 #[derive(Debug)]
@@ -44,9 +44,9 @@ fn decide(there: &AlertingRow) -> Result<Reply, AlertingError> {
 }
 
 /// What is watched: the sensors that have a limit.
-fn rules(mut sensors: Vec<Sensor>) -> Vec<Sensor> {
+fn rules(mut sensors: Vec<Sensor>) -> Vec<Rule> {
     sensors.retain(|sensor| sensor.min.is_some() || sensor.max.is_some());
-    sensors
+    sensors.into_iter().map(Rule::new).collect()
 }
 
 impl Step for ConfigureAlerting {

@@ -5,9 +5,12 @@
 //! that comes late.
 
 pub mod configure_alerting;
+pub mod detect_breaches;
+pub mod judging;
+pub mod memory;
 pub mod remove_alerting;
 
-use contracts::{AlertingId, Saga, Sensor, Timestamp};
+use contracts::{AlertingId, Saga, Sensor, Timestamp, events::Limit};
 use lambda::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
@@ -43,7 +46,7 @@ pub enum Alerting {
     /// The limits are watched.
     Configured {
         /// The sensors that have any, each with its own.
-        rules: Vec<Sensor>,
+        rules: Vec<Rule>,
     },
     /// Tombstone: nothing is watched, nor ever will be.
     Removed,
@@ -58,6 +61,45 @@ impl Alerting {
             Self::Removed => "REMOVED",
         }
     }
+}
+
+/// A sensor with limits, and where it stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rule {
+    /// The sensor and its limits.
+    #[serde(flatten)]
+    pub sensor: Sensor,
+    /// What its readings came to. Rows of earlier releases have none: nothing was judged then.
+    #[serde(default)]
+    pub state: State,
+    /// When the reading was taken that last changed the state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed_at: Option<Timestamp>,
+}
+
+impl Rule {
+    /// A sensor of which nothing was judged yet.
+    #[must_use]
+    pub fn new(sensor: Sensor) -> Self {
+        Self { sensor, state: State::Normal, changed_at: None }
+    }
+}
+
+/// What a sensor's readings came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE", rename_all_fields = "camelCase")]
+pub enum State {
+    /// Within the limits.
+    #[default]
+    Normal,
+    /// Beyond one of them, or not yet back by the deadband.
+    Breached {
+        /// Which.
+        limit: Limit,
+        /// When the reading was taken that went beyond it.
+        breached_at: Timestamp,
+    },
 }
 
 /// Everything that can go wrong here.

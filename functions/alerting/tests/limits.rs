@@ -45,10 +45,11 @@ async fn only_sensors_with_a_limit_are_watched() {
     let row = &dynamo.rows(ALERTING).await[0];
     let both = json!({
         "sensorId": sensors[0].sensor_id, "metric": "air_temperature", "unit": "Cel",
-        "min": -50, "max": 50,
+        "min": -50, "max": 50, "state": "NORMAL",
     });
     let one = json!({
         "sensorId": sensors[1].sensor_id, "metric": "air_temperature", "unit": "Cel", "max": 99.5,
+        "state": "NORMAL",
     });
     assert_eq!(row["rules"], json!([both, one]));
     let event = &dynamo.events(AlertingId::of(saga.onboarding_id)).await[0];

@@ -86,6 +86,20 @@ impl Transaction {
         self.put(table, key, row, "#status = :status", [("status", status)])
     }
 
+    /// Replaces a row, provided that its `sequence` still is the one that the decision was made on:
+    /// nobody else changed the row since.
+    #[must_use]
+    pub fn replace_at<R: Serialize>(
+        self,
+        table: &Table,
+        key: &Key,
+        row: &R,
+        sequence: u64,
+    ) -> Self {
+        let sequence = AttributeValue::N(sequence.to_string());
+        self.put(table, key, row, "#sequence = :sequence", [("sequence", sequence)])
+    }
+
     /// Puts a row unless one is there that is as new or newer, by its `sequence`: what is projected
     /// from events must not depend on the order they come in.
     #[must_use]
@@ -316,7 +330,8 @@ fn bind<const N: usize>(values: [(&str, AttributeValue); N]) -> Bound {
 }
 
 /// Anything from nothing to `most`: those who collided don't meet again.
-pub(crate) fn jittered(most: Duration) -> Duration {
+#[must_use]
+pub fn jittered(most: Duration) -> Duration {
     let (random, _) = uuid::Uuid::new_v4().as_u64_pair();
     let share = u32::try_from(random >> 32).unwrap_or(u32::MAX);
     most.mul_f64(f64::from(share) / f64::from(u32::MAX))

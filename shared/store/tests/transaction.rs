@@ -96,6 +96,26 @@ async fn a_row_is_replaced_only_from_the_status_that_was_seen() {
 }
 
 #[tokio::test]
+async fn a_row_is_replaced_only_at_the_sequence_that_was_seen() {
+    let dynamo = Dynamo::start().await;
+    let table = dynamo.table(INVENTORY);
+    let key = Key::id("a");
+    let replace =
+        |row: &Value, seen: u64| Transaction::on(&table).replace_at(&table, &key, row, seen);
+    let (first, second) = (json!({ "sequence": 10 }), json!({ "sequence": 11 }));
+    assert_eq!(refused(replace(&second, 10)).await.row::<Value>(&key).expect("none"), None);
+    dynamo.put(INVENTORY, json!({ "id": "a", "sequence": 9, "old": true })).await;
+    done(replace(&first, 9)).await;
+    assert_eq!(dynamo.rows(INVENTORY).await, [json!({ "id": "a", "sequence": 10 })]);
+    // Neither from before nor from what is yet to come.
+    for seen in [9, 11] {
+        let there = refused(replace(&second, seen)).await.row(&key).expect("a row");
+        assert_eq!(there, Some(json!({ "id": "a", "sequence": 10 })));
+    }
+    assert_eq!(dynamo.rows(INVENTORY).await, [json!({ "id": "a", "sequence": 10 })]);
+}
+
+#[tokio::test]
 async fn a_projection_only_goes_forward() {
     let dynamo = Dynamo::start().await;
     let table = dynamo.table(INVENTORY);

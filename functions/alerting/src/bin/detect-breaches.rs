@@ -1,0 +1,15 @@
+//! Lambda function `detect-breaches`.
+
+use alerting::{detect_breaches::DetectBreaches, memory::Memory};
+use lambda::{Aws, Error, serve_raw};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    let aws = Aws::start()?;
+    let step = DetectBreaches {
+        alerting: aws.table("ALERTING_TABLE")?,
+        outbox: aws.outbox()?,
+        memory: Memory::default(),
+    };
+    serve_raw(async |batch, deadline| step.handle(&batch, deadline).await).await
+}

@@ -1,0 +1,170 @@
+//! Holds the readings stream against the sensors' limits, and tells when a sensor leaves them and
+//! when it is back.
+//!
+//! Only a change of state is written, with its event, in one transaction. A bundle may come again,
+//! late or half done: what is committed already changes nothing more. Of two functions that
+//! judge the same readings, one is refused and judges again from what the other committed.
+
+use aws_lambda_events::event::streams::KinesisEventResponse;
+use contracts::{
+    AlertingId, OnboardingId, Saga, Sensor, Timestamp,
+    events::{ReadingBackToNormal, ReadingBreachedThreshold},
+    readings::{Bundle, Sample},
+};
+use lambda::{Deadline, Failure};
+use serde_json::value::RawValue;
+use store::{Commit, NewEvent, Outbox, Table, Transaction};
+use stream::Record;
+
+use crate::{
+    Alerting, AlertingError, AlertingRow, Rule,
+    judging::{Change, Judgement, Transition, apply, judge},
+    memory::Memory,
+};
+
+/// DynamoDB takes 100 actions a transaction, and one is the row.
+const MOST_TRANSITIONS: usize = 99;
+
+/// How often a bundle is judged again because somebody else changed the row meanwhile.
+const MOST_REFUSALS: usize = 5;
+
+/// What the step needs.
+#[derive(Debug)]
+pub struct DetectBreaches {
+    /// The alerting table.
+    pub alerting: Table,
+    /// Where `ReadingBreachedThreshold` and `ReadingBackToNormal` go.
+    pub outbox: Outbox,
+    /// What the function knows from earlier batches.
+    pub memory: Memory,
+}
+
+impl DetectBreaches {
+    /// Judges a batch; answers with the first record that has to come again.
+    pub async fn handle(
+        &self,
+        payload: &RawValue,
+        deadline: Deadline,
+    ) -> Result<KinesisEventResponse, Failure> {
+        stream::consume(payload, deadline, async |record| self.record(record).await).await
+    }
+
+    async fn record(&self, record: &Record<'_>) -> Result<(), String> {
+        let now = Timestamp::now();
+        let Ok(bundle) = record.bundle(now) else {
+            // store-readings has the same record, and sets it aside.
+            metrics::counter!("BundlesSkipped").increment(1);
+            return Ok(());
+        };
+        self.detect(&bundle, now).await.map_err(|error| error.to_string())
+    }
+
+    /// Judges a bundle until nothing more comes of it. The row is read each time: one that was kept
+    /// could hide what another function has committed, and a read costs a fraction of storing the
+    /// bundle.
+    async fn detect(&self, bundle: &Bundle, now: Timestamp) -> Result<(), AlertingError> {
+        let alerting_id = AlertingId::of(OnboardingId::of(bundle.site_id));
+        let there: Option<AlertingRow> = self.alerting.get(&AlertingRow::key(alerting_id)).await?;
+        let Some(mut row) = there else { return Ok(()) };
+        let watermarks = self.memory.recall(bundle);
+
+        // Of the first judgement: what this function then commits itself is not late.
+        let mut counts = None;
+        let mut refusals = 0;
+        let (judged, late) = loop {
+            let Alerting::Configured { rules } = &row.state else { return Ok(()) };
+            let Judgement { transitions, judged, late } = judge(rules, bundle, &watermarks);
+            let counts = *counts.get_or_insert((judged, late));
+            // What does not fit comes of judging again.
+            let Some(transitions) = transitions.chunks(MOST_TRANSITIONS).next() else {
+                self.memory.advance(rules, bundle);
+                break counts;
+            };
+            row = match self.commit(&row, rules, transitions, now).await? {
+                Outcome::Done(after) => after,
+                Outcome::Refused(there) if refusals < MOST_REFUSALS => {
+                    refusals += 1;
+                    there
+                }
+                Outcome::Refused(_) => return Err(AlertingError::Busy(alerting_id)),
+            };
+        };
+        metrics::counter!("ReadingsJudged").increment(judged as u64);
+        metrics::counter!("ReadingsLate").increment(late as u64);
+        Ok(())
+    }
+
+    /// Commits changes of state, each with its event, to the row that they were decided on.
+    async fn commit(
+        &self,
+        row: &AlertingRow,
+        rules: &[Rule],
+        transitions: &[Transition],
+        now: Timestamp,
+    ) -> Result<Outcome, AlertingError> {
+        let alerting_id = AlertingId::of(row.saga.onboarding_id);
+        let key = AlertingRow::key(alerting_id);
+        let after = AlertingRow {
+            saga: row.saga,
+            state: Alerting::Configured { rules: apply(rules, transitions) },
+            sequence: row.sequence + transitions.len() as u64,
+            at: now,
+        };
+        // A reading led to the events, not the event that began the saga.
+        let saga = Saga { causation_id: None, ..row.saga };
+        let mut breaches = 0;
+        let mut changing = Transaction::on(&self.alerting);
+        changing = changing.replace_at(&self.alerting, &key, &after, row.sequence);
+        for (sequence, transition) in (row.sequence + 1..).zip(transitions) {
+            let Transition { rule, sample: Sample(at, value), change } = *transition;
+            let Sensor { sensor_id, metric, unit, .. } = rules[rule].sensor.clone();
+            let site_id = saga.site_id;
+            changing = match change {
+                Change::Breached { limit, threshold } => {
+                    breaches += 1;
+                    let data = ReadingBreachedThreshold {
+                        site_id,
+                        sensor_id,
+                        metric,
+                        unit,
+                        value,
+                        at,
+                        limit,
+                        threshold,
+                    };
+                    let event = NewEvent::of(saga, alerting_id, sequence, now, data);
+                    changing.event(&self.outbox, event)
+                }
+                Change::BackToNormal { breached_at } => {
+                    let data = ReadingBackToNormal {
+                        site_id,
+                        sensor_id,
+                        metric,
+                        unit,
+                        value,
+                        at,
+                        breached_at,
+                    };
+                    let event = NewEvent::of(saga, alerting_id, sequence, now, data);
+                    changing.event(&self.outbox, event)
+                }
+            };
+        }
+        match changing.commit().await? {
+            Commit::Done => {
+                metrics::counter!("Breaches").increment(breaches);
+                Ok(Outcome::Done(after))
+            }
+            Commit::Refused(refused) => match refused.row(&key)? {
+                Some(there) => Ok(Outcome::Refused(there)),
+                None => Err(AlertingError::Busy(alerting_id)),
+            },
+        }
+    }
+}
+
+/// The row after a commit, or as somebody else left it.
+enum Outcome {
+    Done(AlertingRow),
+    Refused(AlertingRow),
+}

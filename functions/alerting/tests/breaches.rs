@@ -1,0 +1,460 @@
+//! The readings stream held against the limits: what is told, what it costs, and what can't shake
+//! it.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use alerting::{
+    configure_alerting::ConfigureAlerting, detect_breaches::DetectBreaches, memory::Memory,
+    remove_alerting::RemoveAlerting,
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use contracts::{AlertingId, OnboardingId, Saga, SensorId, SiteId, Timestamp};
+use futures_util::future::join;
+use lambda::Deadline;
+use serde_json::{Value, json, value::to_raw_value};
+use store::{Outbox, Table};
+use testkit::{
+    Dynamo,
+    dynamo::ALERTING,
+    http::Stub,
+    saga::run,
+    sample::{self, WEATHER, noon, payload, payload_with_sensors, saga, sensors},
+};
+
+const BREACH: &str = "ReadingBreachedThreshold";
+const BACK: &str = "ReadingBackToNormal";
+
+/// Seconds after noon, and a value.
+type Reading = (i64, f64);
+
+fn detector(dynamo: &Dynamo) -> DetectBreaches {
+    DetectBreaches {
+        alerting: dynamo.table(ALERTING),
+        outbox: dynamo.outbox(),
+        memory: Memory::default(),
+    }
+}
+
+async fn configure(dynamo: &Dynamo, saga: Saga) {
+    let step = ConfigureAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() };
+    run(&step, &payload_with_sensors(saga, &WEATHER)).await.expect("alerting");
+}
+
+async fn remove(dynamo: &Dynamo, saga: Saga) {
+    let step = RemoveAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() };
+    run(&step, &payload(saga)).await.expect("no alerting");
+}
+
+/// Site "a" is watched (its first sensor from -50 to 50, its second to 99.5), and what that cost is
+/// taken off the meter.
+async fn watched() -> Dynamo {
+    let dynamo = Dynamo::start().await;
+    configure(&dynamo, saga("a")).await;
+    drop(dynamo.take_usage());
+    dynamo
+}
+
+/// A bundle of a site: readings of some of its sensors.
+fn bundle(saga: Saga, series: &[(usize, &[Reading])]) -> Value {
+    let series = series.iter().map(|(index, readings)| {
+        let samples = readings.iter().map(|(seconds, value)| json!([noon(*seconds), value]));
+        json!({
+            "sensorId": SensorId::of(saga.onboarding_id, *index),
+            "samples": samples.collect::<Value>(),
+        })
+    });
+    json!({ "bundleId": "b-1", "siteId": saga.site_id, "series": series.collect::<Value>() })
+}
+
+/// Readings of site "a"'s first sensor.
+fn first(readings: &[Reading]) -> Value {
+    bundle(saga("a"), &[(0, readings)])
+}
+
+/// Hands bundles to the function; gives the place of the record that has to come again.
+async fn deliver(step: &DetectBreaches, bundles: &[Value]) -> Option<usize> {
+    let records = bundles.iter().enumerate().map(|(place, bundle)| {
+        json!({
+            "eventID": place.to_string(),
+            "kinesis": {
+                "partitionKey": bundle["siteId"],
+                "sequenceNumber": place.to_string(),
+                "data": STANDARD.encode(bundle.to_string()),
+                "approximateArrivalTimestamp": 1_767_268_800.5,
+            },
+        })
+    });
+    hand(step, &json!({ "Records": records.collect::<Value>() })).await
+}
+
+async fn hand(step: &DetectBreaches, event: &Value) -> Option<usize> {
+    let payload = to_raw_value(event).expect("JSON");
+    let answer = step.handle(&payload, Deadline::after(Duration::from_secs(30))).await;
+    let answer = serde_json::to_value(answer.expect("an answer")).expect("JSON");
+    let failures = answer["batchItemFailures"].as_array().expect("failures");
+    assert!(failures.len() < 2, "{failures:?}");
+    let first = failures.first()?["itemIdentifier"].as_str().expect("a sequence number");
+    Some(first.parse().expect("a place"))
+}
+
+async fn done(step: &DetectBreaches, bundles: &[Value]) {
+    assert_eq!(deliver(step, bundles).await, None);
+}
+
+/// What was told of site "a" since it was configured: type, time and value.
+async fn told(dynamo: &Dynamo) -> Vec<(String, i64, f64)> {
+    let events = dynamo.events(AlertingId::of(saga("a").onboarding_id)).await;
+    let news = events.iter().skip(1).map(|row| {
+        let data = row.envelope().expect("an envelope").data;
+        let at: Timestamp = data["at"].as_str().expect("a time").parse().expect("a time");
+        let seconds = (at.millis() - noon(0).millis()) / 1000;
+        (row.kind.clone(), seconds, data["value"].as_f64().expect("a value"))
+    });
+    news.collect()
+}
+
+fn breach(seconds: i64, value: f64) -> (String, i64, f64) {
+    (BREACH.to_owned(), seconds, value)
+}
+
+fn back(seconds: i64, value: f64) -> (String, i64, f64) {
+    (BACK.to_owned(), seconds, value)
+}
+
+/// The calls since it was last asked.
+fn calls(dynamo: &Dynamo) -> BTreeMap<String, u32> {
+    dynamo.take_usage().calls
+}
+
+fn call(operation: &str) -> BTreeMap<String, u32> {
+    [(operation.to_owned(), 1)].into()
+}
+
+fn read_and_write() -> BTreeMap<String, u32> {
+    [("GetItem".to_owned(), 1), ("TransactWriteItems".to_owned(), 1)].into()
+}
+
+#[tokio::test]
+async fn a_breach_is_one_transaction_with_its_event() {
+    let dynamo = watched().await;
+    let step = detector(&dynamo);
+    done(&step, &[first(&[(0, 20.0)])]).await;
+    assert_eq!(calls(&dynamo), call("GetItem"));
+    done(&step, &[first(&[(60, 20.0), (61, 50.5), (62, 51.0)])]).await;
+    let usage = dynamo.take_usage();
+    // In a transaction, two for the row and two for the event; and one for each of its indexes.
+    assert_eq!((usage.calls, usage.write_units), (read_and_write(), 7.0));
+
+    let saga = saga("a");
+    let sensor = SensorId::of(saga.onboarding_id, 0);
+    let row = dynamo.rows(ALERTING).await.remove(0);
+    assert_eq!((&row["status"], &row["sequence"]), (&json!("CONFIGURED"), &json!(2)));
+    assert_eq!(row["rules"][0]["sensorId"], json!(sensor));
+    assert_eq!(row["rules"][0]["changedAt"], json!(noon(61)));
+    let breached = json!({ "BREACHED": { "limit": "max", "breachedAt": noon(61) } });
+    assert_eq!(row["rules"][0]["state"], breached);
+    assert_eq!(row["rules"][1]["state"], "NORMAL");
+
+    done(&step, &[first(&[(120, 49.75), (121, 49.5)])]).await;
+    let row = dynamo.rows(ALERTING).await.remove(0);
+    assert_eq!(row["rules"][0]["state"], "NORMAL");
+    assert_eq!(row["rules"][0]["changedAt"], json!(noon(121)));
+
+    let events = dynamo.events(AlertingId::of(saga.onboarding_id)).await;
+    let told: Vec<_> = events[1..]
+        .iter()
+        .map(|row| {
+            let envelope = row.envelope().expect("an envelope");
+            assert_eq!(envelope.metadata.correlation_id, saga.onboarding_id);
+            assert_eq!(envelope.metadata.causation_id, None);
+            (row.kind.as_str(), envelope.data)
+        })
+        .collect();
+    let breach = json!({
+        "siteId": saga.site_id, "sensorId": sensor, "metric": "air_temperature", "unit": "Cel",
+        "value": 50.5, "at": noon(61), "limit": "max", "threshold": 50.0,
+    });
+    let back = json!({
+        "siteId": saga.site_id, "sensorId": sensor, "metric": "air_temperature", "unit": "Cel",
+        "value": 49.5, "at": noon(121), "breachedAt": noon(61),
+    });
+    assert_eq!(told, [(BREACH, breach), (BACK, back)]);
+}
+
+#[tokio::test]
+async fn the_event_that_began_the_saga_did_not_cause_a_breach() {
+    let dynamo = Dynamo::start().await;
+    let saga = Saga { causation_id: Some(saga("b").onboarding_id.uuid()), ..saga("a") };
+    configure(&dynamo, saga).await;
+    done(&detector(&dynamo), &[first(&[(0, 51.0)])]).await;
+    let events = dynamo.events(AlertingId::of(saga.onboarding_id)).await;
+    let causes = events.iter().map(|row| row.envelope().expect("JSON").metadata.causation_id);
+    assert_eq!(causes.collect::<Vec<_>>(), [saga.causation_id, None]);
+    // It stays the configuration's.
+    assert_eq!(dynamo.rows(ALERTING).await[0]["causationId"], json!(saga.causation_id));
+}
+
+#[tokio::test]
+async fn normal_readings_cost_a_read_and_no_write() {
+    let dynamo = watched().await;
+    let step = detector(&dynamo);
+    for minute in 0..3 {
+        done(&step, &[first(&[(60 * minute, 21.0), (60 * minute + 1, -50.0)])]).await;
+        assert_eq!(calls(&dynamo), call("GetItem"));
+    }
+    // Without limits, without a rule: nothing to judge.
+    done(&step, &[bundle(saga("a"), &[(2, &[(300, 1e9)]), (17, &[(300, 1e9)])])]).await;
+    assert_eq!(calls(&dynamo), call("GetItem"));
+}
+
+#[tokio::test]
+async fn twice_delivered_is_once_told() {
+    let dynamo = watched().await;
+    let step = detector(&dynamo);
+    let story = [first(&[(0, 51.0), (1, 20.0), (2, -51.0)]), first(&[(60, -52.0), (61, 0.0)])];
+    done(&step, &story).await;
+    let expected = [breach(0, 51.0), back(1, 20.0), breach(2, -51.0), back(61, 0.0)];
+    assert_eq!(told(&dynamo).await, expected);
+    let before = dynamo.everything().await;
+    done(&step, &story).await;
+    done(&step, &[story[1].clone(), story[0].clone()]).await;
+    // Nor does a function care that knows nothing.
+    done(&detector(&dynamo), &story).await;
+    assert_eq!(dynamo.everything().await, before);
+}
+
+#[tokio::test]
+async fn a_restart_goes_on_from_the_table() {
+    let dynamo = watched().await;
+    done(&detector(&dynamo), &[first(&[(0, 51.0)])]).await;
+    let before = dynamo.everything().await;
+    let step = detector(&dynamo);
+    done(&step, &[first(&[(0, 51.0)]), first(&[(60, 49.9)])]).await;
+    assert_eq!(dynamo.everything().await, before, "still beyond, or not back by the deadband");
+    done(&step, &[first(&[(120, 20.0)])]).await;
+    assert_eq!(told(&dynamo).await, [breach(0, 51.0), back(120, 20.0)]);
+}
+
+#[tokio::test]
+async fn late_samples_change_nothing() {
+    let dynamo = watched().await;
+    let step = detector(&dynamo);
+    done(&step, &[first(&[(60, 20.0)]), first(&[(0, 51.0), (60, 51.0)])]).await;
+    assert_eq!(told(&dynamo).await, []);
+    // Of a bundle that is half late the other half counts.
+    done(&step, &[first(&[(59, 51.0), (61, 52.0)])]).await;
+    assert_eq!(told(&dynamo).await, [breach(61, 52.0)]);
+    // After a restart the row knows the last change; a watermark is each sensor's own.
+    let step = detector(&dynamo);
+    done(&step, &[bundle(saga("a"), &[(0, &[(60, 20.0)]), (1, &[(30, 99.6)])])]).await;
+    assert_eq!(told(&dynamo).await, [breach(61, 52.0), breach(30, 99.6)]);
+}
+
+#[tokio::test]
+async fn both_limits_are_watched_and_a_jump_between_them_is_told() {
+    let dynamo = watched().await;
+    let step = detector(&dynamo);
+    done(&step, &[first(&[(0, -50.5)]), first(&[(60, 50.5)]), first(&[(120, 0.0)])]).await;
+    assert_eq!(told(&dynamo).await, [breach(0, -50.5), breach(60, 50.5), back(120, 0.0)]);
+    let events = dynamo.events(AlertingId::of(saga("a").onboarding_id)).await;
+    let data = |place: usize| events[place].envelope().expect("an envelope").data;
+    assert_eq!((&data(1)["limit"], &data(1)["threshold"]), (&json!("min"), &json!(-50.0)));
+    assert_eq!((&data(2)["limit"], &data(2)["threshold"]), (&json!("max"), &json!(50.0)));
+    assert_eq!(data(3)["breachedAt"], json!(noon(60)));
+}
+
+#[tokio::test]
+async fn a_value_that_scatters_about_its_limit_is_one_breach() {
+    let dynamo = watched().await;
+    let scatter: Vec<_> = (0..60).map(|n| (n, if n % 2 == 0 { 50.2 } else { 49.8 })).collect();
+    done(&detector(&dynamo), &[first(&scatter)]).await;
+    assert_eq!(told(&dynamo).await, [breach(0, 50.2)]);
+}
+
+#[tokio::test]
+async fn all_changes_of_a_bundle_are_one_transaction() {
+    let dynamo = watched().await;
+    let bundle = bundle(
+        saga("a"),
+        &[(1, &[(5, 100.0), (6, 0.0)]), (2, &[(0, 1e9)]), (0, &[(0, 51.0), (1, -51.0), (2, 0.0)])],
+    );
+    done(&detector(&dynamo), &[bundle]).await;
+    let expected = [("GetItem".to_owned(), 1), ("TransactWriteItems".to_owned(), 1)];
+    assert_eq!(calls(&dynamo), expected.into());
+    let in_order =
+        [breach(5, 100.0), back(6, 0.0), breach(0, 51.0), breach(1, -51.0), back(2, 0.0)];
+    assert_eq!(told(&dynamo).await, in_order);
+    assert_eq!(dynamo.rows(ALERTING).await[0]["sequence"], 6);
+}
+
+#[tokio::test]
+async fn more_changes_than_a_transaction_takes_are_several() {
+    let dynamo = watched().await;
+    let step = detector(&dynamo);
+    let wild: Vec<_> = (0..130).map(|n| (n, if n % 2 == 0 { 51.0 } else { -51.0 })).collect();
+    let bundle = bundle(saga("a"), &[(0, &wild), (1, &[(0, 100.0)]), (2, &[(0, 1e9)])]);
+    done(&step, std::slice::from_ref(&bundle)).await;
+    let expected = [("GetItem".to_owned(), 1), ("TransactWriteItems".to_owned(), 2)];
+    assert_eq!(calls(&dynamo), expected.into());
+    let mut every: Vec<_> = wild.iter().map(|(at, value)| breach(*at, *value)).collect();
+    every.push(breach(0, 100.0));
+    assert_eq!(told(&dynamo).await, every);
+    let before = dynamo.everything().await;
+    done(&step, &[bundle]).await;
+    assert_eq!(dynamo.everything().await, before);
+}
+
+#[tokio::test]
+async fn of_two_functions_with_the_same_bundle_one_tells() {
+    let dynamo = watched().await;
+    let (one, other) = (detector(&dynamo), detector(&dynamo));
+    let mut expected = Vec::new();
+    let mut refused = 0;
+    for minute in (0..20).step_by(2) {
+        drop(dynamo.take_usage());
+        for (at, value) in [(60 * minute, 51.0), (60 * minute + 60, 20.0)] {
+            let bundle = [first(&[(at, value)])];
+            join(done(&one, &bundle), done(&other, &bundle)).await;
+        }
+        refused += calls(&dynamo)["TransactWriteItems"] - 2;
+        expected.extend([breach(60 * minute, 51.0), back(60 * minute + 60, 20.0)]);
+    }
+    assert_eq!(told(&dynamo).await, expected);
+    assert!(refused > 0, "both had read before one of them wrote");
+}
+
+#[tokio::test]
+async fn functions_that_take_turns_tell_what_one_alone_would() {
+    let dynamo = watched().await;
+    let (one, other) = (detector(&dynamo), detector(&dynamo));
+    done(&one, &[first(&[(0, 20.0)])]).await;
+    done(&other, &[first(&[(60, 51.0)])]).await;
+    done(&one, &[first(&[(120, 52.0)])]).await;
+    done(&other, &[first(&[(180, 20.0)])]).await;
+    done(&one, &[first(&[(240, 51.0)])]).await;
+    assert_eq!(told(&dynamo).await, [breach(60, 51.0), back(180, 20.0), breach(240, 51.0)]);
+}
+
+#[tokio::test]
+async fn nothing_is_told_of_a_site_that_is_no_longer_watched() {
+    let dynamo = watched().await;
+    let step = detector(&dynamo);
+    remove(&dynamo, saga("a")).await;
+    let before = dynamo.everything().await;
+    done(&step, &[first(&[(60, 51.0)])]).await;
+    assert_eq!(dynamo.everything().await, before);
+}
+
+#[tokio::test]
+async fn a_removal_between_the_read_and_the_write_wins_or_comes_after() {
+    for name in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+        let dynamo = Dynamo::start().await;
+        configure(&dynamo, saga(name)).await;
+        let step = detector(&dynamo);
+        let breach = [bundle(saga(name), &[(0, &[(60, 51.0)])])];
+        let removal = RemoveAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() };
+        let payload = payload(saga(name));
+        // Whoever comes second may have to try again, as the state machine does.
+        let (_, removed) = join(done(&step, &breach), run(&removal, &payload)).await;
+        if removed.is_err() {
+            remove(&dynamo, saga(name)).await;
+        }
+        let story = dynamo.story(AlertingId::of(saga(name).onboarding_id)).await;
+        assert_eq!(story.last().map(String::as_str), Some("AlertingRemoved"), "{story:?}");
+        assert!(story.len() <= 3, "{story:?}");
+        let before = dynamo.everything().await;
+        done(&step, &[bundle(saga(name), &[(0, &[(120, 20.0)])])]).await;
+        assert_eq!(dynamo.everything().await, before);
+    }
+}
+
+#[tokio::test]
+async fn a_breached_site_can_be_removed() {
+    let dynamo = watched().await;
+    let step = detector(&dynamo);
+    done(&step, &[first(&[(0, 51.0)])]).await;
+    remove(&dynamo, saga("a")).await;
+    done(&step, &[first(&[(60, 20.0)])]).await;
+    let story = dynamo.story(AlertingId::of(saga("a").onboarding_id)).await;
+    assert_eq!(story, ["AlertingConfigured", BREACH, "AlertingRemoved"]);
+}
+
+#[tokio::test]
+async fn a_site_is_watched_from_the_moment_it_is_configured() {
+    let dynamo = Dynamo::start().await;
+    let step = detector(&dynamo);
+    done(&step, &[first(&[(0, 51.0)])]).await;
+    configure(&dynamo, saga("a")).await;
+    done(&step, &[first(&[(60, 52.0)])]).await;
+    assert_eq!(told(&dynamo).await, [breach(60, 52.0)]);
+}
+
+#[tokio::test]
+async fn a_row_of_the_release_before_is_read_as_normal() {
+    let dynamo = Dynamo::start().await;
+    let saga = saga("a");
+    let alerting = AlertingId::of(saga.onboarding_id);
+    configure(&dynamo, saga).await;
+    let row = json!({
+        "id": format!("alerting#{alerting}"), "onboardingId": saga.onboarding_id,
+        "siteId": saga.site_id, "status": "CONFIGURED", "sequence": 1, "at": noon(0),
+        "rules": sensors(saga, &WEATHER[..2]),
+    });
+    dynamo.put(ALERTING, row).await;
+    done(&detector(&dynamo), &[first(&[(0, 51.0)])]).await;
+    assert_eq!(told(&dynamo).await, [breach(0, 51.0)]);
+}
+
+#[tokio::test]
+async fn what_is_no_bundle_is_skipped() {
+    let dynamo = watched().await;
+    let mut tomorrow = first(&[(0, 51.0)]);
+    let ahead = Timestamp::now().plus_millis(24 * 60 * 60 * 1000);
+    tomorrow["series"][0]["samples"] = json!([[ahead, 51.0]]);
+    let no_bundle = json!({ "siteId": saga("a").site_id, "temperature": 51.0 });
+    done(&detector(&dynamo), &[no_bundle, tomorrow, first(&[(0, 52.0)])]).await;
+    assert_eq!(told(&dynamo).await, [breach(0, 52.0)]);
+}
+
+#[tokio::test]
+async fn a_row_that_does_not_read_stops_its_site_alone() {
+    let dynamo = watched().await;
+    let other = saga("b");
+    let key = format!("alerting#{}", AlertingId::of(other.onboarding_id));
+    dynamo.put(ALERTING, json!({ "id": key, "status": "CONFIGURED", "rules": "none" })).await;
+    let step = detector(&dynamo);
+    let broken = bundle(other, &[(0, &[(0, 51.0)])]);
+    assert_eq!(deliver(&step, &[broken, first(&[(0, 51.0)])]).await, Some(0));
+    assert_eq!(told(&dynamo).await, [breach(0, 51.0)]);
+}
+
+#[tokio::test]
+async fn trouble_stops_the_lane_and_what_was_not_committed_is_judged_again() {
+    let dynamo = watched().await;
+    let mut step = detector(&dynamo);
+    let story = [first(&[(0, 20.0)]), first(&[(60, 51.0)]), first(&[(120, 20.0)])];
+    let down = Stub::start(|_| (500, json!({}))).await;
+    let client = aws_sdk_dynamodb::Client::new(&down.config());
+    // It reads, and can't write.
+    step.outbox = Outbox::new(Table::new(client.clone(), "EventsTable"));
+    let table = std::mem::replace(&mut step.alerting, Table::new(client, ALERTING));
+    assert_eq!(deliver(&step, &story).await, Some(0));
+    step.alerting = table;
+    step.outbox = Outbox::new(dynamo.table("NoTable"));
+    assert_eq!(deliver(&step, &story).await, Some(1));
+    assert_eq!(told(&dynamo).await, []);
+    step.outbox = dynamo.outbox();
+    assert_eq!(deliver(&step, &story[1..]).await, None);
+    assert_eq!(told(&dynamo).await, [breach(60, 51.0), back(120, 20.0)]);
+}
+
+#[tokio::test]
+async fn the_sample_event_breaches_a_limit_of_the_sample_site() {
+    let dynamo = Dynamo::start().await;
+    let step = ConfigureAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() };
+    run(&step, &sample::event("configure-alerting")).await.expect("alerting");
+    assert_eq!(hand(&detector(&dynamo), &sample::event("detect-breaches")).await, None);
+    let site = SiteId::registered("registry.example", "sample-registration");
+    let alerting = AlertingId::of(OnboardingId::of(site));
+    assert_eq!(dynamo.story(alerting).await, ["AlertingConfigured", BREACH]);
+}
