@@ -4,7 +4,10 @@
 //! `<first sample's time>/<bundleId>` for each series of a bundle ([`SeriesRow`]), and a row `SENSOR` for
 //! the sensor itself ([`SensorRow`]). Emits no events.
 
+pub mod accept_readings;
+pub mod get_readings;
 pub mod packing;
+pub mod paging;
 pub mod project_sensors;
 pub mod register;
 pub mod store_readings;

@@ -1,13 +1,19 @@
 //! Answers of the HTTP API; errors are RFC 9457 problem details.
 
+use std::time::Duration;
+
 use aws_lambda_events::{
     apigw::{ApiGatewayProxyRequest, ApiGatewayProxyResponse},
     encodings::Body,
     http::{HeaderMap, HeaderName, HeaderValue},
 };
 use serde::Serialize;
+use serde_json::{Map, Value};
 
-use crate::{Error, ErrorKind, Failure, Fault, InvalidInput, decode, serve_raw};
+use crate::{Deadline, Error, ErrorKind, Failure, Fault, InvalidInput, decode, serve_raw};
+
+/// What a handler has between the end of its work and its being cut off.
+const TO_TELL: Duration = Duration::from_millis(250);
 
 /// The request as API Gateway's proxy integration sends it.
 pub type Request = ApiGatewayProxyRequest;
@@ -36,6 +42,12 @@ pub struct Problem {
     /// Field by field, where fields are wrong.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
+    /// Extension members: what a program needs to know of this kind.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub extensions: Option<Box<Map<String, Value>>>,
+    /// Seconds until the same request may go through: the header `Retry-After`.
+    #[serde(skip)]
+    pub retry_after: Option<u16>,
 }
 
 impl Problem {
@@ -48,7 +60,16 @@ impl Problem {
             status,
             detail: detail.into(),
             errors: Vec::new(),
+            extensions: None,
+            retry_after: None,
         }
+    }
+
+    /// With an extension member.
+    #[must_use]
+    pub fn with(mut self, member: &str, value: impl Into<Value>) -> Self {
+        self.extensions.get_or_insert_default().insert(member.to_owned(), value.into());
+        self
     }
 
     /// 400: the fields that are wrong.
@@ -104,7 +125,7 @@ impl From<InvalidInput> for Problem {
 #[derive(Debug)]
 pub struct Answer {
     status: u16,
-    body: serde_json::Value,
+    body: Value,
     location: Option<String>,
 }
 
@@ -152,18 +173,23 @@ pub fn header<'a>(request: &'a Request, name: &str) -> Option<&'a str> {
 /// Turns what a handler came to into the response that API Gateway passes on.
 #[must_use]
 pub fn response(answer: Result<Answer, Problem>) -> ApiGatewayProxyResponse {
-    let (status, kind, location, body) = match answer {
-        Ok(answer) => (answer.status, "application/json", answer.location, answer.body.to_string()),
+    let mut headers = HeaderMap::new();
+    let (status, kind, body) = match answer {
+        Ok(answer) => {
+            if let Some(location) = answer.location.and_then(|at| HeaderValue::try_from(at).ok()) {
+                headers.insert(HeaderName::from_static("location"), location);
+            }
+            (answer.status, "application/json", answer.body.to_string())
+        }
         Err(problem) => {
+            if let Some(seconds) = problem.retry_after {
+                headers.insert(HeaderName::from_static("retry-after"), seconds.into());
+            }
             let body = serde_json::to_string(&problem).unwrap_or_else(|_| "{}".to_owned());
-            (problem.status, "application/problem+json", None, body)
+            (problem.status, "application/problem+json", body)
         }
     };
-    let mut headers = HeaderMap::new();
     headers.insert(HeaderName::from_static("content-type"), HeaderValue::from_static(kind));
-    if let Some(location) = location.and_then(|location| HeaderValue::try_from(location).ok()) {
-        headers.insert(HeaderName::from_static("location"), location);
-    }
     let mut response = ApiGatewayProxyResponse::default();
     response.status_code = i64::from(status);
     response.headers = headers;
@@ -176,10 +202,19 @@ pub fn response(answer: Result<Answer, Problem>) -> ApiGatewayProxyResponse {
 pub async fn serve_http(
     handler: impl AsyncFn(Request) -> Result<Answer, Problem>,
 ) -> Result<(), Error> {
+    serve_http_until(async |request, _| handler(request).await).await
+}
+
+/// The same for a handler that tells how far it came when the time runs out: it hears when its work
+/// must be over, a moment before it is cut off.
+pub async fn serve_http_until(
+    handler: impl AsyncFn(Request, Deadline) -> Result<Answer, Problem>,
+) -> Result<(), Error> {
     let handler = &handler;
     serve_raw(async |payload, deadline| {
         let request: Request = decode(payload.get())?;
-        let answer = tokio::time::timeout(deadline.left(), Box::pin(handler(request))).await;
+        let work = handler(request, Deadline::after(deadline.left().saturating_sub(TO_TELL)));
+        let answer = tokio::time::timeout(deadline.left(), Box::pin(work)).await;
         Ok::<_, Failure>(response(answer.unwrap_or_else(|_| {
             Err(Problem::new(
                 503,
@@ -194,7 +229,7 @@ pub async fn serve_http(
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -226,6 +261,27 @@ mod tests {
                 "status": 400,
                 "detail": "Correct sensors[2].unit and send the request again.",
                 "errors": [{ "field": "sensors[2].unit", "message": "is missing" }],
+            })
+        );
+    }
+
+    #[test]
+    fn a_problem_tells_programs_more_and_when_to_come_again() {
+        let busy = Problem::new(503, "busy", "Busy", "Later.").with("accepted", 2);
+        let sent = sent(Err(Problem { retry_after: Some(5), ..busy }));
+        assert_eq!(
+            sent["headers"],
+            json!({ "content-type": "application/problem+json", "retry-after": "5" })
+        );
+        let body: Value = serde_json::from_str(sent["body"].as_str().expect("text")).expect("JSON");
+        assert_eq!(
+            body,
+            json!({
+                "type": "urn:fieldstation:problem:busy",
+                "title": "Busy",
+                "status": 503,
+                "detail": "Later.",
+                "accepted": 2,
             })
         );
     }

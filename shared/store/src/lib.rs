@@ -14,4 +14,4 @@ pub use error::StoreError;
 pub use idempotency::{Begin, Idempotency, Lock};
 pub use outbox::{EventRow, NewEvent, Outbox, UNPUBLISHED_SHARDS};
 pub use table::{Key, Table};
-pub use transaction::{Commit, Refused, Transaction};
+pub use transaction::{Commit, Refused, Transaction, jittered};

@@ -40,6 +40,8 @@ pub const DEVICES: &str = "DevicesTable";
 pub const BILLING: &str = "BillingTable";
 /// alerting's table.
 pub const ALERTING: &str = "AlertingTable";
+/// telemetry's table.
+pub const READINGS: &str = "ReadingsTable";
 /// Outbox and event log.
 pub const EVENTS: &str = "EventsTable";
 
@@ -56,6 +58,7 @@ pub fn tables() -> BTreeMap<&'static str, Value> {
         (DEVICES, id()),
         (BILLING, id()),
         (ALERTING, id()),
+        (READINGS, table(&[("sensorId", "S"), ("row", "S")], &[], json!([]))),
         (
             SITES,
             table(

@@ -1,0 +1,326 @@
+//! `POST /readings`: takes a bundle, or a list of bundles, and puts each on the readings stream.
+//!
+//! 202 says that all of them are on the stream. Whatever else happened, the whole request may be
+//! sent again: a bundle counts once.
+
+use std::{collections::HashMap, time::Duration};
+
+use aws_sdk_kinesis::{
+    Client,
+    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    operation::put_records::PutRecordsError,
+    primitives::Blob,
+    types::{PutRecordsRequestEntry, PutRecordsResultEntry},
+};
+use contracts::{
+    SiteId, Timestamp,
+    readings::{Bundle, BundleId},
+};
+use lambda::{
+    Deadline, ErrorKind, Fault,
+    http::{self, Answer, FieldError, Problem, Request},
+};
+use serde::Serialize;
+use store::jittered;
+
+/// In bytes. Lambda takes a request of 6 MiB, with the body escaped in it.
+const LARGEST_BODY: usize = 4 * 1024 * 1024;
+/// `PutRecords` takes so many records a call.
+const MOST_BUNDLES: usize = 500;
+/// A record's data and partition key, in bytes.
+const LARGEST_RECORD: usize = 1024 * 1024;
+/// All records of a call, in bytes: written out anew, a body can be longer than it came.
+const LARGEST_CALL: usize = 5 * 1024 * 1024;
+/// How often a bundle is put that the stream can't take now.
+const ATTEMPTS: u32 = 6;
+/// The longest pause after the first attempt; after each further one it doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// A shard's allowance is by the second; a stream on demand takes minutes to grow.
+const RETRY_AFTER_SECONDS: u16 = 5;
+
+/// What the step needs.
+#[derive(Debug)]
+pub struct AcceptReadings {
+    /// Kinesis. What failed is put again here, so the client need not.
+    pub client: Client,
+    /// The readings stream's name.
+    pub stream_name: String,
+}
+
+#[derive(Serialize)]
+struct Reply<'a> {
+    accepted: usize,
+    bundles: Vec<&'a BundleId>,
+}
+
+/// Kinesis refuses the call, and would again: a defect of ours, or of the deployment.
+#[derive(Debug, thiserror::Error)]
+#[error("the readings stream can't be put to: {0}")]
+struct Refused(String);
+
+impl Fault for Refused {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::Internal
+    }
+}
+
+/// A bundle on its way.
+struct Record<'a> {
+    /// Of the bundle in the body, for the answer.
+    place: String,
+    bundle: &'a Bundle,
+    partition_key: String,
+    data: Vec<u8>,
+}
+
+impl Record<'_> {
+    fn bytes(&self) -> usize {
+        self.data.len() + self.partition_key.len()
+    }
+}
+
+impl AcceptReadings {
+    /// 202 once all bundles are on the stream; 400 or 413 with what to do, and nothing put; 503
+    /// with what was put and what was not, when the stream can't take all before the deadline.
+    pub async fn handle(
+        &self,
+        request: &Request,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<Answer, Problem> {
+        let body = body(request)?;
+        let (bundles, listed) = if body.trim_start().starts_with('[') {
+            (lambda::decode(body)?, true)
+        } else {
+            (vec![lambda::decode(body)?], false)
+        };
+        check(&bundles, listed, now)?;
+        let records = records(&bundles, listed)?;
+
+        let taken = self.put(&records, deadline).await.map_err(|refused| Problem::of(&refused))?;
+        let (put, left): (Vec<_>, Vec<_>) =
+            records.iter().zip(taken).partition(|(_, taken)| *taken);
+        metrics::counter!("BundlesAccepted").increment(put.len() as u64);
+        metrics::counter!("BundlesNotTaken").increment(left.len() as u64);
+        let bundles: Vec<_> = put.iter().map(|(record, _)| &record.bundle.bundle_id).collect();
+        if left.is_empty() {
+            return Answer::new(202, &Reply { accepted: bundles.len(), bundles });
+        }
+        let bundles: Vec<_> = bundles.into_iter().map(BundleId::as_str).collect();
+        Err(busy(&bundles, left.into_iter().map(|(record, _)| record)))
+    }
+
+    /// Puts the records, those again that were not taken; tells of each whether it was.
+    async fn put(&self, records: &[Record<'_>], deadline: Deadline) -> Result<Vec<bool>, Refused> {
+        let mut taken = vec![false; records.len()];
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                let pause = jittered(FIRST_PAUSE * 2_u32.pow(attempt - 1));
+                if pause >= deadline.left() {
+                    break;
+                }
+                tokio::time::sleep(pause).await;
+            }
+            let left: Vec<_> = (0..records.len()).filter(|index| !taken[*index]).collect();
+            for call in calls(records, &left) {
+                // A stream that hangs must not take the time that the answer needs.
+                let put = self.put_once(call.iter().map(|index| &records[*index]));
+                let Ok(answers) = tokio::time::timeout(deadline.left(), put).await else { break };
+                for (index, entry) in call.iter().zip(answers?) {
+                    taken[*index] = entry.sequence_number.is_some() && entry.error_code.is_none();
+                }
+            }
+            if deadline.passed() || taken.iter().all(|taken| *taken) {
+                break;
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Kinesis answers entry by entry, in the records' order. Nothing is known of a record that
+    /// the answer leaves out, nor of all of them if the call fails: they count as not put.
+    async fn put_once<'a>(
+        &self,
+        records: impl Iterator<Item = &'a Record<'a>>,
+    ) -> Result<Vec<PutRecordsResultEntry>, Refused> {
+        let entries = records
+            .map(|record| {
+                PutRecordsRequestEntry::builder()
+                    .data(Blob::new(record.data.clone()))
+                    .partition_key(&record.partition_key)
+                    .build()
+            })
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| Refused(error.to_string()))?;
+        let call = self.client.put_records().stream_name(&self.stream_name);
+        match call.set_records(Some(entries)).send().await {
+            Ok(answer) => {
+                let failed = answer.records().iter().filter(|entry| entry.error_code.is_some());
+                if let Some(first) = failed.clone().next() {
+                    let records = failed.count();
+                    let (error, reason) = (first.error_code(), first.error_message());
+                    tracing::warn!(records, error, reason, "records not taken");
+                }
+                Ok(answer.records)
+            }
+            Err(error) => {
+                let reason = DisplayErrorContext(&error).to_string();
+                if !passes_by_itself(&error) {
+                    return Err(Refused(reason));
+                }
+                tracing::warn!(%reason, "call failed");
+                Ok(Vec::new())
+            }
+        }
+    }
+}
+
+fn passes_by_itself(error: &SdkError<PutRecordsError>) -> bool {
+    match error {
+        SdkError::ServiceError(context) => {
+            context.raw().status().as_u16() >= 500
+                || matches!(
+                    context.err().code(),
+                    Some(
+                        "InternalFailureException"
+                            | "KMSThrottlingException"
+                            | "LimitExceededException"
+                            | "ProvisionedThroughputExceededException"
+                            | "RequestLimitExceeded"
+                            | "ThrottlingException"
+                    )
+                )
+        }
+        SdkError::ConstructionFailure(_) => false,
+        _ => true,
+    }
+}
+
+/// The records of each call, by their places in `records`.
+fn calls<'a>(records: &[Record<'_>], left: &'a [usize]) -> Vec<&'a [usize]> {
+    let mut calls = Vec::new();
+    let mut rest = left;
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fit = rest.iter().take_while(|index| {
+            bytes += records[**index].bytes();
+            bytes <= LARGEST_CALL
+        });
+        let (call, behind) = rest.split_at(fit.count().max(1));
+        calls.push(call);
+        rest = behind;
+    }
+    calls
+}
+
+fn body(request: &Request) -> Result<&str, Problem> {
+    http::body(request, LARGEST_BODY).map_err(|problem| match problem.status {
+        413 => Problem {
+            detail: format!(
+                "{} Send the bundles in several requests, or a single one as several bundles of \
+                 fewer minutes, each with a bundleId of its own.",
+                problem.detail
+            ),
+            ..problem
+        },
+        _ => problem,
+    })
+}
+
+fn too_large(detail: impl Into<String>) -> Problem {
+    Problem::new(413, "too-large", "The body is too large", detail)
+}
+
+/// The field at `path` (nothing for the whole) of the bundle at that index.
+fn field(listed: bool, index: usize, path: &str) -> String {
+    match (listed, path) {
+        (true, "") => format!("[{index}]"),
+        (true, path) => format!("[{index}].{path}"),
+        (false, "") => "body".to_owned(),
+        (false, path) => path.to_owned(),
+    }
+}
+
+/// Whether all bundles can be taken.
+fn check(bundles: &[Bundle], listed: bool, now: Timestamp) -> Result<(), Problem> {
+    if bundles.len() > MOST_BUNDLES {
+        return Err(too_large(format!(
+            "The list has {} bundles; send them in several requests of at most {MOST_BUNDLES}.",
+            bundles.len()
+        )));
+    }
+    let mut errors = Vec::new();
+    if bundles.is_empty() {
+        let message = format!("is an empty list; give 1 to {MOST_BUNDLES} bundles");
+        errors.push(FieldError { field: "body".to_owned(), message });
+    }
+    let mut places: HashMap<(SiteId, &BundleId), usize> = HashMap::new();
+    for (index, bundle) in bundles.iter().enumerate() {
+        if let Err(wrong) = bundle.check(now) {
+            let field = field(listed, index, &wrong.at);
+            errors.push(FieldError { field, message: wrong.problem });
+        }
+        let place = *places.entry((bundle.site_id, &bundle.bundle_id)).or_insert(index);
+        if place != index {
+            let message = format!(
+                "is {}, as [{place}] is; give each bundle of a site an id of its own, and each \
+                 once",
+                bundle.bundle_id
+            );
+            errors.push(FieldError { field: field(listed, index, "bundleId"), message });
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Problem::invalid(errors)) }
+}
+
+/// The bundles as they go onto the stream.
+fn records(bundles: &[Bundle], listed: bool) -> Result<Vec<Record<'_>>, Problem> {
+    let mut records = Vec::with_capacity(bundles.len());
+    let mut errors = Vec::new();
+    for (index, bundle) in bundles.iter().enumerate() {
+        let record = Record {
+            place: field(listed, index, ""),
+            bundle,
+            partition_key: bundle.site_id.to_string(),
+            data: serde_json::to_vec(bundle)
+                .map_err(|error| Problem::of(&Refused(error.to_string())))?,
+        };
+        if record.bytes() > LARGEST_RECORD {
+            errors.push(FieldError {
+                field: record.place.clone(),
+                message: format!(
+                    "bundle {} has {} bytes on the stream, which takes {LARGEST_RECORD}",
+                    bundle.bundle_id,
+                    record.bytes()
+                ),
+            });
+        }
+        records.push(record);
+    }
+    if errors.is_empty() {
+        return Ok(records);
+    }
+    let problem = too_large(
+        "A bundle is too large for the stream: send it as several bundles of fewer minutes, each \
+         with a bundleId of its own.",
+    );
+    Err(Problem { errors, ..problem })
+}
+
+/// 503: some bundles, or all, are not on the stream.
+fn busy<'a>(put: &[&str], left: impl Iterator<Item = &'a Record<'a>>) -> Problem {
+    let errors = left.map(|record| FieldError {
+        field: record.place.clone(),
+        message: format!("bundle {} is not on the stream", record.bundle.bundle_id),
+    });
+    let problem = Problem::new(
+        503,
+        "stream-busy",
+        "The stream can't take all bundles now",
+        "Send the bundles that `errors` names again, after the seconds that Retry-After tells. \
+         Sending all of them again does no harm: a bundle counts once.",
+    )
+    .with("accepted", put.len())
+    .with("bundles", put);
+    Problem { errors: errors.collect(), retry_after: Some(RETRY_AFTER_SECONDS), ..problem }
+}

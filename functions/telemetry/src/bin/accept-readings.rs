@@ -1,0 +1,21 @@
+//! Lambda function `accept-readings`.
+
+use aws_sdk_kinesis::{
+    Client,
+    config::{Builder, retry::RetryConfig},
+};
+use contracts::Timestamp;
+use lambda::{Aws, Error, env, http::serve_http_until};
+use telemetry::accept_readings::AcceptReadings;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    let aws = Aws::start()?;
+    let config = Builder::from(aws.config()).retry_config(RetryConfig::disabled()).build();
+    let step =
+        AcceptReadings { client: Client::from_conf(config), stream_name: env("READINGS_STREAM")? };
+    serve_http_until(async |request, deadline| {
+        step.handle(&request, Timestamp::now(), deadline).await
+    })
+    .await
+}

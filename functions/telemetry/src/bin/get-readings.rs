@@ -1,0 +1,11 @@
+//! Lambda function `get-readings`.
+
+use lambda::{Aws, Error, serve_http};
+use telemetry::{get_readings::GetReadings, paging::Paging};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    let aws = Aws::start()?;
+    let step = GetReadings { readings: aws.table("READINGS_TABLE")?, paging: Paging::of(&aws)? };
+    serve_http(async |request| step.handle(&request).await).await
+}

@@ -1,0 +1,334 @@
+//! Tokens of pages: where a walk goes on, signed, so that nobody can make one or change one.
+//!
+//! A token is base64url (without padding) of an HMAC-SHA256 and a payload. The signature is over
+//! the payload and over the scope, all that the payload only holds for, which is not in the token.
+
+use std::{fmt, time::Duration};
+
+use aws_sdk_secretsmanager::{
+    Client,
+    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use hmac::{Hmac, KeyInit, Mac};
+use lambda::{Aws, ConfigError, ErrorKind, Fault};
+use sha2::Sha256;
+use tokio::{sync::Mutex, time::Instant};
+
+/// In characters: 190 bits of letters and digits are beyond guessing.
+const SHORTEST_KEY: usize = 32;
+/// A rotated key is noticed after so long; in between, wrong tokens cost no call.
+const READ_AGAIN_AFTER: Duration = Duration::from_mins(1);
+/// Of HMAC-SHA256, in bytes.
+const SIGNATURE: usize = 32;
+
+/// What tokens are signed with. It never shows in `Debug`, errors or logs.
+#[derive(Clone)]
+pub struct SigningKey(Hmac<Sha256>);
+
+impl SigningKey {
+    /// Takes a key as it was stored: a random text of at least 32 characters.
+    pub fn new(text: &str) -> Result<Self, PagingError> {
+        let key = Some(text).filter(|text| text.len() >= SHORTEST_KEY);
+        key.and_then(|text| Hmac::new_from_slice(text.as_bytes()).ok())
+            .map(Self)
+            .ok_or(PagingError::WeakKey)
+    }
+
+    fn mac(&self, scope: &str, payload: &[u8]) -> Hmac<Sha256> {
+        let mut mac = self.0.clone();
+        // Length first, so that no byte can be shifted from the scope into the payload.
+        mac.update(&(scope.len() as u64).to_be_bytes());
+        mac.update(scope.as_bytes());
+        mac.update(payload);
+        mac
+    }
+
+    fn token(&self, scope: &str, payload: &str) -> String {
+        let signature = self.mac(scope, payload.as_bytes()).finalize().into_bytes();
+        URL_SAFE_NO_PAD.encode([&signature[..], payload.as_bytes()].concat())
+    }
+
+    /// The token's payload, if this key signed it for that scope.
+    fn payload(&self, scope: &str, token: &str) -> Option<String> {
+        let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
+        let (signature, payload) = bytes.split_at_checked(SIGNATURE)?;
+        self.mac(scope, payload).verify_slice(signature).ok()?;
+        String::from_utf8(payload.to_vec()).ok()
+    }
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SigningKey(hidden)")
+    }
+}
+
+/// Where the signing key comes from.
+pub enum KeySource {
+    /// Secrets Manager: the secret's ARN or name.
+    Secret {
+        /// The client.
+        secrets: Client,
+        /// The secret.
+        id: String,
+    },
+    /// Given, for tests.
+    Given(SigningKey),
+}
+
+impl fmt::Debug for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Secret { id, .. } => f.debug_struct("Secret").field("id", id).finish(),
+            Self::Given(_) => f.write_str("Given(hidden)"),
+        }
+    }
+}
+
+/// Why a token can neither be made nor be judged. No variant ever holds the key.
+#[derive(Debug, thiserror::Error)]
+pub enum PagingError {
+    /// Throttled, timed out: the same call may go through later.
+    #[error("the paging secret can't be read now: {0}")]
+    Unavailable(String),
+    /// It would be refused again.
+    #[error("the paging secret can't be read: {0}")]
+    Refused(String),
+    /// Someone could guess it.
+    #[error("the paging secret is too short; put a random text of {SHORTEST_KEY} characters there")]
+    WeakKey,
+}
+
+impl Fault for PagingError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Unavailable(_) => ErrorKind::Transient,
+            Self::Refused(_) | Self::WeakKey => ErrorKind::Internal,
+        }
+    }
+}
+
+impl<E> From<SdkError<E>> for PagingError
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    fn from(error: SdkError<E>) -> Self {
+        let text = DisplayErrorContext(&error).to_string();
+        match &error {
+            SdkError::ServiceError(context)
+                if context.raw().status().as_u16() < 500
+                    && context.err().code() != Some("ThrottlingException") =>
+            {
+                Self::Refused(text)
+            }
+            SdkError::ConstructionFailure(_) => Self::Refused(text),
+            _ => Self::Unavailable(text),
+        }
+    }
+}
+
+/// Makes tokens and reads them.
+#[derive(Debug)]
+pub struct Paging {
+    source: KeySource,
+    kept: Mutex<Option<Kept>>,
+}
+
+#[derive(Clone, Debug)]
+struct Kept {
+    key: SigningKey,
+    read_at: Instant,
+}
+
+impl Paging {
+    /// With the key in the secret that `PAGING_SECRET_ARN` names.
+    pub fn of(aws: &Aws) -> Result<Self, ConfigError> {
+        let secrets = Client::new(aws.config());
+        Ok(Self::new(KeySource::Secret { secrets, id: lambda::env("PAGING_SECRET_ARN")? }))
+    }
+
+    /// With the key from that source, read when it is first needed.
+    #[must_use]
+    pub fn new(source: KeySource) -> Self {
+        Self { source, kept: Mutex::new(None) }
+    }
+
+    /// A token that gives the payload back, for the same scope alone.
+    pub async fn token(&self, scope: &str, payload: &str) -> Result<String, PagingError> {
+        Ok(self.key().await?.token(scope, payload))
+    }
+
+    /// The payload of a token that was made for that scope; nothing for any other text.
+    pub async fn payload(&self, scope: &str, token: &str) -> Result<Option<String>, PagingError> {
+        let key = self.key().await?;
+        if let Some(payload) = key.payload(scope, token) {
+            return Ok(Some(payload));
+        }
+        // The token may be of a key that came after the one that is kept.
+        Ok(self.newer_key().await?.and_then(|key| key.payload(scope, token)))
+    }
+
+    async fn key(&self) -> Result<SigningKey, PagingError> {
+        let mut kept = self.kept.lock().await;
+        if let Some(kept) = &*kept {
+            return Ok(kept.key.clone());
+        }
+        let key = self.read().await?;
+        Ok(kept.insert(Kept { key, read_at: Instant::now() }).key.clone())
+    }
+
+    /// The key as it is now, unless it was read a moment ago.
+    async fn newer_key(&self) -> Result<Option<SigningKey>, PagingError> {
+        let mut kept = self.kept.lock().await;
+        match &mut *kept {
+            Some(kept) if kept.read_at.elapsed() >= READ_AGAIN_AFTER => {
+                // Noted before the call: one that fails is not repeated for each wrong token.
+                kept.read_at = Instant::now();
+                kept.key = self.read().await?;
+                Ok(Some(kept.key.clone()))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    async fn read(&self) -> Result<SigningKey, PagingError> {
+        match &self.source {
+            KeySource::Given(key) => Ok(key.clone()),
+            KeySource::Secret { secrets, id } => {
+                let secret = secrets.get_secret_value().secret_id(id).send().await?;
+                SigningKey::new(secret.secret_string().unwrap_or_default())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use serde_json::json;
+    use testkit::http::Stub;
+
+    use super::*;
+
+    const KEY: &str = "0123456789abcdefghijklmnopqrstuv";
+
+    fn given(key: &str) -> Paging {
+        Paging::new(KeySource::Given(SigningKey::new(key).expect("a key")))
+    }
+
+    /// Secrets Manager with a secret that can be changed; an empty one can't be read now.
+    async fn secret(text: &str) -> (Arc<Mutex<String>>, Stub, Paging) {
+        let secret = Arc::new(Mutex::new(text.to_owned()));
+        let there = Arc::clone(&secret);
+        let stub = Stub::start(move |_| match there.lock().expect("a text").as_str() {
+            "" => (500, json!({ "__type": "InternalServiceError" })),
+            error if error.ends_with("Exception") => (400, json!({ "__type": error })),
+            text => (200, json!({ "ARN": "arn", "Name": "paging", "SecretString": text })),
+        })
+        .await;
+        let secrets = Client::new(&stub.config());
+        let paging = Paging::new(KeySource::Secret { secrets, id: "arn:secret".to_owned() });
+        (secret, stub, paging)
+    }
+
+    #[tokio::test]
+    async fn a_token_gives_its_payload_back_for_its_scope_alone() {
+        let paging = given(KEY);
+        let token = paging.token("a b", "17 row").await.expect("a token");
+        let read = async |scope, token: &str| paging.payload(scope, token).await.expect("judged");
+        assert_eq!(read("a b", &token).await.as_deref(), Some("17 row"));
+        assert_eq!(read("a c", &token).await, None);
+        assert_eq!(read("a", &token).await, None);
+        assert_eq!(read("", &token).await, None);
+        // What moves from the scope to the payload is another token.
+        let shifted = paging.token("a b1", "7 row").await.expect("a token");
+        assert_ne!(shifted[..40], token[..40]);
+        for text in ["", "x", "%%%", &token[..42], &token[..token.len() - 1]] {
+            assert_eq!(read("a b", text).await, None, "{text}");
+        }
+        let other = given(&KEY.to_uppercase()).token("a b", "17 row").await.expect("a token");
+        assert_eq!(read("a b", &other).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_token_with_any_bit_changed_is_none_of_ours() {
+        let paging = given(KEY);
+        let token = paging.token("a", "17 row").await.expect("a token");
+        let bytes = URL_SAFE_NO_PAD.decode(&token).expect("base64");
+        for bit in 0..8 * bytes.len() {
+            let mut changed = bytes.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            let changed = URL_SAFE_NO_PAD.encode(changed);
+            assert_eq!(paging.payload("a", &changed).await.expect("judged"), None, "bit {bit}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_is_long_and_shows_nowhere() {
+        assert!(matches!(SigningKey::new(&KEY[1..]), Err(PagingError::WeakKey)));
+        let (_secret, _stub, paging) = secret(KEY).await;
+        paging.token("a", "b").await.expect("a token");
+        assert!(!format!("{paging:?} {:?}", given(KEY)).contains("0123"), "{paging:?}");
+        let (_secret, _stub, paging) = secret("hush hush").await;
+        let error = paging.token("a", "b").await.expect_err("a weak key");
+        assert_eq!(error.kind(), ErrorKind::Internal);
+        assert!(!error.to_string().contains("hush"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_secret_is_read_once() {
+        let (_secret, stub, paging) = secret(KEY).await;
+        let token = paging.token("a", "b").await.expect("a token");
+        assert!(paging.payload("a", &token).await.expect("judged").is_some());
+        let calls = stub.take_calls();
+        assert_eq!(calls.len(), 1);
+        assert_eq!(calls[0].operation(), "GetSecretValue");
+        assert_eq!(calls[0].json()["SecretId"], "arn:secret");
+    }
+
+    #[tokio::test]
+    async fn a_rotated_secret_is_noticed_by_a_token_that_does_not_fit_once_a_minute() {
+        let (secret, stub, paging) = secret(KEY).await;
+        let old = paging.token("a", "b").await.expect("a token");
+        let rotated = KEY.to_uppercase();
+        rotated.clone_into(&mut secret.lock().expect("a text"));
+        let new = given(&rotated).token("a", "b").await.expect("a token");
+        let read = async |token: &str| paging.payload("a", token).await.expect("judged");
+
+        assert_eq!(read(&new).await, None, "it was read a moment ago");
+        assert_eq!(stub.take_calls().len(), 1);
+        later(READ_AGAIN_AFTER).await;
+        assert_eq!(read(&old).await.as_deref(), Some("b"), "the kept key fits");
+        assert_eq!(stub.take_calls().len(), 0);
+        assert_eq!(read(&new).await.as_deref(), Some("b"));
+        assert_eq!(stub.take_calls().len(), 1);
+        assert_eq!(read(&old).await, None);
+        assert_eq!(stub.take_calls().len(), 0, "one a minute");
+        assert_eq!(paging.token("a", "b").await.expect("a token"), new);
+    }
+
+    #[tokio::test]
+    async fn a_secret_out_of_reach_is_trouble_that_passes_or_a_defect() {
+        for (answer, kind) in [
+            ("", ErrorKind::Transient),
+            ("ThrottlingException", ErrorKind::Transient),
+            ("AccessDeniedException", ErrorKind::Internal),
+            ("ResourceNotFoundException", ErrorKind::Internal),
+        ] {
+            let (secret, _stub, paging) = secret(answer).await;
+            let error = paging.payload("a", "x").await.expect_err(answer);
+            assert_eq!(error.kind(), kind, "{error}");
+            KEY.clone_into(&mut secret.lock().expect("a text"));
+            assert!(paging.token("a", "b").await.is_ok(), "the next call finds it");
+        }
+    }
+
+    /// Lets time pass without the clock's standing still for the calls.
+    async fn later(time: Duration) {
+        tokio::time::pause();
+        tokio::time::advance(time).await;
+        tokio::time::resume();
+    }
+}

@@ -1,0 +1,600 @@
+//! The HTTP API, to the letter: requests as API Gateway sends them, answers as it passes them on.
+
+use std::{
+    collections::BTreeMap,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use aws_sdk_dynamodb::types::{AttributeValue, PutRequest, WriteRequest};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use contracts::{
+    Metric, SensorId, SiteId, Timestamp,
+    readings::{Bundle, Sample},
+};
+use lambda::{
+    Deadline,
+    http::{Answer, Problem, Request, response},
+};
+use serde_bytes::ByteBuf;
+use serde_json::{Value, json};
+use store::{Commit, Table, Transaction};
+use telemetry::{
+    SensorRow, SeriesRow,
+    accept_readings::AcceptReadings,
+    get_readings::GetReadings,
+    packing::{pack, unpack},
+    paging::{KeySource, Paging, SigningKey},
+};
+use testkit::{
+    Dynamo,
+    dynamo::READINGS,
+    golden,
+    http::{Call, SILENCE, Stub},
+    sample::{self, noon, saga, sensors},
+};
+
+/// What API Gateway passes on, with the body read.
+fn sent(answer: Result<Answer, Problem>) -> Value {
+    let mut sent = serde_json::to_value(response(answer)).expect("a response as JSON");
+    let body = sent["body"].as_str().expect("a body");
+    sent["body"] = serde_json::from_str(body).expect("a body of JSON");
+    sent
+}
+
+fn check(name: &str, answer: Result<Answer, Problem>) {
+    golden::check(env!("CARGO_MANIFEST_DIR"), name, &sent(answer));
+}
+
+fn site(name: &str) -> SiteId {
+    saga(name).site_id
+}
+
+/// The first sensor of the site `a`.
+fn sensor() -> SensorId {
+    SensorId::of(saga("a").onboarding_id, 0)
+}
+
+// ---- accept-readings ----
+
+/// `POST /readings` as API Gateway sends it.
+fn post(body: &str) -> Request {
+    let mut event = sample::event("accept-readings");
+    event["body"] = body.into();
+    serde_json::from_value(event).expect("an event of API Gateway")
+}
+
+fn bundle(id: &str, site: SiteId, samples: &Value) -> Value {
+    json!({
+        "bundleId": id,
+        "siteId": site,
+        "series": [{ "sensorId": sensor(), "samples": samples }],
+    })
+}
+
+/// A list of so many bundles, `b-0` and so on.
+fn bundles(count: usize) -> Value {
+    (0..count)
+        .map(|n| bundle(&format!("b-{n}"), site("a"), &json!([["2026-01-01T11:00:00Z", 1.5]])))
+        .collect()
+}
+
+fn acceptor(stream: &Stub) -> AcceptReadings {
+    let client = aws_sdk_kinesis::Client::new(&stream.config());
+    AcceptReadings { client, stream_name: "readings".to_owned() }
+}
+
+async fn accept(stream: &Stub, body: &str) -> Result<Answer, Problem> {
+    accept_within(Duration::from_secs(30), stream, body).await
+}
+
+async fn accept_within(time: Duration, stream: &Stub, body: &str) -> Result<Answer, Problem> {
+    acceptor(stream).handle(&post(body), noon(0), Deadline::after(time)).await
+}
+
+/// The bundles of a `PutRecords` call, by their ids.
+fn put(call: &Call) -> Vec<String> {
+    let records = call.json()["Records"].take();
+    let records = records.as_array().expect("records").iter().map(|record| {
+        let data = STANDARD.decode(record["Data"].as_str().expect("text")).expect("base64");
+        let bundle: Bundle = serde_json::from_slice(&data).expect("a bundle");
+        assert_eq!(record["PartitionKey"], bundle.site_id.to_string());
+        bundle.bundle_id.to_string()
+    });
+    records.collect()
+}
+
+/// What the stream was asked to take, call by call.
+fn calls(stream: &Stub) -> Vec<Vec<String>> {
+    stream.take_calls().iter().map(put).collect()
+}
+
+fn taken() -> Value {
+    json!({ "SequenceNumber": "49543463076548007577105092703039560359975228518395012686", "ShardId": "shardId-000000000000" })
+}
+
+fn refused(code: &str) -> Value {
+    json!({ "ErrorCode": code, "ErrorMessage": "no" })
+}
+
+fn entries(entries: &[Value]) -> (u16, Value) {
+    let failed = entries.iter().filter(|entry| entry.get("ErrorCode").is_some()).count();
+    (200, json!({ "FailedRecordCount": failed, "Records": entries }))
+}
+
+/// A stream that answers to each bundle by its id and how often it was tried, from 1.
+async fn stream(answer: fn(&str, usize) -> Value) -> Stub {
+    let tries = Mutex::new(BTreeMap::<String, usize>::new());
+    Stub::start(move |call| {
+        let mut tries = tries.lock().expect("no panic in the stream");
+        let answers: Vec<_> = put(call)
+            .into_iter()
+            .map(|id| {
+                let attempt = tries.entry(id.clone()).or_default();
+                *attempt += 1;
+                answer(&id, *attempt)
+            })
+            .collect();
+        entries(&answers)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_bundle_and_a_list_go_onto_the_stream() {
+    let stream = stream(|_, _| taken()).await;
+    // Cut to milliseconds, in UTC, and without what is only looks.
+    let one = bundle("b-1", site("a"), &json!([["2026-01-01T12:00:00.00099+01:00", -7]]));
+    check("accept-readings.one", accept(&stream, &format!("\n {one:#}")).await);
+    let call = stream.take_calls().remove(0);
+    assert_eq!(call.operation(), "PutRecords");
+    assert_eq!(call.json()["StreamName"], "readings");
+    let record = call.json()["Records"][0].take();
+    assert_eq!(record["PartitionKey"], site("a").to_string());
+    let data = STANDARD.decode(record["Data"].as_str().expect("text")).expect("base64");
+    assert_eq!(
+        String::from_utf8(data).expect("text"),
+        format!(
+            r#"{{"bundleId":"b-1","siteId":"{}","series":[{{"sensorId":"{}","samples":[["2026-01-01T11:00:00.000Z",-7.0]]}}]}}"#,
+            site("a"),
+            sensor()
+        )
+    );
+
+    // The same id at another site is another bundle.
+    let mut list = bundles(2);
+    list[1] = bundle("b-0", site("b"), &json!([["2026-01-01T11:00:00Z", 1.5]]));
+    check("accept-readings.list", accept(&stream, &list.to_string()).await);
+    assert_eq!(calls(&stream), [["b-0", "b-0"]]);
+    let most = accept(&stream, &bundles(500).to_string()).await;
+    assert_eq!(sent(most)["body"]["accepted"], 500);
+    assert_eq!(calls(&stream)[0].len(), 500);
+}
+
+#[tokio::test]
+async fn the_sample_event_is_a_good_request() {
+    let stream = stream(|_, _| taken()).await;
+    let body = sample::event("accept-readings")["body"].take();
+    let answer = sent(accept(&stream, body.as_str().expect("text")).await);
+    assert_eq!(answer["statusCode"], 202, "{answer}");
+}
+
+#[tokio::test]
+async fn a_wrong_request_is_told_what_to_do_and_nothing_is_put() {
+    let stream = stream(|_, _| taken()).await;
+    let mut wrong = bundles(4);
+    wrong[1]["series"][0]["samples"] =
+        json!([["2026-01-01T11:00:00Z", 1], ["2026-01-01T11:00:00Z", 2]]);
+    wrong[3]["series"] = json!([]);
+    let mut missing = bundles(3);
+    missing[2].as_object_mut().expect("a bundle").remove("siteId");
+    let mut twice = bundles(3);
+    twice[2]["bundleId"] = "b-0".into();
+    let mut alone = bundles(1)[0].take();
+    alone["series"][0]["samples"][0][1] = "1.5".into();
+    let large = format!("{}{}", bundles(1), " ".repeat(4 * 1024 * 1024));
+    for (name, body) in [
+        ("accept-readings.wrong-fields", wrong.to_string()),
+        ("accept-readings.missing-field", missing.to_string()),
+        ("accept-readings.twice", twice.to_string()),
+        ("accept-readings.wrong-value", alone.to_string()),
+        ("accept-readings.empty-list", "[]".to_owned()),
+        ("accept-readings.no-json", "[{\"bundleId\"".to_owned()),
+        ("accept-readings.no-body", String::new()),
+        ("accept-readings.too-large", large),
+        ("accept-readings.too-many", bundles(501).to_string()),
+        ("accept-readings.large-bundle", json!([bundles(1)[0], long("b-1", 28_000)]).to_string()),
+    ] {
+        check(name, accept(&stream, &body).await);
+    }
+    assert!(stream.take_calls().is_empty());
+}
+
+/// A bundle of so many samples; each takes 47 bytes on the stream.
+fn long(id: &str, samples: i64) -> Value {
+    let begin: Timestamp = "2000-01-01T00:00:00Z".parse().expect("a time");
+    let samples = (0..samples).map(|n| {
+        let time = begin.plus_millis(60_000 * n).to_string();
+        json!([time.replace(":00.000Z", "Z"), 1_000_000_000_000_000_i64])
+    });
+    bundle(id, site("a"), &samples.collect())
+}
+
+#[tokio::test]
+async fn a_call_is_kept_below_what_kinesis_takes() {
+    let stream = stream(|_, _| taken()).await;
+    let list: Vec<_> = (0..6).map(|n| long(&format!("b-{n}"), 20_000)).collect();
+    let short = json!(list).to_string().replace("1000000000000000", "1e15");
+    let answer = sent(accept(&stream, &short).await);
+    assert_eq!(answer["body"]["accepted"], 6, "{answer}");
+    assert_eq!(calls(&stream), [vec!["b-0", "b-1", "b-2", "b-3", "b-4"], vec!["b-5"]]);
+}
+
+#[tokio::test]
+async fn what_the_stream_did_not_take_is_put_again_and_only_that() {
+    let stream = stream(|id, tried| match (id, tried) {
+        ("b-1", 1 | 2) => refused("ProvisionedThroughputExceededException"),
+        ("b-3", 1) => refused("InternalFailure"),
+        _ => taken(),
+    })
+    .await;
+    let answer = sent(accept(&stream, &bundles(4).to_string()).await);
+    assert_eq!(answer["statusCode"], 202);
+    assert_eq!(answer["body"], json!({ "accepted": 4, "bundles": ["b-0", "b-1", "b-2", "b-3"] }));
+    let all = vec!["b-0", "b-1", "b-2", "b-3"];
+    assert_eq!(calls(&stream), [all, vec!["b-1", "b-3"], vec!["b-1"]]);
+}
+
+#[tokio::test]
+async fn what_an_answer_leaves_out_and_a_call_that_fails_count_as_not_put() {
+    let calls_before = Mutex::new(0);
+    let stream = Stub::start(move |_| {
+        let mut calls = calls_before.lock().expect("no panic in the stream");
+        *calls += 1;
+        match *calls {
+            1 => (500, json!({ "__type": "InternalFailure" })),
+            2 => (400, json!({ "__type": "ProvisionedThroughputExceededException" })),
+            // Neither put nor refused.
+            4 => entries(&[taken(), json!({})]),
+            // Of the first alone.
+            _ => entries(&[taken()]),
+        }
+    })
+    .await;
+    let answer = sent(accept(&stream, &bundles(3).to_string()).await);
+    assert_eq!(answer["statusCode"], 202, "{answer}");
+    let all = vec!["b-0", "b-1", "b-2"];
+    assert_eq!(calls(&stream), [all.clone(), all.clone(), all, vec!["b-1", "b-2"], vec!["b-2"]]);
+}
+
+#[tokio::test]
+async fn a_busy_stream_is_told_with_what_was_put_and_what_was_not() {
+    let stream = stream(|id, _| match id {
+        "b-1" | "b-3" => refused("ProvisionedThroughputExceededException"),
+        _ => taken(),
+    })
+    .await;
+    check("accept-readings.stream-busy", accept(&stream, &bundles(4).to_string()).await);
+    let calls = calls(&stream);
+    assert_eq!(calls.len(), 6, "not for ever");
+    assert!(calls[1..].iter().all(|call| call == &["b-1", "b-3"]));
+
+    let alone = bundles(1)[0].take().to_string().replace("b-0", "b-1");
+    let time = Duration::from_millis(200);
+    check("accept-readings.stream-busy-alone", accept_within(time, &stream, &alone).await);
+}
+
+#[tokio::test]
+async fn a_stream_that_hangs_leaves_time_for_the_answer() {
+    let stream = Stub::start(|_| (SILENCE, json!({}))).await;
+    let begun = Instant::now();
+    let time = Duration::from_millis(200);
+    let answer = sent(accept_within(time, &stream, &bundles(2).to_string()).await);
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert_eq!(answer["statusCode"], 503);
+    assert_eq!(answer["body"]["accepted"], 0);
+    assert_eq!(answer["body"]["bundles"], json!([]));
+    assert_eq!(answer["headers"]["retry-after"], "5");
+    assert_eq!(stream.take_calls().len(), 1);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_ours_to_put_to_is_our_mistake() {
+    for error in ["AccessDeniedException", "ResourceNotFoundException", "KMSDisabledException"] {
+        let stream =
+            Stub::start(move |_| (400, json!({ "__type": error, "message": "inside" }))).await;
+        check("accept-readings.internal", accept(&stream, &bundles(1).to_string()).await);
+        assert_eq!(stream.take_calls().len(), 1, "{error} would come again");
+    }
+}
+
+// ---- get-readings ----
+
+fn paging() -> Paging {
+    let key = SigningKey::new("a key that is long enough for the tests").expect("a key");
+    Paging::new(KeySource::Given(key))
+}
+
+fn getter(dynamo: &Dynamo) -> GetReadings {
+    GetReadings { readings: dynamo.table(READINGS), paging: paging() }
+}
+
+/// `GET /sensors/{sensorId}/readings` with a query, as API Gateway sends it.
+fn of(sensor: &str, query: &[(&str, &str)]) -> Request {
+    let mut event = sample::event("get-readings");
+    event["path"] = format!("/sensors/{sensor}/readings").into();
+    event["pathParameters"] = json!({ "sensorId": sensor });
+    event["queryStringParameters"] = json!({});
+    event["multiValueQueryStringParameters"] = json!({});
+    for (name, value) in query {
+        event["queryStringParameters"][name] = (*value).into();
+        event["multiValueQueryStringParameters"][name] = json!([value]);
+    }
+    serde_json::from_value(event).expect("an event of API Gateway")
+}
+
+async fn get(dynamo: &Dynamo, query: &[(&str, &str)]) -> Result<Answer, Problem> {
+    getter(dynamo).handle(&of(&sensor().to_string(), query)).await
+}
+
+/// Puts the sensor into the register.
+async fn register(dynamo: &Dynamo, retired_at: Option<Timestamp>) {
+    let saga = saga("a");
+    let known = sensors(saga, &[Metric::AirTemperature]).remove(0);
+    let row = SensorRow { site_id: saga.site_id, sensor: Some(known), retired_at };
+    create(dynamo, &SensorRow::key(sensor()), &row).await;
+}
+
+async fn create(dynamo: &Dynamo, key: &store::Key, row: &impl serde::Serialize) {
+    let table = dynamo.table(READINGS);
+    let commit = Transaction::on(&table).create(&table, key, row).commit().await;
+    assert!(matches!(commit, Ok(Commit::Done)), "{commit:?}");
+}
+
+/// The row of a bundle's series.
+fn row(bundle: &str, stored_at: i64, samples: &[(Timestamp, f64)]) -> SeriesRow {
+    let samples: Vec<_> = samples.iter().map(|(at, value)| Sample(*at, *value)).collect();
+    let (start, end) = (samples[0].0, samples[samples.len() - 1].0);
+    SeriesRow {
+        row: SeriesRow::sort_key(start, &bundle.parse().expect("an id")),
+        end: end.millis(),
+        stored_at,
+        samples: ByteBuf::from(pack(&samples)),
+        hash: ByteBuf::from([0; 16]),
+    }
+}
+
+async fn fill(dynamo: &Dynamo, rows: &[SeriesRow]) {
+    for rows in rows.chunks(25) {
+        let puts = rows.iter().map(|row| {
+            let mut item: std::collections::HashMap<_, _> =
+                serde_dynamo::to_item(row).expect("a row");
+            item.insert("sensorId".to_owned(), AttributeValue::S(sensor().to_string()));
+            let put = PutRequest::builder().set_item(Some(item)).build().expect("a put");
+            WriteRequest::builder().put_request(put).build()
+        });
+        let puts = dynamo.client().batch_write_item().request_items(READINGS, puts.collect());
+        let left = puts.send().await.expect("rows put").unprocessed_items.unwrap_or_default();
+        assert!(left.is_empty());
+    }
+}
+
+fn minute(n: i64) -> Timestamp {
+    noon(60 * n)
+}
+
+/// Two bundles of a morning, a correction that came late, and one of the next day.
+fn story() -> Vec<SeriesRow> {
+    vec![
+        row("b-1", 1, &[(minute(0), -7.6), (minute(15), -7.5), (minute(30), -7.7)]),
+        row("b-2", 2, &[(minute(45), -7.0), (minute(60), -6.4), (minute(75), -6.5)]),
+        row("b-1c", 3, &[(minute(15), -9.5), (minute(50), -7.1)]),
+        row("b-3", 4, &[(minute(24 * 60), 3.25)]),
+    ]
+}
+
+#[tokio::test]
+async fn a_sensor_tells_its_samples_and_their_aggregates() {
+    let dynamo = Dynamo::start().await;
+    register(&dynamo, None).await;
+    check("get-readings.empty", get(&dynamo, &[]).await);
+    fill(&dynamo, &story()).await;
+    let (from, to) = (minute(15).to_string(), minute(60).to_string());
+    let range = [("from", from.as_str()), ("to", to.as_str())];
+    check("get-readings.all", get(&dynamo, &[]).await);
+    check("get-readings.range", get(&dynamo, &range).await);
+    check("get-readings.newest", get(&dynamo, &[("order", "desc"), ("limit", "1")]).await);
+    check("get-readings.days", get(&dynamo, &[("aggregate", "day")]).await);
+    // The range cuts the first hour.
+    let hours = [("aggregate", "hour"), ("from", from.as_str()), ("order", "desc")];
+    check("get-readings.hours", get(&dynamo, &hours).await);
+    let sample = sample::event("get-readings");
+    let request = serde_json::from_value(sample).expect("an event of API Gateway");
+    let answer = sent(getter(&dynamo).handle(&request).await);
+    assert_eq!(answer["statusCode"], 404, "a good request, of another site: {answer}");
+}
+
+#[tokio::test]
+async fn a_page_tells_where_the_next_one_is() {
+    let dynamo = Dynamo::start().await;
+    register(&dynamo, None).await;
+    fill(&dynamo, &story()).await;
+    let first = get(&dynamo, &[("limit", "2")]).await;
+    check("get-readings.page", first);
+    let first = sent(get(&dynamo, &[("limit", "2")]).await);
+    let next = first["body"]["next"].as_str().expect("another page");
+    // The limit may change from page to page.
+    check("get-readings.next-page", get(&dynamo, &[("next", next), ("limit", "100")]).await);
+
+    for other in [
+        [("next", next), ("order", "desc")],
+        [("next", next), ("aggregate", "hour")],
+        [("next", next), ("from", "2026-01-01T00:00:00Z")],
+        [("next", next), ("to", "2027-01-01T00:00:00Z")],
+    ] {
+        check("get-readings.foreign-next", get(&dynamo, &other).await);
+    }
+    let changed = format!("{}A", &next[..next.len() - 1]);
+    check("get-readings.foreign-next", get(&dynamo, &[("next", &changed)]).await);
+    let other = SensorId::of(saga("a").onboarding_id, 1).to_string();
+    let answer = getter(&dynamo).handle(&of(&other, &[("next", next)])).await;
+    check("get-readings.foreign-next", answer);
+}
+
+#[tokio::test]
+async fn a_sensor_that_never_was_is_not_found_and_a_retired_one_tells_its_history() {
+    let dynamo = Dynamo::start().await;
+    check("get-readings.unknown", get(&dynamo, &[]).await);
+    // Only its retirement was heard of: of its unit, nothing is known.
+    let row = SensorRow { site_id: site("a"), sensor: None, retired_at: Some(noon(0)) };
+    let early = SensorId::of(saga("a").onboarding_id, 1);
+    create(&dynamo, &SensorRow::key(early), &row).await;
+    let answer = sent(getter(&dynamo).handle(&of(&early.to_string(), &[])).await);
+    assert_eq!(answer["statusCode"], 404);
+
+    register(&dynamo, Some(minute(100))).await;
+    fill(&dynamo, &story()).await;
+    check("get-readings.all", get(&dynamo, &[]).await);
+}
+
+#[tokio::test]
+async fn a_wrong_query_is_told_what_to_do() {
+    let dynamo = Dynamo::start().await;
+    register(&dynamo, None).await;
+    check("get-readings.no-id", getter(&dynamo).handle(&of("42", &[])).await);
+    let query = [
+        ("aggregate", "week"),
+        ("colour", "red"),
+        ("from", "yesterday"),
+        ("limit", "10001"),
+        ("order", "up"),
+        ("to", "2026-01-01"),
+    ];
+    check("get-readings.wrong-query", get(&dynamo, &query).await);
+    let at = noon(0).to_string();
+    check("get-readings.no-time-between", get(&dynamo, &[("from", &at), ("to", &at)]).await);
+    for (query, good) in [
+        ([("limit", "10000"), ("order", "asc")], true),
+        ([("limit", "0"), ("order", "asc")], false),
+        ([("limit", "1000"), ("aggregate", "day")], true),
+        ([("limit", "1001"), ("aggregate", "day")], false),
+        ([("from", "1960-01-01T00:00:00Z"), ("to", "1961-01-01T00:00:00Z")], true),
+        ([("from", "1960-01-01T00:00:00Z"), ("to", "9999-12-30T00:00:00Z")], true),
+    ] {
+        let answer = sent(get(&dynamo, &query).await);
+        assert_eq!(answer["statusCode"], if good { 200 } else { 400 }, "{query:?}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_wrong_inside_is_no_callers_fault_and_no_callers_business() {
+    for (table_answers, name) in [(500, "unavailable"), (400, "internal")] {
+        let table = Stub::start(move |_| (table_answers, json!({ "message": "inside" }))).await;
+        let client = aws_sdk_dynamodb::Client::new(&table.config());
+        let step = GetReadings { readings: Table::new(client, READINGS), paging: paging() };
+        let answer = step.handle(&of(&sensor().to_string(), &[])).await;
+        check(&format!("get-readings.{name}"), answer);
+    }
+    let dynamo = Dynamo::start().await;
+    register(&dynamo, None).await;
+    let mut broken = story();
+    broken[1].samples = ByteBuf::from(b"?");
+    fill(&dynamo, &broken).await;
+    check("get-readings.internal", get(&dynamo, &[]).await);
+}
+
+/// Every sample, or bucket, of all pages, and how many each page had.
+async fn walk(dynamo: &Dynamo, query: &[(&str, &str)]) -> (Vec<Value>, Vec<usize>) {
+    let told =
+        if query.iter().any(|(name, _)| *name == "aggregate") { "buckets" } else { "samples" };
+    let (mut all, mut pages) = (Vec::new(), Vec::new());
+    let mut next: Option<String> = None;
+    loop {
+        let mut query = query.to_vec();
+        query.extend(next.as_deref().map(|next| ("next", next)));
+        let mut answer = sent(get(dynamo, &query).await);
+        assert_eq!(answer["statusCode"], 200, "{answer}");
+        let page = answer["body"][told].as_array_mut().expect("a page");
+        pages.push(page.len());
+        assert!(pages.len() < 100, "no end: {pages:?}");
+        all.append(page);
+        match answer["body"]["next"].as_str() {
+            Some(token) => next = Some(token.to_owned()),
+            None => return (all, pages),
+        }
+    }
+}
+
+#[tokio::test]
+async fn all_pages_of_many_rows_are_every_sample_once() {
+    let dynamo = Dynamo::start().await;
+    register(&dynamo, None).await;
+    // 20 days of hourly bundles, ten minutes from sample to sample; every third comes once more,
+    // three hours long and stored before or after the others.
+    let samples = |hour: i32, count: i64, value: f64| -> Vec<_> {
+        let begin = 60 * i64::from(hour);
+        (0..count).map(|n| (minute(begin + 10 * n), value)).collect()
+    };
+    let rows: Vec<_> = (0..480_i32)
+        .flat_map(|hour| {
+            let again = samples(hour, 18, -f64::from(hour) - 0.5);
+            let stored_at = if hour % 2 == 0 { 20 } else { 1 };
+            let again = (hour % 3 == 0).then(|| row("again", stored_at, &again));
+            let first = row("b", 10, &samples(hour, 6, f64::from(hour)));
+            [Some(first), again].into_iter().flatten()
+        })
+        .collect();
+    fill(&dynamo, &rows).await;
+    let mut expected: BTreeMap<Timestamp, (i64, f64)> = BTreeMap::new();
+    for row in &rows {
+        for Sample(at, value) in unpack(&row.samples).expect("samples") {
+            let last = expected.entry(at).or_insert((row.stored_at, value));
+            if row.stored_at > last.0 {
+                *last = (row.stored_at, value);
+            }
+        }
+    }
+    let (from, to) = (minute(60 * 50 + 5), minute(60 * 400));
+    let (from_text, to_text) = (from.to_string(), to.to_string());
+    let within: Vec<_> =
+        expected.range(from..to).map(|(at, (_, value))| json!([at, value])).collect();
+    for (order, limit) in [("asc", "1000"), ("desc", "999"), ("asc", "10000")] {
+        let query =
+            [("from", from_text.as_str()), ("to", &to_text), ("order", order), ("limit", limit)];
+        let (mut all, pages) = walk(&dynamo, &query).await;
+        if order == "desc" {
+            all.reverse();
+        }
+        assert_eq!(all, within, "{order}");
+        let most: usize = limit.parse().expect("a number");
+        assert!(pages[..pages.len() - 1].iter().all(|page| *page == most), "{pages:?}");
+    }
+
+    let query =
+        [("from", from_text.as_str()), ("to", &to_text), ("aggregate", "day"), ("limit", "4")];
+    let (days, pages) = walk(&dynamo, &query).await;
+    assert_eq!(pages, [4, 4, 4, 4], "16 days, the first and the last cut");
+    let counts: Vec<_> = days.iter().map(|day| day["count"].as_u64().expect("a count")).collect();
+    assert_eq!(counts.iter().sum::<u64>(), within.len() as u64);
+    assert_eq!((counts[0], counts[1]), (59, 144));
+}
+
+#[tokio::test]
+async fn a_request_that_has_read_its_share_answers_with_what_it_has() {
+    let dynamo = Dynamo::start().await;
+    register(&dynamo, None).await;
+    // A row each ten seconds, for more than 16 hours; a query may have to look back a day.
+    let rows: Vec<_> =
+        (0..6_000_i32).map(|n| row("b", 0, &[(noon(10 * i64::from(n)), f64::from(n))])).collect();
+    fill(&dynamo, &rows).await;
+    let from = noon(10 * 5_990).to_string();
+    let (all, pages) = walk(&dynamo, &[("from", &from)]).await;
+    assert_eq!(pages, [0, 10], "the first page only looked back");
+    assert_eq!(all[0], json!([noon(59_900), 5_990.0]));
+
+    // Nothing is final before a day was looked back: it goes on until something is.
+    let (_, pages) = walk(&dynamo, &[("order", "desc"), ("limit", "3000")]).await;
+    assert_eq!(pages, [3_000, 3_000]);
+    let (_, pages) = walk(&dynamo, &[("limit", "10000")]).await;
+    assert_eq!(pages, [4_999, 1_001]);
+}
