@@ -6,6 +6,7 @@
 
 pub mod accept_readings;
 pub mod get_readings;
+mod merging;
 pub mod packing;
 pub mod paging;
 pub mod project_sensors;

@@ -159,3 +159,119 @@ fn number(float: f64, power: f64) -> Option<i64> {
 fn value(number: i64, power: f64) -> f64 {
     number as f64 / power
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*, test_runner::RngSeed};
+
+    use super::*;
+
+    /// Times that a bundle can have, ascending, at an even pace or not; any values, those of an
+    /// instrument and any others.
+    fn samples() -> impl Strategy<Value = Vec<Sample>> {
+        let reading = (-1_000_000..1_000_000_i32, 0..7_i32)
+            .prop_map(|(number, digits)| f64::from(number) / 10_f64.powi(digits));
+        let finite = any::<u64>().prop_map(f64::from_bits).prop_filter("finite", |v| v.is_finite());
+        let odd = prop::sample::select(vec![
+            0.0,
+            -0.0,
+            f64::MAX,
+            f64::MIN,
+            f64::MIN_POSITIVE,
+            f64::MIN_POSITIVE / 2.0,
+            f64::from_bits(1),
+            9_007_199_254_740_993.0,
+            9_223_372_036_854_775_807.0,
+            0.1 + 0.2,
+        ]);
+        let values = prop_oneof![
+            4 => vec(reading, 0..200).boxed(),
+            2 => vec(finite, 0..50).boxed(),
+            2 => vec(odd, 0..50).boxed(),
+        ];
+        let paces = prop_oneof![Just(vec![60_000]), vec(1..1_000_000_000_i64, 1..5)];
+        (0..4_102_444_800_000_i64, paces, values).prop_map(|(start, paces, values)| {
+            let mut at = start;
+            let sample = |(value, pace)| {
+                at += pace;
+                Sample(Timestamp::from_millis(at), value)
+            };
+            values.into_iter().zip(paces.into_iter().cycle()).map(sample).collect()
+        })
+    }
+
+    fn bits(samples: &[Sample]) -> Vec<(i64, u64)> {
+        samples.iter().map(|Sample(at, value)| (at.millis(), value.to_bits())).collect()
+    }
+
+    fn fixed(cases: u32) -> ProptestConfig {
+        ProptestConfig {
+            cases,
+            rng_seed: RngSeed::Fixed(1),
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        }
+    }
+
+    proptest! {
+        #![proptest_config(fixed(1_000))]
+
+        #[test]
+        fn samples_come_back_to_the_bit(samples in samples()) {
+            let back = unpack(&pack(&samples)).expect("what was packed");
+            prop_assert_eq!(bits(&back), bits(&samples));
+        }
+
+        #[test]
+        fn damaged_bytes_make_no_panic_and_not_many_samples(
+            samples in samples(),
+            damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut packed = pack(&samples);
+            for (at, byte) in damage {
+                let at = at.index(packed.len());
+                packed[at] = byte;
+            }
+            for packed in [&packed[..], &packed[..cut.index(packed.len())]] {
+                if let Ok(samples) = unpack(packed) {
+                    prop_assert!(samples.len() <= 1 << 20, "{} samples", samples.len());
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(fixed(5_000))]
+
+        #[test]
+        fn any_bytes_make_no_panic_and_not_many_samples(bytes in vec(any::<u8>(), 0..60)) {
+            // Whatever the version, and as every version.
+            let versioned = [&[1], &bytes[..]].concat();
+            for bytes in [&bytes, &versioned] {
+                if let Ok(samples) = unpack(bytes) {
+                    prop_assert!(samples.len() <= 1 << 20, "{} samples", samples.len());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_samples_come_back_as_none() {
+        assert_eq!(unpack(&pack(&[])), Ok(Vec::new()));
+        assert!(unpack(&[]).is_err());
+    }
+
+    #[test]
+    fn a_full_row_fits_into_an_item() {
+        // Values of 17 digits, at times without a pace: nothing packs worse.
+        let sample = |n: u32| {
+            let at = 1_767_268_800_000 + i64::from(n) * 8_640 + i64::from(n * n % 997);
+            Sample(Timestamp::from_millis(at), f64::from(n).sin() * 1e10)
+        };
+        let samples: Vec<_> = (0..10_000).map(sample).collect();
+        let packed = pack(&samples);
+        assert_eq!(bits(&unpack(&packed).expect("what was packed")), bits(&samples));
+        assert!(packed.len() < 350_000, "{} bytes", packed.len());
+    }
+}
