@@ -33,6 +33,13 @@ impl Answer {
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
+
+    /// The fields that a problem names.
+    #[must_use]
+    pub fn fields(&self) -> Vec<&str> {
+        let errors = self.body["errors"].as_array().into_iter().flatten();
+        errors.map(|error| error["field"].as_str().unwrap_or_default()).collect()
+    }
 }
 
 impl fmt::Display for Answer {
@@ -74,6 +81,12 @@ impl Call {
     #[must_use]
     pub fn post_site(key: &str, registration: &Value) -> Self {
         Self::new(Method::POST, "/sites").key(key).text(registration.to_string())
+    }
+
+    /// `POST /readings` of a bundle or a list of bundles.
+    #[must_use]
+    pub fn post_readings(body: impl Into<Vec<u8>>) -> Self {
+        Self::new(Method::POST, "/readings").text(body)
     }
 
     /// With that `Idempotency-Key`.

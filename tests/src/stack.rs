@@ -28,6 +28,7 @@ pub struct Stack {
     cloudformation: aws_sdk_cloudformation::Client,
     dynamodb: aws_sdk_dynamodb::Client,
     pub(crate) bus: aws_sdk_eventbridge::Client,
+    pub(crate) kinesis: aws_sdk_kinesis::Client,
     pub(crate) machines: aws_sdk_sfn::Client,
     pub(crate) sqs: aws_sdk_sqs::Client,
 }
@@ -85,6 +86,7 @@ impl Stack {
             http: reqwest::Client::builder().no_proxy().build()?,
             dynamodb: aws_sdk_dynamodb::Client::new(&config),
             bus: aws_sdk_eventbridge::Client::new(&config),
+            kinesis: aws_sdk_kinesis::Client::new(&config),
             machines: aws_sdk_sfn::Client::new(&config),
             sqs: aws_sdk_sqs::Client::new(&config),
             name,

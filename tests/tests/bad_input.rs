@@ -184,9 +184,15 @@ async fn an_unsigned_call_is_refused_on_every_route() -> Result<()> {
     let stack = Stack::connect().await?;
     let key = Uuid::new_v4().to_string();
     let site = format!("/sites/{}", Uuid::new_v4());
-    for call in
-        [Call::post_site(&key, &good()), Call::get("/sites"), Call::get(&site), Call::delete(&site)]
-    {
+    let readings = format!("/sensors/{}/readings", Uuid::new_v4());
+    for call in [
+        Call::post_site(&key, &good()),
+        Call::get("/sites"),
+        Call::get(&site),
+        Call::delete(&site),
+        Call::post_readings("{}"),
+        Call::get(&readings),
+    ] {
         let answer = stack.call(call.clone().unsigned()).await?;
         assert_eq!(answer.status, 403, "{call:?}: {answer}");
     }

@@ -355,7 +355,7 @@ async fn a_removal_between_the_read_and_the_write_wins_or_comes_after() {
         let removal = RemoveAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() };
         let payload = payload(saga(name));
         // Whoever comes second may have to try again, as the state machine does.
-        let (_, removed) = join(done(&step, &breach), run(&removal, &payload)).await;
+        let ((), removed) = join(done(&step, &breach), run(&removal, &payload)).await;
         if removed.is_err() {
             remove(&dynamo, saga(name)).await;
         }

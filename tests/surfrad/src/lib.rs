@@ -1,8 +1,9 @@
 //! A day of one of the stations of NOAA's SURFRAD network, as bundles of readings.
 //!
-//! The file has two lines of header, then a line a minute of numbers between blanks. A reading here carries no flag, so what a station's data manager would not vouch
-//! for is not sent: it is counted. Temperatures of the instruments' cases and domes are for their
-//! keepers, and net values follow from the others; both are left alone.
+//! The file has two lines of header, then a line a minute of numbers between blanks. A reading here
+//! carries no flag, so what a station's data manager would not vouch for is not sent: it is
+//! counted. Temperatures of the instruments' cases and domes are for their keepers, and net values
+//! follow from the others; both are left alone.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -201,5 +202,113 @@ impl Day {
             Ok(Bundle { bundle_id, site_id: site, series })
         };
         bundles.into_iter().map(bundle).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use contracts::OnboardingId;
+
+    use super::*;
+
+    const ALAMOSA: &str = include_str!("../../data/surfrad-alamosa-2016-01-01.dat");
+
+    fn site() -> SiteId {
+        SiteId::registered("", "alamosa")
+    }
+
+    fn sensors() -> BTreeMap<Metric, SensorId> {
+        let sensor = |index| SensorId::of(OnboardingId::of(site()), index);
+        QUANTITIES.iter().enumerate().map(|(index, (metric, _))| (*metric, sensor(index))).collect()
+    }
+
+    fn column(day: &Day, metric: Metric) -> &Column {
+        day.columns.iter().find(|column| column.metric == metric).expect("a column")
+    }
+
+    #[test]
+    fn the_day_of_alamosa_is_read_as_the_station_wrote_it() -> Result<()> {
+        let day = Day::parse("alamosa", ALAMOSA)?;
+        assert_eq!((day.station.as_str(), day.rows), ("Alamosa", 1440));
+        assert_eq!(day.samples(), 11 * 1440);
+        let missing = LeftOut { missing: 1440, ..LeftOut::default() };
+        for metric in [Metric::UvbFlux, Metric::PhotosyntheticFlux] {
+            assert_eq!(column(&day, metric).left_out, missing);
+            assert_eq!(column(&day, metric).samples, []);
+        }
+        assert_eq!(day.left_out(), LeftOut { missing: 2 * 1440, ..LeftOut::default() });
+        // The first line, and one of the afternoon, as they stand in the file.
+        for (metric, value) in [
+            (Metric::DownwellingShortwave, -1.8),
+            (Metric::UpwellingLongwave, 276.0),
+            (Metric::AirTemperature, -7.6),
+            (Metric::RelativeHumidity, 52.7),
+            (Metric::WindSpeed, 3.1),
+            (Metric::WindFromDirection, 304.7),
+            (Metric::AirPressure, 773.5),
+        ] {
+            let first = Sample("2016-01-01T00:00:00Z".parse()?, value);
+            assert_eq!(column(&day, metric).samples.first(), Some(&first), "{metric}");
+        }
+        let last = column(&day, Metric::WindSpeed).samples.last().context("a sample")?;
+        assert_eq!(last.0, "2016-01-01T23:59:00Z".parse()?);
+        Ok(())
+    }
+
+    /// The file's first lines, with one field of the second measurement set to something else.
+    fn with(field: usize, text: &str) -> String {
+        let mut lines: Vec<_> = ALAMOSA.lines().take(5).map(str::to_owned).collect();
+        let mut fields: Vec<_> = lines[3].split_whitespace().collect();
+        fields[field] = text;
+        lines[3] = fields.join(" ");
+        lines.join("\n")
+    }
+
+    #[test]
+    fn what_is_flagged_is_counted_and_not_taken() -> Result<()> {
+        let temperature = FIELDS_BEFORE_PAIRS + 2 * 15;
+        let one = LeftOut::default();
+        for (field, text, left_out) in [
+            (temperature + 1, "1", LeftOut { impossible: 1, ..one }),
+            (temperature + 1, "2", LeftOut { questionable: 1, ..one }),
+            (temperature, MISSING, LeftOut { missing: 1, ..one }),
+        ] {
+            let day = Day::parse("a file", &with(field, text))?;
+            let column = column(&day, Metric::AirTemperature);
+            assert_eq!((column.samples.len(), column.left_out), (2, left_out), "{text}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_line_that_is_not_of_the_format_is_named() {
+        for (text, told) in [
+            (String::new(), "f.dat:1: is missing: the station"),
+            (" Alamosa\n 37.70\n".to_owned(), "f.dat:3: is missing: the first measurement"),
+            (with(40, "52.7 0"), "f.dat:4: has 49 fields, not 48"),
+            (with(38, "warm"), "f.dat:4: field 39: \"warm\" is no number"),
+            (with(38, "inf"), "f.dat:4: field 39: \"inf\" is no number"),
+            (with(39, "3"), "f.dat:4: field 40: \"3\" is no flag: 0, 1, 2"),
+            (with(2, "13"), "f.dat:4: 2016-13-01T00:01:00Z is no time"),
+            (with(5, "0"), "f.dat:4: 2016-01-01T00:00:00.000Z is not after the line before it"),
+        ] {
+            let error = Day::parse("f.dat", &text).expect_err(told).to_string();
+            assert!(error.starts_with(told), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_day_is_cut_into_bundles_by_the_clock() -> Result<()> {
+        let day = Day::parse("alamosa", ALAMOSA)?;
+        let bundles = day.bundles(site(), &sensors(), 15)?;
+        assert_eq!(bundles.len(), 96);
+        assert!(bundles.iter().all(|bundle| bundle.series.len() == 11 && bundle.samples() == 165));
+        assert!(bundles.iter().all(|bundle| bundle.check(Timestamp::now()).is_ok()));
+        assert_eq!(bundles[1].bundle_id.as_str(), "2016-01-01T00:15");
+        assert_eq!(bundles[1].series[0].samples[0].0, "2016-01-01T00:15:00Z".parse()?);
+        let without = BTreeMap::new();
+        let error = day.bundles(site(), &without, 15).expect_err("no sensor").to_string();
+        assert!(error.starts_with("no sensor for surface_downwelling_shortwave"), "{error}");
+        Ok(())
     }
 }

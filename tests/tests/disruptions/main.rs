@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
-use contracts::Metric;
+use contracts::{
+    Metric, SensorId, SiteId, Timestamp,
+    readings::{Bundle, Sample, Series},
+};
 use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 use tests::{
@@ -20,6 +23,8 @@ use tests::{
     executions::Task,
     inventory::Inventory,
     log,
+    logger::send,
+    readings::Item,
     sites::{DECLINED_CARD, GOOD_CARD, Ids, UNDO, registration, residue},
     stripe,
     wait::{Look, PATIENCE, until, until_true},
@@ -421,4 +426,88 @@ async fn billing_killed(stack: &Stack) -> Result<()> {
         }
     }
     bail!("initialize-subscription was never killed between the payment and its commit");
+}
+
+/// A day of a site with three sensors, in bundles of an hour: a row for each series.
+fn hours(site: SiteId, sensors: &[SensorId]) -> Result<Vec<Bundle>> {
+    let midnight: Timestamp = "2016-01-01T00:00:00Z".parse()?;
+    let bundle = |hour: i64| {
+        let start = midnight.plus_millis(hour * 60 * 60 * 1000);
+        let minute = |minute: u32| {
+            Sample(start.plus_millis(i64::from(minute) * 60 * 1000), f64::from(minute))
+        };
+        let series = |sensor: &SensorId| Series {
+            sensor_id: *sensor,
+            samples: (0..60).map(minute).collect(),
+        };
+        Ok(Bundle {
+            bundle_id: format!("hour-{hour}").parse()?,
+            site_id: site,
+            series: sensors.iter().map(series).collect(),
+        })
+    };
+    (0..24).map(bundle).collect()
+}
+
+/// All rows of these sensors' samples, once there are so many.
+async fn rows(stack: &Stack, sensors: &[SensorId], count: usize) -> Result<Vec<Item>> {
+    until(&format!("{count} rows of samples"), PATIENCE, async || {
+        let rows = try_join_all(sensors.iter().map(|sensor| stack.series_rows(*sensor)));
+        let rows = rows.await?.concat();
+        Ok(if rows.len() >= count { Look::Found(rows) } else { Look::Saw(rows.len()) })
+    })
+    .await
+}
+
+#[tokio::test]
+async fn store_readings_killed_in_mid_batch_loses_nothing_and_doubles_nothing() -> Result<()> {
+    let _turn = TURN.lock().await;
+    let stack = Stack::connect().await?;
+    for _ in 0..CHANCES {
+        stack.deliver(&[METRIC], 3).await?;
+        let registration = registration("killed while storing", &[METRIC; 3], GOOD_CARD);
+        let ids = stack.register(&Uuid::new_v4().to_string(), &registration).await?;
+        stack.site_active(ids.site_id).await?;
+        let sensors = stack.sensors(ids.site_id).await?;
+        let sensors: Vec<_> = sensors.iter().map(|sensor| sensor.sensor_id).collect();
+        stack.sensors_known(sensors.iter().copied()).await?;
+        let bundles = hours(ids.site_id, &sensors)?;
+        let all = bundles.len() * sensors.len();
+        let (first, others) = bundles.split_first().context("a bundle")?;
+        // After it the function has a warm process.
+        send(&stack, &[first]).await?;
+        rows(&stack, &sensors, sensors.len()).await?;
+
+        let frozen = Frozen::processes(&stack, "StoreReadingsFunction").await?;
+        let killed = frozen.pids();
+        send(&stack, &others.iter().collect::<Vec<_>>()).await?;
+        frozen
+            .step_until("the first rows of the batch", async || {
+                let count = rows(&stack, &sensors, 0).await?.len();
+                Ok(if count > sensors.len() { Ok(()) } else { Err(count) })
+            })
+            .await?;
+        frozen.kill().await?;
+        let at_the_kill = rows(&stack, &sensors, 0).await?;
+
+        let at_last = rows(&stack, &sensors, all).await?;
+        let running = faults::pids(&stack, "StoreReadingsFunction").await?;
+        assert!(running.iter().all(|pid| !killed.contains(pid)), "{killed:?} was not killed");
+        assert_eq!(at_last.len(), all, "a row for each series of a bundle");
+        for row in &at_the_kill {
+            assert!(at_last.contains(row), "written again: {row:?}");
+        }
+        for (index, sensor) in sensors.iter().enumerate() {
+            let sent = bundles.iter().flat_map(|bundle| bundle.series[index].samples.clone());
+            let samples = stack.samples(*sensor, "limit=10000").await?;
+            assert_eq!(samples, sent.collect::<Vec<_>>());
+        }
+        let quarantine = stack.quarantine().await?;
+        let of_site = ids.site_id.to_string();
+        assert!(quarantine.iter().all(|message| message.partition_key() != of_site));
+        if at_the_kill.len() < all {
+            return Ok(());
+        }
+    }
+    bail!("store-readings was never killed in mid-batch");
 }

@@ -1,11 +1,14 @@
 //! `make demo`, once the stack is deployed: onboards eight real monitoring stations, one with a
-//! declined card and one with too few kits in stock, shows what became of them, and ends with
-//! status 0 only if what it shows is true.
+//! declined card and one with too few kits in stock, sends the day of readings of one of them, shows
+//! what became of all that, and ends with status 0 only if what it shows is true.
 
 #![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
 
+mod plot;
 mod progress;
+mod readings;
 mod report;
+mod shown;
 mod stations;
 mod watch;
 
@@ -47,14 +50,30 @@ async fn run() -> Result<Vec<String>> {
     let asked = ask(&stack, &stations).await?;
     println!("Eight stations asked to be onboarded, four over HTTP and four by an event:");
     let onboarded = watch::onboard(&stack, &capture, &stations, asked).await?;
-    let findings = report::examine(&stack, &capture, &stations, &onboarded).await?;
-    capture.stop(&stack).await?;
+    let report::Findings { report, mut untrue } =
+        report::examine(&stack, &capture, &stations, &onboarded).await?;
+    println!("\n{}", report::table(&report));
+    println!("{}", report::summary(&report));
 
-    println!("\n{}", report::table(&findings.report));
-    println!("{}", report::summary(&findings.report));
-    let path = report::write(&findings.report)?;
-    println!("\n{}", report::what_next(&stack, &findings.report, &path)?);
-    Ok(findings.untrue)
+    // Readings need a site that is in service.
+    let day = if untrue.is_empty() {
+        let (station, ids) = stations
+            .iter()
+            .zip(&onboarded.ids)
+            .find(|(station, _)| station.code == stations::ALAMOSA)
+            .context("Alamosa")?;
+        println!("\n{} sends a day of readings, over a bad line:", station.name);
+        let day = readings::run(&stack, &capture, station, *ids).await?;
+        untrue = day.untrue;
+        println!("\n{}", shown::all(&day.report));
+        Some(day.report)
+    } else {
+        None
+    };
+    capture.stop(&stack).await?;
+    let path = report::write(&report, day.as_ref())?;
+    println!("\n{}", report::what_next(&stack, &report, day.as_ref(), &path)?);
+    Ok(untrue)
 }
 
 /// What is shown is of the whole stack: stock, customers. So it must be nobody's yet.

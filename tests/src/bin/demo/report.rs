@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use aws_sdk_sfn::types::ExecutionStatus;
 use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets::UTF8_FULL};
-use contracts::Timestamp;
+use contracts::{Metric, Timestamp};
 use futures_util::future::try_join_all;
 use serde::Serialize;
 use serde_json::Value;
@@ -27,14 +27,15 @@ use tests::{
 };
 
 use crate::{
+    readings::{self, SensorDay},
     stations::{Station, Via},
     watch::Onboarded,
 };
 
 /// For the last events to reach everybody once the sagas are over.
-const SETTLING: Duration = Duration::from_secs(15);
+pub const SETTLING: Duration = Duration::from_secs(15);
 /// After the last event: a second delivery would come now.
-const LISTENING: Duration = Duration::from_millis(1500);
+pub const LISTENING: Duration = Duration::from_millis(1500);
 
 /// What the demo shows; `target/demo/report.json`.
 #[derive(Debug, Serialize)]
@@ -410,32 +411,58 @@ pub fn summary(report: &Report) -> String {
     )
 }
 
+/// All of `target/demo/report.json`.
+#[derive(Serialize)]
+struct Whole<'a> {
+    #[serde(flatten)]
+    onboarding: &'a Report,
+    readings: Option<&'a readings::Report>,
+}
+
 /// Writes `target/demo/report.json` and tells where that is.
-pub fn write(report: &Report) -> Result<PathBuf> {
+pub fn write(onboarding: &Report, readings: Option<&readings::Report>) -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?;
     let folder = root.join("target/demo");
     fs::create_dir_all(&folder)?;
     let path = folder.join("report.json");
-    fs::write(&path, serde_json::to_string_pretty(report)? + "\n")?;
+    fs::write(&path, serde_json::to_string_pretty(&Whole { onboarding, readings })? + "\n")?;
     Ok(path.strip_prefix(root).unwrap_or(&path).to_owned())
 }
 
 /// Commands to look around with.
-pub fn what_next(stack: &Stack, report: &Report, path: &Path) -> Result<String> {
+pub fn what_next(
+    stack: &Stack,
+    report: &Report,
+    readings: Option<&readings::Report>,
+    path: &Path,
+) -> Result<String> {
     let failed = report.sites.iter().find(|site| site.failure.is_some());
     let site = failed.or(report.sites.first()).context("a site")?;
     let endpoint = stack.endpoint().as_str().trim_end_matches('/');
+    let host = stack.api_host()?;
+    let stage = stack.api_stage()?;
+    let curl = |path: String| {
+        format!(
+            "curl -sS --aws-sigv4 aws:amz:us-east-1:execute-api --user test:test -H 'Host: {host}' \
+             '{endpoint}/{stage}/{path}'\n  "
+        )
+    };
+    let mut calls = curl(format!("sites/{}", site.site_id));
+    // The air temperature: of all the easiest to judge.
+    let thermometer = readings.and_then(|readings| {
+        readings.sensors.iter().find(|sensor| sensor.metric == Metric::AirTemperature)
+    });
+    if let Some(SensorDay { sensor_id, .. }) = thermometer {
+        calls += &curl(format!("sensors/{sensor_id}/readings?aggregate=hour"));
+    }
     Ok(format!(
         "The stack stays up. The same as JSON: {}. Look around:\n  \
-         curl -sS --aws-sigv4 aws:amz:us-east-1:execute-api --user test:test -H 'Host: {}' {endpoint}/{}/sites/{}\n  \
+         {calls}\
          AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test aws --endpoint-url {endpoint} --region us-east-1 \
          dynamodb scan --table-name {}\n  \
          make logs NAME=publish-events   (any function; the emulator's own log: target/local/ministack.log)\n  \
          make down   (stops it and forgets everything)",
         path.display(),
-        stack.api_host()?,
-        stack.api_stage()?,
-        site.site_id,
         stack.output("EventsTable")?,
     ))
 }

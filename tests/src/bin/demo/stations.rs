@@ -10,6 +10,8 @@ use tests::sites::{DECLINED_CARD, GOOD_CARD};
 pub const SOURCE: &str = "noaa.surfrad";
 /// Kits of each metric that are delivered: enough for eight stations.
 pub const DELIVERED: u32 = 10;
+/// Its day of readings is sent.
+pub const ALAMOSA: &str = "SLV";
 /// Its bank declines the card.
 const DECLINED: &str = "DRA";
 /// It wants a field of pyranometers, more than are delivered.
@@ -45,6 +47,8 @@ pub enum Via {
 /// A station with what it asks for and what must become of it.
 #[derive(Debug)]
 pub struct Station {
+    /// As NOAA abbreviates it.
+    pub code: String,
     /// Its name.
     pub name: String,
     /// Its way in.
@@ -66,12 +70,17 @@ struct Entry {
 }
 
 /// A sensor with the limits that its operator wants to hear about, in its usual unit.
-fn sensor(metric: Metric) -> Value {
-    let (min, max) = match metric {
-        Metric::AirTemperature => (Some(-60.0), Some(60.0)),
-        Metric::RelativeHumidity => (Some(0.0), Some(100.0)),
-        Metric::WindSpeed => (None, Some(50.0)),
-        Metric::DownwellingShortwave => (Some(-10.0), Some(1500.0)),
+fn sensor(code: &str, metric: Metric) -> Value {
+    let (min, max) = match (code, metric) {
+        // What its winter days cross: frost that heating must be on for, wind that lifts the snow,
+        // more sun than its power supply can store.
+        (ALAMOSA, Metric::AirTemperature) => (Some(-15.0), None),
+        (ALAMOSA, Metric::WindSpeed) => (None, Some(3.5)),
+        (ALAMOSA, Metric::DownwellingShortwave) => (None, Some(500.0)),
+        (_, Metric::AirTemperature) => (Some(-60.0), Some(60.0)),
+        (_, Metric::RelativeHumidity) => (Some(0.0), Some(100.0)),
+        (_, Metric::WindSpeed) => (None, Some(50.0)),
+        (_, Metric::DownwellingShortwave) => (Some(-10.0), Some(1500.0)),
         _ => (None, None),
     };
     let mut sensor = json!({ "metric": metric, "unit": metric.units()[0] });
@@ -89,7 +98,8 @@ pub fn all() -> Result<Vec<Station>> {
     let entries: Vec<Entry> = serde_json::from_str(text).context("the stations' file")?;
     let half = entries.len() / 2;
     let stations = entries.into_iter().enumerate().map(|(index, entry)| {
-        let mut sensors: Vec<_> = SENSORS.into_iter().map(sensor).collect();
+        let mut sensors: Vec<_> =
+            SENSORS.into_iter().map(|metric| sensor(&entry.code, metric)).collect();
         let mut card = GOOD_CARD;
         let mut fails = None;
         if entry.code == DECLINED {
@@ -97,7 +107,7 @@ pub fn all() -> Result<Vec<Station>> {
             fails = Some(("InitializeSubscription", "CardDeclined"));
         }
         if entry.code == TOO_MANY {
-            let field = (0..DELIVERED).map(|_| sensor(Metric::DownwellingShortwave));
+            let field = (0..DELIVERED).map(|_| sensor(TOO_MANY, Metric::DownwellingShortwave));
             sensors.extend(field);
             fails = Some(("ReserveKits", "KitsOutOfStock"));
         }
@@ -115,6 +125,7 @@ pub fn all() -> Result<Vec<Station>> {
                 "paymentMethod": card,
             }),
             name: entry.name,
+            code: entry.code,
             via: if index < half { Via::Http } else { Via::Event },
             fails,
         }

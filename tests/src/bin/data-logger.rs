@@ -1,0 +1,88 @@
+//! Sends a station's day to the local stack, as its data logger would.
+
+#![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::Result;
+use clap::Parser;
+use contracts::SiteId;
+use surfrad::{Day, LeftOut};
+use tests::{Stack, logger, meter::Meter};
+
+/// Sends a SURFRAD day file to a site of the local stack, in bundles. Sending it again does no harm.
+#[derive(Debug, Parser)]
+struct Args {
+    /// The day, such as tests/data/surfrad-alamosa-2016-01-01.dat
+    #[arg(long)]
+    file: PathBuf,
+    /// The site, which has a sensor for each quantity that the file has
+    #[arg(long)]
+    site: SiteId,
+    /// Minutes in a bundle
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1440))]
+    bundle_minutes: u32,
+    /// Bundles in a call; 1 sends each by itself, more a list
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=500))]
+    bundles_per_call: u16,
+    /// Sends every N-th bundle twice
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    twice_every: Option<u16>,
+    /// Sends every N-th bundle after the one that follows it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(2..))]
+    late_every: Option<u16>,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> Result<()> {
+    let day = Day::read(&args.file)?;
+    let stack = Stack::connect().await?;
+    let sensors: BTreeMap<_, _> = stack
+        .sensors(args.site)
+        .await?
+        .into_iter()
+        .map(|sensor| (sensor.metric, sensor.sensor_id))
+        .collect();
+    let bundles = day.bundles(args.site, &sensors, args.bundle_minutes)?;
+    let every = |n: Option<u16>| -> BTreeSet<_> {
+        n.map_or_else(BTreeSet::new, |n| {
+            (0..bundles.len()).skip(usize::from(n) - 1).step_by(n.into()).collect()
+        })
+    };
+    let order = logger::order(bundles.len(), &every(args.late_every), &every(args.twice_every));
+
+    let LeftOut { missing, impossible, questionable } = day.left_out();
+    println!(
+        "{}: {} rows, {} good values in {} bundles; not sent: {missing} missing, {impossible} \
+         impossible, {questionable} questionable.",
+        day.station,
+        day.rows,
+        day.samples(),
+        bundles.len(),
+    );
+    let mut meter = Meter::new("bundles", order.len());
+    let mut retries = 0;
+    for places in logger::calls(&order, args.bundles_per_call.into()) {
+        let call: Vec<_> = places.iter().map(|place| &bundles[*place]).collect();
+        retries += logger::send(&stack, &call).await?;
+        for _ in places {
+            meter.step();
+        }
+    }
+    println!("All were accepted, after {retries} retries.");
+    Ok(())
+}

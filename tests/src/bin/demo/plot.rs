@@ -1,0 +1,167 @@
+//! A day of a sensor as a line in the terminal, of Braille dots: two across and four down in a
+//! character.
+
+use std::{fmt, ops::RangeInclusive};
+
+use contracts::{Timestamp, readings::Sample};
+
+/// With labels on both sides less than 100 columns.
+const COLUMNS: usize = 72;
+const ROWS: usize = 6;
+const DOTS_ACROSS: usize = 2 * COLUMNS;
+const DOTS_DOWN: usize = 4 * ROWS;
+const DAY_MILLIS: i64 = 24 * 60 * 60 * 1000;
+const TICK_HOURS: usize = 3;
+const TICK_COLUMNS: usize = COLUMNS * TICK_HOURS / 24;
+/// A limit is a dotted line: one dot in so many.
+const LIMIT_DOTS: usize = 4;
+
+/// A day of a sensor.
+pub struct Plot<'a> {
+    /// What is shown.
+    pub title: String,
+    /// Of one day, UTC, sorted by time; at least one.
+    pub samples: &'a [Sample],
+    /// Limits, by what they are called.
+    pub limits: Vec<(&'static str, f64)>,
+    /// When the sensor was beyond one of them: from, to.
+    pub breaches: Vec<(Timestamp, Timestamp)>,
+}
+
+/// The place of a part (0 to 1) of a whole of so many.
+fn place(part: f64, whole: usize) -> usize {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss,
+        reason = "some hundred dots at most"
+    )]
+    let place = (part.clamp(0.0, 1.0) * whole as f64) as usize;
+    place.min(whole - 1)
+}
+
+/// The place of an instant in its day.
+fn across(at: Timestamp, whole: usize) -> usize {
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds of a day")]
+    let part = at.millis().rem_euclid(DAY_MILLIS) as f64 / DAY_MILLIS as f64;
+    place(part, whole)
+}
+
+/// Lines of Braille patterns.
+struct Canvas([[bool; DOTS_ACROSS]; DOTS_DOWN]);
+
+impl Canvas {
+    fn row(&self, row: usize) -> String {
+        let character = |column: usize| {
+            // The bits of a pattern go down the left side, down the right, then along the bottom.
+            let bits = [[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]];
+            let lines = bits.iter().zip(&self.0[4 * row..]);
+            let set = lines.flat_map(|(bits, dots)| {
+                bits.iter().zip(&dots[2 * column..]).filter(|(_, dot)| **dot).map(|(bit, _)| bit)
+            });
+            char::from_u32(0x2800 + set.sum::<u32>()).unwrap_or(' ')
+        };
+        (0..COLUMNS).map(character).collect()
+    }
+}
+
+impl Plot<'_> {
+    /// From the least to the greatest that is shown.
+    fn range(&self) -> RangeInclusive<f64> {
+        let shown = self.samples.iter().map(|sample| sample.1);
+        let shown = shown.chain(self.limits.iter().map(|(_, limit)| *limit));
+        let (min, max) = shown
+            .fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), v| (min.min(v), max.max(v)));
+        if min < max { min..=max } else { min - 1.0..=max + 1.0 }
+    }
+}
+
+impl fmt::Display for Plot<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let range = self.range();
+        let down = |value: f64| {
+            let part = (range.end() - value) / (range.end() - range.start());
+            place(part, DOTS_DOWN)
+        };
+        let mut canvas = Canvas([[false; DOTS_ACROSS]; DOTS_DOWN]);
+        for (_, limit) in &self.limits {
+            canvas.0[down(*limit)].iter_mut().step_by(LIMIT_DOTS).for_each(|dot| *dot = true);
+        }
+        let mut before = None;
+        for Sample(at, value) in self.samples {
+            let (x, y) = (across(*at, DOTS_ACROSS), down(*value));
+            // From one sample to the next: a line without holes, however steep.
+            let from = before.unwrap_or(y);
+            for line in &mut canvas.0[y.min(from)..=y.max(from)] {
+                line[x] = true;
+            }
+            before = Some(y);
+        }
+
+        writeln!(f, "  {}", self.title)?;
+        for row in 0..ROWS {
+            let label = match row {
+                0 => format!("{:.1}", range.end()),
+                _ if row == ROWS - 1 => format!("{:.1}", range.start()),
+                _ => String::new(),
+            };
+            let of_row = self.limits.iter().filter(|(_, limit)| down(*limit) / 4 == row);
+            let limits: Vec<_> = of_row.map(|(name, limit)| format!("{name} {limit}")).collect();
+            let line = format!("{label:>9} ┤{} {}", canvas.row(row), limits.join(", "));
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        if !self.limits.is_empty() {
+            let mut beyond = [' '; COLUMNS];
+            for (from, to) in &self.breaches {
+                let (from, to) = (across(*from, COLUMNS), across(*to, COLUMNS));
+                beyond[from..=to.max(from)].fill('▀');
+            }
+            let line = format!("{:>9} │{}", "breached", String::from_iter(beyond));
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        let axis = format!("┴{}", "─".repeat(TICK_COLUMNS - 1)).repeat(24 / TICK_HOURS);
+        writeln!(f, "{:>9} └{axis}┴", "")?;
+        write!(f, "{:>11}", "")?;
+        for hour in (0..24).step_by(TICK_HOURS) {
+            write!(f, "{hour:02}:00{:1$}", "", TICK_COLUMNS - "00:00".len())?;
+        }
+        f.write_str("24:00 UTC")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ramp_goes_up_from_midnight_to_midnight() {
+        let minute = |minute: i64| Timestamp::from_millis(minute * 60_000);
+        #[expect(clippy::cast_precision_loss, reason = "minutes of a day")]
+        let samples: Vec<_> = (0..1440).map(|at| Sample(minute(at), at as f64)).collect();
+        let plot = Plot {
+            title: "ramp (min)".to_owned(),
+            samples: &samples,
+            limits: vec![("max", 720.0)],
+            breaches: vec![(minute(720), minute(1439))],
+        };
+        let shown = plot.to_string();
+        let lines: Vec<_> = shown.lines().collect();
+        assert!(lines.iter().all(|line| line.chars().count() <= 100), "{shown}");
+        assert_eq!(lines[0], "  ramp (min)");
+        assert!(lines[1].starts_with("   1439.0 ┤⠀⠀") && lines[1].ends_with('⠉'), "{shown}");
+        assert!(lines[6].starts_with("      0.0 ┤⣀"), "{shown}");
+        assert!(lines[3].ends_with("⡀⠀ max 720"), "{shown}");
+        let breached = lines[7].chars().filter(|c| *c == '▀').count();
+        assert_eq!((lines[7].chars().count(), breached), (11 + COLUMNS, COLUMNS / 2), "{shown}");
+        assert_eq!(lines[9].split_whitespace().count(), 10, "{shown}");
+        assert_eq!(lines.len(), 10);
+    }
+
+    #[test]
+    fn a_day_without_change_is_a_line_in_the_middle() {
+        let samples = [Sample(Timestamp::from_millis(0), 5.0)];
+        let plot =
+            Plot { title: String::new(), samples: &samples, limits: vec![], breaches: vec![] };
+        assert!(plot.to_string().lines().nth(4).is_some_and(|line| line.contains('⠁')));
+    }
+}

@@ -1,0 +1,166 @@
+//! What alerts a sensor's samples must bring about, by the rule alone: in the order of time, with all
+//! samples at hand. It is what `detect-breaches` is compared with, and shares no code with it.
+
+use contracts::{
+    Metric, SensorId, Timestamp,
+    events::{Limit, ReadingBackToNormal, ReadingBreachedThreshold},
+    readings::Sample,
+};
+use serde::{Deserialize, Serialize};
+
+/// A sensor and what its operator wants to hear about.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Watched {
+    /// The sensor.
+    pub sensor_id: SensorId,
+    /// What it measures.
+    pub metric: Metric,
+    /// UCUM code.
+    pub unit: String,
+    /// The least that is normal.
+    pub min: Option<f64>,
+    /// The most that is normal.
+    pub max: Option<f64>,
+}
+
+/// A change of a sensor's state.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Alert {
+    /// The sensor.
+    pub sensor_id: SensorId,
+    /// What it measures.
+    pub metric: Metric,
+    /// UCUM code of the value and the limit.
+    pub unit: String,
+    /// When the sample was taken that changed it.
+    pub at: Timestamp,
+    /// That sample's value.
+    pub value: f64,
+    /// To what.
+    pub became: Became,
+}
+
+/// What a sensor's state changed to.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Became {
+    /// Beyond a limit.
+    Breached {
+        /// Which.
+        limit: Limit,
+        /// Its value.
+        threshold: f64,
+    },
+    /// Within the limits again.
+    Normal {
+        /// Since when it was not.
+        #[serde(rename = "breachedAt")]
+        breached_at: Timestamp,
+    },
+}
+
+impl From<ReadingBreachedThreshold> for Alert {
+    fn from(event: ReadingBreachedThreshold) -> Self {
+        let ReadingBreachedThreshold { sensor_id, metric, unit, at, value, .. } = event;
+        let became = Became::Breached { limit: event.limit, threshold: event.threshold };
+        Self { sensor_id, metric, unit, at, value, became }
+    }
+}
+
+impl From<ReadingBackToNormal> for Alert {
+    fn from(event: ReadingBackToNormal) -> Self {
+        let ReadingBackToNormal { sensor_id, metric, unit, at, value, breached_at, .. } = event;
+        Self { sensor_id, metric, unit, at, value, became: Became::Normal { breached_at } }
+    }
+}
+
+impl Watched {
+    /// How far within its limits a sample must be to end a breach.
+    fn band(&self) -> f64 {
+        let band = self.metric.deadband(&self.unit).unwrap_or_default();
+        match (self.min, self.max) {
+            (Some(min), Some(max)) => band.min((max - min) / 4.0),
+            _ => band,
+        }
+    }
+
+    /// The limit that a value is beyond.
+    fn beyond(&self, value: f64) -> Option<(Limit, f64)> {
+        let below = self.min.filter(|min| value < *min).map(|min| (Limit::Min, min));
+        below.or(self.max.filter(|max| value > *max).map(|max| (Limit::Max, max)))
+    }
+
+    /// The alerts of these samples, which are sorted by time.
+    #[must_use]
+    pub fn alerts(&self, samples: &[Sample]) -> Vec<Alert> {
+        let mut breached = None;
+        let mut alerts = Vec::new();
+        for Sample(at, value) in samples.iter().copied() {
+            let became = match (breached, self.beyond(value)) {
+                (Some((there, _)), Some((limit, _))) if there == limit => continue,
+                (_, Some((limit, threshold))) => {
+                    breached = Some((limit, at));
+                    Became::Breached { limit, threshold }
+                }
+                (Some((_, breached_at)), None) => {
+                    let band = self.band();
+                    let back = self.min.is_none_or(|min| value >= min + band)
+                        && self.max.is_none_or(|max| value <= max - band);
+                    if !back {
+                        continue;
+                    }
+                    breached = None;
+                    Became::Normal { breached_at }
+                }
+                (None, None) => continue,
+            };
+            let (metric, unit) = (self.metric, self.unit.clone());
+            alerts.push(Alert { sensor_id: self.sensor_id, metric, unit, at, value, became });
+        }
+        alerts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use contracts::{OnboardingId, SiteId};
+
+    use super::*;
+
+    fn judged(min: Option<f64>, max: Option<f64>, values: &[f64]) -> Vec<(i64, &'static str)> {
+        let sensor_id = SensorId::of(OnboardingId::of(SiteId::registered("", "judged")), 0);
+        let (metric, unit) = (Metric::AirTemperature, "Cel".to_owned());
+        let samples: Vec<_> = (0..)
+            .zip(values)
+            .map(|(at, value)| Sample(Timestamp::from_millis(at), *value))
+            .collect();
+        let watched = Watched { sensor_id, metric, unit, min, max };
+        let alerts = watched.alerts(&samples).into_iter();
+        let words = |became| match became {
+            Became::Breached { limit: Limit::Min, .. } => "below",
+            Became::Breached { limit: Limit::Max, .. } => "above",
+            Became::Normal { .. } => "normal",
+        };
+        alerts.map(|alert| (alert.at.millis(), words(alert.became))).collect()
+    }
+
+    #[test]
+    fn a_breach_ends_by_the_deadband_within_the_limit() {
+        let values = [10.0, 10.1, 11.0, 9.9, 9.6, 9.5, 10.0, 10.1];
+        assert_eq!(judged(None, Some(10.0), &values), [(1, "above"), (5, "normal"), (7, "above")]);
+    }
+
+    #[test]
+    fn a_jump_to_beyond_the_other_limit_is_a_breach_again() {
+        let values = [0.0, -1.0, 11.0, 10.5, -0.1, 0.4, 0.5];
+        let alerts = [(1, "below"), (2, "above"), (4, "below"), (6, "normal")];
+        assert_eq!(judged(Some(0.0), Some(10.0), &values), alerts);
+    }
+
+    #[test]
+    fn between_narrow_limits_a_quarter_is_enough() {
+        assert_eq!(judged(Some(0.0), Some(1.0), &[-0.1, 0.2, 0.25]), [(0, "below"), (2, "normal")]);
+    }
+}

@@ -1,0 +1,50 @@
+//! How far something has come: a bar on a terminal, a plain line every quarter elsewhere.
+
+#![expect(clippy::print_stdout, reason = "it is there to be seen")]
+
+use std::io::{IsTerminal, stdout};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// So many plain lines.
+const LINES: usize = 4;
+
+/// Counts up to a whole.
+#[derive(Debug)]
+pub struct Meter {
+    what: &'static str,
+    whole: usize,
+    done: usize,
+    bar: Option<ProgressBar>,
+}
+
+impl Meter {
+    /// Of so many of that.
+    #[must_use]
+    pub fn new(what: &'static str, whole: usize) -> Self {
+        let bar = stdout().is_terminal().then(|| {
+            let target = ProgressDrawTarget::stdout();
+            let template = "  {prefix} [{bar:40}] {pos}/{len} {elapsed:>4}";
+            let style = ProgressStyle::with_template(template)
+                .unwrap_or_else(|_| ProgressStyle::default_bar())
+                .progress_chars("=> ");
+            let bar = ProgressBar::with_draw_target(Some(whole as u64), target);
+            bar.with_style(style).with_prefix(what)
+        });
+        Self { what, whole, done: 0, bar }
+    }
+
+    /// One more is done.
+    pub fn step(&mut self) {
+        self.done += 1;
+        let Self { what, whole, done, bar } = self;
+        match bar {
+            Some(bar) if done == whole => bar.abandon(),
+            Some(bar) => bar.set_position(*done as u64),
+            None if *done * LINES / *whole != (*done - 1) * LINES / *whole => {
+                println!("  {what} {done}/{whole}");
+            }
+            None => {}
+        }
+    }
+}

@@ -1,0 +1,473 @@
+//! Readings, from the producer to the query, on the deployed stack: each test at a site of its own.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use anyhow::{Context, Result};
+use aws_sdk_dynamodb::types::AttributeValue;
+use contracts::{
+    Event, Metric, OnboardingId, SensorId, SiteId, Timestamp,
+    events::{ReadingBackToNormal, ReadingBreachedThreshold},
+    readings::{Bundle, Sample, Series},
+};
+use serde_json::{Value, json};
+use tests::{
+    Stack,
+    api::Call,
+    capture::{Capture, correlation, event_id},
+    log,
+    logger::send,
+    readings::{Bucket, gzip},
+    sites::{FORWARD, GOOD_CARD, Ids, registration},
+    wait::{Look, PATIENCE, until},
+};
+use uuid::Uuid;
+
+const MINUTE: i64 = 60_000;
+
+/// A site in service, with its sensors, whose readings are welcome.
+struct Site {
+    ids: Ids,
+    sensors: Vec<SensorId>,
+}
+
+impl Site {
+    /// With a sensor for each metric; the first has these limits.
+    async fn with(
+        stack: &Stack,
+        what: &str,
+        metrics: &[Metric],
+        limits: &[(&str, f64)],
+    ) -> Result<Self> {
+        stack.deliver(metrics, 1).await?;
+        let name = format!("{what} {}", Uuid::new_v4().simple());
+        let mut registration = registration(&name, metrics, GOOD_CARD);
+        for (name, limit) in limits {
+            registration["sensors"][0][*name] = json!(limit);
+        }
+        let ids = stack.register(&Uuid::new_v4().to_string(), &registration).await?;
+        stack.site_active(ids.site_id).await?;
+        let sensors = stack.sensors(ids.site_id).await?;
+        let sensors: Vec<_> = sensors.iter().map(|sensor| sensor.sensor_id).collect();
+        stack.sensors_known(sensors.iter().copied()).await?;
+        Ok(Self { ids, sensors })
+    }
+
+    async fn new(stack: &Stack, what: &str) -> Result<Self> {
+        Self::with(stack, what, &[Metric::AirTemperature], &[]).await
+    }
+
+    fn key(&self) -> String {
+        self.ids.site_id.to_string()
+    }
+
+    /// A bundle of the first sensor, a value a minute from the start on.
+    fn bundle(&self, id: &str, start: &str, values: &[f64]) -> Result<Bundle> {
+        let samples = minutes(start.parse()?, values);
+        let series = vec![Series { sensor_id: self.sensors[0], samples }];
+        Ok(Bundle { bundle_id: id.parse()?, site_id: self.ids.site_id, series })
+    }
+
+    /// Waits until the first sensor has so many samples; all of them.
+    async fn samples(&self, stack: &Stack, count: usize) -> Result<Vec<Sample>> {
+        until(&format!("{count} samples"), PATIENCE, async || {
+            let samples = stack.samples(self.sensors[0], "limit=10000").await?;
+            Ok(if samples.len() >= count { Look::Found(samples) } else { Look::Saw(samples.len()) })
+        })
+        .await
+    }
+}
+
+fn minutes(start: Timestamp, values: &[f64]) -> Vec<Sample> {
+    let at = |minute| start.plus_millis(minute * MINUTE);
+    (0..).map(at).zip(values).map(|(at, value)| Sample(at, *value)).collect()
+}
+
+/// All samples of these bundles' first series.
+fn samples_of(bundles: &[&Bundle]) -> Vec<Sample> {
+    bundles.iter().flat_map(|bundle| bundle.series[0].samples.clone()).collect()
+}
+
+#[tokio::test]
+async fn a_bundle_can_be_asked_for_to_the_bit_and_counts_once() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let site = Site::new(&stack, "once").await?;
+    // What a decimal that is read carelessly gets wrong in the last bit, and the ends of the range.
+    let odd = [31.245_270_191_439_438, 121.487_919_511_619_45, -0.0, 5e-324, f64::MAX, 1.0 / 3.0];
+    let first = site.bundle("first", "2016-01-01T00:00:00Z", &odd)?;
+    let second = site.bundle("second", "2016-01-01T01:00:00Z", &[1.0, 2.0])?;
+    let answer = stack.call(Call::post_readings(serde_json::to_vec(&first)?)).await?;
+    assert_eq!(answer.status, 202, "{answer}");
+    assert_eq!(answer.body, json!({ "accepted": 1, "bundles": ["first"] }));
+    site.samples(&stack, odd.len()).await?;
+    let rows = stack.series_rows(site.sensors[0]).await?;
+
+    // By itself, and in a list with another one.
+    send(&stack, &[&first]).await?;
+    let list = serde_json::to_vec(&[&first, &second])?;
+    let answer = stack.call(Call::post_readings(list)).await?;
+    assert_eq!(answer.status, 202, "{answer}");
+    assert_eq!(answer.body, json!({ "accepted": 2, "bundles": ["first", "second"] }));
+    let samples = site.samples(&stack, odd.len() + 2).await?;
+
+    let bits = |samples: &[Sample]| -> Vec<_> {
+        samples.iter().map(|Sample(at, value)| (*at, value.to_bits())).collect()
+    };
+    assert_eq!(bits(&samples), bits(&samples_of(&[&first, &second])));
+    let after = stack.series_rows(site.sensors[0]).await?;
+    assert_eq!(after.len(), 2);
+    assert_eq!(after[0], rows[0], "what was repeated is not written again");
+    let answer = stack.readings(site.sensors[0], "").await?;
+    assert_eq!(answer.body["sensorId"], json!(site.sensors[0]));
+    assert_eq!(answer.body["unit"], "Cel");
+    Ok(())
+}
+
+#[tokio::test]
+async fn bundles_that_can_not_be_taken_are_refused_and_not_stored() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let site = Site::new(&stack, "refused").await?;
+    let good = serde_json::to_value(site.bundle("good", "2016-01-01T00:00:00Z", &[1.0, 2.0])?)?;
+    let with = |pointer: &str, value: Value| {
+        let mut bundle = good.clone();
+        *bundle.pointer_mut(pointer).expect("a field of the bundle") = value;
+        bundle
+    };
+    let mut unknown_field = good.clone();
+    unknown_field["quality"] = json!("good");
+    let mut twice_the_sensor = good.clone();
+    twice_the_sensor["series"] = json!([good["series"][0], good["series"][0]]);
+    let ahead = Timestamp::now().plus_millis(60 * MINUTE);
+    let sample = "/series/0/samples/1";
+    let bodies = [
+        ("{\"bundleId\": ".to_owned(), "body"),
+        ("[]".to_owned(), "body"),
+        (with("/bundleId", json!("a b")).to_string(), "bundleId"),
+        (with("/siteId", json!("alamosa")).to_string(), "siteId"),
+        (with("/series", json!([])).to_string(), "series"),
+        (with("/series/0/samples", json!([])).to_string(), "series[0].samples"),
+        (with(sample, json!(["noon", 1])).to_string(), "series[0].samples[1][0]"),
+        (with(sample, json!(["2016-01-01T00:01:00Z", "1"])).to_string(), "series[0].samples[1][1]"),
+        (with(sample, json!(["2016-01-01T00:00:00Z", 1])).to_string(), "series[0].samples[1]"),
+        (with(sample, json!([ahead, 1])).to_string(), "series[0].samples[1]"),
+        (unknown_field.to_string(), "quality"),
+        (twice_the_sensor.to_string(), "series[1].sensorId"),
+        // One bad bundle refuses the good one beside it.
+        (json!([good, with("/bundleId", json!(""))]).to_string(), "[1].bundleId"),
+        (json!([good, good]).to_string(), "[1].bundleId"),
+    ];
+    for (body, field) in bodies {
+        let answer = stack.call(Call::post_readings(body.clone())).await?;
+        assert_eq!(answer.status, 400, "{body}: {answer}");
+        assert_eq!(answer.header("content-type"), "application/problem+json", "{answer}");
+        assert_eq!(answer.fields(), [field], "{body}: {answer}");
+    }
+
+    let many: Vec<_> =
+        (0..501).map(|number| with("/bundleId", json!(format!("n{number}")))).collect();
+    let start = "2016-01-01T00:00:00Z".parse()?;
+    let mut large = site.bundle("large", "2016-01-01T00:00:00Z", &[])?;
+    large.series[0].samples = minutes(start, &vec![0.123_456_789; 30_000]);
+    for (what, body, told) in [
+        ("501 bundles", serde_json::to_vec(&many)?, "500"),
+        ("a bundle of more than 1 MiB", serde_json::to_vec(&large)?, "fewer minutes"),
+        ("a body of more than 4 MiB", vec![b' '; 4 * 1024 * 1024 + 1], "several"),
+    ] {
+        let answer = stack.call(Call::post_readings(body)).await?;
+        assert_eq!(answer.status, 413, "{what}: {answer}");
+        let detail = answer.body["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains(told), "{what}: how to split is not told: {answer}");
+    }
+
+    // What is sent afterwards comes after all that was put.
+    let last = site.bundle("last", "2016-01-02T00:00:00Z", &[3.0])?;
+    send(&stack, &[&last]).await?;
+    assert_eq!(site.samples(&stack, 1).await?, samples_of(&[&last]));
+    Ok(())
+}
+
+#[tokio::test]
+async fn readings_are_asked_for_page_by_page() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let site = Site::new(&stack, "pages").await?;
+    let sensor = site.sensors[0];
+    let values: Vec<f64> = (0..20).map(f64::from).collect();
+    let bundles = ["00:00", "00:20", "00:40"].map(|start| {
+        site.bundle(&format!("b{start}"), &format!("2016-01-01T{start}:00Z"), &values)
+    });
+    let bundles = bundles.into_iter().collect::<Result<Vec<_>>>()?;
+    let bundles: Vec<_> = bundles.iter().collect();
+    // The last first: it is stored before the others.
+    for bundle in bundles.iter().rev() {
+        send(&stack, &[bundle]).await?;
+    }
+    let all = samples_of(&bundles);
+    assert_eq!(site.samples(&stack, all.len()).await?, all);
+
+    assert_eq!(stack.samples(sensor, "limit=7&order=asc").await?, all);
+    let backwards: Vec<_> = all.iter().rev().copied().collect();
+    assert_eq!(stack.samples(sensor, "limit=7&order=desc").await?, backwards);
+    let between = "from=2016-01-01T00:10:00Z&to=2016-01-01T00:50:00Z&limit=13";
+    assert_eq!(stack.samples(sensor, between).await?, all[10..50]);
+
+    let page = stack.readings(sensor, "limit=7").await?;
+    let token = page.body["next"].as_str().context("a next page")?.to_owned();
+    // A letter in the middle: no bit of it is mere padding.
+    let (before, behind) = token.split_at(token.len() / 2);
+    let other = if behind.starts_with('A') { 'B' } else { 'A' };
+    let tampered = format!("{before}{other}{}", &behind[1..]);
+    for query in [
+        format!("limit=7&next={tampered}"),
+        format!("limit=7&order=desc&next={token}"),
+        format!("limit=7&from=2016-01-01T00:00:00Z&next={token}"),
+        "limit=7&next=abc".to_owned(),
+    ] {
+        let answer = stack.readings(sensor, &query).await?;
+        assert_eq!((answer.status, answer.fields()), (400, vec!["query next"]), "{query}");
+    }
+    for (query, field) in [
+        ("limit=0", "query limit"),
+        ("limit=10001", "query limit"),
+        ("order=up", "query order"),
+        ("from=yesterday", "query from"),
+        ("from=2016-01-02T00:00:00Z&to=2016-01-01T00:00:00Z", "query from"),
+        ("aggregate=week", "query aggregate"),
+        ("page=2", "query page"),
+    ] {
+        let answer = stack.readings(sensor, query).await?;
+        assert_eq!((answer.status, answer.fields()), (400, vec![field]), "{query}: {answer}");
+    }
+    let nobody = SensorId::of(OnboardingId::of(SiteId::registered("", "nobody's")), 0);
+    assert_eq!(stack.readings(nobody, "").await?.status, 404);
+    let answer = stack.call(Call::get("/sensors/thermometer/readings")).await?;
+    assert_eq!((answer.status, answer.fields()), (400, vec!["path sensorId"]), "{answer}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn hours_and_days_add_up() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let site = Site::new(&stack, "aggregates").await?;
+    let sensor = site.sensors[0];
+    // Over midnight; and an hour without a sample before a last one.
+    let night = site.bundle("night", "2016-01-01T23:58:00Z", &[1.0, 2.0, 4.0, 8.0])?;
+    let morning = site.bundle("morning", "2016-01-02T02:00:00Z", &[-3.0])?;
+    send(&stack, &[&night, &morning]).await?;
+    site.samples(&stack, 5).await?;
+
+    let bucket = |start: &str, count, min, max, mean| {
+        anyhow::Ok(Bucket { start: start.parse()?, count, min, max, mean })
+    };
+    let hours = [
+        bucket("2016-01-01T23:00:00Z", 2, 1.0, 2.0, 1.5)?,
+        bucket("2016-01-02T00:00:00Z", 2, 4.0, 8.0, 6.0)?,
+        bucket("2016-01-02T02:00:00Z", 1, -3.0, -3.0, -3.0)?,
+    ];
+    assert_eq!(stack.buckets(sensor, "aggregate=hour").await?, hours);
+    assert_eq!(stack.buckets(sensor, "aggregate=hour&limit=1").await?, hours, "page by page");
+    let days = [
+        bucket("2016-01-02T00:00:00Z", 3, -3.0, 8.0, 3.0)?,
+        bucket("2016-01-01T00:00:00Z", 2, 1.0, 2.0, 1.5)?,
+    ];
+    assert_eq!(stack.buckets(sensor, "aggregate=day&order=desc").await?, days);
+    let cut = "aggregate=hour&from=2016-01-01T23:59:00Z&to=2016-01-02T00:01:00Z";
+    let halves = [
+        bucket("2016-01-01T23:00:00Z", 1, 2.0, 2.0, 2.0)?,
+        bucket("2016-01-02T00:00:00Z", 1, 4.0, 4.0, 4.0)?,
+    ];
+    assert_eq!(stack.buckets(sensor, cut).await?, halves);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_can_not_be_stored_is_quarantined_whole_and_the_rest_is_stored() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let site = Site::new(&stack, "poison").await?;
+    let neighbour = Site::new(&stack, "poison's neighbour").await?;
+    let plain = site.bundle("plain", "2016-01-01T00:00:00Z", &[1.0, 2.0])?;
+    let packed = site.bundle("packed", "2016-01-01T00:02:00Z", &[3.0, 4.0])?;
+    stack.put_record(&site.key(), serde_json::to_vec(&plain)?).await?;
+
+    let other = |id: &str| site.bundle(id, "2016-01-01T12:00:00Z", &[5.0]);
+    let mut no_schema = serde_json::to_value(other("no-schema")?)?;
+    no_schema["series"][0]["samples"][0][1] = json!("warm");
+    let mut unknown = other("unknown")?;
+    unknown.series[0].sensor_id =
+        SensorId::of(OnboardingId::of(SiteId::registered("", "nobody's")), 0);
+    let mut foreign = other("foreign")?;
+    foreign.series[0].sensor_id = neighbour.sensors[0];
+    let mut ahead = other("ahead")?;
+    ahead.series[0].samples[0].0 = Timestamp::now().plus_millis(60 * MINUTE);
+    let mut changed = plain.clone();
+    changed.series[0].samples[1].1 = 2.5;
+    let mut torn = gzip(&serde_json::to_vec(&other("torn")?)?)?;
+    torn.truncate(torn.len() / 2);
+    let json = |bundle: &Bundle| serde_json::to_vec(bundle);
+    let poison = [
+        ("InvalidInput", "gzip", b"no JSON \xff".to_vec()),
+        ("InvalidInput", "series[0].samples[0][1]", no_schema.to_string().into_bytes()),
+        ("InvalidInput", "ahead of our clock", json(&ahead)?),
+        ("InvalidInput", "gzip", torn),
+        (
+            "InvalidInput",
+            "siteId",
+            json(&neighbour.bundle("key", "2016-01-01T00:00:00Z", &[6.0])?)?,
+        ),
+        ("UnknownSensor", "not in the register", json(&unknown)?),
+        ("SensorOfAnotherSite", "belongs to site", json(&foreign)?),
+        ("BundleConflict", "other samples", json(&changed)?),
+    ];
+    let mut put = Vec::new();
+    for (_, _, data) in &poison {
+        put.push(stack.put_record(&site.key(), data.clone()).await?);
+    }
+    stack.put_record(&site.key(), gzip(&serde_json::to_vec(&packed)?)?).await?;
+
+    let samples = site.samples(&stack, 4).await?;
+    assert_eq!(samples, samples_of(&[&plain, &packed]));
+    let quarantined = stack.quarantined(&site.key(), poison.len()).await?;
+    assert_eq!(quarantined.len(), poison.len());
+    for ((error, reason, data), position) in poison.iter().zip(&put) {
+        let message = quarantined.iter().find(|message| message.position() == *position);
+        let message = message.with_context(|| format!("{error} at {position:?}"))?;
+        assert_eq!(message.source, "store-readings");
+        assert_eq!(message.error, *error, "{message:?}");
+        assert!(message.reason.contains(reason), "{reason} is not told: {message:?}");
+        assert_eq!(message.payload()?, *data, "whole: {message:?}");
+    }
+    assert_eq!(stack.samples(neighbour.sensors[0], "").await?, [], "nothing of the neighbour's");
+    Ok(())
+}
+
+/// The alerts of a site that came over the bus: type and data, in the order of their sequence.
+fn alerts(captured: &[Value], site: &Site) -> Vec<(String, Value)> {
+    let of_site = site.ids.onboarding_id.to_string();
+    let kinds = [ReadingBreachedThreshold::TYPE, ReadingBackToNormal::TYPE];
+    let mut alerts: Vec<_> = captured
+        .iter()
+        .filter(|event| correlation(event) == of_site)
+        .filter(|event| kinds.contains(&event["detail-type"].as_str().unwrap_or_default()))
+        .collect();
+    alerts.sort_by_key(|event| event["detail"]["metadata"]["sequence"].as_u64());
+    let told = |event: &Value| {
+        let kind = event["detail-type"].as_str().unwrap_or_default();
+        (kind.to_owned(), event["detail"]["data"].clone())
+    };
+    alerts.into_iter().map(told).collect()
+}
+
+#[tokio::test]
+async fn a_breach_and_its_end_are_told_once() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let limits = [("min", -15.0), ("max", 30.0)];
+    let site = Site::with(&stack, "breach", &[Metric::AirTemperature], &limits).await?;
+    let capture = Capture::start(&stack).await?;
+    let bundles = [
+        site.bundle("1", "2016-01-01T00:00:00Z", &[20.0, 30.0, 30.5, 31.0])?,
+        site.bundle("2", "2016-01-01T00:04:00Z", &[30.5, 29.6, 29.5, 29.0])?,
+        site.bundle("3", "2016-01-01T00:08:00Z", &[-15.5, 31.0, 10.0])?,
+    ];
+    // Each twice; the second time of the first when all others are there.
+    for place in [0, 1, 1, 2, 2, 0] {
+        send(&stack, &[&bundles[place]]).await?;
+    }
+    let breached = |value: f64, at: &str, limit: &str, threshold: f64| {
+        let data = json!({
+            "siteId": site.ids.site_id, "sensorId": site.sensors[0], "metric": "air_temperature",
+            "unit": "Cel", "value": value, "at": at, "limit": limit, "threshold": threshold,
+        });
+        (ReadingBreachedThreshold::TYPE.to_owned(), data)
+    };
+    let back = |value: f64, at: &str, breached_at: &str| {
+        let data = json!({
+            "siteId": site.ids.site_id, "sensorId": site.sensors[0], "metric": "air_temperature",
+            "unit": "Cel", "value": value, "at": at, "breachedAt": breached_at,
+        });
+        (ReadingBackToNormal::TYPE.to_owned(), data)
+    };
+    let expected = [
+        breached(30.5, "2016-01-01T00:02:00.000Z", "max", 30.0),
+        back(29.5, "2016-01-01T00:06:00.000Z", "2016-01-01T00:02:00.000Z"),
+        breached(-15.5, "2016-01-01T00:08:00.000Z", "min", -15.0),
+        breached(31.0, "2016-01-01T00:09:00.000Z", "max", 30.0),
+        back(10.0, "2016-01-01T00:10:00.000Z", "2016-01-01T00:09:00.000Z"),
+    ];
+    let enough = |events: &[Value]| alerts(events, &site).len() >= expected.len();
+    let mut captured = capture.take_until(&stack, PATIENCE, enough).await?;
+    // What came twice would come now.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    captured.extend(capture.take(&stack).await?);
+    capture.stop(&stack).await?;
+    assert_eq!(alerts(&captured, &site), expected);
+    let of_site = site.ids.onboarding_id.to_string();
+    let ours: Vec<_> = captured.iter().filter(|event| correlation(event) == of_site).collect();
+    let distinct: BTreeSet<_> = ours.iter().map(|event| event_id(event)).collect();
+    assert_eq!(distinct.len(), ours.len(), "each was delivered once");
+
+    let story = log::published_story(&stack, site.ids.onboarding_id).await?;
+    assert_eq!(log::gaps(&story), [""; 0]);
+    let (breach, back) = (ReadingBreachedThreshold::TYPE, ReadingBackToNormal::TYPE);
+    let told = vec!["AlertingConfigured", breach, back, breach, breach, back];
+    assert_eq!(log::by_entity(&story).get("alerting"), Some(&told));
+    Ok(())
+}
+
+/// Waits until those who store readings heard that the sensor is retired, and remember nothing else.
+async fn retired(stack: &Stack, sensor: SensorId) -> Result<()> {
+    until("the sensor to be retired in the register", PATIENCE, async || {
+        let row = stack
+            .dynamodb()
+            .get_item()
+            .table_name(stack.output("ReadingsTable")?)
+            .key("sensorId", AttributeValue::S(sensor.to_string()))
+            .key("row", AttributeValue::S("SENSOR".to_owned()))
+            .consistent_read(true)
+            .send()
+            .await?;
+        let retired = row.item().is_some_and(|row| row.contains_key("retiredAt"));
+        Ok(if retired { Look::Found(()) } else { Look::Saw(format!("{row:?}")) })
+    })
+    .await?;
+    // A sensor that was seen active is remembered for two seconds on the local stack.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn readings_of_a_site_out_of_service_are_quarantined_and_not_judged() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let limits = [("max", 30.0)];
+    let metrics = [Metric::AirTemperature];
+    let site = Site::with(&stack, "retired", &metrics, &limits).await?;
+    let live = Site::with(&stack, "still in service", &metrics, &limits).await?;
+    let before = site.bundle("before", "2016-01-01T00:00:00Z", &[20.0])?;
+    send(&stack, &[&before]).await?;
+    site.samples(&stack, 1).await?;
+
+    let answer = stack.call(Call::delete(format!("/sites/{}", site.ids.site_id))).await?;
+    assert_eq!(answer.status, 202, "{answer}");
+    let undone = FORWARD.map(|step| (step, "UNDONE"));
+    stack.site_as(site.ids.site_id, "DECOMMISSIONED", &undone).await?;
+    retired(&stack, site.sensors[0]).await?;
+
+    let capture = Capture::start(&stack).await?;
+    let after = site.bundle("after", "2016-01-01T00:01:00Z", &[40.0])?;
+    send(&stack, &[&after]).await?;
+    // Behind it the same of a site that is watched: once that is told, the first was looked at.
+    send(&stack, &[&live.bundle("live", "2016-01-01T00:01:00Z", &[40.0])?]).await?;
+    let told = |events: &[Value]| !alerts(events, &live).is_empty();
+    let captured = capture.take_until(&stack, PATIENCE, told).await?;
+    capture.stop(&stack).await?;
+    assert_eq!(alerts(&captured, &live).len(), 1);
+    assert_eq!(alerts(&captured, &site), []);
+
+    let quarantined = stack.quarantined(&site.key(), 1).await?;
+    assert_eq!(quarantined.len(), 1);
+    assert_eq!(quarantined[0].error, "RetiredSensor", "{quarantined:?}");
+    assert_eq!(serde_json::from_slice::<Bundle>(&quarantined[0].payload()?)?, after);
+    let samples = stack.samples(site.sensors[0], "").await?;
+    assert_eq!(samples, samples_of(&[&before]), "its history is still there");
+    let story = log::published_story(&stack, site.ids.onboarding_id).await?;
+    let told = vec!["AlertingConfigured", "AlertingRemoved"];
+    assert_eq!(log::by_entity(&story).get("alerting"), Some(&told));
+    Ok(())
+}
