@@ -62,12 +62,16 @@ impl Fault for StoreError {
 
 /// Input that does not read as what it should be.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{at}: {problem}")]
+#[error("{}{problem}", place(.at))]
 pub struct InvalidInput {
     /// Path of the field, e.g. `sensors[2].unit`; `.` for the whole.
     pub at: String,
     /// What is wrong with it and what would be right.
     pub problem: String,
+}
+
+fn place(at: &str) -> String {
+    if at == "." { String::new() } else { format!("{at}: ") }
 }
 
 /// Reads JSON, naming the field where it does not fit.
