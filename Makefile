@@ -29,7 +29,7 @@ LOCAL_ENV := env -u AWS_PROFILE -u AWS_SESSION_TOKEN AWS_ENDPOINT_URL=http://127
   AWS_REGION=us-east-1 AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true \
   PATH="$(CURDIR)/$(BIN):$$PATH" SAM_CLI_TELEMETRY=0 CARGO_LAMBDA_COMPILER=cargo SAM_BUILD_MODE=debug \
   FIELDSTATION_AWS_PORT=$(AWS_PORT) FIELDSTATION_STRIPE_PORT=$(STRIPE_PORT)
-OVERRIDES := Architecture=$(ARCHITECTURE) LogRetentionDays=1 StripeApiBase=http://127.0.0.1:$(STRIPE_PORT) BillingConcurrency=0 CacheSeconds=2
+OVERRIDES := Architecture=$(ARCHITECTURE) LogRetentionDays=1 StripeApiBase=http://127.0.0.1:$(STRIPE_PORT) BillingConcurrency=0 RegisterAgeSeconds=2
 
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml samconfig.toml
@@ -48,7 +48,7 @@ demo: require ## onboards eight stations on the local stack, shows what became o
 test: check unit-test e2e-test ## every test, installing what it needs
 
 unit-test: require ## units, steps against embedded DynamoDB, wire goldens
-	cargo test $(CARGO_FLAGS) --workspace --exclude tests
+	cargo test $(CARGO_FLAGS) --workspace --exclude tests --exclude bench-readings
 
 write-units: require ## counts what an onboarding and a reading cost in DynamoDB, and writes it into docs/costs.md
 	UPDATE_DOCS=1 cargo test $(CARGO_FLAGS) -p testkit --test write_units --test reading_units -- --nocapture

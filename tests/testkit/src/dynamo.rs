@@ -186,7 +186,8 @@ impl Dynamo {
         let answer = self.reader.scan().table_name(table).consistent_read(true).send().await;
         let items = answer.expect("a scan").items.unwrap_or_default();
         let mut rows: Vec<Value> = serde_dynamo::from_items(items).expect("rows as JSON");
-        rows.sort_by_key(Value::to_string);
+        rows.iter_mut().for_each(Value::sort_all_objects);
+        rows.sort_by_cached_key(Value::to_string);
         rows
     }
 

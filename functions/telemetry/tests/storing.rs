@@ -1,0 +1,480 @@
+//! What becomes of a bundle on the stream, and of the events that tell of sensors.
+
+use std::{collections::BTreeMap, io::Read, rc::Rc, time::Duration};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use contracts::{
+    Metric, SensorId, SiteId, Timestamp,
+    readings::{Bundle, Sample, Series},
+};
+use flate2::read::{GzDecoder, GzEncoder};
+use lambda::Deadline;
+use quarantine::Quarantine;
+use serde_json::{Value, json, value::to_raw_value};
+use telemetry::{
+    SensorRow, SeriesRow, packing::unpack, project_sensors::ProjectSensors, register::Register,
+    store_readings::StoreReadings,
+};
+use testkit::{
+    chance::Chance,
+    cloud::{self, Cloud},
+    dynamo::READINGS,
+    mapping::{Record, Stream, event},
+    saga::run,
+    sample::{self, noon, saga, sensors},
+};
+use tokio::time::sleep;
+
+const METRICS: [Metric; 8] = [
+    Metric::AirTemperature,
+    Metric::RelativeHumidity,
+    Metric::AirPressure,
+    Metric::WindSpeed,
+    Metric::WindFromDirection,
+    Metric::DownwellingShortwave,
+    Metric::UpwellingShortwave,
+    Metric::DirectShortwave,
+];
+
+const REGISTER_AGE: Duration = Duration::from_mins(1);
+
+/// A cloud in which the site `a` has eight sensors, a warm function, and a stream.
+struct Scene {
+    cloud: Cloud,
+    step: StoreReadings,
+    stream: Stream,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let cloud = Cloud::new(Chance::of(1));
+        let readings = cloud.table(READINGS);
+        let step = StoreReadings {
+            register: Register::new(readings.clone(), REGISTER_AGE),
+            readings,
+            quarantine: Quarantine {
+                queues: cloud.queues(),
+                url: "http://cloud/quarantine".to_owned(),
+                source: "store-readings",
+            },
+        };
+        let scene = Self { cloud, step, stream: Stream::new(Chance::of(1)) };
+        scene.hear(&provisioned("a")).await;
+        scene
+    }
+
+    /// project-sensors hears of it.
+    async fn hear(&self, event: &Value) {
+        let step = ProjectSensors { readings: self.cloud.table(READINGS) };
+        run(&step, event).await.expect("a projection");
+    }
+
+    fn put(&mut self, key: SiteId, data: Vec<u8>) -> Rc<Record> {
+        self.stream.put(&key.to_string(), data, Duration::ZERO)
+    }
+
+    fn put_bundle(&mut self, bundle: &Bundle) -> Rc<Record> {
+        self.put(bundle.site_id, plain(bundle))
+    }
+
+    /// Delivers a batch; the sequence number from which it has to come again.
+    async fn deliver(&self, records: &[Rc<Record>]) -> Option<String> {
+        let payload = to_raw_value(&event(records)).expect("JSON");
+        let deadline = Deadline::after(Duration::from_secs(30));
+        let answer = self.step.handle(&payload, deadline).await.expect("an answer");
+        let mut failures = answer.batch_item_failures;
+        assert!(failures.len() < 2, "{failures:?}");
+        failures.pop().and_then(|failure| failure.item_identifier)
+    }
+
+    async fn deliver_bundle(&mut self, bundle: &Bundle) {
+        let record = self.put_bundle(bundle);
+        assert_eq!(self.deliver(&[record]).await, None);
+    }
+
+    /// The rows of samples, in the order of sensor and time.
+    fn rows(&self) -> Vec<(String, SeriesRow)> {
+        let rows = self.cloud.rows(READINGS);
+        let rows = rows.iter().filter(|row| row["row"]["S"] != "SENSOR");
+        let id = |row: &Value| row["sensorId"]["S"].as_str().expect("an id").to_owned();
+        let mut rows: Vec<_> = rows.map(|row| (id(row), cloud::read::<SeriesRow>(row))).collect();
+        rows.sort_by_key(|(id, row)| (id.clone(), row.row.clone()));
+        rows
+    }
+
+    /// What was called for, and the write units, since `before`.
+    fn cost(&self, before: &(BTreeMap<String, u32>, f64)) -> (BTreeMap<String, u32>, f64) {
+        let mut calls = self.cloud.calls();
+        for (operation, times) in &before.0 {
+            if let Some(now) = calls.get_mut(operation) {
+                *now -= times;
+            }
+        }
+        calls.retain(|_, times| *times > 0);
+        (calls, self.cloud.write_units() - before.1)
+    }
+
+    fn counted(&self) -> (BTreeMap<String, u32>, f64) {
+        (self.cloud.calls(), self.cloud.write_units())
+    }
+}
+
+fn site(name: &str) -> SiteId {
+    saga(name).site_id
+}
+
+fn sensor(name: &str, index: usize) -> SensorId {
+    SensorId::of(saga(name).onboarding_id, index)
+}
+
+fn told(name: &str, kind: &str, occurred_at: Timestamp, data: Value) -> Value {
+    let mut event = sample::event("project-sensors");
+    event["detail-type"] = kind.into();
+    event["detail"]["metadata"]["type"] = kind.into();
+    event["detail"]["metadata"]["occurredAt"] = json!(occurred_at);
+    event["detail"]["metadata"]["correlationId"] = json!(saga(name).onboarding_id);
+    event["detail"]["data"] = data;
+    event
+}
+
+fn provisioned(name: &str) -> Value {
+    let sensors = sensors(saga(name), &METRICS);
+    let data = json!({ "siteId": site(name), "sensors": sensors });
+    told(name, "SensorsProvisioned", noon(0), data)
+}
+
+fn deprovisioned(name: &str) -> Value {
+    let ids: Vec<_> = (0..METRICS.len()).map(|index| sensor(name, index)).collect();
+    let data = json!({ "siteId": site(name), "sensorIds": ids });
+    told(name, "SensorsDeprovisioned", noon(60), data)
+}
+
+/// So many samples, one in so many seconds.
+fn samples(count: u32, seconds: i64) -> Vec<Sample> {
+    let sample = |n: u32| Sample(noon(seconds * i64::from(n)), f64::from(n) / 8.0);
+    (0..count).map(sample).collect()
+}
+
+fn bundle(id: &str, series: Vec<(SensorId, Vec<Sample>)>) -> Bundle {
+    let series =
+        series.into_iter().map(|(sensor_id, samples)| Series { sensor_id, samples }).collect();
+    Bundle { bundle_id: id.parse().expect("an id"), site_id: site("a"), series }
+}
+
+/// A quarter of an hour of all eight sensors.
+fn quarter(id: &str) -> Bundle {
+    bundle(id, (0..METRICS.len()).map(|n| (sensor("a", n), samples(15, 60))).collect())
+}
+
+fn plain(bundle: &Bundle) -> Vec<u8> {
+    serde_json::to_vec(bundle).expect("JSON")
+}
+
+fn gzip(data: &[u8]) -> Vec<u8> {
+    let mut packed = Vec::new();
+    let mut packing = GzEncoder::new(data, flate2::Compression::default());
+    packing.read_to_end(&mut packed).expect("gzip");
+    packed
+}
+
+fn calls<const N: usize>(calls: [(&str, u32); N]) -> BTreeMap<String, u32> {
+    calls.into_iter().map(|(operation, times)| (operation.to_owned(), times)).collect()
+}
+
+#[test]
+fn a_bundle_of_a_warm_function_is_one_put_a_series_and_no_read() {
+    cloud::run(async {
+        let mut scene = Scene::new().await;
+        let before = scene.counted();
+        scene.deliver_bundle(&quarter("b-1")).await;
+        let cold = (calls([("BatchGetItem", 1), ("PutItem", 8)]), 8.0);
+        assert_eq!(scene.cost(&before), cold);
+
+        let before = scene.counted();
+        scene.deliver_bundle(&quarter("b-2")).await;
+        assert_eq!(scene.cost(&before), (calls([("PutItem", 8)]), 8.0));
+
+        let rows = scene.rows();
+        assert_eq!(rows.len(), 16);
+        for (_, row) in rows {
+            assert!(row.row.starts_with("2026-01-01T12:00:00.000Z/b-"), "{row:?}");
+            assert_eq!(row.end, noon(14 * 60).millis());
+            assert_eq!(unpack(&row.samples), Ok(samples(15, 60)));
+        }
+        assert!(scene.cloud.messages().is_empty());
+    });
+}
+
+#[test]
+fn the_same_bundle_again_plain_or_packed_changes_nothing() {
+    cloud::run(async {
+        let mut scene = Scene::new().await;
+        let first = scene.put_bundle(&quarter("b-1"));
+        assert_eq!(scene.deliver(&[Rc::clone(&first)]).await, None);
+        let rows = scene.cloud.rows(READINGS);
+
+        let again = scene.put_bundle(&quarter("b-1"));
+        let packed = scene.put(site("a"), gzip(&plain(&quarter("b-1"))));
+        let before = scene.counted();
+        assert_eq!(scene.deliver(&[first, again, packed]).await, None);
+        assert_eq!(scene.cost(&before), (calls([("PutItem", 24)]), 0.0));
+        assert_eq!(scene.cloud.rows(READINGS), rows);
+        assert!(scene.cloud.messages().is_empty());
+    });
+}
+
+#[test]
+fn another_value_under_the_same_id_is_set_aside_and_the_other_series_are_stored() {
+    cloud::run(async {
+        let mut scene = Scene::new().await;
+        let (a, b) = (sensor("a", 0), sensor("a", 1));
+        let good = bundle("b-1", vec![(a, samples(3, 60))]);
+        let mut other = bundle("b-1", vec![(a, samples(3, 60)), (b, samples(2, 60))]);
+        other.series[0].samples[2].1 = -0.5;
+        scene.deliver_bundle(&good).await;
+        let record = scene.put_bundle(&other);
+        assert_eq!(scene.deliver(&[Rc::clone(&record)]).await, None);
+
+        let rows: Vec<_> = scene.rows();
+        let stored = |id: SensorId| {
+            let row = rows.iter().find(|(sensor, _)| *sensor == id.to_string());
+            unpack(&row.expect("a row").1.samples).expect("samples")
+        };
+        assert_eq!((stored(a), stored(b)), (samples(3, 60), samples(2, 60)));
+        let kinesis = &record.event()["kinesis"];
+        let message = json!({
+            "source": "store-readings",
+            "error": "BundleConflict",
+            "reason": format!(
+                "{a} has other samples under 2026-01-01T12:00:00.000Z/b-1; \
+                 a changed bundle needs a new bundleId"
+            ),
+            "record": {
+                "kinesis": {
+                    "partitionKey": site("a"),
+                    "sequenceNumber": kinesis["sequenceNumber"],
+                    "data": STANDARD.encode(plain(&other)),
+                    "approximateArrivalTimestamp": kinesis["approximateArrivalTimestamp"],
+                },
+                "eventID": record.event()["eventID"],
+                "eventSourceARN": record.event()["eventSourceARN"],
+            },
+        });
+        assert_eq!(scene.cloud.messages(), [message]);
+    });
+}
+
+#[test]
+fn minus_zero_is_another_value_than_zero() {
+    cloud::run(async {
+        let mut scene = Scene::new().await;
+        let of = |value| bundle("b-1", vec![(sensor("a", 0), vec![Sample(noon(0), value)])]);
+        scene.deliver_bundle(&of(0.0)).await;
+        scene.deliver_bundle(&of(-0.0)).await;
+        assert_eq!(scene.cloud.messages()[0]["error"], "BundleConflict");
+    });
+}
+
+#[test]
+fn no_row_spans_a_day() {
+    cloud::run(async {
+        let mut scene = Scene::new().await;
+        // The last one comes a day after the first, to the second.
+        let all = samples(1_441, 60);
+        scene.deliver_bundle(&bundle("b-1", vec![(sensor("a", 0), all.clone())])).await;
+        let rows = scene.rows();
+        let rows: Vec<_> = rows.iter().map(|(_, row)| unpack(&row.samples)).collect();
+        assert_eq!(rows, [Ok(all[..1_440].to_vec()), Ok(all[1_440..].to_vec())]);
+    });
+}
+
+#[test]
+fn no_row_holds_more_than_ten_thousand_samples() {
+    cloud::run(async {
+        let mut scene = Scene::new().await;
+        let all = samples(20_001, 1);
+        let data = gzip(&plain(&bundle("b-1", vec![(sensor("a", 0), all.clone())])));
+        let record = scene.put(site("a"), data);
+        assert_eq!(scene.deliver(&[record]).await, None);
+        let rows: Vec<_> =
+            scene.rows().iter().map(|(_, row)| unpack(&row.samples).expect("samples")).collect();
+        assert_eq!(rows.iter().map(Vec::len).collect::<Vec<_>>(), [10_000, 10_000, 1]);
+        assert_eq!(rows.concat(), all);
+    });
+}
+
+#[test]
+fn nothing_of_a_bundle_is_stored_if_one_of_its_sensors_may_not_send() {
+    cloud::run(async {
+        let mut scene = Scene::new().await;
+        scene.hear(&provisioned("b")).await;
+        scene.hear(&provisioned("c")).await;
+        scene.hear(&deprovisioned("c")).await;
+        for (other, error) in [
+            (sensor("nobody", 0), "UnknownSensor"),
+            (sensor("b", 0), "SensorOfAnotherSite"),
+            (sensor("c", 0), "RetiredSensor"),
+        ] {
+            let series = vec![(sensor("a", 0), samples(2, 60)), (other, samples(2, 60))];
+            scene.deliver_bundle(&bundle("b-1", series)).await;
+            let messages = scene.cloud.messages();
+            let last = messages.last().expect("a message");
+            assert_eq!(last["error"], error, "{last}");
+            assert!(last["reason"].as_str().is_some_and(|it| it.contains(&other.to_string())));
+        }
+        assert_eq!(scene.rows(), []);
+    });
+}
+
+#[test]
+fn poison_that_is_too_large_for_the_queue_is_set_aside_packed() {
+    cloud::run(async {
+        let mut scene = Scene::new().await;
+        let unknown = bundle("b-1", vec![(sensor("nobody", 0), samples(30_000, 1))]);
+        let data = plain(&unknown);
+        assert!(data.len() > 1_000_000, "{} bytes", data.len());
+        let record = scene.put(site("a"), data.clone());
+        assert_eq!(scene.deliver(&[Rc::clone(&record)]).await, None);
+
+        let [message] = &scene.cloud.messages()[..] else { panic!("one message") };
+        assert_eq!(message["error"], "UnknownSensor");
+        let kinesis = &message["record"]["kinesis"];
+        assert_eq!(kinesis["sequenceNumber"], json!(record.sequence_number));
+        let packed = STANDARD.decode(kinesis["data"].as_str().expect("data")).expect("base64");
+        let mut unpacked = Vec::new();
+        GzDecoder::new(&packed[..]).read_to_end(&mut unpacked).expect("gzip");
+        assert!(unpacked == data, "other data");
+    });
+}
+
+#[test]
+fn poison_that_is_too_large_even_if_packed_is_set_aside_in_parts() {
+    cloud::run(async {
+        let mut scene = Scene::new().await;
+        // As large as a record can be, and nothing that could be packed.
+        let mut chance = Chance::of(1);
+        let data: Vec<u8> =
+            (0..1024 * 1024 / 8).flat_map(|_| chance.number().to_le_bytes()).collect();
+        let record = scene.put(site("a"), data.clone());
+        assert_eq!(scene.deliver(&[Rc::clone(&record)]).await, None);
+
+        let messages = scene.cloud.messages();
+        let parts: Vec<_> = messages.iter().map(|message| &message["record"]["part"]).collect();
+        assert_eq!(parts, ["1/2", "2/2"]);
+        let text: String = messages
+            .iter()
+            .map(|message| message["record"]["kinesis"]["data"].as_str().expect("data"))
+            .collect();
+        let packed = STANDARD.decode(text).expect("base64");
+        let mut unpacked = Vec::new();
+        GzDecoder::new(&packed[..]).read_to_end(&mut unpacked).expect("gzip");
+        assert!(unpacked == data, "other data");
+        assert!(messages.iter().all(|message| message.to_string().len() < 1024 * 1024));
+    });
+}
+
+#[test]
+fn a_long_mistake_is_told_in_short() {
+    cloud::run(async {
+        let mut scene = Scene::new().await;
+        let series = "[".repeat(400_000);
+        let twice = json!({ "bundleId": "b-1", "siteId": site("a"), "series": series });
+        let record = scene.put(site("a"), twice.to_string().into_bytes());
+        assert_eq!(scene.deliver(&[record]).await, None);
+        let [message] = &scene.cloud.messages()[..] else { panic!("one message") };
+        let reason = message["reason"].as_str().expect("a reason");
+        assert!(reason.starts_with("series: invalid type: string"), "{reason}");
+        assert!(reason.len() < 2_500, "{} bytes", reason.len());
+    });
+}
+
+#[test]
+fn a_site_in_trouble_stops_in_its_order_and_no_other_does() {
+    cloud::run(async {
+        let mut scene = Scene::new().await;
+        scene.hear(&provisioned("b")).await;
+        let of = |name: &str, id: &str| Bundle {
+            site_id: site(name),
+            ..bundle(id, vec![(sensor(name, 0), samples(1, 60))])
+        };
+        let all = [of("b", "b-1"), of("a", "b-1"), of("b", "b-2"), of("a", "b-2"), of("b", "b-3")];
+        let records: Vec<_> = all.iter().map(|bundle| scene.put_bundle(bundle)).collect();
+        scene.cloud.throttle(vec![sensor("a", 0).to_string()], Duration::from_mins(1));
+        let before = scene.counted();
+        let failed = scene.deliver(&records).await;
+        assert_eq!(failed.as_deref(), Some(records[1].sequence_number.as_str()));
+        // Of the site in trouble, the register alone was asked, and once.
+        assert_eq!(scene.cost(&before).0, calls([("BatchGetItem", 2), ("PutItem", 3)]));
+        assert_eq!(scene.rows().len(), 3);
+
+        sleep(Duration::from_mins(1)).await;
+        assert_eq!(scene.deliver(&records[1..]).await, None);
+        assert_eq!(scene.rows().len(), 5);
+        assert!(scene.cloud.messages().is_empty());
+    });
+}
+
+#[test]
+fn a_sensor_is_known_as_soon_as_it_is_provisioned_and_forgotten_within_a_minute() {
+    cloud::run(async {
+        let mut scene = Scene::new().await;
+        let of = |id: &str| Bundle {
+            site_id: site("b"),
+            ..bundle(id, vec![(sensor("b", 0), samples(1, 60))])
+        };
+        scene.deliver_bundle(&of("b-1")).await;
+        assert_eq!(scene.cloud.messages()[0]["error"], "UnknownSensor");
+
+        scene.hear(&provisioned("b")).await;
+        scene.deliver_bundle(&of("b-2")).await;
+        assert_eq!(scene.rows().len(), 1);
+
+        scene.hear(&deprovisioned("b")).await;
+        scene.deliver_bundle(&of("b-3")).await;
+        assert_eq!(scene.rows().len(), 2, "as long as the register's copy is fresh");
+        sleep(REGISTER_AGE).await;
+        scene.deliver_bundle(&of("b-4")).await;
+        assert_eq!(scene.rows().len(), 2);
+        assert_eq!(scene.cloud.messages()[1]["error"], "RetiredSensor");
+    });
+}
+
+#[test]
+fn sensors_come_to_the_same_in_whatever_order_their_events_come_and_how_often() {
+    let (up, down) = (provisioned("a"), deprovisioned("a"));
+    let orders = [vec![&up, &down], vec![&down, &up], vec![&down, &up, &down, &up, &up]];
+    for order in orders {
+        cloud::run(async {
+            let cloud = Cloud::new(Chance::of(1));
+            let step = ProjectSensors { readings: cloud.table(READINGS) };
+            for event in order {
+                let reply = run(&step, event).await;
+                assert_eq!(reply, Ok(json!({ "sensors": 8 })));
+            }
+            let described = sensors(saga("a"), &METRICS);
+            let rows = cloud.rows(READINGS);
+            assert_eq!(rows.len(), 8);
+            for row in &rows {
+                let sensor: SensorRow = cloud::read(row);
+                let same = |it: &&contracts::Sensor| json!(it.sensor_id) == row["sensorId"]["S"];
+                let described = described.iter().find(same).expect("a sensor of the site");
+                assert_eq!(row["row"]["S"], "SENSOR");
+                assert_eq!(sensor.site_id, site("a"));
+                assert_eq!(sensor.sensor.as_ref(), Some(described));
+                assert_eq!(sensor.retired_at, Some(noon(60)));
+            }
+        });
+    }
+}
+
+#[test]
+fn a_retirement_that_nobody_announced_refuses_the_sensor_all_the_same() {
+    cloud::run(async {
+        let mut scene = Scene::new().await;
+        scene.hear(&deprovisioned("b")).await;
+        let bundle =
+            Bundle { site_id: site("b"), ..bundle("b-1", vec![(sensor("b", 0), samples(1, 60))]) };
+        scene.deliver_bundle(&bundle).await;
+        assert_eq!(scene.cloud.messages()[0]["error"], "RetiredSensor");
+    });
+}

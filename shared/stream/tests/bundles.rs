@@ -1,0 +1,237 @@
+//! A record's bundle: what comes back is what was put, and nothing that was put makes a panic.
+
+use std::io::Write;
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use contracts::{
+    OnboardingId, SensorId, SiteId, Timestamp,
+    readings::{Bundle, Sample, Series},
+};
+use flate2::{Compression, write::GzEncoder};
+use lambda::InvalidInput;
+use proptest::{collection::vec, num, prelude::*, test_runner::RngSeed};
+use stream::{Data, MOST_BUNDLE_BYTES, Record};
+
+const NOW: &str = "2026-01-01T12:00:00Z";
+
+fn now() -> Timestamp {
+    NOW.parse().expect("a time")
+}
+
+fn site() -> SiteId {
+    SiteId::registered("", "stream")
+}
+
+fn record(data: &str) -> Record<'_> {
+    Record {
+        kinesis: Data {
+            partition_key: site().to_string().into(),
+            sequence_number: "1".into(),
+            data: data.into(),
+            approximate_arrival_timestamp: 0.0,
+        },
+        event_id: "".into(),
+        source_arn: "".into(),
+        part: None,
+    }
+}
+
+fn read(data: &[u8]) -> Result<Bundle, InvalidInput> {
+    record(&STANDARD.encode(data)).bundle(now())
+}
+
+fn refused(data: &[u8]) -> InvalidInput {
+    read(data).expect_err("bytes that are no bundle")
+}
+
+fn plain(bundle: &Bundle) -> Vec<u8> {
+    serde_json::to_vec(bundle).expect("JSON")
+}
+
+fn gzip(data: &[u8]) -> Vec<u8> {
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+    gzip.write_all(data).expect("gzip");
+    gzip.finish().expect("gzip")
+}
+
+fn samples() -> impl Strategy<Value = Vec<Sample>> {
+    let value = num::f64::NORMAL | num::f64::SUBNORMAL | num::f64::ZERO;
+    let value =
+        (value, any::<bool>()).prop_map(|(value, minus)| if minus { -value } else { value });
+    (0..1_700_000_000_000_i64, vec((1..10_000_000_i64, value), 1..30)).prop_map(|(start, steps)| {
+        let mut at = start;
+        let sample = |(step, value)| {
+            at += step;
+            Sample(Timestamp::from_millis(at), value)
+        };
+        steps.into_iter().map(sample).collect()
+    })
+}
+
+fn bundles() -> impl Strategy<Value = Bundle> {
+    ("[A-Za-z0-9._:+-]{1,64}", vec(samples(), 1..5)).prop_map(|(id, all)| Bundle {
+        bundle_id: id.parse().expect("a bundle id"),
+        site_id: site(),
+        series: (0..)
+            .zip(all)
+            .map(|(n, samples)| Series {
+                sensor_id: SensorId::of(OnboardingId::of(site()), n),
+                samples,
+            })
+            .collect(),
+    })
+}
+
+/// To the bit: `==` would take -0 for 0.
+fn bits(bundle: &Bundle) -> Vec<(SensorId, i64, u64)> {
+    let of = |series: &Series| {
+        let sensor = series.sensor_id;
+        let bits = series.samples.iter().map(move |at| (sensor, at.0.millis(), at.1.to_bits()));
+        bits.collect::<Vec<_>>()
+    };
+    bundle.series.iter().flat_map(of).collect()
+}
+
+fn is_told(error: &InvalidInput) -> bool {
+    !error.at.is_empty() && (5..2_000).contains(&error.problem.len())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 256,
+        rng_seed: RngSeed::Fixed(1),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn a_bundle_comes_back_to_the_bit_plain_and_packed(bundle in bundles()) {
+        let json = plain(&bundle);
+        // Members one after another are one gzip stream.
+        let (start, end) = json.split_at(json.len() / 3);
+        let members = [gzip(start), gzip(end)].concat();
+        for data in [gzip(&json), members, json] {
+            let read = read(&data).expect("a bundle");
+            prop_assert_eq!(bits(&read), bits(&bundle));
+            prop_assert_eq!(read, bundle.clone());
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_refused_with_a_reason(data in vec(any::<u8>(), 0..300)) {
+        let magic = [&[0x1f, 0x8b][..], &data].concat();
+        let header = [&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255][..], &data].concat();
+        for data in [&data, &magic, &header, &gzip(&data)] {
+            let error = refused(data);
+            prop_assert!(is_told(&error), "{error}");
+        }
+    }
+
+    #[test]
+    fn any_json_is_refused_with_a_reason(text in r#"[\[\]{}",:a-z0-9 .eE+-]{0,80}"#) {
+        let error = refused(text.as_bytes());
+        prop_assert!(is_told(&error), "{error}");
+    }
+
+    #[test]
+    fn what_is_cut_off_is_refused(bundle in bundles(), at in any::<prop::sample::Index>()) {
+        for data in [plain(&bundle), gzip(&plain(&bundle))] {
+            let error = refused(&data[..at.index(data.len())]);
+            prop_assert!(is_told(&error), "{error}");
+        }
+    }
+
+    #[test]
+    fn damaged_gzip_is_refused_or_is_the_same_bundle(
+        bundle in bundles(),
+        damage in vec((any::<prop::sample::Index>(), 1..=255_u8), 1..4),
+    ) {
+        let mut data = gzip(&plain(&bundle));
+        for (at, flipped) in damage {
+            let at = at.index(data.len());
+            data[at] ^= flipped;
+        }
+        match read(&data) {
+            // In the header: the time or the system that it was packed on.
+            Ok(read) => prop_assert_eq!(bits(&read), bits(&bundle)),
+            Err(error) => prop_assert!(is_told(&error), "{error}"),
+        }
+    }
+
+    #[test]
+    fn damaged_json_is_refused_or_fits_the_rules(
+        bundle in bundles(),
+        damage in vec((any::<prop::sample::Index>(), 1..=255_u8), 1..4),
+    ) {
+        let mut data = plain(&bundle);
+        for (at, flipped) in damage {
+            let at = at.index(data.len());
+            data[at] ^= flipped;
+        }
+        match read(&data) {
+            Ok(read) => {
+                prop_assert_eq!(read.check(now()), Ok(()));
+                prop_assert_eq!(read.site_id, site());
+            }
+            Err(error) => prop_assert!(is_told(&error), "{error}"),
+        }
+    }
+
+    #[test]
+    fn data_that_is_not_base64_is_refused(text in "[^A-Za-z0-9+/=]{1,20}") {
+        let error = record(&text).bundle(now()).expect_err("no base64");
+        prop_assert_eq!(&error.at, "data");
+        prop_assert!(is_told(&error), "{error}");
+    }
+}
+
+fn small() -> Bundle {
+    Bundle {
+        bundle_id: "b-1".parse().expect("an id"),
+        site_id: site(),
+        series: vec![Series {
+            sensor_id: SensorId::of(OnboardingId::of(site()), 0),
+            samples: vec![Sample(now(), -1.8)],
+        }],
+    }
+}
+
+/// The bundle's JSON with blanks behind, of that length.
+fn padded(length: usize) -> Vec<u8> {
+    let mut json = plain(&small());
+    json.resize(length, b' ');
+    json
+}
+
+#[test]
+fn what_unpacks_to_more_than_a_bundle_may_be_is_refused() {
+    assert_eq!(read(&gzip(&padded(MOST_BUNDLE_BYTES))), Ok(small()));
+    let too_large = refused(&gzip(&padded(MOST_BUNDLE_BYTES + 1)));
+    assert_eq!(too_large.problem, "unpacks to more than 2097152 bytes; split it");
+    let members = [gzip(&padded(MOST_BUNDLE_BYTES)), gzip(b" ")].concat();
+    assert_eq!(refused(&members), too_large);
+}
+
+#[test]
+fn a_bomb_is_refused_before_it_is_unpacked_to_its_end() {
+    let member = gzip(&vec![0; 16 * 1024 * 1024]);
+    assert!(member.len() < 20_000, "{} bytes", member.len());
+    // Whoever comes to the end finds that it is damaged.
+    let bomb = [&member[..], &[0x1f, 0x8b, 0xff, 0xff]].concat();
+    assert_eq!(refused(&bomb).problem, "unpacks to more than 2097152 bytes; split it");
+    assert!(
+        refused(&[&gzip(b"{}")[..], &[0x1f, 0x8b, 0xff, 0xff]].concat()).problem.contains("gzip")
+    );
+}
+
+#[test]
+fn a_bundle_under_another_sites_key_is_refused() {
+    let data = STANDARD.encode(plain(&small()));
+    for key in [SiteId::registered("", "other").to_string(), "logger-7".to_owned(), String::new()] {
+        let mut wrong = record(&data);
+        wrong.kinesis.partition_key = key.into();
+        let error = wrong.bundle(now()).expect_err("another site's key");
+        assert_eq!(error.at, "partitionKey");
+        assert!(error.problem.contains(&site().to_string()), "{error}");
+    }
+}

@@ -1,0 +1,503 @@
+//! DynamoDB and SQS inside the test's own thread: no sockets, no other threads, and faults that a
+//! seed decides. Under a clock that jumps ([`run`]), minutes of throttling pass in no time, and a
+//! seed always makes the same run.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use aws_sdk_dynamodb::config::{
+    BehaviorVersion, Region,
+    http::{HttpRequest, HttpResponse},
+    retry::RetryConfig,
+    timeout::TimeoutConfig,
+};
+use aws_smithy_runtime_api::client::{
+    http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn},
+    result::ConnectorError,
+};
+use aws_types::SdkConfig;
+use dynoxide::{Database, DynoxideError};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use store::{Outbox, Table};
+use tokio::{
+    runtime::Builder,
+    sync::oneshot,
+    task::LocalSet,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    chance::Chance,
+    dynamo::{EVENTS, tables},
+};
+
+/// As production's clients have it: an attempt that hangs is cut off.
+const ATTEMPT: Duration = Duration::from_secs(3);
+/// How long a slow service takes: hardly less.
+const SLOW: Duration = Duration::from_millis(2_900);
+/// What SQS takes, in bytes.
+const LARGEST_MESSAGE: usize = 1024 * 1024;
+/// The longest way from the client to the service, or back, in milliseconds.
+const LONGEST_WAY_MILLIS: u64 = 15;
+
+/// What can happen to a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fault {
+    /// Refused for now.
+    Throttled,
+    /// Status 500, and nothing was done.
+    ServerError,
+    /// Never comes in: a time-out.
+    LostRequest,
+    /// Done, but never answered: a time-out.
+    LostAnswer,
+    /// Done only after the caller has given up: a time-out.
+    Late,
+    /// Done, and then the connection breaks.
+    Disconnected,
+    /// Done, and answered just before the time-out.
+    Slow,
+    /// The client panics.
+    Panic,
+    /// `BatchGetItem` leaves one key out.
+    Unprocessed,
+}
+
+impl Fault {
+    /// Every fault.
+    pub const ALL: [Self; 9] = [
+        Self::Throttled,
+        Self::ServerError,
+        Self::LostRequest,
+        Self::LostAnswer,
+        Self::Late,
+        Self::Disconnected,
+        Self::Slow,
+        Self::Panic,
+        Self::Unprocessed,
+    ];
+}
+
+/// A line of the cloud's log.
+#[derive(Clone, Debug)]
+pub enum Entry {
+    /// A call left the function.
+    Called {
+        /// Such as `PutItem`.
+        operation: String,
+        /// The request.
+        body: Arc<Value>,
+        /// What happens to it.
+        fault: Option<Fault>,
+    },
+    /// A call took effect: something was written, or a message is in the queue.
+    Effect {
+        /// Such as `PutItem`.
+        operation: String,
+        /// The request.
+        body: Arc<Value>,
+    },
+}
+
+/// The cloud, with every table as `template.yaml` makes it. Clones are the same cloud.
+#[derive(Clone)]
+pub struct Cloud(Arc<Inner>);
+
+struct Inner {
+    database: Database,
+    state: Mutex<State>,
+}
+
+impl fmt::Debug for Cloud {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Cloud")
+    }
+}
+
+struct State {
+    chance: Chance,
+    fault_percent: u64,
+    throttled: Option<Throttled>,
+    log: Vec<Entry>,
+    messages: Vec<Value>,
+    write_units: f64,
+}
+
+/// Calls that name one of these texts are throttled until then.
+struct Throttled {
+    texts: Vec<String>,
+    until: Instant,
+}
+
+impl Cloud {
+    /// An empty one, without faults.
+    ///
+    /// # Panics
+    /// Where there is no database.
+    #[must_use]
+    pub fn new(chance: Chance) -> Self {
+        let database = Database::memory().expect("a database in memory");
+        for (name, mut table) in tables() {
+            table["TableName"] = name.into();
+            table["BillingMode"] = "PAY_PER_REQUEST".into();
+            let request = serde_json::from_value(table).expect("CreateTable's request");
+            database.create_table(request).expect("a new table");
+        }
+        let state = State {
+            chance,
+            fault_percent: 0,
+            throttled: None,
+            log: Vec::new(),
+            messages: Vec::new(),
+            write_units: 0.0,
+        };
+        Self(Arc::new(Inner { database, state: Mutex::new(state) }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on so many calls of a hundred meet a fault.
+    pub fn disturb(&self, percent: u64) {
+        self.state().fault_percent = percent;
+    }
+
+    /// Throttles every call that names one of these texts, such as keys of a partition, for so long.
+    pub fn throttle(&self, texts: Vec<String>, time: Duration) {
+        let until = Instant::now() + time;
+        self.state().throttled = Some(Throttled { texts, until });
+    }
+
+    /// No faults from now on.
+    pub fn calm(&self) {
+        let mut state = self.state();
+        state.fault_percent = 0;
+        state.throttled = None;
+    }
+
+    /// How long the log is.
+    #[must_use]
+    pub fn log_length(&self) -> usize {
+        self.state().log.len()
+    }
+
+    /// The log from that line on.
+    #[must_use]
+    pub fn log_from(&self, line: usize) -> Vec<Entry> {
+        self.state().log[line..].to_vec()
+    }
+
+    /// The bodies of the messages in the queue.
+    #[must_use]
+    pub fn messages(&self) -> Vec<Value> {
+        self.state().messages.clone()
+    }
+
+    /// The write units consumed so far by what took effect.
+    #[must_use]
+    pub fn write_units(&self) -> f64 {
+        self.state().write_units
+    }
+
+    /// The calls so far, by operation.
+    #[must_use]
+    pub fn calls(&self) -> BTreeMap<String, u32> {
+        let mut calls = BTreeMap::new();
+        for entry in &self.state().log {
+            if let Entry::Called { operation, .. } = entry {
+                *calls.entry(operation.clone()).or_default() += 1;
+            }
+        }
+        calls
+    }
+
+    /// The faults so far, by kind.
+    #[must_use]
+    pub fn faults(&self) -> BTreeMap<Fault, u32> {
+        let mut faults = BTreeMap::new();
+        for entry in &self.state().log {
+            if let Entry::Called { fault: Some(fault), .. } = entry {
+                *faults.entry(*fault).or_default() += 1;
+            }
+        }
+        faults
+    }
+
+    /// A configuration for AWS clients that speak to it. It has production's time-outs but not its
+    /// retries: those wait for times that no seed decides. It has no credentials: signing would take
+    /// a sixth of a simulation's time.
+    fn config(&self) -> SdkConfig {
+        let connector = SharedHttpConnector::new(Connector(self.clone()));
+        SdkConfig::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::from_static("eu-central-1"))
+            .endpoint_url("http://cloud")
+            .http_client(http_client_fn(move |_, _| connector.clone()))
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT).build())
+            .build()
+    }
+
+    /// A client of SQS: one queue, whatever its URL.
+    #[must_use]
+    pub fn queues(&self) -> aws_sdk_sqs::Client {
+        let config = aws_sdk_sqs::config::Builder::from(&self.config()).allow_no_auth();
+        aws_sdk_sqs::Client::from_conf(config.build())
+    }
+
+    /// One of the tables.
+    #[must_use]
+    pub fn table(&self, name: &str) -> Table {
+        let config = aws_sdk_dynamodb::config::Builder::from(&self.config()).allow_no_auth();
+        Table::new(aws_sdk_dynamodb::Client::from_conf(config.build()), name)
+    }
+
+    /// The outbox.
+    #[must_use]
+    pub fn outbox(&self) -> Outbox {
+        Outbox::new(self.table(EVENTS))
+    }
+
+    /// All rows of a table in DynamoDB's JSON, in the order of their text: past the faults and the
+    /// log. See [`read`].
+    ///
+    /// # Panics
+    /// Where they can't be read.
+    #[must_use]
+    pub fn rows(&self, table: &str) -> Vec<Value> {
+        let request = json!({ "TableName": table, "ConsistentRead": true });
+        let request = serde_json::from_value(request).expect("Scan's request");
+        let answer = self.0.database.scan(request).expect("a scan");
+        let mut answer = serde_json::to_value(answer).expect("a scan's answer");
+        assert_eq!(answer["LastEvaluatedKey"], Value::Null, "more rows than a scan gives at once");
+        let Value::Array(mut rows) = answer["Items"].take() else { return Vec::new() };
+        rows.iter_mut().for_each(Value::sort_all_objects);
+        rows.sort_by_cached_key(Value::to_string);
+        rows
+    }
+
+    /// Puts a row as it is, past the faults and the log.
+    ///
+    /// # Panics
+    /// Where it can't be put.
+    pub fn put(&self, table: &str, row: impl Serialize) {
+        let item: serde_dynamo::Item = serde_dynamo::to_item(row).expect("a row");
+        let request = json!({ "TableName": table, "Item": item });
+        let request = serde_json::from_value(request).expect("PutItem's request");
+        self.0.database.put_item(request).expect("the row put");
+    }
+
+    /// Whether this call meets a fault.
+    fn fault(&self, operation: &str, body: &str) -> Option<Fault> {
+        let state = &mut *self.state();
+        let names = |throttled: &Throttled| throttled.texts.iter().any(|text| body.contains(text));
+        let throttled = state.throttled.as_ref();
+        if throttled.is_some_and(|it| Instant::now() < it.until && names(it)) {
+            return Some(Fault::Throttled);
+        }
+        if !state.chance.percent(state.fault_percent) {
+            return None;
+        }
+        let fault = *state.chance.pick(&Fault::ALL);
+        let possible = fault != Fault::Unprocessed || operation == "BatchGetItem";
+        possible.then_some(fault)
+    }
+
+    /// The service's side of a call: it goes on when the caller does not.
+    async fn serve(self, operation: String, body: Arc<Value>, fault: Option<Fault>) -> Answer {
+        let way = |cloud: &Self| {
+            Duration::from_millis(1 + cloud.state().chance.below(LONGEST_WAY_MILLIS))
+        };
+        let (there, back) = (way(&self), way(&self));
+        sleep(there).await;
+        match fault {
+            Some(Fault::Throttled) => return throttled(),
+            Some(Fault::ServerError) => {
+                let kind = "com.amazonaws.dynamodb.v20120810#InternalServerError";
+                return Answer { status: 500, body: json!({ "__type": kind }) };
+            }
+            Some(Fault::Late) => {
+                let late = self.state().chance.below(10_000);
+                sleep(ATTEMPT + Duration::from_millis(late)).await;
+            }
+            _ => {}
+        }
+        let mut answer = self.work(&operation, &body);
+        if fault == Some(Fault::Unprocessed) {
+            answer = without_one(answer, &body);
+        }
+        if fault == Some(Fault::Slow) {
+            sleep(SLOW).await;
+        }
+        sleep(back).await;
+        answer
+    }
+
+    /// Does what is asked for, at once.
+    fn work(&self, operation: &str, body: &Arc<Value>) -> Answer {
+        let answer = if operation == "SendMessage" {
+            let text = body["MessageBody"].as_str().unwrap_or_default();
+            if text.len() > LARGEST_MESSAGE {
+                let kind = "com.amazonaws.sqs#InvalidParameterValue";
+                let told = "One or more parameters are invalid. Reason: Message must be shorter";
+                return Answer { status: 400, body: json!({ "__type": kind, "message": told }) };
+            }
+            let mut state = self.state();
+            state.messages.push(serde_json::from_str(text).unwrap_or_default());
+            Ok(json!({ "MessageId": format!("message-{}", state.messages.len()) }))
+        } else {
+            ask(&self.0.database, operation, body)
+        };
+        match answer {
+            Ok(answer) => {
+                let reads = ["BatchGetItem", "GetItem", "Query", "TransactGetItems"];
+                if !reads.contains(&operation) {
+                    let mut state = self.state();
+                    state.write_units += write_units(&answer);
+                    let body = Arc::clone(body);
+                    state.log.push(Entry::Effect { operation: operation.to_owned(), body });
+                }
+                Answer { status: 200, body: answer }
+            }
+            Err(error) => Answer {
+                status: error.status_code(),
+                body: serde_json::from_str(&error.to_json()).unwrap_or_default(),
+            },
+        }
+    }
+}
+
+/// A row of [`Cloud::rows`], read.
+///
+/// # Panics
+/// Where it is another.
+#[must_use]
+pub fn read<R: DeserializeOwned>(row: &Value) -> R {
+    let item: serde_dynamo::Item = serde_json::from_value(row.clone()).expect("DynamoDB's JSON");
+    serde_dynamo::from_item(item).expect("such a row")
+}
+
+/// Runs it on this thread, under a clock that stands while something can be done, and jumps to the
+/// next moment when something can.
+///
+/// # Panics
+/// Where there is no runtime.
+pub fn run<T>(work: impl Future<Output = T>) -> T {
+    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
+    LocalSet::new().block_on(&runtime.expect("a runtime"), work)
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    body: Value,
+}
+
+fn throttled() -> Answer {
+    let kind = "com.amazonaws.dynamodb.v20120810#ProvisionedThroughputExceededException";
+    Answer { status: 400, body: json!({ "__type": kind, "message": "slow down" }) }
+}
+
+/// The operation on the database, its capacity told.
+fn ask(database: &Database, operation: &str, body: &Value) -> Result<Value, DynoxideError> {
+    let mut body = body.clone();
+    body["ReturnConsumedCapacity"] = "TOTAL".into();
+    match operation {
+        "BatchGetItem" => answer(database.batch_get_item(asked(body)?)?),
+        "DeleteItem" => answer(database.delete_item(asked(body)?)?),
+        "GetItem" => answer(database.get_item(asked(body)?)?),
+        "PutItem" => answer(database.put_item(asked(body)?)?),
+        "Query" => answer(database.query(asked(body)?)?),
+        "TransactGetItems" => answer(database.transact_get_items(asked(body)?)?),
+        "TransactWriteItems" => answer(database.transact_write_items(asked(body)?)?),
+        "UpdateItem" => answer(database.update_item(asked(body)?)?),
+        _ => Err(DynoxideError::ValidationException(format!("{operation} is not simulated"))),
+    }
+}
+
+fn asked<R: DeserializeOwned>(body: Value) -> Result<R, DynoxideError> {
+    serde_json::from_value(body)
+        .map_err(|error| DynoxideError::SerializationException(error.to_string()))
+}
+
+fn answer(response: impl Serialize) -> Result<Value, DynoxideError> {
+    serde_json::to_value(response)
+        .map_err(|error| DynoxideError::SerializationException(error.to_string()))
+}
+
+fn write_units(answer: &Value) -> f64 {
+    let consumed = &answer["ConsumedCapacity"];
+    let of = |consumed: &Value| consumed["CapacityUnits"].as_f64().unwrap_or_default();
+    consumed.as_array().map_or_else(|| of(consumed), |all| all.iter().map(of).sum())
+}
+
+/// `BatchGetItem`'s answer without the first key's row, which counts as unprocessed. Of one key, as
+/// of none that is processed, DynamoDB says that it is throttled.
+fn without_one(mut answer: Answer, asked: &Value) -> Answer {
+    let Some((table, request)) =
+        asked["RequestItems"].as_object().and_then(|all| all.iter().next())
+    else {
+        return answer;
+    };
+    let [left, _, ..] = request["Keys"].as_array().map_or(&[][..], Vec::as_slice) else {
+        return throttled();
+    };
+    if let Some(rows) = answer.body["Responses"][table].as_array_mut() {
+        let holds = |row: &Value| {
+            left.as_object().is_some_and(|key| key.iter().all(|(name, value)| row[name] == *value))
+        };
+        rows.retain(|row| !holds(row));
+    }
+    answer.body["UnprocessedKeys"] = json!({ table: { "Keys": [left] } });
+    answer
+}
+
+/// What AWS clients send their requests through.
+#[derive(Debug)]
+struct Connector(Cloud);
+
+impl HttpConnector for Connector {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let cloud = self.0.clone();
+        let target = request.headers().get("x-amz-target").unwrap_or_default();
+        let operation = target.rsplit('.').next().unwrap_or_default().to_owned();
+        let text = request.body().bytes().map(String::from_utf8_lossy).unwrap_or_default();
+        let body: Arc<Value> = Arc::new(serde_json::from_str(&text).unwrap_or_default());
+        let fault = cloud.fault(&operation, &text);
+        let called = Entry::Called { operation: operation.clone(), body: Arc::clone(&body), fault };
+        cloud.state().log.push(called);
+        HttpConnectorFuture::new(async move {
+            match fault {
+                // Unlike panic!, it is not printed: thousands of them are meant.
+                Some(Fault::Panic) => std::panic::resume_unwind(Box::new("a panic in the client")),
+                Some(Fault::LostRequest) => return std::future::pending().await,
+                _ => {}
+            }
+            let (answered, answer) = oneshot::channel();
+            tokio::spawn(async move {
+                let answer = cloud.serve(operation, body, fault).await;
+                // Whoever asked may be gone.
+                drop(answered.send(answer));
+            });
+            let answer = answer.await.map_err(|error| ConnectorError::other(error.into(), None))?;
+            match fault {
+                Some(Fault::LostAnswer | Fault::Late) => std::future::pending().await,
+                Some(Fault::Disconnected) => {
+                    Err(ConnectorError::io("the connection was reset".into()))
+                }
+                _ => {
+                    let status = answer.status.try_into();
+                    let status =
+                        status.map_err(|error| ConnectorError::other(Box::from(error), None))?;
+                    Ok(HttpResponse::new(status, answer.body.to_string().into()))
+                }
+            }
+        })
+    }
+}

@@ -1,0 +1,607 @@
+//! A model of Lambda's event source mapping for Kinesis: what delivers a stream's records to a
+//! function, in order per partition key, at least once. Each rule stands beside the code that keeps
+//! it; what AWS leaves open, the seed decides.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, VecDeque},
+    future::poll_fn,
+    pin::pin,
+    rc::Rc,
+    task::Poll,
+    time::Duration,
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use contracts::Timestamp;
+use futures_util::{StreamExt, future::LocalBoxFuture, stream::FuturesUnordered};
+use serde_json::{Value, json};
+use tokio::{
+    task::spawn_local,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+use crate::{
+    chance::{Chance, mix},
+    sample::noon,
+};
+
+const STREAM_ARN: &str = "arn:aws:kinesis:eu-central-1:111122223333:stream/readings";
+const FUNCTION_ARN: &str = "arn:aws:lambda:eu-central-1:111122223333:function:consumer:live";
+
+/// A record of the stream.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Decides the shard, and with whom it is in order.
+    pub partition_key: String,
+    /// Grows within a shard, and from a shard to its children.
+    pub sequence_number: String,
+    /// What was put.
+    pub data: Vec<u8>,
+    /// When it was put, counted from the stream's beginning.
+    pub put_at: Duration,
+    shard: usize,
+}
+
+impl Record {
+    /// The record as Lambda delivers it.
+    #[must_use]
+    pub fn event(&self) -> Value {
+        json!({
+            "kinesis": {
+                "kinesisSchemaVersion": "1.0",
+                "partitionKey": self.partition_key,
+                "sequenceNumber": self.sequence_number,
+                "data": STANDARD.encode(&self.data),
+                "approximateArrivalTimestamp": seconds(self.put_at),
+            },
+            "eventSource": "aws:kinesis",
+            "eventVersion": "1.0",
+            "eventID": format!("{}:{}", shard_id(self.shard), self.sequence_number),
+            "eventName": "aws:kinesis:record",
+            "invokeIdentityArn": "arn:aws:iam::111122223333:role/consumer",
+            "awsRegion": "eu-central-1",
+            "eventSourceARN": STREAM_ARN,
+        })
+    }
+}
+
+/// So long after the stream's beginning, noon.
+fn instant(after: Duration) -> Timestamp {
+    noon(0).plus_millis(i64::try_from(after.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// The same in seconds since the epoch.
+fn seconds(after: Duration) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "exact for some 200,000 years")]
+    let millis = instant(after).millis() as f64;
+    millis / 1000.0
+}
+
+fn shard_id(shard: usize) -> String {
+    format!("shardId-{shard:012}")
+}
+
+/// A batch as Lambda delivers it.
+#[must_use]
+pub fn event(records: &[Rc<Record>]) -> Value {
+    json!({ "Records": records.iter().map(|record| record.event()).collect::<Vec<_>>() })
+}
+
+/// A stream, as it is after everything was put.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    chance: Chance,
+    shards: Vec<Shard>,
+    sequence: u128,
+}
+
+#[derive(Clone, Debug)]
+struct Shard {
+    /// The first and the last hash of partition keys that come here.
+    hashes: (u64, u64),
+    parents: Vec<usize>,
+    open: bool,
+    records: Vec<Rc<Record>>,
+}
+
+impl Stream {
+    /// An empty one of one shard.
+    #[must_use]
+    pub fn new(mut chance: Chance) -> Self {
+        let shard =
+            Shard { hashes: (0, u64::MAX), parents: Vec::new(), open: true, records: Vec::new() };
+        let sequence = 1_490_256_608_559_692_538_361_571_095_921_u128;
+        let sequence = sequence + u128::from(chance.below(1 << 40));
+        Self { chance, shards: vec![shard], sequence }
+    }
+
+    /// Puts a record: its key's hash decides the shard (MD5 at AWS; here any does).
+    ///
+    /// # Panics
+    /// Never: the open shards take every hash.
+    pub fn put(&mut self, partition_key: &str, data: Vec<u8>, put_at: Duration) -> Rc<Record> {
+        let hash = hash(partition_key);
+        let takes = |shard: &Shard| shard.open && (shard.hashes.0..=shard.hashes.1).contains(&hash);
+        let shard = self.shards.iter().position(takes).expect("a shard for every hash");
+        // Sequence numbers grow, with gaps.
+        self.sequence += 1 + u128::from(self.chance.below(1 << 50));
+        let record = Rc::new(Record {
+            partition_key: partition_key.to_owned(),
+            sequence_number: format!("49590338{:048}", self.sequence),
+            data,
+            put_at,
+            shard,
+        });
+        self.shards[shard].records.push(Rc::clone(&record));
+        record
+    }
+
+    /// Splits an open shard in two, or merges two neighbours into one: the parents take no more
+    /// records, their children do.
+    pub fn reshard(&mut self) {
+        let mut open: Vec<_> = (0..self.shards.len()).filter(|&n| self.shards[n].open).collect();
+        open.sort_unstable_by_key(|&n| self.shards[n].hashes);
+        let first = self.chance.place(open.len());
+        let (low, high) = self.shards[open[first]].hashes;
+        let (parents, children) = match open.get(first + 1) {
+            Some(&second) if self.chance.percent(50) => {
+                (vec![open[first], second], vec![(low, self.shards[second].hashes.1)])
+            }
+            _ => {
+                let middle = low + (high - low) / 2;
+                (vec![open[first]], vec![(low, middle), (middle + 1, high)])
+            }
+        };
+        for &parent in &parents {
+            self.shards[parent].open = false;
+        }
+        for hashes in children {
+            let parents = parents.clone();
+            self.shards.push(Shard { hashes, parents, open: true, records: Vec::new() });
+        }
+    }
+
+    /// How many shards it has had.
+    #[must_use]
+    pub fn shards(&self) -> usize {
+        self.shards.len()
+    }
+}
+
+fn hash(partition_key: &str) -> u64 {
+    partition_key.bytes().fold(0, |hash, byte| mix(hash ^ u64::from(byte)))
+}
+
+/// The mapping as the template sets it, and the function's time-out.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// `BatchSize`.
+    pub batch_size: usize,
+    /// Whether a batch takes all that there is, as after a long `MaximumBatchingWindowInSeconds`; or
+    /// as much as Lambda happens to read.
+    pub full_batches: bool,
+    /// `ParallelizationFactor`.
+    pub parallelization_factor: u64,
+    /// `BisectBatchOnFunctionError`.
+    pub bisects: bool,
+    /// `MaximumRetryAttempts`.
+    pub most_retries: u32,
+    /// `MaximumRecordAgeInSeconds`.
+    pub most_age: Duration,
+    /// The function's `Timeout`.
+    pub timeout: Duration,
+}
+
+/// In how many of a hundred deliveries Lambda itself makes trouble.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Disorder {
+    /// The environment is gone in mid-work.
+    pub crash: u64,
+    /// The function ends well, and Lambda does not hear of it.
+    pub lost_answer: u64,
+    /// The poller is replaced and reads from the checkpoint again; what the old one invoked runs on.
+    pub replaced_poller: u64,
+    /// The poller is replaced between two batches: what was done comes again.
+    pub repeat: u64,
+}
+
+/// What came about, to be counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Happening {
+    /// A batch was delivered.
+    Delivered,
+    /// The whole batch was done.
+    Done,
+    /// The function named a record to go on from, after others that were done.
+    Progressed,
+    /// The function named the batch's first record.
+    Stuck,
+    /// The function failed, or was taken to have.
+    Failed,
+    /// Its time ran out before it answered.
+    TimedOut,
+    /// Its environment was lost.
+    Crashed,
+    /// Its answer was lost.
+    AnswerLost,
+    /// Its poller was replaced while it worked.
+    PollerReplaced,
+    /// What was done comes again.
+    Repeated,
+    /// A batch was split in halves.
+    Halved,
+    /// Records went to the failure destination: the retries were exhausted.
+    Exhausted,
+    /// Records went to the failure destination: they were too old.
+    Expired,
+    /// An environment began.
+    ColdStart,
+}
+
+/// A function, as Lambda runs it.
+pub trait Function: 'static {
+    /// What lives from one invocation to the next.
+    type Environment: 'static;
+
+    /// Starts an environment.
+    fn start(&self) -> Self::Environment;
+
+    /// An invocation with these records (see [`event`]), in at most that time.
+    fn invoke(
+        &self,
+        environment: Rc<Self::Environment>,
+        records: Vec<Rc<Record>>,
+        time: Duration,
+    ) -> LocalBoxFuture<'static, Result<Value, String>>;
+
+    /// Lambda has written these records, as this file, to the failure destination.
+    fn gave_up(&self, records: &[Rc<Record>], file: Value);
+}
+
+/// The mapping of a stream to a function.
+#[derive(Debug)]
+pub struct Mapping<F: Function> {
+    settings: Settings,
+    disorder: Disorder,
+    chance: RefCell<Chance>,
+    function: F,
+    idle: Rc<RefCell<Vec<Rc<F::Environment>>>>,
+    happenings: RefCell<BTreeMap<Happening, u32>>,
+    begun: Instant,
+}
+
+/// Records that are delivered together: places among those of their poller.
+#[derive(Clone, Copy, Debug)]
+struct Batch {
+    from: usize,
+    to: usize,
+    /// How often it failed as it is.
+    failures: u32,
+}
+
+/// What Lambda does to an invocation.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Fair,
+    /// Its environment is gone after so many polls.
+    Crashes(u64),
+    LosesAnswer,
+    /// After that time.
+    LosesPoller(Duration),
+}
+
+enum End {
+    Answer(Value),
+    Failed,
+    PollerReplaced,
+}
+
+enum Verdict {
+    Done,
+    /// From this place of the batch on it comes again.
+    From(usize),
+    Failed,
+}
+
+impl<F: Function> Mapping<F> {
+    /// A mapping that begins now.
+    pub fn new(settings: Settings, disorder: Disorder, chance: Chance, function: F) -> Self {
+        Self {
+            settings,
+            disorder,
+            chance: RefCell::new(chance),
+            function,
+            idle: Rc::default(),
+            happenings: RefCell::default(),
+            begun: Instant::now(),
+        }
+    }
+
+    /// What came about.
+    #[must_use]
+    pub fn happenings(&self) -> BTreeMap<Happening, u32> {
+        self.happenings.borrow().clone()
+    }
+
+    /// The function.
+    #[must_use]
+    pub fn function(&self) -> &F {
+        &self.function
+    }
+
+    /// Delivers the stream, until all of it is done or given up.
+    pub async fn run(&self, stream: &Stream) {
+        let mut waiting: Vec<_> = (0..stream.shards.len()).collect();
+        let mut drained = vec![false; stream.shards.len()];
+        let mut running = FuturesUnordered::new();
+        loop {
+            // A shard is read only after its parents were to their end: order holds across resharding.
+            waiting.retain(|&shard| {
+                let ready = stream.shards[shard].parents.iter().all(|&parent| drained[parent]);
+                if ready {
+                    let records = &stream.shards[shard].records;
+                    running.push(async move {
+                        self.shard(records).await;
+                        shard
+                    });
+                }
+                !ready
+            });
+            match running.next().await {
+                Some(shard) => drained[shard] = true,
+                None => return,
+            }
+        }
+    }
+
+    /// `ParallelizationFactor`: so many batches of a shard at once, a partition key always in the same
+    /// of them.
+    async fn shard(&self, records: &[Rc<Record>]) {
+        let factor = self.settings.parallelization_factor;
+        let pollers = (0..factor).map(|poller| {
+            let of_poller = |record: &&Rc<Record>| hash(&record.partition_key) % factor == poller;
+            self.poll(records.iter().filter(of_poller).cloned().collect())
+        });
+        pollers.collect::<FuturesUnordered<_>>().collect::<()>().await;
+    }
+
+    async fn poll(&self, records: Vec<Rc<Record>>) {
+        let mut next = 0;
+        // Up to here everything is done, and Lambda has noted it down.
+        let mut checkpoint = 0;
+        // What failed comes before what is new.
+        let mut failed: VecDeque<Batch> = VecDeque::new();
+        loop {
+            let mut batch = match failed.pop_front() {
+                Some(batch) => batch,
+                None => match self.gather(&records, next).await {
+                    Some(batch) => batch,
+                    None => return,
+                },
+            };
+            next = next.max(batch.to);
+            // MaximumRecordAgeInSeconds: what is older is not sent, or not again.
+            let age = |record: &Record| self.begun.elapsed().saturating_sub(record.put_at);
+            let of_batch = &records[batch.from..batch.to];
+            let old = of_batch.iter().take_while(|it| age(it) > self.settings.most_age).count();
+            if old > 0 {
+                self.note(Happening::Expired);
+                self.give_up(&of_batch[..old], "RecordAgeExceeded", batch.failures);
+                batch.from += old;
+                if batch.from < batch.to {
+                    failed.push_front(batch);
+                }
+                continue;
+            }
+
+            let verdict = match self.deliver(of_batch).await {
+                End::Answer(answer) => verdict(of_batch, &answer),
+                End::Failed => Verdict::Failed,
+                End::PollerReplaced => {
+                    failed.clear();
+                    next = checkpoint;
+                    continue;
+                }
+            };
+            let size = batch.to - batch.from;
+            match verdict {
+                Verdict::Done => {
+                    self.note(Happening::Done);
+                    if self.chance(50) {
+                        checkpoint = batch.to;
+                    }
+                    // At least once: a new poller goes on from the checkpoint.
+                    if checkpoint < batch.to && self.chance(self.disorder.repeat) {
+                        self.note(Happening::Repeated);
+                        failed.clear();
+                        next = checkpoint;
+                    }
+                    continue;
+                }
+                // ReportBatchItemFailures: what is before the lowest number named is done, and the
+                // rest comes again. With BisectBatchOnFunctionError, that is a split.
+                Verdict::From(place) if place > 0 => {
+                    self.note(Happening::Progressed);
+                    batch.from += place;
+                    // A split does not count as a retry; whether it does without bisecting, AWS
+                    // does not tell.
+                    if !self.settings.bisects && self.chance(50) {
+                        batch.failures += 1;
+                    }
+                }
+                // BisectBatchOnFunctionError: a batch that failed is split in two, which does not count
+                // as a retry.
+                Verdict::Failed if self.settings.bisects && size > 1 => {
+                    self.note(Happening::Halved);
+                    let middle = batch.from + size / 2;
+                    failed.push_front(Batch { from: middle, ..batch });
+                    batch.to = middle;
+                }
+                Verdict::From(_) => {
+                    self.note(Happening::Stuck);
+                    batch.failures += 1;
+                }
+                Verdict::Failed => batch.failures += 1,
+            }
+            // MaximumRetryAttempts: then the OnFailure destination gets the batch, and the shard
+            // moves on.
+            if batch.failures > self.settings.most_retries {
+                self.note(Happening::Exhausted);
+                let of_batch = &records[batch.from..batch.to];
+                self.give_up(of_batch, "RetryAttemptsExhausted", batch.failures);
+                continue;
+            }
+            let pause = 200 << batch.failures.min(6);
+            failed.push_front(batch);
+            let pause = self.chance.borrow_mut().below(pause);
+            sleep(Duration::from_millis(pause)).await;
+        }
+    }
+
+    /// New records, at most `BatchSize`: as many as there are when Lambda looks.
+    async fn gather(&self, records: &[Rc<Record>], next: usize) -> Option<Batch> {
+        let first = records.get(next)?;
+        sleep_until(self.begun + first.put_at).await;
+        let now = self.begun.elapsed();
+        let there = records[next..].iter().take_while(|record| record.put_at <= now).count();
+        let most = there.min(self.settings.batch_size);
+        let least = if self.settings.full_batches { most } else { 1 };
+        let size = self.chance.borrow_mut().within(least, most);
+        Some(Batch { from: next, to: next + size, failures: 0 })
+    }
+
+    async fn deliver(&self, records: &[Rc<Record>]) -> End {
+        self.note(Happening::Delivered);
+        // An environment has one invocation at a time.
+        let environment = self.idle.borrow_mut().pop().unwrap_or_else(|| {
+            self.note(Happening::ColdStart);
+            Rc::new(self.function.start())
+        });
+        let time = self.settings.timeout;
+        let work = self.function.invoke(Rc::clone(&environment), records.to_vec(), time);
+        let fate = self.fate();
+        let polls = if let Fate::Crashes(polls) = fate { polls } else { u64::MAX };
+        let mut working = spawn_local(until_poll(work, polls));
+        let patience = if let Fate::LosesPoller(after) = fate { after.min(time) } else { time };
+        let Ok(ended) = timeout(patience, &mut working).await else {
+            if matches!(fate, Fate::LosesPoller(_)) {
+                self.note(Happening::PollerReplaced);
+                return End::PollerReplaced;
+            }
+            // The environment is shut down with what runs in it.
+            working.abort();
+            self.note(Happening::TimedOut);
+            return End::Failed;
+        };
+        let Some(answer) = ended.unwrap_or_else(|_| Some(Err("panicked".to_owned()))) else {
+            self.note(Happening::Crashed);
+            return End::Failed;
+        };
+        // It waits for the next invocation, whether this one ended well or not.
+        self.idle.borrow_mut().push(environment);
+        match (answer, fate) {
+            (Ok(_), Fate::LosesAnswer) => {
+                self.note(Happening::AnswerLost);
+                End::Failed
+            }
+            (Ok(answer), _) => End::Answer(answer),
+            (Err(_), _) => {
+                self.note(Happening::Failed);
+                End::Failed
+            }
+        }
+    }
+
+    fn fate(&self) -> Fate {
+        let Disorder { crash, lost_answer, replaced_poller, .. } = self.disorder;
+        let chance = &mut *self.chance.borrow_mut();
+        let draw = chance.below(100);
+        if draw < crash {
+            Fate::Crashes(1 + chance.below(12))
+        } else if draw < crash + lost_answer {
+            Fate::LosesAnswer
+        } else if draw < crash + lost_answer + replaced_poller {
+            Fate::LosesPoller(Duration::from_millis(chance.below(500)))
+        } else {
+            Fate::Fair
+        }
+    }
+
+    /// The `OnFailure` destination: S3 gets the invocation record with the whole event in it.
+    fn give_up(&self, records: &[Rc<Record>], condition: &str, attempts: u32) {
+        let (Some(first), Some(last)) = (records.first(), records.last()) else { return };
+        let file = json!({
+            "requestContext": {
+                "requestId": "c9b8fa9f-5a7f-xmpl-af9c-0c604cde93a5",
+                "functionArn": FUNCTION_ARN,
+                "condition": condition,
+                "approximateInvokeCount": attempts,
+            },
+            "responseContext": {
+                "statusCode": 200,
+                "executedVersion": "1",
+                "functionError": "Unhandled",
+            },
+            "version": "1.0",
+            "timestamp": instant(self.begun.elapsed()),
+            "KinesisBatchInfo": {
+                "shardId": shard_id(first.shard),
+                "startSequenceNumber": first.sequence_number,
+                "endSequenceNumber": last.sequence_number,
+                "approximateArrivalOfFirstRecord": instant(first.put_at),
+                "approximateArrivalOfLastRecord": instant(last.put_at),
+                "batchSize": records.len(),
+                "streamArn": STREAM_ARN,
+            },
+            "payload": event(records).to_string(),
+        });
+        self.function.gave_up(records, file);
+    }
+
+    fn chance(&self, percent: u64) -> bool {
+        self.chance.borrow_mut().percent(percent)
+    }
+
+    fn note(&self, happening: Happening) {
+        *self.happenings.borrow_mut().entry(happening).or_default() += 1;
+    }
+}
+
+/// Drops the work at its so many-th await, if it comes to that.
+async fn until_poll<T>(work: impl Future<Output = T>, polls: u64) -> Option<T> {
+    let mut work = pin!(work);
+    let mut left = polls;
+    poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        work.as_mut().poll(context).map(Some)
+    })
+    .await
+}
+
+/// What an answer means for its batch.
+fn verdict(records: &[Rc<Record>], answer: &Value) -> Verdict {
+    // All done: no answer, an empty one, no list, an empty list.
+    let failures = match answer {
+        Value::Null => return Verdict::Done,
+        Value::Object(members) if members.is_empty() => return Verdict::Done,
+        _ => &answer["batchItemFailures"],
+    };
+    let failures = match failures {
+        Value::Null => return Verdict::Done,
+        Value::Array(failures) => failures,
+        _ => return Verdict::Failed,
+    };
+    let mut lowest = records.len();
+    for failure in failures {
+        // All failed: an identifier that is empty, null, under another name, or of no record.
+        let number = failure["itemIdentifier"].as_str().unwrap_or_default();
+        let place = records.iter().position(|record| record.sequence_number == number);
+        let Some(place) = place else { return Verdict::Failed };
+        lowest = lowest.min(place);
+    }
+    if lowest == records.len() { Verdict::Done } else { Verdict::From(lowest) }
+}

@@ -1,0 +1,175 @@
+//! The cloud of the simulations answers as AWS does, and its faults do what they say.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use store::{Commit, Key, StoreError, Table, Transaction};
+use testkit::{
+    chance::Chance,
+    cloud::{Cloud, Entry, Fault, run},
+    dynamo::{READINGS, SITES},
+};
+use tokio::time::{Instant, sleep, timeout};
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Row {
+    status: String,
+}
+
+fn row(status: &str) -> Row {
+    Row { status: status.to_owned() }
+}
+
+fn key(row: &str) -> Key {
+    Key::pair(("siteId", "site"), ("row", row))
+}
+
+async fn create(table: &Table, at: &str, status: &str) -> Result<Commit, StoreError> {
+    Transaction::on(table).create(table, &key(at), &row(status)).commit().await
+}
+
+#[test]
+fn a_refused_put_tells_the_row_that_is_in_the_way() {
+    run(async {
+        let cloud = Cloud::new(Chance::of(1));
+        let table = cloud.table(SITES);
+        assert!(matches!(create(&table, "a", "FIRST").await, Ok(Commit::Done)));
+        let Ok(Commit::Refused(refused)) = create(&table, "a", "SECOND").await else {
+            panic!("created twice")
+        };
+        assert_eq!(refused.row(&key("a")).expect("a row"), Some(row("FIRST")));
+        assert_eq!(table.get(&key("a")).await.expect("a read"), Some(row("FIRST")));
+        assert_eq!(cloud.write_units().to_bits(), 1.0_f64.to_bits());
+    });
+}
+
+#[test]
+fn a_cancelled_transaction_tells_which_condition_did_not_hold() {
+    run(async {
+        let cloud = Cloud::new(Chance::of(1));
+        let table = cloud.table(SITES);
+        assert!(matches!(create(&table, "b", "THERE").await, Ok(Commit::Done)));
+        let both = Transaction::on(&table).create(&table, &key("a"), &row("NEW"));
+        let both = both.create(&table, &key("b"), &row("NEW")).commit().await;
+        let Ok(Commit::Refused(refused)) = both else { panic!("{both:?}") };
+        assert!(!refused.concerns(&key("a")));
+        assert_eq!(refused.row(&key("b")).expect("a row"), Some(row("THERE")));
+        assert_eq!(cloud.rows(SITES).len(), 1);
+    });
+}
+
+#[derive(Debug, PartialEq)]
+enum End {
+    Answered,
+    Transient,
+    OtherError,
+    Panicked,
+}
+
+#[derive(Debug, PartialEq)]
+enum Effect {
+    Never,
+    BeforeTheEnd,
+    Later,
+}
+
+/// How a call that met a fault ended, when it took effect, and how many seconds it took.
+#[derive(Debug, PartialEq)]
+struct Met(End, Effect, u64);
+
+/// Puts rows until that fault comes.
+fn meet(fault: Fault) -> Met {
+    run(async {
+        let cloud = Cloud::new(Chance::of(2));
+        let table = cloud.table(SITES);
+        cloud.disturb(100);
+        for n in 0..1_000 {
+            let (line, begun) = (cloud.log_length(), Instant::now());
+            let of_row = table.clone();
+            let put = tokio::task::spawn_local(async move {
+                create(&of_row, &format!("row-{n}"), "THERE").await
+            });
+            let end = put.await;
+            let seconds = begun.elapsed().as_secs();
+            let effects = |cloud: &Cloud| {
+                let log = cloud.log_from(line);
+                log.iter().any(|entry| matches!(entry, Entry::Effect { .. }))
+            };
+            let effect = effects(&cloud);
+            sleep(Duration::from_mins(1)).await;
+            let met = cloud.log_from(line).into_iter().find_map(|entry| match entry {
+                Entry::Called { fault, .. } => fault,
+                Entry::Effect { .. } => None,
+            });
+            if met == Some(fault) {
+                let end = match end {
+                    Ok(Ok(_)) => End::Answered,
+                    Ok(Err(StoreError::Transient(_))) => End::Transient,
+                    Ok(Err(_)) => End::OtherError,
+                    Err(_) => End::Panicked,
+                };
+                let effect = match effects(&cloud) {
+                    _ if effect => Effect::BeforeTheEnd,
+                    true => Effect::Later,
+                    false => Effect::Never,
+                };
+                return Met(end, effect, seconds);
+            }
+        }
+        panic!("{fault:?} never came")
+    })
+}
+
+#[test]
+fn every_fault_does_what_it_says() {
+    assert_eq!(meet(Fault::Throttled), Met(End::Transient, Effect::Never, 0));
+    assert_eq!(meet(Fault::ServerError), Met(End::Transient, Effect::Never, 0));
+    assert_eq!(meet(Fault::LostRequest), Met(End::Transient, Effect::Never, 3));
+    assert_eq!(meet(Fault::LostAnswer), Met(End::Transient, Effect::BeforeTheEnd, 3));
+    assert_eq!(meet(Fault::Late), Met(End::Transient, Effect::Later, 3));
+    assert_eq!(meet(Fault::Disconnected), Met(End::Transient, Effect::BeforeTheEnd, 0));
+    assert_eq!(meet(Fault::Slow), Met(End::Answered, Effect::BeforeTheEnd, 2));
+    assert_eq!(meet(Fault::Panic), Met(End::Panicked, Effect::Never, 0));
+}
+
+#[test]
+fn a_caller_that_is_gone_does_not_take_its_call_back() {
+    run(async {
+        let cloud = Cloud::new(Chance::of(1));
+        let table = cloud.table(SITES);
+        let put = timeout(Duration::from_micros(1), create(&table, "a", "THERE")).await;
+        assert!(put.is_err(), "it was too fast");
+        assert!(cloud.rows(SITES).is_empty());
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(cloud.rows(SITES).len(), 1);
+    });
+}
+
+#[test]
+fn a_partition_is_throttled_for_a_time_and_no_other_is() {
+    run(async {
+        let cloud = Cloud::new(Chance::of(1));
+        let table = cloud.table(SITES);
+        cloud.throttle(vec!["\"row-a\"".to_owned()], Duration::from_mins(1));
+        assert!(matches!(create(&table, "row-a", "THERE").await, Err(StoreError::Transient(_))));
+        assert!(matches!(create(&table, "row-b", "THERE").await, Ok(Commit::Done)));
+        sleep(Duration::from_mins(1)).await;
+        assert!(matches!(create(&table, "row-a", "THERE").await, Ok(Commit::Done)));
+        assert_eq!(cloud.faults().into_iter().collect::<Vec<_>>(), [(Fault::Throttled, 1)]);
+    });
+}
+
+#[test]
+fn a_queue_keeps_what_is_sent_unless_it_is_too_large() {
+    run(async {
+        let cloud = Cloud::new(Chance::of(1));
+        let send = async |body: String| {
+            let send = cloud.queues().send_message().queue_url("http://cloud/queue");
+            send.message_body(body).send().await.is_ok()
+        };
+        assert!(send("{\"a\": 1}".to_owned()).await);
+        assert!(!send(format!("\"{}\"", "x".repeat(1024 * 1024))).await);
+        assert_eq!(cloud.messages(), [serde_json::json!({ "a": 1 })]);
+        assert!(cloud.rows(READINGS).is_empty());
+    });
+}
