@@ -68,30 +68,41 @@ impl DetectBreaches {
         let Some(mut row) = there else { return Ok(()) };
         let watermarks = self.memory.recall(bundle);
 
-        // Of the first judgement: what this function then commits itself is not late.
         let mut counts = None;
-        let mut refusals = 0;
-        let (judged, late) = loop {
+        for _ in 0..=MOST_REFUSALS {
             let Alerting::Configured { rules } = &row.state else { return Ok(()) };
             let Judgement { transitions, judged, late } = judge(rules, bundle, &watermarks);
-            let counts = *counts.get_or_insert((judged, late));
-            // What does not fit comes of judging again.
-            let Some(transitions) = transitions.chunks(MOST_TRANSITIONS).next() else {
-                self.memory.advance(rules, bundle);
-                break counts;
-            };
-            row = match self.commit(&row, rules, transitions, now).await? {
-                Outcome::Done(after) => after,
-                Outcome::Refused(there) if refusals < MOST_REFUSALS => {
-                    refusals += 1;
-                    there
+            // Of the first judgement: what this function then commits itself is not late.
+            counts.get_or_insert((judged, late));
+            match self.commit_all(row, &transitions, now).await? {
+                Outcome::Done(after) => {
+                    self.memory.advance(&after, bundle);
+                    let (judged, late) = counts.unwrap_or_default();
+                    metrics::counter!("ReadingsJudged").increment(judged as u64);
+                    metrics::counter!("ReadingsLate").increment(late as u64);
+                    return Ok(());
                 }
-                Outcome::Refused(_) => return Err(AlertingError::Busy(alerting_id)),
-            };
-        };
-        metrics::counter!("ReadingsJudged").increment(judged as u64);
-        metrics::counter!("ReadingsLate").increment(late as u64);
-        Ok(())
+                Outcome::Refused(there) => row = there,
+            }
+        }
+        Err(AlertingError::Busy(alerting_id))
+    }
+
+    /// Commits all changes, as many at a time as a transaction takes.
+    async fn commit_all(
+        &self,
+        mut row: AlertingRow,
+        transitions: &[Transition],
+        now: Timestamp,
+    ) -> Result<Outcome, AlertingError> {
+        for some in transitions.chunks(MOST_TRANSITIONS) {
+            let Alerting::Configured { rules } = &row.state else { break };
+            match self.commit(&row, rules, some, now).await? {
+                Outcome::Done(after) => row = after,
+                refused @ Outcome::Refused(_) => return Ok(refused),
+            }
+        }
+        Ok(Outcome::Done(row))
     }
 
     /// Commits changes of state, each with its event, to the row that they were decided on.

@@ -7,7 +7,7 @@ use std::{
 
 use contracts::{SensorId, Timestamp, readings::Bundle};
 
-use crate::{Rule, judging::Watermarks};
+use crate::{Alerting, AlertingRow, judging::Watermarks};
 
 /// Beyond that many sensors the memory starts anew: some 10 MB.
 const MOST_SENSORS: usize = 100_000;
@@ -25,8 +25,9 @@ impl Memory {
         sensors.filter_map(|sensor| Some((sensor, *known.get(&sensor)?))).collect()
     }
 
-    /// Takes note that the bundle was judged by these rules, and all that came of it committed.
-    pub fn advance(&self, rules: &[Rule], bundle: &Bundle) {
+    /// Takes note that the bundle was judged by the row's rules, and all that came of it committed.
+    pub fn advance(&self, row: &AlertingRow, bundle: &Bundle) {
+        let Alerting::Configured { rules } = &row.state else { return };
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MOST_SENSORS {
             known.clear();

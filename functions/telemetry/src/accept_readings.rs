@@ -126,7 +126,15 @@ impl AcceptReadings {
                 // A stream that hangs must not take the time that the answer needs.
                 let put = self.put_once(call.iter().map(|index| &records[*index]));
                 let Ok(answers) = tokio::time::timeout(deadline.left(), put).await else { break };
-                for (index, entry) in call.iter().zip(answers?) {
+                let answers = match answers {
+                    // Some are on the stream: told like those that it can't take now.
+                    Err(Refused(reason)) if taken.contains(&true) => {
+                        tracing::error!(%reason, "call refused");
+                        return Ok(taken);
+                    }
+                    answers => answers?,
+                };
+                for (index, entry) in call.iter().zip(answers) {
                     taken[*index] = entry.sequence_number.is_some() && entry.error_code.is_none();
                 }
             }

@@ -121,6 +121,7 @@ impl TelemetryError {
             Self::RetiredSensor { .. } => Some("RetiredSensor"),
             Self::SensorOfAnotherSite { .. } => Some("SensorOfAnotherSite"),
             Self::BundleConflict { .. } => Some("BundleConflict"),
+            Self::Store(StoreError::Corrupt { .. }) => Some("CorruptRow"),
             Self::Store(_) => None,
         }
     }

@@ -7,11 +7,12 @@ use std::{
 };
 
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
-use contracts::{SensorId, SiteId};
+use contracts::{SensorId, SiteId, Timestamp};
+use serde::{Deserialize, de::IgnoredAny};
 use store::{StoreError, Table};
 use tokio::time::Instant;
 
-use crate::{SensorRow, TelemetryError};
+use crate::TelemetryError;
 
 /// Beyond that many sensors the cache starts anew: some 10 MB.
 const MOST_CACHED: usize = 100_000;
@@ -24,6 +25,15 @@ pub struct Register {
     /// How long a sensor may still send after it was retired.
     age_limit: Duration,
     active: Mutex<HashMap<SensorId, Active>>,
+}
+
+/// All that is asked of a [`crate::SensorRow`].
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry {
+    site_id: SiteId,
+    sensor: Option<IgnoredAny>,
+    retired_at: Option<Timestamp>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +58,7 @@ impl Register {
         let now = Instant::now();
         let unknown: Vec<_> = {
             let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-            let fresh = |active: &Active| now < active.read_at + self.age_limit;
+            let fresh = |active: &Active| active.read_at.elapsed() < self.age_limit;
             let known = |sensor: &SensorId| {
                 active.get(sensor).is_some_and(|known| fresh(known) && known.site == site)
             };
@@ -61,10 +71,10 @@ impl Register {
         let mut refused = Ok(());
         for sensor in unknown {
             let verdict = match rows.remove(&sensor) {
-                None | Some(SensorRow { sensor: None, retired_at: None, .. }) => {
+                None | Some(Entry { sensor: None, retired_at: None, .. }) => {
                     Err(TelemetryError::UnknownSensor(sensor))
                 }
-                Some(SensorRow { retired_at: Some(at), .. }) => {
+                Some(Entry { retired_at: Some(at), .. }) => {
                     Err(TelemetryError::RetiredSensor { sensor, at })
                 }
                 Some(row) if row.site_id != site => {
@@ -86,10 +96,7 @@ impl Register {
         refused
     }
 
-    async fn read(
-        &self,
-        sensors: &[SensorId],
-    ) -> Result<HashMap<SensorId, SensorRow>, TelemetryError> {
+    async fn read(&self, sensors: &[SensorId]) -> Result<HashMap<SensorId, Entry>, TelemetryError> {
         let table = self.readings.name();
         let keys = sensors.iter().map(|sensor| {
             HashMap::from([

@@ -5,7 +5,7 @@
 //! the shard moves on. Trouble stops its site's lane and no other; Lambda delivers again from the
 //! first record that failed, and what was stored meanwhile refuses to be stored twice.
 
-use std::io::Read;
+use std::{borrow::Cow, cell::Cell, io::Read};
 
 use aws_lambda_events::event::streams::KinesisEventResponse;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -21,16 +21,16 @@ use serde_bytes::ByteBuf;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use store::{Commit, Table, Transaction};
-use stream::Record;
+use stream::{GZIP, Record};
 
 use crate::{SeriesRow, TelemetryError, packing::pack, register::Register};
 
-/// How many series of a bundle are put at once. A function works on 16 bundles at once, and each put
+/// How many series of a bundle are put at once. A function works on 8 bundles at once, and each put
 /// takes a connection.
 const PUTS_AT_ONCE: usize = 4;
 
-/// SQS takes a message of 1 MiB, ours around the record's data included.
-const MOST_QUARANTINED_BYTES: usize = 1_000_000;
+/// Base64 characters of a record's data: SQS takes a message of 1 MiB, ours around it included.
+const MOST_A_MESSAGE: usize = 1_000_000;
 
 /// What the step needs.
 #[derive(Debug)]
@@ -59,7 +59,16 @@ impl StoreReadings {
         payload: &RawValue,
         deadline: Deadline,
     ) -> Result<KinesisEventResponse, Failure> {
-        stream::consume(payload, deadline, async |record| self.record(record).await).await
+        let oldest = Cell::new(0.0);
+        let answer = stream::consume(payload, deadline, async |record| {
+            self.record(record).await?;
+            oldest.set(record.age_millis(Timestamp::now()).max(oldest.get()));
+            Ok(())
+        });
+        let answer = answer.await;
+        // Once a batch: the metrics' collector takes a hundred values and no more.
+        metrics::histogram!("ReadingsAgeMillis").record(oldest.get());
+        answer
     }
 
     async fn record(&self, record: &Record<'_>) -> Result<(), String> {
@@ -74,7 +83,6 @@ impl StoreReadings {
             Ok(Stored { samples, repeated }) => {
                 metrics::counter!("ReadingsStored").increment(samples as u64);
                 metrics::counter!("ReadingsRepeated").increment(repeated as u64);
-                metrics::histogram!("ReadingsAgeMillis").record(record.age_millis(now));
                 Ok(())
             }
             Err(error) => match error.permanent() {
@@ -128,26 +136,41 @@ impl StoreReadings {
         }
     }
 
-    /// Whole, and as it came, unless it is too large for the queue: then packed, as the stream may
-    /// carry it as well.
+    /// Whole, and as it came. What is too large for a message is packed first, as the stream may carry
+    /// it as well; if that is not enough, it goes in parts.
     async fn set_aside(
         &self,
         record: &Record<'_>,
         error: &str,
         reason: &str,
     ) -> Result<(), String> {
-        if record.kinesis.data.len() <= MOST_QUARANTINED_BYTES {
+        if record.kinesis.data.len() <= MOST_A_MESSAGE {
             return self.quarantine.put(record, error, reason).await;
         }
-        let mut smaller = record.clone();
-        if let Ok(data) = record.data() {
-            let mut packed = Vec::new();
-            let packing =
-                GzEncoder::new(&data[..], Compression::default()).read_to_end(&mut packed);
-            packing.map_err(|fault| format!("{reason}; and it can't be packed: {fault}"))?;
-            smaller.kinesis.data = STANDARD.encode(packed).into();
+        let packed = packed(record).map_err(|fault| format!("{reason}; and {fault}"))?;
+        let parts = packed.as_bytes().chunks(MOST_A_MESSAGE);
+        let count = parts.len();
+        for (number, part) in (1..).zip(parts) {
+            let mut message = record.clone();
+            message.kinesis.data = String::from_utf8_lossy(part);
+            message.part = (count > 1).then(|| format!("{number}/{count}"));
+            self.quarantine.put(&message, error, reason).await?;
         }
-        self.quarantine.put(&smaller, error, reason).await
+        Ok(())
+    }
+}
+
+/// A record's data as gzip, in base64; as it is where it is no base64, or gzip already.
+fn packed<'a>(record: &'a Record<'_>) -> Result<Cow<'a, str>, String> {
+    match record.data() {
+        Ok(data) if !data.starts_with(&GZIP) => {
+            let mut packed = Vec::new();
+            GzEncoder::new(&data[..], Compression::default())
+                .read_to_end(&mut packed)
+                .map_err(|fault| format!("it can't be packed: {fault}"))?;
+            Ok(STANDARD.encode(packed).into())
+        }
+        _ => Ok(Cow::Borrowed(&*record.kinesis.data)),
     }
 }
 

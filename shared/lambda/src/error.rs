@@ -70,6 +70,9 @@ pub struct InvalidInput {
     pub problem: String,
 }
 
+/// Characters of a message about wrong input.
+const MOST_QUOTED: usize = 2_000;
+
 fn place(at: &str) -> String {
     if at == "." { String::new() } else { format!("{at}: ") }
 }
@@ -82,17 +85,26 @@ pub fn decode<'de, T: Deserialize<'de>>(json: &'de str) -> Result<T, InvalidInpu
     }
     let mut deserializer = serde_json::Deserializer::from_str(json);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let problem = error.inner().to_string();
+        let problem = cut(error.inner().to_string());
         // What is no JSON has no fields.
         if !error.inner().is_data() {
             return InvalidInput { at: ".".to_owned(), problem: format!("is not JSON: {problem}") };
         }
-        InvalidInput { at: field(&error.path().to_string(), &problem), problem }
+        InvalidInput { at: cut(field(&error.path().to_string(), &problem)), problem }
     })?;
     deserializer
         .end()
         .map_err(|error| InvalidInput { at: ".".to_owned(), problem: error.to_string() })?;
     Ok(value)
+}
+
+/// As much as tells a human what is wrong: serde quotes the input, however long it is.
+fn cut(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(MOST_QUOTED) {
+        text.truncate(end);
+        text.push_str(" ...");
+    }
+    text
 }
 
 /// The path of the field that a message is about. Of a field that is missing or unknown, serde

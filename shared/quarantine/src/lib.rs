@@ -46,6 +46,7 @@ impl Quarantine {
         let message = Quarantined { source: self.source, error, reason, record };
         let body = serde_json::to_string(&message)
             .map_err(|fault| format!("{reason}; and it can't be written down: {fault}"))?;
+        let body = ascii(&body);
         let sent = self.queues.send_message().queue_url(&self.url).message_body(body).send().await;
         match sent {
             Ok(_) => {
@@ -57,6 +58,36 @@ impl Quarantine {
                 let fault = DisplayErrorContext(&fault);
                 Err(format!("{reason}; and the quarantine is out of reach: {fault}"))
             }
+        }
+    }
+}
+
+/// The same JSON in ASCII alone: SQS refuses some characters that JSON takes.
+fn ascii(json: &str) -> String {
+    let mut ascii = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character.is_ascii() {
+            ascii.push(character);
+        } else {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                ascii.extend(format!("\\u{unit:04x}").chars());
+            }
+        }
+    }
+    ascii
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_ascii_and_says_the_same() {
+        for text in ["plain", "\u{ffff} \u{fffe}", "ä \u{1f321} \"quoted\" \n"] {
+            let json = serde_json::to_string(text).expect("JSON");
+            let written = ascii(&json);
+            assert!(written.is_ascii(), "{written}");
+            assert_eq!(serde_json::from_str::<String>(&written).expect("JSON"), text);
         }
     }
 }

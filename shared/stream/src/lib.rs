@@ -15,12 +15,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 /// The largest bundle as plain JSON, in bytes: what a gzip record may unpack to.
-pub const MOST_BUNDLE_BYTES: usize = 8 * 1024 * 1024;
+pub const MOST_BUNDLE_BYTES: usize = 2 * 1024 * 1024;
 
 /// How many sites are worked on at once: enough to keep DynamoDB busy, few enough for little memory.
-const SIDE_BY_SIDE: usize = 16;
+const SIDE_BY_SIDE: usize = 8;
 
-const GZIP: [u8; 2] = [0x1f, 0x8b];
+/// How a gzip record begins.
+pub const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 #[derive(Deserialize)]
 struct Batch<'a> {
@@ -41,6 +42,9 @@ pub struct Record<'a> {
     /// The stream.
     #[serde(rename = "eventSourceARN", borrow, default)]
     pub source_arn: Cow<'a, str>,
+    /// Which part of the data this is, and of how many, where it was set aside in parts: `1/2`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<String>,
 }
 
 /// What was put on the stream, and where that is.
@@ -78,7 +82,7 @@ impl Record<'_> {
         let bundle: Bundle = lambda::decode(json)?;
         bundle.check(now).map_err(|wrong| InvalidInput { at: wrong.at, problem: wrong.problem })?;
         let key = &self.kinesis.partition_key;
-        if key.parse() != Ok(bundle.site_id) {
+        if **key != *bundle.site_id.to_string() {
             // Under another key it would be in another lane, and not in order.
             let problem = format!("is {key:?}; put the bundle's siteId there, {}", bundle.site_id);
             return Err(invalid("partitionKey", problem));
