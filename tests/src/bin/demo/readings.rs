@@ -47,6 +47,8 @@ const BROKEN_BEFORE: usize = 48;
 const CONFLICTING: usize = 12;
 /// Between two looks for a bundle that was just sent.
 const GLANCE: Duration = Duration::from_millis(10);
+/// So many of the last bundles are sent by themselves, to see how soon they can be asked for.
+const TIMED: usize = 20;
 /// What a reading may cost, in DynamoDB's write units.
 const MOST_UNITS_A_READING: f64 = 0.1;
 
@@ -62,10 +64,26 @@ pub struct Report {
     pub sent: Sent,
     pub stored: Stored,
     /// From the call to the first answer that has its samples, for one bundle on an idle stack.
-    pub queryable_after_millis: u128,
+    /// From sending a bundle to its readings, of the last bundles one by one.
+    pub queryable_after: Millis,
     pub sensors: Vec<SensorDay>,
     pub alerts: Vec<Alert>,
     pub quarantined: Vec<SetAside>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Millis {
+    pub p50: u128,
+    pub p95: u128,
+    pub max: u128,
+}
+
+impl Millis {
+    fn of(mut all: Vec<u128>) -> Self {
+        all.sort_unstable();
+        let percentile = |percent: usize| all[(all.len() * percent).div_ceil(100) - 1];
+        Self { p50: percentile(50), p95: percentile(95), max: percentile(100) }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -190,9 +208,10 @@ impl Plan {
             .filter_map(|alert| bundles.iter().position(|bundle| holds(bundle, alert)))
             .collect();
         let quiet = |place: &usize| !changes.contains(place) && !changes.contains(&(place + 1));
-        // The last one is sent by itself, and the one before it tells that all others are there.
-        let late = (0..bundles.len() - 3).skip(LATE_EVERY / 2).step_by(LATE_EVERY).filter(quiet);
-        let twice = (0..bundles.len()).step_by(TWICE_EVERY);
+        let timed_from = bundles.len() - TIMED;
+        // The one before the timed ones tells that all others are there.
+        let late = (0..timed_from - 2).skip(LATE_EVERY / 2).step_by(LATE_EVERY).filter(quiet);
+        let twice = (0..timed_from).step_by(TWICE_EVERY);
         Ok(Self {
             late: late.collect(),
             twice: twice.collect(),
@@ -239,9 +258,9 @@ impl Plan {
         .into())
     }
 
-    /// Sends all bundles but the last, as planned.
+    /// Sends all bundles but those that are timed, as planned.
     async fn send(&self, stack: &Stack) -> Result<(Vec<Placed>, u32)> {
-        let order = logger::order(self.bundles.len() - 1, &self.late, &self.twice);
+        let order = logger::order(self.bundles.len() - TIMED, &self.late, &self.twice);
         let mut meter = Meter::new("bundles", order.len());
         let mut broken = Vec::new();
         let mut retries = 0;
@@ -273,20 +292,26 @@ impl Plan {
         Ok(asked.body["samples"][0][0] == json!(start))
     }
 
-    /// Waits until what was sent is stored, and takes the time of the last bundle alone.
-    async fn time_the_last(&self, stack: &Stack) -> Result<u128> {
-        let [.., before, last] = &self.bundles[..] else { anyhow::bail!("a day of one bundle") };
+    /// Waits until what was sent is stored, then sends the last bundles one by one and takes the
+    /// time of each.
+    async fn time_the_last(&self, stack: &Stack) -> Result<Millis> {
+        let (sent, last) = self.bundles.split_at(self.bundles.len() - TIMED);
+        let before = sent.last().context("a day of more bundles")?;
         until("the day to be stored", PATIENCE, async || {
             let there = self.queryable(stack, before).await?;
             Ok(if there { Look::Found(()) } else { Look::Saw("less") })
         })
         .await?;
-        let begun = Instant::now();
-        logger::send(stack, &[last]).await?;
-        while !self.queryable(stack, last).await? && begun.elapsed() < PATIENCE {
-            tokio::time::sleep(GLANCE).await;
+        let mut all = Vec::new();
+        for bundle in last {
+            let begun = Instant::now();
+            logger::send(stack, &[bundle]).await?;
+            while !self.queryable(stack, bundle).await? && begun.elapsed() < PATIENCE {
+                tokio::time::sleep(GLANCE).await;
+            }
+            all.push(begun.elapsed().as_millis());
         }
-        Ok(begun.elapsed().as_millis())
+        Ok(Millis::of(all))
     }
 }
 
@@ -470,7 +495,7 @@ pub async fn run(
     let plan = Plan::new(stack, station, ids.site_id).await?;
     stack.sensors_known(plan.sensors.iter().map(|sensor| sensor.sensor_id)).await?;
     let (broken, retries) = plan.send(stack).await?;
-    let queryable_after_millis = plan.time_the_last(stack).await?;
+    let queryable_after = plan.time_the_last(stack).await?;
 
     let mut untrue = Vec::new();
     let sensors = check_samples(stack, &plan, &mut untrue).await?;
@@ -504,7 +529,7 @@ pub async fn run(
             broken_records: broken.len(),
         },
         stored,
-        queryable_after_millis,
+        queryable_after,
         sensors,
         alerts,
         quarantined,

@@ -146,13 +146,16 @@ fn counts(report: &Report) -> String {
          in the quarantine: {}\n\
          Cost: {write_units} write units for the rows ({bytes} bytes), {write_units_refused} for what \
          was there already: {write_units_a_reading:.4} a reading\n\
-         Time: {} ms from sending one bundle to its readings (on the emulator: no measure of AWS)",
+         Time: from sending a bundle to its readings p50 {} ms, p95 {} ms, at most {} ms (on the \
+         emulator: no measure of AWS)",
         report.rows,
         report.file,
         report.sent.broken_records,
         report.sent.retries,
         report.stored.samples,
         errors.join(", "),
-        report.queryable_after_millis,
+        report.queryable_after.p50,
+        report.queryable_after.p95,
+        report.queryable_after.max,
     )
 }
