@@ -44,6 +44,8 @@ pub const ALERTING: &str = "AlertingTable";
 pub const READINGS: &str = "ReadingsTable";
 /// Outbox and event log.
 pub const EVENTS: &str = "EventsTable";
+/// failures' table.
+pub const FAILURES: &str = "FailuresTable";
 
 /// What an attribute that is part of a key is: its name and its type.
 type KeyAttribute = (&'static str, &'static str);
@@ -70,6 +72,30 @@ pub fn tables() -> BTreeMap<&'static str, Value> {
                     &json!({
                         "ProjectionType": "INCLUDE",
                         "NonKeyAttributes": ["name", "operator", "location"],
+                    }),
+                )]),
+            ),
+        ),
+        (
+            FAILURES,
+            table(
+                &[("id", "S")],
+                &[("status", "S"), ("lastAt", "S")],
+                json!([index(
+                    "byStatus",
+                    ["status", "lastAt"],
+                    &json!({
+                        "ProjectionType": "INCLUDE",
+                        "NonKeyAttributes": [
+                            "source",
+                            "kind",
+                            "error",
+                            "fingerprint",
+                            "attempts",
+                            "firstAt",
+                            "correlationId",
+                            "replays",
+                        ],
                     }),
                 )]),
             ),
@@ -125,6 +151,7 @@ pub struct Dynamo {
     /// Reads for the tests, which are not to be counted.
     reader: Client,
     meter: Meter,
+    endpoint: String,
 }
 
 impl Dynamo {
@@ -148,7 +175,13 @@ impl Dynamo {
         let config = config(&endpoint);
         let metered =
             aws_sdk_dynamodb::config::Builder::from(&config).interceptor(meter.clone()).build();
-        Self { client: Client::from_conf(metered), reader: Client::new(&config), meter }
+        Self { client: Client::from_conf(metered), reader: Client::new(&config), meter, endpoint }
+    }
+
+    /// Where it is, for another process.
+    #[must_use]
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
     }
 
     /// A client whose calls are counted. It does not repeat a call that failed.

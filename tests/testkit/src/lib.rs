@@ -1,8 +1,9 @@
 //! For tests only: the tables in an embedded DynamoDB ([`Dynamo`]), stand-ins for other services
-//! ([`http`]), the contract that every step of a saga keeps with its undo ([`saga`]), files that pin
-//! what is on a wire ([`golden`]), and simulations that a seed decides ([`chance`]): a DynamoDB with
-//! faults ([`cloud`]) under Lambda's way to deliver a stream ([`mapping`]).
+//! ([`http`], [`buckets`]), the contract that every step of a saga keeps with its undo ([`saga`]),
+//! files that pin what is on a wire ([`golden`]), and simulations that a seed decides ([`chance`]): a
+//! DynamoDB with faults ([`cloud`]) under Lambda's way to deliver a stream ([`mapping`]).
 
+pub mod buckets;
 pub mod chance;
 pub mod cloud;
 pub mod dynamo;

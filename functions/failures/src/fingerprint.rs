@@ -1,0 +1,129 @@
+//! Telling failures of one cause from those of another, by what their errors say.
+
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::ErrorInfo;
+
+/// Of the hash that a fingerprint is: twelve hex digits.
+const BYTES: usize = 6;
+/// Of a UUID as text.
+const UUID: usize = 36;
+/// Letters and digits mixed are an id from this length on; hex digits alone from the shorter one.
+const SHORTEST_ID: usize = 12;
+const SHORTEST_HEX: usize = 8;
+
+/// The same for failures of the same source, error name and message, whatever ids, numbers, times
+/// and quoted values the message names.
+#[must_use]
+pub fn fingerprint(source: &str, error: &ErrorInfo) -> String {
+    let cause = format!("{source}\n{}\n{}", error.name, normalised(&error.message));
+    let hash: [u8; 32] = Sha256::digest(cause).into();
+    hash[..BYTES].iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
+}
+
+/// The message with what differs from case to case replaced: values by `#`, quoted text by `""`.
+fn normalised(message: &str) -> String {
+    let mut text = String::new();
+    let mut rest = message;
+    while let Some(first) = rest.chars().next() {
+        let after_word = text.ends_with(|last: char| last.is_alphanumeric() || last == '#');
+        let (taken, replacement) = if let Some(length) = quoted(rest).filter(|_| !after_word) {
+            (length, "\"\"")
+        } else if rest.get(..UUID).is_some_and(|text| Uuid::try_parse(text).is_ok()) {
+            (UUID, "#")
+        } else {
+            let end = rest.find(|c: char| !c.is_alphanumeric()).unwrap_or(rest.len());
+            let length = end.max(first.len_utf8());
+            (length, if is_value(&rest[..length]) { "#" } else { &rest[..length] })
+        };
+        // What is joined of values, as a time is, is one value.
+        let joined = text.len().checked_sub(2).and_then(|at| text.get(at..));
+        if replacement == "#" && joined.is_some_and(|end| end.starts_with('#') && joins(end)) {
+            text.pop();
+        } else {
+            text.push_str(replacement);
+        }
+        rest = &rest[taken..];
+    }
+    text
+}
+
+/// Length of the quoted text that this begins with.
+fn quoted(text: &str) -> Option<usize> {
+    let quote = text.chars().next().filter(|first| matches!(first, '"' | '\'' | '`'))?;
+    let end = text[1..].find(quote)? + 2;
+    // An apostrophe inside a word ends nothing.
+    (!text[end..].starts_with(char::is_alphanumeric)).then_some(end)
+}
+
+fn joins(end: &str) -> bool {
+    end.ends_with(['-', '.', ':', '+', ','])
+}
+
+/// Whether letters and digits are a number, with its unit or not, or an id, rather than a word.
+fn is_value(word: &str) -> bool {
+    let hex = word.len() >= SHORTEST_HEX && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let id = word.len() >= SHORTEST_ID && word.contains(|c: char| c.is_ascii_digit());
+    word.starts_with(|first: char| first.is_ascii_digit()) || hex || id
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(message: &str) -> String {
+        fingerprint("project-site", &ErrorInfo::new("Internal", message))
+    }
+
+    #[test]
+    fn messages_that_differ_in_their_values_alone_fall_together() {
+        for (one, other) in [
+            (
+                "sensor 737de119-a774-5662-91c7-51fffae3b74b was retired at 2026-01-01T12:00:00.000Z",
+                "sensor beefbeef-cafe-5662-face-51fffae3b74b was retired at 2026-11-21T09:15:07Z",
+            ),
+            ("5 of 12 events", "113 of 2000 events"),
+            ("after 3.00 seconds", "after 12.5 seconds"),
+            ("took 300ms", "took 7ms"),
+            ("(request 7H3GVQ2S0B1D5Q8K)", "(request QK81MZ0000ABCDEF)"),
+            ("hash deadbeef", "hash 0123456789abcdef"),
+            ("missing field `name`", "missing field `plan`"),
+            ("key \"a b\" is wrong", "key \"c\" is wrong"),
+            ("shard shardId-000000000001 at 17", "shard shardId-000000000042 at 4"),
+            ("DynamoDB can't answer 'x'", "DynamoDB can't answer 'y z'"),
+        ] {
+            assert_eq!(of(one), of(other), "{} / {}", normalised(one), normalised(other));
+        }
+    }
+
+    #[test]
+    fn messages_of_different_causes_do_not_fall_together() {
+        let messages = [
+            "",
+            "sensor 737de119-a774-5662-91c7-51fffae3b74b is not in the register",
+            "sensor 737de119-a774-5662-91c7-51fffae3b74b was retired",
+            "S3 is out of reach",
+            "SQS is out of reach",
+            "it can't be read and won't be",
+            "it can't be written and won't be",
+            "missing field `name`",
+            "unknown field `name`",
+            "5 events",
+            "5 rows",
+            "decade",
+            "\u{1f321} \" ' ` ä",
+        ];
+        for (at, one) in messages.iter().enumerate() {
+            for other in &messages[at + 1..] {
+                assert_ne!(of(one), of(other), "{one} / {other}");
+            }
+        }
+        let error = ErrorInfo::new("Internal", "no");
+        let same = fingerprint("project-site", &error);
+        assert_ne!(same, fingerprint("import-site", &error));
+        assert_ne!(same, fingerprint("project-site", &ErrorInfo::new("Transient", "no")));
+        // Pinned: operators group and note them.
+        assert_eq!(same, "918940a1cd53");
+    }
+}

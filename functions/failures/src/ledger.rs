@@ -1,0 +1,466 @@
+//! The rows: how they are recorded, found, claimed for a replay, ended and discarded.
+//!
+//! A change is decided on the row as it is and committed on the condition that it still is so;
+//! otherwise it is decided anew.
+
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::{
+    operation::{query::builders::QueryFluentBuilder, update_item::UpdateItemError},
+    types::{AttributeValue, ReturnValuesOnConditionCheckFailure, Select},
+};
+use contracts::{OnboardingId, Timestamp};
+use serde::{Deserialize, Serialize};
+use store::{StoreError, Table};
+use uuid::Uuid;
+
+use crate::{
+    ErrorInfo, FailureId, FailureRow, FailuresError, Kind, MOST_REPLAYS, Replay, ReplayState,
+    Status,
+    fingerprint::fingerprint,
+    reading::{Failure, Payload},
+};
+
+const BY_STATUS: &str = "byStatus";
+
+/// How often a change is decided before somebody else's are too many.
+const DECISIONS: u32 = 5;
+
+/// Messages that a row keeps: a message comes again soon or not at all, and a row has its limit.
+const MOST_MESSAGES: u32 = 100;
+
+/// The failures table.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    /// The table.
+    pub failures: Table,
+}
+
+/// A failure as the index `byStatus` holds it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Summary {
+    /// The row's key.
+    pub id: FailureId,
+    /// The function, or state machine, that failed.
+    pub source: String,
+    /// How.
+    pub kind: Kind,
+    /// What is to be done about it.
+    pub status: Status,
+    /// Why it failed last.
+    pub error: ErrorInfo,
+    /// The same for failures of the same cause.
+    pub fingerprint: String,
+    /// How often it was recorded.
+    pub attempts: u32,
+    /// When the first message told of it.
+    pub first_at: Timestamp,
+    /// When the last message told of it.
+    pub last_at: Timestamp,
+    /// The onboarding that it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correlation_id: Option<OnboardingId>,
+    /// How often it was replayed.
+    pub replays: u32,
+}
+
+/// Where the next page begins: behind this failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cursor {
+    /// Its time.
+    pub last_at: Timestamp,
+    /// Its key.
+    pub id: FailureId,
+}
+
+/// What came of recording a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// It is in the table now, with one attempt more than before.
+    Now,
+    /// The same message was recorded before.
+    Before,
+}
+
+/// What a claim is allowed that is refused otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Insist {
+    /// More replays than [`MOST_REPLAYS`].
+    pub too_often: bool,
+    /// Though a replay was interrupted, and may have been sent.
+    pub in_doubt: bool,
+}
+
+/// What came of a claim.
+#[derive(Clone, Debug, PartialEq)]
+#[must_use = "only who claimed may send"]
+pub enum Claim {
+    /// The row as it is now: it is the caller's to send, and to finish.
+    Claimed(Box<FailureRow>),
+    /// It was replayed or discarded.
+    NotOpen(Status),
+    /// As often as it may be.
+    TooOften,
+    /// This replay claimed it and has not told its end: it is at it, or was interrupted.
+    InDoubt(Replay),
+    /// There is no such failure.
+    Unknown,
+}
+
+/// How a replay ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The work is done.
+    Done,
+    /// It failed again, or could not be sent.
+    Failed(ErrorInfo),
+}
+
+/// What came of a replay's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a replay that went well may still leave the failure open"]
+pub enum Finish {
+    /// It is REPLAYED.
+    Replayed,
+    /// It has this status: the replay failed, or the failure came back or was discarded meanwhile.
+    Stays(Status),
+    /// Another replay claimed it since.
+    NotOurs,
+}
+
+/// What came of a discard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a refused discard changed nothing"]
+pub enum Discard {
+    /// It is DISCARDED.
+    Discarded,
+    /// It was replayed or discarded before.
+    NotOpen(Status),
+    /// There is no such failure.
+    Unknown,
+}
+
+/// What is decided on a row: attributes to set, or nothing, and the answer.
+struct Decision<A> {
+    set: Vec<(&'static str, AttributeValue)>,
+    answer: A,
+}
+
+impl<A> Decision<A> {
+    fn nothing(answer: A) -> Self {
+        Self { set: Vec::new(), answer }
+    }
+}
+
+impl Ledger {
+    /// One failure.
+    pub async fn get(&self, id: FailureId) -> Result<Option<FailureRow>, StoreError> {
+        self.failures.get(&FailureRow::key(id)).await
+    }
+
+    /// Records a failure that a message tells of: a new row, or, where the same work failed before,
+    /// an attempt more, which opens it again and leaves its history as it is.
+    pub async fn record(
+        &self,
+        failure: &Failure,
+        message: &str,
+        at: Timestamp,
+    ) -> Result<Recorded, FailuresError> {
+        let mut set = vec![
+            ("source", text(&failure.source)),
+            ("kind", attribute(&failure.kind)?),
+            ("error", attribute(&failure.error)?),
+            ("fingerprint", text(&fingerprint(&failure.source, &failure.error))),
+            ("status", text(Status::Open.name())),
+            ("lastAt", text(&at.to_string())),
+        ];
+        let other = match &failure.payload {
+            Payload::Text(payload) => {
+                set.push(("payload", text(payload)));
+                "payloadFile"
+            }
+            Payload::File(file) => {
+                set.push(("payloadFile", attribute(file)?));
+                "payload"
+            }
+        };
+        let id = |name, id: Option<String>| id.map(|id| (name, text(&id)));
+        set.extend(id("correlationId", failure.correlation_id.map(|id| id.to_string())));
+        set.extend(id("siteId", failure.site_id.map(|id| id.to_string())));
+        set.extend(id("execution", failure.execution.clone()));
+        let update = format!(
+            "SET {}, #firstAt = if_not_exists(#firstAt, :lastAt), \
+             #replays = if_not_exists(#replays, :none) \
+             REMOVE #{other} ADD #attempts :one, #messages :messages",
+            terms(":", &set, ", ")
+        );
+        let condition = "attribute_not_exists(#messages) OR \
+                         (NOT contains(#messages, :message) AND size(#messages) < :most)";
+        let mut values = bound(":", set);
+        values.extend(bound(
+            ":",
+            vec![
+                ("none", number(0)),
+                ("one", number(1)),
+                ("most", number(MOST_MESSAGES)),
+                ("message", text(message)),
+                ("messages", AttributeValue::Ss(vec![message.to_owned()])),
+            ],
+        ));
+        for _ in 0..DECISIONS {
+            match self.update(failure.id, &update, condition, values.clone()).await? {
+                Update::Done => return Ok(Recorded::Now),
+                Update::Refused(Some(row)) if row.messages.contains(message) => {
+                    return Ok(Recorded::Before);
+                }
+                Update::Refused(Some(row)) => self.forget(*row).await?,
+                Update::Refused(None) => {}
+            }
+        }
+        Err(FailuresError::Overtaken(failure.id))
+    }
+
+    /// Makes room for messages to come.
+    async fn forget(&self, row: FailureRow) -> Result<(), StoreError> {
+        let messages = AttributeValue::Ss(row.messages.into_iter().collect());
+        let values = bound(":", vec![("messages", messages)]);
+        let update = "DELETE #messages :messages";
+        match self.update(row.id, update, "attribute_exists(#id)", values).await? {
+            Update::Done | Update::Refused(_) => Ok(()),
+        }
+    }
+
+    /// Up to `limit` failures of a status by their last attempt, and where the next page begins.
+    /// The index follows the table by a moment.
+    pub async fn page(
+        &self,
+        status: Status,
+        newest_first: bool,
+        start: Option<Cursor>,
+        limit: u16,
+    ) -> Result<(Vec<Summary>, Option<Cursor>), StoreError> {
+        let start = start.map(|Cursor { last_at, id }| {
+            HashMap::from([
+                ("status".to_owned(), AttributeValue::S(status.name().to_owned())),
+                ("lastAt".to_owned(), AttributeValue::S(last_at.to_string())),
+                ("id".to_owned(), AttributeValue::S(id.to_string())),
+            ])
+        });
+        let query = self.of_status(status).scan_index_forward(!newest_first);
+        let answer = query.set_exclusive_start_key(start).limit(i32::from(limit)).send().await?;
+        let rows = serde_dynamo::from_items(answer.items.unwrap_or_default())
+            .map_err(|error| corrupt(&error))?;
+        let next = answer.last_evaluated_key.map(serde_dynamo::from_item).transpose();
+        Ok((rows, next.map_err(|error| corrupt(&error))?))
+    }
+
+    /// How many failures have a status, counted up to about `most`.
+    pub async fn count(&self, status: Status, most: u32) -> Result<u32, StoreError> {
+        let (mut count, mut start) = (0, None);
+        loop {
+            let query = self.of_status(status).select(Select::Count);
+            let answer = query.set_exclusive_start_key(start).send().await?;
+            count += u32::try_from(answer.count).unwrap_or_default();
+            start = answer.last_evaluated_key;
+            if start.is_none() || count >= most {
+                return Ok(count.min(most));
+            }
+        }
+    }
+
+    fn of_status(&self, status: Status) -> QueryFluentBuilder {
+        self.failures
+            .client()
+            .query()
+            .table_name(self.failures.name())
+            .index_name(BY_STATUS)
+            .key_condition_expression("#status = :status")
+            .expression_attribute_names("#status", "status")
+            .expression_attribute_values(":status", AttributeValue::S(status.name().to_owned()))
+    }
+
+    /// Claims a failure for a replay: of all who ask at once, one gets it.
+    pub async fn claim(
+        &self,
+        id: FailureId,
+        replay: Uuid,
+        by: Option<&str>,
+        insist: Insist,
+        now: Timestamp,
+    ) -> Result<Claim, FailuresError> {
+        let decide = |mut row: FailureRow| {
+            if row.status != Status::Open {
+                return Ok(Decision::nothing(Claim::NotOpen(row.status)));
+            }
+            match row.replay.take() {
+                Some(last) if last.state == ReplayState::Sending && !insist.in_doubt => {
+                    return Ok(Decision::nothing(Claim::InDoubt(last)));
+                }
+                _ => {}
+            }
+            if row.replays >= MOST_REPLAYS && !insist.too_often {
+                return Ok(Decision::nothing(Claim::TooOften));
+            }
+            row.replays += 1;
+            let claim = Replay {
+                id: replay,
+                at: now,
+                by: by.map(str::to_owned),
+                state: ReplayState::Sending,
+                attempts: row.attempts,
+            };
+            let set = vec![("replays", number(row.replays)), ("replay", attribute(&claim)?)];
+            row.replay = Some(claim);
+            Ok(Decision { set, answer: Claim::Claimed(Box::new(row)) })
+        };
+        Ok(self.change(id, decide).await?.unwrap_or(Claim::Unknown))
+    }
+
+    /// Tells a replay's end. A failure that came back meanwhile stays open, whatever the outcome.
+    pub async fn finish(
+        &self,
+        id: FailureId,
+        replay: Uuid,
+        outcome: &Outcome,
+    ) -> Result<Finish, FailuresError> {
+        let decide = |row: FailureRow| {
+            let Some(claim) = row.replay.filter(|claim| claim.id == replay) else {
+                return Ok(Decision::nothing(Finish::NotOurs));
+            };
+            let came_back = row.attempts != claim.attempts;
+            let ended = Replay { state: ReplayState::Ended, ..claim };
+            let mut set = vec![("replay", attribute(&ended)?)];
+            let answer = match outcome {
+                Outcome::Done if row.status == Status::Open && !came_back => {
+                    set.push(("status", text(Status::Replayed.name())));
+                    Finish::Replayed
+                }
+                Outcome::Done if row.status == Status::Replayed => Finish::Replayed,
+                Outcome::Done => Finish::Stays(row.status),
+                Outcome::Failed(error) => {
+                    set.push(("error", attribute(error)?));
+                    set.push(("fingerprint", text(&fingerprint(&row.source, error))));
+                    Finish::Stays(row.status)
+                }
+            };
+            Ok(Decision { set, answer })
+        };
+        Ok(self.change(id, decide).await?.unwrap_or(Finish::NotOurs))
+    }
+
+    /// Takes a failure off the list. If it comes back, it is open again.
+    pub async fn discard(&self, id: FailureId, note: &str) -> Result<Discard, FailuresError> {
+        let decide = |row: FailureRow| {
+            if row.status != Status::Open {
+                return Ok(Decision::nothing(Discard::NotOpen(row.status)));
+            }
+            let set = vec![("status", text(Status::Discarded.name())), ("note", text(note))];
+            Ok(Decision { set, answer: Discard::Discarded })
+        };
+        Ok(self.change(id, decide).await?.unwrap_or(Discard::Unknown))
+    }
+
+    /// Decides on the row as it is and commits while it still is so.
+    async fn change<A>(
+        &self,
+        id: FailureId,
+        decide: impl Fn(FailureRow) -> Result<Decision<A>, StoreError>,
+    ) -> Result<Option<A>, FailuresError> {
+        for _ in 0..DECISIONS {
+            let Some(row) = self.get(id).await? else { return Ok(None) };
+            let was = vec![
+                ("attempts", number(row.attempts)),
+                ("replays", number(row.replays)),
+                ("status", text(row.status.name())),
+            ];
+            let Decision { set, answer } = decide(row)?;
+            if set.is_empty() {
+                return Ok(Some(answer));
+            }
+            let update = format!("SET {}", terms(":", &set, ", "));
+            let condition = terms(":was_", &was, " AND ");
+            let mut values = bound(":", set);
+            values.extend(bound(":was_", was));
+            match self.update(id, &update, &condition, values).await? {
+                Update::Done => return Ok(Some(answer)),
+                Update::Refused(_) => {}
+            }
+        }
+        Err(FailuresError::Overtaken(id))
+    }
+
+    /// Updates a row. The expressions name attributes as `#name`.
+    async fn update(
+        &self,
+        id: FailureId,
+        update: &str,
+        condition: &str,
+        values: HashMap<String, AttributeValue>,
+    ) -> Result<Update, StoreError> {
+        let words = [update, condition].into_iter().flat_map(|expression| {
+            expression.split(|c: char| c != '#' && !c.is_ascii_alphanumeric())
+        });
+        let names =
+            words.filter_map(|word| Some((word.to_owned(), word.strip_prefix('#')?.to_owned())));
+        let answer = self
+            .failures
+            .client()
+            .update_item()
+            .table_name(self.failures.name())
+            .key("id", text(&id.to_string()))
+            .update_expression(update)
+            .condition_expression(condition)
+            .set_expression_attribute_names(Some(names.collect()))
+            .set_expression_attribute_values(Some(values))
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
+            .send()
+            .await;
+        let Err(error) = answer else { return Ok(Update::Done) };
+        match error.as_service_error() {
+            Some(UpdateItemError::ConditionalCheckFailedException(refused)) => {
+                let row = refused.item.clone().map(serde_dynamo::from_item).transpose();
+                let row = row.map_err(|error| StoreError::Corrupt {
+                    row: id.to_string(),
+                    reason: error.to_string(),
+                })?;
+                Ok(Update::Refused(row.map(Box::new)))
+            }
+            _ => Err(error.into()),
+        }
+    }
+}
+
+/// What came of an update.
+enum Update {
+    Done,
+    /// The condition did not hold; the row as it was then.
+    Refused(Option<Box<FailureRow>>),
+}
+
+/// `#name = :name` for each, with the prefix before the value's.
+fn terms(prefix: &str, attributes: &[(&str, AttributeValue)], between: &str) -> String {
+    let terms = attributes.iter().map(|(name, _)| format!("#{name} = {prefix}{name}"));
+    terms.collect::<Vec<_>>().join(between)
+}
+
+fn bound(prefix: &str, values: Vec<(&str, AttributeValue)>) -> HashMap<String, AttributeValue> {
+    values.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value)).collect()
+}
+
+fn number(number: u32) -> AttributeValue {
+    AttributeValue::N(number.to_string())
+}
+
+fn text(text: &str) -> AttributeValue {
+    AttributeValue::S(text.to_owned())
+}
+
+fn attribute(value: &impl Serialize) -> Result<AttributeValue, StoreError> {
+    serde_dynamo::to_attribute_value(value).map_err(|error| StoreError::Internal(error.to_string()))
+}
+
+fn corrupt(error: &serde_dynamo::Error) -> StoreError {
+    StoreError::Corrupt { row: format!("of the index {BY_STATUS}"), reason: error.to_string() }
+}

@@ -1,0 +1,49 @@
+//! Every five minutes: how many failures wait for an operator, and since when.
+
+use aws_lambda_events::eventbridge::EventBridgeEvent;
+use contracts::{OnboardingId, Timestamp};
+use lambda::Step;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{FailuresError, Status, ledger::Ledger};
+
+/// More are not counted: they would not alarm anybody more.
+pub const MOST_COUNTED: u32 = 10_000;
+
+/// What the step needs.
+#[derive(Debug)]
+pub struct ReportFailures {
+    /// The failures table.
+    pub ledger: Ledger,
+}
+
+/// What it answers; seen only in the log.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reply {
+    /// How many failures are open, up to [`MOST_COUNTED`].
+    pub open: u32,
+    /// Seconds since the last attempt of the one whose last attempt is the longest ago.
+    pub oldest_age_seconds: i64,
+}
+
+impl Step for ReportFailures {
+    type Command = EventBridgeEvent<Value>;
+    type Reply = Reply;
+    type Error = FailuresError;
+
+    fn correlation(_: &Self::Command) -> Option<OnboardingId> {
+        None
+    }
+
+    async fn run(&self, _: Self::Command, now: Timestamp) -> Result<Reply, FailuresError> {
+        let open = self.ledger.count(Status::Open, MOST_COUNTED).await?;
+        let (oldest, _) = self.ledger.page(Status::Open, false, None, 1).await?;
+        let age = oldest.first().map_or(0, |oldest| now.seconds() - oldest.last_at.seconds());
+        metrics::gauge!("OpenFailures").set(f64::from(open));
+        #[expect(clippy::cast_precision_loss, reason = "an age in seconds")]
+        metrics::gauge!("OldestOpenFailureAgeSeconds").set(age as f64);
+        Ok(Reply { open, oldest_age_seconds: age })
+    }
+}

@@ -1,0 +1,226 @@
+//! Who may replay a failure, and what becomes of it then.
+
+use contracts::Timestamp;
+use failures::{
+    ErrorInfo, FailureId, FailureRow, MOST_REPLAYS, ReplayState, Status,
+    ledger::{Claim, Discard, Finish, Insist, Ledger, Outcome},
+    reading,
+    report_failures::{MOST_COUNTED, Reply, ReportFailures},
+};
+use lambda::Step;
+use serde_json::json;
+use testkit::{
+    Dynamo,
+    chance::Chance,
+    cloud::{self, Cloud},
+    dynamo::FAILURES,
+    sample::{self, noon},
+};
+use uuid::Uuid;
+
+const FORCE: Insist = Insist { too_often: true, in_doubt: false };
+const AGAIN: Insist = Insist { too_often: false, in_doubt: true };
+
+struct World {
+    _dynamo: Dynamo,
+    ledger: Ledger,
+}
+
+impl World {
+    async fn start() -> Self {
+        let dynamo = Dynamo::start().await;
+        Self { ledger: Ledger { failures: dynamo.table(FAILURES) }, _dynamo: dynamo }
+    }
+
+    /// A failure of that name is recorded, for the n-th time.
+    async fn fail(&self, name: &str, time: u32) -> FailureId {
+        let failure = reading::unreadable("project-site", name);
+        let at = noon(time.into());
+        self.ledger.record(&failure, &time.to_string(), at).await.expect("recorded");
+        failure.id
+    }
+
+    async fn claim(&self, id: FailureId, replay: u128, insist: Insist) -> Claim {
+        let by = Some("an operator");
+        self.ledger.claim(id, Uuid::from_u128(replay), by, insist, noon(60)).await.expect("a claim")
+    }
+
+    async fn finish(&self, id: FailureId, replay: u128, outcome: Outcome) -> Finish {
+        self.ledger.finish(id, Uuid::from_u128(replay), &outcome).await.expect("an end")
+    }
+
+    async fn row(&self, id: FailureId) -> FailureRow {
+        self.ledger.get(id).await.expect("a table").expect("the row")
+    }
+}
+
+fn failed(message: &str) -> Outcome {
+    Outcome::Failed(ErrorInfo::new("Internal", message))
+}
+
+#[tokio::test]
+async fn of_two_operators_exactly_one_may_send() {
+    let world = World::start().await;
+    for name in 0..20 {
+        let id = world.fail(&name.to_string(), 1).await;
+        let (one, other) = tokio::join!(
+            world.claim(id, 1, Insist::default()),
+            world.claim(id, 2, Insist::default())
+        );
+        let row = world.row(id).await;
+        let holder = row.replay.clone().expect("a claim");
+        match (one, other) {
+            (Claim::Claimed(claimed), Claim::InDoubt(seen))
+            | (Claim::InDoubt(seen), Claim::Claimed(claimed)) => {
+                assert_eq!((*claimed, seen), (row.clone(), holder));
+            }
+            both => panic!("{both:?}"),
+        }
+        assert_eq!((row.replays, row.status), (1, Status::Open));
+    }
+}
+
+#[tokio::test]
+async fn a_replay_that_went_well_closes_the_failure_once() {
+    let world = World::start().await;
+    let id = world.fail("a", 1).await;
+    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
+    assert_eq!(world.finish(id, 2, Outcome::Done).await, Finish::NotOurs);
+    assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::Replayed);
+    // An answer that was lost is asked for again.
+    assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::Replayed);
+    let row = world.row(id).await;
+    let replay = row.replay.expect("a replay");
+    assert_eq!((row.status, replay.state), (Status::Replayed, ReplayState::Ended));
+    assert_eq!((replay.at, replay.by.as_deref()), (noon(60), Some("an operator")));
+    let closed = Claim::NotOpen(Status::Replayed);
+    assert_eq!(world.claim(id, 3, Insist { too_often: true, in_doubt: true }).await, closed);
+}
+
+#[tokio::test]
+async fn a_replay_that_failed_leaves_the_failure_open_with_its_reason() {
+    let world = World::start().await;
+    let id = world.fail("a", 1).await;
+    let before = world.row(id).await;
+    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
+    assert_eq!(world.finish(id, 1, failed("still")).await, Finish::Stays(Status::Open));
+    let row = world.row(id).await;
+    assert_eq!((row.error.message.as_str(), row.attempts), ("still", 1));
+    assert_ne!(row.fingerprint, before.fingerprint);
+    assert!(matches!(world.claim(id, 2, Insist::default()).await, Claim::Claimed(_)));
+}
+
+#[tokio::test]
+async fn a_failure_that_came_back_before_the_replays_end_stays_open() {
+    let world = World::start().await;
+    let id = world.fail("a", 1).await;
+    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
+    world.fail("a", 2).await;
+    assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::Stays(Status::Open));
+    let row = world.row(id).await;
+    assert_eq!((row.status, row.attempts, row.replays), (Status::Open, 2, 1));
+    assert!(matches!(world.claim(id, 2, Insist::default()).await, Claim::Claimed(_)));
+}
+
+#[tokio::test]
+async fn an_interrupted_replay_is_in_doubt_until_someone_insists() {
+    let world = World::start().await;
+    let id = world.fail("a", 1).await;
+    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
+    for insist in [Insist::default(), FORCE] {
+        let Claim::InDoubt(replay) = world.claim(id, 2, insist).await else { panic!("in doubt") };
+        assert_eq!(replay.id, Uuid::from_u128(1));
+    }
+    assert!(matches!(world.claim(id, 3, AGAIN).await, Claim::Claimed(_)));
+    // The first was only slow: the claim is no longer its own.
+    assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::NotOurs);
+    assert_eq!(world.finish(id, 3, Outcome::Done).await, Finish::Replayed);
+}
+
+#[tokio::test]
+async fn after_the_most_replays_only_force_helps() {
+    let world = World::start().await;
+    let id = world.fail("a", 1).await;
+    for replay in 1..=MOST_REPLAYS {
+        assert!(matches!(world.claim(id, replay.into(), AGAIN).await, Claim::Claimed(_)));
+        assert_eq!(
+            world.finish(id, replay.into(), failed("no")).await,
+            Finish::Stays(Status::Open)
+        );
+    }
+    assert_eq!(world.claim(id, 6, AGAIN).await, Claim::TooOften);
+    let Claim::Claimed(row) = world.claim(id, 6, FORCE).await else { panic!("forced") };
+    assert_eq!(row.replays, MOST_REPLAYS + 1);
+}
+
+#[tokio::test]
+async fn a_discarded_failure_is_off_the_list_until_it_comes_back() {
+    let world = World::start().await;
+    let id = world.fail("a", 1).await;
+    let discard = async || world.ledger.discard(id, "a test site").await.expect("a discard");
+    assert_eq!(discard().await, Discard::Discarded);
+    assert_eq!(discard().await, Discard::NotOpen(Status::Discarded));
+    let claim = world.claim(id, 1, FORCE).await;
+    assert_eq!(claim, Claim::NotOpen(Status::Discarded));
+    assert_eq!(world.row(id).await.note.as_deref(), Some("a test site"));
+
+    world.fail("a", 2).await;
+    assert_eq!(world.row(id).await.status, Status::Open);
+    // Discarded while it is replayed: so it stays.
+    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
+    assert_eq!(discard().await, Discard::Discarded);
+    assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::Stays(Status::Discarded));
+    assert_eq!(world.row(id).await.status, Status::Discarded);
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_unknown() {
+    let world = World::start().await;
+    let id: FailureId = "36525261-64d3-5f8c-93d1-fb195ff9fe73".parse().expect("an id");
+    assert_eq!(world.ledger.get(id).await.expect("a table"), None);
+    assert_eq!(world.claim(id, 1, FORCE).await, Claim::Unknown);
+    assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::NotOurs);
+    assert_eq!(world.ledger.discard(id, "").await.expect("a discard"), Discard::Unknown);
+}
+
+#[test]
+fn ten_thousand_failures_are_read_page_by_page_and_counted_no_further() {
+    cloud::run(async {
+        let cloud = Cloud::new(Chance::of(1));
+        let ledger = Ledger { failures: cloud.table(FAILURES) };
+        let failures = i64::from(MOST_COUNTED) + 50;
+        for index in 0..failures {
+            let failure = reading::unreadable("project-site", &index.to_string());
+            cloud.put(
+                FAILURES,
+                json!({
+                    "id": failure.id, "source": "project-site", "kind": "UNREADABLE",
+                    "status": "OPEN", "error": failure.error, "fingerprint": "0123456789ab",
+                    "attempts": 1, "replays": 0, "payload": "x".repeat(100),
+                    // Two at a time: an index takes rows of the same time.
+                    "firstAt": noon(index / 2), "lastAt": noon(index / 2),
+                }),
+            );
+        }
+        for newest_first in [false, true] {
+            let (mut times, mut start) = (Vec::<Timestamp>::new(), None);
+            loop {
+                let page = ledger.page(Status::Open, newest_first, start, 1_000).await;
+                let (rows, next) = page.expect("a page");
+                assert!(rows.len() <= 1_000);
+                times.extend(rows.iter().map(|row| row.last_at));
+                start = next;
+                if start.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(i64::try_from(times.len()), Ok(failures));
+            assert!(times.is_sorted_by(|a, b| if newest_first { a >= b } else { a <= b }));
+        }
+        assert_eq!(ledger.page(Status::Replayed, true, None, 9).await.expect("a page").0, []);
+
+        let event = lambda::decode(&sample::event("report-failures").to_string()).expect("event");
+        let reply = ReportFailures { ledger }.run(event, noon(300)).await.expect("a report");
+        assert_eq!(reply, Reply { open: MOST_COUNTED, oldest_age_seconds: 300 });
+    });
+}

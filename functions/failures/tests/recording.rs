@@ -1,0 +1,488 @@
+//! What becomes of the messages of the failure queues and the files of the failure buckets: a row a
+//! piece of work, whatever comes twice, breaks off, or can't be read.
+
+use std::time::Duration;
+
+use aws_lambda_events::event::sqs::SqsMessage;
+use aws_types::SdkConfig;
+use contracts::SiteId;
+use failures::{
+    FailureRow, FailuresError, LONGEST_PAYLOAD, PayloadFile, Status,
+    files::Files,
+    ledger::{Insist, Ledger, Outcome},
+    reading,
+    record_failure::{RecordFailure, Sources},
+};
+use lambda::{Deadline, ErrorKind, Fault};
+use serde_json::{Value, json};
+use store::Table;
+use testkit::{
+    Dynamo,
+    buckets::Buckets,
+    chance::Chance,
+    cloud::{self, Cloud},
+    dynamo::FAILURES,
+    golden, http,
+    sample::{self, noon, saga},
+};
+use uuid::Uuid;
+
+const QUEUES: &str = "arn:aws:sqs:eu-central-1:123456789012:";
+const SOURCES: [(&str, &str); 6] = [
+    ("ProjectSensorsFailures", "project-sensors"),
+    ("ProjectSiteFailures", "project-site"),
+    ("InitializeSubscriptionDeadLetters", "initialize-subscription"),
+    ("StoreReadingsQuarantine", "store-readings"),
+    ("PublishEventsQuarantine", "publish-events"),
+    ("SiteTeardownFailures", "site-teardown"),
+];
+const BUCKET: &str = "store-readings-failures";
+const PAYLOADS: &str = "payloads";
+/// As Lambda names them, but for the blank and the `+`, which S3 encodes.
+const KEY: &str =
+    "aws/lambda/6f1e1d57/shardId-000000000000/2026/01/01/2026-01-01T12.00.00-a b+c.json";
+
+struct World {
+    dynamo: Dynamo,
+    buckets: Buckets,
+}
+
+impl World {
+    async fn start() -> Self {
+        Self { dynamo: Dynamo::start().await, buckets: Buckets::start().await }
+    }
+
+    fn ledger(&self) -> Ledger {
+        Ledger { failures: self.dynamo.table(FAILURES) }
+    }
+
+    async fn record(&self, message: &SqsMessage) -> Result<(), FailuresError> {
+        step(self.dynamo.table(FAILURES), &self.buckets.config()).handle(message, noon(9)).await
+    }
+
+    async fn rows(&self) -> Vec<Value> {
+        self.dynamo.rows(FAILURES).await
+    }
+
+    /// The only row there is.
+    async fn row(&self) -> FailureRow {
+        let rows = self.rows().await;
+        assert_eq!(rows.len(), 1, "{rows:#?}");
+        let id = rows[0]["id"].as_str().expect("an id").parse().expect("an id");
+        self.ledger().get(id).await.expect("a table").expect("the row")
+    }
+}
+
+fn step(failures: Table, s3: &SdkConfig) -> RecordFailure {
+    let queues = SOURCES.map(|(queue, source)| format!("{QUEUES}{queue}={source}")).join(",");
+    let s3 = aws_sdk_s3::config::Builder::from(s3).force_path_style(true).build();
+    RecordFailure {
+        ledger: Ledger { failures },
+        files: Files { client: aws_sdk_s3::Client::from_conf(s3) },
+        payloads: PAYLOADS.to_owned(),
+        sources: format!("{queues},{BUCKET}=store-readings").parse().expect("sources"),
+    }
+}
+
+/// A message, sent so many seconds after noon.
+fn message(queue: &str, id: &str, seconds: i64, body: impl Into<String>) -> SqsMessage {
+    let message = json!({
+        "messageId": id,
+        "body": body.into(),
+        "attributes": {
+            "ApproximateReceiveCount": "4",
+            "SentTimestamp": noon(seconds).millis().to_string(),
+        },
+        "eventSourceARN": format!("{QUEUES}{queue}"),
+    });
+    serde_json::from_value(message).expect("a message")
+}
+
+/// The notification of a file, as S3 words it.
+fn notified(id: &str, key: &str) -> SqsMessage {
+    let key = key.replace('+', "%2B").replace(' ', "+");
+    let body = json!({ "Records": [{
+        "eventVersion": "2.1",
+        "eventSource": "aws:s3",
+        "awsRegion": "eu-central-1",
+        "eventTime": "2026-01-01T12:00:00.000Z",
+        "eventName": "ObjectCreated:Put",
+        "s3": {
+            "s3SchemaVersion": "1.0",
+            "configurationId": "FailureFiles",
+            "bucket": { "name": BUCKET, "arn": format!("arn:aws:s3:::{BUCKET}") },
+            "object": { "key": key, "size": 1024, "eTag": "d41d8cd98f00b204e9800998ecf8427e" },
+        },
+    }]});
+    message("FailureFiles", id, 0, body.to_string())
+}
+
+fn event() -> Value {
+    sample::event("project-sensors")
+}
+
+/// What Lambda sends when a function failed at its event.
+fn invocation(event: &Value, error: Option<&str>) -> Value {
+    let mut told = json!({
+        "version": "1.0",
+        "timestamp": "2026-01-01T12:05:00.000Z",
+        "requestContext": {
+            "requestId": "e4b46cbf-b738-xmpl-8880-a18cdf61200e",
+            "functionArn": "arn:aws:lambda:eu-central-1:123456789012:function:project-sensors:live",
+            "condition": if error.is_some() { "RetriesExhausted" } else { "EventAgeExceeded" },
+            "approximateInvokeCount": 3,
+        },
+        "requestPayload": event,
+    });
+    if let Some(error) = error {
+        told["responseContext"] =
+            json!({ "statusCode": 200, "executedVersion": "7", "functionError": "Unhandled" });
+        told["responsePayload"] = json!({ "errorMessage": error, "errorType": "Transient" });
+    }
+    told
+}
+
+fn failed(id: &str, seconds: i64) -> SqsMessage {
+    let told = invocation(&event(), Some("DynamoDB can't answer now"));
+    message("ProjectSensorsFailures", id, seconds, told.to_string())
+}
+
+fn not_delivered() -> SqsMessage {
+    let mut message = message("ProjectSensorsFailures", "m-1", 0, event().to_string());
+    let attributes = json!({
+        "RULE_ARN": "arn:aws:events:eu-central-1:123456789012:rule/fieldstation/ProjectSensors",
+        "TARGET_ARN": "arn:aws:lambda:eu-central-1:123456789012:function:project-sensors:live",
+        "ERROR_CODE": "NO_PERMISSIONS",
+        "ERROR_MESSAGE": "User is not authorized to perform: lambda:InvokeFunction",
+        "EXHAUSTED_RETRY_CONDITION": "MaximumRetryAttempts",
+        "RETRY_ATTEMPTS": "3",
+    });
+    for (name, value) in attributes.as_object().expect("attributes") {
+        let attribute = json!({ "stringValue": value, "dataType": "String" });
+        let attribute = serde_json::from_value(attribute).expect("an attribute");
+        message.message_attributes.insert(name.clone(), attribute);
+    }
+    message
+}
+
+fn record(sequence_number: &str, data: &str) -> Value {
+    let mut record = sample::event("store-readings")["Records"][0].take();
+    record["kinesis"]["sequenceNumber"] = sequence_number.into();
+    record["kinesis"]["data"] = data.into();
+    record
+}
+
+fn quarantined(source: &str, record: &Value) -> Value {
+    json!({
+        "source": source,
+        "error": "UnknownSensor",
+        "reason": "sensor 737de119-a774-5662-91c7-51fffae3b74b is not in the register",
+        "record": record,
+    })
+}
+
+fn execution(name: &str) -> Value {
+    let states = "arn:aws:states:eu-central-1:123456789012";
+    let onboarding = saga("a").onboarding_id;
+    json!({
+        "version": "0",
+        "id": "315c1398-40ff-a850-213b-158f73e60175",
+        "detail-type": "Step Functions Execution Status Change",
+        "source": "aws.states",
+        "account": "123456789012",
+        "time": "2026-01-01T12:00:00Z",
+        "region": "eu-central-1",
+        "resources": [format!("{states}:execution:site-teardown:{name}")],
+        "detail": {
+            "executionArn": format!("{states}:execution:site-teardown:{name}"),
+            "stateMachineArn": format!("{states}:stateMachine:site-teardown"),
+            "name": name,
+            "status": "FAILED",
+            "startDate": 1_767_268_000_000_u64,
+            "stopDate": 1_767_268_800_000_u64,
+            "input": json!({ "onboardingId": onboarding, "siteId": saga("a").site_id }).to_string(),
+            "output": null,
+            "inputDetails": { "included": true },
+            "outputDetails": null,
+            "error": "Internal",
+            "cause": "{\"errorMessage\":\"a defect\",\"errorType\":\"Internal\"}",
+        },
+    })
+}
+
+/// The file of a batch that a mapping gave up on.
+fn file(records: &[Value]) -> String {
+    json!({
+        "requestContext": {
+            "requestId": "c9b8fa9f-5a7f-xmpl-af9c-0c604cde93a5",
+            "functionArn": "arn:aws:lambda:eu-central-1:123456789012:function:store-readings:live",
+            "condition": "RetryAttemptsExhausted",
+            "approximateInvokeCount": 100,
+        },
+        "responseContext":
+            { "statusCode": 200, "executedVersion": "7", "functionError": "Unhandled" },
+        "version": "1.0",
+        "timestamp": "2026-01-01T12:00:00.021Z",
+        "KinesisBatchInfo": {
+            "shardId": "shardId-000000000000",
+            "startSequenceNumber": "1",
+            "endSequenceNumber": "3",
+            "approximateArrivalOfFirstRecord": "2026-01-01T11:00:00.835Z",
+            "approximateArrivalOfLastRecord": "2026-01-01T11:00:01.580Z",
+            "batchSize": records.len(),
+            "streamArn": "arn:aws:kinesis:eu-central-1:123456789012:stream/readings",
+        },
+        "payload": json!({ "Records": records }).to_string(),
+    })
+    .to_string()
+}
+
+#[tokio::test]
+async fn each_format_is_a_row_and_telling_it_twice_changes_nothing() {
+    let command = json!({
+        "taskToken": "AQCEAAAAKgAAAAMAAAAAAAAAAsample",
+        "command": { "onboardingId": saga("a").onboarding_id, "siteId": saga("a").site_id },
+    });
+    let mut part = record("1", "H4sIAAAAAAAA");
+    part["part"] = "1/2".into();
+    let of_a_table = sample::event("publish-events")["Records"][0].take();
+    let mut no_event = of_a_table.clone();
+    no_event["dynamodb"]["NewImage"]["detail"]["S"] = "no event".into();
+    let no_answer = invocation(&event(), None);
+    for (name, message) in [
+        ("function-failed", failed("m-1", 0)),
+        ("no-answer", message("ProjectSensorsFailures", "m-1", 0, no_answer.to_string())),
+        ("not-delivered", not_delivered()),
+        (
+            "dead-letter",
+            message("InitializeSubscriptionDeadLetters", "m-1", 0, command.to_string()),
+        ),
+        (
+            "quarantined",
+            message(
+                "PublishEventsQuarantine",
+                "m-1",
+                0,
+                quarantined("publish-events", &of_a_table).to_string(),
+            ),
+        ),
+        (
+            "quarantined-no-event",
+            message(
+                "PublishEventsQuarantine",
+                "m-1",
+                0,
+                quarantined("publish-events", &no_event).to_string(),
+            ),
+        ),
+        (
+            "quarantined-part",
+            message(
+                "StoreReadingsQuarantine",
+                "m-1",
+                0,
+                quarantined("store-readings", &part).to_string(),
+            ),
+        ),
+        (
+            "execution-failed",
+            message("SiteTeardownFailures", "m-1", 0, execution("an-onboarding").to_string()),
+        ),
+        ("given-up", notified("m-1", KEY)),
+        ("unreadable", message("ProjectSiteFailures", "m-1", 0, "no \u{1f321} JSON")),
+        (
+            "unreadable-json",
+            message("ProjectSiteFailures", "m-1", 0, json!({ "a": 1 }).to_string()),
+        ),
+        ("unknown-queue", message("Other", "m-1", 0, json!({ "a": 1 }).to_string())),
+        ("file-gone", notified("m-1", "gone")),
+        ("file-broken", notified("m-1", "broken")),
+    ] {
+        let world = World::start().await;
+        world.buckets.put(BUCKET, KEY, file(&[record("1", "e30=")]));
+        world.buckets.put(BUCKET, "broken", vec![b'{', 0xff]);
+        world.record(&message).await.expect(name);
+        let row = world.rows().await;
+        golden::check(env!("CARGO_MANIFEST_DIR"), name, &row[0]);
+        assert_eq!(json!(world.row().await.status), "OPEN", "{name} reads as a row");
+        world.record(&message).await.expect(name);
+        assert_eq!(world.rows().await, row, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn the_sample_event_is_recorded_and_s3s_test_is_not() {
+    let world = World::start().await;
+    let test = json!({ "Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": BUCKET });
+    world.record(&message("FailureFiles", "m-1", 0, test.to_string())).await.expect("done");
+    assert_eq!(world.rows().await, [json!(null); 0]);
+
+    let sample = sample::event("record-failure")["Records"][0].take();
+    world.record(&serde_json::from_value(sample).expect("a message")).await.expect("recorded");
+    assert_eq!(world.row().await.source, "project-sensors");
+}
+
+#[tokio::test]
+async fn what_comes_back_after_a_replay_is_the_same_failure_again() {
+    let world = World::start().await;
+    world.record(&failed("m-1", 0)).await.expect("recorded");
+    let first = world.row().await;
+    let (ledger, replay) = (world.ledger(), Uuid::from_u128(1));
+    let claim = ledger.claim(first.id, replay, None, Insist::default(), noon(60)).await;
+    assert!(claim.is_ok(), "{claim:?}");
+    let finish = ledger.finish(first.id, replay, &Outcome::Done).await.expect("finished");
+    assert_eq!(world.row().await.status, Status::Replayed, "{finish:?}");
+
+    // Told by another way, for another reason, with its fields in another order.
+    let mut again = not_delivered();
+    let event = event();
+    let fields = event.as_object().expect("an event").iter().rev();
+    let fields: Vec<_> = fields.map(|(name, value)| format!("{name:?}: {value}")).collect();
+    again.body = Some(format!("{{{}}}", fields.join(", ")));
+    again.message_id = Some("m-2".to_owned());
+    again.attributes.insert("SentTimestamp".to_owned(), noon(120).millis().to_string());
+    world.record(&again).await.expect("recorded");
+    let back = world.row().await;
+    assert_eq!((back.status, back.attempts, back.replays), (Status::Open, 2, 1));
+    assert_eq!((back.first_at, back.last_at), (noon(0), noon(120)));
+    assert_eq!(back.replay.expect("the last replay").id, replay);
+    assert_eq!(back.error.name, "NO_PERMISSIONS");
+    assert_ne!(back.fingerprint, first.fingerprint);
+    // The first message is late: it says nothing new.
+    world.record(&failed("m-1", 0)).await.expect("known");
+    assert_eq!(world.row().await.attempts, 2);
+}
+
+#[tokio::test]
+async fn a_replayed_execution_that_fails_is_the_same_failure_again() {
+    let world = World::start().await;
+    let told = message("SiteTeardownFailures", "m-1", 0, execution("an-onboarding").to_string());
+    world.record(&told).await.expect("recorded");
+    let name = world.row().await.execution_name();
+    let told = message("SiteTeardownFailures", "m-2", 9, execution(&name).to_string());
+    world.record(&told).await.expect("recorded");
+    let row = world.row().await;
+    assert_eq!(row.attempts, 2);
+    assert!(row.execution.expect("an ARN").ends_with(&name));
+}
+
+#[tokio::test]
+async fn a_file_is_a_row_a_record_however_often_s3_tells_of_it() {
+    let world = World::start().await;
+    // The last two say the same, as a logger's repeated bundle does.
+    let records = [record("1", "e30="), record("2", "W10="), record("3", "W10=")];
+    world.buckets.put(BUCKET, KEY, file(&records));
+    world.record(&notified("m-1", KEY)).await.expect("recorded");
+    let rows = world.rows().await;
+    let mut attempts: Vec<_> = rows.iter().map(|row| row["attempts"].as_i64()).collect();
+    attempts.sort_unstable();
+    assert_eq!(attempts, [Some(1), Some(2)]);
+    let site: Option<SiteId> = rows[0]["siteId"].as_str().and_then(|site| site.parse().ok());
+    assert_eq!(json!(site), records[0]["kinesis"]["partitionKey"], "{rows:#?}");
+
+    // Once more, as the same message and as another one.
+    world.record(&notified("m-1", KEY)).await.expect("known");
+    world.record(&notified("m-2", KEY)).await.expect("known");
+    assert_eq!(world.rows().await, rows);
+    // The quarantine, and a second file, have the same piece of work.
+    let told = quarantined("store-readings", &record("4", "e30="));
+    world
+        .record(&message("StoreReadingsQuarantine", "m-3", 0, told.to_string()))
+        .await
+        .expect("recorded");
+    world.buckets.put(BUCKET, "second", file(&records[..1]));
+    world.record(&notified("m-4", "second")).await.expect("recorded");
+    let most = world.rows().await.iter().filter_map(|row| row["attempts"].as_i64()).max();
+    assert_eq!((world.rows().await.len(), most), (2, Some(3)));
+}
+
+#[tokio::test]
+async fn a_payload_too_long_for_a_row_is_in_a_file_and_the_file_comes_first() {
+    let world = World::start().await;
+    let data = "e30=".repeat(LONGEST_PAYLOAD / 4);
+    world.buckets.put(BUCKET, KEY, file(&[record("1", &data), record("2", "e30=")]));
+    // The file is there, but not the row: it is told again.
+    let broken =
+        http::Stub::start(|_| (400, json!({ "__type": "ProvisionedThroughputExceededException" })));
+    let broken = Table::new(aws_sdk_dynamodb::Client::new(&broken.await.config()), FAILURES);
+    let error = step(broken, &world.buckets.config()).handle(&notified("m-1", KEY), noon(0)).await;
+    assert_eq!(error.expect_err("throttled").kind(), ErrorKind::Transient);
+    let told = PayloadFile { bucket: BUCKET.to_owned(), key: KEY.to_owned() };
+    let content = world.buckets.file(BUCKET, KEY).expect("the file");
+    let id = reading::file("store-readings", &told, &content)[0].id;
+    assert!(world.buckets.file(PAYLOADS, &id.to_string()).is_some());
+
+    world.record(&notified("m-1", KEY)).await.expect("recorded");
+    let rows = world.rows().await;
+    let row = rows.iter().find(|row| row.get("payloadFile").is_some()).expect("a long one");
+    assert_eq!((rows.len(), row.get("payload")), (2, None));
+    let place = &row["payloadFile"];
+    assert_eq!(*place, json!({ "bucket": PAYLOADS, "key": row["id"] }));
+    let payload = world.buckets.file(PAYLOADS, row["id"].as_str().expect("an id"));
+    let payload: Value = serde_json::from_slice(&payload.expect("the file")).expect("JSON");
+    assert_eq!(payload, record("1", &data));
+    world.record(&notified("m-1", KEY)).await.expect("known");
+    assert_eq!(world.rows().await, rows);
+}
+
+#[tokio::test]
+async fn without_the_file_there_is_no_row() {
+    let world = World::start().await;
+    let long = json!({ "a": "x".repeat(LONGEST_PAYLOAD) });
+    let told =
+        message("ProjectSensorsFailures", "m-1", 0, invocation(&long, Some("no")).to_string());
+    world.buckets.put(BUCKET, KEY, file(&[record("1", "e30=")]));
+    world.buckets.down(true);
+    for message in [&told, &notified("m-2", KEY)] {
+        let error = world.record(message).await.expect_err("trouble");
+        assert!(error.to_string().contains("SlowDown"), "{error}");
+    }
+    assert_eq!(world.rows().await, [json!(null); 0]);
+    world.buckets.down(false);
+    world.record(&told).await.expect("recorded");
+    assert!(world.row().await.payload_file.is_some());
+}
+
+#[test]
+fn a_message_that_cant_be_recorded_now_fails_alone() {
+    cloud::run(async {
+        let cloud = Cloud::new(Chance::of(1));
+        let step = step(cloud.table(FAILURES), &http::config("http://nowhere"));
+        cloud.throttle(vec!["site-b".to_owned()], Duration::from_mins(1));
+        let batch = ["site-a", "site-b", "site-c"].map(|site| {
+            let told = invocation(&json!({ "site": site }), Some("no"));
+            (site, message("ProjectSensorsFailures", site, 0, told.to_string()))
+        });
+        let failed = lambda::each(batch, Deadline::after(Duration::from_secs(20)), async |told| {
+            step.handle(&told, noon(0)).await.map_err(|error| error.to_string())
+        });
+        let failed = Box::pin(failed).await;
+        let ids: Vec<_> = failed.iter().map(|failed| failed.id).collect();
+        assert_eq!(ids, ["site-b"], "{failed:?}");
+        assert_eq!(cloud.rows(FAILURES).len(), 2);
+    });
+}
+
+#[tokio::test]
+async fn a_row_keeps_no_more_messages_than_fit() {
+    let world = World::start().await;
+    for index in 0..250 {
+        world.record(&failed(&format!("m-{index}"), index)).await.expect("recorded");
+    }
+    world.record(&failed("m-249", 249)).await.expect("known");
+    let row = world.row().await;
+    assert_eq!(row.attempts, 250);
+    assert!(row.messages.len() <= 100, "{}", row.messages.len());
+}
+
+#[test]
+fn sources_are_read_or_named_as_wrong() {
+    let sources: Sources =
+        "arn:aws:sqs:a:1:Q=project-site, bucket=store-readings".parse().expect("");
+    assert_eq!(sources.of("arn:aws:sqs:a:1:Q"), Some("project-site"));
+    assert_eq!(sources.of("bucket"), Some("store-readings"));
+    assert_eq!(sources.of("other"), None);
+    for wrong in ["", "a", "a=", "=b", "a=b,"] {
+        assert!(wrong.parse::<Sources>().is_err(), "{wrong:?}");
+    }
+}

@@ -1,0 +1,112 @@
+//! A stand-in for S3: files in memory.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use aws_types::SdkConfig;
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{Path, State},
+    http::{Response, StatusCode},
+    routing::get,
+};
+use tokio::net::TcpListener;
+
+use crate::http::config;
+
+/// A file's bucket and key.
+type Place = (String, String);
+
+/// Buckets of any name. A client has to ask by path: `http://host/bucket/key`.
+#[derive(Debug)]
+pub struct Buckets {
+    url: String,
+    store: Store,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Store {
+    files: Arc<Mutex<BTreeMap<Place, Bytes>>>,
+    down: Arc<AtomicBool>,
+}
+
+impl Buckets {
+    /// Starts it, empty.
+    ///
+    /// # Panics
+    /// Where no port is free.
+    pub async fn start() -> Self {
+        let store = Store::default();
+        let router = Router::new()
+            .route("/{bucket}/{*key}", get(read).put(write))
+            .with_state(store.clone())
+            .layer(axum::extract::DefaultBodyLimit::disable());
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("its address"));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Self { url, store }
+    }
+
+    /// A configuration for clients that speak to it.
+    #[must_use]
+    pub fn config(&self) -> SdkConfig {
+        config(&self.url)
+    }
+
+    /// From now on it answers nothing but trouble, or works again.
+    pub fn down(&self, down: bool) {
+        self.store.down.store(down, Ordering::Relaxed);
+    }
+
+    /// Puts a file.
+    ///
+    /// # Panics
+    /// Where a test's thread panicked meanwhile.
+    pub fn put(&self, bucket: &str, key: &str, content: impl Into<Bytes>) {
+        let place = (bucket.to_owned(), key.to_owned());
+        self.store.files.lock().expect("no panic").insert(place, content.into());
+    }
+
+    /// A file's content, if it is there.
+    ///
+    /// # Panics
+    /// Where a test's thread panicked meanwhile.
+    #[must_use]
+    pub fn file(&self, bucket: &str, key: &str) -> Option<Bytes> {
+        let place = (bucket.to_owned(), key.to_owned());
+        self.store.files.lock().expect("no panic").get(&place).cloned()
+    }
+}
+
+async fn read(State(store): State<Store>, Path(place): Path<Place>) -> Response<Body> {
+    let file = store.files.lock().expect("no panic").get(&place).cloned();
+    match file {
+        _ if store.down.load(Ordering::Relaxed) => refused(503, "SlowDown"),
+        Some(content) => Response::new(content.into()),
+        None => refused(404, "NoSuchKey"),
+    }
+}
+
+async fn write(
+    State(store): State<Store>,
+    Path(place): Path<Place>,
+    content: Bytes,
+) -> Response<Body> {
+    if store.down.load(Ordering::Relaxed) {
+        return refused(503, "SlowDown");
+    }
+    store.files.lock().expect("no panic").insert(place, content);
+    Response::new(Body::empty())
+}
+
+fn refused(status: u16, code: &str) -> Response<Body> {
+    let mut answer = Response::new(Body::from(format!("<Error><Code>{code}</Code></Error>")));
+    *answer.status_mut() = StatusCode::from_u16(status).expect("an HTTP status");
+    answer
+}
