@@ -123,7 +123,7 @@ impl PublishEvents {
                 failed.insert(index);
             }
         }
-        metrics::counter!("BatchItemFailures").increment(failed.len() as u64);
+        lambda::count_failed(failed.len());
         first_failed(&batch.records, &failed)
     }
 }

@@ -4,7 +4,7 @@ use contracts::{
     Failure, OnboardingId, Saga, SiteId, Timestamp,
     events::{SiteDecommissioned, SiteRejected},
 };
-use lambda::Step;
+use lambda::{ErrorKind, Step};
 use serde::{Deserialize, Serialize};
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
 
@@ -70,6 +70,14 @@ fn decide(
     }
 }
 
+/// A refusal is an answer to the operator; whatever else fails an onboarding is ours to look into.
+fn count(failure: Failure) {
+    let refusals = [ErrorKind::CardDeclined, ErrorKind::KitsOutOfStock].map(ErrorKind::name);
+    let refused = refusals.contains(&failure.error.as_str());
+    let metric = if refused { "OnboardingsRefused" } else { "OnboardingsFailed" };
+    metrics::counter!(metric, "step" => failure.step).increment(1);
+}
+
 impl Step for CloseSite {
     type Command = Command;
     type Reply = Reply;
@@ -89,7 +97,7 @@ impl Step for CloseSite {
             Decision::Already(status) => return Ok(Reply { status }),
         };
         let closing = Transaction::on(&self.sites).replace(&self.sites, &key, &row, from.name());
-        let closing = match row.failure {
+        let closing = match row.failure.clone() {
             Some(failure) => closing.event(
                 &self.outbox,
                 NewEvent::of(saga, site_id, row.sequence, now, SiteRejected { site_id, failure }),
@@ -100,7 +108,12 @@ impl Step for CloseSite {
             ),
         };
         match closing.commit().await? {
-            Commit::Done => Ok(Reply { status: row.status }),
+            Commit::Done => {
+                if let Some(failure) = row.failure {
+                    count(failure);
+                }
+                Ok(Reply { status: row.status })
+            }
             Commit::Refused(_) => Err(SitesError::Busy(site_id)),
         }
     }

@@ -17,7 +17,7 @@ pub mod registration;
 
 use contracts::{Failure, Location, OnboardingId, Plan, Sensor, SiteId, Timestamp};
 use lambda::{ErrorKind, Fault, http::FieldError};
-use machines::StartError;
+use machines::MachineError;
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
 
@@ -162,7 +162,7 @@ pub enum SitesError {
     Store(#[from] StoreError),
     /// The teardown can't be started.
     #[error(transparent)]
-    Teardown(#[from] StartError),
+    Teardown(#[from] MachineError),
 }
 
 fn list(errors: &[FieldError]) -> String {

@@ -136,6 +136,13 @@ pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
         .unwrap_or("no message")
 }
 
+/// Counts what failed of a batch, by the function's version: Lambda takes a partial answer for a success,
+/// and a new version that fails so has to be rolled back all the same.
+pub fn count_failed(items: usize) {
+    let version = std::env::var("AWS_LAMBDA_FUNCTION_VERSION").unwrap_or_else(|_| "local".into());
+    metrics::counter!("BatchItemFailures", "version" => version).increment(items as u64);
+}
+
 /// Serves an SQS mapping with `ReportBatchItemFailures`: what fails goes back to the queue alone. The
 /// work hears when it must be over.
 pub async fn serve_queue(
@@ -150,7 +157,7 @@ pub async fn serve_queue(
             .map(|message| (message.message_id.clone().unwrap_or_default(), message));
         let failed =
             each(records, deadline, async |message| Box::pin(work(message, deadline)).await).await;
-        metrics::counter!("BatchItemFailures").increment(failed.len() as u64);
+        count_failed(failed.len());
         let mut answer = SqsBatchResponse::default();
         for Failed { id, reason } in failed {
             tracing::error!(message_id = %id, %reason, "message failed");

@@ -10,7 +10,7 @@ mod serve;
 mod telemetry;
 
 pub use aws::{Aws, ConfigError, env};
-pub use batch::{Deadline, Failed, each, lanes, serve_queue};
+pub use batch::{Deadline, Failed, count_failed, each, lanes, serve_queue};
 pub use error::{ErrorKind, Failure, Fault, InvalidInput, decode};
 pub use http::serve_http;
 pub use lambda_runtime::Error;

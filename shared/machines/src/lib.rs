@@ -1,11 +1,19 @@
-//! Starting a state machine's execution: once, however often it is asked for.
+//! Starting a state machine's execution, once, however often it is asked for; and looking at
+//! executions: which run, how far each came, what it was started with.
 
 use aws_sdk_sfn::{
     Client,
-    error::{DisplayErrorContext, SdkError},
+    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
     operation::start_execution::StartExecutionError,
+    primitives::DateTime,
+    types::ExecutionStatus,
 };
+use contracts::Timestamp;
 use lambda::{ErrorKind, Fault};
+
+/// Events of a history that are sure to hold the entering of the current state: the most tries that
+/// a state has, nine, take four events each.
+const LAST_EVENTS: i32 = 100;
 
 /// A state machine.
 #[derive(Clone, Debug)]
@@ -25,18 +33,36 @@ pub enum Started {
     Before,
 }
 
-/// Why an execution was not started.
+/// An execution that runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Running {
+    /// Its ARN.
+    pub arn: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// How far an execution came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The state that was entered last; none where the execution broke before it entered any.
+    pub state: Option<String>,
+    /// When something last happened.
+    pub at: Timestamp,
+}
+
+/// Why Step Functions did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// Step Functions can't start it now.
-    #[error("the execution can't be started now: {0}")]
+pub enum MachineError {
+    /// It can't now.
+    #[error("Step Functions can't answer now: {0}")]
     Transient(String),
-    /// Step Functions refused, and would again.
-    #[error("the execution can't be started: {0}")]
+    /// It refused, and would again.
+    #[error("Step Functions refused the call: {0}")]
     Internal(String),
 }
 
-impl Fault for StartError {
+impl Fault for MachineError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Transient(_) => ErrorKind::Transient,
@@ -48,7 +74,7 @@ impl Fault for StartError {
 impl Machine {
     /// Starts the execution of that name; `input` is JSON. The name makes a second start a no-op, for
     /// 90 days after the execution's end.
-    pub async fn start(&self, name: &str, input: String) -> Result<Started, StartError> {
+    pub async fn start(&self, name: &str, input: String) -> Result<Started, MachineError> {
         let started = self
             .client
             .start_execution()
@@ -60,23 +86,78 @@ impl Machine {
         let Err(error) = started else { return Ok(Started::Now) };
         match error.as_service_error() {
             Some(StartExecutionError::ExecutionAlreadyExists(_)) => Ok(Started::Before),
-            _ => Err(classify(&error)),
+            _ => Err(error.into()),
         }
+    }
+
+    /// A page of the executions that run, the newest first, and the token of the next page.
+    pub async fn running(
+        &self,
+        page: Option<String>,
+    ) -> Result<(Vec<Running>, Option<String>), MachineError> {
+        let listed = self
+            .client
+            .list_executions()
+            .state_machine_arn(&self.arn)
+            .status_filter(ExecutionStatus::Running)
+            .set_next_token(page)
+            .send()
+            .await?;
+        let running = listed.executions.into_iter().map(|execution| Running {
+            arn: execution.execution_arn,
+            since: timestamp(execution.start_date),
+        });
+        Ok((running.collect(), listed.next_token))
+    }
+
+    /// How far the execution came, or got before it ended.
+    pub async fn progress(&self, execution: &str) -> Result<Progress, MachineError> {
+        let history = self
+            .client
+            .get_execution_history()
+            .execution_arn(execution)
+            .reverse_order(true)
+            .max_results(LAST_EVENTS)
+            .include_execution_data(false)
+            .send()
+            .await?;
+        let last = history.events.first().map(|event| timestamp(event.timestamp));
+        let entered =
+            history.events.into_iter().find_map(|event| event.state_entered_event_details);
+        Ok(Progress {
+            state: entered.map(|state| state.name),
+            at: last.ok_or_else(|| MachineError::Internal(format!("no history: {execution}")))?,
+        })
+    }
+
+    /// What the execution was started with: JSON.
+    pub async fn input(&self, execution: &str) -> Result<String, MachineError> {
+        let described = self.client.describe_execution().execution_arn(execution).send().await?;
+        described.input.ok_or_else(|| MachineError::Internal(format!("no input: {execution}")))
     }
 }
 
-fn classify(error: &SdkError<StartExecutionError>) -> StartError {
-    let text = DisplayErrorContext(error).to_string();
-    let passes = match error {
-        SdkError::ServiceError(service) => {
-            service.raw().status().as_u16() >= 500
-                || matches!(
-                    service.err().meta().code(),
-                    Some("ThrottlingException" | "ExecutionLimitExceeded")
-                )
-        }
-        SdkError::ConstructionFailure(_) => false,
-        _ => true,
-    };
-    if passes { StartError::Transient(text) } else { StartError::Internal(text) }
+fn timestamp(time: DateTime) -> Timestamp {
+    Timestamp::from_millis(time.to_millis().unwrap_or(i64::MAX))
+}
+
+impl<E> From<SdkError<E>> for MachineError
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    fn from(error: SdkError<E>) -> Self {
+        let text = DisplayErrorContext(&error).to_string();
+        let passes = match &error {
+            SdkError::ServiceError(service) => {
+                service.raw().status().as_u16() >= 500
+                    || matches!(
+                        service.err().code(),
+                        Some("ThrottlingException" | "ExecutionLimitExceeded")
+                    )
+            }
+            SdkError::ConstructionFailure(_) => false,
+            _ => true,
+        };
+        if passes { Self::Transient(text) } else { Self::Internal(text) }
+    }
 }

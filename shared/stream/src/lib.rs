@@ -126,7 +126,7 @@ pub async fn consume(
     let lanes = batch.records.iter().map(|record| (&record.kinesis.partition_key, record));
     let failed = lambda::lanes(lanes, SIDE_BY_SIDE, deadline, async |record| work(record).await);
     let failed = failed.await;
-    metrics::counter!("BatchItemFailures").increment(failed.len() as u64);
+    lambda::count_failed(failed.len());
     for Failed { id, reason } in &failed {
         let sequence_number = &batch.records[*id].kinesis.sequence_number;
         tracing::error!(%sequence_number, %reason, "record failed");

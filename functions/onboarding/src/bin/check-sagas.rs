@@ -1,0 +1,33 @@
+//! Lambda function `check-sagas`.
+
+use std::time::Duration;
+
+use aws_sdk_sfn::Client;
+use lambda::{Aws, ConfigError, Error, env, serve_step};
+use machines::Machine;
+use onboarding::check_sagas::CheckSagas;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    let aws = Aws::start()?;
+    let client = Client::new(aws.config());
+    serve_step(CheckSagas {
+        machines: [
+            Machine { client: client.clone(), arn: env("SITE_ONBOARDING_ARN")? },
+            Machine { client, arn: env("SITE_TEARDOWN_ARN")? },
+        ],
+        budget: budget()?,
+        // The function has 30 s.
+        time: Duration::from_secs(25),
+    })
+    .await
+}
+
+fn budget() -> Result<Duration, ConfigError> {
+    let name = "SAGA_BUDGET_SECONDS";
+    let text = env(name)?;
+    let seconds = text
+        .parse()
+        .map_err(|_| ConfigError { name, problem: format!("is {text:?}, no number of seconds") })?;
+    Ok(Duration::from_secs(seconds))
+}

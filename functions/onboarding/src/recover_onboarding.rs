@@ -1,0 +1,186 @@
+//! A saga was cut off, or broke: starts the teardown that undoes what it left, once.
+//!
+//! A teardown undoes all there may be and needs no knowledge of how far the saga came, so it does no
+//! harm where the saga's own teardown still runs, or has run. A site that was ACTIVE already when
+//! its onboarding was cut off goes out of service as REJECTED: the onboarding never came to its end.
+
+use aws_lambda_events::eventbridge::EventBridgeEvent;
+use contracts::{Failure, OnboardingId, Saga, Timestamp};
+use lambda::{InvalidInput, Step};
+use machines::{Machine, Started};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::OnboardingError;
+
+/// The state in which an onboarding ends that was undone wholly.
+const UNDONE: &str = "OnboardingFailed";
+/// The state that runs the nested teardown hands it this; a recovery is not started by that execution.
+const STARTED_BY: &str = "AWS_STEP_FUNCTIONS_STARTED_BY_EXECUTION_ID";
+/// Recoveries of one saga: who stops the last one too, by hand, means it.
+const MOST_RECOVERIES: u32 = 3;
+
+/// What the step needs.
+#[derive(Debug)]
+pub struct RecoverOnboarding {
+    /// The state machine `site-onboarding`.
+    pub onboarding: Machine,
+    /// The state machine `site-teardown`.
+    pub teardown: Machine,
+}
+
+/// The `detail` of Step Functions' event "Execution Status Change", as far as it matters here. No
+/// `Debug`: the input holds how the operator pays.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ended {
+    /// The execution.
+    pub execution_arn: String,
+    /// Its machine.
+    pub state_machine_arn: String,
+    /// The execution's name.
+    pub name: String,
+    /// How it ended.
+    pub status: EndStatus,
+    /// What it was started with, JSON; left out where the event would become too large.
+    pub input: Option<String>,
+    /// The error's name, of a failed one.
+    pub error: Option<String>,
+}
+
+/// How an execution ended other than well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum EndStatus {
+    /// By a Fail state, or an error that nothing caught.
+    Failed,
+    /// The time for the whole execution was over.
+    TimedOut,
+    /// Somebody stopped it.
+    Aborted,
+}
+
+/// The teardown's input after an onboarding.
+#[derive(Debug, Serialize)]
+struct TeardownInput {
+    #[serde(flatten)]
+    saga: Saga,
+    failure: Failure,
+}
+
+/// What it answers; seen only in the log.
+#[derive(Debug, PartialEq, Serialize)]
+pub enum Reply {
+    /// A teardown runs.
+    Started,
+    /// It was started before.
+    Already,
+    /// Nothing is left to undo; or a teardown ran to its end and something resists it, of which its
+    /// own alarm tells.
+    NotNeeded,
+}
+
+impl Step for RecoverOnboarding {
+    type Command = EventBridgeEvent<Ended>;
+    type Reply = Reply;
+    type Error = OnboardingError;
+
+    fn correlation(command: &Self::Command) -> Option<OnboardingId> {
+        let saga: Saga = lambda::decode(command.detail.input.as_deref()?).ok()?;
+        Some(saga.onboarding_id)
+    }
+
+    async fn run(&self, command: Self::Command, _: Timestamp) -> Result<Reply, OnboardingError> {
+        let ended = command.detail;
+        let recovery = if ended.state_machine_arn == self.onboarding.arn {
+            self.after_onboarding(&ended).await?
+        } else if ended.state_machine_arn == self.teardown.arn {
+            self.after_teardown(&ended).await?
+        } else {
+            return Err(OnboardingError::Invalid(InvalidInput {
+                at: "detail.stateMachineArn".to_owned(),
+                problem: format!("{} is no saga", ended.state_machine_arn),
+            }));
+        };
+        let Some((name, input)) = recovery else { return Ok(Reply::NotNeeded) };
+        Ok(match self.teardown.start(&name, input).await? {
+            Started::Now => {
+                tracing::warn!(execution = %ended.execution_arn, recovery = %name, "recovers");
+                metrics::counter!("SagaRecoveries").increment(1);
+                Reply::Started
+            }
+            Started::Before => Reply::Already,
+        })
+    }
+}
+
+impl RecoverOnboarding {
+    /// Name and input of the teardown that an onboarding needs.
+    async fn after_onboarding(
+        &self,
+        ended: &Ended,
+    ) -> Result<Option<(String, String)>, OnboardingError> {
+        let state = self.onboarding.progress(&ended.execution_arn).await?.state;
+        if state.as_deref() == Some(UNDONE) {
+            return Ok(None);
+        }
+        let input = input(&self.onboarding, ended).await?;
+        let saga: Saga = lambda::decode(&input)?;
+        let failure = failure(ended, state.unwrap_or_else(|| "Start".to_owned()));
+        let input = json(&TeardownInput { saga, failure })?;
+        Ok(Some((recovery_name(saga.onboarding_id, 1), input)))
+    }
+
+    /// The same for a teardown: the next one of the same input.
+    async fn after_teardown(
+        &self,
+        ended: &Ended,
+    ) -> Result<Option<(String, String)>, OnboardingError> {
+        if ended.status == EndStatus::Failed {
+            return Ok(None);
+        }
+        let input = input(&self.teardown, ended).await?;
+        let saga: Saga = lambda::decode(&input)?;
+        let mut fields: Map<String, Value> = lambda::decode(&input)?;
+        fields.remove(STARTED_BY);
+        let was = (1..=MOST_RECOVERIES)
+            .find(|count| ended.name == recovery_name(saga.onboarding_id, *count));
+        let count = was.map_or(1, |count| count + 1);
+        if count > MOST_RECOVERIES {
+            return Err(OnboardingError::GivenUp(ended.name.clone()));
+        }
+        Ok(Some((recovery_name(saga.onboarding_id, count), json(&fields)?)))
+    }
+}
+
+/// What the execution was started with.
+async fn input(machine: &Machine, ended: &Ended) -> Result<String, OnboardingError> {
+    Ok(match &ended.input {
+        Some(input) => input.clone(),
+        None => machine.input(&ended.execution_arn).await?,
+    })
+}
+
+/// What the site's operator is told.
+fn failure(ended: &Ended, step: String) -> Failure {
+    let (error, happened) = match ended.status {
+        EndStatus::TimedOut => ("TimedOut", "ran out of time"),
+        EndStatus::Aborted => ("Aborted", "was stopped"),
+        EndStatus::Failed => (ended.error.as_deref().unwrap_or("Failed"), "broke"),
+    };
+    let message =
+        format!("The onboarding {happened} in the state {step}, and was undone after it.");
+    Failure { step, error: error.to_owned(), message }
+}
+
+/// `recovery-<onboarding>`, then `recovery-<onboarding>-2`, ...
+fn recovery_name(onboarding: OnboardingId, count: u32) -> String {
+    match count {
+        1 => format!("recovery-{onboarding}"),
+        _ => format!("recovery-{onboarding}-{count}"),
+    }
+}
+
+fn json(input: &impl Serialize) -> Result<String, OnboardingError> {
+    serde_json::to_string(input).map_err(|error| OnboardingError::Input(error.to_string()))
+}

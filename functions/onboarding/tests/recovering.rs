@@ -1,0 +1,261 @@
+//! What a saga left that was cut off is undone, once.
+
+use aws_sdk_sfn::Client;
+use lambda::{ErrorKind, Fault, Step};
+use machines::Machine;
+use onboarding::recover_onboarding::RecoverOnboarding;
+use serde_json::{Value, json};
+use testkit::{
+    http::{Call, Stub},
+    saga::{Outcome, run},
+    sample,
+};
+
+const ONBOARDING: &str = "arn:aws:states:eu-central-1:123456789012:stateMachine:site-onboarding";
+const TEARDOWN: &str = "arn:aws:states:eu-central-1:123456789012:stateMachine:site-teardown";
+
+/// Step Functions, with an execution that ended in that state; it knows the names it started.
+async fn step_functions(state: Option<&'static str>) -> Stub {
+    let names = std::sync::Mutex::new(Vec::new());
+    Stub::start(move |call| match call.operation() {
+        "GetExecutionHistory" => {
+            let mut events = vec![json!({ "id": 9, "timestamp": 2.0, "type": "ExecutionFailed" })];
+            if let Some(name) = state {
+                let entered = json!({ "name": name });
+                events.push(json!({
+                    "id": 8, "timestamp": 1.0, "type": "FailStateEntered",
+                    "stateEnteredEventDetails": entered,
+                }));
+                events.push(json!({
+                    "id": 2, "timestamp": 0.0, "type": "TaskStateEntered",
+                    "stateEnteredEventDetails": { "name": "ReserveKits" },
+                }));
+            }
+            (200, json!({ "events": events }))
+        }
+        "DescribeExecution" => {
+            let described = json!({
+                "executionArn": call.json()["executionArn"],
+                "stateMachineArn": ONBOARDING,
+                "status": "ABORTED",
+                "startDate": 1.0,
+                "input": ended()["detail"]["input"],
+            });
+            (200, described)
+        }
+        "StartExecution" => {
+            let mut names = names.lock().expect("names");
+            let name = call.json()["name"].clone();
+            if names.contains(&name) {
+                return (400, json!({ "__type": "ExecutionAlreadyExists" }));
+            }
+            names.push(name);
+            (200, json!({ "executionArn": "arn", "startDate": 1.0 }))
+        }
+        _ => (400, json!({ "__type": "AccessDeniedException" })),
+    })
+    .await
+}
+
+fn recovering(stub: &Stub) -> RecoverOnboarding {
+    let client = Client::new(&stub.config());
+    RecoverOnboarding {
+        onboarding: Machine { client: client.clone(), arn: ONBOARDING.to_owned() },
+        teardown: Machine { client, arn: TEARDOWN.to_owned() },
+    }
+}
+
+/// The sample: an onboarding that was aborted.
+fn ended() -> Value {
+    sample::event("recover-onboarding")
+}
+
+fn onboarding_id() -> String {
+    ended()["detail"]["name"].as_str().expect("a name").to_owned()
+}
+
+/// The same of a teardown of that name.
+fn ended_teardown(name: &str, status: &str) -> Value {
+    let mut event = ended();
+    let detail = &mut event["detail"];
+    let input = json!({
+        "onboardingId": detail["name"],
+        "siteId": "36525261-64d3-5f8c-93d1-fb195ff9fe73",
+        "causationId": null,
+        "failure": { "step": "ReserveKits", "error": "KitsOutOfStock", "message": "None left." },
+        "AWS_STEP_FUNCTIONS_STARTED_BY_EXECUTION_ID": detail["executionArn"],
+    });
+    detail["input"] = input.to_string().into();
+    detail["name"] = name.into();
+    detail["status"] = status.into();
+    detail["stateMachineArn"] = TEARDOWN.into();
+    detail["executionArn"] =
+        format!("{}:{name}", TEARDOWN.replace(":stateMachine:", ":execution:")).into();
+    event
+}
+
+async fn recover(event: &Value, state: Option<&'static str>) -> (Outcome, Vec<Call>) {
+    let stub = step_functions(state).await;
+    (run(&recovering(&stub), event).await, stub.take_calls())
+}
+
+/// Name and input of the only teardown that was started.
+fn started(calls: &[Call]) -> (String, Value) {
+    let starts: Vec<_> =
+        calls.iter().filter(|call| call.operation() == "StartExecution").map(Call::json).collect();
+    let [start] = &starts[..] else { panic!("one start: {calls:?}") };
+    assert_eq!(start["stateMachineArn"], TEARDOWN);
+    let input = serde_json::from_str(start["input"].as_str().expect("text")).expect("JSON");
+    (start["name"].as_str().expect("a name").to_owned(), input)
+}
+
+#[tokio::test]
+async fn an_onboarding_that_was_cut_off_is_torn_down_and_told_where_it_was() {
+    for (status, error, words) in
+        [("ABORTED", "Aborted", "was stopped"), ("TIMED_OUT", "TimedOut", "ran out of time")]
+    {
+        let mut event = ended();
+        event["detail"]["status"] = status.into();
+        let (outcome, calls) = recover(&event, Some("ConfigureAlerting")).await;
+        assert_eq!(outcome, Ok(json!("Started")), "{status}");
+        let (name, input) = started(&calls);
+        assert_eq!(name, format!("recovery-{}", onboarding_id()));
+        let given: Value =
+            serde_json::from_str(event["detail"]["input"].as_str().expect("text")).expect("JSON");
+        let message = format!(
+            "The onboarding {words} in the state ConfigureAlerting, and was undone after it."
+        );
+        let expected = json!({
+            "onboardingId": given["onboardingId"],
+            "siteId": given["siteId"],
+            "causationId": given["causationId"],
+            "failure": { "step": "ConfigureAlerting", "error": error, "message": message },
+        });
+        assert_eq!(input, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_failed_onboarding_is_torn_down_unless_everything_was_undone() {
+    let mut event = ended();
+    event["detail"]["status"] = "FAILED".into();
+    event["detail"]["error"] = "CardDeclined".into();
+    let (outcome, calls) = recover(&event, Some("OnboardingFailed")).await;
+    assert_eq!(outcome, Ok(json!("NotNeeded")));
+    let history = calls.iter().map(Call::json).collect::<Vec<_>>();
+    let [asked] = &history[..] else { panic!("one call: {calls:?}") };
+    assert_eq!(
+        (&asked["reverseOrder"], &asked["includeExecutionData"]),
+        (&json!(true), &json!(false))
+    );
+
+    for (error, state, step) in [
+        ("CompensationIncomplete", Some("CompensationIncomplete"), "CompensationIncomplete"),
+        ("States.QueryEvaluationError", Some("Compensate"), "Compensate"),
+        ("States.Runtime", None, "Start"),
+    ] {
+        event["detail"]["error"] = error.into();
+        let (outcome, calls) = recover(&event, state).await;
+        assert_eq!(outcome, Ok(json!("Started")), "{error}");
+        let failure = started(&calls).1["failure"].clone();
+        assert_eq!((&failure["step"], &failure["error"]), (&json!(step), &json!(error)));
+    }
+}
+
+#[tokio::test]
+async fn the_same_event_again_starts_nothing() {
+    let stub = step_functions(Some("ReserveKits")).await;
+    let step = recovering(&stub);
+    let (first, second) = (run(&step, &ended()).await, run(&step, &ended()).await);
+    assert_eq!((first, second), (Ok(json!("Started")), Ok(json!("Already"))));
+
+    // An onboarding that is stopped while it compensates takes its nested teardown with it: two
+    // events, one recovery.
+    let nested = ended_teardown("7a1f0e4e-4d0c-4f63-9d1f-0d7c5a3b2e11", "ABORTED");
+    assert_eq!(run(&step, &nested).await, Ok(json!("Already")));
+}
+
+#[tokio::test]
+async fn a_teardown_that_was_stopped_goes_on_with_the_same_input() {
+    let recovery = format!("recovery-{}", onboarding_id());
+    for (ended_as, status, expected) in [
+        ("7a1f0e4e-4d0c-4f63-9d1f-0d7c5a3b2e11".to_owned(), "ABORTED", recovery.clone()),
+        (format!("decommission-{}", onboarding_id()), "TIMED_OUT", recovery.clone()),
+        (recovery.clone(), "ABORTED", format!("{recovery}-2")),
+        (format!("{recovery}-2"), "TIMED_OUT", format!("{recovery}-3")),
+    ] {
+        let event = ended_teardown(&ended_as, status);
+        let (outcome, calls) = recover(&event, None).await;
+        assert_eq!(outcome, Ok(json!("Started")), "{ended_as}");
+        let (name, input) = started(&calls);
+        assert_eq!(name, expected);
+        let mut given: Value =
+            serde_json::from_str(event["detail"]["input"].as_str().expect("text")).expect("JSON");
+        let fields = given.as_object_mut().expect("fields");
+        assert!(fields.remove("AWS_STEP_FUNCTIONS_STARTED_BY_EXECUTION_ID").is_some());
+        assert_eq!(input, given);
+    }
+}
+
+#[tokio::test]
+async fn who_stops_the_last_recovery_too_means_it() {
+    let stub = step_functions(None).await;
+    let last = ended_teardown(&format!("recovery-{}-3", onboarding_id()), "ABORTED");
+    let command = lambda::decode(&last.to_string()).expect("an event");
+    let error = recovering(&stub).run(command, sample::noon(0)).await.expect_err("no more");
+    assert_eq!(error.kind(), ErrorKind::Internal);
+    assert!(error.to_string().contains("no further recovery"), "{error}");
+    assert_eq!(stub.take_calls().len(), 0);
+}
+
+#[tokio::test]
+async fn a_teardown_that_failed_by_itself_has_its_alarm() {
+    let (outcome, calls) = recover(&ended_teardown("decommission-x", "FAILED"), None).await;
+    assert_eq!(outcome, Ok(json!("NotNeeded")));
+    assert_eq!(calls.len(), 0);
+}
+
+#[tokio::test]
+async fn an_input_that_the_event_leaves_out_is_asked_for() {
+    let mut event = ended();
+    event["detail"]["input"] = Value::Null;
+    event["detail"]["inputDetails"]["included"] = false.into();
+    let (outcome, calls) = recover(&event, Some("ReserveKits")).await;
+    assert_eq!(outcome, Ok(json!("Started")));
+    let operations: Vec<_> = calls.iter().map(Call::operation).collect();
+    assert_eq!(operations, ["GetExecutionHistory", "DescribeExecution", "StartExecution"]);
+    assert_eq!(calls[1].json()["executionArn"], event["detail"]["executionArn"]);
+    assert_eq!(started(&calls).1["onboardingId"], onboarding_id());
+}
+
+#[tokio::test]
+async fn what_is_no_saga_is_refused() {
+    let mut event = ended();
+    event["detail"]["stateMachineArn"] = format!("{ONBOARDING}-of-another-stack").into();
+    let (outcome, calls) = recover(&event, None).await;
+    assert_eq!(outcome, Err(ErrorKind::InvalidInput));
+    assert_eq!(calls.len(), 0);
+
+    let mut event = ended();
+    event["detail"]["input"] = r#"{"siteId": "36525261-64d3-5f8c-93d1-fb195ff9fe73"}"#.into();
+    let (outcome, calls) = recover(&event, None).await;
+    assert_eq!(outcome, Err(ErrorKind::InvalidInput));
+    assert!(calls.iter().all(|call| call.operation() != "StartExecution"));
+
+    let mut event = ended();
+    event["detail"]["status"] = "SUCCEEDED".into();
+    let command = serde_json::from_value::<<RecoverOnboarding as Step>::Command>(event);
+    assert!(command.is_err(), "what ended well needs no recovery");
+}
+
+#[tokio::test]
+async fn step_functions_trouble_passes() {
+    for (status, error, kind) in [
+        (400, "ThrottlingException", ErrorKind::Transient),
+        (500, "InternalFailure", ErrorKind::Transient),
+        (400, "ExecutionDoesNotExist", ErrorKind::Internal),
+    ] {
+        let stub = Stub::start(move |_| (status, json!({ "__type": error }))).await;
+        assert_eq!(run(&recovering(&stub), &ended()).await, Err(kind), "{error}");
+    }
+}
