@@ -2,7 +2,8 @@
 //!
 //! Owns the billing table, key `id`: `subscription#<uuid>` ([`SubscriptionRow`]) and
 //! `idempotency#initialize-subscription#<onboarding>`, the record of the one effect that no
-//! transaction can hold. Emits the events of the entity `subscription`. A cancelled subscription
+//! transaction can hold; and `circuit#provider`, the state of the breaker before the provider
+//! ([`circuit`]). Emits the events of the entity `subscription`. A cancelled subscription
 //! stays as a tombstone: it fences off an initialization that comes late.
 //!
 //! How a late or doubled initialization can't leave a paid subscription behind: the customer's id is
@@ -10,6 +11,7 @@
 //! (a redelivery, or the undo) finds everything at the provider by that customer.
 
 pub mod cancel_subscription;
+pub mod circuit;
 pub mod commands;
 pub mod initialize_subscription;
 pub mod provider;

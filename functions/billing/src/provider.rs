@@ -9,6 +9,7 @@ use tokio::sync::Mutex;
 
 use crate::{
     BillingError,
+    circuit::Pulse,
     stripe::{ApiKey, CustomerId, Stripe, StripeError},
 };
 
@@ -41,6 +42,7 @@ pub struct Provider {
     key: KeySource,
     prices: Prices,
     client: Mutex<Option<Stripe>>,
+    pulse: Pulse,
 }
 
 impl Provider {
@@ -57,7 +59,13 @@ impl Provider {
     /// `base_url` is `https://api.stripe.com`, or a local stand-in.
     #[must_use]
     pub fn new(base_url: String, key: KeySource, prices: Prices) -> Self {
-        Self { base_url, key, prices, client: Mutex::new(None) }
+        Self { base_url, key, prices, client: Mutex::new(None), pulse: Pulse::default() }
+    }
+
+    /// What its calls hear, for the circuit breaker.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// The price of a plan.
@@ -85,7 +93,8 @@ impl Provider {
                     .map_err(|error| BillingError::ProviderUnavailable(error.to_string()))?
             }
         };
-        Ok(client.insert(Stripe::new(&self.base_url, key)?).clone())
+        let stripe = Stripe::new(&self.base_url, key)?.with_pulse(self.pulse());
+        Ok(client.insert(stripe).clone())
     }
 
     /// Called with every failure: a refused key is read anew for the next call, for it may have

@@ -23,6 +23,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::circuit::{Health, Pulse};
+
 /// The version of the API that the requests and answers here are written for: without it, an
 /// account's default decides, and that can be changed from Stripe's dashboard.
 const API_VERSION: &str = "2025-12-15.clover";
@@ -206,6 +208,7 @@ pub struct Stripe {
     key: ApiKey,
     http: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     call_timeout: Duration,
+    pulse: Pulse,
 }
 
 impl Stripe {
@@ -239,7 +242,14 @@ impl Stripe {
             .wrap_connector(tcp);
         let http =
             Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE_TIMEOUT).build(connector);
-        Ok(Self { base: base.to_owned(), key, http, call_timeout: CALL_TIMEOUT })
+        let pulse = Pulse::default();
+        Ok(Self { base: base.to_owned(), key, http, call_timeout: CALL_TIMEOUT, pulse })
+    }
+
+    /// Leaves there what each call hears.
+    #[must_use]
+    pub fn with_pulse(self, pulse: Pulse) -> Self {
+        Self { pulse, ..self }
     }
 
     /// "Create a customer". The customer has no way to pay yet.
@@ -404,10 +414,15 @@ impl Stripe {
                 .to_bytes();
             Ok(Answer::new(head.status, &head.headers, body))
         };
-        tokio::time::timeout(self.call_timeout, exchange).await.unwrap_or_else(|_| {
-            let reason = format!("no answer within {:?}", self.call_timeout);
-            Err(StripeError::Unavailable(reason))
-        })
+        // Until it answers: a call that is dropped half-way, because the time is out, had no answer.
+        self.pulse.felt(Health::Down);
+        let answer =
+            tokio::time::timeout(self.call_timeout, exchange).await.unwrap_or_else(|_| {
+                let reason = format!("no answer within {:?}", self.call_timeout);
+                Err(StripeError::Unavailable(reason))
+            })?;
+        self.pulse.felt(answer.health());
+        Ok(answer)
     }
 }
 
@@ -467,6 +482,15 @@ impl Answer {
             self.status == StatusCode::NOT_FOUND
                 || error.code.as_deref() == Some("resource_missing")
         })
+    }
+
+    /// Whether the next call, of whatever kind, has a chance.
+    fn health(&self) -> Health {
+        match self.status.as_u16() {
+            401 | 403 | 429 => Health::Down,
+            500.. if !self.replayed => Health::Down,
+            _ => Health::Up,
+        }
     }
 
     fn read<T: DeserializeOwned>(self) -> Result<T, StripeError> {

@@ -4,16 +4,16 @@ mod support;
 
 use std::time::Duration;
 
-use aws_lambda_events::sqs::SqsMessage;
 use billing::{commands::Commands, initialize_subscription::InitializeSubscription};
 use contracts::SubscriptionId;
 use lambda::Deadline;
 use serde_json::{Value, json};
-use support::{FakeStripe, Trouble, command, initialize};
+use support::{FakeStripe, Trouble, command, consumer, message, redelivered};
 use testkit::{
     Dynamo,
+    dynamo::BILLING,
     http::{Call, Stub},
-    sample::{self, saga},
+    sample::{noon, saga},
 };
 
 struct World {
@@ -33,13 +33,7 @@ impl World {
     }
 
     fn commands(&self) -> Commands<InitializeSubscription> {
-        Commands {
-            step: initialize(&self.dynamo, &self.stripe),
-            machines: aws_sdk_sfn::Client::new(&self.aws.config()),
-            queues: aws_sdk_sqs::Client::new(&self.aws.config()),
-            queue_url: format!("{}/111122223333/commands", self.aws.url()),
-            most_attempts: 2,
-        }
+        consumer(&self.dynamo, self.dynamo.table(BILLING), &self.stripe, &self.aws)
     }
 
     fn take_one(&self) -> (String, Value) {
@@ -58,34 +52,13 @@ fn fine(_: &Call) -> (u16, Value) {
     (200, json!({ "MessageId": "1" }))
 }
 
-fn message(command: &Value) -> SqsMessage {
-    let mut event = sample::event("initialize-subscription");
-    let body = json!({ "taskToken": "token-1", "command": command });
-    event["Records"][0]["body"] = body.to_string().into();
-    serde_json::from_value(event["Records"][0].take()).expect("a message")
-}
-
-/// The message that went back to the queue, as SQS delivers it.
-fn redelivered(sent: &Value) -> SqsMessage {
-    let mut event = sample::event("initialize-subscription");
-    let record = &mut event["Records"][0];
-    record["body"] = sent["MessageBody"].clone();
-    record["messageAttributes"] = json!({
-        "attempt": {
-            "dataType": sent["MessageAttributes"]["attempt"]["DataType"],
-            "stringValue": sent["MessageAttributes"]["attempt"]["StringValue"],
-        },
-    });
-    serde_json::from_value(record.take()).expect("a message")
-}
-
 #[tokio::test]
 async fn a_result_is_answered_and_answered_again() {
     let world = World::start(fine).await;
     for _ in 0..2 {
         world
             .commands()
-            .handle(message(&command("pm_card_visa")), in_time())
+            .handle(message(&command("pm_card_visa")), in_time(), noon(0))
             .await
             .expect("an answer");
         let (operation, call) = world.take_one();
@@ -104,7 +77,7 @@ async fn a_decline_is_answered_by_its_name_and_answered_again() {
     let world = World::start(fine).await;
     for _ in 0..2 {
         let declined = message(&command("pm_card_chargeDeclined"));
-        world.commands().handle(declined, in_time()).await.expect("an answer");
+        world.commands().handle(declined, in_time(), noon(0)).await.expect("an answer");
         let (operation, call) = world.take_one();
         assert_eq!(operation, "SendTaskFailure");
         assert_eq!(call["taskToken"], "token-1");
@@ -120,7 +93,10 @@ async fn a_slow_provider_sends_the_command_back_before_the_time_runs_out() {
     // Two of these three seconds are kept for the queue.
     let deadline = Deadline::after(Duration::from_secs(3));
     let commands = world.commands();
-    commands.handle(message(&command("pm_card_visa")), deadline).await.expect("a later try");
+    commands
+        .handle(message(&command("pm_card_visa")), deadline, noon(0))
+        .await
+        .expect("a later try");
     assert_eq!(world.take_one().0, "SendMessage");
     assert!(!deadline.passed());
 }
@@ -129,19 +105,22 @@ async fn a_slow_provider_sends_the_command_back_before_the_time_runs_out() {
 async fn an_outage_sends_the_command_back_with_a_growing_delay_until_the_patience_ends() {
     let world = World::start(fine).await;
     let mut next = message(&command("pm_card_visa"));
-    for (attempt, delay) in [("1", 2), ("2", 4)] {
+    for (attempt, delay, seconds) in [("1", 2, 0), ("2", 4, 2), ("3", 8, 3600)] {
         world.stripe.fail("customer", Trouble::Refused);
         let body = next.body.clone();
-        world.commands().handle(next, in_time()).await.expect("a later try");
+        world.commands().handle(next, in_time(), noon(seconds)).await.expect("a later try");
         let (operation, call) = world.take_one();
         assert_eq!(operation, "SendMessage");
         assert_eq!(call["MessageBody"], json!(body));
         assert_eq!(call["DelaySeconds"], delay);
         assert_eq!(call["MessageAttributes"]["attempt"]["StringValue"], attempt);
+        let since = noon(0).millis().to_string();
+        assert_eq!(call["MessageAttributes"]["since"]["StringValue"], since);
         next = redelivered(&call);
     }
+    // The state waits for an hour: nobody would hear of a later try.
     world.stripe.fail("customer", Trouble::Refused);
-    world.commands().handle(next, in_time()).await.expect("an answer");
+    world.commands().handle(next, in_time(), noon(3601)).await.expect("an answer");
     let (operation, call) = world.take_one();
     assert_eq!((operation.as_str(), &call["error"]), ("SendTaskFailure", &json!("Transient")));
 }
@@ -151,27 +130,35 @@ async fn what_is_broken_or_can_not_be_answered_stays_in_the_queue() {
     let world = World::start(fine).await;
     let mut broken = message(&command("pm_card_visa"));
     broken.body = Some(r#"{"taskToken": "t"}"#.to_owned());
-    let error = world.commands().handle(broken, in_time()).await.expect_err("no command");
+    let error = world.commands().handle(broken, in_time(), noon(0)).await.expect_err("no command");
     assert!(error.contains("missing field `command`"), "{error}");
     assert!(world.aws.take_calls().is_empty());
 
     // Neither the answer nor the way back to the queue gets through.
     let world = World::start(|_| (500, json!({}))).await;
     let good = message(&command("pm_card_visa"));
-    world.commands().handle(good.clone(), in_time()).await.expect_err("no answer");
+    world.commands().handle(good.clone(), in_time(), noon(0)).await.expect_err("no answer");
     let (operation, _) = world.take_one();
     assert_eq!(operation, "SendTaskSuccess");
     let world = World::start(|_| (500, json!({}))).await;
     world.stripe.fail("customer", Trouble::Refused);
-    world.commands().handle(good, in_time()).await.expect_err("no way back");
+    world.commands().handle(good, in_time(), noon(0)).await.expect_err("no way back");
     assert_eq!(world.take_one().0, "SendMessage");
 }
 
 #[tokio::test]
 async fn an_answer_that_nobody_waits_for_is_not_kept() {
     let world = World::start(|_| (400, json!({ "__type": "TaskTimedOut" }))).await;
-    world.commands().handle(message(&command("pm_card_visa")), in_time()).await.expect("let go");
-    world.commands().handle(message(&command("pm_other")), in_time()).await.expect("let go");
+    world
+        .commands()
+        .handle(message(&command("pm_card_visa")), in_time(), noon(0))
+        .await
+        .expect("let go");
+    world
+        .commands()
+        .handle(message(&command("pm_other")), in_time(), noon(0))
+        .await
+        .expect("let go");
     let calls = world.aws.take_calls();
     let operations: Vec<_> = calls.iter().map(Call::operation).collect();
     assert_eq!(operations, ["SendTaskSuccess", "SendTaskFailure"]);

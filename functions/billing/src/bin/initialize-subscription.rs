@@ -3,8 +3,12 @@
 use std::time::Duration;
 
 use billing::{
-    commands::Commands, initialize_subscription::InitializeSubscription, provider::Provider,
+    circuit::{Circuit, Rules},
+    commands::Commands,
+    initialize_subscription::InitializeSubscription,
+    provider::Provider,
 };
+use contracts::Timestamp;
 use lambda::{Aws, Error, env, serve_queue};
 use store::Idempotency;
 
@@ -12,19 +16,28 @@ use store::Idempotency;
 async fn main() -> Result<(), Error> {
     let aws = Aws::start()?;
     let billing = aws.table("BILLING_TABLE")?;
+    let provider = Provider::of(&aws)?;
     let commands = Commands {
+        circuit: Circuit {
+            table: billing.clone(),
+            pulse: provider.pulse(),
+            rules: Rules::of_environment()?,
+        },
         step: InitializeSubscription {
             // Longer than the function's time-out of 20 s.
             idempotency: Idempotency::new(billing.clone(), Duration::from_secs(30)),
             billing,
             outbox: aws.outbox()?,
-            provider: Provider::of(&aws)?,
+            provider,
         },
         machines: aws_sdk_sfn::Client::new(aws.config()),
         queues: aws_sdk_sqs::Client::new(aws.config()),
         queue_url: env("COMMAND_QUEUE_URL")?,
-        // 8.5 minutes of growing delays, then 5 minutes each: outlasts the state's hour.
-        most_attempts: 20,
+        // As long as the state waits.
+        patience: Duration::from_hours(1),
     };
-    serve_queue(async |message, deadline| commands.handle(message, deadline).await).await
+    serve_queue(async |message, deadline| {
+        commands.handle(message, deadline, Timestamp::now()).await
+    })
+    .await
 }

@@ -10,19 +10,22 @@ use std::{
     time::Duration,
 };
 
+use aws_lambda_events::sqs::SqsMessage;
 use billing::{
     cancel_subscription::CancelSubscription,
+    circuit::{Circuit, Rules},
+    commands::Commands,
     initialize_subscription::InitializeSubscription,
     provider::{KeySource, Prices, Provider},
     stripe::ApiKey,
 };
 use serde_json::{Value, json};
-use store::Idempotency;
+use store::{Idempotency, Table};
 use testkit::{
     Dynamo,
     dynamo::BILLING,
     http::{Call, SILENCE, Stub},
-    sample::{payload, saga},
+    sample::{self, noon, payload, saga},
 };
 
 /// How a call fails.
@@ -43,6 +46,8 @@ struct Books {
     made: u32,
     /// Answers by idempotency key.
     answered: BTreeMap<String, (u16, Value)>,
+    /// Every call is answered with that status.
+    down: Option<u16>,
     /// The next call of that name fails.
     trouble: Option<(&'static str, Trouble)>,
     calls: Vec<&'static str>,
@@ -78,6 +83,11 @@ impl FakeStripe {
     /// The next call of that name fails.
     pub fn fail(&self, call: &'static str, trouble: Trouble) {
         self.books.lock().expect("books").trouble = Some((call, trouble));
+    }
+
+    /// From now on every call is answered with that status; none: as it should be.
+    pub fn down(&self, status: Option<u16>) {
+        self.books.lock().expect("books").down = status;
     }
 
     /// The price of the plan in use is not known there any more.
@@ -130,6 +140,9 @@ impl Books {
         let name = name(call);
         self.calls.push(name);
         let down = (500, json!({ "error": { "message": "down" } }));
+        if let Some(status) = self.down {
+            return (status, down.1);
+        }
         let trouble = self.trouble.take_if(|(failing, _)| *failing == name);
         if let Some((_, Trouble::Refused)) = trouble {
             return down;
@@ -219,9 +232,61 @@ pub fn cancel(dynamo: &Dynamo, stripe: &FakeStripe) -> CancelSubscription {
     }
 }
 
+/// A consumer of the commands to initialize, as one environment of the function is one.
+pub fn consumer(
+    dynamo: &Dynamo,
+    circuit: Table,
+    stripe: &FakeStripe,
+    aws: &Stub,
+) -> Commands<InitializeSubscription> {
+    let step = initialize(dynamo, stripe);
+    // A busy machine must not open the breaker's way round.
+    let rules = Rules { time: Duration::from_mins(1), ..Rules::default() };
+    Commands {
+        circuit: Circuit { table: circuit, pulse: step.provider.pulse(), rules },
+        step,
+        machines: aws_sdk_sfn::Client::new(&aws.config()),
+        queues: aws_sdk_sqs::Client::new(&aws.config()),
+        queue_url: format!("{}/111122223333/commands", aws.url()),
+        patience: Duration::from_hours(1),
+    }
+}
+
+/// A message with that command, sent at noon.
+pub fn message(command: &Value) -> SqsMessage {
+    let mut event = sample::event("initialize-subscription");
+    let body = json!({ "taskToken": "token-1", "command": command });
+    let record = &mut event["Records"][0];
+    record["body"] = body.to_string().into();
+    record["attributes"]["SentTimestamp"] = noon(0).millis().to_string().into();
+    serde_json::from_value(record.take()).expect("a message")
+}
+
+/// The message that went back to the queue, as SQS delivers it.
+pub fn redelivered(sent: &Value) -> SqsMessage {
+    let mut event = sample::event("initialize-subscription");
+    let record = &mut event["Records"][0];
+    record["body"] = sent["MessageBody"].clone();
+    // When it went back: not when the command was first sent.
+    record["attributes"]["SentTimestamp"] = noon(100_000).millis().to_string().into();
+    let attributes = sent["MessageAttributes"].as_object().expect("attributes");
+    for (name, attribute) in attributes {
+        record["messageAttributes"][name] = json!({
+            "dataType": attribute["DataType"],
+            "stringValue": attribute["StringValue"],
+        });
+    }
+    serde_json::from_value(record.take()).expect("a message")
+}
+
 /// The command to initialize, as the state machine writes it.
 pub fn command(payment_method: &str) -> Value {
-    let mut command = payload(saga("a"));
+    command_of("a", payment_method)
+}
+
+/// The same of the site of that name.
+pub fn command_of(site: &str, payment_method: &str) -> Value {
+    let mut command = payload(saga(site));
     command["name"] = "Alamosa, Colorado".into();
     command["plan"] = "standard".into();
     command["paymentMethod"] = payment_method.into();

@@ -1,0 +1,306 @@
+//! While the provider is out nobody calls it but a probe, and when it is back every command is
+//! worked on.
+
+mod support;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use billing::{
+    circuit::Rules, commands::Commands, initialize_subscription::InitializeSubscription,
+};
+use contracts::Timestamp;
+use futures_util::future::{join, join_all};
+use lambda::Deadline;
+use serde_json::{Value, json};
+use store::Table;
+use support::{FakeStripe, INITIALIZING, command_of, consumer, message, redelivered};
+use testkit::{
+    Dynamo,
+    dynamo::BILLING,
+    http::{Call, SILENCE, Stub},
+    sample::noon,
+};
+
+const CARD: &str = "pm_card_visa";
+const DOWN: Option<u16> = Some(503);
+
+struct World {
+    dynamo: Dynamo,
+    stripe: FakeStripe,
+    /// Step Functions and SQS.
+    aws: Stub,
+}
+
+impl World {
+    async fn start() -> Self {
+        Self {
+            dynamo: Dynamo::start().await,
+            stripe: FakeStripe::start().await,
+            aws: Stub::start(|_| (200, json!({ "MessageId": "1" }))).await,
+        }
+    }
+
+    fn consumer(&self) -> Commands<InitializeSubscription> {
+        consumer(&self.dynamo, self.dynamo.table(BILLING), &self.stripe, &self.aws)
+    }
+
+    /// A command of that site comes in; gives the call that answers it, or puts it back, and
+    /// the calls to the provider.
+    async fn command(&self, site: &str, now: Timestamp) -> (Call, Vec<&'static str>) {
+        let message = message(&command_of(site, CARD));
+        self.consumer().handle(message, in_time(), now).await.expect("no receive is burnt");
+        let mut calls = self.aws.take_calls();
+        assert_eq!(calls.len(), 1, "{calls:?}");
+        (calls.remove(0), self.stripe.take_calls())
+    }
+
+    async fn circuit(&self) -> Value {
+        self.dynamo.row(BILLING, "circuit#provider").await.unwrap_or_default()
+    }
+
+    /// Until when it is open.
+    async fn open_until(&self) -> Timestamp {
+        let row = self.circuit().await;
+        row["openUntil"].as_str().expect("it is open").parse().expect("a time")
+    }
+
+    /// Opens it with five failures at noon.
+    async fn open(&self) -> Timestamp {
+        self.stripe.down(DOWN);
+        for n in 0..5 {
+            let (_, calls) = self.command(&format!("early-{n}"), noon(0)).await;
+            assert_eq!(calls, ["customer"]);
+        }
+        self.open_until().await
+    }
+}
+
+fn in_time() -> Deadline {
+    Deadline::after(Duration::from_secs(19))
+}
+
+#[tokio::test]
+async fn after_failures_in_a_row_commands_go_back_untried_until_the_pause_is_over() {
+    let world = World::start().await;
+    let until = world.open().await;
+    let (call, calls) = world.command("late", noon(1)).await;
+    assert_eq!(calls, [""; 0], "nobody calls");
+    assert_eq!(call.operation(), "SendMessage");
+    let sent = call.json();
+    let pause = (until.millis() - noon(1).millis() + 999) / 1000;
+    let delay = sent["DelaySeconds"].as_i64().expect("seconds");
+    assert!((pause..=pause + 15).contains(&delay), "{delay} s of {pause} s");
+    // It was no attempt; the time since the first sending goes with it.
+    let attributes = &sent["MessageAttributes"];
+    assert_eq!(attributes["attempt"]["StringValue"], "0");
+    assert_eq!(attributes["since"]["StringValue"], noon(0).millis().to_string());
+
+    // A command that nobody waits for any more does not go round for ever.
+    let old = redelivered(&sent);
+    world.stripe.take_calls();
+    let (until, commands) = (noon(3601), world.consumer());
+    world.dynamo.put(BILLING, open_until(noon(4000))).await;
+    commands.handle(old, in_time(), until).await.expect("let go");
+    let calls = world.aws.take_calls();
+    assert_eq!(calls.iter().map(Call::operation).collect::<Vec<_>>(), ["SendTaskFailure"]);
+}
+
+fn open_until(until: Timestamp) -> Value {
+    json!({
+        "id": "circuit#provider", "sequence": 9, "failures": 5, "opened": 1, "openUntil": until,
+    })
+}
+
+#[tokio::test]
+async fn a_success_in_between_begins_anew_and_costs_nothing_while_all_is_well() {
+    let world = World::start().await;
+    world.command("well", noon(0)).await;
+    assert_eq!(world.circuit().await, Value::Null, "no write while all is well");
+    for round in 0..3 {
+        world.stripe.down(DOWN);
+        for n in 0..4 {
+            world.command(&format!("{round}-{n}"), noon(0)).await;
+        }
+        assert_eq!(world.circuit().await["failures"], 4);
+        world.stripe.down(None);
+        let (call, _) = world.command(&format!("{round}-good"), noon(0)).await;
+        assert_eq!(call.operation(), "SendTaskSuccess");
+        assert_eq!(world.circuit().await["failures"], 0);
+    }
+}
+
+#[tokio::test]
+async fn only_the_providers_own_trouble_counts() {
+    for (status, counted) in
+        [(500, 1), (503, 1), (429, 1), (401, 1), (403, 1), (402, 0), (400, 0), (409, 0)]
+    {
+        let world = World::start().await;
+        world.stripe.down(Some(status));
+        world.command("a", noon(0)).await;
+        let failures = world.circuit().await["failures"].as_i64().unwrap_or(0);
+        assert_eq!(failures, counted, "{status}");
+    }
+    // Ours: the lock is held by another run, the provider was not called.
+    let world = World::start().await;
+    let (held, other) = (world.consumer(), world.consumer());
+    let gate = world.stripe.stub.hold().await;
+    let first = held.handle(message(&command_of("a", CARD)), in_time(), noon(0));
+    let second = async {
+        while world.stripe.stub.take_calls().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        other.handle(message(&command_of("a", CARD)), in_time(), noon(0)).await.expect("later");
+        drop(gate);
+    };
+    let (first, ()) = Box::pin(join(first, second)).await;
+    first.expect("an answer");
+    assert_eq!(world.circuit().await, Value::Null);
+}
+
+#[tokio::test]
+async fn silence_counts_when_the_functions_time_runs_out_over_it() {
+    let world = World::start().await;
+    world.stripe.down(Some(SILENCE));
+    let deadline = Deadline::after(Duration::from_secs(4));
+    let silent = message(&command_of("a", CARD));
+    world.consumer().handle(silent, deadline, noon(0)).await.expect("a later try");
+    assert_eq!(world.circuit().await["failures"], 1);
+}
+
+#[tokio::test]
+async fn of_many_that_come_when_the_pause_is_over_one_probes_and_its_success_closes() {
+    let world = World::start().await;
+    let until = world.open().await;
+    world.stripe.down(None);
+    let consumers: Vec<_> = (0..50).map(|n| (world.consumer(), format!("site-{n}"))).collect();
+    let all = consumers.iter().map(|(consumer, site)| {
+        consumer.handle(message(&command_of(site, CARD)), in_time(), until)
+    });
+    // The provider answers when all the others are back in their queue.
+    let gate = world.stripe.stub.hold().await;
+    let answer = async {
+        let mut back = Vec::new();
+        while back.len() < 49 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            back.extend(world.aws.take_calls());
+        }
+        drop(gate);
+        back
+    };
+    let (ends, back) = join(join_all(all), answer).await;
+    assert!(ends.iter().all(Result::is_ok), "{ends:?}");
+    assert_eq!(world.stripe.take_calls(), INITIALIZING, "one command's calls");
+    assert!(back.iter().all(|call| call.operation() == "SendMessage"), "{back:?}");
+    let rest = world.aws.take_calls();
+    assert_eq!(rest.iter().map(Call::operation).collect::<Vec<_>>(), ["SendTaskSuccess"]);
+    assert_eq!(world.circuit().await["openUntil"], Value::Null);
+    assert_eq!(world.command("after", until).await.0.operation(), "SendTaskSuccess");
+}
+
+#[tokio::test]
+async fn a_probe_that_fails_lengthens_the_pause_and_one_that_never_tells_is_followed_by_another() {
+    let world = World::start().await;
+    let until = world.open().await;
+    assert_eq!(world.command("probe", until).await.1, ["customer"]);
+    let longer = world.open_until().await;
+    assert!((48_000..=60_500).contains(&(longer.millis() - until.millis())), "{longer}");
+
+    // The next probe crashes in its call.
+    world.stripe.down(Some(SILENCE));
+    let crashing = world.consumer();
+    let command = message(&command_of("crash", CARD));
+    let mut probe = Box::pin(crashing.handle(command, in_time(), longer));
+    while world.stripe.take_calls().is_empty() {
+        let moment = tokio::time::timeout(Duration::from_millis(1), &mut probe);
+        assert!(moment.await.is_err(), "it ended before its call");
+    }
+    drop(probe);
+    world.stripe.down(None);
+    let lease_ends = longer.plus_millis(30_000);
+    let (call, calls) = world.command("late", lease_ends.plus_millis(-1)).await;
+    assert_eq!((call.operation(), calls.is_empty()), ("SendMessage", true));
+    let (call, calls) = world.command("next", lease_ends).await;
+    assert_eq!((call.operation(), &calls[..]), ("SendTaskSuccess", &INITIALIZING[..]));
+    assert_eq!(world.circuit().await["openUntil"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_probe_that_needs_no_provider_lets_the_next_one_probe() {
+    let world = World::start().await;
+    world.command("done", noon(0)).await;
+    let until = world.open().await;
+    let (call, calls) = world.command("done", until).await;
+    assert_eq!((call.operation(), calls.is_empty()), ("SendTaskSuccess", true));
+    world.stripe.down(None);
+    let (call, _) = world.command("next", until.plus_millis(1000)).await;
+    assert_eq!(call.operation(), "SendTaskSuccess");
+}
+
+#[tokio::test]
+async fn without_its_row_there_is_no_breaker() {
+    for status in [400, 500, SILENCE] {
+        let world = World::start().await;
+        let broken = Stub::start(move |_| (status, json!({ "__type": "AccessDenied" }))).await;
+        let client = aws_sdk_dynamodb::Client::new(&broken.config());
+        let table = Table::new(client, BILLING);
+        // Each silence takes its time.
+        for n in if status == SILENCE { 5..7 } else { 0..7 } {
+            let mut commands = consumer(&world.dynamo, table.clone(), &world.stripe, &world.aws);
+            commands.circuit.rules.time = Rules::default().time;
+            let (site, expected) =
+                (n.to_string(), if n < 6 { "SendMessage" } else { "SendTaskSuccess" });
+            world.stripe.down(if n < 6 { DOWN } else { None });
+            let message = message(&command_of(&site, CARD));
+            commands.handle(message, in_time(), noon(0)).await.expect("as without one");
+            assert_eq!(world.aws.take_calls()[0].operation(), expected, "{status}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn two_hundred_commands_and_ten_minutes_without_the_provider() {
+    const OUTAGE_MILLIS: i64 = 600_000;
+    let world = World::start().await;
+    // What is in the queue, by the time at which it may be received.
+    let mut queue = BTreeMap::new();
+    for n in 0..200_i64 {
+        let mut one = message(&command_of(&format!("site-{n}"), CARD));
+        let body = one.body.take().expect("a body").replace("token-1", &format!("token-{n}"));
+        one.body = Some(body);
+        queue.insert((noon(0).millis() + n * 100, n), one);
+    }
+    let (mut next, mut done, mut calls_down) = (200, BTreeSet::new(), Vec::new());
+    let mut last = noon(0);
+    while let Some(((millis, _), message)) = queue.pop_first() {
+        let now = Timestamp::from_millis(millis);
+        let down = millis < noon(0).millis() + OUTAGE_MILLIS;
+        world.stripe.down(if down { DOWN } else { None });
+        world.consumer().handle(message, in_time(), now).await.expect("no receive is burnt");
+        let calls = world.stripe.take_calls();
+        if down && !calls.is_empty() {
+            assert_eq!(calls, ["customer"]);
+            calls_down.push(now);
+        }
+        for call in world.aws.take_calls() {
+            let sent = call.json();
+            if call.operation() == "SendMessage" {
+                let delay = sent["DelaySeconds"].as_i64().expect("seconds");
+                queue.insert((millis + 1000 * delay, next), redelivered(&sent));
+                next += 1;
+            } else {
+                assert_eq!(call.operation(), "SendTaskSuccess");
+                assert!(done.insert(sent["taskToken"].to_string()), "answered once");
+            }
+        }
+        last = now;
+    }
+    assert_eq!((done.len(), world.stripe.paid_for()), (200, 200));
+    // Five until it opened, then the probes after 30 s, 1, 2, 4 and 5 minutes at most.
+    assert!((8..=11).contains(&calls_down.len()), "{calls_down:?}");
+    let over = last.millis() - noon(0).millis() - OUTAGE_MILLIS;
+    assert!(over < 400_000, "drained {over} ms after the outage");
+    assert!(next < 200 * 12, "{next} messages");
+}
