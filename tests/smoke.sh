@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Uses a deployed stack once, from outside, as its users do: a site comes into service, its readings come back, it is taken out
+# of service again. With --read-only (production, where a site is a subscription somebody pays) it only looks.
+#
+# Needs fieldctl (FIELDCTL, or on the PATH), jq, and what fieldctl takes: FIELDSTATION_STACK, AWS_REGION, credentials.
+set -euo pipefail
+FIELDCTL=${FIELDCTL:-fieldctl}
+work=$(mktemp -d)
+trap 'rm -r "$work"' EXIT
+
+say() { printf '%s %s\n' "$(date -u +%H:%M:%SZ)" "$*"; }
+fail() { say "FAILED: $*" >&2; exit 1; }
+
+say "the API answers"
+"$FIELDCTL" --json sites list --status active --limit 1 > /dev/null
+"$FIELDCTL" --json sites show 00000000-0000-5000-8000-000000000000 > /dev/null 2> "$work/error" && fail "a site that can't be is there"
+[ -s "$work/error" ] || fail "no error for a site that is not there"
+say "the event log and the failures can be read"
+"$FIELDCTL" --json events list --type SiteCreated --limit 1 > /dev/null
+"$FIELDCTL" --json failures groups > /dev/null
+stuck=$("$FIELDCTL" --json sagas list --stuck | jq -s length)
+[ "$stuck" -eq 0 ] || fail "$stuck sagas are stuck: $FIELDCTL sagas list --stuck"
+
+if [ "${1-}" = --read-only ]; then
+  say "passed, having only looked"
+  exit 0
+fi
+
+say "a site comes into service"
+cat > "$work/site.json" << JSON
+{ "name": "Smoke test", "operator": "Fieldstation", "plan": "community", "paymentMethod": "pm_card_visa",
+  "location": { "latitude": 37.69, "longitude": -105.92, "elevationM": 2317 },
+  "sensors": [{ "metric": "air_temperature", "unit": "Cel", "min": -50, "max": 50 }] }
+JSON
+"$FIELDCTL" --json sites onboard "$work/site.json" --wait > "$work/onboarded.json"
+site=$(jq -er .siteId "$work/onboarded.json")
+"$FIELDCTL" --json sites show "$site" > "$work/shown.json"
+[ "$(jq -r .status "$work/shown.json")" = ACTIVE ] || fail "site $site is not ACTIVE: $FIELDCTL trace $site"
+sensor=$(jq -er '.sensors[0].sensorId' "$work/shown.json")
+
+say "its readings come back"
+start=$(date -u -d '10 minutes ago' +%Y-%m-%dT%H:%M:00Z)
+jq -n --arg site "$site" --arg sensor "$sensor" --arg at "$start" \
+  '{ bundleId: "smoke-1", siteId: $site, series: [{ sensorId: $sensor, samples: [[$at, 21.5]] }] }' > "$work/bundle.json"
+# The sensors may send once telemetry has heard of them: a moment after the site is ACTIVE.
+for _ in $(seq 30); do
+  "$FIELDCTL" --json readings send "$work/bundle.json" > /dev/null
+  sleep 1
+  "$FIELDCTL" --json readings get "$sensor" --from "$start" > "$work/readings.json"
+  grep -q 21.5 "$work/readings.json" && break
+done
+grep -q 21.5 "$work/readings.json" || fail "the reading of sensor $sensor can't be asked for: $FIELDCTL failures list"
+
+say "it is taken out of service"
+"$FIELDCTL" --json sites teardown "$site" --yes --wait > /dev/null
+[ "$("$FIELDCTL" --json sites show "$site" | jq -r .status)" = DECOMMISSIONED ] || fail "site $site is not DECOMMISSIONED: $FIELDCTL trace $site"
+say "passed"
