@@ -29,12 +29,12 @@ LOCAL_ENV := env -u AWS_PROFILE -u AWS_SESSION_TOKEN AWS_ENDPOINT_URL=http://127
   AWS_REGION=us-east-1 AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true \
   PATH="$(CURDIR)/$(BIN):$$PATH" SAM_CLI_TELEMETRY=0 CARGO_LAMBDA_COMPILER=cargo SAM_BUILD_MODE=debug \
   FIELDSTATION_AWS_PORT=$(AWS_PORT) FIELDSTATION_STRIPE_PORT=$(STRIPE_PORT)
-OVERRIDES := Architecture=$(ARCHITECTURE) LogRetentionDays=1 StripeApiBase=http://127.0.0.1:$(STRIPE_PORT) BillingConcurrency=0 RegisterAgeSeconds=2
+OVERRIDES := Architecture=$(ARCHITECTURE) LogRetentionDays=1 StripeApiBase=http://127.0.0.1:$(STRIPE_PORT) BillingConcurrency=0 RegisterAgeSeconds=2 CircuitPauseSeconds=2
 
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml samconfig.toml
 
-.PHONY: help demo test unit-test write-units bench release-sizes e2e-test check deny advisories up down deploy-local build-local invoke lambda-image local-env logs setup require
+.PHONY: help demo test unit-test write-units bench release-sizes e2e-test smoke check deny advisories up down deploy-local build-local invoke lambda-image local-env logs setup require
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,7 +48,7 @@ demo: require ## onboards eight stations on the local stack, shows what became o
 test: check unit-test e2e-test ## every test, installing what it needs
 
 unit-test: require ## units, steps against embedded DynamoDB, wire goldens
-	cargo test $(CARGO_FLAGS) --workspace --exclude tests --exclude bench-readings
+	cargo test $(CARGO_FLAGS) --workspace --exclude tests --exclude fieldctl --exclude bench-readings
 
 write-units: require ## counts what an onboarding and a reading cost in DynamoDB, and writes it into docs/costs.md
 	UPDATE_DOCS=1 cargo test $(CARGO_FLAGS) -p testkit --test write_units --test reading_units -- --nocapture
@@ -63,9 +63,14 @@ release-sizes: require ## builds every function for release (a quarter of an hou
 	    $$(gzip -c $$bin | wc -c | awk '{print $$1/1e6}'); done
 
 e2e-test: build-local ## the deployed local stack, from outside
+	@cargo build $(CARGO_FLAGS) -p tests -p fieldctl
 	@$(MAKE) --no-print-directory down deploy-local
-	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -- --test-threads=2
+	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl -- --test-threads=2
 	@$(MAKE) --no-print-directory down
+
+smoke: ## uses the deployed local stack once, as its users do
+	@cargo build $(CARGO_FLAGS) -p tests -p fieldctl
+	@$(LOCAL_ENV) FIELDSTATION_STACK=fieldstation-local FIELDCTL=target/$(HOST)/debug/fieldctl tests/smoke.sh
 
 check: setup tests/local/node_modules/.installed ## the template and the state machines, by their validators
 	$(LOCAL_ENV) $(BIN)/sam validate --lint

@@ -4,7 +4,6 @@
 
 #![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
 
-mod plot;
 mod progress;
 mod readings;
 mod report;

@@ -20,6 +20,7 @@ use surfrad::{Day, LeftOut};
 use tests::{
     Stack,
     capture::{self, Capture},
+    failures::{Failure, FailureError},
     judge::{Alert, Watched},
     log, logger,
     meter::Meter,
@@ -49,6 +50,8 @@ const CONFLICTING: usize = 12;
 const GLANCE: Duration = Duration::from_millis(10);
 /// So many of the last bundles are sent by themselves, to see how soon they can be asked for.
 const TIMED: usize = 20;
+/// Who sets broken records aside.
+const STORE_READINGS: &str = "store-readings";
 /// What a reading may cost, in DynamoDB's write units.
 const MOST_UNITS_A_READING: f64 = 0.1;
 
@@ -68,7 +71,7 @@ pub struct Report {
     pub queryable_after: Millis,
     pub sensors: Vec<SensorDay>,
     pub alerts: Vec<Alert>,
-    pub quarantined: Vec<SetAside>,
+    pub failures: Vec<SetAside>,
 }
 
 #[derive(Debug, Serialize)]
@@ -131,7 +134,7 @@ pub struct SensorDay {
     pub limits: Vec<(&'static str, f64)>,
 }
 
-/// A record in the quarantine.
+/// A broken record, as the failures table tells of it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SetAside {
@@ -379,35 +382,38 @@ async fn check_alerts(
     Ok(told)
 }
 
-/// The quarantine must hold the broken records, whole, and nothing else.
-async fn check_quarantine(
+/// The failures of store-readings must be the broken records, whole, and nothing else.
+async fn check_failures(
     stack: &Stack,
     broken: &[Placed],
     untrue: &mut Vec<String>,
 ) -> Result<Vec<SetAside>> {
-    let queue = stack.output("StoreReadingsQuarantineUrl")?;
-    let mut waiting = stack.quarantine().await?;
+    let mut failures = stack.failures_of(STORE_READINGS).await?;
     let begun = Instant::now();
-    while waiting.len() < broken.len() && begun.elapsed() < SETTLING {
+    while failures.len() < broken.len() && begun.elapsed() < SETTLING {
         tokio::time::sleep(GLANCE).await;
-        waiting = stack.quarantine().await?;
+        failures = stack.failures_of(STORE_READINGS).await?;
     }
+    let mut recorded = failures.into_iter().map(Quarantined::of).collect::<Result<Vec<_>>>()?;
     let mut set_aside = Vec::new();
     for (Broken { what, error, data }, position) in broken {
-        let at = waiting.iter().position(|message| message.position() == *position);
-        let Some(message) = at.map(|at| waiting.swap_remove(at)) else {
-            untrue.push(format!("{what}, at {position:?}, is not in {queue}"));
+        let at = recorded.iter().position(|record| record.position() == *position);
+        let Some(record) = at.map(|at| recorded.swap_remove(at)) else {
+            untrue.push(format!("{what}, at {position:?}, is no failure of {STORE_READINGS}"));
             continue;
         };
-        if message.error != *error || message.payload()? != *data {
-            untrue.push(format!("{what} is in {queue}, not whole or not as {error}: {message:?}"));
+        let whole = record.payload()? == *data;
+        let Failure { kind, status, error: told, .. } = record.failure;
+        if !whole || kind != "QUARANTINED" || status != "OPEN" || told.name != *error {
+            let told = format!("{} {kind} {status}", told.name);
+            untrue.push(format!("{what} is not whole, or not {error} QUARANTINED OPEN: {told}"));
         }
-        let Quarantined { error, reason, .. } = message;
         let Position { shard_id, sequence_number } = position.clone();
+        let FailureError { name: error, message: reason } = told;
         let bytes = data.len();
         set_aside.push(SetAside { what, error, reason, shard_id, sequence_number, bytes });
     }
-    untrue.extend(waiting.iter().map(|message| format!("{queue} holds {message:?}")));
+    untrue.extend(recorded.iter().map(|more| format!("there is a {}", more.failure)));
     Ok(set_aside)
 }
 
@@ -499,7 +505,7 @@ pub async fn run(
 
     let mut untrue = Vec::new();
     let sensors = check_samples(stack, &plan, &mut untrue).await?;
-    let quarantined = check_quarantine(stack, &broken, &mut untrue).await?;
+    let failures = check_failures(stack, &broken, &mut untrue).await?;
     let mut stored = check_rows(stack, &plan, &mut untrue).await?;
     let alerts = check_alerts(stack, capture, &plan, ids, &mut untrue).await?;
 
@@ -532,7 +538,7 @@ pub async fn run(
         queryable_after,
         sensors,
         alerts,
-        quarantined,
+        failures,
     };
     Ok(Findings { report, untrue })
 }

@@ -4,18 +4,17 @@ use std::collections::BTreeMap;
 
 use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 use contracts::{Metric, Timestamp, events::Limit};
+use plot::Plot;
 use surfrad::LeftOut;
 use tests::judge::Became;
 
-use crate::{
-    plot::Plot,
-    readings::{Report, SensorDay, Sent, Stored},
-};
+use crate::readings::{Report, SensorDay, Sent, Stored};
 
 /// These are drawn.
 const DRAWN: [Metric; 3] =
     [Metric::DownwellingShortwave, Metric::AirTemperature, Metric::WindSpeed];
 const WIDTH: u16 = 100;
+const DAY_MILLIS: i64 = 24 * 60 * 60 * 1000;
 
 fn table<const N: usize>(titles: [&str; N]) -> Table {
     let mut table = Table::new();
@@ -37,7 +36,10 @@ pub fn all(report: &Report) -> String {
     let mut parts: Vec<_> = plots.collect();
     parts.push(format!("The day, as the API adds it up:\n{}", days(report)));
     parts.push(format!("Alerts, as they came over the bus:\n{}", alerts(report)));
-    parts.push(format!("In the quarantine of store-readings:\n{}", quarantine(report)));
+    parts.push(format!(
+        "Broken records, as the failures table tells of them:\n{}",
+        failures(report)
+    ));
     parts.push(counts(report));
     parts.join("\n\n")
 }
@@ -53,8 +55,12 @@ fn plot(report: &Report, sensor: &SensorDay) -> String {
     }
     let last = sensor.samples.last().map(|sample| sample.0);
     breaches.extend(since.zip(last));
+    let taken = last.map_or(0, Timestamp::millis);
+    let midnight = Timestamp::from_millis(taken - taken.rem_euclid(DAY_MILLIS));
     Plot {
         title: format!("{} of {}, {}", sensor.metric, report.station, sensor.unit),
+        from: midnight,
+        to: midnight.plus_millis(DAY_MILLIS),
         samples: &sensor.samples,
         limits: sensor.limits.clone(),
         breaches,
@@ -110,9 +116,9 @@ fn alerts(report: &Report) -> Table {
     table
 }
 
-fn quarantine(report: &Report) -> Table {
+fn failures(report: &Report) -> Table {
     let mut table = table(["What was put", "Bytes", "Error", "Reason", "Position"]);
-    for record in &report.quarantined {
+    for record in &report.failures {
         table.add_row([
             record.what,
             &record.bytes.to_string(),
@@ -131,7 +137,7 @@ fn counts(report: &Report) -> String {
     let Stored { rows, bytes, write_units, write_units_refused, write_units_a_reading, .. } =
         report.stored;
     let mut errors = BTreeMap::<&str, usize>::new();
-    for record in &report.quarantined {
+    for record in &report.failures {
         *errors.entry(&record.error).or_default() += 1;
     }
     let errors: Vec<_> = errors.iter().map(|(error, count)| format!("{count} {error}")).collect();
@@ -143,7 +149,7 @@ fn counts(report: &Report) -> String {
          once more: {bundles_repeated} bundles with {samples_repeated} samples; broken records: {}; \
          calls tried again: {}\n\
          Out:  {} samples in {rows} rows, each once, equal to the file's to the bit\n      \
-         in the quarantine: {}\n\
+         in the failures table: {}\n\
          Cost: {write_units} write units for the rows ({bytes} bytes), {write_units_refused} for what \
          was there already: {write_units_a_reading:.4} a reading\n\
          Time: from sending a bundle to its readings p50 {} ms, p95 {} ms, at most {} ms (on the \

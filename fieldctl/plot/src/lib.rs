@@ -1,4 +1,4 @@
-//! A day of a sensor as a line in the terminal, of Braille dots: two across and four down in a
+//! A sensor's readings as a line in the terminal, of Braille dots: two across and four down in a
 //! character.
 
 use std::{fmt, ops::RangeInclusive};
@@ -11,16 +11,21 @@ const ROWS: usize = 6;
 const DOTS_ACROSS: usize = 2 * COLUMNS;
 const DOTS_DOWN: usize = 4 * ROWS;
 const DAY_MILLIS: i64 = 24 * 60 * 60 * 1000;
-const TICK_HOURS: usize = 3;
-const TICK_COLUMNS: usize = COLUMNS * TICK_HOURS / 24;
+const TICKS: usize = 8;
+const TICK_COLUMNS: usize = COLUMNS / TICKS;
 /// A limit is a dotted line: one dot in so many.
 const LIMIT_DOTS: usize = 4;
 
-/// A day of a sensor.
+/// Some time of a sensor.
+#[derive(Debug)]
 pub struct Plot<'a> {
     /// What is shown.
     pub title: String,
-    /// Of one day, UTC, sorted by time; at least one.
+    /// The time at the left.
+    pub from: Timestamp,
+    /// The time at the right, later.
+    pub to: Timestamp,
+    /// Of that time, sorted; at least one.
     pub samples: &'a [Sample],
     /// Limits, by what they are called.
     pub limits: Vec<(&'static str, f64)>,
@@ -38,13 +43,6 @@ fn place(part: f64, whole: usize) -> usize {
     )]
     let place = (part.clamp(0.0, 1.0) * whole as f64) as usize;
     place.min(whole - 1)
-}
-
-/// The place of an instant in its day.
-fn across(at: Timestamp, whole: usize) -> usize {
-    #[expect(clippy::cast_precision_loss, reason = "milliseconds of a day")]
-    let part = at.millis().rem_euclid(DAY_MILLIS) as f64 / DAY_MILLIS as f64;
-    place(part, whole)
 }
 
 /// Lines of Braille patterns.
@@ -66,6 +64,30 @@ impl Canvas {
 }
 
 impl Plot<'_> {
+    fn millis(&self) -> i64 {
+        (self.to.millis() - self.from.millis()).max(1)
+    }
+
+    /// The place of an instant.
+    fn across(&self, at: Timestamp, whole: usize) -> usize {
+        #[expect(clippy::cast_precision_loss, reason = "milliseconds of some years")]
+        let part = (at.millis() - self.from.millis()) as f64 / self.millis() as f64;
+        place(part, whole)
+    }
+
+    /// The label of a tick: the time of the day, or the day where there are many.
+    fn label(&self, tick: usize) -> String {
+        let part = self.millis() * i64::try_from(tick).unwrap_or_default();
+        let at = self.from.plus_millis(part / i64::try_from(TICKS).unwrap_or(1)).to_string();
+        if self.millis() > 2 * DAY_MILLIS {
+            return at[5..10].to_owned();
+        }
+        match &at[11..16] {
+            "00:00" if tick == TICKS => "24:00".to_owned(),
+            time => time.to_owned(),
+        }
+    }
+
     /// From the least to the greatest that is shown.
     fn range(&self) -> RangeInclusive<f64> {
         let shown = self.samples.iter().map(|sample| sample.1);
@@ -89,7 +111,7 @@ impl fmt::Display for Plot<'_> {
         }
         let mut before = None;
         for Sample(at, value) in self.samples {
-            let (x, y) = (across(*at, DOTS_ACROSS), down(*value));
+            let (x, y) = (self.across(*at, DOTS_ACROSS), down(*value));
             // From one sample to the next: a line without holes, however steep.
             let from = before.unwrap_or(y);
             for line in &mut canvas.0[y.min(from)..=y.max(from)] {
@@ -113,19 +135,19 @@ impl fmt::Display for Plot<'_> {
         if !self.limits.is_empty() {
             let mut beyond = [' '; COLUMNS];
             for (from, to) in &self.breaches {
-                let (from, to) = (across(*from, COLUMNS), across(*to, COLUMNS));
+                let (from, to) = (self.across(*from, COLUMNS), self.across(*to, COLUMNS));
                 beyond[from..=to.max(from)].fill('▀');
             }
             let line = format!("{:>9} │{}", "breached", String::from_iter(beyond));
             writeln!(f, "{}", line.trim_end())?;
         }
-        let axis = format!("┴{}", "─".repeat(TICK_COLUMNS - 1)).repeat(24 / TICK_HOURS);
+        let axis = format!("┴{}", "─".repeat(TICK_COLUMNS - 1)).repeat(TICKS);
         writeln!(f, "{:>9} └{axis}┴", "")?;
         write!(f, "{:>11}", "")?;
-        for hour in (0..24).step_by(TICK_HOURS) {
-            write!(f, "{hour:02}:00{:1$}", "", TICK_COLUMNS - "00:00".len())?;
+        for tick in 0..TICKS {
+            write!(f, "{:TICK_COLUMNS$}", self.label(tick))?;
         }
-        f.write_str("24:00 UTC")
+        write!(f, "{} UTC", self.label(TICKS))
     }
 }
 
@@ -140,6 +162,8 @@ mod tests {
         let samples: Vec<_> = (0..1440).map(|at| Sample(minute(at), at as f64)).collect();
         let plot = Plot {
             title: "ramp (min)".to_owned(),
+            from: minute(0),
+            to: minute(1440),
             samples: &samples,
             limits: vec![("max", 720.0)],
             breaches: vec![(minute(720), minute(1439))],
@@ -158,10 +182,19 @@ mod tests {
     }
 
     #[test]
-    fn a_day_without_change_is_a_line_in_the_middle() {
-        let samples = [Sample(Timestamp::from_millis(0), 5.0)];
-        let plot =
-            Plot { title: String::new(), samples: &samples, limits: vec![], breaches: vec![] };
-        assert!(plot.to_string().lines().nth(4).is_some_and(|line| line.contains('⠁')));
+    fn readings_without_change_are_a_line_in_the_middle() {
+        let (from, to) = (Timestamp::from_millis(0), Timestamp::from_millis(3 * DAY_MILLIS));
+        let samples = [Sample(from, 5.0)];
+        let plot = Plot {
+            title: String::new(),
+            from,
+            to,
+            samples: &samples,
+            limits: vec![],
+            breaches: vec![],
+        };
+        let shown = plot.to_string();
+        assert!(shown.lines().nth(4).is_some_and(|line| line.contains('⠁')));
+        assert!(shown.ends_with("01-04 UTC"), "{shown}");
     }
 }

@@ -1,0 +1,233 @@
+//! The stack's HTTP API, called with AWS Signature Version 4.
+
+use std::time::{Duration, SystemTime};
+
+use aws_credential_types::provider::ProvideCredentials;
+use aws_sigv4::{
+    http_request::{self, SignableBody, SignableRequest, SigningSettings},
+    sign::v4,
+};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, Uri, body::Bytes, header};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use serde_json::Value;
+
+use crate::{
+    error::{Exit, Trouble},
+    stack::Stack,
+};
+
+/// Above API Gateway's own limit of 10 MB.
+const LARGEST_ANSWER: usize = 16 << 20;
+/// API Gateway answers within 29 s.
+const PATIENCE: Duration = Duration::from_secs(35);
+/// The first pause before a retry; each is twice the one before.
+const PAUSE: Duration = Duration::from_millis(250);
+const MOST_RETRIES: u32 = 5;
+
+/// Plain or TLS connections.
+#[derive(Clone, Debug)]
+pub(crate) struct Http(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
+
+impl Http {
+    pub(crate) fn new() -> Result<Self, Trouble> {
+        let connector = HttpsConnectorBuilder::new()
+            .with_provider_and_webpki_roots(rustls::crypto::aws_lc_rs::default_provider())
+            .map_err(|error| Trouble::new(Exit::Failed, format!("TLS can't be set up: {error}")))?
+            .https_or_http()
+            .enable_http1()
+            .build();
+        Ok(Self(Client::builder(TokioExecutor::new()).build(connector)))
+    }
+}
+
+/// A request of the API.
+#[derive(Clone, Debug)]
+pub struct Call {
+    method: Method,
+    path: String,
+    key: Option<String>,
+    body: Bytes,
+}
+
+impl Call {
+    fn new(method: Method, path: impl Into<String>) -> Self {
+        Self { method, path: path.into(), key: None, body: Bytes::new() }
+    }
+
+    /// `GET` of a path below the stage, query included.
+    #[must_use]
+    pub fn get(path: impl Into<String>) -> Self {
+        Self::new(Method::GET, path)
+    }
+
+    /// `DELETE`.
+    #[must_use]
+    pub fn delete(path: impl Into<String>) -> Self {
+        Self::new(Method::DELETE, path)
+    }
+
+    /// `POST` of JSON.
+    #[must_use]
+    pub fn post(path: impl Into<String>, body: impl Into<Bytes>) -> Self {
+        Self { body: body.into(), ..Self::new(Method::POST, path) }
+    }
+
+    /// With that `Idempotency-Key`.
+    #[must_use]
+    pub fn key(mut self, key: impl Into<String>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+}
+
+/// A path's query.
+#[must_use]
+pub fn query(pairs: &[(&str, Option<String>)]) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    for (name, value) in pairs {
+        if let Some(value) = value {
+            query.append_pair(name, value);
+        }
+    }
+    query.finish()
+}
+
+/// What the API answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// The body; as a JSON string where it is no JSON.
+    pub body: Value,
+}
+
+impl Stack {
+    /// What the API answers to the call, a refusal as a trouble. Every call of the API may be
+    /// repeated, so this does that while the service is busy.
+    pub async fn call(&self, call: Call) -> Result<Value, Trouble> {
+        let mut pause = PAUSE;
+        for _ in 0..MOST_RETRIES {
+            let answer = self.send(&call).await?;
+            match answer.status {
+                200..300 => return Ok(answer.body),
+                429 | 502..=504 => tokio::time::sleep(pause).await,
+                status => return Err(Trouble::refused(status, &answer.body)),
+            }
+            pause *= 2;
+        }
+        let answer = self.send(&call).await?;
+        match answer.status {
+            200..300 => Ok(answer.body),
+            status => Err(Trouble::refused(status, &answer.body)
+                .advise(format!("it was tried {} times", MOST_RETRIES + 1))),
+        }
+    }
+
+    async fn send(&self, call: &Call) -> Result<Answer, Trouble> {
+        let request = self.request(call).await?;
+        let unreachable = |error: String| {
+            Trouble::new(Exit::Aws, format!("the API can't be reached: {error}"))
+                .advise("is the network there, and was the stack deployed as a whole?")
+        };
+        let answered = async {
+            let answer = self.http.0.request(request).await.map_err(|error| {
+                unreachable(std::error::Error::source(&error).unwrap_or(&error).to_string())
+            })?;
+            let status = answer.status().as_u16();
+            let body = Limited::new(answer.into_body(), LARGEST_ANSWER).collect().await;
+            let body = body.map_err(|error| unreachable(error.to_string()))?.to_bytes();
+            let body = serde_json::from_slice(&body)
+                .unwrap_or_else(|_| String::from_utf8_lossy(&body).into_owned().into());
+            Ok(Answer { status, body })
+        };
+        match tokio::time::timeout(PATIENCE, answered).await {
+            Ok(answered) => answered,
+            Err(_) => Err(unreachable(format!("no answer in {} s", PATIENCE.as_secs()))),
+        }
+    }
+
+    /// Signed. The emulator has no name for the API: its own address, and the name as `Host`.
+    async fn request(&self, call: &Call) -> Result<Request<Full<Bytes>>, Trouble> {
+        let broken =
+            |error: &dyn std::fmt::Display| Trouble::usage(format!("no such call: {error}"));
+        let api = self.output("ApiUrl")?.trim_end_matches('/');
+        let (base, host) = if let Some(emulator) = self.emulator() {
+            let stage = api.rsplit('/').next().unwrap_or_default();
+            let port = emulator.port_u16().unwrap_or(80);
+            let authority = emulator.authority().map_or("", |authority| authority.as_str());
+            let host = format!("{}.execute-api.localhost:{port}", self.output("ApiId")?);
+            (format!("http://{authority}/{stage}"), host)
+        } else {
+            let uri: Uri = api.parse().map_err(|error| broken(&error))?;
+            (api.to_owned(), uri.host().unwrap_or_default().to_owned())
+        };
+        let uri = format!("{base}{}", call.path);
+        let mut request = Request::builder()
+            .method(call.method.clone())
+            .uri(&uri)
+            .header(header::HOST, host)
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::USER_AGENT, concat!("fieldctl/", env!("CARGO_PKG_VERSION")));
+        if let Some(key) = &call.key {
+            request = request.header("idempotency-key", key);
+        }
+        let mut request = request.body(Full::new(call.body.clone())).map_err(|e| broken(&e))?;
+        self.sign(&uri, &mut request, &call.body).await?;
+        Ok(request)
+    }
+
+    async fn sign(
+        &self,
+        uri: &str,
+        request: &mut Request<Full<Bytes>>,
+        body: &[u8],
+    ) -> Result<(), Trouble> {
+        let no =
+            |what: String| Trouble::new(Exit::Aws, format!("the call can't be signed: {what}"));
+        let provider = self
+            .config()
+            .credentials_provider()
+            .ok_or_else(|| no("there are no AWS credentials".to_owned()))?;
+        let credentials = provider.provide_credentials().await.map_err(|e| no(e.to_string()))?;
+        let identity = credentials.into();
+        let params = v4::SigningParams::builder()
+            .identity(&identity)
+            .region(self.region())
+            .name("execute-api")
+            .time(SystemTime::now())
+            .settings(SigningSettings::default())
+            .build()
+            .map_err(|error| no(error.to_string()))?
+            .into();
+        let headers = request.headers().iter();
+        let headers =
+            headers.filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
+        let signable = SignableRequest::new(
+            request.method().as_str(),
+            uri,
+            headers,
+            SignableBody::Bytes(body),
+        )
+        .map_err(|error| no(error.to_string()))?;
+        let signed = http_request::sign(signable, &params).map_err(|e| no(e.to_string()))?;
+        signed.into_parts().0.apply_to_request_http1x(request);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_leaves_out_what_is_not_asked_for() {
+        let pairs =
+            [("status", Some("A B".to_owned())), ("limit", None), ("next", Some("=".into()))];
+        assert_eq!(query(&pairs), "status=A+B&next=%3D");
+    }
+}

@@ -1,0 +1,125 @@
+//! The command line.
+
+use std::io::IsTerminal;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::{
+    commands::{
+        events::Events, failures::Failures, readings::Readings, sagas::Sagas, sites::Sites,
+        trace::Trace,
+    },
+    render::Screen,
+    stack::Target,
+};
+
+/// Sees what a Fieldstation stack does, what failed in it, and does something about it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "fieldctl",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done; 1 failed, or a part of it; 2 wrong usage; 3 not found; \
+                  4 refused by the service; 5 AWS out of reach, or not allowed.\n\n\
+                  On the local stack: fieldctl --endpoint-url http://127.0.0.1:4566 --stack \
+                  fieldstation-local ..."
+)]
+pub struct Cli {
+    /// Where.
+    #[command(flatten)]
+    pub target: Target,
+    /// How it looks.
+    #[command(flatten)]
+    pub look: Look,
+    /// What.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How the output looks.
+#[derive(Args, Clone, Copy, Debug)]
+#[command(next_help_heading = "Everywhere")]
+pub struct Look {
+    /// Print JSON, lists as a line an entry, and nothing else on standard output.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// When to use colours: auto (on a terminal), always or never; NO_COLOR is honoured.
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_possible_values = true
+    )]
+    pub color: Color,
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl Look {
+    /// Standard output with that look.
+    #[must_use]
+    pub fn screen(self) -> Screen {
+        let out = std::io::stdout();
+        let terminal = out.is_terminal();
+        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let color = match self.color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => terminal && !refused,
+        };
+        let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+        let width =
+            columns.or_else(|| terminal.then(|| usize::from(console::Term::stdout().size().1)));
+        Screen::new(Box::new(out.lock()), self.json, color && !self.json, width)
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Monitoring sites: list, show, onboard, teardown.
+    #[command(subcommand)]
+    Sites(Sites),
+    /// The whole story of a site, in order: events, saga, failures.
+    Trace(Trace),
+    /// Runs of the state machines: what is stuck, what failed, recovery.
+    #[command(subcommand)]
+    Sagas(Sagas),
+    /// The event log.
+    #[command(subcommand)]
+    Events(Events),
+    /// Sensors' readings: send, get, plot.
+    #[command(subcommand)]
+    Readings(Readings),
+    /// What the stack gave up on: see it, replay it, discard it.
+    #[command(subcommand)]
+    Failures(Failures),
+    /// Prints a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

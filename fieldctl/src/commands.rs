@@ -1,0 +1,66 @@
+//! The commands, one file a group: what each needs, does and prints.
+
+pub mod events;
+pub mod failures;
+pub mod readings;
+pub mod sagas;
+pub mod sites;
+pub mod trace;
+
+use std::{
+    fs,
+    io::{self, BufRead, IsTerminal, Read, Write},
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
+
+use crate::error::{Exit, Trouble};
+
+/// How often something that is waited for is looked at.
+pub const LOOK: Duration = Duration::from_secs(2);
+
+/// The JSON in a file, or on standard input where it is `-`.
+pub fn json_file(path: &str) -> Result<Value, Trouble> {
+    let mut text = String::new();
+    let read = match path {
+        "-" => io::stdin().read_to_string(&mut text).map(|_| ()),
+        path => fs::read_to_string(path).map(|content| text = content),
+    };
+    read.map_err(|error| Trouble::usage(format!("{path} can't be read: {error}")))?;
+    if text.trim().is_empty() {
+        return Err(Trouble::usage(format!("{path} is empty")).advise("it has to hold JSON"));
+    }
+    serde_json::from_str(&text)
+        .map_err(|error| Trouble::usage(format!("{path} is no JSON: {error}")))
+}
+
+/// Asks whether to go on, unless `yes` was said on the command line.
+pub fn confirm(question: &str, yes: bool) -> Result<(), Trouble> {
+    if yes {
+        return Ok(());
+    }
+    if !io::stdin().is_terminal() {
+        return Err(Trouble::usage("nobody can be asked, for this is no terminal")
+            .advise("say --yes to go on without being asked"));
+    }
+    let mut answer = String::new();
+    eprint!("{question} [y/N] ");
+    io::stderr().flush().and_then(|()| io::stdin().lock().read_line(&mut answer))?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(Trouble::new(Exit::Failed, "nothing was done")),
+    }
+}
+
+/// Something that moves on standard error while something else is waited for; nothing off a terminal.
+#[must_use]
+pub fn spinner() -> ProgressBar {
+    let bar = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(120));
+    bar
+}

@@ -1,0 +1,195 @@
+//! `fieldctl events`.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use clap::{Args, Subcommand};
+use contracts::{OnboardingId, Timestamp};
+use futures_util::future::try_join_all;
+use serde_json::{Value, json};
+use store::EventRow;
+use tokio::time::Instant;
+
+use crate::{
+    error::{Exit, Trouble},
+    log::{Between, sort},
+    render::{Cell, Screen, Table, Tone, instant, mask, plain},
+    stack::Stack,
+};
+
+/// How often `tail` looks.
+const LOOK: Duration = Duration::from_secs(2);
+/// An event's time is that of its transaction, and the indexes follow by a moment: so far behind
+/// is looked again.
+const LATE_MILLIS: i64 = 30_000;
+/// More of a type in that time are not told by `tail`.
+const MOST_AT_ONCE: usize = 1000;
+
+/// Commands for the event log.
+#[derive(Debug, Subcommand)]
+pub enum Events {
+    /// Lists events in the order of time: the last ones, up to --limit.
+    List {
+        /// Of what.
+        #[command(flatten)]
+        of: Of,
+        /// Not before: RFC 3339, or an age such as 2h.
+        #[arg(long, value_parser = instant)]
+        from: Option<Timestamp>,
+        /// Before.
+        #[arg(long, value_parser = instant)]
+        to: Option<Timestamp>,
+        /// At most so many.
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// Prints events as they are committed, until Ctrl-C.
+    Tail {
+        /// Only events of this type.
+        #[arg(long = "type", value_name = "TYPE")]
+        kind: Option<String>,
+        /// Stop after so many seconds.
+        #[arg(long)]
+        seconds: Option<u64>,
+    },
+}
+
+/// Which events.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub struct Of {
+    /// Of this entity: site/<id>, reservation/<id>, ...
+    #[arg(long, value_name = "TYPE/ID")]
+    entity: Option<String>,
+    /// Of this type, such as SiteActivated.
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: Option<String>,
+    /// Of this onboarding.
+    #[arg(long, value_name = "ONBOARDING")]
+    correlation: Option<OnboardingId>,
+}
+
+impl Events {
+    /// Carries it out.
+    pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, Trouble> {
+        match self {
+            Self::List { of, from, to, limit } => {
+                let events = list(stack, of, Between { from, to }, limit).await?;
+                if events.is_empty() && !screen.json {
+                    screen.line("There are no such events.")?;
+                }
+                print(screen, &mut table(), &events)?;
+            }
+            Self::Tail { kind, seconds } => {
+                let kinds = match kind {
+                    Some(kind) => vec![known(&kind)?],
+                    None => types(),
+                };
+                let end = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+                tail(stack, screen, &kinds, end).await?;
+            }
+        }
+        Ok(Exit::Done)
+    }
+}
+
+/// Every type of event.
+fn types() -> Vec<&'static str> {
+    contracts::events::schemas().into_iter().map(|(name, _, _)| name).collect()
+}
+
+fn known(kind: &str) -> Result<&'static str, Trouble> {
+    let types = types();
+    types.iter().find(|name| name.eq_ignore_ascii_case(kind)).copied().ok_or_else(|| {
+        Trouble::usage(format!("there is no type of event {kind:?}"))
+            .advise(format!("there are {}", types.join(", ")))
+    })
+}
+
+async fn list(
+    stack: &Stack,
+    of: Of,
+    between: Between,
+    limit: usize,
+) -> Result<Vec<EventRow>, Trouble> {
+    if let Some(kind) = of.kind {
+        stack.events_of_type(known(&kind)?, between, limit).await
+    } else if let Some(onboarding) = of.correlation {
+        stack.events_of_onboarding(onboarding, between, limit).await
+    } else {
+        let entity = of.entity.unwrap_or_default();
+        let Some((kind, id)) = entity.split_once(['/', '#']) else {
+            return Err(Trouble::usage(format!("{entity:?} is no entity")).advise(
+                "give its type and id, such as site/55115657-a433-553f-959b-29ae8465145d",
+            ));
+        };
+        stack.events_of(&format!("{kind}#{id}"), between, limit).await
+    }
+}
+
+/// New events of those types, each once, until the end or Ctrl-C.
+async fn tail(
+    stack: &Stack,
+    screen: &mut Screen,
+    kinds: &[&str],
+    end: Option<Instant>,
+) -> Result<(), Trouble> {
+    let mut table = table();
+    let begun = Timestamp::now();
+    let mut seen = BTreeMap::<(String, u64), Timestamp>::new();
+    let interrupted = tokio::signal::ctrl_c();
+    tokio::pin!(interrupted);
+    loop {
+        let from = Timestamp::now().plus_millis(-LATE_MILLIS).max(begun);
+        let between = Between { from: Some(from), to: None };
+        let of_kinds = kinds.iter().map(|kind| stack.events_of_type(kind, between, MOST_AT_ONCE));
+        let mut new: Vec<_> = try_join_all(of_kinds).await?.into_iter().flatten().collect();
+        new.retain(|it| seen.insert((it.entity.clone(), it.sequence), it.occurred_at).is_none());
+        sort(&mut new);
+        print(screen, &mut table, &new)?;
+        screen.flush()?;
+        seen.retain(|_, at| *at >= from);
+        if end.is_some_and(|end| Instant::now() + LOOK > end) {
+            return Ok(());
+        }
+        tokio::select! {
+            _ = &mut interrupted => return Ok(()),
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+fn table() -> Table {
+    Table::new(["", "OCCURRED", "TYPE", "NO.", "ENTITY"])
+}
+
+fn print(screen: &mut Screen, table: &mut Table, events: &[EventRow]) -> Result<(), Trouble> {
+    if screen.json {
+        return events.iter().try_for_each(|event| screen.entry(&entry(event)));
+    }
+    let rows: Vec<_> = events.iter().map(row).collect();
+    table.page(screen, &rows)
+}
+
+fn row(event: &EventRow) -> Vec<Cell> {
+    let (symbol, tone) = match event.unpublished {
+        None => ("●", Tone::Strong),
+        Some(_) => ("○", Tone::Warn),
+    };
+    vec![
+        (symbol.to_owned(), tone),
+        (event.occurred_at.to_string(), Tone::Faint),
+        (event.kind.clone(), tone),
+        plain(event.sequence.to_string()),
+        plain(event.entity.clone()),
+    ]
+}
+
+/// The event as subscribers get it, and whether they did.
+fn entry(event: &EventRow) -> Value {
+    let mut detail = serde_json::from_str(&event.detail).unwrap_or_default();
+    mask(&mut detail);
+    json!({
+        "detail-type": event.kind, "source": event.source, "detail": detail,
+        "publishedAt": event.published_at,
+    })
+}

@@ -1,0 +1,384 @@
+//! `fieldctl failures replay`.
+
+use std::{cell::Cell, collections::BTreeMap, env, num::NonZeroU32, pin::pin, time::Duration};
+
+use clap::Args;
+use contracts::Timestamp;
+use failures::{
+    ErrorInfo, FailureId, FailureRow, Kind, Status,
+    ledger::{Claim, Finish, Insist, Ledger, Outcome, Summary},
+};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use tokio::{
+    sync::Notify,
+    time::{MissedTickBehavior, interval},
+};
+use uuid::Uuid;
+
+use super::{Chosen, Which, counted, payload, skips};
+use crate::{
+    error::{Exit, Trouble},
+    render::{Screen, Table, Tone, age, plain, short},
+    resend::{Entry, Resend, Sent, joined, part_of},
+    stack::Stack,
+    walk::{Filter, Walk, kind},
+};
+
+/// The parts of a record come one right after another, so they were recorded within this.
+const PARTS_MILLIS: i64 = 60 * 60 * 1000;
+
+/// What is replayed, and how.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Which.
+    #[command(flatten)]
+    which: Which,
+    /// Do it.
+    #[arg(long)]
+    yes: bool,
+    /// Begin with at most so many a second.
+    #[arg(long, value_name = "PER SECOND", default_value = "10")]
+    rate: NonZeroU32,
+    /// At most so many at the same time.
+    #[arg(long, default_value = "4")]
+    concurrency: NonZeroU32,
+    /// Those of interrupted replays too, which may have been sent.
+    #[arg(long)]
+    in_doubt: bool,
+    /// Those too that were replayed five times.
+    #[arg(long)]
+    force: bool,
+}
+
+/// How a piece of work ended.
+enum Ended {
+    Replayed,
+    Failed(ErrorInfo),
+    InDoubt(String),
+    Skipped(String),
+    /// Nothing else can be sent.
+    Stop(Trouble),
+}
+
+/// What is left of a run: the count of how it went.
+#[derive(Default)]
+struct Count {
+    replayed: u32,
+    failed: u32,
+    in_doubt: u32,
+    skipped: BTreeMap<String, u32>,
+}
+
+/// What every replay of a run needs.
+struct Run<'a> {
+    stack: &'a Stack,
+    ledger: Ledger,
+    resend: Resend<'a>,
+    /// Of all claims of this run.
+    id: Uuid,
+    by: Option<String>,
+    insist: Insist,
+}
+
+/// Shows what would go where, or sends it and shows how it went.
+pub async fn run(stack: &Stack, screen: &mut Screen, options: Options) -> Result<Exit, Trouble> {
+    let ledger = stack.ledger()?;
+    let chosen = Chosen::new(ledger.clone(), &options.which).await?;
+    if !options.yes {
+        return dry(screen, chosen).await;
+    }
+    let length = Chosen::new(ledger.clone(), &options.which).await?.count().await?;
+    let run = Run {
+        stack,
+        ledger,
+        resend: Resend::new(stack),
+        id: Uuid::new_v4(),
+        by: env::var("USER").ok(),
+        insist: Insist { too_often: options.force, in_doubt: options.in_doubt },
+    };
+    let bar = bar(length);
+    let mut ticks = interval(Duration::from_secs(1) / options.rate.get());
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let ticks = stream::unfold(ticks, |mut ticks| async move {
+        ticks.tick().await;
+        Some(((), ticks))
+    });
+    let pages = stream::try_unfold(chosen, |mut chosen| async move {
+        Ok::<_, Trouble>(
+            chosen.next().await?.map(|page| (stream::iter(page).map(Ok::<_, Trouble>), chosen)),
+        )
+    });
+    // On Ctrl-C no more are taken; those under way come to their end.
+    let (halt, interrupted) = (Notify::new(), Cell::new(false));
+    let halted = async {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => interrupted.set(true),
+            () = halt.notified() => {}
+        }
+    };
+    let taken = pages.try_flatten().zip(ticks).take_until(halted);
+    let width = usize::try_from(options.concurrency.get()).unwrap_or(usize::MAX);
+    let ended = taken
+        .map(|(row, ())| async {
+            let row = row?;
+            let ended = run.replay(&row).await?;
+            Ok::<_, Trouble>((row, ended))
+        })
+        .buffer_unordered(width);
+    let mut ended = pin!(ended);
+
+    let (mut count, mut stop) = (Count::default(), None);
+    while let Some(one) = ended.next().await {
+        match one {
+            Ok((_, Ended::Stop(trouble))) | Err(trouble) => {
+                stop = stop.or(Some(trouble));
+                halt.notify_one();
+            }
+            Ok((row, one)) => bar.suspend(|| count.add(screen, &row, one))?,
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    count.show(screen, interrupted.get())?;
+    match stop {
+        Some(trouble) => Err(trouble),
+        None if count.failed + count.in_doubt > 0 || interrupted.get() => Ok(Exit::Failed),
+        None => Ok(Exit::Done),
+    }
+}
+
+fn bar(length: usize) -> ProgressBar {
+    let bar = ProgressBar::new(u64::try_from(length).unwrap_or(u64::MAX));
+    let template = "{bar:40} {pos}/{len} {per_sec}, {eta} left; Ctrl-C ends what is under way";
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+async fn dry(screen: &mut Screen, mut chosen: Chosen) -> Result<Exit, Trouble> {
+    let mut table = Table::new(["ID", "KIND", "REPLAYS", "LAST", "ERROR", "GOES TO"]);
+    let mut count = 0;
+    while let Some(page) = chosen.next().await? {
+        let mut rows = Vec::with_capacity(page.len());
+        for row in page {
+            let entry = match Entry::of(row.kind, &row.source) {
+                Some(entry) if row.status == Status::Open => Ok(entry.to_string()),
+                Some(_) => Err(format!("nowhere: it is {}", row.status.name())),
+                None => Err("nowhere: it has no known form".to_owned()),
+            };
+            count += usize::from(entry.is_ok());
+            if screen.json {
+                screen.entry(&json!({ "id": row.id, "goesTo": entry.as_ref().ok() }))?;
+                continue;
+            }
+            rows.push(vec![
+                plain(short(&row.id)),
+                plain(kind(row.kind)),
+                plain(row.replays.to_string()),
+                (age(screen.now, row.last_at), Tone::Faint),
+                (row.error.name, Tone::Bad),
+                entry.map_or_else(|nowhere| (nowhere, Tone::Faint), plain),
+            ]);
+        }
+        table.page(screen, &rows)?;
+    }
+    if !screen.json {
+        let count = counted(count, "No failure");
+        screen.line(&format!("{count} would be replayed; --yes does it."))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// What is to be sent, and of which other failures it is the work as well.
+struct Work {
+    payload: String,
+    others: Vec<FailureId>,
+}
+
+impl Run<'_> {
+    /// Claims, sends, finishes.
+    async fn replay(&self, row: &Summary) -> Result<Ended, Trouble> {
+        let skip = |why: &str| Ok(Ended::Skipped(why.to_owned()));
+        if row.status != Status::Open {
+            return skip(row.status.name());
+        }
+        let Some(entry) = Entry::of(row.kind, &row.source) else {
+            return skip("in no known form");
+        };
+        if let Err(trouble) = self.resend.find(&entry).await {
+            return gone(trouble);
+        }
+        let Some(full) = self.ledger.get(row.id).await? else { return skip("gone") };
+        let work = match self.work(&full).await {
+            Ok(Some(work)) => work,
+            Ok(None) => return skip("part of a record, replayed with its first part"),
+            Err(trouble) => return gone(trouble),
+        };
+
+        let mut claimed: Vec<FailureRow> = Vec::new();
+        for id in std::iter::once(row.id).chain(work.others) {
+            let by = self.by.as_deref();
+            let why =
+                match self.ledger.claim(id, self.id, by, self.insist, Timestamp::now()).await? {
+                    Claim::Claimed(row) => {
+                        claimed.push(*row);
+                        continue;
+                    }
+                    Claim::NotOpen(status) => status.name().to_owned(),
+                    Claim::TooOften => "replayed five times, --force insists".to_owned(),
+                    Claim::InDoubt(_) => {
+                        "in doubt: an unfinished replay may have sent it, --in-doubt insists"
+                            .to_owned()
+                    }
+                    Claim::Unknown => "gone".to_owned(),
+                };
+            self.release(&claimed).await?;
+            return Ok(Ended::Skipped(why));
+        }
+        let Some(first) = claimed.first() else { return skip("gone") };
+
+        let outcome = match self.resend.send(&entry, first, &work.payload).await {
+            Sent::Done => Outcome::Done,
+            Sent::Failed(error) => Outcome::Failed(error),
+            // The claims stay: nobody sends it again unless told to.
+            Sent::InDoubt(why) => return Ok(Ended::InDoubt(why)),
+            Sent::Not(trouble) => {
+                self.release(&claimed).await?;
+                return Ok(Ended::Stop(trouble));
+            }
+        };
+        let mut ended = Ended::Replayed;
+        for row in &claimed {
+            let finish = self.ledger.finish(row.id, self.id, &outcome).await?;
+            ended = match (finish, &outcome) {
+                (_, Outcome::Failed(error)) => Ended::Failed(error.clone()),
+                (Finish::Replayed, Outcome::Done) => ended,
+                (Finish::Stays(_), Outcome::Done) => {
+                    Ended::Failed(ErrorInfo::new("CameBack", "it failed again meanwhile"))
+                }
+                (Finish::NotOurs, Outcome::Done) => {
+                    Ended::InDoubt("another replay claimed it meanwhile".to_owned())
+                }
+            };
+        }
+        Ok(ended)
+    }
+
+    /// Ends claims of what was not sent: as if nothing had been.
+    async fn release(&self, claimed: &[FailureRow]) -> Result<(), Trouble> {
+        for row in claimed {
+            let unchanged = Outcome::Failed(row.error.clone());
+            // Nobody else ends a claim of this run.
+            let (Finish::Stays(_) | Finish::Replayed | Finish::NotOurs) =
+                self.ledger.finish(row.id, self.id, &unchanged).await?;
+        }
+        Ok(())
+    }
+
+    /// What is to be sent; none for a part of a record that is not the first.
+    async fn work(&self, row: &FailureRow) -> Result<Option<Work>, Trouble> {
+        let text = payload(self.stack, row).await?;
+        let whole = |payload| Ok(Some(Work { payload, others: Vec::new() }));
+        if row.kind != Kind::Quarantined {
+            return whole(text);
+        }
+        let record: Value = serde_json::from_str(&text).unwrap_or_default();
+        match part_of(&record) {
+            None => whole(text),
+            Some((1, count)) => self.parts(row, record, count).await.map(Some),
+            Some(_) => Ok(None),
+        }
+    }
+
+    /// The record of which the row is the first part.
+    async fn parts(&self, row: &FailureRow, first: Value, count: usize) -> Result<Work, Trouble> {
+        let filter = Filter {
+            source: Some(row.source.clone()),
+            since: Some(row.last_at.plus_millis(-PARTS_MILLIS)),
+            ..Filter::default()
+        };
+        let mut walk = Walk::new(self.ledger.clone(), &[Status::Open], filter);
+        let (mut parts, mut others) = (vec![first], Vec::new());
+        while let Some(page) = walk.next().await? {
+            for near in page {
+                let apart = near.first_at.millis().abs_diff(row.first_at.millis());
+                if near.id == row.id || apart > PARTS_MILLIS.unsigned_abs() {
+                    continue;
+                }
+                let Some(near) = self.ledger.get(near.id).await? else { continue };
+                let text = payload(self.stack, &near).await?;
+                let record: Value = serde_json::from_str(&text).unwrap_or_default();
+                if part_of(&record).is_some() && record["eventID"] == parts[0]["eventID"] {
+                    parts.push(record);
+                    others.push(near.id);
+                }
+            }
+        }
+        match joined(&parts) {
+            Some(record) => Ok(Work { payload: record.to_string(), others }),
+            None => Err(Trouble::not_found(format!(
+                "of a record in {count} parts, {} are open",
+                parts.len()
+            ))),
+        }
+    }
+}
+
+/// What is not there is skipped, everything else ends the run.
+fn gone(trouble: Trouble) -> Result<Ended, Trouble> {
+    match trouble.exit {
+        Exit::NotFound => Ok(Ended::Skipped(trouble.message)),
+        _ => Err(trouble),
+    }
+}
+
+impl Count {
+    /// Counts how one ended, and tells it unless it went well.
+    fn add(&mut self, screen: &mut Screen, row: &Summary, ended: Ended) -> Result<(), Trouble> {
+        let (word, tone, symbol, told) = match ended {
+            Ended::Replayed => {
+                self.replayed += 1;
+                ("REPLAYED", Tone::Good, "✔", String::new())
+            }
+            Ended::Failed(error) => {
+                self.failed += 1;
+                ("FAILED", Tone::Bad, "✘", format!("{}: {}", error.name, error.message))
+            }
+            Ended::InDoubt(why) => {
+                self.in_doubt += 1;
+                ("IN_DOUBT", Tone::Warn, "?", format!("in doubt: {why}"))
+            }
+            Ended::Skipped(why) => {
+                *self.skipped.entry(why.clone()).or_default() += 1;
+                ("SKIPPED", Tone::Faint, "-", why)
+            }
+            Ended::Stop(_) => return Ok(()),
+        };
+        if screen.json {
+            return screen.entry(&json!({ "id": row.id, "outcome": word, "reason": told }));
+        }
+        if matches!(word, "FAILED" | "IN_DOUBT") {
+            let symbol = screen.paint(tone, symbol);
+            screen.line(&format!("{symbol} {} {}  {told}", short(&row.id), row.source))?;
+        }
+        Ok(())
+    }
+
+    fn show(&self, screen: &mut Screen, interrupted: bool) -> Result<(), Trouble> {
+        if screen.json {
+            return Ok(());
+        }
+        let Self { replayed, failed, in_doubt, skipped } = self;
+        let doubt = match in_doubt {
+            0 => String::new(),
+            count => format!(", {count} in doubt"),
+        };
+        let cut = if interrupted { "; interrupted, the rest is as it was" } else { "" };
+        let line =
+            format!("{replayed} replayed, {failed} failed again{doubt}{}{cut}", skips(skipped));
+        screen.line(&line)
+    }
+}

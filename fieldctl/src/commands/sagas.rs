@@ -1,0 +1,319 @@
+//! `fieldctl sagas`.
+
+use std::time::Duration;
+
+use aws_sdk_sfn::types::ExecutionStatus;
+use clap::Subcommand;
+use contracts::{OnboardingId, SiteId, Timestamp};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{
+    commands::{LOOK, confirm, sites, spinner},
+    error::{Exit, Trouble, aws},
+    log::Between,
+    render::{Cell, Screen, Table, Tone, age, length, mask, plain, span},
+    saga::{Execution, Listed, MACHINES},
+    stack::Stack,
+    trace::{of_execution, of_status, show},
+};
+
+/// Executions that are looked at side by side: Step Functions refills 15 descriptions a second.
+const AT_ONCE: usize = 4;
+
+/// Commands for sagas.
+#[derive(Debug, Subcommand)]
+pub enum Sagas {
+    /// Lists executions of site-onboarding and site-teardown, newest first.
+    List {
+        /// Only those that run and had no event for longer than the budget.
+        #[arg(long, conflicts_with_all = ["failed", "incomplete"])]
+        stuck: bool,
+        /// Only those that failed, timed out or were aborted.
+        #[arg(long)]
+        failed: bool,
+        /// Only those that left something behind (CompensationIncomplete).
+        #[arg(long)]
+        incomplete: bool,
+        /// How long a saga may stand still before it counts as stuck.
+        #[arg(long, default_value = "15m", value_parser = length)]
+        budget: Duration,
+        /// At most so many of each machine are looked at.
+        #[arg(long, default_value_t = 25)]
+        limit: usize,
+    },
+    /// Shows an execution, state by state.
+    Show {
+        /// Its name, such as the onboarding's id, or its ARN.
+        execution: String,
+    },
+    /// Starts a site-teardown for an onboarding that left something behind, or stands still.
+    Recover {
+        /// The onboarding.
+        onboarding: OnboardingId,
+        /// Show how it goes until it ends.
+        #[arg(long)]
+        wait: bool,
+        /// Don't ask.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+impl Sagas {
+    /// Carries it out.
+    pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, Trouble> {
+        match self {
+            Self::List { stuck, failed, incomplete, budget, limit } => {
+                let failed = failed || incomplete;
+                let statuses = if stuck {
+                    vec![Some(ExecutionStatus::Running)]
+                } else if failed {
+                    let ended = [ExecutionStatus::Failed, ExecutionStatus::TimedOut];
+                    ended.into_iter().chain([ExecutionStatus::Aborted]).map(Some).collect()
+                } else {
+                    vec![None]
+                };
+                let wanted = |it: &Execution, now: Timestamp| {
+                    (!stuck || is_stuck(it, budget, now)) && (!incomplete || is_incomplete(it))
+                };
+                list(stack, screen, statuses, limit, wanted).await
+            }
+            Self::Show { execution } => {
+                let found = find(stack, &execution).await?;
+                print(screen, &found)?;
+                Ok(Exit::Done)
+            }
+            Self::Recover { onboarding, wait, yes } => {
+                recover(stack, screen, onboarding, wait, yes).await
+            }
+        }
+    }
+}
+
+fn is_stuck(execution: &Execution, budget: Duration, now: Timestamp) -> bool {
+    let still = now.millis() - execution.last_event.millis();
+    execution.is_running() && u128::try_from(still).is_ok_and(|still| still > budget.as_millis())
+}
+
+fn is_incomplete(execution: &Execution) -> bool {
+    execution.failure.as_ref().is_some_and(|failure| failure.error == "CompensationIncomplete")
+}
+
+async fn list(
+    stack: &Stack,
+    screen: &mut Screen,
+    statuses: Vec<Option<ExecutionStatus>>,
+    limit: usize,
+    wanted: impl Fn(&Execution, Timestamp) -> bool,
+) -> Result<Exit, Trouble> {
+    let mut listed: Vec<Listed> = Vec::new();
+    for machine in MACHINES {
+        for status in &statuses {
+            let ever = Timestamp::from_millis(0);
+            listed.extend(stack.executions(machine, status.clone(), ever, limit).await?);
+        }
+    }
+    listed.sort_by_key(|listed| std::cmp::Reverse(listed.started));
+    let mut described = stream::iter(listed)
+        .map(|listed| async move { stack.execution(&listed.arn).await })
+        .buffered(AT_ONCE);
+    let mut found = Vec::new();
+    while let Some(execution) = described.try_next().await? {
+        found.extend(execution.filter(|execution| wanted(execution, screen.now)));
+    }
+    if screen.json {
+        found.iter().try_for_each(|execution| screen.entry(execution))?;
+        return Ok(Exit::Done);
+    }
+    if found.is_empty() {
+        screen.line("There are no such executions.")?;
+    }
+    let now = screen.now;
+    let rows: Vec<_> = found.iter().map(|execution| row(execution, now)).collect();
+    let titles = ["STATUS", "STARTED", "LAST", "SAGA", "STANDS AT, OR ERROR", "NAME"];
+    Table::new(titles).page(screen, &rows)?;
+    Ok(Exit::Done)
+}
+
+fn row(execution: &Execution, now: Timestamp) -> Vec<Cell> {
+    let stands = match (execution.current(), &execution.failure) {
+        (Some(state), _) if execution.is_running() => {
+            let since = span(now.millis() - state.begun.millis());
+            (format!("{} for {since}", state.name), Tone::Warn)
+        }
+        (_, Some(failure)) => plain(failure.error.clone()),
+        _ => plain(""),
+    };
+    vec![
+        (execution.status.clone(), of_status(&execution.status)),
+        (age(now, execution.started), Tone::Faint),
+        (age(now, execution.last_event), Tone::Faint),
+        plain(execution.machine.trim_start_matches("site-")),
+        stands,
+        plain(execution.name.clone()),
+    ]
+}
+
+/// By ARN, or by name in either machine.
+async fn find(stack: &Stack, named: &str) -> Result<Execution, Trouble> {
+    let arns = if named.starts_with("arn:") {
+        vec![named.to_owned()]
+    } else {
+        MACHINES
+            .into_iter()
+            .map(|machine| stack.execution_arn(machine, named))
+            .collect::<Result<_, _>>()?
+    };
+    for arn in arns {
+        if let Some(execution) = stack.execution(&arn).await? {
+            return Ok(execution);
+        }
+    }
+    Err(Trouble::not_found(format!("there is no execution {named}"))
+        .advise("`fieldctl sagas list` lists them; they are kept for 90 days after their end"))
+}
+
+fn print(screen: &mut Screen, execution: &Execution) -> Result<(), Trouble> {
+    let mut input = execution.input.clone();
+    mask(&mut input);
+    if screen.json {
+        return screen.document(&json!({ "execution": execution, "input": input }));
+    }
+    screen.field("execution", Tone::Strong, &execution.name)?;
+    screen.field("machine", Tone::Plain, &execution.machine)?;
+    screen.field("status", of_status(&execution.status), &execution.status)?;
+    if let Some(failure) = &execution.failure {
+        screen.field("error", Tone::Bad, &failure.error)?;
+        screen.field("message", Tone::Plain, &failure.message)?;
+    }
+    screen.field("arn", Tone::Faint, &execution.arn)?;
+    screen.field("input", Tone::Faint, &input.to_string())?;
+    screen.line("")?;
+    show(screen, &of_execution(execution))
+}
+
+/// What a teardown of the onboarding is started with: from its own execution, or, where that is
+/// gone, from the event that began it.
+async fn teardown_input(stack: &Stack, onboarding: OnboardingId) -> Result<Value, Trouble> {
+    let own = stack.execution_arn("SiteOnboardingArn", &onboarding.to_string())?;
+    if let Some(execution) = stack.execution(&own).await? {
+        let failed = execution.states.iter().find_map(|it| Some((&it.name, it.failure()?)));
+        let failure = failed.map(|(step, failure)| {
+            json!({ "step": step, "error": failure.error, "message": failure.message })
+        });
+        return Ok(json!({
+            "onboardingId": onboarding,
+            "siteId": execution.input["siteId"],
+            "causationId": execution.input["causationId"],
+            "failure": failure,
+        }));
+    }
+    let events = stack.events_of_onboarding(onboarding, Between::default(), usize::MAX).await?;
+    let created = events.iter().find(|event| event.kind == "SiteCreated");
+    let created = created.and_then(|event| event.envelope().ok()).ok_or_else(|| {
+        Trouble::not_found(format!("there is no onboarding {onboarding}"))
+            .advise("`fieldctl sites show <siteId>` tells a site's onboardingId")
+    })?;
+    Ok(json!({
+        "onboardingId": onboarding,
+        "siteId": created.data["siteId"],
+        "causationId": created.metadata.event_id,
+        "failure": null,
+    }))
+}
+
+async fn recover(
+    stack: &Stack,
+    screen: &mut Screen,
+    onboarding: OnboardingId,
+    wait: bool,
+    yes: bool,
+) -> Result<Exit, Trouble> {
+    let mut input = teardown_input(stack, onboarding).await?;
+    let site: SiteId =
+        input["siteId"].as_str().and_then(|id| id.parse().ok()).ok_or_else(|| {
+            Trouble::new(Exit::Failed, format!("the onboarding {onboarding} tells no site"))
+        })?;
+    let there = sites::get(stack, site).await?;
+    let status = there["status"].as_str().unwrap_or("?");
+    if status == "ACTIVE" {
+        return Err(Trouble::new(Exit::Refused, format!("site {site} is in service"))
+            .advise("to take it out of service: fieldctl sites teardown"));
+    }
+    if status == "ONBOARDING" && input["failure"].is_null() {
+        // Without a failure the site would count as one that was in service.
+        input["failure"] = json!({
+            "step": "Onboarding", "error": "Recovered",
+            "message": "The onboarding was undone by the operator.",
+        });
+    }
+    let name = there["name"].as_str().unwrap_or("?");
+    confirm(
+        &format!("Undo the onboarding of {name} ({status})? Undos that were done are no-ops."),
+        yes,
+    )?;
+    let random = &Uuid::new_v4().simple().to_string()[..8];
+    let started = stack
+        .machines
+        .start_execution()
+        .state_machine_arn(stack.output("SiteTeardownArn")?)
+        .name(format!("operator-{onboarding}-{random}"))
+        .input(input.to_string())
+        .send()
+        .await
+        .map_err(aws("site-teardown can't be started"))?;
+    let arn = started.execution_arn();
+    if !wait {
+        if screen.json {
+            screen.document(&json!({ "executionArn": arn }))?;
+        } else {
+            screen.field("started", Tone::Good, arn)?;
+            screen.line(&format!("See how it goes: fieldctl trace {onboarding}"))?;
+        }
+        return Ok(Exit::Done);
+    }
+    let spinner = spinner();
+    let execution = loop {
+        let execution = find(stack, arn).await?;
+        if !execution.is_running() {
+            break execution;
+        }
+        let state = execution.current().map_or("…", |state| &state.name).to_owned();
+        spinner.set_message(format!("site-teardown: {state}"));
+        tokio::time::sleep(LOOK).await;
+    };
+    spinner.finish_and_clear();
+    screen.now = Timestamp::now();
+    print(screen, &execution)?;
+    Ok(if execution.failure.is_none() { Exit::Done } else { Exit::Failed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stuck_is_what_stands_still_for_longer_than_the_budget() {
+        let began = Timestamp::from_millis(0);
+        let mut execution = Execution {
+            machine: "site-onboarding".to_owned(),
+            name: "n".to_owned(),
+            arn: "a".to_owned(),
+            status: "RUNNING".to_owned(),
+            started: began,
+            stopped: None,
+            failure: None,
+            states: Vec::new(),
+            children: Vec::new(),
+            last_event: began,
+            input: Value::Null,
+        };
+        let budget = Duration::from_mins(15);
+        assert!(!is_stuck(&execution, budget, began.plus_millis(900_000)));
+        assert!(is_stuck(&execution, budget, began.plus_millis(900_001)));
+        execution.status = "FAILED".to_owned();
+        assert!(!is_stuck(&execution, budget, began.plus_millis(900_001)));
+    }
+}

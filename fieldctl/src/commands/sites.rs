@@ -1,0 +1,287 @@
+//! `fieldctl sites`.
+
+use clap::{Subcommand, ValueEnum};
+use contracts::{SiteId, Timestamp};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{
+    api::{Call, query},
+    commands::{LOOK, confirm, json_file, spinner},
+    error::{Exit, Trouble},
+    render::{Screen, Table, Tone, ago, plain},
+    stack::Stack,
+    trace::of_status,
+};
+
+/// As many as the API gives at a time.
+const LARGEST_PAGE: usize = 100;
+
+/// Commands for sites.
+#[derive(Debug, Subcommand)]
+pub enum Sites {
+    /// Lists sites; with --status the oldest first, else in no order.
+    List {
+        /// Only those in this status.
+        #[arg(long, ignore_case = true)]
+        status: Option<Status>,
+        /// At most so many.
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// Shows a site: status, sensors, its onboarding step by step.
+    Show {
+        /// The site.
+        site: SiteId,
+    },
+    /// Registers a site, which starts its onboarding.
+    Onboard {
+        /// The registration, as docs/integrating.md describes it; - for standard input.
+        file: String,
+        /// Repeat a registration with its key, and it makes no second site. Default: a new one.
+        #[arg(long)]
+        idempotency_key: Option<String>,
+        /// Wait until the site is ACTIVE or REJECTED.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Takes a live site out of service, for good.
+    Teardown {
+        /// The site.
+        site: SiteId,
+        /// Wait until the site is DECOMMISSIONED.
+        #[arg(long)]
+        wait: bool,
+        /// Don't ask.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// Where a site is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Status {
+    /// The saga runs.
+    Onboarding,
+    /// In service.
+    Active,
+    /// The onboarding failed and was undone.
+    Rejected,
+    /// Being taken out of service.
+    Decommissioning,
+    /// Out of service for good.
+    Decommissioned,
+}
+
+impl Sites {
+    /// Carries it out.
+    pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, Trouble> {
+        match self {
+            Self::List { status, limit } => list(stack, screen, status, limit).await,
+            Self::Show { site } => show(stack, screen, site).await,
+            Self::Onboard { file, idempotency_key, wait } => {
+                onboard(stack, screen, &file, idempotency_key, wait).await
+            }
+            Self::Teardown { site, wait, yes } => teardown(stack, screen, site, wait, yes).await,
+        }
+    }
+}
+
+fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    value[name].as_str().unwrap_or("?")
+}
+
+/// `GET /sites/{siteId}`.
+pub async fn get(stack: &Stack, site: SiteId) -> Result<Value, Trouble> {
+    stack.call(Call::get(format!("/sites/{site}"))).await
+}
+
+async fn list(
+    stack: &Stack,
+    screen: &mut Screen,
+    status: Option<Status>,
+    limit: usize,
+) -> Result<Exit, Trouble> {
+    let mut table = Table::new(["STATUS", "SITE", "REGISTERED", "NAME", "OPERATOR"]);
+    let (mut left, mut next) = (limit, None);
+    while left > 0 {
+        let query = query(&[
+            ("status", status.map(|status| format!("{status:?}").to_uppercase())),
+            ("limit", Some(left.min(LARGEST_PAGE).to_string())),
+            ("next", next),
+        ]);
+        let page = stack.call(Call::get(format!("/sites?{query}"))).await?;
+        let sites = page["sites"].as_array().map_or(&[][..], Vec::as_slice);
+        left = left.saturating_sub(sites.len());
+        if screen.json {
+            sites.iter().try_for_each(|site| screen.entry(site))?;
+        } else {
+            let row = |site| {
+                let status = text(site, "status");
+                let registered = text(site, "createdAt").parse::<Timestamp>();
+                let registered = registered.map_or("?".to_owned(), |at| ago(screen.now, at));
+                vec![
+                    (status.to_owned(), of_status(status)),
+                    plain(text(site, "siteId")),
+                    (registered, Tone::Faint),
+                    (text(site, "name").to_owned(), Tone::Strong),
+                    plain(text(site, "operator")),
+                ]
+            };
+            let rows: Vec<_> = sites.iter().map(row).collect();
+            table.page(screen, &rows)?;
+        }
+        next = page["next"].as_str().map(str::to_owned);
+        if next.is_none() {
+            break;
+        }
+    }
+    if left == limit && !screen.json {
+        screen.line("There are no such sites.")?;
+    }
+    Ok(Exit::Done)
+}
+
+async fn show(stack: &Stack, screen: &mut Screen, site: SiteId) -> Result<Exit, Trouble> {
+    let site = get(stack, site).await?;
+    if screen.json {
+        screen.document(&site)?;
+        return Ok(Exit::Done);
+    }
+    let location = &site["location"];
+    let place = format!(
+        "{} N, {} E, {} m",
+        location["latitude"], location["longitude"], location["elevationM"]
+    );
+    screen.field("site", Tone::Strong, text(&site, "name"))?;
+    screen.field("status", of_status(text(&site, "status")), text(&site, "status"))?;
+    screen.field("siteId", Tone::Plain, text(&site, "siteId"))?;
+    screen.field("operator", Tone::Plain, text(&site, "operator"))?;
+    screen.field("location", Tone::Plain, &place)?;
+    let onboarding = &site["onboarding"];
+    screen.field("onboardingId", Tone::Plain, text(onboarding, "onboardingId"))?;
+    if let Some(failure) = onboarding.get("failure") {
+        screen.field("failed at", Tone::Bad, text(failure, "step"))?;
+        screen.field("error", Tone::Bad, text(failure, "error"))?;
+        screen.field("message", Tone::Plain, text(failure, "message"))?;
+    }
+    screen.line("")?;
+    let steps = onboarding["steps"].as_array().into_iter().flatten().map(|step| {
+        let status = text(step, "status");
+        vec![
+            plain(text(step, "name")),
+            (status.to_owned(), of_status(status)),
+            (text(step, "at").to_owned(), Tone::Faint),
+        ]
+    });
+    Table::new(["STEP", "STATUS", "AT"]).page(screen, &steps.collect::<Vec<_>>())?;
+    screen.line("")?;
+    let sensors = site["sensors"].as_array().into_iter().flatten().map(|sensor| {
+        vec![
+            plain(text(sensor, "sensorId")),
+            plain(text(sensor, "unit")),
+            plain(text(sensor, "metric")),
+        ]
+    });
+    Table::new(["SENSOR", "UNIT", "METRIC"]).page(screen, &sensors.collect::<Vec<_>>())?;
+    Ok(Exit::Done)
+}
+
+async fn onboard(
+    stack: &Stack,
+    screen: &mut Screen,
+    file: &str,
+    key: Option<String>,
+    wait: bool,
+) -> Result<Exit, Trouble> {
+    let registration = json_file(file)?;
+    let key = key.unwrap_or_else(|| Uuid::new_v4().to_string());
+    let call = Call::post("/sites", registration.to_string()).key(&key);
+    let answer = stack.call(call).await.map_err(|trouble| match trouble.exit {
+        // Whether it was registered is not known: the same key makes no second site.
+        Exit::Aws => trouble.advise(format!("to try again: --idempotency-key {key}")),
+        _ => trouble,
+    })?;
+    if !screen.json {
+        screen.field("siteId", Tone::Strong, text(&answer, "siteId"))?;
+        screen.field("onboardingId", Tone::Plain, text(&answer, "onboardingId"))?;
+        screen.field("key", Tone::Faint, &key)?;
+        screen.flush()?;
+    }
+    if !wait {
+        if screen.json {
+            screen.document(&answer)?;
+        }
+        return Ok(Exit::Done);
+    }
+    let site: SiteId = text(&answer, "siteId")
+        .parse()
+        .map_err(|_| Trouble::new(Exit::Failed, format!("the API answered no site: {answer}")))?;
+    wait_while(stack, screen, site, "ONBOARDING", "ACTIVE").await
+}
+
+async fn teardown(
+    stack: &Stack,
+    screen: &mut Screen,
+    site: SiteId,
+    wait: bool,
+    yes: bool,
+) -> Result<Exit, Trouble> {
+    let there = get(stack, site).await?;
+    let question = format!(
+        "Take {} ({}) of {} out of service, for good?",
+        text(&there, "name"),
+        text(&there, "status"),
+        text(&there, "operator")
+    );
+    confirm(&question, yes)?;
+    let answer = stack.call(Call::delete(format!("/sites/{site}"))).await?;
+    if wait {
+        return wait_while(stack, screen, site, "DECOMMISSIONING", "DECOMMISSIONED").await;
+    }
+    if screen.json {
+        screen.document(&answer)?;
+    } else {
+        screen.line(&format!("Site {site} is being taken out of service."))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// Waits until the site is in another status than `begun`; prints it. Well is only `good`.
+async fn wait_while(
+    stack: &Stack,
+    screen: &mut Screen,
+    site: SiteId,
+    begun: &str,
+    good: &str,
+) -> Result<Exit, Trouble> {
+    let spinner = spinner();
+    let there = loop {
+        let there = get(stack, site).await?;
+        let status = text(&there, "status");
+        if status != begun {
+            break there;
+        }
+        let steps = there["onboarding"]["steps"].as_array().into_iter().flatten();
+        let steps: Vec<_> = steps.map(|it| text(it, "name")).collect();
+        spinner.set_message(format!("{status}: {}", steps.join(", ")));
+        tokio::time::sleep(LOOK).await;
+    };
+    spinner.finish_and_clear();
+    let status = text(&there, "status");
+    let failure = &there["onboarding"]["failure"];
+    if screen.json {
+        screen.document(&json!({
+            "siteId": site, "onboardingId": there["onboarding"]["onboardingId"], "status": status,
+            "failure": failure,
+        }))?;
+    } else {
+        screen.field("status", of_status(status), status)?;
+        if failure.is_object() {
+            let told =
+                ["step", "error", "message"].map(|name| text(failure, name).to_owned()).join(": ");
+            screen.field("failed at", Tone::Bad, &told)?;
+        }
+    }
+    Ok(if status == good { Exit::Done } else { Exit::Failed })
+}

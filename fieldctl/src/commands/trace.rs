@@ -1,0 +1,116 @@
+//! `fieldctl trace`.
+
+use clap::Args;
+use contracts::{OnboardingId, SiteId, Timestamp};
+use failures::{FailureId, Kind, ledger::Summary};
+use uuid::Uuid;
+
+use crate::{
+    commands::sites,
+    error::{Exit, Trouble},
+    log::Between,
+    render::Screen,
+    saga::Execution,
+    stack::Stack,
+    trace::Story,
+    walk::{Filter, STATUSES, Walk},
+};
+
+/// Clocks of the services differ by less.
+const CLOCKS_MILLIS: i64 = 60_000;
+
+/// Tells the whole story of a site.
+#[derive(Debug, Args)]
+pub struct Trace {
+    /// A site's or an onboarding's id.
+    id: Uuid,
+}
+
+impl Trace {
+    /// Carries it out.
+    pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, Trouble> {
+        let story = story(stack, self.id).await?;
+        if screen.json {
+            screen.document(&story.document())?;
+        } else {
+            story.show(screen)?;
+        }
+        Ok(Exit::Done)
+    }
+}
+
+/// Gathers everything that is known of an onboarding, named by its own id or by its site's.
+pub async fn story(stack: &Stack, id: Uuid) -> Result<Story, Trouble> {
+    // A UUID is always an id; whose, the event log knows.
+    let parse = |_| Trouble::usage(format!("{id} is no id"));
+    let named: OnboardingId = id.to_string().parse().map_err(parse)?;
+    let site: SiteId = id.to_string().parse().map_err(parse)?;
+    let (mut onboarding_id, mut events) = (named, all_events(stack, named).await?);
+    if events.is_empty() {
+        onboarding_id = OnboardingId::of(site);
+        events = all_events(stack, onboarding_id).await?;
+    }
+    let since = events.first().map_or(Timestamp::now(), |event| event.occurred_at);
+    let mut executions =
+        stack.executions_of(onboarding_id, since.plus_millis(-CLOCKS_MILLIS)).await?;
+    if events.is_empty() && executions.is_empty() {
+        return Err(Trouble::not_found(format!(
+            "there is no site and no onboarding {id} in the stack {}",
+            stack.name()
+        ))
+        .advise("`fieldctl sites list` lists the sites"));
+    }
+    let site_id = events.iter().filter_map(|event| event.envelope().ok()).find_map(|envelope| {
+        serde_json::from_value::<SiteId>(envelope.data["siteId"].clone()).ok()
+    });
+    let site = match site_id {
+        Some(site) => or_tell(sites::get(stack, site).await),
+        None => None,
+    };
+    let failures = or_tell(failures_of(stack, onboarding_id, since).await).unwrap_or_default();
+    for failure in failures.iter().filter(|failure| failure.kind == Kind::ExecutionFailed) {
+        executions.extend(replays(stack, failure.id).await?);
+    }
+    executions.sort_by_key(|execution| execution.started);
+    Ok(Story { onboarding_id, site_id, site, executions, events, failures })
+}
+
+/// The story can be told without it.
+fn or_tell<T>(got: Result<T, Trouble>) -> Option<T> {
+    got.inspect_err(|trouble| eprintln!("fieldctl: {trouble}")).ok()
+}
+
+async fn all_events(
+    stack: &Stack,
+    onboarding: OnboardingId,
+) -> Result<Vec<store::EventRow>, Trouble> {
+    stack.events_of_onboarding(onboarding, Between::default(), usize::MAX).await
+}
+
+/// The executions that replayed a failed one.
+async fn replays(stack: &Stack, id: FailureId) -> Result<Vec<Execution>, Trouble> {
+    let mut executions = Vec::new();
+    let Some(mut row) = stack.ledger()?.get(id).await? else { return Ok(executions) };
+    for count in 1..=row.replays {
+        row.replays = count;
+        let arn = stack.execution_arn("SiteTeardownArn", &row.execution_name())?;
+        executions.extend(stack.execution(&arn).await?);
+    }
+    Ok(executions)
+}
+
+/// Whatever its status. The index knows no onboardings: its pages are read, newest first, as far
+/// back as the onboarding began.
+async fn failures_of(
+    stack: &Stack,
+    onboarding: OnboardingId,
+    since: Timestamp,
+) -> Result<Vec<Summary>, Trouble> {
+    let filter = Filter { correlation: Some(onboarding), since: Some(since), ..Filter::default() };
+    let mut walk = Walk::new(stack.ledger()?, &STATUSES, filter);
+    let mut found = Vec::new();
+    while let Some(page) = walk.next().await? {
+        found.extend(page);
+    }
+    Ok(found)
+}

@@ -1,0 +1,228 @@
+//! What goes wrong, told to a person: one sentence, and what to do. The exit code tells a script.
+
+use std::{error::Error, fmt, io};
+
+use aws_credential_types::provider::error::CredentialsError;
+use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
+use failures::FailuresError;
+use serde_json::Value;
+use store::StoreError;
+
+/// The exit codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// The work failed, or a part of it.
+    Failed = 1,
+    /// The command line, or a file that it names, is wrong.
+    Usage = 2,
+    /// There is no such thing.
+    NotFound = 3,
+    /// The service refused.
+    Refused = 4,
+    /// AWS can't be reached, or does not allow it.
+    Aws = 5,
+}
+
+/// Why a command ends early.
+#[derive(Debug)]
+pub struct Trouble {
+    /// The exit code.
+    pub exit: Exit,
+    /// What happened, in a sentence; empty where there is nothing to say.
+    pub message: String,
+    /// What to do.
+    pub advice: Option<String>,
+}
+
+impl Trouble {
+    /// With that exit code and sentence.
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into(), advice: None }
+    }
+
+    /// A mistake on the command line.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(Exit::Usage, message)
+    }
+
+    /// There is no such thing.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(Exit::NotFound, message)
+    }
+
+    /// With what to do.
+    #[must_use]
+    pub fn advise(mut self, advice: impl Into<String>) -> Self {
+        self.advice = Some(advice.into());
+        self
+    }
+
+    /// A problem (RFC 9457), or whatever else the API answered instead of what was asked for.
+    #[must_use]
+    pub fn refused(status: u16, body: &Value) -> Self {
+        let text = |name: &str| body[name].as_str().filter(|text| !text.is_empty());
+        let title = text("title").or_else(|| text("message")).or(body.as_str());
+        let mut message = format!("the API answered {status}");
+        for part in [title, text("detail")].into_iter().flatten() {
+            message = format!("{message}: {}", part.trim_end_matches('.'));
+        }
+        for error in body["errors"].as_array().into_iter().flatten() {
+            let part = |name: &str| error[name].as_str().unwrap_or_default();
+            message = format!("{message}\n  {}: {}", part("field"), part("message"));
+        }
+        match status {
+            404 => Self::not_found(message),
+            401 | 403 => Self::new(Exit::Aws, message)
+                .advise("your credentials need execute-api:Invoke on the stack's API"),
+            _ => Self::new(Exit::Refused, message),
+        }
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.advice {
+            Some(advice) => write!(f, "\n{advice}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Error for Trouble {}
+
+impl From<io::Error> for Trouble {
+    /// Of standard output. Who reads it may stop when it has seen enough.
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::new(Exit::Done, ""),
+            _ => Self::new(Exit::Failed, format!("the output can't be written: {error}")),
+        }
+    }
+}
+
+/// What a row or an answer is that can't be read.
+pub fn unreadable(what: &str, error: &dyn fmt::Display) -> Trouble {
+    Trouble::new(Exit::Failed, format!("{what} can't be read: {error}"))
+        .advise("it may have been written by a newer version: use the fieldctl of that version")
+}
+
+/// An error and what led to it.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> Vec<&'a (dyn Error + 'static)> {
+    let mut causes = vec![error];
+    let mut error = error;
+    while let Some(cause) = error.source() {
+        causes.push(cause);
+        error = cause;
+    }
+    causes
+}
+
+/// The whole chain of an error in a line, each cause once.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for cause in causes(error) {
+        let text = cause.to_string();
+        if !parts.iter().any(|part| part.contains(&text)) {
+            parts.push(text);
+        }
+    }
+    parts.join(": ")
+}
+
+const SIGN_IN: &str = "sign in (`aws sso login`), choose a profile with --profile, or set \
+                       AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
+
+/// What an AWS service's error means to who called, `doing` being what was tried.
+pub fn aws<E>(doing: &str) -> impl FnOnce(SdkError<E, HttpResponse>) -> Trouble + '_
+where
+    E: Error + aws_smithy_runtime_api::client::result::CreateUnhandledError + 'static,
+    SdkError<E, HttpResponse>: aws_sdk_dynamodb::error::ProvideErrorMetadata + Error + 'static,
+{
+    move |error| {
+        use aws_sdk_dynamodb::error::ProvideErrorMetadata;
+
+        if let Some(code) = error.code() {
+            let message = error.message().unwrap_or("no reason given").trim_end_matches('.');
+            return answered(doing, code, message);
+        }
+        if causes(&error).iter().any(|cause| cause.is::<CredentialsError>()) {
+            return Trouble::new(Exit::Aws, format!("{doing}: there are no AWS credentials"))
+                .advise(SIGN_IN);
+        }
+        Trouble::new(Exit::Aws, format!("{doing}: {}", chain(&error)))
+            .advise("is the network there, and are --region and --endpoint-url right?")
+    }
+}
+
+fn answered(doing: &str, code: &str, message: &str) -> Trouble {
+    let trouble = Trouble::new(Exit::Aws, format!("{doing}: {message} ({code})"));
+    let is = |names: &[&str]| names.iter().any(|name| code.starts_with(name));
+    if is(&["AccessDenied", "UnauthorizedOperation", "NotAuthorized"]) {
+        trouble.advise("your role may not do that: docs/fieldctl.md has the policy that it needs")
+    } else if is(&["ExpiredToken", "InvalidClientTokenId", "UnrecognizedClient", "SignatureDoes"]) {
+        trouble.advise(format!("the credentials are not valid (here): {SIGN_IN}"))
+    } else if is(&["Throttling", "ProvisionedThroughputExceeded", "RequestLimitExceeded"]) {
+        trouble.advise("AWS is busy: wait a moment, then do the same again")
+    } else if is(&["ResourceNotFound", "ExecutionDoesNotExist", "StateMachineDoesNotExist"]) {
+        Trouble { exit: Exit::NotFound, ..trouble }
+    } else {
+        trouble
+    }
+}
+
+impl From<StoreError> for Trouble {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Corrupt { row, reason } => unreadable(&format!("row {row}"), &reason),
+            error => Self::new(Exit::Aws, format!("the table can't be reached: {}", chain(&error))),
+        }
+    }
+}
+
+impl From<FailuresError> for Trouble {
+    fn from(error: FailuresError) -> Self {
+        match error {
+            FailuresError::Store(error) => error.into(),
+            error => Self::new(Exit::Aws, chain(&error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_problem_is_told_field_by_field() {
+        let problem = json!({
+            "title": "The request is not valid", "status": 400,
+            "detail": "Correct location.latitude and send the request again.",
+            "errors": [{"field": "location.latitude", "message": "is 91"}],
+        });
+        let trouble = Trouble::refused(400, &problem);
+        assert_eq!(trouble.exit, Exit::Refused);
+        assert_eq!(
+            trouble.to_string(),
+            "the API answered 400: The request is not valid: Correct location.latitude and send \
+             the request again\n  location.latitude: is 91"
+        );
+        assert_eq!(Trouble::refused(404, &json!({})).exit, Exit::NotFound);
+        assert_eq!(Trouble::refused(403, &json!({"message": "Forbidden"})).exit, Exit::Aws);
+        assert_eq!(
+            Trouble::refused(502, &json!("bad gateway")).message,
+            "the API answered 502: bad gateway"
+        );
+    }
+
+    #[test]
+    fn a_reader_who_has_seen_enough_is_no_failure() {
+        let closed = Trouble::from(io::Error::from(io::ErrorKind::BrokenPipe));
+        assert_eq!((closed.exit, closed.message.as_str()), (Exit::Done, ""));
+    }
+}

@@ -1,0 +1,16 @@
+//! The operator's command, as a library: so that its parts can be tested and shared.
+
+#![allow(clippy::doc_markdown, reason = "the docs of arguments are the help that people read")]
+#![allow(rustdoc::bare_urls, reason = "the same")]
+
+pub mod api;
+pub mod cli;
+pub mod commands;
+pub mod error;
+pub mod log;
+pub mod render;
+pub mod resend;
+pub mod saga;
+pub mod stack;
+pub mod trace;
+pub mod walk;

@@ -1,0 +1,163 @@
+//! The event log: the rows of the events table.
+
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
+use contracts::{OnboardingId, Timestamp};
+use store::EventRow;
+
+use crate::{
+    error::{Exit, Trouble, aws, unreadable},
+    stack::Stack,
+};
+
+type Item = HashMap<String, AttributeValue>;
+
+/// As many as `BatchGetItem` takes.
+const MOST_GOT: usize = 100;
+
+/// Between which instants: from inclusive, to exclusive.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Between {
+    /// None: from the first.
+    pub from: Option<Timestamp>,
+    /// None: to the last.
+    pub to: Option<Timestamp>,
+}
+
+impl Between {
+    /// Both inclusive, as BETWEEN has them. Times are texts that are ordered like times.
+    fn bounds(self) -> Result<(String, String), Trouble> {
+        let from = self.from.map_or("0".to_owned(), |from| from.to_string());
+        let to = self.to.map_or("9".to_owned(), |to| to.plus_millis(-1).to_string());
+        if from > to {
+            return Err(Trouble::usage("--from is not before --to"));
+        }
+        Ok((from, to))
+    }
+}
+
+fn text(value: impl Into<String>) -> AttributeValue {
+    AttributeValue::S(value.into())
+}
+
+impl Stack {
+    /// The events of an entity (`type#id`), the last ones in time, at most so many.
+    pub async fn events_of(
+        &self,
+        entity: &str,
+        between: Between,
+        limit: usize,
+    ) -> Result<Vec<EventRow>, Trouble> {
+        let (from, to) = between.bounds()?;
+        let query = self
+            .dynamodb
+            .query()
+            .table_name(self.output("EventsTable")?)
+            .key_condition_expression("entity = :entity")
+            .filter_expression("occurredAt BETWEEN :from AND :to")
+            .expression_attribute_values(":entity", text(entity))
+            .expression_attribute_values(":from", text(from))
+            .expression_attribute_values(":to", text(to))
+            .scan_index_forward(false)
+            .consistent_read(true);
+        let mut items = query.into_paginator().items().send();
+        let mut rows = Vec::new();
+        while let Some(item) = items.next().await {
+            rows.push(row(item.map_err(aws("the event log can't be read"))?)?);
+            if rows.len() == limit {
+                break;
+            }
+        }
+        rows.reverse();
+        Ok(rows)
+    }
+
+    /// The events of a type, the last ones in time, at most so many.
+    pub async fn events_of_type(
+        &self,
+        kind: &str,
+        between: Between,
+        limit: usize,
+    ) -> Result<Vec<EventRow>, Trouble> {
+        self.by_index("byType", "type", kind, between, limit).await
+    }
+
+    /// All events of an onboarding, in the order of time.
+    pub async fn events_of_onboarding(
+        &self,
+        onboarding: OnboardingId,
+        between: Between,
+        limit: usize,
+    ) -> Result<Vec<EventRow>, Trouble> {
+        let id = onboarding.to_string();
+        self.by_index("byCorrelation", "correlationId", &id, between, limit).await
+    }
+
+    /// The indexes hold keys alone; the rows are got by them.
+    async fn by_index(
+        &self,
+        index: &str,
+        attribute: &str,
+        value: &str,
+        between: Between,
+        limit: usize,
+    ) -> Result<Vec<EventRow>, Trouble> {
+        let table = self.output("EventsTable")?;
+        let (from, to) = between.bounds()?;
+        let query = self
+            .dynamodb
+            .query()
+            .table_name(table)
+            .index_name(index)
+            .key_condition_expression("#of = :of AND occurredAt BETWEEN :from AND :to")
+            .expression_attribute_names("#of", attribute)
+            .expression_attribute_values(":of", text(value))
+            .expression_attribute_values(":from", text(from))
+            .expression_attribute_values(":to", text(to))
+            .scan_index_forward(false);
+        let mut items = query.into_paginator().items().send();
+        let mut keys: Vec<Item> = Vec::new();
+        while let Some(item) = items.next().await {
+            let mut item = item.map_err(aws("the event log can't be read"))?;
+            item.retain(|name, _| name == "entity" || name == "sequence");
+            keys.push(item);
+            if keys.len() == limit {
+                break;
+            }
+        }
+        let mut rows = Vec::with_capacity(keys.len());
+        for keys in keys.chunks(MOST_GOT) {
+            rows.extend(self.got(table, keys.to_vec()).await?);
+        }
+        sort(&mut rows);
+        Ok(rows)
+    }
+
+    async fn got(&self, table: &str, mut keys: Vec<Item>) -> Result<Vec<EventRow>, Trouble> {
+        let mut rows = Vec::with_capacity(keys.len());
+        while !keys.is_empty() {
+            let wanted = KeysAndAttributes::builder().set_keys(Some(keys)).build();
+            let wanted = wanted.map_err(|error| Trouble::new(Exit::Failed, error.to_string()))?;
+            let answer = self.dynamodb.batch_get_item().request_items(table, wanted).send().await;
+            let answer = answer.map_err(aws("the event log can't be read"))?;
+            for item in answer.responses.into_iter().filter_map(|mut tables| tables.remove(table)) {
+                rows.extend(item.into_iter().map(row).collect::<Result<Vec<_>, _>>()?);
+            }
+            let left = answer.unprocessed_keys.and_then(|mut tables| tables.remove(table));
+            keys = left.map_or_else(Vec::new, |left| left.keys);
+        }
+        Ok(rows)
+    }
+}
+
+fn row(item: Item) -> Result<EventRow, Trouble> {
+    serde_dynamo::from_item(item).map_err(|error| unreadable("a row of the events table", &error))
+}
+
+/// In the order of what happened, as far as times can tell.
+pub fn sort(rows: &mut [EventRow]) {
+    rows.sort_by(|a, b| {
+        (a.occurred_at, &a.entity, a.sequence).cmp(&(b.occurred_at, &b.entity, b.sequence))
+    });
+}

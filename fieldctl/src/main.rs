@@ -1,0 +1,47 @@
+//! `fieldctl`: parses the command line, finds the stack, dispatches.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use fieldctl::{
+    cli::{Cli, Command},
+    error::{Exit, Trouble},
+    stack::Stack,
+};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let exit = match run(Cli::parse()).await {
+        Ok(exit) => exit,
+        Err(trouble) => {
+            if !trouble.message.is_empty() {
+                eprintln!("fieldctl: {trouble}");
+            }
+            trouble.exit
+        }
+    };
+    ExitCode::from(exit as u8)
+}
+
+async fn run(cli: Cli) -> Result<Exit, Trouble> {
+    let mut screen = cli.look.screen();
+    let screen = &mut screen;
+    if let Command::Completions { shell } = cli.command {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "fieldctl", &mut script);
+        screen.line(&String::from_utf8_lossy(&script))?;
+        return Ok(Exit::Done);
+    }
+    let stack = Stack::connect(&cli.target).await?;
+    let exit = match cli.command {
+        Command::Sites(command) => command.run(&stack, screen).await,
+        Command::Trace(command) => command.run(&stack, screen).await,
+        Command::Sagas(command) => command.run(&stack, screen).await,
+        Command::Events(command) => command.run(&stack, screen).await,
+        Command::Readings(command) => command.run(&stack, screen).await,
+        Command::Failures(command) => command.run(&stack, screen).await,
+        Command::Completions { .. } => Ok(Exit::Done),
+    }?;
+    screen.flush()?;
+    Ok(exit)
+}

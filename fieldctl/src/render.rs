@@ -1,0 +1,373 @@
+//! How things look: colours, tables, times, JSON.
+
+use std::{io::Write, time::Duration};
+
+use console::{Style, measure_text_width, truncate_str};
+use contracts::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::error::{Exit, Trouble};
+
+/// What a text means to who reads it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tone {
+    /// As it is.
+    #[default]
+    Plain,
+    /// A title, or what the eye should find first.
+    Strong,
+    /// Context.
+    Faint,
+    /// Went well.
+    Good,
+    /// Waits, or was repeated.
+    Warn,
+    /// Failed.
+    Bad,
+}
+
+/// Where a command's output goes.
+pub struct Screen {
+    out: Box<dyn Write>,
+    /// Machine-readable output, and nothing else.
+    pub json: bool,
+    /// With ANSI colours.
+    pub color: bool,
+    /// Columns of the terminal; none where it is no terminal, and nothing is cut.
+    pub width: Option<usize>,
+    /// The time that ages are reckoned from.
+    pub now: Timestamp,
+}
+
+impl Screen {
+    /// One on that output.
+    #[must_use]
+    pub fn new(out: Box<dyn Write>, json: bool, color: bool, width: Option<usize>) -> Self {
+        Self { out, json, color, width, now: Timestamp::now() }
+    }
+
+    /// The text in that tone.
+    #[must_use]
+    pub fn paint(&self, tone: Tone, text: &str) -> String {
+        let style = Style::new().force_styling(self.color);
+        let style = match tone {
+            Tone::Plain => return text.to_owned(),
+            Tone::Strong => style.bold(),
+            Tone::Faint => style.dim(),
+            Tone::Good => style.green(),
+            Tone::Warn => style.yellow(),
+            Tone::Bad => style.red().bold(),
+        };
+        style.apply_to(text).to_string()
+    }
+
+    /// A line of text.
+    pub fn line(&mut self, text: &str) -> Result<(), Trouble> {
+        Ok(writeln!(self.out, "{}", text.trim_end())?)
+    }
+
+    /// A JSON document; indented where it is the only one.
+    pub fn document(&mut self, value: &impl Serialize) -> Result<(), Trouble> {
+        let text = serde_json::to_string_pretty(value).map_err(no_json)?;
+        Ok(writeln!(self.out, "{text}")?)
+    }
+
+    /// An entry of JSON lines.
+    pub fn entry(&mut self, value: &impl Serialize) -> Result<(), Trouble> {
+        let text = serde_json::to_string(value).map_err(no_json)?;
+        Ok(writeln!(self.out, "{text}")?)
+    }
+
+    /// Everything so far is out.
+    pub fn flush(&mut self) -> Result<(), Trouble> {
+        Ok(self.out.flush()?)
+    }
+
+    /// A name and its value, wrapped below it.
+    pub fn field(&mut self, name: &str, tone: Tone, value: &str) -> Result<(), Trouble> {
+        const NAME: usize = 13;
+        for (index, part) in wrap(value, self.width.map(|width| width.saturating_sub(NAME + 1)))
+            .into_iter()
+            .enumerate()
+        {
+            let name = self.paint(Tone::Faint, if index == 0 { name } else { "" });
+            let gap = NAME.saturating_sub(measure_text_width(&name));
+            let value = self.paint(tone, &part);
+            self.line(&format!("{name}{:gap$} {value}", ""))?;
+        }
+        Ok(())
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn no_json(error: serde_json::Error) -> Trouble {
+    Trouble::new(Exit::Failed, format!("the output is no JSON: {error}"))
+}
+
+/// A text in its tone.
+pub type Cell = (String, Tone);
+
+/// A plain cell.
+pub fn plain(text: impl Into<String>) -> Cell {
+    (text.into(), Tone::Plain)
+}
+
+/// A table that is printed as it comes, page by page. Its first page says how wide its columns are;
+/// the last one ends where the terminal does.
+pub struct Table {
+    titles: Vec<&'static str>,
+    widths: Vec<usize>,
+}
+
+impl Table {
+    /// One with those columns.
+    #[must_use]
+    pub fn new<const N: usize>(titles: [&'static str; N]) -> Self {
+        Self { titles: titles.to_vec(), widths: Vec::new() }
+    }
+
+    /// Prints further rows, the titles before the first ones.
+    pub fn page(&mut self, screen: &mut Screen, rows: &[Vec<Cell>]) -> Result<(), Trouble> {
+        if self.widths.is_empty() && !rows.is_empty() {
+            self.widths = self.titles.iter().map(|title| measure_text_width(title)).collect();
+            for row in rows {
+                for (width, (text, _)) in self.widths.iter_mut().zip(row) {
+                    *width = (*width).max(measure_text_width(text));
+                }
+            }
+            let titles: Vec<Cell> =
+                self.titles.iter().map(|title| ((*title).to_owned(), Tone::Faint)).collect();
+            self.row(screen, &titles)?;
+        }
+        rows.iter().try_for_each(|row| self.row(screen, row))
+    }
+
+    fn row(&self, screen: &mut Screen, row: &[Cell]) -> Result<(), Trouble> {
+        let mut line = String::new();
+        for (index, ((text, tone), width)) in row.iter().zip(&self.widths).enumerate() {
+            let text = one_line(text);
+            line += &screen.paint(*tone, &text);
+            if index + 1 < row.len() {
+                let gap = width.saturating_sub(measure_text_width(&text)) + 2;
+                line += &" ".repeat(gap);
+            }
+        }
+        let line = match screen.width {
+            Some(width) => truncate_str(&line, width, "…").into_owned(),
+            None => line,
+        };
+        screen.line(&line)
+    }
+}
+
+/// On a line, and without what would command the terminal: some texts come from outside.
+fn one_line(text: &str) -> String {
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control());
+    words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+/// The text in lines of at most so many columns, broken between words where there are any.
+#[must_use]
+pub fn wrap(text: &str, width: Option<usize>) -> Vec<String> {
+    let Some(width) = width.map(|width| width.max(20)) else { return vec![one_line(text)] };
+    let mut lines = vec![String::new()];
+    for word in one_line(text).split(' ') {
+        let mut word = word.to_owned();
+        loop {
+            let line = lines.last_mut().map_or(0, |line| measure_text_width(line));
+            let gap = usize::from(line > 0);
+            if line + gap + measure_text_width(&word) <= width {
+                if let Some(line) = lines.last_mut() {
+                    *line += &" "[..gap];
+                    *line += &word;
+                }
+                break;
+            }
+            if line > 0 {
+                lines.push(String::new());
+                continue;
+            }
+            // A word that is wider than a line: in pieces.
+            let rest = word.split_off(word.char_indices().nth(width).map_or(word.len(), |at| at.0));
+            lines.pop();
+            lines.push(word);
+            lines.push(String::new());
+            word = rest;
+        }
+    }
+    lines
+}
+
+/// A span of time in two units at most.
+#[must_use]
+pub fn span(millis: i64) -> String {
+    let millis = millis.max(0);
+    let seconds = millis / 1000;
+    match seconds {
+        0 => format!("{millis} ms"),
+        1..60 => format!("{seconds}.{} s", millis % 1000 / 100),
+        60..3600 => format!("{}m {:02}s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{}h {:02}m", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{}d {:02}h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+/// How long that has been, in its greatest unit.
+#[must_use]
+pub fn age(now: Timestamp, at: Timestamp) -> String {
+    let seconds = (now.millis() - at.millis()).max(0) / 1000;
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        7200..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// How long ago that is.
+#[must_use]
+pub fn ago(now: Timestamp, at: Timestamp) -> String {
+    age(now, at) + " ago"
+}
+
+/// A point in time as people give it: RFC 3339, or how long ago (`90s`, `15m`, `2h 30m`, `7d`).
+pub fn instant(text: &str) -> Result<Timestamp, String> {
+    if let Ok(at) = text.parse() {
+        return Ok(at);
+    }
+    let past = length(text).map_err(|_| {
+        format!("{text:?} is no time; give RFC 3339 (2026-01-01T00:00:00Z) or an age (15m, 2h, 7d)")
+    })?;
+    let millis = i64::try_from(past.as_millis()).unwrap_or(i64::MAX);
+    Ok(Timestamp::now().plus_millis(-millis))
+}
+
+/// A length of time as people give it (`90s`, `15m`, `2h 30m`, `7d`).
+pub fn length(text: &str) -> Result<Duration, String> {
+    let bad = || format!("{text:?} is no length of time; give one such as 90s, 15m, 2h or 7d");
+    let span: jiff::Span = text.parse().map_err(|_| bad())?;
+    let length = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| bad())?;
+    Duration::try_from(length).map_err(|_| bad())
+}
+
+/// The first digits of an id: enough to tell it by.
+pub fn short(id: &impl ToString) -> String {
+    id.to_string().chars().take(8).collect()
+}
+
+/// The name that a value has on the wire.
+pub fn wire(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(Value::String(name)) => name,
+        _ => "?".to_owned(),
+    }
+}
+
+/// What a cause says to a human: a function's, and the machines' own, is JSON around the sentence.
+#[must_use]
+pub fn sentence(cause: &str) -> String {
+    let parsed: Value = serde_json::from_str(cause).unwrap_or_default();
+    let said = ["errorMessage", "message"].iter().find_map(|name| parsed[name].as_str());
+    said.unwrap_or(cause).to_owned()
+}
+
+const SECRETS: [&str; 2] = ["taskToken", "paymentMethod"];
+
+/// Puts placeholders for what is nobody's business: task tokens and payment methods, also those in
+/// JSON that is text within the JSON.
+pub fn mask(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                if SECRETS.contains(&name.as_str()) {
+                    *value = "***".into();
+                } else {
+                    mask(value);
+                }
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(mask),
+        Value::String(text) if SECRETS.iter().any(|secret| text.contains(secret)) => {
+            match serde_json::from_str::<Value>(text) {
+                Ok(mut inner) => {
+                    mask(&mut inner);
+                    *text = inner.to_string();
+                }
+                Err(_) => "*** (text that holds a secret)".clone_into(text),
+            }
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn spans_have_two_units_at_most() {
+        for (millis, shown) in [
+            (-5, "0 ms"),
+            (999, "999 ms"),
+            (1_250, "1.2 s"),
+            (59_999, "59.9 s"),
+            (200_000, "3m 20s"),
+            (7_500_000, "2h 05m"),
+            (273_600_000, "3d 04h"),
+        ] {
+            assert_eq!(span(millis), shown);
+        }
+    }
+
+    #[test]
+    fn ages_are_told_in_their_greatest_unit() {
+        let now = Timestamp::from_millis(1_000_000_000);
+        for (seconds, shown) in [
+            (0, "0s ago"),
+            (119, "119s ago"),
+            (120, "2m ago"),
+            (7200, "2h ago"),
+            (172_800, "2d ago"),
+        ] {
+            assert_eq!(ago(now, now.plus_millis(-1000 * seconds)), shown);
+        }
+    }
+
+    #[test]
+    fn times_are_given_as_instants_or_as_ages() {
+        assert_eq!(
+            instant("2026-01-01T00:00:00Z").expect("a time").to_string(),
+            "2026-01-01T00:00:00.000Z"
+        );
+        for (text, seconds) in [("90s", 90), ("15m", 900), ("2h 30m", 9000), ("7d", 604_800)] {
+            assert_eq!(length(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        assert!(instant("yesterday").expect_err("no time").contains("RFC 3339"));
+        assert!(length("-2h").is_err());
+    }
+
+    #[test]
+    fn long_texts_wrap_between_words() {
+        assert_eq!(wrap("a b", None), ["a b"]);
+        assert_eq!(
+            wrap("the card of the operator was declined", Some(20)),
+            ["the card of the", "operator was", "declined"]
+        );
+        assert_eq!(wrap(&"x".repeat(25), Some(20)), ["x".repeat(20), "x".repeat(5)]);
+    }
+
+    #[test]
+    fn secrets_are_masked_at_any_depth() {
+        let mut value = json!({"command": {"taskToken": "t", "list": [{"paymentMethod": "pm"}]},
+            "text": "{\"taskToken\":\"t\",\"a\":1}", "broken": "{\"taskToken\":\"t"});
+        mask(&mut value);
+        assert_eq!(
+            value,
+            json!({"command": {"taskToken": "***", "list": [{"paymentMethod": "***"}]},
+                "text": "{\"a\":1,\"taskToken\":\"***\"}", "broken": "*** (text that holds a secret)"})
+        );
+    }
+}

@@ -1,0 +1,312 @@
+//! Sending failed work back to the very entry that it came from.
+
+use std::{collections::HashMap, fmt, time::Duration};
+
+use aws_config::{retry::RetryConfig, timeout::TimeoutConfig};
+use aws_sdk_dynamodb::error::{DisplayErrorContext, ProvideErrorMetadata};
+use aws_sdk_lambda::primitives::Blob;
+use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
+use failures::{ErrorInfo, FailureRow, Kind};
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+
+use crate::{
+    error::{Exit, Trouble},
+    stack::Stack,
+};
+
+/// No function may run longer.
+const LONGEST_RUN: Duration = Duration::from_mins(15);
+/// Pauses before an entry that is busy is tried again: it has taken nothing.
+const PAUSES: [Duration; 4] = [
+    Duration::from_millis(200),
+    Duration::from_millis(800),
+    Duration::from_secs(3),
+    Duration::from_secs(10),
+];
+/// The alias that events come in by.
+const ALIAS: &str = "live";
+
+/// Where work goes back to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// A function, called with the event; the outcome is seen.
+    Function {
+        /// Logical id.
+        logical: String,
+        /// The event is a stream's record: its function takes a batch of them.
+        stream: bool,
+    },
+    /// A queue of commands.
+    Queue(String),
+    /// A state machine.
+    Machine,
+}
+
+impl Entry {
+    /// The entry that such a failure came from; none where there is no replay.
+    #[must_use]
+    pub fn of(kind: Kind, source: &str) -> Option<Self> {
+        let name = pascal(source);
+        let function = |stream| Self::Function { logical: format!("{name}Function"), stream };
+        match kind {
+            Kind::FunctionFailed | Kind::NotDelivered => Some(function(false)),
+            Kind::Quarantined | Kind::GivenUp => Some(function(true)),
+            Kind::DeadLetter => Some(Self::Queue(format!("{name}Queue"))),
+            Kind::ExecutionFailed => Some(Self::Machine),
+            Kind::Unreadable => None,
+        }
+    }
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Function { logical, stream: false } => write!(f, "{logical}:{ALIAS}"),
+            Self::Function { logical, stream: true } => {
+                write!(f, "{logical}:{ALIAS}, as a batch of one record")
+            }
+            Self::Queue(logical) => f.write_str(logical),
+            Self::Machine => f.write_str("SiteTeardown, a new execution"),
+        }
+    }
+}
+
+/// `import-site` as `ImportSite`, the way the template names things.
+fn pascal(kebab: &str) -> String {
+    let words = kebab.split('-').map(|word| {
+        let mut letters = word.chars();
+        letters
+            .next()
+            .map_or(String::new(), |first| first.to_uppercase().chain(letters).collect::<String>())
+    });
+    words.collect()
+}
+
+/// What became of work that was sent.
+#[derive(Debug)]
+pub enum Sent {
+    /// It was done, or taken for good.
+    Done,
+    /// It failed again.
+    Failed(ErrorInfo),
+    /// It may have been done or not: no answer came.
+    InDoubt(String),
+    /// It was not sent, and nothing else can be.
+    Not(Trouble),
+}
+
+/// The way back into a stack.
+#[derive(Debug)]
+pub struct Resend<'a> {
+    stack: &'a Stack,
+    lambda: aws_sdk_lambda::Client,
+    sqs: aws_sdk_sqs::Client,
+    machines: aws_sdk_sfn::Client,
+    /// Physical ids by logical ids.
+    found: Mutex<HashMap<String, String>>,
+}
+
+impl<'a> Resend<'a> {
+    /// One that never sends twice by itself.
+    #[must_use]
+    pub fn new(stack: &'a Stack) -> Self {
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(Duration::from_secs(5))
+            .operation_attempt_timeout(LONGEST_RUN)
+            .build();
+        let config = stack.config().to_builder();
+        let config = config.retry_config(RetryConfig::disabled()).timeout_config(timeouts).build();
+        Self {
+            stack,
+            lambda: aws_sdk_lambda::Client::new(&config),
+            sqs: aws_sdk_sqs::Client::new(&config),
+            machines: aws_sdk_sfn::Client::new(&config),
+            found: Mutex::default(),
+        }
+    }
+
+    /// Where the entry is: a function's name, a queue's URL, a machine's ARN.
+    pub async fn find(&self, entry: &Entry) -> Result<String, Trouble> {
+        let logical = match entry {
+            Entry::Function { logical, .. } | Entry::Queue(logical) => logical,
+            Entry::Machine => return self.stack.output("SiteTeardownArn").map(str::to_owned),
+        };
+        let mut found = self.found.lock().await;
+        if let Some(id) = found.get(logical) {
+            return Ok(id.clone());
+        }
+        let id = self.stack.resource(logical).await?;
+        found.insert(logical.clone(), id.clone());
+        Ok(id)
+    }
+
+    /// Sends a claimed failure's work, once; again only where the entry said that it was busy.
+    pub async fn send(&self, entry: &Entry, row: &FailureRow, payload: &str) -> Sent {
+        for pause in PAUSES {
+            match self.once(entry, row, payload).await {
+                Ok(sent) => return sent,
+                Err(_busy) => tokio::time::sleep(pause).await,
+            }
+        }
+        self.once(entry, row, payload).await.unwrap_or_else(|busy| {
+            Sent::Not(Trouble::new(Exit::Aws, format!("{entry} is too busy: {busy}")))
+        })
+    }
+
+    /// `Err` where the entry is busy and has taken nothing.
+    async fn once(&self, entry: &Entry, row: &FailureRow, payload: &str) -> Result<Sent, String> {
+        let to = match self.find(entry).await {
+            Ok(to) => to,
+            Err(trouble) => return Ok(Sent::Not(trouble)),
+        };
+        match entry {
+            Entry::Function { stream, .. } => {
+                let event = match stream {
+                    true => format!("{{\"Records\":[{payload}]}}"),
+                    false => payload.to_owned(),
+                };
+                let call = self.lambda.invoke().function_name(to).qualifier(ALIAS);
+                match call.payload(Blob::new(event)).send().await {
+                    Ok(answer) => {
+                        let told = answer.payload().map_or(&[][..], |payload| payload.as_ref());
+                        Ok(outcome(answer.function_error(), told))
+                    }
+                    Err(error) => failure(entry, &error),
+                }
+            }
+            Entry::Queue(_) => {
+                match self.sqs.send_message().queue_url(to).message_body(payload).send().await {
+                    Ok(_) => Ok(Sent::Done),
+                    Err(error) => failure(entry, &error),
+                }
+            }
+            Entry::Machine => {
+                let start = self.machines.start_execution().state_machine_arn(to);
+                match start.name(row.execution_name()).input(payload).send().await {
+                    Ok(_) => Ok(Sent::Done),
+                    Err(error) if error.code() == Some("ExecutionAlreadyExists") => Ok(Sent::Done),
+                    Err(error) => failure(entry, &error),
+                }
+            }
+        }
+    }
+}
+
+/// What a function's answer says.
+fn outcome(function_error: Option<&str>, answer: &[u8]) -> Sent {
+    let told: Value = serde_json::from_slice(answer).unwrap_or_default();
+    let text = |name: &str| told[name].as_str();
+    if let Some(error) = function_error {
+        let name = text("errorType").unwrap_or(error);
+        let message = text("errorMessage").unwrap_or("the function told no reason");
+        return Sent::Failed(ErrorInfo::new(name, message));
+    }
+    match told["batchItemFailures"].as_array() {
+        Some(failures) if !failures.is_empty() => Sent::Failed(ErrorInfo::new(
+            "BatchItemFailure",
+            "the function could not work on the record now; its log tells why",
+        )),
+        _ => Sent::Done,
+    }
+}
+
+/// Of a call that went wrong: `Err` where the entry is busy and has taken nothing.
+fn failure<E>(entry: &Entry, error: &SdkError<E, HttpResponse>) -> Result<Sent, String>
+where
+    E: std::error::Error + ProvideErrorMetadata + 'static,
+{
+    let code = error.code().unwrap_or_default();
+    let said = match error.message() {
+        Some(message) => format!("{code}: {message}"),
+        None => DisplayErrorContext(error).to_string(),
+    };
+    let status = error.raw_response().map(|raw| raw.status().as_u16());
+    match (error, status) {
+        (_, Some(429)) => Err(said),
+        _ if code.starts_with("Throttl") || code == "TooManyRequestsException" => Err(said),
+        (SdkError::ConstructionFailure(_), _) | (SdkError::ServiceError(_), Some(400..500)) => {
+            let message = format!("{entry} refused the work, so nothing more was sent: {said}");
+            let trouble = Trouble::new(Exit::Aws, message).advise("mend that, then replay again");
+            Ok(Sent::Not(trouble))
+        }
+        _ => Ok(Sent::InDoubt(said)),
+    }
+}
+
+/// The record that parts make together: in their order, their data joined. None if one is missing.
+#[must_use]
+pub fn joined(parts: &[Value]) -> Option<Value> {
+    let mut parts: Vec<_> =
+        parts.iter().map(|part| Some((part_of(part)?, part))).collect::<Option<_>>()?;
+    parts.sort_by_key(|((number, _), _)| *number);
+    let count = parts.first()?.0.1;
+    let numbers = parts.iter().map(|((number, _), _)| *number);
+    if !numbers.eq(1..=count) {
+        return None;
+    }
+    let data = parts.iter().map(|(_, part)| part["kinesis"]["data"].as_str());
+    let data: String = data.collect::<Option<_>>()?;
+    let mut record = parts.first()?.1.clone();
+    record.as_object_mut()?.remove("part");
+    record["kinesis"]["data"] = json!(data);
+    Some(record)
+}
+
+/// `(1, 2)` of a record that is the first part of two.
+#[must_use]
+pub fn part_of(record: &Value) -> Option<(usize, usize)> {
+    let (number, count) = record["part"].as_str()?.split_once('/')?;
+    Some((number.parse().ok()?, count.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_goes_back_to_where_it_came_from() {
+        let shown = |kind, source| Entry::of(kind, source).map(|entry| entry.to_string());
+        let is =
+            |kind, source, entry: &str| assert_eq!(shown(kind, source).as_deref(), Some(entry));
+        is(Kind::FunctionFailed, "import-site", "ImportSiteFunction:live");
+        is(Kind::NotDelivered, "project-site", "ProjectSiteFunction:live");
+        is(Kind::DeadLetter, "cancel-subscription", "CancelSubscriptionQueue");
+        is(
+            Kind::Quarantined,
+            "store-readings",
+            "StoreReadingsFunction:live, as a batch of one record",
+        );
+        is(Kind::ExecutionFailed, "site-teardown", "SiteTeardown, a new execution");
+        assert_eq!(Entry::of(Kind::Unreadable, "import-site"), None);
+    }
+
+    #[test]
+    fn a_function_fails_by_its_error_or_by_its_batch() {
+        let error = br#"{"errorType":"InvalidInput","errorMessage":"name: is empty"}"#;
+        let failed = |sent| match sent {
+            Sent::Failed(ErrorInfo { name, message }) => Some((name, message)),
+            _ => None,
+        };
+        assert_eq!(
+            failed(outcome(Some("Unhandled"), error)),
+            Some(("InvalidInput".to_owned(), "name: is empty".to_owned()))
+        );
+        assert!(failed(outcome(Some("Unhandled"), b"")).is_some());
+        assert!(
+            failed(outcome(None, br#"{"batchItemFailures":[{"itemIdentifier":"1"}]}"#)).is_some()
+        );
+        assert!(matches!(outcome(None, br#"{"batchItemFailures":[]}"#), Sent::Done));
+        assert!(matches!(outcome(None, b"null"), Sent::Done));
+    }
+
+    #[test]
+    fn a_record_in_parts_is_joined_when_all_are_there() {
+        let part = |part, data| json!({"eventID": "s:1", "part": part, "kinesis": {"data": data}});
+        let whole = json!({"eventID": "s:1", "kinesis": {"data": "abcd"}});
+        assert_eq!(joined(&[part("2/2", "cd"), part("1/2", "ab")]), Some(whole));
+        assert_eq!(joined(&[part("1/2", "ab")]), None);
+        assert_eq!(joined(&[part("1/2", "ab"), part("1/2", "ab")]), None);
+        assert_eq!(joined(&[]), None);
+    }
+}

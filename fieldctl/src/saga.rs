@@ -1,0 +1,333 @@
+//! The sagas as Step Functions tells them: what each state did, how long, how often.
+
+use aws_sdk_sfn::{
+    operation::describe_execution::DescribeExecutionError,
+    types::{ExecutionStatus, HistoryEvent, HistoryEventType as Type},
+};
+use contracts::{OnboardingId, Timestamp};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{
+    error::{Trouble, aws},
+    render::sentence,
+    stack::Stack,
+};
+
+/// An error with what was said about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Failed {
+    /// Its stable name.
+    pub error: String,
+    /// For a human.
+    pub message: String,
+}
+
+impl Failed {
+    fn of(error: Option<&str>, cause: Option<&str>) -> Self {
+        Self {
+            error: error.unwrap_or("Unknown").to_owned(),
+            message: sentence(cause.unwrap_or_default()),
+        }
+    }
+}
+
+/// A task of an execution, with all its tries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct State {
+    /// The state's name.
+    pub name: String,
+    /// When it was entered.
+    pub begun: Timestamp,
+    /// When it was left; none while it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Timestamp>,
+    /// How often it was tried.
+    pub tries: u32,
+    /// The tries that failed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<Failed>,
+    /// Whether the last try came to a good end.
+    pub succeeded: bool,
+    /// What it sent was taken, and its answer is waited for.
+    pub submitted: bool,
+}
+
+impl State {
+    /// The error that it ended with.
+    #[must_use]
+    pub fn failure(&self) -> Option<&Failed> {
+        self.failures.last().filter(|_| self.ended.is_some() && !self.succeeded)
+    }
+}
+
+/// One run of a state machine, as far as it has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Execution {
+    /// The machine's name.
+    pub machine: String,
+    /// Its name.
+    pub name: String,
+    /// Its ARN.
+    pub arn: String,
+    /// RUNNING, SUCCEEDED, FAILED, TIMED_OUT, ABORTED.
+    pub status: String,
+    /// When it began.
+    pub started: Timestamp,
+    /// When it was over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<Timestamp>,
+    /// What it ended with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failed>,
+    /// Its tasks in the order of their beginning.
+    pub states: Vec<State>,
+    /// The executions that it started.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub children: Vec<String>,
+    /// When something happened in it last.
+    pub last_event: Timestamp,
+    /// What it was started with.
+    #[serde(skip)]
+    pub input: Value,
+}
+
+impl Execution {
+    /// The task that runs now.
+    #[must_use]
+    pub fn current(&self) -> Option<&State> {
+        self.states.iter().find(|state| state.ended.is_none())
+    }
+
+    /// Whether one that began then may be nested in it, though its history tells of none: not every
+    /// emulator's does.
+    fn may_have_nested(&self, started: Timestamp) -> bool {
+        let compensate = self.states.iter().find(|state| state.name == "Compensate");
+        self.children.is_empty()
+            && compensate.is_some_and(|state| {
+                state.begun <= started && state.ended.is_none_or(|ended| started <= ended)
+            })
+    }
+
+    /// It has not ended yet.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.status == ExecutionStatus::Running.as_str()
+    }
+}
+
+fn at(time: &aws_sdk_sfn::primitives::DateTime) -> Timestamp {
+    Timestamp::from_millis(time.to_millis().unwrap_or_default())
+}
+
+fn child(text: Option<&str>) -> Option<String> {
+    let told: Value = serde_json::from_str(text?).ok()?;
+    let arn = ["ExecutionArn", "executionArn"].iter().find_map(|name| told[name].as_str())?;
+    Some(arn.to_owned())
+}
+
+/// What a history tells: the tasks, and the executions that they started.
+#[derive(Debug, Default)]
+struct Told {
+    states: Vec<State>,
+    children: Vec<String>,
+}
+
+impl Told {
+    fn of(history: &[HistoryEvent]) -> Self {
+        let mut told = Self::default();
+        for event in history {
+            told.hear(event);
+        }
+        told
+    }
+
+    fn hear(&mut self, event: &HistoryEvent) {
+        let now = at(event.timestamp());
+        if *event.r#type() == Type::TaskStateEntered {
+            let details = event.state_entered_event_details();
+            self.states.push(State {
+                name: details.map_or("?", |details| details.name()).to_owned(),
+                begun: now,
+                ended: None,
+                tries: 0,
+                failures: Vec::new(),
+                succeeded: false,
+                submitted: false,
+            });
+            return;
+        }
+        let Some(state) = self.states.last_mut().filter(|state| state.ended.is_none()) else {
+            return;
+        };
+        let mut started = None;
+        match event.r#type() {
+            Type::TaskScheduled => {
+                state.tries += 1;
+                state.submitted = false;
+            }
+            Type::TaskSubmitted => {
+                state.submitted = true;
+                let details = event.task_submitted_event_details();
+                started = child(details.and_then(|details| details.output()));
+            }
+            Type::TaskSucceeded => {
+                state.succeeded = true;
+                let details = event.task_succeeded_event_details();
+                started = child(details.and_then(|details| details.output()));
+            }
+            Type::TaskFailed | Type::TaskSubmitFailed | Type::TaskStartFailed => {
+                let details = event.task_failed_event_details();
+                let cause = details.and_then(|details| details.cause());
+                started = child(cause);
+                state.failures.push(Failed::of(details.and_then(|details| details.error()), cause));
+            }
+            Type::TaskTimedOut => {
+                let details = event.task_timed_out_event_details();
+                state.failures.push(Failed {
+                    error: "States.Timeout".to_owned(),
+                    message: sentence(
+                        details.and_then(|details| details.cause()).unwrap_or("no answer in time"),
+                    ),
+                });
+            }
+            Type::TaskStateExited
+            | Type::ExecutionFailed
+            | Type::ExecutionAborted
+            | Type::ExecutionTimedOut => state.ended = Some(now),
+            _ => {}
+        }
+        if let Some(started) = started.filter(|started| !self.children.contains(started)) {
+            self.children.push(started);
+        }
+    }
+}
+
+/// An execution in a list.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Its ARN.
+    pub arn: String,
+    /// Its name.
+    pub name: String,
+    /// When it began.
+    pub started: Timestamp,
+}
+
+/// Both machines, by the outputs that hold their ARNs.
+pub const MACHINES: [&str; 2] = ["SiteOnboardingArn", "SiteTeardownArn"];
+const NAMES: [&str; 2] = ["site-onboarding", "site-teardown"];
+
+impl Stack {
+    /// What a machine is called, whatever the stack made of its name.
+    fn machine<'a>(&self, arn: &'a str) -> &'a str {
+        let known = MACHINES
+            .iter()
+            .zip(NAMES)
+            .find(|(output, _)| self.output(output).is_ok_and(|it| it == arn));
+        known.map_or(arn, |(_, name)| name)
+    }
+
+    /// The ARN of a machine's execution of that name.
+    pub fn execution_arn(&self, machine: &str, name: &str) -> Result<String, Trouble> {
+        let machine = self.output(machine)?;
+        Ok(format!("{}:{name}", machine.replacen(":stateMachine:", ":execution:", 1)))
+    }
+
+    /// The execution with that ARN; none where there is none, or no more: Step Functions keeps them
+    /// for 90 days after their end.
+    pub async fn execution(&self, arn: &str) -> Result<Option<Execution>, Trouble> {
+        let described = match self.machines.describe_execution().execution_arn(arn).send().await {
+            Ok(described) => described,
+            Err(error) => {
+                let service = error.as_service_error();
+                return if service.is_some_and(DescribeExecutionError::is_execution_does_not_exist) {
+                    Ok(None)
+                } else {
+                    Err(aws("an execution can't be described")(error))
+                };
+            }
+        };
+        let history = self.machines.get_execution_history().execution_arn(arn);
+        let history = history.include_execution_data(true);
+        let mut events = history.into_paginator().items().send();
+        let mut history = Vec::new();
+        while let Some(event) = events.next().await {
+            history.push(event.map_err(aws("an execution's history can't be read"))?);
+        }
+        let started = at(described.start_date());
+        let Told { states, children } = Told::of(&history);
+        Ok(Some(Execution {
+            machine: self.machine(described.state_machine_arn()).to_owned(),
+            name: described.name().unwrap_or_default().to_owned(),
+            arn: arn.to_owned(),
+            status: described.status().as_str().to_owned(),
+            started,
+            stopped: described.stop_date().map(at),
+            failure: described.error().map(|error| Failed::of(Some(error), described.cause())),
+            states,
+            children,
+            last_event: history.last().map_or(started, |event| at(event.timestamp())),
+            input: described
+                .input()
+                .and_then(|input| serde_json::from_str(input).ok())
+                .unwrap_or_default(),
+        }))
+    }
+
+    /// A machine's executions with that status since that time, newest first, at most so many.
+    pub async fn executions(
+        &self,
+        machine: &str,
+        status: Option<ExecutionStatus>,
+        since: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<Listed>, Trouble> {
+        let listing = self
+            .machines
+            .list_executions()
+            .state_machine_arn(self.output(machine)?)
+            .set_status_filter(status);
+        let mut executions = listing.into_paginator().items().send();
+        let mut found = Vec::new();
+        while let Some(execution) = executions.next().await {
+            let execution = execution.map_err(aws("the executions can't be listed"))?;
+            let listed = Listed {
+                arn: execution.execution_arn().to_owned(),
+                name: execution.name().to_owned(),
+                started: at(execution.start_date()),
+            };
+            if listed.started < since || found.len() == limit {
+                break;
+            }
+            found.push(listed);
+        }
+        Ok(found)
+    }
+
+    /// Everything that ran for an onboarding, in the order of its beginning: its own execution,
+    /// the teardown nested in it, and those started besides, which have its id in their name.
+    pub async fn executions_of(
+        &self,
+        onboarding: OnboardingId,
+        since: Timestamp,
+    ) -> Result<Vec<Execution>, Trouble> {
+        let id = onboarding.to_string();
+        let own = self.execution(&self.execution_arn("SiteOnboardingArn", &id)?).await?;
+        let listed = self.executions("SiteTeardownArn", None, since, usize::MAX).await?;
+        let mut executions = Vec::new();
+        for it in listed {
+            let named = it.name.contains(&id);
+            let known = own.iter().flat_map(|own| &own.children).any(|child| *child == it.arn);
+            let maybe = own.as_ref().is_some_and(|own| own.may_have_nested(it.started));
+            if named || known || maybe {
+                let found = self.execution(&it.arn).await?;
+                executions.extend(found.filter(|found| found.input["onboardingId"] == id));
+            }
+        }
+        executions.extend(own);
+        executions.sort_by_key(|execution| execution.started);
+        Ok(executions)
+    }
+}

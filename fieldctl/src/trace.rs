@@ -1,0 +1,435 @@
+//! The whole story of a site on one screen: events, sagas and failures in the order of time.
+
+use console::measure_text_width;
+use contracts::{Failure, OnboardingId, SiteId, Timestamp};
+use failures::{Status, ledger::Summary};
+use serde::Serialize;
+use serde_json::Value;
+use store::EventRow;
+
+use crate::{
+    error::Trouble,
+    render::{Screen, Tone, age, sentence, short, span, wire, wrap},
+    saga::{Execution, Failed, State},
+};
+
+/// Everything that is known of an onboarding.
+#[derive(Debug)]
+pub struct Story {
+    /// The saga.
+    pub onboarding_id: OnboardingId,
+    /// The site.
+    pub site_id: Option<SiteId>,
+    /// As `GET /sites/{siteId}` answers it; none where the API did not.
+    pub site: Option<Value>,
+    /// Of both machines, in the order of their beginning.
+    pub executions: Vec<Execution>,
+    /// In the order of time.
+    pub events: Vec<EventRow>,
+    /// What failed and was recorded.
+    pub failures: Vec<Summary>,
+}
+
+/// Where an onboarding stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", tag = "standing")]
+pub enum Standing {
+    /// A step failed.
+    Failed {
+        /// Where and why.
+        #[serde(flatten)]
+        failure: Failure,
+    },
+    /// It runs, and this is where it is.
+    Running {
+        /// The machine.
+        machine: String,
+        /// The state; none between two.
+        state: Option<String>,
+        /// Since when.
+        since: Timestamp,
+        /// An answer is waited for.
+        waiting: bool,
+    },
+    /// Nothing runs, nothing failed.
+    Ended,
+    /// No saga was started.
+    NotStarted,
+}
+
+/// An entry of the timeline.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", tag = "kind")]
+pub enum Entry {
+    /// A domain event.
+    #[serde(rename_all = "camelCase")]
+    Event {
+        /// When.
+        at: Timestamp,
+        /// Its type.
+        event: String,
+        /// `type#id`.
+        entity: String,
+        /// Its place among the entity's events.
+        sequence: u64,
+        /// EventBridge took it.
+        published: bool,
+    },
+    /// An execution began.
+    Began {
+        /// When.
+        at: Timestamp,
+        /// Its machine.
+        machine: String,
+        /// Its name.
+        name: String,
+    },
+    /// A task of an execution.
+    State {
+        /// When it was entered.
+        at: Timestamp,
+        /// Its machine.
+        machine: String,
+        /// The task.
+        #[serde(flatten)]
+        state: State,
+    },
+    /// An execution ended.
+    Ended {
+        /// When.
+        at: Timestamp,
+        /// Its machine.
+        machine: String,
+        /// How.
+        status: String,
+        /// Its failure.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        failure: Option<Failed>,
+    },
+    /// Work that failed and was recorded.
+    Failure {
+        /// When it failed last.
+        at: Timestamp,
+        /// The row.
+        #[serde(flatten)]
+        failure: Summary,
+    },
+}
+
+impl Entry {
+    /// When it happened.
+    #[must_use]
+    pub fn at(&self) -> Timestamp {
+        match self {
+            Self::Event { at, .. }
+            | Self::Began { at, .. }
+            | Self::State { at, .. }
+            | Self::Ended { at, .. }
+            | Self::Failure { at, .. } => *at,
+        }
+    }
+}
+
+/// An execution's entries: its beginning, its tasks, its end.
+#[must_use]
+pub fn of_execution(execution: &Execution) -> Vec<Entry> {
+    let machine = &execution.machine;
+    let mut entries = vec![Entry::Began {
+        at: execution.started,
+        machine: machine.clone(),
+        name: execution.name.clone(),
+    }];
+    entries.extend(execution.states.iter().map(|state| Entry::State {
+        at: state.begun,
+        machine: machine.clone(),
+        state: state.clone(),
+    }));
+    entries.extend(execution.stopped.map(|at| Entry::Ended {
+        at,
+        machine: machine.clone(),
+        status: execution.status.clone(),
+        failure: execution.failure.clone(),
+    }));
+    entries
+}
+
+impl Story {
+    /// Everything in the order of time; what has the same time, in the order of its telling.
+    #[must_use]
+    pub fn timeline(&self) -> Vec<Entry> {
+        let events = self.events.iter().map(|event| Entry::Event {
+            at: event.occurred_at,
+            event: event.kind.clone(),
+            entity: event.entity.clone(),
+            sequence: event.sequence,
+            published: event.unpublished.is_none(),
+        });
+        let failures = self
+            .failures
+            .iter()
+            .map(|failure| Entry::Failure { at: failure.last_at, failure: failure.clone() });
+        let mut entries: Vec<_> =
+            self.executions.iter().flat_map(of_execution).chain(events).chain(failures).collect();
+        entries.sort_by_key(Entry::at);
+        entries
+    }
+
+    /// Where it stands: what runs now, else what failed first.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        if let Some(running) = self.executions.iter().rfind(|execution| execution.is_running()) {
+            let state = running.current();
+            return Standing::Running {
+                machine: running.machine.clone(),
+                state: state.map(|state| state.name.clone()),
+                since: state.map_or(running.last_event, |state| state.begun),
+                waiting: state.is_some_and(|state| state.submitted),
+            };
+        }
+        let told = self.events.iter().filter(|event| event.kind == "SiteRejected");
+        let told = told
+            .filter_map(|event| event.envelope().ok())
+            .find_map(|envelope| serde_json::from_value(envelope.data["failure"].clone()).ok());
+        let seen = || {
+            let mut states = self.executions.iter().flat_map(|execution| &execution.states);
+            states.find_map(|state| {
+                let Failed { error, message } = state.failure()?.clone();
+                Some(Failure { step: state.name.clone(), error, message })
+            })
+        };
+        match told.or_else(seen) {
+            Some(failure) => Standing::Failed { failure },
+            None if self.executions.is_empty() => Standing::NotStarted,
+            None => Standing::Ended,
+        }
+    }
+
+    /// A teardown ended with something left behind, and none after it put that right.
+    #[must_use]
+    pub fn is_incomplete(&self) -> bool {
+        let teardowns = self.executions.iter().filter(|it| it.machine.contains("eardown"));
+        let last = teardowns.max_by_key(|it| it.started);
+        last.is_some_and(|it| it.failure.is_some())
+    }
+
+    /// As one JSON document.
+    #[must_use]
+    pub fn document(&self) -> impl Serialize + use<> {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Document {
+            onboarding_id: OnboardingId,
+            site_id: Option<SiteId>,
+            site: Option<Value>,
+            #[serde(flatten)]
+            standing: Standing,
+            incomplete: bool,
+            timeline: Vec<Entry>,
+        }
+        Document {
+            onboarding_id: self.onboarding_id,
+            site_id: self.site_id,
+            site: self.site.clone(),
+            standing: self.standing(),
+            incomplete: self.is_incomplete(),
+            timeline: self.timeline(),
+        }
+    }
+
+    /// Header and timeline.
+    pub fn show(&self, screen: &mut Screen) -> Result<(), Trouble> {
+        if let Some(site) = &self.site {
+            let text = |name: &str| site[name].as_str().unwrap_or("?");
+            let name = format!("{} ({})", text("name"), text("operator"));
+            screen.field("site", Tone::Strong, &name)?;
+            screen.field("status", of_status(text("status")), text("status"))?;
+        }
+        if let Some(site) = self.site_id {
+            screen.field("siteId", Tone::Plain, &site.to_string())?;
+        }
+        screen.field("onboardingId", Tone::Plain, &self.onboarding_id.to_string())?;
+        self.show_standing(screen)?;
+        screen.line("")?;
+        show(screen, &self.timeline())
+    }
+
+    fn show_standing(&self, screen: &mut Screen) -> Result<(), Trouble> {
+        match self.standing() {
+            Standing::Failed { failure: Failure { step, error, message } } => {
+                screen.field("failed at", Tone::Bad, &step)?;
+                screen.field("error", Tone::Bad, &error)?;
+                screen.field("message", Tone::Plain, &message)?;
+            }
+            Standing::Running { machine, state, since, waiting } => {
+                let state = state.as_deref().unwrap_or("between two states");
+                let waiting = if waiting { ", waits for an answer" } else { "" };
+                let text = format!("{machine}: {state}, for {}{waiting}", age(screen.now, since));
+                screen.field("stands at", Tone::Warn, &text)?;
+            }
+            Standing::NotStarted => screen.field("stands at", Tone::Warn, "no saga was started")?,
+            Standing::Ended => {}
+        }
+        let torn_down = self.events.iter().any(|event| event.kind == "SiteRejected");
+        if self.is_incomplete() {
+            let advice = format!(
+                "not everything could be undone: mend the cause, then `fieldctl sagas recover {}`",
+                self.onboarding_id
+            );
+            screen.field("left behind", Tone::Bad, &advice)?;
+        } else if torn_down {
+            screen.field("undone", Tone::Good, "everything; nobody has to act")?;
+        }
+        let open = self.failures.iter().filter(|failure| failure.status == Status::Open).count();
+        if open > 0 {
+            let text = format!("{open} open, see below and `fieldctl failures show <id>`");
+            screen.field("failures", Tone::Warn, &text)?;
+        }
+        Ok(())
+    }
+}
+
+/// The tone of a status of a site or an execution.
+#[must_use]
+pub fn of_status(status: &str) -> Tone {
+    match status {
+        "ACTIVE" | "SUCCEEDED" | "COMPLETED" | "REPLAYED" => Tone::Good,
+        "REJECTED" | "FAILED" | "TIMED_OUT" | "ABORTED" => Tone::Bad,
+        "ONBOARDING" | "DECOMMISSIONING" | "RUNNING" | "OPEN" => Tone::Warn,
+        _ => Tone::Faint,
+    }
+}
+
+/// A line of the timeline, before it is laid out.
+struct Line {
+    symbol: &'static str,
+    tone: Tone,
+    what: String,
+    took: String,
+    more: String,
+}
+
+impl Line {
+    fn of(entry: &Entry, now: Timestamp) -> Self {
+        let line = |symbol, tone, what: &str, took: String, more: String| Self {
+            symbol,
+            tone,
+            what: what.to_owned(),
+            took,
+            more,
+        };
+        match entry {
+            Entry::Event { event, entity, sequence, published, at } => {
+                let kind = entity.split('#').next().unwrap_or_default();
+                let more = format!("{kind} {sequence}");
+                if *published {
+                    line("●", Tone::Plain, event, String::new(), more)
+                } else {
+                    let more = format!("{more}, not published for {}", age(now, *at));
+                    line("○", Tone::Warn, event, String::new(), more)
+                }
+            }
+            Entry::Began { machine, name, .. } => {
+                line("▶", Tone::Strong, machine, String::new(), name.clone())
+            }
+            Entry::Ended { machine, status, failure, .. } => {
+                // The states say why.
+                let more = failure
+                    .as_ref()
+                    .map_or(status.clone(), |failure| format!("{status} {}", failure.error));
+                line("■", of_status(status), machine, String::new(), more)
+            }
+            Entry::State { state, .. } => Self::of_state(state, now),
+            Entry::Failure { failure, .. } => {
+                let times = match failure.attempts {
+                    1 => String::new(),
+                    times => format!(" {times} times"),
+                };
+                let tone = if failure.status == Status::Open { Tone::Bad } else { Tone::Faint };
+                let more = format!(
+                    "{} {}{times}, {} {}: {}",
+                    short(&failure.id),
+                    wire(&failure.kind),
+                    failure.status.name(),
+                    failure.error.name,
+                    sentence(&failure.error.message)
+                );
+                line("⚠", tone, &failure.source, String::new(), more)
+            }
+        }
+    }
+
+    fn of_state(state: &State, now: Timestamp) -> Self {
+        let until = state.ended.unwrap_or(now);
+        let took = span(until.millis() - state.begun.millis());
+        let (symbol, tone) = match (state.ended, state.failure()) {
+            (None, _) => ("…", Tone::Warn),
+            (Some(_), Some(_)) => ("✘", Tone::Bad),
+            (Some(_), None) if state.tries > 1 => ("✔", Tone::Warn),
+            (Some(_), None) => ("✔", Tone::Good),
+        };
+        let mut more = Vec::new();
+        if state.tries > 1 {
+            more.push(format!("{} tries", state.tries));
+        }
+        if state.ended.is_none() && state.submitted {
+            more.push("waits for an answer".to_owned());
+        }
+        // The same error again and again is told once; the last one with its message.
+        let mut names: Vec<&str> = state.failures.iter().map(|it| it.error.as_str()).collect();
+        let last = names.pop();
+        names.retain(|name| Some(*name) != last);
+        names.dedup();
+        more.extend(names.into_iter().map(str::to_owned));
+        more.extend(state.failures.last().map(|it| format!("{}: {}", it.error, it.message)));
+        Self { symbol, tone, what: state.name.clone(), took, more: more.join(", ") }
+    }
+}
+
+/// How far what belongs to an execution is set off.
+fn depth(entry: &Entry) -> usize {
+    usize::from(matches!(entry, Entry::State { .. }))
+}
+
+/// Prints a timeline: time, time since its beginning, what, how long, and more, which wraps.
+pub fn show(screen: &mut Screen, entries: &[Entry]) -> Result<(), Trouble> {
+    let Some(begun) = entries.first().map(Entry::at) else { return Ok(()) };
+    let lines: Vec<_> = entries.iter().map(|entry| (entry, Line::of(entry, screen.now))).collect();
+    let what = lines.iter().map(|(entry, line)| 2 * depth(entry) + line.what.len()).max();
+    let what = what.unwrap_or_default();
+    let took = lines.iter().map(|(_, line)| measure_text_width(&line.took)).max().unwrap_or(0);
+    let mut day = String::new();
+    for (entry, line) in lines {
+        let time = entry.at().to_string();
+        if time[..10] != day {
+            time[..10].clone_into(&mut day);
+            screen.line(&screen.paint(Tone::Faint, &format!("{day} UTC")))?;
+        }
+        let since = format!("+{}", span(entry.at().millis() - begun.millis()));
+        let indent = 2 * depth(entry);
+        let head = format!("{} {since:>9}  ", &time[11..23]);
+        let named = what - indent;
+        let columns = head.len() + indent + 2 + named + 2 + took + 2;
+        let more = wrap(&line.more, screen.width.map(|width| width.saturating_sub(columns)));
+        for (index, more) in more.iter().enumerate() {
+            let more = if matches!(entry, Entry::State { .. }) && line.tone == Tone::Bad {
+                screen.paint(Tone::Bad, more)
+            } else {
+                more.clone()
+            };
+            let text = if index == 0 {
+                format!(
+                    "{}{:indent$}{} {}  {:>took$}  {more}",
+                    screen.paint(Tone::Faint, &head),
+                    "",
+                    screen.paint(line.tone, line.symbol),
+                    screen.paint(line.tone, &format!("{:named$}", line.what)),
+                    line.took,
+                )
+            } else {
+                format!("{:columns$}{more}", "")
+            };
+            screen.line(&text)?;
+        }
+    }
+    Ok(())
+}

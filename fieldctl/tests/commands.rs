@@ -1,0 +1,150 @@
+//! `fieldctl sites`, `readings`, `sagas` and `events`, the real binary, against a stand-in.
+
+mod cloud;
+
+use cloud::{Asked, Cloud};
+use contracts::{
+    OnboardingId, Saga, SensorId, SiteId, Timestamp,
+    events::{SiteActivated, SiteDecommissioned},
+};
+use serde_json::{Value, json};
+use store::NewEvent;
+use testkit::dynamo::EVENTS;
+
+type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
+
+fn site() -> SiteId {
+    SiteId::registered("http", "key-1")
+}
+
+fn ok(body: Value) -> Answer {
+    (200, body, vec![])
+}
+
+fn body(asked: &Asked) -> Value {
+    serde_json::from_str(&asked.body).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn lists_follow_the_pages() {
+    let cloud = Cloud::start(|asked| {
+        let site = |name: &str| json!({ "siteId": site(), "name": name, "operator": "o", "status": "ACTIVE" });
+        ok(match asked.what.as_str() {
+            "/local/sites" if !asked.query.contains("next=") => {
+                json!({ "sites": [site("first")], "next": "more" })
+            }
+            "/local/sites" => json!({ "sites": [site("second")] }),
+            _ if !asked.query.contains("next=") => {
+                json!({ "unit": "Cel", "samples": [["2026-01-01T00:00:00.000Z", 1.5]], "next": "n" })
+            }
+            _ => json!({ "unit": "Cel", "samples": [["2026-01-01T00:01:00.000Z", 2.5]] }),
+        })
+    })
+    .await;
+    let (code, out, err) = cloud.run(&["sites", "list", "--status", "active"]).await;
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(out.lines().count(), 3, "{out}");
+    assert!(cloud.asked("/local/sites")[0].query.contains("status=ACTIVE"));
+    let (_, out, _) = cloud.run(&["--json", "sites", "list", "--limit", "1"]).await;
+    assert_eq!(out.lines().count(), 1, "{out}");
+
+    let sensor = SensorId::of(OnboardingId::of(site()), 0).to_string();
+    let (_, out, _) = cloud.run(&["--json", "readings", "get", &sensor]).await;
+    assert_eq!(out, "[\"2026-01-01T00:00:00.000Z\",1.5]\n[\"2026-01-01T00:01:00.000Z\",2.5]\n");
+    let span = ["--from", "2026-01-01T00:00:00Z", "--to", "2026-01-01T00:10:00Z"];
+    let (_, out, _) = cloud.run(&[&["readings", "plot", &sensor][..], &span].concat()).await;
+    assert!(out.contains("2.5 ┤") && out.ends_with("00:10 UTC\n"), "{out}");
+}
+
+#[tokio::test]
+async fn a_rejected_site_is_a_failure_of_onboarding() {
+    let cloud = Cloud::start(|asked| match asked.what.as_str() {
+        "/local/sites" => {
+            (202, json!({ "siteId": site(), "onboardingId": OnboardingId::of(site()) }), vec![])
+        }
+        _ => ok(json!({ "siteId": site(), "status": "REJECTED", "onboarding": { "failure": {
+            "step": "ReserveKits", "error": "KitsOutOfStock", "message": "too few" } } })),
+    })
+    .await;
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../samconfig.toml");
+    let (code, _, err) = cloud.run(&["sites", "onboard", file]).await;
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("is no JSON"), "{err}");
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/events/import-site.json");
+    let (code, out, err) =
+        cloud.run(&["sites", "onboard", file, "--wait", "--idempotency-key", "k"]).await;
+    assert_eq!(code, 1, "{out}{err}");
+    assert!(out.contains("ReserveKits: KitsOutOfStock: too few"), "{out}");
+    let (code, _, err) = cloud.run(&["sites", "teardown", &site().to_string()]).await;
+    assert_eq!(code, 2, "nobody can be asked: {err}");
+}
+
+#[tokio::test]
+async fn a_saga_that_stands_still_is_stuck_and_can_be_recovered() {
+    let cloud = Cloud::start(|asked| {
+        let onboarding = OnboardingId::of(site());
+        let arn = format!("arn:aws:states:us-east-1:0:execution:site-onboarding:{onboarding}");
+        let begun = json!(1_767_225_600.0);
+        let input = json!({ "onboardingId": onboarding, "siteId": site(), "causationId": null });
+        let own = body(asked)["executionArn"].as_str().is_some_and(|it| it.contains("site-onboarding"));
+        ok(match asked.what.rsplit('.').next() {
+            Some("ListExecutions") if asked.body.contains("site-teardown") => json!({ "executions": [] }),
+            Some("ListExecutions") => json!({ "executions": [{
+                "executionArn": arn, "stateMachineArn": "m", "name": onboarding, "status": "RUNNING",
+                "startDate": begun }] }),
+            Some("DescribeExecution") if own => json!({
+                "executionArn": arn, "stateMachineArn": "m", "name": onboarding, "status": "RUNNING",
+                "startDate": begun, "input": input.to_string() }),
+            Some("GetExecutionHistory") => json!({ "events": [
+                { "id": 1, "timestamp": begun, "type": "TaskStateEntered",
+                    "stateEnteredEventDetails": { "name": "InitializeSubscription" } },
+                { "id": 2, "timestamp": begun, "type": "TaskScheduled" },
+                { "id": 3, "timestamp": begun, "type": "TaskSubmitted" }] }),
+            Some("StartExecution") => json!({ "executionArn": "arn:started", "startDate": begun }),
+            _ => json!({ "siteId": site(), "name": "n", "status": "ONBOARDING" }),
+        })
+    })
+    .await;
+    let (code, out, err) = cloud.run(&["sagas", "list", "--stuck"]).await;
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("RUNNING") && out.lines().count() == 2, "{out}");
+    let (_, out, _) = cloud.run(&["sagas", "list", "--stuck", "--budget", "100000d"]).await;
+    assert_eq!(out, "There are no such executions.\n");
+
+    let onboarding = OnboardingId::of(site()).to_string();
+    let (code, out, err) = cloud.run(&["sagas", "recover", &onboarding, "--yes"]).await;
+    assert_eq!(code, 0, "{out}{err}");
+    let started = body(&cloud.asked("StartExecution")[0]);
+    let name = started["name"].as_str().expect("a name");
+    assert!(name.starts_with(&format!("operator-{onboarding}-")) && name.len() <= 80, "{name}");
+    let input: Value =
+        serde_json::from_str(started["input"].as_str().expect("text")).expect("JSON");
+    assert_eq!(input["siteId"], json!(site()));
+    assert_eq!(input["failure"]["error"], "Recovered");
+}
+
+#[tokio::test]
+async fn events_are_listed_in_order_and_their_state_is_told() {
+    let cloud = Cloud::start(|_| ok(Value::Null)).await;
+    let site_id = site();
+    let saga = Saga { onboarding_id: OnboardingId::of(site_id), site_id, causation_id: None };
+    let at = |second: i64| Timestamp::from_millis(1_767_225_600_000 + 1000 * second);
+    let activated = NewEvent::of(saga, site_id, 2, at(1), SiteActivated { site_id }).row();
+    let closed = NewEvent::of(saga, site_id, 3, at(2), SiteDecommissioned { site_id }).row();
+    let mut activated = activated.expect("a row");
+    activated.unpublished = None;
+    cloud.dynamo.put(EVENTS, json!(closed.expect("a row"))).await;
+    cloud.dynamo.put(EVENTS, json!(activated)).await;
+    let (entity, onboarding) = (format!("site/{site_id}"), saga.onboarding_id.to_string());
+    for of in [["--entity", &entity], ["--correlation", &onboarding]] {
+        let (code, out, err) = cloud.run(&[&["events", "list"][..], &of].concat()).await;
+        assert_eq!(code, 0, "{err}");
+        let lines: Vec<_> = out.lines().collect();
+        assert!(lines[1].starts_with('●') && lines[1].contains("SiteActivated"), "{out}");
+        assert!(lines[2].starts_with('○') && lines[2].ends_with(&site_id.to_string()), "{out}");
+    }
+    let last = ["events", "list", "--type", "siteactivated", "--limit", "1", "--json"];
+    let (_, out, _) = cloud.run(&last).await;
+    let event: Value = serde_json::from_str(&out).expect("one line");
+    assert_eq!(event["detail"]["metadata"]["sequence"], 2);
+}

@@ -1,0 +1,359 @@
+//! `fieldctl failures`, the real binary, against embedded DynamoDB and a stand-in for Lambda.
+
+mod cloud;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    process::Stdio,
+    time::Duration,
+};
+
+use aws_sdk_dynamodb::types::{PutRequest, WriteRequest};
+use cloud::{Asked, Cloud};
+use contracts::Timestamp;
+use failures::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
+use serde_json::{Value, json};
+use testkit::dynamo::FAILURES;
+
+fn row(number: usize) -> FailureRow {
+    let source = if number.is_multiple_of(10) { "project-site" } else { "import-site" };
+    let error =
+        ErrorInfo::new("InvalidInput", &format!("sensor {number} has no unit{}", " x".repeat(500)));
+    let mut work = [0; 32];
+    work[..8].copy_from_slice(&number.to_le_bytes());
+    let at = Timestamp::from_millis(1_767_225_600_000 + i64::try_from(number).expect("small"));
+    FailureRow {
+        id: FailureId::of(source, work),
+        source: source.to_owned(),
+        kind: Kind::FunctionFailed,
+        payload: Some(json!({ "work": number, "detail": "x".repeat(400) }).to_string()),
+        payload_file: None,
+        fingerprint: fingerprint(source, &error),
+        error,
+        attempts: 1,
+        first_at: at,
+        last_at: at,
+        status: Status::Open,
+        correlation_id: None,
+        site_id: None,
+        execution: None,
+        messages: BTreeSet::from([number.to_string()]),
+        replays: 0,
+        replay: None,
+        note: None,
+    }
+}
+
+async fn put(cloud: &Cloud, rows: impl IntoIterator<Item = FailureRow>) {
+    let rows: Vec<_> = rows.into_iter().collect();
+    for rows in rows.chunks(25) {
+        let writes = rows.iter().map(|row| {
+            let item = serde_dynamo::to_item(row).expect("an item");
+            let put = PutRequest::builder().set_item(Some(item)).build().expect("a put");
+            WriteRequest::builder().put_request(put).build()
+        });
+        let write = cloud.dynamo.client().batch_write_item();
+        write.request_items(FAILURES, writes.collect()).send().await.expect("rows put");
+    }
+}
+
+/// How many rows have each status, and how many of them a replay that has not told its end.
+async fn statuses(cloud: &Cloud) -> (BTreeMap<String, usize>, usize) {
+    let mut counts = BTreeMap::new();
+    let rows = cloud.dynamo.rows(FAILURES).await;
+    let sending = rows.iter().filter(|row| row["replay"]["state"] == "SENDING").count();
+    for row in rows {
+        *counts.entry(row["status"].as_str().expect("a status").to_owned()).or_default() += 1;
+    }
+    (counts, sending)
+}
+
+type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
+
+fn done(_: &Asked) -> Answer {
+    (200, Value::Null, vec![])
+}
+
+/// The numbers of the work that was sent to functions, in the order of its coming.
+fn sent(cloud: &Cloud) -> Vec<u64> {
+    let asked = cloud.asked("/invocations").into_iter();
+    let work = asked.map(|asked| serde_json::from_str::<Value>(&asked.body).expect("an event"));
+    work.map(|event| event["work"].as_u64().expect("its number")).collect()
+}
+
+#[tokio::test]
+async fn failures_are_listed_grouped_and_shown() {
+    let cloud = Cloud::start(done).await;
+    let mut secret = row(1);
+    secret.payload =
+        Some(json!({ "taskToken": "AQC", "command": { "paymentMethod": "pm_1" } }).to_string());
+    secret.error = ErrorInfo::new("Unreadable", "an \u{1b}[31mescape\nand a line");
+    secret.fingerprint = fingerprint(&secret.source, &secret.error);
+    let id = secret.id.to_string();
+    put(&cloud, (2..=30).map(row).chain([secret])).await;
+
+    let (code, out, err) = cloud.run(&["failures", "list"]).await;
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!(out.lines().count(), 32, "{out}");
+    assert!(out.ends_with("30 failures\n") && out.contains("InvalidInput: sensor 30"), "{out}");
+    assert!(!out.contains('\u{1b}'), "what failed must not command the terminal: {out}");
+
+    let (code, out, _) =
+        cloud.run(&["--json", "failures", "list", "--source", "project-site"]).await;
+    let rows: Vec<Value> =
+        out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!((code, rows.len()), (0, 3));
+
+    let (code, out, _) = cloud.run(&["--json", "failures", "groups"]).await;
+    let counts: Vec<_> = out
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["count"].clone())
+        .collect();
+    assert_eq!((code, counts), (0, vec![json!(26), json!(3), json!(1)]));
+
+    let (code, out, _) = cloud.run(&["failures", "show", &id[..8]]).await;
+    assert_eq!(code, 0);
+    assert!(out.contains("\"paymentMethod\": \"***\"") && !out.contains("AQC"), "{out}");
+    let (_, out, _) = cloud.run(&["failures", "show", &id, "--raw"]).await;
+    assert!(out.contains("AQC"), "{out}");
+}
+
+#[tokio::test]
+async fn a_replay_does_nothing_without_yes_and_then_ends_each_failure() {
+    let cloud = Cloud::start(|asked| {
+        let event: Value = serde_json::from_str(&asked.body).unwrap_or_default();
+        if event["work"] == 3 {
+            let answer = json!({ "errorType": "InvalidInput", "errorMessage": "still wrong" });
+            (200, answer, vec![("x-amz-function-error", "Unhandled")])
+        } else {
+            (200, Value::Null, vec![])
+        }
+    })
+    .await;
+    let mut unreadable = row(5);
+    unreadable.kind = Kind::Unreadable;
+    let mut gone = row(6);
+    gone.source = "gone".to_owned();
+    put(&cloud, (1..=4).map(row).chain([unreadable, gone])).await;
+
+    let (code, out, err) = cloud.run(&["failures", "replay", "--all"]).await;
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("ImportSiteFunction:live"), "{out}");
+    assert!(out.ends_with("5 failures would be replayed; --yes does it.\n"), "{out}");
+    assert_eq!(sent(&cloud), [] as [u64; 0]);
+
+    let (code, out, err) =
+        cloud.run(&["failures", "replay", "--all", "--yes", "--rate", "100"]).await;
+    assert_eq!(code, 1, "{out}{err}");
+    assert!(out.contains("InvalidInput: still wrong"), "{out}");
+    let skipped = "2 skipped (1 in no known form; 1 the stack test has no GoneFunction)";
+    assert!(out.ends_with(&format!("3 replayed, 1 failed again, {skipped}\n")), "{out}");
+    let counts = BTreeMap::from([("OPEN".to_owned(), 3), ("REPLAYED".to_owned(), 3)]);
+    assert_eq!(statuses(&cloud).await, (counts, 0));
+
+    let (code, out, _) = cloud.run(&["failures", "discard", "--all", "--note", "x", "--yes"]).await;
+    assert_eq!((code, out.as_str()), (0, "3 discarded\n"));
+}
+
+#[tokio::test]
+async fn a_record_in_parts_goes_back_as_one() {
+    let cloud = Cloud::start(done).await;
+    let part = |number: usize, data: &str| {
+        let record = json!({
+            "eventID": "shard:1", "part": format!("{number}/2"),
+            "kinesis": { "partitionKey": "site", "data": data },
+        });
+        let payload = Some(record.to_string());
+        let source = "store-readings".to_owned();
+        FailureRow { kind: Kind::Quarantined, source, payload, ..row(number) }
+    };
+    put(&cloud, [part(2, "cd")]).await;
+    let replay = ["failures", "replay", "--all", "--yes", "--rate", "100"];
+    let (_, out, _) = cloud.run(&replay).await;
+    assert!(out.starts_with("0 replayed"), "{out}");
+    put(&cloud, [part(1, "ab")]).await;
+    let (code, out, err) = cloud.run(&replay).await;
+    assert_eq!(code, 0, "{out}{err}");
+    let sent = cloud.asked("/test-StoreReadingsFunction/invocations");
+    let records: Vec<Value> =
+        sent.iter().map(|asked| serde_json::from_str(&asked.body).expect("an event")).collect();
+    let whole =
+        json!({ "eventID": "shard:1", "kinesis": { "partitionKey": "site", "data": "abcd" } });
+    assert_eq!(records, [json!({ "Records": [whole] })]);
+    let (counts, _) = statuses(&cloud).await;
+    assert_eq!(counts, BTreeMap::from([("REPLAYED".to_owned(), 2)]));
+}
+
+#[tokio::test]
+async fn a_refused_call_stops_a_replay_and_leaves_the_failures_as_they_were() {
+    let cloud = Cloud::start(|_| {
+        (
+            403,
+            json!({ "message": "not authorized" }),
+            vec![("x-amzn-errortype", "AccessDeniedException")],
+        )
+    })
+    .await;
+    put(&cloud, (1..=50).map(row)).await;
+    let (code, _, err) = cloud
+        .run(&["failures", "replay", "--all", "--yes", "--concurrency", "1", "--rate", "5"])
+        .await;
+    assert_eq!(code, 5, "{err}");
+    assert!(err.contains("refused the work") && err.contains("not authorized"), "{err}");
+    assert_eq!(sent(&cloud).len(), 1);
+    let (counts, sending) = statuses(&cloud).await;
+    assert_eq!((counts["OPEN"], sending), (50, 0));
+    let rows = cloud.dynamo.rows(FAILURES).await;
+    assert!(rows.iter().all(|row| row["error"]["name"] == "InvalidInput"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_replay_leaves_nothing_to_be_sent_twice_but_what_is_in_doubt() {
+    const ALL: usize = 60;
+    let cloud = Cloud::start(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        (200, Value::Null, vec![])
+    })
+    .await;
+    put(&cloud, (1..=ALL).map(row)).await;
+    let replay = ["failures", "replay", "--all", "--yes", "--rate", "1000"];
+    let mut killed = cloud
+        .command(&replay)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it runs");
+    while sent(&cloud).len() < 15 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    killed.kill().await.expect("SIGKILL");
+    // What it sent last comes to its end without it.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+
+    let (_, in_doubt) = statuses(&cloud).await;
+    assert!((1..=4).contains(&in_doubt), "{in_doubt} of 4 at the same time are in doubt");
+    let (code, out, err) = cloud.run(&replay).await;
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(out.contains(&format!("{in_doubt} skipped ({in_doubt} in doubt")), "{out}");
+    let unique: BTreeSet<_> = sent(&cloud).into_iter().collect();
+    assert_eq!(unique.len(), sent(&cloud).len(), "nothing was sent twice");
+
+    let before = sent(&cloud).len();
+    let (code, out, err) = cloud.run(&[&replay[..], &["--in-doubt"]].concat()).await;
+    assert_eq!(code, 0, "{out}{err}");
+    assert_eq!(sent(&cloud).len() - before, in_doubt);
+    let (counts, sending) = statuses(&cloud).await;
+    assert_eq!((counts, sending), (BTreeMap::from([("REPLAYED".to_owned(), ALL)]), 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_replay_ends_what_is_under_way_and_counts() {
+    let cloud = Cloud::start(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        (200, Value::Null, vec![])
+    })
+    .await;
+    put(&cloud, (1..=60).map(row)).await;
+    let replay = ["failures", "replay", "--all", "--yes", "--rate", "1000"];
+    let child = cloud.command(&replay).stdout(Stdio::piped()).spawn().expect("it runs");
+    let id = i32::try_from(child.id().expect("it runs")).expect("a process's id");
+    while sent(&cloud).len() < 15 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let id = rustix::process::Pid::from_raw(id).expect("a process's id");
+    rustix::process::kill_process(id, rustix::process::Signal::INT).expect("Ctrl-C");
+    let output = child.wait_with_output().await.expect("its end");
+    let out = String::from_utf8(output.stdout).expect("text");
+    assert_eq!(output.status.code(), Some(1), "{out}");
+    let (counts, sending) = statuses(&cloud).await;
+    let replayed = counts["REPLAYED"];
+    assert_eq!((sent(&cloud).len(), sending), (replayed, 0));
+    assert!((15..60).contains(&replayed), "{replayed}");
+    let told = format!("{replayed} replayed, 0 failed again; interrupted, the rest is as it was\n");
+    assert_eq!(out, told);
+}
+
+/// The most memory that the command held, in KiB.
+async fn peak(cloud: &Cloud, args: &[&str]) -> u64 {
+    let mut child = cloud.command(args).stdout(Stdio::null()).spawn().expect("it runs");
+    let path = format!("/proc/{}/status", child.id().expect("it runs"));
+    let mut peak = 0;
+    loop {
+        let status = fs::read_to_string(&path).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let size = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+        peak = peak.max(size.unwrap_or(0));
+        if let Some(status) = child.try_wait().expect("its status") {
+            assert!(status.success(), "{args:?}");
+            return peak;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_failures_take_no_more_memory_than_a_thousand() {
+    /// A page of rows more or less, and what the allocator keeps; 9,000 rows are 9 MiB and more.
+    const SLACK_KIB: u64 = 4 << 10;
+    let cloud = Cloud::start(done).await;
+    put(&cloud, (1..=1000).map(row)).await;
+    let commands =
+        [&["failures", "list"][..], &["failures", "groups"], &["failures", "replay", "--all"]];
+    let mut few = Vec::new();
+    for args in commands {
+        few.push(peak(&cloud, args).await);
+    }
+    put(&cloud, (1001..=10_000).map(row)).await;
+    for (args, few) in commands.into_iter().zip(few) {
+        let many = peak(&cloud, args).await;
+        assert!(many < few + SLACK_KIB, "{args:?}: {few} KiB, then {many} KiB");
+    }
+}
+
+#[tokio::test]
+async fn mistakes_are_told_in_a_sentence() {
+    let cloud = Cloud::start(|_| (404, json!({ "title": "Not found" }), vec![])).await;
+    for (args, code, said) in [
+        (&["--stack", "none", "sites", "list"][..], 3, "there is no stack none in us-east-1"),
+        (&["sites", "show", "x"], 2, "invalid value 'x'"),
+        (&["sites", "show", "55115657-a433-553f-959b-29ae8465145d"], 3, "Not found"),
+        (&["sites", "onboard", "/nonexistent/site.json"], 2, "can't be read"),
+        (&["sites", "onboard", "/dev/null"], 2, "/dev/null is empty"),
+        (&["failures", "show", "zz"], 2, "is no failure's id"),
+        (&["failures", "show", "abcd1234"], 3, "there is no failure abcd1234"),
+        (&["failures", "replay"], 2, "which failures?"),
+        (&["events", "list", "--type", "Nothing"], 2, "there are SiteCreated"),
+        (&["--endpoint-url", "http://127.0.0.1:9", "sites", "list"], 5, "can't be looked up"),
+        (
+            &["events", "list", "--type", "SiteCreated", "--from", "1h", "--to", "2h"],
+            2,
+            "--from is not before --to",
+        ),
+        (&["--endpoint-url", "nonsense", "sites", "list"], 2, "is no address"),
+    ] {
+        let (exit, out, err) = cloud.run(args).await;
+        assert_eq!(exit, code, "{args:?}: {out}{err}");
+        assert!(err.contains(said) && !err.contains("panicked"), "{args:?}: {err}");
+    }
+}
+
+#[tokio::test]
+async fn without_credentials_or_a_region_it_says_so() {
+    let cloud = Cloud::start(done).await;
+    let run = async |region: Option<&str>| {
+        let mut command = cloud.command(&["sites", "list"]);
+        command.env_remove("AWS_ENDPOINT_URL");
+        if let Some(region) = region {
+            command.env("AWS_REGION", region);
+        }
+        let output = command.output().await.expect("it runs");
+        (output.status.code(), String::from_utf8(output.stderr).expect("text"))
+    };
+    let (code, err) = run(None).await;
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("there is no AWS region"), "{err}");
+    let (code, err) = run(Some("eu-central-1")).await;
+    assert_eq!(code, Some(5), "{err}");
+    assert!(err.contains("there are no AWS credentials"), "{err}");
+}

@@ -1,0 +1,241 @@
+//! `fieldctl trace` and `fieldctl sagas`, the real binary: histories in Step Functions' own form.
+
+mod cloud;
+
+use cloud::{Asked, Cloud};
+use contracts::{
+    Failure, OnboardingId, ReservationId, Saga, SiteId, SubscriptionId, Timestamp,
+    events::{KitsReleased, KitsReserved, SiteRejected, SubscriptionFailed},
+};
+use serde_json::{Value, json};
+use store::{EventRow, NewEvent};
+use testkit::dynamo::EVENTS;
+
+/// 2026-01-01T00:00:00Z, in seconds as Step Functions writes them.
+const BEGUN: f64 = 1_767_225_600.0;
+
+fn site() -> SiteId {
+    SiteId::registered("http", "key-1")
+}
+
+fn arn(machine: &str, name: &str) -> String {
+    format!("arn:aws:states:us-east-1:000000000000:execution:{machine}:{name}")
+}
+
+/// A task's history: entered, and then what is given as seconds, type and details.
+fn task(name: &str, entered: f64, events: &[(f64, &str, Value)]) -> Vec<Value> {
+    let details = json!({ "stateEnteredEventDetails": { "name": name } });
+    let mut history = vec![event(entered, "TaskStateEntered", &details)];
+    history.extend(events.iter().map(|(at, kind, details)| event(*at, kind, details)));
+    history
+}
+
+fn event(at: f64, kind: &str, details: &Value) -> Value {
+    let mut event = json!({ "id": 1, "timestamp": BEGUN + at, "type": kind });
+    for (name, value) in details.as_object().into_iter().flatten() {
+        event[name] = value.clone();
+    }
+    event
+}
+
+fn well(name: &str, entered: f64, left: f64) -> Vec<Value> {
+    let none = || json!({});
+    task(
+        name,
+        entered,
+        &[
+            (entered, "TaskScheduled", none()),
+            (left, "TaskSucceeded", none()),
+            (left, "TaskStateExited", none()),
+        ],
+    )
+}
+
+fn failed(error: &str, cause: &str) -> Value {
+    json!({ "taskFailedEventDetails": {
+        "resource": "invoke", "resourceType": "lambda", "error": error, "cause": cause,
+    } })
+}
+
+const DECLINED: &str = "The card was declined.";
+
+/// The onboarding whose card was declined after a throttled first step, and its nested teardown.
+fn history(arn_asked: &str, teardown: &str) -> Vec<Value> {
+    let none = || json!({});
+    if arn_asked == teardown {
+        return [
+            well("RemoveAlerting", 3.2, 3.3),
+            well("CancelSubscription", 3.3, 4.0),
+            well("DeprovisionSensors", 4.0, 4.1),
+            well("ReleaseKits", 4.1, 4.25),
+            well("CloseSite", 4.25, 4.4),
+        ]
+        .concat();
+    }
+    let cause = json!({ "errorMessage": "throttled", "errorType": "Transient" }).to_string();
+    let started = json!({ "taskSubmittedEventDetails": {
+        "resource": "startExecution.sync:2", "resourceType": "states",
+        "output": json!({ "ExecutionArn": teardown, "StartDate": 1 }).to_string(),
+    } });
+    [
+        task(
+            "ReserveKits",
+            0.3,
+            &[
+                (0.3, "TaskScheduled", none()),
+                (0.5, "TaskFailed", failed("Transient", &cause)),
+                (1.5, "TaskScheduled", none()),
+                (1.7, "TaskSucceeded", none()),
+                (1.7, "TaskStateExited", none()),
+            ],
+        ),
+        well("ProvisionSensors", 1.7, 1.9),
+        task(
+            "InitializeSubscription",
+            1.9,
+            &[
+                (1.9, "TaskScheduled", none()),
+                (1.95, "TaskSubmitted", none()),
+                (3.0, "TaskFailed", failed("CardDeclined", DECLINED)),
+                (3.0, "TaskStateExited", none()),
+            ],
+        ),
+        task(
+            "Compensate",
+            3.0,
+            &[
+                (3.0, "TaskScheduled", none()),
+                (3.1, "TaskSubmitted", started),
+                (4.5, "TaskSucceeded", none()),
+                (4.5, "TaskStateExited", none()),
+            ],
+        ),
+    ]
+    .concat()
+}
+
+fn answer(asked: &Asked) -> (u16, Value, Vec<(&'static str, &'static str)>) {
+    let onboarding = OnboardingId::of(site()).to_string();
+    let own = arn("site-onboarding", &onboarding);
+    let teardown = arn("site-teardown", "nested");
+    let body: Value = serde_json::from_str(&asked.body).unwrap_or_default();
+    let wanted = body["executionArn"].as_str().unwrap_or_default();
+    let known = wanted == own || wanted == teardown;
+    let answer = match asked.what.as_str() {
+        what if what.ends_with("ListExecutions") => json!({ "executions": [
+            { "executionArn": teardown, "stateMachineArn": "m", "name": "nested",
+                "status": "SUCCEEDED", "startDate": BEGUN + 3.15 },
+            { "executionArn": arn("site-teardown", "another"), "stateMachineArn": "m",
+                "name": "another", "status": "SUCCEEDED", "startDate": BEGUN + 3.2 },
+        ] }),
+        what if what.ends_with("Execution") && !known => {
+            return (400, json!({ "__type": "ExecutionDoesNotExist", "message": "none" }), vec![]);
+        }
+        what if what.ends_with("DescribeExecution") => {
+            let (began, ended, status) =
+                if wanted == own { (0.25, 4.55, "FAILED") } else { (3.15, 4.42, "SUCCEEDED") };
+            let machine = wanted.replace(":execution:", ":stateMachine:");
+            let (machine, name) = machine.rsplit_once(':').expect("an ARN");
+            let mut answer = json!({
+                "executionArn": wanted, "stateMachineArn": machine, "name": name, "status": status,
+                "startDate": BEGUN + began, "stopDate": BEGUN + ended,
+                "input": json!({ "onboardingId": onboarding, "siteId": site(),
+                    "paymentMethod": "pm_1" }).to_string(),
+            });
+            if wanted == own {
+                answer["error"] = "CardDeclined".into();
+                answer["cause"] = format!(
+                    "InitializeSubscription failed: CardDeclined: {DECLINED} Everything was undone."
+                )
+                .into();
+            }
+            answer
+        }
+        what if what.ends_with("GetExecutionHistory") => {
+            json!({ "events": history(wanted, &teardown) })
+        }
+        what if what.contains("/sites/") => json!({
+            "siteId": site(), "name": "Desert Rock, Nevada", "operator": "NOAA SURFRAD",
+            "status": "REJECTED", "onboarding": { "onboardingId": onboarding },
+        }),
+        what => panic!("nobody should ask for {what}"),
+    };
+    (200, answer, vec![])
+}
+
+async fn log(cloud: &Cloud) {
+    let site_id = site();
+    let saga = Saga { onboarding_id: OnboardingId::of(site_id), site_id, causation_id: None };
+    let at = |millis: i64| Timestamp::from_millis(1_767_225_600_000 + millis);
+    let subscription = SubscriptionId::of(saga.onboarding_id);
+    let reservation = ReservationId::of(saga.onboarding_id);
+    let failure = Failure {
+        step: "InitializeSubscription".to_owned(),
+        error: "CardDeclined".to_owned(),
+        message: DECLINED.to_owned(),
+    };
+    let declined = SubscriptionFailed {
+        site_id,
+        plan: contracts::Plan::Standard,
+        error: "CardDeclined".to_owned(),
+        message: DECLINED.to_owned(),
+    };
+    let reserved = KitsReserved { site_id, kits: vec![] };
+    let released = KitsReleased { site_id, kits: vec![] };
+    let rows = [
+        NewEvent::of(saga, reservation, 1, at(1650), reserved).row(),
+        NewEvent::of(saga, subscription, 1, at(2950), declined).row(),
+        NewEvent::of(saga, reservation, 2, at(4200), released).row(),
+        NewEvent::of(saga, site_id, 2, at(4390), SiteRejected { site_id, failure }).row(),
+    ];
+    for row in rows {
+        let row =
+            EventRow { unpublished: None, published_at: Some(at(5000)), ..row.expect("a row") };
+        cloud.dynamo.put(EVENTS, json!(row)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_story_of_a_declined_card_is_one_screen() {
+    let cloud = Cloud::start(answer).await;
+    log(&cloud).await;
+    for id in [site().to_string(), OnboardingId::of(site()).to_string()] {
+        let (code, out, err) = cloud.run(&["trace", &id]).await;
+        assert_eq!((code, err.as_str()), (0, ""));
+        insta::assert_snapshot!("declined", out);
+    }
+    let (_, out, _) = cloud.run(&["trace", &site().to_string(), "--color", "always"]).await;
+    assert!(out.contains("\u{1b}[31m"), "{out}");
+}
+
+#[tokio::test]
+async fn a_story_is_one_json_document() {
+    let cloud = Cloud::start(answer).await;
+    log(&cloud).await;
+    let (_, out, _) = cloud.run(&["--json", "trace", &site().to_string()]).await;
+    let story: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(
+        (&story["standing"], &story["step"]),
+        (&json!("failed"), &json!("InitializeSubscription"))
+    );
+    assert_eq!(story["incomplete"], false);
+    let entries = story["timeline"].as_array().expect("a timeline");
+    assert!(entries.is_sorted_by_key(|entry| entry["at"].as_str().map(str::to_owned)));
+    assert_eq!(entries.len(), 4 + 2 + 4 + 2 + 5);
+}
+
+#[tokio::test]
+async fn an_unknown_id_is_told() {
+    let cloud = Cloud::start(answer).await;
+    let (code, _, err) = cloud.run(&["trace", "00000000-0000-4000-8000-000000000000"]).await;
+    assert_eq!(code, 3, "{err}");
+    assert!(err.contains("no site and no onboarding"), "{err}");
+}
+
+#[tokio::test]
+async fn an_execution_is_shown_without_secrets() {
+    let cloud = Cloud::start(answer).await;
+    let (code, out, _) = cloud.run(&["sagas", "show", &OnboardingId::of(site()).to_string()]).await;
+    assert_eq!(code, 0);
+    assert!(out.contains("Compensate") && !out.contains("pm_1"), "{out}");
+}

@@ -1,0 +1,491 @@
+//! Every alarm of the template, in one table: what it looks at, and when it goes off. An alarm that
+//! is missing, new, or other than in the table makes these tests red.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use saphyr::{LoadableYamlNode, Scalar, Yaml};
+use serde_json::{Map, Value, json};
+
+/// The functions whose errors alarm nobody: theirs are answers to what others sent.
+const ERRORS_ARE_ANSWERS: [&str; 3] = [
+    "ImportSite",  // a registration that can't be read
+    "ReceiveKits", // a delivery that can't be read
+    "ReserveKits", // kits out of stock
+];
+/// The consumers of streams.
+const OF_STREAMS: [&str; 3] = ["DetectBreaches", "PublishEvents", "StoreReadings"];
+/// The functions that call the payment provider.
+const OF_THE_PROVIDER: [&str; 2] = ["CancelSubscription", "InitializeSubscription"];
+/// The saga's steps.
+const STEPS: [&str; 5] = [
+    "ReserveKits",
+    "ProvisionSensors",
+    "InitializeSubscription",
+    "ConfigureAlerting",
+    "ActivateSite",
+];
+/// The queues that carry work; all others hold what failed.
+const COMMANDS: [&str; 2] = ["CancelSubscriptionQueue", "InitializeSubscriptionQueue"];
+/// The tables whose throttles alarm: the others take a few writes a site.
+const BUSY_TABLES: [&str; 2] = ["EventsTable", "ReadingsTable"];
+/// Whose description says itself what to do; that of all others names a runbook.
+const SAY_WHAT_TO_DO: [&str; 14] = [
+    "CompensationIncomplete",
+    "DetectBreachesFailures",
+    "DetectBreachesIteratorAge",
+    "FailureDestinations",
+    "FailureReports",
+    "FunctionThrottles",
+    "OldestUnpublishedEvent",
+    "OpenFailures",
+    "PublishEventsFailures",
+    "PublishEventsIteratorAge",
+    "ReadingsStreamThrottles",
+    "StoreReadingsFailures",
+    "StoreReadingsIteratorAge",
+    "StuckSagas",
+];
+
+/// When an alarm goes off: `threshold` is passed in each of `periods` of so many seconds; `silence` is
+/// what missing data mean.
+#[derive(Debug, PartialEq)]
+struct Alarm {
+    metric: String,
+    dimensions: Vec<(String, String)>,
+    statistic: String,
+    period: i64,
+    periods: i64,
+    operator: String,
+    threshold: Value,
+    silence: String,
+}
+
+/// One metric's rule; the dimensions are `name=value`, with `$` for what the alarm is about.
+struct Rule {
+    names: &'static str,
+    about: Vec<String>,
+    metric: &'static str,
+    dimensions: &'static [&'static str],
+    when: (&'static str, &'static str, i64),
+    periods: (i64, i64),
+    silence: &'static str,
+}
+
+/// The table: one line a kind of alarm, `$` in its name is what it is about.
+#[rustfmt::skip]
+fn rules(template: &Template) -> Vec<Rule> {
+    let rule = |names, about: &[&str], metric, dimensions, when, periods, silence| Rule {
+        names, about: about.iter().map(|about| (*about).to_owned()).collect(), metric, dimensions, when, periods, silence,
+    };
+    let functions = template.functions();
+    let with_errors: Vec<_> = functions.iter().copied().filter(|name| !ERRORS_ARE_ANSWERS.contains(name)).collect();
+    let queues = template.failure_queues();
+    let (sum, most, count) = ("Sum", "Maximum", "SampleCount");
+    let (ok, bad) = ("notBreaching", "breaching");
+    vec![
+        //   alarm                      about             metric                                         dimensions                                      statistic, operator, threshold   periods x seconds  silence
+        rule("CompensationIncomplete",  &[""],            "AWS/States ExecutionsFailed",                 &["StateMachineArn=SiteTeardown"],              (sum, ">", 0),                   (1, 60),           ok),
+        rule("$Failed",                 &STEPS,           "Fieldstation OnboardingsFailed",              &["function=CloseSiteFunction", "step=$"],      (sum, ">", 0),                   (1, 300),          ok),
+        rule("StuckSagas",              &[""],            "Fieldstation StuckSagas",                     &["function=CheckSagasFunction"],               (most, ">", 0),                  (1, 300),          ok),
+        rule("$Circuit",                &OF_THE_PROVIDER, "Fieldstation ProviderCircuitOpen",            &["function=$Function"],                        (sum, ">", 0),                   (1, 60),           ok),
+        rule("OldestUnpublishedEvent",  &[""],            "Fieldstation OldestUnpublishedEventAgeSeconds", &["function=SweepEventsFunction"],            (most, ">", 300),                (5, 60),           bad),
+        rule("OpenFailures",            &[""],            "Fieldstation OpenFailures",                   &["function=ReportFailuresFunction"],           (most, ">", 0),                  (1, 60),           ok),
+        rule("FailureReports",          &[""],            "Fieldstation OpenFailures",                   &["function=ReportFailuresFunction"],           (count, "<", 1),                 (5, 60),           bad),
+        rule("$",                       &queues,          "AWS/SQS ApproximateNumberOfMessagesVisible",  &["QueueName=$.QueueName"],                     (most, ">", 0),                  (5, 60),           ok),
+        rule("$Age",                    &queues,          "AWS/SQS ApproximateAgeOfOldestMessage",       &["QueueName=$.QueueName"],                     (most, ">", 900),                (1, 60),           ok),
+        rule("$IteratorAge",            &OF_STREAMS,      "AWS/Lambda IteratorAge",                      &["FunctionName=$Function"],                    (most, ">", 60_000),             (3, 60),           ok),
+        rule("$Failures",               &OF_STREAMS,      "AWS/Lambda OnFailureDestinationDeliveredEventCount", &["EventSourceMappingUUID=$Mapping"],    (sum, ">", 0),                   (1, 60),           ok),
+        rule("$Dropped",                &OF_STREAMS,      "AWS/Lambda DroppedEventCount",                &["EventSourceMappingUUID=$Mapping"],           (sum, ">", 0),                   (1, 60),           ok),
+        rule("ReadingsStreamThrottles", &[""],            "AWS/Kinesis WriteProvisionedThroughputExceeded", &["StreamName=ReadingsStream"],              (sum, ">", 0),                   (5, 60),           ok),
+        rule("$Throttles",              &BUSY_TABLES,     "AWS/DynamoDB WriteThrottleEvents",            &["TableName=$"],                               (sum, ">", 0),                   (3, 60),           ok),
+        rule("$Errors",                 &with_errors,     "AWS/Lambda Errors",                           &["FunctionName=$Function"],                    (sum, ">=", 3),                  (2, 60),           ok),
+        rule("FunctionThrottles",       &[""],            "AWS/Lambda Throttles",                        &[],                                            (sum, ">", 0),                   (3, 60),           ok),
+        rule("FailureDestinations",     &[""],            "AWS/Lambda DestinationDeliveryFailures",      &[],                                            (sum, ">", 0),                   (1, 60),           ok),
+    ]
+}
+
+/// What rolls a new version back, as the canary alarm of the function `name` has it.
+fn canary(function: &str) -> (Value, Vec<Value>) {
+    let expression = "IF(FILL(calls, 0) >= ${CanaryMinimumCalls}, \
+                      ((FILL(errors, 0) + FILL(items, 0)) / calls > 0.001) + (FILL(p95, 0) > 2 * ${accepted}), \
+                      FILL(errors, 0) + FILL(items, 0) >= 3)";
+    let accepted = json!({ "accepted": ["AcceptedDuration", kebab(function), "p95"] });
+    let version = format!("{function}Function.Version.Version");
+    let of_lambda = |id: &str, metric: &str, statistic: &str| {
+        let dimensions = json!([
+            { "Name": "FunctionName", "Value": format!("{function}Function") },
+            { "Name": "Resource", "Value": format!("${{{function}Function}}:live") },
+            { "Name": "ExecutedVersion", "Value": version },
+        ]);
+        input(id, "AWS/Lambda", metric, statistic, &dimensions)
+    };
+    let ours = json!([
+        { "Name": "function", "Value": format!("{function}Function") },
+        { "Name": "version", "Value": version },
+    ]);
+    let inputs = vec![
+        of_lambda("calls", "Invocations", "Sum"),
+        of_lambda("errors", "Errors", "Sum"),
+        of_lambda("p95", "Duration", "p95"),
+        input("items", "Fieldstation", "BatchItemFailures", "Sum", &ours),
+    ];
+    (json!({ "Id": "worse", "Expression": [expression, accepted] }), inputs)
+}
+
+fn input(id: &str, namespace: &str, metric: &str, statistic: &str, dimensions: &Value) -> Value {
+    let metric = json!({ "Namespace": namespace, "MetricName": metric, "Dimensions": dimensions });
+    json!({ "Id": id, "ReturnData": false, "MetricStat": { "Stat": statistic, "Period": 60, "Metric": metric } })
+}
+
+/// The same rule in Rust, for whoever wants to know what it comes to: one minute of a new version.
+fn rolled_back(calls: u32, errors: u32, items: u32, p95: f64) -> bool {
+    /// `CanaryMinimumCalls`' default.
+    const MINIMUM: u32 = 100;
+    /// `AcceptedDuration` of most functions.
+    const ACCEPTED: f64 = 100.0;
+    let failed = errors + items;
+    if calls >= MINIMUM {
+        f64::from(failed) / f64::from(calls) > 0.001 || p95 > 2.0 * ACCEPTED
+    } else {
+        failed >= 3
+    }
+}
+
+#[test]
+fn a_new_version_is_rolled_back_for_these_minutes() {
+    let minutes = [
+        // calls, errors, items, p95 in ms, rolled back?
+        (0, 0, 0, 0.0, false),
+        // Few calls: three failures, however slow they are.
+        (20, 2, 0, 5_000.0, false),
+        (99, 1, 1, 0.0, false),
+        (99, 1, 2, 0.0, true),
+        (3, 3, 0, 0.0, true),
+        // Enough calls: more than one in a thousand, or twice as slow as accepted.
+        (100, 0, 0, 200.0, false),
+        (100, 0, 0, 200.1, true),
+        (100, 1, 0, 50.0, true),
+        (999, 1, 0, 50.0, true),
+        (1_000, 1, 0, 50.0, false),
+        (1_000, 1, 1, 50.0, true),
+        (20_000, 12, 8, 150.0, false),
+        (20_000, 12, 9, 150.0, true),
+    ];
+    for (calls, errors, items, p95, wanted) in minutes {
+        assert_eq!(
+            rolled_back(calls, errors, items, p95),
+            wanted,
+            "{calls} calls, {errors} errors, {items} failed items, p95 {p95} ms"
+        );
+    }
+}
+
+struct Template(Value);
+
+impl Template {
+    fn read() -> Self {
+        let text = fs::read_to_string(root().join("template.yaml")).expect("template.yaml");
+        let template = Yaml::load_from_str(&text).expect("YAML");
+        Self(json_of(&template[0]))
+    }
+
+    /// The resources of that type, by their logical ids.
+    fn resources(&self, kind: &str) -> BTreeMap<&str, &Value> {
+        let all = self.0["Resources"].as_object().expect("resources").iter();
+        all.filter(|(_, resource)| resource["Type"] == kind)
+            .map(|(id, resource)| (id.as_str(), resource))
+            .collect()
+    }
+
+    fn properties(&self, id: &str) -> &Value {
+        &self.0["Resources"][id]["Properties"]
+    }
+
+    /// The alarms on one metric.
+    fn alarms(&self) -> BTreeMap<&str, &Value> {
+        let alarms = self.resources("AWS::CloudWatch::Alarm");
+        alarms.into_iter().map(|(id, alarm)| (id, &alarm["Properties"])).collect()
+    }
+
+    /// The functions, without `Function` behind.
+    fn functions(&self) -> Vec<&str> {
+        let functions = self.resources("AWS::Serverless::Function").into_keys();
+        functions.map(|id| id.strip_suffix("Function").expect("the suffix Function")).collect()
+    }
+
+    /// The queues that hold what failed.
+    fn failure_queues(&self) -> Vec<&str> {
+        let queues = self.resources("AWS::SQS::Queue").into_keys();
+        queues.filter(|queue| !COMMANDS.contains(queue)).collect()
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// YAML as JSON, without the tags of intrinsic functions: `!Ref Table` is `"Table"`.
+fn json_of(yaml: &Yaml) -> Value {
+    match yaml {
+        Yaml::Value(Scalar::String(text)) => Value::from(text.as_ref()),
+        Yaml::Value(Scalar::Boolean(flag)) => Value::from(*flag),
+        Yaml::Value(Scalar::Integer(number)) => Value::from(*number),
+        Yaml::Value(Scalar::FloatingPoint(number)) => Value::from(number.into_inner()),
+        Yaml::Sequence(items) => items.iter().map(json_of).collect(),
+        Yaml::Mapping(entries) => entries
+            .iter()
+            .map(|(key, value)| (key.as_str().unwrap_or_default().to_owned(), json_of(value)))
+            .collect::<Map<_, _>>()
+            .into(),
+        Yaml::Tagged(_, value) => json_of(value),
+        _ => Value::Null,
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// `StoreReadings` as `store-readings`.
+fn kebab(name: &str) -> String {
+    let mut kebab = String::new();
+    for (index, letter) in name.char_indices() {
+        if letter.is_uppercase() && index > 0 {
+            kebab.push('-');
+        }
+        kebab.push(letter.to_ascii_lowercase());
+    }
+    kebab
+}
+
+/// An alarm as the template has it.
+fn found(properties: &Value) -> Alarm {
+    let dimensions = properties["Dimensions"].as_array().into_iter().flatten();
+    let statistic = ["Statistic", "ExtendedStatistic"].map(|name| text(&properties[name])).concat();
+    Alarm {
+        metric: format!("{} {}", text(&properties["Namespace"]), text(&properties["MetricName"])),
+        dimensions: dimensions.map(|it| (text(&it["Name"]), text(&it["Value"]))).collect(),
+        statistic,
+        period: properties["Period"].as_i64().unwrap_or_default(),
+        periods: properties["EvaluationPeriods"].as_i64().unwrap_or_default(),
+        operator: text(&properties["ComparisonOperator"]),
+        threshold: properties["Threshold"].clone(),
+        silence: text(&properties["TreatMissingData"]),
+    }
+}
+
+/// The alarms that there must be on one metric each, by their logical ids.
+fn wanted(template: &Template) -> BTreeMap<String, Alarm> {
+    let mut wanted = BTreeMap::new();
+    for Rule { names, about, metric, dimensions, when, periods, silence } in rules(template) {
+        let (statistic, operator, threshold) = when;
+        let operator = match operator {
+            ">" => "GreaterThanThreshold",
+            ">=" => "GreaterThanOrEqualToThreshold",
+            _ => "LessThanThreshold",
+        };
+        for about in about {
+            let dimensions = dimensions.iter().map(|dimension| {
+                let (name, value) = dimension.split_once('=').expect("name=value");
+                (name.to_owned(), value.replace('$', &about))
+            });
+            let alarm = Alarm {
+                metric: metric.to_owned(),
+                dimensions: dimensions.collect(),
+                statistic: statistic.to_owned(),
+                period: periods.1,
+                periods: periods.0,
+                operator: operator.to_owned(),
+                threshold: json!(threshold),
+                silence: silence.to_owned(),
+            };
+            let before = wanted.insert(format!("{}Alarm", names.replace('$', &about)), alarm);
+            assert_eq!(before, None, "two rules for {names} of {about}");
+        }
+    }
+    for function in template.functions() {
+        let alarm = Alarm {
+            metric: "AWS/Lambda Duration".to_owned(),
+            dimensions: vec![("FunctionName".to_owned(), format!("{function}Function"))],
+            statistic: "p95".to_owned(),
+            period: 300,
+            periods: 3,
+            operator: "GreaterThanThreshold".to_owned(),
+            threshold: json!(["AcceptedDuration", kebab(function), "alarm"]),
+            silence: "notBreaching".to_owned(),
+        };
+        wanted.insert(format!("{function}DurationAlarm"), alarm);
+    }
+    wanted
+}
+
+#[test]
+fn every_alarm_is_in_the_table_and_as_it_says() {
+    let template = Template::read();
+    let wanted = wanted(&template);
+    let alarms = template.alarms();
+    let of_metrics: BTreeMap<_, _> =
+        alarms.into_iter().filter(|(_, alarm)| alarm["Metrics"].is_null()).collect();
+    let names: BTreeSet<_> = of_metrics.keys().map(|id| (*id).to_owned()).collect();
+    let must_be: BTreeSet<_> = wanted.keys().cloned().collect();
+    let (missing, new) = (&must_be - &names, &names - &must_be);
+    assert!(
+        missing.is_empty() && new.is_empty(),
+        "missing: {missing:?}; not in the table: {new:?}"
+    );
+    for (id, alarm) in of_metrics {
+        assert_eq!(found(alarm), wanted[id], "{id}");
+        // M out of N and the like would say something that the table does not.
+        for property in ["DatapointsToAlarm", "EvaluateLowSampleCountPercentile", "Unit"] {
+            assert_eq!(alarm[property], Value::Null, "{id}");
+        }
+    }
+}
+
+#[test]
+fn every_function_is_rolled_back_by_an_alarm_of_its_own() {
+    let template = Template::read();
+    let alarms = template.alarms();
+    let canaries = alarms.keys().filter(|id| id.ends_with("CanaryAlarm"));
+    assert_eq!(canaries.count(), template.functions().len());
+    for function in template.functions() {
+        let id = format!("{function}CanaryAlarm");
+        let alarm = alarms.get(id.as_str()).unwrap_or_else(|| panic!("{id} is missing"));
+        let (worse, inputs) = canary(function);
+        let metrics = alarm["Metrics"].as_array().expect("metrics");
+        let (first, others) = metrics.split_first().expect("the expression");
+        let (first, worse) = ((text(&first["Id"]), &first["Expression"]), &worse["Expression"]);
+        assert_eq!(first, ("worse".to_owned(), worse), "{id}");
+        assert_eq!(others, inputs, "{id}");
+        let when = found(alarm);
+        assert_eq!(
+            (when.operator.as_str(), &when.threshold, when.periods, when.silence.as_str()),
+            ("GreaterThanThreshold", &json!(0), 1, "notBreaching"),
+            "{id}"
+        );
+        // Without gradual deployments there is no version to compare with.
+        assert_eq!(template.0["Resources"][&id]["Condition"], "UseGradualDeployment", "{id}");
+        let preference =
+            &template.properties(&format!("{function}Function"))["DeploymentPreference"];
+        assert_eq!(preference["Alarms"], json!([id]), "{function}");
+    }
+}
+
+#[test]
+fn slow_is_well_above_what_is_accepted_and_well_below_the_time_out() {
+    let template = Template::read();
+    let accepted = template.0["Mappings"]["AcceptedDuration"].as_object().expect("the mapping");
+    let functions: BTreeSet<_> = template.functions().into_iter().map(kebab).collect();
+    assert_eq!(accepted.keys().cloned().collect::<BTreeSet<_>>(), functions);
+    let default = template.0["Globals"]["Function"]["Timeout"].as_i64().expect("a time-out");
+    for function in template.functions() {
+        let timeout = template.properties(&format!("{function}Function"))["Timeout"].as_i64();
+        let timeout = 1000 * timeout.unwrap_or(default);
+        let of = |limit| accepted[&kebab(function)][limit].as_i64().expect("milliseconds");
+        assert!(2 * of("p95") < of("alarm"), "{function}: rolled back only after it is told");
+        assert!(2 * of("alarm") <= timeout, "{function}: {} of {timeout} ms", of("alarm"));
+    }
+}
+
+#[test]
+fn every_alarm_reaches_on_call_and_says_what_to_do() {
+    let template = Template::read();
+    let operations = fs::read_to_string(root().join("docs/operations.md")).expect("operations.md");
+    for (id, alarm) in template.alarms() {
+        let name = id.strip_suffix("Alarm").unwrap_or_else(|| panic!("{id} is not named an alarm"));
+        assert_eq!(alarm["AlarmActions"], json!(["OnCallTopic"]), "{id}");
+        assert!(alarm["ActionsEnabled"].as_bool().unwrap_or(true), "{id} tells nobody");
+        let description = text(&alarm["AlarmDescription"]);
+        let runbook = description.split_once("See the runbook ").and_then(|(_, rest)| {
+            let name = rest.strip_suffix(" in docs/operations.md.");
+            name.map(|name| format!("\n### {name}\n"))
+        });
+        match runbook {
+            Some(heading) => assert!(operations.contains(&heading), "{id}: no section{heading}"),
+            None => {
+                assert!(
+                    SAY_WHAT_TO_DO.contains(&name),
+                    "{id} neither names a runbook nor says what to do: {description}"
+                );
+                assert!(description.matches(". ").count() > 0, "{id} is too short: {description}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_queue_of_failures_is_emptied_by_record_failure() {
+    let template = Template::read();
+    let mut emptied = BTreeMap::new();
+    for (id, mapping) in template.resources("AWS::Lambda::EventSourceMapping") {
+        let properties = &mapping["Properties"];
+        if properties["FunctionName"] == "RecordFailureFunction.Alias" {
+            let queue = text(&properties["EventSourceArn"]).replace(".Arn", "");
+            let one_by_one = json!(["ReportBatchItemFailures"]);
+            assert_eq!(properties["FunctionResponseTypes"], one_by_one, "{id}");
+            assert_ne!(properties["Enabled"], false, "{id}");
+            assert_eq!(emptied.insert(queue, id), None, "{id} is the second of its queue");
+        }
+    }
+    let queues: BTreeSet<_> = template.failure_queues().into_iter().collect();
+    assert_eq!(emptied.keys().map(String::as_str).collect::<BTreeSet<_>>(), queues);
+
+    // It knows whose each queue and each bucket is; what comes from a bucket is told by the file.
+    let environment = &template.properties("RecordFailureFunction")["Environment"]["Variables"];
+    let sources = environment["SOURCES"][1].as_array().expect("the sources");
+    let known: BTreeSet<_> = sources
+        .iter()
+        .map(|source| {
+            let (of, source) = source.as_str().and_then(|it| it.split_once('=')).expect("of=whom");
+            assert!(!source.is_empty(), "{of} is nobody's");
+            of.trim_start_matches("${").trim_end_matches('}')
+        })
+        .collect();
+    let mut must_be: BTreeSet<_> = queues.iter().map(|queue| format!("{queue}.Arn")).collect();
+    must_be.remove("FailureFiles.Arn");
+    must_be.extend(OF_STREAMS.map(|function| format!("{function}Failures")));
+    assert_eq!(known, must_be.iter().map(String::as_str).collect());
+}
+
+/// The sources of what is deployed.
+fn sources(folder: &Path, all: &mut String) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() && path.file_name().is_some_and(|name| name != "tests") {
+            sources(&path, all);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            all.push_str(&fs::read_to_string(path).expect("a source"));
+        }
+    }
+}
+
+#[test]
+fn every_metric_of_ours_that_alarms_is_written_somewhere() {
+    let mut written = String::new();
+    for folder in ["functions", "shared"] {
+        sources(&root().join(folder), &mut written);
+    }
+    let ours = wanted(&Template::read()).into_values().filter_map(|alarm| {
+        Some((alarm.metric.strip_prefix("Fieldstation ")?.to_owned(), alarm.dimensions))
+    });
+    let items = vec![("version".to_owned(), String::new())];
+    for (metric, dimensions) in ours.chain([("BatchItemFailures".to_owned(), items)]) {
+        assert!(written.contains(&format!("\"{metric}\"")), "nobody writes {metric}");
+        for (dimension, _) in dimensions {
+            assert!(written.contains(&format!("\"{dimension}\"")), "no {dimension} of {metric}");
+        }
+    }
+}
+
+#[test]
+fn mappings_count_what_they_give_up() {
+    let template = Template::read();
+    for function in OF_STREAMS {
+        let mapping = template.properties(&format!("{function}Mapping"));
+        assert_eq!(mapping["MetricsConfig"]["Metrics"], json!(["EventCount"]), "{function}");
+    }
+}
