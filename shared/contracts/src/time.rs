@@ -22,9 +22,8 @@ impl Timestamp {
     /// clamped.
     #[must_use]
     pub fn from_millis(millis: i64) -> Self {
-        let clamped = millis
-            .clamp(jiff::Timestamp::MIN.as_millisecond(), jiff::Timestamp::MAX.as_millisecond());
-        Self(jiff::Timestamp::from_millisecond(clamped).unwrap_or(jiff::Timestamp::UNIX_EPOCH))
+        let outside = if millis < 0 { jiff::Timestamp::MIN } else { jiff::Timestamp::MAX };
+        Self(jiff::Timestamp::from_millisecond(millis).unwrap_or(outside))
     }
 
     /// Milliseconds since the Unix epoch.
@@ -83,6 +82,12 @@ mod tests {
         assert_eq!(whole.to_string(), "2026-01-01T00:00:00.000Z");
         assert_eq!(later.to_string(), "2026-01-01T00:00:00.005Z");
         assert!(whole.to_string() < later.to_string());
+    }
+
+    #[test]
+    fn what_is_too_far_away_is_clamped() {
+        assert_eq!(Timestamp::from_millis(i64::MAX).to_string(), "9999-12-30T22:00:00.999Z");
+        assert_eq!(Timestamp::from_millis(i64::MIN).to_string(), "-009999-01-02T01:59:59.000Z");
     }
 
     #[test]
