@@ -206,6 +206,7 @@ async fn a_refused_call_stops_a_replay_and_leaves_the_failures_as_they_were() {
     assert_eq!((counts["OPEN"], sending), (50, 0));
     let rows = cloud.dynamo.rows(FAILURES).await;
     assert!(rows.iter().all(|row| row["error"]["name"] == "InvalidInput"));
+    assert!(rows.iter().all(|row| row["replays"] == 0), "{rows:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -39,7 +39,7 @@ pub enum Sagas {
         /// How long a saga may stand still before it counts as stuck.
         #[arg(long, default_value = "15m", value_parser = length)]
         budget: Duration,
-        /// At most so many of each machine are looked at.
+        /// At most so many; without --stuck and --incomplete, of each machine.
         #[arg(long, default_value_t = 25)]
         limit: usize,
     },
@@ -78,7 +78,16 @@ impl Sagas {
                 let wanted = |it: &Execution, now: Timestamp| {
                     (!stuck || is_stuck(it, budget, now)) && (!incomplete || is_incomplete(it))
                 };
-                list(stack, screen, statuses, limit, wanted).await
+                // What stands still is old, what is incomplete may be behind many that are not.
+                let looked_at = if stuck || incomplete { usize::MAX } else { limit };
+                let mut listed = listed(stack, statuses, looked_at).await?;
+                if stuck {
+                    let older = |it: &Listed| is_longer(screen.now, it.started, budget);
+                    listed.retain(older);
+                    listed.reverse();
+                }
+                let shown = if stuck || incomplete { limit } else { usize::MAX };
+                list(stack, screen, listed, shown, wanted).await
             }
             Self::Show { execution } => {
                 let found = find(stack, &execution).await?;
@@ -93,21 +102,24 @@ impl Sagas {
 }
 
 fn is_stuck(execution: &Execution, budget: Duration, now: Timestamp) -> bool {
-    let still = now.millis() - execution.last_event.millis();
-    execution.is_running() && u128::try_from(still).is_ok_and(|still| still > budget.as_millis())
+    execution.is_running() && is_longer(now, execution.last_event, budget)
+}
+
+fn is_longer(now: Timestamp, since: Timestamp, budget: Duration) -> bool {
+    let past = now.millis() - since.millis();
+    u128::try_from(past).is_ok_and(|past| past > budget.as_millis())
 }
 
 fn is_incomplete(execution: &Execution) -> bool {
     execution.failure.as_ref().is_some_and(|failure| failure.error == "CompensationIncomplete")
 }
 
-async fn list(
+/// Executions of both machines, the newest first; at most so many of each machine and status.
+async fn listed(
     stack: &Stack,
-    screen: &mut Screen,
     statuses: Vec<Option<ExecutionStatus>>,
     limit: usize,
-    wanted: impl Fn(&Execution, Timestamp) -> bool,
-) -> Result<Exit, Trouble> {
+) -> Result<Vec<Listed>, Trouble> {
     let mut listed: Vec<Listed> = Vec::new();
     for machine in MACHINES {
         for status in &statuses {
@@ -116,12 +128,25 @@ async fn list(
         }
     }
     listed.sort_by_key(|listed| std::cmp::Reverse(listed.started));
+    Ok(listed)
+}
+
+async fn list(
+    stack: &Stack,
+    screen: &mut Screen,
+    listed: Vec<Listed>,
+    limit: usize,
+    wanted: impl Fn(&Execution, Timestamp) -> bool,
+) -> Result<Exit, Trouble> {
     let mut described = stream::iter(listed)
         .map(|listed| async move { stack.execution(&listed.arn).await })
         .buffered(AT_ONCE);
     let mut found = Vec::new();
     while let Some(execution) = described.try_next().await? {
         found.extend(execution.filter(|execution| wanted(execution, screen.now)));
+        if found.len() == limit {
+            break;
+        }
     }
     if screen.json {
         found.iter().try_for_each(|execution| screen.entry(execution))?;

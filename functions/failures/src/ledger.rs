@@ -114,8 +114,10 @@ pub enum Claim {
 pub enum Outcome {
     /// The work is done.
     Done,
-    /// It failed again, or could not be sent.
+    /// It failed again.
     Failed(ErrorInfo),
+    /// It was not sent: the claim is taken back, and does not count.
+    NotSent,
 }
 
 /// What came of a replay's end.
@@ -294,9 +296,13 @@ impl Ledger {
             if row.status != Status::Open {
                 return Ok(Decision::nothing(Claim::NotOpen(row.status)));
             }
-            match row.replay.take() {
+            match &row.replay {
+                // Our own, whose answer got lost.
+                Some(last) if last.state == ReplayState::Sending && last.id == replay => {
+                    return Ok(Decision::nothing(Claim::Claimed(Box::new(row))));
+                }
                 Some(last) if last.state == ReplayState::Sending && !insist.in_doubt => {
-                    return Ok(Decision::nothing(Claim::InDoubt(last)));
+                    return Ok(Decision::nothing(Claim::InDoubt(last.clone())));
                 }
                 _ => {}
             }
@@ -330,6 +336,7 @@ impl Ledger {
                 return Ok(Decision::nothing(Finish::NotOurs));
             };
             let came_back = row.attempts != claim.attempts;
+            let was = claim.state;
             let ended = Replay { state: ReplayState::Ended, ..claim };
             let mut set = vec![("replay", attribute(&ended)?)];
             let answer = match outcome {
@@ -342,6 +349,12 @@ impl Ledger {
                 Outcome::Failed(error) => {
                     set.push(("error", attribute(error)?));
                     set.push(("fingerprint", text(&fingerprint(&row.source, error))));
+                    Finish::Stays(row.status)
+                }
+                Outcome::NotSent => {
+                    // Told twice, it is taken back once.
+                    let back = u32::from(was == ReplayState::Sending);
+                    set.push(("replays", number(row.replays.saturating_sub(back))));
                     Finish::Stays(row.status)
                 }
             };

@@ -29,9 +29,6 @@ pub const LONGEST_PAYLOAD: usize = 300_000;
 const LONGEST_MESSAGE: usize = 2_000;
 const LONGEST_NAME: usize = 200;
 
-/// How the name of an execution begins that replays a failed one.
-pub(crate) const REPLAY: &str = "replay-";
-
 /// Root of the ids.
 const FAILURES: Uuid = Uuid::from_u128(0x0fa1_1e55_a710_4e00_9a5e_0fa1_1e55_a710);
 
@@ -220,11 +217,11 @@ impl FailureRow {
         Key::id(id.to_string())
     }
 
-    /// The name for the execution that replays a failed one, once it is claimed. If that fails as
-    /// well, its name tells that it is this failure again.
+    /// The name for the execution that replays a failed one, once it is claimed: each replay has
+    /// its own, and starts once.
     #[must_use]
     pub fn execution_name(&self) -> String {
-        format!("{REPLAY}{}-{}", self.id, self.replays)
+        format!("replay-{}-{}", self.id, self.replays)
     }
 }
 

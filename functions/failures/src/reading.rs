@@ -9,7 +9,7 @@ use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json, value::RawValue};
 use sha2::{Digest, Sha256};
 
-use crate::{ErrorInfo, FailureId, Kind, PayloadFile, REPLAY};
+use crate::{ErrorInfo, FailureId, Kind, PayloadFile};
 
 /// A failed piece of work, as a message tells of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,7 +108,6 @@ struct StatusChange {
 struct Execution {
     #[serde(rename = "executionArn")]
     arn: String,
-    name: String,
     status: String,
     input: String,
     error: Option<String>,
@@ -160,17 +159,22 @@ struct Object {
     key: String,
 }
 
+/// The source whose failures are executions, not calls of a function.
+const SITE_TEARDOWN: &str = "site-teardown";
+
 /// The failure that a queue's message tells of.
 #[must_use]
 pub fn message(source: &str, message: &SqsMessage) -> Failure {
     let body = message.body.as_deref().unwrap_or_default();
-    let read = if message.message_attributes.contains_key("ERROR_CODE") {
-        // First: an event may have any form, the attributes are EventBridge's own.
+    let read = if source == SITE_TEARDOWN {
+        // However it got into the queue, it is the execution that failed.
+        execution(source, body)
+    } else if message.message_attributes.contains_key("ERROR_CODE") {
+        // Before the others: an event may have any form, the attributes are EventBridge's own.
         not_delivered(source, message, body)
     } else {
         invocation(source, body)
             .or_else(|| quarantined(source, body))
-            .or_else(|| execution(source, body))
             .or_else(|| dead_letter(source, message, body))
     };
     read.unwrap_or_else(|| unreadable(source, body))
@@ -281,11 +285,12 @@ fn execution(source: &str, body: &str) -> Option<Failure> {
     });
     let text = cause.unwrap_or_else(|| format!("the execution ended as {}", detail.status));
     let error = ErrorInfo::new(detail.error.as_deref().unwrap_or(&detail.status), &text);
-    let work = work(&json!(["execution", detail.arn]));
+    // A saga's teardowns do the same work, whichever of them failed.
+    let input: Value = serde_json::from_str(&detail.input).unwrap_or_default();
+    let saga = input["onboardingId"].as_str().unwrap_or(&detail.arn);
+    let work = work(&json!(["execution", saga]));
     let failure = Failure::of(source, Kind::ExecutionFailed, &detail.input, work, error);
-    // A replay has another ARN, and its name tells what it replays.
-    let replayed = detail.name.strip_prefix(REPLAY).and_then(|name| name.get(..36)?.parse().ok());
-    Some(Failure { id: replayed.unwrap_or(failure.id), execution: Some(detail.arn), ..failure })
+    Some(Failure { execution: Some(detail.arn), ..failure })
 }
 
 fn given_up(source: &str, content: &str) -> Option<Vec<Failure>> {

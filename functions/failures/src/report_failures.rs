@@ -1,4 +1,4 @@
-//! Every five minutes: how many failures wait for an operator, and since when.
+//! Every minute: how many failures wait for an operator, and since when.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{OnboardingId, Timestamp};

@@ -98,6 +98,31 @@ async fn a_replay_that_went_well_closes_the_failure_once() {
 }
 
 #[tokio::test]
+async fn a_claim_whose_answer_was_lost_is_answered_again() {
+    let world = World::start().await;
+    let id = world.fail("a", 1).await;
+    let first = world.claim(id, 1, Insist::default()).await;
+    assert_eq!(world.claim(id, 1, Insist::default()).await, first);
+    assert!(matches!(first, Claim::Claimed(row) if row.replays == 1));
+}
+
+#[tokio::test]
+async fn what_was_not_sent_was_not_replayed() {
+    let world = World::start().await;
+    let id = world.fail("a", 1).await;
+    let before = world.row(id).await;
+    for replay in 1..=2 * u128::from(MOST_REPLAYS) {
+        let claim = world.claim(id, replay, Insist::default()).await;
+        assert!(matches!(claim, Claim::Claimed(_)), "{claim:?}");
+        for _ in 0..2 {
+            let end = world.finish(id, replay, Outcome::NotSent).await;
+            assert_eq!(end, Finish::Stays(Status::Open));
+        }
+    }
+    assert_eq!(FailureRow { replay: None, ..world.row(id).await }, before);
+}
+
+#[tokio::test]
 async fn a_replay_that_failed_leaves_the_failure_open_with_its_reason() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;

@@ -3,7 +3,7 @@
 use aws_lambda_events::event::sqs::SqsMessage;
 use failures::{
     Kind, PayloadFile,
-    reading::{self, Notification, Payload},
+    reading::{self, Failure, Notification, Payload},
 };
 use proptest::{prelude::*, test_runner::RngSeed};
 use serde_json::{Value, json};
@@ -82,8 +82,7 @@ fn message(body: &str) -> SqsMessage {
     message
 }
 
-fn nothing_is_lost(body: &str) -> Result<(), TestCaseError> {
-    let failure = reading::message("a-function", &message(body));
+fn payload_is_kept(failure: &Failure, body: &str) -> Result<(), TestCaseError> {
     let Payload::Text(payload) = &failure.payload else { panic!("a message is no file") };
     match failure.kind {
         Kind::Unreadable | Kind::DeadLetter => prop_assert_eq!(payload, body),
@@ -93,6 +92,15 @@ fn nothing_is_lost(body: &str) -> Result<(), TestCaseError> {
             prop_assert_eq!(payload, body["detail"]["input"].as_str().expect("text"));
         }
         Kind::NotDelivered | Kind::GivenUp => panic!("not from a bare message"),
+    }
+    Ok(())
+}
+
+fn nothing_is_lost(body: &str) -> Result<(), TestCaseError> {
+    let teardown = reading::message("site-teardown", &message(body));
+    let failure = reading::message("a-function", &message(body));
+    for failure in [teardown, failure.clone()] {
+        payload_is_kept(&failure, body)?;
     }
     prop_assert_eq!(failure.id, reading::message("a-function", &message(body)).id);
     prop_assert_ne!(failure.id, reading::message("b-function", &message(body)).id);
@@ -142,4 +150,27 @@ fn json_too_deep_to_look_into_is_kept_all_the_same() {
     for body in [&deep, &quarantined] {
         nothing_is_lost(body).expect("nothing lost");
     }
+}
+
+#[test]
+fn a_sagas_teardowns_are_one_piece_of_work_however_they_are_told_of() {
+    let ended = |name: &str, onboarding: &str| {
+        let detail = json!({
+            "executionArn": format!("arn:{name}"),
+            "status": "FAILED",
+            "input": json!({ "onboardingId": onboarding }).to_string(),
+        });
+        let kind = "Step Functions Execution Status Change";
+        message(&json!({ "detail-type": kind, "detail": detail }).to_string())
+    };
+    let one = reading::message("site-teardown", &ended("nested", "a"));
+    let mut undelivered = ended("recovery", "a");
+    undelivered
+        .message_attributes
+        .insert("ERROR_CODE".to_owned(), serde_json::from_value(json!({ "stringValue": "SDK_CLIENT_ERROR", "dataType": "String", "stringListValues": [], "binaryListValues": [] })).expect("an attribute"));
+    let same = reading::message("site-teardown", &undelivered);
+    assert_eq!((same.id, same.kind), (one.id, Kind::ExecutionFailed));
+    assert_ne!(same.execution, one.execution);
+    let other = reading::message("site-teardown", &ended("nested", "b"));
+    assert_ne!(other.id, one.id);
 }

@@ -10,6 +10,7 @@ use lambda::{InvalidInput, Step};
 use machines::{Machine, Started};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use uuid::Uuid;
 
 use crate::OnboardingError;
 
@@ -46,6 +47,15 @@ pub struct Ended {
     pub input: Option<String>,
     /// The error's name, of a failed one.
     pub error: Option<String>,
+    /// What the Fail state told of it.
+    pub cause: Option<String>,
+}
+
+/// What an onboarding tells that was not undone wholly.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Incomplete {
+    onboarding_failure: Failure,
 }
 
 /// How an execution ended other than well.
@@ -128,7 +138,7 @@ impl RecoverOnboarding {
         let saga: Saga = lambda::decode(&input)?;
         let failure = failure(ended, state.unwrap_or_else(|| "Start".to_owned()));
         let input = json(&TeardownInput { saga, failure })?;
-        Ok(Some((recovery_name(saga.onboarding_id, 1), input)))
+        Ok(Some((recovery_name(saga.onboarding_id), input)))
     }
 
     /// The same for a teardown: the next one of the same input.
@@ -142,14 +152,11 @@ impl RecoverOnboarding {
         let input = input(&self.teardown, ended).await?;
         let saga: Saga = lambda::decode(&input)?;
         let mut fields: Map<String, Value> = lambda::decode(&input)?;
-        fields.remove(STARTED_BY);
-        let was = (1..=MOST_RECOVERIES)
-            .find(|count| ended.name == recovery_name(saga.onboarding_id, *count));
-        let count = was.map_or(1, |count| count + 1);
-        if count > MOST_RECOVERIES {
+        let nested = fields.remove(STARTED_BY).is_some();
+        let Some(name) = recovery_of(saga.onboarding_id, ended, nested) else {
             return Err(OnboardingError::GivenUp(ended.name.clone()));
-        }
-        Ok(Some((recovery_name(saga.onboarding_id, count), json(&fields)?)))
+        };
+        Ok(Some((name, json(&fields)?)))
     }
 }
 
@@ -161,8 +168,12 @@ async fn input(machine: &Machine, ended: &Ended) -> Result<String, OnboardingErr
     })
 }
 
-/// What the site's operator is told.
+/// What the site's operator is told: the onboarding's own failure, where it came as far as to tell.
 fn failure(ended: &Ended, step: String) -> Failure {
+    let told = ended.cause.as_deref().map(serde_json::from_str::<Incomplete>);
+    if let Some(Ok(Incomplete { onboarding_failure })) = told {
+        return onboarding_failure;
+    }
     let (error, happened) = match ended.status {
         EndStatus::TimedOut => ("TimedOut", "ran out of time"),
         EndStatus::Aborted => ("Aborted", "was stopped"),
@@ -173,12 +184,28 @@ fn failure(ended: &Ended, step: String) -> Failure {
     Failure { step, error: error.to_owned(), message }
 }
 
-/// `recovery-<onboarding>`, then `recovery-<onboarding>-2`, ...
-fn recovery_name(onboarding: OnboardingId, count: u32) -> String {
-    match count {
-        1 => format!("recovery-{onboarding}"),
-        _ => format!("recovery-{onboarding}-{count}"),
+/// The recovery of an onboarding, and of the teardown nested in it: one, though both tell.
+fn recovery_name(onboarding: OnboardingId) -> String {
+    format!("recovery-{onboarding}")
+}
+
+/// The recovery of a stopped teardown, a name of its own for each; after a recovery its next, as
+/// long as there may be one.
+fn recovery_of(onboarding: OnboardingId, ended: &Ended, nested: bool) -> Option<String> {
+    let first = recovery_name(onboarding);
+    if nested {
+        return Some(first);
     }
+    if !ended.name.starts_with(&first) {
+        let execution = Uuid::new_v5(&onboarding.uuid(), ended.execution_arn.as_bytes());
+        return Some(format!("{first}-{:08x}", execution.as_fields().0));
+    }
+    let counted = (2..=MOST_RECOVERIES).find_map(|count| {
+        let recovered = ended.name.strip_suffix(&format!("-{count}"))?;
+        Some((recovered, count))
+    });
+    let (recovered, count) = counted.unwrap_or((&ended.name, 1));
+    (count < MOST_RECOVERIES).then(|| format!("{recovered}-{}", count + 1))
 }
 
 fn json(input: &impl Serialize) -> Result<String, OnboardingError> {

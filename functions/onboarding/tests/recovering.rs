@@ -57,6 +57,9 @@ async fn step_functions(state: Option<&'static str>) -> Stub {
     .await
 }
 
+/// As Step Functions names an execution that a state starts.
+const NESTED: &str = "7a1f0e4e-4d0c-4f63-9d1f-0d7c5a3b2e11";
+
 fn recovering(stub: &Stub) -> RecoverOnboarding {
     let client = Client::new(&stub.config());
     RecoverOnboarding {
@@ -74,17 +77,19 @@ fn onboarding_id() -> String {
     ended()["detail"]["name"].as_str().expect("a name").to_owned()
 }
 
-/// The same of a teardown of that name.
+/// The same of a teardown of that name; one that is named by a number alone was nested.
 fn ended_teardown(name: &str, status: &str) -> Value {
     let mut event = ended();
     let detail = &mut event["detail"];
-    let input = json!({
+    let mut input = json!({
         "onboardingId": detail["name"],
         "siteId": "36525261-64d3-5f8c-93d1-fb195ff9fe73",
         "causationId": null,
         "failure": { "step": "ReserveKits", "error": "KitsOutOfStock", "message": "None left." },
-        "AWS_STEP_FUNCTIONS_STARTED_BY_EXECUTION_ID": detail["executionArn"],
     });
+    if name == NESTED {
+        input["AWS_STEP_FUNCTIONS_STARTED_BY_EXECUTION_ID"] = detail["executionArn"].clone();
+    }
     detail["input"] = input.to_string().into();
     detail["name"] = name.into();
     detail["status"] = status.into();
@@ -160,6 +165,13 @@ async fn a_failed_onboarding_is_torn_down_unless_everything_was_undone() {
         let failure = started(&calls).1["failure"].clone();
         assert_eq!((&failure["step"], &failure["error"]), (&json!(step), &json!(error)));
     }
+
+    // What the operator of the site is told is what failed first.
+    let first = json!({ "step": "ActivateSite", "error": "Internal", "message": "Broken." });
+    event["detail"]["cause"] =
+        json!({ "message": "...", "onboardingFailure": first }).to_string().into();
+    let (_, calls) = recover(&event, Some("CompensationIncomplete")).await;
+    assert_eq!(started(&calls).1["failure"], first);
 }
 
 #[tokio::test]
@@ -171,18 +183,24 @@ async fn the_same_event_again_starts_nothing() {
 
     // An onboarding that is stopped while it compensates takes its nested teardown with it: two
     // events, one recovery.
-    let nested = ended_teardown("7a1f0e4e-4d0c-4f63-9d1f-0d7c5a3b2e11", "ABORTED");
+    let nested = ended_teardown(NESTED, "ABORTED");
     assert_eq!(run(&step, &nested).await, Ok(json!("Already")));
 }
 
 #[tokio::test]
 async fn a_teardown_that_was_stopped_goes_on_with_the_same_input() {
     let recovery = format!("recovery-{}", onboarding_id());
+    // Each that was not the onboarding's own has a recovery of its own: an earlier one is no reason
+    // to leave it.
+    let (decommission, operator) =
+        (format!("decommission-{}", onboarding_id()), format!("operator-{}-x", onboarding_id()));
     for (ended_as, status, expected) in [
-        ("7a1f0e4e-4d0c-4f63-9d1f-0d7c5a3b2e11".to_owned(), "ABORTED", recovery.clone()),
-        (format!("decommission-{}", onboarding_id()), "TIMED_OUT", recovery.clone()),
+        (NESTED.to_owned(), "ABORTED", recovery.clone()),
+        (decommission, "TIMED_OUT", format!("{recovery}-ece09bf7")),
+        (operator, "ABORTED", format!("{recovery}-d96ceeee")),
         (recovery.clone(), "ABORTED", format!("{recovery}-2")),
         (format!("{recovery}-2"), "TIMED_OUT", format!("{recovery}-3")),
+        (format!("{recovery}-0f3c2d1e"), "ABORTED", format!("{recovery}-0f3c2d1e-2")),
     ] {
         let event = ended_teardown(&ended_as, status);
         let (outcome, calls) = recover(&event, None).await;
@@ -192,7 +210,7 @@ async fn a_teardown_that_was_stopped_goes_on_with_the_same_input() {
         let mut given: Value =
             serde_json::from_str(event["detail"]["input"].as_str().expect("text")).expect("JSON");
         let fields = given.as_object_mut().expect("fields");
-        assert!(fields.remove("AWS_STEP_FUNCTIONS_STARTED_BY_EXECUTION_ID").is_some());
+        fields.remove("AWS_STEP_FUNCTIONS_STARTED_BY_EXECUTION_ID");
         assert_eq!(input, given);
     }
 }
@@ -200,11 +218,13 @@ async fn a_teardown_that_was_stopped_goes_on_with_the_same_input() {
 #[tokio::test]
 async fn who_stops_the_last_recovery_too_means_it() {
     let stub = step_functions(None).await;
-    let last = ended_teardown(&format!("recovery-{}-3", onboarding_id()), "ABORTED");
-    let command = lambda::decode(&last.to_string()).expect("an event");
-    let error = recovering(&stub).run(command, sample::noon(0)).await.expect_err("no more");
-    assert_eq!(error.kind(), ErrorKind::Internal);
-    assert!(error.to_string().contains("no further recovery"), "{error}");
+    for last in ["3", "0f3c2d1e-3"] {
+        let last = ended_teardown(&format!("recovery-{}-{last}", onboarding_id()), "ABORTED");
+        let command = lambda::decode(&last.to_string()).expect("an event");
+        let error = recovering(&stub).run(command, sample::noon(0)).await.expect_err("no more");
+        assert_eq!(error.kind(), ErrorKind::Internal);
+        assert!(error.to_string().contains("no further recovery"), "{error}");
+    }
     assert_eq!(stub.take_calls().len(), 0);
 }
 

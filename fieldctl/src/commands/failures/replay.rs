@@ -253,13 +253,13 @@ impl Run<'_> {
         let mut ended = Ended::Replayed;
         for row in &claimed {
             let finish = self.ledger.finish(row.id, self.id, &outcome).await?;
-            ended = match (finish, &outcome) {
-                (_, Outcome::Failed(error)) => Ended::Failed(error.clone()),
-                (Finish::Replayed, Outcome::Done) => ended,
-                (Finish::Stays(_), Outcome::Done) => {
+            ended = match (&outcome, finish) {
+                (Outcome::Failed(error), _) => Ended::Failed(error.clone()),
+                (_, Finish::Replayed) => ended,
+                (_, Finish::Stays(_)) => {
                     Ended::Failed(ErrorInfo::new("CameBack", "it failed again meanwhile"))
                 }
-                (Finish::NotOurs, Outcome::Done) => {
+                (_, Finish::NotOurs) => {
                     Ended::InDoubt("another replay claimed it meanwhile".to_owned())
                 }
             };
@@ -270,10 +270,9 @@ impl Run<'_> {
     /// Ends claims of what was not sent: as if nothing had been.
     async fn release(&self, claimed: &[FailureRow]) -> Result<(), Trouble> {
         for row in claimed {
-            let unchanged = Outcome::Failed(row.error.clone());
             // Nobody else ends a claim of this run.
             let (Finish::Stays(_) | Finish::Replayed | Finish::NotOurs) =
-                self.ledger.finish(row.id, self.id, &unchanged).await?;
+                self.ledger.finish(row.id, self.id, &Outcome::NotSent).await?;
         }
         Ok(())
     }
