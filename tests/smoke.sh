@@ -2,7 +2,8 @@
 # Uses a deployed stack once, from outside, as its users do: a site comes into service, its readings come back, it is taken out
 # of service again. With --read-only (production, where a site is a subscription somebody pays) it only looks.
 #
-# Needs fieldctl (FIELDCTL, or on the PATH), jq, and what fieldctl takes: FIELDSTATION_STACK, AWS_REGION, credentials.
+# Needs fieldctl (FIELDCTL, or on the PATH), jq, and what fieldctl takes: FIELDSTATION_STACK, AWS_REGION, credentials. The stack
+# needs a kit of air_temperature in stock (a KitsDelivered event, docs/integrating.md) and the key of a Stripe test account.
 set -euo pipefail
 FIELDCTL=${FIELDCTL:-fieldctl}
 work=$(mktemp -d)
@@ -42,14 +43,13 @@ say "its readings come back"
 start=$(date -u -d '10 minutes ago' +%Y-%m-%dT%H:%M:00Z)
 jq -n --arg site "$site" --arg sensor "$sensor" --arg at "$start" \
   '{ bundleId: "smoke-1", siteId: $site, series: [{ sensorId: $sensor, samples: [[$at, 21.5]] }] }' > "$work/bundle.json"
-# The sensors may send once telemetry has heard of them: a moment after the site is ACTIVE.
-for _ in $(seq 30); do
-  "$FIELDCTL" --json readings send "$work/bundle.json" > /dev/null
-  sleep 1
-  "$FIELDCTL" --json readings get "$sensor" --from "$start" > "$work/readings.json"
-  grep -q 21.5 "$work/readings.json" && break
-done
-grep -q 21.5 "$work/readings.json" || fail "the reading of sensor $sensor can't be asked for: $FIELDCTL failures list"
+# The sensors may send once telemetry has heard of them, a moment after the site is ACTIVE; before that it knows no such sensor.
+within_a_minute() { for _ in $(seq 60); do "$@" && return; sleep 1; done; return 1; }
+known() { "$FIELDCTL" --json readings get "$sensor" --from "$start" > "$work/readings.json" 2> /dev/null; }
+within_a_minute known || fail "telemetry does not know sensor $sensor: $FIELDCTL failures list --source project-sensors"
+"$FIELDCTL" --json readings send "$work/bundle.json" > /dev/null
+stored() { known && grep -q 21.5 "$work/readings.json"; }
+within_a_minute stored || fail "the reading of sensor $sensor can't be asked for: $FIELDCTL failures list"
 
 say "it is taken out of service"
 "$FIELDCTL" --json sites teardown "$site" --yes --wait > /dev/null

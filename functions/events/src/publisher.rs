@@ -235,8 +235,10 @@ impl Answer {
         match code {
             "MalformedDetail"
             | "InvalidArgument"
-            | "NotAuthorizedForSource"
-            | "NotAuthorizedForDetailType" => Self::Never(reason),
+            | "RedactionFailure"
+            | "NotAuthorizedForSourceException"
+            | "NotAuthorizedForDetailTypeException" => Self::Never(reason),
+            // A role or an account that is wrong is put right, and then all of its events go out.
             _ => Self::Later(reason),
         }
     }
