@@ -1,5 +1,7 @@
 //! The sagas as Step Functions tells them.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
 use aws_sdk_sfn::{
     operation::describe_execution::DescribeExecutionError,
@@ -23,6 +25,11 @@ pub struct Execution {
     pub cause: Option<String>,
     /// Its tasks in the order of their beginning.
     pub tasks: Vec<Task>,
+    /// The state that it was in when it was stopped.
+    pub stopped_in: Option<String>,
+    /// How the task ended, by the error's name, that was under way then: the emulator hears of it, as
+    /// Step Functions does not.
+    pub late_failure: Option<String>,
 }
 
 /// A task of an execution, with all its tries.
@@ -114,11 +121,33 @@ fn tasks(history: &[HistoryEvent]) -> Vec<Task> {
     tasks
 }
 
+/// What an execution's history has before it was stopped, and after; all of it before, if it was not.
+fn at_the_stop(history: &[HistoryEvent]) -> (&[HistoryEvent], &[HistoryEvent]) {
+    let stop = history.iter().position(|it| *it.r#type() == HistoryEventType::ExecutionAborted);
+    history.split_at(stop.unwrap_or(history.len()))
+}
+
+fn stopped_in(history: &[HistoryEvent]) -> Option<String> {
+    let (before, after) = at_the_stop(history);
+    let entered = before.iter().rev().find_map(HistoryEvent::state_entered_event_details);
+    entered.filter(|_| !after.is_empty()).map(|state| state.name().to_owned())
+}
+
+fn late_failure(history: &[HistoryEvent]) -> Option<String> {
+    let (_, after) = at_the_stop(history);
+    let failed = after.iter().find_map(HistoryEvent::task_failed_event_details)?;
+    failed.error().map(str::to_owned)
+}
+
+/// The ARN of a machine's execution of that name.
+fn execution_arn(machine: &str, name: &str) -> String {
+    format!("{}:{name}", machine.replacen(":stateMachine:", ":execution:", 1))
+}
+
 impl Stack {
     /// The ARN that the onboarding's execution has: it is named after the onboarding.
     pub fn onboarding_arn(&self, onboarding: OnboardingId) -> Result<String> {
-        let machine = self.output("SiteOnboardingArn")?;
-        Ok(format!("{}:{onboarding}", machine.replacen(":stateMachine:", ":execution:", 1)))
+        Ok(execution_arn(self.output("SiteOnboardingArn")?, &onboarding.to_string()))
     }
 
     /// The onboarding's execution; none as long as it is not started.
@@ -128,19 +157,47 @@ impl Stack {
 
     /// The teardown that was started last for the onboarding.
     pub async fn teardown(&self, onboarding: OnboardingId) -> Result<Option<Execution>> {
+        match self.last_teardowns(onboarding, 1).await?.first() {
+            Some(arn) => self.execution(arn).await,
+            None => Ok(None),
+        }
+    }
+
+    /// All teardowns that were started for the onboarding, by their ARNs, the newest first.
+    pub async fn teardowns_of(&self, onboarding: OnboardingId) -> Result<Vec<String>> {
+        self.last_teardowns(onboarding, usize::MAX).await
+    }
+
+    async fn last_teardowns(&self, onboarding: OnboardingId, most: usize) -> Result<Vec<String>> {
         let listing =
             self.machines.list_executions().state_machine_arn(self.output("SiteTeardownArn")?);
         // Newest first.
         let mut executions = listing.into_paginator().items().send();
+        let mut found = Vec::new();
         while let Some(execution) = executions.next().await {
             let arn = execution?.execution_arn().to_owned();
             let described = self.machines.describe_execution().execution_arn(&arn).send().await?;
             let input: Value = serde_json::from_str(described.input().unwrap_or("null"))?;
             if input["onboardingId"] == onboarding.to_string() {
-                return self.execution(&arn).await;
+                found.push(arn);
+                if found.len() == most {
+                    break;
+                }
             }
         }
-        Ok(None)
+        Ok(found)
+    }
+
+    /// The teardown whose execution has that name.
+    pub async fn teardown_named(&self, name: &str) -> Result<Option<Execution>> {
+        self.execution(&execution_arn(self.output("SiteTeardownArn")?, name)).await
+    }
+
+    /// Stops an execution by hand, as an operator does.
+    pub async fn stop(&self, arn: &str) -> Result<()> {
+        let stop = self.machines.stop_execution().execution_arn(arn);
+        stop.cause("stopped by hand").send().await.context("the execution can't be stopped")?;
+        Ok(())
     }
 
     /// Starts a teardown by hand, as an operator does; its ARN.
@@ -149,6 +206,18 @@ impl Stack {
         let started =
             self.machines.start_execution().state_machine_arn(machine).input(input).send().await?;
         Ok(started.execution_arn().to_owned())
+    }
+
+    /// The onboardings whose executions stand so, by the executions' names: the onboardings' ids.
+    pub async fn onboardings_with(&self, status: ExecutionStatus) -> Result<BTreeSet<String>> {
+        let machine = self.output("SiteOnboardingArn")?;
+        let listing = self.machines.list_executions().state_machine_arn(machine);
+        let mut executions = listing.status_filter(status).into_paginator().items().send();
+        let mut names = BTreeSet::new();
+        while let Some(execution) = executions.next().await {
+            names.insert(execution?.name().to_owned());
+        }
+        Ok(names)
     }
 
     /// How many executions of the onboarding machine there are for the onboarding.
@@ -167,7 +236,8 @@ impl Stack {
         Ok(count)
     }
 
-    async fn execution(&self, arn: &str) -> Result<Option<Execution>> {
+    /// The execution of that ARN; none as long as it is not started.
+    pub async fn execution(&self, arn: &str) -> Result<Option<Execution>> {
         let described = match self.machines.describe_execution().execution_arn(arn).send().await {
             Ok(described) => described,
             Err(error) => {
@@ -191,6 +261,8 @@ impl Stack {
             error: described.error().map(str::to_owned),
             cause: described.cause().map(str::to_owned),
             tasks: tasks(&history),
+            stopped_in: stopped_in(&history),
+            late_failure: late_failure(&history),
         }))
     }
 }

@@ -2,9 +2,11 @@
 //! its tables, queues and executions, and the payment provider beside it. Nothing of the functions'
 //! own code is in here but what they agree on with the world (`contracts`).
 
+pub mod alarms;
 pub mod api;
 pub mod capture;
 pub mod executions;
+pub mod failures;
 pub mod inventory;
 pub mod judge;
 pub mod log;

@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::{
     Stack,
     api::{Answer, Call},
+    failures::Failure,
     wait::{Look, PATIENCE, until},
 };
 
@@ -55,15 +56,11 @@ pub struct Position {
     pub sequence_number: String,
 }
 
-/// A message of `store-readings`' quarantine queue.
-#[derive(Clone, Debug, Deserialize)]
+/// A record that `store-readings` set aside.
+#[derive(Clone, Debug)]
 pub struct Quarantined {
-    /// The function that set it aside.
-    pub source: String,
-    /// The error's stable name.
-    pub error: String,
-    /// Why.
-    pub reason: String,
+    /// Its failure.
+    pub failure: Failure,
     record: Record,
 }
 
@@ -84,6 +81,13 @@ struct Put {
 }
 
 impl Quarantined {
+    /// The record in a failure of a stream's consumer.
+    pub fn of(failure: Failure) -> Result<Self> {
+        let record = failure.payload()?;
+        let record = serde_json::from_value(record).with_context(|| format!("{failure:?}"))?;
+        Ok(Self { failure, record })
+    }
+
     /// Where it stood in the stream.
     #[must_use]
     pub fn position(&self) -> Position {
@@ -209,25 +213,21 @@ impl Stack {
         Ok(Position { shard_id, sequence_number })
     }
 
-    /// What waits in `store-readings`' quarantine; it stays there.
+    /// The records that `store-readings` set aside.
     pub async fn quarantine(&self) -> Result<Vec<Quarantined>> {
-        let bodies = self.peek(self.output("StoreReadingsQuarantineUrl")?).await?;
-        let messages = bodies.into_iter().map(|body| {
-            let text = body.to_string();
-            serde_json::from_value(body).with_context(|| format!("a quarantined record: {text}"))
-        });
-        messages.collect()
+        let failures = self.failures_of("store-readings").await?.into_iter();
+        failures.filter(|failure| failure.kind == "QUARANTINED").map(Quarantined::of).collect()
     }
 
-    /// Waits until so many records with that partition key are in the quarantine; all of them.
+    /// Waits until so many records with that partition key are set aside; all of them.
     pub async fn quarantined(&self, key: &str, count: usize) -> Result<Vec<Quarantined>> {
         until(&format!("{count} quarantined records of {key}"), PATIENCE, async || {
-            let mut messages = self.quarantine().await?;
-            messages.retain(|message| message.partition_key() == key);
-            Ok(if messages.len() >= count {
-                Look::Found(messages)
+            let mut records = self.quarantine().await?;
+            records.retain(|record| record.partition_key() == key);
+            Ok(if records.len() >= count {
+                Look::Found(records)
             } else {
-                Look::Saw(format!("{messages:?}"))
+                Look::Saw(format!("{records:?}"))
             })
         })
         .await

@@ -222,40 +222,6 @@ impl Stack {
         };
         Ok((count(Waiting)?, count(InWork)? + count(Delayed)?))
     }
-
-    /// The bodies of the messages that wait in a queue now; they stay there.
-    pub async fn peek(&self, queue_url: &str) -> Result<Vec<Value>> {
-        let mut bodies = Vec::new();
-        let mut handles = Vec::new();
-        loop {
-            let received = self
-                .sqs
-                .receive_message()
-                .queue_url(queue_url)
-                .max_number_of_messages(10)
-                .visibility_timeout(30)
-                .send()
-                .await?;
-            if received.messages().is_empty() {
-                break;
-            }
-            for message in received.messages() {
-                let body = message.body().unwrap_or_default();
-                bodies.push(serde_json::from_str(body).unwrap_or_else(|_| body.into()));
-                handles.extend(message.receipt_handle().map(str::to_owned));
-            }
-        }
-        for handle in handles {
-            self.sqs
-                .change_message_visibility()
-                .queue_url(queue_url)
-                .receipt_handle(handle)
-                .visibility_timeout(0)
-                .send()
-                .await?;
-        }
-        Ok(bodies)
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The payment provider, looked at from its own side.
 
-use std::env;
+use std::{collections::BTreeMap, env};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -80,4 +80,26 @@ pub async fn billed(stack: &Stack, onboarding: &str) -> Result<Billed> {
         billed.customers.push(id.to_owned());
     }
     Ok(billed)
+}
+
+/// What the provider has of every onboarding, by the onboarding's id.
+pub async fn all_billed(stack: &Stack) -> Result<BTreeMap<String, Billed>> {
+    let mut all = BTreeMap::<String, Billed>::new();
+    let mut owners = BTreeMap::new();
+    for customer in list(stack, "/v1/customers?").await? {
+        let Some(onboarding) = customer["metadata"]["onboardingId"].as_str() else { continue };
+        if customer["deleted"] != true {
+            let id = customer["id"].as_str().context("a customer's id")?.to_owned();
+            owners.insert(id.clone(), onboarding.to_owned());
+            all.entry(onboarding.to_owned()).or_default().customers.push(id);
+        }
+    }
+    for subscription in list(stack, "/v1/subscriptions?").await? {
+        let owner = owners.get(subscription["customer"].as_str().unwrap_or_default());
+        if let Some(onboarding) = owner.filter(|_| subscription["status"] != "canceled") {
+            let id = subscription["id"].as_str().context("a subscription's id")?.to_owned();
+            all.entry(onboarding.clone()).or_default().subscriptions.push(id);
+        }
+    }
+    Ok(all)
 }

@@ -3,16 +3,16 @@
 
 use std::collections::HashMap;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{Metric, SiteId};
 use serde_json::{Value, json};
 use tests::{
     Stack,
     api::{Answer, Call},
+    failures::Failure,
     inventory::{SUPPLIER, delivery_id},
     sites::{GOOD_CARD, registration},
-    wait::{Look, PATIENCE, until},
 };
 use uuid::Uuid;
 
@@ -199,23 +199,14 @@ async fn an_unsigned_call_is_refused_on_every_route() -> Result<()> {
     assert_not_stored(&stack, "an unsigned registration", &key).await
 }
 
-/// Waits for a message in a queue that mentions something; its body.
-async fn message_about(stack: &Stack, queue: &str, about: &str) -> Result<Value> {
-    until(&format!("a message about {about} in {queue}"), PATIENCE, async || {
-        let bodies = stack.peek(stack.output(queue)?).await?;
-        let found = bodies.iter().find(|body| body.to_string().contains(about)).cloned();
-        Ok(found.map_or_else(|| Look::Saw(format!("{} others", bodies.len())), Look::Found))
-    })
-    .await
-}
-
-/// What an asynchronous function's failure destination got: the event that came, and the error.
-fn assert_captured(message: &Value, detail: &Value, field: &str) {
-    assert_eq!(message["requestPayload"]["detail"], *detail, "whole: {message}");
-    let error = &message["responsePayload"];
-    assert_eq!(error["errorType"], "InvalidInput", "{message}");
-    let reason = error["errorMessage"].as_str().unwrap_or_default();
-    assert!(reason.contains(field), "{field} is not named in {reason:?}");
+/// What is recorded of an asynchronous function's failure: the event that came, and the error.
+fn assert_captured(failure: &Failure, detail: &Value, field: &str) -> Result<()> {
+    assert_eq!(failure.kind, "FUNCTION_FAILED", "{failure}");
+    failure.stands("OPEN", 1, 0)?;
+    assert_eq!(failure.payload()?["detail"], *detail, "whole: {failure}");
+    assert_eq!(failure.error.name, "InvalidInput", "{failure}");
+    assert!(failure.error.message.contains(field), "{field} is not named in {failure}");
+    Ok(())
 }
 
 #[tokio::test]
@@ -229,8 +220,8 @@ async fn a_malformed_request_by_event_is_captured_whole() -> Result<()> {
         let number = Uuid::new_v4().to_string();
         let detail = json!({ "registrationId": number, "site": site });
         stack.put_event("noaa.surfrad", "SiteRegistrationRequested", &detail).await?;
-        let message = message_about(&stack, "ImportSiteFailuresUrl", &number).await?;
-        assert_captured(&message, &detail, field);
+        let failure = stack.failure_about("import-site", &number).await?;
+        assert_captured(&failure, &detail, field)?;
         let site = stack.site(SiteId::registered("noaa.surfrad", &number)).await?;
         assert_eq!(site.status, 404, "{site}");
     }
@@ -244,8 +235,8 @@ async fn a_malformed_delivery_is_captured_whole() -> Result<()> {
     let kits = json!([{ "metric": "air_temperature", "quantity": -5 }]);
     let detail = json!({ "deliveryId": number, "kits": kits });
     stack.put_event(SUPPLIER, "KitsDelivered", &detail).await?;
-    let message = message_about(&stack, "ReceiveKitsFailuresUrl", &number).await?;
-    assert_captured(&message, &detail, "quantity");
+    let failure = stack.failure_about("receive-kits", &number).await?;
+    assert_captured(&failure, &detail, "quantity")?;
     let counted = stack.rows_with("InventoryTable", "id", &delivery_id(&number)).await?;
     assert_eq!(counted, [] as [Value; 0]);
     Ok(())
@@ -271,12 +262,14 @@ async fn a_malformed_stream_record_is_quarantined_and_the_stream_flows_on() -> R
     let site = registration("behind a broken record", &[Metric::AirTemperature], GOOD_CARD);
     let ids = stack.register(&Uuid::new_v4().to_string(), &site).await?;
 
-    let message = message_about(&stack, "PublishEventsQuarantineUrl", &broken).await?;
-    assert_eq!(message["source"], "publish-events");
-    let image = &message["record"]["dynamodb"]["NewImage"];
-    assert_eq!(image["entity"]["S"], broken, "whole: {message}");
-    assert_eq!(image["nonsense"]["S"], no_event.as_s().expect("a text").as_str(), "{message}");
-    let reason = message["reason"].as_str().context("a reason")?;
+    let failure = stack.failure_about("publish-events", &broken).await?;
+    assert_eq!(failure.kind, "QUARANTINED", "{failure}");
+    failure.stands("OPEN", 1, 0)?;
+    let record = failure.payload()?;
+    let image = &record["dynamodb"]["NewImage"];
+    assert_eq!(image["entity"]["S"], broken, "whole: {record}");
+    assert_eq!(image["nonsense"]["S"], no_event.as_s().expect("a text").as_str(), "{record}");
+    let reason = &failure.error.message;
     assert!(reason.contains("type"), "the first field that is missing is not named in {reason:?}");
     stack.site_active(ids.site_id).await?;
     Ok(())

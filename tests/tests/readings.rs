@@ -327,12 +327,14 @@ async fn what_can_not_be_stored_is_quarantined_whole_and_the_rest_is_stored() ->
     let quarantined = stack.quarantined(&site.key(), poison.len()).await?;
     assert_eq!(quarantined.len(), poison.len());
     for ((error, reason, data), position) in poison.iter().zip(&put) {
-        let message = quarantined.iter().find(|message| message.position() == *position);
-        let message = message.with_context(|| format!("{error} at {position:?}"))?;
-        assert_eq!(message.source, "store-readings");
-        assert_eq!(message.error, *error, "{message:?}");
-        assert!(message.reason.contains(reason), "{reason} is not told: {message:?}");
-        assert_eq!(message.payload()?, *data, "whole: {message:?}");
+        let record = quarantined.iter().find(|record| record.position() == *position);
+        let record = record.with_context(|| format!("{error} at {position:?}"))?;
+        let failure = &record.failure;
+        failure.stands("OPEN", 1, 0)?;
+        assert_eq!(failure.error.name, *error, "{failure}");
+        assert!(failure.error.message.contains(reason), "{reason} is not told: {failure}");
+        assert_eq!(failure.site_id, Some(site.key()), "{failure}");
+        assert_eq!(record.payload()?, *data, "whole: {record:?}");
     }
     assert_eq!(stack.samples(neighbour.sensors[0], "").await?, [], "nothing of the neighbour's");
     Ok(())
@@ -462,7 +464,7 @@ async fn readings_of_a_site_out_of_service_are_quarantined_and_not_judged() -> R
 
     let quarantined = stack.quarantined(&site.key(), 1).await?;
     assert_eq!(quarantined.len(), 1);
-    assert_eq!(quarantined[0].error, "RetiredSensor", "{quarantined:?}");
+    assert_eq!(quarantined[0].failure.error.name, "RetiredSensor", "{quarantined:?}");
     assert_eq!(serde_json::from_slice::<Bundle>(&quarantined[0].payload()?)?, after);
     let samples = stack.samples(site.sensors[0], "").await?;
     assert_eq!(samples, samples_of(&[&before]), "its history is still there");

@@ -1,0 +1,218 @@
+//! The stack's alarms: their metrics fed, their states read, and what on-call hears of them.
+//! CloudWatch and SNS are spoken to without their SDKs: these few calls are not worth the compiling.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use aws_sdk_sqs::types::QueueAttributeName;
+use reqwest::header::CONTENT_TYPE;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{Stack, api::sign};
+
+/// An alarm on one metric, as CloudWatch describes it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Alarm {
+    /// Its physical name: the stack's, the logical id, a suffix.
+    pub alarm_name: String,
+    /// For on-call.
+    #[serde(default)]
+    pub alarm_description: String,
+    /// The metric's.
+    pub namespace: String,
+    /// The metric's.
+    pub metric_name: String,
+    /// Name and value of each.
+    #[serde(default)]
+    pub dimensions: Vec<Dimension>,
+    /// Of one datapoint, in seconds.
+    pub period: u32,
+    /// Datapoints that are looked at.
+    pub evaluation_periods: u32,
+    /// `OK`, `ALARM` or `INSUFFICIENT_DATA`.
+    pub state_value: String,
+    /// Who is told.
+    #[serde(default)]
+    pub alarm_actions: Vec<String>,
+}
+
+/// A dimension of a metric.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Dimension {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: String,
+}
+
+impl Alarm {
+    /// Namespace and name of the metric, with a space between.
+    #[must_use]
+    pub fn metric(&self) -> String {
+        format!("{} {}", self.namespace, self.metric_name)
+    }
+
+    /// The time that it looks back.
+    #[must_use]
+    pub fn window(&self) -> Duration {
+        Duration::from_secs((self.period * self.evaluation_periods).into())
+    }
+}
+
+impl Stack {
+    /// All alarms of the stack.
+    pub async fn alarms(&self) -> Result<Vec<Alarm>> {
+        let mut alarms = Vec::new();
+        let mut page = Value::Null;
+        loop {
+            let mut ask = json!({ "AlarmNamePrefix": format!("{}-", self.name()) });
+            if !page.is_null() {
+                ask["NextToken"] = page;
+            }
+            let mut answer = self.cloudwatch("DescribeAlarms", &ask).await?;
+            let described: Vec<Alarm> = serde_json::from_value(answer["MetricAlarms"].take())?;
+            alarms.extend(described);
+            page = answer["NextToken"].take();
+            if page.is_null() {
+                return Ok(alarms);
+            }
+        }
+    }
+
+    /// Puts values of the metric of each of the alarms, which is the same but for its dimensions; each
+    /// value so many times, and where there are none a datum without samples. They were measured `ago`.
+    pub async fn measure(
+        &self,
+        alarms: &[&Alarm],
+        values: &[(f64, f64)],
+        ago: Duration,
+    ) -> Result<()> {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH)?.saturating_sub(ago).as_secs_f64();
+        let data = alarms.iter().map(|alarm| {
+            let mut datum = json!({
+                "MetricName": alarm.metric_name,
+                "Dimensions": alarm.dimensions,
+                "Timestamp": at,
+            });
+            if values.is_empty() {
+                let nothing = json!({ "SampleCount": 0, "Sum": 0, "Minimum": 0, "Maximum": 0 });
+                datum["StatisticValues"] = nothing;
+            } else {
+                datum["Values"] = values.iter().map(|(value, _)| *value).collect();
+                datum["Counts"] = values.iter().map(|(_, count)| *count).collect();
+            }
+            datum
+        });
+        let namespace = &alarms.first().context("an alarm")?.namespace;
+        let put = json!({ "Namespace": namespace, "MetricData": data.collect::<Vec<_>>() });
+        self.cloudwatch("PutMetricData", &put).await.map(drop)
+    }
+
+    async fn cloudwatch(&self, operation: &str, input: &Value) -> Result<Value> {
+        let body = input.to_string();
+        let mut request = self
+            .http
+            .post(self.endpoint().clone())
+            .header(CONTENT_TYPE, "application/x-amz-json-1.0")
+            .header("x-amz-target", format!("GraniteServiceVersion20100801.{operation}"))
+            .body(body.clone())
+            .build()?;
+        sign(&mut request, "monitoring", body.as_bytes())?;
+        let answer = self.http.execute(request).await?;
+        let (status, text) = (answer.status(), answer.text().await?);
+        ensure!(status.is_success(), "{operation}: {status}: {text}");
+        if text.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_str(&text)?) }
+    }
+}
+
+/// On-call's mailbox: a queue that the alarms' topic delivers to.
+#[derive(Debug)]
+pub struct OnCall {
+    queue_url: String,
+    subscription: String,
+}
+
+impl OnCall {
+    /// Subscribes to the topic.
+    pub async fn begin(stack: &Stack) -> Result<Self> {
+        let name = format!("{}-on-call-{}", stack.name(), Uuid::new_v4().simple());
+        let queue = stack.sqs.create_queue().queue_name(&name).send().await?;
+        let queue_url = queue.queue_url().context("the queue has no URL")?.to_owned();
+        let asked = stack
+            .sqs
+            .get_queue_attributes()
+            .queue_url(&queue_url)
+            .attribute_names(QueueAttributeName::QueueArn)
+            .send()
+            .await?;
+        let attributes = asked.attributes().context("the queue has no attributes")?;
+        let arn = attributes.get(&QueueAttributeName::QueueArn).context("the queue's ARN")?;
+        let topic = stack.output("OnCallTopicArn")?;
+        let answer = sns(
+            stack,
+            &[
+                ("Action", "Subscribe"),
+                ("TopicArn", topic),
+                ("Protocol", "sqs"),
+                ("Endpoint", arn.as_str()),
+            ],
+        )
+        .await?;
+        let (_, rest) = answer.split_once("<SubscriptionArn>").context("the subscription")?;
+        let (subscription, _) = rest.split_once('<').context("the subscription's ARN")?;
+        Ok(Self { queue_url, subscription: subscription.to_owned() })
+    }
+
+    /// What came since the last call: CloudWatch's notifications.
+    pub async fn take(&self, stack: &Stack) -> Result<Vec<Value>> {
+        let mut told = Vec::new();
+        loop {
+            let received = stack
+                .sqs
+                .receive_message()
+                .queue_url(&self.queue_url)
+                .max_number_of_messages(10)
+                .send()
+                .await?;
+            if received.messages().is_empty() {
+                return Ok(told);
+            }
+            for message in received.messages() {
+                let envelope: Value = serde_json::from_str(message.body().unwrap_or_default())?;
+                told.push(serde_json::from_str(envelope["Message"].as_str().unwrap_or("null"))?);
+                let handle = message.receipt_handle().context("a message without a handle")?;
+                let delete = stack.sqs.delete_message().queue_url(&self.queue_url);
+                delete.receipt_handle(handle).send().await?;
+            }
+        }
+    }
+
+    /// Ends it and takes it away.
+    pub async fn end(self, stack: &Stack) -> Result<()> {
+        let Self { queue_url, subscription } = self;
+        sns(stack, &[("Action", "Unsubscribe"), ("SubscriptionArn", &subscription)]).await?;
+        stack.sqs.delete_queue().queue_url(queue_url).send().await?;
+        Ok(())
+    }
+}
+
+async fn sns(stack: &Stack, form: &[(&str, &str)]) -> Result<String> {
+    let mut url = stack.endpoint().clone();
+    url.query_pairs_mut().extend_pairs(form).append_pair("Version", "2010-03-31");
+    let body = url.query().unwrap_or_default().to_owned();
+    let mut request = stack
+        .http
+        .post(stack.endpoint().clone())
+        .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+        .body(body.clone())
+        .build()?;
+    sign(&mut request, "sns", body.as_bytes())?;
+    let answer = stack.http.execute(request).await?;
+    let (status, text) = (answer.status(), answer.text().await?);
+    ensure!(status.is_success(), "{}: {status}: {text}", form[0].1);
+    Ok(text)
+}

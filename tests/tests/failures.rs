@@ -1,0 +1,927 @@
+//! Failures, from what went wrong to the replay that does the work: each is brought about on the
+//! stack, found in the failures table, and, its cause taken away, replayed by `fieldctl`. The work
+//! is done then, and was done once.
+//!
+//! | Source                              | Cause                                | Its end              | Real? |
+//! |-------------------------------------|--------------------------------------|----------------------|-------|
+//! | import-site                         | a broken row where the site belongs  | the row deleted      | yes |
+//! | import-site, not delivered          | EventBridge could not call it        | -                    | EventBridge's message is put into the queue |
+//! | receive-kits                        | a broken row of the same delivery    | the row deleted      | yes |
+//! | project-site                        | its table out of reach               | mended               | yes |
+//! | start-onboarding                    | its state machine out of reach       | mended               | yes |
+//! | project-sensors                     | its table out of reach               | mended               | yes |
+//! | store-readings, quarantine          | a sensor not in the register yet     | project-sensors' replay | yes |
+//! | store-readings, quarantine, of a file | a sensor's row is gone             | the row put back     | yes |
+//! | sweep-events, report-failures       | their table out of reach             | mended               | the schedule's call is made by the test |
+//! | check-sagas                         | does not start                       | mended               | the schedule's call is made by the test |
+//! | recover-onboarding                  | its state machine out of reach       | mended               | yes |
+//! | initialize-subscription, cancel-subscription | do not start                | mended               | yes |
+//! | publish-events, quarantine          | a row that is no event               | none: it is discarded | yes |
+//! | publish-events, quarantine          | an event that EventBridge refuses    | -                    | publish-events' message is put into the queue |
+//! | buckets of store-readings, detect-breaches, publish-events | a batch given up on | -              | Lambda's file is put into the bucket |
+//! | site-teardown                       | a step's table out of reach          | mended               | yes |
+//!
+//! Out of reach, or not to be started, is what a bad deployment makes so: for a while the alias
+//! `live` points to a version with a wrong setting.
+
+#[path = "disruptions/faults.rs"]
+#[expect(dead_code, reason = "not every fault is brought about here")]
+mod faults;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use aws_sdk_sfn::types::ExecutionStatus;
+use aws_sdk_sqs::types::MessageAttributeValue;
+use base64::{Engine, prelude::BASE64_STANDARD};
+use contracts::{
+    Event, Metric, SensorId, SiteId, Timestamp,
+    events::ReadingBreachedThreshold,
+    readings::{Bundle, Sample, Series},
+};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tests::{
+    Stack,
+    api::{Call, sign},
+    capture::{Capture, event_id},
+    failures::Failure,
+    inventory::{Inventory, SUPPLIER, delivery_id},
+    log::{self, LoggedEvent},
+    logger::send,
+    sites::{DECLINED_CARD, FORWARD, GOOD_CARD, Ids, UNDO, registration, residue},
+    stripe,
+    wait::{Look, PATIENCE, until},
+};
+use tokio::sync::RwLock;
+use uuid::Uuid;
+
+use crate::faults::{Broken, Frozen, Visibility, WaitScale};
+
+/// A function that is broken is so for the whole stack: who breaks one is alone with it.
+static STACK: RwLock<()> = RwLock::const_new(());
+
+const METRIC: Metric = Metric::AirTemperature;
+/// Of no site in this file.
+const DELIVERED: Metric = Metric::WindFromDirection;
+
+const NO_TABLE: &str = "no-such-table";
+const NO_MACHINE: &str = "arn:aws:states:us-east-1:000000000000:stateMachine:no-such-machine";
+
+fn key() -> String {
+    Uuid::new_v4().to_string()
+}
+
+async fn register(stack: &Stack, what: &str, card: &str) -> Result<Ids> {
+    let name = format!("{what} {}", Uuid::new_v4().simple());
+    stack.deliver(&[METRIC], 1).await?;
+    let mut registration = registration(&name, &[METRIC], card);
+    registration["sensors"][0]["max"] = json!(30.0);
+    stack.register(&key(), &registration).await
+}
+
+/// A site in service, and its sensor, whose readings are welcome.
+async fn in_service(stack: &Stack, what: &str) -> Result<(Ids, SensorId)> {
+    let ids = register(stack, what, GOOD_CARD).await?;
+    stack.site_active(ids.site_id).await?;
+    log::published_story(stack, ids.onboarding_id).await?;
+    let sensor = sensor(stack, ids).await?;
+    stack.sensors_known([sensor]).await?;
+    Ok((ids, sensor))
+}
+
+async fn sensor(stack: &Stack, ids: Ids) -> Result<SensorId> {
+    let sensors = stack.sensors(ids.site_id).await?;
+    Ok(sensors.first().context("a sensor")?.sensor_id)
+}
+
+/// A minute's value each.
+fn bundle(ids: Ids, sensor_id: SensorId, id: &str, values: &[f64]) -> Result<Bundle> {
+    let start: Timestamp = format!("2016-01-01T{id}:00Z").parse()?;
+    let at = |minute: i64| start.plus_millis(minute * 60_000);
+    let samples = (0..).map(at).zip(values).map(|(at, value)| Sample(at, *value)).collect();
+    let series = vec![Series { sensor_id, samples }];
+    Ok(Bundle { bundle_id: id.replace(':', "-").parse()?, site_id: ids.site_id, series })
+}
+
+/// Waits until the sensor has as many samples as these bundles; they must be the same, each bundle in
+/// a row of its own.
+async fn assert_stored(stack: &Stack, sensor: SensorId, bundles: &[&Bundle]) -> Result<()> {
+    let sent: Vec<_> = bundles.iter().flat_map(|bundle| bundle.series[0].samples.clone()).collect();
+    let samples = until(&format!("{} samples", sent.len()), PATIENCE, async || {
+        let samples = stack.samples(sensor, "limit=10000").await?;
+        Ok(if samples.len() >= sent.len() {
+            Look::Found(samples)
+        } else {
+            Look::Saw(samples.len())
+        })
+    })
+    .await?;
+    assert_eq!(samples, sent);
+    assert_eq!(stack.series_rows(sensor).await?.len(), bundles.len());
+    Ok(())
+}
+
+/// The main road is free: a site comes into service, and its readings are stored.
+async fn assert_all_else_runs(stack: &Stack) -> Result<()> {
+    let (ids, sensor) = in_service(stack, "the main road").await?;
+    let bundle = bundle(ids, sensor, "00:00", &[1.0, 2.0])?;
+    send(stack, &[&bundle]).await?;
+    assert_stored(stack, sensor, &[&bundle]).await
+}
+
+/// The site went through once: one saga, one subscription, each event once in the log, and all of
+/// them published.
+async fn assert_onboarded_once(stack: &Stack, ids: Ids) -> Result<()> {
+    stack.site_active(ids.site_id).await?;
+    assert_eq!(stack.onboardings_of(ids.onboarding_id).await?, 1);
+    let story = log::published_story(stack, ids.onboarding_id).await?;
+    assert_eq!(
+        log::by_entity(&story),
+        BTreeMap::from([
+            ("site", vec!["SiteCreated", "SiteActivated"]),
+            ("reservation", vec!["KitsReserved"]),
+            ("sensors", vec!["SensorsProvisioned"]),
+            ("subscription", vec!["SubscriptionInitialized"]),
+            ("alerting", vec!["AlertingConfigured"]),
+        ])
+    );
+    assert_eq!(log::gaps(&story), [""; 0]);
+    let billed = stripe::billed(stack, &ids.onboarding_id.to_string()).await?;
+    assert_eq!((billed.customers.len(), billed.subscriptions.len()), (1, 1), "{billed:?}");
+    Ok(())
+}
+
+/// A new failure of that kind and error.
+fn assert_new(failure: &Failure, kind: &str, error: &str) -> Result<()> {
+    failure.stands("OPEN", 1, 0)?;
+    ensure!((failure.kind.as_str(), failure.error.name.as_str()) == (kind, error), "{failure}");
+    ensure!(!failure.error.message.is_empty(), "{failure} tells no reason");
+    Ok(())
+}
+
+async fn put_row(stack: &Stack, table: &str, row: &Value) -> Result<()> {
+    let item = serde_dynamo::to_item(row)?;
+    let put = stack.dynamodb().put_item().table_name(stack.output(table)?);
+    put.set_item(Some(item)).send().await?;
+    Ok(())
+}
+
+async fn delete_row(stack: &Stack, table: &str, key: &Value) -> Result<()> {
+    let key = serde_dynamo::to_item(key)?;
+    let delete = stack.dynamodb().delete_item().table_name(stack.output(table)?);
+    delete.set_key(Some(key)).send().await?;
+    Ok(())
+}
+
+/// One call of an AWS service whose SDK is not worth its compiling here.
+async fn call(
+    stack: &Stack,
+    service: &str,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: String,
+) -> Result<()> {
+    let client = reqwest::Client::new();
+    let mut request = client.request(method, stack.endpoint().join(path)?).body(body.clone());
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let mut request = request.build()?;
+    sign(&mut request, service, body.as_bytes())?;
+    let answer = client.execute(request).await?;
+    ensure!(answer.status().is_success(), "{path}: {answer:?}");
+    Ok(())
+}
+
+/// Sends a message into a queue of the stack.
+async fn send_message(
+    stack: &Stack,
+    queue: &str,
+    body: &Value,
+    attributes: &[(&str, &str)],
+) -> Result<()> {
+    let url = stack.physical_id(queue).await?;
+    let mut message = stack.sqs().send_message().queue_url(url).message_body(body.to_string());
+    for (name, value) in attributes {
+        let text = MessageAttributeValue::builder().data_type("String").string_value(*value);
+        message = message.message_attributes(*name, text.build()?);
+    }
+    message.send().await?;
+    Ok(())
+}
+
+/// An event of another system, as EventBridge hands it to a function.
+fn event_of(source: &str, detail_type: &str, detail: &Value) -> Value {
+    json!({
+        "version": "0",
+        "id": key(),
+        "detail-type": detail_type,
+        "source": source,
+        "account": "000000000000",
+        "time": "2026-11-21T09:00:00Z",
+        "region": "us-east-1",
+        "resources": [],
+        "detail": detail,
+    })
+}
+
+#[tokio::test]
+async fn a_registration_in_front_of_a_broken_row_is_replayed() -> Result<()> {
+    let _turn = STACK.read().await;
+    let stack = Stack::connect().await?;
+    stack.deliver(&[METRIC], 1).await?;
+    let number = key();
+    let site_id = SiteId::registered("noaa.surfrad", &number);
+    let row_key = json!({ "siteId": site_id, "row": "SITE" });
+    let broken = json!({ "siteId": site_id, "row": "SITE", "nonsense": "of a defect of ours" });
+    put_row(&stack, "SitesTable", &broken).await?;
+    let site = registration("in front of a broken row", &[METRIC], GOOD_CARD);
+    let detail = json!({ "registrationId": number, "site": site });
+    let event = stack.put_event("noaa.surfrad", "SiteRegistrationRequested", &detail).await?;
+
+    let failure = stack.failure_about("import-site", &number).await?;
+    assert_new(&failure, "FUNCTION_FAILED", "Internal")?;
+    let payload = failure.payload()?;
+    assert_eq!((&payload["id"], &payload["detail"]), (&json!(event), &detail), "whole");
+    assert_all_else_runs(&stack).await?;
+
+    delete_row(&stack, "SitesTable", &row_key).await?;
+    stack.replay_well(&failure).await?;
+    let site = stack.site_active(site_id).await?;
+    let ids: Ids = serde_json::from_value(json!({
+        "siteId": site_id,
+        "onboardingId": site["onboarding"]["onboardingId"],
+    }))?;
+    assert_onboarded_once(&stack, ids).await?;
+    // What was replayed is not replayed again.
+    assert_eq!(stack.replay(&[&failure.id])?[&failure.id], "SKIPPED");
+    stack.failure(&failure.id).await?.stands("REPLAYED", 1, 1)
+}
+
+#[tokio::test]
+async fn a_registration_that_was_not_delivered_is_replayed() -> Result<()> {
+    let _turn = STACK.read().await;
+    let stack = Stack::connect().await?;
+    stack.deliver(&[METRIC], 1).await?;
+    let number = key();
+    let site = registration("not delivered", &[METRIC], GOOD_CARD);
+    let detail = json!({ "registrationId": number, "site": site });
+    let event = event_of("noaa.surfrad", "SiteRegistrationRequested", &detail);
+    let attributes = [
+        ("ERROR_CODE", "NO_PERMISSIONS"),
+        ("ERROR_MESSAGE", "Lambda refused the call"),
+        ("RULE_ARN", "arn:aws:events:us-east-1:000000000000:rule/bus/import-site"),
+        ("TARGET_ARN", "arn:aws:lambda:us-east-1:000000000000:function:import-site:live"),
+        ("EXHAUSTED_RETRY_CONDITION", "MaximumRetryAttempts"),
+        ("RETRY_ATTEMPTS", "185"),
+    ];
+    send_message(&stack, "ImportSiteFailures", &event, &attributes).await?;
+
+    let failure = stack.failure_about("import-site", &number).await?;
+    assert_new(&failure, "NOT_DELIVERED", "NO_PERMISSIONS")?;
+    assert!(failure.error.message.contains("Lambda refused the call"), "{failure}");
+    assert_eq!(failure.payload()?, event, "whole");
+
+    stack.replay_well(&failure).await?;
+    let site_id = SiteId::registered("noaa.surfrad", &number);
+    let site = stack.site_active(site_id).await?;
+    let onboarding = site["onboarding"]["onboardingId"].clone();
+    let ids = json!({ "siteId": site_id, "onboardingId": onboarding });
+    assert_onboarded_once(&stack, serde_json::from_value(ids)?).await
+}
+
+#[tokio::test]
+async fn a_delivery_is_replayed_into_the_stock_once() -> Result<()> {
+    let _turn = STACK.read().await;
+    let stack = Stack::connect().await?;
+    let number = key();
+    let id = delivery_id(&number);
+    // Without the time of its delivery.
+    put_row(&stack, "InventoryTable", &json!({ "id": id, "kits": [] })).await?;
+    let kits = async || {
+        let inventory = Inventory::read(&stack).await?;
+        anyhow::Ok(inventory.stock.get(DELIVERED.name()).copied().unwrap_or_default())
+    };
+    let before = kits().await?;
+    let detail = json!({ "deliveryId": number, "kits": [{ "metric": DELIVERED, "quantity": 3 }] });
+    stack.put_event(SUPPLIER, contracts::inbound::KITS_DELIVERED, &detail).await?;
+
+    let failure = stack.failure_about("receive-kits", &number).await?;
+    assert_new(&failure, "FUNCTION_FAILED", "Internal")?;
+    assert!(failure.error.message.contains(&id), "the row is not named in {failure}");
+    assert_eq!(failure.payload()?["detail"], detail, "whole");
+    assert_eq!(kits().await?, before);
+
+    delete_row(&stack, "InventoryTable", &json!({ "id": id })).await?;
+    stack.replay_well(&failure).await?;
+    assert_eq!(kits().await?, before + 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_steps_that_the_read_model_missed_are_replayed() -> Result<()> {
+    let _turn = STACK.write().await;
+    let stack = Stack::connect().await?;
+    let broken = Broken::version(&stack, "ProjectSiteFunction", "SITES_TABLE", NO_TABLE).await?;
+    let (ids, failures) = broken
+        .during(async || {
+            let ids = register(&stack, "missed", GOOD_CARD).await?;
+            let onboarding = ids.onboarding_id.to_string();
+            Ok((ids, stack.failures_until("project-site", &onboarding, 4).await?))
+        })
+        .await?;
+
+    let mut told: BTreeMap<String, &Failure> = BTreeMap::new();
+    for failure in &failures {
+        assert_new(failure, "FUNCTION_FAILED", "Internal")?;
+        assert_eq!(failure.correlation_id, Some(ids.onboarding_id.to_string()), "{failure}");
+        let kind = failure.payload()?["detail-type"].as_str().unwrap_or_default().to_owned();
+        told.insert(kind, failure);
+    }
+    let kinds: Vec<_> = told.keys().map(String::as_str).collect();
+    let must_be =
+        ["AlertingConfigured", "KitsReserved", "SensorsProvisioned", "SubscriptionInitialized"];
+    assert_eq!(kinds, must_be);
+    // The site is in service all the same; only what is told of it lags behind.
+    let execution = stack.onboarding_over(ids.onboarding_id).await?;
+    assert_eq!(execution.status, ExecutionStatus::Succeeded, "{execution:?}");
+
+    let onboarding = ids.onboarding_id.to_string();
+    let which = ["--source", "project-site", "--correlation", &onboarding];
+    let outcomes = stack.replay(&which)?;
+    assert_eq!(outcomes.len(), failures.len(), "{outcomes:?}");
+    for failure in &failures {
+        assert_eq!(outcomes.get(&failure.id).map(String::as_str), Some("REPLAYED"));
+        stack.failure(&failure.id).await?.stands("REPLAYED", 1, 1)?;
+    }
+    assert_onboarded_once(&stack, ids).await
+}
+
+#[tokio::test]
+async fn an_onboarding_that_was_not_started_is_replayed() -> Result<()> {
+    let _turn = STACK.write().await;
+    let stack = Stack::connect().await?;
+    let broken =
+        Broken::version(&stack, "StartOnboardingFunction", "SITE_ONBOARDING_ARN", NO_MACHINE);
+    let (ids, failure) = broken
+        .await?
+        .during(async || {
+            let ids = register(&stack, "not started", GOOD_CARD).await?;
+            let onboarding = ids.onboarding_id.to_string();
+            Ok((ids, stack.failure_about("start-onboarding", &onboarding).await?))
+        })
+        .await?;
+    assert_new(&failure, "FUNCTION_FAILED", "Internal")?;
+    assert_eq!(failure.payload()?["detail"]["data"]["siteId"], json!(ids.site_id));
+    assert_eq!(failure.correlation_id, Some(ids.onboarding_id.to_string()));
+    assert!(stack.onboarding(ids.onboarding_id).await?.is_none());
+    assert_all_else_runs(&stack).await?;
+
+    stack.replay_well(&failure).await?;
+    assert_onboarded_once(&stack, ids).await
+}
+
+#[tokio::test]
+async fn readings_of_a_sensor_that_was_not_known_come_back_until_it_is() -> Result<()> {
+    let _turn = STACK.write().await;
+    let stack = Stack::connect().await?;
+    let broken =
+        Broken::version(&stack, "ProjectSensorsFunction", "READINGS_TABLE", NO_TABLE).await?;
+    let (ids, unheard) = broken
+        .during(async || {
+            let ids = register(&stack, "not known", GOOD_CARD).await?;
+            let onboarding = ids.onboarding_id.to_string();
+            Ok((ids, stack.failure_about("project-sensors", &onboarding).await?))
+        })
+        .await?;
+    assert_new(&unheard, "FUNCTION_FAILED", "Internal")?;
+    let sensor = sensor(&stack, ids).await?;
+    assert_eq!(unheard.payload()?["detail"]["data"]["sensors"][0]["sensorId"], json!(sensor));
+    assert_onboarded_once(&stack, ids).await?;
+
+    let bundle = bundle(ids, sensor, "00:00", &[1.0, 2.0])?;
+    send(&stack, &[&bundle]).await?;
+    let unknown = stack.quarantined(&ids.site_id.to_string(), 1).await?;
+    let [unknown] = &unknown[..] else { anyhow::bail!("not one: {unknown:?}") };
+    assert_eq!(serde_json::from_slice::<Bundle>(&unknown.payload()?)?, bundle, "whole");
+    let unknown = &unknown.failure;
+    assert_new(unknown, "QUARANTINED", "UnknownSensor")?;
+
+    // Too early: the same failure again, which keeps its beginning.
+    stack.replay(&[&unknown.id])?;
+    let again = stack.failure_again(&unknown.id, 2).await?;
+    again.stands("OPEN", 2, 1)?;
+    assert_eq!((&again.first_at, &again.error), (&unknown.first_at, &unknown.error));
+    assert!(again.last_at > unknown.last_at, "{} and {}", again.last_at, unknown.last_at);
+    let of_site = stack.failures_about("store-readings", &ids.site_id.to_string()).await?;
+    assert_eq!(of_site.len(), 1, "it is the same failure: {of_site:?}");
+
+    stack.replay_well(&unheard).await?;
+    stack.sensors_known([sensor]).await?;
+    stack.replay_well(&again).await?;
+    assert_stored(&stack, sensor, &[&bundle]).await
+}
+
+#[tokio::test]
+async fn readings_too_large_for_a_row_are_replayed_from_their_file() -> Result<()> {
+    let _turn = STACK.read().await;
+    let stack = Stack::connect().await?;
+    let (ids, sensor) = in_service(&stack, "large").await?;
+    let rows = stack.rows_with("ReadingsTable", "sensorId", &sensor.to_string()).await?;
+    let [register] = &rows[..] else { anyhow::bail!("more than the register: {rows:?}") };
+    let row_key = json!({ "sensorId": sensor, "row": "SENSOR" });
+    delete_row(&stack, "ReadingsTable", &row_key).await?;
+    let values: Vec<_> = (0..12_000).map(f64::from).collect();
+    let bundle = bundle(ids, sensor, "00:00", &values)?;
+    send(&stack, &[&bundle]).await?;
+
+    let site = ids.site_id.to_string();
+    let quarantined = stack.quarantined(&site, 1).await?;
+    assert_eq!(serde_json::from_slice::<Bundle>(&quarantined[0].payload()?)?, bundle, "whole");
+    let failure = &quarantined[0].failure;
+    assert_new(failure, "QUARANTINED", "UnknownSensor")?;
+    assert!(failure.payload_file.is_some(), "{failure} is in its row");
+
+    put_row(&stack, "ReadingsTable", register).await?;
+    stack.replay_well(failure).await?;
+    let samples = stack.samples(sensor, "limit=10000").await?;
+    assert_eq!(samples, bundle.series[0].samples);
+    Ok(())
+}
+
+/// Brings a scheduled function to its failure, and replays that when it is mended.
+async fn assert_schedule_is_replayed(
+    stack: &Stack,
+    (source, function): (&str, &str),
+    (variable, value): (&str, &str),
+    meanwhile: impl AsyncFn() -> Result<()>,
+    error: &str,
+) -> Result<()> {
+    let event = event_of("aws.events", "Scheduled Event", &json!({}));
+    let id = event["id"].as_str().unwrap_or_default();
+    let name = stack.physical_id(function).await?;
+    let broken = Broken::version(stack, function, variable, value).await?;
+    let failure = broken
+        .during(async || {
+            meanwhile().await?;
+            let path = format!("/2015-03-31/functions/{name}:live/invocations");
+            let headers = [("x-amz-invocation-type", "Event")];
+            call(stack, "lambda", Method::POST, &path, &headers, event.to_string()).await?;
+            stack.failure_about(source, id).await
+        })
+        .await?;
+    assert_new(&failure, "FUNCTION_FAILED", error)?;
+    assert_eq!(failure.payload()?, event, "whole");
+    stack.replay_well(&failure).await
+}
+
+#[tokio::test]
+async fn checks_that_failed_are_replayed() -> Result<()> {
+    let _turn = STACK.write().await;
+    let stack = Stack::connect().await?;
+    let nothing = async || Ok(());
+    let check = ("check-sagas", "CheckSagasFunction");
+    let no_budget = ("SAGA_BUDGET_SECONDS", "a while");
+    // Runtime.ExitError on AWS.
+    assert_schedule_is_replayed(&stack, check, no_budget, nothing, "Runtime.Unknown").await?;
+    let report = ("report-failures", "ReportFailuresFunction");
+    let no_table = ("FAILURES_TABLE", NO_TABLE);
+    assert_schedule_is_replayed(&stack, report, no_table, nothing, "Internal").await
+}
+
+/// Makes an event unpublished again, as if EventBridge had not taken it; its row.
+async fn unpublish(stack: &Stack, event: &LoggedEvent, occurred_at: &str) -> Result<Value> {
+    let rows = stack.rows_with("EventsTable", "entity", &event.entity).await?;
+    let row = rows.into_iter().find(|row| row["sequence"] == event.sequence);
+    let mut row = row.context("the event's row")?;
+    let fields = row.as_object_mut().context("a row")?;
+    fields.remove("publishedAt");
+    fields.insert("unpublished".to_owned(), json!("0"));
+    fields.insert("occurredAt".to_owned(), json!(occurred_at));
+    put_row(stack, "EventsTable", &row).await?;
+    Ok(row)
+}
+
+/// Each of these events is marked as published by now, and came over the bus once.
+async fn assert_published_once(
+    stack: &Stack,
+    capture: Capture,
+    ids: Ids,
+    events: &[&LoggedEvent],
+) -> Result<()> {
+    let story = log::story(stack, ids.onboarding_id).await?;
+    let waiting: Vec<_> = story.iter().filter(|event| !event.is_published()).collect();
+    assert!(waiting.is_empty(), "the replay published less: {waiting:?}");
+    let mut must_be = events.iter().map(|event| event.id()).collect::<Result<Vec<_>>>()?;
+    let heard = |captured: &[Value]| -> Vec<String> {
+        let of_ours = |id: &&str| must_be.iter().any(|event| event == id);
+        captured.iter().map(event_id).filter(of_ours).map(str::to_owned).collect()
+    };
+    let enough = |captured: &[Value]| heard(captured).len() >= events.len();
+    let mut captured = capture.take_until(stack, PATIENCE, enough).await?;
+    // What came twice would come now.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    captured.extend(capture.take(stack).await?);
+    capture.stop(stack).await?;
+    let mut heard = heard(&captured);
+    heard.sort();
+    must_be.sort();
+    assert_eq!(heard, must_be);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_sweep_is_replayed_and_publishes_once() -> Result<()> {
+    let _turn = STACK.write().await;
+    let stack = Stack::connect().await?;
+    let (ids, _) = in_service(&stack, "swept").await?;
+    let story = log::published_story(&stack, ids.onboarding_id).await?;
+    let event = story.last().context("an event")?;
+    let capture = Capture::start(&stack).await?;
+    // A sweep takes what is older than a minute.
+    let long_ago = Timestamp::now().plus_millis(-3_600_000).to_string();
+    let meanwhile = async || unpublish(&stack, event, &long_ago).await.map(drop);
+    let sweep = ("sweep-events", "SweepEventsFunction");
+    let no_table = ("EVENTS_TABLE", NO_TABLE);
+    assert_schedule_is_replayed(&stack, sweep, no_table, meanwhile, "Internal").await?;
+    assert_published_once(&stack, capture, ids, &[event]).await
+}
+
+/// A row of the events table as the table's stream tells of its coming.
+fn inserted(row: &Value) -> Result<Value> {
+    let typed = |value: &Value| match value {
+        Value::Number(number) => json!({ "N": number.to_string() }),
+        value => json!({ "S": value }),
+    };
+    let fields = row.as_object().context("a row")?;
+    let image: serde_json::Map<_, _> =
+        fields.iter().map(|(name, value)| (name.clone(), typed(value))).collect();
+    Ok(json!({
+        "eventID": Uuid::new_v4().simple().to_string(),
+        "eventName": "INSERT",
+        "eventVersion": "1.1",
+        "eventSource": "aws:dynamodb",
+        "awsRegion": "us-east-1",
+        "dynamodb": {
+            "ApproximateCreationDateTime": 1_795_251_600,
+            "Keys": { "entity": image["entity"], "sequence": image["sequence"] },
+            "NewImage": image,
+            "SequenceNumber": "4421584500000000017450439091",
+            "SizeBytes": 812,
+            "StreamViewType": "NEW_IMAGE",
+        },
+        "eventSourceARN": "arn:aws:dynamodb:us-east-1:000000000000:table/events/stream/2026-11-21",
+    }))
+}
+
+/// A bundle as the readings stream hands it to a consumer.
+fn put(bundle: &Bundle, number: u32) -> Result<Value> {
+    let sequence_number = format!("{:056}", 4_959_033_827 + u64::from(number));
+    Ok(json!({
+        "kinesis": {
+            "kinesisSchemaVersion": "1.0",
+            "partitionKey": bundle.site_id,
+            "sequenceNumber": sequence_number,
+            "data": BASE64_STANDARD.encode(serde_json::to_vec(bundle)?),
+            "approximateArrivalTimestamp": 1_795_252_500.987,
+        },
+        "eventSource": "aws:kinesis",
+        "eventVersion": "1.0",
+        "eventID": format!("shardId-000000000000:{sequence_number}"),
+        "eventName": "aws:kinesis:record",
+        "invokeIdentityArn": "arn:aws:iam::000000000000:role/consumer",
+        "awsRegion": "us-east-1",
+        "eventSourceARN": "arn:aws:kinesis:us-east-1:000000000000:stream/readings",
+    }))
+}
+
+/// Puts the file of a batch that a stream's mapping gave up on, as Lambda writes it.
+async fn give_up(stack: &Stack, bucket: &str, records: &[Value]) -> Result<()> {
+    let file = json!({
+        "requestContext": {
+            "requestId": key(),
+            "functionArn": "arn:aws:lambda:us-east-1:000000000000:function:consumer:live",
+            "condition": "RetryAttemptsExhausted",
+            "approximateInvokeCount": 11,
+        },
+        "responseContext": {
+            "statusCode": 200,
+            "executedVersion": "1",
+            "functionError": "Unhandled",
+        },
+        "version": "1.0",
+        "timestamp": "2026-11-21T09:15:06.021Z",
+        "KinesisBatchInfo": {
+            "shardId": "shardId-000000000000",
+            "startSequenceNumber": "49590338271490256608559692538361571095921575989136588898",
+            "endSequenceNumber": "49590338271490256608559692540925702759324208523137515618",
+            "approximateArrivalOfFirstRecord": "2026-11-21T09:15:00.987Z",
+            "approximateArrivalOfLastRecord": "2026-11-21T09:15:01.021Z",
+            "batchSize": records.len(),
+            "streamArn": "arn:aws:kinesis:us-east-1:000000000000:stream/readings",
+        },
+        "payload": json!({ "Records": records }).to_string(),
+    });
+    let bucket = stack.output(bucket)?;
+    let path = format!(
+        "/{bucket}/aws/lambda/{}/shardId-000000000000/2026/11/21/2026-11-21T09.15.06-{}",
+        key(),
+        key()
+    );
+    call(stack, "s3", Method::PUT, &path, &[], file.to_string()).await
+}
+
+/// Failures of a batch that was given up on: a row a record, with the record.
+async fn given_up(
+    stack: &Stack,
+    source: &str,
+    about: &str,
+    records: &[Value],
+) -> Result<Vec<Failure>> {
+    let failures = stack.failures_until(source, about, records.len()).await?;
+    for failure in &failures {
+        assert_new(failure, "GIVEN_UP", "RetryAttemptsExhausted")?;
+        assert!(records.contains(&failure.payload()?), "whole: {failure:?}");
+    }
+    Ok(failures)
+}
+
+#[tokio::test]
+async fn a_row_that_is_no_event_comes_back_and_is_discarded() -> Result<()> {
+    let _turn = STACK.read().await;
+    let stack = Stack::connect().await?;
+    let entity = format!("site#{}", key());
+    let row = json!({ "entity": entity, "sequence": 1, "nonsense": "of a defect of ours" });
+    put_row(&stack, "EventsTable", &row).await?;
+    let failure = stack.failure_about("publish-events", &entity).await?;
+    assert_new(&failure, "QUARANTINED", "InvalidInput")?;
+    let image = &failure.payload()?["dynamodb"]["NewImage"];
+    assert_eq!(image["nonsense"]["S"], row["nonsense"], "whole: {image}");
+
+    stack.replay(&[&failure.id])?;
+    stack.failure_again(&failure.id, 2).await?.stands("OPEN", 2, 1)?;
+    let discard = ["discard", &failure.id, "--note", "no event; the writer is mended", "--yes"];
+    let told = stack.fieldctl_failures(&discard)?;
+    assert_eq!(told[0]["discarded"], 1, "{told:?}");
+    stack.failure(&failure.id).await?.stands("DISCARDED", 2, 1)?;
+    let row_key = json!({ "entity": entity, "sequence": 1 });
+    delete_row(&stack, "EventsTable", &row_key).await
+}
+
+#[tokio::test]
+async fn events_that_were_refused_or_given_up_on_are_replayed_and_published_once() -> Result<()> {
+    let _turn = STACK.read().await;
+    let stack = Stack::connect().await?;
+    let (ids, _) = in_service(&stack, "unpublished").await?;
+    let story = log::published_story(&stack, ids.onboarding_id).await?;
+    let [refused, left, ..] = &story[..] else { anyhow::bail!("too short: {story:?}") };
+    let capture = Capture::start(&stack).await?;
+
+    // Too new for a sweep to take them.
+    let ahead = Timestamp::now().plus_millis(3_600_000).to_string();
+    let record = inserted(&unpublish(&stack, refused, &ahead).await?)?;
+    let message = json!({
+        "source": "publish-events",
+        "error": "EventRefused",
+        "reason": "NotAuthorizedForSourceException: Not authorized for the source.",
+        "record": record,
+    });
+    send_message(&stack, "PublishEventsQuarantine", &message, &[]).await?;
+    let quarantined = stack.failure_about("publish-events", &refused.id()?).await?;
+    assert_new(&quarantined, "QUARANTINED", "EventRefused")?;
+    assert_eq!(quarantined.payload()?, record, "whole");
+    stack.replay_well(&quarantined).await?;
+
+    let records = [inserted(&unpublish(&stack, left, &ahead).await?)?];
+    give_up(&stack, "PublishEventsFailuresBucket", &records).await?;
+    let failures = given_up(&stack, "publish-events", &left.id()?, &records).await?;
+    stack.replay_well(&failures[0]).await?;
+    assert_published_once(&stack, capture, ids, &[refused, left]).await
+}
+
+#[tokio::test]
+async fn readings_that_were_given_up_on_are_replayed_and_stored_once() -> Result<()> {
+    let _turn = STACK.read().await;
+    let stack = Stack::connect().await?;
+    let (ids, sensor) = in_service(&stack, "given up on").await?;
+    let bundles = ["00:00", "01:00"].map(|id| bundle(ids, sensor, id, &[1.0, 2.0]));
+    let bundles = bundles.into_iter().collect::<Result<Vec<_>>>()?;
+    let records = (0..).zip(&bundles).map(|(number, bundle)| put(bundle, number));
+    let records = records.collect::<Result<Vec<_>>>()?;
+    give_up(&stack, "StoreReadingsFailuresBucket", &records).await?;
+    let site = ids.site_id.to_string();
+    let failures = given_up(&stack, "store-readings", &site, &records).await?;
+    assert!(failures.iter().all(|failure| failure.site_id.as_ref() == Some(&site)));
+    assert_eq!(stack.samples(sensor, "").await?, []);
+
+    for failure in &failures {
+        stack.replay_well(failure).await?;
+    }
+    let bundles: Vec<_> = bundles.iter().collect();
+    assert_stored(&stack, sensor, &bundles).await
+}
+
+#[tokio::test]
+async fn a_breach_that_was_given_up_on_is_replayed_and_told_once() -> Result<()> {
+    let _turn = STACK.read().await;
+    let stack = Stack::connect().await?;
+    let (ids, sensor) = in_service(&stack, "unjudged").await?;
+    let records = [put(&bundle(ids, sensor, "00:00", &[20.0, 40.0])?, 0)?];
+    give_up(&stack, "DetectBreachesFailuresBucket", &records).await?;
+    let failures = given_up(&stack, "detect-breaches", &ids.site_id.to_string(), &records).await?;
+    let alerts = async || {
+        let story = log::published_story(&stack, ids.onboarding_id).await?;
+        let told = story.iter().filter(|event| event.kind == ReadingBreachedThreshold::TYPE);
+        let told = told.map(|event| serde_json::from_str::<Value>(&event.detail));
+        anyhow::Ok(told.collect::<std::result::Result<Vec<_>, _>>()?)
+    };
+    assert_eq!(alerts().await?, [] as [Value; 0]);
+
+    stack.replay_well(&failures[0]).await?;
+    let told = alerts().await?;
+    assert_eq!(told.len(), 1, "{told:?}");
+    let data = &told[0]["data"];
+    assert_eq!((&data["value"], &data["at"]), (&json!(40.0), &json!("2016-01-01T00:01:00.000Z")));
+    Ok(())
+}
+
+/// A command of billing that came to the dead letters: its function does not start. What is waited for
+/// comes back soon, not after the minutes that production gives a function.
+async fn dead_letter(
+    stack: &Stack,
+    (source, step): (&str, &str),
+    begin: impl AsyncFn() -> Result<Ids>,
+) -> Result<(Ids, Failure)> {
+    let visibility = Visibility::set(stack, &format!("{step}Queue"), 2).await?;
+    let broken = Broken::version(stack, &format!("{step}Function"), "BILLING_TABLE", "").await?;
+    let outcome = broken
+        .during(async || {
+            let ids = begin().await?;
+            Ok((ids, stack.failure_about(source, &ids.onboarding_id.to_string()).await?))
+        })
+        .await;
+    visibility.restore(stack).await?;
+    let (ids, failure) = outcome?;
+    assert_new(&failure, "DEAD_LETTER", "ReceivesExhausted")?;
+    let payload = failure.payload()?;
+    assert_eq!(payload["command"]["onboardingId"], json!(ids.onboarding_id), "whole: {payload}");
+    assert!(payload["taskToken"].is_string(), "whole: {payload}");
+    Ok((ids, failure))
+}
+
+#[tokio::test]
+async fn a_subscription_in_the_dead_letters_is_replayed_and_paid_once() -> Result<()> {
+    let _turn = STACK.write().await;
+    let stack = Stack::connect().await?;
+    let step = ("initialize-subscription", "InitializeSubscription");
+    let begin = async || register(&stack, "dead letter", GOOD_CARD).await;
+    let (ids, failure) = dead_letter(&stack, step, begin).await?;
+    let execution = stack.onboarding(ids.onboarding_id).await?.context("an execution")?;
+    assert_eq!(execution.status, ExecutionStatus::Running, "it waits: {execution:?}");
+    assert_all_else_runs(&stack).await?;
+
+    stack.replay_well(&failure).await?;
+    assert_onboarded_once(&stack, ids).await
+}
+
+#[tokio::test]
+async fn a_cancellation_in_the_dead_letters_is_replayed() -> Result<()> {
+    let _turn = STACK.write().await;
+    let stack = Stack::connect().await?;
+    let (ids, _) = in_service(&stack, "dead cancellation").await?;
+    let step = ("cancel-subscription", "CancelSubscription");
+    let begin = async || {
+        let answer = stack.call(Call::delete(format!("/sites/{}", ids.site_id))).await?;
+        ensure!(answer.status == 202, "{answer}");
+        Ok(ids)
+    };
+    let (_, failure) = dead_letter(&stack, step, begin).await?;
+
+    stack.replay_well(&failure).await?;
+    stack.site_as(ids.site_id, "DECOMMISSIONED", &FORWARD.map(|it| (it, "UNDONE"))).await?;
+    assert_eq!(residue(&stack, ids).await?, []);
+    let story = log::published_story(&stack, ids.onboarding_id).await?;
+    let told = vec!["SubscriptionInitialized", "SubscriptionCancelled"];
+    assert_eq!(log::by_entity(&story).get("subscription"), Some(&told));
+    Ok(())
+}
+
+/// Nothing is left of a site that was rejected, and each of its events came once.
+async fn assert_undone(stack: &Stack, ids: Ids) -> Result<()> {
+    until("the site to be undone", PATIENCE, async || {
+        let left = residue(stack, ids).await?;
+        Ok(if left.is_empty() { Look::Found(()) } else { Look::Saw(format!("{left:?}")) })
+    })
+    .await?;
+    until("the site to be rejected", PATIENCE, async || {
+        let site = stack.site(ids.site_id).await?;
+        Ok(if site.body["status"] == "REJECTED" { Look::Found(()) } else { Look::Saw(site) })
+    })
+    .await?;
+    let story = log::published_story(stack, ids.onboarding_id).await?;
+    assert_eq!(log::gaps(&story), [""; 0]);
+    for (entity, events) in log::by_entity(&story) {
+        let distinct: BTreeSet<_> = events.iter().collect();
+        assert_eq!(distinct.len(), events.len(), "{entity}: {events:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_recovery_that_could_not_start_is_replayed() -> Result<()> {
+    let _turn = STACK.write().await;
+    let stack = Stack::connect().await?;
+    // After it each function has a process.
+    assert_all_else_runs(&stack).await?;
+    let held = Frozen::processes(&stack, "ProvisionSensorsFunction").await?;
+    let broken =
+        Broken::version(&stack, "RecoverOnboardingFunction", "SITE_TEARDOWN_ARN", NO_MACHINE);
+    let (ids, arn, failure) = broken
+        .await?
+        .during(async || {
+            let ids = register(&stack, "not recovered", GOOD_CARD).await?;
+            let arn = until("the saga to be at ProvisionSensors", PATIENCE, async || {
+                let execution = stack.onboarding(ids.onboarding_id).await?;
+                let current = execution.as_ref().and_then(|execution| execution.current());
+                Ok(match (&execution, current) {
+                    (Some(execution), Some(task)) if task.name == "ProvisionSensors" => {
+                        Look::Found(execution.arn.clone())
+                    }
+                    _ => Look::Saw(format!("{execution:?}")),
+                })
+            })
+            .await?;
+            stack.stop(&arn).await?;
+            drop(held);
+            Ok((ids, arn.clone(), stack.failure_about("recover-onboarding", &arn).await?))
+        })
+        .await?;
+    assert_new(&failure, "FUNCTION_FAILED", "Internal")?;
+    let detail = &failure.payload()?["detail"];
+    assert_eq!((&detail["executionArn"], &detail["status"]), (&json!(arn), &json!("ABORTED")));
+    assert_eq!(failure.correlation_id, Some(ids.onboarding_id.to_string()), "{failure}");
+    assert!(stack.teardown(ids.onboarding_id).await?.is_none(), "it was torn down all the same");
+
+    stack.replay_well(&failure).await?;
+    assert_undone(&stack, ids).await?;
+    assert_eq!(stack.teardowns_of(ids.onboarding_id).await?.len(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_teardown_that_left_something_comes_back_until_nothing_is_left() -> Result<()> {
+    let _turn = STACK.write().await;
+    let stack = Stack::connect().await?;
+    // The waits between eight retries last three minutes: too long for a test.
+    let scale = WaitScale::set(&stack, 0.01).await?;
+    let broken =
+        Broken::version(&stack, "DeprovisionSensorsFunction", "DEVICES_TABLE", NO_TABLE).await?;
+    let over = broken.during(async || teardown_that_fails_twice(&stack).await).await;
+    scale.restore(&stack).await?;
+    let (ids, failure) = over?;
+    let left = residue(&stack, ids).await?;
+    let places: Vec<_> = left.iter().map(|(place, _)| *place).collect();
+    assert_eq!(places, ["DevicesTable"], "{left:?}");
+
+    stack.replay_well(&failure).await?;
+    let name = format!("replay-{}-2", failure.id);
+    until(&format!("{name} to be over"), PATIENCE, async || {
+        let teardown = stack.teardown_named(&name).await?.context("the teardown")?;
+        Ok(match teardown.status {
+            ExecutionStatus::Succeeded => Look::Found(()),
+            _ => Look::Saw(format!("{teardown:?}")),
+        })
+    })
+    .await?;
+    assert_undone(&stack, ids).await?;
+    stack.failure(&failure.id).await?.stands("REPLAYED", 2, 2)
+}
+
+/// A teardown that fails, and fails again when it is replayed. The emulator tells of it only when it is
+/// started by itself: the onboarding's own is nested, the one of its recovery is not.
+async fn teardown_that_fails_twice(stack: &Stack) -> Result<(Ids, Failure)> {
+    let ids = register(stack, "left something", DECLINED_CARD).await?;
+    let onboarding = ids.onboarding_id.to_string();
+    let failure = stack.failure_about("site-teardown", &onboarding).await?;
+    assert_new(&failure, "EXECUTION_FAILED", "CompensationIncomplete")?;
+    assert!(failure.error.message.contains("DeprovisionSensors"), "{failure}");
+    assert_eq!(failure.correlation_id, Some(onboarding), "{failure}");
+    let arn = failure.execution.as_deref().context("an execution")?;
+    let teardown = stack.execution(arn).await?.context("the execution")?;
+    assert_eq!(teardown.status, ExecutionStatus::Failed, "{teardown:?}");
+    let others = UNDO.into_iter().filter(|step| *step != "DeprovisionSensors");
+    assert_eq!(teardown.succeeded(), others.collect::<Vec<_>>());
+    assert_eq!(failure.payload()?["failure"]["error"], "CompensationIncomplete");
+
+    stack.replay(&[&failure.id])?;
+    let again = stack.failure_again(&failure.id, 2).await?;
+    again.stands("OPEN", 2, 1)?;
+    assert_eq!(again.first_at, failure.first_at);
+    assert_ne!(again.execution, failure.execution);
+    Ok((ids, again))
+}

@@ -1,0 +1,235 @@
+//! An outage of the payment provider with many onboardings under way: none fails for it, hardly any
+//! call is spent on it, and when it is over all of them come into service, billed once each.
+//!
+//! It disturbs the whole stack, so it is alone in its binary.
+
+#[path = "disruptions/faults.rs"]
+#[expect(dead_code, reason = "not every fault is brought about here")]
+mod faults;
+
+use std::{
+    collections::BTreeSet,
+    env,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use aws_sdk_sfn::types::ExecutionStatus;
+use contracts::Metric;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde_json::Value;
+use tests::{
+    Stack,
+    sites::{GOOD_CARD, Ids, registration},
+    stripe,
+    wait::{PATIENCE, until_true},
+};
+use uuid::Uuid;
+
+use crate::faults::Outage;
+
+const METRIC: Metric = Metric::WindFromDirection;
+/// Onboardings under way.
+const SITES: usize = 200;
+/// Registrations at a time.
+const SIDE_BY_SIDE: usize = 4;
+/// After so many failures in a row nobody calls (`Rules::default` of billing's circuit).
+const FAILURES: usize = 5;
+/// Probes in vain that the outage lasts for.
+const PROBES: usize = 3;
+/// For all of them to come into service, on a machine with two cores.
+const PATIENCE_FOR_ALL: Duration = Duration::from_secs(150);
+
+/// In the provider's place: refuses every call with 503, and counts.
+struct Unwell {
+    address: SocketAddr,
+    calls: Arc<Mutex<Vec<Instant>>>,
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Unwell {
+    /// Takes the place of the provider, which has left it.
+    fn begin() -> Result<Self> {
+        let port = env::var("FIELDSTATION_STRIPE_PORT").unwrap_or_else(|_| "8420".into());
+        let address = format!("127.0.0.1:{port}").parse()?;
+        let listener = TcpListener::bind(address).context("the provider's port")?;
+        let (calls, over) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<AtomicBool>::default());
+        let (seen, ends) = (Arc::clone(&calls), Arc::clone(&over));
+        let thread = thread::spawn(move || {
+            for caller in listener.incoming() {
+                if ends.load(Ordering::SeqCst) {
+                    break;
+                }
+                match caller.context("no caller").and_then(|caller| refuse(&caller)) {
+                    Ok(()) => seen.lock().expect("no panic here").push(Instant::now()),
+                    Err(error) => eprintln!("a caller was not answered: {error:#}"),
+                }
+            }
+        });
+        Ok(Self { address, calls, over, thread: Some(thread) })
+    }
+
+    fn calls(&self) -> Vec<Instant> {
+        self.calls.lock().expect("no panic here").clone()
+    }
+}
+
+impl Drop for Unwell {
+    /// Leaves the place at once, for the provider comes back.
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        // It waits for a caller.
+        let woken = TcpStream::connect(self.address).is_ok();
+        if let Some(thread) = self.thread.take().filter(|_| woken)
+            && thread.join().is_err()
+        {
+            eprintln!("the provider's stand-in panicked");
+        }
+    }
+}
+
+/// Reads a request, and refuses it.
+fn refuse(mut caller: &TcpStream) -> Result<()> {
+    caller.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let mut reader = BufReader::new(caller);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        ensure!(reader.read_line(&mut line)? > 0, "half a request");
+        let line = line.trim().to_ascii_lowercase();
+        if line.is_empty() {
+            break;
+        }
+        if let Some(text) = line.strip_prefix("content-length:") {
+            length = text.trim().parse()?;
+        }
+    }
+    reader.read_exact(&mut vec![0; length])?;
+    let body = r#"{"error":{"type":"api_error","message":"We are having trouble."}}"#;
+    let head =
+        "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-type: application/json";
+    write!(caller, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())?;
+    Ok(())
+}
+
+async fn register(stack: &Stack) -> Result<Ids> {
+    let name = format!("outage {}", Uuid::new_v4().simple());
+    stack.register(&Uuid::new_v4().to_string(), &registration(&name, &[METRIC], GOOD_CARD)).await
+}
+
+/// The onboardings among `ours` that have an event of that type.
+async fn with_event(stack: &Stack, ours: &BTreeSet<String>, kind: &str) -> Result<Vec<String>> {
+    let rows = stack.rows_with("EventsTable", "type", kind).await?;
+    let of = rows.iter().filter_map(|row| row["correlationId"].as_str());
+    Ok(of.filter(|id| ours.contains(*id)).map(str::to_owned).collect())
+}
+
+/// Waits until each of `ours` has an event of that type, once.
+async fn all_have(
+    stack: &Stack,
+    ours: &BTreeSet<String>,
+    kind: &str,
+    patience: Duration,
+) -> Result<()> {
+    until_true(&format!("{kind} of all"), patience, async || {
+        let with = with_event(stack, ours, kind).await?;
+        ensure!(with.len() <= ours.len(), "more {kind} than onboardings");
+        // What is scanned is large, and the machine has more to do.
+        tokio::time::sleep(Duration::from_millis(850)).await;
+        Ok((with.len() == ours.len(), format!("{} of {}", with.len(), ours.len())))
+    })
+    .await
+}
+
+/// The breaker's row.
+async fn circuit(stack: &Stack) -> Result<Value> {
+    let rows = stack.rows_with("BillingTable", "id", "circuit#provider").await?;
+    Ok(rows.into_iter().next().unwrap_or_default())
+}
+
+#[tokio::test]
+async fn an_outage_fails_no_onboarding_and_costs_hardly_a_call() -> Result<()> {
+    let stack = Stack::connect().await?;
+    let begun = Instant::now();
+    let tell = |what: &str| eprintln!("{:5.1} s: {what}", begun.elapsed().as_secs_f64());
+    stack.deliver(&[METRIC], u32::try_from(SITES)? + 1).await?;
+    let before = register(&stack).await?;
+    stack.site_active(before.site_id).await?;
+
+    let outage = Outage::begin()?;
+    let unwell = Unwell::begin()?;
+    tell("the provider is out");
+    let sites: Vec<Ids> = stream::iter((0..SITES).map(|_| register(&stack)))
+        .buffer_unordered(SIDE_BY_SIDE)
+        .try_collect()
+        .await?;
+    let ours: BTreeSet<_> = sites.iter().map(|ids| ids.onboarding_id.to_string()).collect();
+    tell("all are registered");
+    all_have(&stack, &ours, "SensorsProvisioned", PATIENCE_FOR_ALL).await?;
+    tell("all are before their subscription");
+    until_true("the provider to be probed", PATIENCE, async || {
+        let row = circuit(&stack).await?;
+        let opened = row["opened"].as_u64().unwrap_or_default();
+        Ok((opened > u64::try_from(PROBES)?, row))
+    })
+    .await?;
+
+    // Nobody gave up, and nobody was given up.
+    let running = stack.onboardings_with(ExecutionStatus::Running).await?;
+    assert!(ours.is_subset(&running), "{:?} do not run", ours.difference(&running));
+    for kind in ["SubscriptionInitialized", "SubscriptionFailed", "SiteRejected"] {
+        assert_eq!(with_event(&stack, &ours, kind).await?, [""; 0], "{kind}");
+    }
+    let queue = stack.physical_id("InitializeSubscriptionQueue").await?;
+    until_true("a command of each in the queue", PATIENCE, async || {
+        let (waiting, held) = stack.depth(&queue).await?;
+        Ok((waiting + held == u32::try_from(SITES)?, format!("{waiting} + {held} held back")))
+    })
+    .await?;
+    let row = circuit(&stack).await?;
+    let calls = unwell.calls();
+    drop(unwell);
+    outage.end()?;
+    tell(&format!("the provider is back after {} calls; the circuit was {row}", calls.len()));
+
+    // Those that found the circuit closed, and after them a probe for each pause.
+    let consumers = faults::pids(&stack, "InitializeSubscriptionFunction").await?.len();
+    let probes = usize::try_from(row["opened"].as_u64().context("the circuit's row")?)?;
+    let most = FAILURES + consumers - 1 + probes;
+    let since = calls[0];
+    let at: Vec<_> = calls.iter().map(|call| (*call - since).as_secs_f64()).collect();
+    assert!(calls.len() <= most, "more than {most} calls, in seconds: {at:.1?}");
+    assert!(calls.len() >= FAILURES + PROBES, "calls in seconds: {at:.1?}");
+
+    all_have(&stack, &ours, "SiteActivated", PATIENCE_FOR_ALL).await?;
+    tell("all are in service");
+    until_true("all executions to be over", PATIENCE, async || {
+        let succeeded = stack.onboardings_with(ExecutionStatus::Succeeded).await?;
+        Ok((ours.is_subset(&succeeded), format!("{} succeeded", succeeded.len())))
+    })
+    .await?;
+    for kind in ["KitsReserved", "SubscriptionInitialized", "AlertingConfigured"] {
+        assert_eq!(with_event(&stack, &ours, kind).await?.len(), SITES, "{kind}");
+    }
+    let billed = stripe::all_billed(&stack).await?;
+    for onboarding in &ours {
+        let billed = billed.get(onboarding).cloned().unwrap_or_default();
+        let count = (billed.customers.len(), billed.subscriptions.len());
+        assert_eq!(count, (1, 1), "{onboarding}: {billed:?}");
+    }
+    let row = circuit(&stack).await?;
+    assert_eq!(row.get("openUntil"), None, "the circuit is closed: {row}");
+    let failed = stack.rows("FailuresTable").await?.into_iter().map(|row| row.to_string());
+    let failed: Vec<_> = failed.filter(|row| ours.iter().any(|id| row.contains(id))).collect();
+    assert_eq!(failed, [""; 0]);
+    tell("done");
+    Ok(())
+}

@@ -1,0 +1,381 @@
+//! Sagas that are cut off, and sagas that get nowhere: `recover-onboarding` undoes the ones,
+//! `check-sagas` tells of the others. A step is held by stopping its function's processes; what it
+//! does when they go on, after all was undone, is looked at as well.
+
+#[path = "disruptions/faults.rs"]
+#[expect(dead_code, reason = "not every fault is brought about here")]
+mod faults;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Context, Result, bail, ensure};
+use aws_sdk_sfn::types::ExecutionStatus;
+use base64::{Engine, prelude::BASE64_STANDARD};
+use contracts::{Metric, OnboardingId};
+use serde_json::{Value, json};
+use tests::{
+    Stack,
+    api::{Call, sign},
+    executions::Execution,
+    inventory::Inventory,
+    log,
+    sites::{DECLINED_CARD, FORWARD, GOOD_CARD, Ids, UNDO, registration, residue},
+    wait::{Look, PATIENCE, until, until_true},
+};
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+use crate::faults::{Broken, Frozen};
+
+/// Who holds a function holds it for the whole stack.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+const METRIC: Metric = Metric::WindSpeed;
+
+/// The events of each step and of its undo, by their entity.
+const EVENTS: [(&str, [&str; 2]); 4] = [
+    ("reservation", ["KitsReserved", "KitsReleased"]),
+    ("sensors", ["SensorsProvisioned", "SensorsDeprovisioned"]),
+    ("subscription", ["SubscriptionInitialized", "SubscriptionCancelled"]),
+    ("alerting", ["AlertingConfigured", "AlertingRemoved"]),
+];
+
+async fn register(stack: &Stack, what: &str, card: &str) -> Result<Ids> {
+    let name = format!("{what} {}", Uuid::new_v4().simple());
+    stack.register(&Uuid::new_v4().to_string(), &registration(&name, &[METRIC], card)).await
+}
+
+/// A site that came into service and went out of it: after it, every function on both ways has a
+/// process that waits for work.
+async fn warm_up(stack: &Stack) -> Result<()> {
+    stack.deliver(&[METRIC], 5).await?;
+    let ids = register(stack, "warm-up", GOOD_CARD).await?;
+    stack.site_active(ids.site_id).await?;
+    decommission(stack, ids).await?;
+    stack.site_as(ids.site_id, "DECOMMISSIONED", &FORWARD.map(|it| (it, "UNDONE"))).await?;
+    log::published_story(stack, ids.onboarding_id).await?;
+    Ok(())
+}
+
+async fn decommission(stack: &Stack, ids: Ids) -> Result<()> {
+    let answer = stack.call(Call::delete(format!("/sites/{}", ids.site_id))).await?;
+    ensure!(answer.status == 202, "DELETE was answered with {answer}");
+    Ok(())
+}
+
+/// Waits until the execution that `find` finds tries that step.
+async fn at_step(
+    step: &str,
+    find: impl AsyncFn() -> Result<Option<Execution>>,
+) -> Result<Execution> {
+    until(&format!("an execution to be at {step}"), PATIENCE, async || {
+        let execution = find().await?;
+        let at = execution.as_ref().and_then(Execution::current);
+        Ok(if at.is_some_and(|task| task.name == step && task.tries > 0) {
+            Look::Found(execution.context("an execution")?)
+        } else {
+            Look::Saw(format!("{execution:?}"))
+        })
+    })
+    .await
+}
+
+/// Stops an execution, and proves that it was in that state then, with its task under way.
+async fn stop_in(stack: &Stack, execution: &Execution, state: &str) -> Result<()> {
+    stack.stop(&execution.arn).await?;
+    let stopped = stack.execution(&execution.arn).await?.context("the execution")?;
+    assert_eq!(stopped.status, ExecutionStatus::Aborted, "{stopped:?}");
+    assert_eq!(stopped.stopped_in.as_deref(), Some(state), "{stopped:?}");
+    let task = stopped.task(state).context("the task")?;
+    assert!(!task.succeeded && task.failures.is_empty(), "it was over already: {task:?}");
+    Ok(())
+}
+
+fn recovery(onboarding: OnboardingId) -> String {
+    format!("recovery-{onboarding}")
+}
+
+/// Waits until the recovery has undone everything.
+async fn recovered(stack: &Stack, onboarding: OnboardingId) -> Result<Execution> {
+    let name = recovery(onboarding);
+    let execution = until(&format!("{name} to be over"), PATIENCE, async || {
+        Ok(match stack.teardown(onboarding).await? {
+            Some(execution)
+                if execution.arn.contains(&name)
+                    && execution.status != ExecutionStatus::Running =>
+            {
+                Look::Found(execution)
+            }
+            other => Look::Saw(format!("{other:?}")),
+        })
+    })
+    .await?;
+    assert_eq!(execution.status, ExecutionStatus::Succeeded, "{execution:?}");
+    assert_eq!(execution.succeeded(), UNDO);
+    Ok(execution)
+}
+
+/// The names of the onboarding's teardowns, the newest first.
+async fn teardowns(stack: &Stack, onboarding: OnboardingId) -> Result<Vec<String>> {
+    let arns = stack.teardowns_of(onboarding).await?;
+    Ok(arns.iter().map(|arn| arn.rsplit(':').next().unwrap_or_default().to_owned()).collect())
+}
+
+/// Waits until the step that was under way at the stop has answered; its error's name.
+async fn late_failure(stack: &Stack, execution: &Execution) -> Result<String> {
+    until("the late answer of the step", PATIENCE, async || {
+        let execution = stack.execution(&execution.arn).await?.context("the execution")?;
+        Ok(match execution.late_failure.clone() {
+            Some(error) => Look::Found(error),
+            None => Look::Saw(format!("{execution:?}")),
+        })
+    })
+    .await
+}
+
+/// Billing keeps its answer to a command for a week, also that it came too late.
+fn is_late_answer(row: &str) -> bool {
+    serde_json::from_str(row).is_ok_and(|row: Value| {
+        let id = row["id"].as_str().unwrap_or_default();
+        id.starts_with("idempotency#initialize-subscription#")
+            && row["data"] == "\"Superseded\""
+            && row["expiration"].is_number()
+    })
+}
+
+/// Nothing is left of the site, and the log tells of these entities' events and no others.
+async fn assert_nothing_left(
+    stack: &Stack,
+    ids: Ids,
+    entities: BTreeMap<&str, Vec<&str>>,
+) -> Result<()> {
+    let left = residue(stack, ids).await?.into_iter();
+    let left: Vec<_> = left.filter(|(_, row)| !is_late_answer(row)).collect();
+    assert_eq!(left, []);
+    let story = log::published_story(stack, ids.onboarding_id).await?;
+    assert_eq!(log::by_entity(&story), entities);
+    assert_eq!(log::gaps(&story), [""; 0]);
+    let inventory = Inventory::read(stack).await?;
+    let off = Inventory::off(&inventory.stock, &inventory.unreserved);
+    assert!(off.is_empty(), "the stock is off by {off:?}");
+    Ok(())
+}
+
+/// What the log has of an onboarding of which so many steps were done and undone.
+fn done_and_undone(steps: usize) -> BTreeMap<&'static str, Vec<&'static str>> {
+    let done = EVENTS.into_iter().take(steps).map(|(entity, events)| (entity, events.to_vec()));
+    done.chain([("site", vec!["SiteCreated", "SiteRejected"])]).collect()
+}
+
+/// An onboarding that is stopped by hand while that step is under way, and the step goes on only
+/// after everything was undone.
+async fn cut_off_in(step: &str, function: &str) -> Result<()> {
+    let _turn = TURN.lock().await;
+    let stack = Stack::connect().await?;
+    warm_up(&stack).await?;
+    let held = Frozen::processes(&stack, function).await?;
+    let ids = register(&stack, "cut off", GOOD_CARD).await?;
+    let execution = at_step(step, async || stack.onboarding(ids.onboarding_id).await).await?;
+    stop_in(&stack, &execution, step).await?;
+
+    recovered(&stack, ids.onboarding_id).await?;
+    let steps = FORWARD.into_iter().position(|name| name == step).context("a step")?;
+    let told: Vec<_> = FORWARD[..steps].iter().map(|step| (*step, "UNDONE")).collect();
+    let told: Vec<_> = told.into_iter().chain([(step, "FAILED")]).collect();
+    let site = stack.site_as(ids.site_id, "REJECTED", &told).await?;
+    let failure = &site["onboarding"]["failure"];
+    assert_eq!((&failure["step"], &failure["error"]), (&json!(step), &json!("Aborted")), "{site}");
+
+    assert_eq!(residue(&stack, ids).await?, []);
+
+    // Too late: it finds that it was undone before it was done.
+    drop(held);
+    assert_eq!(late_failure(&stack, &execution).await?, "Superseded");
+    assert_nothing_left(&stack, ids, done_and_undone(steps)).await?;
+    let site = stack.site(ids.site_id).await?;
+    assert_eq!(site.body["status"], "REJECTED", "{site}");
+    assert_eq!(teardowns(&stack, ids.onboarding_id).await?, [recovery(ids.onboarding_id)]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_onboarding_stopped_in_reserve_kits_is_undone() -> Result<()> {
+    cut_off_in("ReserveKits", "ReserveKitsFunction").await
+}
+
+#[tokio::test]
+async fn an_onboarding_stopped_in_provision_sensors_is_undone() -> Result<()> {
+    cut_off_in("ProvisionSensors", "ProvisionSensorsFunction").await
+}
+
+#[tokio::test]
+async fn an_onboarding_stopped_in_initialize_subscription_is_undone() -> Result<()> {
+    cut_off_in("InitializeSubscription", "InitializeSubscriptionFunction").await
+}
+
+#[tokio::test]
+async fn an_onboarding_stopped_in_configure_alerting_is_undone() -> Result<()> {
+    cut_off_in("ConfigureAlerting", "ConfigureAlertingFunction").await
+}
+
+#[tokio::test]
+async fn an_onboarding_stopped_in_activate_site_is_undone() -> Result<()> {
+    cut_off_in("ActivateSite", "ActivateSiteFunction").await
+}
+
+#[tokio::test]
+async fn an_onboarding_stopped_while_it_is_undone_is_undone_all_the_same() -> Result<()> {
+    let _turn = TURN.lock().await;
+    let stack = Stack::connect().await?;
+    warm_up(&stack).await?;
+    let held = Frozen::processes(&stack, "DeprovisionSensorsFunction").await?;
+    let ids = register(&stack, "cut off undoing", DECLINED_CARD).await?;
+    let onboarding =
+        at_step("Compensate", async || stack.onboarding(ids.onboarding_id).await).await?;
+    let nested =
+        at_step("DeprovisionSensors", async || stack.teardown(ids.onboarding_id).await).await?;
+    // Step Functions stops what it runs nested as well.
+    stop_in(&stack, &onboarding, "Compensate").await?;
+    stop_in(&stack, &nested, "DeprovisionSensors").await?;
+
+    recovered(&stack, ids.onboarding_id).await?;
+    drop(held);
+    let site = stack.site(ids.site_id).await?;
+    assert_eq!(site.body["status"], "REJECTED", "{site}");
+    until_true("the onboarding to be shown as undone", PATIENCE, async || {
+        let site = stack.site(ids.site_id).await?;
+        let steps = site.body["onboarding"]["steps"].as_array().cloned().unwrap_or_default();
+        let done = steps.iter().filter(|step| step["status"] == "COMPLETED").count();
+        Ok((done == 0, site))
+    })
+    .await?;
+    let mut entities = done_and_undone(2);
+    entities.insert("subscription", vec!["SubscriptionFailed"]);
+    assert_nothing_left(&stack, ids, entities).await?;
+
+    // The nested one's end is told, too; it starts nothing more.
+    let input = json!({
+        "onboardingId": ids.onboarding_id,
+        "siteId": ids.site_id,
+        "AWS_STEP_FUNCTIONS_STARTED_BY_EXECUTION_ID": onboarding.arn,
+    });
+    let event = json!({
+        "version": "0",
+        "id": Uuid::new_v4(),
+        "detail-type": "Step Functions Execution Status Change",
+        "source": "aws.states",
+        "detail": {
+            "executionArn": nested.arn,
+            "stateMachineArn": stack.output("SiteTeardownArn")?,
+            "name": nested.arn.rsplit(':').next(),
+            "status": "ABORTED",
+            "input": input.to_string(),
+        },
+    });
+    let (answer, _) = invoke(&stack, "RecoverOnboardingFunction", &event).await?;
+    assert_eq!(answer, "Already");
+    let [newest, first] = &teardowns(&stack, ids.onboarding_id).await?[..] else {
+        bail!("more than the nested teardown and its recovery");
+    };
+    assert_eq!((newest, &nested.arn.ends_with(first)), (&recovery(ids.onboarding_id), &true));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stopped_teardown_of_a_live_site_comes_to_its_end() -> Result<()> {
+    let _turn = TURN.lock().await;
+    let stack = Stack::connect().await?;
+    warm_up(&stack).await?;
+    let ids = register(&stack, "stopped teardown", GOOD_CARD).await?;
+    stack.site_active(ids.site_id).await?;
+    let held = Frozen::processes(&stack, "CancelSubscriptionFunction").await?;
+    decommission(&stack, ids).await?;
+    let teardown =
+        at_step("CancelSubscription", async || stack.teardown(ids.onboarding_id).await).await?;
+    stop_in(&stack, &teardown, "CancelSubscription").await?;
+
+    // The recovery comes to the same function; what was stopped goes on beside it.
+    drop(held);
+    recovered(&stack, ids.onboarding_id).await?;
+    let site =
+        stack.site_as(ids.site_id, "DECOMMISSIONED", &FORWARD.map(|it| (it, "UNDONE"))).await?;
+    assert_eq!(site["onboarding"]["failure"], Value::Null);
+    let mut entities: BTreeMap<_, _> =
+        EVENTS.into_iter().map(|(entity, events)| (entity, events.to_vec())).collect();
+    entities.insert("site", vec!["SiteCreated", "SiteActivated", "SiteDecommissioned"]);
+    assert_nothing_left(&stack, ids, entities).await?;
+    let [_, stopped] = &stack.teardowns_of(ids.onboarding_id).await?[..] else {
+        bail!("more than the stopped teardown and its recovery");
+    };
+    assert_eq!(*stopped, teardown.arn);
+    Ok(())
+}
+
+/// Calls a function's alias `live`; its answer, and the end of its log.
+async fn invoke(stack: &Stack, logical_id: &str, event: &Value) -> Result<(Value, String)> {
+    let function = stack.physical_id(logical_id).await?;
+    let path = format!("/2015-03-31/functions/{function}:live/invocations");
+    let client = reqwest::Client::new();
+    let body = event.to_string();
+    let url = stack.endpoint().join(&path)?;
+    let mut request =
+        client.post(url).header("x-amz-log-type", "Tail").body(body.clone()).build()?;
+    sign(&mut request, "lambda", body.as_bytes())?;
+    let answer = client.execute(request).await?;
+    let status = answer.status();
+    let failed = answer.headers().contains_key("x-amz-function-error");
+    let log = answer.headers().get("x-amz-log-result").context("the end of its log")?;
+    let log = String::from_utf8(BASE64_STANDARD.decode(log)?)?;
+    let text = answer.text().await?;
+    ensure!(status.is_success() && !failed, "{logical_id} answered {status}: {text}; {log}");
+    Ok((serde_json::from_str(&text)?, log))
+}
+
+/// One check of the sagas: the line of its log about that execution, and its answer.
+async fn check(stack: &Stack, arn: &str) -> Result<(Option<Value>, Value)> {
+    let event = json!({ "source": "aws.events", "detail-type": "Scheduled Event", "detail": {} });
+    let (answer, log) = invoke(stack, "CheckSagasFunction", &event).await?;
+    let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    Ok((lines.find(|line| line["execution"] == arn), answer))
+}
+
+#[tokio::test]
+async fn a_saga_that_makes_no_progress_is_told_of() -> Result<()> {
+    let _turn = TURN.lock().await;
+    let stack = Stack::connect().await?;
+    warm_up(&stack).await?;
+    let held = Frozen::processes(&stack, "ProvisionSensorsFunction").await?;
+    let ids = register(&stack, "stuck", GOOD_CARD).await?;
+    let execution =
+        at_step("ProvisionSensors", async || stack.onboarding(ids.onboarding_id).await).await?;
+
+    let (line, answer) = check(&stack, &execution.arn).await?;
+    assert_eq!(line, None, "it is young yet: {answer}");
+    assert!(answer["running"].as_u64().is_some_and(|count| count > 0), "{answer}");
+
+    let impatient =
+        Broken::version(&stack, "CheckSagasFunction", "SAGA_BUDGET_SECONDS", "1").await?;
+    let (line, answer) = impatient
+        .during(async || {
+            tokio::time::sleep(Duration::from_millis(2500)).await;
+            check(&stack, &execution.arn).await
+        })
+        .await?;
+    let line = line.with_context(|| format!("nothing is told of it; {answer}"))?;
+    assert_eq!(line["level"], "WARN", "{line}");
+    assert_eq!(line["state"], "ProvisionSensors", "{line}");
+    assert_eq!(line["correlationId"], json!(ids.onboarding_id), "{line}");
+    assert!(line["seconds"].as_i64().is_some_and(|seconds| (1..60).contains(&seconds)), "{line}");
+    assert!(answer["stuck"].as_u64().is_some_and(|count| count > 0), "{answer}");
+    assert!(answer["oldestAgeSeconds"].as_i64().is_some_and(|age| age > 0), "{answer}");
+    assert_eq!((&answer["unread"], &answer["incomplete"]), (&json!(0), &json!(false)), "{answer}");
+
+    drop(held);
+    stack.site_active(ids.site_id).await?;
+    let execution = stack.onboarding(ids.onboarding_id).await?.context("the execution")?;
+    assert_eq!(execution.task("ProvisionSensors").map(|task| task.succeeded), Some(true));
+    assert!(execution.tasks.iter().all(|task| task.failures.is_empty()), "{execution:?}");
+    let (line, _) = check(&stack, &execution.arn).await?;
+    assert_eq!(line, None, "it is over");
+    Ok(())
+}
