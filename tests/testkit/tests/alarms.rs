@@ -21,13 +21,15 @@ const WITHOUT_ERRORS: [&str; 4] = [
 const OF_STREAMS: [&str; 3] = ["DetectBreaches", "PublishEvents", "StoreReadings"];
 /// The functions that call the payment provider.
 const OF_THE_PROVIDER: [&str; 2] = ["CancelSubscription", "InitializeSubscription"];
-/// The saga's steps.
-const STEPS: [&str; 5] = [
+/// The saga's steps, and where else an onboarding can be stopped.
+const STEPS: [&str; 7] = [
     "ReserveKits",
     "ProvisionSensors",
     "InitializeSubscription",
     "ConfigureAlerting",
     "ActivateSite",
+    "Compensate",
+    "Start",
 ];
 /// The queues that carry work; all others hold what failed.
 const COMMANDS: [&str; 2] = ["CancelSubscriptionQueue", "InitializeSubscriptionQueue"];
