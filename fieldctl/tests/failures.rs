@@ -299,8 +299,13 @@ async fn ten_thousand_failures_take_no_more_memory_than_a_thousand() {
     const SLACK_KIB: u64 = 4 << 10;
     let cloud = Cloud::start(done).await;
     put(&cloud, (1..=1000).map(row)).await;
-    let commands =
-        [&["failures", "list"][..], &["failures", "groups"], &["failures", "replay", "--all"]];
+    let commands = [
+        &["failures", "list"][..],
+        &["failures", "groups"],
+        &["failures", "replay", "--all"],
+        // A tenth of them, for the time it takes.
+        &["failures", "replay", "--source", "project-site", "--yes", "--rate", "10000"],
+    ];
     let mut few = Vec::new();
     for args in commands {
         few.push(peak(&cloud, args).await);
@@ -310,6 +315,10 @@ async fn ten_thousand_failures_take_no_more_memory_than_a_thousand() {
         let many = peak(&cloud, args).await;
         assert!(many < few + SLACK_KIB, "{args:?}: {few} KiB, then {many} KiB");
     }
+    let sent = sent(&cloud);
+    assert_eq!(sent.len(), 1_000);
+    assert_eq!(sent.into_iter().collect::<BTreeSet<_>>().len(), 1_000, "sent twice");
+    assert_eq!(statuses(&cloud).await.0["REPLAYED"], 1_000);
 }
 
 #[tokio::test]

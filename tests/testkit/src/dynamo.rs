@@ -216,8 +216,9 @@ impl Dynamo {
     /// # Panics
     /// Where they can't be read.
     pub async fn rows(&self, table: &str) -> Vec<Value> {
-        let answer = self.reader.scan().table_name(table).consistent_read(true).send().await;
-        let items = answer.expect("a scan").items.unwrap_or_default();
+        let scan = self.reader.scan().table_name(table).consistent_read(true);
+        let items = scan.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
+        let items = items.expect("a scan");
         let mut rows: Vec<Value> = serde_dynamo::from_items(items).expect("rows as JSON");
         rows.iter_mut().for_each(Value::sort_all_objects);
         rows.sort_by_cached_key(Value::to_string);
