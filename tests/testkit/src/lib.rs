@@ -1,7 +1,8 @@
 //! For tests only: the tables in an embedded DynamoDB ([`Dynamo`]), stand-ins for other services
 //! ([`http`], [`buckets`]), the contract that every step of a saga keeps with its undo ([`saga`]),
-//! files that pin what is on a wire ([`golden`]), and simulations that a seed decides ([`chance`]): a
-//! DynamoDB with faults ([`cloud`]) under Lambda's way to deliver a stream ([`mapping`]).
+//! files that pin what is on a wire ([`golden`]), the template as tests judge it ([`template`]), and
+//! simulations that a seed decides ([`chance`]): a DynamoDB with faults ([`cloud`]) under Lambda's way
+//! to deliver a stream ([`mapping`]).
 
 pub mod buckets;
 pub mod chance;
@@ -12,5 +13,6 @@ pub mod http;
 pub mod mapping;
 pub mod saga;
 pub mod sample;
+pub mod template;
 
 pub use dynamo::Dynamo;

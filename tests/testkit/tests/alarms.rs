@@ -4,11 +4,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
-use saphyr::{LoadableYamlNode, Scalar, Yaml};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+use testkit::template::{Template, kebab, root};
 
 /// The functions whose errors alarm nobody by themselves.
 const WITHOUT_ERRORS: [&str; 4] = [
@@ -88,7 +88,7 @@ fn rules(template: &Template) -> Vec<Rule> {
     };
     let functions = template.functions();
     let with_errors: Vec<_> = functions.iter().copied().filter(|name| !WITHOUT_ERRORS.contains(name)).collect();
-    let queues = template.failure_queues();
+    let queues = failure_queues(template);
     let (sum, most, count) = ("Sum", "Maximum", "SampleCount");
     let (ok, bad) = ("notBreaching", "breaching");
     vec![
@@ -281,82 +281,20 @@ impl Math<'_> {
     }
 }
 
-struct Template(Value);
-
-impl Template {
-    fn read() -> Self {
-        let text = fs::read_to_string(root().join("template.yaml")).expect("template.yaml");
-        let template = Yaml::load_from_str(&text).expect("YAML");
-        Self(json_of(&template[0]))
-    }
-
-    /// The resources of that type, by their logical ids.
-    fn resources(&self, kind: &str) -> BTreeMap<&str, &Value> {
-        let all = self.0["Resources"].as_object().expect("resources").iter();
-        all.filter(|(_, resource)| resource["Type"] == kind)
-            .map(|(id, resource)| (id.as_str(), resource))
-            .collect()
-    }
-
-    fn properties(&self, id: &str) -> &Value {
-        &self.0["Resources"][id]["Properties"]
-    }
-
-    /// The alarms on one metric.
-    fn alarms(&self) -> BTreeMap<&str, &Value> {
-        let alarms = self.resources("AWS::CloudWatch::Alarm");
-        alarms.into_iter().map(|(id, alarm)| (id, &alarm["Properties"])).collect()
-    }
-
-    /// The functions, without `Function` behind.
-    fn functions(&self) -> Vec<&str> {
-        let functions = self.resources("AWS::Serverless::Function").into_keys();
-        functions.map(|id| id.strip_suffix("Function").expect("the suffix Function")).collect()
-    }
-
-    /// The queues that hold what failed.
-    fn failure_queues(&self) -> Vec<&str> {
-        let queues = self.resources("AWS::SQS::Queue").into_keys();
-        queues.filter(|queue| !COMMANDS.contains(queue)).collect()
-    }
+/// The alarms on one metric and the canaries, by their logical ids.
+fn alarms(template: &Template) -> BTreeMap<&str, &Value> {
+    let alarms = template.resources("AWS::CloudWatch::Alarm");
+    alarms.into_iter().map(|(id, alarm)| (id, &alarm["Properties"])).collect()
 }
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-/// YAML as JSON, without the tags of intrinsic functions: `!Ref Table` is `"Table"`.
-fn json_of(yaml: &Yaml) -> Value {
-    match yaml {
-        Yaml::Value(Scalar::String(text)) => Value::from(text.as_ref()),
-        Yaml::Value(Scalar::Boolean(flag)) => Value::from(*flag),
-        Yaml::Value(Scalar::Integer(number)) => Value::from(*number),
-        Yaml::Value(Scalar::FloatingPoint(number)) => Value::from(number.into_inner()),
-        Yaml::Sequence(items) => items.iter().map(json_of).collect(),
-        Yaml::Mapping(entries) => entries
-            .iter()
-            .map(|(key, value)| (key.as_str().unwrap_or_default().to_owned(), json_of(value)))
-            .collect::<Map<_, _>>()
-            .into(),
-        Yaml::Tagged(_, value) => json_of(value),
-        _ => Value::Null,
-    }
+/// The queues that hold what failed.
+fn failure_queues(template: &Template) -> Vec<&str> {
+    let queues = template.resources("AWS::SQS::Queue").into_keys();
+    queues.filter(|queue| !COMMANDS.contains(queue)).collect()
 }
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
-}
-
-/// `StoreReadings` as `store-readings`.
-fn kebab(name: &str) -> String {
-    let mut kebab = String::new();
-    for (index, letter) in name.char_indices() {
-        if letter.is_uppercase() && index > 0 {
-            kebab.push('-');
-        }
-        kebab.push(letter.to_ascii_lowercase());
-    }
-    kebab
 }
 
 /// An alarm as the template has it.
@@ -424,7 +362,7 @@ fn wanted(template: &Template) -> BTreeMap<String, Alarm> {
 fn every_alarm_is_in_the_table_and_as_it_says() {
     let template = Template::read();
     let wanted = wanted(&template);
-    let alarms = template.alarms();
+    let alarms = alarms(&template);
     let of_metrics: BTreeMap<_, _> =
         alarms.into_iter().filter(|(_, alarm)| alarm["Metrics"].is_null()).collect();
     let names: BTreeSet<_> = of_metrics.keys().map(|id| (*id).to_owned()).collect();
@@ -446,7 +384,7 @@ fn every_alarm_is_in_the_table_and_as_it_says() {
 #[test]
 fn every_function_is_rolled_back_by_an_alarm_of_its_own() {
     let template = Template::read();
-    let alarms = template.alarms();
+    let alarms = alarms(&template);
     let canaries = alarms.keys().filter(|id| id.ends_with("CanaryAlarm"));
     assert_eq!(canaries.count(), template.functions().len());
     for function in template.functions() {
@@ -494,7 +432,7 @@ fn slow_is_well_above_what_is_accepted_and_well_below_the_time_out() {
 fn every_alarm_reaches_on_call_and_says_what_to_do() {
     let template = Template::read();
     let operations = fs::read_to_string(root().join("docs/operations.md")).expect("operations.md");
-    for (id, alarm) in template.alarms() {
+    for (id, alarm) in alarms(&template) {
         let name = id.strip_suffix("Alarm").unwrap_or_else(|| panic!("{id} is not named an alarm"));
         assert_eq!(alarm["AlarmActions"], json!(["OnCallTopic"]), "{id}");
         assert!(alarm["ActionsEnabled"].as_bool().unwrap_or(true), "{id} tells nobody");
@@ -529,7 +467,7 @@ fn every_queue_of_failures_is_emptied_by_record_failure() {
             assert_eq!(emptied.insert(queue, id), None, "{id} is the second of its queue");
         }
     }
-    let queues: BTreeSet<_> = template.failure_queues().into_iter().collect();
+    let queues: BTreeSet<_> = failure_queues(&template).into_iter().collect();
     assert_eq!(emptied.keys().map(String::as_str).collect::<BTreeSet<_>>(), queues);
 
     // It knows whose each queue and each bucket is; what comes from a bucket is told by the file.

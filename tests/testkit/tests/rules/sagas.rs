@@ -1,0 +1,267 @@
+//! A saga ends, and an undo is never skipped.
+
+use serde_json::Value;
+
+use crate::subject::{Objections, Subject, items, members, text, texts};
+
+/// Each step with its undo, in the order of the steps. Undos run in the reverse order, but for the site's
+/// own, which closes it: that comes last.
+const UNDOS: [(&str, &str); 5] = [
+    ("ActivateSite", "CloseSite"),
+    ("ReserveKits", "ReleaseKits"),
+    ("ProvisionSensors", "DeprovisionSensors"),
+    ("InitializeSubscription", "CancelSubscription"),
+    ("ConfigureAlerting", "RemoveAlerting"),
+];
+const FORWARD: &str = "site-onboarding";
+const BACK: &str = "site-teardown";
+
+/// The states that call somebody, in branches and iterations too: machine, name, state.
+fn tasks(subject: &Subject) -> Vec<(&str, &str, &Value)> {
+    let mut tasks = Vec::new();
+    for (machine, definition) in &subject.machines {
+        gather(machine, definition, &mut tasks);
+    }
+    tasks
+}
+
+fn gather<'a>(machine: &'a str, value: &'a Value, tasks: &mut Vec<(&'a str, &'a str, &'a Value)>) {
+    for (name, state) in members(&value["States"]) {
+        if state["Type"] == "Task" {
+            tasks.push((machine, name, state));
+        }
+        items(&state["Branches"]).for_each(|branch| gather(machine, branch, tasks));
+        gather(machine, &state["ItemProcessor"], tasks);
+    }
+}
+
+/// The template's resource of a machine: `SiteOnboarding` of `site-onboarding`.
+fn resource(machine: &str) -> String {
+    let words = machine.split('-').map(|word| word[..1].to_uppercase() + &word[1..]);
+    words.collect()
+}
+
+pub fn every_task_catches_everything(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    for (machine, name, state) in tasks(subject) {
+        let last = items(&state["Catch"]).last();
+        let all = last.is_some_and(|catch| texts(&catch["ErrorEquals"]) == ["States.ALL"]);
+        objections.unless(
+            all,
+            name,
+            format!("{machine} breaks off when it fails: no Catch of States.ALL"),
+        );
+    }
+    objections
+}
+
+pub fn what_fails_forward_is_undone(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    for (machine, name, state) in tasks(subject) {
+        if machine == FORWARD && name != "Compensate" {
+            for catch in items(&state["Catch"]) {
+                objections.unless(
+                    catch["Next"] == "Compensate",
+                    name,
+                    "fails without being undone",
+                );
+                let said = text(&catch["Assign"]["failure"]["step"]) == name;
+                objections.unless(said, name, "is not named in the failure that the undo is told");
+            }
+        }
+    }
+    let nested = &subject.machines[FORWARD]["States"]["Compensate"];
+    let waits = text(&nested["Resource"]) == "arn:aws:states:::states:startExecution.sync:2";
+    objections.unless(waits, "Compensate", "does not wait for the teardown's end");
+    objections
+}
+
+pub fn an_undo_that_fails_stops_no_other(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    for (machine, name, state) in tasks(subject) {
+        if machine == BACK {
+            for catch in items(&state["Catch"]) {
+                let on = catch["Next"] == state["Next"];
+                objections.unless(on, name, "skips other undos when it fails");
+                let noted = catch["Assign"]["undoFailures"].is_string();
+                objections.unless(noted, name, "fails unnoticed: undoFailures is not assigned");
+            }
+        }
+    }
+    objections
+}
+
+pub fn every_step_has_its_undo(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    let mut steps: Vec<_> = Vec::new();
+    let forward = &subject.machines[FORWARD];
+    let mut next = text(&forward["StartAt"]);
+    while !next.is_empty() && steps.len() < 100 {
+        steps.push(next);
+        next = text(&forward["States"][next]["Next"]);
+    }
+    let back = &subject.machines[BACK];
+    let mut undos = Vec::new();
+    let mut next = text(&back["StartAt"]);
+    while !next.is_empty() && undos.len() < 100 {
+        if back["States"][next]["Type"] == "Task" {
+            undos.push(next);
+        }
+        next = text(&back["States"][next]["Next"]);
+    }
+    undos.reverse();
+    steps.rotate_right(1);
+    for step in &steps {
+        let known = UNDOS.iter().any(|(name, _)| name == step);
+        objections.unless(known, *step, "has no undo in the table of steps and undos");
+    }
+    for (index, (step, undo)) in UNDOS.iter().enumerate() {
+        let in_order = steps.get(index) == Some(step) && undos.get(index) == Some(undo);
+        objections.unless(in_order, *step, format!("is not undone by {undo}, in reverse order"));
+    }
+    objections
+}
+
+/// How long a task may take at the very worst, in seconds: every try its full time, every wait its
+/// longest. What fails only at the call (a queue's or Step Functions' own errors) takes no time.
+fn worst(state: &Value) -> i64 {
+    let timeout = state["TimeoutSeconds"].as_i64().unwrap_or_default();
+    let mut seconds = timeout;
+    for retrier in items(&state["Retry"]) {
+        let attempts = retrier["MaxAttempts"].as_i64().unwrap_or_default();
+        let (mut wait, rate) = (
+            retrier["IntervalSeconds"].as_i64().unwrap_or_default(),
+            retrier["BackoffRate"].as_i64().unwrap_or(1),
+        );
+        let most = retrier["MaxDelaySeconds"].as_i64().unwrap_or(i64::MAX);
+        for _ in 0..attempts {
+            seconds = seconds.saturating_add(wait.min(most));
+            wait = wait.saturating_mul(rate);
+        }
+        let late = texts(&retrier["ErrorEquals"])
+            .iter()
+            .any(|error| !error.starts_with("SQS.") && !error.starts_with("StepFunctions."));
+        if late {
+            seconds = seconds.saturating_add(attempts.saturating_mul(timeout));
+        }
+    }
+    seconds
+}
+
+pub fn retries_are_bounded(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    for (_, name, state) in tasks(subject) {
+        let retriers: Vec<_> = items(&state["Retry"]).collect();
+        objections.unless(!retriers.is_empty(), name, "is not tried again");
+        for retrier in retriers {
+            let attempts = retrier["MaxAttempts"].as_i64();
+            let bounded = attempts.is_some_and(|attempts| (0..=8).contains(&attempts));
+            objections.unless(
+                bounded,
+                name,
+                "does not say how often it is tried again, or above 8 times",
+            );
+            if attempts != Some(0) {
+                let grows = retrier["BackoffRate"].as_f64().is_some_and(|rate| rate >= 1.5)
+                    && retrier["IntervalSeconds"].as_i64().is_some()
+                    && retrier["MaxDelaySeconds"].as_i64().is_some_and(|most| most <= 60);
+                objections.unless(grows, name, "waits that do not grow, or above a minute");
+                let jitter = retrier["JitterStrategy"] == "FULL";
+                objections.unless(jitter, name, "tries again in step with all others: no jitter");
+            }
+        }
+    }
+    objections
+}
+
+pub fn tasks_time_out(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    for (_, name, state) in tasks(subject) {
+        let seconds = state["TimeoutSeconds"].as_i64();
+        objections.unless(seconds.is_some(), name, "waits without end: no TimeoutSeconds");
+        let function = text(&state["Arguments"]["FunctionName"]);
+        if let Some(function) = function.strip_prefix("${").and_then(|it| it.strip_suffix("Arn}")) {
+            objections.unless(
+                seconds.is_none_or(|seconds| seconds > subject.timeout(function)),
+                name,
+                format!("gives up before {function} does"),
+            );
+        }
+    }
+    objections
+}
+
+pub fn executions_time_out(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    for (machine, definition) in &subject.machines {
+        let there = definition["TimeoutSeconds"].as_i64().is_some();
+        objections.unless(there, machine, "may run without end: no TimeoutSeconds");
+    }
+    objections
+}
+
+pub fn no_time_out_cuts_an_undo_short(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    let total = |machine: &str, but: &str| -> i64 {
+        let tasks = tasks(subject).into_iter();
+        let of = tasks.filter(|(of, name, _)| *of == machine && *name != but);
+        of.map(|(_, _, state)| worst(state)).sum()
+    };
+    let compensate = &subject.machines[FORWARD]["States"]["Compensate"];
+    let (given, needed) = (compensate["TimeoutSeconds"].as_i64(), total(BACK, ""));
+    objections.unless(
+        given.is_some_and(|given| given >= needed),
+        "Compensate",
+        format!("stops a teardown that may take {needed} s"),
+    );
+    let (given, needed) =
+        (subject.machines[FORWARD]["TimeoutSeconds"].as_i64(), total(FORWARD, ""));
+    objections.unless(
+        given.is_some_and(|given| given >= needed),
+        FORWARD,
+        format!("is stopped before its {needed} s are over, and an undo with it"),
+    );
+    objections
+}
+
+pub fn placeholders_are_filled(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    for (machine, definition) in &subject.machines {
+        let id = resource(machine);
+        let text = definition.to_string();
+        let given = &subject.template.properties(&id)["DefinitionSubstitutions"];
+        for (name, _) in members(given) {
+            let used = text.contains(&format!("${{{name}}}"));
+            objections.unless(used, &id, format!("{name} is given and not used"));
+        }
+        for rest in text.split("${").skip(1) {
+            let name = rest.split('}').next().unwrap_or_default();
+            objections.unless(!given[name].is_null(), &id, format!("{name} is used and not given"));
+        }
+    }
+    objections
+}
+
+pub fn machines_are_recorded(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    for (id, machine) in subject.template.resources("AWS::Serverless::StateMachine") {
+        let machine = &machine["Properties"];
+        objections.unless(machine["Type"] == "STANDARD", id, "keeps no history, and may run twice");
+        objections.unless(machine["Tracing"]["Enabled"] == true, id, "is not traced");
+        let logging = &machine["Logging"];
+        let destination = &logging["Destinations"][0]["CloudWatchLogsLogGroup"]["LogGroupArn"];
+        let group = text(destination).trim_end_matches(".Arn");
+        objections.unless(
+            subject.is(group, "AWS::Logs::LogGroup")
+                && ["ERROR", "ALL"].contains(&text(&logging["Level"])),
+            id,
+            "does not log its errors",
+        );
+        objections.unless(
+            logging["IncludeExecutionData"] == false,
+            id,
+            "logs inputs, which carry payment method ids",
+        );
+    }
+    objections
+}

@@ -1,0 +1,259 @@
+//! What the rules are held against, and edits of it.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use serde_json::Value;
+use testkit::template::{Template, machines, root};
+
+/// The template, the state machines, and the texts that must agree with them.
+#[derive(Clone)]
+pub struct Subject {
+    pub template: Template,
+    /// By name: `site-onboarding`.
+    pub machines: BTreeMap<String, Value>,
+    /// By path in the repository.
+    pub files: BTreeMap<String, String>,
+}
+
+/// The folders whose files are read, with the endings that count.
+const FOLDERS: [(&str, &[&str]); 8] = [
+    (".ci", &["run", "txt"]),
+    (".github/workflows", &["yml"]),
+    ("functions", &["rs"]),
+    ("shared", &["rs"]),
+    ("tests/events", &["json"]),
+    ("tests/local", &["py", "txt", "package-lock.json"]),
+    ("tests/src", &["rs"]),
+    ("tests/tests", &["rs"]),
+];
+const FILES: [&str; 4] = ["Makefile", "README.md", "docs/operations.md", "samconfig.toml"];
+
+impl Subject {
+    pub fn read() -> Self {
+        let mut files = BTreeMap::new();
+        for (folder, endings) in FOLDERS {
+            gather(folder, endings, &mut files);
+        }
+        for file in FILES {
+            let text = fs::read_to_string(root().join(file)).expect("a file of the repository");
+            files.insert(file.to_owned(), text);
+        }
+        Self { template: Template::read(), machines: machines(), files }
+    }
+
+    /// The functions with their logical ids.
+    pub fn functions(&self) -> BTreeMap<&str, &Value> {
+        let functions = self.template.resources("AWS::Serverless::Function").into_iter();
+        functions.map(|(id, function)| (id, &function["Properties"])).collect()
+    }
+
+    /// A setting of a function: its own, or that of all.
+    pub fn setting(&self, function: &str, name: &str) -> &Value {
+        let own = &self.template.properties(function)[name];
+        if own.is_null() { &self.template.0["Globals"]["Function"][name] } else { own }
+    }
+
+    /// A function's time-out in seconds.
+    pub fn timeout(&self, function: &str) -> i64 {
+        self.setting(function, "Timeout").as_i64().unwrap_or_default()
+    }
+
+    /// The mappings of queues and streams.
+    pub fn mappings(&self) -> BTreeMap<&str, &Value> {
+        let mappings = self.template.resources("AWS::Lambda::EventSourceMapping").into_iter();
+        mappings.map(|(id, mapping)| (id, &mapping["Properties"])).collect()
+    }
+
+    /// Those of streams: only they have a place to start at.
+    pub fn stream_mappings(&self) -> BTreeMap<&str, &Value> {
+        let mut mappings = self.mappings();
+        mappings.retain(|_, mapping| !self.is(queue_of(mapping), "AWS::SQS::Queue"));
+        mappings
+    }
+
+    /// There is such a resource, of that type.
+    pub fn is(&self, id: &str, kind: &str) -> bool {
+        self.template.0["Resources"][id]["Type"] == kind
+    }
+
+    /// The files under a folder.
+    pub fn under(&self, folder: &str) -> impl Iterator<Item = (&str, &str)> {
+        let files = self.files.iter().filter(move |(path, _)| path.starts_with(folder));
+        files.map(|(path, text)| (path.as_str(), text.as_str()))
+    }
+
+    pub fn file(&self, path: &str) -> &str {
+        self.files.get(path).map(String::as_str).unwrap_or_default()
+    }
+
+    /// Every statement of a policy, with the resource that has it.
+    pub fn statements(&self) -> Vec<(&str, &Value)> {
+        let mut found = Vec::new();
+        for (id, resource) in self.template.0["Resources"].as_object().into_iter().flatten() {
+            gather_statements(id, &resource["Properties"], &mut found);
+        }
+        found
+    }
+
+    /// Every text in the resources, with the resource that has it.
+    pub fn texts(&self) -> Vec<(&str, &str)> {
+        let mut found = Vec::new();
+        for (id, resource) in self.template.0["Resources"].as_object().into_iter().flatten() {
+            gather_texts(id, resource, &mut found);
+        }
+        found
+    }
+}
+
+fn gather(folder: &str, endings: &[&str], files: &mut BTreeMap<String, String>) {
+    for entry in fs::read_dir(root().join(folder)).expect("a folder of the repository") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+        let inside = format!("{folder}/{name}");
+        if path.is_dir() {
+            if name != "node_modules" && name != "target" {
+                gather(&inside, endings, files);
+            }
+        } else if endings.iter().any(|ending| name.ends_with(ending)) {
+            files.insert(inside, read(&path));
+        }
+    }
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn gather_statements<'a>(id: &'a str, value: &'a Value, found: &mut Vec<(&'a str, &'a Value)>) {
+    match value {
+        Value::Object(members) => {
+            if let Some(Value::Array(statements)) = members.get("Statement") {
+                found.extend(statements.iter().map(|statement| (id, statement)));
+            }
+            members.values().for_each(|value| gather_statements(id, value, found));
+        }
+        Value::Array(items) => items.iter().for_each(|value| gather_statements(id, value, found)),
+        _ => {}
+    }
+}
+
+fn gather_texts<'a>(id: &'a str, value: &'a Value, found: &mut Vec<(&'a str, &'a str)>) {
+    match value {
+        Value::Object(members) => members.values().for_each(|value| gather_texts(id, value, found)),
+        Value::Array(items) => items.iter().for_each(|value| gather_texts(id, value, found)),
+        Value::String(text) => found.push((id, text)),
+        _ => {}
+    }
+}
+
+/// The logical id in `!GetAtt X.Arn`.
+pub fn of_arn(value: &Value) -> &str {
+    value.as_str().and_then(|text| text.strip_suffix(".Arn")).unwrap_or_default()
+}
+
+/// The logical id of the queue that a mapping reads.
+pub fn queue_of(mapping: &Value) -> &str {
+    of_arn(&mapping["EventSourceArn"])
+}
+
+/// The logical id of the function whose alias a mapping calls.
+pub fn function_of(mapping: &Value) -> &str {
+    text(&mapping["FunctionName"]).trim_end_matches(".Alias")
+}
+
+pub fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// One text, or a list of them.
+pub fn texts(value: &Value) -> Vec<&str> {
+    match value {
+        Value::Array(items) => items.iter().filter_map(Value::as_str).collect(),
+        Value::String(text) => vec![text],
+        _ => Vec::new(),
+    }
+}
+
+/// The members of an object, or none.
+pub fn members(value: &Value) -> impl Iterator<Item = (&str, &Value)> {
+    value.as_object().into_iter().flatten().map(|(name, value)| (name.as_str(), value))
+}
+
+/// The items of a list, or none.
+pub fn items(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+/// What a rule objects to: the resource or file, and what is wrong with it.
+#[derive(Default)]
+pub struct Objections(pub Vec<(String, String)>);
+
+impl Objections {
+    pub fn unless(&mut self, holds: bool, about: impl Into<String>, what: impl Into<String>) {
+        if !holds {
+            self.0.push((about.into(), what.into()));
+        }
+    }
+}
+
+/// A change that breaks a rule. A place is `template`, a state machine's name or a file's path, and
+/// behind that a JSON pointer.
+#[derive(Debug)]
+pub enum Edit {
+    /// Takes the value at that place away.
+    Without(&'static str),
+    /// Puts a value (JSON) at that place.
+    With(&'static str, &'static str),
+    /// Changes the first occurrence of a text in a file.
+    Text(&'static str, &'static str, &'static str),
+    /// Takes a file away.
+    NoFile(&'static str),
+}
+
+impl Edit {
+    pub fn apply(&self, subject: &mut Subject) {
+        match self {
+            Self::Without(place) => {
+                let (parent, name) = parent(subject, place);
+                let gone = match parent {
+                    Value::Object(members) => members.remove(&name),
+                    Value::Array(items) => Some(items.remove(name.parse().expect("an index"))),
+                    _ => None,
+                };
+                assert!(gone.is_some(), "there is no {place}");
+            }
+            Self::With(place, value) => {
+                let value: Value = serde_json::from_str(value).expect("JSON");
+                let (parent, name) = parent(subject, place);
+                match parent {
+                    Value::Object(members) => {
+                        assert_ne!(members.insert(name, value.clone()), Some(value), "{place}");
+                    }
+                    Value::Array(items) => items[name.parse::<usize>().expect("an index")] = value,
+                    _ => panic!("{place} can't be set"),
+                }
+            }
+            Self::Text(file, from, to) => {
+                let text = subject.files.entry((*file).to_owned()).or_default();
+                assert!(text.contains(from), "{file} has no {from:?}");
+                *text = text.replacen(from, to, 1);
+            }
+            Self::NoFile(file) => {
+                assert!(subject.files.remove(*file).is_some(), "there is no {file}");
+            }
+        }
+    }
+}
+
+/// What holds the value at a place, and its name therein.
+fn parent<'a>(subject: &'a mut Subject, place: &str) -> (&'a mut Value, String) {
+    let (document, pointer) = place.split_once('/').expect("a place in a document");
+    let value = match document {
+        "template" => &mut subject.template.0,
+        machine => subject.machines.get_mut(machine).expect("a state machine"),
+    };
+    let (parent, name) = pointer.rsplit_once('/').unwrap_or(("", pointer));
+    let parent = if parent.is_empty() { String::new() } else { format!("/{parent}") };
+    let holder = value.pointer_mut(&parent).unwrap_or_else(|| panic!("there is no {place}"));
+    (holder, name.replace("~1", "/"))
+}

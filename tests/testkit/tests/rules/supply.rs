@@ -1,0 +1,134 @@
+//! What comes in from outside is what was looked at, to the byte.
+
+use serde_json::Value;
+use testkit::template::yaml;
+
+use crate::subject::{Objections, Subject, members, text};
+
+pub fn python_by_hash(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    let requirements = subject.files.iter().filter(|(path, _)| path.contains("/requirements"));
+    for (path, text) in requirements {
+        for requirement in text.split("\\\n").collect::<String>().lines() {
+            let requirement = requirement.trim();
+            if !requirement.is_empty() && !requirement.starts_with('#') {
+                let name = requirement.split(" --hash").next().unwrap_or_default().trim();
+                let pinned = name.contains("==") && requirement.contains("--hash=sha256:");
+                objections.unless(
+                    pinned,
+                    path,
+                    format!("{name} is not pinned by version and hash"),
+                );
+            }
+        }
+    }
+    for (path, text) in &subject.files {
+        if path == "Makefile" || path.starts_with(".ci/") || path.starts_with(".github/") {
+            for line in text.lines().filter(|line| line.contains("pip install")) {
+                let hashed = line.contains("--require-hashes") && line.contains("--no-deps");
+                objections.unless(hashed, path, format!("installs unseen: {}", line.trim()));
+            }
+        }
+    }
+    objections
+}
+
+pub fn node_by_hash(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    let path = "tests/local/package-lock.json";
+    let lock: Value = serde_json::from_str(subject.file(path)).unwrap_or_default();
+    let packages: Vec<_> =
+        members(&lock["packages"]).filter(|(name, _)| !name.is_empty()).collect();
+    objections.unless(!packages.is_empty(), path, "pins nothing");
+    for (name, package) in packages {
+        let pinned = text(&package["integrity"]).starts_with("sha512-")
+            && (package["resolved"].is_null()
+                || text(&package["resolved"]).starts_with("https://registry.npmjs.org/"));
+        objections.unless(pinned, path, format!("{name} is not pinned by hash"));
+    }
+    for (path, text) in &subject.files {
+        if path == "Makefile" || path.starts_with(".ci/") || path.starts_with(".github/") {
+            let by_lock = !text.contains("npm install") && !text.contains("npx ");
+            objections.unless(by_lock, path, "installs what no lock file pins");
+        }
+    }
+    objections
+}
+
+pub fn crates_by_lock(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    for (path, text) in &subject.files {
+        if path == "Makefile" || path.starts_with(".ci/") || path.starts_with(".github/") {
+            for line in text.lines().map(str::trim) {
+                let compiles = ["build", "clippy", "install", "test"].iter().any(|it| {
+                    let command = format!("cargo {it} ");
+                    line.contains(&command) && !line.starts_with(['#', 's'])
+                });
+                let locked = line.contains("--locked") || line.contains("$(CARGO_FLAGS)");
+                objections.unless(!compiles || locked, path, format!("ignores Cargo.lock: {line}"));
+            }
+        }
+    }
+    objections
+}
+
+pub fn actions_by_commit(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    for (path, text) in subject.under(".github/workflows/") {
+        for line in text.lines() {
+            if let Some((_, action)) = line.split_once("uses: ") {
+                let commit = action.split_once('@').map(|(_, rest)| rest).unwrap_or_default();
+                let (commit, version) = commit.split_once(" # v").unwrap_or((commit, ""));
+                let pinned = commit.len() == 40
+                    && commit.chars().all(|it| it.is_ascii_hexdigit())
+                    && version.starts_with(|it: char| it.is_ascii_digit());
+                let pinned = pinned || action.starts_with("./");
+                objections.unless(pinned, path, format!("runs whatever {action} is today"));
+            }
+        }
+    }
+    objections
+}
+
+pub fn workflows_with_few_rights(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    for (path, source) in subject.under(".github/workflows/") {
+        let workflow = yaml(source);
+        let permissions = &workflow["permissions"];
+        objections.unless(permissions.is_object(), path, "has all rights: no permissions");
+        for (name, right) in members(permissions) {
+            let needed = matches!(
+                (name, text(right)),
+                ("contents" | "actions", "read") | ("id-token", "write")
+            );
+            objections.unless(needed, path, format!("may {name}: {right}"));
+        }
+        // It would run a stranger's change with our rights.
+        let strangers = source.contains("pull_request_target") || source.contains("workflow_run");
+        objections.unless(!strangers, path, "runs what strangers send with our rights");
+        for (name, job) in members(&workflow["jobs"]) {
+            let ends = job["timeout-minutes"].as_i64().is_some() || job["uses"].is_string();
+            objections.unless(ends, path, format!("{name} may run for hours"));
+            objections.unless(
+                job["permissions"].is_null(),
+                path,
+                format!("{name} gives itself other rights"),
+            );
+        }
+    }
+    objections
+}
+
+pub fn local_stack_is_local(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    let path = "tests/local/stack.py";
+    let source = subject.file(path);
+    for needed in ["HOST = \"127.0.0.1\"\n", "\"BIND_HOST\": HOST,"] {
+        objections.unless(source.contains(needed), path, format!("lacks {needed:?}"));
+    }
+    for (path, source) in subject.under("tests/local/") {
+        let everywhere = ["0.0.0.0", "\"::\""].iter().any(|address| source.contains(address));
+        objections.unless(!everywhere, path, "listens to the network");
+    }
+    objections
+}
