@@ -130,12 +130,12 @@ impl Step for CancelSubscription {
         let mut burying = Transaction::on(&self.billing);
         burying = match from {
             None => burying.create(&self.billing, &key, &tombstone),
-            Some(from) => {
-                let record = record_id(saga.onboarding_id);
-                let burying = burying.replace(&self.billing, &key, &tombstone, from);
-                self.idempotency.forget(burying, &record, noted.as_ref(), now)?
-            }
+            Some(from) => burying.replace(&self.billing, &key, &tombstone, from),
         };
+        // Where there was neither row nor record as well: an initialization may have begun since, and
+        // would pay beside the tombstone.
+        let record = record_id(saga.onboarding_id);
+        burying = self.idempotency.forget(burying, &record, noted.as_ref(), now)?;
         if let Some(provider_subscription_id) = ended {
             let event = SubscriptionCancelled { site_id: saga.site_id, provider_subscription_id };
             burying = burying

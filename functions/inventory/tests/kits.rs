@@ -223,6 +223,8 @@ async fn a_wrong_delivery_is_refused_by_the_field_that_is_wrong() {
         assert!(error.to_string().starts_with(&format!("{field}: ")), "{error}");
     }
     assert_eq!(dynamo.rows(INVENTORY).await, [Value::Null; 0]);
+    let longest = delivery(&"x".repeat(128), &json!([one]));
+    assert_eq!(run(&receive(&dynamo), &longest).await, Ok(json!("Received")));
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use onboarding::recover_onboarding::RecoverOnboarding;
 use serde_json::{Value, json};
 use testkit::{
     http::{Call, Stub},
-    saga::{Outcome, run},
+    saga::{Outcome, correlation, run},
     sample,
 };
 
@@ -125,6 +125,7 @@ async fn an_onboarding_that_was_cut_off_is_torn_down_and_told_where_it_was() {
         assert_eq!(outcome, Ok(json!("Started")), "{status}");
         let (name, input) = started(&calls);
         assert_eq!(name, format!("recovery-{}", onboarding_id()));
+        assert_eq!(correlation::<RecoverOnboarding>(&event), Some(onboarding_id()));
         let given: Value =
             serde_json::from_str(event["detail"]["input"].as_str().expect("text")).expect("JSON");
         let message = format!(

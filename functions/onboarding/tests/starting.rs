@@ -7,7 +7,7 @@ use onboarding::start_onboarding::StartOnboarding;
 use serde_json::{Value, json};
 use testkit::{
     http::Stub,
-    saga::{Outcome, run},
+    saga::{Outcome, correlation, run},
     sample,
 };
 
@@ -35,6 +35,7 @@ async fn the_saga_gets_its_name_and_what_its_steps_need() {
     let data = &event["detail"]["data"];
     assert_eq!(call["stateMachineArn"], MACHINE);
     assert_eq!(call["name"], data["onboardingId"]);
+    assert_eq!(correlation::<StartOnboarding>(&event).as_deref(), data["onboardingId"].as_str());
     let input: Value = serde_json::from_str(call["input"].as_str().expect("text")).expect("JSON");
     assert_eq!(input["causationId"], event["detail"]["metadata"]["eventId"]);
     for field in ["onboardingId", "siteId", "name", "plan", "paymentMethod"] {

@@ -5,12 +5,15 @@ mod support;
 use contracts::{OnboardingId, SiteId};
 use lambda::{ErrorKind, Step};
 use serde_json::{Value, json};
-use sites::{activate_site::ActivateSite, close_site::CloseSite, import_site::ImportSite};
+use sites::{
+    activate_site::ActivateSite, close_site::CloseSite, import_site::ImportSite,
+    project_site::ProjectSite,
+};
 use support::{create, project, registrar, registration, saga_of, told};
 use testkit::{
     Dynamo,
     dynamo::SITES,
-    saga::{Pair, Story, keeps_the_contract, run},
+    saga::{Pair, Story, correlation, keeps_the_contract, run},
     sample::{self, noon, payload},
 };
 
@@ -95,6 +98,7 @@ async fn an_import_makes_one_site_and_names_its_cause() {
     let metadata = created.envelope().expect("an envelope").metadata;
     assert_eq!(json!(metadata.causation_id), event["id"]);
     assert_eq!(metadata.correlation_id, OnboardingId::of(site));
+    assert_eq!(correlation::<ImportSite>(&event), Some(OnboardingId::of(site).to_string()));
 
     // Another system's number is another site; the same number with another site is refused.
     let mut other_system = event.clone();
@@ -179,7 +183,9 @@ fn permutations(items: &mut Vec<usize>, from: usize, found: &mut Vec<Vec<usize>>
 async fn news_is_projected_stale_events_and_others_are_not() {
     let dynamo = Dynamo::start().await;
     let saga = saga_of("key-1");
-    assert_eq!(project(&dynamo, &told(saga, "KitsReleased", 2)).await, "Projected");
+    let news = told(saga, "KitsReleased", 2);
+    assert_eq!(correlation::<ProjectSite>(&news), Some(saga.onboarding_id.to_string()));
+    assert_eq!(project(&dynamo, &news).await, "Projected");
     assert_eq!(project(&dynamo, &told(saga, "KitsReleased", 2)).await, "Stale");
     assert_eq!(project(&dynamo, &told(saga, "KitsReserved", 1)).await, "Stale");
     assert_eq!(project(&dynamo, &told(saga, "SiteActivated", 3)).await, "Ignored");

@@ -20,7 +20,7 @@ use testkit::{
     cloud::{self, Cloud},
     dynamo::READINGS,
     mapping::{Record, Stream, event},
-    saga::run,
+    saga::{correlation, run},
     sample::{self, noon, saga, sensors},
 };
 use tokio::time::sleep;
@@ -442,6 +442,8 @@ fn a_sensor_is_known_as_soon_as_it_is_provisioned_and_forgotten_within_a_minute(
 #[test]
 fn sensors_come_to_the_same_in_whatever_order_their_events_come_and_how_often() {
     let (up, down) = (provisioned("a"), deprovisioned("a"));
+    let onboarding = Some(saga("a").onboarding_id.to_string());
+    assert_eq!(correlation::<ProjectSensors>(&up), onboarding);
     let orders = [vec![&up, &down], vec![&down, &up], vec![&down, &up, &down, &up, &up]];
     for order in orders {
         cloud::run(async {

@@ -18,7 +18,7 @@ use axum::{
 use serde_json::Value;
 use tokio::{
     net::TcpListener,
-    sync::{Mutex as Gate, OwnedMutexGuard},
+    sync::{Mutex as Gate, OwnedMutexGuard, mpsc::UnboundedSender, oneshot},
 };
 
 /// Above what a test sends: `PutRecords` takes 5 MiB, a third more as base64.
@@ -71,6 +71,15 @@ impl Call {
 /// Given as a status: the call is not answered, ever. Whoever called can be dropped in the middle.
 pub const SILENCE: u16 = 0;
 
+/// A call that waits until somebody else says what becomes of it; dropped, it is never answered.
+#[derive(Debug)]
+pub struct Asked {
+    /// The call.
+    pub call: Call,
+    /// Where its status and body go.
+    pub answer: oneshot::Sender<(u16, Value)>,
+}
+
 /// A running stand-in.
 #[derive(Debug)]
 pub struct Stub {
@@ -101,10 +110,28 @@ impl Stub {
                 (StatusCode::from_u16(status).expect("an HTTP status"), body.to_string())
             }
         });
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("its address");
-        tokio::spawn(async move { axum::serve(listener, router).await });
-        Self { address, calls, gate }
+        Self { address: serve(router).await, calls, gate }
+    }
+
+    /// Starts one that passes every call on, and answers what comes back.
+    ///
+    /// # Panics
+    /// Where no port is free.
+    pub async fn passing_on(calls: UnboundedSender<Asked>) -> Self {
+        let router = Router::new().fallback(move |request: Request| {
+            let calls = calls.clone();
+            async move {
+                let (answer, answered) = oneshot::channel();
+                let call = read(request).await;
+                // Both sides may be gone: a call that nobody answers stays without an answer.
+                drop(calls.send(Asked { call, answer }));
+                let Ok((status, body)) = answered.await else {
+                    return std::future::pending().await;
+                };
+                (StatusCode::from_u16(status).expect("an HTTP status"), body.to_string())
+            }
+        });
+        Self { address: serve(router).await, calls: Arc::default(), gate: Arc::default() }
     }
 
     /// Where it is.
@@ -132,6 +159,14 @@ impl Stub {
     pub fn take_calls(&self) -> Vec<Call> {
         std::mem::take(&mut *self.calls.lock().expect("no panic in the stub"))
     }
+}
+
+/// Serves for as long as the runtime lives, at the address that it gives.
+async fn serve(router: Router) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("its address");
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    address
 }
 
 async fn read(request: Request) -> Call {

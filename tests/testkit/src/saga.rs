@@ -96,6 +96,8 @@ pub async fn keeps_the_contract<D: Step, U: Step>(
 ) {
     // Boxed, for each holds a pair.
     let it = Box::pin(pair()).await;
+    assert_eq!(correlation::<D>(&it.payload).as_deref(), it.payload["onboardingId"].as_str());
+    assert_eq!(correlation::<U>(&it.undo_payload), correlation::<D>(&it.payload));
     let before = it.dynamo.story(it.entity).await.len();
     let expected = Box::pin(once_and_undone(it, before, story)).await;
     Box::pin(undone_before_it_was_done(Box::pin(pair()).await, before, story, &expected)).await;
@@ -104,6 +106,16 @@ pub async fn keeps_the_contract<D: Step, U: Step>(
         let it = Box::pin(pair()).await;
         Box::pin(at_once(it, before, story, &expected, step_first)).await;
     }
+}
+
+/// The onboarding that all a step logs is found by.
+///
+/// # Panics
+/// Where the payload is not the step's.
+#[must_use]
+pub fn correlation<S: Step>(payload: &Value) -> Option<String> {
+    let command = lambda::decode(&payload.to_string()).expect("the step's payload");
+    S::correlation(&command).map(|id| id.to_string())
 }
 
 /// What the step and its undo answer.

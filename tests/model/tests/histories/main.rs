@@ -1,0 +1,178 @@
+//! The saga's steps and their undos under random histories: commands that come twice, too late, in
+//! any order and at once, calls that fail before or after their effect or land late, functions that
+//! crash at any call, sites that compete for one stock. The steps are the real ones; beside them
+//! runs a model of what they may do, and every call that takes effect is held against it.
+//!
+//! A bad history is shortened and told in words; `SEED=123 cargo test -p model` plays it again, and
+//! `HISTORIES=100000` plays more of them.
+
+mod history;
+mod model;
+mod play;
+mod provider;
+mod world;
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+};
+
+use history::{Beginning, Card, DELIVERIES, History, Move, Site, Trouble, Work, histories};
+use play::{Met, Played, play};
+use proptest::{
+    prelude::ProptestConfig,
+    test_runner::{RngSeed, TestCaseError, TestError, TestRunner},
+};
+use testkit::chance::{all_seeds, seeds};
+use tokio::runtime::{Builder, Runtime};
+use world::World;
+
+const HISTORIES: u64 = 10_000;
+
+/// Calls of functions, each to one operation, that come about often.
+const CALLS: u32 = 29;
+
+/// What a thread plays its histories on.
+struct Stage {
+    runtime: Runtime,
+    world: RefCell<World>,
+}
+
+thread_local! {
+    static STAGE: Stage = {
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let world = RefCell::new(runtime.block_on(World::start()));
+        Stage { runtime, world }
+    };
+}
+
+fn played(history: &History) -> Played {
+    STAGE.with(|stage| {
+        let world = &mut *stage.world.borrow_mut();
+        stage.runtime.block_on(play(world, history))
+    })
+}
+
+/// Plays the history that a seed makes up; shortens it where it is bad.
+fn of_seed(seed: u64) -> Met {
+    let config = ProptestConfig {
+        cases: 1,
+        failure_persistence: None,
+        max_shrink_iters: 5_000,
+        rng_seed: RngSeed::Fixed(seed),
+        ..ProptestConfig::default()
+    };
+    let met = RefCell::new(Met::new());
+    let result = TestRunner::new(config).run(&histories(), |history| {
+        let played = played(&history);
+        *met.borrow_mut() = played.met;
+        played.wrong.map_or(Ok(()), |wrong| Err(TestCaseError::fail(wrong)))
+    });
+    match result {
+        Ok(()) => met.into_inner(),
+        Err(TestError::Fail(_, history)) => panic!("{}", told(&shortest(history))),
+        Err(TestError::Abort(reason)) => panic!("no history: {reason}"),
+    }
+}
+
+/// Leaves out of a bad history whatever can be left out: proptest keeps together what it made
+/// together.
+fn shortest(mut history: History) -> History {
+    let is_bad = |history: &History| played(history).wrong.is_some();
+    loop {
+        let before = history.weight();
+        for shorter in history.shorter() {
+            if is_bad(&shorter) {
+                history = shorter;
+                break;
+            }
+        }
+        if history.weight() == before {
+            return history;
+        }
+    }
+}
+
+/// A bad history in words.
+fn told(history: &History) -> String {
+    let played = played(history);
+    let mut text = String::from("the shortest bad history that was found:\n\n");
+    let [first, second] = model::METRICS;
+    let [of_first, of_second] = history.stock;
+    writeln!(text, "In stock: {of_first} of {first}, {of_second} of {second}.").expect("text");
+    if played.story.iter().any(|line| line.starts_with("receive-kits")) {
+        for (number, [of_first, of_second]) in DELIVERIES.into_iter().enumerate() {
+            writeln!(text, "Delivery {number}: {of_first} and {of_second} more.").expect("text");
+        }
+    }
+    for (name, site) in history::NAMES.into_iter().zip(&history.sites) {
+        let ([of_first, of_second], card) = (site.sensors, site.card);
+        writeln!(text, "Site {name} needs {of_first} and {of_second}; its card: {card:?}.")
+            .expect("text");
+    }
+    text.push('\n');
+    for line in played.story {
+        writeln!(text, "{line}").expect("text");
+    }
+    let wrong = played.wrong.unwrap_or_else(|| "nothing, when it was played again".to_owned());
+    writeln!(text, "\nWRONG: {wrong}").expect("text");
+    text
+}
+
+#[test]
+fn whatever_happens_each_step_happens_once_and_undone_stays_undone() {
+    let wanted = std::env::var("HISTORIES").map(|it| it.parse().expect("HISTORIES is a number"));
+    let histories = wanted.unwrap_or(HISTORIES);
+    let mut met = Met::new();
+    for each in seeds(histories, of_seed) {
+        for (what, times) in each {
+            *met.entry(what).or_default() += times;
+        }
+    }
+    if all_seeds() && histories >= HISTORIES {
+        assert_everything_was_tried(&met);
+    }
+}
+
+/// A call that is made so often must have met every trouble.
+const OFTEN: u32 = 1_000;
+
+/// Every call of every function met every trouble, but for those that hardly ever come about.
+fn assert_everything_was_tried(met: &Met) {
+    let mut calls: BTreeMap<(&str, &str), BTreeMap<&str, u32>> = BTreeMap::new();
+    for ((function, at, what), times) in met {
+        calls.entry((function, at)).or_default().insert(what, *times);
+    }
+    let functions: BTreeSet<_> = calls.keys().map(|(function, _)| *function).collect();
+    assert_eq!(functions.len(), 15, "{functions:?}");
+    let troubles = Trouble::ALL.map(|trouble| trouble.to_string());
+    let mut tried = 0;
+    for ((function, at), whats) in calls {
+        eprintln!("{function}, {at}: {whats:?}");
+        if whats.get("done").is_none_or(|times| *times < OFTEN) {
+            continue;
+        }
+        let untried = troubles.iter().find(|it| !whats.contains_key(it.as_str()));
+        assert_eq!(untried, None, "never met by {at} of {function}");
+        tried += 1;
+    }
+    assert_eq!(tried, CALLS);
+}
+
+/// Found by a history: the undo had seen neither row nor record, and an initialization began before
+/// the tombstone was there.
+#[test]
+fn an_undo_is_not_over_while_an_initialization_that_it_did_not_see_may_pay() {
+    let deliver =
+        |work, troubles: &[_]| Move::Deliver { site: 0, work, troubles: troubles.to_vec() };
+    let site = Site { sensors: [1, 0], card: Card::Good, begins: Beginning::Unknown, fails: false };
+    let moves = vec![
+        deliver(Work::Cancel, &[(3, Trouble::HeldBefore)]),
+        deliver(Work::Initialize, &[(3, Trouble::HeldBefore), (8, Trouble::CrashAfter)]),
+        Move::GoOn(0),
+        Move::GoOn(0),
+    ];
+    let played = played(&History { sites: vec![site], stock: [0, 0], moves });
+    assert_eq!(played.wrong, None, "{}", played.story.join("\n"));
+}

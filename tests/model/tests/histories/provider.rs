@@ -1,0 +1,115 @@
+//! The payment provider: it keeps its customers and subscriptions, and honours idempotency keys, as
+//! Stripe does.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+use testkit::http::Call;
+
+/// The provider's books.
+#[derive(Debug, Default)]
+pub struct Books {
+    /// Subscriptions that are paid for, by customer.
+    customers: BTreeMap<String, BTreeSet<String>>,
+    /// Whose they are: the site's onboarding, by subscription.
+    payers: BTreeMap<String, String>,
+    /// Answers by idempotency key.
+    answered: BTreeMap<String, (u16, Value)>,
+    made: u32,
+}
+
+/// What a call asks for, in a word.
+pub fn name(call: &Call) -> &'static str {
+    let path = call.path.split('?').next().unwrap_or_default();
+    let parts: Vec<_> = path.trim_start_matches("/v1/").split('/').collect();
+    match (call.method.as_str(), &parts[..]) {
+        ("POST", ["customers"]) => "create customer",
+        ("POST", ["customers", _]) => "set default method",
+        ("POST", ["payment_methods", _, "attach"]) => "attach method",
+        ("POST", ["subscriptions"]) => "create subscription",
+        ("GET", ["subscriptions"]) => "list subscriptions",
+        ("DELETE", ["subscriptions", _]) => "cancel subscription",
+        ("DELETE", ["customers", _]) => "delete customer",
+        _ => "unknown call",
+    }
+}
+
+fn missing(what: &str) -> (u16, Value) {
+    let message = format!("No such {what}");
+    (400, json!({ "error": { "code": "resource_missing", "message": message } }))
+}
+
+impl Books {
+    /// The subscriptions that an onboarding pays for.
+    pub fn paid_for(&self, onboarding: &str) -> Vec<&str> {
+        let all = self.customers.values().flatten();
+        let theirs = all.filter(|id| self.payers.get(*id).is_some_and(|of| of == onboarding));
+        theirs.map(String::as_str).collect()
+    }
+
+    pub fn has(&self, customer: &str, subscription: &str) -> bool {
+        self.customers.get(customer).is_some_and(|theirs| theirs.contains(subscription))
+    }
+
+    /// Does what a call asks for.
+    pub fn perform(&mut self, call: &Call) -> (u16, Value) {
+        let key = call.headers.get("idempotency-key").and_then(|key| key.to_str().ok());
+        let stored = key.and_then(|key| self.answered.get(key).cloned());
+        let answer = stored.unwrap_or_else(|| self.act(call));
+        if let Some(key) = key {
+            self.answered.insert(key.to_owned(), answer.clone());
+        }
+        answer
+    }
+
+    fn act(&mut self, call: &Call) -> (u16, Value) {
+        let (path, query) = call.path.split_once('?').unwrap_or((&call.path, ""));
+        let last = path.rsplit('/').next().unwrap_or_default();
+        let form = if call.method == "GET" { query } else { &call.body };
+        let fields: BTreeMap<_, _> = form_urlencoded::parse(form.as_bytes()).collect();
+        let field = |name: &str| fields.get(name).map(ToString::to_string).unwrap_or_default();
+        self.made += 1;
+        match name(call) {
+            "create customer" => {
+                let id = format!("cus_{}", self.made);
+                self.customers.insert(id.clone(), BTreeSet::new());
+                (200, json!({ "id": id }))
+            }
+            "attach method" if path.contains("Declined") => {
+                let message = "Your card was declined.";
+                (402, json!({ "error": { "code": "card_declined", "message": message } }))
+            }
+            "attach method" if path.contains("nobody") => missing("PaymentMethod: 'pm_nobody'"),
+            "attach method" if self.customers.contains_key(&field("customer")) => {
+                (200, json!({ "id": "pm_attached" }))
+            }
+            "set default method" if self.customers.contains_key(last) => {
+                (200, json!({ "id": last }))
+            }
+            "create subscription" => {
+                let id = format!("sub_{}", self.made);
+                let Some(theirs) = self.customers.get_mut(&field("customer")) else {
+                    return missing("customer");
+                };
+                theirs.insert(id.clone());
+                self.payers.insert(id.clone(), field("metadata[onboardingId]"));
+                (200, json!({ "id": id, "status": "active" }))
+            }
+            "list subscriptions" => {
+                let theirs = self.customers.get(&field("customer")).into_iter().flatten();
+                let theirs: Vec<_> =
+                    theirs.map(|id| json!({ "id": id, "status": "active" })).collect();
+                (200, json!({ "data": theirs, "has_more": false }))
+            }
+            "cancel subscription"
+                if self.customers.values_mut().any(|theirs| theirs.remove(last)) =>
+            {
+                (200, json!({ "id": last, "status": "canceled" }))
+            }
+            "delete customer" if self.customers.remove(last).is_some() => {
+                (200, json!({ "id": last, "deleted": true }))
+            }
+            _ => (404, missing("object").1),
+        }
+    }
+}
