@@ -12,9 +12,10 @@
     .venv/bin/python tests/local/stack.py stripe-stop   an outage of the payment provider; its state is kept
     .venv/bin/python tests/local/stack.py stripe-start  ... and its end
 
-Logs, pid files and state are in target/local/. Settings, all by environment: FIELDSTATION_AWS_PORT (4566),
-FIELDSTATION_STRIPE_PORT (8420), FIELDSTATION_DOCKER_GATEWAY (172.17.0.1), FIELDSTATION_LOCAL_DIR (target/local), and
-those of MiniStack in PASSED_ON.
+Logs, pid files and state are in target/local/; so is each decision of IAM, in authorisations.log. Settings, all by
+environment: FIELDSTATION_AWS_PORT (4566), FIELDSTATION_STRIPE_PORT (8420), FIELDSTATION_DOCKER_GATEWAY (172.17.0.1),
+FIELDSTATION_LOCAL_DIR (target/local), and those of MiniStack in PASSED_ON. With FIELDSTATION_FUNCTIONS_ENDPOINT the
+functions call AWS, and the Runtime API, at that address: there the proxy of the fault matrix must listen.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
@@ -38,12 +40,14 @@ ROOT = Path(__file__).resolve().parents[2]
 LOCAL = Path(os.environ.get("FIELDSTATION_LOCAL_DIR", ROOT / "target" / "local")).resolve()
 TMP = LOCAL / "tmp"  # MiniStack unpacks the functions here
 STRIPE_STATE = LOCAL / "localstripe.pickle"
+AUTHORISATIONS = LOCAL / "authorisations.log"
 PYTHON = ROOT / ".venv" / "bin" / "python"
 HOST = "127.0.0.1"
 DOCKER_GATEWAY = os.environ.get("FIELDSTATION_DOCKER_GATEWAY", "172.17.0.1")  # this machine, as its containers see it
 REGION = "us-east-1"
 ALIAS = "live"  # AutoPublishAlias of the template
 WAIT_SECONDS = 60
+FUNCTIONS_ENDPOINT = os.environ.get("FIELDSTATION_FUNCTIONS_ENDPOINT")
 STACK = os.environ.get("FIELDSTATION_STACK", "fieldstation-local")
 STRIPE_KEY = "sk_test_local"
 PLANS = {"community": 0, "standard": 4900, "professional": 14900}  # cents a month
@@ -51,7 +55,7 @@ PLANS = {"community": 0, "standard": 4900, "professional": 14900}  # cents a mon
 # MiniStack hands its own environment on to every function, so it gets a small one. These may be set from outside:
 PASSED_ON = (
     "PATH", "HOME", "LANG", "LC_ALL",
-    "LOG_LEVEL", "AUTH", "SFN_WAIT_SCALE", "LAMBDA_ASYNC_RETRY_BASE_SECONDS", "LAMBDA_WARM_TTL_SECONDS",
+    "LOG_LEVEL", "SFN_WAIT_SCALE", "LAMBDA_ASYNC_RETRY_BASE_SECONDS", "LAMBDA_WARM_TTL_SECONDS",
 )
 
 
@@ -80,13 +84,17 @@ class Server:
                 "FIELDSTATION_DOCKER_GATEWAY": DOCKER_GATEWAY,
                 "FIELDSTATION_LOCAL_DIR": str(LOCAL),
             }
+        if FUNCTIONS_ENDPOINT:
+            passed_on["FIELDSTATION_FUNCTIONS_ENDPOINT"] = FUNCTIONS_ENDPOINT
         return passed_on | {
+            "AUTH": "true",  # every function works with its own role
+            "FIELDSTATION_LOCAL_DIR": str(LOCAL),
             "BIND_HOST": HOST,
             "GATEWAY_PORT": str(self.port),
             "MINISTACK_REGION": REGION,
             "TMPDIR": str(TMP),
             # The functions call the emulator, and find nobody's real credentials.
-            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ENDPOINT_URL": FUNCTIONS_ENDPOINT or self.url,
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "AWS_EC2_METADATA_DISABLED": "true",
@@ -239,6 +247,7 @@ def up():
         down(quiet=True)  # what a crash left behind
         for server in (MINISTACK, STRIPE):
             server.log_file.unlink(missing_ok=True)
+        AUTHORISATIONS.unlink(missing_ok=True)
     MINISTACK.start()
     STRIPE.start()
 
@@ -295,14 +304,31 @@ def write_env(stack):
     BRIDGE.start()
 
 
-def invoke(stack, binary):
-    """Prints the function's answer; exit status 1 if it is an error."""
+def sample(stack, binary):
+    """A function's sample event, as it would be of this stack: the samples are of another account and region, and have
+    the template's names of queues and state machines."""
     event = ROOT / "tests" / "events" / f"{binary}.json"
     if not event.exists():
         sys.exit(f"There is no {event}: name a function as functions/*/src/bin does, such as create-site.")
+    text = event.read_text().replace("123456789012", "000000000000").replace("eu-central-1", REGION)
+    for page in client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=stack):
+        for resource in page["StackResourceSummaries"]:
+            logical, name = resource["LogicalResourceId"], resource["PhysicalResourceId"].replace("/", ":").split(":")[-1]
+            if resource["ResourceType"] == "AWS::SQS::Queue":
+                text = text.replace(f"000000000000:{logical}\"", f"000000000000:{name}\"")
+            elif resource["ResourceType"] == "AWS::StepFunctions::StateMachine":
+                kebab = re.sub(r"(?<!^)(?=[A-Z])", "-", logical).lower()
+                for kind in ("stateMachine", "execution"):
+                    text = re.sub(f":{kind}:{kebab}(?=[\":])", f":{kind}:{name}", text)
+    return text
+
+
+def invoke(stack, binary):
+    """Prints the function's answer; exit status 1 if it is an error."""
+    event = sample(stack, binary)
     logical = "".join(part.capitalize() for part in binary.split("-")) + "Function"
     name = dict(functions(stack))[logical]
-    answer = client("lambda").invoke(FunctionName=f"{name}:{ALIAS}", Payload=event.read_bytes())
+    answer = client("lambda").invoke(FunctionName=f"{name}:{ALIAS}", Payload=event.encode())
     print(json.dumps(json.loads(answer["Payload"].read() or b"null"), indent=2))
     sys.exit(1 if "FunctionError" in answer else 0)
 
@@ -351,7 +377,8 @@ def seed(stack):
 def serve_ministack():
     """MiniStack 1.5.33 calls the function of an EventBridge rule once and forgets the call, and of an asynchronous
     Invoke it knows no failure destination but that of the unqualified function. So it is started from here, with both
-    as they are on AWS: the call is retried, and then goes to the failure destination of the alias."""
+    as they are on AWS: the call is retried, and then goes to the failure destination of the alias. And with IAM."""
+    import authorisation
     from ministack import app
     from ministack.services import eventbridge, lambda_svc
 
@@ -371,8 +398,25 @@ def serve_ministack():
 
     lambda_svc.invoke_async_with_retry = invoke
     eventbridge._dispatch_to_lambda = invoke_by_rule
+    if FUNCTIONS_ENDPOINT:
+        proxied(lambda_svc)
+    authorisation.install(AUTHORISATIONS)
     sys.argv = ["ministack"]
     app.main()
+
+
+def proxied(lambda_svc):
+    """The functions' way to the Runtime API leads over the proxy, which learns there what each process works on. The
+    true address is in their environment, for the proxy to go on to."""
+    environment = lambda_svc._provided_worker_env
+
+    def worker_environment(config, code_dir, port):
+        variables = environment(config, code_dir, port)
+        address = variables["AWS_LAMBDA_RUNTIME_API"]
+        proxy = urllib.parse.urlsplit(FUNCTIONS_ENDPOINT).netloc
+        return variables | {"AWS_LAMBDA_RUNTIME_API": proxy, "FIELDSTATION_RUNTIME_API": address}
+
+    lambda_svc._provided_worker_env = worker_environment
 
 
 def serve_localstripe():

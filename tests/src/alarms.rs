@@ -152,6 +152,23 @@ impl OnCall {
         let attributes = asked.attributes().context("the queue has no attributes")?;
         let arn = attributes.get(&QueueAttributeName::QueueArn).context("the queue's ARN")?;
         let topic = stack.output("OnCallTopicArn")?;
+        let policy = json!({
+            "Version": "2012-10-17",
+            "Statement": [{
+                "Effect": "Allow",
+                "Principal": { "Service": "sns.amazonaws.com" },
+                "Action": "sqs:SendMessage",
+                "Resource": arn,
+                "Condition": { "ArnEquals": { "aws:SourceArn": topic } },
+            }],
+        });
+        stack
+            .sqs
+            .set_queue_attributes()
+            .queue_url(&queue_url)
+            .attributes(QueueAttributeName::Policy, policy.to_string())
+            .send()
+            .await?;
         let answer = sns(
             stack,
             &[

@@ -154,7 +154,18 @@ impl Stack {
 
 /// Signs a request to one of AWS's services, as an account's user does.
 pub fn sign(request: &mut reqwest::Request, service: &str, body: &[u8]) -> Result<()> {
-    let identity = Credentials::new("test", "test", None, None, "local stack").into();
+    let credentials = Credentials::new("test", "test", None, None, "local stack");
+    sign_as(credentials, request, service, body)
+}
+
+/// Signs a request to one of AWS's services with those credentials.
+pub fn sign_as(
+    credentials: Credentials,
+    request: &mut reqwest::Request,
+    service: &str,
+    body: &[u8],
+) -> Result<()> {
+    let identity = credentials.into();
     let params = v4::SigningParams::builder()
         .identity(&identity)
         .region(REGION)

@@ -1,0 +1,260 @@
+"""IAM on the local stack, as far as AWS has it.
+
+MiniStack, with AUTH=true, checks what is asked of its API against the policies of the caller's role. It does not check
+what it does by itself in a role's name, nor, mostly, what one of its services does to another's resources, and it knows
+no state machine of a task token. All that is added here, and each decision is logged, once for each caller, action and
+resource:
+
+    allowed <tab> role <tab> session <tab> action <tab> resource
+
+A function's session has the function's name, as on AWS; `sts:AssumeRole` gives sessions of other names. For a service,
+`role` is its principal, such as events.amazonaws.com, and `session` in whose name it calls, such as a rule.
+"""
+
+import contextvars
+import json
+import threading
+import time
+
+# What Lambda reads a source with, in the name of the function's role. Without one of these AWS refuses the mapping.
+MAPPING_READS = {
+    "sqs": ("sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"),
+    "kinesis": (
+        "kinesis:DescribeStream", "kinesis:DescribeStreamSummary", "kinesis:GetRecords", "kinesis:GetShardIterator",
+        "kinesis:ListShards",
+    ),
+    "dynamodb": ("dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator"),
+}
+SEND_TASK = ("states:SendTaskSuccess", "states:SendTaskFailure", "states:SendTaskHeartbeat")
+NO_TASK = "no task"
+REMEMBER_SECONDS = 2  # how long a mapping's answer holds, since mappings poll all the time
+
+_machine = contextvars.ContextVar("machine")  # the state machine whose task is under way
+_task_machines = {}  # task token -> ARN of its state machine
+_mappings = {}  # (role, source) -> (allowed, until when)
+_logged = set()
+_lock = threading.Lock()
+
+
+def install(log_file):
+    """Adds all this to MiniStack, before it starts."""
+    _log_what_is_asked(log_file)
+    _give_task_tokens_their_machine()
+    _check_state_machines(log_file)
+    _check_mappings(log_file)
+    _check_failure_destinations(log_file)
+    _check_services(log_file)
+    _take_loopback_for_tls()
+
+
+def _log(log_file, allowed, arn, action, resource):
+    """`arn` is a session's: arn:aws:sts::<account>:assumed-role/<role>/<session>."""
+    _, role, session = arn.split("/", 2)
+    line = "\t".join(("allowed" if allowed else "denied", role, session, action, resource))
+    with _lock:
+        if line not in _logged:
+            _logged.add(line)
+            with open(log_file, "a") as log:
+                log.write(line + "\n")
+
+
+def _permits(log_file, role_arn, session, action, resource):
+    """Whether the role's policies allow it; for what MiniStack does in the role's name without asking."""
+    from ministack.core import iam_evaluator
+    from ministack.core.responses import get_account_id, get_region
+
+    account, role = get_account_id(), role_arn.rpartition("/")[2]
+    context = iam_evaluator.EvalContext(
+        principal_arn=f"arn:aws:sts::{account}:assumed-role/{role}/{session}", principal_type="AssumedRole",
+        principal_account=account, action=action, resource_arn=resource, region=get_region(),
+    )
+    policies = iam_evaluator._gather_role_policies(role, account)
+    allowed = iam_evaluator.evaluate(context, policies).decision == "Allow"
+    _log(log_file, allowed, context.principal_arn, action, resource)
+    return allowed
+
+
+def _log_what_is_asked(log_file):
+    from ministack.core import iam_evaluator
+    from ministack.services import stepfunctions, sts
+
+    enforce = iam_evaluator.enforce
+
+    def enforce_and_log(access_key, action, service, region, resource_arn="*", service_context=None):
+        # A token that never was is Step Functions' to refuse, to whomever may tell of any task.
+        resources = list(stepfunctions._state_machines) if resource_arn == NO_TASK else [resource_arn]
+        for resource_arn in resources or ["*"]:
+            denied = enforce(
+                access_key, action, service, region, resource_arn=resource_arn, service_context=service_context
+            )
+            if denied is None:
+                break
+        arn = (sts._sessions.get(access_key) or {}).get("Arn", "")
+        if ":assumed-role/" in arn:  # not the developer's own calls, which may do everything
+            _log(log_file, denied is None, arn, action, resource_arn)
+        return denied
+
+    iam_evaluator.enforce = enforce_and_log
+
+
+def _give_task_tokens_their_machine():
+    """SendTaskSuccess and its like are allowed on the machine whose task it is; MiniStack asks for all of them."""
+    from ministack.core import iam_actions
+    from ministack.services import stepfunctions
+
+    resource_of = iam_actions.extract_resource_arn
+    wait = stepfunctions._invoke_with_callback
+
+    def remember_and_wait(resource, argument, token, state):
+        _task_machines[token] = _machine.get()["stateMachineArn"]
+        return wait(resource, argument, token, state)
+
+    def extract(service, method, path, headers, body, *others):
+        target = headers.get("x-amz-target", "").rpartition(".")[2]
+        if service == "states" and f"states:{target}" in SEND_TASK:
+            return _task_machines.get(json.loads(body or b"{}").get("taskToken"), NO_TASK)
+        return resource_of(service, method, path, headers, body, *others)
+
+    stepfunctions._invoke_with_callback = remember_and_wait
+    iam_actions.extract_resource_arn = extract
+
+
+def _check_state_machines(log_file):
+    from ministack.core.responses import get_account_id, get_region
+    from ministack.services import stepfunctions
+
+    execute, invoke, wait = (
+        stepfunctions._execute_task, stepfunctions._invoke_resource, stepfunctions._invoke_with_callback,
+    )
+
+    def execute_as_machine(state, raw_input, execution, context):
+        before = _machine.set(stepfunctions._state_machines[context["StateMachine"]["Id"]])
+        try:
+            return execute(state, raw_input, execution, context)
+        finally:
+            _machine.reset(before)
+
+    def asked(resource, argument):
+        """The error's name, the action and its resource, for the kinds of tasks that there are here."""
+        if "states:::lambda:invoke" in resource:
+            return "Lambda.AWSLambdaException", "lambda:InvokeFunction", argument["FunctionName"]
+        if function := stepfunctions._extract_lambda_ref(resource):
+            return "Lambda.AWSLambdaException", "lambda:InvokeFunction", function
+        if "states:::sqs:sendMessage" in resource:
+            queue = argument["QueueUrl"].rpartition("/")[2]
+            return "SQS.SqsException", "sqs:SendMessage", f"arn:aws:sqs:{get_region()}:{get_account_id()}:{queue}"
+        if "states:::states:startExecution" in resource:
+            return "StepFunctions.AWSStepFunctionsException", "states:StartExecution", argument["StateMachineArn"]
+        return "States.TaskFailed", "states:IntegrationUnknownToTheLocalStack", resource
+
+    def check(resource, argument):
+        machine = _machine.get()
+        error, action, on = asked(resource, argument)
+        if not _permits(log_file, machine["roleArn"], machine["name"], action, on):
+            cause = f"{machine['roleArn']} is not authorized to perform: {action} on {on}"
+            raise stepfunctions._ExecutionError(error, cause)
+
+    def invoke_if_allowed(resource, argument):
+        check(resource, argument)
+        return invoke(resource, argument)
+
+    def wait_if_allowed(resource, argument, token, state):
+        check(resource, argument)
+        return wait(resource, argument, token, state)
+
+    stepfunctions._execute_task = execute_as_machine
+    stepfunctions._invoke_resource = invoke_if_allowed
+    stepfunctions._invoke_with_callback = wait_if_allowed
+
+
+def _check_mappings(log_file):
+    from ministack.core.responses import request_scope
+    from ministack.services import lambda_svc
+
+    every_mapping = lambda_svc._iter_all_esms
+
+    def readable(account, region, mapping):
+        source = mapping.get("EventSourceArn", "")
+        with request_scope(account, region):
+            _, config = lambda_svc._get_func_record_for_qualifier(mapping["FunctionName"], mapping.get("Qualifier"))
+            if not config or not mapping.get("Enabled", True):
+                return True  # MiniStack passes over it
+            role = config["Role"]
+            allowed, until = _mappings.get((role, source), (False, 0))
+            if until < time.monotonic():
+                reads = MAPPING_READS.get(source.split(":")[2], ())
+                # All of them are asked, so that all are logged.
+                allowed = all([_permits(log_file, role, config["FunctionName"], action, source) for action in reads])
+                _mappings[role, source] = allowed, time.monotonic() + REMEMBER_SECONDS
+            return allowed
+
+    def readable_mappings():
+        for account, region, mapping in every_mapping():
+            if readable(account, region, mapping):
+                yield account, region, mapping
+
+    lambda_svc._iter_all_esms = readable_mappings
+
+
+def _check_failure_destinations(log_file):
+    """Lambda sends what an asynchronous call failed with in the name of the function's role."""
+    from ministack.services import lambda_svc
+
+    route = lambda_svc._route_async_failure
+
+    def route_if_allowed(target, name, event, result):
+        role = lambda_svc._functions[name]["config"]["Role"]
+        if _permits(log_file, role, name, "sqs:SendMessage", target):
+            route(target, name, event, result)
+
+    lambda_svc._route_async_failure = route_if_allowed
+
+
+def _check_services(log_file):
+    """EventBridge and API Gateway need the leave of the function, or of the queue, that they call."""
+    from ministack.core import iam_evaluator
+    from ministack.core.responses import get_account_id, get_region
+    from ministack.services import apigateway_v1, eventbridge, lambda_svc, sqs
+
+    def permits(service, source, action, resource, policy_of):
+        account = get_account_id()
+        context = iam_evaluator.EvalContext(
+            principal_arn="*", principal_type="Service", principal_account="", action=action, resource_arn=resource,
+            region=get_region(), service_context={"aws:sourcearn": source, "aws:sourceaccount": account},
+        )
+        policy, _ = policy_of(resource) or (None, account)
+        allowed = iam_evaluator.evaluate_resource_policy(policy, context, service=service).decision == "Allow"
+        caller = f"arn:aws:sts::{account}:assumed-role/{service}/{source.rpartition(':')[2]}"
+        _log(log_file, allowed, caller, action, resource)
+        return allowed
+
+    deliver, call = eventbridge._invoke_target, apigateway_v1._call_lambda_raw
+
+    def deliver_if_allowed(target, event, rule, view=None):
+        arn = target["Arn"]
+        asked = {
+            "lambda": ("lambda:InvokeFunction", lambda_svc.function_policy_for_arn),
+            "sqs": ("sqs:SendMessage", sqs.queue_policy_for_arn),
+        }.get(arn.split(":")[2])
+        if not asked or permits("events.amazonaws.com", rule["Arn"], asked[0], arn, asked[1]):
+            deliver(target, event, rule, view)
+
+    async def call_if_allowed(function, event, *, account_id=None, region=None):
+        request = event["requestContext"]
+        method = f"{request['stage']}/{request['httpMethod']}{request['resourcePath']}"
+        source = f"arn:aws:execute-api:{get_region()}:{get_account_id()}:{request['apiId']}/{method}"
+        policy_of = lambda_svc.function_policy_for_arn
+        if not permits("apigateway.amazonaws.com", source, "lambda:InvokeFunction", function, policy_of):
+            return None, f"Invalid permissions on Lambda function {function}"
+        return await call(function, event, account_id=account_id, region=region)
+
+    eventbridge._invoke_target = deliver_if_allowed
+    apigateway_v1._call_lambda_raw = call_if_allowed
+
+
+def _take_loopback_for_tls():
+    """There is no TLS on the local stack, and the buckets refuse everything else."""
+    from ministack import app
+
+    pin = app.pin_request_origin
+    app.pin_request_origin = lambda source_ip, _secure: pin(source_ip, True)

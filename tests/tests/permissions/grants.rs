@@ -1,0 +1,208 @@
+//! What the template allows whom: each function's and each state machine's role, as its own list of
+//! actions on resources.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use testkit::template::{Template, kebab, root};
+use tests::Stack;
+
+/// One action that a role may do on one resource.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Grant {
+    /// The function, such as `create-site`, or the state machine, such as `site-teardown`.
+    pub who: String,
+    /// Such as `dynamodb:PutItem`.
+    pub action: String,
+    /// As the template has it, without tags: `SitesTable.Arn`, `${SitesTable.Arn}/index/byStatus`.
+    pub resource: String,
+}
+
+impl Grant {
+    /// The resource for a reader, and for the table of owners: `SitesTable`, `SitesTable/index/byStatus`,
+    /// `executions of SiteOnboarding`.
+    pub fn on(&self) -> String {
+        name(&self.resource)
+    }
+}
+
+/// Those who have a role, by the logical ids of their roles, which SAM derives.
+pub fn roles(template: &Template) -> BTreeMap<String, String> {
+    let functions = template.functions().into_iter();
+    let functions = functions.map(|name| (format!("{name}FunctionRole"), kebab(name)));
+    let machines = template.resources("AWS::Serverless::StateMachine").into_keys();
+    let machines = machines.map(|name| (format!("{name}Role"), kebab(name)));
+    functions.chain(machines).collect()
+}
+
+/// The service of each function, by the folder that its binary is in; the state machines are onboarding's.
+pub fn services(template: &Template) -> BTreeMap<String, String> {
+    let mut services = BTreeMap::new();
+    for folder in fs::read_dir(root().join("functions")).expect("the services") {
+        let folder = folder.expect("a service").path();
+        let service = folder.file_name().expect("a name").to_string_lossy().into_owned();
+        for binary in fs::read_dir(folder.join("src/bin")).expect("the service's binaries") {
+            let binary = binary.expect("a binary").path();
+            let name = binary.file_stem().expect("a name").to_string_lossy().into_owned();
+            services.insert(name, service.clone());
+        }
+    }
+    for machine in template.resources("AWS::Serverless::StateMachine").into_keys() {
+        services.insert(kebab(machine), "onboarding".into());
+    }
+    services
+}
+
+/// Every grant of the template, and what SAM adds for it: that Lambda sends what an asynchronous call
+/// failed with in the name of the function's role. (The managed policies to write logs and traces, which
+/// SAM adds to all, are left off.)
+pub fn grants(template: &Template) -> BTreeSet<Grant> {
+    let mut grants = BTreeSet::new();
+    for kind in ["AWS::Serverless::Function", "AWS::Serverless::StateMachine"] {
+        for (id, resource) in template.resources(kind) {
+            let who = kebab(id.strip_suffix("Function").unwrap_or(id));
+            let properties = &resource["Properties"];
+            for policy in properties["Policies"].as_array().into_iter().flatten() {
+                for statement in policy["Statement"].as_array().expect("statements") {
+                    let keys: Vec<_> = statement.as_object().expect("a statement").keys().collect();
+                    assert_eq!(keys, ["Action", "Effect", "Resource"], "{who}: can't be judged");
+                    assert_eq!(statement["Effect"], "Allow", "{who}: can't be judged");
+                    for action in texts(&statement["Action"]) {
+                        for resource in texts(&statement["Resource"]) {
+                            let (who, action) = (who.clone(), action.clone());
+                            grants.insert(Grant { who, action, resource });
+                        }
+                    }
+                }
+            }
+            let on_failure = &properties["EventInvokeConfig"]["DestinationConfig"]["OnFailure"];
+            if let Some(queue) = on_failure["Destination"].as_str() {
+                let (action, resource) = ("sqs:SendMessage".to_owned(), queue.to_owned());
+                grants.insert(Grant { who, action, resource });
+            }
+        }
+    }
+    grants
+}
+
+/// One text or a list of them.
+fn texts(value: &Value) -> Vec<String> {
+    let texts = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+    texts.iter().map(|text| text.as_str().expect("text").to_owned()).collect()
+}
+
+/// `${SitesTable.Arn}/index/byStatus` as `SitesTable/index/byStatus`.
+fn name(resource: &str) -> String {
+    let plain = |reference: &str| {
+        let id = reference.split('.').next().unwrap_or_default();
+        match reference.rsplit_once('.') {
+            Some((_, "StreamArn")) => format!("{id}/stream"),
+            _ => id.to_owned(),
+        }
+    };
+    if let Some((_, execution)) = resource.split_once(":execution:${") {
+        return format!("executions of {}", plain(execution.trim_end_matches("}:*")));
+    }
+    if let Some((_, rule)) = resource.split_once(":rule/") {
+        return format!("rule {rule}");
+    }
+    match resource.strip_prefix("${").and_then(|rest| rest.split_once('}')) {
+        Some((reference, rest)) => plain(reference) + rest,
+        None => plain(resource),
+    }
+}
+
+/// What the resources of the deployed stack are called.
+#[derive(Debug)]
+pub struct Deployed {
+    kinds: BTreeMap<String, String>,
+    ids: BTreeMap<String, String>,
+}
+
+impl Deployed {
+    /// Asks for them.
+    pub async fn of(stack: &Stack, template: &Template) -> Result<Self> {
+        let mut deployed = Self { kinds: BTreeMap::new(), ids: BTreeMap::new() };
+        for (id, resource) in template.0["Resources"].as_object().context("resources")? {
+            let kind = resource["Type"].as_str().unwrap_or_default();
+            if ARNS.iter().any(|(known, _)| *known == kind) {
+                deployed.ids.insert(id.clone(), stack.physical_id(id).await?);
+                deployed.kinds.insert(id.clone(), kind.to_owned());
+            }
+        }
+        for role in roles(template).into_keys() {
+            deployed.ids.insert(role.clone(), stack.physical_id(&role).await?);
+        }
+        Ok(deployed)
+    }
+
+    /// The physical id of what has that logical id.
+    pub fn id(&self, logical: &str) -> &str {
+        self.ids.get(logical).unwrap_or_else(|| panic!("{logical} is not deployed"))
+    }
+
+    /// The ARN of a resource of a grant, with `*` where it has one, or where the rest can't be known
+    /// (the time in a stream's name, the letters behind a secret's).
+    pub fn arn(&self, resource: &str) -> String {
+        if self.kinds.contains_key(resource.split('.').next().unwrap_or_default()) {
+            return self.reference(resource);
+        }
+        let mut arn = String::new();
+        let mut rest = resource;
+        while let Some((before, after)) = rest.split_once("${") {
+            let (reference, after) = after.split_once('}').expect("a closing brace");
+            arn += before;
+            arn += &match reference {
+                "AWS::Partition" => "aws".to_owned(),
+                "AWS::Region" => "us-east-1".to_owned(),
+                "AWS::AccountId" => ACCOUNT.to_owned(),
+                _ => self.reference(reference),
+            };
+            rest = after;
+        }
+        arn + rest
+    }
+
+    fn reference(&self, reference: &str) -> String {
+        let (id, attribute) = reference.split_once('.').unwrap_or((reference, ""));
+        let kind = self.kinds.get(id).unwrap_or_else(|| panic!("{reference} is not known"));
+        let name = self.id(id).rsplit(['/', ':']).next().unwrap_or_default();
+        let (_, arn) = ARNS.iter().find(|(known, _)| known == kind).expect("a known kind");
+        let arn = arn.replace("{account}", ACCOUNT).replace("{name}", name);
+        match attribute {
+            "Name" => name.to_owned(),
+            "StreamArn" => format!("{arn}/stream/*"),
+            _ => arn,
+        }
+    }
+}
+
+/// The emulator's account.
+pub const ACCOUNT: &str = "000000000000";
+
+/// The kinds of resources that a role may be allowed something on, and their ARNs.
+const ARNS: &[(&str, &str)] = &[
+    ("AWS::DynamoDB::Table", "arn:aws:dynamodb:us-east-1:{account}:table/{name}"),
+    ("AWS::Events::EventBus", "arn:aws:events:us-east-1:{account}:event-bus/{name}"),
+    ("AWS::Kinesis::Stream", "arn:aws:kinesis:us-east-1:{account}:stream/{name}"),
+    ("AWS::S3::Bucket", "arn:aws:s3:::{name}"),
+    ("AWS::SQS::Queue", "arn:aws:sqs:us-east-1:{account}:{name}"),
+    ("AWS::SecretsManager::Secret", "arn:aws:secretsmanager:us-east-1:{account}:secret:{name}-*"),
+    ("AWS::Serverless::Function", "arn:aws:lambda:us-east-1:{account}:function:{name}:live"),
+    ("AWS::Serverless::StateMachine", "arn:aws:states:us-east-1:{account}:stateMachine:{name}"),
+];
+
+/// Whether text is of that pattern, in which `*` stands for anything.
+pub fn matches(pattern: &str, text: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == text,
+        Some((before, after)) => text.strip_prefix(before).is_some_and(|rest| {
+            let starts = rest.char_indices().map(|(at, _)| at).chain([rest.len()]);
+            starts.into_iter().any(|at| matches(after, &rest[at..]))
+        }),
+    }
+}

@@ -1,0 +1,197 @@
+//! Who owns what: all that the functions of a service may do at most. What belongs to another service
+//! has its reason. Written by hand, so that no edit of the template alone can open anything.
+
+/// Actions that a service may be allowed on a resource, which is its own where there is no reason.
+#[derive(Clone, Copy, Debug)]
+pub struct May {
+    pub service: &'static str,
+    /// As [`crate::grants::Grant::on`] has it; `*` at the end stands for anything.
+    pub resource: &'static str,
+    pub actions: &'static [&'static str],
+    /// Why it may on what belongs to another, or to all.
+    pub why: &'static str,
+}
+
+const fn own(
+    service: &'static str,
+    resource: &'static str,
+    actions: &'static [&'static str],
+) -> May {
+    May { service, resource, actions, why: "" }
+}
+
+const fn other(
+    service: &'static str,
+    resource: &'static str,
+    actions: &'static [&'static str],
+    why: &'static str,
+) -> May {
+    May { service, resource, actions, why }
+}
+
+const GET: &str = "dynamodb:GetItem";
+const PUT: &str = "dynamodb:PutItem";
+const UPDATE: &str = "dynamodb:UpdateItem";
+const DELETE: &str = "dynamodb:DeleteItem";
+const QUERY: &str = "dynamodb:Query";
+const BATCH_GET: &str = "dynamodb:BatchGetItem";
+const START: &str = "states:StartExecution";
+const INVOKE: &str = "lambda:InvokeFunction";
+const SEND: &str = "sqs:SendMessage";
+const LOOK_AT_EXECUTION: &[&str] = &["states:DescribeExecution", "states:GetExecutionHistory"];
+/// What Lambda consumes a queue with, in the name of the function's role.
+const CONSUME: &[&str] = &["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"];
+/// A command that meets an outage goes back into its queue with a delay.
+const CONSUME_AND_PUT_BACK: &[&str] =
+    &["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes", SEND];
+/// What Lambda reads the stream of readings with.
+const READ_STREAM: &[&str] = &[
+    "kinesis:DescribeStream",
+    "kinesis:DescribeStreamSummary",
+    "kinesis:GetRecords",
+    "kinesis:GetShardIterator",
+    "kinesis:ListShards",
+];
+
+const OUTBOX: &str = "each service's events commit with its rows, in one transaction";
+const STEP: &str = "a step of the saga";
+const RECORDED: &str = "failures are recorded wherever they end";
+const TELLS: &str = "tells the saga how the step ended";
+const LOG_GROUP: &str =
+    "Step Functions demands it for its log group, and knows no narrower resource";
+const MANAGED_RULE: &str =
+    "Step Functions keeps a rule by which it hears of the nested execution's end";
+
+/// All of it.
+pub const OWNERS: &[May] = &[
+    // sites
+    own("sites", "SitesTable", &[GET, PUT, QUERY]),
+    own("sites", "SitesTable/index/byStatus", &[QUERY, "dynamodb:Scan"]),
+    own("sites", "ImportSiteFailures", &[SEND]),
+    own("sites", "ProjectSiteFailures", &[SEND]),
+    other("sites", "EventsTable", &[PUT], OUTBOX),
+    other("sites", "SiteTeardown", &[START], "a live site that is deleted is torn down"),
+    // onboarding
+    own("onboarding", "SiteOnboarding", &[START, "states:ListExecutions"]),
+    own("onboarding", "SiteTeardown", &[START, "states:ListExecutions"]),
+    own("onboarding", "executions of SiteOnboarding", LOOK_AT_EXECUTION),
+    own(
+        "onboarding",
+        "executions of SiteTeardown",
+        &["states:DescribeExecution", "states:GetExecutionHistory", "states:StopExecution"],
+    ),
+    own("onboarding", "StartOnboardingFailures", &[SEND]),
+    own("onboarding", "RecoverOnboardingFailures", &[SEND]),
+    own("onboarding", "CheckSagasFailures", &[SEND]),
+    other("onboarding", "ReserveKitsFunction", &[INVOKE], STEP),
+    other("onboarding", "ReleaseKitsFunction", &[INVOKE], STEP),
+    other("onboarding", "ProvisionSensorsFunction", &[INVOKE], STEP),
+    other("onboarding", "DeprovisionSensorsFunction", &[INVOKE], STEP),
+    other("onboarding", "ConfigureAlertingFunction", &[INVOKE], STEP),
+    other("onboarding", "RemoveAlertingFunction", &[INVOKE], STEP),
+    other("onboarding", "ActivateSiteFunction", &[INVOKE], STEP),
+    other("onboarding", "CloseSiteFunction", &[INVOKE], STEP),
+    other("onboarding", "InitializeSubscriptionQueue", &[SEND], STEP),
+    other("onboarding", "CancelSubscriptionQueue", &[SEND], STEP),
+    other(
+        "onboarding",
+        "rule StepFunctionsGetEventsForStepFunctionsExecutionRule",
+        &["events:PutTargets", "events:PutRule", "events:DescribeRule"],
+        MANAGED_RULE,
+    ),
+    other(
+        "onboarding",
+        "*",
+        &[
+            "logs:CreateLogDelivery",
+            "logs:GetLogDelivery",
+            "logs:UpdateLogDelivery",
+            "logs:DeleteLogDelivery",
+            "logs:ListLogDeliveries",
+            "logs:PutResourcePolicy",
+            "logs:DescribeResourcePolicies",
+            "logs:DescribeLogGroups",
+        ],
+        LOG_GROUP,
+    ),
+    // inventory
+    own("inventory", "InventoryTable", &[GET, PUT, UPDATE]),
+    own("inventory", "ReceiveKitsFailures", &[SEND]),
+    other("inventory", "EventsTable", &[PUT], OUTBOX),
+    // devices
+    own("devices", "DevicesTable", &[GET, PUT]),
+    other("devices", "EventsTable", &[PUT], OUTBOX),
+    // billing
+    own("billing", "BillingTable", &[GET, PUT, UPDATE, DELETE]),
+    own("billing", "StripeSecret", &["secretsmanager:GetSecretValue"]),
+    own("billing", "InitializeSubscriptionQueue", CONSUME_AND_PUT_BACK),
+    own("billing", "CancelSubscriptionQueue", CONSUME_AND_PUT_BACK),
+    other("billing", "EventsTable", &[PUT], OUTBOX),
+    other(
+        "billing",
+        "SiteOnboarding",
+        &["states:SendTaskSuccess", "states:SendTaskFailure"],
+        TELLS,
+    ),
+    other("billing", "SiteTeardown", &["states:SendTaskSuccess", "states:SendTaskFailure"], TELLS),
+    // alerting
+    own("alerting", "AlertingTable", &[GET, PUT]),
+    own("alerting", "DetectBreachesFailures", &["s3:ListBucket"]),
+    own("alerting", "DetectBreachesFailures/aws/lambda/*", &["s3:PutObject"]),
+    other("alerting", "EventsTable", &[PUT], OUTBOX),
+    other("alerting", "ReadingsStream", READ_STREAM, "alerts come of readings as they arrive"),
+    // telemetry
+    own("telemetry", "ReadingsTable", &[GET, PUT, UPDATE, QUERY, BATCH_GET]),
+    own("telemetry", "ReadingsStream", READ_STREAM),
+    own("telemetry", "ReadingsStream", &["kinesis:PutRecords"]),
+    own("telemetry", "StoreReadingsQuarantine", &[SEND]),
+    own("telemetry", "StoreReadingsFailures", &["s3:ListBucket"]),
+    own("telemetry", "StoreReadingsFailures/aws/lambda/*", &["s3:PutObject"]),
+    own("telemetry", "PagingSecret", &["secretsmanager:GetSecretValue"]),
+    own("telemetry", "ProjectSensorsFailures", &[SEND]),
+    // events
+    own("events", "EventsTable", &[BATCH_GET, UPDATE]),
+    own("events", "EventsTable/index/unpublished", &[QUERY]),
+    own(
+        "events",
+        "EventsTable/stream",
+        &["dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator"],
+    ),
+    own("events", "EventBus", &["events:PutEvents"]),
+    own("events", "PublishEventsQuarantine", &[SEND]),
+    own("events", "PublishEventsFailures", &["s3:ListBucket"]),
+    own("events", "PublishEventsFailures/aws/lambda/*", &["s3:PutObject"]),
+    own("events", "SweepEventsFailures", &[SEND]),
+    other(
+        "events",
+        "*",
+        &["dynamodb:ListStreams"],
+        "Lambda asks for it; listing knows no narrower resource, and shows names only",
+    ),
+    // failures
+    own("failures", "FailuresTable", &[UPDATE]),
+    own("failures", "FailuresTable/index/byStatus", &[QUERY]),
+    own("failures", "FailurePayloads/*", &["s3:PutObject"]),
+    own("failures", "FailureFiles", CONSUME),
+    own("failures", "ReportFailuresFailures", &[SEND]),
+    own("failures", "ReportFailuresFailures", CONSUME),
+    other("failures", "ImportSiteFailures", CONSUME, RECORDED),
+    other("failures", "ProjectSiteFailures", CONSUME, RECORDED),
+    other("failures", "StartOnboardingFailures", CONSUME, RECORDED),
+    other("failures", "RecoverOnboardingFailures", CONSUME, RECORDED),
+    other("failures", "CheckSagasFailures", CONSUME, RECORDED),
+    other("failures", "SiteTeardownFailures", CONSUME, RECORDED),
+    other("failures", "ReceiveKitsFailures", CONSUME, RECORDED),
+    other("failures", "InitializeSubscriptionDeadLetters", CONSUME, RECORDED),
+    other("failures", "CancelSubscriptionDeadLetters", CONSUME, RECORDED),
+    other("failures", "ProjectSensorsFailures", CONSUME, RECORDED),
+    other("failures", "StoreReadingsQuarantine", CONSUME, RECORDED),
+    other("failures", "PublishEventsQuarantine", CONSUME, RECORDED),
+    other("failures", "SweepEventsFailures", CONSUME, RECORDED),
+    other("failures", "StoreReadingsFailures", &["s3:ListBucket"], RECORDED),
+    other("failures", "DetectBreachesFailures", &["s3:ListBucket"], RECORDED),
+    other("failures", "PublishEventsFailures", &["s3:ListBucket"], RECORDED),
+    other("failures", "StoreReadingsFailures/aws/lambda/*", &["s3:GetObject"], RECORDED),
+    other("failures", "DetectBreachesFailures/aws/lambda/*", &["s3:GetObject"], RECORDED),
+    other("failures", "PublishEventsFailures/aws/lambda/*", &["s3:GetObject"], RECORDED),
+];

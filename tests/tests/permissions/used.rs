@@ -1,0 +1,181 @@
+//! What the functions and state machines asked for while the tests ran, as the local stack logged it:
+//! nothing that they are not allowed, and all that they are.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    path::PathBuf,
+};
+
+use anyhow::{Context, Result, ensure};
+use comfy_table::{Table, presets::ASCII_MARKDOWN};
+use testkit::template::{Template, root};
+use tests::Stack;
+
+use crate::{
+    SESSION,
+    grants::{Deployed, Grant, grants, matches, roles},
+};
+
+/// A grant that may stay though no test uses it.
+struct Unused {
+    who: &'static str,
+    action: &'static str,
+    /// What it is on; in all three `*` stands for anything.
+    on: &'static str,
+    why: &'static str,
+}
+
+impl Unused {
+    fn is_of(&self, grant: &Grant) -> bool {
+        matches(self.who, &grant.who)
+            && matches(self.action, &grant.action)
+            && matches(self.on, &grant.on())
+    }
+}
+
+const fn unused(
+    who: &'static str,
+    action: &'static str,
+    on: &'static str,
+    why: &'static str,
+) -> Unused {
+    Unused { who, action, on, why }
+}
+
+/// All of them.
+const UNUSED: &[Unused] = &[
+    // Asked for by AWS itself, and not by the emulator.
+    unused("*", "s3:PutObject", "*Failures/aws/lambda/*", ON_FAILURE),
+    unused("publish-events", "s3:ListBucket", "PublishEventsFailures", ON_FAILURE),
+    unused("store-readings", "s3:ListBucket", "StoreReadingsFailures", ON_FAILURE),
+    unused("detect-breaches", "s3:ListBucket", "DetectBreachesFailures", ON_FAILURE),
+    unused(
+        "publish-events",
+        "dynamodb:ListStreams",
+        "*",
+        "Lambda asks for it when the mapping is made",
+    ),
+    unused("site-*", "logs:*", "*", "Step Functions sets up the delivery of its logs"),
+    unused("site-onboarding", "events:*", "rule *", NESTED),
+    unused("site-onboarding", "states:DescribeExecution", "executions of SiteTeardown", NESTED),
+    unused("site-onboarding", "states:StopExecution", "executions of SiteTeardown", NESTED),
+    // No permission to read: it turns S3's answer for a file that is gone from "forbidden" to "not found".
+    unused("record-failure", "s3:ListBucket", "*Failures", "S3 looks at it where a file is gone"),
+    // Used in what the tests of the deployed stack do not bring about; the functions' own tests do.
+    unused(
+        "cancel-subscription",
+        "sqs:SendMessage",
+        "CancelSubscriptionQueue",
+        "an outage while a site is torn down",
+    ),
+    unused(
+        "cancel-subscription",
+        "states:SendTaskFailure",
+        "SiteTeardown",
+        "a cancellation refused for good",
+    ),
+    unused("check-sagas", "states:DescribeExecution", "executions of *", "a saga is stuck"),
+    unused(
+        "check-sagas",
+        "states:GetExecutionHistory",
+        "executions of *",
+        "a saga runs while the function looks",
+    ),
+    unused(
+        "recover-onboarding",
+        "states:DescribeExecution",
+        "executions of *",
+        "an event too large to have the input",
+    ),
+];
+
+const ON_FAILURE: &str = "Lambda puts there what the stream's mapping gave up on";
+const NESTED: &str = "Step Functions follows the nested execution, and stops it with its parent";
+
+/// What the tests themselves send a function to, so that it fails.
+const PROVOKED: &[&str] = &["*no-such-table", "*no-such-table/*", "*no-such-machine"];
+
+/// The reasons that no grant has any more.
+pub fn idle_reasons(grants: &BTreeSet<Grant>) -> Vec<String> {
+    let idle = UNUSED.iter().filter(|unused| !grants.iter().any(|grant| unused.is_of(grant)));
+    idle.map(|unused| format!("{} {} {}", unused.who, unused.action, unused.on)).collect()
+}
+
+/// One decision of the local stack.
+struct Decision {
+    allowed: bool,
+    who: String,
+    session: String,
+    action: String,
+    resource: String,
+}
+
+/// Prints the grants that were not used and the refusals; fails on those without a reason.
+#[expect(clippy::print_stdout, reason = "the table is what it is run for")]
+pub async fn judge(template: &Template, stack: &Stack) -> Result<()> {
+    let deployed = Deployed::of(stack, template).await?;
+    let decisions = decisions(template, &deployed)?;
+    let used = |who: &str, action: &str, arn: &str| {
+        decisions.iter().any(|decision| {
+            decision.allowed
+                && decision.session != SESSION
+                && decision.who == who
+                && decision.action == action
+                && matches(arn, &decision.resource)
+        })
+    };
+    let grants = grants(template);
+    ensure!(
+        used("create-site", "dynamodb:PutItem", &deployed.arn("SitesTable.Arn")),
+        "nothing was tried on this stack yet: run the tests first, as `make e2e-test` does"
+    );
+    let mut table = Table::new();
+    table.load_style(ASCII_MARKDOWN).set_header(["who", "action", "resource", "why it stays"]);
+    let mut without_reason = 0;
+    for grant in &grants {
+        let arn = deployed.arn(&grant.resource);
+        if used(&grant.who, &grant.action, &arn) {
+            continue;
+        }
+        let reason = UNUSED.iter().find(|unused| unused.is_of(grant));
+        without_reason += usize::from(reason.is_none());
+        let why = reason.map_or("NO REASON", |unused| unused.why);
+        table.add_row([&grant.who, &grant.action, &grant.on(), why]);
+    }
+    println!("{} grants; never used:\n{}", grants.len(), table.trim_fmt());
+    let denied: Vec<String> = decisions
+        .iter()
+        .filter(|decision| !decision.allowed && decision.session != SESSION)
+        .filter(|decision| !PROVOKED.iter().any(|pattern| matches(pattern, &decision.resource)))
+        .map(|decision| format!("{} on {} to {}", decision.action, decision.resource, decision.who))
+        .collect();
+    println!("Denied, but for what the tests asked for to be denied: {denied:#?}");
+    ensure!(without_reason == 0, "{without_reason} grants were never used: take them away");
+    ensure!(denied.is_empty(), "{} permissions are missing", denied.len());
+    Ok(())
+}
+
+fn decisions(template: &Template, deployed: &Deployed) -> Result<Vec<Decision>> {
+    let roles = roles(template);
+    let roles: BTreeMap<_, _> =
+        roles.iter().map(|(role, who)| (deployed.id(role), who.as_str())).collect();
+    let folder = env::var_os("FIELDSTATION_LOCAL_DIR").map(PathBuf::from);
+    let log = folder.unwrap_or_else(|| root().join("target/local")).join("authorisations.log");
+    let text = fs::read_to_string(&log).with_context(|| log.display().to_string())?;
+    text.lines()
+        .map(|line| {
+            let mut parts = line.split('\t');
+            let mut next = || parts.next().with_context(|| format!("{line:?} is no decision"));
+            let (allowed, role, session) = (next()? == "allowed", next()?, next()?.to_owned());
+            let who = roles.get(role).copied().unwrap_or(role).to_owned();
+            Ok(Decision {
+                allowed,
+                who,
+                session,
+                action: next()?.to_owned(),
+                resource: next()?.to_owned(),
+            })
+        })
+        .collect()
+}
