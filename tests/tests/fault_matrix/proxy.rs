@@ -1,0 +1,768 @@
+//! Stands between the functions and what they call (AWS, the payment provider, their own Runtime
+//! API), knows each call's process, invocation and onboarding, and brings about the faults.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use rustix::process::Pid;
+use serde_json::Value;
+use tests::{Stack, api::sign};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, OnceCell},
+    task::JoinHandle,
+    time::timeout,
+};
+
+use crate::{
+    callers::{self, Caller},
+    faults::{Fault, Service, Word, error},
+    provider::{Key, Memory},
+};
+
+/// Below the functions' patience with AWS, 3 s: so long a call hangs for an event delivered twice.
+const HELD: Duration = Duration::from_millis(2400);
+/// Above the functions' patience with anyone.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(12);
+/// A client that gave up repeats its call after a back-off, a requeueing or the state machine's wait.
+const REPEAT: Duration = Duration::from_secs(8);
+
+/// What the function asks for.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Whom.
+    pub service: Service,
+    /// `POST`, ...
+    pub method: Method,
+    /// With the query.
+    pub path: String,
+    headers: HeaderMap,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl Asked {
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    fn target(&self) -> &str {
+        self.header("x-amz-target")
+    }
+
+    /// What the call is known by: AWS's operation with the kind of the row, Stripe's method and path
+    /// without ids.
+    fn name(&self) -> String {
+        if self.service == Service::Stripe {
+            let path = self.path.split('?').next().unwrap_or_default();
+            let parts = path.split('/').enumerate();
+            let parts: Vec<_> =
+                parts.map(|(place, part)| if place == 3 { "{id}" } else { part }).collect();
+            return format!("{}{}", self.method, parts.join("/"));
+        }
+        let Some((service, operation)) = self.target().split_once('.') else {
+            return format!("{}{}", self.method, self.path);
+        };
+        let kind = (service == "DynamoDB_20120810").then(|| self.kind_of_row()).flatten();
+        kind.map_or_else(|| operation.to_owned(), |kind| format!("{operation}({kind})"))
+    }
+
+    fn kind_of_row(&self) -> Option<String> {
+        let body: Value = serde_json::from_slice(&self.body).ok()?;
+        let key = body.get("Key").or_else(|| body.get("Item"))?;
+        let id = key.get("id").or_else(|| key.get("row"))?;
+        Some(id["S"].as_str()?.split('#').next()?.to_lowercase())
+    }
+}
+
+/// What it is answered.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Answer {
+    /// JSON.
+    pub fn new(status: u16, body: String) -> Self {
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Self { status, headers: HeaderMap::new(), body: body.into() }
+    }
+
+    /// Its status.
+    pub fn status(&self) -> u16 {
+        self.status.as_u16()
+    }
+
+    /// With one more header.
+    pub fn with(mut self, name: &'static str, value: &'static str) -> Self {
+        self.headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        self
+    }
+
+    fn error(asked: &Asked, word: Word) -> Self {
+        let (status, body) = error(asked.service, asked.target(), word);
+        let kind = match asked.service {
+            Service::Aws => "application/x-amz-json-1.0",
+            Service::Stripe => "application/json",
+        };
+        Self { status, headers: HeaderMap::new(), body }.with("content-type", kind)
+    }
+
+    fn into_response(self) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::new(self.body));
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        response
+    }
+}
+
+/// The connection is to break.
+#[derive(Debug)]
+struct Cut;
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("cut")
+    }
+}
+
+impl std::error::Error for Cut {}
+
+/// Which call is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spot {
+    /// The onboarding's id.
+    pub onboarding: String,
+    /// The function's name in AWS.
+    pub function: String,
+    /// Name and ordinal in the invocation, `GetItem(site)#1`. A client's own repeats are the same call.
+    pub call: String,
+}
+
+/// A fault that waits for its call.
+#[derive(Debug)]
+pub struct Armed {
+    spot: Spot,
+    plot: Plot,
+    state: Mutex<Happened>,
+    /// The client gave up, repeated its call, ...: look again.
+    changed: Notify,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Plot {
+    /// Once.
+    Fault(Fault),
+    /// Always, with an error that is final.
+    Refuse,
+}
+
+/// What became of a fault.
+#[derive(Clone, Debug, Default)]
+pub struct Happened {
+    /// Where it happened first.
+    pub first: Option<Place>,
+    /// How often.
+    pub times: u32,
+    /// What the effect that came late was answered.
+    pub landed: Option<String>,
+    /// What the second delivery was answered.
+    pub delivered_twice: Option<String>,
+    gave_up: Option<Instant>,
+    repeated: bool,
+    released: bool,
+}
+
+/// Where a fault happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Of the process that made the call, by its own environment.
+    pub function: String,
+    /// The call.
+    pub call: String,
+    /// What the invocation's event says.
+    pub onboarding: String,
+    request: String,
+}
+
+impl Armed {
+    fn lock(&self) -> MutexGuard<'_, Happened> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What became of it so far.
+    pub fn happened(&self) -> Happened {
+        self.lock().clone()
+    }
+
+    /// Lets the effect of [`Fault::LateAfterUndo`] come.
+    pub fn release(&self) {
+        self.lock().released = true;
+        self.changed.notify_waiters();
+    }
+
+    fn note(&self, note: impl FnOnce(&mut Happened)) {
+        note(&mut self.lock());
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until it holds, or the time is up.
+    async fn until(&self, patience: Duration, holds: impl Fn(&Happened) -> bool) {
+        let waited = async {
+            loop {
+                let changed = self.changed.notified();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                if holds(&self.lock()) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        // Whether it holds or not, what waits for it goes on.
+        timeout(patience, waited).await.unwrap_or(());
+    }
+}
+
+/// An invocation that is over, or under way.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The function's name in AWS.
+    pub function: String,
+    /// Whose event it got.
+    pub onboarding: String,
+    /// Its calls, each once, in order.
+    pub calls: Vec<(Service, String)>,
+    /// What it came to.
+    pub outcome: Option<String>,
+}
+
+#[derive(Debug)]
+struct Process {
+    function: String,
+    invocation: Option<Invocation>,
+}
+
+#[derive(Debug)]
+struct Invocation {
+    request: String,
+    event: Bytes,
+    /// The place in what was seen, where it is about an onboarding that is watched.
+    seen: Option<usize>,
+    onboarding: Option<String>,
+    counts: HashMap<String, u32>,
+    /// The client's id of a call, the same for its repeats.
+    calls: HashMap<String, String>,
+}
+
+/// An onboarding, and what an event about it has in it.
+#[derive(Debug)]
+struct Watched {
+    onboarding: String,
+    /// The key of its registration: that event knows no ids yet.
+    key: String,
+}
+
+#[derive(Debug, Default)]
+struct World {
+    processes: HashMap<i32, Process>,
+    watched: Vec<Watched>,
+    armed: Vec<Arc<Armed>>,
+    seen: Vec<Seen>,
+    /// Functions whose processes end after each invocation.
+    short_lived: Vec<String>,
+}
+
+/// What is to be done with a call.
+enum Turn {
+    Pass,
+    /// The same call as one that is late.
+    Repeat(Arc<Armed>),
+    Fault(Arc<Armed>, Fault, Bytes),
+    Refuse,
+}
+
+/// The proxy.
+#[derive(Debug)]
+pub struct Proxy {
+    aws: String,
+    stripe: String,
+    http: reqwest::Client,
+    sqs: aws_sdk_sqs::Client,
+    memory: Memory,
+    world: Mutex<World>,
+}
+
+impl Proxy {
+    /// Listens on these ports, and goes on to the stack and the payment provider behind them.
+    pub async fn start(
+        stack: &Stack,
+        aws_port: u16,
+        stripe_port: u16,
+        stripe: String,
+    ) -> Result<Arc<Self>> {
+        let proxy = Arc::new(Self {
+            aws: stack.endpoint().as_str().trim_end_matches('/').to_owned(),
+            stripe,
+            http: reqwest::Client::builder().no_proxy().build()?,
+            sqs: stack.sqs().clone(),
+            memory: Memory::default(),
+            world: Mutex::default(),
+        });
+        for (port, service) in [(aws_port, Service::Aws), (stripe_port, Service::Stripe)] {
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            let listener = TcpListener::bind(address)
+                .await
+                .with_context(|| format!("the proxy can't listen at {address}"))?;
+            tokio::spawn(Arc::clone(&proxy).serve(listener, service));
+        }
+        Ok(proxy)
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on, what is done for the onboarding is seen.
+    pub fn watch(&self, onboarding: String, key: String) {
+        self.world().watched.push(Watched { onboarding, key });
+    }
+
+    /// ... and is not any more; what was seen of it.
+    pub fn unwatch(&self, onboarding: &str) -> Vec<Seen> {
+        let mut world = self.world();
+        world.watched.retain(|watched| watched.onboarding != onboarding);
+        world.armed.retain(|armed| armed.spot.onboarding != onboarding);
+        world.seen.iter().filter(|seen| seen.onboarding == onboarding).cloned().collect()
+    }
+
+    /// How many invocations for the onboarding are under way.
+    pub fn busy(&self, onboarding: &str) -> usize {
+        let world = self.world();
+        let invocations = world.processes.values().filter_map(|it| it.invocation.as_ref());
+        invocations.filter(|it| it.onboarding.as_deref() == Some(onboarding)).count()
+    }
+
+    /// Puts a fault at a call.
+    pub fn arm(&self, spot: Spot, fault: Fault) -> Arc<Armed> {
+        self.put(spot, Plot::Fault(fault))
+    }
+
+    /// Has a call refused whenever it is made.
+    pub fn refuse(&self, spot: Spot) -> Arc<Armed> {
+        self.put(spot, Plot::Refuse)
+    }
+
+    fn put(&self, spot: Spot, plot: Plot) -> Arc<Armed> {
+        let state = Mutex::default();
+        let armed = Arc::new(Armed { spot, plot, state, changed: Notify::new() });
+        self.world().armed.push(Arc::clone(&armed));
+        armed
+    }
+
+    /// Ends the idle processes of these functions, and from now on each after its invocation, so that
+    /// every invocation is its process's first; none: no more of that.
+    pub async fn only_cold(&self, functions: &[String]) -> Result<()> {
+        let idle: Vec<_> = {
+            let mut world = self.world();
+            functions.clone_into(&mut world.short_lived);
+            let idle = world.processes.iter().filter(|(_, process)| {
+                process.invocation.is_none() && functions.contains(&process.function)
+            });
+            idle.filter_map(|(pid, _)| Pid::from_raw(*pid)).collect()
+        };
+        for pid in idle {
+            self.end(pid).await?;
+        }
+        Ok(())
+    }
+
+    async fn end(&self, pid: Pid) -> Result<()> {
+        let known = self.world().processes.remove(&pid.as_raw_pid());
+        if known.is_some() { callers::kill(pid).await } else { Ok(()) }
+    }
+
+    async fn serve(self: Arc<Self>, listener: TcpListener, service: Service) {
+        loop {
+            let (stream, from) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    eprintln!("the proxy accepts no connection: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let (Ok(local), proxy) = (listener.local_addr(), Arc::clone(&self)) else { continue };
+            tokio::spawn(async move {
+                let caller = OnceCell::new();
+                let (proxy, caller) = (&proxy, &caller);
+                let serve = service_fn(move |request| async move {
+                    let find = async || callers::find(from.port(), local.port());
+                    let found = caller.get_or_try_init(find).await;
+                    let told = match found {
+                        Ok(caller) => proxy.answer(service, caller, request).await,
+                        Err(error) => Err(error),
+                    };
+                    told.map_err(|error| {
+                        if !error.is::<Cut>() {
+                            eprintln!("the proxy breaks a connection: {error:#}");
+                        }
+                        Cut
+                    })
+                });
+                // A connection that ends is the faults' business, or the process has ended.
+                http1::Builder::new().serve_connection(TokioIo::new(stream), serve).await.ok();
+            });
+        }
+    }
+
+    async fn answer(
+        self: &Arc<Self>,
+        service: Service,
+        caller: &Caller,
+        request: Request<Incoming>,
+    ) -> Result<Response<Full<Bytes>>> {
+        let (parts, body) = request.into_parts();
+        let asked = Asked {
+            service,
+            method: parts.method,
+            path: parts.uri.path_and_query().context("a path")?.to_string(),
+            headers: parts.headers,
+            body: body.collect().await?.to_bytes(),
+        };
+        let answer = if asked.path.starts_with("/2018-06-01/runtime/") {
+            self.runtime(caller, &asked).await
+        } else {
+            self.call(caller, asked).await
+        };
+        answer.map(Answer::into_response)
+    }
+
+    async fn forward(&self, base: &str, asked: &Asked) -> Result<Answer> {
+        let mut headers = asked.headers.clone();
+        for own in [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING] {
+            headers.remove(own);
+        }
+        let url = format!("{base}{}", asked.path);
+        let sent = self.http.request(asked.method.clone(), url).headers(headers);
+        let answer = sent.body(asked.body.clone()).send().await?;
+        let (status, mut headers) = (answer.status(), answer.headers().clone());
+        for own in [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING] {
+            headers.remove(own);
+        }
+        Ok(Answer { status, headers, body: answer.bytes().await? })
+    }
+
+    /// Has it done, whether the client stays or not.
+    async fn effect(self: &Arc<Self>, asked: &Asked) -> Result<Answer> {
+        self.effect_kept_as(asked, None).await
+    }
+
+    /// ... and the provider keeps another answer under the call's key than its own.
+    async fn effect_kept_as(
+        self: &Arc<Self>,
+        asked: &Asked,
+        kept: Option<Answer>,
+    ) -> Result<Answer> {
+        let (proxy, asked) = (Arc::clone(self), asked.clone());
+        let done: JoinHandle<Result<Answer>> = tokio::spawn(async move {
+            if asked.service == Service::Aws {
+                return proxy.forward(&proxy.aws, &asked).await;
+            }
+            let key = asked.header("idempotency-key");
+            if key.is_empty() {
+                return proxy.forward(&proxy.stripe, &asked).await;
+            }
+            if let Key::Known(answer) = proxy.memory.enter(key, &asked) {
+                return Ok(answer);
+            }
+            let answer = proxy.forward(&proxy.stripe, &asked).await;
+            proxy.memory.leave(key, kept.as_ref().or(answer.as_ref().ok()));
+            answer
+        });
+        done.await?
+    }
+
+    async fn runtime(self: &Arc<Self>, caller: &Caller, asked: &Asked) -> Result<Answer> {
+        let base = format!("http://{}", caller.runtime_api);
+        let pid = caller.pid.as_raw_pid();
+        if asked.method == Method::GET {
+            let known = || Process { function: caller.function.clone(), invocation: None };
+            self.world().processes.entry(pid).or_insert_with(known);
+            let answer = self.forward(&base, asked).await?;
+            if answer.status.is_success() {
+                self.begun(pid, &answer);
+            }
+            return Ok(answer);
+        }
+        let outcome = asked.path.rsplit('/').next().unwrap_or_default();
+        let told = String::from_utf8_lossy(&asked.body);
+        let event = self.ended(pid, &format!("{outcome} {told}"));
+        let failed = outcome == "error" || told.contains("itemIdentifier");
+        let answer = self.forward(&base, asked).await;
+        if let Some(event) = event.filter(|_| failed) {
+            self.deliver_again(&event).await;
+        }
+        if self.world().short_lived.contains(&caller.function) {
+            self.end(caller.pid).await?;
+        }
+        answer
+    }
+
+    /// The process got an event.
+    fn begun(&self, pid: i32, answer: &Answer) {
+        let mut world = self.world();
+        let World { processes, watched, armed, seen, .. } = &mut *world;
+        let Some(process) = processes.get_mut(&pid) else { return };
+        let text = String::from_utf8_lossy(&answer.body);
+        let is_about = |it: &&Watched| text.contains(&it.onboarding) || text.contains(&it.key);
+        let about = watched.iter().filter(is_about).map(|it| &it.onboarding);
+        let mut about: Vec<_> = about.collect();
+        // An event about several: the one that something waits for here.
+        about.sort_by_key(|onboarding| {
+            let here = |it: &&Arc<Armed>| {
+                it.spot.onboarding == **onboarding && it.spot.function == process.function
+            };
+            let waits = armed.iter().find(here).is_some_and(|it| it.lock().first.is_none());
+            !waits
+        });
+        let onboarding = about.first().map(|onboarding| (*onboarding).clone());
+        let request = answer.headers.get("lambda-runtime-aws-request-id");
+        if let Some(onboarding) = onboarding.clone() {
+            let function = process.function.clone();
+            seen.push(Seen { function, onboarding, calls: Vec::new(), outcome: None });
+        }
+        process.invocation = Some(Invocation {
+            request: request.and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned(),
+            event: answer.body.clone(),
+            seen: onboarding.is_some().then(|| seen.len() - 1),
+            onboarding,
+            counts: HashMap::new(),
+            calls: HashMap::new(),
+        });
+    }
+
+    /// The process's invocation is over; the event it was about.
+    fn ended(&self, pid: i32, outcome: &str) -> Option<Bytes> {
+        let mut world = self.world();
+        let invocation = world.processes.get_mut(&pid)?.invocation.take()?;
+        if let Some(seen) = invocation.seen.and_then(|place| world.seen.get_mut(place)) {
+            seen.outcome = Some(outcome.chars().take(300).collect());
+        }
+        Some(invocation.event)
+    }
+
+    /// Messages of a queue that failed come back at once, and not after minutes.
+    async fn deliver_again(&self, event: &Bytes) {
+        let event: Value = serde_json::from_slice(event).unwrap_or_default();
+        for record in event["Records"].as_array().into_iter().flatten() {
+            let (Some(handle), Some(source)) =
+                (record["receiptHandle"].as_str(), record["eventSourceARN"].as_str())
+            else {
+                continue;
+            };
+            let queue = source.rsplit(':').next().unwrap_or_default();
+            let again = async {
+                let url = self.sqs.get_queue_url().queue_name(queue).send().await?;
+                let visible = self.sqs.change_message_visibility();
+                let visible = visible.queue_url(url.queue_url().unwrap_or_default());
+                visible.receipt_handle(handle).visibility_timeout(0).send().await?;
+                anyhow::Ok(())
+            };
+            if let Err(error) = again.await {
+                eprintln!("a message of {queue} comes back late: {error:#}");
+            }
+        }
+    }
+
+    /// What the call is, and what is to be done with it.
+    fn turn(&self, caller: &Caller, asked: &Asked) -> Turn {
+        let mut world = self.world();
+        let World { processes, armed, seen, .. } = &mut *world;
+        let invocation =
+            processes.get_mut(&caller.pid.as_raw_pid()).and_then(|it| it.invocation.as_mut());
+        let Some(invocation) = invocation else { return Turn::Pass };
+        let name = asked.name();
+        let repeat = asked.header("amz-sdk-invocation-id").to_owned();
+        let call = if let Some(call) = invocation.calls.get(&repeat) {
+            call.clone()
+        } else {
+            let count = invocation.counts.entry(name.clone()).or_default();
+            *count += 1;
+            let call = format!("{name}#{count}");
+            if !repeat.is_empty() {
+                invocation.calls.insert(repeat, call.clone());
+            }
+            if let Some(seen) = invocation.seen.and_then(|place| seen.get_mut(place)) {
+                seen.calls.push((asked.service, call.clone()));
+            }
+            call
+        };
+        let Some(onboarding) = &invocation.onboarding else { return Turn::Pass };
+        let spot = Spot { onboarding: onboarding.clone(), function: caller.function.clone(), call };
+        for armed in armed.iter().filter(|armed| armed.spot == spot) {
+            let mut happened = armed.lock();
+            let fault = match armed.plot {
+                Plot::Fault(fault) => fault,
+                Plot::Refuse => {
+                    happened.times += 1;
+                    return Turn::Refuse;
+                }
+            };
+            let here = Place {
+                function: spot.function.clone(),
+                call: spot.call.clone(),
+                onboarding: spot.onboarding.clone(),
+                request: invocation.request.clone(),
+            };
+            let turn = match &happened.first {
+                None => Turn::Fault(Arc::clone(armed), fault, invocation.event.clone()),
+                Some(first) if fault.lasts() && *first == here => {
+                    Turn::Fault(Arc::clone(armed), fault, Bytes::new())
+                }
+                Some(_) if fault == Fault::Late => Turn::Repeat(Arc::clone(armed)),
+                Some(_) if fault == Fault::LateAfterUndo && !happened.released => Turn::Refuse,
+                Some(_) => continue,
+            };
+            if matches!(turn, Turn::Fault(..)) {
+                happened.times += 1;
+                happened.first.get_or_insert(here);
+            }
+            return turn;
+        }
+        Turn::Pass
+    }
+
+    async fn call(self: &Arc<Self>, caller: &Caller, asked: Asked) -> Result<Answer> {
+        let (armed, fault, event) = match self.turn(caller, &asked) {
+            Turn::Pass => return self.effect(&asked).await,
+            Turn::Repeat(armed) => {
+                let answer = self.effect(&asked).await;
+                armed.note(|happened| happened.repeated = true);
+                return answer;
+            }
+            Turn::Refuse => return Ok(Answer::error(&asked, Word::Denied)),
+            Turn::Fault(armed, fault, event) => (armed, fault, event),
+        };
+        let broken = Answer::error(&asked, Word::Broken);
+        match fault {
+            Fault::ErrorBefore | Fault::ErrorBeforeLasting => Ok(broken),
+            Fault::ErrorAfter | Fault::ErrorAfterLasting => {
+                self.effect(&asked).await?;
+                Ok(broken)
+            }
+            Fault::Throttle | Fault::ThrottleLasting => Ok(Answer::error(&asked, Word::Throttled)),
+            Fault::StoredErrorBefore => {
+                let key = asked.header("idempotency-key");
+                if let Key::New = self.memory.enter(key, &asked) {
+                    self.memory.leave(key, Some(&broken));
+                }
+                Ok(broken)
+            }
+            Fault::StoredErrorAfter => {
+                self.effect_kept_as(&asked, Some(broken.clone())).await?;
+                Ok(broken)
+            }
+            Fault::CutBefore => Err(Cut.into()),
+            Fault::CutAfter => {
+                self.effect(&asked).await?;
+                Err(Cut.into())
+            }
+            Fault::KillBefore | Fault::KillAfter => {
+                if fault == Fault::KillAfter {
+                    self.effect(&asked).await?;
+                }
+                self.kill(caller).await?;
+                Err(Cut.into())
+            }
+            Fault::Duplicate => {
+                let again = tokio::spawn(Arc::clone(self).deliver_twice(
+                    Arc::clone(&armed),
+                    caller.function.clone(),
+                    event,
+                ));
+                // However long it takes: the first must not wait longer than its client.
+                timeout(HELD, again).await.ok();
+                self.effect(&asked).await
+            }
+            Fault::Late | Fault::LateAfterUndo => {
+                tokio::spawn(Arc::clone(self).land(Arc::clone(&armed), fault, asked));
+                let _gone = Gone(armed);
+                std::future::pending().await
+            }
+        }
+    }
+
+    /// Kills the process; what it worked on comes back to it as AWS would have it, only sooner. The
+    /// process's own call ends with it, so all this must not hang on that.
+    async fn kill(self: &Arc<Self>, caller: &Caller) -> Result<()> {
+        let (proxy, pid) = (Arc::clone(self), caller.pid);
+        let killed: JoinHandle<Result<()>> = tokio::spawn(async move {
+            let event = proxy.ended(pid.as_raw_pid(), "killed");
+            proxy.end(pid).await?;
+            if let Some(event) = event {
+                proxy.deliver_again(&event).await;
+            }
+            Ok(())
+        });
+        killed.await?
+    }
+
+    /// Gives the function the event that it works on once more.
+    async fn deliver_twice(self: Arc<Self>, armed: Arc<Armed>, function: String, event: Bytes) {
+        let again = async {
+            let path = format!("/2015-03-31/functions/{function}:live/invocations");
+            let request = self.http.post(format!("{}{path}", self.aws)).body(event.clone());
+            let mut request = request.build()?;
+            sign(&mut request, "lambda", &event)?;
+            let answer = self.http.execute(request).await?;
+            let status = answer.status();
+            let text = answer.text().await?;
+            ensure!(status.is_success(), "{status}: {text}");
+            Ok(text)
+        };
+        let told = again.await.unwrap_or_else(|error| format!("not delivered: {error:#}"));
+        armed.note(|happened| happened.delivered_twice = Some(told));
+    }
+
+    /// Has the effect come when nobody waits for it any more.
+    async fn land(self: Arc<Self>, armed: Arc<Armed>, fault: Fault, asked: Asked) {
+        armed.until(LONGEST_PATIENCE, |happened| happened.gave_up.is_some()).await;
+        if fault == Fault::Late {
+            armed.until(REPEAT, |happened| happened.repeated).await;
+        } else {
+            armed.until(Duration::from_mins(5), |happened| happened.released).await;
+        }
+        let told = match self.effect(&asked).await {
+            Ok(answer) => format!("{} {}", answer.status, String::from_utf8_lossy(&answer.body)),
+            Err(error) => format!("no answer: {error:#}"),
+        };
+        armed.note(|happened| happened.landed = Some(told));
+    }
+}
+
+/// Notes when the client has gone.
+struct Gone(Arc<Armed>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.note(|happened| happened.gave_up = Some(Instant::now()));
+    }
+}
