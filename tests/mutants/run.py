@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Breaks the code of a package in every small way that cargo-mutants knows, and runs its tests on each.
+
+    .venv/bin/python tests/mutants/run.py store inventory     the packages named, one after the other
+    .venv/bin/python tests/mutants/run.py --report            only writes docs/mutants.md anew
+
+What came out is kept in results.json, package by package, and told in docs/mutants.md. Exit status 1 if a package has
+fewer than 90 % caught, or one was missed that accepted.json gives no reason for.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+OUTPUT = ROOT / "target" / "mutants"
+RESULTS = HERE / "results.json"
+DOCS = ROOT / "docs" / "mutants.md"
+LEAST = 0.9
+TABLE = "<!-- results -->"
+# Who uses a shared crate tests it, too.
+USERS = {"contracts": ["stream"], "lambda": ["sites"], "machines": ["onboarding"], "quarantine": ["events"], "store": ["inventory"]}
+
+
+def name(mutant):
+    """A mutant's name without its line, which changes with every line above it."""
+    return f"{mutant['file']}: {mutant['name'].partition(': ')[2]}"
+
+
+def counts(outcomes):
+    """What came out of one run: {caught, missed, timeout, unviable: how many, names: of the missed}."""
+    mutants = [outcome for outcome in outcomes["outcomes"] if outcome["scenario"] != "Baseline"]
+    missed = [name(outcome["scenario"]["Mutant"]) for outcome in mutants if outcome["summary"] == "MissedMutant"]
+    return {kind: outcomes[kind] for kind in ("caught", "missed", "timeout", "unviable")} | {"names": sorted(missed)}
+
+
+def run(package):
+    """One package in a copy of the tree; a seed of the simulations is enough for a mutant."""
+    command = ["cargo", "mutants", "--package", package, "--output", str(OUTPUT / package), "--timeout", "60", "--colors", "never"]
+    command += ["--test-package", ",".join([package, *USERS.get(package, [])])]
+    status = subprocess.run(command, cwd=ROOT, env=environment()).returncode
+    if status not in (0, 2, 3):  # all caught; some missed; some ran out of time
+        sys.exit(f"cargo mutants ended with status {status}")
+    return counts(json.loads((OUTPUT / package / "mutants.out" / "outcomes.json").read_text()))
+
+
+def environment():
+    return os.environ | {"SEED": "1", "PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"}
+
+
+def share(result):
+    caught = result["caught"] + result["timeout"]
+    return caught / ((caught + result["missed"]) or 1)
+
+
+def report(results, reasons):
+    """Writes the tables; the mutants that nothing excuses, and the packages that are below the mark."""
+    lines = ["| package | mutants | do not compile | caught | ran out of time | missed | caught of those that compile |", "|---|---|---|---|---|---|---|"]
+    total = Counter()
+    for package, result in sorted(results.items()):
+        numbers = {kind: result[kind] for kind in ("unviable", "caught", "timeout", "missed")}
+        total.update(numbers)
+        lines.append(row(package, numbers))
+    lines += [row("all", total), "", "Missed, and why that is accepted:", ""]
+    names = Counter(missed for result in results.values() for missed in result["names"])
+    for missed, times in sorted(names.items()):
+        lines.append(f"- `{missed}`{f' ({times} times)' if times > 1 else ''}: {reasons.get(missed, 'not looked at yet')}")
+    text = DOCS.read_text()
+    DOCS.write_text(text.partition(TABLE)[0] + TABLE + "\n\n" + "\n".join(lines) + "\n")
+    unexcused = sorted(names.keys() - reasons.keys())
+    return unexcused, [package for package, result in results.items() if share(result) < LEAST]
+
+
+def row(package, numbers):
+    columns = [sum(numbers.values()), *(numbers[kind] for kind in ("unviable", "caught", "timeout", "missed"))]
+    return f"| {package} | {' | '.join(map(str, columns))} | {share(numbers):.1%} |"
+
+
+def main():
+    results = json.loads(RESULTS.read_text())
+    reasons = json.loads((HERE / "accepted.json").read_text())
+    if sys.argv[1:] != ["--report"]:
+        if not sys.argv[1:]:
+            sys.exit(__doc__)
+        for package in sys.argv[1:]:
+            results[package] = run(package)
+            RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    unexcused, below = report(results, reasons)
+    for missed in unexcused:
+        print(f"missed: {missed}\n  write a test that sees it, or a reason into {HERE.relative_to(ROOT)}/accepted.json")
+    for package in below:
+        print(f"{package}: {share(results[package]):.1%} caught, at least {LEAST:.0%} are asked for")
+    sys.exit(1 if unexcused or below else 0)
+
+
+if __name__ == "__main__":
+    main()
