@@ -4,7 +4,6 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use aws_sdk_sqs::types::QueueAttributeName;
 use reqwest::header::CONTENT_TYPE;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -140,35 +139,8 @@ impl OnCall {
     /// Subscribes to the topic.
     pub async fn begin(stack: &Stack) -> Result<Self> {
         let name = format!("{}-on-call-{}", stack.name(), Uuid::new_v4().simple());
-        let queue = stack.sqs.create_queue().queue_name(&name).send().await?;
-        let queue_url = queue.queue_url().context("the queue has no URL")?.to_owned();
-        let asked = stack
-            .sqs
-            .get_queue_attributes()
-            .queue_url(&queue_url)
-            .attribute_names(QueueAttributeName::QueueArn)
-            .send()
-            .await?;
-        let attributes = asked.attributes().context("the queue has no attributes")?;
-        let arn = attributes.get(&QueueAttributeName::QueueArn).context("the queue's ARN")?;
+        let (queue_url, arn) = stack.mailbox(&name, "sns.amazonaws.com").await?;
         let topic = stack.output("OnCallTopicArn")?;
-        let policy = json!({
-            "Version": "2012-10-17",
-            "Statement": [{
-                "Effect": "Allow",
-                "Principal": { "Service": "sns.amazonaws.com" },
-                "Action": "sqs:SendMessage",
-                "Resource": arn,
-                "Condition": { "ArnEquals": { "aws:SourceArn": topic } },
-            }],
-        });
-        stack
-            .sqs
-            .set_queue_attributes()
-            .queue_url(&queue_url)
-            .attributes(QueueAttributeName::Policy, policy.to_string())
-            .send()
-            .await?;
         let answer = sns(
             stack,
             &[

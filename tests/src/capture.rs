@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use aws_sdk_eventbridge::types::Target;
-use aws_sdk_sqs::types::QueueAttributeName;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -25,37 +24,7 @@ impl Capture {
     pub async fn start(stack: &Stack) -> Result<Self> {
         let name = format!("{}-listener-{}", stack.name(), Uuid::new_v4().simple());
         let bus = stack.output("EventBusName")?.to_owned();
-        let queue = stack.sqs.create_queue().queue_name(&name).send().await?;
-        let queue_url = queue.queue_url().context("the queue has no URL")?.to_owned();
-        let asked = stack
-            .sqs
-            .get_queue_attributes()
-            .queue_url(&queue_url)
-            .attribute_names(QueueAttributeName::QueueArn)
-            .send()
-            .await?;
-        let arn = asked
-            .attributes()
-            .and_then(|attributes| attributes.get(&QueueAttributeName::QueueArn))
-            .context("the queue has no ARN")?
-            .clone();
-
-        let policy = json!({
-            "Version": "2012-10-17",
-            "Statement": [{
-                "Effect": "Allow",
-                "Principal": { "Service": "events.amazonaws.com" },
-                "Action": "sqs:SendMessage",
-                "Resource": arn,
-            }],
-        });
-        stack
-            .sqs
-            .set_queue_attributes()
-            .queue_url(&queue_url)
-            .attributes(QueueAttributeName::Policy, policy.to_string())
-            .send()
-            .await?;
+        let (queue_url, arn) = stack.mailbox(&name, "events.amazonaws.com").await?;
         stack
             .bus
             .put_rule()

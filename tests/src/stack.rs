@@ -12,7 +12,7 @@ use aws_smithy_async::{
 };
 use aws_types::{SdkConfig, region::Region};
 use reqwest::Url;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The emulator knows one account's region; the functions are told the same.
 pub(crate) const REGION: &str = "us-east-1";
@@ -201,6 +201,39 @@ impl Stack {
             Some(id) => Ok(id.to_owned()),
             None => bail!("EventBridge refused the {detail_type}: {entry:?}"),
         }
+    }
+
+    /// A queue for what a service of AWS tells a test: its URL and its ARN.
+    pub async fn mailbox(&self, name: &str, service: &str) -> Result<(String, String)> {
+        let queue = self.sqs.create_queue().queue_name(name).send().await?;
+        let queue_url = queue.queue_url().context("the queue has no URL")?;
+        let asked = self
+            .sqs
+            .get_queue_attributes()
+            .queue_url(queue_url)
+            .attribute_names(QueueAttributeName::QueueArn)
+            .send()
+            .await?;
+        let arn = asked
+            .attributes()
+            .and_then(|attributes| attributes.get(&QueueAttributeName::QueueArn))
+            .context("the queue has no ARN")?;
+        let policy = json!({
+            "Version": "2012-10-17",
+            "Statement": [{
+                "Effect": "Allow",
+                "Principal": { "Service": service },
+                "Action": "sqs:SendMessage",
+                "Resource": arn,
+            }],
+        });
+        self.sqs
+            .set_queue_attributes()
+            .queue_url(queue_url)
+            .attributes(QueueAttributeName::Policy, policy.to_string())
+            .send()
+            .await?;
+        Ok((queue_url.to_owned(), arn.clone()))
     }
 
     /// Messages in a queue, as (waiting, in work or delayed).

@@ -161,3 +161,16 @@ where
         if passes { Self::Transient(text) } else { Self::Internal(text) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_can_not_be_made_will_not_be_later() {
+        let error = SdkError::<StartExecutionError>::construction_failure("no such region");
+        assert_eq!(MachineError::from(error).kind(), ErrorKind::Internal);
+        let error = SdkError::<StartExecutionError>::timeout_error("too slow");
+        assert_eq!(MachineError::from(error).kind(), ErrorKind::Transient);
+    }
+}

@@ -75,3 +75,18 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_dynamodb::operation::put_item::PutItemError;
+
+    use super::*;
+
+    #[test]
+    fn a_call_that_can_not_be_made_will_not_be_later() {
+        let error = SdkError::<PutItemError>::construction_failure("no such region");
+        assert!(matches!(StoreError::from(error), StoreError::Internal(_)));
+        let error = SdkError::<PutItemError>::timeout_error("too slow");
+        assert!(matches!(StoreError::from(error), StoreError::Transient(_)));
+    }
+}

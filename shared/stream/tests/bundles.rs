@@ -235,3 +235,15 @@ fn a_bundle_under_another_sites_key_is_refused() {
         assert!(error.problem.contains(&site().to_string()), "{error}");
     }
 }
+
+#[test]
+fn a_record_is_as_old_as_the_time_since_it_came() {
+    let mut record = record("");
+    // Kinesis tells seconds, we count milliseconds.
+    #[expect(clippy::cast_precision_loss, reason = "exact for some 200,000 years")]
+    let seconds = now().millis() as f64 / 1000.0;
+    for (arrival, age) in [(seconds - 1.5, 1500.0), (seconds, 0.0), (seconds + 1.5, 0.0)] {
+        record.kinesis.approximate_arrival_timestamp = arrival;
+        assert!((record.age_millis(now()) - age).abs() < 0.001, "{arrival}");
+    }
+}
