@@ -293,8 +293,8 @@ impl Cloud {
         self.0.database.put_item(request).expect("the row put");
     }
 
-    /// Does what a call asks for, at once and past the faults, and gives status and body: for whoever
-    /// decides himself when which call comes in.
+    /// Does what a call asks for, at once and past the faults, and gives status and body: for a test that
+    /// decides itself which call takes effect when.
     #[must_use]
     pub fn perform(&self, operation: &str, body: &Arc<Value>) -> (u16, Value) {
         let Answer { status, body } = self.work(operation, body);

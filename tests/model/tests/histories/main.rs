@@ -169,10 +169,15 @@ fn an_undo_is_not_over_while_an_initialization_that_it_did_not_see_may_pay() {
     let site = Site { sensors: [1, 0], card: Card::Good, begins: Beginning::Unknown, fails: false };
     let moves = vec![
         deliver(Work::Cancel, &[(3, Trouble::HeldBefore)]),
-        deliver(Work::Initialize, &[(3, Trouble::HeldBefore), (8, Trouble::CrashAfter)]),
+        deliver(Work::Initialize, &[(3, Trouble::HeldBefore)]),
         Move::GoOn(0),
         Move::GoOn(0),
     ];
     let played = played(&History { sites: vec![site], stock: [0, 0], moves });
-    assert_eq!(played.wrong, None, "{}", played.story.join("\n"));
+    let story = played.story.join("\n");
+    assert_eq!(played.wrong, None, "{story}");
+    for call in ["TransactWriteItems", "create customer"] {
+        let held = format!("{call}: {}", Trouble::HeldBefore);
+        assert!(story.contains(&held), "not held up where it is meant to be:\n{story}");
+    }
 }

@@ -450,8 +450,10 @@ impl<'a> Play<'a> {
         self.met(who, "its end", &told);
         let busy =
             who.excused || who.seen.len() > 1 || (who.work.is_billings() && self.locked(who.site));
+        let onboarding = self.sites[who.site].saga.onboarding_id.to_string();
         let may = match outcome {
             Err(error) if error == "Transient" => busy,
+            Ok(()) if who.work == Work::Start => self.executions.has(ONBOARDING_ARN, &onboarding),
             outcome => self.sites[who.site].may_answer(who.work, outcome, &who.seen),
         };
         if may {
@@ -754,7 +756,7 @@ impl<'a> Play<'a> {
     /// Whether `DELETE` has started the site's teardown.
     fn tears_down(&self, site: usize) -> bool {
         let name = format!("decommission-{}", self.sites[site].saga.onboarding_id);
-        self.executions.0.contains_key(&(TEARDOWN_ARN.to_owned(), name))
+        self.executions.has(TEARDOWN_ARN, &name)
     }
 
     /// The saga's own end: all steps, or all undos.

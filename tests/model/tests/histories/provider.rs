@@ -13,8 +13,8 @@ pub struct Books {
     customers: BTreeMap<String, BTreeSet<String>>,
     /// Whose they are: the site's onboarding, by subscription.
     payers: BTreeMap<String, String>,
-    /// Answers by idempotency key.
-    answered: BTreeMap<String, (u16, Value)>,
+    /// What was asked for and answered, by idempotency key.
+    answered: BTreeMap<String, (String, (u16, Value))>,
     made: u32,
 }
 
@@ -54,12 +54,20 @@ impl Books {
     /// Does what a call asks for.
     pub fn perform(&mut self, call: &Call) -> (u16, Value) {
         let key = call.headers.get("idempotency-key").and_then(|key| key.to_str().ok());
-        let stored = key.and_then(|key| self.answered.get(key).cloned());
-        let answer = stored.unwrap_or_else(|| self.act(call));
-        if let Some(key) = key {
-            self.answered.insert(key.to_owned(), answer.clone());
+        let Some(key) = key else { return self.act(call) };
+        let asked = format!("{} {} {}", call.method, call.path, call.body);
+        match self.answered.get(key) {
+            Some((before, answer)) if *before == asked => answer.clone(),
+            Some(_) => {
+                let message = "Keys can only be used with the same parameters again.";
+                (400, json!({ "error": { "type": "idempotency_error", "message": message } }))
+            }
+            None => {
+                let answer = self.act(call);
+                self.answered.insert(key.to_owned(), (asked, answer.clone()));
+                answer
+            }
         }
-        answer
     }
 
     fn act(&mut self, call: &Call) -> (u16, Value) {

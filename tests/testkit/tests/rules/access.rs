@@ -96,7 +96,7 @@ pub fn calls_are_throttled(subject: &Subject) -> Objections {
             "lets through more than 1,000 calls a second",
         );
         objections.unless(
-            burst <= 2 * rate,
+            burst <= rate.saturating_mul(2),
             &name,
             "lets bursts through of more than two seconds' calls",
         );
@@ -171,6 +171,12 @@ pub fn roles_are_written_out(subject: &Subject) -> Objections {
         let some = function["Policies"].as_array().is_some_and(|all| !all.is_empty());
         objections.unless(own && some, id, "has a role or a policy that others made");
     }
+    for (id, machine) in subject.template.resources("AWS::Serverless::StateMachine") {
+        let machine = &machine["Properties"];
+        let own = machine["Role"].is_null()
+            && items(&machine["Policies"]).all(|it| it["Statement"].is_array());
+        objections.unless(own, id, "has a role or a policy that others made");
+    }
     for (id, role) in subject.template.resources("AWS::IAM::Role") {
         let managed = role["Properties"]["ManagedPolicyArns"].is_null();
         objections.unless(managed, id, "has a policy that others made");
@@ -227,10 +233,12 @@ pub fn resources_by_name(subject: &Subject) -> Objections {
 
 pub fn no_table_is_read_whole(subject: &Subject) -> Objections {
     let mut objections = Objections::default();
-    for (id, actions, _) in grants(subject) {
+    for (id, actions, resources) in grants(subject) {
         let scans =
             actions.contains(&"dynamodb:Scan") || actions.contains(&"dynamodb:PartiQLSelect");
-        objections.unless(!scans, id, "may read a whole table");
+        for resource in resources {
+            objections.unless(!scans, format!("{id} {resource}"), "may be read whole");
+        }
     }
     objections
 }
@@ -261,7 +269,7 @@ pub fn events_of_known_sources(subject: &Subject) -> Objections {
     for (id, pattern) in of_functions.chain(rules) {
         let types = texts(&pattern["detail-type"]);
         objections.unless(!types.is_empty(), id, "listens to events of any type");
-        let foreign = types.iter().any(|it| FOREIGN.contains(it));
+        let foreign = types.iter().all(|it| FOREIGN.contains(it));
         let mut sources = items(&pattern["source"]).peekable();
         let some = sources.peek().is_some();
         let known = sources.all(|source| {
@@ -342,5 +350,14 @@ pub fn our_sources_are_ours_alone(subject: &Subject) -> Objections {
     objections.unless(guarded, "EventBus", "takes events of our sources from others");
     let on = subject.template.0["Parameters"]["GuardEventSources"]["Default"] == "true";
     objections.unless(on, "GuardEventSources", "is off unless one asks for it");
+    let settings = subject.file("samconfig.toml");
+    let open = settings
+        .split("\n[")
+        .any(|part| !part.starts_with("local.") && part.contains("GuardEventSources=false"));
+    objections.unless(
+        !open,
+        "samconfig.toml",
+        "turns the guard off elsewhere than on the local stack",
+    );
     objections
 }

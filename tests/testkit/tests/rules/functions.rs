@@ -222,11 +222,13 @@ pub fn provider_is_not_overrun(subject: &Subject) -> Objections {
     let mut objections = Objections::default();
     for (id, function) in subject.functions() {
         if !function["Environment"]["Variables"]["STRIPE_API_BASE"].is_null() {
-            let mut mappings = subject.mappings().into_values().filter(|it| function_of(it) == id);
+            let mut mappings =
+                subject.mappings().into_values().filter(|it| function_of(it) == id).peekable();
             let limit = json!(["LimitBilling", { "MaximumConcurrency": "BillingConcurrency" }, "AWS::NoValue"]);
+            let queued = mappings.peek().is_some();
             let limited = mappings.all(|mapping| mapping["ScalingConfig"] == limit);
             objections.unless(
-                limited,
+                queued && limited,
                 id,
                 "calls the provider from any number of functions at once",
             );

@@ -127,8 +127,13 @@ fn read(path: &Path) -> String {
 fn gather_statements<'a>(id: &'a str, value: &'a Value, found: &mut Vec<(&'a str, &'a Value)>) {
     match value {
         Value::Object(members) => {
-            if let Some(Value::Array(statements)) = members.get("Statement") {
-                found.extend(statements.iter().map(|statement| (id, statement)));
+            match members.get("Statement") {
+                Some(Value::Array(statements)) => {
+                    found.extend(statements.iter().map(|it| (id, it)));
+                }
+                // A single one may stand without a list.
+                Some(statement) => found.push((id, statement)),
+                None => {}
             }
             members.values().for_each(|value| gather_statements(id, value, found));
         }
@@ -165,10 +170,10 @@ pub fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-/// One text, or a list of them.
+/// One text, or a list of them; of an `!If` among them both sides.
 pub fn texts(value: &Value) -> Vec<&str> {
     match value {
-        Value::Array(items) => items.iter().filter_map(Value::as_str).collect(),
+        Value::Array(items) => items.iter().flat_map(texts).collect(),
         Value::String(text) => vec![text],
         _ => Vec::new(),
     }

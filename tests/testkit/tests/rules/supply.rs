@@ -60,14 +60,24 @@ pub fn crates_by_lock(subject: &Subject) -> Objections {
     for (path, text) in &subject.files {
         if path == "Makefile" || path.starts_with(".ci/") || path.starts_with(".github/") {
             for line in text.lines().map(str::trim) {
-                let compiles = ["build", "clippy", "install", "test"].iter().any(|it| {
-                    let command = format!("cargo {it} ");
-                    line.contains(&command) && !line.starts_with(['#', 's'])
-                });
+                let told = line.starts_with('#') || line.starts_with("step ");
+                let commands = ["bench", "build", "check", "clippy", "install", "run", "test"];
+                let compiles =
+                    !told && commands.iter().any(|it| line.contains(&format!("cargo {it} ")));
                 let locked = line.contains("--locked") || line.contains("$(CARGO_FLAGS)");
                 objections.unless(!compiles || locked, path, format!("ignores Cargo.lock: {line}"));
             }
         }
+    }
+    let checks = [
+        (".ci/run", "\nmake --no-print-directory deny\n"),
+        (".github/workflows/advisories.yml", "run: make advisories\n"),
+        ("Makefile", "cargo-deny check bans licenses sources\n"),
+        ("Makefile", "cargo-deny check advisories\n"),
+    ];
+    for (path, check) in checks {
+        let runs = subject.file(path).contains(check);
+        objections.unless(runs, path, format!("does not run {}", check.trim()));
     }
     objections
 }
@@ -103,6 +113,8 @@ pub fn workflows_with_few_rights(subject: &Subject) -> Objections {
             );
             objections.unless(needed, path, format!("may {name}: {right}"));
         }
+        let key = source.contains("access-key") || source.contains("secrets.");
+        objections.unless(!key, path, "keeps a long-lived key");
         // It would run a stranger's change with our rights.
         let strangers = source.contains("pull_request_target") || source.contains("workflow_run");
         objections.unless(!strangers, path, "runs what strangers send with our rights");

@@ -345,7 +345,10 @@ const FUNCTIONS: &[Rule] = &[
         why: "a full queue would run into its rate limit",
         check: functions::provider_is_not_overrun,
         except: &[],
-        breaks: &[(Without("template/Resources/CancelSubscriptionMapping/Properties/ScalingConfig"), "CancelSubscriptionFunction")],
+        breaks: &[
+            (Without("template/Resources/CancelSubscriptionMapping/Properties/ScalingConfig"), "CancelSubscriptionFunction"),
+            (Without("template/Resources/CancelSubscriptionMapping"), "CancelSubscriptionFunction"),
+        ],
     },
     Rule {
         name: "Every function has a sample event",
@@ -448,13 +451,14 @@ const ACCESS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "A function's role is its own, and written out in the template",
+        name: "A function's or saga's role is its own, and written out in the template",
         why: "managed policies and SAM's templates grant more than one sees",
         check: access::roles_are_written_out,
         except: &[("ApiGatewayLogRole", "AWS's own policy for API Gateway's one role per account; it may write logs, nothing else")],
         breaks: &[
             (With("template/Resources/GetSiteFunction/Properties/Policies", r#"["AmazonDynamoDBFullAccess"]"#), "GetSiteFunction"),
             (With("template/Resources/GetSiteFunction/Properties/Role", "\"Shared.Arn\""), "GetSiteFunction"),
+            (With("template/Resources/SiteTeardown/Properties/Policies", r#"["AWSLambda_FullAccess"]"#), "SiteTeardown"),
         ],
     },
     Rule {
@@ -465,6 +469,7 @@ const ACCESS: &[Rule] = &[
         breaks: &[
             (With("template/Resources/GetSiteFunction/Properties/Policies/0/Statement/0/Action", "\"dynamodb:*\""), "GetSiteFunction"),
             (With("template/Resources/SiteTeardown/Properties/Policies/0/Statement/0/Action", r#"["lambda:Invoke*"]"#), "SiteTeardown"),
+            (With("template/Resources/SiteTeardown/Properties/Policies/0/Statement", r#"{"Effect": "Allow", "Action": "*", "Resource": "*"}"#), "SiteTeardown"),
             (Without("template/Resources/GetSiteFunction/Properties/Policies/0/Statement/0/Action"), "GetSiteFunction"),
         ],
     },
@@ -480,6 +485,7 @@ const ACCESS: &[Rule] = &[
         breaks: &[
             (With("template/Resources/GetSiteFunction/Properties/Policies/0/Statement/0/Resource", "\"*\""), "GetSiteFunction dynamodb:Query"),
             (With("template/Resources/RecordFailureFunction/Properties/Policies/0/Statement/1/Resource", "\"arn:aws:s3:::*\""), "RecordFailureFunction s3:PutObject"),
+            (With("template/Resources/GetSiteFunction/Properties/Policies/0/Statement/0/Resource", r#"[["ProtectTables", "SitesTable.Arn", "*"]]"#), "GetSiteFunction dynamodb:Query"),
             (With("template/Resources/SiteTeardown/Properties/Policies/0/Statement/0/Resource", "\"arn:${AWS::Partition}:lambda:*\""), "SiteTeardown lambda:InvokeFunction"),
         ],
     },
@@ -487,8 +493,8 @@ const ACCESS: &[Rule] = &[
         name: "No function may read a whole table",
         why: "it costs with the table's age, and hands over everything at once",
         check: access::no_table_is_read_whole,
-        except: &[("GetSiteFunction", "`GET /sites` without a status walks the index byStatus, a page a call")],
-        breaks: &[(With("template/Resources/SweepEventsFunction/Properties/Policies/0/Statement/1/Action", "\"dynamodb:Scan\""), "SweepEventsFunction")],
+        except: &[("GetSiteFunction ${SitesTable.Arn}/index/byStatus", "`GET /sites` without a status walks the index, a page a call")],
+        breaks: &[(With("template/Resources/GetSiteFunction/Properties/Policies/0/Statement/0/Action", "\"dynamodb:Scan\""), "GetSiteFunction SitesTable.Arn")],
     },
     Rule {
         name: "A queue takes messages from named services, for this account's own rules and buckets",
@@ -510,6 +516,7 @@ const ACCESS: &[Rule] = &[
             (With("template/Resources/ImportSiteFunction/Properties/Events/Requested/Properties/Pattern/source", r#"[{"prefix": "fieldstation."}]"#), "ImportSiteFunction"),
             (With("template/Resources/ProjectSensorsFunction/Properties/Events/SensorsChanged/Properties/Pattern/source", r#"[{"prefix": ""}]"#), "ProjectSensorsFunction"),
             (Without("template/Resources/SiteTeardownFailed/Properties/EventPattern/detail-type"), "SiteTeardownFailed"),
+            (With("template/Resources/ImportSiteFunction/Properties/Events/Requested/Properties/Pattern/detail-type", r#"["SiteRegistrationRequested", "SiteCreated"]"#), "ImportSiteFunction"),
         ],
     },
     Rule {
@@ -542,6 +549,7 @@ const ACCESS: &[Rule] = &[
             (Without("template/Resources/EventBusPolicy/Properties/Statement/Condition/ForAnyValue:StringLike"), "EventBus"),
             (Without("template/Resources/EventBusPolicy/Properties/Statement/Condition/ArnNotEquals/aws:PrincipalArn/0"), "EventBus"),
             (With("template/Parameters/GuardEventSources/Default", "\"false\""), "GuardEventSources"),
+            (Text("samconfig.toml", " DeletionProtection=true", " GuardEventSources=false"), "samconfig.toml"),
         ],
     },
 ];
@@ -639,12 +647,16 @@ const SUPPLY: &[Rule] = &[
     },
     Rule {
         name: "Crates come by Cargo.lock; cargo-deny checks their licences and sources",
-        why: "a newer version would come in unseen",
+        why: "a newer version, or another source, would come in unseen",
         check: supply::crates_by_lock,
         except: &[],
         breaks: &[
             (Text(".github/workflows/smoke.yml", " --locked", ""), ".github/workflows/smoke.yml"),
             (Text(".ci/run", "clippy --locked", "clippy"), ".ci/run"),
+            (Text("Makefile", "cargo test $(CARGO_FLAGS) --workspace", "sudo cargo test --workspace"), "Makefile"),
+            (Text(".ci/run", "\nmake --no-print-directory deny\n", "\n"), ".ci/run"),
+            (Text(".github/workflows/advisories.yml", "make advisories", "true"), ".github/workflows/advisories.yml"),
+            (Text("Makefile", "check bans licenses sources", "check bans"), "Makefile"),
         ],
     },
     Rule {
@@ -664,6 +676,7 @@ const SUPPLY: &[Rule] = &[
             (Text(".github/workflows/build.yml", "contents: read", "contents: write"), ".github/workflows/build.yml"),
             (Text(".github/workflows/test.yml", "pull_request:", "pull_request_target:"), ".github/workflows/test.yml"),
             (Text(".github/workflows/advisories.yml", "    timeout-minutes: 15\n", ""), ".github/workflows/advisories.yml"),
+            (Text(".github/workflows/smoke.yml", "role-to-assume: ${{ vars.", "aws-access-key-id: ${{ secrets."), ".github/workflows/smoke.yml"),
         ],
     },
     Rule {
