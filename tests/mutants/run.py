@@ -74,6 +74,9 @@ def report(results, reasons):
     text = DOCS.read_text()
     DOCS.write_text(text.partition(TABLE)[0] + TABLE + "\n\n" + "\n".join(lines) + "\n")
     unexcused = sorted(names - reasons.keys())
+    for reason in sorted(reasons.keys() - names):
+        if Path(reason).parts[1] in results:
+            print(f"no such mutant is missed any more, take its reason away: {reason}")
     return unexcused, [package for package, result in results.items() if share(result) < LEAST]
 
 

@@ -19,6 +19,8 @@ use tokio::{sync::Mutex, time::Instant};
 const SHORTEST_KEY: usize = 32;
 /// A rotated key is noticed after so long; in between, wrong tokens cost no call.
 const READ_AGAIN_AFTER: Duration = Duration::from_mins(1);
+/// A key that still fits is asked for again after so long, so that a rotation ends a leaked one.
+const KEPT_FOR: Duration = Duration::from_mins(15);
 /// Of HMAC-SHA256, in bytes.
 const SIGNATURE: usize = 32;
 
@@ -171,7 +173,9 @@ impl Paging {
 
     async fn key(&self) -> Result<SigningKey, PagingError> {
         let mut kept = self.kept.lock().await;
-        if let Some(kept) = &*kept {
+        if let Some(kept) = &*kept
+            && kept.read_at.elapsed() < KEPT_FOR
+        {
             return Ok(kept.key.clone());
         }
         let key = self.read().await?;
@@ -307,6 +311,19 @@ mod tests {
         assert_eq!(read(&old).await, None);
         assert_eq!(stub.take_calls().len(), 0, "one a minute");
         assert_eq!(paging.token("a", "b").await.expect("a token"), new);
+    }
+
+    #[tokio::test]
+    async fn a_rotation_ends_the_old_key_though_its_tokens_still_fit() {
+        let (secret, stub, paging) = secret(KEY).await;
+        let old = paging.token("a", "b").await.expect("a token");
+        KEY.to_uppercase().clone_into(&mut secret.lock().expect("a text"));
+        let read = async || paging.payload("a", &old).await.expect("judged");
+        assert_eq!(read().await.as_deref(), Some("b"));
+        assert_eq!(stub.take_calls().len(), 1);
+        later(KEPT_FOR).await;
+        assert_eq!(read().await, None);
+        assert_eq!(stub.take_calls().len(), 1);
     }
 
     #[tokio::test]
