@@ -336,3 +336,17 @@ pub fn jittered(most: Duration) -> Duration {
     let share = u32::try_from(random >> 32).unwrap_or(u32::MAX);
     most.mul_f64(f64::from(share) / f64::from(u32::MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_who_collided_wait_for_times_that_differ() {
+        let most = Duration::from_secs(1);
+        let waits: Vec<_> = (0..1_000).map(|_| jittered(most)).collect();
+        assert!(waits.iter().all(|wait| *wait <= most));
+        assert!(waits.iter().any(|wait| *wait < most / 10));
+        assert!(waits.iter().any(|wait| *wait > most * 9 / 10));
+    }
+}
