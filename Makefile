@@ -39,7 +39,7 @@ SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo
 .PHONY: help demo test unit-test write-units bench release-sizes e2e-test unused-grants fault-matrix fault-matrix-subset mutants smoke check deny advisories sbom up down deploy-local build-local invoke invoke-samples lambda-image local-env logs setup require
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
 
 demo: require ## onboards eight stations on the local stack, shows what became of them, leaves it inspectable
 	@$(MAKE) --no-print-directory down build-local
@@ -73,7 +73,7 @@ e2e-test: build-local ## the deployed local stack, from outside
 	  else echo "SKIPPED: invoke-samples. There is no Docker, so no function was run in its container."; fi
 	@$(MAKE) --no-print-directory down
 
-unused-grants: ## after the end-to-end tests: what the roles may do and never did, and what they were denied
+unused-grants: ## what the roles never did of what they may, and what they were denied; e2e-test runs it before it takes the stack down
 	@$(LOCAL_ENV) cargo test $(CARGO_FLAGS) --quiet -p tests --test permissions -- --ignored --nocapture
 
 # The functions call over the matrix's proxy, and the state machines wait a tenth as long between tries.

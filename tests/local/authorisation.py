@@ -182,7 +182,7 @@ def _check_mappings(log_file):
             role = config["Role"]
             allowed, until = _mappings.get((role, source), (False, 0))
             if until < time.monotonic():
-                reads = MAPPING_READS.get(source.split(":")[2], ())
+                reads = MAPPING_READS.get(source.split(":")[2], ("lambda:SourceUnknownToTheLocalStack",))
                 # All of them are asked, so that all are logged.
                 allowed = all([_permits(log_file, role, config["FunctionName"], action, source) for action in reads])
                 _mappings[role, source] = allowed, time.monotonic() + REMEMBER_SECONDS

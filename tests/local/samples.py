@@ -34,7 +34,7 @@ def binaries():
         return order.index(binary if binary in order else None)
 
     found = [
-        (re.sub(r"(?<!^)(?=[A-Z])", "-", logical.removesuffix("Function")).lower(), logical, name)
+        (stack.kebab(logical.removesuffix("Function")), logical, name)
         for logical, name in stack.functions(stack.STACK)
     ]
     return sorted(found, key=lambda one: (place(one[0]), one[0]))
@@ -44,7 +44,7 @@ def steps(machine):
     """The binaries behind a state machine's tasks, in their order."""
     definition = (stack.ROOT / "statemachines" / f"{machine}.asl.json").read_text()
     names = re.findall(r"\$\{(\w+?)(?:FunctionArn|QueueUrl)}", definition)
-    return [re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower() for name in names]
+    return [stack.kebab(name) for name in names]
 
 
 def story_is_over(every):
@@ -67,11 +67,11 @@ def credentials(name):
     }
 
 
-def problem(run, over):
+def problem(ended, over):
     """What is wrong with what the function answered, or nothing."""
-    last = run.stdout.strip().splitlines()[-1:] or ["no answer"]
-    if run.returncode != 0:
-        return f"sam ended with status {run.returncode}: {(run.stderr.strip().splitlines() or last)[-1]}"
+    last = ended.stdout.strip().splitlines()[-1:] or ["no answer"]
+    if ended.returncode != 0:
+        return f"sam ended with status {ended.returncode}: {(ended.stderr.strip().splitlines() or last)[-1]}"
     try:
         answer = json.loads(last[0])
     except ValueError:

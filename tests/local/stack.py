@@ -304,6 +304,11 @@ def write_env(stack):
     BRIDGE.start()
 
 
+def kebab(name):
+    """StoreReadings as store-readings."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower()
+
+
 def sample(stack, binary):
     """A function's sample event, as it would be of this stack: the samples are of another account and region, and have
     the template's names of queues and state machines."""
@@ -317,9 +322,8 @@ def sample(stack, binary):
             if resource["ResourceType"] == "AWS::SQS::Queue":
                 text = text.replace(f"000000000000:{logical}\"", f"000000000000:{name}\"")
             elif resource["ResourceType"] == "AWS::StepFunctions::StateMachine":
-                kebab = re.sub(r"(?<!^)(?=[A-Z])", "-", logical).lower()
                 for kind in ("stateMachine", "execution"):
-                    text = re.sub(f":{kind}:{kebab}(?=[\":])", f":{kind}:{name}", text)
+                    text = re.sub(f":{kind}:{kebab(logical)}(?=[\":])", f":{kind}:{name}", text)
     return text
 
 

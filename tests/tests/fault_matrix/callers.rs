@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path, time::Duration};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// A process that runs a function.
@@ -82,6 +82,5 @@ pub async fn kill(pid: Pid) -> Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    ensure!(false, "{pid:?} lives on");
-    Ok(())
+    bail!("{pid:?} lives on")
 }

@@ -72,6 +72,16 @@ impl Fault {
         matches!(self, Self::ErrorBeforeLasting | Self::ErrorAfterLasting | Self::ThrottleLasting)
     }
 
+    /// Whether the function's process ends: a step of a state machine that crashes is undone.
+    pub fn kills(self) -> bool {
+        matches!(self, Self::KillBefore | Self::KillAfter)
+    }
+
+    /// Whether no try again can heal it.
+    pub fn is_final(self) -> bool {
+        self == Self::LateAfterUndo
+    }
+
     /// Whether the effect comes when nobody waits for it any more.
     pub fn is_late(self) -> bool {
         matches!(self, Self::Late | Self::LateAfterUndo)

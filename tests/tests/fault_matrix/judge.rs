@@ -21,6 +21,16 @@ pub enum End {
     Undone,
 }
 
+impl End {
+    /// The site's.
+    fn status(self) -> &'static str {
+        match self {
+            Self::Active => "ACTIVE",
+            Self::Undone => "REJECTED",
+        }
+    }
+}
+
 /// What an onboarding leaves: its rows as (table, kind, status), and its events by entity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trace {
@@ -75,6 +85,15 @@ pub fn wrong(
         End::Undone => &reference.undone,
     };
 
+    if rows.len() > trace.rows.len() {
+        wrong.push(format!("more rows than there are kinds of them: {rows:?}"));
+    }
+    // The references, too, must be what their ends say.
+    let (site, status) = (("SitesTable", "SITE".to_owned()), end.status());
+    if trace.rows.get(&site).is_none_or(|found| found != status) {
+        wrong.push(format!("the site is not {status}: {:?}", trace.rows));
+    }
+
     // The answer to a command that came after its undo is kept for a week: it is no residue.
     let record = ("BillingTable", "idempotency".to_owned());
     let late = case.is_some_and(|case| case.fault == Fault::LateAfterUndo);
@@ -86,9 +105,6 @@ pub fn wrong(
     }
     if trace.rows != must_be.rows {
         wrong.push(format!("rows: {:?}, must be {:?}", trace.rows, must_be.rows));
-    }
-    if rows.len() > trace.rows.len() + 1 {
-        wrong.push(format!("more rows than there are kinds of them: {rows:?}"));
     }
 
     wrong.extend(wrong_events(&trace, must_be, end, case));

@@ -28,7 +28,7 @@ use futures_util::future::try_join_all;
 use tests::{
     Stack,
     api::Call,
-    sites::{GOOD_CARD, Ids, registration},
+    sites::{GOOD_CARD, Ids, registration, residue},
     wait::{Look, PATIENCE, until, until_true},
 };
 use uuid::Uuid;
@@ -123,7 +123,7 @@ async fn run(args: Args) -> Result<bool> {
         None if args.subset => plan::subset(&all),
         None => all.clone(),
     };
-    ensure!(!cases.is_empty(), "there is no such case; --list tells them all");
+    ensure!(!cases.is_empty(), "there is no such case of the steps and calls above");
     if args.list {
         for case in &cases {
             println!("{case}");
@@ -157,16 +157,19 @@ impl Matrix {
         self.proxy.only_cold(&[]).await?;
         for round in 0..3 {
             let seen = if round == 0 { &mut cold } else { &mut warm };
-            let (onboarding, calls) = self.undisturbed(false).await?;
+            let (ids, calls) = self.undisturbed(false).await?;
             let of_last = calls.iter().filter(|seen| seen.function == last_step.function);
             let call = of_last.flat_map(|seen| &seen.calls).next_back();
             let (_, call) = call.with_context(|| format!("no call of {}", last_step.name))?;
             self.last = (last_step.function.clone(), call.clone());
             seen.extend(calls);
-            self.reference.active = self.settled(onboarding, End::Active).await?;
-            let (onboarding, calls) = self.undisturbed(true).await?;
+            self.reference.active = self.settled(ids.onboarding_id, End::Active).await?;
+            self.stack.site_active(ids.site_id).await?;
+            let (ids, calls) = self.undisturbed(true).await?;
             seen.extend(calls);
-            self.reference.undone = self.settled(onboarding, End::Undone).await?;
+            self.reference.undone = self.settled(ids.onboarding_id, End::Undone).await?;
+            let left = residue(&self.stack, ids).await?;
+            ensure!(left.is_empty(), "undisturbed, the undoing left {left:?}");
         }
         let calls = plan::calls(steps, &cold, &warm)?;
         for step in steps {
@@ -178,7 +181,7 @@ impl Matrix {
         Ok(calls)
     }
 
-    async fn undisturbed(&self, undo: bool) -> Result<(OnboardingId, Vec<Seen>)> {
+    async fn undisturbed(&self, undo: bool) -> Result<(Ids, Vec<Seen>)> {
         let key = Uuid::new_v4().to_string();
         let ids = ids(&key);
         self.proxy.watch(ids.onboarding_id.to_string(), key.clone());
@@ -189,7 +192,7 @@ impl Matrix {
         let end = self.over(ids.onboarding_id).await?;
         ensure!((end == End::Undone) == undo, "undisturbed, it ended as {end:?}");
         self.quiet(ids.onboarding_id).await?;
-        Ok((ids.onboarding_id, self.proxy.unwatch(&ids.onboarding_id.to_string())))
+        Ok((ids, self.proxy.unwatch(&ids.onboarding_id.to_string())))
     }
 
     /// What it left, once all its events are published.
@@ -384,6 +387,7 @@ impl Matrix {
         until_true("the fault to be over", AFTERMATH, async || {
             let happened = armed.happened();
             let waits = happened.first.is_some()
+                && happened.failed.is_none()
                 && (case.fault.is_late() && happened.landed.is_none()
                     || case.fault == Fault::Duplicate && happened.delivered_twice.is_none());
             Ok((!waits, format!("{happened:?}")))
@@ -393,29 +397,16 @@ impl Matrix {
 
         let mut wrong = Vec::new();
         let happened = armed.happened();
-        match &happened.first {
-            None => wrong.push("the fault did not happen".to_owned()),
-            Some(place)
-                if place.function != case.step.function
-                    || place.call != case.call.name
-                    || place.onboarding != onboarding.to_string() =>
-            {
-                wrong.push(format!("it happened at {place:?}"));
-            }
-            Some(_) if happened.times > 1 && !case.fault.lasts() => {
-                wrong.push(format!("it happened {} times", happened.times));
-            }
-            Some(_) => {}
+        if happened.first.is_none() {
+            wrong.push("the fault did not happen".to_owned());
         }
-        if let Some(answer) = &happened.delivered_twice
-            && answer.starts_with("not delivered")
-        {
-            wrong.push(answer.clone());
-        }
-        if let Some(refused) = refused
-            && (end == End::Active || refused.happened().times == 0)
-        {
-            wrong.push(format!("to be undone, it ended as {end:?}"));
+        wrong.extend(happened.failed);
+        if let Some(refused) = refused {
+            if end == End::Active || refused.happened().times == 0 {
+                wrong.push(format!("to be undone, it ended as {end:?}"));
+            }
+        } else if (end == End::Undone) != case.fault.is_final() && !case.fault.kills() {
+            wrong.push(format!("it ended as {end:?}"));
         }
 
         let begun = Instant::now();

@@ -146,8 +146,10 @@ pub fn calls(steps: &[Step], cold: &[Seen], warm: &[Seen]) -> Result<HashMap<Str
             all
         };
         let (cold, warm) = (of(cold), of(warm));
+        let only_warm: Vec<_> = warm.iter().filter(|call| !cold.contains(call)).cloned().collect();
         let found: Vec<_> = cold
             .into_iter()
+            .chain(only_warm)
             // How many calls it makes beside the state machines depends on what else happens.
             .filter(|(_, name)| step.phase != Phase::Beside || name.ends_with("#1"))
             .map(|call| Call { cold: !warm.contains(&call), service: call.0, name: call.1 })

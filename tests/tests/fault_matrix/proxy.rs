@@ -6,7 +6,7 @@ use std::{
     fmt,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -177,29 +177,19 @@ enum Plot {
 /// What became of a fault.
 #[derive(Clone, Debug, Default)]
 pub struct Happened {
-    /// Where it happened first.
-    pub first: Option<Place>,
+    /// The invocation that met it first.
+    pub first: Option<String>,
     /// How often.
     pub times: u32,
     /// What the effect that came late was answered.
     pub landed: Option<String>,
     /// What the second delivery was answered.
     pub delivered_twice: Option<String>,
-    gave_up: Option<Instant>,
+    /// Why it is not what its name says.
+    pub failed: Option<String>,
+    gave_up: bool,
     repeated: bool,
     released: bool,
-}
-
-/// Where a fault happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// Of the process that made the call, by its own environment.
-    pub function: String,
-    /// The call.
-    pub call: String,
-    /// What the invocation's event says.
-    pub onboarding: String,
-    request: String,
 }
 
 impl Armed {
@@ -626,15 +616,9 @@ impl Proxy {
                     return Turn::Refuse;
                 }
             };
-            let here = Place {
-                function: spot.function.clone(),
-                call: spot.call.clone(),
-                onboarding: spot.onboarding.clone(),
-                request: invocation.request.clone(),
-            };
             let turn = match &happened.first {
                 None => Turn::Fault(Arc::clone(armed), fault, invocation.event.clone()),
-                Some(first) if fault.lasts() && *first == here => {
+                Some(first) if fault.lasts() && *first == invocation.request => {
                     Turn::Fault(Arc::clone(armed), fault, Bytes::new())
                 }
                 Some(_) if fault == Fault::Late => Turn::Repeat(Arc::clone(armed)),
@@ -643,7 +627,7 @@ impl Proxy {
             };
             if matches!(turn, Turn::Fault(..)) {
                 happened.times += 1;
-                happened.first.get_or_insert(here);
+                happened.first.get_or_insert_with(|| invocation.request.clone());
             }
             return turn;
         }
@@ -661,6 +645,23 @@ impl Proxy {
             Turn::Refuse => return Ok(Answer::error(&asked, Word::Denied)),
             Turn::Fault(armed, fault, event) => (armed, fault, event),
         };
+        let answer = self.bring_about(fault, &armed, caller, asked, event).await;
+        if let Err(error) = &answer
+            && !error.is::<Cut>()
+        {
+            armed.note(|happened| happened.failed = Some(format!("{error:#}")));
+        }
+        answer
+    }
+
+    async fn bring_about(
+        self: &Arc<Self>,
+        fault: Fault,
+        armed: &Arc<Armed>,
+        caller: &Caller,
+        asked: Asked,
+        event: Bytes,
+    ) -> Result<Answer> {
         let broken = Answer::error(&asked, Word::Broken);
         match fault {
             Fault::ErrorBefore | Fault::ErrorBeforeLasting => Ok(broken),
@@ -694,7 +695,7 @@ impl Proxy {
             }
             Fault::Duplicate => {
                 let again = tokio::spawn(Arc::clone(self).deliver_twice(
-                    Arc::clone(&armed),
+                    Arc::clone(armed),
                     caller.function.clone(),
                     event,
                 ));
@@ -703,8 +704,8 @@ impl Proxy {
                 self.effect(&asked).await
             }
             Fault::Late | Fault::LateAfterUndo => {
-                tokio::spawn(Arc::clone(self).land(Arc::clone(&armed), fault, asked));
-                let _gone = Gone(armed);
+                tokio::spawn(Arc::clone(self).land(Arc::clone(armed), fault, asked));
+                let _gone = Gone(Arc::clone(armed));
                 std::future::pending().await
             }
         }
@@ -738,23 +739,29 @@ impl Proxy {
             ensure!(status.is_success(), "{status}: {text}");
             Ok(text)
         };
-        let told = again.await.unwrap_or_else(|error| format!("not delivered: {error:#}"));
-        armed.note(|happened| happened.delivered_twice = Some(told));
+        let told = again.await;
+        armed.note(|happened| match told {
+            Ok(answer) => happened.delivered_twice = Some(answer),
+            Err(error) => happened.failed = Some(format!("not delivered twice: {error:#}")),
+        });
     }
 
     /// Has the effect come when nobody waits for it any more.
     async fn land(self: Arc<Self>, armed: Arc<Armed>, fault: Fault, asked: Asked) {
-        armed.until(LONGEST_PATIENCE, |happened| happened.gave_up.is_some()).await;
+        armed.until(LONGEST_PATIENCE, |happened| happened.gave_up).await;
         if fault == Fault::Late {
             armed.until(REPEAT, |happened| happened.repeated).await;
         } else {
             armed.until(Duration::from_mins(5), |happened| happened.released).await;
         }
-        let told = match self.effect(&asked).await {
-            Ok(answer) => format!("{} {}", answer.status, String::from_utf8_lossy(&answer.body)),
-            Err(error) => format!("no answer: {error:#}"),
-        };
-        armed.note(|happened| happened.landed = Some(told));
+        let told = self.effect(&asked).await;
+        armed.note(|happened| match told {
+            Ok(answer) => {
+                let text = String::from_utf8_lossy(&answer.body);
+                happened.landed = Some(format!("{} {text}", answer.status));
+            }
+            Err(error) => happened.failed = Some(format!("no late effect: {error:#}")),
+        });
     }
 }
 
@@ -763,6 +770,6 @@ struct Gone(Arc<Armed>);
 
 impl Drop for Gone {
     fn drop(&mut self) {
-        self.0.note(|happened| happened.gave_up = Some(Instant::now()));
+        self.0.note(|happened| happened.gave_up = true);
     }
 }

@@ -66,7 +66,10 @@ pub fn grants(template: &Template) -> BTreeSet<Grant> {
         for (id, resource) in template.resources(kind) {
             let who = kebab(id.strip_suffix("Function").unwrap_or(id));
             let properties = &resource["Properties"];
-            for policy in properties["Policies"].as_array().into_iter().flatten() {
+            // A role or policies from elsewhere would allow what is not seen here.
+            assert_eq!(properties["Role"], Value::Null, "{who}: can't be judged");
+            let policies = properties["Policies"].as_array();
+            for policy in policies.unwrap_or_else(|| panic!("{who}: a list of policies")) {
                 for statement in policy["Statement"].as_array().expect("statements") {
                     let keys: Vec<_> = statement.as_object().expect("a statement").keys().collect();
                     assert_eq!(keys, ["Action", "Effect", "Resource"], "{who}: can't be judged");

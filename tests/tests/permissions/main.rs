@@ -166,7 +166,7 @@ async fn sites_of_any_status_are_listed() -> Result<()> {
     Ok(())
 }
 
-/// `UPDATE_DOCS=1 cargo test -p tests --test permissions` writes the table anew.
+/// `UPDATE_DOCS=1 cargo test -p tests --test permissions documented` writes the table anew.
 #[test]
 fn the_documented_permissions_are_the_templates() {
     let template = Template::read();

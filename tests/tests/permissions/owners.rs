@@ -5,7 +5,7 @@
 #[derive(Clone, Copy, Debug)]
 pub struct May {
     pub service: &'static str,
-    /// As [`crate::grants::Grant::on`] has it; `*` at the end stands for anything.
+    /// Exactly as [`crate::grants::Grant::on`] has it: a `*` in it is the template's own.
     pub resource: &'static str,
     pub actions: &'static [&'static str],
     /// Why it may on what belongs to another, or to all.
