@@ -82,7 +82,7 @@ def problem(ended, over):
         return f"{answer['errorType']}: {answer.get('errorMessage')}"
     if answer.get("batchItemFailures"):
         return f"items failed: {answer['batchItemFailures']}"
-    if answer.get("statusCode", 200) >= 500:
+    if answer.get("statusCode", 200) >= 400 and not over:
         return f"{answer['statusCode']}: {answer.get('body')}"
     return None
 
