@@ -19,7 +19,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use rustix::process::Pid;
+use rustix::{io::Errno, process::Pid};
 use serde_json::Value;
 use tests::{Stack, api::sign};
 use tokio::{
@@ -384,9 +384,15 @@ impl Proxy {
         Ok(())
     }
 
+    /// Ends a process, unless the emulator did by itself.
     async fn end(&self, pid: Pid) -> Result<()> {
-        let known = self.world().processes.remove(&pid.as_raw_pid());
-        if known.is_some() { callers::kill(pid).await } else { Ok(()) }
+        if self.world().processes.remove(&pid.as_raw_pid()).is_none() {
+            return Ok(());
+        }
+        match callers::kill(pid).await {
+            Err(error) if error.downcast_ref() == Some(&Errno::SRCH) => Ok(()),
+            ended => ended,
+        }
     }
 
     async fn serve(self: Arc<Self>, listener: TcpListener, service: Service) {
@@ -717,7 +723,9 @@ impl Proxy {
         let (proxy, pid) = (Arc::clone(self), caller.pid);
         let killed: JoinHandle<Result<()>> = tokio::spawn(async move {
             let event = proxy.ended(pid.as_raw_pid(), "killed");
-            proxy.end(pid).await?;
+            // One that is gone already was not killed at this call.
+            proxy.world().processes.remove(&pid.as_raw_pid());
+            callers::kill(pid).await?;
             if let Some(event) = event {
                 proxy.deliver_again(&event).await;
             }
