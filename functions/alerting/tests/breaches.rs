@@ -239,7 +239,8 @@ async fn a_restart_goes_on_from_the_table() {
 async fn late_samples_change_nothing() {
     let dynamo = watched().await;
     let step = detector(&dynamo);
-    done(&step, &[first(&[(60, 20.0)]), first(&[(0, 51.0), (60, 51.0)])]).await;
+    let second = bundle(saga("a"), &[(1, &[(70, 50.0)])]);
+    done(&step, &[first(&[(60, 20.0)]), second, first(&[(0, 51.0), (60, 51.0)])]).await;
     assert_eq!(told(&dynamo).await, []);
     // Of a bundle that is half late the other half counts.
     done(&step, &[first(&[(59, 51.0), (61, 52.0)])]).await;
