@@ -360,6 +360,24 @@ async fn ten_entries_a_call_are_the_most() {
 }
 
 #[tokio::test]
+async fn a_call_is_no_larger_than_the_bus_takes() {
+    // Two of these fill a call to the byte, EventBridge's count of them included.
+    for (bytes, calls) in [(120 * 1024, [2, 1].as_slice()), (120 * 1024 + 1, &[1, 1, 1])] {
+        let world = World::start(never).await;
+        let mut rows = Vec::new();
+        for site in ["a", "b", "c"] {
+            world.append(site, 1, noon(0)).await;
+            let mut row = world.dynamo.events(saga(site).site_id).await.pop().expect("an event");
+            row.detail += &" ".repeat(bytes - row.detail.len() - row.kind.len() - row.source.len());
+            rows.push(row);
+        }
+        let deadline = Deadline::after(Duration::from_secs(10));
+        assert_eq!(world.publisher().publish(rows, deadline).await, []);
+        assert_eq!(world.sent().iter().map(Vec::len).collect::<Vec<_>>(), calls);
+    }
+}
+
+#[tokio::test]
 async fn a_sweep_publishes_what_stayed_behind_and_tells_its_age() {
     let world = World::start(never).await;
     world.append("a", 2, noon(10)).await;
@@ -411,6 +429,9 @@ async fn a_row_that_is_no_event_does_not_stop_the_sweep() {
     world.append("c", 1, noon(0)).await;
     assert_eq!(world.sweep(late).await, Err(ErrorKind::Transient));
     assert_eq!(world.published("c").await, [1]);
+    let keys = vec![("site#y".to_owned(), 1)];
+    let (_, broken) = world.publisher().read(keys.clone()).await.expect("an answer");
+    assert_eq!(broken.into_iter().map(|broken| broken.event).collect::<Vec<_>>(), keys);
 }
 
 #[tokio::test]
