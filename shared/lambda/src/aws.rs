@@ -1,20 +1,20 @@
 //! Configuration and clients, read once at start.
 
-use std::time::Duration;
+use std::{cell::OnceCell, time::Duration};
 
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
 use aws_sdk_dynamodb::config::{
     BehaviorVersion, Region, SharedAsyncSleep, retry::RetryConfig, timeout::TimeoutConfig,
 };
 use aws_smithy_async::{rt::sleep::TokioSleep, time::SystemTimeSource};
-use aws_smithy_http_client::{
-    Builder,
-    tls::{Provider, rustls_provider::CryptoMode},
-};
 use aws_types::SdkConfig;
+use futures_util::future::join_all;
 use store::{Outbox, Table};
 
-use crate::telemetry;
+use crate::{https::Https, telemetry};
+
+/// For opening a connection ahead; without it, the first call opens one.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// An environment variable that the template sets is missing or wrong.
 #[derive(Debug, thiserror::Error)]
@@ -35,18 +35,64 @@ pub fn env(name: &'static str) -> Result<String, ConfigError> {
     }
 }
 
+/// The roots that AWS signs its endpoints' certificates with; the system's whole store would have to
+/// be read and parsed at every start. Source: <https://www.amazontrust.com/repository>.
+const AMAZON_ROOTS: &[u8] = include_bytes!("amazon-roots.pem");
+
+/// The way to AWS over HTTPS: trusts Amazon's roots, or those in the PEM file that `AWS_CA_BUNDLE`
+/// names.
+fn https() -> Result<Https, ConfigError> {
+    let name = "AWS_CA_BUNDLE";
+    let problem = |problem: String| ConfigError { name, problem };
+    match std::env::var(name) {
+        Err(_) => Https::trusting(AMAZON_ROOTS),
+        Ok(file) => {
+            let pem = std::fs::read(&file)
+                .map_err(|error| problem(format!("names {file}, which can't be read: {error}")))?;
+            Https::trusting(&pem)
+        }
+    }
+    .map_err(|error| problem(format!("holds what is no root certificate: {error}")))
+}
+
+/// Where a service is called, with a slash at the end; `AWS_ENDPOINT_URL` stands for all of them.
+fn endpoint(service: &str, region: &str, given: Option<&str>) -> String {
+    let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+    given.map_or_else(
+        || format!("https://{service}.{region}.{domain}/"),
+        |url| format!("{}/", url.trim_end_matches('/')),
+    )
+}
+
+/// A failure is the first call's to meet, and to try again.
+async fn open(https: &Https, endpoint: &str) {
+    // The emulator's: there is nothing to agree on.
+    if !endpoint.starts_with("https:") {
+        return;
+    }
+    match tokio::time::timeout(PATIENCE, https.open(endpoint)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(endpoint, %error, "no connection was opened ahead"),
+        Err(_) => tracing::warn!(endpoint, "no connection was opened ahead: the time ran out"),
+    }
+}
+
 /// The function's way to AWS: one configuration and one connection pool for all its clients.
 #[derive(Debug)]
 pub struct Aws {
     config: SdkConfig,
-    dynamodb: aws_sdk_dynamodb::Client,
+    // Made by the first table: a function without one does not even link it.
+    dynamodb: OnceCell<aws_sdk_dynamodb::Client>,
 }
 
 impl Aws {
     /// Starts telemetry and reads region, credentials and (on a laptop) endpoint from the
     /// environment. Lambda always gives a function its role's credentials there, so the SDK's
     /// provider chain, with its file and metadata look-ups, is left out.
-    pub fn start() -> Result<Self, ConfigError> {
+    ///
+    /// Opens a connection to each of the services, by their names in endpoints: during init a
+    /// function has a whole core, later its memory's share of one.
+    pub async fn start(services: &[&str]) -> Result<Self, ConfigError> {
         telemetry::start();
         let credentials = Credentials::new(
             env("AWS_ACCESS_KEY_ID")?,
@@ -55,28 +101,31 @@ impl Aws {
             None,
             "environment",
         );
-        let http = Builder::new().tls_provider(Provider::Rustls(CryptoMode::AwsLc)).build_https();
+        let https = https()?;
+        let region = env("AWS_REGION")?;
+        let given = std::env::var("AWS_ENDPOINT_URL").ok();
+        join_all(services.iter().map(|service| {
+            let https = &https;
+            let endpoint = endpoint(service, &region, given.as_deref());
+            async move { open(https, &endpoint).await }
+        }))
+        .await;
         let mut config = SdkConfig::builder()
             .behavior_version(BehaviorVersion::latest())
-            .region(Region::new(env("AWS_REGION")?))
+            .region(Region::new(region))
             .credentials_provider(SharedCredentialsProvider::new(credentials))
-            .http_client(http)
+            .http_client(https)
             .sleep_impl(SharedAsyncSleep::new(TokioSleep::new()))
             .time_source(SystemTimeSource::new())
             .retry_config(RetryConfig::standard().with_max_attempts(3))
             // An attempt that hangs is cut while there is time left for another one.
             .timeout_config(
-                TimeoutConfig::builder()
-                    .connect_timeout(Duration::from_secs(1))
-                    .operation_attempt_timeout(Duration::from_secs(3))
-                    .build(),
+                TimeoutConfig::builder().operation_attempt_timeout(Duration::from_secs(3)).build(),
             );
-        if let Ok(endpoint) = std::env::var("AWS_ENDPOINT_URL") {
+        if let Some(endpoint) = given {
             config = config.endpoint_url(endpoint);
         }
-        let config = config.build();
-        let dynamodb = aws_sdk_dynamodb::Client::new(&config);
-        Ok(Self { config, dynamodb })
+        Ok(Self { config: config.build(), dynamodb: OnceCell::new() })
     }
 
     /// For the clients of other services.
@@ -87,11 +136,45 @@ impl Aws {
 
     /// The table whose name the environment variable holds.
     pub fn table(&self, variable: &'static str) -> Result<Table, ConfigError> {
-        Ok(Table::new(self.dynamodb.clone(), env(variable)?))
+        let dynamodb =
+            self.dynamodb.get_or_init(|| aws_sdk_dynamodb::Client::new(&self.config)).clone();
+        Ok(Table::new(dynamodb, env(variable)?))
     }
 
     /// The outbox, in the table named by `EVENTS_TABLE`.
     pub fn outbox(&self) -> Result<Outbox, ConfigError> {
         self.table("EVENTS_TABLE").map(Outbox::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_is_called_in_its_region_or_where_the_environment_says() {
+        assert_eq!(
+            endpoint("kinesis", "eu-central-1", None),
+            "https://kinesis.eu-central-1.amazonaws.com/"
+        );
+        assert_eq!(
+            endpoint("states", "cn-north-1", None),
+            "https://states.cn-north-1.amazonaws.com.cn/"
+        );
+        let given = endpoint("states", "eu-central-1", Some("http://127.0.0.1:4566"));
+        assert_eq!(given, "http://127.0.0.1:4566/");
+    }
+
+    #[test]
+    fn the_roots_are_amazons_five() {
+        Https::trusting(AMAZON_ROOTS).expect("roots");
+        let roots = AMAZON_ROOTS.split(|byte| *byte == b'\n');
+        assert_eq!(roots.filter(|line| line.starts_with(b"-----BEGIN")).count(), 5);
+    }
+
+    #[test]
+    fn what_is_no_certificate_is_refused() {
+        let pem = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert!(Https::trusting(pem).is_err());
     }
 }

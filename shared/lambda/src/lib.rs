@@ -6,6 +6,7 @@ mod aws;
 mod batch;
 mod error;
 pub mod http;
+mod https;
 mod serve;
 mod telemetry;
 

@@ -5,7 +5,7 @@ use lambda::{Aws, Error, serve_step};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start()?;
+    let aws = Aws::start(&["dynamodb"]).await?;
     serve_step(ConfigureAlerting { alerting: aws.table("ALERTING_TABLE")?, outbox: aws.outbox()? })
         .await
 }

@@ -5,7 +5,7 @@ use lambda::{Aws, Error, serve_raw};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start()?;
+    let aws = Aws::start(&["dynamodb"]).await?;
     let step = DetectBreaches {
         alerting: aws.table("ALERTING_TABLE")?,
         outbox: aws.outbox()?,

@@ -14,7 +14,7 @@ use store::Idempotency;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start()?;
+    let aws = Aws::start(&["dynamodb", "secretsmanager", "states"]).await?;
     let billing = aws.table("BILLING_TABLE")?;
     let provider = Provider::of(&aws)?;
     let commands = Commands {

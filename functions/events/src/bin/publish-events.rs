@@ -6,7 +6,7 @@ use quarantine::Quarantine;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start()?;
+    let aws = Aws::start(&["dynamodb", "events"]).await?;
     let step = PublishEvents {
         publisher: Publisher {
             events: aws.table("EVENTS_TABLE")?,

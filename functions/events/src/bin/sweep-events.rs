@@ -7,7 +7,7 @@ use lambda::{Aws, Error, env, serve_step};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start()?;
+    let aws = Aws::start(&["dynamodb"]).await?;
     serve_step(SweepEvents {
         publisher: Publisher {
             events: aws.table("EVENTS_TABLE")?,

@@ -6,7 +6,7 @@ use lambda::{Aws, Error, env, serve_queue};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start()?;
+    let aws = Aws::start(&["dynamodb"]).await?;
     let step = RecordFailure {
         ledger: Ledger { failures: aws.table("FAILURES_TABLE")? },
         files: Files::of(&aws),

@@ -5,6 +5,6 @@ use lambda::{Aws, Error, serve_step};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start()?;
+    let aws = Aws::start(&["dynamodb"]).await?;
     serve_step(ReceiveKits { inventory: aws.table("INVENTORY_TABLE")? }).await
 }

@@ -9,7 +9,7 @@ use onboarding::check_sagas::CheckSagas;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start()?;
+    let aws = Aws::start(&["states"]).await?;
     let client = Client::new(aws.config());
     serve_step(CheckSagas {
         machines: [

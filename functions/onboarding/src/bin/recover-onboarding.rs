@@ -7,7 +7,7 @@ use onboarding::recover_onboarding::RecoverOnboarding;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start()?;
+    let aws = Aws::start(&["states"]).await?;
     let client = Client::new(aws.config());
     serve_step(RecoverOnboarding {
         onboarding: Machine { client: client.clone(), arn: env("SITE_ONBOARDING_ARN")? },

@@ -7,7 +7,7 @@ use onboarding::start_onboarding::StartOnboarding;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start()?;
+    let aws = Aws::start(&["states"]).await?;
     serve_step(StartOnboarding {
         onboarding: Machine { client: Client::new(aws.config()), arn: env("SITE_ONBOARDING_ARN")? },
     })

@@ -5,6 +5,6 @@ use sites::activate_site::ActivateSite;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start()?;
+    let aws = Aws::start(&["dynamodb"]).await?;
     serve_step(ActivateSite { sites: aws.table("SITES_TABLE")?, outbox: aws.outbox()? }).await
 }

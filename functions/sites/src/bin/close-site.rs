@@ -5,6 +5,6 @@ use sites::close_site::CloseSite;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start()?;
+    let aws = Aws::start(&["dynamodb"]).await?;
     serve_step(CloseSite { sites: aws.table("SITES_TABLE")?, outbox: aws.outbox()? }).await
 }

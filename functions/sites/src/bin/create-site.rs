@@ -6,7 +6,7 @@ use sites::{create_site::CreateSite, registration::Registrar};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start()?;
+    let aws = Aws::start(&["dynamodb"]).await?;
     let step = CreateSite(Registrar { sites: aws.table("SITES_TABLE")?, outbox: aws.outbox()? });
     serve_http(async |request| step.handle(&request, Timestamp::now()).await).await
 }

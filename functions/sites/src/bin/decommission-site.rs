@@ -7,7 +7,7 @@ use sites::decommission_site::DecommissionSite;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start()?;
+    let aws = Aws::start(&["dynamodb", "states"]).await?;
     let step = DecommissionSite {
         sites: aws.table("SITES_TABLE")?,
         teardown: Machine { client: Client::new(aws.config()), arn: env("SITE_TEARDOWN_ARN")? },

@@ -5,7 +5,7 @@ use sites::get_site::GetSite;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start()?;
+    let aws = Aws::start(&["dynamodb"]).await?;
     let step = GetSite { sites: aws.table("SITES_TABLE")? };
     serve_http(async |request| step.handle(&request).await).await
 }

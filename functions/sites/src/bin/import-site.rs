@@ -5,7 +5,7 @@ use sites::{import_site::ImportSite, registration::Registrar};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start()?;
+    let aws = Aws::start(&["dynamodb"]).await?;
     serve_step(ImportSite(Registrar { sites: aws.table("SITES_TABLE")?, outbox: aws.outbox()? }))
         .await
 }

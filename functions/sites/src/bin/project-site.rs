@@ -5,6 +5,6 @@ use sites::project_site::ProjectSite;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start()?;
+    let aws = Aws::start(&["dynamodb"]).await?;
     serve_step(ProjectSite { sites: aws.table("SITES_TABLE")? }).await
 }

@@ -10,7 +10,7 @@ use telemetry::accept_readings::AcceptReadings;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start()?;
+    let aws = Aws::start(&["kinesis"]).await?;
     let config = Builder::from(aws.config()).retry_config(RetryConfig::disabled()).build();
     let step =
         AcceptReadings { client: Client::from_conf(config), stream_name: env("READINGS_STREAM")? };

@@ -8,7 +8,7 @@ use telemetry::{register::Register, store_readings::StoreReadings};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    let aws = Aws::start()?;
+    let aws = Aws::start(&["dynamodb"]).await?;
     let readings = aws.table("READINGS_TABLE")?;
     let step = StoreReadings {
         register: Register::new(readings.clone(), register_age()?),

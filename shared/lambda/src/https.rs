@@ -1,0 +1,179 @@
+//! HTTPS to AWS: hyper over rustls, HTTP/1.1 alone. The SDK's own connector brings HTTP/2, which none
+//! of the called services speaks, and can't be told to open a connection ahead.
+
+use std::time::Duration;
+
+use aws_smithy_runtime_api::client::{
+    http::{
+        HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
+    },
+    orchestrator::HttpRequest,
+    result::ConnectorError,
+    runtime_components::RuntimeComponents,
+};
+use aws_smithy_types::body::SdkBody;
+use http_body_util::BodyExt;
+use hyper::Request;
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::{
+    client::legacy::{Client, Error, connect::HttpConnector as Tcp},
+    rt::TokioExecutor,
+};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject},
+};
+
+/// For the TCP connection alone; the SDK has a time for the whole attempt.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// One pool of connections for all the clients of a function.
+#[derive(Clone, Debug)]
+pub(crate) struct Https(Client<hyper_rustls::HttpsConnector<Tcp>, SdkBody>);
+
+impl Https {
+    /// Trusts the roots in `pem` and no others; an error if one of them does not read.
+    pub(crate) fn trusting(pem: &[u8]) -> Result<Self, rustls::Error> {
+        let mut roots = RootCertStore::empty();
+        for root in CertificateDer::pem_slice_iter(pem) {
+            roots.add(root.map_err(|error| rustls::Error::General(error.to_string()))?)?;
+        }
+        let tls = ClientConfig::builder_with_provider(
+            rustls::crypto::aws_lc_rs::default_provider().into(),
+        )
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+        let mut tcp = Tcp::new();
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        tcp.set_nodelay(true);
+        tcp.enforce_http(false);
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        Ok(Self(Client::builder(TokioExecutor::new()).build(https)))
+    }
+
+    /// Opens a connection that the next request to that host finds in the pool.
+    pub(crate) async fn open(&self, endpoint: &str) -> Result<(), Box<dyn std::error::Error>> {
+        let request = Request::get(format!("{endpoint}ping")).body(SdkBody::empty())?;
+        // Whatever the answer is; read to its end, which is what gives the connection back.
+        self.0.request(request).await?.into_body().collect().await?;
+        Ok(())
+    }
+}
+
+impl HttpClient for Https {
+    fn http_connector(
+        &self,
+        _: &HttpConnectorSettings,
+        _: &RuntimeComponents,
+    ) -> SharedHttpConnector {
+        SharedHttpConnector::new(self.clone())
+    }
+}
+
+impl HttpConnector for Https {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let client = self.0.clone();
+        HttpConnectorFuture::new(async move {
+            let request =
+                request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
+            let answer = client.request(request).await.map_err(told)?;
+            answer
+                .map(SdkBody::from_body_1_x)
+                .try_into()
+                .map_err(|error| ConnectorError::other(Box::new(error), None))
+        })
+    }
+}
+
+/// For the SDK, which tries again what may be the connection's fault.
+fn told(error: Error) -> ConnectorError {
+    ConnectorError::io(error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    };
+
+    use rcgen::{CertifiedKey, generate_simple_self_signed};
+    use rustls::{ServerConfig, pki_types::PrivateKeyDer};
+    use tokio::{
+        io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+        net::TcpListener,
+    };
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+
+    /// An HTTPS server that answers everything with `{}`; its address, its certificate as PEM, and
+    /// how many connections it took.
+    async fn server() -> (String, String, Arc<AtomicUsize>) {
+        let CertifiedKey { cert, signing_key } =
+            generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let key = PrivateKeyDer::Pkcs8(signing_key.serialize_der().into());
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let tls = ServerConfig::builder_with_provider(provider.into())
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![cert.der().clone()], key)
+            .expect("a server");
+        let tls = TlsAcceptor::from(Arc::new(tls));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("https://localhost:{}/", listener.local_addr().expect("it").port());
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&connections);
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                counted.fetch_add(1, SeqCst);
+                let tls = tls.clone();
+                tokio::spawn(async move {
+                    let Ok(stream) = tls.accept(tcp).await else { return };
+                    let mut lines = BufReader::new(stream);
+                    let mut line = String::new();
+                    while lines.read_line(&mut line).await.is_ok_and(|read| read > 0) {
+                        if line == "\r\n" {
+                            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+                            lines.write_all(answer).await.expect("the client reads");
+                        }
+                        line.clear();
+                    }
+                });
+            }
+        });
+        (url, cert.pem(), connections)
+    }
+
+    fn get(url: &str) -> HttpRequest {
+        let mut request = HttpRequest::new(SdkBody::empty());
+        request.set_uri(url).expect("a URL");
+        request
+    }
+
+    #[tokio::test]
+    async fn a_call_finds_the_connection_that_was_opened_ahead() {
+        let (url, pem, connections) = server().await;
+        let https = Https::trusting(pem.as_bytes()).expect("roots");
+        https.open(&url).await.expect("a connection");
+        let answer = HttpConnector::call(&https, get(&url)).await.expect("an answer");
+        assert_eq!(answer.status().as_u16(), 200);
+        assert_eq!(answer.into_body().collect().await.expect("all of it").to_bytes(), "{}");
+        assert_eq!(connections.load(SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn whom_no_root_vouches_for_is_refused_and_the_sdk_may_try_again() {
+        let ((url, ..), (_, of_another, _)) = (server().await, server().await);
+        let https = Https::trusting(of_another.as_bytes()).expect("roots");
+        https.open(&url).await.expect_err("a stranger");
+        let error = HttpConnector::call(&https, get(&url)).await.expect_err("a stranger");
+        assert!(error.is_io(), "{error:?}");
+    }
+}
