@@ -1,0 +1,14 @@
+# For the `run` scripts: a PEM file of the roots that a peer trusts by default and of the stand-in's CA, in $trusted.
+# AWS_CA_BUNDLE alone would make the trust store smaller than the one that the peer reads in Lambda.
+trust() { # roots, peer's folder
+    IFS=/
+    set -- "$1" "$2" $AWS_CA_BUNDLE
+    roots=$1 folder=$2
+    shift 2
+    IFS=_
+    trusted=$folder/trusted-$*
+    unset IFS
+    if [ "$trusted" -nt "$AWS_CA_BUNDLE" ] && [ "$trusted" -nt "$roots" ]; then return; fi
+    cat "$roots" "$AWS_CA_BUNDLE" > "$trusted.$$"
+    mv "$trusted.$$" "$trusted"
+}
