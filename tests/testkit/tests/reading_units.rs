@@ -1,14 +1,27 @@
-//! What a reading costs in DynamoDB, counted on the real day of a station, and told in docs/costs.md.
+//! What a reading costs in DynamoDB, and an alert: counted on the real day of a station, told in
+//! docs/cost.md and in what the cost model reads.
 //!
-//! `UPDATE_DOCS=1 cargo test -p testkit` writes the table anew.
+//! `UPDATE_DOCS=1 cargo test -p testkit` writes them anew.
 
-use std::{collections::BTreeMap, fmt::Write, fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, io::Read, time::Duration};
 
+use alerting::{
+    configure_alerting::{self, ConfigureAlerting},
+    detect_breaches::DetectBreaches,
+    memory::Memory,
+};
 use aws_sdk_dynamodb::types::AttributeValue;
-use contracts::{Metric, Saga, Sensor, SensorId, events::SensorsProvisioned};
+use contracts::{Metric, Saga, Sensor, SensorId, events::SensorsProvisioned, readings::Bundle};
+use cost::{
+    counted::{Alert, Bundles, Readings, Records},
+    docs, units,
+};
+use events::publisher::Publisher;
+use flate2::{Compression, read::GzEncoder};
 use lambda::{Deadline, Step};
 use quarantine::Quarantine;
 use serde_json::{json, value::to_raw_value};
+use store::EventRow;
 use surfrad::Day;
 use telemetry::{
     project_sensors::ProjectSensors, register::Register, store_readings::StoreReadings,
@@ -16,77 +29,171 @@ use telemetry::{
 use testkit::{
     Dynamo,
     chance::Chance,
-    dynamo::READINGS,
+    dynamo::{ALERTING, EVENTS, READINGS},
     http::Stub,
     mapping::{self, Stream},
     sample::{self, noon, saga},
+    template::root,
 };
 
-const START: &str = "<!-- reading-units: by `make write-units` -->\n";
-const END: &str = "<!-- /reading-units -->";
-
-/// The day's bundles through store-readings, then all of them again.
-async fn line(day: &Day, minutes: u32, what: &str, most: f64) -> String {
-    let dynamo = Dynamo::start().await;
-    let readings = || dynamo.table(READINGS);
-    let saga = saga("alamosa");
-    let metrics: Vec<_> = day.columns.iter().map(|column| column.metric).collect();
-    let sensors = provision(&dynamo, saga, &metrics).await;
-    let queue = Stub::start(|_| (200, json!({ "MessageId": "1" }))).await;
-    let step = StoreReadings {
-        readings: readings(),
-        register: Register::new(readings(), Duration::from_hours(1)),
-        quarantine: Quarantine {
-            queues: aws_sdk_sqs::Client::new(&queue.config()),
-            url: queue.url(),
-            source: "store-readings",
-        },
-    };
-    let bundles = day.bundles(saga.site_id, &sensors, minutes).expect("the day in bundles");
-    let mut stream = Stream::new(Chance::of(1));
-    let records: Vec<_> = bundles
-        .iter()
-        .map(|bundle| {
-            let data = serde_json::to_vec(bundle).expect("JSON");
-            stream.put(&saga.site_id.to_string(), data, Duration::ZERO)
-        })
-        .collect();
-    let event = to_raw_value(&mapping::event(&records)).expect("an event");
-    let deliver = async || {
-        let deadline = Deadline::after(Duration::from_mins(1));
-        let answer = step.handle(&event, deadline).await.expect("an answer");
-        assert_eq!(answer.batch_item_failures, []);
-    };
-    // A function that runs knows its sensors.
-    let known = step.register.admit(saga.site_id, sensors.values().copied());
-    known.await.expect("active sensors");
-    drop(dynamo.take_usage());
-
-    deliver().await;
-    let usage = dynamo.take_usage();
-    let stored = rows(&dynamo).await;
-    let count = stored.len() - sensors.len();
-    let puts = u32::try_from(count).expect("few rows");
-    assert_eq!(usage.calls, BTreeMap::from([("PutItem".to_owned(), puts)]), "no reads");
-
-    deliver().await;
-    assert_eq!(rows(&dynamo).await, stored, "a repeated bundle writes nothing");
-    assert_eq!(queue.take_calls().len(), 0, "nothing is quarantined");
-
-    let samples: usize = bundles.iter().map(contracts::readings::Bundle::samples).sum();
-    assert_eq!(samples, day.samples());
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-    let each = usage.write_units / samples as f64;
-    assert!(each <= most, "{each} write units a reading, not {most}");
-    format!(
-        "| {what} | {} | {samples} | {count} | {} | {each:.4} | 0 |\n",
-        bundles.len(),
-        usage.write_units
-    )
+/// A station whose sensors are known and watched, with limits that its day stays within.
+struct Station {
+    dynamo: Dynamo,
+    saga: Saga,
+    sensors: Vec<Sensor>,
 }
 
-/// The table's rows, bytes and all.
-async fn rows(dynamo: &Dynamo) -> Vec<BTreeMap<String, AttributeValue>> {
+impl Station {
+    async fn of(day: &Day) -> Self {
+        let dynamo = Dynamo::start().await;
+        let saga = saga("alamosa");
+        let metrics: Vec<_> = day.columns.iter().map(|column| column.metric).collect();
+        let mut sensors: Vec<Sensor> = sample::sensors(saga, &metrics);
+        for sensor in &mut sensors {
+            (sensor.min, sensor.max) = (Some(-1e6), Some(1e6));
+        }
+        let provisioned = SensorsProvisioned { site_id: saga.site_id, sensors: sensors.clone() };
+        let mut event = sample::event("project-sensors");
+        event["detail"]["data"] = json!(provisioned);
+        let command = serde_json::from_value(event).expect("project-sensors' event");
+        let project = ProjectSensors { readings: dynamo.table(READINGS) };
+        project.run(command, noon(1)).await.expect("known");
+        let configure =
+            ConfigureAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() };
+        let command = configure_alerting::Command { saga, sensors: sensors.clone() };
+        configure.run(command, noon(1)).await.expect("watched");
+        drop(dynamo.take_usage());
+        Self { dynamo, saga, sensors }
+    }
+
+    fn by_metric(&self) -> BTreeMap<Metric, SensorId> {
+        self.sensors.iter().map(|sensor| (sensor.metric, sensor.sensor_id)).collect()
+    }
+
+    fn detector(&self) -> DetectBreaches {
+        DetectBreaches {
+            alerting: self.dynamo.table(ALERTING),
+            outbox: self.dynamo.outbox(),
+            memory: Memory::default(),
+        }
+    }
+
+    /// The bundles through store-readings, then all of them again, and through detect-breaches.
+    async fn count(&self, minutes: u32, bundles: &[Bundle]) -> Bundles {
+        let dynamo = &self.dynamo;
+        let readings = || dynamo.table(READINGS);
+        let queue = Stub::start(|_| (200, json!({ "MessageId": "1" }))).await;
+        let step = StoreReadings {
+            readings: readings(),
+            register: Register::new(readings(), Duration::from_hours(1)),
+            quarantine: Quarantine {
+                queues: aws_sdk_sqs::Client::new(&queue.config()),
+                url: queue.url(),
+                source: "store-readings",
+            },
+        };
+        let (mut plain, mut gzip) = (Records::default(), Records::default());
+        let mut stream = Stream::new(Chance::of(1));
+        let key = self.saga.site_id.to_string();
+        let records: Vec<_> = bundles
+            .iter()
+            .map(|bundle| {
+                let data = serde_json::to_vec(bundle).expect("JSON");
+                plain.add(&data, &key);
+                gzip.add(&packed(&data), &key);
+                stream.put(&key, data, Duration::ZERO)
+            })
+            .collect();
+        let event = to_raw_value(&mapping::event(&records)).expect("an event");
+        let deadline = || Deadline::after(Duration::from_mins(1));
+        let deliver = async || {
+            let answer = step.handle(&event, deadline()).await.expect("an answer");
+            assert_eq!(answer.batch_item_failures, []);
+        };
+        // A function that runs knows its sensors.
+        let known = step.register.admit(self.saga.site_id, self.by_metric().into_values());
+        known.await.expect("active sensors");
+        drop(dynamo.take_usage());
+
+        deliver().await;
+        let usage = dynamo.take_usage();
+        let stored = rows(dynamo).await;
+        let series = stored.iter().filter(|row| row.contains_key("samples"));
+        let (rows_stored, row_bytes) = (series.clone().count(), series.map(stored_bytes).sum());
+        let puts = BTreeMap::from([("PutItem".to_owned(), number(rows_stored))]);
+        assert_eq!(usage.calls, puts, "no reads");
+
+        deliver().await;
+        assert_eq!(rows(dynamo).await, stored, "a repeated bundle writes nothing");
+        assert_eq!(queue.take_calls().len(), 0, "nothing is quarantined");
+        drop(dynamo.take_usage());
+
+        let answer = self.detector().handle(&event, deadline()).await.expect("an answer");
+        assert_eq!(answer.batch_item_failures, []);
+        let looks = BTreeMap::from([("GetItem".to_owned(), number(bundles.len()))]);
+        assert_eq!(dynamo.take_usage().calls, looks, "nothing changes, so nothing is written");
+
+        Bundles {
+            minutes,
+            bundles: number(bundles.len()),
+            readings: number(bundles.iter().map(Bundle::samples).sum()),
+            rows: number(rows_stored),
+            write_units: usage.write_units,
+            row_bytes,
+            plain,
+            gzip,
+            alerting_read_units: bundles.len() as u64 * units::read_units(self.watch_bytes().await),
+        }
+    }
+
+    /// Of the row that detect-breaches reads.
+    async fn watch_bytes(&self) -> u64 {
+        let table = self.dynamo.table(ALERTING);
+        let items = table.client().scan().table_name(ALERTING).send().await.expect("a scan");
+        let [row] = items.items() else { panic!("one row: {items:?}") };
+        stored_bytes(&row.clone().into_iter().collect())
+    }
+
+    /// A sensor leaves its limits: the change of state with its event, then the event's publishing.
+    async fn alert(&self, day: &Day) -> Alert {
+        let bundles = day.bundles(self.saga.site_id, &self.by_metric(), 15).expect("bundles");
+        let mut bundle = bundles[0].clone();
+        bundle.series.truncate(1);
+        bundle.series[0].samples.truncate(1);
+        bundle.series[0].samples[0].1 = 2e6;
+        let mut stream = Stream::new(Chance::of(1));
+        let data = serde_json::to_vec(&bundle).expect("JSON");
+        let record = stream.put(&self.saga.site_id.to_string(), data, Duration::ZERO);
+        let event = to_raw_value(&mapping::event(&[record])).expect("an event");
+        let before = self.dynamo.rows(EVENTS).await.len();
+        drop(self.dynamo.take_usage());
+        let deadline = || Deadline::after(Duration::from_mins(1));
+        let answer = self.detector().handle(&event, deadline()).await.expect("an answer");
+        assert_eq!(answer.batch_item_failures, []);
+        let detect_write_units = self.dynamo.take_usage().write_units;
+
+        let stored = self.dynamo.rows(EVENTS).await.into_iter();
+        let stored = stored.map(|row| serde_json::from_value(row).expect("an event's row"));
+        let stored: Vec<EventRow> = stored.collect();
+        assert_eq!(stored.len(), before + 1, "one event");
+        let told = stored.into_iter().filter(|row| row.kind == "ReadingBreachedThreshold");
+        let bus = Stub::start(|_| {
+            (200, json!({ "FailedEntryCount": 0, "Entries": [{ "EventId": "1" }] }))
+        });
+        let publisher = Publisher {
+            events: self.dynamo.table(EVENTS),
+            bus: aws_sdk_eventbridge::Client::new(&bus.await.config()),
+            bus_name: "bus".to_owned(),
+        };
+        assert_eq!(publisher.publish(told.collect(), deadline()).await, []);
+        Alert { detect_write_units, publish_write_units: self.dynamo.take_usage().write_units }
+    }
+}
+
+type Row = BTreeMap<String, AttributeValue>;
+
+/// The readings table's rows, bytes and all.
+async fn rows(dynamo: &Dynamo) -> Vec<Row> {
     let table = dynamo.table(READINGS);
     let mut pages = table.client().scan().table_name(READINGS).into_paginator().items().send();
     let mut rows = Vec::new();
@@ -96,38 +203,120 @@ async fn rows(dynamo: &Dynamo) -> Vec<BTreeMap<String, AttributeValue>> {
     rows
 }
 
-async fn provision(dynamo: &Dynamo, saga: Saga, metrics: &[Metric]) -> BTreeMap<Metric, SensorId> {
-    let sensors: Vec<Sensor> = sample::sensors(saga, metrics);
-    let known = sensors.iter().map(|sensor| (sensor.metric, sensor.sensor_id)).collect();
-    let provisioned = SensorsProvisioned { site_id: saga.site_id, sensors };
-    let mut event = sample::event("project-sensors");
-    event["detail"]["data"] = json!(provisioned);
-    let command = serde_json::from_value(event).expect("project-sensors' event");
-    ProjectSensors { readings: dynamo.table(READINGS) }.run(command, noon(1)).await.expect("known");
-    known
+/// As DynamoDB counts a row: names and values, a number by pairs of its digits.
+fn stored_bytes(row: &Row) -> u64 {
+    fn value_bytes(value: &AttributeValue) -> usize {
+        match value {
+            AttributeValue::S(text) => text.len(),
+            AttributeValue::N(number) => {
+                number.bytes().filter(u8::is_ascii_digit).count().div_ceil(2) + 1
+            }
+            AttributeValue::B(bytes) => bytes.as_ref().len(),
+            AttributeValue::L(values) => {
+                3 + values.iter().map(|value| 1 + value_bytes(value)).sum::<usize>()
+            }
+            AttributeValue::M(members) => {
+                let members = members.iter();
+                3 + members.map(|(name, value)| 1 + name.len() + value_bytes(value)).sum::<usize>()
+            }
+            _ => 1,
+        }
+    }
+    row.iter().map(|(name, value)| (name.len() + value_bytes(value)) as u64).sum()
+}
+
+fn packed(data: &[u8]) -> Vec<u8> {
+    let mut packed = Vec::new();
+    GzEncoder::new(data, Compression::default()).read_to_end(&mut packed).expect("gzip");
+    packed
+}
+
+fn number(of: usize) -> u32 {
+    u32::try_from(of).expect("few of them")
+}
+
+/// An hour of the day, each reading in a bundle of its own.
+fn single(bundles: &[Bundle]) -> Vec<Bundle> {
+    let hour = bundles[0].clone();
+    let series = hour.series.iter().enumerate();
+    let readings = series.flat_map(|(place, series)| {
+        let samples = series.samples.iter().map(move |sample| (place, series.sensor_id, *sample));
+        samples.collect::<Vec<_>>()
+    });
+    readings
+        .map(|(place, sensor_id, sample)| Bundle {
+            // As long as ids of bundles are that loggers give.
+            bundle_id: format!("{}/{place:02}", sample.0).replace('/', "-").parse().expect("an id"),
+            site_id: hour.site_id,
+            series: vec![contracts::readings::Series { sensor_id, samples: vec![sample] }],
+        })
+        .collect()
+}
+
+fn line(what: &str, counted: &Bundles) -> Vec<String> {
+    let Bundles { bundles, readings, rows, write_units, row_bytes, plain, gzip, .. } = counted;
+    let each = write_units / f64::from(*readings);
+    [
+        what.to_owned(),
+        bundles.to_string(),
+        readings.to_string(),
+        rows.to_string(),
+        write_units.to_string(),
+        format!("{each:.4}"),
+        "0".to_owned(),
+        row_bytes.to_string(),
+        (plain.bytes / u64::from(*bundles)).to_string(),
+        (gzip.bytes / u64::from(*bundles)).to_string(),
+    ]
+    .to_vec()
 }
 
 #[tokio::test]
 async fn the_docs_tell_what_a_reading_costs() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let day = Day::read(&root.join("../data/surfrad-alamosa-2016-01-01.dat")).expect("the day");
-    let mut counted = String::from(
-        "| bundles of | bundles | readings | rows | write units | per reading | reads |\n\
-         |---|---:|---:|---:|---:|---:|---:|\n",
-    );
+    let root = root();
+    let file = root.join("tests/data/surfrad-alamosa-2016-01-01.dat");
+    let day = Day::read(&file).expect("the day");
+    let cut = async |minutes| {
+        let station = Station::of(&day).await;
+        let sensors = station.by_metric();
+        let bundles = day.bundles(station.saga.site_id, &sensors, minutes).expect("bundles");
+        (station, bundles)
+    };
+    let (mut bundles, mut lines) = (Vec::new(), Vec::new());
     for (minutes, what, most) in
         [(15, "15 minutes", 0.1), (60, "an hour", 0.03), (1440, "a day", 0.03)]
     {
-        write!(counted, "{}", line(&day, minutes, what, most).await).expect("text");
+        let (station, cut) = cut(minutes).await;
+        let counted = station.count(minutes, &cut).await;
+        assert_eq!(counted.readings as usize, day.samples());
+        let each = counted.write_units / f64::from(counted.readings);
+        assert!(each <= most, "{each} write units a reading, not {most}");
+        lines.push(line(what, &counted));
+        bundles.push(counted);
     }
-    eprintln!("{counted}");
-    let path = root.join("../../docs/costs.md");
-    let docs = fs::read_to_string(&path).expect("docs/costs.md");
-    let (before, rest) = docs.split_once(START).expect("the table's start in docs/costs.md");
-    let (told, after) = rest.split_once(END).expect("the table's end in docs/costs.md");
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(&path, format!("{before}{START}{counted}{END}{after}")).expect("docs/costs.md");
-    } else {
-        assert_eq!(told, counted, "docs/costs.md tells another cost; run `make write-units`");
-    }
+    let (station, hours) = cut(60).await;
+    let single = station.count(0, &single(&hours)).await;
+    lines.insert(0, line("one reading (an hour of them)", &single));
+    let alert = station.alert(&day).await;
+
+    let head = [
+        "bundles of",
+        "bundles",
+        "readings",
+        "rows",
+        "write units",
+        "per reading",
+        "reads",
+        "bytes of rows",
+        "bytes of a bundle",
+        "as gzip",
+    ];
+    let right = [false, true, true, true, true, true, true, true, true, true];
+    let table = docs::table(&head, &right, &lines).expect("a table");
+    eprintln!("{table}");
+    docs::keep_table(&root.join("docs/cost.md"), "reading-units", &table)
+        .expect("as docs/cost.md has it; run `make write-units`");
+    let file = root.join("tests/cost/counted/readings.json");
+    docs::keep_json(&file, &Readings { bundles, single, alert })
+        .expect("as the cost model reads it; run `make write-units`");
 }

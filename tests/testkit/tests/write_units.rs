@@ -1,32 +1,37 @@
-//! What one onboarding costs in DynamoDB, counted, and told in docs/costs.md.
+//! What one onboarding costs in DynamoDB, and one that is undone: counted, told in docs/cost.md and
+//! in what the cost model reads.
 //!
-//! `UPDATE_DOCS=1 cargo test -p testkit` writes the table anew.
+//! `UPDATE_DOCS=1 cargo test -p testkit` writes them anew.
 
-use std::{fmt::Write, fs, path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use billing::{
+    cancel_subscription::CancelSubscription,
     initialize_subscription::{self, InitializeSubscription},
     provider::{KeySource, Prices, Provider},
     stripe::ApiKey,
 };
 use contracts::{
-    Envelope, Metric, Plan, Saga, Sensor, SensorId, Timestamp,
+    Envelope, Failure, Metric, Plan, Saga, Sensor, SensorId, Timestamp,
     events::Kits,
     inbound::{KitsDelivered, SensorRequest, SiteRegistration},
+};
+use cost::{
+    counted::{Effect, Onboardings},
+    docs,
 };
 use events::publisher::Publisher;
 use lambda::{Deadline, Step};
 use serde_json::{Value, json};
 use store::{EventRow, Idempotency};
+use telemetry::project_sensors::ProjectSensors;
 use testkit::{
     Dynamo,
-    dynamo::{ALERTING, BILLING, DEVICES, EVENTS, INVENTORY, SITES},
+    dynamo::{ALERTING, BILLING, DEVICES, EVENTS, INVENTORY, READINGS, SITES, Usage},
     http::{Call, Stub},
+    template::root,
 };
-
-const START: &str = "<!-- write-units: by `make write-units` -->\n";
-const END: &str = "<!-- /write-units -->";
 
 /// Three sensors of three metrics, as most sites of the demo have.
 fn registration() -> SiteRegistration {
@@ -73,179 +78,311 @@ async fn stripe() -> Stub {
             Some("payment_methods") => "pm_1MqLiJLkdIwHu7ixUEgbFdYF",
             _ => "sub_1MowQVLkdIwHu7ixeRlqHVzs",
         };
-        (200, json!({ "id": id, "status": "active" }))
+        // A list has the one that there is.
+        let one = json!({ "id": id, "status": "active" });
+        (200, json!({ "id": id, "status": "active", "has_more": false, "data": [one] }))
     })
     .await
 }
 
+/// An onboarding, and what it has cost so far.
 struct Account {
     dynamo: Dynamo,
-    lines: Vec<(String, String, f64)>,
+    bus: Stub,
+    stripe: Stub,
+    saga: Saga,
+    sensors: Vec<Sensor>,
+    effects: Vec<Effect>,
+    rows: Vec<&'static str>,
+}
+
+fn now() -> Timestamp {
+    "2026-11-21T12:00:00Z".parse().expect("a time")
 }
 
 impl Account {
-    fn book(&mut self, what: &str, rows: &str) {
-        let units = self.dynamo.take_usage().write_units;
-        self.lines.push((what.to_owned(), rows.to_owned(), units));
-    }
+    /// Kits are in stock, and a site is registered.
+    async fn open() -> Self {
+        let dynamo = Dynamo::start().await;
+        let (bus, stripe) = (bus().await, stripe().await);
+        let metrics =
+            [Metric::AirTemperature, Metric::RelativeHumidity, Metric::DownwellingShortwave];
+        let kits = metrics.map(|metric| Kits { metric, quantity: 10 }).to_vec();
+        let delivered = KitsDelivered { delivery_id: "D-1".to_owned(), kits };
+        inventory::receive_kits::ReceiveKits { inventory: dynamo.table(INVENTORY) }
+            .run(event(&delivered), now())
+            .await
+            .expect("kits in stock");
+        drop(dynamo.take_usage());
 
-    fn table(&self) -> String {
-        let mut text = String::from("| effect | rows written | write units |\n|---|---|---:|\n");
-        let mut sum = 0.0;
-        for (what, rows, units) in &self.lines {
-            writeln!(text, "| {what} | {rows} | {units} |").expect("text");
-            sum += units;
-        }
-        writeln!(text, "| **one onboarding** | | **{sum}** |").expect("text");
-        text
-    }
-}
-
-#[tokio::test]
-#[expect(clippy::too_many_lines, reason = "one onboarding, from its first to its last step")]
-async fn the_docs_tell_what_an_onboarding_costs() {
-    let dynamo = Dynamo::start().await;
-    let (bus, stripe) = (bus().await, stripe().await);
-    let now: Timestamp = "2026-11-21T12:00:00Z".parse().expect("a time");
-    let mut account = Account { dynamo, lines: Vec::new() };
-    let table = |account: &Account, name| account.dynamo.table(name);
-    let outbox = account.dynamo.outbox();
-
-    let metrics = [Metric::AirTemperature, Metric::RelativeHumidity, Metric::DownwellingShortwave];
-    let kits = metrics.map(|metric| Kits { metric, quantity: 10 }).to_vec();
-    let delivered = KitsDelivered { delivery_id: "D-1".to_owned(), kits };
-    inventory::receive_kits::ReceiveKits { inventory: table(&account, INVENTORY) }
-        .run(event(&delivered), now)
-        .await
-        .expect("kits in stock");
-    drop(account.dynamo.take_usage());
-
-    let registrar =
-        sites::registration::Registrar { sites: table(&account, SITES), outbox: outbox.clone() };
-    let registered =
-        registrar.register("http", "key", registration(), None, now).await.expect("a site");
-    account.book("create-site", "site, `SiteCreated`");
-
-    let saga = Saga {
-        onboarding_id: registered.onboarding_id,
-        site_id: registered.site_id,
-        causation_id: Some(uuid()),
-    };
-    let sensors: Vec<Sensor> = registration()
-        .sensors
-        .into_iter()
-        .enumerate()
-        .map(|(index, request)| Sensor {
+        let registrar =
+            sites::registration::Registrar { sites: dynamo.table(SITES), outbox: dynamo.outbox() };
+        let registered =
+            registrar.register("http", "key", registration(), None, now()).await.expect("a site");
+        let saga = Saga {
+            onboarding_id: registered.onboarding_id,
+            site_id: registered.site_id,
+            causation_id: Some(uuid()),
+        };
+        let sensors = registration().sensors.into_iter().enumerate();
+        let sensors = sensors.map(|(index, request)| Sensor {
             sensor_id: SensorId::of(saga.onboarding_id, index),
             metric: request.metric,
             unit: request.unit,
             min: request.min,
             max: request.max,
-        })
-        .collect();
-
-    inventory::reserve_kits::ReserveKits {
-        inventory: table(&account, INVENTORY),
-        outbox: outbox.clone(),
+        });
+        let sensors = sensors.collect();
+        let (effects, rows) = (Vec::new(), Vec::new());
+        let mut account = Self { dynamo, bus, stripe, saga, sensors, effects, rows };
+        account.book("create-site", 1, "site, `SiteCreated`");
+        account.book("start-onboarding", 1, "none");
+        account
     }
-    .run(inventory::reserve_kits::Command { saga, sensors: sensors.clone() }, now)
-    .await
-    .expect("kits reserved");
-    account.book("reserve-kits", "reservation, 3 of stock, `KitsReserved`");
 
-    devices::provision_sensors::ProvisionSensors {
-        devices: table(&account, DEVICES),
-        outbox: outbox.clone(),
+    /// Books what was used since the last booking.
+    fn book(&mut self, function: &str, invocations: u32, rows: &'static str) {
+        let Usage { calls, write_units } = self.dynamo.take_usage();
+        let function = function.to_owned();
+        self.effects.push(Effect { function, invocations, write_units, calls });
+        self.rows.push(rows);
     }
-    .run(devices::provision_sensors::Command { saga, sensors: sensors.clone() }, now)
-    .await
-    .expect("sensors provisioned");
-    account.book("provision-sensors", "sensors, `SensorsProvisioned`");
 
-    let prices = "community=a,standard=b,professional=c";
-    InitializeSubscription {
-        billing: table(&account, BILLING),
-        idempotency: Idempotency::new(table(&account, BILLING), Duration::from_secs(30)),
-        outbox: outbox.clone(),
-        provider: Provider::new(
-            stripe.url(),
+    fn idempotency(&self) -> Idempotency {
+        Idempotency::new(self.dynamo.table(BILLING), Duration::from_secs(30))
+    }
+
+    fn provider(&self) -> Provider {
+        let prices = "community=a,standard=b,professional=c";
+        Provider::new(
+            self.stripe.url(),
             KeySource::Given(ApiKey::new("sk_test").expect("a key")),
             Prices::parse("STRIPE_PRICES", prices).expect("prices"),
-        ),
+        )
     }
-    .run(
-        initialize_subscription::Command {
-            saga,
-            name: registration().name,
-            plan: Plan::Standard,
-            payment_method: registration().payment_method,
-        },
-        now,
-    )
-    .await
-    .expect("a subscription");
-    account.book(
-        "initialize-subscription",
-        "idempotency record begun, checkpoint, then subscription, record completed, \
-         `SubscriptionInitialized`",
-    );
 
-    alerting::configure_alerting::ConfigureAlerting {
-        alerting: table(&account, ALERTING),
-        outbox: outbox.clone(),
-    }
-    .run(alerting::configure_alerting::Command { saga, sensors }, now)
-    .await
-    .expect("alerting configured");
-    account.book("configure-alerting", "alerting, `AlertingConfigured`");
-
-    sites::activate_site::ActivateSite { sites: table(&account, SITES), outbox }
-        .run(saga, now)
+    /// The saga, up to its last step.
+    async fn onboard(&mut self) {
+        let (saga, sensors, outbox) = (self.saga, self.sensors.clone(), self.dynamo.outbox());
+        inventory::reserve_kits::ReserveKits {
+            inventory: self.dynamo.table(INVENTORY),
+            outbox: outbox.clone(),
+        }
+        .run(inventory::reserve_kits::Command { saga, sensors: sensors.clone() }, now())
         .await
-        .expect("the site activated");
-    account.book("activate-site", "site, `SiteActivated`");
+        .expect("kits reserved");
+        self.book("reserve-kits", 1, "reservation, 3 of stock, `KitsReserved`");
 
-    let rows: Vec<EventRow> = account
-        .dynamo
-        .rows(EVENTS)
+        devices::provision_sensors::ProvisionSensors {
+            devices: self.dynamo.table(DEVICES),
+            outbox: outbox.clone(),
+        }
+        .run(devices::provision_sensors::Command { saga, sensors: sensors.clone() }, now())
         .await
-        .into_iter()
-        .map(|row| serde_json::from_value(row).expect("an event's row"))
-        .collect();
-    assert_eq!(rows.len(), 6);
-    let publisher = Publisher {
-        events: table(&account, EVENTS),
-        bus: aws_sdk_eventbridge::Client::new(&bus.config()),
-        bus_name: "bus".to_owned(),
-    };
-    let deadline = Deadline::after(Duration::from_secs(5));
-    let unpublished = publisher.publish(rows.clone(), deadline).await;
-    assert_eq!(unpublished, []);
-    account.book("publish-events", "6 marks, each in the table and out of the index `unpublished`");
+        .expect("sensors provisioned");
+        self.book("provision-sensors", 1, "sensors, `SensorsProvisioned`");
 
-    let project = sites::project_site::ProjectSite { sites: table(&account, SITES) };
-    for row in rows.iter().filter(|row| !row.entity.starts_with("site#")) {
-        let envelope: Envelope<Value> = row.envelope().expect("an envelope");
-        let detail = serde_json::to_value(envelope).expect("JSON");
-        let detail: Envelope<sites::project_site::Data> =
-            serde_json::from_value(detail).expect("a step's event");
-        project.run(event(&detail), now).await.expect("projected");
-    }
-    account.book("project-site", "4 of the site's read model, one a step");
+        InitializeSubscription {
+            billing: self.dynamo.table(BILLING),
+            idempotency: self.idempotency(),
+            outbox: outbox.clone(),
+            provider: self.provider(),
+        }
+        .run(
+            initialize_subscription::Command {
+                saga,
+                name: registration().name,
+                plan: Plan::Standard,
+                payment_method: registration().payment_method,
+            },
+            now(),
+        )
+        .await
+        .expect("a subscription");
+        self.book(
+            "initialize-subscription",
+            1,
+            "idempotency record begun, checkpoint, then subscription, record completed, \
+             `SubscriptionInitialized`",
+        );
 
-    let counted = account.table();
-    eprintln!("{counted}");
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/costs.md");
-    let docs = fs::read_to_string(&path).expect("docs/costs.md");
-    let (before, rest) = docs.split_once(START).expect("the table's start in docs/costs.md");
-    let (told, after) = rest.split_once(END).expect("the table's end in docs/costs.md");
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(&path, format!("{before}{START}{counted}{END}{after}")).expect("docs/costs.md");
-    } else {
-        assert_eq!(told, counted, "docs/costs.md tells another cost; run `make write-units`");
+        alerting::configure_alerting::ConfigureAlerting {
+            alerting: self.dynamo.table(ALERTING),
+            outbox,
+        }
+        .run(alerting::configure_alerting::Command { saga, sensors }, now())
+        .await
+        .expect("alerting configured");
+        self.book("configure-alerting", 1, "alerting, `AlertingConfigured`");
     }
+
+    /// Its last step.
+    async fn activate(&mut self) {
+        let outbox = self.dynamo.outbox();
+        sites::activate_site::ActivateSite { sites: self.dynamo.table(SITES), outbox }
+            .run(self.saga, now())
+            .await
+            .expect("the site activated");
+        self.book("activate-site", 1, "site, `SiteActivated`");
+    }
+
+    /// The last step failed before it did anything: the teardown.
+    async fn undo(&mut self) {
+        let (saga, outbox) = (self.saga, self.dynamo.outbox());
+        self.book("activate-site", 1, "none: it failed");
+
+        let alerting = self.dynamo.table(ALERTING);
+        alerting::remove_alerting::RemoveAlerting { alerting, outbox: outbox.clone() }
+            .run(saga, now())
+            .await
+            .expect("no alerting");
+        self.book("remove-alerting", 1, "tombstone, `AlertingRemoved`");
+
+        CancelSubscription {
+            billing: self.dynamo.table(BILLING),
+            idempotency: self.idempotency(),
+            outbox: outbox.clone(),
+            provider: self.provider(),
+        }
+        .run(saga, now())
+        .await
+        .expect("no subscription");
+        self.book("cancel-subscription", 1, "fence, then tombstone, `SubscriptionCancelled`");
+
+        let devices = self.dynamo.table(DEVICES);
+        devices::deprovision_sensors::DeprovisionSensors { devices, outbox: outbox.clone() }
+            .run(saga, now())
+            .await
+            .expect("no sensors");
+        self.book("deprovision-sensors", 1, "tombstone, `SensorsDeprovisioned`");
+
+        let inventory = self.dynamo.table(INVENTORY);
+        inventory::release_kits::ReleaseKits { inventory, outbox: outbox.clone() }
+            .run(saga, now())
+            .await
+            .expect("kits in stock again");
+        self.book("release-kits", 1, "tombstone, 3 of stock, `KitsReleased`");
+
+        let failure = Some(Failure {
+            step: "ActivateSite".to_owned(),
+            error: "Internal".to_owned(),
+            message: "panicked: index out of bounds".to_owned(),
+        });
+        sites::close_site::CloseSite { sites: self.dynamo.table(SITES), outbox }
+            .run(sites::close_site::Command { saga, failure }, now())
+            .await
+            .expect("the site closed");
+        self.book("close-site", 1, "site, `SiteRejected`");
+        self.book("recover-onboarding", 1, "none: all was undone");
+    }
+
+    /// What became of the events: published, and projected.
+    async fn publish(&mut self, rows: [&'static str; 3]) {
+        let stored = self.dynamo.rows(EVENTS).await.into_iter();
+        let stored = stored.map(|row| serde_json::from_value(row).expect("an event's row"));
+        let mut stored: Vec<EventRow> = stored.collect();
+        stored.sort_by_key(|row| (row.entity.clone(), row.sequence));
+        let publisher = Publisher {
+            events: self.dynamo.table(EVENTS),
+            bus: aws_sdk_eventbridge::Client::new(&self.bus.config()),
+            bus_name: "bus".to_owned(),
+        };
+        // One at a time, as they come one after the other.
+        for row in &stored {
+            let deadline = Deadline::after(Duration::from_secs(5));
+            assert_eq!(publisher.publish(vec![row.clone()], deadline).await, []);
+        }
+        let [marks, steps, sensors] = rows;
+        self.book("publish-events", count(stored.len()), marks);
+
+        let project = sites::project_site::ProjectSite { sites: self.dynamo.table(SITES) };
+        let (mut projected, mut changed) = (0, Vec::new());
+        for row in stored.iter().filter(|row| !row.entity.starts_with("site#")) {
+            project.run(event(&detail(row)), now()).await.expect("projected");
+            projected += 1;
+            if row.entity.starts_with("sensors#") {
+                changed.push(row);
+            }
+        }
+        self.book("project-site", projected, steps);
+
+        let project = ProjectSensors { readings: self.dynamo.table(READINGS) };
+        for row in &changed {
+            project.run(event(&detail(row)), now()).await.expect("projected");
+        }
+        self.book("project-sensors", count(changed.len()), sensors);
+    }
+
+    /// As docs/cost.md tells it.
+    fn table(&self, whole: &str) -> String {
+        let mut lines: Vec<_> = self
+            .effects
+            .iter()
+            .zip(&self.rows)
+            .map(|(Effect { function, invocations, write_units, .. }, rows)| {
+                [function, &invocations.to_string(), *rows, &write_units.to_string()]
+                    .map(str::to_owned)
+                    .to_vec()
+            })
+            .collect();
+        let invocations: u32 = self.effects.iter().map(|effect| effect.invocations).sum();
+        let units: f64 = self.effects.iter().map(|effect| effect.write_units).sum();
+        let sum = [whole, &format!("**{invocations}**"), "", &format!("**{units}**")];
+        lines.push(sum.map(str::to_owned).to_vec());
+        let head = ["function", "invoked", "rows written", "write units"];
+        docs::table(&head, &[false, true, false, true], &lines).expect("a table")
+    }
+}
+
+/// What comes to a projection.
+fn detail<D: serde::de::DeserializeOwned>(row: &EventRow) -> Envelope<D> {
+    let envelope: Envelope<Value> = row.envelope().expect("an envelope");
+    serde_json::from_value(serde_json::to_value(envelope).expect("JSON")).expect("a step's event")
+}
+
+fn count(of: usize) -> u32 {
+    u32::try_from(of).expect("few of them")
 }
 
 fn uuid() -> uuid::Uuid {
     "2835a360-0211-5136-bc2a-17eca187a972".parse().expect("a UUID")
+}
+
+#[tokio::test]
+async fn the_docs_tell_what_an_onboarding_costs() {
+    let mut done = Account::open().await;
+    done.onboard().await;
+    done.activate().await;
+    done.publish([
+        "6 marks, each in the table and out of the index `unpublished`",
+        "4 of the site's read model, one a step",
+        "3 of the register of sensors",
+    ])
+    .await;
+
+    let mut undone = Account::open().await;
+    undone.onboard().await;
+    undone.undo().await;
+    undone
+        .publish([
+            "10 marks, each in the table and out of the index `unpublished`",
+            "8 of the site's read model, one a step",
+            "3 of the register of sensors, twice",
+        ])
+        .await;
+
+    let root = root();
+    let page = root.join("docs/cost.md");
+    let tables = [
+        ("write-units", done.table("**one onboarding**")),
+        ("undone-units", undone.table("**one that fails at its last step**")),
+    ];
+    for (name, table) in tables {
+        eprintln!("{table}");
+        docs::keep_table(&page, name, &table)
+            .expect("as docs/cost.md has it; run `make write-units`");
+    }
+    let counted = Onboardings { done: done.effects, undone: undone.effects };
+    let file = root.join("tests/cost/counted/onboarding.json");
+    docs::keep_json(&file, &counted).expect("as the cost model reads it; run `make write-units`");
 }

@@ -1,0 +1,125 @@
+//! How often Lambda invokes a function for a stream, and for how long.
+
+use crate::{
+    data::{Amounts, Assumptions, Item, Mapping},
+    units::{DAYS, GIGABYTE, SECONDS, gigabyte_seconds, share_of_a_core, traces},
+};
+
+/// What a function does with a record, and beside.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Work {
+    /// In MB.
+    pub memory: f64,
+    /// Milliseconds of a whole core that an invocation takes beside its records.
+    pub invocation: f64,
+    /// Milliseconds of a whole core that a record takes.
+    pub record: f64,
+    /// Milliseconds that a record waits for others.
+    pub wait: f64,
+    /// Records that wait together.
+    pub side_by_side: f64,
+    /// What an invocation logs itself, in bytes.
+    pub log_bytes: f64,
+}
+
+impl Work {
+    /// Milliseconds that an invocation with so many records takes. Nothing is computed while it
+    /// waits, which is more than it takes.
+    #[must_use]
+    pub fn millis(&self, records: f64) -> f64 {
+        let computed = (self.invocation + records * self.record) / share_of_a_core(self.memory);
+        computed + (records / self.side_by_side).ceil() * self.wait
+    }
+}
+
+/// The most records of a batch: as the mapping says, or as an event has room for, in base64.
+#[must_use]
+pub fn batch(mapping: Mapping, record_bytes: f64, assumed: &Assumptions) -> f64 {
+    let in_event = (record_bytes / 3.0).ceil() * 4.0 + assumed.record_envelope;
+    mapping.batch_size.min((assumed.largest_event / in_event).floor()).max(1.0)
+}
+
+/// Invocations a second for so many records a second: none waits for others to fill its batch, so
+/// few records come one by one, and more of them with every look at a shard, in its lanes.
+#[must_use]
+pub fn invocations(records: f64, lanes: f64, batch: f64, polls: f64) -> f64 {
+    records.min((lanes * polls).max(records / batch))
+}
+
+/// Of a function that is invoked so often a second and then takes so many milliseconds: what a month
+/// of it comes to.
+#[must_use]
+pub fn month(invocations: f64, millis: f64, work: &Work, assumed: &Assumptions) -> Amounts {
+    let seconds = DAYS * SECONDS;
+    let logged =
+        work.log_bytes + assumed.platform_log_bytes + assumed.log_lines * assumed.log_line_bytes;
+    let traced = traces(invocations, assumed.traces_certain, assumed.traces_part);
+    Amounts::from([
+        (Item::Request, invocations * seconds),
+        (Item::GigabyteSecond, invocations * seconds * gigabyte_seconds(millis, work.memory)),
+        (Item::LogGigabyte, invocations * seconds * logged / GIGABYTE),
+        (Item::Trace, traced * seconds),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAPPING: Mapping = Mapping { batch_size: 500.0, parallelization_factor: 4.0 };
+
+    fn near(one: f64, other: f64) {
+        assert!((one - other).abs() < 1e-9, "{one}, not {other}");
+    }
+
+    #[test]
+    fn few_records_come_one_by_one_and_many_in_batches() {
+        // Four shards of four lanes each.
+        near(invocations(0.5, 16.0, 500.0, 1.0), 0.5);
+        near(invocations(100.0, 16.0, 500.0, 1.0), 16.0);
+        near(invocations(10_000.0, 16.0, 500.0, 1.0), 20.0);
+    }
+
+    #[test]
+    fn large_records_fill_an_event_before_the_batch_is_full() {
+        let assumed = crate::readings::tests::assumed();
+        // 6,000,000 bytes: 300,000 of data are 400,000 of base64, and 500 beside.
+        near(batch(MAPPING, 300_000.0, &assumed), 14.0);
+        near(batch(MAPPING, 300.0, &assumed), 500.0);
+        near(batch(MAPPING, 9e6, &assumed), 1.0);
+    }
+
+    #[test]
+    fn an_invocation_computes_with_its_share_of_a_core_and_waits_beside() {
+        let work = Work {
+            memory: 884.5,
+            invocation: 1.0,
+            record: 0.5,
+            wait: 5.0,
+            side_by_side: 8.0,
+            log_bytes: 0.0,
+        };
+        // (1 + 9 x 0.5) at half a core are 11 ms; nine records wait twice.
+        near(work.millis(9.0), 11.0 + 10.0);
+    }
+
+    #[test]
+    fn a_month_of_an_invocation_a_second() {
+        let assumed = crate::readings::tests::assumed();
+        let work = Work {
+            memory: 512.0,
+            invocation: 0.0,
+            record: 0.0,
+            wait: 0.0,
+            side_by_side: 1.0,
+            log_bytes: 424.0,
+        };
+        let month = month(1.0, 10.0, &work, &assumed);
+        near(month[&Item::Request], 2_592_000.0);
+        // 10 ms of half a gigabyte.
+        near(month[&Item::GigabyteSecond], 12_960.0);
+        near(month[&Item::Trace], 2_592_000.0);
+        // 424 of its own, 500 of Lambda's, 4 lines of 25 bytes more: 1,024.
+        near(month[&Item::LogGigabyte], 2_592_000.0 * 1024.0 / 1_073_741_824.0);
+    }
+}

@@ -1,0 +1,163 @@
+//! What an onboarding costs.
+
+use anyhow::Result;
+
+use crate::{
+    counted::Effect,
+    data::{Amounts, Item},
+    inputs::Inputs,
+    machine::transitions,
+    readings::plus,
+    units::{GIGABYTE, gigabyte_seconds, share_of_a_core},
+};
+
+/// The last step.
+const LAST: &str = "ActivateSite";
+/// What is commanded by queue.
+const BY_QUEUE: [&str; 2] = ["initialize-subscription", "cancel-subscription"];
+/// What tells how many events there are: one invocation for each.
+pub const PUBLISHER: &str = "publish-events";
+
+/// In what a step is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// As it is here.
+    Here,
+    /// With Powertools for Python: the same calls, and an idempotency record for each invocation.
+    Powertools,
+}
+
+/// One that goes through.
+pub fn done(inputs: &Inputs, written: Written) -> Result<Amounts> {
+    amounts(inputs, &inputs.onboardings.done, None, written)
+}
+
+/// One that fails at its last step.
+pub fn undone(inputs: &Inputs, written: Written) -> Result<Amounts> {
+    amounts(inputs, &inputs.onboardings.undone, Some(LAST), written)
+}
+
+/// Events that are published.
+#[must_use]
+pub fn events(effects: &[Effect]) -> f64 {
+    let published = effects.iter().find(|effect| effect.function == PUBLISHER);
+    published.map_or(0.0, |effect| f64::from(effect.invocations))
+}
+
+/// A sensor leaves its limits, or comes back: the change of state and its event, published.
+/// detect-breaches runs for the bundle in any case.
+pub fn alert(inputs: &Inputs) -> Result<Amounts> {
+    let alert = inputs.readings.alert;
+    let published = invocation(inputs, PUBLISHER, Written::Here)?;
+    let written = alert.detect_write_units + alert.publish_write_units;
+    Ok(plus(published, &Amounts::from([(Item::WriteUnit, written), (Item::Event, 1.0)])))
+}
+
+fn amounts(
+    inputs: &Inputs,
+    effects: &[Effect],
+    failing: Option<&str>,
+    written: Written,
+) -> Result<Amounts> {
+    let transitions = transitions(&inputs.saga, &inputs.teardown, failing)?;
+    let mut amounts = Amounts::from([
+        (Item::Transition, f64::from(transitions)),
+        (Item::Event, events(effects)),
+        (Item::ApiRequest, 1.0),
+    ]);
+    for Effect { function, invocations, write_units, .. } in effects {
+        for _ in 0..*invocations {
+            amounts = plus(amounts, &invocation(inputs, function, written)?);
+        }
+        amounts = plus(amounts, &Amounts::from([(Item::WriteUnit, *write_units)]));
+    }
+    Ok(amounts)
+}
+
+/// Milliseconds that an invocation of a function of ours takes.
+pub fn millis(inputs: &Inputs, function: &str) -> Result<f64> {
+    let Inputs { assumed, figures, .. } = inputs;
+    let ours = figures.function(function)?;
+    let (aws, provider) = ours.calls();
+    let waits = aws * assumed.aws_millis + provider * assumed.provider_millis;
+    Ok(ours.millis() / share_of_a_core(inputs.memory(function)) + waits)
+}
+
+/// An invocation, but for what it writes.
+fn invocation(inputs: &Inputs, function: &str, written: Written) -> Result<Amounts> {
+    let Inputs { assumed, figures, .. } = inputs;
+    let ours = figures.function(function)?;
+    let memory = inputs.memory(function);
+    let mut millis = millis(inputs, function)?;
+    let (mut logs, mut units) = (ours.log_bytes(), 0.0);
+    if written == Written::Powertools {
+        let python = figures.peer("python")?;
+        millis += (python.millis() - ours.millis()) / share_of_a_core(memory);
+        millis += assumed.peer_record_calls * assumed.aws_millis;
+        (logs, units) = (python.log_bytes(), assumed.peer_record_units);
+    }
+    let logged = logs + assumed.platform_log_bytes + assumed.log_lines * assumed.log_line_bytes;
+    let queued = if BY_QUEUE.contains(&function) { assumed.queue_requests } else { 0.0 };
+    Ok(Amounts::from([
+        (Item::WriteUnit, units),
+        (Item::Request, 1.0),
+        (Item::GigabyteSecond, gigabyte_seconds(millis, memory)),
+        (Item::LogGigabyte, logged / GIGABYTE),
+        // At most: where the one before it is traced, it belongs to the same trace.
+        (Item::Trace, 1.0),
+        (Item::QueueRequest, queued),
+    ]))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn near(one: f64, other: f64) {
+        assert!((one - other).abs() < 1e-9 * other.abs().max(1.0), "{one}, not {other}");
+    }
+
+    fn inputs() -> Inputs {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let mut inputs = Inputs::read(&root).expect("the repository's");
+        let effect = |function: &str, invocations, write_units| Effect {
+            function: function.to_owned(),
+            invocations,
+            write_units,
+            calls: std::collections::BTreeMap::new(),
+        };
+        inputs.onboardings.done = vec![
+            effect("create-site", 1, 10.0),
+            effect("initialize-subscription", 1, 11.0),
+            effect(PUBLISHER, 2, 4.0),
+        ];
+        inputs
+    }
+
+    #[test]
+    fn an_onboarding_is_its_effects_transitions_and_events() -> Result<()> {
+        let inputs = inputs();
+        let done = done(&inputs, Written::Here)?;
+        near(done[&Item::WriteUnit], 25.0);
+        near(done[&Item::Request], 4.0);
+        near(done[&Item::Event], 2.0);
+        // One command: sent, received, deleted.
+        near(done[&Item::QueueRequest], 3.0);
+        near(done[&Item::Transition], 5.0);
+        let with = super::done(&inputs, Written::Powertools)?;
+        near(with[&Item::WriteUnit], 25.0 + 4.0 * 2.0);
+        near(with[&Item::Transition], 5.0);
+        assert!(with[&Item::GigabyteSecond] > done[&Item::GigabyteSecond]);
+        Ok(())
+    }
+
+    #[test]
+    fn one_that_is_undone_enters_both_machines() -> Result<()> {
+        // Five steps, the compensation, the end; in the teardown its beginning, five steps, a look
+        // back, the end.
+        near(undone(&inputs(), Written::Here)?[&Item::Transition], 7.0 + 8.0);
+        Ok(())
+    }
+}

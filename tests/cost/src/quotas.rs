@@ -1,0 +1,87 @@
+//! What of AWS's quotas is used, and which binds first.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+
+use crate::{
+    data::{Item, Limit},
+    inputs::Inputs,
+    onboarding,
+    readings::Design,
+};
+
+/// How much of each is used.
+pub type Uses = BTreeMap<Limit, f64>;
+
+impl Design<'_> {
+    /// What so many readings a day use at their peak.
+    pub fn uses(&self, inputs: &Inputs, readings_a_day: f64) -> Result<Uses> {
+        let record = self.record(inputs)?;
+        let peak = self.peak(inputs, readings_a_day)?;
+        let shards = self.shards(inputs, peak)?.max(inputs.assumed.least_shards);
+        let flow = self.flow(inputs, peak, shards)?;
+        let (watch, _) = self.watch(inputs, peak, shards)?;
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        let largest = self.bundles.plain.largest as f64;
+        let bytes = peak * record.bytes;
+        let writes = peak * record.write_units;
+        Ok(Uses::from([
+            (Limit::StreamBytes, bytes),
+            (Limit::NewStreamBytes, bytes),
+            (Limit::RecordBytes, largest),
+            (Limit::Concurrency, flow.at_once() + watch.at_once()),
+            (Limit::TableWrites, writes),
+            (Limit::NewTableWrites, writes),
+            (Limit::PostReadings, peak),
+            (Limit::ApiRequests, peak),
+        ]))
+    }
+}
+
+/// What an onboarding uses, if one comes a second.
+pub fn of_an_onboarding(inputs: &Inputs) -> Result<Uses> {
+    let amounts = onboarding::done(inputs, onboarding::Written::Here)?;
+    let effects = &inputs.onboardings.done;
+    let heard = ["start-onboarding", "project-site", "project-sensors"];
+    let heard = effects.iter().filter(|effect| heard.contains(&effect.function.as_str()));
+    let seconds = effects.iter().map(|effect| {
+        let millis = onboarding::millis(inputs, &effect.function)?;
+        Ok(f64::from(effect.invocations) * millis / 1000.0)
+    });
+    let seconds = seconds.sum::<Result<f64>>()?;
+    Ok(Uses::from([
+        (Limit::PostSites, 1.0),
+        (Limit::StartExecutions, 1.0),
+        (Limit::Transitions, amounts[&Item::Transition]),
+        (Limit::PutEvents, amounts[&Item::Event]),
+        (Limit::TargetInvocations, heard.map(|effect| f64::from(effect.invocations)).sum()),
+        (Limit::Concurrency, seconds),
+    ]))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::readings::Keeping;
+
+    #[test]
+    fn a_billion_readings_a_day_are_so_many_sites_at_once() -> Result<()> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let mut inputs = Inputs::read(&root)?;
+        inputs.assumed.burst_seconds = 300.0;
+        // 11 sensors, 1,440 samples a day: 63,131.3 sites, a bundle of each in five minutes.
+        let sites: f64 = 1e9 / (11.0 * 1440.0);
+        for bundles in &inputs.readings.bundles {
+            let design = Design { bundles, keeping: Keeping::Series };
+            let uses = design.uses(&inputs, 1e9)?;
+            let peak = sites / 300.0;
+            assert!((uses[&Limit::PostReadings] - peak).abs() < 1e-6, "{uses:?}");
+            let rows = f64::from(bundles.rows) / f64::from(bundles.bundles);
+            assert!(uses[&Limit::TableWrites] >= peak * rows - 1e-6, "{uses:?}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,451 @@
+//! What readings cost: as this stack stores them, and as others would.
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    counted::Bundles,
+    data::{Amounts, Item},
+    inputs::Inputs,
+    lambda::{Work, batch, invocations, month},
+    units::{DAYS, GIGABYTE, HOURS, SECONDS},
+};
+
+/// How readings are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeping {
+    /// A row for each series of a bundle, packed: this stack.
+    Series,
+    /// A row for each reading, put by the same function.
+    Item,
+    /// A row for each reading, and an idempotency record for each record of the stream: Powertools
+    /// for Python.
+    Powertools,
+}
+
+/// How readings come, and how they are stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Design<'a> {
+    /// How they come.
+    pub bundles: &'a Bundles,
+    /// How they are stored.
+    pub keeping: Keeping,
+}
+
+/// How the stream is paid for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capacity {
+    /// By the gigabyte.
+    OnDemand,
+    /// By the shard: as many as the peak takes.
+    Provisioned,
+}
+
+/// The mean record of the stream.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Record {
+    /// In it.
+    pub readings: f64,
+    /// Data and key.
+    pub bytes: f64,
+    /// That are charged on demand.
+    pub kilobytes: f64,
+    /// That are charged by the shard.
+    pub put_payload_units: f64,
+    /// Of what it becomes.
+    pub write_units: f64,
+    /// Stored.
+    pub row_bytes: f64,
+    /// What it takes the function that stores it.
+    pub work: Work,
+}
+
+/// The stream and its function at a rate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Flow {
+    /// A second.
+    pub records: f64,
+    /// That the stream has.
+    pub shards: f64,
+    /// A second.
+    pub invocations: f64,
+    /// Each.
+    pub millis: f64,
+}
+
+impl Flow {
+    /// Functions that run at once.
+    #[must_use]
+    pub fn at_once(&self) -> f64 {
+        self.invocations * self.millis / 1000.0
+    }
+}
+
+/// The sum of both.
+#[must_use]
+pub fn plus(mut one: Amounts, other: &Amounts) -> Amounts {
+    for (item, amount) in other {
+        *one.entry(*item).or_default() += amount;
+    }
+    one
+}
+
+impl Design<'_> {
+    /// The mean record.
+    pub fn record(&self, inputs: &Inputs) -> Result<Record> {
+        let Inputs { assumed, figures, readings: counted, .. } = inputs;
+        let Bundles { bundles, readings, rows, write_units, row_bytes, plain, .. } = self.bundles;
+        ensure!(*bundles > 0 && counted.single.readings > 0, "nothing was counted");
+        let count = f64::from(*bundles);
+        let each = |of: u64| per(of, count);
+        let readings = f64::from(*readings) / count;
+        let single = f64::from(counted.single.readings);
+        let memory = inputs.memory("store-readings");
+        let ours = figures.function("store-readings")?;
+        let of_ours = Work {
+            memory,
+            invocation: ours.millis(),
+            record: 0.0,
+            wait: 0.0,
+            side_by_side: assumed.side_by_side,
+            log_bytes: ours.log_bytes(),
+        };
+        let (write_units, row_bytes, work) = match self.keeping {
+            Keeping::Series => {
+                let rows = f64::from(*rows) / count;
+                let samples = (readings - rows) * figures.sample_millis()?;
+                let record = rows * figures.row_millis() + samples;
+                let wait = (rows / assumed.puts_at_once).ceil() * assumed.aws_millis;
+                (write_units / count, each(*row_bytes), Work { record, wait, ..of_ours })
+            }
+            Keeping::Item => {
+                let record = readings * figures.row_millis();
+                let wait = (readings / assumed.puts_at_once).ceil() * assumed.aws_millis;
+                let units = counted.single.write_units / single * readings;
+                let bytes = per(counted.single.row_bytes, single) * readings;
+                (units, bytes, Work { record, wait, ..of_ours })
+            }
+            Keeping::Powertools => {
+                let python = figures.peer("python")?;
+                let puts = (readings / assumed.peer_items_a_call).ceil();
+                let calls = assumed.peer_record_calls + puts;
+                let work = Work {
+                    memory,
+                    invocation: 0.0,
+                    record: calls * python.millis() / python.calls().0,
+                    wait: calls * assumed.aws_millis,
+                    // Its batch processor takes one record after the other.
+                    side_by_side: 1.0,
+                    log_bytes: python.log_bytes(),
+                };
+                let units = counted.single.write_units / single * readings;
+                let bytes = per(counted.single.row_bytes, single) * readings;
+                (units + assumed.peer_record_units, bytes, work)
+            }
+        };
+        Ok(Record {
+            readings,
+            bytes: each(plain.bytes),
+            kilobytes: each(plain.kilobytes),
+            put_payload_units: each(plain.put_payload_units),
+            write_units,
+            row_bytes,
+            work,
+        })
+    }
+
+    /// Records a second at the peak: every site sends its bundle soon after the bundle's end.
+    pub fn peak(&self, inputs: &Inputs, readings_a_day: f64) -> Result<f64> {
+        let Record { readings, .. } = self.record(inputs)?;
+        let mean = readings_a_day / readings / SECONDS;
+        if self.bundles.minutes == 0 {
+            return Ok(mean);
+        }
+        let bundles_a_day = 24.0 * 60.0 / f64::from(self.bundles.minutes);
+        let sites = readings_a_day / readings / bundles_a_day;
+        Ok(mean.max(sites / inputs.assumed.burst_seconds))
+    }
+
+    /// The shards that the peak takes.
+    pub fn shards(&self, inputs: &Inputs, peak: f64) -> Result<f64> {
+        let Record { bytes, .. } = self.record(inputs)?;
+        let by_bytes = peak * bytes / inputs.assumed.shard_bytes;
+        Ok(by_bytes.max(peak / inputs.assumed.shard_records).ceil().max(1.0))
+    }
+
+    /// So many records a second through the function that stores them; by default on a stream on
+    /// demand.
+    pub fn flow(&self, inputs: &Inputs, records: f64, shards: f64) -> Result<Flow> {
+        let Inputs { assumed, .. } = inputs;
+        let Record { bytes, work, .. } = self.record(inputs)?;
+        let mapping = assumed.mappings.store_readings;
+        let lanes = shards * mapping.parallelization_factor;
+        let most = batch(mapping, bytes, assumed);
+        let invocations = invocations(records, lanes, most, assumed.polls);
+        let millis = work.millis(records / invocations);
+        Ok(Flow { records, shards, invocations, millis })
+    }
+
+    /// A month of storing so many readings a day: the stream, the function, the rows.
+    pub fn storing(
+        &self,
+        inputs: &Inputs,
+        readings_a_day: f64,
+        capacity: Capacity,
+    ) -> Result<Amounts> {
+        let record = self.record(inputs)?;
+        let records = readings_a_day / record.readings / SECONDS;
+        let shards = self.shards(inputs, self.peak(inputs, readings_a_day)?)?;
+        let (shards, stream) = match capacity {
+            Capacity::OnDemand => (
+                shards.max(inputs.assumed.least_shards),
+                plus(
+                    Amounts::from([
+                        (Item::StreamHour, HOURS),
+                        (Item::StreamInGigabyte, gigabytes(records, &record)),
+                    ]),
+                    &read_once(records, &record),
+                ),
+            ),
+            Capacity::Provisioned => (
+                shards,
+                Amounts::from([
+                    (Item::ShardHour, shards * HOURS),
+                    (Item::PutPayloadUnit, records * DAYS * SECONDS * record.put_payload_units),
+                ]),
+            ),
+        };
+        let flow = self.flow(inputs, records, shards)?;
+        let function = month(flow.invocations, flow.millis, &record.work, &inputs.assumed);
+        let written = records * DAYS * SECONDS * record.write_units;
+        Ok(plus(plus(stream, &function), &Amounts::from([(Item::WriteUnit, written)])))
+    }
+
+    /// So many records a second through detect-breaches, and what it does with one.
+    pub fn watch(&self, inputs: &Inputs, records: f64, shards: f64) -> Result<(Flow, Work)> {
+        let Inputs { assumed, figures, .. } = inputs;
+        let record = self.record(inputs)?;
+        let mapping = assumed.mappings.detect_breaches;
+        let lanes = shards * mapping.parallelization_factor;
+        let most = batch(mapping, record.bytes, assumed);
+        let invocations = invocations(records, lanes, most, assumed.polls);
+        let ours = figures.function("detect-breaches")?;
+        let work = Work {
+            memory: inputs.memory("detect-breaches"),
+            invocation: ours.millis(),
+            // Decoding is most of what store-readings does with a sample, and a call is a call.
+            record: figures.row_millis() + record.readings * figures.sample_millis()?,
+            wait: assumed.aws_millis,
+            side_by_side: assumed.side_by_side,
+            log_bytes: ours.log_bytes(),
+        };
+        let millis = work.millis(records / invocations);
+        Ok((Flow { records, shards, invocations, millis }, work))
+    }
+
+    /// A month of watching them: the stream read once more, detect-breaches, its reads.
+    pub fn watching(&self, inputs: &Inputs, readings_a_day: f64) -> Result<Amounts> {
+        let record = self.record(inputs)?;
+        let records = readings_a_day / record.readings / SECONDS;
+        let shards = self.shards(inputs, self.peak(inputs, readings_a_day)?)?;
+        let shards = shards.max(inputs.assumed.least_shards);
+        let (flow, work) = self.watch(inputs, records, shards)?;
+        let function = month(flow.invocations, flow.millis, &work, &inputs.assumed);
+        let units = per(self.bundles.alerting_read_units, f64::from(self.bundles.bundles));
+        let units = Amounts::from([(Item::ReadUnit, records * DAYS * SECONDS * units)]);
+        Ok(plus(plus(function, &units), &read_once(records, &record)))
+    }
+
+    /// What a month costs in addition where each bundle comes by a request of its own.
+    pub fn over_http(&self, inputs: &Inputs, readings_a_day: f64) -> Result<Amounts> {
+        let Inputs { assumed, figures, .. } = inputs;
+        let record = self.record(inputs)?;
+        let records = readings_a_day / record.readings / SECONDS;
+        let ours = figures.function("accept-readings")?;
+        let work = Work {
+            memory: inputs.memory("accept-readings"),
+            invocation: ours.millis(),
+            record: record.readings * figures.sample_millis()?,
+            wait: assumed.aws_millis,
+            side_by_side: 1.0,
+            log_bytes: ours.log_bytes() + assumed.access_log_bytes,
+        };
+        let function = month(records, work.millis(1.0), &work, assumed);
+        Ok(plus(function, &Amounts::from([(Item::ApiRequest, records * DAYS * SECONDS)])))
+    }
+
+    /// What keeping a month's readings costs in each month that follows.
+    pub fn keeping(&self, inputs: &Inputs, readings_a_day: f64) -> Result<Amounts> {
+        let record = self.record(inputs)?;
+        let gigabytes = readings_a_day / record.readings * DAYS * record.row_bytes / GIGABYTE;
+        Ok(Amounts::from([
+            (Item::StoredGigabyte, gigabytes),
+            (Item::RecoverableGigabyte, gigabytes),
+        ]))
+    }
+}
+
+fn gigabytes(records: f64, record: &Record) -> f64 {
+    records * DAYS * SECONDS * record.kilobytes * 1024.0 / GIGABYTE
+}
+
+fn read_once(records: f64, record: &Record) -> Amounts {
+    Amounts::from([(Item::StreamOutGigabyte, gigabytes(records, record))])
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn per(of: u64, count: f64) -> f64 {
+    of as f64 / count
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{counted::Records, data::Assumptions};
+
+    /// Easily multiplied: of the file, but for what the tests set.
+    pub(crate) fn assumed() -> Assumptions {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("assumptions.json");
+        let file: Assumptions = crate::data::read(&file).expect("assumptions");
+        Assumptions {
+            aws_millis: 5.0,
+            platform_log_bytes: 500.0,
+            log_line_bytes: 25.0,
+            log_lines: 4.0,
+            traces_certain: 1.0,
+            traces_part: 0.05,
+            polls: 1.0,
+            least_shards: 4.0,
+            largest_event: 6e6,
+            record_envelope: 500.0,
+            burst_seconds: 300.0,
+            ..file
+        }
+    }
+
+    /// Of the repository, with figures, prices and counts that are easily multiplied.
+    fn inputs() -> Inputs {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let mut inputs = Inputs::read(&root).expect("the repository's");
+        inputs.assumed = assumed();
+        inputs.prices = crate::data::tests::round_prices();
+        inputs.readings.single = Bundles {
+            minutes: 0,
+            bundles: 10,
+            readings: 10,
+            rows: 10,
+            write_units: 10.0,
+            row_bytes: 1600,
+            ..quarters()
+        };
+        inputs
+    }
+
+    /// A station's day: 96 bundles of 100 readings of 10 sensors.
+    fn quarters() -> Bundles {
+        let records =
+            Records { bytes: 96 * 4000, largest: 4000, kilobytes: 96 * 4, put_payload_units: 96 };
+        Bundles {
+            minutes: 15,
+            bundles: 96,
+            readings: 9600,
+            rows: 960,
+            write_units: 960.0,
+            row_bytes: 96 * 2000,
+            plain: records,
+            gzip: records,
+            alerting_read_units: 96,
+        }
+    }
+
+    fn near(one: f64, other: f64) {
+        assert!((one - other).abs() < 1e-9 * other.abs().max(1.0), "{one}, not {other}");
+    }
+
+    fn design(bundles: &Bundles, keeping: Keeping) -> Design<'_> {
+        Design { bundles, keeping }
+    }
+
+    /// A bundle a second.
+    const LOAD: f64 = 100.0 * SECONDS;
+
+    #[test]
+    fn a_month_of_a_bundle_a_second() -> Result<()> {
+        let (inputs, bundles) = (inputs(), quarters());
+        let month = design(&bundles, Keeping::Series).storing(&inputs, LOAD, Capacity::OnDemand)?;
+        near(month[&Item::StreamHour], 720.0);
+        // 2,592,000 records of 4 KB.
+        near(month[&Item::StreamInGigabyte], 2_592_000.0 * 4096.0 / 1_073_741_824.0);
+        near(month[&Item::StreamOutGigabyte], month[&Item::StreamInGigabyte]);
+        near(month[&Item::WriteUnit], 25_920_000.0);
+        // Fewer than there are lanes: one by one.
+        near(month[&Item::Request], 2_592_000.0);
+        assert_eq!(month.get(&Item::ShardHour), None);
+        Ok(())
+    }
+
+    #[test]
+    fn shards_are_paid_by_the_hour_and_by_25_kilobytes() -> Result<()> {
+        let (inputs, bundles) = (inputs(), quarters());
+        let design = design(&bundles, Keeping::Series);
+        let month = design.storing(&inputs, LOAD, Capacity::Provisioned)?;
+        near(month[&Item::ShardHour], 720.0);
+        near(month[&Item::PutPayloadUnit], 2_592_000.0);
+        assert_eq!(month.get(&Item::StreamHour), None);
+        assert_eq!(month.get(&Item::StreamOutGigabyte), None);
+        Ok(())
+    }
+
+    #[test]
+    fn a_row_for_each_reading_is_a_write_for_each() -> Result<()> {
+        let (inputs, bundles) = (inputs(), quarters());
+        let writes = |keeping| -> Result<f64> {
+            let month = design(&bundles, keeping).storing(&inputs, LOAD, Capacity::OnDemand)?;
+            Ok(month[&Item::WriteUnit])
+        };
+        near(writes(Keeping::Item)?, 259_200_000.0);
+        // And two for the record of each bundle.
+        near(writes(Keeping::Powertools)?, 259_200_000.0 + 2.0 * 2_592_000.0);
+        let single = inputs.readings.single.clone();
+        let alone = design(&single, Keeping::Powertools);
+        let alone = alone.storing(&inputs, LOAD, Capacity::OnDemand)?;
+        near(alone[&Item::WriteUnit], 3.0 * 259_200_000.0);
+        Ok(())
+    }
+
+    #[test]
+    fn sites_send_within_the_burst() -> Result<()> {
+        let (inputs, bundles) = (inputs(), quarters());
+        let design = design(&bundles, Keeping::Series);
+        // A bundle a second are 900 sites, each of which sends once in 900 s, but within 300.
+        near(design.peak(&inputs, LOAD)?, 3.0);
+        near(design.shards(&inputs, 3.0)?, 1.0);
+        // 1,048,576 bytes a second; 1,000 records a second.
+        near(design.shards(&inputs, 1_048_576.0 / 4000.0 * 2.5)?, 3.0);
+        Ok(())
+    }
+
+    #[test]
+    fn rows_are_kept_by_the_gigabyte_twice() -> Result<()> {
+        let (inputs, bundles) = (inputs(), quarters());
+        let kept = design(&bundles, Keeping::Series).keeping(&inputs, LOAD)?;
+        near(kept[&Item::StoredGigabyte], 2_592_000.0 * 2000.0 / 1_073_741_824.0);
+        near(kept[&Item::RecoverableGigabyte], kept[&Item::StoredGigabyte]);
+        let single = design(&bundles, Keeping::Item).keeping(&inputs, LOAD)?;
+        near(single[&Item::StoredGigabyte], 259_200_000.0 * 160.0 / 1_073_741_824.0);
+        Ok(())
+    }
+
+    #[test]
+    fn watching_reads_the_stream_once_more_and_a_row_for_each_bundle() -> Result<()> {
+        let (inputs, bundles) = (inputs(), quarters());
+        let watching = design(&bundles, Keeping::Series).watching(&inputs, LOAD)?;
+        near(watching[&Item::ReadUnit], 2_592_000.0);
+        near(watching[&Item::StreamOutGigabyte], 2_592_000.0 * 4096.0 / 1_073_741_824.0);
+        let http = design(&bundles, Keeping::Series).over_http(&inputs, LOAD)?;
+        near(http[&Item::ApiRequest], 2_592_000.0);
+        near(http[&Item::Request], 2_592_000.0);
+        Ok(())
+    }
+}

@@ -1,0 +1,447 @@
+//! The tables of docs/cost.md.
+
+use std::fmt::Write;
+
+use anyhow::Result;
+
+use crate::{
+    counted::Bundles,
+    data::{Amounts, Item, Quota},
+    docs::table,
+    inputs::Inputs,
+    onboarding::{self, Written},
+    quotas::of_an_onboarding,
+    readings::{Capacity, Design, Keeping, plus},
+    units::{DAYS, SECONDS},
+};
+
+const MILLION: f64 = 1e6;
+/// Readings a day of the tables.
+const LOADS: [(&str, f64); 3] =
+    [("1 M a day", MILLION), ("50 M a day", 50.0 * MILLION), ("1 B a day", 1000.0 * MILLION)];
+/// At which a million readings are priced.
+const USUAL: f64 = 50.0 * MILLION;
+
+/// The tables, by the names that they have in the page.
+pub fn tables(inputs: &Inputs) -> Result<Vec<(&'static str, String)>> {
+    Ok(vec![
+        ("figures", figures(inputs)?),
+        ("million", million(inputs)?),
+        ("month", month(inputs)?),
+        ("stream", stream(inputs)?),
+        ("onboarding", onboarding(inputs)?),
+        ("quotas", quotas(inputs)?),
+        ("saga-quotas", saga_quotas(inputs)?),
+        ("prices", prices(inputs)?),
+    ])
+}
+
+/// To three digits.
+fn told(number: f64) -> String {
+    if number.fract() == 0.0 && number.abs() < 1000.0 {
+        return number.to_string();
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "of an amount of money")]
+    let magnitude = number.abs().log10().floor() as i32;
+    let unit = 10_f64.powi(magnitude - 2);
+    let rounded = (number / unit).round() * unit;
+    let places = usize::try_from(2 - magnitude).unwrap_or(0);
+    grouped(&format!("{rounded:.places$}"))
+}
+
+/// With commas.
+fn grouped(number: &str) -> String {
+    let (whole, fraction) = number.split_once('.').map_or((number, None), |(a, b)| (a, Some(b)));
+    let mut text = String::new();
+    for (place, digit) in whole.char_indices() {
+        if place > 0 && (whole.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    if let Some(fraction) = fraction {
+        text.push('.');
+        text.push_str(fraction);
+    }
+    text
+}
+
+fn length(bundles: &Bundles) -> &'static str {
+    match bundles.minutes {
+        0 => "a reading a message",
+        15 => "15 minutes",
+        60 => "an hour",
+        _ => "a day",
+    }
+}
+
+fn bold(text: &str) -> String {
+    format!("**{text}**")
+}
+
+/// The part of the amounts that is of these items.
+fn of(amounts: &Amounts, items: &[Item]) -> Amounts {
+    let these = amounts.iter().filter(|(item, _)| items.contains(item));
+    these.map(|(item, amount)| (*item, *amount)).collect()
+}
+
+fn figures(inputs: &Inputs) -> Result<String> {
+    let mut text = String::new();
+    let store = inputs.figures.function("store-readings")?;
+    let python = inputs.figures.peer("python")?;
+    let line = |what: &str, micros: f64| vec![what.to_owned(), told(micros)];
+    let rows = [
+        line("store-readings: an invocation", store.millis() * 1000.0),
+        line("store-readings: a row", inputs.figures.row_millis() * 1000.0),
+        line("store-readings: a further sample of it", inputs.figures.sample_millis()? * 1000.0),
+        line(
+            "configure-alerting: an invocation",
+            inputs.figures.function("configure-alerting")?.millis() * 1000.0,
+        ),
+        line("the same with Powertools for Python", python.millis() * 1000.0),
+        line("of it, a call", python.millis() * 1000.0 / python.calls().0),
+    ];
+    text.push_str(&table(&["CPU time of a whole core", "µs"], &[false, true], &rows)?);
+    Ok(text)
+}
+
+const LINES: [(&str, &[Item]); 6] = [
+    ("stream", &[Item::StreamHour, Item::StreamInGigabyte, Item::StreamOutGigabyte]),
+    ("functions: requests", &[Item::Request]),
+    ("functions: time", &[Item::GigabyteSecond]),
+    ("DynamoDB: writes and reads", &[Item::WriteUnit, Item::ReadUnit]),
+    ("logs", &[Item::LogGigabyte]),
+    ("traces", &[Item::Trace]),
+];
+
+/// A million readings, by the length of their bundles, at the usual load.
+fn million(inputs: &Inputs) -> Result<String> {
+    let a_million = MILLION / (USUAL * DAYS);
+    let designs: Vec<_> = inputs.readings.bundles.iter().map(ours).collect();
+    let bills = designs
+        .iter()
+        .map(|design| {
+            let storing = design.storing(inputs, USUAL, Capacity::OnDemand)?;
+            Ok(plus(storing, &design.watching(inputs, USUAL)?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let usd = |amounts: &Amounts| inputs.prices.of(amounts) * a_million;
+    let line = |what: &str, cells: Vec<f64>| {
+        let cells = cells.iter().map(|usd| told(*usd));
+        [what.to_owned()].into_iter().chain(cells).collect::<Vec<_>>()
+    };
+    let mut rows: Vec<_> = LINES
+        .iter()
+        .map(|(what, items)| line(what, bills.iter().map(|bill| usd(&of(bill, items))).collect()))
+        .collect();
+    let sum = bills.iter().map(|bill| bold(&told(usd(bill))));
+    rows.push([bold("stored and watched")].into_iter().chain(sum).collect());
+    let http = designs.iter().map(|design| Ok(usd(&design.over_http(inputs, USUAL)?)));
+    rows.push(line("over HTTP, in addition", http.collect::<Result<_>>()?));
+    let kept = designs.iter().map(|design| Ok(usd(&design.keeping(inputs, USUAL)?)));
+    rows.push(line("kept, in each month that follows", kept.collect::<Result<_>>()?));
+    let lengths = designs.iter().map(|design| length(design.bundles));
+    let head: Vec<_> = ["USD for a million readings"].into_iter().chain(lengths).collect();
+    table(&head, &[false, true, true, true], &rows)
+}
+
+fn ours(bundles: &Bundles) -> Design<'_> {
+    Design { bundles, keeping: Keeping::Series }
+}
+
+/// The designs that are compared, with their names.
+fn designs(inputs: &Inputs) -> Vec<(&'static str, Design<'_>)> {
+    let counted = &inputs.readings;
+    let mut designs = Vec::new();
+    for (name, keeping) in [
+        ("Fieldstation: a row for each series", Keeping::Series),
+        ("a row for each reading, Rust", Keeping::Item),
+        ("a row for each reading, Powertools for Python", Keeping::Powertools),
+    ] {
+        designs.extend(counted.bundles.iter().map(|bundles| (name, Design { bundles, keeping })));
+        if keeping != Keeping::Series {
+            designs.push((name, Design { bundles: &counted.single, keeping }));
+        }
+    }
+    designs
+}
+
+/// A month of each design, at each load: storing alone, for the others watch nothing.
+fn month(inputs: &Inputs) -> Result<String> {
+    let mut rows = Vec::new();
+    let mut bars = Vec::new();
+    for (name, design) in designs(inputs) {
+        let mut row = vec![name.to_owned(), length(design.bundles).to_owned()];
+        for (_, load) in LOADS {
+            let usd = inputs.prices.of(&design.storing(inputs, load, Capacity::OnDemand)?);
+            row.push(told(usd));
+        }
+        let most = LOADS[2].1;
+        let peak = design.peak(inputs, most)?;
+        let shards = design.shards(inputs, peak)?.max(inputs.assumed.least_shards);
+        let records = most / design.record(inputs)?.readings / SECONDS;
+        let at_once = design.flow(inputs, records, shards)?.at_once();
+        let lanes = shards * inputs.assumed.mappings.store_readings.parallelization_factor;
+        let busy = format!("{} of {}", told(at_once), told(lanes));
+        row.push(if at_once > lanes { bold(&busy) } else { busy });
+        row.push(told(inputs.prices.of(&design.keeping(inputs, most)?)));
+        bars.push(inputs.prices.of(&design.storing(inputs, most, Capacity::OnDemand)?));
+        rows.push(row);
+    }
+    let mut head = vec!["USD a month, storing alone", "bundles of"];
+    head.extend(LOADS.map(|(name, _)| name));
+    head.extend(["functions at once, 1 B", "a month's rows kept, 1 B"]);
+    let mut text = table(&head, &[false, false, true, true, true, true, true], &rows)?;
+    let names = ["row/series 15 min", "1 h", "1 d", "row/reading Rust", "Powertools", "1 message"];
+    let shown = [bars[0], bars[1], bars[2], bars[3], bars[7], bars[10]];
+    let names: Vec<_> = names.iter().map(|name| format!("\"{name}\"")).collect();
+    let shown: Vec<_> = shown.iter().map(|usd| format!("{usd:.0}")).collect();
+    write!(
+        text,
+        "\n```mermaid\nxychart-beta\n  title \"1 B readings a day: USD a month\"\n  \
+         x-axis [{}]\n  y-axis \"USD\"\n  bar [{}]\n```\n",
+        names.join(", "),
+        shown.join(", ")
+    )?;
+    Ok(text)
+}
+
+/// On demand or by the shard.
+fn stream(inputs: &Inputs) -> Result<String> {
+    let items = [
+        Item::StreamHour,
+        Item::StreamInGigabyte,
+        Item::StreamOutGigabyte,
+        Item::ShardHour,
+        Item::PutPayloadUnit,
+    ];
+    let mut rows = Vec::new();
+    for bundles in &inputs.readings.bundles {
+        let design = ours(bundles);
+        for (name, load) in LOADS {
+            let peak = design.peak(inputs, load)?;
+            let record = design.record(inputs)?;
+            let paid = |capacity| -> Result<f64> {
+                let mut amounts = design.storing(inputs, load, capacity)?;
+                if capacity == Capacity::OnDemand {
+                    amounts = plus(amounts, &of(&design.watching(inputs, load)?, &items));
+                }
+                Ok(inputs.prices.of(&of(&amounts, &items)))
+            };
+            rows.push(vec![
+                length(bundles).to_owned(),
+                name.to_owned(),
+                told(load / record.readings / SECONDS),
+                told(peak),
+                told(peak * record.bytes / 1e6),
+                told(paid(Capacity::OnDemand)?),
+                told(design.shards(inputs, peak)?),
+                told(paid(Capacity::Provisioned)?),
+            ]);
+        }
+    }
+    let head = [
+        "bundles of",
+        "readings",
+        "records/s, mean",
+        "at the peak",
+        "MB/s at the peak",
+        "on demand, USD a month",
+        "shards",
+        "provisioned, USD a month",
+    ];
+    table(&head, &[false, false, true, true, true, true, true, true], &rows)
+}
+
+/// An onboarding, row by row.
+fn onboarding(inputs: &Inputs) -> Result<String> {
+    let bills = [
+        onboarding::done(inputs, Written::Here)?,
+        onboarding::done(inputs, Written::Powertools)?,
+        onboarding::undone(inputs, Written::Here)?,
+        onboarding::undone(inputs, Written::Powertools)?,
+        onboarding::alert(inputs)?,
+    ];
+    let thousand = 1000.0;
+    let what: [(&str, Item, f64, &str); 9] = [
+        ("state transitions", Item::Transition, 1.0, ""),
+        ("write units", Item::WriteUnit, 1.0, ""),
+        ("functions: requests", Item::Request, 1.0, ""),
+        ("functions: time", Item::GigabyteSecond, 1.0, " GB-s"),
+        ("events on the bus", Item::Event, 1.0, ""),
+        ("requests to queues", Item::QueueRequest, 1.0, ""),
+        ("requests to the API", Item::ApiRequest, 1.0, ""),
+        ("logs", Item::LogGigabyte, crate::units::GIGABYTE / 1000.0, " kB"),
+        ("traces, at most", Item::Trace, 1.0, ""),
+    ];
+    let mut rows = Vec::new();
+    for (name, item, factor, unit) in what {
+        let mut row = vec![name.to_owned()];
+        for bill in &bills {
+            let amount = bill.get(&item).copied().unwrap_or_default();
+            let usd = inputs.prices.one(item, amount * thousand);
+            row.push(format!("{}{unit}", told(amount * factor)));
+            row.push(told(usd));
+        }
+        rows.push(row);
+    }
+    let mut sum = vec![bold("together")];
+    for bill in &bills {
+        sum.extend([String::new(), bold(&told(inputs.prices.of(bill) * thousand))]);
+    }
+    rows.push(sum);
+    let head = [
+        "",
+        "goes through",
+        "USD for 1,000",
+        "with Powertools",
+        "USD",
+        "fails at its last step",
+        "USD",
+        "with Powertools",
+        "USD",
+        "an alert",
+        "USD",
+    ];
+    let mut right = [true; 11];
+    right[0] = false;
+    table(&head, &right, &rows)
+}
+
+/// What readings use of the quotas.
+fn quotas(inputs: &Inputs) -> Result<String> {
+    let [quarters, hours, days] = &inputs.readings.bundles[..] else {
+        anyhow::bail!("three lengths of bundles are expected");
+    };
+    let (_, most) = LOADS[2];
+    let mut columns = LOADS.map(|(_, load)| (ours(quarters), load)).to_vec();
+    columns.extend([(ours(hours), most), (ours(days), most)]);
+    columns.push((Design { bundles: quarters, keeping: Keeping::Item }, most));
+    let uses = columns
+        .iter()
+        .map(|(design, load)| design.uses(inputs, *load))
+        .collect::<Result<Vec<_>>>()?;
+    let mut rows = Vec::new();
+    for limit in uses[0].keys() {
+        let Some(quota) = inputs.quotas.get(limit) else {
+            anyhow::bail!("there is no quota {limit:?}");
+        };
+        let default = format!("{} {}", grouped(&quota.value.to_string()), quota.unit);
+        let mut row = vec![sourced(quota), default.trim_end().to_owned()];
+        row.extend(uses.iter().map(|used| percent(used[limit] / quota.value)));
+        row.extend([adjustable(quota), quota.raise.clone()]);
+        rows.push((uses[2][limit] / quota.value, row));
+    }
+    rows.sort_by(|one, other| other.0.total_cmp(&one.0));
+    let rows: Vec<_> = rows.into_iter().map(|(_, row)| row).collect();
+    let head = [
+        "quota",
+        "default",
+        "1 M",
+        "50 M",
+        "1 B",
+        "1 B, bundles of an hour",
+        "of a day",
+        "1 B, a row for each reading",
+        "adjustable",
+        "what to do",
+    ];
+    table(&head, &[false, true, true, true, true, true, true, true, false, false], &rows)
+}
+
+/// Its name, with where it is told.
+fn sourced(quota: &Quota) -> String {
+    let Quota { name, source, .. } = quota;
+    let up = if source.starts_with("https:") { "" } else { "../" };
+    format!("[{name}]({up}{source})")
+}
+
+fn adjustable(quota: &Quota) -> String {
+    if quota.adjustable { "yes" } else { "no" }.to_owned()
+}
+
+fn percent(part: f64) -> String {
+    let text = format!("{} %", told(part * 100.0));
+    if part > 1.0 { bold(&text) } else { text }
+}
+
+/// How many onboardings a second the quotas let through.
+fn saga_quotas(inputs: &Inputs) -> Result<String> {
+    let mut rows = Vec::new();
+    for (limit, used) in of_an_onboarding(inputs)? {
+        let Some(quota) = inputs.quotas.get(&limit) else {
+            anyhow::bail!("there is no quota {limit:?}");
+        };
+        let a_second = quota.value / used;
+        rows.push((
+            a_second,
+            vec![
+                sourced(quota),
+                told(quota.value),
+                told(used),
+                told(a_second),
+                told(a_second * SECONDS),
+                adjustable(quota),
+                quota.raise.clone(),
+            ],
+        ));
+    }
+    rows.sort_by(|one, other| one.0.total_cmp(&other.0));
+    let rows: Vec<_> = rows.into_iter().map(|(_, row)| row).collect();
+    let head = [
+        "quota",
+        "default",
+        "an onboarding takes",
+        "a second",
+        "a day",
+        "adjustable",
+        "what to do",
+    ];
+    table(&head, &[false, true, true, true, true, false, false], &rows)
+}
+
+fn prices(inputs: &Inputs) -> Result<String> {
+    let rows: Vec<_> = Item::ALL
+        .into_iter()
+        .map(|item| {
+            let price = inputs.prices.price(item);
+            vec![
+                price.unit.clone(),
+                format!("{}", price.usd),
+                grouped(&price.per.to_string()),
+                price.region.clone(),
+                price.as_of.clone(),
+                price.source.clone(),
+            ]
+        })
+        .collect();
+    let head = ["what", "USD", "for", "region", "as of", "source"];
+    table(&head, &[false, true, true, false, false, false], &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_told_to_three_digits() {
+        for (number, text) in [
+            (0.0, "0"),
+            (18.0, "18"),
+            (0.001_234_5, "0.00123"),
+            (0.999_9, "1.000"),
+            (6.666, "6.67"),
+            (66.66, "66.7"),
+            (1234.5, "1,230"),
+            (1_234_567.0, "1,230,000"),
+        ] {
+            assert_eq!(told(number), text);
+        }
+    }
+
+    #[test]
+    fn more_than_a_quota_is_shown() {
+        assert_eq!(percent(0.25), "25 %");
+        assert_eq!(percent(1.5), "**150 %**");
+    }
+}

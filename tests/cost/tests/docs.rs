@@ -1,0 +1,29 @@
+//! docs/cost.md tells what the model computes.
+
+use std::path::Path;
+
+use anyhow::Result;
+use cost::{docs::keep_table, inputs::Inputs, machine::transitions, onboarding, report::tables};
+
+#[test]
+fn the_docs_tell_what_the_model_computes() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    // Figures that stand in say so in the docs.
+    for (name, table) in tables(&Inputs::read(&root)?)? {
+        keep_table(&root.join("docs/cost.md"), name, &table)
+            .map_err(|error| error.context("run `make cost`"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_stack_counted_what_the_definitions_say() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let inputs = Inputs::read(&root)?;
+    let walked = |failing| transitions(&inputs.saga, &inputs.teardown, failing);
+    assert_eq!(inputs.stack.done.transitions, walked(None)?, "count again, on the local stack");
+    assert_eq!(inputs.stack.declined.transitions, walked(Some("InitializeSubscription"))?);
+    let events = onboarding::events(&inputs.onboardings.done);
+    assert!((f64::from(inputs.stack.done.events) - events).abs() < f64::EPSILON);
+    Ok(())
+}

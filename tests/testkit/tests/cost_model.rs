@@ -1,0 +1,83 @@
+//! What the cost model takes from the template and the code is what stands there.
+
+use std::fs;
+
+use cost::data::{Assumptions, Limit, Mapping, Quotas, read};
+use serde_json::Value;
+use testkit::template::{Template, kebab, root};
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().expect("a number")
+}
+
+fn assumed() -> Assumptions {
+    read(&root().join("tests/cost/assumptions.json")).expect("assumptions")
+}
+
+fn quotas() -> Quotas {
+    read(&root().join("tests/cost/quotas.json")).expect("quotas")
+}
+
+fn near(one: f64, other: f64, what: &str) {
+    assert!((one - other).abs() < f64::EPSILON, "{what} is {other}, not {one}");
+}
+
+#[test]
+fn the_functions_have_the_memory_that_is_paid_for() {
+    let (template, assumed) = (Template::read(), assumed());
+    near(128.0, number(&template.0["Globals"]["Function"]["MemorySize"]), "the usual memory");
+    for name in template.functions() {
+        let memory = &template.properties(&format!("{name}Function"))["MemorySize"];
+        let memory = memory.as_f64();
+        assert_eq!(assumed.memory.get(&kebab(name)).copied(), memory, "memory of {name}");
+    }
+}
+
+#[test]
+fn the_stream_is_read_in_the_batches_and_lanes_that_are_paid_for() {
+    let (template, assumed) = (Template::read(), assumed());
+    for (name, Mapping { batch_size, parallelization_factor }) in [
+        ("StoreReadingsMapping", assumed.mappings.store_readings),
+        ("DetectBreachesMapping", assumed.mappings.detect_breaches),
+    ] {
+        let mapping = template.properties(name);
+        near(batch_size, number(&mapping["BatchSize"]), name);
+        near(parallelization_factor, number(&mapping["ParallelizationFactor"]), name);
+        assert_eq!(mapping["MaximumBatchingWindowInSeconds"], Value::Null, "{name} waits");
+    }
+}
+
+#[test]
+fn the_routes_let_through_what_the_quotas_say() {
+    let (template, quotas) = (Template::read(), quotas());
+    let apis = template.resources("AWS::Serverless::Api");
+    let api = apis.values().next().expect("an API");
+    let settings = api["Properties"]["MethodSettings"].as_array().expect("settings");
+    for (limit, path) in [(Limit::PostReadings, "/~1readings"), (Limit::PostSites, "/~1sites")] {
+        let route = settings
+            .iter()
+            .find(|route| route["ResourcePath"] == path && route["HttpMethod"] == "POST")
+            .expect(path);
+        near(quotas[&limit].value, number(&route["ThrottlingRateLimit"]), path);
+    }
+}
+
+#[test]
+fn the_code_works_side_by_side_as_is_paid_for() {
+    let assumed = assumed();
+    for (file, constant) in [
+        ("shared/stream/src/lib.rs", format!("SIDE_BY_SIDE: usize = {};", assumed.side_by_side)),
+        (
+            "functions/telemetry/src/store_readings.rs",
+            format!("PUTS_AT_ONCE: usize = {};", assumed.puts_at_once),
+        ),
+        (
+            "functions/telemetry/src/accept_readings.rs",
+            "LARGEST_RECORD: usize = 1024 * 1024;".to_owned(),
+        ),
+    ] {
+        let text = fs::read_to_string(root().join(file)).expect(file);
+        assert!(text.contains(&constant), "{file} has no {constant}");
+    }
+    near(quotas()[&Limit::RecordBytes].value, 1024.0 * 1024.0, "a record");
+}

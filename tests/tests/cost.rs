@@ -1,0 +1,166 @@
+//! What an onboarding takes of the deployed stack: state transitions, events, invocations; counted
+//! for the cost model, which walks the definitions.
+//!
+//! `UPDATE_DOCS=1 cargo test -p tests --test cost` writes what was counted anew.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use aws_sdk_sfn::types::HistoryEventType;
+use contracts::{Metric, OnboardingId};
+use cost::{
+    counted::{Effect, Execution, Onboardings, Stack as Counted},
+    docs::keep_json,
+    machine::transitions,
+};
+use serde_json::{Value, json};
+use tests::{
+    Stack, log,
+    sites::{DECLINED_CARD, GOOD_CARD, Ids, registration},
+    wait::{Look, PATIENCE, until},
+};
+use uuid::Uuid;
+
+const SENSORS: [Metric; 3] =
+    [Metric::AirTemperature, Metric::RelativeHumidity, Metric::AirTemperature];
+/// Where a card is declined.
+const PAYS: &str = "InitializeSubscription";
+
+async fn onboard(stack: &Stack, card: &str) -> Result<Ids> {
+    stack.deliver(&[Metric::AirTemperature, Metric::RelativeHumidity], 2).await?;
+    let name = format!("counted {}", Uuid::new_v4().simple());
+    stack.register(&Uuid::new_v4().to_string(), &registration(&name, &SENSORS, card)).await
+}
+
+/// States entered, and tries of a task beyond its first.
+async fn counted_transitions(stack: &Stack, arn: &str) -> Result<u32> {
+    let machines = aws_sdk_sfn::Client::new(stack.config());
+    let history = machines.get_execution_history().execution_arn(arn);
+    let mut events = history.into_paginator().items().send();
+    let (mut entered, mut tasks, mut tries) = (0, 0, 0);
+    while let Some(event) = events.next().await {
+        let event = event?;
+        if event.state_entered_event_details().is_some() {
+            entered += 1;
+        }
+        match event.r#type() {
+            HistoryEventType::TaskStateEntered => tasks += 1,
+            HistoryEventType::TaskScheduled => tries += 1,
+            _ => {}
+        }
+    }
+    ensure!(tries >= tasks, "{tries} tries of {tasks} tasks in {arn}");
+    Ok(entered + tries - tasks)
+}
+
+/// CloudWatch Logs, for which there is no client here: the emulator checks no signature of its own
+/// account.
+async fn logs(stack: &Stack, operation: &str, request: &Value) -> Result<Value> {
+    let authorization = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/logs/aws4_request, \
+                         SignedHeaders=host, Signature=0";
+    let call = reqwest::Client::builder().no_proxy().build()?.post(stack.endpoint().clone());
+    let call = call
+        .header("x-amz-target", format!("Logs_20140328.{operation}"))
+        .header("content-type", "application/x-amz-json-1.1")
+        .header("authorization", authorization)
+        .body(request.to_string());
+    let answer = call.send().await?;
+    let (status, text) = (answer.status(), answer.text().await?);
+    ensure!(status.is_success(), "{operation} was answered with {status}: {text}");
+    Ok(serde_json::from_str(&text)?)
+}
+
+/// What a log group holds.
+async fn lines(stack: &Stack, group: &str) -> Result<Vec<Value>> {
+    let mut lines = Vec::new();
+    let mut request = json!({ "logGroupName": group, "limit": 10_000 });
+    loop {
+        let page = logs(stack, "FilterLogEvents", &request).await?;
+        let events = page["events"].as_array().context("no log lines")?.iter();
+        // Lambda's own lines are no JSON on the emulator.
+        lines.extend(events.filter_map(|it| serde_json::from_str(it["message"].as_str()?).ok()));
+        match &page["nextToken"] {
+            Value::Null => return Ok(lines),
+            token => request["nextToken"] = token.clone(),
+        }
+    }
+}
+
+/// How often each function said that it was done, or failed, for that onboarding.
+async fn invocations(stack: &Stack, onboarding: OnboardingId) -> Result<BTreeMap<String, u32>> {
+    let mut counts = BTreeMap::new();
+    let prefix = format!("/aws/lambda/{}/", stack.name());
+    let request = json!({ "logGroupNamePrefix": prefix, "limit": 50 });
+    let groups = logs(stack, "DescribeLogGroups", &request).await?;
+    for group in groups["logGroups"].as_array().context("no log groups")? {
+        let group = group["logGroupName"].as_str().context("a group without a name")?;
+        let lines = lines(stack, group).await?;
+        let ended = lines.iter().filter(|line| {
+            let over = line["message"] == "done" || line["message"] == "failed";
+            over && line["span"]["correlationId"] == onboarding.to_string()
+        });
+        let count = u32::try_from(ended.count())?;
+        if count > 0 {
+            let function = group.strip_prefix(&prefix).context("another stack's group")?;
+            counts.insert(function.to_owned(), count);
+        }
+    }
+    Ok(counts)
+}
+
+/// Counted once all that follows from the onboarding is over: as many invocations as are expected.
+async fn counted(stack: &Stack, ids: Ids, expected: &BTreeMap<String, u32>) -> Result<Execution> {
+    stack.onboarding_over(ids.onboarding_id).await?;
+    let arn = stack.onboarding_arn(ids.onboarding_id)?;
+    let mut count = counted_transitions(stack, &arn).await?;
+    for arn in stack.teardowns_of(ids.onboarding_id).await? {
+        count += counted_transitions(stack, &arn).await?;
+    }
+    let story = log::published_story(stack, ids.onboarding_id).await?;
+    let invocations = until("every invocation to be logged", PATIENCE, async || {
+        let seen = invocations(stack, ids.onboarding_id).await?;
+        Ok(if seen == *expected { Look::Found(seen) } else { Look::Saw(format!("{seen:?}")) })
+    })
+    .await?;
+    Ok(Execution { transitions: count, events: u32::try_from(story.len())?, invocations })
+}
+
+/// What the log can tell: create-site and publish-events know of no saga when they begin.
+fn logged(effects: &[Effect]) -> BTreeMap<String, u32> {
+    let unlogged = ["create-site", "publish-events"];
+    let logged = effects.iter().filter(|effect| !unlogged.contains(&effect.function.as_str()));
+    logged.map(|effect| (effect.function.clone(), effect.invocations)).collect()
+}
+
+#[tokio::test]
+async fn an_onboarding_takes_what_the_cost_model_says() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let machine = |name: &str| -> Result<Value> {
+        let file = root.join(format!("statemachines/{name}.asl.json"));
+        Ok(serde_json::from_str(&fs::read_to_string(file)?)?)
+    };
+    let (saga, teardown) = (machine("site-onboarding")?, machine("site-teardown")?);
+    let file = root.join("tests/cost/counted/onboarding.json");
+    let modelled: Onboardings = serde_json::from_str(&fs::read_to_string(file)?)?;
+
+    let stack = Stack::connect().await?;
+    let done = onboard(&stack, GOOD_CARD).await?;
+    let declined = onboard(&stack, DECLINED_CARD).await?;
+    let done = counted(&stack, done, &logged(&modelled.done)).await?;
+    assert_eq!(done.transitions, transitions(&saga, &teardown, None)?);
+
+    // The fourth and the fifth step did not come to be, nor their events.
+    let mut expected = logged(&modelled.undone);
+    for step in ["configure-alerting", "activate-site"] {
+        expected.remove(step);
+    }
+    // Kits, sensors, the failure; kits and sensors once more.
+    expected.insert("project-site".to_owned(), 5);
+    let declined = counted(&stack, declined, &expected).await?;
+    assert_eq!(declined.transitions, transitions(&saga, &teardown, Some(PAYS))?);
+
+    let events = cost::onboarding::events(&modelled.done);
+    assert!((f64::from(done.events) - events).abs() < f64::EPSILON, "{done:?}, not {events}");
+    let file = root.join("tests/cost/counted/stack.json");
+    keep_json(&file, &Counted { done, declined })
+}
