@@ -36,7 +36,7 @@ OVERRIDES := Architecture=$(ARCHITECTURE) LogRetentionDays=1 StripeApiBase=$(or 
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml samconfig.toml
 
-.PHONY: help demo test unit-test write-units bench release-sizes e2e-test unused-grants fault-matrix fault-matrix-subset mutants smoke check deny advisories sbom up down deploy-local build-local invoke invoke-samples lambda-image local-env logs setup require
+.PHONY: help demo test unit-test write-units cost bench bench-settings release-sizes e2e-test unused-grants fault-matrix fault-matrix-subset mutants smoke check deny advisories sbom up down deploy-local build-local invoke invoke-samples lambda-image local-env logs setup require
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -52,11 +52,17 @@ test: check unit-test e2e-test fault-matrix-subset ## every test, installing wha
 unit-test: require ## units, steps against embedded DynamoDB, wire goldens
 	cargo test $(CARGO_FLAGS) --workspace --exclude tests --exclude fieldctl --exclude bench-readings
 
-write-units: require ## counts what an onboarding and a reading cost in DynamoDB, and writes it into docs/costs.md
+write-units: require ## counts what an onboarding and a reading cost in DynamoDB, for the cost model, and writes it into docs/cost.md
 	UPDATE_DOCS=1 cargo test $(CARGO_FLAGS) -p testkit --test write_units --test reading_units -- --nocapture
 
-bench: require ## readings: encodings compared, instructions, samples a second, memory (needs valgrind); rewrites docs/performance.md
+cost: require ## what a month costs, and which quota binds first: docs/cost.md, from what was counted and measured
+	cargo run --quiet $(CARGO_FLAGS) -p cost
+
+bench: require ## what each function takes (time, instructions, memory, size, calls), peers beside it, and readings (needs valgrind); rewrites docs/performance.md; FUNCTIONS='get-site': some, into no docs
 	@tests/bench/run.sh
+
+bench-settings: require ## what each setting of the build is worth, one changed at a time; after make bench
+	@$(PYTHON) tests/bench/settings/measure.py
 
 release-sizes: require ## builds every function for release (a quarter of an hour) and tells its size
 	cargo build $(CARGO_FLAGS) --release --bins

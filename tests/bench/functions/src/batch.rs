@@ -1,0 +1,87 @@
+//! The largest batch that Lambda hands to store-readings, of the smallest bundles there are.
+
+use std::{collections::HashMap, path::Path, sync::Arc};
+
+use anyhow::Result;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use contracts::{OnboardingId, SensorId, SiteId};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{
+    aws::Source,
+    function::Function,
+    process::{Bench, Program},
+};
+
+/// Lambda's largest batch of a stream.
+const RECORDS: usize = 10_000;
+
+/// What it takes.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Batch {
+    /// Records, each of another site, with one sample of one sensor.
+    pub records: usize,
+    /// The largest memory.
+    pub peak_bytes: u64,
+    /// At full speed.
+    pub seconds: f64,
+}
+
+/// Hands it over, once.
+pub async fn measure(bench: &Bench, store: &Function, binaries: &Path) -> Result<Batch> {
+    let (mut records, mut rows) = (Vec::with_capacity(RECORDS), HashMap::new());
+    for number in 0..RECORDS {
+        let site = SiteId::registered("bench", &number.to_string());
+        let sensor = SensorId::of(OnboardingId::of(site), 0);
+        records.push(record(number, site, sensor));
+        rows.insert(sensor.to_string(), row(site, sensor));
+    }
+    let event = json!({ "Records": records }).to_string().into();
+    let source = Source::Rows(Arc::new(rows));
+    let mut process = bench.start(&Program::of(store, binaries), source, &[]).await?;
+    let (took, _) = process.invoke(&event).await?;
+    let memory = process.memory()?;
+    process.end().await?;
+    let seconds = (took.as_secs_f64() * 100.0).round() / 100.0;
+    Ok(Batch { records: RECORDS, peak_bytes: memory.peak, seconds })
+}
+
+fn record(number: usize, site: SiteId, sensor: SensorId) -> Value {
+    let bundle = json!({
+        "bundleId": number.to_string(),
+        "siteId": site,
+        "series": [{ "sensorId": sensor, "samples": [["2016-01-01T00:00:00Z", -7.6]] }],
+    });
+    json!({
+        "kinesis": {
+            "kinesisSchemaVersion": "1.0",
+            "partitionKey": site,
+            "sequenceNumber": format!("{number:056}"),
+            "data": STANDARD.encode(bundle.to_string()),
+            "approximateArrivalTimestamp": 1_451_606_400.987,
+        },
+        "eventSource": "aws:kinesis",
+        "eventVersion": "1.0",
+        "eventID": format!("shardId-000000000000:{number:056}"),
+        "eventName": "aws:kinesis:record",
+        "invokeIdentityArn": "arn:aws:iam::123456789012:role/lambda",
+        "awsRegion": "eu-central-1",
+        "eventSourceARN": "arn:aws:kinesis:eu-central-1:123456789012:stream/readings",
+    })
+}
+
+/// A sensor of the register, as project-sensors writes it.
+fn row(site: SiteId, sensor: SensorId) -> Value {
+    json!({
+        "sensorId": { "S": sensor },
+        "row": { "S": "SENSOR" },
+        "siteId": { "S": site },
+        "sensor": { "M": {
+            "sensorId": { "S": sensor },
+            "metric": { "S": "air_temperature" },
+            "unit": { "S": "Cel" },
+        } },
+    })
+}

@@ -1,0 +1,150 @@
+//! The functions as `template.yaml` deploys them: memory, variables, what they may call.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
+
+use anyhow::{Context, Result, ensure};
+use hyper::body::Bytes;
+use serde_json::Value;
+use testkit::template::{Template, kebab, root};
+
+/// The account and the region of the sample events.
+const OWNER: &str = "eu-central-1:123456789012";
+/// Not of a function's own clients: how Lambda polls for it, and where Lambda puts what failed.
+const OF_LAMBDA: [&str; 12] = [
+    "dynamodb:DescribeStream",
+    "dynamodb:GetRecords",
+    "dynamodb:GetShardIterator",
+    "dynamodb:ListStreams",
+    "kinesis:DescribeStream",
+    "kinesis:DescribeStreamSummary",
+    "kinesis:GetRecords",
+    "kinesis:GetShardIterator",
+    "kinesis:ListShards",
+    "sqs:DeleteMessage",
+    "sqs:GetQueueAttributes",
+    "sqs:ReceiveMessage",
+];
+
+/// A function.
+#[derive(Clone, Debug)]
+pub struct Function {
+    /// As its binary is called.
+    pub name: String,
+    /// `MemorySize`, in MB.
+    pub memory: u64,
+    /// How many services it may call.
+    pub clients: usize,
+    /// Those that the template sets; Stripe's address is left to whoever starts it.
+    pub variables: BTreeMap<String, String>,
+    /// Its sample event.
+    pub event: Bytes,
+}
+
+/// Every function of the template. Their sample events are in `tests/events`, one each.
+pub fn all() -> Result<Vec<Function>> {
+    let template = Template::read();
+    let functions = template
+        .resources("AWS::Serverless::Function")
+        .into_values()
+        .map(|resource| function(&template, resource))
+        .collect::<Result<Vec<_>>>()?;
+    let names: BTreeSet<_> = functions.iter().map(|function| function.name.clone()).collect();
+    let samples: BTreeSet<_> = fs::read_dir(root().join("tests/events"))?
+        .filter_map(|entry| Some(entry.ok()?.path().file_stem()?.to_str()?.to_owned()))
+        .collect();
+    let strays: Vec<_> = names.symmetric_difference(&samples).collect();
+    ensure!(strays.is_empty(), "functions and sample events differ: {strays:?}");
+    Ok(functions)
+}
+
+fn function(template: &Template, resource: &Value) -> Result<Function> {
+    let name = resource["Metadata"]["BuildProperties"]["Binary"].as_str().context("Binary")?;
+    let properties = &resource["Properties"];
+    let globals = &template.0["Globals"]["Function"];
+    let memory = properties["MemorySize"].as_u64().or(globals["MemorySize"].as_u64());
+    let variables = properties["Environment"]["Variables"].as_object().into_iter().flatten();
+    let variables: BTreeMap<_, _> =
+        variables.map(|(name, value)| (name.clone(), text(template, value))).collect();
+    let event = fs::read(root().join(format!("tests/events/{name}.json")))
+        .with_context(|| format!("the sample event of {name}"))?;
+    Ok(Function {
+        name: name.to_owned(),
+        memory: memory.context("MemorySize")?,
+        clients: services(&properties["Policies"]).len()
+            + usize::from(variables.contains_key("STRIPE_API_BASE")),
+        variables,
+        event: event.into(),
+    })
+}
+
+/// The AWS services that the policies let the function's own code call.
+fn services(policies: &Value) -> BTreeSet<&str> {
+    let statements = policies
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|policy| policy["Statement"].as_array())
+        .flatten();
+    let actions: Vec<_> = statements
+        .flat_map(|statement| match &statement["Action"] {
+            Value::Array(actions) => actions.iter().filter_map(Value::as_str).collect(),
+            action => Vec::from_iter(action.as_str()),
+        })
+        .collect();
+    // Lambda puts a batch that failed for good there itself; code of ours that uses S3 also reads.
+    let reads_files = actions.contains(&"s3:GetObject");
+    actions
+        .into_iter()
+        .filter(|action| !OF_LAMBDA.contains(action))
+        .filter_map(|action| action.split(':').next())
+        .filter(|service| *service != "s3" || reads_files)
+        .collect()
+}
+
+/// What the deployment would make of a variable's value, in the account of the sample events.
+fn text(template: &Template, value: &Value) -> String {
+    match value {
+        Value::String(text) if text.contains("${") => substituted(template, text),
+        Value::String(text) => referred(template, text),
+        // !Join [separator, values]
+        Value::Array(join) => {
+            let separator = join[0].as_str().unwrap_or_default();
+            let values = join[1].as_array().into_iter().flatten();
+            values.map(|value| text(template, value)).collect::<Vec<_>>().join(separator)
+        }
+        other => other.to_string(),
+    }
+}
+
+fn substituted(template: &Template, text: &str) -> String {
+    let mut done = String::new();
+    let mut rest = text;
+    while let Some((before, name, after)) = rest
+        .split_once("${")
+        .and_then(|(before, name)| name.split_once('}').map(|(name, after)| (before, name, after)))
+    {
+        done.push_str(before);
+        done.push_str(&referred(template, name));
+        rest = after;
+    }
+    done + rest
+}
+
+fn referred(template: &Template, name: &str) -> String {
+    if let Some(default) = template.0["Parameters"][name].get("Default") {
+        return default.as_str().map_or_else(|| default.to_string(), str::to_owned);
+    }
+    let resource = name.strip_suffix(".Arn").unwrap_or(name);
+    let kind = template.0["Resources"][resource]["Type"].as_str().unwrap_or_default();
+    match kind {
+        "AWS::SQS::Queue" if resource != name => format!("arn:aws:sqs:{OWNER}:{resource}"),
+        "AWS::SQS::Queue" => format!("https://sqs.example/{resource}"),
+        "AWS::Serverless::StateMachine" => {
+            format!("arn:aws:states:{OWNER}:stateMachine:{}", kebab(resource))
+        }
+        _ => name.to_owned(),
+    }
+}

@@ -1,0 +1,90 @@
+//! Instructions, as valgrind counts them: those of the process alone, not of the kernel.
+
+use std::{ffi::OsString, fs, path::Path, time::Duration};
+
+use anyhow::{Context, Result, bail, ensure};
+use hyper::body::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    aws::Source,
+    process::{Bench, Program},
+};
+
+/// Warm invocations of which the mean is taken.
+const WARM: u64 = 20;
+const REST: Duration = Duration::from_millis(100);
+
+/// Instructions.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Instructions {
+    /// From the start until it asks for the first event.
+    pub to_next: u64,
+    /// From the start until the first event is answered.
+    pub to_first_answer: u64,
+    /// Of one invocation after that, the mean of 20.
+    pub warm: u64,
+}
+
+/// Counts them in three processes that go on for longer and longer.
+pub async fn count(
+    bench: &Bench,
+    program: &Program,
+    source: &Source,
+    event: &Bytes,
+) -> Result<Instructions> {
+    let to_next = until(bench, program, source, event, 0).await?;
+    let to_first_answer = until(bench, program, source, event, 1).await?;
+    let to_last = until(bench, program, source, event, 1 + WARM).await?;
+    ensure!(to_next < to_first_answer && to_first_answer < to_last, "{}: {to_last}", program.name);
+    Ok(Instructions { to_next, to_first_answer, warm: (to_last - to_first_answer) / WARM })
+}
+
+/// Whether valgrind is there.
+pub fn check() -> Result<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if !std::env::split_paths(&path).any(|folder| folder.join("valgrind").is_file()) {
+        bail!("instructions are counted with valgrind, which is missing: apt-get install valgrind");
+    }
+    Ok(())
+}
+
+async fn until(
+    bench: &Bench,
+    program: &Program,
+    source: &Source,
+    event: &Bytes,
+    invocations: u64,
+) -> Result<u64> {
+    let log = bench.folder.join("valgrind.log");
+    let mut to_log = OsString::from("--log-file=");
+    to_log.push(&log);
+    let valgrind = [
+        "valgrind".into(),
+        "--tool=cachegrind".into(),
+        "--cache-sim=no".into(),
+        "--cachegrind-out-file=/dev/null".into(),
+        to_log,
+    ];
+    let mut process = bench.start(program, source.clone(), &valgrind).await?;
+    for _ in 0..invocations {
+        process.invoke(event).await?;
+    }
+    // It asks for an event, and has still to come to rest.
+    tokio::time::sleep(REST).await;
+    process.end().await?;
+    counted(&log)
+}
+
+/// What valgrind tells at the process' end.
+fn counted(log: &Path) -> Result<u64> {
+    let text = fs::read_to_string(log)?;
+    // `I   refs:` or `I refs:`, by its version.
+    let count = text.lines().find_map(|line| {
+        let (before, count) = line.split_once("refs:")?;
+        before.trim_end().ends_with(" I").then_some(count)
+    });
+    let count = count.with_context(|| format!("valgrind told no count:\n{text}"))?;
+    Ok(count.trim().replace(',', "").parse()?)
+}

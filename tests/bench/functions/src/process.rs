@@ -1,0 +1,356 @@
+//! A function's process, from its start to its end: what Lambda does with it, and what it takes.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    fs,
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use hyper::body::Bytes;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::{
+    process::{Child, Command},
+    time::timeout,
+};
+
+use crate::{
+    aws::{Aws, Calls, Source},
+    runtime_api::{Heard, RuntimeApi},
+    server::Trust,
+};
+
+/// For a start, or an invocation; ample under valgrind, and with a fourteenth of a core.
+const PATIENCE: Duration = Duration::from_mins(5);
+const KB: u64 = 1024;
+
+/// What every process is started with.
+pub struct Bench {
+    /// The stand-ins' certificates.
+    pub trust: Trust,
+    /// For the PEM file of their root, and the processes' logs.
+    pub folder: PathBuf,
+}
+
+/// A program that is to be started as a function.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// The function's name.
+    pub name: String,
+    /// The file.
+    pub file: PathBuf,
+    /// What the file is started with.
+    pub arguments: Vec<OsString>,
+    /// Where it is started.
+    pub folder: PathBuf,
+    /// What it is to find beside what Lambda sets.
+    pub variables: BTreeMap<OsString, OsString>,
+    /// `MemorySize`, in MB.
+    pub memory: u64,
+}
+
+/// It runs, and has asked for an event.
+pub struct Process {
+    /// From its start until it asked for the first event.
+    pub start: Duration,
+    /// What it calls.
+    pub aws: Aws,
+    name: String,
+    child: Child,
+    pid: Pid,
+    api: RuntimeApi,
+    log: PathBuf,
+}
+
+/// In bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// The largest so far.
+    pub peak: u64,
+    /// Now.
+    pub resident: u64,
+}
+
+impl Bench {
+    /// In that folder.
+    pub fn new(folder: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&folder)?;
+        let bench = Self { trust: Trust::new()?, folder };
+        fs::write(bench.bundle(), &bench.trust.root)?;
+        Ok(bench)
+    }
+
+    /// The PEM file of the stand-ins' root.
+    pub fn bundle(&self) -> PathBuf {
+        self.folder.join("ca.pem")
+    }
+
+    /// Starts the program and waits until it asks for an event; `under` is a program that runs it.
+    pub async fn start(
+        &self,
+        program: &Program,
+        source: Source,
+        under: &[OsString],
+    ) -> Result<Process> {
+        let name = program.name.clone();
+        let api = RuntimeApi::start(&name).await?;
+        let aws = Aws::start(self.trust.acceptor.clone(), source).await?;
+        let log = self.folder.join(format!("{name}.log"));
+        let mut command = match under.split_first() {
+            None => Command::new(&program.file),
+            Some((tool, arguments)) => {
+                let mut command = Command::new(tool);
+                command.args(arguments).arg(&program.file);
+                command
+            }
+        };
+        command.args(&program.arguments).current_dir(&program.folder).env_clear();
+        command.envs(self.environment(program, &api, &aws));
+        command.stdin(Stdio::null()).stdout(fs::File::create(&log)?);
+        command.stderr(fs::File::options().append(true).open(&log)?).kill_on_drop(true);
+
+        let began = Instant::now();
+        let child = command.spawn().with_context(|| format!("{}", program.file.display()))?;
+        let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        let pid = pid.context("a process")?;
+        let mut process = Process { start: Duration::ZERO, aws, name, child, pid, api, log };
+        process.start = process.asks().await? - began;
+        Ok(process)
+    }
+
+    fn environment(
+        &self,
+        program: &Program,
+        api: &RuntimeApi,
+        aws: &Aws,
+    ) -> BTreeMap<OsString, OsString> {
+        let mut variables = program.variables.clone();
+        let endpoint = format!("https://localhost:{}", aws.tls.address.port());
+        let of_lambda: [(&str, OsString); 14] = [
+            ("AWS_LAMBDA_RUNTIME_API", api.server.address.to_string().into()),
+            ("AWS_LAMBDA_FUNCTION_NAME", program.name.clone().into()),
+            ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", program.memory.to_string().into()),
+            ("AWS_LAMBDA_FUNCTION_VERSION", "1".into()),
+            ("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand".into()),
+            ("AWS_LAMBDA_LOG_FORMAT", "JSON".into()),
+            ("AWS_LAMBDA_LOG_LEVEL", "INFO".into()),
+            ("LAMBDA_TASK_ROOT", program.folder.clone().into()),
+            ("AWS_REGION", "eu-central-1".into()),
+            ("AWS_DEFAULT_REGION", "eu-central-1".into()),
+            ("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE".into()),
+            ("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".into()),
+            ("AWS_ENDPOINT_URL", endpoint.into()),
+            ("AWS_CA_BUNDLE", self.bundle().into()),
+        ];
+        let handler = [("_HANDLER", OsString::from("bootstrap"))];
+        for (name, value) in of_lambda.into_iter().chain(handler) {
+            // A peer's script may have set it better.
+            let fixed = ["AWS_LAMBDA_RUNTIME_API", "AWS_ENDPOINT_URL"].contains(&name);
+            if fixed || !variables.contains_key(OsStr::new(name)) {
+                variables.insert(name.into(), value);
+            }
+        }
+        if let Some(stripe) = variables.get_mut(OsStr::new("STRIPE_API_BASE")) {
+            *stripe = format!("http://localhost:{}", aws.plain.address.port()).into();
+        }
+        variables
+    }
+}
+
+impl Process {
+    /// Gives it an event and waits until it is ready for the next one. Tells how long the answer
+    /// took, and what was called meanwhile.
+    pub async fn invoke(&mut self, event: &Bytes) -> Result<(Duration, Calls)> {
+        self.aws.begin();
+        let given = Instant::now();
+        self.api.events.send(event.clone()).map_err(|_| anyhow!("nobody takes events"))?;
+        let (answered, answer) = match self.hear().await? {
+            Heard::Answer(at, answer) => (at, answer),
+            other => bail!(self.told(&format!("said {other:?} for an answer"))),
+        };
+        let calls = self.aws.calls().map_err(|problem| anyhow!(self.told(&problem)))?;
+        if let Some(problem) = wrong(&answer) {
+            bail!(self.told(&problem));
+        }
+        self.asks().await?;
+        Ok((answered - given, calls))
+    }
+
+    async fn asks(&mut self) -> Result<Instant> {
+        match self.hear().await? {
+            Heard::Next(at) => Ok(at),
+            other => bail!(self.told(&format!("said {other:?} for asking"))),
+        }
+    }
+
+    async fn hear(&mut self) -> Result<Heard> {
+        let heard = tokio::select! {
+            heard = timeout(PATIENCE, self.api.heard.recv()) => heard,
+            ended = self.child.wait() => bail!(self.told(&format!("ended by itself: {ended:?}"))),
+        };
+        match heard {
+            Ok(Some(Heard::Error(error))) => {
+                let problem = self.aws.calls().err().unwrap_or_default();
+                bail!(self.told(&format!("failed: {error} {problem}")))
+            }
+            Ok(Some(heard)) => Ok(heard),
+            _ => bail!(self.told("said nothing for five minutes")),
+        }
+    }
+
+    /// Which function, what is wrong, and what it logged last.
+    fn told(&self, problem: &str) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        let last = lines[lines.len().saturating_sub(8)..].join("\n    ");
+        format!("{}: {problem}\n    {last}", self.name)
+    }
+
+    /// What it became: a script that replaced itself by the program proper need not be run again.
+    pub fn program(&self, of: &Program) -> Result<Program> {
+        let proc = Path::new("/proc").join(self.id().to_string());
+        let mut words = texts(&proc.join("cmdline"))?.into_iter();
+        let folder = fs::read_link(proc.join("cwd"))?;
+        let mut file = PathBuf::from(words.next().context("a command")?);
+        if file.components().count() > 1 {
+            // Not resolved: Python finds its packages by the name that it is called by.
+            file = folder.join(file);
+        }
+        let variables = texts(&proc.join("environ"))?.into_iter().filter_map(|variable| {
+            let bytes = variable.into_vec();
+            let sign = bytes.iter().position(|byte| *byte == b'=')?;
+            let text = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+            Some((text(&bytes[..sign]), text(&bytes[sign + 1..])))
+        });
+        Ok(Program {
+            file,
+            arguments: words.collect(),
+            folder,
+            variables: variables.collect(),
+            ..of.clone()
+        })
+    }
+
+    /// The process' id.
+    pub fn id(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// How much it has logged, in bytes.
+    pub fn logged(&self) -> Result<u64> {
+        Ok(fs::metadata(&self.log)?.len())
+    }
+
+    /// Its memory, and that of the processes that it started.
+    pub fn memory(&self) -> Result<Memory> {
+        let mut sum = Memory { peak: 0, resident: 0 };
+        for pid in self.family()? {
+            let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+            let kilobytes = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name));
+                line.and_then(|line| line.trim_start_matches(':').split_whitespace().next())
+                    .and_then(|number| number.parse::<u64>().ok())
+            };
+            sum.peak += kilobytes("VmHWM").context("VmHWM")? * KB;
+            sum.resident += kilobytes("VmRSS").context("VmRSS")? * KB;
+        }
+        Ok(sum)
+    }
+
+    /// The CPU time that its threads, and those of the processes that it started, have had.
+    pub fn cpu(&self) -> Result<Duration> {
+        let mut sum = 0;
+        for pid in self.family()? {
+            for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+                // By the nanosecond; /proc/PID/stat counts in hundredths of a second.
+                let text = fs::read_to_string(thread?.path().join("schedstat"))?;
+                let first = text.split(' ').next().unwrap_or_default();
+                sum += first.parse::<u64>().context("schedstat")?;
+            }
+        }
+        Ok(Duration::from_nanos(sum))
+    }
+
+    /// The process and what it started.
+    pub fn family(&self) -> Result<Vec<i32>> {
+        let mut parents = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let name = entry?.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
+                continue;
+            };
+            // One that ended meanwhile is none.
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let after_name = stat.rsplit_once(')').map_or("", |(_, after)| after);
+            if let Some(parent) = after_name.split_whitespace().nth(1) {
+                parents.push((pid, parent.parse::<i32>()?));
+            }
+        }
+        let mut family = vec![self.id()];
+        let mut looked = 0;
+        while let Some(&member) = family.get(looked) {
+            looked += 1;
+            family
+                .extend(parents.iter().filter(|(_, parent)| *parent == member).map(|(pid, _)| pid));
+        }
+        Ok(family)
+    }
+
+    /// Ends it, so that a tool that it runs under writes what it found.
+    pub async fn end(mut self) -> Result<()> {
+        for pid in self.family()? {
+            let pid = Pid::from_raw(pid).context("a process")?;
+            // Its parent's end may have been its own.
+            kill_process(pid, Signal::TERM).ok();
+        }
+        if timeout(Duration::from_secs(20), self.child.wait()).await.is_err() {
+            self.child.kill().await?;
+        }
+        ensure!(self.child.try_wait()?.is_some(), "{} does not end", self.name);
+        Ok(())
+    }
+}
+
+/// What is wrong with an answer.
+fn wrong(answer: &Bytes) -> Option<String> {
+    let text = || String::from_utf8_lossy(answer).into_owned();
+    let Ok(answer) = serde_json::from_slice::<Value>(answer) else {
+        return Some(format!("answered what is no JSON: {}", text()));
+    };
+    let failed = answer["batchItemFailures"].as_array().is_some_and(|failed| !failed.is_empty());
+    let refused = answer["statusCode"].as_u64().is_some_and(|status| status >= 400);
+    (failed || refused || answer.get("errorType").is_some()).then(|| format!("answered {}", text()))
+}
+
+/// Texts that each end with a zero.
+fn texts(file: &Path) -> Result<Vec<OsString>> {
+    let bytes = fs::read(file)?;
+    let texts = bytes.split(|byte| *byte == 0).filter(|text| !text.is_empty());
+    Ok(texts.map(|text| OsString::from_vec(text.to_vec())).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_tells_of_a_failure_is_wrong() {
+        let wrong = |answer: &'static str| wrong(&Bytes::from(answer)).is_some();
+        for good in ["null", "{}", r#"{"batchItemFailures":[]}"#, r#"{"statusCode":202}"#] {
+            assert!(!wrong(good), "{good}");
+        }
+        for bad in [
+            "",
+            r#"{"batchItemFailures":[{"itemIdentifier":"1"}]}"#,
+            r#"{"statusCode":404,"body":""}"#,
+            r#"{"errorType":"Transient","errorMessage":""}"#,
+        ] {
+            assert!(wrong(bad), "{bad}");
+        }
+    }
+}

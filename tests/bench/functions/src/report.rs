@@ -1,0 +1,279 @@
+//! Tables, for the terminal and for docs/performance.md alike.
+
+use std::collections::BTreeMap;
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets::ASCII_MARKDOWN};
+
+use crate::{
+    aws::Calls,
+    budget::Over,
+    figures::{Measured, Run},
+    measure::{Figures, Milliseconds},
+    peers::STEP,
+    targets::Target,
+};
+
+/// What is nowhere.
+const NONE: &str = "-";
+const MB: f64 = 1e6;
+
+/// The functions: what is counted, then what is timed.
+pub fn functions(run: &Run) -> String {
+    let mut counted = table([
+        "function",
+        "clients",
+        "start to /next, M instructions",
+        "to first answer",
+        "warm invocation",
+        "peak memory, MB",
+        "binary, MB",
+        "zip, MB",
+        "first invocation calls",
+        "warm calls",
+        "write units",
+    ]);
+    let mut timed = table([
+        "function",
+        "memory, MB",
+        "start to /next, ms",
+        "first invocation",
+        "warm",
+        "first, at 128 MB",
+        "warm, at 128 MB",
+        "CPU, µs",
+        "growth over 10,000",
+    ]);
+    for (name, one) in &run.functions {
+        counted.add_row(counted_row(name, one));
+        timed.add_row(timed_row(name, one));
+    }
+    align(&mut counted, &[0, 8]);
+    align(&mut timed, &[0]);
+    let batch = run.largest_batch.map_or(String::new(), |batch| {
+        format!(
+            "\nstore-readings with a batch of {} records, each of another site, with one sample of one \
+             sensor: {} MB at most, {} s.\n",
+            batch.records,
+            megabytes(batch.peak_bytes),
+            batch.seconds,
+        )
+    });
+    let no_quota = run.no_quota.as_ref().map_or(String::new(), |reason| {
+        format!("\nNothing was run with the CPU of 128 MB: {reason}.\n")
+    });
+    format!("{counted}\n\n{timed}\n{batch}{no_quota}")
+}
+
+fn counted_row(name: &str, one: &Measured) -> Vec<String> {
+    let Measured { clients, write_units, figures, .. } = one;
+    let counted = |of: fn(&crate::instructions::Instructions) -> u64| {
+        figures.instructions.as_ref().map_or(NONE.to_owned(), |all| millions(of(all)))
+    };
+    vec![
+        name.to_owned(),
+        clients.to_string(),
+        counted(|all| all.to_next),
+        counted(|all| all.to_first_answer),
+        counted(|all| all.warm),
+        megabytes(figures.peak_bytes),
+        figures.code_bytes.map_or(NONE.to_owned(), megabytes),
+        figures.zip_bytes.map_or(NONE.to_owned(), megabytes),
+        operations(&figures.calls),
+        if figures.warm_calls == figures.calls {
+            "the same".to_owned()
+        } else {
+            operations(&figures.warm_calls)
+        },
+        write_units.to_string(),
+    ]
+}
+
+fn timed_row(name: &str, one: &Measured) -> Vec<String> {
+    let Figures { milliseconds, milliseconds_under_quota: quota, .. } = &one.figures;
+    let under =
+        |of: fn(&Milliseconds) -> f64| quota.as_ref().map_or(NONE.to_owned(), |it| two(of(it)));
+    vec![
+        name.to_owned(),
+        one.memory_mb.to_string(),
+        two(milliseconds.start),
+        two(milliseconds.first),
+        two(milliseconds.warm),
+        under(|it| it.first),
+        under(|it| it.warm),
+        format!("{:.0}", one.figures.cpu_micros),
+        growth(&one.figures).map_or(NONE.to_owned(), |growth| format!("{growth:.1} %")),
+    ]
+}
+
+/// How much larger the memory was after 10,000 invocations than after 1,000, in percent.
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+pub fn growth(figures: &Figures) -> Option<f64> {
+    let [few, many] = figures.resident_bytes?;
+    Some(100.0 * (many as f64 / few as f64 - 1.0))
+}
+
+/// How many of each operation: `GetItem, 2 PutItem`.
+fn operations(calls: &Calls) -> String {
+    let mut by_operation = BTreeMap::<&str, u64>::new();
+    for (call, count) in calls {
+        let (service, operation) = call.split_once(' ').unwrap_or(("", call));
+        let operation = match service {
+            "stripe" => "Stripe",
+            "s3" => "S3",
+            _ => operation.split(' ').next().unwrap_or(operation),
+        };
+        *by_operation.entry(operation).or_default() += count;
+    }
+    let listed = by_operation.into_iter().map(|(operation, count)| match count {
+        1 => operation.to_owned(),
+        count => format!("{count} {operation}"),
+    });
+    let listed: Vec<_> = listed.collect();
+    if listed.is_empty() { "none".to_owned() } else { listed.join(", ") }
+}
+
+/// A figure of a step, smaller is better.
+type Figure = (&'static str, fn(&Figures) -> Option<f64>, fn(f64) -> String);
+
+/// The figures in which peers are compared.
+const COMPARED: [Figure; 13] = [
+    ("start to /next, ms", |it| Some(it.milliseconds.start), two),
+    ("first invocation, ms", |it| Some(it.milliseconds.first), two),
+    ("warm invocation, ms", |it| Some(it.milliseconds.warm), two),
+    ("first, with the CPU of 128 MB, ms", |it| Some(it.milliseconds_under_quota?.first), two),
+    ("warm, with the CPU of 128 MB, ms", |it| Some(it.milliseconds_under_quota?.warm), two),
+    ("start to /next, M instructions", |it| Some(count(it.instructions?.to_next)), in_millions),
+    ("start to first answer, M instructions", first_answer, in_millions),
+    ("warm invocation, M instructions", |it| Some(count(it.instructions?.warm)), in_millions),
+    ("CPU of an invocation, µs", |it| Some(it.cpu_micros), |micros| format!("{micros:.0}")),
+    ("peak memory, MB", |it| Some(count(it.peak_bytes)), in_millions),
+    ("package, MB", |it| it.code_bytes.map(count), in_millions),
+    ("package zipped, MB", |it| it.zip_bytes.map(count), in_millions),
+    ("calls of a warm invocation", warm_calls, |calls| format!("{calls:.0}")),
+];
+
+/// The peers beside ours, and how many times more each takes.
+pub fn peers(run: &Run) -> String {
+    let Some(ours) = run.functions.get(STEP) else { return String::new() };
+    let mut header = vec!["figure".to_owned(), STEP.to_owned()];
+    for name in run.peers.keys() {
+        header.extend([name.clone(), "times ours".to_owned()]);
+    }
+    let mut table = table(header);
+    for (figure, of, told) in COMPARED {
+        let our = of(&ours.figures);
+        let mut row = vec![figure.to_owned(), our.map_or(NONE.to_owned(), told)];
+        for peer in run.peers.values() {
+            let their = of(peer);
+            row.push(their.map_or(NONE.to_owned(), told));
+            let times = our.zip(their).map(|(our, their)| their / our);
+            row.push(times.map_or(NONE.to_owned(), |times| format!("{times:.1}")));
+        }
+        table.add_row(row);
+    }
+    align(&mut table, &[0]);
+    let calls = run.peers.iter().map(|(name, peer)| {
+        format!(
+            "{name} calls {} at first, then {}.\n",
+            operations(&peer.calls),
+            operations(&peer.warm_calls)
+        )
+    });
+    format!("{table}\n\n{}", calls.collect::<String>())
+}
+
+/// The figure of that name: a peer's, in times of ours.
+pub fn times_ours(run: &Run, peer: &str, of: fn(&Figures) -> Option<f64>) -> Option<f64> {
+    Some(of(run.peers.get(peer)?)? / of(&run.functions.get(STEP)?.figures)?)
+}
+
+/// Instructions from the start to the first answer.
+pub fn first_answer(figures: &Figures) -> Option<f64> {
+    Some(count(figures.instructions?.to_first_answer))
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "one of many figures")]
+fn warm_calls(figures: &Figures) -> Option<f64> {
+    Some(count(figures.warm_calls.values().sum()))
+}
+
+/// The targets, and what became of them.
+pub fn targets(targets: &[Target]) -> String {
+    let mut table = table(["target", "at most", "measured", "met"]);
+    for target in targets {
+        table.add_row(target.row());
+    }
+    format!("{table}\n")
+}
+
+/// What went over its budget.
+pub fn over(over: &[Over]) -> String {
+    let mut table = table(["function", "figure", "budget", "now", "over"]);
+    for Over { function, figure, budget, now } in over {
+        table.add_row([
+            function.clone(),
+            figure.clone(),
+            budget.map_or(NONE.to_owned(), |budget| budget.to_string()),
+            now.to_string(),
+            budget.map_or("new".to_owned(), |budget| {
+                format!("{:.1} %", 100.0 * (now / budget - 1.0))
+            }),
+        ]);
+    }
+    format!("{table}\n")
+}
+
+fn table<T: Into<comfy_table::Cell>>(header: impl IntoIterator<Item = T>) -> Table {
+    let mut table = Table::new();
+    // Lines of markdown are as long as they are.
+    table.load_style(ASCII_MARKDOWN).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header.into_iter().map(Into::into).collect::<Vec<comfy_table::Cell>>());
+    table
+}
+
+/// To the right, but for these columns.
+fn align(table: &mut Table, to_the_left: &[usize]) {
+    for (place, column) in table.column_iter_mut().enumerate() {
+        if !to_the_left.contains(&place) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn count(number: u64) -> f64 {
+    number as f64
+}
+
+fn in_millions(number: f64) -> String {
+    two(number / MB)
+}
+
+fn millions(number: u64) -> String {
+    in_millions(count(number))
+}
+
+/// Megabytes are millions of bytes.
+fn megabytes(bytes: u64) -> String {
+    millions(bytes)
+}
+
+fn two(number: f64) -> String {
+    format!("{number:.2}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_are_told_by_operation() {
+        let calls = Calls::from([
+            ("dynamodb GetItem BillingTable".to_owned(), 2),
+            ("stripe POST /v1/customers".to_owned(), 1),
+            ("stripe POST /v1/subscriptions".to_owned(), 1),
+            ("states SendTaskSuccess".to_owned(), 1),
+        ]);
+        assert_eq!(operations(&calls), "2 GetItem, SendTaskSuccess, 2 Stripe");
+    }
+}

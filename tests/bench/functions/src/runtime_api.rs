@@ -1,0 +1,124 @@
+//! A stand-in for the Lambda Runtime API: hands out events, and tells what it hears.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Result;
+use hyper::{
+    Method,
+    body::Bytes,
+    header::{HeaderMap, HeaderName, HeaderValue},
+};
+use tokio::sync::{
+    Mutex,
+    mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+};
+
+use crate::server::{Answer, Asked, Handler, Server, answer};
+
+const INVOCATION: &str = "/2018-06-01/runtime/invocation/";
+/// Ample: under valgrind, or with a fourteenth of a core, nothing is to run out of time.
+const TIME: Duration = Duration::from_mins(15);
+
+/// What a function said.
+#[derive(Debug)]
+pub enum Heard {
+    /// It wants an event.
+    Next(Instant),
+    /// It answered.
+    Answer(Instant, Bytes),
+    /// It failed, at its start or with an event.
+    Error(String),
+}
+
+/// The Runtime API of one process.
+#[derive(Debug)]
+pub struct RuntimeApi {
+    /// Where it is.
+    pub server: Server,
+    /// What the process says.
+    pub heard: UnboundedReceiver<Heard>,
+    /// The events it is to get.
+    pub events: UnboundedSender<Bytes>,
+}
+
+struct Desk {
+    name: String,
+    said: UnboundedSender<Heard>,
+    events: Mutex<UnboundedReceiver<Bytes>>,
+    given: AtomicU64,
+}
+
+impl RuntimeApi {
+    /// Starts one, for a function of that name.
+    pub async fn start(name: &str) -> Result<Self> {
+        let (said, heard) = unbounded_channel();
+        let (events, given) = unbounded_channel();
+        let desk = Desk {
+            name: name.to_owned(),
+            said,
+            events: Mutex::new(given),
+            given: AtomicU64::new(0),
+        };
+        let server = Server::start(None, Arc::new(desk)).await?;
+        Ok(Self { server, heard, events })
+    }
+}
+
+impl Handler for Desk {
+    async fn answer(&self, request: Asked) -> Answer {
+        let now = Instant::now();
+        let path = request.uri().path().to_owned();
+        if request.method() == Method::GET && path == format!("{INVOCATION}next") {
+            self.tell(Heard::Next(now));
+            // The harness lives longer than its processes.
+            let Some(event) = self.events.lock().await.recv().await else {
+                return answer(500, "");
+            };
+            let mut given = answer(200, event);
+            let number = self.given.fetch_add(1, Ordering::Relaxed);
+            *given.headers_mut() = self.headers(number);
+            return given;
+        }
+        let body = request.into_body();
+        if path.starts_with(INVOCATION) && path.ends_with("/response") {
+            self.tell(Heard::Answer(now, body));
+        } else {
+            self.tell(Heard::Error(format!("{path}: {}", String::from_utf8_lossy(&body))));
+        }
+        answer(202, r#"{"status":"OK"}"#)
+    }
+}
+
+impl Desk {
+    fn tell(&self, heard: Heard) {
+        // Nobody listens any more when the process is being ended.
+        drop(self.said.send(heard));
+    }
+
+    fn headers(&self, number: u64) -> HeaderMap {
+        let until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + TIME;
+        let headers = [
+            ("content-type", "application/json".to_owned()),
+            ("lambda-runtime-aws-request-id", format!("8476a536-e9f4-41e8-9739-{number:012}")),
+            ("lambda-runtime-deadline-ms", until.as_millis().to_string()),
+            (
+                "lambda-runtime-invoked-function-arn",
+                format!("arn:aws:lambda:eu-central-1:123456789012:function:{}", self.name),
+            ),
+            (
+                "lambda-runtime-trace-id",
+                "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700;Parent=9a9197af755a6419;Sampled=1".into(),
+            ),
+        ];
+        let pairs = headers.into_iter().filter_map(|(name, value)| {
+            Some((HeaderName::from_static(name), HeaderValue::from_str(&value).ok()?))
+        });
+        pairs.collect()
+    }
+}

@@ -1,0 +1,144 @@
+//! HTTP/1.1 on loopback, with or without TLS, for as long as it is held.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+
+use anyhow::Result;
+use http_body_util::{BodyExt, Collected, Full};
+use hyper::{
+    Request, Response,
+    body::{Bytes, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
+    PKCS_RSA_SHA256,
+};
+use rustls::{
+    ServerConfig,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    task::JoinHandle,
+};
+use tokio_rustls::TlsAcceptor;
+
+/// A request, read whole.
+pub type Asked = Request<Bytes>;
+/// An answer.
+pub type Answer = Response<Full<Bytes>>;
+
+/// Answers requests.
+pub trait Handler: Send + Sync + 'static {
+    /// One of them.
+    fn answer(&self, request: Asked) -> impl Future<Output = Answer> + Send;
+}
+
+/// Stops listening when it is dropped.
+#[derive(Debug)]
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    /// Starts one.
+    pub async fn start(tls: Option<TlsAcceptor>, handler: Arc<impl Handler>) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let task = tokio::spawn(async move {
+            while let Ok((connection, _)) = listener.accept().await {
+                let (tls, handler) = (tls.clone(), Arc::clone(&handler));
+                tokio::spawn(async move {
+                    // A process that ends in the middle breaks its connections.
+                    connection.set_nodelay(true).ok();
+                    match tls {
+                        None => serve(connection, handler).await,
+                        Some(tls) => {
+                            if let Ok(connection) = tls.accept(connection).await {
+                                serve(connection, handler).await;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        Ok(Self { address, task })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serve(
+    connection: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    handler: Arc<impl Handler>,
+) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let handler = Arc::clone(&handler);
+        async move {
+            let (head, body) = request.into_parts();
+            let body = body.collect().await.map(Collected::to_bytes).unwrap_or_default();
+            Ok::<_, Infallible>(handler.answer(Request::from_parts(head, body)).await)
+        }
+    });
+    let server = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(connection), service)
+        .await;
+    drop(server);
+}
+
+/// An answer with that status.
+pub fn answer(status: u16, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or_default();
+    answer
+}
+
+/// Certificates as AWS' endpoints have them: RSA of 2048 bits, the server's signed by one between it
+/// and the root.
+pub struct Trust {
+    /// What a server shows.
+    pub acceptor: TlsAcceptor,
+    /// The root, PEM.
+    pub root: String,
+}
+
+impl Trust {
+    /// Made anew.
+    pub fn new() -> Result<Self> {
+        let root = CertifiedIssuer::self_signed(authority("Bench Root")?, key()?)?;
+        let between = CertifiedIssuer::signed_by(authority("Bench RSA 2048")?, key()?, &root)?;
+        let own = key()?;
+        let leaf = CertificateParams::new(["localhost".to_owned()])?.signed_by(&own, &between)?;
+        let chain = vec![leaf.der().clone(), between.der().clone()];
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own.serialize_der()));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)?;
+        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), root: root.pem() })
+    }
+}
+
+fn key() -> Result<KeyPair> {
+    Ok(KeyPair::generate_for(&PKCS_RSA_SHA256)?)
+}
+
+fn authority(name: &str) -> Result<CertificateParams> {
+    let mut params = CertificateParams::new(Vec::new())?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.distinguished_name.push(DnType::CommonName, name);
+    Ok(params)
+}

@@ -1,0 +1,195 @@
+//! What the functions are to stay below.
+
+use crate::{
+    figures::{Measured, Run},
+    measure::Figures,
+    report::{first_answer, growth, times_ours},
+};
+
+/// From so many services on a function may take more.
+const MANY_CLIENTS: usize = 5;
+const MILLION: f64 = 1e6;
+
+/// One of them.
+#[derive(Debug, PartialEq)]
+pub struct Target {
+    what: String,
+    bound: f64,
+    unit: &'static str,
+    /// By the function, or the peer, that is farthest from it; none where it wasn't measured.
+    worst: Option<(String, f64)>,
+    /// Whether more is better.
+    at_least: bool,
+}
+
+impl Target {
+    /// For the report.
+    pub fn row(&self) -> [String; 4] {
+        let Self { what, bound, unit, .. } = self;
+        let least = if self.at_least { "at least " } else { "" };
+        [
+            what.clone(),
+            format!("{least}{bound} {unit}"),
+            self.worst.as_ref().map_or("not measured".to_owned(), |(name, value)| {
+                format!("{value:.2} {unit} ({name})")
+            }),
+            self.met().map_or("-", |met| if met { "yes" } else { "no" }).to_owned(),
+        ]
+    }
+
+    fn met(&self) -> Option<bool> {
+        let (_, value) = self.worst.as_ref()?;
+        Some(if self.at_least { *value >= self.bound } else { *value <= self.bound })
+    }
+}
+
+/// All of them.
+pub fn all(run: &Run) -> Vec<Target> {
+    let mut targets = Vec::new();
+    for (whose, instructions, binary, zip) in
+        [(Whose::Few, 4.0, 4.5, 2.2), (Whose::Many, 8.0, 6.0, 3.0)]
+    {
+        let below = |what: &str, bound, unit, of: fn(&Measured) -> Option<f64>| {
+            let what = format!("{what}{}", whose.told());
+            let of = |one: &Measured| if whose.is(one) { of(one) } else { None };
+            below(run, what, bound, unit, of)
+        };
+        targets.extend([
+            below("start to /next", instructions, "M instructions", |one| {
+                Some(millions(one.figures.instructions?.to_next))
+            }),
+            below("binary", binary, "MB", |one| one.figures.code_bytes.map(millions)),
+            below("zip", zip, "MB", |one| one.figures.zip_bytes.map(millions)),
+        ]);
+    }
+    targets.extend([
+        below(
+            run,
+            "start to the first write answered, of those that do nothing else",
+            12.0,
+            "M instructions",
+            |one| {
+                writes_once(&one.figures.calls)
+                    .then(|| first_answer(&one.figures))?
+                    .map(|it| it / MILLION)
+            },
+        ),
+        beats(run, "that, against the SDK's defaults", 35.0, "rust-defaults", first_answer),
+        below(run, "first invocation with the CPU of 128 MB", 15.0, "ms", |one| {
+            (!one.figures.connects_in_init).then_some(one.figures.milliseconds_under_quota?.first)
+        }),
+        below(run, "that, where the connection is opened in init", 5.0, "ms", |one| {
+            one.figures.connects_in_init.then_some(one.figures.milliseconds_under_quota?.first)
+        }),
+        below(run, "peak memory after 1,000 invocations", 10.0, "MB", |one| {
+            Some(millions(one.figures.peak_bytes))
+        }),
+        below(run, "growth from there to 10,000", 5.0, "%", |one| growth(&one.figures)),
+        Target {
+            what: "peak memory on a batch of 10,000 records".to_owned(),
+            bound: 40.0,
+            unit: "MB",
+            worst: run
+                .largest_batch
+                .map(|it| ("store-readings".to_owned(), millions(it.peak_bytes))),
+            at_least: false,
+        },
+        below(run, "warm invocation that does one write", 0.55, "M instructions", |one| {
+            let warm = millions(one.figures.instructions?.warm);
+            writes_once(&one.figures.warm_calls).then_some(warm)
+        }),
+        beats(run, "Powertools for Python: start to /next", 10.0, "python", |it| {
+            Some(it.milliseconds.start)
+        }),
+        beats(run, "Powertools for Python: peak memory", 5.0, "python", |it| {
+            Some(millions(it.peak_bytes))
+        }),
+        beats(run, "Powertools for Python: CPU of an invocation", 10.0, "python", |it| {
+            Some(it.cpu_micros)
+        }),
+    ]);
+    targets
+}
+
+#[derive(Clone, Copy)]
+enum Whose {
+    Few,
+    Many,
+}
+
+impl Whose {
+    fn is(self, one: &Measured) -> bool {
+        matches!(self, Self::Many) == (one.clients >= MANY_CLIENTS)
+    }
+
+    fn told(self) -> &'static str {
+        match self {
+            Self::Few => "",
+            Self::Many => ", with five clients",
+        }
+    }
+}
+
+fn below(
+    run: &Run,
+    what: impl Into<String>,
+    bound: f64,
+    unit: &'static str,
+    of: impl Fn(&Measured) -> Option<f64>,
+) -> Target {
+    let values = run.functions.iter().filter_map(|(name, one)| Some((name.clone(), of(one)?)));
+    let worst = values.max_by(|one, other| one.1.total_cmp(&other.1));
+    Target { what: what.into(), bound, unit, worst, at_least: false }
+}
+
+/// A peer's figure is so many times ours.
+fn beats(run: &Run, what: &str, bound: f64, peer: &str, of: fn(&Figures) -> Option<f64>) -> Target {
+    let worst = times_ours(run, peer, of).map(|times| (peer.to_owned(), times));
+    Target { what: what.to_owned(), bound, unit: "times", worst, at_least: true }
+}
+
+/// Whether all that is called is one write to `DynamoDB`.
+fn writes_once(calls: &crate::aws::Calls) -> bool {
+    let writes = ["PutItem", "UpdateItem", "TransactWriteItems"];
+    let is_write = |call: &String| {
+        let mut words = call.split(' ');
+        words.next() == Some("dynamodb") && words.next().is_some_and(|it| writes.contains(&it))
+    };
+    calls.values().sum::<u64>() == 1 && calls.keys().all(is_write)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn millions(number: u64) -> f64 {
+    number as f64 / MILLION
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_met_from_its_own_side() {
+        let target = |value: f64, at_least| Target {
+            what: String::new(),
+            bound: 10.0,
+            unit: "",
+            worst: Some(("one".to_owned(), value)),
+            at_least,
+        };
+        assert_eq!(target(9.9, false).met(), Some(true));
+        assert_eq!(target(10.1, false).met(), Some(false));
+        assert_eq!(target(9.9, true).met(), Some(false));
+        assert_eq!(target(10.1, true).met(), Some(true));
+    }
+
+    #[test]
+    fn one_write_is_one_call() {
+        let calls = |calls: &[(&str, u64)]| {
+            writes_once(&calls.iter().map(|(call, count)| ((*call).to_owned(), *count)).collect())
+        };
+        assert!(calls(&[("dynamodb TransactWriteItems AlertingTable EventsTable", 1)]));
+        assert!(!calls(&[("dynamodb PutItem SitesTable", 2)]));
+        assert!(!calls(&[("dynamodb GetItem SitesTable", 1)]));
+        assert!(!calls(&[("dynamodb PutItem SitesTable", 1), ("sqs SendMessage", 1)]));
+    }
+}
