@@ -158,26 +158,12 @@ impl OnCall {
 
     /// What came since the last call: CloudWatch's notifications.
     pub async fn take(&self, stack: &Stack) -> Result<Vec<Value>> {
-        let mut told = Vec::new();
-        loop {
-            let received = stack
-                .sqs
-                .receive_message()
-                .queue_url(&self.queue_url)
-                .max_number_of_messages(10)
-                .send()
-                .await?;
-            if received.messages().is_empty() {
-                return Ok(told);
-            }
-            for message in received.messages() {
-                let envelope: Value = serde_json::from_str(message.body().unwrap_or_default())?;
-                told.push(serde_json::from_str(envelope["Message"].as_str().unwrap_or("null"))?);
-                let handle = message.receipt_handle().context("a message without a handle")?;
-                let delete = stack.sqs.delete_message().queue_url(&self.queue_url);
-                delete.receipt_handle(handle).send().await?;
-            }
-        }
+        let bodies = stack.take(&self.queue_url).await?;
+        let message = |body: &String| {
+            let envelope: Value = serde_json::from_str(body)?;
+            Ok(serde_json::from_str(envelope["Message"].as_str().unwrap_or("null"))?)
+        };
+        bodies.iter().map(message).collect()
     }
 
     /// Ends it and takes it away.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use aws_sdk_eventbridge::types::Target;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -45,30 +45,8 @@ impl Capture {
 
     /// What came since the last call: EventBridge's whole events, in the queue's order.
     pub async fn take(&self, stack: &Stack) -> Result<Vec<Value>> {
-        let mut events = Vec::new();
-        loop {
-            let received = stack
-                .sqs
-                .receive_message()
-                .queue_url(&self.queue_url)
-                .max_number_of_messages(10)
-                .send()
-                .await?;
-            if received.messages().is_empty() {
-                return Ok(events);
-            }
-            for message in received.messages() {
-                events.push(serde_json::from_str(message.body().unwrap_or_default())?);
-                let handle = message.receipt_handle().context("a message without a handle")?;
-                stack
-                    .sqs
-                    .delete_message()
-                    .queue_url(&self.queue_url)
-                    .receipt_handle(handle)
-                    .send()
-                    .await?;
-            }
-        }
+        let bodies = stack.take(&self.queue_url).await?;
+        bodies.iter().map(|body| Ok(serde_json::from_str(body)?)).collect()
     }
 
     /// Takes until `enough` of all that came, or until the time is up; all that came.

@@ -1,6 +1,8 @@
 //! Sites, as their operators register them and look at them.
 
-use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
 use contracts::{Metric, OnboardingId, SiteId};
 use serde::Deserialize;
@@ -10,6 +12,7 @@ use crate::{
     Stack,
     api::{Answer, Call},
     executions::Execution,
+    log::{self, LoggedEvent},
     stripe,
     wait::{Look, PATIENCE, until},
 };
@@ -106,6 +109,28 @@ impl Stack {
     /// Waits until the site is in service, with every step of its onboarding done.
     pub async fn site_active(&self, site: SiteId) -> Result<Value> {
         self.site_as(site, "ACTIVE", &FORWARD.map(|step| (step, "COMPLETED"))).await
+    }
+
+    /// The site is active, and everything was done once: one onboarding, the events of each entity,
+    /// published without a gap, one customer with one subscription. Its story.
+    pub async fn onboarded_once(&self, ids: Ids) -> Result<Vec<LoggedEvent>> {
+        self.site_active(ids.site_id).await?;
+        let onboardings = self.onboardings_of(ids.onboarding_id).await?;
+        ensure!(onboardings == 1, "{onboardings} onboardings of {ids:?}");
+        let story = log::published_story(self, ids.onboarding_id).await?;
+        let events = BTreeMap::from([
+            ("site", vec!["SiteCreated", "SiteActivated"]),
+            ("reservation", vec!["KitsReserved"]),
+            ("sensors", vec!["SensorsProvisioned"]),
+            ("subscription", vec!["SubscriptionInitialized"]),
+            ("alerting", vec!["AlertingConfigured"]),
+        ]);
+        ensure!(log::by_entity(&story) == events, "{ids:?}: {:?}", log::by_entity(&story));
+        ensure!(log::gaps(&story).is_empty(), "{ids:?}: {:?}", log::gaps(&story));
+        let billed = stripe::billed(self, &ids.onboarding_id.to_string()).await?;
+        let once = (billed.customers.len(), billed.subscriptions.len()) == (1, 1);
+        ensure!(once, "{ids:?}: {billed:?}");
+        Ok(story)
     }
 
     /// Waits until the onboarding's execution is over, whatever it ended with.

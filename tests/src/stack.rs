@@ -236,6 +236,25 @@ impl Stack {
         Ok((queue_url.to_owned(), arn.clone()))
     }
 
+    /// Takes all that is in a queue now: the messages' bodies, in the queue's order.
+    pub async fn take(&self, queue_url: &str) -> Result<Vec<String>> {
+        let mut bodies = Vec::new();
+        loop {
+            let receive =
+                self.sqs.receive_message().queue_url(queue_url).max_number_of_messages(10);
+            let received = receive.send().await?;
+            if received.messages().is_empty() {
+                return Ok(bodies);
+            }
+            for message in received.messages() {
+                bodies.push(message.body().unwrap_or_default().to_owned());
+                let handle = message.receipt_handle().context("a message without a handle")?;
+                let delete = self.sqs.delete_message().queue_url(queue_url);
+                delete.receipt_handle(handle).send().await?;
+            }
+        }
+    }
+
     /// Messages in a queue, as (waiting, in work or delayed).
     pub async fn depth(&self, queue_url: &str) -> Result<(u32, u32)> {
         use QueueAttributeName::{

@@ -4,10 +4,7 @@
 
 mod faults;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
@@ -63,27 +60,6 @@ async fn at_step(stack: &Stack, ids: Ids, step: &str) -> Result<()> {
         })
     })
     .await
-}
-
-/// The site went through once: one saga, one subscription, each event once in the log.
-async fn assert_onboarded_once(stack: &Stack, ids: Ids) -> Result<()> {
-    stack.site_active(ids.site_id).await?;
-    assert_eq!(stack.onboardings_of(ids.onboarding_id).await?, 1);
-    let story = log::published_story(stack, ids.onboarding_id).await?;
-    assert_eq!(
-        log::by_entity(&story),
-        BTreeMap::from([
-            ("site", vec!["SiteCreated", "SiteActivated"]),
-            ("reservation", vec!["KitsReserved"]),
-            ("sensors", vec!["SensorsProvisioned"]),
-            ("subscription", vec!["SubscriptionInitialized"]),
-            ("alerting", vec!["AlertingConfigured"]),
-        ])
-    );
-    assert_eq!(log::gaps(&story), [""; 0]);
-    let billed = stripe::billed(stack, &ids.onboarding_id.to_string()).await?;
-    assert_eq!((billed.customers.len(), billed.subscriptions.len()), (1, 1), "{billed:?}");
-    Ok(())
 }
 
 /// The site was rejected because of that step, and nothing is left of it; the error's name.
@@ -148,7 +124,7 @@ async fn an_outage_of_the_provider_fills_the_queue_which_then_drains() -> Result
 
     outage.end()?;
     for ids in &sites {
-        assert_onboarded_once(&stack, *ids).await?;
+        stack.onboarded_once(*ids).await?;
     }
     until_true("the queue to be empty", PATIENCE, async || {
         let (count, saw) = held().await?;
@@ -315,7 +291,7 @@ async fn publish_events_killed_in_mid_batch_loses_nothing() -> Result<()> {
         let ahead = ahead().await?;
 
         for ids in &sites {
-            assert_onboarded_once(&stack, *ids).await?;
+            stack.onboarded_once(*ids).await?;
         }
         let running = faults::pids(&stack, "PublishEventsFunction").await?;
         assert!(running.iter().all(|pid| !killed.contains(pid)), "{killed:?} was not killed");
@@ -431,7 +407,7 @@ async fn billing_killed(stack: &Stack) -> Result<()> {
         };
         let was_in_time = row().await?.is_none();
 
-        assert_onboarded_once(stack, ids).await?;
+        stack.onboarded_once(ids).await?;
         let billed = stripe::billed(stack, &onboarding).await?;
         let row = row().await?.context("a subscription's row")?;
         assert_eq!(row["providerSubscriptionId"], json!(billed.subscriptions[0]), "{row}");
