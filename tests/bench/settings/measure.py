@@ -63,6 +63,7 @@ VARIATIONS = [
     ("thin LTO", {"CARGO_PROFILE_RELEASE_LTO": "thin"}, []),
     ("16 codegen units", {"CARGO_PROFILE_RELEASE_CODEGEN_UNITS": "16"}, []),
     ("opt-level z for every crate", {}, [(CARGO, "opt-level = 3", 'opt-level = "z"')]),
+    ("opt-level s where it is z", {}, [(CARGO, 'opt-level = "z"', 'opt-level = "s"')]),
     ("opt-level 3 for every crate", {}, [(CARGO, 'opt-level = "z"', "opt-level = 3")]),
     ("panic = abort", {}, [(CARGO, 'panic = "unwind"', 'panic = "abort"')]),
 ]
