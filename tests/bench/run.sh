@@ -3,6 +3,7 @@
 #
 # FUNCTIONS='create-site get-site': these functions alone, and nothing is written. BIN_DIR: the folder of
 # functions that are built already. UPDATE_BUDGET=1: what is counted becomes tests/bench/budget.json.
+# REPORT_ONLY=1: nothing is measured, the tables are made anew from tests/bench/figures.json.
 set -eu
 cd "$(dirname "$0")/../.."
 host=$(rustc -vV | sed -n 's/^host: //p')
@@ -18,7 +19,7 @@ tell() {
 }
 
 mkdir -p target/bench
-if [ -z "${FUNCTIONS:-}" ]; then
+if [ -z "${FUNCTIONS:-}${REPORT_ONLY:-}" ]; then
     for name in encodings readings; do
         echo "Measuring $name (some minutes) ..."
         sh "tests/bench/$name/measure.sh" > "target/bench/$name.md"
@@ -29,7 +30,7 @@ if [ -z "${FUNCTIONS:-}" ]; then
     sh tests/bench/peers/build.sh
 fi
 
-if [ -z "${BIN_DIR:-}" ]; then
+if [ -z "${BIN_DIR:-}${REPORT_ONLY:-}" ]; then
     echo "Building the functions for release, as sam build does (a quarter of an hour the first time) ..."
     cargo build --target "$host" --locked --release --bins
     export BIN_DIR="target/$host/release"

@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 use anyhow::Result;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{OnboardingId, SensorId, SiteId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
 const RECORDS: usize = 10_000;
 
 /// What it takes.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Batch {
     /// Records, each of another site, with one sample of one sensor.

@@ -43,7 +43,7 @@ impl Budget {
     pub fn of(run: &Run) -> Self {
         let functions = run.functions.iter();
         Self {
-            architecture: run.architecture.to_owned(),
+            architecture: run.architecture.clone(),
             functions: functions.map(|(name, one)| (name.clone(), counted(one))).collect(),
         }
     }

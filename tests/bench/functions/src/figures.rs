@@ -3,16 +3,16 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{batch::Batch, function::Function, measure::Figures};
 
 /// A run's findings.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Run {
     /// Instructions and sizes are of this one.
-    pub architecture: &'static str,
+    pub architecture: String,
     /// By their names.
     pub functions: BTreeMap<String, Measured>,
     /// By their names.
@@ -25,7 +25,7 @@ pub struct Run {
 }
 
 /// A function with its figures.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Measured {
     /// `MemorySize`, in MB.
@@ -54,6 +54,11 @@ impl Measured {
 }
 
 impl Run {
+    /// What was found before.
+    pub fn read(file: &Path) -> Result<Self> {
+        Ok(serde_json::from_str(&fs::read_to_string(file)?)?)
+    }
+
     /// Writes it there, its keys sorted.
     pub fn write(&self, file: &Path) -> Result<()> {
         let mut json = serde_json::to_value(self)?;

@@ -6,7 +6,7 @@
 //!
 //! `BIN_DIR`: the folder of the functions' binaries. `FUNCTIONS='create-site get-site'`: these alone,
 //! without the peers and without a word in the docs. `UPDATE_BUDGET=1`: today's figures become the
-//! budget.
+//! budget. `REPORT_ONLY=1`: the tables anew, of the figures that are there.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is there to be read")]
 
@@ -54,12 +54,16 @@ async fn main() -> Result<ExitCode> {
     instructions::check()?;
     let root = root().canonicalize()?;
     let found = root.join("target/bench");
-    let binaries = env::var("BIN_DIR").context("BIN_DIR names the folder of the binaries")?;
-    let binaries = PathBuf::from(binaries).canonicalize()?;
+    let figures = root.join("tests/bench/figures.json");
     let chosen = env::var("FUNCTIONS").unwrap_or_default();
     let chosen: Vec<_> = chosen.split_whitespace().collect();
 
-    let run = run(&found.join("run"), &binaries, &chosen).await?;
+    let run = if env::var_os("REPORT_ONLY").is_some() {
+        Run::read(&figures)?
+    } else {
+        let binaries = env::var("BIN_DIR").context("BIN_DIR names the folder of the binaries")?;
+        run(&found.join("run"), &PathBuf::from(binaries).canonicalize()?, &chosen).await?
+    };
     let targets = targets::all(&run);
     let tables = [
         ("functions", report::functions(&run)),
@@ -74,7 +78,7 @@ async fn main() -> Result<ExitCode> {
         for (name, table) in &tables {
             fs::write(found.join(format!("{name}.md")), table)?;
         }
-        run.write(&root.join("tests/bench/figures.json"))?;
+        run.write(&figures)?;
     }
     judge(&run, &root.join("tests/bench/budget.json"), chosen.is_empty())
 }
@@ -97,7 +101,7 @@ async fn run(folder: &Path, binaries: &Path, chosen: &[&str]) -> Result<Run> {
     let of_functions = functions.iter().filter(|it| is_chosen(&it.name));
     let progress = Progress::new(of_functions.clone().count() + peers.len());
     let mut run = Run {
-        architecture: env::consts::ARCH,
+        architecture: env::consts::ARCH.to_owned(),
         functions: BTreeMap::new(),
         peers: BTreeMap::new(),
         largest_batch: None,

@@ -5,7 +5,7 @@ use std::{fs, path::Path, time::Duration};
 use anyhow::Result;
 use flate2::{Compression, write::DeflateEncoder};
 use hyper::body::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     aws::{Calls, Source},
@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_millis(25);
 const ZIP: usize = 30 + 46 + 22 + 2 * "bootstrap".len();
 
 /// What is measured of any of them.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Figures {
     /// Whether it opens its connection before the first event.
@@ -59,7 +59,7 @@ pub struct Figures {
 }
 
 /// Medians, measured from outside.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Milliseconds {
     /// From the start until it asks for the first event.
