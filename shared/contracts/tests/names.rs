@@ -2,7 +2,7 @@
 //! series a bundle has.
 
 use contracts::{
-    EntityType, OnboardingId, Plan, SensorId, SiteId, Timestamp,
+    EntityType, OnboardingId, PaymentMethodId, Plan, SensorId, SiteId, Timestamp,
     readings::{Bundle, BundleId, MOST_AHEAD_MILLIS, MOST_SERIES, Sample, Series},
 };
 
@@ -25,6 +25,12 @@ fn a_plan_is_called_what_it_reads_as() {
     for plan in [Plan::Community, Plan::Standard, Plan::Professional] {
         assert_eq!(serde_json::json!(plan), plan.name());
     }
+}
+
+#[test]
+fn a_payment_method_is_named_and_not_shown() {
+    let shown = format!("{:?}", PaymentMethodId("pm_1MqLiJLkdIwHu7ix".to_owned()));
+    assert!(shown.contains("PaymentMethodId") && !shown.contains("pm_1"), "{shown}");
 }
 
 #[test]
