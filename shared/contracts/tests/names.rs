@@ -34,6 +34,12 @@ fn a_payment_method_is_named_and_not_shown() {
 }
 
 #[test]
+fn a_time_shows_in_logs_as_on_the_wire() {
+    let time = Timestamp::from_millis(NOON);
+    assert_eq!(format!("{time:?}"), "2026-11-21T12:00:00.000Z");
+}
+
+#[test]
 fn a_bundles_id_is_told_as_it_was_given() {
     let id: BundleId = "2016-01-01T00:00+b.7_x".parse().expect("an id");
     assert_eq!(id.as_str(), "2016-01-01T00:00+b.7_x");
