@@ -52,7 +52,7 @@ fn https() -> Result<Https, ConfigError> {
             Https::trusting(&pem)
         }
     }
-    .map_err(|error| problem(format!("holds what is no root certificate: {error}")))
+    .map_err(|error| problem(format!("names a file without root certificates: {error}")))
 }
 
 /// Where a service is called, with a slash at the end; `AWS_ENDPOINT_URL` stands for all of them.
@@ -176,5 +176,6 @@ mod tests {
     fn what_is_no_certificate_is_refused() {
         let pem = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         assert!(Https::trusting(pem).is_err());
+        assert!(Https::trusting(b"").is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! HTTPS to AWS: hyper over rustls, HTTP/1.1 alone. The SDK's own connector brings HTTP/2, which none
-//! of the called services speaks, and can't be told to open a connection ahead.
+//! HTTPS to AWS: hyper over rustls, HTTP/1.1 alone. The SDK's own connector brings HTTP/2, which no
+//! call of a function needs, and can't be told to open a connection ahead.
 
 use std::time::Duration;
 
@@ -32,11 +32,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) struct Https(Client<hyper_rustls::HttpsConnector<Tcp>, SdkBody>);
 
 impl Https {
-    /// Trusts the roots in `pem` and no others; an error if one of them does not read.
+    /// Trusts the roots in `pem` and no others; an error if one of them does not read, or none is
+    /// there.
     pub(crate) fn trusting(pem: &[u8]) -> Result<Self, rustls::Error> {
         let mut roots = RootCertStore::empty();
         for root in CertificateDer::pem_slice_iter(pem) {
             roots.add(root.map_err(|error| rustls::Error::General(error.to_string()))?)?;
+        }
+        if roots.is_empty() {
+            return Err(rustls::Error::General("no PEM certificate is in it".to_owned()));
         }
         let tls = ClientConfig::builder_with_provider(
             rustls::crypto::aws_lc_rs::default_provider().into(),
