@@ -54,6 +54,14 @@ fn failure() -> Value {
 }
 
 #[tokio::test]
+async fn a_key_may_have_128_characters() {
+    let dynamo = Dynamo::start().await;
+    let step = CreateSite(registrar(&dynamo));
+    let request = post(Some(&"k".repeat(128)), &registration().to_string());
+    assert_eq!(sent(step.handle(&request, noon(0)).await)["statusCode"], 202);
+}
+
+#[tokio::test]
 async fn creating_answers_the_same_every_time_and_makes_one_site() {
     let dynamo = Dynamo::start().await;
     let step = CreateSite(registrar(&dynamo));
