@@ -34,13 +34,22 @@ pub(crate) struct Https(Client<hyper_rustls::HttpsConnector<Tcp>, SdkBody>);
 impl Https {
     /// Trusts the roots in `pem` and no others; an error if one of them does not read, or none is
     /// there.
-    pub(crate) fn trusting(pem: &[u8]) -> Result<Self, rustls::Error> {
-        let mut roots = RootCertStore::empty();
-        for root in CertificateDer::pem_slice_iter(pem) {
-            roots.add(root.map_err(|error| rustls::Error::General(error.to_string()))?)?;
-        }
+    pub(crate) fn trusting_pem(pem: &[u8]) -> Result<Self, rustls::Error> {
+        let roots = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
+        let roots = roots.map_err(|error| rustls::Error::General(error.to_string()))?;
         if roots.is_empty() {
             return Err(rustls::Error::General("no PEM certificate is in it".to_owned()));
+        }
+        Self::trusting(roots)
+    }
+
+    /// Trusts these roots and no others; an error if one of them does not read.
+    pub(crate) fn trusting<'a>(
+        trusted: impl IntoIterator<Item = CertificateDer<'a>>,
+    ) -> Result<Self, rustls::Error> {
+        let mut roots = RootCertStore::empty();
+        for root in trusted {
+            roots.add(root)?;
         }
         let tls = ClientConfig::builder_with_provider(
             rustls::crypto::aws_lc_rs::default_provider().into(),
@@ -164,7 +173,7 @@ mod tests {
     #[tokio::test]
     async fn a_call_finds_the_connection_that_was_opened_ahead() {
         let (url, pem, connections) = server().await;
-        let https = Https::trusting(pem.as_bytes()).expect("roots");
+        let https = Https::trusting_pem(pem.as_bytes()).expect("roots");
         https.open(&url).await.expect("a connection");
         let answer = HttpConnector::call(&https, get(&url)).await.expect("an answer");
         assert_eq!(answer.status().as_u16(), 200);
@@ -175,7 +184,7 @@ mod tests {
     #[tokio::test]
     async fn whom_no_root_vouches_for_is_refused_and_the_sdk_may_try_again() {
         let ((url, ..), (_, of_another, _)) = (server().await, server().await);
-        let https = Https::trusting(of_another.as_bytes()).expect("roots");
+        let https = Https::trusting_pem(of_another.as_bytes()).expect("roots");
         https.open(&url).await.expect_err("a stranger");
         let error = HttpConnector::call(&https, get(&url)).await.expect_err("a stranger");
         assert!(error.is_io(), "{error:?}");

@@ -33,7 +33,7 @@ VARIATIONS = [
     ("as it is", {}, []),
     ("entropy from CPU jitter, aws-lc's default", {"AWS_LC_SYS_NO_JITTER_ENTROPY": "0"}, []),
     ("the system's roots, too", {}, [
-        (AWS, "Https::trusting(&pem)", 'Https::trusting(&[pem, std::fs::read("/etc/ssl/certs/ca-certificates.crt").unwrap()].concat())'),
+        (AWS, "Https::trusting_pem(&pem)", 'Https::trusting_pem(&[pem, std::fs::read("/etc/ssl/certs/ca-certificates.crt").unwrap()].concat())'),
     ]),
     ("no connection opened in init", {}, [NOT_AHEAD]),
     ("the SDK's own connector (HTTP/2 linked, nothing opened in init)", {}, [
