@@ -291,6 +291,25 @@ mod tests {
     }
 
     #[test]
+    fn the_rules_come_from_the_environment_where_it_has_them() {
+        let rules = |failures: Option<&str>, pause: Option<&str>| {
+            let variables = [("CIRCUIT_FAILURES", failures), ("CIRCUIT_PAUSE_SECONDS", pause)];
+            temp_env::with_vars(variables, Rules::of_environment)
+        };
+        let told = |rules: Result<Rules, ConfigError>| {
+            let Rules { failures, pause, time } = rules.expect("rules");
+            (failures, pause.as_secs(), time.as_millis())
+        };
+        assert_eq!(told(rules(None, None)), (5, 30, 500));
+        assert_eq!(told(rules(Some("1"), Some("7"))), (1, 7, 500));
+        for wrong in ["0", "-1", "many", ""] {
+            let error = rules(Some(wrong), None).expect_err(wrong).to_string();
+            assert!(error.starts_with("environment variable CIRCUIT_FAILURES is"), "{error}");
+            assert_eq!(rules(None, Some(wrong)).expect_err(wrong).name, "CIRCUIT_PAUSE_SECONDS");
+        }
+    }
+
+    #[test]
     fn it_opens_after_failures_in_a_row_and_a_success_begins_anew() {
         let (up, down) = (Some(Health::Up), Some(Health::Down));
         let mut state = State::default();
@@ -300,6 +319,7 @@ mod tests {
         }
         assert_eq!(state.heard(None, None, RULES, at(0)), None, "who did not call tells nothing");
         state = state.heard(down, None, RULES, at(0)).expect("a change");
+        assert_eq!((state.failures, state.opened, state.probe), (3, 1, None));
         let pause = open_for(&state, at(0));
         assert!((24_000..=30_000).contains(&pause), "{pause}");
         // Those who were under way when it opened.
@@ -313,7 +333,7 @@ mod tests {
         let probe = Uuid::from_u128(1);
         let mut state =
             State { failures: 3, opened: 1, open_until: Some(at(0)), ..State::default() };
-        for most in [60, 120, 240, 300, 300, 300] {
+        for (opened, most) in (2..).zip([60, 120, 240, 300, 300, 300]) {
             let now = state.open_until.expect("it is open");
             let probed = state.probed(probe, now).expect("a probe");
             assert_eq!(open_for(&probed, now), 30_000, "the probe's lease");
@@ -321,6 +341,7 @@ mod tests {
             let stranger = Some(Uuid::from_u128(2));
             assert_eq!(probed.heard(Some(Health::Up), stranger, RULES, now), None);
             state = probed.heard(Some(Health::Down), Some(probe), RULES, now).expect("a change");
+            assert_eq!((state.failures, state.opened, state.probe), (3, opened, None));
             let pause = open_for(&state, now);
             assert!((most * 800..=most * 1000).contains(&pause), "{pause} of {most} s");
         }

@@ -228,6 +228,15 @@ mod tests {
     }
 
     #[test]
+    fn a_name_has_up_to_200_characters() {
+        let mut long = good();
+        long.name = "ü".repeat(200);
+        assert_eq!(fields(&long), [""; 0]);
+        long.name.push('x');
+        assert_eq!(fields(&long), ["name"]);
+    }
+
+    #[test]
     fn none_and_too_many_sensors_are_refused() {
         let mut bad = good();
         bad.sensors.clear();

@@ -3,6 +3,7 @@
 mod support;
 
 use aws_sdk_sfn::Client;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use contracts::SiteId;
 use futures_util::future::join_all;
 use machines::Machine;
@@ -237,6 +238,32 @@ async fn a_wrong_query_is_told_what_to_do() {
     let next = first["body"]["next"].as_str().expect("another page");
     let query = [("status", "ACTIVE"), ("next", next)];
     check("list-sites.foreign-next", getter(&dynamo).handle(&list(&query)).await);
+}
+
+#[tokio::test]
+async fn a_next_that_no_page_gave_is_refused() {
+    let dynamo = Dynamo::start().await;
+    for key in ["a", "b"] {
+        create(&dynamo, key).await;
+    }
+    let first = sent(getter(&dynamo).handle(&list(&[("limit", "1")])).await);
+    let next = first["body"]["next"].as_str().expect("another page");
+    let given: Value =
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(next).expect("base64")).expect("JSON");
+    for (name, value) in [
+        ("row", "STEP#ReserveKits"),
+        ("siteId", "42"),
+        ("createdAt", "yesterday"),
+        ("status", "GONE"),
+        ("colour", "red"),
+    ] {
+        let mut altered = given.clone();
+        altered[name] = value.into();
+        let next = URL_SAFE_NO_PAD.encode(altered.to_string());
+        let answer = sent(getter(&dynamo).handle(&list(&[("next", &next)])).await);
+        assert_eq!(answer["statusCode"], 400, "{name}: {answer}");
+        assert_eq!(answer["body"]["errors"][0]["field"], "query next");
+    }
 }
 
 #[tokio::test]

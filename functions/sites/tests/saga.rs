@@ -13,6 +13,7 @@ use support::{create, project, registrar, registration, saga_of, told};
 use testkit::{
     Dynamo,
     dynamo::SITES,
+    measured::measured,
     saga::{Pair, Story, correlation, keeps_the_contract, run},
     sample::{self, noon, payload},
 };
@@ -69,6 +70,24 @@ async fn a_closed_site_stays_what_it_became() {
 }
 
 #[tokio::test]
+async fn what_fails_an_onboarding_is_counted_once_by_its_step_and_a_refusal_apart() {
+    for (error, metric) in [
+        ("CardDeclined", "OnboardingsRefused"),
+        ("KitsOutOfStock", "OnboardingsRefused"),
+        ("Transient", "OnboardingsFailed"),
+        ("States.Timeout", "OnboardingsFailed"),
+    ] {
+        let it = pair(json!({ "step": "ReserveKits", "error": error, "message": "" })).await;
+        let (closed, metrics) = measured(run(&it.undo, &it.undo_payload)).await;
+        assert_eq!(closed, Ok(json!({ "status": "REJECTED" })));
+        assert_eq!(metrics, [(format!("{metric} step=ReserveKits"), 1.0)].into());
+        assert_eq!(measured(run(&it.undo, &it.undo_payload)).await.1, [].into(), "once");
+    }
+    let it = pair(Value::Null).await;
+    assert_eq!(measured(run(&it.undo, &it.undo_payload)).await.1, [].into(), "nothing failed");
+}
+
+#[tokio::test]
 async fn a_site_that_nobody_registered_can_not_be_activated_or_closed() {
     let dynamo = Dynamo::start().await;
     let nobody = payload(saga_of("nobody"));
@@ -121,6 +140,10 @@ async fn a_wrong_import_is_refused_by_the_fields_that_are_wrong() {
     for (event, problem) in [
         (requested("", &registration()), "detail.registrationId: give 1 to 128 characters"),
         (
+            requested(&"S".repeat(129), &registration()),
+            "detail.registrationId: give 1 to 128 characters",
+        ),
+        (
             requested("SLV", &wrong),
             "operator: has 0 characters; give 1 to 200; sensors: has 0 entries",
         ),
@@ -130,6 +153,8 @@ async fn a_wrong_import_is_refused_by_the_fields_that_are_wrong() {
         assert!(error.to_string().starts_with(problem), "{error}");
     }
     assert_eq!(dynamo.rows(SITES).await, [Value::Null; 0]);
+    let longest = requested(&"S".repeat(128), &registration());
+    run(&import, &longest).await.expect("a site");
 }
 
 #[tokio::test]
@@ -176,6 +201,30 @@ fn permutations(items: &mut Vec<usize>, from: usize, found: &mut Vec<Vec<usize>>
         items.swap(from, next);
         permutations(items, from + 1, found);
         items.swap(from, next);
+    }
+}
+
+#[tokio::test]
+async fn every_event_of_a_step_tells_its_step() {
+    let dynamo = Dynamo::start().await;
+    for (event, step, status) in [
+        ("KitsReserved", "ReserveKits", "COMPLETED"),
+        ("StockDepleted", "ReserveKits", "FAILED"),
+        ("KitsReleased", "ReserveKits", "UNDONE"),
+        ("SensorsProvisioned", "ProvisionSensors", "COMPLETED"),
+        ("SensorsDeprovisioned", "ProvisionSensors", "UNDONE"),
+        ("SubscriptionInitialized", "InitializeSubscription", "COMPLETED"),
+        ("SubscriptionFailed", "InitializeSubscription", "FAILED"),
+        ("SubscriptionCancelled", "InitializeSubscription", "UNDONE"),
+        ("AlertingConfigured", "ConfigureAlerting", "COMPLETED"),
+        ("AlertingRemoved", "ConfigureAlerting", "UNDONE"),
+    ] {
+        let saga = saga_of(event);
+        assert_eq!(project(&dynamo, &told(saga, event, 1)).await, "Projected");
+        let row =
+            dynamo.rows(SITES).await.into_iter().find(|row| row["siteId"] == json!(saga.site_id));
+        let row = row.expect(event);
+        assert_eq!((&row["row"], &row["status"]), (&json!(format!("STEP#{step}")), &json!(status)));
     }
 }
 

@@ -157,7 +157,69 @@ impl Aws {
 
 #[cfg(test)]
 mod tests {
+    use std::{io::Write, sync::atomic::Ordering::SeqCst};
+
+    use aws_credential_types::provider::ProvideCredentials;
+    use tempfile::NamedTempFile;
+
     use super::*;
+    use crate::https::tests::server;
+
+    #[test]
+    fn a_variable_that_the_template_sets_is_there_and_not_empty() {
+        let read = |value: Option<&str>| {
+            temp_env::with_var("SITES_TABLE", value, || env("SITES_TABLE"))
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(read(Some("sites")), Ok("sites".to_owned()));
+        for (value, problem) in [(Some(""), "is empty"), (None, "can't be read")] {
+            let error = read(value).expect_err(problem);
+            assert!(error.starts_with(&format!("environment variable SITES_TABLE {problem}")));
+        }
+    }
+
+    fn bundle(text: &str) -> NamedTempFile {
+        let mut file = NamedTempFile::new().expect("a file");
+        file.write_all(text.as_bytes()).expect("the file takes it");
+        file
+    }
+
+    #[tokio::test]
+    async fn connections_are_open_when_the_function_is_ready() {
+        let (url, pem, connections) = server().await;
+        let bundle = bundle(&pem);
+        let variables = |token| {
+            [
+                ("AWS_ACCESS_KEY_ID", Some("id")),
+                ("AWS_SECRET_ACCESS_KEY", Some("secret")),
+                ("AWS_SESSION_TOKEN", token),
+                ("AWS_REGION", Some("eu-central-1")),
+                ("AWS_ENDPOINT_URL", Some(url.as_str())),
+                ("AWS_CA_BUNDLE", bundle.path().to_str()),
+            ]
+        };
+        for (starts, token) in [(1, Some("token")), (2, Some("")), (3, None)] {
+            let start = Aws::start(&["dynamodb"]);
+            let aws = temp_env::async_with_vars(variables(token), start).await.expect("a start");
+            assert_eq!(connections.load(SeqCst), starts);
+            let provider = aws.config().credentials_provider().expect("credentials");
+            let credentials = provider.provide_credentials().await.expect("credentials");
+            let told = (credentials.access_key_id(), credentials.session_token());
+            assert_eq!(told, ("id", token.filter(|token| !token.is_empty())));
+        }
+    }
+
+    #[test]
+    fn a_bundle_that_can_not_be_used_is_told() {
+        let empty = bundle("");
+        for (file, problem) in [
+            ("/no/such/file", "names /no/such/file, which can't be read"),
+            (empty.path().to_str().expect("a path"), "names a file without root certificates"),
+        ] {
+            let error = temp_env::with_var("AWS_CA_BUNDLE", Some(file), https).expect_err(problem);
+            assert!(error.problem.starts_with(problem), "{error}");
+        }
+    }
 
     #[test]
     fn a_service_is_called_in_its_region_or_where_the_environment_says() {

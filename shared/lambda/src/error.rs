@@ -1,7 +1,5 @@
 //! Errors by the names that state machines, queues and people know them by.
 
-use std::fmt;
-
 use lambda_runtime::Diagnostic;
 use serde::Deserialize;
 use store::StoreError;
@@ -140,12 +138,6 @@ impl Failure {
 impl From<InvalidInput> for Failure {
     fn from(error: InvalidInput) -> Self {
         Self { kind: ErrorKind::InvalidInput, message: error.to_string() }
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.kind.name(), self.message)
     }
 }
 

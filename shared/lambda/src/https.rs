@@ -109,7 +109,7 @@ fn told(error: Error) -> ConnectorError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -127,7 +127,7 @@ mod tests {
 
     /// An HTTPS server that answers everything with `{}`; its address, its certificate as PEM, and
     /// how many connections it took.
-    async fn server() -> (String, String, Arc<AtomicUsize>) {
+    pub(crate) async fn server() -> (String, String, Arc<AtomicUsize>) {
         let CertifiedKey { cert, signing_key } =
             generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
         let key = PrivateKeyDer::Pkcs8(signing_key.serialize_der().into());

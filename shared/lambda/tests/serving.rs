@@ -1,0 +1,225 @@
+//! Functions as Lambda runs them: under a stand-in for its Runtime API.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    Router,
+    extract::{Path, State},
+    http::StatusCode,
+    response::{AppendHeaders, IntoResponse},
+    routing::{get, post},
+};
+use contracts::{OnboardingId, Timestamp};
+use lambda::{
+    Error, ErrorKind, Fault, Step,
+    http::{Answer, Problem, serve_http_until},
+    serve_http, serve_queue, serve_step,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use testkit::{
+    measured::measured,
+    sample::{self, saga},
+};
+use tokio::{net::TcpListener, sync::Notify};
+
+/// Ample, and soon over, as Lambda tells it; half a second of it is kept back for the answer.
+const AMPLE: Duration = Duration::from_mins(1);
+const SHORT: Duration = Duration::from_millis(800);
+
+/// Hands out the payloads and takes the answers.
+struct Desk {
+    time: Duration,
+    payloads: Mutex<Vec<Value>>,
+    heard: Mutex<Vec<(String, Value)>>,
+    over: Notify,
+}
+
+async fn next(State(desk): State<Arc<Desk>>) -> impl IntoResponse {
+    let payload = desk.payloads.lock().expect("no panic before").pop();
+    let Some(payload) = payload else {
+        desk.over.notify_one();
+        return std::future::pending().await;
+    };
+    let until = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time") + desk.time;
+    let headers = AppendHeaders([
+        ("Lambda-Runtime-Aws-Request-Id", "8476a536-e9f4-11e8-9739-2dfe598c3fcd".to_owned()),
+        ("Lambda-Runtime-Deadline-Ms", until.as_millis().to_string()),
+        ("Lambda-Runtime-Invoked-Function-Arn", "arn:aws:lambda:eu-central-1:1:function:f".into()),
+    ]);
+    (headers, payload.to_string())
+}
+
+async fn hear(
+    State(desk): State<Arc<Desk>>,
+    Path((_, outcome)): Path<(String, String)>,
+    body: String,
+) -> StatusCode {
+    let body = serde_json::from_str(&body).expect("JSON");
+    desk.heard.lock().expect("no panic before").push((outcome, body));
+    StatusCode::ACCEPTED
+}
+
+/// What a function tells Lambda of each payload: `response` or `error`, and the body.
+async fn served(
+    function: impl Future<Output = Result<(), Error>>,
+    time: Duration,
+    payloads: impl IntoIterator<Item = Value>,
+) -> Vec<(String, Value)> {
+    let mut payloads: Vec<_> = payloads.into_iter().collect();
+    payloads.reverse();
+    let desk = Arc::new(Desk {
+        time,
+        payloads: Mutex::new(payloads),
+        heard: Mutex::default(),
+        over: Notify::new(),
+    });
+    let app = Router::new()
+        .route("/2018-06-01/runtime/invocation/next", get(next))
+        .route("/2018-06-01/runtime/invocation/{id}/{outcome}", post(hear))
+        .with_state(Arc::clone(&desk));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    let api = tokio::spawn(async { axum::serve(listener, app).await });
+    let variables = [
+        ("AWS_LAMBDA_RUNTIME_API", Some(address.as_str())),
+        ("AWS_LAMBDA_FUNCTION_NAME", Some("f")),
+        ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", Some("128")),
+        ("AWS_LAMBDA_FUNCTION_VERSION", Some("7")),
+    ];
+    temp_env::async_with_vars(variables, async {
+        tokio::select! {
+            ended = function => panic!("a function serves for ever: {ended:?}"),
+            () = desk.over.notified() => {}
+        }
+    })
+    .await;
+    api.abort();
+    desk.heard.lock().expect("no panic before").clone()
+}
+
+struct Count;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Command {
+    onboarding_id: Option<OnboardingId>,
+    to: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the card was declined")]
+struct Declined;
+
+impl Fault for Declined {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::CardDeclined
+    }
+}
+
+impl Step for Count {
+    type Command = Command;
+    type Reply = u64;
+    type Error = Declined;
+
+    fn correlation(command: &Command) -> Option<OnboardingId> {
+        command.onboarding_id
+    }
+
+    async fn run(&self, command: Command, _: Timestamp) -> Result<u64, Declined> {
+        match command.to {
+            0 => Err(Declined),
+            13 => panic!("thirteen"),
+            to if to > 1000 => std::future::pending().await,
+            to => Ok(to),
+        }
+    }
+}
+
+fn failed(name: &str, message: &str) -> (String, Value) {
+    ("error".to_owned(), json!({ "errorType": name, "errorMessage": message }))
+}
+
+#[tokio::test]
+async fn a_step_answers_or_fails_by_the_name_that_state_machines_match() {
+    let payloads = [
+        json!({ "to": 3 }),
+        json!({ "to": 0 }),
+        json!({ "to": "many" }),
+        json!({ "to": 13 }),
+        json!({ "to": 4, "onboardingId": saga("a").onboarding_id }),
+    ];
+    assert_eq!(
+        served(serve_step(Count), AMPLE, payloads).await,
+        [
+            ("response".to_owned(), json!(3)),
+            failed("CardDeclined", "the card was declined"),
+            failed(
+                "InvalidInput",
+                "to: invalid type: string \"many\", expected u64 at line 1 column 12"
+            ),
+            // The function goes on after a panic.
+            failed("Internal", "panicked: thirteen"),
+            ("response".to_owned(), json!(4)),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_step_that_takes_too_long_is_told_while_there_is_time() {
+    let heard = served(serve_step(Count), SHORT, [json!({ "to": 1001 })]).await;
+    assert_eq!(heard, [failed("Transient", "the function's time ran out")]);
+}
+
+/// What API Gateway passes on.
+fn status(heard: &(String, Value)) -> (&str, &Value) {
+    (&heard.0, &heard.1["statusCode"])
+}
+
+#[tokio::test]
+async fn a_handler_behind_api_gateway_always_answers() {
+    let handler = async |request: lambda::http::Request| match request.path.as_deref() {
+        Some("/good") => Answer::new(200, &"it"),
+        Some("/slow") => std::future::pending().await,
+        _ => Err(Problem::not_found("nothing has that path")),
+    };
+    let request = |path: &str| {
+        let mut request = sample::event("get-site");
+        request["path"] = path.into();
+        request
+    };
+    let payloads = [request("/good"), request("/other")];
+    let heard = served(serve_http(handler), AMPLE, payloads).await;
+    let told: Vec<_> = heard.iter().map(status).collect();
+    assert_eq!(told, [("response", &json!(200)), ("response", &json!(404))]);
+    let heard = served(serve_http(handler), SHORT, [request("/slow")]).await;
+    assert_eq!(status(&heard[0]), ("response", &json!(503)));
+    // With a moment to tell how far it came.
+    let slow = async |_, deadline: lambda::Deadline| {
+        tokio::time::sleep(deadline.left()).await;
+        Answer::new(207, &"half of it")
+    };
+    let heard = served(serve_http_until(slow), SHORT, [request("/slow")]).await;
+    assert_eq!(status(&heard[0]), ("response", &json!(207)));
+}
+
+#[tokio::test]
+async fn what_fails_of_a_batch_goes_back_alone_and_is_counted_by_version() {
+    let message = |id: &str| json!({ "messageId": id, "body": id });
+    let batch = json!({ "Records": [message("a"), message("b"), message("c")] });
+    let work = async |message: aws_lambda_events::event::sqs::SqsMessage, _| match message.body {
+        Some(body) if body == "b" => Err("not today".to_owned()),
+        _ => Ok(()),
+    };
+    let payloads = [batch, json!({ "Records": [] })];
+    let (heard, metrics) = measured(served(serve_queue(work), AMPLE, payloads)).await;
+    assert_eq!(
+        heard,
+        [json!([{ "itemIdentifier": "b" }]), json!([])]
+            .map(|failed| ("response".to_owned(), json!({ "batchItemFailures": failed })))
+    );
+    assert_eq!(metrics, [("BatchItemFailures version=7".to_owned(), 1.0)].into());
+}
