@@ -111,7 +111,11 @@ mod tests {
             "unknown field `name`",
             "5 events",
             "5 rows",
+            "shards 5",
+            "shards 5 7",
             "decade",
+            "5' and up, 7' at most",
+            "5' or less, 7' at most",
             "\u{1f321} \" ' ` ä",
         ];
         for (at, one) in messages.iter().enumerate() {

@@ -14,6 +14,7 @@ use testkit::{
     chance::Chance,
     cloud::{self, Cloud},
     dynamo::FAILURES,
+    measured::measured,
     sample::{self, noon},
 };
 use uuid::Uuid;
@@ -22,14 +23,14 @@ const FORCE: Insist = Insist { too_often: true, in_doubt: false };
 const AGAIN: Insist = Insist { too_often: false, in_doubt: true };
 
 struct World {
-    _dynamo: Dynamo,
+    dynamo: Dynamo,
     ledger: Ledger,
 }
 
 impl World {
     async fn start() -> Self {
         let dynamo = Dynamo::start().await;
-        Self { ledger: Ledger { failures: dynamo.table(FAILURES) }, _dynamo: dynamo }
+        Self { ledger: Ledger { failures: dynamo.table(FAILURES) }, dynamo }
     }
 
     /// A failure of that name is recorded, for the n-th time.
@@ -117,6 +118,7 @@ async fn what_was_not_sent_was_not_replayed() {
         for _ in 0..2 {
             let end = world.finish(id, replay, Outcome::NotSent).await;
             assert_eq!(end, Finish::Stays(Status::Open));
+            assert_eq!(world.row(id).await.replays, before.replays);
         }
     }
     assert_eq!(FailureRow { replay: None, ..world.row(id).await }, before);
@@ -152,11 +154,13 @@ async fn an_interrupted_replay_is_in_doubt_until_someone_insists() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
+    assert_eq!(world.row(id).await.execution_name(), format!("replay-{id}-1"));
     for insist in [Insist::default(), FORCE] {
         let Claim::InDoubt(replay) = world.claim(id, 2, insist).await else { panic!("in doubt") };
         assert_eq!(replay.id, Uuid::from_u128(1));
     }
     assert!(matches!(world.claim(id, 3, AGAIN).await, Claim::Claimed(_)));
+    assert_eq!(world.row(id).await.execution_name(), format!("replay-{id}-2"));
     // The first was only slow: the claim is no longer its own.
     assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::NotOurs);
     assert_eq!(world.finish(id, 3, Outcome::Done).await, Finish::Replayed);
@@ -176,6 +180,27 @@ async fn after_the_most_replays_only_force_helps() {
     assert_eq!(world.claim(id, 6, AGAIN).await, Claim::TooOften);
     let Claim::Claimed(row) = world.claim(id, 6, FORCE).await else { panic!("forced") };
     assert_eq!(row.replays, MOST_REPLAYS + 1);
+}
+
+#[tokio::test]
+async fn the_report_tells_how_many_are_open_and_since_when() {
+    let world = World::start().await;
+    let report = async || {
+        let event = lambda::decode(&sample::event("report-failures").to_string()).expect("event");
+        let step = ReportFailures { ledger: Ledger { failures: world.dynamo.table(FAILURES) } };
+        let (reply, metrics) = measured(step.run(event, noon(300))).await;
+        let named = ["OpenFailures", "OldestOpenFailureAgeSeconds"].map(|name| metrics[name]);
+        (reply.expect("a report"), named)
+    };
+    let told = Reply { open: 0, oldest_age_seconds: 0 };
+    assert_eq!(report().await, (told, [0.0, 0.0]));
+    let first = world.fail("a", 1).await;
+    world.fail("b", 2).await;
+    let told = Reply { open: 2, oldest_age_seconds: 299 };
+    assert_eq!(report().await, (told, [2.0, 299.0]));
+    assert_eq!(world.ledger.discard(first, "known").await.expect("it"), Discard::Discarded);
+    let told = Reply { open: 1, oldest_age_seconds: 298 };
+    assert_eq!(report().await, (told, [1.0, 298.0]));
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use failures::{
 };
 use proptest::{prelude::*, test_runner::RngSeed};
 use serde_json::{Value, json};
+use testkit::sample::saga;
 
 /// JSON out of the words of the known forms, in any order and place.
 fn told() -> impl Strategy<Value = Value> {
@@ -173,4 +174,16 @@ fn a_sagas_teardowns_are_one_piece_of_work_however_they_are_told_of() {
     assert_ne!(same.execution, one.execution);
     let other = reading::message("site-teardown", &ended("nested", "b"));
     assert_ne!(other.id, one.id);
+}
+
+#[test]
+fn the_site_is_found_in_lists_and_in_texts_of_json() {
+    let site = saga("a").site_id;
+    for told in [
+        json!([{ "note": "x" }, { "kinesis": { "partitionKey": site } }]),
+        json!({ "Records": [{ "body": json!({ "siteId": site }).to_string() }] }),
+    ] {
+        let failure = reading::message("project-site", &message(&told.to_string()));
+        assert_eq!(failure.site_id, Some(site), "{told}");
+    }
 }

@@ -115,7 +115,7 @@ impl AcceptReadings {
         let mut taken = vec![false; records.len()];
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {
-                let pause = jittered(FIRST_PAUSE * 2_u32.pow(attempt - 1));
+                let pause = jittered(longest_pause(attempt));
                 if pause >= deadline.left() {
                     break;
                 }
@@ -202,6 +202,11 @@ fn passes_by_itself(error: &SdkError<PutRecordsError>) -> bool {
         SdkError::ConstructionFailure(_) => false,
         _ => true,
     }
+}
+
+/// The longest pause before an attempt; the one after the first is number 1.
+fn longest_pause(attempt: u32) -> Duration {
+    FIRST_PAUSE * 2_u32.pow(attempt - 1)
 }
 
 /// The records of each call, by their places in `records`.
@@ -331,4 +336,15 @@ fn busy<'a>(put: &[&str], left: impl Iterator<Item = &'a Record<'a>>) -> Problem
     .with("accepted", put.len())
     .with("bundles", put);
     Problem { errors: errors.collect(), retry_after: Some(RETRY_AFTER_SECONDS), ..problem }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_pause_may_be_twice_as_long_as_the_one_before() {
+        let pauses = [1, 2, 3, 4, 5].map(|attempt| longest_pause(attempt).as_millis());
+        assert_eq!(pauses, [100, 200, 400, 800, 1600]);
+    }
 }

@@ -557,6 +557,13 @@ mod tests {
         Told::Buckets(buckets.collect())
     }
 
+    /// The places of a row's first and last sample.
+    fn extent(row: &SeriesRow, order: Order) -> (i64, i64) {
+        let samples = unpack(&row.samples).expect("samples");
+        let places = || samples.iter().map(|sample| order.turn(sample.0.millis()));
+        (places().min().expect("a sample"), places().max().expect("a sample"))
+    }
+
     /// All pages together, each read from rows of which the table gives so many a call.
     fn walked(rows: &[SeriesRow], query: &Query, per_call: usize, budget: Budget) -> Told {
         let mut all = match query.aggregate {
@@ -573,12 +580,39 @@ mod tests {
                 within.reverse();
             }
             let mut calls = within.chunks(per_call).peekable();
+            let mut read = Vec::new();
             while !walk.done() {
                 let call = calls.next().unwrap_or_default();
+                read.extend(call);
                 walk.take(call.to_vec(), calls.peek().is_none()).expect("good rows");
-                assert!(walk.pending.len() <= walk.sink.room().saturating_add(1));
+                if let Sink::Samples { told, .. } = &walk.sink {
+                    assert!(told.len() + walk.pending.len() <= query.limit + 1);
+                }
+                let asked = |row: &SeriesRow| {
+                    let (first, last) = extent(row, query.order);
+                    last >= walk.start.place && first <= walk.last
+                };
+                let samples = |row: &SeriesRow| unpack(&row.samples).expect("samples").len();
+                let samples: usize =
+                    read.iter().filter(|row| asked(row)).map(|row| samples(row)).sum();
+                let spent = read.len() >= budget.rows || samples >= budget.samples;
+                if walk.sink.full() || spent && !walk.sink.is_empty() {
+                    assert!(walk.done(), "it has an answer, and reads on");
+                } else if walk.done() && calls.peek().is_some() {
+                    assert!(spent, "it may read more");
+                }
             }
+            let (begin, last) = (walk.start.clone(), walk.last);
             let (told, next) = walk.end();
+            if let Some(next) = &next {
+                // The first row that holds something from there on, else the last that was read.
+                let open = read.iter().find(|row| {
+                    let (first, end) = extent(row, query.order);
+                    end >= next.place && first <= last
+                });
+                let row = open.or(read.last()).map(|row| row.row.as_str());
+                assert_eq!(next.row.as_deref(), row.or(begin.row.as_deref()));
+            }
             match (&mut all, told) {
                 (Told::Samples(all), Told::Samples(told)) => {
                     assert!(told.len() <= query.limit);
@@ -662,6 +696,7 @@ mod tests {
     fn a_mean_keeps_small_values_beside_large_ones_and_does_not_overflow() {
         let of = |values: &[f64]| buckets_of(values)[0].mean;
         assert_eq!(of(&[1e17, 1.0, 1.0, -1e17]).to_bits(), 0.5_f64.to_bits());
+        assert_eq!(of(&[1.0, 1e17, 1.0, -1e17]).to_bits(), 0.5_f64.to_bits());
         assert_eq!(of(&[f64::MAX, f64::MAX]).to_bits(), f64::MAX.to_bits());
         assert_eq!(of(&[f64::MIN, f64::MAX, 3.0]).to_bits(), 1.0_f64.to_bits());
         // 0.1 ten times over is 0.9999999999999999 in a naive sum.

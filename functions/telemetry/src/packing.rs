@@ -263,6 +263,16 @@ mod tests {
     }
 
     #[test]
+    fn a_loggers_day_takes_a_byte_a_sample() {
+        let sample = |n: u32| {
+            let at = 1_767_268_800_000 + i64::from(n) * 60_000;
+            Sample(Timestamp::from_millis(at), f64::from(n * n % 7) / 10.0)
+        };
+        let packed = pack(&(0..1440).map(sample).collect::<Vec<_>>());
+        assert!(packed.len() < 1440 + 20, "{} bytes", packed.len());
+    }
+
+    #[test]
     fn a_full_row_fits_into_an_item() {
         // Values of 17 digits, at times without a pace: nothing packs worse.
         let sample = |n: u32| {

@@ -274,7 +274,10 @@ async fn a_busy_stream_is_told_with_what_was_put_and_what_was_not() {
         _ => taken(),
     })
     .await;
+    let begun = Instant::now();
     check("accept-readings.stream-busy", accept(&stream, &bundles(4).to_string()).await);
+    // Five pauses, each of any length up to its longest: 3.1 s at most, 1.5 s on average.
+    assert!(begun.elapsed() > Duration::from_millis(100), "it waits before it tries again");
     let calls = calls(&stream);
     assert_eq!(calls.len(), 6, "not for ever");
     assert!(calls[1..].iter().all(|call| call == &["b-1", "b-3"]));
@@ -306,6 +309,23 @@ async fn a_stream_that_is_not_ours_to_put_to_is_our_mistake() {
         check("accept-readings.internal", accept(&stream, &bundles(1).to_string()).await);
         assert_eq!(stream.take_calls().len(), 1, "{error} would come again");
     }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_ours_any_more_is_told_with_what_was_put() {
+    let calls_before = Mutex::new(0);
+    let stream = Stub::start(move |_| {
+        let mut calls = calls_before.lock().expect("no panic in the stream");
+        *calls += 1;
+        match *calls {
+            1 => entries(&[taken(), refused("InternalFailure")]),
+            _ => (400, json!({ "__type": "AccessDeniedException" })),
+        }
+    })
+    .await;
+    let answer = sent(accept(&stream, &bundles(2).to_string()).await);
+    assert_eq!((&answer["statusCode"], &answer["body"]["bundles"]), (&json!(503), &json!(["b-0"])));
+    assert_eq!(stream.take_calls().len(), 2);
 }
 
 // ---- get-readings ----

@@ -8,9 +8,10 @@ use contracts::{
     readings::{Bundle, Sample, Series},
 };
 use flate2::read::{GzDecoder, GzEncoder};
-use lambda::Deadline;
+use lambda::{Deadline, ErrorKind};
 use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
+use store::Table;
 use telemetry::{
     SensorRow, SeriesRow, packing::unpack, project_sensors::ProjectSensors, register::Register,
     store_readings::StoreReadings,
@@ -19,6 +20,7 @@ use testkit::{
     chance::Chance,
     cloud::{self, Cloud},
     dynamo::READINGS,
+    http::Stub,
     mapping::{Record, Stream, event},
     saga::{correlation, run},
     sample::{self, noon, saga, sensors},
@@ -467,6 +469,14 @@ fn sensors_come_to_the_same_in_whatever_order_their_events_come_and_how_often() 
             }
         });
     }
+}
+
+#[tokio::test]
+async fn a_register_out_of_reach_is_told_as_what_passes_by_itself() {
+    let table = Stub::start(|_| (500, json!({}))).await;
+    let client = aws_sdk_dynamodb::Client::new(&table.config());
+    let step = ProjectSensors { readings: Table::new(client, READINGS) };
+    assert_eq!(run(&step, &provisioned("a")).await, Err(ErrorKind::Transient));
 }
 
 #[test]

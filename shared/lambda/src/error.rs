@@ -1,5 +1,7 @@
 //! Errors by the names that state machines, queues and people know them by.
 
+use std::fmt;
+
 use lambda_runtime::Diagnostic;
 use serde::Deserialize;
 use store::StoreError;
@@ -141,6 +143,12 @@ impl From<InvalidInput> for Failure {
     }
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kind.name(), self.message)
+    }
+}
+
 impl From<Failure> for Diagnostic {
     fn from(failure: Failure) -> Self {
         Self { error_type: failure.kind.name().to_owned(), error_message: failure.message }
@@ -191,7 +199,9 @@ mod tests {
     #[test]
     fn lambda_is_told_the_name_and_the_message() {
         let input = InvalidInput { at: "a.b".to_owned(), problem: "is wrong".to_owned() };
-        let diagnostic = Diagnostic::from(Failure::from(input));
+        let failure = Failure::from(input);
+        assert_eq!(failure.to_string(), "InvalidInput: a.b: is wrong");
+        let diagnostic = Diagnostic::from(failure);
         assert_eq!(diagnostic.error_type, "InvalidInput");
         assert_eq!(diagnostic.error_message, "a.b: is wrong");
     }

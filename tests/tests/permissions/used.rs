@@ -27,6 +27,10 @@ struct Unused {
 }
 
 impl Unused {
+    fn name(&self) -> String {
+        format!("{} {} {}", self.who, self.action, self.on)
+    }
+
     fn is_of(&self, grant: &Grant) -> bool {
         matches(self.who, &grant.who)
             && matches(self.action, &grant.action)
@@ -99,7 +103,7 @@ const PROVOKED: &[&str] = &["*no-such-table", "*no-such-table/*", "*no-such-mach
 /// The reasons that no grant has any more.
 pub fn idle_reasons(grants: &BTreeSet<Grant>) -> Vec<String> {
     let idle = UNUSED.iter().filter(|unused| !grants.iter().any(|grant| unused.is_of(grant)));
-    idle.map(|unused| format!("{} {} {}", unused.who, unused.action, unused.on)).collect()
+    idle.map(Unused::name).collect()
 }
 
 /// One decision of the local stack.
@@ -132,7 +136,7 @@ pub async fn judge(template: &Template, stack: &Stack) -> Result<()> {
     );
     let mut table = Table::new();
     table.load_style(ASCII_MARKDOWN).set_header(["who", "action", "resource", "why it stays"]);
-    let mut without_reason = 0;
+    let (mut without_reason, mut needed) = (0, BTreeSet::new());
     for grant in &grants {
         let arn = deployed.arn(&grant.resource);
         if used(&grant.who, &grant.action, &arn) {
@@ -140,10 +144,14 @@ pub async fn judge(template: &Template, stack: &Stack) -> Result<()> {
         }
         let reason = UNUSED.iter().find(|unused| unused.is_of(grant));
         without_reason += usize::from(reason.is_none());
+        needed.extend(reason.map(Unused::name));
         let why = reason.map_or("NO REASON", |unused| unused.why);
         table.add_row([&grant.who, &grant.action, &grant.on(), why]);
     }
     println!("{} grants; never used:\n{}", grants.len(), table.trim_fmt());
+    // Not an error: some are used in some runs only, as the runs' timing goes.
+    let spare: Vec<_> = UNUSED.iter().map(Unused::name).filter(|it| !needed.contains(it)).collect();
+    println!("Reasons that this run did not need: {spare:#?}");
     let denied: Vec<String> = decisions
         .iter()
         .filter(|decision| !decision.allowed && decision.session != SESSION)
