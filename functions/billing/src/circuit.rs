@@ -153,7 +153,7 @@ impl State {
             }
             (None, Some(Health::Down)) => Some(Self { failures: self.failures + 1, ..*self }),
             (None, Some(Health::Up)) if self.failures == 0 => None,
-            (_, Some(Health::Up)) => Some(Self { sequence: self.sequence, ..Self::default() }),
+            (_, Some(Health::Up)) => Some(Self::default()),
             (None, None) => None,
         }
     }
@@ -350,6 +350,6 @@ mod tests {
         let idle = probed.heard(None, Some(probe), RULES, now).expect("a change");
         assert_eq!((idle.probe, idle.open_until), (None, Some(now)), "the next one probes");
         let closed = probed.heard(Some(Health::Up), Some(probe), RULES, now).expect("a change");
-        assert_eq!(closed, State { sequence: probed.sequence, ..State::default() });
+        assert_eq!(closed, State::default());
     }
 }

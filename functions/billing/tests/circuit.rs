@@ -21,6 +21,7 @@ use testkit::{
     Dynamo,
     dynamo::BILLING,
     http::{Call, SILENCE, Stub},
+    measured::measured,
     sample::noon,
 };
 
@@ -86,13 +87,16 @@ fn in_time() -> Deadline {
 async fn after_failures_in_a_row_commands_go_back_untried_until_the_pause_is_over() {
     let world = World::start().await;
     let until = world.open().await;
-    let (call, calls) = world.command("late", noon(1)).await;
-    assert_eq!(calls, [""; 0], "nobody calls");
-    assert_eq!(call.operation(), "SendMessage");
-    let sent = call.json();
-    let pause = (until.millis() - noon(1).millis() + 999) / 1000;
-    let delay = sent["DelaySeconds"].as_i64().expect("seconds");
-    assert!((pause..=pause + 15).contains(&delay), "{delay} s of {pause} s");
+    let mut sent = Value::Null;
+    for n in 0..20 {
+        let (call, calls) = world.command(&format!("late-{n}"), noon(1)).await;
+        assert_eq!(calls, [""; 0], "nobody calls");
+        assert_eq!(call.operation(), "SendMessage");
+        sent = call.json();
+        let pause = (until.millis() - noon(1).millis() + 999) / 1000;
+        let delay = sent["DelaySeconds"].as_i64().expect("seconds");
+        assert!((pause..=pause + 15).contains(&delay), "{delay} s of {pause} s");
+    }
     // It was no attempt; the time since the first sending goes with it.
     let attributes = &sent["MessageAttributes"];
     assert_eq!(attributes["attempt"]["StringValue"], "0");
@@ -237,6 +241,27 @@ async fn a_probe_that_needs_no_provider_lets_the_next_one_probe() {
     world.stripe.down(None);
     let (call, _) = world.command("next", until.plus_millis(1000)).await;
     assert_eq!(call.operation(), "SendTaskSuccess");
+}
+
+#[tokio::test]
+async fn metrics_tell_of_each_failure_and_of_whatever_an_open_circuit_keeps_back() {
+    let world = World::start().await;
+    let told = async |site: &str, now| measured(world.command(site, now)).await.1;
+    let metrics = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), 1.0)).collect();
+    assert_eq!(told("done", noon(0)).await, metrics(&[]));
+    world.stripe.down(DOWN);
+    for n in 0..4 {
+        let failed = metrics(&["BillingCommandsDeferred", "ProviderFailures"]);
+        assert_eq!(told(&format!("failed-{n}"), noon(0)).await, failed);
+    }
+    let opened = metrics(&["BillingCommandsDeferred", "ProviderCircuitOpen", "ProviderFailures"]);
+    assert_eq!(told("last", noon(0)).await, opened);
+    let kept_back = metrics(&["BillingCommandsDeferred", "ProviderCircuitOpen"]);
+    assert_eq!(told("late", noon(1)).await, kept_back);
+    let until = world.open_until().await;
+    assert_eq!(told("done", until).await, metrics(&[]), "it needs no provider");
+    world.stripe.down(None);
+    assert_eq!(told("next", until.plus_millis(1000)).await, metrics(&[]));
 }
 
 #[tokio::test]

@@ -211,6 +211,7 @@ impl Paging {
 mod tests {
     use std::sync::{Arc, Mutex};
 
+    use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueError;
     use serde_json::json;
     use testkit::http::Stub;
 
@@ -275,6 +276,8 @@ mod tests {
         let (_secret, _stub, paging) = secret(KEY).await;
         paging.token("a", "b").await.expect("a token");
         assert!(!format!("{paging:?} {:?}", given(KEY)).contains("0123"), "{paging:?}");
+        assert!(format!("{paging:?}").contains("Secret { id: \"arn:secret\" }"), "{paging:?}");
+        assert!(format!("{paging:?}").contains("SigningKey(hidden)"), "{paging:?}");
         let (_secret, _stub, paging) = secret("hush hush").await;
         let error = paging.token("a", "b").await.expect_err("a weak key");
         assert_eq!(error.kind(), ErrorKind::Internal);
@@ -340,6 +343,8 @@ mod tests {
             KEY.clone_into(&mut secret.lock().expect("a text"));
             assert!(paging.token("a", "b").await.is_ok(), "the next call finds it");
         }
+        let unsaid = SdkError::<GetSecretValueError>::construction_failure("no secret is named");
+        assert_eq!(PagingError::from(unsaid).kind(), ErrorKind::Internal);
     }
 
     /// Lets time pass without the clock's standing still for the calls.
