@@ -123,6 +123,7 @@ async fn an_outage_sends_the_command_back_with_a_growing_delay_until_the_patienc
     world.commands().handle(next, in_time(), noon(3601)).await.expect("an answer");
     let (operation, call) = world.take_one();
     assert_eq!((operation.as_str(), &call["error"]), ("SendTaskFailure", &json!("Transient")));
+    assert!(call["cause"].as_str().expect("text").contains("status 500: down"), "{call}");
 }
 
 #[tokio::test]

@@ -144,6 +144,21 @@ async fn an_outage_at_any_call_is_transient_and_the_next_try_makes_one_subscript
 }
 
 #[tokio::test]
+async fn a_failure_that_the_provider_has_stored_is_got_round_by_other_keys() {
+    for call in INITIALIZING {
+        let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
+        let step = initialize(&dynamo, &stripe);
+        stripe.fail(call, Trouble::Stored);
+        // The second try hears the stored answer, and gives its keys up.
+        for _ in 0..2 {
+            assert_eq!(run(&step, &command(CARD)).await, Err(ErrorKind::Transient), "{call}");
+        }
+        run(&step, &command(CARD)).await.expect("a subscription");
+        assert_eq!((stripe.customers(), stripe.paid_for()), (1, 1), "{call}");
+    }
+}
+
+#[tokio::test]
 async fn a_subscription_that_nobody_heard_of_is_found_even_when_its_key_is_forgotten() {
     let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
     let step = initialize(&dynamo, &stripe);

@@ -343,6 +343,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_call_that_can_not_be_made_is_not_tried_again() {
+        let unsaid = SdkError::<PutRecordsError>::construction_failure("no stream is named");
+        assert!(!passes_by_itself(&unsaid));
+        assert!(passes_by_itself(&SdkError::<PutRecordsError>::timeout_error("no answer")));
+    }
+
+    #[test]
     fn each_pause_may_be_twice_as_long_as_the_one_before() {
         let pauses = [1, 2, 3, 4, 5].map(|attempt| longest_pause(attempt).as_millis());
         assert_eq!(pauses, [100, 200, 400, 800, 1600]);

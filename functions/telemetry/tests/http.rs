@@ -143,6 +143,7 @@ async fn stream(answer: fn(&str, usize) -> Value) -> Stub {
 #[tokio::test]
 async fn a_bundle_and_a_list_go_onto_the_stream() {
     let stream = stream(|_, _| taken()).await;
+    let begun = Instant::now();
     // Cut to milliseconds, in UTC, and without what is only looks.
     let one = bundle("b-1", site("a"), &json!([["2026-01-01T12:00:00.00099+01:00", -7]]));
     check("accept-readings.one", accept(&stream, &format!("\n {one:#}")).await);
@@ -169,6 +170,7 @@ async fn a_bundle_and_a_list_go_onto_the_stream() {
     let most = accept(&stream, &bundles(500).to_string()).await;
     assert_eq!(sent(most)["body"]["accepted"], 500);
     assert_eq!(calls(&stream)[0].len(), 500);
+    assert!(begun.elapsed() < Duration::from_secs(2), "nothing waits where all was taken");
 }
 
 #[tokio::test]

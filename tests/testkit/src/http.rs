@@ -14,6 +14,7 @@ use axum::{
     body::to_bytes,
     extract::Request,
     http::{HeaderMap, StatusCode},
+    response::AppendHeaders,
 };
 use serde_json::Value;
 use tokio::{
@@ -68,6 +69,9 @@ impl Call {
     }
 }
 
+/// Names and values.
+pub type Headers = Vec<(&'static str, &'static str)>;
+
 /// Given as a status: the call is not answered, ever. Whoever called can be dropped in the middle.
 pub const SILENCE: u16 = 0;
 
@@ -94,6 +98,20 @@ impl Stub {
     /// # Panics
     /// Where no port is free.
     pub async fn start(answer: impl Fn(&Call) -> (u16, Value) + Send + Sync + 'static) -> Self {
+        Self::with_headers(move |call| {
+            let (status, body) = answer(call);
+            (status, Vec::new(), body)
+        })
+        .await
+    }
+
+    /// Starts one whose answers have headers, too.
+    ///
+    /// # Panics
+    /// Where no port is free.
+    pub async fn with_headers(
+        answer: impl Fn(&Call) -> (u16, Headers, Value) + Send + Sync + 'static,
+    ) -> Self {
         let calls = Arc::<Mutex<Vec<Call>>>::default();
         let gate = Arc::<Gate<()>>::default();
         let (seen, shut, answer) = (Arc::clone(&calls), Arc::clone(&gate), Arc::new(answer));
@@ -103,11 +121,12 @@ impl Stub {
                 let call = read(request).await;
                 seen.lock().expect("no panic in the stub").push(call.clone());
                 drop(shut.lock().await);
-                let (status, body) = answer(&call);
+                let (status, headers, body) = answer(&call);
                 if status == SILENCE {
                     std::future::pending::<()>().await;
                 }
-                (StatusCode::from_u16(status).expect("an HTTP status"), body.to_string())
+                let status = StatusCode::from_u16(status).expect("an HTTP status");
+                (status, AppendHeaders(headers), body.to_string())
             }
         });
         Self { address: serve(router).await, calls, gate }

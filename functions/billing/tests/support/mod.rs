@@ -33,6 +33,8 @@ use testkit::{
 pub enum Trouble {
     /// Nothing was done.
     Refused,
+    /// Nothing was done, and the error is the answer to its idempotency key from then on.
+    Stored,
     /// It was done, but the answer is an error.
     Lost,
     /// It was done, and no answer comes.
@@ -69,7 +71,12 @@ impl FakeStripe {
         let books = Arc::<Mutex<Books>>::default();
         books.lock().expect("books").prices.insert("price_2".to_owned());
         let seen = Arc::clone(&books);
-        let stub = Stub::start(move |call| seen.lock().expect("books").answer(call)).await;
+        let stub = Stub::with_headers(move |call| {
+            let (answer, replayed) = seen.lock().expect("books").answer(call);
+            let headers = replayed.then_some(("idempotent-replayed", "true"));
+            (answer.0, headers.into_iter().collect(), answer.1)
+        })
+        .await;
         Self { stub, books }
     }
 
@@ -136,27 +143,32 @@ fn missing(what: &str) -> (u16, Value) {
 }
 
 impl Books {
-    fn answer(&mut self, call: &Call) -> (u16, Value) {
+    /// The answer, and whether it was given to the call's idempotency key before.
+    fn answer(&mut self, call: &Call) -> ((u16, Value), bool) {
         let name = name(call);
         self.calls.push(name);
         let down = (500, json!({ "error": { "message": "down" } }));
         if let Some(status) = self.down {
-            return (status, down.1);
+            return ((status, down.1), false);
         }
         let trouble = self.trouble.take_if(|(failing, _)| *failing == name);
         if let Some((_, Trouble::Refused)) = trouble {
-            return down;
+            return (down, false);
         }
         let key = call.headers.get("idempotency-key").and_then(|key| key.to_str().ok());
         let stored = key.and_then(|key| self.answered.get(key).cloned());
-        let answer = stored.unwrap_or_else(|| self.act(name, call));
+        let replayed = stored.is_some();
+        let answer = stored.unwrap_or_else(|| match trouble {
+            Some((_, Trouble::Stored)) => down.clone(),
+            _ => self.act(name, call),
+        });
         if let Some(key) = key {
             self.answered.insert(key.to_owned(), answer.clone());
         }
         match trouble {
-            None => answer,
-            Some((_, Trouble::Silent)) => (SILENCE, Value::Null),
-            Some(_) => down,
+            None => (answer, replayed),
+            Some((_, Trouble::Silent)) => ((SILENCE, Value::Null), false),
+            Some(_) => (down, false),
         }
     }
 
