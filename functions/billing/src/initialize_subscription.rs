@@ -334,3 +334,20 @@ fn hash(command: &Command) -> String {
     let text = serde_json::to_vec(command).unwrap_or_default();
     Uuid::new_v5(&command.saga.onboarding_id.uuid(), &text).to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rejection_is_about_the_method_where_it_names_it_or_speaks_of_payment() {
+        let method = stripe::PaymentMethodId::try_from("pm_1".to_owned()).expect("an id");
+        for (message, about) in [
+            ("No such PaymentMethod: 'pm_2'", true),
+            ("'pm_1' belongs to somebody else", true),
+            ("No such price: 'price_2'", false),
+        ] {
+            assert_eq!(is_about_method(message, &method), about, "{message}");
+        }
+    }
+}

@@ -155,7 +155,36 @@ impl Prices {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+    use testkit::http::Stub;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_key_is_read_once_and_again_when_it_was_refused() {
+        let secret = json!({ "ARN": "arn", "Name": "stripe", "SecretString": "sk_test_1" });
+        let secrets = Stub::start(move |_| (200, secret.clone())).await;
+        let key =
+            KeySource::Secret { secrets: Client::new(&secrets.config()), id: "arn".to_owned() };
+        let prices = Prices(BTreeMap::new());
+        let provider = Provider::new("http://127.0.0.1:9".to_owned(), key, prices);
+        for (heard, reads) in [
+            (StripeError::Unavailable("out".to_owned()), 1),
+            (StripeError::Unauthorized(401), 0),
+            (StripeError::Unauthorized(403), 1),
+            (StripeError::Unavailable("out".to_owned()), 1),
+        ] {
+            provider.client().await.expect("a client");
+            assert_eq!(secrets.take_calls().len(), reads);
+            provider.heard(&heard).await;
+        }
+    }
+
+    #[test]
+    fn a_key_does_not_show() {
+        let source = KeySource::Given(ApiKey::new("sk_test_1").expect("a key"));
+        assert_eq!(format!("{source:?}"), "Given(hidden)");
+    }
 
     #[test]
     fn every_plan_needs_a_price() {

@@ -16,7 +16,7 @@ use futures_util::future::{join, join_all};
 use lambda::Deadline;
 use serde_json::{Value, json};
 use store::Table;
-use support::{FakeStripe, INITIALIZING, command_of, consumer, message, redelivered};
+use support::{FakeStripe, INITIALIZING, Trouble, command_of, consumer, message, redelivered};
 use testkit::{
     Dynamo,
     dynamo::BILLING,
@@ -162,6 +162,16 @@ async fn only_the_providers_own_trouble_counts() {
     let (first, ()) = Box::pin(join(first, second)).await;
     first.expect("an answer");
     assert_eq!(world.circuit().await, Value::Null);
+}
+
+#[tokio::test]
+async fn a_failure_that_the_provider_has_stored_says_nothing_of_it_now() {
+    let world = World::start().await;
+    world.stripe.fail("customer", Trouble::Stored);
+    world.command("a", noon(0)).await;
+    assert_eq!(world.circuit().await["failures"], 1);
+    assert_eq!(world.command("a", noon(0)).await.1, ["customer"]);
+    assert_eq!(world.circuit().await["failures"], 0);
 }
 
 #[tokio::test]
