@@ -22,6 +22,7 @@ use testkit::{
     dynamo::READINGS,
     http::Stub,
     mapping::{Record, Stream, event},
+    measured::measured,
     saga::{correlation, run},
     sample::{self, noon, saga, sensors},
 };
@@ -469,6 +470,42 @@ fn sensors_come_to_the_same_in_whatever_order_their_events_come_and_how_often() 
             }
         });
     }
+}
+
+#[test]
+fn trouble_beside_a_conflict_comes_again_and_finds_the_conflict_then() {
+    for (conflict, trouble) in [(0, 1), (1, 0)] {
+        cloud::run(async {
+            let mut scene = Scene::new().await;
+            let both = |id, count| {
+                bundle(id, (0..2).map(|n| (sensor("a", n), samples(count, 60))).collect())
+            };
+            // The register knows both sensors from now on, and the bundle's first series is there.
+            scene.deliver_bundle(&both("b-0", 3)).await;
+            let first = vec![(sensor("a", conflict), samples(3, 60))];
+            scene.deliver_bundle(&bundle("b-1", first)).await;
+
+            let record = scene.put_bundle(&both("b-1", 4));
+            let time = Duration::from_secs(20);
+            scene.cloud.throttle(vec![sensor("a", trouble).to_string()], time);
+            assert!(scene.deliver(&[Rc::clone(&record)]).await.is_some(), "it comes again");
+            assert_eq!(scene.cloud.messages(), [Value::Null; 0]);
+            sleep(time).await;
+            assert_eq!(scene.deliver(&[record]).await, None);
+            assert_eq!(scene.cloud.messages()[0]["error"], "BundleConflict");
+        });
+    }
+}
+
+#[test]
+fn readings_are_counted_once_and_those_that_came_again_apart() {
+    cloud::run(async {
+        let mut scene = Scene::new().await;
+        for expected in [[120.0, 0.0], [0.0, 120.0]] {
+            let told = measured(scene.deliver_bundle(&quarter("b-1"))).await.1;
+            assert_eq!(["ReadingsStored", "ReadingsRepeated"].map(|name| told[name]), expected);
+        }
+    });
 }
 
 #[tokio::test]
