@@ -255,6 +255,23 @@ mod tests {
     }
 
     #[test]
+    fn a_place_is_on_earth() {
+        for (latitude, longitude, elevation_m, wrong) in [
+            (-90.0, -180.0, -500.0, ""),
+            (90.0, 180.0, 9000.0, ""),
+            (-90.1, 0.0, 0.0, "location.latitude"),
+            (0.0, 180.1, 0.0, "location.longitude"),
+            (0.0, -180.1, 0.0, "location.longitude"),
+            (0.0, 0.0, -500.1, "location.elevationM"),
+            (0.0, 0.0, 9000.1, "location.elevationM"),
+        ] {
+            let mut placed = good();
+            placed.location = Location { latitude, longitude, elevation_m };
+            assert_eq!(fields(&placed).join(" "), wrong, "{:?}", placed.location);
+        }
+    }
+
+    #[test]
     fn the_hash_is_of_the_meaning() {
         let mut other = good();
         assert_eq!(hash(&good()), hash(&other));
