@@ -341,6 +341,7 @@ fn poison_that_is_too_large_for_the_queue_is_set_aside_packed() {
 
         let [message] = &scene.cloud.messages()[..] else { panic!("one message") };
         assert_eq!(message["error"], "UnknownSensor");
+        assert_eq!(message["record"]["part"], Value::Null);
         let kinesis = &message["record"]["kinesis"];
         assert_eq!(kinesis["sequenceNumber"], json!(record.sequence_number));
         let packed = STANDARD.decode(kinesis["data"].as_str().expect("data")).expect("base64");
@@ -350,25 +351,43 @@ fn poison_that_is_too_large_for_the_queue_is_set_aside_packed() {
     });
 }
 
+/// So many bytes that nothing can pack.
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut chance = Chance::of(1);
+    (0..bytes / 8).flat_map(|_| chance.number().to_le_bytes()).collect()
+}
+
+/// The data of a record out of the messages with its parts.
+fn set_aside(messages: &[Value]) -> Vec<u8> {
+    let data = |message: &Value| message["record"]["kinesis"]["data"].as_str().map(str::to_owned);
+    let text: String = messages.iter().map(|message| data(message).expect("data")).collect();
+    STANDARD.decode(text).expect("base64")
+}
+
+#[test]
+fn poison_that_came_packed_is_set_aside_as_it_came() {
+    cloud::run(async {
+        let mut scene = Scene::new().await;
+        let data = gzip(&noise(900_000));
+        let record = scene.put(site("a"), data.clone());
+        assert_eq!(scene.deliver(&[record]).await, None);
+        assert!(set_aside(&scene.cloud.messages()) == data, "other data");
+    });
+}
+
 #[test]
 fn poison_that_is_too_large_even_if_packed_is_set_aside_in_parts() {
     cloud::run(async {
         let mut scene = Scene::new().await;
-        // As large as a record can be, and nothing that could be packed.
-        let mut chance = Chance::of(1);
-        let data: Vec<u8> =
-            (0..1024 * 1024 / 8).flat_map(|_| chance.number().to_le_bytes()).collect();
+        // As large as a record can be.
+        let data = noise(1024 * 1024);
         let record = scene.put(site("a"), data.clone());
         assert_eq!(scene.deliver(&[Rc::clone(&record)]).await, None);
 
         let messages = scene.cloud.messages();
         let parts: Vec<_> = messages.iter().map(|message| &message["record"]["part"]).collect();
         assert_eq!(parts, ["1/2", "2/2"]);
-        let text: String = messages
-            .iter()
-            .map(|message| message["record"]["kinesis"]["data"].as_str().expect("data"))
-            .collect();
-        let packed = STANDARD.decode(text).expect("base64");
+        let packed = set_aside(&messages);
         let mut unpacked = Vec::new();
         GzDecoder::new(&packed[..]).read_to_end(&mut unpacked).expect("gzip");
         assert!(unpacked == data, "other data");

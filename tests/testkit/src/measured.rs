@@ -16,10 +16,8 @@ pub async fn measured<T>(work: impl Future<Output = T>) -> (T, BTreeMap<String, 
     let measured = recorder.snapshotter().snapshot().into_vec().into_iter();
     let metrics = measured.map(|(key, _, _, value)| {
         let (name, labels) = key.key().clone().into_parts();
-        let mut told = name.as_str().to_owned();
-        for label in labels {
-            told += &format!(" {}={}", label.key(), label.value());
-        }
+        let labels = labels.iter().map(|label| format!(" {}={}", label.key(), label.value()));
+        let told = name.as_str().to_owned() + &labels.collect::<String>();
         let value = match value {
             #[expect(clippy::cast_precision_loss, reason = "no test counts that far")]
             DebugValue::Counter(count) => count as f64,
