@@ -520,9 +520,9 @@ fn trouble_beside_a_conflict_comes_again_and_finds_the_conflict_then() {
 fn readings_are_counted_once_and_those_that_came_again_apart() {
     cloud::run(async {
         let mut scene = Scene::new().await;
-        for expected in [[120.0, 0.0], [0.0, 120.0]] {
+        for expected in [(120.0, 0.0), (0.0, 120.0)] {
             let told = measured(scene.deliver_bundle(&quarter("b-1"))).await.1;
-            assert_eq!(["ReadingsStored", "ReadingsRepeated"].map(|name| told[name]), expected);
+            assert_eq!((told["ReadingsStored"], told["ReadingsRepeated"]), expected);
         }
     });
 }

@@ -215,7 +215,7 @@ async fn what_fails_of_a_batch_goes_back_alone_and_is_counted_by_version() {
         _ => Ok(()),
     };
     let payloads = [batch, json!({ "Records": [] })];
-    let (heard, metrics) = measured(Box::pin(served(serve_queue(work), AMPLE, payloads))).await;
+    let (heard, metrics) = measured(served(serve_queue(work), AMPLE, payloads)).await;
     assert_eq!(
         heard,
         [json!([{ "itemIdentifier": "b" }]), json!([])]

@@ -2,29 +2,34 @@
 
 use std::collections::BTreeMap;
 
+use metrics::Key;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 
 /// The outcome of `work`, and the metrics that it wrote on this thread, as CloudWatch would tell
 /// them: by name and dimensions (`OnboardingsFailed step=ReserveKits`), a counter's sum, a gauge's
 /// last value, a histogram's sum.
-pub async fn measured<T>(work: impl Future<Output = T>) -> (T, BTreeMap<String, f64>) {
-    let recorder = DebuggingRecorder::new();
-    let outcome = {
-        let _recording = metrics::set_default_local_recorder(&recorder);
-        work.await
-    };
-    let measured = recorder.snapshotter().snapshot().into_vec().into_iter();
-    let metrics = measured.map(|(key, _, _, value)| {
-        let (name, labels) = key.key().clone().into_parts();
-        let labels = labels.iter().map(|label| format!(" {}={}", label.key(), label.value()));
-        let told = name.as_str().to_owned() + &labels.collect::<String>();
-        let value = match value {
-            #[expect(clippy::cast_precision_loss, reason = "no test counts that far")]
-            DebugValue::Counter(count) => count as f64,
-            DebugValue::Gauge(value) => value.into_inner(),
-            DebugValue::Histogram(values) => values.iter().map(|value| value.into_inner()).sum(),
+pub fn measured<T>(
+    work: impl Future<Output = T>,
+) -> impl Future<Output = (T, BTreeMap<String, f64>)> {
+    let work = Box::pin(work);
+    async move {
+        let recorder = DebuggingRecorder::new();
+        let outcome = {
+            let _recording = metrics::set_default_local_recorder(&recorder);
+            work.await
         };
-        (told, value)
-    });
-    (outcome, metrics.collect())
+        let measured = recorder.snapshotter().snapshot().into_vec();
+        (outcome, measured.into_iter().map(|(key, _, _, value)| told(key.key(), value)).collect())
+    }
+}
+
+fn told(key: &Key, value: DebugValue) -> (String, f64) {
+    let labels = key.labels().map(|label| format!(" {}={}", label.key(), label.value()));
+    let value = match value {
+        #[expect(clippy::cast_precision_loss, reason = "no test counts that far")]
+        DebugValue::Counter(count) => count as f64,
+        DebugValue::Gauge(value) => value.into_inner(),
+        DebugValue::Histogram(values) => values.iter().map(|value| value.into_inner()).sum(),
+    };
+    (key.name().to_owned() + &labels.collect::<String>(), value)
 }
