@@ -167,14 +167,14 @@ mod tests {
 
     #[test]
     fn a_variable_that_the_template_sets_is_there_and_not_empty() {
+        let name = "SOME_TABLE";
         let read = |value: Option<&str>| {
-            temp_env::with_var("SITES_TABLE", value, || env("SITES_TABLE"))
-                .map_err(|error| error.to_string())
+            temp_env::with_var(name, value, || env(name)).map_err(|error| error.to_string())
         };
         assert_eq!(read(Some("sites")), Ok("sites".to_owned()));
         for (value, problem) in [(Some(""), "is empty"), (None, "can't be read")] {
             let error = read(value).expect_err(problem);
-            assert!(error.starts_with(&format!("environment variable SITES_TABLE {problem}")));
+            assert!(error.starts_with(&format!("environment variable {name} {problem}")));
         }
     }
 
