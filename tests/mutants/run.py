@@ -49,11 +49,13 @@ def run(package):
 
 def mutate(package, *arguments):
     """The outcomes by mutant, in a copy of the tree; a seed of the simulations is enough for a mutant."""
-    command = ["cargo", "mutants", "--package", package, "--output", str(OUTPUT / package), "--timeout", "60", "--colors", "never"]
+    output = OUTPUT / package
+    output.mkdir(parents=True, exist_ok=True)
+    command = ["cargo", "mutants", "--package", package, "--output", str(output), "--timeout", "60", "--colors", "never"]
     status = subprocess.run([*command, *arguments], cwd=ROOT, env=environment()).returncode
     if status not in (0, 2, 3):  # all caught; some missed; some ran out of time
         sys.exit(f"cargo mutants ended with status {status}")
-    outcomes = json.loads((OUTPUT / package / "mutants.out" / "outcomes.json").read_text())["outcomes"]
+    outcomes = json.loads((output / "mutants.out" / "outcomes.json").read_text())["outcomes"]
     return {outcome["scenario"]["Mutant"]["name"]: outcome for outcome in outcomes if outcome["scenario"] != "Baseline"}
 
 
