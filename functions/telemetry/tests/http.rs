@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     time::{Duration, Instant},
 };
 
@@ -140,6 +143,12 @@ async fn stream(answer: fn(&str, usize) -> Value) -> Stub {
     .await
 }
 
+/// A stream that answers to each call by its number, from 1.
+async fn stream_by_call(answer: fn(usize) -> (u16, Value)) -> Stub {
+    let calls = AtomicUsize::new(0);
+    Stub::start(move |_| answer(calls.fetch_add(1, SeqCst) + 1)).await
+}
+
 #[tokio::test]
 async fn a_bundle_and_a_list_go_onto_the_stream() {
     let stream = stream(|_, _| taken()).await;
@@ -249,18 +258,13 @@ async fn what_the_stream_did_not_take_is_put_again_and_only_that() {
 
 #[tokio::test]
 async fn what_an_answer_leaves_out_and_a_call_that_fails_count_as_not_put() {
-    let calls_before = Mutex::new(0);
-    let stream = Stub::start(move |_| {
-        let mut calls = calls_before.lock().expect("no panic in the stream");
-        *calls += 1;
-        match *calls {
-            1 => (500, json!({ "__type": "InternalFailure" })),
-            2 => (400, json!({ "__type": "ProvisionedThroughputExceededException" })),
-            // Neither put nor refused.
-            4 => entries(&[taken(), json!({})]),
-            // Of the first alone.
-            _ => entries(&[taken()]),
-        }
+    let stream = stream_by_call(|call| match call {
+        1 => (500, json!({ "__type": "InternalFailure" })),
+        2 => (400, json!({ "__type": "ProvisionedThroughputExceededException" })),
+        // Neither put nor refused.
+        4 => entries(&[taken(), json!({})]),
+        // Of the first alone.
+        _ => entries(&[taken()]),
     })
     .await;
     let answer = sent(accept(&stream, &bundles(3).to_string()).await);
@@ -315,14 +319,9 @@ async fn a_stream_that_is_not_ours_to_put_to_is_our_mistake() {
 
 #[tokio::test]
 async fn a_stream_that_is_not_ours_any_more_is_told_with_what_was_put() {
-    let calls_before = Mutex::new(0);
-    let stream = Stub::start(move |_| {
-        let mut calls = calls_before.lock().expect("no panic in the stream");
-        *calls += 1;
-        match *calls {
-            1 => entries(&[taken(), refused("InternalFailure")]),
-            _ => (400, json!({ "__type": "AccessDeniedException" })),
-        }
+    let stream = stream_by_call(|call| match call {
+        1 => entries(&[taken(), refused("InternalFailure")]),
+        _ => (400, json!({ "__type": "AccessDeniedException" })),
     })
     .await;
     let answer = sent(accept(&stream, &bundles(2).to_string()).await);
