@@ -59,6 +59,12 @@ impl Entry {
     }
 }
 
+/// Whether a replay of this source's work undoes a site: starts its teardown, or is a part of it.
+#[must_use]
+pub fn undoes(source: &str) -> bool {
+    matches!(source, "site-teardown" | "recover-onboarding" | "cancel-subscription")
+}
+
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -127,7 +127,7 @@ async fn a_saga_that_stands_still_is_stuck_and_can_be_recovered() {
 async fn events_are_listed_in_order_and_their_state_is_told() {
     let cloud = Cloud::start(|_| ok(Value::Null)).await;
     let site_id = site();
-    let saga = Saga { onboarding_id: OnboardingId::of(site_id), site_id, causation_id: None };
+    let saga = Saga::of_site(site_id, None);
     let at = |second: i64| Timestamp::from_millis(1_767_225_600_000 + 1000 * second);
     let activated = NewEvent::of(saga, site_id, 2, at(1), SiteActivated { site_id }).row();
     let closed = NewEvent::of(saga, site_id, 3, at(2), SiteDecommissioned { site_id }).row();

@@ -6,12 +6,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     process::Stdio,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use aws_sdk_dynamodb::types::{PutRequest, WriteRequest};
 use cloud::{Asked, Cloud};
-use contracts::Timestamp;
+use contracts::{SiteId, Timestamp};
 use failures::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
 use serde_json::{Value, json};
 use testkit::dynamo::FAILURES;
@@ -154,6 +155,69 @@ async fn a_replay_does_nothing_without_yes_and_then_ends_each_failure() {
 
     let (code, out, _) = cloud.run(&["failures", "discard", "--all", "--note", "x", "--yes"]).await;
     assert_eq!((code, out.as_str()), (0, "3 discarded\n"));
+}
+
+/// Everything that a replay can send: calls of functions, executions, messages.
+fn anything_sent(cloud: &Cloud) -> usize {
+    ["/invocations", "StartExecution", "SendMessage"]
+        .map(|what| cloud.asked(what).len())
+        .iter()
+        .sum()
+}
+
+#[tokio::test]
+async fn a_replay_does_not_undo_a_site_in_service_and_names_the_site_that_it_undoes() {
+    let status = Arc::new(Mutex::new("ACTIVE"));
+    let shown = Arc::clone(&status);
+    let site: SiteId = "55115657-a433-553f-959b-29ae8465145d".parse().expect("a site's id");
+    let cloud = Cloud::start(move |asked| {
+        if asked.what.contains("/sites/") {
+            let status = *shown.lock().expect("a status");
+            return (200, json!({ "siteId": site, "name": "Alamosa", "status": status }), vec![]);
+        }
+        (200, json!({ "executionArn": "arn", "startDate": 1.0 }), vec![])
+    })
+    .await;
+    let undoing = [
+        ("site-teardown", Kind::ExecutionFailed),
+        ("recover-onboarding", Kind::FunctionFailed),
+        ("cancel-subscription", Kind::DeadLetter),
+    ];
+    put(
+        &cloud,
+        undoing.iter().enumerate().map(|(number, (source, kind))| FailureRow {
+            source: (*source).to_owned(),
+            kind: *kind,
+            site_id: Some(site),
+            ..row(number)
+        }),
+    )
+    .await;
+
+    let replay = ["failures", "replay", "--all"];
+    let (code, out, err) = cloud.run(&replay).await;
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(out.matches("nowhere: site").count(), 3, "{out}");
+    assert!(out.ends_with("No failure would be replayed; --yes does it.\n"), "{out}");
+    let (code, out, err) = cloud.run(&[&replay[..], &["--yes"]].concat()).await;
+    assert_eq!(code, 4, "{out}{err}");
+    assert!(out.contains(&format!("not sent: site {site} (Alamosa) is in service")), "{out}");
+    assert!(out.ends_with("0 replayed, 0 failed again, 3 refused\n"), "{out}");
+    assert_eq!(anything_sent(&cloud), 0);
+    assert_eq!(statuses(&cloud).await, (BTreeMap::from([("OPEN".to_owned(), 3)]), 0));
+
+    *status.lock().expect("a status") = "DECOMMISSIONING";
+    let (_, out, _) = cloud.run(&replay).await;
+    assert_eq!(out.matches("Alamosa (DECOMMISSIONING)").count(), 3, "{out}");
+    let (_, out, _) = cloud.run(&[&["--json"], &replay[..]].concat()).await;
+    for line in out.lines() {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        let undoes = json!({ "siteId": site, "name": "Alamosa", "status": "DECOMMISSIONING" });
+        assert_eq!(line["undoes"], undoes);
+    }
+    let (code, out, err) = cloud.run(&[&replay[..], &["--yes"]].concat()).await;
+    assert_eq!(code, 0, "{out}{err}");
+    assert_eq!(anything_sent(&cloud), 3, "{out}");
 }
 
 #[tokio::test]

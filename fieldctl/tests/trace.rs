@@ -165,7 +165,7 @@ fn answer(asked: &Asked) -> (u16, Value, Vec<(&'static str, &'static str)>) {
 
 async fn log(cloud: &Cloud) {
     let site_id = site();
-    let saga = Saga { onboarding_id: OnboardingId::of(site_id), site_id, causation_id: None };
+    let saga = Saga::of_site(site_id, None);
     let at = |millis: i64| Timestamp::from_millis(1_767_225_600_000 + millis);
     let subscription = SubscriptionId::of(saga.onboarding_id);
     let reservation = ReservationId::of(saga.onboarding_id);

@@ -261,24 +261,15 @@ async fn recover(
         input["siteId"].as_str().and_then(|id| id.parse().ok()).ok_or_else(|| {
             Trouble::new(Exit::Failed, format!("the onboarding {onboarding} tells no site"))
         })?;
-    let there = sites::get(stack, site).await?;
-    let status = there["status"].as_str().unwrap_or("?");
-    if status == "ACTIVE" {
-        return Err(Trouble::new(Exit::Refused, format!("site {site} is in service"))
-            .advise("to take it out of service: fieldctl sites teardown"));
-    }
-    if status == "ONBOARDING" && input["failure"].is_null() {
+    let undoable = sites::undoable(stack, site).await?;
+    if undoable.status == "ONBOARDING" && input["failure"].is_null() {
         // Without a failure the site would count as one that was in service.
         input["failure"] = json!({
             "step": "Onboarding", "error": "Recovered",
             "message": "The onboarding was undone by the operator.",
         });
     }
-    let name = there["name"].as_str().unwrap_or("?");
-    confirm(
-        &format!("Undo the onboarding of {name} ({status})? Undos that were done are no-ops."),
-        yes,
-    )?;
+    confirm(&format!("Undo the onboarding of {undoable}? Undos that were done are no-ops."), yes)?;
     let random = &Uuid::new_v4().simple().to_string()[..8];
     let started = stack
         .machines

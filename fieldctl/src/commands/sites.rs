@@ -1,7 +1,10 @@
 //! `fieldctl sites`.
 
+use std::fmt;
+
 use clap::{Subcommand, ValueEnum};
 use contracts::{SiteId, Timestamp};
+use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -94,6 +97,36 @@ fn text<'a>(value: &'a Value, name: &str) -> &'a str {
 /// `GET /sites/{siteId}`.
 pub async fn get(stack: &Stack, site: SiteId) -> Result<Value, Trouble> {
     stack.call(Call::get(format!("/sites/{site}"))).await
+}
+
+/// A site whose onboarding may be undone: it is not in service.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Undoable {
+    /// Its id.
+    pub site_id: SiteId,
+    /// Its name.
+    pub name: String,
+    /// Its status, for example `DECOMMISSIONING`.
+    pub status: String,
+}
+
+impl fmt::Display for Undoable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name, self.status)
+    }
+}
+
+/// Reads a site that an undo would change. Refuses one that is in service: only `sites teardown`
+/// takes a site out of service.
+pub async fn undoable(stack: &Stack, site: SiteId) -> Result<Undoable, Trouble> {
+    let there = get(stack, site).await?;
+    let (name, status) = (text(&there, "name").to_owned(), text(&there, "status").to_owned());
+    if status == "ACTIVE" {
+        return Err(Trouble::new(Exit::Refused, format!("site {site} ({name}) is in service"))
+            .advise(format!("to take it out of service: fieldctl sites teardown {site}")));
+    }
+    Ok(Undoable { site_id: site, name, status })
 }
 
 async fn list(

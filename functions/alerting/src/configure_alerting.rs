@@ -1,8 +1,10 @@
 //! The saga's fourth step: the sensors' limits are watched. Undone by `remove-alerting`.
 
-use contracts::{AlertingId, OnboardingId, Saga, Sensor, Timestamp, events::AlertingConfigured};
+use contracts::{
+    AlertingId, OnboardingId, SagaWithSensors, Sensor, Timestamp, events::AlertingConfigured,
+};
 use lambda::Step;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
 
 use crate::{Alerting, AlertingError, AlertingRow, Rule};
@@ -14,16 +16,6 @@ pub struct ConfigureAlerting {
     pub alerting: Table,
     /// Where `AlertingConfigured` goes.
     pub outbox: Outbox,
-}
-
-/// What it is asked to do.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Command {
-    /// The saga.
-    #[serde(flatten)]
-    pub saga: Saga,
-    /// The sensors, with their limits.
-    pub sensors: Vec<Sensor>,
 }
 
 /// What it answers.
@@ -50,16 +42,16 @@ fn rules(mut sensors: Vec<Sensor>) -> Vec<Rule> {
 }
 
 impl Step for ConfigureAlerting {
-    type Command = Command;
+    type Command = SagaWithSensors;
     type Reply = Reply;
     type Error = AlertingError;
 
-    fn correlation(command: &Command) -> Option<OnboardingId> {
+    fn correlation(command: &SagaWithSensors) -> Option<OnboardingId> {
         Some(command.saga.onboarding_id)
     }
 
-    async fn run(&self, command: Command, now: Timestamp) -> Result<Reply, AlertingError> {
-        let Command { saga, sensors } = command;
+    async fn run(&self, command: SagaWithSensors, now: Timestamp) -> Result<Reply, AlertingError> {
+        let SagaWithSensors { saga, sensors, .. } = command;
         let alerting_id = AlertingId::of(saga.onboarding_id);
         let key = AlertingRow::key(alerting_id);
 

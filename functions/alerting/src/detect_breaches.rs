@@ -122,7 +122,7 @@ impl DetectBreaches {
             at: now,
         };
         // A reading led to the events, not the event that began the saga.
-        let saga = Saga { causation_id: None, ..row.saga };
+        let saga = Saga::of_site(row.saga.site_id, None);
         let mut breaches = 0;
         let mut changing = Transaction::on(&self.alerting);
         changing = changing.replace_at(&self.alerting, &key, &after, row.sequence);

@@ -184,7 +184,7 @@ async fn a_breach_is_one_transaction_with_its_event() {
 #[tokio::test]
 async fn the_event_that_began_the_saga_did_not_cause_a_breach() {
     let dynamo = Dynamo::start().await;
-    let saga = Saga { causation_id: Some(saga("b").onboarding_id.uuid()), ..saga("a") };
+    let saga = Saga::of_site(saga("a").site_id, Some(saga("b").onboarding_id.uuid()));
     configure(&dynamo, saga).await;
     done(&detector(&dynamo), &[first(&[(0, 51.0)])]).await;
     let events = dynamo.events(AlertingId::of(saga.onboarding_id)).await;

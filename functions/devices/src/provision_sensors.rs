@@ -1,8 +1,8 @@
 //! The saga's second step: the site's sensors come to be. Undone by `deprovision-sensors`.
 
-use contracts::{OnboardingId, Saga, Sensor, SensorsId, Timestamp, events::SensorsProvisioned};
+use contracts::{OnboardingId, SagaWithSensors, SensorsId, Timestamp, events::SensorsProvisioned};
 use lambda::Step;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
 
 use crate::{DevicesError, Sensors, SensorsRow};
@@ -14,16 +14,6 @@ pub struct ProvisionSensors {
     pub devices: Table,
     /// Where `SensorsProvisioned` goes.
     pub outbox: Outbox,
-}
-
-/// What it is asked to do.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Command {
-    /// The saga.
-    #[serde(flatten)]
-    pub saga: Saga,
-    /// The sensors; their ids were derived when the site was registered.
-    pub sensors: Vec<Sensor>,
 }
 
 /// What it answers.
@@ -44,16 +34,16 @@ fn decide(there: &SensorsRow) -> Result<Reply, DevicesError> {
 }
 
 impl Step for ProvisionSensors {
-    type Command = Command;
+    type Command = SagaWithSensors;
     type Reply = Reply;
     type Error = DevicesError;
 
-    fn correlation(command: &Command) -> Option<OnboardingId> {
+    fn correlation(command: &SagaWithSensors) -> Option<OnboardingId> {
         Some(command.saga.onboarding_id)
     }
 
-    async fn run(&self, command: Command, now: Timestamp) -> Result<Reply, DevicesError> {
-        let Command { saga, sensors } = command;
+    async fn run(&self, command: SagaWithSensors, now: Timestamp) -> Result<Reply, DevicesError> {
+        let SagaWithSensors { saga, sensors, .. } = command;
         let sensors_id = SensorsId::of(saga.onboarding_id);
         let key = SensorsRow::key(sensors_id);
 

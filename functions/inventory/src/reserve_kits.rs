@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{
-    Metric, OnboardingId, ReservationId, Saga, Sensor, Timestamp,
+    Metric, OnboardingId, ReservationId, SagaWithSensors, Sensor, Timestamp,
     events::{Kits, KitsReserved, Shortage, StockDepleted},
 };
 use lambda::Step;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use store::{Commit, NewEvent, Outbox, Refused, Table, Transaction};
 
 use crate::{InventoryError, Reservation, ReservationRow, StockRow};
@@ -20,16 +20,6 @@ pub struct ReserveKits {
     pub inventory: Table,
     /// Where `KitsReserved` and `StockDepleted` go.
     pub outbox: Outbox,
-}
-
-/// What it is asked to do.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Command {
-    /// The saga.
-    #[serde(flatten)]
-    pub saga: Saga,
-    /// A kit for each.
-    pub sensors: Vec<Sensor>,
 }
 
 /// What it answers.
@@ -77,15 +67,15 @@ fn shortages(kits: &[Kits], refused: &Refused) -> Result<Vec<Shortage>, Inventor
 }
 
 impl Step for ReserveKits {
-    type Command = Command;
+    type Command = SagaWithSensors;
     type Reply = Reply;
     type Error = InventoryError;
 
-    fn correlation(command: &Command) -> Option<OnboardingId> {
+    fn correlation(command: &SagaWithSensors) -> Option<OnboardingId> {
         Some(command.saga.onboarding_id)
     }
 
-    async fn run(&self, command: Command, now: Timestamp) -> Result<Reply, InventoryError> {
+    async fn run(&self, command: SagaWithSensors, now: Timestamp) -> Result<Reply, InventoryError> {
         let saga = command.saga;
         let reservation_id = ReservationId::of(saga.onboarding_id);
         let key = ReservationRow::key(reservation_id);

@@ -2,7 +2,8 @@
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{
-    Envelope, OnboardingId, PaymentMethodId, Plan, Saga, Sensor, Timestamp, events::SiteCreated,
+    Envelope, IdMismatch, OnboardingId, PaymentMethodId, Plan, SagaWithSensors, Timestamp,
+    events::SiteCreated,
 };
 use lambda::Step;
 use machines::{Machine, Started};
@@ -21,33 +22,30 @@ pub struct StartOnboarding {
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Input {
-    /// Which saga it is.
+    /// The saga, and what the site will measure.
     #[serde(flatten)]
-    pub saga: Saga,
+    pub sensors: SagaWithSensors,
     /// The site's name, for the payment provider's books.
     pub name: String,
     /// What the operator subscribes to.
     pub plan: Plan,
     /// How the operator pays.
     pub payment_method: PaymentMethodId,
-    /// What the site will measure.
-    pub sensors: Vec<Sensor>,
 }
 
-impl From<Envelope<SiteCreated>> for Input {
-    fn from(event: Envelope<SiteCreated>) -> Self {
-        let Envelope { metadata, data } = event;
-        Self {
-            saga: Saga {
-                onboarding_id: data.onboarding_id,
-                site_id: data.site_id,
-                causation_id: Some(metadata.event_id.uuid()),
-            },
+impl TryFrom<Envelope<SiteCreated>> for Input {
+    type Error = IdMismatch;
+
+    fn try_from(event: Envelope<SiteCreated>) -> Result<Self, IdMismatch> {
+        let saga = event.saga()?;
+        let data = event.data;
+        saga.check_onboarding(data.onboarding_id)?;
+        Ok(Self {
+            sensors: SagaWithSensors::new(saga, data.sensors)?,
             name: data.name,
             plan: data.plan,
             payment_method: data.payment_method,
-            sensors: data.sensors,
-        }
+        })
     }
 }
 
@@ -70,10 +68,11 @@ impl Step for StartOnboarding {
     }
 
     async fn run(&self, command: Self::Command, _: Timestamp) -> Result<Reply, OnboardingError> {
-        let input = Input::from(command.detail);
+        let input = Input::try_from(command.detail)
+            .map_err(|mismatch| OnboardingError::Invalid(mismatch.into()))?;
         let json = serde_json::to_string(&input)
             .map_err(|error| OnboardingError::Input(error.to_string()))?;
-        let name = input.saga.onboarding_id.to_string();
+        let name = input.sensors.saga.onboarding_id.to_string();
         Ok(match self.onboarding.start(&name, json).await? {
             Started::Now => Reply::Started,
             Started::Before => Reply::Already,

@@ -1,6 +1,7 @@
 //! A new site's saga is started once, whatever comes twice.
 
 use aws_sdk_sfn::Client;
+use contracts::SensorId;
 use lambda::ErrorKind;
 use machines::Machine;
 use onboarding::start_onboarding::StartOnboarding;
@@ -63,5 +64,25 @@ async fn step_functions_answers_have_their_meaning() {
     ] {
         let (found, _) = start(&event, status, json!({ "__type": error })).await;
         assert_eq!(found, outcome, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_event_whose_ids_belong_to_another_site_starts_nothing() {
+    let other = sample::saga("another site");
+    let sensor = SensorId::of(other.onboarding_id, 0);
+    for (path, id) in [
+        ("/detail/data/onboardingId", json!(other.onboarding_id)),
+        ("/detail/data/siteId", json!(other.site_id)),
+        ("/detail/metadata/correlationId", json!(other.onboarding_id)),
+        ("/detail/metadata/entity/id", json!(other.site_id)),
+        ("/detail/data/sensors/0/sensorId", json!(sensor)),
+    ] {
+        let mut event = sample::event("start-onboarding");
+        *event.pointer_mut(path).expect(path) = id;
+        let (outcome, calls) =
+            start(&event, 200, json!({ "executionArn": "arn", "startDate": 1.0 })).await;
+        assert_eq!(outcome, Err(ErrorKind::InvalidInput), "{path}");
+        assert_eq!(calls, [Value::Null; 0], "{path}");
     }
 }

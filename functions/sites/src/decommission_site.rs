@@ -1,7 +1,7 @@
 //! `DELETE /sites/{siteId}`: takes a live site out of service, by the same teardown that undoes a
 //! failed onboarding.
 
-use contracts::{OnboardingId, SiteId};
+use contracts::{OnboardingId, Saga, SiteId};
 use lambda::http::{Answer, Problem, Request};
 use machines::Machine;
 use serde::Serialize;
@@ -67,9 +67,9 @@ impl DecommissionSite {
     /// Starts the teardown first: should we end right after it, the site still gets closed. The
     /// execution's name makes a second start a no-op.
     async fn decommission(&self, site: SiteId, row: &SiteRow) -> Result<(), SitesError> {
-        let input = serde_json::json!({ "onboardingId": row.onboarding_id, "siteId": site });
-        let name = format!("decommission-{}", row.onboarding_id);
-        self.teardown.start(&name, input.to_string()).await?;
+        let saga = Saga::of_site(site, None);
+        let name = format!("decommission-{}", saga.onboarding_id);
+        self.teardown.start(&name, serde_json::json!(saga).to_string()).await?;
         let leaving = SiteRow { status: Status::Decommissioning, ..row.clone() };
         let commit = Transaction::on(&self.sites)
             .replace(&self.sites, &SiteRow::key(site), &leaving, Status::Active.name())

@@ -15,7 +15,7 @@ pub mod import_site;
 pub mod project_site;
 pub mod registration;
 
-use contracts::{Failure, Location, OnboardingId, Plan, Sensor, SiteId, Timestamp};
+use contracts::{Failure, IdMismatch, Location, OnboardingId, Plan, Sensor, SiteId, Timestamp};
 use lambda::{ErrorKind, Fault, http::FieldError};
 use machines::MachineError;
 use serde::{Deserialize, Serialize};
@@ -143,6 +143,9 @@ pub enum SitesError {
     /// The registration is wrong.
     #[error("{}", list(.0))]
     Invalid(Vec<FieldError>),
+    /// An event's ids belong to different sites.
+    #[error(transparent)]
+    WrongSite(#[from] IdMismatch),
     /// The same idempotency key came with another registration.
     #[error(
         "this key already made site {0} from another registration; use a new key for a new site"
@@ -174,7 +177,9 @@ fn list(errors: &[FieldError]) -> String {
 impl Fault for SitesError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Invalid(_) | Self::KeyReused(_) | Self::Unknown(_) => ErrorKind::InvalidInput,
+            Self::Invalid(_) | Self::WrongSite(_) | Self::KeyReused(_) | Self::Unknown(_) => {
+                ErrorKind::InvalidInput
+            }
             Self::Superseded(_) => ErrorKind::Superseded,
             Self::Busy(_) => ErrorKind::Transient,
             Self::Teardown(error) => error.kind(),

@@ -4,7 +4,7 @@
 //! event of the same entity.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
-use contracts::{Envelope, OnboardingId, SiteId, Timestamp};
+use contracts::{Envelope, OnboardingId, SiteData, SiteId, Timestamp};
 use lambda::Step;
 use serde::{Deserialize, Serialize};
 use store::{Commit, Table, Transaction};
@@ -24,6 +24,12 @@ pub struct ProjectSite {
 pub struct Data {
     /// The site that it belongs to.
     pub site_id: SiteId,
+}
+
+impl SiteData for Data {
+    fn site_id(&self) -> SiteId {
+        self.site_id
+    }
 }
 
 /// What it answers; seen only in the log.
@@ -64,17 +70,18 @@ impl Step for ProjectSite {
     }
 
     async fn run(&self, command: Self::Command, _: Timestamp) -> Result<Reply, SitesError> {
-        let Envelope { metadata, data } = command.detail;
-        let Some((name, status)) = meaning(&metadata.kind) else {
+        let Some((name, status)) = meaning(&command.detail.metadata.kind) else {
             return Ok(Reply::Ignored);
         };
+        let saga = command.detail.saga()?;
+        let metadata = command.detail.metadata;
         let row = StepRow {
             name: name.to_owned(),
             status,
             at: metadata.occurred_at,
             sequence: metadata.sequence,
         };
-        let key = StepRow::key(data.site_id, name);
+        let key = StepRow::key(saga.site_id, name);
         let commit = Transaction::on(&self.sites)
             .advance(&self.sites, &key, &row, row.sequence)
             .commit()

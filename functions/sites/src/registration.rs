@@ -50,8 +50,8 @@ impl Registrar {
             return Err(SitesError::Invalid(errors));
         }
         let site_id = SiteId::registered(channel, key);
-        let onboarding_id = OnboardingId::of(site_id);
-        let saga = Saga { onboarding_id, site_id, causation_id };
+        let saga = Saga::of_site(site_id, causation_id);
+        let onboarding_id = saga.onboarding_id;
         let row = row(onboarding_id, &registration, now);
         let created = SiteCreated {
             site_id,

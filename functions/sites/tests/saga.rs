@@ -239,3 +239,20 @@ async fn news_is_projected_stale_events_and_others_are_not() {
     assert_eq!(project(&dynamo, &told(saga, "KitsReserved", 1)).await, "Stale");
     assert_eq!(project(&dynamo, &told(saga, "SiteActivated", 3)).await, "Ignored");
 }
+
+#[tokio::test]
+async fn an_event_whose_ids_belong_to_another_site_is_not_projected() {
+    let dynamo = Dynamo::start().await;
+    let (saga, other) = (saga_of("key-1"), saga_of("key-2"));
+    let step = ProjectSite { sites: dynamo.table(SITES) };
+    for (path, id) in [
+        ("/detail/data/siteId", json!(other.site_id)),
+        ("/detail/metadata/correlationId", json!(other.onboarding_id)),
+        ("/detail/metadata/entity/id", json!(other.site_id)),
+    ] {
+        let mut event = told(saga, "KitsReserved", 1);
+        *event.pointer_mut(path).expect(path) = id;
+        assert_eq!(run(&step, &event).await, Err(ErrorKind::InvalidInput), "{path}");
+    }
+    assert_eq!(dynamo.rows(SITES).await, [Value::Null; 0]);
+}

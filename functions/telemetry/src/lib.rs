@@ -13,7 +13,7 @@ pub mod project_sensors;
 pub mod register;
 pub mod store_readings;
 
-use contracts::{Sensor, SensorId, SiteId, Timestamp, readings::BundleId};
+use contracts::{IdMismatch, Sensor, SensorId, SiteId, Timestamp, readings::BundleId};
 use lambda::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -107,6 +107,9 @@ pub enum TelemetryError {
         /// The row that is there.
         row: String,
     },
+    /// An event's ids belong to different sites.
+    #[error(transparent)]
+    WrongSite(#[from] IdMismatch),
     /// The table.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -121,6 +124,7 @@ impl TelemetryError {
             Self::RetiredSensor { .. } => Some("RetiredSensor"),
             Self::SensorOfAnotherSite { .. } => Some("SensorOfAnotherSite"),
             Self::BundleConflict { .. } => Some("BundleConflict"),
+            Self::WrongSite(_) => Some("InvalidInput"),
             Self::Store(StoreError::Corrupt { .. }) => Some("CorruptRow"),
             Self::Store(_) => None,
         }

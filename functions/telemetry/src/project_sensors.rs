@@ -6,7 +6,7 @@
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{
-    Envelope, OnboardingId, Sensor, SensorId, SiteId, Timestamp,
+    Envelope, OnboardingId, SagaWithSensors, Sensor, SensorId, SiteData, SiteId, Timestamp,
     events::{SensorsDeprovisioned, SensorsProvisioned},
 };
 use futures_util::{StreamExt, TryStreamExt, stream as futures};
@@ -34,6 +34,15 @@ pub enum Data {
     Provisioned(SensorsProvisioned),
     /// Of `SensorsDeprovisioned`.
     Deprovisioned(SensorsDeprovisioned),
+}
+
+impl SiteData for Data {
+    fn site_id(&self) -> SiteId {
+        match self {
+            Self::Provisioned(event) => event.site_id,
+            Self::Deprovisioned(event) => event.site_id,
+        }
+    }
 }
 
 /// What it answers; seen only in the log.
@@ -86,18 +95,21 @@ impl Step for ProjectSensors {
     }
 
     async fn run(&self, command: Self::Command, _: Timestamp) -> Result<Reply, TelemetryError> {
+        let saga = command.detail.saga()?;
         let Envelope { metadata, data } = command.detail;
-        let (site, news): (_, Vec<_>) = match data {
-            Data::Provisioned(SensorsProvisioned { site_id, sensors }) => {
-                (site_id, sensors.into_iter().map(News::Provisioned).collect())
+        let news: Vec<_> = match data {
+            Data::Provisioned(event) => {
+                let sensors = SagaWithSensors::new(saga, event.sensors)?.sensors;
+                sensors.into_iter().map(News::Provisioned).collect()
             }
-            Data::Deprovisioned(SensorsDeprovisioned { site_id, sensor_ids }) => {
-                (site_id, sensor_ids.into_iter().map(News::Retired).collect())
+            Data::Deprovisioned(event) => {
+                saga.check_sensors(event.sensor_ids.iter().copied())?;
+                event.sensor_ids.into_iter().map(News::Retired).collect()
             }
         };
         let sensors = news.len();
         futures::iter(news)
-            .map(|news| self.project(site, metadata.occurred_at, news))
+            .map(|news| self.project(saga.site_id, metadata.occurred_at, news))
             .buffer_unordered(UPDATES_AT_ONCE)
             .try_collect::<()>()
             .await?;

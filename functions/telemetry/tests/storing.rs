@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io::Read, rc::Rc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{
-    Metric, SensorId, SiteId, Timestamp,
+    EntityType, Metric, SensorId, SiteId, Timestamp,
     readings::{Bundle, Sample, Series},
 };
 use flate2::read::{GzDecoder, GzEncoder};
@@ -131,12 +131,10 @@ fn sensor(name: &str, index: usize) -> SensorId {
 }
 
 fn told(name: &str, kind: &str, occurred_at: Timestamp, data: Value) -> Value {
-    let mut event = sample::event("project-sensors");
+    let mut event = sample::event_of("project-sensors", saga(name), EntityType::Sensors, data);
     event["detail-type"] = kind.into();
     event["detail"]["metadata"]["type"] = kind.into();
     event["detail"]["metadata"]["occurredAt"] = json!(occurred_at);
-    event["detail"]["metadata"]["correlationId"] = json!(saga(name).onboarding_id);
-    event["detail"]["data"] = data;
     event
 }
 
@@ -542,5 +540,28 @@ fn a_retirement_that_nobody_announced_refuses_the_sensor_all_the_same() {
             Bundle { site_id: site("b"), ..bundle("b-1", vec![(sensor("b", 0), samples(1, 60))]) };
         scene.deliver_bundle(&bundle).await;
         assert_eq!(scene.cloud.messages()[0]["error"], "RetiredSensor");
+    });
+}
+
+#[test]
+fn an_event_whose_ids_belong_to_another_site_changes_no_sensor() {
+    cloud::run(async {
+        let cloud = Cloud::new(Chance::of(1));
+        let step = ProjectSensors { readings: cloud.table(READINGS) };
+        let other = saga("b");
+        for event in [provisioned("a"), deprovisioned("a")] {
+            for (path, id) in [
+                ("/detail/data/siteId", json!(other.site_id)),
+                ("/detail/data/sensors/1/sensorId", json!(sensor("b", 1))),
+                ("/detail/data/sensorIds/1", json!(sensor("b", 1))),
+                ("/detail/metadata/correlationId", json!(other.onboarding_id)),
+            ] {
+                let mut event = event.clone();
+                let Some(field) = event.pointer_mut(path) else { continue };
+                *field = id;
+                assert_eq!(run(&step, &event).await, Err(ErrorKind::InvalidInput), "{path}");
+                assert_eq!(cloud.rows(READINGS).len(), 0, "{path}");
+            }
+        }
     });
 }

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use crate::{
-    AlertingId, EventId, OnboardingId, ReservationId, SensorsId, SiteId, SubscriptionId, Timestamp,
+    AlertingId, EventId, IdMismatch, OnboardingId, ReservationId, Saga, SensorsId, SiteId,
+    SubscriptionId, Timestamp,
 };
 
 /// A domain event's payload: one Rust type for each type and version on the wire.
@@ -72,6 +73,21 @@ pub struct Entity {
     pub id: Uuid,
 }
 
+impl Entity {
+    /// The site's entity of this kind: a site has one of each.
+    #[must_use]
+    pub fn of_site(kind: EntityType, site: SiteId) -> Self {
+        let onboarding = OnboardingId::of(site);
+        match kind {
+            EntityType::Site => site.into(),
+            EntityType::Reservation => ReservationId::of(onboarding).into(),
+            EntityType::Sensors => SensorsId::of(onboarding).into(),
+            EntityType::Subscription => SubscriptionId::of(onboarding).into(),
+            EntityType::Alerting => AlertingId::of(onboarding).into(),
+        }
+    }
+}
+
 impl fmt::Display for Entity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}#{}", self.kind.name(), self.id)
@@ -127,4 +143,30 @@ pub struct Envelope<D> {
     pub metadata: Metadata,
     /// What happened.
     pub data: D,
+}
+
+/// Event data that names the site it belongs to.
+pub trait SiteData {
+    /// The site.
+    fn site_id(&self) -> SiteId;
+}
+
+impl<D: SiteData> Envelope<D> {
+    /// The saga of the data's site, caused by this event. Refuses an event whose correlation id or
+    /// entity belongs to another site: a consumer must not act on it.
+    pub fn saga(&self) -> Result<Saga, IdMismatch> {
+        let Metadata { event_id, entity, correlation_id, .. } = &self.metadata;
+        let site_id = self.data.site_id();
+        let saga = Saga::of_site(site_id, Some(event_id.uuid()));
+        let onboarding_id = saga.onboarding_id;
+        IdMismatch::check(
+            "metadata.correlationId",
+            site_id,
+            correlation_id.uuid(),
+            onboarding_id.uuid(),
+        )?;
+        let own = Entity::of_site(entity.kind, site_id);
+        IdMismatch::check("metadata.entity.id", site_id, entity.id, own.id)?;
+        Ok(saga)
+    }
 }

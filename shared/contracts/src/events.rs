@@ -22,6 +22,12 @@ macro_rules! events {
             $($(#[$field_doc])* pub $field: $type,)*
         }
 
+        impl crate::SiteData for $name {
+            fn site_id(&self) -> SiteId {
+                self.site_id
+            }
+        }
+
         impl Event for $name {
             const TYPE: &'static str = stringify!($name);
             const VERSION: u32 = $version;

@@ -15,11 +15,11 @@ mod saga;
 mod site;
 mod time;
 
-pub use envelope::{Entity, EntityType, Envelope, Event, Metadata};
+pub use envelope::{Entity, EntityType, Envelope, Event, Metadata, SiteData};
 pub use id::{
     AlertingId, EventId, OnboardingId, ReservationId, SensorId, SensorsId, SiteId, SubscriptionId,
 };
 pub use metric::Metric;
-pub use saga::Saga;
+pub use saga::{IdMismatch, Saga, SagaWithSensors};
 pub use site::{Failure, Location, PaymentMethodId, Plan, Sensor};
 pub use time::Timestamp;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use contracts::IdMismatch;
 use lambda_runtime::Diagnostic;
 use serde::Deserialize;
 use store::StoreError;
@@ -134,6 +135,12 @@ impl Failure {
     #[must_use]
     pub fn of(fault: &impl Fault) -> Self {
         Self { kind: fault.kind(), message: fault.to_string() }
+    }
+}
+
+impl From<IdMismatch> for InvalidInput {
+    fn from(mismatch: IdMismatch) -> Self {
+        Self { at: ".".to_owned(), problem: mismatch.to_string() }
     }
 }
 

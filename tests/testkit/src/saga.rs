@@ -3,12 +3,15 @@
 
 use std::time::Duration;
 
-use contracts::Entity;
+use contracts::{Entity, SensorId};
 use futures_util::future::{join, join_all};
 use lambda::{ErrorKind, Fault, Step};
 use serde_json::Value;
 
-use crate::{Dynamo, sample::noon};
+use crate::{
+    Dynamo,
+    sample::{noon, saga},
+};
 
 /// A step and its undo, on fresh tables that hold all they need.
 pub struct Pair<D, U> {
@@ -98,6 +101,8 @@ pub async fn keeps_the_contract<D: Step, U: Step>(
     let it = Box::pin(pair()).await;
     assert_eq!(correlation::<D>(&it.payload).as_deref(), it.payload["onboardingId"].as_str());
     assert_eq!(correlation::<U>(&it.undo_payload), correlation::<D>(&it.payload));
+    refuses_another_sites_onboarding::<D>(&it.payload);
+    refuses_another_sites_onboarding::<U>(&it.undo_payload);
     let before = it.dynamo.story(it.entity).await.len();
     let expected = Box::pin(once_and_undone(it, before, story)).await;
     Box::pin(undone_before_it_was_done(Box::pin(pair()).await, before, story, &expected)).await;
@@ -105,6 +110,30 @@ pub async fn keeps_the_contract<D: Step, U: Step>(
     for step_first in [true, false] {
         let it = Box::pin(pair()).await;
         Box::pin(at_once(it, before, story, &expected, step_first)).await;
+    }
+}
+
+/// Neither id may be exchanged for another site's: the step must not even begin.
+fn refuses_another_sites_onboarding<S: Step>(payload: &Value) {
+    let other = saga("a site that the payload does not belong to");
+    for (field, id) in [
+        ("onboardingId", serde_json::json!(other.onboarding_id)),
+        ("siteId", serde_json::json!(other.site_id)),
+    ] {
+        let mut mixed = payload.clone();
+        mixed[field] = id;
+        let Err(refused) = lambda::decode::<S::Command>(&mixed.to_string()) else {
+            panic!("{field} of another site is accepted");
+        };
+        assert!(refused.problem.contains("does not belong to site"), "{refused}");
+    }
+    if payload["sensors"].is_array() {
+        let mut mixed = payload.clone();
+        mixed["sensors"][0]["sensorId"] = serde_json::json!(SensorId::of(other.onboarding_id, 0));
+        assert!(
+            lambda::decode::<S::Command>(&mixed.to_string()).is_err(),
+            "a sensor of another site is accepted"
+        );
     }
 }
 

@@ -1,6 +1,6 @@
 //! Sagas, sensors and times as the tests use them.
 
-use contracts::{Metric, OnboardingId, Saga, Sensor, SensorId, SiteId, Timestamp};
+use contracts::{Entity, EntityType, Metric, Saga, Sensor, SensorId, SiteId, Timestamp};
 use serde_json::{Value, json};
 
 /// Noon of a day, and so many seconds.
@@ -12,8 +12,7 @@ pub fn noon(seconds: i64) -> Timestamp {
 /// The saga of a site of that name.
 #[must_use]
 pub fn saga(name: &str) -> Saga {
-    let site_id = SiteId::registered("test", name);
-    Saga { onboarding_id: OnboardingId::of(site_id), site_id, causation_id: None }
+    Saga::of_site(SiteId::registered("test", name), None)
 }
 
 /// Sensors of a saga's site: the first with both limits, the second with one, the others with none.
@@ -67,4 +66,18 @@ pub fn event(function: &str) -> Value {
     let file = format!("{}/../events/{function}.json", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(&file).expect(&file);
     serde_json::from_str(&text).expect(&file)
+}
+
+/// The same sample with other data, as an event of the saga's entity of that kind.
+///
+/// # Panics
+/// Where there is no such sample.
+#[must_use]
+pub fn event_of(function: &str, saga: Saga, kind: EntityType, data: Value) -> Value {
+    let mut event = event(function);
+    let metadata = &mut event["detail"]["metadata"];
+    metadata["correlationId"] = json!(saga.onboarding_id);
+    metadata["entity"] = json!(Entity::of_site(kind, saga.site_id));
+    event["detail"]["data"] = data;
+    event
 }

@@ -6,12 +6,13 @@
 use std::{collections::BTreeMap, io::Read, time::Duration};
 
 use alerting::{
-    configure_alerting::{self, ConfigureAlerting},
-    detect_breaches::DetectBreaches,
-    memory::Memory,
+    configure_alerting::ConfigureAlerting, detect_breaches::DetectBreaches, memory::Memory,
 };
 use aws_sdk_dynamodb::types::AttributeValue;
-use contracts::{Metric, Saga, Sensor, SensorId, events::SensorsProvisioned, readings::Bundle};
+use contracts::{
+    EntityType, Metric, Saga, SagaWithSensors, Sensor, SensorId, events::SensorsProvisioned,
+    readings::Bundle,
+};
 use cost::{
     counted::{Alert, Bundles, Readings, Records},
     docs, units,
@@ -53,14 +54,14 @@ impl Station {
             (sensor.min, sensor.max) = (Some(-1e6), Some(1e6));
         }
         let provisioned = SensorsProvisioned { site_id: saga.site_id, sensors: sensors.clone() };
-        let mut event = sample::event("project-sensors");
-        event["detail"]["data"] = json!(provisioned);
+        let kind = EntityType::Sensors;
+        let event = sample::event_of("project-sensors", saga, kind, json!(provisioned));
         let command = serde_json::from_value(event).expect("project-sensors' event");
         let project = ProjectSensors { readings: dynamo.table(READINGS) };
         project.run(command, noon(1)).await.expect("known");
         let configure =
             ConfigureAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() };
-        let command = configure_alerting::Command { saga, sensors: sensors.clone() };
+        let command = SagaWithSensors::new(saga, sensors.clone()).expect("the site's own");
         configure.run(command, noon(1)).await.expect("watched");
         drop(dynamo.take_usage());
         Self { dynamo, saga, sensors }

@@ -13,7 +13,7 @@ use billing::{
     stripe::ApiKey,
 };
 use contracts::{
-    Envelope, Failure, Metric, Plan, Saga, Sensor, SensorId, Timestamp,
+    Envelope, Failure, Metric, Plan, Saga, SagaWithSensors, Sensor, SensorId, Timestamp,
     events::Kits,
     inbound::{KitsDelivered, SensorRequest, SiteRegistration},
 };
@@ -111,11 +111,7 @@ impl Account {
             sites::registration::Registrar { sites: dynamo.table(SITES), outbox: dynamo.outbox() };
         let registered =
             registrar.register("http", "key", registration(), None, now()).await.expect("a site");
-        let saga = Saga {
-            onboarding_id: registered.onboarding_id,
-            site_id: registered.site_id,
-            causation_id: Some(uuid()),
-        };
+        let saga = Saga::of_site(registered.site_id, Some(uuid()));
         let sensors = registration().sensors.into_iter().enumerate();
         let sensors = sensors.map(|(index, request)| Sensor {
             sensor_id: SensorId::of(saga.onboarding_id, index),
@@ -155,12 +151,14 @@ impl Account {
 
     /// The saga, up to its last step.
     async fn onboard(&mut self) {
-        let (saga, sensors, outbox) = (self.saga, self.sensors.clone(), self.dynamo.outbox());
+        let (saga, outbox) = (self.saga, self.dynamo.outbox());
+        let with_sensors =
+            SagaWithSensors::new(saga, self.sensors.clone()).expect("the site's own sensors");
         inventory::reserve_kits::ReserveKits {
             inventory: self.dynamo.table(INVENTORY),
             outbox: outbox.clone(),
         }
-        .run(inventory::reserve_kits::Command { saga, sensors: sensors.clone() }, now())
+        .run(with_sensors.clone(), now())
         .await
         .expect("kits reserved");
         self.book("reserve-kits", 1, "reservation, 3 of stock, `KitsReserved`");
@@ -169,7 +167,7 @@ impl Account {
             devices: self.dynamo.table(DEVICES),
             outbox: outbox.clone(),
         }
-        .run(devices::provision_sensors::Command { saga, sensors: sensors.clone() }, now())
+        .run(with_sensors.clone(), now())
         .await
         .expect("sensors provisioned");
         self.book("provision-sensors", 1, "sensors, `SensorsProvisioned`");
@@ -202,7 +200,7 @@ impl Account {
             alerting: self.dynamo.table(ALERTING),
             outbox,
         }
-        .run(alerting::configure_alerting::Command { saga, sensors }, now())
+        .run(with_sensors, now())
         .await
         .expect("alerting configured");
         self.book("configure-alerting", 1, "alerting, `AlertingConfigured`");

@@ -19,9 +19,10 @@ use uuid::Uuid;
 
 use super::{Chosen, Which, counted, payload, skips};
 use crate::{
+    commands::sites::{self, Undoable},
     error::{Exit, Trouble},
     render::{Screen, Table, Tone, age, plain, short},
-    resend::{Entry, Resend, Sent, joined, part_of},
+    resend::{Entry, Resend, Sent, joined, part_of, undoes},
     stack::Stack,
     walk::{Filter, Walk, kind},
 };
@@ -58,6 +59,8 @@ enum Ended {
     Failed(ErrorInfo),
     InDoubt(String),
     Skipped(String),
+    /// It was not sent: it would undo a site that is in service.
+    Refused(String),
     /// Nothing else can be sent.
     Stop(Trouble),
 }
@@ -68,6 +71,7 @@ struct Count {
     replayed: u32,
     failed: u32,
     in_doubt: u32,
+    refused: u32,
     skipped: BTreeMap<String, u32>,
 }
 
@@ -87,7 +91,7 @@ pub async fn run(stack: &Stack, screen: &mut Screen, options: Options) -> Result
     let ledger = stack.ledger()?;
     let chosen = Chosen::new(ledger.clone(), &options.which).await?;
     if !options.yes {
-        return dry(screen, chosen).await;
+        return dry(stack, screen, ledger, chosen).await;
     }
     let length = Chosen::new(ledger.clone(), &options.which).await?.count().await?;
     let run = Run {
@@ -145,6 +149,7 @@ pub async fn run(stack: &Stack, screen: &mut Screen, options: Options) -> Result
     match stop {
         Some(trouble) => Err(trouble),
         None if count.failed + count.in_doubt > 0 || interrupted.get() => Ok(Exit::Failed),
+        None if count.refused > 0 => Ok(Exit::Refused),
         None => Ok(Exit::Done),
     }
 }
@@ -158,29 +163,72 @@ fn bar(length: usize) -> ProgressBar {
     }
 }
 
-async fn dry(screen: &mut Screen, mut chosen: Chosen) -> Result<Exit, Trouble> {
-    let mut table = Table::new(["ID", "KIND", "REPLAYS", "LAST", "ERROR", "GOES TO"]);
+/// Where a failure would go and the site it would undo, if any; or why it would not be sent.
+async fn preview(
+    stack: &Stack,
+    ledger: &Ledger,
+    row: &Summary,
+) -> Result<Result<(Entry, Option<Undoable>), String>, Trouble> {
+    if row.status != Status::Open {
+        return Ok(Err(format!("it is {}", row.status.name())));
+    }
+    let Some(entry) = Entry::of(row.kind, &row.source) else {
+        return Ok(Err("it has no known form".to_owned()));
+    };
+    if !undoes(&row.source) {
+        return Ok(Ok((entry, None)));
+    }
+    let Some(full) = ledger.get(row.id).await? else { return Ok(Err("it is gone".to_owned())) };
+    Ok(match undone_site(stack, &full).await {
+        Ok(site) => Ok((entry, Some(site))),
+        Err(trouble) if trouble.exit == Exit::Aws => return Err(trouble),
+        Err(trouble) => Err(trouble.message),
+    })
+}
+
+/// The site that a replay of this failure undoes. Refuses one that is in service, as
+/// `sagas recover` does.
+async fn undone_site(stack: &Stack, row: &FailureRow) -> Result<Undoable, Trouble> {
+    let site = row.site_id.ok_or_else(|| {
+        Trouble::new(Exit::Refused, "its payload names no site")
+            .advise(format!("read it: fieldctl failures show {}", short(&row.id)))
+    })?;
+    sites::undoable(stack, site).await
+}
+
+async fn dry(
+    stack: &Stack,
+    screen: &mut Screen,
+    ledger: Ledger,
+    mut chosen: Chosen,
+) -> Result<Exit, Trouble> {
+    let mut table = Table::new(["ID", "UNDOES", "KIND", "REPLAYS", "LAST", "ERROR", "GOES TO"]);
     let mut count = 0;
     while let Some(page) = chosen.next().await? {
         let mut rows = Vec::with_capacity(page.len());
         for row in page {
-            let entry = match Entry::of(row.kind, &row.source) {
-                Some(entry) if row.status == Status::Open => Ok(entry.to_string()),
-                Some(_) => Err(format!("nowhere: it is {}", row.status.name())),
-                None => Err("nowhere: it has no known form".to_owned()),
-            };
-            count += usize::from(entry.is_ok());
+            let preview = preview(stack, &ledger, &row).await?;
+            count += usize::from(preview.is_ok());
             if screen.json {
-                screen.entry(&json!({ "id": row.id, "goesTo": entry.as_ref().ok() }))?;
+                let (entry, undoes) = preview.ok().unzip();
+                let entry = entry.map(|entry| entry.to_string());
+                screen
+                    .entry(&json!({ "id": row.id, "goesTo": entry, "undoes": undoes.flatten() }))?;
                 continue;
             }
+            let (entry, site) = match preview {
+                Ok((entry, site)) => (plain(entry.to_string()), site),
+                Err(why) => ((format!("nowhere: {why}"), Tone::Faint), None),
+            };
+            let site = site.map_or_else(|| "-".to_owned(), |site| site.to_string());
             rows.push(vec![
                 plain(short(&row.id)),
+                plain(site),
                 plain(kind(row.kind)),
                 plain(row.replays.to_string()),
                 (age(screen.now, row.last_at), Tone::Faint),
                 (row.error.name, Tone::Bad),
-                entry.map_or_else(|nowhere| (nowhere, Tone::Faint), plain),
+                entry,
             ]);
         }
         table.page(screen, &rows)?;
@@ -212,6 +260,14 @@ impl Run<'_> {
             return gone(trouble);
         }
         let Some(full) = self.ledger.get(row.id).await? else { return skip("gone") };
+        if undoes(&row.source)
+            && let Err(trouble) = undone_site(self.stack, &full).await
+        {
+            return match trouble.exit {
+                Exit::Aws => Err(trouble),
+                _ => Ok(Ended::Refused(trouble.message)),
+            };
+        }
         let work = match self.work(&full).await {
             Ok(Some(work)) => work,
             Ok(None) => return skip("part of a record, replayed with its first part"),
@@ -350,6 +406,10 @@ impl Count {
                 self.in_doubt += 1;
                 ("IN_DOUBT", Tone::Warn, "?", format!("in doubt: {why}"))
             }
+            Ended::Refused(why) => {
+                self.refused += 1;
+                ("REFUSED", Tone::Bad, "✘", format!("not sent: {why}"))
+            }
             Ended::Skipped(why) => {
                 *self.skipped.entry(why.clone()).or_default() += 1;
                 ("SKIPPED", Tone::Faint, "-", why)
@@ -359,7 +419,7 @@ impl Count {
         if screen.json {
             return screen.entry(&json!({ "id": row.id, "outcome": word, "reason": told }));
         }
-        if matches!(word, "FAILED" | "IN_DOUBT") {
+        if matches!(word, "FAILED" | "IN_DOUBT" | "REFUSED") {
             let symbol = screen.paint(tone, symbol);
             screen.line(&format!("{symbol} {} {}  {told}", short(&row.id), row.source))?;
         }
@@ -370,14 +430,17 @@ impl Count {
         if screen.json {
             return Ok(());
         }
-        let Self { replayed, failed, in_doubt, skipped } = self;
-        let doubt = match in_doubt {
+        let Self { replayed, failed, in_doubt, refused, skipped } = self;
+        let counted = |count: u32, what: &str| match count {
             0 => String::new(),
-            count => format!(", {count} in doubt"),
+            count => format!(", {count} {what}"),
         };
+        let (doubt, refused) = (counted(*in_doubt, "in doubt"), counted(*refused, "refused"));
         let cut = if interrupted { "; interrupted, the rest is as it was" } else { "" };
-        let line =
-            format!("{replayed} replayed, {failed} failed again{doubt}{}{cut}", skips(skipped));
+        let line = format!(
+            "{replayed} replayed, {failed} failed again{doubt}{refused}{}{cut}",
+            skips(skipped)
+        );
         screen.line(&line)
     }
 }

@@ -3,7 +3,7 @@
 // Each test file takes what it needs.
 #![allow(dead_code)]
 
-use contracts::{OnboardingId, Saga, SiteId};
+use contracts::{EntityType, Saga, SiteId};
 use lambda::http::{Answer, Problem, Request, response};
 use serde_json::{Value, json};
 use sites::{create_site::CreateSite, project_site::ProjectSite, registration::Registrar};
@@ -22,7 +22,7 @@ pub fn registrar(dynamo: &Dynamo) -> Registrar {
 /// The saga of the site that `POST /sites` makes under that key.
 pub fn saga_of(key: &str) -> Saga {
     let site_id = SiteId::registered("", key);
-    Saga { onboarding_id: OnboardingId::of(site_id), site_id, causation_id: None }
+    Saga::of_site(site_id, None)
 }
 
 /// A good body of `POST /sites`.
@@ -103,14 +103,13 @@ pub async fn create(dynamo: &Dynamo, key: &str) -> Saga {
 
 /// A step's event as EventBridge delivers it.
 pub fn told(saga: Saga, event_type: &str, sequence: u64) -> Value {
-    let mut event = sample::event("project-site");
+    let data = json!({ "siteId": saga.site_id });
+    let mut event = sample::event_of("project-site", saga, EntityType::Reservation, data);
     event["detail-type"] = event_type.into();
     let occurred_at = noon(60 * i64::try_from(sequence).expect("a small number"));
     event["detail"]["metadata"]["type"] = event_type.into();
     event["detail"]["metadata"]["sequence"] = sequence.into();
     event["detail"]["metadata"]["occurredAt"] = json!(occurred_at);
-    event["detail"]["metadata"]["correlationId"] = json!(saga.onboarding_id);
-    event["detail"]["data"] = json!({ "siteId": saga.site_id });
     event
 }
 

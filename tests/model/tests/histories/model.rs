@@ -398,5 +398,5 @@ fn status(name: &str) -> Status {
 /// The saga of the site that `POST /sites` makes under that key.
 pub fn saga_of(key: &str) -> Saga {
     let site_id = SiteId::registered("", key);
-    Saga { onboarding_id: contracts::OnboardingId::of(site_id), site_id, causation_id: None }
+    Saga::of_site(site_id, None)
 }
