@@ -22,7 +22,7 @@ import zlib
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from itertools import islice, takewhile
+from itertools import takewhile
 
 logger = logging.getLogger("stream-mappings")
 
@@ -213,10 +213,12 @@ def deliver(lane, mapping):
                 lane.put_back([Batch(rest, batch.failures, batch.last)])
             continue
         invocation = mapping.invoke(batch.records)
-        # What did not reach the function is neither counted nor split.
-        left = [batch] if invocation.throttled else remaining(batch, judge(batch, invocation, settings), settings)
-        for failed in left:
-            failed.last = invocation
+        if invocation.throttled:  # it did not reach the function, so it is neither counted nor split
+            left = [batch]
+        else:
+            left = remaining(batch, judge(batch, invocation, settings), settings)
+            for failed in left:
+                failed.last = invocation
         if left and exhausted(left[0], settings):
             mapping.give_up(left.pop(0), RETRIES_EXHAUSTED)
         lane.put_back(left)
