@@ -36,7 +36,7 @@ OVERRIDES := Architecture=$(ARCHITECTURE) LogRetentionDays=1 StripeApiBase=$(or 
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml samconfig.toml
 
-.PHONY: help demo test unit-test write-units cost bench bench-settings release-sizes e2e-test unused-grants fault-matrix fault-matrix-subset mutants smoke check deny advisories sbom up down deploy-local build-local invoke invoke-samples lambda-image local-env logs setup require
+.PHONY: help demo test unit-test local-test write-units cost bench bench-settings release-sizes e2e-test unused-grants fault-matrix fault-matrix-subset mutants smoke check deny advisories sbom up down deploy-local build-local invoke invoke-samples lambda-image local-env logs setup require
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -47,10 +47,13 @@ demo: require ## onboards eight stations on the local stack, shows what became o
 	@$(MAKE) --no-print-directory deploy-local
 	@$(LOCAL_ENV) target/$(HOST)/debug/demo
 
-test: check unit-test e2e-test fault-matrix-subset ## every test, installing what it needs
+test: check unit-test local-test e2e-test fault-matrix-subset ## every test, installing what it needs
 
 unit-test: require ## units, steps against embedded DynamoDB, wire goldens
 	cargo test $(CARGO_FLAGS) --workspace --exclude tests --exclude fieldctl --exclude bench-readings
+
+local-test: setup ## the parts of the local stack that are not the emulator's
+	$(BIN)/python -m unittest discover -s tests/local
 
 write-units: require ## counts what an onboarding and a reading cost in DynamoDB, for the cost model, and writes it into docs/cost.md
 	UPDATE_DOCS=1 cargo test $(CARGO_FLAGS) -p testkit --test write_units --test reading_units -- --nocapture

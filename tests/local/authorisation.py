@@ -197,7 +197,8 @@ def _check_mappings(log_file):
 
 
 def _check_failure_destinations(log_file):
-    """Lambda sends what an asynchronous call failed with in the name of the function's role."""
+    """Lambda uses the function's role to write to a failure destination, of asynchronous calls and of streams."""
+    import stream_mappings
     from ministack.services import lambda_svc
 
     route = lambda_svc._route_async_failure
@@ -207,7 +208,20 @@ def _check_failure_destinations(log_file):
         if _permits(log_file, role, name, "sqs:SendMessage", target):
             route(target, name, event, result)
 
+    put = stream_mappings.put_failure_file
+
+    def put_if_allowed(config, bucket, key, content):
+        asked = (("s3:ListBucket", bucket), ("s3:PutObject", f"{bucket}/{key}"))
+        # All of them are asked, so that all are logged.
+        allowed = [
+            _permits(log_file, config["Role"], config["FunctionName"], action, resource) for action, resource in asked
+        ]
+        if not all(allowed):
+            raise PermissionError(f"{config['Role']} may not write to {bucket}/{key}")
+        put(config, bucket, key, content)
+
     lambda_svc._route_async_failure = route_if_allowed
+    stream_mappings.put_failure_file = put_if_allowed
 
 
 def _check_services(log_file):

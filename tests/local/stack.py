@@ -379,10 +379,11 @@ def seed(stack):
 
 
 def serve_ministack():
-    """MiniStack 1.5.33 calls the function of an EventBridge rule once and forgets the call, and of an asynchronous
-    Invoke it knows no failure destination but that of the unqualified function. So it is started from here, with both
-    as they are on AWS: the call is retried, and then goes to the failure destination of the alias. And with IAM."""
+    """Starts MiniStack 1.5.33 with what it lacks. An event of a rule is retried, and then goes to the function's failure
+    destination; the failure destination of an alias is used. Streams are delivered by `stream_mappings`, and
+    `authorisation` adds IAM."""
     import authorisation
+    import stream_mappings
     from ministack import app
     from ministack.services import eventbridge, lambda_svc
 
@@ -404,6 +405,7 @@ def serve_ministack():
     eventbridge._dispatch_to_lambda = invoke_by_rule
     if FUNCTIONS_ENDPOINT:
         proxied(lambda_svc)
+    stream_mappings.install()
     authorisation.install(AUTHORISATIONS)
     sys.argv = ["ministack"]
     app.main()

@@ -4,7 +4,7 @@ use std::{collections::HashMap, io::Write};
 
 use anyhow::{Context, Result, bail};
 use aws_sdk_dynamodb::types::AttributeValue;
-use aws_sdk_kinesis::primitives::Blob;
+use aws_sdk_kinesis::{primitives::Blob, types::PutRecordsRequestEntry};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{Metric, SensorId, SiteId, Timestamp, readings::Sample};
 use flate2::{Compression, write::GzEncoder};
@@ -211,6 +211,21 @@ impl Stack {
             .await?;
         let (shard_id, sequence_number) = (put.shard_id, put.sequence_number);
         Ok(Position { shard_id, sequence_number })
+    }
+
+    /// Puts records under one key in one call, as a producer with access to the stream does.
+    pub async fn put_records(&self, key: &str, records: Vec<Vec<u8>>) -> Result<()> {
+        let entry = |data| {
+            PutRecordsRequestEntry::builder().partition_key(key).data(Blob::new(data)).build()
+        };
+        let entries = records.into_iter().map(entry).collect::<Result<Vec<_>, _>>()?;
+        let stream = self.output("ReadingsStreamName")?;
+        let put = self.kinesis.put_records().stream_name(stream).set_records(Some(entries));
+        let put = put.send().await?;
+        if put.failed_record_count().unwrap_or_default() > 0 {
+            bail!("the stream refused some of the records: {put:?}");
+        }
+        Ok(())
     }
 
     /// The records that `store-readings` set aside.

@@ -18,7 +18,8 @@
 //! | initialize-subscription, cancel-subscription | do not start                | mended               | yes |
 //! | publish-events, quarantine          | a row that is no event               | none: it is discarded | yes |
 //! | publish-events, quarantine          | an event that EventBridge refuses    | -                    | publish-events' message is put into the queue |
-//! | buckets of store-readings, detect-breaches, publish-events | a batch given up on | -              | Lambda's file is put into the bucket |
+//! | store-readings, given up on         | its table out of reach; does not start | mended             | yes |
+//! | detect-breaches, publish-events, given up on | their table out of reach    | mended               | yes |
 //! | site-teardown                       | a step's table out of reach          | mended               | yes |
 //!
 //! Out of reach, or not to be started, is what a bad deployment makes so: for a while the alias
@@ -36,7 +37,6 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
 use aws_sdk_sqs::types::MessageAttributeValue;
-use base64::{Engine, prelude::BASE64_STANDARD};
 use contracts::{
     Event, Metric, SensorId, SiteId, Timestamp,
     events::ReadingBreachedThreshold,
@@ -52,6 +52,7 @@ use tests::{
     inventory::{Inventory, SUPPLIER, delivery_id},
     log::{self, LoggedEvent},
     logger::send,
+    readings::Quarantined,
     sites::{DECLINED_CARD, FORWARD, GOOD_CARD, Ids, UNDO, registration, residue},
     wait::{Look, PATIENCE, until},
 };
@@ -154,7 +155,7 @@ async fn delete_row(stack: &Stack, table: &str, key: &Value) -> Result<()> {
     Ok(())
 }
 
-/// One call of an AWS service whose SDK is not worth its compiling here.
+/// One call of an AWS service whose SDK is not worth its compiling here; the answer's body.
 async fn call(
     stack: &Stack,
     service: &str,
@@ -162,7 +163,7 @@ async fn call(
     path: &str,
     headers: &[(&str, &str)],
     body: String,
-) -> Result<()> {
+) -> Result<String> {
     let client = reqwest::Client::new();
     let mut request = client.request(method, stack.endpoint().join(path)?).body(body.clone());
     for (name, value) in headers {
@@ -172,7 +173,7 @@ async fn call(
     sign(&mut request, service, body.as_bytes())?;
     let answer = client.execute(request).await?;
     ensure!(answer.status().is_success(), "{path}: {answer:?}");
-    Ok(())
+    Ok(answer.text().await?)
 }
 
 /// Sends a message into a queue of the stack.
@@ -559,76 +560,92 @@ fn inserted(row: &Value) -> Result<Value> {
     }))
 }
 
-/// A bundle as the readings stream hands it to a consumer.
-fn put(bundle: &Bundle, number: u32) -> Result<Value> {
-    let sequence_number = format!("{:056}", 4_959_033_827 + u64::from(number));
-    Ok(json!({
-        "kinesis": {
-            "kinesisSchemaVersion": "1.0",
-            "partitionKey": bundle.site_id,
-            "sequenceNumber": sequence_number,
-            "data": BASE64_STANDARD.encode(serde_json::to_vec(bundle)?),
-            "approximateArrivalTimestamp": 1_795_252_500.987,
-        },
-        "eventSource": "aws:kinesis",
-        "eventVersion": "1.0",
-        "eventID": format!("shardId-000000000000:{sequence_number}"),
-        "eventName": "aws:kinesis:record",
-        "invokeIdentityArn": "arn:aws:iam::000000000000:role/consumer",
-        "awsRegion": "us-east-1",
-        "eventSourceARN": "arn:aws:kinesis:us-east-1:000000000000:stream/readings",
-    }))
+/// A consumer of a stream, as the failures table and as the template name it.
+type Consumer<'a> = (&'a str, &'a str);
+
+const STORE_READINGS: Consumer = ("store-readings", "StoreReadings");
+const DETECT_BREACHES: Consumer = ("detect-breaches", "DetectBreaches");
+const PUBLISH_EVENTS: Consumer = ("publish-events", "PublishEvents");
+
+/// Does something while a stream's mapping gives up on records after one retry.
+async fn with_one_retry<T>(
+    stack: &Stack,
+    mapping: &str,
+    work: impl AsyncFnOnce() -> Result<T>,
+) -> Result<T> {
+    let id = stack.physical_id(mapping).await?;
+    let path = format!("/2015-03-31/event-source-mappings/{id}");
+    let settings = call(stack, "lambda", Method::GET, &path, &[], String::new()).await?;
+    let before = serde_json::from_str::<Value>(&settings)?["MaximumRetryAttempts"].clone();
+    let set = async |retries: &Value| {
+        let body = json!({ "MaximumRetryAttempts": retries }).to_string();
+        call(stack, "lambda", Method::PUT, &path, &[], body).await
+    };
+    set(&json!(1)).await?;
+    let outcome = work().await;
+    set(&before).await?;
+    outcome
 }
 
-/// Puts the file of a batch that a stream's mapping gave up on, as Lambda writes it.
-async fn give_up(stack: &Stack, bucket: &str, records: &[Value]) -> Result<()> {
-    let file = json!({
-        "requestContext": {
-            "requestId": key(),
-            "functionArn": "arn:aws:lambda:us-east-1:000000000000:function:consumer:live",
-            "condition": "RetryAttemptsExhausted",
-            "approximateInvokeCount": 11,
-        },
-        "responseContext": {
-            "statusCode": 200,
-            "executedVersion": "1",
-            "functionError": "Unhandled",
-        },
-        "version": "1.0",
-        "timestamp": "2026-11-21T09:15:06.021Z",
-        "KinesisBatchInfo": {
-            "shardId": "shardId-000000000000",
-            "startSequenceNumber": "49590338271490256608559692538361571095921575989136588898",
-            "endSequenceNumber": "49590338271490256608559692540925702759324208523137515618",
-            "approximateArrivalOfFirstRecord": "2026-11-21T09:15:00.987Z",
-            "approximateArrivalOfLastRecord": "2026-11-21T09:15:01.021Z",
-            "batchSize": records.len(),
-            "streamArn": "arn:aws:kinesis:us-east-1:000000000000:stream/readings",
-        },
-        "payload": json!({ "Records": records }).to_string(),
-    });
-    let bucket = stack.output(bucket)?;
-    let path = format!(
-        "/{bucket}/aws/lambda/{}/shardId-000000000000/2026/11/21/2026-11-21T09.15.06-{}",
-        key(),
-        key()
-    );
-    call(stack, "s3", Method::PUT, &path, &[], file.to_string()).await
-}
-
-/// Failures of a batch that was given up on: a row a record, with the record.
+/// Breaks a consumer by a wrong setting and begins some work, until the stream's mapping has given up
+/// on so many records about it; their failures. `begin` returns an id that is in those records.
 async fn given_up(
     stack: &Stack,
-    source: &str,
-    about: &str,
-    records: &[Value],
+    (source, name): Consumer<'_>,
+    (variable, value): (&str, &str),
+    count: usize,
+    begin: impl AsyncFnOnce() -> Result<String>,
 ) -> Result<Vec<Failure>> {
-    let failures = stack.failures_until(source, about, records.len()).await?;
+    let broken = Broken::version(stack, &format!("{name}Function"), variable, value).await?;
+    let failures = broken
+        .during(async || {
+            with_one_retry(stack, &format!("{name}Mapping"), async || {
+                let about = begin().await?;
+                stack.failures_until(source, &about, count).await
+            })
+            .await
+        })
+        .await?;
     for failure in &failures {
         assert_new(failure, "GIVEN_UP", "RetryAttemptsExhausted")?;
-        assert!(records.contains(&failure.payload()?), "whole: {failure:?}");
     }
     Ok(failures)
+}
+
+/// The failures of these bundles, which the mapping of `store-readings` or `detect-breaches` gave up
+/// on; the records are as they were sent.
+async fn bundles_given_up(
+    stack: &Stack,
+    consumer: Consumer<'_>,
+    setting: (&str, &str),
+    bundles: &[&Bundle],
+) -> Result<Vec<Failure>> {
+    let site = bundles[0].site_id.to_string();
+    let begin = async || {
+        send(stack, bundles).await?;
+        Ok(site.clone())
+    };
+    let failures = given_up(stack, consumer, setting, bundles.len(), begin).await?;
+    for failure in &failures {
+        assert_eq!(failure.site_id.as_ref(), Some(&site), "{failure}");
+        let bundle = Quarantined::of(failure.clone())?.payload()?;
+        let bundle: Bundle = serde_json::from_slice(&bundle)?;
+        assert!(bundles.contains(&&bundle), "no bundle like that was sent: {bundle:?}");
+    }
+    Ok(failures)
+}
+
+/// The files of a failure bucket, by their keys.
+async fn failure_files(stack: &Stack, bucket: &str) -> Result<BTreeMap<String, Value>> {
+    let bucket = stack.output(bucket)?;
+    let get = async |path: String| call(stack, "s3", Method::GET, &path, &[], String::new()).await;
+    let listing = get(format!("/{bucket}?list-type=2")).await?;
+    let mut files = BTreeMap::new();
+    for key in listing.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next()) {
+        let file = get(format!("/{bucket}/{key}")).await?;
+        files.insert(key.to_owned(), serde_json::from_str(&file)?);
+    }
+    Ok(files)
 }
 
 #[tokio::test]
@@ -654,15 +671,15 @@ async fn a_row_that_is_no_event_comes_back_and_is_discarded() -> Result<()> {
 }
 
 #[tokio::test]
-async fn events_that_were_refused_or_given_up_on_are_replayed_and_published_once() -> Result<()> {
+async fn an_event_that_was_refused_is_replayed_and_published_once() -> Result<()> {
     let _turn = STACK.read().await;
     let stack = Stack::connect().await?;
-    let (ids, _) = in_service(&stack, "unpublished").await?;
+    let (ids, _) = in_service(&stack, "refused").await?;
     let story = log::published_story(&stack, ids.onboarding_id).await?;
-    let [refused, left, ..] = &story[..] else { anyhow::bail!("too short: {story:?}") };
+    let refused = story.first().context("an event")?;
     let capture = Capture::start(&stack).await?;
 
-    // Too new for a sweep to take them.
+    // Too new for a sweep to take it.
     let ahead = Timestamp::now().plus_millis(3_600_000).to_string();
     let record = inserted(&unpublish(&stack, refused, &ahead).await?)?;
     let message = json!({
@@ -676,44 +693,93 @@ async fn events_that_were_refused_or_given_up_on_are_replayed_and_published_once
     assert_new(&quarantined, "QUARANTINED", "EventRefused")?;
     assert_eq!(quarantined.payload()?, record, "whole");
     stack.replay_well(&quarantined).await?;
+    assert_published_once(&stack, capture, ids, &[refused]).await
+}
 
-    let records = [inserted(&unpublish(&stack, left, &ahead).await?)?];
-    give_up(&stack, "PublishEventsFailuresBucket", &records).await?;
-    let failures = given_up(&stack, "publish-events", &left.id()?, &records).await?;
+#[tokio::test]
+async fn an_event_that_was_given_up_on_is_replayed_and_published_once() -> Result<()> {
+    let _turn = STACK.write().await;
+    let stack = Stack::connect().await?;
+    stack.deliver(&[METRIC], 1).await?;
+    let name = format!("unpublished {}", Uuid::new_v4().simple());
+    let registration = registration(&name, &[METRIC], GOOD_CARD);
+    let mut registered = None;
+    let begin = async || {
+        let ids = stack.register(&key(), &registration).await?;
+        registered = Some(ids);
+        Ok(ids.onboarding_id.to_string())
+    };
+    let setting = ("EVENTS_TABLE", NO_TABLE);
+    let failures = given_up(&stack, PUBLISH_EVENTS, setting, 1, begin).await?;
+    let ids = registered.context("a site")?;
+    assert!(stack.onboarding(ids.onboarding_id).await?.is_none(), "the event was published");
+
     stack.replay_well(&failures[0]).await?;
-    assert_published_once(&stack, capture, ids, &[refused, left]).await
+    stack.onboarded_once(ids).await?;
+    Ok(())
 }
 
 #[tokio::test]
 async fn readings_that_were_given_up_on_are_replayed_and_stored_once() -> Result<()> {
-    let _turn = STACK.read().await;
+    let _turn = STACK.write().await;
     let stack = Stack::connect().await?;
     let (ids, sensor) = in_service(&stack, "given up on").await?;
     let bundles = ["00:00", "01:00"].map(|id| bundle(ids, sensor, id, &[1.0, 2.0]));
     let bundles = bundles.into_iter().collect::<Result<Vec<_>>>()?;
-    let records = (0..).zip(&bundles).map(|(number, bundle)| put(bundle, number));
-    let records = records.collect::<Result<Vec<_>>>()?;
-    give_up(&stack, "StoreReadingsFailuresBucket", &records).await?;
-    let site = ids.site_id.to_string();
-    let failures = given_up(&stack, "store-readings", &site, &records).await?;
-    assert!(failures.iter().all(|failure| failure.site_id.as_ref() == Some(&site)));
+    let bundles: Vec<_> = bundles.iter().collect();
+    let setting = ("READINGS_TABLE", NO_TABLE);
+    let failures = bundles_given_up(&stack, STORE_READINGS, setting, &bundles).await?;
     assert_eq!(stack.samples(sensor, "").await?, []);
+    // The mapping has moved on.
+    let next = bundle(ids, sensor, "02:00", &[3.0])?;
+    send(&stack, &[&next]).await?;
+    assert_stored(&stack, sensor, &[&next]).await?;
 
     for failure in &failures {
         stack.replay_well(failure).await?;
     }
+    assert_stored(&stack, sensor, &[bundles, vec![&next]].concat()).await
+}
+
+#[tokio::test]
+async fn a_batch_that_fails_is_split_and_given_up_record_by_record() -> Result<()> {
+    let _turn = STACK.write().await;
+    let stack = Stack::connect().await?;
+    let (ids, sensor) = in_service(&stack, "split").await?;
+    let bundles = ["00:00", "01:00", "02:00"].map(|id| bundle(ids, sensor, id, &[1.0, 2.0]));
+    let bundles = bundles.into_iter().collect::<Result<Vec<_>>>()?;
     let bundles: Vec<_> = bundles.iter().collect();
+    let bucket = "StoreReadingsFailuresBucket";
+    let before = failure_files(&stack, bucket).await?;
+    // It does not start.
+    let setting = ("READINGS_TABLE", "");
+    let failures = bundles_given_up(&stack, STORE_READINGS, setting, &bundles).await?;
+
+    let mut files = failure_files(&stack, bucket).await?;
+    files.retain(|key, _| !before.contains_key(key));
+    assert_eq!(files.len(), bundles.len(), "{files:?}");
+    let mapping = stack.physical_id("StoreReadingsMapping").await?;
+    for (key, file) in &files {
+        assert!(key.starts_with(&format!("aws/lambda/{mapping}/shardId-")), "{key}");
+        assert_eq!(file["KinesisBatchInfo"]["batchSize"], 1, "{file}");
+        assert_eq!(file["requestContext"]["approximateInvokeCount"], 2, "{file}");
+        assert_eq!(file["responseContext"]["functionError"], "Unhandled", "{file}");
+    }
+    for failure in &failures {
+        stack.replay_well(failure).await?;
+    }
     assert_stored(&stack, sensor, &bundles).await
 }
 
 #[tokio::test]
 async fn a_breach_that_was_given_up_on_is_replayed_and_told_once() -> Result<()> {
-    let _turn = STACK.read().await;
+    let _turn = STACK.write().await;
     let stack = Stack::connect().await?;
     let (ids, sensor) = in_service(&stack, "unjudged").await?;
-    let records = [put(&bundle(ids, sensor, "00:00", &[20.0, 40.0])?, 0)?];
-    give_up(&stack, "DetectBreachesFailuresBucket", &records).await?;
-    let failures = given_up(&stack, "detect-breaches", &ids.site_id.to_string(), &records).await?;
+    let breach = bundle(ids, sensor, "00:00", &[20.0, 40.0])?;
+    let setting = ("ALERTING_TABLE", NO_TABLE);
+    let failures = bundles_given_up(&stack, DETECT_BREACHES, setting, &[&breach]).await?;
+    assert_stored(&stack, sensor, &[&breach]).await?;
     let alerts = async || {
         let story = log::published_story(&stack, ids.onboarding_id).await?;
         let told = story.iter().filter(|event| event.kind == ReadingBreachedThreshold::TYPE);

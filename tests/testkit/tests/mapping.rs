@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::future::LocalBoxFuture;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use testkit::{
     chance::Chance,
@@ -129,19 +131,15 @@ fn deliver(
     })
 }
 
-fn failed_at(records: &[Rc<Record>], text: &str) -> Value {
-    let at = records.iter().find(|record| record.data == text.as_bytes());
-    let failures: Vec<_> =
-        at.iter().map(|it| json!({ "itemIdentifier": it.sequence_number })).collect();
-    json!({ "batchItemFailures": failures })
-}
-
+/// The data of the records in a failure file.
 fn payload(file: &Value) -> Texts {
     let payload: Value =
         serde_json::from_str(file["payload"].as_str().expect("a payload")).expect("JSON");
-    let records = payload["Records"].as_array().expect("records");
-    let number = |record: &Value| record["kinesis"]["data"].as_str().map(str::to_owned);
-    records.iter().filter_map(number).collect()
+    let data = |record: &Value| {
+        let data = STANDARD.decode(record["kinesis"]["data"].as_str()?).ok()?;
+        String::from_utf8(data).ok()
+    };
+    payload["Records"].as_array().expect("records").iter().filter_map(data).collect()
 }
 
 #[test]
@@ -154,95 +152,167 @@ fn records_are_delivered_and_given_up_as_aws_writes_them() {
     golden::check(env!("CARGO_MANIFEST_DIR"), "failure-destination", &ran.given_up[0]);
 }
 
-#[test]
-fn what_is_before_the_record_named_is_done_and_the_rest_comes_again() {
-    let stream = stream(&["a", "b", "c", "d", "e"]);
-    let tries = Cell::new(0);
-    let ran = deliver(SETTINGS, Disorder::default(), 1, &stream, move |records| {
-        tries.set(tries.get() + 1);
-        Ok(failed_at(records, if tries.get() < 4 { "c" } else { "none" }))
-    });
-    let [first, rest] = [vec!["a", "b", "c", "d", "e"], vec!["c", "d", "e"]];
-    assert_eq!(ran.batches, [first, rest.clone(), rest.clone(), rest]);
-    assert!(ran.given_up.is_empty());
-    assert_eq!(ran.happenings[&Happening::Progressed], 1);
-    assert_eq!(ran.happenings[&Happening::Stuck], 2);
+/// A case that the model and the local stack's mappings (`tests/local/stream_mappings.py`) must both
+/// pass. The key is `key` and the time 0 unless a record says otherwise.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Case {
+    name: String,
+    #[serde(default)]
+    properties: Properties,
+    records: Vec<Sent>,
+    /// By the number of the invocation; the last one holds for all further ones.
+    answers: Vec<Answer>,
+    /// The batches in their order.
+    batches: Option<Vec<Texts>>,
+    last_batch: Option<Texts>,
+    /// What was done, by partition key, in its order.
+    #[serde(default)]
+    done: BTreeMap<String, Texts>,
+    #[serde(default)]
+    given_up: Vec<GivenUp>,
 }
 
-#[test]
-fn of_several_records_named_the_lowest_counts() {
-    let stream = stream(&["a", "b", "c", "d", "e"]);
-    let tries = Cell::new(0);
-    let ran = deliver(SETTINGS, Disorder::default(), 1, &stream, move |records| {
-        tries.set(tries.get() + 1);
-        if tries.get() > 1 {
-            return Ok(json!({ "batchItemFailures": [] }));
+/// Those of the mapping in a template; what is missing is as in [`SETTINGS`].
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct Properties {
+    batch_size: Option<usize>,
+    parallelization_factor: Option<u64>,
+    bisect_batch_on_function_error: Option<bool>,
+    maximum_retry_attempts: Option<i64>,
+    maximum_record_age_in_seconds: Option<i64>,
+}
+
+impl Properties {
+    fn settings(&self) -> Settings {
+        // A negative limit is none.
+        let retries = |limit| u32::try_from(limit).unwrap_or(u32::MAX);
+        let age = |limit| u64::try_from(limit).map_or(Duration::MAX, Duration::from_secs);
+        Settings {
+            batch_size: self.batch_size.unwrap_or(SETTINGS.batch_size),
+            parallelization_factor: self.parallelization_factor.unwrap_or(1),
+            bisects: self.bisect_batch_on_function_error.unwrap_or(SETTINGS.bisects),
+            most_retries: self.maximum_retry_attempts.map_or(SETTINGS.most_retries, retries),
+            most_age: self.maximum_record_age_in_seconds.map_or(SETTINGS.most_age, age),
+            ..SETTINGS
         }
-        let of = |text| failed_at(records, text)["batchItemFailures"][0].clone();
-        Ok(json!({ "batchItemFailures": [of("d"), of("b"), of("e")] }))
-    });
-    assert_eq!(ran.batches[1], ["b", "c", "d", "e"]);
+    }
 }
 
-#[test]
-fn answers_that_name_nothing_are_a_success_and_those_that_make_no_sense_a_failure() {
-    let once = Settings { most_retries: 0, bisects: false, ..SETTINGS };
-    for (answer, done) in [
-        (json!(null), true),
-        (json!({}), true),
-        (json!({ "batchItemFailures": null }), true),
-        (json!({ "batchItemFailures": [] }), true),
-        (json!({ "batchItemFailures": [{ "itemIdentifier": "" }] }), false),
-        (json!({ "batchItemFailures": [{ "itemIdentifier": null }] }), false),
-        (json!({ "batchItemFailures": [{ "identifier": "1" }] }), false),
-        (json!({ "batchItemFailures": [{ "itemIdentifier": "1" }] }), false),
-    ] {
-        let told = answer.clone();
-        let script = move |_: &[Rc<Record>]| Ok(answer.clone());
-        let ran = deliver(once, Disorder::default(), 1, &stream(&["a"]), script);
-        assert_eq!(ran.given_up.is_empty(), done, "{told}");
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Sent {
+    Text(String),
+    #[serde(rename_all = "camelCase")]
+    Record {
+        data: String,
+        key: Option<String>,
+        at: Option<u64>,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Answer {
+    /// A function error.
+    Error(bool),
+    /// A function error if this record is in the batch, else a success.
+    ErrorWith(String),
+    /// `batchItemFailures` with those of these records that are in the batch.
+    Failed(Texts),
+    /// This answer.
+    Value(Value),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GivenUp {
+    condition: String,
+    invocations: Option<u32>,
+    records: Texts,
+}
+
+impl Answer {
+    fn to(&self, records: &[Rc<Record>]) -> Result<Value, String> {
+        let batch = texts(records);
+        match self {
+            Self::Error(true) => Err("broken".to_owned()),
+            Self::ErrorWith(text) if batch.contains(text) => Err("broken".to_owned()),
+            Self::Error(false) | Self::ErrorWith(_) => Ok(Value::Null),
+            Self::Failed(texts) => {
+                let place = |text| batch.iter().position(|it| it == text);
+                let number =
+                    |place: usize| json!({ "itemIdentifier": records[place].sequence_number });
+                let failures: Vec<_> = texts.iter().filter_map(place).map(number).collect();
+                Ok(json!({ "batchItemFailures": failures }))
+            }
+            Self::Value(answer) => Ok(answer.clone()),
+        }
     }
 }
 
 #[test]
-fn a_batch_that_fails_is_halved_until_the_bad_record_is_alone() {
-    let stream = stream(&["a", "b", "c", "d", "e"]);
-    let ran = deliver(SETTINGS, Disorder::default(), 1, &stream, |records| {
-        let bad = records.iter().any(|record| record.data == b"d");
-        if bad { Err("broken".to_owned()) } else { Ok(json!({})) }
-    });
-    let all = vec!["a", "b", "c", "d", "e"];
-    let tries = [vec!["d"], vec!["d"], vec!["d"], vec!["d"]];
-    let halves = [all, vec!["a", "b"], vec!["c", "d", "e"], vec!["c"], vec!["d", "e"]];
-    let expected: Vec<_> = halves.into_iter().chain(tries).chain([vec!["e"]]).collect();
-    assert_eq!(ran.batches, expected);
-    assert_eq!(ran.given_up.iter().map(payload).collect::<Vec<_>>(), [["ZA=="]]);
+fn cases_shared_with_the_local_stack() {
+    let cases: Vec<Case> =
+        serde_json::from_str(include_str!("mapping_cases.json")).expect("the cases");
+    for Case { name, properties, records, answers, batches, last_batch, done, given_up } in cases {
+        let mut stream = Stream::new(Chance::of(1));
+        for sent in records {
+            let (data, key, at) = match sent {
+                Sent::Text(data) => (data, None, None),
+                Sent::Record { data, key, at } => (data, key, at),
+            };
+            let key = key.as_deref().unwrap_or("key");
+            stream.put(key, data.into_bytes(), Duration::from_secs(at.unwrap_or_default()));
+        }
+        let worked: Rc<RefCell<BTreeMap<String, Texts>>> = Rc::default();
+        let (of_script, tries) = (Rc::clone(&worked), Cell::new(0));
+        let script = move |records: &[Rc<Record>]| {
+            let answer = answers.get(tries.get()).or(answers.last()).expect("an answer");
+            tries.set(tries.get() + 1);
+            let answer = answer.to(records)?;
+            let failed = &answer["batchItemFailures"][0]["itemIdentifier"];
+            for record in records.iter().take_while(|it| *failed != json!(it.sequence_number)) {
+                let mut worked = of_script.borrow_mut();
+                let of_key = worked.entry(record.partition_key.clone()).or_default();
+                of_key.extend(texts(&[Rc::clone(record)]));
+            }
+            Ok(answer)
+        };
+        let ran = deliver(properties.settings(), Disorder::default(), 1, &stream, script);
+        if let Some(batches) = batches {
+            assert_eq!(ran.batches, batches, "{name}");
+        }
+        if last_batch.is_some() {
+            assert_eq!(ran.batches.last(), last_batch.as_ref(), "{name}");
+        }
+        for (key, done) in done {
+            assert_eq!(worked.borrow().get(&key), Some(&done), "{name}");
+        }
+        assert_eq!(ran.given_up.len(), given_up.len(), "{name}: {:?}", ran.given_up);
+        for (file, expected) in ran.given_up.iter().zip(given_up) {
+            assert_eq!(payload(file), expected.records, "{name}");
+            let request = &file["requestContext"];
+            assert_eq!(request["condition"], expected.condition, "{name}");
+            if let Some(invocations) = expected.invocations {
+                assert_eq!(request["approximateInvokeCount"], invocations, "{name}");
+            }
+        }
+    }
 }
 
 #[test]
-fn without_bisecting_the_whole_batch_is_given_up_after_its_retries() {
-    let settings = Settings { bisects: false, ..SETTINGS };
+fn progress_and_standstill_are_counted() {
     let stream = stream(&["a", "b", "c", "d", "e"]);
-    let ran = deliver(settings, Disorder::default(), 1, &stream, |_| Err(String::new()));
-    assert_eq!(ran.batches.len(), 4);
-    assert_eq!(payload(&ran.given_up[0]).len(), 5);
-    let request = &ran.given_up[0]["requestContext"];
-    assert_eq!(request["condition"], "RetryAttemptsExhausted");
-}
-
-#[test]
-fn records_that_are_too_old_are_given_up_and_the_younger_ones_are_not() {
-    let mut stream = stream(&["a"]);
-    stream.put("key", b"b".to_vec(), Duration::from_mins(10));
-    let settings =
-        Settings { most_age: Duration::from_mins(1), most_retries: u32::MAX, ..SETTINGS };
-    let ran = deliver(settings, Disorder::default(), 1, &stream, |records| {
-        if records[0].data == b"a" { Err(String::new()) } else { Ok(json!({})) }
+    let tries = Cell::new(0);
+    let ran = deliver(SETTINGS, Disorder::default(), 1, &stream, move |records| {
+        tries.set(tries.get() + 1);
+        let failed = if tries.get() < 4 { vec!["c".to_owned()] } else { Vec::new() };
+        Answer::Failed(failed).to(records)
     });
-    assert_eq!(ran.given_up.iter().map(payload).collect::<Vec<_>>(), [["YQ=="]]);
-    assert_eq!(ran.given_up[0]["requestContext"]["condition"], "RecordAgeExceeded");
-    assert!(ran.batches.len() > 10, "{:?}", ran.batches);
-    assert_eq!(ran.batches.last(), Some(&vec!["b".to_owned()]));
+    assert_eq!(ran.happenings[&Happening::Progressed], 1);
+    assert_eq!(ran.happenings[&Happening::Stuck], 2);
 }
 
 #[test]

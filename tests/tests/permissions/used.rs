@@ -50,10 +50,6 @@ const fn unused(
 /// All of them.
 const UNUSED: &[Unused] = &[
     // Asked for by AWS itself, and not by the emulator.
-    unused("*", "s3:PutObject", "*Failures/aws/lambda/*", ON_FAILURE),
-    unused("publish-events", "s3:ListBucket", "PublishEventsFailures", ON_FAILURE),
-    unused("store-readings", "s3:ListBucket", "StoreReadingsFailures", ON_FAILURE),
-    unused("detect-breaches", "s3:ListBucket", "DetectBreachesFailures", ON_FAILURE),
     unused(
         "publish-events",
         "dynamodb:ListStreams",
@@ -94,7 +90,6 @@ const UNUSED: &[Unused] = &[
     ),
 ];
 
-const ON_FAILURE: &str = "Lambda puts there what the stream's mapping gave up on";
 const NESTED: &str = "Step Functions follows the nested execution, and stops it with its parent";
 
 /// What the tests themselves send a function to, so that it fails.
