@@ -44,7 +44,7 @@ const MAX_ATTEMPTS: u32 = 4;
 const GAP_PAGE: i32 = 25;
 /// The most earlier events that are published before an event in one run. Of more, the oldest are
 /// published, and the event has to come again.
-const MAX_GAP: usize = 500;
+const MAX_GAP: usize = 100;
 /// Entities whose earlier events are read back at once.
 const CONCURRENT_GAPS: usize = 8;
 /// Characters of the reason in a refused row.
@@ -329,7 +329,10 @@ impl Publisher {
                 .table_name(self.events.name())
                 .key_condition_expression("entity = :entity AND #sequence < :before")
                 .expression_attribute_names("#sequence", "sequence")
-                .expression_attribute_values(":entity", AttributeValue::S(gap.before.entity.clone()))
+                .expression_attribute_values(
+                    ":entity",
+                    AttributeValue::S(gap.before.entity.clone()),
+                )
                 .expression_attribute_values(
                     ":before",
                     AttributeValue::N(gap.before.sequence.clone()),
@@ -441,7 +444,8 @@ impl Publisher {
                     let reason = error.message().unwrap_or("not valid");
                     return vec![Answer::Never(REFUSED, format!("ValidationException: {reason}"))];
                 }
-                let alone = rows.iter().map(|row| Box::pin(self.put_rows(std::slice::from_ref(row))));
+                let alone =
+                    rows.iter().map(|row| Box::pin(self.put_rows(std::slice::from_ref(row))));
                 join_all(alone).await.concat()
             }
             Err(error) => {

@@ -85,8 +85,7 @@ impl Step for SweepEvents {
             reply.found += items.len();
             let keys = items.iter().filter_map(EventKey::from_item);
             // The first events of these entities were tried in this sweep, in vain.
-            let (late, keys): (Vec<_>, Vec<_>) =
-                keys.partition(|key| stuck.contains(&key.entity));
+            let (late, keys): (Vec<_>, Vec<_>) = keys.partition(|key| stuck.contains(&key.entity));
             let reason = "an earlier event was not published";
             let late = late.into_iter();
             unpublished.extend(late.map(|event| Unpublished { event, reason: reason.to_owned() }));

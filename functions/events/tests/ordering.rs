@@ -16,7 +16,7 @@ use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
 use store::{EventRow, NewEvent};
 use testkit::{
-    chance::{Chance, seeds},
+    chance::{Chance, all_seeds, seeds},
     cloud::{self, Cloud, Fault},
     dynamo::EVENTS,
     mapping::{Disorder, Function, Happening, Mapping, Record, Settings, Stream},
@@ -37,6 +37,7 @@ const SETTINGS: Settings = Settings {
     most_age: Duration::from_hours(1),
     timeout: Duration::from_secs(30),
 };
+const SEEDS: u64 = 8;
 const SITES: [&str; 5] = ["a", "b", "c", "d", "e"];
 /// A type that the bus refuses where a run wants some events to be refused.
 const BAD_TYPE: &str = "Refused";
@@ -193,13 +194,14 @@ fn a_pair_of_one_transaction_that_is_split_and_reversed_at_a_batch_edge_is_publi
 }
 
 /// What came about in a run.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Ran {
     /// Records that came first after a later record of their entity.
     reversed: usize,
     /// Entries on the bus that were there before.
     repeated: usize,
     refused: usize,
+    /// Records that the mapping gave up on, which the sweep published.
     given_up: usize,
     faults: BTreeMap<Fault, u32>,
 }
@@ -293,12 +295,17 @@ async fn simulate(seed: u64) -> Ran {
 
 #[test]
 fn first_occurrences_are_in_order_whatever_the_stream_the_bus_and_the_table_do() {
-    let runs = seeds(40, |seed| cloud::run(simulate(seed)));
+    let runs = seeds(SEEDS, |seed| cloud::run(simulate(seed)));
+    if !all_seeds() {
+        return;
+    }
     // The runs are worth something only if this came about.
     let sum = |of: fn(&Ran) -> usize| runs.iter().map(of).sum::<usize>();
     let count = |fault| runs.iter().filter_map(|ran| ran.faults.get(&fault)).sum::<u32>();
-    assert!(sum(|ran| ran.reversed) > 200, "{runs:#?}");
-    assert!(sum(|ran| ran.repeated) > 20, "{runs:#?}");
-    assert!(sum(|ran| ran.refused) > 20, "{runs:#?}");
-    assert!(Fault::ALL.into_iter().all(|fault| count(fault) > 5), "{runs:#?}");
+    let [reversed, repeated] = [sum(|ran| ran.reversed), sum(|ran| ran.repeated)];
+    let [refused, given_up] = [sum(|ran| ran.refused), sum(|ran| ran.given_up)];
+    let faults: Vec<_> = Fault::ALL.into_iter().map(|fault| (fault, count(fault))).collect();
+    let told = format!("{reversed}, {repeated}, {refused}, {given_up}, {faults:?}");
+    assert!(reversed > 30 && repeated > 5 && refused > 5, "{told}");
+    assert!(faults.iter().all(|(_, count)| *count > 1), "{told}");
 }
