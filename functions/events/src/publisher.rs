@@ -40,8 +40,9 @@ const MAX_KEYS: usize = 100;
 /// Attempts to send an entry that EventBridge can't take now, and to read keys that DynamoDB leaves
 /// unprocessed.
 const MAX_ATTEMPTS: u32 = 4;
-/// Rows of a page when earlier events are read back.
-const GAP_PAGE: i32 = 25;
+/// Rows of the first page when earlier events are read back: most gaps are short. Later pages have as many
+/// rows as DynamoDB gives.
+const FIRST_GAP_PAGE: i32 = 25;
 /// The most earlier events that are published before an event in one run. Of more, the oldest are
 /// published, and the event has to come again.
 const MAX_GAP: usize = 100;
@@ -339,7 +340,7 @@ impl Publisher {
                 )
                 .scan_index_forward(false)
                 .consistent_read(true)
-                .limit(GAP_PAGE)
+                .set_limit(start.is_none().then_some(FIRST_GAP_PAGE))
                 .set_exclusive_start_key(start)
                 .send()
                 .await?;

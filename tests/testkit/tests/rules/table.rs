@@ -134,7 +134,7 @@ const FAILING: &[Rule] = &[
     },
     Rule {
         name: "The event log's stream is read by one function at a time a shard",
-        why: "one entity's events would be published side by side, and each of them twice more often",
+        why: "one entity's events would be published side by side, and so repeated more often",
         check: failing::events_in_order,
         except: &[],
         breaks: &[(With("template/Resources/PublishEventsMapping/Properties/ParallelizationFactor", "2"), "PublishEventsMapping")],
