@@ -629,7 +629,7 @@ fn into_lanes(waiting: Vec<Waiting<'_>>) -> VecDeque<Lane<'_>> {
         lanes[index].waiting.push_back(event);
     }
     for lane in &mut lanes {
-        // A sequence that is no number is none of the entity's order.
+        // A sequence that is not a whole number sorts last.
         let number = |event: &Waiting| event.key.number().unwrap_or(u64::MAX);
         lane.waiting.make_contiguous().sort_by_key(number);
     }
