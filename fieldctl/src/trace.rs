@@ -162,7 +162,7 @@ impl Story {
             event: event.kind.clone(),
             entity: event.entity.clone(),
             sequence: event.sequence,
-            published: event.unpublished.is_none(),
+            published: event.unpublished.is_none() && event.refused.is_none(),
         });
         let failures = self
             .failures

@@ -171,9 +171,9 @@ fn print(screen: &mut Screen, table: &mut Table, events: &[EventRow]) -> Result<
 }
 
 fn row(event: &EventRow) -> Vec<Cell> {
-    let (symbol, tone) = match event.unpublished {
-        None => ("●", Tone::Strong),
-        Some(_) => ("○", Tone::Warn),
+    let (symbol, tone) = match (&event.unpublished, &event.refused) {
+        (None, None) => ("●", Tone::Strong),
+        _ => ("○", Tone::Warn),
     };
     vec![
         (symbol.to_owned(), tone),
@@ -184,12 +184,12 @@ fn row(event: &EventRow) -> Vec<Cell> {
     ]
 }
 
-/// The event as subscribers get it, and whether they did.
+/// The event as subscribers get it, when it was published, and why it was refused.
 fn entry(event: &EventRow) -> Value {
     let mut detail = serde_json::from_str(&event.detail).unwrap_or_default();
     mask(&mut detail);
     json!({
         "detail-type": event.kind, "source": event.source, "detail": detail,
-        "publishedAt": event.published_at,
+        "publishedAt": event.published_at, "refused": event.refused,
     })
 }

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use contracts::Timestamp;
 use failures::{
     FailureId, FailureRow, PayloadFile, ReplayState, Status,
+    files::Content,
     ledger::{Discard, Ledger, Summary},
 };
 use serde::Serialize;
@@ -263,10 +264,13 @@ async fn payload(stack: &Stack, row: &FailureRow) -> Result<String, Trouble> {
             return Err(Trouble::not_found(format!("failure {} has no payload", row.id)));
         }
     };
-    let content = stack.files().get(file).await?.ok_or_else(|| {
-        Trouble::not_found(format!("file {} of bucket {} is gone", file.key, file.bucket))
-    })?;
-    Ok(String::from_utf8_lossy(&content).into_owned())
+    match stack.files().get(file).await? {
+        Content::Bytes(content) => Ok(String::from_utf8_lossy(&content).into_owned()),
+        Content::Unreadable(problem) => Err(Trouble::not_found(format!(
+            "file {} of bucket {} {problem}",
+            file.key, file.bucket
+        ))),
+    }
 }
 
 async fn show(stack: &Stack, screen: &mut Screen, id: &str, raw: bool) -> Result<Exit, Trouble> {

@@ -1,8 +1,8 @@
-//! Events: the outbox's way to EventBridge.
+//! Events: publishes the outbox to EventBridge.
 //!
-//! Owns the events table: key `entity` and `sequence`, a row per domain event
-//! ([`store::EventRow`]), put there by the services' transactions, never changed but for being
-//! marked published, kept for good. No other function calls PutEvents.
+//! Owns the events table: key `entity` and `sequence`, a row per domain event ([`store::EventRow`]). The
+//! services' transactions insert the rows. These functions only mark them as published or refused. Rows
+//! are kept for good. No other function calls PutEvents.
 
 pub mod publish_events;
 pub mod publisher;
@@ -11,10 +11,10 @@ pub mod sweep_events;
 use lambda::{ErrorKind, Fault};
 use store::StoreError;
 
-/// Everything that can go wrong here.
+/// An error of these functions.
 #[derive(Debug, thiserror::Error)]
 pub enum EventsError {
-    /// Some events could not be published; they stay marked as unpublished.
+    /// Some events could not be published now. They stay marked as unpublished.
     #[error("{unpublished} of {found} events could not be published, the first because: {reason}")]
     Unpublished {
         /// How many.

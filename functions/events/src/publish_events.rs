@@ -1,8 +1,8 @@
-//! Tails the events table's stream to EventBridge.
+//! Publishes the events table's stream to EventBridge.
 //!
-//! A record that can't be published ever goes, whole and with the reason, to the quarantine queue,
-//! and the shard moves on. Other trouble is reported as the batch's lowest failed sequence number:
-//! Lambda delivers from there again, and what was published meanwhile is skipped by its mark.
+//! A record that can never be published goes, whole and with the reason, to the quarantine queue, and the
+//! shard moves on. After any other failure, the answer names the lowest failed sequence number of the
+//! batch. Lambda delivers the batch again from there, and events that are marked as published are skipped.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,28 +11,22 @@ use aws_lambda_events::{
     event::streams::{DynamoDbBatchItemFailure, DynamoDbEventResponse},
 };
 use lambda::{Deadline, Failure};
-use quarantine::Quarantine;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use store::EventRow;
 
 use crate::{
     EventsError,
-    publisher::{EventKey, Publisher, Unpublished},
+    publisher::{EventKey, Named, Publisher, StreamRecord, Unpublished},
 };
 
-/// The quarantine's name of a record that is no event of ours.
-const NO_EVENT: &str = "InvalidInput";
-/// Its name of an event that EventBridge refuses, whatever the retries.
-const REFUSED: &str = "EventRefused";
+/// The quarantine's error name of a record that can't be read.
+const UNREADABLE_RECORD: &str = "InvalidInput";
 
-/// What the step needs.
+/// The function publish-events.
 #[derive(Debug)]
 pub struct PublishEvents {
-    /// The way to the bus.
+    /// Publishes the events that the records name.
     pub publisher: Publisher,
-    /// For what can't be published, ever.
-    pub quarantine: Quarantine,
 }
 
 #[derive(Deserialize)]
@@ -41,16 +35,16 @@ struct Batch<'a> {
     records: Vec<&'a RawValue>,
 }
 
-enum Reading {
-    /// An event to publish.
-    Event(Box<EventRow>),
-    /// A mark that was set, a row that expired: not ours to tell.
+enum Reading<'a> {
+    /// A new row.
+    Inserted(Named<'a>),
+    /// A change or a deletion of a row: nothing to publish.
     Other,
-    /// Not what this table holds.
+    /// No record of this table's stream, and why.
     Broken(String),
 }
 
-/// All that is needed of a record that may be broken otherwise.
+/// The part of a record that is needed even if the rest is broken.
 #[derive(Deserialize)]
 struct Position {
     dynamodb: Change,
@@ -62,66 +56,62 @@ struct Change {
     sequence_number: String,
 }
 
-fn read(record: &RawValue) -> Reading {
-    let record: EventRecord = match lambda::decode(record.get()) {
+fn read(json: &RawValue) -> Reading<'_> {
+    let record: EventRecord = match lambda::decode(json.get()) {
         Ok(record) => record,
         Err(error) => return Reading::Broken(error.to_string()),
     };
     if record.event_name != "INSERT" {
         return Reading::Other;
     }
-    match serde_dynamo::from_item::<_, EventRow>(record.change.new_image) {
-        Ok(row) => match row.envelope() {
-            Ok(_) => Reading::Event(Box::new(row)),
-            Err(error) => Reading::Broken(format!("detail is no event: {error}")),
-        },
-        Err(error) => Reading::Broken(format!("the row is no event: {error}")),
+    match EventKey::from_item(&record.change.keys.into()) {
+        Some(key) => {
+            let record = Some(StreamRecord { json, image: record.change.new_image.into() });
+            Reading::Inserted(Named { key, record })
+        }
+        None => Reading::Broken("the record has no key of an event in dynamodb.Keys".to_owned()),
     }
 }
 
 impl PublishEvents {
-    /// Publishes a batch; answers with the first record that has to come again.
+    /// Publishes a batch. The answer names the first record that has to be delivered again.
+    ///
+    /// # Errors
+    /// If the batch can't be read, or the events table can't be reached.
     pub async fn handle(
         &self,
         payload: &RawValue,
         deadline: Deadline,
     ) -> Result<DynamoDbEventResponse, Failure> {
         let batch: Batch = lambda::decode(payload.get())?;
-        let mut rows = Vec::new();
+        let mut named = Vec::new();
         let mut record_of: HashMap<EventKey, usize> = HashMap::new();
         let mut failed: HashSet<usize> = HashSet::new();
         for (index, record) in batch.records.iter().enumerate() {
             match read(record) {
-                Reading::Event(row) => {
-                    record_of.insert((row.entity.clone(), row.sequence), index);
-                    rows.push(*row);
+                Reading::Inserted(event) => {
+                    record_of.entry(event.key.clone()).or_insert(index);
+                    named.push(event);
                 }
                 Reading::Other => {}
                 Reading::Broken(reason) => {
-                    if let Err(reason) = self.quarantine.put(record, NO_EVENT, &reason).await {
+                    let quarantine = &self.publisher.quarantine;
+                    if let Err(reason) = quarantine.put(record, UNREADABLE_RECORD, &reason).await {
                         tracing::error!(%reason, "record failed");
                         failed.insert(index);
                     }
                 }
             }
         }
-        let rows = self
+        let unpublished = self
             .publisher
-            .unmarked(rows)
+            .publish(named, deadline)
             .await
             .map_err(|error| Failure::of(&EventsError::from(error)))?;
-        let unpublished = self.publisher.publish(rows, deadline).await;
-        for Unpublished { event, reason, permanent } in unpublished {
-            let Some(&index) = record_of.get(&event) else { continue };
-            let set_aside = if permanent {
-                self.quarantine.put(&batch.records[index], REFUSED, &reason).await
-            } else {
-                Err(reason)
-            };
-            if let Err(reason) = set_aside {
-                tracing::error!(entity = event.0, sequence = event.1, %reason, "not published");
-                failed.insert(index);
-            }
+        for Unpublished { event, reason } in unpublished {
+            let EventKey { entity, sequence } = &event;
+            tracing::error!(entity, sequence, %reason, "not published");
+            failed.extend(record_of.get(&event));
         }
         lambda::count_failed(failed.len());
         first_failed(&batch.records, &failed)

@@ -1,52 +1,49 @@
-//! Once a minute: publishes what stayed unpublished, and reports the age of the oldest of it.
+//! Publishes every minute the events that stayed unpublished, and reports the age of the oldest.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{OnboardingId, Timestamp};
 use lambda::{Deadline, Step};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 use store::{StoreError, UNPUBLISHED_SHARDS};
 
 use crate::{
     EventsError,
-    publisher::{EventKey, KEYS_PER_CALL, Publisher},
+    publisher::{EventKey, Item, Named, Publisher, Unpublished},
 };
 
 /// Younger events are still on their way through the stream.
 const GRACE: Duration = Duration::from_mins(1);
-/// So many of a shard at a time; the next minute takes the next ones.
-const LARGEST_SWEEP: i32 = 100;
+/// Events of a page of one shard of the index.
+const PAGE: i32 = 100;
 
-/// What the step needs.
+/// The function sweep-events.
 #[derive(Debug)]
 pub struct SweepEvents {
-    /// The way to the bus.
+    /// Publishes the events that are found.
     pub publisher: Publisher,
     /// How long a sweep may take: less than the function's time-out.
     pub time: Duration,
 }
 
-/// What it answers; seen only in the log.
+/// The answer; only the log shows it.
 #[derive(Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {
-    /// How many were found unpublished.
+    /// How many unpublished events were found.
     pub found: usize,
     /// Age of the oldest, in seconds.
     pub oldest_age_seconds: i64,
 }
 
-/// A row as the index `unpublished` holds it.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Indexed {
-    entity: String,
-    sequence: u64,
-    /// Text: a row that is broken must not stop the sweep of the others.
-    occurred_at: String,
+/// A page of one shard of the index `unpublished`.
+struct Page {
+    items: Vec<Item>,
+    /// Where the next page begins.
+    next: Option<Item>,
 }
 
 impl Step for SweepEvents {
@@ -62,26 +59,41 @@ impl Step for SweepEvents {
         let deadline = Deadline::after(self.time);
         let grace = i64::try_from(GRACE.as_millis()).unwrap_or(i64::MAX);
         let until = now.plus_millis(-grace);
-        let mut found = Vec::new();
-        for shard in 0..UNPUBLISHED_SHARDS {
-            found.extend(self.unpublished(shard, until).await?);
+        let mut reply = Reply::default();
+        let mut unpublished: Vec<Unpublished> = Vec::new();
+        let mut stuck: HashSet<String> = HashSet::new();
+        let mut starts: Vec<(u8, Option<Item>)> =
+            (0..UNPUBLISHED_SHARDS).map(|shard| (shard, None)).collect();
+        let mut first_round = true;
+        // A page of each shard a round, so that no shard takes the time of the others.
+        while !starts.is_empty() && !deadline.passed() {
+            let (mut items, mut next) = (Vec::new(), Vec::new());
+            for (shard, start) in starts {
+                let page = self.page(shard, until, start).await?;
+                items.extend(page.items);
+                next.extend(page.next.map(|start| (shard, Some(start))));
+            }
+            starts = next;
+            if first_round {
+                // Each shard begins with its oldest event.
+                reply.oldest_age_seconds = oldest_age(&items, now);
+                #[expect(clippy::cast_precision_loss, reason = "an age in seconds")]
+                metrics::gauge!("OldestUnpublishedEventAgeSeconds")
+                    .set(reply.oldest_age_seconds as f64);
+                first_round = false;
+            }
+            reply.found += items.len();
+            let keys = items.iter().filter_map(EventKey::from_item);
+            // The first events of these entities were tried in this sweep, in vain.
+            let (late, keys): (Vec<_>, Vec<_>) = keys.partition(|key| stuck.contains(&key.entity));
+            let reason = "an earlier event was not published";
+            let late = late.into_iter();
+            unpublished.extend(late.map(|event| Unpublished { event, reason: reason.to_owned() }));
+            let named = keys.into_iter().map(|key| Named { key, record: None }).collect();
+            let failed = self.publisher.publish(named, deadline).await?;
+            stuck.extend(failed.iter().map(|failed| failed.event.entity.clone()));
+            unpublished.extend(failed);
         }
-        let times = found.iter().filter_map(|event| event.occurred_at.parse::<Timestamp>().ok());
-        let oldest = times.min();
-        let age = oldest.map_or(0, |oldest| now.seconds() - oldest.seconds());
-        #[expect(clippy::cast_precision_loss, reason = "an age in seconds")]
-        metrics::gauge!("OldestUnpublishedEventAgeSeconds").set(age as f64);
-
-        let keys: Vec<EventKey> =
-            found.into_iter().map(|event| (event.entity, event.sequence)).collect();
-        let reply = Reply { found: keys.len(), oldest_age_seconds: age };
-        let (mut rows, mut unpublished) = (Vec::new(), Vec::new());
-        for chunk in keys.chunks(KEYS_PER_CALL) {
-            let (events, broken) = self.publisher.read(chunk.to_vec()).await?;
-            rows.extend(events);
-            unpublished.extend(broken);
-        }
-        unpublished.extend(self.publisher.publish(rows, deadline).await);
         match unpublished.first() {
             None => Ok(reply),
             Some(first) => Err(EventsError::Unpublished {
@@ -93,8 +105,20 @@ impl Step for SweepEvents {
     }
 }
 
+fn oldest_age(items: &[Item], now: Timestamp) -> i64 {
+    // A row that is broken must not stop the sweep of the others.
+    let occurred_at = |item: &Item| item.get("occurredAt")?.as_s().ok()?.parse::<Timestamp>().ok();
+    let oldest = items.iter().filter_map(occurred_at).min();
+    oldest.map_or(0, |oldest| now.seconds() - oldest.seconds())
+}
+
 impl SweepEvents {
-    async fn unpublished(&self, shard: u8, until: Timestamp) -> Result<Vec<Indexed>, StoreError> {
+    async fn page(
+        &self,
+        shard: u8,
+        until: Timestamp,
+        start: Option<Item>,
+    ) -> Result<Page, StoreError> {
         let events = &self.publisher.events;
         let answer = events
             .client()
@@ -104,17 +128,10 @@ impl SweepEvents {
             .key_condition_expression("unpublished = :shard AND occurredAt < :until")
             .expression_attribute_values(":shard", AttributeValue::S(shard.to_string()))
             .expression_attribute_values(":until", AttributeValue::S(until.to_string()))
-            .limit(LARGEST_SWEEP)
+            .limit(PAGE)
+            .set_exclusive_start_key(start)
             .send()
             .await?;
-        let items = answer.items.unwrap_or_default().into_iter();
-        items
-            .map(|item| {
-                serde_dynamo::from_item(item).map_err(|error| StoreError::Corrupt {
-                    row: "of the index unpublished".to_owned(),
-                    reason: error.to_string(),
-                })
-            })
-            .collect()
+        Ok(Page { items: answer.items.unwrap_or_default(), next: answer.last_evaluated_key })
     }
 }

@@ -1,14 +1,41 @@
 //! Files of S3: the batches that streams' mappings gave up on, and payloads too long for a row.
 
+use std::time::Duration;
+
 use aws_sdk_s3::{
     Client,
-    config::Builder,
-    error::{DisplayErrorContext, SdkError},
+    config::{Builder, http::HttpResponse},
+    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
     operation::get_object::GetObjectError,
 };
 use lambda::Aws;
 
 use crate::{FailuresError, PayloadFile};
+
+/// Longer files are not read. Lambda's events have 6 MB at most, twice that as text in a file's JSON.
+pub const MAX_FILE_BYTES: usize = 16 * 1024 * 1024;
+/// How long reading a file may take.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Codes of client errors that concern the call or its credentials, not the file.
+const RETRIABLE: [&str; 8] = [
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+    "RequestTimeout",
+    "SignatureDoesNotMatch",
+    "SlowDown",
+    "TokenRefreshRequired",
+];
+
+/// The result of reading a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// The file's bytes.
+    Bytes(Vec<u8>),
+    /// The file can't be read, and another attempt would not change that; why, such as `is gone`.
+    Unreadable(String),
+}
 
 /// S3.
 #[derive(Clone, Debug)]
@@ -26,22 +53,41 @@ impl Files {
         Self { client: Client::from_conf(config) }
     }
 
-    /// A file's content; nothing where there is no such file (for which S3 wants `s3:ListBucket`).
-    pub async fn get(&self, file: &PayloadFile) -> Result<Option<Vec<u8>>, FailuresError> {
+    /// Reads a file. (To tell a file that is gone from one that is forbidden, S3 wants `s3:ListBucket`.)
+    ///
+    /// # Errors
+    /// If another attempt may go through.
+    pub async fn get(&self, file: &PayloadFile) -> Result<Content, FailuresError> {
+        match tokio::time::timeout(READ_TIMEOUT, self.read(file)).await {
+            Ok(content) => content,
+            Err(_) => Err(failed(file, format!("not read within {} s", READ_TIMEOUT.as_secs()))),
+        }
+    }
+
+    async fn read(&self, file: &PayloadFile) -> Result<Content, FailuresError> {
         let answer = self.client.get_object().bucket(&file.bucket).key(&file.key).send().await;
-        let object = match answer {
+        let mut object = match answer {
             Ok(object) => object,
             Err(error) => {
-                return match error.as_service_error() {
-                    Some(GetObjectError::NoSuchKey(_)) => Ok(None),
-                    _ => Err(trouble(file, &error)),
+                return match unreadable(&error) {
+                    Some(reason) => Ok(Content::Unreadable(reason)),
+                    None => Err(trouble(file, &error)),
                 };
             }
         };
-        match object.body.collect().await {
-            Ok(content) => Ok(Some(content.to_vec())),
-            Err(error) => Err(failed(file, error.to_string())),
+        let too_long = || Ok(Content::Unreadable(format!("has more than {MAX_FILE_BYTES} bytes")));
+        let told = object.content_length().and_then(|length| usize::try_from(length).ok());
+        if told.is_some_and(|length| length > MAX_FILE_BYTES) {
+            return too_long();
         }
+        let mut content = Vec::with_capacity(told.unwrap_or_default());
+        while let Some(bytes) = object.body.next().await {
+            content.extend(bytes.map_err(|error| failed(file, error.to_string()))?);
+            if content.len() > MAX_FILE_BYTES {
+                return too_long();
+            }
+        }
+        Ok(Content::Bytes(content))
     }
 
     /// Puts a file, in the place of the one that is there.
@@ -50,6 +96,25 @@ impl Files {
         let put = put.content_type("application/json").body(content.as_bytes().to_vec().into());
         put.send().await.map(|_| ()).map_err(|error| trouble(file, &error))
     }
+}
+
+/// Why a file can't be read, unless another attempt may go through.
+fn unreadable(error: &SdkError<GetObjectError, HttpResponse>) -> Option<String> {
+    let (code, status) = match error {
+        SdkError::ConstructionFailure(_) => ("the place is not valid", 400),
+        SdkError::ServiceError(context) => {
+            (context.err().code().unwrap_or("no error code"), context.raw().status().as_u16())
+        }
+        _ => return None,
+    };
+    if let Some(GetObjectError::NoSuchKey(_)) = error.as_service_error() {
+        return Some("is gone".to_owned());
+    }
+    let refused = (300..500).contains(&status) && ![408, 429].contains(&status);
+    (refused && !RETRIABLE.contains(&code)).then(|| {
+        let message = error.as_service_error().and_then(ProvideErrorMetadata::message);
+        format!("can't be read: {code}: {}", message.unwrap_or("no message"))
+    })
 }
 
 fn trouble<E: std::error::Error + 'static>(

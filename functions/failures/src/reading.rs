@@ -159,6 +159,11 @@ struct Object {
     key: String,
 }
 
+/// The longest key that S3 takes, in bytes, and the longest name of a bucket.
+const MAX_KEY_BYTES: usize = 1_024;
+const MAX_BUCKET_BYTES: usize = 63;
+/// The most records of a batch that Lambda delivers.
+const MAX_RECORDS: usize = 10_000;
 /// The source whose failures are executions, not calls of a function.
 const SITE_TEARDOWN: &str = "site-teardown";
 
@@ -188,6 +193,24 @@ pub fn unreadable(source: &str, body: &str) -> Failure {
     Failure::of(source, Kind::Unreadable, body, work, error)
 }
 
+/// A failure whose row the table refuses for good, and why it does. The row has the payload and nothing that
+/// was read from it.
+#[must_use]
+pub fn refused(failure: Failure, reason: &str) -> Failure {
+    let Failure { id, source, kind, payload, error, .. } = failure;
+    let text = format!("the table refused its row as {kind:?} of {}: {reason}", error.name);
+    Failure {
+        id: FailureId::of(&source, work(&json!(["refused", id]))),
+        source,
+        kind: Kind::Unreadable,
+        payload,
+        error: ErrorInfo::new("Unreadable", &text),
+        correlation_id: None,
+        site_id: None,
+        execution: None,
+    }
+}
+
 /// The failures that a file tells of, one a record.
 #[must_use]
 pub fn file(source: &str, file: &PayloadFile, content: &[u8]) -> Vec<Failure> {
@@ -197,7 +220,7 @@ pub fn file(source: &str, file: &PayloadFile, content: &[u8]) -> Vec<Failure> {
     }
 }
 
-/// A file that can't be told record by record, and what is wrong with it.
+/// A file that can't be recorded record by record, and what is wrong with it.
 #[must_use]
 pub fn unreadable_file(source: &str, file: &PayloadFile, problem: &str) -> Failure {
     let text = format!("file {:?} of bucket {:?} {problem}", file.key, file.bucket);
@@ -217,10 +240,21 @@ pub fn notification(body: &str) -> Notification {
                 bucket: s3.bucket.name,
                 key: decoded(&s3.object.key),
             });
-            Notification::Files(files.collect())
+            let files: Vec<_> = files.collect();
+            if files.iter().all(may_exist) {
+                Notification::Files(files)
+            } else {
+                Notification::Other
+            }
         }
         _ => Notification::Other,
     }
+}
+
+/// Whether S3 could have such a file.
+fn may_exist(file: &PayloadFile) -> bool {
+    (1..=MAX_BUCKET_BYTES).contains(&file.bucket.len())
+        && (1..=MAX_KEY_BYTES).contains(&file.key.len())
 }
 
 /// S3 encodes a key in its notifications as a form's value.
@@ -301,6 +335,9 @@ fn given_up(source: &str, content: &str) -> Option<Vec<Failure>> {
         Err(_) => Cow::Borrowed(event),
     };
     let batch: Batch = serde_json::from_str(&event).ok()?;
+    if batch.records.len() > MAX_RECORDS {
+        return None;
+    }
     let request = &told.request_context;
     let text = match function_error(told.response_context.as_ref()) {
         Some(error) => format!("{request}; function error {error}"),
@@ -312,13 +349,18 @@ fn given_up(source: &str, content: &str) -> Option<Vec<Failure>> {
     Some(failures.collect()).filter(|failures: &Vec<_>| !failures.is_empty())
 }
 
-/// A stream's record: the same data is the same work, wherever in the stream it is.
+/// A stream's record: the same data, or the same new row, is the same work, wherever in the stream it is and
+/// whoever set it aside.
 fn record(source: &str, kind: Kind, record: &RawValue, error: ErrorInfo) -> Failure {
     let text = record.get();
     let told: Value = serde_json::from_str(text).unwrap_or_default();
     let (kinesis, event) = (&told["kinesis"], &told["eventID"]);
+    let mut row = told["dynamodb"]["Keys"].clone();
     let work = if kinesis["data"].is_string() {
         work(&json!(["kinesis", kinesis["partitionKey"], kinesis["data"], told["part"]]))
+    } else if row.is_object() && told["eventName"] == "INSERT" {
+        row.sort_all_objects();
+        work(&json!(["inserted", row]))
     } else if event.is_string() {
         work(&json!(["dynamodb", event]))
     } else {

@@ -1,7 +1,9 @@
 //! Makes rows of what the failure queues and buckets hold.
 //!
-//! A message is done when the row, and the payload's file before it, are there; until then it comes
-//! again. What told of a failure is in its row, so that telling it twice changes nothing.
+//! A message is done when the row, and the payload's file before it, are written. Until then it comes
+//! again, since the queues have no dead-letter queue. Only what passes by itself may fail a message: a table
+//! or a bucket out of reach. A message or a file that can't be read is recorded as it is. A row names the
+//! messages that it was recorded from, so a redelivered message changes nothing.
 
 use std::{collections::HashMap, str::FromStr};
 
@@ -9,16 +11,22 @@ use aws_lambda_events::event::sqs::SqsMessage;
 use contracts::Timestamp;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use lambda::ConfigError;
+use store::StoreError;
 
 use crate::{
     FailuresError, LONGEST_PAYLOAD, PayloadFile,
-    files::Files,
+    files::{Content, Files},
     ledger::{Ledger, Recorded},
     reading::{self, Failure, Notification, Payload},
 };
 
 /// A file may hold a stream's whole batch.
 const ROWS_AT_ONCE: usize = 8;
+/// Where Lambda puts the batches that a mapping gave up on. The role reads nothing else.
+const LAMBDA_FILES: &str = "aws/lambda/";
+/// Receives of a message after which a file that S3 does not answer for is recorded as unreadable: about
+/// an hour.
+const MAX_RECEIVES: u32 = 20;
 
 /// Which function, or state machine, failed, by the queue's ARN or the bucket's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +72,10 @@ pub struct RecordFailure {
 }
 
 impl RecordFailure {
-    /// Records what a message tells of.
+    /// Records the failures that a message tells of.
+    ///
+    /// # Errors
+    /// If the table or a bucket is out of reach: the message has to come again.
     pub async fn handle(&self, message: &SqsMessage, now: Timestamp) -> Result<(), FailuresError> {
         let told_by = message.message_id.as_deref().unwrap_or_default();
         let body = message.body.as_deref().unwrap_or_default();
@@ -75,8 +86,9 @@ impl RecordFailure {
         }
         match reading::notification(body) {
             Notification::Files(files) => {
+                let last = receives(message) >= MAX_RECEIVES;
                 for file in &files {
-                    self.file(file, at).await?;
+                    self.file(file, last, at).await?;
                 }
                 Ok(())
             }
@@ -88,13 +100,33 @@ impl RecordFailure {
         }
     }
 
-    /// A row a record. A file is written once, so its key tells a record, however many messages
-    /// tell of the file.
-    async fn file(&self, file: &PayloadFile, at: Timestamp) -> Result<(), FailuresError> {
-        let source = self.sources.of(&file.bucket).unwrap_or(&file.bucket);
-        let failures = match self.files.get(file).await? {
-            Some(content) => reading::file(source, file, &content),
-            None => vec![reading::unreadable_file(source, file, "is gone")],
+    /// Records a row for each record of a file. A file is written once, so its key identifies a record,
+    /// however many messages tell of the file. On the last attempt a file that S3 does not answer for is
+    /// recorded as unreadable.
+    async fn file(
+        &self,
+        file: &PayloadFile,
+        last: bool,
+        at: Timestamp,
+    ) -> Result<(), FailuresError> {
+        let source = self.sources.of(&file.bucket);
+        let content = match source {
+            None => Content::Unreadable("is in a bucket that record-failure does not read".into()),
+            Some(_) if !file.key.starts_with(LAMBDA_FILES) => Content::Unreadable(format!(
+                "is not below {LAMBDA_FILES}, where Lambda puts what a mapping gave up on"
+            )),
+            Some(_) => match self.files.get(file).await {
+                Ok(content) => content,
+                Err(error) if last => {
+                    Content::Unreadable(format!("could not be read {MAX_RECEIVES} times: {error}"))
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        let source = source.unwrap_or(&file.bucket);
+        let failures = match content {
+            Content::Bytes(content) => reading::file(source, file, &content),
+            Content::Unreadable(problem) => vec![reading::unreadable_file(source, file, &problem)],
         };
         let rows = failures.into_iter().enumerate().map(|(index, failure)| async move {
             self.record(failure, &format!("{}#{index}", file.key), at).await
@@ -102,8 +134,28 @@ impl RecordFailure {
         stream::iter(rows).buffer_unordered(ROWS_AT_ONCE).try_collect().await
     }
 
-    /// The payload's file first: a row never tells of a file that is not there.
+    /// Records a failure. If the table refuses its row for good, such as a row that is too large, the
+    /// payload is recorded as unreadable.
     async fn record(
+        &self,
+        failure: Failure,
+        told_by: &str,
+        at: Timestamp,
+    ) -> Result<(), FailuresError> {
+        let id = failure.id;
+        match self.write(failure.clone(), told_by, at).await {
+            Err(FailuresError::Store(
+                error @ (StoreError::Corrupt { .. } | StoreError::Internal(_)),
+            )) => {
+                tracing::error!(failure = %id, %error, "the row was refused");
+                self.write(reading::refused(failure, &error.to_string()), told_by, at).await
+            }
+            written => written,
+        }
+    }
+
+    /// Writes the payload's file first: a row never names a file that does not exist.
+    async fn write(
         &self,
         mut failure: Failure,
         told_by: &str,
@@ -126,6 +178,12 @@ impl RecordFailure {
         }
         Ok(())
     }
+}
+
+/// How often a message was received, this time included.
+fn receives(message: &SqsMessage) -> u32 {
+    let count = message.attributes.get("ApproximateReceiveCount");
+    count.and_then(|count| count.parse().ok()).unwrap_or(1)
 }
 
 /// When a message was sent to its first queue.

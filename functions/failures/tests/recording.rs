@@ -8,7 +8,7 @@ use aws_types::SdkConfig;
 use contracts::SiteId;
 use failures::{
     FailureRow, FailuresError, LONGEST_PAYLOAD, PayloadFile, Status,
-    files::Files,
+    files::{Files, MAX_FILE_BYTES},
     ledger::{Insist, Ledger, Outcome},
     reading,
     record_failure::{RecordFailure, Sources},
@@ -100,6 +100,10 @@ fn message(queue: &str, id: &str, seconds: i64, body: impl Into<String>) -> SqsM
 
 /// The notification of a file, as S3 words it.
 fn notified(id: &str, key: &str) -> SqsMessage {
+    notified_of(id, BUCKET, key)
+}
+
+fn notified_of(id: &str, bucket: &str, key: &str) -> SqsMessage {
     let key = key.replace('+', "%2B").replace(' ', "+");
     let body = json!({ "Records": [{
         "eventVersion": "2.1",
@@ -110,7 +114,7 @@ fn notified(id: &str, key: &str) -> SqsMessage {
         "s3": {
             "s3SchemaVersion": "1.0",
             "configurationId": "FailureFiles",
-            "bucket": { "name": BUCKET, "arn": format!("arn:aws:s3:::{BUCKET}") },
+            "bucket": { "name": bucket, "arn": format!("arn:aws:s3:::{bucket}") },
             "object": { "key": key, "size": 1024, "eTag": "d41d8cd98f00b204e9800998ecf8427e" },
         },
     }]});
@@ -295,12 +299,15 @@ async fn each_format_is_a_row_and_telling_it_twice_changes_nothing() {
             message("ProjectSiteFailures", "m-1", 0, json!({ "a": 1 }).to_string()),
         ),
         ("unknown-queue", message("Other", "m-1", 0, json!({ "a": 1 }).to_string())),
-        ("file-gone", notified("m-1", "gone")),
-        ("file-broken", notified("m-1", "broken")),
+        ("file-gone", notified("m-1", "aws/lambda/gone")),
+        ("file-broken", notified("m-1", "aws/lambda/broken")),
+        ("file-elsewhere", notified("m-1", "elsewhere/a.json")),
+        ("file-of-another-bucket", notified_of("m-1", "other", KEY)),
     ] {
         let world = World::start().await;
         world.buckets.put(BUCKET, KEY, file(&[record("1", "e30=")]));
-        world.buckets.put(BUCKET, "broken", vec![b'{', 0xff]);
+        world.buckets.put(BUCKET, "aws/lambda/broken", vec![b'{', 0xff]);
+        world.buckets.put(BUCKET, "elsewhere/a.json", file(&[record("1", "e30=")]));
         world.record(&message).await.expect(name);
         let row = world.rows().await;
         golden::check(env!("CARGO_MANIFEST_DIR"), name, &row[0]);
@@ -390,8 +397,8 @@ async fn a_file_is_a_row_a_record_however_often_s3_tells_of_it() {
         .record(&message("StoreReadingsQuarantine", "m-3", 0, told.to_string()))
         .await
         .expect("recorded");
-    world.buckets.put(BUCKET, "second", file(&records[..1]));
-    world.record(&notified("m-4", "second")).await.expect("recorded");
+    world.buckets.put(BUCKET, "aws/lambda/second", file(&records[..1]));
+    world.record(&notified("m-4", "aws/lambda/second")).await.expect("recorded");
     let most = world.rows().await.iter().filter_map(|row| row["attempts"].as_i64()).max();
     assert_eq!((world.rows().await.len(), most), (2, Some(3)));
 }
@@ -441,6 +448,131 @@ async fn without_the_file_there_is_no_row() {
     world.buckets.down(false);
     world.record(&told).await.expect("recorded");
     assert!(world.row().await.payload_file.is_some());
+}
+
+/// The only row's kind, error message and payload file.
+fn unreadable(row: &FailureRow) -> (Value, &str, Option<&PayloadFile>) {
+    assert_eq!(row.attempts, 1, "{row:?}");
+    (json!(row.kind), &row.error.message, row.payload_file.as_ref())
+}
+
+#[tokio::test]
+async fn a_file_that_s3_refuses_is_recorded_once_as_unreadable() {
+    for (status, code, kept) in [
+        (403, "AccessDenied", true),
+        (403, "InvalidObjectState", true),
+        (404, "NoSuchBucket", true),
+        (301, "PermanentRedirect", true),
+        (400, "KMS.DisabledException", true),
+        // These concern the credentials or pass by themselves.
+        (400, "ExpiredToken", false),
+        (403, "RequestTimeTooSkewed", false),
+        (503, "SlowDown", false),
+        (500, "InternalError", false),
+    ] {
+        let world = World::start().await;
+        world.buckets.refuse(Some((status, code)));
+        let told = notified("m-1", KEY);
+        let recorded = world.record(&told).await;
+        assert_eq!(recorded.is_ok(), kept, "{code}: {recorded:?}");
+        if !kept {
+            assert_eq!(world.rows().await, [json!(null); 0], "{code}");
+            continue;
+        }
+        world.record(&told).await.expect("known");
+        let row = world.row().await;
+        let (kind, message, file) = unreadable(&row);
+        assert_eq!(kind, "UNREADABLE");
+        assert!(message.contains(KEY) && message.contains(BUCKET), "{message}");
+        assert!(message.contains(code), "{message}");
+        assert_eq!(file.expect("a place").key, KEY);
+        // Once it can be read, another notification records what it holds.
+        world.buckets.refuse(None);
+        world.buckets.put(BUCKET, KEY, file_of_one());
+        world.record(&notified("m-2", KEY)).await.expect("recorded");
+        assert_eq!(world.rows().await.len(), 2, "{code}");
+    }
+}
+
+fn file_of_one() -> String {
+    file(&[record("1", "e30=")])
+}
+
+#[tokio::test]
+async fn a_file_that_s3_does_not_answer_for_is_unreadable_after_an_hour() {
+    let world = World::start().await;
+    world.buckets.down(true);
+    let mut told = notified("m-1", KEY);
+    let count = "ApproximateReceiveCount".to_owned();
+    told.attributes.insert(count.clone(), "19".to_owned());
+    let error = world.record(&told).await.expect_err("it comes again");
+    assert!(error.to_string().contains("SlowDown"), "{error}");
+    told.attributes.insert(count, "20".to_owned());
+    world.record(&told).await.expect("recorded");
+    let row = world.row().await;
+    let (kind, message, file) = unreadable(&row);
+    assert_eq!((kind, file.expect("a place").key.as_str()), (json!("UNREADABLE"), KEY));
+    assert!(message.contains("could not be read 20 times"), "{message}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_too_large_or_has_too_many_records_is_unreadable() {
+    let most = vec![json!({}); 10_000];
+    let many = vec![json!({}); 10_001];
+    assert_eq!(of_file(file(&most)).len(), 10_000);
+    assert_eq!(of_file(file(&many)).len(), 1);
+
+    let world = World::start().await;
+    world.buckets.put(BUCKET, KEY, vec![b' '; MAX_FILE_BYTES + 1]);
+    world.record(&notified("m-1", KEY)).await.expect("recorded");
+    let row = world.row().await;
+    let (kind, message, _) = unreadable(&row);
+    assert_eq!(kind, "UNREADABLE");
+    assert!(message.contains("has more than 16777216 bytes"), "{message}");
+}
+
+fn of_file(content: String) -> Vec<reading::Failure> {
+    let place = PayloadFile { bucket: BUCKET.to_owned(), key: KEY.to_owned() };
+    reading::file("store-readings", &place, content.as_bytes())
+}
+
+#[tokio::test]
+async fn a_notification_of_a_file_that_cannot_exist_is_kept_as_it_came() {
+    for (bucket, key) in
+        [("", KEY), (BUCKET, ""), (BUCKET, &*"k".repeat(1_025)), (&*"b".repeat(64), KEY)]
+    {
+        let world = World::start().await;
+        let told = notified_of("m-1", bucket, key);
+        world.record(&told).await.expect("recorded");
+        let row = world.row().await;
+        assert_eq!((json!(row.kind), &row.payload), (json!("UNREADABLE"), &told.body));
+    }
+}
+
+#[tokio::test]
+async fn a_message_whose_row_the_table_refuses_is_recorded_as_unreadable() {
+    // The ARN alone is too large for a row.
+    let world = World::start().await;
+    let told = execution(&"x".repeat(500_000)).to_string();
+    let told = message("SiteTeardownFailures", "m-1", 0, told);
+    world.record(&told).await.expect("recorded");
+    world.record(&told).await.expect("known");
+    let row = world.row().await;
+    let (kind, message, _) = unreadable(&row);
+    assert_eq!(kind, "UNREADABLE");
+    assert!(message.starts_with("the table refused its row as ExecutionFailed"), "{message}");
+    let input: Value =
+        serde_json::from_str(row.payload.as_deref().expect("the input")).expect("JSON");
+    assert_eq!(input["siteId"], json!(saga("a").site_id));
+
+    // The row that is there can't be read.
+    let world = World::start().await;
+    world.record(&failed("m-1", 0)).await.expect("recorded");
+    let mut broken = world.rows().await.remove(0);
+    broken["firstAt"] = "yesterday".into();
+    world.dynamo.put(FAILURES, broken).await;
+    world.record(&failed("m-1", 0)).await.expect("recorded");
+    assert_eq!(world.rows().await.len(), 2);
 }
 
 #[test]

@@ -62,12 +62,15 @@ pub struct EventRow {
     pub correlation_id: OnboardingId,
     /// The whole `detail`, `{metadata, data}`, as JSON text: what was committed is what is sent.
     pub detail: String,
-    /// Partition key of the sparse index `unpublished`; removed when the event was published.
+    /// Partition key of the sparse index `unpublished`; removed when the event is published or refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unpublished: Option<String>,
     /// When EventBridge took it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub published_at: Option<Timestamp>,
+    /// Why the event can't be published; removed when a replay publishes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 impl EventRow {
@@ -129,6 +132,7 @@ impl<D: Event> NewEvent<D> {
             detail,
             unpublished: Some(shard.to_string()),
             published_at: None,
+            refused: None,
         })
     }
 

@@ -34,6 +34,7 @@ pub struct Buckets {
 struct Store {
     files: Arc<Mutex<BTreeMap<Place, Bytes>>>,
     down: Arc<AtomicBool>,
+    refusal: Arc<Mutex<Option<(u16, &'static str)>>>,
 }
 
 impl Buckets {
@@ -64,6 +65,14 @@ impl Buckets {
         self.store.down.store(down, Ordering::Relaxed);
     }
 
+    /// From now on it refuses to read any file, with this status and error code, or works again.
+    ///
+    /// # Panics
+    /// Where a test's thread panicked meanwhile.
+    pub fn refuse(&self, refusal: Option<(u16, &'static str)>) {
+        *self.store.refusal.lock().expect("no panic") = refusal;
+    }
+
     /// Puts a file.
     ///
     /// # Panics
@@ -86,6 +95,9 @@ impl Buckets {
 
 async fn read(State(store): State<Store>, Path(place): Path<Place>) -> Response<Body> {
     let file = store.files.lock().expect("no panic").get(&place).cloned();
+    if let Some((status, code)) = *store.refusal.lock().expect("no panic") {
+        return refused(status, code);
+    }
     match file {
         _ if store.down.load(Ordering::Relaxed) => refused(503, "SlowDown"),
         Some(content) => Response::new(content.into()),

@@ -1,4 +1,4 @@
-//! DynamoDB and SQS inside the test's own thread: no sockets, no other threads, and faults that a
+//! DynamoDB, SQS and EventBridge inside the test's own thread: no sockets, no other threads, and faults that a
 //! seed decides. Under a clock that jumps ([`run`]), minutes of throttling pass in no time, and a
 //! seed always makes the same run.
 
@@ -64,7 +64,7 @@ pub enum Fault {
     Slow,
     /// The client panics.
     Panic,
-    /// `BatchGetItem` leaves one key out.
+    /// `BatchGetItem` leaves one key out, or `PutEvents` one entry.
     Unprocessed,
 }
 
@@ -125,6 +125,10 @@ struct State {
     throttled: Option<Throttled>,
     log: Vec<Entry>,
     messages: Vec<Value>,
+    /// The entries that the bus took.
+    published: Vec<Value>,
+    /// The detail types that the bus refuses for good.
+    refused_types: Vec<String>,
     write_units: f64,
 }
 
@@ -154,6 +158,8 @@ impl Cloud {
             throttled: None,
             log: Vec::new(),
             messages: Vec::new(),
+            published: Vec::new(),
+            refused_types: Vec::new(),
             write_units: 0.0,
         };
         Self(Arc::new(Inner { database, state: Mutex::new(state) }))
@@ -199,6 +205,22 @@ impl Cloud {
         self.state().messages.clone()
     }
 
+    /// The entries that the bus took, in their order.
+    #[must_use]
+    pub fn published(&self) -> Vec<Value> {
+        self.state().published.clone()
+    }
+
+    /// From now on the bus refuses entries of that detail type for good.
+    pub fn refuse_events(&self, detail_type: &str) {
+        self.state().refused_types.push(detail_type.to_owned());
+    }
+
+    /// From now on the bus takes entries of all types.
+    pub fn take_all_events(&self) {
+        self.state().refused_types.clear();
+    }
+
     /// The write units consumed so far by what took effect.
     #[must_use]
     pub fn write_units(&self) -> f64 {
@@ -232,7 +254,8 @@ impl Cloud {
     /// A configuration for AWS clients that speak to it. It has production's time-outs but not its
     /// retries: those wait for times that no seed decides. It has no credentials: signing would take
     /// a sixth of a simulation's time.
-    fn config(&self) -> SdkConfig {
+    #[must_use]
+    pub fn config(&self) -> SdkConfig {
         let connector = SharedHttpConnector::new(Connector(self.clone()));
         SdkConfig::builder()
             .behavior_version(BehaviorVersion::latest())
@@ -313,7 +336,8 @@ impl Cloud {
             return None;
         }
         let fault = *state.chance.pick(&Fault::ALL);
-        let possible = fault != Fault::Unprocessed || operation == "BatchGetItem";
+        let possible =
+            fault != Fault::Unprocessed || ["BatchGetItem", "PutEvents"].contains(&operation);
         possible.then_some(fault)
     }
 
@@ -336,14 +360,43 @@ impl Cloud {
             }
             _ => {}
         }
-        let mut answer = self.work(&operation, &body);
-        if fault == Some(Fault::Unprocessed) {
-            answer = without_one(answer, &body);
-        }
+        let answer = match fault {
+            Some(Fault::Unprocessed) if operation == "PutEvents" => self.put_without_one(&body),
+            Some(Fault::Unprocessed) => without_one(self.work(&operation, &body), &body),
+            _ => self.work(&operation, &body),
+        };
         if fault == Some(Fault::Slow) {
             sleep(SLOW).await;
         }
         sleep(back).await;
+        answer
+    }
+
+    /// The bus: answers entry by entry.
+    fn put_events(&self, body: &Value) -> Value {
+        let state = &mut *self.state();
+        let entries = body["Entries"].as_array().map_or(&[][..], Vec::as_slice);
+        let answers = entries.iter().map(|entry| {
+            if state.refused_types.iter().any(|refused| entry["DetailType"] == *refused) {
+                return json!({ "ErrorCode": "MalformedDetail", "ErrorMessage": "refused" });
+            }
+            state.published.push(entry.clone());
+            json!({ "EventId": format!("event-{}", state.published.len()) })
+        });
+        with_failures(answers.collect())
+    }
+
+    /// The bus, which fails for the first entry and takes the others.
+    fn put_without_one(&self, body: &Value) -> Answer {
+        let mut body = body.clone();
+        if let Some(entries) = body["Entries"].as_array_mut().filter(|it| !it.is_empty()) {
+            entries.remove(0);
+        }
+        let mut answer = self.work("PutEvents", &Arc::new(body));
+        let failed = json!({ "ErrorCode": "InternalFailure", "ErrorMessage": "busy" });
+        let Value::Array(mut answers) = answer.body["Entries"].take() else { return answer };
+        answers.insert(0, failed);
+        answer.body = with_failures(answers);
         answer
     }
 
@@ -359,6 +412,8 @@ impl Cloud {
             let mut state = self.state();
             state.messages.push(serde_json::from_str(text).unwrap_or_default());
             Ok(json!({ "MessageId": format!("message-{}", state.messages.len()) }))
+        } else if operation == "PutEvents" {
+            Ok(self.put_events(body))
         } else {
             ask(&self.0.database, operation, body)
         };
@@ -443,6 +498,12 @@ fn write_units(answer: &Value) -> f64 {
     let consumed = &answer["ConsumedCapacity"];
     let of = |consumed: &Value| consumed["CapacityUnits"].as_f64().unwrap_or_default();
     consumed.as_array().map_or_else(|| of(consumed), |all| all.iter().map(of).sum())
+}
+
+/// The answer of `PutEvents` with these answers to its entries.
+fn with_failures(answers: Vec<Value>) -> Value {
+    let failed = answers.iter().filter(|answer| answer.get("ErrorCode").is_some()).count();
+    json!({ "FailedEntryCount": failed, "Entries": answers })
 }
 
 /// `BatchGetItem`'s answer without the first key's row, which counts as unprocessed. Of one key, as

@@ -28,6 +28,8 @@ use crate::{
 };
 
 const STREAM_ARN: &str = "arn:aws:kinesis:eu-central-1:111122223333:stream/readings";
+const TABLE_ARN: &str =
+    "arn:aws:dynamodb:eu-central-1:111122223333:table/events/stream/2026-01-01T00:00:00.000";
 const FUNCTION_ARN: &str = "arn:aws:lambda:eu-central-1:111122223333:function:consumer:live";
 
 /// A record of the stream.
@@ -63,6 +65,26 @@ impl Record {
             "invokeIdentityArn": "arn:aws:iam::111122223333:role/consumer",
             "awsRegion": "eu-central-1",
             "eventSourceARN": STREAM_ARN,
+        })
+    }
+
+    /// The record as Lambda delivers it from the stream of a DynamoDB table, for data that is the JSON of
+    /// `Keys` and `NewImage` (see [`Stream::insert`]).
+    #[must_use]
+    pub fn table_event(&self) -> Value {
+        let mut change: Value = serde_json::from_slice(&self.data).unwrap_or_default();
+        change["ApproximateCreationDateTime"] = seconds(self.put_at).into();
+        change["SequenceNumber"] = self.sequence_number.as_str().into();
+        change["SizeBytes"] = self.data.len().into();
+        change["StreamViewType"] = "NEW_IMAGE".into();
+        json!({
+            "eventID": self.sequence_number,
+            "eventName": "INSERT",
+            "eventVersion": "1.1",
+            "eventSource": "aws:dynamodb",
+            "awsRegion": "eu-central-1",
+            "dynamodb": change,
+            "eventSourceARN": TABLE_ARN,
         })
     }
 }
@@ -136,6 +158,17 @@ impl Stream {
         });
         self.shards[shard].records.push(Rc::clone(&record));
         record
+    }
+
+    /// Puts the items that one transaction inserts on the stream of a DynamoDB table: the items' keys, and
+    /// the changes' JSON. DynamoDB keeps the order per item only, so the items come in any order, and maybe
+    /// in different shards.
+    pub fn insert(&mut self, mut items: Vec<(String, Value)>, put_at: Duration) {
+        while !items.is_empty() {
+            let place = self.chance.place(items.len());
+            let (key, change) = items.swap_remove(place);
+            self.put(&key, change.to_string().into_bytes(), put_at);
+        }
     }
 
     /// Splits an open shard in two, or merges two neighbours into one: the parents take no more

@@ -17,7 +17,7 @@ use cost::{
     counted::{Alert, Bundles, Readings, Records},
     docs, units,
 };
-use events::publisher::Publisher;
+use events::publisher::{EventKey, Named, Publisher};
 use flate2::{Compression, read::GzEncoder};
 use lambda::{Deadline, Step};
 use quarantine::Quarantine;
@@ -31,7 +31,7 @@ use testkit::{
     Dynamo,
     chance::Chance,
     dynamo::{ALERTING, EVENTS, READINGS},
-    http::Stub,
+    http::{self, Stub},
     mapping::{self, Stream},
     sample::{self, noon, saga},
     template::root,
@@ -185,8 +185,16 @@ impl Station {
             events: self.dynamo.table(EVENTS),
             bus: aws_sdk_eventbridge::Client::new(&bus.await.config()),
             bus_name: "bus".to_owned(),
+            // Nothing is refused.
+            quarantine: Quarantine {
+                queues: aws_sdk_sqs::Client::new(&http::config("http://nowhere")),
+                url: String::new(),
+                source: "publish-events",
+            },
         };
-        assert_eq!(publisher.publish(told.collect(), deadline()).await, []);
+        let named = told.map(|row| Named { key: EventKey::from(&row), record: None }).collect();
+        let unpublished = publisher.publish(named, deadline()).await.expect("the rows");
+        assert_eq!(unpublished, []);
         Alert { detect_write_units, publish_write_units: self.dynamo.take_usage().write_units }
     }
 }

@@ -21,15 +21,16 @@ use cost::{
     counted::{Effect, Onboardings},
     docs,
 };
-use events::publisher::Publisher;
+use events::publisher::{EventKey, Named, Publisher};
 use lambda::{Deadline, Step};
+use quarantine::Quarantine;
 use serde_json::{Value, json};
 use store::{EventRow, Idempotency};
 use telemetry::project_sensors::ProjectSensors;
 use testkit::{
     Dynamo,
     dynamo::{ALERTING, BILLING, DEVICES, EVENTS, INVENTORY, READINGS, SITES, Usage},
-    http::{Call, Stub},
+    http::{self, Call, Stub},
     template::root,
 };
 
@@ -276,11 +277,19 @@ impl Account {
             events: self.dynamo.table(EVENTS),
             bus: aws_sdk_eventbridge::Client::new(&self.bus.config()),
             bus_name: "bus".to_owned(),
+            // Nothing is refused.
+            quarantine: Quarantine {
+                queues: aws_sdk_sqs::Client::new(&http::config("http://nowhere")),
+                url: String::new(),
+                source: "publish-events",
+            },
         };
         // One at a time, as they come one after the other.
         for row in &stored {
             let deadline = Deadline::after(Duration::from_secs(5));
-            assert_eq!(publisher.publish(vec![row.clone()], deadline).await, []);
+            let named = vec![Named { key: EventKey::from(row), record: None }];
+            let unpublished = publisher.publish(named, deadline).await.expect("the rows");
+            assert_eq!(unpublished, []);
         }
         let [marks, steps, sensors] = rows;
         self.book("publish-events", count(stored.len()), marks);

@@ -150,7 +150,7 @@ pub const OWNERS: &[May] = &[
     own("telemetry", "PagingSecret", &["secretsmanager:GetSecretValue"]),
     own("telemetry", "ProjectSensorsFailures", &[SEND]),
     // events
-    own("events", "EventsTable", &[BATCH_GET, UPDATE]),
+    own("events", "EventsTable", &[BATCH_GET, QUERY, UPDATE]),
     own("events", "EventsTable/index/unpublished", &[QUERY]),
     own(
         "events",

@@ -75,6 +75,24 @@ const UNUSED: &[Unused] = &[
         "SiteTeardown",
         "a cancellation refused for good",
     ),
+    unused(
+        "publish-events",
+        "dynamodb:Query",
+        "EventsTable",
+        "an event that is delivered before its entity's previous one",
+    ),
+    unused(
+        "sweep-events",
+        "dynamodb:Query",
+        "EventsTable",
+        "an event that is found before its entity's previous one",
+    ),
+    unused(
+        "sweep-events",
+        "sqs:SendMessage",
+        "PublishEventsQuarantine",
+        "an event that EventBridge refuses only when the sweep publishes it",
+    ),
     unused("check-sagas", "states:DescribeExecution", "executions of *", "a saga is stuck"),
     unused(
         "check-sagas",

@@ -12,8 +12,8 @@ async fn main() -> Result<(), Error> {
             events: aws.table("EVENTS_TABLE")?,
             bus: aws_sdk_eventbridge::Client::new(aws.config()),
             bus_name: env("EVENT_BUS_NAME")?,
+            quarantine: Quarantine::of(&aws, "publish-events")?,
         },
-        quarantine: Quarantine::of(&aws, "publish-events")?,
     };
     serve_raw(async |batch, deadline| step.handle(&batch, deadline).await).await
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use events::{publisher::Publisher, sweep_events::SweepEvents};
 use lambda::{Aws, Error, env, serve_step};
+use quarantine::Quarantine;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
@@ -13,6 +14,8 @@ async fn main() -> Result<(), Error> {
             events: aws.table("EVENTS_TABLE")?,
             bus: aws_sdk_eventbridge::Client::new(aws.config()),
             bus_name: env("EVENT_BUS_NAME")?,
+            // The queue of publish-events, since a replay goes through publish-events.
+            quarantine: Quarantine::of(&aws, "sweep-events")?,
         },
         // The function has 30 s.
         time: Duration::from_secs(25),

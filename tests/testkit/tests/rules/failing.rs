@@ -196,6 +196,12 @@ pub fn streams_that_set_aside(subject: &Subject) -> Objections {
             bucket,
             "tells nobody of its files: no notification to FailureFiles",
         );
+        let filter = &told["QueueConfigurations"][0]["Filter"]["S3Key"]["Rules"][0];
+        objections.unless(
+            !there || text(&filter["Name"]) == "prefix" && text(&filter["Value"]) == "aws/lambda/",
+            bucket,
+            "tells of files that record-failure may not read: no filter by the prefix aws/lambda/",
+        );
         let function = function_of(mapping);
         let mut statements = items(&subject.template.properties(function)["Policies"])
             .flat_map(|policy| items(&policy["Statement"]));

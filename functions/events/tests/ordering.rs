@@ -1,0 +1,311 @@
+//! The order per entity, whatever order the stream has: several events of one transaction are separate items,
+//! and DynamoDB Streams keep the order per item only.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    time::Duration,
+};
+
+use contracts::{Entity, events::SiteActivated};
+use events::{publish_events::PublishEvents, publisher::Publisher, sweep_events::SweepEvents};
+use futures_util::future::LocalBoxFuture;
+use lambda::{Deadline, Step};
+use quarantine::Quarantine;
+use serde_json::{Value, json, value::to_raw_value};
+use store::{EventRow, NewEvent};
+use testkit::{
+    chance::{Chance, all_seeds, seeds},
+    cloud::{self, Cloud, Fault},
+    dynamo::EVENTS,
+    mapping::{Disorder, Function, Happening, Mapping, Record, Settings, Stream},
+    sample::{self, noon, saga},
+};
+use tokio::{
+    task::spawn_local,
+    time::{Instant, sleep, sleep_until},
+};
+
+/// As template.yaml has them.
+const SETTINGS: Settings = Settings {
+    batch_size: 100,
+    full_batches: false,
+    parallelization_factor: 1,
+    bisects: true,
+    most_retries: 100,
+    most_age: Duration::from_hours(1),
+    timeout: Duration::from_secs(30),
+};
+const SEEDS: u64 = 8;
+const SITES: [&str; 5] = ["a", "b", "c", "d", "e"];
+/// A type that the bus refuses where a run wants some events to be refused.
+const BAD_TYPE: &str = "Refused";
+
+fn publisher(cloud: &Cloud) -> Publisher {
+    let bus = aws_sdk_eventbridge::config::Builder::from(&cloud.config()).allow_no_auth();
+    Publisher {
+        events: cloud.table(EVENTS),
+        bus: aws_sdk_eventbridge::Client::from_conf(bus.build()),
+        bus_name: "fieldstation".to_owned(),
+        quarantine: Quarantine {
+            queues: cloud.queues(),
+            url: "http://cloud/quarantine".to_owned(),
+            source: "publish-events",
+        },
+    }
+}
+
+/// publish-events, as Lambda runs it.
+struct PublishFunction {
+    cloud: Cloud,
+    given_up: Cell<usize>,
+    /// Keys of the records that were delivered.
+    delivered: RefCell<BTreeMap<String, BTreeSet<u64>>>,
+    /// Records that came first after a later record of their entity.
+    reversed: Cell<usize>,
+}
+
+impl PublishFunction {
+    fn new(cloud: &Cloud) -> Self {
+        Self {
+            cloud: cloud.clone(),
+            given_up: Cell::default(),
+            delivered: RefCell::default(),
+            reversed: Cell::default(),
+        }
+    }
+
+    fn note(&self, record: &Value) {
+        let keys = &record["dynamodb"]["Keys"];
+        let mut delivered = self.delivered.borrow_mut();
+        let of_entity = delivered.entry(text(&keys["entity"]["S"]).to_owned()).or_default();
+        let sequence = text(&keys["sequence"]["N"]).parse().expect("a number");
+        if of_entity.insert(sequence) && of_entity.last() != Some(&sequence) {
+            self.reversed.set(self.reversed.get() + 1);
+        }
+    }
+}
+
+impl Function for PublishFunction {
+    type Environment = PublishEvents;
+
+    fn start(&self) -> PublishEvents {
+        PublishEvents { publisher: publisher(&self.cloud) }
+    }
+
+    fn invoke(
+        &self,
+        step: Rc<PublishEvents>,
+        records: Vec<Rc<Record>>,
+        time: Duration,
+    ) -> LocalBoxFuture<'static, Result<Value, String>> {
+        let records: Vec<_> = records.iter().map(|record| record.table_event()).collect();
+        records.iter().for_each(|record| self.note(record));
+        Box::pin(async move {
+            let payload = to_raw_value(&json!({ "Records": records })).expect("JSON");
+            let deadline = Deadline::after(time - Duration::from_millis(500));
+            match step.handle(&payload, deadline).await {
+                Ok(answer) => Ok(json!(answer)),
+                Err(failure) => Err(failure.message),
+            }
+        })
+    }
+
+    fn gave_up(&self, records: &[Rc<Record>], _: Value) {
+        self.given_up.set(self.given_up.get() + records.len());
+    }
+}
+
+/// A site's event, committed so long after the beginning.
+fn row(site: &str, sequence: u64, at: Duration) -> EventRow {
+    let saga = saga(site);
+    let at = noon(0).plus_millis(i64::try_from(at.as_millis()).expect("soon"));
+    let data = SiteActivated { site_id: saga.site_id };
+    NewEvent::of(saga, saga.site_id, sequence, at, data).row().expect("a row")
+}
+
+/// The item's key as text, and its change as the stream shows it.
+fn inserted(row: &EventRow) -> (String, Value) {
+    let item: serde_dynamo::Item = serde_dynamo::to_item(row).expect("an item");
+    let image = json!(item);
+    let keys = json!({ "entity": image["entity"], "sequence": image["sequence"] });
+    let change = json!({ "Keys": keys, "NewImage": image });
+    (format!("{}/{}", row.entity, row.sequence), change)
+}
+
+/// Entity and sequence of each entry that the bus took, in their order.
+fn published(cloud: &Cloud) -> Vec<(String, u64)> {
+    let entries = cloud.published();
+    let of_entry = entries.iter().map(|entry| {
+        let detail = entry["Detail"].as_str().expect("a detail");
+        let detail: Value = serde_json::from_str(detail).expect("JSON");
+        let entity = &detail["metadata"]["entity"];
+        let key = format!("{}#{}", text(&entity["type"]), text(&entity["id"]));
+        (key, detail["metadata"]["sequence"].as_u64().expect("a number"))
+    });
+    of_entry.collect()
+}
+
+fn entity(site: &str) -> String {
+    Entity::from(saga(site).site_id).to_string()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().expect("a text")
+}
+
+fn rows(cloud: &Cloud) -> Vec<EventRow> {
+    cloud.rows(EVENTS).iter().map(cloud::read).collect()
+}
+
+/// The first occurrences on the bus, by entity.
+fn first_occurrences(cloud: &Cloud) -> BTreeMap<String, Vec<u64>> {
+    let mut seen = BTreeSet::new();
+    let mut by_entity: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    for (entity, sequence) in published(cloud) {
+        if seen.insert((entity.clone(), sequence)) {
+            by_entity.entry(entity).or_default().push(sequence);
+        }
+    }
+    by_entity
+}
+
+#[test]
+fn a_pair_of_one_transaction_that_is_split_and_reversed_at_a_batch_edge_is_published_in_order() {
+    cloud::run(async {
+        let cloud = Cloud::new(Chance::of(1));
+        let pair = [1, 2].map(|sequence| row("a", sequence, Duration::ZERO));
+        let mut stream = Stream::new(Chance::of(1));
+        for row in pair.iter().rev() {
+            cloud.put(EVENTS, row);
+            let (key, change) = inserted(row);
+            stream.put(&key, change.to_string().into_bytes(), Duration::ZERO);
+        }
+        // The batch edge is between the two.
+        let settings = Settings { batch_size: 1, ..SETTINGS };
+        let function = PublishFunction::new(&cloud);
+        let mapping = Mapping::new(settings, Disorder::default(), Chance::of(1), function);
+        mapping.run(&stream).await;
+        assert_eq!(mapping.happenings()[&Happening::Done], 2);
+        let entity = pair[0].entity.clone();
+        assert_eq!(published(&cloud), [(entity.clone(), 1), (entity, 2)], "each once, in order");
+    });
+}
+
+/// What came about in a run.
+#[derive(Debug)]
+struct Ran {
+    /// Records that came first after a later record of their entity.
+    reversed: usize,
+    /// Entries on the bus that were there before.
+    repeated: usize,
+    refused: usize,
+    /// Records that the mapping gave up on, which the sweep published.
+    given_up: usize,
+    faults: BTreeMap<Fault, u32>,
+}
+
+/// A run of publish-events and sweep-events over a stream in disorder, among faults.
+async fn simulate(seed: u64) -> Ran {
+    let mut chance = Chance::of(seed);
+    let cloud = Cloud::new(chance.fork());
+    let mut stream = Stream::new(chance.fork());
+    let mut sequences = BTreeMap::new();
+    let (mut commits, mut at) = (Vec::new(), Duration::from_secs(1));
+    for transaction in 0..60_u32 {
+        at += Duration::from_millis(chance.below(3_000));
+        if transaction % 20 == 19 {
+            stream.reshard();
+        }
+        let site = *chance.pick(&SITES);
+        let events: Vec<_> = (0..=chance.below(3))
+            .map(|_| {
+                let sequence = sequences.entry(site).or_insert(0);
+                *sequence += 1;
+                let mut row = row(site, *sequence, at);
+                if chance.percent(4) {
+                    row.kind = BAD_TYPE.to_owned();
+                }
+                row
+            })
+            .collect();
+        stream.insert(events.iter().map(inserted).collect(), at);
+        commits.push((at, events));
+    }
+    cloud.refuse_events(BAD_TYPE);
+    cloud.disturb(8);
+    let begun = Instant::now();
+    let committing = cloud.clone();
+    let commits = spawn_local(async move {
+        for (at, events) in commits {
+            sleep_until(begun + at - Duration::from_millis(1)).await;
+            events.iter().for_each(|row| committing.put(EVENTS, row));
+        }
+    });
+    let function = PublishFunction::new(&cloud);
+    let disorder = Disorder { crash: 5, lost_answer: 5, replaced_poller: 5, repeat: 10 };
+    let mapping = Mapping::new(SETTINGS, disorder, chance.fork(), function);
+    let sweeps = async {
+        for minute in 1.. {
+            sleep(Duration::from_mins(1)).await;
+            if minute > 10 {
+                cloud.calm();
+            }
+            let event = lambda::decode(&sample::event("sweep-events").to_string()).expect("one");
+            let now = noon(i64::try_from(begun.elapsed().as_secs()).expect("soon"));
+            let step = SweepEvents { publisher: publisher(&cloud), time: Duration::from_secs(25) };
+            // A panic is one of the faults. A sweep that fails is no end: the next minute sweeps again.
+            let swept = spawn_local(async move { step.run(event, now).await.map(drop) }).await;
+            let left = rows(&cloud).iter().filter(|row| row.unpublished.is_some()).count();
+            if minute > 10 && left == 0 && matches!(swept, Ok(Ok(()))) {
+                return;
+            }
+            assert!(minute < 60, "seed {seed}: {left} events are left: {swept:?}");
+        }
+    };
+    tokio::join!(mapping.run(&stream), sweeps);
+    commits.await.expect("committed");
+
+    let first = first_occurrences(&cloud);
+    let mut refused = 0;
+    for site in SITES {
+        let mut of_site = rows(&cloud);
+        of_site.retain(|row| row.entity == entity(site));
+        of_site.sort_by_key(|row| row.sequence);
+        let (bad, good): (Vec<_>, Vec<_>) = of_site.iter().partition(|row| row.kind == BAD_TYPE);
+        refused += bad.len();
+        assert!(bad.iter().all(|row| row.refused.is_some()), "seed {seed}: {bad:#?}");
+        assert!(good.iter().all(|row| row.published_at.is_some()), "seed {seed}: {good:#?}");
+        let order: Vec<_> = good.iter().map(|row| row.sequence).collect();
+        let of_bus = first.get(&entity(site)).cloned().unwrap_or_default();
+        assert_eq!(of_bus, order, "seed {seed}, site {site}");
+    }
+    let all = published(&cloud).len();
+    let messages = cloud.messages().len();
+    assert!(messages >= refused, "seed {seed}: {messages} messages of {refused} refused events");
+    Ran {
+        reversed: mapping.function().reversed.get(),
+        repeated: all - first.values().map(Vec::len).sum::<usize>(),
+        refused,
+        given_up: mapping.function().given_up.get(),
+        faults: cloud.faults(),
+    }
+}
+
+#[test]
+fn first_occurrences_are_in_order_whatever_the_stream_the_bus_and_the_table_do() {
+    let runs = seeds(SEEDS, |seed| cloud::run(simulate(seed)));
+    if !all_seeds() {
+        return;
+    }
+    // The runs are worth something only if this came about.
+    let sum = |of: fn(&Ran) -> usize| runs.iter().map(of).sum::<usize>();
+    let count = |fault| runs.iter().filter_map(|ran| ran.faults.get(&fault)).sum::<u32>();
+    let [reversed, repeated] = [sum(|ran| ran.reversed), sum(|ran| ran.repeated)];
+    let [refused, given_up] = [sum(|ran| ran.refused), sum(|ran| ran.given_up)];
+    let faults: Vec<_> = Fault::ALL.into_iter().map(|fault| (fault, count(fault))).collect();
+    let told = format!("{reversed}, {repeated}, {refused}, {given_up}, {faults:?}");
+    assert!(reversed > 30 && repeated > 5 && refused > 5, "{told}");
+    assert!(faults.iter().all(|(_, count)| *count > 1), "{told}");
+}
