@@ -16,9 +16,10 @@ pub struct Subject {
 }
 
 /// The folders whose files are read, with the endings that count.
-const FOLDERS: [(&str, &[&str]); 8] = [
+const FOLDERS: [(&str, &[&str]); 9] = [
     (".ci", &["run", "txt"]),
     (".github/workflows", &["yml"]),
+    ("fieldctl/src", &["rs"]),
     ("functions", &["rs"]),
     ("shared", &["rs"]),
     ("tests/events", &["json"]),
