@@ -62,7 +62,7 @@ fn hostile(asked: &Asked) -> Answer {
     let arn = |machine: &str| format!("arn:aws:states:us-east-1:0:execution:{machine}:{HOSTILE}");
     let failure = json!({ "step": name, "error": name, "message": name });
     let shown = json!({
-        "siteId": site(), "name": name, "operator": name, "status": "ACTIVE", "createdAt": name,
+        "siteId": site(), "name": name, "operator": name, "status": "REJECTED", "createdAt": name,
         "location": { "latitude": 1, "longitude": name, "elevationM": 2 },
         "onboarding": { "onboardingId": onboarding(), "failure": failure,
             "steps": [{ "name": name, "status": name, "at": name }] },
@@ -146,7 +146,9 @@ async fn stack(answer: fn(&Asked) -> Answer) -> Cloud {
     cloud.dynamo.put(FAILURES, json!(failure())).await;
     let site_id = site();
     let saga = Saga { onboarding_id: onboarding(), site_id, causation_id: None };
-    let event = NewEvent::of(saga, site_id, 2, Timestamp::now(), SiteActivated { site_id }).row();
+    // `events tail` shows what is newer than its start.
+    let at = Timestamp::now().plus_millis(5000);
+    let event = NewEvent::of(saga, site_id, 2, at, SiteActivated { site_id }).row();
     let mut event = json!(event.expect("a row"));
     let mut detail: Value =
         serde_json::from_str(event["detail"].as_str().expect("text")).expect("JSON");
@@ -204,9 +206,12 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
     (words.map(str::to_owned).collect(), prints)
 }
 
+/// Runs a command so wide that nothing is cut: exit code, standard output and standard error.
 async fn run(cloud: &Cloud, options: &[&str], words: &[String]) -> (i32, String, String) {
-    let words = options.iter().copied().chain(words.iter().map(String::as_str));
-    cloud.run(&words.collect::<Vec<_>>()).await
+    let words: Vec<_> = options.iter().copied().chain(words.iter().map(String::as_str)).collect();
+    let output = cloud.command(&words).env("COLUMNS", "5000").output().await.expect("it runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
 }
 
 /// Every text in a JSON value, names of members included.
@@ -288,7 +293,8 @@ async fn no_error_message_controls_a_terminal() {
         &["failures", "show", HOSTILE],
     ] {
         let (code, out, err) = cloud.run(words).await;
-        assert!(code > 0 && err.contains("u{202e}") || err.contains("u202e"), "{words:?}: {err}");
+        let quoted = err.contains("u{202e}") || err.contains("u202e");
+        assert!(code > 0 && quoted, "{words:?}: {err}");
         for output in [&out, &err] {
             assert_eq!(unsafe_in(output), BTreeSet::new(), "{words:?}:\n{out:?}\n{err:?}");
         }

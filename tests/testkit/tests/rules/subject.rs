@@ -27,7 +27,14 @@ const FOLDERS: [(&str, &[&str]); 9] = [
     ("tests/src", &["rs"]),
     ("tests/tests", &["rs"]),
 ];
-const FILES: [&str; 4] = ["Makefile", "README.md", "docs/operations.md", "samconfig.toml"];
+const FILES: [&str; 6] = [
+    "Makefile",
+    "README.md",
+    "docs/integrating.md",
+    "docs/operations.md",
+    "samconfig.toml",
+    "tests/smoke.sh",
+];
 
 impl Subject {
     pub fn read() -> Self {

@@ -1,7 +1,7 @@
 //! The rules: what must hold, why, and how to see each one fail.
 
 use crate::{
-    access, data, failing, functions, sagas,
+    access, data, failing, first_use, functions, sagas,
     subject::{
         Edit::{self, NoFile, Text, With, Without},
         Objections, Subject,
@@ -30,6 +30,7 @@ pub const RULES: &[(&str, &[Rule])] = &[
     ("Nobody may do more than needed", ACCESS),
     ("What is kept is kept safely", DATA),
     ("What comes in from outside was looked at", SUPPLY),
+    ("A newcomer is told what is missing", FIRST_USE),
 ];
 
 #[rustfmt::skip]
@@ -729,5 +730,37 @@ const SUPPLY: &[Rule] = &[
             (Text("tests/local/stack.py", "HOST = \"127.0.0.1\"", "HOST = \"0.0.0.0\""), "tests/local/stack.py"),
             (Text("tests/local/stack.py", "\"BIND_HOST\": HOST,", ""), "tests/local/stack.py"),
         ],
+    },
+];
+
+#[rustfmt::skip]
+const FIRST_USE: &[Rule] = &[
+    Rule {
+        name: "make demo asks before it deletes a running local stack",
+        why: "somebody may be working on it",
+        check: first_use::a_running_stack_is_not_lost,
+        except: &[],
+        breaks: &[(Text("Makefile", "$(STACK) may-forget", "true"), "Makefile")],
+    },
+    Rule {
+        name: "The goals of the Makefile name what is missing, and show why an installation failed",
+        why: "a newcomer would give up",
+        check: first_use::missing_things_are_named,
+        except: &[],
+        breaks: &[
+            (Text("Makefile", "local-env: require-docker", "local-env:"), "Makefile"),
+            (Text("Makefile", "lambda-image: require-docker build-local", "lambda-image: build-local"), "Makefile"),
+            (Text("Makefile", "$(STACK) kits air_temperature", "true air_temperature"), "Makefile"),
+            (Text("Makefile", "$(STACK) api-url)", "true)"), "Makefile"),
+            (Text("Makefile", "npm ci --prefix tests/local --loglevel=error", "npm ci --prefix tests/local --silent"), "Makefile"),
+            (Text("tests/smoke.sh", "KitsOutOfStock", "Nothing"), "tests/smoke.sh"),
+        ],
+    },
+    Rule {
+        name: "The documented kinesis put-record works with versions 1 and 2 of the AWS CLI",
+        why: "without fileb:// one of them sends the base64 text itself",
+        check: first_use::documented_commands_work_with_each_aws_cli,
+        except: &[],
+        breaks: &[(Text("docs/integrating.md", "--data fileb://bundle.json.gz", "--data \"$(gzip -c bundle.json | base64 -w0)\""), "docs/integrating.md")],
     },
 ];
