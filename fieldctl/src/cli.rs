@@ -1,16 +1,14 @@
 //! The command line.
 
-use std::io::IsTerminal;
-
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::{
     commands::{
-        events::Events, failures::Failures, readings::Readings, sagas::Sagas, sites::Sites,
-        trace::Trace,
+        events::Events, failures::Failures, outputs::Outputs, readings::Readings, sagas::Sagas,
+        sites::Sites, trace::Trace,
     },
-    render::Screen,
+    output::Screen,
     stack::Target,
 };
 
@@ -70,18 +68,13 @@ impl Look {
     /// Standard output with that look.
     #[must_use]
     pub fn screen(self) -> Screen {
-        let out = std::io::stdout();
-        let terminal = out.is_terminal();
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let color = match self.color {
-            Color::Always => true,
-            Color::Never => false,
-            Color::Auto => terminal && !refused,
+            Color::Always => Some(true),
+            Color::Never => Some(false),
+            Color::Auto => refused.then_some(false),
         };
-        let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
-        let width =
-            columns.or_else(|| terminal.then(|| usize::from(console::Term::stdout().size().1)));
-        Screen::new(Box::new(out.lock()), self.json, color && !self.json, width)
+        Screen::open(self.json, color)
     }
 }
 
@@ -105,6 +98,8 @@ pub enum Command {
     /// What the stack gave up on: see it, replay it, discard it.
     #[command(subcommand)]
     Failures(Failures),
+    /// Prints the stack's outputs: the API's URL, the names of its bus, stream and tables.
+    Outputs(Outputs),
     /// Prints a completion script for a shell.
     Completions {
         /// The shell.

@@ -2,6 +2,7 @@
 
 pub mod events;
 pub mod failures;
+pub mod outputs;
 pub mod readings;
 pub mod sagas;
 pub mod sites;
@@ -9,14 +10,16 @@ pub mod trace;
 
 use std::{
     fs,
-    io::{self, BufRead, IsTerminal, Read, Write},
+    io::{self, IsTerminal, Read},
     time::Duration,
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
-use crate::error::{Exit, Trouble};
+use crate::{
+    error::{Exit, Trouble},
+    output,
+};
 
 /// How often something that is waited for is looked at.
 pub const LOOK: Duration = Duration::from_secs(2);
@@ -45,22 +48,9 @@ pub fn confirm(question: &str, yes: bool) -> Result<(), Trouble> {
         return Err(Trouble::usage("nobody can be asked, for this is no terminal")
             .advise("say --yes to go on without being asked"));
     }
-    let mut answer = String::new();
-    eprint!("{question} [y/N] ");
-    io::stderr().flush().and_then(|()| io::stdin().lock().read_line(&mut answer))?;
-    match answer.trim() {
-        "y" | "Y" | "yes" => Ok(()),
-        _ => Err(Trouble::new(Exit::Failed, "nothing was done")),
+    if output::ask(question)? {
+        Ok(())
+    } else {
+        Err(Trouble::new(Exit::Failed, "nothing was done"))
     }
-}
-
-/// Something that moves on standard error while something else is waited for; nothing off a terminal.
-#[must_use]
-pub fn spinner() -> ProgressBar {
-    let bar = ProgressBar::new_spinner();
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
-        bar.set_style(style);
-    }
-    bar.enable_steady_tick(Duration::from_millis(120));
-    bar
 }

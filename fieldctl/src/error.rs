@@ -33,6 +33,8 @@ pub struct Trouble {
     pub exit: Exit,
     /// What happened, in a sentence; empty where there is nothing to say.
     pub message: String,
+    /// The fields that are wrong and why, a line each.
+    pub details: Vec<String>,
     /// What to do.
     pub advice: Option<String>,
 }
@@ -40,7 +42,7 @@ pub struct Trouble {
 impl Trouble {
     /// With that exit code and sentence.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), advice: None }
+        Self { exit, message: message.into(), details: Vec::new(), advice: None }
     }
 
     /// A mistake on the command line.
@@ -69,24 +71,31 @@ impl Trouble {
         for part in [title, text("detail")].into_iter().flatten() {
             message = format!("{message}: {}", part.trim_end_matches('.'));
         }
-        for error in body["errors"].as_array().into_iter().flatten() {
+        let errors = body["errors"].as_array().into_iter().flatten();
+        let details = errors.map(|error| {
             let part = |name: &str| error[name].as_str().unwrap_or_default();
-            message = format!("{message}\n  {}: {}", part("field"), part("message"));
-        }
-        match status {
+            format!("{}: {}", part("field"), part("message"))
+        });
+        let trouble = match status {
             404 => Self::not_found(message),
             401 | 403 => Self::new(Exit::Aws, message)
                 .advise("your credentials need execute-api:Invoke on the stack's API"),
             _ => Self::new(Exit::Refused, message),
-        }
+        };
+        Self { details: details.collect(), ..trouble }
     }
 }
 
 impl fmt::Display for Trouble {
+    /// Escaped; a line each for the message, the details and the advice, whatever line ends the data
+    /// in them contain.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)?;
+        f.write_str(&terminal::line(&self.message))?;
+        for detail in &self.details {
+            write!(f, "\n  {}", terminal::line(detail))?;
+        }
         match &self.advice {
-            Some(advice) => write!(f, "\n{advice}"),
+            Some(advice) => write!(f, "\n{}", terminal::line(advice)),
             None => Ok(()),
         }
     }

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod commands;
 pub mod error;
 pub mod log;
+pub mod output;
 pub mod render;
 pub mod resend;
 pub mod saga;

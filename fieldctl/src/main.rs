@@ -6,16 +6,21 @@ use clap::{CommandFactory, Parser};
 use fieldctl::{
     cli::{Cli, Command},
     error::{Exit, Trouble},
+    output,
     stack::Stack,
 };
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let exit = match run(Cli::parse()).await {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return ExitCode::from(output::usage(&error)),
+    };
+    let exit = match run(cli).await {
         Ok(exit) => exit,
         Err(trouble) => {
             if !trouble.message.is_empty() {
-                eprintln!("fieldctl: {trouble}");
+                output::complain(&trouble);
             }
             trouble.exit
         }
@@ -29,7 +34,7 @@ async fn run(cli: Cli) -> Result<Exit, Trouble> {
     if let Command::Completions { shell } = cli.command {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Cli::command(), "fieldctl", &mut script);
-        screen.line(&String::from_utf8_lossy(&script))?;
+        screen.script(&script)?;
         return Ok(Exit::Done);
     }
     let stack = Stack::connect(&cli.target).await?;
@@ -40,6 +45,7 @@ async fn run(cli: Cli) -> Result<Exit, Trouble> {
         Command::Events(command) => command.run(&stack, screen).await,
         Command::Readings(command) => command.run(&stack, screen).await,
         Command::Failures(command) => command.run(&stack, screen).await,
+        Command::Outputs(command) => command.run(&stack, screen),
         Command::Completions { .. } => Ok(Exit::Done),
     }?;
     screen.flush()?;

@@ -1,109 +1,16 @@
 //! How things look: colours, tables, times, JSON.
 
-use std::{io::Write, time::Duration};
+use std::time::Duration;
 
-use console::{Style, measure_text_width, truncate_str};
+use console::measure_text_width;
 use contracts::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::error::{Exit, Trouble};
-
-/// What a text means to who reads it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Tone {
-    /// As it is.
-    #[default]
-    Plain,
-    /// A title, or what the eye should find first.
-    Strong,
-    /// Context.
-    Faint,
-    /// Went well.
-    Good,
-    /// Waits, or was repeated.
-    Warn,
-    /// Failed.
-    Bad,
-}
-
-/// Where a command's output goes.
-pub struct Screen {
-    out: Box<dyn Write>,
-    /// Machine-readable output, and nothing else.
-    pub json: bool,
-    /// With ANSI colours.
-    pub color: bool,
-    /// Columns of the terminal; none where it is no terminal, and nothing is cut.
-    pub width: Option<usize>,
-    /// The time that ages are reckoned from.
-    pub now: Timestamp,
-}
-
-impl Screen {
-    /// One on that output.
-    #[must_use]
-    pub fn new(out: Box<dyn Write>, json: bool, color: bool, width: Option<usize>) -> Self {
-        Self { out, json, color, width, now: Timestamp::now() }
-    }
-
-    /// The text in that tone.
-    #[must_use]
-    pub fn paint(&self, tone: Tone, text: &str) -> String {
-        let style = Style::new().force_styling(self.color);
-        let style = match tone {
-            Tone::Plain => return text.to_owned(),
-            Tone::Strong => style.bold(),
-            Tone::Faint => style.dim(),
-            Tone::Good => style.green(),
-            Tone::Warn => style.yellow(),
-            Tone::Bad => style.red().bold(),
-        };
-        style.apply_to(text).to_string()
-    }
-
-    /// A line of text.
-    pub fn line(&mut self, text: &str) -> Result<(), Trouble> {
-        Ok(writeln!(self.out, "{}", text.trim_end())?)
-    }
-
-    /// A JSON document; indented where it is the only one.
-    pub fn document(&mut self, value: &impl Serialize) -> Result<(), Trouble> {
-        let text = serde_json::to_string_pretty(value).map_err(no_json)?;
-        Ok(writeln!(self.out, "{text}")?)
-    }
-
-    /// An entry of JSON lines.
-    pub fn entry(&mut self, value: &impl Serialize) -> Result<(), Trouble> {
-        let text = serde_json::to_string(value).map_err(no_json)?;
-        Ok(writeln!(self.out, "{text}")?)
-    }
-
-    /// Everything so far is out.
-    pub fn flush(&mut self) -> Result<(), Trouble> {
-        Ok(self.out.flush()?)
-    }
-
-    /// A name and its value, wrapped below it.
-    pub fn field(&mut self, name: &str, tone: Tone, value: &str) -> Result<(), Trouble> {
-        const NAME: usize = 13;
-        for (index, part) in wrap(value, self.width.map(|width| width.saturating_sub(NAME + 1)))
-            .into_iter()
-            .enumerate()
-        {
-            let name = self.paint(Tone::Faint, if index == 0 { name } else { "" });
-            let gap = NAME.saturating_sub(measure_text_width(&name));
-            let value = self.paint(tone, &part);
-            self.line(&format!("{name}{:gap$} {value}", ""))?;
-        }
-        Ok(())
-    }
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn no_json(error: serde_json::Error) -> Trouble {
-    Trouble::new(Exit::Failed, format!("the output is no JSON: {error}"))
-}
+use crate::{
+    error::Trouble,
+    output::{Screen, Text, Tone},
+};
 
 /// A text in its tone.
 pub type Cell = (String, Tone);
@@ -133,7 +40,7 @@ impl Table {
             self.widths = self.titles.iter().map(|title| measure_text_width(title)).collect();
             for row in rows {
                 for (width, (text, _)) in self.widths.iter_mut().zip(row) {
-                    *width = (*width).max(measure_text_width(text));
+                    *width = (*width).max(Text::from(&one_line(text)).width());
                 }
             }
             let titles: Vec<Cell> =
@@ -144,35 +51,34 @@ impl Table {
     }
 
     fn row(&self, screen: &mut Screen, row: &[Cell]) -> Result<(), Trouble> {
-        let mut line = String::new();
+        let mut line = Text::default();
         for (index, ((text, tone), width)) in row.iter().zip(&self.widths).enumerate() {
-            let text = one_line(text);
-            line += &screen.paint(*tone, &text);
+            let text = Text::from(&one_line(text));
+            let gap = width.saturating_sub(text.width()) + 2;
+            line = line.then(screen.paint(*tone, text));
             if index + 1 < row.len() {
-                let gap = width.saturating_sub(measure_text_width(&text)) + 2;
-                line += &" ".repeat(gap);
+                line = line.gap(gap);
             }
         }
-        let line = match screen.width {
-            Some(width) => truncate_str(&line, width, "…").into_owned(),
+        screen.line(match screen.width {
+            Some(width) => line.cut(width),
             None => line,
-        };
-        screen.line(&line)
+        })
     }
 }
 
-/// On a line, and without what would command the terminal: some texts come from outside.
+/// The text with a single space between its words.
 fn one_line(text: &str) -> String {
-    let words = text.split(|c: char| c.is_whitespace() || c.is_control());
-    words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+    text.split_ascii_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The text in lines of at most so many columns, broken between words where there are any.
+/// The text, escaped, in lines of at most so many columns, broken between words where there are any.
 #[must_use]
 pub fn wrap(text: &str, width: Option<usize>) -> Vec<String> {
-    let Some(width) = width.map(|width| width.max(20)) else { return vec![one_line(text)] };
+    let text = terminal::line(&one_line(text)).into_owned();
+    let Some(width) = width.map(|width| width.max(20)) else { return vec![text] };
     let mut lines = vec![String::new()];
-    for word in one_line(text).split(' ') {
+    for word in text.split(' ') {
         let mut word = word.to_owned();
         loop {
             let line = lines.last_mut().map_or(0, |line| measure_text_width(line));

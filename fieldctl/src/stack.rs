@@ -24,7 +24,13 @@ use crate::{
 #[command(next_help_heading = "Everywhere")]
 pub struct Target {
     /// Name of the CloudFormation stack.
-    #[arg(long, global = true, env = "FIELDSTATION_STACK", default_value = "fieldstation")]
+    #[arg(
+        long,
+        global = true,
+        env = "FIELDSTATION_STACK",
+        hide_env_values = true,
+        default_value = "fieldstation"
+    )]
     pub stack: String,
     /// AWS region; without it the environment's or the profile's.
     #[arg(long, global = true)]
@@ -166,6 +172,13 @@ impl Stack {
     /// Where the emulator is, if the stack is on this machine.
     pub(crate) fn emulator(&self) -> Option<Uri> {
         self.config.endpoint_url().and_then(loopback)
+    }
+
+    /// The outputs of the template, by name, with the API's URL as it can be called.
+    pub fn outputs(&self) -> Result<BTreeMap<String, String>, Trouble> {
+        let mut outputs = self.outputs.clone();
+        outputs.insert("ApiUrl".to_owned(), self.api_url()?);
+        Ok(outputs)
     }
 
     /// An output of the template.

@@ -9,7 +9,8 @@ use store::EventRow;
 
 use crate::{
     error::Trouble,
-    render::{Screen, Tone, age, sentence, short, span, wire, wrap},
+    output::{Screen, Text, Tone},
+    render::{age, sentence, short, span, wire, wrap},
     saga::{Execution, Failed, State},
 };
 
@@ -402,7 +403,7 @@ pub fn show(screen: &mut Screen, entries: &[Entry]) -> Result<(), Trouble> {
         let time = entry.at().to_string();
         if time[..10] != day {
             time[..10].clone_into(&mut day);
-            screen.line(&screen.paint(Tone::Faint, &format!("{day} UTC")))?;
+            screen.line(screen.paint(Tone::Faint, &format!("{day} UTC")))?;
         }
         let since = format!("+{}", span(entry.at().millis() - begun.millis()));
         let indent = 2 * depth(entry);
@@ -414,21 +415,21 @@ pub fn show(screen: &mut Screen, entries: &[Entry]) -> Result<(), Trouble> {
             let more = if matches!(entry, Entry::State { .. }) && line.tone == Tone::Bad {
                 screen.paint(Tone::Bad, more)
             } else {
-                more.clone()
+                more.into()
             };
             let text = if index == 0 {
-                format!(
-                    "{}{:indent$}{} {}  {:>took$}  {more}",
-                    screen.paint(Tone::Faint, &head),
-                    "",
-                    screen.paint(line.tone, line.symbol),
-                    screen.paint(line.tone, &format!("{:named$}", line.what)),
-                    line.took,
-                )
+                screen
+                    .paint(Tone::Faint, &head)
+                    .gap(indent)
+                    .then(screen.paint(line.tone, line.symbol))
+                    .then(" ")
+                    .then(screen.paint(line.tone, &format!("{:named$}", line.what)))
+                    .then(&format!("  {:>took$}  ", line.took))
+                    .then(more)
             } else {
-                format!("{:columns$}{more}", "")
+                Text::default().gap(columns).then(more)
             };
-            screen.line(&text)?;
+            screen.line(text)?;
         }
     }
     Ok(())

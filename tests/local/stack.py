@@ -6,6 +6,9 @@
     .venv/bin/python tests/local/stack.py status        what runs; exit status 1 unless both answer
     .venv/bin/python tests/local/stack.py logs [NAME]   the last hour's log lines (of log groups like NAME)
     .venv/bin/python tests/local/stack.py seed          what a new stack needs: the provider's plans and its API key
+    .venv/bin/python tests/local/stack.py may-forget    asks before a running stack is stopped; exit status 1: no
+    .venv/bin/python tests/local/stack.py api-url       the URL of the deployed API
+    .venv/bin/python tests/local/stack.py kits [METRIC] delivers kits, as a supplier's system does, and waits for them
     .venv/bin/python tests/local/stack.py env           prepares `sam local invoke`: the deployed functions' settings, and
                                                         a way from Docker's containers to the emulators (until `down`)
     .venv/bin/python tests/local/stack.py invoke NAME   a deployed function, by its binary's name, with its sample event
@@ -31,9 +34,11 @@ import socket
 import subprocess
 import sys
 import time
+import unicodedata
 import urllib.error
 import urllib.parse
 import urllib.request
+import uuid
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -271,6 +276,18 @@ def status():
     sys.exit(0 if all(answers) else 1)
 
 
+def may_forget():
+    """Asks before a running stack is stopped. Not on a terminal, or if the answer is no: exit status 1. FORCE=1: no
+    question."""
+    if os.environ.get("FORCE", "") not in ("", "0") or not (MINISTACK.group() or STRIPE.group()):
+        return
+    print(f"A local stack is running ({MINISTACK.url}). This stops it and deletes everything in it.")
+    if not sys.stdin.isatty():
+        sys.exit("To go on: run `make down` first, or run the same command with FORCE=1, such as `make demo FORCE=1`.")
+    if input("Stop it? [y/N] ").strip().lower() not in ("y", "yes"):
+        sys.exit("Nothing was changed.")
+
+
 def client(service):
     import boto3
 
@@ -337,6 +354,13 @@ def invoke(stack, binary):
     sys.exit(1 if "FunctionError" in answer else 0)
 
 
+def escaped(text):
+    """The text with escapes for the characters that control a terminal or are invisible: log lines contain data."""
+    return "".join(
+        f"\\u{ord(c):04x}" if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in text
+    )
+
+
 def logs(name, minutes):
     logged = client("logs")
     since = int((time.time() - minutes * 60) * 1000)
@@ -351,9 +375,51 @@ def logs(name, minutes):
                 events += [(event["timestamp"], group["logGroupName"], event["message"]) for event in found["events"]]
     for when, group, message in sorted(events, key=lambda event: event[0]):
         at = time.strftime("%H:%M:%S", time.localtime(when / 1000))
-        print(f"{at}.{when % 1000:03} {group.rpartition('/')[2]}: {message.rstrip()}")
+        print(escaped(f"{at}.{when % 1000:03} {group.rpartition('/')[2]}: {message.rstrip()}"))
     if not events:
         print(f"No log lines of the last {minutes} minutes in a log group whose name has {name!r}.", file=sys.stderr)
+
+
+def stack_outputs(stack):
+    if not MINISTACK.running():
+        sys.exit("The local stack is not running: make up deploy-local")
+    import botocore.exceptions
+
+    try:
+        described = client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]
+    except botocore.exceptions.ClientError as error:
+        sys.exit(f"The local stack has no stack {stack} ({error}): make deploy-local")
+    return {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
+
+
+def api_url(stack):
+    """The output ApiUrl names a host of AWS; the emulator serves the API at a host below localhost."""
+    outputs = stack_outputs(stack)
+    stage = outputs["ApiUrl"].rstrip("/").rpartition("/")[2]
+    print(f"http://{outputs['ApiId']}.execute-api.localhost:{MINISTACK.port}/{stage}")
+
+
+def kits(stack, metric, quantity, delivery):
+    """Puts a KitsDelivered event on the stack's bus, as docs/integrating.md describes it, and waits until it counted."""
+    schema = json.loads((ROOT / "shared" / "contracts" / "schemas" / "KitsDelivered.json").read_text())
+    known = [kind["const"] for kind in schema["$defs"]["Metric"]["oneOf"]]
+    if metric and metric not in known:
+        sys.exit(f"There is no metric {metric!r}. The metrics are: {', '.join(known)}.")
+    outputs, source = stack_outputs(stack), "local.supplier"
+    content = [{"metric": each, "quantity": quantity} for each in ([metric] if metric else known)]
+    answer = client("events").put_events(Entries=[{
+        "EventBusName": outputs["EventBusName"], "Source": source, "DetailType": "KitsDelivered",
+        "Detail": json.dumps({"deliveryId": delivery, "kits": content}),
+    }])
+    if answer["FailedEntryCount"]:
+        sys.exit(f"The event was not accepted: {answer['Entries']}")
+    key = {"id": {"S": f"delivery#{len(source)}/{source}/{delivery}"}}
+    for _ in range(WAIT_SECONDS * 2):
+        if "Item" in client("dynamodb").get_item(TableName=outputs["InventoryTable"], Key=key, ConsistentRead=True):
+            print(f"{stack}: delivery {delivery} is in stock: {quantity} of {metric or 'each metric'}")
+            return
+        time.sleep(0.5)
+    sys.exit(f"Delivery {delivery} is not in stock after {WAIT_SECONDS} s: make logs NAME=receive-kits")
 
 
 def seed(stack):
@@ -372,8 +438,7 @@ def seed(stack):
         except urllib.error.HTTPError as error:
             if error.code != 409:  # 409: it is there
                 raise
-    outputs = client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]["Outputs"]
-    secret = next(output["OutputValue"] for output in outputs if output["OutputKey"] == "StripeSecretArn")
+    secret = stack_outputs(stack)["StripeSecretArn"]
     client("secretsmanager").put_secret_value(SecretId=secret, SecretString=STRIPE_KEY)
     print(f"{stack}: the provider has the plans, the stack has its key")
 
@@ -467,13 +532,17 @@ def serve_bridge():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in ("up", "down", "status", "seed", "env", "stripe-stop", "stripe-start"):
+    for command in ("up", "down", "status", "may-forget", "api-url", "seed", "env", "stripe-stop", "stripe-start"):
         commands.add_parser(command)
     logs_parser = commands.add_parser("logs")
     logs_parser.add_argument("name", nargs="?", default="")
     logs_parser.add_argument("--minutes", type=int, default=60)
     invoke_parser = commands.add_parser("invoke")
     invoke_parser.add_argument("function")
+    kits_parser = commands.add_parser("kits")
+    kits_parser.add_argument("metric", nargs="?")
+    kits_parser.add_argument("--quantity", type=int, default=10)
+    kits_parser.add_argument("--delivery", default=str(uuid.uuid4()), help="the same delivery counts once")
     commands.add_parser("serve").add_argument("name", choices=("ministack", "localstripe", "bridge"))
     arguments = parser.parse_args()
     match arguments.command:
@@ -483,6 +552,12 @@ def main():
             down()
         case "status":
             status()
+        case "may-forget":
+            may_forget()
+        case "api-url":
+            api_url(STACK)
+        case "kits":
+            kits(STACK, arguments.metric, arguments.quantity, arguments.delivery)
         case "logs":
             logs(arguments.name, arguments.minutes)
         case "seed":

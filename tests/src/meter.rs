@@ -1,7 +1,5 @@
 //! How far something has come: a bar on a terminal, a plain line every quarter elsewhere.
 
-#![expect(clippy::print_stdout, reason = "it is there to be seen")]
-
 use std::io::{IsTerminal, stdout};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -42,7 +40,7 @@ impl Meter {
             Some(bar) if done == whole => bar.abandon(),
             Some(bar) => bar.set_position(*done as u64),
             None if *done * LINES / *whole != (*done - 1) * LINES / *whole => {
-                println!("  {what} {done}/{whole}");
+                terminal::print(format_args!("  {what} {done}/{whole}"));
             }
             None => {}
         }

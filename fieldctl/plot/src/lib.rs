@@ -120,7 +120,7 @@ impl fmt::Display for Plot<'_> {
             before = Some(y);
         }
 
-        writeln!(f, "  {}", self.title)?;
+        writeln!(f, "  {}", terminal::line(&self.title))?;
         for row in 0..ROWS {
             let label = match row {
                 0 => format!("{:.1}", range.end()),

@@ -12,7 +12,8 @@ use tokio::time::Instant;
 use crate::{
     error::{Exit, Trouble},
     log::{Between, sort},
-    render::{Cell, Screen, Table, Tone, instant, mask, plain},
+    output::{Screen, Tone},
+    render::{Cell, Table, instant, mask, plain},
     stack::Stack,
 };
 

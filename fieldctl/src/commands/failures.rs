@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 
 use crate::{
     error::{Exit, Trouble},
-    render::{Cell, Screen, Table, Tone, age, ago, mask, plain, sentence, short},
+    output::{Screen, Tone},
+    render::{Cell, Table, age, ago, mask, plain, sentence, short},
     stack::Stack,
     trace::of_status,
     walk::{Filter, STATUSES, Walk, kind},

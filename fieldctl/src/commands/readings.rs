@@ -9,7 +9,8 @@ use crate::{
     api::{Call, query},
     commands::json_file,
     error::{Exit, Trouble, unreadable},
-    render::{Screen, Table, Tone, instant, plain},
+    output::{Screen, Tone},
+    render::{Table, instant, plain},
     stack::Stack,
 };
 
@@ -220,7 +221,7 @@ async fn plot(
         let title = format!("{sensor}, {unit}, {} readings from {from}", samples.len());
         let plot =
             Plot { title, from, to, samples: &samples, limits: Vec::new(), breaches: Vec::new() };
-        screen.line(&plot.to_string())?;
+        plot.to_string().lines().try_for_each(|line| screen.line(line))?;
     }
     Ok(Exit::Done)
 }

@@ -10,10 +10,11 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    commands::{LOOK, confirm, sites, spinner},
+    commands::{LOOK, confirm, sites},
     error::{Exit, Trouble, aws},
     log::Between,
-    render::{Cell, Screen, Table, Tone, age, length, mask, plain, span},
+    output::{Progress, Screen, Tone},
+    render::{Cell, Table, age, length, mask, plain, span},
     saga::{Execution, Listed, MACHINES},
     stack::Stack,
     trace::{of_execution, of_status, show},
@@ -290,17 +291,17 @@ async fn recover(
         }
         return Ok(Exit::Done);
     }
-    let spinner = spinner();
+    let progress = Progress::spinner();
     let execution = loop {
         let execution = find(stack, arn).await?;
         if !execution.is_running() {
             break execution;
         }
         let state = execution.current().map_or("…", |state| &state.name).to_owned();
-        spinner.set_message(format!("site-teardown: {state}"));
+        progress.show(&format!("site-teardown: {state}"));
         tokio::time::sleep(LOOK).await;
     };
-    spinner.finish_and_clear();
+    progress.clear();
     screen.now = Timestamp::now();
     print(screen, &execution)?;
     Ok(if execution.failure.is_none() { Exit::Done } else { Exit::Failed })

@@ -10,9 +10,10 @@ use uuid::Uuid;
 
 use crate::{
     api::{Call, query},
-    commands::{LOOK, confirm, json_file, spinner},
+    commands::{LOOK, confirm, json_file},
     error::{Exit, Trouble},
-    render::{Screen, Table, Tone, ago, plain},
+    output::{Progress, Screen, Tone},
+    render::{Table, ago, plain},
     stack::Stack,
     trace::of_status,
 };
@@ -288,7 +289,7 @@ async fn wait_while(
     begun: &str,
     good: &str,
 ) -> Result<Exit, Trouble> {
-    let spinner = spinner();
+    let progress = Progress::spinner();
     let there = loop {
         let there = get(stack, site).await?;
         let status = text(&there, "status");
@@ -297,10 +298,10 @@ async fn wait_while(
         }
         let steps = there["onboarding"]["steps"].as_array().into_iter().flatten();
         let steps: Vec<_> = steps.map(|it| text(it, "name")).collect();
-        spinner.set_message(format!("{status}: {}", steps.join(", ")));
+        progress.show(&format!("{status}: {}", steps.join(", ")));
         tokio::time::sleep(LOOK).await;
     };
-    spinner.finish_and_clear();
+    progress.clear();
     let status = text(&there, "status");
     let failure = &there["onboarding"]["failure"];
     if screen.json {

@@ -9,7 +9,7 @@ use crate::{
     commands::sites,
     error::{Exit, Trouble},
     log::Between,
-    render::Screen,
+    output::{self, Screen},
     saga::Execution,
     stack::Stack,
     trace::Story,
@@ -77,7 +77,7 @@ pub async fn story(stack: &Stack, id: Uuid) -> Result<Story, Trouble> {
 
 /// The story can be told without it.
 fn or_tell<T>(got: Result<T, Trouble>) -> Option<T> {
-    got.inspect_err(|trouble| eprintln!("fieldctl: {trouble}")).ok()
+    got.inspect_err(output::complain).ok()
 }
 
 async fn all_events(

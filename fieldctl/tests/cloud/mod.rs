@@ -40,7 +40,10 @@ pub struct Cloud {
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
-const OUTPUTS: [(&str, &str); 7] = [
+/// An output with what XML can carry of hostile text.
+pub const NOTE: &str = "note \u{9b}45m\u{202e}\u{2066}\u{200b}";
+
+const OUTPUTS: [(&str, &str); 8] = [
     ("EventsTable", "EventsTable"),
     ("FailuresTable", "FailuresTable"),
     ("SitesTable", "SitesTable"),
@@ -48,6 +51,7 @@ const OUTPUTS: [(&str, &str); 7] = [
     ("SiteTeardownArn", "arn:aws:states:us-east-1:000000000000:stateMachine:site-teardown"),
     ("ApiUrl", "https://api.execute-api.us-east-1.amazonaws.com/local"),
     ("ApiId", "api"),
+    ("Note", NOTE),
 ];
 
 /// What `CloudFormation` answers, in its XML.

@@ -1,7 +1,5 @@
 //! Sends a station's day to the local stack, as its data logger would.
 
-#![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
@@ -42,7 +40,7 @@ async fn main() -> ExitCode {
     match run(Args::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error:#}");
+            terminal::print_error(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -66,14 +64,14 @@ async fn run(args: Args) -> Result<()> {
     let order = logger::order(bundles.len(), &every(args.late_every), &every(args.twice_every));
 
     let LeftOut { missing, impossible, questionable } = day.left_out();
-    println!(
+    terminal::print(format_args!(
         "{}: {} rows, {} good values in {} bundles; not sent: {missing} missing, {impossible} \
          impossible, {questionable} questionable.",
         day.station,
         day.rows,
         day.samples(),
-        bundles.len(),
-    );
+        bundles.len()
+    ));
     let mut meter = Meter::new("bundles", order.len());
     let mut retries = 0;
     for places in logger::calls(&order, args.bundles_per_call.into()) {
@@ -83,6 +81,6 @@ async fn run(args: Args) -> Result<()> {
             meter.step();
         }
     }
-    println!("All were accepted, after {retries} retries.");
+    terminal::print(format_args!("All were accepted, after {retries} retries."));
     Ok(())
 }

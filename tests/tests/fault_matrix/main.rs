@@ -1,8 +1,6 @@
 //! The fault matrix: every fault, at every call, of every step of an onboarding and its undoing, on the
 //! deployed local stack. `make fault-matrix` runs it; docs/fault-matrix.md says what it does.
 
-#![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
-
 mod books;
 mod callers;
 mod faults;
@@ -68,7 +66,7 @@ async fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("{error:#}");
+            terminal::print_error(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -126,16 +124,16 @@ async fn run(args: Args) -> Result<bool> {
     ensure!(!cases.is_empty(), "there is no such case of the steps and calls above");
     if args.list {
         for case in &cases {
-            println!("{case}");
+            terminal::print(&case);
         }
         return Ok(true);
     }
 
     let ran = matrix.run_all(&cases).await?;
     let failed: Vec<_> = ran.iter().filter(|ran| !ran.wrong.is_empty()).collect();
-    println!("\n{} of {} cases passed", ran.len() - failed.len(), ran.len());
+    terminal::print(format_args!("\n{} of {} cases passed", ran.len() - failed.len(), ran.len()));
     for Ran { case, .. } in &failed {
-        println!("failed; alone: make fault-matrix CASE='{case}'");
+        terminal::print(format_args!("failed; alone: make fault-matrix CASE='{case}'"));
     }
     if failed.is_empty() && cases.len() == all.len() {
         let ran: Vec<_> = ran.iter().filter_map(|ran| Some((&ran.case, ran.end?))).collect();
@@ -176,7 +174,11 @@ impl Matrix {
             let told = calls[&step.name]
                 .iter()
                 .map(|call| format!("{}{}", call.name, if call.cold { " (cold)" } else { "" }));
-            println!("{:24} {}", step.name, told.collect::<Vec<_>>().join(", "));
+            terminal::print(format_args!(
+                "{:24} {}",
+                step.name,
+                told.collect::<Vec<_>>().join(", ")
+            ));
         }
         Ok(calls)
     }
@@ -310,7 +312,10 @@ impl Matrix {
             {
                 *wrong = judge::wrong(&books, &self.reference, *onboarding, end, Some(case));
                 if !wrong.is_empty() {
-                    println!("FAILED at last: {case}\n    {}", wrong.join("\n    "));
+                    terminal::print(format_args!(
+                        "FAILED at last: {case}\n    {}",
+                        wrong.join("\n    ")
+                    ));
                 }
             }
         }
@@ -347,12 +352,18 @@ impl Matrix {
                     Some(End::Active) => "active",
                     _ => "undone",
                 };
-                println!("[{number:3}/{all}] {told} {seconds:5.1} s  {case}");
+                terminal::print(format_args!("[{number:3}/{all}] {told} {seconds:5.1} s  {case}"));
                 if !wrong.is_empty() {
-                    println!("    onboarding {onboarding}\n    {}", wrong.join("\n    "));
+                    terminal::print(format_args!(
+                        "    onboarding {onboarding}\n    {}",
+                        wrong.join("\n    ")
+                    ));
                     for Seen { function, calls, outcome, .. } in seen {
                         let calls: Vec<_> = calls.iter().map(|(_, call)| call.as_str()).collect();
-                        println!("    {function}: {} -> {outcome:?}", calls.join(", "));
+                        terminal::print(format_args!(
+                            "    {function}: {} -> {outcome:?}",
+                            calls.join(", ")
+                        ));
                     }
                 }
                 ran.push(Ran { case, onboarding, end, wrong });

@@ -25,7 +25,7 @@ pub fn write(
     let (_, after) = rest.split_once(END).context("the page's last mark")?;
     let tables = tables(steps, calls, ran)?;
     fs::write(&path, format!("{before}{BEGIN}\n{tables}\n{END}{after}"))?;
-    println!("{} is written", path.display());
+    terminal::print(format_args!("{} is written", path.display()));
     Ok(())
 }
 

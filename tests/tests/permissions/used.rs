@@ -129,7 +129,6 @@ struct Decision {
 }
 
 /// Prints the grants that were not used and the refusals; fails on those without a reason.
-#[expect(clippy::print_stdout, reason = "the table is what it is run for")]
 pub async fn judge(template: &Template, stack: &Stack) -> Result<()> {
     let deployed = Deployed::of(stack, template).await?;
     let decisions = decisions(template, &deployed)?;
@@ -161,17 +160,19 @@ pub async fn judge(template: &Template, stack: &Stack) -> Result<()> {
         let why = reason.map_or("NO REASON", |unused| unused.why);
         table.add_row([&grant.who, &grant.action, &grant.on(), why]);
     }
-    println!("{} grants; never used:\n{}", grants.len(), table.trim_fmt());
+    terminal::print(format_args!("{} grants; never used:\n{}", grants.len(), table.trim_fmt()));
     // Not an error: some are used in some runs only, as the runs' timing goes.
     let spare: Vec<_> = UNUSED.iter().map(Unused::name).filter(|it| !needed.contains(it)).collect();
-    println!("Reasons that this run did not need: {spare:#?}");
+    terminal::print(format_args!("Reasons that this run did not need: {spare:#?}"));
     let denied: Vec<String> = decisions
         .iter()
         .filter(|decision| !decision.allowed && decision.session != SESSION)
         .filter(|decision| !PROVOKED.iter().any(|pattern| matches(pattern, &decision.resource)))
         .map(|decision| format!("{} on {} to {}", decision.action, decision.resource, decision.who))
         .collect();
-    println!("Denied, but for what the tests asked for to be denied: {denied:#?}");
+    terminal::print(format_args!(
+        "Denied, but for what the tests asked for to be denied: {denied:#?}"
+    ));
     ensure!(without_reason == 0, "{without_reason} grants were never used: take them away");
     ensure!(denied.is_empty(), "{} permissions are missing", denied.len());
     Ok(())

@@ -9,7 +9,6 @@ use failures::{
     ledger::{Claim, Finish, Insist, Ledger, Outcome, Summary},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::{
     sync::Notify,
@@ -21,7 +20,8 @@ use super::{Chosen, Which, counted, payload, skips};
 use crate::{
     commands::sites::{self, Undoable},
     error::{Exit, Trouble},
-    render::{Screen, Table, Tone, age, plain, short},
+    output::{Progress, Screen, Tone},
+    render::{Table, age, plain, short},
     resend::{Entry, Resend, Sent, joined, part_of, undoes},
     stack::Stack,
     walk::{Filter, Walk, kind},
@@ -102,7 +102,7 @@ pub async fn run(stack: &Stack, screen: &mut Screen, options: Options) -> Result
         by: env::var("USER").ok(),
         insist: Insist { too_often: options.force, in_doubt: options.in_doubt },
     };
-    let bar = bar(length);
+    let progress = Progress::bar(length);
     let mut ticks = interval(Duration::from_secs(1) / options.rate.get());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let ticks = stream::unfold(ticks, |mut ticks| async move {
@@ -140,26 +140,17 @@ pub async fn run(stack: &Stack, screen: &mut Screen, options: Options) -> Result
                 stop = stop.or(Some(trouble));
                 halt.notify_one();
             }
-            Ok((row, one)) => bar.suspend(|| count.add(screen, &row, one))?,
+            Ok((row, one)) => progress.suspend(|| count.add(screen, &row, one))?,
         }
-        bar.inc(1);
+        progress.step();
     }
-    bar.finish_and_clear();
+    progress.clear();
     count.show(screen, interrupted.get())?;
     match stop {
         Some(trouble) => Err(trouble),
         None if count.failed + count.in_doubt > 0 || interrupted.get() => Ok(Exit::Failed),
         None if count.refused > 0 => Ok(Exit::Refused),
         None => Ok(Exit::Done),
-    }
-}
-
-fn bar(length: usize) -> ProgressBar {
-    let bar = ProgressBar::new(u64::try_from(length).unwrap_or(u64::MAX));
-    let template = "{bar:40} {pos}/{len} {per_sec}, {eta} left; Ctrl-C ends what is under way";
-    match ProgressStyle::with_template(template) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
     }
 }
 
@@ -420,8 +411,8 @@ impl Count {
             return screen.entry(&json!({ "id": row.id, "outcome": word, "reason": told }));
         }
         if matches!(word, "FAILED" | "IN_DOUBT" | "REFUSED") {
-            let symbol = screen.paint(tone, symbol);
-            screen.line(&format!("{symbol} {} {}  {told}", short(&row.id), row.source))?;
+            let text = format!(" {} {}  {told}", short(&row.id), row.source);
+            screen.line(screen.paint(tone, symbol).then(&text))?;
         }
         Ok(())
     }

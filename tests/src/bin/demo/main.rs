@@ -2,8 +2,6 @@
 //! declined card and one with too few kits in stock, sends the day of readings of one of them, shows
 //! what became of all that, and ends with status 0 only if what it shows is true.
 
-#![expect(clippy::print_stdout, reason = "what it prints is what it is for")]
-
 mod progress;
 mod readings;
 mod report;
@@ -25,14 +23,14 @@ async fn main() -> ExitCode {
     match run().await {
         Ok(untrue) if untrue.is_empty() => ExitCode::SUCCESS,
         Ok(untrue) => {
-            println!("\nNot true of what is shown above:");
+            terminal::print("\nNot true of what is shown above:");
             for what in untrue {
-                println!("- {what}");
+                terminal::print(format_args!("- {what}"));
             }
             ExitCode::FAILURE
         }
         Err(error) => {
-            println!("\nThe demo could not be carried out: {error:#}");
+            terminal::print(format_args!("\nThe demo could not be carried out: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -45,14 +43,14 @@ async fn run() -> Result<Vec<String>> {
     let stations = stations::all()?;
 
     stack.deliver(&stations::SENSORS, stations::DELIVERED).await?;
-    println!("Kits delivered: {} of each metric.", stations::DELIVERED);
+    terminal::print(format_args!("Kits delivered: {} of each metric.", stations::DELIVERED));
     let asked = ask(&stack, &stations).await?;
-    println!("Eight stations asked to be onboarded, four over HTTP and four by an event:");
+    terminal::print("Eight stations asked to be onboarded, four over HTTP and four by an event:");
     let onboarded = watch::onboard(&stack, &capture, &stations, asked).await?;
     let report::Findings { report, mut untrue } =
         report::examine(&stack, &capture, &stations, &onboarded).await?;
-    println!("\n{}", report::table(&report));
-    println!("{}", report::summary(&report));
+    terminal::print(format_args!("\n{}", report::table(&report)));
+    terminal::print(format_args!("{}", report::summary(&report)));
 
     // Readings need a site that is in service.
     let day = if untrue.is_empty() {
@@ -61,17 +59,20 @@ async fn run() -> Result<Vec<String>> {
             .zip(&onboarded.ids)
             .find(|(station, _)| station.code == stations::ALAMOSA)
             .context("Alamosa")?;
-        println!("\n{} sends a day of readings, over a bad line:", station.name);
+        terminal::print(format_args!(
+            "\n{} sends a day of readings, over a bad line:",
+            station.name
+        ));
         let day = readings::run(&stack, &capture, station, *ids).await?;
         untrue = day.untrue;
-        println!("\n{}", shown::all(&day.report));
+        terminal::print(format_args!("\n{}", shown::all(&day.report)));
         Some(day.report)
     } else {
         None
     };
     capture.stop(&stack).await?;
     let path = report::write(&report, day.as_ref())?;
-    println!("\n{}", report::what_next(&stack, &report, day.as_ref(), &path)?);
+    terminal::print(format_args!("\n{}", report::what_next(&stack, &report, day.as_ref(), &path)?));
     Ok(untrue)
 }
 

@@ -28,7 +28,7 @@ impl Board {
         let bars = names.iter().map(|name| {
             let bar = lines.add(ProgressBar::new(steps as u64));
             bar.set_style(style.clone());
-            bar.set_prefix((*name).to_owned());
+            bar.set_prefix(terminal::line(name).into_owned());
             bar.enable_steady_tick(Duration::from_millis(100));
             bar
         });
@@ -40,11 +40,11 @@ impl Board {
         match self {
             Self::Terminal(bars) => {
                 bars[index].set_position(done as u64);
-                bars[index].set_message(state.to_owned());
+                bars[index].set_message(terminal::line(state).into_owned());
             }
             Self::Plain { names, shown } => {
                 if shown[index] != state {
-                    println!("  {:28} {state}", names[index]);
+                    terminal::print(format_args!("  {:28} {state}", names[index]));
                     state.clone_into(&mut shown[index]);
                 }
             }

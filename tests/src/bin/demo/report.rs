@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use aws_sdk_sfn::types::ExecutionStatus;
-use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets::UTF8_FULL};
+use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL};
 use contracts::{Metric, Timestamp};
 use futures_util::future::try_join_all;
 use serde::Serialize;
@@ -354,10 +354,7 @@ pub fn table(report: &Report) -> Table {
     if table.width().is_none() {
         table.set_width(140);
     }
-    table.set_header(
-        ["Site", "Via", "Status", "ms", "Steps (ms)"]
-            .map(|title| Cell::new(title).add_attribute(Attribute::Bold)),
-    );
+    table.set_header(["Site", "Via", "Status", "ms", "Steps (ms)"]);
     for site in &report.sites {
         let steps = site.steps.iter().filter(|step| step.status != "UNDONE");
         let mut cell = words(steps);

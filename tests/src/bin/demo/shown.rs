@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
+use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 use contracts::{Metric, Timestamp, events::Limit};
 use plot::Plot;
 use surfrad::LeftOut;
@@ -23,7 +23,7 @@ fn table<const N: usize>(titles: [&str; N]) -> Table {
     if table.width().is_none() {
         table.set_width(WIDTH);
     }
-    table.set_header(titles.map(|title| Cell::new(title).add_attribute(Attribute::Bold)));
+    table.set_header(titles);
     table
 }
 

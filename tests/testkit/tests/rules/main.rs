@@ -6,6 +6,7 @@
 mod access;
 mod data;
 mod failing;
+mod first_use;
 mod functions;
 mod sagas;
 mod subject;

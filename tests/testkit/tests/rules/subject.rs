@@ -16,9 +16,10 @@ pub struct Subject {
 }
 
 /// The folders whose files are read, with the endings that count.
-const FOLDERS: [(&str, &[&str]); 8] = [
+const FOLDERS: [(&str, &[&str]); 9] = [
     (".ci", &["run", "txt"]),
     (".github/workflows", &["yml"]),
+    ("fieldctl/src", &["rs"]),
     ("functions", &["rs"]),
     ("shared", &["rs"]),
     ("tests/events", &["json"]),
@@ -26,7 +27,14 @@ const FOLDERS: [(&str, &[&str]); 8] = [
     ("tests/src", &["rs"]),
     ("tests/tests", &["rs"]),
 ];
-const FILES: [&str; 4] = ["Makefile", "README.md", "docs/operations.md", "samconfig.toml"];
+const FILES: [&str; 6] = [
+    "Makefile",
+    "README.md",
+    "docs/integrating.md",
+    "docs/operations.md",
+    "samconfig.toml",
+    "tests/smoke.sh",
+];
 
 impl Subject {
     pub fn read() -> Self {

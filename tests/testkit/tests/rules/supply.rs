@@ -115,6 +115,7 @@ pub fn workflows_with_few_rights(subject: &Subject) -> Objections {
         }
         let key = source.contains("access-key") || source.contains("secrets.");
         objections.unless(!key, path, "keeps a long-lived key");
+        objections.unless(!source.contains("secrets: inherit"), path, "hands on secrets");
         // It would run a stranger's change with our rights.
         let strangers = source.contains("pull_request_target") || source.contains("workflow_run");
         objections.unless(!strangers, path, "runs what strangers send with our rights");
@@ -126,6 +127,74 @@ pub fn workflows_with_few_rights(subject: &Subject) -> Objections {
                 path,
                 format!("{name} gives itself other rights"),
             );
+        }
+    }
+    objections
+}
+
+pub fn no_cache_where_it_counts(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    for (path, source) in subject.under(".github/workflows/") {
+        let releases = source.contains("sam build") || source.contains("--release");
+        let deploys = source.contains("id-token: write");
+        let code = source.lines().filter(|line| !line.trim_start().starts_with('#'));
+        let caches = code.filter(|line| line.contains("cache")).count() > 0;
+        objections.unless(!caches || !(releases || deploys), path, "restores a cache");
+    }
+    objections
+}
+
+pub fn production_comes_from_main(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    let path = ".github/workflows/prod.yml";
+    let workflow = yaml(subject.file(path));
+    let steps = workflow["jobs"]["canary"]["steps"].as_array().map_or(&[][..], Vec::as_slice);
+    let place = |what: &str| steps.iter().position(|step| text(&step["run"]).contains(what));
+    let first = steps.first().map(|step| text(&step["run"])).unwrap_or_default();
+    for (member, value) in [
+        (".path", ".github/workflows/staging.yml"),
+        (".head_repository.full_name", "\"$GITHUB_REPOSITORY\""),
+        (".event", "push"),
+        (".head_branch", "main"),
+        (".conclusion", "success"),
+    ] {
+        let check = format!("test \"$(jq -r {member} <<< \"$run\")\" = {value} || {{");
+        objections.unless(first.contains(&check), path, format!("does not check {member}"));
+    }
+    let ancestor = place("git merge-base --is-ancestor HEAD refs/remotes/origin/main || {");
+    let work = place("make ").or_else(|| place("sam deploy"));
+    let checked = ancestor.is_some_and(|ancestor| work.is_some_and(|work| ancestor < work));
+    objections.unless(checked, path, "does not check that the commit is on main");
+    let staging = yaml(subject.file(".github/workflows/staging.yml"));
+    // YAML 1.1 readers take the word `on` for true.
+    let pushes = &staging["on"]["push"];
+    objections.unless(
+        pushes["branches"] == serde_json::json!(["main"]) && pushes["tags"].is_null(),
+        ".github/workflows/staging.yml",
+        "is run by a push to something else than main",
+    );
+    objections
+}
+
+/// What may print: the module that escapes everything.
+const WRITERS: [&str; 1] = ["fieldctl/src/output.rs"];
+
+pub fn output_is_escaped(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    let printing = ["println!(", "print!(", "stdout()", "stderr()", "ProgressBar::", "Term::"];
+    for (path, source) in subject.under("fieldctl/src/") {
+        for what in printing {
+            let prints = !WRITERS.contains(&path) && source.contains(what);
+            objections.unless(!prints, path, format!("{what} prints what is not escaped"));
+        }
+    }
+    for (path, source) in subject.under("tests/src/") {
+        let prints = source.contains("println!(") || source.contains("print!(");
+        objections.unless(!prints, path, "prints what is not escaped: use terminal::print");
+        for bar in ["set_message(", "set_prefix("] {
+            let texts = source.split(bar).skip(1);
+            let escaped = texts.into_iter().all(|text| text.starts_with("terminal::line("));
+            objections.unless(escaped, path, format!("{bar} shows what is not escaped"));
         }
     }
     objections

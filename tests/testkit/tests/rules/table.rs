@@ -1,7 +1,7 @@
 //! The rules: what must hold, why, and how to see each one fail.
 
 use crate::{
-    access, data, failing, functions, sagas,
+    access, data, failing, first_use, functions, sagas,
     subject::{
         Edit::{self, NoFile, Text, With, Without},
         Objections, Subject,
@@ -30,6 +30,7 @@ pub const RULES: &[(&str, &[Rule])] = &[
     ("Nobody may do more than needed", ACCESS),
     ("What is kept is kept safely", DATA),
     ("What comes in from outside was looked at", SUPPLY),
+    ("A newcomer is told what is missing", FIRST_USE),
 ];
 
 #[rustfmt::skip]
@@ -678,6 +679,47 @@ const SUPPLY: &[Rule] = &[
             (Text(".github/workflows/test.yml", "pull_request:", "pull_request_target:"), ".github/workflows/test.yml"),
             (Text(".github/workflows/advisories.yml", "    timeout-minutes: 15\n", ""), ".github/workflows/advisories.yml"),
             (Text(".github/workflows/smoke.yml", "role-to-assume: ${{ vars.", "aws-access-key-id: ${{ secrets."), ".github/workflows/smoke.yml"),
+            (Text(".github/workflows/staging.yml", "stack: fieldstation-staging }\n", "stack: fieldstation-staging }\n    secrets: inherit\n"), ".github/workflows/staging.yml"),
+        ],
+    },
+    Rule {
+        name: "What is deployed is built without a cache, and no job that can take a role restores one",
+        why: "a run of another branch can put a poisoned entry into the cache",
+        check: supply::no_cache_where_it_counts,
+        except: &[],
+        breaks: &[
+            (Text(".github/workflows/build.yml", "      - run: make setup", "      - uses: Swatinem/rust-cache@779680da715d629ac1d338a641029a2f4372abb5 # v2.8.2\n      - run: make setup"), ".github/workflows/build.yml"),
+            (Text(".github/workflows/smoke.yml", "      - run: cargo build", "      - uses: actions/cache@0057852bfaa89a56745cba8c7296529d2fc39830 # v4.3.0\n      - run: cargo build"), ".github/workflows/smoke.yml"),
+            (Text(".github/workflows/staging.yml", "{ python-version: '3.11' }", "{ python-version: '3.11', cache: pip }"), ".github/workflows/staging.yml"),
+        ],
+    },
+    Rule {
+        name: "Production takes the build of a push to main of this repository that passed staging",
+        why: "staging can be run on any branch, and a fork's run has the same file name",
+        check: supply::production_comes_from_main,
+        except: &[],
+        breaks: &[
+            (Text(".github/workflows/prod.yml", ".head_branch <<<", ".head_sha <<<"), ".github/workflows/prod.yml"),
+            (Text(".github/workflows/prod.yml", "= main ||", "= main || true ||"), ".github/workflows/prod.yml"),
+            (Text(".github/workflows/prod.yml", ".event <<< \"$run\")\" = push", ".event <<< \"$run\")\" != schedule"), ".github/workflows/prod.yml"),
+            (Text(".github/workflows/prod.yml", "= \"$GITHUB_REPOSITORY\"", "!= \"\""), ".github/workflows/prod.yml"),
+            (Text(".github/workflows/prod.yml", "= success", "!= failure"), ".github/workflows/prod.yml"),
+            (Text(".github/workflows/prod.yml", "refs/remotes/origin/main", "HEAD"), ".github/workflows/prod.yml"),
+            (Text(".github/workflows/staging.yml", "branches: [main]", "tags: [main]"), ".github/workflows/staging.yml"),
+        ],
+    },
+    Rule {
+        name: "fieldctl, the demo and the data logger print through one writer that escapes control and invisible characters",
+        why: "data from outside would command the terminal of whoever looks at it",
+        check: supply::output_is_escaped,
+        except: &[],
+        breaks: &[
+            (Text("fieldctl/src/commands/sites.rs", "    screen.line(\"\")?;\n    let steps", "    println!(\"{site}\");\n    let steps"), "fieldctl/src/commands/sites.rs"),
+            (Text("fieldctl/src/main.rs", "output::complain(&trouble)", "eprintln!(\"{}\", trouble.message)"), "fieldctl/src/main.rs"),
+            (Text("fieldctl/src/commands/sites.rs", "Progress::spinner()", "indicatif::ProgressBar::new_spinner()"), "fieldctl/src/commands/sites.rs"),
+            (Text("fieldctl/src/commands.rs", "output::ask(question)?", "io::stderr().write_all(question.as_bytes())?"), "fieldctl/src/commands.rs"),
+            (Text("tests/src/meter.rs", "terminal::print(format_args!(", "println!("), "tests/src/meter.rs"),
+            (Text("tests/src/bin/demo/progress.rs", "set_message(terminal::line(state).into_owned())", "set_message(state.to_owned())"), "tests/src/bin/demo/progress.rs"),
         ],
     },
     Rule {
@@ -689,5 +731,37 @@ const SUPPLY: &[Rule] = &[
             (Text("tests/local/stack.py", "HOST = \"127.0.0.1\"", "HOST = \"0.0.0.0\""), "tests/local/stack.py"),
             (Text("tests/local/stack.py", "\"BIND_HOST\": HOST,", ""), "tests/local/stack.py"),
         ],
+    },
+];
+
+#[rustfmt::skip]
+const FIRST_USE: &[Rule] = &[
+    Rule {
+        name: "make demo asks before it deletes a running local stack",
+        why: "somebody may be working on it",
+        check: first_use::a_running_stack_is_not_lost,
+        except: &[],
+        breaks: &[(Text("Makefile", "$(STACK) may-forget", "true"), "Makefile")],
+    },
+    Rule {
+        name: "The goals of the Makefile name what is missing, and show why an installation failed",
+        why: "a newcomer would give up",
+        check: first_use::missing_things_are_named,
+        except: &[],
+        breaks: &[
+            (Text("Makefile", "local-env: require-docker", "local-env:"), "Makefile"),
+            (Text("Makefile", "lambda-image: require-docker build-local", "lambda-image: build-local"), "Makefile"),
+            (Text("Makefile", "$(STACK) kits air_temperature", "true air_temperature"), "Makefile"),
+            (Text("Makefile", "$(STACK) api-url)", "true)"), "Makefile"),
+            (Text("Makefile", "npm ci --prefix tests/local --loglevel=error", "npm ci --prefix tests/local --silent"), "Makefile"),
+            (Text("tests/smoke.sh", "KitsOutOfStock", "Nothing"), "tests/smoke.sh"),
+        ],
+    },
+    Rule {
+        name: "The documented kinesis put-record works with versions 1 and 2 of the AWS CLI",
+        why: "without fileb:// one of them sends the base64 text itself",
+        check: first_use::documented_commands_work_with_each_aws_cli,
+        except: &[],
+        breaks: &[(Text("docs/integrating.md", "--data fileb://bundle.json.gz", "--data \"$(gzip -c bundle.json | base64 -w0)\""), "docs/integrating.md")],
     },
 ];

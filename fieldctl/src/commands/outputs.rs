@@ -1,0 +1,41 @@
+//! `fieldctl outputs`.
+
+use clap::Args;
+
+use crate::{
+    error::{Exit, Trouble},
+    output::{Screen, Tone},
+    render::{Table, plain},
+    stack::Stack,
+};
+
+/// Prints the stack's outputs.
+#[derive(Debug, Args)]
+pub struct Outputs {
+    /// Print only the value of this one, such as ApiUrl.
+    name: Option<String>,
+}
+
+impl Outputs {
+    /// Prints them.
+    pub fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, Trouble> {
+        let outputs = stack.outputs()?;
+        if let Some(name) = self.name {
+            let value = outputs.get(&name).ok_or_else(|| {
+                let names: Vec<_> = outputs.keys().map(String::as_str).collect();
+                Trouble::not_found(format!("the stack {} has no output {name}", stack.name()))
+                    .advise(format!("it has {}", names.join(", ")))
+            })?;
+            if screen.json { screen.document(value)? } else { screen.line(value)? }
+        } else if screen.json {
+            screen.document(&outputs)?;
+        } else {
+            let rows: Vec<_> = outputs
+                .into_iter()
+                .map(|(name, value)| vec![(name, Tone::Strong), plain(value)])
+                .collect();
+            Table::new(["OUTPUT", "VALUE"]).page(screen, &rows)?;
+        }
+        Ok(Exit::Done)
+    }
+}

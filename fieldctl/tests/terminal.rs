@@ -1,0 +1,371 @@
+//! What comes from outside can't control the operator's terminal, or deceive the operator: every
+//! command, the real binary, with hostile text in everything that the stack answers.
+
+mod cloud;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs::File,
+    io::{Read, Write},
+    os::fd::OwnedFd,
+    process::{Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use clap::CommandFactory;
+use cloud::{Asked, Cloud, NOTE};
+use contracts::{OnboardingId, Saga, SensorId, SiteId, Timestamp, events::SiteActivated};
+use failures::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
+use fieldctl::cli::Cli;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use serde_json::{Value, json};
+use store::NewEvent;
+use testkit::dynamo::{EVENTS, FAILURES};
+
+/// Colours and a title for a terminal, a C1 control, bidirectional controls, zero-width and other
+/// invisible characters, a line separator, a line that looks like one of ours. `fieldctl` itself
+/// never sets a background, so the colour here can't be confused with its own.
+const HOSTILE: &str = "\u{1b}[45m\u{1b}]0;title\u{7}\u{8}\u{9b}45m\u{7f}\u{85}\u{202e}\u{2066}\u{200b}\
+    \u{feff}\u{ad}\u{3164}\u{2028}\u{e0041}\r\nfieldctl: all is well";
+/// The colours that `fieldctl` uses.
+const COLOURS: [&str; 7] = ["0", "1", "2", "22", "31", "32", "33"];
+
+type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
+
+fn site() -> SiteId {
+    SiteId::registered("http", "key-1")
+}
+
+fn onboarding() -> OnboardingId {
+    OnboardingId::of(site())
+}
+
+/// The characters in an output that a terminal obeys or that nobody sees; those are left out that
+/// `fieldctl` writes itself: line ends, its colours.
+fn unsafe_in(output: &str) -> BTreeSet<char> {
+    let mut rest = output.replace('\n', "");
+    for colour in COLOURS {
+        rest = rest.replace(&format!("\u{1b}[{colour}m"), "");
+    }
+    let hostile = HOSTILE.chars().filter(|c| !c.is_ascii_graphic() && !" \n".contains(*c));
+    let hostile: BTreeSet<_> = hostile.collect();
+    rest.chars().filter(|c| hostile.contains(c) || c.is_control()).collect()
+}
+
+fn begun() -> Value {
+    json!(1_767_225_600.0)
+}
+
+/// A stack in whose answers each text that people or other systems can choose is hostile.
+fn hostile(asked: &Asked) -> Answer {
+    let name = format!("name {HOSTILE}");
+    let arn = |machine: &str| format!("arn:aws:states:us-east-1:0:execution:{machine}:{HOSTILE}");
+    let failure = json!({ "step": name, "error": name, "message": name });
+    let shown = json!({
+        "siteId": site(), "name": name, "operator": name, "status": "REJECTED", "createdAt": name,
+        "location": { "latitude": 1, "longitude": name, "elevationM": 2 },
+        "onboarding": { "onboardingId": onboarding(), "failure": failure,
+            "steps": [{ "name": name, "status": name, "at": name }] },
+        "sensors": [{ "sensorId": name, "unit": name, "metric": name }],
+    });
+    let cause = json!({ "errorMessage": name }).to_string();
+    let input = json!({ "onboardingId": onboarding(), "siteId": site(), "note": name }).to_string();
+    let body = match asked.what.rsplit('.').next().unwrap_or_default() {
+        "ListExecutions" => json!({ "executions": [{
+            "executionArn": arn("site-teardown"), "stateMachineArn": "m",
+            "name": format!("operator-{}-{HOSTILE}", onboarding()), "status": "RUNNING", "startDate": begun() }] }),
+        "DescribeExecution" => json!({
+            "executionArn": arn("site-teardown"), "name": name, "startDate": begun(), "input": input,
+            "stateMachineArn": format!("arn:aws:states:us-east-1:0:stateMachine:{name}"),
+            "status": "FAILED", "stopDate": begun(), "error": "CompensationIncomplete", "cause": cause }),
+        "GetExecutionHistory" => json!({ "events": [
+            { "id": 1, "timestamp": begun(), "type": "TaskStateEntered",
+                "stateEnteredEventDetails": { "name": name } },
+            { "id": 2, "timestamp": begun(), "type": "TaskFailed", "taskFailedEventDetails": {
+                "resource": "r", "resourceType": "lambda", "error": name, "cause": cause } }] }),
+        "StartExecution" => json!({ "executionArn": arn("site-teardown"), "startDate": begun() }),
+        "/local/sites" if !asked.body.is_empty() => {
+            json!({ "siteId": site(), "onboardingId": onboarding(), "note": name })
+        }
+        "/local/sites" => json!({ "sites": [shown] }),
+        "/local/readings" => json!({ "accepted": 1 }),
+        path if path.starts_with("/local/sensors") && asked.query.contains("aggregate") => {
+            json!({ "unit": name, "buckets": [{ "start": name, "count": name, "min": name, "max": name }] })
+        }
+        path if path.starts_with("/local/sensors") => {
+            json!({ "unit": name, "samples": [["2026-01-01T00:00:00.000Z", 1.5]], "note": name })
+        }
+        path if path.contains("/invocations") => {
+            let failed = json!({ "errorType": name, "errorMessage": name });
+            return (200, failed, vec![("x-amz-function-error", "Unhandled")]);
+        }
+        _ if asked.what.starts_with("/local/") => shown,
+        _ => json!({}),
+    };
+    (200, body, vec![])
+}
+
+/// A stack that refuses everything, with a hostile reason.
+fn refusing(_: &Asked) -> Answer {
+    let text = format!("refused {HOSTILE}");
+    let body = json!({
+        "__type": "HostileException", "message": text, "title": text, "detail": text,
+        "errors": [{ "field": text, "message": text }],
+    });
+    (400, body, vec![("x-amzn-errortype", "HostileException")])
+}
+
+fn failure() -> FailureRow {
+    let source = "import-site";
+    let error = ErrorInfo::new(&format!("Name{HOSTILE}"), &format!("message {HOSTILE}"));
+    let at = Timestamp::from_millis(1_767_225_600_000);
+    FailureRow {
+        id: FailureId::of(source, [7; 32]),
+        source: source.to_owned(),
+        kind: Kind::FunctionFailed,
+        payload: Some(json!({ format!("key {HOSTILE}"): HOSTILE }).to_string()),
+        payload_file: None,
+        fingerprint: fingerprint(source, &error),
+        error,
+        attempts: 1,
+        first_at: at,
+        last_at: at,
+        status: Status::Open,
+        correlation_id: Some(onboarding()),
+        site_id: None,
+        execution: Some(HOSTILE.to_owned()),
+        messages: BTreeSet::new(),
+        replays: 0,
+        replay: None,
+        note: Some(HOSTILE.to_owned()),
+    }
+}
+
+async fn stack(answer: fn(&Asked) -> Answer) -> Cloud {
+    let cloud = Cloud::start(answer).await;
+    cloud.dynamo.put(FAILURES, json!(failure())).await;
+    let site_id = site();
+    let saga = Saga { onboarding_id: onboarding(), site_id, causation_id: None };
+    // `events tail` shows what is newer than its start.
+    let at = Timestamp::now().plus_millis(5000);
+    let event = NewEvent::of(saga, site_id, 2, at, SiteActivated { site_id }).row();
+    let mut event = json!(event.expect("a row"));
+    let mut detail: Value =
+        serde_json::from_str(event["detail"].as_str().expect("text")).expect("JSON");
+    detail["data"]["note"] = HOSTILE.into();
+    event["detail"] = detail.to_string().into();
+    event["entity"] = format!("site#{HOSTILE}").into();
+    event["source"] = HOSTILE.into();
+    cloud.dynamo.put(EVENTS, event).await;
+    cloud
+}
+
+/// The names of all commands, from the definition of the command line.
+fn commands() -> Vec<String> {
+    fn add(command: &clap::Command, path: &str, all: &mut Vec<String>) {
+        let mut subcommands = command.get_subcommands().peekable();
+        if subcommands.peek().is_none() {
+            all.push(path.trim().to_owned());
+        }
+        subcommands.for_each(|it| add(it, &format!("{path} {}", it.get_name()), all));
+    }
+    let mut all = Vec::new();
+    add(&Cli::command(), "", &mut all);
+    all
+}
+
+/// The arguments for a command, and whether it prints what others chose: as text, as JSON.
+fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
+    let registration = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/events/import-site.json");
+    let site = site().to_string();
+    let sensor = SensorId::of(onboarding(), 0).to_string();
+    let onboarding = onboarding().to_string();
+    let failure = failure().id.to_string();
+    let (more, prints): (&[&str], _) = match command {
+        "completions" => (&["bash"], (false, false)),
+        "outputs" | "sites list" | "sagas list" | "failures list" | "failures groups" => {
+            (&[], (true, true))
+        }
+        "sites show" => (&[&site], (true, true)),
+        "sites onboard" => (&[registration, "--wait"], (true, true)),
+        "sites teardown" => (&[&site, "--yes"], (false, true)),
+        "trace" => (&[&site], (true, true)),
+        "sagas show" => (&["arn:any"], (true, true)),
+        "sagas recover" => (&[&onboarding, "--yes"], (true, true)),
+        "events list" => (&["--correlation", &onboarding], (true, true)),
+        "events tail" => (&["--seconds", "1"], (true, true)),
+        "readings send" => (&[registration], (false, false)),
+        "readings get" => (&[&sensor, "--aggregate", "hour"], (true, true)),
+        "readings plot" => (&[&sensor, "--from", "2026-01-01T00:00:00Z"], (true, false)),
+        "failures show" => (&[&failure], (true, true)),
+        "failures replay" => (&["--all", "--yes"], (true, true)),
+        "failures discard" => (&["--all", "--note", "x"], (true, true)),
+        other => panic!("{other} is new: say here how it is called and whether it prints data"),
+    };
+    let words = command.split(' ').chain(more.iter().copied());
+    (words.map(str::to_owned).collect(), prints)
+}
+
+/// Runs a command so wide that nothing is cut: exit code, standard output and standard error.
+async fn run(cloud: &Cloud, options: &[&str], words: &[String]) -> (i32, String, String) {
+    let words: Vec<_> = options.iter().copied().chain(words.iter().map(String::as_str)).collect();
+    let output = cloud.command(&words).env("COLUMNS", "5000").output().await.expect("it runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+}
+
+/// Every text in a JSON value, names of members included.
+fn texts(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::String(text) => found.push(text.clone()),
+        Value::Array(values) => values.iter().for_each(|value| texts(value, found)),
+        Value::Object(members) => members.iter().for_each(|(name, value)| {
+            found.push(name.clone());
+            texts(value, found);
+        }),
+        _ => {}
+    }
+}
+
+#[tokio::test]
+async fn no_command_prints_what_controls_a_terminal() {
+    for command in commands() {
+        let (words, (as_text, as_json)) = arguments(&command);
+        for options in [&["--color", "never"][..], &["--color", "always"], &["--json"]] {
+            let cloud = stack(hostile).await;
+            let (_, out, err) = run(&cloud, options, &words).await;
+            let told = format!("{options:?} {command}:\n{out:?}\n{err:?}");
+            if command == "completions" {
+                continue;
+            }
+            for output in [&out, &err] {
+                assert_eq!(unsafe_in(output), BTreeSet::new(), "{told}");
+            }
+            assert!(!err.contains("panicked"), "{told}");
+            if options == ["--json"] {
+                let documents = serde_json::Deserializer::from_str(&out).into_iter::<Value>();
+                let mut found = Vec::new();
+                documents
+                    .for_each(|it| texts(&it.unwrap_or_else(|_| panic!("{told}")), &mut found));
+                let same = found.iter().any(|text| text.contains(HOSTILE) || text == NOTE);
+                assert_eq!(same, as_json, "the value must stay the same: {told}");
+            } else {
+                assert_eq!(out.contains("\\u202e"), as_text, "{told}");
+                let faked = out.lines().any(|line| line.starts_with("fieldctl: all is well"));
+                assert!(!faked, "{told}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_error_message_controls_a_terminal() {
+    let cloud = stack(refusing).await;
+    let mut refused = 0;
+    for command in commands() {
+        let (words, _) = arguments(&command);
+        let (_, out, err) = run(&cloud, &["--color", "always"], &words).await;
+        if command == "completions" {
+            continue;
+        }
+        for output in [&out, &err] {
+            assert_eq!(unsafe_in(output), BTreeSet::new(), "{command}:\n{out:?}\n{err:?}");
+        }
+        let faked = err.lines().any(|line| line.starts_with("fieldctl: all is well"));
+        assert!(!faked, "{command}:\n{err}");
+        refused += usize::from(err.contains("refused \\u001b"));
+    }
+    assert!(refused >= 10, "only {refused} commands were refused");
+
+    // What is on the command line is quoted in errors.
+    let sensor = SensorId::of(onboarding(), 0).to_string();
+    for words in [
+        &["sites", "show", HOSTILE][..],
+        &[HOSTILE],
+        &["--stack", HOSTILE, "sites", "list"],
+        &["--endpoint-url", HOSTILE, "sites", "list"],
+        &["sites", "onboard", HOSTILE],
+        &["outputs", HOSTILE],
+        &["sagas", "show", HOSTILE],
+        &["events", "list", "--type", HOSTILE],
+        &["events", "list", "--entity", HOSTILE],
+        &["readings", "get", &sensor, "--from", HOSTILE],
+        &["failures", "show", HOSTILE],
+    ] {
+        let (code, out, err) = cloud.run(words).await;
+        let quoted = err.contains("u{202e}") || err.contains("u202e");
+        assert!(code > 0 && quoted, "{words:?}: {err}");
+        for output in [&out, &err] {
+            assert_eq!(unsafe_in(output), BTreeSet::new(), "{words:?}:\n{out:?}\n{err:?}");
+        }
+    }
+}
+
+/// Runs the binary with a terminal for everything, answers `y` to its question. Returns what the
+/// terminal got.
+fn on_a_terminal(cloud: &Cloud, words: &[&str]) -> String {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
+    grantpt(&master).expect("its other end");
+    unlockpt(&master).expect("its other end");
+    let name = ptsname(&master, Vec::new()).expect("its name").into_string().expect("text");
+    let end =
+        || -> OwnedFd { File::options().read(true).write(true).open(&name).expect(&name).into() };
+    let mut command: Command = cloud.command(words).into_std();
+    command.env("TERM", "xterm-256color").stdin(Stdio::from(end()));
+    command.stdout(Stdio::from(end())).stderr(Stdio::from(end()));
+    let mut child = command.spawn().expect("it runs");
+    // The child has its own; the last end that closes ends the output.
+    drop(command);
+    let mut terminal = File::from(master);
+    terminal.write_all(b"y\n").expect("an answer");
+    let (mut output, mut buffer) = (Vec::new(), [0; 4096]);
+    // An error is the end: nobody has the other end open.
+    while let Ok(length @ 1..) = terminal.read(&mut buffer) {
+        output.extend_from_slice(&buffer[..length]);
+    }
+    child.wait().expect("its end");
+    String::from_utf8_lossy(&output).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_and_progress_do_not_control_a_terminal() {
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    // The site is in the status that the command waits for from the second look on.
+    fn slow(asked: &Asked) -> Answer {
+        let (status, mut body, headers) = hostile(asked);
+        if asked.what.contains("/local/sites/") {
+            let ready = ASKED.fetch_add(1, Ordering::Relaxed) > 0;
+            body["status"] = if ready { "DECOMMISSIONED" } else { "ONBOARDING" }.into();
+        }
+        (status, body, headers)
+    }
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/events/import-site.json");
+    let (site, onboarding) = (site().to_string(), onboarding().to_string());
+    let expected = HashMap::from([
+        ("teardown", "out of service, for good? [y/N]"),
+        ("recover", "Undos that were done are no-ops. [y/N]"),
+        ("onboard", "ONBOARDING: name \\u001b[45m"),
+        ("replay", "Ctrl-C ends what is under way"),
+    ]);
+    for words in [
+        &["sites", "teardown", &site][..],
+        &["sagas", "recover", &onboarding],
+        &["sites", "onboard", file, "--wait"],
+        &["failures", "replay", "--all", "--yes"],
+    ] {
+        ASKED.store(0, Ordering::Relaxed);
+        let cloud = stack(slow).await;
+        let output = tokio::task::block_in_place(|| on_a_terminal(&cloud, words));
+        assert!(output.contains(expected[words[1]]), "{words:?}:\n{output:?}");
+        assert!(output.contains("\\u202e"), "{words:?}:\n{output:?}");
+        // The terminal itself adds \r; the progress moves the cursor.
+        for hostile in ["\u{1b}[45m", "\u{1b}]", "\u{7}", "\u{8}"] {
+            assert!(!output.contains(hostile), "{words:?}:\n{output:?}");
+        }
+        let unsafe_chars = unsafe_in(&output);
+        assert!(
+            unsafe_chars.iter().all(|c| matches!(c, '\u{1b}' | '\r')),
+            "{words:?}: {unsafe_chars:?}\n{output:?}"
+        );
+    }
+}
