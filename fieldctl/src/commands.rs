@@ -5,6 +5,7 @@ pub mod failures;
 pub mod readings;
 pub mod sagas;
 pub mod sites;
+pub mod subscriptions;
 pub mod trace;
 
 use std::{

@@ -40,7 +40,8 @@ pub struct Cloud {
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
-const OUTPUTS: [(&str, &str); 7] = [
+const OUTPUTS: [(&str, &str); 8] = [
+    ("BillingTable", "BillingTable"),
     ("EventsTable", "EventsTable"),
     ("FailuresTable", "FailuresTable"),
     ("SitesTable", "SitesTable"),

@@ -46,6 +46,10 @@ pub enum Trouble {
 struct Books {
     /// Subscriptions that are paid for, by customer.
     customers: BTreeMap<String, BTreeSet<String>>,
+    /// Those that the account has besides, as the list shows them.
+    others: Vec<Value>,
+    /// The sites that subscriptions were opened for.
+    sites: BTreeMap<String, String>,
     made: u32,
     /// Answers by idempotency key.
     answered: BTreeMap<String, (u16, Value)>,
@@ -106,6 +110,11 @@ impl FakeStripe {
     /// Stripe keeps idempotency keys for a day; a stand-in may not keep them at all.
     pub fn forget_keys(&self) {
         self.books.lock().expect("books").answered.clear();
+    }
+
+    /// The account has these subscriptions, too.
+    pub fn also_has(&self, subscriptions: Vec<Value>) {
+        self.books.lock().expect("books").others = subscriptions;
     }
 
     pub fn customers(&self) -> usize {
@@ -173,6 +182,23 @@ impl Books {
         }
     }
 
+    /// All subscriptions of the account, two a page.
+    fn page(&self, after: Option<&str>) -> (u16, Value) {
+        let ids = self.customers.values().flatten();
+        let ours = ids.map(|id| {
+            let metadata = json!({ "siteId": self.sites[id] });
+            json!({
+                "id": id, "status": "active", "created": noon(0).seconds(), "metadata": metadata,
+            })
+        });
+        let all: Vec<_> = ours.chain(self.others.iter().cloned()).collect();
+        let from = after.map_or(0, |after| {
+            1 + all.iter().position(|it| it["id"] == after).expect("a known subscription")
+        });
+        let page: Vec<_> = all.iter().skip(from).take(2).cloned().collect();
+        (200, json!({ "data": page, "has_more": from + 2 < all.len() }))
+    }
+
     fn act(&mut self, name: &str, call: &Call) -> (u16, Value) {
         let last = call.path.rsplit('/').next().unwrap_or_default();
         let form = if name == "list" { last } else { call.body.as_str() };
@@ -201,11 +227,14 @@ impl Books {
                 match self.customers.get_mut(customer) {
                     Some(theirs) => {
                         theirs.insert(id.clone());
+                        let site = fields.get("metadata%5BsiteId%5D").expect("the site's id");
+                        self.sites.insert(id.clone(), (*site).to_owned());
                         (200, json!({ "id": id, "status": "active" }))
                     }
                     None => missing("customer"),
                 }
             }
+            "list" if customer.is_empty() => self.page(fields.get("starting_after").copied()),
             "list" => {
                 let theirs = self.customers.get(customer).into_iter().flatten();
                 let theirs: Vec<_> =
