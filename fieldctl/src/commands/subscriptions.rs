@@ -25,9 +25,8 @@ impl Options {
             Trouble::new(Exit::Aws, format!("the report can't be read: {error}"))
         })?;
         let Some(report) = report else {
-            return Err(Trouble::not_found("the subscriptions have not been compared yet").advise(
-                "reconcile-subscriptions runs every hour; if it fails, its log says why",
-            ));
+            return Err(Trouble::not_found("the subscriptions have not been compared yet")
+                .advise("reconcile-subscriptions runs every hour; if it fails, its log says why"));
         };
         let outdated = screen.now.millis() - report.at.millis() > MAX_AGE_MILLIS;
         if screen.json {
@@ -50,7 +49,8 @@ fn show(screen: &mut Screen, report: &Report, outdated: bool) -> Result<(), Trou
     }
     screen.line(&(compared + "."))?;
     if outdated {
-        let text = "This is out of date: reconcile-subscriptions did not report since. Its log says why.";
+        let text =
+            "This is out of date: reconcile-subscriptions did not report since. Its log says why.";
         let text = screen.paint(Tone::Bad, text);
         screen.line(&text)?;
     }

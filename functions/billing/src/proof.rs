@@ -51,16 +51,18 @@ pub async fn sender(
 ) -> Result<Sender, Unproven> {
     let refused = |reason: String| Err(Unproven::Refused(reason));
     if execution.is_some_and(|execution| !machine.owns(execution)) {
-        return refused("the message names no execution of this command's state machine".to_owned());
+        return refused(
+            "the message names no execution of this command's state machine".to_owned(),
+        );
     }
     let waits = waits(machine, token).await?;
     let Some(execution) = execution else {
         // Sent by a state machine of the version before, which did not name its execution.
         return match waits {
             true => Ok(Sender::Waits),
-            false => {
-                refused("no task waits for the token, and the message names no execution".to_owned())
-            }
+            false => refused(
+                "no task waits for the token, and the message names no execution".to_owned(),
+            ),
         };
     };
     let Some(described) = machine.describe(execution).await? else {
@@ -109,7 +111,8 @@ mod tests {
 
     #[test]
     fn every_field_of_a_command_comes_from_the_input() {
-        let input = json!({ "onboardingId": "o", "siteId": "s", "plan": "standard", "sensors": [] });
+        let input =
+            json!({ "onboardingId": "o", "siteId": "s", "plan": "standard", "sensors": [] });
         for (command, taken) in [
             (json!({ "onboardingId": "o", "siteId": "s", "causationId": null }), true),
             (json!({ "onboardingId": "o", "siteId": "t" }), false),

@@ -67,12 +67,12 @@ impl Step for ReconcileSubscriptions {
         let deadline = Deadline::after(self.time);
         // Half of the books would be full of findings: it compares all, or fails.
         let late = |_| BillingError::TimeOut(self.time);
-        let (books, foreign) =
-            timeout(deadline.left(), self.books()).await.map_err(late)??;
+        let (books, foreign) = timeout(deadline.left(), self.books()).await.map_err(late)??;
         let key = Report::key();
         let before: Option<Report> = self.billing.get(&key).await?;
         let report = Report::new(&books, foreign, before.as_ref(), now);
-        for Finding { kind, site_id, provider_subscription_id, first_seen, .. } in &report.findings {
+        for Finding { kind, site_id, provider_subscription_id, first_seen, .. } in &report.findings
+        {
             tracing::warn!(
                 kind = kind.name(),
                 siteId = %site_id,

@@ -278,7 +278,10 @@ mod tests {
         for (rows, subscriptions) in [
             (vec![], vec![one.clone()]),
             (vec![("a", row(RowState::Active, Some("sub_1"), at(0)))], vec![]),
-            (vec![("a", row(RowState::Cancelled, None, at(0)))], vec![running("sub_1", "a", at(-9))]),
+            (
+                vec![("a", row(RowState::Cancelled, None, at(0)))],
+                vec![running("sub_1", "a", at(-9))],
+            ),
         ] {
             let books = books(&rows, &subscriptions);
             assert_eq!(told(&books, early), [], "{books:?}");

@@ -17,7 +17,8 @@ use lambda::Deadline;
 use serde_json::{Value, json};
 use store::Table;
 use support::{
-    FakeStripe, INITIALIZING, Trouble, command_of, consumer, message, redelivered, take_effects, waiting,
+    FakeStripe, INITIALIZING, Trouble, command_of, consumer, message, redelivered, take_effects,
+    waiting,
 };
 use testkit::{
     Dynamo,

@@ -9,8 +9,8 @@ use contracts::SubscriptionId;
 use lambda::Deadline;
 use serde_json::{Value, json};
 use support::{
-    FakeStripe, MACHINE, PROOF, Trouble, canceller, command, command_of, consumer, described, execution,
-    message, message_of, redelivered, take_effects, waiting,
+    FakeStripe, MACHINE, PROOF, Trouble, canceller, command, command_of, consumer, described,
+    execution, message, message_of, redelivered, take_effects, waiting,
 };
 use testkit::{
     Dynamo,
@@ -229,8 +229,16 @@ async fn a_forged_cancellation_has_no_effect_and_stays_in_the_queue() {
         ("a random token", invalid_token as fn(&Call) -> (u16, Value), genuine.clone()),
         ("a random token, without an execution", invalid_token, of_the_other(None)),
         ("a token that nobody waits for, without an execution", dead_token, of_the_other(None)),
-        ("another site's execution and token", waiting, of_the_other(Some(execution(&cancel("b"))))),
-        ("another site's execution, which has ended", ended, of_the_other(Some(execution(&cancel("b"))))),
+        (
+            "another site's execution and token",
+            waiting,
+            of_the_other(Some(execution(&cancel("b")))),
+        ),
+        (
+            "another site's execution, which has ended",
+            ended,
+            of_the_other(Some(execution(&cancel("b")))),
+        ),
         ("another site's token and an execution that has ended", ended, genuine.clone()),
         ("another state machine's execution", waiting, of_the_other(Some(onboarding))),
         ("no ARN", waiting, of_the_other(Some(String::new()))),

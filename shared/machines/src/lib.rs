@@ -4,9 +4,7 @@
 use aws_sdk_sfn::{
     Client,
     error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
-    operation::{
-        describe_execution::DescribeExecutionError, start_execution::StartExecutionError,
-    },
+    operation::{describe_execution::DescribeExecutionError, start_execution::StartExecutionError},
     primitives::DateTime,
     types::ExecutionStatus,
 };

@@ -318,8 +318,7 @@ pub fn machine(aws: &Stub) -> Machine {
 /// The ARN of the execution that sends this command. Its name holds the command, so that the stand-in
 /// of Step Functions needs no memory.
 pub fn execution(command: &Value) -> String {
-    let name: String =
-        command.to_string().bytes().map(|byte| format!("{byte:02x}")).collect();
+    let name: String = command.to_string().bytes().map(|byte| format!("{byte:02x}")).collect();
     format!("{}:{name}", MACHINE.replace("stateMachine", "execution"))
 }
 

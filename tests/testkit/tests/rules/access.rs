@@ -278,20 +278,19 @@ pub fn commands_come_from_their_saga(subject: &Subject) -> Objections {
                 },
             },
         }]);
-        let guarded =
-            subject.template.resources("AWS::SQS::QueuePolicy").values().any(|policy| {
-                let policy = &policy["Properties"];
-                policy["Queues"] == json!([queue]) && policy["PolicyDocument"]["Statement"] == denied
-            });
+        let guarded = subject.template.resources("AWS::SQS::QueuePolicy").values().any(|policy| {
+            let policy = &policy["Properties"];
+            policy["Queues"] == json!([queue]) && policy["PolicyDocument"]["Statement"] == denied
+        });
         objections.unless(guarded, queue, "takes commands from others than its saga");
     }
     // The queues that state machines send to are those that are guarded.
     for (id, actions, resources) in grants(subject) {
         if subject.is(id, "AWS::Serverless::StateMachine") && actions.contains(&"sqs:SendMessage") {
             for resource in resources {
-                let known = COMMANDS
-                    .iter()
-                    .any(|(queue, machine, _)| *machine == id && resource == format!("{queue}.Arn"));
+                let known = COMMANDS.iter().any(|(queue, machine, _)| {
+                    *machine == id && resource == format!("{queue}.Arn")
+                });
                 objections.unless(known, id, format!("sends to {resource}, which nothing guards"));
             }
         }
