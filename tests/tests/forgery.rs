@@ -161,7 +161,7 @@ async fn forged_commands_change_nothing_and_are_recorded() -> Result<()> {
 #[tokio::test]
 async fn the_provider_and_the_rows_are_compared() -> Result<()> {
     let stack = Stack::connect().await?;
-    let _site = live_site(&stack, "compared").await?;
+    live_site(&stack, "compared").await?;
     let function = stack.physical_id("ReconcileSubscriptionsFunction").await?;
     let event = testkit::sample::event("reconcile-subscriptions").to_string();
     let path = format!("/2015-03-31/functions/{function}:live/invocations");
