@@ -283,7 +283,7 @@ async fn a_dead_command_goes_to_its_function_as_the_message_that_it_was() {
     .await;
     let dead = |number, token: &str| FailureRow {
         kind: Kind::DeadLetter,
-        source: "cancel-subscription".to_owned(),
+        source: "initialize-subscription".to_owned(),
         payload: Some(json!({ "taskToken": token, "command": {} }).to_string()),
         ..row(number)
     };
@@ -291,11 +291,11 @@ async fn a_dead_command_goes_to_its_function_as_the_message_that_it_was() {
     let message = good.payload.clone().expect("a payload");
     put(&cloud, [good, forged]).await;
     let (_, out, _) = cloud.run(&["failures", "replay", "--all"]).await;
-    assert!(out.contains("CancelSubscriptionFunction:live, as a batch"), "{out}");
+    assert!(out.contains("InitializeSubscriptionFunction:live"), "{out}");
     let (code, out, err) = cloud.run(&["failures", "replay", "--all", "--yes"]).await;
     assert_eq!(code, 1, "{out}{err}");
     assert!(out.contains("1 replayed, 1 failed again"), "{out}");
-    let asked = cloud.asked("test-CancelSubscriptionFunction/invocations");
+    let asked = cloud.asked("test-InitializeSubscriptionFunction/invocations");
     let events: Vec<Value> =
         asked.iter().map(|asked| serde_json::from_str(&asked.body).expect("an event")).collect();
     let bodies: Vec<_> = events.iter().map(|event| &event["Records"][0]["body"]).collect();

@@ -142,9 +142,12 @@ async fn forged_commands_change_nothing_and_are_recorded() -> Result<()> {
     for (message, failure) in &recorded {
         assert_eq!(failure.kind, "DEAD_LETTER", "{failure}");
         assert_eq!(failure.payload()?, **message, "whole");
-        // A replay calls the function, which refuses it again and says so at once.
-        let outcomes = stack.replay(&[&failure.id])?;
-        assert_eq!(outcomes[&failure.id], "FAILED", "{outcomes:?}");
+        // A replay calls the function, which refuses it again and says so at once. A cancellation for
+        // a site in service is not even sent.
+        if failure.source == "initialize-subscription" {
+            let outcomes = stack.replay(&[&failure.id])?;
+            assert_eq!(outcomes[&failure.id], "FAILED", "{outcomes:?}");
+        }
         stack.fieldctl_failures(&["discard", &failure.id, "--note", "forged", "--yes"])?;
     }
 

@@ -102,22 +102,29 @@ impl<S: Step> Commands<S> {
         let body = message.body.as_deref().unwrap_or_default();
         let Message { task_token: token, execution, command } =
             lambda::decode(body).map_err(|error| error.to_string())?;
-        let decoded: S::Command =
-            lambda::decode(&command.to_string()).map_err(|error| error.to_string())?;
-        if let Some(correlation) = S::correlation(&decoded) {
-            Span::current().record("correlationId", tracing::field::display(correlation));
-        }
         let sent = Sent::of(&message, now);
         let expired = self.has_expired(sent, now);
-        let pass = match self.circuit.enter(now).await {
-            Entry::Pass(pass) => Some(pass),
-            // An expired command needs an answer, for which the provider is not called.
-            Entry::Wait(_) if expired => None,
-            Entry::Wait(delay) => {
-                return self.put_back(body, sent, delay, CIRCUIT_OPEN).await;
+        let mut pass = None;
+        let run = match lambda::decode::<S::Command>(&command.to_string()) {
+            Ok(decoded) => {
+                if let Some(correlation) = S::correlation(&decoded) {
+                    Span::current().record("correlationId", tracing::field::display(correlation));
+                }
+                match self.circuit.enter(now).await {
+                    Entry::Pass(entered) => {
+                        pass = Some(entered);
+                        Ok(decoded)
+                    }
+                    Entry::Wait(_) if expired => {
+                        Err((ErrorKind::Transient, CIRCUIT_OPEN.to_owned()))
+                    }
+                    Entry::Wait(delay) => {
+                        return self.put_back(body, sent, delay, CIRCUIT_OPEN).await;
+                    }
+                }
             }
+            Err(error) => Err((ErrorKind::InvalidInput, error.to_string())),
         };
-        let run = pass.is_some().then_some(decoded);
         let limit = deadline.left().saturating_sub(FOR_THE_QUEUE);
         let work = Box::pin(self.work(&token, execution.as_deref(), &command, run, now));
         // A slow provider is an outage too: it must not use up receives.
@@ -142,13 +149,13 @@ impl<S: Step> Commands<S> {
         }
         handled
     }
-    /// Checks who sent the command, then runs it; without a command to run it fails as transient.
+    /// Checks who sent the command, then runs it; what is not to be run fails with its error.
     async fn work(
         &self,
         token: &str,
         execution: Option<&str>,
         command: &Value,
-        run: Option<S::Command>,
+        run: Result<S::Command, (ErrorKind, String)>,
         now: Timestamp,
     ) -> Outcome {
         match proof::sender(&self.machine, token, execution, command).await {
@@ -157,8 +164,9 @@ impl<S: Step> Commands<S> {
             Err(Unproven::Yet(reason)) => return Outcome::Later(reason),
             Err(Unproven::Refused(reason)) => return Outcome::Refused(reason),
         }
-        let Some(command) = run else {
-            return Outcome::Failed(ErrorKind::Transient, CIRCUIT_OPEN.to_owned());
+        let command = match run {
+            Ok(command) => command,
+            Err((kind, reason)) => return Outcome::Failed(kind, reason),
         };
         match self.step.run(command, now).await {
             Ok(reply) => match serde_json::to_string(&reply) {

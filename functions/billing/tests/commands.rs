@@ -298,6 +298,19 @@ async fn the_proof_comes_before_every_effect_and_costs_two_calls() {
 }
 
 #[tokio::test]
+async fn a_genuine_command_that_can_not_be_read_is_answered_as_invalid() {
+    let world = live_site(waiting).await;
+    let commands = canceller(&world.dynamo, &world.stripe, &world.aws);
+    let mut of_two_sites = cancel("a");
+    of_two_sites["siteId"] = json!(saga("b").site_id);
+    let message = message(&of_two_sites);
+    commands.handle(message, in_time(), noon(0)).await.expect("an answer");
+    let (operation, call) = world.take_one();
+    assert_eq!((operation.as_str(), &call["error"]), ("SendTaskFailure", &json!("InvalidInput")));
+    assert_eq!((world.stripe.take_calls(), world.stripe.paid_for()), (vec![], 1));
+}
+
+#[tokio::test]
 async fn a_message_of_the_version_before_needs_a_task_that_waits() {
     let old = || message_of(json!({ "taskToken": "token-1", "command": cancel("a") }));
     let world = live_site(waiting).await;
