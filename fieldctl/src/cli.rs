@@ -6,7 +6,7 @@ use clap_complete::Shell;
 use crate::{
     commands::{
         events::Events, failures::Failures, outputs::Outputs, readings::Readings, sagas::Sagas,
-        sites::Sites, trace::Trace,
+        sites::Sites, subscriptions, trace::Trace,
     },
     output::Screen,
     stack::Target,
@@ -95,6 +95,8 @@ pub enum Command {
     /// Sensors' readings: send, get, plot.
     #[command(subcommand)]
     Readings(Readings),
+    /// Subscriptions at the payment provider and in the billing table that disagree.
+    Subscriptions(subscriptions::Options),
     /// What the stack gave up on: see it, replay it, discard it.
     #[command(subcommand)]
     Failures(Failures),

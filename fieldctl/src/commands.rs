@@ -6,6 +6,7 @@ pub mod outputs;
 pub mod readings;
 pub mod sagas;
 pub mod sites;
+pub mod subscriptions;
 pub mod trace;
 
 use std::{

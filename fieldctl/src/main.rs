@@ -44,6 +44,7 @@ async fn run(cli: Cli) -> Result<Exit, Trouble> {
         Command::Sagas(command) => command.run(&stack, screen).await,
         Command::Events(command) => command.run(&stack, screen).await,
         Command::Readings(command) => command.run(&stack, screen).await,
+        Command::Subscriptions(options) => options.run(&stack, screen).await,
         Command::Failures(command) => command.run(&stack, screen).await,
         Command::Outputs(command) => command.run(&stack, screen),
         Command::Completions { .. } => Ok(Exit::Done),

@@ -6,7 +6,7 @@ use aws_config::{retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_dynamodb::error::{DisplayErrorContext, ProvideErrorMetadata};
 use aws_sdk_lambda::primitives::Blob;
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
-use failures::{ErrorInfo, FailureRow, Kind};
+use failures::{ErrorInfo, FailureId, FailureRow, Kind};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
@@ -34,13 +34,22 @@ pub enum Entry {
     Function {
         /// Logical id.
         logical: String,
-        /// The event is a stream's record: its function takes a batch of them.
-        stream: bool,
+        /// How the function gets the work.
+        form: Form,
     },
-    /// A queue of commands.
-    Queue(String),
     /// A state machine.
     Machine,
+}
+
+/// How a function gets the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// The work is the event.
+    Event,
+    /// The work is a stream's record: the event is a batch of it.
+    Record,
+    /// The work is the body of a queue's message: the event is a batch of that message.
+    Message,
 }
 
 impl Entry {
@@ -48,11 +57,11 @@ impl Entry {
     #[must_use]
     pub fn of(kind: Kind, source: &str) -> Option<Self> {
         let name = pascal(source);
-        let function = |stream| Self::Function { logical: format!("{name}Function"), stream };
+        let function = |form| Self::Function { logical: format!("{name}Function"), form };
         match kind {
-            Kind::FunctionFailed | Kind::NotDelivered => Some(function(false)),
-            Kind::Quarantined | Kind::GivenUp => Some(function(true)),
-            Kind::DeadLetter => Some(Self::Queue(format!("{name}Queue"))),
+            Kind::FunctionFailed | Kind::NotDelivered => Some(function(Form::Event)),
+            Kind::Quarantined | Kind::GivenUp => Some(function(Form::Record)),
+            Kind::DeadLetter => Some(function(Form::Message)),
             Kind::ExecutionFailed => Some(Self::Machine),
             Kind::Unreadable => None,
         }
@@ -68,11 +77,14 @@ pub fn undoes(source: &str) -> bool {
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Function { logical, stream: false } => write!(f, "{logical}:{ALIAS}"),
-            Self::Function { logical, stream: true } => {
-                write!(f, "{logical}:{ALIAS}, as a batch of one record")
+            Self::Function { logical, form } => {
+                let batch = match form {
+                    Form::Event => "",
+                    Form::Record => ", as a batch of one record",
+                    Form::Message => ", as a batch of one message",
+                };
+                write!(f, "{logical}:{ALIAS}{batch}")
             }
-            Self::Queue(logical) => f.write_str(logical),
             Self::Machine => f.write_str("SiteTeardown, a new execution"),
         }
     }
@@ -107,7 +119,6 @@ pub enum Sent {
 pub struct Resend<'a> {
     stack: &'a Stack,
     lambda: aws_sdk_lambda::Client,
-    sqs: aws_sdk_sqs::Client,
     machines: aws_sdk_sfn::Client,
     /// Physical ids by logical ids.
     found: Mutex<HashMap<String, String>>,
@@ -126,16 +137,15 @@ impl<'a> Resend<'a> {
         Self {
             stack,
             lambda: aws_sdk_lambda::Client::new(&config),
-            sqs: aws_sdk_sqs::Client::new(&config),
             machines: aws_sdk_sfn::Client::new(&config),
             found: Mutex::default(),
         }
     }
 
-    /// Where the entry is: a function's name, a queue's URL, a machine's ARN.
+    /// Where the entry is: a function's name, a machine's ARN.
     pub async fn find(&self, entry: &Entry) -> Result<String, Trouble> {
         let logical = match entry {
-            Entry::Function { logical, .. } | Entry::Queue(logical) => logical,
+            Entry::Function { logical, .. } => logical,
             Entry::Machine => return self.stack.output("SiteTeardownArn").map(str::to_owned),
         };
         let mut found = self.found.lock().await;
@@ -167,10 +177,11 @@ impl<'a> Resend<'a> {
             Err(trouble) => return Ok(Sent::Not(trouble)),
         };
         match entry {
-            Entry::Function { stream, .. } => {
-                let event = match stream {
-                    true => format!("{{\"Records\":[{payload}]}}"),
-                    false => payload.to_owned(),
+            Entry::Function { form, .. } => {
+                let event = match form {
+                    Form::Event => payload.to_owned(),
+                    Form::Record => format!("{{\"Records\":[{payload}]}}"),
+                    Form::Message => message(row.id, payload).to_string(),
                 };
                 let call = self.lambda.invoke().function_name(to).qualifier(ALIAS);
                 match call.payload(Blob::new(event)).send().await {
@@ -178,12 +189,6 @@ impl<'a> Resend<'a> {
                         let told = answer.payload().map_or(&[][..], |payload| payload.as_ref());
                         Ok(outcome(answer.function_error(), told))
                     }
-                    Err(error) => failure(entry, &error),
-                }
-            }
-            Entry::Queue(_) => {
-                match self.sqs.send_message().queue_url(to).message_body(payload).send().await {
-                    Ok(_) => Ok(Sent::Done),
                     Err(error) => failure(entry, &error),
                 }
             }
@@ -199,6 +204,20 @@ impl<'a> Resend<'a> {
     }
 }
 
+/// The batch in which SQS would deliver the message with that body. It has no `SentTimestamp`: for the
+/// function the command is as old as the replay.
+fn message(id: FailureId, body: &str) -> Value {
+    json!({
+        "Records": [{
+            "messageId": id,
+            "body": body,
+            "attributes": {},
+            "messageAttributes": {},
+            "eventSource": "aws:sqs",
+        }],
+    })
+}
+
 /// What a function's answer says.
 fn outcome(function_error: Option<&str>, answer: &[u8]) -> Sent {
     let told: Value = serde_json::from_slice(answer).unwrap_or_default();
@@ -211,7 +230,7 @@ fn outcome(function_error: Option<&str>, answer: &[u8]) -> Sent {
     match told["batchItemFailures"].as_array() {
         Some(failures) if !failures.is_empty() => Sent::Failed(ErrorInfo::new(
             "BatchItemFailure",
-            "the function could not work on the record now; its log tells why",
+            "the function could not work on it now; its log says why",
         )),
         _ => Sent::Done,
     }
@@ -277,7 +296,11 @@ mod tests {
             |kind, source, entry: &str| assert_eq!(shown(kind, source).as_deref(), Some(entry));
         is(Kind::FunctionFailed, "import-site", "ImportSiteFunction:live");
         is(Kind::NotDelivered, "project-site", "ProjectSiteFunction:live");
-        is(Kind::DeadLetter, "cancel-subscription", "CancelSubscriptionQueue");
+        is(
+            Kind::DeadLetter,
+            "cancel-subscription",
+            "CancelSubscriptionFunction:live, as a batch of one message",
+        );
         is(
             Kind::Quarantined,
             "store-readings",

@@ -9,7 +9,7 @@ use contracts::{
 };
 use serde_json::{Value, json};
 use store::NewEvent;
-use testkit::dynamo::EVENTS;
+use testkit::dynamo::{BILLING, EVENTS};
 
 type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
 
@@ -147,4 +147,45 @@ async fn events_are_listed_in_order_and_their_state_is_told() {
     let (_, out, _) = cloud.run(&last).await;
     let event: Value = serde_json::from_str(&out).expect("one line");
     assert_eq!(event["detail"]["metadata"]["sequence"], 2);
+}
+
+#[tokio::test]
+async fn subscriptions_that_disagree_are_shown_and_an_old_report_is_no_good_one() {
+    let cloud = Cloud::start(|_| ok(Value::Null)).await;
+    let (code, _, err) = cloud.run(&["subscriptions"]).await;
+    assert_eq!(code, 3, "{err}");
+    assert!(err.contains("have not been compared yet"), "{err}");
+
+    let report = |at: Timestamp, findings: Value| {
+        json!({
+            "id": "reconciliation#provider", "at": at, "sequence": at.millis(), "running": 7,
+            "active": 8, "foreign": 0, "found": findings.as_array().map_or(0, Vec::len),
+            "findings": findings,
+        })
+    };
+    let now = Timestamp::now();
+    cloud.dynamo.put(BILLING, report(now, json!([]))).await;
+    let (code, out, err) = cloud.run(&["subscriptions"]).await;
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(out, "Compared 0s ago: 7 running at the provider, 8 ACTIVE rows.\nThey agree.\n");
+
+    let old = now.plus_millis(-4 * 3_600_000);
+    cloud.dynamo.put(BILLING, report(old, json!([]))).await;
+    let (code, out, _) = cloud.run(&["subscriptions"]).await;
+    assert_eq!(code, 1);
+    assert!(out.contains("This is out of date"), "{out}");
+
+    let finding = json!([{
+        "kind": "NOT_RUNNING", "siteId": site(), "providerSubscriptionId": "sub_1",
+        "firstSeen": now.plus_millis(-3_600_000), "lastSeen": now,
+    }]);
+    cloud.dynamo.put(BILLING, report(now, finding)).await;
+    let (code, out, _) = cloud.run(&["subscriptions"]).await;
+    assert_eq!(code, 1);
+    for part in ["NOT_RUNNING", "60m ago", "sub_1", &site().to_string()] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    let (_, out, _) = cloud.run(&["--json", "subscriptions"]).await;
+    let shown: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(shown["findings"][0]["kind"], "NOT_RUNNING");
 }

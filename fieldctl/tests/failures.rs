@@ -273,6 +273,38 @@ async fn a_refused_call_stops_a_replay_and_leaves_the_failures_as_they_were() {
     assert!(rows.iter().all(|row| row["replays"] == 0), "{rows:?}");
 }
 
+#[tokio::test]
+async fn a_dead_command_goes_to_its_function_as_the_message_that_it_was() {
+    let cloud = Cloud::start(|asked| {
+        let refused = asked.body.contains("forged");
+        let failures = if refused { json!([{ "itemIdentifier": "1" }]) } else { json!([]) };
+        (200, json!({ "batchItemFailures": failures }), vec![])
+    })
+    .await;
+    let dead = |number, token: &str| FailureRow {
+        kind: Kind::DeadLetter,
+        source: "initialize-subscription".to_owned(),
+        payload: Some(json!({ "taskToken": token, "command": {} }).to_string()),
+        ..row(number)
+    };
+    let (good, forged) = (dead(1, "good"), dead(2, "forged"));
+    let message = good.payload.clone().expect("a payload");
+    put(&cloud, [good, forged]).await;
+    let (_, out, _) = cloud.run(&["failures", "replay", "--all"]).await;
+    assert!(out.contains("InitializeSubscriptionFunction:live"), "{out}");
+    let (code, out, err) = cloud.run(&["failures", "replay", "--all", "--yes"]).await;
+    assert_eq!(code, 1, "{out}{err}");
+    assert!(out.contains("1 replayed, 1 failed again"), "{out}");
+    let asked = cloud.asked("test-InitializeSubscriptionFunction/invocations");
+    let events: Vec<Value> =
+        asked.iter().map(|asked| serde_json::from_str(&asked.body).expect("an event")).collect();
+    let bodies: Vec<_> = events.iter().map(|event| &event["Records"][0]["body"]).collect();
+    assert_eq!(bodies.len(), 2);
+    assert!(bodies.contains(&&json!(message)), "{bodies:?}");
+    assert!(asked.iter().all(|asked| asked.query == "Qualifier=live"), "{asked:?}");
+    assert!(cloud.asked("AmazonSQS").is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_replay_leaves_nothing_to_be_sent_twice_but_what_is_in_doubt() {
     const ALL: usize = 60;

@@ -41,6 +41,7 @@ def install(log_file):
     _log_what_is_asked(log_file)
     _give_task_tokens_their_machine()
     _check_state_machines(log_file)
+    _know_a_session_by_its_role()
     _check_mappings(log_file)
     _check_failure_destinations(log_file)
     _check_services(log_file)
@@ -119,7 +120,24 @@ def _give_task_tokens_their_machine():
     iam_actions.extract_resource_arn = extract
 
 
+def _know_a_session_by_its_role():
+    """aws:PrincipalArn of a role's session is the ARN of the role; MiniStack has the session's."""
+    from ministack.core import iam_evaluator
+
+    resolve = iam_evaluator._resolve_condition_key
+
+    def resolve_role(key, context):
+        value = resolve(key, context)
+        if key.lower() == "aws:principalarn" and ":assumed-role/" in (value or ""):
+            account, role = value.split(":")[4], value.split("/")[1]
+            return f"arn:aws:iam::{account}:role/{role}"
+        return value
+
+    iam_evaluator._resolve_condition_key = resolve_role
+
+
 def _check_state_machines(log_file):
+    from ministack.core import iam_evaluator
     from ministack.core.responses import get_account_id, get_region
     from ministack.services import stepfunctions
 
@@ -160,7 +178,15 @@ def _check_state_machines(log_file):
 
     def wait_if_allowed(resource, argument, token, state):
         check(resource, argument)
-        return wait(resource, argument, token, state)
+        # The queue's own policy is asked about the machine, not about whoever started the execution.
+        machine = _machine.get()
+        role = machine["roleArn"].rpartition("/")[2]
+        caller = f"arn:aws:sts::{get_account_id()}:assumed-role/{role}/{machine['name']}"
+        before = iam_evaluator._request_caller_arn.set(caller)
+        try:
+            return wait(resource, argument, token, state)
+        finally:
+            iam_evaluator._request_caller_arn.reset(before)
 
     stepfunctions._execute_task = execute_as_machine
     stepfunctions._invoke_resource = invoke_if_allowed

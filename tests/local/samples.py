@@ -20,6 +20,8 @@ import time
 
 import stack
 
+# Their samples' task tokens are made up, so these have to refuse their sample, or to let it go as too late.
+REFUSE = ("initialize-subscription", "cancel-subscription")
 SAM = stack.ROOT / ".venv" / "bin" / "sam"
 ARCHITECTURE = {"aarch64": "arm64"}.get(platform.machine(), platform.machine())
 
@@ -67,7 +69,7 @@ def credentials(name):
     }
 
 
-def problem(ended, over):
+def problem(binary, ended, over):
     """What is wrong with what the function answered, or nothing."""
     last = ended.stdout.strip().splitlines()[-1:] or ["no answer"]
     if ended.returncode != 0:
@@ -80,7 +82,7 @@ def problem(ended, over):
         return None
     if "errorType" in answer and not (over and answer["errorType"] == "Superseded"):
         return f"{answer['errorType']}: {answer.get('errorMessage')}"
-    if answer.get("batchItemFailures"):
+    if answer.get("batchItemFailures") and binary not in REFUSE:
         return f"items failed: {answer['batchItemFailures']}"
     if answer.get("statusCode", 200) >= 400 and not over:
         return f"{answer['statusCode']}: {answer.get('body')}"
@@ -116,7 +118,7 @@ def main():
     for binary, logical, name in chosen:
         begun = time.monotonic()
         answer = run(binary, logical, name)
-        wrong = problem(answer, over)
+        wrong = problem(binary, answer, over)
         failed += wrong is not None
         print(f"{binary:24} {'FAILED' if wrong else 'ok':6} {(time.monotonic() - begun) * 1000:6.0f} ms", flush=True)
         if wrong:

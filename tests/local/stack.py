@@ -23,6 +23,7 @@ functions call AWS, and the Runtime API, at that address: there the proxy of the
 
 import argparse
 import asyncio
+import contextvars
 import errno
 import json
 import os
@@ -468,12 +469,47 @@ def serve_ministack():
 
     lambda_svc.invoke_async_with_retry = invoke
     eventbridge._dispatch_to_lambda = invoke_by_rule
+    end_tasks_of_stopped_executions()
     if FUNCTIONS_ENDPOINT:
         proxied(lambda_svc)
     stream_mappings.install()
     authorisation.install(AUTHORISATIONS)
     sys.argv = ["ministack"]
     app.main()
+
+
+def end_tasks_of_stopped_executions():
+    """MiniStack goes on waiting for the task of an execution that was stopped; on AWS the task has ended with it, and a
+    heartbeat for it is answered so."""
+    from ministack.core.responses import error_response_json
+    from ministack.services import stepfunctions
+
+    execute, wait, heartbeat = (
+        stepfunctions._execute_task, stepfunctions._invoke_with_callback, stepfunctions._send_task_heartbeat,
+    )
+    current = contextvars.ContextVar("execution")
+    executions = {}  # task token -> its execution
+
+    def execute_and_remember(state, raw_input, execution, context):
+        before = current.set(execution)
+        try:
+            return execute(state, raw_input, execution, context)
+        finally:
+            current.reset(before)
+
+    def wait_and_remember(resource, argument, token, state):
+        executions[token] = current.get()
+        return wait(resource, argument, token, state)
+
+    def beat(data):
+        execution = executions.get(data.get("taskToken"))
+        if execution and execution["status"] != "RUNNING":
+            return error_response_json("TaskTimedOut", "The task's execution has ended", 400)
+        return heartbeat(data)
+
+    stepfunctions._execute_task = execute_and_remember
+    stepfunctions._invoke_with_callback = wait_and_remember
+    stepfunctions._send_task_heartbeat = beat
 
 
 def proxied(lambda_svc):

@@ -88,6 +88,8 @@ fn rules() -> Vec<Rule> {
         any("Fieldstation OnboardingsFailed"),
         silence("Fieldstation StuckSagas", &["SagaChecksAlarm"]),
         most_of_little("Fieldstation StuckSagas", &[0.0, 0.0], &[0.0, 1.0]),
+        silence("Fieldstation SubscriptionFindings", &["SubscriptionReconciliationAlarm"]),
+        most_of_little("Fieldstation SubscriptionFindings", &[0.0, 0.0], &[0.0, 1.0]),
         any("Fieldstation ProviderCircuitOpen"),
         most("Fieldstation OldestUnpublishedEventAgeSeconds", &[300.0, 300.0], &[0.0, 301.0]),
         silence("Fieldstation OpenFailures", &["FailureReportsAlarm"]),
@@ -124,6 +126,8 @@ fn rules() -> Vec<Rule> {
                 "SweepEventsDurationAlarm",
             ],
         ),
+        // Who lists everything at the payment provider.
+        slow(450_000.0, &["ReconcileSubscriptionsDurationAlarm"]),
         slow(1_000.0, &[]),
     ]
 }

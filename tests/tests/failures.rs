@@ -14,6 +14,7 @@
 //! | store-readings, quarantine, of a file | a sensor's row is gone             | the row put back     | yes |
 //! | sweep-events, report-failures       | their table out of reach             | mended               | the schedule's call is made by the test |
 //! | check-sagas                         | does not start                       | mended               | the schedule's call is made by the test |
+//! | reconcile-subscriptions             | its table out of reach               | mended               | the schedule's call is made by the test |
 //! | recover-onboarding                  | its state machine out of reach       | mended               | yes |
 //! | initialize-subscription, cancel-subscription | do not start                | mended               | yes |
 //! | publish-events, quarantine          | a row that is no event               | none: it is discarded | yes |
@@ -470,6 +471,9 @@ async fn checks_that_failed_are_replayed() -> Result<()> {
     let no_budget = ("SAGA_BUDGET_SECONDS", "a while");
     // Runtime.ExitError on AWS.
     assert_schedule_is_replayed(&stack, check, no_budget, nothing, "Runtime.Unknown").await?;
+    let reconcile = ("reconcile-subscriptions", "ReconcileSubscriptionsFunction");
+    let no_table = ("BILLING_TABLE", NO_TABLE);
+    assert_schedule_is_replayed(&stack, reconcile, no_table, nothing, "Internal").await?;
     let report = ("report-failures", "ReportFailuresFunction");
     let no_table = ("FAILURES_TABLE", NO_TABLE);
     assert_schedule_is_replayed(&stack, report, no_table, nothing, "Internal").await

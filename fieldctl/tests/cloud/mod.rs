@@ -43,7 +43,8 @@ pub struct Cloud {
 /// An output with what XML can carry of hostile text.
 pub const NOTE: &str = "note \u{9b}45m\u{202e}\u{2066}\u{200b}";
 
-const OUTPUTS: [(&str, &str); 8] = [
+const OUTPUTS: [(&str, &str); 9] = [
+    ("BillingTable", "BillingTable"),
     ("EventsTable", "EventsTable"),
     ("FailuresTable", "FailuresTable"),
     ("SitesTable", "SitesTable"),

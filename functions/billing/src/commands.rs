@@ -1,11 +1,12 @@
 //! Billing's commands come over a queue with a task token: an outage of the provider fills the
 //! queue instead of failing sagas.
 //!
-//! A command is answered only after its result is committed; a redelivered one is answered again.
-//! What is transient goes back to the queue as a new message with a growing delay, so that an
-//! outage does not burn the three receives that are meant for messages nobody can work on. While
-//! the circuit to the provider is open, commands go back without being tried, which is no attempt.
-//! A command that grew older than its saga waits is answered with its error, whatever happened.
+//! A command is run only after Step Functions confirmed who sent it ([`proof`]), and is answered only
+//! after its result is committed; a redelivered one is answered again. A transient failure sends the
+//! command back to the queue as a new message with a growing delay, so that an outage does not use up
+//! the three receives, which are meant for messages that can't be worked on. While the circuit to the
+//! provider is open, commands go back without being tried, which does not count as an attempt. A
+//! command that is older than its state waits is not sent back again.
 
 use std::time::Duration;
 
@@ -14,10 +15,15 @@ use aws_sdk_sfn::error::{DisplayErrorContext, ProvideErrorMetadata};
 use aws_sdk_sqs::types::MessageAttributeValue;
 use contracts::Timestamp;
 use lambda::{Deadline, ErrorKind, Fault, Step};
+use machines::Machine;
 use serde::Deserialize;
+use serde_json::Value;
 use tracing::Span;
 
-use crate::circuit::{Circuit, Entry};
+use crate::{
+    circuit::{Circuit, Entry},
+    proof::{self, Sender, Unproven},
+};
 
 /// The message attribute that counts how often a command was tried in vain.
 const ATTEMPT: &str = "attempt";
@@ -25,6 +31,7 @@ const ATTEMPT: &str = "attempt";
 const SINCE: &str = "since";
 /// Kept back of the function's time, to put the command back into the queue.
 const FOR_THE_QUEUE: Duration = Duration::from_secs(2);
+const CIRCUIT_OPEN: &str = "the circuit to the payment provider is open";
 const LONGEST_DELAY: Duration = Duration::from_mins(5);
 /// SQS holds no message back for longer.
 const LONGEST_OF_SQS: Duration = Duration::from_mins(15);
@@ -34,25 +41,44 @@ const LONGEST_OF_SQS: Duration = Duration::from_mins(15);
 pub struct Commands<S> {
     /// What does the work.
     pub step: S,
-    /// Step Functions, which waits for the answer.
-    pub machines: aws_sdk_sfn::Client,
+    /// The state machine whose executions send the commands and wait for the answers.
+    pub machine: Machine,
     /// SQS, for what is to be tried later.
     pub queues: aws_sdk_sqs::Client,
     /// The queue that the commands come from.
     pub queue_url: String,
     /// Breaks the calls off while the provider is out.
     pub circuit: Circuit,
-    /// So long a command goes back to the queue: the `TimeoutSeconds` of the state that sent it, after
-    /// which nobody waits for its answer.
+    /// How old a command may be to go back to the queue: the `TimeoutSeconds` of the state that sent
+    /// it, after which nobody waits for its answer.
     pub patience: Duration,
 }
 
 /// A message's body, as the state machine writes it.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Message<C> {
+struct Message {
     task_token: String,
-    command: C,
+    /// ARN of the execution that sent it. State machines of version 0.1 did not write it; messages
+    /// without it are accepted for one release, since some may wait in the queue for a day.
+    #[serde(default)]
+    execution: Option<String>,
+    /// Kept as it is, to be compared with the execution's input.
+    command: Value,
+}
+
+/// What came of a command.
+enum Outcome {
+    /// It was run; this is the answer.
+    Done(String),
+    /// It failed, by that name and for that reason.
+    Failed(ErrorKind, String),
+    /// It was not run, and may be later.
+    Later(String),
+    /// It was not run, and must not be.
+    Refused(String),
+    /// It was not run: its task has ended.
+    MovedOn,
 }
 
 /// A message's history in the queue.
@@ -65,8 +91,8 @@ struct Sent {
 }
 
 impl<S: Step> Commands<S> {
-    /// Works on one message. `Err` leaves it in the queue, burning a receive: only for what is
-    /// broken, or can't be answered now.
+    /// Works on one message. `Err` leaves it in the queue and uses up one of its receives: for a
+    /// message that is broken or forged, or can't be answered now.
     pub async fn handle(
         &self,
         message: SqsMessage,
@@ -74,46 +100,86 @@ impl<S: Step> Commands<S> {
         now: Timestamp,
     ) -> Result<(), String> {
         let body = message.body.as_deref().unwrap_or_default();
-        let Message { task_token, command } =
-            lambda::decode::<Message<S::Command>>(body).map_err(|error| error.to_string())?;
-        if let Some(correlation) = S::correlation(&command) {
-            Span::current().record("correlationId", tracing::field::display(correlation));
-        }
+        let Message { task_token: token, execution, command } =
+            lambda::decode(body).map_err(|error| error.to_string())?;
         let sent = Sent::of(&message, now);
-        let pass = match self.circuit.enter(now).await {
-            Entry::Pass(pass) => pass,
-            Entry::Wait(delay) => {
-                let reason = "the circuit to the payment provider is open".to_owned();
-                return self.try_later(task_token, body, sent, delay, reason, now).await;
+        let expired = self.has_expired(sent, now);
+        let mut pass = None;
+        let run = match lambda::decode::<S::Command>(&command.to_string()) {
+            Ok(decoded) => {
+                if let Some(correlation) = S::correlation(&decoded) {
+                    Span::current().record("correlationId", tracing::field::display(correlation));
+                }
+                match self.circuit.enter(now).await {
+                    Entry::Pass(entered) => {
+                        pass = Some(entered);
+                        Ok(decoded)
+                    }
+                    Entry::Wait(_) if expired => {
+                        Err((ErrorKind::Transient, CIRCUIT_OPEN.to_owned()))
+                    }
+                    Entry::Wait(delay) => {
+                        return self.put_back(body, sent, delay, CIRCUIT_OPEN).await;
+                    }
+                }
             }
+            Err(error) => Err((ErrorKind::InvalidInput, error.to_string())),
         };
         let limit = deadline.left().saturating_sub(FOR_THE_QUEUE);
-        let run = Box::pin(self.step.run(command, now));
-        let outcome = tokio::time::timeout(limit, run).await;
-        let answered = match outcome {
-            Ok(Ok(reply)) => match serde_json::to_string(&reply) {
-                Ok(output) => self.succeed(task_token, output).await,
-                Err(error) => Err(error.to_string()),
-            },
-            Ok(Err(fault)) if fault.kind() != ErrorKind::Transient => {
-                self.fail(task_token, fault.kind(), fault.to_string()).await
-            }
-            // A slow provider is an outage too: it must not burn receives.
-            transient => {
-                let reason = match transient {
-                    Ok(Err(fault)) => fault.to_string(),
-                    _ => "the function's time ran out".to_owned(),
-                };
+        let work = Box::pin(self.work(&token, execution.as_deref(), &command, run, now));
+        // A slow provider is an outage too: it must not use up receives.
+        let outcome = tokio::time::timeout(limit, work)
+            .await
+            .unwrap_or_else(|_| Outcome::Later("the function's time ran out".to_owned()));
+        let handled = match outcome {
+            Outcome::Done(output) => self.succeed(token, output).await,
+            Outcome::Failed(ErrorKind::Transient, reason) | Outcome::Later(reason) if !expired => {
                 let sent = Sent { attempts: sent.attempts + 1, ..sent };
-                self.try_later(task_token, body, sent, delay(sent.attempts), reason, now).await
+                self.put_back(body, sent, delay(sent.attempts), &reason).await
+            }
+            Outcome::Failed(kind, cause) => self.fail(token, kind, cause).await,
+            Outcome::Later(reason) | Outcome::Refused(reason) => Err(reason),
+            Outcome::MovedOn => {
+                tracing::warn!("nobody waits for the answer any more: the command is not run");
+                Ok(())
             }
         };
-        self.circuit.left(pass).await;
-        answered
+        if let Some(pass) = pass {
+            self.circuit.left(pass).await;
+        }
+        handled
+    }
+    /// Checks who sent the command, then runs it; what is not to be run fails with its error.
+    async fn work(
+        &self,
+        token: &str,
+        execution: Option<&str>,
+        command: &Value,
+        run: Result<S::Command, (ErrorKind, String)>,
+        now: Timestamp,
+    ) -> Outcome {
+        match proof::sender(&self.machine, token, execution, command).await {
+            Ok(Sender::Waits) => {}
+            Ok(Sender::MovedOn) => return Outcome::MovedOn,
+            Err(Unproven::Yet(reason)) => return Outcome::Later(reason),
+            Err(Unproven::Refused(reason)) => return Outcome::Refused(reason),
+        }
+        let command = match run {
+            Ok(command) => command,
+            Err((kind, reason)) => return Outcome::Failed(kind, reason),
+        };
+        match self.step.run(command, now).await {
+            Ok(reply) => match serde_json::to_string(&reply) {
+                Ok(output) => Outcome::Done(output),
+                Err(error) => Outcome::Refused(error.to_string()),
+            },
+            Err(fault) => Outcome::Failed(fault.kind(), fault.to_string()),
+        }
     }
 
     async fn succeed(&self, token: String, output: String) -> Result<(), String> {
-        let sent = self.machines.send_task_success().task_token(token).output(output).send().await;
+        let success = self.machine.client.send_task_success().task_token(token).output(output);
+        let sent = success.send().await;
         match sent {
             Ok(_) => Ok(()),
             Err(error) => {
@@ -126,7 +192,8 @@ impl<S: Step> Commands<S> {
     async fn fail(&self, token: String, error: ErrorKind, cause: String) -> Result<(), String> {
         tracing::warn!(error = error.name(), reason = %cause, "answered with an error");
         let sent = self
-            .machines
+            .machine
+            .client
             .send_task_failure()
             .task_token(token)
             .error(error.name())
@@ -142,20 +209,20 @@ impl<S: Step> Commands<S> {
         }
     }
 
-    /// Back into the queue as a new message, unless nobody waits for the answer any more.
-    async fn try_later(
+    /// Whether the state that sent the command has timed out by now.
+    fn has_expired(&self, sent: Sent, now: Timestamp) -> bool {
+        let age = u64::try_from(now.millis() - sent.since.millis()).unwrap_or(0);
+        Duration::from_millis(age) > self.patience
+    }
+
+    /// Sends the command to its queue again, as a new message.
+    async fn put_back(
         &self,
-        token: String,
         body: &str,
         sent: Sent,
         delay: Duration,
-        reason: String,
-        now: Timestamp,
+        reason: &str,
     ) -> Result<(), String> {
-        let age = u64::try_from(now.millis() - sent.since.millis()).unwrap_or(0);
-        if Duration::from_millis(age) > self.patience {
-            return self.fail(token, ErrorKind::Transient, reason).await;
-        }
         tracing::warn!(%reason, attempts = sent.attempts, "tried again later");
         metrics::counter!("BillingCommandsDeferred").increment(1);
         self.queues
@@ -190,11 +257,11 @@ fn number(value: &impl ToString) -> Result<MessageAttributeValue, String> {
     number.string_value(value.to_string()).build().map_err(|error| error.to_string())
 }
 
-/// A token that nobody waits for any more is no reason to keep the message: the saga has moved on,
-/// and its teardown undoes what was done.
+/// A task that ended meanwhile is no reason to keep the message: the saga has moved on, and its
+/// teardown undoes what was done.
 fn unanswered(code: Option<&str>, error: &impl std::fmt::Display) -> Result<(), String> {
     match code {
-        Some(code @ ("TaskTimedOut" | "TaskDoesNotExist" | "InvalidToken")) => {
+        Some(code @ ("TaskTimedOut" | "TaskDoesNotExist")) => {
             tracing::warn!(code, "nobody waits for the answer any more");
             Ok(())
         }
@@ -227,8 +294,9 @@ mod tests {
     }
 
     #[test]
-    fn only_a_token_that_is_gone_lets_the_message_go() {
+    fn only_a_task_that_has_ended_lets_the_message_go() {
         assert_eq!(unanswered(Some("TaskTimedOut"), &"x"), Ok(()));
+        assert!(unanswered(Some("InvalidToken"), &"x").is_err());
         assert!(unanswered(Some("ThrottlingException"), &"x").is_err());
         assert!(unanswered(None, &"connection refused").is_err());
     }

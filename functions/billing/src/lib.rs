@@ -1,10 +1,16 @@
 //! Billing: a site's subscription at the payment provider, Stripe.
 //!
-//! Owns the billing table, key `id`: `subscription#<uuid>` ([`SubscriptionRow`]) and
-//! `idempotency#initialize-subscription#<onboarding>`, the record of the one effect that no
-//! transaction can hold; and `circuit#provider`, the state of the breaker before the provider
-//! ([`circuit`]). Emits the events of the entity `subscription`. A cancelled subscription
-//! stays as a tombstone: it fences off an initialization that comes late.
+//! Owns the billing table, key `id`:
+//!
+//! - `subscription#<uuid>`: a subscription ([`SubscriptionRow`]);
+//! - `idempotency#initialize-subscription#<onboarding>`: the record of the one effect that no
+//!   transaction can hold;
+//! - `circuit#provider`: the state of the breaker before the provider ([`circuit`]);
+//! - `reconciliation#provider`: how the rows compare to the provider ([`reconciliation`]).
+//!
+//! Emits the events of the entity `subscription`. A cancelled subscription stays as a tombstone: it
+//! fences off an initialization that comes late. Commands come over queues, and are run only if the
+//! state machine sent them ([`proof`]).
 //!
 //! How a late or doubled initialization can't leave a paid subscription behind: the customer's id is
 //! noted in the idempotency record before a subscription is made for it, so whoever comes next
@@ -14,7 +20,10 @@ pub mod cancel_subscription;
 pub mod circuit;
 pub mod commands;
 pub mod initialize_subscription;
+pub mod proof;
 pub mod provider;
+pub mod reconcile_subscriptions;
+pub mod reconciliation;
 pub mod stripe;
 
 use contracts::{OnboardingId, Plan, Saga, SubscriptionId, Timestamp};
@@ -154,6 +163,9 @@ pub enum BillingError {
     /// The provider can't be reached, or can't be used until someone mends the configuration.
     #[error("the payment provider is unavailable: {0}")]
     ProviderUnavailable(String),
+    /// A comparison with the provider did not end in time.
+    #[error("the comparison with the payment provider took more than {0:?}")]
+    TimeOut(std::time::Duration),
     /// The provider does not understand us.
     #[error("the payment provider refused the call: {0}")]
     Provider(StripeError),
@@ -185,7 +197,7 @@ impl Fault for BillingError {
         match self {
             Self::Refused(refusal) => refusal.kind(),
             Self::Superseded(_) => ErrorKind::Superseded,
-            Self::Busy(_) | Self::ProviderUnavailable(_) => ErrorKind::Transient,
+            Self::Busy(_) | Self::ProviderUnavailable(_) | Self::TimeOut(_) => ErrorKind::Transient,
             Self::Provider(_) => ErrorKind::Internal,
             Self::Store(error) => error.into(),
         }

@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use crate::{
     BillingError,
     circuit::Pulse,
-    stripe::{ApiKey, CustomerId, Stripe, StripeError},
+    stripe::{ApiKey, CustomerId, Stripe, StripeError, Subscription},
 };
 
 /// Where the API key comes from.
@@ -102,6 +102,27 @@ impl Provider {
     pub async fn heard(&self, error: &StripeError) {
         if let StripeError::Unauthorized(_) = error {
             *self.client.lock().await = None;
+        }
+    }
+
+    /// Lists every subscription of the account that has not ended, page by page.
+    pub async fn running(&self) -> Result<Vec<Subscription>, BillingError> {
+        let stripe = self.client().await?;
+        let mut found: Vec<Subscription> = Vec::new();
+        let mut after = None;
+        loop {
+            let page = match stripe.subscriptions(after.as_ref()).await {
+                Ok(page) => page,
+                Err(error) => {
+                    self.heard(&error).await;
+                    return Err(error.into());
+                }
+            };
+            after = page.data.last().map(|last| last.id.clone()).filter(|_| page.has_more);
+            found.extend(page.data.into_iter().filter(Subscription::is_running));
+            if after.is_none() {
+                return Ok(found);
+            }
         }
     }
 

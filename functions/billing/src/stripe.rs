@@ -5,6 +5,7 @@
 //! later and with the same idempotency key.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
 use std::net::IpAddr;
@@ -166,9 +167,21 @@ pub struct Subscription {
     pub id: SubscriptionId,
     /// Where it stands.
     pub status: SubscriptionStatus,
+    /// When it was created, in epoch seconds.
+    #[serde(default)]
+    pub created: i64,
+    /// What it was created with: `onboardingId` and `siteId`, if billing created it.
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
 }
 
 impl Subscription {
+    /// Whether it has not ended: it is paid, or may be paid for yet.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        !matches!(self.status, SubscriptionStatus::Canceled | SubscriptionStatus::IncompleteExpired)
+    }
+
     /// Whether nothing is owed for it now.
     #[must_use]
     pub fn is_paid(&self) -> bool {
@@ -350,6 +363,18 @@ impl Stripe {
         Err(StripeError::Unreadable(format!("more than {MAX_PAGES} pages of subscriptions")))
     }
 
+    /// "List subscriptions": a page of all of the account's that are not cancelled, those that follow
+    /// `after`.
+    pub async fn subscriptions(&self, after: Option<&SubscriptionId>) -> Result<Page, StripeError> {
+        let mut query = Serializer::new(String::new());
+        query.append_pair("limit", "100");
+        if let Some(after) = after {
+            query.append_pair("starting_after", after.as_str());
+        }
+        let path = format!("/v1/subscriptions?{}", query.finish());
+        self.call(Method::GET, &path, None).await?.read()
+    }
+
     /// "Cancel a subscription", at once and without refund. One that is cancelled already, or was
     /// never there, counts as cancelled.
     pub async fn cancel_subscription(&self, id: &SubscriptionId) -> Result<(), StripeError> {
@@ -432,10 +457,13 @@ struct Created<Id> {
     id: Id,
 }
 
-#[derive(Deserialize)]
-struct Page {
-    data: Vec<Subscription>,
-    has_more: bool,
+/// A page of a list.
+#[derive(Debug, Deserialize)]
+pub struct Page {
+    /// The newest first.
+    pub data: Vec<Subscription>,
+    /// Whether more follow the last one.
+    pub has_more: bool,
 }
 
 #[derive(Deserialize)]

@@ -16,7 +16,10 @@ use futures_util::future::{join, join_all};
 use lambda::Deadline;
 use serde_json::{Value, json};
 use store::Table;
-use support::{FakeStripe, INITIALIZING, Trouble, command_of, consumer, message, redelivered};
+use support::{
+    FakeStripe, INITIALIZING, Trouble, command_of, consumer, message, redelivered, take_effects,
+    waiting,
+};
 use testkit::{
     Dynamo,
     dynamo::BILLING,
@@ -40,7 +43,7 @@ impl World {
         Self {
             dynamo: Dynamo::start().await,
             stripe: FakeStripe::start().await,
-            aws: Stub::start(|_| (200, json!({ "MessageId": "1" }))).await,
+            aws: Stub::start(waiting).await,
         }
     }
 
@@ -53,7 +56,7 @@ impl World {
     async fn command(&self, site: &str, now: Timestamp) -> (Call, Vec<&'static str>) {
         let message = message(&command_of(site, CARD));
         self.consumer().handle(message, in_time(), now).await.expect("no receive is burnt");
-        let mut calls = self.aws.take_calls();
+        let mut calls = take_effects(&self.aws);
         assert_eq!(calls.len(), 1, "{calls:?}");
         (calls.remove(0), self.stripe.take_calls())
     }
@@ -108,7 +111,7 @@ async fn after_failures_in_a_row_commands_go_back_untried_until_the_pause_is_ove
     let (until, commands) = (noon(3601), world.consumer());
     world.dynamo.put(BILLING, open_until(noon(4000))).await;
     commands.handle(old, in_time(), until).await.expect("let go");
-    let calls = world.aws.take_calls();
+    let calls = take_effects(&world.aws);
     assert_eq!(calls.iter().map(Call::operation).collect::<Vec<_>>(), ["SendTaskFailure"]);
 }
 
@@ -199,7 +202,7 @@ async fn of_many_that_come_when_the_pause_is_over_one_probes_and_its_success_clo
         let mut back = Vec::new();
         while back.len() < 49 {
             tokio::time::sleep(Duration::from_millis(1)).await;
-            back.extend(world.aws.take_calls());
+            back.extend(take_effects(&world.aws));
         }
         drop(gate);
         back
@@ -208,7 +211,7 @@ async fn of_many_that_come_when_the_pause_is_over_one_probes_and_its_success_clo
     assert!(ends.iter().all(Result::is_ok), "{ends:?}");
     assert_eq!(world.stripe.take_calls(), INITIALIZING, "one command's calls");
     assert!(back.iter().all(|call| call.operation() == "SendMessage"), "{back:?}");
-    let rest = world.aws.take_calls();
+    let rest = take_effects(&world.aws);
     assert_eq!(rest.iter().map(Call::operation).collect::<Vec<_>>(), ["SendTaskSuccess"]);
     assert_eq!(world.circuit().await["openUntil"], Value::Null);
     assert_eq!(world.command("after", until).await.0.operation(), "SendTaskSuccess");
@@ -290,7 +293,7 @@ async fn without_its_row_there_is_no_breaker() {
             world.stripe.down(if n < 6 { DOWN } else { None });
             let message = message(&command_of(&site, CARD));
             commands.handle(message, in_time(), noon(0)).await.expect("as without one");
-            assert_eq!(world.aws.take_calls()[0].operation(), expected, "{status}");
+            assert_eq!(take_effects(&world.aws)[0].operation(), expected, "{status}");
         }
     }
 }
@@ -319,7 +322,7 @@ async fn two_hundred_commands_and_ten_minutes_without_the_provider() {
             assert_eq!(calls, ["customer"]);
             calls_down.push(now);
         }
-        for call in world.aws.take_calls() {
+        for call in take_effects(&world.aws) {
             let sent = call.json();
             if call.operation() == "SendMessage" {
                 let delay = sent["DelaySeconds"].as_i64().expect("seconds");

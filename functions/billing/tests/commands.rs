@@ -8,12 +8,15 @@ use billing::{commands::Commands, initialize_subscription::InitializeSubscriptio
 use contracts::SubscriptionId;
 use lambda::Deadline;
 use serde_json::{Value, json};
-use support::{FakeStripe, Trouble, command, consumer, message, redelivered};
+use support::{
+    FakeStripe, MACHINE, PROOF, Trouble, canceller, command, command_of, consumer, described,
+    execution, message, message_of, redelivered, take_effects, waiting,
+};
 use testkit::{
     Dynamo,
     dynamo::BILLING,
     http::{Call, Stub},
-    sample::{noon, saga},
+    sample::{noon, payload, saga},
 };
 
 struct World {
@@ -37,7 +40,7 @@ impl World {
     }
 
     fn take_one(&self) -> (String, Value) {
-        let calls = self.aws.take_calls();
+        let calls = take_effects(&self.aws);
         assert_eq!(calls.len(), 1, "{calls:?}");
         (calls[0].operation().to_owned(), calls[0].json())
     }
@@ -48,13 +51,9 @@ fn in_time() -> Deadline {
     Deadline::after(Duration::from_secs(19))
 }
 
-fn fine(_: &Call) -> (u16, Value) {
-    (200, json!({ "MessageId": "1" }))
-}
-
 #[tokio::test]
 async fn a_result_is_answered_and_answered_again() {
-    let world = World::start(fine).await;
+    let world = World::start(waiting).await;
     for _ in 0..2 {
         world
             .commands()
@@ -74,7 +73,7 @@ async fn a_result_is_answered_and_answered_again() {
 
 #[tokio::test]
 async fn a_decline_is_answered_by_its_name_and_answered_again() {
-    let world = World::start(fine).await;
+    let world = World::start(waiting).await;
     for _ in 0..2 {
         let declined = message(&command("pm_card_chargeDeclined"));
         world.commands().handle(declined, in_time(), noon(0)).await.expect("an answer");
@@ -88,7 +87,7 @@ async fn a_decline_is_answered_by_its_name_and_answered_again() {
 
 #[tokio::test]
 async fn a_slow_provider_sends_the_command_back_before_the_time_runs_out() {
-    let world = World::start(fine).await;
+    let world = World::start(waiting).await;
     world.stripe.fail("customer", Trouble::Silent);
     // Two of these three seconds are kept for the queue.
     let deadline = Deadline::after(Duration::from_secs(3));
@@ -103,7 +102,7 @@ async fn a_slow_provider_sends_the_command_back_before_the_time_runs_out() {
 
 #[tokio::test]
 async fn an_outage_sends_the_command_back_with_a_growing_delay_until_the_patience_ends() {
-    let world = World::start(fine).await;
+    let world = World::start(waiting).await;
     let mut next = message(&command("pm_card_visa"));
     for (attempt, delay, seconds) in [("1", 2, 0), ("2", 4, 2), ("3", 8, 3600)] {
         world.stripe.fail("customer", Trouble::Refused);
@@ -128,7 +127,7 @@ async fn an_outage_sends_the_command_back_with_a_growing_delay_until_the_patienc
 
 #[tokio::test]
 async fn what_is_broken_or_can_not_be_answered_stays_in_the_queue() {
-    let world = World::start(fine).await;
+    let world = World::start(waiting).await;
     let mut broken = message(&command("pm_card_visa"));
     broken.body = Some(r#"{"taskToken": "t"}"#.to_owned());
     let error = world.commands().handle(broken, in_time(), noon(0)).await.expect_err("no command");
@@ -136,31 +135,245 @@ async fn what_is_broken_or_can_not_be_answered_stays_in_the_queue() {
     assert!(world.aws.take_calls().is_empty());
 
     // Neither the answer nor the way back to the queue gets through.
-    let world = World::start(|_| (500, json!({}))).await;
+    fn broken_answers(call: &Call) -> (u16, Value) {
+        if PROOF.contains(&call.operation()) { waiting(call) } else { (500, json!({})) }
+    }
+    let world = World::start(broken_answers).await;
     let good = message(&command("pm_card_visa"));
     world.commands().handle(good.clone(), in_time(), noon(0)).await.expect_err("no answer");
     let (operation, _) = world.take_one();
     assert_eq!(operation, "SendTaskSuccess");
-    let world = World::start(|_| (500, json!({}))).await;
+    let world = World::start(broken_answers).await;
     world.stripe.fail("customer", Trouble::Refused);
     world.commands().handle(good, in_time(), noon(0)).await.expect_err("no way back");
     assert_eq!(world.take_one().0, "SendMessage");
 }
 
 #[tokio::test]
-async fn an_answer_that_nobody_waits_for_is_not_kept() {
-    let world = World::start(|_| (400, json!({ "__type": "TaskTimedOut" }))).await;
-    world
-        .commands()
-        .handle(message(&command("pm_card_visa")), in_time(), noon(0))
-        .await
-        .expect("let go");
-    world
-        .commands()
-        .handle(message(&command("pm_other")), in_time(), noon(0))
-        .await
-        .expect("let go");
-    let calls = world.aws.take_calls();
+async fn an_answer_that_comes_too_late_is_not_kept() {
+    // The task ends while the command is run.
+    let world = World::start(|call| match call.operation() {
+        "SendTaskSuccess" | "SendTaskFailure" => (400, json!({ "__type": "TaskTimedOut" })),
+        _ => waiting(call),
+    })
+    .await;
+    for method in ["pm_card_visa", "pm_other"] {
+        let late = message(&command(method));
+        world.commands().handle(late, in_time(), noon(0)).await.expect("let go");
+    }
+    let calls = take_effects(&world.aws);
     let operations: Vec<_> = calls.iter().map(Call::operation).collect();
     assert_eq!(operations, ["SendTaskSuccess", "SendTaskFailure"]);
+}
+
+/// A site that is live and paid for, and whoever sends commands about it.
+async fn live_site(aws: fn(&Call) -> (u16, Value)) -> World {
+    let world = World::start(aws).await;
+    let step = support::initialize(&world.dynamo, &world.stripe);
+    testkit::saga::run(&step, &command("pm_card_visa")).await.expect("a subscription");
+    world.stripe.take_calls();
+    world
+}
+
+/// The command to cancel the subscription of the site of that name.
+fn cancel(site: &str) -> Value {
+    payload(saga(site))
+}
+
+fn dead_token(call: &Call) -> (u16, Value) {
+    match call.operation() {
+        "SendTaskHeartbeat" => (400, json!({ "__type": "TaskTimedOut" })),
+        _ => waiting(call),
+    }
+}
+
+fn invalid_token(call: &Call) -> (u16, Value) {
+    match call.operation() {
+        "SendTaskHeartbeat" => (400, json!({ "__type": "InvalidToken" })),
+        _ => waiting(call),
+    }
+}
+
+fn ended(call: &Call) -> (u16, Value) {
+    match call.operation() {
+        "DescribeExecution" => described(call, "SUCCEEDED"),
+        _ => waiting(call),
+    }
+}
+
+fn unknown_execution(call: &Call) -> (u16, Value) {
+    match call.operation() {
+        "DescribeExecution" => (400, json!({ "__type": "ExecutionDoesNotExist" })),
+        _ => waiting(call),
+    }
+}
+
+fn forbidden(call: &Call) -> (u16, Value) {
+    if PROOF.contains(&call.operation()) {
+        (400, json!({ "__type": "AccessDeniedException" }))
+    } else {
+        waiting(call)
+    }
+}
+
+#[tokio::test]
+async fn a_forged_cancellation_has_no_effect_and_stays_in_the_queue() {
+    let genuine = message(&cancel("a"));
+    let of_the_other = |execution: Option<String>| {
+        let mut body = json!({ "taskToken": "token-1", "command": cancel("a") });
+        body["execution"] = json!(execution);
+        message_of(body)
+    };
+    let onboarding = execution(&cancel("a")).replace(":saga:", ":other-machine:");
+    for (what, aws, forged) in [
+        ("a random token", invalid_token as fn(&Call) -> (u16, Value), genuine.clone()),
+        ("a random token, without an execution", invalid_token, of_the_other(None)),
+        ("a token that nobody waits for, without an execution", dead_token, of_the_other(None)),
+        (
+            "another site's execution and token",
+            waiting,
+            of_the_other(Some(execution(&cancel("b")))),
+        ),
+        (
+            "another site's execution, which has ended",
+            ended,
+            of_the_other(Some(execution(&cancel("b")))),
+        ),
+        ("another site's token and an execution that has ended", ended, genuine.clone()),
+        ("another state machine's execution", waiting, of_the_other(Some(onboarding))),
+        ("no ARN", waiting, of_the_other(Some(String::new()))),
+        ("the state machine's ARN", waiting, of_the_other(Some(MACHINE.to_owned()))),
+        ("a token of another machine", forbidden, genuine.clone()),
+    ] {
+        let world = live_site(aws).await;
+        let before = world.dynamo.everything().await;
+        let commands = canceller(&world.dynamo, &world.stripe, &world.aws);
+        commands.handle(forged, in_time(), noon(0)).await.expect_err(what);
+        assert_eq!(world.dynamo.everything().await, before, "{what}");
+        assert_eq!(world.stripe.take_calls(), [""; 0], "{what}");
+        assert_eq!(world.stripe.paid_for(), 1, "{what}");
+        // Nor is the task answered, whose token was stolen.
+        assert!(take_effects(&world.aws).is_empty(), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_forged_initialization_opens_no_subscription() {
+    let genuine = command("pm_card_visa");
+    let body = |execution: Value, command: &Value| {
+        message_of(json!({ "taskToken": "token-1", "execution": execution, "command": command }))
+    };
+    let own = json!(execution(&genuine));
+    let with = |field: &str, value: &str| {
+        let mut command = genuine.clone();
+        command[field] = value.into();
+        command
+    };
+    for (what, aws, forged) in [
+        ("a random token", invalid_token as fn(&Call) -> (u16, Value), body(own.clone(), &genuine)),
+        ("no execution", dead_token, body(Value::Null, &genuine)),
+        ("another site", waiting, body(own.clone(), &command_of("b", "pm_card_visa"))),
+        ("a cheaper plan", waiting, body(own.clone(), &with("plan", "community"))),
+        ("another payer", waiting, body(own.clone(), &with("paymentMethod", "pm_victim"))),
+        ("an execution that has ended", ended, body(own, &genuine)),
+    ] {
+        let world = World::start(aws).await;
+        world.commands().handle(forged, in_time(), noon(0)).await.expect_err(what);
+        assert!(world.dynamo.everything().await.values().all(Vec::is_empty), "{what}");
+        assert_eq!(world.stripe.take_calls(), [""; 0], "{what}");
+        assert!(take_effects(&world.aws).is_empty(), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn the_proof_comes_before_every_effect_and_costs_two_calls() {
+    let world = live_site(waiting).await;
+    let commands = canceller(&world.dynamo, &world.stripe, &world.aws);
+    commands.handle(message(&cancel("a")), in_time(), noon(0)).await.expect("an answer");
+    let calls = world.aws.take_calls();
+    let operations: Vec<_> = calls.iter().map(Call::operation).collect();
+    assert_eq!(operations, ["SendTaskHeartbeat", "DescribeExecution", "SendTaskSuccess"]);
+    assert_eq!(calls[0].json()["taskToken"], "token-1");
+    assert_eq!(world.stripe.paid_for(), 0);
+}
+
+#[tokio::test]
+async fn a_genuine_command_that_can_not_be_read_is_answered_as_invalid() {
+    let world = live_site(waiting).await;
+    let commands = canceller(&world.dynamo, &world.stripe, &world.aws);
+    let mut of_two_sites = cancel("a");
+    of_two_sites["siteId"] = json!(saga("b").site_id);
+    let message = message(&of_two_sites);
+    commands.handle(message, in_time(), noon(0)).await.expect("an answer");
+    let (operation, call) = world.take_one();
+    assert_eq!((operation.as_str(), &call["error"]), ("SendTaskFailure", &json!("InvalidInput")));
+    assert_eq!((world.stripe.take_calls(), world.stripe.paid_for()), (vec![], 1));
+}
+
+#[tokio::test]
+async fn a_message_of_the_version_before_needs_a_task_that_waits() {
+    let old = || message_of(json!({ "taskToken": "token-1", "command": cancel("a") }));
+    let world = live_site(waiting).await;
+    let commands = canceller(&world.dynamo, &world.stripe, &world.aws);
+    commands.handle(old(), in_time(), noon(0)).await.expect("an answer");
+    assert_eq!(world.take_one().0, "SendTaskSuccess");
+    assert_eq!(world.stripe.paid_for(), 0);
+    let world = live_site(dead_token).await;
+    let commands = canceller(&world.dynamo, &world.stripe, &world.aws);
+    commands.handle(old(), in_time(), noon(0)).await.expect_err("nobody waits");
+    assert_eq!(world.stripe.paid_for(), 1);
+}
+
+#[tokio::test]
+async fn a_genuine_command_whose_task_has_ended_is_not_run_and_not_kept() {
+    let world = live_site(dead_token).await;
+    let commands = canceller(&world.dynamo, &world.stripe, &world.aws);
+    commands.handle(message(&cancel("a")), in_time(), noon(0)).await.expect("let go");
+    assert!(take_effects(&world.aws).is_empty());
+    assert_eq!((world.stripe.take_calls(), world.stripe.paid_for()), (vec![], 1));
+}
+
+#[tokio::test]
+async fn an_execution_that_is_not_found_yet_is_looked_for_later() {
+    let world = live_site(unknown_execution).await;
+    let commands = canceller(&world.dynamo, &world.stripe, &world.aws);
+    let genuine = message(&cancel("a"));
+    commands.handle(genuine, in_time(), noon(0)).await.expect("a later try");
+    let (operation, call) = world.take_one();
+    assert_eq!((operation.as_str(), &call["DelaySeconds"]), ("SendMessage", &json!(2)));
+    assert_eq!(world.stripe.paid_for(), 1);
+    // Found.
+    let found = Stub::start(waiting).await;
+    let commands = canceller(&world.dynamo, &world.stripe, &found);
+    commands.handle(redelivered(&call), in_time(), noon(2)).await.expect("an answer");
+    assert_eq!(take_effects(&found)[0].operation(), "SendTaskSuccess");
+    assert_eq!(world.stripe.paid_for(), 0);
+
+    // Never found: when its state has timed out, it stays in the queue.
+    let world = live_site(unknown_execution).await;
+    let commands = canceller(&world.dynamo, &world.stripe, &world.aws);
+    let day = 24 * 3600;
+    let last = commands.handle(redelivered(&call), in_time(), noon(day)).await;
+    last.expect("a last try");
+    assert_eq!(world.take_one().0, "SendMessage");
+    let error = commands.handle(redelivered(&call), in_time(), noon(day + 1)).await;
+    let error = error.expect_err("too old");
+    assert!(error.starts_with("there is no execution arn:aws:states:"), "{error}");
+    assert!(take_effects(&world.aws).is_empty());
+    assert_eq!(world.stripe.paid_for(), 1);
+}
+
+#[tokio::test]
+async fn a_step_functions_that_can_not_tell_now_is_asked_later() {
+    fn throttled(call: &Call) -> (u16, Value) {
+        match call.operation() {
+            "SendMessage" => waiting(call),
+            _ => (400, json!({ "__type": "ThrottlingException" })),
+        }
+    }
+    let world = live_site(throttled).await;
+    let commands = canceller(&world.dynamo, &world.stripe, &world.aws);
+    commands.handle(message(&cancel("a")), in_time(), noon(0)).await.expect("a later try");
+    assert_eq!(world.take_one().0, "SendMessage");
+    assert_eq!(world.stripe.paid_for(), 1);
 }

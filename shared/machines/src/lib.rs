@@ -4,7 +4,7 @@
 use aws_sdk_sfn::{
     Client,
     error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
-    operation::start_execution::StartExecutionError,
+    operation::{describe_execution::DescribeExecutionError, start_execution::StartExecutionError},
     primitives::DateTime,
     types::ExecutionStatus,
 };
@@ -49,6 +49,15 @@ pub struct Progress {
     pub state: Option<String>,
     /// When something last happened.
     pub at: Timestamp,
+}
+
+/// An execution, as Step Functions describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// Whether it still runs.
+    pub running: bool,
+    /// What it was started with: JSON.
+    pub input: String,
 }
 
 /// Why Step Functions did not do what it was asked.
@@ -130,10 +139,41 @@ impl Machine {
         })
     }
 
+    /// Whether the ARN is that of an execution of this state machine. Nothing is looked up.
+    #[must_use]
+    pub fn owns(&self, execution: &str) -> bool {
+        let executions = self.arn.replacen(":stateMachine:", ":execution:", 1);
+        let name = execution.strip_prefix(&executions).and_then(|rest| rest.strip_prefix(':'));
+        executions != self.arn && name.is_some_and(|name| !name.is_empty() && !name.contains(':'))
+    }
+
+    /// Describes an execution; `None` if there is no execution with that ARN. The answer is eventually
+    /// consistent: an execution that has just started may not be found yet.
+    pub async fn describe(&self, execution: &str) -> Result<Option<Described>, MachineError> {
+        let described = self.client.describe_execution().execution_arn(execution).send().await;
+        let described = match described {
+            Ok(described) => described,
+            Err(error)
+                if error
+                    .as_service_error()
+                    .is_some_and(DescribeExecutionError::is_execution_does_not_exist) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let running = described.status == ExecutionStatus::Running;
+        let input = described.input;
+        let input =
+            input.ok_or_else(|| MachineError::Internal(format!("no input: {execution}")))?;
+        Ok(Some(Described { running, input }))
+    }
+
     /// What the execution was started with: JSON.
     pub async fn input(&self, execution: &str) -> Result<String, MachineError> {
-        let described = self.client.describe_execution().execution_arn(execution).send().await?;
-        described.input.ok_or_else(|| MachineError::Internal(format!("no input: {execution}")))
+        let described = self.describe(execution).await?;
+        let input = described.map(|described| described.input);
+        input.ok_or_else(|| MachineError::Internal(format!("no such execution: {execution}")))
     }
 }
 
@@ -165,6 +205,31 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_owns_its_own_executions_only() {
+        let client = Client::from_conf(
+            aws_sdk_sfn::Config::builder()
+                .behavior_version(aws_sdk_sfn::config::BehaviorVersion::latest())
+                .build(),
+        );
+        let arn = |arn: &str| format!("arn:aws:states:eu-central-1:111122223333:{arn}");
+        let teardown = Machine { client, arn: arn("stateMachine:teardown") };
+        assert!(teardown.owns(&arn("execution:teardown:recovery-1")));
+        for other in [
+            arn("execution:onboarding:1"),
+            arn("execution:teardown2:1"),
+            arn("execution:teardown:"),
+            arn("execution:teardown"),
+            arn("execution:teardown:1:2"),
+            arn("stateMachine:teardown"),
+            arn("stateMachine:teardown:1"),
+            arn("execution:teardown:1").replace("1111", "2222"),
+            String::new(),
+        ] {
+            assert!(!teardown.owns(&other), "{other}");
+        }
+    }
 
     #[test]
     fn a_call_that_can_not_be_made_will_not_be_later() {

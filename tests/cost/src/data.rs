@@ -146,6 +146,8 @@ pub enum Limit {
     TargetInvocations,
     /// `StartExecution` a second.
     StartExecutions,
+    /// `DescribeExecution` a second.
+    DescribeExecutions,
     /// Of Standard workflows, a second.
     Transitions,
 }

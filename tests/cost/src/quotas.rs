@@ -53,6 +53,8 @@ pub fn of_an_onboarding(inputs: &Inputs) -> Result<Uses> {
     Ok(Uses::from([
         (Limit::PostSites, 1.0),
         (Limit::StartExecutions, 1.0),
+        // The proof of who sent the command to initialize the subscription.
+        (Limit::DescribeExecutions, 1.0),
         (Limit::Transitions, amounts[&Item::Transition]),
         (Limit::PutEvents, amounts[&Item::Event]),
         (Limit::TargetInvocations, heard.map(|effect| f64::from(effect.invocations)).sum()),

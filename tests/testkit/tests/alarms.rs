@@ -11,12 +11,15 @@ use serde_json::{Value, json};
 use testkit::template::{Template, kebab, root};
 
 /// The functions whose errors alarm nobody by themselves.
-const WITHOUT_ERRORS: [&str; 4] = [
+const WITHOUT_ERRORS: [&str; 5] = [
     "CheckSagas",  // runs too seldom to fail twice in a row: SagaChecks tells of it
     "ImportSite",  // its errors are answers: a registration that can't be read
     "ReceiveKits", // a delivery that can't be read
+    "ReconcileSubscriptions", // like CheckSagas: SubscriptionReconciliation goes off
     "ReserveKits", // kits out of stock
 ];
+/// The functions that run once an hour: one slow run in an hour is slow.
+const HOURLY: [&str; 1] = ["ReconcileSubscriptions"];
 /// The consumers of streams.
 const OF_STREAMS: [&str; 3] = ["DetectBreaches", "PublishEvents", "StoreReadings"];
 /// The functions that call the payment provider.
@@ -36,7 +39,7 @@ const COMMANDS: [&str; 2] = ["CancelSubscriptionQueue", "InitializeSubscriptionQ
 /// The tables whose throttles alarm: the others take a few writes a site.
 const BUSY_TABLES: [&str; 2] = ["EventsTable", "ReadingsTable"];
 /// Whose description says itself what to do; that of all others names a runbook.
-const SAY_WHAT_TO_DO: [&str; 16] = [
+const SAY_WHAT_TO_DO: [&str; 17] = [
     "CompensationIncomplete",
     "DetectBreachesFailures",
     "DetectBreachesIteratorAge",
@@ -53,6 +56,7 @@ const SAY_WHAT_TO_DO: [&str; 16] = [
     "StoreReadingsFailures",
     "StoreReadingsIteratorAge",
     "StuckSagas",
+    "SubscriptionReconciliation",
 ];
 
 /// When an alarm goes off: `threshold` is passed in each of `periods` of so many seconds; `silence` is
@@ -97,6 +101,8 @@ fn rules(template: &Template) -> Vec<Rule> {
         rule("$Failed",                 &STEPS,           "Fieldstation OnboardingsFailed",              &["function=CloseSiteFunction", "step=$"],      (sum, ">", 0),                   (1, 300),          ok),
         rule("StuckSagas",              &[""],            "Fieldstation StuckSagas",                     &["function=CheckSagasFunction"],               (most, ">", 0),                  (1, 300),          ok),
         rule("SagaChecks",              &[""],            "Fieldstation StuckSagas",                     &["function=CheckSagasFunction"],               (count, "<", 1),                 (3, 300),          bad),
+        rule("SubscriptionFindings",    &[""],            "Fieldstation SubscriptionFindings",           &["function=ReconcileSubscriptionsFunction"],   (most, ">", 0),                  (1, 3600),         ok),
+        rule("SubscriptionReconciliation", &[""],         "Fieldstation SubscriptionFindings",           &["function=ReconcileSubscriptionsFunction"],   (count, "<", 1),                 (3, 3600),         bad),
         rule("$Circuit",                &OF_THE_PROVIDER, "Fieldstation ProviderCircuitOpen",            &["function=$Function"],                        (sum, ">", 0),                   (1, 600),          ok),
         rule("OldestUnpublishedEvent",  &[""],            "Fieldstation OldestUnpublishedEventAgeSeconds", &["function=SweepEventsFunction"],            (most, ">", 300),                (5, 60),           bad),
         rule("OpenFailures",            &[""],            "Fieldstation OpenFailures",                   &["function=ReportFailuresFunction"],           (most, ">", 0),                  (1, 60),           ok),
@@ -343,12 +349,13 @@ fn wanted(template: &Template) -> BTreeMap<String, Alarm> {
         }
     }
     for function in template.functions() {
+        let (periods, period) = if HOURLY.contains(&function) { (1, 3600) } else { (3, 300) };
         let alarm = Alarm {
             metric: "AWS/Lambda Duration".to_owned(),
             dimensions: vec![("FunctionName".to_owned(), format!("{function}Function"))],
             statistic: "p95".to_owned(),
-            period: 300,
-            periods: 3,
+            period,
+            periods,
             operator: "GreaterThanThreshold".to_owned(),
             threshold: json!(["AcceptedDuration", kebab(function), "alarm"]),
             silence: "notBreaching".to_owned(),

@@ -53,10 +53,14 @@ const READ_STREAM: &[&str] = &[
     "kinesis:ListShards",
 ];
 
+const ANSWER_TASK: &[&str] =
+    &["states:SendTaskHeartbeat", "states:SendTaskSuccess", "states:SendTaskFailure"];
+
 const OUTBOX: &str = "each service's events commit with its rows, in one transaction";
 const STEP: &str = "a step of the saga";
 const RECORDED: &str = "failures are recorded wherever they end";
 const TELLS: &str = "tells the saga how the step ended";
+const PROOF: &str = "a command is only run if the execution that it names sent it";
 const LOG_GROUP: &str =
     "Step Functions demands it for its log group, and knows no narrower resource";
 const MANAGED_RULE: &str =
@@ -122,18 +126,16 @@ pub const OWNERS: &[May] = &[
     own("devices", "DevicesTable", &[GET, PUT]),
     other("devices", "EventsTable", &[PUT], OUTBOX),
     // billing
-    own("billing", "BillingTable", &[GET, PUT, UPDATE, DELETE]),
+    own("billing", "BillingTable", &[GET, PUT, UPDATE, DELETE, "dynamodb:Scan"]),
+    own("billing", "ReconcileSubscriptionsFailures", &[SEND]),
     own("billing", "StripeSecret", &["secretsmanager:GetSecretValue"]),
     own("billing", "InitializeSubscriptionQueue", CONSUME_AND_PUT_BACK),
     own("billing", "CancelSubscriptionQueue", CONSUME_AND_PUT_BACK),
     other("billing", "EventsTable", &[PUT], OUTBOX),
-    other(
-        "billing",
-        "SiteOnboarding",
-        &["states:SendTaskSuccess", "states:SendTaskFailure"],
-        TELLS,
-    ),
-    other("billing", "SiteTeardown", &["states:SendTaskSuccess", "states:SendTaskFailure"], TELLS),
+    other("billing", "SiteOnboarding", ANSWER_TASK, TELLS),
+    other("billing", "SiteTeardown", ANSWER_TASK, TELLS),
+    other("billing", "executions of SiteOnboarding", &["states:DescribeExecution"], PROOF),
+    other("billing", "executions of SiteTeardown", &["states:DescribeExecution"], PROOF),
     // alerting
     own("alerting", "AlertingTable", &[GET, PUT]),
     own("alerting", "DetectBreachesFailures", &["s3:ListBucket"]),
@@ -184,6 +186,7 @@ pub const OWNERS: &[May] = &[
     other("failures", "ReceiveKitsFailures", CONSUME, RECORDED),
     other("failures", "InitializeSubscriptionDeadLetters", CONSUME, RECORDED),
     other("failures", "CancelSubscriptionDeadLetters", CONSUME, RECORDED),
+    other("failures", "ReconcileSubscriptionsFailures", CONSUME, RECORDED),
     other("failures", "ProjectSensorsFailures", CONSUME, RECORDED),
     other("failures", "StoreReadingsQuarantine", CONSUME, RECORDED),
     other("failures", "PublishEventsQuarantine", CONSUME, RECORDED),

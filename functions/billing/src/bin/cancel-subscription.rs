@@ -10,6 +10,7 @@ use billing::{
 };
 use contracts::Timestamp;
 use lambda::{Aws, Error, env, serve_queue};
+use machines::Machine;
 use store::Idempotency;
 
 #[tokio::main(flavor = "current_thread")]
@@ -30,7 +31,10 @@ async fn main() -> Result<(), Error> {
             outbox: aws.outbox()?,
             provider,
         },
-        machines: aws_sdk_sfn::Client::new(aws.config()),
+        machine: Machine {
+            client: aws_sdk_sfn::Client::new(aws.config()),
+            arn: env("SITE_TEARDOWN_ARN")?,
+        },
         queues: aws_sdk_sqs::Client::new(aws.config()),
         queue_url: env("COMMAND_QUEUE_URL")?,
         // As long as the state waits.

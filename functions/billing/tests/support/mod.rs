@@ -19,6 +19,7 @@ use billing::{
     provider::{KeySource, Prices, Provider},
     stripe::ApiKey,
 };
+use machines::Machine;
 use serde_json::{Value, json};
 use store::{Idempotency, Table};
 use testkit::{
@@ -45,6 +46,10 @@ pub enum Trouble {
 struct Books {
     /// Subscriptions that are paid for, by customer.
     customers: BTreeMap<String, BTreeSet<String>>,
+    /// Those that the account has besides, as the list shows them.
+    others: Vec<Value>,
+    /// The sites that subscriptions were opened for.
+    sites: BTreeMap<String, String>,
     made: u32,
     /// Answers by idempotency key.
     answered: BTreeMap<String, (u16, Value)>,
@@ -80,7 +85,7 @@ impl FakeStripe {
         Self { stub, books }
     }
 
-    fn provider(&self) -> Provider {
+    pub fn provider(&self) -> Provider {
         let key = KeySource::Given(ApiKey::new("sk_test_1").expect("a key"));
         let prices = "community=price_1,standard=price_2,professional=price_3";
         let prices = Prices::parse("STRIPE_PRICES", prices).expect("prices");
@@ -105,6 +110,11 @@ impl FakeStripe {
     /// Stripe keeps idempotency keys for a day; a stand-in may not keep them at all.
     pub fn forget_keys(&self) {
         self.books.lock().expect("books").answered.clear();
+    }
+
+    /// The account has these subscriptions, too.
+    pub fn also_has(&self, subscriptions: Vec<Value>) {
+        self.books.lock().expect("books").others = subscriptions;
     }
 
     pub fn customers(&self) -> usize {
@@ -172,6 +182,23 @@ impl Books {
         }
     }
 
+    /// All subscriptions of the account, two a page.
+    fn page(&self, after: Option<&str>) -> (u16, Value) {
+        let ids = self.customers.values().flatten();
+        let ours = ids.map(|id| {
+            let metadata = json!({ "siteId": self.sites[id] });
+            json!({
+                "id": id, "status": "active", "created": noon(0).seconds(), "metadata": metadata,
+            })
+        });
+        let all: Vec<_> = ours.chain(self.others.iter().cloned()).collect();
+        let from = after.map_or(0, |after| {
+            1 + all.iter().position(|it| it["id"] == after).expect("a known subscription")
+        });
+        let page: Vec<_> = all.iter().skip(from).take(2).cloned().collect();
+        (200, json!({ "data": page, "has_more": from + 2 < all.len() }))
+    }
+
     fn act(&mut self, name: &str, call: &Call) -> (u16, Value) {
         let last = call.path.rsplit('/').next().unwrap_or_default();
         let form = if name == "list" { last } else { call.body.as_str() };
@@ -200,11 +227,14 @@ impl Books {
                 match self.customers.get_mut(customer) {
                     Some(theirs) => {
                         theirs.insert(id.clone());
+                        let site = fields.get("metadata%5BsiteId%5D").expect("the site's id");
+                        self.sites.insert(id.clone(), (*site).to_owned());
                         (200, json!({ "id": id, "status": "active" }))
                     }
                     None => missing("customer"),
                 }
             }
+            "list" if customer.is_empty() => self.page(fields.get("starting_after").copied()),
             "list" => {
                 let theirs = self.customers.get(customer).into_iter().flatten();
                 let theirs: Vec<_> =
@@ -244,6 +274,20 @@ pub fn cancel(dynamo: &Dynamo, stripe: &FakeStripe) -> CancelSubscription {
     }
 }
 
+/// A consumer of the commands to cancel.
+pub fn canceller(dynamo: &Dynamo, stripe: &FakeStripe, aws: &Stub) -> Commands<CancelSubscription> {
+    let step = cancel(dynamo, stripe);
+    let rules = Rules { time: Duration::from_mins(1), ..Rules::default() };
+    Commands {
+        circuit: Circuit { table: dynamo.table(BILLING), pulse: step.provider.pulse(), rules },
+        step,
+        machine: machine(aws),
+        queues: aws_sdk_sqs::Client::new(&aws.config()),
+        queue_url: format!("{}/111122223333/commands", aws.url()),
+        patience: Duration::from_hours(24),
+    }
+}
+
 /// A consumer of the commands to initialize, as one environment of the function is one.
 pub fn consumer(
     dynamo: &Dynamo,
@@ -257,17 +301,72 @@ pub fn consumer(
     Commands {
         circuit: Circuit { table: circuit, pulse: step.provider.pulse(), rules },
         step,
-        machines: aws_sdk_sfn::Client::new(&aws.config()),
+        machine: machine(aws),
         queues: aws_sdk_sqs::Client::new(&aws.config()),
         queue_url: format!("{}/111122223333/commands", aws.url()),
         patience: Duration::from_hours(1),
     }
 }
 
+/// The state machine that sends the commands.
+pub const MACHINE: &str = "arn:aws:states:eu-central-1:111122223333:stateMachine:saga";
+
+pub fn machine(aws: &Stub) -> Machine {
+    Machine { client: aws_sdk_sfn::Client::new(&aws.config()), arn: MACHINE.to_owned() }
+}
+
+/// The ARN of the execution that sends this command. Its name holds the command, so that the stand-in
+/// of Step Functions needs no memory.
+pub fn execution(command: &Value) -> String {
+    let name: String = command.to_string().bytes().map(|byte| format!("{byte:02x}")).collect();
+    format!("{}:{name}", MACHINE.replace("stateMachine", "execution"))
+}
+
+/// `DescribeExecution`: the execution of that ARN, in that status.
+pub fn described(call: &Call, status: &str) -> (u16, Value) {
+    let arn = call.json()["executionArn"].as_str().expect("an ARN").to_owned();
+    let name = arn.rsplit(':').next().unwrap_or_default();
+    let digits = name.as_bytes().chunks(2).map(|two| std::str::from_utf8(two).expect("ASCII"));
+    let bytes = digits.map(|two| u8::from_str_radix(two, 16).expect("hexadecimal")).collect();
+    let input = String::from_utf8(bytes).expect("UTF-8");
+    let started = 1_767_268_800.0;
+    (
+        200,
+        json!({
+            "executionArn": arn, "stateMachineArn": MACHINE, "name": name, "status": status,
+            "startDate": started, "input": input,
+        }),
+    )
+}
+
+/// Step Functions with an execution that waits for the answer, and SQS.
+pub fn waiting(call: &Call) -> (u16, Value) {
+    match call.operation() {
+        "DescribeExecution" => described(call, "RUNNING"),
+        _ => (200, json!({ "MessageId": "1" })),
+    }
+}
+
+/// The calls that prove who sent a command.
+pub const PROOF: [&str; 2] = ["SendTaskHeartbeat", "DescribeExecution"];
+
+/// The calls since it was last asked, apart from those that prove who sent a command.
+pub fn take_effects(aws: &Stub) -> Vec<Call> {
+    let mut calls = aws.take_calls();
+    calls.retain(|call| !PROOF.contains(&call.operation()));
+    calls
+}
+
 /// A message with that command, sent at noon.
 pub fn message(command: &Value) -> SqsMessage {
+    message_of(json!({
+        "taskToken": "token-1", "execution": execution(command), "command": command,
+    }))
+}
+
+/// A message with that body, sent at noon.
+pub fn message_of(body: Value) -> SqsMessage {
     let mut event = sample::event("initialize-subscription");
-    let body = json!({ "taskToken": "token-1", "command": command });
     let record = &mut event["Records"][0];
     record["body"] = body.to_string().into();
     record["attributes"]["SentTimestamp"] = noon(0).millis().to_string().into();

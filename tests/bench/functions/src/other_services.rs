@@ -7,6 +7,13 @@ use crate::server::Asked;
 
 const EXECUTION: &str =
     "arn:aws:states:eu-central-1:123456789012:execution:site-teardown:2f1c6b64-sample";
+/// The fields of the samples' commands, as the saga's input has them.
+const COMMAND: &str = r#"{
+    "onboardingId": "6c8a7e8a-af7c-5f5a-855c-0cc480251501",
+    "siteId": "36525261-64d3-5f8c-93d1-fb195ff9fe73",
+    "causationId": "3fbeaac9-9e49-5723-bc13-e54e98346d74",
+    "name": "Alamosa, Colorado", "plan": "standard", "paymentMethod": "pm_card_visa"
+}"#;
 const NOW: f64 = 1_795_251_600.0;
 
 /// Status and body; nothing for a call that has no answer here.
@@ -34,7 +41,15 @@ pub fn answer(call: &str, request: &Asked) -> Option<(u16, Bytes)> {
             ],
         }),
         "states StartExecution" => json!({ "executionArn": EXECUTION, "startDate": NOW }),
-        "states SendTaskSuccess" => json!({}),
+        "states SendTaskHeartbeat" | "states SendTaskSuccess" => json!({}),
+        // The execution that sends the samples' commands.
+        "states DescribeExecution" => json!({
+            "executionArn": asked["executionArn"],
+            "stateMachineArn": "arn:aws:states:eu-central-1:123456789012:stateMachine:sample",
+            "status": "RUNNING",
+            "startDate": NOW,
+            "input": COMMAND,
+        }),
         // Nothing runs: what check-sagas finds nearly always.
         "states ListExecutions" => json!({ "executions": [] }),
         // The onboarding was stopped in its first state.

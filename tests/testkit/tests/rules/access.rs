@@ -8,6 +8,12 @@ use crate::subject::{Objections, Subject, items, members, text, texts};
 const FOREIGN: [&str; 2] = ["KitsDelivered", "SiteRegistrationRequested"];
 /// Who puts the rows of the event log on the bus.
 const PUBLISHERS: [&str; 2] = ["PublishEventsFunction", "SweepEventsFunction"];
+/// The queues of commands, each with the state machine that sends to it and the function that puts back
+/// what has to wait.
+const COMMANDS: [(&str, &str, &str); 2] = [
+    ("CancelSubscriptionQueue", "SiteTeardown", "CancelSubscriptionFunction"),
+    ("InitializeSubscriptionQueue", "SiteOnboarding", "InitializeSubscriptionFunction"),
+];
 /// The methods of HTTP, and API Gateway's own.
 const METHODS: [&str; 8] =
     ["delete", "get", "head", "options", "patch", "post", "put", "x-amazon-apigateway-any-method"];
@@ -246,12 +252,47 @@ pub fn no_table_is_read_whole(subject: &Subject) -> Objections {
 pub fn queues_take_from_named_senders(subject: &Subject) -> Objections {
     let mut objections = Objections::default();
     for (id, policy) in subject.template.resources("AWS::SQS::QueuePolicy") {
-        for statement in items(&policy["Properties"]["PolicyDocument"]["Statement"]) {
+        let statements = items(&policy["Properties"]["PolicyDocument"]["Statement"]);
+        for statement in statements.filter(|statement| statement["Effect"] != "Deny") {
             let service = statement["Principal"]["Service"].is_string();
             let condition = &statement["Condition"];
             let named = !condition["ArnEquals"]["aws:SourceArn"].is_null()
                 || condition["StringEquals"]["aws:SourceAccount"] == "AWS::AccountId";
             objections.unless(service && named, id, "lets anybody's rule or bucket send");
+        }
+    }
+    objections
+}
+
+pub fn commands_come_from_their_saga(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    for (queue, machine, function) in COMMANDS {
+        let denied = json!([{
+            "Effect": "Deny",
+            "Action": "sqs:SendMessage",
+            "Resource": format!("{queue}.Arn"),
+            "Principal": "*",
+            "Condition": {
+                "ArnNotEquals": {
+                    "aws:PrincipalArn": [format!("{machine}Role.Arn"), format!("{function}Role.Arn")],
+                },
+            },
+        }]);
+        let guarded = subject.template.resources("AWS::SQS::QueuePolicy").values().any(|policy| {
+            let policy = &policy["Properties"];
+            policy["Queues"] == json!([queue]) && policy["PolicyDocument"]["Statement"] == denied
+        });
+        objections.unless(guarded, queue, "takes commands from others than its saga");
+    }
+    // The queues that state machines send to are those that are guarded.
+    for (id, actions, resources) in grants(subject) {
+        if subject.is(id, "AWS::Serverless::StateMachine") && actions.contains(&"sqs:SendMessage") {
+            for resource in resources {
+                let known = COMMANDS.iter().any(|(queue, machine, _)| {
+                    *machine == id && resource == format!("{queue}.Arn")
+                });
+                objections.unless(known, id, format!("sends to {resource}, which nothing guards"));
+            }
         }
     }
     objections

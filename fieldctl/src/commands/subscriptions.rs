@@ -1,0 +1,87 @@
+//! `fieldctl subscriptions`.
+
+use billing::reconciliation::{Finding, FindingKind, Report};
+use clap::Args;
+use store::Table as Rows;
+
+use crate::{
+    error::{Exit, Trouble},
+    render::{Cell, Screen, Table, Tone, ago, plain},
+    stack::Stack,
+};
+
+/// `reconcile-subscriptions` runs every hour; a report that is older than this is out of date.
+const MAX_AGE_MILLIS: i64 = 3 * 60 * 60 * 1000;
+
+/// What `fieldctl subscriptions` takes: nothing.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Options {}
+
+impl Options {
+    /// Shows the last comparison of the payment provider with the billing table.
+    pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, Trouble> {
+        let rows = Rows::new(stack.dynamodb.clone(), stack.output("BillingTable")?);
+        let report: Option<Report> = rows.get(&Report::key()).await.map_err(|error| {
+            Trouble::new(Exit::Aws, format!("the report can't be read: {error}"))
+        })?;
+        let Some(report) = report else {
+            return Err(Trouble::not_found("the subscriptions have not been compared yet")
+                .advise("reconcile-subscriptions runs every hour; if it fails, its log says why"));
+        };
+        let outdated = screen.now.millis() - report.at.millis() > MAX_AGE_MILLIS;
+        if screen.json {
+            screen.document(&report)?;
+        } else {
+            show(screen, &report, outdated)?;
+        }
+        Ok(if outdated || report.found > 0 { Exit::Failed } else { Exit::Done })
+    }
+}
+
+fn show(screen: &mut Screen, report: &Report, outdated: bool) -> Result<(), Trouble> {
+    let Report { at, running, active, foreign, found, findings, .. } = report;
+    let mut compared = format!(
+        "Compared {}: {running} running at the provider, {active} ACTIVE rows",
+        ago(screen.now, *at)
+    );
+    if *foreign > 0 {
+        compared += &format!(", {foreign} at the provider of no site");
+    }
+    screen.line(&(compared + "."))?;
+    if outdated {
+        let text =
+            "This is out of date: reconcile-subscriptions did not report since. Its log says why.";
+        let text = screen.paint(Tone::Bad, text);
+        screen.line(&text)?;
+    }
+    if findings.is_empty() {
+        return screen.line("They agree.");
+    }
+    let mut table = Table::new(["FINDING", "FIRST SEEN", "SUBSCRIPTION", "SITE", "MEANS"]);
+    let rows: Vec<_> = findings.iter().map(|finding| row(screen, finding)).collect();
+    table.page(screen, &rows)?;
+    if *found > findings.len() {
+        screen.line(&format!("{} more are not shown.", found - findings.len()))?;
+    }
+    Ok(())
+}
+
+fn row(screen: &Screen, finding: &Finding) -> Vec<Cell> {
+    let Finding { kind, site_id, provider_subscription_id, first_seen, .. } = finding;
+    vec![
+        (kind.name().to_owned(), Tone::Bad),
+        (ago(screen.now, *first_seen), Tone::Faint),
+        plain(provider_subscription_id.clone()),
+        plain(site_id.to_string()),
+        plain(meaning(*kind)),
+    ]
+}
+
+fn meaning(kind: FindingKind) -> &'static str {
+    match kind {
+        FindingKind::NoActiveRow => "paid for, and the site has no subscription here",
+        FindingKind::NotRunning => "the site is in service, and nobody pays",
+        FindingKind::StillRunning => "cancelled here, and still paid for",
+        FindingKind::Duplicate => "paid for besides the site's own subscription",
+    }
+}

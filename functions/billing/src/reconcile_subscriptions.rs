@@ -1,0 +1,166 @@
+//! Every hour: compares the subscriptions at the payment provider with billing's rows.
+//!
+//! Changes nothing at the provider: it reports what disagrees, and a person decides.
+
+use std::time::Duration;
+
+use aws_lambda_events::eventbridge::EventBridgeEvent;
+use contracts::{OnboardingId, SiteId, Timestamp};
+use lambda::{Deadline, Step};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use store::{Commit, StoreError, Table, Transaction};
+use tokio::time::timeout;
+
+use crate::{
+    BillingError,
+    provider::Provider,
+    reconciliation::{Books, Finding, Report, Row, RowState, Running},
+    record_id,
+};
+
+/// What the step needs.
+#[derive(Debug)]
+pub struct ReconcileSubscriptions {
+    /// The billing table.
+    pub billing: Table,
+    /// Stripe.
+    pub provider: Provider,
+    /// How long a comparison may take: less than the function's time-out.
+    pub time: Duration,
+}
+
+/// What it answers; seen only in the log.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reply {
+    /// Subscriptions of sites that run at the provider.
+    pub running: usize,
+    /// ACTIVE rows.
+    pub active: usize,
+    /// Disagreements.
+    pub found: usize,
+}
+
+/// A row of the table, as far as the projection has it. Of an idempotency record only `status` is
+/// there.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Scanned {
+    id: String,
+    status: Option<String>,
+    site_id: Option<SiteId>,
+    provider_subscription_id: Option<String>,
+    at: Option<Timestamp>,
+}
+
+impl Step for ReconcileSubscriptions {
+    type Command = EventBridgeEvent<Value>;
+    type Reply = Reply;
+    type Error = BillingError;
+
+    fn correlation(_: &Self::Command) -> Option<OnboardingId> {
+        None
+    }
+
+    async fn run(&self, _: Self::Command, now: Timestamp) -> Result<Reply, BillingError> {
+        let deadline = Deadline::after(self.time);
+        // Half of the books would be full of findings: it compares all, or fails.
+        let late = |_| BillingError::TimeOut(self.time);
+        let (books, foreign) = timeout(deadline.left(), self.books()).await.map_err(late)??;
+        let key = Report::key();
+        let before: Option<Report> = self.billing.get(&key).await?;
+        let report = Report::new(&books, foreign, before.as_ref(), now);
+        for Finding { kind, site_id, provider_subscription_id, first_seen, .. } in &report.findings
+        {
+            tracing::warn!(
+                kind = kind.name(),
+                siteId = %site_id,
+                providerSubscriptionId = %provider_subscription_id,
+                firstSeen = %first_seen,
+                "the provider and the billing table disagree"
+            );
+        }
+        let put = Transaction::on(&self.billing);
+        let put = put.advance(&self.billing, &key, &report, report.sequence);
+        if let Commit::Refused(_) = put.commit().await? {
+            tracing::info!("a newer comparison was reported meanwhile");
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a count")]
+        metrics::gauge!("SubscriptionFindings").set(report.found as f64);
+        let Report { running, active, found, .. } = report;
+        Ok(Reply { running, active, found })
+    }
+}
+
+impl ReconcileSubscriptions {
+    /// Both sides, and how many subscriptions at the provider name no site.
+    async fn books(&self) -> Result<(Books, usize), BillingError> {
+        let mut books = self.rows().await?;
+        let mut foreign = 0;
+        for subscription in self.provider.running().await? {
+            let site = subscription.metadata.get("siteId").and_then(|site| site.parse().ok());
+            let Some(site_id) = site else {
+                foreign += 1;
+                continue;
+            };
+            books.running.push(Running {
+                id: subscription.id.into(),
+                site_id,
+                created: Timestamp::from_millis(subscription.created.saturating_mul(1000)),
+            });
+        }
+        Ok((books, foreign))
+    }
+
+    /// Billing's side, page by page. A row that can't be read counts as missing.
+    async fn rows(&self) -> Result<Books, StoreError> {
+        let mut books = Books::default();
+        let mut page = None;
+        loop {
+            let scan = self.billing.client().scan().table_name(self.billing.name());
+            let scanned = scan
+                .projection_expression("id, #status, siteId, providerSubscriptionId, #at")
+                .expression_attribute_names("#status", "status")
+                .expression_attribute_names("#at", "at")
+                .set_exclusive_start_key(page)
+                .send()
+                .await?;
+            for item in scanned.items.unwrap_or_default() {
+                let id = item.get("id").cloned();
+                match serde_dynamo::from_item(item) {
+                    Ok(row) => take(row, &mut books),
+                    Err(error) => tracing::error!(?id, %error, "a row can't be read"),
+                }
+            }
+            page = scanned.last_evaluated_key.filter(|key| !key.is_empty());
+            if page.is_none() {
+                return Ok(books);
+            }
+        }
+    }
+}
+
+/// Adds a row of the table to the books; those of the circuit and of the report have no part in it.
+fn take(scanned: Scanned, books: &mut Books) {
+    let Scanned { id, status, site_id, provider_subscription_id, at } = scanned;
+    let status = status.as_deref().unwrap_or_default();
+    let onboarding = id.rsplit_once('#').and_then(|(_, id)| id.parse::<OnboardingId>().ok());
+    if let Some(onboarding) = onboarding
+        && id == format!("idempotency#{}", record_id(onboarding))
+    {
+        if status == "INPROGRESS" {
+            books.unfinished.insert(onboarding);
+        }
+        return;
+    }
+    let state = match status {
+        "ACTIVE" => RowState::Active,
+        "FAILED" => RowState::Failed,
+        "CANCELLING" | "CANCELLED" => RowState::Cancelled,
+        _ => return,
+    };
+    if let (Some(site_id), Some(at)) = (site_id, at) {
+        books.rows.insert(site_id, Row { state, provider_subscription_id, at });
+    }
+}

@@ -1,0 +1,322 @@
+//! How billing's rows compare to the subscriptions at the payment provider, and the report of it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use contracts::{OnboardingId, SiteId, Timestamp};
+use serde::{Deserialize, Serialize};
+use store::Key;
+
+/// Findings that a report holds; beyond that it only counts them. Keeps the row far below DynamoDB's
+/// 400 KB.
+pub const MAX_FINDINGS: usize = 200;
+/// A row or a subscription that changed more recently may still be in the middle of its step. Longer
+/// than `initialize-subscription` waits for the provider, and than a comparison takes.
+const IN_FLIGHT: Duration = Duration::from_hours(2);
+
+/// What a row says about its site's subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowState {
+    /// It is paid for.
+    Active,
+    /// The provider refused it.
+    Failed,
+    /// It is being cancelled, or was.
+    Cancelled,
+}
+
+/// A row of billing, as far as it is compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// What it says.
+    pub state: RowState,
+    /// The provider's id of the subscription, where the row knows one.
+    pub provider_subscription_id: Option<String>,
+    /// When the row changed last.
+    pub at: Timestamp,
+}
+
+/// A subscription at the provider that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Running {
+    /// The provider's id.
+    pub id: String,
+    /// The site that it was opened for.
+    pub site_id: SiteId,
+    /// When it was opened.
+    pub created: Timestamp,
+}
+
+/// Both sides.
+#[derive(Clone, Debug, Default)]
+pub struct Books {
+    /// Billing's rows, one a site.
+    pub rows: BTreeMap<SiteId, Row>,
+    /// Onboardings whose initialization began and has not finished.
+    pub unfinished: BTreeSet<OnboardingId>,
+    /// The provider's subscriptions.
+    pub running: Vec<Running>,
+}
+
+/// How a row and the provider disagree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum FindingKind {
+    /// A subscription runs at the provider, and its site has no ACTIVE row.
+    NoActiveRow,
+    /// The row is ACTIVE, and its subscription does not run at the provider.
+    NotRunning,
+    /// The row is CANCELLING or CANCELLED, and a subscription of the site still runs.
+    StillRunning,
+    /// A subscription runs at the provider besides the one of the site's ACTIVE row.
+    Duplicate,
+}
+
+impl FindingKind {
+    /// The name in the row.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoActiveRow => "NO_ACTIVE_ROW",
+            Self::NotRunning => "NOT_RUNNING",
+            Self::StillRunning => "STILL_RUNNING",
+            Self::Duplicate => "DUPLICATE",
+        }
+    }
+}
+
+/// A disagreement about one subscription.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Finding {
+    /// How they disagree.
+    pub kind: FindingKind,
+    /// The site.
+    pub site_id: SiteId,
+    /// The provider's id of the subscription.
+    pub provider_subscription_id: String,
+    /// The first report that had it.
+    pub first_seen: Timestamp,
+    /// The last one.
+    pub last_seen: Timestamp,
+}
+
+/// The last comparison; there is one row of it. A finding that is resolved is not in the next report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// When the comparison began.
+    pub at: Timestamp,
+    /// `at` in milliseconds: an older comparison never replaces a newer one.
+    pub sequence: u64,
+    /// Subscriptions of sites that run at the provider.
+    pub running: usize,
+    /// ACTIVE rows.
+    pub active: usize,
+    /// Subscriptions at the provider that name no site: not opened by this stack, so not compared.
+    pub foreign: usize,
+    /// All findings, those included that did not fit in.
+    pub found: usize,
+    /// At most [`MAX_FINDINGS`], those that were seen first.
+    pub findings: Vec<Finding>,
+}
+
+impl Report {
+    /// The row's key.
+    #[must_use]
+    pub fn key() -> Key {
+        Key::id("reconciliation#provider")
+    }
+
+    /// The report on those books; `before` is the one before.
+    #[must_use]
+    pub fn new(books: &Books, foreign: usize, before: Option<&Self>, now: Timestamp) -> Self {
+        let known: BTreeMap<_, _> = before
+            .iter()
+            .flat_map(|before| &before.findings)
+            .map(|known| (known.provider_subscription_id.as_str(), known))
+            .collect();
+        let mut findings = findings(books, now);
+        for finding in &mut findings {
+            if let Some(known) = known.get(finding.provider_subscription_id.as_str()) {
+                finding.first_seen = known.first_seen;
+            }
+        }
+        findings.sort_by(|one, other| {
+            let order = |it: &Finding| (it.first_seen, it.kind, it.site_id);
+            order(one).cmp(&order(other))
+        });
+        let found = findings.len();
+        findings.truncate(MAX_FINDINGS);
+        let active = books.rows.values().filter(|row| row.state == RowState::Active).count();
+        Self {
+            at: now,
+            sequence: u64::try_from(now.millis()).unwrap_or_default(),
+            running: books.running.len(),
+            active,
+            foreign,
+            found,
+            findings,
+        }
+    }
+}
+
+/// Where the two sides disagree, apart from what is in the middle of a step.
+fn findings(books: &Books, now: Timestamp) -> Vec<Finding> {
+    let in_flight = i64::try_from(IN_FLIGHT.as_millis()).unwrap_or(i64::MAX);
+    let settled = |at: Timestamp| at <= now.plus_millis(-in_flight);
+    let finding = |kind, site_id, id: &str| Finding {
+        kind,
+        site_id,
+        provider_subscription_id: id.to_owned(),
+        first_seen: now,
+        last_seen: now,
+    };
+    let mut findings = Vec::new();
+    for running in books.running.iter().filter(|running| settled(running.created)) {
+        let site = running.site_id;
+        let row = books.rows.get(&site);
+        let unfinished = books.unfinished.contains(&OnboardingId::of(site));
+        if unfinished || row.is_some_and(|row| !settled(row.at)) {
+            continue;
+        }
+        let kind = match row {
+            None => FindingKind::NoActiveRow,
+            Some(row) => match row.state {
+                RowState::Failed => FindingKind::NoActiveRow,
+                RowState::Cancelled => FindingKind::StillRunning,
+                RowState::Active if row.provider_subscription_id.as_ref() == Some(&running.id) => {
+                    continue;
+                }
+                RowState::Active => FindingKind::Duplicate,
+            },
+        };
+        findings.push(finding(kind, site, &running.id));
+    }
+    let running: BTreeSet<_> = books.running.iter().map(|running| running.id.as_str()).collect();
+    for (site, row) in &books.rows {
+        let id = row.provider_subscription_id.as_deref().unwrap_or_default();
+        if row.state == RowState::Active && settled(row.at) && !running.contains(id) {
+            findings.push(finding(FindingKind::NotRunning, *site, id));
+        }
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: i64 = 3_600_000;
+
+    fn at(hours: i64) -> Timestamp {
+        Timestamp::from_millis(hours * HOUR)
+    }
+
+    fn site(name: &str) -> SiteId {
+        SiteId::registered("", name)
+    }
+
+    fn row(state: RowState, id: Option<&str>, at: Timestamp) -> Row {
+        Row { state, provider_subscription_id: id.map(str::to_owned), at }
+    }
+
+    fn running(id: &str, name: &str, created: Timestamp) -> Running {
+        Running { id: id.to_owned(), site_id: site(name), created }
+    }
+
+    fn books(rows: &[(&str, Row)], running: &[Running]) -> Books {
+        Books {
+            rows: rows.iter().map(|(name, row)| (site(name), row.clone())).collect(),
+            unfinished: BTreeSet::new(),
+            running: running.to_vec(),
+        }
+    }
+
+    fn told(books: &Books, now: Timestamp) -> Vec<(FindingKind, String)> {
+        let report = Report::new(books, 0, None, now);
+        report.findings.into_iter().map(|it| (it.kind, it.provider_subscription_id)).collect()
+    }
+
+    #[test]
+    fn each_way_to_disagree_is_a_finding() {
+        let active = row(RowState::Active, Some("sub_1"), at(0));
+        let is = |books: &Books, kind, id: &str| {
+            assert_eq!(told(books, at(10)), [(kind, id.to_owned())], "{books:?}");
+        };
+        let one = [running("sub_1", "a", at(0))];
+        assert_eq!(told(&books(&[("a", active.clone())], &one), at(10)), [], "they agree");
+        assert_eq!(told(&books(&[], &[]), at(10)), []);
+
+        is(&books(&[], &one), FindingKind::NoActiveRow, "sub_1");
+        let failed = row(RowState::Failed, None, at(0));
+        is(&books(&[("a", failed)], &one), FindingKind::NoActiveRow, "sub_1");
+        is(&books(&[("a", active.clone())], &[]), FindingKind::NotRunning, "sub_1");
+        let cancelled = row(RowState::Cancelled, None, at(0));
+        is(&books(&[("a", cancelled)], &one), FindingKind::StillRunning, "sub_1");
+        let two = [running("sub_1", "a", at(0)), running("sub_2", "a", at(0))];
+        is(&books(&[("a", active.clone())], &two), FindingKind::Duplicate, "sub_2");
+
+        // Another one runs in place of the row's.
+        let other = [running("sub_2", "a", at(0))];
+        let both = told(&books(&[("a", active)], &other), at(10));
+        assert_eq!(
+            both,
+            [
+                (FindingKind::NotRunning, "sub_1".to_owned()),
+                (FindingKind::Duplicate, "sub_2".to_owned())
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_in_the_middle_of_a_step_is_no_finding() {
+        let one = running("sub_1", "a", at(0));
+        let early = Timestamp::from_millis(2 * HOUR - 1);
+        for (rows, subscriptions) in [
+            (vec![], vec![one.clone()]),
+            (vec![("a", row(RowState::Active, Some("sub_1"), at(0)))], vec![]),
+            (
+                vec![("a", row(RowState::Cancelled, None, at(0)))],
+                vec![running("sub_1", "a", at(-9))],
+            ),
+        ] {
+            let books = books(&rows, &subscriptions);
+            assert_eq!(told(&books, early), [], "{books:?}");
+            assert_eq!(told(&books, at(2)).len(), 1, "{books:?}");
+        }
+        let mut books = books(&[], &[one]);
+        books.unfinished.insert(OnboardingId::of(site("a")));
+        assert_eq!(told(&books, at(10)), []);
+    }
+
+    #[test]
+    fn a_finding_keeps_when_it_was_first_seen_and_vanishes_when_it_is_resolved() {
+        let wrong = books(&[], &[running("sub_1", "a", at(0))]);
+        let first = Report::new(&wrong, 3, None, at(10));
+        let second = Report::new(&wrong, 3, Some(&first), at(11));
+        let finding = &second.findings[0];
+        assert_eq!((finding.first_seen, finding.last_seen), (at(10), at(11)));
+        assert_eq!((second.at, second.running, second.foreign, second.found), (at(11), 1, 3, 1));
+        assert!(second.sequence > first.sequence);
+        let resolved = Report::new(&books(&[], &[]), 0, Some(&second), at(12));
+        assert_eq!((resolved.found, resolved.findings), (0, Vec::new()));
+    }
+
+    #[test]
+    fn a_report_is_bounded_and_keeps_what_was_seen_first() {
+        let mut wrong = books(&[], &[running("sub_old", "old", at(0))]);
+        let before = Report::new(&wrong, 0, None, at(10));
+        for number in 0..MAX_FINDINGS + 5 {
+            let name = number.to_string();
+            wrong.running.insert(0, running(&format!("sub_{number}"), &name, at(0)));
+        }
+        let report = Report::new(&wrong, 0, Some(&before), at(11));
+        assert_eq!((report.found, report.findings.len()), (MAX_FINDINGS + 6, MAX_FINDINGS));
+        assert_eq!(report.findings[0].provider_subscription_id, "sub_old");
+        let size = serde_json::to_string(&report).expect("JSON").len();
+        assert!(size < 100_000, "{size}");
+    }
+}

@@ -1,0 +1,177 @@
+//! Forged billing commands on the deployed queues: nobody but a command's state machine may send them,
+//! and one that comes all the same changes nothing and is recorded as a failure. And the comparison
+//! that would find a subscription that was cancelled or opened behind our back.
+
+#[path = "disruptions/faults.rs"]
+#[expect(dead_code, reason = "not every fault is brought about here")]
+mod faults;
+
+use anyhow::{Context, Result, ensure};
+use aws_credential_types::Credentials;
+use contracts::{Metric, OnboardingId, SiteId};
+use reqwest::header::CONTENT_TYPE;
+use serde_json::{Value, json};
+use tests::{
+    Stack,
+    api::sign,
+    sites::{GOOD_CARD, Ids, registration},
+    stripe::{Billed, billed},
+};
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+use crate::faults::Visibility;
+
+/// A queue's visibility time-out is changed for the whole stack.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// The queues, each with the state machine whose role may send to it.
+const QUEUES: [(&str, &str); 2] = [
+    ("CancelSubscriptionQueue", "SiteTeardownRole"),
+    ("InitializeSubscriptionQueue", "SiteOnboardingRole"),
+];
+
+/// Calls a service, as a developer of the local stack.
+async fn call(stack: &Stack, service: &str, path: &str, body: String) -> Result<String> {
+    let url = stack.endpoint().join(path)?;
+    let client = reqwest::Client::new();
+    let mut request = client
+        .post(url)
+        .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+        .body(body.clone())
+        .build()?;
+    sign(&mut request, service, body.as_bytes())?;
+    let answer = client.execute(request).await?;
+    let (status, text) = (answer.status(), answer.text().await?);
+    ensure!(status.is_success(), "{service} answered {status}: {text}");
+    Ok(text)
+}
+
+/// SQS, in the name of that role.
+async fn sqs_as(stack: &Stack, role: &str) -> Result<aws_sdk_sqs::Client> {
+    let role = stack.physical_id(role).await?;
+    let assume = format!(
+        "Action=AssumeRole&Version=2011-06-15&RoleSessionName=forgery\
+         &RoleArn=arn%3Aaws%3Aiam%3A%3A000000000000%3Arole%2F{role}"
+    );
+    let answer = call(stack, "sts", "/", assume).await?;
+    let member = |name: &str| {
+        let (_, rest) = answer.split_once(&format!("<{name}>"))?;
+        rest.split_once("</").map(|(value, _)| value.to_owned())
+    };
+    let credentials = Credentials::new(
+        member("AccessKeyId").context("a key's id")?,
+        member("SecretAccessKey").context("a key")?,
+        member("SessionToken"),
+        None,
+        "the role",
+    );
+    let config = aws_sdk_sqs::config::Builder::from(stack.config());
+    Ok(aws_sdk_sqs::Client::from_conf(config.credentials_provider(credentials).build()))
+}
+
+async fn live_site(stack: &Stack, name: &str) -> Result<(Ids, Billed)> {
+    stack.deliver(&[Metric::AirTemperature], 1).await?;
+    let registration = registration(name, &[Metric::AirTemperature], GOOD_CARD);
+    let ids = stack.register(&Uuid::new_v4().to_string(), &registration).await?;
+    stack.site_active(ids.site_id).await?;
+    let paid = billed(stack, &ids.onboarding_id.to_string()).await?;
+    ensure!(paid.subscriptions.len() == 1, "{paid:?}");
+    Ok((ids, paid))
+}
+
+fn command(ids: Ids) -> Value {
+    json!({ "onboardingId": ids.onboarding_id, "siteId": ids.site_id, "causationId": null })
+}
+
+#[tokio::test]
+async fn forged_commands_change_nothing_and_are_recorded() -> Result<()> {
+    let _turn = TURN.lock().await;
+    let stack = Stack::connect().await?;
+    let (ids, paid) = live_site(&stack, "target of a forgery").await?;
+    let onboarding = stack.onboarding_arn(ids.onboarding_id)?;
+    let site_id = SiteId::registered("forgery", &Uuid::new_v4().to_string());
+    let never = Ids { site_id, onboarding_id: OnboardingId::of(site_id) };
+    let mut opening = command(never);
+    opening["name"] = "never registered".into();
+    opening["plan"] = "standard".into();
+    opening["paymentMethod"] = GOOD_CARD.into();
+    let token = || Uuid::new_v4().to_string();
+    let forged = [
+        ("cancel-subscription", json!({ "taskToken": token(), "command": command(ids) })),
+        (
+            "cancel-subscription",
+            json!({ "taskToken": token(), "execution": onboarding, "command": command(ids) }),
+        ),
+        ("initialize-subscription", json!({ "taskToken": token(), "command": opening })),
+        (
+            "initialize-subscription",
+            json!({ "taskToken": token(), "execution": onboarding, "command": opening }),
+        ),
+    ];
+
+    for (queue, _) in QUEUES {
+        let url = stack.physical_id(queue).await?;
+        let sent = stack.sqs().send_message().queue_url(url).message_body("{}").send().await;
+        let error = sent.err().with_context(|| format!("anybody may send to {queue}"))?;
+        ensure!(format!("{error:?}").contains("AccessDenied"), "{queue}: {error:?}");
+    }
+
+    // What the policy can't stop: a message in the name of the state machine's role.
+    let mut visibilities = Vec::new();
+    for (queue, _) in QUEUES {
+        visibilities.push(Visibility::set(&stack, queue, 2).await?);
+    }
+    let recorded = async {
+        let mut failures = Vec::new();
+        for (source, message) in &forged {
+            let (queue, role) = QUEUES[usize::from(*source == "initialize-subscription")];
+            let queue = stack.physical_id(queue).await?;
+            let sqs = sqs_as(&stack, role).await?;
+            sqs.send_message().queue_url(queue).message_body(message.to_string()).send().await?;
+            let token = message["taskToken"].as_str().context("a token")?;
+            failures.push((message, stack.failure_about(source, token).await?));
+        }
+        anyhow::Ok(failures)
+    };
+    let recorded = recorded.await;
+    for visibility in visibilities {
+        visibility.restore(&stack).await?;
+    }
+    let recorded = recorded?;
+    for (message, failure) in &recorded {
+        assert_eq!(failure.kind, "DEAD_LETTER", "{failure}");
+        assert_eq!(failure.payload()?, **message, "whole");
+        // A replay calls the function, which refuses it again and says so at once. A cancellation for
+        // a site in service is not even sent.
+        if failure.source == "initialize-subscription" {
+            let outcomes = stack.replay(&[&failure.id])?;
+            assert_eq!(outcomes[&failure.id], "FAILED", "{outcomes:?}");
+        }
+        stack.fieldctl_failures(&["discard", &failure.id, "--note", "forged", "--yes"])?;
+    }
+
+    assert_eq!(billed(&stack, &ids.onboarding_id.to_string()).await?, paid, "as it was");
+    let site = stack.site(ids.site_id).await?;
+    assert_eq!(site.body["status"], "ACTIVE", "{site}");
+    let row = stack.rows_with("BillingTable", "siteId", &ids.site_id.to_string()).await?;
+    assert_eq!((row.len(), &row[0]["status"]), (1, &json!("ACTIVE")), "{row:?}");
+    let opened = billed(&stack, &never.onboarding_id.to_string()).await?;
+    assert_eq!(opened, Billed::default(), "nobody pays for a site that is not there");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_provider_and_the_rows_are_compared() -> Result<()> {
+    let stack = Stack::connect().await?;
+    live_site(&stack, "compared").await?;
+    let function = stack.physical_id("ReconcileSubscriptionsFunction").await?;
+    let event = testkit::sample::event("reconcile-subscriptions").to_string();
+    let path = format!("/2015-03-31/functions/{function}:live/invocations");
+    let reply: Value = serde_json::from_str(&call(&stack, "lambda", &path, event).await?)?;
+    assert!(reply["running"].as_u64() > Some(0) && reply["active"].as_u64() > Some(0), "{reply}");
+    let rows = stack.rows_with("BillingTable", "id", "reconciliation#provider").await?;
+    let report = rows.first().context("a report")?;
+    assert_eq!(report["found"], reply["found"], "{report}");
+    Ok(())
+}
