@@ -6,7 +6,8 @@ use store::Table as Rows;
 
 use crate::{
     error::{Exit, Trouble},
-    render::{Cell, Screen, Table, Tone, ago, plain},
+    output::{Screen, Tone},
+    render::{Cell, Table, ago, plain},
     stack::Stack,
 };
 
