@@ -175,6 +175,7 @@ pub fn complain(trouble: &Trouble) {
 }
 
 /// Prints clap's help, or its complaint about the arguments, which quotes them. Returns the exit code.
+#[must_use]
 pub fn usage(error: &UsageError) -> u8 {
     if error.use_stderr() {
         terminal::print_error(error.render().to_string().trim_end());

@@ -186,10 +186,9 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
         "outputs" | "sites list" | "sagas list" | "failures list" | "failures groups" => {
             (&[], (true, true))
         }
-        "sites show" => (&[&site], (true, true)),
+        "sites show" | "trace" => (&[&site], (true, true)),
         "sites onboard" => (&[registration, "--wait"], (true, true)),
         "sites teardown" => (&[&site, "--yes"], (false, true)),
-        "trace" => (&[&site], (true, true)),
         "sagas show" => (&["arn:any"], (true, true)),
         "sagas recover" => (&[&onboarding, "--yes"], (true, true)),
         "events list" => (&["--correlation", &onboarding], (true, true)),

@@ -28,7 +28,7 @@ pub fn is_unsafe(c: char) -> bool {
     ) || CodePointSetData::new::<DefaultIgnorableCodePoint>().contains(c)
 }
 
-fn replace<'a>(text: &'a str, plain: impl Fn(char) -> Option<char>) -> Cow<'a, str> {
+fn replace(text: &str, plain: impl Fn(char) -> Option<char>) -> Cow<'_, str> {
     let is_plain = |c| plain(c).map_or(!is_unsafe(c), |other| other == c);
     if text.chars().all(is_plain) {
         return text.into();

@@ -124,7 +124,7 @@ async fn run(args: Args) -> Result<bool> {
     ensure!(!cases.is_empty(), "there is no such case of the steps and calls above");
     if args.list {
         for case in &cases {
-            terminal::print(&case);
+            terminal::print(case);
         }
         return Ok(true);
     }
