@@ -47,6 +47,7 @@ impl Saga {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(clippy::struct_field_names, reason = "the names on the wire")]
 struct UncheckedSaga {
     onboarding_id: OnboardingId,
     site_id: SiteId,

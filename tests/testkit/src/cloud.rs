@@ -383,7 +383,7 @@ impl Cloud {
             state.published.push(entry.clone());
             json!({ "EventId": format!("event-{}", state.published.len()) })
         });
-        with_failures(answers.collect())
+        with_failures(&answers.collect::<Vec<_>>())
     }
 
     /// The bus, which fails for the first entry and takes the others.
@@ -396,7 +396,7 @@ impl Cloud {
         let failed = json!({ "ErrorCode": "InternalFailure", "ErrorMessage": "busy" });
         let Value::Array(mut answers) = answer.body["Entries"].take() else { return answer };
         answers.insert(0, failed);
-        answer.body = with_failures(answers);
+        answer.body = with_failures(&answers);
         answer
     }
 
@@ -501,7 +501,7 @@ fn write_units(answer: &Value) -> f64 {
 }
 
 /// The answer of `PutEvents` with these answers to its entries.
-fn with_failures(answers: Vec<Value>) -> Value {
+fn with_failures(answers: &[Value]) -> Value {
     let failed = answers.iter().filter(|answer| answer.get("ErrorCode").is_some()).count();
     json!({ "FailedEntryCount": failed, "Entries": answers })
 }

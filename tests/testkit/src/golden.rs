@@ -20,7 +20,7 @@ pub fn check(manifest_dir: &str, name: &str, value: &Value) {
     assert_eq!(text, golden, "{} differs; UPDATE_GOLDENS=1 rewrites it", file.display());
 }
 
-/// The value with its objects' keys sorted. serde_json keeps the keys' order or sorts them,
+/// The value with its objects' keys sorted. `serde_json` keeps the keys' order or sorts them,
 /// depending on a feature that any crate in the build may switch on.
 fn sorted(value: &Value) -> Value {
     match value {
