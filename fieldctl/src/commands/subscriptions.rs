@@ -41,19 +41,19 @@ impl Options {
 
 fn show(screen: &mut Screen, report: &Report, outdated: bool) -> Result<(), Trouble> {
     let Report { at, running, active, foreign, found, findings, .. } = report;
-    let mut compared = format!(
-        "Compared {}: {running} running at the provider, {active} ACTIVE rows",
-        ago(screen.now, *at)
-    );
-    if *foreign > 0 {
-        compared += &format!(", {foreign} at the provider of no site");
-    }
-    screen.line(&(compared + "."))?;
+    let foreign = match foreign {
+        0 => String::new(),
+        count => format!(", {count} at the provider of no site"),
+    };
+    let at = ago(screen.now, *at);
+    screen.line(&format!(
+        "Compared {at}: {running} running at the provider, {active} ACTIVE rows{foreign}."
+    ))?;
     if outdated {
         let text =
             "This is out of date: reconcile-subscriptions did not report since. Its log says why.";
         let text = screen.paint(Tone::Bad, text);
-        screen.line(&text)?;
+        screen.line(text)?;
     }
     if findings.is_empty() {
         return screen.line("They agree.");

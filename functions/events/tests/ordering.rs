@@ -101,10 +101,12 @@ impl Function for PublishFunction {
         time: Duration,
     ) -> LocalBoxFuture<'static, Result<Value, String>> {
         let records: Vec<_> = records.iter().map(|record| record.table_event()).collect();
-        records.iter().for_each(|record| self.note(record));
+        for record in &records {
+            self.note(record);
+        }
         Box::pin(async move {
             let payload = to_raw_value(&json!({ "Records": records })).expect("JSON");
-            let deadline = Deadline::after(time - Duration::from_millis(500));
+            let deadline = Deadline::after(time.saturating_sub(Duration::from_millis(500)));
             match step.handle(&payload, deadline).await {
                 Ok(answer) => Ok(json!(answer)),
                 Err(failure) => Err(failure.message),
@@ -225,7 +227,7 @@ async fn simulate(seed: u64) -> Ran {
                 *sequence += 1;
                 let mut row = row(site, *sequence, at);
                 if chance.percent(4) {
-                    row.kind = BAD_TYPE.to_owned();
+                    BAD_TYPE.clone_into(&mut row.kind);
                 }
                 row
             })
@@ -240,7 +242,9 @@ async fn simulate(seed: u64) -> Ran {
     let commits = spawn_local(async move {
         for (at, events) in commits {
             sleep_until(begun + at - Duration::from_millis(1)).await;
-            events.iter().for_each(|row| committing.put(EVENTS, row));
+            for row in &events {
+                committing.put(EVENTS, row);
+            }
         }
     });
     let function = PublishFunction::new(&cloud);

@@ -513,14 +513,15 @@ fn of_one_shard(count: usize) -> Vec<String> {
 
 #[tokio::test]
 async fn no_number_of_unpublishable_events_hides_the_events_behind_them() {
-    let refusals: [fn(&str, u64, usize) -> Option<&'static str>; 2] = [
-        |site, _, _| (site != "c").then_some("MalformedDetail"),
-        |site, _, _| (site != "c").then_some("InternalFailure"),
-    ];
     // More than a page of the shard.
     let (bad, behind) = (of_one_shard(110), "c");
-    for (permanent, refusal) in [(true, refusals[0]), (false, refusals[1])] {
-        let world = World::start(refusal).await;
+    for permanent in [true, false] {
+        let world = World::start(if permanent {
+            |site, _, _| (site != "c").then_some("MalformedDetail")
+        } else {
+            |site, _, _| (site != "c").then_some("InternalFailure")
+        })
+        .await;
         for site in &bad {
             world.append(site, 1, noon(0)).await;
         }

@@ -519,8 +519,8 @@ async fn a_file_that_s3_does_not_answer_for_is_unreadable_after_an_hour() {
 async fn a_file_that_is_too_large_or_has_too_many_records_is_unreadable() {
     let most = vec![json!({}); 10_000];
     let many = vec![json!({}); 10_001];
-    assert_eq!(of_file(file(&most)).len(), 10_000);
-    assert_eq!(of_file(file(&many)).len(), 1);
+    assert_eq!(of_file(&file(&most)).len(), 10_000);
+    assert_eq!(of_file(&file(&many)).len(), 1);
 
     let world = World::start().await;
     world.buckets.put(BUCKET, KEY, vec![b' '; MAX_FILE_BYTES + 1]);
@@ -531,7 +531,7 @@ async fn a_file_that_is_too_large_or_has_too_many_records_is_unreadable() {
     assert!(message.contains("has more than 16777216 bytes"), "{message}");
 }
 
-fn of_file(content: String) -> Vec<reading::Failure> {
+fn of_file(content: &str) -> Vec<reading::Failure> {
     let place = PayloadFile { bucket: BUCKET.to_owned(), key: KEY.to_owned() };
     reading::file("store-readings", &place, content.as_bytes())
 }
