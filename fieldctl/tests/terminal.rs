@@ -145,7 +145,7 @@ async fn stack(answer: fn(&Asked) -> Answer) -> Cloud {
     let cloud = Cloud::start(answer).await;
     cloud.dynamo.put(FAILURES, json!(failure())).await;
     let site_id = site();
-    let saga = Saga { onboarding_id: onboarding(), site_id, causation_id: None };
+    let saga = Saga::of_site(site_id, None);
     // `events tail` shows what is newer than its start.
     let at = Timestamp::now().plus_millis(5000);
     let event = NewEvent::of(saga, site_id, 2, at, SiteActivated { site_id }).row();

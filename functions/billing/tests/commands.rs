@@ -51,6 +51,11 @@ fn in_time() -> Deadline {
     Deadline::after(Duration::from_secs(19))
 }
 
+/// Proves the sender, and fails every other call.
+fn broken_answers(call: &Call) -> (u16, Value) {
+    if PROOF.contains(&call.operation()) { waiting(call) } else { (500, json!({})) }
+}
+
 #[tokio::test]
 async fn a_result_is_answered_and_answered_again() {
     let world = World::start(waiting).await;
@@ -135,9 +140,6 @@ async fn what_is_broken_or_can_not_be_answered_stays_in_the_queue() {
     assert!(world.aws.take_calls().is_empty());
 
     // Neither the answer nor the way back to the queue gets through.
-    fn broken_answers(call: &Call) -> (u16, Value) {
-        if PROOF.contains(&call.operation()) { waiting(call) } else { (500, json!({})) }
-    }
     let world = World::start(broken_answers).await;
     let good = message(&command("pm_card_visa"));
     world.commands().handle(good.clone(), in_time(), noon(0)).await.expect_err("no answer");
@@ -222,7 +224,7 @@ async fn a_forged_cancellation_has_no_effect_and_stays_in_the_queue() {
     let of_the_other = |execution: Option<String>| {
         let mut body = json!({ "taskToken": "token-1", "command": cancel("a") });
         body["execution"] = json!(execution);
-        message_of(body)
+        message_of(&body)
     };
     let onboarding = execution(&cancel("a")).replace(":saga:", ":other-machine:");
     for (what, aws, forged) in [
@@ -261,7 +263,7 @@ async fn a_forged_cancellation_has_no_effect_and_stays_in_the_queue() {
 async fn a_forged_initialization_opens_no_subscription() {
     let genuine = command("pm_card_visa");
     let body = |execution: Value, command: &Value| {
-        message_of(json!({ "taskToken": "token-1", "execution": execution, "command": command }))
+        message_of(&json!({ "taskToken": "token-1", "execution": execution, "command": command }))
     };
     let own = json!(execution(&genuine));
     let with = |field: &str, value: &str| {
@@ -312,7 +314,7 @@ async fn a_genuine_command_that_can_not_be_read_is_answered_as_invalid() {
 
 #[tokio::test]
 async fn a_message_of_the_version_before_needs_a_task_that_waits() {
-    let old = || message_of(json!({ "taskToken": "token-1", "command": cancel("a") }));
+    let old = || message_of(&json!({ "taskToken": "token-1", "command": cancel("a") }));
     let world = live_site(waiting).await;
     let commands = canceller(&world.dynamo, &world.stripe, &world.aws);
     commands.handle(old(), in_time(), noon(0)).await.expect("an answer");

@@ -318,7 +318,9 @@ pub fn machine(aws: &Stub) -> Machine {
 /// The ARN of the execution that sends this command. Its name holds the command, so that the stand-in
 /// of Step Functions needs no memory.
 pub fn execution(command: &Value) -> String {
-    let name: String = command.to_string().bytes().map(|byte| format!("{byte:02x}")).collect();
+    let digit = |value: u8| char::from_digit(value.into(), 16).expect("a hexadecimal digit");
+    let digits = |byte: u8| [digit(byte >> 4), digit(byte & 15)];
+    let name: String = command.to_string().bytes().flat_map(digits).collect();
     format!("{}:{name}", MACHINE.replace("stateMachine", "execution"))
 }
 
@@ -359,13 +361,13 @@ pub fn take_effects(aws: &Stub) -> Vec<Call> {
 
 /// A message with that command, sent at noon.
 pub fn message(command: &Value) -> SqsMessage {
-    message_of(json!({
+    message_of(&json!({
         "taskToken": "token-1", "execution": execution(command), "command": command,
     }))
 }
 
 /// A message with that body, sent at noon.
-pub fn message_of(body: Value) -> SqsMessage {
+pub fn message_of(body: &Value) -> SqsMessage {
     let mut event = sample::event("initialize-subscription");
     let record = &mut event["Records"][0];
     record["body"] = body.to_string().into();
