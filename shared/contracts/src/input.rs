@@ -552,8 +552,8 @@ impl<R: Rule> Rule for List<R> {
             problems.add(at, format!("has {count} entries; give {}", self.expected()));
         }
         let items = items.iter().take(self.max).enumerate();
-        let mut read = |(index, item)| self.item.read(item, &format!("{at}[{index}]"), problems);
-        Some(items.map(|item| read(item)).collect())
+        let read = |(index, item)| self.item.read(item, &format!("{at}[{index}]"), problems);
+        Some(items.map(read).collect())
     }
 }
 

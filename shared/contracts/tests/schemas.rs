@@ -32,9 +32,8 @@ fn escaped(json: &str) -> String {
         if character.is_ascii() {
             escaped.push(character);
         } else {
-            for unit in character.encode_utf16(&mut [0; 2]) {
-                escaped.push_str(&format!("\\u{unit:04x}"));
-            }
+            let units = character.encode_utf16(&mut [0; 2]).iter();
+            escaped.extend(units.map(|unit| format!("\\u{unit:04x}")));
         }
     }
     escaped

@@ -180,9 +180,8 @@ impl Schema {
             Some("uuid") => {
                 let (high, low) = (chance.number(), chance.number());
                 let hex = format!("{high:016x}{low:016x}");
-                let (a, b, c, d, e) =
-                    (&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
-                return format!("{a}-{b}-{c}-{d}-{e}");
+                let groups = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
+                return groups.join("-");
             }
             Some("date-time") => {
                 let at = contracts::Timestamp::from_millis(
