@@ -32,7 +32,8 @@ fn escaped(json: &str) -> String {
         if character.is_ascii() {
             escaped.push(character);
         } else {
-            let units = character.encode_utf16(&mut [0; 2]).iter();
+            let mut units = [0; 2];
+            let units = character.encode_utf16(&mut units).iter();
             escaped.extend(units.map(|unit| format!("\\u{unit:04x}")));
         }
     }
