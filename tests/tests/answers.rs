@@ -72,7 +72,13 @@ async fn answers_about_a_site_that_comes_into_service_and_goes() -> Result<()> {
     let body = registration("Golden", &metrics, GOOD_CARD);
     let created = stack.call(Call::post_site(&key, &body)).await?;
     golden("post-site-202", &created);
-    let path = created.header("location").to_owned();
+    // Resolved against the address that was called, it leads to the site.
+    let stage = format!("/{}", stack.api_stage()?);
+    let called = reqwest::Url::parse(&format!("http://localhost{stage}/sites"))?;
+    let location = called.join(created.header("location"))?;
+    let path = location.path().strip_prefix(&stage).expect("a path below the stage").to_owned();
+    let found = stack.call(Call::get(&path)).await?;
+    assert_eq!(found.body["siteId"], created.body["siteId"], "{found}");
     golden("delete-site-409-still-onboarding", &stack.call(Call::delete(&path)).await?);
     let mut other = body.clone();
     other["name"] = json!("Silver");

@@ -175,6 +175,9 @@ impl InitializeSubscription {
             StripeError::Declined { message, .. } => {
                 Ok(Paid::No(Refusal::CardDeclined { message }))
             }
+            StripeError::UnknownPaymentMethod { message } => {
+                Ok(Paid::No(Refusal::InvalidInput { message }))
+            }
             // Nothing of ours is amiss at this point but the payment method.
             StripeError::Rejected { status: 400 | 404, code, message }
                 if is_about_method(&message, &method) =>

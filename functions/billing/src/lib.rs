@@ -180,6 +180,9 @@ impl From<StripeError> for BillingError {
             StripeError::Declined { message, .. } => {
                 Self::Refused(Refusal::CardDeclined { message })
             }
+            StripeError::UnknownPaymentMethod { message } => {
+                Self::Refused(Refusal::InvalidInput { message })
+            }
             // A key that was not put in place, or was revoked, is mended without our messages.
             StripeError::Unavailable(_)
             | StripeError::KeySpent(_)

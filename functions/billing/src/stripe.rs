@@ -83,6 +83,12 @@ pub enum StripeError {
     /// key is used up: look at what exists, then go on with another one.
     #[error("Stripe repeats the stored failure of this idempotency key: {0}")]
     KeySpent(String),
+    /// Stripe does not know the payment method: final, like a declined card.
+    #[error("{message}")]
+    UnknownPaymentMethod {
+        /// Stripe's words and its request id, for the operator.
+        message: String,
+    },
     /// The API key is wrong, expired, or lacks a permission.
     #[error("Stripe refused the API key with status {0}")]
     Unauthorized(u16),
@@ -288,8 +294,16 @@ impl Stripe {
     ) -> Result<PaymentMethodId, StripeError> {
         let path = format!("/v1/payment_methods/{method}/attach");
         let form = [("customer".into(), customer.as_str())];
-        let attached: Created<PaymentMethodId> = self.post(&path, &form, key).await?;
-        Ok(attached.id)
+        match self.post::<Created<PaymentMethodId>>(&path, &form, key).await {
+            Ok(attached) => Ok(attached.id),
+            // 404 is about the object in the path. A customer that is missing is a 400.
+            Err(StripeError::Rejected { status: 404, code, message })
+                if code.as_deref() == Some("resource_missing") =>
+            {
+                Err(StripeError::UnknownPaymentMethod { message })
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// "Update a customer": what its invoices are paid with, the first of a subscription included.

@@ -116,7 +116,7 @@ async fn a_declined_card_is_final_and_leaves_nothing_behind() {
 
 #[tokio::test]
 async fn a_payment_method_that_is_none_is_the_operators_fault() {
-    for method in ["pm_nobody", "../customers/cus_1"] {
+    for method in ["pm_nobody", "pm_unknown", "../customers/cus_1"] {
         let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
         let outcome = run(&initialize(&dynamo, &stripe), &command(method)).await;
         assert_eq!(outcome, Err(ErrorKind::InvalidInput), "{method}");

@@ -12,6 +12,7 @@ pub mod reserve_kits;
 use contracts::{
     Metric, ReservationId, Saga, Timestamp,
     events::{Kits, Shortage},
+    input::{FieldError, in_one_line},
 };
 use lambda::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
@@ -114,13 +115,8 @@ pub enum InventoryError {
     #[error("reservation {0} was released before it was made")]
     Superseded(ReservationId),
     /// The delivery is wrong.
-    #[error("{at}: {problem}")]
-    InvalidDelivery {
-        /// The field.
-        at: String,
-        /// What is wrong with it.
-        problem: String,
-    },
+    #[error("{}", in_one_line(.0))]
+    InvalidDelivery(Vec<FieldError>),
     /// The row changed while the decision was made.
     #[error("reservation {0} is being changed by others")]
     Busy(ReservationId),
@@ -142,7 +138,7 @@ impl Fault for InventoryError {
         match self {
             Self::KitsOutOfStock(_) => ErrorKind::KitsOutOfStock,
             Self::Superseded(_) => ErrorKind::Superseded,
-            Self::InvalidDelivery { .. } => ErrorKind::InvalidInput,
+            Self::InvalidDelivery(_) => ErrorKind::InvalidInput,
             Self::Busy(_) => ErrorKind::Transient,
             Self::Store(error) => error.into(),
         }

@@ -1,12 +1,15 @@
 //! `KitsDelivered` from another system: adds to the stock, each delivery once.
 
-use std::collections::BTreeSet;
-
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use aws_sdk_dynamodb::types::AttributeValue;
-use contracts::{OnboardingId, Timestamp, inbound::KitsDelivered};
+use contracts::{
+    OnboardingId, Timestamp,
+    inbound::KitsDelivered,
+    input::{self, FieldError},
+};
 use lambda::Step;
 use serde::Serialize;
+use serde_json::value::RawValue;
 use store::{Commit, Table, Transaction};
 
 use crate::{DeliveryRow, InventoryError, StockRow};
@@ -27,33 +30,8 @@ pub enum Reply {
     Already,
 }
 
-fn invalid(at: &str, problem: impl Into<String>) -> InventoryError {
-    InventoryError::InvalidDelivery { at: at.to_owned(), problem: problem.into() }
-}
-
-fn check(delivery: &KitsDelivered) -> Result<(), InventoryError> {
-    let KitsDelivered { delivery_id, kits } = delivery;
-    if delivery_id.is_empty() || delivery_id.len() > 128 {
-        return Err(invalid("detail.deliveryId", "give 1 to 128 characters"));
-    }
-    if kits.is_empty() || kits.len() > 50 {
-        return Err(invalid("detail.kits", "give 1 to 50 entries"));
-    }
-    let mut seen = BTreeSet::new();
-    for (index, kit) in kits.iter().enumerate() {
-        if kit.quantity == 0 {
-            return Err(invalid(&format!("detail.kits[{index}].quantity"), "give 1 or more"));
-        }
-        if !seen.insert(kit.metric) {
-            let problem = format!("{} came before; give each metric once", kit.metric);
-            return Err(invalid(&format!("detail.kits[{index}].metric"), problem));
-        }
-    }
-    Ok(())
-}
-
 impl Step for ReceiveKits {
-    type Command = EventBridgeEvent<KitsDelivered>;
+    type Command = EventBridgeEvent<Box<RawValue>>;
     type Reply = Reply;
     type Error = InventoryError;
 
@@ -62,8 +40,10 @@ impl Step for ReceiveKits {
     }
 
     async fn run(&self, command: Self::Command, now: Timestamp) -> Result<Reply, InventoryError> {
-        let delivery = command.detail;
-        check(&delivery)?;
+        let delivery = input::read::<KitsDelivered>(command.detail.get()).map_err(|errors| {
+            let errors = errors.into_iter().map(|error| error.within("detail"));
+            InventoryError::InvalidDelivery(errors.collect())
+        })?;
         let key = DeliveryRow::key(&command.source, &delivery.delivery_id);
         let row = DeliveryRow { kits: delivery.kits, at: now };
 
@@ -84,10 +64,10 @@ impl Step for ReceiveKits {
                 if there.is_some_and(|there| there.kits == row.kits) {
                     Ok(Reply::Already)
                 } else {
-                    Err(invalid(
-                        "detail.deliveryId",
-                        format!("{} came before with other kits", delivery.delivery_id),
-                    ))
+                    Err(InventoryError::InvalidDelivery(vec![FieldError {
+                        field: "detail.deliveryId".to_owned(),
+                        message: format!("{} came before with other kits", delivery.delivery_id),
+                    }]))
                 }
             }
         }

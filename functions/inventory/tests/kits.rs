@@ -7,9 +7,11 @@ use lambda::{ErrorKind, Step};
 use serde_json::{Value, json};
 use testkit::{
     Dynamo,
+    chance::Chance,
     dynamo::{INVENTORY, Usage},
     saga::{Pair, Story, keeps_the_contract, run, run_retrying},
     sample::{WEATHER, noon, payload, payload_with_sensors, saga},
+    schema::{Outside, Schema},
 };
 
 fn reserve(dynamo: &Dynamo) -> ReserveKits {
@@ -216,7 +218,17 @@ async fn a_wrong_delivery_is_refused_by_the_field_that_is_wrong() {
         ("d", json!([]), "detail.kits"),
         ("d", json!(vec![&one; 51]), "detail.kits"),
         ("d", json!([{ "metric": "wind_speed", "quantity": 0 }]), "detail.kits[0].quantity"),
+        (
+            "d",
+            json!([{ "metric": "wind_speed", "quantity": 1_000_001 }]),
+            "detail.kits[0].quantity",
+        ),
+        ("d", json!([{ "metric": "wind_speed", "quantity": -5 }]), "detail.kits[0].quantity"),
+        ("d", json!([{ "metric": "wind_speed", "quantity": 1e200 }]), "detail.kits[0].quantity"),
+        ("d", json!([["wind_speed", 1]]), "detail.kits[0]"),
         ("d", json!([one, one]), "detail.kits[1].metric"),
+        (" d", json!([one]), "detail.deliveryId"),
+        ("d\u{202e}", json!([one]), "detail.deliveryId"),
     ] {
         let command = lambda::decode(&delivery(id, &kits).to_string()).expect("an event");
         let error = receive(&dynamo).run(command, noon(0)).await.expect_err(field);
@@ -225,6 +237,35 @@ async fn a_wrong_delivery_is_refused_by_the_field_that_is_wrong() {
     assert_eq!(dynamo.rows(INVENTORY).await, [Value::Null; 0]);
     let longest = delivery(&"x".repeat(128), &json!([one]));
     assert_eq!(run(&receive(&dynamo), &longest).await, Ok(json!("Received")));
+}
+
+#[tokio::test]
+async fn a_delivery_that_the_schema_describes_is_received_and_one_just_outside_is_refused() {
+    let schema = Schema::published(contracts::inbound::KITS_DELIVERED);
+    let dynamo = Dynamo::start().await;
+    let receive = receive(&dynamo);
+    let run = async |detail: &Value| {
+        let mut event = delivery("", &json!([]));
+        event["detail"] = detail.clone();
+        receive.run(lambda::decode(&event.to_string()).expect("an event"), noon(0)).await
+    };
+    for seed in 0..300 {
+        let mut chance = Chance::of(seed);
+        let mut detail = schema.document(&mut chance);
+        // What the schema can't say: each metric once.
+        let mut seen = std::collections::HashSet::new();
+        let kits = detail["kits"].as_array_mut().expect("kits");
+        kits.retain(|kit| seen.insert(kit["metric"].to_string()));
+        if let Err(error) = run(&detail).await {
+            // Short numbers come twice.
+            assert!(error.to_string().ends_with("came before with other kits"), "{seed}: {error}");
+        }
+        let Outside { field, what, document } = schema.one_outside(&detail, &mut chance);
+        let error = run(&document).await.expect_err("outside the schema").to_string();
+        let named =
+            if field.is_empty() { "detail: ".to_owned() } else { format!("detail.{field}: ") };
+        assert!(error.contains(&named), "seed {seed}, {what} of {field}: {error}");
+    }
 }
 
 #[tokio::test]

@@ -1,7 +1,10 @@
 //! A new site's saga is started once, whatever comes twice.
 
 use aws_sdk_sfn::Client;
-use contracts::SensorId;
+use contracts::{
+    Metric, OnboardingId, SensorId,
+    inbound::{MAX_NAME, MAX_PAYMENT_METHOD, MAX_SENSORS},
+};
 use lambda::ErrorKind;
 use machines::Machine;
 use onboarding::start_onboarding::StartOnboarding;
@@ -49,6 +52,41 @@ async fn the_saga_gets_its_name_and_what_its_steps_need() {
     }
     assert_eq!(sensors.len(), known.len());
     assert_eq!(input.as_object().expect("an object").len(), 7, "and nothing else of the site");
+}
+
+/// `StartExecution` takes an input of 256 KiB, and `PutEvents` an entry of as much.
+const MAX_INPUT: usize = 256 * 1024;
+
+#[tokio::test]
+async fn the_largest_site_fits_into_an_event_and_into_the_sagas_input() {
+    let mut event = sample::event("start-onboarding");
+    let data = &mut event["detail"]["data"];
+    // Four bytes a character, and none takes more.
+    let longest = "\u{1f52c}".repeat(MAX_NAME);
+    data["name"] = longest.as_str().into();
+    data["operator"] = longest.into();
+    data["paymentMethod"] = "p".repeat(MAX_PAYMENT_METHOD).into();
+    let metric = Metric::ALL.iter().max_by_key(|metric| metric.name().len()).expect("metrics");
+    let onboarding: OnboardingId =
+        data["onboardingId"].as_str().and_then(|id| id.parse().ok()).expect("an id");
+    let sensor = |index| {
+        json!({
+            "sensorId": SensorId::of(onboarding, index),
+            "metric": metric,
+            "unit": metric.units()[0],
+            "min": -1.234_567_890_123_456_7e-100,
+            "max": 1.234_567_890_123_456_7e100,
+        })
+    };
+    data["sensors"] = (0..MAX_SENSORS).map(sensor).collect();
+    let detail = event["detail"].to_string();
+    assert!(detail.len() < MAX_INPUT, "{} bytes", detail.len());
+
+    let (outcome, calls) =
+        start(&event, 200, json!({ "executionArn": "arn", "startDate": 1.0 })).await;
+    assert_eq!(outcome, Ok(json!("Started")));
+    let input = calls[0]["input"].as_str().expect("text");
+    assert!((20_000..MAX_INPUT).contains(&input.len()), "{} bytes", input.len());
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! `POST /sites`: registers a site; its onboarding begins with the event `SiteCreated`.
 
-use contracts::{OnboardingId, SiteId, Timestamp, inbound::SiteRegistration};
+use contracts::{
+    OnboardingId, SiteId, Timestamp,
+    inbound::{MAX_ID, SiteRegistration},
+};
 use lambda::http::{self, Answer, FieldError, Problem, Request};
 use serde::Serialize;
 
@@ -28,7 +31,8 @@ impl CreateSite {
     /// do.
     pub async fn handle(&self, request: &Request, now: Timestamp) -> Result<Answer, Problem> {
         let key = idempotency_key(request)?;
-        let registration: SiteRegistration = lambda::decode(http::body(request, LARGEST_BODY)?)?;
+        http::no_query(request)?;
+        let registration: SiteRegistration = http::read(request, LARGEST_BODY)?;
         match self.0.register(HTTP, key, registration, None, now).await {
             Ok(registered) => {
                 let reply = Reply {
@@ -36,9 +40,9 @@ impl CreateSite {
                     onboarding_id: registered.onboarding_id,
                     status: Status::Onboarding,
                 };
-                Ok(Answer::new(202, &reply)?.at(format!("/sites/{}", reply.site_id)))
+                let site = format!("/sites/{}", reply.site_id);
+                Ok(Answer::new(202, &reply)?.at(http::relative(request, "/sites", &site)))
             }
-            Err(SitesError::Invalid(errors)) => Err(Problem::invalid(errors)),
             Err(SitesError::KeyReused(site)) => Err(key_reused(site)),
             Err(error) => Err(Problem::of(&error)),
         }
@@ -58,16 +62,27 @@ fn key_reused(site: SiteId) -> Problem {
 }
 
 fn idempotency_key(request: &Request) -> Result<&str, Problem> {
-    let key = http::header(request, "Idempotency-Key").unwrap_or_default();
-    if key.is_empty() || key.len() > 128 {
-        return Err(Problem::invalid(vec![FieldError {
+    let wrong = |problem: String| {
+        Problem::invalid(vec![FieldError {
             field: "header Idempotency-Key".to_owned(),
             message: format!(
-                "has {} characters; send 1 to 128 of your choice, a new UUID for each new site, \
-                 and the same one when you repeat the request",
-                key.len()
+                "{problem}; send 1 to {MAX_ID} ASCII characters of your choice, a new UUID for \
+                 each new site, and the same one when you repeat the request"
             ),
-        }]));
+        }])
+    };
+    let Some(value) = request.headers.get("Idempotency-Key") else {
+        return Err(wrong("is missing".to_owned()));
+    };
+    let shown = |byte: &u8| byte.is_ascii_graphic() || *byte == b' ';
+    match value.to_str() {
+        Ok(key) if !key.as_bytes().iter().all(shown) => {
+            Err(wrong("holds a control character".to_owned()))
+        }
+        Ok(key) if key.trim().is_empty() || key.len() > MAX_ID => {
+            Err(wrong(format!("has {} characters", key.trim().len())))
+        }
+        Ok(key) => Ok(key),
+        Err(_) => Err(wrong("holds characters outside ASCII".to_owned())),
     }
-    Ok(key)
 }

@@ -2,7 +2,7 @@
 //! failed onboarding.
 
 use contracts::{OnboardingId, Saga, SiteId};
-use lambda::http::{Answer, Problem, Request};
+use lambda::http::{self, Answer, Problem, Request};
 use machines::Machine;
 use serde::Serialize;
 use store::{Commit, Table, Transaction};
@@ -33,6 +33,7 @@ impl DecommissionSite {
     /// 202 once the teardown is on its way, the first time and every time after; 409 for a site
     /// that is not in service.
     pub async fn handle(&self, request: &Request) -> Result<Answer, Problem> {
+        http::no_query(request)?;
         let site = site_id(request)?;
         let row = self.row(site).await.map_err(|error| Problem::of(&error))?;
         let row = row.ok_or_else(|| no_site(site))?;
@@ -57,7 +58,8 @@ impl DecommissionSite {
             }
         };
         let reply = Reply { site_id: site, onboarding_id: row.onboarding_id, status };
-        Ok(Answer::new(202, &reply)?.at(format!("/sites/{site}")))
+        let target = format!("/sites/{site}");
+        Ok(Answer::new(202, &reply)?.at(http::relative(request, &target, &target)))
     }
 
     async fn row(&self, site: SiteId) -> Result<Option<SiteRow>, SitesError> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use aws_sdk_dynamodb::types::AttributeValue;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use contracts::{Failure, Location, Metric, OnboardingId, SensorId, SiteId, Timestamp};
-use lambda::http::{Answer, FieldError, Problem, Request};
+use lambda::http::{self, Answer, FieldError, Problem, Request};
 use serde::{Deserialize, Serialize};
 use store::{StoreError, Table};
 
@@ -158,6 +158,7 @@ impl GetSite {
     /// One site where the path names one, else the list.
     pub async fn handle(&self, request: &Request) -> Result<Answer, Problem> {
         if request.path_parameters.contains_key("siteId") {
+            http::no_query(request)?;
             let site = site_id(request)?;
             let found = self.site(site).await.map_err(|error| Problem::of(&error))?;
             let found = found.ok_or_else(|| no_site(site))?;

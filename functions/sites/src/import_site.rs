@@ -1,9 +1,14 @@
 //! `SiteRegistrationRequested` from another system: registers a site, as `POST /sites` does.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
-use contracts::{OnboardingId, SiteId, Timestamp, inbound::SiteRegistrationRequested};
-use lambda::{Step, http::FieldError};
+use contracts::{
+    OnboardingId, SiteId, Timestamp,
+    inbound::SiteRegistrationRequested,
+    input::{self, FieldError},
+};
+use lambda::Step;
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use crate::{SitesError, registration::Registrar};
 
@@ -20,26 +25,27 @@ pub struct Reply {
 }
 
 impl Step for ImportSite {
-    type Command = EventBridgeEvent<SiteRegistrationRequested>;
+    type Command = EventBridgeEvent<Box<RawValue>>;
     type Reply = Reply;
     type Error = SitesError;
 
     fn correlation(command: &Self::Command) -> Option<OnboardingId> {
-        let site = SiteId::registered(&command.source, &command.detail.registration_id);
+        let requested = read(&command.detail).ok()?;
+        let site = SiteId::registered(&command.source, &requested.registration_id);
         Some(OnboardingId::of(site))
     }
 
     async fn run(&self, command: Self::Command, now: Timestamp) -> Result<Reply, SitesError> {
-        let SiteRegistrationRequested { registration_id, site } = command.detail;
-        if registration_id.is_empty() || registration_id.len() > 128 {
-            return Err(SitesError::Invalid(vec![FieldError {
-                field: "detail.registrationId".to_owned(),
-                message: "give 1 to 128 characters, unique within the event's source".to_owned(),
-            }]));
-        }
+        let SiteRegistrationRequested { registration_id, site } =
+            read(&command.detail).map_err(SitesError::Invalid)?;
         let causation = command.id.as_deref().and_then(|id| id.parse().ok());
         let registered =
             self.0.register(&command.source, &registration_id, site, causation, now).await?;
         Ok(Reply { site_id: registered.site_id })
     }
+}
+
+fn read(detail: &RawValue) -> Result<SiteRegistrationRequested, Vec<FieldError>> {
+    input::read(detail.get())
+        .map_err(|errors| errors.into_iter().map(|error| error.within("detail")).collect())
 }

@@ -15,8 +15,11 @@ pub mod import_site;
 pub mod project_site;
 pub mod registration;
 
-use contracts::{Failure, IdMismatch, Location, OnboardingId, Plan, Sensor, SiteId, Timestamp};
-use lambda::{ErrorKind, Fault, http::FieldError};
+use contracts::{
+    Failure, IdMismatch, Location, OnboardingId, Plan, Sensor, SiteId, Timestamp,
+    input::{FieldError, in_one_line},
+};
+use lambda::{ErrorKind, Fault};
 use machines::MachineError;
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
@@ -141,7 +144,7 @@ pub enum StepStatus {
 #[derive(Debug, thiserror::Error)]
 pub enum SitesError {
     /// The registration is wrong.
-    #[error("{}", list(.0))]
+    #[error("{}", in_one_line(.0))]
     Invalid(Vec<FieldError>),
     /// An event's ids belong to different sites.
     #[error(transparent)]
@@ -166,12 +169,6 @@ pub enum SitesError {
     /// The teardown can't be started.
     #[error(transparent)]
     Teardown(#[from] MachineError),
-}
-
-fn list(errors: &[FieldError]) -> String {
-    let errors: Vec<_> =
-        errors.iter().map(|error| format!("{}: {}", error.field, error.message)).collect();
-    errors.join("; ")
 }
 
 impl Fault for SitesError {

@@ -4,7 +4,10 @@ mod support;
 
 use aws_sdk_sfn::Client;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use contracts::SiteId;
+use contracts::{
+    Metric, SiteId,
+    inbound::{MAX_NAME, MAX_PAYMENT_METHOD, MAX_SENSORS},
+};
 use futures_util::future::join_all;
 use machines::Machine;
 use serde_json::{Value, json};
@@ -117,6 +120,16 @@ async fn a_wrong_request_is_told_what_to_do() {
         ("create-site.wrong-fields", Some("k"), &wrong.to_string()),
         ("create-site.unknown-field", Some("k"), &unknown.to_string()),
         ("create-site.unknown-metric", Some("k"), &metric.to_string()),
+        (
+            "create-site.missing-fields",
+            Some("k"),
+            r#"{"location": {}, "sensors": [{}], "plan": "gold"}"#,
+        ),
+        (
+            "create-site.no-object",
+            Some("k"),
+            r#"["Alamosa", "NOAA", [37.7, -105.92, 2317], [], "standard", "pm_1"]"#,
+        ),
         ("create-site.no-json", Some("k"), "{\"name\":"),
         ("create-site.no-body", Some("k"), ""),
         ("create-site.too-large", Some("k"), &large),
@@ -124,6 +137,237 @@ async fn a_wrong_request_is_told_what_to_do() {
         check(name, step.handle(&post(key, body), noon(0)).await);
     }
     assert_eq!(dynamo.rows(SITES).await, [Value::Null; 0]);
+}
+
+fn with(pointer: &str, value: Value) -> String {
+    let mut registration = registration();
+    *registration.pointer_mut(pointer).expect("a field") = value;
+    registration.to_string()
+}
+
+/// The fields that an answer of 400 names.
+fn named(answer: &Value) -> Vec<&str> {
+    assert_eq!(answer["statusCode"], 400, "{answer}");
+    let errors = answer["body"]["errors"].as_array().expect("errors");
+    errors.iter().filter_map(|error| error["field"].as_str()).collect()
+}
+
+#[tokio::test]
+async fn a_number_that_the_table_can_not_hold_is_refused_by_its_field() {
+    let dynamo = Dynamo::start().await;
+    let step = CreateSite(registrar(&dynamo));
+    let zero = with("/location/latitude", json!(0.0));
+    for (pointer, value, field) in [
+        ("/sensors/0/min", json!(1e126), "sensors[0].min"),
+        ("/sensors/0/min", json!(9e-131), "sensors[0].min"),
+        ("/sensors/0/min", json!(-1e200), "sensors[0].min"),
+        ("/sensors/0/max", json!(1e126), "sensors[0].max"),
+        ("/sensors/0/max", json!(-9e-131), "sensors[0].max"),
+        ("/location/latitude", json!(1e-200), "location.latitude"),
+        ("/location/longitude", json!(-1e-131), "location.longitude"),
+        ("/location/elevationM", json!(5e-324), "location.elevationM"),
+    ] {
+        let answer = sent(step.handle(&post(Some("k"), &with(pointer, value)), noon(0)).await);
+        assert!(named(&answer).contains(&field), "{answer}");
+    }
+    // More than any number in Rust.
+    let huge = with("/sensors/0/max", json!(60)).replace("\"max\":60", "\"max\":1e999");
+    assert_eq!(
+        named(&sent(step.handle(&post(Some("k"), &huge), noon(0)).await)),
+        ["sensors[0].max"]
+    );
+    assert_eq!(dynamo.rows(SITES).await, [Value::Null; 0]);
+
+    for (key, body) in [
+        ("zero", zero),
+        ("small", with("/sensors/0/min", json!(1e-130))),
+        ("large", with("/sensors/0/max", json!(contracts::number::MAX_MAGNITUDE))),
+        ("low", with("/sensors/0/min", json!(-contracts::number::MAX_MAGNITUDE))),
+    ] {
+        let answer = sent(step.handle(&post(Some(key), &body), noon(0)).await);
+        assert_eq!(answer["statusCode"], 202, "{key}: {answer}");
+        let row = dynamo.rows(SITES).await;
+        assert!(row.iter().any(|row| row["siteId"] == json!(saga_of(key).site_id)), "{key}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_stored_of_a_text_is_what_was_checked() {
+    let dynamo = Dynamo::start().await;
+    let step = CreateSite(registrar(&dynamo));
+    let padded = format!("a{}", " ".repeat(60_000));
+    for (pointer, field) in
+        [("/name", "name"), ("/operator", "operator"), ("/paymentMethod", "paymentMethod")]
+    {
+        for text in [
+            padded.as_str(),
+            "",
+            " ",
+            "\u{200d}",
+            "a\0",
+            "a\u{1b}[2J",
+            "a\nb",
+            "a\rb",
+            "a\u{85}",
+            "a\u{200b}b",
+            "\u{202e}a",
+            "a\u{2066}b",
+            "a\u{2069}",
+            "\u{feff}a",
+        ] {
+            let body = with(pointer, json!(text));
+            let answer = sent(step.handle(&post(Some("k"), &body), noon(0)).await);
+            assert_eq!(named(&answer), [field], "{text:?}");
+        }
+    }
+    assert_eq!(dynamo.rows(SITES).await, [Value::Null; 0]);
+
+    let name = "\u{3000} \u{645}\u{6cc}\u{200c}\u{62e}\u{648}\u{627}\u{647}\u{645} ";
+    let answer = step.handle(&post(Some("k"), &with("/name", json!(name))), noon(0)).await;
+    assert_eq!(sent(answer)["statusCode"], 202);
+    assert_eq!(dynamo.rows(SITES).await[0]["name"], name.trim());
+}
+
+#[tokio::test]
+async fn a_registration_with_every_limit_reached_is_accepted_and_fits_into_an_event() {
+    let dynamo = Dynamo::start().await;
+    let step = CreateSite(registrar(&dynamo));
+    let mut body = registration();
+    body["name"] = "\u{1f52c}".repeat(MAX_NAME).into();
+    body["operator"] = "\u{1f52c}".repeat(MAX_NAME).into();
+    body["paymentMethod"] = "p".repeat(MAX_PAYMENT_METHOD).into();
+    let metric = Metric::ALL.iter().max_by_key(|metric| metric.name().len()).expect("metrics");
+    body["sensors"] = json!(vec![
+        json!({
+            "metric": metric,
+            "unit": metric.units()[0],
+            "min": -1.234_567_890_123_456_7e-100,
+            "max": 1.234_567_890_123_456_7e100,
+        });
+        MAX_SENSORS
+    ]);
+    let answer = sent(step.handle(&post(Some("key-1"), &body.to_string()), noon(0)).await);
+    assert_eq!(answer["statusCode"], 202, "{answer}");
+    let events = dynamo.events(saga_of("key-1").site_id).await;
+    // What PutEvents takes of an entry.
+    assert!(events[0].detail.len() < 256 * 1024, "{} bytes", events[0].detail.len());
+
+    for (pointer, value, field) in [
+        ("/name", json!("n".repeat(MAX_NAME + 1)), "name"),
+        ("/operator", json!("n".repeat(MAX_NAME + 1)), "operator"),
+        ("/paymentMethod", json!("p".repeat(MAX_PAYMENT_METHOD + 1)), "paymentMethod"),
+        ("/sensors", json!(vec![&body["sensors"][0]; MAX_SENSORS + 1]), "sensors"),
+    ] {
+        let answer = sent(step.handle(&post(Some("k"), &with(pointer, value)), noon(0)).await);
+        assert_eq!(named(&answer), [field]);
+    }
+}
+
+#[tokio::test]
+async fn a_retry_of_an_older_release_is_recognised() {
+    let dynamo = Dynamo::start().await;
+    let step = CreateSite(registrar(&dynamo));
+    let body = with("/name", json!(" Alamosa, Colorado "));
+    let request = post(Some("key-1"), &body);
+    assert_eq!(sent(step.handle(&request, noon(0)).await)["statusCode"], 202);
+    // The hash that version 1 stored for this body, white space included.
+    let hash = "ff17188646e2d7803c8ca8b80bda0a9ca026c2f1c0e5baa26f07ebfb2b26c49c";
+    assert_eq!(dynamo.rows(SITES).await[0]["requestHash"], hash);
+    assert_eq!(sent(step.handle(&request, noon(5)).await)["statusCode"], 202);
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_plain_text_is_refused() {
+    let dynamo = Dynamo::start().await;
+    let step = CreateSite(registrar(&dynamo));
+    for (key, problem) in [
+        ("schl\u{fc}ssel", "holds characters outside ASCII; send 1 to 128"),
+        ("a\tb", "holds a control character; send 1 to 128"),
+        ("", "has 0 characters; send 1 to 128"),
+    ] {
+        let answer =
+            sent(step.handle(&post(Some(key), &registration().to_string()), noon(0)).await);
+        assert_eq!(named(&answer), ["header Idempotency-Key"]);
+        let message = answer["body"]["errors"][0]["message"].as_str().expect("a message");
+        assert!(message.starts_with(problem), "{message}");
+    }
+    assert_eq!(dynamo.rows(SITES).await, [Value::Null; 0]);
+}
+
+#[tokio::test]
+async fn a_query_parameter_that_a_call_does_not_have_is_refused() {
+    let dynamo = Dynamo::start().await;
+    let saga = create(&dynamo, "key-1").await;
+    let site = saga.site_id.to_string();
+    let with_query = |mut request: lambda::http::Request| {
+        request.query_string_parameters =
+            std::collections::HashMap::from([("colour".to_owned(), "red".to_owned())]).into();
+        request
+    };
+    let machines = Stub::start(|_| (200, json!({}))).await;
+    let decommission = DecommissionSite {
+        sites: dynamo.table(SITES),
+        teardown: Machine { client: Client::new(&machines.config()), arn: TEARDOWN.to_owned() },
+    };
+    let create = CreateSite(registrar(&dynamo));
+    let post = with_query(post(Some("key-2"), &registration().to_string()));
+    let one = with_query(on_site("get-site", &site));
+    let delete = with_query(on_site("decommission-site", &site));
+    for answer in [
+        create.handle(&post, noon(0)).await,
+        getter(&dynamo).handle(&one).await,
+        getter(&dynamo).handle(&list(&[("colour", "red")])).await,
+        decommission.handle(&delete).await,
+    ] {
+        assert_eq!(named(&sent(answer)), ["query colour"]);
+    }
+    assert_eq!(dynamo.rows(SITES).await.len(), 1);
+}
+
+/// RFC 3986, 5.2: the part of it that a relative path needs.
+fn resolved(base: &str, reference: &str) -> String {
+    let mut segments: Vec<_> = base.split('/').collect();
+    segments.pop();
+    for segment in reference.split('/') {
+        match segment {
+            ".." => drop(segments.pop()),
+            segment => segments.push(segment),
+        }
+    }
+    segments.join("/")
+}
+
+#[tokio::test]
+async fn a_location_leads_to_the_site_behind_any_stage_and_base_path() {
+    let dynamo = Dynamo::start().await;
+    let step = CreateSite(registrar(&dynamo));
+    let site = saga_of("key-1").site_id.to_string();
+    let machines = Stub::start(|_| (200, json!({ "executionArn": "arn", "startDate": 1.0 }))).await;
+    let decommission = DecommissionSite {
+        sites: dynamo.table(SITES),
+        teardown: Machine { client: Client::new(&machines.config()), arn: TEARDOWN.to_owned() },
+    };
+    // What a client called, up to the route's path: a stage's default address, a custom domain, a
+    // custom domain with a base path. API Gateway shows the base path in `path`, but not the stage.
+    for (before, shown) in [("/v1", ""), ("", ""), ("/field/station", "/field/station")] {
+        for slash in ["", "/"] {
+            let mut request = post(Some("key-1"), &registration().to_string());
+            request.path = Some(format!("{shown}/sites{slash}"));
+            let answer = sent(step.handle(&request, noon(0)).await);
+            let location = answer["headers"]["location"].as_str().expect("a location");
+            let base = format!("{before}/sites{slash}");
+            assert_eq!(resolved(&base, location), format!("{before}/sites/{site}"), "{base}");
+        }
+    }
+    activate(&dynamo, "key-1").await;
+    for slash in ["", "/"] {
+        let mut request = on_site("decommission-site", &site);
+        request.path = Some(format!("/sites/{site}{slash}"));
+        let answer = sent(decommission.handle(&request).await);
+        let location = answer["headers"]["location"].as_str().expect("a location");
+        let base = format!("/v1/sites/{site}{slash}");
+        assert_eq!(resolved(&base, location), format!("/v1/sites/{site}"));
+    }
 }
 
 #[tokio::test]

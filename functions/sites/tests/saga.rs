@@ -137,16 +137,26 @@ async fn a_wrong_import_is_refused_by_the_fields_that_are_wrong() {
     let mut wrong = registration();
     wrong["operator"] = "".into();
     wrong["sensors"] = json!([]);
+    let mut tiny = registration();
+    tiny["sensors"][0]["min"] = json!(9e-131);
     for (event, problem) in [
-        (requested("", &registration()), "detail.registrationId: give 1 to 128 characters"),
+        (requested("", &registration()), "detail.registrationId: has 0 characters; give"),
         (
             requested(&"S".repeat(129), &registration()),
-            "detail.registrationId: give 1 to 128 characters",
+            "detail.registrationId: has 129 characters; give a string of 1 to 128 characters",
         ),
         (
-            requested("SLV", &wrong),
-            "operator: has 0 characters; give 1 to 200; sensors: has 0 entries",
+            requested(" S", &registration()),
+            "detail.registrationId: begins or ends with white space",
         ),
+        (requested("S\u{202e}", &registration()), "detail.registrationId: holds U+202E"),
+        (
+            requested("SLV", &wrong),
+            "detail.site.operator: has 0 characters; give a string of 1 to 200 characters; \
+             detail.site.sensors: has 0 entries",
+        ),
+        (requested("SLV", &tiny), "detail.site.sensors[0].min: is 9e-131, which is too close"),
+        (requested("SLV", &json!(["Alamosa"])), "detail.site: is an array; give an object"),
     ] {
         let command = lambda::decode(&event.to_string()).expect("an event");
         let error = import.run(command, noon(0)).await.expect_err(problem);

@@ -13,7 +13,8 @@ use aws_sdk_kinesis::{
     types::{PutRecordsRequestEntry, PutRecordsResultEntry},
 };
 use contracts::{
-    SiteId, Timestamp,
+    Timestamp,
+    input::Problems,
     readings::{Bundle, BundleId},
 };
 use lambda::{
@@ -21,16 +22,16 @@ use lambda::{
     http::{self, Answer, FieldError, Problem, Request},
 };
 use serde::Serialize;
+use serde_json::value::RawValue;
 use store::jittered;
 
-/// In bytes. Lambda takes a request of 6 MiB, with the body escaped in it.
+/// In bytes. Lambda takes a request of 6 MiB, with the body escaped in it; and with the partition keys
+/// of all its bundles, a body fits into one call of `PutRecords`, which takes 5 MiB.
 const LARGEST_BODY: usize = 4 * 1024 * 1024;
 /// `PutRecords` takes so many records a call.
 const MOST_BUNDLES: usize = 500;
 /// A record's data and partition key, in bytes.
 const LARGEST_RECORD: usize = 1024 * 1024;
-/// All records of a call, in bytes: written out anew, a body can be longer than it came.
-const LARGEST_CALL: usize = 5 * 1024 * 1024;
 /// How often a bundle is put that the stream can't take now.
 const ATTEMPTS: u32 = 6;
 /// The longest pause after the first attempt; after each further one it doubles.
@@ -88,14 +89,11 @@ impl AcceptReadings {
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<Answer, Problem> {
+        http::no_query(request)?;
         let body = body(request)?;
-        let (bundles, listed) = if body.trim_start().starts_with('[') {
-            (lambda::decode(body)?, true)
-        } else {
-            (vec![lambda::decode(body)?], false)
-        };
-        check(&bundles, listed, now)?;
-        let records = records(&bundles, listed)?;
+        let (texts, listed) = texts(body)?;
+        let bundles = bundles(&texts, listed, now)?;
+        let records = records(&bundles, &texts, listed)?;
 
         let taken = self.put(&records, deadline).await.map_err(|refused| Problem::of(&refused))?;
         let (put, left): (Vec<_>, Vec<_>) =
@@ -122,21 +120,19 @@ impl AcceptReadings {
                 tokio::time::sleep(pause).await;
             }
             let left: Vec<_> = (0..records.len()).filter(|index| !taken[*index]).collect();
-            for call in calls(records, &left) {
-                // A stream that hangs must not take the time that the answer needs.
-                let put = self.put_once(call.iter().map(|index| &records[*index]));
-                let Ok(answers) = tokio::time::timeout(deadline.left(), put).await else { break };
-                let answers = match answers {
-                    // Some are on the stream: told like those that it can't take now.
-                    Err(Refused(reason)) if taken.contains(&true) => {
-                        tracing::error!(%reason, "call refused");
-                        return Ok(taken);
-                    }
-                    answers => answers?,
-                };
-                for (index, entry) in call.iter().zip(answers) {
-                    taken[*index] = entry.sequence_number.is_some() && entry.error_code.is_none();
+            // A stream that hangs must not take the time that the answer needs.
+            let put = self.put_once(left.iter().map(|index| &records[*index]));
+            let Ok(answers) = tokio::time::timeout(deadline.left(), put).await else { break };
+            let answers = match answers {
+                // Some are on the stream: told like those that it can't take now.
+                Err(Refused(reason)) if taken.contains(&true) => {
+                    tracing::error!(%reason, "call refused");
+                    return Ok(taken);
                 }
+                answers => answers?,
+            };
+            for (index, entry) in left.iter().zip(answers) {
+                taken[*index] = entry.sequence_number.is_some() && entry.error_code.is_none();
             }
             if deadline.passed() || taken.iter().all(|taken| *taken) {
                 break;
@@ -209,23 +205,6 @@ fn longest_pause(attempt: u32) -> Duration {
     FIRST_PAUSE * 2_u32.pow(attempt - 1)
 }
 
-/// The records of each call, by their places in `records`.
-fn calls<'a>(records: &[Record<'_>], left: &'a [usize]) -> Vec<&'a [usize]> {
-    let mut calls = Vec::new();
-    let mut rest = left;
-    while !rest.is_empty() {
-        let mut bytes = 0;
-        let fit = rest.iter().take_while(|index| {
-            bytes += records[**index].bytes();
-            bytes <= LARGEST_CALL
-        });
-        let (call, behind) = rest.split_at(fit.count().max(1));
-        calls.push(call);
-        rest = behind;
-    }
-    calls
-}
-
 fn body(request: &Request) -> Result<&str, Problem> {
     http::body(request, LARGEST_BODY).map_err(|problem| match problem.status {
         413 => Problem {
@@ -254,57 +233,87 @@ fn field(listed: bool, index: usize, path: &str) -> String {
     }
 }
 
-/// Whether all bundles can be taken.
-fn check(bundles: &[Bundle], listed: bool, now: Timestamp) -> Result<(), Problem> {
-    if bundles.len() > MOST_BUNDLES {
+/// The text of each bundle in the body, and whether the body is a list.
+fn texts(body: &str) -> Result<(Vec<&str>, bool), Problem> {
+    if !body.trim_start().starts_with('[') {
+        return Ok((vec![body.trim()], false));
+    }
+    let listed: Vec<&RawValue> = serde_json::from_str(body).map_err(|error| {
+        let message = format!("is not JSON: {error}");
+        Problem::invalid(vec![FieldError { field: "body".to_owned(), message }])
+    })?;
+    Ok((listed.into_iter().map(RawValue::get).collect(), true))
+}
+
+/// The bundles, if all of them can be taken.
+fn bundles(texts: &[&str], listed: bool, now: Timestamp) -> Result<Vec<Bundle>, Problem> {
+    if texts.len() > MOST_BUNDLES {
         return Err(too_large(format!(
             "The list has {} bundles; send them in several requests of at most {MOST_BUNDLES}.",
-            bundles.len()
+            texts.len()
         )));
     }
-    let mut errors = Vec::new();
-    if bundles.is_empty() {
-        let message = format!("is an empty list; give 1 to {MOST_BUNDLES} bundles");
-        errors.push(FieldError { field: "body".to_owned(), message });
+    let mut problems = Problems::default();
+    if texts.is_empty() {
+        problems.add("", format!("is an empty list; give 1 to {MOST_BUNDLES} bundles"));
     }
-    let mut places: HashMap<(SiteId, &BundleId), usize> = HashMap::new();
-    for (index, bundle) in bundles.iter().enumerate() {
-        if let Err(wrong) = bundle.check(now) {
-            let field = field(listed, index, &wrong.at);
-            errors.push(FieldError { field, message: wrong.problem });
-        }
-        let place = *places.entry((bundle.site_id, &bundle.bundle_id)).or_insert(index);
+    let mut bundles = Vec::with_capacity(texts.len());
+    let mut places = HashMap::new();
+    for (index, text) in texts.iter().enumerate() {
+        let bundle = match Bundle::read(text, now) {
+            Ok(bundle) => bundle,
+            Err(errors) if listed => {
+                let at = field(listed, index, "");
+                problems.extend(errors.into_iter().map(|error| error.within(&at)).collect());
+                continue;
+            }
+            Err(errors) => return Err(Problem::invalid(errors)),
+        };
+        let place = *places.entry((bundle.site_id, bundle.bundle_id.clone())).or_insert(index);
         if place != index {
             let message = format!(
                 "is {}, as [{place}] is; give each bundle of a site an id of its own, and each \
                  once",
                 bundle.bundle_id
             );
-            errors.push(FieldError { field: field(listed, index, "bundleId"), message });
+            problems.add(field(listed, index, "bundleId"), message);
         }
+        bundles.push(bundle);
     }
-    if errors.is_empty() { Ok(()) } else { Err(Problem::invalid(errors)) }
+    problems.or(Some(bundles)).map_err(Problem::invalid)
 }
 
-/// The bundles as they go onto the stream.
-fn records(bundles: &[Bundle], listed: bool) -> Result<Vec<Record<'_>>, Problem> {
+/// The bundles as they go onto the stream: each as it was sent, byte for byte. One that is too large
+/// for a record only by its white space is written out anew.
+fn records<'a>(
+    bundles: &'a [Bundle],
+    texts: &[&str],
+    listed: bool,
+) -> Result<Vec<Record<'a>>, Problem> {
     let mut records = Vec::with_capacity(bundles.len());
     let mut errors = Vec::new();
-    for (index, bundle) in bundles.iter().enumerate() {
-        let record = Record {
+    for (index, (bundle, text)) in bundles.iter().zip(texts).enumerate() {
+        let mut record = Record {
             place: field(listed, index, ""),
             bundle,
             partition_key: bundle.site_id.to_string(),
-            data: serde_json::to_vec(bundle)
-                .map_err(|error| Problem::of(&Refused(error.to_string())))?,
+            data: text.as_bytes().to_vec(),
         };
+        if record.bytes() > LARGEST_RECORD {
+            let rewritten = serde_json::to_vec(bundle)
+                .map_err(|error| Problem::of(&Refused(error.to_string())))?;
+            if rewritten.len() + record.partition_key.len() <= LARGEST_RECORD {
+                record.data = rewritten;
+            }
+        }
         if record.bytes() > LARGEST_RECORD {
             errors.push(FieldError {
                 field: record.place.clone(),
                 message: format!(
-                    "bundle {} has {} bytes on the stream, which takes {LARGEST_RECORD}",
+                    "bundle {} has {} bytes; give at most {}",
                     bundle.bundle_id,
-                    record.bytes()
+                    record.data.len(),
+                    LARGEST_RECORD - record.partition_key.len()
                 ),
             });
         }

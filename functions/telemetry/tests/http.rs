@@ -31,10 +31,12 @@ use telemetry::{
 };
 use testkit::{
     Dynamo,
+    chance::Chance,
     dynamo::READINGS,
     golden,
     http::{Call, SILENCE, Stub},
     sample::{self, noon, saga, sensors},
+    schema::{Outside, Schema},
 };
 
 /// What API Gateway passes on, with the body read.
@@ -153,7 +155,6 @@ async fn stream_by_call(answer: fn(usize) -> (u16, Value)) -> Stub {
 async fn a_bundle_and_a_list_go_onto_the_stream() {
     let stream = stream(|_, _| taken()).await;
     let begun = Instant::now();
-    // Cut to milliseconds, in UTC, and without what is only looks.
     let one = bundle("b-1", site("a"), &json!([["2026-01-01T12:00:00.00099+01:00", -7]]));
     check("accept-readings.one", accept(&stream, &format!("\n {one:#}")).await);
     let call = stream.take_calls().remove(0);
@@ -162,14 +163,8 @@ async fn a_bundle_and_a_list_go_onto_the_stream() {
     let record = call.json()["Records"][0].take();
     assert_eq!(record["PartitionKey"], site("a").to_string());
     let data = STANDARD.decode(record["Data"].as_str().expect("text")).expect("base64");
-    assert_eq!(
-        String::from_utf8(data).expect("text"),
-        format!(
-            r#"{{"bundleId":"b-1","siteId":"{}","series":[{{"sensorId":"{}","samples":[["2026-01-01T11:00:00.000Z",-7.0]]}}]}}"#,
-            site("a"),
-            sensor()
-        )
-    );
+    // As it came, but for the white space around it.
+    assert_eq!(String::from_utf8(data).expect("text"), format!("{one:#}"));
 
     // The same id at another site is another bundle.
     let mut list = bundles(2);
@@ -231,14 +226,167 @@ fn long(id: &str, samples: i64) -> Value {
     bundle(id, site("a"), &samples.collect())
 }
 
+/// The fields that an answer of 400 names.
+fn named(answer: &Value) -> Vec<&str> {
+    assert_eq!(answer["statusCode"], 400, "{answer}");
+    let errors = answer["body"]["errors"].as_array().expect("errors");
+    errors.iter().filter_map(|error| error["field"].as_str()).collect()
+}
+
 #[tokio::test]
-async fn a_call_is_kept_below_what_kinesis_takes() {
+async fn everything_that_is_wrong_with_a_bundle_is_named_at_once() {
     let stream = stream(|_, _| taken()).await;
-    let list: Vec<_> = (0..6).map(|n| long(&format!("b-{n}"), 20_000)).collect();
-    let short = json!(list).to_string().replace("1000000000000000", "1e15");
-    let answer = sent(accept(&stream, &short).await);
-    assert_eq!(answer["body"]["accepted"], 6, "{answer}");
-    assert_eq!(calls(&stream), [vec!["b-0", "b-1", "b-2", "b-3", "b-4"], vec!["b-5"]]);
+    let mut wrong = bundles(2);
+    wrong[0].as_object_mut().expect("a bundle").remove("siteId");
+    wrong[0]["bundleId"] = "b 1".into();
+    wrong[0]["colour"] = "red".into();
+    wrong[0]["series"][0]["sensorId"] = 7.into();
+    wrong[0]["series"][0]["samples"] = json!([
+        ["2026-01-01T11:00:00Z", null],
+        ["1969-12-31T23:59:59Z", 1.5],
+        ["2026-01-01T11:02:00Z"],
+        ["2026-01-01T11:03:00Z", "1.5"],
+        ["2026-01-01T11:03:00Z", 1.5],
+        ["yesterday", 1.5],
+        ["2026-01-01T11:03:00Z", 1.5],
+        ["2026-01-01T13:00:00Z", 1.5],
+        7,
+    ]);
+    wrong[1]["series"][0] = json!([sensor(), [["2026-01-01T11:00:00Z", 1]]]);
+    let answer = sent(accept(&stream, &wrong.to_string()).await);
+    let fields = named(&answer);
+    for field in [
+        "[0].siteId",
+        "[0].bundleId",
+        "[0].colour",
+        "[0].series[0].sensorId",
+        "[0].series[0].samples[0][1]",
+        "[0].series[0].samples[1]",
+        "[0].series[0].samples[2]",
+        "[0].series[0].samples[3][1]",
+        "[0].series[0].samples[5][0]",
+        "[0].series[0].samples[6]",
+        "[0].series[0].samples[7]",
+        "[0].series[0].samples[8]",
+        "[1].series[0]",
+    ] {
+        assert!(fields.contains(&field), "{field} is not named in {answer:#}");
+    }
+    assert_eq!(fields.len(), 13, "{answer:#}");
+
+    let positional = json!(["b-1", site("a"), []]).to_string();
+    let listed = json!([["b-1", site("a"), []]]).to_string();
+    assert_eq!(named(&sent(accept(&stream, &positional).await)), ["[0]", "[1]", "[2]"]);
+    assert_eq!(named(&sent(accept(&stream, &listed).await)), ["[0]"]);
+    let many = bundle("b-1", site("a"), &(0..1_000).map(|_| json!(["no time", null])).collect());
+    let answer = sent(accept(&stream, &many.to_string()).await);
+    assert_eq!(named(&answer).len(), 101);
+    assert_eq!(
+        answer["body"]["errors"][100]["message"],
+        "has 1900 more problems; correct these first"
+    );
+    assert!(stream.take_calls().is_empty());
+}
+
+#[tokio::test]
+async fn a_query_parameter_is_refused_where_there_is_none() {
+    let stream = stream(|_, _| taken()).await;
+    let mut request = post(&bundles(1).to_string());
+    let query = std::collections::HashMap::from([("colour".to_owned(), "red".to_owned())]);
+    request.query_string_parameters = query.into();
+    let deadline = Deadline::after(Duration::from_secs(30));
+    let answer = sent(acceptor(&stream).handle(&request, noon(0), deadline).await);
+    assert_eq!(named(&answer), ["query colour"]);
+    assert!(stream.take_calls().is_empty());
+}
+
+/// What the schema can't say: the order of a series' times.
+fn in_order(mut bundle: Value) -> Value {
+    for series in bundle["series"].as_array_mut().expect("series") {
+        let samples = series["samples"].as_array_mut().expect("samples");
+        let at = |sample: &Value| -> Timestamp {
+            sample[0].as_str().expect("a time").parse().expect("a time")
+        };
+        samples.sort_by_key(at);
+        samples.dedup_by_key(|sample| at(sample).millis());
+    }
+    bundle
+}
+
+#[tokio::test]
+async fn a_bundle_that_the_schema_describes_is_accepted_and_one_just_outside_is_refused() {
+    let schema = Schema::published(contracts::readings::BUNDLE);
+    let stream = stream(|_, _| taken()).await;
+    for seed in 0..300 {
+        let mut chance = Chance::of(seed);
+        let bundle = in_order(schema.document(&mut chance));
+        let answer = sent(accept(&stream, &bundle.to_string()).await);
+        assert_eq!(answer["statusCode"], 202, "seed {seed}: {bundle} {answer}");
+        assert_eq!(stream.take_calls().len(), 1);
+
+        let Outside { field, what, document } = schema.one_outside(&bundle, &mut chance);
+        // In a list, so that an array in place of the bundle is not a list itself.
+        let answer = sent(accept(&stream, &json!([document]).to_string()).await);
+        let field = match field.as_str() {
+            "" => "[0]".to_owned(),
+            field => format!("[0].{field}"),
+        };
+        // A value out of range is named by its sample.
+        let sample = field.strip_suffix("[1]").unwrap_or(&field);
+        let fields = named(&answer);
+        assert!(
+            fields.contains(&field.as_str()) || fields.contains(&sample),
+            "seed {seed}, {what} of {field}: {answer}"
+        );
+        assert!(stream.take_calls().is_empty());
+    }
+}
+
+/// A bundle of that many bytes, in the shortest form of its times and values.
+fn of_bytes(bytes: usize) -> String {
+    let begin = 1_000_000_000_i64;
+    let sample = |n: i64| {
+        let time = Timestamp::from_millis(1000 * (begin + 60 * n)).to_string();
+        format!(r#"["{}Z",1]"#, &time[..16])
+    };
+    let body = |samples: &[String]| {
+        let (site, sensor) = (site("a"), sensor());
+        let samples = samples.join(",");
+        format!(
+            r#"{{"bundleId":"b-1","siteId":"{site}","series":[{{"sensorId":"{sensor}","samples":[{samples}]}}]}}"#
+        )
+    };
+    let fit = (bytes - body(&[]).len()) / (sample(0).len() + 1);
+    let samples: Vec<_> = (0..).map(sample).take(fit).collect();
+    let mut body = body(&samples);
+    // The rest is white space, but for a few bytes none.
+    body.insert_str(1, &" ".repeat(bytes - body.len()));
+    body
+}
+
+#[tokio::test]
+async fn a_bundle_is_taken_up_to_the_size_of_a_record_and_goes_on_as_it_came() {
+    let stream = stream(|_, _| taken()).await;
+    let key = site("a").to_string().len();
+    for bytes in [975_148, 1024 * 1024 - key] {
+        let body = of_bytes(bytes);
+        assert_eq!(body.len(), bytes);
+        let answer = sent(accept(&stream, &body).await);
+        assert_eq!(answer["statusCode"], 202, "{answer}");
+        let record = stream.take_calls().remove(0).json()["Records"][0]["Data"].take();
+        let data = STANDARD.decode(record.as_str().expect("text")).expect("base64");
+        assert!(data == body.as_bytes(), "other bytes than those that came");
+    }
+    let answer = sent(accept(&stream, &of_bytes(1024 * 1024 - key + 1)).await);
+    assert_eq!(answer["statusCode"], 413);
+    let message = answer["body"]["errors"][0]["message"].as_str().expect("a message");
+    assert_eq!(message, "bundle b-1 has 1048541 bytes; give at most 1048540");
+
+    // White space alone makes no bundle too large.
+    let wide: Value = serde_json::from_str(&of_bytes(500_000)).expect("JSON");
+    let wide = format!("{wide:#}");
+    assert!(wide.len() > 1024 * 1024, "{} bytes", wide.len());
+    assert_eq!(sent(accept(&stream, &wide).await)["statusCode"], 202);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     EntityType, Event, Failure, Location, Metric, OnboardingId, PaymentMethodId, Plan, Sensor,
-    SensorId, SiteId, Timestamp,
+    SensorId, SiteId, Timestamp, inbound::MAX_QUANTITY, input::Whole,
 };
 
 macro_rules! events {
@@ -52,8 +52,13 @@ macro_rules! events {
 pub struct Kits {
     /// What a sensor of this kit measures.
     pub metric: Metric,
-    /// Pieces.
+    /// Pieces: 1 to 1,000,000.
+    #[schemars(range(min = 1, max = MAX_QUANTITY))]
     pub quantity: u32,
+}
+
+impl Kits {
+    pub(crate) const QUANTITY: Whole = Whole { min: 1, max: MAX_QUANTITY };
 }
 
 /// A metric that ran out.

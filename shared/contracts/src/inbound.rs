@@ -1,10 +1,24 @@
 //! Events that other systems put on the bus. Their `detail` is plain, without our envelope;
 //! their `source` is their own.
+//!
+//! None of these types implements `Deserialize`: they are read by [`crate::input`], which names all
+//! problems at once. The attributes of a field and its [`Rule`] say the same; the tests hold them
+//! against each other.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Location, Metric, PaymentMethodId, Plan, events::Kits};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{
+    Location, Metric, PaymentMethodId, Plan,
+    events::Kits,
+    input::{
+        Choice, Fields, Input, List, Number, Object, Problems, Purpose, Rule, Text, Tree, quoted,
+    },
+    number, text,
+};
 
 /// `detail-type` of [`KitsDelivered`].
 pub const KITS_DELIVERED: &str = "KitsDelivered";
@@ -12,49 +26,74 @@ pub const KITS_DELIVERED: &str = "KitsDelivered";
 /// `detail-type` of [`SiteRegistrationRequested`].
 pub const SITE_REGISTRATION_REQUESTED: &str = "SiteRegistrationRequested";
 
+/// The longest number that another system gives to a delivery or a registration, in characters.
+pub const MAX_ID: usize = 128;
+/// The longest name of a site or an operator, in characters.
+pub const MAX_NAME: usize = 200;
+/// The longest handle of a payment method, in characters.
+pub const MAX_PAYMENT_METHOD: usize = 255;
+/// The most sensors of a site. A larger station registers as several sites.
+pub const MAX_SENSORS: usize = 100;
+/// The most kinds of kits in a delivery.
+pub const MAX_KITS: usize = 50;
+/// The most kits of a kind in a delivery.
+pub const MAX_QUANTITY: u32 = 1_000_000;
+
 /// Kits arrived in the store-room. A `deliveryId` of a source counts once, however often the event
 /// comes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct KitsDelivered {
-    /// The supplier's number of the delivery, unique within its `source`: 1 to 128 characters.
+    /// The supplier's number of the delivery, unique within its `source`: 1 to 128 characters,
+    /// without control or invisible characters and without white space around it.
+    #[schemars(length(min = 1, max = MAX_ID), extend("pattern" = text::id_pattern()))]
     pub delivery_id: String,
     /// What was in it: each metric once, 1 to 50 of them.
+    #[schemars(length(min = 1, max = MAX_KITS))]
     pub kits: Vec<Kits>,
 }
 
 /// Another system asks for a site. A `registrationId` makes one site, however often the event
 /// comes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SiteRegistrationRequested {
-    /// The other system's number of the request, unique within its `source`: 1 to 128 characters.
+    /// The other system's number of the request, unique within its `source`: 1 to 128 characters,
+    /// without control or invisible characters and without white space around it.
+    #[schemars(length(min = 1, max = MAX_ID), extend("pattern" = text::id_pattern()))]
     pub registration_id: String,
     /// The same as the body of `POST /sites`.
     pub site: SiteRegistration,
 }
 
 /// What a new site is made of; the body of `POST /sites`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SiteRegistration {
-    /// 1 to 200 characters.
+    /// 1 to 200 characters, not blank, without control or invisible characters. White space around
+    /// it is not stored.
+    #[schemars(length(min = 1, max = MAX_NAME), extend("pattern" = text::name_pattern()))]
     pub name: String,
-    /// Who runs it: 1 to 200 characters.
+    /// Who runs it: 1 to 200 characters, not blank, without control or invisible characters. White
+    /// space around it is not stored.
+    #[schemars(length(min = 1, max = MAX_NAME), extend("pattern" = text::name_pattern()))]
     pub operator: String,
     /// Where it stands.
     pub location: Location,
     /// 1 to 100 sensors.
+    #[schemars(length(min = 1, max = MAX_SENSORS))]
     pub sensors: Vec<SensorRequest>,
     /// What the operator subscribes to.
     pub plan: Plan,
-    /// The payment provider's handle, 1 to 255 characters.
+    /// The payment provider's handle: 1 to 255 letters, digits, `_` and `-`.
+    #[schemars(schema_with = "payment_method")]
     pub payment_method: PaymentMethodId,
 }
 
 /// A sensor that a new site shall have.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("oneOf" = units_by_metric()))]
 pub struct SensorRequest {
     /// What it measures.
     pub metric: Metric,
@@ -62,10 +101,173 @@ pub struct SensorRequest {
     pub unit: String,
     /// A reading below it is a breach; in `unit`, below `max`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "number::any_or_null")]
     pub min: Option<f64>,
     /// A reading above it is a breach; in `unit`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "number::any_or_null")]
     pub max: Option<f64>,
+}
+
+fn payment_method(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "pattern": format!("^[A-Za-z0-9_-]{{1,{MAX_PAYMENT_METHOD}}}$") })
+}
+
+/// Metrics with the same units are one case.
+fn units_by_metric() -> Vec<Value> {
+    let mut cases: BTreeMap<&[&str], Vec<&str>> = BTreeMap::new();
+    for metric in Metric::ALL {
+        cases.entry(metric.units()).or_default().push(metric.name());
+    }
+    let case = |(units, metrics): (&[&str], Vec<&str>)| json!({ "properties": { "metric": { "enum": metrics }, "unit": { "enum": units } } });
+    cases.into_iter().map(case).collect()
+}
+
+const METRIC: Choice<Metric> = Choice { all: Metric::ALL, name: Metric::name };
+const PLAN: Choice<Plan> = Choice { all: Plan::ALL, name: Plan::name };
+const NAME: Text = Text { purpose: Purpose::Name, max: MAX_NAME };
+const ID: Text = Text { purpose: Purpose::Id, max: MAX_ID };
+
+impl Input for KitsDelivered {
+    const FIELDS: &'static [&'static str] = &["deliveryId", "kits"];
+
+    fn read(fields: &Fields<'_>, problems: &mut Problems) -> Option<Self> {
+        let delivery_id = fields.required("deliveryId", &ID, problems);
+        let kits = List { max: MAX_KITS, what: "kits", item: Object::<Kits>::default() };
+        let kits = fields.required("kits", &kits, problems)?;
+        let mut seen = BTreeSet::new();
+        for (index, kit) in kits.iter().enumerate() {
+            if let Some(Kits { metric, .. }) = kit
+                && !seen.insert(metric)
+            {
+                let at = format!("{}[{index}].metric", fields.path("kits"));
+                problems.add(at, format!("is {metric} again; give each metric once"));
+            }
+        }
+        Some(Self { delivery_id: delivery_id?, kits: kits.into_iter().collect::<Option<_>>()? })
+    }
+}
+
+impl Input for Kits {
+    const FIELDS: &'static [&'static str] = &["metric", "quantity"];
+
+    fn read(fields: &Fields<'_>, problems: &mut Problems) -> Option<Self> {
+        let metric = fields.required("metric", &METRIC, problems);
+        let quantity = fields.required("quantity", &Kits::QUANTITY, problems);
+        Some(Self { metric: metric?, quantity: quantity? })
+    }
+}
+
+impl Input for SiteRegistrationRequested {
+    const FIELDS: &'static [&'static str] = &["registrationId", "site"];
+
+    fn read(fields: &Fields<'_>, problems: &mut Problems) -> Option<Self> {
+        let registration_id = fields.required("registrationId", &ID, problems);
+        let site = fields.required("site", &Object::default(), problems);
+        Some(Self { registration_id: registration_id?, site: site? })
+    }
+}
+
+impl Input for SiteRegistration {
+    const FIELDS: &'static [&'static str] =
+        &["name", "operator", "location", "sensors", "plan", "paymentMethod"];
+
+    fn read(fields: &Fields<'_>, problems: &mut Problems) -> Option<Self> {
+        let sensors = List {
+            max: MAX_SENSORS,
+            what: "sensors (register a larger station as several sites)",
+            item: Object::<SensorRequest>::default(),
+        };
+        let name = fields.required("name", &NAME, problems);
+        let operator = fields.required("operator", &NAME, problems);
+        let location = fields.required("location", &Object::default(), problems);
+        let sensors = fields.required("sensors", &sensors, problems);
+        let plan = fields.required("plan", &PLAN, problems);
+        let payment_method = fields.required("paymentMethod", &PaymentMethod, problems);
+        Some(Self {
+            name: name?,
+            operator: operator?,
+            location: location?,
+            sensors: sensors?.into_iter().collect::<Option<_>>()?,
+            plan: plan?,
+            payment_method: payment_method?,
+        })
+    }
+}
+
+impl Input for Location {
+    const FIELDS: &'static [&'static str] = &["latitude", "longitude", "elevationM"];
+
+    fn read(fields: &Fields<'_>, problems: &mut Problems) -> Option<Self> {
+        let latitude = fields.required("latitude", &Self::LATITUDE, problems);
+        let longitude = fields.required("longitude", &Self::LONGITUDE, problems);
+        let elevation_m = fields.required("elevationM", &Self::ELEVATION_M, problems);
+        Some(Self { latitude: latitude?, longitude: longitude?, elevation_m: elevation_m? })
+    }
+}
+
+impl Input for SensorRequest {
+    const FIELDS: &'static [&'static str] = &["metric", "unit", "min", "max"];
+
+    fn read(fields: &Fields<'_>, problems: &mut Problems) -> Option<Self> {
+        let metric = fields.required("metric", &METRIC, problems);
+        let unit = fields.required("unit", &UnitOf(metric), problems);
+        let min = fields.optional("min", &Number::ANY, problems);
+        let max = fields.optional("max", &Number::ANY, problems);
+        if let (Some(min), Some(max)) = (min, max)
+            && min >= max
+        {
+            let (min, max) = (number::shown(min), number::shown(max));
+            let message = format!("is {min}; it must be below max, which is {max}");
+            problems.add(fields.path("min"), message);
+        }
+        Some(Self { metric: metric?, unit: unit?, min, max })
+    }
+}
+
+/// A unit of the metric; of an unknown metric, any string.
+struct UnitOf(Option<Metric>);
+
+impl Rule for UnitOf {
+    type Value = String;
+
+    fn expected(&self) -> String {
+        match self.0 {
+            Some(metric) => format!("{} (UCUM), for {metric}", metric.units().join(" or ")),
+            None => "the UCUM code of one of the metric's units".to_owned(),
+        }
+    }
+
+    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<String> {
+        let unit = tree.string(at, &self.expected(), problems)?;
+        if self.0.is_some_and(|metric| !metric.units().contains(&unit)) {
+            problems.add(at, format!("is {}; give {}", quoted(unit), self.expected()));
+        }
+        Some(unit.to_owned())
+    }
+}
+
+/// The payment provider's handle. Messages don't quote it.
+struct PaymentMethod;
+
+impl Rule for PaymentMethod {
+    type Value = PaymentMethodId;
+
+    fn expected(&self) -> String {
+        format!("a string of 1 to {MAX_PAYMENT_METHOD} letters, digits, _ and -")
+    }
+
+    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<PaymentMethodId> {
+        let text = tree.string(at, &self.expected(), problems)?;
+        let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        if !(1..=MAX_PAYMENT_METHOD).contains(&text.len()) || !text.bytes().all(good) {
+            let length = text.chars().count();
+            let message =
+                format!("is no such handle ({length} characters); give {}", self.expected());
+            problems.add(at, message);
+        }
+        Some(PaymentMethodId(text.to_owned()))
+    }
 }
 
 /// Every inbound event type with its JSON Schema (of the whole `detail`).

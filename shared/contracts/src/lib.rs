@@ -9,10 +9,13 @@ mod envelope;
 pub mod events;
 mod id;
 pub mod inbound;
+pub mod input;
 mod metric;
+pub mod number;
 pub mod readings;
 mod saga;
 mod site;
+pub mod text;
 mod time;
 
 pub use envelope::{Entity, EntityType, Envelope, Event, Metadata, SiteData};

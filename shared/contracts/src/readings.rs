@@ -5,14 +5,20 @@
 use std::{collections::HashSet, fmt, str::FromStr};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Visitor};
 
-use crate::{SensorId, SiteId, Timestamp};
+use crate::{
+    SensorId, SiteId, Timestamp,
+    input::{self, FieldError, Fields, List, Parsed, Problems, Rule, Tree},
+    number,
+};
 
 /// The name of [`Bundle`]'s schema.
 pub const BUNDLE: &str = "Bundle";
 /// As many sensors as a site can have.
 pub const MOST_SERIES: usize = 100;
+/// The most samples of a series: more than the largest bundle has room for.
+pub const MAX_SAMPLES: usize = 100_000;
 /// How far a data logger's clock may be ahead of ours: 15 minutes, in milliseconds.
 pub const MOST_AHEAD_MILLIS: i64 = 15 * 60 * 1000;
 /// No reading is older: text order would not be time order before the year 0, and a time before the
@@ -87,7 +93,7 @@ impl JsonSchema for BundleId {
 
 /// What a data logger sends at a time: some minutes of its sensors' samples. The same bundle may be
 /// sent again, and counts once.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Bundle {
     /// The logger's number of it.
@@ -100,89 +106,263 @@ pub struct Bundle {
 }
 
 /// The samples of one sensor.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Series {
     /// The sensor.
     pub sensor_id: SensorId,
     /// At least one, each later than the one before.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = MAX_SAMPLES))]
     pub samples: Vec<Sample>,
 }
 
-/// `[time, value]`: when it was taken (cut to milliseconds), and what was read, in the unit that
-/// was fixed when the sensor was provisioned.
+/// `[time, value]`: when it was taken (cut to milliseconds; not before 1970 and at most 15 minutes
+/// ahead), and what was read, in the unit that was fixed when the sensor was provisioned.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Sample(pub Timestamp, pub f64);
+pub struct Sample(pub Timestamp, #[schemars(schema_with = "number::finite")] pub f64);
 
-/// A bundle that is JSON of the right shape and still can't be taken.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{at}: {problem}")]
-pub struct BundleProblem {
-    /// Path of the field, e.g. `series[2].samples[0]`.
-    pub at: String,
-    /// What is wrong with it and what would be right.
-    pub problem: String,
+impl<'de> Deserialize<'de> for Bundle {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase", deny_unknown_fields)]
+        struct Members {
+            bundle_id: BundleId,
+            site_id: SiteId,
+            series: Vec<Series>,
+        }
+
+        let Members { bundle_id, site_id, series } =
+            Members::deserialize(ObjectOnly(deserializer))?;
+        Ok(Self { bundle_id, site_id, series })
+    }
+}
+
+impl<'de> Deserialize<'de> for Series {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase", deny_unknown_fields)]
+        struct Members {
+            sensor_id: SensorId,
+            samples: Vec<Sample>,
+        }
+
+        let Members { sensor_id, samples } = Members::deserialize(ObjectOnly(deserializer))?;
+        Ok(Self { sensor_id, samples })
+    }
+}
+
+/// Reads a struct from an object alone: a derived `Deserialize` takes an array as well.
+struct ObjectOnly<D>(D);
+
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for ObjectOnly<D> {
+    type Error = D::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.0.deserialize_map(visitor)
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option
+        unit unit_struct newtype_struct seq tuple tuple_struct map struct enum identifier
+        ignored_any
+    }
 }
 
 impl Bundle {
+    /// Reads a bundle from JSON text, or names everything that is wrong with it.
+    pub fn read(json: &str, now: Timestamp) -> Result<Self, Vec<FieldError>> {
+        // Most bundles are good, and serde reads those several times as fast.
+        if let Ok(bundle) = serde_json::from_str::<Self>(json)
+            && bundle.check(now).is_ok()
+        {
+            return Ok(bundle);
+        }
+        input::from_json(json, &BundleRule { newest: newest(now) })
+    }
+
     /// Whether it can be taken: everything that the types don't say.
-    pub fn check(&self, now: Timestamp) -> Result<(), BundleProblem> {
-        let problem = |at: String, problem: String| Err(BundleProblem { at, problem });
-        if self.series.is_empty() || self.series.len() > MOST_SERIES {
-            let there = self.series.len();
-            return problem(
-                "series".to_owned(),
-                format!("has {there} entries; give 1 to {MOST_SERIES}"),
-            );
+    pub fn check(&self, now: Timestamp) -> Result<(), Vec<FieldError>> {
+        let mut problems = Problems::default();
+        let count = self.series.len();
+        if count == 0 || count > MOST_SERIES {
+            problems.add("series", format!("has {count} entries; give 1 to {MOST_SERIES}"));
         }
-        let newest = now.millis().saturating_add(MOST_AHEAD_MILLIS);
-        let mut sensors = HashSet::with_capacity(self.series.len());
+        check_sensors(self.series.iter().map(|series| Some(series.sensor_id)), &mut problems);
         for (index, series) in self.series.iter().enumerate() {
-            if !sensors.insert(series.sensor_id) {
-                return problem(
-                    format!("series[{index}].sensorId"),
-                    format!("{} is there already; give each sensor once", series.sensor_id),
-                );
+            let at = || format!("series[{index}].samples");
+            let count = series.samples.len();
+            if count == 0 || count > MAX_SAMPLES {
+                problems.add(at(), format!("has {count} entries; give 1 to {MAX_SAMPLES}"));
             }
-            if series.samples.is_empty() {
-                return problem(
-                    format!("series[{index}].samples"),
-                    "is empty; leave the series out".to_owned(),
-                );
-            }
-            let mut before = OLDEST_MILLIS - 1;
-            for (place, Sample(at, value)) in series.samples.iter().enumerate() {
-                let at_field = || format!("series[{index}].samples[{place}]");
-                let millis = at.millis();
-                if millis < OLDEST_MILLIS {
-                    return problem(at_field(), format!("{at} is before 1970; set the clock"));
-                }
-                if millis > newest {
-                    return problem(
-                        at_field(),
-                        format!("{at} is more than 15 minutes ahead of our clock, {now}"),
-                    );
-                }
-                if millis <= before {
-                    return problem(
-                        at_field(),
-                        format!("{at} is not after the sample before it; sort them, one each time"),
-                    );
-                }
-                if !value.is_finite() {
-                    return problem(at_field(), "is no finite number; leave it out".to_owned());
-                }
-                before = millis;
-            }
+            let samples = series.samples.iter().map(|sample| Some(*sample));
+            check_samples(samples, newest(now), at, &mut problems);
         }
-        Ok(())
+        problems.or(Some(()))
     }
 
     /// How many samples it holds.
     #[must_use]
     pub fn samples(&self) -> usize {
         self.series.iter().map(|series| series.samples.len()).sum()
+    }
+}
+
+/// The latest time of a sample, in milliseconds since the Unix epoch.
+fn newest(now: Timestamp) -> i64 {
+    now.millis().saturating_add(MOST_AHEAD_MILLIS)
+}
+
+/// Each sensor once. `None` stands for one that could not be read.
+fn check_sensors(sensors: impl Iterator<Item = Option<SensorId>>, problems: &mut Problems) {
+    let mut seen = HashSet::with_capacity(sensors.size_hint().0);
+    for (index, sensor) in sensors.enumerate() {
+        if let Some(sensor) = sensor
+            && !seen.insert(sensor)
+        {
+            let message = format!("{sensor} is there already; give each sensor once");
+            problems.add(format!("series[{index}].sensorId"), message);
+        }
+    }
+}
+
+/// Times in order and in range, and finite values. `None` stands for a sample that could not be
+/// read.
+fn check_samples(
+    samples: impl Iterator<Item = Option<Sample>>,
+    newest: i64,
+    at: impl Fn() -> String,
+    problems: &mut Problems,
+) {
+    let mut before = OLDEST_MILLIS - 1;
+    for (place, sample) in samples.enumerate() {
+        let Some(Sample(time, value)) = sample else { continue };
+        let millis = time.millis();
+        let in_time = (OLDEST_MILLIS..=newest).contains(&millis) && millis > before;
+        if in_time && value.is_finite() {
+            before = millis;
+            continue;
+        }
+        let at = format!("{}[{place}]", at());
+        if millis < OLDEST_MILLIS {
+            problems.add(at.as_str(), format!("{time} is before 1970; set the clock"));
+        } else if millis > newest {
+            let now = Timestamp::from_millis(newest - MOST_AHEAD_MILLIS);
+            let message = format!("{time} is more than 15 minutes ahead of our clock, {now}");
+            problems.add(at.as_str(), message);
+        } else if millis <= before {
+            let message = "is not after the sample before it; sort them, one each time";
+            problems.add(at.as_str(), format!("{time} {message}"));
+        } else {
+            before = millis;
+        }
+        if !value.is_finite() {
+            problems.add(at, "is no finite number; leave it out");
+        }
+    }
+}
+
+/// A bundle, with the latest time that a sample may have.
+struct BundleRule {
+    newest: i64,
+}
+
+impl BundleRule {
+    const FIELDS: &[&str] = &["bundleId", "siteId", "series"];
+    const BUNDLE_ID: Parsed<BundleId> =
+        Parsed::new("a string of 1 to 64 letters, digits and any of . _ : + -");
+    const SITE_ID: Parsed<SiteId> = Parsed::new("the UUID that POST /sites answered");
+}
+
+impl Rule for BundleRule {
+    type Value = Bundle;
+
+    fn expected(&self) -> String {
+        format!("an object with the fields {}", Self::FIELDS.join(", "))
+    }
+
+    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<Bundle> {
+        let fields = Fields::of(tree, at, Self::FIELDS, problems)?;
+        let bundle_id = fields.required("bundleId", &Self::BUNDLE_ID, problems);
+        let site_id = fields.required("siteId", &Self::SITE_ID, problems);
+        let item = SeriesRule { newest: self.newest };
+        let series = List { max: MOST_SERIES, what: "series", item };
+        let series = fields.required("series", &series, problems)?;
+        let sensors = series.iter().map(|series| series.as_ref().and_then(|(sensor, _)| *sensor));
+        check_sensors(sensors, problems);
+        let series = series.into_iter().map(|series| {
+            let (sensor_id, samples) = series?;
+            Some(Series { sensor_id: sensor_id?, samples: samples? })
+        });
+        Some(Bundle {
+            bundle_id: bundle_id?,
+            site_id: site_id?,
+            series: series.collect::<Option<_>>()?,
+        })
+    }
+}
+
+struct SeriesRule {
+    newest: i64,
+}
+
+impl SeriesRule {
+    const FIELDS: &[&str] = &["sensorId", "samples"];
+    const SENSOR_ID: Parsed<SensorId> = Parsed::new("a UUID that GET /sites/{siteId} lists");
+}
+
+impl Rule for SeriesRule {
+    type Value = (Option<SensorId>, Option<Vec<Sample>>);
+
+    fn expected(&self) -> String {
+        format!("an object with the fields {}", Self::FIELDS.join(", "))
+    }
+
+    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<Self::Value> {
+        let fields = Fields::of(tree, at, Self::FIELDS, problems)?;
+        let sensor_id = fields.required("sensorId", &Self::SENSOR_ID, problems);
+        let samples = List { max: MAX_SAMPLES, what: "samples", item: SampleRule };
+        let samples = fields.required("samples", &samples, problems);
+        if let Some(samples) = &samples {
+            check_samples(
+                samples.iter().copied(),
+                self.newest,
+                || fields.path("samples"),
+                problems,
+            );
+        }
+        Some((sensor_id, samples.and_then(|samples| samples.into_iter().collect())))
+    }
+}
+
+struct SampleRule;
+
+impl SampleRule {
+    const TIME: Parsed<Timestamp> = Parsed::new("an RFC 3339 time such as 2026-01-01T00:00:00Z");
+}
+
+impl Rule for SampleRule {
+    type Value = Sample;
+
+    fn expected(&self) -> String {
+        "an array [time, value] such as [\"2026-01-01T00:00:00Z\", -7.6]".to_owned()
+    }
+
+    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<Sample> {
+        let Tree::List(pair) = tree else {
+            problems.add(at, tree.is_not(&self.expected()));
+            return None;
+        };
+        let [time, value] = pair.as_slice() else {
+            problems.add(at, format!("has {} entries; give {}", pair.len(), self.expected()));
+            return None;
+        };
+        let time = Self::TIME.read(time, &format!("{at}[0]"), problems);
+        let Tree::Number(value) = *value else {
+            let message = value.is_not("a number, or leave the sample out");
+            problems.add(format!("{at}[1]"), message);
+            return None;
+        };
+        Some(Sample(time?, value))
     }
 }
 
@@ -220,11 +400,12 @@ mod tests {
     #[test]
     fn what_can_not_be_taken_is_told_by_its_field() {
         let now = at("2026-01-01T12:00:00Z");
-        let check = |series| bundle(series).check(now).map_err(|problem| problem.to_string());
+        let check =
+            |series| bundle(series).check(now).map_err(|errors| input::in_one_line(&errors));
         assert_eq!(check(vec![(0, &["2026-01-01T11:00:00Z", "2026-01-01T12:15:00Z"])]), Ok(()));
         for (series, told) in [
             (vec![], "series: has 0 entries"),
-            (vec![(0, &[][..])], "series[0].samples: is empty"),
+            (vec![(0, &[][..])], "series[0].samples: has 0 entries"),
             (
                 vec![(0, &["2026-01-01T11:00:00Z"][..]), (0, &["2026-01-01T11:00:00Z"])],
                 "series[1].sensorId: ",

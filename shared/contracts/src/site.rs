@@ -2,21 +2,43 @@
 
 use std::fmt;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
-use crate::{Metric, SensorId};
+use crate::{Metric, SensorId, input::Number, number};
 
 /// Where a site stands (WGS 84).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Location {
     /// Degrees north, -90 to 90.
+    #[schemars(schema_with = "latitude")]
     pub latitude: f64,
     /// Degrees east, -180 to 180.
+    #[schemars(schema_with = "longitude")]
     pub longitude: f64,
-    /// Metres above mean sea level.
+    /// Metres above mean sea level, -500 to 9000.
+    #[schemars(schema_with = "elevation_m")]
     pub elevation_m: f64,
+}
+
+impl Location {
+    pub(crate) const LATITUDE: Number = Number { min: -90.0, max: 90.0, what: "degrees north" };
+    pub(crate) const LONGITUDE: Number = Number { min: -180.0, max: 180.0, what: "degrees east" };
+    pub(crate) const ELEVATION_M: Number =
+        Number { min: -500.0, max: 9000.0, what: "metres above sea level" };
+}
+
+fn latitude(_: &mut SchemaGenerator) -> Schema {
+    number::schema(Location::LATITUDE.min, Location::LATITUDE.max)
+}
+
+fn longitude(_: &mut SchemaGenerator) -> Schema {
+    number::schema(Location::LONGITUDE.min, Location::LONGITUDE.max)
+}
+
+fn elevation_m(_: &mut SchemaGenerator) -> Schema {
+    number::schema(Location::ELEVATION_M.min, Location::ELEVATION_M.max)
 }
 
 /// One sensor of a site: its id is fixed when the site is registered, its unit for its whole life.
@@ -50,6 +72,9 @@ pub enum Plan {
 }
 
 impl Plan {
+    /// Every plan.
+    pub const ALL: &'static [Self] = &[Self::Community, Self::Standard, Self::Professional];
+
     /// The name on every wire.
     #[must_use]
     pub fn name(self) -> &'static str {

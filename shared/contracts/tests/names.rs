@@ -68,7 +68,7 @@ fn bundle(series: usize, millis: &[i64]) -> Bundle {
 
 /// The field that is wrong.
 fn wrong(bundle: &Bundle) -> Option<String> {
-    bundle.check(Timestamp::from_millis(NOON)).err().map(|problem| problem.at)
+    bundle.check(Timestamp::from_millis(NOON)).err().map(|errors| errors[0].field.clone())
 }
 
 #[test]

@@ -19,11 +19,25 @@ fn generated() -> BTreeMap<String, String> {
     ours.chain(inbound)
         .chain([bundle])
         .map(|(file, schema)| {
-            let mut text = serde_json::to_string_pretty(&schema).expect("a schema is JSON");
-            text.push('\n');
-            (file, text)
+            let text = serde_json::to_string_pretty(&schema).expect("a schema is JSON");
+            (file, escaped(&text) + "\n")
         })
         .collect()
+}
+
+/// With every character outside ASCII escaped: a pattern names characters that don't show.
+fn escaped(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character.is_ascii() {
+            escaped.push(character);
+        } else {
+            let mut units = [0; 2];
+            let units = character.encode_utf16(&mut units).iter();
+            escaped.extend(units.map(|unit| format!("\\u{unit:04x}")));
+        }
+    }
+    escaped
 }
 
 #[test]

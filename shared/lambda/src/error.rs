@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use contracts::IdMismatch;
+use contracts::{
+    IdMismatch,
+    input::{self, FieldError, MAX_LINE},
+};
 use lambda_runtime::Diagnostic;
 use serde::Deserialize;
 use store::StoreError;
@@ -71,14 +74,28 @@ pub struct InvalidInput {
     pub problem: String,
 }
 
-/// Characters of a message about wrong input.
-const MOST_QUOTED: usize = 2_000;
+impl From<Vec<FieldError>> for InvalidInput {
+    /// One error keeps its field; several become one line.
+    fn from(mut errors: Vec<FieldError>) -> Self {
+        match errors.pop() {
+            Some(FieldError { field, message }) if errors.is_empty() => {
+                let at = if field.is_empty() { ".".to_owned() } else { cut(field) };
+                Self { at, problem: cut(message) }
+            }
+            last => {
+                errors.extend(last);
+                Self { at: ".".to_owned(), problem: input::in_one_line(&errors) }
+            }
+        }
+    }
+}
 
 fn place(at: &str) -> String {
     if at == "." { String::new() } else { format!("{at}: ") }
 }
 
-/// Reads JSON, naming the field where it does not fit.
+/// Reads JSON that AWS or another step wrote, naming the first field that does not fit. What other
+/// systems write is read by [`contracts::input`], which names all of them.
 pub fn decode<'de, T: Deserialize<'de>>(json: &'de str) -> Result<T, InvalidInput> {
     // Keeping track of the path costs as much as reading, and good input needs none.
     if let Ok(value) = serde_json::from_str(json) {
@@ -99,13 +116,9 @@ pub fn decode<'de, T: Deserialize<'de>>(json: &'de str) -> Result<T, InvalidInpu
     Ok(value)
 }
 
-/// As much as tells a human what is wrong: serde quotes the input, however long it is.
-fn cut(mut text: String) -> String {
-    if let Some((end, _)) = text.char_indices().nth(MOST_QUOTED) {
-        text.truncate(end);
-        text.push_str(" ...");
-    }
-    text
+/// Serde quotes the input, however long it is.
+fn cut(text: String) -> String {
+    input::cut(text, MAX_LINE)
 }
 
 /// The path of the field that a message is about. Of a field that is missing or unknown, serde
@@ -164,43 +177,57 @@ impl From<Failure> for Diagnostic {
 
 #[cfg(test)]
 mod tests {
-    use contracts::inbound::SiteRegistration;
-
     use super::*;
 
-    fn refused(json: &str) -> (String, String) {
-        let error = decode::<SiteRegistration>(json).expect_err("wrong input");
-        (error.at, error.problem)
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Step {
+        #[expect(dead_code, reason = "read, and not used")]
+        name: String,
+        #[expect(dead_code, reason = "read, and not used")]
+        sensors: Vec<Sensor>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Sensor {
+        #[expect(dead_code, reason = "read, and not used")]
+        metric: contracts::Metric,
     }
 
     #[test]
     fn input_that_does_not_read_is_named_by_its_field() {
-        let body = |sensor: &str| {
-            format!(
-                r#"{{"name": "n", "operator": "o", "plan": "standard", "paymentMethod": "pm",
-                    "location": {{"latitude": 1, "longitude": 2, "elevationM": 3}},
-                    "sensors": [{{"metric": "water_turbidity", "unit": "[NTU]"}}, {sensor}]}}"#
-            )
-        };
+        let of = |sensor: &str| format!(r#"{{"name": "n", "sensors": [{sensor}]}}"#);
         for (json, at, problem) in [
             ("", ".", "is not JSON: EOF while parsing"),
             (r#"{"name": "#, ".", "is not JSON: EOF while parsing"),
             ("[]", ".", "invalid length 0"),
             (r#"{"name": 1}"#, "name", "invalid type: integer `1`, expected a string"),
-            (r#"{"name": "n"}"#, "operator", "missing field `operator`"),
-            (&body(r#"{"unit": "K"}"#), "sensors[1].metric", "missing field `metric`"),
-            (&body(r#"{"metric": "heat"}"#), "sensors[1].metric", "unknown variant `heat`"),
-            (&body(r#"{"units": "K"}"#), "sensors[1].units", "unknown field `units`"),
-            (
-                &format!("{} x", body(r#"{"metric": "water_turbidity", "unit": "[NTU]"}"#)),
-                ".",
-                "trailing",
-            ),
+            (r#"{"name": "n"}"#, "sensors", "missing field `sensors`"),
+            (&of("{}"), "sensors[0].metric", "missing field `metric`"),
+            (&of(r#"{"metric": "heat"}"#), "sensors[0].metric", "unknown variant `heat`"),
+            (&of(r#"{"units": "K"}"#), "sensors[0].units", "unknown field `units`"),
+            (&format!("{} x", of(r#"{"metric": "water_turbidity"}"#)), ".", "trailing"),
         ] {
-            let (found, told) = refused(json);
-            assert_eq!(found, at, "{json}: {told}");
-            assert!(told.starts_with(problem), "{json}: {told}");
+            let error = decode::<Step>(json).expect_err("wrong input");
+            assert_eq!(error.at, at, "{json}: {error}");
+            assert!(error.problem.starts_with(problem), "{json}: {error}");
         }
+    }
+
+    #[test]
+    fn several_errors_become_one_line() {
+        let error =
+            |field: &str| FieldError { field: field.to_owned(), message: "is wrong".to_owned() };
+        for (errors, line) in [
+            (vec![error("a.b")], "a.b: is wrong"),
+            (vec![error("")], "is wrong"),
+            (vec![error("a"), error(""), error("b")], "a: is wrong; is wrong; b: is wrong"),
+        ] {
+            assert_eq!(InvalidInput::from(errors).to_string(), line);
+        }
+        let many = InvalidInput::from(vec![error("a"); 1_000]);
+        assert_eq!(many.problem.chars().count(), MAX_LINE + 4);
     }
 
     #[test]

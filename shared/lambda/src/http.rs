@@ -7,25 +7,18 @@ use aws_lambda_events::{
     encodings::Body,
     http::{HeaderMap, HeaderName, HeaderValue},
 };
+pub use contracts::input::FieldError;
+use contracts::input::{self, Input};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::{Deadline, Error, ErrorKind, Failure, Fault, InvalidInput, decode, serve_raw};
+use crate::{Deadline, Error, ErrorKind, Failure, Fault, decode, serve_raw};
 
 /// What a handler has between the end of its work and its being cut off.
 const TO_TELL: Duration = Duration::from_millis(250);
 
 /// The request as API Gateway's proxy integration sends it.
 pub type Request = ApiGatewayProxyRequest;
-
-/// One thing that is wrong with a request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct FieldError {
-    /// Path of the field, e.g. `sensors[2].unit`, or `header Idempotency-Key`.
-    pub field: String,
-    /// What is wrong with it and what would be right.
-    pub message: String,
-}
 
 /// RFC 9457 problem details.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -72,9 +65,12 @@ impl Problem {
         self
     }
 
-    /// 400: the fields that are wrong.
+    /// 400: the fields that are wrong. An error of no field is one of the body.
     #[must_use]
-    pub fn invalid(errors: Vec<FieldError>) -> Self {
+    pub fn invalid(mut errors: Vec<FieldError>) -> Self {
+        for error in errors.iter_mut().filter(|error| error.field.is_empty()) {
+            "body".clone_into(&mut error.field);
+        }
         let fields: Vec<_> = errors.iter().map(|error| error.field.as_str()).collect();
         let detail = format!("Correct {} and send the request again.", fields.join(", "));
         Self { errors, ..Self::new(400, "invalid-request", "The request is not valid", detail) }
@@ -114,13 +110,6 @@ impl Problem {
     }
 }
 
-impl From<InvalidInput> for Problem {
-    fn from(error: InvalidInput) -> Self {
-        let field = if error.at == "." { "body".to_owned() } else { error.at };
-        Self::invalid(vec![FieldError { field, message: error.problem }])
-    }
-}
-
 /// A good answer.
 #[derive(Debug)]
 pub struct Answer {
@@ -137,11 +126,24 @@ impl Answer {
         Ok(Self { status, body, location: None })
     }
 
-    /// With a `Location` header.
+    /// With a `Location` header. Its reference is relative to the request's own URL, as made by
+    /// [`relative`]: the stage, or a custom domain's base path, comes before the routes' paths and
+    /// is kept by resolving.
     #[must_use]
     pub fn at(self, location: String) -> Self {
         Self { location: Some(location), ..self }
     }
+}
+
+/// A reference that, resolved against the URL of a request for `resource`, leads to `target`; both
+/// are paths below the API's root, as in the template: `/sites` and `/sites/{siteId}`.
+#[must_use]
+pub fn relative(request: &Request, resource: &str, target: &str) -> String {
+    let path = request.path.as_deref().unwrap_or_default();
+    // The last segment is not part of what a reference is relative to; API Gateway also takes a
+    // path with a slash behind.
+    let below_root = resource.matches('/').count() - 1 + usize::from(path.ends_with('/'));
+    "../".repeat(below_root) + target.trim_start_matches('/')
 }
 
 /// A request's body as text, at most `limit` bytes of it.
@@ -162,6 +164,26 @@ pub fn body(request: &Request, limit: usize) -> Result<&str, Problem> {
         }]));
     }
     Ok(body)
+}
+
+/// Reads a body of at most `limit` bytes.
+pub fn read<T: Input>(request: &Request, limit: usize) -> Result<T, Problem> {
+    input::read(body(request, limit)?).map_err(Problem::invalid)
+}
+
+/// Refuses query parameters, on a route that has none.
+pub fn no_query(request: &Request) -> Result<(), Problem> {
+    let mut names: Vec<_> =
+        request.query_string_parameters.iter().map(|(name, _)| name.to_owned()).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    names.sort();
+    let error = |name: String| FieldError {
+        field: format!("query {name}"),
+        message: "is not known; this call has no parameters in its query".to_owned(),
+    };
+    Err(Problem::invalid(names.into_iter().map(error).collect()))
 }
 
 /// A header's value, whatever the case of its name.
@@ -245,10 +267,10 @@ mod tests {
 
     #[test]
     fn a_problem_is_rfc_9457() {
-        let problem = Problem::from(InvalidInput {
-            at: "sensors[2].unit".to_owned(),
-            problem: "is missing".to_owned(),
-        });
+        let problem = Problem::invalid(vec![FieldError {
+            field: "sensors[2].unit".to_owned(),
+            message: "is missing".to_owned(),
+        }]);
         let sent = sent(Err(problem));
         assert_eq!(sent["statusCode"], 400);
         assert_eq!(sent["headers"], json!({ "content-type": "application/problem+json" }));
@@ -288,8 +310,10 @@ mod tests {
 
     #[test]
     fn input_that_is_wrong_as_a_whole_is_the_bodys_fault() {
-        let whole = InvalidInput { at: ".".to_owned(), problem: "EOF".to_owned() };
-        assert_eq!(Problem::from(whole).errors[0].field, "body");
+        let whole = FieldError { field: String::new(), message: "is not JSON".to_owned() };
+        let problem = Problem::invalid(vec![whole]);
+        assert_eq!(problem.errors[0].field, "body");
+        assert_eq!(problem.detail, "Correct body and send the request again.");
     }
 
     #[test]

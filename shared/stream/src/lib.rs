@@ -77,10 +77,12 @@ impl Record<'_> {
     pub fn bundle(&self, now: Timestamp) -> Result<Bundle, InvalidInput> {
         let data = self.data()?;
         let json = if data.starts_with(&GZIP) { unpack(&data)? } else { data };
+        if let Some(problem) = foreign(&json) {
+            return Err(invalid(".", problem));
+        }
         let json = str::from_utf8(&json)
             .map_err(|error| invalid(".", format!("is neither JSON nor gzip: {error}")))?;
-        let bundle: Bundle = lambda::decode(json)?;
-        bundle.check(now).map_err(|wrong| InvalidInput { at: wrong.at, problem: wrong.problem })?;
+        let bundle = Bundle::read(json, now)?;
         let key = &self.kinesis.partition_key;
         if **key != *bundle.site_id.to_string() {
             // Under another key it would be in another lane, and not in order.
@@ -101,6 +103,34 @@ impl Record<'_> {
 
 fn invalid(at: &str, problem: String) -> InvalidInput {
     InvalidInput { at: at.to_owned(), problem }
+}
+
+/// Encodings that senders use by mistake, by how they begin, with what to send instead.
+const FOREIGN: &[(&[u8], &str)] = &[
+    (
+        &[0xf3, 0x89, 0x9a, 0xc2],
+        "is an aggregated record of the Kinesis Producer Library; turn AggregationEnabled off, so \
+         that each bundle is a record",
+    ),
+    (&[0x28, 0xb5, 0x2f, 0xfd], "is zstd; send plain JSON or gzip"),
+    (&[0x78, 0x01], "is zlib; send plain JSON or gzip (RFC 1952)"),
+    (&[0x78, 0x5e], "is zlib; send plain JSON or gzip (RFC 1952)"),
+    (&[0x78, 0x9c], "is zlib; send plain JSON or gzip (RFC 1952)"),
+    (&[0x78, 0xda], "is zlib; send plain JSON or gzip (RFC 1952)"),
+    (&[0xef, 0xbb, 0xbf], "begins with a byte order mark; send the JSON without it, in UTF-8"),
+    (&[0xff, 0xfe], "is UTF-16 (a byte order mark says so); send the JSON in UTF-8"),
+    (&[0xfe, 0xff], "is UTF-16 (a byte order mark says so); send the JSON in UTF-8"),
+    (b"{\0", "is UTF-16; send the JSON in UTF-8"),
+    (b"\0{", "is UTF-16; send the JSON in UTF-8"),
+    (&GZIP, "is gzip in gzip; compress the JSON once"),
+    (b"eyJ", "is JSON in base64; put the bytes themselves onto the stream"),
+    (b"H4sI", "is gzip in base64; put the bytes themselves onto the stream"),
+];
+
+/// What is wrong with data in another encoding than plain JSON in UTF-8.
+fn foreign(data: &[u8]) -> Option<String> {
+    let (_, problem) = FOREIGN.iter().find(|(start, _)| data.starts_with(start))?;
+    Some((*problem).to_owned())
 }
 
 fn unpack(data: &[u8]) -> Result<Vec<u8>, InvalidInput> {

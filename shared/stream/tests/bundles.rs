@@ -7,7 +7,10 @@ use contracts::{
     OnboardingId, SensorId, SiteId, Timestamp,
     readings::{Bundle, Sample, Series},
 };
-use flate2::{Compression, write::GzEncoder};
+use flate2::{
+    Compression,
+    write::{GzEncoder, ZlibEncoder},
+};
 use lambda::InvalidInput;
 use proptest::{collection::vec, num, prelude::*, test_runner::RngSeed};
 use stream::{Data, MOST_BUNDLE_BYTES, Record};
@@ -182,6 +185,36 @@ proptest! {
         let error = record(&text).bundle(now()).expect_err("no base64");
         prop_assert_eq!(&error.at, "data");
         prop_assert!(is_told(&error), "{error}");
+    }
+}
+
+#[test]
+fn an_encoding_that_is_not_taken_is_named_with_what_to_send() {
+    let json = String::from_utf8(plain(&small())).expect("text");
+    let utf16 = |order: fn(u16) -> [u8; 2]| json.encode_utf16().flat_map(order).collect::<Vec<_>>();
+    let zlib = {
+        let mut zlib = ZlibEncoder::new(Vec::new(), Compression::default());
+        zlib.write_all(json.as_bytes()).expect("zlib");
+        zlib.finish().expect("zlib")
+    };
+    let zstd = [&[0x28, 0xb5, 0x2f, 0xfd][..], b"frame"].concat();
+    let kpl = [&[0xf3, 0x89, 0x9a, 0xc2][..], b"protobuf and MD5"].concat();
+    for (data, name, instead) in [
+        ([&b"\xef\xbb\xbf"[..], json.as_bytes()].concat(), "byte order mark", "without it"),
+        (kpl, "Kinesis Producer Library", "AggregationEnabled"),
+        (zstd, "zstd", "gzip"),
+        (zlib, "zlib", "gzip"),
+        (utf16(u16::to_le_bytes), "UTF-16", "UTF-8"),
+        (utf16(u16::to_be_bytes), "UTF-16", "UTF-8"),
+        ([&b"\xff\xfe"[..], &utf16(u16::to_le_bytes)].concat(), "UTF-16", "UTF-8"),
+        ([&b"\xfe\xff"[..], &utf16(u16::to_be_bytes)].concat(), "UTF-16", "UTF-8"),
+        (gzip(&gzip(json.as_bytes())), "gzip in gzip", "once"),
+        (STANDARD.encode(&json).into_bytes(), "base64", "the bytes themselves"),
+        (STANDARD.encode(gzip(json.as_bytes())).into_bytes(), "base64", "the bytes themselves"),
+    ] {
+        let error = refused(&data);
+        assert_eq!(error.at, ".");
+        assert!(error.problem.contains(name) && error.problem.contains(instead), "{error}");
     }
 }
 

@@ -103,7 +103,7 @@ impl Account {
         let kits = metrics.map(|metric| Kits { metric, quantity: 10 }).to_vec();
         let delivered = KitsDelivered { delivery_id: "D-1".to_owned(), kits };
         inventory::receive_kits::ReceiveKits { inventory: dynamo.table(INVENTORY) }
-            .run(event(&delivered), now())
+            .run(event(&serde_json::value::to_raw_value(&delivered).expect("JSON")), now())
             .await
             .expect("kits in stock");
         drop(dynamo.take_usage());

@@ -217,6 +217,8 @@ impl Books {
                 (402, json!({ "error": { "code": "card_declined", "message": message } }))
             }
             "attach" if call.path.contains("pm_nobody") => missing("PaymentMethod: 'pm_nobody'"),
+            // As Stripe answers for an object in the path; nothing in the words is to be relied on.
+            "attach" if call.path.contains("pm_unknown") => (404, missing("object").1),
             "attach" => (200, json!({ "id": "pm_attached" })),
             "default" if self.customers.contains_key(last) => (200, json!({ "id": last })),
             "subscription" => {

@@ -1,0 +1,102 @@
+//! Registrations that the published schema describes are accepted; those just outside it are
+//! refused with the field named. Over HTTP and by event.
+
+mod support;
+
+use contracts::inbound::SITE_REGISTRATION_REQUESTED;
+use lambda::Step;
+use serde_json::{Value, json};
+use sites::{create_site::CreateSite, import_site::ImportSite};
+use support::{post, registrar, sent};
+use testkit::{
+    Dynamo,
+    chance::Chance,
+    dynamo::SITES,
+    sample::{self, noon},
+    schema::{Outside, Schema},
+};
+
+const CASES: u64 = 300;
+
+/// What the schema can't say: a sensor's `min` is below its `max`.
+fn in_order(mut registration: Value) -> Value {
+    for sensor in registration["sensors"].as_array_mut().expect("sensors") {
+        if let (Some(min), Some(max)) = (sensor["min"].as_f64(), sensor["max"].as_f64())
+            && min >= max
+        {
+            sensor["max"] = Value::Null;
+        }
+    }
+    registration
+}
+
+#[tokio::test]
+async fn a_registration_that_the_schema_describes_is_accepted_over_http() {
+    let schema = Schema::published(SITE_REGISTRATION_REQUESTED).definition("SiteRegistration");
+    let dynamo = Dynamo::start().await;
+    let step = CreateSite(registrar(&dynamo));
+    for seed in 0..CASES {
+        let mut chance = Chance::of(seed);
+        let body = in_order(schema.document(&mut chance));
+        let request = post(Some(&format!("key-{seed}")), &body.to_string());
+        let answer = sent(step.handle(&request, noon(0)).await);
+        assert_eq!(answer["statusCode"], 202, "seed {seed}: {body} {answer}");
+
+        let Outside { field, what, document } = schema.one_outside(&body, &mut chance);
+        let request = post(Some(&format!("outside-{seed}")), &document.to_string());
+        let answer = sent(step.handle(&request, noon(0)).await);
+        assert_eq!(answer["statusCode"], 400, "seed {seed}, {what} of {field}: {answer}");
+        let field = if field.is_empty() { "body" } else { &field };
+        let errors = answer["body"]["errors"].as_array().expect("errors");
+        assert!(
+            errors.iter().any(|error| error["field"] == field),
+            "seed {seed}, {what} of {field}: {answer}"
+        );
+    }
+    assert_eq!(dynamo.rows(SITES).await.len() as u64, CASES);
+}
+
+#[tokio::test]
+async fn a_registration_that_the_schema_describes_is_accepted_by_event() {
+    let schema = Schema::published(SITE_REGISTRATION_REQUESTED);
+    let dynamo = Dynamo::start().await;
+    let step = ImportSite(registrar(&dynamo));
+    let run = async |detail: &Value| {
+        let mut event = sample::event("import-site");
+        event["detail"] = detail.clone();
+        step.run(lambda::decode(&event.to_string()).expect("an event"), noon(0)).await
+    };
+    for seed in 0..CASES {
+        let mut chance = Chance::of(seed);
+        let mut detail = schema.document(&mut chance);
+        detail["site"] = in_order(detail["site"].take());
+        if let Err(error) = run(&detail).await {
+            // Short ids come twice.
+            assert!(error.to_string().starts_with("this key already"), "{seed}: {detail} {error}");
+        }
+
+        let Outside { field, what, document } = schema.one_outside(&detail, &mut chance);
+        let error = run(&document).await.expect_err("outside the schema").to_string();
+        let named =
+            if field.is_empty() { "detail: ".to_owned() } else { format!("detail.{field}: ") };
+        assert!(error.contains(&named), "seed {seed}, {what} of {field}: {error}");
+    }
+}
+
+/// Every document just outside one registration that has all fields.
+#[tokio::test]
+async fn every_keyword_of_the_schema_is_checked() {
+    let schema = Schema::published(SITE_REGISTRATION_REQUESTED).definition("SiteRegistration");
+    let dynamo = Dynamo::start().await;
+    let step = CreateSite(registrar(&dynamo));
+    let all = schema.outside(&support::registration());
+    assert!(all.len() > 60, "{} documents", all.len());
+    for Outside { field, what, document } in all {
+        let answer = sent(step.handle(&post(Some("key"), &document.to_string()), noon(0)).await);
+        let field = if field.is_empty() { "body" } else { &field };
+        let errors = answer["body"]["errors"].as_array();
+        let named = errors.is_some_and(|all| all.iter().any(|error| error["field"] == field));
+        assert!(answer["statusCode"] == 400 && named, "{what} of {field}: {answer}");
+    }
+    assert_eq!(dynamo.rows(SITES).await, [json!(null); 0]);
+}

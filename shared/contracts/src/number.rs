@@ -1,0 +1,75 @@
+//! The numbers that a table can hold, for everything that takes numbers from outside and stores
+//! them as numbers.
+
+use schemars::{Schema, SchemaGenerator, json_schema};
+
+/// `DynamoDB` refuses a positive number below this one, and the same below zero. Zero itself fits.
+pub const MIN_MAGNITUDE: f64 = 1e-130;
+/// The largest `f64` that `DynamoDB` takes: the one before 1e126.
+pub const MAX_MAGNITUDE: f64 = 9.999_999_999_999_998e125;
+
+/// Whether a table can hold the number.
+#[must_use]
+pub fn fits(number: f64) -> bool {
+    number == 0.0 || (MIN_MAGNITUDE..=MAX_MAGNITUDE).contains(&number.abs())
+}
+
+/// The JSON Schema of a number from `min` to `max` that a table can hold.
+pub(crate) fn schema(min: f64, max: f64) -> Schema {
+    json_schema!({
+        "type": "number",
+        "minimum": min,
+        "maximum": max,
+        "anyOf": [
+            { "const": 0 },
+            { "minimum": MIN_MAGNITUDE },
+            { "maximum": -MIN_MAGNITUDE },
+        ],
+    })
+}
+
+/// The JSON Schema of any `f64`. A reading is stored as its eight bytes, not as a table's number.
+pub(crate) fn finite(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "number", "minimum": f64::MIN, "maximum": f64::MAX })
+}
+
+/// The JSON Schema of any number that a table can hold, or of `null`.
+pub(crate) fn any_or_null(_: &mut SchemaGenerator) -> Schema {
+    let mut schema = schema(-MAX_MAGNITUDE, MAX_MAGNITUDE);
+    schema.insert("type".to_owned(), serde_json::json!(["number", "null"]));
+    schema
+}
+
+/// The number as people write it: very large and very small ones with an exponent.
+#[must_use]
+pub(crate) fn shown(number: f64) -> String {
+    if number == 0.0 || (1e-6..1e16).contains(&number.abs()) {
+        number.to_string()
+    } else {
+        format!("{number:e}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_range_is_that_of_dynamodb() {
+        assert_eq!(MAX_MAGNITUDE.to_bits(), 1e126_f64.next_down().to_bits());
+        for number in [0.0, -0.0, 1.0, -1e-130, 1e-130, MAX_MAGNITUDE, -MAX_MAGNITUDE] {
+            assert!(fits(number), "{number:e}");
+        }
+        let below = MIN_MAGNITUDE.next_down();
+        for number in [1e126, -1e126, -1e200, 1e-200, 9e-131, below, -below, f64::NAN, f64::MAX] {
+            assert!(!fits(number), "{number:e}");
+        }
+    }
+
+    #[test]
+    fn a_number_is_shown_short() {
+        for (number, text) in [(91.0, "91"), (-0.5, "-0.5"), (1e126, "1e126"), (1e-200, "1e-200")] {
+            assert_eq!(shown(number), text);
+        }
+    }
+}

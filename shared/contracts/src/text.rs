@@ -1,0 +1,171 @@
+//! Which characters a text from outside may hold.
+//!
+//! The same tables make the check and the `pattern` in the published schemas.
+
+use std::{fmt::Write, ops::RangeInclusive};
+
+/// Characters that are refused: control characters, line separators, and format characters that are
+/// invisible or change the direction of the text around them.
+///
+/// Two invisible format characters stay allowed: U+200C and U+200D, which Persian, the Indic
+/// scripts and emoji need between letters. So do the visible number signs of Arabic and Syriac
+/// (U+0600 to U+0605, U+06DD, U+070F and others), which Unicode counts as format characters too.
+const REFUSED: &[RangeInclusive<char>] = &[
+    '\u{0}'..='\u{1f}',
+    '\u{7f}'..='\u{9f}',
+    '\u{ad}'..='\u{ad}',
+    '\u{61c}'..='\u{61c}',
+    '\u{180e}'..='\u{180e}',
+    '\u{200b}'..='\u{200b}',
+    '\u{200e}'..='\u{200f}',
+    '\u{2028}'..='\u{202e}',
+    '\u{2060}'..='\u{206f}',
+    '\u{feff}'..='\u{feff}',
+    '\u{fff9}'..='\u{fffb}',
+    '\u{1bca0}'..='\u{1bca3}',
+    '\u{1d173}'..='\u{1d17a}',
+    '\u{e0000}'..='\u{e007f}',
+];
+
+/// Characters that show nothing: white space that is not refused, and the two joiners.
+const BLANK: &[RangeInclusive<char>] = &[
+    ' '..=' ',
+    '\u{a0}'..='\u{a0}',
+    '\u{1680}'..='\u{1680}',
+    '\u{2000}'..='\u{200a}',
+    '\u{200c}'..='\u{200d}',
+    '\u{202f}'..='\u{202f}',
+    '\u{205f}'..='\u{205f}',
+    '\u{3000}'..='\u{3000}',
+];
+
+fn is_in(table: &[RangeInclusive<char>], character: char) -> bool {
+    table.iter().any(|range| range.contains(&character))
+}
+
+/// The first character of the text that no text may hold.
+#[must_use]
+pub fn first_refused(text: &str) -> Option<char> {
+    text.chars().find(|character| is_in(REFUSED, *character))
+}
+
+/// Whether a text is blank, that is, shows nothing.
+#[must_use]
+pub fn is_blank(text: &str) -> bool {
+    text.chars().all(|character| is_in(BLANK, character))
+}
+
+/// Whether a text begins or ends with a character that shows nothing.
+#[must_use]
+pub fn has_blank_ends(text: &str) -> bool {
+    let ends = [text.chars().next(), text.chars().next_back()];
+    ends.into_iter().flatten().any(|character| is_in(BLANK, character))
+}
+
+/// The regular expression of a name: no refused character, and at least one that shows.
+#[must_use]
+pub(crate) fn name_pattern() -> String {
+    let (any, shown) = (none_of(&[REFUSED]), none_of(&[REFUSED, BLANK]));
+    format!("^{any}*{shown}{any}*$")
+}
+
+/// The regular expression of an identifier: no refused character, and no white space around it.
+#[must_use]
+pub(crate) fn id_pattern() -> String {
+    let (any, shown) = (none_of(&[REFUSED]), none_of(&[REFUSED, BLANK]));
+    format!("^{shown}({any}*{shown})?$")
+}
+
+/// A character class in the syntax that ECMA-262 (with the flag `u`), Python and Rust share.
+fn none_of(tables: &[&[RangeInclusive<char>]]) -> String {
+    let mut class = "[^".to_owned();
+    for range in tables.iter().copied().flatten() {
+        class.push_str(&escaped(*range.start()));
+        if range.start() != range.end() {
+            class.push('-');
+            class.push_str(&escaped(*range.end()));
+        }
+    }
+    class.push(']');
+    class
+}
+
+/// There is no escape beyond U+FFFF that all three read: such a character stands for itself.
+fn escaped(character: char) -> String {
+    let mut text = String::new();
+    match u16::try_from(u32::from(character)) {
+        // Writing to a String does not fail.
+        Ok(unit) => write!(text, "\\u{unit:04x}").unwrap_or_default(),
+        Err(_) => text.push(character),
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_show_or_turns_the_text_around_is_refused() {
+        for refused in [
+            "a\0",
+            "a\u{1b}[31m",
+            "a\nb",
+            "a\tb",
+            "\u{7f}",
+            "\u{85}",
+            "\u{9b}",
+            "a\u{ad}b",
+            "\u{61c}a",
+            "a\u{200b}",
+            "\u{200e}a",
+            "\u{200f}a",
+            "\u{2028}",
+            "\u{2029}",
+            "\u{202a}",
+            "\u{202e}abc",
+            "\u{2060}",
+            "\u{2066}a",
+            "\u{2069}",
+            "\u{feff}a",
+            "a\u{e0041}",
+        ] {
+            assert!(first_refused(refused).is_some(), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn every_script_can_write_its_names() {
+        for name in [
+            "Alamosa, Colorado",
+            "Åre/Östersund – \"Süd\" \\ 2",
+            "می\u{200c}خواهم",
+            "क\u{94d}\u{200d}ष",
+            "👩\u{200d}🔬",
+            "तिरुवनन्तपुरम्",
+            "東京　測候所",
+            "תחנה",
+            "\u{600}١٢",
+        ] {
+            assert_eq!(first_refused(name), None, "{name:?}");
+            assert!(!is_blank(name) && !has_blank_ends(name), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_blank_text_shows_nothing() {
+        for blank in ["", " ", "\u{a0}\u{3000}", "\u{200d}", " \u{200c} "] {
+            assert!(is_blank(blank), "{blank:?}");
+        }
+        for ends in [" a", "a ", "\u{200d}a", "a\u{3000}"] {
+            assert!(has_blank_ends(ends) && !is_blank(ends), "{ends:?}");
+        }
+        // Nothing that Rust trims is left out.
+        for character in ('\0'..=char::MAX).filter(|character| character.is_whitespace()) {
+            assert!(is_in(REFUSED, character) || is_in(BLANK, character), "{character:?}");
+        }
+        for character in ('\0'..=char::MAX).filter(|character| character.is_control()) {
+            assert!(is_in(REFUSED, character), "{character:?}");
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! Documents that a published JSON Schema describes, and documents just outside it.
+//!
+//! The schema file decides about everything: what is generated, and which keyword each document
+//! just outside breaks. What a schema can't say (that `min` is below `max`, or the order of times)
+//! is left to a step of each test.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+use jsonschema::Validator;
+use serde_json::{Map, Value, json};
+
+use crate::chance::Chance;
+
+/// Strings are drawn from these, and kept if the schema takes them.
+const ALPHABETS: [&str; 5] = [
+    "abcdefgzABCDEFGZ0123456789",
+    "aZ0_-",
+    "aZ0._:+-",
+    "a \"\\/\u{e4}\u{df}\u{200d}\u{6c3}\u{928}\u{6771}\u{a0}\u{1f52c}",
+    "a\n\0\u{1b}\u{202e}\u{200b}\u{feff}\u{e0041}",
+];
+/// How often a string is drawn before the generator gives up.
+const TRIES: usize = 10_000;
+
+/// The field, the JSON pointer, the keyword and the value of a change.
+type Place = (String, String, String, Value);
+
+/// A JSON Schema of `shared/contracts/schemas`.
+#[derive(Debug)]
+pub struct Schema {
+    root: Value,
+    validator: Validator,
+    /// Of the strings and numbers in it, by their schemas: a pattern takes long to compile.
+    rules: Mutex<HashMap<String, Arc<Validator>>>,
+}
+
+/// A document that breaks one keyword of a schema.
+#[derive(Debug)]
+pub struct Outside {
+    /// The path of what is wrong, e.g. `sensors[2].unit`; empty for the whole.
+    pub field: String,
+    /// The keyword, and how it is broken.
+    pub what: String,
+    /// The document.
+    pub document: Value,
+}
+
+impl Schema {
+    /// The published schema of that name.
+    ///
+    /// # Panics
+    /// Where there is none.
+    #[must_use]
+    pub fn published(name: &str) -> Self {
+        let file =
+            format!("{}/../../shared/contracts/schemas/{name}.json", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(&file).expect(&file);
+        Self::of(serde_json::from_str(&text).expect(&file))
+    }
+
+    /// The schema of one of its definitions.
+    #[must_use]
+    pub fn definition(&self, name: &str) -> Self {
+        Self::of(json!({ "$ref": format!("#/$defs/{name}"), "$defs": self.root["$defs"] }))
+    }
+
+    fn of(root: Value) -> Self {
+        let options = jsonschema::options().should_validate_formats(true);
+        let validator = options.build(&root).expect("a schema");
+        Self { root, validator, rules: Mutex::default() }
+    }
+
+    fn rule(&self, schema: &Value) -> Arc<Validator> {
+        let mut rules = self.rules.lock().expect("no panic in the generator");
+        let rule = rules
+            .entry(schema.to_string())
+            .or_insert_with(|| Arc::new(jsonschema::validator_for(schema).expect("a schema")));
+        Arc::clone(rule)
+    }
+
+    /// Whether the schema takes the document.
+    #[must_use]
+    pub fn takes(&self, document: &Value) -> bool {
+        self.validator.is_valid(document)
+    }
+
+    /// A document that the schema takes.
+    ///
+    /// # Panics
+    /// Where the generator can't make one: it does not know every keyword.
+    #[must_use]
+    pub fn document(&self, chance: &mut Chance) -> Value {
+        let document = self.value(&self.root, chance);
+        let refused = self.validator.iter_errors(&document).next().map(|error| error.to_string());
+        assert_eq!(refused, None, "the generator does not know all of the schema");
+        document
+    }
+
+    fn resolved(&self, schema: &Value) -> Value {
+        match schema["$ref"].as_str() {
+            Some(reference) => {
+                let pointer = reference.strip_prefix('#').expect("a reference within the file");
+                let target = self.root.pointer(pointer).expect(reference);
+                let mut merged = self.resolved(target);
+                let siblings = schema.as_object().expect("a schema").iter();
+                for (keyword, value) in siblings.filter(|(keyword, _)| *keyword != "$ref") {
+                    merged[keyword] = value.clone();
+                }
+                merged
+            }
+            None => schema.clone(),
+        }
+    }
+
+    /// With one case of `oneOf` chosen.
+    fn chosen(&self, schema: &Value, chance: &mut Chance) -> Value {
+        let mut schema = self.resolved(schema);
+        let Some(cases) = schema["oneOf"].as_array().cloned() else { return schema };
+        schema.as_object_mut().expect("a schema").remove("oneOf");
+        merge(&mut schema, chance.pick(&cases));
+        schema
+    }
+
+    fn value(&self, schema: &Value, chance: &mut Chance) -> Value {
+        if let Some(values) = self.resolved(schema)["enum"].as_array() {
+            return chance.pick(values).clone();
+        }
+        let schema = self.chosen(schema, chance);
+        if let Some(constant) = schema.get("const") {
+            return constant.clone();
+        }
+        let kind = match &schema["type"] {
+            Value::Array(kinds) => chance.pick(kinds).clone(),
+            kind => kind.clone(),
+        };
+        match kind.as_str().unwrap_or_default() {
+            "null" => Value::Null,
+            "object" => self.object(&schema, chance),
+            "array" => self.array(&schema, chance),
+            "string" => self.string(&schema, chance).into(),
+            "number" => self.number(&schema, chance).into(),
+            "integer" => {
+                let (least, most) = (schema["minimum"].as_u64(), schema["maximum"].as_u64());
+                let (least, most) = (least.expect("a least"), most.expect("a most"));
+                (least + chance.below(most - least + 1)).into()
+            }
+            _ => panic!("what is a {schema}?"),
+        }
+    }
+
+    fn object(&self, schema: &Value, chance: &mut Chance) -> Value {
+        let properties = schema["properties"].as_object().expect("properties");
+        let mut object = Map::new();
+        for (name, property) in properties {
+            if is_required(schema, name) || chance.percent(60) {
+                object.insert(name.clone(), self.value(property, chance));
+            }
+        }
+        object.into()
+    }
+
+    fn array(&self, schema: &Value, chance: &mut Chance) -> Value {
+        if let Some(items) = schema["prefixItems"].as_array() {
+            return items.iter().map(|item| self.value(item, chance)).collect();
+        }
+        let (least, most) = counts(schema);
+        let count = match chance.below(20) {
+            0 => least,
+            1 if most <= 100 => most,
+            _ => chance.within(least, most.min(5)),
+        };
+        (0..count).map(|_| self.value(&schema["items"], chance)).collect()
+    }
+
+    fn string(&self, schema: &Value, chance: &mut Chance) -> String {
+        match schema["format"].as_str() {
+            Some("uuid") => {
+                let (high, low) = (chance.number(), chance.number());
+                let hex = format!("{high:016x}{low:016x}");
+                let groups = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
+                return groups.join("-");
+            }
+            Some("date-time") => {
+                let at = contracts::Timestamp::from_millis(
+                    i64::try_from(chance.below(1_760_000_000_000)).expect("a time"),
+                );
+                let at = at.to_string();
+                let offset = chance.pick(&["Z", "+00:00", "-11:30", "+14:00"]);
+                let fraction = chance.pick(&["", ".5", ".123", ".123456789"]);
+                // Near the epoch an offset could lead to a time before it.
+                return match &at[..4] {
+                    "1970" => at,
+                    _ => format!("{}{fraction}{offset}", &at[..19]),
+                };
+            }
+            _ => {}
+        }
+        let rule = json!({
+            "pattern": schema.get("pattern").unwrap_or(&".*".into()),
+            "minLength": schema.get("minLength").unwrap_or(&0.into()),
+            "maxLength": schema.get("maxLength").unwrap_or(&255.into()),
+        });
+        let most =
+            usize::try_from(rule["maxLength"].as_u64().expect("a length")).expect("a length");
+        let rule = self.rule(&rule);
+        for _ in 0..TRIES {
+            let alphabet: Vec<_> = chance.pick(&ALPHABETS).chars().collect();
+            let length = match chance.below(4) {
+                0 => most,
+                1 => 64.min(most),
+                _ => chance.within(1, most),
+            };
+            let text: String = (0..length).map(|_| *chance.pick(&alphabet)).collect();
+            if rule.is_valid(&text.as_str().into()) {
+                return text;
+            }
+        }
+        panic!("no string is right for {schema}");
+    }
+
+    fn number(&self, schema: &Value, chance: &mut Chance) -> f64 {
+        let (least, most) = (schema["minimum"].as_f64(), schema["maximum"].as_f64());
+        let (least, most) = (least.expect("a least"), most.expect("a most"));
+        let rule = self.rule(schema);
+        for _ in 0..TRIES {
+            let unit = f64::from(u32::try_from(chance.below(1 << 32)).expect("32 bits"))
+                / f64::from(u32::MAX);
+            let exponent = i32::try_from(chance.below(260)).expect("an exponent") - 134;
+            let number = match chance.below(8) {
+                0 => least,
+                1 => most,
+                2 => 0.0,
+                3 => *chance.pick(&[1e-130, -1e-130, 1e-131, 7.0, -3.0]),
+                4 => (unit - 0.5) * 10_f64.powi(exponent),
+                5 => ((unit - 0.5) * 200.0).round(),
+                _ => least * (1.0 - unit) + most * unit,
+            };
+            if rule.is_valid(&number.into()) {
+                return number;
+            }
+        }
+        panic!("no number is right for {schema}");
+    }
+
+    /// Every document that differs from this one in one place, where it breaks one keyword.
+    ///
+    /// # Panics
+    /// Where the schema takes one of them.
+    #[must_use]
+    pub fn outside(&self, document: &Value) -> Vec<Outside> {
+        self.places(document).into_iter().map(|place| self.put(document, place)).collect()
+    }
+
+    /// One of them.
+    ///
+    /// # Panics
+    /// Where the schema takes it.
+    #[must_use]
+    pub fn one_outside(&self, document: &Value, chance: &mut Chance) -> Outside {
+        let mut places = self.places(document);
+        self.put(document, places.swap_remove(chance.place(places.len())))
+    }
+
+    fn places(&self, document: &Value) -> Vec<Place> {
+        let mut places = Vec::new();
+        self.wrong(&self.root, document, "", "", &mut places);
+        places
+    }
+
+    fn put(&self, document: &Value, (field, pointer, what, value): Place) -> Outside {
+        let mut outside = document.clone();
+        *outside.pointer_mut(&pointer).expect("a place in the document") = value;
+        assert!(!self.takes(&outside), "{what} of {field} is taken by the schema");
+        Outside { field, what, document: outside }
+    }
+
+    /// Collects the changes that each break one keyword.
+    fn wrong(
+        &self,
+        schema: &Value,
+        value: &Value,
+        field: &str,
+        pointer: &str,
+        places: &mut Vec<Place>,
+    ) {
+        let schema = self.resolved(schema);
+        let mut put = |what: &str, wrong: Value| {
+            places.push((field.to_owned(), pointer.to_owned(), what.to_owned(), wrong));
+        };
+        put("type: boolean", true.into());
+        match value {
+            Value::Null => {}
+            Value::Bool(_) => unreachable!("no schema has booleans"),
+            Value::String(text) => {
+                put("type: number", 7.into());
+                if schema["pattern"].is_string() {
+                    put("pattern: bidirectional override", format!("{text}\u{202e}").into());
+                    put("pattern: NUL", format!("\0{text}").into());
+                    put("pattern: line feed", format!("{text}\n").into());
+                }
+                if schema["pattern"].is_string() || schema["minLength"].is_number() {
+                    put("minLength", "".into());
+                }
+                if let Some(most) = schema["maxLength"].as_u64() {
+                    let most = usize::try_from(most).expect("a length");
+                    put("maxLength", "\u{e4}".repeat(most + 1).into());
+                }
+                if schema["format"].is_string() || schema["oneOf"].is_array() {
+                    put("format, or one of", "nonsense".into());
+                }
+                if schema.get("pattern").is_none() && schema.get("format").is_none() {
+                    put("enum", "nonsense".into());
+                }
+            }
+            Value::Number(_) => {
+                put("type: string", "1.5".into());
+                if let Some(most) = schema["maximum"].as_f64() {
+                    put("maximum", most.next_up().max(most + 1.0).into());
+                }
+                if let Some(least) = schema["minimum"].as_f64() {
+                    put("minimum", least.next_down().min(least - 1.0).into());
+                }
+                if schema["anyOf"].is_array() {
+                    put("anyOf: close to zero", 1e-200.into());
+                    put("anyOf: close to zero", (-9e-131).into());
+                }
+            }
+            Value::Array(items) => {
+                put("type: object", json!({}));
+                let prefix = schema["prefixItems"].as_array();
+                let (least, most) = counts(&schema);
+                if least > 0 {
+                    put("minItems", json!(items[..least - 1]));
+                }
+                if most <= 1_000 {
+                    let more = items.iter().cycle().take(most + 1);
+                    put("maxItems", more.cloned().collect());
+                }
+                for (index, item) in items.iter().enumerate() {
+                    let schema = prefix.map_or(&schema["items"], |items| &items[index]);
+                    let field = format!("{field}[{index}]");
+                    self.wrong(schema, item, &field, &format!("{pointer}/{index}"), places);
+                }
+            }
+            Value::Object(members) => {
+                put("type: array, in order", members.values().cloned().collect());
+                let mut changed = |name: &str, what: &str, change: &dyn Fn(&mut Map<_, _>)| {
+                    let mut members = members.clone();
+                    change(&mut members);
+                    let place = (joined(field, name), pointer.to_owned(), what.to_owned());
+                    places.push((place.0, place.1, place.2, members.into()));
+                };
+                changed("colour", "additionalProperties", &|members| {
+                    members.insert("colour".to_owned(), "red".into());
+                });
+                for name in members.keys().filter(|name| is_required(&schema, name)) {
+                    changed(name, "required", &|members| drop(members.remove(name)));
+                }
+                for (name, member) in members {
+                    let schema = &schema["properties"][name];
+                    let field = joined(field, name);
+                    self.wrong(schema, member, &field, &format!("{pointer}/{name}"), places);
+                }
+            }
+        }
+    }
+}
+
+fn joined(field: &str, name: &str) -> String {
+    if field.is_empty() { name.to_owned() } else { format!("{field}.{name}") }
+}
+
+fn is_required(schema: &Value, name: &str) -> bool {
+    schema["required"].as_array().is_some_and(|required| required.contains(&name.into()))
+}
+
+fn counts(schema: &Value) -> (usize, usize) {
+    let count = |keyword: &str| {
+        let count = schema[keyword].as_u64().unwrap_or_else(|| panic!("{schema} has no {keyword}"));
+        usize::try_from(count).expect("a count")
+    };
+    (count("minItems"), count("maxItems"))
+}
+
+/// Adds the keywords of a case. Where both have one, the case's is the narrower.
+fn merge(schema: &mut Value, case: &Value) {
+    match (schema, case) {
+        (Value::Object(schema), Value::Object(case)) => {
+            for (keyword, value) in case {
+                merge(schema.entry(keyword.clone()).or_insert(json!({})), value);
+            }
+        }
+        (schema, case) => *schema = case.clone(),
+    }
+}
