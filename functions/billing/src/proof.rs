@@ -58,11 +58,10 @@ pub async fn sender(
     let waits = waits(machine, token).await?;
     let Some(execution) = execution else {
         // Sent by a state machine of the version before, which did not name its execution.
-        return match waits {
-            true => Ok(Sender::Waits),
-            false => refused(
-                "no task waits for the token, and the message names no execution".to_owned(),
-            ),
+        return if waits {
+            Ok(Sender::Waits)
+        } else {
+            refused("no task waits for the token, and the message names no execution".to_owned())
         };
     };
     let Some(described) = machine.describe(execution).await? else {
