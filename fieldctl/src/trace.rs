@@ -58,6 +58,24 @@ pub enum Standing {
     NotStarted,
 }
 
+/// How far an onboarding is undone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", tag = "undo")]
+pub enum Undo {
+    /// There is no teardown.
+    NotStarted,
+    /// A teardown runs.
+    Running {
+        /// The undos that failed so far.
+        #[serde(rename = "failedUndos")]
+        failed: Vec<String>,
+    },
+    /// The last teardown succeeded: every undo is done.
+    Complete,
+    /// The last teardown failed, was stopped or ran out of time.
+    Incomplete,
+}
+
 /// An entry of the timeline.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", tag = "kind")]
@@ -205,12 +223,24 @@ impl Story {
         }
     }
 
-    /// A teardown ended with something left behind, and none after it put that right.
+    /// How far the onboarding is undone, by the teardown that was started last. Every teardown runs all
+    /// undos, so an earlier one does not matter.
     #[must_use]
-    pub fn is_incomplete(&self) -> bool {
+    pub fn undo(&self) -> Undo {
         let teardowns = self.executions.iter().filter(|it| it.machine.contains("eardown"));
-        let last = teardowns.max_by_key(|it| it.started);
-        last.is_some_and(|it| it.failure.is_some())
+        let Some(last) = teardowns.max_by_key(|it| it.started) else { return Undo::NotStarted };
+        match last.status.as_str() {
+            "SUCCEEDED" => Undo::Complete,
+            "RUNNING" => Undo::Running {
+                failed: last
+                    .states
+                    .iter()
+                    .filter(|state| state.failure().is_some())
+                    .map(|state| state.name.clone())
+                    .collect(),
+            },
+            _ => Undo::Incomplete,
+        }
     }
 
     /// As one JSON document.
@@ -225,6 +255,8 @@ impl Story {
             #[serde(flatten)]
             standing: Standing,
             incomplete: bool,
+            #[serde(flatten)]
+            undo: Undo,
             timeline: Vec<Entry>,
         }
         Document {
@@ -232,7 +264,8 @@ impl Story {
             site_id: self.site_id,
             site: self.site.clone(),
             standing: self.standing(),
-            incomplete: self.is_incomplete(),
+            incomplete: self.undo() == Undo::Incomplete,
+            undo: self.undo(),
             timeline: self.timeline(),
         }
     }
@@ -270,15 +303,34 @@ impl Story {
             Standing::NotStarted => screen.field("stands at", Tone::Warn, "no saga was started")?,
             Standing::Ended => {}
         }
-        let torn_down = self.events.iter().any(|event| event.kind == "SiteRejected");
-        if self.is_incomplete() {
-            let advice = format!(
-                "not everything could be undone: mend the cause, then `fieldctl sagas recover {}`",
-                self.onboarding_id
-            );
-            screen.field("left behind", Tone::Bad, &advice)?;
-        } else if torn_down {
-            screen.field("undone", Tone::Good, "everything; nobody has to act")?;
+        match self.undo() {
+            Undo::Incomplete => {
+                let advice = format!(
+                    "not everything could be undone: remove the cause, then `fieldctl sagas recover {}`",
+                    self.onboarding_id
+                );
+                screen.field("left behind", Tone::Bad, &advice)?;
+            }
+            Undo::Running { failed } if failed.is_empty() => {
+                screen.field("undone", Tone::Warn, "not yet: site-teardown runs")?;
+            }
+            Undo::Running { failed } => {
+                let text =
+                    format!("not yet: site-teardown runs, and these failed: {}", failed.join(", "));
+                screen.field("undone", Tone::Bad, &text)?;
+            }
+            Undo::Complete => {
+                screen.field(
+                    "undone",
+                    Tone::Good,
+                    "everything; the last site-teardown succeeded",
+                )?;
+            }
+            Undo::NotStarted if self.events.iter().any(|event| event.kind == "SiteRejected") => {
+                let text = "the site is REJECTED, but its site-teardown is no longer kept";
+                screen.field("undone", Tone::Plain, text)?;
+            }
+            Undo::NotStarted => {}
         }
         let open = self.failures.iter().filter(|failure| failure.status == Status::Open).count();
         if open > 0 {
@@ -365,6 +417,8 @@ impl Line {
         let (symbol, tone) = match (state.ended, state.failure()) {
             (None, _) => ("…", Tone::Warn),
             (Some(_), Some(_)) => ("✘", Tone::Bad),
+            // Its execution was stopped, or ran out of time, while the task was under way.
+            (Some(_), None) if !state.succeeded => ("■", Tone::Bad),
             (Some(_), None) if state.tries > 1 => ("✔", Tone::Warn),
             (Some(_), None) => ("✔", Tone::Good),
         };
@@ -374,6 +428,9 @@ impl Line {
         }
         if state.ended.is_none() && state.submitted {
             more.push("waits for an answer".to_owned());
+        }
+        if state.ended.is_some() && !state.succeeded && state.failures.is_empty() {
+            more.push("stopped with its execution".to_owned());
         }
         // The same error again and again is told once; the last one with its message.
         let mut names: Vec<&str> = state.failures.iter().map(|it| it.error.as_str()).collect();

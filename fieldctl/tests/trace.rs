@@ -114,7 +114,9 @@ fn history(arn_asked: &str, teardown: &str) -> Vec<Value> {
     .concat()
 }
 
-fn answer(asked: &Asked) -> (u16, Value, Vec<(&'static str, &'static str)>) {
+type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
+
+fn answer(asked: &Asked) -> Answer {
     let onboarding = OnboardingId::of(site()).to_string();
     let own = arn("site-onboarding", &onboarding);
     let teardown = arn("site-teardown", "nested");
@@ -206,6 +208,106 @@ async fn the_story_of_a_declined_card_is_one_screen() {
     }
     let (_, out, _) = cloud.run(&["trace", &site().to_string(), "--color", "always"]).await;
     assert!(out.contains("\u{1b}[31m"), "{out}");
+}
+
+/// A teardown whose first undo failed, and whose second one was under way when the execution got
+/// that status.
+fn broken_teardown(status: &'static str) -> impl Fn(&Asked) -> Answer {
+    move |asked| {
+        let (code, mut body, headers) = answer(asked);
+        let teardown = arn("site-teardown", "nested");
+        if asked.what.ends_with("DescribeExecution") && body["executionArn"] == json!(teardown) {
+            body["status"] = status.into();
+            if status == "RUNNING" {
+                body.as_object_mut().expect("an object").remove("stopDate");
+            }
+        }
+        if asked.what.ends_with("GetExecutionHistory") && asked.body.contains(&teardown) {
+            let none = || json!({});
+            let failed = failed("Transient", "busy");
+            let mut events = task(
+                "RemoveAlerting",
+                3.2,
+                &[
+                    (3.2, "TaskScheduled", none()),
+                    (3.3, "TaskFailed", failed),
+                    (3.3, "TaskStateExited", none()),
+                ],
+            );
+            events.extend(task("CancelSubscription", 3.3, &[(3.3, "TaskScheduled", none())]));
+            if status != "RUNNING" {
+                events.push(event(4.0, "ExecutionAborted", &none()));
+            }
+            body = json!({ "events": events });
+        }
+        (code, body, headers)
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_called_undone_before_its_teardown_has_succeeded() {
+    for (status, said, undo) in [
+        ("RUNNING", "not yet: site-teardown runs, and these failed: RemoveAlerting", "running"),
+        ("ABORTED", "not everything could be undone", "incomplete"),
+        ("TIMED_OUT", "not everything could be undone", "incomplete"),
+    ] {
+        let cloud = Cloud::start(broken_teardown(status)).await;
+        log(&cloud).await;
+        let (_, out, _) = cloud.run(&["trace", &site().to_string()]).await;
+        assert!(out.contains(said), "{status}: {out}");
+        assert!(!out.contains("everything; the last"), "{status}: {out}");
+        assert!(!out.contains("✔ CancelSubscription"), "{status}: {out}");
+        assert_eq!(out.contains("■ CancelSubscription"), status != "RUNNING", "{status}: {out}");
+        let (_, out, _) = cloud.run(&["--json", "trace", &site().to_string()]).await;
+        let story: Value = serde_json::from_str(&out).expect("JSON");
+        assert_eq!(story["undo"], undo, "{status}");
+        assert_eq!(story["incomplete"], undo == "incomplete", "{status}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_later_teardown_repaired_is_not_listed_as_incomplete() {
+    for (recovery, listed) in [("SUCCEEDED", 0), ("FAILED", 1)] {
+        let onboarding = OnboardingId::of(site()).to_string();
+        let own = arn("site-onboarding", &onboarding);
+        let later = arn("site-teardown", &format!("operator-{onboarding}"));
+        let cloud = Cloud::start(move |asked| {
+            let body: Value = serde_json::from_str(&asked.body).unwrap_or_default();
+            let execution = |arn: &str, status: &str, began: f64| {
+                let (machine, name) = arn.rsplit_once(':').expect("an ARN");
+                json!({
+                    "executionArn": arn, "name": name, "status": status,
+                    "stateMachineArn": machine.replace(":execution:", ":stateMachine:"),
+                    "startDate": BEGUN + began, "stopDate": BEGUN + began + 1.0,
+                    "input": json!({ "onboardingId": onboarding, "siteId": site() }).to_string(),
+                })
+            };
+            let answer = match asked.what.as_str() {
+                what if what.ends_with("ListExecutions") => {
+                    let machine = body["stateMachineArn"].as_str().unwrap_or_default();
+                    let failed = body["statusFilter"].as_str().is_none_or(|it| it == "FAILED");
+                    let listed = match (machine.contains("site-onboarding"), failed) {
+                        (true, true) => vec![execution(&own, "FAILED", 0.0)],
+                        (false, true) => vec![execution(&later, recovery, 9.0)],
+                        _ => vec![],
+                    };
+                    json!({ "executions": listed })
+                }
+                what if what.ends_with("DescribeExecution") && body["executionArn"] == *own => {
+                    let mut own = execution(&own, "FAILED", 0.0);
+                    own["error"] = "CompensationIncomplete".into();
+                    own
+                }
+                what if what.ends_with("DescribeExecution") => execution(&later, recovery, 9.0),
+                _ => json!({ "events": [] }),
+            };
+            (200, answer, vec![])
+        })
+        .await;
+        let (code, out, err) = cloud.run(&["--json", "sagas", "list", "--incomplete"]).await;
+        assert_eq!(code, 0, "{err}");
+        assert_eq!(out.lines().count(), listed, "{recovery}: {out}");
+    }
 }
 
 #[tokio::test]

@@ -34,7 +34,8 @@ pub enum Sagas {
         /// Only those that failed, timed out or were aborted.
         #[arg(long)]
         failed: bool,
-        /// Only those that left something behind (CompensationIncomplete).
+        /// Only those that left something behind (CompensationIncomplete), and no later teardown
+        /// of the same onboarding succeeded.
         #[arg(long)]
         incomplete: bool,
         /// How long a saga may stand still before it counts as stuck.
@@ -76,8 +77,9 @@ impl Sagas {
                 } else {
                     vec![None]
                 };
-                let wanted = |it: &Execution, now: Timestamp| {
-                    (!stuck || is_stuck(it, budget, now)) && (!incomplete || is_incomplete(it))
+                let wanted = async |it: &Execution, now: Timestamp| {
+                    Ok((!stuck || is_stuck(it, budget, now))
+                        && (!incomplete || is_incomplete(it) && !is_repaired(stack, it).await?))
                 };
                 // What stands still is old, what is incomplete may be behind many that are not.
                 let looked_at = if stuck || incomplete { usize::MAX } else { limit };
@@ -111,6 +113,16 @@ fn is_longer(now: Timestamp, since: Timestamp, budget: Duration) -> bool {
     u128::try_from(past).is_ok_and(|past| past > budget.as_millis())
 }
 
+/// Whether a later teardown of the same onboarding succeeded: it ran every undo again.
+async fn is_repaired(stack: &Stack, execution: &Execution) -> Result<bool, Trouble> {
+    let onboarding = execution.input["onboardingId"].as_str().and_then(|id| id.parse().ok());
+    let Some(onboarding) = onboarding else { return Ok(false) };
+    let executions = stack.executions_of(onboarding, execution.started).await?;
+    Ok(executions.iter().any(|it| {
+        it.machine == "site-teardown" && it.status == "SUCCEEDED" && it.started > execution.started
+    }))
+}
+
 fn is_incomplete(execution: &Execution) -> bool {
     execution.failure.as_ref().is_some_and(|failure| failure.error == "CompensationIncomplete")
 }
@@ -137,14 +149,17 @@ async fn list(
     screen: &mut Screen,
     listed: Vec<Listed>,
     limit: usize,
-    wanted: impl Fn(&Execution, Timestamp) -> bool,
+    wanted: impl AsyncFn(&Execution, Timestamp) -> Result<bool, Trouble>,
 ) -> Result<Exit, Trouble> {
     let mut described = stream::iter(listed)
         .map(|listed| async move { stack.execution(&listed.arn).await })
         .buffered(AT_ONCE);
     let mut found = Vec::new();
     while let Some(execution) = described.try_next().await? {
-        found.extend(execution.filter(|execution| wanted(execution, screen.now)));
+        let Some(execution) = execution else { continue };
+        if wanted(&execution, screen.now).await? {
+            found.push(execution);
+        }
         if found.len() == limit {
             break;
         }
