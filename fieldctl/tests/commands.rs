@@ -174,6 +174,7 @@ async fn subscriptions_that_disagree_are_shown_and_an_old_report_is_no_good_one(
     let (code, out, _) = cloud.run(&["subscriptions"]).await;
     assert_eq!(code, 1);
     assert!(out.contains("This is out of date"), "{out}");
+    assert!(out.ends_with("They agreed then.\n"), "{out}");
 
     let finding = json!([{
         "kind": "NOT_RUNNING", "siteId": site(), "providerSubscriptionId": "sub_1",

@@ -20,7 +20,7 @@ use fieldctl::cli::Cli;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
 use store::NewEvent;
-use testkit::dynamo::{EVENTS, FAILURES};
+use testkit::dynamo::{BILLING, EVENTS, FAILURES};
 
 /// Colours and a title for a terminal, a C1 control, bidirectional controls, zero-width and other
 /// invisible characters, a line separator, a line that looks like one of ours. `fieldctl` itself
@@ -157,6 +157,15 @@ async fn stack(answer: fn(&Asked) -> Answer) -> Cloud {
     event["entity"] = format!("site#{HOSTILE}").into();
     event["source"] = HOSTILE.into();
     cloud.dynamo.put(EVENTS, event).await;
+    let report = json!({
+        "id": "reconciliation#provider", "at": at, "sequence": at.millis(), "running": 1,
+        "active": 0, "foreign": 0, "found": 1,
+        "findings": [{
+            "kind": "NO_ACTIVE_ROW", "siteId": site_id, "onboardingId": onboarding(),
+            "providerSubscriptionId": format!("sub {HOSTILE}"), "firstSeen": at, "lastSeen": at,
+        }],
+    });
+    cloud.dynamo.put(BILLING, report).await;
     cloud
 }
 
@@ -183,9 +192,8 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
     let failure = failure().id.to_string();
     let (more, prints): (&[&str], _) = match command {
         "completions" => (&["bash"], (false, false)),
-        "outputs" | "sites list" | "sagas list" | "failures list" | "failures groups" => {
-            (&[], (true, true))
-        }
+        "outputs" | "sites list" | "sagas list" | "failures list" | "failures groups"
+        | "subscriptions" => (&[], (true, true)),
         "sites show" | "trace" => (&[&site], (true, true)),
         "sites onboard" => (&[registration, "--wait"], (true, true)),
         "sites teardown" => (&[&site, "--yes"], (false, true)),

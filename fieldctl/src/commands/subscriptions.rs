@@ -56,7 +56,7 @@ fn show(screen: &mut Screen, report: &Report, outdated: bool) -> Result<(), Trou
         screen.line(text)?;
     }
     if findings.is_empty() {
-        return screen.line("They agree.");
+        return screen.line(if outdated { "They agreed then." } else { "They agree." });
     }
     let mut table = Table::new(["FINDING", "FIRST SEEN", "SUBSCRIPTION", "SITE", "MEANS"]);
     let rows: Vec<_> = findings.iter().map(|finding| row(screen, finding)).collect();
