@@ -78,11 +78,13 @@ pub fn requests_are_checked(subject: &Subject) -> Objections {
             let module = testkit::template::kebab(function_of(route).trim_end_matches("Function"));
             let file = format!("/src/{}.rs", module.replace('-', "_"));
             let source = subject.under("functions/").find(|(path, _)| path.ends_with(&file));
-            let limited = source.is_some_and(|(_, text)| text.contains("http::body("));
+            let limited = source.is_some_and(|(_, text)| {
+                ["http::body(", "http::read("].iter().any(|limited| text.contains(limited))
+            });
             objections.unless(
                 limited,
                 &name,
-                "takes a body of any length: no http::body with a limit",
+                "takes a body of any length: no http::body or http::read with a limit",
             );
         }
     }

@@ -416,7 +416,7 @@ const ACCESS: &[Rule] = &[
         except: &[],
         breaks: &[
             (With("template/Resources/Api/Properties/DefinitionBody/paths/~1sites~1{siteId}/parameters", "[]"), "GET /sites/{siteId}"),
-            (Text("functions/sites/src/create_site.rs", "http::body(", "body("), "POST /sites"),
+            (Text("functions/sites/src/create_site.rs", "http::read(", "read("), "POST /sites"),
         ],
     },
     Rule {
