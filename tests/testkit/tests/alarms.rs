@@ -349,7 +349,7 @@ fn wanted(template: &Template) -> BTreeMap<String, Alarm> {
         }
     }
     for function in template.functions() {
-        let (periods, period) = if HOURLY.contains(&function) { (1, 3600) } else { (3, 300) };
+        let (periods, period) = if HOURLY.contains(&function) { (1, 300) } else { (3, 300) };
         let alarm = Alarm {
             metric: "AWS/Lambda Duration".to_owned(),
             dimensions: vec![("FunctionName".to_owned(), format!("{function}Function"))],
