@@ -111,19 +111,46 @@ impl Stack {
         self.cloudwatch("PutMetricData", &put).await.map(drop)
     }
 
+    /// How many log lines of the function since then contain the text.
+    pub async fn log_lines(&self, function: &str, since: SystemTime, text: &str) -> Result<usize> {
+        let group = format!("/aws/lambda/{}/{function}", self.name());
+        let since = u64::try_from(since.duration_since(UNIX_EPOCH)?.as_millis())?;
+        let (mut count, mut page) = (0, Value::Null);
+        loop {
+            let mut input = json!({ "logGroupName": group, "startTime": since });
+            if !page.is_null() {
+                input["nextToken"] = page.take();
+            }
+            let target = "Logs_20140328.FilterLogEvents";
+            let found = self.json_call("logs", target, &input).await?;
+            let lines = found["events"].as_array().map_or(&[][..], Vec::as_slice);
+            let lines = lines.iter().filter_map(|line| line["message"].as_str());
+            count += lines.filter(|line| line.contains(text)).count();
+            page = found["nextToken"].clone();
+            if page.is_null() {
+                return Ok(count);
+            }
+        }
+    }
+
     async fn cloudwatch(&self, operation: &str, input: &Value) -> Result<Value> {
+        let target = format!("GraniteServiceVersion20100801.{operation}");
+        self.json_call("monitoring", &target, input).await
+    }
+
+    async fn json_call(&self, service: &str, target: &str, input: &Value) -> Result<Value> {
         let body = input.to_string();
         let mut request = self
             .http
             .post(self.endpoint().clone())
             .header(CONTENT_TYPE, "application/x-amz-json-1.0")
-            .header("x-amz-target", format!("GraniteServiceVersion20100801.{operation}"))
+            .header("x-amz-target", target)
             .body(body.clone())
             .build()?;
-        sign(&mut request, "monitoring", body.as_bytes())?;
+        sign(&mut request, service, body.as_bytes())?;
         let answer = self.http.execute(request).await?;
         let (status, text) = (answer.status(), answer.text().await?);
-        ensure!(status.is_success(), "{operation}: {status}: {text}");
+        ensure!(status.is_success(), "{target}: {status}: {text}");
         if text.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_str(&text)?) }
     }
 }

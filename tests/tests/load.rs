@@ -110,6 +110,7 @@ fn hours_ago(hours: i64) -> Timestamp {
 }
 
 #[tokio::test]
+#[ignore = "it takes minutes, and slows down the tests after it: make load-test"]
 async fn five_hundred_bundles_of_a_hundred_series_are_stored_once() -> Result<()> {
     let stack = Stack::connect().await?;
     let site = Site::with_sensors(&stack, "a hundred series", 100).await?;

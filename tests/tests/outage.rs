@@ -17,7 +17,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -164,6 +164,7 @@ async fn an_outage_fails_no_onboarding_and_costs_hardly_a_call() -> Result<()> {
     let before = register(&stack).await?;
     stack.site_active(before.site_id).await?;
 
+    let outage_at = SystemTime::now();
     let outage = Outage::begin()?;
     let unwell = Unwell::begin()?;
     tell("the provider is out");
@@ -200,10 +201,13 @@ async fn an_outage_fails_no_onboarding_and_costs_hardly_a_call() -> Result<()> {
     outage.end()?;
     tell(&format!("the provider is back after {} calls; the circuit was {row}", calls.len()));
 
-    // Those that found the circuit closed, and after them a probe for each pause.
+    // Those that found the circuit closed, and after them a probe for each pause. A command whose
+    // breaker can't read or write its row in time runs without it: a busy emulator brings this about.
+    let text = "goes on without the circuit breaker";
+    let unguarded = stack.log_lines("initialize-subscription", outage_at, text).await?;
     let consumers = faults::pids(&stack, "InitializeSubscriptionFunction").await?.len();
     let probes = usize::try_from(row["opened"].as_u64().context("the circuit's row")?)?;
-    let most = FAILURES + consumers - 1 + probes;
+    let most = FAILURES + consumers - 1 + probes + unguarded;
     let since = calls[0];
     let at: Vec<_> = calls.iter().map(|call| (*call - since).as_secs_f64()).collect();
     assert!(calls.len() <= most, "more than {most} calls, in seconds: {at:.1?}");

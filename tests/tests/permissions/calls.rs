@@ -61,11 +61,14 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Whether it is IAM's refusal of that action.
+    /// Whether it refuses that action, by the role's policy or by the resource's. A resource's policy
+    /// names the action in lower case.
     pub fn denies(&self, action: &str) -> bool {
-        self.status == 403
-            && self.text.contains("AccessDenied")
-            && self.text.contains(&format!("is not authorized to perform: {action} "))
+        let refuses =
+            |action: &str| self.text.contains(&format!("is not authorized to perform: {action} "));
+        let by_resource = self.text.contains("explicit deny in a resource-based policy")
+            && refuses(&action.to_lowercase());
+        self.status == 403 && self.text.contains("AccessDenied") && (refuses(action) || by_resource)
     }
 }
 
