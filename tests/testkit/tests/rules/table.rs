@@ -30,7 +30,7 @@ pub const RULES: &[(&str, &[Rule])] = &[
     ("Nobody may do more than needed", ACCESS),
     ("What is kept is kept safely", DATA),
     ("What comes in from outside was looked at", SUPPLY),
-    ("A newcomer is told what is missing", FIRST_USE),
+    ("First use says what is missing", FIRST_USE),
 ];
 
 #[rustfmt::skip]
