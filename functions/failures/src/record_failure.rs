@@ -1,7 +1,7 @@
 //! Makes rows of what the failure queues and buckets hold.
 //!
 //! A message is done when the row, and the payload's file before it, are written. Until then it comes
-//! again, since the queues have no dead-letter queue. Only what passes by itself may fail a message: a table
+//! again, since the queues have no dead-letter queue. Only a transient error may fail a message: a table
 //! or a bucket out of reach. A message or a file that can't be read is recorded as it is. A row names the
 //! messages that it was recorded from, so a redelivered message changes nothing.
 
