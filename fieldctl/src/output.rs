@@ -35,7 +35,7 @@ pub enum Tone {
     Bad,
 }
 
-/// A piece of a line that is safe to print: escaped, perhaps with colours of ours. There is no other
+/// A piece of a line that is safe to print: escaped data, with colours that only this module adds. There is no other
 /// way to make one than to escape a text.
 #[derive(Clone, Debug, Default)]
 pub struct Text(String);

@@ -23,7 +23,7 @@ use store::NewEvent;
 use testkit::dynamo::{BILLING, EVENTS, FAILURES};
 
 /// Colours and a title for a terminal, a C1 control, bidirectional controls, zero-width and other
-/// invisible characters, a line separator, a line that looks like one of ours. `fieldctl` itself
+/// invisible characters, a line separator, a line that looks like one of fieldctl's. `fieldctl` itself
 /// never sets a background, so the colour here can't be confused with its own.
 const HOSTILE: &str = "\u{1b}[45m\u{1b}]0;title\u{7}\u{8}\u{9b}45m\u{7f}\u{85}\u{202e}\u{2066}\u{200b}\
     \u{feff}\u{ad}\u{3164}\u{2028}\u{e0041}\r\nfieldctl: all is well";
@@ -241,25 +241,25 @@ async fn no_command_prints_what_controls_a_terminal() {
         for options in [&["--color", "never"][..], &["--color", "always"], &["--json"]] {
             let cloud = stack(hostile).await;
             let (_, out, err) = run(&cloud, options, &words).await;
-            let told = format!("{options:?} {command}:\n{out:?}\n{err:?}");
+            let shown = format!("{options:?} {command}:\n{out:?}\n{err:?}");
             if command == "completions" {
                 continue;
             }
             for output in [&out, &err] {
-                assert_eq!(unsafe_in(output), BTreeSet::new(), "{told}");
+                assert_eq!(unsafe_in(output), BTreeSet::new(), "{shown}");
             }
-            assert!(!err.contains("panicked"), "{told}");
+            assert!(!err.contains("panicked"), "{shown}");
             if options == ["--json"] {
                 let documents = serde_json::Deserializer::from_str(&out).into_iter::<Value>();
                 let mut found = Vec::new();
                 documents
-                    .for_each(|it| texts(&it.unwrap_or_else(|_| panic!("{told}")), &mut found));
+                    .for_each(|it| texts(&it.unwrap_or_else(|_| panic!("{shown}")), &mut found));
                 let same = found.iter().any(|text| text.contains(HOSTILE) || text == NOTE);
-                assert_eq!(same, as_json, "the value must stay the same: {told}");
+                assert_eq!(same, as_json, "the value must stay the same: {shown}");
             } else {
-                assert_eq!(out.contains("\\u202e"), as_text, "{told}");
+                assert_eq!(out.contains("\\u202e"), as_text, "{shown}");
                 let faked = out.lines().any(|line| line.starts_with("fieldctl: all is well"));
-                assert!(!faked, "{told}");
+                assert!(!faked, "{shown}");
             }
         }
     }

@@ -235,7 +235,7 @@ mod tests {
         }
     }
 
-    fn told(books: &Books, now: Timestamp) -> Vec<(FindingKind, String)> {
+    fn findings_of(books: &Books, now: Timestamp) -> Vec<(FindingKind, String)> {
         let report = Report::new(books, 0, None, now);
         report.findings.into_iter().map(|it| (it.kind, it.provider_subscription_id)).collect()
     }
@@ -244,11 +244,11 @@ mod tests {
     fn each_way_to_disagree_is_a_finding() {
         let active = row(RowState::Active, Some("sub_1"), at(0));
         let is = |books: &Books, kind, id: &str| {
-            assert_eq!(told(books, at(10)), [(kind, id.to_owned())], "{books:?}");
+            assert_eq!(findings_of(books, at(10)), [(kind, id.to_owned())], "{books:?}");
         };
         let one = [running("sub_1", "a", at(0))];
-        assert_eq!(told(&books(&[("a", active.clone())], &one), at(10)), [], "they agree");
-        assert_eq!(told(&books(&[], &[]), at(10)), []);
+        assert_eq!(findings_of(&books(&[("a", active.clone())], &one), at(10)), [], "they agree");
+        assert_eq!(findings_of(&books(&[], &[]), at(10)), []);
 
         is(&books(&[], &one), FindingKind::NoActiveRow, "sub_1");
         let failed = row(RowState::Failed, None, at(0));
@@ -261,7 +261,7 @@ mod tests {
 
         // Another one runs in place of the row's.
         let other = [running("sub_2", "a", at(0))];
-        let both = told(&books(&[("a", active)], &other), at(10));
+        let both = findings_of(&books(&[("a", active)], &other), at(10));
         assert_eq!(
             both,
             [
@@ -284,12 +284,12 @@ mod tests {
             ),
         ] {
             let books = books(&rows, &subscriptions);
-            assert_eq!(told(&books, early), [], "{books:?}");
-            assert_eq!(told(&books, at(2)).len(), 1, "{books:?}");
+            assert_eq!(findings_of(&books, early), [], "{books:?}");
+            assert_eq!(findings_of(&books, at(2)).len(), 1, "{books:?}");
         }
         let mut books = books(&[], &[one]);
         books.unfinished.insert(OnboardingId::of(site("a")));
-        assert_eq!(told(&books, at(10)), []);
+        assert_eq!(findings_of(&books, at(10)), []);
     }
 
     #[test]

@@ -726,7 +726,7 @@ const SUPPLY: &[Rule] = &[
     },
     Rule {
         name: "fieldctl, the demo and the data logger print through one writer that escapes control and invisible characters",
-        why: "data from outside would command the terminal of whoever looks at it",
+        why: "data from outside could control the operator's terminal",
         check: supply::output_is_escaped,
         except: &[],
         breaks: &[
