@@ -1,0 +1,59 @@
+//! `make unit-test` and `make e2e-test` resolve the same features, so each dependency is compiled once for both.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+/// The packages of a `cargo test`, as the Makefile selects them.
+const UNIT: &[&str] =
+    &["--workspace", "--exclude", "tests", "--exclude", "fieldctl", "--exclude", "bench-readings"];
+const END_TO_END: &[&str] = &["-p", "tests", "-p", "fieldctl"];
+
+#[test]
+fn unit_and_end_to_end_tests_resolve_the_same_features() {
+    let (unit, end_to_end) = (features(UNIT), features(END_TO_END));
+    let different: Vec<_> = unit
+        .iter()
+        .filter_map(|(package, of_unit)| {
+            let of_end_to_end = end_to_end.get(package)?;
+            (of_unit != of_end_to_end)
+                .then(|| format!("{package}: {of_unit:?} and {of_end_to_end:?}"))
+        })
+        .collect();
+    assert!(unit.len() > 100, "cargo tree listed {} packages", unit.len());
+    assert!(
+        different.is_empty(),
+        "compiled twice; align them in tests/testkit/Cargo.toml:\n{}",
+        different.join("\n")
+    );
+}
+
+/// Each package with its features, in a build of the selected packages and their tests.
+fn features(selection: &[&str]) -> BTreeMap<String, BTreeSet<String>> {
+    let output = Command::new(env!("CARGO"))
+        .args([
+            "tree",
+            "--offline",
+            "--locked",
+            "--target",
+            "all",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}|{f}",
+        ])
+        .args(selection)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut features: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for line in String::from_utf8(output.stdout).unwrap().lines() {
+        let (package, enabled) = line.trim_end_matches(" (*)").split_once('|').unwrap();
+        features
+            .entry(package.to_owned())
+            .or_default()
+            .extend(enabled.split(',').filter(|name| !name.is_empty()).map(str::to_owned));
+    }
+    features
+}
