@@ -17,7 +17,7 @@ use hyper_util::{
 use serde_json::Value;
 
 use crate::{
-    error::{Exit, Trouble},
+    error::{CliError, Exit},
     stack::Stack,
 };
 
@@ -34,10 +34,10 @@ const MOST_RETRIES: u32 = 5;
 pub(crate) struct Http(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
 
 impl Http {
-    pub(crate) fn new() -> Result<Self, Trouble> {
+    pub(crate) fn new() -> Result<Self, CliError> {
         let connector = HttpsConnectorBuilder::new()
             .with_provider_and_webpki_roots(rustls::crypto::aws_lc_rs::default_provider())
-            .map_err(|error| Trouble::new(Exit::Failed, format!("TLS can't be set up: {error}")))?
+            .map_err(|error| CliError::new(Exit::Failed, format!("TLS can't be set up: {error}")))?
             .https_or_http()
             .enable_http1()
             .build();
@@ -109,29 +109,29 @@ pub struct Answer {
 impl Stack {
     /// What the API answers to the call, a refusal as a trouble. Every call of the API may be
     /// repeated, so this does that while the service is busy.
-    pub async fn call(&self, call: Call) -> Result<Value, Trouble> {
+    pub async fn call(&self, call: Call) -> Result<Value, CliError> {
         let mut pause = PAUSE;
         for _ in 0..MOST_RETRIES {
             let answer = self.send(&call).await?;
             match answer.status {
                 200..300 => return Ok(answer.body),
                 429 | 502..=504 => tokio::time::sleep(pause).await,
-                status => return Err(Trouble::refused(status, &answer.body)),
+                status => return Err(CliError::refused(status, &answer.body)),
             }
             pause *= 2;
         }
         let answer = self.send(&call).await?;
         match answer.status {
             200..300 => Ok(answer.body),
-            status => Err(Trouble::refused(status, &answer.body)
+            status => Err(CliError::refused(status, &answer.body)
                 .advise(format!("it was tried {} times", MOST_RETRIES + 1))),
         }
     }
 
-    async fn send(&self, call: &Call) -> Result<Answer, Trouble> {
+    async fn send(&self, call: &Call) -> Result<Answer, CliError> {
         let request = self.request(call).await?;
         let unreachable = |error: String| {
-            Trouble::new(Exit::Aws, format!("the API can't be reached: {error}"))
+            CliError::new(Exit::Aws, format!("the API can't be reached: {error}"))
                 .advise("is the network there, and was the stack deployed as a whole?")
         };
         let answered = async {
@@ -153,7 +153,7 @@ impl Stack {
 
     /// The base URL of the API, stage included. The output names AWS's host; on an emulator the API
     /// has a host below `localhost`.
-    pub fn api_url(&self) -> Result<String, Trouble> {
+    pub fn api_url(&self) -> Result<String, CliError> {
         let api = self.output("ApiUrl")?.trim_end_matches('/');
         let Some(emulator) = self.emulator() else { return Ok(api.to_owned()) };
         let stage = api.rsplit('/').next().unwrap_or_default();
@@ -163,9 +163,9 @@ impl Stack {
 
     /// A signed request. A name below `localhost` is not resolved everywhere, so on an emulator the
     /// request goes to the emulator's address, with the name as `Host`.
-    async fn request(&self, call: &Call) -> Result<Request<Full<Bytes>>, Trouble> {
+    async fn request(&self, call: &Call) -> Result<Request<Full<Bytes>>, CliError> {
         let broken =
-            |error: &dyn std::fmt::Display| Trouble::usage(format!("no such call: {error}"));
+            |error: &dyn std::fmt::Display| CliError::usage(format!("no such call: {error}"));
         let api: Uri = self.api_url()?.parse().map_err(|error| broken(&error))?;
         let host = api.authority().map_or("", |authority| authority.as_str());
         let emulator = self.emulator();
@@ -191,9 +191,9 @@ impl Stack {
         uri: &str,
         request: &mut Request<Full<Bytes>>,
         body: &[u8],
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), CliError> {
         let no =
-            |what: String| Trouble::new(Exit::Aws, format!("the call can't be signed: {what}"));
+            |what: String| CliError::new(Exit::Aws, format!("the call can't be signed: {what}"));
         let provider = self
             .config()
             .credentials_provider()

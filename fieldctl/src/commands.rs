@@ -18,7 +18,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    error::{Exit, Trouble},
+    error::{CliError, Exit},
     output,
 };
 
@@ -26,32 +26,32 @@ use crate::{
 pub const LOOK: Duration = Duration::from_secs(2);
 
 /// The JSON in a file, or on standard input where it is `-`.
-pub fn json_file(path: &str) -> Result<Value, Trouble> {
+pub fn json_file(path: &str) -> Result<Value, CliError> {
     let mut text = String::new();
     let read = match path {
         "-" => io::stdin().read_to_string(&mut text).map(|_| ()),
         path => fs::read_to_string(path).map(|content| text = content),
     };
-    read.map_err(|error| Trouble::usage(format!("{path} can't be read: {error}")))?;
+    read.map_err(|error| CliError::usage(format!("{path} can't be read: {error}")))?;
     if text.trim().is_empty() {
-        return Err(Trouble::usage(format!("{path} is empty")).advise("it has to hold JSON"));
+        return Err(CliError::usage(format!("{path} is empty")).advise("it has to hold JSON"));
     }
     serde_json::from_str(&text)
-        .map_err(|error| Trouble::usage(format!("{path} is no JSON: {error}")))
+        .map_err(|error| CliError::usage(format!("{path} is no JSON: {error}")))
 }
 
 /// Asks whether to go on, unless `yes` was said on the command line.
-pub fn confirm(question: &str, yes: bool) -> Result<(), Trouble> {
+pub fn confirm(question: &str, yes: bool) -> Result<(), CliError> {
     if yes {
         return Ok(());
     }
     if !io::stdin().is_terminal() {
-        return Err(Trouble::usage("nobody can be asked, for this is no terminal")
+        return Err(CliError::usage("nobody can be asked, for this is no terminal")
             .advise("say --yes to go on without being asked"));
     }
     if output::ask(question)? {
         Ok(())
     } else {
-        Err(Trouble::new(Exit::Failed, "nothing was done"))
+        Err(CliError::new(Exit::Failed, "nothing was done"))
     }
 }

@@ -28,7 +28,7 @@ pub enum Exit {
 
 /// Why a command ends early.
 #[derive(Debug)]
-pub struct Trouble {
+pub struct CliError {
     /// The exit code.
     pub exit: Exit,
     /// What happened, in a sentence; empty where there is nothing to say.
@@ -39,7 +39,7 @@ pub struct Trouble {
     pub advice: Option<String>,
 }
 
-impl Trouble {
+impl CliError {
     /// With that exit code and sentence.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
         Self { exit, message: message.into(), details: Vec::new(), advice: None }
@@ -86,7 +86,7 @@ impl Trouble {
     }
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for CliError {
     /// Escaped; a line each for the message, the details and the advice, whatever line ends the data
     /// in them contain.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -101,9 +101,9 @@ impl fmt::Display for Trouble {
     }
 }
 
-impl Error for Trouble {}
+impl Error for CliError {}
 
-impl From<io::Error> for Trouble {
+impl From<io::Error> for CliError {
     /// Of standard output. Who reads it may stop when it has seen enough.
     fn from(error: io::Error) -> Self {
         match error.kind() {
@@ -114,8 +114,8 @@ impl From<io::Error> for Trouble {
 }
 
 /// What a row or an answer is that can't be read.
-pub fn unreadable(what: &str, error: &dyn fmt::Display) -> Trouble {
-    Trouble::new(Exit::Failed, format!("{what} can't be read: {error}"))
+pub fn unreadable(what: &str, error: &dyn fmt::Display) -> CliError {
+    CliError::new(Exit::Failed, format!("{what} can't be read: {error}"))
         .advise("it may have been written by a newer version: use the fieldctl of that version")
 }
 
@@ -146,7 +146,7 @@ const SIGN_IN: &str = "sign in (`aws sso login`), choose a profile with --profil
                        AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
 
 /// What an AWS service's error means to who called, `doing` being what was tried.
-pub fn aws<E>(doing: &str) -> impl FnOnce(SdkError<E, HttpResponse>) -> Trouble + '_
+pub fn aws<E>(doing: &str) -> impl FnOnce(SdkError<E, HttpResponse>) -> CliError + '_
 where
     E: Error + aws_smithy_runtime_api::client::result::CreateUnhandledError + 'static,
     SdkError<E, HttpResponse>: aws_sdk_dynamodb::error::ProvideErrorMetadata + Error + 'static,
@@ -159,16 +159,16 @@ where
             return answered(doing, code, message);
         }
         if causes(&error).iter().any(|cause| cause.is::<CredentialsError>()) {
-            return Trouble::new(Exit::Aws, format!("{doing}: there are no AWS credentials"))
+            return CliError::new(Exit::Aws, format!("{doing}: there are no AWS credentials"))
                 .advise(SIGN_IN);
         }
-        Trouble::new(Exit::Aws, format!("{doing}: {}", chain(&error)))
+        CliError::new(Exit::Aws, format!("{doing}: {}", chain(&error)))
             .advise("is the network there, and are --region and --endpoint-url right?")
     }
 }
 
-fn answered(doing: &str, code: &str, message: &str) -> Trouble {
-    let trouble = Trouble::new(Exit::Aws, format!("{doing}: {message} ({code})"));
+fn answered(doing: &str, code: &str, message: &str) -> CliError {
+    let trouble = CliError::new(Exit::Aws, format!("{doing}: {message} ({code})"));
     let is = |names: &[&str]| names.iter().any(|name| code.starts_with(name));
     if is(&["AccessDenied", "UnauthorizedOperation", "NotAuthorized"]) {
         trouble.advise("your role may not do that: docs/fieldctl.md has the policy that it needs")
@@ -177,13 +177,13 @@ fn answered(doing: &str, code: &str, message: &str) -> Trouble {
     } else if is(&["Throttling", "ProvisionedThroughputExceeded", "RequestLimitExceeded"]) {
         trouble.advise("AWS is busy: wait a moment, then do the same again")
     } else if is(&["ResourceNotFound", "ExecutionDoesNotExist", "StateMachineDoesNotExist"]) {
-        Trouble { exit: Exit::NotFound, ..trouble }
+        CliError { exit: Exit::NotFound, ..trouble }
     } else {
         trouble
     }
 }
 
-impl From<StoreError> for Trouble {
+impl From<StoreError> for CliError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Corrupt { row, reason } => unreadable(&format!("row {row}"), &reason),
@@ -192,7 +192,7 @@ impl From<StoreError> for Trouble {
     }
 }
 
-impl From<FailuresError> for Trouble {
+impl From<FailuresError> for CliError {
     fn from(error: FailuresError) -> Self {
         match error {
             FailuresError::Store(error) => error.into(),
@@ -214,24 +214,24 @@ mod tests {
             "detail": "Correct location.latitude and send the request again.",
             "errors": [{"field": "location.latitude", "message": "is 91"}],
         });
-        let trouble = Trouble::refused(400, &problem);
+        let trouble = CliError::refused(400, &problem);
         assert_eq!(trouble.exit, Exit::Refused);
         assert_eq!(
             trouble.to_string(),
             "the API answered 400: The request is not valid: Correct location.latitude and send \
              the request again\n  location.latitude: is 91"
         );
-        assert_eq!(Trouble::refused(404, &json!({})).exit, Exit::NotFound);
-        assert_eq!(Trouble::refused(403, &json!({"message": "Forbidden"})).exit, Exit::Aws);
+        assert_eq!(CliError::refused(404, &json!({})).exit, Exit::NotFound);
+        assert_eq!(CliError::refused(403, &json!({"message": "Forbidden"})).exit, Exit::Aws);
         assert_eq!(
-            Trouble::refused(502, &json!("bad gateway")).message,
+            CliError::refused(502, &json!("bad gateway")).message,
             "the API answered 502: bad gateway"
         );
     }
 
     #[test]
     fn a_reader_who_has_seen_enough_is_no_failure() {
-        let closed = Trouble::from(io::Error::from(io::ErrorKind::BrokenPipe));
+        let closed = CliError::from(io::Error::from(io::ErrorKind::BrokenPipe));
         assert_eq!((closed.exit, closed.message.as_str()), (Exit::Done, ""));
     }
 }

@@ -11,6 +11,7 @@ pub mod log;
 pub mod output;
 pub mod render;
 pub mod resend;
+pub mod resolve;
 pub mod saga;
 pub mod stack;
 pub mod trace;

@@ -7,7 +7,7 @@ use contracts::{OnboardingId, Timestamp};
 use store::EventRow;
 
 use crate::{
-    error::{Exit, Trouble, aws, unreadable},
+    error::{CliError, Exit, aws, unreadable},
     stack::Stack,
 };
 
@@ -27,11 +27,11 @@ pub struct Between {
 
 impl Between {
     /// Both inclusive, as BETWEEN has them. Times are texts that are ordered like times.
-    fn bounds(self) -> Result<(String, String), Trouble> {
+    fn bounds(self) -> Result<(String, String), CliError> {
         let from = self.from.map_or("0".to_owned(), |from| from.to_string());
         let to = self.to.map_or("9".to_owned(), |to| to.plus_millis(-1).to_string());
         if from > to {
-            return Err(Trouble::usage("--from is not before --to"));
+            return Err(CliError::usage("--from is not before --to"));
         }
         Ok((from, to))
     }
@@ -48,7 +48,7 @@ impl Stack {
         entity: &str,
         between: Between,
         limit: usize,
-    ) -> Result<Vec<EventRow>, Trouble> {
+    ) -> Result<Vec<EventRow>, CliError> {
         let (from, to) = between.bounds()?;
         let query = self
             .dynamodb
@@ -79,7 +79,7 @@ impl Stack {
         kind: &str,
         between: Between,
         limit: usize,
-    ) -> Result<Vec<EventRow>, Trouble> {
+    ) -> Result<Vec<EventRow>, CliError> {
         self.by_index("byType", "type", kind, between, limit).await
     }
 
@@ -89,7 +89,7 @@ impl Stack {
         onboarding: OnboardingId,
         between: Between,
         limit: usize,
-    ) -> Result<Vec<EventRow>, Trouble> {
+    ) -> Result<Vec<EventRow>, CliError> {
         let id = onboarding.to_string();
         self.by_index("byCorrelation", "correlationId", &id, between, limit).await
     }
@@ -102,7 +102,7 @@ impl Stack {
         value: &str,
         between: Between,
         limit: usize,
-    ) -> Result<Vec<EventRow>, Trouble> {
+    ) -> Result<Vec<EventRow>, CliError> {
         let table = self.output("EventsTable")?;
         let (from, to) = between.bounds()?;
         let query = self
@@ -134,11 +134,11 @@ impl Stack {
         Ok(rows)
     }
 
-    async fn got(&self, table: &str, mut keys: Vec<Item>) -> Result<Vec<EventRow>, Trouble> {
+    async fn got(&self, table: &str, mut keys: Vec<Item>) -> Result<Vec<EventRow>, CliError> {
         let mut rows = Vec::with_capacity(keys.len());
         while !keys.is_empty() {
             let wanted = KeysAndAttributes::builder().set_keys(Some(keys)).build();
-            let wanted = wanted.map_err(|error| Trouble::new(Exit::Failed, error.to_string()))?;
+            let wanted = wanted.map_err(|error| CliError::new(Exit::Failed, error.to_string()))?;
             let answer = self.dynamodb.batch_get_item().request_items(table, wanted).send().await;
             let answer = answer.map_err(aws("the event log can't be read"))?;
             for item in answer.responses.into_iter().filter_map(|mut tables| tables.remove(table)) {
@@ -151,7 +151,7 @@ impl Stack {
     }
 }
 
-fn row(item: Item) -> Result<EventRow, Trouble> {
+fn row(item: Item) -> Result<EventRow, CliError> {
     serde_dynamo::from_item(item).map_err(|error| unreadable("a row of the events table", &error))
 }
 

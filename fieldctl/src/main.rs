@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use fieldctl::{
     cli::{Cli, Command},
-    error::{Exit, Trouble},
+    error::{CliError, Exit},
     output,
     stack::Stack,
 };
@@ -28,7 +28,7 @@ async fn main() -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
-async fn run(cli: Cli) -> Result<Exit, Trouble> {
+async fn run(cli: Cli) -> Result<Exit, CliError> {
     let mut screen = cli.look.screen();
     let screen = &mut screen;
     if let Command::Completions { shell } = cli.command {

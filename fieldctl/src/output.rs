@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::{
-    error::{Exit, Trouble},
+    error::{CliError, Exit},
     render::wrap,
 };
 
@@ -122,34 +122,34 @@ impl Screen {
     }
 
     /// Prints a line of text.
-    pub fn line(&mut self, text: impl Into<Text>) -> Result<(), Trouble> {
+    pub fn line(&mut self, text: impl Into<Text>) -> Result<(), CliError> {
         Ok(writeln!(self.out, "{}", text.into().0.trim_end())?)
     }
 
     /// Prints a JSON document; indented where it is the only one.
-    pub fn document(&mut self, value: &impl Serialize) -> Result<(), Trouble> {
+    pub fn document(&mut self, value: &impl Serialize) -> Result<(), CliError> {
         let text = serde_json::to_string_pretty(value).map_err(no_json)?;
         Ok(writeln!(self.out, "{}", terminal::lines(&text))?)
     }
 
     /// Prints an entry of JSON lines.
-    pub fn entry(&mut self, value: &impl Serialize) -> Result<(), Trouble> {
+    pub fn entry(&mut self, value: &impl Serialize) -> Result<(), CliError> {
         let text = serde_json::to_string(value).map_err(no_json)?;
         Ok(writeln!(self.out, "{}", terminal::lines(&text))?)
     }
 
     /// Prints a script for a shell, generated from the command line's definition; no data is in it.
-    pub fn script(&mut self, script: &[u8]) -> Result<(), Trouble> {
+    pub fn script(&mut self, script: &[u8]) -> Result<(), CliError> {
         Ok(self.out.write_all(script)?)
     }
 
     /// Flushes what was printed so far.
-    pub fn flush(&mut self) -> Result<(), Trouble> {
+    pub fn flush(&mut self) -> Result<(), CliError> {
         Ok(self.out.flush()?)
     }
 
     /// Prints a name and its value, wrapped below it.
-    pub fn field(&mut self, name: &str, tone: Tone, value: &str) -> Result<(), Trouble> {
+    pub fn field(&mut self, name: &str, tone: Tone, value: &str) -> Result<(), CliError> {
         const NAME: usize = 13;
         for (index, part) in wrap(value, self.width.map(|width| width.saturating_sub(NAME + 1)))
             .into_iter()
@@ -165,12 +165,12 @@ impl Screen {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn no_json(error: serde_json::Error) -> Trouble {
-    Trouble::new(Exit::Failed, format!("the output is no JSON: {error}"))
+fn no_json(error: serde_json::Error) -> CliError {
+    CliError::new(Exit::Failed, format!("the output is no JSON: {error}"))
 }
 
 /// Prints why something failed on standard error.
-pub fn complain(trouble: &Trouble) {
+pub fn complain(trouble: &CliError) {
     terminal::print_error(format_args!("fieldctl: {trouble}"));
 }
 
@@ -183,7 +183,7 @@ pub fn usage(error: &UsageError) -> u8 {
     }
     match error.print() {
         Ok(()) => Exit::Done as u8,
-        Err(error) => Trouble::from(error).exit as u8,
+        Err(error) => CliError::from(error).exit as u8,
     }
 }
 

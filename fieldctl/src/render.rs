@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    error::Trouble,
+    error::CliError,
     output::{Screen, Text, Tone},
 };
 
@@ -35,7 +35,7 @@ impl Table {
     }
 
     /// Prints further rows, the titles before the first ones.
-    pub fn page(&mut self, screen: &mut Screen, rows: &[Vec<Cell>]) -> Result<(), Trouble> {
+    pub fn page(&mut self, screen: &mut Screen, rows: &[Vec<Cell>]) -> Result<(), CliError> {
         if self.widths.is_empty() && !rows.is_empty() {
             self.widths = self.titles.iter().map(|title| measure_text_width(title)).collect();
             for row in rows {
@@ -50,7 +50,7 @@ impl Table {
         rows.iter().try_for_each(|row| self.row(screen, row))
     }
 
-    fn row(&self, screen: &mut Screen, row: &[Cell]) -> Result<(), Trouble> {
+    fn row(&self, screen: &mut Screen, row: &[Cell]) -> Result<(), CliError> {
         let mut line = Text::default();
         for (index, ((text, tone), width)) in row.iter().zip(&self.widths).enumerate() {
             let text = Text::from(&one_line(text));

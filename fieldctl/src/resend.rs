@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use crate::{
-    error::{Exit, Trouble},
+    error::{CliError, Exit},
     stack::Stack,
 };
 
@@ -111,7 +111,7 @@ pub enum Sent {
     /// It may have been done or not: no answer came.
     InDoubt(String),
     /// It was not sent, and nothing else can be.
-    Not(Trouble),
+    Not(CliError),
 }
 
 /// The way back into a stack.
@@ -143,7 +143,7 @@ impl<'a> Resend<'a> {
     }
 
     /// Where the entry is: a function's name, a machine's ARN.
-    pub async fn find(&self, entry: &Entry) -> Result<String, Trouble> {
+    pub async fn find(&self, entry: &Entry) -> Result<String, CliError> {
         let logical = match entry {
             Entry::Function { logical, .. } => logical,
             Entry::Machine => return self.stack.output("SiteTeardownArn").map(str::to_owned),
@@ -166,7 +166,7 @@ impl<'a> Resend<'a> {
             }
         }
         self.once(entry, row, payload).await.unwrap_or_else(|busy| {
-            Sent::Not(Trouble::new(Exit::Aws, format!("{entry} is too busy: {busy}")))
+            Sent::Not(CliError::new(Exit::Aws, format!("{entry} is too busy: {busy}")))
         })
     }
 
@@ -252,7 +252,7 @@ where
         _ if code.starts_with("Throttl") || code == "TooManyRequestsException" => Err(said),
         (SdkError::ConstructionFailure(_), _) | (SdkError::ServiceError(_), Some(400..500)) => {
             let message = format!("{entry} refused the work, so nothing more was sent: {said}");
-            let trouble = Trouble::new(Exit::Aws, message).advise("mend that, then replay again");
+            let trouble = CliError::new(Exit::Aws, message).advise("mend that, then replay again");
             Ok(Sent::Not(trouble))
         }
         _ => Ok(Sent::InDoubt(said)),

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    error::{Trouble, aws},
+    error::{CliError, aws},
     render::sentence,
     stack::Stack,
 };
@@ -230,14 +230,14 @@ impl Stack {
     }
 
     /// The ARN of a machine's execution of that name.
-    pub fn execution_arn(&self, machine: &str, name: &str) -> Result<String, Trouble> {
+    pub fn execution_arn(&self, machine: &str, name: &str) -> Result<String, CliError> {
         let machine = self.output(machine)?;
         Ok(format!("{}:{name}", machine.replacen(":stateMachine:", ":execution:", 1)))
     }
 
     /// The execution with that ARN; none where there is none, or no more: Step Functions keeps them
     /// for 90 days after their end.
-    pub async fn execution(&self, arn: &str) -> Result<Option<Execution>, Trouble> {
+    pub async fn execution(&self, arn: &str) -> Result<Option<Execution>, CliError> {
         let described = match self.machines.describe_execution().execution_arn(arn).send().await {
             Ok(described) => described,
             Err(error) => {
@@ -283,7 +283,7 @@ impl Stack {
         status: Option<ExecutionStatus>,
         since: Timestamp,
         limit: usize,
-    ) -> Result<Vec<Listed>, Trouble> {
+    ) -> Result<Vec<Listed>, CliError> {
         let listing = self
             .machines
             .list_executions()
@@ -312,7 +312,7 @@ impl Stack {
         &self,
         onboarding: OnboardingId,
         since: Timestamp,
-    ) -> Result<Vec<Execution>, Trouble> {
+    ) -> Result<Vec<Execution>, CliError> {
         let id = onboarding.to_string();
         let own = self.execution(&self.execution_arn("SiteOnboardingArn", &id)?).await?;
         let listed = self.executions("SiteTeardownArn", None, since, usize::MAX).await?;

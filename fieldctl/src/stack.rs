@@ -16,7 +16,7 @@ use store::Table;
 
 use crate::{
     api::Http,
-    error::{Trouble, aws},
+    error::{CliError, aws},
 };
 
 /// Which stack, and how to get there.
@@ -74,7 +74,7 @@ fn is_set(variable: &str) -> bool {
 impl Target {
     /// The SDK's usual chain: flags, environment, profile, then what the machine has. An emulator on
     /// this machine needs neither credentials nor a region.
-    async fn config(&self) -> Result<SdkConfig, Trouble> {
+    async fn config(&self) -> Result<SdkConfig, CliError> {
         let http = Builder::new().tls_provider(Provider::Rustls(CryptoMode::AwsLc)).build_https();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .http_client(http)
@@ -94,7 +94,7 @@ impl Target {
         let endpoint = self.endpoint_url.clone().or_else(|| env::var("AWS_ENDPOINT_URL").ok());
         if let Some(endpoint) = &self.endpoint_url {
             if endpoint.parse::<Uri>().ok().is_none_or(|uri| uri.scheme().is_none()) {
-                return Err(Trouble::usage(format!("--endpoint-url {endpoint:?} is no address"))
+                return Err(CliError::usage(format!("--endpoint-url {endpoint:?} is no address"))
                     .advise("give one such as http://127.0.0.1:4566"));
             }
             loader = loader.endpoint_url(endpoint);
@@ -119,11 +119,11 @@ impl Target {
 
 impl Stack {
     /// Finds the stack and what it tells of itself.
-    pub async fn connect(target: &Target) -> Result<Self, Trouble> {
+    pub async fn connect(target: &Target) -> Result<Self, CliError> {
         let name = &target.stack;
         let config = target.config().await?;
         let Some(region) = config.region().map(ToString::to_string) else {
-            return Err(Trouble::usage("there is no AWS region")
+            return Err(CliError::usage("there is no AWS region")
                 .advise("give --region, set AWS_REGION, or choose a profile that has one"));
         };
         let cloudformation = aws_sdk_cloudformation::Client::new(&config);
@@ -175,23 +175,23 @@ impl Stack {
     }
 
     /// The outputs of the template, by name, with the API's URL as it can be called.
-    pub fn outputs(&self) -> Result<BTreeMap<String, String>, Trouble> {
+    pub fn outputs(&self) -> Result<BTreeMap<String, String>, CliError> {
         let mut outputs = self.outputs.clone();
         outputs.insert("ApiUrl".to_owned(), self.api_url()?);
         Ok(outputs)
     }
 
     /// An output of the template.
-    pub fn output(&self, name: &str) -> Result<&str, Trouble> {
+    pub fn output(&self, name: &str) -> Result<&str, CliError> {
         self.outputs.get(name).map(String::as_str).ok_or_else(|| {
-            Trouble::not_found(format!("the stack {} has no output {name}", self.name)).advise(
+            CliError::not_found(format!("the stack {} has no output {name}", self.name)).advise(
                 "is it a Fieldstation stack, and was this version of template.yaml deployed?",
             )
         })
     }
 
     /// The failures.
-    pub fn ledger(&self) -> Result<Ledger, Trouble> {
+    pub fn ledger(&self) -> Result<Ledger, CliError> {
         let failures = Table::new(self.dynamodb.clone(), self.output("FailuresTable")?);
         Ok(Ledger { failures })
     }
@@ -207,8 +207,9 @@ impl Stack {
     }
 
     /// The physical id of one of the template's resources.
-    pub async fn resource(&self, logical_id: &str) -> Result<String, Trouble> {
-        let missing = || Trouble::not_found(format!("the stack {} has no {logical_id}", self.name));
+    pub async fn resource(&self, logical_id: &str) -> Result<String, CliError> {
+        let missing =
+            || CliError::not_found(format!("the stack {} has no {logical_id}", self.name));
         let described = self
             .cloudformation
             .describe_stack_resource()
@@ -234,8 +235,8 @@ fn does_not_exist(error: &impl ProvideErrorMetadata) -> bool {
     error.message().is_some_and(|text| text.contains("does not exist"))
 }
 
-fn no_stack(name: &str, region: &str) -> Trouble {
-    Trouble::not_found(format!("there is no stack {name} in {region}"))
+fn no_stack(name: &str, region: &str) -> CliError {
+    CliError::not_found(format!("there is no stack {name} in {region}"))
         .advise("name it with --stack or FIELDSTATION_STACK, and its region with --region")
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use store::EventRow;
 
 use crate::{
-    error::Trouble,
+    error::CliError,
     output::{Screen, Text, Tone},
     render::{age, sentence, short, span, wire, wrap},
     saga::{Execution, Failed, State},
@@ -271,7 +271,7 @@ impl Story {
     }
 
     /// Header and timeline.
-    pub fn show(&self, screen: &mut Screen) -> Result<(), Trouble> {
+    pub fn show(&self, screen: &mut Screen) -> Result<(), CliError> {
         if let Some(site) = &self.site {
             let text = |name: &str| site[name].as_str().unwrap_or("?");
             let name = format!("{} ({})", text("name"), text("operator"));
@@ -287,7 +287,7 @@ impl Story {
         show(screen, &self.timeline())
     }
 
-    fn show_standing(&self, screen: &mut Screen) -> Result<(), Trouble> {
+    fn show_standing(&self, screen: &mut Screen) -> Result<(), CliError> {
         match self.standing() {
             Standing::Failed { failure: Failure { step, error, message } } => {
                 screen.field("failed at", Tone::Bad, &step)?;
@@ -449,7 +449,7 @@ fn depth(entry: &Entry) -> usize {
 }
 
 /// Prints a timeline: time, time since its beginning, what, how long, and more, which wraps.
-pub fn show(screen: &mut Screen, entries: &[Entry]) -> Result<(), Trouble> {
+pub fn show(screen: &mut Screen, entries: &[Entry]) -> Result<(), CliError> {
     let Some(begun) = entries.first().map(Entry::at) else { return Ok(()) };
     let lines: Vec<_> = entries.iter().map(|entry| (entry, Line::of(entry, screen.now))).collect();
     let what = lines.iter().map(|(entry, line)| 2 * depth(entry) + line.what.len()).max();

@@ -8,7 +8,7 @@ use failures::{
 };
 
 use crate::{
-    error::Trouble,
+    error::CliError,
     render::{instant, wire},
 };
 
@@ -112,7 +112,7 @@ impl Walk {
     }
 
     /// The next page, which may be empty; none at the end.
-    pub async fn next(&mut self) -> Result<Option<Vec<Summary>>, Trouble> {
+    pub async fn next(&mut self) -> Result<Option<Vec<Summary>>, CliError> {
         let Some(status) = self.left.last().copied() else { return Ok(None) };
         let (mut rows, next) = self.ledger.page(status, true, self.cursor, PAGE).await?;
         // What is older comes behind.

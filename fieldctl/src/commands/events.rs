@@ -10,7 +10,7 @@ use store::EventRow;
 use tokio::time::Instant;
 
 use crate::{
-    error::{Exit, Trouble},
+    error::{CliError, Exit},
     log::{Between, sort},
     output::{Screen, Tone},
     render::{Cell, Table, instant, mask, plain},
@@ -71,7 +71,7 @@ pub struct Of {
 
 impl Events {
     /// Carries it out.
-    pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, Trouble> {
+    pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         match self {
             Self::List { of, from, to, limit } => {
                 let events = list(stack, of, Between { from, to }, limit).await?;
@@ -98,10 +98,10 @@ fn types() -> Vec<&'static str> {
     contracts::events::schemas().into_iter().map(|(name, _, _)| name).collect()
 }
 
-fn known(kind: &str) -> Result<&'static str, Trouble> {
+fn known(kind: &str) -> Result<&'static str, CliError> {
     let types = types();
     types.iter().find(|name| name.eq_ignore_ascii_case(kind)).copied().ok_or_else(|| {
-        Trouble::usage(format!("there is no type of event {kind:?}"))
+        CliError::usage(format!("there is no type of event {kind:?}"))
             .advise(format!("there are {}", types.join(", ")))
     })
 }
@@ -111,7 +111,7 @@ async fn list(
     of: Of,
     between: Between,
     limit: usize,
-) -> Result<Vec<EventRow>, Trouble> {
+) -> Result<Vec<EventRow>, CliError> {
     if let Some(kind) = of.kind {
         stack.events_of_type(known(&kind)?, between, limit).await
     } else if let Some(onboarding) = of.correlation {
@@ -119,7 +119,7 @@ async fn list(
     } else {
         let entity = of.entity.unwrap_or_default();
         let Some((kind, id)) = entity.split_once(['/', '#']) else {
-            return Err(Trouble::usage(format!("{entity:?} is no entity")).advise(
+            return Err(CliError::usage(format!("{entity:?} is no entity")).advise(
                 "give its type and id, such as site/55115657-a433-553f-959b-29ae8465145d",
             ));
         };
@@ -133,7 +133,7 @@ async fn tail(
     screen: &mut Screen,
     kinds: &[&str],
     end: Option<Instant>,
-) -> Result<(), Trouble> {
+) -> Result<(), CliError> {
     let mut table = table();
     let begun = Timestamp::now();
     let mut seen = BTreeMap::<(String, u64), Timestamp>::new();
@@ -163,7 +163,7 @@ fn table() -> Table {
     Table::new(["", "OCCURRED", "TYPE", "NO.", "ENTITY"])
 }
 
-fn print(screen: &mut Screen, table: &mut Table, events: &[EventRow]) -> Result<(), Trouble> {
+fn print(screen: &mut Screen, table: &mut Table, events: &[EventRow]) -> Result<(), CliError> {
     if screen.json {
         return events.iter().try_for_each(|event| screen.entry(&entry(event)));
     }

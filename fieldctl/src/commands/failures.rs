@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    error::{Exit, Trouble},
+    error::{CliError, Exit},
     output::{Screen, Tone},
     render::{Cell, Table, age, ago, mask, plain, sentence, short},
     stack::Stack,
@@ -108,7 +108,7 @@ impl StatusName {
 
 impl Failures {
     /// Carries it out.
-    pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, Trouble> {
+    pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         match self {
             Self::List { filter, status } => {
                 list(screen, Walk::new(stack.ledger()?, status.statuses(), filter)).await
@@ -123,7 +123,7 @@ impl Failures {
     }
 }
 
-async fn list(screen: &mut Screen, mut walk: Walk) -> Result<Exit, Trouble> {
+async fn list(screen: &mut Screen, mut walk: Walk) -> Result<Exit, CliError> {
     let mut table = table();
     let mut count = 0;
     while let Some(page) = walk.next().await? {
@@ -181,7 +181,7 @@ struct Group {
     id: FailureId,
 }
 
-async fn groups(screen: &mut Screen, mut walk: Walk) -> Result<Exit, Trouble> {
+async fn groups(screen: &mut Screen, mut walk: Walk) -> Result<Exit, CliError> {
     let mut groups = BTreeMap::<String, Group>::new();
     while let Some(page) = walk.next().await? {
         for row in page {
@@ -228,13 +228,13 @@ async fn groups(screen: &mut Screen, mut walk: Walk) -> Result<Exit, Trouble> {
 }
 
 /// The failure with that id, or with the one id that begins so.
-async fn find(ledger: &Ledger, id: &str) -> Result<FailureId, Trouble> {
+async fn find(ledger: &Ledger, id: &str) -> Result<FailureId, CliError> {
     let id = id.to_lowercase();
     if let Ok(id) = id.parse() {
         return Ok(id);
     }
     if id.len() < 4 || !id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-') {
-        return Err(Trouble::usage(format!("{id:?} is no failure's id"))
+        return Err(CliError::usage(format!("{id:?} is no failure's id"))
             .advise("give a UUID or its first digits, as `fieldctl failures list` shows them"));
     }
     let mut found = None;
@@ -242,7 +242,7 @@ async fn find(ledger: &Ledger, id: &str) -> Result<FailureId, Trouble> {
     while let Some(page) = walk.next().await? {
         for row in page.iter().filter(|row| row.id.to_string().starts_with(&id)) {
             if found.is_some_and(|found| found != row.id) {
-                return Err(Trouble::usage(format!("more than one failure begins with {id}"))
+                return Err(CliError::usage(format!("more than one failure begins with {id}"))
                     .advise("give more digits, as --json shows them"));
             }
             found = Some(row.id);
@@ -251,30 +251,30 @@ async fn find(ledger: &Ledger, id: &str) -> Result<FailureId, Trouble> {
     found.ok_or_else(|| unknown(&id))
 }
 
-fn unknown(id: &impl ToString) -> Trouble {
-    Trouble::not_found(format!("there is no failure {}", id.to_string()))
+fn unknown(id: &impl ToString) -> CliError {
+    CliError::not_found(format!("there is no failure {}", id.to_string()))
         .advise("`fieldctl failures list --status any` lists them")
 }
 
 /// What a replay sends, from the row or from its file.
-async fn payload(stack: &Stack, row: &FailureRow) -> Result<String, Trouble> {
+async fn payload(stack: &Stack, row: &FailureRow) -> Result<String, CliError> {
     let file: &PayloadFile = match (&row.payload, &row.payload_file) {
         (Some(payload), _) => return Ok(payload.clone()),
         (None, Some(file)) => file,
         (None, None) => {
-            return Err(Trouble::not_found(format!("failure {} has no payload", row.id)));
+            return Err(CliError::not_found(format!("failure {} has no payload", row.id)));
         }
     };
     match stack.files().get(file).await? {
         Content::Bytes(content) => Ok(String::from_utf8_lossy(&content).into_owned()),
-        Content::Unreadable(problem) => Err(Trouble::not_found(format!(
+        Content::Unreadable(problem) => Err(CliError::not_found(format!(
             "file {} of bucket {} {problem}",
             file.key, file.bucket
         ))),
     }
 }
 
-async fn show(stack: &Stack, screen: &mut Screen, id: &str, raw: bool) -> Result<Exit, Trouble> {
+async fn show(stack: &Stack, screen: &mut Screen, id: &str, raw: bool) -> Result<Exit, CliError> {
     let ledger = stack.ledger()?;
     let id = find(&ledger, id).await?;
     let row = ledger.get(id).await?.ok_or_else(|| unknown(&id))?;
@@ -328,12 +328,12 @@ async fn show(stack: &Stack, screen: &mut Screen, id: &str, raw: bool) -> Result
 }
 
 /// What was chosen on the command line: by ids, or by a filter.
-async fn chosen(ledger: &Ledger, which: &Which) -> Result<Vec<FailureId>, Trouble> {
+async fn chosen(ledger: &Ledger, which: &Which) -> Result<Vec<FailureId>, CliError> {
     let filtered = which.all || !which.filter.is_empty();
     match (which.ids.is_empty(), filtered) {
-        (true, false) => Err(Trouble::usage("which failures?")
+        (true, false) => Err(CliError::usage("which failures?")
             .advise("give ids, or --group, --source, --kind, --since, --correlation, or --all")),
-        (false, true) => Err(Trouble::usage("give either ids or filters")),
+        (false, true) => Err(CliError::usage("give either ids or filters")),
         _ => {
             let mut ids = Vec::new();
             for id in &which.ids {
@@ -355,7 +355,7 @@ enum Chosen {
 }
 
 impl Chosen {
-    async fn new(ledger: Ledger, which: &Which) -> Result<Self, Trouble> {
+    async fn new(ledger: Ledger, which: &Which) -> Result<Self, CliError> {
         let left = chosen(&ledger, which).await?;
         Ok(if left.is_empty() {
             Self::Filtered(Walk::new(ledger, &[Status::Open], which.filter.clone()))
@@ -364,7 +364,7 @@ impl Chosen {
         })
     }
 
-    async fn next(&mut self) -> Result<Option<Vec<Summary>>, Trouble> {
+    async fn next(&mut self) -> Result<Option<Vec<Summary>>, CliError> {
         match self {
             Self::Filtered(walk) => walk.next().await,
             Self::Ids { left, .. } if left.is_empty() => Ok(None),
@@ -379,7 +379,7 @@ impl Chosen {
         }
     }
 
-    async fn count(mut self) -> Result<usize, Trouble> {
+    async fn count(mut self) -> Result<usize, CliError> {
         let mut count = 0;
         while let Some(page) = self.next().await? {
             count += page.len();
@@ -411,7 +411,7 @@ async fn discard(
     which: Which,
     note: &str,
     yes: bool,
-) -> Result<Exit, Trouble> {
+) -> Result<Exit, CliError> {
     let ledger = stack.ledger()?;
     let mut chosen = Chosen::new(ledger.clone(), &which).await?;
     if !yes {

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use crate::{
-    error::{Exit, Trouble},
+    error::{CliError, Exit},
     output::{Screen, Tone},
     render::{Table, plain},
     stack::Stack,
@@ -18,12 +18,12 @@ pub struct Outputs {
 
 impl Outputs {
     /// Prints them.
-    pub fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, Trouble> {
+    pub fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         let outputs = stack.outputs()?;
         if let Some(name) = self.name {
             let value = outputs.get(&name).ok_or_else(|| {
                 let names: Vec<_> = outputs.keys().map(String::as_str).collect();
-                Trouble::not_found(format!("the stack {} has no output {name}", stack.name()))
+                CliError::not_found(format!("the stack {} has no output {name}", stack.name()))
                     .advise(format!("it has {}", names.join(", ")))
             })?;
             if screen.json { screen.document(value)? } else { screen.line(value)? }

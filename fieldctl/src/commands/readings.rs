@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     api::{Call, query},
     commands::json_file,
-    error::{Exit, Trouble, unreadable},
+    error::{CliError, Exit, unreadable},
     output::{Screen, Tone},
     render::{Table, instant, plain},
     stack::Stack,
@@ -64,7 +64,7 @@ pub enum Aggregate {
 
 impl Readings {
     /// Carries it out.
-    pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, Trouble> {
+    pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         match self {
             Self::Send { file } => send(stack, screen, &file).await,
             Self::Get { sensor, from, to, aggregate } => {
@@ -94,13 +94,13 @@ fn calls(bundles: Vec<Value>) -> Vec<String> {
     calls.into_iter().map(|(_, call)| call + "]").collect()
 }
 
-async fn send(stack: &Stack, screen: &mut Screen, file: &str) -> Result<Exit, Trouble> {
+async fn send(stack: &Stack, screen: &mut Screen, file: &str) -> Result<Exit, CliError> {
     let bundles = match json_file(file)? {
         Value::Array(bundles) => bundles,
         bundle => vec![bundle],
     };
     if bundles.is_empty() {
-        return Err(Trouble::usage(format!("{file} holds no bundle")));
+        return Err(CliError::usage(format!("{file} holds no bundle")));
     }
     let all = bundles.len();
     let mut accepted = 0;
@@ -128,7 +128,7 @@ async fn page(
     (from, to): (Option<Timestamp>, Option<Timestamp>),
     aggregate: Option<Aggregate>,
     next: Option<String>,
-) -> Result<Value, Trouble> {
+) -> Result<Value, CliError> {
     let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
     let aggregate = aggregate.map(|aggregate| format!("{aggregate:?}").to_lowercase());
     let limit = if aggregate.is_some() { "1000" } else { "10000" };
@@ -148,7 +148,7 @@ async fn get(
     sensor: SensorId,
     span: (Option<Timestamp>, Option<Timestamp>),
     aggregate: Option<Aggregate>,
-) -> Result<Exit, Trouble> {
+) -> Result<Exit, CliError> {
     let (list, mut table) = match aggregate {
         None => ("samples", Table::new(["TIME", "VALUE"])),
         Some(_) => ("buckets", Table::new(["START", "COUNT", "LEAST", "MEAN", "GREATEST"])),
@@ -199,7 +199,7 @@ async fn plot(
     sensor: SensorId,
     from: Timestamp,
     to: Option<Timestamp>,
-) -> Result<Exit, Trouble> {
+) -> Result<Exit, CliError> {
     let to = to.unwrap_or(screen.now);
     let (mut samples, mut unit, mut next) = (Vec::<Sample>::new(), String::new(), None);
     loop {

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::{
     commands::{LOOK, confirm, sites},
-    error::{Exit, Trouble, aws},
+    error::{CliError, Exit, aws},
     log::Between,
     output::{Progress, Screen, Tone},
     render::{Cell, Table, age, length, mask, plain, span},
@@ -65,7 +65,7 @@ pub enum Sagas {
 
 impl Sagas {
     /// Carries it out.
-    pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, Trouble> {
+    pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         match self {
             Self::List { stuck, failed, incomplete, budget, limit } => {
                 let failed = failed || incomplete;
@@ -114,7 +114,7 @@ fn is_longer(now: Timestamp, since: Timestamp, budget: Duration) -> bool {
 }
 
 /// Whether a later teardown of the same onboarding succeeded: it ran every undo again.
-async fn is_repaired(stack: &Stack, execution: &Execution) -> Result<bool, Trouble> {
+async fn is_repaired(stack: &Stack, execution: &Execution) -> Result<bool, CliError> {
     let onboarding = execution.input["onboardingId"].as_str().and_then(|id| id.parse().ok());
     let Some(onboarding) = onboarding else { return Ok(false) };
     let executions = stack.executions_of(onboarding, execution.started).await?;
@@ -132,7 +132,7 @@ async fn listed(
     stack: &Stack,
     statuses: Vec<Option<ExecutionStatus>>,
     limit: usize,
-) -> Result<Vec<Listed>, Trouble> {
+) -> Result<Vec<Listed>, CliError> {
     let mut listed: Vec<Listed> = Vec::new();
     for machine in MACHINES {
         for status in &statuses {
@@ -149,8 +149,8 @@ async fn list(
     screen: &mut Screen,
     listed: Vec<Listed>,
     limit: usize,
-    wanted: impl AsyncFn(&Execution, Timestamp) -> Result<bool, Trouble>,
-) -> Result<Exit, Trouble> {
+    wanted: impl AsyncFn(&Execution, Timestamp) -> Result<bool, CliError>,
+) -> Result<Exit, CliError> {
     let mut described = stream::iter(listed)
         .map(|listed| async move { stack.execution(&listed.arn).await })
         .buffered(AT_ONCE);
@@ -198,7 +198,7 @@ fn row(execution: &Execution, now: Timestamp) -> Vec<Cell> {
 }
 
 /// By ARN, or by name in either machine.
-async fn find(stack: &Stack, named: &str) -> Result<Execution, Trouble> {
+async fn find(stack: &Stack, named: &str) -> Result<Execution, CliError> {
     let arns = if named.starts_with("arn:") {
         vec![named.to_owned()]
     } else {
@@ -212,11 +212,11 @@ async fn find(stack: &Stack, named: &str) -> Result<Execution, Trouble> {
             return Ok(execution);
         }
     }
-    Err(Trouble::not_found(format!("there is no execution {named}"))
+    Err(CliError::not_found(format!("there is no execution {named}"))
         .advise("`fieldctl sagas list` lists them; they are kept for 90 days after their end"))
 }
 
-fn print(screen: &mut Screen, execution: &Execution) -> Result<(), Trouble> {
+fn print(screen: &mut Screen, execution: &Execution) -> Result<(), CliError> {
     let mut input = execution.input.clone();
     mask(&mut input);
     if screen.json {
@@ -237,7 +237,7 @@ fn print(screen: &mut Screen, execution: &Execution) -> Result<(), Trouble> {
 
 /// What a teardown of the onboarding is started with: from its own execution, or, where that is
 /// gone, from the event that began it.
-async fn teardown_input(stack: &Stack, onboarding: OnboardingId) -> Result<Value, Trouble> {
+async fn teardown_input(stack: &Stack, onboarding: OnboardingId) -> Result<Value, CliError> {
     let own = stack.execution_arn("SiteOnboardingArn", &onboarding.to_string())?;
     if let Some(execution) = stack.execution(&own).await? {
         let failed = execution.states.iter().find_map(|it| Some((&it.name, it.failure()?)));
@@ -254,7 +254,7 @@ async fn teardown_input(stack: &Stack, onboarding: OnboardingId) -> Result<Value
     let events = stack.events_of_onboarding(onboarding, Between::default(), usize::MAX).await?;
     let created = events.iter().find(|event| event.kind == "SiteCreated");
     let created = created.and_then(|event| event.envelope().ok()).ok_or_else(|| {
-        Trouble::not_found(format!("there is no onboarding {onboarding}"))
+        CliError::not_found(format!("there is no onboarding {onboarding}"))
             .advise("`fieldctl sites show <siteId>` tells a site's onboardingId")
     })?;
     Ok(json!({
@@ -271,11 +271,11 @@ async fn recover(
     onboarding: OnboardingId,
     wait: bool,
     yes: bool,
-) -> Result<Exit, Trouble> {
+) -> Result<Exit, CliError> {
     let mut input = teardown_input(stack, onboarding).await?;
     let site: SiteId =
         input["siteId"].as_str().and_then(|id| id.parse().ok()).ok_or_else(|| {
-            Trouble::new(Exit::Failed, format!("the onboarding {onboarding} tells no site"))
+            CliError::new(Exit::Failed, format!("the onboarding {onboarding} tells no site"))
         })?;
     let undoable = sites::undoable(stack, site).await?;
     if undoable.status == "ONBOARDING" && input["failure"].is_null() {

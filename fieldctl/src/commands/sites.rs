@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::{
     api::{Call, query},
     commands::{LOOK, confirm, json_file},
-    error::{Exit, Trouble},
+    error::{CliError, Exit},
     output::{Progress, Screen, Tone},
     render::{Table, ago, plain},
     stack::Stack,
@@ -79,7 +79,7 @@ pub enum Status {
 
 impl Sites {
     /// Carries it out.
-    pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, Trouble> {
+    pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         match self {
             Self::List { status, limit } => list(stack, screen, status, limit).await,
             Self::Show { site } => show(stack, screen, site).await,
@@ -96,7 +96,7 @@ fn text<'a>(value: &'a Value, name: &str) -> &'a str {
 }
 
 /// `GET /sites/{siteId}`.
-pub async fn get(stack: &Stack, site: SiteId) -> Result<Value, Trouble> {
+pub async fn get(stack: &Stack, site: SiteId) -> Result<Value, CliError> {
     stack.call(Call::get(format!("/sites/{site}"))).await
 }
 
@@ -120,11 +120,11 @@ impl fmt::Display for Undoable {
 
 /// Reads a site that an undo would change. Refuses one that is in service: only `sites teardown`
 /// takes a site out of service.
-pub async fn undoable(stack: &Stack, site: SiteId) -> Result<Undoable, Trouble> {
+pub async fn undoable(stack: &Stack, site: SiteId) -> Result<Undoable, CliError> {
     let there = get(stack, site).await?;
     let (name, status) = (text(&there, "name").to_owned(), text(&there, "status").to_owned());
     if status == "ACTIVE" {
-        return Err(Trouble::new(Exit::Refused, format!("site {site} ({name}) is in service"))
+        return Err(CliError::new(Exit::Refused, format!("site {site} ({name}) is in service"))
             .advise(format!("to take it out of service: fieldctl sites teardown {site}")));
     }
     Ok(Undoable { site_id: site, name, status })
@@ -135,7 +135,7 @@ async fn list(
     screen: &mut Screen,
     status: Option<Status>,
     limit: usize,
-) -> Result<Exit, Trouble> {
+) -> Result<Exit, CliError> {
     let mut table = Table::new(["STATUS", "SITE", "REGISTERED", "NAME", "OPERATOR"]);
     let (mut left, mut next) = (limit, None);
     while left > 0 {
@@ -176,7 +176,7 @@ async fn list(
     Ok(Exit::Done)
 }
 
-async fn show(stack: &Stack, screen: &mut Screen, site: SiteId) -> Result<Exit, Trouble> {
+async fn show(stack: &Stack, screen: &mut Screen, site: SiteId) -> Result<Exit, CliError> {
     let site = get(stack, site).await?;
     if screen.json {
         screen.document(&site)?;
@@ -227,7 +227,7 @@ async fn onboard(
     file: &str,
     key: Option<String>,
     wait: bool,
-) -> Result<Exit, Trouble> {
+) -> Result<Exit, CliError> {
     let registration = json_file(file)?;
     let key = key.unwrap_or_else(|| Uuid::new_v4().to_string());
     let call = Call::post("/sites", registration.to_string()).key(&key);
@@ -250,7 +250,7 @@ async fn onboard(
     }
     let site: SiteId = text(&answer, "siteId")
         .parse()
-        .map_err(|_| Trouble::new(Exit::Failed, format!("the API answered no site: {answer}")))?;
+        .map_err(|_| CliError::new(Exit::Failed, format!("the API answered no site: {answer}")))?;
     wait_while(stack, screen, site, "ONBOARDING", "ACTIVE").await
 }
 
@@ -260,7 +260,7 @@ async fn teardown(
     site: SiteId,
     wait: bool,
     yes: bool,
-) -> Result<Exit, Trouble> {
+) -> Result<Exit, CliError> {
     let there = get(stack, site).await?;
     let question = format!(
         "Take {} ({}) of {} out of service, for good?",
@@ -288,7 +288,7 @@ async fn wait_while(
     site: SiteId,
     begun: &str,
     good: &str,
-) -> Result<Exit, Trouble> {
+) -> Result<Exit, CliError> {
     let progress = Progress::spinner();
     let there = loop {
         let there = get(stack, site).await?;

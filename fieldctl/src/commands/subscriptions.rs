@@ -5,7 +5,7 @@ use clap::Args;
 use store::Table as Rows;
 
 use crate::{
-    error::{Exit, Trouble},
+    error::{CliError, Exit},
     output::{Screen, Tone},
     render::{Cell, Table, ago, plain},
     stack::Stack,
@@ -20,13 +20,13 @@ pub struct Options {}
 
 impl Options {
     /// Shows the last comparison of the payment provider with the billing table.
-    pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, Trouble> {
+    pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         let rows = Rows::new(stack.dynamodb.clone(), stack.output("BillingTable")?);
         let report: Option<Report> = rows.get(&Report::key()).await.map_err(|error| {
-            Trouble::new(Exit::Aws, format!("the report can't be read: {error}"))
+            CliError::new(Exit::Aws, format!("the report can't be read: {error}"))
         })?;
         let Some(report) = report else {
-            return Err(Trouble::not_found("the subscriptions have not been compared yet")
+            return Err(CliError::not_found("the subscriptions have not been compared yet")
                 .advise("reconcile-subscriptions runs every hour; if it fails, its log says why"));
         };
         let outdated = screen.now.millis() - report.at.millis() > MAX_AGE_MILLIS;
@@ -39,7 +39,7 @@ impl Options {
     }
 }
 
-fn show(screen: &mut Screen, report: &Report, outdated: bool) -> Result<(), Trouble> {
+fn show(screen: &mut Screen, report: &Report, outdated: bool) -> Result<(), CliError> {
     let Report { at, running, active, foreign, found, findings, .. } = report;
     let foreign = match foreign {
         0 => String::new(),

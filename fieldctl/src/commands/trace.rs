@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     commands::sites,
-    error::{Exit, Trouble},
+    error::{CliError, Exit},
     log::Between,
     output::{self, Screen},
     saga::Execution,
@@ -28,7 +28,7 @@ pub struct Trace {
 
 impl Trace {
     /// Carries it out.
-    pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, Trouble> {
+    pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         let story = story(stack, self.id).await?;
         if screen.json {
             screen.document(&story.document())?;
@@ -40,9 +40,9 @@ impl Trace {
 }
 
 /// Gathers everything that is known of an onboarding, named by its own id or by its site's.
-pub async fn story(stack: &Stack, id: Uuid) -> Result<Story, Trouble> {
+pub async fn story(stack: &Stack, id: Uuid) -> Result<Story, CliError> {
     // A UUID is always an id; whose, the event log knows.
-    let parse = |_| Trouble::usage(format!("{id} is no id"));
+    let parse = |_| CliError::usage(format!("{id} is no id"));
     let named: OnboardingId = id.to_string().parse().map_err(parse)?;
     let site: SiteId = id.to_string().parse().map_err(parse)?;
     let (mut onboarding_id, mut events) = (named, all_events(stack, named).await?);
@@ -54,7 +54,7 @@ pub async fn story(stack: &Stack, id: Uuid) -> Result<Story, Trouble> {
     let mut executions =
         stack.executions_of(onboarding_id, since.plus_millis(-CLOCKS_MILLIS)).await?;
     if events.is_empty() && executions.is_empty() {
-        return Err(Trouble::not_found(format!(
+        return Err(CliError::not_found(format!(
             "there is no site and no onboarding {id} in the stack {}",
             stack.name()
         ))
@@ -76,19 +76,19 @@ pub async fn story(stack: &Stack, id: Uuid) -> Result<Story, Trouble> {
 }
 
 /// The story can be told without it.
-fn or_tell<T>(got: Result<T, Trouble>) -> Option<T> {
+fn or_tell<T>(got: Result<T, CliError>) -> Option<T> {
     got.inspect_err(output::complain).ok()
 }
 
 async fn all_events(
     stack: &Stack,
     onboarding: OnboardingId,
-) -> Result<Vec<store::EventRow>, Trouble> {
+) -> Result<Vec<store::EventRow>, CliError> {
     stack.events_of_onboarding(onboarding, Between::default(), usize::MAX).await
 }
 
 /// The executions that replayed a failed one.
-async fn replays(stack: &Stack, id: FailureId) -> Result<Vec<Execution>, Trouble> {
+async fn replays(stack: &Stack, id: FailureId) -> Result<Vec<Execution>, CliError> {
     let mut executions = Vec::new();
     let Some(mut row) = stack.ledger()?.get(id).await? else { return Ok(executions) };
     for count in 1..=row.replays {
@@ -105,7 +105,7 @@ async fn failures_of(
     stack: &Stack,
     onboarding: OnboardingId,
     since: Timestamp,
-) -> Result<Vec<Summary>, Trouble> {
+) -> Result<Vec<Summary>, CliError> {
     let filter = Filter { correlation: Some(onboarding), since: Some(since), ..Filter::default() };
     let mut walk = Walk::new(stack.ledger()?, &STATUSES, filter);
     let mut found = Vec::new();

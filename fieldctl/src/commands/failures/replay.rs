@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{Chosen, Which, counted, payload, skips};
 use crate::{
     commands::sites::{self, Undoable},
-    error::{Exit, Trouble},
+    error::{CliError, Exit},
     output::{Progress, Screen, Tone},
     render::{Table, age, plain, short},
     resend::{Entry, Resend, Sent, joined, part_of, undoes},
@@ -62,7 +62,7 @@ enum Ended {
     /// It was not sent: it would undo a site that is in service.
     Refused(String),
     /// Nothing else can be sent.
-    Stop(Trouble),
+    Stop(CliError),
 }
 
 /// What is left of a run: the count of how it went.
@@ -87,7 +87,7 @@ struct Run<'a> {
 }
 
 /// Shows what would go where, or sends it and shows how it went.
-pub async fn run(stack: &Stack, screen: &mut Screen, options: Options) -> Result<Exit, Trouble> {
+pub async fn run(stack: &Stack, screen: &mut Screen, options: Options) -> Result<Exit, CliError> {
     let ledger = stack.ledger()?;
     let chosen = Chosen::new(ledger.clone(), &options.which).await?;
     if !options.yes {
@@ -110,8 +110,8 @@ pub async fn run(stack: &Stack, screen: &mut Screen, options: Options) -> Result
         Some(((), ticks))
     });
     let pages = stream::try_unfold(chosen, |mut chosen| async move {
-        Ok::<_, Trouble>(
-            chosen.next().await?.map(|page| (stream::iter(page).map(Ok::<_, Trouble>), chosen)),
+        Ok::<_, CliError>(
+            chosen.next().await?.map(|page| (stream::iter(page).map(Ok::<_, CliError>), chosen)),
         )
     });
     // On Ctrl-C no more are taken; those under way come to their end.
@@ -128,7 +128,7 @@ pub async fn run(stack: &Stack, screen: &mut Screen, options: Options) -> Result
         .map(|(row, ())| async {
             let row = row?;
             let ended = run.replay(&row).await?;
-            Ok::<_, Trouble>((row, ended))
+            Ok::<_, CliError>((row, ended))
         })
         .buffer_unordered(width);
     let mut ended = pin!(ended);
@@ -159,7 +159,7 @@ async fn preview(
     stack: &Stack,
     ledger: &Ledger,
     row: &Summary,
-) -> Result<Result<(Entry, Option<Undoable>), String>, Trouble> {
+) -> Result<Result<(Entry, Option<Undoable>), String>, CliError> {
     if row.status != Status::Open {
         return Ok(Err(format!("it is {}", row.status.name())));
     }
@@ -179,9 +179,9 @@ async fn preview(
 
 /// The site that a replay of this failure undoes. Refuses one that is in service, as
 /// `sagas recover` does.
-async fn undone_site(stack: &Stack, row: &FailureRow) -> Result<Undoable, Trouble> {
+async fn undone_site(stack: &Stack, row: &FailureRow) -> Result<Undoable, CliError> {
     let site = row.site_id.ok_or_else(|| {
-        Trouble::new(Exit::Refused, "its payload names no site")
+        CliError::new(Exit::Refused, "its payload names no site")
             .advise(format!("read it: fieldctl failures show {}", short(&row.id)))
     })?;
     sites::undoable(stack, site).await
@@ -192,7 +192,7 @@ async fn dry(
     screen: &mut Screen,
     ledger: Ledger,
     mut chosen: Chosen,
-) -> Result<Exit, Trouble> {
+) -> Result<Exit, CliError> {
     let mut table = Table::new(["ID", "UNDOES", "KIND", "REPLAYS", "LAST", "ERROR", "GOES TO"]);
     let mut count = 0;
     while let Some(page) = chosen.next().await? {
@@ -239,7 +239,7 @@ struct Work {
 
 impl Run<'_> {
     /// Claims, sends, finishes.
-    async fn replay(&self, row: &Summary) -> Result<Ended, Trouble> {
+    async fn replay(&self, row: &Summary) -> Result<Ended, CliError> {
         let skip = |why: &str| Ok(Ended::Skipped(why.to_owned()));
         if row.status != Status::Open {
             return skip(row.status.name());
@@ -315,7 +315,7 @@ impl Run<'_> {
     }
 
     /// Ends claims of what was not sent: as if nothing had been.
-    async fn release(&self, claimed: &[FailureRow]) -> Result<(), Trouble> {
+    async fn release(&self, claimed: &[FailureRow]) -> Result<(), CliError> {
         for row in claimed {
             // Nobody else ends a claim of this run.
             let (Finish::Stays(_) | Finish::Replayed | Finish::NotOurs) =
@@ -325,7 +325,7 @@ impl Run<'_> {
     }
 
     /// What is to be sent; none for a part of a record that is not the first.
-    async fn work(&self, row: &FailureRow) -> Result<Option<Work>, Trouble> {
+    async fn work(&self, row: &FailureRow) -> Result<Option<Work>, CliError> {
         let text = payload(self.stack, row).await?;
         let whole = |payload| Ok(Some(Work { payload, others: Vec::new() }));
         if row.kind != Kind::Quarantined {
@@ -340,7 +340,7 @@ impl Run<'_> {
     }
 
     /// The record of which the row is the first part.
-    async fn parts(&self, row: &FailureRow, first: Value, count: usize) -> Result<Work, Trouble> {
+    async fn parts(&self, row: &FailureRow, first: Value, count: usize) -> Result<Work, CliError> {
         let filter = Filter {
             source: Some(row.source.clone()),
             since: Some(row.last_at.plus_millis(-PARTS_MILLIS)),
@@ -365,7 +365,7 @@ impl Run<'_> {
         }
         match joined(&parts) {
             Some(record) => Ok(Work { payload: record.to_string(), others }),
-            None => Err(Trouble::not_found(format!(
+            None => Err(CliError::not_found(format!(
                 "of a record in {count} parts, {} are open",
                 parts.len()
             ))),
@@ -374,7 +374,7 @@ impl Run<'_> {
 }
 
 /// What is not there is skipped, everything else ends the run.
-fn gone(trouble: Trouble) -> Result<Ended, Trouble> {
+fn gone(trouble: CliError) -> Result<Ended, CliError> {
     match trouble.exit {
         Exit::NotFound => Ok(Ended::Skipped(trouble.message)),
         _ => Err(trouble),
@@ -383,7 +383,7 @@ fn gone(trouble: Trouble) -> Result<Ended, Trouble> {
 
 impl Count {
     /// Counts how one ended, and tells it unless it went well.
-    fn add(&mut self, screen: &mut Screen, row: &Summary, ended: Ended) -> Result<(), Trouble> {
+    fn add(&mut self, screen: &mut Screen, row: &Summary, ended: Ended) -> Result<(), CliError> {
         let (word, tone, symbol, told) = match ended {
             Ended::Replayed => {
                 self.replayed += 1;
@@ -417,7 +417,7 @@ impl Count {
         Ok(())
     }
 
-    fn show(&self, screen: &mut Screen, interrupted: bool) -> Result<(), Trouble> {
+    fn show(&self, screen: &mut Screen, interrupted: bool) -> Result<(), CliError> {
         if screen.json {
             return Ok(());
         }

@@ -1,0 +1,182 @@
+//! Finds what a person named: a site by its id, the first digits of its id, or its name.
+
+use contracts::{OnboardingId, SiteId};
+use serde_json::Value;
+
+use crate::{
+    api::{Call, query},
+    error::{CliError, Exit},
+    log::Between,
+    stack::Stack,
+};
+
+/// Fewer digits are not taken as the beginning of an id.
+const MIN_PREFIX: usize = 4;
+
+/// Ids that an error lists when a name has more than one meaning.
+const MAX_LISTED: usize = 5;
+
+/// A site with the onboarding that created it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// The site.
+    pub site: SiteId,
+    /// Its onboarding: the `correlationId` of all its events.
+    pub onboarding: OnboardingId,
+}
+
+impl Subject {
+    fn of(site: SiteId) -> Self {
+        Self { site, onboarding: OnboardingId::of(site) }
+    }
+}
+
+/// Finds a site by its id, its onboarding's id, the first digits of one of them, or its name.
+///
+/// A whole id that is no onboarding's is taken as a site's; nothing says that the site exists. All else is
+/// compared with every site: exact names first, then ids, then the beginning of names.
+///
+/// # Errors
+/// Exit code 3 if no site has that name; 2 if more than one has it, with their ids.
+pub async fn subject(stack: &Stack, text: &str) -> Result<Subject, CliError> {
+    let Ok(site) = text.trim().parse::<SiteId>() else {
+        let sites = all_sites(stack).await?;
+        return one(text, sites.iter().map(Site::of)).map(Subject::of);
+    };
+    let onboarding: OnboardingId = text.trim().parse().map_err(|_| no_site(text))?;
+    let events = stack.events_of_onboarding(onboarding, Between::default(), usize::MAX).await?;
+    let of_events = events
+        .iter()
+        .filter_map(|event| event.envelope().ok())
+        .find_map(|envelope| envelope.data["siteId"].as_str()?.parse().ok());
+    Ok(Subject::of(of_events.unwrap_or(site)))
+}
+
+/// Finds a site as [`subject`] does.
+///
+/// # Errors
+/// As [`subject`].
+pub async fn site(stack: &Stack, text: &str) -> Result<SiteId, CliError> {
+    subject(stack, text).await.map(|subject| subject.site)
+}
+
+fn no_site(text: &str) -> CliError {
+    CliError::not_found(format!("no site has the id or the name {text:?}"))
+        .advise("`fieldctl sites list` lists the sites")
+}
+
+/// Every site, as `GET /sites` lists it.
+async fn all_sites(stack: &Stack) -> Result<Vec<Value>, CliError> {
+    let (mut sites, mut next) = (Vec::new(), None);
+    loop {
+        let query = query(&[("limit", Some("100".to_owned())), ("next", next)]);
+        let page = stack.call(Call::get(format!("/sites?{query}"))).await?;
+        sites.extend(page["sites"].as_array().into_iter().flatten().cloned());
+        next = page["next"].as_str().map(str::to_owned);
+        if next.is_none() {
+            return Ok(sites);
+        }
+    }
+}
+
+/// What of a site is compared.
+#[derive(Clone, Debug)]
+struct Site {
+    id: String,
+    onboarding: String,
+    name: String,
+}
+
+impl Site {
+    fn of(site: &Value) -> Self {
+        let id = site["siteId"].as_str().unwrap_or_default().to_owned();
+        let onboarding = id.parse().map(|id| OnboardingId::of(id).to_string()).unwrap_or_default();
+        Self { id, onboarding, name: site["name"].as_str().unwrap_or_default().to_owned() }
+    }
+}
+
+/// The one site that the text names.
+fn one(text: &str, sites: impl Iterator<Item = Site>) -> Result<SiteId, CliError> {
+    let text = text.trim();
+    let lower = text.to_lowercase();
+    let is_prefix =
+        lower.len() >= MIN_PREFIX && lower.bytes().all(|it| it.is_ascii_hexdigit() || it == b'-');
+    let (mut exact, mut by_id, mut by_start) = (Vec::new(), Vec::new(), Vec::new());
+    for site in sites {
+        let name = site.name.to_lowercase();
+        if name == lower {
+            exact.push(site);
+        } else if is_prefix && (site.id.starts_with(&lower) || site.onboarding.starts_with(&lower))
+        {
+            by_id.push(site);
+        } else if !lower.is_empty() && name.starts_with(&lower) {
+            by_start.push(site);
+        }
+    }
+    let found =
+        [exact, by_id, by_start].into_iter().find(|found| !found.is_empty()).unwrap_or_default();
+    match found.as_slice() {
+        [] => Err(no_site(text)),
+        [site] => site.id.parse().map_err(|_| {
+            CliError::new(Exit::Failed, format!("the API listed no site id: {:?}", site.id))
+        }),
+        several => {
+            let listed =
+                several.iter().take(MAX_LISTED).map(|site| format!("{} {}", site.id, site.name));
+            let error = CliError::usage(format!("{} sites match {text:?}", several.len()));
+            Err(CliError { details: listed.collect(), ..error }
+                .advise("give the id, or more digits of it"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SITES: [(&str, &str); 3] = [
+        ("0195d9a5-7c00-7000-8000-000000000001", "Desert Rock"),
+        ("0195d9a5-7c00-7000-8000-000000000002", "Desert Rock 2"),
+        ("fade0000-7c00-7000-8000-000000000003", "Deadwood"),
+    ];
+
+    fn named(text: &str) -> Result<String, (Exit, Vec<String>)> {
+        let sites = SITES
+            .iter()
+            .map(|(id, name)| Site::of(&serde_json::json!({"siteId": id, "name": name})));
+        one(text, sites).map(|id| id.to_string()).map_err(|error| (error.exit, error.details))
+    }
+
+    #[test]
+    fn an_exact_name_wins_over_a_longer_name() {
+        assert_eq!(named("desert rock").unwrap(), SITES[0].0);
+        assert_eq!(named("Desert Rock 2").unwrap(), SITES[1].0);
+        assert_eq!(
+            named("dead").unwrap(),
+            SITES[2].0,
+            "the beginning of a name that could be digits"
+        );
+    }
+
+    #[test]
+    fn an_id_is_found_by_its_first_digits_and_by_its_onboarding() {
+        assert_eq!(named("FADE").unwrap(), SITES[2].0);
+        let onboarding = OnboardingId::of(SITES[2].0.parse().unwrap()).to_string();
+        assert_eq!(named(&onboarding[..8]).unwrap(), SITES[2].0);
+    }
+
+    #[test]
+    fn a_text_with_two_meanings_is_refused_with_both() {
+        let (exit, details) = named("0195d9a5").unwrap_err();
+        assert_eq!(exit, Exit::Usage);
+        assert_eq!(details.len(), 2, "{details:?}");
+        assert_eq!(named("desert").unwrap_err().0, Exit::Usage);
+    }
+
+    #[test]
+    fn an_unknown_name_is_not_found() {
+        for unknown in ["nowhere", "", "123", "fff"] {
+            assert_eq!(named(unknown).unwrap_err().0, Exit::NotFound, "{unknown:?}");
+        }
+    }
+}
