@@ -14,8 +14,11 @@ use serde::Serialize;
 
 use crate::{
     error::{CliError, Exit},
-    render::wrap,
+    render::{short, wrap},
 };
+
+/// A terminal of fewer columns shows the first digits of ids in lists.
+const MIN_WIDTH_OF_IDS: usize = 120;
 
 /// What a text means to who reads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -119,6 +122,16 @@ impl Screen {
             Tone::Bad => style.red().bold(),
         };
         Text(style.apply_to(text.0).to_string())
+    }
+
+    /// An id as a list shows it: whole, or its first digits on a terminal too narrow for it. Commands accept both.
+    #[must_use]
+    pub fn id(&self, id: &(impl ToString + ?Sized)) -> String {
+        if self.width.is_some_and(|width| width < MIN_WIDTH_OF_IDS) {
+            short(id)
+        } else {
+            id.to_string()
+        }
     }
 
     /// Prints a line of text.

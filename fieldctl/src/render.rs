@@ -20,18 +20,24 @@ pub fn plain(text: impl Into<String>) -> Cell {
     (text.into(), Tone::Plain)
 }
 
-/// A table that is printed as it comes, page by page. Its first page says how wide its columns are;
-/// the last one ends where the terminal does.
+/// A table that is printed page by page. Its first page decides how wide its columns are.
+///
+/// Nothing is cut: on a narrow terminal the columns that do not fit are printed beneath their row.
 pub struct Table {
     titles: Vec<&'static str>,
     widths: Vec<usize>,
+    /// How many columns stand in the row; the others are beneath it.
+    in_row: usize,
 }
+
+/// What is printed beneath a row is set off by so many columns.
+const BENEATH: usize = 4;
 
 impl Table {
     /// One with those columns.
     #[must_use]
     pub fn new<const N: usize>(titles: [&'static str; N]) -> Self {
-        Self { titles: titles.to_vec(), widths: Vec::new() }
+        Self { titles: titles.to_vec(), widths: Vec::new(), in_row: N }
     }
 
     /// Prints further rows, the titles before the first ones.
@@ -43,28 +49,53 @@ impl Table {
                     *width = (*width).max(Text::from(&one_line(text)).width());
                 }
             }
-            let titles: Vec<Cell> =
-                self.titles.iter().map(|title| ((*title).to_owned(), Tone::Faint)).collect();
+            self.in_row = columns_in_row(&self.widths, screen.width);
+            let titles: Vec<Cell> = self.titles[..self.in_row]
+                .iter()
+                .map(|title| ((*title).to_owned(), Tone::Faint))
+                .collect();
             self.row(screen, &titles)?;
         }
         rows.iter().try_for_each(|row| self.row(screen, row))
     }
 
     fn row(&self, screen: &mut Screen, row: &[Cell]) -> Result<(), CliError> {
+        let (in_row, beneath) = row.split_at(self.in_row.min(row.len()));
         let mut line = Text::default();
-        for (index, ((text, tone), width)) in row.iter().zip(&self.widths).enumerate() {
+        for ((text, tone), width) in in_row.iter().zip(&self.widths) {
             let text = Text::from(&one_line(text));
             let gap = width.saturating_sub(text.width()) + 2;
-            line = line.then(screen.paint(*tone, text));
-            if index + 1 < row.len() {
-                line = line.gap(gap);
+            line = line.then(screen.paint(*tone, text)).gap(gap);
+        }
+        screen.line(line)?;
+        for (index, (text, tone)) in beneath.iter().enumerate() {
+            if text.trim().is_empty() {
+                continue;
+            }
+            // The last column is the sentence of the row: it needs no title.
+            let is_last = self.in_row + index + 1 == self.titles.len();
+            let title = if is_last { "" } else { self.titles[self.in_row + index] };
+            let text = if title.is_empty() { text.clone() } else { format!("{title}: {text}") };
+            for part in wrap(&text, screen.width.map(|width| width.saturating_sub(BENEATH))) {
+                screen.line(Text::default().gap(BENEATH).then(screen.paint(*tone, &part)))?;
             }
         }
-        screen.line(match screen.width {
-            Some(width) => line.cut(width),
-            None => line,
-        })
+        Ok(())
     }
+}
+
+/// How many columns fit into a row of that width, beginning with the first one, which always does.
+fn columns_in_row(widths: &[usize], screen: Option<usize>) -> usize {
+    let Some(screen) = screen else { return widths.len() };
+    let mut used = 0;
+    for (index, width) in widths.iter().enumerate() {
+        used += width;
+        if used > screen && index > 0 {
+            return index;
+        }
+        used += 2;
+    }
+    widths.len()
 }
 
 /// The text with a single space between its words.
@@ -158,7 +189,7 @@ pub fn length(text: &str) -> Result<Duration, String> {
 }
 
 /// The first digits of an id: enough to tell it by.
-pub fn short(id: &impl ToString) -> String {
+pub fn short(id: &(impl ToString + ?Sized)) -> String {
     id.to_string().chars().take(8).collect()
 }
 
@@ -253,6 +284,14 @@ mod tests {
         }
         assert!(instant("yesterday").expect_err("no time").contains("RFC 3339"));
         assert!(length("-2h").is_err());
+    }
+
+    #[test]
+    fn columns_that_do_not_fit_are_printed_beneath_the_row() {
+        assert_eq!(columns_in_row(&[10, 20, 30], None), 3, "no terminal");
+        assert_eq!(columns_in_row(&[10, 20, 30], Some(64)), 3, "10 + 2 + 20 + 2 + 30");
+        assert_eq!(columns_in_row(&[10, 20, 30], Some(63)), 2);
+        assert_eq!(columns_in_row(&[10, 20, 30], Some(5)), 1);
     }
 
     #[test]

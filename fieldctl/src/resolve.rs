@@ -1,6 +1,7 @@
-//! Finds what a person named: a site by its id, the first digits of its id, or its name.
+//! Finds what a person named: a site by its id, the first digits of its id, or its name; a sensor by its id, the
+//! first digits of its id, or `<site>/<metric>`.
 
-use contracts::{OnboardingId, SiteId};
+use contracts::{OnboardingId, SensorId, SiteId, inbound::MAX_SENSORS};
 use serde_json::Value;
 
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
 };
 
 /// Fewer digits are not taken as the beginning of an id.
-const MIN_PREFIX: usize = 4;
+pub const MIN_PREFIX: usize = 4;
 
 /// Ids that an error lists when a name has more than one meaning.
 const MAX_LISTED: usize = 5;
@@ -60,6 +61,74 @@ pub async fn site(stack: &Stack, text: &str) -> Result<SiteId, CliError> {
     subject(stack, text).await.map(|subject| subject.site)
 }
 
+/// Finds a sensor by its id, the first digits of its id, or `<site>/<metric>`.
+///
+/// A whole id is taken as it is. The first digits are compared with the ids that the sites' registrations
+/// could have made, which are derived: no call for each site is needed.
+///
+/// # Errors
+/// Exit code 3 if no sensor has that name; 2 if more than one has it.
+pub async fn sensor(stack: &Stack, text: &str) -> Result<SensorId, CliError> {
+    let text = text.trim();
+    if let Ok(id) = text.parse() {
+        return Ok(id);
+    }
+    if let Some((named, metric)) = text.rsplit_once('/') {
+        let site = site(stack, named).await?;
+        let shown = stack.call(Call::get(format!("/sites/{site}"))).await?;
+        return one_of_metric(&shown, metric);
+    }
+    let prefix = text.to_lowercase();
+    let unknown = || {
+        CliError::not_found(format!("no sensor has the id {text:?}"))
+            .advise("give its id, the first digits of it, or <site>/<metric>; `fieldctl sites show <site>` lists them")
+    };
+    if !is_prefix(&prefix) {
+        return Err(unknown());
+    }
+    let sites = all_sites(stack).await?;
+    let onboardings = sites
+        .iter()
+        .filter_map(|site| Some(OnboardingId::of(site["siteId"].as_str()?.parse().ok()?)));
+    let ids = onboardings.flat_map(|id| (0..MAX_SENSORS).map(move |index| SensorId::of(id, index)));
+    let found: Vec<_> = ids.filter(|id| id.to_string().starts_with(&prefix)).take(2).collect();
+    match found.as_slice() {
+        [] => Err(unknown()),
+        [id] => Ok(*id),
+        _ => Err(CliError::usage(format!("more than one sensor's id begins with {text}"))
+            .advise("give more digits, or <site>/<metric>")),
+    }
+}
+
+/// The site's one sensor of that metric.
+fn one_of_metric(site: &Value, metric: &str) -> Result<SensorId, CliError> {
+    let sensors: Vec<_> = site["sensors"].as_array().into_iter().flatten().collect();
+    let found: Vec<_> = sensors
+        .iter()
+        .filter(|sensor| sensor["metric"].as_str() == Some(metric))
+        .filter_map(|sensor| sensor["sensorId"].as_str())
+        .collect();
+    let listed = |error: CliError| {
+        let text = |sensor: &Value, name: &str| sensor[name].as_str().unwrap_or("?").to_owned();
+        let details =
+            sensors.iter().map(|it| format!("{} {}", text(it, "sensorId"), text(it, "metric")));
+        CliError { details: details.collect(), ..error }
+    };
+    match found.as_slice() {
+        [] => Err(listed(CliError::not_found(format!("the site has no sensor of {metric:?}")))),
+        [id] => id.parse().map_err(|_| {
+            CliError::new(Exit::Failed, format!("the API listed no sensor id: {id:?}"))
+        }),
+        _ => {
+            Err(listed(CliError::usage(format!("the site has more than one sensor of {metric:?}"))))
+        }
+    }
+}
+
+fn is_prefix(text: &str) -> bool {
+    text.len() >= MIN_PREFIX && text.bytes().all(|it| it.is_ascii_hexdigit() || it == b'-')
+}
+
 fn no_site(text: &str) -> CliError {
     CliError::not_found(format!("no site has the id or the name {text:?}"))
         .advise("`fieldctl sites list` lists the sites")
@@ -99,8 +168,7 @@ impl Site {
 fn one(text: &str, sites: impl Iterator<Item = Site>) -> Result<SiteId, CliError> {
     let text = text.trim();
     let lower = text.to_lowercase();
-    let is_prefix =
-        lower.len() >= MIN_PREFIX && lower.bytes().all(|it| it.is_ascii_hexdigit() || it == b'-');
+    let is_prefix = is_prefix(&lower);
     let (mut exact, mut by_id, mut by_start) = (Vec::new(), Vec::new(), Vec::new());
     for site in sites {
         let name = site.name.to_lowercase();
@@ -171,6 +239,19 @@ mod tests {
         assert_eq!(exit, Exit::Usage);
         assert_eq!(details.len(), 2, "{details:?}");
         assert_eq!(named("desert").unwrap_err().0, Exit::Usage);
+    }
+
+    #[test]
+    fn a_sensor_is_found_by_its_metric_if_there_is_one() {
+        let id = SensorId::of(OnboardingId::of(SITES[0].0.parse().unwrap()), 0).to_string();
+        let of = |metric: &str| serde_json::json!({"sensorId": id, "metric": metric});
+        let site =
+            serde_json::json!({"sensors": [of("wind_speed"), of("humidity"), of("humidity")]});
+        assert_eq!(one_of_metric(&site, "wind_speed").unwrap().to_string(), id);
+        for (metric, exit) in [("humidity", Exit::Usage), ("pm10", Exit::NotFound)] {
+            let error = one_of_metric(&site, metric).unwrap_err();
+            assert_eq!((error.exit, error.details.len()), (exit, 3), "{metric}");
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub struct Story {
     /// The saga.
     pub onboarding_id: OnboardingId,
     /// The site.
-    pub site_id: Option<SiteId>,
+    pub site_id: SiteId,
     /// As `GET /sites/{siteId}` answers it; none where the API did not.
     pub site: Option<Value>,
     /// Of both machines, in the order of their beginning.
@@ -250,7 +250,7 @@ impl Story {
         #[serde(rename_all = "camelCase")]
         struct Document {
             onboarding_id: OnboardingId,
-            site_id: Option<SiteId>,
+            site_id: SiteId,
             site: Option<Value>,
             #[serde(flatten)]
             standing: Standing,
@@ -278,9 +278,7 @@ impl Story {
             screen.field("site", Tone::Strong, &name)?;
             screen.field("status", of_status(text("status")), text("status"))?;
         }
-        if let Some(site) = self.site_id {
-            screen.field("siteId", Tone::Plain, &site.to_string())?;
-        }
+        screen.field("siteId", Tone::Plain, &self.site_id.to_string())?;
         screen.field("onboardingId", Tone::Plain, &self.onboarding_id.to_string())?;
         self.show_standing(screen)?;
         screen.line("")?;

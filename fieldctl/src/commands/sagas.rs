@@ -15,6 +15,7 @@ use crate::{
     log::Between,
     output::{Progress, Screen, Tone},
     render::{Cell, Table, age, length, mask, plain, span},
+    resolve::{self, MIN_PREFIX},
     saga::{Execution, Listed, MACHINES},
     stack::Stack,
     trace::{of_execution, of_status, show},
@@ -47,13 +48,13 @@ pub enum Sagas {
     },
     /// Shows an execution, state by state.
     Show {
-        /// Its name, such as the onboarding's id, or its ARN.
+        /// Its name or the first digits of it, its ARN, or a site (its onboarding is shown).
         execution: String,
     },
     /// Starts a site-teardown for an onboarding that left something behind, or stands still.
     Recover {
-        /// The onboarding.
-        onboarding: OnboardingId,
+        /// The site: its id, its onboarding's id, the first digits of one of them, or its name.
+        site: String,
         /// Show how it goes until it ends.
         #[arg(long)]
         wait: bool,
@@ -97,7 +98,8 @@ impl Sagas {
                 print(screen, &found)?;
                 Ok(Exit::Done)
             }
-            Self::Recover { onboarding, wait, yes } => {
+            Self::Recover { site, wait, yes } => {
+                let onboarding = resolve::subject(stack, &site).await?.onboarding;
                 recover(stack, screen, onboarding, wait, yes).await
             }
         }
@@ -172,13 +174,13 @@ async fn list(
         screen.line("There are no such executions.")?;
     }
     let now = screen.now;
-    let rows: Vec<_> = found.iter().map(|execution| row(execution, now)).collect();
+    let rows: Vec<_> = found.iter().map(|execution| row(screen, execution, now)).collect();
     let titles = ["STATUS", "STARTED", "LAST", "SAGA", "STANDS AT, OR ERROR", "NAME"];
     Table::new(titles).page(screen, &rows)?;
     Ok(Exit::Done)
 }
 
-fn row(execution: &Execution, now: Timestamp) -> Vec<Cell> {
+fn row(screen: &Screen, execution: &Execution, now: Timestamp) -> Vec<Cell> {
     let stands = match (execution.current(), &execution.failure) {
         (Some(state), _) if execution.is_running() => {
             let since = span(now.millis() - state.begun.millis());
@@ -193,27 +195,54 @@ fn row(execution: &Execution, now: Timestamp) -> Vec<Cell> {
         (age(now, execution.last_event), Tone::Faint),
         plain(execution.machine.trim_start_matches("site-")),
         stands,
-        plain(execution.name.clone()),
+        plain(name_in_list(screen, &execution.name)),
     ]
 }
 
-/// By ARN, or by name in either machine.
+/// An execution's name as a list shows it; a prefix of a name is enough for `sagas show`.
+fn name_in_list(screen: &Screen, name: &str) -> String {
+    match name.parse::<OnboardingId>() {
+        Ok(id) => screen.id(&id),
+        Err(_) => name.to_owned(),
+    }
+}
+
+/// Finds an execution by its ARN, by its name or the first characters of it in either machine, or by its site.
 async fn find(stack: &Stack, named: &str) -> Result<Execution, CliError> {
-    let arns = if named.starts_with("arn:") {
-        vec![named.to_owned()]
-    } else {
-        MACHINES
-            .into_iter()
-            .map(|machine| stack.execution_arn(machine, named))
-            .collect::<Result<_, _>>()?
+    let not_found = || {
+        CliError::not_found(format!("there is no execution {named}"))
+            .advise("`fieldctl sagas list` lists them; they are kept for 90 days after their end")
     };
-    for arn in arns {
-        if let Some(execution) = stack.execution(&arn).await? {
+    if named.starts_with("arn:") {
+        return stack.execution(named).await?.ok_or_else(not_found);
+    }
+    for machine in MACHINES {
+        if let Some(execution) = stack.execution(&stack.execution_arn(machine, named)?).await? {
             return Ok(execution);
         }
     }
-    Err(CliError::not_found(format!("there is no execution {named}"))
-        .advise("`fieldctl sagas list` lists them; they are kept for 90 days after their end"))
+    if named.len() >= MIN_PREFIX {
+        let all = listed(stack, vec![None], usize::MAX).await?;
+        let found: Vec<_> = all.iter().filter(|listed| listed.name.starts_with(named)).collect();
+        match found.as_slice() {
+            [] => {}
+            [one] => return stack.execution(&one.arn).await?.ok_or_else(not_found),
+            several => {
+                let error =
+                    CliError::usage(format!("{} executions begin with {named}", several.len()))
+                        .advise("give more characters of the name");
+                let details = several.iter().take(5).map(|listed| listed.name.clone()).collect();
+                return Err(CliError { details, ..error });
+            }
+        }
+    }
+    let onboarding = match resolve::subject(stack, named).await {
+        Ok(subject) => subject.onboarding.to_string(),
+        Err(error) if error.exit == Exit::NotFound => return Err(not_found()),
+        Err(error) => return Err(error),
+    };
+    let arn = stack.execution_arn("SiteOnboardingArn", &onboarding)?;
+    stack.execution(&arn).await?.ok_or_else(not_found)
 }
 
 fn print(screen: &mut Screen, execution: &Execution) -> Result<(), CliError> {

@@ -14,6 +14,7 @@ use crate::{
     error::{CliError, Exit},
     output::{Progress, Screen, Tone},
     render::{Table, ago, plain},
+    resolve,
     stack::Stack,
     trace::of_status,
 };
@@ -35,8 +36,8 @@ pub enum Sites {
     },
     /// Shows a site: status, sensors, its onboarding step by step.
     Show {
-        /// The site.
-        site: SiteId,
+        /// The site: its id, the first digits of it, or its name.
+        site: String,
     },
     /// Registers a site, which starts its onboarding.
     Onboard {
@@ -51,8 +52,8 @@ pub enum Sites {
     },
     /// Takes a live site out of service, for good.
     Teardown {
-        /// The site.
-        site: SiteId,
+        /// The site: its id, the first digits of it, or its name.
+        site: String,
         /// Wait until the site is DECOMMISSIONED.
         #[arg(long)]
         wait: bool,
@@ -82,11 +83,14 @@ impl Sites {
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         match self {
             Self::List { status, limit } => list(stack, screen, status, limit).await,
-            Self::Show { site } => show(stack, screen, site).await,
+            Self::Show { site } => show(stack, screen, resolve::site(stack, &site).await?).await,
             Self::Onboard { file, idempotency_key, wait } => {
                 onboard(stack, screen, &file, idempotency_key, wait).await
             }
-            Self::Teardown { site, wait, yes } => teardown(stack, screen, site, wait, yes).await,
+            Self::Teardown { site, wait, yes } => {
+                let site = resolve::site(stack, &site).await?;
+                teardown(stack, screen, site, wait, yes).await
+            }
         }
     }
 }
@@ -156,7 +160,7 @@ async fn list(
                 let registered = registered.map_or("?".to_owned(), |at| ago(screen.now, at));
                 vec![
                     (status.to_owned(), of_status(status)),
-                    plain(text(site, "siteId")),
+                    plain(screen.id(text(site, "siteId"))),
                     (registered, Tone::Faint),
                     (text(site, "name").to_owned(), Tone::Strong),
                     plain(text(site, "operator")),

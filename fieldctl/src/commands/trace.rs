@@ -1,15 +1,15 @@
 //! `fieldctl trace`.
 
 use clap::Args;
-use contracts::{OnboardingId, SiteId, Timestamp};
+use contracts::{OnboardingId, Timestamp};
 use failures::{FailureId, Kind, ledger::Summary};
-use uuid::Uuid;
 
 use crate::{
     commands::sites,
     error::{CliError, Exit},
     log::Between,
     output::{self, Screen},
+    resolve::{self, Subject},
     saga::Execution,
     stack::Stack,
     trace::Story,
@@ -22,14 +22,15 @@ const CLOCKS_MILLIS: i64 = 60_000;
 /// Tells the whole story of a site.
 #[derive(Debug, Args)]
 pub struct Trace {
-    /// A site's or an onboarding's id.
-    id: Uuid,
+    /// The site: its id, its onboarding's id, the first digits of one of them, or its name.
+    site: String,
 }
 
 impl Trace {
     /// Carries it out.
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
-        let story = story(stack, self.id).await?;
+        let subject = resolve::subject(stack, &self.site).await?;
+        let story = story(stack, subject).await?;
         if screen.json {
             screen.document(&story.document())?;
         } else {
@@ -39,40 +40,28 @@ impl Trace {
     }
 }
 
-/// Gathers everything that is known of an onboarding, named by its own id or by its site's.
-pub async fn story(stack: &Stack, id: Uuid) -> Result<Story, CliError> {
-    // A UUID is always an id; whose, the event log knows.
-    let parse = |_| CliError::usage(format!("{id} is no id"));
-    let named: OnboardingId = id.to_string().parse().map_err(parse)?;
-    let site: SiteId = id.to_string().parse().map_err(parse)?;
-    let (mut onboarding_id, mut events) = (named, all_events(stack, named).await?);
-    if events.is_empty() {
-        onboarding_id = OnboardingId::of(site);
-        events = all_events(stack, onboarding_id).await?;
-    }
+/// Gathers everything that is known of a site and its onboarding.
+pub async fn story(stack: &Stack, subject: Subject) -> Result<Story, CliError> {
+    let onboarding_id = subject.onboarding;
+    let events = all_events(stack, onboarding_id).await?;
     let since = events.first().map_or(Timestamp::now(), |event| event.occurred_at);
     let mut executions =
         stack.executions_of(onboarding_id, since.plus_millis(-CLOCKS_MILLIS)).await?;
     if events.is_empty() && executions.is_empty() {
         return Err(CliError::not_found(format!(
-            "there is no site and no onboarding {id} in the stack {}",
+            "there is no site and no onboarding {} in the stack {}",
+            subject.site,
             stack.name()
         ))
         .advise("`fieldctl sites list` lists the sites"));
     }
-    let site_id = events.iter().filter_map(|event| event.envelope().ok()).find_map(|envelope| {
-        serde_json::from_value::<SiteId>(envelope.data["siteId"].clone()).ok()
-    });
-    let site = match site_id {
-        Some(site) => or_tell(sites::get(stack, site).await),
-        None => None,
-    };
+    let site = or_tell(sites::get(stack, subject.site).await);
     let failures = or_tell(failures_of(stack, onboarding_id, since).await).unwrap_or_default();
     for failure in failures.iter().filter(|failure| failure.kind == Kind::ExecutionFailed) {
         executions.extend(replays(stack, failure.id).await?);
     }
     executions.sort_by_key(|execution| execution.started);
-    Ok(Story { onboarding_id, site_id, site, executions, events, failures })
+    Ok(Story { onboarding_id, site_id: subject.site, site, executions, events, failures })
 }
 
 /// The story can be told without it.

@@ -330,11 +330,13 @@ impl Matrix {
     ) -> Result<Vec<Ran>> {
         let waiting = Mutex::new(VecDeque::from(spread(cases)));
         let ran = Mutex::new(Vec::new());
+        let batched = tokio::sync::Mutex::new(());
         let lanes = Metric::ALL.iter().take(SIDE_BY_SIDE).map(async |metric| {
             let mut surplus = 0;
             loop {
                 let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                 let Some(case) = next else { return anyhow::Ok(()) };
+                let _turn = if case.step.is_batched() { Some(batched.lock().await) } else { None };
                 let begun = Instant::now();
                 let key = Uuid::new_v4().to_string();
                 let tried = self.run_case(&case, &key, *metric, &mut surplus).await;

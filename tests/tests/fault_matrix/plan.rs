@@ -40,6 +40,14 @@ pub struct Step {
 /// Functions that no state machine calls, but no onboarding goes without.
 const BESIDE: [&str; 3] = ["CreateSite", "StartOnboarding", "PublishEvents"];
 
+impl Step {
+    /// Whether one invocation works for several onboardings. Its calls are attributed to one of them, so two
+    /// cases of such a step can't run at the same time.
+    pub fn is_batched(&self) -> bool {
+        self.name == "PublishEvents"
+    }
+}
+
 /// The steps of both state machines, and those beside them.
 pub async fn steps(stack: &Stack) -> Result<Vec<Step>> {
     let mut steps = Vec::new();
