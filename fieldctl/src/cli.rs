@@ -5,8 +5,8 @@ use clap_complete::Shell;
 
 use crate::{
     commands::{
-        events::Events, failures::Failures, outputs::Outputs, readings::Readings, sagas::Sagas,
-        sites::Sites, subscriptions, trace::Trace,
+        events::Events, failures::Failures, logs::Logs, outputs::Outputs, readings::Readings,
+        sagas::Sagas, sites::Sites, status, subscriptions, trace::Trace,
     },
     output::Screen,
     stack::Target,
@@ -81,6 +81,8 @@ impl Look {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// The whole stack on one screen: what needs attention, and what to do about it.
+    Status(status::Options),
     /// Monitoring sites: list, show, onboard, teardown.
     #[command(subcommand)]
     Sites(Sites),
@@ -100,6 +102,8 @@ pub enum Command {
     /// What the stack gave up on: see it, replay it, discard it.
     #[command(subcommand)]
     Failures(Failures),
+    /// What the functions wrote: about a site, of a function, errors only, as they come.
+    Logs(Logs),
     /// Prints the stack's outputs: the API's URL, the names of its bus, stream and tables.
     Outputs(Outputs),
     /// Prints a completion script for a shell.

@@ -2,10 +2,12 @@
 
 pub mod events;
 pub mod failures;
+pub mod logs;
 pub mod outputs;
 pub mod readings;
 pub mod sagas;
 pub mod sites;
+pub mod status;
 pub mod subscriptions;
 pub mod trace;
 

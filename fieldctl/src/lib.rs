@@ -14,5 +14,6 @@ pub mod resend;
 pub mod resolve;
 pub mod saga;
 pub mod stack;
+pub mod status;
 pub mod trace;
 pub mod walk;

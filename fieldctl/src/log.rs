@@ -1,10 +1,12 @@
 //! The event log: the rows of the events table.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
 use contracts::{OnboardingId, Timestamp};
-use store::EventRow;
+use futures_util::future::try_join_all;
+use serde::Deserialize;
+use store::{EventRow, UNPUBLISHED_SHARDS};
 
 use crate::{
     error::{CliError, Exit, aws, unreadable},
@@ -12,6 +14,9 @@ use crate::{
 };
 
 type Item = HashMap<String, AttributeValue>;
+
+/// An event that is unpublished for longer is late: events are published within a second.
+pub const OLDEST_IS_LATE: Duration = Duration::from_secs(60);
 
 /// As many as `BatchGetItem` takes.
 const MOST_GOT: usize = 100;
@@ -35,6 +40,18 @@ impl Between {
         }
         Ok((from, to))
     }
+}
+
+/// An event that is not published yet.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Waiting {
+    /// `type#id`.
+    pub entity: String,
+    /// Its place among the entity's events.
+    pub sequence: u64,
+    /// When it happened.
+    #[serde(rename = "occurredAt")]
+    pub at: Timestamp,
 }
 
 fn text(value: impl Into<String>) -> AttributeValue {
@@ -92,6 +109,29 @@ impl Stack {
     ) -> Result<Vec<EventRow>, CliError> {
         let id = onboarding.to_string();
         self.by_index("byCorrelation", "correlationId", &id, between, limit).await
+    }
+
+    /// The event that has waited longest to be published; `None` if all are published.
+    pub async fn oldest_unpublished(&self) -> Result<Option<Waiting>, CliError> {
+        let table = self.output("EventsTable")?;
+        let oldest_of = async |shard: u8| {
+            let query = self
+                .dynamodb
+                .query()
+                .table_name(table)
+                .index_name("unpublished")
+                .key_condition_expression("unpublished = :shard")
+                .expression_attribute_values(":shard", text(shard.to_string()))
+                .limit(1);
+            let found = query.send().await.map_err(aws("the event log can't be read"))?;
+            let item = found.items.unwrap_or_default().into_iter().next();
+            let waiting: Option<Waiting> = item.map(serde_dynamo::from_item).transpose().map_err(
+                |error: serde_dynamo::Error| unreadable("a row of the events table", &error),
+            )?;
+            Ok::<_, CliError>(waiting)
+        };
+        let found = try_join_all((0..UNPUBLISHED_SHARDS).map(oldest_of)).await?;
+        Ok(found.into_iter().flatten().min_by_key(|waiting| waiting.at))
     }
 
     /// The indexes hold keys alone; the rows are got by them.

@@ -39,6 +39,8 @@ async fn run(cli: Cli) -> Result<Exit, CliError> {
     }
     let stack = Stack::connect(&cli.target).await?;
     let exit = match cli.command {
+        Command::Status(options) => options.run(&stack, screen).await,
+        Command::Logs(command) => command.run(&stack, screen).await,
         Command::Sites(command) => command.run(&stack, screen).await,
         Command::Trace(command) => command.run(&stack, screen).await,
         Command::Sagas(command) => command.run(&stack, screen).await,

@@ -50,7 +50,14 @@ pub async fn subject(stack: &Stack, text: &str) -> Result<Subject, CliError> {
         .iter()
         .filter_map(|event| event.envelope().ok())
         .find_map(|envelope| envelope.data["siteId"].as_str()?.parse().ok());
-    Ok(Subject::of(of_events.unwrap_or(site)))
+    if let Some(site) = of_events {
+        return Ok(Subject { site, onboarding });
+    }
+    // An onboarding whose events can't be found still has its execution.
+    let arn = stack.execution_arn("SiteOnboardingArn", &onboarding.to_string())?;
+    let execution = stack.execution(&arn).await?;
+    let of_execution = execution.and_then(|it| it.input["siteId"].as_str()?.parse().ok());
+    Ok(of_execution.map_or(Subject::of(site), |site| Subject { site, onboarding }))
 }
 
 /// Finds a site as [`subject`] does.

@@ -151,6 +151,19 @@ impl Stack {
         })
     }
 
+    pub(crate) fn cloudformation(&self) -> &aws_sdk_cloudformation::Client {
+        &self.cloudformation
+    }
+
+    /// The status of the last deployment, for example `UPDATE_COMPLETE`.
+    pub async fn deployment(&self) -> Result<String, CliError> {
+        let described = self.cloudformation.describe_stacks().stack_name(&self.name).send().await;
+        let described = described.map_err(aws("the stack can't be looked up"))?;
+        let stack = described.stacks().first().ok_or_else(|| no_stack(&self.name, &self.region))?;
+        let status = stack.stack_status().map(|status| status.as_str().to_owned());
+        status.ok_or_else(|| CliError::not_found("CloudFormation gave no status of the stack"))
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -12,6 +12,7 @@ use crate::{
     output::{Screen, Text, Tone},
     render::{age, sentence, short, span, wire, wrap},
     saga::{Execution, Failed, State},
+    status::Provider,
 };
 
 /// Everything that is known of an onboarding.
@@ -29,6 +30,8 @@ pub struct Story {
     pub events: Vec<EventRow>,
     /// What failed and was recorded.
     pub failures: Vec<Summary>,
+    /// The payment provider, if a running saga waits for it.
+    pub provider: Option<Provider>,
 }
 
 /// Where an onboarding stands.
@@ -51,6 +54,9 @@ pub enum Standing {
         since: Timestamp,
         /// An answer is waited for.
         waiting: bool,
+        /// The error of the step's last failed try.
+        #[serde(rename = "lastError", skip_serializing_if = "Option::is_none")]
+        last_error: Option<Failed>,
     },
     /// Nothing runs, nothing failed.
     Ended,
@@ -203,6 +209,7 @@ impl Story {
                 state: state.map(|state| state.name.clone()),
                 since: state.map_or(running.last_event, |state| state.begun),
                 waiting: state.is_some_and(|state| state.submitted),
+                last_error: state.and_then(|state| state.failures.last().cloned()),
             };
         }
         let told = self.events.iter().filter(|event| event.kind == "SiteRejected");
@@ -257,6 +264,8 @@ impl Story {
             incomplete: bool,
             #[serde(flatten)]
             undo: Undo,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            provider: Option<Provider>,
             timeline: Vec<Entry>,
         }
         Document {
@@ -266,6 +275,7 @@ impl Story {
             standing: self.standing(),
             incomplete: self.undo() == Undo::Incomplete,
             undo: self.undo(),
+            provider: self.provider.clone(),
             timeline: self.timeline(),
         }
     }
@@ -285,6 +295,22 @@ impl Story {
         show(screen, &self.timeline())
     }
 
+    /// Why a billing step waits: its commands stay in their queue while the provider's circuit is open.
+    fn show_provider(&self, screen: &mut Screen) -> Result<(), CliError> {
+        let Some(provider) = &self.provider else { return Ok(()) };
+        let tone = if provider.fails() { Tone::Bad } else { Tone::Plain };
+        screen.field("provider", tone, &provider.summary(screen.now))?;
+        for detail in provider.details(screen.now) {
+            screen.field("", Tone::Plain, &detail)?;
+        }
+        let next = if provider.fails() {
+            provider.next()
+        } else {
+            format!("fieldctl logs {} --errors", self.site_id)
+        };
+        screen.field("next", Tone::Strong, &next)
+    }
+
     fn show_standing(&self, screen: &mut Screen) -> Result<(), CliError> {
         match self.standing() {
             Standing::Failed { failure: Failure { step, error, message } } => {
@@ -292,11 +318,15 @@ impl Story {
                 screen.field("error", Tone::Bad, &error)?;
                 screen.field("message", Tone::Plain, &message)?;
             }
-            Standing::Running { machine, state, since, waiting } => {
+            Standing::Running { machine, state, since, waiting, last_error } => {
                 let state = state.as_deref().unwrap_or("between two states");
                 let waiting = if waiting { ", waits for an answer" } else { "" };
                 let text = format!("{machine}: {state}, for {}{waiting}", age(screen.now, since));
                 screen.field("stands at", Tone::Warn, &text)?;
+                if let Some(Failed { error, message }) = last_error {
+                    screen.field("last error", Tone::Bad, &format!("{error}: {message}"))?;
+                }
+                self.show_provider(screen)?;
             }
             Standing::NotStarted => screen.field("stands at", Tone::Warn, "no saga was started")?,
             Standing::Ended => {}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use aws_sdk_sfn::types::ExecutionStatus;
 use clap::Subcommand;
 use contracts::{OnboardingId, SiteId, Timestamp};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -115,6 +115,54 @@ fn is_longer(now: Timestamp, since: Timestamp, budget: Duration) -> bool {
     u128::try_from(past).is_ok_and(|past| past > budget.as_millis())
 }
 
+/// The executions that run and had no event for longer than the budget, the oldest first.
+pub async fn stuck(
+    stack: &Stack,
+    budget: Duration,
+    now: Timestamp,
+) -> Result<Vec<Execution>, CliError> {
+    let mut listed = listed(stack, vec![Some(ExecutionStatus::Running)], usize::MAX).await?;
+    listed.retain(|it| is_longer(now, it.started, budget));
+    listed.reverse();
+    let mut described = described(stack, listed);
+    let mut found = Vec::new();
+    while let Some(execution) = described.try_next().await? {
+        found.extend(execution.filter(|it| is_stuck(it, budget, now)));
+    }
+    Ok(found)
+}
+
+/// The teardowns that left something behind: they failed, and no later one of the same onboarding succeeded.
+pub async fn incomplete(stack: &Stack) -> Result<Vec<Execution>, CliError> {
+    let ever = Timestamp::from_millis(0);
+    let mut listed = Vec::new();
+    for status in [ExecutionStatus::Failed, ExecutionStatus::TimedOut, ExecutionStatus::Aborted] {
+        listed.extend(stack.executions("SiteTeardownArn", Some(status), ever, usize::MAX).await?);
+    }
+    let mut described = described(stack, listed);
+    let mut found: Vec<Execution> = Vec::new();
+    while let Some(execution) = described.try_next().await? {
+        let Some(execution) = execution else { continue };
+        // Of one onboarding, the last teardown is enough.
+        let onboarding = &execution.input["onboardingId"];
+        let known = found.iter().any(|it| it.input["onboardingId"] == *onboarding);
+        if !known && !is_repaired(stack, &execution).await? {
+            found.push(execution);
+        }
+    }
+    Ok(found)
+}
+
+/// The executions with their histories; `None` for one that is no longer kept.
+fn described(
+    stack: &Stack,
+    listed: Vec<Listed>,
+) -> impl Stream<Item = Result<Option<Execution>, CliError>> + Unpin + '_ {
+    stream::iter(listed)
+        .map(move |listed| async move { stack.execution(&listed.arn).await }.boxed_local())
+        .buffered(AT_ONCE)
+}
+
 /// Whether a later teardown of the same onboarding succeeded: it ran every undo again.
 async fn is_repaired(stack: &Stack, execution: &Execution) -> Result<bool, CliError> {
     let onboarding = execution.input["onboardingId"].as_str().and_then(|id| id.parse().ok());
@@ -153,9 +201,7 @@ async fn list(
     limit: usize,
     wanted: impl AsyncFn(&Execution, Timestamp) -> Result<bool, CliError>,
 ) -> Result<Exit, CliError> {
-    let mut described = stream::iter(listed)
-        .map(|listed| async move { stack.execution(&listed.arn).await })
-        .buffered(AT_ONCE);
+    let mut described = described(stack, listed);
     let mut found = Vec::new();
     while let Some(execution) = described.try_next().await? {
         let Some(execution) = execution else { continue };

@@ -2,6 +2,7 @@
 
 use billing::reconciliation::{Finding, FindingKind, Report};
 use clap::Args;
+use contracts::Timestamp;
 use store::Table as Rows;
 
 use crate::{
@@ -29,7 +30,7 @@ impl Options {
             return Err(CliError::not_found("the subscriptions have not been compared yet")
                 .advise("reconcile-subscriptions runs every hour; if it fails, its log says why"));
         };
-        let outdated = screen.now.millis() - report.at.millis() > MAX_AGE_MILLIS;
+        let outdated = is_outdated(&report, screen.now);
         if screen.json {
             screen.document(&report)?;
         } else {
@@ -37,6 +38,12 @@ impl Options {
         }
         Ok(if outdated || report.found > 0 { Exit::Failed } else { Exit::Done })
     }
+}
+
+/// Whether the next comparison is overdue.
+#[must_use]
+pub fn is_outdated(report: &Report, now: Timestamp) -> bool {
+    now.millis() - report.at.millis() > MAX_AGE_MILLIS
 }
 
 fn show(screen: &mut Screen, report: &Report, outdated: bool) -> Result<(), CliError> {

@@ -12,12 +12,16 @@ use crate::{
     resolve::{self, Subject},
     saga::Execution,
     stack::Stack,
+    status,
     trace::Story,
     walk::{Filter, STATUSES, Walk},
 };
 
 /// Clocks of the services differ by less.
 const CLOCKS_MILLIS: i64 = 60_000;
+
+/// The steps that call the payment provider.
+const PROVIDER_STEPS: [&str; 2] = ["InitializeSubscription", "CancelSubscription"];
 
 /// Tells the whole story of a site.
 #[derive(Debug, Args)]
@@ -61,7 +65,12 @@ pub async fn story(stack: &Stack, subject: Subject) -> Result<Story, CliError> {
         executions.extend(replays(stack, failure.id).await?);
     }
     executions.sort_by_key(|execution| execution.started);
-    Ok(Story { onboarding_id, site_id: subject.site, site, executions, events, failures })
+    let waits = executions
+        .iter()
+        .filter(|it| it.is_running())
+        .any(|it| it.current().is_some_and(|state| PROVIDER_STEPS.contains(&state.name.as_str())));
+    let provider = if waits { or_tell(status::provider(stack).await) } else { None };
+    Ok(Story { onboarding_id, site_id: subject.site, site, executions, events, failures, provider })
 }
 
 /// The story can be told without it.

@@ -29,26 +29,41 @@ const LEASE: Duration = Duration::from_secs(30);
 /// The longest pause, in first pauses.
 const LONGEST: u32 = 10;
 
-/// What the provider was to whoever called it last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// An error of a call to the provider, as an operator sees it. It never holds the API key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CallError {
+    /// `NoAnswer`, `KeyRefused`, `KeyUnreadable`, `Throttled` or `ServerError`.
+    pub error: String,
+    /// What happened.
+    pub message: String,
+    /// When the call was made.
+    pub at: Timestamp,
+    /// When the function had read the API key that it used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_read_at: Option<Timestamp>,
+}
+
+/// The result of a call to the provider, as the breaker counts it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
     /// It answered; a decline is an answer, too.
     Up,
-    /// It did not answer, or only that it can't serve us.
-    Down,
+    /// It did not answer, or it can't serve this account now.
+    Down(CallError),
 }
 
-/// Where the calls to the provider leave what they heard.
+/// The result of the last call to the provider, shared by its client and the breaker.
 #[derive(Clone, Debug, Default)]
-pub struct Pulse(Arc<Mutex<Option<Health>>>);
+pub struct LastCall(Arc<Mutex<Option<Health>>>);
 
-impl Pulse {
-    /// Notes what a call heard.
-    pub(crate) fn felt(&self, health: Health) {
+impl LastCall {
+    /// Records the result of a call.
+    pub(crate) fn record(&self, health: Health) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(health);
     }
 
-    /// What the last call heard since this was asked for; none where none was made.
+    /// Takes the result of the last call since the last `take`; `None` if no call was made.
     fn take(&self) -> Option<Health> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -97,61 +112,83 @@ fn number(name: &'static str) -> Result<Option<u32>, ConfigError> {
     text.parse::<std::num::NonZeroU32>().map(|number| Some(number.get())).map_err(problem)
 }
 
-/// The row; where there is none, the circuit is closed and all is well.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// The row `circuit#provider`. Without a row the circuit is closed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct State {
-    /// Raised by each change: nobody overwrites what they have not seen.
+pub struct CircuitState {
+    /// Raised by each change, so that no change overwrites one that its author has not read.
     sequence: u64,
     /// Failures since the last success.
-    failures: u32,
+    pub failures: u32,
     /// How often in a row it opened.
-    opened: u32,
-    /// It is open, at least until then; closed where absent.
+    pub opened: u32,
+    /// The circuit is open, at least until then; closed if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    open_until: Option<Timestamp>,
-    /// Who probes, until then.
+    pub open_until: Option<Timestamp>,
+    /// The command that probes, until then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     probe: Option<Uuid>,
+    /// The last failure since the last success.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<CallError>,
 }
 
-impl State {
-    fn key() -> Key {
+impl CircuitState {
+    /// The key of the row in the billing table.
+    #[must_use]
+    pub fn key() -> Key {
         Key::id("circuit#provider")
     }
 
-    /// The pause is over, and `probe` tries.
-    fn probed(&self, probe: Uuid, now: Timestamp) -> Option<Self> {
-        let over = self.open_until.is_some_and(|until| until <= now);
-        over.then(|| Self { open_until: Some(after(now, LEASE)), probe: Some(probe), ..*self })
+    /// Whether a command calls the provider now, to find out whether it is back.
+    #[must_use]
+    pub fn is_probed(&self) -> bool {
+        self.probe.is_some()
     }
 
-    /// What a command that came in as `probe`, or as one of many, heard of the provider. Late news
-    /// from before the circuit opened changes nothing.
-    fn heard(
+    /// The state in which the pause is over and `probe` calls the provider.
+    fn probed(&self, probe: Uuid, now: Timestamp) -> Option<Self> {
+        let over = self.open_until.is_some_and(|until| until <= now);
+        over.then(|| Self {
+            open_until: Some(after(now, LEASE)),
+            probe: Some(probe),
+            ..self.clone()
+        })
+    }
+
+    /// The state after a command's last call; `None` if it does not change. `probe` is the command's, if it was
+    /// the probe. The result of a call that began before the circuit opened changes nothing.
+    fn after_call(
         &self,
-        health: Option<Health>,
+        health: Option<&Health>,
         probe: Option<Uuid>,
         rules: Rules,
         now: Timestamp,
     ) -> Option<Self> {
-        let open = |failures, opened| Self {
+        let open = |failures, opened, error: &CallError| Self {
             failures,
             opened,
             open_until: Some(after(now, rules.pause(opened))),
             probe: None,
+            last_error: Some(error.clone()),
             ..*self
         };
         let probes = probe.is_some() && probe == self.probe;
         match (self.open_until, health) {
             (Some(_), _) if !probes => None,
-            (Some(_), Some(Health::Down)) => Some(open(self.failures, self.opened + 1)),
-            // The probe did not need the provider: the next command may be the probe.
-            (Some(_), None) => Some(Self { open_until: Some(now), probe: None, ..*self }),
-            (None, Some(Health::Down)) if self.failures + 1 >= rules.failures => {
-                Some(open(self.failures + 1, 1))
+            (Some(_), Some(Health::Down(error))) => {
+                Some(open(self.failures, self.opened + 1, error))
             }
-            (None, Some(Health::Down)) => Some(Self { failures: self.failures + 1, ..*self }),
+            // The probe did not need the provider: the next command may be the probe.
+            (Some(_), None) => Some(Self { open_until: Some(now), probe: None, ..self.clone() }),
+            (None, Some(Health::Down(error))) if self.failures + 1 >= rules.failures => {
+                Some(open(self.failures + 1, 1, error))
+            }
+            (None, Some(Health::Down(error))) => Some(Self {
+                failures: self.failures + 1,
+                last_error: Some(error.clone()),
+                ..self.clone()
+            }),
             (None, Some(Health::Up)) if self.failures == 0 => None,
             (_, Some(Health::Up)) => Some(Self::default()),
             (None, None) => None,
@@ -168,8 +205,8 @@ fn after(now: Timestamp, time: Duration) -> Timestamp {
 pub struct Circuit {
     /// The billing table.
     pub table: Table,
-    /// What the consumer's calls hear.
-    pub pulse: Pulse,
+    /// The results of the consumer's calls.
+    pub last_call: LastCall,
     /// When it opens, and for how long.
     pub rules: Rules,
 }
@@ -177,7 +214,7 @@ pub struct Circuit {
 /// Whether a command may run.
 #[derive(Debug)]
 pub enum Entry {
-    /// It may; [`Circuit::left`] wants to hear of it.
+    /// It may; [`Circuit::left`] is called when it is over.
     Pass(Pass),
     /// It is to come again after that time.
     Wait(Duration),
@@ -186,22 +223,23 @@ pub enum Entry {
 /// A command's leave to call the provider.
 #[derive(Debug)]
 pub struct Pass {
-    seen: State,
+    seen: CircuitState,
     probe: Option<Uuid>,
     entered: (Timestamp, Instant),
 }
 
 impl Circuit {
-    /// Asked before a command is run.
+    /// Decides whether a command may run now.
     pub async fn enter(&self, now: Timestamp) -> Entry {
         let probe = Uuid::new_v4();
         let entered = (now, Instant::now());
         let looked = self.in_time(async {
-            let seen: State = self.table.get(&State::key()).await?.unwrap_or_default();
+            let seen: CircuitState =
+                self.table.get(&CircuitState::key()).await?.unwrap_or_default();
             self.change(seen, |state| state.probed(probe, now)).await
         });
         let (seen, ours) = looked.await.unwrap_or_default();
-        self.pulse.take();
+        self.last_call.take();
         match seen.open_until {
             Some(until) if !ours => {
                 metrics::counter!("ProviderCircuitOpen").increment(1);
@@ -217,17 +255,19 @@ impl Circuit {
         }
     }
 
-    /// Told when the command is over.
+    /// Counts the result of a command that is over.
     pub async fn left(&self, pass: Pass) {
         let Pass { seen, probe, entered: (entered, since) } = pass;
         let now = after(entered, since.elapsed());
-        let health = self.pulse.take();
-        if health == Some(Health::Down) {
+        let health = self.last_call.take();
+        if let Some(Health::Down(CallError { error, message, .. })) = &health {
             metrics::counter!("ProviderFailures").increment(1);
+            tracing::warn!(error, reason = message, "the call to the provider failed");
         }
         let was_open = seen.open_until.is_some();
-        let heard = self.change(seen, |state| state.heard(health, probe, self.rules, now));
-        let Some((state, true)) = self.in_time(heard).await else { return };
+        let change =
+            self.change(seen, |state| state.after_call(health.as_ref(), probe, self.rules, now));
+        let Some((state, true)) = self.in_time(change).await else { return };
         match state.open_until {
             Some(until) if health.is_some() => {
                 metrics::counter!("ProviderCircuitOpen").increment(1);
@@ -242,13 +282,13 @@ impl Circuit {
     /// it is then, and whether it was changed.
     async fn change(
         &self,
-        mut state: State,
-        next: impl Fn(&State) -> Option<State>,
-    ) -> Result<(State, bool), StoreError> {
-        let key = State::key();
+        mut state: CircuitState,
+        next: impl Fn(&CircuitState) -> Option<CircuitState>,
+    ) -> Result<(CircuitState, bool), StoreError> {
+        let key = CircuitState::key();
         for _ in 0..TRIES {
             let Some(changed) = next(&state) else { break };
-            let changed = State { sequence: state.sequence + 1, ..changed };
+            let changed = CircuitState { sequence: state.sequence + 1, ..changed };
             let put = Transaction::on(&self.table);
             let put = match state.sequence {
                 0 => put.create(&self.table, &key, &changed),
@@ -281,12 +321,21 @@ mod tests {
     const RULES: Rules =
         Rules { failures: 3, pause: Duration::from_secs(30), time: Duration::from_secs(1) };
 
+    fn down() -> Health {
+        Health::Down(CallError {
+            error: "NoAnswer".to_owned(),
+            message: "no answer within 6s".to_owned(),
+            at: at(0),
+            key_read_at: None,
+        })
+    }
+
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_millis(seconds * 1000)
     }
 
     /// How long the circuit stays open after that, in milliseconds.
-    fn open_for(state: &State, now: Timestamp) -> i64 {
+    fn open_for(state: &CircuitState, now: Timestamp) -> i64 {
         state.open_until.expect("it is open").millis() - now.millis()
     }
 
@@ -311,45 +360,56 @@ mod tests {
 
     #[test]
     fn it_opens_after_failures_in_a_row_and_a_success_begins_anew() {
-        let (up, down) = (Some(Health::Up), Some(Health::Down));
-        let mut state = State::default();
+        let (up, down) = (Some(Health::Up), Some(down()));
+        let (up, down) = (up.as_ref(), down.as_ref());
+        let mut state = CircuitState::default();
         for health in [down, down, up, down, down] {
-            state = state.heard(health, None, RULES, at(0)).expect("a change");
+            state = state.after_call(health, None, RULES, at(0)).expect("a change");
             assert_eq!(state.open_until, None);
         }
-        assert_eq!(state.heard(None, None, RULES, at(0)), None, "who did not call tells nothing");
-        state = state.heard(down, None, RULES, at(0)).expect("a change");
+        assert_eq!(state.after_call(None, None, RULES, at(0)), None, "no call was made");
+        state = state.after_call(down, None, RULES, at(0)).expect("a change");
         assert_eq!((state.failures, state.opened, state.probe), (3, 1, None));
+        assert_eq!(state.last_error.as_ref().map(|it| it.error.as_str()), Some("NoAnswer"));
         let pause = open_for(&state, at(0));
         assert!((24_000..=30_000).contains(&pause), "{pause}");
         // Those who were under way when it opened.
-        assert_eq!(state.heard(down, None, RULES, at(1)), None);
-        assert_eq!(state.heard(up, None, RULES, at(1)), None);
-        assert_eq!(State::default().heard(up, None, RULES, at(0)), None, "no write while well");
+        assert_eq!(state.after_call(down, None, RULES, at(1)), None);
+        assert_eq!(state.after_call(up, None, RULES, at(1)), None);
+        assert_eq!(
+            CircuitState::default().after_call(up, None, RULES, at(0)),
+            None,
+            "no write while well"
+        );
     }
 
     #[test]
     fn each_probe_that_fails_lengthens_the_pause_up_to_its_most() {
         let probe = Uuid::from_u128(1);
-        let mut state =
-            State { failures: 3, opened: 1, open_until: Some(at(0)), ..State::default() };
+        let mut state = CircuitState {
+            failures: 3,
+            opened: 1,
+            open_until: Some(at(0)),
+            ..CircuitState::default()
+        };
         for (opened, most) in (2..).zip([60, 120, 240, 300, 300, 300]) {
             let now = state.open_until.expect("it is open");
             let probed = state.probed(probe, now).expect("a probe");
             assert_eq!(open_for(&probed, now), 30_000, "the probe's lease");
             assert_eq!(probed.probed(Uuid::from_u128(2), now), None, "one probe at a time");
             let stranger = Some(Uuid::from_u128(2));
-            assert_eq!(probed.heard(Some(Health::Up), stranger, RULES, now), None);
-            state = probed.heard(Some(Health::Down), Some(probe), RULES, now).expect("a change");
+            assert_eq!(probed.after_call(Some(&Health::Up), stranger, RULES, now), None);
+            state = probed.after_call(Some(&down()), Some(probe), RULES, now).expect("a change");
             assert_eq!((state.failures, state.opened, state.probe), (3, opened, None));
             let pause = open_for(&state, now);
             assert!((most * 800..=most * 1000).contains(&pause), "{pause} of {most} s");
         }
         let now = state.open_until.expect("it is open");
         let probed = state.probed(probe, now).expect("a probe");
-        let idle = probed.heard(None, Some(probe), RULES, now).expect("a change");
+        let idle = probed.after_call(None, Some(probe), RULES, now).expect("a change");
         assert_eq!((idle.probe, idle.open_until), (None, Some(now)), "the next one probes");
-        let closed = probed.heard(Some(Health::Up), Some(probe), RULES, now).expect("a change");
-        assert_eq!(closed, State::default());
+        let closed =
+            probed.after_call(Some(&Health::Up), Some(probe), RULES, now).expect("a change");
+        assert_eq!(closed, CircuitState::default());
     }
 }

@@ -170,7 +170,7 @@ impl InitializeSubscription {
             Err(PayError::Billing(error)) => return Err(error),
             Err(PayError::Stripe(error)) => error,
         };
-        self.provider.heard(&error).await;
+        self.provider.failed(&error).await;
         match error {
             StripeError::Declined { message, .. } => {
                 Ok(Paid::No(Refusal::CardDeclined { message }))

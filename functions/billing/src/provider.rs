@@ -1,17 +1,21 @@
 //! The payment provider as billing's steps use it: configured, and cleaned up after.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use aws_sdk_secretsmanager::{Client, error::DisplayErrorContext};
-use contracts::Plan;
+use contracts::{Plan, Timestamp};
 use lambda::{Aws, ConfigError};
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
     BillingError,
-    circuit::Pulse,
+    circuit::{CallError, Health, LastCall},
     stripe::{ApiKey, CustomerId, Stripe, StripeError, Subscription},
 };
+
+/// A key is read again when it is older. So every environment of a function uses a new key a few minutes after
+/// it was stored, and not only when the old one is refused.
+const KEY_MAX_AGE: Duration = Duration::from_mins(5);
 
 /// Where the API key comes from.
 pub enum KeySource {
@@ -41,8 +45,9 @@ pub struct Provider {
     base_url: String,
     key: KeySource,
     prices: Prices,
-    client: Mutex<Option<Stripe>>,
-    pulse: Pulse,
+    client: Mutex<Option<(Stripe, Instant)>>,
+    key_max_age: Duration,
+    last_call: LastCall,
 }
 
 impl Provider {
@@ -59,13 +64,14 @@ impl Provider {
     /// `base_url` is `https://api.stripe.com`, or a local stand-in.
     #[must_use]
     pub fn new(base_url: String, key: KeySource, prices: Prices) -> Self {
-        Self { base_url, key, prices, client: Mutex::new(None), pulse: Pulse::default() }
+        let (client, last_call) = (Mutex::new(None), LastCall::default());
+        Self { base_url, key, prices, client, key_max_age: KEY_MAX_AGE, last_call }
     }
 
-    /// What its calls hear, for the circuit breaker.
+    /// The result of its last call, for the circuit breaker.
     #[must_use]
-    pub fn pulse(&self) -> Pulse {
-        self.pulse.clone()
+    pub fn last_call(&self) -> LastCall {
+        self.last_call.clone()
     }
 
     /// The price of a plan.
@@ -74,32 +80,57 @@ impl Provider {
         self.prices.0.get(plan.name()).map_or("", String::as_str)
     }
 
-    /// The client, with the key that was last read.
+    /// The client, with a key that was read in the last five minutes. If the key can't be read again, the old one
+    /// is used: it may still be valid.
     pub async fn client(&self) -> Result<Stripe, BillingError> {
         let mut client = self.client.lock().await;
-        if let Some(client) = &*client {
+        if let Some((client, read)) = &*client
+            && read.elapsed() < self.key_max_age
+        {
             return Ok(client.clone());
         }
-        let key = match &self.key {
-            KeySource::Given(key) => key.clone(),
+        match (self.read_key().await, &*client) {
+            (Ok(key), _) => {
+                let stripe =
+                    Stripe::new(&self.base_url, key)?.recording(self.last_call(), Timestamp::now());
+                *client = Some((stripe.clone(), Instant::now()));
+                Ok(stripe)
+            }
+            (Err(reason), Some((old, _))) => {
+                tracing::warn!(%reason, "goes on with the API key that was read before");
+                Ok(old.clone())
+            }
+            (Err(reason), None) => {
+                self.last_call.record(Health::Down(CallError {
+                    error: "KeyUnreadable".to_owned(),
+                    message: reason.clone(),
+                    at: Timestamp::now(),
+                    key_read_at: None,
+                }));
+                Err(BillingError::ProviderUnavailable(reason))
+            }
+        }
+    }
+
+    /// The key, or why it can't be read. A secret without a key is like an unreadable one: the operator stores
+    /// the right key, and then it goes on.
+    async fn read_key(&self) -> Result<ApiKey, String> {
+        match &self.key {
+            KeySource::Given(key) => Ok(key.clone()),
             KeySource::Secret { secrets, id } => {
                 let secret = secrets.get_secret_value().secret_id(id).send().await;
                 let secret = secret.map_err(|error| {
-                    let text = DisplayErrorContext(&error).to_string();
-                    BillingError::ProviderUnavailable(format!("its API key can't be read: {text}"))
+                    format!("its API key can't be read: {}", DisplayErrorContext(&error))
                 })?;
-                // As good as missing: someone has to put the right one there, and then it goes on.
                 ApiKey::new(secret.secret_string().unwrap_or_default())
-                    .map_err(|error| BillingError::ProviderUnavailable(error.to_string()))?
+                    .map_err(|error| error.to_string())
             }
-        };
-        let stripe = Stripe::new(&self.base_url, key)?.with_pulse(self.pulse());
-        Ok(client.insert(stripe).clone())
+        }
     }
 
-    /// Called with every failure: a refused key is read anew for the next call, for it may have
-    /// been rotated.
-    pub async fn heard(&self, error: &StripeError) {
+    /// Forgets a key that was refused: the next call reads it again, for it may have been rotated. Called with
+    /// every failed call.
+    pub async fn failed(&self, error: &StripeError) {
         if let StripeError::Unauthorized(_) = error {
             *self.client.lock().await = None;
         }
@@ -114,7 +145,7 @@ impl Provider {
             let page = match stripe.subscriptions(after.as_ref()).await {
                 Ok(page) => page,
                 Err(error) => {
-                    self.heard(&error).await;
+                    self.failed(&error).await;
                     return Err(error.into());
                 }
             };
@@ -139,7 +170,7 @@ impl Provider {
         match cleaned.await {
             Ok(()) => Ok(()),
             Err(error) => {
-                self.heard(&error).await;
+                self.failed(&error).await;
                 Err(error.into())
             }
         }
@@ -176,6 +207,11 @@ impl Prices {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    };
+
     use serde_json::json;
     use testkit::http::Stub;
 
@@ -189,7 +225,7 @@ mod tests {
             KeySource::Secret { secrets: Client::new(&secrets.config()), id: "arn".to_owned() };
         let prices = Prices(BTreeMap::new());
         let provider = Provider::new("http://127.0.0.1:9".to_owned(), key, prices);
-        for (heard, reads) in [
+        for (error, reads) in [
             (StripeError::Unavailable("out".to_owned()), 1),
             (StripeError::Unauthorized(401), 0),
             (StripeError::Unauthorized(403), 1),
@@ -197,7 +233,31 @@ mod tests {
         ] {
             provider.client().await.expect("a client");
             assert_eq!(secrets.take_calls().len(), reads);
-            provider.heard(&heard).await;
+            provider.failed(&error).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn an_old_key_is_read_again_and_used_while_the_secret_is_unreadable() {
+        let secret = json!({ "ARN": "arn", "Name": "stripe", "SecretString": "sk_test_1" });
+        let readable = Arc::new(AtomicBool::new(true));
+        let answers = readable.clone();
+        let secrets = Stub::start(move |_| match answers.load(Ordering::Relaxed) {
+            true => (200, secret.clone()),
+            false => (400, json!({ "__type": "DecryptionFailure", "message": "no" })),
+        })
+        .await;
+        let key =
+            KeySource::Secret { secrets: Client::new(&secrets.config()), id: "arn".to_owned() };
+        let prices = Prices(BTreeMap::new());
+        let provider = Provider {
+            key_max_age: Duration::ZERO,
+            ..Provider::new("http://127.0.0.1:9".to_owned(), key, prices)
+        };
+        for readable_now in [true, true, false] {
+            readable.store(readable_now, Ordering::Relaxed);
+            provider.client().await.expect("a client");
+            assert_eq!(secrets.take_calls().len(), 1, "read again");
         }
     }
 

@@ -24,7 +24,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::circuit::{Health, Pulse};
+use contracts::Timestamp;
+
+use crate::circuit::{CallError, Health, LastCall};
 
 /// The version of the API that the requests and answers here are written for: without it, an
 /// account's default decides, and that can be changed from Stripe's dashboard.
@@ -39,6 +41,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(6);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Far above an answer with 100 subscriptions; something else must not fill the memory.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
+/// The name of a call's error that had no answer.
+const NO_ANSWER: &str = "NoAnswer";
 /// The most that one customer can have is 500; at 100 a page, the rest is room.
 const MAX_PAGES: usize = 10;
 
@@ -227,7 +231,8 @@ pub struct Stripe {
     key: ApiKey,
     http: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     call_timeout: Duration,
-    pulse: Pulse,
+    last_call: LastCall,
+    key_read_at: Option<Timestamp>,
 }
 
 impl Stripe {
@@ -261,14 +266,20 @@ impl Stripe {
             .wrap_connector(tcp);
         let http =
             Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE_TIMEOUT).build(connector);
-        let pulse = Pulse::default();
-        Ok(Self { base: base.to_owned(), key, http, call_timeout: CALL_TIMEOUT, pulse })
+        Ok(Self {
+            base: base.to_owned(),
+            key,
+            http,
+            call_timeout: CALL_TIMEOUT,
+            last_call: LastCall::default(),
+            key_read_at: None,
+        })
     }
 
-    /// Leaves there what each call hears.
+    /// Records the result of each call there; `key_read_at` is when the API key was read.
     #[must_use]
-    pub fn with_pulse(self, pulse: Pulse) -> Self {
-        Self { pulse, ..self }
+    pub fn recording(self, last_call: LastCall, key_read_at: Timestamp) -> Self {
+        Self { last_call, key_read_at: Some(key_read_at), ..self }
     }
 
     /// "Create a customer". The customer has no way to pay yet.
@@ -453,15 +464,23 @@ impl Stripe {
                 .to_bytes();
             Ok(Answer::new(head.status, &head.headers, body))
         };
-        // Until it answers: a call that is dropped half-way, because the time is out, had no answer.
-        self.pulse.felt(Health::Down);
-        let answer =
-            tokio::time::timeout(self.call_timeout, exchange).await.unwrap_or_else(|_| {
-                let reason = format!("no answer within {:?}", self.call_timeout);
-                Err(StripeError::Unavailable(reason))
-            })?;
-        self.pulse.felt(answer.health());
-        Ok(answer)
+        let at = Timestamp::now();
+        let down = |(error, message): (&str, String)| {
+            let error = error.to_owned();
+            Health::Down(CallError { error, message, at, key_read_at: self.key_read_at })
+        };
+        // Recorded before the answer: a call that is dropped because the function's time is over had none.
+        self.last_call
+            .record(down((NO_ANSWER, "no answer before the function's time ran out".to_owned())));
+        let answer = tokio::time::timeout(self.call_timeout, exchange).await.unwrap_or_else(|_| {
+            let reason = format!("no answer within {:?}", self.call_timeout);
+            Err(StripeError::Unavailable(reason))
+        });
+        self.last_call.record(match &answer {
+            Ok(answer) => answer.problem().map_or(Health::Up, down),
+            Err(error) => down((NO_ANSWER, error.to_string())),
+        });
+        answer
     }
 }
 
@@ -526,13 +545,17 @@ impl Answer {
         })
     }
 
-    /// Whether the next call, of whatever kind, has a chance.
-    fn health(&self) -> Health {
-        match self.status.as_u16() {
-            401 | 403 | 429 => Health::Down,
-            500.. if !self.replayed => Health::Down,
-            _ => Health::Up,
-        }
+    /// Why the next call, of whatever kind, would fail too: name and message. `None` if it would not.
+    fn problem(&self) -> Option<(&'static str, String)> {
+        let status = self.status.as_u16();
+        let error = match status {
+            401 | 403 => "KeyRefused",
+            429 => "Throttled",
+            500.. if !self.replayed => "ServerError",
+            _ => return None,
+        };
+        let request = self.request_id.as_deref().map(|id| format!(" (request {id})"));
+        Some((error, format!("HTTP status {status}{}", request.unwrap_or_default())))
     }
 
     fn read<T: DeserializeOwned>(self) -> Result<T, StripeError> {

@@ -21,7 +21,7 @@ async fn main() -> Result<(), Error> {
     let commands = Commands {
         circuit: Circuit {
             table: billing.clone(),
-            pulse: provider.pulse(),
+            last_call: provider.last_call(),
             rules: Rules::of_environment()?,
         },
         step: InitializeSubscription {

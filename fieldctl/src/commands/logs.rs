@@ -1,0 +1,340 @@
+//! `fieldctl logs`.
+
+use std::{collections::HashSet, time::Duration};
+
+use aws_sdk_cloudwatchlogs::{Client, types::FilteredLogEvent};
+use clap::Args;
+use contracts::Timestamp;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::{
+    commands::LOOK,
+    error::{CliError, Exit, aws},
+    output::{Screen, Text, Tone},
+    render::{instant, mask, wrap},
+    resolve,
+    stack::Stack,
+};
+
+/// Log groups that are read at a time.
+const AT_ONCE: usize = 4;
+
+/// A line may reach CloudWatch Logs so much later than it was written.
+const LATE: Duration = Duration::from_secs(10);
+
+/// What Lambda itself writes of each invocation, of no use to a reader.
+const PLATFORM_LINES: [&str; 4] = ["START ", "END ", "REPORT ", "INIT_START "];
+
+/// Shows what the functions and state machines wrote, in the order of time.
+#[derive(Args, Debug)]
+pub struct Logs {
+    /// Only about this site: its id, its onboarding's id, the first digits of one of them, or its name.
+    site: Option<String>,
+    /// Only of this function, for example store-readings; more than once for several.
+    #[arg(long, value_name = "NAME")]
+    function: Vec<String>,
+    /// Only warnings and errors.
+    #[arg(long)]
+    errors: bool,
+    /// Not before: RFC 3339, or an age such as 15m.
+    #[arg(long, value_parser = instant, default_value = "1h")]
+    since: Timestamp,
+    /// At most so many lines, the newest.
+    #[arg(long, default_value_t = 200)]
+    limit: usize,
+    /// Show new lines as they come, until Ctrl-C.
+    #[arg(long)]
+    follow: bool,
+    /// With --follow, end after so many seconds.
+    #[arg(long, requires = "follow")]
+    seconds: Option<u64>,
+}
+
+/// A log line.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Line {
+    /// When it was written.
+    pub at: Timestamp,
+    /// The function, or what else has the log group.
+    pub function: String,
+    /// `ERROR`, `WARN`, `INFO`, `DEBUG` or `TRACE`; `PLATFORM` for a line of Lambda itself.
+    pub level: String,
+    /// What it says.
+    pub message: String,
+    /// Its other fields.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub fields: Map<String, Value>,
+}
+
+impl Line {
+    /// A line of CloudWatch Logs. `None` for metrics, and for what Lambda writes of each invocation.
+    fn of(function: &str, at: Timestamp, text: &str) -> Option<Self> {
+        let text = text.trim_end();
+        let line = |level: &str, message: &str, fields| {
+            let (function, level, message) =
+                (function.to_owned(), level.to_owned(), message.to_owned());
+            Some(Self { at, function, level, message, fields })
+        };
+        let Ok(Value::Object(mut fields)) = serde_json::from_str::<Value>(text) else {
+            let is_noise = PLATFORM_LINES.iter().any(|start| text.starts_with(start));
+            return if is_noise { None } else { line("PLATFORM", text, Map::new()) };
+        };
+        if fields.contains_key("_aws") {
+            return None;
+        }
+        fields.remove("timestamp");
+        let level = fields.remove("level");
+        let message = fields.remove("message");
+        if let Some(Value::Object(span)) = fields.remove("span") {
+            fields.extend(span.into_iter().filter(|(name, _)| name != "name"));
+        }
+        let mut fields = Value::Object(fields);
+        mask(&mut fields);
+        let Value::Object(fields) = fields else { return None };
+        line(
+            level.as_ref().and_then(Value::as_str).unwrap_or("INFO"),
+            message.as_ref().and_then(Value::as_str).unwrap_or_default(),
+            fields,
+        )
+    }
+
+    fn is_error(&self) -> bool {
+        matches!(self.level.as_str(), "ERROR" | "WARN" | "PLATFORM")
+    }
+
+    fn tone(&self) -> Tone {
+        match self.level.as_str() {
+            "ERROR" => Tone::Bad,
+            "WARN" | "PLATFORM" => Tone::Warn,
+            _ => Tone::Plain,
+        }
+    }
+}
+
+/// What is read, and from where.
+struct Source {
+    client: Client,
+    /// Name of the function, log group.
+    groups: Vec<(String, String)>,
+    /// Ids that a line has to name one of; none: every line.
+    ids: Vec<String>,
+    errors: bool,
+}
+
+impl Logs {
+    /// Carries it out.
+    pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
+        let ids = match &self.site {
+            None => Vec::new(),
+            Some(site) => {
+                let subject = resolve::subject(stack, site).await?;
+                vec![subject.onboarding.to_string(), subject.site.to_string()]
+            }
+        };
+        let source = Source {
+            client: Client::new(stack.config()),
+            groups: groups(stack, &self.function).await?,
+            ids,
+            errors: self.errors,
+        };
+        let mut seen = HashSet::new();
+        let mut lines = source.read(self.since, &mut seen).await?;
+        let hidden = lines.len().saturating_sub(self.limit);
+        lines.drain(..hidden);
+        if hidden > 0 && !screen.json {
+            let text = format!(
+                "{hidden} older lines are not shown; --limit {} shows them.",
+                hidden + self.limit
+            );
+            screen.line(screen.paint(Tone::Faint, &text))?;
+        }
+        show(screen, &lines)?;
+        if !self.follow {
+            if lines.is_empty() && !screen.json {
+                screen.line(&self.nothing(source.groups.len()))?;
+            }
+            return Ok(Exit::Done);
+        }
+        let ends =
+            self.seconds.map(|seconds| tokio::time::Instant::now() + Duration::from_secs(seconds));
+        while ends.is_none_or(|ends| tokio::time::Instant::now() < ends) {
+            screen.flush()?;
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                interrupted = tokio::signal::ctrl_c() => {
+                    interrupted?;
+                    break;
+                }
+            }
+            let late = i64::try_from(LATE.as_millis()).unwrap_or(i64::MAX);
+            let since = Timestamp::now().plus_millis(-late).max(self.since);
+            show(screen, &source.read(since, &mut seen).await?)?;
+        }
+        Ok(Exit::Done)
+    }
+
+    /// What was looked at, where nothing was found.
+    fn nothing(&self, groups: usize) -> String {
+        let what = if self.errors { "warnings or errors" } else { "lines" };
+        let about = self.site.as_ref().map(|site| format!(" about {site}")).unwrap_or_default();
+        format!("There are no {what}{about} since {} in {groups} log groups.", self.since)
+    }
+}
+
+/// The log groups of the stack, or those of the named functions.
+async fn groups(stack: &Stack, functions: &[String]) -> Result<Vec<(String, String)>, CliError> {
+    let mut resources = stack.resources().await?;
+    let groups = resources.remove("AWS::Logs::LogGroup").unwrap_or_default();
+    let mut groups: Vec<_> = groups
+        .into_values()
+        .map(|group| (group.rsplit('/').next().unwrap_or(&group).to_owned(), group))
+        .collect();
+    groups.sort();
+    if groups.is_empty() {
+        return Err(CliError::not_found(format!("the stack {} has no log groups", stack.name())));
+    }
+    for function in functions {
+        if !groups.iter().any(|(name, _)| is_same(name, function)) {
+            let names: Vec<_> = groups.iter().map(|(name, _)| name.as_str()).collect();
+            return Err(CliError::not_found(format!("there is no function {function:?}"))
+                .advise(format!("the log groups are of {}", names.join(", "))));
+        }
+    }
+    groups.retain(|(name, _)| functions.is_empty() || functions.iter().any(|it| is_same(name, it)));
+    Ok(groups)
+}
+
+/// Whether a function is named so: `store-readings`, or `StoreReadings` as in the template.
+fn is_same(name: &str, given: &str) -> bool {
+    let plain = |text: &str| text.to_lowercase().replace('-', "");
+    plain(name) == plain(given) || plain(name) == plain(given).trim_end_matches("function")
+}
+
+impl Source {
+    /// The lines since then that were not read before, in the order of time.
+    async fn read(
+        &self,
+        since: Timestamp,
+        seen: &mut HashSet<String>,
+    ) -> Result<Vec<Line>, CliError> {
+        // Each id is a search of its own: CloudWatch Logs' "any of these" is not what every emulator does.
+        let ids: Vec<_> =
+            if self.ids.is_empty() { vec![None] } else { self.ids.iter().map(Some).collect() };
+        let searches = self.groups.iter().flat_map(|group| ids.iter().map(move |id| (group, *id)));
+        let found: Vec<(&str, Vec<FilteredLogEvent>)> = stream::iter(searches)
+            .map(|((name, group), id)| async move {
+                Ok::<_, CliError>((name.as_str(), self.search(group, id, since).await?))
+            })
+            .buffered(AT_ONCE)
+            .try_collect()
+            .await?;
+        let mut lines = Vec::new();
+        for (function, events) in found {
+            for event in events {
+                let (Some(at), Some(text)) = (event.timestamp(), event.message()) else { continue };
+                let id = event
+                    .event_id()
+                    .map_or_else(|| format!("{function} {at} {text}"), str::to_owned);
+                let about =
+                    self.ids.is_empty() || self.ids.iter().any(|id| text.contains(id.as_str()));
+                if about && seen.insert(id) {
+                    lines.extend(Line::of(function, Timestamp::from_millis(at), text));
+                }
+            }
+        }
+        lines.retain(|line| !self.errors || line.is_error());
+        lines.sort_by_key(|line| line.at);
+        Ok(lines)
+    }
+
+    async fn search(
+        &self,
+        group: &str,
+        id: Option<&String>,
+        since: Timestamp,
+    ) -> Result<Vec<FilteredLogEvent>, CliError> {
+        let call = self.client.filter_log_events().log_group_name(group).start_time(since.millis());
+        let call = call.set_filter_pattern(id.map(|id| format!("\"{id}\"")));
+        let mut pages = call.into_paginator().send();
+        let mut events = Vec::new();
+        while let Some(page) = pages.next().await {
+            match page {
+                Ok(page) => events.extend(page.events.unwrap_or_default()),
+                // A log group is made by the stack, but may be deleted by hand.
+                Err(error)
+                    if error
+                        .as_service_error()
+                        .is_some_and(|it| it.is_resource_not_found_exception()) =>
+                {
+                    break;
+                }
+                Err(error) => {
+                    return Err(aws(&format!("the log group {group} can't be read"))(error));
+                }
+            }
+        }
+        Ok(events)
+    }
+}
+
+fn show(screen: &mut Screen, lines: &[Line]) -> Result<(), CliError> {
+    const INDENT: usize = 4;
+    for line in lines {
+        if screen.json {
+            screen.entry(line)?;
+            continue;
+        }
+        let head = format!("{} {:5} {}", &line.at.to_string()[11..23], line.level, line.function);
+        let fields = line.fields.iter().map(|(name, value)| match value {
+            Value::String(text) => format!("{name}={text}"),
+            value => format!("{name}={value}"),
+        });
+        let text =
+            std::iter::once(line.message.clone()).chain(fields).collect::<Vec<_>>().join(" ");
+        screen.line(screen.paint(line.tone(), &head))?;
+        for part in wrap(&text, screen.width.map(|width| width.saturating_sub(INDENT))) {
+            screen.line(Text::default().gap(INDENT).then(&part))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &str) -> Option<Line> {
+        Line::of("store-readings", Timestamp::from_millis(0), text)
+    }
+
+    #[test]
+    fn a_line_has_its_level_message_and_fields() {
+        let text = r#"{"timestamp":"t","level":"WARN","message":"record failed","reason":"r",
+            "span":{"correlationId":"c","name":"invocation"}}"#;
+        let line = line(text).expect("a line");
+        assert_eq!((line.level.as_str(), line.message.as_str()), ("WARN", "record failed"));
+        assert_eq!(line.fields["correlationId"], "c");
+        assert_eq!(line.fields.len(), 2, "{:?}", line.fields);
+        assert!(line.is_error());
+    }
+
+    #[test]
+    fn metrics_and_lambdas_own_lines_are_left_out_but_not_its_errors() {
+        for text in ["START RequestId: 1", "REPORT RequestId: 1", r#"{"_aws":{},"Errors":1}"#] {
+            assert_eq!(line(text), None, "{text}");
+        }
+        let error =
+            line("2026-01-01T00:00:00Z 1 Task timed out after 20.00 seconds").expect("a line");
+        assert!(error.is_error());
+    }
+
+    #[test]
+    fn functions_are_named_as_in_docs_or_as_in_the_template() {
+        for given in ["store-readings", "StoreReadings", "StoreReadingsFunction"] {
+            assert!(is_same("store-readings", given), "{given}");
+        }
+        assert!(!is_same("store-readings", "readings"));
+    }
+}

@@ -1,0 +1,148 @@
+//! The state of a whole stack: every check that an engineer on call would do one by one.
+//!
+//! A check that could not be done is `unknown`, never `good`.
+
+mod consumers;
+mod functions;
+mod metrics;
+mod provider;
+mod queues;
+mod resources;
+mod work;
+
+use contracts::Timestamp;
+use futures_util::future::join_all;
+use serde::Serialize;
+
+pub use self::{
+    consumers::Consumer,
+    functions::Function,
+    provider::{Provider, provider},
+    queues::Queue,
+};
+use self::{metrics::Metrics, resources::Resources};
+use crate::{error::CliError, stack::Stack};
+
+/// The result of a check.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// It was checked, and all is well.
+    #[default]
+    Good,
+    /// It could not be checked.
+    Unknown,
+    /// Somebody has to act.
+    Problem,
+}
+
+/// What was checked, and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// Its name, for example `consumers`.
+    pub name: &'static str,
+    /// Its result.
+    pub health: Health,
+    /// The result in a sentence.
+    pub summary: String,
+    /// Each thing that is wrong.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub details: Vec<String>,
+    /// The command to run next, or what to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+impl Check {
+    fn good(name: &'static str, summary: impl Into<String>) -> Self {
+        let (health, summary) = (Health::Good, summary.into());
+        Self { name, health, summary, details: Vec::new(), next: None }
+    }
+
+    fn problem(name: &'static str, summary: impl Into<String>, next: impl Into<String>) -> Self {
+        Self { health: Health::Problem, next: Some(next.into()), ..Self::good(name, summary) }
+    }
+
+    fn with(mut self, details: Vec<String>) -> Self {
+        self.details = details;
+        self
+    }
+
+    /// The check as it was done, or as unknown with the reason.
+    fn of(name: &'static str, done: Result<Self, CliError>) -> Self {
+        done.unwrap_or_else(|error| Self {
+            health: Health::Unknown,
+            next: error.advice.clone(),
+            ..Self::good(name, format!("could not be checked: {}", error.message))
+        })
+    }
+}
+
+/// A stack's state.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// The stack.
+    pub stack: String,
+    /// Its region.
+    pub region: String,
+    /// When it was checked.
+    pub at: Timestamp,
+    /// The worst result of the checks.
+    pub health: Health,
+    /// Every check.
+    pub checks: Vec<Check>,
+    /// The event source mappings.
+    pub consumers: Vec<Consumer>,
+    /// The queues.
+    pub queues: Vec<Queue>,
+    /// The functions, with the versions that are live.
+    pub functions: Vec<Function>,
+}
+
+/// Does every check.
+pub async fn status(stack: &Stack, now: Timestamp) -> Status {
+    let resources = Resources::of(stack).await;
+    let metrics = Metrics::of(stack, &resources, now).await;
+    let (consumers, queues, functions) = tokio::join!(
+        consumers::consumers(stack, &resources),
+        queues::queues(stack, &resources, &metrics),
+        functions::functions(stack, &resources, &metrics),
+    );
+    let mut checks = vec![
+        Check::of("stack", resources::check(stack).await),
+        Check::of("alarms", metrics::alarms(stack).await),
+        Check::of("consumers", consumers::check(consumers.as_deref())),
+        Check::of("streams", metrics::streams(&metrics)),
+        Check::of("queues", queues::check(queues.as_deref())),
+    ];
+    let done = join_all([
+        Box::pin(work::events(stack, now)) as CheckFuture<'_>,
+        Box::pin(work::failures(stack, now)),
+        Box::pin(work::stuck(stack, now)),
+        Box::pin(work::incomplete(stack)),
+        Box::pin(provider::check(stack, now)),
+        Box::pin(work::subscriptions(stack, now)),
+    ])
+    .await;
+    let names =
+        ["events", "failures", "stuck sagas", "incomplete sagas", "provider", "subscriptions"];
+    checks.extend(names.into_iter().zip(done).map(|(name, done)| Check::of(name, done)));
+    checks.push(Check::of("functions", functions::check(functions.as_deref())));
+    Status {
+        stack: stack.name().to_owned(),
+        region: stack.region().to_owned(),
+        at: now,
+        health: checks.iter().map(|check| check.health).max().unwrap_or_default(),
+        checks,
+        consumers: consumers.unwrap_or_default(),
+        queues: queues.unwrap_or_default(),
+        functions: functions.unwrap_or_default(),
+    }
+}
+
+type CheckFuture<'a> = std::pin::Pin<Box<dyn Future<Output = Result<Check, CliError>> + 'a>>;
+
+/// An error that several checks have in common.
+fn again(error: &CliError) -> CliError {
+    CliError { advice: error.advice.clone(), ..CliError::new(error.exit, error.message.clone()) }
+}

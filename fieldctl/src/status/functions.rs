@@ -1,0 +1,158 @@
+//! The functions: which version is live, and how often it fails.
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::Serialize;
+
+use super::{Check, again, metrics::Metrics, resources::Resources};
+use crate::{
+    error::{CliError, aws},
+    stack::Stack,
+};
+
+const AT_ONCE: usize = 8;
+
+/// The alias that every caller of a function uses.
+pub const ALIAS: &str = "live";
+
+/// So many errors, and such a share of the calls, are a problem.
+const MIN_ERRORS: f64 = 3.0;
+const MAX_ERROR_RATE: f64 = 0.01;
+
+/// A function.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Function {
+    /// Its logical id in the template, without `Function`.
+    pub name: String,
+    /// Its name in AWS.
+    pub function: String,
+    /// The version that the alias `live` names.
+    pub version: String,
+    /// Another version that gets a share of the calls, and the share.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary: Option<(String, f64)>,
+    /// When that version's code was published, as Lambda writes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub published: Option<String>,
+    /// Calls in the last quarter of an hour; absent if none were measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub invocations: Option<f64>,
+    /// Calls that failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub errors: Option<f64>,
+}
+
+impl Function {
+    /// The share of the calls that failed.
+    #[must_use]
+    pub fn error_rate(&self) -> Option<f64> {
+        let invocations = self.invocations.filter(|calls| *calls > 0.0)?;
+        Some(self.errors.unwrap_or_default() / invocations)
+    }
+
+    fn fails(&self) -> bool {
+        self.errors.is_some_and(|errors| errors >= MIN_ERRORS)
+            && self.error_rate().is_none_or(|rate| rate > MAX_ERROR_RATE)
+    }
+}
+
+/// Every function of the stack that has the alias `live`.
+pub async fn functions(
+    stack: &Stack,
+    resources: &Resources,
+    metrics: &Metrics,
+) -> Result<Vec<Function>, CliError> {
+    let client = aws_sdk_lambda::Client::new(stack.config());
+    let functions = resources.of_type("AWS::Lambda::Function")?;
+    stream::iter(functions)
+        .map(|(name, function)| get(&client, metrics, name, function))
+        .buffered(AT_ONCE)
+        .try_collect()
+        .await
+}
+
+async fn get(
+    client: &aws_sdk_lambda::Client,
+    metrics: &Metrics,
+    name: String,
+    function: String,
+) -> Result<Function, CliError> {
+    let alias = client.get_alias().function_name(&function).name(ALIAS).send().await;
+    let alias = alias.map_err(aws(&format!("the live version of {name} can't be read")))?;
+    let version = alias.function_version().unwrap_or("?").to_owned();
+    let config = client.get_function_configuration().function_name(&function).qualifier(&version);
+    let config = config.send().await;
+    let config = config.map_err(aws(&format!("version {version} of {name} can't be read")))?;
+    let (invocations, errors) = metrics.calls(&name);
+    let weights = alias.routing_config().and_then(|it| it.additional_version_weights());
+    Ok(Function {
+        name: name.strip_suffix("Function").unwrap_or(&name).to_owned(),
+        function,
+        version,
+        canary: weights
+            .and_then(|it| it.iter().next())
+            .map(|(version, share)| (version.clone(), *share)),
+        published: config.last_modified().map(str::to_owned),
+        invocations,
+        errors,
+    })
+}
+
+/// Checks that none fails often.
+pub fn check(functions: Result<&[Function], &CliError>) -> Result<Check, CliError> {
+    let functions = functions.map_err(again)?;
+    if functions.is_empty() {
+        return Err(CliError::not_found("the stack has no functions"));
+    }
+    let failing: Vec<_> = functions.iter().filter(|it| it.fails()).collect();
+    let (calls, errors) = functions.iter().fold((0.0, 0.0), |(calls, errors), it| {
+        (calls + it.invocations.unwrap_or_default(), errors + it.errors.unwrap_or_default())
+    });
+    let Some(first) = failing.first() else {
+        let summary = format!(
+            "{} functions, {errors} errors in {calls} calls of 15 minutes",
+            functions.len()
+        );
+        return Ok(Check::good("functions", summary));
+    };
+    let details = failing.iter().map(|it| {
+        let rate =
+            it.error_rate().map_or(String::new(), |rate| format!(" ({:.0} %)", rate * 100.0));
+        let (errors, calls) = (it.errors.unwrap_or_default(), it.invocations.unwrap_or_default());
+        let published = it.published.as_deref().unwrap_or("at an unknown time");
+        format!(
+            "{}: {errors} of {calls} calls failed{rate}; version {} is live, published {published}",
+            it.name, it.version
+        )
+    });
+    let next = format!(
+        "fieldctl logs --function {} --errors; roll back: docs/operations.md#rolling-back",
+        first.name
+    );
+    Ok(Check::problem("functions", format!("{} fail", failing.len()), next).with(details.collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::Health;
+
+    #[test]
+    fn a_function_that_fails_often_is_a_problem() {
+        let function = |invocations, errors| Function {
+            name: "StoreReadings".to_owned(),
+            function: "f".to_owned(),
+            version: "7".to_owned(),
+            canary: None,
+            published: None,
+            invocations,
+            errors,
+        };
+        let health = |it| check(Ok(&[it])).unwrap().health;
+        assert_eq!(health(function(None, None)), Health::Good, "not called");
+        assert_eq!(health(function(Some(10.0), Some(2.0))), Health::Good);
+        assert_eq!(health(function(Some(300.0), Some(3.0))), Health::Good, "1 %");
+        assert_eq!(health(function(Some(299.0), Some(3.0))), Health::Problem);
+        assert_eq!(health(function(None, Some(3.0))), Health::Problem);
+    }
+}

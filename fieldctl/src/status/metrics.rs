@@ -1,0 +1,213 @@
+//! What CloudWatch has measured in the last quarter of an hour, and its alarms.
+
+use std::collections::HashMap;
+
+use aws_sdk_cloudwatch::{
+    primitives::DateTime,
+    types::{Dimension, Metric, MetricDataQuery, MetricStat, StateValue},
+};
+use contracts::Timestamp;
+
+use super::{Check, again, resources::Resources};
+use crate::{
+    error::{CliError, aws},
+    render::span,
+    stack::Stack,
+};
+
+/// The time that is looked at, in seconds.
+pub const WINDOW_SECONDS: i32 = 900;
+
+/// Queries that one call takes.
+const MAX_QUERIES: usize = 500;
+
+/// A stream is read within seconds; above this its consumer is late, in milliseconds.
+const MAX_ITERATOR_AGE_MILLIS: f64 = 60_000.0;
+
+/// The functions that read streams, by their logical ids.
+const STREAM_FUNCTIONS: [&str; 3] =
+    ["StoreReadingsFunction", "DetectBreachesFunction", "PublishEventsFunction"];
+
+/// A measure of a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Measure {
+    Invocations,
+    Errors,
+    IteratorAge,
+    QueueAge,
+    IncomingRecords,
+}
+
+impl Measure {
+    /// Namespace, metric, dimension, statistic.
+    fn names(self) -> [&'static str; 4] {
+        match self {
+            Self::Invocations => ["AWS/Lambda", "Invocations", "FunctionName", "Sum"],
+            Self::Errors => ["AWS/Lambda", "Errors", "FunctionName", "Sum"],
+            Self::IteratorAge => ["AWS/Lambda", "IteratorAge", "FunctionName", "Maximum"],
+            Self::QueueAge => ["AWS/SQS", "ApproximateAgeOfOldestMessage", "QueueName", "Maximum"],
+            Self::IncomingRecords => ["AWS/Kinesis", "IncomingRecords", "StreamName", "Sum"],
+        }
+    }
+}
+
+/// Measured values by measure and logical id.
+#[derive(Debug)]
+pub struct Metrics(Result<HashMap<(Measure, String), f64>, CliError>);
+
+impl Metrics {
+    /// Reads them in one call, or in as few as there can be.
+    pub async fn of(stack: &Stack, resources: &Resources, now: Timestamp) -> Self {
+        Self(read(stack, resources, now).await)
+    }
+
+    fn value(&self, measure: Measure, name: &str) -> Option<f64> {
+        self.0.as_ref().ok()?.get(&(measure, name.to_owned())).copied()
+    }
+
+    /// The age of the queue's oldest message, in seconds.
+    pub fn queue_age(&self, logical_id: &str) -> Option<f64> {
+        self.value(Measure::QueueAge, logical_id)
+    }
+
+    /// The function's invocations and errors; `None` where nothing was measured.
+    pub fn calls(&self, logical_id: &str) -> (Option<f64>, Option<f64>) {
+        (self.value(Measure::Invocations, logical_id), self.value(Measure::Errors, logical_id))
+    }
+}
+
+async fn read(
+    stack: &Stack,
+    resources: &Resources,
+    now: Timestamp,
+) -> Result<HashMap<(Measure, String), f64>, CliError> {
+    let mut wanted: Vec<(Measure, String, String)> = Vec::new();
+    for (name, physical) in resources.of_type("AWS::Lambda::Function")? {
+        for measure in [Measure::Invocations, Measure::Errors] {
+            wanted.push((measure, name.clone(), physical.clone()));
+        }
+        if STREAM_FUNCTIONS.contains(&name.as_str()) {
+            wanted.push((Measure::IteratorAge, name, physical));
+        }
+    }
+    for (name, url) in resources.of_type("AWS::SQS::Queue")? {
+        let queue = url.rsplit('/').next().unwrap_or(&url).to_owned();
+        wanted.push((Measure::QueueAge, name, queue));
+    }
+    for (name, physical) in resources.of_type("AWS::Kinesis::Stream")? {
+        wanted.push((Measure::IncomingRecords, name, physical));
+    }
+    let client = aws_sdk_cloudwatch::Client::new(stack.config());
+    let seconds = now.millis() / 1000;
+    let mut values = HashMap::new();
+    for wanted in wanted.chunks(MAX_QUERIES) {
+        let queries = wanted.iter().enumerate().map(|(index, it)| query(index, it)).collect();
+        let call = client
+            .get_metric_data()
+            .start_time(DateTime::from_secs(seconds - i64::from(WINDOW_SECONDS)))
+            .end_time(DateTime::from_secs(seconds + 60))
+            .set_metric_data_queries(Some(queries));
+        let mut pages = call.into_paginator().send();
+        let mut results = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(aws("the metrics can't be read"))?;
+            results.extend(page.metric_data_results.unwrap_or_default());
+        }
+        for result in results {
+            let index = result.id().and_then(|id| id.strip_prefix('m')?.parse::<usize>().ok());
+            let Some((measure, name, _)) = index.and_then(|index| wanted.get(index)) else {
+                continue;
+            };
+            let measured = result.values();
+            let value = match measure {
+                Measure::Invocations | Measure::Errors | Measure::IncomingRecords => {
+                    measured.iter().sum()
+                }
+                // The newest value comes first.
+                Measure::IteratorAge | Measure::QueueAge => {
+                    measured.first().copied().unwrap_or_default()
+                }
+            };
+            if !measured.is_empty() {
+                *values.entry((*measure, name.clone())).or_insert(0.0) += value;
+            }
+        }
+    }
+    Ok(values)
+}
+
+fn query(index: usize, (measure, _, physical): &(Measure, String, String)) -> MetricDataQuery {
+    let [namespace, metric, dimension, statistic] = measure.names();
+    let metric = Metric::builder()
+        .namespace(namespace)
+        .metric_name(metric)
+        .dimensions(Dimension::builder().name(dimension).value(physical).build())
+        .build();
+    let stat = MetricStat::builder().metric(metric).period(60).stat(statistic).build();
+    MetricDataQuery::builder().id(format!("m{index}")).metric_stat(stat).return_data(true).build()
+}
+
+/// Checks that the streams' consumers are not late.
+pub fn streams(metrics: &Metrics) -> Result<Check, CliError> {
+    metrics.0.as_ref().map_err(again)?;
+    let ages = STREAM_FUNCTIONS
+        .iter()
+        .filter_map(|name| Some((*name, metrics.value(Measure::IteratorAge, name)?)));
+    let ages: Vec<_> = ages.collect();
+    let incoming = metrics.value(Measure::IncomingRecords, "ReadingsStream").unwrap_or_default();
+    let late: Vec<_> = ages.iter().filter(|(_, age)| *age > MAX_ITERATOR_AGE_MILLIS).collect();
+    // Lambda measures no age of a stream that it does not read.
+    let unread = incoming > 0.0 && !ages.iter().any(|(name, _)| *name == "StoreReadingsFunction");
+    #[expect(clippy::cast_possible_truncation, reason = "an age in milliseconds")]
+    let shown = |(name, age): &(&str, f64)| format!("{name} is {} behind", span(*age as i64));
+    if unread {
+        let summary = format!("{incoming} readings bundles came in, and store-readings read none");
+        return Ok(Check::problem("streams", summary, "see consumers above"));
+    }
+    if !late.is_empty() {
+        let details = late.into_iter().map(shown).collect();
+        let next =
+            "fieldctl logs --function store-readings --errors (or the function that is behind)";
+        return Ok(Check::problem("streams", "a consumer is late", next).with(details));
+    }
+    Ok(Check::good(
+        "streams",
+        match ages.is_empty() {
+            true => "nothing came in for 15 minutes".to_owned(),
+            false => ages.iter().map(shown).collect::<Vec<_>>().join(", "),
+        },
+    ))
+}
+
+/// Checks that no alarm of the stack is on.
+pub async fn alarms(stack: &Stack) -> Result<Check, CliError> {
+    let client = aws_sdk_cloudwatch::Client::new(stack.config());
+    let prefix = format!("{}-", stack.name());
+    let mut pages = client.describe_alarms().alarm_name_prefix(&prefix).into_paginator().send();
+    let (mut all, mut on) = (0, Vec::new());
+    while let Some(page) = pages.next().await {
+        let page = page.map_err(aws("the alarms can't be read"))?;
+        all += page.metric_alarms().len();
+        on.extend(
+            page.metric_alarms()
+                .iter()
+                .filter(|it| it.state_value() == Some(&StateValue::Alarm))
+                .map(|it| {
+                    let name = it.alarm_name().unwrap_or("?");
+                    let name = name.strip_prefix(&prefix).unwrap_or(name);
+                    format!("{name}: {}", it.alarm_description().unwrap_or("no description"))
+                }),
+        );
+    }
+    if all == 0 {
+        return Err(CliError::not_found(format!(
+            "there are no alarms whose names begin with {prefix}"
+        )));
+    }
+    Ok(if on.is_empty() {
+        Check::good("alarms", format!("none of {all} is on"))
+    } else {
+        let summary = format!("{} of {all} are on", on.len());
+        Check::problem("alarms", summary, "docs/operations.md has a runbook for each").with(on)
+    })
+}

@@ -1,0 +1,200 @@
+//! The payment provider: its circuit breaker, the last error, and the API key that was used.
+
+use billing::circuit::{CallError, CircuitState};
+use contracts::Timestamp;
+use serde::Serialize;
+use store::Table;
+
+use super::Check;
+use crate::{
+    error::{CliError, aws},
+    render::{ago, span},
+    stack::Stack,
+};
+
+/// The provider, as the circuit breaker and the secret show it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Provider {
+    /// `closed`, `open`, or `probing` while a command finds out whether the provider is back.
+    pub circuit: &'static str,
+    /// Failed calls since the last success.
+    pub failures: u32,
+    /// When the next command may probe, if the circuit is open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_probe: Option<Timestamp>,
+    /// The last failure since the last success.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<CallError>,
+    /// When the secret with the API key was changed last; absent if it can't be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_changed_at: Option<Timestamp>,
+}
+
+impl Provider {
+    fn of(state: CircuitState, key_changed_at: Option<Timestamp>) -> Self {
+        let circuit = match (state.open_until, state.is_probed()) {
+            (None, _) => "closed",
+            (Some(_), true) => "probing",
+            (Some(_), false) => "open",
+        };
+        let (failures, next_probe, last_error) =
+            (state.failures, state.open_until, state.last_error);
+        Self { circuit, failures, next_probe, last_error, key_changed_at }
+    }
+
+    /// Whether calls fail now.
+    #[must_use]
+    pub fn fails(&self) -> bool {
+        self.circuit != "closed" || self.failures > 0
+    }
+
+    /// Whether the call that failed used an API key from before the secret was changed.
+    #[must_use]
+    pub fn used_old_key(&self) -> bool {
+        let read = self.last_error.as_ref().and_then(|error| error.key_read_at);
+        read.zip(self.key_changed_at).is_some_and(|(read, changed)| read < changed)
+    }
+
+    /// The circuit in a sentence.
+    #[must_use]
+    pub fn summary(&self, now: Timestamp) -> String {
+        let failed = match self.failures {
+            0 => String::new(),
+            1 => ", 1 call failed".to_owned(),
+            count => format!(", {count} calls in a row failed"),
+        };
+        let next = match (self.circuit, self.next_probe) {
+            ("open", Some(at)) if at > now => {
+                format!(", next probe in {}", span(at.millis() - now.millis()))
+            }
+            ("open", Some(_)) => ", the next command probes".to_owned(),
+            _ => String::new(),
+        };
+        format!("circuit {}{failed}{next}", self.circuit)
+    }
+
+    /// The last error, and what is known of the key that was used.
+    #[must_use]
+    pub fn details(&self, now: Timestamp) -> Vec<String> {
+        let Some(CallError { error, message, at, key_read_at }) = &self.last_error else {
+            return Vec::new();
+        };
+        let mut details = vec![format!("last error, {}: {error}: {message}", ago(now, *at))];
+        if let Some(read) = key_read_at {
+            let changed = self.key_changed_at.map_or_else(
+                || "when the secret was changed is not known".to_owned(),
+                |changed| format!("the secret was changed {}", ago(now, changed)),
+            );
+            details.push(format!(
+                "the call used an API key that was read {}; {changed}",
+                ago(now, *read)
+            ));
+        }
+        if self.used_old_key() {
+            details.push(
+                "the key was changed after that: functions read it again within five minutes"
+                    .to_owned(),
+            );
+        }
+        details
+    }
+
+    /// What to do about the last error.
+    #[must_use]
+    pub fn next(&self) -> String {
+        match self.last_error.as_ref().map(|error| error.error.as_str()) {
+            Some("KeyRefused") if self.used_old_key() => {
+                "wait five minutes; if calls are still refused, the new key is wrong".to_owned()
+            }
+            Some("KeyRefused" | "KeyUnreadable") => {
+                "store the right key: docs/operations.md#providercircuitopen".to_owned()
+            }
+            Some("Throttled") => {
+                "lower BillingConcurrency: docs/operations.md#providercircuitopen".to_owned()
+            }
+            _ => "see the provider's status page; commands wait and go on by themselves: \
+                  docs/operations.md#providercircuitopen"
+                .to_owned(),
+        }
+    }
+}
+
+/// Reads the circuit breaker's row, and when the secret was changed.
+pub async fn provider(stack: &Stack) -> Result<Provider, CliError> {
+    let rows = Table::new(stack.dynamodb.clone(), stack.output("BillingTable")?);
+    let state: Option<CircuitState> = rows.get(&CircuitState::key()).await?;
+    let state = state.unwrap_or_default();
+    // Only a failure makes the key's age interesting.
+    let changed = match &state.last_error {
+        Some(_) => key_changed_at(stack).await.unwrap_or_default(),
+        None => None,
+    };
+    Ok(Provider::of(state, changed))
+}
+
+/// When the secret was changed; its value is not read.
+async fn key_changed_at(stack: &Stack) -> Result<Option<Timestamp>, CliError> {
+    let secrets = aws_sdk_secretsmanager::Client::new(stack.config());
+    let described =
+        secrets.describe_secret().secret_id(stack.output("StripeSecretArn")?).send().await;
+    let described = described.map_err(aws("the secret of the provider can't be described"))?;
+    let changed = described.last_changed_date().and_then(|at| at.to_millis().ok());
+    Ok(changed.map(Timestamp::from_millis))
+}
+
+/// Checks that the provider answers.
+pub async fn check(stack: &Stack, now: Timestamp) -> Result<Check, CliError> {
+    let provider = provider(stack).await?;
+    let summary = provider.summary(now);
+    Ok(if provider.fails() {
+        Check::problem("provider", summary, provider.next()).with(provider.details(now))
+    } else {
+        Check::good("provider", summary)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_millis(seconds * 1000)
+    }
+
+    fn refused(key_read: i64, key_changed: i64) -> Provider {
+        let error = CallError {
+            error: "KeyRefused".to_owned(),
+            message: "HTTP status 401".to_owned(),
+            at: at(100),
+            key_read_at: Some(at(key_read)),
+        };
+        Provider {
+            circuit: "open",
+            failures: 5,
+            next_probe: Some(at(130)),
+            last_error: Some(error),
+            key_changed_at: Some(at(key_changed)),
+        }
+    }
+
+    #[test]
+    fn an_open_circuit_says_why_and_when_it_is_probed() {
+        let provider = refused(90, 50);
+        assert_eq!(
+            provider.summary(at(118)),
+            "circuit open, 5 calls in a row failed, next probe in 12.0 s"
+        );
+        let details = provider.details(at(118)).join("\n");
+        assert!(details.contains("KeyRefused: HTTP status 401"), "{details}");
+        assert!(!provider.used_old_key() && provider.next().contains("store the right key"));
+    }
+
+    #[test]
+    fn a_key_from_before_the_change_is_named() {
+        let provider = refused(50, 90);
+        assert!(provider.used_old_key());
+        assert!(provider.details(at(118)).join("\n").contains("changed after that"));
+        assert!(provider.next().starts_with("wait five minutes"));
+    }
+}

@@ -1,0 +1,138 @@
+//! The queues: what waits in each, and for how long.
+
+use std::time::Duration;
+
+use aws_sdk_sqs::types::QueueAttributeName as Attribute;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::Serialize;
+
+use super::{Check, again, metrics::Metrics, resources::Resources};
+use crate::{
+    error::{CliError, aws},
+    render::span,
+    stack::Stack,
+};
+
+const AT_ONCE: usize = 4;
+
+/// A message that waits for longer is a problem; consumers take messages within seconds.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// A queue.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Queue {
+    /// Its logical id in the template.
+    pub name: String,
+    /// Messages that wait to be received.
+    pub waiting: u64,
+    /// Messages that were put back for later.
+    pub delayed: u64,
+    /// Messages that a consumer has received and not deleted.
+    pub in_flight: u64,
+    /// The age of the oldest message, in seconds, as CloudWatch has it; absent if it has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oldest_seconds: Option<f64>,
+}
+
+impl Queue {
+    /// Whether messages wait longer than consumers take. Without an age, any message that waits counts.
+    fn is_waiting(&self) -> bool {
+        self.waiting > 0 && self.oldest_seconds.is_none_or(|age| age > MAX_WAIT.as_secs_f64())
+    }
+}
+
+/// Every queue of the stack.
+pub async fn queues(
+    stack: &Stack,
+    resources: &Resources,
+    metrics: &Metrics,
+) -> Result<Vec<Queue>, CliError> {
+    let client = aws_sdk_sqs::Client::new(stack.config());
+    let queues = resources.of_type("AWS::SQS::Queue")?;
+    stream::iter(queues)
+        .map(|(name, url)| get(&client, metrics, name, url))
+        .buffered(AT_ONCE)
+        .try_collect()
+        .await
+}
+
+async fn get(
+    client: &aws_sdk_sqs::Client,
+    metrics: &Metrics,
+    name: String,
+    url: String,
+) -> Result<Queue, CliError> {
+    let wanted = [
+        Attribute::ApproximateNumberOfMessages,
+        Attribute::ApproximateNumberOfMessagesDelayed,
+        Attribute::ApproximateNumberOfMessagesNotVisible,
+    ];
+    let got = client.get_queue_attributes().queue_url(&url);
+    let got = got.set_attribute_names(Some(wanted.to_vec())).send().await;
+    let got = got.map_err(aws(&format!("the depth of {name} can't be read")))?;
+    let number = |attribute: Attribute| {
+        let text = got.attributes().and_then(|all| all.get(&attribute));
+        text.and_then(|text| text.parse().ok())
+            .ok_or_else(|| CliError::not_found(format!("SQS did not say {attribute} of {name}")))
+    };
+    let [waiting, delayed, in_flight] = wanted.map(number);
+    Ok(Queue {
+        waiting: waiting?,
+        delayed: delayed?,
+        in_flight: in_flight?,
+        oldest_seconds: metrics.queue_age(&name),
+        name,
+    })
+}
+
+/// Checks that nothing waits for long.
+pub fn check(queues: Result<&[Queue], &CliError>) -> Result<Check, CliError> {
+    let queues = queues.map_err(again)?;
+    if queues.is_empty() {
+        return Err(CliError::not_found("the stack has no queues"));
+    }
+    let waiting: Vec<_> = queues.iter().filter(|queue| queue.is_waiting()).collect();
+    if waiting.is_empty() {
+        let all: u64 = queues.iter().map(|it| it.waiting + it.delayed + it.in_flight).sum();
+        return Ok(Check::good(
+            "queues",
+            format!("nothing waits in {} queues; {all} messages under way", queues.len()),
+        ));
+    }
+    let details = waiting.iter().map(|queue| {
+        let age = queue.oldest_seconds.map(|age| Duration::from_secs_f64(age.max(0.0)).as_millis());
+        let age = age
+            .and_then(|age| i64::try_from(age).ok())
+            .map(|age| format!(", the oldest for {}", span(age)));
+        format!("{}: {} wait{}", queue.name, queue.waiting, age.unwrap_or_default())
+    });
+    let summary = format!("messages wait in {} of {} queues", waiting.len(), queues.len());
+    let next =
+        "see consumers above; if all run: fieldctl logs --function <the queue's consumer> --errors";
+    Ok(Check::problem("queues", summary, next).with(details.collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::Health;
+
+    #[test]
+    fn a_message_that_waits_is_a_problem_unless_it_is_known_to_be_young() {
+        let queue = |waiting, oldest_seconds| Queue {
+            name: "Q".to_owned(),
+            waiting,
+            delayed: 2,
+            in_flight: 1,
+            oldest_seconds,
+        };
+        let health = |it| check(Ok(&[it])).unwrap().health;
+        assert_eq!(health(queue(0, None)), Health::Good, "delayed and in flight");
+        assert_eq!(health(queue(0, Some(600.0))), Health::Good);
+        assert_eq!(health(queue(1, Some(60.0))), Health::Good);
+        assert_eq!(health(queue(1, Some(61.0))), Health::Problem);
+        assert_eq!(health(queue(1, None)), Health::Problem, "nothing says that it is young");
+        assert!(check(Ok(&[])).is_err());
+    }
+}

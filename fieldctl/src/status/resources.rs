@@ -1,0 +1,66 @@
+//! The resources of the stack, as CloudFormation lists them.
+
+use std::collections::BTreeMap;
+
+use super::{Check, again};
+use crate::{
+    error::{CliError, aws},
+    stack::Stack,
+};
+
+/// Physical ids by type and logical id.
+#[derive(Debug)]
+pub struct Resources(Result<BTreeMap<String, BTreeMap<String, String>>, CliError>);
+
+impl Resources {
+    /// Lists them.
+    pub async fn of(stack: &Stack) -> Self {
+        Self(stack.resources().await)
+    }
+
+    /// Those of a type, for example `AWS::SQS::Queue`: logical id, physical id.
+    ///
+    /// # Errors
+    /// If the resources could not be listed.
+    pub fn of_type(&self, kind: &str) -> Result<Vec<(String, String)>, CliError> {
+        let all = self.0.as_ref().map_err(again)?;
+        Ok(all.get(kind).into_iter().flatten().map(|(a, b)| (a.clone(), b.clone())).collect())
+    }
+}
+
+impl Stack {
+    /// Every resource of the template: physical ids by type and logical id.
+    pub async fn resources(&self) -> Result<BTreeMap<String, BTreeMap<String, String>>, CliError> {
+        let listing = self.cloudformation().list_stack_resources().stack_name(self.name());
+        let mut found = listing.into_paginator().items().send();
+        let mut resources: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+        while let Some(resource) = found.next().await {
+            let resource = resource.map_err(aws("the stack's resources can't be listed"))?;
+            if let (Some(kind), Some(logical), Some(physical)) = (
+                resource.resource_type(),
+                resource.logical_resource_id(),
+                resource.physical_resource_id(),
+            ) {
+                resources
+                    .entry(kind.to_owned())
+                    .or_default()
+                    .insert(logical.to_owned(), physical.to_owned());
+            }
+        }
+        Ok(resources)
+    }
+}
+
+/// Checks that the last deployment went through.
+pub async fn check(stack: &Stack) -> Result<Check, CliError> {
+    let status = stack.deployment().await?;
+    Ok(if status.ends_with("_COMPLETE") && !status.contains("ROLLBACK") {
+        Check::good("stack", status)
+    } else {
+        let next = format!(
+            "aws cloudformation describe-stack-events --stack-name {} --max-items 20",
+            stack.name()
+        );
+        Check::problem("stack", format!("the last deployment is {status}"), next)
+    })
+}

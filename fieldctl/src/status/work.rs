@@ -1,0 +1,123 @@
+//! The work itself: events, failures, sagas, subscriptions.
+
+use std::time::Duration;
+
+use billing::reconciliation::Report;
+use contracts::Timestamp;
+use failures::Status;
+use store::Table;
+
+use super::Check;
+use crate::{
+    commands::{sagas, subscriptions},
+    error::CliError,
+    log::OLDEST_IS_LATE,
+    render::{ago, sentence, short, span},
+    stack::Stack,
+};
+
+/// Failures that are counted; more are "at least so many".
+const MAX_COUNTED: u32 = 1000;
+
+/// How long a saga may stand still: as `fieldctl sagas list --stuck`.
+const SAGA_BUDGET: Duration = Duration::from_mins(15);
+
+/// Checks that events are published at once.
+pub async fn events(stack: &Stack, now: Timestamp) -> Result<Check, CliError> {
+    let Some(oldest) = stack.oldest_unpublished().await? else {
+        return Ok(Check::good("events", "all are published"));
+    };
+    let age = now.millis() - oldest.at.millis();
+    let summary = format!("the oldest unpublished event has waited for {}", span(age));
+    Ok(if age > OLDEST_IS_LATE.as_millis().try_into().unwrap_or(i64::MAX) {
+        let details = vec![format!("{} {}", oldest.entity, oldest.sequence)];
+        Check::problem("events", summary, "fieldctl logs --function publish-events --errors")
+            .with(details)
+    } else {
+        Check::good("events", summary)
+    })
+}
+
+/// Checks that no failure is open.
+pub async fn failures(stack: &Stack, now: Timestamp) -> Result<Check, CliError> {
+    let ledger = stack.ledger()?;
+    let open = ledger.count(Status::Open, MAX_COUNTED).await?;
+    if open == 0 {
+        return Ok(Check::good("failures", "none is open"));
+    }
+    let (newest, _) = ledger.page(Status::Open, true, None, 1).await?;
+    let details = newest.iter().map(|row| {
+        let (name, message) = (&row.error.name, sentence(&row.error.message));
+        format!(
+            "newest, {}: {} {} {name}: {message}",
+            ago(now, row.last_at),
+            short(&row.id),
+            row.source
+        )
+    });
+    let open = if open == MAX_COUNTED { format!("at least {open}") } else { open.to_string() };
+    Ok(Check::problem("failures", format!("{open} open"), "fieldctl failures groups")
+        .with(details.collect()))
+}
+
+/// Checks that no saga stands still.
+pub async fn stuck(stack: &Stack, now: Timestamp) -> Result<Check, CliError> {
+    let stuck = sagas::stuck(stack, SAGA_BUDGET, now).await?;
+    let details: Vec<_> = stuck
+        .iter()
+        .map(|it| {
+            let state = it.current().map_or("between two states", |state| &state.name);
+            let still = span(now.millis() - it.last_event.millis());
+            format!("{} stands at {state} for {still}", it.name)
+        })
+        .collect();
+    Ok(if details.is_empty() {
+        Check::good("stuck sagas", "none")
+    } else {
+        Check::problem("stuck sagas", details.len().to_string(), "fieldctl sagas list --stuck")
+            .with(details)
+    })
+}
+
+/// Checks that no undo left something behind.
+pub async fn incomplete(stack: &Stack) -> Result<Check, CliError> {
+    let incomplete = sagas::incomplete(stack).await?;
+    let details: Vec<_> = incomplete
+        .iter()
+        .map(|it| {
+            let error =
+                it.failure.as_ref().map_or(it.status.as_str(), |failure| failure.error.as_str());
+            let onboarding = it.input["onboardingId"].as_str().unwrap_or(&it.name);
+            format!("onboarding {onboarding}: {error}")
+        })
+        .collect();
+    Ok(if details.is_empty() {
+        Check::good("incomplete sagas", "none")
+    } else {
+        let next = "fieldctl sagas list --incomplete; remove the cause, then fieldctl sagas recover <site>";
+        Check::problem("incomplete sagas", details.len().to_string(), next).with(details)
+    })
+}
+
+/// Checks that the provider and the billing table agree.
+pub async fn subscriptions(stack: &Stack, now: Timestamp) -> Result<Check, CliError> {
+    let rows = Table::new(stack.dynamodb.clone(), stack.output("BillingTable")?);
+    let report: Option<Report> = rows.get(&Report::key()).await?;
+    let next = "fieldctl subscriptions";
+    let Some(report) = report else {
+        return Err(CliError::not_found("they have not been compared yet")
+            .advise("reconcile-subscriptions runs every hour; fieldctl logs --function reconcile-subscriptions"));
+    };
+    let compared = ago(now, report.at);
+    Ok(if subscriptions::is_outdated(&report, now) {
+        Check::problem("subscriptions", format!("last compared {compared}"), next)
+    } else if report.found > 0 {
+        Check::problem(
+            "subscriptions",
+            format!("{} disagree, compared {compared}", report.found),
+            next,
+        )
+    } else {
+        Check::good("subscriptions", format!("they agree, compared {compared}"))
+    })
+}
