@@ -127,7 +127,7 @@ pub async fn status(stack: &Stack, now: Timestamp) -> Status {
     let names =
         ["events", "failures", "stuck sagas", "incomplete sagas", "provider", "subscriptions"];
     checks.extend(names.into_iter().zip(done).map(|(name, done)| Check::of(name, done)));
-    checks.push(Check::of("functions", functions::check(functions.as_deref())));
+    checks.push(Check::of("functions", functions::check(functions.as_deref(), metrics.read())));
     Status {
         stack: stack.name().to_owned(),
         region: stack.region().to_owned(),

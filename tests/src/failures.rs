@@ -1,8 +1,8 @@
 //! What the stack gave up on: the rows of the failures table, and the operator's command on them.
 
-use std::{collections::BTreeMap, env, fmt, path::Path, process::Command};
+use std::{collections::BTreeMap, fmt};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use aws_sdk_dynamodb::types::AttributeValue;
 use serde::Deserialize;
 use serde_json::Value;
@@ -180,22 +180,9 @@ impl Stack {
     /// Carries out a command of `fieldctl failures`, as an operator does; the JSON that it
     /// printed. Some of the work may have failed again.
     pub fn fieldctl_failures(&self, arguments: &[&str]) -> Result<Vec<Value>> {
-        let here = env::current_exe()?;
-        // Cargo puts tests one folder deeper than binaries.
-        let near = here.ancestors().skip(1).take(2).map(|folder| folder.join("fieldctl"));
-        let fieldctl = near.into_iter().find(|path| Path::is_file(path));
-        let fieldctl =
-            fieldctl.context("there is no fieldctl: `cargo build -p fieldctl` builds it")?;
-        let output = Command::new(fieldctl)
-            .args(["--endpoint-url", self.endpoint().as_str(), "--stack", self.name(), "--json"])
-            .arg("failures")
-            .args(arguments)
-            .output()?;
-        if !matches!(output.status.code(), Some(0 | 1)) || !output.stderr.is_empty() {
-            bail!("fieldctl failures {arguments:?}: {output:?}");
-        }
-        let told = serde_json::Deserializer::from_slice(&output.stdout).into_iter();
-        told.map(|told| told.context("what fieldctl told")).collect()
+        let printed = self.fieldctl(&[&["--json", "failures"], arguments].concat())?;
+        ensure!(matches!(printed.code, 0 | 1) && printed.err.is_empty(), "{printed:?}");
+        printed.documents()
     }
 
     /// Replays failures by `fieldctl failures replay --yes`; the outcome of each, by its id.

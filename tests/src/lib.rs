@@ -7,6 +7,7 @@ pub mod api;
 pub mod capture;
 pub mod executions;
 pub mod failures;
+pub mod fieldctl;
 pub mod inventory;
 pub mod judge;
 pub mod log;

@@ -9,14 +9,6 @@ mod faults;
 
 use std::{
     collections::BTreeSet,
-    env,
-    io::{BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -33,7 +25,7 @@ use tests::{
 };
 use uuid::Uuid;
 
-use crate::faults::Outage;
+use crate::faults::{Outage, Refusing};
 
 const METRIC: Metric = Metric::WindFromDirection;
 /// Onboardings under way.
@@ -46,79 +38,6 @@ const FAILURES: usize = 5;
 const PROBES: usize = 3;
 /// For all of them to come into service, on a machine with two cores.
 const PATIENCE_FOR_ALL: Duration = Duration::from_secs(150);
-
-/// In the provider's place: refuses every call with 503, and counts.
-struct Unwell {
-    address: SocketAddr,
-    calls: Arc<Mutex<Vec<Instant>>>,
-    over: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Unwell {
-    /// Takes the place of the provider, which has left it.
-    fn begin() -> Result<Self> {
-        let port = env::var("FIELDSTATION_STRIPE_PORT").unwrap_or_else(|_| "8420".into());
-        let address = format!("127.0.0.1:{port}").parse()?;
-        let listener = TcpListener::bind(address).context("the provider's port")?;
-        let (calls, over) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<AtomicBool>::default());
-        let (seen, ends) = (Arc::clone(&calls), Arc::clone(&over));
-        let thread = thread::spawn(move || {
-            for caller in listener.incoming() {
-                if ends.load(Ordering::SeqCst) {
-                    break;
-                }
-                match caller.context("no caller").and_then(|caller| refuse(&caller)) {
-                    Ok(()) => seen.lock().expect("no panic here").push(Instant::now()),
-                    Err(error) => eprintln!("a caller was not answered: {error:#}"),
-                }
-            }
-        });
-        Ok(Self { address, calls, over, thread: Some(thread) })
-    }
-
-    fn calls(&self) -> Vec<Instant> {
-        self.calls.lock().expect("no panic here").clone()
-    }
-}
-
-impl Drop for Unwell {
-    /// Leaves the place at once, for the provider comes back.
-    fn drop(&mut self) {
-        self.over.store(true, Ordering::SeqCst);
-        // It waits for a caller.
-        let woken = TcpStream::connect(self.address).is_ok();
-        if let Some(thread) = self.thread.take().filter(|_| woken)
-            && thread.join().is_err()
-        {
-            eprintln!("the provider's stand-in panicked");
-        }
-    }
-}
-
-/// Reads a request, and refuses it.
-fn refuse(mut caller: &TcpStream) -> Result<()> {
-    caller.set_read_timeout(Some(Duration::from_secs(2)))?;
-    let mut reader = BufReader::new(caller);
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        ensure!(reader.read_line(&mut line)? > 0, "half a request");
-        let line = line.trim().to_ascii_lowercase();
-        if line.is_empty() {
-            break;
-        }
-        if let Some(text) = line.strip_prefix("content-length:") {
-            length = text.trim().parse()?;
-        }
-    }
-    reader.read_exact(&mut vec![0; length])?;
-    let body = r#"{"error":{"type":"api_error","message":"We are having trouble."}}"#;
-    let head =
-        "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-type: application/json";
-    write!(caller, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())?;
-    Ok(())
-}
 
 async fn register(stack: &Stack) -> Result<Ids> {
     let name = format!("outage {}", Uuid::new_v4().simple());
@@ -166,7 +85,7 @@ async fn an_outage_fails_no_onboarding_and_costs_hardly_a_call() -> Result<()> {
 
     let outage_at = SystemTime::now();
     let outage = Outage::begin()?;
-    let unwell = Unwell::begin()?;
+    let unwell = Refusing::begin(503)?;
     tell("the provider is out");
     let sites: Vec<Ids> = stream::iter((0..SITES).map(|_| register(&stack)))
         .buffer_unordered(SIDE_BY_SIDE)

@@ -99,8 +99,12 @@ async fn get(
 }
 
 /// Checks that none fails often.
-pub fn check(functions: Result<&[Function], &CliError>) -> Result<Check, CliError> {
+pub fn check(
+    functions: Result<&[Function], &CliError>,
+    measured: Result<(), CliError>,
+) -> Result<Check, CliError> {
     let functions = functions.map_err(again)?;
+    measured?;
     if functions.is_empty() {
         return Err(CliError::not_found("the stack has no functions"));
     }
@@ -148,11 +152,13 @@ mod tests {
             invocations,
             errors,
         };
-        let health = |it| check(Ok(&[it])).unwrap().health;
+        let health = |it| check(Ok(&[it]), Ok(())).unwrap().health;
         assert_eq!(health(function(None, None)), Health::Good, "not called");
         assert_eq!(health(function(Some(10.0), Some(2.0))), Health::Good);
         assert_eq!(health(function(Some(300.0), Some(3.0))), Health::Good, "1 %");
         assert_eq!(health(function(Some(299.0), Some(3.0))), Health::Problem);
         assert_eq!(health(function(None, Some(3.0))), Health::Problem);
+        let unread = Err(CliError::not_found("no metrics"));
+        assert!(check(Ok(&[function(None, None)]), unread).is_err(), "errors that nobody counted");
     }
 }

@@ -61,6 +61,14 @@ impl Metrics {
         Self(read(stack, resources, now).await)
     }
 
+    /// Whether they could be read.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn read(&self) -> Result<(), CliError> {
+        self.0.as_ref().map(drop).map_err(again)
+    }
+
     fn value(&self, measure: Measure, name: &str) -> Option<f64> {
         self.0.as_ref().ok()?.get(&(measure, name.to_owned())).copied()
     }
@@ -149,7 +157,7 @@ fn query(index: usize, (measure, _, physical): &(Measure, String, String)) -> Me
 
 /// Checks that the streams' consumers are not late.
 pub fn streams(metrics: &Metrics) -> Result<Check, CliError> {
-    metrics.0.as_ref().map_err(again)?;
+    metrics.read()?;
     let ages = STREAM_FUNCTIONS
         .iter()
         .filter_map(|name| Some((*name, metrics.value(Measure::IteratorAge, name)?)));

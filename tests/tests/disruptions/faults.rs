@@ -1,12 +1,19 @@
 //! Faults, brought about from outside: nothing in the functions knows of them.
 
 use std::{
+    env,
     fmt::Debug,
     fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
     panic::{AssertUnwindSafe, resume_unwind},
     path::{Path, PathBuf},
     process::Command,
-    thread,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -64,6 +71,80 @@ impl Drop for Outage {
             eprintln!("the provider is still stopped: {error}");
         }
     }
+}
+
+/// A server in the provider's place that refuses every call, and counts them.
+pub struct Refusing {
+    address: SocketAddr,
+    calls: Arc<Mutex<Vec<Instant>>>,
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Refusing {
+    /// Takes the port of the provider, which was stopped; answers with that status.
+    pub fn begin(status: u16) -> Result<Self> {
+        let port = env::var("FIELDSTATION_STRIPE_PORT").unwrap_or_else(|_| "8420".into());
+        let address = format!("127.0.0.1:{port}").parse()?;
+        let listener = TcpListener::bind(address).context("the provider's port")?;
+        let (calls, over) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<AtomicBool>::default());
+        let (seen, ends) = (Arc::clone(&calls), Arc::clone(&over));
+        let thread = thread::spawn(move || {
+            for caller in listener.incoming() {
+                if ends.load(Ordering::SeqCst) {
+                    break;
+                }
+                match caller.context("no caller").and_then(|caller| refuse(&caller, status)) {
+                    Ok(()) => seen.lock().expect("no panic here").push(Instant::now()),
+                    Err(error) => eprintln!("a caller was not answered: {error:#}"),
+                }
+            }
+        });
+        Ok(Self { address, calls, over, thread: Some(thread) })
+    }
+
+    /// When it was called.
+    pub fn calls(&self) -> Vec<Instant> {
+        self.calls.lock().expect("no panic here").clone()
+    }
+}
+
+impl Drop for Refusing {
+    /// Leaves the place at once, for the provider comes back.
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        // It waits for a caller.
+        let woken = TcpStream::connect(self.address).is_ok();
+        if let Some(thread) = self.thread.take().filter(|_| woken)
+            && thread.join().is_err()
+        {
+            eprintln!("the provider's stand-in panicked");
+        }
+    }
+}
+
+/// Reads a request, and refuses it.
+fn refuse(mut caller: &TcpStream, status: u16) -> Result<()> {
+    caller.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let mut reader = BufReader::new(caller);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        ensure!(reader.read_line(&mut line)? > 0, "half a request");
+        let line = line.trim().to_ascii_lowercase();
+        if line.is_empty() {
+            break;
+        }
+        if let Some(text) = line.strip_prefix("content-length:") {
+            length = text.trim().parse()?;
+        }
+    }
+    reader.read_exact(&mut vec![0; length])?;
+    let body = r#"{"error":{"type":"api_error","message":"We are having trouble."}}"#;
+    let head =
+        format!("HTTP/1.1 {status} Refused\r\nconnection: close\r\ncontent-type: application/json");
+    write!(caller, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())?;
+    Ok(())
 }
 
 /// The factor by which the emulator's Step Functions shorten the waits between retries.

@@ -1,0 +1,245 @@
+//! The drills of an engineer on call: a failure is staged on the deployed stack, and `fieldctl` must name its cause
+//! and the next action, before, during and after. The drills with a disabled consumer are in consumers.rs.
+//!
+//! Each drill disturbs the whole stack, so one runs at a time.
+
+#[path = "disruptions/faults.rs"]
+#[expect(dead_code, reason = "not every fault is brought about here")]
+mod faults;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use contracts::Metric;
+use serde_json::{Value, json};
+use tests::{
+    Stack,
+    api::Call,
+    fieldctl::Printed,
+    sites::{GOOD_CARD, Ids, registration},
+    wait::{Look, PATIENCE, until},
+};
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+use crate::faults::{Broken, Outage, Refusing, WaitScale};
+
+static TURN: Mutex<()> = Mutex::const_new(());
+
+const METRIC: Metric = Metric::RelativeHumidity;
+
+/// Longer than the pause of the circuit on the local stack, and than a probe.
+const FOR_THE_PROVIDER: Duration = Duration::from_secs(90);
+
+/// Registers a site with a name of its own.
+async fn register(stack: &Stack, what: &str) -> Result<(String, Ids)> {
+    let name = format!("{what} {}", &Uuid::new_v4().simple().to_string()[..8]);
+    let key = Uuid::new_v4().to_string();
+    let ids = stack.register(&key, &registration(&name, &[METRIC], GOOD_CARD)).await?;
+    Ok((name, ids))
+}
+
+/// Runs a command until it prints all of that.
+async fn shows(stack: &Stack, arguments: &[&str], texts: &[&str]) -> Result<Printed> {
+    until(
+        &format!("fieldctl {} to show {texts:?}", arguments.join(" ")),
+        FOR_THE_PROVIDER,
+        async || {
+            let printed = stack.fieldctl(arguments)?;
+            // The output is wrapped at 80 columns.
+            let out = printed.out.split_whitespace().collect::<Vec<_>>().join(" ");
+            Ok(if texts.iter().all(|text| out.contains(text)) {
+                Look::Found(printed)
+            } else {
+                Look::Saw(format!("{}\n{}", printed.out, printed.err))
+            })
+        },
+    )
+    .await
+}
+
+/// Waits until a check of `fieldctl status` has that result.
+async fn check_is(stack: &Stack, name: &str, health: &str) -> Result<Value> {
+    until(&format!("{name} to be {health}"), FOR_THE_PROVIDER, async || {
+        let printed = stack.fieldctl(&["--json", "status"])?;
+        let status = printed.document()?;
+        let checks = status["checks"].as_array().context("checks")?;
+        let check = checks.iter().find(|check| check["name"] == name).context("the check")?;
+        // The verdict of the whole stack and the exit code follow from the checks.
+        let all_good = checks.iter().all(|check| check["health"] == "good");
+        ensure!(all_good == (printed.code == 0), "exit code {} with {checks:?}", printed.code);
+        Ok(if check["health"] == health {
+            Look::Found(check.clone())
+        } else {
+            Look::Saw(check.to_string())
+        })
+    })
+    .await
+}
+
+/// Nothing is cut: every line fits on a terminal of 80 columns, and has no colours.
+fn fits(printed: &Printed) -> Result<()> {
+    for line in printed.out.lines() {
+        ensure!(line.chars().count() <= 80, "{} columns: {line}", line.chars().count());
+        ensure!(!line.contains('\u{1b}') && !line.contains('…'), "{line:?}");
+    }
+    Ok(())
+}
+
+async fn provider_drill(stack: &Stack, error: &str, status: Option<u16>) -> Result<()> {
+    check_is(stack, "provider", "good").await?;
+    stack.deliver(&[METRIC], 5).await?;
+    let outage = Outage::begin()?;
+    let refusing = status.map(Refusing::begin).transpose()?;
+    let (name, ids) = register(stack, "provider drill").await?;
+    let trace = shows(
+        stack,
+        &["trace", &name],
+        &[
+            "site-onboarding: InitializeSubscription",
+            "waits for an answer",
+            "circuit open",
+            error,
+            "next",
+        ],
+    )
+    .await?;
+    fits(&trace)?;
+    let check = check_is(stack, "provider", "problem").await?;
+    ensure!(check.to_string().contains(error), "{check}");
+    ensure!(check["next"].is_string(), "{check}");
+    drop(refusing);
+    outage.end()?;
+    stack.site_active(ids.site_id).await?;
+    check_is(stack, "provider", "good").await?;
+    let trace = stack.fieldctl(&["--json", "trace", &ids.site_id.to_string()])?.document()?;
+    ensure!(trace["provider"].is_null() && trace["standing"] == "Ended", "{trace}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_provider_is_stopped() -> Result<()> {
+    let _turn = TURN.lock().await;
+    provider_drill(&Stack::connect().await?, "NoAnswer", None).await
+}
+
+#[tokio::test]
+async fn the_providers_key_is_refused() -> Result<()> {
+    let _turn = TURN.lock().await;
+    provider_drill(&Stack::connect().await?, "KeyRefused", Some(401)).await
+}
+
+#[tokio::test]
+async fn an_undo_fails_for_good() -> Result<()> {
+    let _turn = TURN.lock().await;
+    let stack = Stack::connect().await?;
+    stack.deliver(&[METRIC], 5).await?;
+    let (name, ids) = register(&stack, "undo drill").await?;
+    stack.site_active(ids.site_id).await?;
+    let scale = WaitScale::set(&stack, 0.02).await?;
+    let broken =
+        Broken::version(&stack, "RemoveAlertingFunction", "ALERTING_TABLE", "no-such-table")
+            .await?;
+    let during = broken
+        .during(async || {
+            let torn = stack.fieldctl(&["sites", "teardown", &name, "--yes"])?;
+            ensure!(torn.code == 0, "{torn:?}");
+            // While it tries, nothing is said to be undone.
+            let trace = shows(&stack, &["trace", &name], &["RemoveAlerting"]).await?;
+            ensure!(!trace.out.contains("everything"), "{}", trace.out);
+            let trace =
+                shows(&stack, &["trace", &name], &["left behind", "fieldctl sagas recover"])
+                    .await?;
+            fits(&trace)?;
+            let listed = stack.fieldctl(&["sagas", "list", "--incomplete"])?;
+            ensure!(listed.out.contains("CompensationIncomplete"), "{listed:?}");
+            check_is(&stack, "incomplete sagas", "problem").await?;
+            check_is(&stack, "failures", "problem").await.map(drop)
+        })
+        .await;
+    scale.restore(&stack).await?;
+    during?;
+
+    let recovered = stack.fieldctl(&["sagas", "recover", &name, "--yes", "--wait"])?;
+    ensure!(recovered.code == 0, "{recovered:?}");
+    let listed = stack.fieldctl(&["--json", "sagas", "list", "--incomplete"])?;
+    let id = ids.onboarding_id.to_string();
+    ensure!(!listed.out.contains(&id), "a repaired onboarding is listed: {}", listed.out);
+    shows(&stack, &["trace", &name], &["everything; the last site-teardown succeeded"]).await?;
+    let open = stack.fieldctl(&["--json", "failures", "list", "--correlation", &id])?;
+    ensure!(open.out.is_empty(), "the recovery closes what it repaired: {}", open.out);
+    check_is(&stack, "incomplete sagas", "good").await.map(drop)
+}
+
+#[tokio::test]
+async fn an_execution_is_aborted_in_mid_saga() -> Result<()> {
+    let _turn = TURN.lock().await;
+    let stack = Stack::connect().await?;
+    stack.deliver(&[METRIC], 5).await?;
+    let outage = Outage::begin()?;
+    let (name, ids) = register(&stack, "abort drill").await?;
+    shows(&stack, &["trace", &name], &["InitializeSubscription", "waits for an answer"]).await?;
+    stack.stop(&stack.onboarding_arn(ids.onboarding_id)?).await?;
+    // The provider is out, so the undo waits at CancelSubscription: it is not done, and trace says so.
+    let trace =
+        shows(&stack, &["trace", &name], &["ABORTED", "not yet: site-teardown runs"]).await?;
+    ensure!(!trace.out.contains("everything"), "{}", trace.out);
+    let stopped = trace.out.lines().find(|line| line.contains("InitializeSubscription"));
+    ensure!(!stopped.context("the step")?.contains('✔'), "{}", trace.out);
+    outage.end()?;
+    shows(&stack, &["trace", &name], &["everything; the last site-teardown succeeded"]).await?;
+    check_is(&stack, "provider", "good").await.map(drop)
+}
+
+#[tokio::test]
+async fn a_bad_version_is_deployed_and_rolled_back() -> Result<()> {
+    let _turn = TURN.lock().await;
+    let stack = Stack::connect().await?;
+    stack.deliver(&[METRIC], 5).await?;
+    let (_, ids) = register(&stack, "version drill").await?;
+    stack.site_active(ids.site_id).await?;
+    let sensor = stack.sensors(ids.site_id).await?.first().context("a sensor")?.sensor_id;
+    stack.sensors_known([sensor]).await?;
+    let live = |status: &Value| {
+        let functions = status["functions"].as_array().into_iter().flatten();
+        functions.filter(|it| it["name"] == "StoreReadings").map(|it| it["version"].clone()).next()
+    };
+    let before = live(&stack.fieldctl(&["--json", "status"])?.document()?).context("a version")?;
+    let broken =
+        Broken::version(&stack, "StoreReadingsFunction", "READINGS_TABLE", "no-such-table").await?;
+    broken
+        .during(async || {
+            let bundle = json!([{
+                "bundleId": Uuid::new_v4(), "siteId": ids.site_id,
+                "series": [{ "sensorId": sensor, "samples": [["2026-01-01T00:00:00Z", 50.0]] }],
+            }]);
+            let sent = stack.call(Call::post_readings(bundle.to_string())).await?;
+            ensure!(sent.status == 202, "{sent}");
+            let check = check_is(&stack, "functions", "problem").await?;
+            let text = check.to_string();
+            ensure!(text.contains("StoreReadings") && text.contains("--errors"), "{text}");
+            let during = live(&stack.fieldctl(&["--json", "status"])?.document()?);
+            ensure!(during.as_ref() != Some(&before), "the live version is {during:?}");
+            let logs = shows(
+                &stack,
+                &["logs", "--function", "store-readings", "--errors", "--since", "5m"],
+                &["no-such-table"],
+            );
+            fits(&logs.await?)
+        })
+        .await?;
+    let after = live(&stack.fieldctl(&["--json", "status"])?.document()?);
+    ensure!(after == Some(before), "rolled back to {after:?}");
+    until("the reading that waited", PATIENCE, async || {
+        let samples = stack.samples(sensor, "").await?;
+        Ok(if samples.len() == 1 { Look::Found(()) } else { Look::Saw(format!("{samples:?}")) })
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_station_is_silent() -> Result<()> {
+    let _turn = TURN.lock().await;
+    let stack = Stack::connect().await?;
+    bail!("{} sites health", stack.name())
+}
