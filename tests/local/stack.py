@@ -469,6 +469,7 @@ def serve_ministack():
 
     lambda_svc.invoke_async_with_retry = invoke
     eventbridge._dispatch_to_lambda = invoke_by_rule
+    measure_invocations(lambda_svc)
     end_tasks_of_stopped_executions()
     if FUNCTIONS_ENDPOINT:
         proxied(lambda_svc)
@@ -476,6 +477,23 @@ def serve_ministack():
     authorisation.install(AUTHORISATIONS)
     sys.argv = ["ministack"]
     app.main()
+
+
+def measure_invocations(lambda_svc):
+    """MiniStack counts the invocations that come through Lambda's API. AWS counts those of streams, queues and rules, too."""
+    dispatch, emit = lambda_svc._execute_function_dispatch, lambda_svc._emit_lambda_metrics
+
+    def measured(function, config, event, request_id, started):
+        result = dispatch(function, config, event, request_id, started)
+        emit(config["FunctionName"], (time.time() - started) * 1000, bool(result.get("error")), False)
+        return result
+
+    def throttled(name, duration_ms, error, throttle):
+        if throttle:
+            emit(name, duration_ms, error, throttle)
+
+    lambda_svc._execute_function_dispatch = measured
+    lambda_svc._emit_lambda_metrics = throttled
 
 
 def end_tasks_of_stopped_executions():

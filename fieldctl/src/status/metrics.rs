@@ -192,20 +192,24 @@ pub async fn alarms(stack: &Stack) -> Result<Check, CliError> {
     let client = aws_sdk_cloudwatch::Client::new(stack.config());
     let prefix = format!("{}-", stack.name());
     let mut pages = client.describe_alarms().alarm_name_prefix(&prefix).into_paginator().send();
-    let (mut all, mut on) = (0, Vec::new());
+    let (mut all, mut unmeasured, mut on) = (0, 0, Vec::new());
     while let Some(page) = pages.next().await {
         let page = page.map_err(aws("the alarms can't be read"))?;
         all += page.metric_alarms().len();
-        on.extend(
-            page.metric_alarms()
-                .iter()
-                .filter(|it| it.state_value() == Some(&StateValue::Alarm))
-                .map(|it| {
-                    let name = it.alarm_name().unwrap_or("?");
+        for alarm in page.metric_alarms() {
+            match alarm.state_value() {
+                Some(StateValue::Ok) => {}
+                Some(StateValue::Alarm) => {
+                    let name = alarm.alarm_name().unwrap_or("?");
                     let name = name.strip_prefix(&prefix).unwrap_or(name);
-                    format!("{name}: {}", it.alarm_description().unwrap_or("no description"))
-                }),
-        );
+                    on.push(format!(
+                        "{name}: {}",
+                        alarm.alarm_description().unwrap_or("no description")
+                    ));
+                }
+                _ => unmeasured += 1,
+            }
+        }
     }
     if all == 0 {
         return Err(CliError::not_found(format!(
@@ -213,7 +217,7 @@ pub async fn alarms(stack: &Stack) -> Result<Check, CliError> {
         )));
     }
     Ok(if on.is_empty() {
-        Check::good("alarms", format!("none of {all} is on"))
+        Check::good("alarms", format!("none of {all} is on; {unmeasured} have no data yet"))
     } else {
         let summary = format!("{} of {all} are on", on.len());
         Check::problem("alarms", summary, "docs/operations.md has a runbook for each").with(on)
