@@ -102,12 +102,12 @@ pub struct Status {
 /// Does every check.
 pub async fn status(stack: &Stack, now: Timestamp) -> Status {
     let resources = Resources::of(stack).await;
-    let metrics = Metrics::of(stack, &resources, now).await;
-    let (consumers, queues, functions) = tokio::join!(
-        consumers::consumers(stack, &resources),
-        queues::queues(stack, &resources, &metrics),
-        functions::functions(stack, &resources, &metrics),
-    );
+    let (consumers, functions) =
+        tokio::join!(consumers::consumers(stack, &resources), functions::live(stack, &resources),);
+    let live = functions.as_deref().unwrap_or_default();
+    let metrics = Metrics::of(stack, &resources, live, now).await;
+    let functions = functions.map(|live| functions::measured(live, &metrics));
+    let queues = queues::queues(stack, &resources, &metrics).await;
     let mut checks = vec![
         Check::of("stack", resources::check(stack).await),
         Check::of("alarms", metrics::alarms(stack).await),

@@ -480,12 +480,20 @@ def serve_ministack():
 
 
 def measure_invocations(lambda_svc):
-    """MiniStack counts the invocations that come through Lambda's API. AWS counts those of streams, queues and rules, too."""
+    """MiniStack counts the invocations that come through Lambda's API. AWS counts those of streams, queues and rules, too,
+    and the metrics that functions write into their logs. Of these, the one that says how many items of batches failed."""
+    from ministack.services import cloudwatch
+
     dispatch, emit = lambda_svc._execute_function_dispatch, lambda_svc._emit_lambda_metrics
 
     def measured(function, config, event, request_id, started):
         result = dispatch(function, config, event, request_id, started)
         emit(config["FunctionName"], (time.time() - started) * 1000, bool(result.get("error")), False)
+        for line in result.get("log", "").splitlines():
+            if '"_aws"' in line and '"BatchItemFailures"' in line:
+                written = json.loads(line)
+                dimensions = {name: written[name] for name in ("function", "version")}
+                cloudwatch.record_metric("Fieldstation", "BatchItemFailures", written["BatchItemFailures"], "Count", dimensions)
         return result
 
     def throttled(name, duration_ms, error, throttle):

@@ -94,7 +94,7 @@ fn tone(health: Health) -> Tone {
 fn lists(screen: &mut Screen, status: &Status) -> Result<(), CliError> {
     screen.line("")?;
     let rows: Vec<_> = status.functions.iter().map(function).collect();
-    Table::new(["FUNCTION", "LIVE", "CALLS", "ERRORS", "PUBLISHED", "CANARY"])
+    Table::new(["FUNCTION", "LIVE", "CALLS", "ERRORS", "FAILED ITEMS", "PUBLISHED", "CANARY"])
         .page(screen, &rows)?;
     screen.line("")?;
     let consumer = |it: &crate::status::Consumer| {
@@ -136,6 +136,7 @@ fn function(it: &Function) -> Vec<Cell> {
         plain(it.version.clone()),
         plain(number(it.invocations)),
         (number(it.errors), errors),
+        plain(number(it.failed_items)),
         (it.published.clone().unwrap_or_else(|| "?".to_owned()), Tone::Faint),
         (canary, Tone::Warn),
     ]

@@ -40,9 +40,18 @@ pub struct Function {
     /// Calls that failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errors: Option<f64>,
+    /// Items of batches that the live version failed at. To Lambda, such a call is no error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed_items: Option<f64>,
 }
 
 impl Function {
+    /// Its logical id in the template.
+    #[must_use]
+    pub fn logical_id(&self) -> String {
+        format!("{}Function", self.name)
+    }
+
     /// The share of the calls that failed.
     #[must_use]
     pub fn error_rate(&self) -> Option<f64> {
@@ -51,21 +60,27 @@ impl Function {
     }
 
     fn fails(&self) -> bool {
-        self.errors.is_some_and(|errors| errors >= MIN_ERRORS)
-            && self.error_rate().is_none_or(|rate| rate > MAX_ERROR_RATE)
+        self.failed_items.is_some_and(|items| items >= MIN_ERRORS)
+            || self.errors.is_some_and(|errors| errors >= MIN_ERRORS)
+                && self.error_rate().is_none_or(|rate| rate > MAX_ERROR_RATE)
     }
 }
 
-/// Every function of the stack that has the alias `live`.
-pub async fn functions(
-    stack: &Stack,
-    resources: &Resources,
-    metrics: &Metrics,
-) -> Result<Vec<Function>, CliError> {
+/// The functions with what was measured.
+pub fn measured(functions: Vec<Function>, metrics: &Metrics) -> Vec<Function> {
+    let measure = |it: Function| {
+        let [invocations, errors, failed_items] = metrics.calls(&it.logical_id());
+        Function { invocations, errors, failed_items, ..it }
+    };
+    functions.into_iter().map(measure).collect()
+}
+
+/// Every function of the stack, with the version that its alias `live` names.
+pub async fn live(stack: &Stack, resources: &Resources) -> Result<Vec<Function>, CliError> {
     let client = aws_sdk_lambda::Client::new(stack.config());
     let functions = resources.of_type("AWS::Lambda::Function")?;
     stream::iter(functions)
-        .map(|(name, function)| get(&client, metrics, name, function))
+        .map(|(name, function)| get(&client, name, function))
         .buffered(AT_ONCE)
         .try_collect()
         .await
@@ -73,7 +88,6 @@ pub async fn functions(
 
 async fn get(
     client: &aws_sdk_lambda::Client,
-    metrics: &Metrics,
     name: String,
     function: String,
 ) -> Result<Function, CliError> {
@@ -83,7 +97,6 @@ async fn get(
     let config = client.get_function_configuration().function_name(&function).qualifier(&version);
     let config = config.send().await;
     let config = config.map_err(aws(&format!("version {version} of {name} can't be read")))?;
-    let (invocations, errors) = metrics.calls(&name);
     let weights = alias.routing_config().and_then(|it| it.additional_version_weights());
     Ok(Function {
         name: name.strip_suffix("Function").unwrap_or(&name).to_owned(),
@@ -93,8 +106,9 @@ async fn get(
             .and_then(|it| it.iter().next())
             .map(|(version, share)| (version.clone(), *share)),
         published: config.last_modified().map(str::to_owned),
-        invocations,
-        errors,
+        invocations: None,
+        errors: None,
+        failed_items: None,
     })
 }
 
@@ -123,9 +137,11 @@ pub fn check(
         let rate =
             it.error_rate().map_or(String::new(), |rate| format!(" ({:.0} %)", rate * 100.0));
         let (errors, calls) = (it.errors.unwrap_or_default(), it.invocations.unwrap_or_default());
+        let items = it.failed_items.filter(|items| *items > 0.0);
+        let items = items.map_or(String::new(), |items| format!(", and {items} items of batches"));
         let published = it.published.as_deref().unwrap_or("at an unknown time");
         format!(
-            "{}: {errors} of {calls} calls failed{rate}; version {} is live, published {published}",
+            "{}: {errors} of {calls} calls failed{rate}{items}; version {} is live, published {published}",
             it.name, it.version
         )
     });
@@ -151,6 +167,7 @@ mod tests {
             published: None,
             invocations,
             errors,
+            failed_items: None,
         };
         let health = |it| check(Ok(&[it]), Ok(())).unwrap().health;
         assert_eq!(health(function(None, None)), Health::Good, "not called");
@@ -158,6 +175,12 @@ mod tests {
         assert_eq!(health(function(Some(300.0), Some(3.0))), Health::Good, "1 %");
         assert_eq!(health(function(Some(299.0), Some(3.0))), Health::Problem);
         assert_eq!(health(function(None, Some(3.0))), Health::Problem);
+        let failing = Function { failed_items: Some(3.0), ..function(Some(10.0), None) };
+        assert_eq!(
+            health(failing),
+            Health::Problem,
+            "no call failed, but items of their batches did"
+        );
         let unread = Err(CliError::not_found("no metrics"));
         assert!(check(Ok(&[function(None, None)]), unread).is_err(), "errors that nobody counted");
     }

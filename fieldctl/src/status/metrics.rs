@@ -8,7 +8,7 @@ use aws_sdk_cloudwatch::{
 };
 use contracts::Timestamp;
 
-use super::{Check, again, resources::Resources};
+use super::{Check, Function, again, resources::Resources};
 use crate::{
     error::{CliError, aws},
     render::span,
@@ -33,6 +33,7 @@ const STREAM_FUNCTIONS: [&str; 3] =
 enum Measure {
     Invocations,
     Errors,
+    FailedItems,
     IteratorAge,
     QueueAge,
     IncomingRecords,
@@ -44,10 +45,29 @@ impl Measure {
         match self {
             Self::Invocations => ["AWS/Lambda", "Invocations", "FunctionName", "Sum"],
             Self::Errors => ["AWS/Lambda", "Errors", "FunctionName", "Sum"],
+            Self::FailedItems => ["Fieldstation", "BatchItemFailures", "function", "Sum"],
             Self::IteratorAge => ["AWS/Lambda", "IteratorAge", "FunctionName", "Maximum"],
             Self::QueueAge => ["AWS/SQS", "ApproximateAgeOfOldestMessage", "QueueName", "Maximum"],
             Self::IncomingRecords => ["AWS/Kinesis", "IncomingRecords", "StreamName", "Sum"],
         }
+    }
+}
+
+/// A value that is asked for.
+#[derive(Debug)]
+struct Wanted {
+    measure: Measure,
+    /// Logical id.
+    name: String,
+    /// The name that is the metric's dimension.
+    physical: String,
+    /// Only of this version of a function.
+    version: Option<String>,
+}
+
+impl Wanted {
+    fn of(measure: Measure, name: &str, physical: &str) -> Self {
+        Self { measure, name: name.to_owned(), physical: physical.to_owned(), version: None }
     }
 }
 
@@ -57,8 +77,13 @@ pub struct Metrics(Result<HashMap<(Measure, String), f64>, CliError>);
 
 impl Metrics {
     /// Reads them in one call, or in as few as there can be.
-    pub async fn of(stack: &Stack, resources: &Resources, now: Timestamp) -> Self {
-        Self(read(stack, resources, now).await)
+    pub async fn of(
+        stack: &Stack,
+        resources: &Resources,
+        live: &[Function],
+        now: Timestamp,
+    ) -> Self {
+        Self(read(stack, resources, live, now).await)
     }
 
     /// Whether they could be read.
@@ -78,33 +103,39 @@ impl Metrics {
         self.value(Measure::QueueAge, logical_id)
     }
 
-    /// The function's invocations and errors; `None` where nothing was measured.
-    pub fn calls(&self, logical_id: &str) -> (Option<f64>, Option<f64>) {
-        (self.value(Measure::Invocations, logical_id), self.value(Measure::Errors, logical_id))
+    /// The function's invocations, errors, and failed items of batches; `None` where nothing was measured.
+    pub fn calls(&self, logical_id: &str) -> [Option<f64>; 3] {
+        [Measure::Invocations, Measure::Errors, Measure::FailedItems]
+            .map(|measure| self.value(measure, logical_id))
     }
 }
 
 async fn read(
     stack: &Stack,
     resources: &Resources,
+    live: &[Function],
     now: Timestamp,
 ) -> Result<HashMap<(Measure, String), f64>, CliError> {
-    let mut wanted: Vec<(Measure, String, String)> = Vec::new();
+    let mut wanted: Vec<Wanted> = Vec::new();
     for (name, physical) in resources.of_type("AWS::Lambda::Function")? {
         for measure in [Measure::Invocations, Measure::Errors] {
-            wanted.push((measure, name.clone(), physical.clone()));
+            wanted.push(Wanted::of(measure, &name, &physical));
         }
         if STREAM_FUNCTIONS.contains(&name.as_str()) {
-            wanted.push((Measure::IteratorAge, name, physical));
+            wanted.push(Wanted::of(Measure::IteratorAge, &name, &physical));
         }
     }
     for (name, url) in resources.of_type("AWS::SQS::Queue")? {
         let queue = url.rsplit('/').next().unwrap_or(&url).to_owned();
-        wanted.push((Measure::QueueAge, name, queue));
+        wanted.push(Wanted::of(Measure::QueueAge, &name, &queue));
     }
     for (name, physical) in resources.of_type("AWS::Kinesis::Stream")? {
-        wanted.push((Measure::IncomingRecords, name, physical));
+        wanted.push(Wanted::of(Measure::IncomingRecords, &name, &physical));
     }
+    wanted.extend(live.iter().map(|it| Wanted {
+        version: Some(it.version.clone()),
+        ..Wanted::of(Measure::FailedItems, &it.logical_id(), &it.function)
+    }));
     let client = aws_sdk_cloudwatch::Client::new(stack.config());
     let seconds = now.millis() / 1000;
     let mut values = HashMap::new();
@@ -123,14 +154,16 @@ async fn read(
         }
         for result in results {
             let index = result.id().and_then(|id| id.strip_prefix('m')?.parse::<usize>().ok());
-            let Some((measure, name, _)) = index.and_then(|index| wanted.get(index)) else {
+            let Some(Wanted { measure, name, .. }) = index.and_then(|index| wanted.get(index))
+            else {
                 continue;
             };
             let measured = result.values();
             let value = match measure {
-                Measure::Invocations | Measure::Errors | Measure::IncomingRecords => {
-                    measured.iter().sum()
-                }
+                Measure::Invocations
+                | Measure::Errors
+                | Measure::FailedItems
+                | Measure::IncomingRecords => measured.iter().sum(),
                 // The newest value comes first.
                 Measure::IteratorAge | Measure::QueueAge => {
                     measured.first().copied().unwrap_or_default()
@@ -144,13 +177,13 @@ async fn read(
     Ok(values)
 }
 
-fn query(index: usize, (measure, _, physical): &(Measure, String, String)) -> MetricDataQuery {
-    let [namespace, metric, dimension, statistic] = measure.names();
-    let metric = Metric::builder()
-        .namespace(namespace)
-        .metric_name(metric)
-        .dimensions(Dimension::builder().name(dimension).value(physical).build())
-        .build();
+fn query(index: usize, wanted: &Wanted) -> MetricDataQuery {
+    let [namespace, metric, dimension, statistic] = wanted.measure.names();
+    let of = |name: &str, value: &str| Dimension::builder().name(name).value(value).build();
+    let metric = Metric::builder().namespace(namespace).metric_name(metric);
+    let mut dimensions = vec![of(dimension, &wanted.physical)];
+    dimensions.extend(wanted.version.as_ref().map(|version| of("version", version)));
+    let metric = metric.set_dimensions(Some(dimensions)).build();
     let stat = MetricStat::builder().metric(metric).period(60).stat(statistic).build();
     MetricDataQuery::builder().id(format!("m{index}")).metric_stat(stat).return_data(true).build()
 }

@@ -5,7 +5,7 @@ use contracts::Timestamp;
 use serde::Serialize;
 use store::Table;
 
-use super::Check;
+use super::{Check, Health};
 use crate::{
     error::{CliError, aws},
     render::{ago, span},
@@ -47,6 +47,11 @@ impl Provider {
     #[must_use]
     pub fn fails(&self) -> bool {
         self.circuit != "closed" || self.failures > 0
+    }
+
+    /// Whether the pause is over and no command has called the provider since: nothing says whether it is back.
+    fn waits_for_command(&self, now: Timestamp) -> bool {
+        self.circuit == "open" && self.next_probe.is_some_and(|at| at <= now)
     }
 
     /// Whether the call that failed used an API key from before the secret was changed.
@@ -147,10 +152,12 @@ async fn key_changed_at(stack: &Stack) -> Result<Option<Timestamp>, CliError> {
 pub async fn check(stack: &Stack, now: Timestamp) -> Result<Check, CliError> {
     let provider = provider(stack).await?;
     let summary = provider.summary(now);
-    Ok(if provider.fails() {
-        Check::problem("provider", summary, provider.next()).with(provider.details(now))
-    } else {
+    Ok(if !provider.fails() {
         Check::good("provider", summary)
+    } else {
+        let check = Check::problem("provider", summary, provider.next());
+        let health = if provider.waits_for_command(now) { Health::Unknown } else { check.health };
+        Check { health, ..check.with(provider.details(now)) }
     })
 }
 
@@ -187,6 +194,7 @@ mod tests {
         );
         let details = provider.details(at(118)).join("\n");
         assert!(details.contains("KeyRefused: HTTP status 401"), "{details}");
+        assert!(!provider.waits_for_command(at(129)) && provider.waits_for_command(at(130)));
         assert!(!provider.used_old_key() && provider.next().contains("store the right key"));
     }
 
