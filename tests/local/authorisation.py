@@ -40,6 +40,7 @@ def install(log_file):
     """Adds all this to MiniStack, before it starts."""
     _log_what_is_asked(log_file)
     _give_task_tokens_their_machine()
+    _name_actions_on_mappings()
     _check_state_machines(log_file)
     _know_a_session_by_its_role()
     _check_mappings(log_file)
@@ -118,6 +119,21 @@ def _give_task_tokens_their_machine():
 
     stepfunctions._invoke_with_callback = remember_and_wait
     iam_actions.extract_resource_arn = extract
+
+
+def _name_actions_on_mappings():
+    """MiniStack takes GetEventSourceMapping for ListEventSourceMappings."""
+    from ministack.core import iam_actions
+
+    action_of = iam_actions._lambda_action
+
+    def action_of_mapping(method, path):
+        parts = [part for part in path.split("/") if part]
+        if method == "GET" and parts[1:2] == ["event-source-mappings"] and len(parts) == 3:
+            return "GetEventSourceMapping"
+        return action_of(method, path)
+
+    iam_actions._lambda_action = action_of_mapping
 
 
 def _know_a_session_by_its_role():

@@ -5,6 +5,7 @@
 pub mod alarms;
 pub mod api;
 pub mod capture;
+pub mod consumers;
 pub mod executions;
 pub mod failures;
 pub mod fieldctl;

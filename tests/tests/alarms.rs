@@ -91,10 +91,23 @@ fn rules() -> Vec<Rule> {
         silence("Fieldstation SubscriptionFindings", &["SubscriptionReconciliationAlarm"]),
         most_of_little("Fieldstation SubscriptionFindings", &[0.0, 0.0], &[0.0, 1.0]),
         any("Fieldstation ProviderCircuitOpen"),
+        any("Fieldstation EventsPublished"),
         most("Fieldstation OldestUnpublishedEventAgeSeconds", &[300.0, 300.0], &[0.0, 301.0]),
         silence("Fieldstation OpenFailures", &["FailureReportsAlarm"]),
         most_of_little("Fieldstation OpenFailures", &[0.0, 0.0], &[0.0, 1.0]),
         any("Fieldstation FailuresRecorded"),
+        silence("Fieldstation ConsumersNotRunning", &["ConsumerChecksAlarm"]),
+        most_of_little("Fieldstation ConsumersNotRunning", &[0.0, 0.0], &[0.0, 1.0]),
+        silence(
+            "AWS/Lambda PolledEventCount",
+            &[
+                "CancelSubscriptionPollsAlarm",
+                "DetectBreachesPollsAlarm",
+                "InitializeSubscriptionPollsAlarm",
+                "PublishEventsPollsAlarm",
+                "StoreReadingsPollsAlarm",
+            ],
+        ),
         most("AWS/SQS ApproximateNumberOfMessagesVisible", &[0.0, 0.0], &[0.0, 1.0]),
         most("AWS/SQS ApproximateAgeOfOldestMessage", &[900.0, 900.0], &[0.0, 901.0]),
         most("AWS/Lambda IteratorAge", &[60_000.0, 60_000.0], &[0.0, 60_001.0]),
@@ -126,6 +139,8 @@ fn rules() -> Vec<Rule> {
                 "SweepEventsDurationAlarm",
             ],
         ),
+        // One call for each mapping, with a pause between.
+        slow(12_000.0, &["CheckConsumersDurationAlarm"]),
         // Who lists everything at the payment provider.
         slow(450_000.0, &["ReconcileSubscriptionsDurationAlarm"]),
         slow(1_000.0, &[]),

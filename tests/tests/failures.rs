@@ -13,7 +13,7 @@
 //! | store-readings, quarantine          | a sensor not in the register yet     | project-sensors' replay | yes |
 //! | store-readings, quarantine, of a file | a sensor's row is gone             | the row put back     | yes |
 //! | sweep-events, report-failures       | their table out of reach             | mended               | the schedule's call is made by the test |
-//! | check-sagas                         | does not start                       | mended               | the schedule's call is made by the test |
+//! | check-sagas, check-consumers        | does not start                       | mended               | the schedule's call is made by the test |
 //! | reconcile-subscriptions             | its table out of reach               | mended               | the schedule's call is made by the test |
 //! | recover-onboarding                  | its state machine out of reach       | mended               | yes |
 //! | initialize-subscription, cancel-subscription | do not start                | mended               | yes |
@@ -471,6 +471,9 @@ async fn checks_that_failed_are_replayed() -> Result<()> {
     let no_budget = ("SAGA_BUDGET_SECONDS", "a while");
     // Runtime.ExitError on AWS.
     assert_schedule_is_replayed(&stack, check, no_budget, nothing, "Runtime.Unknown").await?;
+    let consumers = ("check-consumers", "CheckConsumersFunction");
+    let no_mappings = ("MAPPINGS", "none");
+    assert_schedule_is_replayed(&stack, consumers, no_mappings, nothing, "Runtime.Unknown").await?;
     let reconcile = ("reconcile-subscriptions", "ReconcileSubscriptionsFunction");
     let no_table = ("BILLING_TABLE", NO_TABLE);
     assert_schedule_is_replayed(&stack, reconcile, no_table, nothing, "Internal").await?;

@@ -10,12 +10,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
-use base64::{Engine, prelude::BASE64_STANDARD};
 use contracts::{Metric, OnboardingId};
 use serde_json::{Value, json};
 use tests::{
     Stack,
-    api::{Call, sign},
+    api::Call,
     executions::Execution,
     inventory::Inventory,
     log,
@@ -284,7 +283,7 @@ async fn an_onboarding_stopped_while_it_is_undone_is_undone_all_the_same() -> Re
             "input": input.to_string(),
         },
     });
-    let (answer, _) = invoke(&stack, "RecoverOnboardingFunction", &event).await?;
+    let (answer, _) = stack.invoke("RecoverOnboardingFunction", &event).await?;
     assert_eq!(answer, "Already");
     let [newest, first] = &teardowns(&stack, ids.onboarding_id).await?[..] else {
         bail!("more than the nested teardown and its recovery");
@@ -323,30 +322,10 @@ async fn a_stopped_teardown_of_a_live_site_comes_to_its_end() -> Result<()> {
     Ok(())
 }
 
-/// Calls a function's alias `live`; its answer, and the end of its log.
-async fn invoke(stack: &Stack, logical_id: &str, event: &Value) -> Result<(Value, String)> {
-    let function = stack.physical_id(logical_id).await?;
-    let path = format!("/2015-03-31/functions/{function}:live/invocations");
-    let client = reqwest::Client::new();
-    let body = event.to_string();
-    let url = stack.endpoint().join(&path)?;
-    let mut request =
-        client.post(url).header("x-amz-log-type", "Tail").body(body.clone()).build()?;
-    sign(&mut request, "lambda", body.as_bytes())?;
-    let answer = client.execute(request).await?;
-    let status = answer.status();
-    let failed = answer.headers().contains_key("x-amz-function-error");
-    let log = answer.headers().get("x-amz-log-result").context("the end of its log")?;
-    let log = String::from_utf8(BASE64_STANDARD.decode(log)?)?;
-    let text = answer.text().await?;
-    ensure!(status.is_success() && !failed, "{logical_id} answered {status}: {text}; {log}");
-    Ok((serde_json::from_str(&text)?, log))
-}
-
 /// One check of the sagas: the line of its log about that execution, and its answer.
 async fn check(stack: &Stack, arn: &str) -> Result<(Option<Value>, Value)> {
     let event = json!({ "source": "aws.events", "detail-type": "Scheduled Event", "detail": {} });
-    let (answer, log) = invoke(stack, "CheckSagasFunction", &event).await?;
+    let (answer, log) = stack.invoke("CheckSagasFunction", &event).await?;
     let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     Ok((lines.find(|line| line["execution"] == arn), answer))
 }

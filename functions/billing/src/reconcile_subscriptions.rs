@@ -87,7 +87,7 @@ impl Step for ReconcileSubscriptions {
             tracing::info!("a newer comparison was reported meanwhile");
         }
         #[expect(clippy::cast_precision_loss, reason = "a count")]
-        metrics::gauge!("SubscriptionFindings").set(report.found as f64);
+        lambda::report("SubscriptionFindings", report.found as f64);
         let Report { running, active, found, .. } = report;
         Ok(Reply { running, active, found })
     }

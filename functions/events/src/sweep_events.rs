@@ -78,8 +78,7 @@ impl Step for SweepEvents {
                 // Each shard begins with its oldest event.
                 reply.oldest_age_seconds = oldest_age(&items, now);
                 #[expect(clippy::cast_precision_loss, reason = "an age in seconds")]
-                metrics::gauge!("OldestUnpublishedEventAgeSeconds")
-                    .set(reply.oldest_age_seconds as f64);
+                lambda::report("OldestUnpublishedEventAgeSeconds", reply.oldest_age_seconds as f64);
                 first_round = false;
             }
             reply.found += items.len();

@@ -4,6 +4,7 @@
 //! itself, so that what fails again, also after a replay, is the same row with one attempt more.
 //! Index `byStatus` lists the rows of a status by their last attempt.
 
+pub mod check_consumers;
 pub mod files;
 pub mod fingerprint;
 pub mod ledger;
@@ -241,6 +242,22 @@ pub enum FailuresError {
     /// Others changed the row, time and again.
     #[error("failure {0} is changed by others all the time; try again")]
     Overtaken(FailureId),
+    /// Lambda can't describe a mapping now: throttled, timed out, out of reach.
+    #[error("mapping {mapping} could not be checked: {reason}")]
+    Unchecked {
+        /// Its name in the template.
+        mapping: String,
+        /// Why.
+        reason: String,
+    },
+    /// Lambda refuses to describe a mapping, and would again.
+    #[error("mapping {mapping} may not be checked: {reason}")]
+    Refused {
+        /// Its name in the template.
+        mapping: String,
+        /// Lambda's code and message.
+        reason: String,
+    },
     /// The table.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -249,7 +266,8 @@ pub enum FailuresError {
 impl Fault for FailuresError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::File { .. } | Self::Overtaken(_) => ErrorKind::Transient,
+            Self::File { .. } | Self::Overtaken(_) | Self::Unchecked { .. } => ErrorKind::Transient,
+            Self::Refused { .. } => ErrorKind::Internal,
             Self::Store(error) => error.into(),
         }
     }

@@ -41,9 +41,9 @@ impl Step for ReportFailures {
         let open = self.ledger.count(Status::Open, MOST_COUNTED).await?;
         let (oldest, _) = self.ledger.page(Status::Open, false, None, 1).await?;
         let age = oldest.first().map_or(0, |oldest| now.seconds() - oldest.last_at.seconds());
-        metrics::gauge!("OpenFailures").set(f64::from(open));
+        lambda::report("OpenFailures", f64::from(open));
         #[expect(clippy::cast_precision_loss, reason = "an age in seconds")]
-        metrics::gauge!("OldestOpenFailureAgeSeconds").set(age as f64);
+        lambda::report("OldestOpenFailureAgeSeconds", age as f64);
         Ok(Reply { open, oldest_age_seconds: age })
     }
 }

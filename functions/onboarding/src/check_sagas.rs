@@ -88,11 +88,16 @@ impl Step for CheckSagas {
                 Err(error) => failed = Some(error),
             }
         }
+        let all_seen = failed.is_none() && reply.unread == 0 && complete;
         #[expect(clippy::cast_precision_loss, reason = "counts, and an age in seconds")]
         {
-            metrics::gauge!("RunningSagas").set(reply.running as f64);
-            metrics::gauge!("StuckSagas").set(reply.stuck as f64);
-            metrics::gauge!("OldestSagaAgeSeconds").set(reply.oldest_age_seconds as f64);
+            lambda::report("RunningSagas", reply.running as f64);
+            lambda::report("OldestSagaAgeSeconds", reply.oldest_age_seconds as f64);
+            // 0 says that none is stuck, so it is only reported if all were seen. The alarm SagaChecks goes
+            // off if nothing is reported.
+            if all_seen || reply.stuck > 0 {
+                lambda::report("StuckSagas", reply.stuck as f64);
+            }
         }
         if reply.unread > 0 || reply.incomplete {
             tracing::warn!(unread = reply.unread, listed = reply.running, "the time ran out");

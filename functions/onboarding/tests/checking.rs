@@ -9,6 +9,7 @@ use onboarding::check_sagas::CheckSagas;
 use serde_json::{Value, json};
 use testkit::{
     http::{Call, SILENCE, Stub},
+    measured::measured,
     saga::{Outcome, run},
     sample::{self, noon, payload, saga},
 };
@@ -128,6 +129,39 @@ async fn old_sagas_in_which_nothing_happens_are_stuck_and_fresh_ones_are_not_rea
     assert_eq!(asked_for(&calls, "ListExecutions").len(), 5, "every page of both machines");
     assert_eq!(asked_for(&calls, "GetExecutionHistory"), ["moving", "stuck", "stuck-teardown"]);
     assert_eq!(asked_for(&calls, "DescribeExecution"), ["stuck", "stuck-teardown"]);
+}
+
+/// The metric that alarms, as a check reported it; none if it did not.
+async fn reported(check: impl Future<Output = Outcome>) -> Option<f64> {
+    let (_, metrics) = measured(check).await;
+    metrics.get("StuckSagas").copied()
+}
+
+#[tokio::test]
+async fn no_stuck_sagas_are_reported_only_if_every_saga_was_seen() {
+    let event = sample::event("check-sagas");
+    let stub = step_functions(&[("moving", 1000, 1)], &[], |_| None).await;
+    assert_eq!(reported(check(&stub)).await, Some(0.0));
+
+    let throttled = (400, json!({ "__type": "ThrottlingException" }));
+    let stub = Stub::start(move |_| throttled.clone()).await;
+    assert_eq!(reported(check(&stub)).await, None, "nothing was listed");
+
+    let no_history = |call: &Call| {
+        let throttled = (400, json!({ "__type": "ThrottlingException" }));
+        (call.operation() == "GetExecutionHistory" && call.json()["executionArn"] == "a")
+            .then_some(throttled)
+    };
+    let stub = step_functions(&[], &[("a", 3000, 1000)], no_history).await;
+    assert_eq!(reported(check(&stub)).await, None, "its history was not read");
+    let stub = step_functions(&[], &[("a", 3000, 1000), ("b", 2000, 1000)], no_history).await;
+    assert_eq!(reported(check(&stub)).await, Some(1.0), "at least one is stuck");
+
+    let silent =
+        |call: &Call| (call.operation() == "GetExecutionHistory").then_some((SILENCE, Value::Null));
+    let stub = step_functions(&[], &[("a", 3000, 1)], silent).await;
+    let step = CheckSagas { time: Duration::from_millis(500), ..checking(&stub) };
+    assert_eq!(reported(run(&step, &event)).await, None, "the time ran out");
 }
 
 #[tokio::test]

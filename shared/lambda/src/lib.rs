@@ -16,3 +16,4 @@ pub use error::{ErrorKind, Failure, Fault, InvalidInput, decode};
 pub use http::serve_http;
 pub use lambda_runtime::Error;
 pub use serve::{Step, serve_raw, serve_step};
+pub use telemetry::report;

@@ -1,6 +1,6 @@
 //! Logs as JSON lines, metrics as CloudWatch's embedded metric format, both on standard output.
 
-use std::sync::OnceLock;
+use std::{io, sync::OnceLock};
 
 use metrics_cloudwatch_embedded::{Builder, Collector};
 use tracing_subscriber::filter::LevelFilter;
@@ -36,6 +36,15 @@ pub(crate) fn start() {
     }
 }
 
+/// Reports a value that this invocation measured, as the metric of that name.
+///
+/// It is written once. `metrics::gauge!` must not be used: the collector writes a gauge's last value again
+/// after each later invocation, also after one that failed before it measured anything, so an alarm would
+/// see an old value as a new one, and none would ever see that the value is missing.
+pub fn report(name: &'static str, value: f64) {
+    metrics::histogram!(name).record(value);
+}
+
 /// The level by Lambda's name for it; `INFO` where it is none.
 fn level_of(name: &str) -> LevelFilter {
     match name {
@@ -48,17 +57,46 @@ fn level_of(name: &str) -> LevelFilter {
 
 /// Writes what was counted since the last call; one invocation, one document.
 pub(crate) fn flush(request_id: &str) {
-    if let Some(collector) = METRICS.get() {
-        collector.set_property("requestId", request_id);
-        if let Err(error) = collector.flush(std::io::stdout()) {
-            tracing::error!(%error, "metrics were not written");
-        }
+    if let Some(collector) = METRICS.get()
+        && let Err(error) = write(collector, request_id, std::io::stdout())
+    {
+        tracing::error!(%error, "metrics were not written");
     }
+}
+
+fn write(collector: &Collector, request_id: &str, to: impl io::Write) -> io::Result<()> {
+    collector.set_property("requestId", request_id);
+    collector.flush(to)
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
+
+    /// The metric as the next invocation writes it, null if it doesn't.
+    fn written(name: &str) -> Value {
+        let mut text = Vec::new();
+        let collector = METRICS.get().expect("telemetry was started");
+        write(collector, "a request", &mut text).expect("a vector takes all");
+        let lines = String::from_utf8(text).expect("text");
+        let documents = lines.lines().map(|line| serde_json::from_str(line).expect("JSON"));
+        documents
+            .map(|document: Value| document[name].clone())
+            .find(|it| !it.is_null())
+            .unwrap_or_default()
+    }
+
+    #[test]
+    fn a_value_is_written_by_the_invocation_that_reported_it_and_by_no_later_one() {
+        start();
+        report("Waiting", 0.0);
+        assert_eq!(written("Waiting"), serde_json::json!([0.0]));
+        assert_eq!(written("Waiting"), Value::Null, "the next invocation measured nothing");
+        report("Waiting", 3.0);
+        assert_eq!(written("Waiting"), serde_json::json!([3.0]));
+    }
 
     #[test]
     fn the_level_is_what_lambda_calls_it() {

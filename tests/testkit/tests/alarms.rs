@@ -22,6 +22,15 @@ const WITHOUT_ERRORS: [&str; 5] = [
 const HOURLY: [&str; 1] = ["ReconcileSubscriptions"];
 /// The consumers of streams.
 const OF_STREAMS: [&str; 3] = ["DetectBreaches", "PublishEvents", "StoreReadings"];
+/// The consumers whose mappings count their events: those of streams and of commands. The mappings of
+/// record-failure don't: their queues have alarms on depth and age.
+const COUNTED: [&str; 5] = [
+    "CancelSubscription",
+    "DetectBreaches",
+    "InitializeSubscription",
+    "PublishEvents",
+    "StoreReadings",
+];
 /// The functions that call the payment provider.
 const OF_THE_PROVIDER: [&str; 2] = ["CancelSubscription", "InitializeSubscription"];
 /// The saga's steps, and where else an onboarding can be stopped.
@@ -104,10 +113,14 @@ fn rules(template: &Template) -> Vec<Rule> {
         rule("SubscriptionFindings",    &[""],            "Fieldstation SubscriptionFindings",           &["function=ReconcileSubscriptionsFunction"],   (most, ">", 0),                  (1, 3600),         ok),
         rule("SubscriptionReconciliation", &[""],         "Fieldstation SubscriptionFindings",           &["function=ReconcileSubscriptionsFunction"],   (count, "<", 1),                 (3, 3600),         bad),
         rule("$Circuit",                &OF_THE_PROVIDER, "Fieldstation ProviderCircuitOpen",            &["function=$Function"],                        (sum, ">", 0),                   (1, 600),          ok),
+        rule("SweptEvents",             &[""],            "Fieldstation EventsPublished",                &["function=SweepEventsFunction"],              (sum, ">", 0),                   (1, 300),          ok),
         rule("OldestUnpublishedEvent",  &[""],            "Fieldstation OldestUnpublishedEventAgeSeconds", &["function=SweepEventsFunction"],            (most, ">", 300),                (5, 60),           bad),
         rule("OpenFailures",            &[""],            "Fieldstation OpenFailures",                   &["function=ReportFailuresFunction"],           (most, ">", 0),                  (1, 60),           ok),
         rule("NewFailures",             &[""],            "Fieldstation FailuresRecorded",               &["function=RecordFailureFunction"],            (sum, ">", 0),                   (1, 300),          ok),
         rule("FailureReports",          &[""],            "Fieldstation OpenFailures",                   &["function=ReportFailuresFunction"],           (count, "<", 1),                 (5, 60),           bad),
+        rule("ConsumersNotRunning",     &[""],            "Fieldstation ConsumersNotRunning",            &["function=CheckConsumersFunction"],           (most, ">", 0),                  (3, 60),           ok),
+        rule("ConsumerChecks",          &[""],            "Fieldstation ConsumersNotRunning",            &["function=CheckConsumersFunction"],           (count, "<", 1),                 (5, 60),           bad),
+        rule("$Polls",                  &COUNTED,         "AWS/Lambda PolledEventCount",                 &["EventSourceMappingUUID=$Mapping"],           (count, "<", 1),                 (5, 60),           bad),
         rule("$",                       &queues,          "AWS/SQS ApproximateNumberOfMessagesVisible",  &["QueueName=$.QueueName"],                     (most, ">", 0),                  (5, 60),           ok),
         rule("$Age",                    &queues,          "AWS/SQS ApproximateAgeOfOldestMessage",       &["QueueName=$.QueueName"],                     (most, ">", 900),                (1, 60),           ok),
         rule("$IteratorAge",            &OF_STREAMS,      "AWS/Lambda IteratorAge",                      &["FunctionName=$Function"],                    (most, ">", 60_000),             (3, 60),           ok),
@@ -525,9 +538,9 @@ fn every_metric_of_ours_that_alarms_is_written_somewhere() {
 }
 
 #[test]
-fn mappings_count_what_they_give_up() {
+fn mappings_count_their_events() {
     let template = Template::read();
-    for function in OF_STREAMS {
+    for function in COUNTED {
         let mapping = template.properties(&format!("{function}Mapping"));
         assert_eq!(mapping["MetricsConfig"]["Metrics"], json!(["EventCount"]), "{function}");
     }

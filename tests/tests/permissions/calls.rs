@@ -227,6 +227,17 @@ pub fn all(template: &Template, deployed: &Deployed) -> Vec<Call> {
         call("lambda:UpdateFunctionConfiguration", Method::PUT, "/configuration", "{}");
         call("lambda:DeleteFunction", Method::DELETE, "", "");
     }
+    for id in template.resources("AWS::Lambda::EventSourceMapping").into_keys() {
+        let path = format!("/2015-03-31/event-source-mappings/{}", deployed.id(id));
+        for (action, method, body) in [
+            ("lambda:GetEventSourceMapping", Method::GET, ""),
+            ("lambda:UpdateEventSourceMapping", Method::PUT, r#"{"Enabled": false}"#),
+            ("lambda:DeleteEventSourceMapping", Method::DELETE, ""),
+        ] {
+            let request = Request::Rest { service: "lambda", method, path: path.clone(), body };
+            calls.push(Call { action, arn: deployed.arn(id), request });
+        }
+    }
     calls.push(form("iam", "iam:ListRoles", "Action=ListRoles&Version=2010-05-08".to_owned()));
     calls
 }

@@ -192,6 +192,10 @@ const ARNS: &[(&str, &str)] = &[
     ("AWS::DynamoDB::Table", "arn:aws:dynamodb:us-east-1:{account}:table/{name}"),
     ("AWS::Events::EventBus", "arn:aws:events:us-east-1:{account}:event-bus/{name}"),
     ("AWS::Kinesis::Stream", "arn:aws:kinesis:us-east-1:{account}:stream/{name}"),
+    (
+        "AWS::Lambda::EventSourceMapping",
+        "arn:aws:lambda:us-east-1:{account}:event-source-mapping:{name}",
+    ),
     ("AWS::S3::Bucket", "arn:aws:s3:::{name}"),
     ("AWS::SQS::Queue", "arn:aws:sqs:us-east-1:{account}:{name}"),
     ("AWS::SecretsManager::Secret", "arn:aws:secretsmanager:us-east-1:{account}:secret:{name}-*"),

@@ -38,6 +38,7 @@ const BATCH_GET: &str = "dynamodb:BatchGetItem";
 const START: &str = "states:StartExecution";
 const INVOKE: &str = "lambda:InvokeFunction";
 const SEND: &str = "sqs:SendMessage";
+const DESCRIBE_MAPPING: &[&str] = &["lambda:GetEventSourceMapping"];
 const LOOK_AT_EXECUTION: &[&str] = &["states:DescribeExecution", "states:GetExecutionHistory"];
 /// What Lambda consumes a queue with, in the name of the function's role.
 const CONSUME: &[&str] = &["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"];
@@ -59,6 +60,8 @@ const ANSWER_TASK: &[&str] =
 const OUTBOX: &str = "each service's events commit with its rows, in one transaction";
 const STEP: &str = "a step of the saga";
 const RECORDED: &str = "failures are recorded wherever they end";
+const CHECKED: &str =
+    "check-consumers reports mappings that do not run, and what waits behind them";
 const TELLS: &str = "tells the saga how the step ended";
 const PROOF: &str = "a command is only run if the execution that it names sent it";
 const LOG_GROUP: &str =
@@ -177,6 +180,8 @@ pub const OWNERS: &[May] = &[
     own("failures", "FailureFiles", CONSUME),
     own("failures", "ReportFailuresFailures", &[SEND]),
     own("failures", "ReportFailuresFailures", CONSUME),
+    own("failures", "CheckConsumersFailures", &[SEND]),
+    own("failures", "CheckConsumersFailures", CONSUME),
     other("failures", "ImportSiteFailures", CONSUME, RECORDED),
     other("failures", "ProjectSiteFailures", CONSUME, RECORDED),
     other("failures", "StartOnboardingFailures", CONSUME, RECORDED),
@@ -191,6 +196,30 @@ pub const OWNERS: &[May] = &[
     other("failures", "StoreReadingsQuarantine", CONSUME, RECORDED),
     other("failures", "PublishEventsQuarantine", CONSUME, RECORDED),
     other("failures", "SweepEventsFailures", CONSUME, RECORDED),
+    other("failures", "InitializeSubscriptionQueue", &["sqs:GetQueueAttributes"], CHECKED),
+    other("failures", "CancelSubscriptionQueue", &["sqs:GetQueueAttributes"], CHECKED),
+    other("failures", "InitializeSubscriptionMapping", DESCRIBE_MAPPING, CHECKED),
+    other("failures", "CancelSubscriptionMapping", DESCRIBE_MAPPING, CHECKED),
+    other("failures", "DetectBreachesMapping", DESCRIBE_MAPPING, CHECKED),
+    other("failures", "StoreReadingsMapping", DESCRIBE_MAPPING, CHECKED),
+    other("failures", "PublishEventsMapping", DESCRIBE_MAPPING, CHECKED),
+    own("failures", "ImportSiteFailuresMapping", DESCRIBE_MAPPING),
+    own("failures", "ProjectSiteFailuresMapping", DESCRIBE_MAPPING),
+    own("failures", "StartOnboardingFailuresMapping", DESCRIBE_MAPPING),
+    own("failures", "RecoverOnboardingFailuresMapping", DESCRIBE_MAPPING),
+    own("failures", "CheckSagasFailuresMapping", DESCRIBE_MAPPING),
+    own("failures", "SiteTeardownFailuresMapping", DESCRIBE_MAPPING),
+    own("failures", "ReceiveKitsFailuresMapping", DESCRIBE_MAPPING),
+    own("failures", "InitializeSubscriptionDeadLettersMapping", DESCRIBE_MAPPING),
+    own("failures", "CancelSubscriptionDeadLettersMapping", DESCRIBE_MAPPING),
+    own("failures", "ReconcileSubscriptionsFailuresMapping", DESCRIBE_MAPPING),
+    own("failures", "ProjectSensorsFailuresMapping", DESCRIBE_MAPPING),
+    own("failures", "StoreReadingsQuarantineMapping", DESCRIBE_MAPPING),
+    own("failures", "PublishEventsQuarantineMapping", DESCRIBE_MAPPING),
+    own("failures", "SweepEventsFailuresMapping", DESCRIBE_MAPPING),
+    own("failures", "ReportFailuresFailuresMapping", DESCRIBE_MAPPING),
+    own("failures", "CheckConsumersFailuresMapping", DESCRIBE_MAPPING),
+    own("failures", "FailureFilesMapping", DESCRIBE_MAPPING),
     other("failures", "StoreReadingsFailures", &["s3:ListBucket"], RECORDED),
     other("failures", "DetectBreachesFailures", &["s3:ListBucket"], RECORDED),
     other("failures", "PublishEventsFailures", &["s3:ListBucket"], RECORDED),

@@ -93,6 +93,12 @@ const UNUSED: &[Unused] = &[
         "PublishEventsQuarantine",
         "an event that EventBridge refuses only when the sweep publishes it",
     ),
+    unused(
+        "check-consumers",
+        "sqs:GetQueueAttributes",
+        "*",
+        "the messages of a queue are counted when its mapping does not run",
+    ),
     unused("check-sagas", "states:DescribeExecution", "executions of *", "a saga is stuck"),
     unused(
         "check-sagas",

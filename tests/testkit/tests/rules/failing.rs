@@ -228,6 +228,40 @@ pub fn streams_from_their_beginning(subject: &Subject) -> Objections {
     objections
 }
 
+/// check-consumers knows each mapping, may look at it, and may count the messages of its queue.
+pub fn mappings_that_are_checked(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    let checks = subject.template.properties("CheckConsumersFunction");
+    let checked = texts(&checks["Environment"]["Variables"]["MAPPINGS"]);
+    let statements: Vec<_> =
+        items(&checks["Policies"]).flat_map(|policy| items(&policy["Statement"])).collect();
+    let may = |action: &str, resource: &str| {
+        statements.iter().any(|it| {
+            texts(&it["Action"]).contains(&action) && texts(&it["Resource"]).contains(&resource)
+        })
+    };
+    for (id, mapping) in subject.mappings() {
+        objections.unless(
+            checked.contains(&format!("{id}=${{{id}}}").as_str()),
+            id,
+            "is not checked: it is missing in MAPPINGS of check-consumers",
+        );
+        objections.unless(
+            may("lambda:GetEventSourceMapping", &format!("{id}.EventSourceMappingArn")),
+            id,
+            "may not be read by check-consumers",
+        );
+        let queue = queue_of(mapping);
+        objections.unless(
+            !subject.is(queue, "AWS::SQS::Queue")
+                || may("sqs:GetQueueAttributes", &format!("{queue}.Arn")),
+            queue,
+            "may not be counted by check-consumers",
+        );
+    }
+    objections
+}
+
 pub fn events_in_order(subject: &Subject) -> Objections {
     let mut objections = Objections::default();
     for (id, mapping) in subject.stream_mappings() {

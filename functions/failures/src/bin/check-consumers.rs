@@ -1,0 +1,22 @@
+//! Lambda function `check-consumers`.
+
+use std::time::Duration;
+
+use failures::check_consumers::CheckConsumers;
+use lambda::{Aws, Error, env, serve_step};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    let aws = Aws::start(&["lambda"]).await?;
+    serve_step(CheckConsumers {
+        lambda: aws_sdk_lambda::Client::new(aws.config()),
+        sqs: aws_sdk_sqs::Client::new(aws.config()),
+        mappings: env("MAPPINGS")?.parse()?,
+        queues_url: env("QUEUES_URL")?,
+        // Lambda allows an account 15 calls of its API a second; deployments need them, too.
+        pause: Duration::from_millis(100),
+        // The function has 30 s.
+        time: Duration::from_secs(25),
+    })
+    .await
+}

@@ -1,0 +1,90 @@
+//! The event source mappings of the stack, and what check-consumers reports about them.
+
+use std::panic::{AssertUnwindSafe, resume_unwind};
+
+use anyhow::{Context, Result, ensure};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use futures_util::FutureExt;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::{Stack, api::sign};
+
+/// One run of check-consumers.
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// Its answer.
+    pub answer: Value,
+    /// Its log lines that are JSON, metrics included.
+    pub log: Vec<Value>,
+}
+
+impl Check {
+    /// The value of the metric that alarms.
+    pub fn metric(&self) -> Result<&Value> {
+        let mut values = self.log.iter().map(|line| &line["ConsumersNotRunning"]);
+        values.find(|value| !value.is_null()).with_context(|| format!("no metric: {self:?}"))
+    }
+
+    /// The log line about a mapping.
+    #[must_use]
+    pub fn line(&self, mapping: &str) -> Option<&Value> {
+        self.log.iter().find(|line| line["mapping"] == mapping)
+    }
+}
+
+impl Stack {
+    /// Calls a function's alias `live`; its answer, and the end of its log.
+    pub async fn invoke(&self, logical_id: &str, event: &Value) -> Result<(Value, String)> {
+        let function = self.physical_id(logical_id).await?;
+        let path = format!("/2015-03-31/functions/{function}:live/invocations");
+        let answer = self.lambda(Method::POST, &path, event.to_string()).await?;
+        let status = answer.status();
+        let failed = answer.headers().contains_key("x-amz-function-error");
+        let log = answer.headers().get("x-amz-log-result").context("the end of its log")?;
+        let log = String::from_utf8(BASE64_STANDARD.decode(log)?)?;
+        let text = answer.text().await?;
+        ensure!(status.is_success() && !failed, "{logical_id} answered {status}: {text}; {log}");
+        Ok((serde_json::from_str(&text)?, log))
+    }
+
+    /// Runs check-consumers once, as its schedule does.
+    pub async fn check_consumers(&self) -> Result<Check> {
+        let event =
+            json!({ "source": "aws.events", "detail-type": "Scheduled Event", "detail": {} });
+        let (answer, log) = self.invoke("CheckConsumersFunction", &event).await?;
+        let log = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        Ok(Check { answer, log })
+    }
+
+    /// Does something while an event source mapping is disabled. The mapping is enabled again even if that
+    /// fails or panics.
+    pub async fn with_mapping_disabled<T>(
+        &self,
+        mapping: &str,
+        work: impl AsyncFnOnce() -> Result<T>,
+    ) -> Result<T> {
+        self.enable_mapping(mapping, false).await?;
+        let outcome = AssertUnwindSafe(work()).catch_unwind().await;
+        self.enable_mapping(mapping, true).await?;
+        outcome.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    async fn enable_mapping(&self, mapping: &str, enabled: bool) -> Result<()> {
+        let uuid = self.physical_id(mapping).await?;
+        let path = format!("/2015-03-31/event-source-mappings/{uuid}");
+        let body = json!({ "Enabled": enabled }).to_string();
+        let answer = self.lambda(Method::PUT, &path, body).await?;
+        let (status, text) = (answer.status(), answer.text().await?);
+        ensure!(status.is_success(), "{mapping}, enabled: {enabled}: {status}: {text}");
+        Ok(())
+    }
+
+    async fn lambda(&self, method: Method, path: &str, body: String) -> Result<reqwest::Response> {
+        let url = self.endpoint().join(path)?;
+        let request = self.http.request(method, url).header("x-amz-log-type", "Tail");
+        let mut request = request.body(body.clone()).build()?;
+        sign(&mut request, "lambda", body.as_bytes())?;
+        Ok(self.http.execute(request).await?)
+    }
+}

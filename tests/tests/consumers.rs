@@ -1,0 +1,110 @@
+//! A consumer whose event source mapping is disabled is reported by check-consumers, with what waits behind it;
+//! once it is enabled, all is reported to be well, and what waited is worked on.
+//!
+//! One test, because a disabled mapping is disabled for the whole stack.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use contracts::{
+    Metric, Timestamp,
+    readings::{Bundle, Sample, Series},
+};
+use serde_json::{Value, json};
+use tests::{
+    Stack, log,
+    logger::send,
+    sites::{GOOD_CARD, registration},
+    wait::{Look, PATIENCE, until},
+};
+use uuid::Uuid;
+
+const METRIC: Metric = Metric::AirTemperature;
+/// Longer than an enabled consumer takes.
+const A_WHILE: Duration = Duration::from_secs(3);
+
+async fn all_run(stack: &Stack) -> Result<()> {
+    let check = stack.check_consumers().await?;
+    ensure!(check.answer["notRunning"] == json!([]), "{check:?}");
+    ensure!(check.answer["checked"].as_u64().is_some_and(|checked| checked > 20), "{check:?}");
+    ensure!(*check.metric()? == json!([0.0]), "{check:?}");
+    Ok(())
+}
+
+/// The mapping is the only one that is reported.
+async fn is_reported(stack: &Stack, mapping: &str, waiting: Value) -> Result<()> {
+    let check = stack.check_consumers().await?;
+    let stopped = json!({ "mapping": mapping, "state": "Disabled", "waiting": waiting });
+    ensure!(check.answer["notRunning"] == json!([stopped]), "{check:?}");
+    ensure!(*check.metric()? == json!([1.0]), "{check:?}");
+    let line = check.line(mapping).with_context(|| format!("no line about it: {check:?}"))?;
+    ensure!(line["level"] == "ERROR" && line["state"] == "Disabled", "{line}");
+    ensure!(line["uuid"] == json!(stack.physical_id(mapping).await?), "{line}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_disabled_consumer_is_reported_until_it_is_enabled() -> Result<()> {
+    let stack = Stack::connect().await?;
+    all_run(&stack).await?;
+
+    // record-failure: a failure that is not recorded.
+    let about = Uuid::new_v4().to_string();
+    stack
+        .with_mapping_disabled("ImportSiteFailuresMapping", async || {
+            let url = stack.physical_id("ImportSiteFailures").await?;
+            stack.sqs().send_message().queue_url(url).message_body(&about).send().await?;
+            tokio::time::sleep(A_WHILE).await;
+            ensure!(stack.failures_about("import-site", &about).await?.is_empty(), "recorded");
+            is_reported(&stack, "ImportSiteFailuresMapping", json!(1)).await
+        })
+        .await?;
+    all_run(&stack).await?;
+    let failure = stack.failure_about("import-site", &about).await?;
+    stack.fieldctl_failures(&["discard", &failure.id, "--note", "sent by a test", "--yes"])?;
+
+    // publish-events: events that are not published.
+    stack.deliver(&[METRIC], 1).await?;
+    let name = format!("no events {}", Uuid::new_v4().simple());
+    let site = registration(&name, &[METRIC], GOOD_CARD);
+    let ids = stack
+        .with_mapping_disabled("PublishEventsMapping", async || {
+            let ids = stack.register(&Uuid::new_v4().to_string(), &site).await?;
+            tokio::time::sleep(A_WHILE).await;
+            let story = log::story(&stack, ids.onboarding_id).await?;
+            ensure!(!story.is_empty(), "no event of {ids:?}");
+            ensure!(story.iter().all(|event| !event.is_published()), "{story:?}");
+            is_reported(&stack, "PublishEventsMapping", Value::Null).await?;
+            Ok(ids)
+        })
+        .await?;
+    all_run(&stack).await?;
+    stack.onboarded_once(ids).await?;
+
+    // store-readings: readings that are accepted and not stored.
+    let sensors = stack.sensors(ids.site_id).await?;
+    let sensor_id = sensors.first().context("a sensor")?.sensor_id;
+    stack.sensors_known([sensor_id]).await?;
+    let start: Timestamp = "2016-01-01T00:00:00Z".parse()?;
+    let series = Series { sensor_id, samples: vec![Sample(start, 1.0)] };
+    let bundle =
+        Bundle { bundle_id: "waiting".parse()?, site_id: ids.site_id, series: vec![series] };
+    stack
+        .with_mapping_disabled("StoreReadingsMapping", async || {
+            send(&stack, &[&bundle]).await?;
+            tokio::time::sleep(A_WHILE).await;
+            ensure!(stack.samples(sensor_id, "limit=10").await?.is_empty(), "stored");
+            is_reported(&stack, "StoreReadingsMapping", Value::Null).await
+        })
+        .await?;
+    all_run(&stack).await?;
+    until("the readings to be stored", PATIENCE, async || {
+        let samples = stack.samples(sensor_id, "limit=10").await?;
+        Ok(if samples == bundle.series[0].samples {
+            Look::Found(())
+        } else {
+            Look::Saw(format!("{samples:?}"))
+        })
+    })
+    .await
+}
