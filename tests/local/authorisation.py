@@ -122,15 +122,16 @@ def _give_task_tokens_their_machine():
 
 
 def _name_actions_on_mappings():
-    """MiniStack takes GetEventSourceMapping for ListEventSourceMappings."""
+    """MiniStack takes GetEventSourceMapping for ListEventSourceMappings, and lets everybody change or delete a mapping."""
     from ministack.core import iam_actions
 
     action_of = iam_actions._lambda_action
+    names = {"GET": "GetEventSourceMapping", "PUT": "UpdateEventSourceMapping", "DELETE": "DeleteEventSourceMapping"}
 
     def action_of_mapping(method, path):
         parts = [part for part in path.split("/") if part]
-        if method == "GET" and parts[1:2] == ["event-source-mappings"] and len(parts) == 3:
-            return "GetEventSourceMapping"
+        if parts[1:2] == ["event-source-mappings"] and len(parts) == 3:
+            return names.get(method)
         return action_of(method, path)
 
     iam_actions._lambda_action = action_of_mapping

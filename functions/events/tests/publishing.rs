@@ -22,6 +22,7 @@ use testkit::{
     Dynamo,
     dynamo::EVENTS,
     http::{Call, Stub},
+    measured::measured,
     sample::{self, noon, saga},
 };
 
@@ -444,6 +445,19 @@ async fn a_sweep_publishes_what_stayed_behind_and_tells_its_age() {
     let swept = world.sweep(noon(200)).await;
     assert_eq!(swept, Ok(json!({ "found": 0, "oldestAgeSeconds": 0 })));
     assert_eq!(world.published("c").await, [1]);
+}
+
+/// The alarm SweptEvents goes off if sweep-events publishes anything.
+#[tokio::test]
+async fn a_sweep_counts_the_events_that_publish_events_should_have_published() {
+    let world = World::start(never).await;
+    let swept = async |now| measured(world.sweep(now)).await.1.get("EventsPublished").copied();
+    assert_eq!(swept(noon(120)).await, None);
+    world.append("a", 1, noon(0)).await;
+    world.append("b", 1, noon(20)).await;
+    assert_eq!(swept(noon(59)).await, None, "they are younger than a minute");
+    assert_eq!(swept(noon(120)).await, Some(2.0));
+    assert_eq!(swept(noon(180)).await, None, "they are published");
 }
 
 #[tokio::test]

@@ -78,7 +78,7 @@ mod tests {
     /// The metric as the next invocation writes it, null if it doesn't.
     fn written(name: &str) -> Value {
         let mut text = Vec::new();
-        let collector = METRICS.get().expect("telemetry was started");
+        let collector = METRICS.wait();
         write(collector, "a request", &mut text).expect("a vector takes all");
         let lines = String::from_utf8(text).expect("text");
         let documents = lines.lines().map(|line| serde_json::from_str(line).expect("JSON"));
