@@ -196,7 +196,9 @@ impl CheckConsumers {
 }
 
 fn is_unknown(error: &SdkError<GetEventSourceMappingError>) -> bool {
-    error.as_service_error().is_some_and(|error| error.is_resource_not_found_exception())
+    error
+        .as_service_error()
+        .is_some_and(GetEventSourceMappingError::is_resource_not_found_exception)
 }
 
 fn unchecked(name: &str, error: &SdkError<GetEventSourceMappingError>) -> FailuresError {
