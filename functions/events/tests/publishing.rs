@@ -447,7 +447,7 @@ async fn a_sweep_publishes_what_stayed_behind_and_tells_its_age() {
     assert_eq!(world.published("c").await, [1]);
 }
 
-/// The alarm SweptEvents goes off if sweep-events publishes anything.
+/// The alarm `SweptEvents` goes off if sweep-events publishes anything.
 #[tokio::test]
 async fn a_sweep_counts_the_events_that_publish_events_should_have_published() {
     let world = World::start(never).await;

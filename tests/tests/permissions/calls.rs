@@ -228,15 +228,7 @@ pub fn all(template: &Template, deployed: &Deployed) -> Vec<Call> {
         call("lambda:DeleteFunction", Method::DELETE, "", "");
     }
     for id in template.resources("AWS::Lambda::EventSourceMapping").into_keys() {
-        let path = format!("/2015-03-31/event-source-mappings/{}", deployed.id(id));
-        for (action, method, body) in [
-            ("lambda:GetEventSourceMapping", Method::GET, ""),
-            ("lambda:UpdateEventSourceMapping", Method::PUT, r#"{"Enabled": false}"#),
-            ("lambda:DeleteEventSourceMapping", Method::DELETE, ""),
-        ] {
-            let request = Request::Rest { service: "lambda", method, path: path.clone(), body };
-            calls.push(Call { action, arn: deployed.arn(id), request });
-        }
+        on_mapping(&mut calls, deployed, id);
     }
     calls.push(form("iam", "iam:ListRoles", "Action=ListRoles&Version=2010-05-08".to_owned()));
     calls
@@ -320,6 +312,18 @@ fn on_table(calls: &mut Vec<Call>, deployed: &Deployed, id: &str, properties: &V
         call("dynamodb:DescribeStream", "DescribeStream", stream.clone());
         call("dynamodb:GetShardIterator", "GetShardIterator", with(stream, from));
         call("dynamodb:GetRecords", "GetRecords", json!({"ShardIterator": MARK}));
+    }
+}
+
+fn on_mapping(calls: &mut Vec<Call>, deployed: &Deployed, id: &str) {
+    let path = format!("/2015-03-31/event-source-mappings/{}", deployed.id(id));
+    for (action, method, body) in [
+        ("lambda:GetEventSourceMapping", Method::GET, ""),
+        ("lambda:UpdateEventSourceMapping", Method::PUT, r#"{"Enabled": false}"#),
+        ("lambda:DeleteEventSourceMapping", Method::DELETE, ""),
+    ] {
+        let request = Request::Rest { service: "lambda", method, path: path.clone(), body };
+        calls.push(Call { action, arn: deployed.arn(id), request });
     }
 }
 
