@@ -211,21 +211,7 @@ pub fn all(template: &Template, deployed: &Deployed) -> Vec<Call> {
         }
     }
     for id in template.resources("AWS::Serverless::Function").into_keys() {
-        let (arn, name) = (deployed.arn(id), deployed.id(id));
-        let unqualified = arn.trim_end_matches(":live").to_owned();
-        let mut call = |action, method, rest: &str, body| {
-            let path = format!("/2015-03-31/functions/{name}{rest}");
-            let arn = if rest.starts_with(":live") { arn.clone() } else { unqualified.clone() };
-            calls.push(Call {
-                action,
-                arn,
-                request: Request::Rest { service: "lambda", method, path, body },
-            });
-        };
-        call("lambda:InvokeFunction", Method::POST, ":live/invocations", "{}");
-        call("lambda:InvokeFunction", Method::POST, "/invocations", "{}");
-        call("lambda:UpdateFunctionConfiguration", Method::PUT, "/configuration", "{}");
-        call("lambda:DeleteFunction", Method::DELETE, "", "");
+        on_function(&mut calls, deployed, id);
     }
     for id in template.resources("AWS::Lambda::EventSourceMapping").into_keys() {
         on_mapping(&mut calls, deployed, id);
@@ -313,6 +299,24 @@ fn on_table(calls: &mut Vec<Call>, deployed: &Deployed, id: &str, properties: &V
         call("dynamodb:GetShardIterator", "GetShardIterator", with(stream, from));
         call("dynamodb:GetRecords", "GetRecords", json!({"ShardIterator": MARK}));
     }
+}
+
+fn on_function(calls: &mut Vec<Call>, deployed: &Deployed, id: &str) {
+    let (arn, name) = (deployed.arn(id), deployed.id(id));
+    let unqualified = arn.trim_end_matches(":live").to_owned();
+    let mut call = |action, method, rest: &str, body| {
+        let path = format!("/2015-03-31/functions/{name}{rest}");
+        let arn = if rest.starts_with(":live") { arn.clone() } else { unqualified.clone() };
+        calls.push(Call {
+            action,
+            arn,
+            request: Request::Rest { service: "lambda", method, path, body },
+        });
+    };
+    call("lambda:InvokeFunction", Method::POST, ":live/invocations", "{}");
+    call("lambda:InvokeFunction", Method::POST, "/invocations", "{}");
+    call("lambda:UpdateFunctionConfiguration", Method::PUT, "/configuration", "{}");
+    call("lambda:DeleteFunction", Method::DELETE, "", "");
 }
 
 fn on_mapping(calls: &mut Vec<Call>, deployed: &Deployed, id: &str) {
