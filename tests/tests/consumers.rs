@@ -28,7 +28,19 @@ async fn all_run(stack: &Stack) -> Result<()> {
     ensure!(check.answer["notRunning"] == json!([]), "{check:?}");
     ensure!(check.answer["checked"].as_u64().is_some_and(|checked| checked > 20), "{check:?}");
     ensure!(*check.metric()? == json!([0.0]), "{check:?}");
+    let shown = consumers_of_status(stack)?;
+    ensure!(shown["health"] == "good", "{shown}");
     Ok(())
+}
+
+/// The check of the consumers in `fieldctl status`.
+fn consumers_of_status(stack: &Stack) -> Result<Value> {
+    let printed = stack.fieldctl(&["--json", "status"])?;
+    let status = printed.document()?;
+    let checks = status["checks"].as_array().context("checks")?;
+    let check = checks.iter().find(|check| check["name"] == "consumers").context("the check")?;
+    ensure!(check["health"] == "good" || printed.code == 1, "{printed:?}");
+    Ok(check.clone())
 }
 
 /// The mapping is the only one that is reported.
@@ -39,7 +51,11 @@ async fn is_reported(stack: &Stack, mapping: &str, waiting: Value) -> Result<()>
     ensure!(*check.metric()? == json!([1.0]), "{check:?}");
     let line = check.line(mapping).with_context(|| format!("no line about it: {check:?}"))?;
     ensure!(line["level"] == "ERROR" && line["state"] == "Disabled", "{line}");
-    ensure!(line["uuid"] == json!(stack.physical_id(mapping).await?), "{line}");
+    let uuid = stack.physical_id(mapping).await?;
+    ensure!(line["uuid"] == json!(uuid), "{line}");
+    let shown = consumers_of_status(stack)?;
+    let next = format!("aws lambda update-event-source-mapping --uuid {uuid} --enabled");
+    ensure!(shown["health"] == "problem" && shown["next"] == json!(next), "{shown}");
     Ok(())
 }
 

@@ -115,7 +115,9 @@ pub fn check(consumers: Result<&[Consumer], &CliError>) -> Result<Check, CliErro
         (None, None) => Check::good("consumers", format!("all {} run", consumers.len())),
         (Some(first), _) => {
             let next = match first.state.as_str() {
-                "Missing" => "deploy the stack again: a mapping was deleted".to_owned(),
+                "Missing" => {
+                    "a mapping was deleted: docs/operations.md#consumersnotrunning".to_owned()
+                }
                 _ => format!(
                     "aws lambda update-event-source-mapping --uuid {} --enabled",
                     first.uuid
@@ -165,7 +167,7 @@ mod tests {
                 Some("aws lambda update-event-source-mapping --uuid u-1 --enabled")
             );
         }
-        assert!(check(&consumer("Missing", None)).next.unwrap().contains("deploy"));
+        assert!(check(&consumer("Missing", None)).next.unwrap().contains("deleted"));
         let failing = check(&consumer("Enabled", Some("PROBLEM: Function call failed")));
         assert_eq!(failing.health, Health::Problem);
     }

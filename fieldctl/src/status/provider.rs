@@ -12,6 +12,9 @@ use crate::{
     stack::Stack,
 };
 
+/// A call that failed so recently says that the provider fails now.
+const RECENT_MILLIS: i64 = 60_000;
+
 /// The provider, as the circuit breaker and the secret show it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -49,9 +52,14 @@ impl Provider {
         self.circuit != "closed" || self.failures > 0
     }
 
-    /// Whether the pause is over and no command has called the provider since: nothing says whether it is back.
-    fn waits_for_command(&self, now: Timestamp) -> bool {
-        self.circuit == "open" && self.next_probe.is_some_and(|at| at <= now)
+    /// Whether the last call failed some time ago and none was made since: nothing says whether the provider
+    /// answers now.
+    fn is_unknown(&self, now: Timestamp) -> bool {
+        match (self.circuit, self.next_probe, &self.last_error) {
+            ("open", Some(at), _) => at <= now,
+            ("closed", _, Some(error)) => now.millis() - error.at.millis() > RECENT_MILLIS,
+            _ => false,
+        }
     }
 
     /// Whether the call that failed used an API key from before the secret was changed.
@@ -156,7 +164,7 @@ pub async fn check(stack: &Stack, now: Timestamp) -> Result<Check, CliError> {
         Check::good("provider", summary)
     } else {
         let check = Check::problem("provider", summary, provider.next());
-        let health = if provider.waits_for_command(now) { Health::Unknown } else { check.health };
+        let health = if provider.is_unknown(now) { Health::Unknown } else { check.health };
         Check { health, ..check.with(provider.details(now)) }
     })
 }
@@ -194,7 +202,7 @@ mod tests {
         );
         let details = provider.details(at(118)).join("\n");
         assert!(details.contains("KeyRefused: HTTP status 401"), "{details}");
-        assert!(!provider.waits_for_command(at(129)) && provider.waits_for_command(at(130)));
+        assert!(!provider.is_unknown(at(129)) && provider.is_unknown(at(130)));
         assert!(!provider.used_old_key() && provider.next().contains("store the right key"));
     }
 
