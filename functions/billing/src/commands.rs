@@ -138,7 +138,12 @@ impl<S: Step> Commands<S> {
 
     /// Works on one message that an operator replays. It is not sent back to the queue: the answer says why
     /// it was not done.
-    pub async fn replay(&self, message: &SqsMessage, deadline: Deadline, now: Timestamp) -> Replayed {
+    pub async fn replay(
+        &self,
+        message: &SqsMessage,
+        deadline: Deadline,
+        now: Timestamp,
+    ) -> Replayed {
         match self.attempt(message, deadline, now).await {
             End::Answered => Replayed::Done,
             End::MovedOn => Replayed::moot(

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::{
     Concerns, ErrorInfo, FailureId, FailureRow, FailuresError, Kind, MOST_REPLAYS, Replay,
     ReplayState, Status,
-    fingerprint::fingerprint,
+    fingerprint::{fingerprint, group},
     reading::{Failure, Payload},
 };
 
@@ -69,6 +69,14 @@ pub struct Summary {
     /// Whom it concerns. In the table a part of the error.
     #[serde(flatten, skip_deserializing)]
     pub concerns: Concerns,
+}
+
+impl Summary {
+    /// The id of the group that it belongs to.
+    #[must_use]
+    pub fn group(&self) -> String {
+        group(&self.fingerprint, &self.source, self.kind, &self.concerns)
+    }
 }
 
 impl From<FailureRow> for Summary {
@@ -148,6 +156,8 @@ pub enum Claim {
 pub enum Outcome {
     /// The work is done.
     Done,
+    /// There was nothing left to do; why.
+    Moot(String),
     /// It failed again.
     Failed(ErrorInfo),
     /// It was not sent: the claim is taken back, and does not count.
@@ -288,9 +298,8 @@ impl Ledger {
         });
         let query = self.of_status(status).scan_index_forward(!newest_first);
         let answer = query.set_exclusive_start_key(start).limit(i32::from(limit)).send().await?;
-        let mut rows: Vec<Summary> =
-            serde_dynamo::from_items(answer.items.unwrap_or_default())
-                .map_err(|error| corrupt(&error))?;
+        let mut rows: Vec<Summary> = serde_dynamo::from_items(answer.items.unwrap_or_default())
+            .map_err(|error| corrupt(&error))?;
         let mut old = Vec::new();
         for row in &mut rows {
             match row.error.concerns.take() {
@@ -414,12 +423,17 @@ impl Ledger {
             let ended = Replay { state: ReplayState::Ended, ..claim };
             let mut set = vec![("replay", attribute(&ended)?)];
             let answer = match outcome {
-                Outcome::Done if row.status == Status::Open && !came_back => {
+                Outcome::Done | Outcome::Moot(_) if row.status == Status::Open && !came_back => {
                     set.push(("status", text(Status::Replayed.name())));
+                    if let Outcome::Moot(note) = outcome {
+                        set.push(("note", text(note)));
+                    }
                     Finish::Replayed
                 }
-                Outcome::Done if row.status == Status::Replayed => Finish::Replayed,
-                Outcome::Done => Finish::Stays(row.status),
+                Outcome::Done | Outcome::Moot(_) if row.status == Status::Replayed => {
+                    Finish::Replayed
+                }
+                Outcome::Done | Outcome::Moot(_) => Finish::Stays(row.status),
                 Outcome::Failed(error) => {
                     // A replay fails at the same record: it concerns the same site.
                     let error = ErrorInfo { concerns: row.error.concerns, ..error.clone() };

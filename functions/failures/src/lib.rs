@@ -115,7 +115,7 @@ pub struct ErrorInfo {
     /// For a human, of up to 2,000 characters.
     pub message: String,
     /// Whom the failure concerns. It is a part of the error because the index `byStatus` has the errors, and
-    /// an index's attributes can't be changed in place. Rows of version 0.2 and before don't have it.
+    /// an index's attributes can't be changed in place. Rows of earlier versions don't have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concerns: Option<Concerns>,
 }

@@ -129,7 +129,10 @@ mod tests {
             assert!(replayed(&raw(batch)).expect("an event").is_none(), "{batch}");
         }
         let event = raw(r#"{"replay": {"kinesis": 1}}"#);
-        assert_eq!(replayed(&event).expect("an event").expect("a replay").get(), r#"{"kinesis": 1}"#);
+        assert_eq!(
+            replayed(&event).expect("an event").expect("a replay").get(),
+            r#"{"kinesis": 1}"#
+        );
         assert!(replayed(&raw(r#"{"again": 1}"#)).expect("an event").is_none());
     }
 

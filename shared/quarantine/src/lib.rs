@@ -67,14 +67,8 @@ impl Quarantine {
     /// Puts a record into the quarantine. As long as that fails, the record counts as failed, not as done.
     pub async fn put(&self, record: &impl Serialize, why: Reason<'_>) -> Result<(), String> {
         let Reason { error, message: reason, sensor_id, sensor_site_id } = why;
-        let message = Quarantined {
-            source: self.source,
-            error,
-            reason,
-            sensor_id,
-            sensor_site_id,
-            record,
-        };
+        let message =
+            Quarantined { source: self.source, error, reason, sensor_id, sensor_site_id, record };
         let body = serde_json::to_string(&message)
             .map_err(|fault| format!("{reason}; and it can't be written down: {fault}"))?;
         let body = ascii(&body);
