@@ -140,12 +140,7 @@ const TABLE: &[Line] = &[
         command: RECOVER,
     },
     Line {
-        errors: &[
-            "RetryAttemptsExhausted",
-            "MaximumRecordAgeExceeded",
-            "MaxRecordAgeExceeded",
-            "RecordAgeExceeded",
-        ],
+        errors: &[],
         kind: Some(Kind::GivenUp),
         sources: &[],
         means: "The function failed at the record until Lambda gave up on it.",
@@ -153,7 +148,7 @@ const TABLE: &[Line] = &[
         command: REPLAY,
     },
     Line {
-        errors: &["Transient", "BatchItemFailure", "CameBack"],
+        errors: &["Transient", "BatchItemFailure"],
         kind: None,
         sources: &[],
         means: "What the function calls did not answer: DynamoDB, the bus or the payment provider.",
@@ -243,13 +238,14 @@ pub fn markdown() -> String {
         let kind = kind.map(|kind| crate::walk::kind(kind));
         let of: Vec<String> =
             kind.into_iter().chain(sources.iter().map(|it| (*it).to_owned())).collect();
-        let errors = if errors.is_empty() { "any other".to_owned() } else { names(errors) };
+        let errors = if errors.is_empty() { "any".to_owned() } else { names(errors) };
         let command = command
             .replace(['{', '}'], "")
             .replace("which", "<id>")
             .replace("recover onboarding", "recover <onboardingId>");
         let command = command.replace("show id", "show <id>");
-        text += &format!("| {errors} | {} | {means} | {todo} `{command}` |\n", of.join(", "));
+        let of = if of.is_empty() { "any".to_owned() } else { of.join(", ") };
+        text += &format!("| {errors} | {of} | {means} | {todo} `{command}` |\n");
     }
     text
 }
