@@ -98,9 +98,9 @@ async fn a_replay_answers_its_outcome_and_sends_nothing_back() {
         async |message: SqsMessage| world.commands().replay(&message, in_time(), noon(0)).await;
     world.stripe.fail("customer", Trouble::Refused);
     let failed = replay(message(&command("pm_card_visa"))).await;
-    let Replayed::Failed { error, message } = failed else { panic!("{failed:?}") };
+    let Replayed::Failed { error, message: reason } = failed else { panic!("{failed:?}") };
     assert_eq!(error, "Transient");
-    assert!(message.contains("status 500: down"), "{message}");
+    assert!(reason.contains("status 500: down"), "{reason}");
     assert_eq!(take_effects(&world.aws).len(), 0);
 
     let broken = replay(message_of(&json!({}))).await;
