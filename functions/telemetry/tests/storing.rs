@@ -250,6 +250,8 @@ fn another_value_under_the_same_id_is_set_aside_and_the_other_series_are_stored(
                 "{a} has other samples under 2026-01-01T12:00:00.000Z/b-1; \
                  a changed bundle needs a new bundleId"
             ),
+            "sensorId": a,
+            "sensorSiteId": site("a"),
             "record": {
                 "kinesis": {
                     "partitionKey": site("a"),
