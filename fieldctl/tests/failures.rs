@@ -370,6 +370,10 @@ fn teardowns(status: &'static str, looks: usize) -> impl Fn(&Asked) -> Answer {
                 })
             }
             "StartExecution" => json!({ "executionArn": "arn:new", "startDate": 1.0 }),
+            "ListExecutions" => json!({ "executions": [{
+                "executionArn": "arn:recovery", "stateMachineArn": "m", "status": "RUNNING",
+                "name": format!("recovery-{}", OnboardingId::of(site("a"))),
+                "startDate": 1_767_225_601.0 }] }),
             "GetExecutionHistory" => json!({ "events": [] }),
             _ if asked.what.contains("/invocations") => json!({ "outcome": "DONE" }),
             _ => json!({ "siteId": site("a"), "name": "Alamosa", "status": "REJECTED" }),
@@ -428,10 +432,27 @@ async fn a_replay_waits_for_the_teardown_and_closes_what_it_repaired() {
     put(&cloud, undone()).await;
     let (code, out, err) = cloud.run(&[&replay[..], &["--wait", "1s"]].concat()).await;
     assert_eq!(code, 6, "{out}{err}");
-    assert!(out.contains("not known yet: site-teardown replay-"), "{out}");
+    assert!(out.contains("not known yet: its site-teardown still runs; fieldctl trace "), "{out}");
     assert!(out.ends_with("0 replayed, 0 failed again, 1 not known yet\n"), "{out}");
     let (counts, sending) = statuses(&cloud).await;
     assert_eq!((counts["OPEN"], sending), (5, 0), "open, and not in doubt");
+}
+
+#[tokio::test]
+async fn a_replay_of_recover_onboarding_waits_for_the_teardown() {
+    let replay = ["failures", "replay", "--source", "recover-onboarding", "--yes"];
+    for (status, code, said) in [
+        ("SUCCEEDED", 0, "1 replayed, 0 failed again"),
+        ("FAILED", 1, "CompensationIncomplete: something resists"),
+    ] {
+        let cloud = Cloud::start(teardowns(status, 2)).await;
+        put(&cloud, undone()).await;
+        let (exit, out, err) = cloud.run(&replay).await;
+        assert_eq!(exit, code, "{status}: {out}{err}");
+        assert!(out.contains(said), "{status}: {out}");
+        let left = if code == 0 { BTreeSet::from([4, 5]) } else { BTreeSet::from([1, 2, 3, 4, 5]) };
+        assert_eq!(open(&cloud).await, left, "{status}");
+    }
 }
 
 #[tokio::test]
@@ -690,7 +711,13 @@ async fn ten_thousand_failures_take_no_more_memory_than_a_thousand() {
 
 #[tokio::test]
 async fn mistakes_are_told_in_a_sentence() {
-    let cloud = Cloud::start(|_| (404, json!({ "title": "Not found" }), vec![])).await;
+    let cloud = Cloud::start(|asked| match asked.what.as_str() {
+        what if what.ends_with("Execution") => {
+            (400, json!({ "__type": "ExecutionDoesNotExist", "message": "none" }), vec![])
+        }
+        _ => (404, json!({ "title": "Not found" }), vec![]),
+    })
+    .await;
     for (args, code, said) in [
         (&["--stack", "none", "sites", "list"][..], 3, "there is no stack none in us-east-1"),
         (&["sites", "show", "x"], 3, "Not found"),

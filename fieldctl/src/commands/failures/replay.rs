@@ -39,6 +39,11 @@ use crate::{
 /// The parts of a record come one right after another, so they were recorded within this.
 const PARTS_MILLIS: i64 = 60 * 60 * 1000;
 
+/// The function whose replay starts a teardown.
+const RECOVER_ONBOARDING: &str = "recover-onboarding";
+/// A teardown may have been started so long before its failure was recorded: a day of retries.
+const RECOVERY_MILLIS: i64 = 24 * 60 * 60 * 1000;
+
 /// What is replayed, and how.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
@@ -331,6 +336,7 @@ impl Run<'_> {
         let Some(first) = claimed.first() else { return skip("gone") };
 
         let outcome = match self.resend.send(&entry, first, &work.payload).await {
+            Sent::Done if row.source == RECOVER_ONBOARDING => self.recovery(first).await?,
             Sent::Done => Outcome::Done,
             Sent::Moot(why) => Outcome::Moot(why),
             Sent::Failed(error) => Outcome::Failed(error),
@@ -350,10 +356,12 @@ impl Run<'_> {
             let finish = self.ledger.finish(row.id, self.id, &outcome).await?;
             ended = match (&outcome, finish) {
                 (Outcome::Failed(error), _) => Ended::Failed(error.clone()),
-                (Outcome::Unknown, Finish::Stays(_) | Finish::NotOurs) => Ended::Unknown(format!(
-                    "site-teardown {} still runs; fieldctl sagas show {0}",
-                    row.execution_name()
-                )),
+                (Outcome::Unknown, _) => {
+                    let of = row
+                        .correlation_id
+                        .map_or_else(|| row.execution_name(), |id| id.to_string());
+                    Ended::Unknown(format!("its site-teardown still runs; fieldctl trace {of}"))
+                }
                 (_, Finish::Replayed) => ended,
                 (_, Finish::Stays(_)) => {
                     Ended::Failed(ErrorInfo::new("CameBack", "it failed again meanwhile"))
@@ -366,9 +374,23 @@ impl Run<'_> {
         Ok(ended)
     }
 
-    /// Waits for the teardown that replays a failure.
+    /// Waits for the teardown that recover-onboarding has started, or had started before.
+    async fn recovery(&self, row: &FailureRow) -> Result<Outcome, CliError> {
+        let Some(onboarding) = row.correlation_id else { return Ok(Outcome::Done) };
+        let prefix = format!("recovery-{onboarding}");
+        let since = row.first_at.plus_millis(-RECOVERY_MILLIS);
+        let teardowns = self.stack.executions("SiteTeardownArn", None, since, usize::MAX).await?;
+        Ok(match teardowns.iter().find(|it| it.name.starts_with(&prefix)) {
+            Some(teardown) => self.teardown(row, &teardown.arn).await,
+            // The saga was undone already.
+            None => Outcome::Done,
+        })
+    }
+
+    /// Waits for a teardown.
     async fn teardown(&self, row: &FailureRow, arn: &str) -> Outcome {
-        self.progress.show(&format!("waits for site-teardown {}", row.execution_name()));
+        let name = arn.rsplit(':').next().unwrap_or(arn);
+        self.progress.show(&format!("waits for site-teardown {name}"));
         match ended(self.stack, arn, self.wait).await {
             Ok(Teardown::Succeeded) => {
                 self.undone.borrow_mut().extend(row.correlation_id);
