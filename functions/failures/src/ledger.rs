@@ -433,7 +433,7 @@ impl Ledger {
                 Outcome::Done | Outcome::Moot(_) if row.status == Status::Replayed => {
                     Finish::Replayed
                 }
-                Outcome::Done | Outcome::Moot(_) => Finish::Stays(row.status),
+                Outcome::Done | Outcome::Moot(_) | Outcome::Unknown => Finish::Stays(row.status),
                 Outcome::Failed(error) => {
                     // A replay fails at the same record: it concerns the same site.
                     let error = ErrorInfo { concerns: row.error.concerns, ..error.clone() };
@@ -441,7 +441,6 @@ impl Ledger {
                     set.push(("fingerprint", text(&fingerprint(&row.source, &error))));
                     Finish::Stays(row.status)
                 }
-                Outcome::Unknown => Finish::Stays(row.status),
                 Outcome::NotSent => {
                     // Told twice, it is taken back once.
                     let back = u32::from(was == ReplayState::Sending);

@@ -1,7 +1,7 @@
 //! `fieldctl failures replay`.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     collections::{BTreeMap, HashSet},
     env,
     num::NonZeroU32,
@@ -18,7 +18,10 @@ use failures::{
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use tokio::{
-    sync::Notify,
+    sync::{
+        Notify,
+        watch::{self, Receiver},
+    },
     time::{MissedTickBehavior, interval},
 };
 use uuid::Uuid;
@@ -78,7 +81,10 @@ enum Ended {
     /// It was sent, and nobody knows its outcome yet.
     Unknown(String),
     InDoubt(String),
+    /// It is not open, or is sent with another failure.
     Skipped(String),
+    /// It was not sent, and stays open.
+    Left(String),
     /// It was not sent: it would undo a site that is in service.
     Refused(String),
     /// Nothing else can be sent.
@@ -94,6 +100,8 @@ struct Count {
     in_doubt: u32,
     refused: u32,
     skipped: BTreeMap<String, u32>,
+    /// Of the skipped ones, those that stay open.
+    left: u32,
 }
 
 /// What every replay of a run needs.
@@ -110,6 +118,26 @@ struct Run<'a> {
     progress: &'a Progress,
     /// The onboardings of teardowns that succeeded.
     undone: RefCell<HashSet<OnboardingId>>,
+    /// Whether Ctrl-C was pressed.
+    interrupted: Receiver<bool>,
+}
+
+/// Becomes true at Ctrl-C.
+fn interruption() -> Receiver<bool> {
+    let (sender, receiver) = watch::channel(false);
+    tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            sender.send_replace(true);
+        }
+    });
+    receiver
+}
+
+/// Waits until it is true; for good if it never will be.
+async fn is_true(mut receiver: Receiver<bool>) {
+    if receiver.wait_for(|value| *value).await.is_err() {
+        std::future::pending().await
+    }
 }
 
 /// Shows what would go where, or sends it and shows how it went.
@@ -139,6 +167,7 @@ pub async fn run(
         wait: options.wait,
         progress: &progress,
         undone: RefCell::default(),
+        interrupted: interruption(),
     };
     let mut ticks = interval(Duration::from_secs(1) / options.rate.get());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -151,11 +180,12 @@ pub async fn run(
             chosen.next().await?.map(|page| (stream::iter(page).map(Ok::<_, CliError>), chosen)),
         )
     });
-    // On Ctrl-C no more are taken; those under way come to their end.
-    let (halt, interrupted) = (Notify::new(), Cell::new(false));
+    // On Ctrl-C no more are taken; calls under way come to their end, and waits for teardowns end at once.
+    let halt = Notify::new();
+    let interrupted = run.interrupted.clone();
     let halted = async {
         tokio::select! {
-            _ = tokio::signal::ctrl_c() => interrupted.set(true),
+            () = is_true(interrupted.clone()) => {}
             () = halt.notified() => {}
         }
     };
@@ -184,10 +214,11 @@ pub async fn run(
     progress.clear();
     let undone = run.undone.take();
     let closed = if undone.is_empty() { 0 } else { close_repaired(&run.ledger, &undone).await? };
-    count.show(screen, closed, interrupted.get())?;
+    let interrupted = *interrupted.borrow();
+    count.show(screen, closed, interrupted)?;
     match stop {
         Some(trouble) => Err(trouble),
-        None if count.failed + count.in_doubt > 0 || interrupted.get() => Ok(Exit::Failed),
+        None if count.failed + count.in_doubt + count.left > 0 || interrupted => Ok(Exit::Failed),
         None if count.refused > 0 => Ok(Exit::Refused),
         None if count.unknown > 0 => Ok(Exit::Unknown),
         None => Ok(Exit::Done),
@@ -293,7 +324,7 @@ impl Run<'_> {
             return skip(row.status.name());
         }
         let Some(entry) = Entry::of(row.kind, &row.source) else {
-            return skip("in no known form");
+            return Ok(Ended::Left("in no known form".to_owned()));
         };
         if let Err(trouble) = self.resend.find(&entry).await {
             return gone(trouble);
@@ -322,16 +353,18 @@ impl Run<'_> {
                         claimed.push(*row);
                         continue;
                     }
-                    Claim::NotOpen(status) => status.name().to_owned(),
-                    Claim::TooOften => "replayed five times, --force insists".to_owned(),
-                    Claim::InDoubt(_) => {
-                        "in doubt: an unfinished replay may have sent it, --in-doubt insists"
-                            .to_owned()
+                    Claim::NotOpen(status) => Ended::Skipped(status.name().to_owned()),
+                    Claim::TooOften => {
+                        Ended::Left("replayed five times, --force insists".to_owned())
                     }
-                    Claim::Unknown => "gone".to_owned(),
+                    Claim::InDoubt(_) => Ended::Left(
+                        "in doubt: an unfinished replay may have sent it, --in-doubt insists"
+                            .to_owned(),
+                    ),
+                    Claim::Unknown => Ended::Skipped("gone".to_owned()),
                 };
             self.release(&claimed).await?;
-            return Ok(Ended::Skipped(why));
+            return Ok(why);
         }
         let Some(first) = claimed.first() else { return skip("gone") };
 
@@ -391,7 +424,12 @@ impl Run<'_> {
     async fn teardown(&self, row: &FailureRow, arn: &str) -> Outcome {
         let name = arn.rsplit(':').next().unwrap_or(arn);
         self.progress.show(&format!("waits for site-teardown {name}"));
-        match ended(self.stack, arn, self.wait).await {
+        let teardown = tokio::select! {
+            ended = ended(self.stack, arn, self.wait) => ended,
+            () = is_true(self.interrupted.clone()) => Ok(Teardown::Running),
+        };
+        self.progress.show("");
+        match teardown {
             Ok(Teardown::Succeeded) => {
                 self.undone.borrow_mut().extend(row.correlation_id);
                 Outcome::Done
@@ -461,10 +499,10 @@ impl Run<'_> {
     }
 }
 
-/// What is not there is skipped, everything else ends the run.
+/// A failure whose function or payload does not exist stays open; any other error ends the run.
 fn gone(trouble: CliError) -> Result<Ended, CliError> {
     match trouble.exit {
-        Exit::NotFound => Ok(Ended::Skipped(trouble.message)),
+        Exit::NotFound => Ok(Ended::Left(trouble.message)),
         _ => Err(trouble),
     }
 }
@@ -494,6 +532,11 @@ impl Count {
                 self.refused += 1;
                 ("REFUSED", Tone::Bad, "✘", format!("not sent: {why}"))
             }
+            Ended::Left(why) => {
+                self.left += 1;
+                *self.skipped.entry(why.clone()).or_default() += 1;
+                ("SKIPPED", Tone::Warn, "-", why)
+            }
             Ended::Skipped(why) => {
                 *self.skipped.entry(why.clone()).or_default() += 1;
                 ("SKIPPED", Tone::Faint, "-", why)
@@ -514,7 +557,7 @@ impl Count {
         if screen.json {
             return Ok(());
         }
-        let Self { replayed, failed, unknown, in_doubt, refused, skipped } = self;
+        let Self { replayed, failed, unknown, in_doubt, refused, skipped, left: _ } = self;
         let counted = |count: u32, what: &str| match count {
             0 => String::new(),
             count => format!(", {count} {what}"),
