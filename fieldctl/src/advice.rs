@@ -230,12 +230,13 @@ pub fn advice(row: &Summary, which: &str) -> Advice {
 /// The table as docs/operations.md has it.
 #[must_use]
 pub fn markdown() -> String {
-    let mut text = "| error | kind or source | it means | do |\n|---|---|---|---|\n".to_owned();
+    let mut lines = vec!["| error | kind or source | it means | do |".to_owned()];
+    lines.push("|---|---|---|---|".to_owned());
     let names = |names: &[&str]| {
         names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
     };
     for Line { errors, kind, sources, means, todo, command } in TABLE {
-        let kind = kind.map(|kind| crate::walk::kind(kind));
+        let kind = kind.map(crate::walk::kind);
         let of: Vec<String> =
             kind.into_iter().chain(sources.iter().map(|it| (*it).to_owned())).collect();
         let errors = if errors.is_empty() { "any".to_owned() } else { names(errors) };
@@ -245,9 +246,9 @@ pub fn markdown() -> String {
             .replace("recover onboarding", "recover <onboardingId>");
         let command = command.replace("show id", "show <id>");
         let of = if of.is_empty() { "any".to_owned() } else { of.join(", ") };
-        text += &format!("| {errors} | {of} | {means} | {todo} `{command}` |\n");
+        lines.push(format!("| {errors} | {of} | {means} | {todo} `{command}` |"));
     }
-    text
+    lines.join("\n") + "\n"
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Waiting for a site-teardown, and ending the failures that it repaired.
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use aws_sdk_sfn::{operation::describe_execution::DescribeExecutionOutput, types::ExecutionStatus};
 use contracts::OnboardingId;
@@ -62,7 +62,7 @@ pub async fn ended(stack: &Stack, arn: &str, wait: Duration) -> Result<Teardown,
 /// Ends the open failures of these onboardings whose work their teardowns did. Returns how many.
 pub async fn close_repaired(
     ledger: &Ledger,
-    onboardings: &HashSet<OnboardingId>,
+    onboardings: &[OnboardingId],
 ) -> Result<usize, CliError> {
     let mut closed = 0;
     let mut walk = Walk::new(ledger.clone(), &[Status::Open], Filter::default());

@@ -139,7 +139,7 @@ pub enum Entry {
         at: Timestamp,
         /// The row.
         #[serde(flatten)]
-        failure: Summary,
+        failure: Box<Summary>,
         /// Older failures of its group that are not entries of their own.
         #[serde(skip_serializing_if = "is_none")]
         older: usize,
@@ -201,7 +201,7 @@ impl Story {
         });
         let failures = self.failures.iter().map(|failure| Entry::Failure {
             at: failure.last_at,
-            failure: failure.clone(),
+            failure: Box::new(failure.clone()),
             older: 0,
         });
         let mut entries: Vec<_> =

@@ -209,6 +209,7 @@ fn group(text: &str) -> Result<String, String> {
 }
 
 /// `did you mean x? `, if one of the names is near enough.
+#[must_use]
 pub fn nearest(text: &str, names: &[&str]) -> String {
     let near = names.iter().map(|name| (levenshtein(text, name), name)).min();
     match near {

@@ -469,7 +469,7 @@ async fn a_recovery_waits_for_its_end_and_closes_what_it_repaired() {
         put(&cloud, undone()).await;
         let (exit, out, err) = cloud.run(&[&recover[..], &["--wait", wait]].concat()).await;
         assert_eq!(exit, code, "{status}: {out}{err}");
-        assert_eq!(open(&cloud).await, BTreeSet::from_iter(left.iter().copied()), "{status}");
+        assert_eq!(open(&cloud).await, left.iter().copied().collect::<BTreeSet<_>>(), "{status}");
     }
 }
 

@@ -118,7 +118,7 @@ impl Failures {
                 groups(stack, screen, filter, status.statuses()).await
             }
             Self::Show { id, raw } => show(stack, screen, &id, raw).await,
-            Self::Replay(options) => replay::run(stack, screen, *options).await,
+            Self::Replay(options) => Box::pin(replay::run(stack, screen, *options)).await,
             Self::Discard { which, note, yes } => discard(stack, screen, which, &note, yes).await,
         }
     }
@@ -203,7 +203,8 @@ async fn print(
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Group {
-    group: String,
+    #[serde(rename = "group")]
+    name: String,
     fingerprint: String,
     count: usize,
     source: String,
@@ -227,10 +228,10 @@ fn length<S: Serializer>(sites: &BTreeSet<SiteId>, serializer: S) -> Result<S::O
 }
 
 impl Group {
-    fn new(row: Summary, group: String) -> Self {
+    fn new(row: Summary, name: String) -> Self {
         Self {
-            advice: advice(&row, &format!("--group {group}")),
-            group,
+            advice: advice(&row, &format!("--group {name}")),
+            name,
             fingerprint: row.fingerprint,
             count: 0,
             source: row.source,
@@ -281,7 +282,7 @@ async fn groups(
             sites => format!("{sites} sites"),
         };
         rows.push(vec![
-            (group.group.clone(), Tone::Strong),
+            (group.name.clone(), Tone::Strong),
             plain(group.count.to_string()),
             plain(whom),
             plain(group.source.clone()),
@@ -298,7 +299,7 @@ async fn groups(
     screen.line(&counted(groups.iter().map(|group| group.count).sum()))?;
     for group in &groups {
         screen.line("")?;
-        screen.field("group", Tone::Strong, &group.group)?;
+        screen.field("group", Tone::Strong, &group.name)?;
         show_advice(screen, &group.advice)?;
     }
     Ok(Exit::Done)
@@ -440,10 +441,7 @@ async fn show_concerns(
     let claim = is_claim(source, concerns);
     if let Some(site) = concerns.site_id {
         let name = names.of(site).await;
-        let text = match claim {
-            true => format!("{name}, as the sender claims"),
-            false => name,
-        };
+        let text = if claim { format!("{name}, as the sender claims") } else { name };
         screen.field("site", Tone::Strong, &text)?;
         screen.field("siteId", Tone::Plain, &site.to_string())?;
     }

@@ -1,6 +1,6 @@
 //! `fieldctl sagas`.
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use aws_sdk_sfn::types::ExecutionStatus;
 use clap::Subcommand;
@@ -398,7 +398,7 @@ async fn recover(
     print(screen, &execution)?;
     match execution.status.as_str() {
         "SUCCEEDED" => {
-            let closed = close_repaired(&stack.ledger()?, &HashSet::from([onboarding])).await?;
+            let closed = close_repaired(&stack.ledger()?, &[onboarding]).await?;
             if !screen.json {
                 screen.line("")?;
                 screen.field("undone", Tone::Good, "everything")?;

@@ -1,13 +1,6 @@
 //! `fieldctl failures replay`.
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeMap, HashSet},
-    env,
-    num::NonZeroU32,
-    pin::pin,
-    time::Duration,
-};
+use std::{cell::RefCell, collections::BTreeMap, env, num::NonZeroU32, pin::pin, time::Duration};
 
 use clap::Args;
 use contracts::{OnboardingId, Timestamp};
@@ -117,7 +110,7 @@ struct Run<'a> {
     wait: Duration,
     progress: &'a Progress,
     /// The onboardings of teardowns that succeeded.
-    undone: RefCell<HashSet<OnboardingId>>,
+    undone: RefCell<Vec<OnboardingId>>,
     /// Whether Ctrl-C was pressed.
     interrupted: Receiver<bool>,
 }
@@ -136,7 +129,7 @@ fn interruption() -> Receiver<bool> {
 /// Waits until it is true; for good if it never will be.
 async fn is_true(mut receiver: Receiver<bool>) {
     if receiver.wait_for(|value| *value).await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
