@@ -126,7 +126,13 @@ const TABLE: &[Line] = &[
     Line {
         errors: &[],
         kind: None,
-        sources: &["check-sagas", "reconcile-subscriptions", "report-failures", "sweep-events"],
+        sources: &[
+            "check-consumers",
+            "check-sagas",
+            "reconcile-subscriptions",
+            "report-failures",
+            "sweep-events",
+        ],
         means: "A scheduled run failed.",
         todo: "If later runs went well (the alarm is off), discard. If not, the function's log has the reason.",
         command: DISCARD,

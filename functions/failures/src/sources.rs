@@ -2,8 +2,9 @@
 
 /// Their names, as the rows have them in `source`. A test compares them with the template's variable
 /// `SOURCES`.
-pub const SOURCES: [&str; 16] = [
+pub const SOURCES: [&str; 17] = [
     "cancel-subscription",
+    "check-consumers",
     "check-sagas",
     "detect-breaches",
     "import-site",
