@@ -19,7 +19,8 @@ use crate::{
     version,
     max_term_width = 100,
     after_help = "Exit codes: 0 done; 1 failed, or a part of it; 2 wrong usage; 3 not found; \
-                  4 refused by the service; 5 AWS out of reach, or not allowed.\n\n\
+                  4 refused by the service; 5 AWS out of reach, or not allowed; 6 the outcome is not \
+                  known yet.\n\n\
                   On the local stack: fieldctl --endpoint-url http://127.0.0.1:4566 --stack \
                   fieldstation-local ..."
 )]

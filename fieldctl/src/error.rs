@@ -24,6 +24,8 @@ pub enum Exit {
     Refused = 4,
     /// AWS can't be reached, or does not allow it.
     Aws = 5,
+    /// The work was sent, and its outcome is not known yet.
+    Unknown = 6,
 }
 
 /// Why a command ends early.

@@ -3,11 +3,14 @@
 #![allow(clippy::doc_markdown, reason = "the docs of arguments are the help that people read")]
 #![allow(rustdoc::bare_urls, reason = "the same")]
 
+pub mod advice;
 pub mod api;
 pub mod cli;
 pub mod commands;
+pub mod decode;
 pub mod error;
 pub mod log;
+pub mod names;
 pub mod output;
 pub mod render;
 pub mod resend;
@@ -15,5 +18,6 @@ pub mod resolve;
 pub mod saga;
 pub mod stack;
 pub mod status;
+pub mod teardown;
 pub mod trace;
 pub mod walk;

@@ -1,6 +1,6 @@
 //! The event log: the rows of the events table.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, fmt, time::Duration};
 
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
 use contracts::{OnboardingId, Timestamp};
@@ -39,6 +39,15 @@ impl Between {
             return Err(CliError::usage("--from is not before --to"));
         }
         Ok((from, to))
+    }
+}
+
+impl fmt::Display for Between {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(from) = self.from {
+            write!(f, " from {from}")?;
+        }
+        self.to.map_or(Ok(()), |to| write!(f, " until {to}"))
     }
 }
 

@@ -228,7 +228,8 @@ impl Progress {
     #[must_use]
     pub fn bar(steps: usize) -> Self {
         let bar = ProgressBar::new(u64::try_from(steps).unwrap_or(u64::MAX));
-        let template = "{bar:40} {pos}/{len} {per_sec}, {eta} left; Ctrl-C ends what is under way";
+        let template =
+            "{bar:40} {pos}/{len} {per_sec}, {eta} left; Ctrl-C ends what is under way {msg}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }

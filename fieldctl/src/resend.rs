@@ -7,6 +7,7 @@ use aws_sdk_dynamodb::error::{DisplayErrorContext, ProvideErrorMetadata};
 use aws_sdk_lambda::primitives::Blob;
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
 use failures::{ErrorInfo, FailureId, FailureRow, Kind};
+use lambda::Replayed;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
@@ -46,9 +47,9 @@ pub enum Entry {
 pub enum Form {
     /// The work is the event.
     Event,
-    /// The work is a stream's record: the event is a batch of it.
+    /// The work is a stream's record: the event is a replay of it.
     Record,
-    /// The work is the body of a queue's message: the event is a batch of that message.
+    /// The work is the body of a queue's message: the event is a replay of that message.
     Message,
 }
 
@@ -78,12 +79,12 @@ impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Function { logical, form } => {
-                let batch = match form {
+                let form = match form {
                     Form::Event => "",
-                    Form::Record => ", as a batch of one record",
-                    Form::Message => ", as a batch of one message",
+                    Form::Record => ", as one record",
+                    Form::Message => ", as one message",
                 };
-                write!(f, "{logical}:{ALIAS}{batch}")
+                write!(f, "{logical}:{ALIAS}{form}")
             }
             Self::Machine => f.write_str("SiteTeardown, a new execution"),
         }
@@ -104,8 +105,12 @@ fn pascal(kebab: &str) -> String {
 /// What became of work that was sent.
 #[derive(Debug)]
 pub enum Sent {
-    /// It was done, or taken for good.
+    /// It was done.
     Done,
+    /// There was nothing left to do; why.
+    Moot(String),
+    /// An execution with this ARN does it.
+    Started(String),
     /// It failed again.
     Failed(ErrorInfo),
     /// It may have been done or not: no answer came.
@@ -180,23 +185,30 @@ impl<'a> Resend<'a> {
             Entry::Function { form, .. } => {
                 let event = match form {
                     Form::Event => payload.to_owned(),
-                    Form::Record => format!("{{\"Records\":[{payload}]}}"),
-                    Form::Message => message(row.id, payload).to_string(),
+                    Form::Record => format!("{{\"replay\":{payload}}}"),
+                    Form::Message => format!("{{\"replay\":{}}}", message(row.id, payload)),
                 };
                 let call = self.lambda.invoke().function_name(to).qualifier(ALIAS);
                 match call.payload(Blob::new(event)).send().await {
                     Ok(answer) => {
                         let told = answer.payload().map_or(&[][..], |payload| payload.as_ref());
-                        Ok(outcome(answer.function_error(), told))
+                        Ok(outcome(*form, answer.function_error(), told))
                     }
                     Err(error) => failure(entry, &error),
                 }
             }
             Entry::Machine => {
+                let name = row.execution_name();
+                let arn = match self.stack.execution_arn("SiteTeardownArn", &name) {
+                    Ok(arn) => arn,
+                    Err(trouble) => return Ok(Sent::Not(trouble)),
+                };
                 let start = self.machines.start_execution().state_machine_arn(to);
-                match start.name(row.execution_name()).input(payload).send().await {
-                    Ok(_) => Ok(Sent::Done),
-                    Err(error) if error.code() == Some("ExecutionAlreadyExists") => Ok(Sent::Done),
+                match start.name(name).input(payload).send().await {
+                    Ok(_) => Ok(Sent::Started(arn)),
+                    Err(error) if error.code() == Some("ExecutionAlreadyExists") => {
+                        Ok(Sent::Started(arn))
+                    }
                     Err(error) => failure(entry, &error),
                 }
             }
@@ -204,35 +216,36 @@ impl<'a> Resend<'a> {
     }
 }
 
-/// The batch in which SQS would deliver the message with that body. It has no `SentTimestamp`: for the
-/// function the command is as old as the replay.
+/// The message with that body, as SQS would deliver it. It has no `SentTimestamp`: for the function the
+/// command is as old as the replay.
 fn message(id: FailureId, body: &str) -> Value {
     json!({
-        "Records": [{
-            "messageId": id,
-            "body": body,
-            "attributes": {},
-            "messageAttributes": {},
-            "eventSource": "aws:sqs",
-        }],
+        "messageId": id,
+        "body": body,
+        "attributes": {},
+        "messageAttributes": {},
+        "eventSource": "aws:sqs",
     })
 }
 
-/// What a function's answer says.
-fn outcome(function_error: Option<&str>, answer: &[u8]) -> Sent {
+/// What a function's answer says. An event is done if the function did not fail. The replay of a record or
+/// a message is done only if the answer says so.
+fn outcome(form: Form, function_error: Option<&str>, answer: &[u8]) -> Sent {
     let told: Value = serde_json::from_slice(answer).unwrap_or_default();
     let text = |name: &str| told[name].as_str();
     if let Some(error) = function_error {
         let name = text("errorType").unwrap_or(error);
-        let message = text("errorMessage").unwrap_or("the function told no reason");
+        let message = text("errorMessage").unwrap_or("the function gave no reason");
         return Sent::Failed(ErrorInfo::new(name, message));
     }
-    match told["batchItemFailures"].as_array() {
-        Some(failures) if !failures.is_empty() => Sent::Failed(ErrorInfo::new(
-            "BatchItemFailure",
-            "the function could not work on it now; its log says why",
-        )),
-        _ => Sent::Done,
+    if form == Form::Event {
+        return Sent::Done;
+    }
+    match serde_json::from_value(told) {
+        Ok(Replayed::Done) => Sent::Done,
+        Ok(Replayed::Moot { message }) => Sent::Moot(message),
+        Ok(Replayed::Failed { error, message }) => Sent::Failed(ErrorInfo::new(&error, &message)),
+        Err(_) => Sent::InDoubt("the function answered without an outcome".to_owned()),
     }
 }
 
@@ -299,34 +312,39 @@ mod tests {
         is(
             Kind::DeadLetter,
             "cancel-subscription",
-            "CancelSubscriptionFunction:live, as a batch of one message",
+            "CancelSubscriptionFunction:live, as one message",
         );
-        is(
-            Kind::Quarantined,
-            "store-readings",
-            "StoreReadingsFunction:live, as a batch of one record",
-        );
+        is(Kind::Quarantined, "store-readings", "StoreReadingsFunction:live, as one record");
         is(Kind::ExecutionFailed, "site-teardown", "SiteTeardown, a new execution");
         assert_eq!(Entry::of(Kind::Unreadable, "import-site"), None);
     }
 
     #[test]
-    fn a_function_fails_by_its_error_or_by_its_batch() {
+    fn a_function_fails_by_its_error_or_by_its_outcome() {
         let error = br#"{"errorType":"InvalidInput","errorMessage":"name: is empty"}"#;
         let failed = |sent| match sent {
-            Sent::Failed(ErrorInfo { name, message }) => Some((name, message)),
+            Sent::Failed(ErrorInfo { name, message, .. }) => Some((name, message)),
             _ => None,
         };
-        assert_eq!(
-            failed(outcome(Some("Unhandled"), error)),
-            Some(("InvalidInput".to_owned(), "name: is empty".to_owned()))
-        );
-        assert!(failed(outcome(Some("Unhandled"), b"")).is_some());
-        assert!(
-            failed(outcome(None, br#"{"batchItemFailures":[{"itemIdentifier":"1"}]}"#)).is_some()
-        );
-        assert!(matches!(outcome(None, br#"{"batchItemFailures":[]}"#), Sent::Done));
-        assert!(matches!(outcome(None, b"null"), Sent::Done));
+        let is = |name: &str, message: &str| Some((name.to_owned(), message.to_owned()));
+        for form in [Form::Event, Form::Record, Form::Message] {
+            let sent = outcome(form, Some("Unhandled"), error);
+            assert_eq!(failed(sent), is("InvalidInput", "name: is empty"));
+            assert!(failed(outcome(form, Some("Unhandled"), b"")).is_some());
+        }
+        let again = br#"{"outcome":"FAILED","error":"UnknownSensor","message":"no"}"#;
+        assert_eq!(failed(outcome(Form::Record, None, again)), is("UnknownSensor", "no"));
+        assert!(matches!(outcome(Form::Record, None, br#"{"outcome":"DONE"}"#), Sent::Done));
+        assert!(matches!(outcome(Form::Event, None, b"null"), Sent::Done));
+    }
+
+    #[test]
+    fn an_answer_without_an_outcome_is_not_taken_for_a_success() {
+        for answer in [&br#"{"batchItemFailures":[]}"#[..], b"null", b"", br#"{"outcome":"?"}"#] {
+            for form in [Form::Record, Form::Message] {
+                assert!(matches!(outcome(form, None, answer), Sent::InDoubt(_)), "{answer:?}");
+            }
+        }
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! The whole story of a site on one screen: events, sagas and failures in the order of time.
 
+use std::collections::HashMap;
+
 use console::measure_text_width;
 use contracts::{Failure, OnboardingId, SiteId, Timestamp};
-use failures::{Status, ledger::Summary};
+use failures::{Kind, Status, ledger::Summary};
 use serde::Serialize;
 use serde_json::Value;
 use store::EventRow;
@@ -137,8 +139,16 @@ pub enum Entry {
         at: Timestamp,
         /// The row.
         #[serde(flatten)]
-        failure: Summary,
+        failure: Box<Summary>,
+        /// Older failures of its group that are not entries of their own.
+        #[serde(skip_serializing_if = "is_none")]
+        older: usize,
     },
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "for serde")]
+fn is_none(count: &usize) -> bool {
+    *count == 0
 }
 
 impl Entry {
@@ -189,10 +199,11 @@ impl Story {
             sequence: event.sequence,
             published: event.unpublished.is_none() && event.refused.is_none(),
         });
-        let failures = self
-            .failures
-            .iter()
-            .map(|failure| Entry::Failure { at: failure.last_at, failure: failure.clone() });
+        let failures = self.failures.iter().map(|failure| Entry::Failure {
+            at: failure.last_at,
+            failure: Box::new(failure.clone()),
+            older: 0,
+        });
         let mut entries: Vec<_> =
             self.executions.iter().flat_map(of_execution).chain(events).chain(failures).collect();
         entries.sort_by_key(Entry::at);
@@ -292,7 +303,7 @@ impl Story {
         screen.field("onboardingId", Tone::Plain, &self.onboarding_id.to_string())?;
         self.show_standing(screen)?;
         screen.line("")?;
-        show(screen, &self.timeline())
+        show(screen, &merged(self.timeline()))
     }
 
     /// Why a billing step waits: its commands stay in their queue while the provider's circuit is open.
@@ -362,11 +373,42 @@ impl Story {
         }
         let open = self.failures.iter().filter(|failure| failure.status == Status::Open).count();
         if open > 0 {
-            let text = format!("{open} open, see below and `fieldctl failures show <id>`");
+            let text = format!(
+                "{open} open, see below; what to do: `fieldctl failures groups --site {}`",
+                self.site_id
+            );
             screen.field("failures", Tone::Warn, &text)?;
         }
         Ok(())
     }
+}
+
+/// The entries with one failure for each group of the site's quarantined readings: the newest. A logger may
+/// send thousands.
+fn merged(entries: Vec<Entry>) -> Vec<Entry> {
+    let mut older: HashMap<String, usize> = HashMap::new();
+    let mut kept: Vec<Entry> = Vec::with_capacity(entries.len());
+    // The newest is the last: each group's first from the end is kept.
+    for mut entry in entries.into_iter().rev() {
+        if let Entry::Failure { failure, .. } = &mut entry
+            && failure.kind == Kind::Quarantined
+            && failure.correlation_id.is_none()
+        {
+            let count = older.entry(failure.group()).or_insert(0);
+            *count += 1;
+            if *count > 1 {
+                continue;
+            }
+        }
+        kept.push(entry);
+    }
+    for entry in &mut kept {
+        if let Entry::Failure { failure, older: left_out, .. } = entry {
+            *left_out = older.get(&failure.group()).map_or(0, |count| count - 1);
+        }
+    }
+    kept.reverse();
+    kept
 }
 
 /// The tone of a status of a site or an execution.
@@ -420,14 +462,18 @@ impl Line {
                 line("■", of_status(status), machine, String::new(), more)
             }
             Entry::State { state, .. } => Self::of_state(state, now),
-            Entry::Failure { failure, .. } => {
+            Entry::Failure { failure, older, .. } => {
                 let times = match failure.attempts {
                     1 => String::new(),
                     times => format!(" {times} times"),
                 };
                 let tone = if failure.status == Status::Open { Tone::Bad } else { Tone::Faint };
+                let group = match older {
+                    0 => String::new(),
+                    older => format!(", and {older} older ones of group {}", failure.group()),
+                };
                 let more = format!(
-                    "{} {}{times}, {} {}: {}",
+                    "{} {}{times}, {} {}: {}{group}",
                     short(&failure.id),
                     wire(&failure.kind),
                     failure.status.name(),

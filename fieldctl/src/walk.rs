@@ -1,15 +1,21 @@
 //! Through the failures page by page: however many there are, a page of them is held.
 
 use clap::{Args, ValueEnum};
-use contracts::{OnboardingId, Timestamp};
+use contracts::{OnboardingId, SiteId, Timestamp};
 use failures::{
     Kind, Status,
     ledger::{Cursor, Ledger, Summary},
+    sources::SOURCES,
 };
 
+use strsim::levenshtein;
+
 use crate::{
-    error::CliError,
+    error::{CliError, Exit},
+    log::Between,
     render::{instant, wire},
+    resolve,
+    stack::Stack,
 };
 
 /// Rows of a page.
@@ -27,9 +33,15 @@ pub struct Filter {
     /// Only of this kind.
     #[arg(long, ignore_case = true)]
     pub kind: Option<KindName>,
-    /// Only of this group: a fingerprint, as `failures groups` shows it.
-    #[arg(long, value_name = "FINGERPRINT")]
+    /// Only of this group, as `failures groups` shows it; a fingerprint stands for all its groups.
+    #[arg(long, value_name = "GROUP", value_parser = group)]
     pub group: Option<String>,
+    /// Only of this site: its id, the first digits of it, or its name.
+    #[arg(long)]
+    pub site: Option<String>,
+    /// The site that was found by `site`.
+    #[arg(skip)]
+    pub site_id: Option<SiteId>,
     /// Only those that failed (last) since: RFC 3339, or an age such as 2h.
     #[arg(long, value_parser = instant)]
     pub since: Option<Timestamp>,
@@ -76,20 +88,135 @@ impl Filter {
     /// Nothing is filtered out.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Self { source, kind, group, since, correlation } = self;
-        source.is_none()
+        let Self { source, kind, group, site, site_id, since, correlation } = self;
+        site.is_none()
+            && site_id.is_none()
+            && source.is_none()
             && kind.is_none()
             && group.is_none()
             && since.is_none()
             && correlation.is_none()
     }
 
+    /// Finds the site that is named.
+    ///
+    /// # Errors
+    /// Exit code 3 if no site has that name; 2 if more than one has it.
+    pub async fn resolve(&mut self, stack: &Stack) -> Result<(), CliError> {
+        if let Some(site) = &self.site {
+            self.site_id = Some(resolve::site(stack, site).await?);
+        }
+        Ok(())
+    }
+
+    /// What was looked for, such as `open failures of source project-site since 2026-01-01T00:00:00.000Z`.
+    #[must_use]
+    pub fn describe(&self, statuses: &[Status]) -> String {
+        let Self { source, kind: of, group, site, site_id: _, since, correlation } = self;
+        let mut text = match statuses {
+            [status] => format!("{} failures", status.name().to_lowercase()),
+            _ => "failures".to_owned(),
+        };
+        let parts = [
+            source.as_ref().map(|source| format!(" of source {source}")),
+            of.map(|of| format!(" of kind {}", kind(of.into()))),
+            group.as_ref().map(|group| format!(" of group {group}")),
+            site.as_ref().map(|site| format!(" of site {site}")),
+            correlation.map(|id| format!(" of onboarding {id}")),
+            since.map(|since| format!(" since {since}")),
+        ];
+        parts.into_iter().flatten().for_each(|part| text += &part);
+        text
+    }
+
+    /// Checks the names in a filter that no failure passed: an unknown name must not look like an all-clear.
+    ///
+    /// # Errors
+    /// Exit code 2 for an unknown source, 3 for an unknown group, site or onboarding.
+    pub async fn check(&self, stack: &Stack) -> Result<(), CliError> {
+        if let Some(source) = self.source.as_ref().filter(|it| !SOURCES.contains(&it.as_str())) {
+            let near = nearest(source, &SOURCES);
+            let error = CliError::usage(format!("there is no source {source:?}"));
+            return Err(error.advise(format!("{near}the sources are {}", SOURCES.join(", "))));
+        }
+        if let Some(group) = &self.group {
+            let filter = Self { group: Some(group.clone()), ..Self::default() };
+            let mut walk = Walk::new(stack.ledger()?, &STATUSES, filter);
+            loop {
+                match walk.next().await? {
+                    None => {
+                        return Err(CliError::not_found(format!("no failure is of group {group}"))
+                            .advise("`fieldctl failures groups --status any` lists the groups"));
+                    }
+                    Some(page) if !page.is_empty() => break,
+                    Some(_) => {}
+                }
+            }
+        }
+        if let Some(site) = self.site_id {
+            crate::commands::sites::get(stack, site).await.map_err(|error| match error.exit {
+                Exit::NotFound => CliError::not_found(format!("there is no site {site}"))
+                    .advise("`fieldctl sites list` lists the sites"),
+                _ => error,
+            })?;
+        }
+        if let Some(onboarding) = self.correlation {
+            onboarding_exists(stack, onboarding).await?;
+        }
+        Ok(())
+    }
+
     fn takes(&self, row: &Summary) -> bool {
         self.source.as_ref().is_none_or(|source| *source == row.source)
             && self.kind.is_none_or(|kind| Kind::from(kind) == row.kind)
-            && self.group.as_ref().is_none_or(|group| *group == row.fingerprint)
+            && self
+                .group
+                .as_ref()
+                .is_none_or(|group| *group == row.fingerprint || *group == row.group())
+            && self.site_id.is_none_or(|site| row.concerns.site(site))
             && self.correlation.is_none_or(|id| Some(id) == row.correlation_id)
             && self.since.is_none_or(|since| since <= row.last_at)
+    }
+}
+
+/// Checks that the event log knows the onboarding.
+///
+/// # Errors
+/// Exit code 3 if it does not.
+pub async fn onboarding_exists(stack: &Stack, onboarding: OnboardingId) -> Result<(), CliError> {
+    let events = stack.events_of_onboarding(onboarding, Between::default(), 1).await?;
+    if events.is_empty() {
+        return Err(CliError::not_found(format!("there is no onboarding {onboarding}"))
+            .advise("`fieldctl sites show <site>` shows a site's onboardingId"));
+    }
+    Ok(())
+}
+
+/// A group's id: a fingerprint of 12 hex digits, and for one sender `-` and 6 more.
+fn group(text: &str) -> Result<String, String> {
+    let is_hex = |text: &str, length| {
+        text.len() == length && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    let lower = text.to_lowercase();
+    let (fingerprint, sender) =
+        lower.split_once('-').map_or((&*lower, None), |(a, b)| (a, Some(b)));
+    if is_hex(fingerprint, 12) && sender.is_none_or(|sender| is_hex(sender, 6)) {
+        Ok(lower)
+    } else {
+        Err("it is no group; `fieldctl failures groups` shows them, such as 62852412c624"
+            .to_owned())
+    }
+}
+
+/// `did you mean x? `, if one of the names is near enough.
+#[must_use]
+pub fn nearest(text: &str, names: &[&str]) -> String {
+    let near = names.iter().map(|name| (levenshtein(text, name), name)).min();
+    match near {
+        Some((distance, name)) if distance <= text.chars().count() / 3 + 1 => {
+            format!("did you mean {name}? ")
+        }
+        _ => String::new(),
     }
 }
 
@@ -131,4 +258,26 @@ impl Walk {
 #[must_use]
 pub fn kind(kind: Kind) -> String {
     wire(&kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_name_is_suggested_if_it_is_near() {
+        assert_eq!(nearest("project-sight", &SOURCES), "did you mean project-site? ");
+        assert_eq!(nearest("store_reading", &SOURCES), "did you mean store-readings? ");
+        assert_eq!(nearest("nonsense", &SOURCES), "");
+    }
+
+    #[test]
+    fn a_group_is_a_fingerprint_with_or_without_a_sender() {
+        for good in ["62852412c624", "62852412C624", "62852412c624-0a1b2c"] {
+            assert!(group(good).is_ok(), "{good}");
+        }
+        for bad in ["", "62852412c62", "62852412c62g", "62852412c624-", "62852412c624-0a1b2cd"] {
+            assert!(group(bad).is_err(), "{bad}");
+        }
+    }
 }

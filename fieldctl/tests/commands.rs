@@ -100,6 +100,9 @@ async fn a_saga_that_stands_still_is_stuck_and_can_be_recovered() {
                     "stateEnteredEventDetails": { "name": "InitializeSubscription" } },
                 { "id": 2, "timestamp": begun, "type": "TaskScheduled" },
                 { "id": 3, "timestamp": begun, "type": "TaskSubmitted" }] }),
+            Some("DescribeExecution") => json!({
+                "executionArn": "arn:started", "stateMachineArn": "m", "name": "n",
+                "status": "SUCCEEDED", "startDate": begun, "stopDate": begun }),
             Some("StartExecution") => json!({ "executionArn": "arn:started", "startDate": begun }),
             _ => json!({ "siteId": site(), "name": "n", "status": "ONBOARDING" }),
         })

@@ -6,21 +6,30 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     process::Stdio,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use aws_sdk_dynamodb::types::{PutRequest, WriteRequest};
+use base64::{Engine, engine::general_purpose::STANDARD};
 use cloud::{Asked, Cloud};
-use contracts::{SiteId, Timestamp};
-use failures::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
+use contracts::{OnboardingId, SensorId, SiteId, Timestamp};
+use failures::{
+    Concerns, ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint,
+};
 use serde_json::{Value, json};
 use testkit::dynamo::FAILURES;
 
 fn row(number: usize) -> FailureRow {
     let source = if number.is_multiple_of(10) { "project-site" } else { "import-site" };
-    let error =
-        ErrorInfo::new("InvalidInput", &format!("sensor {number} has no unit{}", " x".repeat(500)));
+    let message = format!("sensor {number} has no unit{}", " x".repeat(500));
+    let error = ErrorInfo {
+        concerns: Some(Concerns::default()),
+        ..ErrorInfo::new("InvalidInput", &message)
+    };
     let mut work = [0; 32];
     work[..8].copy_from_slice(&number.to_le_bytes());
     let at = Timestamp::from_millis(1_767_225_600_000 + i64::try_from(number).expect("small"));
@@ -59,6 +68,9 @@ async fn put(cloud: &Cloud, rows: impl IntoIterator<Item = FailureRow>) {
     }
 }
 
+/// An id that nothing has.
+const UNKNOWN: &str = "55115657-a433-553f-959b-29ae8465145d";
+
 /// How many rows have each status, and how many of them a replay that has not told its end.
 async fn statuses(cloud: &Cloud) -> (BTreeMap<String, usize>, usize) {
     let mut counts = BTreeMap::new();
@@ -73,7 +85,36 @@ async fn statuses(cloud: &Cloud) -> (BTreeMap<String, usize>, usize) {
 type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
 
 fn done(_: &Asked) -> Answer {
-    (200, Value::Null, vec![])
+    (200, json!({ "outcome": "DONE" }), vec![])
+}
+
+fn site(name: &str) -> SiteId {
+    SiteId::registered("http", name)
+}
+
+/// Readings of a site that were quarantined because of a sensor.
+fn quarantined(number: usize, site: SiteId, sensor: u32) -> FailureRow {
+    let sensor_id = SensorId::of(OnboardingId::of(site), sensor as usize);
+    let concerns =
+        Concerns { site_id: Some(site), sensor_id: Some(sensor_id), ..Concerns::default() };
+    let message = format!("sensor {sensor_id} is not in the register");
+    let error = ErrorInfo { concerns: Some(concerns), ..ErrorInfo::new("UnknownSensor", &message) };
+    let bundle = json!({ "bundleId": "b-1", "siteId": site, "paymentMethod": "pm_1" }).to_string();
+    let record = json!({ "kinesis": { "partitionKey": site, "data": STANDARD.encode(bundle) } });
+    FailureRow {
+        source: "store-readings".to_owned(),
+        kind: Kind::Quarantined,
+        payload: Some(record.to_string()),
+        fingerprint: fingerprint("store-readings", &error),
+        error,
+        site_id: Some(site),
+        ..row(number)
+    }
+}
+
+/// The JSON lines that a command printed.
+fn lines(out: &str) -> Vec<Value> {
+    out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
 /// The numbers of the work that was sent to functions, in the order of its coming.
@@ -96,7 +137,6 @@ async fn failures_are_listed_grouped_and_shown() {
 
     let (code, out, err) = cloud.run(&["failures", "list"]).await;
     assert_eq!((code, err.as_str()), (0, ""));
-    assert_eq!(out.lines().count(), 32, "{out}");
     assert!(out.ends_with("30 failures\n") && out.contains("InvalidInput: sensor 30"), "{out}");
     assert!(!out.contains('\u{1b}'), "what failed must not command the terminal: {out}");
 
@@ -175,7 +215,10 @@ async fn a_replay_does_not_undo_a_site_in_service_and_names_the_site_that_it_und
             let status = *shown.lock().expect("a status");
             return (200, json!({ "siteId": site, "name": "Alamosa", "status": status }), vec![]);
         }
-        (200, json!({ "executionArn": "arn", "startDate": 1.0 }), vec![])
+        let answer = json!({
+            "executionArn": "arn", "startDate": 1.0, "status": "SUCCEEDED", "outcome": "DONE",
+        });
+        (200, answer, vec![])
     })
     .await;
     let undoing = [
@@ -221,6 +264,241 @@ async fn a_replay_does_not_undo_a_site_in_service_and_names_the_site_that_it_und
 }
 
 #[tokio::test]
+async fn one_loggers_poison_is_not_anothers() {
+    let (desert, alamosa) = (site("desert"), site("alamosa"));
+    let cloud = Cloud::start(move |asked| {
+        let sites = [(desert, "Desert Rock"), (alamosa, "Alamosa")];
+        let shown = |(id, name)| json!({ "siteId": id, "name": name });
+        let path = asked.what.as_str();
+        if path == "/local/sites" {
+            return (200, json!({ "sites": sites.map(shown) }), vec![]);
+        }
+        match sites.into_iter().find(|(id, _)| path.ends_with(&id.to_string())) {
+            Some(site) => (200, shown(site), vec![]),
+            None => (404, json!({ "title": "Not found" }), vec![]),
+        }
+    })
+    .await;
+    let mut rows: Vec<_> = (1..=3).map(|number| quarantined(number, desert, 0)).collect();
+    rows.extend([quarantined(4, desert, 1), quarantined(5, alamosa, 0)]);
+    // A row of an earlier version: its error does not say whom it concerns.
+    let mut old = quarantined(6, alamosa, 0);
+    old.error.concerns = None;
+    rows.push(old);
+    let fingerprints: BTreeSet<_> = rows.iter().map(|row| row.fingerprint.clone()).collect();
+    assert_eq!(fingerprints.len(), 1, "one cause");
+    put(&cloud, rows).await;
+
+    let (code, out, err) = cloud.run(&["failures", "groups"]).await;
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("Desert Rock (claimed)") && out.contains("Alamosa (claimed)"), "{out}");
+    assert!(out.contains("command       fieldctl failures replay --group "), "{out}");
+    // The demo's two sites are asked for once each.
+    assert_eq!(cloud.asked("/local/sites/").len(), 2);
+    let (_, out, _) = cloud.run(&["--json", "failures", "groups"]).await;
+    let groups = lines(&out);
+    let counts: Vec<_> = groups.iter().map(|group| group["count"].clone()).collect();
+    assert_eq!(counts, [3, 1, 1, 1].map(|count| json!(count)), "{out}");
+    let (first, fingerprint) = (&groups[0]["group"], &groups[0]["fingerprint"]);
+    assert_eq!(groups[0]["siteId"], json!(desert));
+
+    for (site, count) in [("Desert Rock", 4), ("alamosa", 2), (&alamosa.to_string()[..8], 2)] {
+        let (code, out, err) = cloud.run(&["--json", "failures", "list", "--site", site]).await;
+        assert_eq!((code, lines(&out).len()), (0, count), "{site}: {err}");
+    }
+    let fingerprint = fingerprint.as_str().expect("text");
+    let (_, out, _) = cloud.run(&["--json", "failures", "list", "--group", fingerprint]).await;
+    assert_eq!(lines(&out).len(), 6, "a fingerprint is all its groups");
+
+    let first = first.as_str().expect("text");
+    let discard = ["failures", "discard", "--group", first, "--note", "repaired", "--yes"];
+    let (code, out, _) = cloud.run(&discard).await;
+    assert_eq!((code, out.as_str()), (0, "3 discarded\n"));
+    let (_, out, _) = cloud.run(&["failures", "list", "--group", first]).await;
+    assert_eq!(out, format!("No open failures of group {first}.\n"));
+    let (_, out, _) = cloud.run(&["failures", "list", "--source", "project-site"]).await;
+    assert_eq!(out, "No open failures of source project-site.\n");
+}
+
+#[tokio::test]
+async fn a_failure_is_shown_decoded_with_its_sender_and_what_to_do() {
+    let desert = site("desert");
+    let cloud =
+        Cloud::start(move |_| (200, json!({ "siteId": desert, "name": "Desert Rock" }), vec![]));
+    let cloud = cloud.await;
+    let row = quarantined(1, desert, 0);
+    let id = row.id.to_string();
+    put(&cloud, [row]).await;
+    let (code, out, err) = cloud.run(&["failures", "show", &id]).await;
+    assert_eq!(code, 0, "{err}");
+    for part in [
+        "Desert Rock, as the sender claims",
+        "not in the register",
+        &format!("command       fieldctl failures replay {id} --yes"),
+        "decoded       kinesis.data: base64, JSON",
+        "\"bundleId\": \"b-1\"",
+        "\"paymentMethod\": \"***\"",
+    ] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    let (_, out, _) = cloud.run(&["failures", "show", &id, "--raw"]).await;
+    assert!(!out.contains("bundleId") && !out.contains("decoded"), "{out}");
+    let (_, out, _) = cloud.run(&["--json", "failures", "show", &id]).await;
+    let shown: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(shown["payload"]["kinesis"]["data"]["bundleId"], "b-1");
+    assert_eq!(shown["decoded"], json!(["kinesis.data: base64, JSON"]));
+    assert_eq!(shown["siteId"], json!(desert));
+    assert_eq!(shown["advice"]["command"], format!("fieldctl failures replay {id} --yes"));
+}
+
+/// Answers of a stack whose teardowns end in that status, from the `looks`-th look on.
+fn teardowns(status: &'static str, looks: usize) -> impl Fn(&Asked) -> Answer {
+    let looked = AtomicUsize::new(0);
+    move |asked| {
+        let answer = match asked.what.rsplit('.').next().unwrap_or_default() {
+            "DescribeExecution" => {
+                let ended = looked.fetch_add(1, Ordering::Relaxed) + 1 >= looks;
+                let input = json!({
+                    "onboardingId": OnboardingId::of(site("a")), "siteId": site("a"),
+                    "causationId": null, "failure": null,
+                });
+                json!({
+                    "executionArn": "arn", "stateMachineArn": "m", "name": "n", "startDate": 1.0,
+                    "input": input.to_string(),
+                    "status": if ended { status } else { "RUNNING" },
+                    "error": ended.then_some("CompensationIncomplete"), "cause": "something resists",
+                })
+            }
+            "StartExecution" => json!({ "executionArn": "arn:new", "startDate": 1.0 }),
+            "ListExecutions" => json!({ "executions": [{
+                "executionArn": "arn:recovery", "stateMachineArn": "m", "status": "RUNNING",
+                "name": format!("recovery-{}", OnboardingId::of(site("a"))),
+                "startDate": 1_767_225_601.0 }] }),
+            "GetExecutionHistory" => json!({ "events": [] }),
+            _ if asked.what.contains("/invocations") => json!({ "outcome": "DONE" }),
+            _ => json!({ "siteId": site("a"), "name": "Alamosa", "status": "REJECTED" }),
+        };
+        (200, answer, vec![])
+    }
+}
+
+/// A teardown that failed, and other work of its onboarding and of another.
+fn undone() -> Vec<FailureRow> {
+    let of = |number, source: &str, kind, name: &str| FailureRow {
+        source: source.to_owned(),
+        kind,
+        site_id: Some(site(name)),
+        correlation_id: Some(OnboardingId::of(site(name))),
+        ..row(number)
+    };
+    vec![
+        of(1, "site-teardown", Kind::ExecutionFailed, "a"),
+        of(2, "cancel-subscription", Kind::DeadLetter, "a"),
+        of(3, "recover-onboarding", Kind::FunctionFailed, "a"),
+        of(4, "project-site", Kind::FunctionFailed, "a"),
+        of(5, "cancel-subscription", Kind::DeadLetter, "b"),
+    ]
+}
+
+/// The numbers of the rows that are open.
+async fn open(cloud: &Cloud) -> BTreeSet<u64> {
+    let rows = cloud.dynamo.rows(FAILURES).await;
+    let open = rows.iter().filter(|row| row["status"] == "OPEN");
+    let work = |row: &Value| serde_json::from_str::<Value>(row["payload"].as_str()?).ok();
+    open.filter_map(|row| work(row)?["work"].as_u64()).collect()
+}
+
+#[tokio::test]
+async fn a_replay_waits_for_the_teardown_and_closes_what_it_repaired() {
+    let replay = ["failures", "replay", "--source", "site-teardown", "--yes"];
+    let cloud = Cloud::start(teardowns("SUCCEEDED", 2)).await;
+    put(&cloud, undone()).await;
+    let (code, out, err) = cloud.run(&replay).await;
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(
+        out.starts_with("1 replayed, 0 failed again\nClosed") && out.contains("2 more"),
+        "{out}"
+    );
+    assert_eq!(open(&cloud).await, BTreeSet::from([4, 5]));
+
+    let cloud = Cloud::start(teardowns("FAILED", 2)).await;
+    put(&cloud, undone()).await;
+    let (code, out, err) = cloud.run(&replay).await;
+    assert_eq!(code, 1, "{out}{err}");
+    assert!(out.contains("CompensationIncomplete: something resists"), "{out}");
+    assert_eq!(open(&cloud).await, BTreeSet::from([1, 2, 3, 4, 5]));
+
+    let cloud = Cloud::start(teardowns("SUCCEEDED", usize::MAX)).await;
+    put(&cloud, undone()).await;
+    let (code, out, err) = cloud.run(&[&replay[..], &["--wait", "1s"]].concat()).await;
+    assert_eq!(code, 6, "{out}{err}");
+    assert!(out.contains("not known yet: its site-teardown still runs; fieldctl trace "), "{out}");
+    assert!(out.ends_with("0 replayed, 0 failed again, 1 not known yet\n"), "{out}");
+    let (counts, sending) = statuses(&cloud).await;
+    assert_eq!((counts["OPEN"], sending), (5, 0), "open, and not in doubt");
+}
+
+#[tokio::test]
+async fn a_replay_of_recover_onboarding_waits_for_the_teardown() {
+    let replay = ["failures", "replay", "--source", "recover-onboarding", "--yes"];
+    for (status, code, said) in [
+        ("SUCCEEDED", 0, "1 replayed, 0 failed again"),
+        ("FAILED", 1, "CompensationIncomplete: something resists"),
+    ] {
+        let cloud = Cloud::start(teardowns(status, 2)).await;
+        put(&cloud, undone()).await;
+        let (exit, out, err) = cloud.run(&replay).await;
+        assert_eq!(exit, code, "{status}: {out}{err}");
+        assert!(out.contains(said), "{status}: {out}");
+        let left = if code == 0 { BTreeSet::from([4, 5]) } else { BTreeSet::from([1, 2, 3, 4, 5]) };
+        assert_eq!(open(&cloud).await, left, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_recovery_waits_for_its_end_and_closes_what_it_repaired() {
+    let onboarding = OnboardingId::of(site("a")).to_string();
+    let recover = ["sagas", "recover", &onboarding, "--yes"];
+    for (status, wait, code, left) in [
+        ("SUCCEEDED", "10s", 0, &[4, 5][..]),
+        ("FAILED", "10s", 1, &[1, 2, 3, 4, 5]),
+        ("RUNNING", "1s", 6, &[1, 2, 3, 4, 5]),
+    ] {
+        // The onboarding's own execution is described before.
+        let cloud = Cloud::start(teardowns(status, 0)).await;
+        put(&cloud, undone()).await;
+        let (exit, out, err) = cloud.run(&[&recover[..], &["--wait", wait]].concat()).await;
+        assert_eq!(exit, code, "{status}: {out}{err}");
+        assert_eq!(open(&cloud).await, left.iter().copied().collect::<BTreeSet<_>>(), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_replay_of_readings_that_fails_again_says_so() {
+    let cloud = Cloud::start(|asked| {
+        let again = json!({ "outcome": "FAILED", "error": "RetiredSensor", "message": "retired" });
+        let unclear = json!({ "batchItemFailures": [] });
+        match asked.what.contains("/invocations") {
+            true if asked.body.contains(&site("a").to_string()) => (200, again, vec![]),
+            true => (200, unclear, vec![]),
+            false => (404, json!({}), vec![]),
+        }
+    })
+    .await;
+    put(&cloud, [quarantined(1, site("a"), 0), quarantined(2, site("b"), 0)]).await;
+    let (code, out, err) = cloud.run(&["failures", "replay", "--all", "--yes"]).await;
+    assert_eq!(code, 1, "{out}{err}");
+    assert!(out.contains("RetiredSensor: retired"), "{out}");
+    // An answer that says nothing is not taken for a success.
+    assert!(out.ends_with("0 replayed, 1 failed again, 1 in doubt\n"), "{out}");
+    let rows = cloud.dynamo.rows(FAILURES).await;
+    let failed =
+        rows.iter().find(|row| row["error"]["name"] == "RetiredSensor").expect("its error");
+    assert_eq!(failed["status"], "OPEN");
+    assert_eq!(failed["error"]["concerns"]["siteId"], json!(site("a")), "{failed}");
+}
+
+#[tokio::test]
 async fn a_record_in_parts_goes_back_as_one() {
     let cloud = Cloud::start(done).await;
     let part = |number: usize, data: &str| {
@@ -244,7 +522,7 @@ async fn a_record_in_parts_goes_back_as_one() {
         sent.iter().map(|asked| serde_json::from_str(&asked.body).expect("an event")).collect();
     let whole =
         json!({ "eventID": "shard:1", "kinesis": { "partitionKey": "site", "data": "abcd" } });
-    assert_eq!(records, [json!({ "Records": [whole] })]);
+    assert_eq!(records, [json!({ "replay": whole })]);
     let (counts, _) = statuses(&cloud).await;
     assert_eq!(counts, BTreeMap::from([("REPLAYED".to_owned(), 2)]));
 }
@@ -276,9 +554,14 @@ async fn a_refused_call_stops_a_replay_and_leaves_the_failures_as_they_were() {
 #[tokio::test]
 async fn a_dead_command_goes_to_its_function_as_the_message_that_it_was() {
     let cloud = Cloud::start(|asked| {
-        let refused = asked.body.contains("forged");
-        let failures = if refused { json!([{ "itemIdentifier": "1" }]) } else { json!([]) };
-        (200, json!({ "batchItemFailures": failures }), vec![])
+        let answer = if asked.body.contains("forged") {
+            json!({ "outcome": "FAILED", "error": "Refused", "message": "not its sender" })
+        } else if asked.body.contains("late") {
+            json!({ "outcome": "MOOT", "message": "its task has ended" })
+        } else {
+            json!({ "outcome": "DONE" })
+        };
+        (200, answer, vec![])
     })
     .await;
     let dead = |number, token: &str| FailureRow {
@@ -287,19 +570,28 @@ async fn a_dead_command_goes_to_its_function_as_the_message_that_it_was() {
         payload: Some(json!({ "taskToken": token, "command": {} }).to_string()),
         ..row(number)
     };
-    let (good, forged) = (dead(1, "good"), dead(2, "forged"));
+    let (good, forged, late) = (dead(1, "good"), dead(2, "forged"), dead(3, "late"));
     let message = good.payload.clone().expect("a payload");
-    put(&cloud, [good, forged]).await;
+    let late_id = late.id;
+    put(&cloud, [good, forged, late]).await;
     let (_, out, _) = cloud.run(&["failures", "replay", "--all"]).await;
     assert!(out.contains("InitializeSubscriptionFunction:live"), "{out}");
     let (code, out, err) = cloud.run(&["failures", "replay", "--all", "--yes"]).await;
     assert_eq!(code, 1, "{out}{err}");
-    assert!(out.contains("1 replayed, 1 failed again"), "{out}");
+    assert!(out.contains("2 replayed, 1 failed again"), "{out}");
+    assert!(out.contains("Refused: not its sender"), "{out}");
+    assert!(out.contains("nothing to do: its task has ended"), "{out}");
+    let (_, out, _) = cloud.run(&["--json", "failures", "show", &late_id.to_string()]).await;
+    let shown: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(
+        (&shown["status"], &shown["note"]),
+        (&json!("REPLAYED"), &json!("its task has ended"))
+    );
     let asked = cloud.asked("test-InitializeSubscriptionFunction/invocations");
     let events: Vec<Value> =
         asked.iter().map(|asked| serde_json::from_str(&asked.body).expect("an event")).collect();
-    let bodies: Vec<_> = events.iter().map(|event| &event["Records"][0]["body"]).collect();
-    assert_eq!(bodies.len(), 2);
+    let bodies: Vec<_> = events.iter().map(|event| &event["replay"]["body"]).collect();
+    assert_eq!(bodies.len(), 3);
     assert!(bodies.contains(&&json!(message)), "{bodies:?}");
     assert!(asked.iter().all(|asked| asked.query == "Qualifier=live"), "{asked:?}");
     assert!(cloud.asked("AmazonSQS").is_empty());
@@ -331,7 +623,7 @@ async fn a_killed_replay_leaves_nothing_to_be_sent_twice_but_what_is_in_doubt() 
     let (_, in_doubt) = statuses(&cloud).await;
     assert!((1..=4).contains(&in_doubt), "{in_doubt} of 4 at the same time are in doubt");
     let (code, out, err) = cloud.run(&replay).await;
-    assert_eq!(code, 0, "{out}{err}");
+    assert_eq!(code, 1, "they stay open: {out}{err}");
     assert!(out.contains(&format!("{in_doubt} skipped ({in_doubt} in doubt")), "{out}");
     let unique: BTreeSet<_> = sent(&cloud).into_iter().collect();
     assert_eq!(unique.len(), sent(&cloud).len(), "nothing was sent twice");
@@ -419,17 +711,43 @@ async fn ten_thousand_failures_take_no_more_memory_than_a_thousand() {
 
 #[tokio::test]
 async fn mistakes_are_told_in_a_sentence() {
-    let cloud = Cloud::start(|_| (404, json!({ "title": "Not found" }), vec![])).await;
+    let cloud = Cloud::start(|asked| match asked.what.as_str() {
+        what if what.ends_with("Execution") => {
+            (400, json!({ "__type": "ExecutionDoesNotExist", "message": "none" }), vec![])
+        }
+        _ => (404, json!({ "title": "Not found" }), vec![]),
+    })
+    .await;
     for (args, code, said) in [
         (&["--stack", "none", "sites", "list"][..], 3, "there is no stack none in us-east-1"),
-        (&["sites", "show", "x"], 2, "invalid value 'x'"),
+        (&["sites", "show", "x"], 3, "Not found"),
         (&["sites", "show", "55115657-a433-553f-959b-29ae8465145d"], 3, "Not found"),
         (&["sites", "onboard", "/nonexistent/site.json"], 2, "can't be read"),
         (&["sites", "onboard", "/dev/null"], 2, "/dev/null is empty"),
         (&["failures", "show", "zz"], 2, "is no failure's id"),
         (&["failures", "show", "abcd1234"], 3, "there is no failure abcd1234"),
         (&["failures", "replay"], 2, "which failures?"),
+        (&["failures", "list", "--source", "project-sight"], 2, "did you mean project-site?"),
+        (&["failures", "groups", "--source", "nonsense"], 2, "the sources are cancel-subscription"),
+        (
+            &["failures", "discard", "--source", "x", "--note", "n", "--yes"],
+            2,
+            "there is no source",
+        ),
+        (
+            &["failures", "replay", "--source", "import-sites", "--yes"],
+            2,
+            "did you mean import-site?",
+        ),
+        (&["failures", "list", "--group", "nonsense"], 2, "it is no group"),
+        (&["failures", "list", "--group", "0123456789ab"], 3, "no failure is of group"),
+        (&["failures", "list", "--site", UNKNOWN], 3, "there is no site"),
+        (&["failures", "list", "--correlation", UNKNOWN], 3, "there is no onboarding"),
+        (&["events", "list", "--type", "SiteActivate"], 2, "did you mean SiteActivated?"),
         (&["events", "list", "--type", "Nothing"], 2, "there are SiteCreated"),
+        (&["events", "list", "--entity", &format!("sites/{UNKNOWN}")], 2, "did you mean site?"),
+        (&["events", "list", "--entity", &format!("site/{UNKNOWN}")], 3, "there is no entity"),
+        (&["events", "list", "--correlation", UNKNOWN], 3, "there is no onboarding"),
         (&["--endpoint-url", "http://127.0.0.1:9", "sites", "list"], 5, "can't be looked up"),
         (
             &["events", "list", "--type", "SiteCreated", "--from", "1h", "--to", "2h"],

@@ -7,9 +7,10 @@ use contracts::{
     Failure, OnboardingId, ReservationId, Saga, SiteId, SubscriptionId, Timestamp,
     events::{KitsReleased, KitsReserved, SiteRejected, SubscriptionFailed},
 };
+use failures::{Concerns, ErrorInfo, FailureId};
 use serde_json::{Value, json};
 use store::{EventRow, NewEvent};
-use testkit::dynamo::EVENTS;
+use testkit::dynamo::{EVENTS, FAILURES};
 
 /// 2026-01-01T00:00:00Z, in seconds as Step Functions writes them.
 const BEGUN: f64 = 1_767_225_600.0;
@@ -324,6 +325,40 @@ async fn a_story_is_one_json_document() {
     let entries = story["timeline"].as_array().expect("a timeline");
     assert!(entries.is_sorted_by_key(|entry| entry["at"].as_str().map(str::to_owned)));
     assert_eq!(entries.len(), 4 + 2 + 4 + 2 + 5);
+}
+
+#[tokio::test]
+async fn poison_of_the_site_is_in_its_story() {
+    let cloud = Cloud::start(answer).await;
+    log(&cloud).await;
+    let other = SiteId::registered("http", "key-2");
+    let poison = |number: u8, site: SiteId| {
+        let concerns = Concerns { site_id: Some(site), ..Concerns::default() };
+        let error = ErrorInfo { concerns: Some(concerns), ..ErrorInfo::new("InvalidInput", "no") };
+        let at = Timestamp::from_millis(1_767_225_610_000 + i64::from(number));
+        json!({
+            "id": FailureId::of("store-readings", [number; 32]), "source": "store-readings",
+            "kind": "QUARANTINED", "status": "OPEN", "error": error, "fingerprint": "0123456789ab",
+            "attempts": 1, "replays": 0, "payload": "{}", "firstAt": at, "lastAt": at,
+        })
+    };
+    for (number, site) in [(1, site()), (2, site()), (3, other)] {
+        cloud.dynamo.put(FAILURES, poison(number, site)).await;
+    }
+    let (code, out, err) = cloud.run(&["trace", &site().to_string()]).await;
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.contains("failures      2 open"), "{out}");
+    assert_eq!(out.matches('⚠').count(), 1, "{out}");
+    let line = out.split_ascii_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        line.contains("OPEN InvalidInput: no, and 1 older ones of group 0123456789ab-"),
+        "{out}"
+    );
+    let (_, out, _) = cloud.run(&["--json", "trace", &site().to_string()]).await;
+    let story: Value = serde_json::from_str(&out).expect("JSON");
+    let entries = story["timeline"].as_array().expect("a timeline");
+    let failures = entries.iter().filter(|entry| entry["source"] == "store-readings").count();
+    assert_eq!(failures, 2, "{out}");
 }
 
 #[tokio::test]

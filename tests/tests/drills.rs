@@ -156,7 +156,7 @@ async fn an_undo_fails_for_good() -> Result<()> {
     scale.restore(&stack).await?;
     during?;
 
-    let recovered = stack.fieldctl(&["sagas", "recover", &name, "--yes", "--wait"])?;
+    let recovered = stack.fieldctl(&["sagas", "recover", &name, "--yes"])?;
     ensure!(recovered.code == 0, "{recovered:?}");
     let listed = stack.fieldctl(&["--json", "sagas", "list", "--incomplete"])?;
     let id = ids.onboarding_id.to_string();

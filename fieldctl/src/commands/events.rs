@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use clap::{Args, Subcommand};
-use contracts::{OnboardingId, Timestamp};
+use contracts::{EntityType, OnboardingId, Timestamp};
 use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 use store::EventRow;
@@ -15,6 +15,7 @@ use crate::{
     output::{Screen, Tone},
     render::{Cell, Table, instant, mask, plain},
     stack::Stack,
+    walk::{nearest, onboarding_exists},
 };
 
 /// How often `tail` looks.
@@ -24,6 +25,15 @@ const LOOK: Duration = Duration::from_secs(2);
 const LATE_MILLIS: i64 = 30_000;
 /// More of a type in that time are not told by `tail`.
 const MOST_AT_ONCE: usize = 1000;
+
+/// The types of entities, as `--entity` takes them.
+const ENTITY_TYPES: [&str; 5] = [
+    EntityType::Site.name(),
+    EntityType::Reservation.name(),
+    EntityType::Sensors.name(),
+    EntityType::Subscription.name(),
+    EntityType::Alerting.name(),
+];
 
 /// Commands for the event log.
 #[derive(Debug, Subcommand)]
@@ -74,9 +84,13 @@ impl Events {
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         match self {
             Self::List { of, from, to, limit } => {
-                let events = list(stack, of, Between { from, to }, limit).await?;
-                if events.is_empty() && !screen.json {
-                    screen.line("There are no such events.")?;
+                let between = Between { from, to };
+                let events = list(stack, &of, between, limit).await?;
+                if events.is_empty() {
+                    of.check(stack).await?;
+                    if !screen.json {
+                        screen.line(&format!("No events {}{between}.", of.describe()))?;
+                    }
                 }
                 print(screen, &mut table(), &events)?;
             }
@@ -93,6 +107,32 @@ impl Events {
     }
 }
 
+impl Of {
+    /// What was looked for, such as `of type SiteActivated`.
+    fn describe(&self) -> String {
+        match self {
+            Self { entity: Some(entity), .. } => format!("of {entity}"),
+            Self { kind: Some(kind), .. } => format!("of type {kind}"),
+            Self { correlation, .. } => {
+                format!("of onboarding {}", correlation.map_or(String::new(), |id| id.to_string()))
+            }
+        }
+    }
+
+    /// Checks that the entity or the onboarding has any event, whenever it was.
+    async fn check(&self, stack: &Stack) -> Result<(), CliError> {
+        if let Some(onboarding) = self.correlation {
+            onboarding_exists(stack, onboarding).await?;
+        } else if self.entity.is_some()
+            && list(stack, self, Between::default(), 1).await?.is_empty()
+        {
+            return Err(CliError::not_found(format!("there is no entity {}", self.describe()))
+                .advise("`fieldctl trace <site>` shows the site's events with their entities"));
+        }
+        Ok(())
+    }
+}
+
 /// Every type of event.
 fn types() -> Vec<&'static str> {
     contracts::events::schemas().into_iter().map(|(name, _, _)| name).collect()
@@ -101,28 +141,34 @@ fn types() -> Vec<&'static str> {
 fn known(kind: &str) -> Result<&'static str, CliError> {
     let types = types();
     types.iter().find(|name| name.eq_ignore_ascii_case(kind)).copied().ok_or_else(|| {
+        let near = nearest(kind, &types);
         CliError::usage(format!("there is no type of event {kind:?}"))
-            .advise(format!("there are {}", types.join(", ")))
+            .advise(format!("{near}there are {}", types.join(", ")))
     })
 }
 
 async fn list(
     stack: &Stack,
-    of: Of,
+    of: &Of,
     between: Between,
     limit: usize,
 ) -> Result<Vec<EventRow>, CliError> {
-    if let Some(kind) = of.kind {
-        stack.events_of_type(known(&kind)?, between, limit).await
+    if let Some(kind) = &of.kind {
+        stack.events_of_type(known(kind)?, between, limit).await
     } else if let Some(onboarding) = of.correlation {
         stack.events_of_onboarding(onboarding, between, limit).await
     } else {
-        let entity = of.entity.unwrap_or_default();
+        let entity = of.entity.as_deref().unwrap_or_default();
         let Some((kind, id)) = entity.split_once(['/', '#']) else {
             return Err(CliError::usage(format!("{entity:?} is no entity")).advise(
                 "give its type and id, such as site/55115657-a433-553f-959b-29ae8465145d",
             ));
         };
+        if !ENTITY_TYPES.contains(&kind) {
+            let near = nearest(kind, &ENTITY_TYPES);
+            return Err(CliError::usage(format!("there is no type of entity {kind:?}"))
+                .advise(format!("{near}the types are {}", ENTITY_TYPES.join(", "))));
+        }
         stack.events_of(&format!("{kind}#{id}"), between, limit).await
     }
 }

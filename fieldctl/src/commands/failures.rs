@@ -2,22 +2,25 @@
 
 mod replay;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::{Args, Subcommand, ValueEnum};
-use contracts::Timestamp;
+use contracts::{SiteId, Timestamp};
 use failures::{
-    FailureId, FailureRow, PayloadFile, ReplayState, Status,
+    Concerns, FailureId, FailureRow, PayloadFile, ReplayState, Status,
     files::Content,
     ledger::{Discard, Ledger, Summary},
 };
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use crate::{
+    advice::{Advice, advice},
+    decode::decode,
     error::{CliError, Exit},
+    names::{Names, is_claim},
     output::{Screen, Tone},
-    render::{Cell, Table, age, ago, mask, plain, sentence, short},
+    render::{Table, age, ago, mask, plain, sentence, short},
     stack::Stack,
     trace::of_status,
     walk::{Filter, STATUSES, Walk, kind},
@@ -35,7 +38,7 @@ pub enum Failures {
         #[arg(long, default_value = "open", ignore_case = true)]
         status: StatusName,
     },
-    /// Shows failures by what caused them: those of a source whose errors say the same.
+    /// Shows failures by cause and by sender, each with what to do about it.
     Groups {
         /// Which.
         #[command(flatten)]
@@ -44,11 +47,11 @@ pub enum Failures {
         #[arg(long, default_value = "open", ignore_case = true)]
         status: StatusName,
     },
-    /// Shows a failure with its payload.
+    /// Shows a failure with its decoded payload, and what to do about it.
     Show {
         /// Its id, or the first digits of it.
         id: String,
-        /// With task tokens and payment methods as they are.
+        /// The payload as it is: not decoded, with task tokens and payment methods.
         #[arg(long)]
         raw: bool,
     },
@@ -110,66 +113,98 @@ impl Failures {
     /// Carries it out.
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         match self {
-            Self::List { filter, status } => {
-                list(screen, Walk::new(stack.ledger()?, status.statuses(), filter)).await
-            }
+            Self::List { filter, status } => list(stack, screen, filter, status.statuses()).await,
             Self::Groups { filter, status } => {
-                groups(screen, Walk::new(stack.ledger()?, status.statuses(), filter)).await
+                groups(stack, screen, filter, status.statuses()).await
             }
             Self::Show { id, raw } => show(stack, screen, &id, raw).await,
-            Self::Replay(options) => replay::run(stack, screen, *options).await,
+            Self::Replay(options) => Box::pin(replay::run(stack, screen, *options)).await,
             Self::Discard { which, note, yes } => discard(stack, screen, which, &note, yes).await,
         }
     }
 }
 
-async fn list(screen: &mut Screen, mut walk: Walk) -> Result<Exit, CliError> {
-    let mut table = table();
-    let mut count = 0;
+/// Prints that nothing was found, and where it was looked for. A name that does not exist is an error.
+async fn none(
+    stack: &Stack,
+    screen: &mut Screen,
+    filter: &Filter,
+    statuses: &[Status],
+) -> Result<Exit, CliError> {
+    filter.check(stack).await?;
+    if !screen.json {
+        screen.line(&format!("No {}.", filter.describe(statuses)))?;
+    }
+    Ok(Exit::Done)
+}
+
+async fn list(
+    stack: &Stack,
+    screen: &mut Screen,
+    mut filter: Filter,
+    statuses: &[Status],
+) -> Result<Exit, CliError> {
+    filter.resolve(stack).await?;
+    let mut walk = Walk::new(stack.ledger()?, statuses, filter.clone());
+    let (mut table, mut names, mut count) = (table(), Names::new(stack), 0);
     while let Some(page) = walk.next().await? {
         count += page.len();
         if screen.json {
             page.iter().try_for_each(|row| screen.entry(row))?;
         } else {
-            let rows: Vec<_> = page.iter().map(|row| summary(row, screen.now)).collect();
-            table.page(screen, &rows)?;
+            print(screen, &mut table, &mut names, &page).await?;
         }
     }
+    if count == 0 {
+        return none(stack, screen, &filter, statuses).await;
+    }
     if !screen.json {
-        screen.line(&counted(count, "There are no such failures."))?;
+        screen.line(&counted(count))?;
     }
     Ok(Exit::Done)
 }
 
-fn counted(count: usize, none: &str) -> String {
+fn counted(count: usize) -> String {
     match count {
-        0 => none.to_owned(),
+        0 => "No failure".to_owned(),
         1 => "1 failure".to_owned(),
         count => format!("{count} failures"),
     }
 }
 
 fn table() -> Table {
-    Table::new(["ID", "SOURCE", "KIND", "TRIES", "LAST", "STATUS", "ERROR"])
+    Table::new(["ID", "SITE", "SOURCE", "KIND", "TRIES", "LAST", "STATUS", "ERROR"])
 }
 
-fn summary(row: &Summary, now: Timestamp) -> Vec<Cell> {
-    let tone = if row.status == Status::Open { Tone::Bad } else { Tone::Plain };
-    vec![
-        plain(short(&row.id)),
-        plain(row.source.clone()),
-        plain(kind(row.kind)),
-        plain(row.attempts.to_string()),
-        (age(now, row.last_at), Tone::Faint),
-        (row.status.name().to_owned(), of_status(row.status.name())),
-        (format!("{}: {}", row.error.name, sentence(&row.error.message)), tone),
-    ]
+async fn print(
+    screen: &mut Screen,
+    table: &mut Table,
+    names: &mut Names<'_>,
+    page: &[Summary],
+) -> Result<(), CliError> {
+    let mut rows = Vec::with_capacity(page.len());
+    for row in page {
+        let tone = if row.status == Status::Open { Tone::Bad } else { Tone::Plain };
+        rows.push(vec![
+            plain(short(&row.id)),
+            plain(names.whom(&row.source, &row.concerns).await),
+            plain(row.source.clone()),
+            plain(kind(row.kind)),
+            plain(row.attempts.to_string()),
+            (age(screen.now, row.last_at), Tone::Faint),
+            (row.status.name().to_owned(), of_status(row.status.name())),
+            (format!("{}: {}", row.error.name, sentence(&row.error.message)), tone),
+        ]);
+    }
+    table.page(screen, &rows)
 }
 
-/// Failures of one cause.
+/// Failures of one cause; of quarantined readings, those of one site and sensor.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Group {
+    #[serde(rename = "group")]
+    name: String,
     fingerprint: String,
     count: usize,
     source: String,
@@ -179,26 +214,60 @@ struct Group {
     last_at: Timestamp,
     /// Of the newest.
     id: FailureId,
+    /// Of the newest.
+    #[serde(flatten)]
+    concerns: Concerns,
+    /// Sites of all.
+    #[serde(serialize_with = "length")]
+    sites: BTreeSet<SiteId>,
+    advice: Advice,
 }
 
-async fn groups(screen: &mut Screen, mut walk: Walk) -> Result<Exit, CliError> {
+fn length<S: Serializer>(sites: &BTreeSet<SiteId>, serializer: S) -> Result<S::Ok, S::Error> {
+    sites.len().serialize(serializer)
+}
+
+impl Group {
+    fn new(row: Summary, name: String) -> Self {
+        Self {
+            advice: advice(&row, &format!("--group {name}")),
+            name,
+            fingerprint: row.fingerprint,
+            count: 0,
+            source: row.source,
+            error: row.error.name,
+            message: row.error.message,
+            first_at: row.first_at,
+            last_at: row.last_at,
+            id: row.id,
+            concerns: row.concerns,
+            sites: BTreeSet::new(),
+        }
+    }
+}
+
+async fn groups(
+    stack: &Stack,
+    screen: &mut Screen,
+    mut filter: Filter,
+    statuses: &[Status],
+) -> Result<Exit, CliError> {
+    filter.resolve(stack).await?;
+    let mut walk = Walk::new(stack.ledger()?, statuses, filter.clone());
     let mut groups = BTreeMap::<String, Group>::new();
     while let Some(page) = walk.next().await? {
         for row in page {
-            let group = groups.entry(row.fingerprint.clone()).or_insert_with(|| Group {
-                fingerprint: row.fingerprint,
-                count: 0,
-                source: row.source,
-                error: row.error.name,
-                message: row.error.message,
-                first_at: row.first_at,
-                last_at: row.last_at,
-                id: row.id,
-            });
+            let (first, last, site) = (row.first_at, row.last_at, row.concerns.site_id);
+            let id = row.group();
+            let group = groups.entry(id.clone()).or_insert_with(|| Group::new(row, id));
             group.count += 1;
-            group.first_at = group.first_at.min(row.first_at);
-            group.last_at = group.last_at.max(row.last_at);
+            group.first_at = group.first_at.min(first);
+            group.last_at = group.last_at.max(last);
+            group.sites.extend(site);
         }
+    }
+    if groups.is_empty() {
+        return none(stack, screen, &filter, statuses).await;
     }
     let mut groups: Vec<_> = groups.into_values().collect();
     groups.sort_by_key(|group| std::cmp::Reverse((group.count, group.last_at)));
@@ -206,25 +275,40 @@ async fn groups(screen: &mut Screen, mut walk: Walk) -> Result<Exit, CliError> {
         groups.iter().try_for_each(|group| screen.entry(group))?;
         return Ok(Exit::Done);
     }
-    let now = screen.now;
-    let row = |group: &Group| {
-        vec![
-            (group.fingerprint.clone(), Tone::Strong),
+    let (now, mut names, mut rows) = (screen.now, Names::new(stack), Vec::new());
+    for group in &groups {
+        let whom = match group.sites.len() {
+            0 | 1 => names.whom(&group.source, &group.concerns).await,
+            sites => format!("{sites} sites"),
+        };
+        rows.push(vec![
+            (group.name.clone(), Tone::Strong),
             plain(group.count.to_string()),
+            plain(whom),
             plain(group.source.clone()),
             (group.error.clone(), Tone::Bad),
             (age(now, group.first_at), Tone::Faint),
             (age(now, group.last_at), Tone::Faint),
             plain(short(&group.id)),
             plain(sentence(&group.message)),
-        ]
-    };
-    let titles = ["GROUP", "COUNT", "SOURCE", "ERROR", "FIRST", "LAST", "NEWEST", "MESSAGE"];
-    let rows: Vec<_> = groups.iter().map(row).collect();
+        ]);
+    }
+    let titles =
+        ["GROUP", "COUNT", "SITE", "SOURCE", "ERROR", "FIRST", "LAST", "NEWEST", "MESSAGE"];
     Table::new(titles).page(screen, &rows)?;
-    let count = groups.iter().map(|group| group.count).sum();
-    screen.line(&counted(count, "There are no such failures."))?;
+    screen.line(&counted(groups.iter().map(|group| group.count).sum()))?;
+    for group in &groups {
+        screen.line("")?;
+        screen.field("group", Tone::Strong, &group.name)?;
+        show_advice(screen, &group.advice)?;
+    }
     Ok(Exit::Done)
+}
+
+fn show_advice(screen: &mut Screen, advice: &Advice) -> Result<(), CliError> {
+    screen.field("means", Tone::Plain, advice.means)?;
+    screen.field("do", Tone::Plain, advice.todo)?;
+    screen.field("command", Tone::Strong, &advice.command)
 }
 
 /// The failure with that id, or with the one id that begins so.
@@ -277,15 +361,28 @@ async fn payload(stack: &Stack, row: &FailureRow) -> Result<String, CliError> {
 async fn show(stack: &Stack, screen: &mut Screen, id: &str, raw: bool) -> Result<Exit, CliError> {
     let ledger = stack.ledger()?;
     let id = find(&ledger, id).await?;
-    let row = ledger.get(id).await?.ok_or_else(|| unknown(&id))?;
+    let mut row = ledger.get(id).await?.ok_or_else(|| unknown(&id))?;
     let text = payload(stack, &row).await?;
     let mut payload = serde_json::from_str(&text).unwrap_or(Value::String(text));
+    let mut decoded = Vec::new();
     if !raw {
+        decoded = decode(&mut payload);
         mask(&mut payload);
     }
+    let summary = Summary::from(row.clone());
+    let advice = advice(&summary, &row.id.to_string());
+    let concerns = summary.concerns.clone();
+    // In the table a part of the error; shown beside it.
+    row.error.concerns = None;
     if screen.json {
         let mut document = json!(row);
+        for (name, value) in json!(concerns).as_object().into_iter().flatten() {
+            document[name] = value.clone();
+        }
+        document["group"] = json!(summary.group());
         document["payload"] = payload;
+        document["decoded"] = json!(decoded);
+        document["advice"] = json!(advice);
         screen.document(&document)?;
         return Ok(Exit::Done);
     }
@@ -297,13 +394,13 @@ async fn show(stack: &Stack, screen: &mut Screen, id: &str, raw: bool) -> Result
     screen.field("kind", Tone::Plain, &kind(row.kind))?;
     screen.field("error", Tone::Bad, &row.error.name)?;
     screen.field("message", Tone::Plain, &sentence(&row.error.message))?;
+    show_concerns(stack, screen, &row.source, &concerns).await?;
     screen.field("attempts", Tone::Plain, &attempts)?;
     screen.field("first", Tone::Plain, &row.first_at.to_string())?;
     screen.field("last", Tone::Plain, &row.last_at.to_string())?;
-    screen.field("group", Tone::Plain, &row.fingerprint)?;
+    screen.field("group", Tone::Plain, &summary.group())?;
     let optional = [
         ("onboardingId", row.correlation_id.map(|id| id.to_string())),
-        ("siteId", row.site_id.map(|id| id.to_string())),
         ("execution", row.execution.clone()),
         ("note", row.note.clone()),
     ];
@@ -322,17 +419,52 @@ async fn show(stack: &Stack, screen: &mut Screen, id: &str, raw: bool) -> Result
         let text = format!("{}, the last {at} by {by}{told}", row.replays);
         screen.field("replays", tone, &text)?;
     }
+    if row.status == Status::Open {
+        show_advice(screen, &advice)?;
+    }
     screen.line("")?;
+    for part in decoded {
+        screen.field("decoded", Tone::Faint, &part)?;
+    }
     screen.document(&payload)?;
     Ok(Exit::Done)
+}
+
+/// Prints the site, the sensor and the sender.
+async fn show_concerns(
+    stack: &Stack,
+    screen: &mut Screen,
+    source: &str,
+    concerns: &Concerns,
+) -> Result<(), CliError> {
+    let mut names = Names::new(stack);
+    let claim = is_claim(source, concerns);
+    if let Some(site) = concerns.site_id {
+        let name = names.of(site).await;
+        let text = if claim { format!("{name}, as the sender claims") } else { name };
+        screen.field("site", Tone::Strong, &text)?;
+        screen.field("siteId", Tone::Plain, &site.to_string())?;
+    }
+    if let Some(sender) = &concerns.sender {
+        screen.field("sender", Tone::Strong, &format!("partition key {sender}"))?;
+    }
+    if let Some(sensor) = concerns.sensor_id {
+        let at = match concerns.sensor_site_id {
+            Some(site) => format!("registered at {} ({site})", names.of(site).await),
+            None => "not in the register".to_owned(),
+        };
+        screen.field("sensorId", Tone::Plain, &format!("{sensor}, {at}"))?;
+    }
+    Ok(())
 }
 
 /// What was chosen on the command line: by ids, or by a filter.
 async fn chosen(ledger: &Ledger, which: &Which) -> Result<Vec<FailureId>, CliError> {
     let filtered = which.all || !which.filter.is_empty();
     match (which.ids.is_empty(), filtered) {
-        (true, false) => Err(CliError::usage("which failures?")
-            .advise("give ids, or --group, --source, --kind, --since, --correlation, or --all")),
+        (true, false) => Err(CliError::usage("which failures?").advise(
+            "give ids, or --group, --site, --source, --kind, --since, --correlation, or --all",
+        )),
         (false, true) => Err(CliError::usage("give either ids or filters")),
         _ => {
             let mut ids = Vec::new();
@@ -372,7 +504,7 @@ impl Chosen {
                 let mut rows = Vec::new();
                 for id in left.drain(..) {
                     let row = ledger.get(id).await?.ok_or_else(|| unknown(&id))?;
-                    rows.push(brief(row));
+                    rows.push(row.into());
                 }
                 Ok(Some(rows))
             }
@@ -388,46 +520,31 @@ impl Chosen {
     }
 }
 
-/// A row as the index holds it.
-fn brief(row: FailureRow) -> Summary {
-    Summary {
-        id: row.id,
-        source: row.source,
-        kind: row.kind,
-        status: row.status,
-        error: row.error,
-        fingerprint: row.fingerprint,
-        attempts: row.attempts,
-        first_at: row.first_at,
-        last_at: row.last_at,
-        correlation_id: row.correlation_id,
-        replays: row.replays,
-    }
-}
-
 async fn discard(
     stack: &Stack,
     screen: &mut Screen,
-    which: Which,
+    mut which: Which,
     note: &str,
     yes: bool,
 ) -> Result<Exit, CliError> {
     let ledger = stack.ledger()?;
+    which.filter.resolve(stack).await?;
     let mut chosen = Chosen::new(ledger.clone(), &which).await?;
     if !yes {
-        let mut table = table();
-        let mut count = 0;
+        let (mut table, mut names, mut count) = (table(), Names::new(stack), 0);
         while let Some(page) = chosen.next().await? {
             count += page.len();
             if screen.json {
                 page.iter().try_for_each(|row| screen.entry(row))?;
             } else {
-                let rows: Vec<_> = page.iter().map(|row| summary(row, screen.now)).collect();
-                table.page(screen, &rows)?;
+                print(screen, &mut table, &mut names, &page).await?;
             }
         }
+        if count == 0 {
+            return none(stack, screen, &which.filter, &[Status::Open]).await;
+        }
         if !screen.json {
-            let count = counted(count, "No failure");
+            let count = counted(count);
             screen.line(&format!("{count} would be discarded; --yes does it."))?;
         }
         return Ok(Exit::Done);
@@ -441,6 +558,9 @@ async fn discard(
                 Discard::Unknown => *skipped.entry("gone").or_default() += 1,
             }
         }
+    }
+    if discarded == 0 && skipped.is_empty() {
+        which.filter.check(stack).await?;
     }
     if screen.json {
         screen.document(&json!({ "discarded": discarded, "skipped": skipped }))?;

@@ -7,6 +7,7 @@ use clap::Subcommand;
 use contracts::{OnboardingId, SiteId, Timestamp};
 use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
     resolve::{self, MIN_PREFIX},
     saga::{Execution, Listed, MACHINES},
     stack::Stack,
+    teardown::close_repaired,
     trace::{of_execution, of_status, show},
 };
 
@@ -51,13 +53,20 @@ pub enum Sagas {
         /// Its name or the first digits of it, its ARN, or a site (its onboarding is shown).
         execution: String,
     },
-    /// Starts a site-teardown for an onboarding that left something behind, or stands still.
+    /// Starts a site-teardown for an onboarding that left something behind or stands still, and waits for its end.
     Recover {
         /// The site: its id, its onboarding's id, the first digits of one of them, or its name.
         site: String,
-        /// Show how it goes until it ends.
-        #[arg(long)]
-        wait: bool,
+        /// How long to wait for its end; 0s only starts it.
+        #[arg(
+            long,
+            value_name = "LENGTH",
+            num_args = 0..=1,
+            default_value = "10m",
+            default_missing_value = "10m",
+            value_parser = length
+        )]
+        wait: Duration,
         /// Don't ask.
         #[arg(long)]
         yes: bool,
@@ -344,7 +353,7 @@ async fn recover(
     stack: &Stack,
     screen: &mut Screen,
     onboarding: OnboardingId,
-    wait: bool,
+    wait: Duration,
     yes: bool,
 ) -> Result<Exit, CliError> {
     let mut input = teardown_input(stack, onboarding).await?;
@@ -372,19 +381,12 @@ async fn recover(
         .await
         .map_err(aws("site-teardown can't be started"))?;
     let arn = started.execution_arn();
-    if !wait {
-        if screen.json {
-            screen.document(&json!({ "executionArn": arn }))?;
-        } else {
-            screen.field("started", Tone::Good, arn)?;
-            screen.line(&format!("See how it goes: fieldctl trace {onboarding}"))?;
-        }
-        return Ok(Exit::Done);
-    }
+    let not_found = || CliError::not_found(format!("there is no execution {arn}"));
+    let until = Instant::now() + wait;
     let progress = Progress::spinner();
     let execution = loop {
-        let execution = find(stack, arn).await?;
-        if !execution.is_running() {
+        let execution = stack.execution(arn).await?.ok_or_else(not_found)?;
+        if !execution.is_running() || Instant::now() + LOOK > until {
             break execution;
         }
         let state = execution.current().map_or("…", |state| &state.name).to_owned();
@@ -394,7 +396,29 @@ async fn recover(
     progress.clear();
     screen.now = Timestamp::now();
     print(screen, &execution)?;
-    Ok(if execution.failure.is_none() { Exit::Done } else { Exit::Failed })
+    match execution.status.as_str() {
+        "SUCCEEDED" => {
+            let closed = close_repaired(&stack.ledger()?, &[onboarding]).await?;
+            if !screen.json {
+                screen.line("")?;
+                screen.field("undone", Tone::Good, "everything")?;
+                if closed > 0 {
+                    let text = format!("{closed} of this onboarding are done by it, and closed");
+                    screen.field("failures", Tone::Plain, &text)?;
+                }
+            }
+            Ok(Exit::Done)
+        }
+        "RUNNING" => {
+            if !screen.json {
+                screen.line("")?;
+                let text = format!("not known yet; fieldctl sagas show {}", execution.name);
+                screen.field("undone", Tone::Warn, &text)?;
+            }
+            Ok(Exit::Unknown)
+        }
+        _ => Ok(Exit::Failed),
+    }
 }
 
 #[cfg(test)]

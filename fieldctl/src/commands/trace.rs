@@ -60,7 +60,7 @@ pub async fn story(stack: &Stack, subject: Subject) -> Result<Story, CliError> {
         .advise("`fieldctl sites list` lists the sites"));
     }
     let site = or_tell(sites::get(stack, subject.site).await);
-    let failures = or_tell(failures_of(stack, onboarding_id, since).await).unwrap_or_default();
+    let failures = or_tell(failures_of(stack, subject, since).await).unwrap_or_default();
     for failure in failures.iter().filter(|failure| failure.kind == Kind::ExecutionFailed) {
         executions.extend(replays(stack, failure.id).await?);
     }
@@ -97,18 +97,21 @@ async fn replays(stack: &Stack, id: FailureId) -> Result<Vec<Execution>, CliErro
     Ok(executions)
 }
 
-/// Whatever its status. The index knows no onboardings: its pages are read, newest first, as far
-/// back as the onboarding began.
+/// The failures of the onboarding, and those that concern the site, such as quarantined readings. The index
+/// knows neither: its pages are read, newest first, as far back as the onboarding began.
 async fn failures_of(
     stack: &Stack,
-    onboarding: OnboardingId,
+    subject: Subject,
     since: Timestamp,
 ) -> Result<Vec<Summary>, CliError> {
-    let filter = Filter { correlation: Some(onboarding), since: Some(since), ..Filter::default() };
+    let filter = Filter { since: Some(since), ..Filter::default() };
     let mut walk = Walk::new(stack.ledger()?, &STATUSES, filter);
     let mut found = Vec::new();
     while let Some(page) = walk.next().await? {
-        found.extend(page);
+        found.extend(page.into_iter().filter(|row| {
+            row.correlation_id == Some(subject.onboarding)
+                || row.correlation_id.is_none() && row.concerns.site(subject.site)
+        }));
     }
     Ok(found)
 }

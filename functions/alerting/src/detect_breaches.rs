@@ -11,7 +11,7 @@ use contracts::{
     events::{ReadingBackToNormal, ReadingBreachedThreshold},
     readings::{Bundle, Sample},
 };
-use lambda::{Deadline, Failure};
+use lambda::{Deadline, Failure, Fault, Replayed};
 use serde_json::value::RawValue;
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
 use stream::Record;
@@ -47,6 +47,24 @@ impl DetectBreaches {
         deadline: Deadline,
     ) -> Result<KinesisEventResponse, Failure> {
         stream::consume(payload, deadline, async |record| self.record(record).await).await
+    }
+
+    /// Judges one record that an operator replays.
+    pub async fn replay(&self, record: &RawValue) -> Replayed {
+        let now = Timestamp::now();
+        let record: Record = match lambda::decode(record.get()) {
+            Ok(record) => record,
+            Err(error) => return Replayed::failed("InvalidInput", error.to_string()),
+        };
+        match record.bundle(now) {
+            Err(error) => {
+                Replayed::moot(format!("{error}; store-readings quarantines the same record"))
+            }
+            Ok(bundle) => match self.detect(&bundle, now).await {
+                Ok(()) => Replayed::Done,
+                Err(error) => Replayed::failed(error.kind().name(), error.to_string()),
+            },
+        }
     }
 
     async fn record(&self, record: &Record<'_>) -> Result<(), String> {

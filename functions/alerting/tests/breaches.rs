@@ -10,7 +10,7 @@ use alerting::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{AlertingId, OnboardingId, Saga, SensorId, SiteId, Timestamp};
 use futures_util::future::join;
-use lambda::Deadline;
+use lambda::{Deadline, Replayed};
 use serde_json::{Value, json, value::to_raw_value};
 use store::{Outbox, Table};
 use testkit::{
@@ -132,6 +132,33 @@ fn call(operation: &str) -> BTreeMap<String, u32> {
 
 fn read_and_write() -> BTreeMap<String, u32> {
     [("GetItem".to_owned(), 1), ("TransactWriteItems".to_owned(), 1)].into()
+}
+
+#[tokio::test]
+async fn a_replay_answers_its_outcome() {
+    let dynamo = watched().await;
+    let step = detector(&dynamo);
+    let replay = async |step: &DetectBreaches, data: &str| {
+        let record = json!({ "kinesis": {
+            "partitionKey": saga("a").site_id, "sequenceNumber": "1", "data": STANDARD.encode(data),
+        } });
+        step.replay(&to_raw_value(&record).expect("JSON")).await
+    };
+    let breach = first(&[(0, 60.0)]).to_string();
+    for _ in 0..2 {
+        assert_eq!(replay(&step, &breach).await, Replayed::Done);
+    }
+    assert_eq!(told(&dynamo).await, [(BREACH.to_owned(), 0, 60.0)]);
+    assert!(matches!(replay(&step, "no bundle").await, Replayed::Moot { .. }));
+
+    let broken = Stub::start(|_| (500, json!({}))).await;
+    let table = Table::new(aws_sdk_dynamodb::Client::new(&broken.config()), ALERTING);
+    let step = DetectBreaches { alerting: table, ..detector(&dynamo) };
+    let failed = replay(&step, &breach).await;
+    assert!(
+        matches!(&failed, Replayed::Failed { error, .. } if error == "Transient"),
+        "{failed:?}"
+    );
 }
 
 #[tokio::test]

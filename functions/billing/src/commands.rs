@@ -14,7 +14,7 @@ use aws_lambda_events::sqs::SqsMessage;
 use aws_sdk_sfn::error::{DisplayErrorContext, ProvideErrorMetadata};
 use aws_sdk_sqs::types::MessageAttributeValue;
 use contracts::Timestamp;
-use lambda::{Deadline, ErrorKind, Fault, Step};
+use lambda::{Deadline, ErrorKind, Fault, Replayed, Step};
 use machines::Machine;
 use serde::Deserialize;
 use serde_json::Value;
@@ -32,6 +32,8 @@ const SINCE: &str = "since";
 /// Kept back of the function's time, to put the command back into the queue.
 const FOR_THE_QUEUE: Duration = Duration::from_secs(2);
 const CIRCUIT_OPEN: &str = "the circuit to the payment provider is open";
+/// The name of the error of a command whose sender Step Functions does not confirm.
+const REFUSED: &str = "Refused";
 const LONGEST_DELAY: Duration = Duration::from_mins(5);
 /// SQS holds no message back for longer.
 const LONGEST_OF_SQS: Duration = Duration::from_mins(15);
@@ -81,6 +83,31 @@ enum Outcome {
     MovedOn,
 }
 
+/// What became of a message.
+enum End {
+    /// The saga has its answer.
+    Answered,
+    /// It was not run: its task has ended.
+    MovedOn,
+    /// It may be done later.
+    Later { sent: Sent, delay: Duration, reason: String },
+    /// It was not done, and stays a message.
+    Failed { error: &'static str, reason: String },
+}
+
+impl End {
+    fn failed(error: &'static str, reason: String) -> Self {
+        Self::Failed { error, reason }
+    }
+
+    fn answered(answer: Result<(), String>) -> Self {
+        match answer {
+            Ok(()) => Self::Answered,
+            Err(reason) => Self::failed(ErrorKind::Transient.name(), reason),
+        }
+    }
+}
+
 /// A message's history in the queue.
 #[derive(Clone, Copy, Debug)]
 struct Sent {
@@ -99,10 +126,41 @@ impl<S: Step> Commands<S> {
         deadline: Deadline,
         now: Timestamp,
     ) -> Result<(), String> {
+        match self.attempt(&message, deadline, now).await {
+            End::Answered | End::MovedOn => Ok(()),
+            End::Later { sent, delay, reason } => {
+                let body = message.body.as_deref().unwrap_or_default();
+                self.put_back(body, sent, delay, &reason).await
+            }
+            End::Failed { reason, .. } => Err(reason),
+        }
+    }
+
+    /// Works on one message that an operator replays. It is not sent back to the queue: the answer says why
+    /// it was not done.
+    pub async fn replay(
+        &self,
+        message: &SqsMessage,
+        deadline: Deadline,
+        now: Timestamp,
+    ) -> Replayed {
+        match self.attempt(message, deadline, now).await {
+            End::Answered => Replayed::Done,
+            End::MovedOn => Replayed::moot(
+                "the task of this command has ended, so it was not run; `fieldctl trace` shows its saga",
+            ),
+            End::Later { reason, .. } => Replayed::transient(reason),
+            End::Failed { error, reason } => Replayed::failed(error, reason),
+        }
+    }
+
+    async fn attempt(&self, message: &SqsMessage, deadline: Deadline, now: Timestamp) -> End {
         let body = message.body.as_deref().unwrap_or_default();
-        let Message { task_token: token, execution, command } =
-            lambda::decode(body).map_err(|error| error.to_string())?;
-        let sent = Sent::of(&message, now);
+        let Message { task_token: token, execution, command } = match lambda::decode(body) {
+            Ok(message) => message,
+            Err(error) => return End::failed(ErrorKind::InvalidInput.name(), error.to_string()),
+        };
+        let sent = Sent::of(message, now);
         let expired = self.has_expired(sent, now);
         let mut pass = None;
         let run = match lambda::decode::<S::Command>(&command.to_string()) {
@@ -119,7 +177,7 @@ impl<S: Step> Commands<S> {
                         Err((ErrorKind::Transient, CIRCUIT_OPEN.to_owned()))
                     }
                     Entry::Wait(delay) => {
-                        return self.put_back(body, sent, delay, CIRCUIT_OPEN).await;
+                        return End::Later { sent, delay, reason: CIRCUIT_OPEN.to_owned() };
                     }
                 }
             }
@@ -131,24 +189,26 @@ impl<S: Step> Commands<S> {
         let outcome = tokio::time::timeout(limit, work)
             .await
             .unwrap_or_else(|_| Outcome::Later("the function's time ran out".to_owned()));
-        let handled = match outcome {
-            Outcome::Done(output) => self.succeed(token, output).await,
+        let end = match outcome {
+            Outcome::Done(output) => End::answered(self.succeed(token, output).await),
             Outcome::Failed(ErrorKind::Transient, reason) | Outcome::Later(reason) if !expired => {
                 let sent = Sent { attempts: sent.attempts + 1, ..sent };
-                self.put_back(body, sent, delay(sent.attempts), &reason).await
+                End::Later { sent, delay: delay(sent.attempts), reason }
             }
-            Outcome::Failed(kind, cause) => self.fail(token, kind, cause).await,
-            Outcome::Later(reason) | Outcome::Refused(reason) => Err(reason),
+            Outcome::Failed(kind, cause) => End::answered(self.fail(token, kind, cause).await),
+            Outcome::Later(reason) => End::failed(ErrorKind::Transient.name(), reason),
+            Outcome::Refused(reason) => End::failed(REFUSED, reason),
             Outcome::MovedOn => {
                 tracing::warn!("nobody waits for the answer any more: the command is not run");
-                Ok(())
+                End::MovedOn
             }
         };
         if let Some(pass) = pass {
             self.circuit.left(pass).await;
         }
-        handled
+        end
     }
+
     /// Checks who sent the command, then runs it; what is not to be run fails with its error.
     async fn work(
         &self,

@@ -4,9 +4,10 @@ mod support;
 
 use std::time::Duration;
 
+use aws_lambda_events::sqs::SqsMessage;
 use billing::{commands::Commands, initialize_subscription::InitializeSubscription};
 use contracts::SubscriptionId;
-use lambda::Deadline;
+use lambda::{Deadline, Replayed};
 use serde_json::{Value, json};
 use support::{
     FakeStripe, MACHINE, PROOF, Trouble, canceller, command, command_of, consumer, described,
@@ -88,6 +89,25 @@ async fn a_decline_is_answered_by_its_name_and_answered_again() {
         assert_eq!(call["error"], "CardDeclined");
         assert_eq!(call["cause"], "Your card was declined.");
     }
+}
+
+#[tokio::test]
+async fn a_replay_answers_its_outcome_and_sends_nothing_back() {
+    let world = World::start(waiting).await;
+    let replay =
+        async |message: SqsMessage| world.commands().replay(&message, in_time(), noon(0)).await;
+    world.stripe.fail("customer", Trouble::Refused);
+    let failed = replay(message(&command("pm_card_visa"))).await;
+    let Replayed::Failed { error, message: reason } = failed else { panic!("{failed:?}") };
+    assert_eq!(error, "Transient");
+    assert!(reason.contains("status 500: down"), "{reason}");
+    assert_eq!(take_effects(&world.aws).len(), 0);
+
+    let broken = replay(message_of(&json!({}))).await;
+    assert!(matches!(broken, Replayed::Failed { error, .. } if error == "InvalidInput"));
+    assert_eq!(replay(message(&command("pm_card_visa"))).await, Replayed::Done);
+    assert_eq!(world.take_one().0, "SendTaskSuccess");
+    assert_eq!(world.stripe.paid_for(), 1);
 }
 
 #[tokio::test]

@@ -10,7 +10,8 @@ use aws_lambda_events::{
     dynamodb::EventRecord,
     event::streams::{DynamoDbBatchItemFailure, DynamoDbEventResponse},
 };
-use lambda::{Deadline, Failure};
+use lambda::{Deadline, Failure, Fault, Replayed};
+use quarantine::Reason;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -66,7 +67,8 @@ fn read(json: &RawValue) -> Reading<'_> {
     }
     match EventKey::from_item(&record.change.keys.into()) {
         Some(key) => {
-            let record = Some(StreamRecord { json, image: record.change.new_image.into() });
+            let image = record.change.new_image.into();
+            let record = Some(StreamRecord { json, image, replay: false });
             Reading::Inserted(Named { key, record })
         }
         None => Reading::Broken("the record has no key of an event in dynamodb.Keys".to_owned()),
@@ -96,7 +98,8 @@ impl PublishEvents {
                 Reading::Other => {}
                 Reading::Broken(reason) => {
                     let quarantine = &self.publisher.quarantine;
-                    if let Err(reason) = quarantine.put(record, UNREADABLE_RECORD, &reason).await {
+                    let why = Reason::new(UNREADABLE_RECORD, &reason);
+                    if let Err(reason) = quarantine.put(record, why).await {
                         tracing::error!(%reason, "record failed");
                         failed.insert(index);
                     }
@@ -108,13 +111,36 @@ impl PublishEvents {
             .publish(named, deadline)
             .await
             .map_err(|error| Failure::of(&EventsError::from(error)))?;
-        for Unpublished { event, reason } in unpublished {
+        for Unpublished { event, reason, .. } in unpublished {
             let EventKey { entity, sequence } = &event;
             tracing::error!(entity, sequence, %reason, "not published");
             failed.extend(record_of.get(&event));
         }
         lambda::count_failed(failed.len());
         first_failed(&batch.records, &failed)
+    }
+
+    /// Publishes one record that an operator replays. An event that is refused again is not quarantined
+    /// again: the answer says why.
+    pub async fn replay(&self, record: &RawValue, deadline: Deadline) -> Replayed {
+        let mut named = match read(record) {
+            Reading::Inserted(named) => named,
+            Reading::Other => {
+                return Replayed::moot("a change or a deletion of a row publishes nothing");
+            }
+            Reading::Broken(reason) => return Replayed::failed(UNREADABLE_RECORD, reason),
+        };
+        if let Some(record) = &mut named.record {
+            record.replay = true;
+        }
+        let key = named.key.clone();
+        match self.publisher.publish(vec![named], deadline).await {
+            Ok(unpublished) => match unpublished.into_iter().find(|it| it.event == key) {
+                Some(Unpublished { error, reason, .. }) => Replayed::failed(error, reason),
+                None => Replayed::Done,
+            },
+            Err(error) => Replayed::failed(error.kind().name(), error.to_string()),
+        }
     }
 }
 

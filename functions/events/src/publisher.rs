@@ -25,8 +25,8 @@ use aws_sdk_eventbridge::{
 };
 use contracts::Timestamp;
 use futures_util::{StreamExt, TryStreamExt, future::join_all, stream};
-use lambda::Deadline;
-use quarantine::Quarantine;
+use lambda::{Deadline, ErrorKind};
+use quarantine::{Quarantine, Reason};
 use serde_json::{json, value::RawValue};
 use store::{EventRow, StoreError, Table};
 use tokio::time::{Instant, sleep, timeout};
@@ -131,6 +131,8 @@ pub struct StreamRecord<'r> {
     pub json: &'r RawValue,
     /// The new row that it holds. Used only if the table has the row no longer.
     pub image: Item,
+    /// Whether an operator replays it. Then it is not quarantined again: the caller gets the reason.
+    pub replay: bool,
 }
 
 /// An event that could not be published now. It stays marked as unpublished.
@@ -138,8 +140,17 @@ pub struct StreamRecord<'r> {
 pub struct Unpublished {
     /// Its key.
     pub event: EventKey,
+    /// The error's stable name.
+    pub error: &'static str,
     /// Why not.
     pub reason: String,
+}
+
+impl Unpublished {
+    /// An event that may be published by another run.
+    pub(crate) fn for_now(event: EventKey, reason: impl Into<String>) -> Self {
+        Self { event, error: ErrorKind::Transient.name(), reason: reason.into() }
+    }
 }
 
 /// An event in its lane.
@@ -149,6 +160,8 @@ struct Waiting<'r> {
     event: Result<EventRow, String>,
     item: Item,
     record: Option<&'r RawValue>,
+    /// Whether an operator replays it.
+    replay: bool,
     /// Whether the caller named it. The others are earlier events that were read back.
     named: bool,
 }
@@ -163,7 +176,7 @@ impl<'r> Waiting<'r> {
             },
             Err(error) => Err(format!("the row is no event: {error}")),
         };
-        Self { key, event, item, record, named }
+        Self { key, event, item, record, replay: false, named }
     }
 
     /// Its size as PutEvents counts it.
@@ -199,7 +212,7 @@ impl Publisher {
     ) -> Result<Vec<Unpublished>, StoreError> {
         let keys: Vec<EventKey> = named.iter().map(|named| named.key.clone()).collect();
         let Ok(read) = timeout(deadline.left(), self.lanes(named)).await else {
-            let late = |event| Unpublished { event, reason: "the time ran out".to_owned() };
+            let late = |event| Unpublished::for_now(event, "the time ran out");
             return Ok(keys.into_iter().map(late).collect());
         };
         let (mut lanes, mut unpublished) = read?;
@@ -233,6 +246,12 @@ impl Publisher {
                 match outcome {
                     Outcome::Settled => {
                         lane.waiting.pop_front();
+                        lane.attempts = 0;
+                    }
+                    Outcome::Refused(error, reason) => {
+                        if let Some(refused) = lane.waiting.pop_front() {
+                            unpublished.push(Unpublished { event: refused.key, error, reason });
+                        }
                         lane.attempts = 0;
                     }
                     Outcome::Later(reason) => {
@@ -281,7 +300,9 @@ impl Publisher {
             let done = is_published(item) || record.is_none() && is_refused(item);
             if !done {
                 let json = record.map(|record| record.json);
-                waiting.push(Waiting::new(key.clone(), item.clone(), json, true));
+                let replay = record.is_some_and(|record| record.replay);
+                let event = Waiting::new(key.clone(), item.clone(), json, true);
+                waiting.push(Waiting { replay, ..event });
             }
         }
         let follows_gap = |key: &EventKey| {
@@ -303,7 +324,7 @@ impl Publisher {
                 };
                 for late in waiting.extract_if(.., |it| too_early(it)) {
                     let reason = format!("more than {MAX_GAP} earlier events are published first");
-                    unpublished.push(Unpublished { event: late.key, reason });
+                    unpublished.push(Unpublished::for_now(late.key, reason));
                 }
             }
             waiting.extend(earlier.into_iter().filter_map(|item| {
@@ -464,6 +485,7 @@ impl Publisher {
             }
             Answer::Later(reason) => Outcome::Later(reason),
             Answer::Never(error, reason) => match self.set_aside(head, error, &reason).await {
+                Ok(()) if head.replay => Outcome::Refused(error, reason),
                 Ok(()) => Outcome::Settled,
                 Err(reason) => Outcome::Failed(reason),
             },
@@ -496,16 +518,19 @@ impl Publisher {
     }
 
     /// Puts an event into the quarantine, then marks its row as refused. A refused row is not in the index
-    /// `unpublished`. A replay of the quarantined record publishes it.
+    /// `unpublished`. A replay of the quarantined record publishes it; if it is refused again, its failure is
+    /// still open, and a second message would only count it twice.
     async fn set_aside(
         &self,
         event: &Waiting<'_>,
         error: &str,
         reason: &str,
     ) -> Result<(), String> {
+        let why = Reason::new(error, reason);
         match event.record {
-            Some(record) => self.quarantine.put(&record, error, reason).await?,
-            None => self.quarantine.put(&self.as_record(&event.item), error, reason).await?,
+            _ if event.replay => {}
+            Some(record) => self.quarantine.put(&record, why).await?,
+            None => self.quarantine.put(&self.as_record(&event.item), why).await?,
         }
         let refused: String = format!("{error}: {reason}").chars().take(MAX_REASON).collect();
         let marked = self
@@ -576,6 +601,8 @@ enum Answer {
 enum Outcome {
     /// Published or refused: the next event may follow.
     Settled,
+    /// A replayed event was refused again: the error's name, and why.
+    Refused(&'static str, String),
     /// To be sent again.
     Later(String),
     /// Neither published nor refused in this run.
@@ -664,6 +691,6 @@ fn give_up(lane: &Lane, reason: &str, unpublished: &mut Vec<Unpublished>) {
         } else {
             format!("the earlier event {} was not published: {reason}", first.sequence)
         };
-        unpublished.push(Unpublished { event: event.key.clone(), reason });
+        unpublished.push(Unpublished::for_now(event.key.clone(), reason));
     }
 }

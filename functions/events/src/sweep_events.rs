@@ -87,7 +87,7 @@ impl Step for SweepEvents {
             let (late, keys): (Vec<_>, Vec<_>) = keys.partition(|key| stuck.contains(&key.entity));
             let reason = "an earlier event was not published";
             let late = late.into_iter();
-            unpublished.extend(late.map(|event| Unpublished { event, reason: reason.to_owned() }));
+            unpublished.extend(late.map(|event| Unpublished::for_now(event, reason)));
             let named = keys.into_iter().map(|key| Named { key, record: None }).collect();
             let failed = self.publisher.publish(named, deadline).await?;
             stuck.extend(failed.iter().map(|failed| failed.event.entity.clone()));

@@ -14,7 +14,7 @@ use events::{
     publisher::{EventKey, Named, Publisher},
     sweep_events::SweepEvents,
 };
-use lambda::{Deadline, ErrorKind, Step};
+use lambda::{Deadline, ErrorKind, Replayed, Step};
 use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
 use store::{Commit, EventRow, NewEvent, Transaction};
@@ -95,6 +95,13 @@ impl World {
     /// Hands a batch to publish-events; gives the sequence number that it reports as failed.
     async fn publish(&self, records: &[Value]) -> Option<String> {
         self.publish_within(Duration::from_secs(10), records).await
+    }
+
+    /// Replays a record, as `fieldctl failures replay` does.
+    async fn replay(&self, record: &Value) -> Replayed {
+        let record = to_raw_value(record).expect("JSON");
+        let deadline = Deadline::after(Duration::from_secs(10));
+        self.publish_events().replay(&record, deadline).await
     }
 
     async fn publish_within(&self, time: Duration, records: &[Value]) -> Option<String> {
@@ -487,9 +494,8 @@ async fn a_sweep_sets_a_refused_event_aside_once_and_a_replay_brings_it_back() {
     assert_eq!(world.sweep(noon(180)).await, Ok(json!({ "found": 0, "oldestAgeSeconds": 0 })));
     assert!(world.quarantined().is_empty());
 
-    // A replay hands the record to publish-events as a batch of one.
     drop(world.sent());
-    assert_eq!(world.publish(&[set_aside[0]["record"].clone()]).await, None);
+    assert_eq!(world.replay(&set_aside[0]["record"]).await, Replayed::Done);
     assert_eq!(world.sent(), [[sent("a", 1)]]);
     assert_eq!(world.published("a").await, [1, 2]);
 }
@@ -510,8 +516,11 @@ async fn a_replay_publishes_the_row_as_it_is_now() {
     let mut corrected = world.dynamo.rows(EVENTS).await.remove(0);
     assert!(corrected["refused"].is_string());
     corrected["detail"] = good["detail"].clone();
+    let refused = Replayed::failed("InvalidInput", set_aside[0]["reason"].as_str().expect("text"));
+    assert_eq!(world.replay(&set_aside[0]["record"]).await, refused, "not corrected yet");
+    assert!(world.quarantined().is_empty(), "its failure is open: one message is enough");
     world.dynamo.put(EVENTS, corrected).await;
-    assert_eq!(world.publish(&[set_aside[0]["record"].clone()]).await, None);
+    assert_eq!(world.replay(&set_aside[0]["record"]).await, Replayed::Done);
     assert_eq!(world.sent(), [[sent("a", 1)]]);
     assert_eq!(world.published("a").await, [1]);
 }

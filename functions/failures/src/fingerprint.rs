@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::ErrorInfo;
+use crate::{Concerns, ErrorInfo, Kind, sources::STORE_READINGS};
 
 /// Of the hash that a fingerprint is: twelve hex digits.
 const BYTES: usize = 6;
@@ -20,6 +20,31 @@ pub fn fingerprint(source: &str, error: &ErrorInfo) -> String {
     let cause = format!("{source}\n{}\n{}", error.name, normalised(&error.message));
     let hash: [u8; 32] = Sha256::digest(cause).into();
     hash[..BYTES].iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
+}
+
+/// Hex digits that tell the senders of one fingerprint's failures apart.
+const SENDER_BYTES: usize = 3;
+
+/// The group that a failure belongs to. Failures of one cause are one group: its id is their fingerprint.
+/// Readings that were quarantined are the fault of who sends them, so each site and sensor is a group of its
+/// own: the fingerprint, `-`, and six hex digits.
+#[must_use]
+pub fn group(fingerprint: &str, source: &str, kind: Kind, concerns: &Concerns) -> String {
+    if source != STORE_READINGS || kind != Kind::Quarantined {
+        return fingerprint.to_owned();
+    }
+    let Concerns { site_id, sensor_id, sensor_site_id: _, sender } = concerns;
+    let text = |id: Option<String>| id.unwrap_or_default();
+    let sender = format!(
+        "{}\n{}\n{}",
+        text(site_id.map(|id| id.to_string())),
+        text(sensor_id.map(|id| id.to_string())),
+        text(sender.clone())
+    );
+    let hash: [u8; 32] = Sha256::digest(sender).into();
+    hash[..SENDER_BYTES]
+        .iter()
+        .fold(format!("{fingerprint}-"), |id, byte| format!("{id}{byte:02x}"))
 }
 
 /// The message with what differs from case to case replaced: values by `#`, quoted text by `""`.

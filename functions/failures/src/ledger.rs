@@ -7,17 +7,17 @@ use std::collections::HashMap;
 
 use aws_sdk_dynamodb::{
     operation::{query::builders::QueryFluentBuilder, update_item::UpdateItemError},
-    types::{AttributeValue, ReturnValuesOnConditionCheckFailure, Select},
+    types::{AttributeValue, KeysAndAttributes, ReturnValuesOnConditionCheckFailure, Select},
 };
-use contracts::{OnboardingId, Timestamp};
+use contracts::{OnboardingId, SiteId, Timestamp};
 use serde::{Deserialize, Serialize};
 use store::{StoreError, Table};
 use uuid::Uuid;
 
 use crate::{
-    ErrorInfo, FailureId, FailureRow, FailuresError, Kind, MOST_REPLAYS, Replay, ReplayState,
-    Status,
-    fingerprint::fingerprint,
+    Concerns, ErrorInfo, FailureId, FailureRow, FailuresError, Kind, MOST_REPLAYS, Replay,
+    ReplayState, Status,
+    fingerprint::{fingerprint, group},
     reading::{Failure, Payload},
 };
 
@@ -25,6 +25,9 @@ const BY_STATUS: &str = "byStatus";
 
 /// How often a change is decided before somebody else's are too many.
 const DECISIONS: u32 = 5;
+
+/// The limit of a BatchGetItem call.
+const MAX_KEYS: usize = 100;
 
 /// Messages that a row keeps: a message comes again soon or not at all, and a row has its limit.
 const MOST_MESSAGES: u32 = 100;
@@ -63,6 +66,45 @@ pub struct Summary {
     pub correlation_id: Option<OnboardingId>,
     /// How often it was replayed.
     pub replays: u32,
+    /// Whom it concerns. In the table a part of the error.
+    #[serde(flatten, skip_deserializing)]
+    pub concerns: Concerns,
+}
+
+impl Summary {
+    /// The id of the group that it belongs to.
+    #[must_use]
+    pub fn group(&self) -> String {
+        group(&self.fingerprint, &self.source, self.kind, &self.concerns)
+    }
+}
+
+impl From<FailureRow> for Summary {
+    fn from(row: FailureRow) -> Self {
+        let concerns = row.concerns();
+        Self {
+            id: row.id,
+            source: row.source,
+            kind: row.kind,
+            status: row.status,
+            error: ErrorInfo { concerns: None, ..row.error },
+            fingerprint: row.fingerprint,
+            attempts: row.attempts,
+            first_at: row.first_at,
+            last_at: row.last_at,
+            correlation_id: row.correlation_id,
+            replays: row.replays,
+            concerns,
+        }
+    }
+}
+
+/// What is read of an old row, whose error does not say whom it concerns.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct OldRow {
+    id: FailureId,
+    site_id: Option<SiteId>,
 }
 
 /// Where the next page begins: behind this failure.
@@ -114,10 +156,14 @@ pub enum Claim {
 pub enum Outcome {
     /// The work is done.
     Done,
+    /// There was nothing left to do; why.
+    Moot(String),
     /// It failed again.
     Failed(ErrorInfo),
     /// It was not sent: the claim is taken back, and does not count.
     NotSent,
+    /// It was sent, and its outcome is not known yet. The failure stays open.
+    Unknown,
 }
 
 /// What came of a replay's end.
@@ -252,10 +298,47 @@ impl Ledger {
         });
         let query = self.of_status(status).scan_index_forward(!newest_first);
         let answer = query.set_exclusive_start_key(start).limit(i32::from(limit)).send().await?;
-        let rows = serde_dynamo::from_items(answer.items.unwrap_or_default())
+        let mut rows: Vec<Summary> = serde_dynamo::from_items(answer.items.unwrap_or_default())
             .map_err(|error| corrupt(&error))?;
+        let mut old = Vec::new();
+        for row in &mut rows {
+            match row.error.concerns.take() {
+                Some(concerns) => row.concerns = concerns,
+                None => old.push(row.id),
+            }
+        }
+        let sites = self.sites_of(&old).await?;
+        for row in &mut rows {
+            row.concerns.site_id = row.concerns.site_id.or(sites.get(&row.id).copied());
+        }
         let next = answer.last_evaluated_key.map(serde_dynamo::from_item).transpose();
         Ok((rows, next.map_err(|error| corrupt(&error))?))
+    }
+
+    /// Reads the sites of old rows, which the index does not have.
+    async fn sites_of(&self, ids: &[FailureId]) -> Result<HashMap<FailureId, SiteId>, StoreError> {
+        let table = self.failures.name();
+        let mut sites = HashMap::new();
+        for ids in ids.chunks(MAX_KEYS) {
+            let key = |id: &FailureId| HashMap::from([("id".to_owned(), text(&id.to_string()))]);
+            let mut keys: Vec<_> = ids.iter().map(key).collect();
+            while !keys.is_empty() {
+                let request = KeysAndAttributes::builder()
+                    .set_keys(Some(keys))
+                    .projection_expression("id, siteId")
+                    .build()
+                    .map_err(|error| StoreError::Internal(error.to_string()))?;
+                let get = self.failures.client().batch_get_item().request_items(table, request);
+                let answer = get.send().await?;
+                let items = answer.responses.unwrap_or_default().remove(table).unwrap_or_default();
+                let rows: Vec<OldRow> =
+                    serde_dynamo::from_items(items).map_err(|error| corrupt(&error))?;
+                sites.extend(rows.into_iter().filter_map(|row| Some((row.id, row.site_id?))));
+                let left = answer.unprocessed_keys.unwrap_or_default().remove(table);
+                keys = left.map(|left| left.keys).unwrap_or_default();
+            }
+        }
+        Ok(sites)
     }
 
     /// How many failures have a status, counted up to about `most`.
@@ -340,15 +423,22 @@ impl Ledger {
             let ended = Replay { state: ReplayState::Ended, ..claim };
             let mut set = vec![("replay", attribute(&ended)?)];
             let answer = match outcome {
-                Outcome::Done if row.status == Status::Open && !came_back => {
+                Outcome::Done | Outcome::Moot(_) if row.status == Status::Open && !came_back => {
                     set.push(("status", text(Status::Replayed.name())));
+                    if let Outcome::Moot(note) = outcome {
+                        set.push(("note", text(note)));
+                    }
                     Finish::Replayed
                 }
-                Outcome::Done if row.status == Status::Replayed => Finish::Replayed,
-                Outcome::Done => Finish::Stays(row.status),
+                Outcome::Done | Outcome::Moot(_) if row.status == Status::Replayed => {
+                    Finish::Replayed
+                }
+                Outcome::Done | Outcome::Moot(_) | Outcome::Unknown => Finish::Stays(row.status),
                 Outcome::Failed(error) => {
-                    set.push(("error", attribute(error)?));
-                    set.push(("fingerprint", text(&fingerprint(&row.source, error))));
+                    // A replay fails at the same record: it concerns the same site.
+                    let error = ErrorInfo { concerns: row.error.concerns, ..error.clone() };
+                    set.push(("error", attribute(&error)?));
+                    set.push(("fingerprint", text(&fingerprint(&row.source, &error))));
                     Finish::Stays(row.status)
                 }
                 Outcome::NotSent => {
@@ -373,6 +463,21 @@ impl Ledger {
             Ok(Decision { set, answer: Discard::Discarded })
         };
         Ok(self.change(id, decide).await?.unwrap_or(Discard::Unknown))
+    }
+
+    /// Ends an open failure whose work was done by something else than its replay. `note` says by what.
+    /// Changes nothing if there is no such failure, or if it is not open.
+    pub async fn repaired(&self, id: FailureId, note: &str) -> Result<bool, StoreError> {
+        let values = vec![
+            ("replayed", text(Status::Replayed.name())),
+            ("open", text(Status::Open.name())),
+            ("note", text(note)),
+        ];
+        let update = "SET #status = :replayed, #note = :note";
+        match self.update(id, update, "#status = :open", bound(":", values)).await? {
+            Update::Done => Ok(true),
+            Update::Refused(_) => Ok(false),
+        }
     }
 
     /// Decides on the row as it is and commits while it still is so.

@@ -11,10 +11,11 @@ pub mod ledger;
 pub mod reading;
 pub mod record_failure;
 pub mod report_failures;
+pub mod sources;
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
-use contracts::{OnboardingId, SiteId, Timestamp};
+use contracts::{OnboardingId, SensorId, SiteId, Timestamp};
 use lambda::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
@@ -113,6 +114,36 @@ pub struct ErrorInfo {
     pub name: String,
     /// For a human, of up to 2,000 characters.
     pub message: String,
+    /// Whom the failure concerns. It is a part of the error because the index `byStatus` has the errors, and
+    /// an index's attributes can't be changed in place. Rows of earlier versions don't have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concerns: Option<Concerns>,
+}
+
+/// The site, sensor and sender that a failure concerns, as far as its message names them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Concerns {
+    /// The site that the payload names. Of readings it is what their sender claims.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub site_id: Option<SiteId>,
+    /// The sensor that the error is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensor_id: Option<SensorId>,
+    /// The site at which the register has that sensor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensor_site_id: Option<SiteId>,
+    /// The partition key of a stream's record, if it is no site's id; up to 100 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sender: Option<String>,
+}
+
+impl Concerns {
+    /// Whether the site is one of them.
+    #[must_use]
+    pub fn site(&self, site: SiteId) -> bool {
+        [self.site_id, self.sensor_site_id].contains(&Some(site))
+    }
 }
 
 impl ErrorInfo {
@@ -122,6 +153,7 @@ impl ErrorInfo {
         Self {
             name: name.chars().take(LONGEST_NAME).collect(),
             message: message.chars().take(LONGEST_MESSAGE).collect(),
+            concerns: None,
         }
     }
 }
@@ -206,7 +238,7 @@ pub struct FailureRow {
     /// The last of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
-    /// Why it was discarded.
+    /// Why it was discarded, or what did its work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
@@ -216,6 +248,13 @@ impl FailureRow {
     #[must_use]
     pub fn key(id: FailureId) -> Key {
         Key::id(id.to_string())
+    }
+
+    /// Whom it concerns; of old rows, as far as they say it.
+    #[must_use]
+    pub fn concerns(&self) -> Concerns {
+        let old = || Concerns { site_id: self.site_id, ..Concerns::default() };
+        self.error.concerns.clone().unwrap_or_else(old)
     }
 
     /// The name for the execution that replays a failed one, once it is claimed: each replay has

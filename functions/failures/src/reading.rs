@@ -4,12 +4,12 @@
 use std::{borrow::Cow, fmt};
 
 use aws_lambda_events::event::sqs::SqsMessage;
-use contracts::{OnboardingId, SiteId};
+use contracts::{OnboardingId, SensorId, SiteId};
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json, value::RawValue};
 use sha2::{Digest, Sha256};
 
-use crate::{ErrorInfo, FailureId, Kind, PayloadFile};
+use crate::{Concerns, ErrorInfo, FailureId, Kind, PayloadFile, sources::SITE_TEARDOWN};
 
 /// A failed piece of work, as a message tells of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,9 +89,14 @@ struct Command {
 
 /// What a stream's consumer set aside.
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Quarantined<'a> {
     error: String,
     reason: String,
+    #[serde(default)]
+    sensor_id: Option<SensorId>,
+    #[serde(default)]
+    sensor_site_id: Option<SiteId>,
     #[serde(borrow)]
     record: &'a RawValue,
 }
@@ -164,8 +169,8 @@ const MAX_KEY_BYTES: usize = 1_024;
 const MAX_BUCKET_BYTES: usize = 63;
 /// The most records of a batch that Lambda delivers.
 const MAX_RECORDS: usize = 10_000;
-/// The source whose failures are executions, not calls of a function.
-const SITE_TEARDOWN: &str = "site-teardown";
+/// Characters of a partition key that is no site's id.
+const MAX_SENDER: usize = 100;
 
 /// The failure that a queue's message tells of.
 #[must_use]
@@ -199,12 +204,13 @@ pub fn unreadable(source: &str, body: &str) -> Failure {
 pub fn refused(failure: Failure, reason: &str) -> Failure {
     let Failure { id, source, kind, payload, error, .. } = failure;
     let text = format!("the table refused its row as {kind:?} of {}: {reason}", error.name);
+    let unreadable = ErrorInfo::new("Unreadable", &text);
     Failure {
         id: FailureId::of(&source, work(&json!(["refused", id]))),
         source,
         kind: Kind::Unreadable,
         payload,
-        error: ErrorInfo::new("Unreadable", &text),
+        error: ErrorInfo { concerns: Some(Concerns::default()), ..unreadable },
         correlation_id: None,
         site_id: None,
         execution: None,
@@ -304,14 +310,45 @@ fn dead_letter(source: &str, message: &SqsMessage, body: &str) -> Option<Failure
 fn quarantined(source: &str, body: &str) -> Option<Failure> {
     let told: Quarantined = serde_json::from_str(body).ok()?;
     let error = ErrorInfo::new(&told.error, &told.reason);
-    Some(record(source, Kind::Quarantined, told.record, error))
+    let mut failure = record(source, Kind::Quarantined, told.record, error);
+    if let Some(concerns) = &mut failure.error.concerns {
+        concerns.sensor_id = told.sensor_id;
+        concerns.sensor_site_id = told.sensor_site_id;
+    }
+    Some(failure)
+}
+
+/// An execution that did the work of a failure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repair {
+    /// The failure's id, whether or not there is such a row.
+    pub id: FailureId,
+    /// The execution's ARN.
+    pub execution: String,
+}
+
+/// The repair that a message of a teardown that succeeded tells of; `None` for any other message.
+#[must_use]
+pub fn repair(source: &str, body: &str) -> Option<Repair> {
+    let detail = status_change(body).filter(|detail| detail.status == "SUCCEEDED")?;
+    Some(Repair { id: FailureId::of(source, teardown_of(&detail)), execution: detail.arn })
+}
+
+fn status_change(body: &str) -> Option<Execution> {
+    let StatusChange { detail_type, detail } = serde_json::from_str(body).ok()?;
+    (detail_type == "Step Functions Execution Status Change").then_some(detail)
+}
+
+/// What identifies the work of an execution. A saga's teardowns do the same work, whichever of them failed.
+fn teardown_of(execution: &Execution) -> [u8; 32] {
+    let input: Value = serde_json::from_str(&execution.input).unwrap_or_default();
+    let saga = input["onboardingId"].as_str().unwrap_or(&execution.arn);
+    work(&json!(["execution", saga]))
 }
 
 fn execution(source: &str, body: &str) -> Option<Failure> {
-    let StatusChange { detail_type, detail } = serde_json::from_str(body).ok()?;
-    if detail_type != "Step Functions Execution Status Change" {
-        return None;
-    }
+    let detail = status_change(body)?;
+    let work = teardown_of(&detail);
     // A function's error comes as what the function answered.
     let cause = detail.cause.map(|cause| match serde_json::from_str::<Value>(&cause) {
         Ok(answer) => answer["errorMessage"].as_str().map_or(cause, str::to_owned),
@@ -319,10 +356,6 @@ fn execution(source: &str, body: &str) -> Option<Failure> {
     });
     let text = cause.unwrap_or_else(|| format!("the execution ended as {}", detail.status));
     let error = ErrorInfo::new(detail.error.as_deref().unwrap_or(&detail.status), &text);
-    // A saga's teardowns do the same work, whichever of them failed.
-    let input: Value = serde_json::from_str(&detail.input).unwrap_or_default();
-    let saga = input["onboardingId"].as_str().unwrap_or(&detail.arn);
-    let work = work(&json!(["execution", saga]));
     let failure = Failure::of(source, Kind::ExecutionFailed, &detail.input, work, error);
     Some(Failure { execution: Some(detail.arn), ..failure })
 }
@@ -366,21 +399,30 @@ fn record(source: &str, kind: Kind, record: &RawValue, error: ErrorInfo) -> Fail
     } else {
         canonical(text)
     };
-    Failure::of(source, kind, text, work, error)
+    let mut failure = Failure::of(source, kind, text, work, error);
+    if failure.site_id.is_none()
+        && let (Some(concerns), Some(key)) =
+            (&mut failure.error.concerns, kinesis["partitionKey"].as_str())
+    {
+        concerns.sender = Some(key.chars().take(MAX_SENDER).collect());
+    }
+    failure
 }
 
 impl Failure {
     fn of(source: &str, kind: Kind, payload: &str, work: [u8; 32], error: ErrorInfo) -> Self {
         let told = serde_json::from_str(payload).unwrap_or_default();
+        // A bundle's partition key is its site.
+        let site_id = find(&told, &["siteId", "partitionKey"]);
+        let concerns = Some(Concerns { site_id, ..Concerns::default() });
         Self {
             id: FailureId::of(source, work),
             source: source.to_owned(),
             kind,
             payload: Payload::Text(payload.to_owned()),
-            error,
+            error: ErrorInfo { concerns, ..error },
             correlation_id: find(&told, &["correlationId", "onboardingId"]),
-            // A bundle's partition key is its site.
-            site_id: find(&told, &["siteId", "partitionKey"]),
+            site_id,
             execution: None,
         }
     }

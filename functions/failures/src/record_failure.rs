@@ -17,7 +17,8 @@ use crate::{
     FailuresError, LONGEST_PAYLOAD, PayloadFile,
     files::{Content, Files},
     ledger::{Ledger, Recorded},
-    reading::{self, Failure, Notification, Payload},
+    reading::{self, Failure, Notification, Payload, Repair},
+    sources::SITE_TEARDOWN,
 };
 
 /// A file may hold a stream's whole batch.
@@ -72,7 +73,7 @@ pub struct RecordFailure {
 }
 
 impl RecordFailure {
-    /// Records the failures that a message tells of.
+    /// Records the failures that a message tells of, or ends the one that it tells to be repaired.
     ///
     /// # Errors
     /// If the table or a bucket is out of reach: the message has to come again.
@@ -82,6 +83,11 @@ impl RecordFailure {
         let at = sent(message).unwrap_or(now);
         let queue = message.event_source_arn.as_deref().unwrap_or_default();
         if let Some(source) = self.sources.of(queue) {
+            if source == SITE_TEARDOWN
+                && let Some(repair) = reading::repair(source, body)
+            {
+                return self.repaired(&repair).await;
+            }
             return self.record(reading::message(source, message), told_by, at).await;
         }
         match reading::notification(body) {
@@ -98,6 +104,16 @@ impl RecordFailure {
                 self.record(reading::unreadable(source, body), told_by, at).await
             }
         }
+    }
+
+    /// Ends the failure of earlier teardowns of the same onboarding, if there is one. A failure whose message
+    /// comes after that of the repair stays open until somebody replays it, which changes nothing.
+    async fn repaired(&self, repair: &Repair) -> Result<(), FailuresError> {
+        let Repair { id, execution } = repair;
+        if self.ledger.repaired(*id, &format!("repaired by execution {execution}")).await? {
+            tracing::info!(failure = %id, %execution, "failure repaired");
+        }
+        Ok(())
     }
 
     /// Records a row for each record of a file. A file is written once, so its key identifies a record,

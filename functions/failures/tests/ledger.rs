@@ -1,6 +1,6 @@
 //! Who may replay a failure, and what becomes of it then.
 
-use contracts::Timestamp;
+use contracts::{SiteId, Timestamp};
 use failures::{
     ErrorInfo, FailureId, FailureRow, MOST_REPLAYS, ReplayState, Status,
     ledger::{Claim, Discard, Finish, Insist, Ledger, Outcome},
@@ -8,7 +8,7 @@ use failures::{
     report_failures::{MOST_COUNTED, Reply, ReportFailures},
 };
 use lambda::Step;
-use serde_json::json;
+use serde_json::{Value, json};
 use testkit::{
     Dynamo,
     chance::Chance,
@@ -122,6 +122,55 @@ async fn what_was_not_sent_was_not_replayed() {
         }
     }
     assert_eq!(FailureRow { replay: None, ..world.row(id).await }, before);
+}
+
+#[tokio::test]
+async fn a_replay_with_nothing_to_do_closes_the_failure_with_the_reason() {
+    let world = World::start().await;
+    let id = world.fail("a", 1).await;
+    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
+    let moot = Outcome::Moot("its task has ended".to_owned());
+    assert_eq!(world.finish(id, 1, moot).await, Finish::Replayed);
+    assert_eq!(world.row(id).await.note.as_deref(), Some("its task has ended"));
+}
+
+#[tokio::test]
+async fn a_replay_whose_outcome_is_not_known_leaves_the_failure_open_and_not_in_doubt() {
+    let world = World::start().await;
+    let id = world.fail("a", 1).await;
+    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
+    assert_eq!(world.finish(id, 1, Outcome::Unknown).await, Finish::Stays(Status::Open));
+    assert_eq!(world.row(id).await.replays, 1);
+    assert!(matches!(world.claim(id, 2, Insist::default()).await, Claim::Claimed(_)));
+    // Its end is told by somebody else meanwhile.
+    assert!(world.ledger.repaired(id, "by its execution").await.expect("a table"));
+    assert!(!world.ledger.repaired(id, "once more").await.expect("a table"));
+    assert_eq!(world.finish(id, 2, Outcome::Done).await, Finish::Replayed);
+    assert_eq!(world.row(id).await.note.as_deref(), Some("by its execution"));
+}
+
+#[tokio::test]
+async fn the_sites_of_rows_of_earlier_versions_are_read_from_the_rows() {
+    let world = World::start().await;
+    let site = sample::saga("a").site_id;
+    let old = |id: u128, site: Option<SiteId>| {
+        let row = json!({
+            "id": Uuid::from_u128(id), "source": "store-readings", "kind": "QUARANTINED",
+            "status": "OPEN", "error": { "name": "UnknownSensor", "message": "m" },
+            "fingerprint": "0123456789ab", "attempts": 1, "replays": 0, "payload": "{}",
+            "firstAt": noon(0), "lastAt": noon(0), "siteId": site, "messages": ["m"],
+        });
+        let mut row = row.as_object().expect("a row").clone();
+        row.retain(|_, value| !value.is_null());
+        world.dynamo.put(FAILURES, Value::Object(row))
+    };
+    // More than one BatchGetItem takes.
+    for id in 1..=120 {
+        old(id, (id > 10).then_some(site)).await;
+    }
+    let (page, _) = world.ledger.page(Status::Open, true, None, 250).await.expect("a page");
+    let sites = page.iter().filter(|row| row.concerns.site_id == Some(site)).count();
+    assert_eq!((page.len(), sites), (120, 110));
 }
 
 #[tokio::test]

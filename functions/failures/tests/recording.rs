@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use aws_lambda_events::event::sqs::SqsMessage;
 use aws_types::SdkConfig;
-use contracts::SiteId;
+use contracts::{SensorId, SiteId};
 use failures::{
-    FailureRow, FailuresError, LONGEST_PAYLOAD, PayloadFile, Status,
+    Concerns, ErrorInfo, FailureRow, FailuresError, LONGEST_PAYLOAD, PayloadFile, Status,
     files::{Files, MAX_FILE_BYTES},
     ledger::{Insist, Ledger, Outcome},
     reading,
@@ -371,6 +371,84 @@ async fn a_replayed_execution_that_fails_is_the_same_failure_again() {
     let row = world.row().await;
     assert_eq!(row.attempts, 2);
     assert!(row.execution.expect("an ARN").ends_with(&name));
+}
+
+#[tokio::test]
+async fn a_teardown_that_succeeds_ends_the_failure_of_earlier_ones() {
+    let world = World::start().await;
+    let succeeded = |id: &str, name: &str| {
+        let mut told = execution(name);
+        told["detail"]["status"] = "SUCCEEDED".into();
+        told["detail"]["error"] = Value::Null;
+        told["detail"]["cause"] = Value::Null;
+        message("SiteTeardownFailures", id, 60, told.to_string())
+    };
+    // Most teardowns succeed at once: there is no failure, and none is made.
+    world.record(&succeeded("m-0", "decommission")).await.expect("nothing");
+    assert_eq!(world.rows().await, [json!(null); 0]);
+
+    let told = message("SiteTeardownFailures", "m-1", 0, execution("nested").to_string());
+    world.record(&told).await.expect("recorded");
+    for _ in 0..2 {
+        world.record(&succeeded("m-2", "recovery-1")).await.expect("repaired");
+        let row = world.row().await;
+        assert_eq!((row.status, row.attempts), (Status::Replayed, 1));
+        let note = row.note.expect("a note");
+        assert!(note.starts_with("repaired by execution arn:") && note.ends_with("recovery-1"));
+    }
+    // What an operator discarded stays so.
+    let other = message("SiteTeardownFailures", "m-3", 90, execution("again").to_string());
+    world.record(&other).await.expect("recorded");
+    let id = world.row().await.id;
+    world.ledger().discard(id, "known").await.map(drop).expect("discarded");
+    world.record(&succeeded("m-4", "recovery-2")).await.expect("nothing");
+    let row = world.row().await;
+    assert_eq!((row.status, row.note.as_deref()), (Status::Discarded, Some("known")));
+}
+
+#[tokio::test]
+async fn a_row_says_which_site_sensor_and_sender_it_concerns() {
+    let sensor: SensorId = "737de119-a774-5662-91c7-51fffae3b74b".parse().expect("an id");
+    let (site, other) = (saga("a").site_id, saga("b").site_id);
+    let mut bundle = record("1", "e30=");
+    bundle["kinesis"]["partitionKey"] = json!(site);
+    let mut strange = record("2", "W10=");
+    strange["kinesis"]["partitionKey"] = "logger-7".into();
+    let mut unknown = quarantined("store-readings", &bundle);
+    unknown["sensorId"] = json!(sensor);
+    let mut elsewhere = unknown.clone();
+    elsewhere["sensorSiteId"] = json!(other);
+    let whom = |site_id, sensor_id, sensor_site_id, sender: Option<&str>| Concerns {
+        site_id,
+        sensor_id,
+        sensor_site_id,
+        sender: sender.map(str::to_owned),
+    };
+    for (told, concerns) in [
+        (quarantined("store-readings", &bundle), whom(Some(site), None, None, None)),
+        (unknown, whom(Some(site), Some(sensor), None, None)),
+        (elsewhere, whom(Some(site), Some(sensor), Some(other), None)),
+        (quarantined("store-readings", &strange), whom(None, None, None, Some("logger-7"))),
+    ] {
+        let world = World::start().await;
+        let told = message("StoreReadingsQuarantine", "m-1", 0, told.to_string());
+        world.record(&told).await.expect("recorded");
+        let row = world.row().await;
+        assert_eq!(row.concerns(), concerns);
+        // The index has it too, without a read of the row.
+        let (page, _) = world.ledger().page(Status::Open, true, None, 9).await.expect("a page");
+        assert_eq!(page[0].concerns, concerns);
+        // A replay that fails again does not lose it.
+        let (ledger, replay) = (world.ledger(), Uuid::from_u128(1));
+        ledger
+            .claim(row.id, replay, None, Insist::default(), noon(60))
+            .await
+            .map(drop)
+            .expect("a claim");
+        let failed = Outcome::Failed(ErrorInfo::new("RetiredSensor", "no"));
+        ledger.finish(row.id, replay, &failed).await.map(drop).expect("finished");
+        assert_eq!(world.row().await.concerns(), concerns);
+    }
 }
 
 #[tokio::test]

@@ -88,6 +88,8 @@ pub enum TelemetryError {
     RetiredSensor {
         /// The sensor.
         sensor: SensorId,
+        /// Where it stood.
+        site: SiteId,
         /// Since when.
         at: Timestamp,
     },
@@ -104,6 +106,8 @@ pub enum TelemetryError {
     BundleConflict {
         /// The sensor.
         sensor: SensorId,
+        /// Where it stands.
+        site: SiteId,
         /// The row that is there.
         row: String,
     },
@@ -116,6 +120,18 @@ pub enum TelemetryError {
 }
 
 impl TelemetryError {
+    /// The sensor that the error is about, and the site at which the register has it.
+    #[must_use]
+    pub fn sensor(&self) -> Option<(SensorId, Option<SiteId>)> {
+        match self {
+            Self::UnknownSensor(sensor) => Some((*sensor, None)),
+            Self::RetiredSensor { sensor, site, .. }
+            | Self::SensorOfAnotherSite { sensor, site }
+            | Self::BundleConflict { sensor, site, .. } => Some((*sensor, Some(*site))),
+            Self::WrongSite(_) | Self::Store(_) => None,
+        }
+    }
+
     /// The stable name of what no retry can mend; nothing for trouble that passes.
     #[must_use]
     pub fn permanent(&self) -> Option<&'static str> {

@@ -74,8 +74,8 @@ impl Register {
                 None | Some(Entry { sensor: None, retired_at: None, .. }) => {
                     Err(TelemetryError::UnknownSensor(sensor))
                 }
-                Some(Entry { retired_at: Some(at), .. }) => {
-                    Err(TelemetryError::RetiredSensor { sensor, at })
+                Some(Entry { retired_at: Some(at), site_id, .. }) => {
+                    Err(TelemetryError::RetiredSensor { sensor, site: site_id, at })
                 }
                 Some(row) if row.site_id != site => {
                     Err(TelemetryError::SensorOfAnotherSite { sensor, site: row.site_id })

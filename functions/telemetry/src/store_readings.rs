@@ -10,13 +10,13 @@ use std::{borrow::Cow, cell::Cell, io::Read};
 use aws_lambda_events::event::streams::KinesisEventResponse;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{
-    SensorId, Timestamp,
+    SensorId, SiteId, Timestamp,
     readings::{Bundle, Sample},
 };
 use flate2::{Compression, read::GzEncoder};
 use futures_util::{StreamExt, stream as futures};
-use lambda::{Deadline, Failure};
-use quarantine::Quarantine;
+use lambda::{Deadline, Failure, InvalidInput, Replayed};
+use quarantine::{Quarantine, Reason};
 use serde_bytes::ByteBuf;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
@@ -61,7 +61,9 @@ impl StoreReadings {
     ) -> Result<KinesisEventResponse, Failure> {
         let oldest = Cell::new(0.0);
         let answer = stream::consume(payload, deadline, async |record| {
-            self.record(record).await?;
+            if let Err(refused) = self.record(record).await {
+                self.set_aside(record, refused).await?;
+            }
             oldest.set(record.age_millis(Timestamp::now()).max(oldest.get()));
             Ok(())
         });
@@ -71,25 +73,29 @@ impl StoreReadings {
         answer
     }
 
-    async fn record(&self, record: &Record<'_>) -> Result<(), String> {
-        let now = Timestamp::now();
-        let bundle = match record.bundle(now) {
-            Ok(bundle) => bundle,
-            Err(error) => {
-                return self.set_aside(record, "InvalidInput", &error.to_string()).await;
-            }
+    /// Stores one record that an operator replays. What can't be stored ever is not set aside again: the
+    /// answer says why.
+    pub async fn replay(&self, record: &RawValue) -> Replayed {
+        let record: Record = match lambda::decode(record.get()) {
+            Ok(record) => record,
+            Err(error) => return Replayed::failed("InvalidInput", error.to_string()),
         };
-        match self.store(&bundle, now).await {
-            Ok(Stored { samples, repeated }) => {
-                metrics::counter!("ReadingsStored").increment(samples as u64);
-                metrics::counter!("ReadingsRepeated").increment(repeated as u64);
-                Ok(())
-            }
+        match self.record(&record).await {
+            Ok(()) => Replayed::Done,
             Err(error) => match error.permanent() {
-                Some(name) => self.set_aside(record, name, &error.to_string()).await,
-                None => Err(error.to_string()),
+                Some(name) => Replayed::failed(name, error.to_string()),
+                None => Replayed::transient(error.to_string()),
             },
         }
+    }
+
+    async fn record(&self, record: &Record<'_>) -> Result<(), Refused> {
+        let now = Timestamp::now();
+        let bundle = record.bundle(now)?;
+        let Stored { samples, repeated } = self.store(&bundle, now).await?;
+        metrics::counter!("ReadingsStored").increment(samples as u64);
+        metrics::counter!("ReadingsRepeated").increment(repeated as u64);
+        Ok(())
     }
 
     /// Nothing of a bundle is stored unless each of its sensors may send.
@@ -97,7 +103,9 @@ impl StoreReadings {
         let sensors = bundle.series.iter().map(|series| series.sensor_id);
         self.register.admit(bundle.site_id, sensors).await?;
 
-        let puts = rows(bundle, now).map(|(sensor, samples, row)| self.put(sensor, samples, row));
+        let site = bundle.site_id;
+        let puts =
+            rows(bundle, now).map(|(sensor, samples, row)| self.put(site, sensor, samples, row));
         // All of them are tried: a row that is in the way of one series is not in the others'.
         let ends: Vec<_> = futures::iter(puts).buffer_unordered(PUTS_AT_ONCE).collect().await;
         let mut stored = Stored::default();
@@ -119,6 +127,7 @@ impl StoreReadings {
     /// The row's key is the guard: what is there is not written again.
     async fn put(
         &self,
+        site: SiteId,
         sensor: SensorId,
         samples: usize,
         row: SeriesRow,
@@ -131,32 +140,66 @@ impl StoreReadings {
                 Some(there) if there.hash == row.hash => {
                     Ok(Stored { samples: 0, repeated: samples })
                 }
-                _ => Err(TelemetryError::BundleConflict { sensor, row: row.row }),
+                _ => Err(TelemetryError::BundleConflict { sensor, site, row: row.row }),
             },
         }
     }
 
-    /// Whole, and as it came. What is too large for a message is packed first, as the stream may carry
-    /// it as well; if that is not enough, it goes in parts.
-    async fn set_aside(
-        &self,
-        record: &Record<'_>,
-        error: &str,
-        reason: &str,
-    ) -> Result<(), String> {
+    /// Puts a record that can't be stored ever into the quarantine, whole and as it came. Data that is too
+    /// large for a message is compressed, as the stream may carry it as well; if that is not enough, it goes
+    /// in parts. `Err` for a record that has to come again.
+    async fn set_aside(&self, record: &Record<'_>, refused: Refused) -> Result<(), String> {
+        let message = refused.to_string();
+        let Some(error) = refused.permanent() else { return Err(message) };
+        let sensor = refused.sensor();
+        let reason = Reason {
+            error,
+            message: &message,
+            sensor_id: sensor.map(|(sensor, _)| sensor),
+            sensor_site_id: sensor.and_then(|(_, site)| site),
+        };
         if record.kinesis.data.len() <= MOST_A_MESSAGE {
-            return self.quarantine.put(record, error, reason).await;
+            return self.quarantine.put(record, reason).await;
         }
-        let packed = packed(record).map_err(|fault| format!("{reason}; and {fault}"))?;
+        let packed = packed(record).map_err(|fault| format!("{message}; and {fault}"))?;
         let parts = packed.as_bytes().chunks(MOST_A_MESSAGE);
         let count = parts.len();
         for (number, part) in (1..).zip(parts) {
             let mut message = record.clone();
             message.kinesis.data = String::from_utf8_lossy(part);
             message.part = (count > 1).then(|| format!("{number}/{count}"));
-            self.quarantine.put(&message, error, reason).await?;
+            self.quarantine.put(&message, reason).await?;
         }
         Ok(())
+    }
+}
+
+/// Why a record was not stored.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    /// It is no bundle.
+    #[error(transparent)]
+    Invalid(#[from] InvalidInput),
+    /// Its bundle was not stored.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+}
+
+impl Refused {
+    /// The stable name of an error that no retry removes.
+    fn permanent(&self) -> Option<&'static str> {
+        match self {
+            Self::Invalid(_) => Some("InvalidInput"),
+            Self::Telemetry(error) => error.permanent(),
+        }
+    }
+
+    /// The sensor that the error is about, and the site at which the register has it.
+    fn sensor(&self) -> Option<(SensorId, Option<SiteId>)> {
+        match self {
+            Self::Invalid(_) => None,
+            Self::Telemetry(error) => error.sensor(),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use contracts::{
     readings::{Bundle, Sample, Series},
 };
 use flate2::read::{GzDecoder, GzEncoder};
-use lambda::{Deadline, ErrorKind};
+use lambda::{Deadline, ErrorKind, Replayed};
 use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
 use store::Table;
@@ -250,6 +250,8 @@ fn another_value_under_the_same_id_is_set_aside_and_the_other_series_are_stored(
                 "{a} has other samples under 2026-01-01T12:00:00.000Z/b-1; \
                  a changed bundle needs a new bundleId"
             ),
+            "sensorId": a,
+            "sensorSiteId": site("a"),
             "record": {
                 "kinesis": {
                     "partitionKey": site("a"),
@@ -321,9 +323,48 @@ fn nothing_of_a_bundle_is_stored_if_one_of_its_sensors_may_not_send() {
             let messages = scene.cloud.messages();
             let last = messages.last().expect("a message");
             assert_eq!(last["error"], error, "{last}");
+            assert_eq!(last["sensorId"], json!(other), "{last}");
+            let of_sensor = match error {
+                "UnknownSensor" => Value::Null,
+                "RetiredSensor" => json!(site("c")),
+                _ => json!(site("b")),
+            };
+            assert_eq!(last["sensorSiteId"], of_sensor, "{last}");
             assert!(last["reason"].as_str().is_some_and(|it| it.contains(&other.to_string())));
         }
         assert_eq!(scene.rows(), []);
+    });
+}
+
+#[test]
+fn a_replay_answers_its_outcome_and_quarantines_nothing() {
+    cloud::run(async {
+        let mut scene = Scene::new().await;
+        scene.hear(&provisioned("b")).await;
+        scene.hear(&deprovisioned("b")).await;
+        let mut replay = async |site: SiteId, data: Vec<u8>| {
+            let record = scene.put(site, data);
+            let record = event(&[record])["Records"][0].take();
+            let payload = to_raw_value(&record).expect("JSON");
+            (scene.step.replay(&payload).await, scene.cloud.messages().len())
+        };
+        let of = |sensor| bundle("b-1", vec![(sensor, samples(2, 60))]);
+        for (sensor, name) in
+            [(sensor("nobody", 0), "UnknownSensor"), (sensor("b", 0), "RetiredSensor")]
+        {
+            let (outcome, messages) = replay(site("a"), plain(&of(sensor))).await;
+            let Replayed::Failed { error, message } = outcome else { panic!("{outcome:?}") };
+            assert_eq!((error.as_str(), messages), (name, 0));
+            assert!(message.contains(&sensor.to_string()), "{message}");
+        }
+        let (outcome, messages) = replay(site("a"), b"no bundle".to_vec()).await;
+        assert!(matches!(outcome, Replayed::Failed { error, .. } if error == "InvalidInput"));
+        assert_eq!(messages, 0);
+        for _ in 0..2 {
+            let (outcome, messages) = replay(site("a"), plain(&of(sensor("a", 0)))).await;
+            assert_eq!((outcome, messages), (Replayed::Done, 0));
+        }
+        assert_eq!(scene.rows().len(), 1);
     });
 }
 

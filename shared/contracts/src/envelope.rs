@@ -40,7 +40,7 @@ pub enum EntityType {
 impl EntityType {
     /// The name on every wire.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Site => "site",
             Self::Reservation => "reservation",

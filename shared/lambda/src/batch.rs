@@ -10,6 +10,7 @@ use std::{
 use aws_lambda_events::event::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage};
 use futures_util::{FutureExt, StreamExt, stream};
 use lambda_runtime::Context;
+use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use crate::{Error, Failure, decode, serve_raw};
@@ -143,31 +144,37 @@ pub fn count_failed(items: usize) {
     metrics::counter!("BatchItemFailures", "version" => version).increment(items as u64);
 }
 
-/// Serves an SQS mapping with `ReportBatchItemFailures`: what fails goes back to the queue alone. The
-/// work hears when it must be over.
+/// Serves an SQS mapping with `ReportBatchItemFailures`: only failed messages go back to the queue. The
+/// work is given the time at which it must be over.
 pub async fn serve_queue(
     work: impl AsyncFn(SqsMessage, Deadline) -> Result<(), String>,
 ) -> Result<(), Error> {
     let work = &work;
-    serve_raw(async |payload, deadline| {
-        let batch: SqsEvent = decode(payload.get())?;
-        let records = batch
-            .records
-            .into_iter()
-            .map(|message| (message.message_id.clone().unwrap_or_default(), message));
-        let failed =
-            each(records, deadline, async |message| Box::pin(work(message, deadline)).await).await;
-        count_failed(failed.len());
-        let mut answer = SqsBatchResponse::default();
-        for Failed { id, reason } in failed {
-            tracing::error!(message_id = %id, %reason, "message failed");
-            let mut failure = BatchItemFailure::default();
-            failure.item_identifier = id;
-            answer.batch_item_failures.push(failure);
-        }
-        Ok::<_, Failure>(answer)
-    })
-    .await
+    serve_raw(async |payload, deadline| messages(&payload, deadline, work).await).await
+}
+
+/// Works on a batch of messages. The answer names those that failed.
+pub(crate) async fn messages(
+    payload: &RawValue,
+    deadline: Deadline,
+    work: &impl AsyncFn(SqsMessage, Deadline) -> Result<(), String>,
+) -> Result<SqsBatchResponse, Failure> {
+    let batch: SqsEvent = decode(payload.get())?;
+    let records = batch
+        .records
+        .into_iter()
+        .map(|message| (message.message_id.clone().unwrap_or_default(), message));
+    let failed =
+        each(records, deadline, async |message| Box::pin(work(message, deadline)).await).await;
+    count_failed(failed.len());
+    let mut answer = SqsBatchResponse::default();
+    for Failed { id, reason } in failed {
+        tracing::error!(message_id = %id, %reason, "message failed");
+        let mut failure = BatchItemFailure::default();
+        failure.item_identifier = id;
+        answer.batch_item_failures.push(failure);
+    }
+    Ok(answer)
 }
 
 #[cfg(test)]

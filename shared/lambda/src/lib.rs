@@ -1,12 +1,13 @@
 //! What every binary is started with. A `bin/<step>.rs` wires, in this order: [`Aws::start`], the
 //! step with its tables and clients, and one of [`serve_step`], [`serve_http`], [`serve_queue`],
-//! [`serve_raw`].
+//! [`serve_commands`], [`serve_stream`], [`serve_raw`].
 
 mod aws;
 mod batch;
 mod error;
 pub mod http;
 mod https;
+mod replay;
 mod serve;
 mod telemetry;
 
@@ -15,5 +16,6 @@ pub use batch::{Deadline, Failed, count_failed, each, lanes, serve_queue};
 pub use error::{ErrorKind, Failure, Fault, InvalidInput, decode};
 pub use http::serve_http;
 pub use lambda_runtime::Error;
+pub use replay::{Replayed, serve_commands, serve_stream};
 pub use serve::{Step, serve_raw, serve_step};
 pub use telemetry::report;

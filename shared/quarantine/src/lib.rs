@@ -2,6 +2,7 @@
 //! that the shard moves on and the record can be replayed once the cause is gone.
 
 use aws_sdk_sqs::{Client, error::DisplayErrorContext};
+use contracts::{SensorId, SiteId};
 use lambda::{Aws, ConfigError};
 use serde::Serialize;
 
@@ -16,8 +17,31 @@ pub struct Quarantine {
     pub source: &'static str,
 }
 
+/// Why a record can't be worked on, and whom that concerns as far as it is known.
+#[derive(Clone, Copy, Debug)]
+pub struct Reason<'a> {
+    /// The error's stable name.
+    pub error: &'a str,
+    /// For a human.
+    pub message: &'a str,
+    /// The sensor that the error is about.
+    pub sensor_id: Option<SensorId>,
+    /// The site at which the register has that sensor. The site in the record is only what its sender
+    /// claims.
+    pub sensor_site_id: Option<SiteId>,
+}
+
+impl<'a> Reason<'a> {
+    /// A reason that concerns no sensor.
+    #[must_use]
+    pub fn new(error: &'a str, message: &'a str) -> Self {
+        Self { error, message, sensor_id: None, sensor_site_id: None }
+    }
+}
+
 /// A message of the queue.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Quarantined<'a, R> {
     /// The function.
     source: &'static str,
@@ -25,6 +49,10 @@ struct Quarantined<'a, R> {
     error: &'a str,
     /// Why the record can't be worked on.
     reason: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sensor_id: Option<SensorId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sensor_site_id: Option<SiteId>,
     /// The record as it came, its position in the stream included.
     record: &'a R,
 }
@@ -36,14 +64,11 @@ impl Quarantine {
         Ok(Self { queues: Client::new(aws.config()), url, source })
     }
 
-    /// Sets a record aside. As long as that fails, the record counts as failed, not as done.
-    pub async fn put(
-        &self,
-        record: &impl Serialize,
-        error: &str,
-        reason: &str,
-    ) -> Result<(), String> {
-        let message = Quarantined { source: self.source, error, reason, record };
+    /// Puts a record into the quarantine. As long as that fails, the record counts as failed, not as done.
+    pub async fn put(&self, record: &impl Serialize, why: Reason<'_>) -> Result<(), String> {
+        let Reason { error, message: reason, sensor_id, sensor_site_id } = why;
+        let message =
+            Quarantined { source: self.source, error, reason, sensor_id, sensor_site_id, record };
         let body = serde_json::to_string(&message)
             .map_err(|fault| format!("{reason}; and it can't be written down: {fault}"))?;
         let body = ascii(&body);

@@ -1,9 +1,9 @@
 //! `fieldctl failures replay`.
 
-use std::{cell::Cell, collections::BTreeMap, env, num::NonZeroU32, pin::pin, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, env, num::NonZeroU32, pin::pin, time::Duration};
 
 use clap::Args;
-use contracts::Timestamp;
+use contracts::{OnboardingId, Timestamp};
 use failures::{
     ErrorInfo, FailureId, FailureRow, Kind, Status,
     ledger::{Claim, Finish, Insist, Ledger, Outcome, Summary},
@@ -11,24 +11,34 @@ use failures::{
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use tokio::{
-    sync::Notify,
+    sync::{
+        Notify,
+        watch::{self, Receiver},
+    },
     time::{MissedTickBehavior, interval},
 };
 use uuid::Uuid;
 
-use super::{Chosen, Which, counted, payload, skips};
+use super::{Chosen, Which, counted, none, payload, skips};
 use crate::{
     commands::sites::{self, Undoable},
     error::{CliError, Exit},
+    names::Names,
     output::{Progress, Screen, Tone},
-    render::{Table, age, plain, short},
+    render::{Table, age, length, plain, short},
     resend::{Entry, Resend, Sent, joined, part_of, undoes},
     stack::Stack,
+    teardown::{Teardown, close_repaired, ended},
     walk::{Filter, Walk, kind},
 };
 
 /// The parts of a record come one right after another, so they were recorded within this.
 const PARTS_MILLIS: i64 = 60 * 60 * 1000;
+
+/// The function whose replay starts a teardown.
+const RECOVER_ONBOARDING: &str = "recover-onboarding";
+/// A teardown may have been started so long before its failure was recorded: a day of retries.
+const RECOVERY_MILLIS: i64 = 24 * 60 * 60 * 1000;
 
 /// What is replayed, and how.
 #[derive(Args, Clone, Debug)]
@@ -45,6 +55,9 @@ pub struct Options {
     /// At most so many at the same time.
     #[arg(long, default_value = "4")]
     concurrency: NonZeroU32,
+    /// How long to wait for the end of each site-teardown.
+    #[arg(long, default_value = "10m", value_parser = length)]
+    wait: Duration,
     /// Those of interrupted replays too, which may have been sent.
     #[arg(long)]
     in_doubt: bool,
@@ -55,10 +68,16 @@ pub struct Options {
 
 /// How a piece of work ended.
 enum Ended {
-    Replayed,
+    /// It was done; or there was nothing left to do, with the reason.
+    Replayed(Option<String>),
     Failed(ErrorInfo),
+    /// It was sent, and nobody knows its outcome yet.
+    Unknown(String),
     InDoubt(String),
+    /// It is not open, or is sent with another failure.
     Skipped(String),
+    /// It was not sent, and stays open.
+    Left(String),
     /// It was not sent: it would undo a site that is in service.
     Refused(String),
     /// Nothing else can be sent.
@@ -70,9 +89,12 @@ enum Ended {
 struct Count {
     replayed: u32,
     failed: u32,
+    unknown: u32,
     in_doubt: u32,
     refused: u32,
     skipped: BTreeMap<String, u32>,
+    /// Of the skipped ones, those that stay open.
+    left: u32,
 }
 
 /// What every replay of a run needs.
@@ -84,16 +106,50 @@ struct Run<'a> {
     id: Uuid,
     by: Option<String>,
     insist: Insist,
+    /// For the end of a teardown.
+    wait: Duration,
+    progress: &'a Progress,
+    /// The onboardings of teardowns that succeeded.
+    undone: RefCell<Vec<OnboardingId>>,
+    /// Whether Ctrl-C was pressed.
+    interrupted: Receiver<bool>,
+}
+
+/// Becomes true at Ctrl-C.
+fn interruption() -> Receiver<bool> {
+    let (sender, receiver) = watch::channel(false);
+    tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            sender.send_replace(true);
+        }
+    });
+    receiver
+}
+
+/// Waits until it is true; for good if it never will be.
+async fn is_true(mut receiver: Receiver<bool>) {
+    if receiver.wait_for(|value| *value).await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Shows what would go where, or sends it and shows how it went.
-pub async fn run(stack: &Stack, screen: &mut Screen, options: Options) -> Result<Exit, CliError> {
+pub async fn run(
+    stack: &Stack,
+    screen: &mut Screen,
+    mut options: Options,
+) -> Result<Exit, CliError> {
     let ledger = stack.ledger()?;
+    options.which.filter.resolve(stack).await?;
     let chosen = Chosen::new(ledger.clone(), &options.which).await?;
     if !options.yes {
-        return dry(stack, screen, ledger, chosen).await;
+        return dry(stack, screen, ledger, &options.which, chosen).await;
     }
-    let length = Chosen::new(ledger.clone(), &options.which).await?.count().await?;
+    let count = Chosen::new(ledger.clone(), &options.which).await?.count().await?;
+    if count == 0 {
+        return none(stack, screen, &options.which.filter, &[Status::Open]).await;
+    }
+    let progress = Progress::bar(count);
     let run = Run {
         stack,
         ledger,
@@ -101,8 +157,11 @@ pub async fn run(stack: &Stack, screen: &mut Screen, options: Options) -> Result
         id: Uuid::new_v4(),
         by: env::var("USER").ok(),
         insist: Insist { too_often: options.force, in_doubt: options.in_doubt },
+        wait: options.wait,
+        progress: &progress,
+        undone: RefCell::default(),
+        interrupted: interruption(),
     };
-    let progress = Progress::bar(length);
     let mut ticks = interval(Duration::from_secs(1) / options.rate.get());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let ticks = stream::unfold(ticks, |mut ticks| async move {
@@ -114,11 +173,12 @@ pub async fn run(stack: &Stack, screen: &mut Screen, options: Options) -> Result
             chosen.next().await?.map(|page| (stream::iter(page).map(Ok::<_, CliError>), chosen)),
         )
     });
-    // On Ctrl-C no more are taken; those under way come to their end.
-    let (halt, interrupted) = (Notify::new(), Cell::new(false));
+    // On Ctrl-C no more are taken; calls under way come to their end, and waits for teardowns end at once.
+    let halt = Notify::new();
+    let interrupted = run.interrupted.clone();
     let halted = async {
         tokio::select! {
-            _ = tokio::signal::ctrl_c() => interrupted.set(true),
+            () = is_true(interrupted.clone()) => {}
             () = halt.notified() => {}
         }
     };
@@ -145,11 +205,15 @@ pub async fn run(stack: &Stack, screen: &mut Screen, options: Options) -> Result
         progress.step();
     }
     progress.clear();
-    count.show(screen, interrupted.get())?;
+    let undone = run.undone.take();
+    let closed = if undone.is_empty() { 0 } else { close_repaired(&run.ledger, &undone).await? };
+    let interrupted = *interrupted.borrow();
+    count.show(screen, closed, interrupted)?;
     match stop {
         Some(trouble) => Err(trouble),
-        None if count.failed + count.in_doubt > 0 || interrupted.get() => Ok(Exit::Failed),
+        None if count.failed + count.in_doubt + count.left > 0 || interrupted => Ok(Exit::Failed),
         None if count.refused > 0 => Ok(Exit::Refused),
+        None if count.unknown > 0 => Ok(Exit::Unknown),
         None => Ok(Exit::Done),
     }
 }
@@ -191,12 +255,16 @@ async fn dry(
     stack: &Stack,
     screen: &mut Screen,
     ledger: Ledger,
+    which: &Which,
     mut chosen: Chosen,
 ) -> Result<Exit, CliError> {
-    let mut table = Table::new(["ID", "UNDOES", "KIND", "REPLAYS", "LAST", "ERROR", "GOES TO"]);
+    let (mut names, mut seen) = (Names::new(stack), 0);
+    let mut table =
+        Table::new(["ID", "SITE", "UNDOES", "KIND", "REPLAYS", "LAST", "ERROR", "GOES TO"]);
     let mut count = 0;
     while let Some(page) = chosen.next().await? {
         let mut rows = Vec::with_capacity(page.len());
+        seen += page.len();
         for row in page {
             let preview = preview(stack, &ledger, &row).await?;
             count += usize::from(preview.is_ok());
@@ -214,6 +282,7 @@ async fn dry(
             let site = site.map_or_else(|| "-".to_owned(), |site| site.to_string());
             rows.push(vec![
                 plain(short(&row.id)),
+                plain(names.whom(&row.source, &row.concerns).await),
                 plain(site),
                 plain(kind(row.kind)),
                 plain(row.replays.to_string()),
@@ -224,8 +293,11 @@ async fn dry(
         }
         table.page(screen, &rows)?;
     }
+    if seen == 0 {
+        return none(stack, screen, &which.filter, &[Status::Open]).await;
+    }
     if !screen.json {
-        let count = counted(count, "No failure");
+        let count = counted(count);
         screen.line(&format!("{count} would be replayed; --yes does it."))?;
     }
     Ok(Exit::Done)
@@ -245,7 +317,7 @@ impl Run<'_> {
             return skip(row.status.name());
         }
         let Some(entry) = Entry::of(row.kind, &row.source) else {
-            return skip("in no known form");
+            return Ok(Ended::Left("in no known form".to_owned()));
         };
         if let Err(trouble) = self.resend.find(&entry).await {
             return gone(trouble);
@@ -274,22 +346,27 @@ impl Run<'_> {
                         claimed.push(*row);
                         continue;
                     }
-                    Claim::NotOpen(status) => status.name().to_owned(),
-                    Claim::TooOften => "replayed five times, --force insists".to_owned(),
-                    Claim::InDoubt(_) => {
-                        "in doubt: an unfinished replay may have sent it, --in-doubt insists"
-                            .to_owned()
+                    Claim::NotOpen(status) => Ended::Skipped(status.name().to_owned()),
+                    Claim::TooOften => {
+                        Ended::Left("replayed five times, --force insists".to_owned())
                     }
-                    Claim::Unknown => "gone".to_owned(),
+                    Claim::InDoubt(_) => Ended::Left(
+                        "in doubt: an unfinished replay may have sent it, --in-doubt insists"
+                            .to_owned(),
+                    ),
+                    Claim::Unknown => Ended::Skipped("gone".to_owned()),
                 };
             self.release(&claimed).await?;
-            return Ok(Ended::Skipped(why));
+            return Ok(why);
         }
         let Some(first) = claimed.first() else { return skip("gone") };
 
         let outcome = match self.resend.send(&entry, first, &work.payload).await {
+            Sent::Done if row.source == RECOVER_ONBOARDING => self.recovery(first).await?,
             Sent::Done => Outcome::Done,
+            Sent::Moot(why) => Outcome::Moot(why),
             Sent::Failed(error) => Outcome::Failed(error),
+            Sent::Started(arn) => self.teardown(first, &arn).await,
             // The claims stay: nobody sends it again unless told to.
             Sent::InDoubt(why) => return Ok(Ended::InDoubt(why)),
             Sent::Not(trouble) => {
@@ -297,11 +374,20 @@ impl Run<'_> {
                 return Ok(Ended::Stop(trouble));
             }
         };
-        let mut ended = Ended::Replayed;
+        let mut ended = Ended::Replayed(match &outcome {
+            Outcome::Moot(why) => Some(why.clone()),
+            _ => None,
+        });
         for row in &claimed {
             let finish = self.ledger.finish(row.id, self.id, &outcome).await?;
             ended = match (&outcome, finish) {
                 (Outcome::Failed(error), _) => Ended::Failed(error.clone()),
+                (Outcome::Unknown, _) => {
+                    let of = row
+                        .correlation_id
+                        .map_or_else(|| row.execution_name(), |id| id.to_string());
+                    Ended::Unknown(format!("its site-teardown still runs; fieldctl trace {of}"))
+                }
                 (_, Finish::Replayed) => ended,
                 (_, Finish::Stays(_)) => {
                     Ended::Failed(ErrorInfo::new("CameBack", "it failed again meanwhile"))
@@ -312,6 +398,39 @@ impl Run<'_> {
             };
         }
         Ok(ended)
+    }
+
+    /// Waits for the teardown that recover-onboarding has started, or had started before.
+    async fn recovery(&self, row: &FailureRow) -> Result<Outcome, CliError> {
+        let Some(onboarding) = row.correlation_id else { return Ok(Outcome::Done) };
+        let prefix = format!("recovery-{onboarding}");
+        let since = row.first_at.plus_millis(-RECOVERY_MILLIS);
+        let teardowns = self.stack.executions("SiteTeardownArn", None, since, usize::MAX).await?;
+        Ok(match teardowns.iter().find(|it| it.name.starts_with(&prefix)) {
+            Some(teardown) => self.teardown(row, &teardown.arn).await,
+            // The saga was undone already.
+            None => Outcome::Done,
+        })
+    }
+
+    /// Waits for a teardown.
+    async fn teardown(&self, row: &FailureRow, arn: &str) -> Outcome {
+        let name = arn.rsplit(':').next().unwrap_or(arn);
+        self.progress.show(&format!("waits for site-teardown {name}"));
+        let teardown = tokio::select! {
+            ended = ended(self.stack, arn, self.wait) => ended,
+            () = is_true(self.interrupted.clone()) => Ok(Teardown::Running),
+        };
+        self.progress.show("");
+        match teardown {
+            Ok(Teardown::Succeeded) => {
+                self.undone.borrow_mut().extend(row.correlation_id);
+                Outcome::Done
+            }
+            Ok(Teardown::Failed(error)) => Outcome::Failed(error),
+            // It goes on. record-failure ends or opens the failure when it has ended.
+            Ok(Teardown::Running) | Err(_) => Outcome::Unknown,
+        }
     }
 
     /// Ends claims of what was not sent: as if nothing had been.
@@ -373,10 +492,10 @@ impl Run<'_> {
     }
 }
 
-/// What is not there is skipped, everything else ends the run.
+/// A failure whose function or payload does not exist stays open; any other error ends the run.
 fn gone(trouble: CliError) -> Result<Ended, CliError> {
     match trouble.exit {
-        Exit::NotFound => Ok(Ended::Skipped(trouble.message)),
+        Exit::NotFound => Ok(Ended::Left(trouble.message)),
         _ => Err(trouble),
     }
 }
@@ -385,9 +504,14 @@ impl Count {
     /// Counts how one ended, and tells it unless it went well.
     fn add(&mut self, screen: &mut Screen, row: &Summary, ended: Ended) -> Result<(), CliError> {
         let (word, tone, symbol, told) = match ended {
-            Ended::Replayed => {
+            Ended::Replayed(why) => {
                 self.replayed += 1;
-                ("REPLAYED", Tone::Good, "✔", String::new())
+                let told = why.map(|why| format!("nothing to do: {why}"));
+                ("REPLAYED", Tone::Good, "✔", told.unwrap_or_default())
+            }
+            Ended::Unknown(why) => {
+                self.unknown += 1;
+                ("UNKNOWN", Tone::Warn, "?", format!("not known yet: {why}"))
             }
             Ended::Failed(error) => {
                 self.failed += 1;
@@ -401,6 +525,11 @@ impl Count {
                 self.refused += 1;
                 ("REFUSED", Tone::Bad, "✘", format!("not sent: {why}"))
             }
+            Ended::Left(why) => {
+                self.left += 1;
+                *self.skipped.entry(why.clone()).or_default() += 1;
+                ("SKIPPED", Tone::Warn, "-", why)
+            }
             Ended::Skipped(why) => {
                 *self.skipped.entry(why.clone()).or_default() += 1;
                 ("SKIPPED", Tone::Faint, "-", why)
@@ -410,28 +539,35 @@ impl Count {
         if screen.json {
             return screen.entry(&json!({ "id": row.id, "outcome": word, "reason": told }));
         }
-        if matches!(word, "FAILED" | "IN_DOUBT" | "REFUSED") {
+        if word != "SKIPPED" && !told.is_empty() {
             let text = format!(" {} {}  {told}", short(&row.id), row.source);
             screen.line(screen.paint(tone, symbol).then(&text))?;
         }
         Ok(())
     }
 
-    fn show(&self, screen: &mut Screen, interrupted: bool) -> Result<(), CliError> {
+    fn show(&self, screen: &mut Screen, closed: usize, interrupted: bool) -> Result<(), CliError> {
         if screen.json {
             return Ok(());
         }
-        let Self { replayed, failed, in_doubt, refused, skipped } = self;
+        let Self { replayed, failed, unknown, in_doubt, refused, skipped, left: _ } = self;
         let counted = |count: u32, what: &str| match count {
             0 => String::new(),
             count => format!(", {count} {what}"),
         };
+        let unknown = counted(*unknown, "not known yet");
         let (doubt, refused) = (counted(*in_doubt, "in doubt"), counted(*refused, "refused"));
         let cut = if interrupted { "; interrupted, the rest is as it was" } else { "" };
         let line = format!(
-            "{replayed} replayed, {failed} failed again{doubt}{refused}{}{cut}",
+            "{replayed} replayed, {failed} failed again{unknown}{doubt}{refused}{}{cut}",
             skips(skipped)
         );
-        screen.line(&line)
+        screen.line(&line)?;
+        match closed {
+            0 => Ok(()),
+            closed => screen.line(&format!(
+                "Closed, since a site-teardown of their onboarding succeeded: {closed} more."
+            )),
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Lambda function `detect-breaches`.
 
 use alerting::{detect_breaches::DetectBreaches, memory::Memory};
-use lambda::{Aws, Error, serve_raw};
+use lambda::{Aws, Error, serve_stream};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
@@ -11,5 +11,9 @@ async fn main() -> Result<(), Error> {
         outbox: aws.outbox()?,
         memory: Memory::default(),
     };
-    serve_raw(async |batch, deadline| step.handle(&batch, deadline).await).await
+    serve_stream(
+        async |batch, deadline| step.handle(batch, deadline).await,
+        async |record, _| step.replay(record).await,
+    )
+    .await
 }

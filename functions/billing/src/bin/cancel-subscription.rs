@@ -9,7 +9,7 @@ use billing::{
     provider::Provider,
 };
 use contracts::Timestamp;
-use lambda::{Aws, Error, env, serve_queue};
+use lambda::{Aws, Error, env, serve_commands};
 use machines::Machine;
 use store::Idempotency;
 
@@ -40,8 +40,9 @@ async fn main() -> Result<(), Error> {
         // As long as the state waits.
         patience: Duration::from_hours(24),
     };
-    serve_queue(async |message, deadline| {
-        commands.handle(message, deadline, Timestamp::now()).await
-    })
+    serve_commands(
+        async |message, deadline| commands.handle(message, deadline, Timestamp::now()).await,
+        async |message, deadline| commands.replay(&message, deadline, Timestamp::now()).await,
+    )
     .await
 }

@@ -1,7 +1,7 @@
 //! Lambda function `publish-events`.
 
 use events::{publish_events::PublishEvents, publisher::Publisher};
-use lambda::{Aws, Error, env, serve_raw};
+use lambda::{Aws, Error, env, serve_stream};
 use quarantine::Quarantine;
 
 #[tokio::main(flavor = "current_thread")]
@@ -15,5 +15,9 @@ async fn main() -> Result<(), Error> {
             quarantine: Quarantine::of(&aws, "publish-events")?,
         },
     };
-    serve_raw(async |batch, deadline| step.handle(&batch, deadline).await).await
+    serve_stream(
+        async |batch, deadline| step.handle(batch, deadline).await,
+        async |record, deadline| step.replay(record, deadline).await,
+    )
+    .await
 }

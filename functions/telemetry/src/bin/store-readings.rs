@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lambda::{Aws, ConfigError, Error, env, serve_raw};
+use lambda::{Aws, ConfigError, Error, env, serve_stream};
 use quarantine::Quarantine;
 use telemetry::{register::Register, store_readings::StoreReadings};
 
@@ -15,7 +15,11 @@ async fn main() -> Result<(), Error> {
         readings,
         quarantine: Quarantine::of(&aws, "store-readings")?,
     };
-    serve_raw(async |batch, deadline| step.handle(&batch, deadline).await).await
+    serve_stream(
+        async |batch, deadline| step.handle(batch, deadline).await,
+        async |record, _| step.replay(record).await,
+    )
+    .await
 }
 
 fn register_age() -> Result<Duration, ConfigError> {

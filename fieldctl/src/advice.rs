@@ -1,0 +1,330 @@
+//! What an error means and what to do about it: one table, which `failures show` and `failures groups` use.
+//! docs/operations.md has it too; a test compares the two.
+
+use failures::{Kind, ledger::Summary};
+use serde::Serialize;
+
+/// What to do about a failure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Advice {
+    /// What the error means.
+    pub means: &'static str,
+    /// What to do, in order.
+    #[serde(rename = "do")]
+    pub todo: &'static str,
+    /// The command that does it, with the failure's own ids.
+    pub command: String,
+}
+
+/// A line of the table. The first line that matches a failure applies to it.
+struct Line {
+    /// The errors' names; none: all.
+    errors: &'static [&'static str],
+    /// The kind; none: all.
+    kind: Option<Kind>,
+    /// The sources; none: all.
+    sources: &'static [&'static str],
+    means: &'static str,
+    todo: &'static str,
+    command: &'static str,
+}
+
+const REPLAY: &str = "fieldctl failures replay {which} --yes";
+const DISCARD: &str = "fieldctl failures discard {which} --note \"<why>\" --yes";
+const RECOVER: &str = "fieldctl sagas recover {onboarding}";
+const SHOW: &str = "fieldctl failures show {id}";
+
+const TABLE: &[Line] = &[
+    Line {
+        errors: &["UnknownSensor"],
+        kind: None,
+        sources: &[],
+        means: "The register does not have the sensor: its onboarding was not finished, or the logger sends a wrong sensor id.",
+        todo: "Compare the id with `fieldctl sites show`. If the sensor is there by now, replay. If the id is wrong, correct the logger, and discard.",
+        command: REPLAY,
+    },
+    Line {
+        errors: &["RetiredSensor"],
+        kind: None,
+        sources: &[],
+        means: "The site of the sensor is out of service.",
+        todo: "Have the logger switched off, and discard.",
+        command: DISCARD,
+    },
+    Line {
+        errors: &["SensorOfAnotherSite"],
+        kind: None,
+        sources: &[],
+        means: "The logger sends under another site than the one at which the sensor is registered.",
+        todo: "Correct the logger's site or sensor id, have the readings sent again, and discard.",
+        command: DISCARD,
+    },
+    Line {
+        errors: &["BundleConflict"],
+        kind: None,
+        sources: &[],
+        means: "A bundle with that id and other samples is stored.",
+        todo: "Have the changed readings sent under a new bundleId, and discard.",
+        command: DISCARD,
+    },
+    Line {
+        errors: &["EventRefused", "InvalidInput"],
+        kind: Some(Kind::Quarantined),
+        sources: &["publish-events"],
+        means: "EventBridge refuses the event for good, or the row of the events table is no event.",
+        todo: "Correct the cause as the runbook RefusedEvents says, and replay.",
+        command: REPLAY,
+    },
+    Line {
+        errors: &["InvalidInput"],
+        kind: None,
+        sources: &["store-readings", "detect-breaches", "import-site", "receive-kits"],
+        means: "What was sent is not valid; the message names the field.",
+        todo: "Tell the sender, who sends it again, and discard.",
+        command: DISCARD,
+    },
+    Line {
+        errors: &["Unreadable", "UnreadableFile"],
+        kind: None,
+        sources: &[],
+        means: "record-failure can't read the message or the file.",
+        todo: "Follow the runbook UnreadableFailures, and discard.",
+        command: SHOW,
+    },
+    Line {
+        errors: &[],
+        kind: Some(Kind::ExecutionFailed),
+        sources: &[],
+        means: "An undo failed nine times: something of the site is left.",
+        todo: "`fieldctl trace` shows the undo and its error. Remove the cause, and recover.",
+        command: RECOVER,
+    },
+    Line {
+        errors: &["Refused"],
+        kind: Some(Kind::DeadLetter),
+        sources: &[],
+        means: "Step Functions does not confirm who sent the command.",
+        todo: "Follow the runbook ForgedCommand. If the command is forged, discard.",
+        command: DISCARD,
+    },
+    Line {
+        errors: &["ReceivesExhausted"],
+        kind: Some(Kind::DeadLetter),
+        sources: &[],
+        means: "The function failed three times at the command, or Step Functions does not confirm its sender.",
+        todo: "The function's log has the reason (runbook ForgedCommand). Remove the cause, and replay.",
+        command: REPLAY,
+    },
+    Line {
+        errors: &[],
+        kind: Some(Kind::NotDelivered),
+        sources: &[],
+        means: "EventBridge could not call the function.",
+        todo: "Correct the permission or the target that the message names, deploy, and replay.",
+        command: REPLAY,
+    },
+    Line {
+        errors: &[],
+        kind: None,
+        sources: &[
+            "check-consumers",
+            "check-sagas",
+            "reconcile-subscriptions",
+            "report-failures",
+            "sweep-events",
+        ],
+        means: "A scheduled run failed.",
+        todo: "If later runs went well (the alarm is off), discard. If not, the function's log has the reason.",
+        command: DISCARD,
+    },
+    Line {
+        errors: &[],
+        kind: None,
+        sources: &["recover-onboarding"],
+        means: "A saga that was stopped is not undone: the function failed, or three recoveries were stopped by hand.",
+        todo: "Remove the cause that the message names, and recover.",
+        command: RECOVER,
+    },
+    Line {
+        errors: &[],
+        kind: Some(Kind::GivenUp),
+        sources: &[],
+        means: "The function failed at the record until Lambda gave up on it.",
+        todo: "The function's log has the reason. Remove the cause, and replay. Each effect happens once.",
+        command: REPLAY,
+    },
+    Line {
+        errors: &["Transient", "BatchItemFailure"],
+        kind: None,
+        sources: &[],
+        means: "What the function calls did not answer: DynamoDB, the bus or the payment provider.",
+        todo: "When it answers again (no alarm of its throttles or circuit), replay.",
+        command: REPLAY,
+    },
+    Line {
+        errors: &["Internal", "InvalidInput", "CorruptRow"],
+        kind: None,
+        sources: &[],
+        means: "A defect of Fieldstation or of its deployment, such as a wrong setting, a missing permission or a broken row.",
+        todo: "The message and the function's log name it. Correct it, deploy, and replay.",
+        command: REPLAY,
+    },
+    Line {
+        errors: &["CardDeclined", "KitsOutOfStock", "Superseded"],
+        kind: None,
+        sources: &[],
+        means: "A step of a saga was refused. The saga undoes such a site by itself.",
+        todo: "`fieldctl trace` shows that the site is undone. Discard.",
+        command: DISCARD,
+    },
+    Line {
+        errors: &[
+            "Sandbox.Timedout",
+            "Runtime.ExitError",
+            "Runtime.Unknown",
+            "Runtime.OutOfMemory",
+            "Runtime.InvalidEntrypoint",
+            "Function.ResponseSizeTooLarge",
+            "Unhandled",
+            "RetriesExhausted",
+            "EventAgeExceeded",
+            "ZeroReservedConcurrency",
+        ],
+        kind: None,
+        sources: &[],
+        means: "The function crashed, did not start, was throttled or ran out of time.",
+        todo: "The function's log has the reason. Correct or roll back the function, and replay.",
+        command: REPLAY,
+    },
+    Line {
+        errors: &[],
+        kind: None,
+        sources: &[],
+        means: "This version of fieldctl does not know the error.",
+        todo: "The message and the function's log have the reason. Remove the cause, and replay.",
+        command: REPLAY,
+    },
+];
+
+impl Line {
+    fn matches(&self, error: &str, kind: Kind, source: &str) -> bool {
+        (self.errors.is_empty() || self.errors.contains(&error))
+            && self.kind.is_none_or(|of| of == kind)
+            && (self.sources.is_empty() || self.sources.contains(&source))
+    }
+}
+
+fn line(error: &str, kind: Kind, source: &str) -> &'static Line {
+    let found = TABLE.iter().find(|line| line.matches(error, kind, source));
+    // The last line matches everything.
+    found.unwrap_or(&TABLE[TABLE.len() - 1])
+}
+
+/// What to do about a failure. `which` selects it on the command line: an id, or `--group` with a group.
+#[must_use]
+pub fn advice(row: &Summary, which: &str) -> Advice {
+    let Line { means, todo, command, .. } = line(&row.error.name, row.kind, &row.source);
+    let onboarding =
+        row.correlation_id.map_or_else(|| "<onboardingId>".to_owned(), |id| id.to_string());
+    let command = command
+        .replace("{which}", which)
+        .replace("{id}", &row.id.to_string())
+        .replace("{onboarding}", &onboarding);
+    Advice { means, todo, command }
+}
+
+/// The table as docs/operations.md has it.
+#[must_use]
+pub fn markdown() -> String {
+    let mut lines = vec!["| error | kind or source | it means | do |".to_owned()];
+    lines.push("|---|---|---|---|".to_owned());
+    let names = |names: &[&str]| {
+        names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+    };
+    for Line { errors, kind, sources, means, todo, command } in TABLE {
+        let kind = kind.map(crate::walk::kind);
+        let of: Vec<String> =
+            kind.into_iter().chain(sources.iter().map(|it| (*it).to_owned())).collect();
+        let errors = if errors.is_empty() { "any".to_owned() } else { names(errors) };
+        let command = command
+            .replace(['{', '}'], "")
+            .replace("which", "<id>")
+            .replace("recover onboarding", "recover <onboardingId>");
+        let command = command.replace("show id", "show <id>");
+        let of = if of.is_empty() { "any".to_owned() } else { of.join(", ") };
+        lines.push(format!("| {errors} | {of} | {means} | {todo} `{command}` |"));
+    }
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every name that record-failure can write, by where it comes from.
+    const NAMES: [(&[&str], Kind, &str); 7] = [
+        // ErrorKind of the crate lambda, Lambda's own names and conditions.
+        (
+            &[
+                "CardDeclined",
+                "KitsOutOfStock",
+                "Superseded",
+                "Transient",
+                "InvalidInput",
+                "Internal",
+                "Sandbox.Timedout",
+                "Runtime.ExitError",
+                "Runtime.Unknown",
+                "Runtime.OutOfMemory",
+                "Unhandled",
+                "RetriesExhausted",
+                "EventAgeExceeded",
+                "ZeroReservedConcurrency",
+            ],
+            Kind::FunctionFailed,
+            "project-site",
+        ),
+        // The conditions of a stream's mapping.
+        (&["RetryAttemptsExhausted", "MaximumRecordAgeExceeded"], Kind::GivenUp, "store-readings"),
+        // TelemetryError::permanent, and a record that is no bundle.
+        (
+            &[
+                "UnknownSensor",
+                "RetiredSensor",
+                "SensorOfAnotherSite",
+                "BundleConflict",
+                "InvalidInput",
+                "CorruptRow",
+            ],
+            Kind::Quarantined,
+            "store-readings",
+        ),
+        // The publisher's.
+        (&["EventRefused", "InvalidInput"], Kind::Quarantined, "publish-events"),
+        (&["ReceivesExhausted", "Refused", "Transient"], Kind::DeadLetter, "cancel-subscription"),
+        (
+            &["CompensationIncomplete", "States.Timeout", "FAILED", "ABORTED"],
+            Kind::ExecutionFailed,
+            "site-teardown",
+        ),
+        (&["Unreadable", "UnreadableFile"], Kind::Unreadable, "project-site"),
+    ];
+
+    #[test]
+    fn every_error_that_is_recorded_has_advice_of_its_own() {
+        let default = TABLE[TABLE.len() - 1].means;
+        for (names, kind, source) in NAMES {
+            for name in names {
+                assert_ne!(line(name, kind, source).means, default, "{name} of {source}");
+            }
+        }
+        assert_eq!(line("Nonsense", Kind::FunctionFailed, "project-site").means, default);
+        assert_ne!(line("NO_PERMISSIONS", Kind::NotDelivered, "import-site").means, default);
+    }
+
+    #[test]
+    fn the_documentation_has_the_table() {
+        let docs = include_str!("../../docs/operations.md");
+        assert!(docs.contains(&markdown()), "docs/operations.md lacks this:\n{}", markdown());
+    }
+}

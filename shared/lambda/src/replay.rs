@@ -1,0 +1,148 @@
+//! Replays: an operator calls a function with one failed record, or one failed message, and waits for the
+//! outcome.
+//!
+//! Lambda's answer to a batch names only what has to come again. A function that sets a record aside, or
+//! sends a command back to its queue, answers as if all was well, and the work fails a moment later. So a
+//! replay has an event and an answer of its own: nothing is set aside or sent back, and the answer says
+//! what happened.
+
+use aws_lambda_events::event::sqs::SqsMessage;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::time::timeout;
+
+use crate::{Deadline, Error, ErrorKind, Failure, decode, serve_raw};
+
+/// How the event of a replay begins. AWS's own events begin with `Records`.
+const START: &str = "{\"replay\":";
+
+/// The event of a replay.
+#[derive(Deserialize)]
+struct Event<'a> {
+    #[serde(borrow)]
+    replay: &'a RawValue,
+}
+
+/// The outcome of a replay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Replayed {
+    /// The work is done.
+    Done,
+    /// There is nothing left to do.
+    Moot {
+        /// Why.
+        message: String,
+    },
+    /// It failed again.
+    Failed {
+        /// The error's stable name.
+        error: String,
+        /// For a human.
+        message: String,
+    },
+}
+
+impl Replayed {
+    /// It failed again.
+    #[must_use]
+    pub fn failed(error: &str, message: impl Into<String>) -> Self {
+        Self::Failed { error: error.to_owned(), message: message.into() }
+    }
+
+    /// It could not be done now.
+    #[must_use]
+    pub fn transient(message: impl Into<String>) -> Self {
+        Self::failed(ErrorKind::Transient.name(), message)
+    }
+
+    /// There is nothing left to do.
+    #[must_use]
+    pub fn moot(message: impl Into<String>) -> Self {
+        Self::Moot { message: message.into() }
+    }
+}
+
+/// An answer to Lambda, or to an operator.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Answer<R> {
+    Batch(R),
+    Replay(Replayed),
+}
+
+/// The record or message that the event asks to replay; `None` for a batch.
+fn replayed(event: &RawValue) -> Result<Option<&RawValue>, Failure> {
+    if event.get().starts_with(START) {
+        Ok(Some(decode::<Event>(event.get())?.replay))
+    } else {
+        Ok(None)
+    }
+}
+
+/// Serves a stream's mapping, and the replays of single records.
+pub async fn serve_stream<R: Serialize>(
+    batch: impl AsyncFn(&RawValue, Deadline) -> Result<R, Failure>,
+    replay: impl AsyncFn(&RawValue, Deadline) -> Replayed,
+) -> Result<(), Error> {
+    let (batch, replay) = (&batch, &replay);
+    serve_raw(async |event, deadline| match replayed(&event)? {
+        Some(record) => {
+            let outcome = timeout(deadline.left(), Box::pin(replay(record, deadline))).await;
+            let late = |_| Replayed::transient("the function's time ran out");
+            Ok(Answer::Replay(outcome.unwrap_or_else(late)))
+        }
+        None => Box::pin(batch(&event, deadline)).await.map(Answer::Batch),
+    })
+    .await
+}
+
+/// Serves the queue of a saga's commands: as [`crate::serve_queue`], and the replays of single messages.
+pub async fn serve_commands(
+    work: impl AsyncFn(SqsMessage, Deadline) -> Result<(), String>,
+    replay: impl AsyncFn(SqsMessage, Deadline) -> Replayed,
+) -> Result<(), Error> {
+    let replay = &replay;
+    serve_stream(
+        async |event, deadline| crate::batch::messages(event, deadline, &work).await,
+        async |message, deadline| match decode(message.get()) {
+            Ok(message) => replay(message, deadline).await,
+            Err(error) => Replayed::failed(ErrorKind::InvalidInput.name(), error.to_string()),
+        },
+    )
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn raw(text: &str) -> Box<RawValue> {
+        RawValue::from_string(text.to_owned()).expect("JSON")
+    }
+
+    #[test]
+    fn only_a_replays_event_is_a_replay() {
+        for batch in [r#"{"Records": [{"replay": 1}]}"#, "{}", r#"{"Records": [], "replay": 1}"#] {
+            assert!(replayed(&raw(batch)).expect("an event").is_none(), "{batch}");
+        }
+        let event = raw(r#"{"replay": {"kinesis": 1}}"#);
+        assert_eq!(
+            replayed(&event).expect("an event").expect("a replay").get(),
+            r#"{"kinesis": 1}"#
+        );
+        assert!(replayed(&raw(r#"{"again": 1}"#)).expect("an event").is_none());
+    }
+
+    #[test]
+    fn an_outcome_is_named_in_the_answer() {
+        let json = |answer| serde_json::to_value(answer).expect("JSON");
+        assert_eq!(json(Replayed::Done), json!({"outcome": "DONE"}));
+        assert_eq!(
+            json(Replayed::failed("UnknownSensor", "no")),
+            json!({"outcome": "FAILED", "error": "UnknownSensor", "message": "no"})
+        );
+    }
+}
