@@ -43,17 +43,37 @@ pub struct Cloud {
 /// An output with what XML can carry of hostile text.
 pub const NOTE: &str = "note \u{9b}45m\u{202e}\u{2066}\u{200b}";
 
-const OUTPUTS: [(&str, &str); 9] = [
+const OUTPUTS: [(&str, &str); 10] = [
     ("BillingTable", "BillingTable"),
     ("EventsTable", "EventsTable"),
     ("FailuresTable", "FailuresTable"),
     ("SitesTable", "SitesTable"),
+    ("StripeSecretArn", "arn:aws:secretsmanager:us-east-1:000000000000:secret:stripe"),
     ("SiteOnboardingArn", "arn:aws:states:us-east-1:000000000000:stateMachine:site-onboarding"),
     ("SiteTeardownArn", "arn:aws:states:us-east-1:000000000000:stateMachine:site-teardown"),
     ("ApiUrl", "https://api.execute-api.us-east-1.amazonaws.com/local"),
     ("ApiId", "api"),
     ("Note", NOTE),
 ];
+
+/// The resources of the stack, by type and logical id.
+const RESOURCES: [(&str, &str); 6] = [
+    ("AWS::Lambda::Function", "StoreReadingsFunction"),
+    ("AWS::Lambda::EventSourceMapping", "StoreReadingsMapping"),
+    ("AWS::Kinesis::Stream", "ReadingsStream"),
+    ("AWS::SQS::Queue", "StoreReadingsQuarantine"),
+    ("AWS::Logs::LogGroup", "StoreReadingsLogs"),
+    ("AWS::Logs::LogGroup", "CheckSagasLogs"),
+];
+
+fn physical_id(kind: &str, logical: &str) -> String {
+    match (kind, logical) {
+        ("AWS::Logs::LogGroup", "StoreReadingsLogs") => "/aws/lambda/test/store-readings".to_owned(),
+        ("AWS::Logs::LogGroup", _) => "/aws/lambda/test/check-sagas".to_owned(),
+        ("AWS::SQS::Queue", _) => format!("https://sqs.us-east-1.amazonaws.com/1/test-{logical}"),
+        _ => format!("test-{logical}"),
+    }
+}
 
 /// What `CloudFormation` answers, in its XML.
 fn cloudformation(body: &str) -> (u16, String) {
@@ -73,8 +93,20 @@ fn cloudformation(body: &str) -> (u16, String) {
             };
             let outputs = OUTPUTS.iter().map(output).collect::<Vec<_>>().concat();
             format!(
-                "<Stacks><member><StackName>test</StackName><Outputs>{outputs}</Outputs></member></Stacks>"
+                "<Stacks><member><StackName>test</StackName><StackStatus>UPDATE_COMPLETE</StackStatus>\
+                 <Outputs>{outputs}</Outputs></member></Stacks>"
             )
+        }
+        "ListStackResources" => {
+            let resource = |(kind, logical): &(&str, &str)| {
+                format!(
+                    "<member><ResourceType>{kind}</ResourceType><LogicalResourceId>{logical}</LogicalResourceId>\
+                     <PhysicalResourceId>{}</PhysicalResourceId></member>",
+                    physical_id(kind, logical)
+                )
+            };
+            let resources = RESOURCES.iter().map(resource).collect::<Vec<_>>().concat();
+            format!("<StackResourceSummaries>{resources}</StackResourceSummaries>")
         }
         _ => format!(
             "<StackResourceDetail><PhysicalResourceId>test-{}</PhysicalResourceId></StackResourceDetail>",
@@ -144,6 +176,8 @@ async fn respond(request: Request, seen: &Mutex<Vec<Asked>>, answer: &Arc<Answer
     let body = String::from_utf8_lossy(&body).into_owned();
     let target = head.headers.get("x-amz-target").and_then(|target| target.to_str().ok());
     let form = body.starts_with("Action=");
+    // CloudWatch's protocol.
+    let cbor = head.headers.contains_key("smithy-protocol");
     let what = if form {
         "CloudFormation".to_owned()
     } else {
@@ -160,8 +194,18 @@ async fn respond(request: Request, seen: &Mutex<Vec<Asked>>, answer: &Arc<Answer
     // It may take its time.
     let (status, body, headers) =
         tokio::task::spawn_blocking(move || answer(&asked)).await.expect("an answer");
-    let mut response =
-        (StatusCode::from_u16(status).expect("a status"), body.to_string()).into_response();
+    let status = StatusCode::from_u16(status).expect("a status");
+    let mut response = if cbor {
+        let mut bytes = Vec::new();
+        ciborium::into_writer(&body, &mut bytes).expect("CBOR");
+        let mut response = (status, bytes).into_response();
+        let headers = response.headers_mut();
+        headers.insert("content-type", HeaderValue::from_static("application/cbor"));
+        headers.insert("smithy-protocol", HeaderValue::from_static("rpc-v2-cbor"));
+        response
+    } else {
+        (status, body.to_string()).into_response()
+    };
     for (name, value) in headers {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
