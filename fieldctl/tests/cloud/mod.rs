@@ -43,10 +43,12 @@ pub struct Cloud {
 /// An output with what XML can carry of hostile text.
 pub const NOTE: &str = "note \u{9b}45m\u{202e}\u{2066}\u{200b}";
 
-const OUTPUTS: [(&str, &str); 9] = [
+const OUTPUTS: [(&str, &str); 11] = [
     ("BillingTable", "BillingTable"),
     ("EventsTable", "EventsTable"),
     ("FailuresTable", "FailuresTable"),
+    ("ReadingsTable", "ReadingsTable"),
+    ("RefusalsTable", "RefusalsTable"),
     ("SitesTable", "SitesTable"),
     ("SiteOnboardingArn", "arn:aws:states:us-east-1:000000000000:stateMachine:site-onboarding"),
     ("SiteTeardownArn", "arn:aws:states:us-east-1:000000000000:stateMachine:site-teardown"),
