@@ -232,7 +232,9 @@ struct Seen {
 impl Seen {
     fn of(rows: &[SeriesRow], now: Timestamp, active_since: Option<Timestamp>) -> Read<Self> {
         let now = now.millis();
-        let begin = active_since.map_or(i64::MIN, Timestamp::millis).max(now - WINDOW_MILLIS);
+        let begin = now - WINDOW_MILLIS;
+        // A site that is younger than the window can't have all of it.
+        let expected_from = active_since.map_or(begin, |at| at.millis().max(begin));
         let (mut starts, mut instants) = (Vec::new(), Vec::new());
         let mut accepted = Accepted::default();
         for row in rows {
@@ -247,9 +249,10 @@ impl Seen {
         accepted.samples = instants.iter().filter(|at| (begin + 1..=now).contains(*at)).count();
         let arrivals = uploads(rows.iter().map(|row| row.stored_at).collect());
         let interval = median_step(starts).max(median_step(arrivals));
-        let completeness = median_step(instants).filter(|_| now > begin).map(|step| {
+        let completeness = median_step(instants).map(|step| {
             #[expect(clippy::cast_precision_loss, reason = "a day has 86,400,000 instants")]
-            let (samples, expected) = (accepted.samples as f64, (now - begin) as f64 / step as f64);
+            let (samples, expected) =
+                (accepted.samples as f64, (now - expected_from) as f64 / step as f64);
             (samples / expected.max(1.0)).min(1.0)
         });
         Ok(Self {
