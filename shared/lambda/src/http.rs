@@ -339,6 +339,11 @@ pub fn loggable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{self, Write},
+        sync::{Arc, Mutex},
+    };
+
     use serde_json::json;
 
     use super::*;
@@ -456,6 +461,71 @@ mod tests {
         let logged = loggable(&format!("is \u{1b}[2J\u{202e}{}", "x".repeat(1_000)));
         assert!(logged.starts_with("is \\u{1b}[2J\\u{202e}xx"), "{logged}");
         assert!(logged.chars().count() <= MAX_LOGGED + 4, "{logged}");
+    }
+
+    /// The lines of JSON that the function logs within an invocation.
+    fn logged(work: impl FnOnce()) -> Vec<Value> {
+        #[derive(Clone, Default)]
+        struct Lines(Arc<Mutex<Vec<u8>>>);
+
+        impl Write for Lines {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().expect("no panic in the log").write(bytes)
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let logs = tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_writer(move || writer.clone());
+        tracing::subscriber::with_default(logs.finish(), || {
+            tracing::info_span!("invocation", siteId = tracing::field::Empty).in_scope(work);
+        });
+        let text = lines.0.lock().expect("no panic in the log").clone();
+        let text = String::from_utf8(text).expect("text");
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+
+    #[test]
+    fn a_refusal_is_logged_in_one_line_without_the_body() {
+        let mut request = request(r#"{"name": "Alamosa", "paymentMethod": "pm_secret"}"#);
+        request.http_method = "POST".parse().expect("a method");
+        request.resource = Some("/sites/{siteId}".to_owned());
+        let site = SiteId::registered("http", "key-1");
+        request.path_parameters.insert("siteId".to_owned(), site.to_string());
+        let door = Door::of(&request);
+        let lines = logged(|| {
+            let error =
+                FieldError::new("sensors[2].unit", "is missing").because(Reason::MissingField);
+            door.refused(&Problem::invalid(vec![error]));
+        });
+        let [line] = lines.as_slice() else { panic!("{lines:?}") };
+        for (field, expected) in [
+            ("level", "WARN"),
+            ("message", "request refused"),
+            ("method", "POST"),
+            ("resource", "/sites/{siteId}"),
+            ("reason", "MissingField"),
+            ("field", "sensors[2].unit"),
+            ("problem", "is missing"),
+        ] {
+            assert_eq!(line[field], expected, "{line}");
+        }
+        assert_eq!(line["status"], 400);
+        assert_eq!(line["span"]["siteId"], json!(site));
+        let text = line.to_string();
+        assert!(!text.contains("pm_secret") && !text.contains("Alamosa"), "{text}");
+
+        // What is not the caller's fault is no refusal.
+        let ours = logged(|| door.refused(&Problem::new(503, "unavailable", "", "")));
+        assert!(ours.is_empty(), "{ours:?}");
     }
 
     #[test]

@@ -48,7 +48,8 @@ fn features(selection: &[&str]) -> BTreeMap<String, BTreeSet<String>> {
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let mut features: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for line in String::from_utf8(output.stdout).unwrap().lines() {
+    // An empty line separates the packages of the selection.
+    for line in String::from_utf8(output.stdout).unwrap().lines().filter(|line| !line.is_empty()) {
         let (package, enabled) = line.trim_end_matches(" (*)").split_once('|').unwrap();
         features
             .entry(package.to_owned())
