@@ -470,7 +470,7 @@ impl Health {
             self.verdict = first.kind;
             self.summary.clone_from(&first.message);
             if !sources.is_empty() {
-                self.summary += &format!("; not checked: {sources}");
+                self.summary = format!("{}; not checked: {sources}", first.message);
             }
         } else {
             let arrival = self.last_arrival().map_or("never".to_owned(), |at| ago(self.at, at));

@@ -185,48 +185,6 @@ async fn bundles_that_can_not_be_taken_are_refused_and_not_stored() -> Result<()
     Ok(())
 }
 
-/// The drill "a station is silent": what `fieldctl sites health` says before, during and after.
-#[tokio::test]
-async fn a_silent_station_and_what_was_refused_of_it_is_shown_by_one_command() -> Result<()> {
-    let stack = Stack::connect().await?;
-    let site = Site::new(&stack, "silent").await?;
-    let health = || -> Result<(i32, Value)> {
-        let printed = stack.fieldctl(&["--json", "sites", "health", &site.key()])?;
-        Ok((printed.code, printed.document()?))
-    };
-    let (code, document) = health()?;
-    assert_eq!((code, &document["verdict"]), (1, &json!("NEVER_REPORTED")), "{document:#}");
-
-    // A logger whose clock is an hour ahead.
-    let ahead = Timestamp::now().plus_millis(60 * MINUTE).to_string();
-    let refused = site.bundle("ahead", &ahead, &[1.0])?;
-    let document = until("the refusal to be counted", PATIENCE, async || {
-        // Counters that were not due are written with a later request.
-        let answer = stack.call(Call::post_readings(serde_json::to_vec(&refused)?)).await?;
-        assert_eq!(answer.status, 400, "{answer}");
-        let (code, document) = health()?;
-        assert_eq!(code, 1, "{document:#}");
-        let counted = document["verdict"] == "REFUSED";
-        Ok(if counted { Look::Found(document) } else { Look::Saw(document) })
-    })
-    .await?;
-    let refusal = &document["refused"][0];
-    assert_eq!(refusal["reason"], "ClockAhead", "{document:#}");
-    assert_eq!(refusal["field"], "series[].samples[]", "{document:#}");
-    assert_eq!(refusal["sensorId"], json!(site.sensors[0]), "{document:#}");
-
-    // The clock is set.
-    let now = Timestamp::now().plus_millis(-MINUTE).to_string();
-    let last = site.bundle("now", &now, &[2.0])?;
-    send(&stack, &[&last]).await?;
-    site.samples(&stack, 1).await?;
-    let (_, document) = health()?;
-    assert_eq!(document["sensors"][0]["verdict"], "REPORTING", "{document:#}");
-    assert_eq!(document["sensors"][0]["accepted"], json!({ "bundles": 1, "samples": 1 }));
-    assert_eq!(document["unknown"], json!([]), "{document:#}");
-    Ok(())
-}
-
 #[tokio::test]
 async fn readings_are_asked_for_page_by_page() -> Result<()> {
     let stack = Stack::connect().await?;

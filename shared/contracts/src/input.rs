@@ -151,7 +151,9 @@ impl Problems {
 
     /// Adds those of a part of the input.
     pub fn extend(&mut self, errors: Vec<FieldError>) {
-        errors.into_iter().for_each(|error| self.push(error));
+        for error in errors {
+            self.push(error);
+        }
     }
 
     /// Whether nothing is wrong so far.

@@ -70,7 +70,7 @@ async fn evidence(stack: &Stack, site: SiteId, shown: &Value, now: Timestamp) ->
         set_aside(stack, site),
     );
     let steps = shown["onboarding"]["steps"].as_array().into_iter().flatten();
-    let activation = steps.filter(|step| step["name"] == "ActivateSite").last();
+    let activation = steps.rev().find(|step| step["name"] == "ActivateSite");
     Evidence {
         site_id: site,
         name: text(shown, "name").to_owned(),
