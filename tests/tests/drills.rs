@@ -286,8 +286,9 @@ async fn a_station_is_silent() -> Result<()> {
             "Tell the sender what to correct",
             "never reported",
         ],
-    );
-    fits(&shown.await?)?;
+    )
+    .await?;
+    fits(&shown)?;
 
     // The clock is set right.
     send(&stack, &[&bundle("now", -MINUTE)?]).await?;
