@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fmt, time::Duration};
 
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
-use contracts::{OnboardingId, Timestamp};
+use contracts::{Entity, OnboardingId, SiteId, Timestamp};
 use futures_util::future::try_join_all;
 use serde::Deserialize;
 use store::{EventRow, UNPUBLISHED_SHARDS};
@@ -97,6 +97,22 @@ impl Stack {
         }
         rows.reverse();
         Ok(rows)
+    }
+
+    /// A site's name, as its first event, `SiteCreated`, has it.
+    pub async fn name_of_site(&self, site: SiteId) -> Result<Option<String>, CliError> {
+        let answer = self
+            .dynamodb
+            .get_item()
+            .table_name(self.output("EventsTable")?)
+            .key("entity", text(Entity::from(site).to_string()))
+            .key("sequence", AttributeValue::N("1".to_owned()))
+            .send()
+            .await
+            .map_err(aws("the event log can't be read"))?;
+        let Some(event) = answer.item.map(row).transpose()? else { return Ok(None) };
+        let name = event.envelope().map(|mut envelope| envelope.data["name"].take());
+        Ok(name.ok().and_then(|name| name.as_str().map(str::to_owned)))
     }
 
     /// The events of a type, the last ones in time, at most so many.

@@ -4,8 +4,9 @@ mod cloud;
 
 use cloud::{Asked, Cloud};
 use contracts::{
-    OnboardingId, Saga, SensorId, SiteId, Timestamp,
-    events::{SiteActivated, SiteDecommissioned},
+    Entity, EntityType, Location, Metric, OnboardingId, PaymentMethodId, Plan, Saga, SensorId,
+    SiteId, Timestamp,
+    events::{Limit, ReadingBreachedThreshold, SiteActivated, SiteCreated, SiteDecommissioned},
 };
 use serde_json::{Value, json};
 use store::NewEvent;
@@ -54,6 +55,41 @@ async fn lists_follow_the_pages() {
     let span = ["--from", "2026-01-01T00:00:00Z", "--to", "2026-01-01T00:10:00Z"];
     let (_, out, _) = cloud.run(&[&["readings", "plot", &sensor][..], &span].concat()).await;
     assert!(out.contains("2.5 ┤") && out.ends_with("00:10 UTC\n"), "{out}");
+}
+
+#[tokio::test]
+async fn readings_are_limited_and_the_newest_come_first() {
+    // Pages of two samples, whatever is asked for, newest first or oldest first.
+    let cloud = Cloud::start(|asked| {
+        let next = asked.query.split('&').find_map(|pair| pair.strip_prefix("next="));
+        let begin: i64 = next.map_or(0, |next| next.parse().expect("a token of ours"));
+        let limit = asked.query.split('&').find_map(|pair| pair.strip_prefix("limit="));
+        let count = limit.expect("a limit").parse::<i64>().expect("a number").min(2);
+        let sample = |n: i64| {
+            let minute = if asked.query.contains("order=desc") { 59 - n } else { n };
+            json!([format!("2026-01-01T00:{minute:02}:00.000Z"), minute])
+        };
+        let samples: Vec<_> = (begin..begin + count).map(sample).collect();
+        ok(json!({ "unit": "Cel", "samples": samples, "next": (begin + count).to_string() }))
+    })
+    .await;
+    let sensor = SensorId::of(OnboardingId::of(site()), 0).to_string();
+    let minutes = |out: &str| {
+        let samples = out.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+        samples.map(|sample| sample[1].as_i64().expect("a number")).collect::<Vec<_>>()
+    };
+    let get = ["--json", "readings", "get", &sensor];
+    for (more, expected) in [
+        (&["--limit", "1"][..], &[0][..]),
+        (&["--limit", "5"], &[0, 1, 2, 3, 4]),
+        (&["--newest", "--limit", "1"], &[59]),
+        (&["--newest", "--limit", "3"], &[59, 58, 57]),
+    ] {
+        let (code, out, err) = cloud.run(&[&get[..], more].concat()).await;
+        assert_eq!((code, minutes(&out)), (0, expected.to_vec()), "{more:?}: {err}");
+    }
+    let (code, _, err) = cloud.run(&[&get[..], &["--limit", "0"]].concat()).await;
+    assert!(code == 2 && err.contains("--limit"), "{err}");
 }
 
 #[tokio::test]
@@ -144,12 +180,63 @@ async fn events_are_listed_in_order_and_their_state_is_told() {
         assert_eq!(code, 0, "{err}");
         let lines: Vec<_> = out.lines().collect();
         assert!(lines[1].starts_with('●') && lines[1].contains("SiteActivated"), "{out}");
-        assert!(lines[2].starts_with('○') && lines[2].ends_with(&site_id.to_string()), "{out}");
+        assert!(lines[2].starts_with('○') && lines[2].ends_with("out of service"), "{out}");
+        assert!(lines[2].contains(&site_id.to_string()[..8]), "no name is known: {out}");
     }
     let last = ["events", "list", "--type", "siteactivated", "--limit", "1", "--json"];
     let (_, out, _) = cloud.run(&last).await;
     let event: Value = serde_json::from_str(&out).expect("one line");
     assert_eq!(event["detail"]["metadata"]["sequence"], 2);
+}
+
+#[tokio::test]
+async fn events_name_their_site_and_say_what_happened() {
+    let cloud = Cloud::start(|_| ok(Value::Null)).await;
+    let site_id = site();
+    let saga = Saga::of_site(site_id, None);
+    let at = |second: i64| Timestamp::from_millis(1_767_225_600_000 + 1000 * second);
+    let onboarding_id = saga.onboarding_id;
+    let created = SiteCreated {
+        site_id,
+        onboarding_id,
+        name: "Desert Rock".to_owned(),
+        operator: "NOAA".to_owned(),
+        location: Location { latitude: 36.6, longitude: -116.0, elevation_m: 1007.0 },
+        sensors: vec![],
+        plan: Plan::Standard,
+        payment_method: PaymentMethodId("pm_secret".to_owned()),
+    };
+    let breach = ReadingBreachedThreshold {
+        site_id,
+        sensor_id: SensorId::of(onboarding_id, 0),
+        metric: Metric::AirTemperature,
+        unit: "Cel".to_owned(),
+        value: 51.5,
+        at: at(1),
+        limit: Limit::Max,
+        threshold: 50.0,
+    };
+    let created = NewEvent::of(saga, site_id, 1, at(0), created).row().expect("a row");
+    let entity = Entity { kind: EntityType::Alerting, id: onboarding_id.uuid() };
+    let breach = NewEvent::of(saga, entity, 2, at(2), breach).row().expect("a row");
+    let mut unknown = breach.clone();
+    (unknown.kind, unknown.sequence) = ("SensorFellSilent".to_owned(), 3);
+    for event in [&created, &breach, &unknown] {
+        cloud.dynamo.put(EVENTS, json!(event)).await;
+    }
+    let of = ["events", "list", "--correlation", &onboarding_id.to_string()];
+    let output = cloud.command(&of).env("COLUMNS", "200").output().await.expect("it runs");
+    let out = String::from_utf8(output.stdout).expect("text");
+    let lines: Vec<_> = out.lines().collect();
+    assert!(
+        lines[1].ends_with("Desert Rock  Desert Rock of NOAA, 0 sensors, plan standard"),
+        "{out}"
+    );
+    let breached = "Desert Rock  air_temperature 51.5 Cel, above 50.0, at 2026-01-01T00:00:01.000Z";
+    assert!(lines[2].ends_with(breached), "{out}");
+    let fallback = format!("Desert Rock  alerting#{onboarding_id}");
+    assert!(lines[3].contains("SensorFellSilent") && lines[3].ends_with(&fallback), "{out}");
+    assert!(!out.contains("pm_secret"), "{out}");
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use fieldctl::cli::Cli;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
 use store::NewEvent;
-use testkit::dynamo::{BILLING, EVENTS, FAILURES};
+use testkit::dynamo::{BILLING, EVENTS, FAILURES, REFUSALS};
 
 /// Colours and a title for a terminal, a C1 control, bidirectional controls, zero-width and other
 /// invisible characters, a line separator, a line that looks like one of fieldctl's. `fieldctl` itself
@@ -156,7 +156,19 @@ async fn stack(answer: fn(&Asked) -> Answer) -> Cloud {
     event["detail"] = detail.to_string().into();
     event["entity"] = format!("site#{HOSTILE}").into();
     event["source"] = HOSTILE.into();
+    cloud.dynamo.put(EVENTS, event.clone()).await;
+    // The site's first event, which has its name.
+    detail["data"]["name"] = HOSTILE.into();
+    event["detail"] = detail.to_string().into();
+    event["entity"] = format!("site#{site_id}").into();
+    event["sequence"] = 1.into();
     cloud.dynamo.put(EVENTS, event).await;
+    let hour = Timestamp::from_millis(at.millis() / 3_600_000 * 3_600_000);
+    let refusal = json!({
+        "siteId": site_id, "row": format!("{hour}/{HOSTILE}/{HOSTILE}/-"), "refused": 1, "firstAt": at,
+        "lastAt": at, "example": HOSTILE, "expiresAt": 0,
+    });
+    cloud.dynamo.put(REFUSALS, refusal).await;
     let report = json!({
         "id": "reconciliation#provider", "at": at, "sequence": at.millis(), "running": 1,
         "active": 0, "foreign": 0, "found": 1,
@@ -194,7 +206,7 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
         "completions" => (&["bash"], (false, false)),
         "outputs" | "sites list" | "sagas list" | "failures list" | "failures groups"
         | "subscriptions" => (&[], (true, true)),
-        "sites show" | "trace" => (&[&site], (true, true)),
+        "sites show" | "sites health" | "trace" => (&[&site], (true, true)),
         "sites onboard" => (&[registration, "--wait"], (true, true)),
         "sites teardown" => (&[&site, "--yes"], (false, true)),
         "sagas show" => (&["arn:any"], (true, true)),

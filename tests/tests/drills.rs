@@ -9,13 +9,17 @@ mod faults;
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use contracts::Metric;
+use anyhow::{Context, Result, ensure};
+use contracts::{
+    Metric, Timestamp,
+    readings::{Bundle, Sample, Series},
+};
 use serde_json::{Value, json};
 use tests::{
     Stack,
     api::Call,
     fieldctl::Printed,
+    logger::send,
     sites::{GOOD_CARD, Ids, registration},
     wait::{Look, PATIENCE, until},
 };
@@ -25,6 +29,8 @@ use uuid::Uuid;
 use crate::faults::{Broken, Outage, Refusing, WaitScale};
 
 static TURN: Mutex<()> = Mutex::const_new(());
+
+const MINUTE: i64 = 60_000;
 
 const METRIC: Metric = Metric::RelativeHumidity;
 
@@ -237,7 +243,62 @@ async fn a_bad_version_is_deployed_and_rolled_back() -> Result<()> {
 
 #[tokio::test]
 async fn a_station_is_silent() -> Result<()> {
-    let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
-    bail!("{} sites health", stack.name())
+    stack.deliver(&[METRIC], 1).await?;
+    let (name, ids) = register(&stack, "silent").await?;
+    stack.site_active(ids.site_id).await?;
+    let sensor = stack.sensors(ids.site_id).await?[0].sensor_id;
+    stack.sensors_known([sensor]).await?;
+    let bundle = |id: &str, ahead: i64| -> Result<Bundle> {
+        let sample = Sample(Timestamp::now().plus_millis(ahead), 1.0);
+        let series = vec![Series { sensor_id: sensor, samples: vec![sample] }];
+        Ok(Bundle { bundle_id: id.parse()?, site_id: ids.site_id, series })
+    };
+    let health = || -> Result<(i32, Value)> {
+        let printed = stack.fieldctl(&["--json", "sites", "health", &name])?;
+        Ok((printed.code, printed.document()?))
+    };
+    let (code, document) = health()?;
+    ensure!(code == 1 && document["verdict"] == "NEVER_REPORTED", "{document:#}");
+
+    // The logger's clock is an hour ahead.
+    let refused = serde_json::to_vec(&bundle("ahead", 60 * MINUTE)?)?;
+    let document = until("the refusal to be counted", PATIENCE, async || {
+        // Counters that were not due are written with a later request.
+        let answer = stack.call(Call::post_readings(refused.clone())).await?;
+        ensure!(answer.status == 400, "{answer}");
+        let (code, document) = health()?;
+        ensure!(code == 1, "{document:#}");
+        let is_counted = document["verdict"] == "REFUSED";
+        Ok(if is_counted { Look::Found(document) } else { Look::Saw(document) })
+    })
+    .await?;
+    let refusal = &document["refused"][0];
+    ensure!(refusal["reason"] == "ClockAhead", "{document:#}");
+    ensure!(refusal["field"] == "series[].samples[]", "{document:#}");
+    ensure!(refusal["sensorId"] == json!(sensor), "{document:#}");
+    let shown = shows(
+        &stack,
+        &["sites", "health", &name],
+        &[
+            "readings refused",
+            "15 minutes ahead",
+            "Tell the sender what to correct",
+            "never reported",
+        ],
+    )
+    .await?;
+    fits(&shown)?;
+
+    // The clock is set right.
+    send(&stack, &[&bundle("now", -MINUTE)?]).await?;
+    let document = until("the sensor to report", PATIENCE, async || {
+        let (_, document) = health()?;
+        let reports = document["sensors"][0]["verdict"] == "REPORTING";
+        Ok(if reports { Look::Found(document) } else { Look::Saw(document) })
+    })
+    .await?;
+    ensure!(document["sensors"][0]["accepted"] == json!({ "bundles": 1, "samples": 1 }));
+    ensure!(document["unknown"] == json!([]), "{document:#}");
+    Ok(())
 }

@@ -1,10 +1,13 @@
 //! `fieldctl events`.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use clap::{Args, Subcommand};
-use contracts::{EntityType, OnboardingId, Timestamp};
-use futures_util::future::try_join_all;
+use contracts::{EntityType, OnboardingId, SiteId, Timestamp};
+use futures_util::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use serde_json::{Value, json};
 use store::EventRow;
 use tokio::time::Instant;
@@ -15,6 +18,7 @@ use crate::{
     output::{Screen, Tone},
     render::{Cell, Table, instant, mask, plain},
     stack::Stack,
+    summary,
     walk::{nearest, onboarding_exists},
 };
 
@@ -23,6 +27,8 @@ const LOOK: Duration = Duration::from_secs(2);
 /// An event's time is that of its transaction, and the indexes follow by a moment: so far behind
 /// is looked again.
 const LATE_MILLIS: i64 = 30_000;
+/// Sites that are looked up at the same time.
+const LOOKUPS_AT_ONCE: usize = 8;
 /// More of a type in that time are not told by `tail`.
 const MOST_AT_ONCE: usize = 1000;
 
@@ -92,7 +98,7 @@ impl Events {
                         screen.line(&format!("No events {}{between}.", of.describe()))?;
                     }
                 }
-                print(screen, &mut table(), &events)?;
+                print(stack, screen, &mut table(), &mut Names::new(), &events).await?;
             }
             Self::Tail { kind, seconds } => {
                 let kinds = match kind {
@@ -180,7 +186,7 @@ async fn tail(
     kinds: &[&str],
     end: Option<Instant>,
 ) -> Result<(), CliError> {
-    let mut table = table();
+    let (mut table, mut names) = (table(), Names::new());
     let begun = Timestamp::now();
     let mut seen = BTreeMap::<(String, u64), Timestamp>::new();
     let interrupted = tokio::signal::ctrl_c();
@@ -192,7 +198,7 @@ async fn tail(
         let mut new: Vec<_> = try_join_all(of_kinds).await?.into_iter().flatten().collect();
         new.retain(|it| seen.insert((it.entity.clone(), it.sequence), it.occurred_at).is_none());
         sort(&mut new);
-        print(screen, &mut table, &new)?;
+        print(stack, screen, &mut table, &mut names, &new).await?;
         screen.flush()?;
         seen.retain(|_, at| *at >= from);
         if end.is_some_and(|end| Instant::now() + LOOK > end) {
@@ -205,29 +211,69 @@ async fn tail(
     }
 }
 
-fn table() -> Table {
-    Table::new(["", "OCCURRED", "TYPE", "NO.", "ENTITY"])
+/// The names of sites, each looked up once; none for a site whose first event is not in the log.
+type Names = BTreeMap<SiteId, Option<String>>;
+
+/// Looks up those that are not known yet.
+async fn look_up(
+    stack: &Stack,
+    names: &mut Names,
+    sites: impl Iterator<Item = SiteId>,
+) -> Result<(), CliError> {
+    let unknown: BTreeSet<_> = sites.filter(|site| !names.contains_key(site)).collect();
+    let found = stream::iter(unknown)
+        .map(|site| async move { Ok::<_, CliError>((site, stack.name_of_site(site).await?)) })
+        .buffer_unordered(LOOKUPS_AT_ONCE)
+        .try_collect::<Vec<_>>();
+    names.extend(found.await?);
+    Ok(())
 }
 
-fn print(screen: &mut Screen, table: &mut Table, events: &[EventRow]) -> Result<(), CliError> {
+fn table() -> Table {
+    Table::new(["", "OCCURRED", "TYPE", "NO.", "SITE", "WHAT"])
+}
+
+async fn print(
+    stack: &Stack,
+    screen: &mut Screen,
+    table: &mut Table,
+    names: &mut Names,
+    events: &[EventRow],
+) -> Result<(), CliError> {
     if screen.json {
         return events.iter().try_for_each(|event| screen.entry(&entry(event)));
     }
-    let rows: Vec<_> = events.iter().map(row).collect();
+    let data: Vec<_> = events
+        .iter()
+        .map(|event| event.envelope().map(|envelope| envelope.data).unwrap_or_default())
+        .collect();
+    look_up(stack, names, data.iter().filter_map(site_of)).await?;
+    let rows: Vec<_> =
+        events.iter().zip(&data).map(|(event, data)| row(screen, names, event, data)).collect();
     table.page(screen, &rows)
 }
 
-fn row(event: &EventRow) -> Vec<Cell> {
+fn site_of(data: &Value) -> Option<SiteId> {
+    data["siteId"].as_str()?.parse().ok()
+}
+
+fn row(screen: &Screen, names: &Names, event: &EventRow, data: &Value) -> Vec<Cell> {
     let (symbol, tone) = match (&event.unpublished, &event.refused) {
         (None, None) => ("●", Tone::Strong),
         _ => ("○", Tone::Warn),
     };
+    let site = match site_of(data) {
+        Some(site) => names.get(&site).cloned().flatten().unwrap_or_else(|| screen.id(&site)),
+        None => "-".to_owned(),
+    };
+    let what = summary::of_event(&event.kind, data).unwrap_or_else(|| event.entity.clone());
     vec![
         (symbol.to_owned(), tone),
         (event.occurred_at.to_string(), Tone::Faint),
         (event.kind.clone(), tone),
         plain(event.sequence.to_string()),
-        plain(event.entity.clone()),
+        plain(site),
+        plain(what),
     ]
 }
 

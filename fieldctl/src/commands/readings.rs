@@ -11,6 +11,7 @@ use crate::{
     error::{CliError, Exit, unreadable},
     output::{Screen, Tone},
     render::{Table, instant, plain},
+    resolve,
     stack::Stack,
 };
 
@@ -26,10 +27,10 @@ pub enum Readings {
         /// The JSON, as docs/integrating.md describes it; - for standard input.
         file: String,
     },
-    /// Prints a sensor's readings.
+    /// Prints a sensor's readings, the oldest first.
     Get {
-        /// The sensor.
-        sensor: SensorId,
+        /// The sensor: its id, the first digits of it, or <site>/<metric>.
+        sensor: String,
         /// Not before: RFC 3339, or an age such as 2h.
         #[arg(long, value_parser = instant)]
         from: Option<Timestamp>,
@@ -39,11 +40,17 @@ pub enum Readings {
         /// Added up, in UTC.
         #[arg(long)]
         aggregate: Option<Aggregate>,
+        /// The newest first. With --limit 1 it is the last reading.
+        #[arg(long)]
+        newest: bool,
+        /// At most so many readings, or buckets.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        limit: Option<u64>,
     },
     /// Draws a sensor's readings.
     Plot {
-        /// The sensor.
-        sensor: SensorId,
+        /// The sensor: its id, the first digits of it, or <site>/<metric>.
+        sensor: String,
         /// Not before: RFC 3339, or an age such as 2h.
         #[arg(long, value_parser = instant, default_value = "1d")]
         from: Timestamp,
@@ -67,10 +74,15 @@ impl Readings {
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         match self {
             Self::Send { file } => send(stack, screen, &file).await,
-            Self::Get { sensor, from, to, aggregate } => {
-                get(stack, screen, sensor, (from, to), aggregate).await
+            Self::Get { sensor, from, to, aggregate, newest, limit } => {
+                let sensor = resolve::sensor(stack, &sensor).await?;
+                let wanted = Wanted { sensor, from, to, aggregate, newest };
+                get(stack, screen, wanted, limit).await
             }
-            Self::Plot { sensor, from, to } => plot(stack, screen, sensor, from, to).await,
+            Self::Plot { sensor, from, to } => {
+                let sensor = resolve::sensor(stack, &sensor).await?;
+                plot(stack, screen, sensor, from, to).await
+            }
         }
     }
 }
@@ -121,43 +133,60 @@ async fn send(stack: &Stack, screen: &mut Screen, file: &str) -> Result<Exit, Cl
     Ok(Exit::Done)
 }
 
-/// A page of a sensor's readings, with whatever is behind it.
-async fn page(
-    stack: &Stack,
+/// Which readings.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
     sensor: SensorId,
-    (from, to): (Option<Timestamp>, Option<Timestamp>),
+    from: Option<Timestamp>,
+    to: Option<Timestamp>,
     aggregate: Option<Aggregate>,
-    next: Option<String>,
-) -> Result<Value, CliError> {
-    let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
-    let aggregate = aggregate.map(|aggregate| format!("{aggregate:?}").to_lowercase());
-    let limit = if aggregate.is_some() { "1000" } else { "10000" };
-    let query = query(&[
-        ("from", text(from)),
-        ("to", text(to)),
-        ("aggregate", aggregate),
-        ("limit", Some(limit.to_owned())),
-        ("next", next),
-    ]);
-    stack.call(Call::get(format!("/sensors/{sensor}/readings?{query}"))).await
+    newest: bool,
+}
+
+impl Wanted {
+    /// The most that the API takes as the limit of a page.
+    fn largest_page(&self) -> u64 {
+        if self.aggregate.is_some() { 1_000 } else { 10_000 }
+    }
+
+    /// A page of at most so many entries; `next` is the token of the page before it.
+    async fn page(
+        &self,
+        stack: &Stack,
+        limit: u64,
+        next: Option<String>,
+    ) -> Result<Value, CliError> {
+        let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
+        let aggregate = self.aggregate.map(|aggregate| format!("{aggregate:?}").to_lowercase());
+        let query = query(&[
+            ("from", text(self.from)),
+            ("to", text(self.to)),
+            ("aggregate", aggregate),
+            ("order", self.newest.then(|| "desc".to_owned())),
+            ("limit", Some(limit.min(self.largest_page()).to_string())),
+            ("next", next),
+        ]);
+        stack.call(Call::get(format!("/sensors/{}/readings?{query}", self.sensor))).await
+    }
 }
 
 async fn get(
     stack: &Stack,
     screen: &mut Screen,
-    sensor: SensorId,
-    span: (Option<Timestamp>, Option<Timestamp>),
-    aggregate: Option<Aggregate>,
+    wanted: Wanted,
+    limit: Option<u64>,
 ) -> Result<Exit, CliError> {
-    let (list, mut table) = match aggregate {
+    let (list, mut table) = match wanted.aggregate {
         None => ("samples", Table::new(["TIME", "VALUE"])),
         Some(_) => ("buckets", Table::new(["START", "COUNT", "LEAST", "MEAN", "GREATEST"])),
     };
-    let (mut next, mut count) = (None, 0);
-    loop {
-        let page = page(stack, sensor, span, aggregate, next).await?;
+    let mut left = limit.unwrap_or(u64::MAX);
+    let (mut next, mut is_empty) = (None, true);
+    while left > 0 {
+        let page = wanted.page(stack, left, next).await?;
         let entries = page[list].as_array().map_or(&[][..], Vec::as_slice);
-        count += entries.len();
+        is_empty &= entries.is_empty();
+        left = left.saturating_sub(u64::try_from(entries.len()).unwrap_or(u64::MAX));
         if screen.json {
             entries.iter().try_for_each(|entry| screen.entry(entry))?;
         } else {
@@ -170,7 +199,7 @@ async fn get(
             break;
         }
     }
-    if count == 0 && !screen.json {
+    if is_empty && !screen.json {
         screen.line("There are no readings in that time.")?;
     }
     Ok(Exit::Done)
@@ -202,8 +231,9 @@ async fn plot(
 ) -> Result<Exit, CliError> {
     let to = to.unwrap_or(screen.now);
     let (mut samples, mut unit, mut next) = (Vec::<Sample>::new(), String::new(), None);
+    let wanted = Wanted { sensor, from: Some(from), to: Some(to), aggregate: None, newest: false };
     loop {
-        let mut page = page(stack, sensor, (Some(from), Some(to)), None, next).await?;
+        let mut page = wanted.page(stack, wanted.largest_page(), next).await?;
         let read: Vec<Sample> = serde_json::from_value(page["samples"].take())
             .map_err(|error| unreadable("the API's answer", &error))?;
         samples.extend(read);

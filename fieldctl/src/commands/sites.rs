@@ -1,5 +1,7 @@
 //! `fieldctl sites`.
 
+mod health;
+
 use std::fmt;
 
 use clap::{Subcommand, ValueEnum};
@@ -36,6 +38,14 @@ pub enum Sites {
     },
     /// Shows a site: status, sensors, its onboarding step by step.
     Show {
+        /// The site: its id, the first digits of it, or its name.
+        site: String,
+    },
+    /// Shows when a site's sensors last sent, what is missing, and what was refused and set aside.
+    ///
+    /// Exit codes: 0 the site reports; 1 it is silent, or something was refused or set aside; 5 something could
+    /// not be read.
+    Health {
         /// The site: its id, the first digits of it, or its name.
         site: String,
     },
@@ -84,6 +94,9 @@ impl Sites {
         match self {
             Self::List { status, limit } => list(stack, screen, status, limit).await,
             Self::Show { site } => show(stack, screen, resolve::site(stack, &site).await?).await,
+            Self::Health { site } => {
+                health::run(stack, screen, resolve::site(stack, &site).await?).await
+            }
             Self::Onboard { file, idempotency_key, wait } => {
                 onboard(stack, screen, &file, idempotency_key, wait).await
             }

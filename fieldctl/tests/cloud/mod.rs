@@ -43,10 +43,12 @@ pub struct Cloud {
 /// An output with what XML can carry of hostile text.
 pub const NOTE: &str = "note \u{9b}45m\u{202e}\u{2066}\u{200b}";
 
-const OUTPUTS: [(&str, &str); 10] = [
+const OUTPUTS: [(&str, &str); 12] = [
     ("BillingTable", "BillingTable"),
     ("EventsTable", "EventsTable"),
     ("FailuresTable", "FailuresTable"),
+    ("ReadingsTable", "ReadingsTable"),
+    ("RefusalsTable", "RefusalsTable"),
     ("SitesTable", "SitesTable"),
     ("StripeSecretArn", "arn:aws:secretsmanager:us-east-1:000000000000:secret:stripe"),
     ("SiteOnboardingArn", "arn:aws:states:us-east-1:000000000000:stateMachine:site-onboarding"),
@@ -68,7 +70,9 @@ const RESOURCES: [(&str, &str); 6] = [
 
 fn physical_id(kind: &str, logical: &str) -> String {
     match (kind, logical) {
-        ("AWS::Logs::LogGroup", "StoreReadingsLogs") => "/aws/lambda/test/store-readings".to_owned(),
+        ("AWS::Logs::LogGroup", "StoreReadingsLogs") => {
+            "/aws/lambda/test/store-readings".to_owned()
+        }
         ("AWS::Logs::LogGroup", _) => "/aws/lambda/test/check-sagas".to_owned(),
         ("AWS::SQS::Queue", _) => format!("https://sqs.us-east-1.amazonaws.com/1/test-{logical}"),
         _ => format!("test-{logical}"),

@@ -64,10 +64,10 @@ impl Step for ReceiveKits {
                 if there.is_some_and(|there| there.kits == row.kits) {
                     Ok(Reply::Already)
                 } else {
-                    Err(InventoryError::InvalidDelivery(vec![FieldError {
-                        field: "detail.deliveryId".to_owned(),
-                        message: format!("{} came before with other kits", delivery.delivery_id),
-                    }]))
+                    Err(InventoryError::InvalidDelivery(vec![FieldError::new(
+                        "detail.deliveryId",
+                        format!("{} came before with other kits", delivery.delivery_id),
+                    )]))
                 }
             }
         }

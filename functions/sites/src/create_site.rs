@@ -3,6 +3,7 @@
 use contracts::{
     OnboardingId, SiteId, Timestamp,
     inbound::{MAX_ID, SiteRegistration},
+    input::Reason,
 };
 use lambda::http::{self, Answer, FieldError, Problem, Request};
 use serde::Serialize;
@@ -53,27 +54,27 @@ fn key_reused(site: SiteId) -> Problem {
     let detail = "Send a new Idempotency-Key for a new site, or the registration that came with \
                   this one before to hear its answer again.";
     Problem {
-        errors: vec![FieldError {
-            field: "header Idempotency-Key".to_owned(),
-            message: format!("made site {site} before, from another registration"),
-        }],
+        errors: vec![FieldError::new(
+            "header Idempotency-Key",
+            format!("made site {site} before, from another registration"),
+        )],
         ..Problem::conflict("idempotency-key-reused", detail)
     }
 }
 
 fn idempotency_key(request: &Request) -> Result<&str, Problem> {
     let wrong = |problem: String| {
-        Problem::invalid(vec![FieldError {
-            field: "header Idempotency-Key".to_owned(),
-            message: format!(
-                "{problem}; send 1 to {MAX_ID} ASCII characters of your choice, a new UUID for \
-                 each new site, and the same one when you repeat the request"
-            ),
-        }])
+        let message = format!(
+            "{problem}; send 1 to {MAX_ID} ASCII characters of your choice, a new UUID for each \
+             new site, and the same one when you repeat the request"
+        );
+        FieldError::new("header Idempotency-Key", message)
     };
     let Some(value) = request.headers.get("Idempotency-Key") else {
-        return Err(wrong("is missing".to_owned()));
+        let missing = wrong("is missing".to_owned()).because(Reason::MissingField);
+        return Err(Problem::invalid(vec![missing]));
     };
+    let wrong = |problem: String| Problem::invalid(vec![wrong(problem)]);
     let shown = |byte: &u8| byte.is_ascii_graphic() || *byte == b' ';
     match value.to_str() {
         Ok(key) if !key.as_bytes().iter().all(shown) => {

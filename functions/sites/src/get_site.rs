@@ -143,10 +143,8 @@ struct Query {
 pub(crate) fn site_id(request: &Request) -> Result<SiteId, Problem> {
     let text = request.path_parameters.get("siteId").map_or("", String::as_str);
     text.parse().map_err(|_| {
-        Problem::invalid(vec![FieldError {
-            field: "path siteId".to_owned(),
-            message: format!("is {text:?}; give the UUID that POST /sites answered"),
-        }])
+        let message = format!("is {text:?}; give the UUID that POST /sites answered");
+        Problem::invalid(vec![FieldError::new("path siteId", message)])
     })
 }
 
@@ -267,16 +265,14 @@ fn query(request: &Request) -> Result<Query, Problem> {
             _ => Err("is not known; give status, limit or next".to_owned()),
         };
         if let Err(message) = read {
-            errors.push(FieldError { field: format!("query {name}"), message });
+            errors.push(FieldError::new(format!("query {name}"), message));
         }
     }
     if let (Some(status), Some(next)) = (query.status, &query.next)
         && next["status"] != status.name()
     {
-        errors.push(FieldError {
-            field: "query next".to_owned(),
-            message: "belongs to a list of another status; leave it out to start over".to_owned(),
-        });
+        let message = "belongs to a list of another status; leave it out to start over";
+        errors.push(FieldError::new("query next", message));
     }
     if errors.is_empty() { Ok(query) } else { Err(Problem::invalid(errors)) }
 }

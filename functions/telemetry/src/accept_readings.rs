@@ -14,7 +14,7 @@ use aws_sdk_kinesis::{
 };
 use contracts::{
     Timestamp,
-    input::Problems,
+    input::{Problems, Reason},
     readings::{Bundle, BundleId},
 };
 use lambda::{
@@ -24,6 +24,8 @@ use lambda::{
 use serde::Serialize;
 use serde_json::value::RawValue;
 use store::jittered;
+
+use crate::refusals::Refusals;
 
 /// In bytes. Lambda takes a request of 6 MiB, with the body escaped in it; and with the partition keys
 /// of all its bundles, a body fits into one call of `PutRecords`, which takes 5 MiB.
@@ -46,6 +48,8 @@ pub struct AcceptReadings {
     pub client: Client,
     /// The readings stream's name.
     pub stream_name: String,
+    /// Counts what is refused.
+    pub refusals: Refusals,
 }
 
 #[derive(Serialize)]
@@ -83,7 +87,26 @@ impl Record<'_> {
 impl AcceptReadings {
     /// 202 once all bundles are on the stream; 400 or 413 with what to do, and nothing put; 503
     /// with what was put and what was not, when the stream can't take all before the deadline.
+    ///
+    /// What is refused (4xx) is counted in the refusals table. An accepted request writes nothing there, unless
+    /// earlier refusals of this environment are still to be written.
     pub async fn handle(
+        &self,
+        request: &Request,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<Answer, Problem> {
+        let answer = self.accept(request, now, deadline).await;
+        if let Err(problem) = &answer
+            && (400..500).contains(&problem.status)
+        {
+            self.refusals.count(request.body.as_deref().unwrap_or_default(), problem, now);
+        }
+        self.refusals.write(deadline).await;
+        answer
+    }
+
+    async fn accept(
         &self,
         request: &Request,
         now: Timestamp,
@@ -240,7 +263,7 @@ fn texts(body: &str) -> Result<(Vec<&str>, bool), Problem> {
     }
     let listed: Vec<&RawValue> = serde_json::from_str(body).map_err(|error| {
         let message = format!("is not JSON: {error}");
-        Problem::invalid(vec![FieldError { field: "body".to_owned(), message }])
+        Problem::invalid(vec![FieldError::new("body", message).because(Reason::InvalidJson)])
     })?;
     Ok((listed.into_iter().map(RawValue::get).collect(), true))
 }
@@ -255,7 +278,8 @@ fn bundles(texts: &[&str], listed: bool, now: Timestamp) -> Result<Vec<Bundle>, 
     }
     let mut problems = Problems::default();
     if texts.is_empty() {
-        problems.add("", format!("is an empty list; give 1 to {MOST_BUNDLES} bundles"));
+        let message = format!("is an empty list; give 1 to {MOST_BUNDLES} bundles");
+        problems.add_as(Reason::WrongCount, "", message);
     }
     let mut bundles = Vec::with_capacity(texts.len());
     let mut places = HashMap::new();
@@ -276,7 +300,7 @@ fn bundles(texts: &[&str], listed: bool, now: Timestamp) -> Result<Vec<Bundle>, 
                  once",
                 bundle.bundle_id
             );
-            problems.add(field(listed, index, "bundleId"), message);
+            problems.add_as(Reason::Duplicate, field(listed, index, "bundleId"), message);
         }
         bundles.push(bundle);
     }
@@ -307,15 +331,13 @@ fn records<'a>(
             }
         }
         if record.bytes() > LARGEST_RECORD {
-            errors.push(FieldError {
-                field: record.place.clone(),
-                message: format!(
-                    "bundle {} has {} bytes; give at most {}",
-                    bundle.bundle_id,
-                    record.data.len(),
-                    LARGEST_RECORD - record.partition_key.len()
-                ),
-            });
+            let message = format!(
+                "bundle {} has {} bytes; give at most {}",
+                bundle.bundle_id,
+                record.data.len(),
+                LARGEST_RECORD - record.partition_key.len()
+            );
+            errors.push(FieldError::new(&record.place, message).because(Reason::TooLarge));
         }
         records.push(record);
     }
@@ -331,9 +353,9 @@ fn records<'a>(
 
 /// 503: some bundles, or all, are not on the stream.
 fn busy<'a>(put: &[&str], left: impl Iterator<Item = &'a Record<'a>>) -> Problem {
-    let errors = left.map(|record| FieldError {
-        field: record.place.clone(),
-        message: format!("bundle {} is not on the stream", record.bundle.bundle_id),
+    let errors = left.map(|record| {
+        let message = format!("bundle {} is not on the stream", record.bundle.bundle_id);
+        FieldError::new(&record.place, message)
     });
     let problem = Problem::new(
         503,

@@ -39,7 +39,7 @@ struct Page {
     next: Option<String>,
 }
 
-type Item = HashMap<String, AttributeValue>;
+pub(crate) type Item = HashMap<String, AttributeValue>;
 
 impl GetReadings {
     /// 200 with a page; 400 with the parameters that are wrong, 404 for a sensor that never was.
@@ -110,7 +110,7 @@ impl GetReadings {
     }
 }
 
-fn read(sensor: SensorId, item: Item) -> Result<SeriesRow, StoreError> {
+pub(crate) fn read(sensor: SensorId, item: Item) -> Result<SeriesRow, StoreError> {
     let row = item.get("row").and_then(|row| row.as_s().ok()).cloned().unwrap_or_default();
     serde_dynamo::from_item(item).map_err(|error| StoreError::Corrupt {
         row: SeriesRow::key(sensor, &row).to_string(),
@@ -121,10 +121,8 @@ fn read(sensor: SensorId, item: Item) -> Result<SeriesRow, StoreError> {
 fn sensor_id(request: &Request) -> Result<SensorId, Problem> {
     let text = request.path_parameters.get("sensorId").map_or("", String::as_str);
     text.parse().map_err(|_| {
-        Problem::invalid(vec![FieldError {
-            field: "path sensorId".to_owned(),
-            message: format!("is {text:?}; give a UUID that GET /sites/{{siteId}} lists"),
-        }])
+        let message = format!("is {text:?}; give a UUID that GET /sites/{{siteId}} lists");
+        Problem::invalid(vec![FieldError::new("path sensorId", message)])
     })
 }
 
@@ -135,13 +133,10 @@ fn no_sensor(sensor: SensorId) -> Problem {
 }
 
 fn foreign_token() -> Problem {
-    Problem::invalid(vec![FieldError {
-        field: "query next".to_owned(),
-        message: "is not a token of ours for this sensor, from, to, order and aggregate; give the \
-                  previous page's `next` unchanged with what it was made for, or leave it out to \
-                  start over"
-            .to_owned(),
-    }])
+    let message = "is not a token of ours for this sensor, from, to, order and aggregate; give the \
+                   previous page's `next` unchanged with what it was made for, or leave it out to \
+                   start over";
+    Problem::invalid(vec![FieldError::new("query next", message)])
 }
 
 impl Query {
@@ -191,9 +186,8 @@ fn query(request: &Request) -> Result<Query, Problem> {
     if errors.is_empty() {
         return Ok(query);
     }
-    let errors = errors
-        .into_iter()
-        .map(|(name, message)| FieldError { field: format!("query {name}"), message });
+    let errors =
+        errors.into_iter().map(|(name, message)| FieldError::new(format!("query {name}"), message));
     Err(Problem::invalid(errors.collect()))
 }
 

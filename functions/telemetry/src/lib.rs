@@ -2,7 +2,8 @@
 //!
 //! Owns the readings stream and the readings table, key `sensorId` and `row`: a row
 //! `<first sample's time>/<bundleId>` for each series of a bundle ([`SeriesRow`]), and a row `SENSOR` for
-//! the sensor itself ([`SensorRow`]). Emits no events.
+//! the sensor itself ([`SensorRow`]). Also owns the refusals table, key `siteId` and `row`: counters of the
+//! bundles that `POST /readings` refused ([`refusals`]). Emits no events.
 
 pub mod accept_readings;
 pub mod get_readings;
@@ -10,14 +11,21 @@ mod merging;
 pub mod packing;
 pub mod paging;
 pub mod project_sensors;
+pub mod refusals;
 pub mod register;
 pub mod store_readings;
 
+use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{IdMismatch, Sensor, SensorId, SiteId, Timestamp, readings::BundleId};
 use lambda::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
-use store::{Key, StoreError};
+use store::{Key, StoreError, Table};
+
+/// Sorts behind the times of all rows, and before the row `SENSOR`.
+const BEHIND_ALL_TIMES: &str = ":";
+/// Rows of a call of [`SeriesRow::newest`].
+const PAGE_ROWS: i32 = 100;
 
 /// The samples of one sensor, of one bundle: a reading costs its share of this row's write.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,6 +60,52 @@ impl SeriesRow {
     #[must_use]
     pub fn key(sensor: SensorId, row: &str) -> Key {
         Key::pair(("sensorId", sensor.to_string()), ("row", row))
+    }
+
+    /// The time of the first sample, from the sort key.
+    #[must_use]
+    pub fn start(&self) -> Option<Timestamp> {
+        self.row.split_once('/')?.0.parse().ok()
+    }
+
+    /// Reads a sensor's newest rows, the newest first: all that start at `since` or later, at least `least`
+    /// rows if there are so many, and at most `most`.
+    pub async fn newest(
+        readings: &Table,
+        sensor: SensorId,
+        since: Timestamp,
+        least: usize,
+        most: usize,
+    ) -> Result<Vec<Self>, StoreError> {
+        let mut rows = Vec::new();
+        let mut behind = None;
+        loop {
+            let answer = readings
+                .client()
+                .query()
+                .table_name(readings.name())
+                .key_condition_expression("sensorId = :sensor AND #row < :end")
+                .expression_attribute_names("#row", "row")
+                .expression_attribute_values(":sensor", AttributeValue::S(sensor.to_string()))
+                .expression_attribute_values(":end", AttributeValue::S(BEHIND_ALL_TIMES.to_owned()))
+                .scan_index_forward(false)
+                .limit(PAGE_ROWS)
+                .set_exclusive_start_key(behind)
+                .send()
+                .await?;
+            for item in answer.items.unwrap_or_default() {
+                let row = get_readings::read(sensor, item)?;
+                let enough = rows.len() >= least && row.start().is_some_and(|start| start < since);
+                if enough || rows.len() >= most {
+                    return Ok(rows);
+                }
+                rows.push(row);
+            }
+            behind = answer.last_evaluated_key;
+            if behind.is_none() {
+                return Ok(rows);
+            }
+        }
     }
 }
 

@@ -13,12 +13,10 @@ use std::{
 use contracts::{Timestamp, readings::Sample};
 use serde::Serialize;
 
-use crate::{SeriesRow, packing::unpack};
+use crate::{BEHIND_ALL_TIMES, SeriesRow, packing::unpack};
 
 /// A request that has read so much answers with what it has.
 pub(crate) const BUDGET: Budget = Budget { rows: 5_000, samples: 1_000_000 };
-/// Behind the times of all rows, before the row `SENSOR`.
-const BEHIND_ALL_TIMES: &str = ":";
 
 /// How much a request reads before it may stop.
 #[derive(Clone, Copy, Debug)]

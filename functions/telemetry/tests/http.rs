@@ -28,13 +28,14 @@ use telemetry::{
     get_readings::GetReadings,
     packing::{pack, unpack},
     paging::{KeySource, Paging, SigningKey},
+    refusals::Refusals,
 };
 use testkit::{
     Dynamo,
     chance::Chance,
     dynamo::READINGS,
     golden,
-    http::{Call, SILENCE, Stub},
+    http::{self, Call, SILENCE, Stub},
     sample::{self, noon, saga, sensors},
     schema::{Outside, Schema},
 };
@@ -86,7 +87,10 @@ fn bundles(count: usize) -> Value {
 
 fn acceptor(stream: &Stub) -> AcceptReadings {
     let client = aws_sdk_kinesis::Client::new(&stream.config());
-    AcceptReadings { client, stream_name: "readings".to_owned() }
+    // Out of reach: what is refused here is not looked up. `refusals.rs` does.
+    let dynamo = aws_sdk_dynamodb::Client::new(&http::config("http://127.0.0.1:1"));
+    let refusals = Refusals::new(Table::new(dynamo, "RefusalsTable"));
+    AcceptReadings { client, stream_name: "readings".to_owned(), refusals }
 }
 
 async fn accept(stream: &Stub, body: &str) -> Result<Answer, Problem> {

@@ -15,7 +15,8 @@ use crate::{
     Location, Metric, PaymentMethodId, Plan,
     events::Kits,
     input::{
-        Choice, Fields, Input, List, Number, Object, Problems, Purpose, Rule, Text, Tree, quoted,
+        Choice, Fields, Input, List, Number, Object, Problems, Purpose, Reason, Rule, Text, Tree,
+        quoted,
     },
     number, text,
 };
@@ -141,7 +142,8 @@ impl Input for KitsDelivered {
                 && !seen.insert(metric)
             {
                 let at = format!("{}[{index}].metric", fields.path("kits"));
-                problems.add(at, format!("is {metric} again; give each metric once"));
+                let message = format!("is {metric} again; give each metric once");
+                problems.add_as(Reason::Duplicate, at, message);
             }
         }
         Some(Self { delivery_id: delivery_id?, kits: kits.into_iter().collect::<Option<_>>()? })

@@ -20,6 +20,51 @@ pub const MAX_LINE: usize = 2_000;
 /// The longest part of an input that a message quotes, in characters.
 const MAX_QUOTED: usize = 80;
 
+/// The kind of a problem: a short list, so that refusals can be counted by it. The names are stable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// The text is empty, is not JSON, or ends too early.
+    InvalidJson,
+    /// A mandatory field is missing.
+    MissingField,
+    /// No field or parameter has that name.
+    UnknownField,
+    /// The value has the wrong type, or is not one of those that are accepted.
+    #[default]
+    InvalidValue,
+    /// The same field, sensor or bundle is there twice.
+    Duplicate,
+    /// A list is empty or has too many entries.
+    WrongCount,
+    /// The body, or a part of it, has too many bytes.
+    TooLarge,
+    /// A sample's time is ahead of our clock.
+    ClockAhead,
+    /// A sample's time is before 1970: the sender's clock was never set.
+    ClockNotSet,
+    /// A sample is not later than the sample before it.
+    OutOfOrder,
+}
+
+impl Reason {
+    /// The name, as logs, metrics and counters have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InvalidJson => "InvalidJson",
+            Self::MissingField => "MissingField",
+            Self::UnknownField => "UnknownField",
+            Self::InvalidValue => "InvalidValue",
+            Self::Duplicate => "Duplicate",
+            Self::WrongCount => "WrongCount",
+            Self::TooLarge => "TooLarge",
+            Self::ClockAhead => "ClockAhead",
+            Self::ClockNotSet => "ClockNotSet",
+            Self::OutOfOrder => "OutOfOrder",
+        }
+    }
+}
+
 /// One thing that is wrong with a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FieldError {
@@ -27,9 +72,23 @@ pub struct FieldError {
     pub field: String,
     /// What is wrong with it and what would be right.
     pub message: String,
+    /// The kind of the problem; not part of an answer.
+    #[serde(skip)]
+    pub reason: Reason,
 }
 
 impl FieldError {
+    /// An error of the field at that path, with the reason [`Reason::InvalidValue`].
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into(), reason: Reason::default() }
+    }
+
+    /// The same error for another reason.
+    #[must_use]
+    pub fn because(self, reason: Reason) -> Self {
+        Self { reason, ..self }
+    }
+
     /// The same error in a larger input, where this one was read from the field `parent`.
     #[must_use]
     pub fn within(self, parent: &str) -> Self {
@@ -74,8 +133,17 @@ pub struct Problems {
 impl Problems {
     /// Adds a problem of the field at that path.
     pub fn add(&mut self, at: impl Into<String>, message: impl Into<String>) {
+        self.add_as(Reason::default(), at, message);
+    }
+
+    /// Adds a problem of that kind.
+    pub fn add_as(&mut self, reason: Reason, at: impl Into<String>, message: impl Into<String>) {
+        self.push(FieldError::new(at, message).because(reason));
+    }
+
+    fn push(&mut self, error: FieldError) {
         if self.listed.len() < MAX_PROBLEMS {
-            self.listed.push(FieldError { field: at.into(), message: message.into() });
+            self.listed.push(error);
         } else {
             self.unlisted += 1;
         }
@@ -84,7 +152,7 @@ impl Problems {
     /// Adds those of a part of the input.
     pub fn extend(&mut self, errors: Vec<FieldError>) {
         for error in errors {
-            self.add(error.field, error.message);
+            self.push(error);
         }
     }
 
@@ -101,7 +169,7 @@ impl Problems {
         }
         if self.unlisted > 0 {
             let message = format!("has {} more problems; correct these first", self.unlisted);
-            self.listed.push(FieldError { field: String::new(), message });
+            self.listed.push(FieldError::new("", message));
         }
         Err(self.listed)
     }
@@ -282,9 +350,10 @@ impl<'a> Fields<'a> {
         for (index, (name, _)) in members.iter().enumerate() {
             let at = || fields.path(&quoted_name(name));
             if !known.contains(&name.as_str()) {
-                problems.add(at(), format!("is not known; the fields are {}", known.join(", ")));
+                let message = format!("is not known; the fields are {}", known.join(", "));
+                problems.add_as(Reason::UnknownField, at(), message);
             } else if members[..index].iter().any(|(before, _)| before == name) {
-                problems.add(at(), "is there twice; give it once");
+                problems.add_as(Reason::Duplicate, at(), "is there twice; give it once");
             }
         }
         Some(fields)
@@ -311,7 +380,8 @@ impl<'a> Fields<'a> {
         if let Some(tree) = self.get(name) {
             return rule.read(tree, &at, problems);
         }
-        problems.add(at, format!("is missing; give {}", rule.expected()));
+        let message = format!("is missing; give {}", rule.expected());
+        problems.add_as(Reason::MissingField, at, message);
         None
     }
 
@@ -549,7 +619,8 @@ impl<R: Rule> Rule for List<R> {
         };
         let count = items.len();
         if count == 0 || count > self.max {
-            problems.add(at, format!("has {count} entries; give {}", self.expected()));
+            let message = format!("has {count} entries; give {}", self.expected());
+            problems.add_as(Reason::WrongCount, at, message);
         }
         let items = items.iter().take(self.max).enumerate();
         let read = |(index, item)| self.item.read(item, &format!("{at}[{index}]"), problems);
@@ -563,7 +634,7 @@ pub fn from_json<R: Rule>(json: &str, rule: &R) -> Result<R::Value, Vec<FieldErr
     let value = match tree(json, &rule.expected()) {
         Ok(tree) => rule.read(&tree, "", &mut problems),
         Err(error) => {
-            problems.add(error.field, error.message);
+            problems.push(error);
             None
         }
     };
@@ -572,7 +643,7 @@ pub fn from_json<R: Rule>(json: &str, rule: &R) -> Result<R::Value, Vec<FieldErr
 
 /// The text as a tree; an error says why it is no JSON.
 fn tree(json: &str, expected: &str) -> Result<Tree, FieldError> {
-    let whole = |message| FieldError { field: String::new(), message };
+    let whole = |message: String| FieldError::new("", message).because(Reason::InvalidJson);
     if json.trim().is_empty() {
         return Err(whole(format!("is empty; give {expected}")));
     }
@@ -590,7 +661,7 @@ fn tree(json: &str, expected: &str) -> Result<Tree, FieldError> {
             let path = at.path().to_string();
             let field = if path == "." { String::new() } else { path };
             let message = "is a number that is too large to be read; give a smaller one".to_owned();
-            Err(FieldError { field, message })
+            Err(FieldError::new(field, message))
         }
         _ => Err(whole(format!("is not JSON: {error}"))),
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, de::Visitor};
 
 use crate::{
     SensorId, SiteId, Timestamp,
-    input::{self, FieldError, Fields, List, Parsed, Problems, Rule, Tree},
+    input::{self, FieldError, Fields, List, Parsed, Problems, Reason, Rule, Tree},
     number,
 };
 
@@ -185,14 +185,16 @@ impl Bundle {
         let mut problems = Problems::default();
         let count = self.series.len();
         if count == 0 || count > MOST_SERIES {
-            problems.add("series", format!("has {count} entries; give 1 to {MOST_SERIES}"));
+            let message = format!("has {count} entries; give 1 to {MOST_SERIES}");
+            problems.add_as(Reason::WrongCount, "series", message);
         }
         check_sensors(self.series.iter().map(|series| Some(series.sensor_id)), &mut problems);
         for (index, series) in self.series.iter().enumerate() {
             let at = || format!("series[{index}].samples");
             let count = series.samples.len();
             if count == 0 || count > MAX_SAMPLES {
-                problems.add(at(), format!("has {count} entries; give 1 to {MAX_SAMPLES}"));
+                let message = format!("has {count} entries; give 1 to {MAX_SAMPLES}");
+                problems.add_as(Reason::WrongCount, at(), message);
             }
             let samples = series.samples.iter().map(|sample| Some(*sample));
             check_samples(samples, newest(now), at, &mut problems);
@@ -220,7 +222,7 @@ fn check_sensors(sensors: impl Iterator<Item = Option<SensorId>>, problems: &mut
             && !seen.insert(sensor)
         {
             let message = format!("{sensor} is there already; give each sensor once");
-            problems.add(format!("series[{index}].sensorId"), message);
+            problems.add_as(Reason::Duplicate, format!("series[{index}].sensorId"), message);
         }
     }
 }
@@ -244,14 +246,15 @@ fn check_samples(
         }
         let at = format!("{}[{place}]", at());
         if millis < OLDEST_MILLIS {
-            problems.add(at.as_str(), format!("{time} is before 1970; set the clock"));
+            let message = format!("{time} is before 1970; set the clock");
+            problems.add_as(Reason::ClockNotSet, at.as_str(), message);
         } else if millis > newest {
             let now = Timestamp::from_millis(newest - MOST_AHEAD_MILLIS);
             let message = format!("{time} is more than 15 minutes ahead of our clock, {now}");
-            problems.add(at.as_str(), message);
+            problems.add_as(Reason::ClockAhead, at.as_str(), message);
         } else if millis <= before {
             let message = "is not after the sample before it; sort them, one each time";
-            problems.add(at.as_str(), format!("{time} {message}"));
+            problems.add_as(Reason::OutOfOrder, at.as_str(), format!("{time} {message}"));
         } else {
             before = millis;
         }

@@ -116,9 +116,6 @@ fn problems_beyond_the_most_are_counted() {
     let errors = site(&json!({ "sensors": vec![sensor; 100] }).to_string());
     assert_eq!(errors.len(), MAX_PROBLEMS + 1);
     // 300 in the sensors, and five fields that are missing.
-    let last = FieldError {
-        field: String::new(),
-        message: "has 205 more problems; correct these first".to_owned(),
-    };
+    let last = FieldError::new("", "has 205 more problems; correct these first");
     assert_eq!(errors.last(), Some(&last));
 }

@@ -78,7 +78,7 @@ impl From<Vec<FieldError>> for InvalidInput {
     /// One error keeps its field; several become one line.
     fn from(mut errors: Vec<FieldError>) -> Self {
         match errors.pop() {
-            Some(FieldError { field, message }) if errors.is_empty() => {
+            Some(FieldError { field, message, .. }) if errors.is_empty() => {
                 let at = if field.is_empty() { ".".to_owned() } else { cut(field) };
                 Self { at, problem: cut(message) }
             }
@@ -217,8 +217,7 @@ mod tests {
 
     #[test]
     fn several_errors_become_one_line() {
-        let error =
-            |field: &str| FieldError { field: field.to_owned(), message: "is wrong".to_owned() };
+        let error = |field: &str| FieldError::new(field, "is wrong");
         for (errors, line) in [
             (vec![error("a.b")], "a.b: is wrong"),
             (vec![error("")], "is wrong"),

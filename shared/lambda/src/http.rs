@@ -8,14 +8,20 @@ use aws_lambda_events::{
     http::{HeaderMap, HeaderName, HeaderValue},
 };
 pub use contracts::input::FieldError;
-use contracts::input::{self, Input};
+use contracts::{
+    SiteId,
+    input::{self, Input, Reason},
+};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use tracing::{Span, field::display};
 
 use crate::{Deadline, Error, ErrorKind, Failure, Fault, decode, serve_raw};
 
 /// What a handler has between the end of its work and its being cut off.
 const TO_TELL: Duration = Duration::from_millis(250);
+/// The longest text of a caller in a log line, in characters.
+const MAX_LOGGED: usize = 200;
 
 /// The request as API Gateway's proxy integration sends it.
 pub type Request = ApiGatewayProxyRequest;
@@ -88,6 +94,23 @@ impl Problem {
         Self::new(409, name, "The request conflicts with what is there", detail)
     }
 
+    /// Why the request was refused: the reason of the first field error of a 400, else the problem's name in
+    /// `PascalCase`. The values are few, so that refusals can be counted by them.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        match self.errors.first() {
+            Some(error) if self.status == 400 => error.reason.name().to_owned(),
+            _ => {
+                let name = self.kind.rsplit(':').next().unwrap_or_default();
+                let capitalized = |word: &str| match word.split_at_checked(1) {
+                    Some((first, rest)) => first.to_ascii_uppercase() + rest,
+                    None => String::new(),
+                };
+                name.split('-').map(capitalized).collect()
+            }
+        }
+    }
+
     /// What a fault is to a caller: try again later, or our mistake. The inside stays in the log.
     #[must_use]
     pub fn of(fault: &impl Fault) -> Self {
@@ -158,10 +181,9 @@ pub fn body(request: &Request, limit: usize) -> Result<&str, Problem> {
         ));
     }
     if request.is_base64_encoded {
-        return Err(Problem::invalid(vec![FieldError {
-            field: "body".to_owned(),
-            message: "is binary; send JSON as text with Content-Type: application/json".to_owned(),
-        }]));
+        let message = "is binary; send JSON as text with Content-Type: application/json";
+        let error = FieldError::new("body", message).because(Reason::InvalidJson);
+        return Err(Problem::invalid(vec![error]));
     }
     Ok(body)
 }
@@ -179,9 +201,9 @@ pub fn no_query(request: &Request) -> Result<(), Problem> {
         return Ok(());
     }
     names.sort();
-    let error = |name: String| FieldError {
-        field: format!("query {name}"),
-        message: "is not known; this call has no parameters in its query".to_owned(),
+    let error = |name: String| {
+        let message = "is not known; this call has no parameters in its query";
+        FieldError::new(format!("query {name}"), message).because(Reason::UnknownField)
     };
     Err(Problem::invalid(names.into_iter().map(error).collect()))
 }
@@ -235,22 +257,93 @@ pub async fn serve_http_until(
     let handler = &handler;
     serve_raw(async |payload, deadline| {
         let request: Request = decode(payload.get())?;
+        let door = Door::of(&request);
         let work = handler(request, Deadline::after(deadline.left().saturating_sub(TO_TELL)));
         let answer = tokio::time::timeout(deadline.left(), Box::pin(work)).await;
-        Ok::<_, Failure>(response(answer.unwrap_or_else(|_| {
+        let answer = answer.unwrap_or_else(|_| {
             Err(Problem::new(
                 503,
                 "unavailable",
                 "Not available now",
                 "The answer took too long. Send the same request again in a moment.",
             ))
-        })))
+        });
+        if let Err(problem) = &answer {
+            door.refused(problem);
+        }
+        Ok::<_, Failure>(response(answer))
     })
     .await
 }
 
+/// Where a request came in, for the log of refusals.
+#[derive(Debug)]
+struct Door {
+    method: String,
+    /// The route of the template, without what the caller put into it.
+    resource: String,
+    site: Option<SiteId>,
+}
+
+impl Door {
+    fn of(request: &Request) -> Self {
+        let site = request.path_parameters.get("siteId").and_then(|text| text.parse().ok());
+        Self {
+            method: request.http_method.to_string(),
+            resource: request.resource.clone().unwrap_or_default(),
+            site,
+        }
+    }
+
+    /// Writes one line to the log and counts the metric `RequestsRefused`, if the caller was refused (4xx).
+    ///
+    /// The line has neither the body nor a header. The message may quote the request, so it is escaped and cut.
+    fn refused(&self, problem: &Problem) {
+        if !(400..500).contains(&problem.status) {
+            return;
+        }
+        if let Some(site) = self.site {
+            Span::current().record("siteId", display(site));
+        }
+        let reason = problem.reason();
+        let first = problem.errors.first();
+        let message = first.map_or(problem.detail.as_str(), |error| &error.message);
+        tracing::warn!(
+            method = self.method,
+            resource = self.resource,
+            status = problem.status,
+            reason,
+            field = first.map(|error| loggable(&error.field)),
+            problem = loggable(message),
+            problems = problem.errors.len(),
+            "request refused"
+        );
+        metrics::counter!("RequestsRefused", "reason" => reason).increment(1);
+    }
+}
+
+/// A text that may hold what the caller sent, for the log: cut, with control and invisible characters escaped.
+#[must_use]
+pub fn loggable(text: &str) -> String {
+    let mut escaped = String::new();
+    for character in text.chars().take(MAX_LOGGED + 1) {
+        let mut as_debug = character.escape_debug();
+        if character.is_control() || as_debug.clone().nth(1) == Some('u') {
+            escaped.extend(as_debug.by_ref());
+        } else {
+            escaped.push(character);
+        }
+    }
+    input::cut(escaped, MAX_LOGGED)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{self, Write},
+        sync::{Arc, Mutex},
+    };
+
     use serde_json::json;
 
     use super::*;
@@ -267,10 +360,7 @@ mod tests {
 
     #[test]
     fn a_problem_is_rfc_9457() {
-        let problem = Problem::invalid(vec![FieldError {
-            field: "sensors[2].unit".to_owned(),
-            message: "is missing".to_owned(),
-        }]);
+        let problem = Problem::invalid(vec![FieldError::new("sensors[2].unit", "is missing")]);
         let sent = sent(Err(problem));
         assert_eq!(sent["statusCode"], 400);
         assert_eq!(sent["headers"], json!({ "content-type": "application/problem+json" }));
@@ -310,7 +400,7 @@ mod tests {
 
     #[test]
     fn input_that_is_wrong_as_a_whole_is_the_bodys_fault() {
-        let whole = FieldError { field: String::new(), message: "is not JSON".to_owned() };
+        let whole = FieldError::new("", "is not JSON");
         let problem = Problem::invalid(vec![whole]);
         assert_eq!(problem.errors[0].field, "body");
         assert_eq!(problem.detail, "Correct body and send the request again.");
@@ -352,6 +442,90 @@ mod tests {
         let mut binary = request("1234");
         binary.is_base64_encoded = true;
         assert_eq!(body(&binary, 4).expect_err("binary").status, 400);
+    }
+
+    #[test]
+    fn a_refusal_has_a_reason_of_a_short_list() {
+        let field = |reason| Problem::invalid(vec![FieldError::new("a", "is bad").because(reason)]);
+        assert_eq!(field(Reason::ClockAhead).reason(), "ClockAhead");
+        assert_eq!(field(Reason::InvalidJson).reason(), "InvalidJson");
+        assert_eq!(
+            Problem::conflict("idempotency-key-reused", "").reason(),
+            "IdempotencyKeyReused"
+        );
+        assert_eq!(Problem::not_found("").reason(), "NotFound");
+    }
+
+    #[test]
+    fn what_a_caller_sent_is_escaped_and_cut_before_it_is_logged() {
+        let logged = loggable(&format!("is \u{1b}[2J\u{202e}{}", "x".repeat(1_000)));
+        assert!(logged.starts_with("is \\u{1b}[2J\\u{202e}xx"), "{logged}");
+        assert!(logged.chars().count() <= MAX_LOGGED + 4, "{logged}");
+    }
+
+    /// The lines of JSON that the function logs within an invocation.
+    fn logged(work: impl FnOnce()) -> Vec<Value> {
+        #[derive(Clone, Default)]
+        struct Lines(Arc<Mutex<Vec<u8>>>);
+
+        impl Write for Lines {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().expect("no panic in the log").write(bytes)
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let logs = tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_writer(move || writer.clone());
+        tracing::subscriber::with_default(logs.finish(), || {
+            tracing::info_span!("invocation", siteId = tracing::field::Empty).in_scope(work);
+        });
+        let text = lines.0.lock().expect("no panic in the log").clone();
+        let text = String::from_utf8(text).expect("text");
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+
+    #[test]
+    fn a_refusal_is_logged_in_one_line_without_the_body() {
+        let mut request = request(r#"{"name": "Alamosa", "paymentMethod": "pm_secret"}"#);
+        request.http_method = "POST".parse().expect("a method");
+        request.resource = Some("/sites/{siteId}".to_owned());
+        let site = SiteId::registered("http", "key-1");
+        request.path_parameters.insert("siteId".to_owned(), site.to_string());
+        let door = Door::of(&request);
+        let lines = logged(|| {
+            let error =
+                FieldError::new("sensors[2].unit", "is missing").because(Reason::MissingField);
+            door.refused(&Problem::invalid(vec![error]));
+        });
+        let [line] = lines.as_slice() else { panic!("{lines:?}") };
+        for (field, expected) in [
+            ("level", "WARN"),
+            ("message", "request refused"),
+            ("method", "POST"),
+            ("resource", "/sites/{siteId}"),
+            ("reason", "MissingField"),
+            ("field", "sensors[2].unit"),
+            ("problem", "is missing"),
+        ] {
+            assert_eq!(line[field], expected, "{line}");
+        }
+        assert_eq!(line["status"], 400);
+        assert_eq!(line["span"]["siteId"], json!(site));
+        let text = line.to_string();
+        assert!(!text.contains("pm_secret") && !text.contains("Alamosa"), "{text}");
+
+        // What is not the caller's fault is no refusal.
+        let ours = logged(|| door.refused(&Problem::new(503, "unavailable", "", "")));
+        assert!(ours.is_empty(), "{ours:?}");
     }
 
     #[test]

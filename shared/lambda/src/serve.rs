@@ -66,7 +66,13 @@ pub async fn serve_raw<R: Serialize>(
     let handler = &handler;
     lambda_runtime::run(service_fn(move |event: LambdaEvent<Box<RawValue>>| {
         let request_id = event.context.request_id.clone();
-        let span = info_span!("invocation", requestId = %request_id, correlationId = Empty);
+        let span = info_span!(
+            "invocation",
+            requestId = %request_id,
+            correlationId = Empty,
+            siteId = Empty,
+            sensorId = Empty
+        );
         async move {
             // Boxed: the compiler's layout of what is nested in here has a depth limit.
             let attempt = Box::pin(handler(event.payload, Deadline::of(&event.context)));

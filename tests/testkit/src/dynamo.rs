@@ -42,6 +42,8 @@ pub const BILLING: &str = "BillingTable";
 pub const ALERTING: &str = "AlertingTable";
 /// telemetry's table.
 pub const READINGS: &str = "ReadingsTable";
+/// telemetry's counters of refused bundles.
+pub const REFUSALS: &str = "RefusalsTable";
 /// Outbox and event log.
 pub const EVENTS: &str = "EventsTable";
 /// failures' table.
@@ -61,6 +63,7 @@ pub fn tables() -> BTreeMap<&'static str, Value> {
         (BILLING, id()),
         (ALERTING, id()),
         (READINGS, table(&[("sensorId", "S"), ("row", "S")], &[], json!([]))),
+        (REFUSALS, table(&[("siteId", "S"), ("row", "S")], &[], json!([]))),
         (
             SITES,
             table(

@@ -147,6 +147,7 @@ pub const OWNERS: &[May] = &[
     other("alerting", "ReadingsStream", READ_STREAM, "alerts come of readings as they arrive"),
     // telemetry
     own("telemetry", "ReadingsTable", &[GET, PUT, UPDATE, QUERY, BATCH_GET]),
+    own("telemetry", "RefusalsTable", &[UPDATE]),
     own("telemetry", "ReadingsStream", READ_STREAM),
     own("telemetry", "ReadingsStream", &["kinesis:PutRecords"]),
     own("telemetry", "StoreReadingsQuarantine", &[SEND]),

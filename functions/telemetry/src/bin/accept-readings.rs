@@ -6,14 +6,17 @@ use aws_sdk_kinesis::{
 };
 use contracts::Timestamp;
 use lambda::{Aws, Error, env, http::serve_http_until};
-use telemetry::accept_readings::AcceptReadings;
+use telemetry::{accept_readings::AcceptReadings, refusals::Refusals};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     let aws = Aws::start(&["kinesis"]).await?;
     let config = Builder::from(aws.config()).retry_config(RetryConfig::disabled()).build();
-    let step =
-        AcceptReadings { client: Client::from_conf(config), stream_name: env("READINGS_STREAM")? };
+    let step = AcceptReadings {
+        client: Client::from_conf(config),
+        stream_name: env("READINGS_STREAM")?,
+        refusals: Refusals::new(aws.table("REFUSALS_TABLE")?),
+    };
     serve_http_until(async |request, deadline| {
         step.handle(&request, Timestamp::now(), deadline).await
     })

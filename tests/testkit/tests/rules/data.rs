@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::subject::{Objections, Subject, items, members, text};
 
 /// What others read of the stack: fieldctl, the tests, other stacks.
-const CONTRACTS: [&str; 15] = [
+const CONTRACTS: [&str; 16] = [
     "AlertingTable",
     "ApiId",
     "ApiUrl",
@@ -18,6 +18,7 @@ const CONTRACTS: [&str; 15] = [
     "OnCallTopicArn",
     "ReadingsStreamName",
     "ReadingsTable",
+    "RefusalsTable",
     "SiteOnboardingArn",
     "SiteTeardownArn",
     "SitesTable",

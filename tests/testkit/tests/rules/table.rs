@@ -403,7 +403,7 @@ const FUNCTIONS: &[Rule] = &[
         except: &[],
         breaks: &[
             (With("template/Resources/OpenSiteFunction", r#"{"Type": "AWS::Serverless::Function", "Properties": {}}"#), "OpenSiteFunction"),
-            (NoFile("functions/telemetry/tests/http.rs"), "AcceptReadingsFunction"),
+            (NoFile("functions/telemetry/tests/http.rs"), "GetReadingsFunction"),
         ],
     },
 ];

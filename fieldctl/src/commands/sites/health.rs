@@ -1,0 +1,241 @@
+//! `fieldctl sites health`.
+
+use contracts::{SensorId, SiteId, Timestamp};
+use failures::{Status, ledger::Summary};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde_json::Value;
+use store::Table as DynamoTable;
+use telemetry::{
+    SeriesRow,
+    refusals::{RefusalRow, UNKNOWN_SITE},
+};
+
+use super::{get, text};
+use crate::{
+    error::{CliError, Exit},
+    health::{
+        Evidence, Finding, Health, Read, SensorHealth, SetAside, SiteSensor, Verdict,
+        WINDOW_MILLIS, length,
+    },
+    output::{Screen, Tone},
+    render::{Cell, Table, age, ago, plain, short},
+    stack::Stack,
+    trace::of_status,
+    walk::{Filter, Walk},
+};
+
+/// Sensors, or failures, that are read at the same time.
+const READS_AT_ONCE: usize = 8;
+/// The least rows of a sensor that its interval is taken from.
+const MIN_ROWS: usize = 50;
+/// The most rows of a sensor that are read: two days of bundles of half a minute.
+const MAX_ROWS: usize = 6_000;
+/// The most open failures of store-readings that are looked at for the site's.
+const MAX_FAILURES: usize = 1_000;
+const STORE_READINGS: &str = "store-readings";
+
+/// Shows a site's health.
+pub async fn run(stack: &Stack, screen: &mut Screen, site: SiteId) -> Result<Exit, CliError> {
+    let shown = get(stack, site).await?;
+    let health = evidence(stack, site, &shown, screen.now).await.judge(screen.now);
+    if screen.json {
+        screen.document(&health)?;
+    } else {
+        print(screen, &health)?;
+    }
+    Ok(health.exit())
+}
+
+async fn evidence(stack: &Stack, site: SiteId, shown: &Value, now: Timestamp) -> Evidence {
+    let sensors = shown["sensors"].as_array().into_iter().flatten().map(|sensor| SiteSensor {
+        id: text(sensor, "sensorId").to_owned(),
+        metric: text(sensor, "metric").to_owned(),
+        unit: text(sensor, "unit").to_owned(),
+    });
+    let readings = table(stack, "ReadingsTable");
+    let since = now.plus_millis(-WINDOW_MILLIS - SeriesRow::LONGEST_MILLIS);
+    let sensors = stream::iter(sensors.collect::<Vec<_>>())
+        .map(|sensor| async {
+            let rows = rows(readings.as_ref(), &sensor.id, since).await;
+            (sensor, rows)
+        })
+        .buffered(READS_AT_ONCE)
+        .collect();
+    let refusals = table(stack, "RefusalsTable");
+    let since = now.plus_millis(-WINDOW_MILLIS);
+    let (sensors, own, without_site, failures) = futures_util::join!(
+        sensors,
+        refused(refusals.as_ref(), site.to_string(), since),
+        refused(refusals.as_ref(), UNKNOWN_SITE.to_owned(), since),
+        set_aside(stack, site),
+    );
+    let steps = shown["onboarding"]["steps"].as_array().into_iter().flatten();
+    let activation = steps.rev().find(|step| step["name"] == "ActivateSite");
+    Evidence {
+        site_id: site,
+        name: text(shown, "name").to_owned(),
+        status: text(shown, "status").to_owned(),
+        active_since: activation.and_then(|step| text(step, "at").parse().ok()),
+        sensors,
+        refusals: own,
+        refusals_without_site: without_site,
+        failures,
+    }
+}
+
+fn table(stack: &Stack, output: &str) -> Read<DynamoTable> {
+    let name = stack.output(output).map_err(|error| error.message)?;
+    Ok(DynamoTable::new(stack.dynamodb.clone(), name))
+}
+
+async fn rows(
+    table: Result<&DynamoTable, &String>,
+    sensor: &str,
+    since: Timestamp,
+) -> Read<Vec<SeriesRow>> {
+    let table = table.map_err(Clone::clone)?;
+    let sensor: SensorId = sensor.parse().map_err(|_| "the API listed no sensor id".to_owned())?;
+    let rows = SeriesRow::newest(table, sensor, since, MIN_ROWS, MAX_ROWS).await;
+    rows.map_err(|error| CliError::from(error).message)
+}
+
+async fn refused(
+    table: Result<&DynamoTable, &String>,
+    site: String,
+    since: Timestamp,
+) -> Read<Vec<RefusalRow>> {
+    let rows = RefusalRow::of_site(table.map_err(Clone::clone)?, &site, since).await;
+    rows.map_err(|error| CliError::from(error).message)
+}
+
+/// The site's open failures of store-readings. The index of open failures has no site, so each row is read.
+async fn set_aside(stack: &Stack, site: SiteId) -> Read<Vec<SetAside>> {
+    let found = async {
+        let ledger = stack.ledger()?;
+        let filter = Filter { source: Some(STORE_READINGS.to_owned()), ..Filter::default() };
+        let mut walk = Walk::new(ledger.clone(), &[Status::Open], filter);
+        let mut failures: Vec<Summary> = Vec::new();
+        while let Some(page) = walk.next().await? {
+            failures.extend(page);
+            if failures.len() > MAX_FAILURES {
+                let message = format!("store-readings has more than {MAX_FAILURES} open failures");
+                return Err(CliError::new(Exit::Failed, message));
+            }
+        }
+        let ledger = &ledger;
+        let of_site = stream::iter(failures)
+            .map(|failure| async move {
+                let row = ledger.get(failure.id).await?;
+                let is_of_site = row.is_some_and(|row| row.site_id == Some(site));
+                Ok::<_, CliError>(is_of_site.then(|| SetAside::from(&failure)))
+            })
+            .buffered(READS_AT_ONCE)
+            .try_collect::<Vec<_>>()
+            .await?;
+        Ok(of_site.into_iter().flatten().collect())
+    };
+    found.await.map_err(|error: CliError| error.message)
+}
+
+fn tone(verdict: Verdict) -> Tone {
+    match verdict {
+        Verdict::Reporting => Tone::Good,
+        Verdict::NotInService => Tone::Faint,
+        Verdict::Unknown | Verdict::StaleSamples | Verdict::PartlySilent => Tone::Warn,
+        Verdict::NeverReported | Verdict::Silent | Verdict::Refused | Verdict::Quarantined => {
+            Tone::Bad
+        }
+    }
+}
+
+fn print(screen: &mut Screen, health: &Health) -> Result<(), CliError> {
+    screen.field("site", Tone::Strong, &health.name)?;
+    screen.field("siteId", Tone::Plain, &health.site_id.to_string())?;
+    screen.field("status", of_status(&health.status), &health.status)?;
+    screen.field("health", tone(health.verdict), &health.summary)?;
+    for (index, Finding { kind, message, next }) in health.findings.iter().enumerate() {
+        // The first one is the summary.
+        if index > 0 || health.verdict != *kind {
+            screen.field("also", tone(*kind), message)?;
+        }
+        screen.field("next", Tone::Plain, next)?;
+    }
+    for unread in &health.unknown {
+        screen.field("not checked", Tone::Warn, &format!("{}: {}", unread.source, unread.error))?;
+    }
+    if let Some(count @ 1..) = health.refused_without_site {
+        let message = format!(
+            "{count} bundles were refused in 24 h that name no site; some may be this site's"
+        );
+        screen.field("note", Tone::Warn, &message)?;
+    }
+    screen.line("")?;
+    let row = |sensor: &SensorHealth| sensor_row(screen, sensor, health.at);
+    let rows: Vec<_> = health.sensors.iter().map(row).collect();
+    let titles = [
+        "SENSOR", "STATE", "ARRIVED", "SAMPLE", "EVERY", "24 H", "STORED", "REFUSED", "ASIDE",
+        "METRIC",
+    ];
+    Table::new(titles).page(screen, &rows)?;
+    if let Some(refused @ [_, ..]) = health.refused.as_deref() {
+        screen.line("")?;
+        screen.line("Refused in the last 24 hours")?;
+        let rows = refused.iter().map(|refusal| {
+            vec![
+                (refusal.count.to_string(), Tone::Bad),
+                plain(refusal.reason.clone()),
+                (age(health.at, refusal.last_at), Tone::Faint),
+                plain(refusal.sensor_id.map_or("-".to_owned(), |id| screen.id(&id))),
+                plain(refusal.field.clone()),
+                plain(refusal.example.clone()),
+            ]
+        });
+        let rows: Vec<_> = rows.collect();
+        Table::new(["COUNT", "REASON", "LAST", "SENSOR", "FIELD", "EXAMPLE"])
+            .page(screen, &rows)?;
+    }
+    if let Some(aside @ [_, ..]) = health.quarantined.as_deref() {
+        screen.line("")?;
+        screen.line("Set aside by store-readings")?;
+        let rows = aside.iter().map(|failure| {
+            vec![
+                plain(short(&failure.failure_id)),
+                (failure.error.clone(), Tone::Bad),
+                (age(health.at, failure.last_at), Tone::Faint),
+                plain(failure.message.clone()),
+            ]
+        });
+        Table::new(["FAILURE", "ERROR", "LAST", "MESSAGE"])
+            .page(screen, &rows.collect::<Vec<_>>())?;
+    }
+    Ok(())
+}
+
+fn sensor_row(screen: &Screen, sensor: &SensorHealth, now: Timestamp) -> Vec<Cell> {
+    let unknown = || "?".to_owned();
+    let is_unread = sensor.verdict == Verdict::Unknown;
+    let time = |at: Option<Timestamp>| match at {
+        Some(at) => ago(now, at),
+        None if is_unread => unknown(),
+        None => "never".to_owned(),
+    };
+    let share = |part: f64| format!("{:.0} %", (part * 100.0).floor());
+    let count = |count: Option<u64>| {
+        let tone = if count.unwrap_or_default() > 0 { Tone::Bad } else { Tone::Plain };
+        (count.map_or_else(unknown, |count| count.to_string()), tone)
+    };
+    let every = sensor.interval_seconds.map(|seconds| length(seconds * 1000));
+    let stored = sensor.accepted.map(|accepted| accepted.samples.to_string());
+    vec![
+        plain(screen.id(&sensor.sensor_id)),
+        (crate::render::wire(&sensor.verdict), tone(sensor.verdict)),
+        plain(time(sensor.last_arrival)),
+        plain(time(sensor.last_sample)),
+        plain(every.unwrap_or_else(unknown)),
+        plain(sensor.completeness.map_or_else(unknown, share)),
+        plain(stored.unwrap_or_else(unknown)),
+        count(sensor.refused),
+        count(sensor.quarantined.map(|count| u64::try_from(count).unwrap_or(u64::MAX))),
+        plain(format!("{} {}", sensor.metric, sensor.unit)),
+    ]
+}

@@ -1,0 +1,589 @@
+//! The health of a site: when its sensors last sent, what is missing, what was refused and set aside.
+//!
+//! Everything is judged from what is stored anyway: the rows of the readings table carry the time of their
+//! arrival, refusals are counted by accept-readings, and what store-readings set aside is in the failures table.
+//! What can't be read is named as unknown; nothing is assumed of it.
+
+use std::collections::BTreeMap;
+
+use contracts::{SensorId, SiteId, Timestamp, readings::Sample};
+use failures::ledger::Summary;
+use serde::Serialize;
+use telemetry::{SeriesRow, packing::unpack, refusals::RefusalRow};
+
+use crate::{error::Exit, render::ago};
+
+const SECOND_MILLIS: i64 = 1000;
+const MINUTE_MILLIS: i64 = 60 * SECOND_MILLIS;
+const HOUR_MILLIS: i64 = 60 * MINUTE_MILLIS;
+/// Completeness, refusals and stale samples are judged over so long.
+pub const WINDOW_MILLIS: i64 = 24 * HOUR_MILLIS;
+/// No sensor is called silent earlier, however short its interval is.
+const MIN_SILENCE_MILLIS: i64 = 2 * MINUTE_MILLIS;
+/// After so long a sensor whose interval is not known counts as silent.
+const ASSUMED_SILENCE_MILLIS: i64 = HOUR_MILLIS;
+/// Arrivals within so long are one upload.
+const UPLOAD_MILLIS: i64 = MINUTE_MILLIS;
+
+/// What a site's or a sensor's state is. The site has the most serious one of its findings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Verdict {
+    /// The readings could not be read; or nothing was found, but not everything could be read.
+    Unknown,
+    /// The site is not ACTIVE: no readings are expected.
+    NotInService,
+    /// Nothing ever arrived, and nothing was refused or set aside.
+    NeverReported,
+    /// Nothing has arrived for longer than expected.
+    Silent,
+    /// Some sensors are silent, others report.
+    PartlySilent,
+    /// Bundles were refused in the last 24 hours.
+    Refused,
+    /// Bundles are set aside as failures.
+    Quarantined,
+    /// Bundles arrive, but their newest sample is older than 24 hours.
+    StaleSamples,
+    /// Bundles arrive in time.
+    Reporting,
+}
+
+/// Something that somebody has to see to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Which.
+    pub kind: Verdict,
+    /// In a sentence.
+    pub message: String,
+    /// What to do next.
+    pub next: String,
+}
+
+/// Something that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unread {
+    /// What: `readings`, `refusals`, `failures`.
+    pub source: String,
+    /// Why.
+    pub error: String,
+}
+
+/// Readings whose samples are of the last 24 hours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Accepted {
+    /// Bundles.
+    pub bundles: usize,
+    /// Samples, one for each instant.
+    pub samples: usize,
+}
+
+/// A sensor's health. What is `null` is not known.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SensorHealth {
+    /// Its id.
+    pub sensor_id: String,
+    /// What it measures.
+    pub metric: String,
+    /// Its unit.
+    pub unit: String,
+    /// `REPORTING`, `STALE_SAMPLES`, `SILENT`, `NEVER_REPORTED` or `UNKNOWN`.
+    pub verdict: Verdict,
+    /// When its last bundle was stored.
+    pub last_arrival: Option<Timestamp>,
+    /// The time of its newest sample.
+    pub last_sample: Option<Timestamp>,
+    /// Seconds since the last arrival.
+    pub gap_seconds: Option<i64>,
+    /// Seconds between its bundles, as observed: the median.
+    pub interval_seconds: Option<i64>,
+    /// Samples of the last 24 hours, as a part of those that the observed interval lets expect: 0 to 1.
+    pub completeness: Option<f64>,
+    /// What was stored.
+    pub accepted: Option<Accepted>,
+    /// Bundles of the last 24 hours that were refused because of this sensor.
+    pub refused: Option<u64>,
+    /// Open failures of store-readings that name this sensor.
+    pub quarantined: Option<usize>,
+}
+
+/// Bundles that were refused for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Refusal {
+    /// Why, such as `ClockAhead`.
+    pub reason: String,
+    /// The field, such as `series[].samples[]`.
+    pub field: String,
+    /// The sensor whose series was wrong, if it could be read.
+    pub sensor_id: Option<SensorId>,
+    /// Bundles. A bundle counts once for each reason, field and sensor.
+    pub count: u64,
+    /// When the first was refused.
+    pub first_at: Timestamp,
+    /// When the last was refused.
+    pub last_at: Timestamp,
+    /// What was wrong with the last.
+    pub example: String,
+}
+
+/// A bundle that store-readings set aside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SetAside {
+    /// The failure's id.
+    pub failure_id: String,
+    /// Why, such as `UnknownSensor`.
+    pub error: String,
+    /// In a sentence.
+    pub message: String,
+    /// When it failed last.
+    pub last_at: Timestamp,
+}
+
+impl From<&Summary> for SetAside {
+    fn from(failure: &Summary) -> Self {
+        Self {
+            failure_id: failure.id.to_string(),
+            error: failure.error.name.clone(),
+            message: failure.error.message.clone(),
+            last_at: failure.last_at,
+        }
+    }
+}
+
+/// The document of `fieldctl sites health --json`; `schemas/sites-health.schema.json` describes it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Health {
+    /// The site.
+    pub site_id: SiteId,
+    /// Its name.
+    pub name: String,
+    /// Its status, such as `ACTIVE`.
+    pub status: String,
+    /// When this was looked at.
+    pub at: Timestamp,
+    /// The most serious finding.
+    pub verdict: Verdict,
+    /// The verdict in a sentence.
+    pub summary: String,
+    /// The most serious first; empty for a site that reports.
+    pub findings: Vec<Finding>,
+    /// What could not be read.
+    pub unknown: Vec<Unread>,
+    /// In the order of the site.
+    pub sensors: Vec<SensorHealth>,
+    /// Refused in the last 24 hours, the last one first; `null` where that could not be read.
+    pub refused: Option<Vec<Refusal>>,
+    /// Refused bundles of the last 24 hours that name no site: they may be this one's.
+    pub refused_without_site: Option<u64>,
+    /// Set aside, the last one first; `null` where that could not be read.
+    pub quarantined: Option<Vec<SetAside>>,
+}
+
+/// A sensor as the API shows it.
+#[derive(Clone, Debug)]
+pub struct SiteSensor {
+    /// Its id.
+    pub id: String,
+    /// What it measures.
+    pub metric: String,
+    /// Its unit.
+    pub unit: String,
+}
+
+/// What was read, or why it could not be.
+pub type Read<T> = Result<T, String>;
+
+/// Everything that the verdict comes from.
+#[derive(Debug)]
+pub struct Evidence {
+    /// The site.
+    pub site_id: SiteId,
+    /// Its name.
+    pub name: String,
+    /// Its status.
+    pub status: String,
+    /// When it was activated, where the API says so.
+    pub active_since: Option<Timestamp>,
+    /// Its sensors, each with its newest rows, the newest first.
+    pub sensors: Vec<(SiteSensor, Read<Vec<SeriesRow>>)>,
+    /// Its refusals.
+    pub refusals: Read<Vec<RefusalRow>>,
+    /// Refusals of bodies that name no site.
+    pub refusals_without_site: Read<Vec<RefusalRow>>,
+    /// Its open failures of store-readings, the newest first.
+    pub failures: Read<Vec<SetAside>>,
+}
+
+/// What the rows of a sensor say.
+#[derive(Debug, Default)]
+struct Seen {
+    last_arrival: Option<i64>,
+    last_sample: Option<i64>,
+    /// Between bundles, in milliseconds.
+    interval: Option<i64>,
+    accepted: Accepted,
+    completeness: Option<f64>,
+}
+
+impl Seen {
+    fn of(rows: &[SeriesRow], now: Timestamp, active_since: Option<Timestamp>) -> Read<Self> {
+        let now = now.millis();
+        let begin = now - WINDOW_MILLIS;
+        // A site that is younger than the window can't have all of it.
+        let expected_from = active_since.map_or(begin, |at| at.millis().max(begin));
+        let (mut starts, mut instants) = (Vec::new(), Vec::new());
+        let mut accepted = Accepted::default();
+        for row in rows {
+            let bad = |what: &str| format!("row {:?} can't be read: {what}", row.row);
+            starts.push(row.start().ok_or_else(|| bad("its key has no time"))?.millis());
+            let samples = unpack(&row.samples).map_err(|error| bad(&error.to_string()))?;
+            accepted.bundles += usize::from(row.end > begin);
+            instants.extend(samples.iter().map(|Sample(at, _)| at.millis()));
+        }
+        instants.sort_unstable();
+        instants.dedup();
+        accepted.samples = instants.iter().filter(|at| (begin + 1..=now).contains(*at)).count();
+        let arrivals = uploads(rows.iter().map(|row| row.stored_at).collect());
+        let interval = median_step(starts).max(median_step(arrivals));
+        let completeness = median_step(instants).map(|step| {
+            #[expect(clippy::cast_precision_loss, reason = "a day has 86,400,000 instants")]
+            let (samples, expected) =
+                (accepted.samples as f64, (now - expected_from) as f64 / step as f64);
+            (samples / expected.max(1.0)).min(1.0)
+        });
+        Ok(Self {
+            last_arrival: rows.iter().map(|row| row.stored_at).max(),
+            last_sample: rows.iter().map(|row| row.end).max(),
+            interval,
+            accepted,
+            completeness,
+        })
+    }
+
+    /// How long nothing may arrive before the sensor is silent, in milliseconds.
+    fn patience(&self) -> i64 {
+        self.interval
+            .map_or(ASSUMED_SILENCE_MILLIS, |interval| (interval * 3 / 2).max(MIN_SILENCE_MILLIS))
+    }
+
+    fn verdict(&self, now: Timestamp) -> Verdict {
+        let (Some(arrival), Some(sample)) = (self.last_arrival, self.last_sample) else {
+            return Verdict::NeverReported;
+        };
+        if now.millis() - arrival > self.patience() {
+            Verdict::Silent
+        } else if now.millis() - sample > WINDOW_MILLIS {
+            Verdict::StaleSamples
+        } else {
+            Verdict::Reporting
+        }
+    }
+}
+
+/// The times at which uploads ended: arrivals that follow each other closely are one upload.
+fn uploads(mut arrivals: Vec<i64>) -> Vec<i64> {
+    arrivals.sort_unstable();
+    let mut uploads: Vec<i64> = Vec::new();
+    for arrival in arrivals {
+        match uploads.last_mut() {
+            Some(last) if arrival - *last <= UPLOAD_MILLIS => *last = arrival,
+            _ => uploads.push(arrival),
+        }
+    }
+    uploads
+}
+
+/// The median of the steps between times; none for fewer than two different times.
+fn median_step(mut times: Vec<i64>) -> Option<i64> {
+    times.sort_unstable();
+    let mut steps: Vec<_> =
+        times.windows(2).map(|pair| pair[1] - pair[0]).filter(|step| *step > 0).collect();
+    steps.sort_unstable();
+    steps.get(steps.len() / 2).copied()
+}
+
+impl Evidence {
+    /// Judges the site.
+    #[must_use]
+    pub fn judge(self, now: Timestamp) -> Health {
+        let mut unknown = Vec::new();
+        let mut sensors = Vec::new();
+        let refusals = known("refusals", self.refusals, &mut unknown);
+        let refusals = refusals.map(|rows| refusals_of(&rows, now));
+        let without_site = known("refusals", self.refusals_without_site, &mut unknown);
+        let failures = known("failures", self.failures, &mut unknown);
+        for (sensor, rows) in self.sensors {
+            let seen = rows.and_then(|rows| Seen::of(&rows, now, self.active_since));
+            let seen = seen.map_err(|error| format!("of sensor {}: {error}", sensor.id));
+            let seen = known("readings", seen, &mut unknown);
+            sensors.push(sensor_health(
+                sensor,
+                seen.as_ref(),
+                refusals.as_deref(),
+                failures.as_deref(),
+                now,
+            ));
+        }
+        let mut health = Health {
+            site_id: self.site_id,
+            name: self.name,
+            status: self.status,
+            at: now,
+            verdict: Verdict::Reporting,
+            summary: String::new(),
+            findings: Vec::new(),
+            unknown,
+            sensors,
+            refused: refusals,
+            refused_without_site: without_site
+                .map(|rows| refusals_of(&rows, now).iter().map(|refusal| refusal.count).sum()),
+            quarantined: failures,
+        };
+        health.find();
+        health
+    }
+}
+
+fn known<T>(source: &str, read: Read<T>, unknown: &mut Vec<Unread>) -> Option<T> {
+    read.map_err(|error| {
+        let unread = Unread { source: source.to_owned(), error };
+        if !unknown.contains(&unread) {
+            unknown.push(unread);
+        }
+    })
+    .ok()
+}
+
+fn sensor_health(
+    sensor: SiteSensor,
+    seen: Option<&Seen>,
+    refusals: Option<&[Refusal]>,
+    failures: Option<&[SetAside]>,
+    now: Timestamp,
+) -> SensorHealth {
+    let time = |millis: Option<i64>| millis.map(Timestamp::from_millis);
+    let is_of =
+        |refusal: &&Refusal| refusal.sensor_id.is_some_and(|id| id.to_string() == sensor.id);
+    let names = |failure: &&SetAside| failure.message.contains(&sensor.id);
+    let last_arrival = seen.and_then(|seen| seen.last_arrival);
+    SensorHealth {
+        verdict: seen.map_or(Verdict::Unknown, |seen| seen.verdict(now)),
+        last_arrival: time(last_arrival),
+        last_sample: time(seen.and_then(|seen| seen.last_sample)),
+        gap_seconds: last_arrival.map(|at| (now.millis() - at).max(0) / SECOND_MILLIS),
+        interval_seconds: seen.and_then(|seen| seen.interval).map(|millis| millis / SECOND_MILLIS),
+        completeness: seen.and_then(|seen| seen.completeness),
+        accepted: seen.map(|seen| seen.accepted),
+        refused: refusals.map(|all| all.iter().filter(is_of).map(|refusal| refusal.count).sum()),
+        quarantined: failures.map(|all| all.iter().filter(names).count()),
+        sensor_id: sensor.id,
+        metric: sensor.metric,
+        unit: sensor.unit,
+    }
+}
+
+/// The refusals of the last 24 hours, hours added up, the last one first.
+fn refusals_of(rows: &[RefusalRow], now: Timestamp) -> Vec<Refusal> {
+    let mut refusals = BTreeMap::<_, Refusal>::new();
+    let since = now.plus_millis(-WINDOW_MILLIS);
+    for row in rows.iter().filter(|row| row.last_at > since) {
+        let refusal = Refusal {
+            reason: row.reason().to_owned(),
+            field: row.field().to_owned(),
+            sensor_id: row.sensor(),
+            count: row.refused,
+            first_at: row.first_at,
+            last_at: row.last_at,
+            example: row.example.clone(),
+        };
+        let key = (refusal.reason.clone(), refusal.field.clone(), refusal.sensor_id);
+        match refusals.get_mut(&key) {
+            Some(sum) => {
+                sum.count += refusal.count;
+                sum.first_at = sum.first_at.min(refusal.first_at);
+                if refusal.last_at > sum.last_at {
+                    (sum.last_at, sum.example) = (refusal.last_at, refusal.example);
+                }
+            }
+            None => drop(refusals.insert(key, refusal)),
+        }
+    }
+    let mut refusals: Vec<_> = refusals.into_values().collect();
+    refusals.sort_by_key(|refusal| std::cmp::Reverse(refusal.last_at));
+    refusals
+}
+
+impl Health {
+    fn count(&self, verdict: Verdict) -> usize {
+        self.sensors.iter().filter(|sensor| sensor.verdict == verdict).count()
+    }
+
+    fn last_arrival(&self) -> Option<Timestamp> {
+        self.sensors.iter().filter_map(|sensor| sensor.last_arrival).max()
+    }
+
+    /// Finds what is wrong, and the verdict.
+    fn find(&mut self) {
+        let all = self.sensors.len();
+        let quiet = self.count(Verdict::Silent) + self.count(Verdict::NeverReported);
+        let in_service = self.status == "ACTIVE";
+        let mut findings = Vec::new();
+        if !in_service {
+            findings.push(self.not_in_service());
+        } else if self.count(Verdict::Unknown) == 0 {
+            if quiet == all {
+                findings.push(self.silent());
+            } else if quiet > 0 {
+                findings.push(self.partly_silent(quiet));
+            }
+        }
+        findings.extend(self.refusals());
+        findings.extend(self.set_aside());
+        findings.extend(self.stale());
+        // A site from which nothing arrives while bundles are refused or set aside is not silent: it is heard,
+        // and turned away.
+        let turned_away = findings
+            .iter()
+            .position(|finding| matches!(finding.kind, Verdict::Refused | Verdict::Quarantined));
+        let quiet_first = findings
+            .first()
+            .is_some_and(|first| matches!(first.kind, Verdict::Silent | Verdict::NeverReported));
+        if let (Some(index), true) = (turned_away, quiet_first && self.turned_away_since_silence())
+        {
+            let finding = findings.remove(index);
+            findings.insert(0, finding);
+        }
+        self.findings = findings;
+        let unread = self.count(Verdict::Unknown);
+        let mut sources: Vec<_> = self.unknown.iter().map(|it| it.source.as_str()).collect();
+        sources.dedup();
+        let sources = sources.join(", ");
+        if unread > 0 && in_service {
+            self.verdict = Verdict::Unknown;
+            self.summary =
+                format!("unknown: the readings of {unread} of {all} sensors can't be read");
+        } else if let Some(first) = self.findings.first() {
+            self.verdict = first.kind;
+            self.summary.clone_from(&first.message);
+            if !sources.is_empty() {
+                self.summary = format!("{}; not checked: {sources}", first.message);
+            }
+        } else {
+            let arrival = self.last_arrival().map_or("never".to_owned(), |at| ago(self.at, at));
+            self.summary = format!("reporting; last arrival {arrival}");
+            if !sources.is_empty() {
+                self.verdict = Verdict::Unknown;
+                self.summary =
+                    format!("unknown: last arrival {arrival}, but not checked: {sources}");
+            }
+        }
+    }
+
+    /// Whether something was refused or set aside after the last arrival.
+    fn turned_away_since_silence(&self) -> bool {
+        let refused = self.refused.iter().flatten().map(|refusal| refusal.last_at);
+        let set_aside = self.quarantined.iter().flatten().map(|failure| failure.last_at);
+        let last = refused.chain(set_aside).max();
+        last.is_some_and(|last| self.last_arrival().is_none_or(|arrival| last > arrival))
+    }
+
+    fn not_in_service(&self) -> Finding {
+        Finding {
+            kind: Verdict::NotInService,
+            message: format!("the site is {}: no readings are expected", self.status),
+            next: format!("fieldctl trace {}", self.site_id),
+        }
+    }
+
+    fn silent(&self) -> Finding {
+        let next = "If `fieldctl status` shows no fault of the stack, the station sends nothing: tell its operator."
+            .to_owned();
+        let Some(last) = self.last_arrival() else {
+            let message = "never reported: no reading of this site is stored".to_owned();
+            return Finding { kind: Verdict::NeverReported, message, next };
+        };
+        let intervals = self.sensors.iter().filter_map(|sensor| sensor.interval_seconds);
+        let due = intervals.min().map_or(String::new(), |seconds| {
+            format!("; a bundle came every {}", length(seconds * SECOND_MILLIS))
+        });
+        let message = format!("silent since {last} ({}){due}", ago(self.at, last));
+        Finding { kind: Verdict::Silent, message, next }
+    }
+
+    fn partly_silent(&self, quiet: usize) -> Finding {
+        Finding {
+            kind: Verdict::PartlySilent,
+            message: format!(
+                "{quiet} of {} sensors are silent, the others report",
+                self.sensors.len()
+            ),
+            next: "The logger works: have the silent sensors and its list of sensors checked."
+                .to_owned(),
+        }
+    }
+
+    fn refusals(&self) -> Option<Finding> {
+        let refusals = self.refused.as_deref()?;
+        let last = refusals.first()?;
+        let count: u64 = refusals.iter().map(|refusal| refusal.count).sum();
+        let message = format!(
+            "readings refused: {count} times in 24 h, last {}: {} at {}: {}",
+            ago(self.at, last.last_at),
+            last.reason,
+            last.field,
+            last.example
+        );
+        let next = "Tell the sender what to correct; then the same bundles can be sent again.";
+        Some(Finding { kind: Verdict::Refused, message, next: next.to_owned() })
+    }
+
+    fn set_aside(&self) -> Option<Finding> {
+        let failures = self.quarantined.as_deref()?;
+        let last = failures.first()?;
+        let message = format!(
+            "readings set aside: {} open, the last one {}: {}: {}",
+            failures.len(),
+            ago(self.at, last.last_at),
+            last.error,
+            last.message
+        );
+        let next = format!("fieldctl failures show {}", last.failure_id);
+        Some(Finding { kind: Verdict::Quarantined, message, next })
+    }
+
+    fn stale(&self) -> Option<Finding> {
+        let stale = self.count(Verdict::StaleSamples);
+        let newest = self.sensors.iter().filter_map(|sensor| sensor.last_sample).max()?;
+        (stale > 0).then(|| Finding {
+            kind: Verdict::StaleSamples,
+            message: format!(
+                "{stale} of {} sensors send samples that are older than 24 h; the newest is of {newest}",
+                self.sensors.len()
+            ),
+            next: "Is an archive being sent? If not, the logger's clock is wrong: tell its operator."
+                .to_owned(),
+        })
+    }
+
+    /// 0 only if all was read and nothing was found.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        if !self.unknown.is_empty() {
+            Exit::Aws
+        } else if self.findings.is_empty() {
+            Exit::Done
+        } else {
+            Exit::Failed
+        }
+    }
+}
+
+/// A length of time in its greatest unit.
+#[must_use]
+pub fn length(millis: i64) -> String {
+    crate::render::age(Timestamp::from_millis(millis), Timestamp::from_millis(0))
+}

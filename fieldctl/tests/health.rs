@@ -1,0 +1,384 @@
+//! `fieldctl sites health`, the real binary, against a stand-in and an embedded DynamoDB.
+
+mod cloud;
+
+use std::collections::BTreeSet;
+
+use cloud::{Asked, Cloud};
+use contracts::{
+    OnboardingId, SensorId, SiteId, Timestamp,
+    readings::{Bundle, Sample, Series},
+};
+use failures::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
+use fieldctl::health::{Evidence, SetAside, SiteSensor};
+use serde_json::{Value, json};
+use store::{Commit, Transaction};
+use telemetry::{
+    SeriesRow,
+    refusals::{RefusalRow, UNKNOWN_SITE},
+    store_readings::rows,
+};
+use testkit::{
+    dynamo::{FAILURES, READINGS, REFUSALS},
+    golden,
+    sample::noon,
+};
+
+const MINUTE: i64 = 60_000;
+const HOUR: i64 = 60 * MINUTE;
+
+fn site() -> SiteId {
+    SiteId::registered("http", "key-1")
+}
+
+fn sensor(index: usize) -> SensorId {
+    SensorId::of(OnboardingId::of(site()), index)
+}
+
+type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
+
+/// A site of two sensors in that status.
+fn shown(status: &str) -> Value {
+    let sensor =
+        |index, metric| json!({ "sensorId": sensor(index), "unit": "Cel", "metric": metric });
+    json!({
+        "siteId": site(), "name": "Desert Rock", "operator": "NOAA", "status": status,
+        "onboarding": { "onboardingId": OnboardingId::of(site()), "steps": [
+            { "name": "ActivateSite", "status": "COMPLETED", "at": "2025-01-01T00:00:00.000Z" } ] },
+        "sensors": [sensor(0, "air_temperature"), sensor(1, "water_temperature")],
+    })
+}
+
+fn answer(asked: &Asked) -> Answer {
+    match asked.what.as_str() {
+        "/local/sites" => (200, json!({ "sites": [shown("ACTIVE")] }), vec![]),
+        _ => (200, shown("ACTIVE"), vec![]),
+    }
+}
+
+/// The rows of a bundle of fifteen minutes of those sensors, which ends and arrives at `end`.
+fn bundle(sensors: &[usize], end: Timestamp) -> Vec<(SensorId, SeriesRow)> {
+    let samples = (0..15).map(|n| Sample(end.plus_millis((n - 15) * MINUTE), 1.5)).collect();
+    let series =
+        |index: &usize| Series { sensor_id: sensor(*index), samples: Vec::clone(&samples) };
+    let bundle = Bundle {
+        bundle_id: format!("b-{}", end.millis()).parse().expect("an id"),
+        site_id: site(),
+        series: sensors.iter().map(series).collect(),
+    };
+    rows(&bundle, end).map(|(sensor, _, row)| (sensor, row)).collect()
+}
+
+/// Stores a bundle for each quarter of an hour of the 26 hours before `until`.
+async fn store(cloud: &Cloud, sensors: &[usize], until: Timestamp) {
+    for quarter in (0..26 * 4).rev() {
+        for (sensor, row) in bundle(sensors, until.plus_millis(-quarter * 15 * MINUTE)) {
+            let table = cloud.dynamo.table(READINGS);
+            let key = SeriesRow::key(sensor, &row.row);
+            let put = Transaction::on(&table).create(&table, &key, &row).commit();
+            assert!(matches!(put.await.expect("a row"), Commit::Done));
+        }
+    }
+}
+
+async fn refuse(cloud: &Cloud, site: &str, at: Timestamp, refused: u64) {
+    let hour = Timestamp::from_millis(at.millis() / HOUR * HOUR);
+    let row = RefusalRow {
+        site_id: site.to_owned(),
+        row: format!("{hour}/ClockAhead/series[].samples[]/{}", sensor(0)),
+        refused,
+        first_at: at,
+        last_at: at,
+        example: "2030-01-01T00:00:00.000Z is more than 15 minutes ahead of our clock".to_owned(),
+        expires_at: 0,
+    };
+    cloud.dynamo.put(REFUSALS, json!(row)).await;
+}
+
+async fn quarantine(cloud: &Cloud, site_id: SiteId, at: Timestamp) -> FailureId {
+    let source = "store-readings";
+    let error = ErrorInfo::new("BundleConflict", &format!("{} has other samples", sensor(1)));
+    let id = FailureId::of(source, [u8::from(site_id == site()); 32]);
+    let row = FailureRow {
+        id,
+        source: source.to_owned(),
+        kind: Kind::Quarantined,
+        payload: None,
+        payload_file: None,
+        fingerprint: fingerprint(source, &error),
+        error,
+        attempts: 1,
+        first_at: at,
+        last_at: at,
+        status: Status::Open,
+        correlation_id: None,
+        site_id: Some(site_id),
+        execution: None,
+        messages: BTreeSet::new(),
+        replays: 0,
+        replay: None,
+        note: None,
+    };
+    cloud.dynamo.put(FAILURES, json!(row)).await;
+    id
+}
+
+/// The exit code, and the document, which fits its schema.
+async fn health(cloud: &Cloud) -> (i32, Value) {
+    let (code, out, err) = cloud.run(&["--json", "sites", "health", "desert rock"]).await;
+    let document: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}"));
+    assert_fits(&document);
+    (code, document)
+}
+
+fn schema() -> Value {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/sites-health.schema.json");
+    serde_json::from_str(&std::fs::read_to_string(file).expect(file)).expect("JSON")
+}
+
+/// The schema with no members but those that it describes.
+fn strict(schema: &mut Value) {
+    match schema {
+        Value::Object(members) => {
+            members.values_mut().for_each(strict);
+            if members.contains_key("properties") {
+                members.insert("additionalProperties".to_owned(), false.into());
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(strict),
+        _ => {}
+    }
+}
+
+/// What of the document the schema does not describe.
+fn misfits(document: &Value) -> Vec<String> {
+    let mut schema = schema();
+    strict(&mut schema);
+    let options = jsonschema::options().should_validate_formats(true);
+    let validator = options.build(&schema).expect("a schema");
+    validator
+        .iter_errors(document)
+        .map(|error| format!("{}: {error}", error.instance_path()))
+        .collect()
+}
+
+fn assert_fits(document: &Value) {
+    assert_eq!(misfits(document), Vec::<String>::new(), "{document:#}");
+}
+
+#[tokio::test]
+async fn a_station_that_sends_is_reporting() {
+    let cloud = Cloud::start(answer).await;
+    store(&cloud, &[0, 1], Timestamp::now().plus_millis(-5 * MINUTE)).await;
+    let (code, document) = health(&cloud).await;
+    assert_eq!((code, &document["verdict"]), (0, &json!("REPORTING")), "{document:#}");
+    assert_eq!(document["findings"], json!([]));
+    let first = &document["sensors"][0];
+    assert_eq!(first["intervalSeconds"], 900);
+    assert!(first["completeness"].as_f64().expect("a part") > 0.98, "{document:#}");
+    assert_eq!(first["refused"], 0);
+    let (code, out, _) = cloud.run(&["sites", "health", &site().to_string()]).await;
+    assert!(code == 0 && out.contains("reporting; last arrival 5m ago"), "{out}");
+}
+
+#[tokio::test]
+async fn a_station_that_stopped_sending_is_silent_since_its_last_arrival() {
+    let cloud = Cloud::start(answer).await;
+    let last = Timestamp::now().plus_millis(-4 * HOUR);
+    store(&cloud, &[0, 1], last).await;
+    let (code, document) = health(&cloud).await;
+    assert_eq!((code, &document["verdict"]), (1, &json!("SILENT")), "{document:#}");
+    let (code, out, _) = cloud.run(&["sites", "health", "Desert Rock"]).await;
+    assert_eq!(code, 1);
+    assert!(
+        out.contains(&format!("silent since {last} (4h ago); a bundle came every 15m")),
+        "{out}"
+    );
+    assert!(out.contains("fieldctl status"), "the next action: {out}");
+    let completeness = document["sensors"][0]["completeness"].as_f64().expect("a part");
+    assert!((0.8..0.85).contains(&completeness), "20 of 24 hours: {completeness}");
+
+    // One bundle later than usual is no silence.
+    let cloud = Cloud::start(answer).await;
+    store(&cloud, &[0, 1], Timestamp::now().plus_millis(-20 * MINUTE)).await;
+    assert_eq!(health(&cloud).await.0, 0);
+}
+
+#[tokio::test]
+async fn a_sensor_that_stopped_is_seen_though_its_site_reports() {
+    let cloud = Cloud::start(answer).await;
+    let now = Timestamp::now();
+    store(&cloud, &[0], now.plus_millis(-5 * MINUTE)).await;
+    store(&cloud, &[1], now.plus_millis(-3 * HOUR)).await;
+    let (code, document) = health(&cloud).await;
+    assert_eq!((code, &document["verdict"]), (1, &json!("PARTLY_SILENT")), "{document:#}");
+    let verdicts = [0, 1].map(|index| document["sensors"][index]["verdict"].clone());
+    assert_eq!(verdicts, [json!("REPORTING"), json!("SILENT")]);
+}
+
+#[tokio::test]
+async fn a_station_that_never_sent_has_never_reported() {
+    let cloud = Cloud::start(answer).await;
+    let (code, document) = health(&cloud).await;
+    assert_eq!((code, &document["verdict"]), (1, &json!("NEVER_REPORTED")), "{document:#}");
+}
+
+#[tokio::test]
+async fn a_station_whose_bundles_are_refused_is_not_silent_but_refused() {
+    let cloud = Cloud::start(answer).await;
+    let now = Timestamp::now();
+    store(&cloud, &[0, 1], now.plus_millis(-4 * HOUR)).await;
+    // Of yesterday's hour nothing counts any more.
+    refuse(&cloud, &site().to_string(), now.plus_millis(-30 * HOUR), 7).await;
+    refuse(&cloud, &site().to_string(), now.plus_millis(-2 * HOUR), 4).await;
+    refuse(&cloud, &site().to_string(), now.plus_millis(-MINUTE), 1).await;
+    let other = SiteId::registered("http", "key-2");
+    refuse(&cloud, &other.to_string(), now, 100).await;
+    refuse(&cloud, UNKNOWN_SITE, now, 3).await;
+    let (code, document) = health(&cloud).await;
+    assert_eq!((code, &document["verdict"]), (1, &json!("REFUSED")), "{document:#}");
+    assert_eq!(document["refused"][0]["count"], 5, "{document:#}");
+    assert_eq!(document["refused"][0]["sensorId"], json!(sensor(0)));
+    assert_eq!(document["sensors"][0]["refused"], 5);
+    assert_eq!(document["sensors"][1]["refused"], 0);
+    assert_eq!(document["refusedWithoutSite"], 3);
+    let kinds: Vec<_> = document["findings"].as_array().expect("a list").iter().collect();
+    assert_eq!(kinds[1]["kind"], "SILENT", "{document:#}");
+    let (_, out, _) = cloud.run(&["sites", "health", "Desert Rock"]).await;
+    assert!(out.contains("ClockAhead") && out.contains("more than 15 minutes ahead"), "{out}");
+}
+
+#[tokio::test]
+async fn what_store_readings_set_aside_is_shown_with_its_failure() {
+    let cloud = Cloud::start(answer).await;
+    let now = Timestamp::now();
+    store(&cloud, &[0, 1], now.plus_millis(-5 * MINUTE)).await;
+    quarantine(&cloud, SiteId::registered("http", "key-2"), now).await;
+    assert_eq!(health(&cloud).await.0, 0, "another site's failure");
+    let id = quarantine(&cloud, site(), now).await;
+    let (code, document) = health(&cloud).await;
+    assert_eq!((code, &document["verdict"]), (1, &json!("QUARANTINED")), "{document:#}");
+    assert_eq!(document["quarantined"][0]["failureId"], json!(id));
+    assert_eq!(document["sensors"][1]["quarantined"], 1);
+    assert_eq!(document["findings"][0]["next"], format!("fieldctl failures show {id}"));
+}
+
+#[tokio::test]
+async fn what_can_not_be_read_is_unknown_and_never_well() {
+    for (table, source) in [(REFUSALS, "refusals"), (FAILURES, "failures"), (READINGS, "readings")]
+    {
+        let cloud = Cloud::start(answer).await;
+        store(&cloud, &[0, 1], Timestamp::now().plus_millis(-5 * MINUTE)).await;
+        let delete = cloud.dynamo.client().delete_table().table_name(table);
+        delete.send().await.expect("the table deleted");
+        let (code, document) = health(&cloud).await;
+        assert_eq!((code, &document["verdict"]), (5, &json!("UNKNOWN")), "{document:#}");
+        assert_eq!(document["unknown"][0]["source"], source, "{document:#}");
+        let (code, out, _) = cloud.run(&["sites", "health", "Desert Rock"]).await;
+        assert!(code == 5 && out.contains(&format!("not checked   {source}: ")), "{out}");
+        let told = match source {
+            "readings" => "unknown: the readings of 2 of 2 sensors can't be read".to_owned(),
+            _ => format!("unknown: last arrival 5m ago, but not checked: {source}"),
+        };
+        assert!(out.contains(&told), "{out}");
+    }
+}
+
+#[tokio::test]
+async fn a_site_out_of_service_is_not_called_silent() {
+    let cloud = Cloud::start(|asked| match asked.what.as_str() {
+        "/local/sites" => (200, json!({ "sites": [shown("DECOMMISSIONED")] }), vec![]),
+        _ => (200, shown("DECOMMISSIONED"), vec![]),
+    })
+    .await;
+    let (code, document) = health(&cloud).await;
+    assert_eq!((code, &document["verdict"]), (1, &json!("NOT_IN_SERVICE")), "{document:#}");
+}
+
+#[tokio::test]
+async fn at_80_columns_nothing_is_cut() {
+    let cloud = Cloud::start(answer).await;
+    let now = Timestamp::now();
+    store(&cloud, &[0, 1], now.plus_millis(-4 * HOUR)).await;
+    refuse(&cloud, &site().to_string(), now, 4).await;
+    let id = quarantine(&cloud, site(), now).await;
+    let output = cloud
+        .command(&["sites", "health", "Desert Rock"])
+        .env("COLUMNS", "80")
+        .output()
+        .await
+        .expect("it runs");
+    let out = String::from_utf8(output.stdout).expect("text");
+    let longest = out.lines().map(|line| line.chars().count()).max();
+    assert!(longest <= Some(80), "{out}");
+    for whole in [
+        "air_temperature Cel",
+        &sensor(1).to_string()[..8],
+        &id.to_string(),
+        "series[].samples[]",
+        "15 minutes ahead",
+    ] {
+        assert!(out.contains(whole), "{whole} is missing:\n{out}");
+    }
+}
+
+/// A site with something of everything, at a fixed time.
+fn evidence() -> Evidence {
+    let now = noon(0);
+    let row = |reason: &str, at: Timestamp| RefusalRow {
+        site_id: site().to_string(),
+        row: format!("2026-01-01T11:00:00.000Z/{reason}/series[].samples[]/{}", sensor(0)),
+        refused: 2,
+        first_at: at,
+        last_at: at,
+        example: "is bad".to_owned(),
+        expires_at: 0,
+    };
+    let of = |index, hours: i64| {
+        let quarters = (0..8).map(|n| now.plus_millis(-hours * HOUR - n * 15 * MINUTE));
+        let rows = quarters.flat_map(|end| bundle(&[index], end)).map(|(_, row)| row).collect();
+        let sensor = SiteSensor {
+            id: sensor(index).to_string(),
+            metric: "air_temperature".to_owned(),
+            unit: "Cel".to_owned(),
+        };
+        (sensor, Ok(rows))
+    };
+    let never = SiteSensor { id: sensor(2).to_string(), ..of(2, 0).0 };
+    let unread = SiteSensor { id: sensor(3).to_string(), ..of(3, 0).0 };
+    Evidence {
+        site_id: site(),
+        name: "Desert Rock".to_owned(),
+        status: "ACTIVE".to_owned(),
+        active_since: None,
+        sensors: vec![
+            of(0, 0),
+            of(1, 5),
+            (never, Ok(vec![])),
+            (unread, Err("no answer".to_owned())),
+        ],
+        refusals: Ok(vec![row("ClockAhead", noon(-60)), row("OutOfOrder", noon(-120))]),
+        refusals_without_site: Err("no answer".to_owned()),
+        failures: Ok(vec![SetAside {
+            failure_id: FailureId::of("store-readings", [7; 32]).to_string(),
+            error: "BundleConflict".to_owned(),
+            message: "other samples".to_owned(),
+            last_at: noon(-30),
+        }]),
+    }
+}
+
+#[test]
+fn the_document_is_the_golden_one_and_its_schema_can_refuse() {
+    let document = json!(evidence().judge(noon(0)));
+    golden::check(env!("CARGO_MANIFEST_DIR"), "sites-health", &document);
+    assert_fits(&document);
+    for member in document.as_object().expect("an object").keys() {
+        let mut less = document.clone();
+        less.as_object_mut().expect("an object").remove(member);
+        assert!(!misfits(&less).is_empty(), "{member} is mandatory");
+    }
+    let mut more = document.clone();
+    more["sensors"][0]["colour"] = "red".into();
+    assert!(!misfits(&more).is_empty(), "a member that is not described");
+}

@@ -1,0 +1,498 @@
+//! Counts the bundles that `POST /readings` refused, by site, hour, reason, field and sensor.
+//!
+//! An accepted bundle costs no write. A refusal is counted in memory first; [`Refusals::write`] adds the
+//! counts to the table at most once in [`WRITE_INTERVAL`] and at most [`MAX_WRITES`] rows at a time, so a flood
+//! of refused requests is no flood of writes. What is not written yet is written with a later request. If
+//! Lambda ends the environment before, these counts are lost: a counter is a lower bound, the log has each
+//! refused request.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    str::FromStr,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use aws_sdk_dynamodb::types::AttributeValue;
+use contracts::{SensorId, SiteId, Timestamp, input::FieldError};
+use futures_util::{StreamExt, stream as futures};
+use lambda::{
+    Deadline,
+    http::{Problem, loggable},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use store::{StoreError, Table};
+use tokio::time::Instant;
+
+/// The partition of refusals whose body names no site: no `siteId` could be read from it.
+pub const UNKNOWN_SITE: &str = "unknown";
+/// The reason of a good bundle that was refused because another bundle of its list is wrong.
+pub const REFUSED_WITH_LIST: &str = "RefusedWithList";
+
+/// The shortest time between two writes of an environment.
+const WRITE_INTERVAL: Duration = Duration::from_secs(10);
+/// The most rows that an environment writes at a time.
+const MAX_WRITES: usize = 100;
+/// The most counters that an environment keeps in memory. Further ones are counted for [`UNKNOWN_SITE`].
+const MAX_PENDING: usize = 1_000;
+/// The most counters that one bundle adds to.
+const MAX_OF_BUNDLE: usize = 10;
+/// The longest time that a refused request waits for its counters.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+const WRITES_AT_ONCE: usize = 8;
+/// How long a counter is kept after its hour, in seconds.
+const KEPT_SECONDS: i64 = 15 * 24 * 60 * 60;
+const HOUR_MILLIS: i64 = 60 * 60 * 1000;
+
+/// The names of a bundle's fields. A field with another name is counted as `(unknown)`: the sender chose it.
+const FIELDS: [&str; 7] = ["body", "query", "bundleId", "siteId", "series", "sensorId", "samples"];
+
+/// What is counted together.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Counter {
+    /// None: the body names no site.
+    site: Option<SiteId>,
+    /// The beginning of the hour, in milliseconds since the epoch.
+    hour: i64,
+    reason: String,
+    /// A path without indices, such as `series[].samples[]`.
+    field: String,
+    sensor: Option<SensorId>,
+}
+
+/// How often, and the last message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Count {
+    refused: u64,
+    first_at: Timestamp,
+    last_at: Timestamp,
+    example: String,
+}
+
+impl Count {
+    fn add(&mut self, other: Self) {
+        self.refused += other.refused;
+        self.first_at = self.first_at.min(other.first_at);
+        if other.last_at >= self.last_at {
+            self.last_at = other.last_at;
+            self.example = other.example;
+        }
+    }
+}
+
+/// A row of the refusals table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusalRow {
+    /// The site that the body named, or [`UNKNOWN_SITE`].
+    pub site_id: String,
+    /// `<beginning of the hour>/<reason>/<field>/<sensorId or ->`.
+    pub row: String,
+    /// Bundles.
+    pub refused: u64,
+    /// When the first of them was refused.
+    pub first_at: Timestamp,
+    /// When the last of them was refused.
+    pub last_at: Timestamp,
+    /// What was wrong with the last of them, escaped and cut.
+    pub example: String,
+    /// When DynamoDB may delete the row, in seconds since the epoch.
+    pub expires_at: i64,
+}
+
+impl RefusalRow {
+    fn part(&self, index: usize) -> &str {
+        self.row.split('/').nth(index).unwrap_or_default()
+    }
+
+    /// Why: the name of a [`contracts::input::Reason`], of a problem, or [`REFUSED_WITH_LIST`].
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        self.part(1)
+    }
+
+    /// The field that was wrong, such as `series[].samples[]`.
+    #[must_use]
+    pub fn field(&self) -> &str {
+        self.part(2)
+    }
+
+    /// The sensor whose series was wrong, if it could be read.
+    #[must_use]
+    pub fn sensor(&self) -> Option<SensorId> {
+        self.part(3).parse().ok()
+    }
+
+    /// Reads the counters of a site ([`UNKNOWN_SITE`] for bodies that name none), from the hour of `since` on.
+    pub async fn of_site(
+        table: &Table,
+        site: &str,
+        since: Timestamp,
+    ) -> Result<Vec<Self>, StoreError> {
+        let from = hour_of(since);
+        let items = table
+            .client()
+            .query()
+            .table_name(table.name())
+            .key_condition_expression("siteId = :site AND #row >= :from")
+            .expression_attribute_names("#row", "row")
+            .expression_attribute_values(":site", AttributeValue::S(site.to_owned()))
+            .expression_attribute_values(
+                ":from",
+                AttributeValue::S(Timestamp::from_millis(from).to_string()),
+            )
+            .consistent_read(true)
+            .into_paginator()
+            .items()
+            .send()
+            .collect::<Result<Vec<_>, _>>()
+            .await?;
+        serde_dynamo::from_items(items).map_err(|error| StoreError::Corrupt {
+            row: format!("of the refusals of {site}"),
+            reason: error.to_string(),
+        })
+    }
+}
+
+fn hour_of(at: Timestamp) -> i64 {
+    at.millis().div_euclid(HOUR_MILLIS) * HOUR_MILLIS
+}
+
+#[derive(Debug, Default)]
+struct State {
+    pending: BTreeMap<Counter, Count>,
+    written_at: Option<Instant>,
+}
+
+impl State {
+    fn keep(&mut self, counter: Counter, count: Count) {
+        match self.pending.get_mut(&counter) {
+            Some(sum) => sum.add(count),
+            None => drop(self.pending.insert(counter, count)),
+        }
+    }
+}
+
+/// Counts refusals of one environment of the function.
+#[derive(Debug)]
+pub struct Refusals {
+    table: Table,
+    state: Mutex<State>,
+}
+
+impl Refusals {
+    /// Counters in the refusals table.
+    #[must_use]
+    pub fn new(table: Table) -> Self {
+        Self { table, state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts the bundles of a refused body.
+    pub fn count(&self, body: &str, problem: &Problem, now: Timestamp) {
+        let mut state = self.state();
+        for (counter, count) in counters(body, problem, now) {
+            let full = state.pending.len() >= MAX_PENDING && !state.pending.contains_key(&counter);
+            let counter = if full {
+                Counter { site: None, field: "(any)".to_owned(), sensor: None, ..counter }
+            } else {
+                counter
+            };
+            state.keep(counter, count);
+        }
+    }
+
+    /// Writes what was counted, if it is time to; the largest counts first. What can't be written stays for a
+    /// later request, and never fails this one.
+    pub async fn write(&self, deadline: Deadline) {
+        let due = self.due();
+        if due.is_empty() {
+            return;
+        }
+        let writes = due.into_iter().map(|(counter, count)| async move {
+            let written = tokio::time::timeout(
+                deadline.left().min(WRITE_TIMEOUT),
+                self.add(&counter, &count),
+            );
+            let reason = match written.await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "the time ran out".to_owned(),
+            };
+            // If the write took effect all the same, these bundles are counted twice.
+            tracing::warn!(%reason, "refusals not counted yet");
+            self.state().keep(counter, count);
+        });
+        futures::iter(writes).buffer_unordered(WRITES_AT_ONCE).collect::<()>().await;
+    }
+
+    fn due(&self) -> Vec<(Counter, Count)> {
+        let mut state = self.state();
+        let waits = state.written_at.is_some_and(|at| at.elapsed() < WRITE_INTERVAL);
+        if waits || state.pending.is_empty() {
+            return Vec::new();
+        }
+        state.written_at = Some(Instant::now());
+        let mut all: Vec<_> = std::mem::take(&mut state.pending).into_iter().collect();
+        all.sort_by_key(|(_, count)| std::cmp::Reverse(count.refused));
+        state.pending = all.split_off(all.len().min(MAX_WRITES)).into_iter().collect();
+        all
+    }
+
+    async fn add(&self, counter: &Counter, count: &Count) -> Result<(), StoreError> {
+        let site = counter.site.map_or(UNKNOWN_SITE.to_owned(), |site| site.to_string());
+        let sensor = counter.sensor.map_or("-".to_owned(), |sensor| sensor.to_string());
+        let hour = Timestamp::from_millis(counter.hour);
+        let row = format!("{hour}/{}/{}/{sensor}", counter.reason, counter.field);
+        let text = |text: &dyn ToString| AttributeValue::S(text.to_string());
+        let number = |number: &dyn ToString| AttributeValue::N(number.to_string());
+        self.table
+            .client()
+            .update_item()
+            .table_name(self.table.name())
+            .key("siteId", AttributeValue::S(site))
+            .key("row", AttributeValue::S(row))
+            .update_expression(
+                "SET firstAt = if_not_exists(firstAt, :first), lastAt = :last, example = :example, \
+                 expiresAt = :expires ADD refused :refused",
+            )
+            .expression_attribute_values(":first", text(&count.first_at))
+            .expression_attribute_values(":last", text(&count.last_at))
+            .expression_attribute_values(":example", text(&count.example))
+            .expression_attribute_values(":expires", number(&(counter.hour / 1000 + KEPT_SECONDS)))
+            .expression_attribute_values(":refused", number(&count.refused))
+            .send()
+            .await?;
+        Ok(())
+    }
+}
+
+/// What a refused body is counted as: each bundle once for each reason, field and sensor. Also names the first
+/// bundle's site and sensor in the log, and counts the bundles by reason.
+fn counters(body: &str, problem: &Problem, now: Timestamp) -> Vec<(Counter, Count)> {
+    let (texts, listed) = bundles_of(body);
+    let errors = by_bundle(&problem.errors, texts.len(), listed);
+    let mut counters = Vec::new();
+    let mut logged = false;
+    for (text, errors) in texts.iter().zip(errors) {
+        let site = id_in(text, "siteId");
+        let sensors = if errors.is_empty() { Vec::new() } else { sensors_in(text) };
+        let sensor_of = |error: &FieldError| {
+            let index = error.field.split_once("series[")?.1.split(']').next()?;
+            sensors.get(index.parse::<usize>().ok()?).copied().flatten()
+        };
+        let mut seen = BTreeSet::new();
+        let mut add = |reason: String, field: String, sensor, message: &str| {
+            let counter = Counter { site, hour: hour_of(now), reason, field, sensor };
+            if seen.len() < MAX_OF_BUNDLE && seen.insert(counter.clone()) {
+                let example = loggable(message);
+                let count = Count { refused: 1, first_at: now, last_at: now, example };
+                counters.push((counter, count));
+            }
+        };
+        let of_all = problem.errors.iter().find(|error| index_of(&error.field).is_none());
+        let reason = match (errors.first(), of_all, problem.errors.first()) {
+            (Some(first), _, _) => {
+                if !logged {
+                    logged = true;
+                    log(site, sensor_of(first));
+                }
+                for error in &errors {
+                    let reason = error.reason.name().to_owned();
+                    add(reason, shape(&error.field), sensor_of(error), &error.message);
+                }
+                first.reason.name().to_owned()
+            }
+            (None, Some(of_all), _) => {
+                add(problem.reason(), shape(&of_all.field), None, &of_all.message);
+                problem.reason()
+            }
+            (None, None, Some(of_another)) => {
+                let message = of_another.to_string();
+                add(REFUSED_WITH_LIST.to_owned(), "body".to_owned(), None, &message);
+                REFUSED_WITH_LIST.to_owned()
+            }
+            (None, None, None) => {
+                add(problem.reason(), "body".to_owned(), None, &problem.detail);
+                problem.reason()
+            }
+        };
+        metrics::counter!("ReadingsRefused", "reason" => reason).increment(1);
+    }
+    if !logged {
+        log(texts.first().and_then(|text| id_in(text, "siteId")), None);
+    }
+    counters
+}
+
+/// Puts the site and the sensor into the log lines of this invocation.
+fn log(site: Option<SiteId>, sensor: Option<SensorId>) {
+    let span = tracing::Span::current();
+    if let Some(site) = site {
+        span.record("siteId", tracing::field::display(site));
+    }
+    if let Some(sensor) = sensor {
+        span.record("sensorId", tracing::field::display(sensor));
+    }
+}
+
+/// The texts of the body's bundles, and whether it is a list. A body that is no JSON counts as one bundle.
+fn bundles_of(body: &str) -> (Vec<&str>, bool) {
+    match serde_json::from_str::<Vec<&RawValue>>(body) {
+        Ok(list) if !list.is_empty() => (list.into_iter().map(RawValue::get).collect(), true),
+        _ => (vec![body], false),
+    }
+}
+
+/// The index at the beginning of a path such as `[3].siteId`.
+fn index_of(field: &str) -> Option<usize> {
+    field.strip_prefix('[')?.split_once(']')?.0.parse().ok()
+}
+
+/// The errors of each bundle.
+fn by_bundle(errors: &[FieldError], bundles: usize, listed: bool) -> Vec<Vec<&FieldError>> {
+    let mut of = vec![Vec::new(); bundles];
+    for error in errors {
+        let index = if listed { index_of(&error.field) } else { Some(0) };
+        if let Some(errors) = index.and_then(|index| of.get_mut(index)) {
+            errors.push(error);
+        }
+    }
+    of
+}
+
+/// A path without indices and without names that the sender chose.
+fn shape(path: &str) -> String {
+    let path = path.split_once(' ').map_or(path, |(kind, _)| kind);
+    let path = match path.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((_, "")) => "body",
+        Some((_, rest)) => rest.trim_start_matches('.'),
+        None => path,
+    };
+    let segment = |segment: &str| {
+        let (name, indices) = segment.split_at(segment.find('[').unwrap_or(segment.len()));
+        if !FIELDS.contains(&name) {
+            return "(unknown)".to_owned();
+        }
+        let depth = indices.bytes().filter(|byte| *byte == b'[').count().min(2);
+        name.to_owned() + &"[]".repeat(depth)
+    };
+    path.splitn(3, '.').map(segment).collect::<Vec<_>>().join(".")
+}
+
+/// The first id of that name in a text, whether or not the text is JSON as a whole: a body that ends too early
+/// names its site as well.
+fn id_in<I: FromStr>(text: &str, name: &str) -> Option<I> {
+    let (_, rest) = text.split_once(&format!("\"{name}\""))?;
+    let value = rest.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?;
+    value.split_once('"')?.0.parse().ok()
+}
+
+/// The sensor of each series, where it can be read.
+fn sensors_in(text: &str) -> Vec<Option<SensorId>> {
+    #[derive(Deserialize)]
+    struct Named<'a> {
+        #[serde(borrow)]
+        series: Vec<&'a RawValue>,
+    }
+    let Ok(Named { series }) = serde_json::from_str::<Named<'_>>(text) else { return Vec::new() };
+    series.into_iter().map(|series| id_in(series.get(), "sensorId")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_dynamodb::Client;
+    use contracts::input::Reason;
+    use serde_json::json;
+    use testkit::sample::{noon, saga};
+
+    use super::*;
+
+    fn refusals() -> Refusals {
+        let client = Client::new(&testkit::http::config("http://127.0.0.1:1"));
+        Refusals::new(Table::new(client, "RefusalsTable"))
+    }
+
+    fn ahead(bundle: usize) -> Problem {
+        let field = format!("[{bundle}].series[0].samples[0]");
+        let error = FieldError::new(field, "is ahead").because(Reason::ClockAhead);
+        Problem::invalid(vec![error])
+    }
+
+    fn bundle(site: SiteId) -> String {
+        json!({ "bundleId": "b-1", "siteId": site, "series": [] }).to_string()
+    }
+
+    #[test]
+    fn a_path_has_no_indices_and_no_names_of_the_sender() {
+        for (path, shown) in [
+            ("body", "body"),
+            ("[3]", "body"),
+            ("siteId", "siteId"),
+            ("[3].siteId", "siteId"),
+            ("series[17].sensorId", "series[].sensorId"),
+            ("[0].series[1].samples[2]", "series[].samples[]"),
+            ("[0].series[1].samples[2][0]", "series[].samples[][]"),
+            ("query colour", "query"),
+            ("colour", "(unknown)"),
+            ("[0].series[0].\"\\u{1b}[2J/ \"", "series[].(unknown)"),
+            ("\"\\u{1b}[2J/\"", "(unknown)"),
+            ("a.b.c.d.e", "(unknown).(unknown).(unknown)"),
+        ] {
+            assert_eq!(shape(path), shown, "{path}");
+        }
+    }
+
+    #[test]
+    fn an_id_is_found_in_a_body_that_is_no_json() {
+        let site = saga("a").site_id;
+        let whole = bundle(site);
+        assert_eq!(id_in(&whole, "siteId"), Some(site));
+        assert_eq!(id_in(&whole[..whole.len() - 1], "siteId"), Some(site));
+        assert_eq!(id_in::<SiteId>("{\"siteId\" : 7}", "siteId"), None);
+        assert_eq!(id_in::<SiteId>("{\"siteId\"", "siteId"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_refusals_is_no_flood_of_writes() {
+        let refusals = refusals();
+        let (mut requests, mut rows, mut counted) = (0, 0, 0);
+        for second in 0..60 {
+            for n in 0..100 {
+                // Another site each time, and in between a real one that sends on.
+                let random = saga(&format!("{second}/{n}")).site_id;
+                for site in [random, saga("real").site_id] {
+                    let body = format!("[{}]", bundle(site));
+                    refusals.count(&body, &ahead(0), noon(second));
+                    requests += 1;
+                }
+                let due = refusals.due();
+                rows += due.len();
+                counted += due.iter().map(|(_, count)| count.refused).sum::<u64>();
+                if due.len() > 2 {
+                    let most = &due[0].0;
+                    assert_eq!(most.site, Some(saga("real").site_id), "the largest count first");
+                }
+            }
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert!(rows <= 6 * MAX_WRITES, "{rows} rows for {requests} refused requests");
+        let state = refusals.state();
+        assert!(state.pending.len() <= MAX_PENDING + 1, "{} counters", state.pending.len());
+        let pending: u64 = state.pending.values().map(|count| count.refused).sum();
+        assert_eq!(counted + pending, requests, "none is lost");
+    }
+
+    #[tokio::test]
+    async fn what_can_not_be_written_is_kept() {
+        let refusals = refusals();
+        refusals.count(&bundle(saga("a").site_id), &ahead(0), noon(0));
+        refusals.write(Deadline::after(Duration::from_secs(5))).await;
+        let pending: Vec<_> = refusals.state().pending.values().map(|it| it.refused).collect();
+        assert_eq!(pending, [1]);
+    }
+}
