@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use contracts::{SensorId, SiteId, Timestamp, readings::Sample};
-use failures::ledger::Summary;
+use failures::{ErrorInfo, ledger::Summary};
 use serde::Serialize;
 use telemetry::{SeriesRow, packing::unpack, refusals::RefusalRow};
 
@@ -65,8 +65,8 @@ pub struct Finding {
 pub struct Unread {
     /// What: `readings`, `refusals`, `failures`.
     pub source: String,
-    /// Why.
-    pub error: String,
+    /// Why not.
+    pub reason: String,
 }
 
 /// Readings whose samples are of the last 24 hours.
@@ -134,10 +134,8 @@ pub struct Refusal {
 pub struct SetAside {
     /// The failure's id.
     pub failure_id: String,
-    /// Why, such as `UnknownSensor`.
-    pub error: String,
-    /// In a sentence.
-    pub message: String,
+    /// Why.
+    pub error: ErrorInfo,
     /// When it failed last.
     pub last_at: Timestamp,
 }
@@ -146,8 +144,7 @@ impl From<&Summary> for SetAside {
     fn from(failure: &Summary) -> Self {
         Self {
             failure_id: failure.id.to_string(),
-            error: failure.error.name.clone(),
-            message: failure.error.message.clone(),
+            error: ErrorInfo { concerns: None, ..failure.error.clone() },
             last_at: failure.last_at,
         }
     }
@@ -350,7 +347,7 @@ impl Evidence {
 
 fn known<T>(source: &str, read: Read<T>, unknown: &mut Vec<Unread>) -> Option<T> {
     read.map_err(|error| {
-        let unread = Unread { source: source.to_owned(), error };
+        let unread = Unread { source: source.to_owned(), reason: error };
         if !unknown.contains(&unread) {
             unknown.push(unread);
         }
@@ -368,7 +365,7 @@ fn sensor_health(
     let time = |millis: Option<i64>| millis.map(Timestamp::from_millis);
     let is_of =
         |refusal: &&Refusal| refusal.sensor_id.is_some_and(|id| id.to_string() == sensor.id);
-    let names = |failure: &&SetAside| failure.message.contains(&sensor.id);
+    let names = |failure: &&SetAside| failure.error.message.contains(&sensor.id);
     let last_arrival = seen.and_then(|seen| seen.last_arrival);
     SensorHealth {
         verdict: seen.map_or(Verdict::Unknown, |seen| seen.verdict(now)),
@@ -548,8 +545,8 @@ impl Health {
             "readings set aside: {} open, the last one {}: {}: {}",
             failures.len(),
             ago(self.at, last.last_at),
-            last.error,
-            last.message
+            last.error.name,
+            last.error.message
         );
         let next = format!("fieldctl failures show {}", last.failure_id);
         Some(Finding { kind: Verdict::Quarantined, message, next })

@@ -18,6 +18,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Failed {
     /// Its stable name.
+    #[serde(rename = "name")]
     pub error: String,
     /// For a human.
     pub message: String,
@@ -79,7 +80,7 @@ pub struct Execution {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped: Option<Timestamp>,
     /// What it ended with.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "error", skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failed>,
     /// Its tasks in the order of their beginning.
     pub states: Vec<State>,

@@ -42,9 +42,10 @@ pub struct Story {
 pub enum Standing {
     /// A step failed.
     Failed {
-        /// Where and why.
-        #[serde(flatten)]
-        failure: Failure,
+        /// Where.
+        step: String,
+        /// Why.
+        error: Failed,
     },
     /// It runs, and this is where it is.
     Running {
@@ -130,7 +131,7 @@ pub enum Entry {
         /// How.
         status: String,
         /// Its failure.
-        #[serde(skip_serializing_if = "Option::is_none")]
+        #[serde(rename = "error", skip_serializing_if = "Option::is_none")]
         failure: Option<Failed>,
     },
     /// Work that failed and was recorded.
@@ -235,7 +236,9 @@ impl Story {
             })
         };
         match told.or_else(seen) {
-            Some(failure) => Standing::Failed { failure },
+            Some(Failure { step, error, message }) => {
+                Standing::Failed { step, error: Failed { error, message } }
+            }
             None if self.executions.is_empty() => Standing::NotStarted,
             None => Standing::Ended,
         }
@@ -324,7 +327,7 @@ impl Story {
 
     fn show_standing(&self, screen: &mut Screen) -> Result<(), CliError> {
         match self.standing() {
-            Standing::Failed { failure: Failure { step, error, message } } => {
+            Standing::Failed { step, error: Failed { error, message } } => {
                 screen.field("failed at", Tone::Bad, &step)?;
                 screen.field("error", Tone::Bad, &error)?;
                 screen.field("message", Tone::Plain, &message)?;

@@ -1,6 +1,7 @@
 //! `fieldctl sites health`, the real binary, against a stand-in and an embedded DynamoDB.
 
 mod cloud;
+mod schemas;
 
 use std::collections::BTreeSet;
 
@@ -131,35 +132,9 @@ async fn health(cloud: &Cloud) -> (i32, Value) {
     (code, document)
 }
 
-fn schema() -> Value {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/sites-health.schema.json");
-    serde_json::from_str(&std::fs::read_to_string(file).expect(file)).expect("JSON")
-}
-
-/// The schema with no members but those that it describes.
-fn strict(schema: &mut Value) {
-    match schema {
-        Value::Object(members) => {
-            members.values_mut().for_each(strict);
-            if members.contains_key("properties") {
-                members.insert("additionalProperties".to_owned(), false.into());
-            }
-        }
-        Value::Array(values) => values.iter_mut().for_each(strict),
-        _ => {}
-    }
-}
-
 /// What of the document the schema does not describe.
 fn misfits(document: &Value) -> Vec<String> {
-    let mut schema = schema();
-    strict(&mut schema);
-    let options = jsonschema::options().should_validate_formats(true);
-    let validator = options.build(&schema).expect("a schema");
-    validator
-        .iter_errors(document)
-        .map(|error| format!("{}: {error}", error.instance_path()))
-        .collect()
+    schemas::misfits("sites-health", document)
 }
 
 fn assert_fits(document: &Value) {
@@ -361,8 +336,7 @@ fn evidence() -> Evidence {
         refusals_without_site: Err("no answer".to_owned()),
         failures: Ok(vec![SetAside {
             failure_id: FailureId::of("store-readings", [7; 32]).to_string(),
-            error: "BundleConflict".to_owned(),
-            message: "other samples".to_owned(),
+            error: ErrorInfo::new("BundleConflict", "other samples"),
             last_at: noon(-30),
         }]),
     }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use clap::{Args, Subcommand, ValueEnum};
 use contracts::{SiteId, Timestamp};
 use failures::{
-    Concerns, FailureId, FailureRow, PayloadFile, ReplayState, Status,
+    Concerns, ErrorInfo, FailureId, FailureRow, PayloadFile, ReplayState, Status,
     files::Content,
     ledger::{Discard, Ledger, Summary},
 };
@@ -208,8 +208,7 @@ struct Group {
     fingerprint: String,
     count: usize,
     source: String,
-    error: String,
-    message: String,
+    error: ErrorInfo,
     first_at: Timestamp,
     last_at: Timestamp,
     /// Of the newest.
@@ -235,8 +234,7 @@ impl Group {
             fingerprint: row.fingerprint,
             count: 0,
             source: row.source,
-            error: row.error.name,
-            message: row.error.message,
+            error: row.error,
             first_at: row.first_at,
             last_at: row.last_at,
             id: row.id,
@@ -286,11 +284,11 @@ async fn groups(
             plain(group.count.to_string()),
             plain(whom),
             plain(group.source.clone()),
-            (group.error.clone(), Tone::Bad),
+            (group.error.name.clone(), Tone::Bad),
             (age(now, group.first_at), Tone::Faint),
             (age(now, group.last_at), Tone::Faint),
             plain(short(&group.id)),
-            plain(sentence(&group.message)),
+            plain(sentence(&group.error.message)),
         ]);
     }
     let titles =

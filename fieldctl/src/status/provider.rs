@@ -90,10 +90,10 @@ impl Provider {
     /// The last error, and what is known of the key that was used.
     #[must_use]
     pub fn details(&self, now: Timestamp) -> Vec<String> {
-        let Some(CallError { error, message, at, key_read_at }) = &self.last_error else {
+        let Some(CallError { name, message, at, key_read_at }) = &self.last_error else {
             return Vec::new();
         };
-        let mut details = vec![format!("last error, {}: {error}: {message}", ago(now, *at))];
+        let mut details = vec![format!("last error, {}: {name}: {message}", ago(now, *at))];
         if let Some(read) = key_read_at {
             let changed = self.key_changed_at.map_or_else(
                 || "when the secret was changed is not known".to_owned(),
@@ -116,7 +116,7 @@ impl Provider {
     /// What to do about the last error.
     #[must_use]
     pub fn next(&self) -> String {
-        match self.last_error.as_ref().map(|error| error.error.as_str()) {
+        match self.last_error.as_ref().map(|error| error.name.as_str()) {
             Some("KeyRefused") if self.used_old_key() => {
                 "wait five minutes; if calls are still refused, the new key is wrong".to_owned()
             }
@@ -179,7 +179,7 @@ mod tests {
 
     fn refused(key_read: i64, key_changed: i64) -> Provider {
         let error = CallError {
-            error: "KeyRefused".to_owned(),
+            name: "KeyRefused".to_owned(),
             message: "HTTP status 401".to_owned(),
             at: at(100),
             key_read_at: Some(at(key_read)),

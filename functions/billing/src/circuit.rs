@@ -34,7 +34,7 @@ const LONGEST: u32 = 10;
 #[serde(rename_all = "camelCase")]
 pub struct CallError {
     /// `NoAnswer`, `KeyRefused`, `KeyUnreadable`, `Throttled` or `ServerError`.
-    pub error: String,
+    pub name: String,
     /// What happened.
     pub message: String,
     /// When the call was made.
@@ -260,9 +260,9 @@ impl Circuit {
         let Pass { seen, probe, entered: (entered, since) } = pass;
         let now = after(entered, since.elapsed());
         let health = self.last_call.take();
-        if let Some(Health::Down(CallError { error, message, .. })) = &health {
+        if let Some(Health::Down(CallError { name, message, .. })) = &health {
             metrics::counter!("ProviderFailures").increment(1);
-            tracing::warn!(error, reason = message, "the call to the provider failed");
+            tracing::warn!(error = name, reason = message, "the call to the provider failed");
         }
         let was_open = seen.open_until.is_some();
         let change =
@@ -323,7 +323,7 @@ mod tests {
 
     fn down() -> Health {
         Health::Down(CallError {
-            error: "NoAnswer".to_owned(),
+            name: "NoAnswer".to_owned(),
             message: "no answer within 6s".to_owned(),
             at: at(0),
             key_read_at: None,
@@ -370,7 +370,7 @@ mod tests {
         assert_eq!(state.after_call(None, None, RULES, at(0)), None, "no call was made");
         state = state.after_call(down, None, RULES, at(0)).expect("a change");
         assert_eq!((state.failures, state.opened, state.probe), (3, 1, None));
-        assert_eq!(state.last_error.as_ref().map(|it| it.error.as_str()), Some("NoAnswer"));
+        assert_eq!(state.last_error.as_ref().map(|it| it.name.as_str()), Some("NoAnswer"));
         let pause = open_for(&state, at(0));
         assert!((24_000..=30_000).contains(&pause), "{pause}");
         // Those who were under way when it opened.

@@ -102,7 +102,7 @@ impl Provider {
             }
             (Err(reason), None) => {
                 self.last_call.record(Health::Down(CallError {
-                    error: "KeyUnreadable".to_owned(),
+                    name: "KeyUnreadable".to_owned(),
                     message: reason.clone(),
                     at: Timestamp::now(),
                     key_read_at: None,

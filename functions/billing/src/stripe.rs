@@ -465,9 +465,9 @@ impl Stripe {
             Ok(Answer::new(head.status, &head.headers, body))
         };
         let at = Timestamp::now();
-        let down = |(error, message): (&str, String)| {
-            let error = error.to_owned();
-            Health::Down(CallError { error, message, at, key_read_at: self.key_read_at })
+        let down = |(name, message): (&str, String)| {
+            let name = name.to_owned();
+            Health::Down(CallError { name, message, at, key_read_at: self.key_read_at })
         };
         // Recorded before the answer: a call that is dropped because the function's time is over had none.
         self.last_call

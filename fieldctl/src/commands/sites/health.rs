@@ -161,7 +161,11 @@ fn print(screen: &mut Screen, health: &Health) -> Result<(), CliError> {
         screen.field("next", Tone::Plain, next)?;
     }
     for unread in &health.unknown {
-        screen.field("not checked", Tone::Warn, &format!("{}: {}", unread.source, unread.error))?;
+        screen.field(
+            "not checked",
+            Tone::Warn,
+            &format!("{}: {}", unread.source, unread.reason),
+        )?;
     }
     if let Some(count @ 1..) = health.refused_without_site {
         let message = format!(
@@ -200,9 +204,9 @@ fn print(screen: &mut Screen, health: &Health) -> Result<(), CliError> {
         let rows = aside.iter().map(|failure| {
             vec![
                 plain(short(&failure.failure_id)),
-                (failure.error.clone(), Tone::Bad),
+                (failure.error.name.clone(), Tone::Bad),
                 (age(health.at, failure.last_at), Tone::Faint),
-                plain(failure.message.clone()),
+                plain(failure.error.message.clone()),
             ]
         });
         Table::new(["FAILURE", "ERROR", "LAST", "MESSAGE"])

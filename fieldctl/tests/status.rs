@@ -1,0 +1,312 @@
+//! `fieldctl status` and `fieldctl logs`, the real binary: what AWS answers decides the verdict, and what can't be
+//! read is never well.
+
+mod cloud;
+mod schemas;
+
+use cloud::{Asked, Cloud};
+use contracts::{OnboardingId, SiteId, Timestamp};
+use serde_json::{Value, json};
+use testkit::dynamo::{BILLING, EVENTS};
+
+type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
+
+fn ok(body: Value) -> Answer {
+    (200, body, vec![])
+}
+
+/// A metric's newest value, under the id of its query. The queries are in the order of the resources.
+fn measured(metric: &str, value: f64) -> Value {
+    let id = match metric {
+        "Invocations" => "m0",
+        "Errors" => "m1",
+        "IteratorAge" => "m2",
+        "QueueAge" => "m3",
+        "IncomingRecords" => "m4",
+        "FailedItems" => "m5",
+        other => panic!("{other}"),
+    };
+    json!({ "Id": id, "Values": [value] })
+}
+
+/// A stack in which all is well.
+fn well(asked: &Asked) -> Answer {
+    let what = asked.what.rsplit('.').next().unwrap_or_default();
+    ok(match what {
+        "ListExecutions" => json!({ "executions": [] }),
+        "GetQueueAttributes" => json!({ "Attributes": {
+            "ApproximateNumberOfMessages": "0", "ApproximateNumberOfMessagesDelayed": "0",
+            "ApproximateNumberOfMessagesNotVisible": "0" } }),
+        "DescribeSecret" => json!({ "LastChangedDate": 1_767_225_600.0 }),
+        path if path.contains("/event-source-mappings/") => json!({
+            "UUID": "u-1", "State": "Enabled", "LastProcessingResult": "OK",
+            "FunctionArn": "arn:aws:lambda:us-east-1:1:function:test-StoreReadings:live",
+            "EventSourceArn": "arn:aws:kinesis:us-east-1:1:stream/readings" }),
+        path if path.ends_with("/aliases/live") => json!({ "FunctionVersion": "7" }),
+        path if path.ends_with("/configuration") => {
+            json!({ "LastModified": "2026-01-01T00:00:00.000+0000" })
+        }
+        path if path.ends_with("/DescribeAlarms") => json!({ "MetricAlarms": [
+            { "AlarmName": "test-OpenFailures-1", "StateValue": "OK" }] }),
+        path if path.ends_with("/GetMetricData") => json!({ "MetricDataResults": [
+            measured("Invocations", 100.0), measured("Errors", 0.0),
+            measured("IteratorAge", 40.0), measured("IncomingRecords", 90.0)] }),
+        other => panic!("{other} is not expected"),
+    })
+}
+
+/// Stores the report without which nobody knows whether subscriptions agree.
+async fn compared(cloud: &Cloud) {
+    let report = json!({
+        "id": "reconciliation#provider", "at": Timestamp::now(), "sequence": 1, "running": 1, "active": 1,
+        "foreign": 0, "found": 0, "findings": [],
+    });
+    cloud.dynamo.put(BILLING, report).await;
+}
+
+/// Runs `status`: the exit code and the document, which fits its schema.
+async fn status(cloud: &Cloud) -> (i32, Value) {
+    let (code, out, err) = cloud.run(&["--json", "status"]).await;
+    let document: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}"));
+    assert_eq!(schemas::misfits("status", &document), [""; 0], "{document:#}");
+    assert_eq!(code, i32::from(document["health"] != "good"), "{document:#}");
+    (code, document)
+}
+
+fn check<'a>(document: &'a Value, name: &str) -> &'a Value {
+    let checks = document["checks"].as_array().expect("checks");
+    checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("no {name}"))
+}
+
+/// The names of the checks with that result.
+fn with(document: &Value, health: &str) -> Vec<String> {
+    let checks = document["checks"].as_array().expect("checks");
+    let with = checks.iter().filter(|check| check["health"] == health);
+    with.map(|check| check["name"].as_str().expect("a name").to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_stack_in_which_all_is_well_is_good() {
+    let cloud = Cloud::start(well).await;
+    compared(&cloud).await;
+    let (code, document) = status(&cloud).await;
+    assert_eq!(code, 0, "{document:#}");
+    assert_eq!(document["functions"][0]["invocations"], 100.0);
+    assert_eq!(document["consumers"][0]["source"], "readings");
+    let (code, out, _) = cloud.run(&["status", "--all"]).await;
+    assert!(code == 0 && out.contains("all is well"), "{out}");
+    for line in out.lines() {
+        assert!(line.chars().count() <= 100, "{line}");
+    }
+    let mut less = document.clone();
+    less.as_object_mut().expect("an object").remove("checks");
+    assert!(!schemas::misfits("status", &less).is_empty(), "the schema can refuse");
+}
+
+#[tokio::test]
+async fn each_thing_that_is_wrong_is_found_by_its_check() {
+    type Case = (&'static str, fn(&Asked) -> Answer, &'static str);
+    let cases: [Case; 8] = [
+        (
+            "consumers",
+            |asked| match well(asked) {
+                (200, mut body, more) if asked.what.contains("/event-source-mappings/") => {
+                    body["State"] = "Disabled".into();
+                    (200, body, more)
+                }
+                other => other,
+            },
+            "aws lambda update-event-source-mapping --uuid test-StoreReadingsMapping --enabled",
+        ),
+        (
+            "consumers",
+            |asked| match asked.what.contains("/event-source-mappings/") {
+                true => (
+                    404,
+                    json!({ "Type": "User", "message": "gone" }),
+                    vec![("x-amzn-errortype", "ResourceNotFoundException")],
+                ),
+                false => well(asked),
+            },
+            "consumersnotrunning",
+        ),
+        (
+            "alarms",
+            |asked| match asked.what.ends_with("/DescribeAlarms") {
+                true => ok(
+                    json!({ "MetricAlarms": [{ "AlarmName": "test-X", "StateValue": "ALARM" }] }),
+                ),
+                false => well(asked),
+            },
+            "docs/operations.md",
+        ),
+        (
+            "queues",
+            |asked| match asked.what.ends_with("GetQueueAttributes") {
+                true => ok(json!({ "Attributes": {
+                    "ApproximateNumberOfMessages": "3", "ApproximateNumberOfMessagesDelayed": "0",
+                    "ApproximateNumberOfMessagesNotVisible": "0" } })),
+                false => well(asked),
+            },
+            "fieldctl logs",
+        ),
+        (
+            "streams",
+            |asked| match asked.what.ends_with("/GetMetricData") {
+                true => ok(json!({ "MetricDataResults": [measured("IncomingRecords", 9.0)] })),
+                false => well(asked),
+            },
+            "consumers",
+        ),
+        (
+            "streams",
+            |asked| match asked.what.ends_with("/GetMetricData") {
+                true => ok(json!({ "MetricDataResults": [measured("IteratorAge", 60_001.0)] })),
+                false => well(asked),
+            },
+            "fieldctl logs",
+        ),
+        (
+            "functions",
+            |asked| match asked.what.ends_with("/GetMetricData") {
+                true => ok(json!({ "MetricDataResults": [
+                    measured("Invocations", 10.0), measured("Errors", 3.0)] })),
+                false => well(asked),
+            },
+            "#rolling-back",
+        ),
+        (
+            "functions",
+            |asked| match asked.what.ends_with("/GetMetricData") {
+                true => ok(json!({ "MetricDataResults": [
+                    measured("Invocations", 10.0), measured("FailedItems", 3.0)] })),
+                false => well(asked),
+            },
+            "#rolling-back",
+        ),
+    ];
+    for (name, answer, next) in cases {
+        let cloud = Cloud::start(answer).await;
+        compared(&cloud).await;
+        let (_, document) = status(&cloud).await;
+        assert_eq!(with(&document, "problem"), [name], "{document:#}");
+        let shown = check(&document, name)["next"].as_str().expect("what to do next");
+        assert!(shown.contains(next), "{name}: {shown}");
+    }
+}
+
+#[tokio::test]
+async fn rows_that_need_attention_are_found() {
+    let cloud = Cloud::start(well).await;
+    compared(&cloud).await;
+    let now = Timestamp::now();
+    let error =
+        json!({ "name": "KeyRefused", "message": "HTTP status 401", "at": now, "keyReadAt": now });
+    cloud
+        .dynamo
+        .put(
+            BILLING,
+            json!({
+                "id": "circuit#provider", "sequence": 9, "failures": 5, "opened": 1,
+                "openUntil": now.plus_millis(60_000), "lastError": error,
+            }),
+        )
+        .await;
+    cloud
+        .dynamo
+        .put(EVENTS, json!({
+            "entity": "site#1", "sequence": 1, "unpublished": "3", "occurredAt": now.plus_millis(-61_000),
+        }))
+        .await;
+    let (_, document) = status(&cloud).await;
+    assert_eq!(with(&document, "problem"), ["events", "provider"], "{document:#}");
+    let provider = check(&document, "provider").to_string();
+    for part in
+        ["circuit open", "next probe in", "KeyRefused: HTTP status 401", "the secret was changed"]
+    {
+        assert!(provider.contains(part), "{part}: {provider}");
+    }
+}
+
+/// With an AWS that refuses a service, the checks that need it are unknown, and the verdict is not good.
+#[tokio::test]
+async fn what_can_not_be_read_is_unknown() {
+    type Case = (&'static str, &'static [&'static str]);
+    let cases: [Case; 6] = [
+        ("/event-source-mappings/", &["consumers"]),
+        ("/DescribeAlarms", &["alarms"]),
+        ("/GetMetricData", &["streams", "functions"]),
+        ("/aliases/live", &["functions"]),
+        ("GetQueueAttributes", &["queues"]),
+        ("ListExecutions", &["stuck sagas", "incomplete sagas"]),
+    ];
+    for (refused, unknown) in cases {
+        let cloud = Cloud::start(move |asked| match asked.what.contains(refused) {
+            true => {
+                let body = json!({ "__type": "AccessDeniedException", "message": "not you" });
+                (403, body, vec![("x-amzn-errortype", "AccessDeniedException")])
+            }
+            false => well(asked),
+        })
+        .await;
+        compared(&cloud).await;
+        let (code, document) = status(&cloud).await;
+        assert_eq!(
+            (code, with(&document, "unknown")),
+            (1, unknown.iter().map(|it| (*it).to_owned()).collect()),
+            "{refused}: {document:#}"
+        );
+        assert!(with(&document, "problem").is_empty(), "{document:#}");
+    }
+    let cloud = Cloud::start(well).await;
+    let (code, document) = status(&cloud).await;
+    assert_eq!((code, with(&document, "unknown")), (1, vec!["subscriptions".to_owned()]));
+}
+
+#[tokio::test]
+async fn logs_are_of_the_site_and_in_the_order_of_time() {
+    let site = SiteId::registered("http", "key-1");
+    let onboarding = OnboardingId::of(site).to_string();
+    let cloud = Cloud::start(move |asked| {
+        let body: Value = serde_json::from_str(&asked.body).unwrap_or_default();
+        ok(match asked.what.rsplit('.').next().unwrap_or_default() {
+            "FilterLogEvents" => {
+                let group = body["logGroupName"].as_str().expect("a group");
+                let (at, level) = if group.ends_with("store-readings") { (2000, "ERROR") } else { (1000, "INFO") };
+                let line = |about: &str| json!({
+                    "level": level, "message": group, "span": { "correlationId": about } }).to_string();
+                json!({ "events": [
+                    { "timestamp": at, "eventId": format!("{group} 1"), "message": line(&onboarding) },
+                    { "timestamp": at, "eventId": format!("{group} 2"), "message": line("another") },
+                    { "timestamp": at, "eventId": format!("{group} 3"), "message": "START RequestId: 1" }] })
+            }
+            _ => json!({ "executions": [] }),
+        })
+    })
+    .await;
+    let id = site.to_string();
+    let lines = async |more: &[&str]| {
+        let (code, out, err) =
+            cloud.run(&[&["--json", "logs", "--since", "100000d"], more].concat()).await;
+        assert_eq!(code, 0, "{err}");
+        let lines: Vec<Value> = serde_json::Deserializer::from_str(&out)
+            .into_iter()
+            .map(|it| it.expect("JSON"))
+            .collect();
+        for line in &lines {
+            assert_eq!(schemas::misfits("logs", line), [""; 0], "{line}");
+        }
+        lines
+            .iter()
+            .map(|line| line["function"].as_str().expect("a function").to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(lines(&[&id]).await, ["check-sagas", "store-readings"]);
+    assert_eq!(lines(&[&id, "--errors"]).await, ["store-readings"]);
+    assert_eq!(lines(&["--function", "StoreReadings"]).await.len(), 2, "also another's");
+    let (code, _, err) = cloud.run(&["logs", "--function", "nothing"]).await;
+    assert!(code == 3 && err.contains("check-sagas, store-readings"), "{err}");
+    let (code, out, _) =
+        cloud.run(&["logs", "--function", "check-sagas", "--errors", "--since", "100000d"]).await;
+    assert!(code == 0 && out.starts_with("There are no warnings or errors since"), "{out}");
+}
