@@ -16,7 +16,7 @@ use crate::{
 type Item = HashMap<String, AttributeValue>;
 
 /// An event that is unpublished for longer is late: events are published within a second.
-pub const OLDEST_IS_LATE: Duration = Duration::from_secs(60);
+pub const OLDEST_IS_LATE: Duration = Duration::from_mins(1);
 
 /// As many as `BatchGetItem` takes.
 const MOST_GOT: usize = 100;

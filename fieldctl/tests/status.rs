@@ -55,6 +55,24 @@ fn well(asked: &Asked) -> Answer {
     })
 }
 
+/// All is well, but that is answered with another body.
+fn but(asked: &Asked, what: &str, body: Value) -> Answer {
+    if asked.what.ends_with(what) { ok(body) } else { well(asked) }
+}
+
+fn but_measured(asked: &Asked, values: &[(&str, f64)]) -> Answer {
+    let results: Vec<_> = values.iter().map(|(metric, value)| measured(metric, *value)).collect();
+    but(asked, "/GetMetricData", json!({ "MetricDataResults": results }))
+}
+
+fn without_mapping(asked: &Asked) -> Answer {
+    if asked.what.contains("/event-source-mappings/") {
+        let body = json!({ "Type": "User", "message": "gone" });
+        return (404, body, vec![("x-amzn-errortype", "ResourceNotFoundException")]);
+    }
+    well(asked)
+}
+
 /// Stores the report without which nobody knows whether subscriptions agree.
 async fn compared(cloud: &Cloud) {
     let report = json!({
@@ -118,70 +136,34 @@ async fn each_thing_that_is_wrong_is_found_by_its_check() {
             },
             "aws lambda update-event-source-mapping --uuid test-StoreReadingsMapping --enabled",
         ),
-        (
-            "consumers",
-            |asked| match asked.what.contains("/event-source-mappings/") {
-                true => (
-                    404,
-                    json!({ "Type": "User", "message": "gone" }),
-                    vec![("x-amzn-errortype", "ResourceNotFoundException")],
-                ),
-                false => well(asked),
-            },
-            "consumersnotrunning",
-        ),
+        ("consumers", without_mapping, "consumersnotrunning"),
         (
             "alarms",
-            |asked| match asked.what.ends_with("/DescribeAlarms") {
-                true => ok(
-                    json!({ "MetricAlarms": [{ "AlarmName": "test-X", "StateValue": "ALARM" }] }),
-                ),
-                false => well(asked),
+            |asked| {
+                let alarms = json!([{ "AlarmName": "test-X", "StateValue": "ALARM" }]);
+                but(asked, "/DescribeAlarms", json!({ "MetricAlarms": alarms }))
             },
             "docs/operations.md",
         ),
         (
             "queues",
-            |asked| match asked.what.ends_with("GetQueueAttributes") {
-                true => ok(json!({ "Attributes": {
-                    "ApproximateNumberOfMessages": "3", "ApproximateNumberOfMessagesDelayed": "0",
-                    "ApproximateNumberOfMessagesNotVisible": "0" } })),
-                false => well(asked),
+            |asked| {
+                let mut depth = well(asked).1;
+                depth["Attributes"]["ApproximateNumberOfMessages"] = "3".into();
+                but(asked, "GetQueueAttributes", depth)
             },
             "fieldctl logs",
         ),
-        (
-            "streams",
-            |asked| match asked.what.ends_with("/GetMetricData") {
-                true => ok(json!({ "MetricDataResults": [measured("IncomingRecords", 9.0)] })),
-                false => well(asked),
-            },
-            "consumers",
-        ),
-        (
-            "streams",
-            |asked| match asked.what.ends_with("/GetMetricData") {
-                true => ok(json!({ "MetricDataResults": [measured("IteratorAge", 60_001.0)] })),
-                false => well(asked),
-            },
-            "fieldctl logs",
-        ),
+        ("streams", |asked| but_measured(asked, &[("IncomingRecords", 9.0)]), "consumers"),
+        ("streams", |asked| but_measured(asked, &[("IteratorAge", 60_001.0)]), "fieldctl logs"),
         (
             "functions",
-            |asked| match asked.what.ends_with("/GetMetricData") {
-                true => ok(json!({ "MetricDataResults": [
-                    measured("Invocations", 10.0), measured("Errors", 3.0)] })),
-                false => well(asked),
-            },
+            |asked| but_measured(asked, &[("Invocations", 10.0), ("Errors", 3.0)]),
             "#rolling-back",
         ),
         (
             "functions",
-            |asked| match asked.what.ends_with("/GetMetricData") {
-                true => ok(json!({ "MetricDataResults": [
-                    measured("Invocations", 10.0), measured("FailedItems", 3.0)] })),
-                false => well(asked),
-            },
+            |asked| but_measured(asked, &[("Invocations", 10.0), ("FailedItems", 3.0)]),
             "#rolling-back",
         ),
     ];
@@ -241,12 +223,13 @@ async fn what_can_not_be_read_is_unknown() {
         ("ListExecutions", &["stuck sagas", "incomplete sagas"]),
     ];
     for (refused, unknown) in cases {
-        let cloud = Cloud::start(move |asked| match asked.what.contains(refused) {
-            true => {
+        let cloud = Cloud::start(move |asked| {
+            if asked.what.contains(refused) {
                 let body = json!({ "__type": "AccessDeniedException", "message": "not you" });
                 (403, body, vec![("x-amzn-errortype", "AccessDeniedException")])
+            } else {
+                well(asked)
             }
-            false => well(asked),
         })
         .await;
         compared(&cloud).await;

@@ -220,10 +220,9 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
     let (more, prints): (&[&str], _) = match command {
         "completions" => (&["bash"], (false, false)),
         "status" => (&["--all"], (true, true)),
-        "logs" => (&[&site], (true, true)),
         "outputs" | "sites list" | "sagas list" | "failures list" | "failures groups"
         | "subscriptions" => (&[], (true, true)),
-        "sites show" | "sites health" | "trace" => (&[&site], (true, true)),
+        "sites show" | "sites health" | "trace" | "logs" => (&[&site], (true, true)),
         "sites onboard" => (&[registration, "--wait"], (true, true)),
         "sites teardown" => (&[&site, "--yes"], (false, true)),
         "sagas show" => (&["arn:any"], (true, true)),

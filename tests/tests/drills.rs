@@ -114,9 +114,16 @@ async fn provider_drill(stack: &Stack, error: &str, status: Option<u16>) -> Resu
     outage.end()?;
     stack.site_active(ids.site_id).await?;
     check_is(stack, "provider", "good").await?;
-    let trace = stack.fieldctl(&["--json", "trace", &ids.site_id.to_string()])?.document()?;
-    ensure!(trace["provider"].is_null() && trace["standing"] == "Ended", "{trace}");
-    Ok(())
+    let id = ids.site_id.to_string();
+    until("nothing to be wrong in the trace", PATIENCE, async || {
+        let trace = stack.fieldctl(&["--json", "trace", &id])?.document()?;
+        Ok(if trace["provider"].is_null() && trace["standing"] == "Ended" {
+            Look::Found(())
+        } else {
+            Look::Saw(trace.to_string())
+        })
+    })
+    .await
 }
 
 #[tokio::test]

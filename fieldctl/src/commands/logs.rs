@@ -2,7 +2,9 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use aws_sdk_cloudwatchlogs::{Client, types::FilteredLogEvent};
+use aws_sdk_cloudwatchlogs::{
+    Client, operation::filter_log_events::FilterLogEventsError, types::FilteredLogEvent,
+};
 use clap::Args;
 use contracts::Timestamp;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -266,7 +268,7 @@ impl Source {
                 Err(error)
                     if error
                         .as_service_error()
-                        .is_some_and(|it| it.is_resource_not_found_exception()) =>
+                        .is_some_and(FilterLogEventsError::is_resource_not_found_exception) =>
                 {
                     break;
                 }

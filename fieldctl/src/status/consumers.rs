@@ -1,5 +1,6 @@
 //! The event source mappings: whether Lambda reads each stream and queue.
 
+use aws_sdk_lambda::operation::get_event_source_mapping::GetEventSourceMappingError;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 
@@ -58,7 +59,9 @@ async fn get(
     let got = match client.get_event_source_mapping().uuid(&uuid).send().await {
         Ok(got) => got,
         Err(error)
-            if error.as_service_error().is_some_and(|it| it.is_resource_not_found_exception()) =>
+            if error
+                .as_service_error()
+                .is_some_and(GetEventSourceMappingError::is_resource_not_found_exception) =>
         {
             let (function, source, state) = ("?".to_owned(), "?".to_owned(), "Missing".to_owned());
             return Ok(Consumer { name, uuid, function, source, state, last_result: None });

@@ -213,9 +213,10 @@ pub fn streams(metrics: &Metrics) -> Result<Check, CliError> {
     }
     Ok(Check::good(
         "streams",
-        match ages.is_empty() {
-            true => "nothing came in for 15 minutes".to_owned(),
-            false => ages.iter().map(shown).collect::<Vec<_>>().join(", "),
+        if ages.is_empty() {
+            "nothing came in for 15 minutes".to_owned()
+        } else {
+            ages.iter().map(shown).collect::<Vec<_>>().join(", ")
         },
     ))
 }

@@ -160,12 +160,12 @@ async fn key_changed_at(stack: &Stack) -> Result<Option<Timestamp>, CliError> {
 pub async fn check(stack: &Stack, now: Timestamp) -> Result<Check, CliError> {
     let provider = provider(stack).await?;
     let summary = provider.summary(now);
-    Ok(if !provider.fails() {
-        Check::good("provider", summary)
-    } else {
+    Ok(if provider.fails() {
         let check = Check::problem("provider", summary, provider.next());
         let health = if provider.is_unknown(now) { Health::Unknown } else { check.health };
         Check { health, ..check.with(provider.details(now)) }
+    } else {
+        Check::good("provider", summary)
     })
 }
 

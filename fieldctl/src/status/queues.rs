@@ -16,7 +16,7 @@ use crate::{
 const AT_ONCE: usize = 4;
 
 /// A message that waits for longer is a problem; consumers take messages within seconds.
-const MAX_WAIT: Duration = Duration::from_secs(60);
+const MAX_WAIT: Duration = Duration::from_mins(1);
 
 /// A queue.
 #[derive(Clone, Debug, PartialEq, Serialize)]

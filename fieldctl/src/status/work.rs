@@ -62,8 +62,8 @@ pub async fn failures(stack: &Stack, now: Timestamp) -> Result<Check, CliError> 
 
 /// Checks that no saga stands still.
 pub async fn stuck(stack: &Stack, now: Timestamp) -> Result<Check, CliError> {
-    let stuck = sagas::stuck(stack, SAGA_BUDGET, now).await?;
-    let details: Vec<_> = stuck
+    let still = sagas::stuck(stack, SAGA_BUDGET, now).await?;
+    let details: Vec<_> = still
         .iter()
         .map(|it| {
             let state = it.current().map_or("between two states", |state| &state.name);

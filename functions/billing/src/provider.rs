@@ -242,9 +242,12 @@ mod tests {
         let secret = json!({ "ARN": "arn", "Name": "stripe", "SecretString": "sk_test_1" });
         let readable = Arc::new(AtomicBool::new(true));
         let answers = readable.clone();
-        let secrets = Stub::start(move |_| match answers.load(Ordering::Relaxed) {
-            true => (200, secret.clone()),
-            false => (400, json!({ "__type": "DecryptionFailure", "message": "no" })),
+        let secrets = Stub::start(move |_| {
+            if answers.load(Ordering::Relaxed) {
+                (200, secret.clone())
+            } else {
+                (400, json!({ "__type": "DecryptionFailure", "message": "no" }))
+            }
         })
         .await;
         let key =
