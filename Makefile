@@ -76,7 +76,7 @@ release-sizes: require ## builds every function for release (a quarter of an hou
 	    $$(gzip -c $$bin | wc -c | awk '{print $$1/1e6}'); done
 
 e2e-test: build-local ## the deployed local stack, from outside
-	@cargo build $(CARGO_FLAGS) -p tests -p fieldctl
+	@cargo test $(CARGO_FLAGS) -p tests -p fieldctl --no-run
 	@$(MAKE) --no-print-directory down deploy-local
 	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl -- --test-threads=2
 	@$(MAKE) --no-print-directory unused-grants
