@@ -528,7 +528,7 @@ impl Health {
         let last = refusals.first()?;
         let count: u64 = refusals.iter().map(|refusal| refusal.count).sum();
         let message = format!(
-            "readings refused: {count} times in 24 h, last {}: {} at {}: {}",
+            "readings refused: {count}x in 24 h, last {}: {} at {}: {}",
             ago(self.at, last.last_at),
             last.reason,
             last.field,

@@ -525,6 +525,12 @@ fn depth(entry: &Entry) -> usize {
     usize::from(matches!(entry, Entry::State { .. }))
 }
 
+/// Texts have at least so many columns beside a line of the timeline, or are printed beneath it.
+const MIN_TEXT: usize = 40;
+
+/// What is printed beneath a line of the timeline is set off by so many columns.
+const BENEATH: usize = 15;
+
 /// Prints a timeline: time, time since its beginning, what, how long, and more, which wraps.
 pub fn show(screen: &mut Screen, entries: &[Entry]) -> Result<(), CliError> {
     let Some(begun) = entries.first().map(Entry::at) else { return Ok(()) };
@@ -544,26 +550,31 @@ pub fn show(screen: &mut Screen, entries: &[Entry]) -> Result<(), CliError> {
         let head = format!("{} {since:>9}  ", &time[11..23]);
         let named = what - indent;
         let columns = head.len() + indent + 2 + named + 2 + took + 2;
-        let more = wrap(&line.more, screen.width.map(|width| width.saturating_sub(columns)));
-        for (index, more) in more.iter().enumerate() {
-            let more = if matches!(entry, Entry::State { .. }) && line.tone == Tone::Bad {
-                screen.paint(Tone::Bad, more)
-            } else {
-                more.into()
-            };
-            let text = if index == 0 {
-                screen
-                    .paint(Tone::Faint, &head)
-                    .gap(indent)
-                    .then(screen.paint(line.tone, line.symbol))
-                    .then(" ")
-                    .then(screen.paint(line.tone, &format!("{:named$}", line.what)))
-                    .then(&format!("  {:>took$}  ", line.took))
-                    .then(more)
-            } else {
-                Text::default().gap(columns).then(more)
-            };
-            screen.line(text)?;
+        let left = screen.width.map(|width| width.saturating_sub(columns));
+        let bad = matches!(entry, Entry::State { .. }) && line.tone == Tone::Bad;
+        let tone = if bad { Tone::Bad } else { Tone::Plain };
+        let text = screen
+            .paint(Tone::Faint, &head)
+            .gap(indent)
+            .then(screen.paint(line.tone, line.symbol))
+            .then(" ")
+            .then(screen.paint(line.tone, &format!("{:named$}", line.what)))
+            .then(&format!("  {:>took$}  ", line.took));
+        // On a narrow terminal, a text that does not fit beside the line is printed beneath it.
+        let is_long = left.is_some_and(|left| left < MIN_TEXT && line.more.len() > left);
+        let (gap, width) = if is_long {
+            (BENEATH, screen.width.map(|width| width.saturating_sub(BENEATH)))
+        } else {
+            (columns, left)
+        };
+        let mut more = wrap(&line.more, width).into_iter();
+        let first = if is_long { None } else { more.next() };
+        screen.line(match first {
+            Some(first) => text.then(screen.paint(tone, &first)),
+            None => text,
+        })?;
+        for more in more {
+            screen.line(Text::default().gap(gap).then(screen.paint(tone, &more)))?;
         }
     }
     Ok(())

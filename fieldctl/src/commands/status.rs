@@ -40,11 +40,14 @@ impl Options {
 fn show(screen: &mut Screen, status: &Status) -> Result<(), CliError> {
     let count = |health| status.checks.iter().filter(|check| check.health == health).count();
     let (problems, unknown) = (count(Health::Problem), count(Health::Unknown));
+    let attention = if problems == 1 { "needs attention" } else { "need attention" };
     let verdict = match (problems, unknown) {
         (0, 0) => "all is well".to_owned(),
         (0, unknown) => format!("{unknown} could not be checked"),
-        (problems, 0) => format!("{problems} need attention"),
-        (problems, unknown) => format!("{problems} need attention, {unknown} could not be checked"),
+        (problems, 0) => format!("{problems} {attention}"),
+        (problems, unknown) => {
+            format!("{problems} {attention}, {unknown} could not be checked")
+        }
     };
     let text = format!("{} in {}, {}: {verdict}", status.stack, status.region, status.at);
     screen.line(screen.paint(tone(status.health), &text))?;

@@ -135,7 +135,7 @@ impl SensorRow {
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// No sensor of that id was ever provisioned.
-    #[error("sensor {0} is not in the register; is it the id that SensorsProvisioned told?")]
+    #[error("sensor {0} is not in the register; compare it with the ids in SensorsProvisioned")]
     UnknownSensor(SensorId),
     /// It was deprovisioned.
     #[error("sensor {sensor} was retired at {at}; its readings are no longer taken")]
