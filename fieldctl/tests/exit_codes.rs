@@ -1,0 +1,85 @@
+//! The exit codes of `fieldctl`: each by a command that ends with it, and named in the help and in the docs.
+
+mod cloud;
+
+use cloud::{Asked, Cloud};
+use contracts::{OnboardingId, SiteId};
+use serde_json::{Value, json};
+
+type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
+
+fn site() -> SiteId {
+    SiteId::registered("http", "key-1")
+}
+
+/// A stack whose site has that status, and whose executions run and never end.
+fn with_site(asked: &Asked, status: &str) -> Answer {
+    let onboarding = OnboardingId::of(site());
+    let arn = format!("arn:aws:states:us-east-1:0:execution:site-onboarding:{onboarding}");
+    let input = json!({ "onboardingId": onboarding, "siteId": site(), "causationId": null });
+    let body = match asked.what.rsplit('.').next().unwrap_or_default() {
+        "ListExecutions" => json!({ "executions": [] }),
+        "DescribeExecution" => json!({
+            "executionArn": arn, "stateMachineArn": "m", "name": onboarding, "status": "RUNNING",
+            "startDate": 1_767_225_600.0, "input": input.to_string() }),
+        "GetExecutionHistory" => json!({ "events": [] }),
+        "StartExecution" => json!({ "executionArn": arn, "startDate": 1_767_225_600.0 }),
+        _ => json!({ "siteId": site(), "name": "n", "operator": "o", "status": status,
+            "onboarding": { "onboardingId": onboarding, "steps": [], "failure": {
+                "step": "ReserveKits", "error": "KitsOutOfStock", "message": "too few" } },
+            "sensors": [], "location": {} }),
+    };
+    (200, body, vec![])
+}
+
+fn onboarding(asked: &Asked) -> Answer {
+    with_site(asked, "ONBOARDING")
+}
+
+fn active(asked: &Asked) -> Answer {
+    with_site(asked, "ACTIVE")
+}
+
+fn rejected(asked: &Asked) -> Answer {
+    with_site(asked, "REJECTED")
+}
+
+fn denied(_: &Asked) -> Answer {
+    (403, json!({ "message": "Forbidden" }), vec![])
+}
+
+#[tokio::test]
+async fn each_exit_code_has_a_command_that_ends_with_it() {
+    let site = site().to_string();
+    let registration = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/events/import-site.json");
+    let cases: [(i32, fn(&Asked) -> Answer, &[&str]); 9] = [
+        (0, active, &["sites", "show", &site]),
+        (1, rejected, &["sites", "onboard", registration, "--wait"]),
+        (2, active, &["sites", "show"]),
+        (2, active, &["sites", "onboard", "/nonexistent"]),
+        (3, active, &["--stack", "nothing", "outputs"]),
+        (3, active, &["sites", "show", "no such name"]),
+        (4, active, &["sagas", "recover", &site, "--yes"]),
+        (5, denied, &["sites", "show", &site]),
+        (6, onboarding, &["sagas", "recover", &site, "--yes", "--wait", "1s"]),
+    ];
+    for (code, answer, arguments) in cases {
+        let cloud = Cloud::start(answer).await;
+        let (ended, out, err) = cloud.run(arguments).await;
+        assert_eq!(ended, code, "{arguments:?}: {out}{err}");
+        assert_eq!(err.is_empty(), matches!(code, 0 | 1 | 6), "why, on standard error: {err}");
+    }
+}
+
+#[tokio::test]
+async fn the_help_and_the_docs_name_every_exit_code() {
+    let cloud = Cloud::start(active).await;
+    let (_, help, _) = cloud.run(&["--help"]).await;
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/fieldctl.md");
+    let docs = std::fs::read_to_string(file).expect(file);
+    for code in 0..=6 {
+        assert!(help.contains(&format!("{code} ")), "{code}: {help}");
+        assert!(docs.contains(&format!("\n| {code} | ")), "{code} is not in docs/fieldctl.md");
+    }
+}
