@@ -265,7 +265,8 @@ where
         _ if code.starts_with("Throttl") || code == "TooManyRequestsException" => Err(said),
         (SdkError::ConstructionFailure(_), _) | (SdkError::ServiceError(_), Some(400..500)) => {
             let message = format!("{entry} refused the work, so nothing more was sent: {said}");
-            let trouble = CliError::new(Exit::Aws, message).advise("mend that, then replay again");
+            let trouble =
+                CliError::new(Exit::Aws, message).advise("correct that, then replay again");
             Ok(Sent::Not(trouble))
         }
         _ => Ok(Sent::InDoubt(said)),

@@ -50,9 +50,10 @@ fn denied(_: &Asked) -> Answer {
 
 #[tokio::test]
 async fn each_exit_code_has_a_command_that_ends_with_it() {
+    type Case<'a> = (i32, fn(&Asked) -> Answer, &'a [&'a str]);
     let site = site().to_string();
     let registration = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/events/import-site.json");
-    let cases: [(i32, fn(&Asked) -> Answer, &[&str]); 9] = [
+    let cases: [Case; 9] = [
         (0, active, &["sites", "show", &site]),
         (1, rejected, &["sites", "onboard", registration, "--wait"]),
         (2, active, &["sites", "show"]),

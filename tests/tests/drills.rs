@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use contracts::{
-    Metric, Timestamp,
+    Metric, OnboardingId, SensorId, Timestamp,
     readings::{Bundle, Sample, Series},
 };
 use serde_json::{Value, json};
@@ -254,7 +254,65 @@ async fn a_bad_version_is_deployed_and_rolled_back() -> Result<()> {
 }
 
 #[tokio::test]
+async fn one_logger_sends_poison_among_others() -> Result<()> {
+    let _turn = TURN.lock().await;
+    let stack = Stack::connect().await?;
+    stack.deliver(&[METRIC], 2).await?;
+    let mut sites = Vec::new();
+    for _ in 0..2 {
+        let (name, ids) = register(&stack, "poison drill").await?;
+        stack.site_active(ids.site_id).await?;
+        sites.push((name, ids));
+    }
+    // Each logger sends a sensor that nobody has registered.
+    for (_, ids) in &sites {
+        let sensor_id = SensorId::of(OnboardingId::of(ids.site_id), 7);
+        let samples = vec![Sample(Timestamp::now().plus_millis(-MINUTE), 1.0)];
+        let series = vec![Series { sensor_id, samples }];
+        let bundle_id = Uuid::new_v4().to_string().parse()?;
+        send(&stack, &[&Bundle { bundle_id, site_id: ids.site_id, series }]).await?;
+    }
+    let groups_of =
+        |name: &str| stack.fieldctl(&["--json", "failures", "groups", "--site", name])?.documents();
+    let mut groups = Vec::new();
+    for (name, ids) in &sites {
+        let group = until("the poison to be recorded", PATIENCE, async || {
+            let mut groups = groups_of(name)?;
+            Ok(match groups.pop() {
+                Some(group) if groups.is_empty() => Look::Found(group),
+                other => Look::Saw(format!("{groups:?} {other:?}")),
+            })
+        })
+        .await?;
+        ensure!(group["siteId"] == json!(ids.site_id) && group["count"] == 1, "{group:#}");
+        ensure!(group["error"]["name"] == "UnknownSensor", "{group:#}");
+        ensure!(group["advice"].is_object(), "{group:#}");
+        groups.push(group["group"].clone());
+    }
+    ensure!(groups[0] != groups[1], "two loggers, two groups: {groups:?}");
+    let (first, _) = &sites[0];
+    fits(
+        &shows(&stack, &["failures", "groups", "--site", first], &["UnknownSensor", "command"])
+            .await?,
+    )?;
+    fits(&shows(&stack, &["trace", first], &["UnknownSensor"]).await?)?;
+
+    let discard = ["failures", "discard", "--site", first, "--note", "wrong sensor id", "--yes"];
+    let discarded = stack.fieldctl(&discard)?;
+    ensure!(discarded.code == 0, "{discarded:?}");
+    ensure!(groups_of(first)?.is_empty(), "the first logger's is discarded");
+    let (second, ids) = &sites[1];
+    ensure!(groups_of(second)?.len() == 1, "the other logger's is still open");
+    let site = ids.site_id.to_string();
+    let discarded =
+        stack.fieldctl(&["failures", "discard", "--site", &site, "--note", "drill", "--yes"])?;
+    ensure!(discarded.code == 0, "{discarded:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_station_is_silent() -> Result<()> {
+    let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
     stack.deliver(&[METRIC], 1).await?;
     let (name, ids) = register(&stack, "silent").await?;

@@ -58,14 +58,7 @@ pub enum Sagas {
         /// The site: its id, its onboarding's id, the first digits of one of them, or its name.
         site: String,
         /// How long to wait for its end; 0s only starts it.
-        #[arg(
-            long,
-            value_name = "LENGTH",
-            num_args = 0..=1,
-            default_value = "10m",
-            default_missing_value = "10m",
-            value_parser = length
-        )]
+        #[arg(long, value_name = "LENGTH", default_value = "10m", value_parser = length)]
         wait: Duration,
         /// Don't ask.
         #[arg(long)]
