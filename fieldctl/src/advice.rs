@@ -225,7 +225,7 @@ fn line(error: &str, kind: Kind, source: &str) -> &'static Line {
 pub fn advice(row: &Summary, which: &str) -> Advice {
     let Line { means, todo, command, .. } = line(&row.error.name, row.kind, &row.source);
     let onboarding =
-        row.correlation_id.map_or_else(|| "<onboardingId>".to_owned(), |id| id.to_string());
+        row.correlation_id.map_or_else(|| "<site>".to_owned(), |id| id.to_string());
     let command = command
         .replace("{which}", which)
         .replace("{id}", &row.id.to_string())
@@ -249,7 +249,7 @@ pub fn markdown() -> String {
         let command = command
             .replace(['{', '}'], "")
             .replace("which", "<id>")
-            .replace("recover onboarding", "recover <onboardingId>");
+            .replace("recover onboarding", "recover <site>");
         let command = command.replace("show id", "show <id>");
         let of = if of.is_empty() { "any".to_owned() } else { of.join(", ") };
         lines.push(format!("| {errors} | {of} | {means} | {todo} `{command}` |"));
