@@ -224,8 +224,7 @@ fn line(error: &str, kind: Kind, source: &str) -> &'static Line {
 #[must_use]
 pub fn advice(row: &Summary, which: &str) -> Advice {
     let Line { means, todo, command, .. } = line(&row.error.name, row.kind, &row.source);
-    let onboarding =
-        row.correlation_id.map_or_else(|| "<site>".to_owned(), |id| id.to_string());
+    let onboarding = row.correlation_id.map_or_else(|| "<site>".to_owned(), |id| id.to_string());
     let command = command
         .replace("{which}", which)
         .replace("{id}", &row.id.to_string())
