@@ -441,8 +441,7 @@ impl Health {
         findings.extend(self.refusals());
         findings.extend(self.set_aside());
         findings.extend(self.stale());
-        // A site from which nothing arrives while bundles are refused or set aside is not silent: it is heard,
-        // and turned away.
+        // A site whose bundles are refused or set aside is not silent: it sends, and nothing of it is stored.
         let turned_away = findings
             .iter()
             .position(|finding| matches!(finding.kind, Verdict::Refused | Verdict::Quarantined));

@@ -1,7 +1,6 @@
 //! The event source mappings: whether Lambda reads each stream and queue.
 
 use aws_sdk_lambda::operation::get_event_source_mapping::GetEventSourceMappingError;
-use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 
 use super::{Check, again, resources::Resources};
@@ -9,9 +8,6 @@ use crate::{
     error::{CliError, aws},
     stack::Stack,
 };
-
-/// Calls at a time.
-const AT_ONCE: usize = 4;
 
 /// An event source mapping.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -43,12 +39,8 @@ impl Consumer {
 /// Every mapping of the stack.
 pub async fn consumers(stack: &Stack, resources: &Resources) -> Result<Vec<Consumer>, CliError> {
     let client = aws_sdk_lambda::Client::new(stack.config());
-    let mappings = resources.of_type("AWS::Lambda::EventSourceMapping")?;
-    stream::iter(mappings)
-        .map(|(name, uuid)| get(&client, name, uuid))
-        .buffered(AT_ONCE)
-        .try_collect()
-        .await
+    let read = async |name, uuid| get(&client, name, uuid).await;
+    resources.read_each("AWS::Lambda::EventSourceMapping", read).await
 }
 
 async fn get(

@@ -1,6 +1,5 @@
 //! The functions: which version is live, and how often it fails.
 
-use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 
 use super::{Check, again, metrics::Metrics, resources::Resources};
@@ -8,8 +7,6 @@ use crate::{
     error::{CliError, aws},
     stack::Stack,
 };
-
-const AT_ONCE: usize = 8;
 
 /// The alias that every caller of a function uses.
 pub const ALIAS: &str = "live";
@@ -78,12 +75,8 @@ pub fn measured(functions: Vec<Function>, metrics: &Metrics) -> Vec<Function> {
 /// Every function of the stack, with the version that its alias `live` names.
 pub async fn live(stack: &Stack, resources: &Resources) -> Result<Vec<Function>, CliError> {
     let client = aws_sdk_lambda::Client::new(stack.config());
-    let functions = resources.of_type("AWS::Lambda::Function")?;
-    stream::iter(functions)
-        .map(|(name, function)| get(&client, name, function))
-        .buffered(AT_ONCE)
-        .try_collect()
-        .await
+    let read = async |name, function| get(&client, name, function).await;
+    resources.read_each("AWS::Lambda::Function", read).await
 }
 
 async fn get(

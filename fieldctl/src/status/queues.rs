@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
-use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 
 use super::{Check, again, metrics::Metrics, resources::Resources};
@@ -12,8 +11,6 @@ use crate::{
     render::span,
     stack::Stack,
 };
-
-const AT_ONCE: usize = 4;
 
 /// A message that waits for longer is a problem; consumers take messages within seconds.
 const MAX_WAIT: Duration = Duration::from_mins(1);
@@ -49,12 +46,8 @@ pub async fn queues(
     metrics: &Metrics,
 ) -> Result<Vec<Queue>, CliError> {
     let client = aws_sdk_sqs::Client::new(stack.config());
-    let queues = resources.of_type("AWS::SQS::Queue")?;
-    stream::iter(queues)
-        .map(|(name, url)| get(&client, metrics, name, url))
-        .buffered(AT_ONCE)
-        .try_collect()
-        .await
+    let read = async |name, url| get(&client, metrics, name, url).await;
+    resources.read_each("AWS::SQS::Queue", read).await
 }
 
 async fn get(

@@ -2,11 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
+
 use super::{Check, again};
 use crate::{
     error::{CliError, aws},
     stack::Stack,
 };
+
+/// Calls at a time.
+const AT_ONCE: usize = 8;
 
 /// Physical ids by type and logical id.
 #[derive(Debug)]
@@ -25,6 +30,24 @@ impl Resources {
     pub fn of_type(&self, kind: &str) -> Result<Vec<(String, String)>, CliError> {
         let all = self.0.as_ref().map_err(again)?;
         Ok(all.get(kind).into_iter().flatten().map(|(a, b)| (a.clone(), b.clone())).collect())
+    }
+}
+
+impl Resources {
+    /// Reads each resource of a type, some at a time; in the order of their logical ids.
+    ///
+    /// # Errors
+    /// If the resources could not be listed, or one could not be read.
+    pub async fn read_each<T>(
+        &self,
+        kind: &str,
+        read: impl AsyncFn(String, String) -> Result<T, CliError>,
+    ) -> Result<Vec<T>, CliError> {
+        stream::iter(self.of_type(kind)?)
+            .map(|(name, physical)| read(name, physical))
+            .buffered(AT_ONCE)
+            .try_collect()
+            .await
     }
 }
 

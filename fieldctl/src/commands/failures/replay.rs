@@ -503,11 +503,11 @@ fn gone(trouble: CliError) -> Result<Ended, CliError> {
 impl Count {
     /// Counts how one ended, and tells it unless it went well.
     fn add(&mut self, screen: &mut Screen, row: &Summary, ended: Ended) -> Result<(), CliError> {
-        let (word, tone, symbol, told) = match ended {
+        let (word, tone, symbol, reason) = match ended {
             Ended::Replayed(why) => {
                 self.replayed += 1;
-                let told = why.map(|why| format!("nothing to do: {why}"));
-                ("REPLAYED", Tone::Good, "✔", told.unwrap_or_default())
+                let reason = why.map(|why| format!("nothing to do: {why}"));
+                ("REPLAYED", Tone::Good, "✔", reason.unwrap_or_default())
             }
             Ended::Unknown(why) => {
                 self.unknown += 1;
@@ -537,10 +537,10 @@ impl Count {
             Ended::Stop(_) => return Ok(()),
         };
         if screen.json {
-            return screen.entry(&json!({ "id": row.id, "outcome": word, "reason": told }));
+            return screen.entry(&json!({ "id": row.id, "outcome": word, "reason": reason }));
         }
-        if word != "SKIPPED" && !told.is_empty() {
-            let text = format!(" {} {}  {told}", short(&row.id), row.source);
+        if word != "SKIPPED" && !reason.is_empty() {
+            let text = format!(" {} {}  {reason}", short(&row.id), row.source);
             screen.line(screen.paint(tone, symbol).then(&text))?;
         }
         Ok(())
