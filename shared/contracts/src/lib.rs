@@ -11,6 +11,7 @@ mod id;
 pub mod inbound;
 pub mod input;
 mod metric;
+pub mod names;
 pub mod number;
 pub mod readings;
 mod saga;
