@@ -35,7 +35,7 @@ LOCAL_ENV := env -u AWS_PROFILE -u AWS_SESSION_TOKEN AWS_ENDPOINT_URL=http://127
 OVERRIDES := Architecture=$(ARCHITECTURE) LogRetentionDays=1 StripeApiBase=$(or $(FIELDSTATION_STRIPE_API),http://127.0.0.1:$(STRIPE_PORT)) BillingConcurrency=0 RegisterAgeSeconds=2 CircuitPauseSeconds=2 GuardEventSources=false
 
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
-  $(wildcard statemachines/*.json) template.yaml samconfig.toml
+  $(wildcard statemachines/*.json) template.yaml $(wildcard functions/*/template.yaml) samconfig.toml
 
 .PHONY: help demo test unit-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test unused-grants fault-matrix fault-matrix-subset mutants smoke check deny advisories sbom up down deploy-local build-local invoke invoke-samples lambda-image local-env logs kits api-url setup require require-docker
 

@@ -140,14 +140,15 @@ def _name_actions_on_mappings():
 def _know_a_session_by_its_role():
     """aws:PrincipalArn of a role's session is the ARN of the role; MiniStack has the session's."""
     from ministack.core import iam_evaluator
+    from ministack.services import iam
 
     resolve = iam_evaluator._resolve_condition_key
 
     def resolve_role(key, context):
         value = resolve(key, context)
         if key.lower() == "aws:principalarn" and ":assumed-role/" in (value or ""):
-            account, role = value.split(":")[4], value.split("/")[1]
-            return f"arn:aws:iam::{account}:role/{role}"
+            role = iam._roles.get(value.split("/")[1])
+            return role["Arn"] if role else value
         return value
 
     iam_evaluator._resolve_condition_key = resolve_role

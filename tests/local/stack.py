@@ -297,12 +297,19 @@ def client(service):
     )
 
 
+def named(stack, name):
+    """The fixed name of a resource in the environment, as the templates have it."""
+    return f"{stack}-{name}"
+
+
 def functions(stack):
-    """(logical id, name) of the stack's functions."""
-    for page in client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=stack):
-        for resource in page["StackResourceSummaries"]:
-            if resource["ResourceType"] == "AWS::Lambda::Function":
-                yield resource["LogicalResourceId"], resource["PhysicalResourceId"]
+    """(logical id, name) of the environment's functions."""
+    for page in client("lambda").get_paginator("list_functions").paginate():
+        for function in page["Functions"]:
+            name = function["FunctionName"]
+            if name.startswith(named(stack, "")):
+                binary = name.removeprefix(named(stack, ""))
+                yield "".join(part.capitalize() for part in binary.split("-")) + "Function", name
 
 
 def write_env(stack):
@@ -328,29 +335,19 @@ def kebab(name):
 
 
 def sample(stack, binary):
-    """A function's sample event, as it would be of this stack: the samples are of another account and region, and have
-    the template's names of queues and state machines."""
+    """A function's sample event, as it would be in this environment: the samples are of another account and region, and of
+    the environment fieldstation-prod."""
     event = ROOT / "tests" / "events" / f"{binary}.json"
     if not event.exists():
         sys.exit(f"There is no {event}: name a function as functions/*/src/bin does, such as create-site.")
     text = event.read_text().replace("123456789012", "000000000000").replace("eu-central-1", REGION)
-    for page in client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=stack):
-        for resource in page["StackResourceSummaries"]:
-            logical, name = resource["LogicalResourceId"], resource["PhysicalResourceId"].replace("/", ":").split(":")[-1]
-            if resource["ResourceType"] == "AWS::SQS::Queue":
-                text = text.replace(f"000000000000:{logical}\"", f"000000000000:{name}\"")
-            elif resource["ResourceType"] == "AWS::StepFunctions::StateMachine":
-                for kind in ("stateMachine", "execution"):
-                    text = re.sub(f":{kind}:{kebab(logical)}(?=[\":])", f":{kind}:{name}", text)
-    return text
+    return text.replace("fieldstation-prod-", named(stack, ""))
 
 
 def invoke(stack, binary):
     """Prints the function's answer; exit status 1 if it is an error."""
     event = sample(stack, binary)
-    logical = "".join(part.capitalize() for part in binary.split("-")) + "Function"
-    name = dict(functions(stack))[logical]
-    answer = client("lambda").invoke(FunctionName=f"{name}:{ALIAS}", Payload=event.encode())
+    answer = client("lambda").invoke(FunctionName=f"{named(stack, binary)}:{ALIAS}", Payload=event.encode())
     print(json.dumps(json.loads(answer["Payload"].read() or b"null"), indent=2))
     sys.exit(1 if "FunctionError" in answer else 0)
 
@@ -381,23 +378,23 @@ def logs(name, minutes):
         print(f"No log lines of the last {minutes} minutes in a log group whose name has {name!r}.", file=sys.stderr)
 
 
-def stack_outputs(stack):
+def api_url(stack):
+    """The output ApiUrl names a host of AWS; the emulator serves the API at a host below localhost. With one stack per
+    service, the gateway's stack has the outputs."""
     if not MINISTACK.running():
         sys.exit("The local stack is not running: make up deploy-local")
     import botocore.exceptions
 
-    try:
-        described = client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]
-    except botocore.exceptions.ClientError as error:
-        sys.exit(f"The local stack has no stack {stack} ({error}): make deploy-local")
-    return {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
-
-
-def api_url(stack):
-    """The output ApiUrl names a host of AWS; the emulator serves the API at a host below localhost."""
-    outputs = stack_outputs(stack)
-    stage = outputs["ApiUrl"].rstrip("/").rpartition("/")[2]
-    print(f"http://{outputs['ApiId']}.execute-api.localhost:{MINISTACK.port}/{stage}")
+    for name in (stack, named(stack, "gateway")):
+        try:
+            described = client("cloudformation").describe_stacks(StackName=name)["Stacks"][0]
+        except botocore.exceptions.ClientError:
+            continue
+        outputs = {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
+        stage = outputs["ApiUrl"].rstrip("/").rpartition("/")[2]
+        print(f"http://{outputs['ApiId']}.execute-api.localhost:{MINISTACK.port}/{stage}")
+        return
+    sys.exit(f"The local stack has no stack {stack}, and no {named(stack, 'gateway')}: make deploy-local")
 
 
 def kits(stack, metric, quantity, delivery):
@@ -406,17 +403,19 @@ def kits(stack, metric, quantity, delivery):
     known = [kind["const"] for kind in schema["$defs"]["Metric"]["oneOf"]]
     if metric and metric not in known:
         sys.exit(f"There is no metric {metric!r}. The metrics are: {', '.join(known)}.")
-    outputs, source = stack_outputs(stack), "local.supplier"
+    if not MINISTACK.running():
+        sys.exit("The local stack is not running: make up deploy-local")
+    source = "local.supplier"
     content = [{"metric": each, "quantity": quantity} for each in ([metric] if metric else known)]
     answer = client("events").put_events(Entries=[{
-        "EventBusName": outputs["EventBusName"], "Source": source, "DetailType": "KitsDelivered",
+        "EventBusName": named(stack, "events"), "Source": source, "DetailType": "KitsDelivered",
         "Detail": json.dumps({"deliveryId": delivery, "kits": content}),
     }])
     if answer["FailedEntryCount"]:
         sys.exit(f"The event was not accepted: {answer['Entries']}")
     key = {"id": {"S": f"delivery#{len(source)}/{source}/{delivery}"}}
     for _ in range(WAIT_SECONDS * 2):
-        if "Item" in client("dynamodb").get_item(TableName=outputs["InventoryTable"], Key=key, ConsistentRead=True):
+        if "Item" in client("dynamodb").get_item(TableName=named(stack, "inventory"), Key=key, ConsistentRead=True):
             print(f"{stack}: delivery {delivery} is in stock: {quantity} of {metric or 'each metric'}")
             return
         time.sleep(0.5)
@@ -439,8 +438,7 @@ def seed(stack):
         except urllib.error.HTTPError as error:
             if error.code != 409:  # 409: it is there
                 raise
-    secret = stack_outputs(stack)["StripeSecretArn"]
-    client("secretsmanager").put_secret_value(SecretId=secret, SecretString=STRIPE_KEY)
+    client("secretsmanager").put_secret_value(SecretId=named(stack, "stripe"), SecretString=STRIPE_KEY)
     print(f"{stack}: the provider has the plans, the stack has its key")
 
 
@@ -470,6 +468,7 @@ def serve_ministack():
     lambda_svc.invoke_async_with_retry = invoke
     eventbridge._dispatch_to_lambda = invoke_by_rule
     measure_invocations(lambda_svc)
+    transform_nested_templates()
     end_tasks_of_stopped_executions()
     if FUNCTIONS_ENDPOINT:
         proxied(lambda_svc)
@@ -477,6 +476,22 @@ def serve_ministack():
     authorisation.install(AUTHORISATIONS)
     sys.argv = ["ministack"]
     app.main()
+
+
+def transform_nested_templates():
+    """MiniStack deploys nested stacks, but applies the SAM transform to the root's template only. Its check of a nested
+    template comes before it is deployed, so the transform is applied there, in place."""
+    from ministack.services.cloudformation import engine, provisioners
+
+    check = provisioners._check_nested_stack_capabilities
+
+    def transform_and_check(parent, template):
+        transformed = engine._apply_transforms(template, [])
+        template.clear()
+        template.update(transformed)
+        check(parent, template)
+
+    provisioners._check_nested_stack_capabilities = transform_and_check
 
 
 def measure_invocations(lambda_svc):
