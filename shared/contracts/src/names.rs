@@ -49,3 +49,26 @@ pub const STRIPE: &str = "stripe";
 pub fn named(environment: &str, name: &str) -> String {
     format!("{environment}-{name}")
 }
+
+/// What a consumer reads, by its name without the environment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A queue.
+    Queue(&'static str),
+    /// A Kinesis stream.
+    Stream(&'static str),
+    /// The stream of a table.
+    Table(&'static str),
+}
+
+/// A function that an event source mapping calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Consumer {
+    /// The function, without the environment.
+    pub function: &'static str,
+    /// What its mapping reads.
+    pub source: Source,
+}
+
+/// Every event source mapping of an environment.
+pub const CONSUMERS: &[Consumer] = &[];

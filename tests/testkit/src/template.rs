@@ -1,7 +1,7 @@
-//! `template.yaml` and the state machines, as the tests judge them.
+//! The templates and the state machines, as the tests judge them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -15,20 +15,104 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// The template as JSON, without the tags of intrinsic functions: `!Ref Table` is `"Table"`,
+/// A template as JSON, without the tags of intrinsic functions: `!Ref Table` is `"Table"`,
 /// `!GetAtt Table.Arn` is `"Table.Arn"`, `!If [Condition, 1, 2]` is `["Condition", 1, 2]`.
 #[derive(Clone, Debug)]
 pub struct Template(pub Value);
 
 impl Template {
-    /// The one of this repository.
+    /// The templates of all services as one, with the root's metadata and outputs.
+    ///
+    /// A reference by fixed name to another service's resource reads like one within a template:
+    /// `!Sub arn:...:table/${Environment}-events` is `"EventsTable.Arn"`.
     ///
     /// # Panics
-    /// Where it is no YAML.
+    /// If a template is not YAML, or if two of them have different resources of the same logical id.
     #[must_use]
     pub fn read() -> Self {
-        let text = fs::read_to_string(root().join("template.yaml")).expect("template.yaml");
-        Self(yaml(&text))
+        Self::merge(&Self::root(), &Self::services())
+    }
+
+    /// The template that nests the services, as it is.
+    ///
+    /// # Panics
+    /// If it is not YAML.
+    #[must_use]
+    pub fn root() -> Self {
+        Self::file(&root().join("template.yaml"))
+    }
+
+    /// The templates of the services, as they are, by the services' names.
+    ///
+    /// # Panics
+    /// If one is not YAML.
+    #[must_use]
+    pub fn services() -> BTreeMap<String, Self> {
+        let folders = fs::read_dir(root().join("functions")).expect("the services");
+        let templates = folders.filter_map(|entry| {
+            let folder = entry.expect("an entry").path();
+            let name = folder.file_name()?.to_str()?.to_owned();
+            let template = folder.join("template.yaml");
+            template.exists().then(|| (name, Self::file(&template)))
+        });
+        templates.collect()
+    }
+
+    fn file(path: &Path) -> Self {
+        Self(yaml(&fs::read_to_string(path).unwrap_or_else(|it| panic!("{}: {it}", path.display()))))
+    }
+
+    /// The templates of services as one; see [`Template::read`].
+    ///
+    /// # Panics
+    /// If two of them have different resources of the same logical id.
+    #[must_use]
+    pub fn merge(nesting: &Self, services: &BTreeMap<String, Self>) -> Self {
+        let mut merged = nesting.0.clone();
+        merged["Resources"] = Value::Object(Map::new());
+        for (service, template) in services {
+            for section in ["Globals", "Parameters", "Conditions", "Resources", "Outputs"] {
+                for (id, value) in template.0[section].as_object().into_iter().flatten() {
+                    let before = merged[section][id].take();
+                    assert!(
+                        section != "Resources" || before.is_null() || before == *value,
+                        "{service}: another template has {id} as well"
+                    );
+                    merged[section][id] = value.clone();
+                }
+            }
+            let accepted = template.0["Mappings"]["AcceptedDuration"].as_object();
+            for (function, durations) in accepted.into_iter().flatten() {
+                merged["Mappings"]["AcceptedDuration"][function] = durations.clone();
+            }
+        }
+        let names = Names::read(&merged["Resources"]);
+        names.resolve(&mut merged["Resources"], "");
+        Self(merged)
+    }
+
+    /// The resources of other services that each service names, by the service: logical ids of `merged`.
+    #[must_use]
+    pub fn foreign_names(
+        merged: &Self,
+        services: &BTreeMap<String, Self>,
+    ) -> BTreeMap<String, BTreeSet<String>> {
+        let names = Names::read(&merged.0["Resources"]);
+        let foreign = services.iter().map(|(service, template)| {
+            let mut resources = template.0["Resources"].clone();
+            // A dashboard shows names; nothing has to be there.
+            if let Some(resources) = resources.as_object_mut() {
+                resources.retain(|_, it| it["Type"] != "AWS::CloudWatch::Dashboard");
+            }
+            names.resolve(&mut resources, "");
+            let mut found = BTreeSet::new();
+            references(&resources, &mut found);
+            found.retain(|id| {
+                template.0["Resources"][id].is_null() && !merged.0["Resources"][id].is_null()
+            });
+            (service.clone(), found)
+        });
+        foreign.collect()
     }
 
     /// The resources of that type, by their logical ids.
@@ -40,20 +124,197 @@ impl Template {
             .collect()
     }
 
-    /// The properties of the resource with that logical id; null where there is none.
+    /// The properties of the resource with that logical id; null if there is none.
     #[must_use]
     pub fn properties(&self, id: &str) -> &Value {
         &self.0["Resources"][id]["Properties"]
     }
 
-    /// The functions, without `Function` behind.
+    /// The functions, without the suffix `Function`.
     ///
     /// # Panics
-    /// Where the logical id of a function does not end so.
+    /// If the logical id of a function has no such suffix.
     #[must_use]
     pub fn functions(&self) -> Vec<&str> {
         let functions = self.resources("AWS::Serverless::Function").into_keys();
         functions.map(|id| id.strip_suffix("Function").expect("the suffix Function")).collect()
+    }
+
+    /// The fixed name of a resource, without `${Environment}-`; none if it has a generated name.
+    #[must_use]
+    pub fn fixed_name(&self, id: &str) -> Option<&str> {
+        let resource = &self.0["Resources"][id];
+        let name = resource["Properties"][name_property(resource["Type"].as_str()?)?].as_str()?;
+        name.strip_prefix(ENVIRONMENT)
+    }
+}
+
+/// Everything that looks like a reference to a logical id: `X`, `X.Arn`, and `${X.Arn}` within a text.
+fn references(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(members) => members.values().for_each(|value| references(value, found)),
+        Value::Array(items) => items.iter().for_each(|value| references(value, found)),
+        Value::String(text) => {
+            let inside = text.split("${").skip(1).map(|rest| rest.split('}').next().unwrap_or(""));
+            for reference in inside.chain([text.as_str()]) {
+                found.insert(reference.split('.').next().unwrap_or_default().to_owned());
+            }
+        }
+        _ => {}
+    }
+}
+
+/// What each fixed name starts with.
+const ENVIRONMENT: &str = "${Environment}-";
+
+/// The property that names a resource of that type.
+fn name_property(kind: &str) -> Option<&'static str> {
+    Some(match kind {
+        "AWS::DynamoDB::Table" => "TableName",
+        "AWS::Events::EventBus"
+        | "AWS::Kinesis::Stream"
+        | "AWS::SecretsManager::Secret"
+        | "AWS::Serverless::StateMachine" => "Name",
+        "AWS::S3::Bucket" => "BucketName",
+        "AWS::SNS::Topic" => "TopicName",
+        "AWS::SQS::Queue" => "QueueName",
+        "AWS::Serverless::Function" => "FunctionName",
+        _ => return None,
+    })
+}
+
+/// How a fixed name is used: the text before it, the type that it names, and what `!Ref` or `!GetAtt` of
+/// that resource would be.
+const USES: [(&str, &str, &str); 10] = [
+    (
+        "arn:${AWS::Partition}:lambda:${AWS::Region}:${AWS::AccountId}:function:",
+        "AWS::Serverless::Function",
+        ".Arn",
+    ),
+    (
+        "arn:${AWS::Partition}:dynamodb:${AWS::Region}:${AWS::AccountId}:table/",
+        "AWS::DynamoDB::Table",
+        ".Arn",
+    ),
+    (
+        "arn:${AWS::Partition}:events:${AWS::Region}:${AWS::AccountId}:event-bus/",
+        "AWS::Events::EventBus",
+        ".Arn",
+    ),
+    (
+        "arn:${AWS::Partition}:kinesis:${AWS::Region}:${AWS::AccountId}:stream/",
+        "AWS::Kinesis::Stream",
+        ".Arn",
+    ),
+    (
+        "arn:${AWS::Partition}:states:${AWS::Region}:${AWS::AccountId}:stateMachine:",
+        "AWS::Serverless::StateMachine",
+        "",
+    ),
+    ("arn:${AWS::Partition}:sns:${AWS::Region}:${AWS::AccountId}:", "AWS::SNS::Topic", ""),
+    ("arn:${AWS::Partition}:sqs:${AWS::Region}:${AWS::AccountId}:", "AWS::SQS::Queue", ".Arn"),
+    ("https://sqs.${AWS::Region}.${AWS::URLSuffix}/${AWS::AccountId}/", "AWS::SQS::Queue", ""),
+    ("arn:${AWS::Partition}:s3:::", "AWS::S3::Bucket", ".Arn"),
+    // The ARN of an execution has the name of its state machine. The text before it stays.
+    (":execution:", "AWS::Serverless::StateMachine", ".Name"),
+];
+
+/// The logical ids by (type, fixed name without `${Environment}-`).
+struct Names(BTreeMap<(String, String), String>);
+
+impl Names {
+    fn read(resources: &Value) -> Self {
+        let mut names = BTreeMap::new();
+        for (id, resource) in resources.as_object().into_iter().flatten() {
+            let kind = resource["Type"].as_str().unwrap_or_default();
+            let property = name_property(kind).map(|property| &resource["Properties"][property]);
+            let name = property.and_then(Value::as_str).and_then(|it| it.strip_prefix(ENVIRONMENT));
+            if let Some(name) = name {
+                names.insert((kind.to_owned(), name.to_owned()), id.clone());
+            }
+        }
+        Self(names)
+    }
+
+    fn id(&self, kind: &str, name: &str) -> Option<&str> {
+        self.0.get(&(kind.to_owned(), name.to_owned())).map(String::as_str)
+    }
+
+    /// Replaces the fixed names by logical ids. `key` is what holds the value.
+    fn resolve(&self, value: &mut Value, key: &str) {
+        match value {
+            Value::Object(members) => {
+                for (key, value) in members {
+                    self.resolve(value, key);
+                }
+            }
+            Value::Array(items) => items.iter_mut().for_each(|item| self.resolve(item, key)),
+            Value::String(text) if text.contains(ENVIRONMENT) => *text = self.resolved(text, key),
+            _ => {}
+        }
+    }
+
+    fn resolved(&self, text: &str, key: &str) -> String {
+        // A name alone: its type is known by the key only.
+        let kind = match key {
+            "EventBusName" | "EVENT_BUS_NAME" => Some("AWS::Events::EventBus"),
+            key if key.ends_with("_TABLE") => Some("AWS::DynamoDB::Table"),
+            key if key.ends_with("_STREAM") => Some("AWS::Kinesis::Stream"),
+            _ => None,
+        };
+        let alone = text.strip_prefix(ENVIRONMENT);
+        if let Some(id) = kind.zip(alone).and_then(|(kind, name)| self.id(kind, name)) {
+            return id.to_owned();
+        }
+        let mut resolved = String::new();
+        let mut rest = text;
+        while let Some(at) = rest.find(ENVIRONMENT) {
+            let (before, from) = rest.split_at(at);
+            let after = &from[ENVIRONMENT.len()..];
+            let end = after
+                .find(|it: char| !it.is_ascii_lowercase() && !it.is_ascii_digit() && it != '-')
+                .unwrap_or(after.len());
+            let (mut name, mut behind) = after.split_at(end);
+            // A bucket's name is unique in the world.
+            const UNIQUE: &str = "-${AWS::AccountId}-${AWS::Region}";
+            let bucket = format!("{}{UNIQUE}", name.trim_end_matches('-'));
+            if let Some(behind_bucket) = after.strip_prefix(bucket.as_str()) {
+                (name, behind) = (&after[..bucket.len()], behind_bucket);
+            }
+            let found = USES.iter().find_map(|(prefix, kind, attribute)| {
+                let start = before.strip_suffix(prefix)?;
+                Some((start, *prefix, self.id(kind, name)?, *attribute))
+            });
+            match found {
+                Some((start, prefix, id, attribute)) => {
+                    resolved.push_str(start);
+                    if attribute == ".Name" {
+                        resolved.push_str(prefix);
+                    }
+                    if attribute == ".Arn" && behind.starts_with(":live") {
+                        behind = &behind[":live".len()..];
+                        resolved.push_str(&format!("${{{id}.Alias}}"));
+                    } else {
+                        resolved.push_str(&format!("${{{id}{attribute}}}"));
+                    }
+                }
+                None => {
+                    resolved.push_str(before);
+                    resolved.push_str(ENVIRONMENT);
+                    resolved.push_str(name);
+                }
+            }
+            rest = behind;
+        }
+        resolved.push_str(rest);
+        // `!Sub '${Table.Arn}'` is `!GetAtt Table.Arn`.
+        let whole = resolved.strip_prefix("${").and_then(|it| it.strip_suffix('}'));
+        match whole {
+            Some(reference) if !reference.contains(['{', '}']) && reference != "Environment" => {
+                reference.to_owned()
+            }
+            _ => resolved,
+        }
     }
 }
 

@@ -269,17 +269,20 @@ pub fn queues_take_from_named_senders(subject: &Subject) -> Objections {
 pub fn commands_come_from_their_saga(subject: &Subject) -> Objections {
     let mut objections = Objections::default();
     for (queue, machine, function) in COMMANDS {
+        let name = testkit::template::kebab(machine);
+        let roles = format!(
+            "arn:${{AWS::Partition}}:iam::${{AWS::AccountId}}:role/${{Environment}}/{name}/*"
+        );
         let denied = json!([{
             "Effect": "Deny",
             "Action": "sqs:SendMessage",
             "Resource": format!("{queue}.Arn"),
             "Principal": "*",
-            "Condition": {
-                "ArnNotEquals": {
-                    "aws:PrincipalArn": [format!("{machine}Role.Arn"), format!("{function}Role.Arn")],
-                },
-            },
+            "Condition": { "ArnNotLike": { "aws:PrincipalArn": [roles, format!("{function}Role.Arn")] } },
         }]);
+        let path = &subject.template.properties(machine)["RolePath"];
+        let own = *path == json!(format!("/${{Environment}}/{name}/"));
+        objections.unless(own, machine, "has a role that its queue does not know by its path");
         let guarded = subject.template.resources("AWS::SQS::QueuePolicy").values().any(|policy| {
             let policy = &policy["Properties"];
             policy["Queues"] == json!([queue]) && policy["PolicyDocument"]["Statement"] == denied

@@ -1,27 +1,37 @@
 //! What is kept is kept safely, and found by those who need it.
 
+use contracts::names;
 use serde_json::{Value, json};
 
 use crate::subject::{Objections, Subject, items, members, text};
 
-/// What others read of the stack: fieldctl, the tests, other stacks.
-const CONTRACTS: [&str; 16] = [
-    "AlertingTable",
-    "ApiId",
-    "ApiUrl",
-    "BillingTable",
-    "DevicesTable",
-    "EventBusName",
-    "EventsTable",
-    "FailuresTable",
-    "InventoryTable",
-    "OnCallTopicArn",
-    "ReadingsStreamName",
-    "ReadingsTable",
-    "RefusalsTable",
-    "SiteOnboardingArn",
-    "SiteTeardownArn",
-    "SitesTable",
+/// The types of resources with the fixed names that others use.
+const CONTRACTS: [(&str, &str); 15] = [
+    ("AWS::DynamoDB::Table", names::ALERTING),
+    ("AWS::DynamoDB::Table", names::BILLING),
+    ("AWS::DynamoDB::Table", names::DEVICES),
+    ("AWS::DynamoDB::Table", names::EVENTS),
+    ("AWS::DynamoDB::Table", names::FAILURES),
+    ("AWS::DynamoDB::Table", names::INVENTORY),
+    ("AWS::DynamoDB::Table", names::READINGS),
+    ("AWS::DynamoDB::Table", names::REFUSALS),
+    ("AWS::DynamoDB::Table", names::SITES),
+    ("AWS::Events::EventBus", names::EVENTS),
+    ("AWS::Kinesis::Stream", names::READINGS),
+    ("AWS::SNS::Topic", names::ON_CALL),
+    ("AWS::SecretsManager::Secret", names::STRIPE),
+    ("AWS::Serverless::StateMachine", names::SITE_ONBOARDING),
+    ("AWS::Serverless::StateMachine", names::SITE_TEARDOWN),
+];
+
+/// The types of resources that have fixed names, and the property with the name.
+const FIXED: [(&str, &str); 6] = [
+    ("AWS::DynamoDB::Table", "TableName"),
+    ("AWS::Events::EventBus", "Name"),
+    ("AWS::Kinesis::Stream", "Name"),
+    ("AWS::SQS::Queue", "QueueName"),
+    ("AWS::Serverless::Function", "FunctionName"),
+    ("AWS::Serverless::StateMachine", "Name"),
 ];
 
 fn kept(resource: &Value) -> bool {
@@ -113,9 +123,25 @@ pub fn buckets_are_private(subject: &Subject) -> Objections {
 
 pub fn contracts_are_there(subject: &Subject) -> Objections {
     let mut objections = Objections::default();
-    let outputs = &subject.template.0["Outputs"];
-    for name in CONTRACTS {
-        objections.unless(outputs[name]["Value"].is_string(), name, "is no output any more");
+    for (kind, name) in CONTRACTS {
+        let named = subject
+            .template
+            .resources(kind)
+            .into_keys()
+            .any(|id| subject.template.fixed_name(id) == Some(name));
+        objections.unless(named, name, format!("is the name of no {kind}"));
+    }
+    for (kind, property) in FIXED {
+        for (id, resource) in subject.template.resources(kind) {
+            let named = text(&resource["Properties"][property]).starts_with("${Environment}-");
+            let secret = kind == "AWS::SecretsManager::Secret";
+            // A secret that only its own service reads has a generated name.
+            objections.unless(named || secret, id, format!("has no fixed name ({property})"));
+        }
+    }
+    for output in ["ApiId", "ApiUrl"] {
+        let there = subject.template.0["Outputs"][output]["Value"].is_string();
+        objections.unless(there, output, "is not an output");
     }
     objections
 }
@@ -127,7 +153,9 @@ pub fn parameters_are_grouped(subject: &Subject) -> Objections {
     let shown: Vec<_> =
         items(interface).flat_map(|group| items(&group["Parameters"])).map(text).collect();
     for (name, _) in members(&subject.template.0["Parameters"]) {
-        objections.unless(shown.contains(&name), name, "is in no group of the parameters");
+        // The root gives the environment's name to the services: it is the name of the stack.
+        let grouped = name == "Environment" || shown.contains(&name);
+        objections.unless(grouped, name, "is in no group of the parameters");
     }
     objections
 }

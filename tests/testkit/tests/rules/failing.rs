@@ -1,6 +1,10 @@
 //! Nothing that fails is dropped.
 
+use std::collections::BTreeMap;
+
+use contracts::names::{CONSUMERS, Source};
 use serde_json::{Value, json};
+use testkit::template::kebab;
 
 use crate::subject::{
     Objections, Subject, function_of, items, members, of_arn, queue_of, text, texts,
@@ -228,36 +232,33 @@ pub fn streams_from_their_beginning(subject: &Subject) -> Objections {
     objections
 }
 
-/// check-consumers knows each mapping, may look at it, and may count the messages of its queue.
+/// check-consumers expects each mapping, and no other.
 pub fn mappings_that_are_checked(subject: &Subject) -> Objections {
     let mut objections = Objections::default();
-    let checks = subject.template.properties("CheckConsumersFunction");
-    let checked = texts(&checks["Environment"]["Variables"]["MAPPINGS"]);
-    let statements: Vec<_> =
-        items(&checks["Policies"]).flat_map(|policy| items(&policy["Statement"])).collect();
-    let may = |action: &str, resource: &str| {
-        statements.iter().any(|it| {
-            texts(&it["Action"]).contains(&action) && texts(&it["Resource"]).contains(&resource)
+    let mut expected: BTreeMap<String, &str> = CONSUMERS
+        .iter()
+        .map(|consumer| {
+            let source = match consumer.source {
+                Source::Queue(name) => ("AWS::SQS::Queue", name),
+                Source::Stream(name) => ("AWS::Kinesis::Stream", name),
+                Source::Table(name) => ("AWS::DynamoDB::Table", name),
+            };
+            (format!("{} {} {}", consumer.function, source.0, source.1), consumer.function)
         })
-    };
+        .collect();
     for (id, mapping) in subject.mappings() {
+        let source = text(&mapping["EventSourceArn"]).split('.').next().unwrap_or_default();
+        let kind = text(&subject.template.0["Resources"][source]["Type"]);
+        let name = subject.template.fixed_name(source).unwrap_or_default();
+        let function = kebab(function_of(mapping).trim_end_matches("Function"));
         objections.unless(
-            checked.contains(&format!("{id}=${{{id}}}").as_str()),
+            expected.remove(&format!("{function} {kind} {name}")).is_some(),
             id,
-            "is not checked: it is missing in MAPPINGS of check-consumers",
+            "is not expected by check-consumers: it is missing in contracts::names::CONSUMERS",
         );
-        objections.unless(
-            may("lambda:GetEventSourceMapping", &format!("{id}.EventSourceMappingArn")),
-            id,
-            "may not be read by check-consumers",
-        );
-        let queue = queue_of(mapping);
-        objections.unless(
-            !subject.is(queue, "AWS::SQS::Queue")
-                || may("sqs:GetQueueAttributes", &format!("{queue}.Arn")),
-            queue,
-            "may not be counted by check-consumers",
-        );
+    }
+    for (consumer, function) in expected {
+        objections.unless(false, function, format!("{consumer}: no template has this mapping"));
     }
     objections
 }

@@ -140,7 +140,7 @@ pub fn logs_with_an_end(subject: &Subject) -> Objections {
         let config = &function["LoggingConfig"];
         let group = text(&config["LogGroup"]);
         let name = &subject.template.properties(group)["LogGroupName"];
-        let its_own = *name == json!(format!("/aws/lambda/${{AWS::StackName}}/{}", name_of(id)));
+        let its_own = *name == json!(format!("/aws/lambda/${{Environment}}/{}", name_of(id)));
         objections.unless(its_own, id, "does not log into a group of its own");
     }
     let shared = &subject.template.0["Globals"]["Function"]["LoggingConfig"];
@@ -279,9 +279,9 @@ pub fn seen_on_the_dashboard(subject: &Subject) -> Objections {
     let body = text(&subject.template.properties("Dashboard")["DashboardBody"]);
     let reads = serde_json::from_str::<Value>(body).is_ok();
     objections.unless(reads, "Dashboard", "is no JSON");
-    // Searched by the stack's name, which CloudFormation puts before every function's.
+    // Searched by the environment's name, which every function's name starts with.
     for metric in ["Errors", "Invocations", "Duration"] {
-        let search = format!(r#"MetricName=\"{metric}\" FunctionName=\"${{AWS::StackName}}\""#);
+        let search = format!(r#"MetricName=\"{metric}\" FunctionName=\"${{Environment}}\""#);
         objections.unless(
             body.contains(&search),
             "Dashboard",
@@ -290,25 +290,27 @@ pub fn seen_on_the_dashboard(subject: &Subject) -> Objections {
     }
     for (id, function) in subject.functions() {
         objections.unless(
-            function["FunctionName"].is_null(),
+            function["FunctionName"] == json!(format!("${{Environment}}-{}", name_of(id))),
             id,
-            "is named otherwise than the dashboard searches",
+            "has another name than the dashboard searches and callers use",
         );
     }
-    let shown = |id: &str, reference: String, objections: &mut Objections| {
+    let mut shown = |id: &str, reference: String| {
         objections.unless(body.contains(&reference), id, "is not on the dashboard");
     };
     for id in subject.template.resources("AWS::DynamoDB::Table").into_keys() {
-        shown(id, format!("\"${{{id}}}\""), &mut objections);
+        let name = subject.template.fixed_name(id).unwrap_or_default();
+        shown(id, format!("\"TableName\",\"${{Environment}}-{name}\""));
     }
     for id in subject.template.resources("AWS::Serverless::StateMachine").into_keys() {
-        shown(id, format!("\"${{{id}}}\""), &mut objections);
+        shown(id, format!("\"${{{id}}}\""));
     }
     for mapping in
         subject.mappings().values().filter(|it| function_of(it) == "RecordFailureFunction")
     {
         let queue = text(&mapping["EventSourceArn"]).trim_end_matches(".Arn");
-        shown(queue, format!("\"${{{queue}.QueueName}}\""), &mut objections);
+        let name = subject.template.fixed_name(queue).unwrap_or_default();
+        shown(queue, format!("\"${{Environment}}-{name}\""));
     }
     objections
 }

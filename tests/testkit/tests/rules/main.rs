@@ -1,4 +1,4 @@
-//! What must hold for every resource of the template, every state of the sagas and everything that
+//! What must hold for every resource of the templates, every state of the sagas and everything that
 //! comes in from outside, rule by rule (`table.rs`). `docs/rules.md` is made from the table.
 //!
 //! Each rule proves that it can fail: it names edits that break it, and must object to each.
@@ -9,6 +9,7 @@ mod failing;
 mod first_use;
 mod functions;
 mod sagas;
+mod services;
 mod subject;
 mod supply;
 mod table;
@@ -85,7 +86,7 @@ fn every_rule_has_a_name_of_its_own() {
 #[test]
 fn the_docs_list_the_rules() {
     let mut text = String::from(
-        "# Rules\n\nHeld against `template.yaml`, `statemachines/` and what comes in from outside by \
+        "# Rules\n\nHeld against the templates, `statemachines/` and what comes in from outside by \
          `cargo test -p testkit --test rules`;\neach rule is also shown to object to an edit that breaks \
          it. Alarms have a table of their own, `tests/testkit/tests/alarms.rs`.\nThis page is made from \
          `tests/testkit/tests/rules/table.rs`: `UPDATE_DOCS=1 cargo test -p testkit --test rules` \

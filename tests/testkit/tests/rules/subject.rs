@@ -5,10 +5,15 @@ use std::{collections::BTreeMap, fs, path::Path};
 use serde_json::Value;
 use testkit::template::{Template, machines, root};
 
-/// The template, the state machines, and the texts that must agree with them.
+/// The templates, the state machines, and the texts that must agree with them.
 #[derive(Clone)]
 pub struct Subject {
+    /// The templates of all services as one.
     pub template: Template,
+    /// The template that nests the services.
+    pub nesting: Template,
+    /// The template of each service, by its name.
+    pub services: BTreeMap<String, Template>,
     /// By name: `site-onboarding`.
     pub machines: BTreeMap<String, Value>,
     /// By path in the repository.
@@ -46,7 +51,9 @@ impl Subject {
             let text = fs::read_to_string(root().join(file)).expect("a file of the repository");
             files.insert(file.to_owned(), text);
         }
-        Self { template: Template::read(), machines: machines(), files }
+        let (nesting, services) = (Template::root(), Template::services());
+        let template = Template::merge(&nesting, &services);
+        Self { template, nesting, services, machines: machines(), files }
     }
 
     /// The functions with their logical ids.
@@ -209,8 +216,8 @@ impl Objections {
     }
 }
 
-/// A change that breaks a rule. A place is `template`, a state machine's name or a file's path, and
-/// behind that a JSON pointer.
+/// A change that breaks a rule. A place is `template`, `root`, a service's name or a state machine's name, and
+/// behind that a JSON pointer. `template` has the templates of all services as one.
 #[derive(Debug)]
 pub enum Edit {
     /// Takes the value at that place away.
@@ -263,7 +270,11 @@ fn parent<'a>(subject: &'a mut Subject, place: &str) -> (&'a mut Value, String) 
     let (document, pointer) = place.split_once('/').expect("a place in a document");
     let value = match document {
         "template" => &mut subject.template.0,
-        machine => subject.machines.get_mut(machine).expect("a state machine"),
+        "root" => &mut subject.nesting.0,
+        name => match subject.services.get_mut(name) {
+            Some(service) => &mut service.0,
+            None => subject.machines.get_mut(name).expect("a state machine"),
+        },
     };
     let (parent, name) = pointer.rsplit_once('/').unwrap_or(("", pointer));
     let parent = if parent.is_empty() { String::new() } else { format!("/{parent}") };

@@ -1,7 +1,7 @@
 //! The rules: what must hold, why, and how to see each one fail.
 
 use crate::{
-    access, data, failing, first_use, functions, sagas,
+    access, data, failing, first_use, functions, sagas, services,
     subject::{
         Edit::{self, NoFile, Text, With, Without},
         Objections, Subject,
@@ -27,6 +27,7 @@ pub const RULES: &[(&str, &[Rule])] = &[
     ("Nothing that fails is dropped", FAILING),
     ("A saga ends, and no undo is skipped", SAGAS),
     ("Functions are all alike", FUNCTIONS),
+    ("One stack per service", SERVICES),
     ("Nobody may do more than needed", ACCESS),
     ("What is kept is kept safely", DATA),
     ("What comes in from outside was looked at", SUPPLY),
@@ -65,8 +66,8 @@ const FAILING: &[Rule] = &[
         check: failing::dead_letters_that_can_be_sent,
         except: &[],
         breaks: &[
-            (Without("template/Resources/ImportSiteFailuresPolicy"), "ImportSiteFunction"),
-            (With("template/Resources/RecoverOnboardingFailuresPolicy/Properties/PolicyDocument/Statement/0/Condition/ArnEquals/aws:SourceArn", "\"RecoverOnboardingFunctionOnboardingEnded.Arn\""), "RecoverOnboardingFunction"),
+            (Without("template/Resources/SitesFailuresPolicy"), "ImportSiteFunction"),
+            (With("template/Resources/OnboardingFailuresPolicy/Properties/PolicyDocument/Statement/0/Condition/ArnEquals/aws:SourceArn", "\"RecoverOnboardingFunctionOnboardingEnded.Arn\""), "RecoverOnboardingFunction"),
         ],
     },
     Rule {
@@ -93,7 +94,7 @@ const FAILING: &[Rule] = &[
         except: &[],
         breaks: &[
             (With("template/Resources/InitializeSubscriptionQueue/Properties/VisibilityTimeout", "119"), "InitializeSubscriptionQueue"),
-            (With("template/Resources/RecordFailureFunction/Properties/Timeout", "31"), "StoreReadingsQuarantine"),
+            (With("template/Resources/RecordFailureFunction/Properties/Timeout", "31"), "TelemetryFailures"),
         ],
     },
     Rule {
@@ -121,8 +122,8 @@ const FAILING: &[Rule] = &[
         except: &[],
         breaks: &[
             (Without("template/Resources/StoreReadingsMapping/Properties/DestinationConfig"), "StoreReadingsMapping"),
-            (Without("template/Resources/DetectBreachesFailures/Properties/NotificationConfiguration"), "DetectBreachesFailures"),
-            (Without("template/Resources/PublishEventsFailures/Properties/NotificationConfiguration/QueueConfigurations/0/Filter"), "PublishEventsFailures"),
+            (Without("template/Resources/FailuresBucket/Properties/NotificationConfiguration"), "FailuresBucket"),
+            (Without("template/Resources/FailuresBucket/Properties/NotificationConfiguration/QueueConfigurations/0/Filter"), "FailuresBucket"),
             (With("template/Resources/PublishEventsFunction/Properties/Policies", "[]"), "PublishEventsFunction"),
         ],
     },
@@ -140,9 +141,8 @@ const FAILING: &[Rule] = &[
         except: &[],
         breaks: &[
             (With("template/Resources/ExtraMapping", r#"{"Type": "AWS::Lambda::EventSourceMapping", "Properties": {"EventSourceArn": "ReadingsStream.Arn"}}"#), "ExtraMapping"),
-            (Without("template/Resources/CheckConsumersFunction/Properties/Environment/Variables/MAPPINGS/1/0"), "InitializeSubscriptionMapping"),
-            (Without("template/Resources/CheckConsumersFunction/Properties/Policies/0/Statement/0/Resource/3"), "StoreReadingsMapping"),
-            (Without("template/Resources/CheckConsumersFunction/Properties/Policies/0/Statement/1/Resource/2"), "ImportSiteFailures"),
+            (Without("template/Resources/StoreReadingsMapping"), "store-readings"),
+            (With("template/Resources/SitesFailuresMapping/Properties/EventSourceArn", "\"InventoryFailures.Arn\""), "SitesFailuresMapping"),
         ],
     },
     Rule {
@@ -409,6 +409,59 @@ const FUNCTIONS: &[Rule] = &[
 ];
 
 #[rustfmt::skip]
+const SERVICES: &[Rule] = &[
+    Rule {
+        name: "The root nests every service, with all its parameters, and nothing else",
+        why: "a service would be missing after `sam deploy`, or run with a default",
+        check: services::nested_with_all_parameters,
+        except: &[],
+        breaks: &[
+            (Without("root/Resources/Billing"), "billing"),
+            (Without("root/Resources/Telemetry/Properties/Parameters/ReadingsShards"), "telemetry"),
+            (With("root/Resources/Sites/Properties/Parameters/Environment", "\"Environment\""), "sites"),
+            (With("root/Resources/Extra", "{}"), "root"),
+        ],
+    },
+    Rule {
+        name: "A service is deployed after the services whose resources it names",
+        why: "a mapping, a rule or a permission on what does not exist is refused",
+        check: services::deployed_after_what_they_name,
+        except: &[],
+        breaks: &[
+            (Without("root/Resources/Alerting/DependsOn/2"), "alerting"),
+            (With("failures/Resources/OnCallTopic/Properties/Extra", "\"arn:${AWS::Partition}:sqs:${AWS::Region}:${AWS::AccountId}:${Environment}-sites-failures\""), "failures"),
+            (With("devices/Resources/DevicesTable/Properties/Extra", "\"arn:${AWS::Partition}:dynamodb:${AWS::Region}:${AWS::AccountId}:table/${Environment}-inventory\""), "devices"),
+        ],
+    },
+    Rule {
+        name: "Parameters, conditions, globals and gradual deployment are identical in all templates",
+        why: "a setting would mean one thing in one service, and another in the next",
+        check: services::alike,
+        except: &[],
+        breaks: &[
+            (With("billing/Globals/Function/Timeout", "11"), "billing"),
+            (With("sites/Parameters/LogRetentionDays/Default", "7"), "sites"),
+            (With("events/Conditions/ProtectTables", "[\"DeletionProtection\", \"yes\"]"), "events"),
+            (Without("telemetry/Resources/CanaryDeployment"), "telemetry"),
+        ],
+    },
+    Rule {
+        name: "A function is in the template of the service that has its binary",
+        why: "a team deploys its service alone",
+        check: services::functions_of_their_service,
+        except: &[],
+        breaks: &[(With("billing/Resources/GetSiteFunction", r#"{"Type": "AWS::Serverless::Function"}"#), "GetSiteFunction")],
+    },
+    Rule {
+        name: "Each service has an entry in samconfig.toml",
+        why: "`make deploy SERVICE=...` builds and deploys by it",
+        check: services::each_has_its_entry_in_samconfig,
+        except: &[],
+        breaks: &[(Text("samconfig.toml", "[inventory.deploy.parameters]", "[stock.deploy.parameters]"), "inventory")],
+    },
+];
+
+#[rustfmt::skip]
 const ACCESS: &[Rule] = &[
     Rule {
         name: "Every route of the API takes a signature, or a token of the user pool",
@@ -495,6 +548,9 @@ const ACCESS: &[Rule] = &[
             ("SiteOnboarding logs:*", "Step Functions demands them for its log group, and they know no narrower resource"),
             ("SiteTeardown logs:*", "the same"),
             ("PublishEventsFunction dynamodb:ListStreams", "Lambda asks for it, and it knows no narrower resource; it lists names"),
+            ("RecordFailureFunction sqs:*", "each service maps its own failure queue to it, so the queues are known by name only: <environment>-*-failures"),
+            ("CheckConsumersFunction lambda:ListEventSourceMappings", "it knows no narrower resource; it lists states"),
+            ("CheckConsumersFunction sqs:GetQueueAttributes", "the queues belong to all services; it counts messages, and reads none"),
         ],
         breaks: &[
             (With("template/Resources/GetSiteFunction/Properties/Policies/0/Statement/0/Resource", "\"*\""), "GetSiteFunction dynamodb:Query"),
@@ -519,7 +575,7 @@ const ACCESS: &[Rule] = &[
         check: access::queues_take_from_named_senders,
         except: &[],
         breaks: &[
-            (Without("template/Resources/ProjectSiteFailuresPolicy/Properties/PolicyDocument/Statement/0/Condition"), "ProjectSiteFailuresPolicy"),
+            (Without("template/Resources/SitesFailuresPolicy/Properties/PolicyDocument/Statement/0/Condition"), "SitesFailuresPolicy"),
             (With("template/Resources/FailureFilesPolicy/Properties/PolicyDocument/Statement/0/Principal", "\"*\""), "FailureFilesPolicy"),
         ],
     },
@@ -532,7 +588,7 @@ const ACCESS: &[Rule] = &[
             (Without("template/Resources/CancelSubscriptionQueuePolicy"), "CancelSubscriptionQueue"),
             (With("template/Resources/InitializeSubscriptionQueuePolicy/Properties/PolicyDocument/Statement/0/Effect", "\"Allow\""), "InitializeSubscriptionQueue"),
             (With("template/Resources/InitializeSubscriptionQueuePolicy/Properties/PolicyDocument/Statement/0/Principal", r#"{"AWS": "*"}"#), "InitializeSubscriptionQueue"),
-            (With("template/Resources/CancelSubscriptionQueuePolicy/Properties/PolicyDocument/Statement/0/Condition/ArnNotEquals/aws:PrincipalArn/0", "\"SiteOnboardingRole.Arn\""), "CancelSubscriptionQueue"),
+            (With("template/Resources/CancelSubscriptionQueuePolicy/Properties/PolicyDocument/Statement/0/Condition/ArnNotLike/aws:PrincipalArn/0", "\"arn:${AWS::Partition}:iam::${AWS::AccountId}:role/${Environment}/*\""), "CancelSubscriptionQueue"),
             (With("template/Resources/SiteTeardown/Properties/Policies/0/Statement/1/Resource", "\"InitializeSubscriptionQueue.Arn\""), "SiteTeardown"),
         ],
     },
@@ -624,17 +680,21 @@ const DATA: &[Rule] = &[
         except: &[],
         breaks: &[
             (With("template/Resources/FailurePayloads/Properties/PublicAccessBlockConfiguration/BlockPublicPolicy", "false"), "FailurePayloads"),
-            (Without("template/Resources/StoreReadingsFailures/Properties/OwnershipControls"), "StoreReadingsFailures"),
-            (Without("template/Resources/DetectBreachesFailuresPolicy"), "DetectBreachesFailures"),
-            (Without("template/Resources/PublishEventsFailures/DeletionPolicy"), "PublishEventsFailures"),
+            (Without("template/Resources/FailuresBucket/Properties/OwnershipControls"), "FailuresBucket"),
+            (Without("template/Resources/FailuresBucketPolicy"), "FailuresBucket"),
+            (Without("template/Resources/FailuresBucket/DeletionPolicy"), "FailuresBucket"),
         ],
     },
     Rule {
-        name: "The outputs that others rely on are there",
-        why: "`fieldctl`, the tests and other stacks find everything by them",
+        name: "The fixed names, and the outputs of the API, are there",
+        why: "`fieldctl`, the tests and other services find everything by them",
         check: data::contracts_are_there,
         except: &[],
-        breaks: &[(Without("template/Outputs/ReadingsStreamName"), "ReadingsStreamName")],
+        breaks: &[
+            (Without("template/Outputs/ApiUrl"), "ApiUrl"),
+            (With("template/Resources/EventsTable/Properties/TableName", "\"${Environment}-log\""), "events"),
+            (Without("template/Resources/SitesTable/Properties/TableName"), "sites"),
+        ],
     },
     Rule {
         name: "Every parameter is in a group",

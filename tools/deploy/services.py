@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Deploys services as stacks of their own, <environment>-<service>, with sam. It is `make deploy`.
+
+    .venv/bin/python tools/deploy/services.py deploy ENV SERVICE...   builds and deploys services, callees first (all: every one)
+    .venv/bin/python tools/deploy/services.py changed BASE            prints the services that changed since the commit BASE
+
+ENV is an environment of samconfig.toml, such as staging: its stack name is the environment's name, and its parameters are
+those of each service that has them. FIELDSTATION_PARAMETERS adds some, such as "LogLevel=DEBUG".
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SAM = ROOT / ".venv" / "bin" / "sam"
+# A change in these concerns every service that has code.
+OF_ALL_CODE = ("Cargo.lock", "Cargo.toml", "rust-toolchain.toml", ".cargo/")
+
+
+def services():
+    """The services in the order of their deployment: the root template nests them so."""
+    return re.findall(r"Location: functions/(\w+)/template\.yaml", (ROOT / "template.yaml").read_text())
+
+
+def settings(environment):
+    """The name of an environment, and its parameters."""
+    known = tomllib.loads((ROOT / "samconfig.toml").read_text())
+    name = known.get(environment, {}).get("global", {}).get("parameters", {}).get("stack_name")
+    if not name:
+        names = [each for each, section in known.items() if isinstance(section, dict) and "global" in section]
+        sys.exit(f"There is no environment {environment!r} in samconfig.toml. There are: {', '.join(names)}.")
+    parameters = known[environment].get("deploy", {}).get("parameters", {}).get("parameter_overrides", "")
+    return name, f"{parameters} {os.environ.get('FIELDSTATION_PARAMETERS', '')}".split()
+
+
+def refuse_root(name):
+    """An environment is created one way and stays so: both ways use the same names."""
+    import boto3
+    import botocore.exceptions
+
+    try:
+        boto3.client("cloudformation").describe_stacks(StackName=name)
+    except botocore.exceptions.ClientError as error:
+        if "does not exist" in str(error):
+            return
+        sys.exit(f"CloudFormation can't be asked for the stack {name}: {error}")
+    sys.exit(f"The stack {name} exists, so this environment is deployed by the root template: sam build && sam deploy.")
+
+
+def deploy(environment, wanted):
+    ordered = services()
+    wanted = ordered if wanted == ["all"] else wanted
+    if unknown := sorted(set(wanted) - set(ordered)):
+        sys.exit(f"There is no service {', '.join(unknown)}. The services are: {', '.join(ordered)}.")
+    name, parameters = settings(environment)
+    refuse_root(name)
+    parameters = [f"Environment={name}", *parameters]
+    log = ROOT / "target" / "deploy"
+    log.mkdir(parents=True, exist_ok=True)
+    for service in (each for each in ordered if each in wanted):
+        for command in (
+            ["build", "--config-env", service],
+            ["deploy", "--config-env", service, "--stack-name", f"{name}-{service}", "--no-progressbar"],
+        ):
+            begun = time.monotonic()
+            output = log / f"{service}-{command[0]}.log"
+            with output.open("w") as to:
+                ended = subprocess.run(
+                    [str(SAM), *command, "--parameter-overrides", *parameters], cwd=ROOT, stdout=to, stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                )
+            if ended.returncode:
+                print("\n".join(output.read_text().splitlines()[-30:]), file=sys.stderr)
+                sys.exit(f"sam {command[0]} of {service} failed; all of it is in {output.relative_to(ROOT)}")
+            print(f"{name}-{service}: sam {command[0]} took {time.monotonic() - begun:.0f} s", flush=True)
+
+
+def users(metadata):
+    """The services that use each package of shared/, tests aside."""
+    packages = {
+        package["name"]: (
+            Path(package["manifest_path"]).parent,
+            {each["name"] for each in package["dependencies"] if each.get("path") and each["kind"] != "dev"},
+        )
+        for package in metadata["packages"]
+    }
+
+    def needs(name, seen):
+        for dependency in packages[name][1] - seen:
+            seen.add(dependency)
+            needs(dependency, seen)
+        return seen
+
+    found = {}
+    for name, (folder, _) in packages.items():
+        if folder.parent.name == "functions":
+            for dependency in needs(name, set()):
+                found.setdefault(packages[dependency][0].name, set()).add(folder.name)
+    return found
+
+
+def affected(paths, used_by, ordered):
+    """The services that a change of these files concerns, in the order of their deployment."""
+    with_code = set().union(*used_by.values())
+    changed = set()
+    for path in paths:
+        parts = path.split("/")
+        if path.startswith(OF_ALL_CODE):
+            changed |= with_code
+        elif parts[0] == "functions":
+            # A service may use another one's crate.
+            changed |= {parts[1]} | (used_by.get(parts[1], set()) if "/src/" in path else set())
+        elif parts[0] == "shared":
+            changed |= used_by.get(parts[1], set())
+        elif parts[0] == "statemachines":
+            changed.add("onboarding")
+    return [service for service in ordered if service in changed]
+
+
+def changed(base):
+    def output(*command):
+        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+    paths = output("git", "diff", "--name-only", f"{base}...HEAD").splitlines()
+    metadata = json.loads(output("cargo", "metadata", "--locked", "--no-deps", "--format-version", "1"))
+    return affected(paths, users(metadata), services())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    deploy_parser = commands.add_parser("deploy")
+    deploy_parser.add_argument("environment")
+    deploy_parser.add_argument("services", nargs="+")
+    commands.add_parser("changed").add_argument("base")
+    arguments = parser.parse_args()
+    if arguments.command == "deploy":
+        deploy(arguments.environment, arguments.services)
+    else:
+        print(" ".join(changed(arguments.base)))
+
+
+if __name__ == "__main__":
+    main()
