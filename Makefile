@@ -37,7 +37,7 @@ OVERRIDES := Architecture=$(ARCHITECTURE) LogRetentionDays=1 StripeApiBase=$(or 
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml $(wildcard functions/*/template.yaml) samconfig.toml
 
-.PHONY: help demo test unit-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test unused-grants fault-matrix fault-matrix-subset mutants smoke check deny advisories sbom up down deploy-local build-local invoke invoke-samples lambda-image local-env logs kits api-url setup require require-docker
+.PHONY: help demo test unit-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test unused-grants fault-matrix fault-matrix-subset mutants smoke check deny advisories sbom up down deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image local-env logs kits api-url setup require require-docker
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -54,8 +54,9 @@ test: check unit-test local-test e2e-test fault-matrix-subset ## every test, ins
 unit-test: require ## units, steps against embedded DynamoDB, wire goldens
 	cargo test $(CARGO_FLAGS) --workspace --exclude tests --exclude fieldctl --exclude bench-readings
 
-local-test: setup ## the parts of the local stack that are not the emulator's
+local-test: setup require ## the tools in Python: the local stack's own parts, deployments by service, sizes of stacks
 	$(BIN)/python -m unittest discover -s tests/local
+	$(BIN)/python -m unittest discover -s tools/deploy
 
 write-units: require ## counts what an onboarding and a reading cost in DynamoDB, for the cost model, and writes it into docs/cost.md
 	UPDATE_DOCS=1 cargo test $(CARGO_FLAGS) -p testkit --test write_units --test reading_units -- --nocapture
@@ -122,8 +123,8 @@ smoke: require ## uses the deployed local stack once, as its users do
 	@cargo build $(CARGO_FLAGS) -p fieldctl
 	@$(LOCAL_ENV) FIELDSTATION_STACK=fieldstation-local FIELDCTL=target/$(HOST)/debug/fieldctl tests/smoke.sh
 
-check: setup tests/local/node_modules/.installed ## the template and the state machines, by their validators
-	$(LOCAL_ENV) $(BIN)/sam validate --lint
+check: setup tests/local/node_modules/.installed ## the templates and the state machines, by their validators
+	for template in template.yaml functions/*/template.yaml; do $(LOCAL_ENV) $(BIN)/sam validate --lint --template $$template; done
 	for machine in statemachines/*.asl.json; do \
 	  PATH="$(CURDIR)/$(BIN):$$PATH" tests/local/node_modules/.bin/asl-validator --json-path $$machine; done
 
@@ -148,7 +149,7 @@ up: setup ## starts the emulators of AWS and of Stripe
 down: ## stops them, and forgets their state
 	@if [ -x $(BIN)/python ]; then $(STACK_ENV) $(STACK) down; fi
 
-deploy-local: up build-local ## deploys the unchanged template to them
+deploy-local: up build-local ## deploys the unchanged templates to them, nested in the root
 	@echo "Deploying to the emulator ..."
 	@mkdir -p target/local
 	@$(LOCAL_ENV) $(BIN)/sam deploy --config-env local --no-progressbar \
@@ -156,6 +157,13 @@ deploy-local: up build-local ## deploys the unchanged template to them
 	  || { tail -n 40 target/local/deploy.log; echo "sam deploy failed; all of it is in target/local/deploy.log"; exit 1; }
 	@$(LOCAL_ENV) $(STACK) seed
 	@echo "Its API: $$($(STACK_ENV) $(STACK) api-url)"
+
+deploy: setup require ## one stack per service; SERVICE='billing telemetry' (or all), ENV=<environment of samconfig.toml>
+	@test -n "$(SERVICE)" -a -n "$(ENV)" || { echo "Say which: make deploy SERVICE=billing ENV=staging"; exit 1; }
+	@$(if $(filter local,$(ENV)),$(LOCAL_ENV) FIELDSTATION_PARAMETERS='$(OVERRIDES)') $(BIN)/python tools/deploy/services.py deploy $(ENV) $(SERVICE)
+
+stack-sizes: setup ## resources of each stack after the SAM transform: the table in docs/stacks.md
+	@$(BIN)/python tools/deploy/sizes.py
 
 build-local: .aws-sam/build/template.yaml ## builds every function, as `sam build` does
 

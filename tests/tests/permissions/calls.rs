@@ -110,7 +110,8 @@ pub async fn assume(http: &Http, role: &str, session: &str) -> Result<Credential
         "sts:AssumeRole",
         format!(
             "Action=AssumeRole&Version=2011-06-15&RoleSessionName={session}\
-             &RoleArn=arn%3Aaws%3Aiam%3A%3A{account}%3Arole%2F{role}"
+             &RoleArn=arn%3Aaws%3Aiam%3A%3A{account}%3Arole%2F{}",
+            role.replace('/', "%2F")
         ),
     );
     let developer = Credentials::new("test", "test", None, None, "local stack");
@@ -179,7 +180,9 @@ pub fn all(template: &Template, deployed: &Deployed) -> Vec<Call> {
             let request = Request::Rest { service: "s3", method, path, body };
             calls.push(Call { action, arn: format!("{arn}{key}"), request });
         };
-        for key in [format!("/{MARK}"), format!("/aws/lambda/{MARK}")] {
+        for key in
+            [format!("/{MARK}"), format!("/aws/lambda/{MARK}"), format!("/payloads/{MARK}")]
+        {
             call("s3:GetObject", Method::GET, &key, "");
             call("s3:PutObject", Method::PUT, &key, MARK);
             call("s3:DeleteObject", Method::DELETE, &key, "");
@@ -216,6 +219,13 @@ pub fn all(template: &Template, deployed: &Deployed) -> Vec<Call> {
     for id in template.resources("AWS::Lambda::EventSourceMapping").into_keys() {
         on_mapping(&mut calls, deployed, id);
     }
+    let request = Request::Rest {
+        service: "lambda",
+        method: Method::GET,
+        path: "/2015-03-31/event-source-mappings".to_owned(),
+        body: "",
+    };
+    calls.push(Call { action: "lambda:ListEventSourceMappings", arn: "*".to_owned(), request });
     calls.push(form("iam", "iam:ListRoles", "Action=ListRoles&Version=2010-05-08".to_owned()));
     calls
 }

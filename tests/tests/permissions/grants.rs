@@ -1,14 +1,11 @@
 //! What the template allows whom: each function's and each state machine's role, as its own list of
 //! actions on resources.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use testkit::template::{Template, kebab, root};
+use testkit::template::{Template, kebab};
 use tests::Stack;
 
 /// One action that a role may do on one resource.
@@ -39,22 +36,14 @@ pub fn roles(template: &Template) -> BTreeMap<String, String> {
     functions.chain(machines).collect()
 }
 
-/// The service of each function, by the folder that its binary is in; the state machines are onboarding's.
-pub fn services(template: &Template) -> BTreeMap<String, String> {
-    let mut services = BTreeMap::new();
-    for folder in fs::read_dir(root().join("functions")).expect("the services") {
-        let folder = folder.expect("a service").path();
-        let service = folder.file_name().expect("a name").to_string_lossy().into_owned();
-        for binary in fs::read_dir(folder.join("src/bin")).expect("the service's binaries") {
-            let binary = binary.expect("a binary").path();
-            let name = binary.file_stem().expect("a name").to_string_lossy().into_owned();
-            services.insert(name, service.clone());
-        }
-    }
-    for machine in template.resources("AWS::Serverless::StateMachine").into_keys() {
-        services.insert(kebab(machine), "onboarding".into());
-    }
-    services
+/// The service of each function and state machine: the one whose template has it.
+pub fn services() -> BTreeMap<String, String> {
+    let templates = Template::services().into_iter();
+    let owned = templates.flat_map(|(service, template)| {
+        let who = roles(&template).into_values().collect::<Vec<_>>();
+        who.into_iter().map(move |who| (who, service.clone()))
+    });
+    owned.collect()
 }
 
 /// Every grant of the template, and what SAM adds for it: that Lambda sends what an asynchronous call
@@ -110,6 +99,9 @@ fn name(resource: &str) -> String {
     if let Some((_, execution)) = resource.split_once(":execution:${") {
         return format!("executions of {}", plain(execution.trim_end_matches("}:*")));
     }
+    if let Some((_, queues)) = resource.split_once(":sqs:") {
+        return format!("queues {}", queues.rsplit("${Environment}-").next().unwrap_or_default());
+    }
     if let Some((_, rule)) = resource.split_once(":rule/") {
         return format!("rule {rule}");
     }
@@ -122,6 +114,7 @@ fn name(resource: &str) -> String {
 /// What the resources of the deployed stack are called.
 #[derive(Debug)]
 pub struct Deployed {
+    environment: String,
     kinds: BTreeMap<String, String>,
     ids: BTreeMap<String, String>,
 }
@@ -129,7 +122,11 @@ pub struct Deployed {
 impl Deployed {
     /// Asks for them.
     pub async fn of(stack: &Stack, template: &Template) -> Result<Self> {
-        let mut deployed = Self { kinds: BTreeMap::new(), ids: BTreeMap::new() };
+        let mut deployed = Self {
+            environment: stack.name().to_owned(),
+            kinds: BTreeMap::new(),
+            ids: BTreeMap::new(),
+        };
         for (id, resource) in template.0["Resources"].as_object().context("resources")? {
             let kind = resource["Type"].as_str().unwrap_or_default();
             if ARNS.iter().any(|(known, _)| *known == kind) {
@@ -148,6 +145,14 @@ impl Deployed {
         self.ids.get(logical).unwrap_or_else(|| panic!("{logical} is not deployed"))
     }
 
+    /// The path and the name of a role. Those of state machines have a path of their own.
+    pub fn role(&self, logical: &str, who: &str) -> String {
+        match logical.strip_suffix("FunctionRole") {
+            Some(_) => self.id(logical).to_owned(),
+            None => format!("{}/{who}/{}", self.environment, self.id(logical)),
+        }
+    }
+
     /// The ARN of a resource of a grant, with `*` where it has one, or where the rest can't be known
     /// (the time in a stream's name, the letters behind a secret's).
     pub fn arn(&self, resource: &str) -> String {
@@ -163,6 +168,7 @@ impl Deployed {
                 "AWS::Partition" => "aws".to_owned(),
                 "AWS::Region" => "us-east-1".to_owned(),
                 "AWS::AccountId" => ACCOUNT.to_owned(),
+                "Environment" => self.environment.clone(),
                 _ => self.reference(reference),
             };
             rest = after;

@@ -38,7 +38,6 @@ const BATCH_GET: &str = "dynamodb:BatchGetItem";
 const START: &str = "states:StartExecution";
 const INVOKE: &str = "lambda:InvokeFunction";
 const SEND: &str = "sqs:SendMessage";
-const DESCRIBE_MAPPING: &[&str] = &["lambda:GetEventSourceMapping"];
 const LOOK_AT_EXECUTION: &[&str] = &["states:DescribeExecution", "states:GetExecutionHistory"];
 /// What Lambda consumes a queue with, in the name of the function's role.
 const CONSUME: &[&str] = &["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"];
@@ -59,7 +58,8 @@ const ANSWER_TASK: &[&str] =
 
 const OUTBOX: &str = "each service's events commit with its rows, in one transaction";
 const STEP: &str = "a step of the saga";
-const RECORDED: &str = "failures are recorded wherever they end";
+const RECORDED: &str = "each service maps its own failure queue to record-failure";
+const GIVEN_UP: &str = "Lambda writes the batches there that the function failed on for good";
 const CHECKED: &str =
     "check-consumers reports mappings that do not run, and what waits behind them";
 const TELLS: &str = "tells the saga how the step ended";
@@ -74,8 +74,7 @@ pub const OWNERS: &[May] = &[
     // sites
     own("sites", "SitesTable", &[GET, PUT, QUERY]),
     own("sites", "SitesTable/index/byStatus", &[QUERY, "dynamodb:Scan"]),
-    own("sites", "ImportSiteFailures", &[SEND]),
-    own("sites", "ProjectSiteFailures", &[SEND]),
+    own("sites", "SitesFailures", &[SEND]),
     other("sites", "EventsTable", &[PUT], OUTBOX),
     other("sites", "SiteTeardown", &[START], "a live site that is deleted is torn down"),
     // onboarding
@@ -87,9 +86,7 @@ pub const OWNERS: &[May] = &[
         "executions of SiteTeardown",
         &["states:DescribeExecution", "states:GetExecutionHistory", "states:StopExecution"],
     ),
-    own("onboarding", "StartOnboardingFailures", &[SEND]),
-    own("onboarding", "RecoverOnboardingFailures", &[SEND]),
-    own("onboarding", "CheckSagasFailures", &[SEND]),
+    own("onboarding", "OnboardingFailures", &[SEND]),
     other("onboarding", "ReserveKitsFunction", &[INVOKE], STEP),
     other("onboarding", "ReleaseKitsFunction", &[INVOKE], STEP),
     other("onboarding", "ProvisionSensorsFunction", &[INVOKE], STEP),
@@ -123,14 +120,14 @@ pub const OWNERS: &[May] = &[
     ),
     // inventory
     own("inventory", "InventoryTable", &[GET, PUT, UPDATE]),
-    own("inventory", "ReceiveKitsFailures", &[SEND]),
+    own("inventory", "InventoryFailures", &[SEND]),
     other("inventory", "EventsTable", &[PUT], OUTBOX),
     // devices
     own("devices", "DevicesTable", &[GET, PUT]),
     other("devices", "EventsTable", &[PUT], OUTBOX),
     // billing
     own("billing", "BillingTable", &[GET, PUT, UPDATE, DELETE, "dynamodb:Scan"]),
-    own("billing", "ReconcileSubscriptionsFailures", &[SEND]),
+    own("billing", "BillingFailures", &[SEND]),
     own("billing", "StripeSecret", &["secretsmanager:GetSecretValue"]),
     own("billing", "InitializeSubscriptionQueue", CONSUME_AND_PUT_BACK),
     own("billing", "CancelSubscriptionQueue", CONSUME_AND_PUT_BACK),
@@ -141,8 +138,8 @@ pub const OWNERS: &[May] = &[
     other("billing", "executions of SiteTeardown", &["states:DescribeExecution"], PROOF),
     // alerting
     own("alerting", "AlertingTable", &[GET, PUT]),
-    own("alerting", "DetectBreachesFailures", &["s3:ListBucket"]),
-    own("alerting", "DetectBreachesFailures/aws/lambda/*", &["s3:PutObject"]),
+    other("alerting", "FailuresBucket", &["s3:ListBucket"], GIVEN_UP),
+    other("alerting", "FailuresBucket/aws/lambda/*", &["s3:PutObject"], GIVEN_UP),
     other("alerting", "EventsTable", &[PUT], OUTBOX),
     other("alerting", "ReadingsStream", READ_STREAM, "alerts come of readings as they arrive"),
     // telemetry
@@ -150,11 +147,10 @@ pub const OWNERS: &[May] = &[
     own("telemetry", "RefusalsTable", &[UPDATE]),
     own("telemetry", "ReadingsStream", READ_STREAM),
     own("telemetry", "ReadingsStream", &["kinesis:PutRecords"]),
-    own("telemetry", "StoreReadingsQuarantine", &[SEND]),
-    own("telemetry", "StoreReadingsFailures", &["s3:ListBucket"]),
-    own("telemetry", "StoreReadingsFailures/aws/lambda/*", &["s3:PutObject"]),
+    own("telemetry", "TelemetryFailures", &[SEND]),
+    other("telemetry", "FailuresBucket", &["s3:ListBucket"], GIVEN_UP),
+    other("telemetry", "FailuresBucket/aws/lambda/*", &["s3:PutObject"], GIVEN_UP),
     own("telemetry", "PagingSecret", &["secretsmanager:GetSecretValue"]),
-    own("telemetry", "ProjectSensorsFailures", &[SEND]),
     // events
     own("events", "EventsTable", &[BATCH_GET, QUERY, UPDATE]),
     own("events", "EventsTable/index/unpublished", &[QUERY]),
@@ -164,10 +160,9 @@ pub const OWNERS: &[May] = &[
         &["dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator"],
     ),
     own("events", "EventBus", &["events:PutEvents"]),
-    own("events", "PublishEventsQuarantine", &[SEND]),
-    own("events", "PublishEventsFailures", &["s3:ListBucket"]),
-    own("events", "PublishEventsFailures/aws/lambda/*", &["s3:PutObject"]),
-    own("events", "SweepEventsFailures", &[SEND]),
+    own("events", "EventsFailures", &[SEND]),
+    other("events", "FailuresBucket", &["s3:ListBucket"], GIVEN_UP),
+    other("events", "FailuresBucket/aws/lambda/*", &["s3:PutObject"], GIVEN_UP),
     other(
         "events",
         "*",
@@ -177,54 +172,12 @@ pub const OWNERS: &[May] = &[
     // failures
     own("failures", "FailuresTable", &[UPDATE]),
     own("failures", "FailuresTable/index/byStatus", &[QUERY]),
-    own("failures", "FailurePayloads/*", &["s3:PutObject"]),
+    own("failures", "FailuresBucket", &["s3:ListBucket"]),
+    own("failures", "FailuresBucket/aws/lambda/*", &["s3:GetObject"]),
+    own("failures", "FailuresBucket/payloads/*", &["s3:PutObject"]),
     own("failures", "FailureFiles", CONSUME),
-    own("failures", "ReportFailuresFailures", &[SEND]),
-    own("failures", "ReportFailuresFailures", CONSUME),
-    own("failures", "CheckConsumersFailures", &[SEND]),
-    own("failures", "CheckConsumersFailures", CONSUME),
-    other("failures", "ImportSiteFailures", CONSUME, RECORDED),
-    other("failures", "ProjectSiteFailures", CONSUME, RECORDED),
-    other("failures", "StartOnboardingFailures", CONSUME, RECORDED),
-    other("failures", "RecoverOnboardingFailures", CONSUME, RECORDED),
-    other("failures", "CheckSagasFailures", CONSUME, RECORDED),
-    other("failures", "SiteTeardownFailures", CONSUME, RECORDED),
-    other("failures", "ReceiveKitsFailures", CONSUME, RECORDED),
-    other("failures", "InitializeSubscriptionDeadLetters", CONSUME, RECORDED),
-    other("failures", "CancelSubscriptionDeadLetters", CONSUME, RECORDED),
-    other("failures", "ReconcileSubscriptionsFailures", CONSUME, RECORDED),
-    other("failures", "ProjectSensorsFailures", CONSUME, RECORDED),
-    other("failures", "StoreReadingsQuarantine", CONSUME, RECORDED),
-    other("failures", "PublishEventsQuarantine", CONSUME, RECORDED),
-    other("failures", "SweepEventsFailures", CONSUME, RECORDED),
-    other("failures", "InitializeSubscriptionQueue", &["sqs:GetQueueAttributes"], CHECKED),
-    other("failures", "CancelSubscriptionQueue", &["sqs:GetQueueAttributes"], CHECKED),
-    other("failures", "InitializeSubscriptionMapping", DESCRIBE_MAPPING, CHECKED),
-    other("failures", "CancelSubscriptionMapping", DESCRIBE_MAPPING, CHECKED),
-    other("failures", "DetectBreachesMapping", DESCRIBE_MAPPING, CHECKED),
-    other("failures", "StoreReadingsMapping", DESCRIBE_MAPPING, CHECKED),
-    other("failures", "PublishEventsMapping", DESCRIBE_MAPPING, CHECKED),
-    own("failures", "ImportSiteFailuresMapping", DESCRIBE_MAPPING),
-    own("failures", "ProjectSiteFailuresMapping", DESCRIBE_MAPPING),
-    own("failures", "StartOnboardingFailuresMapping", DESCRIBE_MAPPING),
-    own("failures", "RecoverOnboardingFailuresMapping", DESCRIBE_MAPPING),
-    own("failures", "CheckSagasFailuresMapping", DESCRIBE_MAPPING),
-    own("failures", "SiteTeardownFailuresMapping", DESCRIBE_MAPPING),
-    own("failures", "ReceiveKitsFailuresMapping", DESCRIBE_MAPPING),
-    own("failures", "InitializeSubscriptionDeadLettersMapping", DESCRIBE_MAPPING),
-    own("failures", "CancelSubscriptionDeadLettersMapping", DESCRIBE_MAPPING),
-    own("failures", "ReconcileSubscriptionsFailuresMapping", DESCRIBE_MAPPING),
-    own("failures", "ProjectSensorsFailuresMapping", DESCRIBE_MAPPING),
-    own("failures", "StoreReadingsQuarantineMapping", DESCRIBE_MAPPING),
-    own("failures", "PublishEventsQuarantineMapping", DESCRIBE_MAPPING),
-    own("failures", "SweepEventsFailuresMapping", DESCRIBE_MAPPING),
-    own("failures", "ReportFailuresFailuresMapping", DESCRIBE_MAPPING),
-    own("failures", "CheckConsumersFailuresMapping", DESCRIBE_MAPPING),
-    own("failures", "FailureFilesMapping", DESCRIBE_MAPPING),
-    other("failures", "StoreReadingsFailures", &["s3:ListBucket"], RECORDED),
-    other("failures", "DetectBreachesFailures", &["s3:ListBucket"], RECORDED),
-    other("failures", "PublishEventsFailures", &["s3:ListBucket"], RECORDED),
-    other("failures", "StoreReadingsFailures/aws/lambda/*", &["s3:GetObject"], RECORDED),
-    other("failures", "DetectBreachesFailures/aws/lambda/*", &["s3:GetObject"], RECORDED),
-    other("failures", "PublishEventsFailures/aws/lambda/*", &["s3:GetObject"], RECORDED),
+    own("failures", "FailuresFailures", &[SEND]),
+    other("failures", "queues *-failures", CONSUME, RECORDED),
+    other("failures", "queues *", &["sqs:GetQueueAttributes"], CHECKED),
+    other("failures", "*", &["lambda:ListEventSourceMappings"], CHECKED),
 ];

@@ -1,4 +1,4 @@
-//! The functions as `template.yaml` deploys them: memory, variables, what they may call.
+//! The functions as the templates deploy them: memory, variables, what they may call.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,12 +6,15 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use contracts::names::named;
 use hyper::body::Bytes;
 use serde_json::Value;
-use testkit::template::{Template, kebab, root};
+use testkit::template::{Template, root};
 
 /// The account and the region of the sample events.
 const OWNER: &str = "eu-central-1:123456789012";
+/// The environment of the sample events.
+const ENVIRONMENT: &str = "fieldstation-prod";
 /// Not of a function's own clients: how Lambda polls for it, and where Lambda puts what failed.
 const OF_LAMBDA: [&str; 12] = [
     "dynamodb:DescribeStream",
@@ -139,12 +142,12 @@ fn referred(template: &Template, name: &str) -> String {
     }
     let resource = name.strip_suffix(".Arn").unwrap_or(name);
     let kind = template.0["Resources"][resource]["Type"].as_str().unwrap_or_default();
+    let fixed = || named(ENVIRONMENT, template.fixed_name(resource).unwrap_or(resource));
     match kind {
-        "AWS::SQS::Queue" if resource != name => format!("arn:aws:sqs:{OWNER}:{resource}"),
-        "AWS::SQS::Queue" => format!("https://sqs.example/{resource}"),
-        "AWS::Serverless::StateMachine" => {
-            format!("arn:aws:states:{OWNER}:stateMachine:{}", kebab(resource))
-        }
+        "AWS::SQS::Queue" if resource != name => format!("arn:aws:sqs:{OWNER}:{}", fixed()),
+        "AWS::SQS::Queue" => format!("https://sqs.example/{}", fixed()),
+        "AWS::Serverless::StateMachine" => format!("arn:aws:states:{OWNER}:stateMachine:{}", fixed()),
+        _ if name == "Environment" => ENVIRONMENT.to_owned(),
         _ => name.to_owned(),
     }
 }
