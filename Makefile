@@ -162,7 +162,7 @@ deploy: setup require ## one stack per service; SERVICE='billing telemetry' (or 
 	@test -n "$(SERVICE)" -a -n "$(ENV)" || { echo "Say which: make deploy SERVICE=billing ENV=staging"; exit 1; }
 	@$(if $(filter local,$(ENV)),$(LOCAL_ENV) FIELDSTATION_PARAMETERS='$(OVERRIDES)') $(BIN)/python tools/deploy/services.py deploy $(ENV) $(SERVICE)
 
-stack-sizes: setup ## resources of each stack after the SAM transform: the table in docs/stacks.md
+stack-sizes: setup ## resources of each stack after the SAM transform: the table in docs/deploying.md
 	@$(BIN)/python tools/deploy/sizes.py
 
 build-local: .aws-sam/build/template.yaml ## builds every function, as `sam build` does

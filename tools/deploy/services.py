@@ -2,6 +2,8 @@
 """Deploys services as stacks of their own, <environment>-<service>, with sam. It is `make deploy`.
 
     .venv/bin/python tools/deploy/services.py deploy ENV SERVICE...   builds and deploys services, callees first (all: every one)
+    .venv/bin/python tools/deploy/services.py build ENV SERVICE...    builds them, into .aws-sam/<service>
+    .venv/bin/python tools/deploy/services.py deploy --built ENV SERVICE...   deploys what was built
     .venv/bin/python tools/deploy/services.py changed BASE            prints the services that changed since the commit BASE
 
 ENV is an environment of samconfig.toml, such as staging: its stack name is the environment's name, and its parameters are
@@ -54,32 +56,46 @@ def refuse_root(name):
     sys.exit(f"The stack {name} exists, so this environment is deployed by the root template: sam build && sam deploy.")
 
 
-def deploy(environment, wanted):
+def chosen(wanted):
+    """The services by their names, or all, in the order of their deployment."""
     ordered = services()
     wanted = ordered if wanted == ["all"] else wanted
     if unknown := sorted(set(wanted) - set(ordered)):
         sys.exit(f"There is no service {', '.join(unknown)}. The services are: {', '.join(ordered)}.")
+    return [service for service in ordered if service in wanted]
+
+
+def sam(service, command, parameters, *options):
+    """Runs a command of sam for a service; its output goes into target/deploy."""
+    begun = time.monotonic()
+    output = ROOT / "target" / "deploy" / f"{service}-{command}.log"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w") as to:
+        ended = subprocess.run(
+            [str(SAM), command, "--config-env", service, *options, "--parameter-overrides", *parameters],
+            cwd=ROOT, stdout=to, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        )
+    if ended.returncode:
+        print("\n".join(output.read_text().splitlines()[-30:]), file=sys.stderr)
+        sys.exit(f"sam {command} of {service} failed; all of it is in {output.relative_to(ROOT)}")
+    print(f"{service}: sam {command} took {time.monotonic() - begun:.0f} s", flush=True)
+
+
+def build(environment, wanted):
+    name, parameters = settings(environment)
+    for service in chosen(wanted):
+        sam(service, "build", [f"Environment={name}", *parameters])
+
+
+def deploy(environment, wanted, built):
+    wanted = chosen(wanted)
     name, parameters = settings(environment)
     refuse_root(name)
     parameters = [f"Environment={name}", *parameters]
-    log = ROOT / "target" / "deploy"
-    log.mkdir(parents=True, exist_ok=True)
-    for service in (each for each in ordered if each in wanted):
-        for command in (
-            ["build", "--config-env", service],
-            ["deploy", "--config-env", service, "--stack-name", f"{name}-{service}", "--no-progressbar"],
-        ):
-            begun = time.monotonic()
-            output = log / f"{service}-{command[0]}.log"
-            with output.open("w") as to:
-                ended = subprocess.run(
-                    [str(SAM), *command, "--parameter-overrides", *parameters], cwd=ROOT, stdout=to, stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL,
-                )
-            if ended.returncode:
-                print("\n".join(output.read_text().splitlines()[-30:]), file=sys.stderr)
-                sys.exit(f"sam {command[0]} of {service} failed; all of it is in {output.relative_to(ROOT)}")
-            print(f"{name}-{service}: sam {command[0]} took {time.monotonic() - begun:.0f} s", flush=True)
+    for service in wanted:
+        if not built:
+            sam(service, "build", parameters)
+        sam(service, "deploy", parameters, "--stack-name", f"{name}-{service}", "--no-progressbar")
 
 
 def users(metadata):
@@ -136,15 +152,21 @@ def changed(base):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    deploy_parser = commands.add_parser("deploy")
-    deploy_parser.add_argument("environment")
-    deploy_parser.add_argument("services", nargs="+")
+    for command in ("build", "deploy"):
+        of_services = commands.add_parser(command)
+        of_services.add_argument("environment")
+        of_services.add_argument("services", nargs="+")
+        if command == "deploy":
+            of_services.add_argument("--built", action="store_true", help="deploys what `build` built")
     commands.add_parser("changed").add_argument("base")
     arguments = parser.parse_args()
-    if arguments.command == "deploy":
-        deploy(arguments.environment, arguments.services)
-    else:
-        print(" ".join(changed(arguments.base)))
+    match arguments.command:
+        case "build":
+            build(arguments.environment, arguments.services)
+        case "deploy":
+            deploy(arguments.environment, arguments.services, arguments.built)
+        case "changed":
+            print(" ".join(changed(arguments.base)))
 
 
 if __name__ == "__main__":

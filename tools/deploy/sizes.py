@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Counts the resources of each stack after the SAM transform, with gradual deployment on, and compares them with
-CloudFormation's limit. Writes the table into docs/stacks.md; exit status 1 if a stack is too large.
+CloudFormation's limit. Writes the table into docs/deploying.md; exit status 1 if a stack is too large.
 
     .venv/bin/python tools/deploy/sizes.py
 """
@@ -14,7 +14,7 @@ import services
 
 # CloudFormation's limit of resources in a stack, and ours: room for a service to grow.
 LIMIT, MOST = 500, 150
-DOCS = services.ROOT / "docs" / "stacks.md"
+DOCS = services.ROOT / "docs" / "deploying.md"
 START, END = "<!-- generated -->\n", "<!-- /generated -->\n"
 
 
