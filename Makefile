@@ -37,7 +37,7 @@ OVERRIDES := Architecture=$(ARCHITECTURE) LogRetentionDays=1 StripeApiBase=$(or 
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml $(wildcard functions/*/template.yaml) samconfig.toml
 
-.PHONY: help demo test unit-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test unused-grants fault-matrix fault-matrix-subset mutants smoke check deny advisories sbom up down deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image local-env logs kits api-url setup require require-docker
+.PHONY: help demo test unit-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test services-test unused-grants fault-matrix fault-matrix-subset mutants smoke check deny advisories sbom up down deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image local-env logs kits api-url setup require require-docker
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -88,6 +88,15 @@ e2e-test: build-local ## the deployed local stack, from outside
 load-test: build-local ## 500 bundles of 100 series in one call, on a fresh local stack: all stored, once; some minutes
 	@$(MAKE) --no-print-directory down deploy-local
 	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl --test load -- --ignored
+	@$(MAKE) --no-print-directory down
+
+services-test: setup require ## one stack per service, on a fresh local stack: services are deployed and rolled back while others work; some minutes
+	@cargo build $(CARGO_FLAGS) --bins
+	@cargo test $(CARGO_FLAGS) -p tests -p fieldctl --no-run
+	@$(MAKE) --no-print-directory down up
+	@$(MAKE) --no-print-directory deploy ENV=local SERVICE=all
+	@$(LOCAL_ENV) $(STACK) seed
+	$(LOCAL_ENV) FIELDSTATION_PARAMETERS='$(OVERRIDES)' cargo test $(CARGO_FLAGS) -p tests -p fieldctl --test services -- --ignored --nocapture
 	@$(MAKE) --no-print-directory down
 
 unused-grants: ## what the roles never did of what they may, and what they were denied; e2e-test runs it before it takes the stack down

@@ -1,0 +1,208 @@
+//! One stack per service: a service is deployed, and deployed back, while the others work. `make services-test`.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    process::Command,
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use contracts::{
+    Metric, SensorId, SiteId, Timestamp,
+    readings::{Bundle, Sample, Series},
+};
+use futures_util::future::try_join_all;
+use testkit::template::root;
+use tests::{
+    Stack,
+    readings::gzip,
+    sites::{GOOD_CARD, registration},
+    wait::{Look, until},
+};
+use tokio::time::sleep;
+use uuid::Uuid;
+
+const METRIC: Metric = Metric::AirTemperature;
+/// Onboardings that start while each of the four deployments runs.
+const ONBOARDINGS: usize = 20;
+/// Time between two bundles of the site that sends readings.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// The live versions of all functions.
+fn versions(stack: &Stack) -> Result<BTreeMap<String, String>> {
+    let status = stack.fieldctl(&["status", "--json"])?.document()?;
+    let functions = status["functions"].as_array().context("the functions")?;
+    let version = |it: &serde_json::Value| {
+        Some((it["name"].as_str()?.to_owned(), it["version"].as_str()?.to_owned()))
+    };
+    let versions: BTreeMap<_, _> = functions.iter().filter_map(version).collect();
+    ensure!(versions.len() == functions.len(), "{functions:?}");
+    Ok(versions)
+}
+
+/// The built binaries of a service.
+fn binaries(service: &str) -> Result<Vec<PathBuf>> {
+    let folders = fs::read_dir(root().join(".aws-sam").join(service))?;
+    let binaries = folders.map(|folder| Ok(folder?.path().join("bootstrap")));
+    let mut binaries = binaries.collect::<Result<Vec<_>>>()?;
+    binaries.retain(|binary| binary.is_file());
+    ensure!(!binaries.is_empty(), "{service} was not built: run `make services-test`");
+    Ok(binaries)
+}
+
+/// Deploys what was built of a service.
+async fn deploy(service: &str) -> Result<Duration> {
+    let begun = Instant::now();
+    let mut command = Command::new(root().join(".venv/bin/python"));
+    let script = root().join("tools/deploy/services.py");
+    command.arg(script).args(["deploy", "--built", "local", service]);
+    let ended = tokio::task::spawn_blocking(move || command.output()).await??;
+    ensure!(ended.status.success(), "{service}: {}", String::from_utf8_lossy(&ended.stderr));
+    Ok(begun.elapsed())
+}
+
+/// A site in service that sends a bundle again and again.
+struct Sender {
+    site: SiteId,
+    sensor: SensorId,
+    begin: Timestamp,
+    stop: AtomicBool,
+    sent: AtomicU32,
+}
+
+impl Sender {
+    async fn begin(stack: &Stack) -> Result<Self> {
+        let name = format!("sends during deployments {}", Uuid::new_v4().simple());
+        let ids = stack
+            .register(&Uuid::new_v4().to_string(), &registration(&name, &[METRIC], GOOD_CARD))
+            .await?;
+        stack.site_active(ids.site_id).await?;
+        let sensor = stack.sensors(ids.site_id).await?[0].sensor_id;
+        stack.sensors_known([sensor]).await?;
+        // Far enough back that no sample is in the future.
+        let begin = Timestamp::from_millis(Timestamp::now().millis() - 10 * 3_600_000);
+        Ok(Self {
+            site: ids.site_id,
+            sensor,
+            begin,
+            stop: AtomicBool::new(false),
+            sent: AtomicU32::new(0),
+        })
+    }
+
+    fn sample(&self, number: u32) -> Sample {
+        Sample(self.begin.plus_millis(i64::from(number) * 1_000), f64::from(number % 40))
+    }
+
+    async fn run(&self, stack: &Stack) -> Result<()> {
+        while !self.stop.load(Ordering::Relaxed) {
+            let number = self.sent.load(Ordering::Relaxed);
+            let bundle = Bundle {
+                bundle_id: format!("d{number:05}").parse()?,
+                site_id: self.site,
+                series: vec![Series { sensor_id: self.sensor, samples: vec![self.sample(number)] }],
+            };
+            let record = gzip(&serde_json::to_vec(&bundle)?)?;
+            stack.put_records(&self.site.to_string(), vec![record]).await?;
+            self.sent.store(number + 1, Ordering::Relaxed);
+            sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until every bundle is stored, once, with the sample that was sent.
+    async fn assert_stored(&self, stack: &Stack) -> Result<u32> {
+        let sent = self.sent.load(Ordering::Relaxed);
+        let all = usize::try_from(sent)?;
+        until("all bundles are stored", Duration::from_mins(2), async || {
+            let rows = stack.series_rows(self.sensor).await?.len();
+            Ok(if rows >= all { Look::Found(rows) } else { Look::Saw(rows) })
+        })
+        .await?;
+        let stored = stack.samples(self.sensor, "limit=10000&order=asc").await?;
+        let expected: Vec<_> = (0..sent).map(|number| self.sample(number)).collect();
+        ensure!(stored == expected, "{} of {sent} samples are stored", stored.len());
+        Ok(sent)
+    }
+}
+
+/// Onboards sites one after the other, and waits for all of them.
+async fn onboard(stack: &Stack, over: Duration) -> Result<()> {
+    stack.deliver(&[METRIC], u32::try_from(ONBOARDINGS)?).await?;
+    let pause = over / u32::try_from(ONBOARDINGS)?;
+    let sites = (0..ONBOARDINGS).map(|number| async move {
+        sleep(pause * u32::try_from(number)?).await;
+        let name = format!("onboarded during a deployment {}", Uuid::new_v4().simple());
+        let registration = registration(&name, &[METRIC], GOOD_CARD);
+        let ids = stack.register(&Uuid::new_v4().to_string(), &registration).await?;
+        stack.site_active(ids.site_id).await
+    });
+    try_join_all(sites).await.map(drop)
+}
+
+/// Deploys a service while sites are onboarded; no other service's functions get a new version.
+async fn deploy_under_load(stack: &Stack, service: &str, what: &str) -> Result<()> {
+    let before = versions(stack)?;
+    let (took, onboarded) = tokio::join!(deploy(service), onboard(stack, Duration::from_secs(15)));
+    let took = took?;
+    onboarded?;
+    let own: Vec<String> = binaries(service)?
+        .iter()
+        .filter_map(|binary| binary.parent()?.file_name()?.to_str()?.strip_suffix("Function"))
+        .map(str::to_owned)
+        .collect();
+    for (function, version) in versions(stack)? {
+        let changed = before.get(&function) != Some(&version);
+        ensure!(
+            changed == own.contains(&function),
+            "{function}, of which version {:?} was live, has {version} after {service} was deployed",
+            before.get(&function)
+        );
+    }
+    terminal::print(format_args!(
+        "{service}, {what}: deployed in {:.0} s; {ONBOARDINGS} sites onboarded meanwhile; versions of other services unchanged",
+        took.as_secs_f64()
+    ));
+    Ok(())
+}
+
+#[tokio::test]
+#[ignore = "needs a local stack with one stack per service: make services-test"]
+async fn a_service_is_deployed_and_rolled_back_alone_while_all_others_work() -> Result<()> {
+    let stack = Stack::connect().await?;
+    stack.deliver(&[METRIC], 1).await?;
+    let sender = Sender::begin(&stack).await?;
+    let deployments = async {
+        for service in ["billing", "telemetry"] {
+            let binaries = binaries(service)?;
+            let before = binaries.iter().map(fs::read).collect::<Result<Vec<_>, _>>()?;
+            for (binary, content) in binaries.iter().zip(&before) {
+                // Another build: a byte behind the end of the program changes nothing that it does.
+                fs::write(binary, [content.as_slice(), b"\0"].concat())?;
+            }
+            let new = deploy_under_load(&stack, service, "new version").await;
+            for (binary, content) in binaries.iter().zip(&before) {
+                fs::write(binary, content)?;
+            }
+            new?;
+            deploy_under_load(&stack, service, "rollback").await?;
+        }
+        sender.stop.store(true, Ordering::Relaxed);
+        anyhow::Ok(())
+    };
+    let (sent, deployed) = tokio::join!(sender.run(&stack), async {
+        let deployed = deployments.await;
+        sender.stop.store(true, Ordering::Relaxed);
+        deployed
+    });
+    deployed?;
+    sent?;
+    let sent = sender.assert_stored(&stack).await?;
+    terminal::print(format_args!("{sent} bundles sent meanwhile; each is stored once"));
+    let failures = stack.fieldctl(&["failures", "list", "--json"])?.documents()?;
+    ensure!(failures.is_empty(), "{failures:?}");
+    Ok(())
+}
