@@ -1,8 +1,8 @@
-//! A fresh DynamoDB in memory, with every table as `template.yaml` makes it.
+//! A fresh DynamoDB in memory, with every table of the templates.
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use aws_sdk_dynamodb::{
@@ -24,11 +24,11 @@ use aws_sdk_dynamodb::{
     types::{AttributeValue, ConsumedCapacity, ReturnConsumedCapacity},
 };
 use dynoxide::{Database, server};
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 use store::{EventRow, Outbox, Table};
 use tokio::net::TcpListener;
 
-use crate::http::config;
+use crate::{http::config, template::Template};
 
 /// sites' table.
 pub const SITES: &str = "SitesTable";
@@ -49,102 +49,23 @@ pub const EVENTS: &str = "EventsTable";
 /// failures' table.
 pub const FAILURES: &str = "FailuresTable";
 
-/// What an attribute that is part of a key is: its name and its type.
-type KeyAttribute = (&'static str, &'static str);
+/// What decides how a table behaves. The rest (billing, backups, encryption) does not concern rows.
+const KEYS_AND_INDEXES: [&str; 3] = ["AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes"];
 
-/// Every table's keys and indexes, by the template's name of it, in `CreateTable`'s words. A test
-/// compares it with the template.
-#[must_use]
-pub fn tables() -> BTreeMap<&'static str, Value> {
-    let id = || table(&[("id", "S")], &[], json!([]));
-    BTreeMap::from([
-        (INVENTORY, id()),
-        (DEVICES, id()),
-        (BILLING, id()),
-        (ALERTING, id()),
-        (READINGS, table(&[("sensorId", "S"), ("row", "S")], &[], json!([]))),
-        (REFUSALS, table(&[("siteId", "S"), ("row", "S")], &[], json!([]))),
-        (
-            SITES,
-            table(
-                &[("siteId", "S"), ("row", "S")],
-                &[("status", "S"), ("createdAt", "S")],
-                json!([index(
-                    "byStatus",
-                    ["status", "createdAt"],
-                    &json!({
-                        "ProjectionType": "INCLUDE",
-                        "NonKeyAttributes": ["name", "operator", "location"],
-                    }),
-                )]),
-            ),
-        ),
-        (
-            FAILURES,
-            table(
-                &[("id", "S")],
-                &[("status", "S"), ("lastAt", "S")],
-                json!([index(
-                    "byStatus",
-                    ["status", "lastAt"],
-                    &json!({
-                        "ProjectionType": "INCLUDE",
-                        "NonKeyAttributes": [
-                            "source",
-                            "kind",
-                            "error",
-                            "fingerprint",
-                            "attempts",
-                            "firstAt",
-                            "correlationId",
-                            "replays",
-                        ],
-                    }),
-                )]),
-            ),
-        ),
-        (
-            EVENTS,
-            table(
-                &[("entity", "S"), ("sequence", "N")],
-                &[("type", "S"), ("occurredAt", "S"), ("correlationId", "S"), ("unpublished", "S")],
-                json!([
-                    index("byType", ["type", "occurredAt"], &keys_only()),
-                    index("byCorrelation", ["correlationId", "occurredAt"], &keys_only()),
-                    index("unpublished", ["unpublished", "occurredAt"], &keys_only()),
-                ]),
-            ),
-        ),
-    ])
-}
-
-fn table(key: &[KeyAttribute], of_indexes: &[KeyAttribute], indexes: Value) -> Value {
-    let attributes: Vec<_> = key
-        .iter()
-        .chain(of_indexes)
-        .map(|(name, kind)| json!({ "AttributeName": name, "AttributeType": kind }))
-        .collect();
-    let names: Vec<_> = key.iter().map(|(name, _)| *name).collect();
-    let mut table = json!({ "AttributeDefinitions": attributes, "KeySchema": schema(&names) });
-    if indexes != json!([]) {
-        table["GlobalSecondaryIndexes"] = indexes;
-    }
-    table
-}
-
-fn schema(key: &[&str]) -> Value {
-    key.iter()
-        .zip(["HASH", "RANGE"])
-        .map(|(name, kind)| json!({ "AttributeName": name, "KeyType": kind }))
-        .collect()
-}
-
-fn index(name: &str, key: [&str; 2], projection: &Value) -> Value {
-    json!({ "IndexName": name, "KeySchema": schema(&key), "Projection": projection })
-}
-
-fn keys_only() -> Value {
-    json!({ "ProjectionType": "KEYS_ONLY" })
+/// The keys and indexes of every table of the templates, by its logical id, as `CreateTable` takes them.
+fn tables() -> &'static BTreeMap<String, Value> {
+    // Read once in a test program: each test starts a database of its own.
+    static TABLES: OnceLock<BTreeMap<String, Value>> = OnceLock::new();
+    TABLES.get_or_init(|| {
+        let template = Template::read();
+        let tables = template.resources("AWS::DynamoDB::Table").into_iter().map(|(id, table)| {
+            let properties = table["Properties"].as_object().into_iter().flatten();
+            let kept = properties.filter(|(name, _)| KEYS_AND_INDEXES.contains(&name.as_str()));
+            let kept = kept.map(|(name, value)| (name.clone(), value.clone()));
+            (id.to_owned(), kept.collect::<Map<_, _>>().into())
+        });
+        tables.collect()
+    })
 }
 
 /// DynamoDB with all tables, empty. Gone when the test's runtime ends.
@@ -164,8 +85,9 @@ impl Dynamo {
     /// Where it can't.
     pub async fn start() -> Self {
         let database = Database::memory().expect("a database in memory");
-        for (name, mut table) in tables() {
-            table["TableName"] = name.into();
+        for (name, table) in tables() {
+            let mut table = table.clone();
+            table["TableName"] = name.as_str().into();
             table["BillingMode"] = "PAY_PER_REQUEST".into();
             let request = serde_json::from_value(table).expect("CreateTable's request");
             database.create_table(request).expect("a new table");

@@ -1,25 +1,46 @@
-//! The tables that the tests run on are those that the template makes.
+//! How the tests read the templates: a fixed name of another service reads like a reference.
 
-use std::collections::BTreeMap;
-
-use serde_json::{Map, Value};
-use testkit::template::Template;
-
-/// What decides how a table behaves; the rest (billing, backups, encryption) does not concern rows.
-const KEYS_AND_INDEXES: [&str; 3] = ["AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes"];
+use serde_json::json;
+use testkit::template::{Template, kebab};
 
 #[test]
-fn the_tables_are_the_templates() {
+fn names_of_other_services_read_like_references() {
     let template = Template::read();
-    let tables: BTreeMap<&str, Value> = template
-        .resources("AWS::DynamoDB::Table")
-        .into_iter()
-        .map(|(name, resource)| {
-            let properties = resource["Properties"].as_object().expect("properties").iter();
-            let kept = properties.filter(|(name, _)| KEYS_AND_INDEXES.contains(&name.as_str()));
-            let kept = kept.map(|(name, value)| (name.clone(), value.clone()));
-            (name, kept.collect::<Map<_, _>>().into())
-        })
-        .collect();
-    assert_eq!(testkit::dynamo::tables(), tables);
+    let function = template.properties("ReserveKitsFunction");
+    let statements = &function["Policies"][0]["Statement"];
+    assert_eq!(statements[0]["Resource"], "InventoryTable.Arn", "a resource of its own service");
+    assert_eq!(statements[1]["Resource"], "EventsTable.Arn");
+    assert_eq!(function["Environment"]["Variables"]["EVENTS_TABLE"], "EventsTable");
+
+    let machine = template.properties("SiteOnboarding");
+    let given = &machine["DefinitionSubstitutions"];
+    assert_eq!(given["ReserveKitsFunctionArn"], "ReserveKitsFunction.Alias");
+    assert_eq!(given["InitializeSubscriptionQueueUrl"], "InitializeSubscriptionQueue");
+
+    let billing = template.properties("InitializeSubscriptionFunction");
+    assert_eq!(billing["Environment"]["Variables"]["SITE_ONBOARDING_ARN"], "SiteOnboarding");
+    let executions = "arn:${AWS::Partition}:states:${AWS::Region}:${AWS::AccountId}:execution:${SiteOnboarding.Name}:*";
+    let statements = billing["Policies"][0]["Statement"].as_array().expect("statements");
+    assert!(statements.iter().any(|it| it["Resource"] == executions), "{statements:?}");
+
+    let mapping = template.properties("DetectBreachesMapping");
+    assert_eq!(mapping["EventSourceArn"], "ReadingsStream.Arn");
+    assert_eq!(mapping["DestinationConfig"]["OnFailure"]["Destination"], "FailuresBucket.Arn");
+    let mapping = template.properties("SitesFailuresMapping");
+    assert_eq!(mapping["FunctionName"], "RecordFailureFunction.Alias");
+    let alarm = template.properties("ReadingsTableThrottlesAlarm");
+    assert_eq!(alarm["AlarmActions"], json!(["OnCallTopic"]));
+}
+
+#[test]
+fn fixed_names_stay_as_they_are() {
+    let template = Template::read();
+    for (id, name) in [("EventsTable", "events"), ("EventBus", "events"), ("OnCallTopic", "on-call")] {
+        assert_eq!(template.fixed_name(id), Some(name), "{id}");
+    }
+    for id in template.functions() {
+        let function = format!("{id}Function");
+        assert_eq!(template.fixed_name(&function), Some(kebab(id).as_str()), "{function}");
+    }
+    assert_eq!(template.fixed_name("PagingSecret"), None);
 }
