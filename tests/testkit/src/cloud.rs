@@ -33,7 +33,7 @@ use tokio::{
 
 use crate::{
     chance::Chance,
-    dynamo::{EVENTS, tables},
+    dynamo::{EVENTS, database},
 };
 
 /// As production's clients have it: an attempt that hangs is cut off.
@@ -145,13 +145,7 @@ impl Cloud {
     /// Where there is no database.
     #[must_use]
     pub fn new(chance: Chance) -> Self {
-        let database = Database::memory().expect("a database in memory");
-        for (name, mut table) in tables() {
-            table["TableName"] = name.into();
-            table["BillingMode"] = "PAY_PER_REQUEST".into();
-            let request = serde_json::from_value(table).expect("CreateTable's request");
-            database.create_table(request).expect("a new table");
-        }
+        let database = database();
         let state = State {
             chance,
             fault_percent: 0,

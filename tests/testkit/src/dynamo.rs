@@ -68,6 +68,22 @@ fn tables() -> &'static BTreeMap<String, Value> {
     })
 }
 
+/// A database in memory with all tables, empty.
+///
+/// # Panics
+/// If a template is not readable, or a table can't be created.
+pub(crate) fn database() -> Database {
+    let database = Database::memory().expect("a database in memory");
+    for (name, table) in tables() {
+        let mut table = table.clone();
+        table["TableName"] = name.as_str().into();
+        table["BillingMode"] = "PAY_PER_REQUEST".into();
+        let request = serde_json::from_value(table).expect("CreateTable's request");
+        database.create_table(request).expect("a new table");
+    }
+    database
+}
+
 /// DynamoDB with all tables, empty. Gone when the test's runtime ends.
 #[derive(Debug)]
 pub struct Dynamo {
@@ -84,14 +100,7 @@ impl Dynamo {
     /// # Panics
     /// Where it can't.
     pub async fn start() -> Self {
-        let database = Database::memory().expect("a database in memory");
-        for (name, table) in tables() {
-            let mut table = table.clone();
-            table["TableName"] = name.as_str().into();
-            table["BillingMode"] = "PAY_PER_REQUEST".into();
-            let request = serde_json::from_value(table).expect("CreateTable's request");
-            database.create_table(request).expect("a new table");
-        }
+        let database = database();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let endpoint = format!("http://{}", listener.local_addr().expect("its address"));
         tokio::spawn(server::serve_with_shutdown(listener, database, std::future::pending()));
@@ -153,8 +162,8 @@ impl Dynamo {
     /// All rows of all tables: equal before and after what changes nothing.
     pub async fn everything(&self) -> BTreeMap<&'static str, Vec<Value>> {
         let mut all = BTreeMap::new();
-        for name in tables().into_keys() {
-            all.insert(name, self.rows(name).await);
+        for name in tables().keys() {
+            all.insert(name.as_str(), self.rows(name).await);
         }
         all
     }
