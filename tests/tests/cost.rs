@@ -140,7 +140,7 @@ async fn an_onboarding_takes_what_the_cost_model_says() -> Result<()> {
         Ok(serde_json::from_str(&fs::read_to_string(file)?)?)
     };
     let (saga, teardown) = (machine("site-onboarding")?, machine("site-teardown")?);
-    let file = root.join("tests/cost/counted/onboarding.json");
+    let file = root.join("tools/cost/counted/onboarding.json");
     let modelled: Onboardings = serde_json::from_str(&fs::read_to_string(file)?)?;
 
     let stack = Stack::connect().await?;
@@ -161,6 +161,6 @@ async fn an_onboarding_takes_what_the_cost_model_says() -> Result<()> {
 
     let events = cost::onboarding::events(&modelled.done);
     assert!((f64::from(done.events) - events).abs() < f64::EPSILON, "{done:?}, not {events}");
-    let file = root.join("tests/cost/counted/stack.json");
+    let file = root.join("tools/cost/counted/stack.json");
     keep_json(&file, &Counted { done, declined })
 }

@@ -1,7 +1,7 @@
 //! A model of Lambda's event source mapping for Kinesis: what delivers a stream's records to a
 //! function, in order per partition key, at least once. Each rule stands beside the code that keeps
 //! it; what AWS leaves open, the seed decides. The local stack delivers by the same rules
-//! (`tests/local/stream_mappings.py`), and both pass the cases in `tests/mapping_cases.json`.
+//! (`tools/local/stream_mappings.py`), and both pass the cases in `tests/mapping_cases.json`.
 
 use std::{
     cell::RefCell,

@@ -11,11 +11,11 @@ fn number(value: &Value) -> f64 {
 }
 
 fn assumed() -> Assumptions {
-    read(&root().join("tests/cost/assumptions.json")).expect("assumptions")
+    read(&root().join("tools/cost/assumptions.json")).expect("assumptions")
 }
 
 fn quotas() -> Quotas {
-    read(&root().join("tests/cost/quotas.json")).expect("quotas")
+    read(&root().join("tools/cost/quotas.json")).expect("quotas")
 }
 
 fn near(one: f64, other: f64, what: &str) {

@@ -152,7 +152,7 @@ fn records_are_delivered_and_given_up_as_aws_writes_them() {
     golden::check(env!("CARGO_MANIFEST_DIR"), "failure-destination", &ran.given_up[0]);
 }
 
-/// A case that the model and the local stack's mappings (`tests/local/stream_mappings.py`) must both
+/// A case that the model and the local stack's mappings (`tools/local/stream_mappings.py`) must both
 /// pass. The key is `key` and the time 0 unless a record says otherwise.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

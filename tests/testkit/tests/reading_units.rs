@@ -332,7 +332,7 @@ async fn the_docs_tell_what_a_reading_costs() {
     eprintln!("{table}");
     docs::keep_table(&root.join("docs/cost.md"), "reading-units", &table)
         .expect("as docs/cost.md has it; run `make write-units`");
-    let file = root.join("tests/cost/counted/readings.json");
+    let file = root.join("tools/cost/counted/readings.json");
     docs::keep_json(&file, &Readings { bundles, single, alert })
         .expect("as the cost model reads it; run `make write-units`");
 }

@@ -382,6 +382,6 @@ async fn the_docs_tell_what_an_onboarding_costs() {
             .expect("as docs/cost.md has it; run `make write-units`");
     }
     let counted = Onboardings { done: done.effects, undone: undone.effects };
-    let file = root.join("tests/cost/counted/onboarding.json");
+    let file = root.join("tools/cost/counted/onboarding.json");
     docs::keep_json(&file, &counted).expect("as the cost model reads it; run `make write-units`");
 }

@@ -37,7 +37,7 @@ fn root() -> Result<PathBuf> {
 fn local_stack(command: &str) -> Result<()> {
     let root = root()?;
     let output = Command::new(root.join(".venv/bin/python"))
-        .arg(root.join("tests/local/stack.py"))
+        .arg(root.join("tools/local/stack.py"))
         .arg(command)
         .output()?;
     ensure!(output.status.success(), "stack.py {command}: {output:?}");

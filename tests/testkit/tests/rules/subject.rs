@@ -28,7 +28,7 @@ const FOLDERS: [(&str, &[&str]); 9] = [
     ("functions", &["rs"]),
     ("shared", &["rs"]),
     ("tests/events", &["json"]),
-    ("tests/local", &["py", "txt", "package-lock.json"]),
+    ("tools/local", &["py", "txt", "package-lock.json"]),
     ("tests/src", &["rs"]),
     ("tests/tests", &["rs"]),
 ];

@@ -35,7 +35,7 @@ pub fn python_by_hash(subject: &Subject) -> Objections {
 
 pub fn node_by_hash(subject: &Subject) -> Objections {
     let mut objections = Objections::default();
-    let path = "tests/local/package-lock.json";
+    let path = "tools/local/package-lock.json";
     let lock: Value = serde_json::from_str(subject.file(path)).unwrap_or_default();
     let packages: Vec<_> =
         members(&lock["packages"]).filter(|(name, _)| !name.is_empty()).collect();
@@ -202,12 +202,12 @@ pub fn output_is_escaped(subject: &Subject) -> Objections {
 
 pub fn local_stack_is_local(subject: &Subject) -> Objections {
     let mut objections = Objections::default();
-    let path = "tests/local/stack.py";
+    let path = "tools/local/stack.py";
     let source = subject.file(path);
     for needed in ["HOST = \"127.0.0.1\"\n", "\"BIND_HOST\": HOST,"] {
         objections.unless(source.contains(needed), path, format!("lacks {needed:?}"));
     }
-    for (path, source) in subject.under("tests/local/") {
+    for (path, source) in subject.under("tools/local/") {
         let everywhere = ["0.0.0.0", "\"::\""].iter().any(|address| source.contains(address));
         objections.unless(!everywhere, path, "listens to the network");
     }

@@ -720,7 +720,7 @@ const SUPPLY: &[Rule] = &[
         check: supply::python_by_hash,
         except: &[],
         breaks: &[
-            (Text("tests/local/requirements.txt", "aiohttp==", "aiohttp>="), "tests/local/requirements.txt"),
+            (Text("tools/local/requirements.txt", "aiohttp==", "aiohttp>="), "tools/local/requirements.txt"),
             (Text(".ci/requirements.txt", " \\\n", "\n"), ".ci/requirements.txt"),
             (Text("Makefile", " --require-hashes", ""), "Makefile"),
         ],
@@ -731,7 +731,7 @@ const SUPPLY: &[Rule] = &[
         check: supply::node_by_hash,
         except: &[],
         breaks: &[
-            (Text("tests/local/package-lock.json", "\"integrity\": \"sha512-", "\"integrity\": \"sha1-"), "tests/local/package-lock.json"),
+            (Text("tools/local/package-lock.json", "\"integrity\": \"sha512-", "\"integrity\": \"sha1-"), "tools/local/package-lock.json"),
             (Text("Makefile", "npm ci", "npm install"), "Makefile"),
         ],
     },
@@ -807,7 +807,7 @@ const SUPPLY: &[Rule] = &[
             (Text("fieldctl/src/commands/sites.rs", "Progress::spinner()", "indicatif::ProgressBar::new_spinner()"), "fieldctl/src/commands/sites.rs"),
             (Text("fieldctl/src/commands.rs", "output::ask(question)?", "io::stderr().write_all(question.as_bytes())?"), "fieldctl/src/commands.rs"),
             (Text("tests/src/meter.rs", "terminal::print(format_args!(", "println!("), "tests/src/meter.rs"),
-            (Text("tests/src/bin/demo/progress.rs", "set_message(terminal::line(state).into_owned())", "set_message(state.to_owned())"), "tests/src/bin/demo/progress.rs"),
+            (Text("tools/demo/src/bin/demo/progress.rs", "set_message(terminal::line(state).into_owned())", "set_message(state.to_owned())"), "tools/demo/src/bin/demo/progress.rs"),
         ],
     },
     Rule {
@@ -816,8 +816,8 @@ const SUPPLY: &[Rule] = &[
         check: supply::local_stack_is_local,
         except: &[],
         breaks: &[
-            (Text("tests/local/stack.py", "HOST = \"127.0.0.1\"", "HOST = \"0.0.0.0\""), "tests/local/stack.py"),
-            (Text("tests/local/stack.py", "\"BIND_HOST\": HOST,", ""), "tests/local/stack.py"),
+            (Text("tools/local/stack.py", "HOST = \"127.0.0.1\"", "HOST = \"0.0.0.0\""), "tools/local/stack.py"),
+            (Text("tools/local/stack.py", "\"BIND_HOST\": HOST,", ""), "tools/local/stack.py"),
         ],
     },
 ];
@@ -841,7 +841,7 @@ const FIRST_USE: &[Rule] = &[
             (Text("Makefile", "lambda-image: require-docker build-local", "lambda-image: build-local"), "Makefile"),
             (Text("Makefile", "$(STACK) kits air_temperature", "true air_temperature"), "Makefile"),
             (Text("Makefile", "$(STACK) api-url)", "true)"), "Makefile"),
-            (Text("Makefile", "npm ci --prefix tests/local --loglevel=error", "npm ci --prefix tests/local --silent"), "Makefile"),
+            (Text("Makefile", "npm ci --prefix tools/local --loglevel=error", "npm ci --prefix tools/local --silent"), "Makefile"),
             (Text("tests/smoke.sh", "KitsOutOfStock", "Nothing"), "tests/smoke.sh"),
         ],
     },

@@ -1,0 +1,140 @@
+//! What is counted, and so the same on every run, must not grow unseen: `tools/bench/budget.json`.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::figures::{Measured, Run};
+
+/// More than this over its budget is too much.
+const ROOM: f64 = 1.1;
+
+/// Each function's figures, by their names.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Budget {
+    /// What instructions, sizes and memory are of.
+    architecture: String,
+    functions: BTreeMap<String, BTreeMap<String, f64>>,
+}
+
+/// A figure that is more than 10 % over.
+#[derive(Debug, PartialEq)]
+pub struct Over {
+    /// The function.
+    pub function: String,
+    /// What was counted.
+    pub figure: String,
+    /// None where the function, or the figure, is new.
+    pub budget: Option<f64>,
+    /// What it is now.
+    pub now: f64,
+}
+
+impl Budget {
+    /// The one that is there.
+    pub fn read(file: &Path) -> Result<Self> {
+        let text = fs::read_to_string(file)
+            .with_context(|| format!("{}; UPDATE_BUDGET=1 makes it", file.display()))?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// As the run was.
+    pub fn of(run: &Run) -> Self {
+        let functions = run.functions.iter();
+        Self {
+            architecture: run.architecture.clone(),
+            functions: functions.map(|(name, one)| (name.clone(), counted(one))).collect(),
+        }
+    }
+
+    /// Writes it there.
+    pub fn write(&self, file: &Path) -> Result<()> {
+        Ok(fs::write(file, format!("{:#}\n", serde_json::to_value(self)?))?)
+    }
+
+    /// What of the run is over it.
+    pub fn over(&self, run: &Self) -> Vec<Over> {
+        let mut over = Vec::new();
+        for (function, counted) in &run.functions {
+            let budget = self.functions.get(function);
+            for (figure, &now) in counted {
+                let of_any_machine = ["calls", "warmCalls", "writeUnits"];
+                let same = self.architecture == run.architecture;
+                if !same && !of_any_machine.contains(&figure.as_str()) {
+                    continue;
+                }
+                let budget = budget.and_then(|budget| budget.get(figure)).copied();
+                if budget.is_none_or(|budget| now > budget * ROOM) {
+                    over.push(Over {
+                        function: function.clone(),
+                        figure: figure.clone(),
+                        budget,
+                        now,
+                    });
+                }
+            }
+        }
+        over
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn counted(measured: &Measured) -> BTreeMap<String, f64> {
+    let figures = &measured.figures;
+    let mut counted = BTreeMap::from([
+        ("calls", figures.calls.values().sum::<u64>() as f64),
+        ("warmCalls", figures.warm_calls.values().sum::<u64>() as f64),
+        ("writeUnits", measured.write_units),
+        ("peakKB", (figures.peak_bytes / 1024) as f64),
+    ]);
+    if let Some(instructions) = figures.instructions {
+        counted.insert("instructionsToNext", instructions.to_next as f64);
+        counted.insert("instructionsToFirstAnswer", instructions.to_first_answer as f64);
+        counted.insert("instructionsWarm", instructions.warm as f64);
+    }
+    if let (Some(code), Some(zip)) = (figures.code_bytes, figures.zip_bytes) {
+        counted.insert("binaryBytes", code as f64);
+        counted.insert("zipBytes", zip as f64);
+    }
+    counted.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(architecture: &str, figures: &[(&str, f64)]) -> Budget {
+        let figures = figures.iter().map(|(name, value)| ((*name).to_owned(), *value));
+        Budget {
+            architecture: architecture.to_owned(),
+            functions: BTreeMap::from([("one".to_owned(), figures.collect())]),
+        }
+    }
+
+    fn over(figure: &str, budget: Option<f64>, now: f64) -> Over {
+        Over { function: "one".to_owned(), figure: figure.to_owned(), budget, now }
+    }
+
+    #[test]
+    fn ten_percent_over_is_room_and_more_is_too_much() {
+        let there = budget("x", &[("calls", 10.0), ("zipBytes", 1000.0)]);
+        assert_eq!(there.over(&budget("x", &[("calls", 11.0), ("zipBytes", 1.0)])), []);
+        let found = there.over(&budget("x", &[("calls", 12.0), ("zipBytes", 1101.0)]));
+        let both = [over("calls", Some(10.0), 12.0), over("zipBytes", Some(1000.0), 1101.0)];
+        assert_eq!(found, both);
+    }
+
+    #[test]
+    fn what_has_no_budget_needs_one() {
+        let found = budget("x", &[]).over(&budget("x", &[("calls", 1.0)]));
+        assert_eq!(found, [over("calls", None, 1.0)]);
+    }
+
+    #[test]
+    fn instructions_of_another_architecture_have_no_budget() {
+        let there = budget("x", &[("calls", 1.0), ("zipBytes", 1.0)]);
+        let found = there.over(&budget("y", &[("calls", 2.0), ("zipBytes", 9.0)]));
+        assert_eq!(found, [over("calls", Some(1.0), 2.0)]);
+    }
+}

@@ -1,0 +1,155 @@
+//! What each function takes, from the start of its process on; run by `tools/bench/run.sh`, which
+//! builds the functions and the peers.
+//!
+//! Each is started as Lambda starts it, on stand-ins for the Runtime API and for AWS behind TLS. What
+//! they answer was recorded from an embedded `DynamoDB`, on which the sample events are played once.
+//!
+//! `BIN_DIR`: the folder of the functions' binaries. `FUNCTIONS='create-site get-site'`: these alone,
+//! without the peers and without a word in the docs. `UPDATE_BUDGET=1`: today's figures become the
+//! budget. `REPORT_ONLY=1`: the tables anew, of the figures that are there.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is there to be read")]
+
+mod aws;
+mod batch;
+mod budget;
+mod figures;
+mod function;
+mod instructions;
+mod measure;
+mod other_services;
+mod peers;
+mod process;
+mod progress;
+mod quota;
+mod report;
+mod runtime_api;
+mod server;
+mod story;
+mod targets;
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, bail};
+use testkit::template::root;
+
+use crate::{
+    aws::Source,
+    budget::Budget,
+    figures::{Measured, Run},
+    measure::{Scope, measure, size},
+    process::{Bench, Program},
+    progress::Progress,
+    quota::Quota,
+};
+
+#[tokio::main(flavor = "multi_thread")]
+async fn main() -> Result<ExitCode> {
+    instructions::check()?;
+    let root = root().canonicalize()?;
+    let found = root.join("target/bench");
+    let figures = root.join("tools/bench/figures.json");
+    let chosen = env::var("FUNCTIONS").unwrap_or_default();
+    let chosen: Vec<_> = chosen.split_whitespace().collect();
+
+    let run = if env::var_os("REPORT_ONLY").is_some() {
+        Run::read(&figures)?
+    } else {
+        let binaries = env::var("BIN_DIR").context("BIN_DIR names the folder of the binaries")?;
+        run(&found.join("run"), &PathBuf::from(binaries).canonicalize()?, &chosen).await?
+    };
+    let targets = targets::all(&run);
+    let tables = [
+        ("functions", report::functions(&run)),
+        ("peers", report::peers(&run)),
+        ("targets", report::targets(&targets)),
+    ];
+    for (_, table) in &tables {
+        println!("{table}");
+    }
+    run.write(&found.join("functions.json"))?;
+    if chosen.is_empty() {
+        for (name, table) in &tables {
+            fs::write(found.join(format!("{name}.md")), table)?;
+        }
+        run.write(&figures)?;
+    }
+    judge(&run, &root.join("tools/bench/budget.json"), chosen.is_empty())
+}
+
+async fn run(folder: &Path, binaries: &Path, chosen: &[&str]) -> Result<Run> {
+    let functions = function::all()?;
+    if let Some(none) = chosen.iter().find(|name| !functions.iter().any(|it| it.name == **name)) {
+        bail!("there is no function {none}");
+    }
+    let bench = Bench::new(folder.to_owned())?;
+    let (quota, no_quota) = match Quota::new() {
+        Ok(quota) => (Some(quota), None),
+        Err(reason) => (None, Some(format!("{reason:#}"))),
+    };
+    let tapes = story::play(&bench, &functions, binaries).await?;
+    let tape = |name: &str| tapes.get(name).context("a tape");
+
+    let is_chosen = |name: &str| chosen.is_empty() || chosen.contains(&name);
+    let peers = if chosen.is_empty() { peers::names()? } else { Vec::new() };
+    let of_functions = functions.iter().filter(|it| is_chosen(&it.name));
+    let progress = Progress::new(of_functions.clone().count() + peers.len());
+    let mut run = Run {
+        architecture: env::consts::ARCH.to_owned(),
+        functions: BTreeMap::new(),
+        peers: BTreeMap::new(),
+        largest_batch: None,
+        no_quota,
+    };
+    for function in of_functions {
+        progress.begin(&function.name);
+        let program = Program::of(function, binaries);
+        let tape = tape(&function.name)?;
+        let source = Source::Tape(Arc::clone(tape));
+        let scope = Scope { instructions: true, many: true };
+        let mut figures =
+            measure(&bench, &program, &source, &function.event, quota.as_ref(), scope).await?;
+        let (code, zip) = size(&program.file)?;
+        (figures.code_bytes, figures.zip_bytes) = (Some(code), Some(zip));
+        if function.name == "store-readings" {
+            run.largest_batch = Some(batch::measure(&bench, function, binaries).await?);
+        }
+        let measured = Measured::new(function, tape, figures);
+        run.functions.insert(function.name.clone(), measured);
+        progress.done();
+    }
+    for name in peers {
+        progress.begin(&name);
+        let step = functions.iter().find(|function| function.name == peers::STEP);
+        let step = step.context(peers::STEP)?;
+        let figures = peers::peer(&bench, &name, step, tape(peers::STEP)?, quota.as_ref()).await?;
+        run.peers.insert(name, figures);
+        progress.done();
+    }
+    progress.end();
+    Ok(run)
+}
+
+/// Compares with the budget, or makes it anew.
+fn judge(run: &Run, file: &Path, whole: bool) -> Result<ExitCode> {
+    let now = Budget::of(run);
+    if env::var_os("UPDATE_BUDGET").is_some() {
+        if !whole {
+            bail!("a budget is of all functions: leave FUNCTIONS out");
+        }
+        now.write(file)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let over = Budget::read(file)?.over(&now);
+    if over.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("More than 10 % over the budget ({}):\n\n{}", file.display(), report::over(&over));
+    Ok(ExitCode::FAILURE)
+}

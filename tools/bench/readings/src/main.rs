@@ -1,0 +1,165 @@
+//! What a batch of readings takes; run by `measure.sh`.
+//!
+//! `bench-readings build RECORDS REPEATS`: decode, check, pack and build the writes of a batch, so
+//! often. The instructions of once are the difference between two runs with different REPEATS.
+//! `bench-readings store RECORDS REPEATS`: the whole of store-readings on a batch, with a DynamoDB
+//! that answers at once; prints samples a second (of one core) and the process' largest memory.
+//!
+//! A record is a quarter-hour of the real day: 15 samples of 8 sensors each; a site after the other.
+
+#![expect(clippy::print_stdout, reason = "it is there to be read")]
+
+mod dynamo;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    hint::black_box,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use contracts::{Metric, OnboardingId, SensorId, SiteId, Timestamp};
+use lambda::Deadline;
+use quarantine::Quarantine;
+use serde_json::{json, value::RawValue};
+use surfrad::Day;
+use telemetry::{
+    register::Register,
+    store_readings::{StoreReadings, rows},
+};
+
+/// As many as the day has in full, but for three.
+const METRICS: [Metric; 8] = [
+    Metric::DownwellingShortwave,
+    Metric::UpwellingShortwave,
+    Metric::DirectShortwave,
+    Metric::DiffuseShortwave,
+    Metric::AirTemperature,
+    Metric::RelativeHumidity,
+    Metric::AirPressure,
+    Metric::WindSpeed,
+];
+const MINUTES: u32 = 15;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let [what, records, repeats] = arguments.as_slice() else {
+        bail!("usage: bench-readings build|store RECORDS REPEATS");
+    };
+    let Workload { batch, samples, sites } = workload(records.parse()?)?;
+    let repeats: u32 = repeats.parse()?;
+    match what.as_str() {
+        "build" => {
+            for _ in 0..repeats {
+                build(&batch).await?;
+            }
+            println!("{samples}");
+        }
+        "store" => store(&batch, samples, sites, repeats).await?,
+        _ => bail!("{what}: give build or store"),
+    }
+    Ok(())
+}
+
+struct Workload {
+    /// The event.
+    batch: Box<RawValue>,
+    /// How many are in it.
+    samples: usize,
+    /// Where each sensor stands.
+    sites: HashMap<SensorId, SiteId>,
+}
+
+/// A batch of so many records.
+fn workload(records: usize) -> Result<Workload> {
+    let file =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../tests/data/surfrad-alamosa-2016-01-01.dat");
+    let mut day = Day::read(&file)?;
+    day.columns.retain(|column| METRICS.contains(&column.metric));
+    let mut batch = Vec::with_capacity(records);
+    let (mut samples, mut sites) = (0, HashMap::new());
+    for station in 0.. {
+        let site = SiteId::registered("bench", &station.to_string());
+        let sensor = |index| SensorId::of(OnboardingId::of(site), index);
+        let sensors: BTreeMap<_, _> = METRICS.into_iter().zip((0..).map(sensor)).collect();
+        sites.extend(sensors.values().map(|sensor| (*sensor, site)));
+        for bundle in day.bundles(site, &sensors, MINUTES)? {
+            if batch.len() == records {
+                let event = serde_json::to_string(&json!({ "Records": batch }))?;
+                return Ok(Workload { batch: RawValue::from_string(event)?, samples, sites });
+            }
+            samples += bundle.samples();
+            batch.push(json!({
+                "kinesis": {
+                    "kinesisSchemaVersion": "1.0",
+                    "partitionKey": site,
+                    "sequenceNumber": format!("{:056}", batch.len()),
+                    "data": STANDARD.encode(serde_json::to_string(&bundle)?),
+                    "approximateArrivalTimestamp": 1_451_606_400.987,
+                },
+                "eventSource": "aws:kinesis",
+                "eventVersion": "1.0",
+                "eventID": format!("shardId-000000000000:{:056}", batch.len()),
+                "eventName": "aws:kinesis:record",
+                "invokeIdentityArn": "arn:aws:iam::123456789012:role/store-readings",
+                "awsRegion": "eu-central-1",
+                "eventSourceARN": "arn:aws:kinesis:eu-central-1:123456789012:stream/readings",
+            }));
+        }
+    }
+    bail!("no more stations")
+}
+
+/// All that store-readings does of its own: what is left to do is to send the rows.
+async fn build(batch: &RawValue) -> Result<()> {
+    let deadline = Deadline::after(Duration::from_hours(1));
+    let answer = stream::consume(batch, deadline, async |record| {
+        let now = Timestamp::now();
+        let bundle = record.bundle(now).map_err(|error| error.to_string())?;
+        for (sensor, _, row) in rows(&bundle, now) {
+            let item: dynamo::Item =
+                serde_dynamo::to_item(&row).map_err(|error| error.to_string())?;
+            black_box((sensor, item));
+        }
+        Ok(())
+    });
+    let answer = answer.await.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    anyhow::ensure!(answer.batch_item_failures.is_empty(), "{answer:?}");
+    Ok(())
+}
+
+async fn store(
+    batch: &RawValue,
+    samples: usize,
+    sites: HashMap<SensorId, SiteId>,
+    repeats: u32,
+) -> Result<()> {
+    let config = dynamo::config(sites);
+    let readings = store::Table::new(aws_sdk_dynamodb::Client::new(&config), "readings");
+    let step = StoreReadings {
+        register: Register::new(readings.clone(), Duration::from_hours(1)),
+        readings,
+        quarantine: Quarantine {
+            queues: aws_sdk_sqs::Client::new(&config),
+            url: "http://localhost/quarantine".to_owned(),
+            source: "store-readings",
+        },
+    };
+    let begun = Instant::now();
+    for _ in 0..repeats {
+        let answer = step.handle(batch, Deadline::after(Duration::from_hours(1))).await;
+        let answer = answer.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+        anyhow::ensure!(answer.batch_item_failures.is_empty(), "{answer:?}");
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let per_second = samples as f64 * f64::from(repeats) / seconds;
+    let status = fs::read_to_string("/proc/self/status").context("Linux tells the memory")?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
+    println!("{samples} {per_second:.0} {}", peak.trim());
+    Ok(())
+}

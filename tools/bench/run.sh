@@ -1,0 +1,49 @@
+#!/bin/sh
+# Runs the benchmarks and writes their tables into docs/performance.md.
+#
+# FUNCTIONS='create-site get-site': these functions alone, and nothing is written. BIN_DIR: the folder of
+# functions that are built already. UPDATE_BUDGET=1: what is counted becomes tools/bench/budget.json.
+# REPORT_ONLY=1: nothing is measured, the tables are made anew from tools/bench/figures.json.
+set -eu
+cd "$(dirname "$0")/../.."
+host=$(rustc -vV | sed -n 's/^host: //p')
+
+# Puts a table between the two comments of that name.
+tell() {
+    awk -v name="$1" -v file="$2" '
+        $0 == "<!-- /" name " -->" { inside = 0 }
+        !inside
+        $0 == "<!-- " name " -->" { inside = 1; while ((getline line < file) > 0) print line }
+    ' docs/performance.md > target/performance.md
+    mv target/performance.md docs/performance.md
+}
+
+mkdir -p target/bench
+if [ -z "${FUNCTIONS:-}${REPORT_ONLY:-}" ]; then
+    echo "Measuring readings (some minutes) ..."
+    sh tools/bench/readings/measure.sh > target/bench/readings.md
+    cat target/bench/readings.md
+    tell readings target/bench/readings.md
+    echo "Building the peers ..."
+    sh tools/bench/peers/build.sh
+fi
+
+if [ -z "${BIN_DIR:-}${REPORT_ONLY:-}" ]; then
+    echo "Building the functions for release, as sam build does (a quarter of an hour the first time) ..."
+    cargo build --target "$host" --locked --release --bins
+    export BIN_DIR="target/$host/release"
+fi
+# The stand-ins are to be fast, not small: what they take is part of every time that is told.
+CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=3 CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+    cargo build --locked --release -p bench-functions
+echo "Measuring the functions ..."
+rm -f target/bench/functions.md
+ended=0
+target/release/bench-functions || ended=$?
+# What is over its budget is told all the same.
+if [ -z "${FUNCTIONS:-}" ] && [ -e target/bench/functions.md ]; then
+    for name in functions peers targets; do
+        tell "$name" "target/bench/$name.md"
+    done
+fi
+exit "$ended"

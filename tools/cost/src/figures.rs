@@ -1,0 +1,150 @@
+//! What `make bench` measured: CPU time, calls and log lines of each function, and of the peers.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use crate::data;
+
+/// As `tools/bench/figures.json` tells it, and what docs/performance.md tells of readings.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Figures {
+    functions: BTreeMap<String, Measured>,
+    peers: BTreeMap<String, Measured>,
+    largest_batch: Batch,
+    /// Instructions that a sample takes in store-readings before its row is sent.
+    #[serde(skip)]
+    instructions_a_sample: f64,
+}
+
+/// Of a function, warm.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Measured {
+    /// CPU time of an invocation, in microseconds of a whole core.
+    cpu_micros: f64,
+    /// What an invocation logs itself.
+    log_bytes: f64,
+    /// By operation.
+    warm_calls: BTreeMap<String, u64>,
+    #[serde(default)]
+    instructions: Option<Instructions>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Instructions {
+    warm: f64,
+}
+
+/// The largest batch of the smallest bundles through store-readings.
+#[derive(Clone, Debug, Deserialize)]
+struct Batch {
+    records: f64,
+    seconds: f64,
+}
+
+impl Figures {
+    /// Those of the last `make bench`.
+    pub fn read(root: &Path) -> Result<Self> {
+        let mut figures: Self = data::read(&root.join("tools/bench/figures.json"))
+            .context("run `make bench`, which measures what a function takes")?;
+        let page = root.join("docs/performance.md");
+        let text = fs::read_to_string(&page).with_context(|| page.display().to_string())?;
+        figures.instructions_a_sample =
+            instructions_a_sample(&text).with_context(|| page.display().to_string())?;
+        Ok(figures)
+    }
+
+    /// Of one function.
+    pub fn function(&self, name: &str) -> Result<&Measured> {
+        self.functions.get(name).with_context(|| format!("no figures of {name}: run `make bench`"))
+    }
+
+    /// Of one peer.
+    pub fn peer(&self, name: &str) -> Result<&Measured> {
+        self.peers.get(name).with_context(|| format!("no figures of {name}: run `make bench`"))
+    }
+
+    /// Milliseconds of a whole core that a row takes in store-readings, its bundle's share included.
+    #[must_use]
+    pub fn row_millis(&self) -> f64 {
+        self.largest_batch.seconds * 1000.0 / self.largest_batch.records
+    }
+
+    /// Milliseconds of a whole core that each further sample takes there.
+    pub fn sample_millis(&self) -> Result<f64> {
+        let name = "store-readings";
+        let Measured { cpu_micros, instructions, .. } = self.function(name)?;
+        let of_it = instructions.as_ref().with_context(|| format!("no instructions of {name}"))?;
+        Ok(self.instructions_a_sample * cpu_micros / of_it.warm / 1000.0)
+    }
+}
+
+impl Measured {
+    /// Milliseconds of a whole core.
+    #[must_use]
+    pub fn millis(&self) -> f64 {
+        self.cpu_micros / 1000.0
+    }
+
+    /// What an invocation logs itself, in bytes.
+    #[must_use]
+    pub fn log_bytes(&self) -> f64 {
+        self.log_bytes
+    }
+
+    /// Calls to AWS, and to the payment provider.
+    #[must_use]
+    pub fn calls(&self) -> (f64, f64) {
+        let (mut aws, mut provider) = (0.0, 0.0);
+        for (operation, &count) in &self.warm_calls {
+            #[expect(clippy::cast_precision_loss, reason = "few calls")]
+            let count = count as f64;
+            if operation.starts_with("stripe") {
+                provider += count;
+            } else {
+                aws += count;
+            }
+        }
+        (aws, provider)
+    }
+}
+
+/// Of the smallest batch in the table `readings`: `| records | samples | instructions a sample |`.
+fn instructions_a_sample(page: &str) -> Result<f64> {
+    let (_, table) = page.split_once("<!-- readings -->").context("no table readings")?;
+    let row = table.lines().nth(3).context("no row in the table readings")?;
+    let cell = row.split('|').nth(3).context("no third cell in the table readings")?;
+    cell.trim().parse().with_context(|| format!("{cell:?} is no number of instructions"))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    #[test]
+    fn the_instructions_are_those_of_the_first_row() -> Result<()> {
+        let page = "a\n<!-- readings -->\n| records | samples | instructions a sample |\n\
+                    |---:|---:|---:|\n| 500 | 60000 | 3804 |\n| 2000 | 240000 | 3809 |\n";
+        assert!((instructions_a_sample(page)? - 3804.0).abs() < f64::EPSILON);
+        assert!(instructions_a_sample("nothing").is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_sample_takes_its_instructions_at_the_speed_that_was_measured() -> Result<()> {
+        let mut figures: Figures = serde_json::from_str(
+            r#"{ "functions": { "store-readings": { "cpuMicros": 100, "logBytes": 1,
+                 "warmCalls": {}, "instructions": { "warm": 400000 } } },
+                 "peers": {}, "largestBatch": { "records": 10000, "seconds": 0.5 } }"#,
+        )?;
+        figures.instructions_a_sample = 4000.0;
+        // 4,000 instructions to the microsecond.
+        assert!((figures.sample_millis()? - 0.001).abs() < 1e-12);
+        assert!((figures.row_millis() - 0.05).abs() < 1e-12);
+        assert!(figures.function("close-site").is_err());
+        Ok(())
+    }
+}

@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Every function with its sample event, in Docker, as `sam local invoke` does, against the deployed local stack; each
+with the credentials of its own role. Prints a table; exit status 1 if one of them failed.
+
+    .venv/bin/python tools/local/samples.py            all of them (`make lambda-image local-env` has to come before)
+    .venv/bin/python tools/local/samples.py NAME...    some of them
+
+The functions are those of the deployed template. Their samples tell one story, so they come in its order: kits are
+delivered, the site is registered, the steps of its onboarding; then whatever works on a site; and the undoing at last.
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+import stack
+
+# Their samples' task tokens are made up, so these have to refuse their sample, or to let it go as too late.
+REFUSE = ("initialize-subscription", "cancel-subscription")
+SAM = stack.ROOT / ".venv" / "bin" / "sam"
+ARCHITECTURE = {"aarch64": "arm64"}.get(platform.machine(), platform.machine())
+
+
+def binaries():
+    """(binary, logical id, name) of every function of the stack, in the story's order."""
+    forward, back = steps("site-onboarding"), steps("site-teardown")
+    # What starts a teardown belongs to the undoing.
+    order = ["receive-kits", "import-site", *forward, None, "decommission-site", "recover-onboarding", *back]
+
+    def place(binary):
+        return order.index(binary if binary in order else None)
+
+    found = [
+        (stack.kebab(logical.removesuffix("Function")), logical, name)
+        for logical, name in stack.functions(stack.STACK)
+    ]
+    return sorted(found, key=lambda one: (place(one[0]), one[0]))
+
+
+def steps(machine):
+    """The binaries behind a state machine's tasks, in their order."""
+    definition = (stack.ROOT / "statemachines" / f"{machine}.asl.json").read_text()
+    names = re.findall(r"\$\{(\w+?)(?:FunctionArn|QueueUrl)}", definition)
+    return [stack.kebab(name) for name in names]
+
+
+def story_is_over(every):
+    """Whether the samples' site was undone before: then its steps say rightly that they come too late."""
+    name = next(name for binary, _, name in every if binary == "get-site")
+    answer = stack.client("lambda").invoke(
+        FunctionName=f"{name}:{stack.ALIAS}", Payload=stack.sample(stack.STACK, "get-site").encode()
+    )
+    body = json.loads(json.loads(answer["Payload"].read()).get("body") or "{}")
+    return body.get("status") in ("REJECTED", "DECOMMISSIONED")
+
+
+def credentials(name):
+    """Those of the function's role."""
+    role = stack.client("lambda").get_function_configuration(FunctionName=name)["Role"]
+    session = stack.client("sts").assume_role(RoleArn=role, RoleSessionName=name[:64])["Credentials"]
+    return {
+        "AWS_ACCESS_KEY_ID": session["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": session["SecretAccessKey"],
+        "AWS_SESSION_TOKEN": session["SessionToken"],
+    }
+
+
+def problem(binary, ended, over):
+    """What is wrong with what the function answered, or nothing."""
+    last = ended.stdout.strip().splitlines()[-1:] or ["no answer"]
+    if ended.returncode != 0:
+        return f"sam ended with status {ended.returncode}: {(ended.stderr.strip().splitlines() or last)[-1]}"
+    try:
+        answer = json.loads(last[0])
+    except ValueError:
+        return f"no JSON: {last[0]}"
+    if not isinstance(answer, dict):
+        return None
+    if "errorType" in answer and not (over and answer["errorType"] == "Superseded"):
+        return f"{answer['errorType']}: {answer.get('errorMessage')}"
+    if answer.get("batchItemFailures") and binary not in REFUSE:
+        return f"items failed: {answer['batchItemFailures']}"
+    if answer.get("statusCode", 200) >= 400 and not over:
+        return f"{answer['statusCode']}: {answer.get('body')}"
+    return None
+
+
+def run(binary, logical, name):
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as event:
+        event.write(stack.sample(stack.STACK, binary))
+        event.flush()
+        return subprocess.run(
+            [
+                str(SAM), "local", "invoke", logical, "--event", event.name, "--config-env", "local",
+                "--env-vars", str(stack.LOCAL / "env.json"), "--parameter-overrides", f"Architecture={ARCHITECTURE}",
+                "--add-host", f"localhost:{stack.DOCKER_GATEWAY}",
+            ],
+            capture_output=True, text=True, cwd=stack.ROOT, stdin=subprocess.DEVNULL,
+            env=os.environ | credentials(name) | {"AWS_REGION": stack.REGION, "SAM_CLI_TELEMETRY": "0"},
+        )
+
+
+def main():
+    wanted = sys.argv[1:]
+    every = binaries()
+    samples = {path.stem for path in (stack.ROOT / "tests" / "events").glob("*.json")}
+    if strays := samples.symmetric_difference(binary for binary, _, _ in every):
+        sys.exit(f"Functions and sample events differ: {', '.join(sorted(strays))}")
+    if unknown := set(wanted) - samples:
+        sys.exit(f"There is no function {', '.join(sorted(unknown))}.")
+
+    failed, over = 0, story_is_over(every)
+    chosen = [one for one in every if not wanted or one[0] in wanted]
+    for binary, logical, name in chosen:
+        begun = time.monotonic()
+        answer = run(binary, logical, name)
+        wrong = problem(binary, answer, over)
+        failed += wrong is not None
+        print(f"{binary:24} {'FAILED' if wrong else 'ok':6} {(time.monotonic() - begun) * 1000:6.0f} ms", flush=True)
+        if wrong:
+            print(f"    {wrong}\n    " + "\n    ".join(answer.stderr.strip().splitlines()[-12:]), flush=True)
+    print(f"{len(chosen) - failed} passed, {failed} failed")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,660 @@
+#!/usr/bin/env python3
+"""The local stack: MiniStack (the AWS emulator) and localstripe (the payment provider), both on loopback only.
+
+    .venv/bin/python tools/local/stack.py up            start both, wait until they answer (again: no change)
+    .venv/bin/python tools/local/stack.py down          stop them and every function they run, forget their state
+    .venv/bin/python tools/local/stack.py status        what runs; exit status 1 unless both answer
+    .venv/bin/python tools/local/stack.py logs [NAME]   the last hour's log lines (of log groups like NAME)
+    .venv/bin/python tools/local/stack.py seed          what a new stack needs: the provider's plans and its API key
+    .venv/bin/python tools/local/stack.py may-forget    asks before a running stack is stopped; exit status 1: no
+    .venv/bin/python tools/local/stack.py api-url       the URL of the deployed API
+    .venv/bin/python tools/local/stack.py kits [METRIC] delivers kits, as a supplier's system does, and waits for them
+    .venv/bin/python tools/local/stack.py env           prepares `sam local invoke`: the deployed functions' settings, and
+                                                        a way from Docker's containers to the emulators (until `down`)
+    .venv/bin/python tools/local/stack.py invoke NAME   a deployed function, by its binary's name, with its sample event
+    .venv/bin/python tools/local/stack.py stripe-stop   an outage of the payment provider; its state is kept
+    .venv/bin/python tools/local/stack.py stripe-start  ... and its end
+
+Logs, pid files and state are in target/local/; so is each decision of IAM, in authorisations.log. Settings, all by
+environment: FIELDSTATION_AWS_PORT (4566), FIELDSTATION_STRIPE_PORT (8420), FIELDSTATION_DOCKER_GATEWAY (172.17.0.1),
+FIELDSTATION_LOCAL_DIR (target/local), and those of MiniStack in PASSED_ON. With FIELDSTATION_FUNCTIONS_ENDPOINT the
+functions call AWS, and the Runtime API, at that address: there the proxy of the fault matrix must listen.
+"""
+
+import argparse
+import asyncio
+import contextvars
+import errno
+import json
+import os
+import pickle
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import unicodedata
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCAL = Path(os.environ.get("FIELDSTATION_LOCAL_DIR", ROOT / "target" / "local")).resolve()
+TMP = LOCAL / "tmp"  # MiniStack unpacks the functions here
+STRIPE_STATE = LOCAL / "localstripe.pickle"
+AUTHORISATIONS = LOCAL / "authorisations.log"
+PYTHON = ROOT / ".venv" / "bin" / "python"
+HOST = "127.0.0.1"
+DOCKER_GATEWAY = os.environ.get("FIELDSTATION_DOCKER_GATEWAY", "172.17.0.1")  # this machine, as its containers see it
+REGION = "us-east-1"
+ALIAS = "live"  # AutoPublishAlias of the template
+WAIT_SECONDS = 60
+FUNCTIONS_ENDPOINT = os.environ.get("FIELDSTATION_FUNCTIONS_ENDPOINT")
+STACK = os.environ.get("FIELDSTATION_STACK", "fieldstation-local")
+STRIPE_KEY = "sk_test_local"
+PLANS = {"community": 0, "standard": 4900, "professional": 14900}  # cents a month
+
+# MiniStack hands its own environment on to every function, so it gets a small one. These may be set from outside:
+PASSED_ON = (
+    "PATH", "HOME", "LANG", "LC_ALL",
+    "LOG_LEVEL", "SFN_WAIT_SCALE", "LAMBDA_ASYNC_RETRY_BASE_SECONDS", "LAMBDA_WARM_TTL_SECONDS",
+)
+
+
+class Server:
+    """A background process in a session of its own, known by its pid file."""
+
+    def __init__(self, name, port_variable, default_port, health_path, host=HOST):
+        self.name = name
+        self.host = host
+        self.port_variable = port_variable
+        self.port = int(os.environ.get(port_variable, default_port))
+        self.url = f"http://{host}:{self.port}"
+        self.health_url = self.url + health_path
+        self.pid_file = LOCAL / f"{name}.pid"
+        self.log_file = LOCAL / f"{name}.log"
+
+    def command(self):
+        return [str(PYTHON), str(Path(__file__).resolve()), "serve", self.name]
+
+    def environment(self):
+        passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        if self is not MINISTACK:
+            return passed_on | {
+                MINISTACK.port_variable: str(MINISTACK.port),
+                STRIPE.port_variable: str(STRIPE.port),
+                "FIELDSTATION_DOCKER_GATEWAY": DOCKER_GATEWAY,
+                "FIELDSTATION_LOCAL_DIR": str(LOCAL),
+            }
+        if FUNCTIONS_ENDPOINT:
+            passed_on["FIELDSTATION_FUNCTIONS_ENDPOINT"] = FUNCTIONS_ENDPOINT
+        return passed_on | {
+            "AUTH": "true",  # every function works with its own role
+            "FIELDSTATION_LOCAL_DIR": str(LOCAL),
+            "BIND_HOST": HOST,
+            "GATEWAY_PORT": str(self.port),
+            "MINISTACK_REGION": REGION,
+            "TMPDIR": str(TMP),
+            # The functions call the emulator, and find nobody's real credentials.
+            "AWS_ENDPOINT_URL": FUNCTIONS_ENDPOINT or self.url,
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def group(self):
+        """The live processes of this server: the one started here and, of MiniStack, its functions.
+
+        A process counts only if its command line is of this checkout: a pid file may be old, and its number reused.
+        """
+        try:
+            leader = int(self.pid_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return []
+        return [
+            pid for pid, group, command in processes()
+            if group == leader and (str(ROOT) in command or str(LOCAL) in command)
+        ]
+
+    def running(self):
+        members = self.group()
+        return bool(members) and int(self.pid_file.read_text()) in members
+
+    def healthy(self):
+        try:
+            with urllib.request.urlopen(self.health_url, timeout=2):
+                return True
+        except urllib.error.HTTPError as error:
+            return error.code < 500
+        except OSError:
+            return False
+
+    def start(self):
+        if self.running() and self.healthy():
+            print(f"{self.name} runs already at {self.url}")
+            return
+        self.stop()
+        self.require_free_port()
+        LOCAL.mkdir(parents=True, exist_ok=True)
+        TMP.mkdir(exist_ok=True)
+        with open(self.log_file, "ab") as log:
+            process = subprocess.Popen(
+                self.command(), cwd=LOCAL, env=self.environment(), start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            )
+        self.pid_file.write_text(str(process.pid))
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not self.healthy():
+            if process.poll() is not None:
+                sys.exit(f"{self.name} ended with status {process.returncode}; see {self.log_file}")
+            if time.monotonic() > deadline:
+                self.stop()
+                sys.exit(f"{self.name} did not answer at {self.health_url} in {WAIT_SECONDS} s; see {self.log_file}")
+            time.sleep(0.1)
+        print(f"{self.name} runs at {self.url}; log: {self.log_file}")
+
+    def stop(self):
+        for sign, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
+            deadline = time.monotonic() + seconds
+            for pid in self.group():
+                kill(pid, sign)
+            while self.group() and time.monotonic() < deadline:
+                time.sleep(0.05)
+        if left := self.group():
+            sys.exit(f"{self.name} could not be stopped: processes {left} are still there")
+        self.pid_file.unlink(missing_ok=True)
+
+    def require_free_port(self):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.host, self.port))
+            except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL:
+                    sys.exit(
+                        f"This machine does not have the address {self.host}: start Docker, or give the gateway of its "
+                        "network `bridge` by FIELDSTATION_DOCKER_GATEWAY=<address>."
+                    )
+                sys.exit(
+                    f"Port {self.port}, needed by {self.name}, can't be used ({error.strerror}): {holder(self.port)}.\n"
+                    f"Stop that process, or choose another port with {self.port_variable}=<port>."
+                )
+
+
+MINISTACK = Server("ministack", "FIELDSTATION_AWS_PORT", 4566, "/_ministack/health")
+STRIPE = Server("localstripe", "FIELDSTATION_STRIPE_PORT", 8420, "/")
+BRIDGE = Server("bridge", MINISTACK.port_variable, MINISTACK.port, "/_ministack/health", DOCKER_GATEWAY)
+
+
+def processes():
+    """(pid, process group, command line) of every process that can be seen and has not ended."""
+    if not Path("/proc/self/stat").exists():
+        ps = ["ps", "-A", "-o", "pid=,pgid=,stat=,command="]
+        listing = subprocess.run(ps, capture_output=True, text=True, check=True)
+        for line in listing.stdout.splitlines():
+            pid, group, state, command = line.split(None, 3)
+            if not state.startswith("Z"):
+                yield int(pid), int(group), command
+        return
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue  # it ended meanwhile
+        if state != "Z":
+            yield int(entry.name), int(group), command
+
+
+def kill(pid, sign):
+    try:
+        os.kill(pid, sign)
+    except ProcessLookupError:
+        pass
+
+
+def holder(port):
+    """Who listens on a port, in words."""
+    try:
+        listing = subprocess.run(
+            ["lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-Fpc"], capture_output=True, text=True
+        ).stdout.splitlines()
+        pids = [line[1:] for line in listing if line.startswith("p")]
+    except FileNotFoundError:
+        pids = [str(pid) for pid in holders_by_proc(port)]
+    commands = {str(pid): command for pid, _, command in processes()}
+    known = [f"process {pid} ({commands.get(pid, '?').strip()[:120]}) listens on it" for pid in pids]
+    return " and ".join(known) or "another process, which this user may not see, listens on it"
+
+
+def holders_by_proc(port):
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        if Path(table).exists():
+            rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
+            inodes |= {row[9] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            target = os.readlink(descriptor)
+        except OSError:
+            continue
+        if target.startswith("socket:[") and target[8:-1] in inodes:
+            yield int(descriptor.parts[2])
+
+
+def up():
+    if not PYTHON.exists():
+        sys.exit(f"{PYTHON} is missing: run `make setup` first.")
+    if not MINISTACK.running():
+        down(quiet=True)  # what a crash left behind
+        for server in (MINISTACK, STRIPE):
+            server.log_file.unlink(missing_ok=True)
+        AUTHORISATIONS.unlink(missing_ok=True)
+    MINISTACK.start()
+    STRIPE.start()
+
+
+def down(quiet=False):
+    for server in (BRIDGE, MINISTACK, STRIPE):
+        server.stop()
+    shutil.rmtree(TMP, ignore_errors=True)
+    STRIPE_STATE.unlink(missing_ok=True)
+    if not quiet:
+        print(f"The local stack is stopped; its logs stay in {LOCAL}")
+
+
+def status():
+    answers = []
+    for server in (MINISTACK, STRIPE):
+        members = server.group()
+        answers.append(bool(members) and server.healthy())
+        what = f"runs at {server.url} ({len(members)} processes)" if answers[-1] else "does not run"
+        print(f"{server.name} {what}; log: {server.log_file}")
+    sys.exit(0 if all(answers) else 1)
+
+
+def may_forget():
+    """Asks before a running stack is stopped. Not on a terminal, or if the answer is no: exit status 1. FORCE=1: no
+    question."""
+    if os.environ.get("FORCE", "") not in ("", "0") or not (MINISTACK.group() or STRIPE.group()):
+        return
+    print(f"A local stack is running ({MINISTACK.url}). This stops it and deletes everything in it.")
+    if not sys.stdin.isatty():
+        sys.exit("To go on: run `make down` first, or run the same command with FORCE=1, such as `make demo FORCE=1`.")
+    if input("Stop it? [y/N] ").strip().lower() not in ("y", "yes"):
+        sys.exit("Nothing was changed.")
+
+
+def client(service):
+    import boto3
+
+    return boto3.client(
+        service, endpoint_url=MINISTACK.url, region_name=REGION, aws_access_key_id="test", aws_secret_access_key="test"
+    )
+
+
+def named(stack, name):
+    """The fixed name of a resource in the environment, as the templates have it."""
+    return f"{stack}-{name}"
+
+
+def functions(stack):
+    """(logical id, name) of the environment's functions."""
+    for page in client("lambda").get_paginator("list_functions").paginate():
+        for function in page["Functions"]:
+            name = function["FunctionName"]
+            if name.startswith(named(stack, "")):
+                binary = name.removeprefix(named(stack, ""))
+                yield "".join(part.capitalize() for part in binary.split("-")) + "Function", name
+
+
+def write_env(stack):
+    """Each function's variables, by its logical id. The endpoint is not among them, since SAM passes on only variables
+    that the template has: the image of `lambda-image.sh` has it. In a container the gateway goes by the name localhost
+    as well (`--add-host`), since the payment provider is called at https addresses and at localhost only."""
+    settings = {}
+    for logical, name in functions(stack):
+        variables = client("lambda").get_function_configuration(FunctionName=name)["Environment"]["Variables"]
+        settings[logical] = {
+            variable: value.replace(STRIPE.url, f"http://localhost:{STRIPE.port}")
+            for variable, value in variables.items()
+        }
+    path = LOCAL / "env.json"
+    path.write_text(json.dumps(settings, indent=2) + "\n")
+    print(f"the settings of {len(settings)} functions are in {path}")
+    BRIDGE.start()
+
+
+def kebab(name):
+    """StoreReadings as store-readings."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower()
+
+
+def sample(stack, binary):
+    """A function's sample event, as it would be in this environment: the samples are of another account and region, and of
+    the environment fieldstation-prod."""
+    event = ROOT / "tests" / "events" / f"{binary}.json"
+    if not event.exists():
+        sys.exit(f"There is no {event}: name a function as functions/*/src/bin does, such as create-site.")
+    text = event.read_text().replace("123456789012", "000000000000").replace("eu-central-1", REGION)
+    return text.replace("fieldstation-prod-", named(stack, ""))
+
+
+def invoke(stack, binary):
+    """Prints the function's answer; exit status 1 if it is an error."""
+    event = sample(stack, binary)
+    answer = client("lambda").invoke(FunctionName=f"{named(stack, binary)}:{ALIAS}", Payload=event.encode())
+    print(json.dumps(json.loads(answer["Payload"].read() or b"null"), indent=2))
+    sys.exit(1 if "FunctionError" in answer else 0)
+
+
+def escaped(text):
+    """The text with escapes for the characters that control a terminal or are invisible: log lines contain data."""
+    return "".join(
+        f"\\u{ord(c):04x}" if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in text
+    )
+
+
+def logs(name, minutes):
+    logged = client("logs")
+    since = int((time.time() - minutes * 60) * 1000)
+    events = []
+    for page in logged.get_paginator("describe_log_groups").paginate():
+        for group in page["logGroups"]:
+            if name not in group["logGroupName"]:
+                continue
+            for found in logged.get_paginator("filter_log_events").paginate(
+                logGroupName=group["logGroupName"], startTime=since
+            ):
+                events += [(event["timestamp"], group["logGroupName"], event["message"]) for event in found["events"]]
+    for when, group, message in sorted(events, key=lambda event: event[0]):
+        at = time.strftime("%H:%M:%S", time.localtime(when / 1000))
+        print(escaped(f"{at}.{when % 1000:03} {group.rpartition('/')[2]}: {message.rstrip()}"))
+    if not events:
+        print(f"No log lines of the last {minutes} minutes in a log group whose name has {name!r}.", file=sys.stderr)
+
+
+def api_url(stack):
+    """The output ApiUrl names a host of AWS; the emulator serves the API at a host below localhost. With one stack per
+    service, the gateway's stack has the outputs."""
+    if not MINISTACK.running():
+        sys.exit("The local stack is not running: make up deploy-local")
+    import botocore.exceptions
+
+    for name in (stack, named(stack, "gateway")):
+        try:
+            described = client("cloudformation").describe_stacks(StackName=name)["Stacks"][0]
+        except botocore.exceptions.ClientError:
+            continue
+        outputs = {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
+        stage = outputs["ApiUrl"].rstrip("/").rpartition("/")[2]
+        print(f"http://{outputs['ApiId']}.execute-api.localhost:{MINISTACK.port}/{stage}")
+        return
+    sys.exit(f"The local stack has no stack {stack}, and no {named(stack, 'gateway')}: make deploy-local")
+
+
+def kits(stack, metric, quantity, delivery):
+    """Puts a KitsDelivered event on the stack's bus, as docs/integrating.md describes it, and waits until it counted."""
+    schema = json.loads((ROOT / "shared" / "contracts" / "schemas" / "KitsDelivered.json").read_text())
+    known = [kind["const"] for kind in schema["$defs"]["Metric"]["oneOf"]]
+    if metric and metric not in known:
+        sys.exit(f"There is no metric {metric!r}. The metrics are: {', '.join(known)}.")
+    if not MINISTACK.running():
+        sys.exit("The local stack is not running: make up deploy-local")
+    source = "local.supplier"
+    content = [{"metric": each, "quantity": quantity} for each in ([metric] if metric else known)]
+    answer = client("events").put_events(Entries=[{
+        "EventBusName": named(stack, "events"), "Source": source, "DetailType": "KitsDelivered",
+        "Detail": json.dumps({"deliveryId": delivery, "kits": content}),
+    }])
+    if answer["FailedEntryCount"]:
+        sys.exit(f"The event was not accepted: {answer['Entries']}")
+    key = {"id": {"S": f"delivery#{len(source)}/{source}/{delivery}"}}
+    for _ in range(WAIT_SECONDS * 2):
+        if "Item" in client("dynamodb").get_item(TableName=named(stack, "inventory"), Key=key, ConsistentRead=True):
+            print(f"{stack}: delivery {delivery} is in stock: {quantity} of {metric or 'each metric'}")
+            return
+        time.sleep(0.5)
+    sys.exit(f"Delivery {delivery} is not in stock after {WAIT_SECONDS} s: make logs NAME=receive-kits")
+
+
+def seed(stack):
+    """The plans at the payment provider, and its key in the deployed stack's secret. Again: no change."""
+    for plan, cents in PLANS.items():
+        form = {
+            "id": f"fieldstation-{plan}", "amount": cents, "currency": "eur", "interval": "month",
+            "product[name]": f"Fieldstation {plan}",
+        }
+        request = urllib.request.Request(
+            f"{STRIPE.url}/v1/plans", data=urllib.parse.urlencode(form).encode(),
+            headers={"Authorization": f"Bearer {STRIPE_KEY}"},
+        )
+        try:
+            urllib.request.urlopen(request, timeout=5).close()
+        except urllib.error.HTTPError as error:
+            if error.code != 409:  # 409: it is there
+                raise
+    client("secretsmanager").put_secret_value(SecretId=named(stack, "stripe"), SecretString=STRIPE_KEY)
+    print(f"{stack}: the provider has the plans, the stack has its key")
+
+
+def serve_ministack():
+    """Starts MiniStack 1.5.33 with what it lacks. An event of a rule is retried, and then goes to the function's failure
+    destination; the failure destination of an alias is used. Streams are delivered by `stream_mappings`, and
+    `authorisation` adds IAM."""
+    import authorisation
+    import stream_mappings
+    from ministack import app
+    from ministack.services import eventbridge, lambda_svc
+
+    retry = lambda_svc.invoke_async_with_retry
+
+    def invoke(function, event):
+        known = lambda_svc._functions.get(function["config"]["FunctionName"]) or {}
+        settings = (known.get("event_invoke_configs") or {}).get(ALIAS)
+        retry({**function, "event_invoke_config": settings} if settings else function, event)
+
+    def invoke_by_rule(arn, payload):
+        function, config, name = lambda_svc._get_func_record_for_ref(arn)
+        if function is None:
+            eventbridge.logger.warning("EventBridge: function %s not found", name)
+        else:
+            invoke(lambda_svc._execution_record_for_config(function, config), json.loads(payload))
+
+    lambda_svc.invoke_async_with_retry = invoke
+    eventbridge._dispatch_to_lambda = invoke_by_rule
+    measure_invocations(lambda_svc)
+    transform_nested_templates()
+    end_tasks_of_stopped_executions()
+    if FUNCTIONS_ENDPOINT:
+        proxied(lambda_svc)
+    stream_mappings.install()
+    authorisation.install(AUTHORISATIONS)
+    sys.argv = ["ministack"]
+    app.main()
+
+
+def transform_nested_templates():
+    """MiniStack deploys nested stacks, but applies the SAM transform to the root's template only. Its check of a nested
+    template comes before it is deployed, so the transform is applied there, in place."""
+    from ministack.services.cloudformation import engine, provisioners
+
+    check = provisioners._check_nested_stack_capabilities
+
+    def transform_and_check(parent, template):
+        transformed = engine._apply_transforms(template, [])
+        template.clear()
+        template.update(transformed)
+        check(parent, template)
+
+    provisioners._check_nested_stack_capabilities = transform_and_check
+
+
+def measure_invocations(lambda_svc):
+    """MiniStack counts the invocations that come through Lambda's API. AWS counts those of streams, queues and rules, too,
+    and the metrics that functions write into their logs. Of these, the one that says how many items of batches failed."""
+    from ministack.services import cloudwatch
+
+    dispatch, emit = lambda_svc._execute_function_dispatch, lambda_svc._emit_lambda_metrics
+
+    def measured(function, config, event, request_id, started):
+        result = dispatch(function, config, event, request_id, started)
+        emit(config["FunctionName"], (time.time() - started) * 1000, bool(result.get("error")), False)
+        for line in result.get("log", "").splitlines():
+            if '"_aws"' in line and '"BatchItemFailures"' in line:
+                written = json.loads(line)
+                dimensions = {name: written[name] for name in ("function", "version")}
+                cloudwatch.record_metric("Fieldstation", "BatchItemFailures", written["BatchItemFailures"], "Count", dimensions)
+        return result
+
+    def throttled(name, duration_ms, error, throttle):
+        if throttle:
+            emit(name, duration_ms, error, throttle)
+
+    lambda_svc._execute_function_dispatch = measured
+    lambda_svc._emit_lambda_metrics = throttled
+
+
+def end_tasks_of_stopped_executions():
+    """MiniStack goes on waiting for the task of an execution that was stopped; on AWS the task has ended with it, and a
+    heartbeat for it is answered so."""
+    from ministack.core.responses import error_response_json
+    from ministack.services import stepfunctions
+
+    execute, wait, heartbeat = (
+        stepfunctions._execute_task, stepfunctions._invoke_with_callback, stepfunctions._send_task_heartbeat,
+    )
+    current = contextvars.ContextVar("execution")
+    executions = {}  # task token -> its execution
+
+    def execute_and_remember(state, raw_input, execution, context):
+        before = current.set(execution)
+        try:
+            return execute(state, raw_input, execution, context)
+        finally:
+            current.reset(before)
+
+    def wait_and_remember(resource, argument, token, state):
+        executions[token] = current.get()
+        return wait(resource, argument, token, state)
+
+    def beat(data):
+        execution = executions.get(data.get("taskToken"))
+        if execution and execution["status"] != "RUNNING":
+            return error_response_json("TaskTimedOut", "The task's execution has ended", 400)
+        return heartbeat(data)
+
+    stepfunctions._execute_task = execute_and_remember
+    stepfunctions._invoke_with_callback = wait_and_remember
+    stepfunctions._send_task_heartbeat = beat
+
+
+def proxied(lambda_svc):
+    """The functions' way to the Runtime API leads over the proxy, which learns there what each process works on. The
+    true address is in their environment, for the proxy to go on to."""
+    environment = lambda_svc._provided_worker_env
+
+    def worker_environment(config, code_dir, port):
+        variables = environment(config, code_dir, port)
+        address = variables["AWS_LAMBDA_RUNTIME_API"]
+        proxy = urllib.parse.urlsplit(FUNCTIONS_ENDPOINT).netloc
+        return variables | {"AWS_LAMBDA_RUNTIME_API": proxy, "FIELDSTATION_RUNTIME_API": address}
+
+    lambda_svc._provided_worker_env = worker_environment
+
+
+def serve_localstripe():
+    """localstripe itself listens on every interface and keeps its state in /tmp; so it is started from here."""
+    from aiohttp import web
+    from localstripe import resources, server
+
+    resources.Store.dump_to_disk = lambda store: None  # once, at the end, and not at every change
+    if STRIPE_STATE.exists():
+        server.store.update(pickle.loads(STRIPE_STATE.read_bytes()))
+    web.run_app(server.app, host=HOST, port=STRIPE.port)  # returns on SIGTERM
+    STRIPE_STATE.write_bytes(pickle.dumps(dict(server.store)))
+
+
+def serve_bridge():
+    """Containers don't reach this machine's loopback; what they send to the gateway is handed on to it."""
+
+    async def copy(reader, writer):
+        try:
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        finally:
+            writer.close()
+
+    async def listen(port):
+        async def connected(reader, writer):
+            try:
+                far_reader, far_writer = await asyncio.open_connection(HOST, port)
+                await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
+            except OSError:
+                writer.close()
+
+        await (await asyncio.start_server(connected, DOCKER_GATEWAY, port)).serve_forever()
+
+    async def listen_on_all():
+        await asyncio.gather(listen(MINISTACK.port), listen(STRIPE.port))
+
+    asyncio.run(listen_on_all())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in ("up", "down", "status", "may-forget", "api-url", "seed", "env", "stripe-stop", "stripe-start"):
+        commands.add_parser(command)
+    logs_parser = commands.add_parser("logs")
+    logs_parser.add_argument("name", nargs="?", default="")
+    logs_parser.add_argument("--minutes", type=int, default=60)
+    invoke_parser = commands.add_parser("invoke")
+    invoke_parser.add_argument("function")
+    kits_parser = commands.add_parser("kits")
+    kits_parser.add_argument("metric", nargs="?")
+    kits_parser.add_argument("--quantity", type=int, default=10)
+    kits_parser.add_argument("--delivery", default=str(uuid.uuid4()), help="the same delivery counts once")
+    commands.add_parser("serve").add_argument("name", choices=("ministack", "localstripe", "bridge"))
+    arguments = parser.parse_args()
+    match arguments.command:
+        case "up":
+            up()
+        case "down":
+            down()
+        case "status":
+            status()
+        case "may-forget":
+            may_forget()
+        case "api-url":
+            api_url(STACK)
+        case "kits":
+            kits(STACK, arguments.metric, arguments.quantity, arguments.delivery)
+        case "logs":
+            logs(arguments.name, arguments.minutes)
+        case "seed":
+            seed(STACK)
+        case "env":
+            write_env(STACK)
+        case "invoke":
+            invoke(STACK, arguments.function)
+        case "stripe-stop":
+            STRIPE.stop()
+            print("localstripe is stopped; its state is kept")
+        case "stripe-start":
+            STRIPE.start()
+        case "serve" if arguments.name == "ministack":
+            serve_ministack()
+        case "serve" if arguments.name == "localstripe":
+            serve_localstripe()
+        case "serve":
+            serve_bridge()
+
+
+if __name__ == "__main__":
+    main()

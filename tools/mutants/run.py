@@ -1,0 +1,117 @@
+#!/usr/bin/env python3
+"""Breaks the code of a package in every small way that cargo-mutants knows, and runs its tests on each.
+
+    .venv/bin/python tools/mutants/run.py store inventory     the packages named, one after the other
+    .venv/bin/python tools/mutants/run.py --report            only writes docs/mutants.md anew
+
+What came out is kept in results.json, package by package, and told in docs/mutants.md. Exit status 1 if a package has
+fewer than 90 % caught, or one was missed that accepted.json gives no reason for.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+OUTPUT = ROOT / "target" / "mutants"
+RESULTS = HERE / "results.json"
+DOCS = ROOT / "docs" / "mutants.md"
+LEAST = 0.9
+TABLE = "<!-- results -->"
+KINDS = {"CaughtMutant": "caught", "MissedMutant": "missed", "Timeout": "timeout", "Unviable": "unviable"}
+# Who uses a shared crate tests it, too.
+USERS = {"contracts": "stream", "lambda": "sites", "machines": "onboarding", "quarantine": "events", "store": "inventory", "stream": "telemetry"}
+
+
+def name(mutant):
+    """A mutant's name without its line, which changes with every line above it."""
+    return f"{mutant['file']}: {mutant['name'].partition(': ')[2]}"
+
+
+def counts(outcomes):
+    """What came out for a package: {caught, missed, timeout, unviable: how many, names: of the missed}."""
+    many = Counter(KINDS[outcome["summary"]] for outcome in outcomes)
+    missed = [name(outcome["scenario"]["Mutant"]) for outcome in outcomes if outcome["summary"] == "MissedMutant"]
+    return {kind: many[kind] for kind in KINDS.values()} | {"names": sorted(missed)}
+
+
+def run(package):
+    """One package: its own tests, and on what they missed those of its user, which take longer to build."""
+    outcomes = mutate(package)
+    if package in USERS and any(outcome["summary"] == "MissedMutant" for outcome in outcomes.values()):
+        outcomes |= mutate(package, "--iterate", "--test-package", USERS[package])
+    return counts(outcomes.values())
+
+
+def mutate(package, *arguments):
+    """The outcomes by mutant, in a copy of the tree; a seed of the simulations is enough for a mutant."""
+    output = OUTPUT / package
+    output.mkdir(parents=True, exist_ok=True)
+    command = ["cargo", "mutants", "--package", package, "--output", str(output), "--timeout", "60", "--colors", "never"]
+    status = subprocess.run([*command, *arguments], cwd=ROOT, env=environment()).returncode
+    if status not in (0, 2, 3):  # all caught; some missed; some ran out of time
+        sys.exit(f"cargo mutants ended with status {status}")
+    outcomes = json.loads((output / "mutants.out" / "outcomes.json").read_text())["outcomes"]
+    return {outcome["scenario"]["Mutant"]["name"]: outcome for outcome in outcomes if outcome["scenario"] != "Baseline"}
+
+
+def environment():
+    return os.environ | {"SEED": "1", "PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"}
+
+
+def share(result):
+    caught = result["caught"] + result["timeout"]
+    return caught / ((caught + result["missed"]) or 1)
+
+
+def report(results, reasons):
+    """Writes the tables; the mutants that nothing excuses, and the packages that are below the mark."""
+    lines = ["| package | mutants | do not compile | caught | ran out of time | missed | caught of those that compile |", "|---|---|---|---|---|---|---|"]
+    total = Counter()
+    for package, result in sorted(results.items()):
+        numbers = {kind: result[kind] for kind in ("unviable", "caught", "timeout", "missed")}
+        total.update(numbers)
+        lines.append(row(package, numbers))
+    lines += [row("all", total), "", "Missed, and why that is accepted:", ""]
+    times = Counter(missed for result in results.values() for missed in result["names"])
+    # A reason is for so many: another one in the same function must not pass for it.
+    names = {f"{missed} ({many} times)" if many > 1 else missed for missed, many in times.items()}
+    for missed in sorted(names):
+        lines.append(f"- `{missed}`: {reasons.get(missed, 'not looked at yet')}")
+    text = DOCS.read_text()
+    DOCS.write_text(text.partition(TABLE)[0] + TABLE + "\n\n" + "\n".join(lines) + "\n")
+    unexcused = sorted(names - reasons.keys())
+    for reason in sorted(reasons.keys() - names):
+        if Path(reason).parts[1] in results:
+            print(f"no such mutant is missed any more, take its reason away: {reason}")
+    return unexcused, [package for package, result in results.items() if share(result) < LEAST]
+
+
+def row(package, numbers):
+    columns = [sum(numbers.values()), *(numbers[kind] for kind in ("unviable", "caught", "timeout", "missed"))]
+    return f"| {package} | {' | '.join(map(str, columns))} | {share(numbers):.1%} |"
+
+
+def main():
+    results = json.loads(RESULTS.read_text())
+    reasons = json.loads((HERE / "accepted.json").read_text())
+    if sys.argv[1:] != ["--report"]:
+        if not sys.argv[1:]:
+            sys.exit(__doc__)
+        for package in sys.argv[1:]:
+            results[package] = run(package)
+            RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    unexcused, below = report(results, reasons)
+    for missed in unexcused:
+        print(f"missed: {missed}\n  write a test that sees it, or a reason into {HERE.relative_to(ROOT)}/accepted.json")
+    for package in below:
+        print(f"{package}: {share(results[package]):.1%} caught, at least {LEAST:.0%} are asked for")
+    sys.exit(1 if unexcused or below else 0)
+
+
+if __name__ == "__main__":
+    main()

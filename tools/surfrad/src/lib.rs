@@ -1,0 +1,314 @@
+//! A day of one of the stations of NOAA's SURFRAD network, as bundles of readings.
+//!
+//! The file has two lines of header, then a line a minute of numbers between blanks. A reading here
+//! carries no flag, so what a station's data manager would not vouch for is not sent: it is
+//! counted. Temperatures of the instruments' cases and domes are for their keepers, and net values
+//! follow from the others; both are left alone.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use anyhow::{Context, Result};
+use contracts::{
+    Metric, SensorId, SiteId, Timestamp,
+    readings::{Bundle, Sample, Series},
+};
+use serde::Serialize;
+
+/// What is sent, with its place among the file's pairs of a value and its flag.
+const QUANTITIES: [(Metric, usize); 13] = [
+    (Metric::DownwellingShortwave, 0),
+    (Metric::UpwellingShortwave, 1),
+    (Metric::DirectShortwave, 2),
+    (Metric::DiffuseShortwave, 3),
+    (Metric::DownwellingLongwave, 4),
+    (Metric::UpwellingLongwave, 7),
+    (Metric::UvbFlux, 10),
+    (Metric::PhotosyntheticFlux, 11),
+    (Metric::AirTemperature, 15),
+    (Metric::RelativeHumidity, 16),
+    (Metric::WindSpeed, 17),
+    (Metric::WindFromDirection, 18),
+    (Metric::AirPressure, 19),
+];
+const HEADER_LINES: usize = 2;
+/// Year, day of the year, month, day, hour, minute, decimal hour, the sun's zenith angle.
+const FIELDS_BEFORE_PAIRS: usize = 8;
+const FIELDS: usize = FIELDS_BEFORE_PAIRS + 2 * 20;
+const MISSING: &str = "-9999.9";
+
+/// A line that is not of the format.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{file}:{line}: {problem}")]
+pub struct Unreadable {
+    /// The file, as the caller calls it.
+    pub file: String,
+    /// Counts from 1.
+    pub line: usize,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+/// How many values were not sent, and why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LeftOut {
+    /// No value; flagged 1.
+    pub missing: usize,
+    /// Flag 1, with a value: outside of what is physically possible.
+    pub impossible: usize,
+    /// Flag 2.
+    pub questionable: usize,
+}
+
+impl LeftOut {
+    /// All of them.
+    #[must_use]
+    pub fn all(self) -> usize {
+        self.missing + self.impossible + self.questionable
+    }
+}
+
+/// One quantity's day.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Column {
+    /// What was measured, in the metric's usual unit.
+    pub metric: Metric,
+    /// The good ones.
+    pub samples: Vec<Sample>,
+    /// The others.
+    pub left_out: LeftOut,
+}
+
+/// One station's day.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Day {
+    /// The station's name.
+    pub station: String,
+    /// Lines of measurements.
+    pub rows: usize,
+    /// A column for each quantity that a station has a sensor for, in the stations' order.
+    pub columns: Vec<Column>,
+}
+
+impl Day {
+    /// Reads a file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let file = path.display().to_string();
+        let text = fs::read_to_string(path).with_context(|| format!("{file} can't be read"))?;
+        Ok(Self::parse(&file, &text)?)
+    }
+
+    /// Reads a file's text.
+    pub fn parse(file: &str, text: &str) -> Result<Self, Unreadable> {
+        let unreadable = |line: usize, problem: String| Unreadable {
+            file: file.to_owned(),
+            line: line + 1,
+            problem,
+        };
+        let mut lines = text.lines().enumerate();
+        let (_, station) =
+            lines.next().ok_or_else(|| unreadable(0, "is missing: the station".to_owned()))?;
+        let mut day = Self {
+            station: station.trim().to_owned(),
+            rows: 0,
+            columns: QUANTITIES
+                .map(|(metric, _)| Column { metric, samples: vec![], left_out: LeftOut::default() })
+                .into(),
+        };
+        let mut before = None;
+        for (line, text) in lines.skip(HEADER_LINES - 1) {
+            let at = day.add(text).map_err(|problem| unreadable(line, problem))?;
+            if before.is_some_and(|before| at <= before) {
+                return Err(unreadable(line, format!("{at} is not after the line before it")));
+            }
+            before = Some(at);
+        }
+        if day.rows == 0 {
+            return Err(unreadable(HEADER_LINES, "is missing: the first measurement".to_owned()));
+        }
+        Ok(day)
+    }
+
+    /// Adds a line of measurements; when they were taken.
+    fn add(&mut self, line: &str) -> Result<Timestamp, String> {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let (&[year, _, month, day, hour, minute, ..], FIELDS) = (&fields[..], fields.len()) else {
+            return Err(format!("has {} fields, not {FIELDS}", fields.len()));
+        };
+        let text = format!("{year:0>4}-{month:0>2}-{day:0>2}T{hour:0>2}:{minute:0>2}:00Z");
+        let at: Timestamp = text.parse().map_err(|error| format!("{text} is no time: {error}"))?;
+        for (column, (_, pair)) in self.columns.iter_mut().zip(QUANTITIES) {
+            let place = FIELDS_BEFORE_PAIRS + 2 * pair;
+            let (text, flag) = (fields[place], fields[place + 1]);
+            let left_out = match flag {
+                "0" | "1" if text == MISSING => &mut column.left_out.missing,
+                "0" => {
+                    let value: Option<f64> =
+                        text.parse().ok().filter(|value: &f64| value.is_finite());
+                    let value = value
+                        .ok_or_else(|| format!("field {}: {text:?} is no number", place + 1))?;
+                    column.samples.push(Sample(at, value));
+                    continue;
+                }
+                "1" => &mut column.left_out.impossible,
+                "2" => &mut column.left_out.questionable,
+                _ => return Err(format!("field {}: {flag:?} is no flag: 0, 1, 2", place + 2)),
+            };
+            *left_out += 1;
+        }
+        self.rows += 1;
+        Ok(at)
+    }
+
+    /// How many good values there are.
+    #[must_use]
+    pub fn samples(&self) -> usize {
+        self.columns.iter().map(|column| column.samples.len()).sum()
+    }
+
+    /// What is not sent.
+    #[must_use]
+    pub fn left_out(&self) -> LeftOut {
+        self.columns.iter().fold(LeftOut::default(), |sum, Column { left_out, .. }| LeftOut {
+            missing: sum.missing + left_out.missing,
+            impossible: sum.impossible + left_out.impossible,
+            questionable: sum.questionable + left_out.questionable,
+        })
+    }
+
+    /// The good values in bundles of so many minutes, by the clock; a quantity without a good value
+    /// in a bundle's minutes has no series in it.
+    pub fn bundles(
+        &self,
+        site: SiteId,
+        sensors: &BTreeMap<Metric, SensorId>,
+        minutes: u32,
+    ) -> Result<Vec<Bundle>> {
+        let width = i64::from(minutes.max(1)) * 60_000;
+        let mut bundles = BTreeMap::<i64, Vec<Series>>::new();
+        for Column { metric, samples, .. } in &self.columns {
+            let window = |Sample(at, _): &Sample| at.millis().div_euclid(width);
+            for part in samples.chunk_by(|a, b| window(a) == window(b)) {
+                let sensor = sensors.get(metric);
+                let sensor_id = *sensor.with_context(|| format!("no sensor for {metric}"))?;
+                let series = Series { sensor_id, samples: part.to_vec() };
+                bundles.entry(window(&part[0])).or_default().push(series);
+            }
+        }
+        let bundle = |(window, series)| {
+            let start = Timestamp::from_millis(window * width);
+            // `2016-01-01T00:15`: a day that is sent again has the same numbers.
+            let bundle_id = start.to_string()[..16].parse()?;
+            Ok(Bundle { bundle_id, site_id: site, series })
+        };
+        bundles.into_iter().map(bundle).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use contracts::OnboardingId;
+
+    use super::*;
+
+    const ALAMOSA: &str = include_str!("../../../tests/data/surfrad-alamosa-2016-01-01.dat");
+
+    fn site() -> SiteId {
+        SiteId::registered("", "alamosa")
+    }
+
+    fn sensors() -> BTreeMap<Metric, SensorId> {
+        let sensor = |index| SensorId::of(OnboardingId::of(site()), index);
+        QUANTITIES.iter().enumerate().map(|(index, (metric, _))| (*metric, sensor(index))).collect()
+    }
+
+    fn column(day: &Day, metric: Metric) -> &Column {
+        day.columns.iter().find(|column| column.metric == metric).expect("a column")
+    }
+
+    #[test]
+    fn the_day_of_alamosa_is_read_as_the_station_wrote_it() -> Result<()> {
+        let day = Day::parse("alamosa", ALAMOSA)?;
+        assert_eq!((day.station.as_str(), day.rows), ("Alamosa", 1440));
+        assert_eq!(day.samples(), 11 * 1440);
+        let missing = LeftOut { missing: 1440, ..LeftOut::default() };
+        for metric in [Metric::UvbFlux, Metric::PhotosyntheticFlux] {
+            assert_eq!(column(&day, metric).left_out, missing);
+            assert_eq!(column(&day, metric).samples, []);
+        }
+        assert_eq!(day.left_out(), LeftOut { missing: 2 * 1440, ..LeftOut::default() });
+        // The first line, and one of the afternoon, as they stand in the file.
+        for (metric, value) in [
+            (Metric::DownwellingShortwave, -1.8),
+            (Metric::UpwellingLongwave, 276.0),
+            (Metric::AirTemperature, -7.6),
+            (Metric::RelativeHumidity, 52.7),
+            (Metric::WindSpeed, 3.1),
+            (Metric::WindFromDirection, 304.7),
+            (Metric::AirPressure, 773.5),
+        ] {
+            let first = Sample("2016-01-01T00:00:00Z".parse()?, value);
+            assert_eq!(column(&day, metric).samples.first(), Some(&first), "{metric}");
+        }
+        let last = column(&day, Metric::WindSpeed).samples.last().context("a sample")?;
+        assert_eq!(last.0, "2016-01-01T23:59:00Z".parse()?);
+        Ok(())
+    }
+
+    /// The file's first lines, with one field of the second measurement set to something else.
+    fn with(field: usize, text: &str) -> String {
+        let mut lines: Vec<_> = ALAMOSA.lines().take(5).map(str::to_owned).collect();
+        let mut fields: Vec<_> = lines[3].split_whitespace().collect();
+        fields[field] = text;
+        lines[3] = fields.join(" ");
+        lines.join("\n")
+    }
+
+    #[test]
+    fn what_is_flagged_is_counted_and_not_taken() -> Result<()> {
+        let temperature = FIELDS_BEFORE_PAIRS + 2 * 15;
+        let one = LeftOut::default();
+        for (field, text, left_out) in [
+            (temperature + 1, "1", LeftOut { impossible: 1, ..one }),
+            (temperature + 1, "2", LeftOut { questionable: 1, ..one }),
+            (temperature, MISSING, LeftOut { missing: 1, ..one }),
+        ] {
+            let day = Day::parse("a file", &with(field, text))?;
+            let column = column(&day, Metric::AirTemperature);
+            assert_eq!((column.samples.len(), column.left_out), (2, left_out), "{text}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_line_that_is_not_of_the_format_is_named() {
+        for (text, told) in [
+            (String::new(), "f.dat:1: is missing: the station"),
+            (" Alamosa\n 37.70\n".to_owned(), "f.dat:3: is missing: the first measurement"),
+            (with(40, "52.7 0"), "f.dat:4: has 49 fields, not 48"),
+            (with(38, "warm"), "f.dat:4: field 39: \"warm\" is no number"),
+            (with(38, "inf"), "f.dat:4: field 39: \"inf\" is no number"),
+            (with(39, "3"), "f.dat:4: field 40: \"3\" is no flag: 0, 1, 2"),
+            (with(2, "13"), "f.dat:4: 2016-13-01T00:01:00Z is no time"),
+            (with(5, "0"), "f.dat:4: 2016-01-01T00:00:00.000Z is not after the line before it"),
+        ] {
+            let error = Day::parse("f.dat", &text).expect_err(told).to_string();
+            assert!(error.starts_with(told), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_day_is_cut_into_bundles_by_the_clock() -> Result<()> {
+        let day = Day::parse("alamosa", ALAMOSA)?;
+        let bundles = day.bundles(site(), &sensors(), 15)?;
+        assert_eq!(bundles.len(), 96);
+        assert!(bundles.iter().all(|bundle| bundle.series.len() == 11 && bundle.samples() == 165));
+        assert!(bundles.iter().all(|bundle| bundle.check(Timestamp::now()).is_ok()));
+        assert_eq!(bundles[1].bundle_id.as_str(), "2016-01-01T00:15");
+        assert_eq!(bundles[1].series[0].samples[0].0, "2016-01-01T00:15:00Z".parse()?);
+        let without = BTreeMap::new();
+        let error = day.bundles(site(), &without, 15).expect_err("no sensor").to_string();
+        assert!(error.starts_with("no sensor for surface_downwelling_shortwave"), "{error}");
+        Ok(())
+    }
+}
