@@ -669,7 +669,7 @@ const DATA: &[Rule] = &[
             (Without("template/Resources/EventsTable/Properties/SSESpecification"), "EventsTable"),
             (Without("template/Resources/CancelSubscriptionQueue/Properties/SqsManagedSseEnabled"), "CancelSubscriptionQueue"),
             (Without("template/Resources/ReadingsStream/Properties/StreamEncryption"), "ReadingsStream"),
-            (Without("template/Resources/FailurePayloads/Properties/BucketEncryption"), "FailurePayloads"),
+            (Without("template/Resources/FailuresBucket/Properties/BucketEncryption"), "FailuresBucket"),
             (With("template/Resources/Extra", r#"{"Type": "AWS::SNS::Topic", "Properties": {}}"#), "Extra"),
         ],
     },
@@ -679,7 +679,7 @@ const DATA: &[Rule] = &[
         check: data::buckets_are_private,
         except: &[],
         breaks: &[
-            (With("template/Resources/FailurePayloads/Properties/PublicAccessBlockConfiguration/BlockPublicPolicy", "false"), "FailurePayloads"),
+            (With("template/Resources/FailuresBucket/Properties/PublicAccessBlockConfiguration/BlockPublicPolicy", "false"), "FailuresBucket"),
             (Without("template/Resources/FailuresBucket/Properties/OwnershipControls"), "FailuresBucket"),
             (Without("template/Resources/FailuresBucketPolicy"), "FailuresBucket"),
             (Without("template/Resources/FailuresBucket/DeletionPolicy"), "FailuresBucket"),
