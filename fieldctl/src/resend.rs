@@ -6,8 +6,8 @@ use aws_config::{retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_dynamodb::error::{DisplayErrorContext, ProvideErrorMetadata};
 use aws_sdk_lambda::primitives::Blob;
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
-use failures::{ErrorInfo, FailureId, FailureRow, Kind};
 use lambda::Replayed;
+use ledger::{ErrorInfo, FailureId, FailureRow, Kind};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
@@ -273,32 +273,6 @@ where
     }
 }
 
-/// The record that parts make together: in their order, their data joined. None if one is missing.
-#[must_use]
-pub fn joined(parts: &[Value]) -> Option<Value> {
-    let mut parts: Vec<_> =
-        parts.iter().map(|part| Some((part_of(part)?, part))).collect::<Option<_>>()?;
-    parts.sort_by_key(|((number, _), _)| *number);
-    let count = parts.first()?.0.1;
-    let numbers = parts.iter().map(|((number, _), _)| *number);
-    if !numbers.eq(1..=count) {
-        return None;
-    }
-    let data = parts.iter().map(|(_, part)| part["kinesis"]["data"].as_str());
-    let data: String = data.collect::<Option<_>>()?;
-    let mut record = parts.first()?.1.clone();
-    record.as_object_mut()?.remove("part");
-    record["kinesis"]["data"] = json!(data);
-    Some(record)
-}
-
-/// `(1, 2)` of a record that is the first part of two.
-#[must_use]
-pub fn part_of(record: &Value) -> Option<(usize, usize)> {
-    let (number, count) = record["part"].as_str()?.split_once('/')?;
-    Some((number.parse().ok()?, count.parse().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,15 +320,5 @@ mod tests {
                 assert!(matches!(outcome(form, None, answer), Sent::InDoubt(_)), "{answer:?}");
             }
         }
-    }
-
-    #[test]
-    fn a_record_in_parts_is_joined_when_all_are_there() {
-        let part = |part, data| json!({"eventID": "s:1", "part": part, "kinesis": {"data": data}});
-        let whole = json!({"eventID": "s:1", "kinesis": {"data": "abcd"}});
-        assert_eq!(joined(&[part("2/2", "cd"), part("1/2", "ab")]), Some(whole));
-        assert_eq!(joined(&[part("1/2", "ab")]), None);
-        assert_eq!(joined(&[part("1/2", "ab"), part("1/2", "ab")]), None);
-        assert_eq!(joined(&[]), None);
     }
 }
