@@ -6,6 +6,7 @@ use aws_config::{retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_dynamodb::error::{DisplayErrorContext, ProvideErrorMetadata};
 use aws_sdk_lambda::primitives::Blob;
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
+use contracts::replay::ReplayEvent;
 use lambda::Replayed;
 use ledger::{ErrorInfo, FailureId, FailureRow, Kind};
 use serde_json::{Value, json};
@@ -184,9 +185,17 @@ impl<'a> Resend<'a> {
         match entry {
             Entry::Function { form, .. } => {
                 let event = match form {
-                    Form::Event => payload.to_owned(),
-                    Form::Record => format!("{{\"replay\":{payload}}}"),
-                    Form::Message => format!("{{\"replay\":{}}}", message(row.id, payload)),
+                    Form::Event => Ok(payload.to_owned()),
+                    Form::Record => replay(payload),
+                    Form::Message => replay(&message(row.id, payload).to_string()),
+                };
+                let event = match event {
+                    Ok(event) => event,
+                    Err(error) => {
+                        let message =
+                            format!("the payload of failure {} is no JSON: {error}", row.id);
+                        return Ok(Sent::Not(CliError::new(Exit::Failed, message)));
+                    }
                 };
                 let call = self.lambda.invoke().function_name(to).qualifier(ALIAS);
                 match call.payload(Blob::new(event)).send().await {
@@ -214,6 +223,11 @@ impl<'a> Resend<'a> {
             }
         }
     }
+}
+
+/// The event that replays a record or a message.
+fn replay(work: &str) -> Result<String, serde_json::Error> {
+    serde_json::to_string(&ReplayEvent { replay: serde_json::from_str(work)? })
 }
 
 /// The message with that body, as SQS would deliver it. It has no `SentTimestamp`: for the function the

@@ -15,6 +15,7 @@ pub mod names;
 pub mod number;
 pub mod quarantine;
 pub mod readings;
+pub mod replay;
 mod saga;
 mod site;
 pub mod stream;
