@@ -1,7 +1,7 @@
 //! What an error means and what to do about it: one table, which `failures show` and `failures groups` use.
 //! docs/operations.md has it too; a test compares the two.
 
-use failures::{Kind, ledger::Summary};
+use ledger::{Kind, Summary};
 use serde::Serialize;
 
 /// What to do about a failure.

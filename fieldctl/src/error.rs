@@ -4,7 +4,7 @@ use std::{error::Error, fmt, io};
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
-use failures::FailuresError;
+use ledger::LedgerError;
 use serde_json::Value;
 use store::StoreError;
 
@@ -194,10 +194,10 @@ impl From<StoreError> for CliError {
     }
 }
 
-impl From<FailuresError> for CliError {
-    fn from(error: FailuresError) -> Self {
+impl From<LedgerError> for CliError {
+    fn from(error: LedgerError) -> Self {
         match error {
-            FailuresError::Store(error) => error.into(),
+            LedgerError::Store(error) => error.into(),
             error => Self::new(Exit::Aws, chain(&error)),
         }
     }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use contracts::{SensorId, SiteId, Timestamp, readings::Sample};
-use failures::{ErrorInfo, ledger::Summary};
+use ledger::{ErrorInfo, Summary};
 use serde::Serialize;
 use telemetry::{SeriesRow, packing::unpack, refusals::RefusalRow};
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use contracts::SiteId;
-use failures::{Concerns, sources::STORE_READINGS};
+use ledger::{Concerns, sources::STORE_READINGS};
 
 use crate::{commands::sites, error::Exit, render::short, stack::Stack};
 

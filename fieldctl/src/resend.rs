@@ -6,8 +6,9 @@ use aws_config::{retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_dynamodb::error::{DisplayErrorContext, ProvideErrorMetadata};
 use aws_sdk_lambda::primitives::Blob;
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
-use failures::{ErrorInfo, FailureId, FailureRow, Kind};
+use contracts::replay::ReplayEvent;
 use lambda::Replayed;
+use ledger::{ErrorInfo, FailureId, FailureRow, Kind};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
@@ -184,9 +185,17 @@ impl<'a> Resend<'a> {
         match entry {
             Entry::Function { form, .. } => {
                 let event = match form {
-                    Form::Event => payload.to_owned(),
-                    Form::Record => format!("{{\"replay\":{payload}}}"),
-                    Form::Message => format!("{{\"replay\":{}}}", message(row.id, payload)),
+                    Form::Event => Ok(payload.to_owned()),
+                    Form::Record => replay(payload),
+                    Form::Message => replay(&message(row.id, payload).to_string()),
+                };
+                let event = match event {
+                    Ok(event) => event,
+                    Err(error) => {
+                        let message =
+                            format!("the payload of failure {} is no JSON: {error}", row.id);
+                        return Ok(Sent::Not(CliError::new(Exit::Failed, message)));
+                    }
                 };
                 let call = self.lambda.invoke().function_name(to).qualifier(ALIAS);
                 match call.payload(Blob::new(event)).send().await {
@@ -214,6 +223,11 @@ impl<'a> Resend<'a> {
             }
         }
     }
+}
+
+/// The event that replays a record or a message.
+fn replay(work: &str) -> Result<String, serde_json::Error> {
+    serde_json::to_string(&ReplayEvent { replay: serde_json::from_str(work)? })
 }
 
 /// The message with that body, as SQS would deliver it. It has no `SentTimestamp`: for the function the
@@ -273,32 +287,6 @@ where
     }
 }
 
-/// The record that parts make together: in their order, their data joined. None if one is missing.
-#[must_use]
-pub fn joined(parts: &[Value]) -> Option<Value> {
-    let mut parts: Vec<_> =
-        parts.iter().map(|part| Some((part_of(part)?, part))).collect::<Option<_>>()?;
-    parts.sort_by_key(|((number, _), _)| *number);
-    let count = parts.first()?.0.1;
-    let numbers = parts.iter().map(|((number, _), _)| *number);
-    if !numbers.eq(1..=count) {
-        return None;
-    }
-    let data = parts.iter().map(|(_, part)| part["kinesis"]["data"].as_str());
-    let data: String = data.collect::<Option<_>>()?;
-    let mut record = parts.first()?.1.clone();
-    record.as_object_mut()?.remove("part");
-    record["kinesis"]["data"] = json!(data);
-    Some(record)
-}
-
-/// `(1, 2)` of a record that is the first part of two.
-#[must_use]
-pub fn part_of(record: &Value) -> Option<(usize, usize)> {
-    let (number, count) = record["part"].as_str()?.split_once('/')?;
-    Some((number.parse().ok()?, count.parse().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,15 +334,5 @@ mod tests {
                 assert!(matches!(outcome(form, None, answer), Sent::InDoubt(_)), "{answer:?}");
             }
         }
-    }
-
-    #[test]
-    fn a_record_in_parts_is_joined_when_all_are_there() {
-        let part = |part, data| json!({"eventID": "s:1", "part": part, "kinesis": {"data": data}});
-        let whole = json!({"eventID": "s:1", "kinesis": {"data": "abcd"}});
-        assert_eq!(joined(&[part("2/2", "cd"), part("1/2", "ab")]), Some(whole));
-        assert_eq!(joined(&[part("1/2", "ab")]), None);
-        assert_eq!(joined(&[part("1/2", "ab"), part("1/2", "ab")]), None);
-        assert_eq!(joined(&[]), None);
     }
 }

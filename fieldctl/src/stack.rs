@@ -10,8 +10,8 @@ use aws_smithy_http_client::{
     tls::{Provider, rustls_provider::CryptoMode},
 };
 use clap::Args;
-use failures::{files::Files, ledger::Ledger};
 use hyper::Uri;
+use ledger::{Ledger, files::Files};
 use store::Table;
 
 use crate::{

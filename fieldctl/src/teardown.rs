@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aws_sdk_sfn::{operation::describe_execution::DescribeExecutionOutput, types::ExecutionStatus};
 use contracts::OnboardingId;
-use failures::{ErrorInfo, Status, ledger::Ledger, sources::DONE_BY_TEARDOWN};
+use ledger::{ErrorInfo, Ledger, Status, sources::DONE_BY_TEARDOWN};
 use tokio::time::Instant;
 
 use crate::{

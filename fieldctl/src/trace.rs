@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use console::measure_text_width;
 use contracts::{Failure, OnboardingId, SiteId, Timestamp};
-use failures::{Kind, Status, ledger::Summary};
+use ledger::{Kind, Status, Summary};
 use serde::Serialize;
 use serde_json::Value;
 use store::EventRow;

@@ -2,12 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use contracts::{OnboardingId, SiteId, Timestamp};
-use failures::{
-    Kind, Status,
-    ledger::{Cursor, Ledger, Summary},
-    sources::SOURCES,
-};
-
+use ledger::{Cursor, Kind, Ledger, Status, Summary, sources};
 use strsim::levenshtein;
 
 use crate::{
@@ -134,10 +129,11 @@ impl Filter {
     /// # Errors
     /// Exit code 2 for an unknown source, 3 for an unknown group, site or onboarding.
     pub async fn check(&self, stack: &Stack) -> Result<(), CliError> {
-        if let Some(source) = self.source.as_ref().filter(|it| !SOURCES.contains(&it.as_str())) {
-            let near = nearest(source, &SOURCES);
+        let sources = sources::known();
+        if let Some(source) = self.source.as_ref().filter(|it| !sources.contains(&it.as_str())) {
+            let near = nearest(source, &sources);
             let error = CliError::usage(format!("there is no source {source:?}"));
-            return Err(error.advise(format!("{near}the sources are {}", SOURCES.join(", "))));
+            return Err(error.advise(format!("{near}the sources are {}", sources.join(", "))));
         }
         if let Some(group) = &self.group {
             let filter = Self { group: Some(group.clone()), ..Self::default() };
@@ -266,9 +262,11 @@ mod tests {
 
     #[test]
     fn the_nearest_name_is_suggested_if_it_is_near() {
-        assert_eq!(nearest("project-sight", &SOURCES), "did you mean project-site? ");
-        assert_eq!(nearest("store_reading", &SOURCES), "did you mean store-readings? ");
-        assert_eq!(nearest("nonsense", &SOURCES), "");
+        let sources = sources::known();
+        assert_eq!(nearest("project-sight", &sources), "did you mean project-site? ");
+        assert_eq!(nearest("store_reading", &sources), "did you mean store-readings? ");
+        assert_eq!(nearest("site-failures", &sources), "did you mean sites-failures? ");
+        assert_eq!(nearest("nonsense", &sources), "");
     }
 
     #[test]

@@ -17,9 +17,7 @@ use aws_sdk_dynamodb::types::{PutRequest, WriteRequest};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use cloud::{Asked, Cloud};
 use contracts::{OnboardingId, SensorId, SiteId, Timestamp};
-use failures::{
-    Concerns, ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint,
-};
+use ledger::{Concerns, ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
 use serde_json::{Value, json};
 use testkit::dynamo::FAILURES;
 
@@ -503,8 +501,12 @@ async fn a_record_in_parts_goes_back_as_one() {
     let cloud = Cloud::start(done).await;
     let part = |number: usize, data: &str| {
         let record = json!({
-            "eventID": "shard:1", "part": format!("{number}/2"),
-            "kinesis": { "partitionKey": "site", "data": data },
+            "eventID": "shard:1", "eventSourceARN": "arn:aws:kinesis:::stream/readings",
+            "part": format!("{number}/2"),
+            "kinesis": {
+                "partitionKey": "site", "sequenceNumber": "1", "data": data,
+                "approximateArrivalTimestamp": 1.5,
+            },
         });
         let payload = Some(record.to_string());
         let source = "store-readings".to_owned();
@@ -520,8 +522,13 @@ async fn a_record_in_parts_goes_back_as_one() {
     let sent = cloud.asked("/test-StoreReadingsFunction/invocations");
     let records: Vec<Value> =
         sent.iter().map(|asked| serde_json::from_str(&asked.body).expect("an event")).collect();
-    let whole =
-        json!({ "eventID": "shard:1", "kinesis": { "partitionKey": "site", "data": "abcd" } });
+    let whole = json!({
+        "eventID": "shard:1", "eventSourceARN": "arn:aws:kinesis:::stream/readings",
+        "kinesis": {
+            "partitionKey": "site", "sequenceNumber": "1", "data": "abcd",
+            "approximateArrivalTimestamp": 1.5,
+        },
+    });
     assert_eq!(records, [json!({ "replay": whole })]);
     let (counts, _) = statuses(&cloud).await;
     assert_eq!(counts, BTreeMap::from([("REPLAYED".to_owned(), 2)]));

@@ -10,8 +10,8 @@ use contracts::{
     OnboardingId, SensorId, SiteId, Timestamp,
     readings::{Bundle, Sample, Series},
 };
-use failures::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
 use fieldctl::health::{Evidence, SetAside, SiteSensor};
+use ledger::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
 use serde_json::{Value, json};
 use store::{Commit, Transaction};
 use telemetry::{

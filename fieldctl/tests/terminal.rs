@@ -16,8 +16,8 @@ use std::{
 use clap::CommandFactory;
 use cloud::{Asked, Cloud, NOTE};
 use contracts::{OnboardingId, Saga, SensorId, SiteId, Timestamp, events::SiteActivated};
-use failures::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
 use fieldctl::cli::Cli;
+use ledger::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
 use store::NewEvent;

@@ -7,7 +7,7 @@ use contracts::{
     Failure, OnboardingId, ReservationId, Saga, SiteId, SubscriptionId, Timestamp,
     events::{KitsReleased, KitsReserved, SiteRejected, SubscriptionFailed},
 };
-use failures::{Concerns, ErrorInfo, FailureId};
+use ledger::{Concerns, ErrorInfo, FailureId};
 use serde_json::{Value, json};
 use store::{EventRow, NewEvent};
 use testkit::dynamo::{EVENTS, FAILURES};

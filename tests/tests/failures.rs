@@ -251,15 +251,17 @@ async fn a_registration_that_was_not_delivered_is_replayed() -> Result<()> {
     let site = registration("not delivered", &[METRIC], GOOD_CARD);
     let detail = json!({ "registrationId": number, "site": site });
     let event = event_of("noaa.surfrad", "SiteRegistrationRequested", &detail);
+    let functions = "arn:aws:lambda:us-east-1:000000000000:function";
+    let target = format!("{functions}:{}-import-site:live", stack.name());
     let attributes = [
         ("ERROR_CODE", "NO_PERMISSIONS"),
         ("ERROR_MESSAGE", "Lambda refused the call"),
         ("RULE_ARN", "arn:aws:events:us-east-1:000000000000:rule/bus/import-site"),
-        ("TARGET_ARN", "arn:aws:lambda:us-east-1:000000000000:function:import-site:live"),
+        ("TARGET_ARN", &*target),
         ("EXHAUSTED_RETRY_CONDITION", "MaximumRetryAttempts"),
         ("RETRY_ATTEMPTS", "185"),
     ];
-    send_message(&stack, "ImportSiteFailures", &event, &attributes).await?;
+    send_message(&stack, "SitesFailures", &event, &attributes).await?;
 
     let failure = stack.failure_about("import-site", &number).await?;
     assert_new(&failure, "NOT_DELIVERED", "NO_PERMISSIONS")?;
@@ -694,7 +696,7 @@ async fn an_event_that_was_refused_is_replayed_and_published_once() -> Result<()
         "reason": "NotAuthorizedForSourceException: Not authorized for the source.",
         "record": record,
     });
-    send_message(&stack, "PublishEventsQuarantine", &message, &[]).await?;
+    send_message(&stack, "EventsFailures", &message, &[]).await?;
     let quarantined = stack.failure_about("publish-events", &refused.id()?).await?;
     assert_new(&quarantined, "QUARANTINED", "EventRefused")?;
     assert_eq!(quarantined.payload()?, record, "whole");

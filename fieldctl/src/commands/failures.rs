@@ -6,10 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use clap::{Args, Subcommand, ValueEnum};
 use contracts::{SiteId, Timestamp};
-use failures::{
-    Concerns, ErrorInfo, FailureId, FailureRow, PayloadFile, ReplayState, Status,
-    files::Content,
-    ledger::{Discard, Ledger, Summary},
+use ledger::{
+    Concerns, Discard, ErrorInfo, FailureId, FailureRow, Ledger, PayloadFile, ReplayState, Status,
+    Summary, files::Content,
 };
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use contracts::{OnboardingId, Timestamp};
-use failures::{FailureId, Kind, ledger::Summary};
+use ledger::{FailureId, Kind, Summary};
 
 use crate::{
     commands::sites,

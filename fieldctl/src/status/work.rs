@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use billing::reconciliation::Report;
 use contracts::Timestamp;
-use failures::Status;
+use ledger::Status;
 use store::Table;
 
 use super::Check;

@@ -10,11 +10,11 @@ use contracts::{
     AlertingId, OnboardingId, Saga, Sensor, Timestamp,
     events::{ReadingBackToNormal, ReadingBreachedThreshold},
     readings::{Bundle, Sample},
+    stream::Record,
 };
 use lambda::{Deadline, Failure, Fault, Replayed};
 use serde_json::value::RawValue;
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
-use stream::Record;
 
 use crate::{
     Alerting, AlertingError, AlertingRow, Rule,
@@ -56,7 +56,7 @@ impl DetectBreaches {
             Ok(record) => record,
             Err(error) => return Replayed::failed("InvalidInput", error.to_string()),
         };
-        match record.bundle(now) {
+        match stream::bundle(&record, now) {
             Err(error) => {
                 Replayed::moot(format!("{error}; store-readings quarantines the same record"))
             }
@@ -69,7 +69,7 @@ impl DetectBreaches {
 
     async fn record(&self, record: &Record<'_>) -> Result<(), String> {
         let now = Timestamp::now();
-        let Ok(bundle) = record.bundle(now) else {
+        let Ok(bundle) = stream::bundle(record, now) else {
             // store-readings has the same record, and sets it aside.
             metrics::counter!("BundlesSkipped").increment(1);
             return Ok(());

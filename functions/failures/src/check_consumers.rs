@@ -1,62 +1,42 @@
-//! Checks every minute that each event source mapping of the stack runs.
+//! Checks every minute that each event source mapping of the environment runs.
 //!
 //! A mapping that is disabled or deleted reports nothing: Lambda's metrics about it are missing, and the
 //! queue or stream fills up until its messages expire.
 
-use std::{str::FromStr, time::Duration};
+use std::{collections::HashSet, time::Duration};
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use aws_sdk_lambda::{
     error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
-    operation::get_event_source_mapping::GetEventSourceMappingError,
+    operation::list_event_source_mappings::ListEventSourceMappingsError,
+    types::EventSourceMappingConfiguration,
 };
 use aws_sdk_sqs::types::QueueAttributeName;
-use contracts::{OnboardingId, Timestamp};
-use lambda::{ConfigError, Deadline, Step};
+use contracts::{
+    OnboardingId, Timestamp,
+    names::{CONSUMERS, Consumer, Source, function_of_arn, named},
+};
+use lambda::{Deadline, ErrorKind, Fault, Step};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
-use crate::FailuresError;
-
 /// State of a mapping that runs.
 const ENABLED: &str = "Enabled";
-/// State that is reported for a mapping that Lambda does not know.
+/// State that is reported for an expected mapping that does not exist.
 const MISSING: &str = "Missing";
 /// Start of the last processing result of a stream's mapping that can't make progress.
 const PROBLEM: &str = "PROBLEM";
 
-/// The mappings to check, by their names in the template and their UUIDs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mappings(Vec<(String, String)>);
-
-impl FromStr for Mappings {
-    type Err = ConfigError;
-
-    /// From `<name>=<UUID>,...`.
-    fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let pair = |pair: &str| match pair.trim().split_once('=') {
-            Some((name, uuid)) if !name.is_empty() && !uuid.is_empty() => {
-                Ok((name.to_owned(), uuid.to_owned()))
-            }
-            _ => Err(ConfigError {
-                name: "MAPPINGS",
-                problem: format!("has {pair:?} where <name>=<UUID> belongs"),
-            }),
-        };
-        text.split(',').map(pair).collect::<Result<_, _>>().map(Self)
-    }
-}
-
 /// The function check-consumers.
 #[derive(Debug)]
 pub struct CheckConsumers {
-    /// Describes the mappings.
+    /// Lists the mappings.
     pub lambda: aws_sdk_lambda::Client,
     /// Counts the messages of a queue whose mapping does not run.
     pub sqs: aws_sdk_sqs::Client,
-    /// The mappings to check.
-    pub mappings: Mappings,
+    /// The name of the environment, such as `fieldstation-prod`.
+    pub environment: String,
     /// The URL of a queue without its name: `https://sqs.<region>.amazonaws.com/<account>/`.
     pub queues_url: String,
     /// Time between two calls of Lambda's API.
@@ -65,11 +45,31 @@ pub struct CheckConsumers {
     pub time: Duration,
 }
 
+/// Why the mappings could not be checked.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// Lambda can't list them now: throttled, timed out, out of reach.
+    #[error("the event source mappings could not be listed: {0}")]
+    Unavailable(String),
+    /// Lambda refuses to list them, and would again.
+    #[error("the event source mappings may not be listed: {0}")]
+    Refused(String),
+}
+
+impl Fault for CheckError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Unavailable(_) => ErrorKind::Transient,
+            Self::Refused(_) => ErrorKind::Internal,
+        }
+    }
+}
+
 /// The answer.
 #[derive(Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {
-    /// How many mappings were checked.
+    /// How many mappings of the environment were found.
     pub checked: usize,
     /// The mappings that do not run.
     pub not_running: Vec<Stopped>,
@@ -79,7 +79,7 @@ pub struct Reply {
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Stopped {
-    /// Its name in the template.
+    /// Its function and source, such as `store-readings <- stream readings`.
     pub mapping: String,
     /// `Disabled`, `Disabling`, `Enabling`, ..., or `Missing`.
     pub state: String,
@@ -91,53 +91,79 @@ pub struct Stopped {
 impl Step for CheckConsumers {
     type Command = EventBridgeEvent<Value>;
     type Reply = Reply;
-    type Error = FailuresError;
+    type Error = CheckError;
 
     fn correlation(_: &Self::Command) -> Option<OnboardingId> {
         None
     }
 
-    async fn run(&self, _: Self::Command, _: Timestamp) -> Result<Reply, FailuresError> {
+    async fn run(&self, _: Self::Command, _: Timestamp) -> Result<Reply, CheckError> {
         let deadline = Deadline::after(self.time);
         let mut reply = Reply::default();
-        let mut failed = None;
-        for (name, uuid) in &self.mappings.0 {
-            match timeout(deadline.left(), self.check(name, uuid)).await {
-                Ok(Ok(stopped)) => {
-                    reply.checked += 1;
-                    reply.not_running.extend(stopped);
-                }
-                Ok(Err(error)) => failed = Some(error),
-                Err(_) => {
-                    let reason = "the time ran out".to_owned();
-                    failed = Some(FailuresError::Unchecked { mapping: name.clone(), reason });
-                    break;
-                }
-            }
-            sleep(self.pause.min(deadline.left())).await;
-        }
-        // 0 says that every mapping runs, so it is only reported if every mapping was seen. The alarm
+        let listed = timeout(deadline.left(), self.check(&mut reply)).await;
+        let listed =
+            listed.unwrap_or_else(|_| Err(CheckError::Unavailable("the time ran out".to_owned())));
+        // 0 says that every mapping runs, so it is only reported if all were listed. The alarm
         // ConsumerChecks goes off if nothing is reported.
-        if failed.is_none() || !reply.not_running.is_empty() {
+        if listed.is_ok() || !reply.not_running.is_empty() {
             #[expect(clippy::cast_precision_loss, reason = "a count")]
             lambda::report("ConsumersNotRunning", reply.not_running.len() as f64);
         }
-        failed.map_or(Ok(reply), Err)
+        listed.map(|()| reply)
     }
 }
 
 impl CheckConsumers {
+    /// Adds all mappings of the environment to the reply. If Lambda fails, the reply has those that were
+    /// listed before.
+    async fn check(&self, reply: &mut Reply) -> Result<(), CheckError> {
+        let mut missing: HashSet<_> = CONSUMERS.iter().copied().collect();
+        let mut marker = None;
+        loop {
+            let page = self.lambda.list_event_source_mappings().set_marker(marker).send().await;
+            let page = page.map_err(|error| not_listed(&error))?;
+            for mapping in page.event_source_mappings() {
+                let arn = mapping.function_arn().unwrap_or_default();
+                let Some(function) = function_of_arn(&self.environment, arn) else { continue };
+                let arn = mapping.event_source_arn().unwrap_or_default();
+                let source = Source::of_arn(&self.environment, arn);
+                let name = match source {
+                    Some(source) => {
+                        let consumer = Consumer { function, source };
+                        missing.retain(|it| *it != consumer);
+                        consumer.to_string()
+                    }
+                    None => format!("{function} <- {arn}"),
+                };
+                reply.checked += 1;
+                reply.not_running.extend(self.stopped(name, source, mapping).await);
+            }
+            marker = page.next_marker().filter(|marker| !marker.is_empty()).map(str::to_owned);
+            if marker.is_none() {
+                break;
+            }
+            sleep(self.pause).await;
+        }
+        for consumer in CONSUMERS.iter().filter(|it| missing.contains(it)) {
+            let mapping = consumer.to_string();
+            let waiting = self.waiting(Some(consumer.source)).await;
+            tracing::error!(mapping, state = MISSING, waiting, "a consumer does not run");
+            let state = MISSING.to_owned();
+            reply.not_running.push(Stopped { mapping, state, waiting });
+        }
+        Ok(())
+    }
+
     /// Describes the mapping if it does not run, and logs it.
-    async fn check(&self, name: &str, uuid: &str) -> Result<Option<Stopped>, FailuresError> {
-        let described = self.lambda.get_event_source_mapping().uuid(uuid).send().await;
-        let mapping = match described {
-            Ok(mapping) => Some(mapping),
-            Err(error) if is_unknown(&error) => None,
-            Err(error) => return Err(unchecked(name, &error)),
-        };
-        let state = mapping.as_ref().map_or(MISSING, |it| it.state().unwrap_or_default());
-        let last_result =
-            mapping.as_ref().and_then(|it| it.last_processing_result()).unwrap_or_default();
+    async fn stopped(
+        &self,
+        name: String,
+        source: Option<Source<'_>>,
+        mapping: &EventSourceMappingConfiguration,
+    ) -> Option<Stopped> {
+        let uuid = mapping.uuid().unwrap_or_default();
+        let state = mapping.state().unwrap_or_default();
+        let last_result = mapping.last_processing_result().unwrap_or_default();
         if state == ENABLED {
             if last_result.starts_with(PROBLEM) {
                 tracing::warn!(
@@ -147,32 +173,29 @@ impl CheckConsumers {
                     "the last batch of a consumer failed"
                 );
             }
-            return Ok(None);
+            return None;
         }
-        let source = mapping.as_ref().and_then(|it| it.event_source_arn()).unwrap_or_default();
         let waiting = self.waiting(source).await;
-        let reason =
-            mapping.as_ref().and_then(|it| it.state_transition_reason()).unwrap_or_default();
         tracing::error!(
             mapping = name,
             uuid,
             state,
-            stateTransitionReason = reason,
+            stateTransitionReason = mapping.state_transition_reason().unwrap_or_default(),
             lastProcessingResult = last_result,
             waiting,
             "a consumer does not run"
         );
-        Ok(Some(Stopped { mapping: name.to_owned(), state: state.to_owned(), waiting }))
+        Some(Stopped { mapping: name, state: state.to_owned(), waiting })
     }
 
-    /// How many messages are in the queue with this ARN.
-    async fn waiting(&self, arn: &str) -> Option<u64> {
+    /// How many messages are in the source, if it is a queue.
+    async fn waiting(&self, source: Option<Source<'_>>) -> Option<u64> {
         use QueueAttributeName::{
             ApproximateNumberOfMessages as Visible, ApproximateNumberOfMessagesDelayed as Delayed,
             ApproximateNumberOfMessagesNotVisible as InFlight,
         };
-        let (_, rest) = arn.split_once(":sqs:")?;
-        let (_, name) = rest.rsplit_once(':')?;
+        let Some(Source::Queue(name)) = source else { return None };
+        let name = named(&self.environment, name);
         let asked = self
             .sqs
             .get_queue_attributes()
@@ -195,13 +218,7 @@ impl CheckConsumers {
     }
 }
 
-fn is_unknown(error: &SdkError<GetEventSourceMappingError>) -> bool {
-    error
-        .as_service_error()
-        .is_some_and(GetEventSourceMappingError::is_resource_not_found_exception)
-}
-
-fn unchecked(name: &str, error: &SdkError<GetEventSourceMappingError>) -> FailuresError {
+fn not_listed(error: &SdkError<ListEventSourceMappingsError>) -> CheckError {
     let reason = match error.as_service_error() {
         Some(service) => format!(
             "{} {}",
@@ -212,9 +229,7 @@ fn unchecked(name: &str, error: &SdkError<GetEventSourceMappingError>) -> Failur
     };
     let status = error.raw_response().map(|response| response.status().as_u16());
     match status {
-        Some(status) if status < 500 && status != 429 => {
-            FailuresError::Refused { mapping: name.to_owned(), reason }
-        }
-        _ => FailuresError::Unchecked { mapping: name.to_owned(), reason },
+        Some(status) if status < 500 && status != 429 => CheckError::Refused(reason),
+        _ => CheckError::Unavailable(reason),
     }
 }

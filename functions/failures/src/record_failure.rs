@@ -1,114 +1,69 @@
-//! Makes rows of what the failure queues and buckets hold.
+//! Makes rows of what the failure queues and the failure bucket hold.
 //!
 //! A message is done when the row, and the payload's file before it, are written. Until then it comes
 //! again, since the queues have no dead-letter queue. Only a transient error may fail a message: a table
 //! or a bucket out of reach. A message or a file that can't be read is recorded as it is. A row names the
 //! messages that it was recorded from, so a redelivered message changes nothing.
 
-use std::{collections::HashMap, str::FromStr};
-
 use aws_lambda_events::event::sqs::SqsMessage;
-use contracts::Timestamp;
+use contracts::{Timestamp, names::FAILURE_FILES};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use lambda::ConfigError;
+use ledger::{
+    FailedWork, Ledger, LedgerError, MAX_PAYLOAD_BYTES, Payload, PayloadFile, Recorded,
+    files::{Content, Files},
+};
 use store::StoreError;
 
-use crate::{
-    FailuresError, LONGEST_PAYLOAD, PayloadFile,
-    files::{Content, Files},
-    ledger::{Ledger, Recorded},
-    reading::{self, Failure, Notification, Payload, Repair},
-    sources::SITE_TEARDOWN,
-};
+use crate::parse::{self, Parsed, Repair};
 
 /// A file may hold a stream's whole batch.
 const ROWS_AT_ONCE: usize = 8;
 /// Where Lambda puts the batches that a mapping gave up on. The role reads nothing else.
 const LAMBDA_FILES: &str = "aws/lambda/";
+/// Where record-failure puts payloads that are too long for a row.
+const PAYLOAD_FILES: &str = "payloads/";
 /// Receives of a message after which a file that S3 does not answer for is recorded as unreadable: about
 /// an hour.
 const MAX_RECEIVES: u32 = 20;
 
-/// Which function, or state machine, failed, by the queue's ARN or the bucket's name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sources(HashMap<String, String>);
-
-impl Sources {
-    /// The source behind a queue or a bucket.
-    #[must_use]
-    pub fn of(&self, place: &str) -> Option<&str> {
-        self.0.get(place).map(String::as_str)
-    }
-}
-
-impl FromStr for Sources {
-    type Err = ConfigError;
-
-    /// From `<queue ARN or bucket name>=<source>,...`.
-    fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let pair = |pair: &str| match pair.trim().split_once('=') {
-            Some((place, source)) if !place.is_empty() && !source.is_empty() => {
-                Ok((place.to_owned(), source.to_owned()))
-            }
-            _ => Err(ConfigError {
-                name: "SOURCES",
-                problem: format!("has {pair:?} where <queue ARN or bucket name>=<source> belongs"),
-            }),
-        };
-        text.split(',').map(pair).collect::<Result<_, _>>().map(Self)
-    }
-}
-
 /// What the step needs.
 #[derive(Debug)]
 pub struct RecordFailure {
+    /// The name of the environment, such as `fieldstation-prod`: the prefix of the functions' names.
+    pub environment: String,
     /// The failures table.
     pub ledger: Ledger,
-    /// The buckets of given up batches, and the one of payloads.
+    /// S3.
     pub files: Files,
-    /// The bucket for payloads that are too long for a row.
-    pub payloads: String,
-    /// Whose failures a queue or a bucket holds.
-    pub sources: Sources,
+    /// The bucket of given up batches and of long payloads.
+    pub bucket: String,
 }
 
 impl RecordFailure {
-    /// Records the failures that a message tells of, or ends the one that it tells to be repaired.
+    /// Records what a message says: failures, new files of failures, or the end of a failure.
     ///
     /// # Errors
     /// If the table or a bucket is out of reach: the message has to come again.
-    pub async fn handle(&self, message: &SqsMessage, now: Timestamp) -> Result<(), FailuresError> {
-        let told_by = message.message_id.as_deref().unwrap_or_default();
-        let body = message.body.as_deref().unwrap_or_default();
+    pub async fn handle(&self, message: &SqsMessage, now: Timestamp) -> Result<(), LedgerError> {
+        let message_id = message.message_id.as_deref().unwrap_or_default();
         let at = sent(message).unwrap_or(now);
-        let queue = message.event_source_arn.as_deref().unwrap_or_default();
-        if let Some(source) = self.sources.of(queue) {
-            if source == SITE_TEARDOWN
-                && let Some(repair) = reading::repair(source, body)
-            {
-                return self.repaired(&repair).await;
-            }
-            return self.record(reading::message(source, message), told_by, at).await;
-        }
-        match reading::notification(body) {
-            Notification::Files(files) => {
+        match parse::message(&self.environment, message) {
+            Parsed::Failed(work) => self.record(*work, message_id, at).await,
+            Parsed::Repaired(repair) => self.repaired(&repair).await,
+            Parsed::Files(files) => {
                 let last = receives(message) >= MAX_RECEIVES;
                 for file in &files {
                     self.file(file, last, at).await?;
                 }
                 Ok(())
             }
-            Notification::Test => Ok(()),
-            Notification::Other => {
-                let source = queue.rsplit(':').next().unwrap_or(queue);
-                self.record(reading::unreadable(source, body), told_by, at).await
-            }
+            Parsed::Test => Ok(()),
         }
     }
 
     /// Ends the failure of earlier teardowns of the same onboarding, if there is one. A failure whose message
     /// comes after that of the repair stays open until somebody replays it, which changes nothing.
-    async fn repaired(&self, repair: &Repair) -> Result<(), FailuresError> {
+    async fn repaired(&self, repair: &Repair) -> Result<(), LedgerError> {
         let Repair { id, execution } = repair;
         if self.ledger.repaired(*id, &format!("repaired by execution {execution}")).await? {
             tracing::info!(failure = %id, %execution, "failure repaired");
@@ -117,35 +72,32 @@ impl RecordFailure {
     }
 
     /// Records a row for each record of a file. A file is written once, so its key identifies a record,
-    /// however many messages tell of the file. On the last attempt a file that S3 does not answer for is
-    /// recorded as unreadable.
-    async fn file(
-        &self,
-        file: &PayloadFile,
-        last: bool,
-        at: Timestamp,
-    ) -> Result<(), FailuresError> {
-        let source = self.sources.of(&file.bucket);
-        let content = match source {
-            None => Content::Unreadable("is in a bucket that record-failure does not read".into()),
-            Some(_) if !file.key.starts_with(LAMBDA_FILES) => Content::Unreadable(format!(
+    /// however many notifications there are of the file. On the last attempt a file that S3 does not answer
+    /// for is recorded as unreadable.
+    async fn file(&self, file: &PayloadFile, last: bool, at: Timestamp) -> Result<(), LedgerError> {
+        let content = if file.bucket != self.bucket {
+            Content::Unreadable("is in a bucket that record-failure does not read".into())
+        } else if !file.key.starts_with(LAMBDA_FILES) {
+            Content::Unreadable(format!(
                 "is not below {LAMBDA_FILES}, where Lambda puts what a mapping gave up on"
-            )),
-            Some(_) => match self.files.get(file).await {
+            ))
+        } else {
+            match self.files.get(file).await {
                 Ok(content) => content,
                 Err(error) if last => {
                     Content::Unreadable(format!("could not be read {MAX_RECEIVES} times: {error}"))
                 }
                 Err(error) => return Err(error),
-            },
+            }
         };
-        let source = source.unwrap_or(&file.bucket);
         let failures = match content {
-            Content::Bytes(content) => reading::file(source, file, &content),
-            Content::Unreadable(problem) => vec![reading::unreadable_file(source, file, &problem)],
+            Content::Bytes(content) => parse::file(&self.environment, file, &content),
+            Content::Unreadable(problem) => {
+                vec![parse::unreadable_file(FAILURE_FILES, file, &problem)]
+            }
         };
-        let rows = failures.into_iter().enumerate().map(|(index, failure)| async move {
-            self.record(failure, &format!("{}#{index}", file.key), at).await
+        let rows = failures.into_iter().enumerate().map(|(index, work)| async move {
+            self.record(work, &format!("{}#{index}", file.key), at).await
         });
         stream::iter(rows).buffer_unordered(ROWS_AT_ONCE).try_collect().await
     }
@@ -154,17 +106,17 @@ impl RecordFailure {
     /// payload is recorded as unreadable.
     async fn record(
         &self,
-        failure: Failure,
-        told_by: &str,
+        work: FailedWork,
+        message_id: &str,
         at: Timestamp,
-    ) -> Result<(), FailuresError> {
-        let id = failure.id;
-        match self.write(failure.clone(), told_by, at).await {
-            Err(FailuresError::Store(
+    ) -> Result<(), LedgerError> {
+        let id = work.id;
+        match self.write(work.clone(), message_id, at).await {
+            Err(LedgerError::Store(
                 error @ (StoreError::Corrupt { .. } | StoreError::Internal(_)),
             )) => {
                 tracing::error!(failure = %id, %error, "the row was refused");
-                self.write(reading::refused(failure, &error.to_string()), told_by, at).await
+                self.write(parse::refused(work, &error.to_string()), message_id, at).await
             }
             written => written,
         }
@@ -173,20 +125,21 @@ impl RecordFailure {
     /// Writes the payload's file first: a row never names a file that does not exist.
     async fn write(
         &self,
-        mut failure: Failure,
-        told_by: &str,
+        mut work: FailedWork,
+        message_id: &str,
         at: Timestamp,
-    ) -> Result<(), FailuresError> {
-        if let Payload::Text(text) = &failure.payload
-            && text.len() > LONGEST_PAYLOAD
+    ) -> Result<(), LedgerError> {
+        if let Payload::Text(text) = &work.payload
+            && text.len() > MAX_PAYLOAD_BYTES
         {
-            let file = PayloadFile { bucket: self.payloads.clone(), key: failure.id.to_string() };
+            let key = format!("{PAYLOAD_FILES}{}", work.id);
+            let file = PayloadFile { bucket: self.bucket.clone(), key };
             self.files.put(&file, text).await?;
-            failure.payload = Payload::File(file);
+            work.payload = Payload::File(file);
         }
-        match self.ledger.record(&failure, told_by, at).await? {
+        match self.ledger.record(&work, message_id, at).await? {
             Recorded::Now => {
-                let Failure { id, source, error, .. } = &failure;
+                let FailedWork { id, source, error, .. } = &work;
                 tracing::warn!(failure = %id, source, error = error.name, "failure recorded");
                 metrics::counter!("FailuresRecorded").increment(1);
             }

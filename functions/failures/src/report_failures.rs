@@ -3,13 +3,12 @@
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{OnboardingId, Timestamp};
 use lambda::Step;
+use ledger::{Ledger, LedgerError, Status};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{FailuresError, Status, ledger::Ledger};
-
-/// More are not counted: they would not alarm anybody more.
-pub const MOST_COUNTED: u32 = 10_000;
+/// The most open failures that are counted. More would raise the same alarm.
+pub const MAX_COUNTED: u32 = 10_000;
 
 /// What the step needs.
 #[derive(Debug)]
@@ -22,7 +21,7 @@ pub struct ReportFailures {
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {
-    /// How many failures are open, up to [`MOST_COUNTED`].
+    /// How many failures are open, up to [`MAX_COUNTED`].
     pub open: u32,
     /// Seconds since the last attempt of the one whose last attempt is the longest ago.
     pub oldest_age_seconds: i64,
@@ -31,14 +30,14 @@ pub struct Reply {
 impl Step for ReportFailures {
     type Command = EventBridgeEvent<Value>;
     type Reply = Reply;
-    type Error = FailuresError;
+    type Error = LedgerError;
 
     fn correlation(_: &Self::Command) -> Option<OnboardingId> {
         None
     }
 
-    async fn run(&self, _: Self::Command, now: Timestamp) -> Result<Reply, FailuresError> {
-        let open = self.ledger.count(Status::Open, MOST_COUNTED).await?;
+    async fn run(&self, _: Self::Command, now: Timestamp) -> Result<Reply, LedgerError> {
+        let open = self.ledger.count(Status::Open, MAX_COUNTED).await?;
         let (oldest, _) = self.ledger.page(Status::Open, false, None, 1).await?;
         let age = oldest.first().map_or(0, |oldest| now.seconds() - oldest.last_at.seconds());
         lambda::report("OpenFailures", f64::from(open));

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use contracts::names::{CONSUMERS, Consumer, Source};
 use failures::check_consumers::CheckConsumers;
 use lambda::ErrorKind;
 use serde_json::{Value, json};
@@ -13,58 +14,86 @@ use testkit::{
 };
 
 const METRIC: &str = "ConsumersNotRunning";
-const MAPPINGS: &str =
-    "StoreReadingsMapping=uuid-1,FailureFilesMapping=uuid-2,PublishEventsMapping=uuid-3";
+const REGION: &str = "eu-central-1:123456789012";
+const QUEUES_URL: &str = "https://sqs.eu-central-1.amazonaws.com/123456789012/";
 
-/// What Lambda's API answers about a mapping of a queue or of a stream.
-fn described(source: &str, state: &str) -> (u16, Value) {
-    let mapping = json!({
+/// A mapping as Lambda's API describes it.
+fn mapping(environment: &str, consumer: Consumer<'_>, state: &str) -> Value {
+    let source = match consumer.source {
+        Source::Queue(name) => format!("arn:aws:sqs:{REGION}:{environment}-{name}"),
+        Source::Stream(name) => format!("arn:aws:kinesis:{REGION}:stream/{environment}-{name}"),
+        Source::Table(name) => {
+            format!("arn:aws:dynamodb:{REGION}:table/{environment}-{name}/stream/2026-11-21T09:00")
+        }
+    };
+    let function = consumer.function;
+    json!({
         "UUID": "a UUID",
         "EventSourceArn": source,
-        "FunctionArn": "arn:aws:lambda:eu-central-1:123456789012:function:f:live",
+        "FunctionArn": format!("arn:aws:lambda:{REGION}:function:{environment}-{function}:live"),
         "State": state,
         "StateTransitionReason": "USER_INITIATED",
         "LastModified": 1_795_251_600.5,
         "LastProcessingResult": "No records processed",
-    });
-    (200, mapping)
+    })
 }
 
-const QUEUE: &str = "arn:aws:sqs:eu-central-1:123456789012:stack-FailureFiles-1";
-const STREAM: &str = "arn:aws:kinesis:eu-central-1:123456789012:stream/readings";
+/// The mappings of `fieldstation-prod`, all enabled.
+fn enabled() -> Vec<Value> {
+    CONSUMERS.iter().map(|it| mapping("fieldstation-prod", *it, "Enabled")).collect()
+}
 
-/// Lambda and SQS. All mappings are enabled, and three messages are in each queue, unless `other` answers.
-async fn cloud(other: impl Fn(&Call) -> Option<(u16, Value)> + Send + Sync + 'static) -> Stub {
+/// The same with the state of one mapping changed.
+fn with_state(consumer: &str, state: &str) -> Vec<Value> {
+    let mut mappings = enabled();
+    let at = CONSUMERS.iter().position(|it| it.to_string() == consumer).expect("a consumer");
+    mappings[at]["State"] = state.into();
+    mappings
+}
+
+/// Lambda, which lists these pages of mappings, and SQS, which has three messages in each queue.
+async fn cloud(pages: Vec<Result<Vec<Value>, (u16, Value)>>) -> Stub {
     Stub::start(move |call| {
-        if let Some(answer) = other(call) {
-            return answer;
-        }
         if call.operation() == "GetQueueAttributes" {
-            let url = "https://sqs.eu-central-1.amazonaws.com/123456789012/stack-FailureFiles-1";
-            assert_eq!(call.json()["QueueUrl"], url);
-            let counts = json!({
-                "ApproximateNumberOfMessages": "1",
-                "ApproximateNumberOfMessagesNotVisible": "2",
-                "ApproximateNumberOfMessagesDelayed": "0",
-            });
-            return (200, json!({ "Attributes": counts }));
+            return queue(call);
         }
         assert_eq!(call.method, "GET", "{call:?}");
-        described(if is_of(call, "uuid-2") { QUEUE } else { STREAM }, "Enabled")
+        assert!(call.path.contains("/event-source-mappings"), "{call:?}");
+        let marker = call.path.split_once("Marker=page-").map(|(_, page)| page);
+        let page: usize = marker.map_or(0, |page| page.parse().expect("a page"));
+        match &pages[page] {
+            Ok(mappings) => {
+                let next = (page + 1 < pages.len()).then(|| format!("page-{}", page + 1));
+                // Lambda and the emulator say "no more" in different ways.
+                let next = if page == 0 { json!(next) } else { json!(next.unwrap_or_default()) };
+                (200, json!({ "EventSourceMappings": mappings, "NextMarker": next }))
+            }
+            Err(answer) => answer.clone(),
+        }
     })
     .await
 }
 
-fn is_of(call: &Call, uuid: &str) -> bool {
-    call.path.contains(&format!("/event-source-mappings/{uuid}"))
+fn queue(call: &Call) -> (u16, Value) {
+    let url = call.json()["QueueUrl"].as_str().expect("a URL").to_owned();
+    assert!(url.starts_with(&format!("{QUEUES_URL}fieldstation-prod-")), "{url}");
+    if url.ends_with("-telemetry-failures") {
+        return (403, json!({ "__type": "AccessDenied" }));
+    }
+    let counts = json!({
+        "ApproximateNumberOfMessages": "1",
+        "ApproximateNumberOfMessagesNotVisible": "2",
+        "ApproximateNumberOfMessagesDelayed": "0",
+    });
+    (200, json!({ "Attributes": counts }))
 }
 
 fn step(stub: &Stub) -> CheckConsumers {
     CheckConsumers {
         lambda: aws_sdk_lambda::Client::new(&stub.config()),
         sqs: aws_sdk_sqs::Client::new(&stub.config()),
-        mappings: MAPPINGS.parse().expect("mappings"),
-        queues_url: "https://sqs.eu-central-1.amazonaws.com/123456789012/".to_owned(),
+        environment: "fieldstation-prod".to_owned(),
+        queues_url: QUEUES_URL.to_owned(),
         pause: Duration::ZERO,
         time: Duration::from_secs(5),
     }
@@ -77,89 +106,122 @@ async fn check(step: &CheckConsumers) -> (Outcome, Option<f64>) {
     (outcome, metrics.get(METRIC).copied())
 }
 
-fn throttled() -> (u16, Value) {
-    (429, json!({ "__type": "TooManyRequestsException" }))
+/// The outcome and the metric if one mapping does not run.
+fn stopped(
+    checked: usize,
+    name: &str,
+    state: &str,
+    waiting: Option<u64>,
+) -> (Outcome, Option<f64>) {
+    let stopped = json!({ "mapping": name, "state": state, "waiting": waiting });
+    (Ok(json!({ "checked": checked, "notRunning": [stopped] })), Some(1.0))
+}
+
+fn all() -> usize {
+    CONSUMERS.len()
 }
 
 #[tokio::test]
 async fn if_all_mappings_run_0_is_reported_and_no_queue_is_asked() {
-    let stub = cloud(|_| None).await;
-    let reply = json!({ "checked": 3, "notRunning": [] });
+    let stub = cloud(vec![Ok(enabled())]).await;
+    let reply = json!({ "checked": all(), "notRunning": [] });
     assert_eq!(check(&step(&stub)).await, (Ok(reply), Some(0.0)));
     let calls = stub.take_calls();
-    assert_eq!(calls.len(), 3, "one for each mapping: {calls:?}");
+    assert_eq!(calls.len(), 1, "one for each page: {calls:?}");
+}
+
+#[tokio::test]
+async fn all_pages_are_read_and_other_environments_are_ignored() {
+    let other = |it: &Consumer<'_>| mapping("fieldstation-staging", *it, "Disabled");
+    let others: Vec<_> = CONSUMERS.iter().map(other).collect();
+    let mut mappings = enabled();
+    let last = mappings.split_off(all() - 2);
+    let stub = cloud(vec![Ok(mappings), Ok(others), Ok(last)]).await;
+    let reply = json!({ "checked": all(), "notRunning": [] });
+    assert_eq!(check(&step(&stub)).await, (Ok(reply), Some(0.0)));
+    assert_eq!(stub.take_calls().len(), 3);
 }
 
 #[tokio::test]
 async fn each_state_but_enabled_is_reported() {
+    let name = "store-readings <- stream readings";
     for state in ["Creating", "Enabling", "Disabling", "Disabled", "Updating", "Deleting"] {
-        let stub = cloud(move |call| is_of(call, "uuid-1").then(|| described(STREAM, state))).await;
-        let stopped = json!({ "mapping": "StoreReadingsMapping", "state": state, "waiting": null });
-        let reply = json!({ "checked": 3, "notRunning": [stopped] });
-        assert_eq!(check(&step(&stub)).await, (Ok(reply), Some(1.0)), "{state}");
+        let stub = cloud(vec![Ok(with_state(name, state))]).await;
+        assert_eq!(check(&step(&stub)).await, stopped(all(), name, state, None), "{state}");
     }
 }
 
 #[tokio::test]
 async fn what_waits_in_the_queue_of_a_disabled_mapping_is_reported() {
-    let stub = cloud(|call| is_of(call, "uuid-2").then(|| described(QUEUE, "Disabled"))).await;
-    let stopped = json!({ "mapping": "FailureFilesMapping", "state": "Disabled", "waiting": 3 });
-    let reply = json!({ "checked": 3, "notRunning": [stopped] });
-    assert_eq!(check(&step(&stub)).await, (Ok(reply), Some(1.0)));
+    let name = "record-failure <- queue failure-files";
+    let stub = cloud(vec![Ok(with_state(name, "Disabled"))]).await;
+    assert_eq!(check(&step(&stub)).await, stopped(all(), name, "Disabled", Some(3)));
 
     // A queue that can't be counted does not hide the mapping.
-    let stub = cloud(|call| match call.operation() {
-        "GetQueueAttributes" => Some((403, json!({ "__type": "AccessDenied" }))),
-        _ => is_of(call, "uuid-2").then(|| described(QUEUE, "Disabled")),
-    })
-    .await;
-    let stopped = json!({ "mapping": "FailureFilesMapping", "state": "Disabled", "waiting": null });
-    let reply = json!({ "checked": 3, "notRunning": [stopped] });
-    assert_eq!(check(&step(&stub)).await, (Ok(reply), Some(1.0)));
+    let name = "record-failure <- queue telemetry-failures";
+    let stub = cloud(vec![Ok(with_state(name, "Disabled"))]).await;
+    assert_eq!(check(&step(&stub)).await, stopped(all(), name, "Disabled", None));
 }
 
 #[tokio::test]
-async fn a_mapping_that_lambda_does_not_know_is_reported() {
-    let unknown = || (404, json!({ "__type": "ResourceNotFoundException" }));
-    let stub = cloud(move |call| is_of(call, "uuid-3").then(unknown)).await;
-    let stopped = json!({ "mapping": "PublishEventsMapping", "state": "Missing", "waiting": null });
-    let reply = json!({ "checked": 3, "notRunning": [stopped] });
-    assert_eq!(check(&step(&stub)).await, (Ok(reply), Some(1.0)));
-}
-
-#[tokio::test]
-async fn nothing_is_reported_if_a_mapping_was_not_seen() {
-    let refused = || (403, json!({ "__type": "AccessDeniedException" }));
-    for (answer, kind) in [
-        (throttled as fn() -> (u16, Value), ErrorKind::Transient),
-        (|| (500, json!({ "__type": "ServiceException" })), ErrorKind::Transient),
-        (refused, ErrorKind::Internal),
-    ] {
-        let stub = cloud(move |call| is_of(call, "uuid-1").then(answer)).await;
-        assert_eq!(check(&step(&stub)).await, (Err(kind), None), "0 would say that all run");
-        assert_eq!(stub.take_calls().len(), 3, "the others are looked at");
+async fn an_expected_mapping_that_does_not_exist_is_reported() {
+    for (index, consumer) in CONSUMERS.iter().enumerate() {
+        let mut mappings = enabled();
+        mappings.remove(index);
+        let stub = cloud(vec![Ok(mappings)]).await;
+        let waiting = match consumer.source {
+            Source::Queue("telemetry-failures") | Source::Stream(_) | Source::Table(_) => None,
+            Source::Queue(_) => Some(3),
+        };
+        let expected = stopped(all() - 1, &consumer.to_string(), "Missing", waiting);
+        assert_eq!(check(&step(&stub)).await, expected);
     }
-    let stub = cloud(|call| is_of(call, "uuid-3").then_some((SILENCE, Value::Null))).await;
+}
+
+#[tokio::test]
+async fn an_unexpected_mapping_is_reported_only_if_it_does_not_run() {
+    let consumer = Consumer { function: "new-function", source: Source::Queue("new-commands") };
+    let mut mappings = enabled();
+    mappings.push(mapping("fieldstation-prod", consumer, "Enabled"));
+    let stub = cloud(vec![Ok(mappings.clone())]).await;
+    let reply = json!({ "checked": all() + 1, "notRunning": [] });
+    assert_eq!(check(&step(&stub)).await, (Ok(reply), Some(0.0)));
+
+    mappings[all()]["State"] = "Disabled".into();
+    let stub = cloud(vec![Ok(mappings.clone())]).await;
+    let name = "new-function <- queue new-commands";
+    assert_eq!(check(&step(&stub)).await, stopped(all() + 1, name, "Disabled", Some(3)));
+
+    // A source of another environment is named by its ARN, and its messages are not counted.
+    let arn = format!("arn:aws:sqs:{REGION}:another-queue");
+    mappings[all()]["EventSourceArn"] = arn.as_str().into();
+    let stub = cloud(vec![Ok(mappings)]).await;
+    let name = format!("new-function <- {arn}");
+    assert_eq!(check(&step(&stub)).await, stopped(all() + 1, &name, "Disabled", None));
+}
+
+#[tokio::test]
+async fn nothing_is_reported_if_not_all_mappings_were_listed() {
+    let mut first = enabled();
+    let _last = first.split_off(3);
+    for (status, code, kind) in [
+        (429, "TooManyRequestsException", ErrorKind::Transient),
+        (500, "ServiceException", ErrorKind::Transient),
+        (403, "AccessDeniedException", ErrorKind::Internal),
+    ] {
+        let refused = Err((status, json!({ "__type": code })));
+        let stub = cloud(vec![Ok(first.clone()), refused]).await;
+        assert_eq!(check(&step(&stub)).await, (Err(kind), None), "0 would say that all run");
+    }
+    let stub = cloud(vec![Ok(first), Err((SILENCE, Value::Null))]).await;
     let hurried = CheckConsumers { time: Duration::from_millis(300), ..step(&stub) };
     assert_eq!(check(&hurried).await, (Err(ErrorKind::Transient), None), "the time ran out");
 }
 
 #[tokio::test]
-async fn a_mapping_that_does_not_run_is_reported_though_another_was_not_seen() {
-    let stub = cloud(|call| {
-        if is_of(call, "uuid-1") {
-            return Some(throttled());
-        }
-        is_of(call, "uuid-2").then(|| described(QUEUE, "Disabled"))
-    })
-    .await;
+async fn a_mapping_that_does_not_run_is_reported_though_others_were_not_listed() {
+    let first = with_state("initialize-subscription <- queue initialize-subscription", "Disabled");
+    let throttled = Err((429, json!({ "__type": "TooManyRequestsException" })));
+    let stub = cloud(vec![Ok(first), throttled]).await;
     assert_eq!(check(&step(&stub)).await, (Err(ErrorKind::Transient), Some(1.0)));
-}
-
-#[test]
-fn a_wrong_list_of_mappings_is_refused_at_the_start() {
-    for text in ["", "StoreReadingsMapping", "=uuid", "StoreReadingsMapping=", "A=1,,B=2"] {
-        let error = text.parse::<failures::check_consumers::Mappings>().expect_err(text);
-        assert!(error.to_string().contains("<name>=<UUID>"), "{error}");
-    }
 }

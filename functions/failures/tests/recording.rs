@@ -1,19 +1,18 @@
 //! What becomes of the messages of the failure queues and the files of the failure buckets: a row a
 //! piece of work, whatever comes twice, breaks off, or can't be read.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use aws_lambda_events::event::sqs::SqsMessage;
 use aws_types::SdkConfig;
 use contracts::{SensorId, SiteId};
-use failures::{
-    Concerns, ErrorInfo, FailureRow, FailuresError, LONGEST_PAYLOAD, PayloadFile, Status,
-    files::{Files, MAX_FILE_BYTES},
-    ledger::{Insist, Ledger, Outcome},
-    reading,
-    record_failure::{RecordFailure, Sources},
-};
+use failures::{parse, record_failure::RecordFailure};
 use lambda::{Deadline, ErrorKind, Fault};
+use ledger::{
+    Concerns, ErrorInfo, FailedWork, FailureRow, Insist, Ledger, LedgerError, MAX_PAYLOAD_BYTES,
+    Outcome, PayloadFile, Status,
+    files::{Files, MAX_FILE_BYTES},
+};
 use serde_json::{Value, json};
 use store::Table;
 use testkit::{
@@ -27,17 +26,10 @@ use testkit::{
 };
 use uuid::Uuid;
 
-const QUEUES: &str = "arn:aws:sqs:eu-central-1:123456789012:";
-const SOURCES: [(&str, &str); 6] = [
-    ("ProjectSensorsFailures", "project-sensors"),
-    ("ProjectSiteFailures", "project-site"),
-    ("InitializeSubscriptionDeadLetters", "initialize-subscription"),
-    ("StoreReadingsQuarantine", "store-readings"),
-    ("PublishEventsQuarantine", "publish-events"),
-    ("SiteTeardownFailures", "site-teardown"),
-];
-const BUCKET: &str = "store-readings-failures";
-const PAYLOADS: &str = "payloads";
+const ENVIRONMENT: &str = "fieldstation-prod";
+const QUEUES: &str = "arn:aws:sqs:eu-central-1:123456789012:fieldstation-prod-";
+const FUNCTIONS: &str = "arn:aws:lambda:eu-central-1:123456789012:function:fieldstation-prod-";
+const BUCKET: &str = "fieldstation-prod-failures-123456789012-eu-central-1";
 /// As Lambda names them, but for the blank and the `+`, which S3 encodes.
 const KEY: &str =
     "aws/lambda/6f1e1d57/shardId-000000000000/2026/01/01/2026-01-01T12.00.00-a b+c.json";
@@ -56,7 +48,7 @@ impl World {
         Ledger { failures: self.dynamo.table(FAILURES) }
     }
 
-    async fn record(&self, message: &SqsMessage) -> Result<(), FailuresError> {
+    async fn record(&self, message: &SqsMessage) -> Result<(), LedgerError> {
         step(self.dynamo.table(FAILURES), &self.buckets.config()).handle(message, noon(9)).await
     }
 
@@ -74,13 +66,12 @@ impl World {
 }
 
 fn step(failures: Table, s3: &SdkConfig) -> RecordFailure {
-    let queues = SOURCES.map(|(queue, source)| format!("{QUEUES}{queue}={source}")).join(",");
     let s3 = aws_sdk_s3::config::Builder::from(s3).force_path_style(true).build();
     RecordFailure {
+        environment: ENVIRONMENT.to_owned(),
         ledger: Ledger { failures },
         files: Files { client: aws_sdk_s3::Client::from_conf(s3) },
-        payloads: PAYLOADS.to_owned(),
-        sources: format!("{queues},{BUCKET}=store-readings").parse().expect("sources"),
+        bucket: BUCKET.to_owned(),
     }
 }
 
@@ -118,21 +109,26 @@ fn notified_of(id: &str, bucket: &str, key: &str) -> SqsMessage {
             "object": { "key": key, "size": 1024, "eTag": "d41d8cd98f00b204e9800998ecf8427e" },
         },
     }]});
-    message("FailureFiles", id, 0, body.to_string())
+    message("failure-files", id, 0, body.to_string())
 }
 
 fn event() -> Value {
     sample::event("project-sensors")
 }
 
-/// What Lambda sends when a function failed at its event.
+/// What Lambda sends when project-sensors failed at its event.
 fn invocation(event: &Value, error: Option<&str>) -> Value {
+    invocation_of("project-sensors:live", event, error)
+}
+
+/// What Lambda sends when a function failed at its event. The function's name may end with an alias.
+fn invocation_of(function: &str, event: &Value, error: Option<&str>) -> Value {
     let mut told = json!({
         "version": "1.0",
         "timestamp": "2026-01-01T12:05:00.000Z",
         "requestContext": {
             "requestId": "e4b46cbf-b738-xmpl-8880-a18cdf61200e",
-            "functionArn": "arn:aws:lambda:eu-central-1:123456789012:function:project-sensors:live",
+            "functionArn": format!("{FUNCTIONS}{function}"),
             "condition": if error.is_some() { "RetriesExhausted" } else { "EventAgeExceeded" },
             "approximateInvokeCount": 3,
         },
@@ -148,14 +144,19 @@ fn invocation(event: &Value, error: Option<&str>) -> Value {
 
 fn failed(id: &str, seconds: i64) -> SqsMessage {
     let told = invocation(&event(), Some("DynamoDB can't answer now"));
-    message("ProjectSensorsFailures", id, seconds, told.to_string())
+    message("telemetry-failures", id, seconds, told.to_string())
 }
 
 fn not_delivered() -> SqsMessage {
-    let mut message = message("ProjectSensorsFailures", "m-1", 0, event().to_string());
+    let target = format!("{FUNCTIONS}project-sensors:live");
+    undelivered(message("telemetry-failures", "m-1", 0, event().to_string()), &target)
+}
+
+/// The message as a dead letter of EventBridge, for this target of a rule.
+fn undelivered(mut message: SqsMessage, target: &str) -> SqsMessage {
     let attributes = json!({
-        "RULE_ARN": "arn:aws:events:eu-central-1:123456789012:rule/fieldstation/ProjectSensors",
-        "TARGET_ARN": "arn:aws:lambda:eu-central-1:123456789012:function:project-sensors:live",
+        "RULE_ARN": "arn:aws:events:eu-central-1:123456789012:rule/fieldstation-prod-events/telemetry-Project",
+        "TARGET_ARN": target,
         "ERROR_CODE": "NO_PERMISSIONS",
         "ERROR_MESSAGE": "User is not authorized to perform: lambda:InvokeFunction",
         "EXHAUSTED_RETRY_CONDITION": "MaximumRetryAttempts",
@@ -196,10 +197,10 @@ fn execution(name: &str) -> Value {
         "account": "123456789012",
         "time": "2026-01-01T12:00:00Z",
         "region": "eu-central-1",
-        "resources": [format!("{states}:execution:site-teardown:{name}")],
+        "resources": [format!("{states}:execution:fieldstation-prod-site-teardown:{name}")],
         "detail": {
-            "executionArn": format!("{states}:execution:site-teardown:{name}"),
-            "stateMachineArn": format!("{states}:stateMachine:site-teardown"),
+            "executionArn": format!("{states}:execution:fieldstation-prod-site-teardown:{name}"),
+            "stateMachineArn": format!("{states}:stateMachine:fieldstation-prod-site-teardown"),
             "name": name,
             "status": "FAILED",
             "startDate": 1_767_268_000_000_u64,
@@ -219,7 +220,7 @@ fn file(records: &[Value]) -> String {
     json!({
         "requestContext": {
             "requestId": "c9b8fa9f-5a7f-xmpl-af9c-0c604cde93a5",
-            "functionArn": "arn:aws:lambda:eu-central-1:123456789012:function:store-readings:live",
+            "functionArn": "arn:aws:lambda:eu-central-1:123456789012:function:fieldstation-prod-store-readings:live",
             "condition": "RetryAttemptsExhausted",
             "approximateInvokeCount": 100,
         },
@@ -255,16 +256,13 @@ async fn each_format_is_a_row_and_telling_it_twice_changes_nothing() {
     let no_answer = invocation(&event(), None);
     for (name, message) in [
         ("function-failed", failed("m-1", 0)),
-        ("no-answer", message("ProjectSensorsFailures", "m-1", 0, no_answer.to_string())),
+        ("no-answer", message("telemetry-failures", "m-1", 0, no_answer.to_string())),
         ("not-delivered", not_delivered()),
-        (
-            "dead-letter",
-            message("InitializeSubscriptionDeadLetters", "m-1", 0, command.to_string()),
-        ),
+        ("dead-letter", message("initialize-subscription-failures", "m-1", 0, command.to_string())),
         (
             "quarantined",
             message(
-                "PublishEventsQuarantine",
+                "events-failures",
                 "m-1",
                 0,
                 quarantined("publish-events", &of_a_table).to_string(),
@@ -273,7 +271,7 @@ async fn each_format_is_a_row_and_telling_it_twice_changes_nothing() {
         (
             "quarantined-no-event",
             message(
-                "PublishEventsQuarantine",
+                "events-failures",
                 "m-1",
                 0,
                 quarantined("publish-events", &no_event).to_string(),
@@ -282,7 +280,7 @@ async fn each_format_is_a_row_and_telling_it_twice_changes_nothing() {
         (
             "quarantined-part",
             message(
-                "StoreReadingsQuarantine",
+                "telemetry-failures",
                 "m-1",
                 0,
                 quarantined("store-readings", &part).to_string(),
@@ -290,14 +288,11 @@ async fn each_format_is_a_row_and_telling_it_twice_changes_nothing() {
         ),
         (
             "execution-failed",
-            message("SiteTeardownFailures", "m-1", 0, execution("an-onboarding").to_string()),
+            message("onboarding-failures", "m-1", 0, execution("an-onboarding").to_string()),
         ),
         ("given-up", notified("m-1", KEY)),
-        ("unreadable", message("ProjectSiteFailures", "m-1", 0, "no \u{1f321} JSON")),
-        (
-            "unreadable-json",
-            message("ProjectSiteFailures", "m-1", 0, json!({ "a": 1 }).to_string()),
-        ),
+        ("unreadable", message("sites-failures", "m-1", 0, "no \u{1f321} JSON")),
+        ("unreadable-json", message("sites-failures", "m-1", 0, json!({ "a": 1 }).to_string())),
         ("unknown-queue", message("Other", "m-1", 0, json!({ "a": 1 }).to_string())),
         ("file-gone", notified("m-1", "aws/lambda/gone")),
         ("file-broken", notified("m-1", "aws/lambda/broken")),
@@ -321,7 +316,7 @@ async fn each_format_is_a_row_and_telling_it_twice_changes_nothing() {
 async fn the_sample_event_is_recorded_and_s3s_test_is_not() {
     let world = World::start().await;
     let test = json!({ "Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": BUCKET });
-    world.record(&message("FailureFiles", "m-1", 0, test.to_string())).await.expect("done");
+    world.record(&message("failure-files", "m-1", 0, test.to_string())).await.expect("done");
     assert_eq!(world.rows().await, [json!(null); 0]);
 
     let sample = sample::event("record-failure")["Records"][0].take();
@@ -363,10 +358,10 @@ async fn what_comes_back_after_a_replay_is_the_same_failure_again() {
 #[tokio::test]
 async fn a_replayed_execution_that_fails_is_the_same_failure_again() {
     let world = World::start().await;
-    let told = message("SiteTeardownFailures", "m-1", 0, execution("an-onboarding").to_string());
+    let told = message("onboarding-failures", "m-1", 0, execution("an-onboarding").to_string());
     world.record(&told).await.expect("recorded");
     let name = world.row().await.execution_name();
-    let told = message("SiteTeardownFailures", "m-2", 9, execution(&name).to_string());
+    let told = message("onboarding-failures", "m-2", 9, execution(&name).to_string());
     world.record(&told).await.expect("recorded");
     let row = world.row().await;
     assert_eq!(row.attempts, 2);
@@ -381,13 +376,13 @@ async fn a_teardown_that_succeeds_ends_the_failure_of_earlier_ones() {
         told["detail"]["status"] = "SUCCEEDED".into();
         told["detail"]["error"] = Value::Null;
         told["detail"]["cause"] = Value::Null;
-        message("SiteTeardownFailures", id, 60, told.to_string())
+        message("onboarding-failures", id, 60, told.to_string())
     };
     // Most teardowns succeed at once: there is no failure, and none is made.
     world.record(&succeeded("m-0", "decommission")).await.expect("nothing");
     assert_eq!(world.rows().await, [json!(null); 0]);
 
-    let told = message("SiteTeardownFailures", "m-1", 0, execution("nested").to_string());
+    let told = message("onboarding-failures", "m-1", 0, execution("nested").to_string());
     world.record(&told).await.expect("recorded");
     for _ in 0..2 {
         world.record(&succeeded("m-2", "recovery-1")).await.expect("repaired");
@@ -397,7 +392,7 @@ async fn a_teardown_that_succeeds_ends_the_failure_of_earlier_ones() {
         assert!(note.starts_with("repaired by execution arn:") && note.ends_with("recovery-1"));
     }
     // What an operator discarded stays so.
-    let other = message("SiteTeardownFailures", "m-3", 90, execution("again").to_string());
+    let other = message("onboarding-failures", "m-3", 90, execution("again").to_string());
     world.record(&other).await.expect("recorded");
     let id = world.row().await.id;
     world.ledger().discard(id, "known").await.map(drop).expect("discarded");
@@ -431,7 +426,7 @@ async fn a_row_says_which_site_sensor_and_sender_it_concerns() {
         (quarantined("store-readings", &strange), whom(None, None, None, Some("logger-7"))),
     ] {
         let world = World::start().await;
-        let told = message("StoreReadingsQuarantine", "m-1", 0, told.to_string());
+        let told = message("telemetry-failures", "m-1", 0, told.to_string());
         world.record(&told).await.expect("recorded");
         let row = world.row().await;
         assert_eq!(row.concerns(), concerns);
@@ -472,7 +467,7 @@ async fn a_file_is_a_row_a_record_however_often_s3_tells_of_it() {
     // The quarantine, and a second file, have the same piece of work.
     let told = quarantined("store-readings", &record("4", "e30="));
     world
-        .record(&message("StoreReadingsQuarantine", "m-3", 0, told.to_string()))
+        .record(&message("telemetry-failures", "m-3", 0, told.to_string()))
         .await
         .expect("recorded");
     world.buckets.put(BUCKET, "aws/lambda/second", file(&records[..1]));
@@ -484,7 +479,7 @@ async fn a_file_is_a_row_a_record_however_often_s3_tells_of_it() {
 #[tokio::test]
 async fn a_payload_too_long_for_a_row_is_in_a_file_and_the_file_comes_first() {
     let world = World::start().await;
-    let data = "e30=".repeat(LONGEST_PAYLOAD / 4);
+    let data = "e30=".repeat(MAX_PAYLOAD_BYTES / 4);
     world.buckets.put(BUCKET, KEY, file(&[record("1", &data), record("2", "e30=")]));
     // The file is there, but not the row: it is told again.
     let broken =
@@ -492,18 +487,18 @@ async fn a_payload_too_long_for_a_row_is_in_a_file_and_the_file_comes_first() {
     let broken = Table::new(aws_sdk_dynamodb::Client::new(&broken.await.config()), FAILURES);
     let error = step(broken, &world.buckets.config()).handle(&notified("m-1", KEY), noon(0)).await;
     assert_eq!(error.expect_err("throttled").kind(), ErrorKind::Transient);
-    let told = PayloadFile { bucket: BUCKET.to_owned(), key: KEY.to_owned() };
     let content = world.buckets.file(BUCKET, KEY).expect("the file");
-    let id = reading::file("store-readings", &told, &content)[0].id;
-    assert!(world.buckets.file(PAYLOADS, &id.to_string()).is_some());
+    let id = of_file(str::from_utf8(&content).expect("text"))[0].id;
+    assert!(world.buckets.file(BUCKET, &format!("payloads/{id}")).is_some());
 
     world.record(&notified("m-1", KEY)).await.expect("recorded");
     let rows = world.rows().await;
     let row = rows.iter().find(|row| row.get("payloadFile").is_some()).expect("a long one");
     assert_eq!((rows.len(), row.get("payload")), (2, None));
     let place = &row["payloadFile"];
-    assert_eq!(*place, json!({ "bucket": PAYLOADS, "key": row["id"] }));
-    let payload = world.buckets.file(PAYLOADS, row["id"].as_str().expect("an id"));
+    let key = format!("payloads/{}", row["id"].as_str().expect("an id"));
+    assert_eq!(*place, json!({ "bucket": BUCKET, "key": key }));
+    let payload = world.buckets.file(BUCKET, &key);
     let payload: Value = serde_json::from_slice(&payload.expect("the file")).expect("JSON");
     assert_eq!(payload, record("1", &data));
     world.record(&notified("m-1", KEY)).await.expect("known");
@@ -513,9 +508,8 @@ async fn a_payload_too_long_for_a_row_is_in_a_file_and_the_file_comes_first() {
 #[tokio::test]
 async fn without_the_file_there_is_no_row() {
     let world = World::start().await;
-    let long = json!({ "a": "x".repeat(LONGEST_PAYLOAD) });
-    let told =
-        message("ProjectSensorsFailures", "m-1", 0, invocation(&long, Some("no")).to_string());
+    let long = json!({ "a": "x".repeat(MAX_PAYLOAD_BYTES) });
+    let told = message("telemetry-failures", "m-1", 0, invocation(&long, Some("no")).to_string());
     world.buckets.put(BUCKET, KEY, file(&[record("1", "e30=")]));
     world.buckets.down(true);
     for message in [&told, &notified("m-2", KEY)] {
@@ -609,9 +603,9 @@ async fn a_file_that_is_too_large_or_has_too_many_records_is_unreadable() {
     assert!(message.contains("has more than 16777216 bytes"), "{message}");
 }
 
-fn of_file(content: &str) -> Vec<reading::Failure> {
+fn of_file(content: &str) -> Vec<FailedWork> {
     let place = PayloadFile { bucket: BUCKET.to_owned(), key: KEY.to_owned() };
-    reading::file("store-readings", &place, content.as_bytes())
+    parse::file(ENVIRONMENT, &place, content.as_bytes())
 }
 
 #[tokio::test]
@@ -632,7 +626,7 @@ async fn a_message_whose_row_the_table_refuses_is_recorded_as_unreadable() {
     // The ARN alone is too large for a row.
     let world = World::start().await;
     let told = execution(&"x".repeat(500_000)).to_string();
-    let told = message("SiteTeardownFailures", "m-1", 0, told);
+    let told = message("onboarding-failures", "m-1", 0, told);
     world.record(&told).await.expect("recorded");
     world.record(&told).await.expect("known");
     let row = world.row().await;
@@ -661,7 +655,7 @@ fn a_message_that_cant_be_recorded_now_fails_alone() {
         cloud.throttle(vec!["site-b".to_owned()], Duration::from_mins(1));
         let batch = ["site-a", "site-b", "site-c"].map(|site| {
             let told = invocation(&json!({ "site": site }), Some("no"));
-            (site, message("ProjectSensorsFailures", site, 0, told.to_string()))
+            (site, message("telemetry-failures", site, 0, told.to_string()))
         });
         let failed = lambda::each(batch, Deadline::after(Duration::from_secs(20)), async |told| {
             step.handle(&told, noon(0)).await.map_err(|error| error.to_string())
@@ -685,14 +679,192 @@ async fn a_row_keeps_no_more_messages_than_fit() {
     assert!(row.messages.len() <= 100, "{}", row.messages.len());
 }
 
-#[test]
-fn sources_are_read_or_named_as_wrong() {
-    let sources: Sources =
-        "arn:aws:sqs:a:1:Q=project-site, bucket=store-readings".parse().expect("");
-    assert_eq!(sources.of("arn:aws:sqs:a:1:Q"), Some("project-site"));
-    assert_eq!(sources.of("bucket"), Some("store-readings"));
-    assert_eq!(sources.of("other"), None);
-    for wrong in ["", "a", "a=", "=b", "a=b,"] {
-        assert!(wrong.parse::<Sources>().is_err(), "{wrong:?}");
+/// The only row that a message becomes, as kind and source.
+async fn recorded_as(message: &SqsMessage) -> (FailureRow, String, String) {
+    let world = World::start().await;
+    world.record(message).await.expect("recorded");
+    let row = world.row().await;
+    let kind = json!(row.kind).as_str().expect("a kind").to_owned();
+    (row.clone(), kind, row.source)
+}
+
+#[tokio::test]
+async fn the_messages_of_several_functions_in_one_queue_become_failures_of_each() {
+    let body = event();
+    let failed = |queue: &str, function: &str| {
+        message(queue, "m-1", 0, invocation_of(function, &body, Some("no")).to_string())
+    };
+    let teardown = || message("onboarding-failures", "m-1", 0, execution("nested").to_string());
+    let of_quarantine = |queue: &str, source: &str| {
+        message(queue, "m-1", 0, quarantined(source, &record("1", "e30=")).to_string())
+    };
+    let command = json!({ "taskToken": "AQC", "command": { "siteId": saga("a").site_id } });
+    let command = |queue: &str| message(queue, "m-1", 0, command.to_string());
+    for (message, kind, source, id) in [
+        // One queue, three functions and a state machine. The alias may be missing.
+        (
+            failed("onboarding-failures", "start-onboarding:live"),
+            "FUNCTION_FAILED",
+            "start-onboarding",
+            "b6bc2527-5048-5a79-9555-5f5afcbdaff0",
+        ),
+        (
+            failed("onboarding-failures", "check-sagas"),
+            "FUNCTION_FAILED",
+            "check-sagas",
+            "44beaa36-227f-57e6-95e4-e50ccb899ac0",
+        ),
+        // EventBridge could not deliver the event of an execution to a function.
+        (
+            undelivered(teardown(), &format!("{FUNCTIONS}recover-onboarding:live")),
+            "NOT_DELIVERED",
+            "recover-onboarding",
+            "def30d84-c7af-560f-9a28-0e4917a9e8dc",
+        ),
+        (teardown(), "EXECUTION_FAILED", "site-teardown", "baee367f-d952-5495-a63a-9c4e65882b8b"),
+        // The rule's target is the queue itself.
+        (
+            undelivered(teardown(), &format!("{QUEUES}onboarding-failures")),
+            "EXECUTION_FAILED",
+            "site-teardown",
+            "baee367f-d952-5495-a63a-9c4e65882b8b",
+        ),
+        (
+            failed("telemetry-failures", "project-sensors:7"),
+            "FUNCTION_FAILED",
+            "project-sensors",
+            "4096b341-0edd-52ca-938c-8a69a16c1253",
+        ),
+        (
+            of_quarantine("telemetry-failures", "store-readings"),
+            "QUARANTINED",
+            "store-readings",
+            "28c357d5-90c5-59c5-9990-f5385b9e0574",
+        ),
+        (
+            of_quarantine("events-failures", "publish-events"),
+            "QUARANTINED",
+            "publish-events",
+            "476fde72-0232-5731-8281-774fc6b4807d",
+        ),
+        (
+            command("initialize-subscription-failures"),
+            "DEAD_LETTER",
+            "initialize-subscription",
+            "b3f94040-3440-5475-9032-391075735b1b",
+        ),
+        (
+            command("cancel-subscription-failures"),
+            "DEAD_LETTER",
+            "cancel-subscription",
+            "19e5f156-35d1-5cb4-82a7-0dfc1040cc77",
+        ),
+    ] {
+        let (row, as_kind, as_source) = recorded_as(&message).await;
+        assert_eq!((&*as_kind, &*as_source), (kind, source), "{row:?}");
+        // Version 1, with a queue for each function, gave the same work the same id.
+        assert_eq!(row.id.to_string(), id, "{source}");
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_names_no_source_of_the_environment_is_unreadable() {
+    let body = event();
+    let failed = |function: &str| invocation_of(function, &body, Some("no"));
+    let staging = |arn: &Value| arn.as_str().expect("text").replace("-prod-", "-staging-");
+    let mut of_staging = failed("import-site:live");
+    let arn = staging(&of_staging["requestContext"]["functionArn"]);
+    of_staging["requestContext"]["functionArn"] = arn.into();
+    let mut no_function = failed("import-site");
+    no_function["requestContext"].as_object_mut().expect("fields").remove("functionArn");
+    let mut other_machine = execution("a");
+    let arn = format!("{}", other_machine["detail"]["stateMachineArn"]);
+    other_machine["detail"]["stateMachineArn"] =
+        arn.trim_matches('"').replace("site-teardown", "site-onboarding").into();
+    let mut no_source = quarantined("store-readings", &record("1", "e30="));
+    no_source.as_object_mut().expect("fields").remove("source");
+    for body in [
+        of_staging,
+        no_function,
+        failed("Import_Site"),
+        other_machine,
+        no_source,
+        quarantined("", &record("1", "e30=")),
+        quarantined("../store-readings", &record("1", "e30=")),
+        quarantined(&"x".repeat(65), &record("1", "e30=")),
+        // A command, in a queue that has no commands.
+        json!({ "taskToken": "AQC", "command": {} }),
+        // A notification, in a queue that has none.
+        serde_json::from_str(notified("m-1", KEY).body.as_deref().expect("a body")).expect("JSON"),
+    ] {
+        let message = message("billing-failures", "m-1", 0, body.to_string());
+        let (row, kind, source) = recorded_as(&message).await;
+        assert_eq!((&*kind, &*source), ("UNREADABLE", "billing-failures"), "{row:?}");
+        assert_eq!(row.payload, Some(body.to_string()));
+    }
+    // EventBridge could not deliver to a function of another environment, or does not name the target.
+    for target in ["arn:aws:lambda:eu-central-1:123456789012:function:import-site", ""] {
+        let message = undelivered(message("sites-failures", "m-1", 0, body.to_string()), target);
+        let (_, kind, source) = recorded_as(&message).await;
+        assert_eq!((&*kind, &*source), ("UNREADABLE", "sites-failures"), "{target}");
+    }
+    // The queue of commands names the source.
+    let message = message("cancel-subscription-failures", "m-1", 0, "no command");
+    let (_, kind, source) = recorded_as(&message).await;
+    assert_eq!((&*kind, &*source), ("UNREADABLE", "cancel-subscription"));
+}
+
+#[tokio::test]
+async fn the_end_of_a_teardown_that_a_function_did_not_get_repairs_nothing() {
+    let world = World::start().await;
+    let told = message("onboarding-failures", "m-1", 0, execution("nested").to_string());
+    world.record(&told).await.expect("recorded");
+    let mut ended = execution("recovery");
+    ended["detail"]["status"] = "SUCCEEDED".into();
+    let ended = message("onboarding-failures", "m-2", 9, ended.to_string());
+    let target = format!("{FUNCTIONS}recover-onboarding:live");
+    world.record(&undelivered(ended.clone(), &target)).await.expect("recorded");
+    let statuses = async || -> BTreeMap<String, Value> {
+        let rows = world.rows().await;
+        let status = |row: &Value| {
+            (row["source"].as_str().expect("a source").to_owned(), row["status"].clone())
+        };
+        rows.iter().map(status).collect()
+    };
+    let both = |teardown: &str| {
+        BTreeMap::from([
+            ("recover-onboarding".to_owned(), json!("OPEN")),
+            ("site-teardown".to_owned(), json!(teardown)),
+        ])
+    };
+    assert_eq!(statuses().await, both("OPEN"));
+    // The queue is the target: it has the event now.
+    let target = format!("{QUEUES}onboarding-failures");
+    world.record(&undelivered(ended, &target)).await.expect("repaired");
+    assert_eq!(statuses().await, both("REPLAYED"));
+}
+
+#[tokio::test]
+async fn a_file_belongs_to_the_function_that_it_names() {
+    let of = |function: &str| {
+        let mut content: Value = serde_json::from_str(&file_of_one()).expect("JSON");
+        content["requestContext"]["functionArn"] = function.into();
+        content.to_string()
+    };
+    // The model of a mapping, which is compared with AWS's documentation, writes such files.
+    let model = include_str!("../../../tests/testkit/tests/goldens/failure-destination.json");
+    for (content, source) in [
+        (of(&format!("{FUNCTIONS}store-readings:live")), "store-readings"),
+        (of(&format!("{FUNCTIONS}detect-breaches")), "detect-breaches"),
+        (model.replace(":function:", ":function:fieldstation-prod-"), "consumer"),
+    ] {
+        let failures = of_file(&content);
+        let sources: Vec<_> = failures.iter().map(|it| (it.source.as_str(), it.kind)).collect();
+        assert_eq!(sources, [(source, ledger::Kind::GivenUp)], "{content}");
+    }
+    for function in ["", "arn:aws:lambda:eu-central-1:123456789012:function:store-readings"] {
+        let failures = of_file(&of(function));
+        let sources: Vec<_> = failures.iter().map(|it| (it.source.as_str(), it.kind)).collect();
+        assert_eq!(sources, [("failure-files", ledger::Kind::Unreadable)], "{function}");
     }
 }

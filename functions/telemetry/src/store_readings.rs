@@ -12,6 +12,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{
     SensorId, SiteId, Timestamp,
     readings::{Bundle, Sample},
+    stream::Record,
 };
 use flate2::{Compression, read::GzEncoder};
 use futures_util::{StreamExt, stream as futures};
@@ -21,7 +22,7 @@ use serde_bytes::ByteBuf;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use store::{Commit, Table, Transaction};
-use stream::{GZIP, Record};
+use stream::GZIP;
 
 use crate::{SeriesRow, TelemetryError, packing::pack, register::Register};
 
@@ -91,7 +92,7 @@ impl StoreReadings {
 
     async fn record(&self, record: &Record<'_>) -> Result<(), Refused> {
         let now = Timestamp::now();
-        let bundle = record.bundle(now)?;
+        let bundle = stream::bundle(record, now)?;
         let Stored { samples, repeated } = self.store(&bundle, now).await?;
         metrics::counter!("ReadingsStored").increment(samples as u64);
         metrics::counter!("ReadingsRepeated").increment(repeated as u64);
@@ -162,13 +163,8 @@ impl StoreReadings {
             return self.quarantine.put(record, reason).await;
         }
         let packed = packed(record).map_err(|fault| format!("{message}; and {fault}"))?;
-        let parts = packed.as_bytes().chunks(MOST_A_MESSAGE);
-        let count = parts.len();
-        for (number, part) in (1..).zip(parts) {
-            let mut message = record.clone();
-            message.kinesis.data = String::from_utf8_lossy(part);
-            message.part = (count > 1).then(|| format!("{number}/{count}"));
-            self.quarantine.put(&message, reason).await?;
+        for part in record.split(&packed, MOST_A_MESSAGE) {
+            self.quarantine.put(&part, reason).await?;
         }
         Ok(())
     }
@@ -205,7 +201,7 @@ impl Refused {
 
 /// A record's data as gzip, in base64; as it is where it is no base64, or gzip already.
 fn packed<'a>(record: &'a Record<'_>) -> Result<Cow<'a, str>, String> {
-    match record.data() {
+    match stream::data(record) {
         Ok(data) if !data.starts_with(&GZIP) => {
             let mut packed = Vec::new();
             GzEncoder::new(&data[..], Compression::default())

@@ -13,9 +13,12 @@ pub mod input;
 mod metric;
 pub mod names;
 pub mod number;
+pub mod quarantine;
 pub mod readings;
+pub mod replay;
 mod saga;
 mod site;
+pub mod stream;
 pub mod text;
 mod time;
 

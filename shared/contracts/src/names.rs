@@ -3,6 +3,8 @@
 //! Each is `<environment>-<name>`, so a consumer builds a name or an ARN without asking the owner. Tables,
 //! queues, buses and functions have namespaces of their own, so one name may stand for several of them.
 
+use std::fmt;
+
 /// The services in the order of their first deployment. A service depends on services before it only.
 pub const SERVICES: [&str; 10] = [
     "failures",
@@ -50,25 +52,184 @@ pub fn named(environment: &str, name: &str) -> String {
     format!("{environment}-{name}")
 }
 
-/// What a consumer reads, by its name without the environment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+/// The part of a resource's name after the environment. `None` for a resource of another environment.
+#[must_use]
+pub fn without_environment<'n>(environment: &str, name: &'n str) -> Option<&'n str> {
+    let name = name.strip_prefix(environment)?.strip_prefix('-')?;
+    (!name.is_empty()).then_some(name)
+}
+
+/// The parts of an ARN from the resource on: `function`, `<name>`, `<alias>` of a function's ARN, for example.
+/// `None` for the ARN of another AWS service.
+fn resource<'a>(arn: &'a str, service: &str) -> Option<impl Iterator<Item = &'a str>> {
+    let mut parts = arn.split(':');
+    (parts.next()? == "arn").then_some(())?;
+    // The partition, such as `aws` or `aws-cn`.
+    parts.next()?;
+    (parts.next()? == service).then_some(())?;
+    let (_region, _account) = (parts.next()?, parts.next()?);
+    Some(parts)
+}
+
+/// The name, without the environment, of the function with this ARN. The ARN may end with a version or an
+/// alias. `None` for a function of another environment.
+#[must_use]
+pub fn function_of_arn<'a>(environment: &str, arn: &'a str) -> Option<&'a str> {
+    let mut parts = resource(arn, "lambda")?;
+    (parts.next()? == "function").then_some(())?;
+    without_environment(environment, parts.next()?)
+}
+
+/// The name, without the environment, of the state machine with this ARN.
+#[must_use]
+pub fn state_machine_of_arn<'a>(environment: &str, arn: &'a str) -> Option<&'a str> {
+    let mut parts = resource(arn, "states")?;
+    (parts.next()? == "stateMachine").then_some(())?;
+    without_environment(environment, parts.next()?)
+}
+
+/// What an event source mapping of Lambda reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Source<'a> {
     /// A queue.
-    Queue(&'static str),
+    Queue(&'a str),
     /// A Kinesis stream.
-    Stream(&'static str),
-    /// The stream of a table.
-    Table(&'static str),
+    Stream(&'a str),
+    /// The stream of a DynamoDB table.
+    Table(&'a str),
 }
 
-/// A function that an event source mapping calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Consumer {
-    /// The function, without the environment.
-    pub function: &'static str,
-    /// What its mapping reads.
-    pub source: Source,
+impl<'a> Source<'a> {
+    /// The source with this ARN: of a queue, a stream, or the stream of a table. `None` for a source of
+    /// another environment.
+    #[must_use]
+    pub fn of_arn(environment: &str, arn: &'a str) -> Option<Self> {
+        let name = |name| without_environment(environment, name);
+        if let Some(mut queue) = resource(arn, "sqs") {
+            return name(queue.next()?).map(Self::Queue);
+        }
+        if let Some(mut stream) = resource(arn, "kinesis") {
+            return name(stream.next()?.strip_prefix("stream/")?).map(Self::Stream);
+        }
+        let table = resource(arn, "dynamodb")?.next()?.strip_prefix("table/")?;
+        name(table.split('/').next()?).map(Self::Table)
+    }
 }
 
-/// Every event source mapping of an environment.
-pub const CONSUMERS: &[Consumer] = &[];
+impl fmt::Display for Source<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Queue(name) => write!(f, "queue {name}"),
+            Self::Stream(name) => write!(f, "stream {name}"),
+            Self::Table(name) => write!(f, "table {name}"),
+        }
+    }
+}
+
+/// A function, and a queue or stream that it consumes: an event source mapping of Lambda.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Consumer<'a> {
+    /// The function's name.
+    pub function: &'a str,
+    /// What it consumes.
+    pub source: Source<'a>,
+}
+
+impl fmt::Display for Consumer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} <- {}", self.function, self.source)
+    }
+}
+
+const fn consumer(function: &'static str, source: Source<'static>) -> Consumer<'static> {
+    Consumer { function, source }
+}
+
+/// The queue of S3's notifications about new files of the failure bucket.
+pub const FAILURE_FILES: &str = "failure-files";
+/// The end of the name of each failure queue. Before it is the name of a service, or, for the dead letters of
+/// a command queue, that queue's name.
+pub const FAILURE_QUEUE_SUFFIX: &str = "-failures";
+/// The function that records the messages of the failure queues.
+pub const RECORD_FAILURE: &str = "record-failure";
+
+/// All event source mappings of an environment.
+pub const CONSUMERS: &[Consumer<'static>] = &[
+    consumer("initialize-subscription", Source::Queue("initialize-subscription")),
+    consumer("cancel-subscription", Source::Queue("cancel-subscription")),
+    consumer("store-readings", Source::Stream(READINGS)),
+    consumer("detect-breaches", Source::Stream(READINGS)),
+    consumer("publish-events", Source::Table(EVENTS)),
+    consumer(RECORD_FAILURE, Source::Queue("sites-failures")),
+    consumer(RECORD_FAILURE, Source::Queue("onboarding-failures")),
+    consumer(RECORD_FAILURE, Source::Queue("inventory-failures")),
+    consumer(RECORD_FAILURE, Source::Queue("telemetry-failures")),
+    consumer(RECORD_FAILURE, Source::Queue("events-failures")),
+    consumer(RECORD_FAILURE, Source::Queue("billing-failures")),
+    consumer(RECORD_FAILURE, Source::Queue("failures-failures")),
+    consumer(RECORD_FAILURE, Source::Queue("initialize-subscription-failures")),
+    consumer(RECORD_FAILURE, Source::Queue("cancel-subscription-failures")),
+    consumer(RECORD_FAILURE, Source::Queue(FAILURE_FILES)),
+];
+
+/// The function whose commands a queue holds as dead letters. `None` for any other queue.
+#[must_use]
+pub fn function_of_dead_letters(queue: &str) -> Option<&'static str> {
+    let commands = Source::Queue(queue.strip_suffix(FAILURE_QUEUE_SUFFIX)?);
+    CONSUMERS.iter().find(|it| it.source == commands).map(|it| it.function)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ENVIRONMENT: &str = "fieldstation-prod";
+
+    #[test]
+    fn a_function_is_named_by_its_arn_with_or_without_an_alias() {
+        let arn =
+            "arn:aws:lambda:eu-central-1:123456789012:function:fieldstation-prod-project-site";
+        for end in ["", ":live", ":7", ":$LATEST"] {
+            let found = format!("{arn}{end}");
+            assert_eq!(function_of_arn(ENVIRONMENT, &found), Some("project-site"), "{found}");
+        }
+        for other in [
+            "",
+            "arn:aws:lambda:eu-central-1:123456789012:function:fieldstation-prod-",
+            "arn:aws:lambda:eu-central-1:123456789012:function:fieldstation-prod",
+            "arn:aws:lambda:eu-central-1:123456789012:function:fieldstation-staging-project-site",
+            "arn:aws:lambda:eu-central-1:123456789012:layer:fieldstation-prod-project-site",
+            "arn:aws:sqs:eu-central-1:123456789012:fieldstation-prod-project-site",
+            "fieldstation-prod-project-site",
+        ] {
+            assert_eq!(function_of_arn(ENVIRONMENT, other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_source_is_named_by_its_arn() {
+        for (arn, shown) in [
+            ("arn:aws:sqs:us-east-1:1:fieldstation-prod-sites-failures", "queue sites-failures"),
+            ("arn:aws:kinesis:us-east-1:1:stream/fieldstation-prod-readings", "stream readings"),
+            (
+                "arn:aws:dynamodb:us-east-1:1:table/fieldstation-prod-events/stream/2026-01-01T00:00:00.000",
+                "table events",
+            ),
+        ] {
+            let source = Source::of_arn(ENVIRONMENT, arn);
+            assert_eq!(source.map(|it| it.to_string()).as_deref(), Some(shown));
+            assert_eq!(Source::of_arn("other", arn), None);
+        }
+    }
+
+    #[test]
+    fn the_dead_letters_of_a_command_queue_belong_to_the_function_that_reads_it() {
+        let of = function_of_dead_letters;
+        assert_eq!(of("initialize-subscription-failures"), Some("initialize-subscription"));
+        for other in
+            ["sites-failures", "billing-failures", "initialize-subscription", FAILURE_FILES]
+        {
+            assert_eq!(of(other), None, "{other}");
+        }
+    }
+}

@@ -7,21 +7,12 @@
 //! what happened.
 
 use aws_lambda_events::event::sqs::SqsMessage;
+use contracts::replay::{ReplayEvent, START};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
 use crate::{Deadline, Error, ErrorKind, Failure, decode, serve_raw};
-
-/// How the event of a replay begins. AWS's own events begin with `Records`.
-const START: &str = "{\"replay\":";
-
-/// The event of a replay.
-#[derive(Deserialize)]
-struct Event<'a> {
-    #[serde(borrow)]
-    replay: &'a RawValue,
-}
 
 /// The outcome of a replay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,7 +65,7 @@ enum Answer<R> {
 /// The record or message that the event asks to replay; `None` for a batch.
 fn replayed(event: &RawValue) -> Result<Option<&RawValue>, Failure> {
     if event.get().starts_with(START) {
-        Ok(Some(decode::<Event>(event.get())?.replay))
+        Ok(Some(decode::<ReplayEvent>(event.get())?.replay))
     } else {
         Ok(None)
     }

@@ -1,19 +1,20 @@
-//! Setting a stream's record aside that can't be worked on, ever: whole, and with the reason, so
-//! that the shard moves on and the record can be replayed once the cause is gone.
+//! Quarantines a stream's record that can never be processed: whole, and with the reason, so that the shard
+//! moves on and the record can be replayed once the cause is gone.
 
 use aws_sdk_sqs::{Client, error::DisplayErrorContext};
-use contracts::{SensorId, SiteId};
+use contracts::{SensorId, SiteId, quarantine::Quarantined};
 use lambda::{Aws, ConfigError};
 use serde::Serialize;
 
-/// A queue that somebody looks at.
+/// The failure queue of a service.
 #[derive(Clone, Debug)]
 pub struct Quarantine {
     /// SQS.
     pub queues: Client,
     /// The queue.
     pub url: String,
-    /// The function that sets aside, as the messages name it.
+    /// The function that processes a quarantined record when it is replayed. The failures have it as their
+    /// source.
     pub source: &'static str,
 }
 
@@ -39,24 +40,6 @@ impl<'a> Reason<'a> {
     }
 }
 
-/// A message of the queue.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Quarantined<'a, R> {
-    /// The function.
-    source: &'static str,
-    /// The error's stable name.
-    error: &'a str,
-    /// Why the record can't be worked on.
-    reason: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sensor_id: Option<SensorId>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sensor_site_id: Option<SiteId>,
-    /// The record as it came, its position in the stream included.
-    record: &'a R,
-}
-
 impl Quarantine {
     /// The queue whose URL is in `QUARANTINE_QUEUE_URL`.
     pub fn of(aws: &Aws, source: &'static str) -> Result<Self, ConfigError> {
@@ -67,8 +50,14 @@ impl Quarantine {
     /// Puts a record into the quarantine. As long as that fails, the record counts as failed, not as done.
     pub async fn put(&self, record: &impl Serialize, why: Reason<'_>) -> Result<(), String> {
         let Reason { error, message: reason, sensor_id, sensor_site_id } = why;
-        let message =
-            Quarantined { source: self.source, error, reason, sensor_id, sensor_site_id, record };
+        let message = Quarantined {
+            source: self.source.into(),
+            error: error.into(),
+            reason: reason.into(),
+            sensor_id,
+            sensor_site_id,
+            record,
+        };
         let body = serde_json::to_string(&message)
             .map_err(|fault| format!("{reason}; and it can't be written down: {fault}"))?;
         let body = ascii(&body);

@@ -4,14 +4,14 @@
 //! So a site's records come in order, and a site is a lane: [`consume`] works on a batch lane by
 //! lane and answers with the first record that has to come again.
 
-use std::{borrow::Cow, io::Read};
+use std::io::Read;
 
 use aws_lambda_events::event::streams::KinesisEventResponse;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use contracts::{Timestamp, readings::Bundle};
+use contracts::{Timestamp, readings::Bundle, stream::Record};
 use flate2::read::MultiGzDecoder;
 use lambda::{Deadline, Failed, Failure, InvalidInput};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 /// The largest bundle as plain JSON, in bytes: what a gzip record may unpack to.
@@ -29,76 +29,30 @@ struct Batch<'a> {
     records: Vec<Record<'a>>,
 }
 
-/// A record of the stream, as Lambda delivers it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Record<'a> {
-    /// What was put on the stream.
-    #[serde(borrow)]
-    pub kinesis: Data<'a>,
-    /// Shard and sequence number.
-    #[serde(rename = "eventID", borrow, default)]
-    pub event_id: Cow<'a, str>,
-    /// The stream.
-    #[serde(rename = "eventSourceARN", borrow, default)]
-    pub source_arn: Cow<'a, str>,
-    /// Which part of the data this is, and of how many, where it was set aside in parts: `1/2`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub part: Option<String>,
+/// What was put on the stream, byte for byte.
+pub fn data(record: &Record<'_>) -> Result<Vec<u8>, InvalidInput> {
+    STANDARD
+        .decode(record.kinesis.data.as_bytes())
+        .map_err(|error| invalid("data", format!("is not base64: {error}")))
 }
 
-/// What was put on the stream, and where that is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Data<'a> {
-    /// The site, if all is well.
-    #[serde(borrow)]
-    pub partition_key: Cow<'a, str>,
-    /// Its place in its shard.
-    #[serde(borrow)]
-    pub sequence_number: Cow<'a, str>,
-    /// Base64.
-    #[serde(borrow)]
-    pub data: Cow<'a, str>,
-    /// When it came, in seconds since the epoch.
-    #[serde(default)]
-    pub approximate_arrival_timestamp: f64,
-}
-
-impl Record<'_> {
-    /// What was put on the stream, byte for byte.
-    pub fn data(&self) -> Result<Vec<u8>, InvalidInput> {
-        STANDARD
-            .decode(self.kinesis.data.as_bytes())
-            .map_err(|error| invalid("data", format!("is not base64: {error}")))
+/// The bundle in a record. An error is permanent: the record can never be processed.
+pub fn bundle(record: &Record<'_>, now: Timestamp) -> Result<Bundle, InvalidInput> {
+    let data = data(record)?;
+    let json = if data.starts_with(&GZIP) { unpack(&data)? } else { data };
+    if let Some(problem) = foreign(&json) {
+        return Err(invalid(".", problem));
     }
-
-    /// The bundle in it. What it is refused for is permanent: the record would never do.
-    pub fn bundle(&self, now: Timestamp) -> Result<Bundle, InvalidInput> {
-        let data = self.data()?;
-        let json = if data.starts_with(&GZIP) { unpack(&data)? } else { data };
-        if let Some(problem) = foreign(&json) {
-            return Err(invalid(".", problem));
-        }
-        let json = str::from_utf8(&json)
-            .map_err(|error| invalid(".", format!("is neither JSON nor gzip: {error}")))?;
-        let bundle = Bundle::read(json, now)?;
-        let key = &self.kinesis.partition_key;
-        if **key != *bundle.site_id.to_string() {
-            // Under another key it would be in another lane, and not in order.
-            let problem = format!("is {key:?}; put the bundle's siteId there, {}", bundle.site_id);
-            return Err(invalid("partitionKey", problem));
-        }
-        Ok(bundle)
+    let json = str::from_utf8(&json)
+        .map_err(|error| invalid(".", format!("is neither JSON nor gzip: {error}")))?;
+    let bundle = Bundle::read(json, now)?;
+    let key = &record.kinesis.partition_key;
+    if **key != *bundle.site_id.to_string() {
+        // Under another key it would be in another lane, and not in order.
+        let problem = format!("is {key:?}; put the bundle's siteId there, {}", bundle.site_id);
+        return Err(invalid("partitionKey", problem));
     }
-
-    /// The time since it came, in milliseconds.
-    #[must_use]
-    pub fn age_millis(&self, now: Timestamp) -> f64 {
-        #[expect(clippy::cast_precision_loss, reason = "exact for some 200,000 years")]
-        let now = now.millis() as f64;
-        (now - self.kinesis.approximate_arrival_timestamp * 1000.0).max(0.0)
-    }
+    Ok(bundle)
 }
 
 fn invalid(at: &str, problem: String) -> InvalidInput {

@@ -6,6 +6,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{
     OnboardingId, SensorId, SiteId, Timestamp,
     readings::{Bundle, Sample, Series},
+    stream::{Data, Record},
 };
 use flate2::{
     Compression,
@@ -13,7 +14,7 @@ use flate2::{
 };
 use lambda::InvalidInput;
 use proptest::{collection::vec, num, prelude::*, test_runner::RngSeed};
-use stream::{Data, MOST_BUNDLE_BYTES, Record};
+use stream::{MOST_BUNDLE_BYTES, bundle};
 
 const NOW: &str = "2026-01-01T12:00:00Z";
 
@@ -40,7 +41,7 @@ fn record(data: &str) -> Record<'_> {
 }
 
 fn read(data: &[u8]) -> Result<Bundle, InvalidInput> {
-    record(&STANDARD.encode(data)).bundle(now())
+    bundle(&record(&STANDARD.encode(data)), now())
 }
 
 fn refused(data: &[u8]) -> InvalidInput {
@@ -182,7 +183,7 @@ proptest! {
 
     #[test]
     fn data_that_is_not_base64_is_refused(text in "[^A-Za-z0-9+/=]{1,20}") {
-        let error = record(&text).bundle(now()).expect_err("no base64");
+        let error = bundle(&record(&text), now()).expect_err("no base64");
         prop_assert_eq!(&error.at, "data");
         prop_assert!(is_told(&error), "{error}");
     }
@@ -263,7 +264,7 @@ fn a_bundle_under_another_sites_key_is_refused() {
     for key in [SiteId::registered("", "other").to_string(), "logger-7".to_owned(), String::new()] {
         let mut wrong = record(&data);
         wrong.kinesis.partition_key = key.into();
-        let error = wrong.bundle(now()).expect_err("another site's key");
+        let error = bundle(&wrong, now()).expect_err("another site's key");
         assert_eq!(error.at, "partitionKey");
         assert!(error.problem.contains(&site().to_string()), "{error}");
     }

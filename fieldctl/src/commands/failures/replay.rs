@@ -3,13 +3,15 @@
 use std::{cell::RefCell, collections::BTreeMap, env, num::NonZeroU32, pin::pin, time::Duration};
 
 use clap::Args;
-use contracts::{OnboardingId, Timestamp};
-use failures::{
-    ErrorInfo, FailureId, FailureRow, Kind, Status,
-    ledger::{Claim, Finish, Insist, Ledger, Outcome, Summary},
+use contracts::{
+    OnboardingId, Timestamp,
+    stream::{Part, Record},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
-use serde_json::{Value, json};
+use ledger::{
+    Claim, ErrorInfo, FailureId, FailureRow, Finish, Insist, Kind, Ledger, Outcome, Status, Summary,
+};
+use serde_json::json;
 use tokio::{
     sync::{
         Notify,
@@ -26,7 +28,7 @@ use crate::{
     names::Names,
     output::{Progress, Screen, Tone},
     render::{Table, age, length, plain, short},
-    resend::{Entry, Resend, Sent, joined, part_of, undoes},
+    resend::{Entry, Resend, Sent, undoes},
     stack::Stack,
     teardown::{Teardown, close_repaired, ended},
     walk::{Filter, Walk, kind},
@@ -450,23 +452,22 @@ impl Run<'_> {
         if row.kind != Kind::Quarantined {
             return whole(text);
         }
-        let record: Value = serde_json::from_str(&text).unwrap_or_default();
-        match part_of(&record) {
+        match serde_json::from_str::<Record>(&text).ok().and_then(|record| record.part) {
             None => whole(text),
-            Some((1, count)) => self.parts(row, record, count).await.map(Some),
+            Some(Part { number: 1, count }) => self.parts(row, text, count).await.map(Some),
             Some(_) => Ok(None),
         }
     }
 
     /// The record of which the row is the first part.
-    async fn parts(&self, row: &FailureRow, first: Value, count: usize) -> Result<Work, CliError> {
+    async fn parts(&self, row: &FailureRow, first: String, count: usize) -> Result<Work, CliError> {
         let filter = Filter {
             source: Some(row.source.clone()),
             since: Some(row.last_at.plus_millis(-PARTS_MILLIS)),
             ..Filter::default()
         };
         let mut walk = Walk::new(self.ledger.clone(), &[Status::Open], filter);
-        let (mut parts, mut others) = (vec![first], Vec::new());
+        let (mut texts, mut others) = (vec![first], Vec::new());
         while let Some(page) = walk.next().await? {
             for near in page {
                 let apart = near.first_at.millis().abs_diff(row.first_at.millis());
@@ -475,20 +476,30 @@ impl Run<'_> {
                 }
                 let Some(near) = self.ledger.get(near.id).await? else { continue };
                 let text = payload(self.stack, &near).await?;
-                let record: Value = serde_json::from_str(&text).unwrap_or_default();
-                if part_of(&record).is_some() && record["eventID"] == parts[0]["eventID"] {
-                    parts.push(record);
+                if is_part_of_same(&text, &texts[0]) {
+                    texts.push(text);
                     others.push(near.id);
                 }
             }
         }
-        match joined(&parts) {
-            Some(record) => Ok(Work { payload: record.to_string(), others }),
+        let parts: Vec<Record> =
+            texts.iter().filter_map(|text| serde_json::from_str(text).ok()).collect();
+        match Record::join(&parts) {
+            Some(record) => Ok(Work { payload: json!(record).to_string(), others }),
             None => Err(CliError::not_found(format!(
                 "of a record in {count} parts, {} are open",
                 parts.len()
             ))),
         }
+    }
+}
+
+/// Whether both payloads are parts of one record.
+fn is_part_of_same(one: &str, other: &str) -> bool {
+    let parse = |text| serde_json::from_str::<Record>(text).ok().filter(|it| it.part.is_some());
+    match (parse(one), parse(other)) {
+        (Some(one), Some(other)) => one.event_id == other.event_id,
+        _ => false,
     }
 }
 

@@ -1,8 +1,8 @@
 //! `fieldctl sites health`.
 
 use contracts::{SensorId, SiteId, Timestamp};
-use failures::{Status, ledger::Summary};
 use futures_util::{StreamExt, TryStreamExt, stream};
+use ledger::{Status, Summary};
 use serde_json::Value;
 use store::Table as DynamoTable;
 use telemetry::{

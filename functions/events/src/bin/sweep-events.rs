@@ -14,8 +14,8 @@ async fn main() -> Result<(), Error> {
             events: aws.table("EVENTS_TABLE")?,
             bus: aws_sdk_eventbridge::Client::new(aws.config()),
             bus_name: env("EVENT_BUS_NAME")?,
-            // The queue of publish-events, since a replay goes through publish-events.
-            quarantine: Quarantine::of(&aws, "sweep-events")?,
+            // publish-events takes the replay of a record that was quarantined here.
+            quarantine: Quarantine::of(&aws, "publish-events")?,
         },
         // The function has 30 s.
         time: Duration::from_secs(25),

@@ -11,7 +11,7 @@ async fn main() -> Result<(), Error> {
     serve_step(CheckConsumers {
         lambda: aws_sdk_lambda::Client::new(aws.config()),
         sqs: aws_sdk_sqs::Client::new(aws.config()),
-        mappings: env("MAPPINGS")?.parse()?,
+        environment: env("ENVIRONMENT")?,
         queues_url: env("QUEUES_URL")?,
         // Lambda allows an account 15 calls of its API a second; deployments need them, too.
         pause: Duration::from_millis(100),

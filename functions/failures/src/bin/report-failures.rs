@@ -1,7 +1,8 @@
 //! Lambda function `report-failures`.
 
-use failures::{ledger::Ledger, report_failures::ReportFailures};
+use failures::report_failures::ReportFailures;
 use lambda::{Aws, Error, serve_step};
+use ledger::Ledger;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {

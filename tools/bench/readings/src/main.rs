@@ -119,7 +119,7 @@ async fn build(batch: &RawValue) -> Result<()> {
     let deadline = Deadline::after(Duration::from_hours(1));
     let answer = stream::consume(batch, deadline, async |record| {
         let now = Timestamp::now();
-        let bundle = record.bundle(now).map_err(|error| error.to_string())?;
+        let bundle = stream::bundle(record, now).map_err(|error| error.to_string())?;
         for (sensor, _, row) in rows(&bundle, now) {
             let item: dynamo::Item =
                 serde_dynamo::to_item(&row).map_err(|error| error.to_string())?;

@@ -15,10 +15,9 @@ use store::{StoreError, Table};
 use uuid::Uuid;
 
 use crate::{
-    Concerns, ErrorInfo, FailureId, FailureRow, FailuresError, Kind, MOST_REPLAYS, Replay,
-    ReplayState, Status,
+    Concerns, ErrorInfo, FailedWork, FailureId, FailureRow, Kind, LedgerError, MAX_REPLAYS,
+    Payload, Replay, ReplayState, Status,
     fingerprint::{fingerprint, group},
-    reading::{Failure, Payload},
 };
 
 const BY_STATUS: &str = "byStatus";
@@ -129,7 +128,7 @@ pub enum Recorded {
 /// What a claim is allowed that is refused otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Insist {
-    /// More replays than [`MOST_REPLAYS`].
+    /// More replays than [`MAX_REPLAYS`].
     pub too_often: bool,
     /// Though a replay was interrupted, and may have been sent.
     pub in_doubt: bool,
@@ -212,10 +211,10 @@ impl Ledger {
     /// an attempt more, which opens it again and leaves its history as it is.
     pub async fn record(
         &self,
-        failure: &Failure,
+        failure: &FailedWork,
         message: &str,
         at: Timestamp,
-    ) -> Result<Recorded, FailuresError> {
+    ) -> Result<Recorded, LedgerError> {
         let mut set = vec![
             ("source", text(&failure.source)),
             ("kind", attribute(&failure.kind)?),
@@ -267,7 +266,7 @@ impl Ledger {
                 Update::Refused(None) => {}
             }
         }
-        Err(FailuresError::Overtaken(failure.id))
+        Err(LedgerError::Overtaken(failure.id))
     }
 
     /// Makes room for messages to come.
@@ -374,7 +373,7 @@ impl Ledger {
         by: Option<&str>,
         insist: Insist,
         now: Timestamp,
-    ) -> Result<Claim, FailuresError> {
+    ) -> Result<Claim, LedgerError> {
         let decide = |mut row: FailureRow| {
             if row.status != Status::Open {
                 return Ok(Decision::nothing(Claim::NotOpen(row.status)));
@@ -389,7 +388,7 @@ impl Ledger {
                 }
                 _ => {}
             }
-            if row.replays >= MOST_REPLAYS && !insist.too_often {
+            if row.replays >= MAX_REPLAYS && !insist.too_often {
                 return Ok(Decision::nothing(Claim::TooOften));
             }
             row.replays += 1;
@@ -413,7 +412,7 @@ impl Ledger {
         id: FailureId,
         replay: Uuid,
         outcome: &Outcome,
-    ) -> Result<Finish, FailuresError> {
+    ) -> Result<Finish, LedgerError> {
         let decide = |row: FailureRow| {
             let Some(claim) = row.replay.filter(|claim| claim.id == replay) else {
                 return Ok(Decision::nothing(Finish::NotOurs));
@@ -454,7 +453,7 @@ impl Ledger {
     }
 
     /// Takes a failure off the list. If it comes back, it is open again.
-    pub async fn discard(&self, id: FailureId, note: &str) -> Result<Discard, FailuresError> {
+    pub async fn discard(&self, id: FailureId, note: &str) -> Result<Discard, LedgerError> {
         let decide = |row: FailureRow| {
             if row.status != Status::Open {
                 return Ok(Decision::nothing(Discard::NotOpen(row.status)));
@@ -485,7 +484,7 @@ impl Ledger {
         &self,
         id: FailureId,
         decide: impl Fn(FailureRow) -> Result<Decision<A>, StoreError>,
-    ) -> Result<Option<A>, FailuresError> {
+    ) -> Result<Option<A>, LedgerError> {
         for _ in 0..DECISIONS {
             let Some(row) = self.get(id).await? else { return Ok(None) };
             let was = vec![
@@ -506,7 +505,7 @@ impl Ledger {
                 Update::Refused(_) => {}
             }
         }
-        Err(FailuresError::Overtaken(id))
+        Err(LedgerError::Overtaken(id))
     }
 
     /// Updates a row. The expressions name attributes as `#name`.

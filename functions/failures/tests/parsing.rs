@@ -1,13 +1,18 @@
-//! Whatever is in a message or a file: it is read as failures, and nothing of it is lost.
+//! Whatever is in a message or a file: it becomes failures, and nothing of it is lost.
 
 use aws_lambda_events::event::sqs::SqsMessage;
-use failures::{
-    Kind, PayloadFile,
-    reading::{self, Failure, Notification, Payload},
-};
+use failures::parse::{self, Parsed};
+use ledger::{FailedWork, Kind, Payload, PayloadFile};
 use proptest::{prelude::*, test_runner::RngSeed};
 use serde_json::{Value, json};
 use testkit::sample::saga;
+
+const ENVIRONMENT: &str = "fieldstation-prod";
+const QUEUES: &str = "arn:aws:sqs:eu-central-1:123456789012:fieldstation-prod-";
+const FUNCTION: &str =
+    "arn:aws:lambda:eu-central-1:123456789012:function:fieldstation-prod-a-function:live";
+const MACHINE: &str =
+    "arn:aws:states:eu-central-1:123456789012:stateMachine:fieldstation-prod-site-teardown";
 
 /// JSON out of the words of the known forms, in any order and place.
 fn told() -> impl Strategy<Value = Value> {
@@ -63,27 +68,43 @@ fn told() -> impl Strategy<Value = Value> {
 fn known() -> impl Strategy<Value = Value> {
     (told(), told(), any::<String>(), 0..5_u8).prop_map(|(work, more, text, form)| match form {
         0 => json!({
-            "requestContext": { "condition": text }, "requestPayload": work, "responsePayload": more,
+            "requestContext": { "condition": text, "functionArn": FUNCTION }, "requestPayload": work,
+            "responsePayload": more,
         }),
         1 => json!({ "taskToken": text, "command": work }),
-        2 => json!({ "error": text, "reason": text, "record": work, "source": more }),
+        2 => json!({
+            "error": text, "reason": text, "record": work, "source": "a-function", "more": more,
+        }),
         3 => json!({
             "detail-type": "Step Functions Execution Status Change",
-            "detail": { "executionArn": text, "name": text, "status": "FAILED", "input": text },
+            "detail": {
+                "executionArn": text, "stateMachineArn": MACHINE, "name": text, "status": "FAILED",
+                "input": text,
+            },
         }),
         _ => json!({
-            "requestContext": { "condition": text }, "payload": { "Records": [work, more] },
+            "requestContext": { "condition": text, "functionArn": FUNCTION },
+            "payload": { "Records": [work, more] },
         }),
     })
 }
 
-fn message(body: &str) -> SqsMessage {
+fn message(queue: &str, body: &str) -> SqsMessage {
     let mut message = SqsMessage::default();
     message.body = Some(body.to_owned());
+    message.event_source_arn = Some(format!("{QUEUES}{queue}"));
     message
 }
 
-fn payload_is_kept(failure: &Failure, body: &str) -> Result<(), TestCaseError> {
+/// The failure that a message in this queue is.
+fn failed(queue: &str, body: &str) -> FailedWork {
+    match parse::message(ENVIRONMENT, &message(queue, body)) {
+        Parsed::Failed(work) => *work,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn payload_is_kept(failure: &FailedWork, body: &str) -> Result<(), TestCaseError> {
     let Payload::Text(payload) = &failure.payload else { panic!("a message is no file") };
     match failure.kind {
         Kind::Unreadable | Kind::DeadLetter => prop_assert_eq!(payload, body),
@@ -98,16 +119,14 @@ fn payload_is_kept(failure: &Failure, body: &str) -> Result<(), TestCaseError> {
 }
 
 fn nothing_is_lost(body: &str) -> Result<(), TestCaseError> {
-    let teardown = reading::message("site-teardown", &message(body));
-    let failure = reading::message("a-function", &message(body));
-    for failure in [teardown, failure.clone()] {
+    for queue in ["sites-failures", "cancel-subscription-failures", "failure-files", "other"] {
+        let failure = failed(queue, body);
         payload_is_kept(&failure, body)?;
+        prop_assert_eq!(failure.id, failed(queue, body).id);
     }
-    prop_assert_eq!(failure.id, reading::message("a-function", &message(body)).id);
-    prop_assert_ne!(failure.id, reading::message("b-function", &message(body)).id);
 
     let file = PayloadFile { bucket: "b".to_owned(), key: "k".to_owned() };
-    let failures = reading::file("a-function", &file, body.as_bytes());
+    let failures = parse::file(ENVIRONMENT, &file, body.as_bytes());
     prop_assert!(!failures.is_empty());
     for failure in failures {
         match failure.payload {
@@ -115,7 +134,6 @@ fn nothing_is_lost(body: &str) -> Result<(), TestCaseError> {
             Payload::File(kept) => prop_assert_eq!(&kept, &file),
         }
     }
-    prop_assert_ne!(reading::notification(body), Notification::Test);
     Ok(())
 }
 
@@ -129,7 +147,7 @@ proptest! {
     #[test]
     fn any_bytes_are_a_failure(bytes: Vec<u8>) {
         let file = PayloadFile { bucket: "b".to_owned(), key: "k".to_owned() };
-        prop_assert_eq!(reading::file("a-function", &file, &bytes).len(), 1);
+        prop_assert_eq!(parse::file(ENVIRONMENT, &file, &bytes).len(), 1);
         nothing_is_lost(&String::from_utf8_lossy(&bytes))?;
     }
 
@@ -147,33 +165,59 @@ proptest! {
 #[test]
 fn json_too_deep_to_look_into_is_kept_all_the_same() {
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
-    let quarantined = format!(r#"{{"error": "e", "reason": "r", "record": {deep}}}"#);
+    let quarantined =
+        format!(r#"{{"source": "a-function", "error": "e", "reason": "r", "record": {deep}}}"#);
     for body in [&deep, &quarantined] {
         nothing_is_lost(body).expect("nothing lost");
     }
 }
 
 #[test]
-fn a_sagas_teardowns_are_one_piece_of_work_however_they_are_told_of() {
+fn the_known_forms_are_known() {
+    for (queue, body, kind, source) in [
+        (
+            "sites-failures",
+            json!({
+                "requestContext": { "condition": "x", "functionArn": FUNCTION },
+                "requestPayload": 1,
+            }),
+            Kind::FunctionFailed,
+            "a-function",
+        ),
+        (
+            "sites-failures",
+            json!({ "source": "a-function", "error": "e", "reason": "r", "record": 1 }),
+            Kind::Quarantined,
+            "a-function",
+        ),
+        (
+            "cancel-subscription-failures",
+            json!({ "taskToken": "t", "command": 1 }),
+            Kind::DeadLetter,
+            "cancel-subscription",
+        ),
+    ] {
+        let failure = failed(queue, &body.to_string());
+        assert_eq!((failure.kind, failure.source.as_str()), (kind, source));
+    }
+}
+
+#[test]
+fn the_teardowns_of_a_saga_are_one_piece_of_work() {
     let ended = |name: &str, onboarding: &str| {
         let detail = json!({
             "executionArn": format!("arn:{name}"),
+            "stateMachineArn": MACHINE,
             "status": "FAILED",
             "input": json!({ "onboardingId": onboarding }).to_string(),
         });
         let kind = "Step Functions Execution Status Change";
-        message(&json!({ "detail-type": kind, "detail": detail }).to_string())
+        failed("onboarding-failures", &json!({ "detail-type": kind, "detail": detail }).to_string())
     };
-    let one = reading::message("site-teardown", &ended("nested", "a"));
-    let mut undelivered = ended("recovery", "a");
-    undelivered
-        .message_attributes
-        .insert("ERROR_CODE".to_owned(), serde_json::from_value(json!({ "stringValue": "SDK_CLIENT_ERROR", "dataType": "String", "stringListValues": [], "binaryListValues": [] })).expect("an attribute"));
-    let same = reading::message("site-teardown", &undelivered);
+    let (one, same) = (ended("nested", "a"), ended("recovery", "a"));
     assert_eq!((same.id, same.kind), (one.id, Kind::ExecutionFailed));
     assert_ne!(same.execution, one.execution);
-    let other = reading::message("site-teardown", &ended("nested", "b"));
-    assert_ne!(other.id, one.id);
+    assert_ne!(ended("nested", "b").id, one.id);
 }
 
 #[test]
@@ -183,7 +227,6 @@ fn the_site_is_found_in_lists_and_in_texts_of_json() {
         json!([{ "note": "x" }, { "kinesis": { "partitionKey": site } }]),
         json!({ "Records": [{ "body": json!({ "siteId": site }).to_string() }] }),
     ] {
-        let failure = reading::message("project-site", &message(&told.to_string()));
-        assert_eq!(failure.site_id, Some(site), "{told}");
+        assert_eq!(failed("sites-failures", &told.to_string()).site_id, Some(site), "{told}");
     }
 }

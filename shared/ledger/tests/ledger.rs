@@ -1,26 +1,41 @@
-//! Who may replay a failure, and what becomes of it then.
+//! Who may replay a failure, and how its row changes.
 
 use contracts::{SiteId, Timestamp};
-use failures::{
-    ErrorInfo, FailureId, FailureRow, MOST_REPLAYS, ReplayState, Status,
-    ledger::{Claim, Discard, Finish, Insist, Ledger, Outcome},
-    reading,
-    report_failures::{MOST_COUNTED, Reply, ReportFailures},
+use ledger::{
+    Claim, Discard, ErrorInfo, FailedWork, FailureId, FailureRow, Finish, Insist, Kind, Ledger,
+    MAX_REPLAYS, Outcome, Payload, ReplayState, Status,
 };
-use lambda::Step;
 use serde_json::{Value, json};
 use testkit::{
     Dynamo,
     chance::Chance,
     cloud::{self, Cloud},
     dynamo::FAILURES,
-    measured::measured,
     sample::{self, noon},
 };
 use uuid::Uuid;
 
 const FORCE: Insist = Insist { too_often: true, in_doubt: false };
 const AGAIN: Insist = Insist { too_often: false, in_doubt: true };
+
+/// So many failures are read and counted.
+const FAILED: u32 = 10_050;
+
+/// A failure whose work is this text.
+fn failed_work(work: &str) -> FailedWork {
+    let mut hash = [0; 32];
+    hash[..work.len()].copy_from_slice(work.as_bytes());
+    FailedWork {
+        id: FailureId::of("project-site", hash),
+        source: "project-site".to_owned(),
+        kind: Kind::FunctionFailed,
+        payload: Payload::Text(work.to_owned()),
+        error: ErrorInfo::new("Transient", "no answer"),
+        correlation_id: None,
+        site_id: None,
+        execution: None,
+    }
+}
 
 struct World {
     dynamo: Dynamo,
@@ -35,7 +50,7 @@ impl World {
 
     /// A failure of that name is recorded, for the n-th time.
     async fn fail(&self, name: &str, time: u32) -> FailureId {
-        let failure = reading::unreadable("project-site", name);
+        let failure = failed_work(name);
         let at = noon(time.into());
         self.ledger.record(&failure, &time.to_string(), at).await.expect("recorded");
         failure.id
@@ -112,7 +127,7 @@ async fn what_was_not_sent_was_not_replayed() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     let before = world.row(id).await;
-    for replay in 1..=2 * u128::from(MOST_REPLAYS) {
+    for replay in 1..=2 * u128::from(MAX_REPLAYS) {
         let claim = world.claim(id, replay, Insist::default()).await;
         assert!(matches!(claim, Claim::Claimed(_)), "{claim:?}");
         for _ in 0..2 {
@@ -219,7 +234,7 @@ async fn an_interrupted_replay_is_in_doubt_until_someone_insists() {
 async fn after_the_most_replays_only_force_helps() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
-    for replay in 1..=MOST_REPLAYS {
+    for replay in 1..=MAX_REPLAYS {
         assert!(matches!(world.claim(id, replay.into(), AGAIN).await, Claim::Claimed(_)));
         assert_eq!(
             world.finish(id, replay.into(), failed("no")).await,
@@ -228,28 +243,7 @@ async fn after_the_most_replays_only_force_helps() {
     }
     assert_eq!(world.claim(id, 6, AGAIN).await, Claim::TooOften);
     let Claim::Claimed(row) = world.claim(id, 6, FORCE).await else { panic!("forced") };
-    assert_eq!(row.replays, MOST_REPLAYS + 1);
-}
-
-#[tokio::test]
-async fn the_report_tells_how_many_are_open_and_since_when() {
-    let world = World::start().await;
-    let report = async || {
-        let event = lambda::decode(&sample::event("report-failures").to_string()).expect("event");
-        let step = ReportFailures { ledger: Ledger { failures: world.dynamo.table(FAILURES) } };
-        let (reply, metrics) = measured(step.run(event, noon(300))).await;
-        let named = ["OpenFailures", "OldestOpenFailureAgeSeconds"].map(|name| metrics[name]);
-        (reply.expect("a report"), named)
-    };
-    let told = Reply { open: 0, oldest_age_seconds: 0 };
-    assert_eq!(report().await, (told, [0.0, 0.0]));
-    let first = world.fail("a", 1).await;
-    world.fail("b", 2).await;
-    let told = Reply { open: 2, oldest_age_seconds: 299 };
-    assert_eq!(report().await, (told, [2.0, 299.0]));
-    assert_eq!(world.ledger.discard(first, "known").await.expect("it"), Discard::Discarded);
-    let told = Reply { open: 1, oldest_age_seconds: 298 };
-    assert_eq!(report().await, (told, [1.0, 298.0]));
+    assert_eq!(row.replays, MAX_REPLAYS + 1);
 }
 
 #[tokio::test]
@@ -283,13 +277,13 @@ async fn what_is_not_there_is_unknown() {
 }
 
 #[test]
-fn ten_thousand_failures_are_read_page_by_page_and_counted_no_further() {
+fn ten_thousand_failures_are_read_page_by_page_and_counted() {
     cloud::run(async {
         let cloud = Cloud::new(Chance::of(1));
         let ledger = Ledger { failures: cloud.table(FAILURES) };
-        let failures = i64::from(MOST_COUNTED) + 50;
+        let failures = i64::from(FAILED);
         for index in 0..failures {
-            let failure = reading::unreadable("project-site", &index.to_string());
+            let failure = failed_work(&index.to_string());
             cloud.put(
                 FAILURES,
                 json!({
@@ -318,8 +312,7 @@ fn ten_thousand_failures_are_read_page_by_page_and_counted_no_further() {
         }
         assert_eq!(ledger.page(Status::Replayed, true, None, 9).await.expect("a page").0, []);
 
-        let event = lambda::decode(&sample::event("report-failures").to_string()).expect("event");
-        let reply = ReportFailures { ledger }.run(event, noon(300)).await.expect("a report");
-        assert_eq!(reply, Reply { open: MOST_COUNTED, oldest_age_seconds: 300 });
+        assert_eq!(ledger.count(Status::Open, FAILED).await.expect("a count"), FAILED);
+        assert_eq!(ledger.count(Status::Open, 9).await.expect("a count"), 9);
     });
 }

@@ -8,9 +8,9 @@ use aws_sdk_s3::{
     error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
     operation::get_object::GetObjectError,
 };
-use lambda::Aws;
+use aws_types::SdkConfig;
 
-use crate::{FailuresError, PayloadFile};
+use crate::{LedgerError, PayloadFile};
 
 /// Longer files are not read. Lambda's events have 6 MB at most, twice that as text in a file's JSON.
 pub const MAX_FILE_BYTES: usize = 16 * 1024 * 1024;
@@ -45,11 +45,12 @@ pub struct Files {
 }
 
 impl Files {
-    /// On a laptop a bucket is a path below the endpoint: its name there is no host's.
+    /// With a client of this configuration. At another endpoint than that of AWS, which is an emulator, a
+    /// bucket is a path, since its name is no host there.
     #[must_use]
-    pub fn of(aws: &Aws) -> Self {
-        let laptop = aws.config().endpoint_url().is_some();
-        let config = Builder::from(aws.config()).force_path_style(laptop).build();
+    pub fn new(config: &SdkConfig) -> Self {
+        let emulator = config.endpoint_url().is_some();
+        let config = Builder::from(config).force_path_style(emulator).build();
         Self { client: Client::from_conf(config) }
     }
 
@@ -57,14 +58,14 @@ impl Files {
     ///
     /// # Errors
     /// If another attempt may go through.
-    pub async fn get(&self, file: &PayloadFile) -> Result<Content, FailuresError> {
+    pub async fn get(&self, file: &PayloadFile) -> Result<Content, LedgerError> {
         match tokio::time::timeout(READ_TIMEOUT, self.read(file)).await {
             Ok(content) => content,
             Err(_) => Err(failed(file, format!("not read within {} s", READ_TIMEOUT.as_secs()))),
         }
     }
 
-    async fn read(&self, file: &PayloadFile) -> Result<Content, FailuresError> {
+    async fn read(&self, file: &PayloadFile) -> Result<Content, LedgerError> {
         let answer = self.client.get_object().bucket(&file.bucket).key(&file.key).send().await;
         let mut object = match answer {
             Ok(object) => object,
@@ -91,7 +92,7 @@ impl Files {
     }
 
     /// Puts a file, in the place of the one that is there.
-    pub async fn put(&self, file: &PayloadFile, content: &str) -> Result<(), FailuresError> {
+    pub async fn put(&self, file: &PayloadFile, content: &str) -> Result<(), LedgerError> {
         let put = self.client.put_object().bucket(&file.bucket).key(&file.key);
         let put = put.content_type("application/json").body(content.as_bytes().to_vec().into());
         put.send().await.map(|_| ()).map_err(|error| trouble(file, &error))
@@ -117,13 +118,10 @@ fn unreadable(error: &SdkError<GetObjectError, HttpResponse>) -> Option<String> 
     })
 }
 
-fn trouble<E: std::error::Error + 'static>(
-    file: &PayloadFile,
-    error: &SdkError<E>,
-) -> FailuresError {
+fn trouble<E: std::error::Error + 'static>(file: &PayloadFile, error: &SdkError<E>) -> LedgerError {
     failed(file, DisplayErrorContext(error).to_string())
 }
 
-fn failed(file: &PayloadFile, reason: String) -> FailuresError {
-    FailuresError::File { bucket: file.bucket.clone(), key: file.key.clone(), reason }
+fn failed(file: &PayloadFile, reason: String) -> LedgerError {
+    LedgerError::File { bucket: file.bucket.clone(), key: file.key.clone(), reason }
 }

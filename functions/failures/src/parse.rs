@@ -1,0 +1,509 @@
+//! Reads the messages of the failure queues, and the files of the failure bucket. Nothing is refused: what
+//! has no known form is kept as it came.
+//!
+//! The functions of a service share one queue, so each message must name the function that failed. A message
+//! that names none is unreadable; its source is the queue.
+
+use std::{borrow::Cow, fmt};
+
+use aws_lambda_events::event::sqs::SqsMessage;
+use contracts::{
+    names::{self, FAILURE_FILES, SITE_TEARDOWN, without_environment},
+    quarantine::Quarantined,
+    stream::Record,
+};
+use ledger::{Concerns, ErrorInfo, FailedWork, FailureId, Kind, Payload, PayloadFile};
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::{Value, json, value::RawValue};
+use sha2::{Digest, Sha256};
+
+/// What a message says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Parsed {
+    /// This work failed.
+    Failed(Box<FailedWork>),
+    /// An execution did the work of an earlier failure.
+    Repaired(Repair),
+    /// These files of failures are new.
+    Files(Vec<PayloadFile>),
+    /// S3 tests whether it may send notifications.
+    Test,
+}
+
+/// An execution that did the work of a failure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repair {
+    /// The failure's id, whether or not there is such a row.
+    pub id: FailureId,
+    /// The execution's ARN.
+    pub execution: String,
+}
+
+/// The record that Lambda sends to a function's failure destination.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Invocation<'a> {
+    request_context: RequestContext,
+    #[serde(borrow)]
+    request_payload: &'a RawValue,
+    response_context: Option<ResponseContext>,
+    response_payload: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RequestContext {
+    request_id: Option<String>,
+    /// With or without a version or an alias.
+    #[serde(default)]
+    function_arn: String,
+    condition: String,
+    #[serde(default)]
+    approximate_invoke_count: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ResponseContext {
+    function_error: Option<String>,
+}
+
+/// A command of a saga, whose sender waits for the token.
+#[derive(Deserialize)]
+struct Command {
+    #[serde(rename = "taskToken")]
+    _task_token: String,
+    #[serde(rename = "command")]
+    _command: IgnoredAny,
+}
+
+/// The event of an execution's new status.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct StatusChange {
+    detail_type: String,
+    detail: Execution,
+}
+
+#[derive(Deserialize)]
+struct Execution {
+    #[serde(rename = "executionArn")]
+    arn: String,
+    #[serde(rename = "stateMachineArn")]
+    state_machine_arn: String,
+    status: String,
+    input: String,
+    error: Option<String>,
+    cause: Option<String>,
+}
+
+/// The file of a batch that a stream's mapping gave up on.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct GivenUp<'a> {
+    request_context: RequestContext,
+    response_context: Option<ResponseContext>,
+    #[serde(borrow)]
+    payload: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct Batch<'a> {
+    #[serde(rename = "Records", borrow)]
+    records: Vec<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Notified {
+    #[serde(rename = "Records", default)]
+    records: Vec<NewFile>,
+    #[serde(rename = "Event", default)]
+    event: String,
+}
+
+#[derive(Deserialize)]
+struct NewFile {
+    s3: NewObject,
+}
+
+#[derive(Deserialize)]
+struct NewObject {
+    bucket: Bucket,
+    object: Object,
+}
+
+#[derive(Deserialize)]
+struct Bucket {
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Object {
+    key: String,
+}
+
+/// The longest key that S3 takes, in bytes, and the longest name of a bucket.
+const MAX_KEY_BYTES: usize = 1_024;
+const MAX_BUCKET_BYTES: usize = 63;
+/// The most records of a batch that Lambda delivers.
+const MAX_RECORDS: usize = 10_000;
+/// Characters of a partition key that is no site's id.
+const MAX_SENDER: usize = 100;
+/// The longest name of a function.
+const MAX_SOURCE: usize = 64;
+
+/// What a message says.
+#[must_use]
+pub fn message(environment: &str, message: &SqsMessage) -> Parsed {
+    let arn = message.event_source_arn.as_deref().unwrap_or_default();
+    let name = arn.rsplit(':').next().unwrap_or(arn);
+    let queue = without_environment(environment, name).unwrap_or(name);
+    let body = message.body.as_deref().unwrap_or_default();
+    if queue == FAILURE_FILES {
+        return notification(body);
+    }
+    let failed = match names::function_of_dead_letters(queue) {
+        Some(function) => {
+            dead_letter(function, message, body).unwrap_or_else(|| unreadable(function, body))
+        }
+        None => {
+            if let Some(repair) = repair(environment, message, body) {
+                return Parsed::Repaired(repair);
+            }
+            failed(environment, message, body).unwrap_or_else(|| unreadable(queue, body))
+        }
+    };
+    Parsed::Failed(Box::new(failed))
+}
+
+/// The failed work that a message of a service's failure queue names, with its source.
+fn failed(environment: &str, message: &SqsMessage, body: &str) -> Option<FailedWork> {
+    // The attributes decide, since an event may have any form.
+    match undelivered_target(message) {
+        Some(target) => match names::function_of_arn(environment, target) {
+            Some(function) => not_delivered(source(function)?, message, body),
+            // The target is a queue: EventBridge could not send an execution's status there at once.
+            None => execution(environment, body),
+        },
+        None => invocation(environment, body)
+            .or_else(|| quarantined(body))
+            .or_else(|| execution(environment, body)),
+    }
+}
+
+/// The ARN of the target that EventBridge could not deliver an event to; empty if there is none. `None` if the
+/// message is no dead letter of EventBridge.
+fn undelivered_target(message: &SqsMessage) -> Option<&str> {
+    attribute(message, "ERROR_CODE")?;
+    Some(attribute(message, "TARGET_ARN").unwrap_or_default())
+}
+
+fn attribute<'m>(message: &'m SqsMessage, name: &str) -> Option<&'m str> {
+    message.message_attributes.get(name)?.string_value.as_deref()
+}
+
+/// The name of a function in kebab case. `None` for any other text.
+fn source(name: &str) -> Option<&str> {
+    let kebab = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    ((1..=MAX_SOURCE).contains(&name.len()) && name.bytes().all(kebab)).then_some(name)
+}
+
+/// A message in no known form. Its source is the queue that it was in.
+#[must_use]
+pub fn unreadable(queue: &str, body: &str) -> FailedWork {
+    let error = ErrorInfo::new("Unreadable", "the message has no known form");
+    let work = Sha256::digest(body).into();
+    failed_work(queue, Kind::Unreadable, body, work, error)
+}
+
+/// A failure whose row the table refuses for good, and why it does. The row has the payload and nothing that
+/// was read from it.
+#[must_use]
+pub fn refused(failed: FailedWork, reason: &str) -> FailedWork {
+    let FailedWork { id, source, kind, payload, error, .. } = failed;
+    let text = format!("the table refused its row as {kind:?} of {}: {reason}", error.name);
+    let unreadable = ErrorInfo::new("Unreadable", &text);
+    FailedWork {
+        id: FailureId::of(&source, work(&json!(["refused", id]))),
+        source,
+        kind: Kind::Unreadable,
+        payload,
+        error: ErrorInfo { concerns: Some(Concerns::default()), ..unreadable },
+        correlation_id: None,
+        site_id: None,
+        execution: None,
+    }
+}
+
+/// The failures that a file of Lambda holds, one for each record.
+#[must_use]
+pub fn file(environment: &str, file: &PayloadFile, content: &[u8]) -> Vec<FailedWork> {
+    match str::from_utf8(content).ok().and_then(|text| given_up(environment, text)) {
+        Some(failures) => failures,
+        None => vec![unreadable_file(
+            FAILURE_FILES,
+            file,
+            "has no known form, or names no function of this environment",
+        )],
+    }
+}
+
+/// A file that can't be recorded record by record, and what is wrong with it.
+#[must_use]
+pub fn unreadable_file(queue: &str, file: &PayloadFile, problem: &str) -> FailedWork {
+    let text = format!("file {:?} of bucket {:?} {problem}", file.key, file.bucket);
+    let error = ErrorInfo::new("UnreadableFile", &text);
+    let work = work(&json!(["file", file.bucket, file.key]));
+    let failed = failed_work(queue, Kind::Unreadable, "", work, error);
+    FailedWork { payload: Payload::File(file.clone()), ..failed }
+}
+
+/// A notification of S3.
+fn notification(body: &str) -> Parsed {
+    let files = match serde_json::from_str::<Notified>(body) {
+        Ok(notified) if notified.event == "s3:TestEvent" => return Parsed::Test,
+        Ok(notified) => notified.records,
+        Err(_) => Vec::new(),
+    };
+    let files = files
+        .into_iter()
+        .map(|NewFile { s3 }| PayloadFile { bucket: s3.bucket.name, key: decoded(&s3.object.key) });
+    let files: Vec<_> = files.collect();
+    if !files.is_empty() && files.iter().all(may_exist) {
+        Parsed::Files(files)
+    } else {
+        Parsed::Failed(Box::new(unreadable(FAILURE_FILES, body)))
+    }
+}
+
+/// Whether S3 could have such a file.
+fn may_exist(file: &PayloadFile) -> bool {
+    (1..=MAX_BUCKET_BYTES).contains(&file.bucket.len())
+        && (1..=MAX_KEY_BYTES).contains(&file.key.len())
+}
+
+/// S3 encodes a key in its notifications as a form's value.
+fn decoded(key: &str) -> String {
+    let form = format!("key={key}");
+    let value = form_urlencoded::parse(form.as_bytes()).next();
+    value.map_or_else(|| key.to_owned(), |(_, value)| value.into_owned())
+}
+
+fn invocation(environment: &str, body: &str) -> Option<FailedWork> {
+    let told: Invocation = serde_json::from_str(body).ok()?;
+    let source = function(environment, &told.request_context)?;
+    let answer = |name: &str| told.response_payload.as_ref()?.get(name)?.as_str();
+    let named = answer("errorType").or(function_error(told.response_context.as_ref()));
+    let name = named.unwrap_or(&told.request_context.condition);
+    let message = match answer("errorMessage") {
+        Some(message) => message.to_owned(),
+        None => told.request_context.to_string(),
+    };
+    let event = told.request_payload.get();
+    let error = ErrorInfo::new(name, &message);
+    Some(failed_work(source, Kind::FunctionFailed, event, canonical(event), error))
+}
+
+/// The function of this environment that Lambda called.
+fn function<'r>(environment: &str, request: &'r RequestContext) -> Option<&'r str> {
+    source(names::function_of_arn(environment, &request.function_arn)?)
+}
+
+fn not_delivered(function: &str, message: &SqsMessage, body: &str) -> Option<FailedWork> {
+    serde_json::from_str::<IgnoredAny>(body).ok()?;
+    let name = attribute(message, "ERROR_CODE").unwrap_or("NotDelivered");
+    let told = ["ERROR_MESSAGE", "EXHAUSTED_RETRY_CONDITION"];
+    let told = told.into_iter().filter_map(|name| attribute(message, name));
+    let error = ErrorInfo::new(name, &told.collect::<Vec<_>>().join("; "));
+    Some(failed_work(function, Kind::NotDelivered, body, canonical(body), error))
+}
+
+fn dead_letter(function: &str, message: &SqsMessage, body: &str) -> Option<FailedWork> {
+    serde_json::from_str::<Command>(body).ok()?;
+    let received = message.attributes.get("ApproximateReceiveCount");
+    let text = format!(
+        "received {} times and never done; the function's log tells why",
+        received.map_or("too many", String::as_str)
+    );
+    let error = ErrorInfo::new("ReceivesExhausted", &text);
+    Some(failed_work(function, Kind::DeadLetter, body, canonical(body), error))
+}
+
+fn quarantined(body: &str) -> Option<FailedWork> {
+    let told: Quarantined<&RawValue> = serde_json::from_str(body).ok()?;
+    let error = ErrorInfo::new(&told.error, &told.reason);
+    let mut failed = record(source(&told.source)?, Kind::Quarantined, told.record, error);
+    if let Some(concerns) = &mut failed.error.concerns {
+        concerns.sensor_id = told.sensor_id;
+        concerns.sensor_site_id = told.sensor_site_id;
+    }
+    Some(failed)
+}
+
+/// The repair that the event of a teardown that succeeded stands for; `None` for any other message.
+fn repair(environment: &str, message: &SqsMessage, body: &str) -> Option<Repair> {
+    let target = undelivered_target(message).unwrap_or_default();
+    if names::function_of_arn(environment, target).is_some() {
+        // The event was for a function, which has not seen it.
+        return None;
+    }
+    let detail = teardown(environment, body).filter(|detail| detail.status == "SUCCEEDED")?;
+    Some(Repair { id: FailureId::of(SITE_TEARDOWN, teardown_of(&detail)), execution: detail.arn })
+}
+
+/// The execution of this environment's site-teardown whose new status the event tells. Executions of other
+/// state machines have no replay.
+fn teardown(environment: &str, body: &str) -> Option<Execution> {
+    let StatusChange { detail_type, detail } = serde_json::from_str(body).ok()?;
+    let machine = names::state_machine_of_arn(environment, &detail.state_machine_arn);
+    (detail_type == "Step Functions Execution Status Change" && machine == Some(SITE_TEARDOWN))
+        .then_some(detail)
+}
+
+/// What identifies the work of an execution. A saga's teardowns do the same work, whichever of them failed.
+fn teardown_of(execution: &Execution) -> [u8; 32] {
+    let input: Value = serde_json::from_str(&execution.input).unwrap_or_default();
+    let saga = input["onboardingId"].as_str().unwrap_or(&execution.arn);
+    work(&json!(["execution", saga]))
+}
+
+fn execution(environment: &str, body: &str) -> Option<FailedWork> {
+    let detail = teardown(environment, body)?;
+    let work = teardown_of(&detail);
+    // A function's error comes as what the function answered.
+    let cause = detail.cause.map(|cause| match serde_json::from_str::<Value>(&cause) {
+        Ok(answer) => answer["errorMessage"].as_str().map_or(cause, str::to_owned),
+        Err(_) => cause,
+    });
+    let text = cause.unwrap_or_else(|| format!("the execution ended as {}", detail.status));
+    let error = ErrorInfo::new(detail.error.as_deref().unwrap_or(&detail.status), &text);
+    let failed = failed_work(SITE_TEARDOWN, Kind::ExecutionFailed, &detail.input, work, error);
+    Some(FailedWork { execution: Some(detail.arn), ..failed })
+}
+
+fn given_up(environment: &str, content: &str) -> Option<Vec<FailedWork>> {
+    let told: GivenUp = serde_json::from_str(content).ok()?;
+    let source = function(environment, &told.request_context)?;
+    let event = told.payload.get();
+    let event = match serde_json::from_str::<String>(event) {
+        Ok(text) => Cow::Owned(text),
+        Err(_) => Cow::Borrowed(event),
+    };
+    let batch: Batch = serde_json::from_str(&event).ok()?;
+    if batch.records.len() > MAX_RECORDS {
+        return None;
+    }
+    let request = &told.request_context;
+    let text = match function_error(told.response_context.as_ref()) {
+        Some(error) => format!("{request}; function error {error}"),
+        None => request.to_string(),
+    };
+    let error = ErrorInfo::new(&request.condition, &text);
+    let failures = batch.records.iter();
+    let failures = failures.map(|told| record(source, Kind::GivenUp, told, error.clone()));
+    Some(failures.collect()).filter(|failures: &Vec<_>| !failures.is_empty())
+}
+
+/// A stream's record. The same data, or the same new row, is the same work, wherever in the stream it is and
+/// however it failed.
+fn record(source: &str, kind: Kind, record: &RawValue, error: ErrorInfo) -> FailedWork {
+    let text = record.get();
+    let of_stream = serde_json::from_str::<Record>(text).ok();
+    let work = match &of_stream {
+        Some(Record { kinesis, part, .. }) => {
+            work(&json!(["kinesis", kinesis.partition_key, kinesis.data, part]))
+        }
+        None => of_table(text),
+    };
+    let mut failed = failed_work(source, kind, text, work, error);
+    if failed.site_id.is_none()
+        && let (Some(concerns), Some(record)) = (&mut failed.error.concerns, of_stream)
+    {
+        let key = record.kinesis.partition_key.chars();
+        concerns.sender = Some(key.take(MAX_SENDER).collect());
+    }
+    failed
+}
+
+/// What identifies the work of a record of a table's stream, or of a record in no known form.
+fn of_table(text: &str) -> [u8; 32] {
+    let record: Value = serde_json::from_str(text).unwrap_or_default();
+    let event = &record["eventID"];
+    let mut row = record["dynamodb"]["Keys"].clone();
+    if row.is_object() && record["eventName"] == "INSERT" {
+        row.sort_all_objects();
+        work(&json!(["inserted", row]))
+    } else if event.is_string() {
+        work(&json!(["dynamodb", event]))
+    } else {
+        canonical(text)
+    }
+}
+
+fn failed_work(
+    source: &str,
+    kind: Kind,
+    payload: &str,
+    work: [u8; 32],
+    error: ErrorInfo,
+) -> FailedWork {
+    let told = serde_json::from_str(payload).unwrap_or_default();
+    // A bundle's partition key is its site.
+    let site_id = find(&told, &["siteId", "partitionKey"]);
+    let concerns = Some(Concerns { site_id, ..Concerns::default() });
+    FailedWork {
+        id: FailureId::of(source, work),
+        source: source.to_owned(),
+        kind,
+        payload: Payload::Text(payload.to_owned()),
+        error: ErrorInfo { concerns, ..error },
+        correlation_id: find(&told, &["correlationId", "onboardingId"]),
+        site_id,
+        execution: None,
+    }
+}
+
+impl fmt::Display for RequestContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let request = self.request_id.as_deref().unwrap_or("unknown");
+        let count = self.approximate_invoke_count;
+        write!(f, "given up after {count} tries; the function's log has more of request {request}")
+    }
+}
+
+fn function_error(context: Option<&ResponseContext>) -> Option<&str> {
+    context?.function_error.as_deref()
+}
+
+/// SHA-256 of what identifies the work.
+fn work(told: &Value) -> [u8; 32] {
+    Sha256::digest(told.to_string()).into()
+}
+
+/// The same for JSON that says the same.
+fn canonical(json: &str) -> [u8; 32] {
+    match serde_json::from_str::<Value>(json) {
+        Ok(mut value) => {
+            value.sort_all_objects();
+            work(&value)
+        }
+        Err(_) => Sha256::digest(json).into(),
+    }
+}
+
+/// The first id under one of the names, however deep: as it is, as DynamoDB's attribute, or in JSON
+/// inside a text.
+fn find<I: std::str::FromStr>(told: &Value, names: &[&str]) -> Option<I> {
+    match told {
+        Value::Object(fields) => {
+            let mut here = names.iter().filter_map(|name| fields.get(*name));
+            let id = |value: &Value| value.as_str().or(value["S"].as_str())?.parse().ok();
+            here.find_map(id).or_else(|| fields.values().find_map(|value| find(value, names)))
+        }
+        Value::Array(values) => values.iter().find_map(|value| find(value, names)),
+        Value::String(text) if text.starts_with('{') => {
+            find(&serde_json::from_str(text).ok()?, names)
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,189 @@
+//! A record of the readings stream, as Lambda delivers it, as it is quarantined, and as it is replayed.
+
+use std::{borrow::Cow, fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::Timestamp;
+
+/// A record of the stream, as Lambda delivers it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record<'a> {
+    /// What was put on the stream.
+    #[serde(borrow)]
+    pub kinesis: Data<'a>,
+    /// Shard and sequence number.
+    #[serde(rename = "eventID", borrow, default)]
+    pub event_id: Cow<'a, str>,
+    /// The stream's ARN.
+    #[serde(rename = "eventSourceARN", borrow, default)]
+    pub source_arn: Cow<'a, str>,
+    /// Which part of the record this is, if it was quarantined in parts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
+}
+
+/// What was put on the stream, and its place there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Data<'a> {
+    /// The site, if the sender follows the contract.
+    #[serde(borrow)]
+    pub partition_key: Cow<'a, str>,
+    /// Its place in its shard.
+    #[serde(borrow)]
+    pub sequence_number: Cow<'a, str>,
+    /// The data in base64.
+    #[serde(borrow)]
+    pub data: Cow<'a, str>,
+    /// When it arrived, in seconds since the epoch.
+    #[serde(default)]
+    pub approximate_arrival_timestamp: f64,
+}
+
+/// A part of a record. On the wire it is text, such as `1/2`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Cow<'_, str>", into = "String")]
+pub struct Part {
+    /// Its number, from 1.
+    pub number: usize,
+    /// How many parts there are.
+    pub count: usize,
+}
+
+/// A text that is not the number of a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("is not <number>/<count>, such as 1/2")]
+pub struct InvalidPart;
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.number, self.count)
+    }
+}
+
+impl FromStr for Part {
+    type Err = InvalidPart;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPart> {
+        let (number, count) = text.split_once('/').ok_or(InvalidPart)?;
+        let (number, count) = (number.parse(), count.parse());
+        let part =
+            Self { number: number.or(Err(InvalidPart))?, count: count.or(Err(InvalidPart))? };
+        if (1..=part.count).contains(&part.number) { Ok(part) } else { Err(InvalidPart) }
+    }
+}
+
+impl TryFrom<Cow<'_, str>> for Part {
+    type Error = InvalidPart;
+
+    fn try_from(text: Cow<'_, str>) -> Result<Self, InvalidPart> {
+        text.parse()
+    }
+}
+
+impl From<Part> for String {
+    fn from(part: Part) -> Self {
+        part.to_string()
+    }
+}
+
+impl Record<'_> {
+    /// The time since the record arrived, in milliseconds.
+    #[must_use]
+    pub fn age_millis(&self, now: Timestamp) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "exact for some 200,000 years")]
+        let now = now.millis() as f64;
+        (now - self.kinesis.approximate_arrival_timestamp * 1000.0).max(0.0)
+    }
+
+    /// The same record with this data, in base64, as parts of at most `max` characters. A record that fits
+    /// into one part has no part number.
+    pub fn split<'r>(&'r self, data: &'r str, max: usize) -> impl Iterator<Item = Record<'r>> {
+        let parts = data.as_bytes().chunks(max);
+        let count = parts.len();
+        parts.zip(1..).map(move |(part, number)| {
+            let mut record = self.clone();
+            record.kinesis.data = String::from_utf8_lossy(part);
+            record.part = (count > 1).then_some(Part { number, count });
+            record
+        })
+    }
+
+    /// The record that was split into these parts, in any order. `None` unless each part is there once.
+    #[must_use]
+    pub fn join<'r>(parts: &[Record<'r>]) -> Option<Record<'r>> {
+        let numbered = parts.iter().map(|record| Some((record.part?, record)));
+        let mut numbered: Vec<_> = numbered.collect::<Option<_>>()?;
+        numbered.sort_by_key(|(part, _)| part.number);
+        let (Part { count, .. }, first) = *numbered.first()?;
+        if !numbered.iter().map(|(part, _)| part.number).eq(1..=count) {
+            return None;
+        }
+        let mut record = first.clone();
+        record.kinesis.data = numbered.iter().map(|(_, record)| &*record.kinesis.data).collect();
+        record.part = None;
+        Some(record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn delivered() -> Value {
+        json!({
+            "eventID": "shardId-000000000000:49",
+            "eventSourceARN": "arn:aws:kinesis:eu-central-1:123456789012:stream/readings",
+            "kinesis": {
+                "partitionKey": "a site",
+                "sequenceNumber": "49",
+                "data": "abcdefgh",
+                "approximateArrivalTimestamp": 1_767_268_800.5,
+            },
+        })
+    }
+
+    #[test]
+    fn parts_make_the_record_that_was_split() {
+        let text = delivered().to_string();
+        let record: Record = serde_json::from_str(&text).unwrap();
+        let wire: Vec<_> =
+            record.split(&record.kinesis.data, 3).map(|part| json!(part).to_string()).collect();
+        let read = |text| serde_json::from_str::<Record>(text).unwrap();
+        let mut parts: Vec<Record> = wire.iter().map(|text| read(text)).collect();
+        let shown: Vec<_> = parts
+            .iter()
+            .map(|record| (record.part.unwrap().to_string(), &*record.kinesis.data))
+            .collect();
+        assert_eq!(
+            shown,
+            [("1/3".to_owned(), "abc"), ("2/3".to_owned(), "def"), ("3/3".to_owned(), "gh")]
+        );
+        parts.reverse();
+        assert_eq!(json!(Record::join(&parts)), delivered());
+        // A part is missing, or there twice.
+        assert_eq!(Record::join(&parts[1..]), None);
+        assert_eq!(Record::join(&[parts[0].clone(), parts[1].clone(), parts[1].clone()]), None);
+        assert_eq!(Record::join(&[]), None);
+    }
+
+    #[test]
+    fn a_record_that_fits_is_not_numbered() {
+        let text = delivered().to_string();
+        let record: Record = serde_json::from_str(&text).unwrap();
+        let parts: Vec<_> = record.split(&record.kinesis.data, 8).collect();
+        assert_eq!(json!(parts), json!([delivered()]));
+    }
+
+    #[test]
+    fn only_a_number_and_a_count_are_a_part() {
+        assert_eq!("2/3".parse(), Ok(Part { number: 2, count: 3 }));
+        for bad in ["", "1", "0/2", "3/2", "1/", "/2", "a/b", "-1/2"] {
+            assert_eq!(bad.parse::<Part>(), Err(InvalidPart), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! The functions, state machines and queues that failures have as their source.
+
+use contracts::names::{
+    CONSUMERS, RECORD_FAILURE, SITE_TEARDOWN, Source, function_of_dead_letters,
+};
+
+/// The function that quarantines the bundles that it can't store.
+pub const STORE_READINGS: &str = "store-readings";
+
+/// The functions that are called asynchronously: by events and schedules.
+const ASYNCHRONOUS: [&str; 11] = [
+    "check-consumers",
+    "check-sagas",
+    "import-site",
+    "project-sensors",
+    "project-site",
+    "receive-kits",
+    "reconcile-subscriptions",
+    "recover-onboarding",
+    "report-failures",
+    "start-onboarding",
+    "sweep-events",
+];
+
+/// The sources whose work is done once a teardown of the same onboarding succeeded: the teardown ran every
+/// undo, and no step of the onboarding has an effect after its undo.
+pub const DONE_BY_TEARDOWN: [&str; 4] =
+    [SITE_TEARDOWN, "recover-onboarding", "initialize-subscription", "cancel-subscription"];
+
+/// The functions and state machines whose work can fail for good.
+#[must_use]
+pub fn workers() -> Vec<&'static str> {
+    let consumers = CONSUMERS.iter().map(|it| it.function).filter(|it| *it != RECORD_FAILURE);
+    let mut workers: Vec<_> = ASYNCHRONOUS.into_iter().chain(consumers).collect();
+    workers.push(SITE_TEARDOWN);
+    workers.sort_unstable();
+    workers
+}
+
+/// All known sources: the workers, and the queues whose messages may name no worker. The ledger takes any
+/// source; the list is for an operator who types one.
+#[must_use]
+pub fn known() -> Vec<&'static str> {
+    let queues = CONSUMERS.iter().filter(|it| it.function == RECORD_FAILURE);
+    let queues = queues.filter_map(|it| match it.source {
+        Source::Queue(queue) if function_of_dead_letters(queue).is_none() => Some(queue),
+        _ => None,
+    });
+    let mut known: Vec<_> = workers().into_iter().chain(queues).collect();
+    known.sort_unstable();
+    known
+}
