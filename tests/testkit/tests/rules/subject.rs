@@ -21,13 +21,14 @@ pub struct Subject {
 }
 
 /// The folders whose files are read, with the endings that count.
-const FOLDERS: [(&str, &[&str]); 9] = [
+const FOLDERS: [(&str, &[&str]); 10] = [
     (".ci", &["run", "txt"]),
     (".github/workflows", &["yml"]),
     ("fieldctl/src", &["rs"]),
     ("functions", &["rs"]),
     ("shared", &["rs"]),
     ("tests/events", &["json"]),
+    ("tools/demo/src", &["rs"]),
     ("tools/local", &["py", "txt", "package-lock.json"]),
     ("tests/src", &["rs"]),
     ("tests/tests", &["rs"]),

@@ -188,7 +188,7 @@ pub fn output_is_escaped(subject: &Subject) -> Objections {
             objections.unless(!prints, path, format!("{what} prints what is not escaped"));
         }
     }
-    for (path, source) in subject.under("tests/src/") {
+    for (path, source) in subject.under("tests/src/").chain(subject.under("tools/demo/src/")) {
         let prints = source.contains("println!(") || source.contains("print!(");
         objections.unless(!prints, path, "prints what is not escaped: use terminal::print");
         for bar in ["set_message(", "set_prefix("] {
