@@ -735,7 +735,11 @@ async fn mistakes_are_told_in_a_sentence() {
         (&["failures", "show", "abcd1234"], 3, "there is no failure abcd1234"),
         (&["failures", "replay"], 2, "which failures?"),
         (&["failures", "list", "--source", "project-sight"], 2, "did you mean project-site?"),
-        (&["failures", "groups", "--source", "nonsense"], 2, "the sources are billing-failures, cancel-subscription"),
+        (
+            &["failures", "groups", "--source", "nonsense"],
+            2,
+            "the sources are billing-failures, cancel-subscription",
+        ),
         (
             &["failures", "discard", "--source", "x", "--note", "n", "--yes"],
             2,

@@ -643,13 +643,14 @@ async fn bundles_given_up(
     Ok(failures)
 }
 
-/// The files of a failure bucket, by their keys.
-async fn failure_files(stack: &Stack, bucket: &str) -> Result<BTreeMap<String, Value>> {
-    let bucket = stack.output(bucket)?;
+/// The files of batches that Lambda gave up on, by their keys.
+async fn failure_files(stack: &Stack) -> Result<BTreeMap<String, Value>> {
+    let bucket = stack.physical_id("FailuresBucket").await?;
     let get = async |path: String| call(stack, "s3", Method::GET, &path, &[], String::new()).await;
     let listing = get(format!("/{bucket}?list-type=2")).await?;
     let mut files = BTreeMap::new();
-    for key in listing.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next()) {
+    let keys = listing.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next());
+    for key in keys.filter(|key| key.starts_with("aws/lambda/")) {
         let file = get(format!("/{bucket}/{key}")).await?;
         files.insert(key.to_owned(), serde_json::from_str(&file)?);
     }
@@ -757,13 +758,12 @@ async fn a_batch_that_fails_is_split_and_given_up_record_by_record() -> Result<(
     let bundles = ["00:00", "01:00", "02:00"].map(|id| bundle(ids, sensor, id, &[1.0, 2.0]));
     let bundles = bundles.into_iter().collect::<Result<Vec<_>>>()?;
     let bundles: Vec<_> = bundles.iter().collect();
-    let bucket = "StoreReadingsFailuresBucket";
-    let before = failure_files(&stack, bucket).await?;
+    let before = failure_files(&stack).await?;
     // It does not start.
     let setting = ("READINGS_TABLE", "");
     let failures = bundles_given_up(&stack, STORE_READINGS, setting, &bundles).await?;
 
-    let mut files = failure_files(&stack, bucket).await?;
+    let mut files = failure_files(&stack).await?;
     files.retain(|key, _| !before.contains_key(key));
     assert_eq!(files.len(), bundles.len(), "{files:?}");
     let mapping = stack.physical_id("StoreReadingsMapping").await?;
