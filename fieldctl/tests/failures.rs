@@ -730,7 +730,11 @@ async fn mistakes_are_told_in_a_sentence() {
     })
     .await;
     for (args, code, said) in [
-        (&["--stack", "none", "sites", "list"][..], 3, "there is no stack none in us-east-1"),
+        (
+            &["--stack", "none", "sites", "list"][..],
+            3,
+            "there is neither a stack none nor none-gateway in us-east-1",
+        ),
         (&["sites", "show", "x"], 3, "Not found"),
         (&["sites", "show", "55115657-a433-553f-959b-29ae8465145d"], 3, "Not found"),
         (&["sites", "onboard", "/nonexistent/site.json"], 2, "can't be read"),

@@ -1,6 +1,6 @@
 //! The environment: how to reach it, and the names of what it consists of.
 
-use std::{collections::BTreeMap, env, net::IpAddr};
+use std::{collections::BTreeMap, env, net::IpAddr, sync::Arc};
 
 use anyhow::{Context, Result, bail};
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
@@ -14,6 +14,7 @@ use aws_types::{SdkConfig, region::Region};
 use contracts::names::{self, SERVICES};
 use reqwest::Url;
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 
 /// The emulator knows one account's region; the functions are told the same.
 pub(crate) const REGION: &str = "us-east-1";
@@ -31,6 +32,8 @@ pub struct Stack {
     pub(crate) http: reqwest::Client,
     config: SdkConfig,
     cloudformation: aws_sdk_cloudformation::Client,
+    /// The resources of all stacks, once they were listed. A deployment does not change generated names.
+    resources: Arc<OnceCell<Vec<Resource>>>,
     dynamodb: aws_sdk_dynamodb::Client,
     pub(crate) bus: aws_sdk_eventbridge::Client,
     pub(crate) kinesis: aws_sdk_kinesis::Client,
@@ -39,6 +42,7 @@ pub struct Stack {
 }
 
 /// A resource of a stack.
+#[derive(Debug)]
 struct Resource {
     kind: String,
     logical_id: String,
@@ -116,6 +120,7 @@ impl Stack {
             endpoint,
             config,
             cloudformation,
+            resources: Arc::default(),
         })
     }
 
@@ -197,19 +202,23 @@ impl Stack {
 
     /// The physical ids of all resources of a type, by their logical ids.
     pub async fn resources(&self, kind: &str) -> Result<BTreeMap<String, String>> {
-        let all = self.all_resources().await?.into_iter();
-        Ok(all.filter(|it| it.kind == kind).map(|it| (it.logical_id, it.physical_id)).collect())
+        let of_kind = self.all_resources().await?.iter().filter(|it| it.kind == kind);
+        Ok(of_kind.map(|it| (it.logical_id.clone(), it.physical_id.clone())).collect())
     }
 
     /// The physical id of a resource whose name is generated, such as an event source mapping.
     pub async fn physical_id(&self, logical_id: &str) -> Result<String> {
-        let found = self.all_resources().await?.into_iter().find(|it| it.logical_id == logical_id);
+        let found = self.all_resources().await?.iter().find(|it| it.logical_id == logical_id);
         let found = found.with_context(|| format!("no stack of {} has {logical_id}", self.name))?;
-        Ok(found.physical_id)
+        Ok(found.physical_id.clone())
     }
 
     /// The resources of all stacks of the environment.
-    async fn all_resources(&self) -> Result<Vec<Resource>> {
+    async fn all_resources(&self) -> Result<&[Resource]> {
+        self.resources.get_or_try_init(|| self.list_resources()).await.map(Vec::as_slice)
+    }
+
+    async fn list_resources(&self) -> Result<Vec<Resource>> {
         let (mut resources, stacks) = if self.has_root {
             let of_root = self.resources_of(&self.name).await?;
             let is_stack = |it: &&Resource| it.kind == "AWS::CloudFormation::Stack";
