@@ -287,6 +287,17 @@ async fn a_service_whose_stack_is_missing_is_a_problem() {
     }
 }
 
+/// Its root stack still has it, and CloudFormation still lists its resources, by its ARN.
+#[tokio::test]
+async fn a_nested_stack_that_was_deleted_by_hand_is_missing() {
+    let stacks = Stacks { status: Some(("billing", "DELETE_COMPLETE")), ..Stacks::default() };
+    let cloud = Cloud::with(stacks, well).await;
+    compared(&cloud).await;
+    let (_, document) = status(&cloud).await;
+    assert_eq!(with(&document, "problem"), ["stack"], "{document:#}");
+    assert_eq!(check(&document, "stack")["summary"], "1 of 10 services have no stack");
+}
+
 #[tokio::test]
 async fn a_stack_whose_deployment_failed_is_a_problem() {
     for per_service in [false, true] {

@@ -16,7 +16,10 @@ use axum::{
 };
 use contracts::names::SERVICES;
 use http_body_util::{BodyExt, Full};
-use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
 use serde_json::{Value, json};
 use testkit::dynamo::{BILLING, Dynamo, EVENTS, FAILURES, READINGS, REFUSALS, SITES};
 use tokio::{net::TcpListener, process::Command};
@@ -172,7 +175,11 @@ impl Stacks {
                 let role = ["AWS::IAM::Role", &role, "a-role", "CREATE_COMPLETE"];
                 let own = RESOURCES.iter().filter(|it| it.0 == service);
                 let own = own.map(|it| resource([it.1, it.2, it.3, "CREATE_COMPLETE"]));
-                [resource(role)].into_iter().chain(own).collect()
+                let mut all: Vec<_> = [resource(role)].into_iter().chain(own).collect();
+                if self.status_of(part) == "DELETE_COMPLETE" {
+                    all.iter_mut().for_each(|it| it[3] = "DELETE_COMPLETE".to_owned());
+                }
+                all
             }
         }
     }
@@ -253,27 +260,36 @@ fn log_groups(body: &str) -> Value {
     answer
 }
 
-/// Forwards a call to the embedded DynamoDB, whose tables have other names than those of the environment.
-async fn dynamodb(endpoint: &str, headers: &HeaderMap, body: &str) -> (StatusCode, String) {
-    let renamed = |text: &str, rename: fn((&str, &str)) -> (String, String)| {
-        TABLES.iter().fold(text.to_owned(), |text, pair| {
-            let (from, to) = rename(*pair);
-            text.replace(&from, &to)
-        })
-    };
-    let body = renamed(body, |(name, table)| (format!("\"{name}\""), format!("\"{table}\"")));
-    let mut request =
-        Request::post(endpoint).body(Full::new(Bytes::from(body))).expect("a request");
-    for name in ["x-amz-target", "x-amz-date", "content-type", "authorization"] {
-        request.headers_mut().insert(name, headers[name].clone());
+/// Forwards calls to the embedded DynamoDB, whose tables have other names than those of the environment.
+#[derive(Clone)]
+struct Forward {
+    endpoint: Arc<str>,
+    client: Client<HttpConnector, Full<Bytes>>,
+}
+
+impl Forward {
+    async fn call(&self, headers: &HeaderMap, body: &str) -> (StatusCode, String) {
+        let quoted = |name: &str| format!("\"{name}\"");
+        let body = TABLES.iter().fold(body.to_owned(), |body, (name, table)| {
+            body.replace(&quoted(name), &quoted(table))
+        });
+        let request = Request::post(&*self.endpoint).body(Full::new(Bytes::from(body)));
+        let mut request = request.expect("a request");
+        for name in ["x-amz-target", "x-amz-date", "content-type", "authorization"] {
+            request.headers_mut().insert(name, headers[name].clone());
+        }
+        let answer = self.client.request(request).await.expect("DynamoDB's answer");
+        let status = answer.status();
+        let bytes = answer.into_body().collect().await.expect("a whole answer").to_bytes();
+        let mut text = String::from_utf8_lossy(&bytes).into_owned();
+        // Other answers name no table.
+        if headers["x-amz-target"].as_bytes().ends_with(b"BatchGetItem") {
+            for (name, table) in TABLES {
+                text = text.replace(&quoted(table), &quoted(name));
+            }
+        }
+        (status, text)
     }
-    let client = Client::builder(TokioExecutor::new()).build_http();
-    let answer = client.request(request).await.expect("DynamoDB's answer");
-    let status = answer.status();
-    let bytes = answer.into_body().collect().await.expect("a whole answer").to_bytes();
-    let text = String::from_utf8_lossy(&bytes).into_owned();
-    let back = |(name, table): (&str, &str)| (format!("\"{table}\""), format!("\"{name}\""));
-    (status, renamed(&text, back))
 }
 
 impl Cloud {
@@ -296,14 +312,17 @@ impl Cloud {
         + 'static,
     ) -> Self {
         let dynamo = Dynamo::start().await;
-        let dynamo_endpoint: Arc<str> = dynamo.endpoint().into();
+        let forward = Forward {
+            endpoint: dynamo.endpoint().into(),
+            client: Client::builder(TokioExecutor::new()).build_http(),
+        };
         let asked = Arc::<Mutex<Vec<Asked>>>::default();
         let (seen, answer) =
             (Arc::clone(&asked), Arc::<Answer>::from(Box::new(answer) as Box<Answer>));
         let router = Router::new().fallback(move |request: Request| {
             let (seen, answer) = (Arc::clone(&seen), Arc::clone(&answer));
-            let dynamo = Arc::clone(&dynamo_endpoint);
-            async move { respond(request, stacks, &dynamo, &seen, &answer).await }
+            let forward = forward.clone();
+            async move { respond(request, stacks, &forward, &seen, &answer).await }
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let endpoint = format!("http://{}", listener.local_addr().expect("its address"));
@@ -345,7 +364,7 @@ impl Cloud {
 async fn respond(
     request: Request,
     stacks: Stacks,
-    dynamo: &str,
+    dynamo: &Forward,
     seen: &Mutex<Vec<Asked>>,
     answer: &Arc<Answer>,
 ) -> Response {
@@ -354,7 +373,7 @@ async fn respond(
     let body = String::from_utf8_lossy(&body).into_owned();
     let target = head.headers.get("x-amz-target").and_then(|target| target.to_str().ok());
     if target.is_some_and(|target| target.starts_with("DynamoDB")) {
-        return dynamodb(dynamo, &head.headers, &body).await.into_response();
+        return dynamo.call(&head.headers, &body).await.into_response();
     }
     let form = body.starts_with("Action=");
     // CloudWatch's protocol.
