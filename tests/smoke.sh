@@ -40,7 +40,7 @@ if ! "$FIELDCTL" --json sites onboard "$work/site.json" --wait > "$work/onboarde
   site=$(jq -er .siteId "$work/onboarded.json") || fail "the site could not be registered: see the message above"
   "$FIELDCTL" sites show "$site" >&2
   if [ "$(jq -r .failure.error "$work/onboarded.json")" = KitsOutOfStock ]; then
-    bus=$("$FIELDCTL" outputs EventBusName)
+    bus=${FIELDSTATION_STACK:-fieldstation}-events
     cat >&2 << HELP
 No kit of air_temperature is in stock. A kit is what one sensor needs; a new stack has none. Deliver one:
   on a local stack:  make kits METRIC=air_temperature

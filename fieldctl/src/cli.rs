@@ -12,7 +12,7 @@ use crate::{
     stack::Target,
 };
 
-/// Sees what a Fieldstation stack does, what failed in it, and does something about it.
+/// Shows what a Fieldstation environment does and what failed in it, and repairs it.
 #[derive(Debug, Parser)]
 #[command(
     name = "fieldctl",
@@ -82,7 +82,7 @@ impl Look {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// The whole stack on one screen: what needs attention, and what to do about it.
+    /// The whole environment on one screen: what needs attention, and what to do about it.
     Status(status::Options),
     /// Monitoring sites: list, show, onboard, teardown.
     #[command(subcommand)]
@@ -105,7 +105,7 @@ pub enum Command {
     Failures(Failures),
     /// What the functions wrote: about a site, of a function, errors only, as they come.
     Logs(Logs),
-    /// Prints the stack's outputs: the API's URL, the names of its bus, stream and tables.
+    /// Prints the API's URL, and the names of the bus, the stream, the tables and more.
     Outputs(Outputs),
     /// Prints a completion script for a shell.
     Completions {

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fmt, time::Duration};
 
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
-use contracts::{Entity, OnboardingId, SiteId, Timestamp};
+use contracts::{Entity, OnboardingId, SiteId, Timestamp, names};
 use futures_util::future::try_join_all;
 use serde::Deserialize;
 use store::{EventRow, UNPUBLISHED_SHARDS};
@@ -79,7 +79,7 @@ impl Stack {
         let query = self
             .dynamodb
             .query()
-            .table_name(self.output("EventsTable")?)
+            .table_name(self.named(names::EVENTS))
             .key_condition_expression("entity = :entity")
             .filter_expression("occurredAt BETWEEN :from AND :to")
             .expression_attribute_values(":entity", text(entity))
@@ -104,7 +104,7 @@ impl Stack {
         let answer = self
             .dynamodb
             .get_item()
-            .table_name(self.output("EventsTable")?)
+            .table_name(self.named(names::EVENTS))
             .key("entity", text(Entity::from(site).to_string()))
             .key("sequence", AttributeValue::N("1".to_owned()))
             .send()
@@ -138,12 +138,12 @@ impl Stack {
 
     /// The event that has waited longest to be published; `None` if all are published.
     pub async fn oldest_unpublished(&self) -> Result<Option<Waiting>, CliError> {
-        let table = self.output("EventsTable")?;
+        let table = self.named(names::EVENTS);
         let oldest_of = async |shard: u8| {
             let query = self
                 .dynamodb
                 .query()
-                .table_name(table)
+                .table_name(&table)
                 .index_name("unpublished")
                 .key_condition_expression("unpublished = :shard")
                 .expression_attribute_values(":shard", text(shard.to_string()))
@@ -168,12 +168,12 @@ impl Stack {
         between: Between,
         limit: usize,
     ) -> Result<Vec<EventRow>, CliError> {
-        let table = self.output("EventsTable")?;
+        let table = self.named(names::EVENTS);
         let (from, to) = between.bounds()?;
         let query = self
             .dynamodb
             .query()
-            .table_name(table)
+            .table_name(&table)
             .index_name(index)
             .key_condition_expression("#of = :of AND occurredAt BETWEEN :from AND :to")
             .expression_attribute_names("#of", attribute)
@@ -193,7 +193,7 @@ impl Stack {
         }
         let mut rows = Vec::with_capacity(keys.len());
         for keys in keys.chunks(MOST_GOT) {
-            rows.extend(self.got(table, keys.to_vec()).await?);
+            rows.extend(self.got(&table, keys.to_vec()).await?);
         }
         sort(&mut rows);
         Ok(rows)

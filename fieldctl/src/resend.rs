@@ -1,16 +1,18 @@
 //! Sending failed work back to the very entry that it came from.
 
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{fmt, time::Duration};
 
 use aws_config::{retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_dynamodb::error::{DisplayErrorContext, ProvideErrorMetadata};
 use aws_sdk_lambda::primitives::Blob;
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
-use contracts::replay::ReplayEvent;
+use contracts::{
+    names::{self, LIVE},
+    replay::ReplayEvent,
+};
 use lambda::Replayed;
 use ledger::{ErrorInfo, FailureId, FailureRow, Kind};
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
 
 use crate::{
     error::{CliError, Exit},
@@ -26,16 +28,14 @@ const PAUSES: [Duration; 4] = [
     Duration::from_secs(3),
     Duration::from_secs(10),
 ];
-/// The alias that events come in by.
-const ALIAS: &str = "live";
 
 /// Where work goes back to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// A function, called with the event; the outcome is seen.
     Function {
-        /// Logical id.
-        logical: String,
+        /// Its name without the environment.
+        name: String,
         /// How the function gets the work.
         form: Form,
     },
@@ -58,8 +58,7 @@ impl Entry {
     /// The entry that such a failure came from; none where there is no replay.
     #[must_use]
     pub fn of(kind: Kind, source: &str) -> Option<Self> {
-        let name = pascal(source);
-        let function = |form| Self::Function { logical: format!("{name}Function"), form };
+        let function = |form| Self::Function { name: source.to_owned(), form };
         match kind {
             Kind::FunctionFailed | Kind::NotDelivered => Some(function(Form::Event)),
             Kind::Quarantined | Kind::GivenUp => Some(function(Form::Record)),
@@ -79,28 +78,17 @@ pub fn undoes(source: &str) -> bool {
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Function { logical, form } => {
+            Self::Function { name, form } => {
                 let form = match form {
                     Form::Event => "",
                     Form::Record => ", as one record",
                     Form::Message => ", as one message",
                 };
-                write!(f, "{logical}:{ALIAS}{form}")
+                write!(f, "{name}:{LIVE}{form}")
             }
-            Self::Machine => f.write_str("SiteTeardown, a new execution"),
+            Self::Machine => write!(f, "{}, a new execution", names::SITE_TEARDOWN),
         }
     }
-}
-
-/// `import-site` as `ImportSite`, the way the template names things.
-fn pascal(kebab: &str) -> String {
-    let words = kebab.split('-').map(|word| {
-        let mut letters = word.chars();
-        letters
-            .next()
-            .map_or(String::new(), |first| first.to_uppercase().chain(letters).collect::<String>())
-    });
-    words.collect()
 }
 
 /// What became of work that was sent.
@@ -116,6 +104,8 @@ pub enum Sent {
     Failed(ErrorInfo),
     /// It may have been done or not: no answer came.
     InDoubt(String),
+    /// It was not sent: there is no such function or state machine.
+    Missing(CliError),
     /// It was not sent, and nothing else can be.
     Not(CliError),
 }
@@ -126,8 +116,6 @@ pub struct Resend<'a> {
     stack: &'a Stack,
     lambda: aws_sdk_lambda::Client,
     machines: aws_sdk_sfn::Client,
-    /// Physical ids by logical ids.
-    found: Mutex<HashMap<String, String>>,
 }
 
 impl<'a> Resend<'a> {
@@ -144,23 +132,7 @@ impl<'a> Resend<'a> {
             stack,
             lambda: aws_sdk_lambda::Client::new(&config),
             machines: aws_sdk_sfn::Client::new(&config),
-            found: Mutex::default(),
         }
-    }
-
-    /// Where the entry is: a function's name, a machine's ARN.
-    pub async fn find(&self, entry: &Entry) -> Result<String, CliError> {
-        let logical = match entry {
-            Entry::Function { logical, .. } => logical,
-            Entry::Machine => return self.stack.output("SiteTeardownArn").map(str::to_owned),
-        };
-        let mut found = self.found.lock().await;
-        if let Some(id) = found.get(logical) {
-            return Ok(id.clone());
-        }
-        let id = self.stack.resource(logical).await?;
-        found.insert(logical.clone(), id.clone());
-        Ok(id)
     }
 
     /// Sends a claimed failure's work, once; again only where the entry said that it was busy.
@@ -178,12 +150,8 @@ impl<'a> Resend<'a> {
 
     /// `Err` where the entry is busy and has taken nothing.
     async fn once(&self, entry: &Entry, row: &FailureRow, payload: &str) -> Result<Sent, String> {
-        let to = match self.find(entry).await {
-            Ok(to) => to,
-            Err(trouble) => return Ok(Sent::Not(trouble)),
-        };
         match entry {
-            Entry::Function { form, .. } => {
+            Entry::Function { name, form } => {
                 let event = match form {
                     Form::Event => Ok(payload.to_owned()),
                     Form::Record => replay(payload),
@@ -197,8 +165,8 @@ impl<'a> Resend<'a> {
                         return Ok(Sent::Not(CliError::new(Exit::Failed, message)));
                     }
                 };
-                let call = self.lambda.invoke().function_name(to).qualifier(ALIAS);
-                match call.payload(Blob::new(event)).send().await {
+                let call = self.lambda.invoke().function_name(self.stack.named(name));
+                match call.qualifier(LIVE).payload(Blob::new(event)).send().await {
                     Ok(answer) => {
                         let told = answer.payload().map_or(&[][..], |payload| payload.as_ref());
                         Ok(outcome(*form, answer.function_error(), told))
@@ -208,11 +176,9 @@ impl<'a> Resend<'a> {
             }
             Entry::Machine => {
                 let name = row.execution_name();
-                let arn = match self.stack.execution_arn("SiteTeardownArn", &name) {
-                    Ok(arn) => arn,
-                    Err(trouble) => return Ok(Sent::Not(trouble)),
-                };
-                let start = self.machines.start_execution().state_machine_arn(to);
+                let arn = self.stack.execution_arn(names::SITE_TEARDOWN, &name);
+                let machine = self.stack.machine_arn(names::SITE_TEARDOWN);
+                let start = self.machines.start_execution().state_machine_arn(machine);
                 match start.name(name).input(payload).send().await {
                     Ok(_) => Ok(Sent::Started(arn)),
                     Err(error) if error.code() == Some("ExecutionAlreadyExists") => {
@@ -277,6 +243,13 @@ where
     match (error, status) {
         (_, Some(429)) => Err(said),
         _ if code.starts_with("Throttl") || code == "TooManyRequestsException" => Err(said),
+        _ if matches!(code, "ResourceNotFoundException" | "StateMachineDoesNotExist") => {
+            let missing = match entry {
+                Entry::Function { name, .. } => format!("function {name} with the alias {LIVE}"),
+                Entry::Machine => format!("state machine {}", names::SITE_TEARDOWN),
+            };
+            Ok(Sent::Missing(CliError::not_found(format!("there is no {missing}"))))
+        }
         (SdkError::ConstructionFailure(_), _) | (SdkError::ServiceError(_), Some(400..500)) => {
             let message = format!("{entry} refused the work, so nothing more was sent: {said}");
             let trouble =
@@ -296,15 +269,11 @@ mod tests {
         let shown = |kind, source| Entry::of(kind, source).map(|entry| entry.to_string());
         let is =
             |kind, source, entry: &str| assert_eq!(shown(kind, source).as_deref(), Some(entry));
-        is(Kind::FunctionFailed, "import-site", "ImportSiteFunction:live");
-        is(Kind::NotDelivered, "project-site", "ProjectSiteFunction:live");
-        is(
-            Kind::DeadLetter,
-            "cancel-subscription",
-            "CancelSubscriptionFunction:live, as one message",
-        );
-        is(Kind::Quarantined, "store-readings", "StoreReadingsFunction:live, as one record");
-        is(Kind::ExecutionFailed, "site-teardown", "SiteTeardown, a new execution");
+        is(Kind::FunctionFailed, "import-site", "import-site:live");
+        is(Kind::NotDelivered, "project-site", "project-site:live");
+        is(Kind::DeadLetter, "cancel-subscription", "cancel-subscription:live, as one message");
+        is(Kind::Quarantined, "store-readings", "store-readings:live, as one record");
+        is(Kind::ExecutionFailed, "site-teardown", "site-teardown, a new execution");
         assert_eq!(Entry::of(Kind::Unreadable, "import-site"), None);
     }
 

@@ -1,7 +1,7 @@
 //! Finds what a person named: a site by its id, the first digits of its id, or its name; a sensor by its id, the
 //! first digits of its id, or `<site>/<metric>`.
 
-use contracts::{OnboardingId, SensorId, SiteId, inbound::MAX_SENSORS};
+use contracts::{OnboardingId, SensorId, SiteId, inbound::MAX_SENSORS, names};
 use serde_json::Value;
 
 use crate::{
@@ -54,7 +54,7 @@ pub async fn subject(stack: &Stack, text: &str) -> Result<Subject, CliError> {
         return Ok(Subject { site, onboarding });
     }
     // An onboarding whose events can't be found still has its execution.
-    let arn = stack.execution_arn("SiteOnboardingArn", &onboarding.to_string())?;
+    let arn = stack.execution_arn(names::SITE_ONBOARDING, &onboarding.to_string());
     let execution = stack.execution(&arn).await?;
     let of_execution = execution.and_then(|it| it.input["siteId"].as_str()?.parse().ok());
     Ok(of_execution.map_or(Subject::of(site), |site| Subject { site, onboarding }))

@@ -4,7 +4,7 @@ use aws_sdk_sfn::{
     operation::describe_execution::DescribeExecutionError,
     types::{ExecutionStatus, HistoryEvent, HistoryEventType as Type},
 };
-use contracts::{OnboardingId, Timestamp};
+use contracts::{OnboardingId, Timestamp, names};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -216,24 +216,13 @@ pub struct Listed {
     pub started: Timestamp,
 }
 
-/// Both machines, by the outputs that hold their ARNs.
-pub const MACHINES: [&str; 2] = ["SiteOnboardingArn", "SiteTeardownArn"];
-const NAMES: [&str; 2] = ["site-onboarding", "site-teardown"];
+/// Both state machines.
+pub const MACHINES: [&str; 2] = [names::SITE_ONBOARDING, names::SITE_TEARDOWN];
 
 impl Stack {
-    /// What a machine is called, whatever the stack made of its name.
+    /// The name of the state machine with that ARN; the ARN if it is not of this environment.
     fn machine<'a>(&self, arn: &'a str) -> &'a str {
-        let known = MACHINES
-            .iter()
-            .zip(NAMES)
-            .find(|(output, _)| self.output(output).is_ok_and(|it| it == arn));
-        known.map_or(arn, |(_, name)| name)
-    }
-
-    /// The ARN of a machine's execution of that name.
-    pub fn execution_arn(&self, machine: &str, name: &str) -> Result<String, CliError> {
-        let machine = self.output(machine)?;
-        Ok(format!("{}:{name}", machine.replacen(":stateMachine:", ":execution:", 1)))
+        MACHINES.into_iter().find(|machine| self.machine_arn(machine) == arn).unwrap_or(arn)
     }
 
     /// The execution with that ARN; none where there is none, or no more: Step Functions keeps them
@@ -288,7 +277,7 @@ impl Stack {
         let listing = self
             .machines
             .list_executions()
-            .state_machine_arn(self.output(machine)?)
+            .state_machine_arn(self.machine_arn(machine))
             .set_status_filter(status);
         let mut executions = listing.into_paginator().items().send();
         let mut found = Vec::new();
@@ -315,8 +304,8 @@ impl Stack {
         since: Timestamp,
     ) -> Result<Vec<Execution>, CliError> {
         let id = onboarding.to_string();
-        let own = self.execution(&self.execution_arn("SiteOnboardingArn", &id)?).await?;
-        let listed = self.executions("SiteTeardownArn", None, since, usize::MAX).await?;
+        let own = self.execution(&self.execution_arn(names::SITE_ONBOARDING, &id)).await?;
+        let listed = self.executions(names::SITE_TEARDOWN, None, since, usize::MAX).await?;
         let mut executions = Vec::new();
         for it in listed {
             let named = it.name.contains(&id);

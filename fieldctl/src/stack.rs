@@ -1,29 +1,30 @@
-//! The stack: where it is, what it is made of, and the way to it.
+//! An environment: how to reach it, and the names of what it consists of.
 
 use std::{collections::BTreeMap, env, net::IpAddr, time::Duration};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_credential_types::Credentials;
-use aws_sdk_cloudformation::error::ProvideErrorMetadata;
+use aws_sdk_cloudformation::{Client, error::ProvideErrorMetadata, types};
 use aws_smithy_http_client::{
     Builder,
     tls::{Provider, rustls_provider::CryptoMode},
 };
 use clap::Args;
+use contracts::names;
 use hyper::Uri;
 use ledger::{Ledger, files::Files};
 use store::Table;
 
 use crate::{
     api::Http,
-    error::{CliError, aws},
+    error::{CliError, aws, unreadable},
 };
 
-/// Which stack, and how to get there.
+/// Which environment, and how to reach it.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Everywhere")]
 pub struct Target {
-    /// Name of the CloudFormation stack.
+    /// Name of the environment: that of the root stack, or the part before -<service> of one stack per service.
     #[arg(
         long,
         global = true,
@@ -43,14 +44,30 @@ pub struct Target {
     pub endpoint_url: Option<String>,
 }
 
-/// A deployed stack.
+/// How the stacks of an environment are deployed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Deployment {
+    /// A root stack nests one stack per service.
+    Root {
+        /// The status of its last deployment, for example `UPDATE_COMPLETE`.
+        status: String,
+    },
+    /// Each service has a stack of its own, named `<environment>-<service>`.
+    PerService,
+}
+
+/// A deployed environment.
 #[derive(Debug)]
 pub struct Stack {
     name: String,
     region: String,
+    partition: String,
+    account: String,
+    deployment: Deployment,
+    /// Of the root stack, or of the gateway's.
     outputs: BTreeMap<String, String>,
     config: SdkConfig,
-    cloudformation: aws_sdk_cloudformation::Client,
+    cloudformation: Client,
     /// DynamoDB.
     pub dynamodb: aws_sdk_dynamodb::Client,
     /// Step Functions.
@@ -118,7 +135,7 @@ impl Target {
 }
 
 impl Stack {
-    /// Finds the stack and what it tells of itself.
+    /// Finds the environment: by its root stack, or by the stack of the gateway or of the failures.
     pub async fn connect(target: &Target) -> Result<Self, CliError> {
         let name = &target.stack;
         let config = target.config().await?;
@@ -126,22 +143,18 @@ impl Stack {
             return Err(CliError::usage("there is no AWS region")
                 .advise("give --region, set AWS_REGION, or choose a profile that has one"));
         };
-        let cloudformation = aws_sdk_cloudformation::Client::new(&config);
-        let described = cloudformation.describe_stacks().stack_name(name).send().await;
-        let described = described.map_err(|error| {
-            if does_not_exist(&error) {
-                no_stack(name, &region)
-            } else {
-                aws("the stack can't be looked up")(error)
-            }
-        })?;
-        let stack = described.stacks().first().ok_or_else(|| no_stack(name, &region))?;
-        let outputs = stack.outputs().iter().filter_map(|output| {
+        let cloudformation = Client::new(&config);
+        let (deployment, found) = find(&cloudformation, name, &region).await?;
+        let [partition, account] = owner(&found)?;
+        let outputs = found.outputs().iter().filter_map(|output| {
             Some((output.output_key()?.to_owned(), output.output_value()?.to_owned()))
         });
         Ok(Self {
             name: name.clone(),
             region,
+            partition,
+            account,
+            deployment,
             outputs: outputs.collect(),
             dynamodb: aws_sdk_dynamodb::Client::new(&config),
             machines: aws_sdk_sfn::Client::new(&config),
@@ -151,20 +164,15 @@ impl Stack {
         })
     }
 
-    pub(crate) fn cloudformation(&self) -> &aws_sdk_cloudformation::Client {
+    pub(crate) fn cloudformation(&self) -> &Client {
         &self.cloudformation
     }
 
-    /// The status of the last deployment, for example `UPDATE_COMPLETE`.
-    pub async fn deployment(&self) -> Result<String, CliError> {
-        let described = self.cloudformation.describe_stacks().stack_name(&self.name).send().await;
-        let described = described.map_err(aws("the stack can't be looked up"))?;
-        let stack = described.stacks().first().ok_or_else(|| no_stack(&self.name, &self.region))?;
-        let status = stack.stack_status().map(|status| status.as_str().to_owned());
-        status.ok_or_else(|| CliError::not_found("CloudFormation gave no status of the stack"))
+    pub(crate) fn deployment(&self) -> &Deployment {
+        &self.deployment
     }
 
-    /// Its name.
+    /// The name of the environment.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -187,26 +195,86 @@ impl Stack {
         self.config.endpoint_url().and_then(loopback)
     }
 
-    /// The outputs of the template, by name, with the API's URL as it can be called.
+    /// The outputs of the root stack, or of the gateway's, with the API's URL as it can be called; and the
+    /// fixed names that other systems use.
     pub fn outputs(&self) -> Result<BTreeMap<String, String>, CliError> {
-        let mut outputs = self.outputs.clone();
+        let topic = self.named(names::ON_CALL);
+        let fixed = [
+            ("EventBusName", self.named(names::EVENTS)),
+            ("ReadingsStreamName", self.named(names::READINGS)),
+            ("SiteOnboardingArn", self.machine_arn(names::SITE_ONBOARDING)),
+            ("SiteTeardownArn", self.machine_arn(names::SITE_TEARDOWN)),
+            ("OnCallTopicArn", self.arn("sns", &topic)),
+            ("StripeSecretName", self.named(names::STRIPE)),
+            ("FailuresBucket", names::failures_bucket(&self.name, &self.account, &self.region)),
+            ("AlertingTable", self.named(names::ALERTING)),
+            ("BillingTable", self.named(names::BILLING)),
+            ("DevicesTable", self.named(names::DEVICES)),
+            ("EventsTable", self.named(names::EVENTS)),
+            ("FailuresTable", self.named(names::FAILURES)),
+            ("InventoryTable", self.named(names::INVENTORY)),
+            ("ReadingsTable", self.named(names::READINGS)),
+            ("RefusalsTable", self.named(names::REFUSALS)),
+            ("SitesTable", self.named(names::SITES)),
+        ];
+        let mut outputs: BTreeMap<_, _> =
+            fixed.into_iter().map(|(output, value)| (output.to_owned(), value)).collect();
+        outputs.extend(self.outputs.clone());
         outputs.insert("ApiUrl".to_owned(), self.api_url()?);
         Ok(outputs)
     }
 
-    /// An output of the template.
-    pub fn output(&self, name: &str) -> Result<&str, CliError> {
+    /// An output of the root stack, or of the gateway's.
+    pub(crate) fn output(&self, name: &str) -> Result<&str, CliError> {
         self.outputs.get(name).map(String::as_str).ok_or_else(|| {
-            CliError::not_found(format!("the stack {} has no output {name}", self.name)).advise(
-                "is it a Fieldstation stack, and was this version of template.yaml deployed?",
-            )
+            let stack = match self.deployment {
+                Deployment::Root { .. } => self.name.clone(),
+                Deployment::PerService => self.named(GATEWAY),
+            };
+            CliError::not_found(format!("there is no output {name} of a stack {stack}"))
+                .advise(format!("deploy the gateway, then do the same again: {DEPLOYING}"))
         })
     }
 
+    /// The full name of a table, queue, function or another resource with a fixed name.
+    #[must_use]
+    pub fn named(&self, name: &str) -> String {
+        names::named(&self.name, name)
+    }
+
+    /// A name without the environment.
+    #[must_use]
+    pub fn short<'a>(&self, full_name: &'a str) -> &'a str {
+        names::without_environment(&self.name, full_name).unwrap_or(full_name)
+    }
+
+    fn arn(&self, service: &str, resource: &str) -> String {
+        let Self { partition, region, account, .. } = self;
+        format!("arn:{partition}:{service}:{region}:{account}:{resource}")
+    }
+
+    /// The ARN of a state machine.
+    #[must_use]
+    pub fn machine_arn(&self, machine: &str) -> String {
+        self.arn("states", &format!("stateMachine:{}", self.named(machine)))
+    }
+
+    /// The ARN of a state machine's execution.
+    #[must_use]
+    pub fn execution_arn(&self, machine: &str, execution: &str) -> String {
+        self.arn("states", &format!("execution:{}:{execution}", self.named(machine)))
+    }
+
     /// The failures.
-    pub fn ledger(&self) -> Result<Ledger, CliError> {
-        let failures = Table::new(self.dynamodb.clone(), self.output("FailuresTable")?);
-        Ok(Ledger { failures })
+    #[must_use]
+    pub fn ledger(&self) -> Ledger {
+        Ledger { failures: self.table(names::FAILURES) }
+    }
+
+    /// A table.
+    #[must_use]
+    pub fn table(&self, name: &str) -> Table {
+        Table::new(self.dynamodb.clone(), self.named(name))
     }
 
     /// The files of payloads that are too long for a row.
@@ -218,39 +286,77 @@ impl Stack {
             .build();
         Files { client: aws_sdk_s3::Client::from_conf(config) }
     }
+}
 
-    /// The physical id of one of the template's resources.
-    pub async fn resource(&self, logical_id: &str) -> Result<String, CliError> {
-        let missing =
-            || CliError::not_found(format!("the stack {} has no {logical_id}", self.name));
-        let described = self
-            .cloudformation
-            .describe_stack_resource()
-            .stack_name(&self.name)
-            .logical_resource_id(logical_id)
-            .send()
-            .await
-            .map_err(|error| {
-                if does_not_exist(&error) {
-                    missing()
-                } else {
-                    aws(&format!("{logical_id} can't be looked up"))(error)
-                }
-            })?;
-        let detail = described.stack_resource_detail();
-        let id = detail.and_then(|detail| detail.physical_resource_id());
-        id.map(str::to_owned).ok_or_else(missing)
+/// The service that owns the API.
+const GATEWAY: &str = "gateway";
+/// The service that is deployed first.
+const FIRST_SERVICE: &str = names::SERVICES[0];
+/// Where it is described how stacks are deployed.
+pub(crate) const DEPLOYING: &str = "docs/deploying.md";
+
+/// A stack as CloudFormation describes it; `None` if there is no such stack.
+pub(crate) async fn describe(
+    client: &Client,
+    stack: &str,
+) -> Result<Option<types::Stack>, CliError> {
+    match client.describe_stacks().stack_name(stack).send().await {
+        Ok(described) => Ok(described.stacks.unwrap_or_default().into_iter().next()),
+        Err(error) if does_not_exist(&error) => Ok(None),
+        Err(error) => Err(aws(&format!("the stack {stack} can't be looked up"))(error)),
     }
 }
 
-/// CloudFormation has no code of its own for it.
-fn does_not_exist(error: &impl ProvideErrorMetadata) -> bool {
+/// The way in which an environment is deployed, and the stack with the API's outputs. If there is no gateway
+/// yet, it is the stack of the failures, which has no such outputs.
+async fn find(
+    client: &Client,
+    environment: &str,
+    region: &str,
+) -> Result<(Deployment, types::Stack), CliError> {
+    if let Some(root) = describe(client, environment).await? {
+        let owner = root.parameters().iter().find(|it| it.parameter_key() == Some("Environment"));
+        if let Some(owner) =
+            owner.and_then(|it| it.parameter_value()).filter(|it| *it != environment)
+        {
+            return Err(CliError::usage(format!(
+                "{environment} is one stack of the environment {owner}"
+            ))
+            .advise(format!("name the environment: --stack {owner}")));
+        }
+        let status = root.stack_status().map_or("without a status", |status| status.as_str());
+        return Ok((Deployment::Root { status: status.to_owned() }, root));
+    }
+    for service in [GATEWAY, FIRST_SERVICE] {
+        if let Some(stack) = describe(client, &names::named(environment, service)).await? {
+            return Ok((Deployment::PerService, stack));
+        }
+    }
+    Err(no_stack(environment, region))
+}
+
+/// The partition and the account in the ARN of a stack.
+fn owner(stack: &types::Stack) -> Result<[String; 2], CliError> {
+    let arn = stack.stack_id().unwrap_or_default();
+    match arn.split(':').collect::<Vec<_>>()[..] {
+        ["arn", partition, "cloudformation", _, account, ..] => {
+            Ok([partition.to_owned(), account.to_owned()])
+        }
+        _ => Err(unreadable("the ARN of the stack", &format!("it is {arn:?}"))),
+    }
+}
+
+/// Whether there is no such stack. CloudFormation has no error code for it.
+pub(crate) fn does_not_exist(error: &impl ProvideErrorMetadata) -> bool {
     error.message().is_some_and(|text| text.contains("does not exist"))
 }
 
-fn no_stack(name: &str, region: &str) -> CliError {
-    CliError::not_found(format!("there is no stack {name} in {region}"))
-        .advise("name it with --stack or FIELDSTATION_STACK, and its region with --region")
+fn no_stack(environment: &str, region: &str) -> CliError {
+    let gateway = names::named(environment, GATEWAY);
+    CliError::not_found(format!("there is neither a stack {environment} nor {gateway} in {region}"))
+        .advise(
+            "name the environment with --stack or FIELDSTATION_STACK, and its region with --region",
+        )
 }
 
 #[cfg(test)]

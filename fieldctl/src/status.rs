@@ -1,4 +1,4 @@
-//! The state of a whole stack: every check that an engineer on call would do one by one.
+//! The state of an environment: every check that an engineer on call would do one by one.
 //!
 //! A check that could not be done is `unknown`, never `good`.
 
@@ -78,10 +78,10 @@ impl Check {
     }
 }
 
-/// A stack's state.
+/// The state of an environment.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
-    /// The stack.
+    /// The environment.
     pub stack: String,
     /// Its region.
     pub region: String,
@@ -109,8 +109,8 @@ pub async fn status(stack: &Stack, now: Timestamp) -> Status {
     let functions = functions.map(|live| functions::measured(live, &metrics));
     let queues = queues::queues(stack, &resources, &metrics).await;
     let mut checks = vec![
-        Check::of("stack", resources::check(stack).await),
-        Check::of("alarms", metrics::alarms(stack).await),
+        Check::of("stack", resources.check()),
+        Check::of("alarms", metrics::alarms(stack, &resources).await),
         Check::of("consumers", consumers::check(consumers.as_deref())),
         Check::of("streams", metrics::streams(&metrics)),
         Check::of("queues", queues::check(queues.as_deref())),

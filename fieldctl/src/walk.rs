@@ -137,7 +137,7 @@ impl Filter {
         }
         if let Some(group) = &self.group {
             let filter = Self { group: Some(group.clone()), ..Self::default() };
-            let mut walk = Walk::new(stack.ledger()?, &STATUSES, filter);
+            let mut walk = Walk::new(stack.ledger(), &STATUSES, filter);
             loop {
                 match walk.next().await? {
                     None => {

@@ -162,6 +162,10 @@ async fn failures_are_listed_grouped_and_shown() {
 async fn a_replay_does_nothing_without_yes_and_then_ends_each_failure() {
     let cloud = Cloud::start(|asked| {
         let event: Value = serde_json::from_str(&asked.body).unwrap_or_default();
+        if asked.what.contains("/test-gone/") {
+            let answer = json!({ "message": "Function not found" });
+            return (404, answer, vec![("x-amzn-errortype", "ResourceNotFoundException")]);
+        }
         if event["work"] == 3 {
             let answer = json!({ "errorType": "InvalidInput", "errorMessage": "still wrong" });
             (200, answer, vec![("x-amz-function-error", "Unhandled")])
@@ -178,7 +182,7 @@ async fn a_replay_does_nothing_without_yes_and_then_ends_each_failure() {
 
     let (code, out, err) = cloud.run(&["failures", "replay", "--all"]).await;
     assert_eq!(code, 0, "{err}");
-    assert!(out.contains("ImportSiteFunction:live"), "{out}");
+    assert!(out.contains("import-site:live"), "{out}");
     assert!(out.ends_with("5 failures would be replayed; --yes does it.\n"), "{out}");
     assert_eq!(sent(&cloud), [] as [u64; 0]);
 
@@ -186,7 +190,7 @@ async fn a_replay_does_nothing_without_yes_and_then_ends_each_failure() {
         cloud.run(&["failures", "replay", "--all", "--yes", "--rate", "100"]).await;
     assert_eq!(code, 1, "{out}{err}");
     assert!(out.contains("InvalidInput: still wrong"), "{out}");
-    let skipped = "2 skipped (1 in no known form; 1 the stack test has no GoneFunction)";
+    let skipped = "2 skipped (1 in no known form; 1 there is no function gone with the alias live)";
     assert!(out.ends_with(&format!("3 replayed, 1 failed again, {skipped}\n")), "{out}");
     let counts = BTreeMap::from([("OPEN".to_owned(), 3), ("REPLAYED".to_owned(), 3)]);
     assert_eq!(statuses(&cloud).await, (counts, 0));
@@ -519,7 +523,7 @@ async fn a_record_in_parts_goes_back_as_one() {
     put(&cloud, [part(1, "ab")]).await;
     let (code, out, err) = cloud.run(&replay).await;
     assert_eq!(code, 0, "{out}{err}");
-    let sent = cloud.asked("/test-StoreReadingsFunction/invocations");
+    let sent = cloud.asked("/test-store-readings/invocations");
     let records: Vec<Value> =
         sent.iter().map(|asked| serde_json::from_str(&asked.body).expect("an event")).collect();
     let whole = json!({
@@ -582,7 +586,7 @@ async fn a_dead_command_goes_to_its_function_as_the_message_that_it_was() {
     let late_id = late.id;
     put(&cloud, [good, forged, late]).await;
     let (_, out, _) = cloud.run(&["failures", "replay", "--all"]).await;
-    assert!(out.contains("InitializeSubscriptionFunction:live"), "{out}");
+    assert!(out.contains("initialize-subscription:live"), "{out}");
     let (code, out, err) = cloud.run(&["failures", "replay", "--all", "--yes"]).await;
     assert_eq!(code, 1, "{out}{err}");
     assert!(out.contains("2 replayed, 1 failed again"), "{out}");
@@ -594,7 +598,7 @@ async fn a_dead_command_goes_to_its_function_as_the_message_that_it_was() {
         (&shown["status"], &shown["note"]),
         (&json!("REPLAYED"), &json!("its task has ended"))
     );
-    let asked = cloud.asked("test-InitializeSubscriptionFunction/invocations");
+    let asked = cloud.asked("test-initialize-subscription/invocations");
     let events: Vec<Value> =
         asked.iter().map(|asked| serde_json::from_str(&asked.body).expect("an event")).collect();
     let bodies: Vec<_> = events.iter().map(|event| &event["replay"]["body"]).collect();
@@ -726,7 +730,11 @@ async fn mistakes_are_told_in_a_sentence() {
     })
     .await;
     for (args, code, said) in [
-        (&["--stack", "none", "sites", "list"][..], 3, "there is no stack none in us-east-1"),
+        (
+            &["--stack", "none", "sites", "list"][..],
+            3,
+            "there is neither a stack none nor none-gateway in us-east-1",
+        ),
         (&["sites", "show", "x"], 3, "Not found"),
         (&["sites", "show", "55115657-a433-553f-959b-29ae8465145d"], 3, "Not found"),
         (&["sites", "onboard", "/nonexistent/site.json"], 2, "can't be read"),

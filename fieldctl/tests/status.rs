@@ -4,7 +4,7 @@
 mod cloud;
 mod schemas;
 
-use cloud::{Asked, Cloud};
+use cloud::{ALARM, Asked, Cloud, Stacks};
 use contracts::{OnboardingId, SiteId, Timestamp};
 use serde_json::{Value, json};
 use testkit::dynamo::{BILLING, EVENTS};
@@ -40,14 +40,14 @@ fn well(asked: &Asked) -> Answer {
         "DescribeSecret" => json!({ "LastChangedDate": 1_767_225_600.0 }),
         path if path.contains("/event-source-mappings/") => json!({
             "UUID": "u-1", "State": "Enabled", "LastProcessingResult": "OK",
-            "FunctionArn": "arn:aws:lambda:us-east-1:1:function:test-StoreReadings:live",
-            "EventSourceArn": "arn:aws:kinesis:us-east-1:1:stream/readings" }),
+            "FunctionArn": "arn:aws:lambda:us-east-1:1:function:test-store-readings:live",
+            "EventSourceArn": "arn:aws:kinesis:us-east-1:1:stream/test-readings" }),
         path if path.ends_with("/aliases/live") => json!({ "FunctionVersion": "7" }),
         path if path.ends_with("/configuration") => {
             json!({ "LastModified": "2026-01-01T00:00:00.000+0000" })
         }
         path if path.ends_with("/DescribeAlarms") => json!({ "MetricAlarms": [
-            { "AlarmName": "test-OpenFailures-1", "StateValue": "OK" }] }),
+            { "AlarmName": ALARM, "StateValue": "OK" }] }),
         path if path.ends_with("/GetMetricData") => json!({ "MetricDataResults": [
             measured("Invocations", 100.0), measured("Errors", 0.0),
             measured("IteratorAge", 40.0), measured("IncomingRecords", 90.0)] }),
@@ -111,6 +111,8 @@ async fn a_stack_in_which_all_is_well_is_good() {
     assert_eq!(code, 0, "{document:#}");
     assert_eq!(document["functions"][0]["invocations"], 100.0);
     assert_eq!(document["consumers"][0]["source"], "readings");
+    assert_eq!(document["consumers"][0]["function"], "store-readings");
+    assert_eq!(document["queues"][0]["name"], "telemetry-failures");
     let (code, out, _) = cloud.run(&["status", "--all"]).await;
     assert!(code == 0 && out.contains("all is well"), "{out}");
     for line in out.lines() {
@@ -124,7 +126,7 @@ async fn a_stack_in_which_all_is_well_is_good() {
 #[tokio::test]
 async fn each_thing_that_is_wrong_is_found_by_its_check() {
     type Case = (&'static str, fn(&Asked) -> Answer, &'static str);
-    let cases: [Case; 8] = [
+    let cases: [Case; 9] = [
         (
             "consumers",
             |asked| match well(asked) {
@@ -134,16 +136,21 @@ async fn each_thing_that_is_wrong_is_found_by_its_check() {
                 }
                 other => other,
             },
-            "aws lambda update-event-source-mapping --uuid test-StoreReadingsMapping --enabled",
+            "aws lambda update-event-source-mapping --uuid u-1 --enabled",
         ),
         ("consumers", without_mapping, "consumersnotrunning"),
         (
             "alarms",
             |asked| {
-                let alarms = json!([{ "AlarmName": "test-X", "StateValue": "ALARM" }]);
+                let alarms = json!([{ "AlarmName": ALARM, "StateValue": "ALARM" }]);
                 but(asked, "/DescribeAlarms", json!({ "MetricAlarms": alarms }))
             },
             "docs/operations.md",
+        ),
+        (
+            "alarms",
+            |asked| but(asked, "/DescribeAlarms", json!({ "MetricAlarms": [] })),
+            "deploy the stacks again",
         ),
         (
             "queues",
@@ -244,6 +251,79 @@ async fn what_can_not_be_read_is_unknown() {
     let cloud = Cloud::start(well).await;
     let (code, document) = status(&cloud).await;
     assert_eq!((code, with(&document, "unknown")), (1, vec!["subscriptions".to_owned()]));
+}
+
+#[tokio::test]
+async fn one_stack_per_service_has_the_same_status_as_a_root_stack() {
+    let mut documents = Vec::new();
+    for per_service in [false, true] {
+        let cloud = Cloud::with(Stacks { per_service, ..Stacks::default() }, well).await;
+        compared(&cloud).await;
+        let (code, mut document) = status(&cloud).await;
+        assert_eq!(code, 0, "{document:#}");
+        // The check of the stacks, the time, and the ages of what was compared before differ.
+        let document = document.as_object_mut().expect("an object");
+        document.retain(|name, _| ["consumers", "queues", "functions", "stack"].contains(&&**name));
+        documents.push(document.clone());
+    }
+    assert_eq!(documents[0], documents[1]);
+    assert_eq!(documents[0]["functions"].as_array().map(Vec::len), Some(1));
+}
+
+#[tokio::test]
+async fn a_service_whose_stack_is_missing_is_a_problem() {
+    for per_service in [false, true] {
+        let missing = &["billing", "gateway"];
+        let stacks = Stacks { per_service, missing, ..Stacks::default() };
+        let cloud = Cloud::with(stacks, well).await;
+        compared(&cloud).await;
+        let (_, document) = status(&cloud).await;
+        assert_eq!(with(&document, "problem"), ["stack"], "{document:#}");
+        let check = check(&document, "stack");
+        assert_eq!(check["summary"], "2 of 10 services have no stack");
+        let details = check["details"].as_array().expect("details");
+        assert!(details[0].as_str().expect("a text").starts_with("billing: "), "{check}");
+        assert!(check["next"].as_str().expect("a text").starts_with("deploy billing, gateway: "));
+    }
+}
+
+/// Its root stack still has it, and CloudFormation still lists its resources, by its ARN.
+#[tokio::test]
+async fn a_nested_stack_that_was_deleted_by_hand_is_missing() {
+    let stacks = Stacks { status: Some(("billing", "DELETE_COMPLETE")), ..Stacks::default() };
+    let cloud = Cloud::with(stacks, well).await;
+    compared(&cloud).await;
+    let (_, document) = status(&cloud).await;
+    assert_eq!(with(&document, "problem"), ["stack"], "{document:#}");
+    assert_eq!(check(&document, "stack")["summary"], "1 of 10 services have no stack");
+}
+
+#[tokio::test]
+async fn a_stack_whose_deployment_failed_is_a_problem() {
+    for per_service in [false, true] {
+        let status_of = Some(("telemetry", "UPDATE_ROLLBACK_COMPLETE"));
+        let stacks = Stacks { per_service, status: status_of, ..Stacks::default() };
+        let cloud = Cloud::with(stacks, well).await;
+        compared(&cloud).await;
+        let (_, document) = status(&cloud).await;
+        assert_eq!(with(&document, "problem"), ["stack"], "{document:#}");
+        let check = check(&document, "stack").to_string();
+        for part in ["elemetry", "UPDATE_ROLLBACK_COMPLETE", "describe-stack-events"] {
+            assert!(check.contains(part), "{part}: {check}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn resources_that_can_not_be_listed_make_every_check_of_them_unknown() {
+    for per_service in [false, true] {
+        let stacks = Stacks { per_service, denied: Some("billing"), ..Stacks::default() };
+        let cloud = Cloud::with(stacks, well).await;
+        compared(&cloud).await;
+        let (_, document) = status(&cloud).await;
+        let unknown = ["stack", "alarms", "consumers", "streams", "queues", "functions"];
+        assert_eq!(with(&document, "unknown"), unknown, "{document:#}");
+    }
 }
 
 #[tokio::test]

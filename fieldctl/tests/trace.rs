@@ -20,7 +20,7 @@ fn site() -> SiteId {
 }
 
 fn arn(machine: &str, name: &str) -> String {
-    format!("arn:aws:states:us-east-1:000000000000:execution:{machine}:{name}")
+    format!("arn:aws:states:us-east-1:000000000000:execution:test-{machine}:{name}")
 }
 
 /// A task's history: entered, and then what is given as seconds, type and details.

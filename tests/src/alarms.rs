@@ -1,7 +1,10 @@
 //! The stack's alarms: their metrics fed, their states read, and what on-call hears of them.
 //! CloudWatch and SNS are spoken to without their SDKs: these few calls are not worth the compiling.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context, Result, ensure};
 use reqwest::header::CONTENT_TYPE;
@@ -15,7 +18,10 @@ use crate::{Stack, api::sign};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Alarm {
-    /// Its physical name: the stack's, the logical id, a suffix.
+    /// Its logical id.
+    #[serde(skip)]
+    pub logical_id: String,
+    /// Its generated name.
     pub alarm_name: String,
     /// For on-call.
     #[serde(default)]
@@ -63,8 +69,14 @@ impl Alarm {
 }
 
 impl Stack {
-    /// All alarms of the stack.
+    /// All alarms of the environment.
     pub async fn alarms(&self) -> Result<Vec<Alarm>> {
+        let logical_ids: BTreeMap<String, String> = self
+            .resources("AWS::CloudWatch::Alarm")
+            .await?
+            .into_iter()
+            .map(|(logical, name)| (name, logical))
+            .collect();
         let mut alarms = Vec::new();
         let mut page = Value::Null;
         loop {
@@ -74,12 +86,17 @@ impl Stack {
             }
             let mut answer = self.cloudwatch("DescribeAlarms", &ask).await?;
             let described: Vec<Alarm> = serde_json::from_value(answer["MetricAlarms"].take())?;
-            alarms.extend(described);
+            alarms.extend(described.into_iter().filter_map(|alarm| {
+                let logical_id = logical_ids.get(&alarm.alarm_name)?.clone();
+                Some(Alarm { logical_id, ..alarm })
+            }));
             page = answer["NextToken"].take();
             if page.is_null() {
-                return Ok(alarms);
+                break;
             }
         }
+        ensure!(alarms.len() == logical_ids.len(), "{} of {logical_ids:?}", alarms.len());
+        Ok(alarms)
     }
 
     /// Puts values of the metric of each of the alarms, which is the same but for its dimensions; each
@@ -167,12 +184,12 @@ impl OnCall {
     pub async fn begin(stack: &Stack) -> Result<Self> {
         let name = format!("{}-on-call-{}", stack.name(), Uuid::new_v4().simple());
         let (queue_url, arn) = stack.mailbox(&name, "sns.amazonaws.com").await?;
-        let topic = stack.output("OnCallTopicArn")?;
+        let topic = stack.on_call_topic();
         let answer = sns(
             stack,
             &[
                 ("Action", "Subscribe"),
-                ("TopicArn", topic),
+                ("TopicArn", &topic),
                 ("Protocol", "sqs"),
                 ("Endpoint", arn.as_str()),
             ],

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use aws_sdk_eventbridge::types::Target;
+use contracts::names;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -23,7 +24,7 @@ impl Capture {
     /// Begins to listen.
     pub async fn start(stack: &Stack) -> Result<Self> {
         let name = format!("{}-listener-{}", stack.name(), Uuid::new_v4().simple());
-        let bus = stack.output("EventBusName")?.to_owned();
+        let bus = stack.named(names::EVENTS);
         let (queue_url, arn) = stack.mailbox(&name, "events.amazonaws.com").await?;
         stack
             .bus

@@ -26,25 +26,24 @@ impl Check {
         values.find(|value| !value.is_null()).with_context(|| format!("no metric: {self:?}"))
     }
 
-    /// The log line about a mapping.
+    /// The log line about a consumer, such as `store-readings <- stream readings`.
     #[must_use]
-    pub fn line(&self, mapping: &str) -> Option<&Value> {
-        self.log.iter().find(|line| line["mapping"] == mapping)
+    pub fn line(&self, consumer: &str) -> Option<&Value> {
+        self.log.iter().find(|line| line["mapping"] == consumer)
     }
 }
 
 impl Stack {
     /// Calls a function's alias `live`; its answer, and the end of its log.
-    pub async fn invoke(&self, logical_id: &str, event: &Value) -> Result<(Value, String)> {
-        let function = self.physical_id(logical_id).await?;
-        let path = format!("/2015-03-31/functions/{function}:live/invocations");
+    pub async fn invoke(&self, function: &str, event: &Value) -> Result<(Value, String)> {
+        let path = format!("/2015-03-31/functions/{}:live/invocations", self.named(function));
         let answer = self.lambda(Method::POST, &path, event.to_string()).await?;
         let status = answer.status();
         let failed = answer.headers().contains_key("x-amz-function-error");
         let log = answer.headers().get("x-amz-log-result").context("the end of its log")?;
         let log = String::from_utf8(BASE64_STANDARD.decode(log)?)?;
         let text = answer.text().await?;
-        ensure!(status.is_success() && !failed, "{logical_id} answered {status}: {text}; {log}");
+        ensure!(status.is_success() && !failed, "{function} answered {status}: {text}; {log}");
         Ok((serde_json::from_str(&text)?, log))
     }
 
@@ -52,12 +51,12 @@ impl Stack {
     pub async fn check_consumers(&self) -> Result<Check> {
         let event =
             json!({ "source": "aws.events", "detail-type": "Scheduled Event", "detail": {} });
-        let (answer, log) = self.invoke("CheckConsumersFunction", &event).await?;
+        let (answer, log) = self.invoke("check-consumers", &event).await?;
         let log = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         Ok(Check { answer, log })
     }
 
-    /// Does something while an event source mapping is disabled. The mapping is enabled again even if that
+    /// Does something while an event source mapping, named by its logical id, is disabled. The mapping is enabled again even if that
     /// fails or panics.
     pub async fn with_mapping_disabled<T>(
         &self,

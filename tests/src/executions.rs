@@ -7,7 +7,7 @@ use aws_sdk_sfn::{
     operation::describe_execution::DescribeExecutionError,
     types::{ExecutionStatus, HistoryEvent, HistoryEventType},
 };
-use contracts::OnboardingId;
+use contracts::{OnboardingId, names};
 use serde_json::Value;
 
 use crate::Stack;
@@ -147,7 +147,7 @@ fn execution_arn(machine: &str, name: &str) -> String {
 impl Stack {
     /// The ARN that the onboarding's execution has: it is named after the onboarding.
     pub fn onboarding_arn(&self, onboarding: OnboardingId) -> Result<String> {
-        Ok(execution_arn(self.output("SiteOnboardingArn")?, &onboarding.to_string()))
+        Ok(execution_arn(&self.machine_arn(names::SITE_ONBOARDING), &onboarding.to_string()))
     }
 
     /// The onboarding's execution; none as long as it is not started.
@@ -169,8 +169,8 @@ impl Stack {
     }
 
     async fn last_teardowns(&self, onboarding: OnboardingId, most: usize) -> Result<Vec<String>> {
-        let listing =
-            self.machines.list_executions().state_machine_arn(self.output("SiteTeardownArn")?);
+        let machine = self.machine_arn(names::SITE_TEARDOWN);
+        let listing = self.machines.list_executions().state_machine_arn(machine);
         // Newest first.
         let mut executions = listing.into_paginator().items().send();
         let mut found = Vec::new();
@@ -190,7 +190,7 @@ impl Stack {
 
     /// The teardown whose execution has that name.
     pub async fn teardown_named(&self, name: &str) -> Result<Option<Execution>> {
-        self.execution(&execution_arn(self.output("SiteTeardownArn")?, name)).await
+        self.execution(&execution_arn(&self.machine_arn(names::SITE_TEARDOWN), name)).await
     }
 
     /// Stops an execution by hand, as an operator does.
@@ -202,7 +202,7 @@ impl Stack {
 
     /// Starts a teardown by hand, as an operator does; its ARN.
     pub async fn start_teardown(&self, input: &str) -> Result<String> {
-        let machine = self.output("SiteTeardownArn")?;
+        let machine = self.machine_arn(names::SITE_TEARDOWN);
         let started =
             self.machines.start_execution().state_machine_arn(machine).input(input).send().await?;
         Ok(started.execution_arn().to_owned())
@@ -210,7 +210,7 @@ impl Stack {
 
     /// The onboardings whose executions stand so, by the executions' names: the onboardings' ids.
     pub async fn onboardings_with(&self, status: ExecutionStatus) -> Result<BTreeSet<String>> {
-        let machine = self.output("SiteOnboardingArn")?;
+        let machine = self.machine_arn(names::SITE_ONBOARDING);
         let listing = self.machines.list_executions().state_machine_arn(machine);
         let mut executions = listing.status_filter(status).into_paginator().items().send();
         let mut names = BTreeSet::new();
@@ -222,7 +222,7 @@ impl Stack {
 
     /// How many executions of the onboarding machine there are for the onboarding.
     pub async fn onboardings_of(&self, onboarding: OnboardingId) -> Result<usize> {
-        let machine = self.output("SiteOnboardingArn")?;
+        let machine = self.machine_arn(names::SITE_ONBOARDING);
         let listing = self.machines.list_executions().state_machine_arn(machine);
         let mut executions = listing.into_paginator().items().send();
         let mut count = 0;

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use anyhow::{Context, Result, ensure};
 use aws_sdk_dynamodb::types::AttributeValue;
+use contracts::names;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -95,7 +96,7 @@ impl Stack {
     /// All failures of a function, or state machine.
     pub async fn failures_of(&self, source: &str) -> Result<Vec<Failure>> {
         let mut failures = Vec::new();
-        for row in self.rows_with("FailuresTable", "source", source).await? {
+        for row in self.rows_with(names::FAILURES, "source", source).await? {
             let text = row.to_string();
             let failure = serde_json::from_value(row);
             let failure = failure.with_context(|| format!("a failure's row: {text}"))?;
@@ -159,7 +160,7 @@ impl Stack {
         let row = self
             .dynamodb()
             .get_item()
-            .table_name(self.output("FailuresTable")?)
+            .table_name(self.named(names::FAILURES))
             .key("id", AttributeValue::S(id.to_owned()))
             .consistent_read(true)
             .send()

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use contracts::Metric;
+use contracts::{Metric, names};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -50,7 +50,7 @@ impl Inventory {
     pub async fn read(stack: &Stack) -> Result<Self> {
         let (mut delivered, mut in_stock) = (Count::new(), Count::new());
         let mut reserved = Count::new();
-        for row in stack.rows("InventoryTable").await? {
+        for row in stack.rows(names::INVENTORY).await? {
             let id = row["id"].as_str().context("an id")?;
             match id.split_once('#') {
                 Some(("delivery", _)) => add(&mut delivered, &row["kits"], 1)?,
@@ -95,7 +95,7 @@ impl Stack {
         let detail = json!({ "deliveryId": delivery, "kits": kits });
         self.put_event(SUPPLIER, contracts::inbound::KITS_DELIVERED, &detail).await?;
         until_true("the delivery to be in stock", PATIENCE, async || {
-            let counted = self.rows_with("InventoryTable", "id", &delivery_id(&delivery)).await?;
+            let counted = self.rows_with(names::INVENTORY, "id", &delivery_id(&delivery)).await?;
             Ok((!counted.is_empty(), "nothing of it"))
         })
         .await

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use contracts::OnboardingId;
+use contracts::{OnboardingId, names};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -50,7 +50,7 @@ impl LoggedEvent {
 
 /// The story of one onboarding, in the order of what happened.
 pub async fn story(stack: &Stack, onboarding: OnboardingId) -> Result<Vec<LoggedEvent>> {
-    let rows = stack.rows_with("EventsTable", "correlationId", &onboarding.to_string()).await?;
+    let rows = stack.rows_with(names::EVENTS, "correlationId", &onboarding.to_string()).await?;
     let mut events = rows
         .into_iter()
         .map(|row| serde_json::from_value(row).context("a row of the events table"))

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_kinesis::{primitives::Blob, types::PutRecordsRequestEntry};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use contracts::{Metric, SensorId, SiteId, Timestamp, readings::Sample};
+use contracts::{Metric, SensorId, SiteId, Timestamp, names, readings::Sample};
 use flate2::{Compression, write::GzEncoder};
 use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
@@ -204,7 +204,7 @@ impl Stack {
         let put = self
             .kinesis
             .put_record()
-            .stream_name(self.output("ReadingsStreamName")?)
+            .stream_name(self.named(names::READINGS))
             .partition_key(key)
             .data(Blob::new(data))
             .send()
@@ -219,7 +219,7 @@ impl Stack {
             PutRecordsRequestEntry::builder().partition_key(key).data(Blob::new(data)).build()
         };
         let entries = records.into_iter().map(entry).collect::<Result<Vec<_>, _>>()?;
-        let stream = self.output("ReadingsStreamName")?;
+        let stream = self.named(names::READINGS);
         let put = self.kinesis.put_records().stream_name(stream).set_records(Some(entries));
         let put = put.send().await?;
         if put.failed_record_count().unwrap_or_default() > 0 {
@@ -253,7 +253,7 @@ impl Stack {
         let query = self
             .dynamodb()
             .query()
-            .table_name(self.output("ReadingsTable")?)
+            .table_name(self.named(names::READINGS))
             .consistent_read(true)
             .key_condition_expression("sensorId = :sensorId")
             .expression_attribute_values(":sensorId", AttributeValue::S(sensor.to_string()));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
-use contracts::{Metric, OnboardingId, SiteId};
+use contracts::{Metric, OnboardingId, SiteId, names};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -153,10 +153,10 @@ pub async fn residue(stack: &Stack, ids: Ids) -> Result<Vec<(&'static str, Strin
     let onboarding = ids.onboarding_id.to_string();
     let mut left = Vec::new();
     let tables = [
-        ("InventoryTable", "RELEASED"),
-        ("DevicesTable", "DEPROVISIONED"),
-        ("BillingTable", "CANCELLED"),
-        ("AlertingTable", "REMOVED"),
+        (names::INVENTORY, "RELEASED"),
+        (names::DEVICES, "DEPROVISIONED"),
+        (names::BILLING, "CANCELLED"),
+        (names::ALERTING, "REMOVED"),
     ];
     for (table, tombstone) in tables {
         // Any row that mentions the onboarding, idempotency records too.

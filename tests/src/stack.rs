@@ -1,6 +1,6 @@
-//! The stack: where it is, what it is made of.
+//! The environment: how to reach it, and the names of what it consists of.
 
-use std::{collections::BTreeMap, env, net::IpAddr};
+use std::{collections::BTreeMap, env, net::IpAddr, sync::Arc};
 
 use anyhow::{Context, Result, bail};
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
@@ -11,26 +11,42 @@ use aws_smithy_async::{
     time::SystemTimeSource,
 };
 use aws_types::{SdkConfig, region::Region};
+use contracts::names::{self, SERVICES};
 use reqwest::Url;
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 
 /// The emulator knows one account's region; the functions are told the same.
 pub(crate) const REGION: &str = "us-east-1";
 
-/// A deployed stack on this machine.
+/// A deployed environment on this machine.
 #[derive(Clone, Debug)]
 pub struct Stack {
     name: String,
+    account: String,
+    /// Whether a root stack nests the services' stacks.
+    has_root: bool,
+    /// Of the root stack, or of the gateway's.
     endpoint: Url,
     outputs: BTreeMap<String, String>,
     pub(crate) http: reqwest::Client,
     config: SdkConfig,
     cloudformation: aws_sdk_cloudformation::Client,
+    /// The resources of all stacks, once they were listed. A deployment does not change generated names.
+    resources: Arc<OnceCell<Vec<Resource>>>,
     dynamodb: aws_sdk_dynamodb::Client,
     pub(crate) bus: aws_sdk_eventbridge::Client,
     pub(crate) kinesis: aws_sdk_kinesis::Client,
     pub(crate) machines: aws_sdk_sfn::Client,
     pub(crate) sqs: aws_sdk_sqs::Client,
+}
+
+/// A resource of a stack.
+#[derive(Debug)]
+struct Resource {
+    kind: String,
+    logical_id: String,
+    physical_id: String,
 }
 
 /// The endpoint, if it is on this machine: what is done here must never be done to a real account.
@@ -61,8 +77,8 @@ fn config(endpoint: &Url) -> SdkConfig {
 }
 
 impl Stack {
-    /// The stack named by `FIELDSTATION_STACK` (`fieldstation-local`) behind `AWS_ENDPOINT_URL`
-    /// (`http://127.0.0.1:4566`).
+    /// The environment that `FIELDSTATION_STACK` names (`fieldstation-local`), at `AWS_ENDPOINT_URL`
+    /// (`http://127.0.0.1:4566`). It has a root stack of that name, or one stack per service.
     pub async fn connect() -> Result<Self> {
         let name = env::var("FIELDSTATION_STACK").unwrap_or_else(|_| "fieldstation-local".into());
         let endpoint =
@@ -70,14 +86,23 @@ impl Stack {
         let endpoint = loopback(&endpoint)?;
         let config = config(&endpoint);
         let cloudformation = aws_sdk_cloudformation::Client::new(&config);
-        let described =
-            cloudformation.describe_stacks().stack_name(&name).send().await.with_context(|| {
-                format!(
-                    "there is no stack {name} at {endpoint}; run `make up deploy-local` and try \
-                     again"
-                )
-            })?;
+        let describe = |stack: &str| cloudformation.describe_stacks().stack_name(stack).send();
+        let gateway = names::named(&name, "gateway");
+        let (has_root, described) = match describe(&name).await {
+            Ok(described) => (true, described),
+            Err(_) => (
+                false,
+                describe(&gateway).await.with_context(|| {
+                    format!(
+                        "there is neither a stack {name} nor {gateway} at {endpoint}; run `make up \
+                         deploy-local` and try again"
+                    )
+                })?,
+            ),
+        };
         let stack = described.stacks().first().context("CloudFormation described no stack")?;
+        let account = stack.stack_id().and_then(|arn| arn.split(':').nth(4));
+        let account = account.context("the account in the stack's ARN")?.to_owned();
         let outputs = stack.outputs().iter().filter_map(|output| {
             Some((output.output_key()?.to_owned(), output.output_value()?.to_owned()))
         });
@@ -90,13 +115,16 @@ impl Stack {
             machines: aws_sdk_sfn::Client::new(&config),
             sqs: aws_sdk_sqs::Client::new(&config),
             name,
+            account,
+            has_root,
             endpoint,
             config,
             cloudformation,
+            resources: Arc::default(),
         })
     }
 
-    /// Its name.
+    /// The name of the environment.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -126,31 +154,103 @@ impl Stack {
         &self.sqs
     }
 
-    /// An output of the template.
+    /// An output of the root stack, or of the gateway's.
     pub fn output(&self, name: &str) -> Result<&str> {
         self.outputs.get(name).map(String::as_str).with_context(|| {
             format!("the stack {} has no output {name}; it has {:?}", self.name, self.outputs)
         })
     }
 
-    /// The physical id of one of the template's resources.
-    pub async fn physical_id(&self, logical_id: &str) -> Result<String> {
-        let described = self
-            .cloudformation
-            .describe_stack_resource()
-            .stack_name(&self.name)
-            .logical_resource_id(logical_id)
-            .send()
-            .await
-            .with_context(|| format!("the stack {} has no {logical_id}", self.name))?;
-        let detail = described.stack_resource_detail();
-        let id = detail.and_then(|detail| detail.physical_resource_id());
-        id.map(str::to_owned).with_context(|| format!("{logical_id} has no physical id"))
+    /// The full name of a table, queue, function or another resource with a fixed name.
+    #[must_use]
+    pub fn named(&self, name: &str) -> String {
+        names::named(&self.name, name)
     }
 
-    /// All rows of the table in that output.
-    pub async fn rows(&self, output: &str) -> Result<Vec<Value>> {
-        let scan = self.dynamodb.scan().table_name(self.output(output)?).consistent_read(true);
+    /// The ARN of a state machine.
+    #[must_use]
+    pub fn machine_arn(&self, machine: &str) -> String {
+        format!("arn:aws:states:{REGION}:{}:stateMachine:{}", self.account, self.named(machine))
+    }
+
+    /// The ARN of a function's alias `live`.
+    #[must_use]
+    pub fn function_arn(&self, function: &str) -> String {
+        let function = self.named(function);
+        format!("arn:aws:lambda:{REGION}:{}:function:{function}:{}", self.account, names::LIVE)
+    }
+
+    /// The ARN of the topic that gets the alarms.
+    #[must_use]
+    pub fn on_call_topic(&self) -> String {
+        format!("arn:aws:sns:{REGION}:{}:{}", self.account, self.named(names::ON_CALL))
+    }
+
+    /// The bucket of given-up stream batches and of long payloads.
+    #[must_use]
+    pub fn failures_bucket(&self) -> String {
+        names::failures_bucket(&self.name, &self.account, REGION)
+    }
+
+    /// The URL of a queue.
+    pub async fn queue_url(&self, queue: &str) -> Result<String> {
+        let name = self.named(queue);
+        let answer = self.sqs.get_queue_url().queue_name(&name).send().await;
+        let answer = answer.with_context(|| format!("the queue {name}"))?;
+        answer.queue_url.with_context(|| format!("the queue {name} has no URL"))
+    }
+
+    /// The physical ids of all resources of a type, by their logical ids.
+    pub async fn resources(&self, kind: &str) -> Result<BTreeMap<String, String>> {
+        let of_kind = self.all_resources().await?.iter().filter(|it| it.kind == kind);
+        Ok(of_kind.map(|it| (it.logical_id.clone(), it.physical_id.clone())).collect())
+    }
+
+    /// The physical id of a resource whose name is generated, such as an event source mapping.
+    pub async fn physical_id(&self, logical_id: &str) -> Result<String> {
+        let found = self.all_resources().await?.iter().find(|it| it.logical_id == logical_id);
+        let found = found.with_context(|| format!("no stack of {} has {logical_id}", self.name))?;
+        Ok(found.physical_id.clone())
+    }
+
+    /// The resources of all stacks of the environment.
+    async fn all_resources(&self) -> Result<&[Resource]> {
+        self.resources.get_or_try_init(|| self.list_resources()).await.map(Vec::as_slice)
+    }
+
+    async fn list_resources(&self) -> Result<Vec<Resource>> {
+        let (mut resources, stacks) = if self.has_root {
+            let of_root = self.resources_of(&self.name).await?;
+            let is_stack = |it: &&Resource| it.kind == "AWS::CloudFormation::Stack";
+            let nested = of_root.iter().filter(is_stack).map(|it| it.physical_id.clone()).collect();
+            (of_root, nested)
+        } else {
+            (Vec::new(), SERVICES.map(|service| self.named(service)).to_vec())
+        };
+        for stack in stacks {
+            resources.extend(self.resources_of(&stack).await?);
+        }
+        Ok(resources)
+    }
+
+    async fn resources_of(&self, stack: &str) -> Result<Vec<Resource>> {
+        let listing = self.cloudformation.list_stack_resources().stack_name(stack);
+        let mut items = listing.into_paginator().items().send();
+        let mut resources = Vec::new();
+        while let Some(item) = items.next().await {
+            let item = item.with_context(|| format!("the resources of {stack}"))?;
+            if let (Some(kind), Some(logical_id), Some(physical_id)) =
+                (item.resource_type, item.logical_resource_id, item.physical_resource_id)
+            {
+                resources.push(Resource { kind, logical_id, physical_id });
+            }
+        }
+        Ok(resources)
+    }
+
+    /// All rows of a table.
+    pub async fn rows(&self, table: &str) -> Result<Vec<Value>> {
+        let scan = self.dynamodb.scan().table_name(self.named(table)).consistent_read(true);
         let mut items = scan.into_paginator().items().send();
         let mut rows = Vec::new();
         while let Some(item) = items.next().await {
@@ -159,17 +259,12 @@ impl Stack {
         Ok(rows)
     }
 
-    /// The rows of the table in that output whose attribute has that value.
-    pub async fn rows_with(
-        &self,
-        output: &str,
-        attribute: &str,
-        value: &str,
-    ) -> Result<Vec<Value>> {
+    /// The rows of a table whose attribute has that value.
+    pub async fn rows_with(&self, table: &str, attribute: &str, value: &str) -> Result<Vec<Value>> {
         let scan = self
             .dynamodb
             .scan()
-            .table_name(self.output(output)?)
+            .table_name(self.named(table))
             .consistent_read(true)
             .filter_expression("#attribute = :value")
             .expression_attribute_names("#attribute", attribute)
@@ -190,7 +285,7 @@ impl Stack {
         detail: &Value,
     ) -> Result<String> {
         let entry = aws_sdk_eventbridge::types::PutEventsRequestEntry::builder()
-            .event_bus_name(self.output("EventBusName")?)
+            .event_bus_name(self.named(names::EVENTS))
             .source(source)
             .detail_type(detail_type)
             .detail(detail.to_string())

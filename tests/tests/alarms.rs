@@ -147,13 +147,6 @@ fn rules() -> Vec<Rule> {
     ]
 }
 
-/// The logical id in a physical name.
-fn logical_id<'a>(stack: &Stack, alarm: &'a Alarm) -> Result<&'a str> {
-    let name = alarm.alarm_name.strip_prefix(stack.name());
-    let name = name.and_then(|name| name.strip_prefix('-')?.rsplit_once('-'));
-    Ok(name.with_context(|| format!("a name like no other: {}", alarm.alarm_name))?.0)
-}
-
 /// Feeds the metric until all of these alarms are in that state.
 async fn becomes(
     stack: &Stack,
@@ -209,7 +202,7 @@ async fn every_alarm_goes_off_and_out_and_on_call_is_told() -> Result<()> {
     // The alarms of each rule, and the rules of each metric.
     let mut of_rules = vec![Vec::new(); rules.len()];
     for alarm in &alarms {
-        let id = logical_id(&stack, alarm)?;
+        let id = alarm.logical_id.as_str();
         let metric = alarm.metric();
         let rule = rules.iter().position(|rule| {
             rule.metric == metric && (rule.alarms.is_empty() || rule.alarms.contains(&id))

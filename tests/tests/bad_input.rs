@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 use aws_sdk_dynamodb::types::AttributeValue;
-use contracts::{Metric, SiteId};
+use contracts::{Metric, SiteId, names};
 use serde_json::{Value, json};
 use tests::{
     Stack,
@@ -140,7 +140,7 @@ async fn a_bad_registration_is_refused_and_not_stored() -> Result<()> {
     assert_names("a body of 1 MB", &answer, 413, "");
     assert_not_stored(&stack, "a body of 1 MB", &key).await?;
 
-    let rows = stack.rows_with("SitesTable", "name", "never stored").await?;
+    let rows = stack.rows_with(names::SITES, "name", "never stored").await?;
     assert_eq!(rows, [] as [Value; 0]);
     Ok(())
 }
@@ -159,7 +159,7 @@ async fn a_registration_needs_a_key() -> Result<()> {
     assert_names("no key", &answer, 400, "header Idempotency-Key");
     let answer = stack.call(Call::post_site(&"k".repeat(129), &good())).await?;
     assert_names("a key too long", &answer, 400, "header Idempotency-Key");
-    let rows = stack.rows_with("SitesTable", "name", "never stored").await?;
+    let rows = stack.rows_with(names::SITES, "name", "never stored").await?;
     assert_eq!(rows, [] as [Value; 0]);
     Ok(())
 }
@@ -247,7 +247,7 @@ async fn a_malformed_delivery_is_captured_whole() -> Result<()> {
     stack.put_event(SUPPLIER, "KitsDelivered", &detail).await?;
     let failure = stack.failure_about("receive-kits", &number).await?;
     assert_captured(&failure, &detail, "quantity")?;
-    let counted = stack.rows_with("InventoryTable", "id", &delivery_id(&number)).await?;
+    let counted = stack.rows_with(names::INVENTORY, "id", &delivery_id(&number)).await?;
     assert_eq!(counted, [] as [Value; 0]);
     Ok(())
 }
@@ -261,7 +261,7 @@ async fn a_malformed_stream_record_is_quarantined_and_the_stream_flows_on() -> R
     stack
         .dynamodb()
         .put_item()
-        .table_name(stack.output("EventsTable")?)
+        .table_name(stack.named(names::EVENTS))
         .set_item(Some(HashMap::from([
             ("entity".to_owned(), AttributeValue::S(broken.clone())),
             ("sequence".to_owned(), AttributeValue::N("1".to_owned())),

@@ -19,6 +19,12 @@ use tests::{
 };
 use uuid::Uuid;
 
+/// The logical id of each mapping, and what check-consumers calls it.
+const RECORD_FAILURE: (&str, &str) =
+    ("SitesFailuresMapping", "record-failure <- queue sites-failures");
+const PUBLISH_EVENTS: (&str, &str) = ("PublishEventsMapping", "publish-events <- table events");
+const STORE_READINGS: (&str, &str) = ("StoreReadingsMapping", "store-readings <- stream readings");
+
 const METRIC: Metric = Metric::AirTemperature;
 /// Longer than an enabled consumer takes.
 const A_WHILE: Duration = Duration::from_secs(3);
@@ -43,8 +49,12 @@ fn consumers_of_status(stack: &Stack) -> Result<Value> {
     Ok(check.clone())
 }
 
-/// The mapping is the only one that is reported, by its function and source.
-async fn is_reported(stack: &Stack, mapping: &str, consumer: &str, waiting: Value) -> Result<()> {
+/// The mapping is the only one that is reported.
+async fn is_reported(
+    stack: &Stack,
+    (mapping, consumer): (&str, &str),
+    waiting: Value,
+) -> Result<()> {
     let check = stack.check_consumers().await?;
     let stopped = json!({ "mapping": consumer, "state": "Disabled", "waiting": waiting });
     ensure!(check.answer["notRunning"] == json!([stopped]), "{check:?}");
@@ -67,13 +77,12 @@ async fn a_disabled_consumer_is_reported_until_it_is_enabled() -> Result<()> {
     // record-failure: a failure that is not recorded.
     let about = Uuid::new_v4().to_string();
     stack
-        .with_mapping_disabled("SitesFailuresMapping", async || {
-            let url = stack.physical_id("SitesFailures").await?;
+        .with_mapping_disabled(RECORD_FAILURE.0, async || {
+            let url = stack.queue_url("sites-failures").await?;
             stack.sqs().send_message().queue_url(url).message_body(&about).send().await?;
             tokio::time::sleep(A_WHILE).await;
             ensure!(stack.failures_about("sites-failures", &about).await?.is_empty(), "recorded");
-            let consumer = "record-failure <- queue sites-failures";
-            is_reported(&stack, "SitesFailuresMapping", consumer, json!(1)).await
+            is_reported(&stack, RECORD_FAILURE, json!(1)).await
         })
         .await?;
     all_run(&stack).await?;
@@ -85,14 +94,13 @@ async fn a_disabled_consumer_is_reported_until_it_is_enabled() -> Result<()> {
     let name = format!("no events {}", Uuid::new_v4().simple());
     let site = registration(&name, &[METRIC], GOOD_CARD);
     let ids = stack
-        .with_mapping_disabled("PublishEventsMapping", async || {
+        .with_mapping_disabled(PUBLISH_EVENTS.0, async || {
             let ids = stack.register(&Uuid::new_v4().to_string(), &site).await?;
             tokio::time::sleep(A_WHILE).await;
             let story = log::story(&stack, ids.onboarding_id).await?;
             ensure!(!story.is_empty(), "no event of {ids:?}");
             ensure!(story.iter().all(|event| !event.is_published()), "{story:?}");
-            let consumer = "publish-events <- table events";
-            is_reported(&stack, "PublishEventsMapping", consumer, Value::Null).await?;
+            is_reported(&stack, PUBLISH_EVENTS, Value::Null).await?;
             Ok(ids)
         })
         .await?;
@@ -108,12 +116,11 @@ async fn a_disabled_consumer_is_reported_until_it_is_enabled() -> Result<()> {
     let bundle =
         Bundle { bundle_id: "waiting".parse()?, site_id: ids.site_id, series: vec![series] };
     stack
-        .with_mapping_disabled("StoreReadingsMapping", async || {
+        .with_mapping_disabled(STORE_READINGS.0, async || {
             send(&stack, &[&bundle]).await?;
             tokio::time::sleep(A_WHILE).await;
             ensure!(stack.samples(sensor_id, "limit=10").await?.is_empty(), "stored");
-            let consumer = "store-readings <- stream readings";
-            is_reported(&stack, "StoreReadingsMapping", consumer, Value::Null).await
+            is_reported(&stack, STORE_READINGS, Value::Null).await
         })
         .await?;
     all_run(&stack).await?;

@@ -164,8 +164,7 @@ async fn an_undo_fails_for_good() -> Result<()> {
     stack.site_active(ids.site_id).await?;
     let scale = WaitScale::set(&stack, 0.02).await?;
     let broken =
-        Broken::version(&stack, "RemoveAlertingFunction", "ALERTING_TABLE", "no-such-table")
-            .await?;
+        Broken::version(&stack, "remove-alerting", "ALERTING_TABLE", "no-such-table").await?;
     let during = broken
         .during(async || {
             let torn = stack.fieldctl(&["sites", "teardown", &name, "--yes"])?;
@@ -240,7 +239,7 @@ async fn a_bad_version_is_deployed_and_rolled_back() -> Result<()> {
     };
     let before = live(&stack.fieldctl(&["--json", "status"])?.document()?).context("a version")?;
     let broken =
-        Broken::version(&stack, "StoreReadingsFunction", "READINGS_TABLE", "no-such-table").await?;
+        Broken::version(&stack, "store-readings", "READINGS_TABLE", "no-such-table").await?;
     broken
         .during(async || {
             let bundle = json!([{

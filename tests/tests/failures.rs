@@ -41,6 +41,7 @@ use aws_sdk_sqs::types::MessageAttributeValue;
 use contracts::{
     Event, Metric, SensorId, SiteId, Timestamp,
     events::ReadingBreachedThreshold,
+    names,
     readings::{Bundle, Sample, Series},
 };
 use reqwest::Method;
@@ -144,14 +145,14 @@ fn assert_new(failure: &Failure, kind: &str, error: &str) -> Result<()> {
 
 async fn put_row(stack: &Stack, table: &str, row: &Value) -> Result<()> {
     let item = serde_dynamo::to_item(row)?;
-    let put = stack.dynamodb().put_item().table_name(stack.output(table)?);
+    let put = stack.dynamodb().put_item().table_name(stack.named(table));
     put.set_item(Some(item)).send().await?;
     Ok(())
 }
 
 async fn delete_row(stack: &Stack, table: &str, key: &Value) -> Result<()> {
     let key = serde_dynamo::to_item(key)?;
-    let delete = stack.dynamodb().delete_item().table_name(stack.output(table)?);
+    let delete = stack.dynamodb().delete_item().table_name(stack.named(table));
     delete.set_key(Some(key)).send().await?;
     Ok(())
 }
@@ -184,7 +185,7 @@ async fn send_message(
     body: &Value,
     attributes: &[(&str, &str)],
 ) -> Result<()> {
-    let url = stack.physical_id(queue).await?;
+    let url = stack.queue_url(queue).await?;
     let mut message = stack.sqs().send_message().queue_url(url).message_body(body.to_string());
     for (name, value) in attributes {
         let text = MessageAttributeValue::builder().data_type("String").string_value(*value);
@@ -218,7 +219,7 @@ async fn a_registration_in_front_of_a_broken_row_is_replayed() -> Result<()> {
     let site_id = SiteId::registered("noaa.surfrad", &number);
     let row_key = json!({ "siteId": site_id, "row": "SITE" });
     let broken = json!({ "siteId": site_id, "row": "SITE", "nonsense": "of a defect of ours" });
-    put_row(&stack, "SitesTable", &broken).await?;
+    put_row(&stack, names::SITES, &broken).await?;
     let site = registration("in front of a broken row", &[METRIC], GOOD_CARD);
     let detail = json!({ "registrationId": number, "site": site });
     let event = stack.put_event("noaa.surfrad", "SiteRegistrationRequested", &detail).await?;
@@ -229,7 +230,7 @@ async fn a_registration_in_front_of_a_broken_row_is_replayed() -> Result<()> {
     assert_eq!((&payload["id"], &payload["detail"]), (&json!(event), &detail), "whole");
     assert_all_else_runs(&stack).await?;
 
-    delete_row(&stack, "SitesTable", &row_key).await?;
+    delete_row(&stack, names::SITES, &row_key).await?;
     stack.replay_well(&failure).await?;
     let site = stack.site_active(site_id).await?;
     let ids: Ids = serde_json::from_value(json!({
@@ -251,17 +252,16 @@ async fn a_registration_that_was_not_delivered_is_replayed() -> Result<()> {
     let site = registration("not delivered", &[METRIC], GOOD_CARD);
     let detail = json!({ "registrationId": number, "site": site });
     let event = event_of("noaa.surfrad", "SiteRegistrationRequested", &detail);
-    let functions = "arn:aws:lambda:us-east-1:000000000000:function";
-    let target = format!("{functions}:{}-import-site:live", stack.name());
+    let function = stack.function_arn("import-site");
     let attributes = [
         ("ERROR_CODE", "NO_PERMISSIONS"),
         ("ERROR_MESSAGE", "Lambda refused the call"),
         ("RULE_ARN", "arn:aws:events:us-east-1:000000000000:rule/bus/import-site"),
-        ("TARGET_ARN", &*target),
+        ("TARGET_ARN", &function),
         ("EXHAUSTED_RETRY_CONDITION", "MaximumRetryAttempts"),
         ("RETRY_ATTEMPTS", "185"),
     ];
-    send_message(&stack, "SitesFailures", &event, &attributes).await?;
+    send_message(&stack, "sites-failures", &event, &attributes).await?;
 
     let failure = stack.failure_about("import-site", &number).await?;
     assert_new(&failure, "NOT_DELIVERED", "NO_PERMISSIONS")?;
@@ -284,7 +284,7 @@ async fn a_delivery_is_replayed_into_the_stock_once() -> Result<()> {
     let number = key();
     let id = delivery_id(&number);
     // Without the time of its delivery.
-    put_row(&stack, "InventoryTable", &json!({ "id": id, "kits": [] })).await?;
+    put_row(&stack, names::INVENTORY, &json!({ "id": id, "kits": [] })).await?;
     let kits = async || {
         let inventory = Inventory::read(&stack).await?;
         anyhow::Ok(inventory.stock.get(DELIVERED.name()).copied().unwrap_or_default())
@@ -299,7 +299,7 @@ async fn a_delivery_is_replayed_into_the_stock_once() -> Result<()> {
     assert_eq!(failure.payload()?["detail"], detail, "whole");
     assert_eq!(kits().await?, before);
 
-    delete_row(&stack, "InventoryTable", &json!({ "id": id })).await?;
+    delete_row(&stack, names::INVENTORY, &json!({ "id": id })).await?;
     stack.replay_well(&failure).await?;
     assert_eq!(kits().await?, before + 3);
     Ok(())
@@ -309,7 +309,7 @@ async fn a_delivery_is_replayed_into_the_stock_once() -> Result<()> {
 async fn the_steps_that_the_read_model_missed_are_replayed() -> Result<()> {
     let _turn = STACK.write().await;
     let stack = Stack::connect().await?;
-    let broken = Broken::version(&stack, "ProjectSiteFunction", "SITES_TABLE", NO_TABLE).await?;
+    let broken = Broken::version(&stack, "project-site", "SITES_TABLE", NO_TABLE).await?;
     let (ids, failures) = broken
         .during(async || {
             let ids = register(&stack, "missed", GOOD_CARD).await?;
@@ -349,8 +349,7 @@ async fn the_steps_that_the_read_model_missed_are_replayed() -> Result<()> {
 async fn an_onboarding_that_was_not_started_is_replayed() -> Result<()> {
     let _turn = STACK.write().await;
     let stack = Stack::connect().await?;
-    let broken =
-        Broken::version(&stack, "StartOnboardingFunction", "SITE_ONBOARDING_ARN", NO_MACHINE);
+    let broken = Broken::version(&stack, "start-onboarding", "SITE_ONBOARDING_ARN", NO_MACHINE);
     let (ids, failure) = broken
         .await?
         .during(async || {
@@ -374,8 +373,7 @@ async fn an_onboarding_that_was_not_started_is_replayed() -> Result<()> {
 async fn readings_of_a_sensor_that_was_not_known_come_back_until_it_is() -> Result<()> {
     let _turn = STACK.write().await;
     let stack = Stack::connect().await?;
-    let broken =
-        Broken::version(&stack, "ProjectSensorsFunction", "READINGS_TABLE", NO_TABLE).await?;
+    let broken = Broken::version(&stack, "project-sensors", "READINGS_TABLE", NO_TABLE).await?;
     let (ids, unheard) = broken
         .during(async || {
             let ids = register(&stack, "not known", GOOD_CARD).await?;
@@ -415,10 +413,10 @@ async fn readings_too_large_for_a_row_are_replayed_from_their_file() -> Result<(
     let _turn = STACK.read().await;
     let stack = Stack::connect().await?;
     let (ids, sensor) = in_service(&stack, "large").await?;
-    let rows = stack.rows_with("ReadingsTable", "sensorId", &sensor.to_string()).await?;
+    let rows = stack.rows_with(names::READINGS, "sensorId", &sensor.to_string()).await?;
     let [register] = &rows[..] else { anyhow::bail!("more than the register: {rows:?}") };
     let row_key = json!({ "sensorId": sensor, "row": "SENSOR" });
-    delete_row(&stack, "ReadingsTable", &row_key).await?;
+    delete_row(&stack, names::READINGS, &row_key).await?;
     let values: Vec<_> = (0..12_000).map(f64::from).collect();
     let bundle = bundle(ids, sensor, "00:00", &values)?;
     send(&stack, &[&bundle]).await?;
@@ -430,7 +428,7 @@ async fn readings_too_large_for_a_row_are_replayed_from_their_file() -> Result<(
     assert_new(failure, "QUARANTINED", "UnknownSensor")?;
     assert!(failure.payload_file.is_some(), "{failure} is in its row");
 
-    put_row(&stack, "ReadingsTable", register).await?;
+    put_row(&stack, names::READINGS, register).await?;
     stack.replay_well(failure).await?;
     let samples = stack.samples(sensor, "limit=10000").await?;
     assert_eq!(samples, bundle.series[0].samples);
@@ -440,14 +438,14 @@ async fn readings_too_large_for_a_row_are_replayed_from_their_file() -> Result<(
 /// Brings a scheduled function to its failure, and replays that when it is mended.
 async fn assert_schedule_is_replayed(
     stack: &Stack,
-    (source, function): (&str, &str),
+    function: &str,
     (variable, value): (&str, &str),
     meanwhile: impl AsyncFn() -> Result<()>,
     error: &str,
 ) -> Result<()> {
     let event = event_of("aws.events", "Scheduled Event", &json!({}));
     let id = event["id"].as_str().unwrap_or_default();
-    let name = stack.physical_id(function).await?;
+    let name = stack.named(function);
     let broken = Broken::version(stack, function, variable, value).await?;
     let failure = broken
         .during(async || {
@@ -455,7 +453,7 @@ async fn assert_schedule_is_replayed(
             let path = format!("/2015-03-31/functions/{name}:live/invocations");
             let headers = [("x-amz-invocation-type", "Event")];
             call(stack, "lambda", Method::POST, &path, &headers, event.to_string()).await?;
-            stack.failure_about(source, id).await
+            stack.failure_about(function, id).await
         })
         .await?;
     assert_new(&failure, "FUNCTION_FAILED", error)?;
@@ -468,31 +466,31 @@ async fn checks_that_failed_are_replayed() -> Result<()> {
     let _turn = STACK.write().await;
     let stack = Stack::connect().await?;
     let nothing = async || Ok(());
-    let check = ("check-sagas", "CheckSagasFunction");
+    let check = "check-sagas";
     let no_budget = ("SAGA_BUDGET_SECONDS", "a while");
     // Runtime.ExitError on AWS.
     assert_schedule_is_replayed(&stack, check, no_budget, nothing, "Runtime.Unknown").await?;
-    let consumers = ("check-consumers", "CheckConsumersFunction");
-    let no_mappings = ("MAPPINGS", "none");
-    assert_schedule_is_replayed(&stack, consumers, no_mappings, nothing, "Runtime.Unknown").await?;
-    let reconcile = ("reconcile-subscriptions", "ReconcileSubscriptionsFunction");
+    let consumers = "check-consumers";
+    let no_url = ("QUEUES_URL", "");
+    assert_schedule_is_replayed(&stack, consumers, no_url, nothing, "Runtime.Unknown").await?;
+    let reconcile = "reconcile-subscriptions";
     let no_table = ("BILLING_TABLE", NO_TABLE);
     assert_schedule_is_replayed(&stack, reconcile, no_table, nothing, "Internal").await?;
-    let report = ("report-failures", "ReportFailuresFunction");
+    let report = "report-failures";
     let no_table = ("FAILURES_TABLE", NO_TABLE);
     assert_schedule_is_replayed(&stack, report, no_table, nothing, "Internal").await
 }
 
 /// Makes an event unpublished again, as if EventBridge had not taken it; its row.
 async fn unpublish(stack: &Stack, event: &LoggedEvent, occurred_at: &str) -> Result<Value> {
-    let rows = stack.rows_with("EventsTable", "entity", &event.entity).await?;
+    let rows = stack.rows_with(names::EVENTS, "entity", &event.entity).await?;
     let row = rows.into_iter().find(|row| row["sequence"] == event.sequence);
     let mut row = row.context("the event's row")?;
     let fields = row.as_object_mut().context("a row")?;
     fields.remove("publishedAt");
     fields.insert("unpublished".to_owned(), json!("0"));
     fields.insert("occurredAt".to_owned(), json!(occurred_at));
-    put_row(stack, "EventsTable", &row).await?;
+    put_row(stack, names::EVENTS, &row).await?;
     Ok(row)
 }
 
@@ -535,7 +533,7 @@ async fn a_sweep_is_replayed_and_publishes_once() -> Result<()> {
     // A sweep takes what is older than a minute.
     let long_ago = Timestamp::now().plus_millis(-3_600_000).to_string();
     let meanwhile = async || unpublish(&stack, event, &long_ago).await.map(drop);
-    let sweep = ("sweep-events", "SweepEventsFunction");
+    let sweep = "sweep-events";
     let no_table = ("EVENTS_TABLE", NO_TABLE);
     assert_schedule_is_replayed(&stack, sweep, no_table, meanwhile, "Internal").await?;
     assert_published_once(&stack, capture, ids, &[event]).await
@@ -604,7 +602,7 @@ async fn given_up(
     count: usize,
     begin: impl AsyncFnOnce() -> Result<String>,
 ) -> Result<Vec<Failure>> {
-    let broken = Broken::version(stack, &format!("{name}Function"), variable, value).await?;
+    let broken = Broken::version(stack, source, variable, value).await?;
     let failures = broken
         .during(async || {
             with_one_retry(stack, &format!("{name}Mapping"), async || {
@@ -643,14 +641,14 @@ async fn bundles_given_up(
     Ok(failures)
 }
 
-/// The files of batches that Lambda gave up on, by their keys.
-async fn failure_files(stack: &Stack) -> Result<BTreeMap<String, Value>> {
-    let bucket = stack.physical_id("FailuresBucket").await?;
+/// The files of what a mapping gave up on, by their keys.
+async fn failure_files(stack: &Stack, mapping: &str) -> Result<BTreeMap<String, Value>> {
+    let bucket = stack.failures_bucket();
     let get = async |path: String| call(stack, "s3", Method::GET, &path, &[], String::new()).await;
-    let listing = get(format!("/{bucket}?list-type=2")).await?;
+    let listing = get(format!("/{bucket}?list-type=2&prefix=aws%2Flambda%2F{mapping}%2F")).await?;
     let mut files = BTreeMap::new();
     let keys = listing.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next());
-    for key in keys.filter(|key| key.starts_with("aws/lambda/")) {
+    for key in keys {
         let file = get(format!("/{bucket}/{key}")).await?;
         files.insert(key.to_owned(), serde_json::from_str(&file)?);
     }
@@ -663,7 +661,7 @@ async fn a_row_that_is_no_event_comes_back_and_is_discarded() -> Result<()> {
     let stack = Stack::connect().await?;
     let entity = format!("site#{}", key());
     let row = json!({ "entity": entity, "sequence": 1, "nonsense": "of a defect of ours" });
-    put_row(&stack, "EventsTable", &row).await?;
+    put_row(&stack, names::EVENTS, &row).await?;
     let failure = stack.failure_about("publish-events", &entity).await?;
     assert_new(&failure, "QUARANTINED", "InvalidInput")?;
     let image = &failure.payload()?["dynamodb"]["NewImage"];
@@ -676,7 +674,7 @@ async fn a_row_that_is_no_event_comes_back_and_is_discarded() -> Result<()> {
     assert_eq!(told[0]["discarded"], 1, "{told:?}");
     stack.failure(&failure.id).await?.stands("DISCARDED", 1, 1)?;
     let row_key = json!({ "entity": entity, "sequence": 1 });
-    delete_row(&stack, "EventsTable", &row_key).await
+    delete_row(&stack, names::EVENTS, &row_key).await
 }
 
 #[tokio::test]
@@ -697,7 +695,7 @@ async fn an_event_that_was_refused_is_replayed_and_published_once() -> Result<()
         "reason": "NotAuthorizedForSourceException: Not authorized for the source.",
         "record": record,
     });
-    send_message(&stack, "EventsFailures", &message, &[]).await?;
+    send_message(&stack, "events-failures", &message, &[]).await?;
     let quarantined = stack.failure_about("publish-events", &refused.id()?).await?;
     assert_new(&quarantined, "QUARANTINED", "EventRefused")?;
     assert_eq!(quarantined.payload()?, record, "whole");
@@ -758,15 +756,15 @@ async fn a_batch_that_fails_is_split_and_given_up_record_by_record() -> Result<(
     let bundles = ["00:00", "01:00", "02:00"].map(|id| bundle(ids, sensor, id, &[1.0, 2.0]));
     let bundles = bundles.into_iter().collect::<Result<Vec<_>>>()?;
     let bundles: Vec<_> = bundles.iter().collect();
-    let before = failure_files(&stack).await?;
+    let mapping = stack.physical_id("StoreReadingsMapping").await?;
+    let before = failure_files(&stack, &mapping).await?;
     // It does not start.
     let setting = ("READINGS_TABLE", "");
     let failures = bundles_given_up(&stack, STORE_READINGS, setting, &bundles).await?;
 
-    let mut files = failure_files(&stack).await?;
+    let mut files = failure_files(&stack, &mapping).await?;
     files.retain(|key, _| !before.contains_key(key));
     assert_eq!(files.len(), bundles.len(), "{files:?}");
-    let mapping = stack.physical_id("StoreReadingsMapping").await?;
     for (key, file) in &files {
         assert!(key.starts_with(&format!("aws/lambda/{mapping}/shardId-")), "{key}");
         assert_eq!(file["KinesisBatchInfo"]["batchSize"], 1, "{file}");
@@ -808,11 +806,12 @@ async fn a_breach_that_was_given_up_on_is_replayed_and_told_once() -> Result<()>
 /// comes back soon, not after the minutes that production gives a function.
 async fn dead_letter(
     stack: &Stack,
-    (source, step): (&str, &str),
+    source: &str,
     begin: impl AsyncFn() -> Result<Ids>,
 ) -> Result<(Ids, Failure)> {
-    let visibility = Visibility::set(stack, &format!("{step}Queue"), 2).await?;
-    let broken = Broken::version(stack, &format!("{step}Function"), "BILLING_TABLE", "").await?;
+    // The queue has the function's name.
+    let visibility = Visibility::set(stack, source, 2).await?;
+    let broken = Broken::version(stack, source, "BILLING_TABLE", "").await?;
     let outcome = broken
         .during(async || {
             let ids = begin().await?;
@@ -832,9 +831,8 @@ async fn dead_letter(
 async fn a_subscription_in_the_dead_letters_is_replayed_and_paid_once() -> Result<()> {
     let _turn = STACK.write().await;
     let stack = Stack::connect().await?;
-    let step = ("initialize-subscription", "InitializeSubscription");
     let begin = async || register(&stack, "dead letter", GOOD_CARD).await;
-    let (ids, failure) = dead_letter(&stack, step, begin).await?;
+    let (ids, failure) = dead_letter(&stack, names::INITIALIZE_SUBSCRIPTION, begin).await?;
     let execution = stack.onboarding(ids.onboarding_id).await?.context("an execution")?;
     assert_eq!(execution.status, ExecutionStatus::Running, "it waits: {execution:?}");
     assert_all_else_runs(&stack).await?;
@@ -849,13 +847,12 @@ async fn a_cancellation_in_the_dead_letters_is_replayed() -> Result<()> {
     let _turn = STACK.write().await;
     let stack = Stack::connect().await?;
     let (ids, _) = in_service(&stack, "dead cancellation").await?;
-    let step = ("cancel-subscription", "CancelSubscription");
     let begin = async || {
         let answer = stack.call(Call::delete(format!("/sites/{}", ids.site_id))).await?;
         ensure!(answer.status == 202, "{answer}");
         Ok(ids)
     };
-    let (_, failure) = dead_letter(&stack, step, begin).await?;
+    let (_, failure) = dead_letter(&stack, names::CANCEL_SUBSCRIPTION, begin).await?;
 
     stack.replay_well(&failure).await?;
     stack.site_as(ids.site_id, "DECOMMISSIONED", &FORWARD.map(|it| (it, "UNDONE"))).await?;
@@ -893,9 +890,8 @@ async fn a_recovery_that_could_not_start_is_replayed() -> Result<()> {
     let stack = Stack::connect().await?;
     // After it each function has a process.
     assert_all_else_runs(&stack).await?;
-    let held = Frozen::processes(&stack, "ProvisionSensorsFunction").await?;
-    let broken =
-        Broken::version(&stack, "RecoverOnboardingFunction", "SITE_TEARDOWN_ARN", NO_MACHINE);
+    let held = Frozen::processes(&stack, "provision-sensors")?;
+    let broken = Broken::version(&stack, "recover-onboarding", "SITE_TEARDOWN_ARN", NO_MACHINE);
     let (ids, arn, failure) = broken
         .await?
         .during(async || {
@@ -934,14 +930,13 @@ async fn a_teardown_that_left_something_comes_back_until_nothing_is_left() -> Re
     let stack = Stack::connect().await?;
     // The waits between eight retries last three minutes: too long for a test.
     let scale = WaitScale::set(&stack, 0.01).await?;
-    let broken =
-        Broken::version(&stack, "DeprovisionSensorsFunction", "DEVICES_TABLE", NO_TABLE).await?;
+    let broken = Broken::version(&stack, "deprovision-sensors", "DEVICES_TABLE", NO_TABLE).await?;
     let over = broken.during(async || teardown_that_fails_twice(&stack).await).await;
     scale.restore(&stack).await?;
     let (ids, failure) = over?;
     let left = residue(&stack, ids).await?;
     let places: Vec<_> = left.iter().map(|(place, _)| *place).collect();
-    assert_eq!(places, ["DevicesTable"], "{left:?}");
+    assert_eq!(places, [names::DEVICES], "{left:?}");
 
     stack.replay_well(&failure).await?;
     // The replay has waited for its end.

@@ -8,7 +8,7 @@ mod faults;
 
 use anyhow::{Context, Result, ensure};
 use aws_credential_types::Credentials;
-use contracts::{Metric, OnboardingId, SiteId};
+use contracts::{Metric, OnboardingId, SiteId, names};
 use reqwest::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 use tests::{
@@ -27,8 +27,8 @@ static TURN: Mutex<()> = Mutex::const_new(());
 
 /// The queues, each with the state machine whose role may send to it.
 const QUEUES: [(&str, &str); 2] = [
-    ("CancelSubscriptionQueue", "SiteTeardownRole"),
-    ("InitializeSubscriptionQueue", "SiteOnboardingRole"),
+    (names::CANCEL_SUBSCRIPTION, "SiteTeardownRole"),
+    (names::INITIALIZE_SUBSCRIPTION, "SiteOnboardingRole"),
 ];
 
 /// Calls a service, as a developer of the local stack.
@@ -111,7 +111,7 @@ async fn forged_commands_change_nothing_and_are_recorded() -> Result<()> {
     ];
 
     for (queue, _) in QUEUES {
-        let url = stack.physical_id(queue).await?;
+        let url = stack.queue_url(queue).await?;
         let sent = stack.sqs().send_message().queue_url(url).message_body("{}").send().await;
         let error = sent.err().with_context(|| format!("anybody may send to {queue}"))?;
         ensure!(format!("{error:?}").contains("AccessDenied"), "{queue}: {error:?}");
@@ -126,7 +126,7 @@ async fn forged_commands_change_nothing_and_are_recorded() -> Result<()> {
         let mut failures = Vec::new();
         for (source, message) in &forged {
             let (queue, role) = QUEUES[usize::from(*source == "initialize-subscription")];
-            let queue = stack.physical_id(queue).await?;
+            let queue = stack.queue_url(queue).await?;
             let sqs = sqs_as(&stack, role).await?;
             sqs.send_message().queue_url(queue).message_body(message.to_string()).send().await?;
             let token = message["taskToken"].as_str().context("a token")?;
@@ -154,7 +154,7 @@ async fn forged_commands_change_nothing_and_are_recorded() -> Result<()> {
     assert_eq!(billed(&stack, &ids.onboarding_id.to_string()).await?, paid, "as it was");
     let site = stack.site(ids.site_id).await?;
     assert_eq!(site.body["status"], "ACTIVE", "{site}");
-    let row = stack.rows_with("BillingTable", "siteId", &ids.site_id.to_string()).await?;
+    let row = stack.rows_with(names::BILLING, "siteId", &ids.site_id.to_string()).await?;
     assert_eq!((row.len(), &row[0]["status"]), (1, &json!("ACTIVE")), "{row:?}");
     let opened = billed(&stack, &never.onboarding_id.to_string()).await?;
     assert_eq!(opened, Billed::default(), "nobody pays for a site that is not there");
@@ -165,12 +165,12 @@ async fn forged_commands_change_nothing_and_are_recorded() -> Result<()> {
 async fn the_provider_and_the_rows_are_compared() -> Result<()> {
     let stack = Stack::connect().await?;
     live_site(&stack, "compared").await?;
-    let function = stack.physical_id("ReconcileSubscriptionsFunction").await?;
+    let function = stack.named("reconcile-subscriptions");
     let event = testkit::sample::event("reconcile-subscriptions").to_string();
     let path = format!("/2015-03-31/functions/{function}:live/invocations");
     let reply: Value = serde_json::from_str(&call(&stack, "lambda", &path, event).await?)?;
     assert!(reply["running"].as_u64() > Some(0) && reply["active"].as_u64() > Some(0), "{reply}");
-    let rows = stack.rows_with("BillingTable", "id", "reconciliation#provider").await?;
+    let rows = stack.rows_with(names::BILLING, "id", "reconciliation#provider").await?;
     let report = rows.first().context("a report")?;
     assert_eq!(report["found"], reply["found"], "{report}");
     Ok(())

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use aws_sdk_sfn::types::ExecutionStatus;
-use contracts::Metric;
+use contracts::{Metric, names};
 use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 use tests::{
@@ -152,7 +152,7 @@ async fn too_few_kits_are_undone() -> Result<()> {
 /// The site whose `SiteCreated` an event of another system caused, found in the log as that system
 /// finds it on the bus.
 async fn caused_by(stack: &Stack, event_id: &str) -> Result<Vec<Ids>> {
-    let created = stack.rows_with("EventsTable", "type", "SiteCreated").await?;
+    let created = stack.rows_with(names::EVENTS, "type", "SiteCreated").await?;
     let details = created.iter().map(|row| -> Result<Value> {
         Ok(serde_json::from_str(row["detail"].as_str().context("a detail")?)?)
     });
@@ -183,7 +183,7 @@ async fn another_system_registers_a_site_by_event_once() -> Result<()> {
     let marker = weather_site(&stack, "after the repetition", GOOD_CARD).await?;
     stack.site_active(marker.site_id).await?;
     assert_eq!(caused_by(&stack, &again).await?, []);
-    let rows = stack.rows_with("SitesTable", "name", &name).await?;
+    let rows = stack.rows_with(names::SITES, "name", &name).await?;
     assert_eq!(rows.len(), 1, "{rows:?}");
     // From another system, the same number is another request.
     let other = stack.put_event("met.no", "SiteRegistrationRequested", &detail).await?;
@@ -235,7 +235,7 @@ async fn ten_at_once_with_one_key_make_one_site() -> Result<()> {
     let ids = Ids::accepted(&answers[0])?;
     stack.site_active(ids.site_id).await?;
     assert_eq!(stack.onboardings_of(ids.onboarding_id).await?, 1);
-    assert_eq!(stack.rows_with("SitesTable", "name", &name).await?.len(), 1);
+    assert_eq!(stack.rows_with(names::SITES, "name", &name).await?.len(), 1);
     let story = log::published_story(&stack, ids.onboarding_id).await?;
     assert_eq!(story.len(), 6, "{:?}", log::by_entity(&story));
     let billed = stripe::billed(&stack, &ids.onboarding_id.to_string()).await?;
@@ -261,7 +261,7 @@ async fn a_key_stands_for_one_body() -> Result<()> {
     assert_eq!(answer.body["type"], "urn:fieldstation:problem:idempotency-key-reused");
 
     stack.site_active(ids.site_id).await?;
-    let rows = stack.rows_with("SitesTable", "name", &name).await?;
+    let rows = stack.rows_with(names::SITES, "name", &name).await?;
     assert_eq!(rows.len(), 1, "{rows:?}");
     assert_eq!(rows[0]["plan"], "standard");
     // Written otherwise, it is the same body.

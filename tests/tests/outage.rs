@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
-use contracts::Metric;
+use contracts::{Metric, names};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 use tests::{
@@ -46,7 +46,7 @@ async fn register(stack: &Stack) -> Result<Ids> {
 
 /// The onboardings among `ours` that have an event of that type.
 async fn with_event(stack: &Stack, ours: &BTreeSet<String>, kind: &str) -> Result<Vec<String>> {
-    let rows = stack.rows_with("EventsTable", "type", kind).await?;
+    let rows = stack.rows_with(names::EVENTS, "type", kind).await?;
     let of = rows.iter().filter_map(|row| row["correlationId"].as_str());
     Ok(of.filter(|id| ours.contains(*id)).map(str::to_owned).collect())
 }
@@ -70,7 +70,7 @@ async fn all_have(
 
 /// The breaker's row.
 async fn circuit(stack: &Stack) -> Result<Value> {
-    let rows = stack.rows_with("BillingTable", "id", "circuit#provider").await?;
+    let rows = stack.rows_with(names::BILLING, "id", "circuit#provider").await?;
     Ok(rows.into_iter().next().unwrap_or_default())
 }
 
@@ -108,7 +108,7 @@ async fn an_outage_fails_no_onboarding_and_costs_hardly_a_call() -> Result<()> {
     for kind in ["SubscriptionInitialized", "SubscriptionFailed", "SiteRejected"] {
         assert_eq!(with_event(&stack, &ours, kind).await?, [""; 0], "{kind}");
     }
-    let queue = stack.physical_id("InitializeSubscriptionQueue").await?;
+    let queue = stack.queue_url(names::INITIALIZE_SUBSCRIPTION).await?;
     until_true("a command of each in the queue", PATIENCE, async || {
         let (waiting, held) = stack.depth(&queue).await?;
         Ok((waiting + held == u32::try_from(SITES)?, format!("{waiting} + {held} held back")))
@@ -124,7 +124,7 @@ async fn an_outage_fails_no_onboarding_and_costs_hardly_a_call() -> Result<()> {
     // breaker can't read or write its row in time runs without it: a busy emulator brings this about.
     let text = "goes on without the circuit breaker";
     let unguarded = stack.log_lines("initialize-subscription", outage_at, text).await?;
-    let consumers = faults::pids(&stack, "InitializeSubscriptionFunction").await?.len();
+    let consumers = faults::pids(&stack, "initialize-subscription")?.len();
     let probes = usize::try_from(row["opened"].as_u64().context("the circuit's row")?)?;
     let most = FAILURES + consumers - 1 + probes + unguarded;
     let since = calls[0];
@@ -150,7 +150,7 @@ async fn an_outage_fails_no_onboarding_and_costs_hardly_a_call() -> Result<()> {
     }
     let row = circuit(&stack).await?;
     assert_eq!(row.get("openUntil"), None, "the circuit is closed: {row}");
-    let failed = stack.rows("FailuresTable").await?.into_iter().map(|row| row.to_string());
+    let failed = stack.rows(names::FAILURES).await?.into_iter().map(|row| row.to_string());
     let failed: Vec<_> = failed.filter(|row| ours.iter().any(|id| row.contains(id))).collect();
     assert_eq!(failed, [""; 0]);
     tell("done");

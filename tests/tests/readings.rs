@@ -7,6 +7,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{
     Event, Metric, OnboardingId, SensorId, SiteId, Timestamp,
     events::{ReadingBackToNormal, ReadingBreachedThreshold},
+    names,
     readings::{Bundle, Sample, Series},
 };
 use serde_json::{Value, json};
@@ -419,7 +420,7 @@ async fn retired(stack: &Stack, sensor: SensorId) -> Result<()> {
         let row = stack
             .dynamodb()
             .get_item()
-            .table_name(stack.output("ReadingsTable")?)
+            .table_name(stack.named(names::READINGS))
             .key("sensorId", AttributeValue::S(sensor.to_string()))
             .key("row", AttributeValue::S("SENSOR".to_owned()))
             .consistent_read(true)

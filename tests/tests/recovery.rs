@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
-use contracts::{Metric, OnboardingId};
+use contracts::{Metric, OnboardingId, names};
 use serde_json::{Value, json};
 use tests::{
     Stack,
@@ -172,7 +172,7 @@ async fn cut_off_in(step: &str, function: &str) -> Result<()> {
     let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
     warm_up(&stack).await?;
-    let held = Frozen::processes(&stack, function).await?;
+    let held = Frozen::processes(&stack, function)?;
     let ids = register(&stack, "cut off", GOOD_CARD).await?;
     let execution = at_step(step, async || stack.onboarding(ids.onboarding_id).await).await?;
     stop_in(&stack, &execution, step).await?;
@@ -191,7 +191,7 @@ async fn cut_off_in(step: &str, function: &str) -> Result<()> {
     // task that sent the command has ended.
     drop(held);
     if step == "InitializeSubscription" {
-        let queue = stack.physical_id("InitializeSubscriptionQueue").await?;
+        let queue = stack.queue_url(names::INITIALIZE_SUBSCRIPTION).await?;
         until_true("the late command to be let go", PATIENCE, async || {
             let (waiting, in_work) = stack.depth(&queue).await?;
             Ok((waiting + in_work == 0, format!("{waiting} waiting, {in_work} in work")))
@@ -211,27 +211,27 @@ async fn cut_off_in(step: &str, function: &str) -> Result<()> {
 
 #[tokio::test]
 async fn an_onboarding_stopped_in_reserve_kits_is_undone() -> Result<()> {
-    cut_off_in("ReserveKits", "ReserveKitsFunction").await
+    cut_off_in("ReserveKits", "reserve-kits").await
 }
 
 #[tokio::test]
 async fn an_onboarding_stopped_in_provision_sensors_is_undone() -> Result<()> {
-    cut_off_in("ProvisionSensors", "ProvisionSensorsFunction").await
+    cut_off_in("ProvisionSensors", "provision-sensors").await
 }
 
 #[tokio::test]
 async fn an_onboarding_stopped_in_initialize_subscription_is_undone() -> Result<()> {
-    cut_off_in("InitializeSubscription", "InitializeSubscriptionFunction").await
+    cut_off_in("InitializeSubscription", "initialize-subscription").await
 }
 
 #[tokio::test]
 async fn an_onboarding_stopped_in_configure_alerting_is_undone() -> Result<()> {
-    cut_off_in("ConfigureAlerting", "ConfigureAlertingFunction").await
+    cut_off_in("ConfigureAlerting", "configure-alerting").await
 }
 
 #[tokio::test]
 async fn an_onboarding_stopped_in_activate_site_is_undone() -> Result<()> {
-    cut_off_in("ActivateSite", "ActivateSiteFunction").await
+    cut_off_in("ActivateSite", "activate-site").await
 }
 
 #[tokio::test]
@@ -239,7 +239,7 @@ async fn an_onboarding_stopped_while_it_is_undone_is_undone_all_the_same() -> Re
     let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
     warm_up(&stack).await?;
-    let held = Frozen::processes(&stack, "DeprovisionSensorsFunction").await?;
+    let held = Frozen::processes(&stack, "deprovision-sensors")?;
     let ids = register(&stack, "cut off undoing", DECLINED_CARD).await?;
     let onboarding =
         at_step("Compensate", async || stack.onboarding(ids.onboarding_id).await).await?;
@@ -277,13 +277,13 @@ async fn an_onboarding_stopped_while_it_is_undone_is_undone_all_the_same() -> Re
         "source": "aws.states",
         "detail": {
             "executionArn": nested.arn,
-            "stateMachineArn": stack.output("SiteTeardownArn")?,
+            "stateMachineArn": stack.machine_arn(names::SITE_TEARDOWN),
             "name": nested.arn.rsplit(':').next(),
             "status": "ABORTED",
             "input": input.to_string(),
         },
     });
-    let (answer, _) = stack.invoke("RecoverOnboardingFunction", &event).await?;
+    let (answer, _) = stack.invoke("recover-onboarding", &event).await?;
     assert_eq!(answer, "Already");
     let [newest, first] = &teardowns(&stack, ids.onboarding_id).await?[..] else {
         bail!("more than the nested teardown and its recovery");
@@ -299,7 +299,7 @@ async fn a_stopped_teardown_of_a_live_site_comes_to_its_end() -> Result<()> {
     warm_up(&stack).await?;
     let ids = register(&stack, "stopped teardown", GOOD_CARD).await?;
     stack.site_active(ids.site_id).await?;
-    let held = Frozen::processes(&stack, "CancelSubscriptionFunction").await?;
+    let held = Frozen::processes(&stack, "cancel-subscription")?;
     decommission(&stack, ids).await?;
     let teardown =
         at_step("CancelSubscription", async || stack.teardown(ids.onboarding_id).await).await?;
@@ -325,7 +325,7 @@ async fn a_stopped_teardown_of_a_live_site_comes_to_its_end() -> Result<()> {
 /// One check of the sagas: the line of its log about that execution, and its answer.
 async fn check(stack: &Stack, arn: &str) -> Result<(Option<Value>, Value)> {
     let event = json!({ "source": "aws.events", "detail-type": "Scheduled Event", "detail": {} });
-    let (answer, log) = stack.invoke("CheckSagasFunction", &event).await?;
+    let (answer, log) = stack.invoke("check-sagas", &event).await?;
     let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     Ok((lines.find(|line| line["execution"] == arn), answer))
 }
@@ -335,7 +335,7 @@ async fn a_saga_that_makes_no_progress_is_told_of() -> Result<()> {
     let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
     warm_up(&stack).await?;
-    let held = Frozen::processes(&stack, "ProvisionSensorsFunction").await?;
+    let held = Frozen::processes(&stack, "provision-sensors")?;
     let ids = register(&stack, "stuck", GOOD_CARD).await?;
     let execution =
         at_step("ProvisionSensors", async || stack.onboarding(ids.onboarding_id).await).await?;
@@ -344,8 +344,7 @@ async fn a_saga_that_makes_no_progress_is_told_of() -> Result<()> {
     assert_eq!(line, None, "it is young yet: {answer}");
     assert!(answer["running"].as_u64().is_some_and(|count| count > 0), "{answer}");
 
-    let impatient =
-        Broken::version(&stack, "CheckSagasFunction", "SAGA_BUDGET_SECONDS", "1").await?;
+    let impatient = Broken::version(&stack, "check-sagas", "SAGA_BUDGET_SECONDS", "1").await?;
     let (line, answer) = impatient
         .during(async || {
             tokio::time::sleep(Duration::from_millis(2500)).await;

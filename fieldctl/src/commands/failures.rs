@@ -144,7 +144,7 @@ async fn list(
     statuses: &[Status],
 ) -> Result<Exit, CliError> {
     filter.resolve(stack).await?;
-    let mut walk = Walk::new(stack.ledger()?, statuses, filter.clone());
+    let mut walk = Walk::new(stack.ledger(), statuses, filter.clone());
     let (mut table, mut names, mut count) = (table(), Names::new(stack), 0);
     while let Some(page) = walk.next().await? {
         count += page.len();
@@ -250,7 +250,7 @@ async fn groups(
     statuses: &[Status],
 ) -> Result<Exit, CliError> {
     filter.resolve(stack).await?;
-    let mut walk = Walk::new(stack.ledger()?, statuses, filter.clone());
+    let mut walk = Walk::new(stack.ledger(), statuses, filter.clone());
     let mut groups = BTreeMap::<String, Group>::new();
     while let Some(page) = walk.next().await? {
         for row in page {
@@ -356,7 +356,7 @@ async fn payload(stack: &Stack, row: &FailureRow) -> Result<String, CliError> {
 }
 
 async fn show(stack: &Stack, screen: &mut Screen, id: &str, raw: bool) -> Result<Exit, CliError> {
-    let ledger = stack.ledger()?;
+    let ledger = stack.ledger();
     let id = find(&ledger, id).await?;
     let mut row = ledger.get(id).await?.ok_or_else(|| unknown(&id))?;
     let text = payload(stack, &row).await?;
@@ -524,7 +524,7 @@ async fn discard(
     note: &str,
     yes: bool,
 ) -> Result<Exit, CliError> {
-    let ledger = stack.ledger()?;
+    let ledger = stack.ledger();
     which.filter.resolve(stack).await?;
     let mut chosen = Chosen::new(ledger.clone(), &which).await?;
     if !yes {

@@ -6,7 +6,7 @@ use aws_sdk_cloudwatchlogs::{
     Client, operation::filter_log_events::FilterLogEventsError, types::FilteredLogEvent,
 };
 use clap::Args;
-use contracts::Timestamp;
+use contracts::{Timestamp, names};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -135,9 +135,10 @@ impl Logs {
                 vec![subject.onboarding.to_string(), subject.site.to_string()]
             }
         };
+        let client = Client::new(stack.config());
         let source = Source {
-            client: Client::new(stack.config()),
-            groups: groups(stack, &self.function).await?,
+            groups: groups(&client, stack, &self.function).await?,
+            client,
             ids,
             errors: self.errors,
         };
@@ -185,17 +186,27 @@ impl Logs {
     }
 }
 
-/// The log groups of the stack, or those of the named functions.
-async fn groups(stack: &Stack, functions: &[String]) -> Result<Vec<(String, String)>, CliError> {
-    let mut resources = stack.resources().await?;
-    let groups = resources.remove("AWS::Logs::LogGroup").unwrap_or_default();
-    let mut groups: Vec<_> = groups
-        .into_values()
-        .map(|group| (group.rsplit('/').next().unwrap_or(&group).to_owned(), group))
-        .collect();
+/// The log groups of the environment, or those of the named functions.
+async fn groups(
+    client: &Client,
+    stack: &Stack,
+    functions: &[String],
+) -> Result<Vec<(String, String)>, CliError> {
+    let mut groups: Vec<(String, String)> = Vec::new();
+    for prefix in names::log_groups(stack.name()) {
+        let call = client.describe_log_groups().log_group_name_prefix(&prefix);
+        let mut found = call.into_paginator().items().send();
+        while let Some(group) = found.next().await {
+            let group = group.map_err(aws("the log groups can't be listed"))?;
+            if let Some(name) = group.log_group_name() {
+                groups.push((name.rsplit('/').next().unwrap_or(name).to_owned(), name.to_owned()));
+            }
+        }
+    }
     groups.sort();
     if groups.is_empty() {
-        return Err(CliError::not_found(format!("the stack {} has no log groups", stack.name())));
+        let stack = stack.name();
+        return Err(CliError::not_found(format!("the environment {stack} has no log groups")));
     }
     for function in functions {
         if !groups.iter().any(|(name, _)| is_same(name, function)) {

@@ -9,7 +9,7 @@ use crate::{
     stack::Stack,
 };
 
-/// Prints the stack's outputs.
+/// Prints the API's URL and the names that other systems use.
 #[derive(Debug, Args)]
 pub struct Outputs {
     /// Print only the value of this one, such as ApiUrl.
@@ -23,8 +23,8 @@ impl Outputs {
         if let Some(name) = self.name {
             let value = outputs.get(&name).ok_or_else(|| {
                 let names: Vec<_> = outputs.keys().map(String::as_str).collect();
-                CliError::not_found(format!("the stack {} has no output {name}", stack.name()))
-                    .advise(format!("it has {}", names.join(", ")))
+                CliError::not_found(format!("there is no output {name} of {}", stack.name()))
+                    .advise(format!("there are {}", names.join(", ")))
             })?;
             if screen.json { screen.document(value)? } else { screen.line(value)? }
         } else if screen.json {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aws_sdk_sfn::types::ExecutionStatus;
 use clap::Subcommand;
-use contracts::{OnboardingId, SiteId, Timestamp};
+use contracts::{OnboardingId, SiteId, Timestamp, names};
 use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -139,7 +139,8 @@ pub async fn incomplete(stack: &Stack) -> Result<Vec<Execution>, CliError> {
     let ever = Timestamp::from_millis(0);
     let mut listed = Vec::new();
     for status in [ExecutionStatus::Failed, ExecutionStatus::TimedOut, ExecutionStatus::Aborted] {
-        listed.extend(stack.executions("SiteTeardownArn", Some(status), ever, usize::MAX).await?);
+        listed
+            .extend(stack.executions(names::SITE_TEARDOWN, Some(status), ever, usize::MAX).await?);
     }
     let mut described = described(stack, listed);
     let mut found: Vec<Execution> = Vec::new();
@@ -265,7 +266,7 @@ async fn find(stack: &Stack, named: &str) -> Result<Execution, CliError> {
         return stack.execution(named).await?.ok_or_else(not_found);
     }
     for machine in MACHINES {
-        if let Some(execution) = stack.execution(&stack.execution_arn(machine, named)?).await? {
+        if let Some(execution) = stack.execution(&stack.execution_arn(machine, named)).await? {
             return Ok(execution);
         }
     }
@@ -289,7 +290,7 @@ async fn find(stack: &Stack, named: &str) -> Result<Execution, CliError> {
         Err(error) if error.exit == Exit::NotFound => return Err(not_found()),
         Err(error) => return Err(error),
     };
-    let arn = stack.execution_arn("SiteOnboardingArn", &onboarding)?;
+    let arn = stack.execution_arn(names::SITE_ONBOARDING, &onboarding);
     stack.execution(&arn).await?.ok_or_else(not_found)
 }
 
@@ -315,7 +316,7 @@ fn print(screen: &mut Screen, execution: &Execution) -> Result<(), CliError> {
 /// What a teardown of the onboarding is started with: from its own execution, or, where that is
 /// gone, from the event that began it.
 async fn teardown_input(stack: &Stack, onboarding: OnboardingId) -> Result<Value, CliError> {
-    let own = stack.execution_arn("SiteOnboardingArn", &onboarding.to_string())?;
+    let own = stack.execution_arn(names::SITE_ONBOARDING, &onboarding.to_string());
     if let Some(execution) = stack.execution(&own).await? {
         let failed = execution.states.iter().find_map(|it| Some((&it.name, it.failure()?)));
         let failure = failed.map(|(step, failure)| {
@@ -367,7 +368,7 @@ async fn recover(
     let started = stack
         .machines
         .start_execution()
-        .state_machine_arn(stack.output("SiteTeardownArn")?)
+        .state_machine_arn(stack.machine_arn(names::SITE_TEARDOWN))
         .name(format!("operator-{onboarding}-{random}"))
         .input(input.to_string())
         .send()
@@ -391,7 +392,7 @@ async fn recover(
     print(screen, &execution)?;
     match execution.status.as_str() {
         "SUCCEEDED" => {
-            let closed = close_repaired(&stack.ledger()?, &[onboarding]).await?;
+            let closed = close_repaired(&stack.ledger(), &[onboarding]).await?;
             if !screen.json {
                 screen.line("")?;
                 screen.field("undone", Tone::Good, "everything")?;

@@ -2,8 +2,7 @@
 
 use billing::reconciliation::{Finding, FindingKind, Report};
 use clap::Args;
-use contracts::Timestamp;
-use store::Table as Rows;
+use contracts::{Timestamp, names};
 
 use crate::{
     error::{CliError, Exit},
@@ -22,7 +21,7 @@ pub struct Options {}
 impl Options {
     /// Shows the last comparison of the payment provider with the billing table.
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
-        let rows = Rows::new(stack.dynamodb.clone(), stack.output("BillingTable")?);
+        let rows = stack.table(names::BILLING);
         let report: Option<Report> = rows.get(&Report::key()).await.map_err(|error| {
             CliError::new(Exit::Aws, format!("the report can't be read: {error}"))
         })?;

@@ -1,7 +1,7 @@
 //! `fieldctl trace`.
 
 use clap::Args;
-use contracts::{OnboardingId, Timestamp};
+use contracts::{OnboardingId, Timestamp, names};
 use ledger::{FailureId, Kind, Summary};
 
 use crate::{
@@ -88,10 +88,10 @@ async fn all_events(
 /// The executions that replayed a failed one.
 async fn replays(stack: &Stack, id: FailureId) -> Result<Vec<Execution>, CliError> {
     let mut executions = Vec::new();
-    let Some(mut row) = stack.ledger()?.get(id).await? else { return Ok(executions) };
+    let Some(mut row) = stack.ledger().get(id).await? else { return Ok(executions) };
     for count in 1..=row.replays {
         row.replays = count;
-        let arn = stack.execution_arn("SiteTeardownArn", &row.execution_name())?;
+        let arn = stack.execution_arn(names::SITE_TEARDOWN, &row.execution_name());
         executions.extend(stack.execution(&arn).await?);
     }
     Ok(executions)
@@ -105,7 +105,7 @@ async fn failures_of(
     since: Timestamp,
 ) -> Result<Vec<Summary>, CliError> {
     let filter = Filter { since: Some(since), ..Filter::default() };
-    let mut walk = Walk::new(stack.ledger()?, &STATUSES, filter);
+    let mut walk = Walk::new(stack.ledger(), &STATUSES, filter);
     let mut found = Vec::new();
     while let Some(page) = walk.next().await? {
         found.extend(page.into_iter().filter(|row| {

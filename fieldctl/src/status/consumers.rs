@@ -17,9 +17,9 @@ pub struct Consumer {
     pub name: String,
     /// Its UUID.
     pub uuid: String,
-    /// The function's name.
+    /// The function's name without the environment.
     pub function: String,
-    /// The stream or queue, as its ARN ends.
+    /// The name of the stream, table or queue without the environment.
     pub source: String,
     /// `Enabled`, `Disabled`, `Enabling`, ...; `Missing` if there is no such mapping.
     pub state: String,
@@ -39,11 +39,12 @@ impl Consumer {
 /// Every mapping of the stack.
 pub async fn consumers(stack: &Stack, resources: &Resources) -> Result<Vec<Consumer>, CliError> {
     let client = aws_sdk_lambda::Client::new(stack.config());
-    let read = async |name, uuid| get(&client, name, uuid).await;
+    let read = async |name, uuid| get(stack, &client, name, uuid).await;
     resources.read_each("AWS::Lambda::EventSourceMapping", read).await
 }
 
 async fn get(
+    stack: &Stack,
     client: &aws_sdk_lambda::Client,
     name: String,
     uuid: String,
@@ -63,8 +64,8 @@ async fn get(
     Ok(Consumer {
         name,
         uuid,
-        function: function_name(got.function_arn().unwrap_or("?")).to_owned(),
-        source: source_name(got.event_source_arn().unwrap_or("?")).to_owned(),
+        function: stack.short(function_name(got.function_arn().unwrap_or("?"))).to_owned(),
+        source: stack.short(source_name(got.event_source_arn().unwrap_or("?"))).to_owned(),
         state: got.state().unwrap_or("?").to_owned(),
         last_result: got.last_processing_result().map(str::to_owned),
     })

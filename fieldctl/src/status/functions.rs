@@ -1,5 +1,6 @@
 //! The functions: which version is live, and how often it fails.
 
+use contracts::names;
 use serde::Serialize;
 
 use super::{Check, again, metrics::Metrics, resources::Resources};
@@ -7,9 +8,6 @@ use crate::{
     error::{CliError, aws},
     stack::Stack,
 };
-
-/// The alias that every caller of a function uses.
-pub const ALIAS: &str = "live";
 
 /// So many errors, and such a share of the calls, are a problem.
 const MIN_ERRORS: f64 = 3.0;
@@ -84,7 +82,7 @@ async fn get(
     name: String,
     function: String,
 ) -> Result<Function, CliError> {
-    let alias = client.get_alias().function_name(&function).name(ALIAS).send().await;
+    let alias = client.get_alias().function_name(&function).name(names::LIVE).send().await;
     let alias = alias.map_err(aws(&format!("the live version of {name} can't be read")))?;
     let version = alias.function_version().unwrap_or("?").to_owned();
     let config = client.get_function_configuration().function_name(&function).qualifier(&version);

@@ -1,6 +1,6 @@
 //! What CloudWatch has measured in the last quarter of an hour, and its alarms.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use aws_sdk_cloudwatch::{
     primitives::DateTime,
@@ -12,7 +12,7 @@ use super::{Check, Function, again, resources::Resources};
 use crate::{
     error::{CliError, aws},
     render::span,
-    stack::Stack,
+    stack::{DEPLOYING, Stack},
 };
 
 /// The time that is looked at, in seconds.
@@ -20,6 +20,9 @@ pub const WINDOW_SECONDS: i32 = 900;
 
 /// Queries that one call takes.
 const MAX_QUERIES: usize = 500;
+
+/// Alarms whose names one call takes.
+const MAX_ALARMS: usize = 100;
 
 /// A stream is read within seconds; above this its consumer is late, in milliseconds.
 const MAX_ITERATOR_AGE_MILLIS: f64 = 60_000.0;
@@ -221,39 +224,55 @@ pub fn streams(metrics: &Metrics) -> Result<Check, CliError> {
     ))
 }
 
-/// Checks that no alarm of the stack is on.
-pub async fn alarms(stack: &Stack) -> Result<Check, CliError> {
+/// Checks that every alarm exists, and that none is on.
+pub async fn alarms(stack: &Stack, resources: &Resources) -> Result<Check, CliError> {
     let client = aws_sdk_cloudwatch::Client::new(stack.config());
-    let prefix = format!("{}-", stack.name());
-    let mut pages = client.describe_alarms().alarm_name_prefix(&prefix).into_paginator().send();
-    let (mut all, mut unmeasured, mut on) = (0, 0, Vec::new());
-    while let Some(page) = pages.next().await {
-        let page = page.map_err(aws("the alarms can't be read"))?;
-        all += page.metric_alarms().len();
-        for alarm in page.metric_alarms() {
-            match alarm.state_value() {
-                Some(StateValue::Ok) => {}
-                Some(StateValue::Alarm) => {
-                    let name = alarm.alarm_name().unwrap_or("?");
-                    let name = name.strip_prefix(&prefix).unwrap_or(name);
-                    on.push(format!(
-                        "{name}: {}",
+    // Logical ids by the alarms' generated names.
+    let known: BTreeMap<String, String> = resources
+        .of_type("AWS::CloudWatch::Alarm")?
+        .into_iter()
+        .map(|(logical, name)| (name, logical))
+        .collect();
+    if known.is_empty() {
+        return Err(CliError::not_found("the stacks have no alarms"));
+    }
+    let (mut described, mut unmeasured, mut on) = (BTreeSet::new(), 0, Vec::new());
+    for names in known.keys().cloned().collect::<Vec<_>>().chunks(MAX_ALARMS) {
+        let call = client.describe_alarms().set_alarm_names(Some(names.to_vec()));
+        let mut pages = call.into_paginator().send();
+        while let Some(page) = pages.next().await {
+            for alarm in page.map_err(aws("the alarms can't be read"))?.metric_alarms() {
+                let name = alarm.alarm_name().unwrap_or("?");
+                let shown = known.get(name).map_or(name, String::as_str);
+                described.insert(name.to_owned());
+                match alarm.state_value() {
+                    Some(StateValue::Ok) => {}
+                    Some(StateValue::Alarm) => on.push(format!(
+                        "{shown}: {}",
                         alarm.alarm_description().unwrap_or("no description")
-                    ));
+                    )),
+                    _ => unmeasured += 1,
                 }
-                _ => unmeasured += 1,
             }
         }
     }
-    if all == 0 {
-        return Err(CliError::not_found(format!(
-            "there are no alarms whose names begin with {prefix}"
-        )));
-    }
-    Ok(if on.is_empty() {
-        Check::good("alarms", format!("none of {all} is on; {unmeasured} have no data yet"))
-    } else {
-        let summary = format!("{} of {all} are on", on.len());
-        Check::problem("alarms", summary, "docs/operations.md has a runbook for each").with(on)
+    let missing = known.iter().filter(|(name, _)| !described.contains(*name));
+    let missing: Vec<_> =
+        missing.map(|(_, logical)| format!("{logical}: it was deleted")).collect();
+    let all = known.len();
+    Ok(match (on.len(), missing.len()) {
+        (0, 0) => {
+            Check::good("alarms", format!("none of {all} is on; {unmeasured} have no data yet"))
+        }
+        (0, count) => {
+            let summary = format!("{count} of {all} do not exist");
+            let next = format!("deploy the stacks again: {DEPLOYING}");
+            Check::problem("alarms", summary, next).with(missing)
+        }
+        (count, _) => {
+            let summary = format!("{count} of {all} are on");
+            Check::problem("alarms", summary, "docs/operations.md has a runbook for each")
+                .with([on, missing].concat())
+        }
     })
 }

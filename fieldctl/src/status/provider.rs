@@ -1,9 +1,8 @@
 //! The payment provider: its circuit breaker, the last error, and the API key that was used.
 
 use billing::circuit::{CallError, CircuitState};
-use contracts::Timestamp;
+use contracts::{Timestamp, names};
 use serde::Serialize;
-use store::Table;
 
 use super::{Check, Health};
 use crate::{
@@ -135,7 +134,7 @@ impl Provider {
 
 /// Reads the circuit breaker's row, and when the secret was changed.
 pub async fn provider(stack: &Stack) -> Result<Provider, CliError> {
-    let rows = Table::new(stack.dynamodb.clone(), stack.output("BillingTable")?);
+    let rows = stack.table(names::BILLING);
     let state: Option<CircuitState> = rows.get(&CircuitState::key()).await?;
     let state = state.unwrap_or_default();
     // Only a failure makes the key's age interesting.
@@ -149,8 +148,7 @@ pub async fn provider(stack: &Stack) -> Result<Provider, CliError> {
 /// When the secret was changed; its value is not read.
 async fn key_changed_at(stack: &Stack) -> Result<Option<Timestamp>, CliError> {
     let secrets = aws_sdk_secretsmanager::Client::new(stack.config());
-    let described =
-        secrets.describe_secret().secret_id(stack.output("StripeSecretArn")?).send().await;
+    let described = secrets.describe_secret().secret_id(stack.named(names::STRIPE)).send().await;
     let described = described.map_err(aws("the secret of the provider can't be described"))?;
     let changed = described.last_changed_date().and_then(|at| at.to_millis().ok());
     Ok(changed.map(Timestamp::from_millis))

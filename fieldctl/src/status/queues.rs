@@ -19,7 +19,7 @@ const MAX_WAIT: Duration = Duration::from_mins(1);
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Queue {
-    /// Its logical id in the template.
+    /// Its name without the environment, for example `telemetry-failures`.
     pub name: String,
     /// Messages that wait to be received.
     pub waiting: u64,
@@ -46,22 +46,22 @@ pub async fn queues(
     metrics: &Metrics,
 ) -> Result<Vec<Queue>, CliError> {
     let client = aws_sdk_sqs::Client::new(stack.config());
-    let read = async |name, url| get(&client, metrics, name, url).await;
+    let read = async |logical: String, url: String| {
+        let full_name = url.rsplit('/').next().unwrap_or(&url);
+        let queue = get(&client, stack.short(full_name), &url).await?;
+        Ok(Queue { oldest_seconds: metrics.queue_age(&logical), ..queue })
+    };
     resources.read_each("AWS::SQS::Queue", read).await
 }
 
-async fn get(
-    client: &aws_sdk_sqs::Client,
-    metrics: &Metrics,
-    name: String,
-    url: String,
-) -> Result<Queue, CliError> {
+/// The queue without the age of its oldest message, which SQS does not report.
+async fn get(client: &aws_sdk_sqs::Client, name: &str, url: &str) -> Result<Queue, CliError> {
     let wanted = [
         Attribute::ApproximateNumberOfMessages,
         Attribute::ApproximateNumberOfMessagesDelayed,
         Attribute::ApproximateNumberOfMessagesNotVisible,
     ];
-    let got = client.get_queue_attributes().queue_url(&url);
+    let got = client.get_queue_attributes().queue_url(url);
     let got = got.set_attribute_names(Some(wanted.to_vec())).send().await;
     let got = got.map_err(aws(&format!("the depth of {name} can't be read")))?;
     let number = |attribute: Attribute| {
@@ -74,8 +74,8 @@ async fn get(
         waiting: waiting?,
         delayed: delayed?,
         in_flight: in_flight?,
-        oldest_seconds: metrics.queue_age(&name),
-        name,
+        oldest_seconds: None,
+        name: name.to_owned(),
     })
 }
 

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use billing::reconciliation::Report;
-use contracts::Timestamp;
+use contracts::{Timestamp, names};
 use ledger::Status;
-use store::Table;
 
 use super::Check;
 use crate::{
@@ -40,7 +39,7 @@ pub async fn events(stack: &Stack, now: Timestamp) -> Result<Check, CliError> {
 
 /// Checks that no failure is open.
 pub async fn failures(stack: &Stack, now: Timestamp) -> Result<Check, CliError> {
-    let ledger = stack.ledger()?;
+    let ledger = stack.ledger();
     let open = ledger.count(Status::Open, MAX_COUNTED).await?;
     if open == 0 {
         return Ok(Check::good("failures", "none is open"));
@@ -101,7 +100,7 @@ pub async fn incomplete(stack: &Stack) -> Result<Check, CliError> {
 
 /// Checks that the provider and the billing table agree.
 pub async fn subscriptions(stack: &Stack, now: Timestamp) -> Result<Check, CliError> {
-    let rows = Table::new(stack.dynamodb.clone(), stack.output("BillingTable")?);
+    let rows = stack.table(names::BILLING);
     let report: Option<Report> = rows.get(&Report::key()).await?;
     let next = "fieldctl subscriptions";
     let Some(report) = report else {

@@ -1,5 +1,4 @@
-//! A stand-in for the AWS services that `fieldctl` speaks to, on one endpoint; DynamoDB is embedded
-//! and has its own.
+//! A stand-in for the AWS services that `fieldctl` calls, on one endpoint. DynamoDB is embedded.
 
 #![allow(dead_code, reason = "not every test needs all of it")]
 
@@ -10,13 +9,19 @@ use std::{
 
 use axum::{
     Router,
-    body::to_bytes,
+    body::{Bytes, to_bytes},
     extract::Request,
-    http::{StatusCode, header::HeaderValue},
+    http::{HeaderMap, StatusCode, header::HeaderValue},
     response::{IntoResponse, Response},
 };
-use serde_json::Value;
-use testkit::dynamo::Dynamo;
+use contracts::names::SERVICES;
+use http_body_util::{BodyExt, Full};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use serde_json::{Value, json};
+use testkit::dynamo::{BILLING, Dynamo, EVENTS, FAILURES, READINGS, REFUSALS, SITES};
 use tokio::{net::TcpListener, process::Command};
 
 /// A request: what is asked for, and the body.
@@ -43,103 +48,286 @@ pub struct Cloud {
 /// An output with what XML can carry of hostile text.
 pub const NOTE: &str = "note \u{9b}45m\u{202e}\u{2066}\u{200b}";
 
-const OUTPUTS: [(&str, &str); 12] = [
-    ("BillingTable", "BillingTable"),
-    ("EventsTable", "EventsTable"),
-    ("FailuresTable", "FailuresTable"),
-    ("ReadingsTable", "ReadingsTable"),
-    ("RefusalsTable", "RefusalsTable"),
-    ("SitesTable", "SitesTable"),
-    ("StripeSecretArn", "arn:aws:secretsmanager:us-east-1:000000000000:secret:stripe"),
-    ("SiteOnboardingArn", "arn:aws:states:us-east-1:000000000000:stateMachine:site-onboarding"),
-    ("SiteTeardownArn", "arn:aws:states:us-east-1:000000000000:stateMachine:site-teardown"),
+/// The outputs of the root stack, or of the gateway's.
+const OUTPUTS: [(&str, &str); 3] = [
     ("ApiUrl", "https://api.execute-api.us-east-1.amazonaws.com/local"),
     ("ApiId", "api"),
     ("Note", NOTE),
 ];
 
-/// The resources of the stack, by type and logical id.
-const RESOURCES: [(&str, &str); 6] = [
-    ("AWS::Lambda::Function", "StoreReadingsFunction"),
-    ("AWS::Lambda::EventSourceMapping", "StoreReadingsMapping"),
-    ("AWS::Kinesis::Stream", "ReadingsStream"),
-    ("AWS::SQS::Queue", "StoreReadingsQuarantine"),
-    ("AWS::Logs::LogGroup", "StoreReadingsLogs"),
-    ("AWS::Logs::LogGroup", "CheckSagasLogs"),
+/// The name of the alarm.
+pub const ALARM: &str = "test-OpenFailuresAlarm-1X2Y";
+
+/// Resources: service, type, logical id, physical id. Every service has a role as well.
+const RESOURCES: [(&str, &str, &str, &str); 5] = [
+    ("telemetry", "AWS::Lambda::Function", "StoreReadingsFunction", "test-store-readings"),
+    ("telemetry", "AWS::Lambda::EventSourceMapping", "StoreReadingsMapping", "u-1"),
+    ("telemetry", "AWS::Kinesis::Stream", "ReadingsStream", "test-readings"),
+    (
+        "telemetry",
+        "AWS::SQS::Queue",
+        "TelemetryFailures",
+        "https://sqs.us-east-1.amazonaws.com/1/test-telemetry-failures",
+    ),
+    ("failures", "AWS::CloudWatch::Alarm", "OpenFailuresAlarm", ALARM),
 ];
 
-fn physical_id(kind: &str, logical: &str) -> String {
-    match (kind, logical) {
-        ("AWS::Logs::LogGroup", "StoreReadingsLogs") => {
-            "/aws/lambda/test/store-readings".to_owned()
+/// So few that most stacks have several pages.
+const RESOURCES_A_PAGE: usize = 2;
+
+/// Log groups, one of them of another environment.
+const LOG_GROUPS: [&str; 3] = [
+    "/aws/lambda/test/check-sagas",
+    "/aws/lambda/test/store-readings",
+    "/aws/lambda/test-2/store-readings",
+];
+
+/// Names of tables in the environment, and in the embedded DynamoDB.
+const TABLES: [(&str, &str); 6] = [
+    ("test-billing", BILLING),
+    ("test-events", EVENTS),
+    ("test-failures", FAILURES),
+    ("test-readings", READINGS),
+    ("test-refusals", REFUSALS),
+    ("test-sites", SITES),
+];
+
+/// The stacks of the environment `test`.
+#[derive(Clone, Copy, Default)]
+pub struct Stacks {
+    /// One stack per service instead of a root stack.
+    pub per_service: bool,
+    /// Services without a stack.
+    pub missing: &'static [&'static str],
+    /// A service whose resources the caller may not list.
+    pub denied: Option<&'static str>,
+    /// A service whose stack has another status than `UPDATE_COMPLETE`.
+    pub status: Option<(&'static str, &'static str)>,
+}
+
+/// What a stack is: the root or a service's.
+#[derive(Clone, Copy, PartialEq)]
+enum Part {
+    Root,
+    Service(&'static str),
+}
+
+fn xml_error(code: &str, message: &str) -> (u16, String) {
+    let error = format!("<Code>{code}</Code><Message>{message}</Message>");
+    (400, format!("<ErrorResponse><Error>{error}</Error></ErrorResponse>"))
+}
+
+fn arn(stack: &str) -> String {
+    format!("arn:aws:cloudformation:us-east-1:000000000000:stack/{stack}/5b4d")
+}
+
+/// The name of a service's resource in the root stack.
+fn capitalised(service: &str) -> String {
+    service[..1].to_uppercase() + &service[1..]
+}
+
+impl Stacks {
+    fn stack_of(self, service: &str) -> String {
+        if self.per_service {
+            format!("test-{service}")
+        } else {
+            format!("test-{}-1X2Y", capitalised(service))
         }
-        ("AWS::Logs::LogGroup", _) => "/aws/lambda/test/check-sagas".to_owned(),
-        ("AWS::SQS::Queue", _) => format!("https://sqs.us-east-1.amazonaws.com/1/test-{logical}"),
-        _ => format!("test-{logical}"),
+    }
+
+    fn services(self) -> impl Iterator<Item = &'static str> {
+        SERVICES.into_iter().filter(move |service| !self.missing.contains(service))
+    }
+
+    /// The stack with that name or ARN.
+    fn find(self, wanted: &str) -> Option<Part> {
+        if !self.per_service && [arn("test"), "test".to_owned()].contains(&wanted.to_owned()) {
+            return Some(Part::Root);
+        }
+        let is_wanted = |service: &&str| {
+            let name = self.stack_of(service);
+            wanted == arn(&name) || wanted == name
+        };
+        self.services().find(is_wanted).map(Part::Service)
+    }
+
+    fn status_of(self, part: Part) -> &'static str {
+        match self.status {
+            Some((service, status)) if part == Part::Service(service) => status,
+            _ => "UPDATE_COMPLETE",
+        }
+    }
+
+    /// Type, logical id, physical id and status of each resource.
+    fn resources(self, part: Part) -> Vec<[String; 4]> {
+        let resource = |it: [&str; 4]| it.map(str::to_owned);
+        match part {
+            Part::Root => self
+                .services()
+                .map(|service| {
+                    let (logical, physical) = (capitalised(service), arn(&self.stack_of(service)));
+                    let status = self.status_of(Part::Service(service));
+                    resource(["AWS::CloudFormation::Stack", &logical, &physical, status])
+                })
+                .collect(),
+            Part::Service(service) => {
+                let role = format!("{}Role", capitalised(service));
+                let role = ["AWS::IAM::Role", &role, "a-role", "CREATE_COMPLETE"];
+                let own = RESOURCES.iter().filter(|it| it.0 == service);
+                let own = own.map(|it| resource([it.1, it.2, it.3, "CREATE_COMPLETE"]));
+                let mut all: Vec<_> = [resource(role)].into_iter().chain(own).collect();
+                if self.status_of(part) == "DELETE_COMPLETE" {
+                    all.iter_mut().for_each(|it| it[3] = "DELETE_COMPLETE".to_owned());
+                }
+                all
+            }
+        }
+    }
+
+    /// What `CloudFormation` answers, in its XML.
+    fn answer(self, body: &str) -> (u16, String) {
+        let fields: Vec<_> = form_urlencoded::parse(body.as_bytes()).collect();
+        let field = |name: &str| fields.iter().find(|(key, _)| key == name);
+        let field = |name: &str| field(name).map_or("", |(_, value)| value.as_ref());
+        let stack = field("StackName");
+        let Some(part) = self.find(stack) else {
+            return xml_error("ValidationError", &format!("Stack with id {stack} does not exist"));
+        };
+        let action = field("Action");
+        let result = match action {
+            "DescribeStacks" => {
+                let has_outputs = part == Part::Service("gateway") || part == Part::Root;
+                let outputs = OUTPUTS.iter().filter(|_| has_outputs).map(|(key, value)| {
+                    format!(
+                        "<member><OutputKey>{key}</OutputKey><OutputValue>{value}</OutputValue></member>"
+                    )
+                });
+                format!(
+                    "<Stacks><member><StackId>{}</StackId><StackName>{stack}</StackName>\
+                     <StackStatus>{}</StackStatus><Parameters><member><ParameterKey>Environment</ParameterKey>\
+                     <ParameterValue>test</ParameterValue></member></Parameters>\
+                     <Outputs>{}</Outputs></member></Stacks>",
+                    arn(stack),
+                    self.status_of(part),
+                    outputs.collect::<String>()
+                )
+            }
+            "ListStackResources" => {
+                if self.denied.is_some_and(|service| part == Part::Service(service)) {
+                    return xml_error("AccessDenied", "not you");
+                }
+                let all = self.resources(part);
+                let begin: usize = field("NextToken").parse().unwrap_or_default();
+                let end = all.len().min(begin + RESOURCES_A_PAGE);
+                let members = all[begin..end].iter().map(|[kind, logical, physical, status]| {
+                    format!(
+                        "<member><ResourceType>{kind}</ResourceType><LogicalResourceId>{logical}</LogicalResourceId>\
+                         <PhysicalResourceId>{physical}</PhysicalResourceId>\
+                         <ResourceStatus>{status}</ResourceStatus></member>"
+                    )
+                });
+                let members: String = members.collect();
+                let next = if end < all.len() {
+                    format!("<NextToken>{end}</NextToken>")
+                } else {
+                    String::new()
+                };
+                format!("<StackResourceSummaries>{members}</StackResourceSummaries>{next}")
+            }
+            other => panic!("{other} is not expected"),
+        };
+        (
+            200,
+            format!(
+                "<{action}Response><{action}Result>{result}</{action}Result></{action}Response>"
+            ),
+        )
     }
 }
 
-/// What `CloudFormation` answers, in its XML.
-fn cloudformation(body: &str) -> (u16, String) {
-    let fields = || body.split('&').filter_map(|pair| pair.split_once('='));
-    let field = |name: &str| fields().find(|(key, _)| *key == name).map_or("", |(_, value)| value);
-    if field("StackName") != "test" || field("LogicalResourceId").starts_with("Gone") {
-        let error = "<ErrorResponse><Error><Code>ValidationError</Code><Message>It does not \
-                     exist</Message></Error></ErrorResponse>";
-        return (400, error.to_owned());
+/// The log groups with that prefix, one a page.
+fn log_groups(body: &str) -> Value {
+    let asked: Value = serde_json::from_str(body).expect("JSON");
+    let prefix = asked["logGroupNamePrefix"].as_str().expect("a prefix");
+    let found: Vec<_> = LOG_GROUPS.iter().filter(|name| name.starts_with(prefix)).collect();
+    let page: usize = asked["nextToken"].as_str().map_or(0, |it| it.parse().expect("a number"));
+    let groups: Vec<_> =
+        found.iter().skip(page).take(1).map(|name| json!({ "logGroupName": name })).collect();
+    let mut answer = json!({ "logGroups": groups });
+    if page + 1 < found.len() {
+        answer["nextToken"] = (page + 1).to_string().into();
     }
-    let result = match field("Action") {
-        "DescribeStacks" => {
-            let output = |(key, value): &(&str, &str)| {
-                format!(
-                    "<member><OutputKey>{key}</OutputKey><OutputValue>{value}</OutputValue></member>"
-                )
-            };
-            let outputs = OUTPUTS.iter().map(output).collect::<Vec<_>>().concat();
-            format!(
-                "<Stacks><member><StackName>test</StackName><StackStatus>UPDATE_COMPLETE</StackStatus>\
-                 <Outputs>{outputs}</Outputs></member></Stacks>"
-            )
+    answer
+}
+
+/// Forwards calls to the embedded DynamoDB, whose tables have other names than those of the environment.
+#[derive(Clone)]
+struct Forward {
+    endpoint: Arc<str>,
+    client: Client<HttpConnector, Full<Bytes>>,
+}
+
+impl Forward {
+    async fn call(&self, headers: &HeaderMap, body: &str) -> (StatusCode, String) {
+        let quoted = |name: &str| format!("\"{name}\"");
+        let body = TABLES.iter().fold(body.to_owned(), |body, (name, table)| {
+            body.replace(&quoted(name), &quoted(table))
+        });
+        let request = Request::post(&*self.endpoint).body(Full::new(Bytes::from(body)));
+        let mut request = request.expect("a request");
+        for name in ["x-amz-target", "x-amz-date", "content-type", "authorization"] {
+            request.headers_mut().insert(name, headers[name].clone());
         }
-        "ListStackResources" => {
-            let resource = |(kind, logical): &(&str, &str)| {
-                format!(
-                    "<member><ResourceType>{kind}</ResourceType><LogicalResourceId>{logical}</LogicalResourceId>\
-                     <PhysicalResourceId>{}</PhysicalResourceId></member>",
-                    physical_id(kind, logical)
-                )
-            };
-            let resources = RESOURCES.iter().map(resource).collect::<Vec<_>>().concat();
-            format!("<StackResourceSummaries>{resources}</StackResourceSummaries>")
+        let answer = self.client.request(request).await.expect("DynamoDB's answer");
+        let status = answer.status();
+        let bytes = answer.into_body().collect().await.expect("a whole answer").to_bytes();
+        let mut text = String::from_utf8_lossy(&bytes).into_owned();
+        // Other answers name no table.
+        if headers["x-amz-target"].as_bytes().ends_with(b"BatchGetItem") {
+            for (name, table) in TABLES {
+                text = text.replace(&quoted(table), &quoted(name));
+            }
         }
-        _ => format!(
-            "<StackResourceDetail><PhysicalResourceId>test-{}</PhysicalResourceId></StackResourceDetail>",
-            field("LogicalResourceId")
-        ),
-    };
-    let action = field("Action");
-    (200, format!("<{action}Response><{action}Result>{result}</{action}Result></{action}Response>"))
+        (status, text)
+    }
 }
 
 impl Cloud {
-    /// Starts one that answers what is not `CloudFormation`'s as given.
+    /// Starts one with a root stack, which gives that answer where neither `CloudFormation` nor DynamoDB is called.
     pub async fn start(
         answer: impl Fn(&Asked) -> (u16, Value, Vec<(&'static str, &'static str)>)
         + Send
         + Sync
         + 'static,
     ) -> Self {
+        Self::with(Stacks::default(), answer).await
+    }
+
+    /// Starts one with those stacks.
+    pub async fn with(
+        stacks: Stacks,
+        answer: impl Fn(&Asked) -> (u16, Value, Vec<(&'static str, &'static str)>)
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        let dynamo = Dynamo::start().await;
+        let forward = Forward {
+            endpoint: dynamo.endpoint().into(),
+            client: Client::builder(TokioExecutor::new()).build_http(),
+        };
         let asked = Arc::<Mutex<Vec<Asked>>>::default();
         let (seen, answer) =
             (Arc::clone(&asked), Arc::<Answer>::from(Box::new(answer) as Box<Answer>));
         let router = Router::new().fallback(move |request: Request| {
             let (seen, answer) = (Arc::clone(&seen), Arc::clone(&answer));
-            async move { respond(request, &seen, &answer).await }
+            let forward = forward.clone();
+            async move { respond(request, stacks, &forward, &seen, &answer).await }
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let endpoint = format!("http://{}", listener.local_addr().expect("its address"));
         tokio::spawn(async move { axum::serve(listener, router).await });
-        Self { dynamo: Dynamo::start().await, endpoint, asked }
+        Self { dynamo, endpoint, asked }
     }
 
     /// What it was asked of that kind.
@@ -155,7 +343,6 @@ impl Cloud {
             .args(args)
             .env_clear()
             .env("AWS_ENDPOINT_URL", &self.endpoint)
-            .env("AWS_ENDPOINT_URL_DYNAMODB", self.dynamo.endpoint())
             .env("AWS_EC2_METADATA_DISABLED", "true")
             .env("FIELDSTATION_STACK", "test")
             .env("COLUMNS", "100")
@@ -174,11 +361,20 @@ impl Cloud {
     }
 }
 
-async fn respond(request: Request, seen: &Mutex<Vec<Asked>>, answer: &Arc<Answer>) -> Response {
+async fn respond(
+    request: Request,
+    stacks: Stacks,
+    dynamo: &Forward,
+    seen: &Mutex<Vec<Asked>>,
+    answer: &Arc<Answer>,
+) -> Response {
     let (head, body) = request.into_parts();
     let body = to_bytes(body, 16 << 20).await.expect("a whole body");
     let body = String::from_utf8_lossy(&body).into_owned();
     let target = head.headers.get("x-amz-target").and_then(|target| target.to_str().ok());
+    if target.is_some_and(|target| target.starts_with("DynamoDB")) {
+        return dynamo.call(&head.headers, &body).await.into_response();
+    }
     let form = body.starts_with("Action=");
     // CloudWatch's protocol.
     let cbor = head.headers.contains_key("smithy-protocol");
@@ -191,8 +387,11 @@ async fn respond(request: Request, seen: &Mutex<Vec<Asked>>, answer: &Arc<Answer
     let asked = Asked { what, query, body };
     seen.lock().expect("no panic").push(asked.clone());
     if form {
-        let (status, xml) = cloudformation(&asked.body);
+        let (status, xml) = stacks.answer(&asked.body);
         return (StatusCode::from_u16(status).expect("a status"), xml).into_response();
+    }
+    if asked.what.ends_with("DescribeLogGroups") {
+        return log_groups(&asked.body).to_string().into_response();
     }
     let answer = Arc::clone(answer);
     // It may take its time.

@@ -29,6 +29,10 @@ pub const DEVICES: &str = "devices";
 pub const EVENTS: &str = "events";
 /// Table of everything that failed.
 pub const FAILURES: &str = "failures";
+/// Command queue, and the function that takes its commands.
+pub const INITIALIZE_SUBSCRIPTION: &str = "initialize-subscription";
+/// Command queue, and the function that takes its commands.
+pub const CANCEL_SUBSCRIPTION: &str = "cancel-subscription";
 /// Table of kits, stock and reservations.
 pub const INVENTORY: &str = "inventory";
 /// Table of the readings, and the stream that takes them.
@@ -45,6 +49,9 @@ pub const SITE_TEARDOWN: &str = "site-teardown";
 pub const ON_CALL: &str = "on-call";
 /// Secret that holds the payment provider's key.
 pub const STRIPE: &str = "stripe";
+
+/// The alias by which every caller calls a function.
+pub const LIVE: &str = "live";
 
 /// The name of a resource in an environment.
 #[must_use]
@@ -155,8 +162,8 @@ pub const RECORD_FAILURE: &str = "record-failure";
 
 /// All event source mappings of an environment.
 pub const CONSUMERS: &[Consumer<'static>] = &[
-    consumer("initialize-subscription", Source::Queue("initialize-subscription")),
-    consumer("cancel-subscription", Source::Queue("cancel-subscription")),
+    consumer(INITIALIZE_SUBSCRIPTION, Source::Queue(INITIALIZE_SUBSCRIPTION)),
+    consumer(CANCEL_SUBSCRIPTION, Source::Queue(CANCEL_SUBSCRIPTION)),
     consumer("store-readings", Source::Stream(READINGS)),
     consumer("detect-breaches", Source::Stream(READINGS)),
     consumer("publish-events", Source::Table(EVENTS)),
@@ -177,6 +184,23 @@ pub const CONSUMERS: &[Consumer<'static>] = &[
 pub fn function_of_dead_letters(queue: &str) -> Option<&'static str> {
     let commands = Source::Queue(queue.strip_suffix(FAILURE_QUEUE_SUFFIX)?);
     CONSUMERS.iter().find(|it| it.source == commands).map(|it| it.function)
+}
+
+/// The bucket of given-up stream batches and, under `payloads/`, of payloads that are too long for a row. Names
+/// of buckets are unique in the world, so it contains account and region.
+#[must_use]
+pub fn failures_bucket(environment: &str, account: &str, region: &str) -> String {
+    format!("{}-{account}-{region}", named(environment, FAILURES))
+}
+
+/// What the names of a kind's log groups begin with: functions, state machines, the API.
+#[must_use]
+pub fn log_groups(environment: &str) -> [String; 3] {
+    [
+        format!("/aws/lambda/{environment}/"),
+        format!("/aws/vendedlogs/states/{environment}/"),
+        format!("/aws/apigateway/{environment}/"),
+    ]
 }
 
 #[cfg(test)]

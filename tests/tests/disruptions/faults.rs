@@ -176,7 +176,7 @@ pub struct Visibility {
 impl Visibility {
     /// Sets it to so many seconds.
     pub async fn set(stack: &Stack, queue: &str, seconds: u32) -> Result<Self> {
-        let queue_url = stack.physical_id(queue).await?;
+        let queue_url = stack.queue_url(queue).await?;
         let asked = stack
             .sqs()
             .get_queue_attributes()
@@ -224,11 +224,11 @@ impl<'a> Broken<'a> {
     /// Publishes a version with one environment variable changed, and points the alias to it.
     pub async fn version(
         stack: &'a Stack,
-        logical_id: &str,
+        function: &str,
         variable: &str,
         value: &str,
     ) -> Result<Self> {
-        let function = stack.physical_id(logical_id).await?;
+        let function = stack.named(function);
         let mut broken =
             Self { stack, function, good_version: Value::Null, good_variables: Value::Null };
         let alias = broken.lambda(Method::GET, "aliases/live", &Value::Null).await?;
@@ -282,8 +282,8 @@ impl<'a> Broken<'a> {
 }
 
 /// The processes that run a function of this stack now.
-pub async fn pids(stack: &Stack, logical_id: &str) -> Result<Vec<Pid>> {
-    let function = stack.physical_id(logical_id).await?;
+pub fn pids(stack: &Stack, function: &str) -> Result<Vec<Pid>> {
+    let function = stack.named(function);
     let endpoint = stack.endpoint().as_str().trim_end_matches('/');
     let wanted =
         [format!("AWS_LAMBDA_FUNCTION_NAME={function}"), format!("AWS_ENDPOINT_URL={endpoint}")];
@@ -314,9 +314,9 @@ const LONGEST_WALK: Duration = Duration::from_secs(8);
 
 impl Frozen {
     /// Stops them. There must be one that waits for work: a new one would not be stopped.
-    pub async fn processes(stack: &Stack, logical_id: &str) -> Result<Self> {
-        let pids = pids(stack, logical_id).await?;
-        ensure!(!pids.is_empty(), "{logical_id} has no process yet");
+    pub fn processes(stack: &Stack, function: &str) -> Result<Self> {
+        let pids = pids(stack, function)?;
+        ensure!(!pids.is_empty(), "{function} has no process yet");
         let frozen = Self(pids);
         frozen.signal(Signal::STOP)?;
         Ok(frozen)

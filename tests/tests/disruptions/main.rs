@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, time::Duration};
 use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
 use contracts::{
-    Metric, SensorId, SiteId, Timestamp,
+    Metric, SensorId, SiteId, Timestamp, names,
     readings::{Bundle, Sample, Series},
 };
 use futures_util::future::try_join_all;
@@ -93,7 +93,7 @@ async fn an_outage_of_the_provider_fills_the_queue_which_then_drains() -> Result
     let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
     warm_up(&stack).await?;
-    let queue = stack.physical_id("InitializeSubscriptionQueue").await?;
+    let queue = stack.queue_url(names::INITIALIZE_SUBSCRIPTION).await?;
     let held = async || {
         let (waiting, in_work) = stack.depth(&queue).await?;
         anyhow::Ok((waiting + in_work, format!("{waiting} waiting, {in_work} in work or delayed")))
@@ -146,7 +146,7 @@ async fn a_step_that_fails_with_an_unknown_error_is_undone() -> Result<()> {
     let stack = Stack::connect().await?;
     warm_up(&stack).await?;
     // A version that can't even start: its table's name is gone.
-    let broken = Broken::version(&stack, "ConfigureAlertingFunction", "ALERTING_TABLE", "").await?;
+    let broken = Broken::version(&stack, "configure-alerting", "ALERTING_TABLE", "").await?;
     let ids = broken
         .during(async || {
             let ids = register(&stack, "unknown error", GOOD_CARD).await?;
@@ -167,7 +167,7 @@ async fn an_undo_that_fails_once_is_tried_again() -> Result<()> {
     let stack = Stack::connect().await?;
     warm_up(&stack).await?;
     let broken =
-        Broken::version(&stack, "ReleaseKitsFunction", "INVENTORY_TABLE", "no-such-table").await?;
+        Broken::version(&stack, "release-kits", "INVENTORY_TABLE", "no-such-table").await?;
     let ids = broken
         .during(async || {
             let ids = register(&stack, "undo fails once", DECLINED_CARD).await?;
@@ -200,8 +200,7 @@ async fn an_undo_that_fails_for_good_is_told_and_the_others_run() -> Result<()> 
     // The waits between eight retries last three minutes: too long for a test.
     let scale = WaitScale::set(&stack, 0.01).await?;
     let broken =
-        Broken::version(&stack, "DeprovisionSensorsFunction", "DEVICES_TABLE", "no-such-table")
-            .await?;
+        Broken::version(&stack, "deprovision-sensors", "DEVICES_TABLE", "no-such-table").await?;
     let over = broken
         .during(async || {
             let ids = register(&stack, "undo fails for good", DECLINED_CARD).await?;
@@ -237,7 +236,7 @@ async fn an_undo_that_fails_for_good_is_told_and_the_others_run() -> Result<()> 
     assert_eq!(site.body["status"], "REJECTED", "{site}");
     let left = residue(&stack, ids).await?;
     let places: Vec<_> = left.iter().map(|(place, _)| *place).collect();
-    assert_eq!(places, ["DevicesTable"], "{left:?}");
+    assert_eq!(places, [names::DEVICES], "{left:?}");
 
     // Mended, as the alarm says: the teardown again, with the input from the cause.
     let input = cause["teardownInput"].to_string();
@@ -267,14 +266,14 @@ async fn publish_events_killed_in_mid_batch_loses_nothing() -> Result<()> {
     for _ in 0..CHANCES {
         warm_up(&stack).await?;
         let capture = Capture::start(&stack).await?;
-        let frozen = Frozen::processes(&stack, "PublishEventsFunction").await?;
+        let frozen = Frozen::processes(&stack, "publish-events")?;
         let killed = frozen.pids();
         let sites = try_join_all((0..6).map(|_| register(&stack, "killed", GOOD_CARD))).await?;
 
         // In mid-batch: events are on the bus, and the table does not know it yet.
         let of_ours: BTreeSet<_> = sites.iter().map(|ids| ids.onboarding_id.to_string()).collect();
         let ahead = async || {
-            let rows = stack.rows("EventsTable").await?;
+            let rows = stack.rows(names::EVENTS).await?;
             let ours = rows
                 .iter()
                 .filter(|row| row["correlationId"].as_str().is_some_and(|id| of_ours.contains(id)));
@@ -294,7 +293,7 @@ async fn publish_events_killed_in_mid_batch_loses_nothing() -> Result<()> {
         for ids in &sites {
             stack.onboarded_once(*ids).await?;
         }
-        let running = faults::pids(&stack, "PublishEventsFunction").await?;
+        let running = faults::pids(&stack, "publish-events")?;
         assert!(running.iter().all(|pid| !killed.contains(pid)), "{killed:?} was not killed");
         let twice = assert_all_heard(&stack, &capture, &sites).await?;
         assert!(twice <= ahead, "{twice} events came twice, of {ahead} that were not marked");
@@ -331,11 +330,11 @@ async fn a_step_killed_before_its_effect_is_undone() -> Result<()> {
     let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
     warm_up(&stack).await?;
-    let frozen = Frozen::processes(&stack, "ProvisionSensorsFunction").await?;
+    let frozen = Frozen::processes(&stack, "provision-sensors")?;
     let ids = register(&stack, "killed before", GOOD_CARD).await?;
     at_step(&stack, ids, "ProvisionSensors").await?;
     let onboarding = ids.onboarding_id.to_string();
-    let rows = stack.rows_with("DevicesTable", "onboardingId", &onboarding).await?;
+    let rows = stack.rows_with(names::DEVICES, "onboardingId", &onboarding).await?;
     assert_eq!(rows, [] as [Value; 0], "the effect was there before the kill");
     frozen.kill().await?;
 
@@ -351,13 +350,13 @@ async fn a_step_killed_after_its_effect_is_undone() -> Result<()> {
     let stack = Stack::connect().await?;
     for _ in 0..CHANCES {
         warm_up(&stack).await?;
-        let frozen = Frozen::processes(&stack, "ProvisionSensorsFunction").await?;
+        let frozen = Frozen::processes(&stack, "provision-sensors")?;
         let ids = register(&stack, "killed after", GOOD_CARD).await?;
         at_step(&stack, ids, "ProvisionSensors").await?;
         let onboarding = ids.onboarding_id.to_string();
         frozen
             .step_until("the sensors in the table", async || {
-                let rows = stack.rows_with("DevicesTable", "onboardingId", &onboarding).await?;
+                let rows = stack.rows_with(names::DEVICES, "onboardingId", &onboarding).await?;
                 Ok(if rows.is_empty() { Err("none") } else { Ok(()) })
             })
             .await?;
@@ -381,7 +380,7 @@ async fn billing_killed_between_the_payment_and_its_commit_pays_once() -> Result
     let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
     // A killed run's message comes back after the visibility time-out: two minutes, in production.
-    let visibility = Visibility::set(&stack, "InitializeSubscriptionQueue", 5).await?;
+    let visibility = Visibility::set(&stack, names::INITIALIZE_SUBSCRIPTION, 5).await?;
     let outcome = billing_killed(&stack).await;
     visibility.restore(&stack).await?;
     outcome
@@ -390,7 +389,7 @@ async fn billing_killed_between_the_payment_and_its_commit_pays_once() -> Result
 async fn billing_killed(stack: &Stack) -> Result<()> {
     for _ in 0..CHANCES {
         warm_up(stack).await?;
-        let frozen = Frozen::processes(stack, "InitializeSubscriptionFunction").await?;
+        let frozen = Frozen::processes(stack, "initialize-subscription")?;
         let ids = register(stack, "killed while paying", GOOD_CARD).await?;
         at_step(stack, ids, "InitializeSubscription").await?;
         let onboarding = ids.onboarding_id.to_string();
@@ -403,7 +402,7 @@ async fn billing_killed(stack: &Stack) -> Result<()> {
             .await?;
         frozen.kill().await?;
         let row = async || {
-            let rows = stack.rows_with("BillingTable", "onboardingId", &onboarding).await?;
+            let rows = stack.rows_with(names::BILLING, "onboardingId", &onboarding).await?;
             anyhow::Ok(rows.into_iter().next())
         };
         let was_in_time = row().await?.is_none();
@@ -469,7 +468,7 @@ async fn store_readings_killed_in_mid_batch_loses_nothing_and_doubles_nothing() 
         send(&stack, &[first]).await?;
         rows(&stack, &sensors, sensors.len()).await?;
 
-        let frozen = Frozen::processes(&stack, "StoreReadingsFunction").await?;
+        let frozen = Frozen::processes(&stack, "store-readings")?;
         let killed = frozen.pids();
         send(&stack, &others.iter().collect::<Vec<_>>()).await?;
         frozen
@@ -482,7 +481,7 @@ async fn store_readings_killed_in_mid_batch_loses_nothing_and_doubles_nothing() 
         let at_the_kill = rows(&stack, &sensors, 0).await?;
 
         let at_last = rows(&stack, &sensors, all).await?;
-        let running = faults::pids(&stack, "StoreReadingsFunction").await?;
+        let running = faults::pids(&stack, "store-readings")?;
         assert!(running.iter().all(|pid| !killed.contains(pid)), "{killed:?} was not killed");
         assert_eq!(at_last.len(), all, "a row for each series of a bundle");
         for row in &at_the_kill {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use contracts::{Metric, OnboardingId};
+use contracts::{Metric, OnboardingId, names};
 use serde_json::Value;
 use tests::{
     Stack,
@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 
 /// The steps' tables; a row of them that mentions an onboarding belongs to it.
 const TABLES: [&str; 5] =
-    ["SitesTable", "InventoryTable", "DevicesTable", "BillingTable", "AlertingTable"];
+    [names::SITES, names::INVENTORY, names::DEVICES, names::BILLING, names::ALERTING];
 
 /// What there is.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl Books {
             rows.insert(table, all.collect());
         }
         let mut events = BTreeMap::<_, Vec<_>>::new();
-        for row in stack.rows("EventsTable").await? {
+        for row in stack.rows(names::EVENTS).await? {
             let onboarding = row["correlationId"].as_str().unwrap_or_default().to_owned();
             let event: LoggedEvent = serde_json::from_value(row)?;
             events.entry(onboarding).or_default().push(event);
@@ -74,7 +74,7 @@ impl Books {
             ours.filter_map(|kit| kit["quantity"].as_i64()).sum()
         };
         let mut surplus = 0;
-        for (_, row) in self.rows.get("InventoryTable").context("the inventory")? {
+        for (_, row) in self.rows.get(names::INVENTORY).context("the inventory")? {
             let id = row["id"].as_str().unwrap_or_default();
             surplus += match id.split_once('#') {
                 Some(("stock", of)) if of == metric.name() => row["quantity"].as_i64().unwrap_or(0),
@@ -100,7 +100,7 @@ impl Books {
 
     /// The onboardings whose site is in service.
     pub fn in_service(&self) -> BTreeSet<String> {
-        let sites = self.rows.get("SitesTable").into_iter().flatten().map(|(_, row)| row);
+        let sites = self.rows.get(names::SITES).into_iter().flatten().map(|(_, row)| row);
         let active = sites.filter(|row| row["row"] == "SITE" && row["status"] == "ACTIVE");
         active.filter_map(|row| row["onboardingId"].as_str().map(str::to_owned)).collect()
     }

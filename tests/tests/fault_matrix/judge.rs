@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use contracts::OnboardingId;
+use contracts::{OnboardingId, names};
 use serde_json::Value;
 use tests::log;
 
@@ -89,13 +89,13 @@ pub fn wrong(
         wrong.push(format!("more rows than there are kinds of them: {rows:?}"));
     }
     // The references, too, must be what their ends say.
-    let (site, status) = (("SitesTable", "SITE".to_owned()), end.status());
+    let (site, status) = ((names::SITES, "SITE".to_owned()), end.status());
     if trace.rows.get(&site).is_none_or(|found| found != status) {
         wrong.push(format!("the site is not {status}: {:?}", trace.rows));
     }
 
     // The answer to a command that came after its undo is kept for a week: it is no residue.
-    let record = ("BillingTable", "idempotency".to_owned());
+    let record = (names::BILLING, "idempotency".to_owned());
     let late = case.is_some_and(|case| case.fault == Fault::LateAfterUndo);
     if end == End::Undone
         && let Some((_, row)) = rows.iter().find(|(_, row)| kind(row) == record.1)

@@ -21,7 +21,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_sfn::{operation::describe_execution::DescribeExecutionError, types::ExecutionStatus};
 use clap::Parser;
-use contracts::{Metric, OnboardingId, SiteId};
+use contracts::{Metric, OnboardingId, SiteId, names};
 use futures_util::future::try_join_all;
 use tests::{
     Stack,
@@ -97,7 +97,7 @@ fn port(variable: &str, default: u16) -> Result<u16> {
 
 async fn run(args: Args) -> Result<bool> {
     let stack = Stack::connect().await?;
-    let steps = plan::steps(&stack).await?;
+    let steps = plan::steps(&stack)?;
     let stripe = format!("http://127.0.0.1:{}", port("FIELDSTATION_STRIPE_PORT", 8420)?);
     let proxy = Proxy::start(
         &stack,
@@ -282,8 +282,8 @@ impl Matrix {
         }
 
         // Once more when nothing is under way any more, not even a command that waits in its queue.
-        for queue in ["InitializeSubscriptionQueue", "CancelSubscriptionQueue"] {
-            let queue = self.stack.physical_id(queue).await?;
+        for queue in [names::INITIALIZE_SUBSCRIPTION, names::CANCEL_SUBSCRIPTION] {
+            let queue = self.stack.queue_url(queue).await?;
             until_true("the commands' queue to be empty", LONGEST_SAGA, async || {
                 let (waiting, in_work) = self.stack.depth(&queue).await?;
                 Ok((waiting + in_work == 0, format!("{waiting} waiting, {in_work} in work")))

@@ -49,10 +49,10 @@ impl Step {
 }
 
 /// The steps of both state machines, and those beside them.
-pub async fn steps(stack: &Stack) -> Result<Vec<Step>> {
+pub fn steps(stack: &Stack) -> Result<Vec<Step>> {
     let mut steps = Vec::new();
     for name in BESIDE {
-        let function = stack.physical_id(&format!("{name}Function")).await?;
+        let function = stack.named(&kebab(name));
         steps.push(Step { name: name.to_owned(), phase: Phase::Beside, function });
     }
     for (machine, phase) in [("site-onboarding", Phase::Forward), ("site-teardown", Phase::Undo)] {
@@ -71,9 +71,9 @@ pub async fn steps(stack: &Stack) -> Result<Vec<Step>> {
         names.extend(others.into_iter().filter(|name| !names.contains(name)).collect::<Vec<_>>());
         for name in names {
             if states[name]["Type"] == "Task"
-                && let Some(logical) = function_of(&states[name])?
+                && let Some(function) = function_of(&states[name])?
             {
-                let function = stack.physical_id(&logical).await?;
+                let function = stack.named(&kebab(&function));
                 steps.push(Step { name: name.to_owned(), phase, function });
             }
         }
@@ -81,8 +81,20 @@ pub async fn steps(stack: &Stack) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// The function that does a Task state's work, by the name in the template; none for an execution
-/// nested in it, which has steps of its own.
+/// `ReserveKits` as `reserve-kits`: a function's name.
+fn kebab(name: &str) -> String {
+    let mut kebab = String::new();
+    for letter in name.chars() {
+        if letter.is_ascii_uppercase() && !kebab.is_empty() {
+            kebab.push('-');
+        }
+        kebab.push(letter.to_ascii_lowercase());
+    }
+    kebab
+}
+
+/// The function that does a Task state's work, as the template names it without `Function`. `None` for a
+/// nested execution, which has steps of its own.
 fn function_of(state: &Value) -> Result<Option<String>> {
     let resource = state["Resource"].as_str().context("a Task's resource")?;
     let variable = |argument: &str, end: &str| {
@@ -92,10 +104,10 @@ fn function_of(state: &Value) -> Result<Option<String>> {
         name.map(str::to_owned).with_context(|| format!("{argument} {value:?} of {resource}"))
     };
     match resource {
-        "arn:aws:states:::lambda:invoke" => variable("FunctionName", "Arn").map(Some),
+        "arn:aws:states:::lambda:invoke" => variable("FunctionName", "FunctionArn").map(Some),
         // A queue is named after the function that it leads to.
         "arn:aws:states:::sqs:sendMessage.waitForTaskToken" => {
-            Ok(Some(format!("{}Function", variable("QueueUrl", "QueueUrl")?)))
+            variable("QueueUrl", "QueueUrl").map(Some)
         }
         "arn:aws:states:::states:startExecution.sync:2" => Ok(None),
         other => bail!("the matrix does not know which function does the work of {other}"),

@@ -4,7 +4,7 @@ use std::{cell::RefCell, collections::BTreeMap, env, num::NonZeroU32, pin::pin, 
 
 use clap::Args;
 use contracts::{
-    OnboardingId, Timestamp,
+    OnboardingId, Timestamp, names,
     stream::{Part, Record},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -141,7 +141,7 @@ pub async fn run(
     screen: &mut Screen,
     mut options: Options,
 ) -> Result<Exit, CliError> {
-    let ledger = stack.ledger()?;
+    let ledger = stack.ledger();
     options.which.filter.resolve(stack).await?;
     let chosen = Chosen::new(ledger.clone(), &options.which).await?;
     if !options.yes {
@@ -321,9 +321,6 @@ impl Run<'_> {
         let Some(entry) = Entry::of(row.kind, &row.source) else {
             return Ok(Ended::Left("in no known form".to_owned()));
         };
-        if let Err(trouble) = self.resend.find(&entry).await {
-            return gone(trouble);
-        }
         let Some(full) = self.ledger.get(row.id).await? else { return skip("gone") };
         if undoes(&row.source)
             && let Err(trouble) = undone_site(self.stack, &full).await
@@ -371,6 +368,10 @@ impl Run<'_> {
             Sent::Started(arn) => self.teardown(first, &arn).await,
             // The claims stay: nobody sends it again unless told to.
             Sent::InDoubt(why) => return Ok(Ended::InDoubt(why)),
+            Sent::Missing(trouble) => {
+                self.release(&claimed).await?;
+                return gone(trouble);
+            }
             Sent::Not(trouble) => {
                 self.release(&claimed).await?;
                 return Ok(Ended::Stop(trouble));
@@ -407,7 +408,8 @@ impl Run<'_> {
         let Some(onboarding) = row.correlation_id else { return Ok(Outcome::Done) };
         let prefix = format!("recovery-{onboarding}");
         let since = row.first_at.plus_millis(-RECOVERY_MILLIS);
-        let teardowns = self.stack.executions("SiteTeardownArn", None, since, usize::MAX).await?;
+        let teardowns =
+            self.stack.executions(names::SITE_TEARDOWN, None, since, usize::MAX).await?;
         Ok(match teardowns.iter().find(|it| it.name.starts_with(&prefix)) {
             Some(teardown) => self.teardown(row, &teardown.arn).await,
             // The saga was undone already.

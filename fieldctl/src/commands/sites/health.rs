@@ -1,6 +1,6 @@
 //! `fieldctl sites health`.
 
-use contracts::{SensorId, SiteId, Timestamp};
+use contracts::{SensorId, SiteId, Timestamp, names};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ledger::{Status, Summary};
 use serde_json::Value;
@@ -52,21 +52,21 @@ async fn evidence(stack: &Stack, site: SiteId, shown: &Value, now: Timestamp) ->
         metric: text(sensor, "metric").to_owned(),
         unit: text(sensor, "unit").to_owned(),
     });
-    let readings = table(stack, "ReadingsTable");
+    let readings = stack.table(names::READINGS);
     let since = now.plus_millis(-WINDOW_MILLIS - SeriesRow::LONGEST_MILLIS);
     let sensors = stream::iter(sensors.collect::<Vec<_>>())
         .map(|sensor| async {
-            let rows = rows(readings.as_ref(), &sensor.id, since).await;
+            let rows = rows(&readings, &sensor.id, since).await;
             (sensor, rows)
         })
         .buffered(READS_AT_ONCE)
         .collect();
-    let refusals = table(stack, "RefusalsTable");
+    let refusals = stack.table(names::REFUSALS);
     let since = now.plus_millis(-WINDOW_MILLIS);
     let (sensors, own, without_site, failures) = futures_util::join!(
         sensors,
-        refused(refusals.as_ref(), site.to_string(), since),
-        refused(refusals.as_ref(), UNKNOWN_SITE.to_owned(), since),
+        refused(&refusals, site.to_string(), since),
+        refused(&refusals, UNKNOWN_SITE.to_owned(), since),
         set_aside(stack, site),
     );
     let steps = shown["onboarding"]["steps"].as_array().into_iter().flatten();
@@ -83,35 +83,21 @@ async fn evidence(stack: &Stack, site: SiteId, shown: &Value, now: Timestamp) ->
     }
 }
 
-fn table(stack: &Stack, output: &str) -> Read<DynamoTable> {
-    let name = stack.output(output).map_err(|error| error.message)?;
-    Ok(DynamoTable::new(stack.dynamodb.clone(), name))
-}
-
-async fn rows(
-    table: Result<&DynamoTable, &String>,
-    sensor: &str,
-    since: Timestamp,
-) -> Read<Vec<SeriesRow>> {
-    let table = table.map_err(Clone::clone)?;
+async fn rows(table: &DynamoTable, sensor: &str, since: Timestamp) -> Read<Vec<SeriesRow>> {
     let sensor: SensorId = sensor.parse().map_err(|_| "the API listed no sensor id".to_owned())?;
     let rows = SeriesRow::newest(table, sensor, since, MIN_ROWS, MAX_ROWS).await;
     rows.map_err(|error| CliError::from(error).message)
 }
 
-async fn refused(
-    table: Result<&DynamoTable, &String>,
-    site: String,
-    since: Timestamp,
-) -> Read<Vec<RefusalRow>> {
-    let rows = RefusalRow::of_site(table.map_err(Clone::clone)?, &site, since).await;
+async fn refused(table: &DynamoTable, site: String, since: Timestamp) -> Read<Vec<RefusalRow>> {
+    let rows = RefusalRow::of_site(table, &site, since).await;
     rows.map_err(|error| CliError::from(error).message)
 }
 
 /// The site's open failures of store-readings. The index of open failures has no site, so each row is read.
 async fn set_aside(stack: &Stack, site: SiteId) -> Read<Vec<SetAside>> {
     let found = async {
-        let ledger = stack.ledger()?;
+        let ledger = stack.ledger();
         let filter = Filter { source: Some(STORE_READINGS.to_owned()), ..Filter::default() };
         let mut walk = Walk::new(ledger.clone(), &[Status::Open], filter);
         let mut failures: Vec<Summary> = Vec::new();

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use aws_sdk_sfn::types::ExecutionStatus;
 use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL};
-use contracts::{Metric, Timestamp};
+use contracts::{Metric, Timestamp, names};
 use futures_util::future::try_join_all;
 use serde::Serialize;
 use serde_json::Value;
@@ -270,7 +270,7 @@ pub async fn examine(
     let examined = try_join_all(sites).await?;
     let mut untrue = Vec::new();
     let mut left = Residue::default();
-    for table in ["InventoryTable", "DevicesTable", "BillingTable", "AlertingTable"] {
+    for table in [names::INVENTORY, names::DEVICES, names::BILLING, names::ALERTING] {
         left.rows.insert(table, 0);
     }
     for (station, examined) in stations.iter().zip(&examined) {
@@ -460,6 +460,6 @@ pub fn what_next(
          make logs NAME=publish-events   (any function; the emulator's own log: target/local/ministack.log)\n  \
          make down   (stops it and forgets everything)",
         path.display(),
-        stack.output("EventsTable")?,
+        stack.named(names::EVENTS),
     ))
 }
