@@ -15,8 +15,8 @@ use ledger::{Ledger, files::Files};
 use store::Table;
 
 use crate::{
-    api::Http,
     error::{CliError, aws},
+    http::Http,
 };
 
 /// Which stack, and how to get there.

@@ -2,14 +2,15 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use aws_sdk_secretsmanager::{Client, error::DisplayErrorContext};
+use aws_sdk_secretsmanager::Client;
 use contracts::{Plan, Timestamp};
 use lambda::{Aws, ConfigError};
+use payments::CallError;
 use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
     BillingError,
-    circuit::{CallError, Health, LastCall},
+    circuit::{Health, LastCall},
     stripe::{ApiKey, CustomerId, Stripe, StripeError, Subscription},
 };
 
@@ -120,7 +121,7 @@ impl Provider {
             KeySource::Secret { secrets, id } => {
                 let secret = secrets.get_secret_value().secret_id(id).send().await;
                 let secret = secret.map_err(|error| {
-                    format!("its API key can't be read: {}", DisplayErrorContext(&error))
+                    format!("its API key can't be read: {}", fault::describe(&error))
                 })?;
                 ApiKey::new(secret.secret_string().unwrap_or_default())
                     .map_err(|error| error.to_string())

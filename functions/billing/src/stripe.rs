@@ -20,13 +20,14 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use payments::CallError;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use contracts::Timestamp;
 
-use crate::circuit::{CallError, Health, LastCall};
+use crate::circuit::{Health, LastCall};
 
 /// The version of the API that the requests and answers here are written for: without it, an
 /// account's default decides, and that can be changed from Stripe's dashboard.

@@ -12,8 +12,7 @@ use std::{
 
 use contracts::{Timestamp, readings::Sample};
 use serde::Serialize;
-
-use crate::{BEHIND_ALL_TIMES, SeriesRow, packing::unpack};
+use series::{BEHIND_ALL_TIMES, SeriesRow, packing::unpack};
 
 /// A request that has read so much answers with what it has.
 pub(crate) const BUDGET: Budget = Budget { rows: 5_000, samples: 1_000_000 };
@@ -454,9 +453,9 @@ mod tests {
         test_runner::RngSeed,
     };
     use serde_bytes::ByteBuf;
+    use series::packing::pack;
 
     use super::*;
-    use crate::packing::pack;
 
     const HOUR: i64 = 60 * 60 * 1000;
     /// Where the rows of a case begin, in the middle of an hour and of a day.

@@ -7,11 +7,12 @@ use std::{fmt, time::Duration};
 
 use aws_sdk_secretsmanager::{
     Client,
-    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    error::{ProvideErrorMetadata, SdkError},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use fault::{AwsErrorKind, ErrorKind, Fault};
 use hmac::{Hmac, KeyInit, Mac};
-use lambda::{Aws, ConfigError, ErrorKind, Fault};
+use lambda::{Aws, ConfigError};
 use sha2::Sha256;
 use tokio::{sync::Mutex, time::Instant};
 
@@ -116,16 +117,11 @@ where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
     fn from(error: SdkError<E>) -> Self {
-        let text = DisplayErrorContext(&error).to_string();
-        match &error {
-            SdkError::ServiceError(context)
-                if context.raw().status().as_u16() < 500
-                    && context.err().code() != Some("ThrottlingException") =>
-            {
-                Self::Refused(text)
-            }
-            SdkError::ConstructionFailure(_) => Self::Refused(text),
-            _ => Self::Unavailable(text),
+        let text = fault::describe(&error);
+        if AwsErrorKind::of(&error).is_transient() {
+            Self::Unavailable(text)
+        } else {
+            Self::Refused(text)
         }
     }
 }
