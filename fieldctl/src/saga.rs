@@ -1,8 +1,6 @@
 //! The sagas as Step Functions tells them: what each state did, how long, how often.
 
-use aws_sdk_sfn::{
-    operation::describe_execution::DescribeExecutionError, types::ExecutionStatus,
-};
+use aws_sdk_sfn::{operation::describe_execution::DescribeExecutionError, types::ExecutionStatus};
 use contracts::{OnboardingId, Timestamp};
 use machines::{History, Task, TaskFailure, timestamp};
 use serde::Serialize;

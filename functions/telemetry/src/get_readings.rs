@@ -1,7 +1,7 @@
 //! `GET /sensors/{sensorId}/readings`: a sensor's samples, or their aggregates, page by page.
 //!
 //! Rows overlap: bundles come late, twice, and corrected. They are read in the order asked for and
-//! merged ([`crate::merging`]) until the page is full.
+//! merged ([`crate::range_merge`]) until the page is full.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +13,10 @@ use store::{StoreError, Table};
 
 use crate::{
     SensorRow,
-    merging::{BUDGET, Order, Position, Query, Span, Told, Walk},
+    aggregation::Content,
     paging::Paging,
+    query::{Order, Query, Span},
+    range_merge::{BUDGET, Position, RangeMerge},
 };
 
 /// Rows of a call to DynamoDB, which itself ends at 1 MB.
@@ -34,7 +36,7 @@ struct Page {
     sensor_id: SensorId,
     unit: String,
     #[serde(flatten)]
-    told: Told,
+    content: Content,
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<String>,
 }
@@ -59,8 +61,8 @@ impl GetReadings {
         let row: Option<SensorRow> = row.map_err(|error| Problem::of(&error))?;
         let known = row.and_then(|row| row.sensor).ok_or_else(|| no_sensor(sensor))?;
 
-        let walk = self.walk(sensor, &query, start).await;
-        let (told, position) = walk.map_err(|error| Problem::of(&error))?.end();
+        let merge = self.merge(sensor, &query, start).await;
+        let (content, position) = merge.map_err(|error| Problem::of(&error))?.finish();
         let next = match position {
             None => None,
             Some(position) => {
@@ -68,17 +70,17 @@ impl GetReadings {
                 Some(token.map_err(|error| Problem::of(&error))?)
             }
         };
-        Answer::new(200, &Page { sensor_id: sensor, unit: known.unit, told, next })
+        Answer::new(200, &Page { sensor_id: sensor, unit: known.unit, content, next })
     }
 
-    async fn walk(
+    async fn merge(
         &self,
         sensor: SensorId,
         query: &Query,
         start: Option<Position>,
-    ) -> Result<Walk, StoreError> {
-        let mut walk = Walk::new(query, start, BUDGET);
-        let (low, high) = walk.bounds(query);
+    ) -> Result<RangeMerge, StoreError> {
+        let mut merge = RangeMerge::new(query, start, BUDGET);
+        let (low, high) = merge.bounds(query);
         let call = self
             .readings
             .query("sensorId = :sensor AND #row BETWEEN :low AND :high")
@@ -88,18 +90,18 @@ impl GetReadings {
             .descending(query.order == Order::Desc)
             .limit(ROWS_PER_CALL);
         let mut start = None;
-        while !walk.done() {
+        while !merge.done() {
             let page = call.page(start).await?;
             start = page.next;
             let items = page.items.into_iter();
             let rows =
                 items.map(|item| SeriesRow::from_item(sensor, item)).collect::<Result<_, _>>()?;
-            walk.take(rows, start.is_none()).map_err(|(row, reason)| StoreError::Corrupt {
+            merge.take(rows, start.is_none()).map_err(|(row, reason)| StoreError::Corrupt {
                 row: SeriesRow::key(sensor, &row).to_string(),
                 reason,
             })?;
         }
-        Ok(walk)
+        Ok(merge)
     }
 }
 

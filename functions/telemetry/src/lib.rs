@@ -6,10 +6,12 @@
 //! bundles that `POST /readings` refused ([`refusals`]). Emits no events.
 
 pub mod accept_readings;
+mod aggregation;
 pub mod get_readings;
-mod merging;
 pub mod paging;
 pub mod project_sensors;
+mod query;
+mod range_merge;
 pub mod refusals;
 pub mod register;
 pub mod store_readings;

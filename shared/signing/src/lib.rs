@@ -55,12 +55,10 @@ impl Signer<'_> {
             .build()
             .map_err(SigningError::new)?
             .into();
-        let texts = headers
-            .iter()
-            .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
-        let signable =
-            SignableRequest::new(method.as_str(), uri, texts, SignableBody::Bytes(body))
-                .map_err(SigningError::new)?;
+        let texts =
+            headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
+        let signable = SignableRequest::new(method.as_str(), uri, texts, SignableBody::Bytes(body))
+            .map_err(SigningError::new)?;
         let signature = http_request::sign(signable, &params).map_err(SigningError::new)?;
         let (added, _) = signature.into_parts().0.into_parts();
         for header in added {
@@ -81,7 +79,8 @@ mod tests {
         let signer = Signer { credentials, region: "eu-central-1", service: "execute-api" };
         let mut headers = HeaderMap::new();
         headers.insert("host", HeaderValue::from_static("x.y"));
-        headers.insert("idempotency-key", HeaderValue::from_bytes(key.as_bytes()).expect("a value"));
+        headers
+            .insert("idempotency-key", HeaderValue::from_bytes(key.as_bytes()).expect("a value"));
         let url = "https://x.y/prod/sites";
         signer.sign(&Method::POST, url, &mut headers, b"{}").expect("a signature");
         headers
