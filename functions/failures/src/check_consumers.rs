@@ -7,8 +7,7 @@ use std::{collections::HashSet, time::Duration};
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use aws_sdk_lambda::{
-    error::SdkError,
-    operation::list_event_source_mappings::ListEventSourceMappingsError,
+    error::SdkError, operation::list_event_source_mappings::ListEventSourceMappingsError,
     types::EventSourceMappingConfiguration,
 };
 use aws_sdk_sqs::types::QueueAttributeName;

@@ -59,7 +59,9 @@ impl Template {
     }
 
     fn file(path: &Path) -> Self {
-        Self(yaml(&fs::read_to_string(path).unwrap_or_else(|it| panic!("{}: {it}", path.display()))))
+        Self(yaml(
+            &fs::read_to_string(path).unwrap_or_else(|it| panic!("{}: {it}", path.display())),
+        ))
     }
 
     /// The templates of services as one; see [`Template::read`].

@@ -35,7 +35,9 @@ fn names_of_other_services_read_like_references() {
 #[test]
 fn fixed_names_stay_as_they_are() {
     let template = Template::read();
-    for (id, name) in [("EventsTable", "events"), ("EventBus", "events"), ("OnCallTopic", "on-call")] {
+    for (id, name) in
+        [("EventsTable", "events"), ("EventBus", "events"), ("OnCallTopic", "on-call")]
+    {
         assert_eq!(template.fixed_name(id), Some(name), "{id}");
     }
     for id in template.functions() {

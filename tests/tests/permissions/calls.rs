@@ -180,8 +180,7 @@ pub fn all(template: &Template, deployed: &Deployed) -> Vec<Call> {
             let request = Request::Rest { service: "s3", method, path, body };
             calls.push(Call { action, arn: format!("{arn}{key}"), request });
         };
-        for key in
-            [format!("/{MARK}"), format!("/aws/lambda/{MARK}"), format!("/payloads/{MARK}")]
+        for key in [format!("/{MARK}"), format!("/aws/lambda/{MARK}"), format!("/payloads/{MARK}")]
         {
             call("s3:GetObject", Method::GET, &key, "");
             call("s3:PutObject", Method::PUT, &key, MARK);

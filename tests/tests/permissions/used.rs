@@ -61,7 +61,12 @@ const UNUSED: &[Unused] = &[
     unused("site-onboarding", "states:DescribeExecution", "executions of SiteTeardown", NESTED),
     unused("site-onboarding", "states:StopExecution", "executions of SiteTeardown", NESTED),
     // No permission to read: it turns S3's answer for a file that is gone from "forbidden" to "not found".
-    unused("record-failure", "s3:ListBucket", "FailuresBucket", "S3 looks at it where a file is gone"),
+    unused(
+        "record-failure",
+        "s3:ListBucket",
+        "FailuresBucket",
+        "S3 looks at it where a file is gone",
+    ),
     // Used in what the tests of the deployed stack do not bring about; the functions' own tests do.
     unused(
         "cancel-subscription",

@@ -25,8 +25,9 @@ pub fn nested_with_all_parameters(subject: &Subject) -> Objections {
             && application["Properties"]["Location"]
                 == json!(format!("functions/{service}/template.yaml"));
         objections.unless(there, service, "is not nested by the root");
-        let mut expected: Map<_, _> =
-            members(&template.0["Parameters"]).map(|(name, _)| (name.into(), name.into())).collect();
+        let mut expected: Map<_, _> = members(&template.0["Parameters"])
+            .map(|(name, _)| (name.into(), name.into()))
+            .collect();
         expected.insert("Environment".into(), "AWS::StackName".into());
         objections.unless(
             application["Properties"]["Parameters"] == Value::Object(expected),
@@ -37,7 +38,11 @@ pub fn nested_with_all_parameters(subject: &Subject) -> Objections {
     let known: BTreeSet<_> = subject.services.keys().map(String::as_str).collect();
     let ordered = SERVICES.into_iter().collect::<BTreeSet<_>>();
     for service in known.symmetric_difference(&ordered) {
-        objections.unless(false, *service, "is not in both, contracts::names::SERVICES and functions/");
+        objections.unless(
+            false,
+            *service,
+            "is not in both, contracts::names::SERVICES and functions/",
+        );
     }
     let count = subject.nesting.0["Resources"].as_object().map_or(0, Map::len);
     objections.unless(count == known.len(), "root", "has resources of its own");
@@ -56,7 +61,8 @@ pub fn deployed_after_what_they_name(subject: &Subject) -> Objections {
         .collect();
     let place = |service: &str| SERVICES.iter().position(|it| *it == service);
     for (service, ids) in Template::foreign_names(&merged, &subject.services) {
-        let named: BTreeSet<_> = ids.iter().filter_map(|id| owner.get(id.as_str())).copied().collect();
+        let named: BTreeSet<_> =
+            ids.iter().filter_map(|id| owner.get(id.as_str())).copied().collect();
         let (before, after): (BTreeSet<_>, BTreeSet<_>) =
             named.into_iter().partition(|other| place(other) < place(&service));
         for other in after {
@@ -88,14 +94,19 @@ pub fn alike(subject: &Subject) -> Objections {
         for section in ["Parameters", "Conditions", "Globals"] {
             for (name, value) in members(&template.0[section]) {
                 let same = *first.entry((section, name)).or_insert(value) == value;
-                objections.unless(same, service, format!("declares {section} {name} in its own way"));
+                objections.unless(
+                    same,
+                    service,
+                    format!("declares {section} {name} in its own way"),
+                );
             }
         }
         let deployment = &template.0["Resources"]["CanaryDeployment"];
-        let has_functions =
-            members(&template.0["Resources"]).any(|(_, it)| it["Type"] == "AWS::Serverless::Function");
+        let has_functions = members(&template.0["Resources"])
+            .any(|(_, it)| it["Type"] == "AWS::Serverless::Function");
         if has_functions {
-            let same = *first.entry(("Resources", "CanaryDeployment")).or_insert(deployment) == deployment;
+            let same =
+                *first.entry(("Resources", "CanaryDeployment")).or_insert(deployment) == deployment;
             objections.unless(same, service, "deploys gradually in its own way");
             objections.unless(template.0["Globals"].is_object(), service, "lacks the Globals");
         }
@@ -111,7 +122,11 @@ pub fn functions_of_their_service(subject: &Subject) -> Objections {
                 let binary = kebab(id.trim_end_matches("Function"));
                 let file = format!("functions/{service}/src/bin/{binary}.rs");
                 let there = !subject.file(&file).is_empty();
-                objections.unless(there, id, format!("is in the template of {service}; there is no {file}"));
+                objections.unless(
+                    there,
+                    id,
+                    format!("is in the template of {service}; there is no {file}"),
+                );
             }
         }
     }

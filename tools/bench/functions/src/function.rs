@@ -146,7 +146,9 @@ fn referred(template: &Template, name: &str) -> String {
     match kind {
         "AWS::SQS::Queue" if resource != name => format!("arn:aws:sqs:{OWNER}:{}", fixed()),
         "AWS::SQS::Queue" => format!("https://sqs.example/{}", fixed()),
-        "AWS::Serverless::StateMachine" => format!("arn:aws:states:{OWNER}:stateMachine:{}", fixed()),
+        "AWS::Serverless::StateMachine" => {
+            format!("arn:aws:states:{OWNER}:stateMachine:{}", fixed())
+        }
         _ if name == "Environment" => ENVIRONMENT.to_owned(),
         _ => name.to_owned(),
     }

@@ -76,8 +76,8 @@ struct Workload {
 
 /// A batch of so many records.
 fn workload(records: usize) -> Result<Workload> {
-    let file =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../tests/data/surfrad-alamosa-2016-01-01.dat");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../../tests/data/surfrad-alamosa-2016-01-01.dat");
     let mut day = Day::read(&file)?;
     day.columns.retain(|column| METRICS.contains(&column.metric));
     let mut batch = Vec::with_capacity(records);
