@@ -5,7 +5,6 @@ use contracts::{OnboardingId, Timestamp};
 use ledger::{FailureId, Kind, Summary};
 
 use crate::{
-    commands::sites,
     error::{CliError, Exit},
     log::Between,
     output::{self, Screen},
