@@ -1,20 +1,13 @@
 //! The stack's HTTP API, called with AWS Signature Version 4.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use aws_credential_types::provider::ProvideCredentials;
-use aws_sigv4::{
-    http_request::{self, SignableBody, SignableRequest, SigningSettings},
-    sign::v4,
-};
+use contracts::SiteId;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, Uri, body::Bytes, header};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
-};
 use serde_json::Value;
+use signing::Signer;
 
 use crate::{
     error::{CliError, Exit},
@@ -28,22 +21,6 @@ const PATIENCE: Duration = Duration::from_secs(35);
 /// The first pause before a retry; each is twice the one before.
 const PAUSE: Duration = Duration::from_millis(250);
 const MOST_RETRIES: u32 = 5;
-
-/// Plain or TLS connections.
-#[derive(Clone, Debug)]
-pub(crate) struct Http(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
-
-impl Http {
-    pub(crate) fn new() -> Result<Self, CliError> {
-        let connector = HttpsConnectorBuilder::new()
-            .with_provider_and_webpki_roots(rustls::crypto::aws_lc_rs::default_provider())
-            .map_err(|error| CliError::new(Exit::Failed, format!("TLS can't be set up: {error}")))?
-            .https_or_http()
-            .enable_http1()
-            .build();
-        Ok(Self(Client::builder(TokioExecutor::new()).build(connector)))
-    }
-}
 
 /// A request of the API.
 #[derive(Clone, Debug)]
@@ -107,6 +84,11 @@ pub struct Answer {
 }
 
 impl Stack {
+    /// `GET /sites/{siteId}`.
+    pub async fn site(&self, site: SiteId) -> Result<Value, CliError> {
+        self.call(Call::get(format!("/sites/{site}"))).await
+    }
+
     /// What the API answers to the call, a refusal as a trouble. Every call of the API may be
     /// repeated, so this does that while the service is busy.
     pub async fn call(&self, call: Call) -> Result<Value, CliError> {
@@ -199,29 +181,9 @@ impl Stack {
             .credentials_provider()
             .ok_or_else(|| no("there are no AWS credentials".to_owned()))?;
         let credentials = provider.provide_credentials().await.map_err(|e| no(e.to_string()))?;
-        let identity = credentials.into();
-        let params = v4::SigningParams::builder()
-            .identity(&identity)
-            .region(self.region())
-            .name("execute-api")
-            .time(SystemTime::now())
-            .settings(SigningSettings::default())
-            .build()
-            .map_err(|error| no(error.to_string()))?
-            .into();
-        let headers = request.headers().iter();
-        let headers =
-            headers.filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
-        let signable = SignableRequest::new(
-            request.method().as_str(),
-            uri,
-            headers,
-            SignableBody::Bytes(body),
-        )
-        .map_err(|error| no(error.to_string()))?;
-        let signed = http_request::sign(signable, &params).map_err(|e| no(e.to_string()))?;
-        signed.into_parts().0.apply_to_request_http1x(request);
-        Ok(())
+        let signer = Signer { credentials, region: self.region(), service: "execute-api" };
+        let method = request.method().clone();
+        signer.sign(&method, uri, request.headers_mut(), body).map_err(|e| no(e.to_string()))
     }
 }
 

@@ -4,6 +4,7 @@ use std::{error::Error, fmt, io};
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
+use fault::AwsErrorKind;
 use ledger::LedgerError;
 use serde_json::Value;
 use store::StoreError;
@@ -171,17 +172,18 @@ where
 
 fn answered(doing: &str, code: &str, message: &str) -> CliError {
     let trouble = CliError::new(Exit::Aws, format!("{doing}: {message} ({code})"));
-    let is = |names: &[&str]| names.iter().any(|name| code.starts_with(name));
-    if is(&["AccessDenied", "UnauthorizedOperation", "NotAuthorized"]) {
-        trouble.advise("your role may not do that: docs/fieldctl.md has the policy that it needs")
-    } else if is(&["ExpiredToken", "InvalidClientTokenId", "UnrecognizedClient", "SignatureDoes"]) {
-        trouble.advise(format!("the credentials are not valid (here): {SIGN_IN}"))
-    } else if is(&["Throttling", "ProvisionedThroughputExceeded", "RequestLimitExceeded"]) {
-        trouble.advise("AWS is busy: wait a moment, then do the same again")
-    } else if is(&["ResourceNotFound", "ExecutionDoesNotExist", "StateMachineDoesNotExist"]) {
-        CliError { exit: Exit::NotFound, ..trouble }
-    } else {
-        trouble
+    let missing = ["ResourceNotFound", "ExecutionDoesNotExist", "StateMachineDoesNotExist"];
+    match AwsErrorKind::from_code(code) {
+        AwsErrorKind::Denied => trouble
+            .advise("your role may not do that: docs/fieldctl.md has the policy that it needs"),
+        AwsErrorKind::Credentials => {
+            trouble.advise(format!("the credentials are not valid (here): {SIGN_IN}"))
+        }
+        AwsErrorKind::Busy => trouble.advise("AWS is busy: wait a moment, then do the same again"),
+        AwsErrorKind::Refused if missing.iter().any(|name| code.starts_with(name)) => {
+            CliError { exit: Exit::NotFound, ..trouble }
+        }
+        AwsErrorKind::NoAnswer | AwsErrorKind::Refused => trouble,
     }
 }
 

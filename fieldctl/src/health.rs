@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use contracts::{SensorId, SiteId, Timestamp, readings::Sample};
 use ledger::{ErrorInfo, Summary};
 use serde::Serialize;
-use telemetry::{SeriesRow, packing::unpack, refusals::RefusalRow};
+use series::{RefusalRow, SeriesRow, packing::unpack};
 
 use crate::{error::Exit, render::ago};
 

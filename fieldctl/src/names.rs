@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use contracts::SiteId;
 use ledger::{Concerns, sources::STORE_READINGS};
 
-use crate::{commands::sites, error::Exit, render::short, stack::Stack};
+use crate::{error::Exit, render::short, stack::Stack};
 
 /// Sites whose names a command looks up. More sites are shown by the first digits of their ids.
 const MAX_LOOKUPS: usize = 50;
@@ -31,7 +31,7 @@ impl<'a> Names<'a> {
     /// The site's name; the first digits of its id if the name is not known.
     pub async fn of(&mut self, site: SiteId) -> String {
         if self.may_look_up && !self.known.contains_key(&site) {
-            let shown = sites::get(self.stack, site).await;
+            let shown = self.stack.site(site).await;
             self.may_look_up = self.known.len() + 1 < MAX_LOOKUPS
                 && !matches!(&shown, Err(error) if error.exit == Exit::Aws);
             let name = shown.ok().and_then(|shown| Some(shown["name"].as_str()?.to_owned()));

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::{
     error::{CliError, Exit},
-    render::{short, wrap},
+    text::{short, wrap},
 };
 
 /// A terminal of fewer columns shows the first digits of ids in lists.

@@ -10,7 +10,10 @@ use serde_json::Value;
 use crate::{
     error::CliError,
     output::{Screen, Text, Tone},
+    text::one_line,
 };
+
+pub use crate::text::{short, wrap};
 
 /// A text in its tone.
 pub type Cell = (String, Tone);
@@ -98,44 +101,6 @@ fn columns_in_row(widths: &[usize], screen: Option<usize>) -> usize {
     widths.len()
 }
 
-/// The text with a single space between its words.
-fn one_line(text: &str) -> String {
-    text.split_ascii_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// The text, escaped, in lines of at most so many columns, broken between words where there are any.
-#[must_use]
-pub fn wrap(text: &str, width: Option<usize>) -> Vec<String> {
-    let text = terminal::line(&one_line(text)).into_owned();
-    let Some(width) = width.map(|width| width.max(20)) else { return vec![text] };
-    let mut lines = vec![String::new()];
-    for word in text.split(' ') {
-        let mut word = word.to_owned();
-        loop {
-            let line = lines.last_mut().map_or(0, |line| measure_text_width(line));
-            let gap = usize::from(line > 0);
-            if line + gap + measure_text_width(&word) <= width {
-                if let Some(line) = lines.last_mut() {
-                    *line += &" "[..gap];
-                    *line += &word;
-                }
-                break;
-            }
-            if line > 0 {
-                lines.push(String::new());
-                continue;
-            }
-            // A word that is wider than a line: in pieces.
-            let rest = word.split_off(word.char_indices().nth(width).map_or(word.len(), |at| at.0));
-            lines.pop();
-            lines.push(word);
-            lines.push(String::new());
-            word = rest;
-        }
-    }
-    lines
-}
-
 /// A span of time in two units at most.
 #[must_use]
 pub fn span(millis: i64) -> String {
@@ -186,11 +151,6 @@ pub fn length(text: &str) -> Result<Duration, String> {
     let span: jiff::Span = text.parse().map_err(|_| bad())?;
     let length = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| bad())?;
     Duration::try_from(length).map_err(|_| bad())
-}
-
-/// The first digits of an id: enough to tell it by.
-pub fn short(id: &(impl ToString + ?Sized)) -> String {
-    id.to_string().chars().take(8).collect()
 }
 
 /// The name that a value has on the wire.
@@ -292,16 +252,6 @@ mod tests {
         assert_eq!(columns_in_row(&[10, 20, 30], Some(64)), 3, "10 + 2 + 20 + 2 + 30");
         assert_eq!(columns_in_row(&[10, 20, 30], Some(63)), 2);
         assert_eq!(columns_in_row(&[10, 20, 30], Some(5)), 1);
-    }
-
-    #[test]
-    fn long_texts_wrap_between_words() {
-        assert_eq!(wrap("a b", None), ["a b"]);
-        assert_eq!(
-            wrap("the card of the operator was declined", Some(20)),
-            ["the card of the", "operator was", "declined"]
-        );
-        assert_eq!(wrap(&"x".repeat(25), Some(20)), ["x".repeat(20), "x".repeat(5)]);
     }
 
     #[test]

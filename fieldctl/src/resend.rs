@@ -3,14 +3,14 @@
 use std::{fmt, time::Duration};
 
 use aws_config::{retry::RetryConfig, timeout::TimeoutConfig};
-use aws_sdk_dynamodb::error::{DisplayErrorContext, ProvideErrorMetadata};
+use aws_sdk_dynamodb::error::ProvideErrorMetadata;
 use aws_sdk_lambda::primitives::Blob;
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
 use contracts::{
     names::{self, LIVE},
     replay::ReplayEvent,
 };
-use lambda::Replayed;
+use fault::{AwsErrorKind, Replayed};
 use ledger::{ErrorInfo, FailureId, FailureRow, Kind};
 use serde_json::{Value, json};
 
@@ -229,34 +229,31 @@ fn outcome(form: Form, function_error: Option<&str>, answer: &[u8]) -> Sent {
     }
 }
 
-/// Of a call that went wrong: `Err` where the entry is busy and has taken nothing.
+/// The outcome of a call that failed; `Err` if the entry is busy and took nothing.
 fn failure<E>(entry: &Entry, error: &SdkError<E, HttpResponse>) -> Result<Sent, String>
 where
     E: std::error::Error + ProvideErrorMetadata + 'static,
 {
-    let code = error.code().unwrap_or_default();
     let said = match error.message() {
-        Some(message) => format!("{code}: {message}"),
-        None => DisplayErrorContext(error).to_string(),
+        Some(message) => format!("{}: {message}", error.code().unwrap_or_default()),
+        None => fault::describe(error),
     };
-    let status = error.raw_response().map(|raw| raw.status().as_u16());
-    match (error, status) {
-        (_, Some(429)) => Err(said),
-        _ if code.starts_with("Throttl") || code == "TooManyRequestsException" => Err(said),
-        _ if matches!(code, "ResourceNotFoundException" | "StateMachineDoesNotExist") => {
-            let missing = match entry {
-                Entry::Function { name, .. } => format!("function {name} with the alias {LIVE}"),
-                Entry::Machine => format!("state machine {}", names::SITE_TEARDOWN),
-            };
-            Ok(Sent::Missing(CliError::not_found(format!("there is no {missing}"))))
-        }
-        (SdkError::ConstructionFailure(_), _) | (SdkError::ServiceError(_), Some(400..500)) => {
+    if matches!(error.code(), Some("ResourceNotFoundException" | "StateMachineDoesNotExist")) {
+        let missing = match entry {
+            Entry::Function { name, .. } => format!("function {name} with the alias {LIVE}"),
+            Entry::Machine => format!("state machine {}", names::SITE_TEARDOWN),
+        };
+        return Ok(Sent::Missing(CliError::not_found(format!("there is no {missing}"))));
+    }
+    match AwsErrorKind::of(error) {
+        AwsErrorKind::Busy => Err(said),
+        AwsErrorKind::NoAnswer => Ok(Sent::InDoubt(said)),
+        AwsErrorKind::Credentials | AwsErrorKind::Denied | AwsErrorKind::Refused => {
             let message = format!("{entry} refused the work, so nothing more was sent: {said}");
             let trouble =
                 CliError::new(Exit::Aws, message).advise("correct that, then replay again");
             Ok(Sent::Not(trouble))
         }
-        _ => Ok(Sent::InDoubt(said)),
     }
 }
 

@@ -1,10 +1,8 @@
 //! The sagas as Step Functions tells them: what each state did, how long, how often.
 
-use aws_sdk_sfn::{
-    operation::describe_execution::DescribeExecutionError,
-    types::{ExecutionStatus, HistoryEvent, HistoryEventType as Type},
-};
+use aws_sdk_sfn::{operation::describe_execution::DescribeExecutionError, types::ExecutionStatus};
 use contracts::{OnboardingId, Timestamp, names};
+use machines::{History, Task, TaskFailure, timestamp};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -118,90 +116,15 @@ impl Execution {
     }
 }
 
-fn at(time: &aws_sdk_sfn::primitives::DateTime) -> Timestamp {
-    Timestamp::from_millis(time.to_millis().unwrap_or_default())
-}
-
-fn child(text: Option<&str>) -> Option<String> {
-    let told: Value = serde_json::from_str(text?).ok()?;
-    let arn = ["ExecutionArn", "executionArn"].iter().find_map(|name| told[name].as_str())?;
-    Some(arn.to_owned())
-}
-
-/// What a history tells: the tasks, and the executions that they started.
-#[derive(Debug, Default)]
-struct Told {
-    states: Vec<State>,
-    children: Vec<String>,
-}
-
-impl Told {
-    fn of(history: &[HistoryEvent]) -> Self {
-        let mut told = Self::default();
-        for event in history {
-            told.hear(event);
-        }
-        told
-    }
-
-    fn hear(&mut self, event: &HistoryEvent) {
-        let now = at(event.timestamp());
-        if *event.r#type() == Type::TaskStateEntered {
-            let details = event.state_entered_event_details();
-            self.states.push(State {
-                name: details.map_or("?", |details| details.name()).to_owned(),
-                begun: now,
-                ended: None,
-                tries: 0,
-                failures: Vec::new(),
-                succeeded: false,
-                submitted: false,
-            });
-            return;
-        }
-        let Some(state) = self.states.last_mut().filter(|state| state.ended.is_none()) else {
-            return;
-        };
-        let mut started = None;
-        match event.r#type() {
-            Type::TaskScheduled => {
-                state.tries += 1;
-                state.submitted = false;
-            }
-            Type::TaskSubmitted => {
-                state.submitted = true;
-                let details = event.task_submitted_event_details();
-                started = child(details.and_then(|details| details.output()));
-            }
-            Type::TaskSucceeded => {
-                state.succeeded = true;
-                let details = event.task_succeeded_event_details();
-                started = child(details.and_then(|details| details.output()));
-            }
-            Type::TaskFailed | Type::TaskSubmitFailed | Type::TaskStartFailed => {
-                let details = event.task_failed_event_details();
-                let cause = details.and_then(|details| details.cause());
-                started = child(cause);
-                state.failures.push(Failed::of(details.and_then(|details| details.error()), cause));
-            }
-            Type::TaskTimedOut => {
-                let details = event.task_timed_out_event_details();
-                state.failures.push(Failed {
-                    error: "States.Timeout".to_owned(),
-                    message: sentence(
-                        details.and_then(|details| details.cause()).unwrap_or("no answer in time"),
-                    ),
-                });
-            }
-            Type::TaskStateExited
-            | Type::ExecutionFailed
-            | Type::ExecutionAborted
-            | Type::ExecutionTimedOut => state.ended = Some(now),
-            _ => {}
-        }
-        if let Some(started) = started.filter(|started| !self.children.contains(started)) {
-            self.children.push(started);
-        }
+impl From<Task> for State {
+    fn from(task: Task) -> Self {
+        let Task { name, begun, ended, tries, failures, succeeded, submitted } = task;
+        let failures = failures.into_iter().map(|TaskFailure { error, cause }| {
+            let timed_out = error.as_deref() == Some("States.Timeout") && cause.is_none();
+            let cause = if timed_out { Some("no answer in time") } else { cause.as_deref() };
+            Failed::of(error.as_deref(), cause)
+        });
+        Self { name, begun, ended, tries, failures: failures.collect(), succeeded, submitted }
     }
 }
 
@@ -246,19 +169,19 @@ impl Stack {
         while let Some(event) = events.next().await {
             history.push(event.map_err(aws("an execution's history can't be read"))?);
         }
-        let started = at(described.start_date());
-        let Told { states, children } = Told::of(&history);
+        let started = timestamp(*described.start_date());
+        let History { tasks, children, last_event } = History::of(&history);
         Ok(Some(Execution {
             machine: self.machine(described.state_machine_arn()).to_owned(),
             name: described.name().unwrap_or_default().to_owned(),
             arn: arn.to_owned(),
             status: described.status().as_str().to_owned(),
             started,
-            stopped: described.stop_date().map(at),
+            stopped: described.stop_date().copied().map(timestamp),
             failure: described.error().map(|error| Failed::of(Some(error), described.cause())),
-            states,
+            states: tasks.into_iter().map(State::from).collect(),
             children,
-            last_event: history.last().map_or(started, |event| at(event.timestamp())),
+            last_event: last_event.unwrap_or(started),
             input: described
                 .input()
                 .and_then(|input| serde_json::from_str(input).ok())
@@ -286,7 +209,7 @@ impl Stack {
             let listed = Listed {
                 arn: execution.execution_arn().to_owned(),
                 name: execution.name().to_owned(),
-                started: at(execution.start_date()),
+                started: timestamp(*execution.start_date()),
             };
             if listed.started < since || found.len() == limit {
                 break;

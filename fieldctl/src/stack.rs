@@ -16,8 +16,8 @@ use ledger::{Ledger, files::Files};
 use store::Table;
 
 use crate::{
-    api::Http,
     error::{CliError, aws, unreadable},
+    http::Http,
 };
 
 /// Which environment, and how to reach it.

@@ -150,7 +150,7 @@ impl Filter {
             }
         }
         if let Some(site) = self.site_id {
-            crate::commands::sites::get(stack, site).await.map_err(|error| match error.exit {
+            stack.site(site).await.map_err(|error| match error.exit {
                 Exit::NotFound => CliError::not_found(format!("there is no site {site}"))
                     .advise("`fieldctl sites list` lists the sites"),
                 _ => error,

@@ -13,12 +13,9 @@ use contracts::{
 use fieldctl::health::{Evidence, SetAside, SiteSensor};
 use ledger::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
 use serde_json::{Value, json};
+use series::{RefusalRow, SeriesRow, UNKNOWN_SITE};
 use store::{Commit, Transaction};
-use telemetry::{
-    SeriesRow,
-    refusals::{RefusalRow, UNKNOWN_SITE},
-    store_readings::rows,
-};
+use telemetry::store_readings::rows;
 use testkit::{
     dynamo::{FAILURES, READINGS, REFUSALS},
     golden,

@@ -1,18 +1,15 @@
 //! The HTTP API, called as a client does: signed with AWS Signature Version 4, or not.
 
-use std::{fmt, time::SystemTime};
+use std::fmt;
 
 use anyhow::{Context, Result};
 use aws_credential_types::Credentials;
-use aws_sigv4::{
-    http_request::{self, SignableBody, SignableRequest, SigningSettings},
-    sign::v4,
-};
 use reqwest::{
     Method,
     header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue},
 };
 use serde_json::Value;
+use signing::Signer;
 
 use crate::{Stack, stack::REGION};
 
@@ -165,29 +162,7 @@ pub fn sign_as(
     service: &str,
     body: &[u8],
 ) -> Result<()> {
-    let identity = credentials.into();
-    let params = v4::SigningParams::builder()
-        .identity(&identity)
-        .region(REGION)
-        .name(service)
-        .time(SystemTime::now())
-        .settings(SigningSettings::default())
-        .build()?
-        .into();
-    let headers = request.headers().iter();
-    let headers: Vec<_> =
-        headers.map(|(name, value)| Ok((name.as_str(), value.to_str()?))).collect::<Result<_>>()?;
-    let signable = SignableRequest::new(
-        request.method().as_str(),
-        request.url().as_str(),
-        headers.into_iter(),
-        SignableBody::Bytes(body),
-    )?;
-    let (instructions, _) = http_request::sign(signable, &params)?.into_parts();
-    let (added, _) = instructions.into_parts();
-    for header in added {
-        let name = HeaderName::try_from(header.name())?;
-        request.headers_mut().insert(name, HeaderValue::try_from(header.value())?);
-    }
-    Ok(())
+    let (method, uri) = (request.method().clone(), request.url().to_string());
+    let signer = Signer { credentials, region: REGION, service };
+    Ok(signer.sign(&method, &uri, request.headers_mut(), body)?)
 }

@@ -7,7 +7,8 @@ use aws_sdk_sfn::{
     operation::describe_execution::DescribeExecutionError,
     types::{ExecutionStatus, HistoryEvent, HistoryEventType},
 };
-use contracts::{OnboardingId, names};
+use contracts::{OnboardingId, Timestamp, names};
+use machines::History;
 use serde_json::Value;
 
 use crate::Stack;
@@ -45,8 +46,22 @@ pub struct Task {
     pub tries: u32,
     /// The tries that failed, by the errors' names.
     pub failures: Vec<String>,
-    /// Whether the last try came to a good end.
+    /// Whether the last try succeeded.
     pub succeeded: bool,
+}
+
+impl From<machines::Task> for Task {
+    fn from(task: machines::Task) -> Self {
+        let failures = task.failures.into_iter();
+        Self {
+            name: task.name,
+            begun: task.begun.millis(),
+            ended: task.ended.map(Timestamp::millis),
+            tries: task.tries,
+            failures: failures.map(|it| it.error.unwrap_or_else(|| "?".to_owned())).collect(),
+            succeeded: task.succeeded,
+        }
+    }
 }
 
 impl Task {
@@ -83,42 +98,6 @@ impl Execution {
     pub fn current(&self) -> Option<&Task> {
         self.tasks.iter().find(|task| task.ended.is_none())
     }
-}
-
-fn tasks(history: &[HistoryEvent]) -> Vec<Task> {
-    let mut tasks: Vec<Task> = Vec::new();
-    for event in history {
-        let at = event.timestamp().to_millis().unwrap_or_default();
-        if *event.r#type() == HistoryEventType::TaskStateEntered {
-            let details = event.state_entered_event_details();
-            tasks.push(Task {
-                name: details.map_or("?", |details| details.name()).to_owned(),
-                begun: at,
-                ended: None,
-                tries: 0,
-                failures: Vec::new(),
-                succeeded: false,
-            });
-            continue;
-        }
-        let Some(task) = tasks.last_mut().filter(|task| task.ended.is_none()) else { continue };
-        match event.r#type() {
-            HistoryEventType::TaskScheduled => task.tries += 1,
-            HistoryEventType::TaskSucceeded => task.succeeded = true,
-            HistoryEventType::TaskFailed => {
-                let details = event.task_failed_event_details();
-                let error = details.and_then(|details| details.error());
-                task.failures.push(error.unwrap_or("?").to_owned());
-            }
-            HistoryEventType::TaskTimedOut => task.failures.push("States.Timeout".to_owned()),
-            HistoryEventType::TaskStateExited
-            | HistoryEventType::ExecutionFailed
-            | HistoryEventType::ExecutionAborted
-            | HistoryEventType::ExecutionTimedOut => task.ended = Some(at),
-            _ => {}
-        }
-    }
-    tasks
 }
 
 /// What an execution's history has before it was stopped, and after; all of it before, if it was not.
@@ -260,7 +239,7 @@ impl Stack {
             status: described.status().clone(),
             error: described.error().map(str::to_owned),
             cause: described.cause().map(str::to_owned),
-            tasks: tasks(&history),
+            tasks: History::of(&history).tasks.into_iter().map(Task::from).collect(),
             stopped_in: stopped_in(&history),
             late_failure: late_failure(&history),
         }))

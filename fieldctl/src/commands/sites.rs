@@ -112,11 +112,6 @@ fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value[name].as_str().unwrap_or("?")
 }
 
-/// `GET /sites/{siteId}`.
-pub async fn get(stack: &Stack, site: SiteId) -> Result<Value, CliError> {
-    stack.call(Call::get(format!("/sites/{site}"))).await
-}
-
 /// A site whose onboarding may be undone: it is not in service.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -138,7 +133,7 @@ impl fmt::Display for Undoable {
 /// Reads a site that an undo would change. Refuses one that is in service: only `sites teardown`
 /// takes a site out of service.
 pub async fn undoable(stack: &Stack, site: SiteId) -> Result<Undoable, CliError> {
-    let there = get(stack, site).await?;
+    let there = stack.site(site).await?;
     let (name, status) = (text(&there, "name").to_owned(), text(&there, "status").to_owned());
     if status == "ACTIVE" {
         return Err(CliError::new(Exit::Refused, format!("site {site} ({name}) is in service"))
@@ -194,7 +189,7 @@ async fn list(
 }
 
 async fn show(stack: &Stack, screen: &mut Screen, site: SiteId) -> Result<Exit, CliError> {
-    let site = get(stack, site).await?;
+    let site = stack.site(site).await?;
     if screen.json {
         screen.document(&site)?;
         return Ok(Exit::Done);
@@ -278,7 +273,7 @@ async fn teardown(
     wait: bool,
     yes: bool,
 ) -> Result<Exit, CliError> {
-    let there = get(stack, site).await?;
+    let there = stack.site(site).await?;
     let question = format!(
         "Take {} ({}) of {} out of service, for good?",
         text(&there, "name"),
@@ -308,7 +303,7 @@ async fn wait_while(
 ) -> Result<Exit, CliError> {
     let progress = Progress::spinner();
     let there = loop {
-        let there = get(stack, site).await?;
+        let there = stack.site(site).await?;
         let status = text(&there, "status");
         if status != begun {
             break there;

@@ -1,8 +1,8 @@
 //! `fieldctl subscriptions`.
 
-use billing::reconciliation::{Finding, FindingKind, Report};
 use clap::Args;
-use contracts::{Timestamp, names};
+use contracts::names;
+use payments::{Finding, FindingKind, Report};
 
 use crate::{
     error::{CliError, Exit},
@@ -10,9 +10,6 @@ use crate::{
     render::{Cell, Table, ago, plain},
     stack::Stack,
 };
-
-/// `reconcile-subscriptions` runs every hour; a report that is older than this is out of date.
-const MAX_AGE_MILLIS: i64 = 3 * 60 * 60 * 1000;
 
 /// What `fieldctl subscriptions` takes: nothing.
 #[derive(Args, Clone, Copy, Debug)]
@@ -29,7 +26,7 @@ impl Options {
             return Err(CliError::not_found("the subscriptions have not been compared yet")
                 .advise("reconcile-subscriptions runs every hour; if it fails, its log says why"));
         };
-        let outdated = is_outdated(&report, screen.now);
+        let outdated = report.is_outdated(screen.now);
         if screen.json {
             screen.document(&report)?;
         } else {
@@ -37,12 +34,6 @@ impl Options {
         }
         Ok(if outdated || report.found > 0 { Exit::Failed } else { Exit::Done })
     }
-}
-
-/// Whether the next comparison is overdue.
-#[must_use]
-pub fn is_outdated(report: &Report, now: Timestamp) -> bool {
-    now.millis() - report.at.millis() > MAX_AGE_MILLIS
 }
 
 fn show(screen: &mut Screen, report: &Report, outdated: bool) -> Result<(), CliError> {

@@ -5,7 +5,6 @@ use contracts::{OnboardingId, Timestamp, names};
 use ledger::{FailureId, Kind, Summary};
 
 use crate::{
-    commands::sites,
     error::{CliError, Exit},
     log::Between,
     output::{self, Screen},
@@ -59,7 +58,7 @@ pub async fn story(stack: &Stack, subject: Subject) -> Result<Story, CliError> {
         ))
         .advise("`fieldctl sites list` lists the sites"));
     }
-    let site = or_tell(sites::get(stack, subject.site).await);
+    let site = or_tell(stack.site(subject.site).await);
     let failures = or_tell(failures_of(stack, subject, since).await).unwrap_or_default();
     for failure in failures.iter().filter(|failure| failure.kind == Kind::ExecutionFailed) {
         executions.extend(replays(stack, failure.id).await?);

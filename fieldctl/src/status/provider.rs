@@ -1,7 +1,7 @@
 //! The payment provider: its circuit breaker, the last error, and the API key that was used.
 
-use billing::circuit::{CallError, CircuitState};
 use contracts::{Timestamp, names};
+use payments::{CallError, CircuitState};
 use serde::Serialize;
 
 use super::{Check, Health};

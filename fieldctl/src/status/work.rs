@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use billing::reconciliation::Report;
 use contracts::{Timestamp, names};
 use ledger::Status;
+use payments::Report;
 
 use super::Check;
 use crate::{
-    commands::{sagas, subscriptions},
+    commands::sagas,
     error::CliError,
     log::OLDEST_IS_LATE,
     render::{ago, sentence, short, span},
@@ -108,7 +108,7 @@ pub async fn subscriptions(stack: &Stack, now: Timestamp) -> Result<Check, CliEr
             .advise("reconcile-subscriptions runs every hour; fieldctl logs --function reconcile-subscriptions"));
     };
     let compared = ago(now, report.at);
-    Ok(if subscriptions::is_outdated(&report, now) {
+    Ok(if report.is_outdated(now) {
         Check::problem("subscriptions", format!("last compared {compared}"), next)
     } else if report.found > 0 {
         Check::problem(

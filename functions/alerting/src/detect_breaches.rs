@@ -12,7 +12,8 @@ use contracts::{
     readings::{Bundle, Sample},
     stream::Record,
 };
-use lambda::{Deadline, Failure, Fault, Replayed};
+use fault::{Failure, Fault, Replayed};
+use lambda::Deadline;
 use serde_json::value::RawValue;
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
 
@@ -52,7 +53,7 @@ impl DetectBreaches {
     /// Judges one record that an operator replays.
     pub async fn replay(&self, record: &RawValue) -> Replayed {
         let now = Timestamp::now();
-        let record: Record = match lambda::decode(record.get()) {
+        let record: Record = match fault::decode(record.get()) {
             Ok(record) => record,
             Err(error) => return Replayed::failed("InvalidInput", error.to_string()),
         };

@@ -11,7 +11,7 @@ pub mod memory;
 pub mod remove_alerting;
 
 use contracts::{AlertingId, Saga, Sensor, Timestamp, events::Limit};
-use lambda::{ErrorKind, Fault};
+use fault::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
 

@@ -9,8 +9,9 @@ use alerting::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{AlertingId, OnboardingId, Saga, SensorId, SiteId, Timestamp};
+use fault::Replayed;
 use futures_util::future::join;
-use lambda::{Deadline, Replayed};
+use lambda::Deadline;
 use serde_json::{Value, json, value::to_raw_value};
 use store::{Outbox, Table};
 use testkit::{

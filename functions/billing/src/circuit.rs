@@ -17,8 +17,8 @@ use std::{
 
 use contracts::Timestamp;
 use lambda::ConfigError;
-use serde::{Deserialize, Serialize};
-use store::{Commit, Key, StoreError, Table, Transaction, jittered};
+use payments::{CallError, CircuitState};
+use store::{Commit, StoreError, Table, Transaction, jittered};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
@@ -28,21 +28,6 @@ const TRIES: u32 = 5;
 const LEASE: Duration = Duration::from_secs(30);
 /// The longest pause, in first pauses.
 const LONGEST: u32 = 10;
-
-/// An error of a call to the provider, as an operator sees it. It never holds the API key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct CallError {
-    /// `NoAnswer`, `KeyRefused`, `KeyUnreadable`, `Throttled` or `ServerError`.
-    pub name: String,
-    /// What happened.
-    pub message: String,
-    /// When the call was made.
-    pub at: Timestamp,
-    /// When the function had read the API key that it used.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key_read_at: Option<Timestamp>,
-}
 
 /// The result of a call to the provider, as the breaker counts it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,87 +97,52 @@ fn number(name: &'static str) -> Result<Option<u32>, ConfigError> {
     text.parse::<std::num::NonZeroU32>().map(|number| Some(number.get())).map_err(problem)
 }
 
-/// The row `circuit#provider`. Without a row the circuit is closed.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct CircuitState {
-    /// Raised by each change, so that no change overwrites one that its author has not read.
-    sequence: u64,
-    /// Failures since the last success.
-    pub failures: u32,
-    /// How often in a row it opened.
-    pub opened: u32,
-    /// The circuit is open, at least until then; closed if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub open_until: Option<Timestamp>,
-    /// The command that probes, until then.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    probe: Option<Uuid>,
-    /// The last failure since the last success.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_error: Option<CallError>,
+/// The state in which the pause is over and `probe` calls the provider.
+fn begin_probe(state: &CircuitState, probe: Uuid, now: Timestamp) -> Option<CircuitState> {
+    let over = state.open_until.is_some_and(|until| until <= now);
+    over.then(|| CircuitState {
+        open_until: Some(after(now, LEASE)),
+        probe: Some(probe),
+        ..state.clone()
+    })
 }
 
-impl CircuitState {
-    /// The key of the row in the billing table.
-    #[must_use]
-    pub fn key() -> Key {
-        Key::id("circuit#provider")
-    }
-
-    /// Whether a command calls the provider now, to find out whether it is back.
-    #[must_use]
-    pub fn is_probed(&self) -> bool {
-        self.probe.is_some()
-    }
-
-    /// The state in which the pause is over and `probe` calls the provider.
-    fn probed(&self, probe: Uuid, now: Timestamp) -> Option<Self> {
-        let over = self.open_until.is_some_and(|until| until <= now);
-        over.then(|| Self {
-            open_until: Some(after(now, LEASE)),
-            probe: Some(probe),
-            ..self.clone()
-        })
-    }
-
-    /// The state after a command's last call; `None` if it does not change. `probe` is the command's, if it was
-    /// the probe. The result of a call that began before the circuit opened changes nothing.
-    fn after_call(
-        &self,
-        health: Option<&Health>,
-        probe: Option<Uuid>,
-        rules: Rules,
-        now: Timestamp,
-    ) -> Option<Self> {
-        let open = |failures, opened, error: &CallError| Self {
-            failures,
-            opened,
-            open_until: Some(after(now, rules.pause(opened))),
-            probe: None,
-            last_error: Some(error.clone()),
-            ..*self
-        };
-        let probes = probe.is_some() && probe == self.probe;
-        match (self.open_until, health) {
-            (Some(_), _) if !probes => None,
-            (Some(_), Some(Health::Down(error))) => {
-                Some(open(self.failures, self.opened + 1, error))
-            }
-            // The probe did not need the provider: the next command may be the probe.
-            (Some(_), None) => Some(Self { open_until: Some(now), probe: None, ..self.clone() }),
-            (None, Some(Health::Down(error))) if self.failures + 1 >= rules.failures => {
-                Some(open(self.failures + 1, 1, error))
-            }
-            (None, Some(Health::Down(error))) => Some(Self {
-                failures: self.failures + 1,
-                last_error: Some(error.clone()),
-                ..self.clone()
-            }),
-            (None, Some(Health::Up)) if self.failures == 0 => None,
-            (_, Some(Health::Up)) => Some(Self::default()),
-            (None, None) => None,
+/// The state after a command's last call; `None` if it does not change. `probe` is the command's, if it was
+/// the probe. The result of a call that began before the circuit opened changes nothing.
+fn after_call(
+    state: &CircuitState,
+    health: Option<&Health>,
+    probe: Option<Uuid>,
+    rules: Rules,
+    now: Timestamp,
+) -> Option<CircuitState> {
+    let open = |failures, opened, error: &CallError| CircuitState {
+        failures,
+        opened,
+        open_until: Some(after(now, rules.pause(opened))),
+        probe: None,
+        last_error: Some(error.clone()),
+        ..*state
+    };
+    let probes = probe.is_some() && probe == state.probe;
+    match (state.open_until, health) {
+        (Some(_), _) if !probes => None,
+        (Some(_), Some(Health::Down(error))) => Some(open(state.failures, state.opened + 1, error)),
+        // The probe did not need the provider: the next command may be the probe.
+        (Some(_), None) => {
+            Some(CircuitState { open_until: Some(now), probe: None, ..state.clone() })
         }
+        (None, Some(Health::Down(error))) if state.failures + 1 >= rules.failures => {
+            Some(open(state.failures + 1, 1, error))
+        }
+        (None, Some(Health::Down(error))) => Some(CircuitState {
+            failures: state.failures + 1,
+            last_error: Some(error.clone()),
+            ..state.clone()
+        }),
+        (None, Some(Health::Up)) if state.failures == 0 => None,
+        (_, Some(Health::Up)) => Some(CircuitState::default()),
+        (None, None) => None,
     }
 }
 
@@ -236,7 +186,7 @@ impl Circuit {
         let looked = self.in_time(async {
             let seen: CircuitState =
                 self.table.get(&CircuitState::key()).await?.unwrap_or_default();
-            self.change(seen, |state| state.probed(probe, now)).await
+            self.change(seen, |state| begin_probe(state, probe, now)).await
         });
         let (seen, ours) = looked.await.unwrap_or_default();
         self.last_call.take();
@@ -266,7 +216,7 @@ impl Circuit {
         }
         let was_open = seen.open_until.is_some();
         let change =
-            self.change(seen, |state| state.after_call(health.as_ref(), probe, self.rules, now));
+            self.change(seen, |state| after_call(state, health.as_ref(), probe, self.rules, now));
         let Some((state, true)) = self.in_time(change).await else { return };
         match state.open_until {
             Some(until) if health.is_some() => {
@@ -364,20 +314,20 @@ mod tests {
         let (up, down) = (up.as_ref(), down.as_ref());
         let mut state = CircuitState::default();
         for health in [down, down, up, down, down] {
-            state = state.after_call(health, None, RULES, at(0)).expect("a change");
+            state = after_call(&state, health, None, RULES, at(0)).expect("a change");
             assert_eq!(state.open_until, None);
         }
-        assert_eq!(state.after_call(None, None, RULES, at(0)), None, "no call was made");
-        state = state.after_call(down, None, RULES, at(0)).expect("a change");
+        assert_eq!(after_call(&state, None, None, RULES, at(0)), None, "no call was made");
+        state = after_call(&state, down, None, RULES, at(0)).expect("a change");
         assert_eq!((state.failures, state.opened, state.probe), (3, 1, None));
         assert_eq!(state.last_error.as_ref().map(|it| it.name.as_str()), Some("NoAnswer"));
         let pause = open_for(&state, at(0));
         assert!((24_000..=30_000).contains(&pause), "{pause}");
         // Those who were under way when it opened.
-        assert_eq!(state.after_call(down, None, RULES, at(1)), None);
-        assert_eq!(state.after_call(up, None, RULES, at(1)), None);
+        assert_eq!(after_call(&state, down, None, RULES, at(1)), None);
+        assert_eq!(after_call(&state, up, None, RULES, at(1)), None);
         assert_eq!(
-            CircuitState::default().after_call(up, None, RULES, at(0)),
+            after_call(&CircuitState::default(), up, None, RULES, at(0)),
             None,
             "no write while well"
         );
@@ -394,22 +344,22 @@ mod tests {
         };
         for (opened, most) in (2..).zip([60, 120, 240, 300, 300, 300]) {
             let now = state.open_until.expect("it is open");
-            let probed = state.probed(probe, now).expect("a probe");
+            let probed = begin_probe(&state, probe, now).expect("a probe");
             assert_eq!(open_for(&probed, now), 30_000, "the probe's lease");
-            assert_eq!(probed.probed(Uuid::from_u128(2), now), None, "one probe at a time");
+            assert_eq!(begin_probe(&probed, Uuid::from_u128(2), now), None, "one probe at a time");
             let stranger = Some(Uuid::from_u128(2));
-            assert_eq!(probed.after_call(Some(&Health::Up), stranger, RULES, now), None);
-            state = probed.after_call(Some(&down()), Some(probe), RULES, now).expect("a change");
+            assert_eq!(after_call(&probed, Some(&Health::Up), stranger, RULES, now), None);
+            state = after_call(&probed, Some(&down()), Some(probe), RULES, now).expect("a change");
             assert_eq!((state.failures, state.opened, state.probe), (3, opened, None));
             let pause = open_for(&state, now);
             assert!((most * 800..=most * 1000).contains(&pause), "{pause} of {most} s");
         }
         let now = state.open_until.expect("it is open");
-        let probed = state.probed(probe, now).expect("a probe");
-        let idle = probed.after_call(None, Some(probe), RULES, now).expect("a change");
+        let probed = begin_probe(&state, probe, now).expect("a probe");
+        let idle = after_call(&probed, None, Some(probe), RULES, now).expect("a change");
         assert_eq!((idle.probe, idle.open_until), (None, Some(now)), "the next one probes");
         let closed =
-            probed.after_call(Some(&Health::Up), Some(probe), RULES, now).expect("a change");
+            after_call(&probed, Some(&Health::Up), Some(probe), RULES, now).expect("a change");
         assert_eq!(closed, CircuitState::default());
     }
 }

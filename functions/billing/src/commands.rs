@@ -11,10 +11,11 @@
 use std::time::Duration;
 
 use aws_lambda_events::sqs::SqsMessage;
-use aws_sdk_sfn::error::{DisplayErrorContext, ProvideErrorMetadata};
+use aws_sdk_sfn::error::ProvideErrorMetadata;
 use aws_sdk_sqs::types::MessageAttributeValue;
 use contracts::Timestamp;
-use lambda::{Deadline, ErrorKind, Fault, Replayed, Step};
+use fault::{ErrorKind, Fault, Replayed};
+use lambda::{Deadline, Step};
 use machines::Machine;
 use serde::Deserialize;
 use serde_json::Value;
@@ -156,14 +157,14 @@ impl<S: Step> Commands<S> {
 
     async fn attempt(&self, message: &SqsMessage, deadline: Deadline, now: Timestamp) -> End {
         let body = message.body.as_deref().unwrap_or_default();
-        let Message { task_token: token, execution, command } = match lambda::decode(body) {
+        let Message { task_token: token, execution, command } = match fault::decode(body) {
             Ok(message) => message,
             Err(error) => return End::failed(ErrorKind::InvalidInput.name(), error.to_string()),
         };
         let sent = Sent::of(message, now);
         let expired = self.has_expired(sent, now);
         let mut pass = None;
-        let run = match lambda::decode::<S::Command>(&command.to_string()) {
+        let run = match fault::decode::<S::Command>(&command.to_string()) {
             Ok(decoded) => {
                 if let Some(correlation) = S::correlation(&decoded) {
                     Span::current().record("correlationId", tracing::field::display(correlation));
@@ -244,7 +245,7 @@ impl<S: Step> Commands<S> {
             Ok(_) => Ok(()),
             Err(error) => {
                 let code = error.as_service_error().and_then(ProvideErrorMetadata::code);
-                unanswered(code, &DisplayErrorContext(&error))
+                unanswered(code, &fault::describe(&error))
             }
         }
     }
@@ -264,7 +265,7 @@ impl<S: Step> Commands<S> {
             Ok(_) => Ok(()),
             Err(error) => {
                 let code = error.as_service_error().and_then(ProvideErrorMetadata::code);
-                unanswered(code, &DisplayErrorContext(&error))
+                unanswered(code, &fault::describe(&error))
             }
         }
     }
@@ -295,7 +296,7 @@ impl<S: Step> Commands<S> {
             .send()
             .await
             .map(drop)
-            .map_err(|error| DisplayErrorContext(error).to_string())
+            .map_err(|error| fault::describe(&error))
     }
 }
 

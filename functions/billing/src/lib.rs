@@ -27,7 +27,7 @@ pub mod reconciliation;
 pub mod stripe;
 
 use contracts::{OnboardingId, Plan, Saga, SubscriptionId, Timestamp};
-use lambda::{ErrorKind, Fault};
+use fault::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
 

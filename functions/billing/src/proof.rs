@@ -10,7 +10,7 @@
 //!    command? Each field of the command must have the value that the execution's input has.
 
 use aws_sdk_sfn::error::ProvideErrorMetadata;
-use lambda::{ErrorKind, Fault};
+use fault::{ErrorKind, Fault};
 use machines::{Machine, MachineError};
 use serde_json::Value;
 

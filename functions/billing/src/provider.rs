@@ -1,15 +1,17 @@
 //! The payment provider as billing's steps use it: configured, and cleaned up after.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
-use aws_sdk_secretsmanager::{Client, error::DisplayErrorContext};
+use aws_sdk_secretsmanager::Client;
 use contracts::{Plan, Timestamp};
 use lambda::{Aws, ConfigError};
-use tokio::{sync::Mutex, time::Instant};
+use payments::CallError;
+use secret::{Secret, SecretError, Source, Value};
+use tokio::sync::Mutex;
 
 use crate::{
     BillingError,
-    circuit::{CallError, Health, LastCall},
+    circuit::{Health, LastCall},
     stripe::{ApiKey, CustomerId, Stripe, StripeError, Subscription},
 };
 
@@ -18,35 +20,15 @@ use crate::{
 const KEY_MAX_AGE: Duration = Duration::from_mins(5);
 
 /// Where the API key comes from.
-pub enum KeySource {
-    /// Secrets Manager: the secret's ARN or name.
-    Secret {
-        /// The client.
-        secrets: Client,
-        /// The secret.
-        id: String,
-    },
-    /// Given, for tests.
-    Given(ApiKey),
-}
-
-impl fmt::Debug for KeySource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Secret { id, .. } => f.debug_struct("Secret").field("id", id).finish(),
-            Self::Given(_) => f.write_str("Given(hidden)"),
-        }
-    }
-}
+pub type KeySource = Source<ApiKey>;
 
 /// The provider.
 #[derive(Debug)]
 pub struct Provider {
     base_url: String,
-    key: KeySource,
+    key: Secret<ApiKey, StripeError>,
     prices: Prices,
-    client: Mutex<Option<(Stripe, Instant)>>,
-    key_max_age: Duration,
+    client: Mutex<Option<(Stripe, Value<ApiKey>)>>,
     last_call: LastCall,
 }
 
@@ -64,8 +46,8 @@ impl Provider {
     /// `base_url` is `https://api.stripe.com`, or a local stand-in.
     #[must_use]
     pub fn new(base_url: String, key: KeySource, prices: Prices) -> Self {
-        let (client, last_call) = (Mutex::new(None), LastCall::default());
-        Self { base_url, key, prices, client, key_max_age: KEY_MAX_AGE, last_call }
+        let key = Secret::new(key, KEY_MAX_AGE, ApiKey::new);
+        Self { base_url, key, prices, client: Mutex::new(None), last_call: LastCall::default() }
     }
 
     /// The result of its last call, for the circuit breaker.
@@ -83,56 +65,38 @@ impl Provider {
     /// The client, with a key that was read in the last five minutes. If the key can't be read again, the old one
     /// is used: it may still be valid.
     pub async fn client(&self) -> Result<Stripe, BillingError> {
+        let key = self.key.get_or_old(|error| {
+            let reason = reason(error);
+            tracing::warn!(%reason, "goes on with the API key that was read before");
+        });
+        // A secret without a key is like an unreadable one: the operator stores the right key.
+        let key = key.await.map_err(|error| {
+            let message = reason(&error);
+            self.last_call.record(Health::Down(CallError {
+                name: "KeyUnreadable".to_owned(),
+                message: message.clone(),
+                at: Timestamp::now(),
+                key_read_at: None,
+            }));
+            BillingError::ProviderUnavailable(message)
+        })?;
         let mut client = self.client.lock().await;
-        if let Some((client, read)) = &*client
-            && read.elapsed() < self.key_max_age
+        if let Some((client, made_with)) = &*client
+            && made_with.is_same_read(&key)
         {
             return Ok(client.clone());
         }
-        match (self.read_key().await, &*client) {
-            (Ok(key), _) => {
-                let stripe =
-                    Stripe::new(&self.base_url, key)?.recording(self.last_call(), Timestamp::now());
-                *client = Some((stripe.clone(), Instant::now()));
-                Ok(stripe)
-            }
-            (Err(reason), Some((old, _))) => {
-                tracing::warn!(%reason, "goes on with the API key that was read before");
-                Ok(old.clone())
-            }
-            (Err(reason), None) => {
-                self.last_call.record(Health::Down(CallError {
-                    name: "KeyUnreadable".to_owned(),
-                    message: reason.clone(),
-                    at: Timestamp::now(),
-                    key_read_at: None,
-                }));
-                Err(BillingError::ProviderUnavailable(reason))
-            }
-        }
-    }
-
-    /// The key, or why it can't be read. A secret without a key is like an unreadable one: the operator stores
-    /// the right key, and then it goes on.
-    async fn read_key(&self) -> Result<ApiKey, String> {
-        match &self.key {
-            KeySource::Given(key) => Ok(key.clone()),
-            KeySource::Secret { secrets, id } => {
-                let secret = secrets.get_secret_value().secret_id(id).send().await;
-                let secret = secret.map_err(|error| {
-                    format!("its API key can't be read: {}", DisplayErrorContext(&error))
-                })?;
-                ApiKey::new(secret.secret_string().unwrap_or_default())
-                    .map_err(|error| error.to_string())
-            }
-        }
+        let stripe = Stripe::new(&self.base_url, key.secret.clone())?;
+        let stripe = stripe.recording(self.last_call(), key.at);
+        *client = Some((stripe.clone(), key));
+        Ok(stripe)
     }
 
     /// Forgets a key that was refused: the next call reads it again, for it may have been rotated. Called with
     /// every failed call.
     pub async fn failed(&self, error: &StripeError) {
         if let StripeError::Unauthorized(_) = error {
-            *self.client.lock().await = None;
+            self.key.forget().await;
         }
     }
 
@@ -177,6 +141,13 @@ impl Provider {
     }
 }
 
+fn reason(error: &SecretError<StripeError>) -> String {
+    match error {
+        SecretError::Unread { message, .. } => format!("its API key can't be read: {message}"),
+        SecretError::Invalid(error) => error.to_string(),
+    }
+}
+
 /// The provider's price of each plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prices(BTreeMap<String, String>);
@@ -217,6 +188,10 @@ mod tests {
 
     use super::*;
 
+    fn given() -> KeySource {
+        KeySource::Given(ApiKey::new("sk_test_1").expect("a key"))
+    }
+
     #[tokio::test]
     async fn a_key_is_read_once_and_again_when_it_was_refused() {
         let secret = json!({ "ARN": "arn", "Name": "stripe", "SecretString": "sk_test_1" });
@@ -254,20 +229,14 @@ mod tests {
             KeySource::Secret { secrets: Client::new(&secrets.config()), id: "arn".to_owned() };
         let prices = Prices(BTreeMap::new());
         let provider = Provider {
-            key_max_age: Duration::ZERO,
-            ..Provider::new("http://127.0.0.1:9".to_owned(), key, prices)
+            key: Secret::new(key, Duration::ZERO, ApiKey::new),
+            ..Provider::new("http://127.0.0.1:9".to_owned(), given(), prices)
         };
         for readable_now in [true, true, false] {
             readable.store(readable_now, Ordering::Relaxed);
             provider.client().await.expect("a client");
             assert_eq!(secrets.take_calls().len(), 1, "read again");
         }
-    }
-
-    #[test]
-    fn a_key_does_not_show() {
-        let source = KeySource::Given(ApiKey::new("sk_test_1").expect("a key"));
-        assert_eq!(format!("{source:?}"), "Given(hidden)");
     }
 
     #[test]

@@ -7,15 +7,16 @@ use std::time::Duration;
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{OnboardingId, SiteId, Timestamp};
 use lambda::{Deadline, Step};
+use payments::{Finding, Report};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use store::{Commit, StoreError, Table, Transaction};
+use store::{Commit, StoreError, Table, Transaction, from_item};
 use tokio::time::timeout;
 
 use crate::{
     BillingError,
     provider::Provider,
-    reconciliation::{Books, Finding, Report, Row, RowState, Running},
+    reconciliation::{self, Books, Row, RowState, Running},
     record_id,
 };
 
@@ -70,7 +71,7 @@ impl Step for ReconcileSubscriptions {
         let (books, foreign) = timeout(deadline.left(), self.books()).await.map_err(late)??;
         let key = Report::key();
         let before: Option<Report> = self.billing.get(&key).await?;
-        let report = Report::new(&books, foreign, before.as_ref(), now);
+        let report = reconciliation::report(&books, foreign, before.as_ref(), now);
         for Finding { kind, site_id, provider_subscription_id, first_seen, .. } in &report.findings
         {
             tracing::warn!(
@@ -113,31 +114,18 @@ impl ReconcileSubscriptions {
         Ok((books, foreign))
     }
 
-    /// Billing's side, page by page. A row that can't be read counts as missing.
+    /// Billing's side. A row that can't be read counts as missing.
     async fn rows(&self) -> Result<Books, StoreError> {
         let mut books = Books::default();
-        let mut page = None;
-        loop {
-            let scan = self.billing.client().scan().table_name(self.billing.name());
-            let scanned = scan
-                .projection_expression("id, #status, siteId, providerSubscriptionId, #at")
-                .expression_attribute_names("#status", "status")
-                .expression_attribute_names("#at", "at")
-                .set_exclusive_start_key(page)
-                .send()
-                .await?;
-            for item in scanned.items.unwrap_or_default() {
-                let id = item.get("id").cloned();
-                match serde_dynamo::from_item(item) {
-                    Ok(row) => take(row, &mut books),
-                    Err(error) => tracing::error!(?id, %error, "a row can't be read"),
-                }
-            }
-            page = scanned.last_evaluated_key.filter(|key| !key.is_empty());
-            if page.is_none() {
-                return Ok(books);
+        let scan = self.billing.scan().project("id, #status, siteId, providerSubscriptionId, #at");
+        for item in scan.all().await? {
+            let id = item.get("id").cloned();
+            match from_item(item, || "of the billing table".to_owned()) {
+                Ok(row) => take(row, &mut books),
+                Err(error) => tracing::error!(?id, %error, "a row can't be read"),
             }
         }
+        Ok(books)
     }
 }
 

@@ -6,8 +6,7 @@ use std::{
 };
 
 use contracts::{OnboardingId, SiteId, Timestamp};
-use serde::{Deserialize, Serialize};
-use store::Key;
+use payments::{Finding, FindingKind, Report};
 
 /// Findings that a report holds; beyond that it only counts them. Keeps the row far below DynamoDB's
 /// 400 KB.
@@ -60,106 +59,35 @@ pub struct Books {
     pub running: Vec<Running>,
 }
 
-/// How a row and the provider disagree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum FindingKind {
-    /// A subscription runs at the provider, and its site has no ACTIVE row.
-    NoActiveRow,
-    /// The row is ACTIVE, and its subscription does not run at the provider.
-    NotRunning,
-    /// The row is CANCELLING or CANCELLED, and a subscription of the site still runs.
-    StillRunning,
-    /// A subscription runs at the provider besides the one of the site's ACTIVE row.
-    Duplicate,
-}
-
-impl FindingKind {
-    /// The name in the row.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::NoActiveRow => "NO_ACTIVE_ROW",
-            Self::NotRunning => "NOT_RUNNING",
-            Self::StillRunning => "STILL_RUNNING",
-            Self::Duplicate => "DUPLICATE",
+/// Compares both sides. `before` is the previous report.
+#[must_use]
+pub fn report(books: &Books, foreign: usize, before: Option<&Report>, now: Timestamp) -> Report {
+    let known: BTreeMap<_, _> = before
+        .iter()
+        .flat_map(|before| &before.findings)
+        .map(|known| (known.provider_subscription_id.as_str(), known))
+        .collect();
+    let mut findings = findings(books, now);
+    for finding in &mut findings {
+        if let Some(known) = known.get(finding.provider_subscription_id.as_str()) {
+            finding.first_seen = known.first_seen;
         }
     }
-}
-
-/// A disagreement about one subscription.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Finding {
-    /// How they disagree.
-    pub kind: FindingKind,
-    /// The site.
-    pub site_id: SiteId,
-    /// The provider's id of the subscription.
-    pub provider_subscription_id: String,
-    /// The first report that had it.
-    pub first_seen: Timestamp,
-    /// The last one.
-    pub last_seen: Timestamp,
-}
-
-/// The last comparison; there is one row of it. A finding that is resolved is not in the next report.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Report {
-    /// When the comparison began.
-    pub at: Timestamp,
-    /// `at` in milliseconds: an older comparison never replaces a newer one.
-    pub sequence: u64,
-    /// Subscriptions of sites that run at the provider.
-    pub running: usize,
-    /// ACTIVE rows.
-    pub active: usize,
-    /// Subscriptions at the provider that name no site: not opened by this stack, so not compared.
-    pub foreign: usize,
-    /// All findings, those included that did not fit in.
-    pub found: usize,
-    /// At most [`MAX_FINDINGS`], those that were seen first.
-    pub findings: Vec<Finding>,
-}
-
-impl Report {
-    /// The row's key.
-    #[must_use]
-    pub fn key() -> Key {
-        Key::id("reconciliation#provider")
-    }
-
-    /// The report on those books; `before` is the one before.
-    #[must_use]
-    pub fn new(books: &Books, foreign: usize, before: Option<&Self>, now: Timestamp) -> Self {
-        let known: BTreeMap<_, _> = before
-            .iter()
-            .flat_map(|before| &before.findings)
-            .map(|known| (known.provider_subscription_id.as_str(), known))
-            .collect();
-        let mut findings = findings(books, now);
-        for finding in &mut findings {
-            if let Some(known) = known.get(finding.provider_subscription_id.as_str()) {
-                finding.first_seen = known.first_seen;
-            }
-        }
-        findings.sort_by(|one, other| {
-            let order = |it: &Finding| (it.first_seen, it.kind, it.site_id);
-            order(one).cmp(&order(other))
-        });
-        let found = findings.len();
-        findings.truncate(MAX_FINDINGS);
-        let active = books.rows.values().filter(|row| row.state == RowState::Active).count();
-        Self {
-            at: now,
-            sequence: u64::try_from(now.millis()).unwrap_or_default(),
-            running: books.running.len(),
-            active,
-            foreign,
-            found,
-            findings,
-        }
+    findings.sort_by(|one, other| {
+        let order = |it: &Finding| (it.first_seen, it.kind, it.site_id);
+        order(one).cmp(&order(other))
+    });
+    let found = findings.len();
+    findings.truncate(MAX_FINDINGS);
+    let active = books.rows.values().filter(|row| row.state == RowState::Active).count();
+    Report {
+        at: now,
+        sequence: u64::try_from(now.millis()).unwrap_or_default(),
+        running: books.running.len(),
+        active,
+        foreign,
+        found,
+        findings,
     }
 }
 
@@ -236,7 +164,7 @@ mod tests {
     }
 
     fn findings_of(books: &Books, now: Timestamp) -> Vec<(FindingKind, String)> {
-        let report = Report::new(books, 0, None, now);
+        let report = super::report(books, 0, None, now);
         report.findings.into_iter().map(|it| (it.kind, it.provider_subscription_id)).collect()
     }
 
@@ -295,25 +223,25 @@ mod tests {
     #[test]
     fn a_finding_keeps_when_it_was_first_seen_and_vanishes_when_it_is_resolved() {
         let wrong = books(&[], &[running("sub_1", "a", at(0))]);
-        let first = Report::new(&wrong, 3, None, at(10));
-        let second = Report::new(&wrong, 3, Some(&first), at(11));
+        let first = report(&wrong, 3, None, at(10));
+        let second = report(&wrong, 3, Some(&first), at(11));
         let finding = &second.findings[0];
         assert_eq!((finding.first_seen, finding.last_seen), (at(10), at(11)));
         assert_eq!((second.at, second.running, second.foreign, second.found), (at(11), 1, 3, 1));
         assert!(second.sequence > first.sequence);
-        let resolved = Report::new(&books(&[], &[]), 0, Some(&second), at(12));
+        let resolved = report(&books(&[], &[]), 0, Some(&second), at(12));
         assert_eq!((resolved.found, resolved.findings), (0, Vec::new()));
     }
 
     #[test]
     fn a_report_is_bounded_and_keeps_what_was_seen_first() {
         let mut wrong = books(&[], &[running("sub_old", "old", at(0))]);
-        let before = Report::new(&wrong, 0, None, at(10));
+        let before = report(&wrong, 0, None, at(10));
         for number in 0..MAX_FINDINGS + 5 {
             let name = number.to_string();
             wrong.running.insert(0, running(&format!("sub_{number}"), &name, at(0)));
         }
-        let report = Report::new(&wrong, 0, Some(&before), at(11));
+        let report = super::report(&wrong, 0, Some(&before), at(11));
         assert_eq!((report.found, report.findings.len()), (MAX_FINDINGS + 6, MAX_FINDINGS));
         assert_eq!(report.findings[0].provider_subscription_id, "sub_old");
         let size = serde_json::to_string(&report).expect("JSON").len();

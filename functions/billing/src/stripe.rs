@@ -20,13 +20,14 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use payments::CallError;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use contracts::Timestamp;
 
-use crate::circuit::{CallError, Health, LastCall};
+use crate::circuit::{Health, LastCall};
 
 /// The version of the API that the requests and answers here are written for: without it, an
 /// account's default decides, and that can be changed from Stripe's dashboard.
@@ -607,9 +608,8 @@ fn unavailable(error: &(dyn Error + 'static)) -> StripeError {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::{TcpListener, TcpStream};
-    use tokio::task::JoinHandle;
+    use testkit::stripe::{Requests, answer, serve, with_header};
+    use tokio::net::TcpListener;
 
     use super::*;
 
@@ -617,55 +617,11 @@ mod tests {
     const NO_SUCH: &str = r#"{"error": {"code": "resource_missing", "message": "No such one"}}"#;
     type TestResult = Result<(), Box<dyn Error>>;
 
-    fn answer(status: u16, body: &str) -> String {
-        with_header(status, "request-id: req_7", body)
-    }
-
-    fn with_header(status: u16, header: &str, body: &str) -> String {
-        let length = body.len();
-        format!(
-            "HTTP/1.1 {status} x\r\n{header}\r\ncontent-length: {length}\r\n\
-             connection: close\r\n\r\n{body}"
-        )
-    }
-
-    async fn read_request(socket: &mut TcpStream) -> std::io::Result<String> {
-        let mut read = Vec::new();
-        loop {
-            let mut piece = [0; 4096];
-            let length = socket.read(&mut piece).await?;
-            if length == 0 {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
-            }
-            read.extend_from_slice(&piece[..length]);
-            let text = String::from_utf8_lossy(&read).to_lowercase();
-            let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-            let expected = head.split("content-length: ").nth(1).and_then(|t| t.lines().next());
-            if body.len() >= expected.and_then(|n| n.parse().ok()).unwrap_or(0) {
-                return Ok(String::from_utf8_lossy(&read).into_owned());
-            }
-        }
-    }
-
-    /// A server with these answers, one a connection; it gives back the requests that it got.
-    async fn server(
-        answers: Vec<String>,
-    ) -> std::io::Result<(Stripe, JoinHandle<std::io::Result<Vec<String>>>)> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let base = format!("http://{}/", listener.local_addr()?);
-        let served = tokio::spawn(async move {
-            let mut requests = Vec::new();
-            for answer in answers {
-                // A call that does not come fails the test; it does not hang it.
-                let accepted = tokio::time::timeout(CALL_TIMEOUT, listener.accept());
-                let (mut socket, _) = accepted.await??;
-                requests.push(read_request(&mut socket).await?);
-                socket.write_all(answer.as_bytes()).await?;
-            }
-            Ok(requests)
-        });
+    /// A client of a provider with these answers, and the requests that the provider gets.
+    async fn server(answers: Vec<String>) -> std::io::Result<(Stripe, Requests)> {
+        let (base, requests) = serve(answers).await?;
         let key = ApiKey::new(&format!("{SECRET}\n")).expect("a key");
-        Ok((Stripe::new(&base, key).expect("a client"), served))
+        Ok((Stripe::new(&base, key).expect("a client"), requests))
     }
 
     fn customer() -> CustomerId {

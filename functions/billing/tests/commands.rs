@@ -7,7 +7,8 @@ use std::time::Duration;
 use aws_lambda_events::sqs::SqsMessage;
 use billing::{commands::Commands, initialize_subscription::InitializeSubscription};
 use contracts::SubscriptionId;
-use lambda::{Deadline, Replayed};
+use fault::Replayed;
+use lambda::Deadline;
 use serde_json::{Value, json};
 use support::{
     FakeStripe, MACHINE, PROOF, Trouble, canceller, command, command_of, consumer, described,

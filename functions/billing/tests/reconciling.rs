@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use billing::reconcile_subscriptions::ReconcileSubscriptions;
 use contracts::{OnboardingId, SiteId, SubscriptionId, Timestamp};
-use lambda::{ErrorKind, Fault, Step};
+use fault::{ErrorKind, Fault};
+use lambda::Step;
 use serde_json::{Value, json};
 use support::{FakeStripe, cancel, command, command_of, initialize};
 use testkit::{
@@ -42,7 +43,7 @@ impl World {
 
     async fn reconcile(&self, now: Timestamp) -> Result<Value, ErrorKind> {
         let event = sample::event("reconcile-subscriptions").to_string();
-        let event = lambda::decode(&event).expect("an event");
+        let event = fault::decode(&event).expect("an event");
         self.step().run(event, now).await.map(|reply| json!(reply)).map_err(|it| it.kind())
     }
 

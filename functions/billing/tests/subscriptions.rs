@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use billing::initialize_subscription::InitializeSubscription;
 use contracts::{Entity, SubscriptionId, Timestamp};
-use lambda::{ErrorKind, Fault, Step};
+use fault::{ErrorKind, Fault};
+use lambda::Step;
 use serde_json::{Value, json};
 use support::{CANCELLING, FakeStripe, INITIALIZING, Trouble, cancel, command, initialize};
 use testkit::{
@@ -33,7 +34,7 @@ async fn row(dynamo: &Dynamo) -> Value {
 
 /// Runs a step at that time.
 async fn run_at<S: Step>(step: &S, payload: &Value, now: Timestamp) -> Outcome {
-    let command = lambda::decode(&payload.to_string()).expect("the step's payload");
+    let command = fault::decode(&payload.to_string()).expect("the step's payload");
     match step.run(command, now).await {
         Ok(reply) => Ok(json!(reply)),
         Err(fault) => Err(fault.kind()),
@@ -43,7 +44,7 @@ async fn run_at<S: Step>(step: &S, payload: &Value, now: Timestamp) -> Outcome {
 /// Runs a step that dies when the provider has done a call of that name, before it hears of it.
 async fn crash<S: Step>(step: &S, payload: &Value, stripe: &FakeStripe, call: &'static str) {
     stripe.fail(call, Trouble::Silent);
-    let command = lambda::decode(&payload.to_string()).expect("the step's payload");
+    let command = fault::decode(&payload.to_string()).expect("the step's payload");
     let mut running = Box::pin(step.run(command, noon(0)));
     while !stripe.take_calls().contains(&call) {
         let moment = tokio::time::timeout(Duration::from_millis(1), &mut running);
@@ -206,7 +207,7 @@ async fn a_run_that_the_undo_overtakes_takes_back_what_it_did() {
     let (step, cancel) = (initialize(&dynamo, &stripe), cancel(&dynamo, &stripe));
     // The undo comes while the customer is being made: it knows of nothing to clean.
     let held = stripe.stub.hold().await;
-    let command = lambda::decode(&command(CARD).to_string()).expect("a command");
+    let command = fault::decode(&command(CARD).to_string()).expect("a command");
     let mut running = Box::pin(step.run(command, noon(0)));
     while stripe.stub.take_calls().is_empty() {
         let moment = tokio::time::timeout(Duration::from_millis(1), &mut running);
@@ -292,7 +293,7 @@ async fn another_command_for_the_same_onboarding_is_refused() {
 #[tokio::test]
 async fn nothing_tells_the_payment_method() {
     let command: billing::initialize_subscription::Command =
-        lambda::decode(&command("pm_card_secret").to_string()).expect("a command");
+        fault::decode(&command("pm_card_secret").to_string()).expect("a command");
     assert!(!format!("{command:?}").contains("secret"), "{command:?}");
     let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
     initialize(&dynamo, &stripe).run(command, noon(0)).await.expect("a subscription");

@@ -8,7 +8,7 @@ pub mod deprovision_sensors;
 pub mod provision_sensors;
 
 use contracts::{Saga, Sensor, SensorsId, Timestamp};
-use lambda::{ErrorKind, Fault};
+use fault::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
 

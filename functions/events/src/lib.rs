@@ -8,7 +8,7 @@ pub mod publish_events;
 pub mod publisher;
 pub mod sweep_events;
 
-use lambda::{ErrorKind, Fault};
+use fault::{ErrorKind, Fault};
 use store::StoreError;
 
 /// An error of these functions.

@@ -10,7 +10,8 @@ use aws_lambda_events::{
     dynamodb::EventRecord,
     event::streams::{DynamoDbBatchItemFailure, DynamoDbEventResponse},
 };
-use lambda::{Deadline, Failure, Fault, Replayed};
+use fault::{Failure, Fault, Replayed};
+use lambda::Deadline;
 use quarantine::Reason;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -58,7 +59,7 @@ struct Change {
 }
 
 fn read(json: &RawValue) -> Reading<'_> {
-    let record: EventRecord = match lambda::decode(json.get()) {
+    let record: EventRecord = match fault::decode(json.get()) {
         Ok(record) => record,
         Err(error) => return Reading::Broken(error.to_string()),
     };
@@ -85,7 +86,7 @@ impl PublishEvents {
         payload: &RawValue,
         deadline: Deadline,
     ) -> Result<DynamoDbEventResponse, Failure> {
-        let batch: Batch = lambda::decode(payload.get())?;
+        let batch: Batch = fault::decode(payload.get())?;
         let mut named = Vec::new();
         let mut record_of: HashMap<EventKey, usize> = HashMap::new();
         let mut failed: HashSet<usize> = HashSet::new();
@@ -150,7 +151,7 @@ fn first_failed(
 ) -> Result<DynamoDbEventResponse, Failure> {
     let mut answer = DynamoDbEventResponse::default();
     if let Some(first) = failed.iter().min() {
-        let position: Position = lambda::decode(records[*first].get())?;
+        let position: Position = fault::decode(records[*first].get())?;
         let mut failure = DynamoDbBatchItemFailure::default();
         failure.item_identifier = Some(position.dynamodb.sequence_number);
         answer.batch_item_failures.push(failure);

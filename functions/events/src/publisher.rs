@@ -14,31 +14,26 @@ use std::{
     time::Duration,
 };
 
-use aws_sdk_dynamodb::{
-    operation::update_item::UpdateItemError,
-    types::{AttributeValue, KeysAndAttributes},
-};
+use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_eventbridge::{
     Client,
-    error::{DisplayErrorContext, ProvideErrorMetadata},
+    error::ProvideErrorMetadata,
     types::{PutEventsRequestEntry, PutEventsResultEntry},
 };
 use contracts::Timestamp;
+use fault::ErrorKind;
 use futures_util::{StreamExt, TryStreamExt, future::join_all, stream};
-use lambda::{Deadline, ErrorKind};
+use lambda::Deadline;
 use quarantine::{Quarantine, Reason};
 use serde_json::{json, value::RawValue};
-use store::{EventRow, StoreError, Table};
+use store::{Commit, EventRow, Item, Key, StoreError, Table, Transaction};
 use tokio::time::{Instant, sleep, timeout};
 
 /// The limit of a PutEvents call.
 const MAX_ENTRIES: usize = 10;
 /// Kept below PutEvents' limit of 256 KiB for all entries of a call.
 const MAX_BYTES: usize = 240 * 1024;
-/// The limit of a BatchGetItem call.
-const MAX_KEYS: usize = 100;
-/// Attempts to send an entry that EventBridge can't take now, and to read keys that DynamoDB leaves
-/// unprocessed.
+/// Attempts to send an entry that EventBridge can't take now.
 const MAX_ATTEMPTS: u32 = 4;
 /// Rows of the first page when earlier events are read back: most gaps are short. Later pages have as many
 /// rows as DynamoDB gives.
@@ -57,8 +52,6 @@ const NO_EVENT: &str = "InvalidInput";
 const REFUSED: &str = "EventRefused";
 
 /// A row as DynamoDB has it.
-pub(crate) type Item = HashMap<String, AttributeValue>;
-
 /// Publishes events of the events table.
 #[derive(Debug)]
 pub struct Publisher {
@@ -90,11 +83,8 @@ impl EventKey {
         })
     }
 
-    fn item(&self) -> Item {
-        HashMap::from([
-            ("entity".to_owned(), AttributeValue::S(self.entity.clone())),
-            ("sequence".to_owned(), AttributeValue::N(self.sequence.clone())),
-        ])
+    fn key(&self) -> Key {
+        Key::numbered(("entity", &self.entity), ("sequence", &self.sequence))
     }
 
     fn number(&self) -> Option<u64> {
@@ -342,30 +332,16 @@ impl Publisher {
         is_named: impl Fn(&EventKey) -> bool,
     ) -> Result<Gap, StoreError> {
         let mut gap = Gap { before, earlier: VecDeque::new(), cut: false };
-        let mut start = None;
+        let query = self
+            .events
+            .query("entity = :entity AND #sequence < :before")
+            .text("entity", &gap.before.entity)
+            .number("before", &gap.before.sequence)
+            .descending(true)
+            .consistent();
+        let mut page = query.clone().limit(FIRST_GAP_PAGE).page(None).await?;
         loop {
-            let page = self
-                .events
-                .client()
-                .query()
-                .table_name(self.events.name())
-                .key_condition_expression("entity = :entity AND #sequence < :before")
-                .expression_attribute_names("#sequence", "sequence")
-                .expression_attribute_values(
-                    ":entity",
-                    AttributeValue::S(gap.before.entity.clone()),
-                )
-                .expression_attribute_values(
-                    ":before",
-                    AttributeValue::N(gap.before.sequence.clone()),
-                )
-                .scan_index_forward(false)
-                .consistent_read(true)
-                .set_limit(start.is_none().then_some(FIRST_GAP_PAGE))
-                .set_exclusive_start_key(start)
-                .send()
-                .await?;
-            for item in page.items.unwrap_or_default() {
+            for item in page.items {
                 let named = EventKey::from_item(&item).is_some_and(|key| is_named(&key));
                 if named || is_published(&item) {
                     return Ok(gap);
@@ -379,51 +355,19 @@ impl Publisher {
                     gap.cut = true;
                 }
             }
-            start = page.last_evaluated_key;
-            if start.is_none() {
-                return Ok(gap);
+            match page.next {
+                Some(start) => page = query.page(Some(start)).await?,
+                None => return Ok(gap),
             }
         }
     }
 
     /// Reads rows as they are now. A row that does not exist is missing in the answer.
-    async fn read(&self, mut keys: Vec<EventKey>) -> Result<HashMap<EventKey, Item>, StoreError> {
-        let mut rows = HashMap::new();
-        let mut attempts = 0;
-        while !keys.is_empty() {
-            let chunk = keys.split_off(keys.len().saturating_sub(MAX_KEYS));
-            let asked = chunk.len();
-            let request = KeysAndAttributes::builder()
-                .set_keys(Some(chunk.iter().map(EventKey::item).collect()))
-                .consistent_read(true)
-                .build()
-                .map_err(|error| StoreError::Internal(error.to_string()))?;
-            let answer = self
-                .events
-                .client()
-                .batch_get_item()
-                .request_items(self.events.name(), request)
-                .send()
-                .await?;
-            let items = answer.responses.unwrap_or_default().remove(self.events.name());
-            let items = items.unwrap_or_default().into_iter();
-            rows.extend(items.filter_map(|item| Some((EventKey::from_item(&item)?, item))));
-            let left = answer.unprocessed_keys.unwrap_or_default().remove(self.events.name());
-            let left = left.map(|left| left.keys).unwrap_or_default();
-            if left.is_empty() {
-                attempts = 0;
-                continue;
-            }
-            // Without these rows, nobody knows what is published and what is in between.
-            attempts = if left.len() < asked { 1 } else { attempts + 1 };
-            if attempts == MAX_ATTEMPTS {
-                let reason = format!("BatchGetItem leaves {} keys unprocessed", left.len());
-                return Err(StoreError::Transient(reason));
-            }
-            keys.extend(left.iter().filter_map(EventKey::from_item));
-            sleep(pause(attempts)).await;
-        }
-        Ok(rows)
+    async fn read(&self, keys: Vec<EventKey>) -> Result<HashMap<EventKey, Item>, StoreError> {
+        let rows =
+            self.events.batch_get(keys.iter().map(EventKey::key)).consistent().send().await?;
+        let keyed = |item| Some((EventKey::from_item(&item)?, item));
+        Ok(rows.into_iter().filter_map(keyed).collect())
     }
 
     /// Sends the events in one call. Returns an answer for each.
@@ -471,7 +415,7 @@ impl Publisher {
                 join_all(alone).await.concat()
             }
             Err(error) => {
-                vec![Answer::Later(DisplayErrorContext(&error).to_string()); rows.len()]
+                vec![Answer::Later(fault::describe(&error)); rows.len()]
             }
         }
     }
@@ -495,26 +439,28 @@ impl Publisher {
     /// Marks a row as published. If that fails, the event stays in the index `unpublished` and is
     /// published a second time. It counts as published for its successors all the same.
     async fn mark_published(&self, key: &EventKey) {
-        let marked = self
-            .events
-            .client()
-            .update_item()
-            .table_name(self.events.name())
-            .set_key(Some(key.item()))
-            .update_expression("SET publishedAt = :now REMOVE unpublished, refused")
-            .condition_expression("attribute_exists(entity)")
-            .expression_attribute_values(":now", AttributeValue::S(Timestamp::now().to_string()))
-            .send()
-            .await;
-        match marked {
-            Ok(_) => metrics::counter!("EventsPublished").increment(1),
-            Err(error) => tracing::error!(
-                entity = key.entity,
-                sequence = key.sequence,
-                error = %DisplayErrorContext(error),
-                "published, but not marked"
-            ),
-        }
+        let now = AttributeValue::S(Timestamp::now().to_string());
+        let mark = Transaction::on(&self.events).update(
+            &self.events,
+            &key.key(),
+            "SET #publishedAt = :publishedAt REMOVE unpublished, refused",
+            Some("attribute_exists(entity)"),
+            [("publishedAt", now)],
+        );
+        let error = match mark.commit().await {
+            Ok(Commit::Done) => {
+                metrics::counter!("EventsPublished").increment(1);
+                return;
+            }
+            Ok(Commit::Refused(_)) => "the row is gone".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!(
+            entity = key.entity,
+            sequence = key.sequence,
+            error,
+            "published, but not marked"
+        );
     }
 
     /// Puts an event into the quarantine, then marks its row as refused. A refused row is not in the index
@@ -533,40 +479,29 @@ impl Publisher {
             None => self.quarantine.put(&self.as_record(&event.item), why).await?,
         }
         let refused: String = format!("{error}: {reason}").chars().take(MAX_REASON).collect();
-        let marked = self
-            .events
-            .client()
-            .update_item()
-            .table_name(self.events.name())
-            .set_key(Some(event.key.item()))
-            .update_expression("SET refused = :refused REMOVE unpublished")
-            .condition_expression("attribute_exists(entity) AND attribute_not_exists(publishedAt)")
-            .expression_attribute_values(":refused", AttributeValue::S(refused))
-            .send()
-            .await;
-        match marked {
-            Ok(_) => Ok(()),
-            Err(error) => match error.as_service_error() {
-                // The row is gone, or another publisher has published it: there is nothing to mark.
-                Some(UpdateItemError::ConditionalCheckFailedException(_)) => Ok(()),
-                _ => Err(format!(
-                    "{reason}; and its row can't be marked as refused: {}",
-                    DisplayErrorContext(&error)
-                )),
-            },
+        let mark = Transaction::on(&self.events).update(
+            &self.events,
+            &event.key.key(),
+            "SET #refused = :refused REMOVE unpublished",
+            Some("attribute_exists(entity) AND attribute_not_exists(publishedAt)"),
+            [("refused", AttributeValue::S(refused))],
+        );
+        match mark.commit().await {
+            // Refused: the row is gone, or another publisher has published it. There is nothing to mark.
+            Ok(Commit::Done | Commit::Refused(_)) => Ok(()),
+            Err(error) => Err(format!("{reason}; and its row can't be marked as refused: {error}")),
         }
     }
 
     /// A row as the record of its insertion, which publish-events takes.
     fn as_record(&self, item: &Item) -> serde_json::Value {
         let typed = |item: Item| json!(serde_dynamo::Item::from(item));
-        let key = EventKey::from_item(item).map(|key| key.item()).unwrap_or_default();
-        let region = self.events.client().config().region().map(ToString::to_string);
+        let key = EventKey::from_item(item).map(|key| key.key().item()).unwrap_or_default();
         json!({
             "eventID": "",
             "eventName": "INSERT",
             "eventSource": "aws:dynamodb",
-            "awsRegion": region.unwrap_or_default(),
+            "awsRegion": self.events.region().unwrap_or_default(),
             "dynamodb": {
                 "Keys": typed(key),
                 "NewImage": typed(item.clone()),

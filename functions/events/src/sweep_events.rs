@@ -3,16 +3,15 @@
 use std::{collections::HashSet, time::Duration};
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
-use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{OnboardingId, Timestamp};
 use lambda::{Deadline, Step};
 use serde::Serialize;
 use serde_json::Value;
-use store::{StoreError, UNPUBLISHED_SHARDS};
+use store::{Item, Page, StoreError, UNPUBLISHED_SHARDS};
 
 use crate::{
     EventsError,
-    publisher::{EventKey, Item, Named, Publisher, Unpublished},
+    publisher::{EventKey, Named, Publisher, Unpublished},
 };
 
 /// Younger events are still on their way through the stream.
@@ -37,13 +36,6 @@ pub struct Reply {
     pub found: usize,
     /// Age of the oldest, in seconds.
     pub oldest_age_seconds: i64,
-}
-
-/// A page of one shard of the index `unpublished`.
-struct Page {
-    items: Vec<Item>,
-    /// Where the next page begins.
-    next: Option<Item>,
 }
 
 impl Step for SweepEvents {
@@ -112,25 +104,21 @@ fn oldest_age(items: &[Item], now: Timestamp) -> i64 {
 }
 
 impl SweepEvents {
+    /// Reads a page of one shard of the index `unpublished`.
     async fn page(
         &self,
         shard: u8,
         until: Timestamp,
         start: Option<Item>,
     ) -> Result<Page, StoreError> {
-        let events = &self.publisher.events;
-        let answer = events
-            .client()
-            .query()
-            .table_name(events.name())
-            .index_name("unpublished")
-            .key_condition_expression("unpublished = :shard AND occurredAt < :until")
-            .expression_attribute_values(":shard", AttributeValue::S(shard.to_string()))
-            .expression_attribute_values(":until", AttributeValue::S(until.to_string()))
+        self.publisher
+            .events
+            .query("unpublished = :shard AND occurredAt < :until")
+            .index("unpublished")
+            .text("shard", shard)
+            .text("until", until)
             .limit(PAGE)
-            .set_exclusive_start_key(start)
-            .send()
-            .await?;
-        Ok(Page { items: answer.items.unwrap_or_default(), next: answer.last_evaluated_key })
+            .page(start)
+            .await
     }
 }

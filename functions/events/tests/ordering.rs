@@ -256,7 +256,7 @@ async fn simulate(seed: u64) -> Ran {
             if minute > 10 {
                 cloud.calm();
             }
-            let event = lambda::decode(&sample::event("sweep-events").to_string()).expect("one");
+            let event = fault::decode(&sample::event("sweep-events").to_string()).expect("one");
             let now = noon(i64::try_from(begun.elapsed().as_secs()).expect("soon"));
             let step = SweepEvents { publisher: publisher(&cloud), time: Duration::from_secs(25) };
             // A panic is one of the faults. A sweep that fails is no end: the next minute sweeps again.

@@ -14,7 +14,8 @@ use events::{
     publisher::{EventKey, Named, Publisher},
     sweep_events::SweepEvents,
 };
-use lambda::{Deadline, ErrorKind, Replayed, Step};
+use fault::{ErrorKind, Replayed};
+use lambda::{Deadline, Step};
 use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
 use store::{Commit, EventRow, NewEvent, Transaction};
@@ -114,10 +115,10 @@ impl World {
 
     async fn sweep(&self, now: Timestamp) -> Result<Value, ErrorKind> {
         let step = SweepEvents { publisher: self.publisher(), time: Duration::from_mins(1) };
-        let command = lambda::decode(&sample::event("sweep-events").to_string()).expect("an event");
+        let command = fault::decode(&sample::event("sweep-events").to_string()).expect("an event");
         match step.run(command, now).await {
             Ok(reply) => Ok(json!(reply)),
-            Err(error) => Err(lambda::Fault::kind(&error)),
+            Err(error) => Err(fault::Fault::kind(&error)),
         }
     }
 

@@ -7,8 +7,7 @@ use std::{collections::HashSet, time::Duration};
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use aws_sdk_lambda::{
-    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
-    operation::list_event_source_mappings::ListEventSourceMappingsError,
+    error::SdkError, operation::list_event_source_mappings::ListEventSourceMappingsError,
     types::EventSourceMappingConfiguration,
 };
 use aws_sdk_sqs::types::QueueAttributeName;
@@ -16,7 +15,8 @@ use contracts::{
     OnboardingId, Timestamp,
     names::{CONSUMERS, Consumer, Source, function_of_arn, named},
 };
-use lambda::{Deadline, ErrorKind, Fault, Step};
+use fault::{AwsErrorKind, ErrorKind, Fault};
+use lambda::{Deadline, Step};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
@@ -210,7 +210,7 @@ impl CheckConsumers {
             }
             // That the mapping does not run is reported all the same.
             Err(error) => {
-                let error = DisplayErrorContext(&error);
+                let error = fault::describe(&error);
                 tracing::warn!(queue = name, %error, "the messages of a queue were not counted");
                 None
             }
@@ -219,17 +219,10 @@ impl CheckConsumers {
 }
 
 fn not_listed(error: &SdkError<ListEventSourceMappingsError>) -> CheckError {
-    let reason = match error.as_service_error() {
-        Some(service) => format!(
-            "{} {}",
-            service.code().unwrap_or("unnamed error"),
-            service.message().unwrap_or_default()
-        ),
-        None => DisplayErrorContext(error).to_string(),
-    };
-    let status = error.raw_response().map(|response| response.status().as_u16());
-    match status {
-        Some(status) if status < 500 && status != 429 => CheckError::Refused(reason),
-        _ => CheckError::Unavailable(reason),
+    let reason = fault::summary(error);
+    if AwsErrorKind::of(error).is_transient() {
+        CheckError::Unavailable(reason)
+    } else {
+        CheckError::Refused(reason)
     }
 }

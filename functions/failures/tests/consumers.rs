@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use contracts::names::{CONSUMERS, Consumer, Source};
 use failures::check_consumers::CheckConsumers;
-use lambda::ErrorKind;
+use fault::ErrorKind;
 use serde_json::{Value, json};
 use testkit::{
     http::{Call, SILENCE, Stub},

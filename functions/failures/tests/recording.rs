@@ -7,7 +7,8 @@ use aws_lambda_events::event::sqs::SqsMessage;
 use aws_types::SdkConfig;
 use contracts::{SensorId, SiteId};
 use failures::{parse, record_failure::RecordFailure};
-use lambda::{Deadline, ErrorKind, Fault};
+use fault::{ErrorKind, Fault};
+use lambda::Deadline;
 use ledger::{
     Concerns, ErrorInfo, FailedWork, FailureRow, Insist, Ledger, LedgerError, MAX_PAYLOAD_BYTES,
     Outcome, PayloadFile, Status,

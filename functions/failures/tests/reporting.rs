@@ -14,7 +14,7 @@ use testkit::{
 };
 
 fn event() -> <ReportFailures as Step>::Command {
-    lambda::decode(&sample::event("report-failures").to_string()).expect("an event")
+    fault::decode(&sample::event("report-failures").to_string()).expect("an event")
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use contracts::{
     events::{Kits, Shortage},
     input::{FieldError, in_one_line},
 };
-use lambda::{ErrorKind, Fault};
+use fault::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
 

@@ -1,9 +1,10 @@
 //! The stock under reservations, releases and deliveries.
 
 use contracts::{Entity, Metric, ReservationId};
+use fault::ErrorKind;
 use futures_util::future::join_all;
 use inventory::{receive_kits::ReceiveKits, release_kits::ReleaseKits, reserve_kits::ReserveKits};
-use lambda::{ErrorKind, Step};
+use lambda::Step;
 use serde_json::{Value, json};
 use testkit::{
     Dynamo,
@@ -140,7 +141,7 @@ async fn too_few_kits_are_refused_once_and_for_all() {
 async fn every_metric_that_is_short_is_named_even_one_that_never_was_in_stock() {
     let dynamo = Dynamo::start().await;
     let there = payload_with_sensors(saga("a"), &[Metric::WaterPh, Metric::Ozone, Metric::Ozone]);
-    let command = lambda::decode(&there.to_string()).expect("a payload");
+    let command = fault::decode(&there.to_string()).expect("a payload");
     let error = reserve(&dynamo).run(command, noon(0)).await.expect_err("an empty store-room");
     assert_eq!(
         error.to_string(),
@@ -230,7 +231,7 @@ async fn a_wrong_delivery_is_refused_by_the_field_that_is_wrong() {
         (" d", json!([one]), "detail.deliveryId"),
         ("d\u{202e}", json!([one]), "detail.deliveryId"),
     ] {
-        let command = lambda::decode(&delivery(id, &kits).to_string()).expect("an event");
+        let command = fault::decode(&delivery(id, &kits).to_string()).expect("an event");
         let error = receive(&dynamo).run(command, noon(0)).await.expect_err(field);
         assert!(error.to_string().starts_with(&format!("{field}: ")), "{error}");
     }
@@ -247,7 +248,7 @@ async fn a_delivery_that_the_schema_describes_is_received_and_one_just_outside_i
     let run = async |detail: &Value| {
         let mut event = delivery("", &json!([]));
         event["detail"] = detail.clone();
-        receive.run(lambda::decode(&event.to_string()).expect("an event"), noon(0)).await
+        receive.run(fault::decode(&event.to_string()).expect("an event"), noon(0)).await
     };
     for seed in 0..300 {
         let mut chance = Chance::of(seed);

@@ -149,7 +149,7 @@ async fn look(
             return Ok(Looked::Moving);
         }
         let input = machine.input(&running.arn).await?;
-        let saga = lambda::decode::<Saga>(&input).ok();
+        let saga = fault::decode::<Saga>(&input).ok();
         tracing::warn!(
             correlationId = saga.map(|saga| saga.onboarding_id.to_string()),
             execution = %running.arn,

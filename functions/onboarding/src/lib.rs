@@ -9,7 +9,7 @@ pub mod check_sagas;
 pub mod recover_onboarding;
 pub mod start_onboarding;
 
-use lambda::{ErrorKind, Fault, InvalidInput};
+use fault::{ErrorKind, Fault, InvalidInput};
 use machines::MachineError;
 
 /// Everything that can go wrong here.

@@ -6,7 +6,8 @@
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{Failure, OnboardingId, Saga, Timestamp};
-use lambda::{InvalidInput, Step};
+use fault::InvalidInput;
+use lambda::Step;
 use machines::{Machine, Started};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -96,7 +97,7 @@ impl Step for RecoverOnboarding {
     type Error = OnboardingError;
 
     fn correlation(command: &Self::Command) -> Option<OnboardingId> {
-        let saga: Saga = lambda::decode(command.detail.input.as_deref()?).ok()?;
+        let saga: Saga = fault::decode(command.detail.input.as_deref()?).ok()?;
         Some(saga.onboarding_id)
     }
 
@@ -135,7 +136,7 @@ impl RecoverOnboarding {
             return Ok(None);
         }
         let input = input(&self.onboarding, ended).await?;
-        let saga: Saga = lambda::decode(&input)?;
+        let saga: Saga = fault::decode(&input)?;
         let failure = failure(ended, state.unwrap_or_else(|| "Start".to_owned()));
         let input = json(&TeardownInput { saga, failure })?;
         Ok(Some((recovery_name(saga.onboarding_id), input)))
@@ -150,8 +151,8 @@ impl RecoverOnboarding {
             return Ok(None);
         }
         let input = input(&self.teardown, ended).await?;
-        let saga: Saga = lambda::decode(&input)?;
-        let mut fields: Map<String, Value> = lambda::decode(&input)?;
+        let saga: Saga = fault::decode(&input)?;
+        let mut fields: Map<String, Value> = fault::decode(&input)?;
         let nested = fields.remove(STARTED_BY).is_some();
         let Some(name) = recovery_of(saga.onboarding_id, ended, nested) else {
             return Err(OnboardingError::GivenUp(ended.name.clone()));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use aws_sdk_sfn::Client;
-use lambda::ErrorKind;
+use fault::ErrorKind;
 use machines::Machine;
 use onboarding::check_sagas::CheckSagas;
 use serde_json::{Value, json};

@@ -1,7 +1,8 @@
 //! What a saga left that was cut off is undone, once.
 
 use aws_sdk_sfn::Client;
-use lambda::{ErrorKind, Fault, Step};
+use fault::{ErrorKind, Fault};
+use lambda::Step;
 use machines::Machine;
 use onboarding::recover_onboarding::RecoverOnboarding;
 use serde_json::{Value, json};
@@ -221,7 +222,7 @@ async fn who_stops_the_last_recovery_too_means_it() {
     let stub = step_functions(None).await;
     for last in ["3", "0f3c2d1e-3"] {
         let last = ended_teardown(&format!("recovery-{}-{last}", onboarding_id()), "ABORTED");
-        let command = lambda::decode(&last.to_string()).expect("an event");
+        let command = fault::decode(&last.to_string()).expect("an event");
         let error = recovering(&stub).run(command, sample::noon(0)).await.expect_err("no more");
         assert_eq!(error.kind(), ErrorKind::Internal);
         assert!(error.to_string().contains("no further recovery"), "{error}");

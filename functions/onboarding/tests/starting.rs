@@ -5,7 +5,7 @@ use contracts::{
     Metric, OnboardingId, SensorId,
     inbound::{MAX_NAME, MAX_PAYMENT_METHOD, MAX_SENSORS},
 };
-use lambda::ErrorKind;
+use fault::ErrorKind;
 use machines::Machine;
 use onboarding::start_onboarding::StartOnboarding;
 use serde_json::{Value, json};

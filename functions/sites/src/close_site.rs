@@ -4,7 +4,8 @@ use contracts::{
     Failure, OnboardingId, Saga, SiteId, Timestamp,
     events::{SiteDecommissioned, SiteRejected},
 };
-use lambda::{ErrorKind, Step};
+use fault::ErrorKind;
+use lambda::Step;
 use serde::{Deserialize, Serialize};
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
 

@@ -6,8 +6,8 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use contracts::{Failure, Location, Metric, OnboardingId, SensorId, SiteId, Timestamp};
 use lambda::http::{self, Answer, FieldError, Problem, Request};
-use serde::{Deserialize, Serialize};
-use store::{StoreError, Table};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use store::{Item, StoreError, Table, from_item};
 
 use crate::{SiteRow, Status, StepRow, StepStatus};
 
@@ -168,19 +168,10 @@ impl GetSite {
     }
 
     async fn site(&self, site: SiteId) -> Result<Option<Site>, StoreError> {
-        let answer = self
-            .sites
-            .client()
-            .query()
-            .table_name(self.sites.name())
-            .key_condition_expression("siteId = :site")
-            .expression_attribute_values(":site", AttributeValue::S(site.to_string()))
-            .consistent_read(true)
-            .send()
-            .await?;
+        let query = self.sites.query("siteId = :site").text("site", site).consistent();
         let mut row = None;
         let mut steps = Vec::new();
-        for item in answer.items.unwrap_or_default() {
+        for item in query.page(None).await?.items {
             match item.get("row").and_then(|row| row.as_s().ok()).map(String::as_str) {
                 Some("SITE") => row = Some(read(item)?),
                 _ => steps.push(read(item)?),
@@ -190,51 +181,26 @@ impl GetSite {
     }
 
     async fn list(&self, query: Query) -> Result<Page, StoreError> {
-        let client = self.sites.client();
         let start = query.next.map(|next| {
             next.into_iter().map(|(name, value)| (name, AttributeValue::S(value))).collect()
         });
-        let (items, last) = if let Some(status) = query.status {
-            let answer = client
-                .query()
-                .table_name(self.sites.name())
-                .index_name("byStatus")
-                .key_condition_expression("#status = :status")
-                .expression_attribute_names("#status", "status")
-                .expression_attribute_values(":status", AttributeValue::S(status.name().to_owned()))
-                .limit(query.limit)
-                .set_exclusive_start_key(start)
-                .send()
-                .await?;
-            (answer.items, answer.last_evaluated_key)
-        } else {
+        let rows = match query.status {
+            Some(status) => self.sites.query("#status = :status").text("status", status.name()),
             // The index is sparse: only the sites' own rows have a createdAt.
-            let answer = client
-                .scan()
-                .table_name(self.sites.name())
-                .index_name("byStatus")
-                .limit(query.limit)
-                .set_exclusive_start_key(start)
-                .send()
-                .await?;
-            (answer.items, answer.last_evaluated_key)
+            None => self.sites.scan(),
         };
-        let sites = items.unwrap_or_default().into_iter().map(read).collect::<Result<_, _>>()?;
-        Ok(Page { sites, next: last.map(token) })
+        let page = rows.index("byStatus").limit(query.limit).page(start).await?;
+        let sites = page.items.into_iter().map(read).collect::<Result<_, _>>()?;
+        Ok(Page { sites, next: page.next.map(token) })
     }
 }
 
-fn read<R: serde::de::DeserializeOwned>(
-    item: HashMap<String, AttributeValue>,
-) -> Result<R, StoreError> {
-    serde_dynamo::from_item(item).map_err(|error| StoreError::Corrupt {
-        row: "of the sites table".to_owned(),
-        reason: error.to_string(),
-    })
+fn read<R: DeserializeOwned>(item: Item) -> Result<R, StoreError> {
+    from_item(item, || "of the sites table".to_owned())
 }
 
 /// Where the next page starts, as text for a URL.
-fn token(key: HashMap<String, AttributeValue>) -> String {
+fn token(key: Item) -> String {
     let key: HashMap<_, _> = key
         .into_iter()
         .filter_map(|(name, value)| value.as_s().ok().cloned().map(|value| (name, value)))

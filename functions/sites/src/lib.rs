@@ -19,7 +19,7 @@ use contracts::{
     Failure, IdMismatch, Location, OnboardingId, Plan, Sensor, SiteId, Timestamp,
     input::{FieldError, in_one_line},
 };
-use lambda::{ErrorKind, Fault};
+use fault::{ErrorKind, Fault};
 use machines::MachineError;
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};

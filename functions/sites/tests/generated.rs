@@ -64,7 +64,7 @@ async fn a_registration_that_the_schema_describes_is_accepted_by_event() {
     let run = async |detail: &Value| {
         let mut event = sample::event("import-site");
         event["detail"] = detail.clone();
-        step.run(lambda::decode(&event.to_string()).expect("an event"), noon(0)).await
+        step.run(fault::decode(&event.to_string()).expect("an event"), noon(0)).await
     };
     for seed in 0..CASES {
         let mut chance = Chance::of(seed);

@@ -3,7 +3,8 @@
 mod support;
 
 use contracts::{OnboardingId, SiteId};
-use lambda::{ErrorKind, Step};
+use fault::ErrorKind;
+use lambda::Step;
 use serde_json::{Value, json};
 use sites::{
     activate_site::ActivateSite, close_site::CloseSite, import_site::ImportSite,
@@ -158,7 +159,7 @@ async fn a_wrong_import_is_refused_by_the_fields_that_are_wrong() {
         (requested("SLV", &tiny), "detail.site.sensors[0].min: is 9e-131, which is too close"),
         (requested("SLV", &json!(["Alamosa"])), "detail.site: is an array; give an object"),
     ] {
-        let command = lambda::decode(&event.to_string()).expect("an event");
+        let command = fault::decode(&event.to_string()).expect("an event");
         let error = import.run(command, noon(0)).await.expect_err(problem);
         assert!(error.to_string().starts_with(problem), "{error}");
     }

@@ -7,8 +7,6 @@ use std::{collections::HashMap, time::Duration};
 
 use aws_sdk_kinesis::{
     Client,
-    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
-    operation::put_records::PutRecordsError,
     primitives::Blob,
     types::{PutRecordsRequestEntry, PutRecordsResultEntry},
 };
@@ -17,8 +15,9 @@ use contracts::{
     input::{Problems, Reason},
     readings::{Bundle, BundleId},
 };
+use fault::{AwsErrorKind, ErrorKind, Fault};
 use lambda::{
-    Deadline, ErrorKind, Fault,
+    Deadline,
     http::{self, Answer, FieldError, Problem, Request},
 };
 use serde::Serialize;
@@ -191,35 +190,14 @@ impl AcceptReadings {
                 Ok(answer.records)
             }
             Err(error) => {
-                let reason = DisplayErrorContext(&error).to_string();
-                if !passes_by_itself(&error) {
+                let reason = fault::describe(&error);
+                if !AwsErrorKind::of(&error).is_transient() {
                     return Err(Refused(reason));
                 }
                 tracing::warn!(%reason, "call failed");
                 Ok(Vec::new())
             }
         }
-    }
-}
-
-fn passes_by_itself(error: &SdkError<PutRecordsError>) -> bool {
-    match error {
-        SdkError::ServiceError(context) => {
-            context.raw().status().as_u16() >= 500
-                || matches!(
-                    context.err().code(),
-                    Some(
-                        "InternalFailureException"
-                            | "KMSThrottlingException"
-                            | "LimitExceededException"
-                            | "ProvisionedThroughputExceededException"
-                            | "RequestLimitExceeded"
-                            | "ThrottlingException"
-                    )
-                )
-        }
-        SdkError::ConstructionFailure(_) => false,
-        _ => true,
     }
 }
 
@@ -372,13 +350,6 @@ fn busy<'a>(put: &[&str], left: impl Iterator<Item = &'a Record<'a>>) -> Problem
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_call_that_can_not_be_made_is_not_tried_again() {
-        let unsaid = SdkError::<PutRecordsError>::construction_failure("no stream is named");
-        assert!(!passes_by_itself(&unsaid));
-        assert!(passes_by_itself(&SdkError::<PutRecordsError>::timeout_error("no answer")));
-    }
 
     #[test]
     fn each_pause_may_be_twice_as_long_as_the_one_before() {

@@ -1,20 +1,22 @@
 //! `GET /sensors/{sensorId}/readings`: a sensor's samples, or their aggregates, page by page.
 //!
 //! Rows overlap: bundles come late, twice, and corrected. They are read in the order asked for and
-//! merged ([`crate::merging`]) until the page is full.
+//! merged ([`crate::range_merge`]) until the page is full.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{SensorId, Timestamp};
 use lambda::http::{Answer, FieldError, Problem, Request};
 use serde::Serialize;
+use series::SeriesRow;
 use store::{StoreError, Table};
 
 use crate::{
-    SensorRow, SeriesRow,
-    merging::{BUDGET, Order, Position, Query, Span, Told, Walk},
+    SensorRow,
+    aggregation::Content,
     paging::Paging,
+    query::{Order, Query, Span},
+    range_merge::{BUDGET, Position, RangeMerge},
 };
 
 /// Rows of a call to DynamoDB, which itself ends at 1 MB.
@@ -34,12 +36,10 @@ struct Page {
     sensor_id: SensorId,
     unit: String,
     #[serde(flatten)]
-    told: Told,
+    content: Content,
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<String>,
 }
-
-pub(crate) type Item = HashMap<String, AttributeValue>;
 
 impl GetReadings {
     /// 200 with a page; 400 with the parameters that are wrong, 404 for a sensor that never was.
@@ -61,8 +61,8 @@ impl GetReadings {
         let row: Option<SensorRow> = row.map_err(|error| Problem::of(&error))?;
         let known = row.and_then(|row| row.sensor).ok_or_else(|| no_sensor(sensor))?;
 
-        let walk = self.walk(sensor, &query, start).await;
-        let (told, position) = walk.map_err(|error| Problem::of(&error))?.end();
+        let merge = self.merge(sensor, &query, start).await;
+        let (content, position) = merge.map_err(|error| Problem::of(&error))?.finish();
         let next = match position {
             None => None,
             Some(position) => {
@@ -70,52 +70,39 @@ impl GetReadings {
                 Some(token.map_err(|error| Problem::of(&error))?)
             }
         };
-        Answer::new(200, &Page { sensor_id: sensor, unit: known.unit, told, next })
+        Answer::new(200, &Page { sensor_id: sensor, unit: known.unit, content, next })
     }
 
-    async fn walk(
+    async fn merge(
         &self,
         sensor: SensorId,
         query: &Query,
         start: Option<Position>,
-    ) -> Result<Walk, StoreError> {
-        let mut walk = Walk::new(query, start, BUDGET);
-        let (low, high) = walk.bounds(query);
-        let mut behind: Option<Item> = None;
-        while !walk.done() {
-            let answer = self
-                .readings
-                .client()
-                .query()
-                .table_name(self.readings.name())
-                .key_condition_expression("sensorId = :sensor AND #row BETWEEN :low AND :high")
-                .expression_attribute_names("#row", "row")
-                .expression_attribute_values(":sensor", AttributeValue::S(sensor.to_string()))
-                .expression_attribute_values(":low", AttributeValue::S(low.clone()))
-                .expression_attribute_values(":high", AttributeValue::S(high.clone()))
-                .scan_index_forward(query.order == Order::Asc)
-                .limit(ROWS_PER_CALL)
-                .set_exclusive_start_key(behind)
-                .send()
-                .await?;
-            behind = answer.last_evaluated_key;
-            let items = answer.items.unwrap_or_default().into_iter();
-            let rows = items.map(|item| read(sensor, item)).collect::<Result<_, _>>()?;
-            walk.take(rows, behind.is_none()).map_err(|(row, reason)| StoreError::Corrupt {
+    ) -> Result<RangeMerge, StoreError> {
+        let mut merge = RangeMerge::new(query, start, BUDGET);
+        let (low, high) = merge.bounds(query);
+        let call = self
+            .readings
+            .query("sensorId = :sensor AND #row BETWEEN :low AND :high")
+            .text("sensor", sensor)
+            .text("low", low)
+            .text("high", high)
+            .descending(query.order == Order::Desc)
+            .limit(ROWS_PER_CALL);
+        let mut start = None;
+        while !merge.done() {
+            let page = call.page(start).await?;
+            start = page.next;
+            let items = page.items.into_iter();
+            let rows =
+                items.map(|item| SeriesRow::from_item(sensor, item)).collect::<Result<_, _>>()?;
+            merge.take(rows, start.is_none()).map_err(|(row, reason)| StoreError::Corrupt {
                 row: SeriesRow::key(sensor, &row).to_string(),
                 reason,
             })?;
         }
-        Ok(walk)
+        Ok(merge)
     }
-}
-
-pub(crate) fn read(sensor: SensorId, item: Item) -> Result<SeriesRow, StoreError> {
-    let row = item.get("row").and_then(|row| row.as_s().ok()).cloned().unwrap_or_default();
-    serde_dynamo::from_item(item).map_err(|error| StoreError::Corrupt {
-        row: SeriesRow::key(sensor, &row).to_string(),
-        reason: error.to_string(),
-    })
 }
 
 fn sensor_id(request: &Request) -> Result<SensorId, Problem> {

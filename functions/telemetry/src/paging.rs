@@ -5,15 +5,13 @@
 
 use std::{fmt, time::Duration};
 
-use aws_sdk_secretsmanager::{
-    Client,
-    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
-};
+use aws_sdk_secretsmanager::Client;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use fault::{ErrorKind, Fault};
 use hmac::{Hmac, KeyInit, Mac};
-use lambda::{Aws, ConfigError, ErrorKind, Fault};
+use lambda::{Aws, ConfigError};
+use secret::{Secret, SecretError, Source};
 use sha2::Sha256;
-use tokio::{sync::Mutex, time::Instant};
 
 /// In characters: 190 bits of letters and digits are beyond guessing.
 const SHORTEST_KEY: usize = 32;
@@ -67,26 +65,7 @@ impl fmt::Debug for SigningKey {
 }
 
 /// Where the signing key comes from.
-pub enum KeySource {
-    /// Secrets Manager: the secret's ARN or name.
-    Secret {
-        /// The client.
-        secrets: Client,
-        /// The secret.
-        id: String,
-    },
-    /// Given, for tests.
-    Given(SigningKey),
-}
-
-impl fmt::Debug for KeySource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Secret { id, .. } => f.debug_struct("Secret").field("id", id).finish(),
-            Self::Given(_) => f.write_str("Given(hidden)"),
-        }
-    }
-}
+pub type KeySource = Source<SigningKey>;
 
 /// Why a token can neither be made nor be judged. No variant ever holds the key.
 #[derive(Debug, thiserror::Error)]
@@ -111,21 +90,14 @@ impl Fault for PagingError {
     }
 }
 
-impl<E> From<SdkError<E>> for PagingError
-where
-    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
-{
-    fn from(error: SdkError<E>) -> Self {
-        let text = DisplayErrorContext(&error).to_string();
-        match &error {
-            SdkError::ServiceError(context)
-                if context.raw().status().as_u16() < 500
-                    && context.err().code() != Some("ThrottlingException") =>
-            {
-                Self::Refused(text)
+impl From<SecretError<PagingError>> for PagingError {
+    fn from(error: SecretError<PagingError>) -> Self {
+        match error {
+            SecretError::Invalid(error) => error,
+            SecretError::Unread { kind, message } if kind.is_transient() => {
+                Self::Unavailable(message)
             }
-            SdkError::ConstructionFailure(_) => Self::Refused(text),
-            _ => Self::Unavailable(text),
+            SecretError::Unread { message, .. } => Self::Refused(message),
         }
     }
 }
@@ -133,14 +105,7 @@ where
 /// Makes tokens and reads them.
 #[derive(Debug)]
 pub struct Paging {
-    source: KeySource,
-    kept: Mutex<Option<Kept>>,
-}
-
-#[derive(Clone, Debug)]
-struct Kept {
-    key: SigningKey,
-    read_at: Instant,
+    key: Secret<SigningKey, PagingError>,
 }
 
 impl Paging {
@@ -153,57 +118,23 @@ impl Paging {
     /// With the key from that source, read when it is first needed.
     #[must_use]
     pub fn new(source: KeySource) -> Self {
-        Self { source, kept: Mutex::new(None) }
+        Self { key: Secret::new(source, KEPT_FOR, SigningKey::new) }
     }
 
     /// A token that gives the payload back, for the same scope alone.
     pub async fn token(&self, scope: &str, payload: &str) -> Result<String, PagingError> {
-        Ok(self.key().await?.token(scope, payload))
+        Ok(self.key.get().await?.secret.token(scope, payload))
     }
 
     /// The payload of a token that was made for that scope; nothing for any other text.
     pub async fn payload(&self, scope: &str, token: &str) -> Result<Option<String>, PagingError> {
-        let key = self.key().await?;
+        let key = self.key.get().await?.secret;
         if let Some(payload) = key.payload(scope, token) {
             return Ok(Some(payload));
         }
-        // The token may be of a key that came after the one that is kept.
-        Ok(self.newer_key().await?.and_then(|key| key.payload(scope, token)))
-    }
-
-    async fn key(&self) -> Result<SigningKey, PagingError> {
-        let mut kept = self.kept.lock().await;
-        if let Some(kept) = &*kept
-            && kept.read_at.elapsed() < KEPT_FOR
-        {
-            return Ok(kept.key.clone());
-        }
-        let key = self.read().await?;
-        Ok(kept.insert(Kept { key, read_at: Instant::now() }).key.clone())
-    }
-
-    /// The key as it is now, unless it was read a moment ago.
-    async fn newer_key(&self) -> Result<Option<SigningKey>, PagingError> {
-        let mut kept = self.kept.lock().await;
-        match &mut *kept {
-            Some(kept) if kept.read_at.elapsed() >= READ_AGAIN_AFTER => {
-                // Noted before the call: one that fails is not repeated for each wrong token.
-                kept.read_at = Instant::now();
-                kept.key = self.read().await?;
-                Ok(Some(kept.key.clone()))
-            }
-            _ => Ok(None),
-        }
-    }
-
-    async fn read(&self) -> Result<SigningKey, PagingError> {
-        match &self.source {
-            KeySource::Given(key) => Ok(key.clone()),
-            KeySource::Secret { secrets, id } => {
-                let secret = secrets.get_secret_value().secret_id(id).send().await?;
-                SigningKey::new(secret.secret_string().unwrap_or_default())
-            }
-        }
+        // The token may be signed with a key that was stored after this one was read.
+        let newer = self.key.get_newer(READ_AGAIN_AFTER).await?;
+        Ok(newer.and_then(|key| key.secret.payload(scope, token)))
     }
 }
 
@@ -211,7 +142,6 @@ impl Paging {
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueError;
     use serde_json::json;
     use testkit::http::Stub;
 
@@ -277,7 +207,8 @@ mod tests {
         paging.token("a", "b").await.expect("a token");
         assert!(!format!("{paging:?} {:?}", given(KEY)).contains("0123"), "{paging:?}");
         assert!(format!("{paging:?}").contains("Secret { id: \"arn:secret\" }"), "{paging:?}");
-        assert!(format!("{paging:?}").contains("SigningKey(hidden)"), "{paging:?}");
+        let key = SigningKey::new(KEY).expect("a key");
+        assert_eq!(format!("{key:?}"), "SigningKey(hidden)");
         let (_secret, _stub, paging) = secret("hush hush").await;
         let error = paging.token("a", "b").await.expect_err("a weak key");
         assert_eq!(error.kind(), ErrorKind::Internal);
@@ -343,8 +274,6 @@ mod tests {
             KEY.clone_into(&mut secret.lock().expect("a text"));
             assert!(paging.token("a", "b").await.is_ok(), "the next call finds it");
         }
-        let unsaid = SdkError::<GetSecretValueError>::construction_failure("no secret is named");
-        assert_eq!(PagingError::from(unsaid).kind(), ErrorKind::Internal);
     }
 
     /// Lets time pass without the clock's standing still for the calls.

@@ -20,13 +20,12 @@ use lambda::{
     Deadline,
     http::{Problem, loggable},
 };
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::value::RawValue;
-use store::{StoreError, Table};
+use series::{UNKNOWN_SITE, hour_of};
+use store::{Commit, Key, StoreError, Table, Transaction};
 use tokio::time::Instant;
 
-/// The partition of refusals whose body names no site: no `siteId` could be read from it.
-pub const UNKNOWN_SITE: &str = "unknown";
 /// The reason of a good bundle that was refused because another bundle of its list is wrong.
 pub const REFUSED_WITH_LIST: &str = "RefusedWithList";
 
@@ -43,7 +42,6 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 const WRITES_AT_ONCE: usize = 8;
 /// How long a counter is kept after its hour, in seconds.
 const KEPT_SECONDS: i64 = 15 * 24 * 60 * 60;
-const HOUR_MILLIS: i64 = 60 * 60 * 1000;
 
 /// The names of a bundle's fields. A field with another name is counted as `(unknown)`: the sender chose it.
 const FIELDS: [&str; 7] = ["body", "query", "bundleId", "siteId", "series", "sensorId", "samples"];
@@ -79,84 +77,6 @@ impl Count {
             self.example = other.example;
         }
     }
-}
-
-/// A row of the refusals table.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RefusalRow {
-    /// The site that the body named, or [`UNKNOWN_SITE`].
-    pub site_id: String,
-    /// `<beginning of the hour>/<reason>/<field>/<sensorId or ->`.
-    pub row: String,
-    /// Bundles.
-    pub refused: u64,
-    /// When the first of them was refused.
-    pub first_at: Timestamp,
-    /// When the last of them was refused.
-    pub last_at: Timestamp,
-    /// What was wrong with the last of them, escaped and cut.
-    pub example: String,
-    /// When DynamoDB may delete the row, in seconds since the epoch.
-    pub expires_at: i64,
-}
-
-impl RefusalRow {
-    fn part(&self, index: usize) -> &str {
-        self.row.split('/').nth(index).unwrap_or_default()
-    }
-
-    /// Why: the name of a [`contracts::input::Reason`], of a problem, or [`REFUSED_WITH_LIST`].
-    #[must_use]
-    pub fn reason(&self) -> &str {
-        self.part(1)
-    }
-
-    /// The field that was wrong, such as `series[].samples[]`.
-    #[must_use]
-    pub fn field(&self) -> &str {
-        self.part(2)
-    }
-
-    /// The sensor whose series was wrong, if it could be read.
-    #[must_use]
-    pub fn sensor(&self) -> Option<SensorId> {
-        self.part(3).parse().ok()
-    }
-
-    /// Reads the counters of a site ([`UNKNOWN_SITE`] for bodies that name none), from the hour of `since` on.
-    pub async fn of_site(
-        table: &Table,
-        site: &str,
-        since: Timestamp,
-    ) -> Result<Vec<Self>, StoreError> {
-        let from = hour_of(since);
-        let items = table
-            .client()
-            .query()
-            .table_name(table.name())
-            .key_condition_expression("siteId = :site AND #row >= :from")
-            .expression_attribute_names("#row", "row")
-            .expression_attribute_values(":site", AttributeValue::S(site.to_owned()))
-            .expression_attribute_values(
-                ":from",
-                AttributeValue::S(Timestamp::from_millis(from).to_string()),
-            )
-            .consistent_read(true)
-            .into_paginator()
-            .items()
-            .send()
-            .collect::<Result<Vec<_>, _>>()
-            .await?;
-        serde_dynamo::from_items(items).map_err(|error| StoreError::Corrupt {
-            row: format!("of the refusals of {site}"),
-            reason: error.to_string(),
-        })
-    }
-}
-
-fn hour_of(at: Timestamp) -> i64 {
-    at.millis().div_euclid(HOUR_MILLIS) * HOUR_MILLIS
 }
 
 #[derive(Debug, Default)]
@@ -250,24 +170,25 @@ impl Refusals {
         let row = format!("{hour}/{}/{}/{sensor}", counter.reason, counter.field);
         let text = |text: &dyn ToString| AttributeValue::S(text.to_string());
         let number = |number: &dyn ToString| AttributeValue::N(number.to_string());
-        self.table
-            .client()
-            .update_item()
-            .table_name(self.table.name())
-            .key("siteId", AttributeValue::S(site))
-            .key("row", AttributeValue::S(row))
-            .update_expression(
-                "SET firstAt = if_not_exists(firstAt, :first), lastAt = :last, example = :example, \
-                 expiresAt = :expires ADD refused :refused",
-            )
-            .expression_attribute_values(":first", text(&count.first_at))
-            .expression_attribute_values(":last", text(&count.last_at))
-            .expression_attribute_values(":example", text(&count.example))
-            .expression_attribute_values(":expires", number(&(counter.hour / 1000 + KEPT_SECONDS)))
-            .expression_attribute_values(":refused", number(&count.refused))
-            .send()
-            .await?;
-        Ok(())
+        let key = Key::pair(("siteId", site), ("row", row));
+        let add = Transaction::on(&self.table).update(
+            &self.table,
+            &key,
+            "SET #firstAt = if_not_exists(#firstAt, :firstAt), #lastAt = :lastAt, \
+             #example = :example, #expiresAt = :expiresAt ADD #refused :refused",
+            None,
+            [
+                ("firstAt", text(&count.first_at)),
+                ("lastAt", text(&count.last_at)),
+                ("example", text(&count.example)),
+                ("expiresAt", number(&(counter.hour / 1000 + KEPT_SECONDS))),
+                ("refused", number(&count.refused)),
+            ],
+        );
+        match add.commit().await? {
+            Commit::Done => Ok(()),
+            Commit::Refused(_) => Err(StoreError::Internal("there is no condition".to_owned())),
+        }
     }
 }
 

@@ -6,13 +6,12 @@ use std::{
     time::Duration,
 };
 
-use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
 use contracts::{SensorId, SiteId, Timestamp};
 use serde::{Deserialize, de::IgnoredAny};
 use store::{StoreError, Table};
 use tokio::time::Instant;
 
-use crate::TelemetryError;
+use crate::{SensorRow, TelemetryError};
 
 /// Beyond that many sensors the cache starts anew: some 10 MB.
 const MOST_CACHED: usize = 100_000;
@@ -97,32 +96,8 @@ impl Register {
     }
 
     async fn read(&self, sensors: &[SensorId]) -> Result<HashMap<SensorId, Entry>, TelemetryError> {
-        let table = self.readings.name();
-        let keys = sensors.iter().map(|sensor| {
-            HashMap::from([
-                ("sensorId".to_owned(), AttributeValue::S(sensor.to_string())),
-                ("row".to_owned(), AttributeValue::S("SENSOR".to_owned())),
-            ])
-        });
-        let request = KeysAndAttributes::builder()
-            .set_keys(Some(keys.collect()))
-            .consistent_read(true)
-            .build()
-            .map_err(|error| StoreError::Internal(error.to_string()))?;
-        let answer = self
-            .readings
-            .client()
-            .batch_get_item()
-            .request_items(table, request)
-            .send()
-            .await
-            .map_err(StoreError::from)?;
-        // What DynamoDB left out is there for all we know.
-        if answer.unprocessed_keys.is_some_and(|left| !left.is_empty()) {
-            let text = "BatchGetItem left sensors of the register out".to_owned();
-            return Err(StoreError::Transient(text).into());
-        }
-        let items = answer.responses.unwrap_or_default().remove(table).unwrap_or_default();
+        let keys = sensors.iter().map(|sensor| SensorRow::key(*sensor));
+        let items = self.readings.batch_get(keys).consistent().send().await?;
         items
             .into_iter()
             .map(|item| {

@@ -14,17 +14,19 @@ use contracts::{
     readings::{Bundle, Sample},
     stream::Record,
 };
+use fault::{Failure, InvalidInput, Replayed};
 use flate2::{Compression, read::GzEncoder};
 use futures_util::{StreamExt, stream as futures};
-use lambda::{Deadline, Failure, InvalidInput, Replayed};
+use lambda::Deadline;
 use quarantine::{Quarantine, Reason};
 use serde_bytes::ByteBuf;
 use serde_json::value::RawValue;
+use series::{SeriesRow, packing::pack};
 use sha2::{Digest, Sha256};
 use store::{Commit, Table, Transaction};
 use stream::GZIP;
 
-use crate::{SeriesRow, TelemetryError, packing::pack, register::Register};
+use crate::{TelemetryError, register::Register};
 
 /// How many series of a bundle are put at once. A function works on 8 bundles at once, and each put
 /// takes a connection.
@@ -77,7 +79,7 @@ impl StoreReadings {
     /// Stores one record that an operator replays. What can't be stored ever is not set aside again: the
     /// answer says why.
     pub async fn replay(&self, record: &RawValue) -> Replayed {
-        let record: Record = match lambda::decode(record.get()) {
+        let record: Record = match fault::decode(record.get()) {
             Ok(record) => record,
             Err(error) => return Replayed::failed("InvalidInput", error.to_string()),
         };

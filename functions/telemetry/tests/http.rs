@@ -21,12 +21,15 @@ use lambda::{
 };
 use serde_bytes::ByteBuf;
 use serde_json::{Value, json};
+use series::{
+    SeriesRow,
+    packing::{pack, unpack},
+};
 use store::{Commit, Table, Transaction};
 use telemetry::{
-    SensorRow, SeriesRow,
+    SensorRow,
     accept_readings::AcceptReadings,
     get_readings::GetReadings,
-    packing::{pack, unpack},
     paging::{KeySource, Paging, SigningKey},
     refusals::Refusals,
 };

@@ -5,9 +5,10 @@ use std::time::Duration;
 use contracts::{SensorId, SiteId};
 use lambda::{Deadline, http::Request};
 use serde_json::{Value, json};
+use series::{RefusalRow, UNKNOWN_SITE};
 use telemetry::{
     accept_readings::AcceptReadings,
-    refusals::{REFUSED_WITH_LIST, RefusalRow, Refusals, UNKNOWN_SITE},
+    refusals::{REFUSED_WITH_LIST, Refusals},
 };
 use testkit::{
     Dynamo,

@@ -26,9 +26,8 @@ use futures_util::{FutureExt, future::LocalBoxFuture};
 use lambda::Deadline;
 use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
-use telemetry::{
-    SensorRow, SeriesRow, packing::unpack, register::Register, store_readings::StoreReadings,
-};
+use series::{SeriesRow, packing::unpack};
+use telemetry::{SensorRow, register::Register, store_readings::StoreReadings};
 use testkit::{
     chance::{Chance, all_seeds, seeds},
     cloud::{self, Cloud, Entry, Fault},

@@ -7,14 +7,15 @@ use contracts::{
     EntityType, Metric, SensorId, SiteId, Timestamp,
     readings::{Bundle, Sample, Series},
 };
+use fault::{ErrorKind, Replayed};
 use flate2::read::{GzDecoder, GzEncoder};
-use lambda::{Deadline, ErrorKind, Replayed};
+use lambda::Deadline;
 use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
+use series::{SeriesRow, packing::unpack};
 use store::Table;
 use telemetry::{
-    SensorRow, SeriesRow, packing::unpack, project_sensors::ProjectSensors, register::Register,
-    store_readings::StoreReadings,
+    SensorRow, project_sensors::ProjectSensors, register::Register, store_readings::StoreReadings,
 };
 use testkit::{
     chance::Chance,

@@ -8,12 +8,13 @@ use std::{
 };
 
 use aws_lambda_events::event::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage};
+use fault::{Failure, decode};
 use futures_util::{FutureExt, StreamExt, stream};
 use lambda_runtime::Context;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-use crate::{Error, Failure, decode, serve_raw};
+use crate::{Error, serve_raw};
 
 /// Kept back from the function's time for its answer.
 const FOR_THE_ANSWER: Duration = Duration::from_millis(500);

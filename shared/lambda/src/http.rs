@@ -12,11 +12,12 @@ use contracts::{
     SiteId,
     input::{self, Input, Reason},
 };
+use fault::{ErrorKind, Failure, Fault, decode};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tracing::{Span, field::display};
 
-use crate::{Deadline, Error, ErrorKind, Failure, Fault, decode, serve_raw};
+use crate::{Deadline, Error, serve_raw};
 
 /// What a handler has between the end of its work and its being cut off.
 const TO_TELL: Duration = Duration::from_millis(250);

@@ -4,7 +4,6 @@
 
 mod aws;
 mod batch;
-mod error;
 pub mod http;
 mod https;
 mod replay;
@@ -13,9 +12,8 @@ mod telemetry;
 
 pub use aws::{Aws, ConfigError, env};
 pub use batch::{Deadline, Failed, count_failed, each, lanes, serve_queue};
-pub use error::{ErrorKind, Failure, Fault, InvalidInput, decode};
 pub use http::serve_http;
 pub use lambda_runtime::Error;
-pub use replay::{Replayed, serve_commands, serve_stream};
+pub use replay::{serve_commands, serve_stream};
 pub use serve::{Step, serve_raw, serve_step};
 pub use telemetry::report;

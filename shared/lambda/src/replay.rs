@@ -8,51 +8,12 @@
 
 use aws_lambda_events::event::sqs::SqsMessage;
 use contracts::replay::{ReplayEvent, START};
-use serde::{Deserialize, Serialize};
+use fault::{ErrorKind, Failure, Replayed, decode};
+use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
-use crate::{Deadline, Error, ErrorKind, Failure, decode, serve_raw};
-
-/// The outcome of a replay.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "outcome", rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum Replayed {
-    /// The work is done.
-    Done,
-    /// There is nothing left to do.
-    Moot {
-        /// Why.
-        message: String,
-    },
-    /// It failed again.
-    Failed {
-        /// The error's stable name.
-        error: String,
-        /// For a human.
-        message: String,
-    },
-}
-
-impl Replayed {
-    /// It failed again.
-    #[must_use]
-    pub fn failed(error: &str, message: impl Into<String>) -> Self {
-        Self::Failed { error: error.to_owned(), message: message.into() }
-    }
-
-    /// It could not be done now.
-    #[must_use]
-    pub fn transient(message: impl Into<String>) -> Self {
-        Self::failed(ErrorKind::Transient.name(), message)
-    }
-
-    /// There is nothing left to do.
-    #[must_use]
-    pub fn moot(message: impl Into<String>) -> Self {
-        Self::Moot { message: message.into() }
-    }
-}
+use crate::{Deadline, Error, serve_raw};
 
 /// An answer to Lambda, or to an operator.
 #[derive(Serialize)]
@@ -106,8 +67,6 @@ pub async fn serve_commands(
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn raw(text: &str) -> Box<RawValue> {
@@ -125,15 +84,5 @@ mod tests {
             r#"{"kinesis": 1}"#
         );
         assert!(replayed(&raw(r#"{"again": 1}"#)).expect("an event").is_none());
-    }
-
-    #[test]
-    fn an_outcome_is_named_in_the_answer() {
-        let json = |answer| serde_json::to_value(answer).expect("JSON");
-        assert_eq!(json(Replayed::Done), json!({"outcome": "DONE"}));
-        assert_eq!(
-            json(Replayed::failed("UnknownSensor", "no")),
-            json!({"outcome": "FAILED", "error": "UnknownSensor", "message": "no"})
-        );
     }
 }

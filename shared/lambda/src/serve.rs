@@ -3,18 +3,14 @@
 use std::{future::Future, panic::AssertUnwindSafe};
 
 use contracts::{OnboardingId, Timestamp};
+use fault::{ErrorKind, Failure, Fault, decode};
 use futures_util::FutureExt;
-use lambda_runtime::{LambdaEvent, service_fn};
+use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use tracing::{Instrument, Span, field::Empty, info_span};
 
-use crate::{
-    Deadline, Error, Fault,
-    batch::panic_message,
-    error::{ErrorKind, Failure, decode},
-    telemetry,
-};
+use crate::{Deadline, Error, batch::panic_message, telemetry};
 
 /// A step: what it needs is its struct, what it decides and commits is [`Step::run`].
 pub trait Step {
@@ -92,9 +88,27 @@ pub async fn serve_raw<R: Serialize>(
                 ),
             }
             telemetry::flush(&request_id);
-            answer
+            answer.map_err(diagnostic)
         }
         .instrument(span)
     }))
     .await
+}
+
+/// The failure in the form that the runtime sends to Lambda.
+fn diagnostic(failure: Failure) -> Diagnostic {
+    Diagnostic { error_type: failure.kind.name().to_owned(), error_message: failure.message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lambda_gets_the_name_and_the_message() {
+        let message = "a.b: is wrong".to_owned();
+        let diagnostic = diagnostic(Failure { kind: ErrorKind::InvalidInput, message });
+        assert_eq!(diagnostic.error_type, "InvalidInput");
+        assert_eq!(diagnostic.error_message, "a.b: is wrong");
+    }
 }

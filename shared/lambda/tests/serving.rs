@@ -13,8 +13,9 @@ use axum::{
     routing::{get, post},
 };
 use contracts::{OnboardingId, Timestamp};
+use fault::{ErrorKind, Fault};
 use lambda::{
-    Error, ErrorKind, Fault, Step,
+    Error, Step,
     http::{Answer, Problem, serve_http_until},
     serve_http, serve_queue, serve_step,
 };

@@ -1,6 +1,6 @@
 //! Why a failure can't be read or recorded.
 
-use lambda::{ErrorKind, Fault};
+use fault::{ErrorKind, Fault};
 use store::StoreError;
 
 use crate::FailureId;

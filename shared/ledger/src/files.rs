@@ -5,10 +5,11 @@ use std::time::Duration;
 use aws_sdk_s3::{
     Client,
     config::{Builder, http::HttpResponse},
-    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    error::{ProvideErrorMetadata, SdkError},
     operation::get_object::GetObjectError,
 };
 use aws_types::SdkConfig;
+use fault::AwsErrorKind;
 
 use crate::{LedgerError, PayloadFile};
 
@@ -16,17 +17,6 @@ use crate::{LedgerError, PayloadFile};
 pub const MAX_FILE_BYTES: usize = 16 * 1024 * 1024;
 /// How long reading a file may take.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
-/// Codes of client errors that concern the call or its credentials, not the file.
-const RETRIABLE: [&str; 8] = [
-    "ExpiredToken",
-    "InvalidAccessKeyId",
-    "InvalidToken",
-    "RequestTimeTooSkewed",
-    "RequestTimeout",
-    "SignatureDoesNotMatch",
-    "SlowDown",
-    "TokenRefreshRequired",
-];
 
 /// The result of reading a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,27 +89,25 @@ impl Files {
     }
 }
 
-/// Why a file can't be read, unless another attempt may go through.
+/// Why a file can't be read, unless another attempt may succeed: with other credentials, or later.
 fn unreadable(error: &SdkError<GetObjectError, HttpResponse>) -> Option<String> {
-    let (code, status) = match error {
-        SdkError::ConstructionFailure(_) => ("the place is not valid", 400),
-        SdkError::ServiceError(context) => {
-            (context.err().code().unwrap_or("no error code"), context.raw().status().as_u16())
-        }
-        _ => return None,
-    };
-    if let Some(GetObjectError::NoSuchKey(_)) = error.as_service_error() {
-        return Some("is gone".to_owned());
+    if !matches!(AwsErrorKind::of(error), AwsErrorKind::Denied | AwsErrorKind::Refused) {
+        return None;
     }
-    let refused = (300..500).contains(&status) && ![408, 429].contains(&status);
-    (refused && !RETRIABLE.contains(&code)).then(|| {
-        let message = error.as_service_error().and_then(ProvideErrorMetadata::message);
-        format!("can't be read: {code}: {}", message.unwrap_or("no message"))
-    })
+    match error.as_service_error() {
+        Some(GetObjectError::NoSuchKey(_)) => Some("is gone".to_owned()),
+        service => {
+            let code = service.map_or("the place is not valid", |service| {
+                service.code().unwrap_or("no error code")
+            });
+            let message = service.and_then(ProvideErrorMetadata::message).unwrap_or("no message");
+            Some(format!("can't be read: {code}: {message}"))
+        }
+    }
 }
 
 fn trouble<E: std::error::Error + 'static>(file: &PayloadFile, error: &SdkError<E>) -> LedgerError {
-    failed(file, DisplayErrorContext(error).to_string())
+    failed(file, fault::describe(error))
 }
 
 fn failed(file: &PayloadFile, reason: String) -> LedgerError {

@@ -1,15 +1,19 @@
 //! Starting a state machine's execution, once, however often it is asked for; and looking at
 //! executions: which run, how far each came, what it was started with.
 
+mod history;
+
 use aws_sdk_sfn::{
     Client,
-    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    error::{ProvideErrorMetadata, SdkError},
     operation::{describe_execution::DescribeExecutionError, start_execution::StartExecutionError},
     primitives::DateTime,
     types::ExecutionStatus,
 };
 use contracts::Timestamp;
-use lambda::{ErrorKind, Fault};
+use fault::{AwsErrorKind, ErrorKind, Fault};
+
+pub use history::{History, Task, TaskFailure};
 
 /// Events of a history that are sure to hold the entering of the current state: the most tries that
 /// a state has, nine, take four events each.
@@ -177,7 +181,9 @@ impl Machine {
     }
 }
 
-fn timestamp(time: DateTime) -> Timestamp {
+/// Step Functions' time, to the millisecond.
+#[must_use]
+pub fn timestamp(time: DateTime) -> Timestamp {
     Timestamp::from_millis(time.to_millis().unwrap_or(i64::MAX))
 }
 
@@ -186,19 +192,12 @@ where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
     fn from(error: SdkError<E>) -> Self {
-        let text = DisplayErrorContext(&error).to_string();
-        let passes = match &error {
-            SdkError::ServiceError(service) => {
-                service.raw().status().as_u16() >= 500
-                    || matches!(
-                        service.err().code(),
-                        Some("ThrottlingException" | "ExecutionLimitExceeded")
-                    )
-            }
-            SdkError::ConstructionFailure(_) => false,
-            _ => true,
-        };
-        if passes { Self::Transient(text) } else { Self::Internal(text) }
+        let text = fault::describe(&error);
+        if AwsErrorKind::of(&error).is_transient() {
+            Self::Transient(text)
+        } else {
+            Self::Internal(text)
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Quarantines a stream's record that can never be processed: whole, and with the reason, so that the shard
 //! moves on and the record can be replayed once the cause is gone.
 
-use aws_sdk_sqs::{Client, error::DisplayErrorContext};
+use aws_sdk_sqs::Client;
 use contracts::{SensorId, SiteId, quarantine::Quarantined};
 use lambda::{Aws, ConfigError};
 use serde::Serialize;
@@ -69,7 +69,7 @@ impl Quarantine {
                 Ok(())
             }
             Err(fault) => {
-                let fault = DisplayErrorContext(&fault);
+                let fault = fault::describe(&fault);
                 Err(format!("{reason}; and the quarantine is out of reach: {fault}"))
             }
         }

@@ -1,11 +1,12 @@
 //! What can go wrong between a service and its table.
 
 use aws_sdk_dynamodb::{
-    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    error::{ProvideErrorMetadata, SdkError},
     operation::RequestId,
 };
+use fault::{AwsErrorKind, ErrorKind, Fault};
 
-/// A refused condition is no error: see [`crate::Commit`].
+/// An error of a call to DynamoDB. A condition that did not hold is not an error: see [`crate::Commit`].
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Throttled, timed out, in conflict with another transaction: the same call may go through
@@ -25,25 +26,19 @@ pub enum StoreError {
     Internal(String),
 }
 
-const TRANSIENT: &[&str] = &[
-    "InternalServerError",
-    "LimitExceededException",
-    "ProvisionedThroughputExceededException",
-    "RequestLimitExceeded",
-    "ServiceUnavailable",
-    "ThrottlingException",
-    "ThrottledException",
-    "TransactionConflictException",
-    "TransactionInProgressException",
-];
+impl Fault for StoreError {
+    fn kind(&self) -> ErrorKind {
+        self.into()
+    }
+}
 
-/// Whether DynamoDB's error (or cancellation) code is one that passes by itself.
-pub(crate) fn passes_by_itself(code: &str) -> bool {
-    TRANSIENT.contains(&code)
-        || matches!(
-            code,
-            "TransactionConflict" | "ThrottlingError" | "ProvisionedThroughputExceeded"
-        )
+impl From<&StoreError> for ErrorKind {
+    fn from(error: &StoreError) -> Self {
+        match error {
+            StoreError::Transient(_) => Self::Transient,
+            StoreError::Corrupt { .. } | StoreError::Internal(_) => Self::Internal,
+        }
+    }
 }
 
 impl<E> From<SdkError<E>> for StoreError
@@ -51,27 +46,15 @@ where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
     fn from(error: SdkError<E>) -> Self {
-        let text = match error.as_service_error() {
-            Some(service) => format!(
-                "{} {} (request {})",
-                service.code().unwrap_or("unnamed error"),
-                service.message().unwrap_or_default(),
-                error.as_service_error().and_then(|e| e.meta().request_id()).unwrap_or("-"),
-            ),
-            None => DisplayErrorContext(&error).to_string(),
-        };
-        match &error {
-            SdkError::ServiceError(context) => {
-                let status = context.raw().status().as_u16();
-                let code = context.err().code().unwrap_or_default();
-                if status >= 500 || passes_by_itself(code) {
-                    Self::Transient(text)
-                } else {
-                    Self::Internal(text)
-                }
-            }
-            SdkError::ConstructionFailure(_) => Self::Internal(text),
-            _ => Self::Transient(text),
+        let mut text = fault::summary(&error);
+        if let Some(service) = error.as_service_error() {
+            let request = service.meta().request_id().unwrap_or("-");
+            text = format!("{text} (request {request})");
+        }
+        if AwsErrorKind::of(&error).is_transient() {
+            Self::Transient(text)
+        } else {
+            Self::Internal(text)
         }
     }
 }
@@ -83,10 +66,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_that_can_not_be_made_will_not_be_later() {
+    fn a_call_that_can_not_be_made_is_not_transient() {
         let error = SdkError::<PutItemError>::construction_failure("no such region");
         assert!(matches!(StoreError::from(error), StoreError::Internal(_)));
         let error = SdkError::<PutItemError>::timeout_error("too slow");
         assert!(matches!(StoreError::from(error), StoreError::Transient(_)));
+    }
+
+    #[test]
+    fn only_errors_that_may_pass_are_transient() {
+        let text = String::new;
+        for (error, name) in [
+            (StoreError::Transient(text()), "Transient"),
+            (StoreError::Internal(text()), "Internal"),
+            (StoreError::Corrupt { row: text(), reason: text() }, "Internal"),
+        ] {
+            assert_eq!(error.kind().name(), name);
+        }
     }
 }

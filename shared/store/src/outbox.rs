@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::{StoreError, Table, table::Item};
+use crate::{Item, StoreError, Table};
 
 /// Over how many partitions the index of unpublished events is spread.
 pub const UNPUBLISHED_SHARDS: u8 = 8;

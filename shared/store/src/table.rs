@@ -1,23 +1,25 @@
 //! One table, as its owner sees it.
 
-use std::collections::HashMap;
-
 use aws_sdk_dynamodb::{Client, types::AttributeValue};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::StoreError;
-
-pub(crate) type Item = HashMap<String, AttributeValue>;
+use crate::{Item, StoreError, from_item};
 
 /// A row's key: the partition key, and the sort key where the table has one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Key(Vec<(&'static str, String)>);
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key(Vec<(&'static str, Part)>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Part {
+    Text(String),
+    Number(String),
+}
 
 impl Key {
     /// The key of a table that has no sort key.
     #[must_use]
     pub fn id(id: impl Into<String>) -> Self {
-        Self(vec![("id", id.into())])
+        Self(vec![("id", Part::Text(id.into()))])
     }
 
     /// A key of two parts, each with its attribute's name.
@@ -26,7 +28,20 @@ impl Key {
         partition: (&'static str, impl Into<String>),
         sort: (&'static str, impl Into<String>),
     ) -> Self {
-        Self(vec![(partition.0, partition.1.into()), (sort.0, sort.1.into())])
+        let (partition, sort) =
+            ((partition.0, Part::Text(partition.1.into())), (sort.0, Part::Text(sort.1.into())));
+        Self(vec![partition, sort])
+    }
+
+    /// A key whose sort key is a number, in the form that DynamoDB writes it.
+    #[must_use]
+    pub fn numbered(
+        partition: (&'static str, impl Into<String>),
+        sort: (&'static str, impl Into<String>),
+    ) -> Self {
+        let (partition, sort) =
+            ((partition.0, Part::Text(partition.1.into())), (sort.0, Part::Number(sort.1.into())));
+        Self(vec![partition, sort])
     }
 
     /// The partition key's attribute name; every row of the table has it, so a condition on it is
@@ -35,17 +50,20 @@ impl Key {
         self.0[0].0
     }
 
-    pub(crate) fn item(&self) -> Item {
-        self.0
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), AttributeValue::S(value.clone())))
-            .collect()
+    /// The key's attributes.
+    #[must_use]
+    pub fn item(&self) -> Item {
+        let attribute = |part: &Part| match part {
+            Part::Text(text) => AttributeValue::S(text.clone()),
+            Part::Number(number) => AttributeValue::N(number.clone()),
+        };
+        self.0.iter().map(|(name, part)| ((*name).to_owned(), attribute(part))).collect()
     }
 }
 
 impl std::fmt::Display for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (i, (_, value)) in self.0.iter().enumerate() {
+        for (i, (_, Part::Text(value) | Part::Number(value))) in self.0.iter().enumerate() {
             write!(f, "{}{value}", if i == 0 { "" } else { "/" })?;
         }
         Ok(())
@@ -66,7 +84,7 @@ impl Table {
         Self { client, name: name.into() }
     }
 
-    /// For what this crate has no words for: queries along an index, conditional single writes.
+    /// The client, for calls that this crate does not offer.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
@@ -76,6 +94,12 @@ impl Table {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The region of the table.
+    #[must_use]
+    pub fn region(&self) -> Option<String> {
+        self.client.config().region().map(ToString::to_string)
     }
 
     /// One row, strongly consistent.
@@ -93,8 +117,7 @@ impl Table {
 }
 
 pub(crate) fn decode<R: DeserializeOwned>(key: &Key, item: Item) -> Result<R, StoreError> {
-    serde_dynamo::from_item(item)
-        .map_err(|reason| StoreError::Corrupt { row: key.to_string(), reason: reason.to_string() })
+    from_item(item, || key.to_string())
 }
 
 /// The row as DynamoDB's attributes, its key put in.

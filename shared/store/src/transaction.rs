@@ -14,12 +14,12 @@ use aws_sdk_dynamodb::{
     },
 };
 use contracts::Event;
+use fault::AwsErrorKind;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    Key, NewEvent, Outbox, StoreError, Table,
-    error::passes_by_itself,
-    table::{Item, decode, encode},
+    Item, Key, NewEvent, Outbox, StoreError, Table,
+    table::{decode, encode},
 };
 
 /// How often a transaction is sent again that met another one on the same row.
@@ -251,8 +251,8 @@ impl Transaction {
                 return Ok(Commit::Refused(refused));
             }
             let text = cancelled.message().unwrap_or("transaction cancelled").to_owned();
-            let in_the_way = reasons.iter().filter_map(CancellationReason::code);
-            if !in_the_way.clone().any(passes_by_itself) {
+            let mut codes = reasons.iter().filter_map(CancellationReason::code);
+            if !codes.any(|code| AwsErrorKind::from_code(code).is_transient()) {
                 return Err(StoreError::Internal(text));
             }
             if conflicts == CONFLICT_RETRIES {

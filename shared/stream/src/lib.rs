@@ -9,8 +9,9 @@ use std::io::Read;
 use aws_lambda_events::event::streams::KinesisEventResponse;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{Timestamp, readings::Bundle, stream::Record};
+use fault::{Failure, InvalidInput};
 use flate2::read::MultiGzDecoder;
-use lambda::{Deadline, Failed, Failure, InvalidInput};
+use lambda::{Deadline, Failed};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -106,7 +107,7 @@ pub async fn consume(
     deadline: Deadline,
     work: impl AsyncFn(&Record<'_>) -> Result<(), String>,
 ) -> Result<KinesisEventResponse, Failure> {
-    let batch: Batch = lambda::decode(payload.get())?;
+    let batch: Batch = fault::decode(payload.get())?;
     let lanes = batch.records.iter().map(|record| (&record.kinesis.partition_key, record));
     let failed = lambda::lanes(lanes, SIDE_BY_SIDE, deadline, async |record| work(record).await);
     let failed = failed.await;

@@ -8,11 +8,11 @@ use contracts::{
     readings::{Bundle, Sample, Series},
     stream::{Data, Record},
 };
+use fault::InvalidInput;
 use flate2::{
     Compression,
     write::{GzEncoder, ZlibEncoder},
 };
-use lambda::InvalidInput;
 use proptest::{collection::vec, num, prelude::*, test_runner::RngSeed};
 use stream::{MOST_BUNDLE_BYTES, bundle};
 

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use contracts::{Entity, SensorId};
+use fault::{ErrorKind, Fault};
 use futures_util::future::{join, join_all};
-use lambda::{ErrorKind, Fault, Step};
+use lambda::Step;
 use serde_json::Value;
 
 use crate::{
@@ -48,7 +49,7 @@ pub type Outcome = Result<Value, ErrorKind>;
 /// # Panics
 /// Where the payload is not the step's.
 pub async fn run<S: Step>(step: &S, payload: &Value) -> Outcome {
-    let command = lambda::decode(&payload.to_string()).expect("the step's payload");
+    let command = fault::decode(&payload.to_string()).expect("the step's payload");
     match step.run(command, noon(0)).await {
         Ok(reply) => Ok(serde_json::to_value(reply).expect("a reply as JSON")),
         Err(fault) => Err(fault.kind()),
@@ -122,7 +123,7 @@ fn refuses_another_sites_onboarding<S: Step>(payload: &Value) {
     ] {
         let mut mixed = payload.clone();
         mixed[field] = id;
-        let Err(refused) = lambda::decode::<S::Command>(&mixed.to_string()) else {
+        let Err(refused) = fault::decode::<S::Command>(&mixed.to_string()) else {
             panic!("{field} of another site is accepted");
         };
         assert!(refused.problem.contains("does not belong to site"), "{refused}");
@@ -131,7 +132,7 @@ fn refuses_another_sites_onboarding<S: Step>(payload: &Value) {
         let mut mixed = payload.clone();
         mixed["sensors"][0]["sensorId"] = serde_json::json!(SensorId::of(other.onboarding_id, 0));
         assert!(
-            lambda::decode::<S::Command>(&mixed.to_string()).is_err(),
+            fault::decode::<S::Command>(&mixed.to_string()).is_err(),
             "a sensor of another site is accepted"
         );
     }
@@ -143,7 +144,7 @@ fn refuses_another_sites_onboarding<S: Step>(payload: &Value) {
 /// Where the payload is not the step's.
 #[must_use]
 pub fn correlation<S: Step>(payload: &Value) -> Option<String> {
-    let command = lambda::decode(&payload.to_string()).expect("the step's payload");
+    let command = fault::decode(&payload.to_string()).expect("the step's payload");
     S::correlation(&command).map(|id| id.to_string())
 }
 

@@ -1,6 +1,21 @@
-//! A payment provider that accepts every card and has whatever is asked for.
+//! Stand-ins for the payment provider: one that accepts every card and has whatever is asked for, and
+//! one that gives prepared answers, byte by byte.
+
+use std::{io, time::Duration};
 
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+    time::timeout,
+};
+
+/// How long the provider with prepared answers waits for a call.
+const CALL_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// The requests that a provider with prepared answers got.
+pub type Requests = JoinHandle<io::Result<Vec<String>>>;
 
 /// What it answers to a call, given as method and path: `GET /v1/subscriptions`.
 #[must_use]
@@ -17,5 +32,61 @@ pub fn accepting(call: &str) -> Value {
         json!({ "id": id, "status": "canceled", "deleted": true })
     } else {
         one
+    }
+}
+
+/// A prepared answer with a request id.
+#[must_use]
+pub fn answer(status: u16, body: &str) -> String {
+    with_header(status, "request-id: req_7", body)
+}
+
+/// A prepared answer with that header.
+#[must_use]
+pub fn with_header(status: u16, header: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "HTTP/1.1 {status} x\r\n{header}\r\ncontent-length: {length}\r\n\
+         connection: close\r\n\r\n{body}"
+    )
+}
+
+/// Starts a provider that gives these answers, one a connection. Returns its base URL, and the requests
+/// once all answers are given.
+///
+/// # Errors
+/// If it can't listen.
+pub async fn serve(answers: Vec<String>) -> io::Result<(String, Requests)> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let base = format!("http://{}/", listener.local_addr()?);
+    let requests = tokio::spawn(async move {
+        let mut requests = Vec::new();
+        for answer in answers {
+            // A call that is not made fails the test; it does not hang it.
+            let (mut socket, _) = timeout(CALL_TIMEOUT, listener.accept()).await??;
+            requests.push(read_request(&mut socket).await?);
+            socket.write_all(answer.as_bytes()).await?;
+        }
+        Ok(requests)
+    });
+    Ok((base, requests))
+}
+
+/// Reads a request to the end of its body.
+async fn read_request(socket: &mut TcpStream) -> io::Result<String> {
+    let mut read = Vec::new();
+    loop {
+        let mut piece = [0; 4096];
+        let length = socket.read(&mut piece).await?;
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        read.extend_from_slice(&piece[..length]);
+        let text = String::from_utf8_lossy(&read).to_lowercase();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let expected = head.split("content-length: ").nth(1).and_then(|t| t.lines().next());
+        if body.len() >= expected.and_then(|n| n.parse().ok()).unwrap_or(0) {
+            return Ok(String::from_utf8_lossy(&read).into_owned());
+        }
     }
 }

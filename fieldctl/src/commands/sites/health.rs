@@ -4,13 +4,10 @@ use contracts::{SensorId, SiteId, Timestamp, names};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ledger::{Status, Summary};
 use serde_json::Value;
+use series::{RefusalRow, SeriesRow, UNKNOWN_SITE};
 use store::Table as DynamoTable;
-use telemetry::{
-    SeriesRow,
-    refusals::{RefusalRow, UNKNOWN_SITE},
-};
 
-use super::{get, text};
+use super::text;
 use crate::{
     error::{CliError, Exit},
     health::{
@@ -36,7 +33,7 @@ const STORE_READINGS: &str = "store-readings";
 
 /// Shows a site's health.
 pub async fn run(stack: &Stack, screen: &mut Screen, site: SiteId) -> Result<Exit, CliError> {
-    let shown = get(stack, site).await?;
+    let shown = stack.site(site).await?;
     let health = evidence(stack, site, &shown, screen.now).await.judge(screen.now);
     if screen.json {
         screen.document(&health)?;

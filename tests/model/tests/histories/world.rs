@@ -22,9 +22,10 @@ use billing::{
 };
 use contracts::Timestamp;
 use devices::{deprovision_sensors::DeprovisionSensors, provision_sensors::ProvisionSensors};
+use fault::Fault;
 use inventory::{receive_kits::ReceiveKits, release_kits::ReleaseKits, reserve_kits::ReserveKits};
 use lambda::{
-    Fault, Step,
+    Step,
     http::{Answer, Problem, Request},
 };
 use machines::Machine;
@@ -288,7 +289,7 @@ impl World {
 }
 
 async fn run<S: Step>(step: &S, payload: &Value, now: Timestamp) -> Outcome {
-    let command = lambda::decode(&payload.to_string()).expect("the step's payload");
+    let command = fault::decode(&payload.to_string()).expect("the step's payload");
     match step.run(command, now).await {
         Ok(_) => Ok(()),
         Err(fault) => Err(fault.kind().name().to_owned()),

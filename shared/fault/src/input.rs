@@ -1,74 +1,16 @@
-//! Errors by the names that state machines, queues and people know them by.
-
-use std::fmt;
+//! Input that is not what it should be.
 
 use contracts::{
     IdMismatch,
     input::{self, FieldError, MAX_LINE},
 };
-use lambda_runtime::Diagnostic;
 use serde::Deserialize;
-use store::StoreError;
 
-/// Every error name that a Fieldstation function answers with. Stable: state machines match on
-/// them, alarms and runbooks name them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorKind {
-    /// The payment provider declined. Final.
-    CardDeclined,
-    /// Too few kits in stock. Final.
-    KitsOutOfStock,
-    /// The step's undo came before it; nothing was changed. Final.
-    Superseded,
-    /// It may go through later: throttled, timed out, busy.
-    Transient,
-    /// The input is wrong and says where. Final.
-    InvalidInput,
-    /// A defect of ours, or of the deployment.
-    Internal,
-}
-
-impl ErrorKind {
-    /// The `errorType` on the wire.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::CardDeclined => "CardDeclined",
-            Self::KitsOutOfStock => "KitsOutOfStock",
-            Self::Superseded => "Superseded",
-            Self::Transient => "Transient",
-            Self::InvalidInput => "InvalidInput",
-            Self::Internal => "Internal",
-        }
-    }
-}
-
-impl From<&StoreError> for ErrorKind {
-    fn from(error: &StoreError) -> Self {
-        match error {
-            StoreError::Transient(_) => Self::Transient,
-            StoreError::Corrupt { .. } | StoreError::Internal(_) => Self::Internal,
-        }
-    }
-}
-
-/// What a service's closed error enum tells of each of its cases.
-pub trait Fault: std::error::Error {
-    /// Its name on the wire.
-    fn kind(&self) -> ErrorKind;
-}
-
-impl Fault for StoreError {
-    fn kind(&self) -> ErrorKind {
-        self.into()
-    }
-}
-
-/// Input that does not read as what it should be.
+/// A field of the input is not valid.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}{problem}", place(.at))]
 pub struct InvalidInput {
-    /// Path of the field, e.g. `sensors[2].unit`; `.` for the whole.
+    /// Path of the field, e.g. `sensors[2].unit`; `.` for the whole input.
     pub at: String,
     /// What is wrong with it and what would be right.
     pub problem: String,
@@ -94,17 +36,17 @@ fn place(at: &str) -> String {
     if at == "." { String::new() } else { format!("{at}: ") }
 }
 
-/// Reads JSON that AWS or another step wrote, naming the first field that does not fit. What other
-/// systems write is read by [`contracts::input`], which names all of them.
+/// Reads JSON that AWS or another step wrote. The error names the first field that is not valid.
+/// JSON from outside is read by [`contracts::input`], which names all such fields.
 pub fn decode<'de, T: Deserialize<'de>>(json: &'de str) -> Result<T, InvalidInput> {
-    // Keeping track of the path costs as much as reading, and good input needs none.
+    // To track the path costs as much as to read, and valid input does not need it.
     if let Ok(value) = serde_json::from_str(json) {
         return Ok(value);
     }
     let mut deserializer = serde_json::Deserializer::from_str(json);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let problem = cut(error.inner().to_string());
-        // What is no JSON has no fields.
+        // Text that is not JSON has no fields.
         if !error.inner().is_data() {
             return InvalidInput { at: ".".to_owned(), problem: format!("is not JSON: {problem}") };
         }
@@ -116,13 +58,13 @@ pub fn decode<'de, T: Deserialize<'de>>(json: &'de str) -> Result<T, InvalidInpu
     Ok(value)
 }
 
-/// Serde quotes the input, however long it is.
+/// Cuts a message of serde, which quotes the input at any length.
 fn cut(text: String) -> String {
     input::cut(text, MAX_LINE)
 }
 
-/// The path of the field that a message is about. Of a field that is missing or unknown, serde
-/// gives the path of the object that it should, or should not, be in.
+/// The path of the field that a message is about. For a missing or an unknown field, serde gives
+/// the path of the object around it.
 fn field(path: &str, problem: &str) -> String {
     let named = ["missing field `", "unknown field `"]
         .into_iter()
@@ -134,44 +76,9 @@ fn field(path: &str, problem: &str) -> String {
     }
 }
 
-/// What the runtime sends to Lambda when an invocation fails.
-#[derive(Debug)]
-pub struct Failure {
-    /// Its name on the wire.
-    pub kind: ErrorKind,
-    /// For a human.
-    pub message: String,
-}
-
-impl Failure {
-    /// The fault as Lambda is told of it.
-    #[must_use]
-    pub fn of(fault: &impl Fault) -> Self {
-        Self { kind: fault.kind(), message: fault.to_string() }
-    }
-}
-
 impl From<IdMismatch> for InvalidInput {
     fn from(mismatch: IdMismatch) -> Self {
         Self { at: ".".to_owned(), problem: mismatch.to_string() }
-    }
-}
-
-impl From<InvalidInput> for Failure {
-    fn from(error: InvalidInput) -> Self {
-        Self { kind: ErrorKind::InvalidInput, message: error.to_string() }
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.kind.name(), self.message)
-    }
-}
-
-impl From<Failure> for Diagnostic {
-    fn from(failure: Failure) -> Self {
-        Self { error_type: failure.kind.name().to_owned(), error_message: failure.message }
     }
 }
 
@@ -196,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn input_that_does_not_read_is_named_by_its_field() {
+    fn an_error_names_the_field() {
         let of = |sensor: &str| format!(r#"{{"name": "n", "sensors": [{sensor}]}}"#);
         for (json, at, problem) in [
             ("", ".", "is not JSON: EOF while parsing"),
@@ -227,27 +134,5 @@ mod tests {
         }
         let many = InvalidInput::from(vec![error("a"); 1_000]);
         assert_eq!(many.problem.chars().count(), MAX_LINE + 4);
-    }
-
-    #[test]
-    fn lambda_is_told_the_name_and_the_message() {
-        let input = InvalidInput { at: "a.b".to_owned(), problem: "is wrong".to_owned() };
-        let failure = Failure::from(input);
-        assert_eq!(failure.to_string(), "InvalidInput: a.b: is wrong");
-        let diagnostic = Diagnostic::from(failure);
-        assert_eq!(diagnostic.error_type, "InvalidInput");
-        assert_eq!(diagnostic.error_message, "a.b: is wrong");
-    }
-
-    #[test]
-    fn only_what_passes_by_itself_is_transient() {
-        let text = String::new;
-        for (error, name) in [
-            (StoreError::Transient(text()), "Transient"),
-            (StoreError::Internal(text()), "Internal"),
-            (StoreError::Corrupt { row: text(), reason: text() }, "Internal"),
-        ] {
-            assert_eq!(error.kind().name(), name);
-        }
     }
 }

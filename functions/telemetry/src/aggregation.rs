@@ -1,0 +1,195 @@
+//! The content of a page: samples, or buckets of samples with their count, minimum, maximum and mean.
+
+use contracts::{Timestamp, readings::Sample};
+use serde::Serialize;
+
+use crate::query::{Order, Span};
+
+/// The samples or the buckets of an answer.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Content {
+    Samples(Vec<Sample>),
+    Buckets(Vec<Bucket>),
+}
+
+/// The samples of an hour or a day. The mean is that of the samples, whatever their times are.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Bucket {
+    pub(crate) start: Timestamp,
+    pub(crate) count: u64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+    pub(crate) mean: f64,
+}
+
+/// A bucket to which more samples may be added.
+#[derive(Debug)]
+pub(crate) struct OpenBucket {
+    index: i64,
+    count: u64,
+    min: f64,
+    max: f64,
+    /// Neumaier's sum: what each addition loses is summed in `lost`.
+    sum: f64,
+    lost: f64,
+}
+
+impl OpenBucket {
+    /// A power of two: the sum of the largest values stays finite, and no bit is lost.
+    const SCALE: f64 = 1.0 / 1_099_511_627_776.0;
+
+    fn new(index: i64) -> Self {
+        let (min, max) = (f64::INFINITY, f64::NEG_INFINITY);
+        Self { index, count: 0, min, max, sum: 0.0, lost: 0.0 }
+    }
+
+    fn add(&mut self, value: f64) {
+        self.count += 1;
+        self.min = self.min.min(value);
+        self.max = self.max.max(value);
+        let value = value * Self::SCALE;
+        let sum = self.sum + value;
+        self.lost += if self.sum.abs() >= value.abs() {
+            (self.sum - sum) + value
+        } else {
+            (value - sum) + self.sum
+        };
+        self.sum = sum;
+    }
+
+    fn bucket(&self, span: Span) -> Bucket {
+        #[expect(clippy::cast_precision_loss, reason = "a day has 86,400,000 instants")]
+        let mean = (self.sum + self.lost) / self.count as f64 / Self::SCALE;
+        Bucket {
+            start: Timestamp::from_millis(self.index * span.millis()),
+            count: self.count,
+            min: self.min,
+            max: self.max,
+            mean: mean.clamp(self.min, self.max),
+        }
+    }
+}
+
+/// The content of a page while it is filled.
+#[derive(Debug)]
+pub(crate) enum Output {
+    Samples { limit: usize, taken: Vec<Sample> },
+    Buckets { limit: usize, span: Span, taken: Vec<Bucket>, open: Option<OpenBucket> },
+}
+
+impl Output {
+    pub(crate) fn new(aggregate: Option<Span>, limit: usize) -> Self {
+        match aggregate {
+            None => Self::Samples { limit, taken: Vec::new() },
+            Some(span) => Self::Buckets { limit, span, taken: Vec::new(), open: None },
+        }
+    }
+
+    pub(crate) fn full(&self) -> bool {
+        match self {
+            Self::Samples { limit, taken } => taken.len() >= *limit,
+            Self::Buckets { limit, taken, .. } => taken.len() >= *limit,
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        match self {
+            Self::Samples { taken, .. } => taken.is_empty(),
+            Self::Buckets { taken, .. } => taken.is_empty(),
+        }
+    }
+
+    /// How many more samples there is room for.
+    pub(crate) fn room(&self) -> usize {
+        match self {
+            Self::Samples { limit, taken } => limit - taken.len(),
+            Self::Buckets { .. } => usize::MAX,
+        }
+    }
+
+    /// Adds the next sample. Returns `false` if the sample begins a bucket for which there is no room.
+    pub(crate) fn push(&mut self, sample: Sample) -> bool {
+        match self {
+            Self::Samples { taken, .. } => taken.push(sample),
+            Self::Buckets { span, taken, open, .. } => {
+                let index = sample.0.millis().div_euclid(span.millis());
+                if let Some(over) = open.take_if(|open| open.index != index) {
+                    taken.push(over.bucket(*span));
+                    if self.full() {
+                        return false;
+                    }
+                    return self.push(sample);
+                }
+                open.get_or_insert_with(|| OpenBucket::new(index)).add(sample.1);
+            }
+        }
+        true
+    }
+
+    /// Closes the bucket that ends before the frontier: all samples before it were added.
+    pub(crate) fn close_before(&mut self, order: Order, frontier: i64) {
+        if let Self::Buckets { span, taken, open, .. } = self
+            && let Some(over) = open.take_if(|it| places(order, *span, it.index).1 < frontier)
+        {
+            taken.push(over.bucket(*span));
+        }
+    }
+
+    /// The place at which the next page begins, if all samples before the frontier were offered.
+    pub(crate) fn resume_at(&self, order: Order, frontier: i64) -> i64 {
+        match self {
+            Self::Samples { taken, .. } => match taken.last() {
+                Some(last) if self.full() => order.place(last.0.millis()) + 1,
+                _ => frontier,
+            },
+            Self::Buckets { span, taken, open, .. } => match (open, taken.last()) {
+                (Some(open), _) => places(order, *span, open.index).0,
+                (None, Some(last)) if self.full() => {
+                    let index = last.start.millis().div_euclid(span.millis());
+                    places(order, *span, index).1 + 1
+                }
+                _ => frontier,
+            },
+        }
+    }
+
+    /// The content, without the bucket that is still open.
+    pub(crate) fn finish(self) -> Content {
+        match self {
+            Self::Samples { taken, .. } => Content::Samples(taken),
+            Self::Buckets { taken, .. } => Content::Buckets(taken),
+        }
+    }
+}
+
+/// The first and the last place of a bucket.
+fn places(order: Order, span: Span, index: i64) -> (i64, i64) {
+    let start = index * span.millis();
+    let end = start + span.millis() - 1;
+    match order {
+        Order::Asc => (start, end),
+        Order::Desc => (-end, -start),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mean_of(values: &[f64]) -> f64 {
+        let mut bucket = OpenBucket::new(0);
+        values.iter().for_each(|value| bucket.add(*value));
+        bucket.bucket(Span::Day).mean
+    }
+
+    #[test]
+    fn a_mean_keeps_small_values_beside_large_ones_and_does_not_overflow() {
+        assert_eq!(mean_of(&[1e17, 1.0, 1.0, -1e17]).to_bits(), 0.5_f64.to_bits());
+        assert_eq!(mean_of(&[1.0, 1e17, 1.0, -1e17]).to_bits(), 0.5_f64.to_bits());
+        assert_eq!(mean_of(&[f64::MAX, f64::MAX]).to_bits(), f64::MAX.to_bits());
+        assert_eq!(mean_of(&[f64::MIN, f64::MAX, 3.0]).to_bits(), 1.0_f64.to_bits());
+        // 0.1 ten times over is 0.9999999999999999 in a naive sum.
+        assert_eq!(mean_of(&[0.1; 10]).to_bits(), 0.1_f64.to_bits());
+    }
+}

@@ -1,0 +1,78 @@
+//! What a request for readings asks for.
+
+use contracts::Timestamp;
+use series::SeriesRow;
+
+/// The order of the samples in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    Asc,
+    Desc,
+}
+
+impl Order {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Asc => "asc",
+            Self::Desc => "desc",
+        }
+    }
+
+    /// The place of an instant, and the instant of a place. Places ascend in the order asked for.
+    pub(crate) fn place(self, millis: i64) -> i64 {
+        match self {
+            Self::Asc => millis,
+            Self::Desc => -millis,
+        }
+    }
+
+    /// The place from which on later rows may hold samples, after a row that starts at `start`.
+    pub(crate) fn frontier(self, start: i64) -> i64 {
+        match self {
+            Self::Asc => start,
+            Self::Desc => -start.saturating_add(SeriesRow::LONGEST_MILLIS),
+        }
+    }
+}
+
+/// The length of a bucket. Buckets begin at whole hours or days, in UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Span {
+    Hour,
+    Day,
+}
+
+impl Span {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Hour => "hour",
+            Self::Day => "day",
+        }
+    }
+
+    pub(crate) fn millis(self) -> i64 {
+        match self {
+            Self::Hour => 60 * 60 * 1000,
+            Self::Day => 24 * 60 * 60 * 1000,
+        }
+    }
+}
+
+/// What a request asks for.
+#[derive(Debug)]
+pub(crate) struct Query {
+    pub(crate) from: Option<Timestamp>,
+    pub(crate) to: Option<Timestamp>,
+    pub(crate) order: Order,
+    pub(crate) limit: usize,
+    pub(crate) aggregate: Option<Span>,
+    pub(crate) next: Option<String>,
+}
+
+impl Query {
+    /// The time asked for, in milliseconds since the epoch: start inclusive, end exclusive, not negative.
+    pub(crate) fn range(&self) -> (i64, i64) {
+        let millis = |time: Timestamp| time.millis().max(0);
+        (self.from.map_or(0, millis), self.to.map_or(i64::MAX, millis))
+    }
+}

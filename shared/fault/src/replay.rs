@@ -1,0 +1,62 @@
+//! The outcome of a replay, as a function answers it and fieldctl reads it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ErrorKind;
+
+/// The outcome of a replay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Replayed {
+    /// The work is done.
+    Done,
+    /// There is nothing left to do.
+    Moot {
+        /// Why.
+        message: String,
+    },
+    /// It failed again.
+    Failed {
+        /// The error's stable name.
+        error: String,
+        /// For a human.
+        message: String,
+    },
+}
+
+impl Replayed {
+    /// It failed again.
+    #[must_use]
+    pub fn failed(error: &str, message: impl Into<String>) -> Self {
+        Self::Failed { error: error.to_owned(), message: message.into() }
+    }
+
+    /// It could not be done now.
+    #[must_use]
+    pub fn transient(message: impl Into<String>) -> Self {
+        Self::failed(ErrorKind::Transient.name(), message)
+    }
+
+    /// There is nothing left to do.
+    #[must_use]
+    pub fn moot(message: impl Into<String>) -> Self {
+        Self::Moot { message: message.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_outcome_is_named_in_the_answer() {
+        let json = |answer| serde_json::to_value(answer).expect("JSON");
+        assert_eq!(json(Replayed::Done), json!({"outcome": "DONE"}));
+        assert_eq!(
+            json(Replayed::failed("UnknownSensor", "no")),
+            json!({"outcome": "FAILED", "error": "UnknownSensor", "message": "no"})
+        );
+    }
+}

@@ -1,0 +1,200 @@
+//! The history of an execution, read into its tasks.
+
+use aws_sdk_sfn::types::{HistoryEvent, HistoryEventType as Type};
+use contracts::Timestamp;
+use serde_json::Value;
+
+use crate::timestamp;
+
+/// What the events of an execution's history say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    /// The task states, in the order in which they were entered.
+    pub tasks: Vec<Task>,
+    /// The ARNs of the executions that the tasks started.
+    pub children: Vec<String>,
+    /// When the last event happened; `None` without events.
+    pub last_event: Option<Timestamp>,
+}
+
+/// One visit of a task state, with all its attempts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// The state's name.
+    pub name: String,
+    /// When it was entered.
+    pub begun: Timestamp,
+    /// When it was left; `None` while it runs.
+    pub ended: Option<Timestamp>,
+    /// How many attempts were made.
+    pub tries: u32,
+    /// The attempts that failed.
+    pub failures: Vec<TaskFailure>,
+    /// Whether the last attempt succeeded.
+    pub succeeded: bool,
+    /// Whether the last attempt was submitted, and its answer has not come yet.
+    pub submitted: bool,
+}
+
+/// A failed attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskFailure {
+    /// The error's name; `States.Timeout` for an attempt that timed out.
+    pub error: Option<String>,
+    /// The cause, as Step Functions has it.
+    pub cause: Option<String>,
+}
+
+impl History {
+    /// Reads the events, which must be in the order in which they happened.
+    #[must_use]
+    pub fn of(events: &[HistoryEvent]) -> Self {
+        let mut history = Self::default();
+        for event in events {
+            history.add(event);
+        }
+        history
+    }
+
+    fn add(&mut self, event: &HistoryEvent) {
+        let now = timestamp(*event.timestamp());
+        self.last_event = Some(now);
+        if *event.r#type() == Type::TaskStateEntered {
+            let details = event.state_entered_event_details();
+            self.tasks.push(Task {
+                name: details.map_or("?", |details| details.name()).to_owned(),
+                begun: now,
+                ended: None,
+                tries: 0,
+                failures: Vec::new(),
+                succeeded: false,
+                submitted: false,
+            });
+            return;
+        }
+        let Some(task) = self.tasks.last_mut().filter(|task| task.ended.is_none()) else { return };
+        let mut child = None;
+        match event.r#type() {
+            Type::TaskScheduled => {
+                task.tries += 1;
+                task.submitted = false;
+            }
+            Type::TaskSubmitted => {
+                task.submitted = true;
+                let details = event.task_submitted_event_details();
+                child = started(details.and_then(|details| details.output()));
+            }
+            Type::TaskSucceeded => {
+                task.succeeded = true;
+                let details = event.task_succeeded_event_details();
+                child = started(details.and_then(|details| details.output()));
+            }
+            Type::TaskFailed | Type::TaskSubmitFailed | Type::TaskStartFailed => {
+                let details = event.task_failed_event_details();
+                let cause = details.and_then(|details| details.cause());
+                child = started(cause);
+                let error = details.and_then(|details| details.error()).map(str::to_owned);
+                task.failures.push(TaskFailure { error, cause: cause.map(str::to_owned) });
+            }
+            Type::TaskTimedOut => {
+                let details = event.task_timed_out_event_details();
+                let cause = details.and_then(|details| details.cause()).map(str::to_owned);
+                task.failures.push(TaskFailure { error: Some("States.Timeout".to_owned()), cause });
+            }
+            Type::TaskStateExited
+            | Type::ExecutionFailed
+            | Type::ExecutionAborted
+            | Type::ExecutionTimedOut => task.ended = Some(now),
+            _ => {}
+        }
+        if let Some(child) = child.filter(|child| !self.children.contains(child)) {
+            self.children.push(child);
+        }
+    }
+}
+
+/// The ARN of the execution that a task started, from its output or its cause.
+fn started(text: Option<&str>) -> Option<String> {
+    let json: Value = serde_json::from_str(text?).ok()?;
+    let arn = ["ExecutionArn", "executionArn"].iter().find_map(|name| json[name].as_str())?;
+    Some(arn.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_sfn::{
+        primitives::DateTime,
+        types::{
+            StateEnteredEventDetails, TaskFailedEventDetails, TaskSucceededEventDetails,
+            builders::HistoryEventBuilder,
+        },
+    };
+
+    use super::*;
+
+    fn event(
+        second: i64,
+        kind: Type,
+        with: impl FnOnce(HistoryEventBuilder) -> HistoryEventBuilder,
+    ) -> HistoryEvent {
+        let event = HistoryEvent::builder().id(second).timestamp(DateTime::from_secs(second));
+        with(event.r#type(kind)).build().expect("an event")
+    }
+
+    fn entered(second: i64, name: &str) -> HistoryEvent {
+        let details = StateEnteredEventDetails::builder().name(name).build().expect("details");
+        event(second, Type::TaskStateEntered, |it| it.state_entered_event_details(details))
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_millis(second * 1000)
+    }
+
+    #[test]
+    fn a_task_has_its_attempts_its_end_and_the_execution_that_it_started() {
+        let failed = TaskFailedEventDetails::builder().resource_type("lambda").resource("invoke");
+        let failed = failed.error("Transient").cause("busy").build().expect("details");
+        let output = r#"{"ExecutionArn": "arn:child"}"#;
+        let done = TaskSucceededEventDetails::builder().resource_type("states").resource("start");
+        let done = done.output(output).build().expect("details");
+        let plain = |second, kind| event(second, kind, |it| it);
+        let history = History::of(&[
+            plain(0, Type::ExecutionStarted),
+            entered(1, "ReserveKits"),
+            plain(2, Type::TaskScheduled),
+            event(3, Type::TaskFailed, |it| it.task_failed_event_details(failed)),
+            plain(4, Type::TaskScheduled),
+            plain(5, Type::TaskSubmitted),
+            event(6, Type::TaskSucceeded, |it| it.task_succeeded_event_details(done)),
+            plain(7, Type::TaskStateExited),
+            entered(8, "Compensate"),
+            plain(9, Type::TaskScheduled),
+            plain(10, Type::TaskTimedOut),
+        ]);
+        let failure = |error: &str, cause: Option<&str>| TaskFailure {
+            error: Some(error.to_owned()),
+            cause: cause.map(str::to_owned),
+        };
+        let reserve = Task {
+            name: "ReserveKits".to_owned(),
+            begun: at(1),
+            ended: Some(at(7)),
+            tries: 2,
+            failures: vec![failure("Transient", Some("busy"))],
+            succeeded: true,
+            submitted: true,
+        };
+        let compensate = Task {
+            name: "Compensate".to_owned(),
+            begun: at(8),
+            ended: None,
+            tries: 1,
+            failures: vec![failure("States.Timeout", None)],
+            succeeded: false,
+            submitted: false,
+        };
+        assert_eq!(history.tasks, [reserve, compensate]);
+        assert_eq!(history.children, ["arn:child"]);
+        assert_eq!(history.last_event, Some(at(10)));
+    }
+}

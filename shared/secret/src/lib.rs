@@ -1,0 +1,252 @@
+//! A secret of Secrets Manager: kept in memory, and read again when it is old.
+
+use std::{fmt, time::Duration};
+
+use aws_sdk_secretsmanager::Client;
+use contracts::Timestamp;
+use fault::AwsErrorKind;
+use tokio::{sync::Mutex, time::Instant};
+
+/// Where a secret comes from.
+pub enum Source<T> {
+    /// Secrets Manager: the secret's ARN or name.
+    Secret {
+        /// The client.
+        secrets: Client,
+        /// The secret.
+        id: String,
+    },
+    /// Given, for tests.
+    Given(T),
+}
+
+/// Shows no secret.
+impl<T> fmt::Debug for Source<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Secret { id, .. } => f.debug_struct("Secret").field("id", id).finish(),
+            Self::Given(_) => f.write_str("Given(hidden)"),
+        }
+    }
+}
+
+/// Why a secret can't be used. It never holds the secret.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError<E> {
+    /// Secrets Manager did not give it.
+    #[error("{message}")]
+    Unread {
+        /// Why.
+        kind: AwsErrorKind,
+        /// The error with its causes.
+        message: String,
+    },
+    /// Its text is not valid.
+    #[error("{0}")]
+    Invalid(E),
+}
+
+/// A secret as it was read.
+#[derive(Clone, Debug)]
+pub struct Value<T> {
+    /// The secret.
+    pub secret: T,
+    /// When it was read.
+    pub at: Timestamp,
+    read: Instant,
+}
+
+/// A secret that is read when it is first needed. Its value must hide itself in `Debug`.
+pub struct Secret<T, E> {
+    source: Source<T>,
+    parse: fn(&str) -> Result<T, E>,
+    max_age: Duration,
+    kept: Mutex<Option<Value<T>>>,
+}
+
+impl<T, E> fmt::Debug for Secret<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.source.fmt(f)
+    }
+}
+
+impl<T: Clone, E> Secret<T, E> {
+    /// A secret whose text `parse` reads. It is read again when it is older than `max_age`.
+    #[must_use]
+    pub fn new(source: Source<T>, max_age: Duration, parse: fn(&str) -> Result<T, E>) -> Self {
+        Self { source, parse, max_age, kept: Mutex::new(None) }
+    }
+
+    /// The secret. An error if it is too old and can't be read again.
+    pub async fn get(&self) -> Result<Value<T>, SecretError<E>> {
+        let mut kept = self.kept.lock().await;
+        if let Some(kept) = &*kept
+            && kept.read.elapsed() < self.max_age
+        {
+            return Ok(kept.clone());
+        }
+        Ok(kept.insert(self.read().await?).clone())
+    }
+
+    /// The secret; the old one if it can't be read again. Then `failed` gets the error.
+    pub async fn get_or_old(
+        &self,
+        failed: impl FnOnce(&SecretError<E>),
+    ) -> Result<Value<T>, SecretError<E>> {
+        let error = match self.get().await {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        match &*self.kept.lock().await {
+            Some(old) => {
+                failed(&error);
+                Ok(old.clone())
+            }
+            None => Err(error),
+        }
+    }
+
+    /// Reads the secret again; `None` if the last attempt is not older than `min_age`.
+    pub async fn get_newer(&self, min_age: Duration) -> Result<Option<Value<T>>, SecretError<E>> {
+        let mut kept = self.kept.lock().await;
+        match &mut *kept {
+            Some(kept) if kept.read.elapsed() >= min_age => {
+                // Set before the call, so that a call that fails is not repeated at once.
+                kept.read = Instant::now();
+                *kept = self.read().await?;
+                Ok(Some(kept.clone()))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Forgets the secret: the next use reads it again.
+    pub async fn forget(&self) {
+        *self.kept.lock().await = None;
+    }
+
+    async fn read(&self) -> Result<Value<T>, SecretError<E>> {
+        let secret = match &self.source {
+            Source::Given(secret) => secret.clone(),
+            Source::Secret { secrets, id } => {
+                let answer = secrets.get_secret_value().secret_id(id).send().await;
+                let answer = answer.map_err(|error| SecretError::Unread {
+                    kind: AwsErrorKind::of(&error),
+                    message: fault::describe(&error),
+                })?;
+                let text = answer.secret_string().unwrap_or_default();
+                (self.parse)(text).map_err(SecretError::Invalid)?
+            }
+        };
+        Ok(Value { secret, at: Timestamp::now(), read: Instant::now() })
+    }
+}
+
+impl<T> Value<T> {
+    /// Whether both come from the same read.
+    #[must_use]
+    pub fn is_same_read(&self, other: &Self) -> bool {
+        self.read == other.read
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use serde_json::json;
+    use testkit::http::Stub;
+
+    use super::*;
+
+    const MAX_AGE: Duration = Duration::from_mins(5);
+    const MIN_AGE: Duration = Duration::from_mins(1);
+
+    fn parse(text: &str) -> Result<String, &'static str> {
+        if text == "wrong" { Err("it is wrong") } else { Ok(text.to_owned()) }
+    }
+
+    /// A secret whose text can be changed. An empty text can't be read.
+    async fn secret(text: &str) -> (Arc<Mutex<String>>, Stub, Secret<String, &'static str>) {
+        let text = Arc::new(Mutex::new(text.to_owned()));
+        let there = Arc::clone(&text);
+        let stub = Stub::start(move |_| match there.lock().expect("a text").as_str() {
+            "" => (400, json!({ "__type": "DecryptionFailure", "message": "no" })),
+            text => (200, json!({ "ARN": "arn", "Name": "name", "SecretString": text })),
+        })
+        .await;
+        let source = Source::Secret { secrets: Client::new(&stub.config()), id: "arn".to_owned() };
+        (text, stub, Secret::new(source, MAX_AGE, parse))
+    }
+
+    fn set(text: &Mutex<String>, to: &str) {
+        to.clone_into(&mut text.lock().expect("a text"));
+    }
+
+    /// Lets time pass between calls; during calls the clock must run.
+    async fn later(time: Duration) {
+        tokio::time::pause();
+        tokio::time::advance(time).await;
+        tokio::time::resume();
+    }
+
+    #[tokio::test]
+    async fn a_secret_is_read_again_when_it_is_old() {
+        let (text, stub, secret) = secret("one").await;
+        let get = async || secret.get().await.expect("a secret").secret;
+        assert_eq!(get().await, "one");
+        set(&text, "two");
+        assert_eq!(get().await, "one");
+        assert_eq!(stub.take_calls().len(), 1);
+        later(MAX_AGE).await;
+        assert_eq!(get().await, "two");
+        assert_eq!(stub.take_calls().len(), 1);
+        secret.forget().await;
+        assert_eq!(get().await, "two");
+        assert_eq!(stub.take_calls().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_old_secret_is_used_only_where_that_is_asked_for() {
+        let (text, _stub, secret) = secret("").await;
+        secret.get_or_old(|_| panic!("there is no old one")).await.expect_err("unread");
+        set(&text, "one");
+        secret.get().await.expect("a secret");
+        for broken in ["", "wrong"] {
+            set(&text, broken);
+            later(MAX_AGE).await;
+            let error = secret.get().await.expect_err("unread").to_string();
+            let mut seen = None;
+            let old = secret.get_or_old(|error| seen = Some(error.to_string())).await;
+            assert_eq!(old.expect("the old one").secret, "one");
+            assert!(seen.is_some_and(|seen| seen[..8] == error[..8]), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_newer_secret_is_read_once_in_a_while() {
+        let (text, stub, secret) = secret("one").await;
+        let newer = async || secret.get_newer(MIN_AGE).await.map(|it| it.map(|it| it.secret));
+        assert_eq!(newer().await.expect("nothing was read"), None);
+        secret.get().await.expect("a secret");
+        assert_eq!(newer().await.expect("it was read a moment ago"), None);
+        assert_eq!(stub.take_calls().len(), 1);
+        set(&text, "two");
+        later(MIN_AGE).await;
+        assert_eq!(newer().await.expect("a secret").as_deref(), Some("two"));
+        assert_eq!(newer().await.expect("it was read a moment ago"), None);
+        set(&text, "");
+        later(MIN_AGE).await;
+        newer().await.expect_err("unread");
+        drop(stub.take_calls());
+        assert_eq!(newer().await.expect("it was tried a moment ago"), None);
+        assert_eq!(stub.take_calls().len(), 0);
+        assert_eq!(secret.get().await.expect("the one before").secret, "two");
+    }
+
+    #[test]
+    fn a_secret_does_not_show() {
+        let given = Secret::new(Source::Given("hush".to_owned()), MAX_AGE, parse);
+        assert_eq!(format!("{given:?}"), "Given(hidden)");
+    }
+}

@@ -1,0 +1,249 @@
+//! Reads of several rows: a query, a scan, or rows by their keys.
+
+use std::{collections::HashMap, time::Duration};
+
+use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
+use serde::de::DeserializeOwned;
+
+use crate::{Key, StoreError, Table};
+
+/// The attributes of a row.
+pub type Item = HashMap<String, AttributeValue>;
+
+/// The limit of a `BatchGetItem` call.
+const MAX_KEYS: usize = 100;
+/// Attempts to read keys of which DynamoDB answers none.
+const MAX_ATTEMPTS: u32 = 4;
+/// The pause before the second attempt; each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// A query, or a scan, of a table or of one of its indexes. In its expressions, `#name` stands for
+/// the attribute `name`, and `:name` for the value with that name.
+#[derive(Clone, Debug)]
+pub struct Query<'t> {
+    table: &'t Table,
+    /// `None` for a scan.
+    condition: Option<&'static str>,
+    projection: Option<&'static str>,
+    index: Option<&'static str>,
+    values: Item,
+    limit: Option<i32>,
+    descending: bool,
+    consistent: bool,
+}
+
+/// The answer to one call.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Page {
+    /// The rows.
+    pub items: Vec<Item>,
+    /// Where the next page begins; `None` on the last page.
+    pub next: Option<Item>,
+}
+
+/// Reads of rows by their keys.
+#[derive(Debug)]
+pub struct BatchGet<'t> {
+    table: &'t Table,
+    keys: Vec<Item>,
+    consistent: bool,
+}
+
+impl Table {
+    /// A query with that key condition. It reads the rows in the order of the sort key.
+    #[must_use]
+    pub fn query(&self, condition: &'static str) -> Query<'_> {
+        Query { condition: Some(condition), ..self.scan() }
+    }
+
+    /// A scan: it reads all rows.
+    #[must_use]
+    pub fn scan(&self) -> Query<'_> {
+        Query {
+            table: self,
+            condition: None,
+            projection: None,
+            index: None,
+            values: Item::new(),
+            limit: None,
+            descending: false,
+            consistent: false,
+        }
+    }
+
+    /// The rows with these keys, which must differ from each other. A row that does not exist is
+    /// missing in the answer.
+    #[must_use]
+    pub fn batch_get(&self, keys: impl IntoIterator<Item = Key>) -> BatchGet<'_> {
+        let keys = keys.into_iter().map(|key| key.item()).collect();
+        BatchGet { table: self, keys, consistent: false }
+    }
+}
+
+impl Query<'_> {
+    /// Reads an index.
+    #[must_use]
+    pub fn index(mut self, name: &'static str) -> Self {
+        self.index = Some(name);
+        self
+    }
+
+    /// Binds a text to `:name`.
+    #[must_use]
+    pub fn text(mut self, name: &str, value: impl ToString) -> Self {
+        self.values.insert(format!(":{name}"), AttributeValue::S(value.to_string()));
+        self
+    }
+
+    /// Binds a number to `:name`.
+    #[must_use]
+    pub fn number(mut self, name: &str, value: impl ToString) -> Self {
+        self.values.insert(format!(":{name}"), AttributeValue::N(value.to_string()));
+        self
+    }
+
+    /// Reads only these attributes.
+    #[must_use]
+    pub fn project(mut self, attributes: &'static str) -> Self {
+        self.projection = Some(attributes);
+        self
+    }
+
+    /// Reads at most so many rows a page.
+    #[must_use]
+    pub fn limit(mut self, rows: i32) -> Self {
+        self.limit = Some(rows);
+        self
+    }
+
+    /// Reads in descending order of the sort key.
+    #[must_use]
+    pub fn descending(mut self, descending: bool) -> Self {
+        self.descending = descending;
+        self
+    }
+
+    /// Reads with strong consistency. Not for an index.
+    #[must_use]
+    pub fn consistent(mut self) -> Self {
+        self.consistent = true;
+        self
+    }
+
+    /// Reads one page, in one call.
+    pub async fn page(&self, start: Option<Item>) -> Result<Page, StoreError> {
+        let (client, table) = (self.table.client(), self.table.name());
+        let names = self.names();
+        let consistent = self.consistent.then_some(true);
+        if let Some(condition) = self.condition {
+            let answer = client
+                .query()
+                .table_name(table)
+                .set_index_name(self.index.map(str::to_owned))
+                .key_condition_expression(condition)
+                .set_projection_expression(self.projection.map(str::to_owned))
+                .set_expression_attribute_names(names)
+                .set_expression_attribute_values(Some(self.values.clone()))
+                .set_scan_index_forward(self.descending.then_some(false))
+                .set_consistent_read(consistent)
+                .set_limit(self.limit)
+                .set_exclusive_start_key(start)
+                .send()
+                .await?;
+            return Ok(Page::new(answer.items, answer.last_evaluated_key));
+        }
+        let answer = client
+            .scan()
+            .table_name(table)
+            .set_index_name(self.index.map(str::to_owned))
+            .set_projection_expression(self.projection.map(str::to_owned))
+            .set_expression_attribute_names(names)
+            .set_consistent_read(consistent)
+            .set_limit(self.limit)
+            .set_exclusive_start_key(start)
+            .send()
+            .await?;
+        Ok(Page::new(answer.items, answer.last_evaluated_key))
+    }
+
+    /// Reads all pages.
+    pub async fn all(&self) -> Result<Vec<Item>, StoreError> {
+        let Page { mut items, mut next } = self.page(None).await?;
+        while next.is_some() {
+            let page = self.page(next).await?;
+            items.extend(page.items);
+            next = page.next;
+        }
+        Ok(items)
+    }
+
+    /// The attributes that the expressions name as `#name`.
+    fn names(&self) -> Option<HashMap<String, String>> {
+        let expressions = [self.condition, self.projection].into_iter().flatten();
+        let words = expressions.flat_map(|expression| {
+            expression.split(|c: char| c != '#' && c != '_' && !c.is_ascii_alphanumeric())
+        });
+        let names: HashMap<_, _> = words
+            .filter_map(|word| Some((word.to_owned(), word.strip_prefix('#')?.to_owned())))
+            .collect();
+        (!names.is_empty()).then_some(names)
+    }
+}
+
+impl Page {
+    fn new(items: Option<Vec<Item>>, next: Option<Item>) -> Self {
+        // Emulators answer with an empty key on the last page.
+        Self { items: items.unwrap_or_default(), next: next.filter(|key| !key.is_empty()) }
+    }
+}
+
+impl BatchGet<'_> {
+    /// Reads with strong consistency.
+    #[must_use]
+    pub fn consistent(mut self) -> Self {
+        self.consistent = true;
+        self
+    }
+
+    /// Reads all rows, in no order. Keys that DynamoDB leaves unprocessed are sent again, after a
+    /// pause that grows as long as none of a call's keys is processed.
+    pub async fn send(self) -> Result<Vec<Item>, StoreError> {
+        let (client, table, mut keys) = (self.table.client(), self.table.name(), self.keys);
+        let mut rows = Vec::with_capacity(keys.len());
+        let mut attempts = 0;
+        while !keys.is_empty() {
+            let call = keys.split_off(keys.len().saturating_sub(MAX_KEYS));
+            let sent = call.len();
+            let request = KeysAndAttributes::builder()
+                .set_keys(Some(call))
+                .set_consistent_read(self.consistent.then_some(true))
+                .build()
+                .map_err(|error| StoreError::Internal(error.to_string()))?;
+            let answer = client.batch_get_item().request_items(table, request).send().await?;
+            rows.extend(answer.responses.unwrap_or_default().remove(table).unwrap_or_default());
+            let left = answer.unprocessed_keys.unwrap_or_default().remove(table);
+            let left = left.map(|left| left.keys).unwrap_or_default();
+            if left.is_empty() {
+                attempts = 0;
+                continue;
+            }
+            attempts = if left.len() < sent { 1 } else { attempts + 1 };
+            if attempts == MAX_ATTEMPTS {
+                let reason = format!("BatchGetItem leaves {} keys unprocessed", left.len());
+                return Err(StoreError::Transient(reason));
+            }
+            keys.extend(left);
+            tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(attempts - 1)).await;
+        }
+        Ok(rows)
+    }
+}
+
+/// Reads a row as a type. `name` names the row in the error.
+pub fn from_item<R: DeserializeOwned>(
+    item: Item,
+    name: impl FnOnce() -> String,
+) -> Result<R, StoreError> {
+    serde_dynamo::from_item(item)
+        .map_err(|error| StoreError::Corrupt { row: name(), reason: error.to_string() })
+}
