@@ -6,7 +6,7 @@ use aws_config::{retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_dynamodb::error::{DisplayErrorContext, ProvideErrorMetadata};
 use aws_sdk_lambda::primitives::Blob;
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
-use contracts::replay::ReplayEvent;
+use contracts::{names::SITE_TEARDOWN, replay::ReplayEvent, saga::STEPS};
 use lambda::Replayed;
 use ledger::{ErrorInfo, FailureId, FailureRow, Kind};
 use serde_json::{Value, json};
@@ -73,7 +73,8 @@ impl Entry {
 /// Whether a replay of this source's work undoes a site: starts its teardown, or is a part of it.
 #[must_use]
 pub fn undoes(source: &str) -> bool {
-    matches!(source, "site-teardown" | "recover-onboarding" | "cancel-subscription")
+    [SITE_TEARDOWN, "recover-onboarding"].contains(&source)
+        || STEPS.iter().any(|step| step.undo_function() == source)
 }
 
 impl fmt::Display for Entry {
