@@ -199,7 +199,8 @@ pub async fn residue(stack: &Stack, ids: Ids) -> Result<Vec<(String, String)>> {
 }
 
 /// The logical id of the table of the step's service.
-fn table_of(step: &SagaStep) -> String {
+#[must_use]
+pub fn table_of(step: &SagaStep) -> String {
     let service = step.entity.service();
     format!("{}{}Table", service[..1].to_uppercase(), &service[1..])
 }
