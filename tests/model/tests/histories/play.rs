@@ -6,7 +6,7 @@ use std::{
 };
 
 use contracts::{
-    Entity, EntityType, EventId, Metric, Sensor, SensorId, Timestamp, events::Shortage,
+    Entity, EntityType, EventId, Metric, Sensor, SensorId, Timestamp, events::Shortage, saga,
 };
 use serde_json::{Value, json};
 use sites::{StepRow, StepStatus};
@@ -20,7 +20,7 @@ use testkit::{
 
 use crate::{
     history::{Beginning, Card, DELIVERIES, History, Move, NAMES, Scope, Trouble, Work},
-    model::{Change, ENTITIES, METRICS, Outcome, SiteModel, State, entity_of, failure, saga_of},
+    model::{Change, METRICS, Outcome, SiteModel, State, entity_of, failure, saga_of},
     provider::Books,
     world::{Asking, Call, Executions, LEASE, ONBOARDING_ARN, TEARDOWN_ARN, World},
 };
@@ -587,14 +587,14 @@ impl<'a> Play<'a> {
     }
 
     fn entity_row(&self, site: usize, entity: EntityType) -> (&'static str, String) {
-        let id = self.sites[site].id(entity).id;
-        match entity {
-            EntityType::Site => (SITES, format!("{id}/SITE")),
-            EntityType::Reservation => (INVENTORY, format!("reservation#{id}")),
-            EntityType::Sensors => (DEVICES, format!("sensors#{id}")),
-            EntityType::Subscription => (BILLING, format!("subscription#{id}")),
-            EntityType::Alerting => (ALERTING, format!("alerting#{id}")),
+        let id = self.sites[site].id(entity);
+        if entity == EntityType::Site {
+            return (SITES, format!("{}/SITE", id.id));
         }
+        let table = [INVENTORY, DEVICES, BILLING, ALERTING]
+            .into_iter()
+            .find(|table| table.to_lowercase().starts_with(entity.service()));
+        (table.expect("the service's table"), id.to_string())
     }
 
     /// The change that was made, of those that the step may make.
@@ -782,7 +782,7 @@ impl<'a> Play<'a> {
             }
         }
         let name = self.sites[site].name;
-        for entity in ENTITIES {
+        for entity in EntityType::ALL {
             let state = self.sites[site].state(entity);
             if !forward.iter().any(|work| entity_of(*work) == Some(entity)) {
                 continue;
@@ -832,7 +832,7 @@ impl<'a> Play<'a> {
             events.entry(row.entity.clone()).or_default().insert(row.sequence, row);
         }
         for (place, site) in self.sites.iter().enumerate() {
-            for entity in ENTITIES {
+            for entity in EntityType::ALL {
                 let id = site.id(entity).to_string();
                 let there = events.remove(&id).unwrap_or_default();
                 let gapless = there.keys().copied().eq(1..=there.len() as u64);
@@ -924,26 +924,13 @@ fn check_event(
     if is_right { Ok(()) } else { Err(format!("its event is wrong: {}", event.detail)) }
 }
 
-/// The step that an event tells of, and what became of it.
+/// The step that project-site writes on an event, and its status.
 fn step_of(kind: &str) -> Option<(&'static str, StepStatus)> {
-    let steps = [
-        ("ReserveKits", "KitsReserved", "StockDepleted", "KitsReleased"),
-        ("ProvisionSensors", "SensorsProvisioned", "", "SensorsDeprovisioned"),
-        (
-            "InitializeSubscription",
-            "SubscriptionInitialized",
-            "SubscriptionFailed",
-            "SubscriptionCancelled",
-        ),
-        ("ConfigureAlerting", "AlertingConfigured", "", "AlertingRemoved"),
-    ];
-    steps.into_iter().find_map(|(name, done, failed, undone)| {
-        let status = [
-            (done, StepStatus::Completed),
-            (failed, StepStatus::Failed),
-            (undone, StepStatus::Undone),
-        ];
-        let status = status.into_iter().find(|(event, _)| *event == kind)?;
-        Some((name, status.1))
-    })
+    let (step, outcome) = saga::step_of_event(kind).filter(|(step, _)| !step.is_of_site())?;
+    let status = match outcome {
+        saga::Outcome::Done => StepStatus::Completed,
+        saga::Outcome::Refused => StepStatus::Failed,
+        saga::Outcome::Undone => StepStatus::Undone,
+    };
+    Some((step.name, status))
 }
