@@ -5,20 +5,18 @@
 //! its onboarding was cut off goes out of service as REJECTED: the onboarding never came to its end.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
-use contracts::{Failure, OnboardingId, Saga, Timestamp};
+use contracts::{
+    Failure, OnboardingId, Saga, Timestamp,
+    saga::{ONBOARDING_FAILED, TeardownInput},
+};
 use fault::InvalidInput;
 use lambda::Step;
 use machines::{Machine, Started};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::OnboardingError;
 
-/// The state in which an onboarding ends that was undone wholly.
-const UNDONE: &str = "OnboardingFailed";
-/// The state that runs the nested teardown hands it this; a recovery is not started by that execution.
-const STARTED_BY: &str = "AWS_STEP_FUNCTIONS_STARTED_BY_EXECUTION_ID";
 /// Recoveries of one saga: who stops the last one too, by hand, means it.
 const MOST_RECOVERIES: u32 = 3;
 
@@ -69,14 +67,6 @@ pub enum EndStatus {
     TimedOut,
     /// Somebody stopped it.
     Aborted,
-}
-
-/// The teardown's input after an onboarding.
-#[derive(Debug, Serialize)]
-struct TeardownInput {
-    #[serde(flatten)]
-    saga: Saga,
-    failure: Failure,
 }
 
 /// What it answers; seen only in the log.
@@ -132,13 +122,13 @@ impl RecoverOnboarding {
         ended: &Ended,
     ) -> Result<Option<(String, String)>, OnboardingError> {
         let state = self.onboarding.progress(&ended.execution_arn).await?.state;
-        if state.as_deref() == Some(UNDONE) {
+        if state.as_deref() == Some(ONBOARDING_FAILED) {
             return Ok(None);
         }
         let input = input(&self.onboarding, ended).await?;
         let saga: Saga = fault::decode(&input)?;
         let failure = failure(ended, state.unwrap_or_else(|| "Start".to_owned()));
-        let input = json(&TeardownInput { saga, failure })?;
+        let input = json(&TeardownInput::new(saga, Some(failure)))?;
         Ok(Some((recovery_name(saga.onboarding_id), input)))
     }
 
@@ -151,13 +141,12 @@ impl RecoverOnboarding {
             return Ok(None);
         }
         let input = input(&self.teardown, ended).await?;
-        let saga: Saga = fault::decode(&input)?;
-        let mut fields: Map<String, Value> = fault::decode(&input)?;
-        let nested = fields.remove(STARTED_BY).is_some();
-        let Some(name) = recovery_of(saga.onboarding_id, ended, nested) else {
+        let TeardownInput { saga, failure, started_by } = fault::decode(&input)?;
+        let is_nested = started_by.is_some();
+        let Some(name) = recovery_of(saga.onboarding_id, ended, is_nested) else {
             return Err(OnboardingError::GivenUp(ended.name.clone()));
         };
-        Ok(Some((name, json(&fields)?)))
+        Ok(Some((name, json(&TeardownInput::new(saga, failure))?)))
     }
 }
 

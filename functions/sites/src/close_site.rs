@@ -1,12 +1,13 @@
 //! The teardown's last step: the site is out of service for good, rejected or decommissioned.
 
 use contracts::{
-    Failure, OnboardingId, Saga, SiteId, Timestamp,
+    Failure, OnboardingId, SiteId, Timestamp,
     events::{SiteDecommissioned, SiteRejected},
+    saga::TeardownInput,
 };
 use fault::ErrorKind;
 use lambda::Step;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
 
 use crate::{SiteRow, SitesError, Status};
@@ -18,18 +19,6 @@ pub struct CloseSite {
     pub sites: Table,
     /// Where `SiteRejected` and `SiteDecommissioned` go.
     pub outbox: Outbox,
-}
-
-/// What it is asked to do.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Command {
-    /// The saga.
-    #[serde(flatten)]
-    pub saga: Saga,
-    /// Why the onboarding failed; absent where a live site is taken out of service.
-    #[serde(default)]
-    pub failure: Option<Failure>,
 }
 
 /// What it answers.
@@ -80,15 +69,15 @@ fn count(failure: Failure) {
 }
 
 impl Step for CloseSite {
-    type Command = Command;
+    type Command = TeardownInput;
     type Reply = Reply;
     type Error = SitesError;
 
-    fn correlation(command: &Command) -> Option<OnboardingId> {
+    fn correlation(command: &TeardownInput) -> Option<OnboardingId> {
         Some(command.saga.onboarding_id)
     }
 
-    async fn run(&self, command: Command, now: Timestamp) -> Result<Reply, SitesError> {
+    async fn run(&self, command: TeardownInput, now: Timestamp) -> Result<Reply, SitesError> {
         let saga = command.saga;
         let site_id = saga.site_id;
         let key = SiteRow::key(site_id);

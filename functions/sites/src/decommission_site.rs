@@ -1,7 +1,7 @@
 //! `DELETE /sites/{siteId}`: takes a live site out of service, by the same teardown that undoes a
 //! failed onboarding.
 
-use contracts::{OnboardingId, Saga, SiteId};
+use contracts::{OnboardingId, Saga, SiteId, saga::TeardownInput};
 use lambda::http::{self, Answer, Problem, Request};
 use machines::Machine;
 use serde::Serialize;
@@ -71,7 +71,8 @@ impl DecommissionSite {
     async fn decommission(&self, site: SiteId, row: &SiteRow) -> Result<(), SitesError> {
         let saga = Saga::of_site(site, None);
         let name = format!("decommission-{}", saga.onboarding_id);
-        self.teardown.start(&name, serde_json::json!(saga).to_string()).await?;
+        let input = TeardownInput::new(saga, None);
+        self.teardown.start(&name, serde_json::json!(input).to_string()).await?;
         let leaving = SiteRow { status: Status::Decommissioning, ..row.clone() };
         let commit = Transaction::on(&self.sites)
             .replace(&self.sites, &SiteRow::key(site), &leaving, Status::Active.name())

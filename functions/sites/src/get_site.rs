@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use contracts::{Failure, Location, Metric, OnboardingId, SensorId, SiteId, Timestamp};
+use contracts::{
+    Failure, Location, Metric, OnboardingId, SensorId, SiteId, Timestamp,
+    saga::{ACTIVATE_SITE, STEPS},
+};
 use lambda::http::{self, Answer, FieldError, Problem, Request};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use store::{Item, StoreError, Table, from_item};
@@ -60,15 +63,6 @@ struct OnboardingStep {
     at: Timestamp,
 }
 
-/// The saga's steps in their order.
-const STEPS: [&str; 5] = [
-    "ReserveKits",
-    "ProvisionSensors",
-    "InitializeSubscription",
-    "ConfigureAlerting",
-    "ActivateSite",
-];
-
 impl Site {
     fn of(site_id: SiteId, row: SiteRow, heard: Vec<StepRow>) -> Self {
         let mut steps: Vec<_> = heard
@@ -83,15 +77,15 @@ impl Site {
         // The site's own step is in its own row.
         if let Some(at) = row.activated_at {
             match row.closed_at {
-                Some(closed) => add("ActivateSite", StepStatus::Undone, closed),
-                None => add("ActivateSite", StepStatus::Completed, at),
+                Some(closed) => add(ACTIVATE_SITE, StepStatus::Undone, closed),
+                None => add(ACTIVATE_SITE, StepStatus::Completed, at),
             }
         }
         // A step that crashed told nobody; the saga did.
         if let (Some(failure), Some(at)) = (&row.failure, row.closed_at) {
             add(&failure.step, StepStatus::Failed, at);
         }
-        steps.sort_by_key(|step| STEPS.iter().position(|name| *name == step.name));
+        steps.sort_by_key(|step| STEPS.iter().position(|known| known.name == step.name));
         let sensors = row.sensors.into_iter().map(|sensor| SiteSensor {
             sensor_id: sensor.sensor_id,
             metric: sensor.metric,

@@ -4,7 +4,10 @@
 //! event of the same entity.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
-use contracts::{Envelope, OnboardingId, SiteData, SiteId, Timestamp};
+use contracts::{
+    Envelope, OnboardingId, SiteData, SiteId, Timestamp,
+    saga::{self, Outcome},
+};
 use lambda::Step;
 use serde::{Deserialize, Serialize};
 use store::{Commit, Table, Transaction};
@@ -43,21 +46,16 @@ pub enum Reply {
     Ignored,
 }
 
-/// The step that an event tells of, and what became of it.
-fn meaning(event_type: &str) -> Option<(&'static str, StepStatus)> {
-    Some(match event_type {
-        "KitsReserved" => ("ReserveKits", StepStatus::Completed),
-        "StockDepleted" => ("ReserveKits", StepStatus::Failed),
-        "KitsReleased" => ("ReserveKits", StepStatus::Undone),
-        "SensorsProvisioned" => ("ProvisionSensors", StepStatus::Completed),
-        "SensorsDeprovisioned" => ("ProvisionSensors", StepStatus::Undone),
-        "SubscriptionInitialized" => ("InitializeSubscription", StepStatus::Completed),
-        "SubscriptionFailed" => ("InitializeSubscription", StepStatus::Failed),
-        "SubscriptionCancelled" => ("InitializeSubscription", StepStatus::Undone),
-        "AlertingConfigured" => ("ConfigureAlerting", StepStatus::Completed),
-        "AlertingRemoved" => ("ConfigureAlerting", StepStatus::Undone),
-        _ => return None,
-    })
+/// The step that an event is about, and the step's new status. The site's own step has none: the site's row
+/// shows it.
+fn step_status(event_type: &str) -> Option<(&'static str, StepStatus)> {
+    let (step, outcome) = saga::step_of_event(event_type)?;
+    let status = match outcome {
+        Outcome::Done => StepStatus::Completed,
+        Outcome::Refused => StepStatus::Failed,
+        Outcome::Undone => StepStatus::Undone,
+    };
+    (!step.is_of_site()).then_some((step.name, status))
 }
 
 impl Step for ProjectSite {
@@ -70,7 +68,7 @@ impl Step for ProjectSite {
     }
 
     async fn run(&self, command: Self::Command, _: Timestamp) -> Result<Reply, SitesError> {
-        let Some((name, status)) = meaning(&command.detail.metadata.kind) else {
+        let Some((name, status)) = step_status(&command.detail.metadata.kind) else {
             return Ok(Reply::Ignored);
         };
         let saga = command.detail.saga()?;

@@ -61,6 +61,12 @@ impl EntityType {
             Self::Alerting => "fieldstation.alerting",
         }
     }
+
+    /// The service that owns the entity.
+    #[must_use]
+    pub fn service(self) -> &'static str {
+        self.source().trim_start_matches("fieldstation.")
+    }
 }
 
 /// What an event is about. Prints as `type#id`, the key of its row in the event log.

@@ -1,6 +1,8 @@
 //! Every event type, with the entity it belongs to. `siteId` is in each, so that a reader can
 //! gather a site's story without knowing how ids are derived.
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +10,12 @@ use crate::{
     EntityType, Event, Failure, Location, Metric, OnboardingId, PaymentMethodId, Plan, Sensor,
     SensorId, SiteId, Timestamp, inbound::MAX_QUANTITY, input::Whole,
 };
+
+/// What [`visit`] calls for each event type.
+pub trait Visitor {
+    /// Called with one event type.
+    fn event<E: Event + PartialEq + fmt::Debug>(&mut self);
+}
 
 macro_rules! events {
     ($($(#[$doc:meta])* $name:ident of $entity:ident v $version:literal {
@@ -33,6 +41,11 @@ macro_rules! events {
             const VERSION: u32 = $version;
             const ENTITY: EntityType = EntityType::$entity;
         })*
+
+        /// Visits every event type, in the order of their declaration.
+        pub fn visit(visitor: &mut impl Visitor) {
+            $(visitor.event::<$name>();)*
+        }
 
         /// Every event type with its version and JSON Schema (of the whole `detail`).
         #[must_use]

@@ -16,7 +16,7 @@ pub mod number;
 pub mod quarantine;
 pub mod readings;
 pub mod replay;
-mod saga;
+pub mod saga;
 mod site;
 pub mod stream;
 pub mod text;

@@ -1,9 +1,187 @@
-//! The context that every step of a saga gets, and the check that its ids belong together.
+//! The saga: its steps, the context that each step gets, and the input of the teardown.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{OnboardingId, Sensor, SensorId, SiteId};
+use crate::{
+    EntityType, Event, Failure, OnboardingId, Sensor, SensorId, SiteId,
+    events::{
+        AlertingConfigured, AlertingRemoved, KitsReleased, KitsReserved, SensorsDeprovisioned,
+        SensorsProvisioned, SiteActivated, SiteDecommissioned, SiteRejected, StockDepleted,
+        SubscriptionCancelled, SubscriptionFailed, SubscriptionInitialized,
+    },
+    names::kebab,
+};
+
+/// Name of the step that puts the site into service. It is the last step.
+pub const ACTIVATE_SITE: &str = "ActivateSite";
+
+/// The state of `site-onboarding` that starts `site-teardown` and waits for its end.
+pub const COMPENSATE: &str = "Compensate";
+/// The state in which an onboarding ends that failed and was undone completely.
+pub const ONBOARDING_FAILED: &str = "OnboardingFailed";
+
+/// The steps, in the order in which `site-onboarding` runs them.
+///
+/// The read model, the recovery, fieldctl, the tests and the rules read this table. A rule compares it with
+/// both state machines and with the templates. docs/adding-a-step.md says what a new step needs.
+pub const STEPS: [SagaStep; 5] = [
+    SagaStep {
+        name: "ReserveKits",
+        undo: "ReleaseKits",
+        entity: KitsReserved::ENTITY,
+        done: KitsReserved::TYPE,
+        refused: Some(StockDepleted::TYPE),
+        undone: &[KitsReleased::TYPE],
+        tombstones: &["RELEASED"],
+    },
+    SagaStep {
+        name: "ProvisionSensors",
+        undo: "DeprovisionSensors",
+        entity: SensorsProvisioned::ENTITY,
+        done: SensorsProvisioned::TYPE,
+        refused: None,
+        undone: &[SensorsDeprovisioned::TYPE],
+        tombstones: &["DEPROVISIONED"],
+    },
+    SagaStep {
+        name: "InitializeSubscription",
+        undo: "CancelSubscription",
+        entity: SubscriptionInitialized::ENTITY,
+        done: SubscriptionInitialized::TYPE,
+        refused: Some(SubscriptionFailed::TYPE),
+        undone: &[SubscriptionCancelled::TYPE],
+        tombstones: &["CANCELLED"],
+    },
+    SagaStep {
+        name: "ConfigureAlerting",
+        undo: "RemoveAlerting",
+        entity: AlertingConfigured::ENTITY,
+        done: AlertingConfigured::TYPE,
+        refused: None,
+        undone: &[AlertingRemoved::TYPE],
+        tombstones: &["REMOVED"],
+    },
+    SagaStep {
+        name: ACTIVATE_SITE,
+        undo: "CloseSite",
+        entity: SiteActivated::ENTITY,
+        done: SiteActivated::TYPE,
+        refused: None,
+        undone: &[SiteRejected::TYPE, SiteDecommissioned::TYPE],
+        tombstones: &["REJECTED", "DECOMMISSIONED"],
+    },
+];
+
+/// A step of the saga with its undo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SagaStep {
+    /// The state in `site-onboarding`. The function's name is the same in kebab case.
+    pub name: &'static str,
+    /// The state in `site-teardown` that undoes it. The function's name is the same in kebab case.
+    pub undo: &'static str,
+    /// The entity whose events both emit.
+    pub entity: EntityType,
+    /// Event type: the step is done.
+    pub done: &'static str,
+    /// Event type: the step was refused. Steps that nothing refuses have none.
+    pub refused: Option<&'static str>,
+    /// Event types of the undo.
+    pub undone: &'static [&'static str],
+    /// Statuses of the row that the undo leaves, so that a late step changes nothing.
+    pub tombstones: &'static [&'static str],
+}
+
+/// What an event says about its step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The step is done.
+    Done,
+    /// The step was refused.
+    Refused,
+    /// The step is undone.
+    Undone,
+}
+
+impl SagaStep {
+    /// Name of the step's function, without the environment.
+    #[must_use]
+    pub fn function(&self) -> String {
+        kebab(self.name)
+    }
+
+    /// Name of the undo's function, without the environment.
+    #[must_use]
+    pub fn undo_function(&self) -> String {
+        kebab(self.undo)
+    }
+
+    /// The event types of the step and its undo, each with its meaning.
+    pub fn events(&self) -> impl Iterator<Item = (&'static str, Outcome)> + use<> {
+        let refused = self.refused.map(|event| (event, Outcome::Refused));
+        let undone = self.undone.iter().map(|event| (*event, Outcome::Undone));
+        [(self.done, Outcome::Done)].into_iter().chain(refused).chain(undone)
+    }
+
+    /// Whether the step works on the site's own row. Its undo closes the site, so it runs after all others.
+    #[must_use]
+    pub fn is_of_site(&self) -> bool {
+        self.entity == EntityType::Site
+    }
+}
+
+/// The steps in the order in which `site-teardown` undoes them: the reverse order, but the last step's undo,
+/// which closes the site, is the last one too.
+#[must_use]
+pub const fn undo_order() -> [SagaStep; STEPS.len()] {
+    let last = STEPS.len() - 1;
+    let mut order = STEPS;
+    let mut index = 0;
+    while index < last {
+        order[index] = STEPS[last - 1 - index];
+        index += 1;
+    }
+    order
+}
+
+/// The step that an event type belongs to, and what the event says about it.
+#[must_use]
+pub fn step_of_event(event_type: &str) -> Option<(&'static SagaStep, Outcome)> {
+    STEPS.iter().find_map(|step| {
+        let (_, outcome) = step.events().find(|(event, _)| *event == event_type)?;
+        Some((step, outcome))
+    })
+}
+
+/// The input of an execution of `site-teardown`, and of its undos.
+///
+/// It is written by the state `Compensate` of `site-onboarding`, by decommission-site, recover-onboarding and
+/// fieldctl. An undo that ignores the failure reads only the [`Saga`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TeardownInput {
+    /// The saga that is undone.
+    #[serde(flatten)]
+    pub saga: Saga,
+    /// Why the onboarding failed. Absent if a site in service is closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// ARN of the onboarding whose state `Compensate` started the teardown. Only that state writes it.
+    #[serde(
+        rename = "AWS_STEP_FUNCTIONS_STARTED_BY_EXECUTION_ID",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub started_by: Option<String>,
+}
+
+impl TeardownInput {
+    /// The input of a teardown that no other execution starts.
+    #[must_use]
+    pub fn new(saga: Saga, failure: Option<Failure>) -> Self {
+        Self { saga, failure, started_by: None }
+    }
+}
 
 /// The saga that a step belongs to. An undo needs nothing else: every other id is derived from it.
 ///
@@ -142,6 +320,62 @@ mod tests {
 
     fn other() -> Saga {
         Saga::of_site(SiteId::registered("test", "b"), None)
+    }
+
+    #[test]
+    fn each_name_and_event_belongs_to_one_step() {
+        let names = STEPS.iter().flat_map(|step| [step.name, step.undo]);
+        let events = STEPS.iter().flat_map(|step| step.events().map(|(event, _)| event));
+        let mut all: Vec<_> = names.chain(events).collect();
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), count);
+        for step in &STEPS {
+            for (event, outcome) in step.events() {
+                assert_eq!(step_of_event(event), Some((step, outcome)));
+            }
+        }
+        assert_eq!(step_of_event("SiteCreated"), None);
+    }
+
+    #[test]
+    fn the_undos_run_in_reverse_order_and_the_site_is_closed_last() {
+        let undos: Vec<_> = undo_order().iter().map(|step| step.undo).collect();
+        assert_eq!(
+            undos,
+            [
+                "RemoveAlerting",
+                "CancelSubscription",
+                "DeprovisionSensors",
+                "ReleaseKits",
+                "CloseSite"
+            ]
+        );
+        assert!(STEPS[STEPS.len() - 1].is_of_site());
+        assert_eq!(STEPS.iter().filter(|step| step.is_of_site()).count(), 1);
+        assert_eq!(STEPS[3].function(), "configure-alerting");
+        assert_eq!(STEPS[3].undo_function(), "remove-alerting");
+    }
+
+    #[test]
+    fn a_teardown_input_is_read_as_step_functions_and_as_rust_write_it() {
+        let failure = Failure {
+            step: "ReserveKits".to_owned(),
+            error: "KitsOutOfStock".to_owned(),
+            message: "None left.".to_owned(),
+        };
+        let started_by = Some("arn:aws:states:eu-central-1:1:execution:x:y".to_owned());
+        let by_machine = json!({
+            "onboardingId": saga().onboarding_id, "siteId": saga().site_id, "causationId": null,
+            "failure": failure, "AWS_STEP_FUNCTIONS_STARTED_BY_EXECUTION_ID": started_by,
+        });
+        let input = TeardownInput::new(saga(), Some(failure));
+        assert_eq!(read(by_machine), Ok(TeardownInput { started_by, ..input.clone() }));
+        assert_eq!(read(json!(input)), Ok(input));
+        let closing = TeardownInput::new(saga(), None);
+        assert_eq!(json!(closing), json!(saga()));
+        assert_eq!(read(json!(saga())), Ok(closing));
     }
 
     fn read<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, String> {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use contracts::{Entity, SensorId};
+use contracts::{Entity, SensorId, saga::STEPS};
 use fault::{ErrorKind, Fault};
 use futures_util::future::{join, join_all};
 use lambda::Step;
@@ -104,6 +104,10 @@ pub async fn keeps_the_contract<D: Step, U: Step>(
     assert_eq!(correlation::<U>(&it.undo_payload), correlation::<D>(&it.payload));
     refuses_another_sites_onboarding::<D>(&it.payload);
     refuses_another_sites_onboarding::<U>(&it.undo_payload);
+    let declared = STEPS.iter().find(|step| step.entity == it.entity.kind);
+    let declared = declared.expect("a step with this entity in contracts::saga::STEPS");
+    assert_eq!(story.done, declared.done);
+    assert!(declared.undone.contains(&story.undone), "{} is not in {declared:?}", story.undone);
     let before = it.dynamo.story(it.entity).await.len();
     let expected = Box::pin(once_and_undone(it, before, story)).await;
     Box::pin(undone_before_it_was_done(Box::pin(pair()).await, before, story, &expected)).await;
@@ -171,6 +175,10 @@ async fn once_and_undone<D: Step, U: Step>(
     assert!(undo.is_ok(), "{undo:?}");
     assert_eq!(it.news(before).await, [done, undone]);
     let after = it.state().await;
+    let statuses: Vec<_> = after.iter().filter_map(|row| row["status"].as_str()).collect();
+    let tombstones = STEPS.iter().filter(|step| step.entity == it.entity.kind);
+    let mut tombstones = tombstones.flat_map(|step| step.tombstones);
+    assert!(tombstones.any(|status| statuses.contains(status)), "no tombstone: {statuses:?}");
     assert_eq!(it.undo().await, undo, "a second undo hears something else");
     assert_eq!(it.step().await, Err(ErrorKind::Superseded), "a step after its undo");
     assert_eq!(it.state().await, after, "what came after the undo changed something");

@@ -16,6 +16,7 @@ use contracts::{
     Envelope, Failure, Metric, Plan, Saga, SagaWithSensors, Sensor, SensorId, Timestamp,
     events::Kits,
     inbound::{KitsDelivered, SensorRequest, SiteRegistration},
+    saga::TeardownInput,
 };
 use cost::{
     counted::{Effect, Onboardings},
@@ -260,7 +261,7 @@ impl Account {
             message: "panicked: index out of bounds".to_owned(),
         });
         sites::close_site::CloseSite { sites: self.dynamo.table(SITES), outbox }
-            .run(sites::close_site::Command { saga, failure }, now())
+            .run(TeardownInput::new(saga, failure), now())
             .await
             .expect("the site closed");
         self.book("close-site", 1, "site, `SiteRejected`");

@@ -6,7 +6,7 @@ use std::{
 };
 
 use contracts::{
-    Entity, EntityType, EventId, Metric, Sensor, SensorId, Timestamp, events::Shortage,
+    Entity, EntityType, EventId, Metric, Sensor, SensorId, Timestamp, events::Shortage, saga,
 };
 use serde_json::{Value, json};
 use sites::{StepRow, StepStatus};
@@ -924,26 +924,13 @@ fn check_event(
     if is_right { Ok(()) } else { Err(format!("its event is wrong: {}", event.detail)) }
 }
 
-/// The step that an event tells of, and what became of it.
+/// The step that project-site writes on an event, and its status.
 fn step_of(kind: &str) -> Option<(&'static str, StepStatus)> {
-    let steps = [
-        ("ReserveKits", "KitsReserved", "StockDepleted", "KitsReleased"),
-        ("ProvisionSensors", "SensorsProvisioned", "", "SensorsDeprovisioned"),
-        (
-            "InitializeSubscription",
-            "SubscriptionInitialized",
-            "SubscriptionFailed",
-            "SubscriptionCancelled",
-        ),
-        ("ConfigureAlerting", "AlertingConfigured", "", "AlertingRemoved"),
-    ];
-    steps.into_iter().find_map(|(name, done, failed, undone)| {
-        let status = [
-            (done, StepStatus::Completed),
-            (failed, StepStatus::Failed),
-            (undone, StepStatus::Undone),
-        ];
-        let status = status.into_iter().find(|(event, _)| *event == kind)?;
-        Some((name, status.1))
-    })
+    let (step, outcome) = saga::step_of_event(kind).filter(|(step, _)| !step.is_of_site())?;
+    let status = match outcome {
+        saga::Outcome::Done => StepStatus::Completed,
+        saga::Outcome::Refused => StepStatus::Failed,
+        saga::Outcome::Undone => StepStatus::Undone,
+    };
+    Some((step.name, status))
 }
