@@ -266,7 +266,8 @@ fn row(screen: &Screen, names: &Names, event: &EventRow, data: &Value) -> Vec<Ce
         Some(site) => names.get(&site).cloned().flatten().unwrap_or_else(|| screen.id(&site)),
         None => "-".to_owned(),
     };
-    let what = summary::of_event(&event.kind, data).unwrap_or_else(|| event.entity.clone());
+    let summary = summary::of_event(&event.kind, data);
+    let what = if summary.is_empty() { event.entity.clone() } else { summary };
     vec![
         (symbol.to_owned(), tone),
         (event.occurred_at.to_string(), Tone::Faint),
