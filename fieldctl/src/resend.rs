@@ -7,8 +7,9 @@ use aws_sdk_dynamodb::error::ProvideErrorMetadata;
 use aws_sdk_lambda::primitives::Blob;
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
 use contracts::{
-    names::{self, LIVE},
+    names::{self, LIVE, SITE_TEARDOWN},
     replay::ReplayEvent,
+    saga::STEPS,
 };
 use fault::{AwsErrorKind, Replayed};
 use ledger::{ErrorInfo, FailureId, FailureRow, Kind};
@@ -72,7 +73,8 @@ impl Entry {
 /// Whether a replay of this source's work undoes a site: starts its teardown, or is a part of it.
 #[must_use]
 pub fn undoes(source: &str) -> bool {
-    matches!(source, "site-teardown" | "recover-onboarding" | "cancel-subscription")
+    [SITE_TEARDOWN, "recover-onboarding"].contains(&source)
+        || STEPS.iter().any(|step| step.undo_function() == source)
 }
 
 impl fmt::Display for Entry {

@@ -1,7 +1,7 @@
 //! The sagas as Step Functions tells them: what each state did, how long, how often.
 
 use aws_sdk_sfn::{operation::describe_execution::DescribeExecutionError, types::ExecutionStatus};
-use contracts::{OnboardingId, Timestamp, names};
+use contracts::{OnboardingId, Timestamp, names, saga::COMPENSATE};
 use machines::{History, Task, TaskFailure, timestamp};
 use serde::Serialize;
 use serde_json::Value;
@@ -102,17 +102,79 @@ impl Execution {
     /// Whether one that began then may be nested in it, though its history tells of none: not every
     /// emulator's does.
     fn may_have_nested(&self, started: Timestamp) -> bool {
-        let compensate = self.states.iter().find(|state| state.name == "Compensate");
         self.children.is_empty()
-            && compensate.is_some_and(|state| {
+            && self.compensation().is_some_and(|state| {
                 state.begun <= started && state.ended.is_none_or(|ended| started <= ended)
             })
+    }
+
+    /// Whether it is an execution of site-teardown.
+    #[must_use]
+    pub fn is_teardown(&self) -> bool {
+        self.machine == names::SITE_TEARDOWN
+    }
+
+    /// Whether it ended and may have left something behind: a teardown that did not succeed, or an onboarding
+    /// that did not succeed and whose own teardown did not succeed either.
+    #[must_use]
+    pub fn needs_undo(&self) -> bool {
+        let has_ended_badly =
+            !self.is_running() && self.status != ExecutionStatus::Succeeded.as_str();
+        let is_undone = self.compensation().is_some_and(|state| state.succeeded);
+        has_ended_badly && !is_undone
+    }
+
+    /// The state of an onboarding that runs the nested teardown.
+    fn compensation(&self) -> Option<&State> {
+        self.states.iter().find(|state| state.name == COMPENSATE)
+    }
+
+    /// The onboarding in its input.
+    #[must_use]
+    pub fn onboarding(&self) -> Option<OnboardingId> {
+        self.input["onboardingId"].as_str().and_then(|id| id.parse().ok())
     }
 
     /// It has not ended yet.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.status == ExecutionStatus::Running.as_str()
+    }
+}
+
+/// How far an onboarding is undone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", tag = "undo")]
+pub enum Undo {
+    /// There is no teardown, and none is needed.
+    NotStarted,
+    /// A teardown runs.
+    Running {
+        /// The undos that failed so far.
+        #[serde(rename = "failedUndos")]
+        failed: Vec<String>,
+    },
+    /// The last teardown succeeded: every undo is done.
+    Complete,
+    /// Something may be left: the last teardown ended without success, or a teardown is missing.
+    Incomplete,
+}
+
+impl Undo {
+    /// Judges the executions of one onboarding by the teardown that was started last. Every teardown runs all
+    /// undos, so earlier teardowns do not matter.
+    #[must_use]
+    pub fn of(executions: &[Execution]) -> Self {
+        let teardowns = executions.iter().filter(|it| it.is_teardown());
+        let Some(last) = teardowns.max_by_key(|it| it.started) else {
+            let is_missing = executions.iter().any(Execution::needs_undo);
+            return if is_missing { Self::Incomplete } else { Self::NotStarted };
+        };
+        if last.is_running() {
+            let failed = last.states.iter().filter(|state| state.failure().is_some());
+            return Self::Running { failed: failed.map(|state| state.name.clone()).collect() };
+        }
+        if last.needs_undo() { Self::Incomplete } else { Self::Complete }
     }
 }
 
@@ -242,5 +304,79 @@ impl Stack {
         executions.extend(own);
         executions.sort_by_key(|execution| execution.started);
         Ok(executions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn execution(machine: &str, status: &str, seconds: i64) -> Execution {
+        let started = Timestamp::from_millis(seconds * 1000);
+        Execution {
+            machine: machine.to_owned(),
+            name: "n".to_owned(),
+            arn: "a".to_owned(),
+            status: status.to_owned(),
+            started,
+            stopped: None,
+            failure: None,
+            states: Vec::new(),
+            children: Vec::new(),
+            last_event: started,
+            input: Value::Null,
+        }
+    }
+
+    fn compensated(succeeded: bool) -> Execution {
+        let state = State {
+            name: COMPENSATE.to_owned(),
+            begun: Timestamp::from_millis(0),
+            ended: Some(Timestamp::from_millis(1)),
+            tries: 1,
+            failures: Vec::new(),
+            succeeded,
+            submitted: false,
+        };
+        Execution { states: vec![state], ..execution(names::SITE_ONBOARDING, "FAILED", 0) }
+    }
+
+    #[test]
+    fn the_last_teardown_decides_whether_an_onboarding_is_incomplete() {
+        let teardown = |status, seconds| execution(names::SITE_TEARDOWN, status, seconds);
+        let running = Undo::Running { failed: Vec::new() };
+        for (statuses, expected) in [
+            (vec!["SUCCEEDED"], Undo::Complete),
+            (vec!["FAILED"], Undo::Incomplete),
+            (vec!["TIMED_OUT"], Undo::Incomplete),
+            (vec!["ABORTED"], Undo::Incomplete),
+            (vec!["FAILED", "SUCCEEDED"], Undo::Complete),
+            (vec!["SUCCEEDED", "FAILED"], Undo::Incomplete),
+            (vec!["FAILED", "RUNNING"], running),
+        ] {
+            let mut executions = vec![compensated(false)];
+            executions.extend((1..).zip(&statuses).map(|(at, status)| teardown(status, at)));
+            assert_eq!(Undo::of(&executions), expected, "{statuses:?}");
+            executions.reverse();
+            assert_eq!(Undo::of(&executions), expected, "{statuses:?}, in another order");
+        }
+    }
+
+    #[test]
+    fn an_onboarding_that_failed_without_a_teardown_is_incomplete() {
+        let onboarding = |status| execution(names::SITE_ONBOARDING, status, 0);
+        for (execution, expected) in [
+            (onboarding("RUNNING"), Undo::NotStarted),
+            (onboarding("SUCCEEDED"), Undo::NotStarted),
+            (onboarding("ABORTED"), Undo::Incomplete),
+            (onboarding("TIMED_OUT"), Undo::Incomplete),
+            (onboarding("FAILED"), Undo::Incomplete),
+            (compensated(false), Undo::Incomplete),
+            // Its teardown is no longer kept.
+            (compensated(true), Undo::NotStarted),
+        ] {
+            assert_eq!(Undo::of(&[execution.clone()]), expected, "{execution:?}");
+        }
+        assert_eq!(Undo::of(&[]), Undo::NotStarted);
     }
 }

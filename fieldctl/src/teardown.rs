@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aws_sdk_sfn::{operation::describe_execution::DescribeExecutionOutput, types::ExecutionStatus};
 use contracts::OnboardingId;
-use ledger::{ErrorInfo, Ledger, Status, sources::DONE_BY_TEARDOWN};
+use ledger::{ErrorInfo, Ledger, Status, sources::is_done_by_teardown};
 use tokio::time::Instant;
 
 use crate::{
@@ -69,7 +69,7 @@ pub async fn close_repaired(
     while let Some(page) = walk.next().await? {
         for row in page {
             let of_these = row.correlation_id.is_some_and(|id| onboardings.contains(&id));
-            if of_these && DONE_BY_TEARDOWN.contains(&row.source.as_str()) {
+            if of_these && is_done_by_teardown(&row.source) {
                 let note = "repaired: a later site-teardown of the onboarding succeeded";
                 closed += usize::from(ledger.repaired(row.id, note).await?);
             }

@@ -13,7 +13,7 @@ use crate::{
     error::CliError,
     output::{Screen, Text, Tone},
     render::{age, sentence, short, span, wire, wrap},
-    saga::{Execution, Failed, State},
+    saga::{Execution, Failed, State, Undo},
     status::Provider,
 };
 
@@ -65,24 +65,6 @@ pub enum Standing {
     Ended,
     /// No saga was started.
     NotStarted,
-}
-
-/// How far an onboarding is undone.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase", tag = "undo")]
-pub enum Undo {
-    /// There is no teardown.
-    NotStarted,
-    /// A teardown runs.
-    Running {
-        /// The undos that failed so far.
-        #[serde(rename = "failedUndos")]
-        failed: Vec<String>,
-    },
-    /// The last teardown succeeded: every undo is done.
-    Complete,
-    /// The last teardown failed, was stopped or ran out of time.
-    Incomplete,
 }
 
 /// An entry of the timeline.
@@ -244,24 +226,10 @@ impl Story {
         }
     }
 
-    /// How far the onboarding is undone, by the teardown that was started last. Every teardown runs all
-    /// undos, so an earlier one does not matter.
+    /// How far the onboarding is undone.
     #[must_use]
     pub fn undo(&self) -> Undo {
-        let teardowns = self.executions.iter().filter(|it| it.machine.contains("eardown"));
-        let Some(last) = teardowns.max_by_key(|it| it.started) else { return Undo::NotStarted };
-        match last.status.as_str() {
-            "SUCCEEDED" => Undo::Complete,
-            "RUNNING" => Undo::Running {
-                failed: last
-                    .states
-                    .iter()
-                    .filter(|state| state.failure().is_some())
-                    .map(|state| state.name.clone())
-                    .collect(),
-            },
-            _ => Undo::Incomplete,
-        }
+        Undo::of(&self.executions)
     }
 
     /// As one JSON document.

@@ -1,11 +1,15 @@
 //! `fieldctl sagas`.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use aws_sdk_sfn::types::ExecutionStatus;
 use clap::Subcommand;
-use contracts::{OnboardingId, SiteId, Timestamp, names};
+use contracts::{
+    Event, Failure, OnboardingId, Saga, SiteId, Timestamp, events::SiteCreated, names,
+    saga::TeardownInput,
+};
 use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -17,7 +21,7 @@ use crate::{
     output::{Progress, Screen, Tone},
     render::{Cell, Table, age, length, mask, plain, span},
     resolve::{self, MIN_PREFIX},
-    saga::{Execution, Listed, MACHINES},
+    saga::{Execution, Failed, Listed, MACHINES, Undo},
     stack::Stack,
     teardown::close_repaired,
     trace::{of_execution, of_status, show},
@@ -37,8 +41,8 @@ pub enum Sagas {
         /// Only those that failed, timed out or were aborted.
         #[arg(long)]
         failed: bool,
-        /// Only those that left something behind (CompensationIncomplete), and no later teardown
-        /// of the same onboarding succeeded.
+        /// Only those that left something behind: of each onboarding whose last teardown did not succeed, or
+        /// that ended without success and has no teardown, the last execution.
         #[arg(long)]
         incomplete: bool,
         /// How long a saga may stand still before it counts as stuck.
@@ -71,29 +75,17 @@ impl Sagas {
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         match self {
             Self::List { stuck, failed, incomplete, budget, limit } => {
-                let failed = failed || incomplete;
-                let statuses = if stuck {
-                    vec![Some(ExecutionStatus::Running)]
-                } else if failed {
-                    let ended = [ExecutionStatus::Failed, ExecutionStatus::TimedOut];
-                    ended.into_iter().chain([ExecutionStatus::Aborted]).map(Some).collect()
+                let found = if incomplete {
+                    self::incomplete(stack).await?
+                } else if stuck {
+                    self::stuck(stack, budget, screen.now).await?
                 } else {
-                    vec![None]
+                    let statuses = if failed { ended_badly() } else { vec![None] };
+                    let listed = listed(stack, statuses, limit).await?;
+                    described(stack, listed).try_filter_map(async |it| Ok(it)).try_collect().await?
                 };
-                let wanted = async |it: &Execution, now: Timestamp| {
-                    Ok((!stuck || is_stuck(it, budget, now))
-                        && (!incomplete || is_incomplete(it) && !is_repaired(stack, it).await?))
-                };
-                // What stands still is old, what is incomplete may be behind many that are not.
-                let looked_at = if stuck || incomplete { usize::MAX } else { limit };
-                let mut listed = listed(stack, statuses, looked_at).await?;
-                if stuck {
-                    let older = |it: &Listed| is_longer(screen.now, it.started, budget);
-                    listed.retain(older);
-                    listed.reverse();
-                }
-                let shown = if stuck || incomplete { limit } else { usize::MAX };
-                list(stack, screen, listed, shown, wanted).await
+                let limit = if stuck || incomplete { limit } else { usize::MAX };
+                list(screen, found.into_iter().take(limit).collect())
             }
             Self::Show { execution } => {
                 let found = find(stack, &execution).await?;
@@ -134,26 +126,37 @@ pub async fn stuck(
     Ok(found)
 }
 
-/// The teardowns that left something behind: they failed, and no later one of the same onboarding succeeded.
+/// The executions that left something behind, the newest first: of each onboarding that is incomplete
+/// ([`Undo::Incomplete`]) the last one, which is a teardown if there is one.
 pub async fn incomplete(stack: &Stack) -> Result<Vec<Execution>, CliError> {
-    let ever = Timestamp::from_millis(0);
-    let mut listed = Vec::new();
-    for status in [ExecutionStatus::Failed, ExecutionStatus::TimedOut, ExecutionStatus::Aborted] {
-        listed
-            .extend(stack.executions(names::SITE_TEARDOWN, Some(status), ever, usize::MAX).await?);
-    }
+    let listed = listed(stack, ended_badly(), usize::MAX).await?;
     let mut described = described(stack, listed);
-    let mut found: Vec<Execution> = Vec::new();
+    let mut seen = HashSet::new();
+    let mut found = Vec::new();
     while let Some(execution) = described.try_next().await? {
-        let Some(execution) = execution else { continue };
-        // Of one onboarding, the last teardown is enough.
-        let onboarding = &execution.input["onboardingId"];
-        let known = found.iter().any(|it| it.input["onboardingId"] == *onboarding);
-        if !known && !is_repaired(stack, &execution).await? {
-            found.push(execution);
+        let Some(execution) = execution.filter(Execution::needs_undo) else { continue };
+        if let Some(onboarding) = execution.onboarding() {
+            if !seen.insert(onboarding) {
+                continue;
+            }
+            let mut all = stack.executions_of(onboarding, execution.started).await?;
+            // A teardown that was started by hand may have any name.
+            if all.iter().all(|it| it.arn != execution.arn) {
+                all.push(execution.clone());
+            }
+            if Undo::of(&all) != Undo::Incomplete {
+                continue;
+            }
         }
+        found.push(execution);
     }
     Ok(found)
+}
+
+/// The statuses of executions that ended without success.
+fn ended_badly() -> Vec<Option<ExecutionStatus>> {
+    let statuses = [ExecutionStatus::Failed, ExecutionStatus::TimedOut, ExecutionStatus::Aborted];
+    statuses.map(Some).into()
 }
 
 /// The executions with their histories; `None` for one that is no longer kept.
@@ -164,20 +167,6 @@ fn described(
     stream::iter(listed)
         .map(move |listed| async move { stack.execution(&listed.arn).await }.boxed_local())
         .buffered(AT_ONCE)
-}
-
-/// Whether a later teardown of the same onboarding succeeded: it ran every undo again.
-async fn is_repaired(stack: &Stack, execution: &Execution) -> Result<bool, CliError> {
-    let onboarding = execution.input["onboardingId"].as_str().and_then(|id| id.parse().ok());
-    let Some(onboarding) = onboarding else { return Ok(false) };
-    let executions = stack.executions_of(onboarding, execution.started).await?;
-    Ok(executions.iter().any(|it| {
-        it.machine == "site-teardown" && it.status == "SUCCEEDED" && it.started > execution.started
-    }))
-}
-
-fn is_incomplete(execution: &Execution) -> bool {
-    execution.failure.as_ref().is_some_and(|failure| failure.error == "CompensationIncomplete")
 }
 
 /// Executions of both machines, the newest first; at most so many of each machine and status.
@@ -197,24 +186,7 @@ async fn listed(
     Ok(listed)
 }
 
-async fn list(
-    stack: &Stack,
-    screen: &mut Screen,
-    listed: Vec<Listed>,
-    limit: usize,
-    wanted: impl AsyncFn(&Execution, Timestamp) -> Result<bool, CliError>,
-) -> Result<Exit, CliError> {
-    let mut described = described(stack, listed);
-    let mut found = Vec::new();
-    while let Some(execution) = described.try_next().await? {
-        let Some(execution) = execution else { continue };
-        if wanted(&execution, screen.now).await? {
-            found.push(execution);
-        }
-        if found.len() == limit {
-            break;
-        }
-    }
+fn list(screen: &mut Screen, found: Vec<Execution>) -> Result<Exit, CliError> {
     if screen.json {
         found.iter().try_for_each(|execution| screen.entry(execution))?;
         return Ok(Exit::Done);
@@ -313,34 +285,37 @@ fn print(screen: &mut Screen, execution: &Execution) -> Result<(), CliError> {
     show(screen, &of_execution(execution))
 }
 
-/// What a teardown of the onboarding is started with: from its own execution, or, where that is
-/// gone, from the event that began it.
-async fn teardown_input(stack: &Stack, onboarding: OnboardingId) -> Result<Value, CliError> {
+/// The input for a teardown of the onboarding. It is read from the onboarding's execution, or from the event
+/// `SiteCreated` if Step Functions no longer keeps the execution.
+async fn teardown_input(
+    stack: &Stack,
+    onboarding: OnboardingId,
+) -> Result<TeardownInput, CliError> {
+    let invalid = |what: &str, error: &dyn std::fmt::Display| {
+        CliError::new(Exit::Failed, format!("{what} of the onboarding {onboarding}: {error}"))
+    };
     let own = stack.execution_arn(names::SITE_ONBOARDING, &onboarding.to_string());
     if let Some(execution) = stack.execution(&own).await? {
         let failed = execution.states.iter().find_map(|it| Some((&it.name, it.failure()?)));
         let failure = failed.map(|(step, failure)| {
-            json!({ "step": step, "error": failure.error, "message": failure.message })
+            let Failed { error, message } = failure.clone();
+            Failure { step: step.clone(), error, message }
         });
-        return Ok(json!({
-            "onboardingId": onboarding,
-            "siteId": execution.input["siteId"],
-            "causationId": execution.input["causationId"],
-            "failure": failure,
-        }));
+        let saga = Saga::deserialize(&execution.input);
+        let saga = saga.map_err(|error| invalid("the execution's input", &error))?;
+        return Ok(TeardownInput::new(saga, failure));
     }
     let events = stack.events_of_onboarding(onboarding, Between::default(), usize::MAX).await?;
-    let created = events.iter().find(|event| event.kind == "SiteCreated");
+    let created = events.iter().find(|event| event.kind == SiteCreated::TYPE);
     let created = created.and_then(|event| event.envelope().ok()).ok_or_else(|| {
         CliError::not_found(format!("there is no onboarding {onboarding}"))
             .advise("`fieldctl sites show <siteId>` tells a site's onboardingId")
     })?;
-    Ok(json!({
-        "onboardingId": onboarding,
-        "siteId": created.data["siteId"],
-        "causationId": created.metadata.event_id,
-        "failure": null,
-    }))
+    let site = SiteId::deserialize(&created.data["siteId"]);
+    let site = site.map_err(|error| invalid("the event SiteCreated", &error))?;
+    let saga = Saga::of_site(site, Some(created.metadata.event_id.uuid()));
+    saga.check_onboarding(onboarding).map_err(|error| invalid("the event SiteCreated", &error))?;
+    Ok(TeardownInput::new(saga, None))
 }
 
 async fn recover(
@@ -351,16 +326,13 @@ async fn recover(
     yes: bool,
 ) -> Result<Exit, CliError> {
     let mut input = teardown_input(stack, onboarding).await?;
-    let site: SiteId =
-        input["siteId"].as_str().and_then(|id| id.parse().ok()).ok_or_else(|| {
-            CliError::new(Exit::Failed, format!("the onboarding {onboarding} tells no site"))
-        })?;
-    let undoable = sites::undoable(stack, site).await?;
-    if undoable.status == "ONBOARDING" && input["failure"].is_null() {
+    let undoable = sites::undoable(stack, input.saga.site_id).await?;
+    if undoable.status == "ONBOARDING" && input.failure.is_none() {
         // Without a failure the site would count as one that was in service.
-        input["failure"] = json!({
-            "step": "Onboarding", "error": "Recovered",
-            "message": "The onboarding was undone by the operator.",
+        input.failure = Some(Failure {
+            step: "Onboarding".to_owned(),
+            error: "Recovered".to_owned(),
+            message: "The onboarding was undone by the operator.".to_owned(),
         });
     }
     confirm(&format!("Undo the onboarding of {undoable}? Undos that were done are no-ops."), yes)?;
@@ -370,7 +342,7 @@ async fn recover(
         .start_execution()
         .state_machine_arn(stack.machine_arn(names::SITE_TEARDOWN))
         .name(format!("operator-{onboarding}-{random}"))
-        .input(input.to_string())
+        .input(json!(input).to_string())
         .send()
         .await
         .map_err(aws("site-teardown can't be started"))?;

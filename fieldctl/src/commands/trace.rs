@@ -1,7 +1,7 @@
 //! `fieldctl trace`.
 
 use clap::Args;
-use contracts::{OnboardingId, Timestamp, names};
+use contracts::{EntityType, OnboardingId, Timestamp, names, saga::STEPS};
 use ledger::{FailureId, Kind, Summary};
 
 use crate::{
@@ -18,9 +18,6 @@ use crate::{
 
 /// Clocks of the services differ by less.
 const CLOCKS_MILLIS: i64 = 60_000;
-
-/// The steps that call the payment provider.
-const PROVIDER_STEPS: [&str; 2] = ["InitializeSubscription", "CancelSubscription"];
 
 /// Tells the whole story of a site.
 #[derive(Debug, Args)]
@@ -64,12 +61,16 @@ pub async fn story(stack: &Stack, subject: Subject) -> Result<Story, CliError> {
         executions.extend(replays(stack, failure.id).await?);
     }
     executions.sort_by_key(|execution| execution.started);
-    let waits = executions
-        .iter()
-        .filter(|it| it.is_running())
-        .any(|it| it.current().is_some_and(|state| PROVIDER_STEPS.contains(&state.name.as_str())));
-    let provider = if waits { or_tell(status::provider(stack).await) } else { None };
+    let mut running = executions.iter().filter(|it| it.is_running()).filter_map(Execution::current);
+    let waits_for_provider = running.any(|state| calls_provider(&state.name));
+    let provider = if waits_for_provider { or_tell(status::provider(stack).await) } else { None };
     Ok(Story { onboarding_id, site_id: subject.site, site, executions, events, failures, provider })
+}
+
+/// Whether a state of the saga or its teardown calls the payment provider.
+fn calls_provider(state: &str) -> bool {
+    let mut billing = STEPS.iter().filter(|step| step.entity == EntityType::Subscription);
+    billing.any(|step| [step.name, step.undo].contains(&state))
 }
 
 /// The story can be told without it.

@@ -203,6 +203,19 @@ pub fn log_groups(environment: &str) -> [String; 3] {
     ]
 }
 
+/// The kebab case of a name in Pascal case: `store-readings` of `StoreReadings`.
+#[must_use]
+pub fn kebab(name: &str) -> String {
+    let mut kebab = String::with_capacity(name.len() + 4);
+    for (index, letter) in name.char_indices() {
+        if letter.is_ascii_uppercase() && index > 0 {
+            kebab.push('-');
+        }
+        kebab.push(letter.to_ascii_lowercase());
+    }
+    kebab
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,15 +269,4 @@ mod tests {
             assert_eq!(of(other), None, "{other}");
         }
     }
-/// The kebab case of a name in Pascal case: `store-readings` of `StoreReadings`.
-#[must_use]
-pub fn kebab(name: &str) -> String {
-    let mut kebab = String::with_capacity(name.len() + 4);
-    for (index, letter) in name.char_indices() {
-        if letter.is_ascii_uppercase() && index > 0 {
-            kebab.push('-');
-        }
-        kebab.push(letter.to_ascii_lowercase());
-    }
-    kebab
 }

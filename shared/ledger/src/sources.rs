@@ -1,7 +1,8 @@
 //! The functions, state machines and queues that failures have as their source.
 
-use contracts::names::{
-    CONSUMERS, RECORD_FAILURE, SITE_TEARDOWN, Source, function_of_dead_letters,
+use contracts::{
+    names::{CONSUMERS, RECORD_FAILURE, SITE_TEARDOWN, Source, function_of_dead_letters},
+    saga::STEPS,
 };
 
 /// The function that quarantines the bundles that it can't store.
@@ -22,10 +23,13 @@ const ASYNCHRONOUS: [&str; 11] = [
     "sweep-events",
 ];
 
-/// The sources whose work is done once a teardown of the same onboarding succeeded: the teardown ran every
+/// Whether a source's work is done once a teardown of the same onboarding succeeded: the teardown ran every
 /// undo, and no step of the onboarding has an effect after its undo.
-pub const DONE_BY_TEARDOWN: [&str; 4] =
-    [SITE_TEARDOWN, "recover-onboarding", "initialize-subscription", "cancel-subscription"];
+#[must_use]
+pub fn is_done_by_teardown(source: &str) -> bool {
+    let mut steps = STEPS.iter().flat_map(|step| [step.function(), step.undo_function()]);
+    [SITE_TEARDOWN, "recover-onboarding"].contains(&source) || steps.any(|step| step == source)
+}
 
 /// The functions and state machines whose work can fail for good.
 #[must_use]

@@ -1,6 +1,6 @@
 //! `fieldctl sites health`.
 
-use contracts::{SensorId, SiteId, Timestamp, names};
+use contracts::{SensorId, SiteId, Timestamp, names, saga::ACTIVATE_SITE};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ledger::{Status, Summary};
 use serde_json::Value;
@@ -67,7 +67,7 @@ async fn evidence(stack: &Stack, site: SiteId, shown: &Value, now: Timestamp) ->
         set_aside(stack, site),
     );
     let steps = shown["onboarding"]["steps"].as_array().into_iter().flatten();
-    let activation = steps.rev().find(|step| step["name"] == "ActivateSite");
+    let activation = steps.rev().find(|step| step["name"] == ACTIVATE_SITE);
     Evidence {
         site_id: site,
         name: text(shown, "name").to_owned(),
