@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
-use contracts::{Metric, OnboardingId, SiteId, names};
+use contracts::{
+    EntityType, Metric, OnboardingId, SiteId,
+    saga::{STEPS, SagaStep, undo_order},
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -22,17 +25,49 @@ pub const GOOD_CARD: &str = "pm_card_visa";
 /// A card that its bank declines.
 pub const DECLINED_CARD: &str = "pm_card_visa_chargeDeclined";
 
-/// What an onboarding that goes through does, in its order.
-pub const FORWARD: [&str; 5] = [
-    "ReserveKits",
-    "ProvisionSensors",
-    "InitializeSubscription",
-    "ConfigureAlerting",
-    "ActivateSite",
-];
-/// What undoes it, in its order.
-pub const UNDO: [&str; 5] =
-    ["RemoveAlerting", "CancelSubscription", "DeprovisionSensors", "ReleaseKits", "CloseSite"];
+const STEP_COUNT: usize = STEPS.len();
+
+/// The steps of an onboarding, in their order.
+pub const FORWARD: [&str; STEP_COUNT] = {
+    let mut names = [""; STEP_COUNT];
+    let mut index = 0;
+    while index < STEP_COUNT {
+        names[index] = STEPS[index].name;
+        index += 1;
+    }
+    names
+};
+/// The undos of a teardown, in their order.
+pub const UNDO: [&str; STEP_COUNT] = {
+    let mut names = [""; STEP_COUNT];
+    let mut index = 0;
+    while index < STEP_COUNT {
+        names[index] = undo_order()[index].undo;
+        index += 1;
+    }
+    names
+};
+
+/// The events that belong to an onboarding, by the names of their entities.
+pub type EventsByEntity = BTreeMap<&'static str, Vec<&'static str>>;
+
+/// The events of an onboarding of which the first steps were done, and of its site.
+#[must_use]
+pub fn events_done(steps: usize, of_site: &[&'static str]) -> EventsByEntity {
+    let steps = STEPS.iter().filter(|step| !step.is_of_site()).take(steps);
+    let done = steps.map(|step| (step.entity.name(), vec![step.done]));
+    done.chain([(EntityType::Site.name(), of_site.to_vec())]).collect()
+}
+
+/// The events of an onboarding of which the first steps were done and undone, and of its site.
+#[must_use]
+pub fn events_undone(steps: usize, of_site: &[&'static str]) -> EventsByEntity {
+    let mut events = events_done(steps, of_site);
+    for step in STEPS.iter().filter(|step| !step.is_of_site()).take(steps) {
+        events.entry(step.entity.name()).or_default().extend(step.undone);
+    }
+    events
+}
 
 /// The body of a registration with a sensor for each of the metrics, in its usual unit.
 #[must_use]
@@ -118,13 +153,7 @@ impl Stack {
         let onboardings = self.onboardings_of(ids.onboarding_id).await?;
         ensure!(onboardings == 1, "{onboardings} onboardings of {ids:?}");
         let story = log::published_story(self, ids.onboarding_id).await?;
-        let events = BTreeMap::from([
-            ("site", vec!["SiteCreated", "SiteActivated"]),
-            ("reservation", vec!["KitsReserved"]),
-            ("sensors", vec!["SensorsProvisioned"]),
-            ("subscription", vec!["SubscriptionInitialized"]),
-            ("alerting", vec!["AlertingConfigured"]),
-        ]);
+        let events = events_done(STEP_COUNT, &["SiteCreated", "SiteActivated"]);
         ensure!(log::by_entity(&story) == events, "{ids:?}: {:?}", log::by_entity(&story));
         ensure!(log::gaps(&story).is_empty(), "{ids:?}: {:?}", log::gaps(&story));
         let billed = stripe::billed(self, &ids.onboarding_id.to_string()).await?;
@@ -149,25 +178,28 @@ impl Stack {
 }
 
 /// What is left of an onboarding that was undone, table by table: `(where, what)`.
-pub async fn residue(stack: &Stack, ids: Ids) -> Result<Vec<(&'static str, String)>> {
+pub async fn residue(stack: &Stack, ids: Ids) -> Result<Vec<(String, String)>> {
     let onboarding = ids.onboarding_id.to_string();
     let mut left = Vec::new();
-    let tables = [
-        (names::INVENTORY, "RELEASED"),
-        (names::DEVICES, "DEPROVISIONED"),
-        (names::BILLING, "CANCELLED"),
-        (names::ALERTING, "REMOVED"),
-    ];
-    for (table, tombstone) in tables {
+    for step in STEPS.iter().filter(|step| !step.is_of_site()) {
+        let table = table_of(step);
         // Any row that mentions the onboarding, idempotency records too.
-        let rows =
-            stack.rows(table).await?.into_iter().map(|row| (row["status"] == tombstone, row));
-        let rows = rows.filter_map(|(buried, row)| (!buried).then(|| row.to_string()));
-        left.extend(rows.filter(|row| row.contains(&onboarding)).map(|row| (table, row)));
+        let rows = stack.rows(&table).await?.into_iter().filter(|row| !is_tombstone(step, row));
+        let rows = rows.map(|row| row.to_string()).filter(|row| row.contains(&onboarding));
+        left.extend(rows.map(|row| (table.clone(), row)));
     }
     let billed = stripe::billed(stack, &onboarding).await?;
     if billed != stripe::Billed::default() {
-        left.push(("payment provider", format!("{billed:?}")));
+        left.push(("payment provider".to_owned(), format!("{billed:?}")));
     }
     Ok(left)
+}
+
+/// The name of the table of the step's service, without the environment.
+fn table_of(step: &SagaStep) -> String {
+    step.entity.service().to_owned()
+}
+
+fn is_tombstone(step: &SagaStep, row: &Value) -> bool {
+    row["status"].as_str().is_some_and(|status| step.tombstones.contains(&status))
 }

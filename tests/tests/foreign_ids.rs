@@ -6,7 +6,7 @@ use contracts::{Metric, SiteId};
 use serde_json::{Value, json};
 use tests::{
     Stack, log,
-    sites::{DECLINED_CARD, GOOD_CARD, Ids, registration},
+    sites::{DECLINED_CARD, GOOD_CARD, Ids, UNDO, registration},
 };
 use uuid::Uuid;
 
@@ -60,7 +60,7 @@ async fn a_teardown_of_a_live_site_under_another_onboarding_undoes_nothing() -> 
     assert_eq!(failure.kind, "EXECUTION_FAILED", "{failure}");
     assert_eq!(failure.site_id, Some(ids.site_id.to_string()), "{failure}");
     let told = &failure.error.message;
-    for step in ["RemoveAlerting", "CancelSubscription", "DeprovisionSensors", "CloseSite"] {
+    for step in UNDO {
         assert!(told.contains(step), "{step} is not among the undos that failed: {failure}");
     }
     stack.onboarded_once(ids).await?;

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
-use contracts::{Metric, names};
+use contracts::{Metric, names, saga::STEPS};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 use tests::{
@@ -139,7 +139,7 @@ async fn an_outage_fails_no_onboarding_and_costs_hardly_a_call() -> Result<()> {
         Ok((ours.is_subset(&succeeded), format!("{} succeeded", succeeded.len())))
     })
     .await?;
-    for kind in ["KitsReserved", "SubscriptionInitialized", "AlertingConfigured"] {
+    for kind in STEPS.map(|step| step.done) {
         assert_eq!(with_event(&stack, &ours, kind).await?.len(), SITES, "{kind}");
     }
     let billed = stripe::all_billed(&stack).await?;

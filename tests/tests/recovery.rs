@@ -6,7 +6,7 @@
 #[expect(dead_code, reason = "not every fault is brought about here")]
 mod faults;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
@@ -18,7 +18,10 @@ use tests::{
     executions::Execution,
     inventory::Inventory,
     log,
-    sites::{DECLINED_CARD, FORWARD, GOOD_CARD, Ids, UNDO, registration, residue},
+    sites::{
+        DECLINED_CARD, EventsByEntity, FORWARD, GOOD_CARD, Ids, UNDO, events_undone, registration,
+        residue,
+    },
     wait::{Look, PATIENCE, until, until_true},
 };
 use tokio::sync::Mutex;
@@ -30,14 +33,6 @@ use crate::faults::{Broken, Frozen};
 static TURN: Mutex<()> = Mutex::const_new(());
 
 const METRIC: Metric = Metric::WindSpeed;
-
-/// The events of each step and of its undo, by their entity.
-const EVENTS: [(&str, [&str; 2]); 4] = [
-    ("reservation", ["KitsReserved", "KitsReleased"]),
-    ("sensors", ["SensorsProvisioned", "SensorsDeprovisioned"]),
-    ("subscription", ["SubscriptionInitialized", "SubscriptionCancelled"]),
-    ("alerting", ["AlertingConfigured", "AlertingRemoved"]),
-];
 
 async fn register(stack: &Stack, what: &str, card: &str) -> Result<Ids> {
     let name = format!("{what} {}", Uuid::new_v4().simple());
@@ -143,11 +138,7 @@ fn is_late_answer(row: &str) -> bool {
 }
 
 /// Nothing is left of the site, and the log tells of these entities' events and no others.
-async fn assert_nothing_left(
-    stack: &Stack,
-    ids: Ids,
-    entities: BTreeMap<&str, Vec<&str>>,
-) -> Result<()> {
+async fn assert_nothing_left(stack: &Stack, ids: Ids, entities: EventsByEntity) -> Result<()> {
     let left = residue(stack, ids).await?.into_iter();
     let left: Vec<_> = left.filter(|(_, row)| !is_late_answer(row)).collect();
     assert_eq!(left, []);
@@ -160,19 +151,18 @@ async fn assert_nothing_left(
     Ok(())
 }
 
-/// What the log has of an onboarding of which so many steps were done and undone.
-fn done_and_undone(steps: usize) -> BTreeMap<&'static str, Vec<&'static str>> {
-    let done = EVENTS.into_iter().take(steps).map(|(entity, events)| (entity, events.to_vec()));
-    done.chain([("site", vec!["SiteCreated", "SiteRejected"])]).collect()
+/// The events of a rejected site of which the first steps were done and undone.
+fn done_and_undone(steps: usize) -> EventsByEntity {
+    events_undone(steps, &["SiteCreated", "SiteRejected"])
 }
 
 /// An onboarding that is stopped by hand while that step is under way, and the step goes on only
 /// after everything was undone.
-async fn cut_off_in(step: &str, function: &str) -> Result<()> {
+async fn cut_off_in(step: &str) -> Result<()> {
     let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
     warm_up(&stack).await?;
-    let held = Frozen::processes(&stack, function)?;
+    let held = Frozen::processes(&stack, &kebab(step))?;
     let ids = register(&stack, "cut off", GOOD_CARD).await?;
     let execution = at_step(step, async || stack.onboarding(ids.onboarding_id).await).await?;
     stop_in(&stack, &execution, step).await?;
@@ -210,28 +200,11 @@ async fn cut_off_in(step: &str, function: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_onboarding_stopped_in_reserve_kits_is_undone() -> Result<()> {
-    cut_off_in("ReserveKits", "reserve-kits").await
-}
-
-#[tokio::test]
-async fn an_onboarding_stopped_in_provision_sensors_is_undone() -> Result<()> {
-    cut_off_in("ProvisionSensors", "provision-sensors").await
-}
-
-#[tokio::test]
-async fn an_onboarding_stopped_in_initialize_subscription_is_undone() -> Result<()> {
-    cut_off_in("InitializeSubscription", "initialize-subscription").await
-}
-
-#[tokio::test]
-async fn an_onboarding_stopped_in_configure_alerting_is_undone() -> Result<()> {
-    cut_off_in("ConfigureAlerting", "configure-alerting").await
-}
-
-#[tokio::test]
-async fn an_onboarding_stopped_in_activate_site_is_undone() -> Result<()> {
-    cut_off_in("ActivateSite", "activate-site").await
+async fn an_onboarding_stopped_in_any_step_is_undone() -> Result<()> {
+    for step in FORWARD {
+        cut_off_in(step).await.with_context(|| format!("stopped in {step}"))?;
+    }
+    Ok(())
 }
 
 #[tokio::test]
@@ -311,9 +284,8 @@ async fn a_stopped_teardown_of_a_live_site_comes_to_its_end() -> Result<()> {
     let site =
         stack.site_as(ids.site_id, "DECOMMISSIONED", &FORWARD.map(|it| (it, "UNDONE"))).await?;
     assert_eq!(site["onboarding"]["failure"], Value::Null);
-    let mut entities: BTreeMap<_, _> =
-        EVENTS.into_iter().map(|(entity, events)| (entity, events.to_vec())).collect();
-    entities.insert("site", vec!["SiteCreated", "SiteActivated", "SiteDecommissioned"]);
+    let of_site = ["SiteCreated", "SiteActivated", "SiteDecommissioned"];
+    let entities = events_undone(FORWARD.len(), &of_site);
     assert_nothing_left(&stack, ids, entities).await?;
     let [_, stopped] = &stack.teardowns_of(ids.onboarding_id).await?[..] else {
         bail!("more than the stopped teardown and its recovery");
