@@ -7,6 +7,7 @@ use std::{
     path::Path,
 };
 
+use contracts::saga::{COMPENSATE, STEPS};
 use serde_json::{Value, json};
 use testkit::template::{Template, kebab, root};
 
@@ -33,16 +34,11 @@ const COUNTED: [&str; 5] = [
 ];
 /// The functions that call the payment provider.
 const OF_THE_PROVIDER: [&str; 2] = ["CancelSubscription", "InitializeSubscription"];
-/// The saga's steps, and where else an onboarding can be stopped.
-const STEPS: [&str; 7] = [
-    "ReserveKits",
-    "ProvisionSensors",
-    "InitializeSubscription",
-    "ConfigureAlerting",
-    "ActivateSite",
-    "Compensate",
-    "Start",
-];
+/// Where an onboarding can fail: in a step, in the state that undoes it, or at its start.
+fn places() -> Vec<&'static str> {
+    STEPS.iter().map(|step| step.name).chain([COMPENSATE, "Start"]).collect()
+}
+
 /// The queues that carry work; all others hold what failed.
 const COMMANDS: [&str; 2] = ["CancelSubscriptionQueue", "InitializeSubscriptionQueue"];
 /// The tables whose throttles alarm: the others take a few writes a site.
@@ -107,7 +103,7 @@ fn rules(template: &Template) -> Vec<Rule> {
     vec![
         //   alarm                      about             metric                                         dimensions                                      statistic, operator, threshold   periods x seconds  silence
         rule("CompensationIncomplete",  &[""],            "AWS/States ExecutionsFailed",                 &["StateMachineArn=SiteTeardown"],              (sum, ">", 0),                   (1, 60),           ok),
-        rule("$Failed",                 &STEPS,           "Fieldstation OnboardingsFailed",              &["function=CloseSiteFunction", "step=$"],      (sum, ">", 0),                   (1, 300),          ok),
+        rule("$Failed",                 &places(),         "Fieldstation OnboardingsFailed",              &["function=CloseSiteFunction", "step=$"],      (sum, ">", 0),                   (1, 300),          ok),
         rule("StuckSagas",              &[""],            "Fieldstation StuckSagas",                     &["function=CheckSagasFunction"],               (most, ">", 0),                  (1, 300),          ok),
         rule("SagaChecks",              &[""],            "Fieldstation StuckSagas",                     &["function=CheckSagasFunction"],               (count, "<", 1),                 (3, 300),          bad),
         rule("SubscriptionFindings",    &[""],            "Fieldstation SubscriptionFindings",           &["function=ReconcileSubscriptionsFunction"],   (most, ">", 0),                  (1, 3600),         ok),
