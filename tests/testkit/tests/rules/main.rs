@@ -10,6 +10,7 @@ mod first_use;
 mod functions;
 mod sagas;
 mod services;
+mod steps;
 mod subject;
 mod supply;
 mod table;

@@ -1,20 +1,15 @@
 //! A saga ends, and an undo is never skipped.
 
+use contracts::{
+    names,
+    saga::{COMPENSATE, STEPS, undo_order},
+};
 use serde_json::Value;
 
 use crate::subject::{Objections, Subject, items, members, text, texts};
 
-/// Each step with its undo, in the order of the steps. Undos run in the reverse order, but for the site's
-/// own, which closes it: that comes last.
-const UNDOS: [(&str, &str); 5] = [
-    ("ActivateSite", "CloseSite"),
-    ("ReserveKits", "ReleaseKits"),
-    ("ProvisionSensors", "DeprovisionSensors"),
-    ("InitializeSubscription", "CancelSubscription"),
-    ("ConfigureAlerting", "RemoveAlerting"),
-];
-const FORWARD: &str = "site-onboarding";
-const BACK: &str = "site-teardown";
+pub const FORWARD: &str = names::SITE_ONBOARDING;
+pub const BACK: &str = names::SITE_TEARDOWN;
 
 /// The states that call somebody, in branches and iterations too: machine, name, state.
 fn tasks(subject: &Subject) -> Vec<(&str, &str, &Value)> {
@@ -58,7 +53,7 @@ pub fn every_task_catches_everything(subject: &Subject) -> Objections {
 pub fn what_fails_forward_is_undone(subject: &Subject) -> Objections {
     let mut objections = Objections::default();
     for (machine, name, state) in tasks(subject) {
-        if machine == FORWARD && name != "Compensate" {
+        if machine == FORWARD && name != COMPENSATE {
             for catch in items(&state["Catch"]) {
                 objections.unless(
                     catch["Next"] == "Compensate",
@@ -70,7 +65,7 @@ pub fn what_fails_forward_is_undone(subject: &Subject) -> Objections {
             }
         }
     }
-    let nested = &subject.machines[FORWARD]["States"]["Compensate"];
+    let nested = &subject.machines[FORWARD]["States"][COMPENSATE];
     let waits = text(&nested["Resource"]) == "arn:aws:states:::states:startExecution.sync:2";
     objections.unless(waits, "Compensate", "does not wait for the teardown's end");
     objections
@@ -93,33 +88,41 @@ pub fn an_undo_that_fails_stops_no_other(subject: &Subject) -> Objections {
 
 pub fn every_step_has_its_undo(subject: &Subject) -> Objections {
     let mut objections = Objections::default();
-    let mut steps: Vec<_> = Vec::new();
-    let forward = &subject.machines[FORWARD];
-    let mut next = text(&forward["StartAt"]);
-    while !next.is_empty() && steps.len() < 100 {
-        steps.push(next);
-        next = text(&forward["States"][next]["Next"]);
+    let forward = path(&subject.machines[FORWARD]);
+    let back = path(&subject.machines[BACK]);
+    for name in &forward {
+        let is_known = STEPS.iter().any(|step| step.name == *name);
+        objections.unless(is_known, *name, "is not a step in contracts::saga::STEPS");
     }
-    let back = &subject.machines[BACK];
-    let mut undos = Vec::new();
-    let mut next = text(&back["StartAt"]);
-    while !next.is_empty() && undos.len() < 100 {
-        if back["States"][next]["Type"] == "Task" {
-            undos.push(next);
-        }
-        next = text(&back["States"][next]["Next"]);
+    for name in &back {
+        let is_known = STEPS.iter().any(|step| step.undo == *name);
+        objections.unless(is_known, *name, "is not an undo in contracts::saga::STEPS");
     }
-    undos.reverse();
-    steps.rotate_right(1);
-    for step in &steps {
-        let known = UNDOS.iter().any(|(name, _)| name == step);
-        objections.unless(known, *step, "has no undo in the table of steps and undos");
+    for (index, step) in STEPS.iter().enumerate() {
+        let is_there = forward.get(index) == Some(&step.name);
+        objections.unless(is_there, step.name, format!("is not state {} of {FORWARD}", index + 1));
     }
-    for (index, (step, undo)) in UNDOS.iter().enumerate() {
-        let in_order = steps.get(index) == Some(step) && undos.get(index) == Some(undo);
-        objections.unless(in_order, *step, format!("is not undone by {undo}, in reverse order"));
+    for (index, step) in undo_order().iter().enumerate() {
+        let is_there = back.get(index) == Some(&step.undo);
+        let what = format!("is not undone by state {} of {BACK}, {}", index + 1, step.undo);
+        objections.unless(is_there, step.name, what);
     }
     objections
+}
+
+/// The Task states on the path of a machine on which nothing fails.
+fn path(machine: &Value) -> Vec<&str> {
+    let mut names = Vec::new();
+    let mut next = text(&machine["StartAt"]);
+    // A loop would not end.
+    for _ in 0..100 {
+        let state = &machine["States"][next];
+        if state["Type"] == "Task" {
+            names.push(next);
+        }
+        next = text(&state["Next"]);
+    }
+    names
 }
 
 /// How long a task may take at the very worst, in seconds: every try its full time, every wait its
@@ -207,7 +210,7 @@ pub fn no_time_out_cuts_an_undo_short(subject: &Subject) -> Objections {
         let of = tasks.filter(|(of, name, _)| *of == machine && *name != but);
         of.map(|(_, _, state)| worst(state)).sum()
     };
-    let compensate = &subject.machines[FORWARD]["States"]["Compensate"];
+    let compensate = &subject.machines[FORWARD]["States"][COMPENSATE];
     let (given, needed) = (compensate["TimeoutSeconds"].as_i64(), total(BACK, ""));
     objections.unless(
         given.is_some_and(|given| given >= needed),

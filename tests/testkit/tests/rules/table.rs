@@ -1,7 +1,7 @@
 //! The rules: what must hold, why, and how to see each one fail.
 
 use crate::{
-    access, data, failing, first_use, functions, sagas, services,
+    access, data, failing, first_use, functions, sagas, services, steps,
     subject::{
         Edit::{self, NoFile, Text, With, Without},
         Objections, Subject,
@@ -197,6 +197,40 @@ const SAGAS: &[Rule] = &[
         breaks: &[
             (With("site-onboarding/States/ConfigureAlerting/Next", "\"Compensate\""), "Compensate"),
             (With("site-teardown/States/CancelSubscription/Next", "\"ReleaseKits\""), "ProvisionSensors"),
+        ],
+    },
+    Rule {
+        name: "Each state of the sagas calls the function of its step",
+        why: "contracts::saga::STEPS would name another function than the one that runs",
+        check: steps::states_call_their_functions,
+        except: &[],
+        breaks: &[
+            (With("site-onboarding/States/ReserveKits/Arguments/FunctionName", "\"${ProvisionSensorsFunctionArn}\""), "ReserveKits"),
+            (With("site-teardown/States/CancelSubscription/Arguments/QueueUrl", "\"${InitializeSubscriptionQueueUrl}\""), "CancelSubscription"),
+            (Without("template/Resources/RemoveAlertingFunction"), "RemoveAlerting"),
+        ],
+    },
+    Rule {
+        name: "Teardowns and undos get the input that contracts::saga::TeardownInput describes",
+        why: "an undo could not read its input, and what it undoes would stay",
+        check: steps::teardowns_get_one_input,
+        except: &[],
+        breaks: &[
+            (Without("site-onboarding/States/Compensate/Arguments/Input/failure"), "Compensate"),
+            (With("site-onboarding/States/Compensate/Arguments/Input/reason", "\"\""), "Compensate"),
+            (Without("site-teardown/States/ReleaseKits/Arguments/Payload/siteId"), "ReleaseKits"),
+            (With("site-teardown/States/CancelSubscription/Arguments/MessageBody/command/why", "\"\""), "CancelSubscription"),
+            (With("site-teardown/States/CompensationIncomplete/Cause", "\"'teardownInput': {'siteId': 1}\""), "site-teardown"),
+        ],
+    },
+    Rule {
+        name: "project-site gets the events of all steps, and no others",
+        why: "GET /sites/{siteId} would not show what became of a step",
+        check: steps::project_site_gets_the_events,
+        except: &[],
+        breaks: &[
+            (Without("template/Resources/ProjectSiteFunction/Properties/Events/StepDone/Properties/Pattern/detail-type/0"), "ProjectSiteFunction"),
+            (With("template/Resources/ProjectSiteFunction/Properties/Events/StepDone/Properties/Pattern/detail-type/0", "\"SiteCreated\""), "ProjectSiteFunction"),
         ],
     },
     Rule {

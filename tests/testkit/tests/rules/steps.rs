@@ -1,0 +1,111 @@
+//! A step of the saga is declared once: what else must name a step agrees with `contracts::saga::STEPS`.
+
+use std::collections::BTreeSet;
+
+use contracts::{
+    Failure, Saga, SiteId,
+    saga::{COMPENSATE, STEPS, SagaStep, TeardownInput, undo_order},
+};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{
+    sagas::{BACK, FORWARD},
+    subject::{Objections, Subject, members, text, texts},
+};
+
+/// The argument of a Task state that goes to the function: the payload of a call, or the command in a message.
+fn input(state: &Value) -> &Value {
+    let arguments = &state["Arguments"];
+    let command = &arguments["MessageBody"]["command"];
+    if command.is_null() { &arguments["Payload"] } else { command }
+}
+
+fn keys(value: &Value) -> BTreeSet<&str> {
+    members(value).map(|(name, _)| name).collect()
+}
+
+/// A teardown's input with a value in every field.
+fn full_input() -> Value {
+    let saga = Saga::of_site(SiteId::registered("rules", "steps"), Some(Uuid::nil()));
+    let part = String::new;
+    let failure = Failure { step: part(), error: part(), message: part() };
+    json!(TeardownInput { started_by: Some(part()), ..TeardownInput::new(saga, Some(failure)) })
+}
+
+pub fn states_call_their_functions(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    let steps = STEPS.map(|step| (FORWARD, step.name, step.function()));
+    let undos = STEPS.map(|step| (BACK, step.undo, step.undo_function()));
+    for (machine, name, function) in steps.into_iter().chain(undos) {
+        let arguments = &subject.machines[machine]["States"][name]["Arguments"];
+        let called = format!("{}{}", arguments["FunctionName"], arguments["QueueUrl"]);
+        let is_called = called.contains(name) || called.contains(&function);
+        objections.unless(is_called, name, format!("calls {called}"));
+        let id = format!("{name}Function");
+        objections.unless(
+            subject.is(&id, "AWS::Serverless::Function"),
+            name,
+            format!("has no resource {id}"),
+        );
+    }
+    objections
+}
+
+pub fn teardowns_get_one_input(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    let full = full_input();
+    let all = keys(&full);
+    let compensate = &subject.machines[FORWARD]["States"][COMPENSATE];
+    let written = keys(&compensate["Arguments"]["Input"]);
+    objections.unless(written == all, COMPENSATE, format!("writes {written:?}, not {all:?}"));
+
+    // The saga is enough for an undo, unless it needs the failure.
+    let saga = json!(Saga::of_site(SiteId::registered("rules", "steps"), Some(Uuid::nil())));
+    let saga = keys(&saga);
+    for SagaStep { undo, .. } in undo_order() {
+        let read = keys(input(&subject.machines[BACK]["States"][undo]));
+        let fits = read.is_superset(&saga) && read.is_subset(&all);
+        objections.unless(fits, undo, format!("gets {read:?}: not a part of {all:?}"));
+    }
+
+    // What an operator starts the teardown with again, as both machines write it into their causes.
+    for machine in [FORWARD, BACK] {
+        let cause = text(&subject.machines[machine]["States"]["CompensationIncomplete"]["Cause"]);
+        let written = cause.split("'teardownInput': {").nth(1).and_then(|it| it.split('}').next());
+        let written: BTreeSet<_> = written
+            .into_iter()
+            .flat_map(|fields| fields.split(", "))
+            .map(|field| field.split(':').next().unwrap_or_default().trim_matches('\''))
+            .collect();
+        let mut wanted = all.clone();
+        wanted.retain(|name| !name.starts_with("AWS_"));
+        objections.unless(
+            written == wanted,
+            machine,
+            format!("puts {written:?} into its cause, not {wanted:?}"),
+        );
+    }
+    objections
+}
+
+pub fn project_site_gets_the_events(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    let wanted: BTreeSet<_> = STEPS
+        .iter()
+        .filter(|step| !step.is_of_site())
+        .flat_map(|step| step.events().map(|(event, _)| event))
+        .collect();
+    let function = "ProjectSiteFunction";
+    let events = &subject.template.properties(function)["Events"];
+    let types =
+        members(events).flat_map(|(_, it)| texts(&it["Properties"]["Pattern"]["detail-type"]));
+    let heard: BTreeSet<_> = types.collect();
+    for event in wanted.difference(&heard) {
+        objections.unless(false, function, format!("does not get {event}"));
+    }
+    for event in heard.difference(&wanted) {
+        objections.unless(false, function, format!("gets {event}, which is no step's event"));
+    }
+    objections
+}
