@@ -32,15 +32,6 @@ const LOOKUPS_AT_ONCE: usize = 8;
 /// More of a type in that time are not told by `tail`.
 const MOST_AT_ONCE: usize = 1000;
 
-/// The types of entities, as `--entity` takes them.
-const ENTITY_TYPES: [&str; 5] = [
-    EntityType::Site.name(),
-    EntityType::Reservation.name(),
-    EntityType::Sensors.name(),
-    EntityType::Subscription.name(),
-    EntityType::Alerting.name(),
-];
-
 /// Commands for the event log.
 #[derive(Debug, Subcommand)]
 pub enum Events {
@@ -170,10 +161,10 @@ async fn list(
                 "give its type and id, such as site/55115657-a433-553f-959b-29ae8465145d",
             ));
         };
-        if !ENTITY_TYPES.contains(&kind) {
-            let near = nearest(kind, &ENTITY_TYPES);
+        if !EntityType::NAMES.contains(&kind) {
+            let near = nearest(kind, &EntityType::NAMES);
             return Err(CliError::usage(format!("there is no type of entity {kind:?}"))
-                .advise(format!("{near}the types are {}", ENTITY_TYPES.join(", "))));
+                .advise(format!("{near}the types are {}", EntityType::NAMES.join(", "))));
         }
         stack.events_of(&format!("{kind}#{id}"), between, limit).await
     }

@@ -1,9 +1,5 @@
 //! Ids are minted before effects and derived (`UUIDv5`), so that a retry computes the same ones.
 
-use std::{fmt, str::FromStr};
-
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::Entity;
@@ -15,32 +11,41 @@ macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(
-            Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+            Clone,
+            Copy,
+            PartialEq,
+            Eq,
+            Hash,
+            PartialOrd,
+            Ord,
+            serde::Serialize,
+            serde::Deserialize,
+            schemars::JsonSchema,
         )]
         #[serde(transparent)]
-        pub struct $name(Uuid);
+        pub struct $name(uuid::Uuid);
 
         impl $name {
             /// The bare UUID.
             #[must_use]
-            pub fn uuid(self) -> Uuid {
+            pub fn uuid(self) -> uuid::Uuid {
                 self.0
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 self.0.fmt(f)
             }
         }
 
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 write!(f, "{}({})", stringify!($name), self.0)
             }
         }
 
-        impl FromStr for $name {
+        impl std::str::FromStr for $name {
             type Err = uuid::Error;
 
             fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -49,6 +54,8 @@ macro_rules! id {
         }
     };
 }
+
+pub(crate) use id;
 
 id!(
     /// A monitoring site.
@@ -59,31 +66,15 @@ id!(
     OnboardingId
 );
 id!(
-    /// The kits that inventory sets aside for one onboarding.
-    ReservationId
-);
-id!(
-    /// All sensors that devices provisions for one onboarding, as one entity.
-    SensorsId
-);
-id!(
     /// One sensor: one metric, in one unit, at one site.
     SensorId
-);
-id!(
-    /// The subscription that billing keeps for one onboarding.
-    SubscriptionId
-);
-id!(
-    /// The alerting configuration of one onboarding.
-    AlertingId
 );
 id!(
     /// One domain event.
     EventId
 );
 
-fn derive(parent: Uuid, name: &str) -> Uuid {
+pub(crate) fn derive(parent: Uuid, name: &str) -> Uuid {
     Uuid::new_v5(&parent, name.as_bytes())
 }
 
@@ -105,25 +96,6 @@ impl OnboardingId {
     }
 }
 
-macro_rules! derived_from_onboarding {
-    ($($name:ident = $label:literal),*) => {
-        $(impl $name {
-            /// The id that belongs to this onboarding.
-            #[must_use]
-            pub fn of(onboarding: OnboardingId) -> Self {
-                Self(derive(onboarding.0, $label))
-            }
-        })*
-    };
-}
-
-derived_from_onboarding!(
-    ReservationId = "reservation",
-    SensorsId = "sensors",
-    SubscriptionId = "subscription",
-    AlertingId = "alerting"
-);
-
 impl SensorId {
     /// The `index`-th sensor (from 0) of the registration.
     #[must_use]
@@ -143,6 +115,7 @@ impl EventId {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{ReservationId, SubscriptionId};
 
     #[test]
     fn ids_are_the_same_on_every_retry_and_on_every_release() {

@@ -5,6 +5,7 @@
 //! `shared/contracts/schemas/`, generated from the Rust type by
 //! `UPDATE_SCHEMAS=1 cargo test -p contracts`.
 
+mod entity;
 mod envelope;
 pub mod events;
 mod id;
@@ -22,10 +23,9 @@ pub mod stream;
 pub mod text;
 mod time;
 
-pub use envelope::{Entity, EntityType, Envelope, Event, Metadata, SiteData};
-pub use id::{
-    AlertingId, EventId, OnboardingId, ReservationId, SensorId, SensorsId, SiteId, SubscriptionId,
-};
+pub use entity::*;
+pub use envelope::{Envelope, Event, Metadata, SiteData};
+pub use id::{EventId, OnboardingId, SensorId, SiteId};
 pub use metric::Metric;
 pub use saga::{IdMismatch, Saga, SagaWithSensors};
 pub use site::{Failure, Location, PaymentMethodId, Plan, Sensor};

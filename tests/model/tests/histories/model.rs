@@ -4,13 +4,13 @@
 use alerting::{Alerting, AlertingRow, Rule};
 use billing::{Subscription, SubscriptionRow};
 use contracts::{
-    AlertingId, Entity, EntityType, Failure, Metric, Plan, ReservationId, Saga, Sensor, SensorsId,
-    SiteId, SubscriptionId, Timestamp,
+    Entity, EntityType, Failure, Metric, Plan, Saga, Sensor, SiteId, Timestamp,
     events::{
         AlertingConfigured, AlertingRemoved, Kits, KitsReleased, KitsReserved,
         SensorsDeprovisioned, SensorsProvisioned, Shortage, SiteActivated, SiteDecommissioned,
         SiteRejected, StockDepleted,
     },
+    saga::STEPS,
 };
 use devices::{Sensors, SensorsRow};
 use inventory::{Reservation, ReservationRow};
@@ -35,7 +35,7 @@ pub struct SiteModel {
     pub saga: Saga,
     pub setup: Site,
     pub sensors: Vec<Sensor>,
-    entities: [EntityModel; 5],
+    entities: [EntityModel; EntityType::ALL.len()],
     /// The provider's id of what was paid for.
     subscription: Option<String>,
 }
@@ -82,22 +82,8 @@ pub fn failure() -> Failure {
 }
 
 fn place(entity: EntityType) -> usize {
-    match entity {
-        EntityType::Site => 0,
-        EntityType::Reservation => 1,
-        EntityType::Sensors => 2,
-        EntityType::Subscription => 3,
-        EntityType::Alerting => 4,
-    }
+    entity as usize
 }
-
-pub const ENTITIES: [EntityType; 5] = [
-    EntityType::Site,
-    EntityType::Reservation,
-    EntityType::Sensors,
-    EntityType::Subscription,
-    EntityType::Alerting,
-];
 
 impl SiteModel {
     pub fn new(name: &'static str, setup: Site, saga: Saga, sensors: Vec<Sensor>) -> Self {
@@ -113,14 +99,7 @@ impl SiteModel {
     }
 
     pub fn id(&self, entity: EntityType) -> Entity {
-        let onboarding = self.saga.onboarding_id;
-        match entity {
-            EntityType::Site => self.saga.site_id.into(),
-            EntityType::Reservation => ReservationId::of(onboarding).into(),
-            EntityType::Sensors => SensorsId::of(onboarding).into(),
-            EntityType::Subscription => SubscriptionId::of(onboarding).into(),
-            EntityType::Alerting => AlertingId::of(onboarding).into(),
-        }
+        Entity::of_site(entity, self.saga.site_id)
     }
 
     /// What its sensors need of the metrics.
@@ -367,28 +346,23 @@ impl SiteModel {
 
     /// The states that a step leaves for good where it undoes, or finds where it comes too late.
     fn tombstones(work: Work) -> &'static [&'static str] {
-        match entity_of(work) {
-            Some(EntityType::Reservation) => &["RELEASED"],
-            Some(EntityType::Sensors) => &["DEPROVISIONED"],
-            Some(EntityType::Subscription) if work == Work::Initialize => {
-                &["CANCELLING", "CANCELLED"]
-            }
-            Some(EntityType::Subscription) => &["CANCELLED"],
-            Some(EntityType::Alerting) => &["REMOVED"],
-            Some(EntityType::Site) if work == Work::Activate => {
-                &["REJECTED", "DECOMMISSIONING", "DECOMMISSIONED"]
-            }
-            Some(EntityType::Site) => &["REJECTED", "DECOMMISSIONED"],
-            None => &[],
+        match work {
+            Work::Initialize => &["CANCELLING", "CANCELLED"],
+            Work::Activate => &["REJECTED", "DECOMMISSIONING", "DECOMMISSIONED"],
+            _ => entity_of(work).map_or(&[], tombstones_of),
         }
     }
 
     /// Whether of this entity nothing is left but the tombstone.
     pub fn is_undone(&self, entity: EntityType) -> bool {
-        let last =
-            ["REJECTED", "DECOMMISSIONED", "RELEASED", "DEPROVISIONED", "CANCELLED", "REMOVED"];
-        self.state(entity).is_some_and(|state| last.contains(&state))
+        self.state(entity).is_some_and(|state| tombstones_of(entity).contains(&state))
     }
+}
+
+/// The statuses in which the undo of the entity's step leaves its row.
+fn tombstones_of(entity: EntityType) -> &'static [&'static str] {
+    let step = STEPS.iter().find(|step| step.entity == entity);
+    step.expect("a step of each entity").tombstones
 }
 
 fn status(name: &str) -> Status {

@@ -20,7 +20,7 @@ use testkit::{
 
 use crate::{
     history::{Beginning, Card, DELIVERIES, History, Move, NAMES, Scope, Trouble, Work},
-    model::{Change, ENTITIES, METRICS, Outcome, SiteModel, State, entity_of, failure, saga_of},
+    model::{Change, METRICS, Outcome, SiteModel, State, entity_of, failure, saga_of},
     provider::Books,
     world::{Asking, Call, Executions, LEASE, ONBOARDING_ARN, TEARDOWN_ARN, World},
 };
@@ -587,14 +587,14 @@ impl<'a> Play<'a> {
     }
 
     fn entity_row(&self, site: usize, entity: EntityType) -> (&'static str, String) {
-        let id = self.sites[site].id(entity).id;
-        match entity {
-            EntityType::Site => (SITES, format!("{id}/SITE")),
-            EntityType::Reservation => (INVENTORY, format!("reservation#{id}")),
-            EntityType::Sensors => (DEVICES, format!("sensors#{id}")),
-            EntityType::Subscription => (BILLING, format!("subscription#{id}")),
-            EntityType::Alerting => (ALERTING, format!("alerting#{id}")),
+        let id = self.sites[site].id(entity);
+        if entity == EntityType::Site {
+            return (SITES, format!("{}/SITE", id.id));
         }
+        let table = [INVENTORY, DEVICES, BILLING, ALERTING]
+            .into_iter()
+            .find(|table| table.to_lowercase().starts_with(entity.service()));
+        (table.expect("the service's table"), id.to_string())
     }
 
     /// The change that was made, of those that the step may make.
@@ -782,7 +782,7 @@ impl<'a> Play<'a> {
             }
         }
         let name = self.sites[site].name;
-        for entity in ENTITIES {
+        for entity in EntityType::ALL {
             let state = self.sites[site].state(entity);
             if !forward.iter().any(|work| entity_of(*work) == Some(entity)) {
                 continue;
@@ -832,7 +832,7 @@ impl<'a> Play<'a> {
             events.entry(row.entity.clone()).or_default().insert(row.sequence, row);
         }
         for (place, site) in self.sites.iter().enumerate() {
-            for entity in ENTITIES {
+            for entity in EntityType::ALL {
                 let id = site.id(entity).to_string();
                 let there = events.remove(&id).unwrap_or_default();
                 let gapless = there.keys().copied().eq(1..=there.len() as u64);
