@@ -41,7 +41,6 @@ const MAY_LIST_STEPS: &[(&str, &str)] = &[
     ("tests/testkit/tests/write_units.rs", "calls each step with its own input"),
     ("tests/tests/disruptions/", "disturbs single steps"),
     ("tests/tests/goldens/", "golden files"),
-    ("tests/tests/permissions/owners.rs", "permissions are written down by hand on purpose"),
 ];
 
 /// A name in the forms that occur in files: `ReserveKits`, `reserve-kits`, `reserve_kits`, `RESERVE_KITS`.

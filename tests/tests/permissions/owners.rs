@@ -1,6 +1,15 @@
 //! Who owns what: all that the functions of a service may do at most. What belongs to another service
 //! has its reason. Written by hand, so that no edit of the template alone can open anything.
 
+use std::sync::LazyLock;
+
+use contracts::{
+    names::{SITE_ONBOARDING, SITE_TEARDOWN},
+    saga::STEPS,
+};
+use serde_json::Value;
+use testkit::template::machines;
+
 /// Actions that a service may be allowed on a resource, which is its own where there is no reason.
 #[derive(Clone, Copy, Debug)]
 pub struct May {
@@ -69,8 +78,26 @@ const LOG_GROUP: &str =
 const MANAGED_RULE: &str =
     "Step Functions keeps a rule by which it hears of the nested execution's end";
 
-/// All of it.
-pub const OWNERS: &[May] = &[
+/// All of it: what is written down here, and the calls of the saga's steps and undos.
+pub static OWNERS: LazyLock<Vec<May>> = LazyLock::new(|| {
+    let machines = machines();
+    let calls = STEPS.iter().flat_map(|step| {
+        [(SITE_ONBOARDING, step.name), (SITE_TEARDOWN, step.undo)]
+            .map(|(machine, state)| call(state, &machines[machine]["States"][state]))
+    });
+    BY_HAND.iter().copied().chain(calls).collect()
+});
+
+/// What a state of the saga does: it calls the function of its name, or sends a command to that function's queue.
+fn call(name: &str, state: &Value) -> May {
+    if state["Arguments"]["QueueUrl"].is_null() {
+        other("onboarding", format!("{name}Function").leak(), &[INVOKE], STEP)
+    } else {
+        other("onboarding", format!("{name}Queue").leak(), &[SEND], STEP)
+    }
+}
+
+const BY_HAND: &[May] = &[
     // sites
     own("sites", "SitesTable", &[GET, PUT, QUERY]),
     own("sites", "SitesTable/index/byStatus", &[QUERY, "dynamodb:Scan"]),
@@ -87,16 +114,6 @@ pub const OWNERS: &[May] = &[
         &["states:DescribeExecution", "states:GetExecutionHistory", "states:StopExecution"],
     ),
     own("onboarding", "OnboardingFailures", &[SEND]),
-    other("onboarding", "ReserveKitsFunction", &[INVOKE], STEP),
-    other("onboarding", "ReleaseKitsFunction", &[INVOKE], STEP),
-    other("onboarding", "ProvisionSensorsFunction", &[INVOKE], STEP),
-    other("onboarding", "DeprovisionSensorsFunction", &[INVOKE], STEP),
-    other("onboarding", "ConfigureAlertingFunction", &[INVOKE], STEP),
-    other("onboarding", "RemoveAlertingFunction", &[INVOKE], STEP),
-    other("onboarding", "ActivateSiteFunction", &[INVOKE], STEP),
-    other("onboarding", "CloseSiteFunction", &[INVOKE], STEP),
-    other("onboarding", "InitializeSubscriptionQueue", &[SEND], STEP),
-    other("onboarding", "CancelSubscriptionQueue", &[SEND], STEP),
     other(
         "onboarding",
         "rule StepFunctionsGetEventsForStepFunctionsExecutionRule",
