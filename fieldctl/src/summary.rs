@@ -68,15 +68,26 @@ pub fn of_event(kind: &str, data: &Value) -> String {
     }
 }
 
-/// The fields with one value each, as `name value`. The site is left out: it is known where events are shown.
+/// A summary of fields has at most so many characters.
+const MAX_FIELDS: usize = 80;
+
+/// The fields with one value each, as `name value`, as many as fit. Ids are left out: they are long, and shown
+/// by `events show`.
 fn fields(data: &Value) -> String {
     let mut data = data.clone();
     mask(&mut data);
-    let fields = data.as_object().into_iter().flatten();
-    let short = fields.filter(|(name, value)| {
-        name.as_str() != "siteId" && !value.is_object() && !value.is_array()
-    });
-    short.map(|(name, value)| format!("{name} {}", shown(value))).collect::<Vec<_>>().join(", ")
+    let mut text = String::new();
+    for (name, value) in data.as_object().into_iter().flatten() {
+        if name.ends_with("Id") || value.is_object() || value.is_array() {
+            continue;
+        }
+        let gap = if text.is_empty() { "" } else { ", " };
+        let field = format!("{gap}{name} {}", shown(value));
+        if text.chars().count() + field.chars().count() <= MAX_FIELDS {
+            text += &field;
+        }
+    }
+    text
 }
 
 /// A value as text, without quotation marks; `?` where there is none.
@@ -136,18 +147,20 @@ mod tests {
     fn a_type_without_a_summary_of_its_own_is_summarized_by_its_fields() {
         let data = json!({
             "siteId": "0b1c", "radio": "lora", "channel": 3, "kits": [1], "paymentMethod": "pm_1",
+            "note": "n".repeat(MAX_FIELDS),
         });
         let summary = of_event("RadioConfigured", &data);
         for field in ["radio lora", "channel 3", "paymentMethod ***"] {
             assert!(summary.contains(field), "{summary}");
         }
         assert!(!summary.contains("0b1c") && !summary.contains("kits"), "{summary}");
+        assert!(!summary.contains("note"), "{summary}");
     }
 
     #[test]
     fn missing_data_is_no_panic() {
         for (kind, _, _) in contracts::events::schemas() {
-            of_event(kind, &Value::Null);
+            assert!(!of_event(kind, &Value::Null).contains("null"), "{kind}");
         }
         assert_eq!(of_event("SiteFellSilent", &Value::Null), "");
     }

@@ -234,8 +234,9 @@ async fn events_name_their_site_and_say_what_happened() {
     );
     let breached = "Desert Rock  air_temperature 51.5 Cel, above 50.0, at 2026-01-01T00:00:01.000Z";
     assert!(lines[2].ends_with(breached), "{out}");
-    let fallback = format!("Desert Rock  alerting#{onboarding_id}");
-    assert!(lines[3].contains("SensorFellSilent") && lines[3].ends_with(&fallback), "{out}");
+    let fields = ["SensorFellSilent", "Desert Rock", "metric air_temperature", "value 51.5"];
+    assert!(fields.iter().all(|field| lines[3].contains(field)), "{out}");
+    assert!(!lines[3].contains("sensorId"), "{out}");
     assert!(!out.contains("pm_secret"), "{out}");
 }
 

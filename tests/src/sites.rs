@@ -54,16 +54,19 @@ pub type EventsByEntity = BTreeMap<&'static str, Vec<&'static str>>;
 /// The events of an onboarding of which the first steps were done, and of its site.
 #[must_use]
 pub fn events_done(steps: usize, of_site: &[&'static str]) -> EventsByEntity {
-    let steps = STEPS.iter().filter(|step| !step.is_of_site()).take(steps);
-    let done = steps.map(|step| (step.entity.name(), vec![step.done]));
-    done.chain([(EntityType::Site.name(), of_site.to_vec())]).collect()
+    let mut events = EventsByEntity::from([(EntityType::Site.name(), of_site.to_vec())]);
+    for step in STEPS.iter().take(steps).filter(|step| !step.is_of_site()) {
+        events.entry(step.entity.name()).or_default().push(step.done);
+    }
+    events
 }
 
 /// The events of an onboarding of which the first steps were done and undone, and of its site.
 #[must_use]
 pub fn events_undone(steps: usize, of_site: &[&'static str]) -> EventsByEntity {
     let mut events = events_done(steps, of_site);
-    for step in STEPS.iter().filter(|step| !step.is_of_site()).take(steps) {
+    let done = &STEPS[..steps];
+    for step in undo_order().iter().filter(|step| !step.is_of_site() && done.contains(step)) {
         events.entry(step.entity.name()).or_default().extend(step.undone);
     }
     events

@@ -937,7 +937,7 @@ async fn a_teardown_that_left_something_comes_back_until_nothing_is_left() -> Re
     scale.restore(&stack).await?;
     let (ids, failure) = over?;
     let left = residue(&stack, ids).await?;
-    let places: Vec<_> = left.iter().map(|(place, _)| *place).collect();
+    let places: Vec<_> = left.iter().map(|(place, _)| place.as_str()).collect();
     assert_eq!(places, [names::DEVICES], "{left:?}");
 
     stack.replay_well(&failure).await?;

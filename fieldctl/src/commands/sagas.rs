@@ -10,7 +10,7 @@ use contracts::{
 };
 use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -389,6 +389,8 @@ async fn recover(
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     #[test]
