@@ -71,8 +71,8 @@ pub fn of_event(kind: &str, data: &Value) -> String {
 /// A summary of fields has at most so many characters.
 const MAX_FIELDS: usize = 80;
 
-/// The fields with one value each, as `name value`, as many as fit. Ids are left out: they are long, and shown
-/// by `events show`.
+/// The fields with one value each, as `name value`, as many as fit. Ids are left out: they are long, and
+/// `--json` shows them.
 fn fields(data: &Value) -> String {
     let mut data = data.clone();
     mask(&mut data);
