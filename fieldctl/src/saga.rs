@@ -375,7 +375,7 @@ mod tests {
             // Its teardown is no longer kept.
             (compensated(true), Undo::NotStarted),
         ] {
-            assert_eq!(Undo::of(&[execution.clone()]), expected, "{execution:?}");
+            assert_eq!(Undo::of(std::slice::from_ref(&execution)), expected, "{execution:?}");
         }
         assert_eq!(Undo::of(&[]), Undo::NotStarted);
     }

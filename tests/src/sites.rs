@@ -199,7 +199,8 @@ pub async fn residue(stack: &Stack, ids: Ids) -> Result<Vec<(String, String)>> {
 }
 
 /// The name of the table of the step's service, without the environment.
-fn table_of(step: &SagaStep) -> String {
+#[must_use]
+pub fn table_of(step: &SagaStep) -> String {
     step.entity.service().to_owned()
 }
 

@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
-use contracts::{Metric, OnboardingId, names};
+use contracts::{
+    Metric, OnboardingId,
+    names::{self, kebab},
+};
 use serde_json::{Value, json};
 use tests::{
     Stack,

@@ -85,7 +85,7 @@ impl Sagas {
                     described(stack, listed).try_filter_map(async |it| Ok(it)).try_collect().await?
                 };
                 let limit = if stuck || incomplete { limit } else { usize::MAX };
-                list(screen, found.into_iter().take(limit).collect())
+                list(screen, &found[..found.len().min(limit)])
             }
             Self::Show { execution } => {
                 let found = find(stack, &execution).await?;
@@ -186,7 +186,7 @@ async fn listed(
     Ok(listed)
 }
 
-fn list(screen: &mut Screen, found: Vec<Execution>) -> Result<Exit, CliError> {
+fn list(screen: &mut Screen, found: &[Execution]) -> Result<Exit, CliError> {
     if screen.json {
         found.iter().try_for_each(|execution| screen.entry(execution))?;
         return Ok(Exit::Done);

@@ -235,7 +235,7 @@ async fn an_undo_that_fails_for_good_is_told_and_the_others_run() -> Result<()> 
     let site = stack.site(ids.site_id).await?;
     assert_eq!(site.body["status"], "REJECTED", "{site}");
     let left = residue(&stack, ids).await?;
-    let places: Vec<_> = left.iter().map(|(place, _)| *place).collect();
+    let places: Vec<_> = left.iter().map(|(place, _)| place.as_str()).collect();
     assert_eq!(places, [names::DEVICES], "{left:?}");
 
     // Mended, as the alarm says: the teardown again, with the input from the cause.

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use aws_sdk_sfn::types::ExecutionStatus;
 use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL};
-use contracts::{Metric, Timestamp, names};
+use contracts::{Metric, Timestamp, saga::STEPS};
 use futures_util::future::try_join_all;
 use serde::Serialize;
 use serde_json::Value;
@@ -21,7 +21,7 @@ use tests::{
     executions::{Execution, Task},
     inventory::{Count, Inventory},
     log::{self, LoggedEvent},
-    sites::{FORWARD, Ids, UNDO, residue},
+    sites::{FORWARD, Ids, UNDO, residue, table_of},
     stripe,
     wait::{Look, until},
 };
@@ -74,7 +74,7 @@ struct Step {
 #[serde(rename_all = "camelCase")]
 struct Residue {
     /// Rows that are no tombstones, by table.
-    rows: BTreeMap<&'static str, usize>,
+    rows: BTreeMap<String, usize>,
     /// Customers and subscriptions at the payment provider.
     payment_provider: usize,
     /// Stock minus (delivered minus kits of ACTIVE sites), of the metrics where that is not 0.
@@ -270,8 +270,8 @@ pub async fn examine(
     let examined = try_join_all(sites).await?;
     let mut untrue = Vec::new();
     let mut left = Residue::default();
-    for table in [names::INVENTORY, names::DEVICES, names::BILLING, names::ALERTING] {
-        left.rows.insert(table, 0);
+    for step in STEPS.iter().filter(|step| !step.is_of_site()) {
+        left.rows.insert(table_of(step), 0);
     }
     for (station, examined) in stations.iter().zip(&examined) {
         check(station, examined, &mut untrue);
@@ -286,7 +286,7 @@ pub async fn examine(
         }
         left.payment_provider += billed.count();
         for (place, what) in residue(stack, examined.ids).await? {
-            if let Some(rows) = left.rows.get_mut(place) {
+            if let Some(rows) = left.rows.get_mut(&place) {
                 *rows += 1;
             }
             untrue.push(format!("{}: left in {place}: {what}", station.name));
