@@ -234,7 +234,7 @@ async fn events_name_their_site_and_say_what_happened() {
     );
     let breached = "Desert Rock  air_temperature 51.5 Cel, above 50.0, at 2026-01-01T00:00:01.000Z";
     assert!(lines[2].ends_with(breached), "{out}");
-    let fields = ["SensorFellSilent", "Desert Rock", "metric air_temperature", "value 51.5"];
+    let fields = ["SensorFellSilent", "Desert Rock", "metric air_temperature", "threshold 50.0"];
     assert!(fields.iter().all(|field| lines[3].contains(field)), "{out}");
     assert!(!lines[3].contains("sensorId"), "{out}");
     assert!(!out.contains("pm_secret"), "{out}");

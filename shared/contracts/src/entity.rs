@@ -20,6 +20,7 @@ macro_rules! entities {
         /// The kinds of entities that have events, each belonging to the one service that emits them.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
         #[serde(rename_all = "camelCase")]
+        #[non_exhaustive]
         pub enum EntityType {
             /// sites'.
             Site,

@@ -50,14 +50,20 @@ fn forms(name: &str) -> [String; 4] {
     [name.to_owned(), kebab, snake.clone(), snake.to_uppercase()]
 }
 
-/// Whether a text names every step, its undo or one of its events. The site's own step does not count: many
-/// texts are about sites that come into service.
-fn names_every_step(text: &str) -> bool {
-    STEPS.iter().filter(|step| !step.is_of_site()).all(|step| {
+/// How many steps a text does not name: neither the step nor its undo nor one of its events. The site's own
+/// step does not count: many texts are about sites that come into service.
+fn unnamed_steps(text: &str) -> usize {
+    let steps = STEPS.iter().filter(|step| !step.is_of_site());
+    let unnamed = steps.filter(|step| {
         let events = step.events().map(|(event, _)| event);
         let mut names = [step.name, step.undo].into_iter().chain(events);
-        names.any(|name| forms(name).iter().any(|form| text.contains(form.as_str())))
-    })
+        !names.any(|name| forms(name).iter().any(|form| text.contains(form.as_str())))
+    });
+    unnamed.count()
+}
+
+fn names_every_step(text: &str) -> bool {
+    unnamed_steps(text) == 0
 }
 
 /// The text files of the repository, with their paths.
@@ -100,14 +106,16 @@ fn no_other_file_lists_the_steps() {
             || path == "CHANGELOG.md"
             || path == "docs/decisions.md"
             || is_template
-            || !names_every_step(&text)
         {
             continue;
         }
         let excepted = may_list_steps(&path);
-        needed.extend(excepted);
+        if unnamed_steps(&text) <= 1 {
+            // What is made from the deployed stack lacks a new step until it is made again.
+            needed.extend(excepted);
+        }
         assert!(
-            excepted.is_some(),
+            excepted.is_some() || !names_every_step(&text),
             "{path} names every step of the saga. A new step would have to be added there: read \
              contracts::saga::STEPS instead, or give a reason in {}",
             file!()

@@ -82,7 +82,7 @@ pub fn failure() -> Failure {
 }
 
 fn place(entity: EntityType) -> usize {
-    entity as usize
+    EntityType::ALL.iter().position(|known| *known == entity).expect("one of all")
 }
 
 impl SiteModel {
@@ -300,6 +300,7 @@ impl SiteModel {
                 row == right
                     && (row.onboarding_id, &row.sensors) == (saga.onboarding_id, &self.sensors)
             }
+            entity => return Err(format!("the model has no {}", entity.name())),
         };
         if is_right { Ok(()) } else { Err(format!("its row is wrong: {row}")) }
     }
