@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use contracts::names::kebab;
 use saphyr::{LoadableYamlNode, Scalar, Yaml};
 use serde_json::{Map, Value};
 
@@ -363,17 +364,4 @@ fn json(yaml: &Yaml) -> Value {
         Yaml::Tagged(_, value) => json(value),
         _ => Value::Null,
     }
-}
-
-/// `StoreReadings` as `store-readings`.
-#[must_use]
-pub fn kebab(name: &str) -> String {
-    let mut kebab = String::new();
-    for (index, letter) in name.char_indices() {
-        if letter.is_uppercase() && index > 0 {
-            kebab.push('-');
-        }
-        kebab.push(letter.to_ascii_lowercase());
-    }
-    kebab
 }
