@@ -198,7 +198,7 @@ pub async fn residue(stack: &Stack, ids: Ids) -> Result<Vec<(String, String)>> {
     Ok(left)
 }
 
-/// The logical id of the table of the step's service.
+/// The name of the table of the step's service, without the environment.
 #[must_use]
 pub fn table_of(step: &SagaStep) -> String {
     step.entity.service().to_owned()

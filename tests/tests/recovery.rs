@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
-use contracts::{Metric, OnboardingId, names};
+use contracts::{
+    Metric, OnboardingId,
+    names::{self, kebab},
+};
 use serde_json::{Value, json};
 use tests::{
     Stack,
@@ -162,7 +165,7 @@ async fn cut_off_in(step: &str) -> Result<()> {
     let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
     warm_up(&stack).await?;
-    let held = Frozen::processes(&stack, &names::kebab(step))?;
+    let held = Frozen::processes(&stack, &kebab(step))?;
     let ids = register(&stack, "cut off", GOOD_CARD).await?;
     let execution = at_step(step, async || stack.onboarding(ids.onboarding_id).await).await?;
     stop_in(&stack, &execution, step).await?;

@@ -13,8 +13,10 @@ use testkit::{
     sample,
 };
 
-const ONBOARDING: &str = "arn:aws:states:eu-central-1:123456789012:stateMachine:site-onboarding";
-const TEARDOWN: &str = "arn:aws:states:eu-central-1:123456789012:stateMachine:site-teardown";
+const ONBOARDING: &str =
+    "arn:aws:states:eu-central-1:123456789012:stateMachine:fieldstation-prod-site-onboarding";
+const TEARDOWN: &str =
+    "arn:aws:states:eu-central-1:123456789012:stateMachine:fieldstation-prod-site-teardown";
 
 /// Step Functions, with an execution that ended in that state; it knows the names it started.
 async fn step_functions(state: Option<&'static str>) -> Stub {
@@ -199,8 +201,8 @@ async fn a_teardown_that_was_stopped_goes_on_with_the_same_input() {
         (format!("decommission-{}", onboarding_id()), format!("operator-{}-x", onboarding_id()));
     for (ended_as, status, expected) in [
         (NESTED.to_owned(), "ABORTED", recovery.clone()),
-        (decommission, "TIMED_OUT", format!("{recovery}-ece09bf7")),
-        (operator, "ABORTED", format!("{recovery}-d96ceeee")),
+        (decommission, "TIMED_OUT", format!("{recovery}-4fcdee2c")),
+        (operator, "ABORTED", format!("{recovery}-c4fdcd64")),
         (recovery.clone(), "ABORTED", format!("{recovery}-2")),
         (format!("{recovery}-2"), "TIMED_OUT", format!("{recovery}-3")),
         (format!("{recovery}-0f3c2d1e"), "ABORTED", format!("{recovery}-0f3c2d1e-2")),
