@@ -162,16 +162,12 @@ pub fn message(environment: &str, message: &SqsMessage) -> Parsed {
     if queue == FAILURE_FILES {
         return notification(body);
     }
-    let failed = match names::function_of_dead_letters(queue) {
-        Some(function) => {
-            dead_letter(function, message, body).unwrap_or_else(|| unreadable(function, body))
-        }
-        None => {
-            if let Some(repair) = repair(environment, message, body) {
-                return Parsed::Repaired(repair);
-            }
-            failed(environment, message, body).unwrap_or_else(|| unreadable(queue, body))
-        }
+    let failed = if let Some(function) = names::function_of_dead_letters(queue) {
+        dead_letter(function, message, body).unwrap_or_else(|| unreadable(function, body))
+    } else if let Some(repair) = repair(environment, message, body) {
+        return Parsed::Repaired(repair);
+    } else {
+        failed(environment, message, body).unwrap_or_else(|| unreadable(queue, body))
     };
     Parsed::Failed(Box::new(failed))
 }
