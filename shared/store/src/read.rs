@@ -90,6 +90,7 @@ impl Query<'_> {
 
     /// Binds a text to `:name`.
     #[must_use]
+    #[expect(clippy::needless_pass_by_value, reason = "ids, times and literals are given")]
     pub fn text(mut self, name: &str, value: impl ToString) -> Self {
         self.values.insert(format!(":{name}"), AttributeValue::S(value.to_string()));
         self
@@ -97,6 +98,7 @@ impl Query<'_> {
 
     /// Binds a number to `:name`.
     #[must_use]
+    #[expect(clippy::needless_pass_by_value, reason = "ids, times and literals are given")]
     pub fn number(mut self, name: &str, value: impl ToString) -> Self {
         self.values.insert(format!(":{name}"), AttributeValue::N(value.to_string()));
         self

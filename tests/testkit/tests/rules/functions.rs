@@ -89,7 +89,7 @@ pub fn variables_are_those_that_are_read(subject: &Subject) -> Objections {
     for (path, source) in
         libraries.filter(|(path, _)| path.contains("/src/") && !path.contains("/bin/"))
     {
-        for reading in ["env(\"", "number(\"", ".table(\"", "env::var(\""] {
+        for reading in ["env(\"", " number(\"", ".table(\"", "env::var(\""] {
             for rest in source.split(reading).skip(1) {
                 let name = rest.split('"').next().unwrap_or_default();
                 // Lambda itself sets these.
