@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use aws_sdk_sfn::types::ExecutionStatus;
 use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL};
-use contracts::{Metric, Timestamp, saga::STEPS};
+use contracts::{Metric, Timestamp, names, saga::STEPS};
 use futures_util::future::try_join_all;
 use serde::Serialize;
 use serde_json::Value;
