@@ -7,7 +7,7 @@ use aws_sdk_dynamodb::error::ProvideErrorMetadata;
 use aws_sdk_lambda::primitives::Blob;
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
 use contracts::{
-    names::{self, LIVE, SITE_TEARDOWN},
+    names::{self, LIVE},
     replay::ReplayEvent,
     saga::STEPS,
 };

@@ -222,6 +222,18 @@ const USES: [(&str, &str, &str); 10] = [
     (":execution:", "AWS::Serverless::StateMachine", ".Name"),
 ];
 
+/// What a bucket's name ends with: it is unique in the world.
+const UNIQUE: &str = "-${AWS::AccountId}-${AWS::Region}";
+
+/// A fixed name at the beginning of a text, without the environment, and what is behind it.
+fn split_name(text: &str) -> (&str, &str) {
+    let is_name = |it: char| it.is_ascii_lowercase() || it.is_ascii_digit() || it == '-';
+    let end = text.find(|it| !is_name(it)).unwrap_or(text.len());
+    let bucket = text[..end].trim_end_matches('-').len();
+    let end = if text[bucket..].starts_with(UNIQUE) { bucket + UNIQUE.len() } else { end };
+    text.split_at(end)
+}
+
 /// The logical ids by (type, fixed name without `${Environment}-`).
 struct Names(BTreeMap<(String, String), String>);
 
@@ -271,41 +283,20 @@ impl Names {
         }
         let mut resolved = String::new();
         let mut rest = text;
-        while let Some(at) = rest.find(ENVIRONMENT) {
-            let (before, from) = rest.split_at(at);
-            let after = &from[ENVIRONMENT.len()..];
-            let end = after
-                .find(|it: char| !it.is_ascii_lowercase() && !it.is_ascii_digit() && it != '-')
-                .unwrap_or(after.len());
-            let (mut name, mut behind) = after.split_at(end);
-            // A bucket's name is unique in the world.
-            const UNIQUE: &str = "-${AWS::AccountId}-${AWS::Region}";
-            let bucket = format!("{}{UNIQUE}", name.trim_end_matches('-'));
-            if let Some(behind_bucket) = after.strip_prefix(bucket.as_str()) {
-                (name, behind) = (&after[..bucket.len()], behind_bucket);
-            }
+        while let Some((before, after)) = rest.split_once(ENVIRONMENT) {
+            let (name, mut behind) = split_name(after);
             let found = USES.iter().find_map(|(prefix, kind, attribute)| {
                 let start = before.strip_suffix(prefix)?;
                 Some((start, *prefix, self.id(kind, name)?, *attribute))
             });
-            match found {
-                Some((start, prefix, id, attribute)) => {
-                    resolved.push_str(start);
-                    if attribute == ".Name" {
-                        resolved.push_str(prefix);
-                    }
-                    if attribute == ".Arn" && behind.starts_with(":live") {
-                        behind = &behind[":live".len()..];
-                        resolved.push_str(&format!("${{{id}.Alias}}"));
-                    } else {
-                        resolved.push_str(&format!("${{{id}{attribute}}}"));
-                    }
-                }
-                None => {
-                    resolved.push_str(before);
-                    resolved.push_str(ENVIRONMENT);
-                    resolved.push_str(name);
-                }
+            if let Some((start, prefix, id, attribute)) = found {
+                let kept = if attribute == ".Name" { prefix } else { "" };
+                let alias = behind.strip_prefix(":live").filter(|_| attribute == ".Arn");
+                let attribute = if alias.is_some() { ".Alias" } else { attribute };
+                behind = alias.unwrap_or(behind);
+                resolved += &[start, kept, "${", id, attribute, "}"].concat();
+            } else {
+                resolved += &[before, ENVIRONMENT, name].concat();
             }
             rest = behind;
         }
