@@ -287,7 +287,7 @@ async fn a_service_whose_stack_is_missing_is_a_problem() {
     }
 }
 
-/// Its root stack still has it, and CloudFormation still lists its resources, by its ARN.
+/// Its root stack still has it, and `CloudFormation` still lists its resources, by its ARN.
 #[tokio::test]
 async fn a_nested_stack_that_was_deleted_by_hand_is_missing() {
     let stacks = Stacks { status: Some(("billing", "DELETE_COMPLETE")), ..Stacks::default() };

@@ -177,7 +177,9 @@ impl Stacks {
                 let own = own.map(|it| resource([it.1, it.2, it.3, "CREATE_COMPLETE"]));
                 let mut all: Vec<_> = [resource(role)].into_iter().chain(own).collect();
                 if self.status_of(part) == "DELETE_COMPLETE" {
-                    all.iter_mut().for_each(|it| it[3] = "DELETE_COMPLETE".to_owned());
+                    for resource in &mut all {
+                        "DELETE_COMPLETE".clone_into(&mut resource[3]);
+                    }
                 }
                 all
             }

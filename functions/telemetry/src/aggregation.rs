@@ -179,7 +179,9 @@ mod tests {
 
     fn mean_of(values: &[f64]) -> f64 {
         let mut bucket = OpenBucket::new(0);
-        values.iter().for_each(|value| bucket.add(*value));
+        for value in values {
+            bucket.add(*value);
+        }
         bucket.bucket(Span::Day).mean
     }
 

@@ -151,6 +151,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::large_stack_arrays, reason = "a few events")]
     fn a_task_has_its_attempts_its_end_and_the_execution_that_it_started() {
         let failed = TaskFailedEventDetails::builder().resource_type("lambda").resource("invoke");
         let failed = failed.error("Transient").cause("busy").build().expect("details");

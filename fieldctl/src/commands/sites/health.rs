@@ -34,7 +34,9 @@ const STORE_READINGS: &str = "store-readings";
 /// Shows a site's health.
 pub async fn run(stack: &Stack, screen: &mut Screen, site: SiteId) -> Result<Exit, CliError> {
     let shown = stack.site(site).await?;
-    let health = evidence(stack, site, &shown, screen.now).await.judge(screen.now);
+    // Its many requests make a large future.
+    let evidence = Box::pin(evidence(stack, site, &shown, screen.now)).await;
+    let health = evidence.judge(screen.now);
     if screen.json {
         screen.document(&health)?;
     } else {
