@@ -18,6 +18,7 @@ pub mod render;
 pub mod resend;
 pub mod resolve;
 pub mod saga;
+pub mod sagas;
 pub mod stack;
 pub mod status;
 pub mod summary;

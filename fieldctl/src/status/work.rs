@@ -8,10 +8,10 @@ use payments::Report;
 
 use super::Check;
 use crate::{
-    commands::sagas,
     error::CliError,
     log::OLDEST_IS_LATE,
     render::{ago, sentence, short, span},
+    sagas,
     stack::Stack,
 };
 

@@ -1,0 +1,132 @@
+//! Lists of the executions of both sagas: all, stuck, and incomplete ones.
+
+use std::{collections::HashSet, time::Duration};
+
+use aws_sdk_sfn::types::ExecutionStatus;
+use contracts::Timestamp;
+use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
+
+use crate::{
+    error::CliError,
+    saga::{Execution, Listed, MACHINES, Undo},
+    stack::Stack,
+};
+
+/// Executions that are read side by side: Step Functions refills 15 descriptions a second.
+const AT_ONCE: usize = 4;
+
+fn is_stuck(execution: &Execution, budget: Duration, now: Timestamp) -> bool {
+    execution.is_running() && is_longer(now, execution.last_event, budget)
+}
+
+fn is_longer(now: Timestamp, since: Timestamp, budget: Duration) -> bool {
+    let past = now.millis() - since.millis();
+    u128::try_from(past).is_ok_and(|past| past > budget.as_millis())
+}
+
+/// The executions that run and had no event for longer than the budget, the oldest first.
+pub async fn stuck(
+    stack: &Stack,
+    budget: Duration,
+    now: Timestamp,
+) -> Result<Vec<Execution>, CliError> {
+    let mut listed = listed(stack, vec![Some(ExecutionStatus::Running)], usize::MAX).await?;
+    listed.retain(|it| is_longer(now, it.started, budget));
+    listed.reverse();
+    let mut described = described(stack, listed);
+    let mut found = Vec::new();
+    while let Some(execution) = described.try_next().await? {
+        found.extend(execution.filter(|it| is_stuck(it, budget, now)));
+    }
+    Ok(found)
+}
+
+/// The executions that left something behind, the newest first: of each onboarding that is incomplete
+/// ([`Undo::Incomplete`]) the last one, which is a teardown if there is one.
+pub async fn incomplete(stack: &Stack) -> Result<Vec<Execution>, CliError> {
+    let listed = listed(stack, ended_badly(), usize::MAX).await?;
+    let mut described = described(stack, listed);
+    let mut seen = HashSet::new();
+    let mut found = Vec::new();
+    while let Some(execution) = described.try_next().await? {
+        let Some(execution) = execution.filter(Execution::needs_undo) else { continue };
+        if let Some(onboarding) = execution.onboarding() {
+            if !seen.insert(onboarding) {
+                continue;
+            }
+            let mut all = stack.executions_of(onboarding, execution.started).await?;
+            // A teardown that was started by hand may have any name.
+            if all.iter().all(|it| it.arn != execution.arn) {
+                all.push(execution.clone());
+            }
+            if Undo::of(&all) != Undo::Incomplete {
+                continue;
+            }
+        }
+        found.push(execution);
+    }
+    Ok(found)
+}
+
+/// The statuses of executions that ended without success.
+pub(crate) fn ended_badly() -> Vec<Option<ExecutionStatus>> {
+    let statuses = [ExecutionStatus::Failed, ExecutionStatus::TimedOut, ExecutionStatus::Aborted];
+    statuses.map(Some).into()
+}
+
+/// The executions with their histories; `None` for one that is no longer kept.
+pub(crate) fn described(
+    stack: &Stack,
+    listed: Vec<Listed>,
+) -> impl Stream<Item = Result<Option<Execution>, CliError>> + Unpin + '_ {
+    stream::iter(listed)
+        .map(move |listed| async move { stack.execution(&listed.arn).await }.boxed_local())
+        .buffered(AT_ONCE)
+}
+
+/// Executions of both machines, the newest first; at most so many of each machine and status.
+pub(crate) async fn listed(
+    stack: &Stack,
+    statuses: Vec<Option<ExecutionStatus>>,
+    limit: usize,
+) -> Result<Vec<Listed>, CliError> {
+    let mut listed: Vec<Listed> = Vec::new();
+    for machine in MACHINES {
+        for status in &statuses {
+            let ever = Timestamp::from_millis(0);
+            listed.extend(stack.executions(machine, status.clone(), ever, limit).await?);
+        }
+    }
+    listed.sort_by_key(|listed| std::cmp::Reverse(listed.started));
+    Ok(listed)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn stuck_is_what_stands_still_for_longer_than_the_budget() {
+        let began = Timestamp::from_millis(0);
+        let mut execution = Execution {
+            machine: "site-onboarding".to_owned(),
+            name: "n".to_owned(),
+            arn: "a".to_owned(),
+            status: "RUNNING".to_owned(),
+            started: began,
+            stopped: None,
+            failure: None,
+            states: Vec::new(),
+            children: Vec::new(),
+            last_event: began,
+            input: Value::Null,
+        };
+        let budget = Duration::from_mins(15);
+        assert!(!is_stuck(&execution, budget, began.plus_millis(900_000)));
+        assert!(is_stuck(&execution, budget, began.plus_millis(900_001)));
+        execution.status = "FAILED".to_owned();
+        assert!(!is_stuck(&execution, budget, began.plus_millis(900_001)));
+    }
+}
