@@ -32,14 +32,24 @@ def services():
 
 
 def settings(environment):
-    """The name of an environment, and its parameters."""
+    """The name of an environment, its parameters, and whether a deployment has to be confirmed."""
     known = tomllib.loads((ROOT / "samconfig.toml").read_text())
     name = known.get(environment, {}).get("global", {}).get("parameters", {}).get("stack_name")
     if not name:
         names = [each for each, section in known.items() if isinstance(section, dict) and "global" in section]
         sys.exit(f"There is no environment {environment!r} in samconfig.toml. There are: {', '.join(names)}.")
-    parameters = known[environment].get("deploy", {}).get("parameters", {}).get("parameter_overrides", "")
-    return name, f"{parameters} {os.environ.get('FIELDSTATION_PARAMETERS', '')}".split()
+    deployment = known[environment].get("deploy", {}).get("parameters", {})
+    parameters = f"{deployment.get('parameter_overrides', '')} {os.environ.get('FIELDSTATION_PARAMETERS', '')}"
+    return name, parameters.split(), deployment.get("confirm_changeset", False)
+
+
+def confirm(name, wanted):
+    """Asks before it changes an environment that wants to be asked for (`confirm_changeset` in samconfig.toml)."""
+    question = f"Deploy {', '.join(wanted)} to {name}? [y/N] "
+    if not sys.stdin.isatty():
+        sys.exit(f"{name} is deployed only if somebody agrees: run this on a terminal, or with --yes.")
+    if input(question).strip().lower() not in ("y", "yes"):
+        sys.exit("Nothing was deployed.")
 
 
 def refuse_root(name):
@@ -82,15 +92,17 @@ def sam(service, command, parameters, *options):
 
 
 def build(environment, wanted):
-    name, parameters = settings(environment)
+    name, parameters, _ = settings(environment)
     for service in chosen(wanted):
         sam(service, "build", [f"Environment={name}", *parameters])
 
 
-def deploy(environment, wanted, built):
+def deploy(environment, wanted, built, agreed):
     wanted = chosen(wanted)
-    name, parameters = settings(environment)
+    name, parameters, ask = settings(environment)
     refuse_root(name)
+    if ask and not agreed:
+        confirm(name, wanted)
     parameters = [f"Environment={name}", *parameters]
     for service in wanted:
         if not built:
@@ -158,13 +170,14 @@ def main():
         of_services.add_argument("services", nargs="+")
         if command == "deploy":
             of_services.add_argument("--built", action="store_true", help="deploys what `build` built")
+            of_services.add_argument("--yes", action="store_true", help="does not ask, also where samconfig.toml wants it")
     commands.add_parser("changed").add_argument("base")
     arguments = parser.parse_args()
     match arguments.command:
         case "build":
             build(arguments.environment, arguments.services)
         case "deploy":
-            deploy(arguments.environment, arguments.services, arguments.built)
+            deploy(arguments.environment, arguments.services, arguments.built, arguments.yes)
         case "changed":
             print(" ".join(changed(arguments.base)))
 

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import unittest
+from unittest import mock
 
 import services
 
@@ -37,6 +38,29 @@ class Affected(unittest.TestCase):
     def test_services_are_in_the_order_of_their_deployment(self):
         found = self.affected("functions/gateway/template.yaml", "functions/failures/template.yaml")
         self.assertEqual(found, ["failures", "gateway"])
+
+
+class Settings(unittest.TestCase):
+    def test_an_environment_has_its_name_and_parameters(self):
+        name, parameters, ask = services.settings("staging")
+        self.assertEqual((name, ask), ("fieldstation-staging", False))
+        self.assertIn("GradualDeployment=true", parameters)
+
+    def test_production_asks_before_it_changes_anything(self):
+        self.assertTrue(services.settings("prod")[2])
+        with mock.patch("sys.stdin.isatty", return_value=False), self.assertRaisesRegex(SystemExit, "--yes"):
+            services.confirm("fieldstation-prod", ["billing"])
+        with mock.patch("sys.stdin.isatty", return_value=True), mock.patch("builtins.input", return_value=""):
+            with self.assertRaisesRegex(SystemExit, "Nothing was deployed"):
+                services.confirm("fieldstation-prod", ["billing"])
+
+    def test_a_service_is_no_environment(self):
+        with self.assertRaisesRegex(SystemExit, "There are: default, local, staging, prod"):
+            services.settings("billing")
+
+    def test_an_unknown_service_is_named(self):
+        with self.assertRaisesRegex(SystemExit, "There is no service biling. The services are: failures, events"):
+            services.chosen(["biling"])
 
 
 if __name__ == "__main__":
