@@ -9,7 +9,7 @@ cd "$(dirname "$0")/../.."
 
 architecture=$(uname -m | sed 's/aarch64/arm64/')
 packages=$(echo .venv/lib/python3*/site-packages)
-libraries=$(ldd .aws-sam/build/*/bootstrap | grep -oE '/lib[^ ]+\.so[^ ]*' | sort -u)
+libraries=$(ldd .aws-sam/build/*/*/bootstrap | grep -oE '/lib[^ ]+\.so[^ ]*' | sort -u)
 mkdir -p target/local
 echo "multi on" > target/local/host.conf
 
