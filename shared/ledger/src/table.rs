@@ -6,12 +6,12 @@
 use std::collections::HashMap;
 
 use aws_sdk_dynamodb::{
-    operation::{query::builders::QueryFluentBuilder, update_item::UpdateItemError},
-    types::{AttributeValue, KeysAndAttributes, ReturnValuesOnConditionCheckFailure, Select},
+    operation::update_item::UpdateItemError,
+    types::{AttributeValue, ReturnValuesOnConditionCheckFailure},
 };
 use contracts::{OnboardingId, SiteId, Timestamp};
 use serde::{Deserialize, Serialize};
-use store::{StoreError, Table};
+use store::{Page, Query, StoreError, Table};
 use uuid::Uuid;
 
 use crate::{
@@ -24,9 +24,6 @@ const BY_STATUS: &str = "byStatus";
 
 /// How often a change is decided before somebody else's are too many.
 const DECISIONS: u32 = 5;
-
-/// The limit of a BatchGetItem call.
-const MAX_KEYS: usize = 100;
 
 /// Messages that a row keeps: a message comes again soon or not at all, and a row has its limit.
 const MOST_MESSAGES: u32 = 100;
@@ -295,10 +292,10 @@ impl Ledger {
                 ("id".to_owned(), AttributeValue::S(id.to_string())),
             ])
         });
-        let query = self.of_status(status).scan_index_forward(!newest_first);
-        let answer = query.set_exclusive_start_key(start).limit(i32::from(limit)).send().await?;
-        let mut rows: Vec<Summary> = serde_dynamo::from_items(answer.items.unwrap_or_default())
-            .map_err(|error| corrupt(&error))?;
+        let query = self.of_status(status).descending(newest_first).limit(i32::from(limit));
+        let Page { items, next } = query.page(start).await?;
+        let mut rows: Vec<Summary> =
+            serde_dynamo::from_items(items).map_err(|error| corrupt(&error))?;
         let mut old = Vec::new();
         for row in &mut rows {
             match row.error.concerns.take() {
@@ -310,59 +307,25 @@ impl Ledger {
         for row in &mut rows {
             row.concerns.site_id = row.concerns.site_id.or(sites.get(&row.id).copied());
         }
-        let next = answer.last_evaluated_key.map(serde_dynamo::from_item).transpose();
+        let next = next.map(serde_dynamo::from_item).transpose();
         Ok((rows, next.map_err(|error| corrupt(&error))?))
     }
 
     /// Reads the sites of old rows, which the index does not have.
     async fn sites_of(&self, ids: &[FailureId]) -> Result<HashMap<FailureId, SiteId>, StoreError> {
-        let table = self.failures.name();
-        let mut sites = HashMap::new();
-        for ids in ids.chunks(MAX_KEYS) {
-            let key = |id: &FailureId| HashMap::from([("id".to_owned(), text(&id.to_string()))]);
-            let mut keys: Vec<_> = ids.iter().map(key).collect();
-            while !keys.is_empty() {
-                let request = KeysAndAttributes::builder()
-                    .set_keys(Some(keys))
-                    .projection_expression("id, siteId")
-                    .build()
-                    .map_err(|error| StoreError::Internal(error.to_string()))?;
-                let get = self.failures.client().batch_get_item().request_items(table, request);
-                let answer = get.send().await?;
-                let items = answer.responses.unwrap_or_default().remove(table).unwrap_or_default();
-                let rows: Vec<OldRow> =
-                    serde_dynamo::from_items(items).map_err(|error| corrupt(&error))?;
-                sites.extend(rows.into_iter().filter_map(|row| Some((row.id, row.site_id?))));
-                let left = answer.unprocessed_keys.unwrap_or_default().remove(table);
-                keys = left.map(|left| left.keys).unwrap_or_default();
-            }
-        }
-        Ok(sites)
+        let keys = ids.iter().map(|id| FailureRow::key(*id));
+        let items = self.failures.batch_get(keys).project("id, siteId").send().await?;
+        let rows: Vec<OldRow> = serde_dynamo::from_items(items).map_err(|error| corrupt(&error))?;
+        Ok(rows.into_iter().filter_map(|row| Some((row.id, row.site_id?))).collect())
     }
 
-    /// How many failures have a status, counted up to about `most`.
+    /// Counts the failures with a status, up to `most`.
     pub async fn count(&self, status: Status, most: u32) -> Result<u32, StoreError> {
-        let (mut count, mut start) = (0, None);
-        loop {
-            let query = self.of_status(status).select(Select::Count);
-            let answer = query.set_exclusive_start_key(start).send().await?;
-            count += u32::try_from(answer.count).unwrap_or_default();
-            start = answer.last_evaluated_key;
-            if start.is_none() || count >= most {
-                return Ok(count.min(most));
-            }
-        }
+        self.of_status(status).count(most).await
     }
 
-    fn of_status(&self, status: Status) -> QueryFluentBuilder {
-        self.failures
-            .client()
-            .query()
-            .table_name(self.failures.name())
-            .index_name(BY_STATUS)
-            .key_condition_expression("#status = :status")
-            .expression_attribute_names("#status", "status")
-            .expression_attribute_values(":status", AttributeValue::S(status.name().to_owned()))
+    fn of_status(&self, status: Status) -> Query<'_> {
+        self.failures.query("#status = :status").index(BY_STATUS).text("status", status.name())
     }
 
     /// Claims a failure for a replay: of all who ask at once, one gets it.

@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
+use aws_sdk_dynamodb::{
+    operation::query::builders::QueryFluentBuilder,
+    types::{AttributeValue, KeysAndAttributes, Select},
+};
 use serde::de::DeserializeOwned;
 
 use crate::{Key, StoreError, Table};
@@ -46,6 +49,7 @@ pub struct Page {
 pub struct BatchGet<'t> {
     table: &'t Table,
     keys: Vec<Item>,
+    projection: Option<&'static str>,
     consistent: bool,
 }
 
@@ -76,7 +80,7 @@ impl Table {
     #[must_use]
     pub fn batch_get(&self, keys: impl IntoIterator<Item = Key>) -> BatchGet<'_> {
         let keys = keys.into_iter().map(|key| key.item()).collect();
-        BatchGet { table: self, keys, consistent: false }
+        BatchGet { table: self, keys, projection: None, consistent: false }
     }
 }
 
@@ -135,23 +139,9 @@ impl Query<'_> {
     /// Reads one page, in one call.
     pub async fn page(&self, start: Option<Item>) -> Result<Page, StoreError> {
         let (client, table) = (self.table.client(), self.table.name());
-        let names = self.names();
-        let consistent = self.consistent.then_some(true);
         if let Some(condition) = self.condition {
-            let answer = client
-                .query()
-                .table_name(table)
-                .set_index_name(self.index.map(str::to_owned))
-                .key_condition_expression(condition)
-                .set_projection_expression(self.projection.map(str::to_owned))
-                .set_expression_attribute_names(names)
-                .set_expression_attribute_values(Some(self.values.clone()))
-                .set_scan_index_forward(self.descending.then_some(false))
-                .set_consistent_read(consistent)
-                .set_limit(self.limit)
-                .set_exclusive_start_key(start)
-                .send()
-                .await?;
+            let query = self.request(condition).set_exclusive_start_key(start);
+            let answer = query.send().await?;
             return Ok(Page::new(answer.items, answer.last_evaluated_key));
         }
         let answer = client
@@ -159,13 +149,43 @@ impl Query<'_> {
             .table_name(table)
             .set_index_name(self.index.map(str::to_owned))
             .set_projection_expression(self.projection.map(str::to_owned))
-            .set_expression_attribute_names(names)
-            .set_consistent_read(consistent)
+            .set_expression_attribute_names(self.names())
+            .set_consistent_read(self.consistent.then_some(true))
             .set_limit(self.limit)
             .set_exclusive_start_key(start)
             .send()
             .await?;
         Ok(Page::new(answer.items, answer.last_evaluated_key))
+    }
+
+    fn request(&self, condition: &str) -> QueryFluentBuilder {
+        self.table
+            .client()
+            .query()
+            .table_name(self.table.name())
+            .set_index_name(self.index.map(str::to_owned))
+            .key_condition_expression(condition)
+            .set_projection_expression(self.projection.map(str::to_owned))
+            .set_expression_attribute_names(self.names())
+            .set_expression_attribute_values(Some(self.values.clone()))
+            .set_scan_index_forward(self.descending.then_some(false))
+            .set_consistent_read(self.consistent.then_some(true))
+            .set_limit(self.limit)
+    }
+
+    /// Counts the rows of a query, up to `most`: no further page is read once there are so many.
+    pub async fn count(&self, most: u32) -> Result<u32, StoreError> {
+        let condition = self.condition.unwrap_or_default();
+        let (mut count, mut start) = (0_u32, None);
+        loop {
+            let query = self.request(condition).select(Select::Count);
+            let answer = query.set_exclusive_start_key(start).send().await?;
+            count = count.saturating_add(u32::try_from(answer.count).unwrap_or_default());
+            start = answer.last_evaluated_key.filter(|key| !key.is_empty());
+            if start.is_none() || count >= most {
+                return Ok(count.min(most));
+            }
+        }
     }
 
     /// Reads all pages.
@@ -200,6 +220,13 @@ impl Page {
 }
 
 impl BatchGet<'_> {
+    /// Reads only these attributes.
+    #[must_use]
+    pub fn project(mut self, attributes: &'static str) -> Self {
+        self.projection = Some(attributes);
+        self
+    }
+
     /// Reads with strong consistency.
     #[must_use]
     pub fn consistent(mut self) -> Self {
@@ -218,6 +245,7 @@ impl BatchGet<'_> {
             let sent = call.len();
             let request = KeysAndAttributes::builder()
                 .set_keys(Some(call))
+                .set_projection_expression(self.projection.map(str::to_owned))
                 .set_consistent_read(self.consistent.then_some(true))
                 .build()
                 .map_err(|error| StoreError::Internal(error.to_string()))?;
