@@ -14,7 +14,7 @@ from stream_mappings import (
     kinesis_event, lane_of,
 )
 
-MODEL_TESTS = Path(__file__).resolve().parents[1] / "testkit" / "tests"
+MODEL_TESTS = Path(__file__).resolve().parents[2] / "tests" / "testkit" / "tests"
 ARN = "arn:aws:kinesis:eu-central-1:111122223333:stream/readings"
 DEFAULTS = {  # as in the model's test
     "BatchSize": 100, "BisectBatchOnFunctionError": True, "MaximumRetryAttempts": 3,
