@@ -286,16 +286,16 @@ fn decoded(key: &str) -> String {
 }
 
 fn invocation(environment: &str, body: &str) -> Option<FailedWork> {
-    let told: Invocation = serde_json::from_str(body).ok()?;
-    let source = function(environment, &told.request_context)?;
-    let answer = |name: &str| told.response_payload.as_ref()?.get(name)?.as_str();
-    let named = answer("errorType").or(function_error(told.response_context.as_ref()));
-    let name = named.unwrap_or(&told.request_context.condition);
+    let invocation: Invocation = serde_json::from_str(body).ok()?;
+    let source = function(environment, &invocation.request_context)?;
+    let answer = |name: &str| invocation.response_payload.as_ref()?.get(name)?.as_str();
+    let named = answer("errorType").or(function_error(invocation.response_context.as_ref()));
+    let name = named.unwrap_or(&invocation.request_context.condition);
     let message = match answer("errorMessage") {
         Some(message) => message.to_owned(),
-        None => told.request_context.to_string(),
+        None => invocation.request_context.to_string(),
     };
-    let event = told.request_payload.get();
+    let event = invocation.request_payload.get();
     let error = ErrorInfo::new(name, &message);
     Some(failed_work(source, Kind::FunctionFailed, event, canonical(event), error))
 }
@@ -308,9 +308,9 @@ fn function<'r>(environment: &str, request: &'r RequestContext) -> Option<&'r st
 fn not_delivered(function: &str, message: &SqsMessage, body: &str) -> Option<FailedWork> {
     serde_json::from_str::<IgnoredAny>(body).ok()?;
     let name = attribute(message, "ERROR_CODE").unwrap_or("NotDelivered");
-    let told = ["ERROR_MESSAGE", "EXHAUSTED_RETRY_CONDITION"];
-    let told = told.into_iter().filter_map(|name| attribute(message, name));
-    let error = ErrorInfo::new(name, &told.collect::<Vec<_>>().join("; "));
+    let attributes = ["ERROR_MESSAGE", "EXHAUSTED_RETRY_CONDITION"];
+    let attributes = attributes.into_iter().filter_map(|name| attribute(message, name));
+    let error = ErrorInfo::new(name, &attributes.collect::<Vec<_>>().join("; "));
     Some(failed_work(function, Kind::NotDelivered, body, canonical(body), error))
 }
 
@@ -326,12 +326,13 @@ fn dead_letter(function: &str, message: &SqsMessage, body: &str) -> Option<Faile
 }
 
 fn quarantined(body: &str) -> Option<FailedWork> {
-    let told: Quarantined<&RawValue> = serde_json::from_str(body).ok()?;
-    let error = ErrorInfo::new(&told.error, &told.reason);
-    let mut failed = record(source(&told.source)?, Kind::Quarantined, told.record, error);
+    let quarantined: Quarantined<&RawValue> = serde_json::from_str(body).ok()?;
+    let error = ErrorInfo::new(&quarantined.error, &quarantined.reason);
+    let mut failed =
+        record(source(&quarantined.source)?, Kind::Quarantined, quarantined.record, error);
     if let Some(concerns) = &mut failed.error.concerns {
-        concerns.sensor_id = told.sensor_id;
-        concerns.sensor_site_id = told.sensor_site_id;
+        concerns.sensor_id = quarantined.sensor_id;
+        concerns.sensor_site_id = quarantined.sensor_site_id;
     }
     Some(failed)
 }
@@ -378,9 +379,9 @@ fn execution(environment: &str, body: &str) -> Option<FailedWork> {
 }
 
 fn given_up(environment: &str, content: &str) -> Option<Vec<FailedWork>> {
-    let told: GivenUp = serde_json::from_str(content).ok()?;
-    let source = function(environment, &told.request_context)?;
-    let event = told.payload.get();
+    let given_up: GivenUp = serde_json::from_str(content).ok()?;
+    let source = function(environment, &given_up.request_context)?;
+    let event = given_up.payload.get();
     let event = match serde_json::from_str::<String>(event) {
         Ok(text) => Cow::Owned(text),
         Err(_) => Cow::Borrowed(event),
@@ -389,14 +390,15 @@ fn given_up(environment: &str, content: &str) -> Option<Vec<FailedWork>> {
     if batch.records.len() > MAX_RECORDS {
         return None;
     }
-    let request = &told.request_context;
-    let text = match function_error(told.response_context.as_ref()) {
+    let request = &given_up.request_context;
+    let text = match function_error(given_up.response_context.as_ref()) {
         Some(error) => format!("{request}; function error {error}"),
         None => request.to_string(),
     };
     let error = ErrorInfo::new(&request.condition, &text);
     let failures = batch.records.iter();
-    let failures = failures.map(|told| record(source, Kind::GivenUp, told, error.clone()));
+    let failures =
+        failures.map(|record_of| record(source, Kind::GivenUp, record_of, error.clone()));
     Some(failures.collect()).filter(|failures: &Vec<_>| !failures.is_empty())
 }
 
@@ -443,9 +445,9 @@ fn failed_work(
     work: [u8; 32],
     error: ErrorInfo,
 ) -> FailedWork {
-    let told = serde_json::from_str(payload).unwrap_or_default();
+    let content = serde_json::from_str(payload).unwrap_or_default();
     // A bundle's partition key is its site.
-    let site_id = find(&told, &["siteId", "partitionKey"]);
+    let site_id = find(&content, &["siteId", "partitionKey"]);
     let concerns = Some(Concerns { site_id, ..Concerns::default() });
     FailedWork {
         id: FailureId::of(source, work),
@@ -453,7 +455,7 @@ fn failed_work(
         kind,
         payload: Payload::Text(payload.to_owned()),
         error: ErrorInfo { concerns, ..error },
-        correlation_id: find(&told, &["correlationId", "onboardingId"]),
+        correlation_id: find(&content, &["correlationId", "onboardingId"]),
         site_id,
         execution: None,
     }
@@ -472,8 +474,8 @@ fn function_error(context: Option<&ResponseContext>) -> Option<&str> {
 }
 
 /// SHA-256 of what identifies the work.
-fn work(told: &Value) -> [u8; 32] {
-    Sha256::digest(told.to_string()).into()
+fn work(work: &Value) -> [u8; 32] {
+    Sha256::digest(work.to_string()).into()
 }
 
 /// The same for JSON that says the same.
@@ -489,8 +491,8 @@ fn canonical(json: &str) -> [u8; 32] {
 
 /// The first id under one of the names, however deep: as it is, as DynamoDB's attribute, or in JSON
 /// inside a text.
-fn find<I: std::str::FromStr>(told: &Value, names: &[&str]) -> Option<I> {
-    match told {
+fn find<I: std::str::FromStr>(value: &Value, names: &[&str]) -> Option<I> {
+    match value {
         Value::Object(fields) => {
             let mut here = names.iter().filter_map(|name| fields.get(*name));
             let id = |value: &Value| value.as_str().or(value["S"].as_str())?.parse().ok();

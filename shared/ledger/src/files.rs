@@ -67,11 +67,11 @@ impl Files {
             }
         };
         let too_long = || Ok(Content::Unreadable(format!("has more than {MAX_FILE_BYTES} bytes")));
-        let told = object.content_length().and_then(|length| usize::try_from(length).ok());
-        if told.is_some_and(|length| length > MAX_FILE_BYTES) {
+        let size = object.content_length().and_then(|length| usize::try_from(length).ok());
+        if size.is_some_and(|length| length > MAX_FILE_BYTES) {
             return too_long();
         }
-        let mut content = Vec::with_capacity(told.unwrap_or_default());
+        let mut content = Vec::with_capacity(size.unwrap_or_default());
         while let Some(bytes) = object.body.next().await {
             content.extend(bytes.map_err(|error| failed(file, error.to_string()))?);
             if content.len() > MAX_FILE_BYTES {

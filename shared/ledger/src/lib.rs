@@ -172,7 +172,7 @@ pub struct PayloadFile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ReplayState {
-    /// Claimed: it is being sent, or whoever sent it was interrupted.
+    /// Claimed: it is being sent, or its sender was interrupted.
     Sending,
     /// Its outcome is in the row.
     Ended,
@@ -245,24 +245,24 @@ pub struct FailureRow {
     pub error: ErrorInfo,
     /// How often it was recorded.
     pub attempts: u32,
-    /// When the first message told of it.
+    /// Time of the first message about it.
     pub first_at: Timestamp,
-    /// When the last message told of it.
+    /// Time of the last message about it.
     pub last_at: Timestamp,
     /// The same for failures of the same cause, as far as source and error tell.
     pub fingerprint: String,
     /// What is to be done about it.
     pub status: Status,
-    /// The onboarding that it belongs to, where its payload tells one.
+    /// The onboarding that it belongs to, if its payload names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<OnboardingId>,
-    /// The site, where its payload tells one.
+    /// The site, if its payload names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub site_id: Option<SiteId>,
     /// ARN of the execution that failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub execution: Option<String>,
-    /// The messages that told of it; one that comes again is known by it.
+    /// Ids of the messages about it: a redelivered message is recognized by its id.
     #[serde(default, serialize_with = "serde_dynamo::string_set::serialize")]
     pub messages: BTreeSet<String>,
     /// How often it was claimed for a replay.

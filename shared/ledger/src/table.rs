@@ -53,9 +53,9 @@ pub struct Summary {
     pub fingerprint: String,
     /// How often it was recorded.
     pub attempts: u32,
-    /// When the first message told of it.
+    /// Time of the first message about it.
     pub first_at: Timestamp,
-    /// When the last message told of it.
+    /// Time of the last message about it.
     pub last_at: Timestamp,
     /// The onboarding that it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -141,7 +141,7 @@ pub enum Claim {
     NotOpen(Status),
     /// As often as it may be.
     TooOften,
-    /// This replay claimed it and has not told its end: it is at it, or was interrupted.
+    /// This replay claimed it and has not ended: it runs, or was interrupted.
     InDoubt(Replay),
     /// There is no such failure.
     Unknown,

@@ -575,7 +575,7 @@ const ACCESS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "Policies name each resource; a wildcard stands only behind the name of one of ours",
+        name: "Policies name each resource; a wildcard only follows the name of a Fieldstation resource",
         why: "a function that is taken over reaches what its role reaches",
         check: access::resources_by_name,
         except: &[
