@@ -5,12 +5,10 @@ CloudFormation's limit. Writes the table into docs/deploying.md; exit status 1 i
     .venv/bin/python tools/deploy/sizes.py
 """
 
-import json
-import logging
-import os
 import sys
 
 import services
+from transform import transformed
 
 # CloudFormation's limit of resources in a stack, and ours: room for a service to grow.
 LIMIT, MOST = 500, 150
@@ -18,37 +16,17 @@ DOCS = services.ROOT / "docs" / "deploying.md"
 START, END = "<!-- generated -->\n", "<!-- /generated -->\n"
 
 
-def transformed(path):
-    """The resources that CloudFormation creates for a template."""
-    # The transform looks for a region, and calls nobody with these.
-    os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
-    from samcli.yamlhelper import yaml_parse
-    from samtranslator.parser.parser import Parser
-    from samtranslator.translator.translator import Translator
-
-    logging.getLogger("samtranslator").setLevel(logging.ERROR)
-    template = yaml_parse(path.read_text())
-    for resource in template["Resources"].values():
-        # `sam package` replaces these by places in S3.
-        if resource["Type"] == "AWS::Serverless::StateMachine":
-            definition = (path.parent / resource["Properties"].pop("DefinitionUri")).read_text()
-            resource["Properties"]["Definition"] = json.loads(definition)
-        elif resource["Type"] == "AWS::Serverless::Application":
-            resource["Properties"]["Location"] = "https://s3.amazonaws.com/bucket/template"
-    for parameter in template.get("Globals", {}).values():
-        parameter["CodeUri"] = "s3://bucket/code"
-    translator = Translator({}, Parser())
-    values = {"GradualDeployment": "true", "Environment": "fieldstation-prod"}
-    return translator.translate(template, {k: v for k, v in values.items() if k in template["Parameters"]})["Resources"]
+# With gradual deployment a stack has the most resources.
+VALUES = {"GradualDeployment": "true", "Environment": "fieldstation-prod"}
 
 
 def counts():
     """(service, resources, functions, alarms) of each stack, the root last."""
     for service in services.services():
-        resources = transformed(services.ROOT / "functions" / service / "template.yaml")
+        resources = transformed(services.ROOT / "functions" / service / "template.yaml", VALUES)["Resources"]
         kinds = [resource["Type"] for resource in resources.values()]
         yield service, len(kinds), kinds.count("AWS::Lambda::Function"), kinds.count("AWS::CloudWatch::Alarm")
-    yield "root", len(transformed(services.ROOT / "template.yaml")), 0, 0
+    yield "root", len(transformed(services.ROOT / "template.yaml", VALUES)["Resources"]), 0, 0
 
 
 def table(rows):

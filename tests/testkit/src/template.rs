@@ -152,8 +152,9 @@ impl Template {
     }
 }
 
-/// Everything that looks like a reference to a logical id: `X`, `X.Arn`, and `${X.Arn}` within a text.
-fn references(value: &Value, found: &mut BTreeSet<String>) {
+/// Everything that looks like a reference to a logical id or a parameter: `X`, `X.Arn`, and `${X.Arn}` within a
+/// text.
+pub fn references(value: &Value, found: &mut BTreeSet<String>) {
     match value {
         Value::Object(members) => members.values().for_each(|value| references(value, found)),
         Value::Array(items) => items.iter().for_each(|value| references(value, found)),

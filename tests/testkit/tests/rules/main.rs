@@ -14,6 +14,7 @@ mod steps;
 mod subject;
 mod supply;
 mod table;
+mod versions;
 
 use std::{collections::BTreeSet, fmt::Write as _, fs};
 

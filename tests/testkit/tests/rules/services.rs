@@ -102,14 +102,17 @@ pub fn alike(subject: &Subject) -> Objections {
             }
         }
         let deployment = &template.0["Resources"]["CanaryDeployment"];
-        let has_functions = members(&template.0["Resources"])
-            .any(|(_, it)| it["Type"] == "AWS::Serverless::Function");
-        if has_functions {
+        let functions: Vec<_> = members(&template.0["Resources"])
+            .filter(|(_, it)| it["Type"] == "AWS::Serverless::Function")
+            .map(|(_, it)| &it["Properties"])
+            .collect();
+        if functions.iter().any(|it| !it["DeploymentPreference"].is_null()) {
             let same =
                 *first.entry(("Resources", "CanaryDeployment")).or_insert(deployment) == deployment;
             objections.unless(same, service, "deploys gradually in its own way");
-            objections.unless(template.0["Globals"].is_object(), service, "lacks the Globals");
         }
+        let globals = functions.is_empty() || template.0["Globals"].is_object();
+        objections.unless(globals, service, "lacks the Globals");
     }
     objections
 }

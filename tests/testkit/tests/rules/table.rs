@@ -6,7 +6,7 @@ use crate::{
         Edit::{self, NoFile, Text, With, Without},
         Objections, Subject,
     },
-    supply,
+    supply, versions,
 };
 
 /// One rule.
@@ -28,6 +28,7 @@ pub const RULES: &[(&str, &[Rule])] = &[
     ("A saga ends, and no undo is skipped", SAGAS),
     ("Functions are all alike", FUNCTIONS),
     ("One stack per service", SERVICES),
+    ("What is deployed takes effect", VERSIONS),
     ("Nobody may do more than needed", ACCESS),
     ("What is kept is kept safely", DATA),
     ("What comes in from outside was looked at", SUPPLY),
@@ -492,6 +493,55 @@ const SERVICES: &[Rule] = &[
         check: services::each_has_its_entry_in_samconfig,
         except: &[],
         breaks: &[(Text("samconfig.toml", "[inventory.deploy.parameters]", "[stock.deploy.parameters]"), "inventory")],
+    },
+];
+
+#[rustfmt::skip]
+const VERSIONS: &[Rule] = &[
+    Rule {
+        name: "A function's VersionDescription has its parameters, in 256 characters; a replaced version is retained",
+        why: "SAM hashes a parameter's name, not its value: a changed value would never reach the alias",
+        check: versions::with_the_parameters,
+        except: &[],
+        breaks: &[
+            (Without("template/Resources/GetSiteFunction/Properties/VersionDescription"), "GetSiteFunction"),
+            (With("template/Resources/CheckSagasFunction/Properties/VersionDescription", "\"${Architecture} ${LogLevel}\""), "CheckSagasFunction"),
+            (With("template/Resources/GetSiteFunction/Properties/Environment/Variables/STAGE", "\"StageName\""), "GetSiteFunction"),
+            (With("template/Parameters/StripePrices/MaxLength", "200"), "CancelSubscriptionFunction"),
+            (Without("template/Parameters/StripeApiBase/MaxLength"), "ReconcileSubscriptionsFunction"),
+            (Without("template/Resources/PublishEventsFunction/UpdateReplacePolicy"), "PublishEventsFunction"),
+        ],
+    },
+    Rule {
+        name: "An API whose definition has parameters is always deployed",
+        why: "SAM hashes a parameter's name, not its value: its stage would keep the identity provider of before",
+        check: versions::stage_follows_its_definition,
+        except: &[],
+        breaks: &[(Without("template/Resources/Api/Properties/AlwaysDeploy"), "Api")],
+    },
+    Rule {
+        name: "A function that sends to its own queue says so, and no other may call itself",
+        why: "Lambda ends a chain of 16 calls: a command would be lost to the dead letters; and it should end all others",
+        check: versions::recursive_only_by_intent,
+        except: &[
+            ("InitializeSubscriptionFunction", "defers commands while the provider is out, for as long as its state waits (`Commands`)"),
+            ("CancelSubscriptionFunction", "the same"),
+        ],
+        breaks: &[
+            (With("template/Resources/StoreReadingsFunction/Properties/RecursiveLoop", "\"Allow\""), "StoreReadingsFunction"),
+            (Without("template/Resources/CancelSubscriptionFunction/Properties/RecursiveLoop"), "CancelSubscriptionFunction RecursiveLoop"),
+        ],
+    },
+    Rule {
+        name: "Functions that the API, a stream or a queue calls are deployed gradually, and no others",
+        why: "five minutes of 5 % show nothing of a function that is called once a minute; and each deployment uses up CodeDeploy's rate",
+        check: versions::gradual_where_it_helps,
+        except: &[],
+        breaks: &[
+            (Without("template/Resources/AcceptReadingsFunction/Properties/DeploymentPreference"), "AcceptReadingsFunction"),
+            (With("template/Resources/CheckSagasFunction/Properties/DeploymentPreference", r#"{"Enabled": "GradualDeployment", "Type": "CanaryDeployment"}"#), "CheckSagasFunction"),
+            (With("template/Resources/StoreReadingsFunction/Properties/DeploymentPreference/Type", "\"AllAtOnce\""), "StoreReadingsFunction"),
+        ],
     },
 ];
 

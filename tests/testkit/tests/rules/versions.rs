@@ -1,0 +1,149 @@
+//! What is deployed takes effect: each change makes a version, and the versions are shifted safely.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+use testkit::template::references;
+
+use crate::subject::{Objections, Subject, function_of, members, queue_of, text, texts};
+
+/// Lambda's limit of a version's description, in characters.
+const MAX_DESCRIPTION: usize = 256;
+/// Properties of a function's resource that are not in its configuration, so that no version has them.
+const NOT_CONFIGURATION: [&str; 6] = [
+    "DeploymentPreference",
+    "EventInvokeConfig",
+    "Events",
+    "FunctionName",
+    "Policies",
+    "VersionDescription",
+];
+
+/// The parameters that a value refers to. The environment's name is no setting: it never changes.
+fn parameters(subject: &Subject, value: &Value) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    references(value, &mut found);
+    found.retain(|name| name != "Environment" && !subject.template.0["Parameters"][name].is_null());
+    found
+}
+
+/// The length of a parameter's longest value; none if it has no limit.
+fn longest(parameter: &Value) -> Option<usize> {
+    let shown = |value: &Value| value.as_str().map_or(value.to_string().len(), str::len);
+    if let Some(allowed) = parameter["AllowedValues"].as_array() {
+        return allowed.iter().map(shown).max();
+    }
+    if parameter["Type"] == "Number" {
+        return parameter.get("MaxValue").map(shown);
+    }
+    parameter["MaxLength"].as_u64().and_then(|length| length.try_into().ok())
+}
+
+pub fn with_the_parameters(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    for (id, function) in subject.functions() {
+        let mut used = BTreeSet::new();
+        for of in [&subject.template.0["Globals"]["Function"], function] {
+            for (name, value) in members(of) {
+                if !NOT_CONFIGURATION.contains(&name) {
+                    used.extend(parameters(subject, value));
+                }
+            }
+        }
+        let description = text(&function["VersionDescription"]);
+        let described = parameters(subject, &function["VersionDescription"]);
+        objections.unless(
+            used == described,
+            id,
+            format!("is configured by {used:?}, and its VersionDescription has {described:?}"),
+        );
+        let mut length = description.len();
+        for name in &described {
+            let parameter = &subject.template.0["Parameters"][name];
+            let longest = longest(parameter);
+            objections.unless(longest.is_some(), id, format!("{name} may have any length"));
+            length += longest.unwrap_or_default();
+            length -= name.len() + "${}".len();
+        }
+        objections.unless(
+            length <= MAX_DESCRIPTION,
+            id,
+            format!("may get a VersionDescription of {length} characters"),
+        );
+        objections.unless(
+            subject.template.0["Resources"][id]["UpdateReplacePolicy"] == "Retain",
+            id,
+            "loses its version before, when a parameter changes",
+        );
+    }
+    objections
+}
+
+pub fn stage_follows_its_definition(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    for (id, api) in subject.template.resources("AWS::Serverless::Api") {
+        let refers = !parameters(subject, &api["Properties"]["DefinitionBody"]).is_empty();
+        objections.unless(
+            !refers || api["Properties"]["AlwaysDeploy"] == true,
+            id,
+            "keeps its stage when a parameter of its definition changes",
+        );
+    }
+    objections
+}
+
+pub fn recursive_only_by_intent(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    for (id, function) in subject.functions() {
+        let allowed = function["RecursiveLoop"] == "Allow";
+        objections.unless(!allowed, id, "may call itself for ever");
+        let queues: BTreeSet<_> = subject
+            .mappings()
+            .into_values()
+            .filter(|mapping| function_of(mapping) == id)
+            .map(queue_of)
+            .collect();
+        let sends = subject.statements().into_iter().any(|(owner, statement)| {
+            let resources = texts(&statement["Resource"]);
+            owner == id
+                && texts(&statement["Action"]).contains(&"sqs:SendMessage")
+                && resources.iter().any(|it| queues.contains(it.trim_end_matches(".Arn")))
+        });
+        objections.unless(
+            allowed || !sends,
+            format!("{id} RecursiveLoop"),
+            "sends to its own queue; Lambda ends such a chain after 16 calls",
+        );
+    }
+    objections
+}
+
+pub fn gradual_where_it_helps(subject: &Subject) -> Objections {
+    let mut objections = Objections::default();
+    let permissions = subject.template.resources("AWS::Lambda::Permission");
+    let by_the_api: BTreeSet<_> = permissions
+        .values()
+        .map(|permission| &permission["Properties"])
+        .filter(|permission| permission["Principal"] == "apigateway.amazonaws.com")
+        .map(function_of)
+        .collect();
+    let mappings = subject.mappings();
+    let by_a_mapping: BTreeSet<_> = mappings.values().map(|it| function_of(it)).collect();
+    for (id, function) in subject.functions() {
+        let often = by_the_api.contains(id) || by_a_mapping.contains(id);
+        let preference = &function["DeploymentPreference"];
+        let gradual = preference["Enabled"] == "GradualDeployment"
+            && preference["Type"] == "CanaryDeployment";
+        objections.unless(
+            gradual == often,
+            id,
+            if often {
+                "is called all the time, and deployed at once"
+            } else {
+                "is called too rarely for a gradual deployment"
+            },
+        );
+        objections.unless(gradual || preference.is_null(), id, "is deployed in its own way");
+    }
+    objections
+}

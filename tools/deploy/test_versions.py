@@ -1,0 +1,135 @@
+"""Changed parameters take effect: the transformed templates are compared for two values of each parameter."""
+
+import functools
+import re
+import unittest
+from unittest import mock
+
+import services
+from transform import transformed
+
+# Another allowed value than the default, for each parameter of a service.
+OTHER = {
+    "Architecture": "x86_64",
+    "CanaryMinimumCalls": "7",
+    "BillingConcurrency": "9",
+    "CircuitPauseSeconds": "31",
+    "DeletionProtection": "true",
+    "GradualDeployment": "true",
+    "GuardEventSources": "false",
+    "LogLevel": "DEBUG",
+    "LogRetentionDays": "60",
+    "ManageApiGatewayLogging": "false",
+    "OnCallEmail": "on-call@example.org",
+    "ReadingsRetentionHours": "48",
+    "ReadingsShards": "2",
+    "RegisterAgeSeconds": "60",
+    "SagaBudgetSeconds": "1000",
+    "StageName": "v2",
+    "StripeApiBase": "https://payments.example.org",
+    "StripePrices": "community=other,standard=other,professional=other",
+    "UserPoolArn": "arn:aws:cognito-idp:eu-central-1:123456789012:userpool/eu-central-1_example",
+}
+
+
+class Resolved:
+    """A transformed template with the values of its parameters filled in, as CloudFormation does after the transform."""
+
+    def __init__(self, service, changed):
+        path = services.ROOT / "functions" / service / "template.yaml"
+        self.template = transformed(path, {"Environment": "fieldstation-test", **changed})
+        declared = self.template["Parameters"]
+        self.values = {name: str(parameter.get("Default", "fieldstation-test")) for name, parameter in declared.items()}
+        self.values |= changed
+
+    def holds(self, condition):
+        return self.resolve(self.template["Conditions"][condition])
+
+    def resolve(self, value):
+        if isinstance(value, list):
+            return [self.resolve(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        match list(value.items()):
+            case [("Ref", name)] if name in self.values:
+                return self.values[name]
+            case [("Fn::Sub", str(text))]:
+                return re.sub(r"\$\{(\w+)\}", lambda found: self.values.get(found[1], found[0]), text)
+            case [("Fn::If", [condition, then, otherwise])]:
+                return self.resolve(then if self.holds(condition) else otherwise)
+            case [("Fn::Equals", [left, right])]:
+                return str(self.resolve(left)) == str(self.resolve(right))
+            case [("Fn::Not", [negated])]:
+                return not self.resolve(negated)
+        return {name: self.resolve(item) for name, item in value.items()}
+
+    def of_type(self, kind):
+        return {id: each for id, each in self.template["Resources"].items() if each["Type"] == kind}
+
+    def functions(self):
+        """The configuration of each function."""
+        return {id: self.resolve(each["Properties"]) for id, each in self.of_type("AWS::Lambda::Function").items()}
+
+    def versions(self):
+        """What identifies the version of each function: CloudFormation makes another one when any of it changes.
+
+        The properties are the createOnlyProperties of AWS::Lambda::Version.
+        """
+        return {
+            each["Properties"]["FunctionName"]["Ref"]: (id, self.resolve(each["Properties"]))
+            for id, each in self.of_type("AWS::Lambda::Version").items()
+        }
+
+
+@functools.cache
+def with_defaults(service):
+    return Resolved(service, {})
+
+
+class Versions(unittest.TestCase):
+    def test_a_function_has_a_new_version_exactly_when_its_configuration_changes(self):
+        changes = 0
+        for service in services.services():
+            before = with_defaults(service)
+            for parameter in before.template["Parameters"].keys() - {"Environment"}:
+                after = Resolved(service, {parameter: OTHER[parameter]})
+                self.assertEqual(before.functions().keys(), after.functions().keys())
+                for function, configuration in before.functions().items():
+                    with self.subTest(function=function, parameter=parameter):
+                        changed = configuration != after.functions()[function]
+                        version = before.versions()[function] != after.versions()[function]
+                        # Without a change Lambda publishes no version, and CloudFormation fails.
+                        self.assertEqual(version, changed)
+                        changes += changed
+        self.assertGreater(changes, 60)
+
+    def test_a_replaced_version_is_kept(self):
+        for service in services.services():
+            for id, version in with_defaults(service).of_type("AWS::Lambda::Version").items():
+                with self.subTest(version=id):
+                    self.assertEqual((version["DeletionPolicy"], version["UpdateReplacePolicy"]), ("Retain", "Retain"))
+
+    def test_a_deleted_function_is_deleted(self):
+        for service in services.services():
+            for id, function in with_defaults(service).of_type("AWS::Lambda::Function").items():
+                with self.subTest(function=id):
+                    self.assertNotIn("DeletionPolicy", function)
+
+
+class Stage(unittest.TestCase):
+    def deployed(self, changed, at):
+        """What the API is, and the deployment that its stage shows."""
+        with mock.patch("time.time", return_value=at):
+            gateway = Resolved("gateway", changed)
+        (api,), (stage,) = (gateway.of_type(kind).values() for kind in ("AWS::ApiGateway::RestApi", "AWS::ApiGateway::Stage"))
+        return gateway.resolve(api["Properties"]["Body"]), stage["Properties"]["DeploymentId"]
+
+    def test_the_stage_follows_the_identity_provider(self):
+        before, first = self.deployed({}, at=1_000)
+        after, second = self.deployed({"UserPoolArn": OTHER["UserPoolArn"]}, at=1_060)
+        self.assertNotEqual(before, after)
+        self.assertNotEqual(first, second)
+
+
+if __name__ == "__main__":
+    unittest.main()
