@@ -20,6 +20,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use lambda::Call;
 use payments::CallError;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -456,8 +457,16 @@ impl Stripe {
             .body(Full::new(body))
             .map_err(|error| StripeError::Config(format!("{path}: {error}")))?;
         let exchange = async {
-            let (head, body) =
-                self.http.request(request).await.map_err(|e| unavailable(&e))?.into_parts();
+            let call = Call::begin(&request);
+            let answered = self.http.request(request).await;
+            let (head, body) = match answered {
+                Ok(answer) => answer.into_parts(),
+                Err(error) => {
+                    call.failed(&error);
+                    return Err(unavailable(&error));
+                }
+            };
+            call.answered(head.status.as_u16());
             let body = Limited::new(body, MAX_ANSWER_BYTES)
                 .collect()
                 .await

@@ -36,9 +36,9 @@ pub fn env(name: &'static str) -> Result<String, ConfigError> {
     }
 }
 
-/// The roots that AWS signs its endpoints' certificates with; the system's whole store would have to
-/// be read and parsed at every start. As DER: PEM takes 40,000 instructions more for each. Source:
-/// <https://www.amazontrust.com/repository>.
+/// The roots that AWS signs its endpoints' certificates with, in the partition `aws` only: Fieldstation runs in no other. The
+/// system's whole store would have to be read and parsed at every start. As DER: PEM takes 40,000 instructions
+/// more for each. Source: <https://www.amazontrust.com/repository>.
 const AMAZON_ROOTS: [&[u8]; 5] = [
     include_bytes!("amazon-roots/root-ca-1.der"),
     include_bytes!("amazon-roots/root-ca-2.der"),
@@ -63,11 +63,10 @@ fn https() -> Result<Https, ConfigError> {
     .map_err(|error| problem(format!("names a file without root certificates: {error}")))
 }
 
-/// Where a service is called, with a slash at the end; `AWS_ENDPOINT_URL` stands for all of them.
+/// The URL of a service, with a slash at the end; `AWS_ENDPOINT_URL` replaces all of them.
 fn endpoint(service: &str, region: &str, given: Option<&str>) -> String {
-    let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
     given.map_or_else(
-        || format!("https://{service}.{region}.{domain}/"),
+        || format!("https://{service}.{region}.amazonaws.com/"),
         |url| format!("{}/", url.trim_end_matches('/')),
     )
 }
@@ -226,10 +225,6 @@ mod tests {
         assert_eq!(
             endpoint("kinesis", "eu-central-1", None),
             "https://kinesis.eu-central-1.amazonaws.com/"
-        );
-        assert_eq!(
-            endpoint("states", "cn-north-1", None),
-            "https://states.cn-north-1.amazonaws.com.cn/"
         );
         let given = endpoint("states", "eu-central-1", Some("http://127.0.0.1:4566"));
         assert_eq!(given, "http://127.0.0.1:4566/");

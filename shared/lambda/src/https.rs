@@ -16,13 +16,15 @@ use http_body_util::BodyExt;
 use hyper::Request;
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{
-    client::legacy::{Client, Error, connect::HttpConnector as Tcp},
+    client::legacy::{Client, connect::HttpConnector as Tcp},
     rt::TokioExecutor,
 };
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, pem::PemObject},
 };
+
+use crate::Call;
 
 /// For the TCP connection alone; the SDK has a time for the whole attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -94,18 +96,22 @@ impl HttpConnector for Https {
         HttpConnectorFuture::new(async move {
             let request =
                 request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
-            let answer = client.request(request).await.map_err(told)?;
+            let call = Call::begin(&request);
+            let answer = match client.request(request).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    call.failed(&error);
+                    // The SDK tries again what may be the connection's fault.
+                    return Err(ConnectorError::io(error.into()));
+                }
+            };
+            call.answered(answer.status().as_u16());
             answer
                 .map(SdkBody::from_body_1_x)
                 .try_into()
                 .map_err(|error| ConnectorError::other(Box::new(error), None))
         })
     }
-}
-
-/// For the SDK, which tries again what may be the connection's fault.
-fn told(error: Error) -> ConnectorError {
-    ConnectorError::io(error.into())
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 
 mod aws;
 mod batch;
+mod calls;
 pub mod http;
 mod https;
 mod replay;
@@ -12,6 +13,7 @@ mod telemetry;
 
 pub use aws::{Aws, ConfigError, env};
 pub use batch::{Deadline, Failed, count_failed, each, lanes, serve_queue};
+pub use calls::Call;
 pub use http::serve_http;
 pub use lambda_runtime::Error;
 pub use replay::{serve_commands, serve_stream};
