@@ -85,6 +85,8 @@ fn slow(limit: f64, alarms: &'static [&'static str]) -> Rule {
 fn rules() -> Vec<Rule> {
     vec![
         any("AWS/States ExecutionsFailed"),
+        any("AWS/States ExecutionsAborted"),
+        any("AWS/States ExecutionsTimedOut"),
         any("Fieldstation OnboardingsFailed"),
         silence("Fieldstation StuckSagas", &["SagaChecksAlarm"]),
         most_of_little("Fieldstation StuckSagas", &[0.0, 0.0], &[0.0, 1.0]),

@@ -469,6 +469,7 @@ def serve_ministack():
     eventbridge._dispatch_to_lambda = invoke_by_rule
     measure_invocations(lambda_svc)
     transform_nested_templates()
+    watch_filled_metrics()
     end_tasks_of_stopped_executions()
     if FUNCTIONS_ENDPOINT:
         proxied(lambda_svc)
@@ -492,6 +493,26 @@ def transform_nested_templates():
         check(parent, template)
 
     provisioners._check_nested_stack_capabilities = transform_and_check
+
+
+def watch_filled_metrics():
+    """Makes alarms on FILL(metric, 0) alarms on that metric: the emulator has no metric math.
+
+    The result is the same here: the emulator's alarms on metrics of AWS/DynamoDB do follow TreatMissingData.
+    """
+    from ministack.services.cloudformation import provisioners
+
+    record = provisioners._cw_metric_alarm_record
+
+    def record_filled(name, props):
+        match props.get("Metrics"):
+            case [{"Expression": str(expression)}, {"Id": id, "MetricStat": stat}] if expression == f"FILL({id}, 0)":
+                metric = {"Statistic": stat["Stat"], "Period": stat["Period"], **stat["Metric"]}
+                others = {name: value for name, value in props.items() if name != "Metrics"}
+                props = {**others, **metric, "TreatMissingData": "notBreaching"}
+        return record(name, props)
+
+    provisioners._cw_metric_alarm_record = record_filled
 
 
 def measure_invocations(lambda_svc):
