@@ -151,6 +151,27 @@ async fn an_outage_sends_the_command_back_with_a_growing_delay_until_the_patienc
     assert!(call["cause"].as_str().expect("text").contains("status 500: down"), "{call}");
 }
 
+/// Lambda's recursion detection would end the chain after 16 calls, so the functions allow recursion (`RecursiveLoop`).
+#[tokio::test]
+async fn a_command_survives_more_than_sixteen_deferrals_of_an_outage() {
+    let world = World::start(waiting).await;
+    let mut next = message(&command("pm_card_visa"));
+    let (mut seconds, mut deferrals) = (0, 0);
+    while seconds < 3_300 {
+        world.stripe.fail("customer", Trouble::Refused);
+        world.commands().handle(next, in_time(), noon(seconds)).await.expect("a later try");
+        let (operation, call) = world.take_one();
+        assert_eq!(operation, "SendMessage", "after {deferrals} deferrals and {seconds} s");
+        deferrals += 1;
+        seconds += call["DelaySeconds"].as_i64().expect("a delay");
+        next = redelivered(&call);
+    }
+    assert!(deferrals > 16, "{deferrals}");
+    world.commands().handle(next, in_time(), noon(seconds)).await.expect("an answer");
+    assert_eq!(world.take_one().0, "SendTaskSuccess");
+    assert_eq!(world.stripe.paid_for(), 1);
+}
+
 #[tokio::test]
 async fn what_is_broken_or_can_not_be_answered_stays_in_the_queue() {
     let world = World::start(waiting).await;
