@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    env, fs,
     path::PathBuf,
     process::Command,
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
@@ -53,12 +53,14 @@ fn binaries(service: &str) -> Result<Vec<PathBuf>> {
     Ok(binaries)
 }
 
-/// Deploys what was built of a service.
-async fn deploy(service: &str) -> Result<Duration> {
+/// Deploys what was built of a service, with these parameters beside those of all.
+async fn deploy(service: &str, parameters: &str) -> Result<Duration> {
     let begun = Instant::now();
     let mut command = Command::new(root().join(".venv/bin/python"));
     let script = root().join("tools/deploy/services.py");
     command.arg(script).args(["deploy", "--built", "local", service]);
+    let of_all = env::var("FIELDSTATION_PARAMETERS").context("set by `make services-test`")?;
+    command.env("FIELDSTATION_PARAMETERS", format!("{of_all} {parameters}"));
     let ended = tokio::task::spawn_blocking(move || command.output()).await??;
     ensure!(ended.status.success(), "{service}: {}", String::from_utf8_lossy(&ended.stderr));
     Ok(begun.elapsed())
@@ -146,7 +148,8 @@ async fn onboard(stack: &Stack, over: Duration) -> Result<()> {
 /// Deploys a service while sites are onboarded; no other service's functions get a new version.
 async fn deploy_under_load(stack: &Stack, service: &str, what: &str) -> Result<()> {
     let before = versions(stack)?;
-    let (took, onboarded) = tokio::join!(deploy(service), onboard(stack, Duration::from_secs(15)));
+    let (took, onboarded) =
+        tokio::join!(deploy(service, ""), onboard(stack, Duration::from_secs(15)));
     let took = took?;
     onboarded?;
     let own: Vec<String> = binaries(service)?
@@ -164,6 +167,20 @@ async fn deploy_under_load(stack: &Stack, service: &str, what: &str) -> Result<(
     }
     terminal::print(format_args!(
         "{service}, {what}: deployed in {:.0} s; {ONBOARDINGS} sites onboarded meanwhile; versions of other services unchanged",
+        took.as_secs_f64()
+    ));
+    Ok(())
+}
+
+/// A changed parameter makes a new version of the functions that it configures, and of no others.
+async fn change_a_parameter(stack: &Stack) -> Result<()> {
+    let before = versions(stack)?;
+    let took = deploy("onboarding", "SagaBudgetSeconds=1000").await?;
+    let mut after = versions(stack)?;
+    after.retain(|function, version| before.get(function) != Some(version));
+    ensure!(after.keys().eq(["CheckSagas"]), "new versions: {after:?}");
+    terminal::print(format_args!(
+        "onboarding, with another SagaBudgetSeconds: deployed in {:.0} s; a new version of check-sagas alone",
         took.as_secs_f64()
     ));
     Ok(())
@@ -190,6 +207,7 @@ async fn a_service_is_deployed_and_rolled_back_alone_while_all_others_work() -> 
             new?;
             deploy_under_load(&stack, service, "rollback").await?;
         }
+        change_a_parameter(&stack).await?;
         sender.stop.store(true, Ordering::Relaxed);
         anyhow::Ok(())
     };

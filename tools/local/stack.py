@@ -469,6 +469,7 @@ def serve_ministack():
     eventbridge._dispatch_to_lambda = invoke_by_rule
     measure_invocations(lambda_svc)
     transform_nested_templates()
+    keep_attributes_of_nested_resources()
     watch_filled_metrics()
     end_tasks_of_stopped_executions()
     if FUNCTIONS_ENDPOINT:
@@ -493,6 +494,25 @@ def transform_nested_templates():
         check(parent, template)
 
     provisioners._check_nested_stack_capabilities = transform_and_check
+
+
+def keep_attributes_of_nested_resources():
+    """Makes updates of nested stacks possible: MiniStack forgets the attributes (`!GetAtt`) of resources that do not change."""
+    from ministack.services.cloudformation import provisioners
+
+    attributes = {}
+    provision, update = provisioners._provision_resource, provisioners._update_resource
+
+    def provision_and_keep(kind, logical_id, properties, stack):
+        physical_id, attributes[stack, logical_id] = provision(kind, logical_id, properties, stack)
+        return physical_id, attributes[stack, logical_id]
+
+    def update_and_keep(kind, physical_id, before, after, stack, logical_id=None, old_attrs=None):
+        known = old_attrs or attributes.get((stack, logical_id))
+        physical_id, attributes[stack, logical_id] = update(kind, physical_id, before, after, stack, logical_id, known)
+        return physical_id, attributes[stack, logical_id]
+
+    provisioners._provision_resource, provisioners._update_resource = provision_and_keep, update_and_keep
 
 
 def watch_filled_metrics():
