@@ -1,4 +1,4 @@
-//! The saga's fourth step: the sensors' limits are watched. Undone by `remove-alerting`.
+//! The fourth step of the saga: configures alerting for the sensors' limits. `remove-alerting` undoes it.
 
 use contracts::{
     AlertingId, OnboardingId, SagaWithSensors, Sensor, Timestamp, events::AlertingConfigured,
@@ -9,24 +9,24 @@ use store::{Commit, NewEvent, Outbox, Table, Transaction};
 
 use crate::{Alerting, AlertingError, AlertingRow, Rule};
 
-/// What the step needs.
+/// The dependencies of the function `configure-alerting`.
 #[derive(Debug)]
 pub struct ConfigureAlerting {
     /// The alerting table.
     pub alerting: Table,
-    /// Where `AlertingConfigured` goes.
+    /// The outbox for `AlertingConfigured`.
     pub outbox: Outbox,
 }
 
-/// What it answers.
+/// The result of the step.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {
-    /// Derived from the onboarding.
+    /// The id of the configuration, derived from the onboarding.
     pub alerting_id: AlertingId,
 }
 
-/// What a row that is there already means for the step.
+/// Returns the result of the step if a row exists already.
 fn decide(there: &AlertingRow) -> Result<Reply, AlertingError> {
     let alerting_id = AlertingId::of(there.saga.onboarding_id);
     match there.state {
@@ -35,7 +35,7 @@ fn decide(there: &AlertingRow) -> Result<Reply, AlertingError> {
     }
 }
 
-/// What is watched: the sensors that have a limit.
+/// Returns a rule for each sensor that has a limit.
 fn rules(mut sensors: Vec<Sensor>) -> Vec<Rule> {
     sensors.retain(|sensor| sensor.min.is_some() || sensor.max.is_some());
     sensors.into_iter().map(Rule::new).collect()

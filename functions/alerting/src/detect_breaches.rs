@@ -1,9 +1,9 @@
-//! Holds the readings stream against the sensors' limits, and tells when a sensor leaves them and
+//! Compares the readings of the stream with the sensors' limits. Emits an event when a sensor leaves its limits and
 //! when it is back.
 //!
-//! Only a change of state is written, with its event, in one transaction. A bundle may come again,
-//! late or half done: what is committed already changes nothing more. Of two functions that
-//! judge the same readings, one is refused and judges again from what the other committed.
+//! Only a change of state is written, in one transaction with its event. A bundle may be delivered again, late or
+//! after it was half committed: a change that is committed is not committed again. If two invocations judge the
+//! same readings, the conditional write of one fails. That one judges again from the row that the other committed.
 
 use aws_lambda_events::event::streams::KinesisEventResponse;
 use contracts::{
@@ -23,25 +23,25 @@ use crate::{
     memory::Memory,
 };
 
-/// DynamoDB takes 100 actions a transaction, and one is the row.
+/// The maximum number of changes per transaction. DynamoDB takes 100 actions, and one of them writes the row.
 const MOST_TRANSITIONS: usize = 99;
 
-/// How often a bundle is judged again because somebody else changed the row meanwhile.
+/// The maximum number of times that a bundle is judged again because another writer changed the row.
 const MOST_REFUSALS: usize = 5;
 
-/// What the step needs.
+/// The dependencies of the function `detect-breaches`.
 #[derive(Debug)]
 pub struct DetectBreaches {
     /// The alerting table.
     pub alerting: Table,
-    /// Where `ReadingBreachedThreshold` and `ReadingBackToNormal` go.
+    /// The outbox for `ReadingBreachedThreshold` and `ReadingBackToNormal`.
     pub outbox: Outbox,
-    /// What the function knows from earlier batches.
+    /// The watermarks of earlier batches.
     pub memory: Memory,
 }
 
 impl DetectBreaches {
-    /// Judges a batch; answers with the first record that has to come again.
+    /// Judges a batch. The response names the first record that Lambda must deliver again.
     pub async fn handle(
         &self,
         payload: &RawValue,
@@ -71,16 +71,17 @@ impl DetectBreaches {
     async fn record(&self, record: &Record<'_>) -> Result<(), String> {
         let now = Timestamp::now();
         let Ok(bundle) = stream::bundle(record, now) else {
-            // store-readings has the same record, and sets it aside.
+            // store-readings gets the same record and quarantines it.
             metrics::counter!("BundlesSkipped").increment(1);
             return Ok(());
         };
         self.detect(&bundle, now).await.map_err(|error| error.to_string())
     }
 
-    /// Judges a bundle until nothing more comes of it. The row is read each time: one that was kept
-    /// could hide what another function has committed, and a read costs a fraction of storing the
-    /// bundle.
+    /// Judges a bundle until all changes are committed.
+    ///
+    /// The row is read for each bundle. A cached row could hide what another environment committed, and the read costs
+    /// a fraction of storing the bundle.
     async fn detect(&self, bundle: &Bundle, now: Timestamp) -> Result<(), AlertingError> {
         let alerting_id = AlertingId::of(OnboardingId::of(bundle.site_id));
         let there: Option<AlertingRow> = self.alerting.get(&AlertingRow::key(alerting_id)).await?;
@@ -91,7 +92,7 @@ impl DetectBreaches {
         for _ in 0..=MOST_REFUSALS {
             let Alerting::Configured { rules } = &row.state else { return Ok(()) };
             let Judgement { transitions, judged, late } = judge(rules, bundle, &watermarks);
-            // Of the first judgement: what this function then commits itself is not late.
+            // Only the first judgement counts: readings that this call itself commits would be late in the next one.
             counts.get_or_insert((judged, late));
             match self.commit_all(row, &transitions, now).await? {
                 Outcome::Done(after) => {
@@ -107,7 +108,7 @@ impl DetectBreaches {
         Err(AlertingError::Busy(alerting_id))
     }
 
-    /// Commits all changes, as many at a time as a transaction takes.
+    /// Commits all changes, in as many transactions as necessary.
     async fn commit_all(
         &self,
         mut row: AlertingRow,
@@ -124,7 +125,8 @@ impl DetectBreaches {
         Ok(Outcome::Done(row))
     }
 
-    /// Commits changes of state, each with its event, to the row that they were decided on.
+    /// Commits changes of state with their events. If another writer changed the row meanwhile, commits nothing and
+    /// returns that row.
     async fn commit(
         &self,
         row: &AlertingRow,
@@ -140,7 +142,7 @@ impl DetectBreaches {
             sequence: row.sequence + transitions.len() as u64,
             at: now,
         };
-        // A reading led to the events, not the event that began the saga.
+        // The cause of these events is a reading, not the event that started the saga.
         let saga = Saga::of_site(row.saga.site_id, None);
         let mut breaches = 0;
         let mut changing = Transaction::on(&self.alerting);
@@ -193,7 +195,7 @@ impl DetectBreaches {
     }
 }
 
-/// The row after a commit, or as somebody else left it.
+/// The row after a commit, or as another writer left it.
 enum Outcome {
     Done(AlertingRow),
     Refused(AlertingRow),

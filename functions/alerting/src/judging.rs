@@ -1,8 +1,7 @@
-//! What a bundle's samples change: pure, and committed elsewhere.
+//! Decides which changes of state a bundle's samples cause. The functions here are pure; the caller commits.
 //!
-//! A state and a sample make the next state, and nothing else does: no samples are counted. So what
-//! left a state as it is leaves it again: judging once more what came after the last change, all of
-//! it or any part, changes nothing.
+//! The next state depends on the current state and one sample only; samples are not counted. Therefore judging is
+//! idempotent: judging again any part of the samples after the last change changes nothing.
 
 use std::collections::HashMap;
 
@@ -14,50 +13,50 @@ use contracts::{
 
 use crate::{Rule, State};
 
-/// Up to which sample each sensor was judged.
+/// The time of the last judged sample of each sensor.
 pub type Watermarks = HashMap<SensorId, Timestamp>;
 
-/// What a sample does to its sensor's state.
+/// A change of a sensor's state.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Change {
-    /// It went beyond a limit.
+    /// The value went beyond a limit.
     Breached {
-        /// Which.
+        /// The limit that was breached.
         limit: Limit,
         /// The limit's value, in the sensor's unit.
         threshold: f64,
     },
-    /// It is back within both.
+    /// The value is back within both limits.
     BackToNormal {
-        /// When the sample was taken that had gone beyond.
+        /// The time of the sample that breached the limit.
         breached_at: Timestamp,
     },
 }
 
-/// A change of one sensor's state.
+/// A change of state with its sensor and sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Transition {
-    /// The sensor's place among the rules, from 0.
+    /// The index of the sensor's rule, from 0.
     pub rule: usize,
-    /// What brought it.
+    /// The sample that caused the change.
     pub sample: Sample,
-    /// What it is.
+    /// The change.
     pub change: Change,
 }
 
-/// What a bundle comes to.
+/// The result of judging a bundle.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Judgement {
-    /// Sensor by sensor, in the order of time.
+    /// The changes, grouped by sensor, in the order of time.
     pub transitions: Vec<Transition>,
-    /// How many samples were held against limits.
+    /// The number of samples that were compared with limits.
     pub judged: usize,
-    /// How many came too late for that, or once more.
+    /// The number of samples that were late or repeated.
     pub late: usize,
 }
 
-/// Judges the samples of sensors that have rules, but for those that are not later than the
-/// sensor's last change or its watermark.
+/// Judges the samples of sensors that have rules. Skips samples that are not later than the sensor's last change or
+/// its watermark.
 #[must_use]
 pub fn judge(rules: &[Rule], bundle: &Bundle, watermarks: &Watermarks) -> Judgement {
     let mut judgement = Judgement::default();
@@ -66,7 +65,7 @@ pub fn judge(rules: &[Rule], bundle: &Bundle, watermarks: &Watermarks) -> Judgem
         let watched = rules.iter().enumerate().find(|(_, rule)| rule.sensor.sensor_id == sensor_id);
         let Some((place, rule)) = watched else { continue };
         let known = rule.changed_at.max(watermarks.get(&sensor_id).copied());
-        // In milliseconds, as times are kept.
+        // Times are stored in milliseconds.
         let known = known.map(Timestamp::millis);
         let late = series.samples.partition_point(|Sample(at, _)| Some(at.millis()) <= known);
         judgement.late += late;
@@ -82,7 +81,7 @@ pub fn judge(rules: &[Rule], bundle: &Bundle, watermarks: &Watermarks) -> Judgem
     judgement
 }
 
-/// The rules after these transitions.
+/// Returns the rules after the transitions.
 #[must_use]
 pub fn apply(rules: &[Rule], transitions: &[Transition]) -> Vec<Rule> {
     let mut rules = rules.to_vec();
@@ -95,7 +94,7 @@ pub fn apply(rules: &[Rule], transitions: &[Transition]) -> Vec<Rule> {
 }
 
 impl Change {
-    /// The state that the sample brought about.
+    /// Returns the state after the sample.
     fn state(self, sample: Sample) -> State {
         match self {
             Self::Breached { limit, .. } => State::Breached { limit, breached_at: sample.0 },
@@ -115,7 +114,7 @@ fn change(sensor: &Sensor, state: State, value: f64) -> Option<Change> {
     }
 }
 
-/// The limit that the value is beyond, and that limit's value.
+/// Returns the limit that the value exceeds, with the limit's value.
 fn beyond(sensor: &Sensor, value: f64) -> Option<(Limit, f64)> {
     match (sensor.min, sensor.max) {
         (Some(min), _) if value < min => Some((Limit::Min, min)),
@@ -124,12 +123,12 @@ fn beyond(sensor: &Sensor, value: f64) -> Option<(Limit, f64)> {
     }
 }
 
-/// Whether the value is within both limits by the deadband: a reading that scatters about a limit
-/// is one breach, not many.
+/// Returns whether the value is within both limits by at least the deadband. The deadband keeps readings that
+/// scatter around a limit from causing many breaches.
 fn is_back(sensor: &Sensor, value: f64) -> bool {
     let mut band = sensor.metric.deadband(&sensor.unit).unwrap_or_default();
     if let (Some(min), Some(max)) = (sensor.min, sensor.max) {
-        // Between narrow limits, half of the room is still normal.
+        // Between narrow limits the deadband is reduced, so that half of the range is still normal.
         band = band.min((max - min) / 4.0);
     }
     sensor.min.is_none_or(|min| value >= min + band)
@@ -144,7 +143,7 @@ mod tests {
 
     use super::*;
 
-    /// A thermometer, with a deadband of half a degree.
+    /// Returns the rule of a thermometer. Its deadband is half a degree.
     fn rule(index: usize, min: Option<f64>, max: Option<f64>) -> Rule {
         Rule::new(Sensor {
             sensor_id: SensorId::of(saga("a").onboarding_id, index),
@@ -155,7 +154,7 @@ mod tests {
         })
     }
 
-    /// A value a second from noon on, for each of the first sensors.
+    /// Returns a bundle with one value per second from noon on, for each of the first sensors.
     fn bundle<V: AsRef<[f64]>>(series: &[V]) -> Bundle {
         let series = series.iter().enumerate().map(|(index, values)| Series {
             sensor_id: SensorId::of(saga("a").onboarding_id, index),
@@ -168,7 +167,7 @@ mod tests {
         }
     }
 
-    /// Of each series only those samples.
+    /// Returns a part of each series.
     fn part(bundle: &Bundle, of: impl Fn(usize) -> std::ops::Range<usize>) -> Bundle {
         let mut bundle = bundle.clone();
         for series in &mut bundle.series {
@@ -182,7 +181,7 @@ mod tests {
         judge(rules, bundle, &Watermarks::new())
     }
 
-    /// What became of one sensor, and by which of the values (from 0).
+    /// Returns the changes of one sensor, each with the index of the value that caused it.
     fn story(rule: Rule, values: &[f64]) -> Vec<(i64, &'static str)> {
         let transitions = anew(&[rule], &bundle(&[values])).transitions.into_iter();
         let told = transitions.map(|Transition { sample: Sample(at, _), change, .. }| {
@@ -197,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_beyond_a_limit_is_a_breach_and_one_at_it_is_none() {
+    fn a_value_beyond_a_limit_is_a_breach_and_a_value_at_the_limit_is_not() {
         let both = || rule(0, Some(-10.0), Some(30.0));
         assert_eq!(story(both(), &[-10.0, 0.0, 30.0]), []);
         assert_eq!(story(both(), &[20.0, 30.1, 31.0]), [(1, "high")]);
@@ -207,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_value_back_by_the_deadband_is_normal_again() {
+    fn a_breach_ends_when_the_value_is_back_by_the_deadband() {
         let both = || rule(0, Some(-10.0), Some(30.0));
         assert_eq!(story(both(), &[31.0, 29.6, 30.4, 29.5]), [(0, "high"), (3, "normal")]);
         assert_eq!(story(both(), &[-11.0, -9.6, -10.4, -9.5]), [(0, "low"), (3, "normal")]);
@@ -216,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn between_narrow_limits_the_deadband_leaves_room_for_normal() {
+    fn the_deadband_is_reduced_between_narrow_limits() {
         let narrow = rule(0, Some(20.0), Some(21.0));
         let high = [(0, "high"), (2, "normal")];
         assert_eq!(story(narrow.clone(), &[21.5, 20.8, 20.75]), high);
@@ -224,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn from_one_limit_to_beyond_the_other_is_another_breach() {
+    fn a_jump_from_one_limit_beyond_the_other_is_another_breach() {
         let both = rule(0, Some(-10.0), Some(30.0));
         assert_eq!(
             story(both, &[31.0, -11.0, 31.0, 20.0]),
@@ -233,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transition_tells_what_the_event_needs() {
+    fn a_transition_has_the_data_of_its_event() {
         let rules = [rule(0, Some(-10.0), Some(30.0))];
         let judgement = anew(&rules, &bundle(&[[20.0, 31.0, 20.0]]));
         let (breached_at, back_at) = (noon(1), noon(2));
@@ -252,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_later_than_the_last_change_or_the_watermark_is_late() {
+    fn a_sample_not_later_than_the_last_change_or_the_watermark_is_late() {
         let mut rules = [rule(0, None, Some(30.0))];
         let hot = bundle(&[[31.0; 5]]);
         let watermark = |seconds| Watermarks::from([(rules[0].sensor.sensor_id, noon(seconds))]);
@@ -261,7 +260,7 @@ mod tests {
         assert_eq!((judged.judged, judged.late), (3, 2));
         assert_eq!(judged.transitions[0].sample.0, noon(2));
         assert_eq!(judge(&rules, &hot, &watermarks[1]).late, 5);
-        // The later of the two counts; fractions of milliseconds don't.
+        // The later of both times counts. Fractions of milliseconds do not count.
         rules[0].changed_at = Some(noon(3));
         assert_eq!(judge(&rules, &hot, &watermarks[0]).late, 4);
         assert_eq!(judge(&rules, &hot, &watermarks[1]).late, 5);
@@ -279,7 +278,7 @@ mod tests {
         assert_eq!(judgement.transitions.len(), 1);
     }
 
-    /// Limits of three sensors, wide, narrow, one only.
+    /// Generates rules for three sensors, with wide, narrow or single limits.
     fn rules() -> impl Strategy<Value = Vec<Rule>> {
         let limits = (-40..40_i32, 1..60_i32, 0..3_u8).prop_map(|(min, room, kind)| {
             let (min, max) = (f64::from(min) / 4.0, f64::from(min + room) / 4.0);
@@ -295,7 +294,7 @@ mod tests {
         })
     }
 
-    /// Readings of them, about where the limits are, many of them exactly there.
+    /// Generates readings around the limits. Many of them are exactly at a limit.
     fn readings() -> impl Strategy<Value = Bundle> {
         let values = (-60..80_i32).prop_map(|value| f64::from(value) / 4.0);
         let series = proptest::collection::vec(values, 1..40);
@@ -314,14 +313,14 @@ mod tests {
         })]
 
         #[test]
-        fn no_part_of_what_was_judged_changes_anything_when_it_comes_again(
+        fn judging_any_part_again_changes_nothing(
             rules in rules(),
             bundle in readings(),
             first in 0..=100_usize,
             from in 0..=100_usize,
             to in 0..=100_usize,
         ) {
-            // Judged in two bundles.
+            // The bundle is judged in two parts.
             let mut after = rules;
             for half in [
                 part(&bundle, |len| 0..cut(len, first)),
@@ -341,7 +340,7 @@ mod tests {
         }
 
         #[test]
-        fn how_readings_are_bundled_makes_no_difference(
+        fn the_result_does_not_depend_on_how_readings_are_bundled(
             rules in rules(),
             bundle in readings(),
             place in 0..=100_usize,
@@ -358,7 +357,7 @@ mod tests {
         }
 
         #[test]
-        fn what_was_not_committed_comes_of_judging_again(
+        fn judging_again_returns_the_changes_that_were_not_committed(
             rules in rules(),
             bundle in readings(),
             place in 0..=100_usize,
@@ -369,7 +368,7 @@ mod tests {
         }
 
         #[test]
-        fn breach_and_return_take_turns_and_are_true(rules in rules(), bundle in readings()) {
+        fn every_transition_is_correct_and_changes_the_state(rules in rules(), bundle in readings()) {
             let mut states: Vec<_> = rules.iter().map(|rule| rule.state).collect();
             for Transition { rule, sample, change } in anew(&rules, &bundle).transitions {
                 let Sensor { min, max, .. } = rules[rule].sensor;

@@ -1,8 +1,8 @@
-//! Alerting: the limits that a site's sensors are watched for.
+//! Alerting on the limits of a site's sensors.
 //!
-//! Owns the alerting table, key `id`: `alerting#<uuid>` ([`AlertingRow`]). Emits the events of the
-//! entity `alerting`. A removed configuration stays as a tombstone: it fences off a configuration
-//! that comes late.
+//! This crate owns the alerting table. Its key is `id`, with values `alerting#<uuid>` ([`AlertingRow`]). The crate
+//! emits the events of the entity `alerting`. A removed configuration stays as a tombstone, which prevents a late
+//! configuration.
 
 pub mod configure_alerting;
 pub mod detect_breaches;
@@ -19,41 +19,41 @@ use store::{Key, StoreError};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AlertingRow {
-    /// Whose it is.
+    /// The saga of the onboarding.
     #[serde(flatten)]
     pub saga: Saga,
-    /// Where it stands.
+    /// The state of the configuration.
     #[serde(flatten)]
     pub state: Alerting,
-    /// Its events so far.
+    /// The sequence number of its last event.
     pub sequence: u64,
-    /// When it came to this.
+    /// The time of the last change.
     pub at: Timestamp,
 }
 
 impl AlertingRow {
-    /// Its key.
+    /// Returns the key of the row.
     #[must_use]
     pub fn key(alerting: AlertingId) -> Key {
         Key::id(format!("alerting#{alerting}"))
     }
 }
 
-/// A configuration's state.
+/// The state of an alerting configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Alerting {
     /// The limits are watched.
     Configured {
-        /// The sensors that have any, each with its own.
+        /// The rules of the sensors that have limits.
         rules: Vec<Rule>,
     },
-    /// Tombstone: nothing is watched, nor ever will be.
+    /// A tombstone: the limits are not watched and will never be watched again.
     Removed,
 }
 
 impl Alerting {
-    /// The name in the row.
+    /// Returns the name of the state in the row.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -63,55 +63,55 @@ impl Alerting {
     }
 }
 
-/// A sensor with limits, and where it stands.
+/// A sensor with limits, and its state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rule {
     /// The sensor and its limits.
     #[serde(flatten)]
     pub sensor: Sensor,
-    /// What its readings came to. Rows of earlier releases have none: nothing was judged then.
+    /// The state after the judged readings. Rows of earlier releases have no state and are read as `Normal`.
     #[serde(default)]
     pub state: State,
-    /// When the reading was taken that last changed the state.
+    /// The time of the reading that last changed the state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed_at: Option<Timestamp>,
 }
 
 impl Rule {
-    /// A sensor of which nothing was judged yet.
+    /// Returns a rule in the state `Normal`, before any reading was judged.
     #[must_use]
     pub fn new(sensor: Sensor) -> Self {
         Self { sensor, state: State::Normal, changed_at: None }
     }
 }
 
-/// What a sensor's readings came to.
+/// The state of a sensor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE", rename_all_fields = "camelCase")]
 pub enum State {
     /// Within the limits.
     #[default]
     Normal,
-    /// Beyond one of them, or not yet back by the deadband.
+    /// Beyond a limit, or not yet back within it by the deadband.
     Breached {
-        /// Which.
+        /// The limit that was breached.
         limit: Limit,
-        /// When the reading was taken that went beyond it.
+        /// The time of the reading that breached it.
         breached_at: Timestamp,
     },
 }
 
-/// Everything that can go wrong here.
+/// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum AlertingError {
-    /// The configuration was removed before it was made.
+    /// The configuration was removed before it was created.
     #[error("alerting {0} was removed before it was configured")]
     Superseded(AlertingId),
-    /// The row changed while the decision was made.
+    /// Another writer changed the row between the read and the conditional write.
     #[error("alerting {0} is being changed by others")]
     Busy(AlertingId),
-    /// The table.
+    /// A call to the table failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

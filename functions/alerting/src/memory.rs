@@ -1,4 +1,4 @@
-//! What a running detect-breaches remembers of the readings that it judged.
+//! The watermarks that an environment of detect-breaches keeps in memory.
 
 use std::{
     collections::HashMap,
@@ -9,15 +9,15 @@ use contracts::{SensorId, Timestamp, readings::Bundle};
 
 use crate::{Alerting, AlertingRow, judging::Watermarks};
 
-/// Beyond that many sensors the memory starts anew: some 10 MB.
+/// The maximum number of sensors in memory, about 10 MB. The memory is cleared when it is full.
 const MOST_SENSORS: usize = 100_000;
 
-/// Up to which reading each sensor was judged.
+/// The time of the last judged reading of each sensor.
 #[derive(Debug, Default)]
 pub struct Memory(Mutex<HashMap<SensorId, Timestamp>>);
 
 impl Memory {
-    /// The watermarks of a bundle's sensors.
+    /// Returns the watermarks of a bundle's sensors.
     #[must_use]
     pub fn recall(&self, bundle: &Bundle) -> Watermarks {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -25,7 +25,7 @@ impl Memory {
         sensors.filter_map(|sensor| Some((sensor, *known.get(&sensor)?))).collect()
     }
 
-    /// Takes note that the bundle was judged by the row's rules, and all that came of it committed.
+    /// Advances the watermarks after a bundle was judged with the row's rules and all its changes were committed.
     pub fn advance(&self, row: &AlertingRow, bundle: &Bundle) {
         let Alerting::Configured { rules } = &row.state else { return };
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);

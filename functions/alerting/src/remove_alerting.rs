@@ -1,4 +1,4 @@
-//! Undoes `configure-alerting`: nothing is watched any more, and a tombstone stays.
+//! Undoes `configure-alerting`: replaces the configuration with a tombstone.
 
 use contracts::{AlertingId, OnboardingId, Saga, Timestamp, events::AlertingRemoved};
 use lambda::Step;
@@ -7,28 +7,28 @@ use store::{Commit, NewEvent, Outbox, Table, Transaction};
 
 use crate::{Alerting, AlertingError, AlertingRow};
 
-/// What the step needs.
+/// The dependencies of the function `remove-alerting`.
 #[derive(Debug)]
 pub struct RemoveAlerting {
     /// The alerting table.
     pub alerting: Table,
-    /// Where `AlertingRemoved` goes.
+    /// The outbox for `AlertingRemoved`.
     pub outbox: Outbox,
 }
 
-/// What it answers.
+/// The result of the step.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {
-    /// Derived from the onboarding.
+    /// The id of the configuration, derived from the onboarding.
     pub alerting_id: AlertingId,
 }
 
 #[derive(Debug, PartialEq)]
 enum Decision {
-    /// Nothing is watched: only fence off what may come late.
+    /// There is no configuration: write a tombstone against a late one.
     Fence,
-    /// Remove what is.
+    /// Replace the configuration with a tombstone.
     Remove {
         from: &'static str,
         sequence: u64,

@@ -1,5 +1,4 @@
-//! The readings stream held against the limits: what is told, what it costs, and what can't shake
-//! it.
+//! Tests of detect-breaches: the events that it emits, its cost, and its behaviour under repetition and errors.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -46,8 +45,8 @@ async fn remove(dynamo: &Dynamo, saga: Saga) {
     run(&step, &payload(saga)).await.expect("no alerting");
 }
 
-/// Site "a" is watched (its first sensor from -50 to 50, its second to 99.5), and what that cost is
-/// taken off the meter.
+/// Configures the site "a" (limits of the first sensor: -50 and 50, of the second: 99.5) and resets the usage
+/// counters.
 async fn watched() -> Dynamo {
     let dynamo = Dynamo::start().await;
     configure(&dynamo, saga("a")).await;
@@ -55,7 +54,7 @@ async fn watched() -> Dynamo {
     dynamo
 }
 
-/// A bundle of a site: readings of some of its sensors.
+/// Returns a bundle of a site with readings of some of its sensors.
 fn bundle(saga: Saga, series: &[(usize, &[Reading])]) -> Value {
     let series = series.iter().map(|(index, readings)| {
         let samples = readings.iter().map(|(seconds, value)| json!([noon(*seconds), value]));
@@ -67,12 +66,12 @@ fn bundle(saga: Saga, series: &[(usize, &[Reading])]) -> Value {
     json!({ "bundleId": "b-1", "siteId": saga.site_id, "series": series.collect::<Value>() })
 }
 
-/// Readings of site "a"'s first sensor.
+/// Returns a bundle with readings of the first sensor of the site "a".
 fn first(readings: &[Reading]) -> Value {
     bundle(saga("a"), &[(0, readings)])
 }
 
-/// Hands bundles to the function; gives the place of the record that has to come again.
+/// Delivers bundles in one batch. Returns the index of the record that Lambda must deliver again.
 async fn deliver(step: &DetectBreaches, bundles: &[Value]) -> Option<usize> {
     let records = bundles.iter().enumerate().map(|(place, bundle)| {
         json!({
@@ -102,7 +101,7 @@ async fn done(step: &DetectBreaches, bundles: &[Value]) {
     assert_eq!(deliver(step, bundles).await, None);
 }
 
-/// What was told of site "a" since it was configured: type, time and value.
+/// Returns the events of the site "a" after its configuration: type, seconds after noon, and value.
 async fn told(dynamo: &Dynamo) -> Vec<(String, i64, f64)> {
     let events = dynamo.events(AlertingId::of(saga("a").onboarding_id)).await;
     let news = events.iter().skip(1).map(|row| {
@@ -122,7 +121,7 @@ fn back(seconds: i64, value: f64) -> (String, i64, f64) {
     (BACK.to_owned(), seconds, value)
 }
 
-/// The calls since it was last asked.
+/// Returns the calls since the last time it was called.
 fn calls(dynamo: &Dynamo) -> BTreeMap<String, u32> {
     dynamo.take_usage().calls
 }
@@ -136,7 +135,7 @@ fn read_and_write() -> BTreeMap<String, u32> {
 }
 
 #[tokio::test]
-async fn a_replay_answers_its_outcome() {
+async fn a_replay_returns_its_outcome() {
     let dynamo = watched().await;
     let step = detector(&dynamo);
     let replay = async |step: &DetectBreaches, data: &str| {
@@ -163,14 +162,14 @@ async fn a_replay_answers_its_outcome() {
 }
 
 #[tokio::test]
-async fn a_breach_is_one_transaction_with_its_event() {
+async fn a_breach_and_its_event_are_one_transaction() {
     let dynamo = watched().await;
     let step = detector(&dynamo);
     done(&step, &[first(&[(0, 20.0)])]).await;
     assert_eq!(calls(&dynamo), call("GetItem"));
     done(&step, &[first(&[(60, 20.0), (61, 50.5), (62, 51.0)])]).await;
     let usage = dynamo.take_usage();
-    // In a transaction, two for the row and two for the event; and one for each of its indexes.
+    // A transaction costs two units for the row, two for the event, and one for each of the event's three indexes.
     assert_eq!((usage.calls, usage.write_units), (read_and_write(), 7.0));
 
     let saga = saga("a");
@@ -210,7 +209,7 @@ async fn a_breach_is_one_transaction_with_its_event() {
 }
 
 #[tokio::test]
-async fn the_event_that_began_the_saga_did_not_cause_a_breach() {
+async fn a_breach_has_no_causation_id() {
     let dynamo = Dynamo::start().await;
     let saga = Saga::of_site(saga("a").site_id, Some(saga("b").onboarding_id.uuid()));
     configure(&dynamo, saga).await;
@@ -218,7 +217,7 @@ async fn the_event_that_began_the_saga_did_not_cause_a_breach() {
     let events = dynamo.events(AlertingId::of(saga.onboarding_id)).await;
     let causes = events.iter().map(|row| row.envelope().expect("JSON").metadata.causation_id);
     assert_eq!(causes.collect::<Vec<_>>(), [saga.causation_id, None]);
-    // It stays the configuration's.
+    // The row keeps the causation id of the configuration.
     assert_eq!(dynamo.rows(ALERTING).await[0]["causationId"], json!(saga.causation_id));
 }
 
@@ -230,13 +229,13 @@ async fn normal_readings_cost_a_read_and_no_write() {
         done(&step, &[first(&[(60 * minute, 21.0), (60 * minute + 1, -50.0)])]).await;
         assert_eq!(calls(&dynamo), call("GetItem"));
     }
-    // Without limits, without a rule: nothing to judge.
+    // These sensors have no limits or no rule, so there is nothing to judge.
     done(&step, &[bundle(saga("a"), &[(2, &[(300, 1e9)]), (17, &[(300, 1e9)])])]).await;
     assert_eq!(calls(&dynamo), call("GetItem"));
 }
 
 #[tokio::test]
-async fn twice_delivered_is_once_told() {
+async fn a_repeated_bundle_emits_no_event() {
     let dynamo = watched().await;
     let step = detector(&dynamo);
     let story = [first(&[(0, 51.0), (1, 20.0), (2, -51.0)]), first(&[(60, -52.0), (61, 0.0)])];
@@ -246,13 +245,13 @@ async fn twice_delivered_is_once_told() {
     let before = dynamo.everything().await;
     done(&step, &story).await;
     done(&step, &[story[1].clone(), story[0].clone()]).await;
-    // Nor does a function care that knows nothing.
+    // The result is the same for a new environment without watermarks.
     done(&detector(&dynamo), &story).await;
     assert_eq!(dynamo.everything().await, before);
 }
 
 #[tokio::test]
-async fn a_restart_goes_on_from_the_table() {
+async fn a_new_environment_continues_from_the_table() {
     let dynamo = watched().await;
     done(&detector(&dynamo), &[first(&[(0, 51.0)])]).await;
     let before = dynamo.everything().await;
@@ -270,17 +269,17 @@ async fn late_samples_change_nothing() {
     let second = bundle(saga("a"), &[(1, &[(70, 50.0)])]);
     done(&step, &[first(&[(60, 20.0)]), second, first(&[(0, 51.0), (60, 51.0)])]).await;
     assert_eq!(told(&dynamo).await, []);
-    // Of a bundle that is half late the other half counts.
+    // Half of this bundle is late. The other half counts.
     done(&step, &[first(&[(59, 51.0), (61, 52.0)])]).await;
     assert_eq!(told(&dynamo).await, [breach(61, 52.0)]);
-    // After a restart the row knows the last change; a watermark is each sensor's own.
+    // After a restart the row has the time of the last change. Watermarks are per sensor.
     let step = detector(&dynamo);
     done(&step, &[bundle(saga("a"), &[(0, &[(60, 20.0)]), (1, &[(30, 99.6)])])]).await;
     assert_eq!(told(&dynamo).await, [breach(61, 52.0), breach(30, 99.6)]);
 }
 
 #[tokio::test]
-async fn both_limits_are_watched_and_a_jump_between_them_is_told() {
+async fn both_limits_are_watched_and_a_jump_between_them_emits_an_event() {
     let dynamo = watched().await;
     let step = detector(&dynamo);
     done(&step, &[first(&[(0, -50.5)]), first(&[(60, 50.5)]), first(&[(120, 0.0)])]).await;
@@ -293,7 +292,7 @@ async fn both_limits_are_watched_and_a_jump_between_them_is_told() {
 }
 
 #[tokio::test]
-async fn a_value_that_scatters_about_its_limit_is_one_breach() {
+async fn values_that_scatter_around_a_limit_are_one_breach() {
     let dynamo = watched().await;
     let scatter: Vec<_> = (0..60).map(|n| (n, if n % 2 == 0 { 50.2 } else { 49.8 })).collect();
     done(&detector(&dynamo), &[first(&scatter)]).await;
@@ -317,7 +316,7 @@ async fn all_changes_of_a_bundle_are_one_transaction() {
 }
 
 #[tokio::test]
-async fn more_changes_than_a_transaction_takes_are_several() {
+async fn changes_beyond_the_limit_of_a_transaction_are_committed_in_several() {
     let dynamo = watched().await;
     let step = detector(&dynamo);
     let wild: Vec<_> = (0..130).map(|n| (n, if n % 2 == 0 { 51.0 } else { -51.0 })).collect();
@@ -334,7 +333,7 @@ async fn more_changes_than_a_transaction_takes_are_several() {
 }
 
 #[tokio::test]
-async fn of_two_functions_with_the_same_bundle_one_tells() {
+async fn of_two_environments_with_the_same_bundle_one_emits_the_event() {
     let dynamo = watched().await;
     let (one, other) = (detector(&dynamo), detector(&dynamo));
     let mut expected = Vec::new();
@@ -353,7 +352,7 @@ async fn of_two_functions_with_the_same_bundle_one_tells() {
 }
 
 #[tokio::test]
-async fn functions_that_take_turns_tell_what_one_alone_would() {
+async fn environments_that_alternate_emit_the_same_events_as_one() {
     let dynamo = watched().await;
     let (one, other) = (detector(&dynamo), detector(&dynamo));
     done(&one, &[first(&[(0, 20.0)])]).await;
@@ -365,7 +364,7 @@ async fn functions_that_take_turns_tell_what_one_alone_would() {
 }
 
 #[tokio::test]
-async fn nothing_is_told_of_a_site_that_is_no_longer_watched() {
+async fn no_event_is_emitted_after_the_removal() {
     let dynamo = watched().await;
     let step = detector(&dynamo);
     remove(&dynamo, saga("a")).await;
@@ -375,7 +374,7 @@ async fn nothing_is_told_of_a_site_that_is_no_longer_watched() {
 }
 
 #[tokio::test]
-async fn a_removal_between_the_read_and_the_write_wins_or_comes_after() {
+async fn a_concurrent_removal_is_always_the_last_event() {
     for name in ["a", "b", "c", "d", "e", "f", "g", "h"] {
         let dynamo = Dynamo::start().await;
         configure(&dynamo, saga(name)).await;
@@ -383,7 +382,7 @@ async fn a_removal_between_the_read_and_the_write_wins_or_comes_after() {
         let breach = [bundle(saga(name), &[(0, &[(60, 51.0)])])];
         let removal = RemoveAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() };
         let payload = payload(saga(name));
-        // Whoever comes second may have to try again, as the state machine does.
+        // The second writer may have to retry, as the state machine does.
         let ((), removed) = join(done(&step, &breach), run(&removal, &payload)).await;
         if removed.is_err() {
             remove(&dynamo, saga(name)).await;
@@ -409,7 +408,7 @@ async fn a_breached_site_can_be_removed() {
 }
 
 #[tokio::test]
-async fn a_site_is_watched_from_the_moment_it_is_configured() {
+async fn a_site_is_watched_as_soon_as_it_is_configured() {
     let dynamo = Dynamo::start().await;
     let step = detector(&dynamo);
     done(&step, &[first(&[(0, 51.0)])]).await;
@@ -419,7 +418,7 @@ async fn a_site_is_watched_from_the_moment_it_is_configured() {
 }
 
 #[tokio::test]
-async fn a_row_of_the_release_before_is_read_as_normal() {
+async fn a_row_of_the_previous_release_is_read_as_normal() {
     let dynamo = Dynamo::start().await;
     let saga = saga("a");
     let alerting = AlertingId::of(saga.onboarding_id);
@@ -435,7 +434,7 @@ async fn a_row_of_the_release_before_is_read_as_normal() {
 }
 
 #[tokio::test]
-async fn what_is_no_bundle_is_skipped() {
+async fn an_invalid_bundle_is_skipped() {
     let dynamo = watched().await;
     let mut tomorrow = first(&[(0, 51.0)]);
     let ahead = Timestamp::now().plus_millis(24 * 60 * 60 * 1000);
@@ -446,7 +445,7 @@ async fn what_is_no_bundle_is_skipped() {
 }
 
 #[tokio::test]
-async fn a_row_that_does_not_read_stops_its_site_alone() {
+async fn an_unreadable_row_stops_only_its_site() {
     let dynamo = watched().await;
     let other = saga("b");
     let key = format!("alerting#{}", AlertingId::of(other.onboarding_id));
@@ -458,13 +457,13 @@ async fn a_row_that_does_not_read_stops_its_site_alone() {
 }
 
 #[tokio::test]
-async fn trouble_stops_the_lane_and_what_was_not_committed_is_judged_again() {
+async fn an_error_stops_the_lane_and_uncommitted_readings_are_judged_again() {
     let dynamo = watched().await;
     let mut step = detector(&dynamo);
     let story = [first(&[(0, 20.0)]), first(&[(60, 51.0)]), first(&[(120, 20.0)])];
     let down = Stub::start(|_| (500, json!({}))).await;
     let client = aws_sdk_dynamodb::Client::new(&down.config());
-    // It reads, and can't write.
+    // First the read fails, then only the write.
     step.outbox = Outbox::new(Table::new(client.clone(), "EventsTable"));
     let table = std::mem::replace(&mut step.alerting, Table::new(client, ALERTING));
     assert_eq!(deliver(&step, &story).await, Some(0));

@@ -1,4 +1,4 @@
-//! The limits of a site's sensors, watched and no longer watched.
+//! Tests of configuring and removing alerting.
 
 use alerting::{configure_alerting::ConfigureAlerting, remove_alerting::RemoveAlerting};
 use contracts::AlertingId;
@@ -19,7 +19,7 @@ fn remove(dynamo: &Dynamo) -> RemoveAlerting {
 }
 
 #[tokio::test]
-async fn configuring_and_removing_keep_the_sagas_contract() {
+async fn configuring_and_removing_follow_the_contract_of_the_saga() {
     let pair = async || {
         let dynamo = Dynamo::start().await;
         Pair {
@@ -58,11 +58,11 @@ async fn only_sensors_with_a_limit_are_watched() {
 }
 
 #[tokio::test]
-async fn a_site_without_limits_is_configured_all_the_same() {
+async fn a_site_without_limits_is_configured_without_rules() {
     let dynamo = Dynamo::start().await;
     let mut payload = payload_with_sensors(saga("a"), &[]);
     run(&configure(&dynamo), &payload).await.expect("alerting");
-    // A state machine may leave an absent field out, or write null.
+    // A state machine may omit an absent field or set it to null.
     payload.as_object_mut().expect("an object").remove("causationId");
     run(&configure(&dynamo), &payload).await.expect("alerting");
     assert_eq!(dynamo.rows(ALERTING).await[0]["rules"], json!([]));

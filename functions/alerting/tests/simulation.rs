@@ -1,10 +1,9 @@
-//! detect-breaches under faults of everything around it: thousands of runs, each decided by its
-//! seed. `SEED=123 cargo test -p alerting --test simulation` runs one again.
+//! Simulates detect-breaches under faults in all its dependencies, in thousands of runs. Each run is determined by
+//! its seed; `SEED=123 cargo test -p alerting --test simulation` repeats one.
 //!
-//! A run puts readings on a stream, some of them twice, and a model of Lambda's mapping delivers
-//! them: in part, again, after crashes, from two functions at once. What is asserted is that each
-//! change of a sensor's state is told once, in a sequence without a gap, and none after the limits
-//! were removed.
+//! A run puts readings on a stream, some of them twice. A model of Lambda's event source mapping delivers them:
+//! partially, repeatedly, after crashes, and to two environments at once. The test asserts that each change of a
+//! sensor's state is emitted once, in a sequence without a gap, and that nothing is emitted after the removal.
 
 use std::{
     cell::RefCell,
@@ -44,22 +43,22 @@ use tokio::{
 
 const SEEDS: u64 = 1_000;
 
-/// Kept back from the function's time, as production does.
+/// The part of the function's time that is reserved for the response, as in production.
 const FOR_THE_ANSWER: Duration = Duration::from_millis(500);
 
-/// Two sensors with limits, one without.
+/// Two sensors with limits and one without.
 const METRICS: [Metric; 3] = [Metric::AirTemperature; 3];
 
-/// In the metric's unit; narrower limits than these would have a narrower one.
+/// The deadband in the metric's unit. Limits narrower than those in this test would reduce it.
 const DEADBAND: f64 = 0.5;
 
-/// About the limits: -50 and 50 of the first sensor, 99.5 of the second.
+/// Values around the limits. The limits are -50 and 50 for the first sensor, and 99.5 for the second.
 const VALUES: [f64; 18] = [
     -60.0, -50.1, -50.0, -49.6, -49.5, -49.4, 0.0, 49.4, 49.5, 49.6, 50.0, 50.1, 60.0, 98.9, 99.0,
     99.1, 99.5, 99.6,
 ];
 
-/// A change of a sensor's state, as it is told.
+/// A change of a sensor's state, as an event reports it.
 #[derive(Clone, Debug, PartialEq)]
 struct Told {
     at: Timestamp,
@@ -73,7 +72,7 @@ enum Change {
     BackSince(Timestamp),
 }
 
-/// What is told of readings in the order of time.
+/// The model: the expected changes of readings in the order of time.
 #[derive(Clone, Debug, Default)]
 struct Judge {
     breached: Option<(Limit, Timestamp)>,
@@ -105,14 +104,14 @@ impl Judge {
     }
 }
 
-/// How a site is watched, and how its readings come.
+/// A site's configuration, and the order of its readings.
 #[derive(Clone, Debug)]
 struct Site {
     saga: Saga,
     sensors: Vec<Sensor>,
     configured: Configured,
     removed_after: Option<Duration>,
-    /// No reading comes that is new and older than one before it.
+    /// Whether no new reading is older than a reading before it.
     in_order: bool,
 }
 
@@ -132,19 +131,19 @@ impl Site {
         Entity::from(self.alerting()).to_string()
     }
 
-    /// Whether what must be told is decided by the readings alone.
+    /// Returns whether the readings alone determine the expected events.
     fn is_certain(&self) -> bool {
         self.in_order && self.configured == Configured::First
     }
 }
 
-/// A record that was put.
+/// A record on the stream.
 struct Put {
     record: Rc<Record>,
     site: usize,
-    /// None where it is no bundle.
+    /// `None` for a record that is not a bundle.
     bundle: Option<Bundle>,
-    /// What is told of each sensor at the latest when this record is done.
+    /// The minimum number of events per sensor when this record is done.
     told: BTreeMap<SensorId, usize>,
 }
 
@@ -153,7 +152,7 @@ struct Workload {
     sites: Vec<Site>,
     puts: Vec<Put>,
     by_number: HashMap<String, usize>,
-    /// Of certain sites: all that is to be told.
+    /// The expected events per sensor. Complete for sites where `is_certain` is true.
     judges: BTreeMap<SensorId, Judge>,
 }
 
@@ -200,7 +199,7 @@ impl Workload {
         it
     }
 
-    /// The `n`-th bundle: some samples of some of the site's sensors.
+    /// Returns the `n`-th bundle: some samples of some of the site's sensors.
     fn bundle(&self, chance: &mut Chance, site: usize, n: usize) -> Bundle {
         let Site { saga, sensors, in_order, .. } = &self.sites[site];
         let minute = if *in_order { n } else { chance.place(n + 1) };
@@ -211,7 +210,7 @@ impl Workload {
             }
             let mut at = noon(60 * i64::try_from(minute).expect("a time"));
             let mut samples = Vec::new();
-            // A restless one now and then: more changes than fit into a transaction.
+            // A few series have more changes than fit into a transaction.
             let count = if chance.below(200) == 0 { 130 } else { chance.within(1, 6) };
             for n in 0..count {
                 let restless = if n % 2 == 0 { 200.0 } else { 0.0 };
@@ -221,7 +220,7 @@ impl Workload {
             }
             series.push(Series { sensor_id: sensor.sensor_id, samples });
         }
-        // Unlike any other bundle's, also where the minute is the same.
+        // The id makes the bundle unique even if another bundle has the same minute.
         let bundle_id = format!("b-{n}").parse().expect("a bundle id");
         Bundle { bundle_id, site_id: saga.site_id, series }
     }
@@ -240,7 +239,7 @@ impl Workload {
             told.insert(sensor.sensor_id, judge.told.len());
         }
         if again {
-            // It tells no more than it told first.
+            // A repeated bundle adds no events.
             let first = self.puts.iter().find(|put| put.bundle == bundle);
             told = first.map(|put| put.told.clone()).unwrap_or_default();
         }
@@ -257,7 +256,7 @@ impl Workload {
 #[derive(Default)]
 struct Ledger {
     line: usize,
-    /// By entity.
+    /// The events by entity.
     events: BTreeMap<String, Vec<EventRow>>,
     told: BTreeMap<SensorId, Vec<Told>>,
     given_up: BTreeSet<usize>,
@@ -278,7 +277,7 @@ struct Watch {
 }
 
 impl Watch {
-    /// Reads on in the log: events come without a gap, and none of readings after the removal.
+    /// Reads the new entries of the log. Checks that events have no gap and that none follows the removal.
     fn read_on(&self) {
         let ledger = &mut *self.ledger.borrow_mut();
         let news = self.cloud.log_from(ledger.line);
@@ -303,7 +302,7 @@ impl Watch {
         }
     }
 
-    /// Whether all is told that a record brings about, as far as that is certain.
+    /// Returns whether all events of a record were emitted, as far as they are certain.
     fn done(&self, ledger: &Ledger, put: usize) -> bool {
         let Put { site, told, .. } = &self.load.puts[put];
         let lost = ledger.given_up.iter().any(|&lost| self.load.puts[lost].site == *site);
@@ -315,7 +314,7 @@ impl Watch {
         told.iter().all(|(sensor, told)| so_far(sensor) >= *told)
     }
 
-    /// The sites that met a fault since that line of the log.
+    /// Returns the sites that met a fault since the given line of the log.
     fn troubled(&self, line: usize) -> BTreeSet<usize> {
         let mut sites = BTreeSet::new();
         for entry in self.cloud.log_from(line) {
@@ -364,7 +363,7 @@ impl Watch {
     }
 }
 
-/// What an event tells of a reading.
+/// Returns the sensor and the change in an event, and `None` for other events.
 fn told(row: &EventRow) -> Option<(SensorId, Told)> {
     let data = row.envelope().expect("an envelope").data;
     let time = |name: &str| data[name].as_str().expect("a time").parse().expect("a time");
@@ -385,13 +384,13 @@ fn told(row: &EventRow) -> Option<(SensorId, Told)> {
 /// An invocation.
 #[derive(Clone, Copy)]
 struct Call {
-    /// The log's line that it began at.
+    /// The line of the log at which the invocation began.
     line: usize,
     begun: Instant,
     time: Duration,
 }
 
-/// detect-breaches, as the mapping runs it.
+/// The function detect-breaches, as the mapping invokes it.
 struct Consumer(Rc<Watch>);
 
 impl Function for Consumer {
@@ -435,7 +434,7 @@ impl Function for Consumer {
     }
 }
 
-/// Configures or removes, however often it takes.
+/// Configures or removes alerting, and retries until it succeeds.
 async fn insist(cloud: Cloud, site: Site, after: Duration, removes: bool) {
     sleep(after).await;
     loop {
@@ -456,15 +455,15 @@ async fn insist(cloud: Cloud, site: Site, after: Duration, removes: bool) {
     }
 }
 
-/// What came about in a run, or in all.
+/// The counts of one run or of all runs.
 #[derive(Debug, Default, PartialEq)]
 struct Seen {
     faults: BTreeMap<Fault, u32>,
     happenings: BTreeMap<Happening, u32>,
     events: BTreeMap<String, u32>,
-    /// Sites of which everything had to be told.
+    /// The number of sites whose events were certain to the end.
     certain: u32,
-    /// Of the order of all calls and effects.
+    /// A hash of the order of all calls and effects.
     log: u64,
 }
 
@@ -509,14 +508,14 @@ fn simulate(seed: u64) -> Seen {
         for other in others {
             other.await.expect("the saga's step");
         }
-        // What runs on unseen, or is late, comes to its end.
+        // Waits for invocations that still run in the background and for late effects.
         sleep(Duration::from_mins(2)).await;
         cloud.calm();
         watch.read_on();
         assert_no_violation(&watch);
         let certain = assert_told_right(&watch);
 
-        // All of it once more, to a function that knows nothing and to itself again.
+        // All records are delivered twice more to a new environment.
         let records: Vec<_> = watch.load.puts.iter().map(|put| Rc::clone(&put.record)).collect();
         let environment = Rc::new(mapping.function().start());
         for _ in 0..2 {
@@ -551,7 +550,8 @@ fn digest(log: &[Entry]) -> u64 {
     digest.finish()
 }
 
-/// The table, the events and the readings agree; gives how many sites were certain to the end.
+/// Checks that the table, the events and the readings agree. Returns the number of sites that were certain to the
+/// end.
 fn assert_told_right(watch: &Watch) -> u32 {
     let ledger = watch.ledger.borrow();
     let mut certain = 0;
@@ -577,7 +577,7 @@ fn assert_told_right(watch: &Watch) -> u32 {
             assert_possible(watch, sensor, told);
             if site.is_certain() && !given_up {
                 let judge = watch.load.judges.get(&id).cloned().unwrap_or_default();
-                // The removal may come before the end.
+                // The removal may come before the last change.
                 let due = if removed { &judge.told[..told.len()] } else { &judge.told };
                 assert_eq!(told, due, "{id}");
             }
@@ -599,7 +599,7 @@ fn assert_told_right(watch: &Watch) -> u32 {
     certain
 }
 
-/// Each change follows from the one before and a reading that was sent.
+/// Checks that each change follows from the previous one and from a reading that was sent.
 fn assert_possible(watch: &Watch, sensor: &Sensor, told: &[Told]) {
     let mut judge = Judge::default();
     let mut before = None;
@@ -629,7 +629,7 @@ fn assert_no_violation(watch: &Watch) {
     assert!(violations.is_empty(), "{text}");
 }
 
-/// All of the mapping's but those that would be this function's fault.
+/// The happenings of the mapping, except those that would be a defect of this function.
 const HAPPENINGS: [Happening; 10] = [
     Happening::Delivered,
     Happening::Done,
@@ -650,7 +650,7 @@ fn add<K: Ord>(sums: &mut BTreeMap<K, u32>, counts: BTreeMap<K, u32>) {
 }
 
 #[test]
-fn every_change_is_told_once_whatever_happens() {
+fn every_change_is_emitted_once_under_faults() {
     let mut all = Seen::default();
     for seen in seeds(SEEDS, simulate) {
         add(&mut all.faults, seen.faults);
@@ -670,7 +670,7 @@ fn every_change_is_told_once_whatever_happens() {
 }
 
 #[test]
-fn a_seed_makes_the_same_run_every_time() {
+fn runs_with_the_same_seed_are_equal() {
     for seed in 1..=20 {
         assert_eq!(simulate(seed), simulate(seed), "seed {seed}");
     }

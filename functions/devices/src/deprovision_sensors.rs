@@ -1,4 +1,4 @@
-//! Undoes `provision-sensors`: the sensors are retired for good, and a tombstone stays.
+//! Undoes `provision-sensors`: retires the sensors for good and leaves a tombstone.
 
 use contracts::{OnboardingId, Saga, SensorId, SensorsId, Timestamp, events::SensorsDeprovisioned};
 use lambda::Step;
@@ -7,28 +7,28 @@ use store::{Commit, NewEvent, Outbox, Table, Transaction};
 
 use crate::{DevicesError, Sensors, SensorsRow};
 
-/// What the step needs.
+/// The dependencies of the function `deprovision-sensors`.
 #[derive(Debug)]
 pub struct DeprovisionSensors {
     /// The devices table.
     pub devices: Table,
-    /// Where `SensorsDeprovisioned` goes.
+    /// The outbox for `SensorsDeprovisioned`.
     pub outbox: Outbox,
 }
 
-/// What it answers.
+/// The result of the step.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {
-    /// Derived from the onboarding.
+    /// The id of the sensors, derived from the onboarding.
     pub sensors_id: SensorsId,
 }
 
 #[derive(Debug, PartialEq)]
 enum Decision {
-    /// There are none: only fence off what may come late.
+    /// There are no sensors: write a tombstone against a late provisioning.
     Fence,
-    /// Retire these.
+    /// Replace the sensors with a tombstone.
     Deprovision {
         from: &'static str,
         sequence: u64,

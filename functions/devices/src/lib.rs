@@ -1,8 +1,8 @@
-//! Devices: a site's sensors, as one entity.
+//! The sensors of a site, as one entity.
 //!
-//! Owns the devices table, key `id`: `sensors#<uuid>` ([`SensorsRow`]). Emits the events of the
-//! entity `sensors`. Deprovisioned sensors stay as a tombstone: it fences off a provisioning that
-//! comes late.
+//! This crate owns the devices table. Its key is `id`, with values `sensors#<uuid>` ([`SensorsRow`]). The crate
+//! emits the events of the entity `sensors`. Deprovisioned sensors stay as a tombstone, which prevents a late
+//! provisioning.
 
 pub mod deprovision_sensors;
 pub mod provision_sensors;
@@ -16,41 +16,41 @@ use store::{Key, StoreError};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SensorsRow {
-    /// Whose they are.
+    /// The saga of the onboarding.
     #[serde(flatten)]
     pub saga: Saga,
-    /// Where they stand.
+    /// The state of the sensors.
     #[serde(flatten)]
     pub state: Sensors,
-    /// Their events so far.
+    /// The sequence number of their last event.
     pub sequence: u64,
-    /// When it came to this.
+    /// The time of the last change.
     pub at: Timestamp,
 }
 
 impl SensorsRow {
-    /// Its key.
+    /// Returns the key of the row.
     #[must_use]
     pub fn key(sensors: SensorsId) -> Key {
         Key::id(format!("sensors#{sensors}"))
     }
 }
 
-/// The sensors' state.
+/// The state of a site's sensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Sensors {
-    /// They exist and may report.
+    /// The sensors exist and may send readings.
     Provisioned {
-        /// All of them.
+        /// All sensors of the site.
         sensors: Vec<Sensor>,
     },
-    /// Tombstone: there are none, nor ever will be.
+    /// A tombstone: there are no sensors and will never be any again.
     Deprovisioned,
 }
 
 impl Sensors {
-    /// The name in the row.
+    /// Returns the name of the state in the row.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -60,16 +60,16 @@ impl Sensors {
     }
 }
 
-/// Everything that can go wrong here.
+/// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum DevicesError {
     /// The sensors were deprovisioned before they were provisioned.
     #[error("sensors {0} were deprovisioned before they were provisioned")]
     Superseded(SensorsId),
-    /// The row changed while the decision was made.
+    /// Another writer changed the row between the read and the conditional write.
     #[error("sensors {0} are being changed by others")]
     Busy(SensorsId),
-    /// The table.
+    /// A call to the table failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

@@ -1,4 +1,4 @@
-//! The saga's second step: the site's sensors come to be. Undone by `deprovision-sensors`.
+//! The second step of the saga: creates the site's sensors. `deprovision-sensors` undoes it.
 
 use contracts::{OnboardingId, SagaWithSensors, SensorsId, Timestamp, events::SensorsProvisioned};
 use lambda::Step;
@@ -7,24 +7,24 @@ use store::{Commit, NewEvent, Outbox, Table, Transaction};
 
 use crate::{DevicesError, Sensors, SensorsRow};
 
-/// What the step needs.
+/// The dependencies of the function `provision-sensors`.
 #[derive(Debug)]
 pub struct ProvisionSensors {
     /// The devices table.
     pub devices: Table,
-    /// Where `SensorsProvisioned` goes.
+    /// The outbox for `SensorsProvisioned`.
     pub outbox: Outbox,
 }
 
-/// What it answers.
+/// The result of the step.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {
-    /// Derived from the onboarding.
+    /// The id of the sensors, derived from the onboarding.
     pub sensors_id: SensorsId,
 }
 
-/// What a row that is there already means for the step.
+/// Returns the result of the step if a row exists already.
 fn decide(there: &SensorsRow) -> Result<Reply, DevicesError> {
     let sensors_id = SensorsId::of(there.saga.onboarding_id);
     match there.state {

@@ -1,4 +1,4 @@
-//! A site's sensors, provisioned and deprovisioned.
+//! Tests of provisioning and deprovisioning a site's sensors.
 
 use contracts::SensorsId;
 use devices::{deprovision_sensors::DeprovisionSensors, provision_sensors::ProvisionSensors};
@@ -19,7 +19,7 @@ fn deprovision(dynamo: &Dynamo) -> DeprovisionSensors {
 }
 
 #[tokio::test]
-async fn provisioning_and_deprovisioning_keep_the_sagas_contract() {
+async fn provisioning_and_deprovisioning_follow_the_contract_of_the_saga() {
     let pair = async || {
         let dynamo = Dynamo::start().await;
         Pair {
@@ -36,7 +36,7 @@ async fn provisioning_and_deprovisioning_keep_the_sagas_contract() {
 }
 
 #[tokio::test]
-async fn the_events_carry_the_sensors() {
+async fn the_events_have_the_sensors() {
     let dynamo = Dynamo::start().await;
     let saga = saga("a");
     run(&provision(&dynamo), &payload_with_sensors(saga, &WEATHER)).await.expect("sensors");
@@ -53,7 +53,7 @@ async fn the_events_carry_the_sensors() {
 }
 
 #[tokio::test]
-async fn one_sagas_tombstone_is_no_other_sagas() {
+async fn a_tombstone_does_not_affect_other_sagas() {
     let dynamo = Dynamo::start().await;
     run(&deprovision(&dynamo), &payload(saga("a"))).await.expect("an undo");
     run(&provision(&dynamo), &payload_with_sensors(saga("b"), &WEATHER)).await.expect("sensors");

@@ -1,8 +1,8 @@
-//! Events: publishes the outbox to EventBridge.
+//! Publishes the outbox to EventBridge.
 //!
-//! Owns the events table: key `entity` and `sequence`, a row per domain event ([`store::EventRow`]). The
-//! services' transactions insert the rows. These functions only mark them as published or refused. Rows
-//! are kept for good. No other function calls PutEvents.
+//! This crate owns the events table. Its key is `entity` and `sequence`, and it has a row per domain event
+//! ([`store::EventRow`]). The services' transactions insert the rows. These functions only mark rows as published or
+//! refused. Rows are kept for good. No other function calls `PutEvents`.
 
 pub mod publish_events;
 pub mod publisher;
@@ -17,14 +17,14 @@ pub enum EventsError {
     /// Some events could not be published now. They stay marked as unpublished.
     #[error("{unpublished} of {found} events could not be published, the first because: {reason}")]
     Unpublished {
-        /// How many.
+        /// The number of events that were not published.
         unpublished: usize,
-        /// Of how many.
+        /// The number of unpublished events that were found.
         found: usize,
-        /// Why the first of them.
+        /// The reason of the first one.
         reason: String,
     },
-    /// The table.
+    /// A call to the table failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

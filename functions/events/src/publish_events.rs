@@ -1,8 +1,8 @@
-//! Publishes the events table's stream to EventBridge.
+//! Publishes the stream of the events table to EventBridge.
 //!
-//! A record that can never be published goes, whole and with the reason, to the quarantine queue, and the
-//! shard moves on. After any other failure, the answer names the lowest failed sequence number of the
-//! batch. Lambda delivers the batch again from there, and events that are marked as published are skipped.
+//! A record that can never be published is put into the quarantine queue, with its whole payload and the reason, and
+//! the shard moves on. After any other failure, the response names the lowest failed sequence number of the batch.
+//! Lambda delivers the batch again from there, and events that are marked as published are skipped.
 
 use std::collections::{HashMap, HashSet};
 
@@ -21,7 +21,7 @@ use crate::{
     publisher::{EventKey, Named, Publisher, StreamRecord, Unpublished},
 };
 
-/// The quarantine's error name of a record that can't be read.
+/// The error name in the quarantine for a record that can't be parsed.
 const UNREADABLE_RECORD: &str = "InvalidInput";
 
 /// The function publish-events.
@@ -40,13 +40,13 @@ struct Batch<'a> {
 enum Reading<'a> {
     /// A new row.
     Inserted(Named<'a>),
-    /// A change or a deletion of a row: nothing to publish.
+    /// A change or a deletion of a row. There is nothing to publish.
     Other,
-    /// No record of this table's stream, and why.
+    /// The record is not an insertion into the events table, for this reason.
     Broken(String),
 }
 
-/// The part of a record that is needed even if the rest is broken.
+/// The part of a record that is needed even if the rest is invalid.
 #[derive(Deserialize)]
 struct Position {
     dynamodb: Change,
@@ -77,10 +77,10 @@ fn read(json: &RawValue) -> Reading<'_> {
 }
 
 impl PublishEvents {
-    /// Publishes a batch. The answer names the first record that has to be delivered again.
+    /// Publishes a batch. The response names the first record that Lambda must deliver again.
     ///
     /// # Errors
-    /// If the batch can't be read, or the events table can't be reached.
+    /// Fails if the batch can't be parsed or the events table can't be reached.
     pub async fn handle(
         &self,
         payload: &RawValue,
@@ -121,8 +121,9 @@ impl PublishEvents {
         first_failed(&batch.records, &failed)
     }
 
-    /// Publishes one record that an operator replays. An event that is refused again is not quarantined
-    /// again: the answer says why.
+    /// Publishes one record that an operator replays.
+    ///
+    /// An event that is refused again is not quarantined again; the result has the reason.
     pub async fn replay(&self, record: &RawValue, deadline: Deadline) -> Replayed {
         let mut named = match read(record) {
             Reading::Inserted(named) => named,

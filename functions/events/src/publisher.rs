@@ -1,13 +1,13 @@
-//! Puts events on the bus, in order per entity, entry by entry.
+//! Publishes events to the bus, in order per entity.
 //!
-//! An event is settled when it is published or refused. Invariant: an event is put on the bus only after
-//! all earlier events of its entity are settled. DynamoDB Streams keep the order per item only, and each
-//! event is an item, so a later event may be delivered first. Then the earlier ones are read from the
-//! table and published before it. Their own records find them marked.
+//! An event is settled when it is published or refused. Invariant: an event is put on the bus only after all earlier
+//! events of its entity are settled. DynamoDB Streams preserve the order per item only, and each event is an item,
+//! so a later event may be delivered first. In that case the earlier events are read from the table and published
+//! before it. When their own records arrive, the events are already marked.
 //!
-//! An event may be put on the bus more than once: its mark may fail, or a second publisher may be at it.
-//! The first occurrences are in order all the same, since each publisher puts an event on the bus only
-//! after it has published the predecessor itself, or has read its mark.
+//! An event may be put on the bus more than once: the mark may fail, or a second publisher may run at the same time.
+//! The first occurrences are still in order, since each publisher puts an event on the bus only after it has
+//! published the predecessor itself or has read its mark.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -29,53 +29,52 @@ use serde_json::{json, value::RawValue};
 use store::{Commit, EventRow, Item, Key, StoreError, Table, Transaction};
 use tokio::time::{Instant, sleep, timeout};
 
-/// The limit of a PutEvents call.
+/// The maximum number of entries per `PutEvents` call.
 const MAX_ENTRIES: usize = 10;
-/// Kept below PutEvents' limit of 256 KiB for all entries of a call.
+/// The maximum size of all entries of a call. It is below the limit of `PutEvents`, 256 KiB.
 const MAX_BYTES: usize = 240 * 1024;
-/// Attempts to send an entry that EventBridge can't take now.
+/// The maximum number of attempts to send an entry that EventBridge can't accept now.
 const MAX_ATTEMPTS: u32 = 4;
-/// Rows of the first page when earlier events are read back: most gaps are short. Later pages have as many
-/// rows as DynamoDB gives.
+/// The number of rows in the first page when earlier events are read. Most gaps are short. The size of later pages is
+/// left to DynamoDB.
 const FIRST_GAP_PAGE: i32 = 25;
-/// The most earlier events that are published before an event in one run. Of more, the oldest are
-/// published, and the event has to come again.
+/// The maximum number of earlier events that one run publishes before an event. If there are more, the oldest are
+/// published, and the event must be delivered again.
 const MAX_GAP: usize = 100;
-/// Entities whose earlier events are read back at once.
+/// The number of entities whose earlier events are read concurrently.
 const CONCURRENT_GAPS: usize = 8;
-/// Characters of the reason in a refused row.
+/// The maximum length of the reason in a refused row, in characters.
 const MAX_REASON: usize = 1_000;
 
-/// The quarantine's error name of a row that is no event.
+/// The error name in the quarantine for a row that is not an event.
 const NO_EVENT: &str = "InvalidInput";
-/// The quarantine's error name of an event that EventBridge refuses for good.
+/// The error name in the quarantine for an event that EventBridge refuses permanently.
 const REFUSED: &str = "EventRefused";
 
-/// A row as DynamoDB has it.
 /// Publishes events of the events table.
 #[derive(Debug)]
 pub struct Publisher {
     /// The events table.
     pub events: Table,
-    /// EventBridge.
+    /// The EventBridge client.
     pub bus: Client,
-    /// The bus's name.
+    /// The name of the bus.
     pub bus_name: String,
-    /// For events that can't be published, ever.
+    /// The quarantine for events that can never be published.
     pub quarantine: Quarantine,
 }
 
-/// An event's key in the table.
+/// The key of an event in the table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EventKey {
-    /// `type#id`.
+    /// The entity, `type#id`.
     pub entity: String,
-    /// A number, as DynamoDB writes it. Text, because the row may be broken.
+    /// The sequence number as DynamoDB writes it. It is text, because the row may be invalid.
     pub sequence: String,
 }
 
 impl EventKey {
-    /// Reads the key from an item; `None` if the item has no such key.
+    /// Reads the key from an item. Returns `None` if the item has no such key.
     pub(crate) fn from_item(item: &Item) -> Option<Self> {
         Some(Self {
             entity: item.get("entity")?.as_s().ok()?.clone(),
@@ -91,7 +90,7 @@ impl EventKey {
         self.sequence.parse().ok()
     }
 
-    /// The key of the entity's previous event; `None` for the first one.
+    /// Returns the key of the entity's previous event, and `None` for the first event.
     fn predecessor(&self) -> Option<Self> {
         let sequence = self.number()?.checked_sub(1).filter(|&number| number > 0)?;
         Some(Self { entity: self.entity.clone(), sequence: sequence.to_string() })
@@ -107,52 +106,52 @@ impl From<&EventRow> for EventKey {
 /// An event to publish.
 #[derive(Debug)]
 pub struct Named<'r> {
-    /// Its key.
+    /// The key of the event.
     pub key: EventKey,
-    /// The stream's record that named it, if any. A delivered event is published even if it was refused
-    /// before: this is how a replay works.
+    /// The stream record that named the event, if any. An event with a record is published even if it was refused
+    /// before, which makes replays possible.
     pub record: Option<StreamRecord<'r>>,
 }
 
-/// A record of the table's stream.
+/// A record of the events table's stream.
 #[derive(Debug)]
 pub struct StreamRecord<'r> {
     /// The record as it was delivered.
     pub json: &'r RawValue,
-    /// The new row that it holds. Used only if the table has the row no longer.
+    /// The new row in the record. It is used only if the table no longer has the row.
     pub image: Item,
-    /// Whether an operator replays it. Then it is not quarantined again: the caller gets the reason.
+    /// Whether an operator replays the record. A replayed record is not quarantined again: the caller gets the reason.
     pub replay: bool,
 }
 
-/// An event that could not be published now. It stays marked as unpublished.
+/// An event that could not be published in this run. It stays marked as unpublished.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unpublished {
-    /// Its key.
+    /// The key of the event.
     pub event: EventKey,
-    /// The error's stable name.
+    /// The stable name of the error.
     pub error: &'static str,
-    /// Why not.
+    /// The reason.
     pub reason: String,
 }
 
 impl Unpublished {
-    /// An event that may be published by another run.
+    /// Returns an event that another run may publish.
     pub(crate) fn for_now(event: EventKey, reason: impl Into<String>) -> Self {
         Self { event, error: ErrorKind::Transient.name(), reason: reason.into() }
     }
 }
 
-/// An event in its lane.
+/// An event in a lane.
 struct Waiting<'r> {
     key: EventKey,
-    /// The event, or why the row is none.
+    /// The event, or the reason why the row is not an event.
     event: Result<EventRow, String>,
     item: Item,
     record: Option<&'r RawValue>,
     /// Whether an operator replays it.
     replay: bool,
-    /// Whether the caller named it. The others are earlier events that were read back.
+    /// Whether the caller named it. Other events are earlier events that were read from the table.
     named: bool,
 }
 
@@ -169,7 +168,7 @@ impl<'r> Waiting<'r> {
         Self { key, event, item, record, replay: false, named }
     }
 
-    /// Its size as PutEvents counts it.
+    /// Returns the size of the entry as `PutEvents` counts it.
     fn bytes(&self) -> usize {
         let of_row = |row: &EventRow| row.detail.len() + row.kind.len() + row.source.len();
         self.event.as_ref().map_or(0, of_row)
@@ -179,22 +178,23 @@ impl<'r> Waiting<'r> {
 /// The events of one entity that are to be published, the oldest first.
 struct Lane<'r> {
     waiting: VecDeque<Waiting<'r>>,
-    /// Attempts to send the first event.
+    /// The number of attempts to send the first event.
     attempts: u32,
-    /// When the first event may be sent.
+    /// The earliest time to send the first event.
     ready_at: Instant,
 }
 
 impl Publisher {
-    /// Publishes the named events that are not marked as published, and marks them. The events of one
-    /// entity are sent in order, one a call, so that no event overtakes one that failed. Events of
-    /// different entities are sent side by side. An event that can never be published is put into the
-    /// quarantine and marked as refused, and its successors go on.
+    /// Publishes and marks the named events that are not marked as published.
     ///
-    /// Returns the named events that could not be published now.
+    /// The events of one entity are sent in order, one per call, so that no event overtakes one that failed. Events of
+    /// different entities share calls. An event that can never be published is put into the quarantine and marked as
+    /// refused, and its successors are published.
+    ///
+    /// Returns the named events that were not published.
     ///
     /// # Errors
-    /// If the rows can't be read. Then nothing was published.
+    /// Fails if the rows can't be read. Nothing was published then.
     pub async fn publish(
         &self,
         named: Vec<Named<'_>>,
@@ -220,7 +220,7 @@ impl Publisher {
                 sleep(pause.min(deadline.left())).await;
                 continue;
             }
-            // A bus that hangs must not use up the time that the answer needs.
+            // A hanging bus must not use up the time that the response needs.
             let heads: Vec<_> = round.iter().map(|lane| &lane.waiting[0]).collect();
             let Ok(answers) = timeout(deadline.left(), self.put(&heads)).await else {
                 lanes.extend(round);
@@ -265,8 +265,8 @@ impl Publisher {
         Ok(unpublished)
     }
 
-    /// Reads the named events as they are now, with their predecessors, and makes a lane for each entity
-    /// that has something to publish. Also returns the named events that have to wait for another run.
+    /// Reads the current rows of the named events and of their predecessors. Returns a lane for each entity that
+    /// has events to publish. Also returns the named events that must wait for another run.
     async fn lanes<'r>(
         &self,
         named: Vec<Named<'r>>,
@@ -324,8 +324,7 @@ impl Publisher {
         Ok((into_lanes(waiting), unpublished))
     }
 
-    /// Reads the unsettled events before this one, back to an event that is published or that the caller
-    /// named.
+    /// Reads the unsettled events before an event, back to one that is published or that the caller named.
     async fn gap(
         &self,
         before: EventKey,
@@ -362,7 +361,7 @@ impl Publisher {
         }
     }
 
-    /// Reads rows as they are now. A row that does not exist is missing in the answer.
+    /// Reads the current rows. The result has no entry for a row that does not exist.
     async fn read(&self, keys: Vec<EventKey>) -> Result<HashMap<EventKey, Item>, StoreError> {
         let rows =
             self.events.batch_get(keys.iter().map(EventKey::key)).consistent().send().await?;
@@ -396,15 +395,15 @@ impl Publisher {
         };
         let entries = rows.iter().map(entry).collect();
         match self.bus.put_events().set_entries(Some(entries)).send().await {
-            // EventBridge answers entry by entry, in the entries' order.
+            // EventBridge returns one result per entry, in the same order.
             Ok(answer) => {
                 let mut answers: Vec<_> = answer.entries().iter().map(Answer::of).collect();
                 let left_out = || Answer::Later("EventBridge left the entry out".to_owned());
                 answers.resize_with(rows.len(), left_out);
                 answers
             }
-            // One entry of the call is not valid, such as one that is too large. EventBridge does not say
-            // which, so each is sent alone.
+            // One entry of the call is invalid, for instance too large. EventBridge does not say which one, so
+            // each entry is sent alone.
             Err(error) if error.code() == Some("ValidationException") => {
                 if let [_] = rows {
                     let reason = error.message().unwrap_or("not valid");
@@ -420,7 +419,7 @@ impl Publisher {
         }
     }
 
-    /// Marks an event that was taken, and sets aside an event that was refused for good.
+    /// Marks an event that EventBridge accepted, and quarantines an event that was refused permanently.
     async fn settle(&self, head: &Waiting<'_>, answer: Answer) -> Outcome {
         match answer {
             Answer::Taken => {
@@ -436,8 +435,10 @@ impl Publisher {
         }
     }
 
-    /// Marks a row as published. If that fails, the event stays in the index `unpublished` and is
-    /// published a second time. It counts as published for its successors all the same.
+    /// Marks a row as published.
+    ///
+    /// If the mark fails, the event stays in the index `unpublished` and is published a second time. For its
+    /// successors it counts as published.
     async fn mark_published(&self, key: &EventKey) {
         let now = AttributeValue::S(Timestamp::now().to_string());
         let mark = Transaction::on(&self.events).update(
@@ -464,8 +465,10 @@ impl Publisher {
     }
 
     /// Puts an event into the quarantine, then marks its row as refused. A refused row is not in the index
-    /// `unpublished`. A replay of the quarantined record publishes it; if it is refused again, its failure is
-    /// still open, and a second message would only count it twice.
+    /// `unpublished`.
+    ///
+    /// A replay of the quarantined record publishes the event. If the replay is refused again, no second message is
+    /// sent: the failure is still open, and a message would count it twice.
     async fn set_aside(
         &self,
         event: &Waiting<'_>,
@@ -487,13 +490,13 @@ impl Publisher {
             [("refused", AttributeValue::S(refused))],
         );
         match mark.commit().await {
-            // Refused: the row is gone, or another publisher has published it. There is nothing to mark.
+            // Refused: the row is gone, or another publisher has published the event. There is nothing to mark.
             Ok(Commit::Done | Commit::Refused(_)) => Ok(()),
             Err(error) => Err(format!("{reason}; and its row can't be marked as refused: {error}")),
         }
     }
 
-    /// A row as the record of its insertion, which publish-events takes.
+    /// Returns a row as the stream record of its insertion, which publish-events can replay.
     fn as_record(&self, item: &Item) -> serde_json::Value {
         let typed = |item: Item| json!(serde_dynamo::Item::from(item));
         let key = EventKey::from_item(item).map(|key| key.key().item()).unwrap_or_default();
@@ -505,7 +508,7 @@ impl Publisher {
             "dynamodb": {
                 "Keys": typed(key),
                 "NewImage": typed(item.clone()),
-                // It has no place in the stream.
+                // The row was not read from the stream, so it has no sequence number there.
                 "SequenceNumber": "0",
                 "SizeBytes": 0,
                 "StreamViewType": "NEW_IMAGE",
@@ -517,9 +520,9 @@ impl Publisher {
 /// The unsettled events before an event.
 struct Gap {
     before: EventKey,
-    /// The oldest first, at most [`MAX_GAP`].
+    /// The earlier events, the oldest first, at most [`MAX_GAP`].
     earlier: VecDeque<Item>,
-    /// Whether newer ones were left out.
+    /// Whether newer events were left out.
     cut: bool,
 }
 
@@ -528,19 +531,19 @@ struct Gap {
 enum Answer {
     Taken,
     Later(String),
-    /// It would be refused again; the quarantine's error name, and why.
+    /// A permanent refusal: the error name in the quarantine, and the reason.
     Never(&'static str, String),
 }
 
 /// The result of an attempt to publish an event.
 enum Outcome {
-    /// Published or refused: the next event may follow.
+    /// The event was published or refused. The next event may follow.
     Settled,
-    /// A replayed event was refused again: the error's name, and why.
+    /// A replayed event was refused again: the error name and the reason.
     Refused(&'static str, String),
-    /// To be sent again.
+    /// The event must be sent again.
     Later(String),
-    /// Neither published nor refused in this run.
+    /// The event was neither published nor refused, and is not tried again in this run.
     Failed(String),
 }
 
@@ -554,7 +557,7 @@ impl Answer {
             | "RedactionFailure"
             | "NotAuthorizedForSourceException"
             | "NotAuthorizedForDetailTypeException" => Self::Never(REFUSED, reason),
-            // A wrong role or account concerns all events, and they are published once it is corrected.
+            // A wrong role or account affects all events. They are published once it is corrected.
             _ => Self::Later(reason),
         }
     }
@@ -568,12 +571,12 @@ fn is_refused(item: &Item) -> bool {
     item.contains_key("refused")
 }
 
-/// The pause after so many attempts.
+/// Returns the pause after the given number of attempts.
 fn pause(attempts: u32) -> Duration {
     Duration::from_millis(50) * 2_u32.pow(attempts)
 }
 
-/// Makes a lane for each entity, in the order in which the entities come first.
+/// Groups events into a lane per entity, in the order in which the entities first occur.
 fn into_lanes(waiting: Vec<Waiting<'_>>) -> VecDeque<Lane<'_>> {
     let mut lanes: VecDeque<Lane> = VecDeque::new();
     let mut lane_of: HashMap<String, usize> = HashMap::new();
@@ -591,14 +594,14 @@ fn into_lanes(waiting: Vec<Waiting<'_>>) -> VecDeque<Lane<'_>> {
         lanes[index].waiting.push_back(event);
     }
     for lane in &mut lanes {
-        // A sequence that is not a whole number sorts last.
+        // A sequence number that is not a whole number sorts last.
         let number = |event: &Waiting| event.key.number().unwrap_or(u64::MAX);
         lane.waiting.make_contiguous().sort_by_key(number);
     }
     lanes
 }
 
-/// Takes the lanes whose first events are ready and fit into one call; at least one, if any is ready.
+/// Takes the lanes whose first events are ready and fit into one call. Takes at least one lane if any is ready.
 fn take_round<'r>(lanes: &mut VecDeque<Lane<'r>>) -> Vec<Lane<'r>> {
     let now = Instant::now();
     let (mut round, mut rest) = (Vec::new(), VecDeque::new());

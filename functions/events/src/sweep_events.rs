@@ -1,4 +1,4 @@
-//! Publishes every minute the events that stayed unpublished, and reports the age of the oldest.
+//! Publishes events that stayed unpublished, every minute, and reports the age of the oldest one.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -14,27 +14,27 @@ use crate::{
     publisher::{EventKey, Named, Publisher, Unpublished},
 };
 
-/// Younger events are still on their way through the stream.
+/// The minimum age of an event for the sweep. Younger events are still on their way through the stream.
 const GRACE: Duration = Duration::from_mins(1);
-/// Events of a page of one shard of the index.
+/// The number of events per page of an index shard.
 const PAGE: i32 = 100;
 
 /// The function sweep-events.
 #[derive(Debug)]
 pub struct SweepEvents {
-    /// Publishes the events that are found.
+    /// The publisher of the events that are found.
     pub publisher: Publisher,
-    /// How long a sweep may take: less than the function's time-out.
+    /// The maximum duration of a sweep. It must be less than the function's timeout.
     pub time: Duration,
 }
 
-/// The answer; only the log shows it.
+/// The result of the invocation. It is only logged.
 #[derive(Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {
-    /// How many unpublished events were found.
+    /// The number of unpublished events that were found.
     pub found: usize,
-    /// Age of the oldest, in seconds.
+    /// The age of the oldest one, in seconds.
     pub oldest_age_seconds: i64,
 }
 
@@ -57,7 +57,7 @@ impl Step for SweepEvents {
         let mut starts: Vec<(u8, Option<Item>)> =
             (0..UNPUBLISHED_SHARDS).map(|shard| (shard, None)).collect();
         let mut first_round = true;
-        // A page of each shard a round, so that no shard takes the time of the others.
+        // Each round reads one page of each shard, so that no shard uses up the time of the others.
         while !starts.is_empty() && !deadline.passed() {
             let (mut items, mut next) = (Vec::new(), Vec::new());
             for (shard, start) in starts {
@@ -67,7 +67,7 @@ impl Step for SweepEvents {
             }
             starts = next;
             if first_round {
-                // Each shard begins with its oldest event.
+                // The first page of each shard begins with the shard's oldest event.
                 reply.oldest_age_seconds = oldest_age(&items, now);
                 #[expect(clippy::cast_precision_loss, reason = "an age in seconds")]
                 lambda::report("OldestUnpublishedEventAgeSeconds", reply.oldest_age_seconds as f64);
@@ -75,7 +75,7 @@ impl Step for SweepEvents {
             }
             reply.found += items.len();
             let keys = items.iter().filter_map(EventKey::from_item);
-            // The first events of these entities were tried in this sweep, in vain.
+            // An earlier event of these entities failed in this sweep.
             let (late, keys): (Vec<_>, Vec<_>) = keys.partition(|key| stuck.contains(&key.entity));
             let reason = "an earlier event was not published";
             let late = late.into_iter();
@@ -97,7 +97,7 @@ impl Step for SweepEvents {
 }
 
 fn oldest_age(items: &[Item], now: Timestamp) -> i64 {
-    // A row that is broken must not stop the sweep of the others.
+    // An invalid row must not stop the sweep of the others.
     let occurred_at = |item: &Item| item.get("occurredAt")?.as_s().ok()?.parse::<Timestamp>().ok();
     let oldest = items.iter().filter_map(occurred_at).min();
     oldest.map_or(0, |oldest| now.seconds() - oldest.seconds())

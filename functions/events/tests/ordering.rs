@@ -1,5 +1,5 @@
-//! The order per entity, whatever order the stream has: several events of one transaction are separate items,
-//! and DynamoDB Streams keep the order per item only.
+//! Events are published in order per entity, whatever the order of the stream. The events of one transaction are
+//! separate items, and DynamoDB Streams preserve the order per item only.
 
 use std::{
     cell::{Cell, RefCell},
@@ -27,7 +27,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-/// As template.yaml has them.
+/// The settings in template.yaml.
 const SETTINGS: Settings = Settings {
     batch_size: 100,
     full_batches: false,
@@ -39,7 +39,7 @@ const SETTINGS: Settings = Settings {
 };
 const SEEDS: u64 = 8;
 const SITES: [&str; 5] = ["a", "b", "c", "d", "e"];
-/// A type that the bus refuses where a run wants some events to be refused.
+/// A type that the bus refuses, for runs with refused events.
 const BAD_TYPE: &str = "Refused";
 
 fn publisher(cloud: &Cloud) -> Publisher {
@@ -56,13 +56,13 @@ fn publisher(cloud: &Cloud) -> Publisher {
     }
 }
 
-/// publish-events, as Lambda runs it.
+/// The function publish-events, as Lambda invokes it.
 struct PublishFunction {
     cloud: Cloud,
     given_up: Cell<usize>,
-    /// Keys of the records that were delivered.
+    /// The keys of the records that were delivered.
     delivered: RefCell<BTreeMap<String, BTreeSet<u64>>>,
-    /// Records that came first after a later record of their entity.
+    /// The number of records whose first delivery was after a later record of their entity.
     reversed: Cell<usize>,
 }
 
@@ -119,7 +119,7 @@ impl Function for PublishFunction {
     }
 }
 
-/// A site's event, committed so long after the beginning.
+/// Returns an event of a site that is committed `at` after the beginning.
 fn row(site: &str, sequence: u64, at: Duration) -> EventRow {
     let saga = saga(site);
     let at = noon(0).plus_millis(i64::try_from(at.as_millis()).expect("soon"));
@@ -127,7 +127,7 @@ fn row(site: &str, sequence: u64, at: Duration) -> EventRow {
     NewEvent::of(saga, saga.site_id, sequence, at, data).row().expect("a row")
 }
 
-/// The item's key as text, and its change as the stream shows it.
+/// Returns the item's key as text, and its change in the stream's format.
 fn inserted(row: &EventRow) -> (String, Value) {
     let item: serde_dynamo::Item = serde_dynamo::to_item(row).expect("an item");
     let image = json!(item);
@@ -136,7 +136,7 @@ fn inserted(row: &EventRow) -> (String, Value) {
     (format!("{}/{}", row.entity, row.sequence), change)
 }
 
-/// Entity and sequence of each entry that the bus took, in their order.
+/// Returns the entity and sequence number of each entry that the bus accepted, in order.
 fn published(cloud: &Cloud) -> Vec<(String, u64)> {
     let entries = cloud.published();
     let of_entry = entries.iter().map(|entry| {
@@ -161,7 +161,7 @@ fn rows(cloud: &Cloud) -> Vec<EventRow> {
     cloud.rows(EVENTS).iter().map(cloud::read).collect()
 }
 
-/// The first occurrences on the bus, by entity.
+/// Returns the first occurrences on the bus, by entity.
 fn first_occurrences(cloud: &Cloud) -> BTreeMap<String, Vec<u64>> {
     let mut seen = BTreeSet::new();
     let mut by_entity: BTreeMap<String, Vec<u64>> = BTreeMap::new();
@@ -174,7 +174,7 @@ fn first_occurrences(cloud: &Cloud) -> BTreeMap<String, Vec<u64>> {
 }
 
 #[test]
-fn a_pair_of_one_transaction_that_is_split_and_reversed_at_a_batch_edge_is_published_in_order() {
+fn a_transaction_split_and_reversed_between_two_batches_is_published_in_order() {
     cloud::run(async {
         let cloud = Cloud::new(Chance::of(1));
         let pair = [1, 2].map(|sequence| row("a", sequence, Duration::ZERO));
@@ -184,7 +184,7 @@ fn a_pair_of_one_transaction_that_is_split_and_reversed_at_a_batch_edge_is_publi
             let (key, change) = inserted(row);
             stream.put(&key, change.to_string().into_bytes(), Duration::ZERO);
         }
-        // The batch edge is between the two.
+        // The batch ends between the two records.
         let settings = Settings { batch_size: 1, ..SETTINGS };
         let function = PublishFunction::new(&cloud);
         let mapping = Mapping::new(settings, Disorder::default(), Chance::of(1), function);
@@ -195,20 +195,20 @@ fn a_pair_of_one_transaction_that_is_split_and_reversed_at_a_batch_edge_is_publi
     });
 }
 
-/// What came about in a run.
+/// The counts of one run.
 #[derive(Debug)]
 struct Ran {
-    /// Records that came first after a later record of their entity.
+    /// The number of records whose first delivery was after a later record of their entity.
     reversed: usize,
-    /// Entries on the bus that were there before.
+    /// The number of entries on the bus that were repeated.
     repeated: usize,
     refused: usize,
-    /// Records that the mapping gave up on, which the sweep published.
+    /// The number of records that the mapping gave up. The sweep published them.
     given_up: usize,
     faults: BTreeMap<Fault, u32>,
 }
 
-/// A run of publish-events and sweep-events over a stream in disorder, among faults.
+/// Runs publish-events and sweep-events with a disordered stream and with faults.
 async fn simulate(seed: u64) -> Ran {
     let mut chance = Chance::of(seed);
     let cloud = Cloud::new(chance.fork());
@@ -259,7 +259,7 @@ async fn simulate(seed: u64) -> Ran {
             let event = fault::decode(&sample::event("sweep-events").to_string()).expect("one");
             let now = noon(i64::try_from(begun.elapsed().as_secs()).expect("soon"));
             let step = SweepEvents { publisher: publisher(&cloud), time: Duration::from_secs(25) };
-            // A panic is one of the faults. A sweep that fails is no end: the next minute sweeps again.
+            // A panic is one of the faults. After a failed sweep, the next one runs a minute later.
             let swept = spawn_local(async move { step.run(event, now).await.map(drop) }).await;
             let left = rows(&cloud).iter().filter(|row| row.unpublished.is_some()).count();
             if minute > 10 && left == 0 && matches!(swept, Ok(Ok(()))) {
@@ -298,12 +298,12 @@ async fn simulate(seed: u64) -> Ran {
 }
 
 #[test]
-fn first_occurrences_are_in_order_whatever_the_stream_the_bus_and_the_table_do() {
+fn first_occurrences_are_in_order_under_faults() {
     let runs = seeds(SEEDS, |seed| cloud::run(simulate(seed)));
     if !all_seeds() {
         return;
     }
-    // The runs are worth something only if this came about.
+    // The runs prove nothing unless these cases occurred.
     let sum = |of: fn(&Ran) -> usize| runs.iter().map(of).sum::<usize>();
     let count = |fault| runs.iter().filter_map(|ran| ran.faults.get(&fault)).sum::<u32>();
     let [reversed, repeated] = [sum(|ran| ran.reversed), sum(|ran| ran.repeated)];

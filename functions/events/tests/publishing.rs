@@ -1,4 +1,4 @@
-//! Publishing the outbox to EventBridge: in order per entity, nothing is lost, nothing blocks for ever.
+//! Events are published in order per entity. No event is lost, and none blocks others for ever.
 
 use std::{
     collections::BTreeMap,
@@ -27,18 +27,18 @@ use testkit::{
     sample::{self, noon, saga},
 };
 
-/// The events table, a bus that refuses what the test says, and a quarantine queue.
+/// The events table, a bus whose refusals the test decides, and a quarantine queue.
 struct World {
     dynamo: Dynamo,
     bus: Stub,
     queue: Stub,
 }
 
-/// An event by its site's name and its sequence.
+/// The name of the event's site and the event's sequence number.
 type Sent = (String, u64);
 
 impl World {
-    /// `refusal` gives the error code for an event, when it is tried for the n-th time (from 1).
+    /// Starts the world. `refusal` returns the error code for the n-th attempt (from 1) to send an event.
     async fn start(refusal: fn(&str, u64, usize) -> Option<&'static str>) -> Self {
         let tries = std::sync::Mutex::new(BTreeMap::<Sent, usize>::new());
         let answer = move |call: &Call| {
@@ -81,7 +81,7 @@ impl World {
         PublishEvents { publisher: self.publisher() }
     }
 
-    /// Commits a site's event at that time; gives its record in the stream.
+    /// Commits an event of a site. Returns its stream record.
     async fn append(&self, site: &str, sequence: u64, at: Timestamp) -> Value {
         let saga = saga(site);
         let data = SiteActivated { site_id: saga.site_id };
@@ -93,7 +93,7 @@ impl World {
         record(&row)
     }
 
-    /// Hands a batch to publish-events; gives the sequence number that it reports as failed.
+    /// Delivers a batch to publish-events. Returns the sequence number that it reports as failed.
     async fn publish(&self, records: &[Value]) -> Option<String> {
         self.publish_within(Duration::from_secs(10), records).await
     }
@@ -122,7 +122,7 @@ impl World {
         }
     }
 
-    /// The messages that the quarantine got since it was last asked.
+    /// Returns the messages that the quarantine got since the last call.
     fn quarantined(&self) -> Vec<Value> {
         let body = |call: &Call| {
             let body = call.json()["MessageBody"].take();
@@ -131,18 +131,18 @@ impl World {
         self.queue.take_calls().iter().map(body).collect()
     }
 
-    /// Why a site's event was refused.
+    /// Returns the reason why a site's event was refused.
     async fn refused(&self, site: &str, sequence: u64) -> Option<String> {
         let rows = self.dynamo.events(saga(site).site_id).await;
         rows.into_iter().find(|row| row.sequence == sequence)?.refused
     }
 
-    /// What was sent, call by call, since it was last asked.
+    /// Returns the events in each call to the bus since the last time it was called.
     fn sent(&self) -> Vec<Vec<Sent>> {
         self.bus.take_calls().iter().map(entries).collect()
     }
 
-    /// Which events of a site are marked as published.
+    /// Returns the sequence numbers of the site's events that are marked as published.
     async fn published(&self, site: &str) -> Vec<u64> {
         let rows = self.dynamo.events(saga(site).site_id).await;
         for row in &rows {
@@ -154,7 +154,7 @@ impl World {
     }
 }
 
-/// The events of a PutEvents call, the site by its name.
+/// Returns the events of a `PutEvents` call, with the names of their sites.
 fn entries(call: &Call) -> Vec<Sent> {
     let names: BTreeMap<String, &str> =
         ["a", "b", "c"].iter().map(|name| (saga(name).site_id.to_string(), *name)).collect();
@@ -173,7 +173,7 @@ fn sent(site: &str, sequence: u64) -> Sent {
     (site.to_owned(), sequence)
 }
 
-/// A row as the stream shows it; its number in the shard is made of site and sequence.
+/// Returns the stream record of a row. Its sequence number in the shard is derived from the event's.
 fn record(row: &EventRow) -> Value {
     let row = json!(row);
     let image: serde_json::Map<_, _> = row
@@ -205,7 +205,7 @@ fn never(_: &str, _: u64, _: usize) -> Option<&'static str> {
 }
 
 #[tokio::test]
-async fn an_entitys_events_go_one_by_one_and_entities_side_by_side() {
+async fn events_of_an_entity_are_sent_one_by_one_and_entities_share_calls() {
     let world = World::start(never).await;
     let batch = [
         world.append("a", 1, noon(0)).await,
@@ -228,7 +228,7 @@ async fn an_entitys_events_go_one_by_one_and_entities_side_by_side() {
 }
 
 #[tokio::test]
-async fn what_is_published_already_is_not_sent_again() {
+async fn a_published_event_is_not_sent_again() {
     let world = World::start(never).await;
     let batch = [world.append("a", 1, noon(0)).await, world.append("a", 2, noon(0)).await];
     assert_eq!(world.publish(&batch[..1]).await, None);
@@ -242,8 +242,8 @@ async fn what_is_published_already_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn a_failed_entry_is_sent_again_before_what_is_behind_it() {
-    // The answer is 200: only FailedEntryCount and the entries tell.
+async fn a_failed_entry_is_sent_again_before_its_successors() {
+    // The status is 200: only `FailedEntryCount` and the entries show the failure.
     let world = World::start(|site, sequence, tried| {
         (site == "a" && sequence == 1 && tried < 3).then_some("ThrottlingException")
     })
@@ -264,7 +264,7 @@ async fn a_failed_entry_is_sent_again_before_what_is_behind_it() {
 }
 
 #[tokio::test]
-async fn lasting_trouble_stops_its_entity_alone_and_the_lowest_number_is_reported() {
+async fn a_lasting_error_stops_only_its_entity_and_the_lowest_number_is_reported() {
     let world = World::start(|site, sequence, _| {
         (site == "a" && sequence == 2).then_some("InternalFailure")
     })
@@ -284,7 +284,7 @@ async fn lasting_trouble_stops_its_entity_alone_and_the_lowest_number_is_reporte
 }
 
 #[tokio::test]
-async fn what_can_never_be_published_goes_to_the_quarantine_and_the_shard_moves_on() {
+async fn a_permanently_refused_event_is_quarantined_and_the_shard_moves_on() {
     let world = World::start(|site, sequence, _| {
         (site == "a" && sequence == 1).then_some("MalformedDetail")
     })
@@ -313,7 +313,7 @@ async fn a_refused_event_does_not_block_its_successors() {
     assert_eq!(world.publish(&batch).await, None);
     assert_eq!(world.published("a").await, [2]);
     assert_eq!(world.quarantined().len(), 1);
-    // Nor does it block those of a later batch.
+    // Nor does it block successors in a later batch.
     drop(world.dynamo.take_usage());
     world.append("b", 1, noon(0)).await;
     let later = world.append("b", 2, noon(0)).await;
@@ -323,7 +323,7 @@ async fn a_refused_event_does_not_block_its_successors() {
 }
 
 #[tokio::test]
-async fn rows_that_are_no_events_are_refused_and_other_changes_are_skipped() {
+async fn invalid_rows_are_refused_and_changes_of_rows_are_skipped() {
     let world = World::start(never).await;
     let good = world.append("a", 1, noon(0)).await;
     let mut changed = good.clone();
@@ -367,7 +367,7 @@ async fn rows_that_are_no_events_are_refused_and_other_changes_are_skipped() {
 }
 
 #[tokio::test]
-async fn a_quarantine_out_of_reach_holds_the_shard() {
+async fn an_unreachable_quarantine_stops_the_shard() {
     let mut world = World::start(never).await;
     world.queue = Stub::start(|_| (500, json!({}))).await;
     let good = world.append("a", 1, noon(0)).await;
@@ -376,7 +376,7 @@ async fn a_quarantine_out_of_reach_holds_the_shard() {
     broken["dynamodb"]["SequenceNumber"] = number(0).into();
     assert_eq!(world.publish(&[broken, good]).await, Some(number(0)));
     assert_eq!(world.published("a").await, [1]);
-    // The same for an event that is refused: it is not marked, and its successor waits.
+    // An event that is refused is not marked either, and its successor waits.
     let mut world = World::start(|_, _, _| Some("MalformedDetail")).await;
     world.queue = Stub::start(|_| (500, json!({}))).await;
     let batch = [world.append("a", 1, noon(0)).await, world.append("a", 2, noon(0)).await];
@@ -386,7 +386,7 @@ async fn a_quarantine_out_of_reach_holds_the_shard() {
 }
 
 #[tokio::test]
-async fn what_the_time_does_not_reach_comes_again() {
+async fn events_that_miss_the_deadline_are_delivered_again() {
     let world = World::start(never).await;
     let batch = [world.append("a", 1, noon(0)).await, world.append("b", 2, noon(0)).await];
     assert_eq!(world.publish_within(Duration::ZERO, &batch).await, Some(number(1)));
@@ -394,7 +394,7 @@ async fn what_the_time_does_not_reach_comes_again() {
 }
 
 #[tokio::test]
-async fn a_bus_out_of_reach_fails_the_batch_from_its_first_record() {
+async fn an_unreachable_bus_fails_the_batch_from_its_first_record() {
     let mut world = World::start(never).await;
     world.bus = Stub::start(|_| (500, json!({}))).await;
     let batch = [world.append("a", 1, noon(0)).await, world.append("b", 2, noon(0)).await];
@@ -403,7 +403,7 @@ async fn a_bus_out_of_reach_fails_the_batch_from_its_first_record() {
 }
 
 #[tokio::test]
-async fn ten_entries_a_call_are_the_most() {
+async fn a_call_has_at_most_ten_entries() {
     let world = World::start(never).await;
     let mut batch = Vec::new();
     for site in 0..23 {
@@ -415,8 +415,8 @@ async fn ten_entries_a_call_are_the_most() {
 }
 
 #[tokio::test]
-async fn a_call_is_no_larger_than_the_bus_takes() {
-    // Two of these fill a call to the byte, EventBridge's count of them included.
+async fn a_call_does_not_exceed_the_size_limit_of_the_bus() {
+    // Two of these entries fill a call to the byte, by EventBridge's way of counting.
     for (bytes, calls) in [(120 * 1024, [2, 1].as_slice()), (120 * 1024 + 1, &[1, 1, 1])] {
         let world = World::start(never).await;
         let mut rows = Vec::new();
@@ -435,13 +435,13 @@ async fn a_call_is_no_larger_than_the_bus_takes() {
 }
 
 #[tokio::test]
-async fn a_sweep_publishes_what_stayed_behind_and_tells_its_age() {
+async fn a_sweep_publishes_unpublished_events_and_reports_the_oldest_age() {
     let world = World::start(never).await;
     world.append("a", 2, noon(10)).await;
     world.append("a", 1, noon(0)).await;
     world.append("b", 1, noon(20)).await;
     world.append("c", 1, noon(100)).await;
-    // What is younger than a minute is still on its way through the stream.
+    // Events younger than a minute are still on their way through the stream.
     let swept = world.sweep(noon(120)).await;
     assert_eq!(swept, Ok(json!({ "found": 3, "oldestAgeSeconds": 120 })));
     let of_a: Vec<_> = world.sent().concat().into_iter().filter(|sent| sent.0 == "a").collect();
@@ -469,7 +469,7 @@ async fn a_sweep_counts_the_events_that_publish_events_should_have_published() {
 }
 
 #[tokio::test]
-async fn a_sweep_that_leaves_something_behind_says_so() {
+async fn a_sweep_that_leaves_events_unpublished_fails() {
     let world = World::start(|site, _, _| (site == "a").then_some("InternalFailure")).await;
     world.append("a", 1, noon(0)).await;
     world.append("b", 1, noon(0)).await;
@@ -479,7 +479,7 @@ async fn a_sweep_that_leaves_something_behind_says_so() {
 }
 
 #[tokio::test]
-async fn a_sweep_sets_a_refused_event_aside_once_and_a_replay_brings_it_back() {
+async fn a_sweep_quarantines_a_refused_event_once_and_a_replay_publishes_it() {
     let world = World::start(|site, sequence, tried| {
         (site == "a" && sequence == 1 && tried == 1).then_some("MalformedDetail")
     })
@@ -502,7 +502,7 @@ async fn a_sweep_sets_a_refused_event_aside_once_and_a_replay_brings_it_back() {
 }
 
 #[tokio::test]
-async fn a_replay_publishes_the_row_as_it_is_now() {
+async fn a_replay_publishes_the_current_row() {
     let world = World::start(never).await;
     world.append("a", 1, noon(0)).await;
     let good = json!(world.dynamo.events(saga("a").site_id).await[0]);
@@ -513,7 +513,7 @@ async fn a_replay_publishes_the_row_as_it_is_now() {
     let set_aside = world.quarantined();
     assert_eq!(set_aside[0]["error"], "InvalidInput");
     assert_eq!(set_aside[0]["record"]["dynamodb"]["NewImage"]["detail"]["S"], "no JSON");
-    // Corrected by an operator, who changes the detail alone.
+    // An operator corrects the row by changing `detail` only.
     let mut corrected = world.dynamo.rows(EVENTS).await.remove(0);
     assert!(corrected["refused"].is_string());
     corrected["detail"] = good["detail"].clone();
@@ -526,7 +526,7 @@ async fn a_replay_publishes_the_row_as_it_is_now() {
     assert_eq!(world.published("a").await, [1]);
 }
 
-/// Sites whose events are in one shard of the index `unpublished`.
+/// Returns names of sites whose events are in one shard of the index `unpublished`.
 fn of_one_shard(count: usize) -> Vec<String> {
     let names = (0..).map(|number| format!("site {number}"));
     let shard = |name: &String| {
@@ -536,7 +536,7 @@ fn of_one_shard(count: usize) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn no_number_of_unpublishable_events_hides_the_events_behind_them() {
+async fn unpublishable_events_do_not_hide_later_events_from_the_sweep() {
     // More than a page of the shard.
     let (bad, behind) = (of_one_shard(110), "c");
     for permanent in [true, false] {
@@ -574,7 +574,7 @@ async fn no_number_of_unpublishable_events_hides_the_events_behind_them() {
 }
 
 #[tokio::test]
-async fn an_event_that_makes_its_call_invalid_is_refused_alone() {
+async fn only_the_event_that_makes_a_call_invalid_is_refused() {
     let mut world = World::start(never).await;
     world.bus = Stub::start(|call| {
         let entries = entries(call);
@@ -604,7 +604,7 @@ async fn an_event_waits_for_its_unpublished_predecessors() {
     let first = world.append("a", 1, noon(0)).await;
     let second = world.append("a", 2, noon(0)).await;
     let third = world.append("a", 3, noon(0)).await;
-    // The batch edge is between the second and the first, which comes last.
+    // The first event is in a later batch.
     assert_eq!(world.publish(&[third, second]).await, None);
     assert_eq!(world.sent(), [[sent("a", 1)], [sent("a", 2)], [sent("a", 3)]]);
     assert_eq!(world.publish(&[first]).await, None);
@@ -626,7 +626,7 @@ async fn a_published_predecessor_costs_no_further_call() {
 }
 
 #[tokio::test]
-async fn an_event_fails_with_the_predecessor_that_it_waits_for() {
+async fn an_event_fails_if_its_predecessor_fails() {
     let world = World::start(|_, sequence, _| (sequence == 1).then_some("InternalFailure")).await;
     world.append("a", 1, noon(0)).await;
     let second = world.append("a", 2, noon(0)).await;
@@ -636,13 +636,13 @@ async fn an_event_fails_with_the_predecessor_that_it_waits_for() {
 }
 
 #[tokio::test]
-async fn a_gap_of_any_length_is_published_before_what_is_behind_it() {
+async fn a_gap_of_any_length_is_published_before_later_events() {
     let world = World::start(never).await;
     let mut last = Value::Null;
     for sequence in 1..=110 {
         last = world.append("a", sequence, noon(0)).await;
     }
-    // The oldest of the gap go out, and the event comes again.
+    // The oldest events of the gap are published, and the last event must be delivered again.
     let time = Duration::from_mins(1);
     assert_eq!(world.publish_within(time, &[last.clone()]).await, Some(number(110)));
     let expected: Vec<_> = (1..=100).map(|sequence| sent("a", sequence)).collect();
@@ -663,7 +663,7 @@ async fn a_sweep_publishes_a_younger_predecessor_first() {
 }
 
 #[tokio::test]
-async fn what_dynamo_leaves_unread_is_not_published() {
+async fn an_event_that_dynamodb_leaves_unprocessed_is_not_published() {
     let world = World::start(never).await;
     let record = world.append("a", 1, noon(0)).await;
     let dynamo = Stub::start(|call| {
@@ -682,7 +682,7 @@ async fn what_dynamo_leaves_unread_is_not_published() {
 }
 
 #[tokio::test]
-async fn a_row_that_is_no_event_does_not_stop_the_sweep() {
+async fn an_invalid_row_does_not_stop_the_sweep() {
     let world = World::start(never).await;
     let late = noon(120);
     for (entity, sequence) in [("site#x", json!(1)), ("site#y", json!(1.5)), ("site#z", json!(-1))]
@@ -717,7 +717,7 @@ async fn every_shard_of_the_index_is_swept() {
 }
 
 #[tokio::test]
-async fn publishing_changes_nothing_but_the_mark() {
+async fn publishing_changes_only_the_mark() {
     let world = World::start(never).await;
     let saga = saga("a");
     let table = world.dynamo.table(EVENTS);

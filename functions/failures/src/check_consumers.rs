@@ -1,7 +1,7 @@
 //! Checks every minute that each event source mapping of the environment runs.
 //!
-//! A mapping that is disabled or deleted reports nothing: Lambda's metrics about it are missing, and the
-//! queue or stream fills up until its messages expire.
+//! A disabled or deleted mapping is otherwise not noticed: Lambda emits no metrics about it, and the queue or stream
+//! fills up until its messages expire.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -21,37 +21,37 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
-/// State of a mapping that runs.
+/// The state of a mapping that runs.
 const ENABLED: &str = "Enabled";
-/// State that is reported for an expected mapping that does not exist.
+/// The state that is reported for an expected mapping that does not exist.
 const MISSING: &str = "Missing";
-/// Start of the last processing result of a stream's mapping that can't make progress.
+/// The beginning of the last processing result of a stream's mapping that makes no progress.
 const PROBLEM: &str = "PROBLEM";
 
 /// The function check-consumers.
 #[derive(Debug)]
 pub struct CheckConsumers {
-    /// Lists the mappings.
+    /// The client that lists the mappings.
     pub lambda: aws_sdk_lambda::Client,
-    /// Counts the messages of a queue whose mapping does not run.
+    /// The client that counts the messages in the queue of a mapping that does not run.
     pub sqs: aws_sdk_sqs::Client,
     /// The name of the environment, such as `fieldstation-prod`.
     pub environment: String,
     /// The URL of a queue without its name: `https://sqs.<region>.amazonaws.com/<account>/`.
     pub queues_url: String,
-    /// Time between two calls of Lambda's API.
+    /// The pause between two calls of Lambda's API.
     pub pause: Duration,
-    /// How long a check may take: less than the function's time-out.
+    /// The maximum duration of a check. It must be less than the function's timeout.
     pub time: Duration,
 }
 
-/// Why the mappings could not be checked.
+/// An error of the check.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    /// Lambda can't list them now: throttled, timed out, out of reach.
+    /// The mappings can't be listed now: Lambda throttled the call, timed out or was unavailable.
     #[error("the event source mappings could not be listed: {0}")]
     Unavailable(String),
-    /// Lambda refuses to list them, and would again.
+    /// Lambda refused to list the mappings. A retry would be refused again.
     #[error("the event source mappings may not be listed: {0}")]
     Refused(String),
 }
@@ -65,11 +65,11 @@ impl Fault for CheckError {
     }
 }
 
-/// The answer.
+/// The result of the check.
 #[derive(Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {
-    /// How many mappings of the environment were found.
+    /// The number of mappings of the environment that were found.
     pub checked: usize,
     /// The mappings that do not run.
     pub not_running: Vec<Stopped>,
@@ -79,12 +79,12 @@ pub struct Reply {
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Stopped {
-    /// Its function and source, such as `store-readings <- stream readings`.
+    /// The function and the source, such as `store-readings <- stream readings`.
     pub mapping: String,
-    /// `Disabled`, `Disabling`, `Enabling`, ..., or `Missing`.
+    /// The state, such as `Disabled`, `Disabling` or `Enabling`; `Missing` if the mapping does not exist.
     pub state: String,
-    /// Messages in its queue, those in flight and delayed ones included. Null for a stream, or if the queue
-    /// could not be read.
+    /// The number of messages in its queue, including those in flight and delayed ones. `None` for a stream, for a
+    /// source of another environment, or if the queue could not be read.
     pub waiting: Option<u64>,
 }
 
@@ -103,8 +103,8 @@ impl Step for CheckConsumers {
         let listed = timeout(deadline.left(), self.check(&mut reply)).await;
         let listed =
             listed.unwrap_or_else(|_| Err(CheckError::Unavailable("the time ran out".to_owned())));
-        // 0 says that every mapping runs, so it is only reported if all were listed. The alarm
-        // ConsumerChecks goes off if nothing is reported.
+        // 0 means that every mapping runs, so it is only reported if all were listed. The alarm ConsumerChecks goes
+        // off if nothing is reported.
         if listed.is_ok() || !reply.not_running.is_empty() {
             #[expect(clippy::cast_precision_loss, reason = "a count")]
             lambda::report("ConsumersNotRunning", reply.not_running.len() as f64);
@@ -114,8 +114,8 @@ impl Step for CheckConsumers {
 }
 
 impl CheckConsumers {
-    /// Adds all mappings of the environment to the reply. If Lambda fails, the reply has those that were
-    /// listed before.
+    /// Adds all mappings of the environment to the reply. If a call fails, the reply has the mappings that were listed
+    /// before.
     async fn check(&self, reply: &mut Reply) -> Result<(), CheckError> {
         let mut missing: HashSet<_> = CONSUMERS.iter().copied().collect();
         let mut marker = None;
@@ -154,7 +154,7 @@ impl CheckConsumers {
         Ok(())
     }
 
-    /// Describes the mapping if it does not run, and logs it.
+    /// Returns a description of the mapping if it does not run, and logs it.
     async fn stopped(
         &self,
         name: String,
@@ -188,7 +188,7 @@ impl CheckConsumers {
         Some(Stopped { mapping: name, state: state.to_owned(), waiting })
     }
 
-    /// How many messages are in the source, if it is a queue.
+    /// Returns the number of messages in the source if it is a queue.
     async fn waiting(&self, source: Option<Source<'_>>) -> Option<u64> {
         use QueueAttributeName::{
             ApproximateNumberOfMessages as Visible, ApproximateNumberOfMessagesDelayed as Delayed,
@@ -208,7 +208,7 @@ impl CheckConsumers {
                 let counts = answer.attributes?.into_values();
                 counts.map(|count| count.parse::<u64>().ok()).sum()
             }
-            // That the mapping does not run is reported all the same.
+            // The mapping is reported even if its messages can't be counted.
             Err(error) => {
                 let error = fault::describe(&error);
                 tracing::warn!(queue = name, %error, "the messages of a queue were not counted");

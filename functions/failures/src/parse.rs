@@ -1,8 +1,8 @@
-//! Reads the messages of the failure queues, and the files of the failure bucket. Nothing is refused: what
-//! has no known form is kept as it came.
+//! Parses the messages of the failure queues and the files of the failure bucket. Nothing is refused: an input in
+//! no known form is kept unchanged.
 //!
-//! The functions of a service share one queue, so each message must name the function that failed. A message
-//! that names none is unreadable; its source is the queue.
+//! The functions of a service share one queue, so each message must name the function that failed. A message that
+//! names none is unreadable, and its source is the queue.
 
 use std::{borrow::Cow, fmt};
 
@@ -17,25 +17,25 @@ use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json, value::RawValue};
 use sha2::{Digest, Sha256};
 
-/// What a message says.
+/// The meaning of a message.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Parsed {
-    /// This work failed.
+    /// Work failed.
     Failed(Box<FailedWork>),
-    /// An execution did the work of an earlier failure.
+    /// An execution repaired an earlier failure.
     Repaired(Repair),
-    /// These files of failures are new.
+    /// These files of failures were created.
     Files(Vec<PayloadFile>),
-    /// S3 tests whether it may send notifications.
+    /// A test notification of S3.
     Test,
 }
 
-/// An execution that did the work of a failure.
+/// An execution that did the work of an earlier failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repair {
-    /// The failure's id, whether or not there is such a row.
+    /// The id of the failure. A row with this id need not exist.
     pub id: FailureId,
-    /// The execution's ARN.
+    /// The ARN of the execution.
     pub execution: String,
 }
 
@@ -54,7 +54,7 @@ struct Invocation<'a> {
 #[serde(rename_all = "camelCase")]
 struct RequestContext {
     request_id: Option<String>,
-    /// With or without a version or an alias.
+    /// The ARN of the function, with or without a version or an alias.
     #[serde(default)]
     function_arn: String,
     condition: String,
@@ -68,7 +68,7 @@ struct ResponseContext {
     function_error: Option<String>,
 }
 
-/// A command of a saga, whose sender waits for the token.
+/// A command of a saga. The saga waits for the task token.
 #[derive(Deserialize)]
 struct Command {
     #[serde(rename = "taskToken")]
@@ -77,7 +77,7 @@ struct Command {
     _command: IgnoredAny,
 }
 
-/// The event of an execution's new status.
+/// The event about an execution's new status.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct StatusChange {
@@ -97,7 +97,7 @@ struct Execution {
     cause: Option<String>,
 }
 
-/// The file of a batch that a stream's mapping gave up on.
+/// The file of a batch that the mapping of a stream gave up.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct GivenUp<'a> {
@@ -142,17 +142,18 @@ struct Object {
     key: String,
 }
 
-/// The longest key that S3 takes, in bytes, and the longest name of a bucket.
+/// The maximum length of an S3 key, in bytes.
 const MAX_KEY_BYTES: usize = 1_024;
+/// The maximum length of a bucket name, in bytes.
 const MAX_BUCKET_BYTES: usize = 63;
-/// The most records of a batch that Lambda delivers.
+/// The maximum number of records in a batch that Lambda delivers.
 const MAX_RECORDS: usize = 10_000;
-/// Characters of a partition key that is no site's id.
+/// The number of characters that are kept of a partition key that is not a site's id.
 const MAX_SENDER: usize = 100;
-/// The longest name of a function.
+/// The maximum length of a function's name.
 const MAX_SOURCE: usize = 64;
 
-/// What a message says.
+/// Parses a message of a failure queue.
 #[must_use]
 pub fn message(environment: &str, message: &SqsMessage) -> Parsed {
     let arn = message.event_source_arn.as_deref().unwrap_or_default();
@@ -172,13 +173,13 @@ pub fn message(environment: &str, message: &SqsMessage) -> Parsed {
     Parsed::Failed(Box::new(failed))
 }
 
-/// The failed work that a message of a service's failure queue names, with its source.
+/// Parses a message of a service's failure queue that names its source.
 fn failed(environment: &str, message: &SqsMessage, body: &str) -> Option<FailedWork> {
-    // The attributes decide, since an event may have any form.
+    // The attributes are checked first, because the body may be any event.
     match undelivered_target(message) {
         Some(target) => match names::function_of_arn(environment, target) {
             Some(function) => not_delivered(source(function)?, message, body),
-            // The target is a queue: EventBridge could not send an execution's status there at once.
+            // The target is a queue: EventBridge could not deliver an execution's status to it at first.
             None => execution(environment, body),
         },
         None => invocation(environment, body)
@@ -187,8 +188,8 @@ fn failed(environment: &str, message: &SqsMessage, body: &str) -> Option<FailedW
     }
 }
 
-/// The ARN of the target that EventBridge could not deliver an event to; empty if there is none. `None` if the
-/// message is no dead letter of EventBridge.
+/// Returns the ARN of the target to which EventBridge could not deliver an event, or an empty text if the message
+/// does not name it. Returns `None` if the message is not a dead letter of EventBridge.
 fn undelivered_target(message: &SqsMessage) -> Option<&str> {
     attribute(message, "ERROR_CODE")?;
     Some(attribute(message, "TARGET_ARN").unwrap_or_default())
@@ -198,13 +199,13 @@ fn attribute<'m>(message: &'m SqsMessage, name: &str) -> Option<&'m str> {
     message.message_attributes.get(name)?.string_value.as_deref()
 }
 
-/// The name of a function in kebab case. `None` for any other text.
+/// Returns the text if it is a function's name in kebab case.
 fn source(name: &str) -> Option<&str> {
     let kebab = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     ((1..=MAX_SOURCE).contains(&name.len()) && name.bytes().all(kebab)).then_some(name)
 }
 
-/// A message in no known form. Its source is the queue that it was in.
+/// Returns the failure of a message in no known form. Its source is the queue of the message.
 #[must_use]
 pub fn unreadable(queue: &str, body: &str) -> FailedWork {
     let error = ErrorInfo::new("Unreadable", "the message has no known form");
@@ -212,8 +213,8 @@ pub fn unreadable(queue: &str, body: &str) -> FailedWork {
     failed_work(queue, Kind::Unreadable, body, work, error)
 }
 
-/// A failure whose row the table refuses for good, and why it does. The row has the payload and nothing that
-/// was read from it.
+/// Returns the failure that replaces one whose row the table refuses permanently, with the reason. It has the payload,
+/// but nothing that was parsed from it.
 #[must_use]
 pub fn refused(failed: FailedWork, reason: &str) -> FailedWork {
     let FailedWork { id, source, kind, payload, error, .. } = failed;
@@ -231,7 +232,7 @@ pub fn refused(failed: FailedWork, reason: &str) -> FailedWork {
     }
 }
 
-/// The failures that a file of Lambda holds, one for each record.
+/// Parses a file of Lambda. Returns a failure for each record.
 #[must_use]
 pub fn file(environment: &str, file: &PayloadFile, content: &[u8]) -> Vec<FailedWork> {
     match str::from_utf8(content).ok().and_then(|text| given_up(environment, text)) {
@@ -244,7 +245,7 @@ pub fn file(environment: &str, file: &PayloadFile, content: &[u8]) -> Vec<Failed
     }
 }
 
-/// A file that can't be recorded record by record, and what is wrong with it.
+/// Returns the failure of a file that can't be recorded record by record, with the problem.
 #[must_use]
 pub fn unreadable_file(queue: &str, file: &PayloadFile, problem: &str) -> FailedWork {
     let text = format!("file {:?} of bucket {:?} {problem}", file.key, file.bucket);
@@ -254,7 +255,7 @@ pub fn unreadable_file(queue: &str, file: &PayloadFile, problem: &str) -> Failed
     FailedWork { payload: Payload::File(file.clone()), ..failed }
 }
 
-/// A notification of S3.
+/// Parses a notification of S3.
 fn notification(body: &str) -> Parsed {
     let files = match serde_json::from_str::<Notified>(body) {
         Ok(notified) if notified.event == "s3:TestEvent" => return Parsed::Test,
@@ -272,13 +273,13 @@ fn notification(body: &str) -> Parsed {
     }
 }
 
-/// Whether S3 could have such a file.
+/// Returns whether a file with this bucket and key can exist in S3.
 fn may_exist(file: &PayloadFile) -> bool {
     (1..=MAX_BUCKET_BYTES).contains(&file.bucket.len())
         && (1..=MAX_KEY_BYTES).contains(&file.key.len())
 }
 
-/// S3 encodes a key in its notifications as a form's value.
+/// Decodes a key in a notification. S3 encodes it like the value of a form.
 fn decoded(key: &str) -> String {
     let form = format!("key={key}");
     let value = form_urlencoded::parse(form.as_bytes()).next();
@@ -300,7 +301,7 @@ fn invocation(environment: &str, body: &str) -> Option<FailedWork> {
     Some(failed_work(source, Kind::FunctionFailed, event, canonical(event), error))
 }
 
-/// The function of this environment that Lambda called.
+/// Returns the name of the function that Lambda invoked, if it belongs to this environment.
 fn function<'r>(environment: &str, request: &'r RequestContext) -> Option<&'r str> {
     source(names::function_of_arn(environment, &request.function_arn)?)
 }
@@ -337,19 +338,20 @@ fn quarantined(body: &str) -> Option<FailedWork> {
     Some(failed)
 }
 
-/// The repair that the event of a teardown that succeeded stands for; `None` for any other message.
+/// Returns the repair that a message reports. That is the event of a teardown that succeeded; returns `None` for any
+/// other message.
 fn repair(environment: &str, message: &SqsMessage, body: &str) -> Option<Repair> {
     let target = undelivered_target(message).unwrap_or_default();
     if names::function_of_arn(environment, target).is_some() {
-        // The event was for a function, which has not seen it.
+        // The event was for a function, which did not get it.
         return None;
     }
     let detail = teardown(environment, body).filter(|detail| detail.status == "SUCCEEDED")?;
     Some(Repair { id: FailureId::of(SITE_TEARDOWN, teardown_of(&detail)), execution: detail.arn })
 }
 
-/// The execution of this environment's site-teardown whose new status the event tells. Executions of other
-/// state machines have no replay.
+/// Returns the execution in an event about this environment's site-teardown. Executions of other state machines can't
+/// be replayed.
 fn teardown(environment: &str, body: &str) -> Option<Execution> {
     let StatusChange { detail_type, detail } = serde_json::from_str(body).ok()?;
     let machine = names::state_machine_of_arn(environment, &detail.state_machine_arn);
@@ -357,7 +359,7 @@ fn teardown(environment: &str, body: &str) -> Option<Execution> {
         .then_some(detail)
 }
 
-/// What identifies the work of an execution. A saga's teardowns do the same work, whichever of them failed.
+/// Returns the identity of an execution's work. All teardowns of a saga do the same work.
 fn teardown_of(execution: &Execution) -> [u8; 32] {
     let input: Value = serde_json::from_str(&execution.input).unwrap_or_default();
     let saga = input["onboardingId"].as_str().unwrap_or(&execution.arn);
@@ -367,7 +369,7 @@ fn teardown_of(execution: &Execution) -> [u8; 32] {
 fn execution(environment: &str, body: &str) -> Option<FailedWork> {
     let detail = teardown(environment, body)?;
     let work = teardown_of(&detail);
-    // A function's error comes as what the function answered.
+    // The cause of a function's error is the JSON that the function returned.
     let cause = detail.cause.map(|cause| match serde_json::from_str::<Value>(&cause) {
         Ok(answer) => answer["errorMessage"].as_str().map_or(cause, str::to_owned),
         Err(_) => cause,
@@ -402,8 +404,8 @@ fn given_up(environment: &str, content: &str) -> Option<Vec<FailedWork>> {
     Some(failures.collect()).filter(|failures: &Vec<_>| !failures.is_empty())
 }
 
-/// A stream's record. The same data, or the same new row, is the same work, wherever in the stream it is and
-/// however it failed.
+/// Returns the failure of a stream's record. Records with the same data, or with the same new row, are the same work,
+/// whatever their place in the stream and the way in which they failed.
 fn record(source: &str, kind: Kind, record: &RawValue, error: ErrorInfo) -> FailedWork {
     let text = record.get();
     let of_stream = serde_json::from_str::<Record>(text).ok();
@@ -423,7 +425,7 @@ fn record(source: &str, kind: Kind, record: &RawValue, error: ErrorInfo) -> Fail
     failed
 }
 
-/// What identifies the work of a record of a table's stream, or of a record in no known form.
+/// Returns the identity of the work of a table stream's record, or of a record in no known form.
 fn of_table(text: &str) -> [u8; 32] {
     let record: Value = serde_json::from_str(text).unwrap_or_default();
     let event = &record["eventID"];
@@ -446,7 +448,7 @@ fn failed_work(
     error: ErrorInfo,
 ) -> FailedWork {
     let content = serde_json::from_str(payload).unwrap_or_default();
-    // A bundle's partition key is its site.
+    // The partition key of a bundle is the site's id.
     let site_id = find(&content, &["siteId", "partitionKey"]);
     let concerns = Some(Concerns { site_id, ..Concerns::default() });
     FailedWork {
@@ -473,12 +475,12 @@ fn function_error(context: Option<&ResponseContext>) -> Option<&str> {
     context?.function_error.as_deref()
 }
 
-/// SHA-256 of what identifies the work.
+/// Returns the SHA-256 of the value that identifies the work.
 fn work(work: &Value) -> [u8; 32] {
     Sha256::digest(work.to_string()).into()
 }
 
-/// The same for JSON that says the same.
+/// Returns a hash that is the same for equal JSON, whatever its formatting and the order of its fields.
 fn canonical(json: &str) -> [u8; 32] {
     match serde_json::from_str::<Value>(json) {
         Ok(mut value) => {
@@ -489,8 +491,8 @@ fn canonical(json: &str) -> [u8; 32] {
     }
 }
 
-/// The first id under one of the names, however deep: as it is, as DynamoDB's attribute, or in JSON
-/// inside a text.
+/// Returns the first id in a field with one of the names, at any depth. The id may be a text, an attribute in
+/// DynamoDB's format, or inside JSON that is embedded in a text.
 fn find<I: std::str::FromStr>(value: &Value, names: &[&str]) -> Option<I> {
     match value {
         Value::Object(fields) => {

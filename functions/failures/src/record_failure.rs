@@ -1,9 +1,9 @@
-//! Makes rows of what the failure queues and the failure bucket hold.
+//! Writes the contents of the failure queues and of the failure bucket as rows.
 //!
-//! A message is done when the row, and the payload's file before it, are written. Until then it comes
-//! again, since the queues have no dead-letter queue. Only a transient error may fail a message: a table
-//! or a bucket out of reach. A message or a file that can't be read is recorded as it is. A row names the
-//! messages that it was recorded from, so a redelivered message changes nothing.
+//! A message is done when its payload's file, if any, and its row are written. Until then it is delivered again, since
+//! the queues have no dead-letter queue. A message may fail only with a transient error, if the table or a bucket is
+//! unavailable. A message or a file that can't be parsed is recorded unchanged. A row has the ids of the messages that
+//! it was recorded from, so a redelivered message changes nothing.
 
 use aws_lambda_events::event::sqs::SqsMessage;
 use contracts::{Timestamp, names::FAILURE_FILES};
@@ -16,34 +16,34 @@ use store::StoreError;
 
 use crate::parse::{self, Parsed, Repair};
 
-/// A file may hold a stream's whole batch.
+/// The number of rows that are written concurrently. A file may have the whole batch of a stream.
 const ROWS_AT_ONCE: usize = 8;
-/// Where Lambda puts the batches that a mapping gave up on. The role reads nothing else.
+/// The prefix under which Lambda puts the batches that a mapping gave up. The function's role reads nothing else.
 const LAMBDA_FILES: &str = "aws/lambda/";
-/// Where record-failure puts payloads that are too long for a row.
+/// The prefix under which record-failure puts payloads that are too long for a row.
 const PAYLOAD_FILES: &str = "payloads/";
-/// Receives of a message after which a file that S3 does not answer for is recorded as unreadable: about
-/// an hour.
+/// The number of receives of a message after which a file that S3 does not return is recorded as unreadable. It is
+/// reached after about an hour.
 const MAX_RECEIVES: u32 = 20;
 
-/// What the step needs.
+/// The dependencies of the function `record-failure`.
 #[derive(Debug)]
 pub struct RecordFailure {
-    /// The name of the environment, such as `fieldstation-prod`: the prefix of the functions' names.
+    /// The name of the environment, such as `fieldstation-prod`. It is the prefix of the functions' names.
     pub environment: String,
     /// The failures table.
     pub ledger: Ledger,
-    /// S3.
+    /// The files in S3.
     pub files: Files,
     /// The bucket of given up batches and of long payloads.
     pub bucket: String,
 }
 
 impl RecordFailure {
-    /// Records what a message says: failures, new files of failures, or the end of a failure.
+    /// Records what a message reports: failures, new files of failures, or a repair.
     ///
     /// # Errors
-    /// If the table or a bucket is out of reach: the message has to come again.
+    /// Fails if the table or a bucket is unavailable. The message must be delivered again.
     pub async fn handle(&self, message: &SqsMessage, now: Timestamp) -> Result<(), LedgerError> {
         let message_id = message.message_id.as_deref().unwrap_or_default();
         let at = sent(message).unwrap_or(now);
@@ -61,8 +61,10 @@ impl RecordFailure {
         }
     }
 
-    /// Ends the failure of earlier teardowns of the same onboarding, if there is one. A failure whose message
-    /// comes after that of the repair stays open until somebody replays it, which changes nothing.
+    /// Closes the failure of earlier teardowns of the same onboarding, if there is one.
+    ///
+    /// If the message of a failure arrives after that of its repair, the failure stays open until an operator
+    /// replays it. That replay changes nothing.
     async fn repaired(&self, repair: &Repair) -> Result<(), LedgerError> {
         let Repair { id, execution } = repair;
         if self.ledger.repaired(*id, &format!("repaired by execution {execution}")).await? {
@@ -71,9 +73,10 @@ impl RecordFailure {
         Ok(())
     }
 
-    /// Records a row for each record of a file. A file is written once, so its key identifies a record,
-    /// however many notifications there are of the file. On the last attempt a file that S3 does not answer
-    /// for is recorded as unreadable.
+    /// Records a row for each record of a file.
+    ///
+    /// A file is written once, so its key and the record's index identify a record, however many notifications
+    /// arrive. On the last attempt a file that S3 does not return is recorded as unreadable.
     async fn file(&self, file: &PayloadFile, last: bool, at: Timestamp) -> Result<(), LedgerError> {
         let content = if file.bucket != self.bucket {
             Content::Unreadable("is in a bucket that record-failure does not read".into())
@@ -102,7 +105,7 @@ impl RecordFailure {
         stream::iter(rows).buffer_unordered(ROWS_AT_ONCE).try_collect().await
     }
 
-    /// Records a failure. If the table refuses its row for good, such as a row that is too large, the
+    /// Records a failure. If the table refuses the row permanently, for instance because it is too large, the
     /// payload is recorded as unreadable.
     async fn record(
         &self,
@@ -122,7 +125,7 @@ impl RecordFailure {
         }
     }
 
-    /// Writes the payload's file first: a row never names a file that does not exist.
+    /// Writes a long payload to a file, then the row. The file is first, so that a row never names a missing file.
     async fn write(
         &self,
         mut work: FailedWork,
@@ -149,13 +152,13 @@ impl RecordFailure {
     }
 }
 
-/// How often a message was received, this time included.
+/// Returns the number of times that a message was received, this time included.
 fn receives(message: &SqsMessage) -> u32 {
     let count = message.attributes.get("ApproximateReceiveCount");
     count.and_then(|count| count.parse().ok()).unwrap_or(1)
 }
 
-/// When a message was sent to its first queue.
+/// Returns the time at which a message was sent to its first queue.
 fn sent(message: &SqsMessage) -> Option<Timestamp> {
     message.attributes.get("SentTimestamp")?.parse().ok().map(Timestamp::from_millis)
 }

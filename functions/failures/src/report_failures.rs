@@ -1,4 +1,4 @@
-//! Every minute: how many failures wait for an operator, and since when.
+//! Reports every minute how many failures are open, and the age of the oldest one.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{OnboardingId, Timestamp};
@@ -7,23 +7,23 @@ use ledger::{Ledger, LedgerError, Status};
 use serde::Serialize;
 use serde_json::Value;
 
-/// The most open failures that are counted. More would raise the same alarm.
+/// The maximum number of open failures that are counted. More of them would raise the same alarm.
 pub const MAX_COUNTED: u32 = 10_000;
 
-/// What the step needs.
+/// The dependencies of the function `report-failures`.
 #[derive(Debug)]
 pub struct ReportFailures {
     /// The failures table.
     pub ledger: Ledger,
 }
 
-/// What it answers; seen only in the log.
+/// The result of the invocation. It is only logged.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {
-    /// How many failures are open, up to [`MAX_COUNTED`].
+    /// The number of open failures, at most [`MAX_COUNTED`].
     pub open: u32,
-    /// Seconds since the last attempt of the one whose last attempt is the longest ago.
+    /// The time since the last attempt of the open failure whose last attempt is the oldest, in seconds.
     pub oldest_age_seconds: i64,
 }
 

@@ -1,4 +1,4 @@
-//! check-consumers reports each mapping that does not run, and reports none only if it has seen all.
+//! check-consumers reports each mapping that does not run. It reports 0 only if it has seen all mappings.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -17,7 +17,7 @@ const METRIC: &str = "ConsumersNotRunning";
 const REGION: &str = "eu-central-1:123456789012";
 const QUEUES_URL: &str = "https://sqs.eu-central-1.amazonaws.com/123456789012/";
 
-/// A mapping as Lambda's API describes it.
+/// Returns a mapping in the format of Lambda's API.
 fn mapping(environment: &str, consumer: Consumer<'_>, state: &str) -> Value {
     let source = match consumer.source {
         Source::Queue(name) => format!("arn:aws:sqs:{REGION}:{environment}-{name}"),
@@ -38,12 +38,12 @@ fn mapping(environment: &str, consumer: Consumer<'_>, state: &str) -> Value {
     })
 }
 
-/// The mappings of `fieldstation-prod`, all enabled.
+/// Returns the mappings of `fieldstation-prod`, all enabled.
 fn enabled() -> Vec<Value> {
     CONSUMERS.iter().map(|it| mapping("fieldstation-prod", *it, "Enabled")).collect()
 }
 
-/// The same with the state of one mapping changed.
+/// Returns the same mappings with one of them in another state.
 fn with_state(consumer: &str, state: &str) -> Vec<Value> {
     let mut mappings = enabled();
     let at = CONSUMERS.iter().position(|it| it.to_string() == consumer).expect("a consumer");
@@ -51,7 +51,7 @@ fn with_state(consumer: &str, state: &str) -> Vec<Value> {
     mappings
 }
 
-/// Lambda, which lists these pages of mappings, and SQS, which has three messages in each queue.
+/// Starts a stub of Lambda with these pages of mappings and of SQS with three messages in each queue.
 async fn cloud(pages: Vec<Result<Vec<Value>, (u16, Value)>>) -> Stub {
     Stub::start(move |call| {
         if call.operation() == "GetQueueAttributes" {
@@ -64,7 +64,7 @@ async fn cloud(pages: Vec<Result<Vec<Value>, (u16, Value)>>) -> Stub {
         match &pages[page] {
             Ok(mappings) => {
                 let next = (page + 1 < pages.len()).then(|| format!("page-{}", page + 1));
-                // Lambda and the emulator say "no more" in different ways.
+                // Lambda and the emulator mark the last page in different ways.
                 let next = if page == 0 { json!(next) } else { json!(next.unwrap_or_default()) };
                 (200, json!({ "EventSourceMappings": mappings, "NextMarker": next }))
             }
@@ -99,14 +99,14 @@ fn step(stub: &Stub) -> CheckConsumers {
     }
 }
 
-/// The outcome, and the metric: none if nothing was reported.
+/// Returns the outcome and the metric. The metric is `None` if it was not reported.
 async fn check(step: &CheckConsumers) -> (Outcome, Option<f64>) {
     let event = sample::event("check-consumers");
     let (outcome, metrics): (_, BTreeMap<_, _>) = measured(run(step, &event)).await;
     (outcome, metrics.get(METRIC).copied())
 }
 
-/// The outcome and the metric if one mapping does not run.
+/// Returns the outcome and the metric for one mapping that does not run.
 fn stopped(
     checked: usize,
     name: &str,
@@ -122,7 +122,7 @@ fn all() -> usize {
 }
 
 #[tokio::test]
-async fn if_all_mappings_run_0_is_reported_and_no_queue_is_asked() {
+async fn if_all_mappings_run_0_is_reported_and_no_queue_is_read() {
     let stub = cloud(vec![Ok(enabled())]).await;
     let reply = json!({ "checked": all(), "notRunning": [] });
     assert_eq!(check(&step(&stub)).await, (Ok(reply), Some(0.0)));
@@ -152,12 +152,12 @@ async fn each_state_but_enabled_is_reported() {
 }
 
 #[tokio::test]
-async fn what_waits_in_the_queue_of_a_disabled_mapping_is_reported() {
+async fn the_number_of_messages_of_a_disabled_mapping_is_reported() {
     let name = "record-failure <- queue failure-files";
     let stub = cloud(vec![Ok(with_state(name, "Disabled"))]).await;
     assert_eq!(check(&step(&stub)).await, stopped(all(), name, "Disabled", Some(3)));
 
-    // A queue that can't be counted does not hide the mapping.
+    // A queue whose messages can't be counted does not hide the mapping.
     let name = "record-failure <- queue telemetry-failures";
     let stub = cloud(vec![Ok(with_state(name, "Disabled"))]).await;
     assert_eq!(check(&step(&stub)).await, stopped(all(), name, "Disabled", None));
@@ -219,7 +219,7 @@ async fn nothing_is_reported_if_not_all_mappings_were_listed() {
 }
 
 #[tokio::test]
-async fn a_mapping_that_does_not_run_is_reported_though_others_were_not_listed() {
+async fn a_mapping_that_does_not_run_is_reported_even_if_others_were_not_listed() {
     let first = with_state("initialize-subscription <- queue initialize-subscription", "Disabled");
     let throttled = Err((429, json!({ "__type": "TooManyRequestsException" })));
     let stub = cloud(vec![Ok(first), throttled]).await;

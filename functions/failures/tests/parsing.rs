@@ -1,4 +1,4 @@
-//! Whatever is in a message or a file: it becomes failures, and nothing of it is lost.
+//! Any content of a message or a file becomes failures, and none of it is lost.
 
 use aws_lambda_events::event::sqs::SqsMessage;
 use failures::parse::{self, Parsed};
@@ -14,7 +14,7 @@ const FUNCTION: &str =
 const MACHINE: &str =
     "arn:aws:states:eu-central-1:123456789012:stateMachine:fieldstation-prod-site-teardown";
 
-/// JSON out of the words of the known forms, in any order and place.
+/// Generates JSON from the words of the known forms, in any order and nesting.
 fn told() -> impl Strategy<Value = Value> {
     let name = prop::sample::select(vec![
         "requestContext",
@@ -64,7 +64,7 @@ fn told() -> impl Strategy<Value = Value> {
     })
 }
 
-/// The known forms, each with anything where a piece of work belongs.
+/// Generates the known forms with any content in the place of the work.
 fn known() -> impl Strategy<Value = Value> {
     (told(), told(), any::<String>(), 0..5_u8).prop_map(|(work, more, text, form)| match form {
         0 => json!({
@@ -96,7 +96,7 @@ fn message(queue: &str, body: &str) -> SqsMessage {
     message
 }
 
-/// The failure that a message in this queue is.
+/// Returns the failure that is parsed from a message in this queue.
 fn failed(queue: &str, body: &str) -> FailedWork {
     match parse::message(ENVIRONMENT, &message(queue, body)) {
         Parsed::Failed(work) => *work,
@@ -145,25 +145,25 @@ proptest! {
     })]
 
     #[test]
-    fn any_bytes_are_a_failure(bytes: Vec<u8>) {
+    fn any_bytes_become_a_failure(bytes: Vec<u8>) {
         let file = PayloadFile { bucket: "b".to_owned(), key: "k".to_owned() };
         prop_assert_eq!(parse::file(ENVIRONMENT, &file, &bytes).len(), 1);
         nothing_is_lost(&String::from_utf8_lossy(&bytes))?;
     }
 
     #[test]
-    fn any_json_is_a_failure(told in told()) {
+    fn any_json_becomes_a_failure(told in told()) {
         nothing_is_lost(&told.to_string())?;
     }
 
     #[test]
-    fn any_work_in_a_known_form_is_kept_as_it_came(told in known()) {
+    fn any_work_in_a_known_form_is_kept_unchanged(told in known()) {
         nothing_is_lost(&told.to_string())?;
     }
 }
 
 #[test]
-fn json_too_deep_to_look_into_is_kept_all_the_same() {
+fn json_that_is_nested_too_deeply_is_kept_unchanged() {
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let quarantined =
         format!(r#"{{"source": "a-function", "error": "e", "reason": "r", "record": {deep}}}"#);
@@ -173,7 +173,7 @@ fn json_too_deep_to_look_into_is_kept_all_the_same() {
 }
 
 #[test]
-fn the_known_forms_are_known() {
+fn the_known_forms_are_recognised() {
     for (queue, body, kind, source) in [
         (
             "sites-failures",
@@ -203,7 +203,7 @@ fn the_known_forms_are_known() {
 }
 
 #[test]
-fn the_teardowns_of_a_saga_are_one_piece_of_work() {
+fn all_teardowns_of_a_saga_are_the_same_work() {
     let ended = |name: &str, onboarding: &str| {
         let detail = json!({
             "executionArn": format!("arn:{name}"),
@@ -221,7 +221,7 @@ fn the_teardowns_of_a_saga_are_one_piece_of_work() {
 }
 
 #[test]
-fn the_site_is_found_in_lists_and_in_texts_of_json() {
+fn the_site_is_found_in_lists_and_in_embedded_json() {
     let site = saga("a").site_id;
     for told in [
         json!([{ "note": "x" }, { "kinesis": { "partitionKey": site } }]),

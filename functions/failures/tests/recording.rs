@@ -1,5 +1,5 @@
-//! What becomes of the messages of the failure queues and the files of the failure buckets: a row a
-//! piece of work, whatever comes twice, breaks off, or can't be read.
+//! Messages of the failure queues and files of the failure bucket become one row per piece of work, even if they are
+//! repeated, incomplete or unreadable.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -31,7 +31,7 @@ const ENVIRONMENT: &str = "fieldstation-prod";
 const QUEUES: &str = "arn:aws:sqs:eu-central-1:123456789012:fieldstation-prod-";
 const FUNCTIONS: &str = "arn:aws:lambda:eu-central-1:123456789012:function:fieldstation-prod-";
 const BUCKET: &str = "fieldstation-prod-failures-123456789012-eu-central-1";
-/// As Lambda names them, but for the blank and the `+`, which S3 encodes.
+/// A key as Lambda names them, plus a space and a `+`, which S3 encodes.
 const KEY: &str =
     "aws/lambda/6f1e1d57/shardId-000000000000/2026/01/01/2026-01-01T12.00.00-a b+c.json";
 
@@ -57,7 +57,7 @@ impl World {
         self.dynamo.rows(FAILURES).await
     }
 
-    /// The only row there is.
+    /// Returns the only row.
     async fn row(&self) -> FailureRow {
         let rows = self.rows().await;
         assert_eq!(rows.len(), 1, "{rows:#?}");
@@ -76,7 +76,7 @@ fn step(failures: Table, s3: &SdkConfig) -> RecordFailure {
     }
 }
 
-/// A message, sent so many seconds after noon.
+/// Returns a message that was sent `seconds` seconds after noon.
 fn message(queue: &str, id: &str, seconds: i64, body: impl Into<String>) -> SqsMessage {
     let message = json!({
         "messageId": id,
@@ -90,7 +90,7 @@ fn message(queue: &str, id: &str, seconds: i64, body: impl Into<String>) -> SqsM
     serde_json::from_value(message).expect("a message")
 }
 
-/// The notification of a file, as S3 words it.
+/// Returns the notification of a file in S3's format.
 fn notified(id: &str, key: &str) -> SqsMessage {
     notified_of(id, BUCKET, key)
 }
@@ -117,12 +117,12 @@ fn event() -> Value {
     sample::event("project-sensors")
 }
 
-/// What Lambda sends when project-sensors failed at its event.
+/// Returns Lambda's record after project-sensors failed with this event.
 fn invocation(event: &Value, error: Option<&str>) -> Value {
     invocation_of("project-sensors:live", event, error)
 }
 
-/// What Lambda sends when a function failed at its event. The function's name may end with an alias.
+/// Returns Lambda's record after a function failed with this event. `function` may end with an alias.
 fn invocation_of(function: &str, event: &Value, error: Option<&str>) -> Value {
     let mut told = json!({
         "version": "1.0",
@@ -153,7 +153,7 @@ fn not_delivered() -> SqsMessage {
     undelivered(message("telemetry-failures", "m-1", 0, event().to_string()), &target)
 }
 
-/// The message as a dead letter of EventBridge, for this target of a rule.
+/// Returns the message as a dead letter of EventBridge, for this target of a rule.
 fn undelivered(mut message: SqsMessage, target: &str) -> SqsMessage {
     let attributes = json!({
         "RULE_ARN": "arn:aws:events:eu-central-1:123456789012:rule/fieldstation-prod-events/telemetry-Project",
@@ -216,7 +216,7 @@ fn execution(name: &str) -> Value {
     })
 }
 
-/// The file of a batch that a mapping gave up on.
+/// Returns the file of a batch that a mapping gave up.
 fn file(records: &[Value]) -> String {
     json!({
         "requestContext": {
@@ -244,7 +244,7 @@ fn file(records: &[Value]) -> String {
 }
 
 #[tokio::test]
-async fn each_format_is_a_row_and_telling_it_twice_changes_nothing() {
+async fn each_format_becomes_a_row_and_a_repetition_changes_nothing() {
     let command = json!({
         "taskToken": "AQCEAAAAKgAAAAMAAAAAAAAAAsample",
         "command": { "onboardingId": saga("a").onboarding_id, "siteId": saga("a").site_id },
@@ -314,7 +314,7 @@ async fn each_format_is_a_row_and_telling_it_twice_changes_nothing() {
 }
 
 #[tokio::test]
-async fn the_sample_event_is_recorded_and_s3s_test_is_not() {
+async fn the_sample_event_is_recorded_and_the_test_event_of_s3_is_not() {
     let world = World::start().await;
     let test = json!({ "Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": BUCKET });
     world.record(&message("failure-files", "m-1", 0, test.to_string())).await.expect("done");
@@ -326,7 +326,7 @@ async fn the_sample_event_is_recorded_and_s3s_test_is_not() {
 }
 
 #[tokio::test]
-async fn what_comes_back_after_a_replay_is_the_same_failure_again() {
+async fn work_that_fails_again_after_a_replay_is_the_same_failure() {
     let world = World::start().await;
     world.record(&failed("m-1", 0)).await.expect("recorded");
     let first = world.row().await;
@@ -336,7 +336,7 @@ async fn what_comes_back_after_a_replay_is_the_same_failure_again() {
     let finish = ledger.finish(first.id, replay, &Outcome::Done).await.expect("finished");
     assert_eq!(world.row().await.status, Status::Replayed, "{finish:?}");
 
-    // Told by another way, for another reason, with its fields in another order.
+    // The work fails again in another way, for another reason, with its fields in another order.
     let mut again = not_delivered();
     let event = event();
     let fields = event.as_object().expect("an event").iter().rev();
@@ -351,13 +351,13 @@ async fn what_comes_back_after_a_replay_is_the_same_failure_again() {
     assert_eq!(back.replay.expect("the last replay").id, replay);
     assert_eq!(back.error.name, "NO_PERMISSIONS");
     assert_ne!(back.fingerprint, first.fingerprint);
-    // The first message is late: it says nothing new.
+    // The first message is redelivered late and changes nothing.
     world.record(&failed("m-1", 0)).await.expect("known");
     assert_eq!(world.row().await.attempts, 2);
 }
 
 #[tokio::test]
-async fn a_replayed_execution_that_fails_is_the_same_failure_again() {
+async fn a_replayed_execution_that_fails_again_is_the_same_failure() {
     let world = World::start().await;
     let told = message("onboarding-failures", "m-1", 0, execution("an-onboarding").to_string());
     world.record(&told).await.expect("recorded");
@@ -370,7 +370,7 @@ async fn a_replayed_execution_that_fails_is_the_same_failure_again() {
 }
 
 #[tokio::test]
-async fn a_teardown_that_succeeds_ends_the_failure_of_earlier_ones() {
+async fn a_teardown_that_succeeds_closes_the_failure_of_earlier_ones() {
     let world = World::start().await;
     let succeeded = |id: &str, name: &str| {
         let mut told = execution(name);
@@ -379,7 +379,7 @@ async fn a_teardown_that_succeeds_ends_the_failure_of_earlier_ones() {
         told["detail"]["cause"] = Value::Null;
         message("onboarding-failures", id, 60, told.to_string())
     };
-    // Most teardowns succeed at once: there is no failure, and none is made.
+    // Most teardowns succeed at once. Then there is no failure, and none is recorded.
     world.record(&succeeded("m-0", "decommission")).await.expect("nothing");
     assert_eq!(world.rows().await, [json!(null); 0]);
 
@@ -392,7 +392,7 @@ async fn a_teardown_that_succeeds_ends_the_failure_of_earlier_ones() {
         let note = row.note.expect("a note");
         assert!(note.starts_with("repaired by execution arn:") && note.ends_with("recovery-1"));
     }
-    // What an operator discarded stays so.
+    // A discarded failure stays discarded.
     let other = message("onboarding-failures", "m-3", 90, execution("again").to_string());
     world.record(&other).await.expect("recorded");
     let id = world.row().await.id;
@@ -403,7 +403,7 @@ async fn a_teardown_that_succeeds_ends_the_failure_of_earlier_ones() {
 }
 
 #[tokio::test]
-async fn a_row_says_which_site_sensor_and_sender_it_concerns() {
+async fn a_row_names_its_site_sensor_and_sender() {
     let sensor: SensorId = "737de119-a774-5662-91c7-51fffae3b74b".parse().expect("an id");
     let (site, other) = (saga("a").site_id, saga("b").site_id);
     let mut bundle = record("1", "e30=");
@@ -431,10 +431,10 @@ async fn a_row_says_which_site_sensor_and_sender_it_concerns() {
         world.record(&told).await.expect("recorded");
         let row = world.row().await;
         assert_eq!(row.concerns(), concerns);
-        // The index has it too, without a read of the row.
+        // The index has the same data, so that the row need not be read.
         let (page, _) = world.ledger().page(Status::Open, true, None, 9).await.expect("a page");
         assert_eq!(page[0].concerns, concerns);
-        // A replay that fails again does not lose it.
+        // The data is kept when a replay fails again.
         let (ledger, replay) = (world.ledger(), Uuid::from_u128(1));
         ledger
             .claim(row.id, replay, None, Insist::default(), noon(60))
@@ -448,9 +448,9 @@ async fn a_row_says_which_site_sensor_and_sender_it_concerns() {
 }
 
 #[tokio::test]
-async fn a_file_is_a_row_a_record_however_often_s3_tells_of_it() {
+async fn a_file_becomes_one_row_per_record_however_often_it_is_notified() {
     let world = World::start().await;
-    // The last two say the same, as a logger's repeated bundle does.
+    // The last two records are the same work, like a repeated bundle of a logger.
     let records = [record("1", "e30="), record("2", "W10="), record("3", "W10=")];
     world.buckets.put(BUCKET, KEY, file(&records));
     world.record(&notified("m-1", KEY)).await.expect("recorded");
@@ -461,11 +461,11 @@ async fn a_file_is_a_row_a_record_however_often_s3_tells_of_it() {
     let site: Option<SiteId> = rows[0]["siteId"].as_str().and_then(|site| site.parse().ok());
     assert_eq!(json!(site), records[0]["kinesis"]["partitionKey"], "{rows:#?}");
 
-    // Once more, as the same message and as another one.
+    // The notification is repeated, as the same message and as another one.
     world.record(&notified("m-1", KEY)).await.expect("known");
     world.record(&notified("m-2", KEY)).await.expect("known");
     assert_eq!(world.rows().await, rows);
-    // The quarantine, and a second file, have the same piece of work.
+    // The quarantine and a second file have the same work.
     let told = quarantined("store-readings", &record("4", "e30="));
     world
         .record(&message("telemetry-failures", "m-3", 0, told.to_string()))
@@ -478,11 +478,11 @@ async fn a_file_is_a_row_a_record_however_often_s3_tells_of_it() {
 }
 
 #[tokio::test]
-async fn a_payload_too_long_for_a_row_is_in_a_file_and_the_file_comes_first() {
+async fn a_long_payload_is_written_to_a_file_before_the_row() {
     let world = World::start().await;
     let data = "e30=".repeat(MAX_PAYLOAD_BYTES / 4);
     world.buckets.put(BUCKET, KEY, file(&[record("1", &data), record("2", "e30=")]));
-    // The file is there, but not the row: it is told again.
+    // The file is written but not the row, so the message fails and is delivered again.
     let broken =
         http::Stub::start(|_| (400, json!({ "__type": "ProvisionedThroughputExceededException" })));
     let broken = Table::new(aws_sdk_dynamodb::Client::new(&broken.await.config()), FAILURES);
@@ -507,7 +507,7 @@ async fn a_payload_too_long_for_a_row_is_in_a_file_and_the_file_comes_first() {
 }
 
 #[tokio::test]
-async fn without_the_file_there_is_no_row() {
+async fn no_row_is_written_if_the_file_can_not_be_written_or_read() {
     let world = World::start().await;
     let long = json!({ "a": "x".repeat(MAX_PAYLOAD_BYTES) });
     let told = message("telemetry-failures", "m-1", 0, invocation(&long, Some("no")).to_string());
@@ -523,7 +523,7 @@ async fn without_the_file_there_is_no_row() {
     assert!(world.row().await.payload_file.is_some());
 }
 
-/// The only row's kind, error message and payload file.
+/// Returns the row's kind, error message and payload file.
 fn unreadable(row: &FailureRow) -> (Value, &str, Option<&PayloadFile>) {
     assert_eq!(row.attempts, 1, "{row:?}");
     (json!(row.kind), &row.error.message, row.payload_file.as_ref())
@@ -537,7 +537,7 @@ async fn a_file_that_s3_refuses_is_recorded_once_as_unreadable() {
         (404, "NoSuchBucket", true),
         (301, "PermanentRedirect", true),
         (400, "KMS.DisabledException", true),
-        // These concern the credentials or pass by themselves.
+        // These concern the credentials, or are transient.
         (400, "ExpiredToken", false),
         (403, "RequestTimeTooSkewed", false),
         (503, "SlowDown", false),
@@ -559,7 +559,7 @@ async fn a_file_that_s3_refuses_is_recorded_once_as_unreadable() {
         assert!(message.contains(KEY) && message.contains(BUCKET), "{message}");
         assert!(message.contains(code), "{message}");
         assert_eq!(file.expect("a place").key, KEY);
-        // Once it can be read, another notification records what it holds.
+        // Once the file can be read, another notification records its content.
         world.buckets.refuse(None);
         world.buckets.put(BUCKET, KEY, file_of_one());
         world.record(&notified("m-2", KEY)).await.expect("recorded");
@@ -572,7 +572,7 @@ fn file_of_one() -> String {
 }
 
 #[tokio::test]
-async fn a_file_that_s3_does_not_answer_for_is_unreadable_after_an_hour() {
+async fn a_file_that_s3_does_not_return_is_unreadable_after_20_receives() {
     let world = World::start().await;
     world.buckets.down(true);
     let mut told = notified("m-1", KEY);
@@ -610,7 +610,7 @@ fn of_file(content: &str) -> Vec<FailedWork> {
 }
 
 #[tokio::test]
-async fn a_notification_of_a_file_that_cannot_exist_is_kept_as_it_came() {
+async fn a_notification_of_a_file_that_can_not_exist_is_kept_unchanged() {
     for (bucket, key) in
         [("", KEY), (BUCKET, ""), (BUCKET, &*"k".repeat(1_025)), (&*"b".repeat(64), KEY)]
     {
@@ -624,7 +624,7 @@ async fn a_notification_of_a_file_that_cannot_exist_is_kept_as_it_came() {
 
 #[tokio::test]
 async fn a_message_whose_row_the_table_refuses_is_recorded_as_unreadable() {
-    // The ARN alone is too large for a row.
+    // The execution's ARN alone is too large for a row.
     let world = World::start().await;
     let told = execution(&"x".repeat(500_000)).to_string();
     let told = message("onboarding-failures", "m-1", 0, told);
@@ -638,7 +638,7 @@ async fn a_message_whose_row_the_table_refuses_is_recorded_as_unreadable() {
         serde_json::from_str(row.payload.as_deref().expect("the input")).expect("JSON");
     assert_eq!(input["siteId"], json!(saga("a").site_id));
 
-    // The row that is there can't be read.
+    // The existing row can't be read.
     let world = World::start().await;
     world.record(&failed("m-1", 0)).await.expect("recorded");
     let mut broken = world.rows().await.remove(0);
@@ -649,7 +649,7 @@ async fn a_message_whose_row_the_table_refuses_is_recorded_as_unreadable() {
 }
 
 #[test]
-fn a_message_that_cant_be_recorded_now_fails_alone() {
+fn only_the_message_that_can_not_be_recorded_fails() {
     cloud::run(async {
         let cloud = Cloud::new(Chance::of(1));
         let step = step(cloud.table(FAILURES), &http::config("http://nowhere"));
@@ -669,7 +669,7 @@ fn a_message_that_cant_be_recorded_now_fails_alone() {
 }
 
 #[tokio::test]
-async fn a_row_keeps_no_more_messages_than_fit() {
+async fn a_row_keeps_a_limited_number_of_message_ids() {
     let world = World::start().await;
     for index in 0..250 {
         world.record(&failed(&format!("m-{index}"), index)).await.expect("recorded");
@@ -680,7 +680,7 @@ async fn a_row_keeps_no_more_messages_than_fit() {
     assert!(row.messages.len() <= 100, "{}", row.messages.len());
 }
 
-/// The only row that a message becomes, as kind and source.
+/// Records a message and returns the only row, with its kind and source.
 async fn recorded_as(message: &SqsMessage) -> (FailureRow, String, String) {
     let world = World::start().await;
     world.record(message).await.expect("recorded");
@@ -690,7 +690,7 @@ async fn recorded_as(message: &SqsMessage) -> (FailureRow, String, String) {
 }
 
 #[tokio::test]
-async fn the_messages_of_several_functions_in_one_queue_become_failures_of_each() {
+async fn messages_in_one_queue_become_failures_of_the_functions_that_they_name() {
     let body = event();
     let failed = |queue: &str, function: &str| {
         message(queue, "m-1", 0, invocation_of(function, &body, Some("no")).to_string())
@@ -702,7 +702,7 @@ async fn the_messages_of_several_functions_in_one_queue_become_failures_of_each(
     let command = json!({ "taskToken": "AQC", "command": { "siteId": saga("a").site_id } });
     let command = |queue: &str| message(queue, "m-1", 0, command.to_string());
     for (message, kind, source, id) in [
-        // One queue, three functions and a state machine. The alias may be missing.
+        // One queue has messages of three functions and a state machine. The alias may be missing.
         (
             failed("onboarding-failures", "start-onboarding:live"),
             "FUNCTION_FAILED",
@@ -723,7 +723,7 @@ async fn the_messages_of_several_functions_in_one_queue_become_failures_of_each(
             "def30d84-c7af-560f-9a28-0e4917a9e8dc",
         ),
         (teardown(), "EXECUTION_FAILED", "site-teardown", "baee367f-d952-5495-a63a-9c4e65882b8b"),
-        // The rule's target is the queue itself.
+        // The target of the rule is the queue itself.
         (
             undelivered(teardown(), &format!("{QUEUES}onboarding-failures")),
             "EXECUTION_FAILED",
@@ -763,7 +763,7 @@ async fn the_messages_of_several_functions_in_one_queue_become_failures_of_each(
     ] {
         let (row, as_kind, as_source) = recorded_as(&message).await;
         assert_eq!((&*as_kind, &*as_source), (kind, source), "{row:?}");
-        // Version 1, with a queue for each function, gave the same work the same id.
+        // Version 1, which had a queue per function, used the same id for the same work.
         assert_eq!(row.id.to_string(), id, "{source}");
     }
 }
@@ -793,9 +793,9 @@ async fn a_message_that_names_no_source_of_the_environment_is_unreadable() {
         quarantined("", &record("1", "e30=")),
         quarantined("../store-readings", &record("1", "e30=")),
         quarantined(&"x".repeat(65), &record("1", "e30=")),
-        // A command, in a queue that has no commands.
+        // A command in a queue that has no commands.
         json!({ "taskToken": "AQC", "command": {} }),
-        // A notification, in a queue that has none.
+        // A notification of S3 in a queue that has none.
         serde_json::from_str(notified("m-1", KEY).body.as_deref().expect("a body")).expect("JSON"),
     ] {
         let message = message("billing-failures", "m-1", 0, body.to_string());
@@ -809,14 +809,14 @@ async fn a_message_that_names_no_source_of_the_environment_is_unreadable() {
         let (_, kind, source) = recorded_as(&message).await;
         assert_eq!((&*kind, &*source), ("UNREADABLE", "sites-failures"), "{target}");
     }
-    // The queue of commands names the source.
+    // The name of a command queue names the source.
     let message = message("cancel-subscription-failures", "m-1", 0, "no command");
     let (_, kind, source) = recorded_as(&message).await;
     assert_eq!((&*kind, &*source), ("UNREADABLE", "cancel-subscription"));
 }
 
 #[tokio::test]
-async fn the_end_of_a_teardown_that_a_function_did_not_get_repairs_nothing() {
+async fn the_event_of_a_teardown_that_a_function_did_not_get_repairs_nothing() {
     let world = World::start().await;
     let told = message("onboarding-failures", "m-1", 0, execution("nested").to_string());
     world.record(&told).await.expect("recorded");
@@ -839,14 +839,14 @@ async fn the_end_of_a_teardown_that_a_function_did_not_get_repairs_nothing() {
         ])
     };
     assert_eq!(statuses().await, both("OPEN"));
-    // The queue is the target: it has the event now.
+    // The target is the queue, which now has the event.
     let target = format!("{QUEUES}onboarding-failures");
     world.record(&undelivered(ended, &target)).await.expect("repaired");
     assert_eq!(statuses().await, both("REPLAYED"));
 }
 
 #[tokio::test]
-async fn a_file_belongs_to_the_function_that_it_names() {
+async fn a_file_is_recorded_for_the_function_that_it_names() {
     let of = |function: &str| {
         let mut content: Value = serde_json::from_str(&file_of_one()).expect("JSON");
         content["requestContext"]["functionArn"] = function.into();

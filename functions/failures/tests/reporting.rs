@@ -1,4 +1,4 @@
-//! What report-failures says about the open failures.
+//! Tests of the report on open failures.
 
 use failures::report_failures::{MAX_COUNTED, Reply, ReportFailures};
 use lambda::Step;
@@ -18,7 +18,7 @@ fn event() -> <ReportFailures as Step>::Command {
 }
 
 #[tokio::test]
-async fn the_report_says_how_many_are_open_and_since_when() {
+async fn the_report_has_the_number_of_open_failures_and_the_oldest_age() {
     let dynamo = Dynamo::start().await;
     let ledger = || Ledger { failures: dynamo.table(FAILURES) };
     let report = async || {
@@ -43,7 +43,7 @@ async fn the_report_says_how_many_are_open_and_since_when() {
 }
 
 #[test]
-fn no_more_failures_than_alarm_are_counted() {
+fn at_most_the_maximum_number_of_failures_is_counted() {
     cloud::run(async {
         let cloud = Cloud::new(Chance::of(1));
         for index in 0..i64::from(MAX_COUNTED) + 50 {

@@ -1,9 +1,9 @@
-//! Inventory: kits in stock. A kit is what one sensor of one metric needs.
+//! Stock of kits. A kit is the hardware that one sensor of one metric needs.
 //!
-//! Owns the inventory table, key `id`: `stock#<metric>` ([`StockRow`]), `reservation#<uuid>`
-//! ([`ReservationRow`]), `delivery#<source and number>` ([`DeliveryRow`]). Emits the events of the entity
-//! `reservation`. A released reservation stays as a tombstone: it fences off a reservation that
-//! comes late.
+//! This crate owns the inventory table. Its key is `id`, with values `stock#<metric>` ([`StockRow`]),
+//! `reservation#<uuid>` ([`ReservationRow`]) and `delivery#<source and number>` ([`DeliveryRow`]). The crate emits
+//! the events of the entity `reservation`. A released reservation stays as a tombstone, which prevents a late
+//! reservation.
 
 pub mod receive_kits;
 pub mod release_kits;
@@ -18,65 +18,65 @@ use fault::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
 
-/// Pieces of one metric's kit in the store-room.
+/// The stock of one metric's kits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StockRow {
-    /// Pieces that are not reserved.
+    /// The number of kits that are not reserved.
     pub quantity: u32,
 }
 
 impl StockRow {
-    /// Its key.
+    /// Returns the key of the row.
     #[must_use]
     pub fn key(metric: Metric) -> Key {
         Key::id(format!("stock#{metric}"))
     }
 }
 
-/// What one onboarding has of the stock.
+/// The reservation of one onboarding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReservationRow {
-    /// Whose it is.
+    /// The saga of the onboarding.
     #[serde(flatten)]
     pub saga: Saga,
-    /// Where it stands.
+    /// The state of the reservation.
     #[serde(flatten)]
     pub state: Reservation,
-    /// Its events so far.
+    /// The sequence number of its last event.
     pub sequence: u64,
-    /// When it came to this.
+    /// The time of the last change.
     pub at: Timestamp,
 }
 
 impl ReservationRow {
-    /// Its key.
+    /// Returns the key of the row.
     #[must_use]
     pub fn key(reservation: ReservationId) -> Key {
         Key::id(format!("reservation#{reservation}"))
     }
 }
 
-/// A reservation's state.
+/// The state of a reservation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Reservation {
-    /// The kits are set aside.
+    /// The kits are reserved.
     Reserved {
-        /// How many of which.
+        /// The reserved kits by metric.
         kits: Vec<Kits>,
     },
-    /// There were too few.
+    /// The stock was too low.
     Refused {
-        /// Of which.
+        /// The metrics with too few kits.
         shortages: Vec<Shortage>,
     },
-    /// Tombstone: nothing is set aside, nor ever will be.
+    /// A tombstone: nothing is reserved and nothing will ever be reserved again.
     Released,
 }
 
 impl Reservation {
-    /// The name in the row.
+    /// Returns the name of the state in the row.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -87,40 +87,40 @@ impl Reservation {
     }
 }
 
-/// A delivery that was counted.
+/// A delivery that was added to the stock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeliveryRow {
-    /// What was in it.
+    /// The delivered kits by metric.
     pub kits: Vec<Kits>,
-    /// When it was counted.
+    /// The time when it was added.
     pub at: Timestamp,
 }
 
 impl DeliveryRow {
-    /// Its key.
+    /// Returns the key of the row.
     #[must_use]
     pub fn key(source: &str, delivery: &str) -> Key {
-        // Length first, so that no source and number can be shifted into another pair's key.
+        // The length comes first, so that no two pairs of source and number have the same key.
         Key::id(format!("delivery#{}/{source}/{delivery}", source.len()))
     }
 }
 
-/// Everything that can go wrong here.
+/// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum InventoryError {
-    /// Too few kits.
+    /// The stock is too low.
     #[error("too few kits in stock: {}", list(.0))]
     KitsOutOfStock(Vec<Shortage>),
-    /// The reservation was released before it was made.
+    /// The reservation was released before it was created.
     #[error("reservation {0} was released before it was made")]
     Superseded(ReservationId),
-    /// The delivery is wrong.
+    /// The delivery is invalid.
     #[error("{}", in_one_line(.0))]
     InvalidDelivery(Vec<FieldError>),
-    /// The row changed while the decision was made.
+    /// Another writer changed the row between the read and the conditional write.
     #[error("reservation {0} is being changed by others")]
     Busy(ReservationId),
-    /// The table.
+    /// A call to the table failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

@@ -1,4 +1,4 @@
-//! `KitsDelivered` from another system: adds to the stock, each delivery once.
+//! Adds the kits of another system's event `KitsDelivered` to the stock, once per delivery.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use aws_sdk_dynamodb::types::AttributeValue;
@@ -14,19 +14,19 @@ use store::{Commit, Table, Transaction};
 
 use crate::{DeliveryRow, InventoryError, StockRow};
 
-/// What the step needs.
+/// The dependencies of the function `receive-kits`.
 #[derive(Debug)]
 pub struct ReceiveKits {
     /// The inventory table.
     pub inventory: Table,
 }
 
-/// What it answers; seen only in the log.
+/// The result of the invocation. It is only logged.
 #[derive(Debug, PartialEq, Serialize)]
 pub enum Reply {
-    /// The delivery is in stock now.
+    /// The delivery was added to the stock.
     Received,
-    /// It was before.
+    /// The delivery was added before.
     Already,
 }
 

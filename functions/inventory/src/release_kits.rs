@@ -1,4 +1,4 @@
-//! Undoes `reserve-kits`: the kits go back into stock, and a tombstone stays.
+//! Undoes `reserve-kits`: returns the kits to the stock and leaves a tombstone.
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{
@@ -11,28 +11,28 @@ use store::{Commit, NewEvent, Outbox, Table, Transaction};
 
 use crate::{InventoryError, Reservation, ReservationRow, StockRow};
 
-/// What the step needs.
+/// The dependencies of the function `release-kits`.
 #[derive(Debug)]
 pub struct ReleaseKits {
     /// The inventory table.
     pub inventory: Table,
-    /// Where `KitsReleased` goes.
+    /// The outbox for `KitsReleased`.
     pub outbox: Outbox,
 }
 
-/// What it answers.
+/// The result of the step.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {
-    /// Derived from the onboarding.
+    /// The id of the reservation, derived from the onboarding.
     pub reservation_id: ReservationId,
 }
 
 #[derive(Debug, PartialEq)]
 enum Decision {
-    /// Nothing was set aside: only fence off what may come late.
+    /// There is no reservation: write a tombstone against a late one.
     Fence,
-    /// Close the row; put these kits back.
+    /// Replace the reservation with a tombstone and return these kits to the stock.
     Release {
         from: &'static str,
         sequence: u64,

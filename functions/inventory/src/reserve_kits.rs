@@ -1,4 +1,4 @@
-//! The saga's first step: sets kits aside, one for each sensor. Undone by `release-kits`.
+//! The first step of the saga: reserves one kit for each sensor. `release-kits` undoes it.
 
 use std::collections::BTreeMap;
 
@@ -13,24 +13,24 @@ use store::{Commit, NewEvent, Outbox, Refused, Table, Transaction};
 
 use crate::{InventoryError, Reservation, ReservationRow, StockRow};
 
-/// What the step needs.
+/// The dependencies of the function `reserve-kits`.
 #[derive(Debug)]
 pub struct ReserveKits {
     /// The inventory table.
     pub inventory: Table,
-    /// Where `KitsReserved` and `StockDepleted` go.
+    /// The outbox for `KitsReserved` and `StockDepleted`.
     pub outbox: Outbox,
 }
 
-/// What it answers.
+/// The result of the step.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {
-    /// Derived from the onboarding.
+    /// The id of the reservation, derived from the onboarding.
     pub reservation_id: ReservationId,
 }
 
-/// What a reservation that is there already means for the step.
+/// Returns the result of the step if a reservation exists already.
 fn decide(there: &ReservationRow) -> Result<Reply, InventoryError> {
     let reservation_id = ReservationId::of(there.saga.onboarding_id);
     match &there.state {
@@ -42,7 +42,7 @@ fn decide(there: &ReservationRow) -> Result<Reply, InventoryError> {
     }
 }
 
-/// One kit a sensor, counted by metric.
+/// Returns the number of kits by metric, one kit per sensor.
 fn kits(sensors: &[Sensor]) -> Vec<Kits> {
     let mut count: BTreeMap<Metric, u32> = BTreeMap::new();
     for sensor in sensors {
@@ -51,7 +51,7 @@ fn kits(sensors: &[Sensor]) -> Vec<Kits> {
     count.into_iter().map(|(metric, quantity)| Kits { metric, quantity }).collect()
 }
 
-/// Those of the kits whose stock refused the transaction.
+/// Returns the kits whose stock was too low for the transaction.
 fn shortages(kits: &[Kits], refused: &Refused) -> Result<Vec<Shortage>, InventoryError> {
     let short = kits.iter().filter(|kit| refused.concerns(&StockRow::key(kit.metric)));
     short
@@ -107,7 +107,7 @@ impl Step for ReserveKits {
             return decide(&there);
         }
 
-        // The refusal is a result as well: it is kept, so that a retry hears the same.
+        // The refusal is stored as the result of the step, so that a retry gets the same result.
         let shortages = shortages(&kits, &refused)?;
         let event = StockDepleted { site_id: saga.site_id, shortages: shortages.clone() };
         let refusing = Transaction::on(&self.inventory)

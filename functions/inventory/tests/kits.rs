@@ -1,4 +1,4 @@
-//! The stock under reservations, releases and deliveries.
+//! Tests of reservations, releases and deliveries.
 
 use contracts::{Entity, Metric, ReservationId};
 use fault::ErrorKind;
@@ -45,7 +45,7 @@ fn usage(operation: &str, write_units: f64) -> Usage {
     Usage { calls: [(operation.to_owned(), 1)].into(), write_units }
 }
 
-/// Tables with so many kits of each metric of a weather station.
+/// Returns tables with `quantity` kits of each metric of a weather station.
 async fn stocked(quantity: u32) -> Dynamo {
     let dynamo = Dynamo::start().await;
     let kits = json!([
@@ -72,7 +72,7 @@ async fn reservation(dynamo: &Dynamo, name: &str) -> Value {
 }
 
 #[tokio::test]
-async fn reserving_and_releasing_keep_the_sagas_contract() {
+async fn reserving_and_releasing_follow_the_contract_of_the_saga() {
     let pair = async || {
         let dynamo = stocked(10).await;
         Pair {
@@ -89,7 +89,7 @@ async fn reserving_and_releasing_keep_the_sagas_contract() {
 }
 
 #[tokio::test]
-async fn a_kit_for_each_sensor_is_taken_and_given_back() {
+async fn one_kit_per_sensor_is_reserved_and_released() {
     let dynamo = stocked(10).await;
     let (there, back) = (payload_with_sensors(saga("a"), &WEATHER), payload(saga("a")));
     run(&reserve(&dynamo), &there).await.expect("kits");
@@ -109,7 +109,7 @@ async fn a_kit_for_each_sensor_is_taken_and_given_back() {
 }
 
 #[tokio::test]
-async fn too_few_kits_are_refused_once_and_for_all() {
+async fn a_refusal_is_final() {
     let dynamo = stocked(1).await;
     let (there, back) = (payload_with_sensors(saga("a"), &WEATHER), payload(saga("a")));
     let refused = Err(ErrorKind::KitsOutOfStock);
@@ -122,13 +122,13 @@ async fn too_few_kits_are_refused_once_and_for_all() {
     let events = dynamo.events(entity("a")).await;
     assert_eq!(events[0].envelope().expect("an envelope").data["shortages"], short);
 
-    // A retry hears the same, even when kits have come since: the saga may have been told.
+    // A retry gets the same result, even if kits were delivered since: the saga may have acted on the first one.
     let more = json!([{ "metric": "air_temperature", "quantity": 5 }]);
     run(&receive(&dynamo), &delivery("second", &more)).await.expect("a delivery");
     assert_eq!(run(&reserve, &there).await, refused);
     assert_eq!(dynamo.story(entity("a")).await, ["StockDepleted"]);
 
-    // The undo leaves a tombstone, tells nobody, and gives back nothing.
+    // The undo leaves a tombstone, emits no event and returns no kits.
     run(&release(&dynamo), &back).await.expect("a release");
     assert_eq!(run(&reserve, &there).await, Err(ErrorKind::Superseded));
     assert_eq!(stock(&dynamo, Metric::AirTemperature).await, 6);
@@ -138,7 +138,7 @@ async fn too_few_kits_are_refused_once_and_for_all() {
 }
 
 #[tokio::test]
-async fn every_metric_that_is_short_is_named_even_one_that_never_was_in_stock() {
+async fn every_metric_with_too_few_kits_is_named() {
     let dynamo = Dynamo::start().await;
     let there = payload_with_sensors(saga("a"), &[Metric::WaterPh, Metric::Ozone, Metric::Ozone]);
     let command = fault::decode(&there.to_string()).expect("a payload");
@@ -150,7 +150,7 @@ async fn every_metric_that_is_short_is_named_even_one_that_never_was_in_stock() 
 }
 
 #[tokio::test]
-async fn a_crowd_never_takes_more_than_there_is() {
+async fn concurrent_reservations_never_exceed_the_stock() {
     let dynamo = stocked(13).await;
     let names: Vec<_> = (0..10).map(|n| format!("site {n}")).collect();
     let (reserve, release) = (reserve(&dynamo), release(&dynamo));
@@ -179,7 +179,7 @@ async fn a_crowd_never_takes_more_than_there_is() {
 }
 
 #[tokio::test]
-async fn a_delivery_counts_once() {
+async fn a_repeated_delivery_counts_once() {
     let dynamo = Dynamo::start().await;
     let receive = receive(&dynamo);
     let kits = json!([{ "metric": "wind_speed", "quantity": 5 }]);
@@ -198,7 +198,7 @@ async fn a_delivery_counts_once() {
 }
 
 #[tokio::test]
-async fn two_suppliers_may_number_alike() {
+async fn two_suppliers_may_use_the_same_delivery_id() {
     let dynamo = Dynamo::start().await;
     let kits = json!([{ "metric": "wind_speed", "quantity": 5 }]);
     let ours = delivery("d-1", &kits);
@@ -210,7 +210,7 @@ async fn two_suppliers_may_number_alike() {
 }
 
 #[tokio::test]
-async fn a_wrong_delivery_is_refused_by_the_field_that_is_wrong() {
+async fn an_invalid_delivery_is_refused_with_its_field() {
     let dynamo = Dynamo::start().await;
     let one = json!({ "metric": "wind_speed", "quantity": 1 });
     for (id, kits, field) in [
@@ -241,7 +241,7 @@ async fn a_wrong_delivery_is_refused_by_the_field_that_is_wrong() {
 }
 
 #[tokio::test]
-async fn a_delivery_that_the_schema_describes_is_received_and_one_just_outside_is_refused() {
+async fn deliveries_that_match_the_schema_are_received_and_those_just_outside_are_refused() {
     let schema = Schema::published(contracts::inbound::KITS_DELIVERED);
     let dynamo = Dynamo::start().await;
     let receive = receive(&dynamo);
@@ -253,12 +253,12 @@ async fn a_delivery_that_the_schema_describes_is_received_and_one_just_outside_i
     for seed in 0..300 {
         let mut chance = Chance::of(seed);
         let mut detail = schema.document(&mut chance);
-        // What the schema can't say: each metric once.
+        // The rule that the schema can't express: each metric occurs once.
         let mut seen = std::collections::HashSet::new();
         let kits = detail["kits"].as_array_mut().expect("kits");
         kits.retain(|kit| seen.insert(kit["metric"].to_string()));
         if let Err(error) = run(&detail).await {
-            // Short numbers come twice.
+            // The generator may produce the same short number twice.
             assert!(error.to_string().ends_with("came before with other kits"), "{seed}: {error}");
         }
         let Outside { field, what, document } = schema.one_outside(&detail, &mut chance);
@@ -270,15 +270,15 @@ async fn a_delivery_that_the_schema_describes_is_received_and_one_just_outside_i
 }
 
 #[tokio::test]
-async fn what_a_reservation_costs() {
+async fn the_cost_of_a_reservation() {
     let dynamo = stocked(10).await;
     let delivered = dynamo.take_usage();
     assert_eq!(delivered, usage("TransactWriteItems", 8.0), "a delivery of three metrics");
     let there = payload_with_sensors(saga("a"), &WEATHER);
-    // Reservation, three stocks and event at two units each, and the event in its three indexes.
+    // Two units each for the reservation, three stocks and the event, and one for each of the event's three indexes.
     run(&reserve(&dynamo), &there).await.expect("kits");
     assert_eq!(dynamo.take_usage(), usage("TransactWriteItems", 13.0));
-    // Hearing the same again costs no read before the write that is refused.
+    // A repetition costs no read, only the refused write.
     run(&reserve(&dynamo), &there).await.expect("kits");
     assert_eq!(dynamo.take_usage(), usage("TransactWriteItems", 0.0));
 }

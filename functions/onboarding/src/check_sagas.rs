@@ -1,7 +1,7 @@
-//! Every few minutes: how many sagas run, and which of them get nowhere.
+//! Counts the running sagas every few minutes and reports those that make no progress.
 //!
-//! A saga that waits for the payment provider, or an onboarding that waits for its teardown, is told
-//! of as any other.
+//! A saga that waits for the payment provider, or an onboarding that waits for its teardown, is treated like any
+//! other.
 
 use std::time::Duration;
 
@@ -16,37 +16,38 @@ use tokio::time::timeout;
 
 use crate::OnboardingError;
 
-/// Histories that are read side by side: Step Functions gives an account 20 a second, and bursts.
+/// The number of histories that are read concurrently. Step Functions allows an account 20 calls a second, and
+/// bursts.
 const SIDE_BY_SIDE: usize = 4;
 
-/// What the step needs.
+/// The dependencies of the function `check-sagas`.
 #[derive(Debug)]
 pub struct CheckSagas {
     /// The state machines `site-onboarding` and `site-teardown`.
     pub machines: [Machine; 2],
-    /// A saga in which nothing happened for longer is stuck.
+    /// The time without an event after which a saga counts as stuck.
     pub budget: Duration,
-    /// How long a check may take: less than the function's time-out.
+    /// The maximum duration of a check. It must be less than the function's timeout.
     pub time: Duration,
 }
 
-/// What it answers; seen only in the log.
+/// The result of the invocation. It is only logged.
 #[derive(Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {
-    /// Executions that run.
+    /// The number of running executions.
     pub running: usize,
-    /// Those that are stuck.
+    /// The number of stuck executions.
     pub stuck: usize,
-    /// Age of the oldest that runs, in seconds.
+    /// The age of the oldest running execution, in seconds.
     pub oldest_age_seconds: i64,
-    /// Old ones that the time was too short to look at.
+    /// The number of old executions that were not checked before the deadline.
     pub unread: usize,
-    /// Whether the time was too short even to list all.
+    /// Whether the deadline passed before all executions were listed.
     pub incomplete: bool,
 }
 
-/// What became of looking at an old execution.
+/// The result of checking an old execution.
 enum Looked {
     Stuck,
     Moving,
@@ -93,8 +94,8 @@ impl Step for CheckSagas {
         {
             lambda::report("RunningSagas", reply.running as f64);
             lambda::report("OldestSagaAgeSeconds", reply.oldest_age_seconds as f64);
-            // 0 says that none is stuck, so it is only reported if all were seen. The alarm SagaChecks goes
-            // off if nothing is reported.
+            // 0 means that no saga is stuck, so it is only reported if all were checked. The alarm SagaChecks goes off
+            // if nothing is reported.
             if all_seen || reply.stuck > 0 {
                 lambda::report("StuckSagas", reply.stuck as f64);
             }
@@ -102,13 +103,13 @@ impl Step for CheckSagas {
         if reply.unread > 0 || reply.incomplete {
             tracing::warn!(unread = reply.unread, listed = reply.running, "the time ran out");
         }
-        // What was found is told all the same: the more are stuck, the likelier a throttle is.
+        // The metrics are reported despite the error: the more sagas are stuck, the likelier a throttle is.
         failed.map_or(Ok(reply), |error| Err(error.into()))
     }
 }
 
 impl CheckSagas {
-    /// The executions that run, and whether those are all.
+    /// Returns the running executions, and whether the list is complete.
     async fn list(
         &self,
         deadline: Deadline,
@@ -132,7 +133,7 @@ impl CheckSagas {
     }
 }
 
-/// Whether nothing happened in an execution since `due`; tells of it in the log.
+/// Checks whether an execution had no event since `due`, and logs it if so.
 async fn look(
     machine: &Machine,
     running: &Running,

@@ -1,9 +1,9 @@
-//! Onboarding: one saga a site, the state machine `site-onboarding`. It has no table: the execution
-//! itself, named after the onboarding, is its record.
+//! Onboarding of sites: one saga per site, an execution of the state machine `site-onboarding`. The crate has no
+//! table. The execution, which is named after the onboarding, is the record.
 //!
-//! A saga undoes itself by its own Catch, except where it is cut off: a time-out or an abort of the
-//! whole execution, or an error of the machine itself, run none. `recover-onboarding` hears of
-//! those; `check-sagas` tells of those that run but get nowhere.
+//! A saga undoes itself in its Catch. No Catch runs after a timeout or an abort of the whole execution, or after an
+//! error of the state machine itself. `recover-onboarding` handles these cases. `check-sagas` reports sagas that
+//! run but make no progress.
 
 pub mod check_sagas;
 pub mod recover_onboarding;
@@ -12,19 +12,19 @@ pub mod start_onboarding;
 use fault::{ErrorKind, Fault, InvalidInput};
 use machines::MachineError;
 
-/// Everything that can go wrong here.
+/// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum OnboardingError {
-    /// The execution is none of ours, or was not started with a saga's input.
+    /// The execution does not belong to a state machine of the saga, or its input is not that of a saga.
     #[error(transparent)]
     Invalid(#[from] InvalidInput),
-    /// An execution's input can't be written down.
+    /// The input of an execution can't be serialized.
     #[error("the execution's input is no JSON: {0}")]
     Input(String),
-    /// The last recovery was stopped too: someone means it.
+    /// The last recovery was stopped, too. No further recovery is started.
     #[error("{0} was stopped as well; no further recovery is started")]
     GivenUp(String),
-    /// Step Functions.
+    /// A call to Step Functions failed.
     #[error(transparent)]
     Machine(#[from] MachineError),
 }

@@ -1,8 +1,8 @@
-//! A saga was cut off, or broke: starts the teardown that undoes what it left, once.
+//! Starts a teardown, once, after a saga was stopped, timed out or broke.
 //!
-//! A teardown undoes all there may be and needs no knowledge of how far the saga came, so it does no
-//! harm where the saga's own teardown still runs, or has run. A site that was ACTIVE already when
-//! its onboarding was cut off goes out of service as REJECTED: the onboarding never came to its end.
+//! A teardown undoes everything that may exist and need not know how far the saga came. It does no harm if the
+//! saga's own teardown is still running or has run. A site that was already ACTIVE when its onboarding was stopped
+//! is REJECTED, because the onboarding was not completed.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{
@@ -17,10 +17,10 @@ use uuid::Uuid;
 
 use crate::OnboardingError;
 
-/// Recoveries of one saga: who stops the last one too, by hand, means it.
+/// The maximum number of recoveries of one saga. If an operator stops the last one too, it is intended.
 const MOST_RECOVERIES: u32 = 3;
 
-/// What the step needs.
+/// The dependencies of the function `recover-onboarding`.
 #[derive(Debug)]
 pub struct RecoverOnboarding {
     /// The state machine `site-onboarding`.
@@ -29,55 +29,56 @@ pub struct RecoverOnboarding {
     pub teardown: Machine,
 }
 
-/// The `detail` of Step Functions' event "Execution Status Change", as far as it matters here. No
-/// `Debug`: the input holds how the operator pays.
+/// The part of the `detail` of Step Functions' event "Execution Status Change" that is used here.
+///
+/// It has no `Debug`, because the input contains the payment method.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ended {
-    /// The execution.
+    /// The ARN of the execution.
     pub execution_arn: String,
-    /// Its machine.
+    /// The ARN of its state machine.
     pub state_machine_arn: String,
-    /// The execution's name.
+    /// The name of the execution.
     pub name: String,
-    /// How it ended.
+    /// The status in which it ended.
     pub status: EndStatus,
-    /// What it was started with, JSON; left out where the event would become too large.
+    /// The input of the execution, as JSON. Absent if the event would be too large with it.
     pub input: Option<String>,
-    /// The error's name, of a failed one.
+    /// The name of the error of a failed execution.
     pub error: Option<String>,
-    /// What the Fail state told of it.
+    /// The cause that the Fail state reported.
     pub cause: Option<String>,
 }
 
-/// What an onboarding tells that was not undone wholly.
+/// The cause of an onboarding that was not undone completely.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Incomplete {
     onboarding_failure: Failure,
 }
 
-/// How an execution ended other than well.
+/// The status of an execution that did not succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum EndStatus {
-    /// By a Fail state, or an error that nothing caught.
+    /// It ended in a Fail state, or with an error that was not caught.
     Failed,
-    /// The time for the whole execution was over.
+    /// It exceeded the timeout of the whole execution.
     TimedOut,
-    /// Somebody stopped it.
+    /// It was stopped.
     Aborted,
 }
 
-/// What it answers; seen only in the log.
+/// The result of the invocation. It is only logged.
 #[derive(Debug, PartialEq, Serialize)]
 pub enum Reply {
-    /// A teardown runs.
+    /// A teardown was started.
     Started,
-    /// It was started before.
+    /// The teardown was started before.
     Already,
-    /// Nothing is left to undo; or a teardown ran to its end and something resists it, of which its
-    /// own alarm tells.
+    /// No recovery is necessary: everything was undone, or a teardown failed by itself. A failed teardown has its own
+    /// alarm.
     NotNeeded,
 }
 
@@ -116,7 +117,7 @@ impl Step for RecoverOnboarding {
 }
 
 impl RecoverOnboarding {
-    /// Name and input of the teardown that an onboarding needs.
+    /// Returns the name and the input of the teardown that an onboarding needs.
     async fn after_onboarding(
         &self,
         ended: &Ended,
@@ -132,7 +133,7 @@ impl RecoverOnboarding {
         Ok(Some((recovery_name(saga.onboarding_id), input)))
     }
 
-    /// The same for a teardown: the next one of the same input.
+    /// Returns the name and the input of the teardown that replaces a stopped one.
     async fn after_teardown(
         &self,
         ended: &Ended,
@@ -150,7 +151,7 @@ impl RecoverOnboarding {
     }
 }
 
-/// What the execution was started with.
+/// Returns the input of the execution.
 async fn input(machine: &Machine, ended: &Ended) -> Result<String, OnboardingError> {
     Ok(match &ended.input {
         Some(input) => input.clone(),
@@ -158,7 +159,7 @@ async fn input(machine: &Machine, ended: &Ended) -> Result<String, OnboardingErr
     })
 }
 
-/// What the site's operator is told: the onboarding's own failure, where it came as far as to tell.
+/// Returns the failure that the site shows: that of the onboarding if the cause has one.
 fn failure(ended: &Ended, step: String) -> Failure {
     let told = ended.cause.as_deref().map(serde_json::from_str::<Incomplete>);
     if let Some(Ok(Incomplete { onboarding_failure })) = told {
@@ -174,13 +175,16 @@ fn failure(ended: &Ended, step: String) -> Failure {
     Failure { step, error: error.to_owned(), message }
 }
 
-/// The recovery of an onboarding, and of the teardown nested in it: one, though both tell.
+/// Returns the name of the recovery. An onboarding and its nested teardown have the same one, so that two events start
+/// only one recovery.
 fn recovery_name(onboarding: OnboardingId) -> String {
     format!("recovery-{onboarding}")
 }
 
-/// The recovery of a stopped teardown, a name of its own for each; after a recovery its next, as
-/// long as there may be one.
+/// Returns the name of the recovery of a stopped teardown.
+///
+/// A teardown that is not nested has a recovery name of its own. After a stopped recovery, returns the name of the
+/// next one, and `None` after the last one.
 fn recovery_of(onboarding: OnboardingId, ended: &Ended, nested: bool) -> Option<String> {
     let first = recovery_name(onboarding);
     if nested {

@@ -1,4 +1,4 @@
-//! `SiteCreated`: starts the saga, once a site.
+//! Starts the saga after the event `SiteCreated`, once per site.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{
@@ -11,25 +11,25 @@ use serde::Serialize;
 
 use crate::OnboardingError;
 
-/// What the step needs.
+/// The dependencies of the function `start-onboarding`.
 #[derive(Debug)]
 pub struct StartOnboarding {
     /// The state machine `site-onboarding`.
     pub onboarding: Machine,
 }
 
-/// The saga's input: what its steps need, and nothing else of the site.
+/// The input of the saga: only the data that its steps need.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Input {
-    /// The saga, and what the site will measure.
+    /// The ids of the saga and the sensors of the site.
     #[serde(flatten)]
     pub sensors: SagaWithSensors,
-    /// The site's name, for the payment provider's books.
+    /// The name of the site, for the payment provider's records.
     pub name: String,
-    /// What the operator subscribes to.
+    /// The subscription plan.
     pub plan: Plan,
-    /// How the operator pays.
+    /// The payment method.
     pub payment_method: PaymentMethodId,
 }
 
@@ -49,12 +49,12 @@ impl TryFrom<Envelope<SiteCreated>> for Input {
     }
 }
 
-/// What it answers; seen only in the log.
+/// The result of the invocation. It is only logged.
 #[derive(Debug, PartialEq, Serialize)]
 pub enum Reply {
-    /// The saga runs.
+    /// The saga was started.
     Started,
-    /// It was started before.
+    /// The saga was started before.
     Already,
 }
 

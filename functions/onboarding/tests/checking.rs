@@ -1,4 +1,4 @@
-//! Sagas that get nowhere are told of; fresh ones cost nothing.
+//! Stuck sagas are reported. Recent sagas cost no call per execution.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use testkit::{
 
 const BUDGET: Duration = Duration::from_mins(15);
 
-/// An execution: its name, seconds since its start, seconds since its last event.
+/// An execution: its name, the seconds since its start, and the seconds since its last event.
 type Execution = (&'static str, i64, i64);
 
 fn machine(stub: &Stub, name: &str) -> Machine {
@@ -35,8 +35,8 @@ fn before(seconds: i64) -> i64 {
     noon(-seconds).seconds()
 }
 
-/// Step Functions with these onboardings, a page each, and these teardowns; what `trouble` names is
-/// answered like this.
+/// Starts a stub of Step Functions with these executions. Each onboarding is on a separate page. If `trouble`
+/// returns an answer for a call, the stub gives that answer.
 async fn step_functions(
     onboardings: &'static [Execution],
     teardowns: &'static [Execution],
@@ -114,7 +114,7 @@ fn asked_for(calls: &[Call], operation: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn old_sagas_in_which_nothing_happens_are_stuck_and_fresh_ones_are_not_read() {
+async fn old_sagas_without_progress_are_stuck_and_recent_ones_are_not_read() {
     let stub = step_functions(
         &[("fresh", 10, 10), ("stuck", 2000, 901), ("moving", 1000, 899), ("young", 900, 900)],
         &[("stuck-teardown", 5000, 4000)],
@@ -131,14 +131,14 @@ async fn old_sagas_in_which_nothing_happens_are_stuck_and_fresh_ones_are_not_rea
     assert_eq!(asked_for(&calls, "DescribeExecution"), ["stuck", "stuck-teardown"]);
 }
 
-/// The metric that alarms, as a check reported it; none if it did not.
+/// Returns the reported value of the alarm's metric, and `None` if it was not reported.
 async fn reported(check: impl Future<Output = Outcome>) -> Option<f64> {
     let (_, metrics) = measured(check).await;
     metrics.get("StuckSagas").copied()
 }
 
 #[tokio::test]
-async fn no_stuck_sagas_are_reported_only_if_every_saga_was_seen() {
+async fn zero_stuck_sagas_are_reported_only_if_every_saga_was_checked() {
     let event = sample::event("check-sagas");
     let stub = step_functions(&[("moving", 1000, 1)], &[], |_| None).await;
     assert_eq!(reported(check(&stub)).await, Some(0.0));
@@ -165,7 +165,7 @@ async fn no_stuck_sagas_are_reported_only_if_every_saga_was_seen() {
 }
 
 #[tokio::test]
-async fn nothing_runs_nothing_is_stuck() {
+async fn without_executions_no_saga_is_stuck() {
     let stub = step_functions(&[], &[], |_| None).await;
     let expected = json!({
         "running": 0, "stuck": 0, "oldestAgeSeconds": 0, "unread": 0, "incomplete": false,
@@ -174,7 +174,7 @@ async fn nothing_runs_nothing_is_stuck() {
 }
 
 #[tokio::test]
-async fn a_throttle_is_transient_and_does_not_stop_the_look_at_the_others() {
+async fn a_throttle_is_transient_and_the_other_sagas_are_checked() {
     let stub =
         step_functions(&[], &[], |_| Some((400, json!({ "__type": "ThrottlingException" }))));
     assert_eq!(check(&stub.await).await, Err(ErrorKind::Transient));
@@ -190,8 +190,8 @@ async fn a_throttle_is_transient_and_does_not_stop_the_look_at_the_others() {
 }
 
 #[tokio::test]
-async fn what_the_time_is_too_short_for_is_counted() {
-    // The histories of the two oldest, of three, are not answered.
+async fn sagas_that_miss_the_deadline_are_counted() {
+    // The calls for the two oldest of three executions are not answered.
     let stub = step_functions(&[], &[("a", 3000, 1), ("b", 2000, 1), ("c", 1000, 901)], |call| {
         let silent = call.json()["executionArn"] == "a" || call.json()["executionArn"] == "b";
         silent.then_some((SILENCE, Value::Null))

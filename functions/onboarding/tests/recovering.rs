@@ -1,4 +1,4 @@
-//! What a saga left that was cut off is undone, once.
+//! A stopped saga is undone once.
 
 use aws_sdk_sfn::Client;
 use contracts::saga::TeardownInput;
@@ -18,7 +18,7 @@ const ONBOARDING: &str =
 const TEARDOWN: &str =
     "arn:aws:states:eu-central-1:123456789012:stateMachine:fieldstation-prod-site-teardown";
 
-/// Step Functions, with an execution that ended in that state; it knows the names it started.
+/// Starts a stub of Step Functions with an execution that ended in `state`. It remembers started executions by name.
 async fn step_functions(state: Option<&'static str>) -> Stub {
     let names = std::sync::Mutex::new(Vec::new());
     Stub::start(move |call| match call.operation() {
@@ -61,7 +61,7 @@ async fn step_functions(state: Option<&'static str>) -> Stub {
     .await
 }
 
-/// As Step Functions names an execution that a state starts.
+/// The name of a nested teardown, in the form that Step Functions chooses.
 const NESTED: &str = "7a1f0e4e-4d0c-4f63-9d1f-0d7c5a3b2e11";
 
 fn recovering(stub: &Stub) -> RecoverOnboarding {
@@ -72,7 +72,7 @@ fn recovering(stub: &Stub) -> RecoverOnboarding {
     }
 }
 
-/// The sample: an onboarding that was aborted.
+/// Returns the sample event: an onboarding that was aborted.
 fn ended() -> Value {
     sample::event("recover-onboarding")
 }
@@ -81,7 +81,7 @@ fn onboarding_id() -> String {
     ended()["detail"]["name"].as_str().expect("a name").to_owned()
 }
 
-/// The same of a teardown of that name; one that is named by a number alone was nested.
+/// Returns the event of a teardown with this name and status. The teardown [`NESTED`] was started by the onboarding.
 fn ended_teardown(name: &str, status: &str) -> Value {
     let mut event = ended();
     let detail = &mut event["detail"];
@@ -108,7 +108,7 @@ async fn recover(event: &Value, state: Option<&'static str>) -> (Outcome, Vec<Ca
     (run(&recovering(&stub), event).await, stub.take_calls())
 }
 
-/// Name and input of the only teardown that was started.
+/// Returns the name and the input of the only teardown that was started.
 fn started(calls: &[Call]) -> (String, Value) {
     let starts: Vec<_> =
         calls.iter().filter(|call| call.operation() == "StartExecution").map(Call::json).collect();
@@ -119,7 +119,7 @@ fn started(calls: &[Call]) -> (String, Value) {
 }
 
 #[tokio::test]
-async fn an_onboarding_that_was_cut_off_is_torn_down_and_told_where_it_was() {
+async fn a_stopped_onboarding_is_undone_and_its_state_is_reported() {
     for (status, error, words) in
         [("ABORTED", "Aborted", "was stopped"), ("TIMED_OUT", "TimedOut", "ran out of time")]
     {
@@ -146,7 +146,7 @@ async fn an_onboarding_that_was_cut_off_is_torn_down_and_told_where_it_was() {
 }
 
 #[tokio::test]
-async fn a_failed_onboarding_is_torn_down_unless_everything_was_undone() {
+async fn a_failed_onboarding_is_undone_unless_it_undid_itself() {
     let mut event = ended();
     event["detail"]["status"] = "FAILED".into();
     event["detail"]["error"] = "CardDeclined".into();
@@ -171,7 +171,7 @@ async fn a_failed_onboarding_is_torn_down_unless_everything_was_undone() {
         assert_eq!((&failure["step"], &failure["error"]), (&json!(step), &json!(error)));
     }
 
-    // What the operator of the site is told is what failed first.
+    // The failure that the site shows is the first one.
     let first = json!({ "step": "ActivateSite", "error": "Internal", "message": "Broken." });
     event["detail"]["cause"] =
         json!({ "message": "...", "onboardingFailure": first }).to_string().into();
@@ -180,23 +180,22 @@ async fn a_failed_onboarding_is_torn_down_unless_everything_was_undone() {
 }
 
 #[tokio::test]
-async fn the_same_event_again_starts_nothing() {
+async fn a_repeated_event_starts_nothing() {
     let stub = step_functions(Some("ReserveKits")).await;
     let step = recovering(&stub);
     let (first, second) = (run(&step, &ended()).await, run(&step, &ended()).await);
     assert_eq!((first, second), (Ok(json!("Started")), Ok(json!("Already"))));
 
-    // An onboarding that is stopped while it compensates takes its nested teardown with it: two
-    // events, one recovery.
+    // If an onboarding is stopped while it compensates, its nested teardown is stopped with it. The two events start
+    // one recovery.
     let nested = ended_teardown(NESTED, "ABORTED");
     assert_eq!(run(&step, &nested).await, Ok(json!("Already")));
 }
 
 #[tokio::test]
-async fn a_teardown_that_was_stopped_goes_on_with_the_same_input() {
+async fn a_stopped_teardown_is_continued_with_the_same_input() {
     let recovery = format!("recovery-{}", onboarding_id());
-    // Each that was not the onboarding's own has a recovery of its own: an earlier one is no reason
-    // to leave it.
+    // Each teardown that is not nested has a recovery of its own: an earlier recovery does not replace it.
     let (decommission, operator) =
         (format!("decommission-{}", onboarding_id()), format!("operator-{}-x", onboarding_id()));
     for (ended_as, status, expected) in [
@@ -219,7 +218,7 @@ async fn a_teardown_that_was_stopped_goes_on_with_the_same_input() {
 }
 
 #[tokio::test]
-async fn who_stops_the_last_recovery_too_means_it() {
+async fn no_recovery_follows_the_last_one() {
     let stub = step_functions(None).await;
     for last in ["3", "0f3c2d1e-3"] {
         let last = ended_teardown(&format!("recovery-{}-{last}", onboarding_id()), "ABORTED");
@@ -232,14 +231,14 @@ async fn who_stops_the_last_recovery_too_means_it() {
 }
 
 #[tokio::test]
-async fn a_teardown_that_failed_by_itself_has_its_alarm() {
+async fn a_teardown_that_failed_by_itself_is_not_recovered() {
     let (outcome, calls) = recover(&ended_teardown("decommission-x", "FAILED"), None).await;
     assert_eq!(outcome, Ok(json!("NotNeeded")));
     assert_eq!(calls.len(), 0);
 }
 
 #[tokio::test]
-async fn an_input_that_the_event_leaves_out_is_asked_for() {
+async fn an_input_that_the_event_omits_is_read_from_the_execution() {
     let mut event = ended();
     event["detail"]["input"] = Value::Null;
     event["detail"]["inputDetails"]["included"] = false.into();
@@ -252,7 +251,7 @@ async fn an_input_that_the_event_leaves_out_is_asked_for() {
 }
 
 #[tokio::test]
-async fn what_is_no_saga_is_refused() {
+async fn an_execution_that_is_not_a_saga_is_refused() {
     let mut event = ended();
     event["detail"]["stateMachineArn"] = format!("{ONBOARDING}-of-another-stack").into();
     let (outcome, calls) = recover(&event, None).await;
@@ -272,7 +271,7 @@ async fn what_is_no_saga_is_refused() {
 }
 
 #[tokio::test]
-async fn step_functions_trouble_passes() {
+async fn errors_of_step_functions_are_classified() {
     for (status, error, kind) in [
         (400, "ThrottlingException", ErrorKind::Transient),
         (500, "InternalFailure", ErrorKind::Transient),

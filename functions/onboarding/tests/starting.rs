@@ -1,4 +1,4 @@
-//! A new site's saga is started once, whatever comes twice.
+//! The saga of a new site is started once, even if the event is repeated.
 
 use aws_sdk_sfn::Client;
 use contracts::{
@@ -17,7 +17,7 @@ use testkit::{
 
 const MACHINE: &str = "arn:aws:states:eu-central-1:111122223333:stateMachine:site-onboarding";
 
-/// Runs the step against Step Functions that answers like this; gives the calls as well.
+/// Runs the step with a stub of Step Functions that returns this answer. Returns the outcome and the calls.
 async fn start(event: &Value, status: u16, answer: Value) -> (Outcome, Vec<Value>) {
     let machines = Stub::start(move |_| (status, answer.clone())).await;
     let step = StartOnboarding {
@@ -30,7 +30,7 @@ async fn start(event: &Value, status: u16, answer: Value) -> (Outcome, Vec<Value
 }
 
 #[tokio::test]
-async fn the_saga_gets_its_name_and_what_its_steps_need() {
+async fn the_saga_is_started_with_its_name_and_the_data_of_its_steps() {
     let event = sample::event("start-onboarding");
     let (outcome, calls) =
         start(&event, 200, json!({ "executionArn": "arn", "startDate": 1.0 })).await;
@@ -54,14 +54,14 @@ async fn the_saga_gets_its_name_and_what_its_steps_need() {
     assert_eq!(input.as_object().expect("an object").len(), 7, "and nothing else of the site");
 }
 
-/// `StartExecution` takes an input of 256 KiB, and `PutEvents` an entry of as much.
+/// The maximum size of the input of `StartExecution`, 256 KiB. `PutEvents` has the same limit for an entry.
 const MAX_INPUT: usize = 256 * 1024;
 
 #[tokio::test]
-async fn the_largest_site_fits_into_an_event_and_into_the_sagas_input() {
+async fn the_largest_site_fits_into_an_event_and_into_the_input_of_the_saga() {
     let mut event = sample::event("start-onboarding");
     let data = &mut event["detail"]["data"];
-    // Four bytes a character, and none takes more.
+    // A character of four bytes, the maximum in UTF-8.
     let longest = "\u{1f52c}".repeat(MAX_NAME);
     data["name"] = longest.as_str().into();
     data["operator"] = longest.into();
@@ -90,7 +90,7 @@ async fn the_largest_site_fits_into_an_event_and_into_the_sagas_input() {
 }
 
 #[tokio::test]
-async fn step_functions_answers_have_their_meaning() {
+async fn answers_of_step_functions_are_classified() {
     let event = sample::event("start-onboarding");
     for (status, error, outcome) in [
         (400, "ExecutionAlreadyExists", Ok(json!("Already"))),
@@ -106,7 +106,7 @@ async fn step_functions_answers_have_their_meaning() {
 }
 
 #[tokio::test]
-async fn an_event_whose_ids_belong_to_another_site_starts_nothing() {
+async fn an_event_with_ids_of_another_site_starts_nothing() {
     let other = sample::saga("another site");
     let sensor = SensorId::of(other.onboarding_id, 0);
     for (path, id) in [

@@ -1,4 +1,4 @@
-//! The saga's last step: the site goes into service.
+//! The last step of the saga: sets the site's status to ACTIVE.
 
 use contracts::{OnboardingId, Saga, SiteId, Timestamp, events::SiteActivated};
 use lambda::Step;
@@ -7,19 +7,19 @@ use store::{Commit, NewEvent, Outbox, Table, Transaction};
 
 use crate::{SiteRow, SitesError, Status};
 
-/// What the step needs.
+/// The dependencies of the function `activate-site`.
 #[derive(Debug)]
 pub struct ActivateSite {
     /// The sites table.
     pub sites: Table,
-    /// Where `SiteActivated` goes.
+    /// The outbox for `SiteActivated`.
     pub outbox: Outbox,
 }
 
-/// What it answers.
+/// The result of the step.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Reply {
-    /// The site's status.
+    /// The site's status after the step.
     pub status: Status,
 }
 

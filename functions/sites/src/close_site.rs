@@ -1,4 +1,4 @@
-//! The teardown's last step: the site is out of service for good, rejected or decommissioned.
+//! The last step of the teardown: sets the site's final status, REJECTED or DECOMMISSIONED.
 
 use contracts::{
     Failure, OnboardingId, SiteId, Timestamp,
@@ -12,19 +12,19 @@ use store::{Commit, NewEvent, Outbox, Table, Transaction};
 
 use crate::{SiteRow, SitesError, Status};
 
-/// What the step needs.
+/// The dependencies of the function `close-site`.
 #[derive(Debug)]
 pub struct CloseSite {
     /// The sites table.
     pub sites: Table,
-    /// Where `SiteRejected` and `SiteDecommissioned` go.
+    /// The outbox for `SiteRejected` and `SiteDecommissioned`.
     pub outbox: Outbox,
 }
 
-/// What it answers.
+/// The result of the step.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Reply {
-    /// The site's status.
+    /// The site's final status.
     pub status: Status,
 }
 
@@ -60,7 +60,10 @@ fn decide(
     }
 }
 
-/// A refusal is an answer to the operator; whatever else fails an onboarding is ours to look into.
+/// Counts a failed onboarding under the step that failed.
+///
+/// `OnboardingsRefused` counts refusals that the operator of the site can act on (declined card, no kits).
+/// `OnboardingsFailed` counts every other failure, which needs an engineer.
 fn count(failure: Failure) {
     let refusals = [ErrorKind::CardDeclined, ErrorKind::KitsOutOfStock].map(ErrorKind::name);
     let refused = refusals.contains(&failure.error.as_str());

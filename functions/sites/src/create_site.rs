@@ -1,4 +1,4 @@
-//! `POST /sites`: registers a site; its onboarding begins with the event `SiteCreated`.
+//! `POST /sites`: registers a site. The event `SiteCreated` starts its onboarding.
 
 use contracts::{
     OnboardingId, SiteId, Timestamp,
@@ -10,12 +10,13 @@ use serde::Serialize;
 
 use crate::{SitesError, Status, registration::Registrar};
 
-/// The channel of sites that came over HTTP: none of an event's, whose source is never empty.
+/// The channel of sites registered over HTTP. It differs from the channel of every event, because an event's
+/// source is never empty.
 pub const HTTP: &str = "";
-/// A registration of 100 sensors has about 12 KB.
+/// The maximum size of the request body, in bytes. A registration with 100 sensors has about 12 KB.
 const LARGEST_BODY: usize = 64 * 1024;
 
-/// What the step needs.
+/// The dependencies of the function `create-site`.
 #[derive(Debug)]
 pub struct CreateSite(pub Registrar);
 
@@ -28,8 +29,9 @@ struct Reply {
 }
 
 impl CreateSite {
-    /// 202 with the site's id, the first time and every time after; 400, 409 or 413 with what to
-    /// do.
+    /// Registers the site and returns 202 with its id. A repeated request gets the same answer.
+    ///
+    /// Returns 400 for an invalid request, 409 for a reused idempotency key and 413 for a body that is too large.
     pub async fn handle(&self, request: &Request, now: Timestamp) -> Result<Answer, Problem> {
         let key = idempotency_key(request)?;
         http::no_query(request)?;

@@ -1,4 +1,4 @@
-//! `DELETE /sites/{siteId}`: takes a live site out of service, by the same teardown that undoes a
+//! `DELETE /sites/{siteId}`: takes an active site out of service. It starts the same teardown that undoes a
 //! failed onboarding.
 
 use contracts::{OnboardingId, Saga, SiteId, saga::TeardownInput};
@@ -12,7 +12,7 @@ use crate::{
     get_site::{no_site, site_id},
 };
 
-/// What the step needs.
+/// The dependencies of the function `decommission-site`.
 #[derive(Debug)]
 pub struct DecommissionSite {
     /// The sites table.
@@ -30,8 +30,9 @@ struct Reply {
 }
 
 impl DecommissionSite {
-    /// 202 once the teardown is on its way, the first time and every time after; 409 for a site
-    /// that is not in service.
+    /// Starts the teardown and returns 202. A repeated request returns 202, too.
+    ///
+    /// Returns 404 for an unknown site. Returns 409 for a site that is still being onboarded or was rejected.
     pub async fn handle(&self, request: &Request) -> Result<Answer, Problem> {
         http::no_query(request)?;
         let site = site_id(request)?;
@@ -66,8 +67,10 @@ impl DecommissionSite {
         Ok(self.sites.get(&SiteRow::key(site)).await?)
     }
 
-    /// Starts the teardown first: should we end right after it, the site still gets closed. The
-    /// execution's name makes a second start a no-op.
+    /// Starts the teardown, then sets the status to DECOMMISSIONING.
+    ///
+    /// The teardown is started first, so that the site is closed even if the function ends in between. The
+    /// execution's name is derived from the onboarding, so a second start has no effect.
     async fn decommission(&self, site: SiteId, row: &SiteRow) -> Result<(), SitesError> {
         let saga = Saga::of_site(site, None);
         let name = format!("decommission-{}", saga.onboarding_id);

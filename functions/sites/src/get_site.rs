@@ -1,4 +1,4 @@
-//! `GET /sites/{siteId}` and `GET /sites`: a site with its onboarding's story, and the list.
+//! `GET /sites/{siteId}` returns a site with the state of its onboarding. `GET /sites` lists the sites.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,14 +17,14 @@ use crate::{SiteRow, Status, StepRow, StepStatus};
 const DEFAULT_LIMIT: i32 = 25;
 const LARGEST_LIMIT: i32 = 100;
 
-/// What the step needs.
+/// The dependencies of the function `get-site`.
 #[derive(Debug)]
 pub struct GetSite {
     /// The sites table.
     pub sites: Table,
 }
 
-/// The answer of `GET /sites/{siteId}`.
+/// The response body of `GET /sites/{siteId}`.
 #[expect(clippy::struct_field_names, reason = "the wire's names")]
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -74,14 +74,14 @@ impl Site {
                 steps.push(OnboardingStep { name: name.to_owned(), status, at });
             }
         };
-        // The site's own step is in its own row.
+        // The site's own step has no step row; its state is in the site's row.
         if let Some(at) = row.activated_at {
             match row.closed_at {
                 Some(closed) => add(ACTIVATE_SITE, StepStatus::Undone, closed),
                 None => add(ACTIVATE_SITE, StepStatus::Completed, at),
             }
         }
-        // A step that crashed told nobody; the saga did.
+        // A step that crashed emitted no event. The failure that the saga recorded names the step.
         if let (Some(failure), Some(at)) = (&row.failure, row.closed_at) {
             add(&failure.step, StepStatus::Failed, at);
         }
@@ -107,7 +107,7 @@ impl Site {
     }
 }
 
-/// An entry of `GET /sites`, as the index `byStatus` holds it.
+/// An entry of `GET /sites`. The attributes are those of the index `byStatus`.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Summary {
@@ -133,7 +133,7 @@ struct Query {
     next: Option<HashMap<String, String>>,
 }
 
-/// The path's site.
+/// Parses the site's id in the path.
 pub(crate) fn site_id(request: &Request) -> Result<SiteId, Problem> {
     let text = request.path_parameters.get("siteId").map_or("", String::as_str);
     text.parse().map_err(|_| {
@@ -147,7 +147,7 @@ pub(crate) fn no_site(site: SiteId) -> Problem {
 }
 
 impl GetSite {
-    /// One site where the path names one, else the list.
+    /// Returns one site if the path has a site id, otherwise a page of the list.
     pub async fn handle(&self, request: &Request) -> Result<Answer, Problem> {
         if request.path_parameters.contains_key("siteId") {
             http::no_query(request)?;
@@ -180,7 +180,7 @@ impl GetSite {
         });
         let rows = match query.status {
             Some(status) => self.sites.query("#status = :status").text("status", status.name()),
-            // The index is sparse: only the sites' own rows have a createdAt.
+            // The index is sparse: only site rows have a `createdAt`.
             None => self.sites.scan(),
         };
         let page = rows.index("byStatus").limit(query.limit).page(start).await?;
@@ -193,7 +193,7 @@ fn read<R: DeserializeOwned>(item: Item) -> Result<R, StoreError> {
     from_item(item, || "of the sites table".to_owned())
 }
 
-/// Where the next page starts, as text for a URL.
+/// Encodes the start key of the next page as a page token for the URL.
 fn token(key: Item) -> String {
     let key: HashMap<_, _> = key
         .into_iter()

@@ -1,4 +1,4 @@
-//! `SiteRegistrationRequested` from another system: registers a site, as `POST /sites` does.
+//! Registers a site from another system's event `SiteRegistrationRequested`, as `POST /sites` does.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{
@@ -12,15 +12,15 @@ use serde_json::value::RawValue;
 
 use crate::{SitesError, registration::Registrar};
 
-/// What the step needs.
+/// The dependencies of the function `import-site`.
 #[derive(Debug)]
 pub struct ImportSite(pub Registrar);
 
-/// What it answers; seen only in the log.
+/// The result of the invocation. It is only logged.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {
-    /// The site, the same for every delivery of the event.
+    /// The site's id. It is the same for every delivery of the event.
     pub site_id: SiteId,
 }
 

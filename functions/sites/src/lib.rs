@@ -1,10 +1,12 @@
-//! Sites: their registration, their read model, their end.
+//! Registration, read model and end of life of sites.
 //!
-//! Owns the sites table. Key `siteId` and `row`: row `SITE` is the site itself ([`SiteRow`]), rows
-//! `STEP#<name>` are what it heard of its onboarding's steps ([`StepRow`]). Emits the events of the
-//! entity `site`. A site's status goes ONBOARDING -> ACTIVE -> DECOMMISSIONING -> DECOMMISSIONED, or
-//! ONBOARDING -> REJECTED; REJECTED and DECOMMISSIONED are final, and are the tombstones that a late
-//! activation finds.
+//! This crate owns the sites table. Its key is `siteId` and `row`. The row `SITE` is the site itself
+//! ([`SiteRow`]). Rows `STEP#<name>` hold the state of the onboarding's steps, projected from their events
+//! ([`StepRow`]). The crate emits the events of the entity `site`.
+//!
+//! A site's status goes ONBOARDING -> ACTIVE -> DECOMMISSIONING -> DECOMMISSIONED, or ONBOARDING -> REJECTED.
+//! REJECTED and DECOMMISSIONED are final. Rows with these statuses are tombstones: a late activation finds them
+//! and changes nothing.
 
 pub mod activate_site;
 pub mod close_site;
@@ -24,24 +26,24 @@ use machines::MachineError;
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
 
-/// Where a site is in its life.
+/// The status of a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Status {
-    /// The saga runs.
+    /// The onboarding is running.
     Onboarding,
     /// In service.
     Active,
     /// The onboarding failed and was undone.
     Rejected,
-    /// Being taken out of service.
+    /// The teardown is taking the site out of service.
     Decommissioning,
-    /// Out of service for good.
+    /// Out of service. This status is final.
     Decommissioned,
 }
 
 impl Status {
-    /// All of them.
+    /// All statuses.
     pub const ALL: [Self; 5] = [
         Self::Onboarding,
         Self::Active,
@@ -50,7 +52,7 @@ impl Status {
         Self::Decommissioned,
     ];
 
-    /// The name on every wire and in every row.
+    /// Returns the name that requests, responses and rows use.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -63,110 +65,111 @@ impl Status {
     }
 }
 
-/// The site itself.
+/// The row `SITE`: the site itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SiteRow {
-    /// Where it is in its life; partition key of the index `byStatus`.
+    /// The status; partition key of the index `byStatus`.
     pub status: Status,
-    /// Its name.
+    /// The name of the site.
     pub name: String,
-    /// Who runs it.
+    /// The name of the organisation that operates the site.
     pub operator: String,
-    /// Where it stands.
+    /// The position of the site.
     pub location: Location,
-    /// What it measures.
+    /// The sensors of the site.
     pub sensors: Vec<Sensor>,
-    /// What the operator subscribes to.
+    /// The subscription plan.
     pub plan: Plan,
-    /// Its one saga.
+    /// The id of the site's only onboarding.
     pub onboarding_id: OnboardingId,
-    /// SHA-256 of the registration: tells a repeated request from another one with its key.
+    /// SHA-256 of the registration. It distinguishes a repeated request from another request with the same
+    /// idempotency key.
     pub request_hash: String,
-    /// Its events so far.
+    /// The sequence number of the site's last event.
     pub sequence: u64,
-    /// When it was registered; sort key of the index `byStatus`.
+    /// The time of the registration; sort key of the index `byStatus`.
     pub created_at: Timestamp,
-    /// When it went into service.
+    /// The time of the activation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activated_at: Option<Timestamp>,
-    /// When it was rejected or decommissioned.
+    /// The time of the rejection or the decommissioning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed_at: Option<Timestamp>,
-    /// Why it was rejected.
+    /// The failure that caused the rejection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
 }
 
 impl SiteRow {
-    /// Its key.
+    /// Returns the key of the site's row.
     #[must_use]
     pub fn key(site: SiteId) -> Key {
         Key::pair(("siteId", site.to_string()), ("row", "SITE"))
     }
 }
 
-/// What became of one step of the saga, as the steps' events told.
+/// The row `STEP#<name>`: the last known state of one step, projected from the step's events.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StepRow {
-    /// The saga's name for it.
+    /// The step's name in the saga.
     pub name: String,
-    /// What became of it.
+    /// The step's state.
     pub status: StepStatus,
-    /// When.
+    /// The time of the event.
     pub at: Timestamp,
-    /// Of the event that told it.
+    /// The sequence number of the event.
     pub sequence: u64,
 }
 
 impl StepRow {
-    /// Its key.
+    /// Returns the key of the step's row.
     #[must_use]
     pub fn key(site: SiteId, name: &str) -> Key {
         Key::pair(("siteId", site.to_string()), ("row", format!("STEP#{name}")))
     }
 }
 
-/// What became of a step.
+/// The state of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum StepStatus {
-    /// Done.
+    /// The step is done.
     Completed,
-    /// Refused.
+    /// The step refused the onboarding, or failed.
     Failed,
-    /// Done, and undone since.
+    /// The step's effects were undone.
     Undone,
 }
 
-/// Everything that can go wrong here.
+/// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum SitesError {
-    /// The registration is wrong.
+    /// The registration is invalid.
     #[error("{}", in_one_line(.0))]
     Invalid(Vec<FieldError>),
-    /// An event's ids belong to different sites.
+    /// The ids in an event belong to different sites.
     #[error(transparent)]
     WrongSite(#[from] IdMismatch),
-    /// The same idempotency key came with another registration.
+    /// The idempotency key was used before, with another registration.
     #[error(
         "this key already made site {0} from another registration; use a new key for a new site"
     )]
     KeyReused(SiteId),
-    /// There is no such site.
+    /// The site does not exist.
     #[error("there is no site {0}")]
     Unknown(SiteId),
-    /// The site was closed before.
+    /// The site was closed before it was activated.
     #[error("site {0} was closed before it was activated")]
     Superseded(SiteId),
-    /// The site changed while the decision was made, again and again.
+    /// Another writer changed the row between the read and the conditional write.
     #[error("site {0} is being changed by others")]
     Busy(SiteId),
-    /// The table.
+    /// A call to the table failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The teardown can't be started.
+    /// The teardown could not be started.
     #[error(transparent)]
     Teardown(#[from] MachineError),
 }

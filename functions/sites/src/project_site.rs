@@ -1,7 +1,7 @@
-//! Hears the steps' events and keeps what became of each step in the site's own read model.
+//! Projects the events of the saga's steps into the read model of the site.
 //!
-//! EventBridge keeps no order and may deliver twice: a step's row is only ever replaced by a later
-//! event of the same entity.
+//! EventBridge does not preserve order and delivers at least once. A step's row is therefore only replaced by an
+//! event of the same entity with a higher sequence number.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{
@@ -14,18 +14,18 @@ use store::{Commit, Table, Transaction};
 
 use crate::{SitesError, StepRow, StepStatus};
 
-/// What the step needs.
+/// The dependencies of the function `project-site`.
 #[derive(Debug)]
 pub struct ProjectSite {
     /// The sites table.
     pub sites: Table,
 }
 
-/// All that is read of an event's data.
+/// The part of an event's data that this function reads.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Data {
-    /// The site that it belongs to.
+    /// The site of the event.
     pub site_id: SiteId,
 }
 
@@ -35,19 +35,19 @@ impl SiteData for Data {
     }
 }
 
-/// What it answers; seen only in the log.
+/// The result of the invocation. It is only logged.
 #[derive(Debug, PartialEq, Serialize)]
 pub enum Reply {
-    /// The event is news.
+    /// The event is newer than the row and was stored.
     Projected,
-    /// It came twice, or late.
+    /// The event is a duplicate, or older than the row.
     Stale,
-    /// No step's event.
+    /// The event is not about a step that has a row of its own.
     Ignored,
 }
 
-/// The step that an event is about, and the step's new status. The site's own step has none: the site's row
-/// shows it.
+/// Returns the step that an event is about, and the step's new status. Returns `None` for the site's own step,
+/// whose state is in the site's row.
 fn step_status(event_type: &str) -> Option<(&'static str, StepStatus)> {
     let (step, outcome) = saga::step_of_event(event_type)?;
     let status = match outcome {

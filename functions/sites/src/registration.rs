@@ -1,4 +1,4 @@
-//! Registering a site: the one way in that `create-site` and `import-site` share.
+//! Registration of a site. `create-site` and `import-site` share it.
 
 use contracts::{
     OnboardingId, Saga, Sensor, SensorId, SiteId, Timestamp,
@@ -11,28 +11,30 @@ use uuid::Uuid;
 
 use crate::{SiteRow, SitesError, Status};
 
-/// What registering needs.
+/// The dependencies of a registration.
 #[derive(Debug)]
 pub struct Registrar {
     /// The sites table.
     pub sites: Table,
-    /// Where `SiteCreated` goes.
+    /// The outbox for `SiteCreated`.
     pub outbox: Outbox,
 }
 
-/// What the caller is told, the first time and every time after.
+/// The result of a registration. It is the same for every repetition of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Registered {
-    /// The site.
+    /// The id of the site.
     pub site_id: SiteId,
-    /// Its saga.
+    /// The id of its onboarding.
     pub onboarding_id: OnboardingId,
 }
 
 impl Registrar {
-    /// Registers the site that `channel` and `key` stand for. The row's own existence is the
-    /// idempotency record: its id is derived from them, its hash tells whether the registration is
-    /// the same.
+    /// Registers a site under the id that is derived from `channel` and `key`.
+    ///
+    /// The site's row is the idempotency record. A repeated registration finds the row, and the row's hash shows
+    /// whether the registration is the same. Another registration with the same key is
+    /// [`SitesError::KeyReused`].
     pub async fn register(
         &self,
         channel: &str,
@@ -105,9 +107,11 @@ fn sensor(onboarding_id: OnboardingId, index: usize, request: &SensorRequest) ->
     }
 }
 
-/// A hash of the registration as it was sent, whatever the order of its fields and the white space
-/// between them. White space around a name counts, although it is not stored: the hash of a request
-/// must not change from release to release, or its retry would be refused.
+/// Returns the SHA-256 of the registration as it was sent, in hex.
+///
+/// The order of fields and the white space between them do not matter. White space around a name counts,
+/// although it is not stored: the hash of a request must be the same in every release, otherwise a retry after a
+/// deployment would be refused.
 fn hash(registration: &SiteRegistration) -> String {
     let canonical = serde_json::to_vec(registration).unwrap_or_default();
     Sha256::digest(canonical).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
@@ -136,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_is_of_the_meaning() {
+    fn a_changed_field_changes_the_hash() {
         let mut other = good();
         assert_eq!(hash(&good()), hash(&other));
         other.sensors[0].max = Some(51.0);

@@ -1,5 +1,5 @@
-//! Registrations that the published schema describes are accepted; those just outside it are
-//! refused with the field named. Over HTTP and by event.
+//! Registrations generated from the published schema are accepted over HTTP and by event. Registrations just
+//! outside the schema are refused, and the error names the field.
 
 mod support;
 
@@ -18,7 +18,7 @@ use testkit::{
 
 const CASES: u64 = 300;
 
-/// What the schema can't say: a sensor's `min` is below its `max`.
+/// Enforces the rule that the schema can't express: a sensor's `min` is less than its `max`.
 fn in_order(mut registration: Value) -> Value {
     for sensor in registration["sensors"].as_array_mut().expect("sensors") {
         if let (Some(min), Some(max)) = (sensor["min"].as_f64(), sensor["max"].as_f64())
@@ -31,7 +31,7 @@ fn in_order(mut registration: Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_registration_that_the_schema_describes_is_accepted_over_http() {
+async fn a_registration_that_matches_the_schema_is_accepted_over_http() {
     let schema = Schema::published(SITE_REGISTRATION_REQUESTED).definition("SiteRegistration");
     let dynamo = Dynamo::start().await;
     let step = CreateSite(registrar(&dynamo));
@@ -57,7 +57,7 @@ async fn a_registration_that_the_schema_describes_is_accepted_over_http() {
 }
 
 #[tokio::test]
-async fn a_registration_that_the_schema_describes_is_accepted_by_event() {
+async fn a_registration_that_matches_the_schema_is_accepted_by_event() {
     let schema = Schema::published(SITE_REGISTRATION_REQUESTED);
     let dynamo = Dynamo::start().await;
     let step = ImportSite(registrar(&dynamo));
@@ -71,7 +71,7 @@ async fn a_registration_that_the_schema_describes_is_accepted_by_event() {
         let mut detail = schema.document(&mut chance);
         detail["site"] = in_order(detail["site"].take());
         if let Err(error) = run(&detail).await {
-            // Short ids come twice.
+            // The generator may produce the same short id twice.
             assert!(error.to_string().starts_with("this key already"), "{seed}: {detail} {error}");
         }
 
@@ -83,7 +83,7 @@ async fn a_registration_that_the_schema_describes_is_accepted_by_event() {
     }
 }
 
-/// Every document just outside one registration that has all fields.
+/// Changes one complete registration into each document just outside the schema.
 #[tokio::test]
 async fn every_keyword_of_the_schema_is_checked() {
     let schema = Schema::published(SITE_REGISTRATION_REQUESTED).definition("SiteRegistration");

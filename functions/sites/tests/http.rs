@@ -1,4 +1,4 @@
-//! The HTTP API, to the letter: requests as API Gateway sends them, answers as it passes them on.
+//! Tests of the HTTP API with requests and responses in API Gateway's format.
 
 mod support;
 
@@ -59,7 +59,7 @@ fn failure() -> Value {
 }
 
 #[tokio::test]
-async fn a_key_may_have_128_characters() {
+async fn an_idempotency_key_of_128_characters_is_accepted() {
     let dynamo = Dynamo::start().await;
     let step = CreateSite(registrar(&dynamo));
     let request = post(Some(&"k".repeat(128)), &registration().to_string());
@@ -67,14 +67,14 @@ async fn a_key_may_have_128_characters() {
 }
 
 #[tokio::test]
-async fn creating_answers_the_same_every_time_and_makes_one_site() {
+async fn repeated_requests_create_one_site_and_get_the_same_answer() {
     let dynamo = Dynamo::start().await;
     let step = CreateSite(registrar(&dynamo));
     let request = post(Some("key-1"), &registration().to_string());
     check("create-site.accepted", step.handle(&request, noon(0)).await);
     let after = dynamo.everything().await;
     check("create-site.accepted", step.handle(&request, noon(5)).await);
-    // Written in another way, it is the same request.
+    // The same JSON with other white space is the same request.
     let request = post(Some("key-1"), &format!("{:#}", registration()));
     check("create-site.accepted", step.handle(&request, noon(5)).await);
     assert_eq!(dynamo.everything().await, after);
@@ -88,7 +88,7 @@ async fn creating_answers_the_same_every_time_and_makes_one_site() {
 }
 
 #[tokio::test]
-async fn a_crowd_with_one_key_makes_one_site() {
+async fn concurrent_requests_with_one_key_create_one_site() {
     let dynamo = Dynamo::start().await;
     let step = CreateSite(registrar(&dynamo));
     let request = post(Some("key-1"), &registration().to_string());
@@ -101,7 +101,7 @@ async fn a_crowd_with_one_key_makes_one_site() {
 }
 
 #[tokio::test]
-async fn a_wrong_request_is_told_what_to_do() {
+async fn an_invalid_request_is_refused_with_instructions() {
     let dynamo = Dynamo::start().await;
     let step = CreateSite(registrar(&dynamo));
     let good = registration().to_string();
@@ -146,7 +146,7 @@ fn with(pointer: &str, value: Value) -> String {
     registration.to_string()
 }
 
-/// The fields that an answer of 400 names.
+/// Returns the names of the fields in a 400 answer.
 fn named(answer: &Value) -> Vec<&str> {
     assert_eq!(answer["statusCode"], 400, "{answer}");
     let errors = answer["body"]["errors"].as_array().expect("errors");
@@ -154,7 +154,7 @@ fn named(answer: &Value) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn a_number_that_the_table_can_not_hold_is_refused_by_its_field() {
+async fn a_number_outside_the_range_of_dynamodb_is_refused_with_its_field() {
     let dynamo = Dynamo::start().await;
     let step = CreateSite(registrar(&dynamo));
     let zero = with("/location/latitude", json!(0.0));
@@ -171,7 +171,7 @@ async fn a_number_that_the_table_can_not_hold_is_refused_by_its_field() {
         let answer = sent(step.handle(&post(Some("k"), &with(pointer, value)), noon(0)).await);
         assert!(named(&answer).contains(&field), "{answer}");
     }
-    // More than any number in Rust.
+    // More than an `f64` can hold.
     let huge = with("/sensors/0/max", json!(60)).replace("\"max\":60", "\"max\":1e999");
     assert_eq!(
         named(&sent(step.handle(&post(Some("k"), &huge), noon(0)).await)),
@@ -193,7 +193,7 @@ async fn a_number_that_the_table_can_not_hold_is_refused_by_its_field() {
 }
 
 #[tokio::test]
-async fn what_is_stored_of_a_text_is_what_was_checked() {
+async fn text_with_control_characters_or_excessive_length_is_refused() {
     let dynamo = Dynamo::start().await;
     let step = CreateSite(registrar(&dynamo));
     let padded = format!("a{}", " ".repeat(60_000));
@@ -230,7 +230,7 @@ async fn what_is_stored_of_a_text_is_what_was_checked() {
 }
 
 #[tokio::test]
-async fn a_registration_with_every_limit_reached_is_accepted_and_fits_into_an_event() {
+async fn a_registration_at_every_limit_is_accepted_and_fits_into_an_event() {
     let dynamo = Dynamo::start().await;
     let step = CreateSite(registrar(&dynamo));
     let mut body = registration();
@@ -250,7 +250,7 @@ async fn a_registration_with_every_limit_reached_is_accepted_and_fits_into_an_ev
     let answer = sent(step.handle(&post(Some("key-1"), &body.to_string()), noon(0)).await);
     assert_eq!(answer["statusCode"], 202, "{answer}");
     let events = dynamo.events(saga_of("key-1").site_id).await;
-    // What PutEvents takes of an entry.
+    // The maximum size of a `PutEvents` entry.
     assert!(events[0].detail.len() < 256 * 1024, "{} bytes", events[0].detail.len());
 
     for (pointer, value, field) in [
@@ -265,20 +265,20 @@ async fn a_registration_with_every_limit_reached_is_accepted_and_fits_into_an_ev
 }
 
 #[tokio::test]
-async fn a_retry_of_an_older_release_is_recognised() {
+async fn a_retry_of_a_request_to_an_older_release_is_recognised() {
     let dynamo = Dynamo::start().await;
     let step = CreateSite(registrar(&dynamo));
     let body = with("/name", json!(" Alamosa, Colorado "));
     let request = post(Some("key-1"), &body);
     assert_eq!(sent(step.handle(&request, noon(0)).await)["statusCode"], 202);
-    // The hash that version 1 stored for this body, white space included.
+    // The hash that version 1 stored for this body. It includes the white space around the name.
     let hash = "ff17188646e2d7803c8ca8b80bda0a9ca026c2f1c0e5baa26f07ebfb2b26c49c";
     assert_eq!(dynamo.rows(SITES).await[0]["requestHash"], hash);
     assert_eq!(sent(step.handle(&request, noon(5)).await)["statusCode"], 202);
 }
 
 #[tokio::test]
-async fn a_key_that_is_not_plain_text_is_refused() {
+async fn an_idempotency_key_that_is_not_printable_ascii_is_refused() {
     let dynamo = Dynamo::start().await;
     let step = CreateSite(registrar(&dynamo));
     for (key, problem) in [
@@ -296,7 +296,7 @@ async fn a_key_that_is_not_plain_text_is_refused() {
 }
 
 #[tokio::test]
-async fn a_query_parameter_that_a_call_does_not_have_is_refused() {
+async fn an_unknown_query_parameter_is_refused() {
     let dynamo = Dynamo::start().await;
     let saga = create(&dynamo, "key-1").await;
     let site = saga.site_id.to_string();
@@ -325,7 +325,7 @@ async fn a_query_parameter_that_a_call_does_not_have_is_refused() {
     assert_eq!(dynamo.rows(SITES).await.len(), 1);
 }
 
-/// RFC 3986, 5.2: the part of it that a relative path needs.
+/// Resolves a relative path as in RFC 3986, section 5.2. Other kinds of references are not supported.
 fn resolved(base: &str, reference: &str) -> String {
     let mut segments: Vec<_> = base.split('/').collect();
     segments.pop();
@@ -339,7 +339,7 @@ fn resolved(base: &str, reference: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_location_leads_to_the_site_behind_any_stage_and_base_path() {
+async fn the_location_header_is_correct_for_every_stage_and_base_path() {
     let dynamo = Dynamo::start().await;
     let step = CreateSite(registrar(&dynamo));
     let site = saga_of("key-1").site_id.to_string();
@@ -348,8 +348,9 @@ async fn a_location_leads_to_the_site_behind_any_stage_and_base_path() {
         sites: dynamo.table(SITES),
         teardown: Machine { client: Client::new(&machines.config()), arn: TEARDOWN.to_owned() },
     };
-    // What a client called, up to the route's path: a stage's default address, a custom domain, a
-    // custom domain with a base path. API Gateway shows the base path in `path`, but not the stage.
+    // The prefix of the path that the client called, and the prefix that API Gateway shows in `path`: for a stage's
+    // default address, a custom domain, and a custom domain with a base path. `path` includes the base path but not
+    // the stage.
     for (before, shown) in [("/v1", ""), ("", ""), ("/field/station", "/field/station")] {
         for slash in ["", "/"] {
             let mut request = post(Some("key-1"), &registration().to_string());
@@ -372,7 +373,7 @@ async fn a_location_leads_to_the_site_behind_any_stage_and_base_path() {
 }
 
 #[tokio::test]
-async fn a_site_tells_its_story() {
+async fn a_site_shows_the_steps_of_its_onboarding_in_order() {
     let dynamo = Dynamo::start().await;
     let site = saga_of("key-1").site_id.to_string();
     let request = on_site("get-site", &site);
@@ -380,7 +381,7 @@ async fn a_site_tells_its_story() {
     let saga = create(&dynamo, "key-1").await;
     check("get-site.onboarding", getter(&dynamo).handle(&request).await);
 
-    // In another order than that of the steps.
+    // The events arrive in reverse order of the steps.
     for step in STEPS.iter().rev().filter(|step| !step.is_of_site()) {
         project(&dynamo, &told(saga, step.done, 1)).await;
     }
@@ -390,7 +391,7 @@ async fn a_site_tells_its_story() {
 }
 
 #[tokio::test]
-async fn a_rejected_site_says_why() {
+async fn a_rejected_site_shows_its_failure() {
     let dynamo = Dynamo::start().await;
     let saga = create(&dynamo, "key-1").await;
     for (event, sequence) in [
@@ -408,7 +409,7 @@ async fn a_rejected_site_says_why() {
 }
 
 #[tokio::test]
-async fn a_step_that_crashed_is_known_from_the_saga() {
+async fn a_crashed_step_is_shown_from_the_failure_of_the_saga() {
     let dynamo = Dynamo::start().await;
     create(&dynamo, "key-1").await;
     let crash = json!({ "step": "ProvisionSensors", "error": "Runtime.ExitError", "message": "" });
@@ -419,14 +420,14 @@ async fn a_step_that_crashed_is_known_from_the_saga() {
 }
 
 #[tokio::test]
-async fn the_list_is_walked_page_by_page() {
+async fn the_list_has_pages() {
     let dynamo = Dynamo::start().await;
     let keys: Vec<_> = (0..5).map(|n| format!("key-{n}")).collect();
     for key in &keys {
         create(&dynamo, key).await;
     }
     activate(&dynamo, "key-3").await;
-    // Rows of steps are no sites.
+    // Rows of steps are not listed as sites.
     project(&dynamo, &told(saga_of("key-0"), "KitsReserved", 1)).await;
     let mut all: Vec<_> = keys.iter().map(|key| saga_of(key).site_id.to_string()).collect();
     all.sort();
@@ -441,7 +442,7 @@ async fn the_list_is_walked_page_by_page() {
     check("list-sites.one", getter(&dynamo).handle(&list(&[("status", "ACTIVE")])).await);
 }
 
-/// Every site's id, in order; no page is larger than the limit.
+/// Reads all pages and returns the sorted ids of the sites. Checks that no page exceeds the limit.
 async fn walk(dynamo: &Dynamo, query: &[(&str, &str)]) -> Vec<String> {
     let limit = query.iter().find(|(name, _)| *name == "limit");
     let limit = limit.map_or(25, |(_, limit)| limit.parse().expect("a number"));
@@ -465,14 +466,14 @@ async fn walk(dynamo: &Dynamo, query: &[(&str, &str)]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_wrong_query_is_told_what_to_do() {
+async fn an_invalid_query_is_refused_with_instructions() {
     let dynamo = Dynamo::start().await;
     for key in ["a", "b"] {
         create(&dynamo, key).await;
     }
     let query = [("colour", "red"), ("limit", "101"), ("next", "x"), ("status", "active")];
     let mut answer = sent(getter(&dynamo).handle(&list(&query)).await);
-    // Parameters come in no order.
+    // The order of query parameters is not defined.
     let errors = answer["body"]["errors"].as_array_mut().expect("errors");
     errors.sort_by_key(Value::to_string);
     answer["body"]["detail"].take();
@@ -485,7 +486,7 @@ async fn a_wrong_query_is_told_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_next_that_no_page_gave_is_refused() {
+async fn an_altered_page_token_is_refused() {
     let dynamo = Dynamo::start().await;
     for key in ["a", "b"] {
         create(&dynamo, key).await;
@@ -511,7 +512,7 @@ async fn a_next_that_no_page_gave_is_refused() {
 }
 
 #[tokio::test]
-async fn a_live_site_is_taken_out_of_service_once() {
+async fn deleting_a_site_starts_one_teardown() {
     let dynamo = Dynamo::start().await;
     let machines = Stub::start(|_| (200, json!({ "executionArn": "arn", "startDate": 1.0 }))).await;
     let step = DecommissionSite {
@@ -536,7 +537,7 @@ async fn a_live_site_is_taken_out_of_service_once() {
         serde_json::from_str(started["input"].as_str().expect("text")).expect("JSON");
     assert_eq!(input, json!({ "onboardingId": saga.onboarding_id, "siteId": saga.site_id }));
 
-    // Again: the same execution's name, the same answer.
+    // A second request uses the same execution name and gets the same answer.
     check("decommission-site.accepted", step.handle(&request).await);
     assert_eq!(machines.take_calls()[0].json()["name"], started["name"]);
     assert_eq!(get(&dynamo, "key-1").await["body"]["status"], "DECOMMISSIONING");
@@ -552,7 +553,7 @@ async fn a_live_site_is_taken_out_of_service_once() {
 }
 
 #[tokio::test]
-async fn a_teardown_that_runs_already_is_as_good_and_one_that_can_not_start_is_told() {
+async fn a_running_teardown_is_accepted_and_a_failed_start_is_reported() {
     let dynamo = Dynamo::start().await;
     create(&dynamo, "key-1").await;
     activate(&dynamo, "key-1").await;
@@ -572,7 +573,7 @@ async fn a_teardown_that_runs_already_is_as_good_and_one_that_can_not_start_is_t
 }
 
 #[tokio::test]
-async fn a_table_out_of_reach_is_no_callers_fault_and_no_callers_business() {
+async fn an_unreachable_table_is_a_5xx_answer_without_internal_details() {
     for (table_answers, name) in [(500, "unavailable"), (400, "internal")] {
         let table = Stub::start(move |_| (table_answers, json!({ "message": "inside" }))).await;
         let client = aws_sdk_dynamodb::Client::new(&table.config());

@@ -1,4 +1,4 @@
-//! A site's life between the saga and other systems.
+//! Tests of the sites functions in the saga and of imports from other systems.
 
 mod support;
 
@@ -30,7 +30,7 @@ fn close(dynamo: &Dynamo) -> CloseSite {
     CloseSite { sites: dynamo.table(SITES), outbox: dynamo.outbox() }
 }
 
-/// An active and a closed site under the saga's contract, closed with that payload.
+/// Returns the activation and the closing of one site. The closing has `failure` in its payload.
 async fn pair(failure: Value) -> Pair<ActivateSite, CloseSite> {
     let dynamo = Dynamo::start().await;
     let saga = create(&dynamo, "key-1").await;
@@ -47,14 +47,14 @@ async fn pair(failure: Value) -> Pair<ActivateSite, CloseSite> {
 }
 
 #[tokio::test]
-async fn activating_and_rejecting_keep_the_sagas_contract() {
+async fn activating_and_rejecting_follow_the_contract_of_the_saga() {
     let failure = json!({ "step": "ActivateSite", "error": "Transient", "message": "busy" });
     let story = Story { done: "SiteActivated", undone: "SiteRejected", fenced: &["SiteRejected"] };
     keeps_the_contract(async || pair(failure.clone()).await, story).await;
 }
 
 #[tokio::test]
-async fn activating_and_decommissioning_keep_the_sagas_contract() {
+async fn activating_and_decommissioning_follow_the_contract_of_the_saga() {
     let story = Story {
         done: "SiteActivated",
         undone: "SiteDecommissioned",
@@ -64,7 +64,7 @@ async fn activating_and_decommissioning_keep_the_sagas_contract() {
 }
 
 #[tokio::test]
-async fn a_closed_site_stays_what_it_became() {
+async fn the_status_of_a_closed_site_does_not_change() {
     let it = pair(Value::Null).await;
     assert_eq!(run(&it.undo, &it.undo_payload).await, Ok(json!({ "status": "DECOMMISSIONED" })));
     let mut failed = it.undo_payload.clone();
@@ -74,7 +74,7 @@ async fn a_closed_site_stays_what_it_became() {
 }
 
 #[tokio::test]
-async fn what_fails_an_onboarding_is_counted_once_by_its_step_and_a_refusal_apart() {
+async fn a_failed_onboarding_is_counted_once_by_step_and_refusals_are_separate() {
     for (error, metric) in [
         ("CardDeclined", "OnboardingsRefused"),
         ("KitsOutOfStock", "OnboardingsRefused"),
@@ -92,7 +92,7 @@ async fn what_fails_an_onboarding_is_counted_once_by_its_step_and_a_refusal_apar
 }
 
 #[tokio::test]
-async fn a_site_that_nobody_registered_can_not_be_activated_or_closed() {
+async fn an_unregistered_site_can_not_be_activated_or_closed() {
     let dynamo = Dynamo::start().await;
     let nobody = payload(saga_of("nobody"));
     assert_eq!(run(&activate(&dynamo), &nobody).await, Err(ErrorKind::InvalidInput));
@@ -108,7 +108,7 @@ fn requested(registration_id: &str, site: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn an_import_makes_one_site_and_names_its_cause() {
+async fn repeated_imports_create_one_site_with_its_causation_id() {
     let dynamo = Dynamo::start().await;
     let import = ImportSite(registrar(&dynamo));
     let event = requested("SLV", &registration());
@@ -123,7 +123,8 @@ async fn an_import_makes_one_site_and_names_its_cause() {
     assert_eq!(metadata.correlation_id, OnboardingId::of(site));
     assert_eq!(correlation::<ImportSite>(&event), Some(OnboardingId::of(site).to_string()));
 
-    // Another system's number is another site; the same number with another site is refused.
+    // The same registration id from another system is another site. A different registration under the same id is
+    // refused.
     let mut other_system = event.clone();
     other_system["source"] = "other.registry".into();
     run(&import, &other_system).await.expect("another site");
@@ -135,7 +136,7 @@ async fn an_import_makes_one_site_and_names_its_cause() {
 }
 
 #[tokio::test]
-async fn a_wrong_import_is_refused_by_the_fields_that_are_wrong() {
+async fn an_invalid_import_is_refused_with_its_fields() {
     let dynamo = Dynamo::start().await;
     let import = ImportSite(registrar(&dynamo));
     let mut wrong = registration();
@@ -172,7 +173,7 @@ async fn a_wrong_import_is_refused_by_the_fields_that_are_wrong() {
 }
 
 #[tokio::test]
-async fn the_read_model_is_the_same_whatever_order_the_events_come_in() {
+async fn the_read_model_does_not_depend_on_the_order_of_events() {
     let dynamo = Dynamo::start().await;
     let events = [
         ("KitsReserved", 1),
@@ -185,7 +186,7 @@ async fn the_read_model_is_the_same_whatever_order_the_events_come_in() {
     assert_eq!(orders.len(), 24);
     for (site, order) in orders.iter().enumerate() {
         let saga = saga_of(&format!("key-{site}"));
-        // Each twice: once more when all have come, in another order.
+        // Every event is delivered twice, the second time in reverse order after all have arrived.
         for &index in order.iter().chain(order.iter().rev()) {
             let (event, sequence) = events[index];
             project(&dynamo, &told(saga, event, sequence)).await;
@@ -219,7 +220,7 @@ fn permutations(items: &mut Vec<usize>, from: usize, found: &mut Vec<Vec<usize>>
 }
 
 #[tokio::test]
-async fn every_event_of_a_step_tells_its_step() {
+async fn every_event_of_a_step_updates_the_row_of_its_step() {
     let dynamo = Dynamo::start().await;
     let steps = STEPS.iter().filter(|step| !step.is_of_site());
     for (step, (event, outcome)) in
@@ -240,7 +241,7 @@ async fn every_event_of_a_step_tells_its_step() {
 }
 
 #[tokio::test]
-async fn news_is_projected_stale_events_and_others_are_not() {
+async fn stale_events_and_other_events_are_not_projected() {
     let dynamo = Dynamo::start().await;
     let saga = saga_of("key-1");
     let news = told(saga, "KitsReleased", 2);
@@ -248,14 +249,14 @@ async fn news_is_projected_stale_events_and_others_are_not() {
     assert_eq!(project(&dynamo, &news).await, "Projected");
     assert_eq!(project(&dynamo, &told(saga, "KitsReleased", 2)).await, "Stale");
     assert_eq!(project(&dynamo, &told(saga, "KitsReserved", 1)).await, "Stale");
-    // The site's own step is in the site's row.
+    // The state of the site's own step is in the site's row.
     for event in ["SiteActivated", "SiteRejected", "SiteDecommissioned", "SiteCreated"] {
         assert_eq!(project(&dynamo, &told(saga, event, 3)).await, "Ignored", "{event}");
     }
 }
 
 #[tokio::test]
-async fn an_event_whose_ids_belong_to_another_site_is_not_projected() {
+async fn an_event_with_ids_of_another_site_is_refused() {
     let dynamo = Dynamo::start().await;
     let (saga, other) = (saga_of("key-1"), saga_of("key-2"));
     let step = ProjectSite { sites: dynamo.table(SITES) };

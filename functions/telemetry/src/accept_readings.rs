@@ -1,7 +1,7 @@
-//! `POST /readings`: takes a bundle, or a list of bundles, and puts each on the readings stream.
+//! `POST /readings`: takes one bundle or a list of bundles and puts each on the readings stream.
 //!
-//! 202 says that all of them are on the stream. Whatever else happened, the whole request may be
-//! sent again: a bundle counts once.
+//! A 202 means that all bundles are on the stream. After any other answer the client may send the whole request
+//! again: a bundle is stored at most once.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -26,28 +26,29 @@ use store::jittered;
 
 use crate::refusals::Refusals;
 
-/// In bytes. Lambda takes a request of 6 MiB, with the body escaped in it; and with the partition keys
-/// of all its bundles, a body fits into one call of `PutRecords`, which takes 5 MiB.
+/// The maximum size of the request body, in bytes. Lambda takes a request of 6 MiB, which contains the body as an
+/// escaped string. `PutRecords` takes 5 MiB per call, partition keys included, so a body fits into one call.
 const LARGEST_BODY: usize = 4 * 1024 * 1024;
-/// `PutRecords` takes so many records a call.
+/// The maximum number of records in a call of `PutRecords`.
 const MOST_BUNDLES: usize = 500;
-/// A record's data and partition key, in bytes.
+/// The maximum size of a record, in bytes: data and partition key.
 const LARGEST_RECORD: usize = 1024 * 1024;
-/// How often a bundle is put that the stream can't take now.
+/// The maximum number of attempts to put a bundle.
 const ATTEMPTS: u32 = 6;
-/// The longest pause after the first attempt; after each further one it doubles.
+/// The upper bound of the pause after the first attempt. It doubles with each further attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// A shard's allowance is by the second; a stream on demand takes minutes to grow.
+/// The value of `Retry-After`, in seconds. A shard's throughput limit applies per second, but an on-demand stream
+/// takes minutes to grow.
 const RETRY_AFTER_SECONDS: u16 = 5;
 
-/// What the step needs.
+/// The dependencies of the function `accept-readings`.
 #[derive(Debug)]
 pub struct AcceptReadings {
-    /// Kinesis. What failed is put again here, so the client need not.
+    /// The Kinesis client. Its own retries are disabled, because this function retries per record.
     pub client: Client,
-    /// The readings stream's name.
+    /// The name of the readings stream.
     pub stream_name: String,
-    /// Counts what is refused.
+    /// The counters of refused bundles.
     pub refusals: Refusals,
 }
 
@@ -57,7 +58,7 @@ struct Reply<'a> {
     bundles: Vec<&'a BundleId>,
 }
 
-/// Kinesis refuses the call, and would again: a defect of ours, or of the deployment.
+/// Kinesis refused the call permanently. The cause is a defect in the code or in the deployment.
 #[derive(Debug, thiserror::Error)]
 #[error("the readings stream can't be put to: {0}")]
 struct Refused(String);
@@ -68,9 +69,9 @@ impl Fault for Refused {
     }
 }
 
-/// A bundle on its way.
+/// A record for the stream.
 struct Record<'a> {
-    /// Of the bundle in the body, for the answer.
+    /// The place of the bundle in the body, for error messages.
     place: String,
     bundle: &'a Bundle,
     partition_key: String,
@@ -84,11 +85,14 @@ impl Record<'_> {
 }
 
 impl AcceptReadings {
-    /// 202 once all bundles are on the stream; 400 or 413 with what to do, and nothing put; 503
-    /// with what was put and what was not, when the stream can't take all before the deadline.
+    /// Puts all bundles of the request on the stream and returns 202.
     ///
-    /// What is refused (4xx) is counted in the refusals table. An accepted request writes nothing there, unless
-    /// earlier refusals of this environment are still to be written.
+    /// Returns 400 or 413 for an invalid request; nothing is put then. Returns 503 if the stream does not accept all
+    /// bundles before the deadline; the answer lists the bundles that were put and those that were not. Returns 500
+    /// if Kinesis refuses the call permanently before any bundle is on the stream.
+    ///
+    /// A refused request (4xx) is counted in the refusals table. An accepted request writes nothing there, unless
+    /// counts of earlier refusals are still pending in this environment.
     pub async fn handle(
         &self,
         request: &Request,
@@ -130,7 +134,7 @@ impl AcceptReadings {
         Err(busy(&bundles, left.into_iter().map(|(record, _)| record)))
     }
 
-    /// Puts the records, those again that were not taken; tells of each whether it was.
+    /// Puts the records, and retries those that failed. Returns for each record whether it is on the stream.
     async fn put(&self, records: &[Record<'_>], deadline: Deadline) -> Result<Vec<bool>, Refused> {
         let mut taken = vec![false; records.len()];
         for attempt in 0..ATTEMPTS {
@@ -142,11 +146,11 @@ impl AcceptReadings {
                 tokio::time::sleep(pause).await;
             }
             let left: Vec<_> = (0..records.len()).filter(|index| !taken[*index]).collect();
-            // A stream that hangs must not take the time that the answer needs.
+            // A hanging call must not use up the time that the response needs.
             let put = self.put_once(left.iter().map(|index| &records[*index]));
             let Ok(answers) = tokio::time::timeout(deadline.left(), put).await else { break };
             let answers = match answers {
-                // Some are on the stream: told like those that it can't take now.
+                // Some bundles are on the stream: the rest is reported as not put, with a 503.
                 Err(Refused(reason)) if taken.contains(&true) => {
                     tracing::error!(%reason, "call refused");
                     return Ok(taken);
@@ -163,8 +167,8 @@ impl AcceptReadings {
         Ok(taken)
     }
 
-    /// Kinesis answers entry by entry, in the records' order. Nothing is known of a record that
-    /// the answer leaves out, nor of all of them if the call fails: they count as not put.
+    /// Puts the records once. Kinesis returns one result per record, in the same order. Records without a result
+    /// count as not put, as do all records of a call that fails.
     async fn put_once<'a>(
         &self,
         records: impl Iterator<Item = &'a Record<'a>>,
@@ -201,7 +205,7 @@ impl AcceptReadings {
     }
 }
 
-/// The longest pause before an attempt; the one after the first is number 1.
+/// Returns the upper bound of the pause after the given number of attempts, 1 or more.
 fn longest_pause(attempt: u32) -> Duration {
     FIRST_PAUSE * 2_u32.pow(attempt - 1)
 }
@@ -224,7 +228,8 @@ fn too_large(detail: impl Into<String>) -> Problem {
     Problem::new(413, "too-large", "The body is too large", detail)
 }
 
-/// The field at `path` (nothing for the whole) of the bundle at that index.
+/// Returns the path of a field in the body. `path` is relative to the bundle at `index`; an empty path is the
+/// whole bundle.
 fn field(listed: bool, index: usize, path: &str) -> String {
     match (listed, path) {
         (true, "") => format!("[{index}]"),
@@ -234,7 +239,7 @@ fn field(listed: bool, index: usize, path: &str) -> String {
     }
 }
 
-/// The text of each bundle in the body, and whether the body is a list.
+/// Returns the JSON text of each bundle in the body, and whether the body is a list.
 fn texts(body: &str) -> Result<(Vec<&str>, bool), Problem> {
     if !body.trim_start().starts_with('[') {
         return Ok((vec![body.trim()], false));
@@ -246,7 +251,7 @@ fn texts(body: &str) -> Result<(Vec<&str>, bool), Problem> {
     Ok((listed.into_iter().map(RawValue::get).collect(), true))
 }
 
-/// The bundles, if all of them can be taken.
+/// Parses the bundles. Fails if any of them is invalid or if a bundle id is repeated.
 fn bundles(texts: &[&str], listed: bool, now: Timestamp) -> Result<Vec<Bundle>, Problem> {
     if texts.len() > MOST_BUNDLES {
         return Err(too_large(format!(
@@ -285,8 +290,8 @@ fn bundles(texts: &[&str], listed: bool, now: Timestamp) -> Result<Vec<Bundle>, 
     problems.or(Some(bundles)).map_err(Problem::invalid)
 }
 
-/// The bundles as they go onto the stream: each as it was sent, byte for byte. One that is too large
-/// for a record only by its white space is written out anew.
+/// Returns the records of the bundles. Each record has the bundle's text as it was sent, byte for byte. A text
+/// that exceeds a record's size only because of its white space is serialized again.
 fn records<'a>(
     bundles: &'a [Bundle],
     texts: &[&str],
@@ -329,7 +334,7 @@ fn records<'a>(
     Err(Problem { errors, ..problem })
 }
 
-/// 503: some bundles, or all, are not on the stream.
+/// Returns a 503 that lists the bundles that are on the stream and those that are not.
 fn busy<'a>(put: &[&str], left: impl Iterator<Item = &'a Record<'a>>) -> Problem {
     let errors = left.map(|record| {
         let message = format!("bundle {} is not on the stream", record.bundle.bundle_id);
@@ -352,7 +357,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_pause_may_be_twice_as_long_as_the_one_before() {
+    fn the_upper_bound_of_the_pause_doubles() {
         let pauses = [1, 2, 3, 4, 5].map(|attempt| longest_pause(attempt).as_millis());
         assert_eq!(pauses, [100, 200, 400, 800, 1600]);
     }

@@ -13,7 +13,7 @@ pub(crate) enum Content {
     Buckets(Vec<Bucket>),
 }
 
-/// The samples of an hour or a day. The mean is that of the samples, whatever their times are.
+/// The aggregate of the samples of one hour or day. The mean is not weighted by time.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Bucket {
     pub(crate) start: Timestamp,
@@ -23,20 +23,21 @@ pub(crate) struct Bucket {
     pub(crate) mean: f64,
 }
 
-/// A bucket to which more samples may be added.
+/// A bucket that can still receive samples.
 #[derive(Debug)]
 pub(crate) struct OpenBucket {
     index: i64,
     count: u64,
     min: f64,
     max: f64,
-    /// Neumaier's sum: what each addition loses is summed in `lost`.
+    /// The running sum. Neumaier summation: the rounding error of each addition is summed in `lost`.
     sum: f64,
     lost: f64,
 }
 
 impl OpenBucket {
-    /// A power of two: the sum of the largest values stays finite, and no bit is lost.
+    /// The scale of the sum. It keeps the sum of the largest values finite. It is a power of two, so that scaling
+    /// loses no bits.
     const SCALE: f64 = 1.0 / 1_099_511_627_776.0;
 
     fn new(index: i64) -> Self {
@@ -71,7 +72,7 @@ impl OpenBucket {
     }
 }
 
-/// The content of a page while it is filled.
+/// The content of a page that is being filled.
 #[derive(Debug)]
 pub(crate) enum Output {
     Samples { limit: usize, taken: Vec<Sample> },
@@ -100,7 +101,7 @@ impl Output {
         }
     }
 
-    /// How many more samples there is room for.
+    /// Returns the number of samples that still fit.
     pub(crate) fn room(&self) -> usize {
         match self {
             Self::Samples { limit, taken } => limit - taken.len(),
@@ -108,7 +109,7 @@ impl Output {
         }
     }
 
-    /// Adds the next sample. Returns `false` if the sample begins a bucket for which there is no room.
+    /// Adds the next sample. Returns `false` if the sample would begin a bucket that does not fit any more.
     pub(crate) fn push(&mut self, sample: Sample) -> bool {
         match self {
             Self::Samples { taken, .. } => taken.push(sample),
@@ -127,7 +128,7 @@ impl Output {
         true
     }
 
-    /// Closes the bucket that ends before the frontier: all samples before it were added.
+    /// Closes the open bucket if it ends before the frontier. All samples before the frontier must have been added.
     pub(crate) fn close_before(&mut self, order: Order, frontier: i64) {
         if let Self::Buckets { span, taken, open, .. } = self
             && let Some(over) = open.take_if(|it| places(order, *span, it.index).1 < frontier)
@@ -136,7 +137,7 @@ impl Output {
         }
     }
 
-    /// The place at which the next page begins, if all samples before the frontier were offered.
+    /// Returns the place at which the next page begins, if all samples before the frontier were offered.
     pub(crate) fn resume_at(&self, order: Order, frontier: i64) -> i64 {
         match self {
             Self::Samples { taken, .. } => match taken.last() {
@@ -154,7 +155,7 @@ impl Output {
         }
     }
 
-    /// The content, without the bucket that is still open.
+    /// Returns the content without the bucket that is still open.
     pub(crate) fn finish(self) -> Content {
         match self {
             Self::Samples { taken, .. } => Content::Samples(taken),
@@ -163,7 +164,7 @@ impl Output {
     }
 }
 
-/// The first and the last place of a bucket.
+/// Returns the first and the last place of a bucket.
 fn places(order: Order, span: Span, index: i64) -> (i64, i64) {
     let start = index * span.millis();
     let end = start + span.millis() - 1;
@@ -186,12 +187,12 @@ mod tests {
     }
 
     #[test]
-    fn a_mean_keeps_small_values_beside_large_ones_and_does_not_overflow() {
+    fn the_mean_is_exact_for_values_of_different_magnitude_and_does_not_overflow() {
         assert_eq!(mean_of(&[1e17, 1.0, 1.0, -1e17]).to_bits(), 0.5_f64.to_bits());
         assert_eq!(mean_of(&[1.0, 1e17, 1.0, -1e17]).to_bits(), 0.5_f64.to_bits());
         assert_eq!(mean_of(&[f64::MAX, f64::MAX]).to_bits(), f64::MAX.to_bits());
         assert_eq!(mean_of(&[f64::MIN, f64::MAX, 3.0]).to_bits(), 1.0_f64.to_bits());
-        // 0.1 ten times over is 0.9999999999999999 in a naive sum.
+        // A naive sum of ten times 0.1 is 0.9999999999999999.
         assert_eq!(mean_of(&[0.1; 10]).to_bits(), 0.1_f64.to_bits());
     }
 }

@@ -1,7 +1,7 @@
-//! `GET /sensors/{sensorId}/readings`: a sensor's samples, or their aggregates, page by page.
+//! `GET /sensors/{sensorId}/readings`: returns pages of a sensor's samples or of their aggregates.
 //!
-//! Rows overlap: bundles come late, twice, and corrected. They are read in the order asked for and
-//! merged ([`crate::range_merge`]) until the page is full.
+//! Rows overlap, because bundles arrive late, repeatedly and corrected. The rows are read in the requested order
+//! and merged ([`crate::range_merge`]) until the page is full.
 
 use std::collections::BTreeMap;
 
@@ -19,14 +19,14 @@ use crate::{
     range_merge::{BUDGET, Position, RangeMerge},
 };
 
-/// Rows of a call to DynamoDB, which itself ends at 1 MB.
+/// The maximum number of rows per call to DynamoDB, which also limits a call to 1 MB.
 const ROWS_PER_CALL: i32 = 250;
-/// What the step needs.
+/// The dependencies of the function `get-readings`.
 #[derive(Debug)]
 pub struct GetReadings {
     /// The readings table.
     pub readings: Table,
-    /// Signs where the next page starts.
+    /// Signs and verifies page tokens.
     pub paging: Paging,
 }
 
@@ -42,7 +42,7 @@ struct Page {
 }
 
 impl GetReadings {
-    /// 200 with a page; 400 with the parameters that are wrong, 404 for a sensor that never was.
+    /// Returns 200 with a page, 400 for invalid parameters, or 404 for an unknown sensor.
     pub async fn handle(&self, request: &Request) -> Result<Answer, Problem> {
         let sensor = sensor_id(request)?;
         let query = query(request)?;
@@ -127,7 +127,7 @@ fn foreign_token() -> Problem {
 }
 
 impl Query {
-    /// All that a token only holds for.
+    /// Returns the scope of a page token: everything that must be the same for the next page.
     fn scope(&self, sensor: SensorId) -> String {
         let time = |time: Option<Timestamp>| time.map_or("-".to_owned(), |time| time.to_string());
         let (from, to) = (time(self.from), time(self.to));
@@ -153,7 +153,7 @@ fn query(request: &Request) -> Result<Query, Problem> {
                 query.next = Some((*value).to_owned());
                 Ok(())
             }
-            // Its bounds depend on the aggregate.
+            // Its range depends on `aggregate`, so it is checked below.
             "limit" => Ok(()),
             _ => Err("is not known; give from, to, order, limit, aggregate or next".to_owned()),
         };

@@ -1,9 +1,11 @@
-//! Telemetry: readings, from the data logger to the query.
+//! Ingestion, storage and queries of readings.
 //!
-//! Owns the readings stream and the readings table, key `sensorId` and `row`: a row
-//! `<first sample's time>/<bundleId>` for each series of a bundle ([`series::SeriesRow`]), and a row `SENSOR` for
-//! the sensor itself ([`SensorRow`]). Also owns the refusals table, key `siteId` and `row`: counters of the
-//! bundles that `POST /readings` refused ([`refusals`]). Emits no events.
+//! This crate owns the readings stream and the readings table. The table's key is `sensorId` and `row`. It has a
+//! row `<first sample's time>/<bundleId>` for each series of a bundle ([`series::SeriesRow`]), and a row `SENSOR`
+//! for each sensor ([`SensorRow`]).
+//!
+//! The crate also owns the refusals table, with the key `siteId` and `row`. It counts the bundles that
+//! `POST /readings` refused ([`refusals`]). The crate emits no events.
 
 pub mod accept_readings;
 mod aggregation;
@@ -21,72 +23,74 @@ use fault::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
 
-/// A sensor as the telemetry knows it. Events may come in any order: each sets attributes of its own.
+/// The row `SENSOR` of the sensor register.
+///
+/// Events may arrive in any order: each kind of event sets its own attributes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SensorRow {
-    /// The site that it stands at.
+    /// The site of the sensor.
     pub site_id: SiteId,
-    /// Metric, unit, limits; absent as long as only its retirement was heard of.
+    /// Metric, unit and limits. Absent if only the sensor's `SensorsDeprovisioned` has arrived so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensor: Option<Sensor>,
-    /// Since when its readings are refused.
+    /// The time since when readings of the sensor are refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retired_at: Option<Timestamp>,
 }
 
 impl SensorRow {
-    /// Its key.
+    /// Returns the key of the sensor's row.
     #[must_use]
     pub fn key(sensor: SensorId) -> Key {
         Key::pair(("sensorId", sensor.to_string()), ("row", "SENSOR"))
     }
 }
 
-/// Everything that can go wrong here.
+/// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// No sensor of that id was ever provisioned.
+    /// The sensor was never provisioned.
     #[error("sensor {0} is not in the register; compare it with the ids in SensorsProvisioned")]
     UnknownSensor(SensorId),
-    /// It was deprovisioned.
+    /// The sensor was deprovisioned.
     #[error("sensor {sensor} was retired at {at}; its readings are no longer taken")]
     RetiredSensor {
         /// The sensor.
         sensor: SensorId,
-        /// Where it stood.
+        /// The site of the sensor.
         site: SiteId,
-        /// Since when.
+        /// The time of the deprovisioning.
         at: Timestamp,
     },
-    /// It stands elsewhere.
+    /// The sensor belongs to another site.
     #[error("sensor {sensor} belongs to site {site}, not to the bundle's")]
     SensorOfAnotherSite {
         /// The sensor.
         sensor: SensorId,
-        /// Where it stands.
+        /// The site of the sensor in the register.
         site: SiteId,
     },
-    /// The same bundle id and first time, but other samples.
+    /// A row with the same bundle id and first time has different samples.
     #[error("{sensor} has other samples under {row}; a changed bundle needs a new bundleId")]
     BundleConflict {
         /// The sensor.
         sensor: SensorId,
-        /// Where it stands.
+        /// The site of the sensor.
         site: SiteId,
-        /// The row that is there.
+        /// The sort key of the existing row.
         row: String,
     },
-    /// An event's ids belong to different sites.
+    /// The ids in an event belong to different sites.
     #[error(transparent)]
     WrongSite(#[from] IdMismatch),
-    /// The table.
+    /// A call to the table failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
 impl TelemetryError {
-    /// The sensor that the error is about, and the site at which the register has it.
+    /// Returns the sensor that the error is about, and the sensor's site in the register.
     #[must_use]
     pub fn sensor(&self) -> Option<(SensorId, Option<SiteId>)> {
         match self {
@@ -98,7 +102,7 @@ impl TelemetryError {
         }
     }
 
-    /// The stable name of what no retry can mend; nothing for trouble that passes.
+    /// Returns the stable name of a permanent error, and `None` for an error that a retry can resolve.
     #[must_use]
     pub fn permanent(&self) -> Option<&'static str> {
         match self {

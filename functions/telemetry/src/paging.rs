@@ -1,7 +1,7 @@
-//! Tokens of pages: where a walk goes on, signed, so that nobody can make one or change one.
+//! Signed page tokens. Clients can neither make a token nor change one.
 //!
-//! A token is base64url (without padding) of an HMAC-SHA256 and a payload. The signature is over
-//! the payload and over the scope, all that the payload only holds for, which is not in the token.
+//! A token is the base64url encoding (without padding) of an HMAC-SHA256 and a payload. The MAC covers the payload
+//! and a scope. The scope is everything that the token is valid for, and is not part of the token.
 
 use std::{fmt, time::Duration};
 
@@ -13,21 +13,22 @@ use lambda::{Aws, ConfigError};
 use secret::{Secret, SecretError, Source};
 use sha2::Sha256;
 
-/// In characters: 190 bits of letters and digits are beyond guessing.
+/// The minimum length of the key, in characters. 32 random letters and digits have 190 bits of entropy.
 const SHORTEST_KEY: usize = 32;
-/// A rotated key is noticed after so long; in between, wrong tokens cost no call.
+/// The minimum time between two reads of the secret that are caused by a token whose signature does not match.
+/// It bounds the calls that forged tokens cause.
 const READ_AGAIN_AFTER: Duration = Duration::from_mins(1);
-/// A key that still fits is asked for again after so long, so that a rotation ends a leaked one.
+/// The time after which the key is read again even if it still works, so that a rotation invalidates a leaked key.
 const KEPT_FOR: Duration = Duration::from_mins(15);
-/// Of HMAC-SHA256, in bytes.
+/// The length of an HMAC-SHA256, in bytes.
 const SIGNATURE: usize = 32;
 
-/// What tokens are signed with. It never shows in `Debug`, errors or logs.
+/// The key that signs page tokens. It never appears in `Debug` output, errors or logs.
 #[derive(Clone)]
 pub struct SigningKey(Hmac<Sha256>);
 
 impl SigningKey {
-    /// Takes a key as it was stored: a random text of at least 32 characters.
+    /// Returns a key from the text of the secret: a random text of at least 32 characters.
     pub fn new(text: &str) -> Result<Self, PagingError> {
         let key = Some(text).filter(|text| text.len() >= SHORTEST_KEY);
         key.and_then(|text| Hmac::new_from_slice(text.as_bytes()).ok())
@@ -37,7 +38,7 @@ impl SigningKey {
 
     fn mac(&self, scope: &str, payload: &[u8]) -> Hmac<Sha256> {
         let mut mac = self.0.clone();
-        // Length first, so that no byte can be shifted from the scope into the payload.
+        // The length comes first, so that no byte can be moved from the scope into the payload.
         mac.update(&(scope.len() as u64).to_be_bytes());
         mac.update(scope.as_bytes());
         mac.update(payload);
@@ -49,7 +50,7 @@ impl SigningKey {
         URL_SAFE_NO_PAD.encode([&signature[..], payload.as_bytes()].concat())
     }
 
-    /// The token's payload, if this key signed it for that scope.
+    /// Returns the token's payload if this key signed it for the scope.
     fn payload(&self, scope: &str, token: &str) -> Option<String> {
         let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
         let (signature, payload) = bytes.split_at_checked(SIGNATURE)?;
@@ -64,19 +65,19 @@ impl fmt::Debug for SigningKey {
     }
 }
 
-/// Where the signing key comes from.
+/// The source of the signing key.
 pub type KeySource = Source<SigningKey>;
 
-/// Why a token can neither be made nor be judged. No variant ever holds the key.
+/// An error while a token is made or verified. No variant contains the key.
 #[derive(Debug, thiserror::Error)]
 pub enum PagingError {
-    /// Throttled, timed out: the same call may go through later.
+    /// Secrets Manager throttled the call, timed out or was unavailable. A retry may succeed.
     #[error("the paging secret can't be read now: {0}")]
     Unavailable(String),
-    /// It would be refused again.
+    /// Secrets Manager refused the call. A retry would be refused again.
     #[error("the paging secret can't be read: {0}")]
     Refused(String),
-    /// Someone could guess it.
+    /// The key is too short and could be guessed.
     #[error("the paging secret is too short; put a random text of {SHORTEST_KEY} characters there")]
     WeakKey,
 }
@@ -102,37 +103,37 @@ impl From<SecretError<PagingError>> for PagingError {
     }
 }
 
-/// Makes tokens and reads them.
+/// Makes and verifies page tokens.
 #[derive(Debug)]
 pub struct Paging {
     key: Secret<SigningKey, PagingError>,
 }
 
 impl Paging {
-    /// With the key in the secret that `PAGING_SECRET_ARN` names.
+    /// Creates it with the key in the secret that `PAGING_SECRET_ARN` names.
     pub fn of(aws: &Aws) -> Result<Self, ConfigError> {
         let secrets = Client::new(aws.config());
         Ok(Self::new(KeySource::Secret { secrets, id: lambda::env("PAGING_SECRET_ARN")? }))
     }
 
-    /// With the key from that source, read when it is first needed.
+    /// Creates it with a key source. The key is read when it is first needed.
     #[must_use]
     pub fn new(source: KeySource) -> Self {
         Self { key: Secret::new(source, KEPT_FOR, SigningKey::new) }
     }
 
-    /// A token that gives the payload back, for the same scope alone.
+    /// Returns a token for the payload. The token is valid for this scope only.
     pub async fn token(&self, scope: &str, payload: &str) -> Result<String, PagingError> {
         Ok(self.key.get().await?.secret.token(scope, payload))
     }
 
-    /// The payload of a token that was made for that scope; nothing for any other text.
+    /// Returns the payload of a token that was made for this scope, and `None` for any other text.
     pub async fn payload(&self, scope: &str, token: &str) -> Result<Option<String>, PagingError> {
         let key = self.key.get().await?.secret;
         if let Some(payload) = key.payload(scope, token) {
             return Ok(Some(payload));
         }
-        // The token may be signed with a key that was stored after this one was read.
+        // The token may be signed with a key that was stored after the cached key was read.
         let newer = self.key.get_newer(READ_AGAIN_AFTER).await?;
         Ok(newer.and_then(|key| key.secret.payload(scope, token)))
     }
@@ -153,7 +154,7 @@ mod tests {
         Paging::new(KeySource::Given(SigningKey::new(key).expect("a key")))
     }
 
-    /// Secrets Manager with a secret that can be changed; an empty one can't be read now.
+    /// Starts a stub of Secrets Manager with a secret that can be changed. An empty secret makes the call fail.
     async fn secret(text: &str) -> (Arc<Mutex<String>>, Stub, Paging) {
         let secret = Arc::new(Mutex::new(text.to_owned()));
         let there = Arc::clone(&secret);
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_gives_its_payload_back_for_its_scope_alone() {
+    async fn a_token_is_valid_for_its_scope_only() {
         let paging = given(KEY);
         let token = paging.token("a b", "17 row").await.expect("a token");
         let read = async |scope, token: &str| paging.payload(scope, token).await.expect("judged");
@@ -177,7 +178,7 @@ mod tests {
         assert_eq!(read("a c", &token).await, None);
         assert_eq!(read("a", &token).await, None);
         assert_eq!(read("", &token).await, None);
-        // What moves from the scope to the payload is another token.
+        // A byte that moves from the scope to the payload changes the signature.
         let shifted = paging.token("a b1", "7 row").await.expect("a token");
         assert_ne!(shifted[..40], token[..40]);
         for text in ["", "x", "%%%", &token[..42], &token[..token.len() - 1]] {
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_with_any_bit_changed_is_none_of_ours() {
+    async fn a_token_with_any_bit_changed_is_refused() {
         let paging = given(KEY);
         let token = paging.token("a", "17 row").await.expect("a token");
         let bytes = URL_SAFE_NO_PAD.decode(&token).expect("base64");
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_is_long_and_shows_nowhere() {
+    async fn a_short_key_is_refused_and_no_key_appears_in_debug_output_or_errors() {
         assert!(matches!(SigningKey::new(&KEY[1..]), Err(PagingError::WeakKey)));
         let (_secret, _stub, paging) = secret(KEY).await;
         paging.token("a", "b").await.expect("a token");
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_rotated_secret_is_noticed_by_a_token_that_does_not_fit_once_a_minute() {
+    async fn a_token_with_another_signature_reads_the_secret_again_at_most_once_a_minute() {
         let (secret, stub, paging) = secret(KEY).await;
         let old = paging.token("a", "b").await.expect("a token");
         let rotated = KEY.to_uppercase();
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_rotation_ends_the_old_key_though_its_tokens_still_fit() {
+    async fn tokens_of_a_rotated_key_are_refused_after_the_cache_expires() {
         let (secret, stub, paging) = secret(KEY).await;
         let old = paging.token("a", "b").await.expect("a token");
         KEY.to_uppercase().clone_into(&mut secret.lock().expect("a text"));
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_secret_out_of_reach_is_trouble_that_passes_or_a_defect() {
+    async fn an_unreadable_secret_is_a_transient_or_an_internal_error() {
         for (answer, kind) in [
             ("", ErrorKind::Transient),
             ("ThrottlingException", ErrorKind::Transient),
@@ -276,7 +277,7 @@ mod tests {
         }
     }
 
-    /// Lets time pass without the clock's standing still for the calls.
+    /// Advances the clock without leaving it paused, because calls to the stub need a running clock.
     async fn later(time: Duration) {
         tokio::time::pause();
         tokio::time::advance(time).await;

@@ -1,7 +1,7 @@
-//! Hears which sensors were provisioned and which retired, and keeps the telemetry's own register.
+//! Projects the events `SensorsProvisioned` and `SensorsDeprovisioned` into the sensor register.
 //!
-//! EventBridge keeps no order and may deliver twice: each event sets attributes of its own, to what
-//! it always sets them to.
+//! EventBridge does not preserve order and delivers at least once. Each kind of event therefore sets its own
+//! attributes, and a repeated event sets them to the same values.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use aws_sdk_dynamodb::types::AttributeValue;
@@ -16,23 +16,23 @@ use store::{Commit, StoreError, Table, Transaction};
 
 use crate::{SensorRow, TelemetryError};
 
-/// A site has up to a hundred sensors.
+/// The number of concurrent updates. A site has up to 100 sensors.
 const UPDATES_AT_ONCE: usize = 8;
 
-/// What the step needs.
+/// The dependencies of the function `project-sensors`.
 #[derive(Debug)]
 pub struct ProjectSensors {
-    /// The readings table, which holds the register.
+    /// The readings table, which contains the register.
     pub readings: Table,
 }
 
-/// The data of the events that are heard.
+/// The data of the events that this function handles.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Data {
-    /// Of `SensorsProvisioned`.
+    /// The data of `SensorsProvisioned`.
     Provisioned(SensorsProvisioned),
-    /// Of `SensorsDeprovisioned`.
+    /// The data of `SensorsDeprovisioned`.
     Deprovisioned(SensorsDeprovisioned),
 }
 
@@ -45,14 +45,14 @@ impl SiteData for Data {
     }
 }
 
-/// What it answers; seen only in the log.
+/// The result of the invocation. It is only logged.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Reply {
-    /// How many sensors the event told of.
+    /// The number of sensors in the event.
     pub sensors: usize,
 }
 
-/// What an event says of one sensor.
+/// The change of one sensor.
 enum News {
     Provisioned(Sensor),
     Retired(SensorId),
@@ -79,7 +79,7 @@ impl ProjectSensors {
             }
         };
         match update.commit().await? {
-            // It has no condition.
+            // The update has no condition, so it can't be refused.
             Commit::Done | Commit::Refused(_) => Ok(()),
         }
     }

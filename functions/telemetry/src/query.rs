@@ -1,4 +1,4 @@
-//! What a request for readings asks for.
+//! The parsed parameters of a query for readings.
 
 use contracts::Timestamp;
 use series::SeriesRow;
@@ -18,7 +18,7 @@ impl Order {
         }
     }
 
-    /// The place of an instant, and the instant of a place. Places ascend in the order asked for.
+    /// Converts an instant to a place, and a place to an instant. Places ascend in the requested order.
     pub(crate) fn place(self, millis: i64) -> i64 {
         match self {
             Self::Asc => millis,
@@ -26,7 +26,7 @@ impl Order {
         }
     }
 
-    /// The place from which on later rows may hold samples, after a row that starts at `start`.
+    /// Returns the first place at which rows after a row that starts at `start` may have samples.
     pub(crate) fn frontier(self, start: i64) -> i64 {
         match self {
             Self::Asc => start,
@@ -35,7 +35,7 @@ impl Order {
     }
 }
 
-/// The length of a bucket. Buckets begin at whole hours or days, in UTC.
+/// The length of a bucket. Buckets begin at whole hours or days in UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Span {
     Hour,
@@ -58,7 +58,7 @@ impl Span {
     }
 }
 
-/// What a request asks for.
+/// The parameters of a query.
 #[derive(Debug)]
 pub(crate) struct Query {
     pub(crate) from: Option<Timestamp>,
@@ -70,7 +70,8 @@ pub(crate) struct Query {
 }
 
 impl Query {
-    /// The time asked for, in milliseconds since the epoch: start inclusive, end exclusive, not negative.
+    /// Returns the requested range in milliseconds since the epoch. The start is inclusive, the end exclusive. Neither
+    /// is negative.
     pub(crate) fn range(&self) -> (i64, i64) {
         let millis = |time: Timestamp| time.millis().max(0);
         (self.from.map_or(0, millis), self.to.map_or(i64::MAX, millis))

@@ -1,7 +1,7 @@
-//! Merges overlapping rows of a range of time into one sample per instant, and cuts the result into pages.
+//! Merges the overlapping rows of a time range into one sample per instant, and cuts the result into pages.
 //!
-//! Rows are read in the order asked for. A sample is final when no later row can hold the same instant.
-//! Of several samples of one instant, the one that was stored last counts. Final samples are added to
+//! Rows are read in the requested order. A sample is final when no later row can contain the same instant. If
+//! several rows have a sample of the same instant, the one that was stored last wins. Final samples are added to
 //! the page until it is full.
 
 use std::{
@@ -17,21 +17,21 @@ use crate::{
     query::{Order, Query},
 };
 
-/// After reading so much, a request answers with what it has.
+/// The limits after which a request returns the page as it is.
 pub(crate) const BUDGET: Budget = Budget { rows: 5_000, samples: 1_000_000 };
 
-/// How much a request reads before it may answer with a page that is not full.
+/// The amount that a request reads before it may return a page that is not full.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Budget {
     rows: usize,
     samples: usize,
 }
 
-/// Where a page starts. All samples before the place were in earlier pages.
+/// The start of a page. All samples before `place` were in earlier pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Position {
     place: i64,
-    /// No row before this one holds a sample at or after the place. `None` on the first page.
+    /// The first row to read: no row before it has a sample at or after `place`. `None` for the first page.
     row: Option<Arc<str>>,
 }
 
@@ -49,7 +49,7 @@ impl Position {
     }
 }
 
-/// A sample that a later row may replace.
+/// A sample that a later row may still replace.
 #[derive(Debug)]
 struct Candidate {
     value: f64,
@@ -57,22 +57,22 @@ struct Candidate {
     row: Arc<str>,
 }
 
-/// Merges rows, in the order asked for, into a page.
+/// Merges rows, which arrive in the requested order, into a page.
 #[derive(Debug)]
 pub(crate) struct RangeMerge {
     order: Order,
     start: Position,
-    /// The last place that is asked for.
+    /// The last requested place.
     last: i64,
     budget: Budget,
     output: Output,
-    /// By place. At most as many as there is room for, plus one that says that there are more.
+    /// The candidates by place: at most as many as fit into the page, plus one that shows that there are more.
     pending: BTreeMap<i64, Candidate>,
-    /// The rows that hold samples of the next page, with their last place.
+    /// The rows that have samples for the next page, with their last place.
     open: Vec<(Arc<str>, i64)>,
     first_row: Option<Arc<str>>,
     last_row: Option<Arc<str>>,
-    /// All samples before it are final.
+    /// The place before which all samples are final.
     frontier: i64,
     rows: usize,
     samples: usize,
@@ -103,7 +103,7 @@ impl RangeMerge {
         }
     }
 
-    /// The first and the last row to read, in the table's order.
+    /// Returns the sort keys of the first and the last row to read, in the table's order.
     pub(crate) fn bounds(&self, query: &Query) -> (String, String) {
         let (from, to) = query.range();
         let low = from.saturating_sub(SeriesRow::LONGEST_MILLIS).max(0);
@@ -119,8 +119,8 @@ impl RangeMerge {
         }
     }
 
-    /// Adds the next rows; `exhausted` says that there are no more. Fails with the name of the row
-    /// that can't be read, and why.
+    /// Adds the next rows. `exhausted` means that there are no more rows. If a row can't be decoded, returns its sort
+    /// key and the reason.
     pub(crate) fn take(
         &mut self,
         rows: Vec<SeriesRow>,
@@ -196,8 +196,9 @@ impl RangeMerge {
         Position { place, row: row.or(self.start.row.as_ref()).cloned() }
     }
 
-    /// Whether the page is done: all was read, the page is full, or the budget is spent. A page that
-    /// made no progress is not done, since the next request would read the same rows again.
+    /// Returns whether the page is done: all rows were read, the page is full, or the budget is spent.
+    ///
+    /// A page without progress is not done, since the next request would read the same rows again.
     pub(crate) fn done(&self) -> bool {
         let spent = self.rows >= self.budget.rows || self.samples >= self.budget.samples;
         self.exhausted || self.output.full() || (spent && self.made_progress())
@@ -228,9 +229,9 @@ mod tests {
     use crate::{aggregation::Bucket, query::Span};
 
     const HOUR: i64 = 60 * 60 * 1000;
-    /// Where the rows of a case begin, in the middle of an hour and of a day.
+    /// The start of the generated rows. It is in the middle of an hour and of a day.
     const BEGIN: i64 = 1_767_268_800_000 + HOUR / 3;
-    /// Coarse, so that rows often hold the same instants.
+    /// The distance of the samples, in milliseconds. It is coarse, so that rows often contain the same instants.
     const STEP: i64 = 20 * 60 * 1000;
 
     fn row(start: i64, bundle: usize, stored_at: i64, samples: &BTreeMap<i64, f64>) -> SeriesRow {
@@ -249,7 +250,7 @@ mod tests {
         }
     }
 
-    /// Rows over five days, short ones and such as span a day, stored in no order.
+    /// Generates rows over five days. Some are short, some span a day. They are stored in random order.
     fn rows() -> impl Strategy<Value = Vec<SeriesRow>> {
         let samples = |most| btree_map(0..most, -1e3..1e3, 1..12);
         let row_of = (0..360_i64, prop_oneof![3 => samples(6_i64), 1 => samples(72)], 0..5_i64);
@@ -276,7 +277,7 @@ mod tests {
         (time(), time(), order, 1..40_usize, aggregate).prop_filter_map(
             "a time before the other",
             |(from, to, order, limit, aggregate)| {
-                // At samples' times, and a millisecond beside them.
+                // The time of a sample, or one millisecond before or after it.
                 let time = |time: Option<(i64, i64)>| {
                     time.map(|(steps, off)| Timestamp::from_millis(BEGIN + steps * STEP + off - 1))
                 };
@@ -287,7 +288,7 @@ mod tests {
         )
     }
 
-    /// What must come out, all pages together.
+    /// Returns the expected content of all pages together.
     fn model(rows: &[SeriesRow], query: &Query) -> Content {
         let mut all: BTreeMap<i64, (i64, &str, f64)> = BTreeMap::new();
         for row in rows {
@@ -324,14 +325,14 @@ mod tests {
         Content::Buckets(buckets.collect())
     }
 
-    /// The places of a row's first and last sample.
+    /// Returns the places of the row's first and last sample.
     fn extent(row: &SeriesRow, order: Order) -> (i64, i64) {
         let samples = unpack(&row.samples).expect("samples");
         let places = || samples.iter().map(|sample| order.place(sample.0.millis()));
         (places().min().expect("a sample"), places().max().expect("a sample"))
     }
 
-    /// All pages together, each read from rows of which the table gives so many a call.
+    /// Returns all pages together. Each call to the table returns `per_call` rows.
     fn merged(rows: &[SeriesRow], query: &Query, per_call: usize, budget: Budget) -> Content {
         let mut all = match query.aggregate {
             None => Content::Samples(Vec::new()),
@@ -376,7 +377,7 @@ mod tests {
             let (begin, last) = (merge.start.clone(), merge.last);
             let (told, next) = merge.finish();
             if let Some(next) = &next {
-                // The first row that holds something from there on, else the last that was read.
+                // The first row that was read and has samples for the next page, otherwise the last row that was read.
                 let open = read.iter().find(|row| {
                     let (first, end) = extent(row, query.order);
                     end >= next.place && first <= last
@@ -431,7 +432,7 @@ mod tests {
         })]
 
         #[test]
-        fn all_pages_together_are_every_sample_once(
+        fn all_pages_together_contain_every_sample_once(
             rows in rows(),
             query in queries(),
             per_call in 1..12_usize,
@@ -445,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_can_not_be_read_is_named() {
+    fn an_unreadable_row_is_named_in_the_error() {
         let query = Query {
             from: None,
             to: None,

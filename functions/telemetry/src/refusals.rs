@@ -1,10 +1,9 @@
 //! Counts the bundles that `POST /readings` refused, by site, hour, reason, field and sensor.
 //!
-//! An accepted bundle costs no write. A refusal is counted in memory first; [`Refusals::write`] adds the
-//! counts to the table at most once in [`WRITE_INTERVAL`] and at most [`MAX_WRITES`] rows at a time, so a flood
-//! of refused requests is no flood of writes. What is not written yet is written with a later request. If
-//! Lambda ends the environment before, these counts are lost: a counter is a lower bound, the log has each
-//! refused request.
+//! An accepted bundle costs no write. A refusal is first counted in memory. [`Refusals::write`] adds the counts to
+//! the table at most once per [`WRITE_INTERVAL`], and at most [`MAX_WRITES`] rows at a time, so that a flood of
+//! refused requests does not cause a flood of writes. The remaining counts are written with a later request. They
+//! are lost if Lambda ends the environment first: a counter is a lower bound. The log has every refused request.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,30 +25,31 @@ use series::{UNKNOWN_SITE, hour_of};
 use store::{Commit, Key, StoreError, Table, Transaction};
 use tokio::time::Instant;
 
-/// The reason of a good bundle that was refused because another bundle of its list is wrong.
+/// The reason under which a valid bundle is counted if it was refused because another bundle of its list is
+/// invalid.
 pub const REFUSED_WITH_LIST: &str = "RefusedWithList";
 
-/// The shortest time between two writes of an environment.
+/// The minimum time between two writes of an environment.
 const WRITE_INTERVAL: Duration = Duration::from_secs(10);
-/// The most rows that an environment writes at a time.
+/// The maximum number of rows that an environment writes at a time.
 const MAX_WRITES: usize = 100;
-/// The most counters that an environment keeps in memory. Further ones are counted for [`UNKNOWN_SITE`].
+/// The maximum number of counters in memory. Beyond it, refusals are counted for [`UNKNOWN_SITE`].
 const MAX_PENDING: usize = 1_000;
-/// The most counters that one bundle adds to.
+/// The maximum number of counters that one bundle adds to.
 const MAX_OF_BUNDLE: usize = 10;
-/// The longest time that a refused request waits for its counters.
+/// The timeout of one write to the table.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 const WRITES_AT_ONCE: usize = 8;
-/// How long a counter is kept after its hour, in seconds.
+/// The lifetime of a counter, in seconds from the beginning of its hour.
 const KEPT_SECONDS: i64 = 15 * 24 * 60 * 60;
 
-/// The names of a bundle's fields. A field with another name is counted as `(unknown)`: the sender chose it.
+/// The names of a bundle's fields. Any other name was chosen by the sender and is counted as `(unknown)`.
 const FIELDS: [&str; 7] = ["body", "query", "bundleId", "siteId", "series", "sensorId", "samples"];
 
-/// What is counted together.
+/// The key of a counter.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Counter {
-    /// None: the body names no site.
+    /// `None` if the body names no site.
     site: Option<SiteId>,
     /// The beginning of the hour, in milliseconds since the epoch.
     hour: i64,
@@ -59,7 +59,7 @@ struct Counter {
     sensor: Option<SensorId>,
 }
 
-/// How often, and the last message.
+/// The number of refusals, with the last message as an example.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Count {
     refused: u64,
@@ -94,7 +94,7 @@ impl State {
     }
 }
 
-/// Counts refusals of one environment of the function.
+/// The counters of one environment of the function.
 #[derive(Debug)]
 pub struct Refusals {
     table: Table,
@@ -102,7 +102,7 @@ pub struct Refusals {
 }
 
 impl Refusals {
-    /// Counters in the refusals table.
+    /// Creates counters that are written to the refusals table.
     #[must_use]
     pub fn new(table: Table) -> Self {
         Self { table, state: Mutex::default() }
@@ -126,8 +126,8 @@ impl Refusals {
         }
     }
 
-    /// Writes what was counted, if it is time to; the largest counts first. What can't be written stays for a
-    /// later request, and never fails this one.
+    /// Writes the pending counts if they are due, the largest first. Counts that can't be written are kept for a later
+    /// request. An error never fails this request.
     pub async fn write(&self, deadline: Deadline) {
         let due = self.due();
         if due.is_empty() {
@@ -143,7 +143,7 @@ impl Refusals {
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "the time ran out".to_owned(),
             };
-            // If the write took effect all the same, these bundles are counted twice.
+            // If the write took effect despite the error, these bundles are counted twice.
             tracing::warn!(%reason, "refusals not counted yet");
             self.state().keep(counter, count);
         });
@@ -192,8 +192,9 @@ impl Refusals {
     }
 }
 
-/// What a refused body is counted as: each bundle once for each reason, field and sensor. Also names the first
-/// bundle's site and sensor in the log, and counts the bundles by reason.
+/// Returns the counters of a refused body: each bundle counts once per reason, field and sensor.
+///
+/// Also logs the site and sensor of the first invalid bundle, and counts the bundles by reason as a metric.
 fn counters(body: &str, problem: &Problem, now: Timestamp) -> Vec<(Counter, Count)> {
     let (texts, listed) = bundles_of(body);
     let errors = by_bundle(&problem.errors, texts.len(), listed);
@@ -250,7 +251,7 @@ fn counters(body: &str, problem: &Problem, now: Timestamp) -> Vec<(Counter, Coun
     counters
 }
 
-/// Puts the site and the sensor into the log lines of this invocation.
+/// Adds the site and the sensor to the log lines of this invocation.
 fn log(site: Option<SiteId>, sensor: Option<SensorId>) {
     let span = tracing::Span::current();
     if let Some(site) = site {
@@ -261,7 +262,8 @@ fn log(site: Option<SiteId>, sensor: Option<SensorId>) {
     }
 }
 
-/// The texts of the body's bundles, and whether it is a list. A body that is no JSON counts as one bundle.
+/// Returns the texts of the body's bundles, and whether the body is a list. A body that is not JSON counts as one
+/// bundle.
 fn bundles_of(body: &str) -> (Vec<&str>, bool) {
     match serde_json::from_str::<Vec<&RawValue>>(body) {
         Ok(list) if !list.is_empty() => (list.into_iter().map(RawValue::get).collect(), true),
@@ -269,12 +271,12 @@ fn bundles_of(body: &str) -> (Vec<&str>, bool) {
     }
 }
 
-/// The index at the beginning of a path such as `[3].siteId`.
+/// Returns the index at the beginning of a path such as `[3].siteId`.
 fn index_of(field: &str) -> Option<usize> {
     field.strip_prefix('[')?.split_once(']')?.0.parse().ok()
 }
 
-/// The errors of each bundle.
+/// Groups the errors by bundle.
 fn by_bundle(errors: &[FieldError], bundles: usize, listed: bool) -> Vec<Vec<&FieldError>> {
     let mut of = vec![Vec::new(); bundles];
     for error in errors {
@@ -286,7 +288,7 @@ fn by_bundle(errors: &[FieldError], bundles: usize, listed: bool) -> Vec<Vec<&Fi
     of
 }
 
-/// A path without indices and without names that the sender chose.
+/// Removes indices, and names that the sender chose, from a path.
 fn shape(path: &str) -> String {
     let path = path.split_once(' ').map_or(path, |(kind, _)| kind);
     let path = match path.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
@@ -305,15 +307,15 @@ fn shape(path: &str) -> String {
     path.splitn(3, '.').map(segment).collect::<Vec<_>>().join(".")
 }
 
-/// The first id of that name in a text, whether or not the text is JSON as a whole: a body that ends too early
-/// names its site as well.
+/// Returns the first id with that name in a text. The text need not be valid JSON, so that the site of a truncated
+/// body is found, too.
 fn id_in<I: FromStr>(text: &str, name: &str) -> Option<I> {
     let (_, rest) = text.split_once(&format!("\"{name}\""))?;
     let value = rest.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?;
     value.split_once('"')?.0.parse().ok()
 }
 
-/// The sensor of each series, where it can be read.
+/// Returns the sensor of each series, where it can be parsed.
 fn sensors_in(text: &str) -> Vec<Option<SensorId>> {
     #[derive(Deserialize)]
     struct Named<'a> {
@@ -349,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_has_no_indices_and_no_names_of_the_sender() {
+    fn indices_and_names_chosen_by_the_sender_are_removed_from_a_path() {
         for (path, shown) in [
             ("body", "body"),
             ("[3]", "body"),
@@ -369,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_found_in_a_body_that_is_no_json() {
+    fn an_id_is_found_in_a_body_that_is_not_json() {
         let site = saga("a").site_id;
         let whole = bundle(site);
         assert_eq!(id_in(&whole, "siteId"), Some(site));
@@ -379,12 +381,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_flood_of_refusals_is_no_flood_of_writes() {
+    async fn a_flood_of_refusals_does_not_cause_a_flood_of_writes() {
         let refusals = refusals();
         let (mut requests, mut rows, mut counted) = (0, 0, 0);
         for second in 0..60 {
             for n in 0..100 {
-                // Another site each time, and in between a real one that sends on.
+                // A different site in each request, alternating with one real site.
                 let random = saga(&format!("{second}/{n}")).site_id;
                 for site in [random, saga("real").site_id] {
                     let body = format!("[{}]", bundle(site));
@@ -409,7 +411,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_can_not_be_written_is_kept() {
+    async fn counts_that_can_not_be_written_are_kept() {
         let refusals = refusals();
         refusals.count(&bundle(saga("a").site_id), &ahead(0), noon(0));
         refusals.write(Deadline::after(Duration::from_secs(5))).await;

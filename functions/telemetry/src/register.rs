@@ -1,4 +1,4 @@
-//! The telemetry's register of sensors, as store-readings asks it.
+//! The sensor register as store-readings uses it, with a cache.
 
 use std::{
     collections::HashMap,
@@ -13,20 +13,22 @@ use tokio::time::Instant;
 
 use crate::{SensorRow, TelemetryError};
 
-/// Beyond that many sensors the cache starts anew: some 10 MB.
+/// The maximum number of sensors in the cache, about 10 MB. The cache is cleared when it is full.
 const MOST_CACHED: usize = 100_000;
 
-/// Who may send readings. A sensor that may is remembered for a while; any other is looked up
-/// every time, for it may have come meanwhile.
+/// The register of the sensors that may send readings.
+///
+/// Active sensors are cached. Any other sensor is looked up every time, because it may have been provisioned in the
+/// meantime.
 #[derive(Debug)]
 pub struct Register {
     readings: Table,
-    /// How long a sensor may still send after it was retired.
+    /// The lifetime of a cache entry. A retired sensor may still send for that time.
     age_limit: Duration,
     active: Mutex<HashMap<SensorId, Active>>,
 }
 
-/// All that is asked of a [`crate::SensorRow`].
+/// The attributes of a [`crate::SensorRow`] that are checked.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Entry {
@@ -42,13 +44,13 @@ struct Active {
 }
 
 impl Register {
-    /// The register in the readings table.
+    /// Creates the register. It reads the readings table.
     #[must_use]
     pub fn new(readings: Table, age_limit: Duration) -> Self {
         Self { readings, age_limit, active: Mutex::default() }
     }
 
-    /// Whether all these sensors are active ones of that site; if not, which is not, and why.
+    /// Checks that all sensors are active sensors of the site. Returns the first sensor that is not, with the reason.
     pub async fn admit(
         &self,
         site: SiteId,

@@ -1,9 +1,9 @@
-//! Stores the bundles of the readings stream: a row for each series, once, however often a bundle
-//! comes.
+//! Stores the bundles of the readings stream. Each series of a bundle becomes a row and is stored once, however
+//! often the bundle is delivered.
 //!
-//! A bundle that can't be stored ever goes, whole and with the reason, to the quarantine queue, and
-//! the shard moves on. Trouble stops its site's lane and no other; Lambda delivers again from the
-//! first record that failed, and what was stored meanwhile refuses to be stored twice.
+//! A bundle that can never be stored is put into the quarantine queue, with its whole payload and the reason, and
+//! the shard moves on. A transient error stops the site's lane and no other lane. Lambda then delivers the batch
+//! again from the first failed record. Rows that were stored in the meantime are not written again.
 
 use std::{borrow::Cow, cell::Cell, io::Read};
 
@@ -28,35 +28,36 @@ use stream::GZIP;
 
 use crate::{TelemetryError, register::Register};
 
-/// How many series of a bundle are put at once. A function works on 8 bundles at once, and each put
-/// takes a connection.
+/// The number of concurrent puts per bundle. A function processes 8 bundles concurrently, and each put takes a
+/// connection.
 const PUTS_AT_ONCE: usize = 4;
 
-/// Base64 characters of a record's data: SQS takes a message of 1 MiB, ours around it included.
+/// The maximum size of a record's data in a message, in base64 characters. SQS takes a message of 1 MiB, including
+/// the JSON around the data.
 const MOST_A_MESSAGE: usize = 1_000_000;
 
-/// What the step needs.
+/// The dependencies of the function `store-readings`.
 #[derive(Debug)]
 pub struct StoreReadings {
     /// The readings table.
     pub readings: Table,
-    /// Who may send readings.
+    /// The register of the sensors that may send readings.
     pub register: Register,
-    /// For what can't be stored, ever.
+    /// The quarantine for records that can never be stored.
     pub quarantine: Quarantine,
 }
 
-/// What became of a series, or of a bundle's.
+/// The result of storing a series or a bundle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Stored {
-    /// Samples that are in the table now.
+    /// The number of samples that were written.
     samples: usize,
-    /// Samples that were there already.
+    /// The number of samples that were in the table before.
     repeated: usize,
 }
 
 impl StoreReadings {
-    /// Stores a batch; answers with the first record that has to come again.
+    /// Stores a batch. The response names the first record that Lambda must deliver again.
     pub async fn handle(
         &self,
         payload: &RawValue,
@@ -71,13 +72,14 @@ impl StoreReadings {
             Ok(())
         });
         let answer = answer.await;
-        // Once a batch: the metrics' collector takes a hundred values and no more.
+        // Recorded once per batch, because the metrics collector keeps at most 100 values.
         metrics::histogram!("ReadingsAgeMillis").record(oldest.get());
         answer
     }
 
-    /// Stores one record that an operator replays. What can't be stored ever is not set aside again: the
-    /// answer says why.
+    /// Stores one record that an operator replays.
+    ///
+    /// A record that can never be stored is not quarantined again; the result has the reason.
     pub async fn replay(&self, record: &RawValue) -> Replayed {
         let record: Record = match fault::decode(record.get()) {
             Ok(record) => record,
@@ -101,7 +103,7 @@ impl StoreReadings {
         Ok(())
     }
 
-    /// Nothing of a bundle is stored unless each of its sensors may send.
+    /// Stores a bundle. Stores nothing unless all its sensors may send.
     async fn store(&self, bundle: &Bundle, now: Timestamp) -> Result<Stored, TelemetryError> {
         let sensors = bundle.series.iter().map(|series| series.sensor_id);
         self.register.admit(bundle.site_id, sensors).await?;
@@ -109,7 +111,7 @@ impl StoreReadings {
         let site = bundle.site_id;
         let puts =
             rows(bundle, now).map(|(sensor, samples, row)| self.put(site, sensor, samples, row));
-        // All of them are tried: a row that is in the way of one series is not in the others'.
+        // All series are tried: a conflict in one series does not affect the others.
         let ends: Vec<_> = futures::iter(puts).buffer_unordered(PUTS_AT_ONCE).collect().await;
         let mut stored = Stored::default();
         let mut conflict = Ok(());
@@ -120,14 +122,14 @@ impl StoreReadings {
                     stored.repeated += end.repeated;
                 }
                 Err(error) if error.permanent().is_some() => conflict = Err(error),
-                // Comes again, and finds the conflict then.
+                // The record is delivered again, and the conflict is found then.
                 Err(trouble) => return Err(trouble),
             }
         }
         conflict.map(|()| stored)
     }
 
-    /// The row's key is the guard: what is there is not written again.
+    /// Stores one row. The conditional write makes it idempotent: an existing row is never overwritten.
     async fn put(
         &self,
         site: SiteId,
@@ -148,9 +150,10 @@ impl StoreReadings {
         }
     }
 
-    /// Puts a record that can't be stored ever into the quarantine, whole and as it came. Data that is too
-    /// large for a message is compressed, as the stream may carry it as well; if that is not enough, it goes
-    /// in parts. `Err` for a record that has to come again.
+    /// Puts a record that can never be stored into the quarantine, unchanged.
+    ///
+    /// Data that is too large for a message is compressed, as it may be on the stream, too. If it is still too large,
+    /// it is sent in parts. Returns `Err` for a record that must be delivered again.
     async fn set_aside(&self, record: &Record<'_>, refused: Refused) -> Result<(), String> {
         let message = refused.to_string();
         let Some(error) = refused.permanent() else { return Err(message) };
@@ -172,19 +175,19 @@ impl StoreReadings {
     }
 }
 
-/// Why a record was not stored.
+/// The reason why a record was not stored.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
-    /// It is no bundle.
+    /// The record does not contain a valid bundle.
     #[error(transparent)]
     Invalid(#[from] InvalidInput),
-    /// Its bundle was not stored.
+    /// The bundle was not stored.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
 }
 
 impl Refused {
-    /// The stable name of an error that no retry removes.
+    /// Returns the stable name of a permanent error.
     fn permanent(&self) -> Option<&'static str> {
         match self {
             Self::Invalid(_) => Some("InvalidInput"),
@@ -192,7 +195,7 @@ impl Refused {
         }
     }
 
-    /// The sensor that the error is about, and the site at which the register has it.
+    /// Returns the sensor that the error is about, and the sensor's site in the register.
     fn sensor(&self) -> Option<(SensorId, Option<SiteId>)> {
         match self {
             Self::Invalid(_) => None,
@@ -201,7 +204,8 @@ impl Refused {
     }
 }
 
-/// A record's data as gzip, in base64; as it is where it is no base64, or gzip already.
+/// Returns a record's data compressed with gzip, in base64. Returns it unchanged if it is not base64 or is gzip
+/// already.
 fn packed<'a>(record: &'a Record<'_>) -> Result<Cow<'a, str>, String> {
     match stream::data(record) {
         Ok(data) if !data.starts_with(&GZIP) => {
@@ -215,7 +219,7 @@ fn packed<'a>(record: &'a Record<'_>) -> Result<Cow<'a, str>, String> {
     }
 }
 
-/// The rows that a bundle becomes, each with its sensor and how many samples it holds.
+/// Returns the rows of a bundle, each with its sensor and its number of samples.
 pub fn rows(bundle: &Bundle, now: Timestamp) -> impl Iterator<Item = (SensorId, usize, SeriesRow)> {
     bundle.series.iter().flat_map(move |series| {
         split(&series.samples).filter_map(move |samples| {
@@ -232,7 +236,7 @@ pub fn rows(bundle: &Bundle, now: Timestamp) -> impl Iterator<Item = (SensorId, 
     })
 }
 
-/// In rows that hold and span no more than a row may.
+/// Splits samples into rows within the limits on a row's samples and time span.
 fn split(samples: &[Sample]) -> impl Iterator<Item = &[Sample]> {
     let mut rest = samples;
     std::iter::from_fn(move || {
@@ -245,7 +249,7 @@ fn split(samples: &[Sample]) -> impl Iterator<Item = &[Sample]> {
     })
 }
 
-/// Of times and values, however they are packed: half of a SHA-256 tells two series apart.
+/// Returns the first half of the SHA-256 of the times and values. It does not depend on how they are packed.
 fn hash(samples: &[Sample]) -> ByteBuf {
     let mut hash = Sha256::new();
     for Sample(at, value) in samples {

@@ -1,4 +1,4 @@
-//! The HTTP API, to the letter: requests as API Gateway sends them, answers as it passes them on.
+//! Tests of the HTTP API with requests and responses in API Gateway's format.
 
 use std::{
     collections::BTreeMap,
@@ -43,7 +43,7 @@ use testkit::{
     schema::{Outside, Schema},
 };
 
-/// What API Gateway passes on, with the body read.
+/// Returns the response that API Gateway gets, with the body parsed as JSON.
 fn sent(answer: Result<Answer, Problem>) -> Value {
     let mut sent = serde_json::to_value(response(answer)).expect("a response as JSON");
     let body = sent["body"].as_str().expect("a body");
@@ -59,14 +59,14 @@ fn site(name: &str) -> SiteId {
     saga(name).site_id
 }
 
-/// The first sensor of the site `a`.
+/// Returns the first sensor of the site `a`.
 fn sensor() -> SensorId {
     SensorId::of(saga("a").onboarding_id, 0)
 }
 
 // ---- accept-readings ----
 
-/// `POST /readings` as API Gateway sends it.
+/// Returns `POST /readings` in API Gateway's format.
 fn post(body: &str) -> Request {
     let mut event = sample::event("accept-readings");
     event["body"] = body.into();
@@ -81,7 +81,7 @@ fn bundle(id: &str, site: SiteId, samples: &Value) -> Value {
     })
 }
 
-/// A list of so many bundles, `b-0` and so on.
+/// Returns a list of `count` bundles with the ids `b-0`, `b-1` and so on.
 fn bundles(count: usize) -> Value {
     (0..count)
         .map(|n| bundle(&format!("b-{n}"), site("a"), &json!([["2026-01-01T11:00:00Z", 1.5]])))
@@ -90,7 +90,7 @@ fn bundles(count: usize) -> Value {
 
 fn acceptor(stream: &Stub) -> AcceptReadings {
     let client = aws_sdk_kinesis::Client::new(&stream.config());
-    // Out of reach: what is refused here is not looked up. `refusals.rs` does.
+    // Unreachable: these tests do not read the counters of refusals. The tests in `refusals.rs` do.
     let dynamo = aws_sdk_dynamodb::Client::new(&http::config("http://127.0.0.1:1"));
     let refusals = Refusals::new(Table::new(dynamo, "RefusalsTable"));
     AcceptReadings { client, stream_name: "readings".to_owned(), refusals }
@@ -104,7 +104,7 @@ async fn accept_within(time: Duration, stream: &Stub, body: &str) -> Result<Answ
     acceptor(stream).handle(&post(body), noon(0), Deadline::after(time)).await
 }
 
-/// The bundles of a `PutRecords` call, by their ids.
+/// Returns the ids of the bundles in a `PutRecords` call.
 fn put(call: &Call) -> Vec<String> {
     let records = call.json()["Records"].take();
     let records = records.as_array().expect("records").iter().map(|record| {
@@ -116,7 +116,7 @@ fn put(call: &Call) -> Vec<String> {
     records.collect()
 }
 
-/// What the stream was asked to take, call by call.
+/// Returns the ids of the bundles in each call to the stream.
 fn calls(stream: &Stub) -> Vec<Vec<String>> {
     stream.take_calls().iter().map(put).collect()
 }
@@ -134,7 +134,7 @@ fn entries(entries: &[Value]) -> (u16, Value) {
     (200, json!({ "FailedRecordCount": failed, "Records": entries }))
 }
 
-/// A stream that answers to each bundle by its id and how often it was tried, from 1.
+/// Starts a stream whose answer depends on the bundle's id and the number of its attempts, from 1.
 async fn stream(answer: fn(&str, usize) -> Value) -> Stub {
     let tries = Mutex::new(BTreeMap::<String, usize>::new());
     Stub::start(move |call| {
@@ -152,14 +152,14 @@ async fn stream(answer: fn(&str, usize) -> Value) -> Stub {
     .await
 }
 
-/// A stream that answers to each call by its number, from 1.
+/// Starts a stream whose answer depends on the number of the call, from 1.
 async fn stream_by_call(answer: fn(usize) -> (u16, Value)) -> Stub {
     let calls = AtomicUsize::new(0);
     Stub::start(move |_| answer(calls.fetch_add(1, SeqCst) + 1)).await
 }
 
 #[tokio::test]
-async fn a_bundle_and_a_list_go_onto_the_stream() {
+async fn a_bundle_and_a_list_are_put_on_the_stream() {
     let stream = stream(|_, _| taken()).await;
     let begun = Instant::now();
     let one = bundle("b-1", site("a"), &json!([["2026-01-01T12:00:00.00099+01:00", -7]]));
@@ -170,10 +170,10 @@ async fn a_bundle_and_a_list_go_onto_the_stream() {
     let record = call.json()["Records"][0].take();
     assert_eq!(record["PartitionKey"], site("a").to_string());
     let data = STANDARD.decode(record["Data"].as_str().expect("text")).expect("base64");
-    // As it came, but for the white space around it.
+    // The bundle as it was sent, without the white space around it.
     assert_eq!(String::from_utf8(data).expect("text"), format!("{one:#}"));
 
-    // The same id at another site is another bundle.
+    // The same bundle id at another site is another bundle.
     let mut list = bundles(2);
     list[1] = bundle("b-0", site("b"), &json!([["2026-01-01T11:00:00Z", 1.5]]));
     check("accept-readings.list", accept(&stream, &list.to_string()).await);
@@ -185,7 +185,7 @@ async fn a_bundle_and_a_list_go_onto_the_stream() {
 }
 
 #[tokio::test]
-async fn the_sample_event_is_a_good_request() {
+async fn the_sample_event_is_accepted() {
     let stream = stream(|_, _| taken()).await;
     let body = sample::event("accept-readings")["body"].take();
     let answer = sent(accept(&stream, body.as_str().expect("text")).await);
@@ -193,7 +193,7 @@ async fn the_sample_event_is_a_good_request() {
 }
 
 #[tokio::test]
-async fn a_wrong_request_is_told_what_to_do_and_nothing_is_put() {
+async fn an_invalid_request_is_refused_with_instructions_and_nothing_is_put() {
     let stream = stream(|_, _| taken()).await;
     let mut wrong = bundles(4);
     wrong[1]["series"][0]["samples"] =
@@ -223,7 +223,7 @@ async fn a_wrong_request_is_told_what_to_do_and_nothing_is_put() {
     assert!(stream.take_calls().is_empty());
 }
 
-/// A bundle of so many samples; each takes 47 bytes on the stream.
+/// Returns a bundle with `samples` samples. Each takes 47 bytes on the stream.
 fn long(id: &str, samples: i64) -> Value {
     let begin: Timestamp = "2000-01-01T00:00:00Z".parse().expect("a time");
     let samples = (0..samples).map(|n| {
@@ -233,7 +233,7 @@ fn long(id: &str, samples: i64) -> Value {
     bundle(id, site("a"), &samples.collect())
 }
 
-/// The fields that an answer of 400 names.
+/// Returns the names of the fields in a 400 answer.
 fn named(answer: &Value) -> Vec<&str> {
     assert_eq!(answer["statusCode"], 400, "{answer}");
     let errors = answer["body"]["errors"].as_array().expect("errors");
@@ -241,7 +241,7 @@ fn named(answer: &Value) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn everything_that_is_wrong_with_a_bundle_is_named_at_once() {
+async fn all_problems_of_a_bundle_are_reported_at_once() {
     let stream = stream(|_, _| taken()).await;
     let mut wrong = bundles(2);
     wrong[0].as_object_mut().expect("a bundle").remove("siteId");
@@ -296,7 +296,7 @@ async fn everything_that_is_wrong_with_a_bundle_is_named_at_once() {
 }
 
 #[tokio::test]
-async fn a_query_parameter_is_refused_where_there_is_none() {
+async fn posting_readings_with_a_query_parameter_is_refused() {
     let stream = stream(|_, _| taken()).await;
     let mut request = post(&bundles(1).to_string());
     let query = std::collections::HashMap::from([("colour".to_owned(), "red".to_owned())]);
@@ -307,7 +307,7 @@ async fn a_query_parameter_is_refused_where_there_is_none() {
     assert!(stream.take_calls().is_empty());
 }
 
-/// What the schema can't say: the order of a series' times.
+/// Enforces the rule that the schema can't express: the times of a series ascend.
 fn in_order(mut bundle: Value) -> Value {
     for series in bundle["series"].as_array_mut().expect("series") {
         let samples = series["samples"].as_array_mut().expect("samples");
@@ -321,7 +321,7 @@ fn in_order(mut bundle: Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_bundle_that_the_schema_describes_is_accepted_and_one_just_outside_is_refused() {
+async fn bundles_that_match_the_schema_are_accepted_and_those_just_outside_are_refused() {
     let schema = Schema::published(contracts::readings::BUNDLE);
     let stream = stream(|_, _| taken()).await;
     for seed in 0..300 {
@@ -332,13 +332,13 @@ async fn a_bundle_that_the_schema_describes_is_accepted_and_one_just_outside_is_
         assert_eq!(stream.take_calls().len(), 1);
 
         let Outside { field, what, document } = schema.one_outside(&bundle, &mut chance);
-        // In a list, so that an array in place of the bundle is not a list itself.
+        // In a list, so that an array in place of a bundle is not taken for the list.
         let answer = sent(accept(&stream, &json!([document]).to_string()).await);
         let field = match field.as_str() {
             "" => "[0]".to_owned(),
             field => format!("[0].{field}"),
         };
-        // A value out of range is named by its sample.
+        // An error about the range of a value may name the whole sample.
         let sample = field.strip_suffix("[1]").unwrap_or(&field);
         let fields = named(&answer);
         assert!(
@@ -349,7 +349,7 @@ async fn a_bundle_that_the_schema_describes_is_accepted_and_one_just_outside_is_
     }
 }
 
-/// A bundle of that many bytes, in the shortest form of its times and values.
+/// Returns a bundle of exactly `bytes` bytes, with times and values in their shortest form.
 fn of_bytes(bytes: usize) -> String {
     let begin = 1_000_000_000_i64;
     let sample = |n: i64| {
@@ -366,13 +366,13 @@ fn of_bytes(bytes: usize) -> String {
     let fit = (bytes - body(&[]).len()) / (sample(0).len() + 1);
     let samples: Vec<_> = (0..).map(sample).take(fit).collect();
     let mut body = body(&samples);
-    // The rest is white space, but for a few bytes none.
+    // The few bytes that are left are filled with white space.
     body.insert_str(1, &" ".repeat(bytes - body.len()));
     body
 }
 
 #[tokio::test]
-async fn a_bundle_is_taken_up_to_the_size_of_a_record_and_goes_on_as_it_came() {
+async fn a_bundle_up_to_the_size_of_a_record_is_put_unchanged() {
     let stream = stream(|_, _| taken()).await;
     let key = site("a").to_string().len();
     for bytes in [975_148, 1024 * 1024 - key] {
@@ -389,7 +389,7 @@ async fn a_bundle_is_taken_up_to_the_size_of_a_record_and_goes_on_as_it_came() {
     let message = answer["body"]["errors"][0]["message"].as_str().expect("a message");
     assert_eq!(message, "bundle b-1 has 1048541 bytes; give at most 1048540");
 
-    // White space alone makes no bundle too large.
+    // White space alone does not make a bundle too large.
     let wide: Value = serde_json::from_str(&of_bytes(500_000)).expect("JSON");
     let wide = format!("{wide:#}");
     assert!(wide.len() > 1024 * 1024, "{} bytes", wide.len());
@@ -397,7 +397,7 @@ async fn a_bundle_is_taken_up_to_the_size_of_a_record_and_goes_on_as_it_came() {
 }
 
 #[tokio::test]
-async fn what_the_stream_did_not_take_is_put_again_and_only_that() {
+async fn only_records_that_failed_are_put_again() {
     let stream = stream(|id, tried| match (id, tried) {
         ("b-1", 1 | 2) => refused("ProvisionedThroughputExceededException"),
         ("b-3", 1) => refused("InternalFailure"),
@@ -412,13 +412,13 @@ async fn what_the_stream_did_not_take_is_put_again_and_only_that() {
 }
 
 #[tokio::test]
-async fn what_an_answer_leaves_out_and_a_call_that_fails_count_as_not_put() {
+async fn records_without_a_result_and_of_failed_calls_are_put_again() {
     let stream = stream_by_call(|call| match call {
         1 => (500, json!({ "__type": "InternalFailure" })),
         2 => (400, json!({ "__type": "ProvisionedThroughputExceededException" })),
-        // Neither put nor refused.
+        // The second record has neither a sequence number nor an error.
         4 => entries(&[taken(), json!({})]),
-        // Of the first alone.
+        // The answer has a result for the first record only.
         _ => entries(&[taken()]),
     })
     .await;
@@ -429,7 +429,7 @@ async fn what_an_answer_leaves_out_and_a_call_that_fails_count_as_not_put() {
 }
 
 #[tokio::test]
-async fn a_busy_stream_is_told_with_what_was_put_and_what_was_not() {
+async fn a_throttled_stream_is_a_503_with_the_bundles_that_were_put_and_those_that_were_not() {
     let stream = stream(|id, _| match id {
         "b-1" | "b-3" => refused("ProvisionedThroughputExceededException"),
         _ => taken(),
@@ -437,7 +437,7 @@ async fn a_busy_stream_is_told_with_what_was_put_and_what_was_not() {
     .await;
     let begun = Instant::now();
     check("accept-readings.stream-busy", accept(&stream, &bundles(4).to_string()).await);
-    // Five pauses, each of any length up to its longest: 3.1 s at most, 1.5 s on average.
+    // Five pauses with jitter: at most 3.1 s, on average 1.5 s.
     assert!(begun.elapsed() > Duration::from_millis(100), "it waits before it tries again");
     let calls = calls(&stream);
     assert_eq!(calls.len(), 6, "not for ever");
@@ -449,7 +449,7 @@ async fn a_busy_stream_is_told_with_what_was_put_and_what_was_not() {
 }
 
 #[tokio::test]
-async fn a_stream_that_hangs_leaves_time_for_the_answer() {
+async fn a_hanging_stream_leaves_time_for_the_response() {
     let stream = Stub::start(|_| (SILENCE, json!({}))).await;
     let begun = Instant::now();
     let time = Duration::from_millis(200);
@@ -463,7 +463,7 @@ async fn a_stream_that_hangs_leaves_time_for_the_answer() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_not_ours_to_put_to_is_our_mistake() {
+async fn a_permanent_error_of_the_stream_is_an_internal_error() {
     for error in ["AccessDeniedException", "ResourceNotFoundException", "KMSDisabledException"] {
         let stream =
             Stub::start(move |_| (400, json!({ "__type": error, "message": "inside" }))).await;
@@ -473,7 +473,7 @@ async fn a_stream_that_is_not_ours_to_put_to_is_our_mistake() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_not_ours_any_more_is_told_with_what_was_put() {
+async fn a_permanent_error_after_some_bundles_were_put_is_a_503() {
     let stream = stream_by_call(|call| match call {
         1 => entries(&[taken(), refused("InternalFailure")]),
         _ => (400, json!({ "__type": "AccessDeniedException" })),
@@ -495,7 +495,7 @@ fn getter(dynamo: &Dynamo) -> GetReadings {
     GetReadings { readings: dynamo.table(READINGS), paging: paging() }
 }
 
-/// `GET /sensors/{sensorId}/readings` with a query, as API Gateway sends it.
+/// Returns `GET /sensors/{sensorId}/readings` with a query, in API Gateway's format.
 fn of(sensor: &str, query: &[(&str, &str)]) -> Request {
     let mut event = sample::event("get-readings");
     event["path"] = format!("/sensors/{sensor}/readings").into();
@@ -513,7 +513,7 @@ async fn get(dynamo: &Dynamo, query: &[(&str, &str)]) -> Result<Answer, Problem>
     getter(dynamo).handle(&of(&sensor().to_string(), query)).await
 }
 
-/// Puts the sensor into the register.
+/// Adds the sensor to the register.
 async fn register(dynamo: &Dynamo, retired_at: Option<Timestamp>) {
     let saga = saga("a");
     let known = sensors(saga, &[Metric::AirTemperature]).remove(0);
@@ -527,7 +527,7 @@ async fn create(dynamo: &Dynamo, key: &store::Key, row: &impl serde::Serialize) 
     assert!(matches!(commit, Ok(Commit::Done)), "{commit:?}");
 }
 
-/// The row of a bundle's series.
+/// Returns the row of a series.
 fn row(bundle: &str, stored_at: i64, samples: &[(Timestamp, f64)]) -> SeriesRow {
     let samples: Vec<_> = samples.iter().map(|(at, value)| Sample(*at, *value)).collect();
     let (start, end) = (samples[0].0, samples[samples.len() - 1].0);
@@ -559,7 +559,7 @@ fn minute(n: i64) -> Timestamp {
     noon(60 * n)
 }
 
-/// Two bundles of a morning, a correction that came late, and one of the next day.
+/// Returns two bundles of a morning, a late correction, and a bundle of the next day.
 fn story() -> Vec<SeriesRow> {
     vec![
         row("b-1", 1, &[(minute(0), -7.6), (minute(15), -7.5), (minute(30), -7.7)]),
@@ -570,7 +570,7 @@ fn story() -> Vec<SeriesRow> {
 }
 
 #[tokio::test]
-async fn a_sensor_tells_its_samples_and_their_aggregates() {
+async fn samples_and_their_aggregates_are_returned() {
     let dynamo = Dynamo::start().await;
     register(&dynamo, None).await;
     check("get-readings.empty", get(&dynamo, &[]).await);
@@ -581,7 +581,7 @@ async fn a_sensor_tells_its_samples_and_their_aggregates() {
     check("get-readings.range", get(&dynamo, &range).await);
     check("get-readings.newest", get(&dynamo, &[("order", "desc"), ("limit", "1")]).await);
     check("get-readings.days", get(&dynamo, &[("aggregate", "day")]).await);
-    // The range cuts the first hour.
+    // The range begins within the first hour.
     let hours = [("aggregate", "hour"), ("from", from.as_str()), ("order", "desc")];
     check("get-readings.hours", get(&dynamo, &hours).await);
     let sample = sample::event("get-readings");
@@ -591,7 +591,7 @@ async fn a_sensor_tells_its_samples_and_their_aggregates() {
 }
 
 #[tokio::test]
-async fn a_page_tells_where_the_next_one_is() {
+async fn a_page_has_a_token_for_the_next_page() {
     let dynamo = Dynamo::start().await;
     register(&dynamo, None).await;
     fill(&dynamo, &story()).await;
@@ -599,7 +599,7 @@ async fn a_page_tells_where_the_next_one_is() {
     check("get-readings.page", first);
     let first = sent(get(&dynamo, &[("limit", "2")]).await);
     let next = first["body"]["next"].as_str().expect("another page");
-    // The limit may change from page to page.
+    // The limit may differ from page to page.
     check("get-readings.next-page", get(&dynamo, &[("next", next), ("limit", "100")]).await);
 
     for other in [
@@ -618,10 +618,10 @@ async fn a_page_tells_where_the_next_one_is() {
 }
 
 #[tokio::test]
-async fn a_sensor_that_never_was_is_not_found_and_a_retired_one_tells_its_history() {
+async fn an_unknown_sensor_is_not_found_and_a_retired_one_still_has_its_readings() {
     let dynamo = Dynamo::start().await;
     check("get-readings.unknown", get(&dynamo, &[]).await);
-    // Only its retirement was heard of: of its unit, nothing is known.
+    // Only the sensor's retirement has arrived: its unit is unknown.
     let row = SensorRow { site_id: site("a"), sensor: None, retired_at: Some(noon(0)) };
     let early = SensorId::of(saga("a").onboarding_id, 1);
     create(&dynamo, &SensorRow::key(early), &row).await;
@@ -634,7 +634,7 @@ async fn a_sensor_that_never_was_is_not_found_and_a_retired_one_tells_its_histor
 }
 
 #[tokio::test]
-async fn a_wrong_query_is_told_what_to_do() {
+async fn an_invalid_query_is_refused_with_instructions() {
     let dynamo = Dynamo::start().await;
     register(&dynamo, None).await;
     check("get-readings.no-id", getter(&dynamo).handle(&of("42", &[])).await);
@@ -663,7 +663,7 @@ async fn a_wrong_query_is_told_what_to_do() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_inside_is_no_callers_fault_and_no_callers_business() {
+async fn an_internal_problem_is_a_5xx_answer_without_internal_details() {
     for (table_answers, name) in [(500, "unavailable"), (400, "internal")] {
         let table = Stub::start(move |_| (table_answers, json!({ "message": "inside" }))).await;
         let client = aws_sdk_dynamodb::Client::new(&table.config());
@@ -679,7 +679,7 @@ async fn what_is_wrong_inside_is_no_callers_fault_and_no_callers_business() {
     check("get-readings.internal", get(&dynamo, &[]).await);
 }
 
-/// Every sample, or bucket, of all pages, and how many each page had.
+/// Reads all pages. Returns the samples or buckets of all pages, and their number per page.
 async fn walk(dynamo: &Dynamo, query: &[(&str, &str)]) -> (Vec<Value>, Vec<usize>) {
     let told =
         if query.iter().any(|(name, _)| *name == "aggregate") { "buckets" } else { "samples" };
@@ -702,11 +702,11 @@ async fn walk(dynamo: &Dynamo, query: &[(&str, &str)]) -> (Vec<Value>, Vec<usize
 }
 
 #[tokio::test]
-async fn all_pages_of_many_rows_are_every_sample_once() {
+async fn all_pages_of_many_rows_contain_every_sample_once() {
     let dynamo = Dynamo::start().await;
     register(&dynamo, None).await;
-    // 20 days of hourly bundles, ten minutes from sample to sample; every third comes once more,
-    // three hours long and stored before or after the others.
+    // 20 days of hourly bundles with a sample every ten minutes. For every third hour there is a second bundle of
+    // three hours, stored before or after the others.
     let samples = |hour: i32, count: i64, value: f64| -> Vec<_> {
         let begin = 60 * i64::from(hour);
         (0..count).map(|n| (minute(begin + 10 * n), value)).collect()
@@ -756,10 +756,10 @@ async fn all_pages_of_many_rows_are_every_sample_once() {
 }
 
 #[tokio::test]
-async fn a_request_that_has_read_its_share_answers_with_what_it_has() {
+async fn a_request_that_spent_its_budget_returns_a_partial_page() {
     let dynamo = Dynamo::start().await;
     register(&dynamo, None).await;
-    // A row each ten seconds, for more than 16 hours; a query may have to look back a day.
+    // A row every ten seconds for more than 16 hours. A query may have to look back a day.
     let rows: Vec<_> =
         (0..6_000_i32).map(|n| row("b", 0, &[(noon(10 * i64::from(n)), f64::from(n))])).collect();
     fill(&dynamo, &rows).await;
@@ -768,7 +768,7 @@ async fn a_request_that_has_read_its_share_answers_with_what_it_has() {
     assert_eq!(pages, [0, 10], "the first page only looked back");
     assert_eq!(all[0], json!([noon(59_900), 5_990.0]));
 
-    // Nothing is final before a day was looked back: it goes on until something is.
+    // In descending order no sample is final before the query has looked back a day, so it reads on beyond its budget.
     let (_, pages) = walk(&dynamo, &[("order", "desc"), ("limit", "3000")]).await;
     assert_eq!(pages, [3_000, 3_000]);
     let (_, pages) = walk(&dynamo, &[("limit", "10000")]).await;

@@ -1,4 +1,4 @@
-//! What `accept-readings` refuses is counted by site, reason, field and sensor; what it accepts costs no write.
+//! Refused bundles are counted by site, reason, field and sensor. Accepted bundles cost no write.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ fn sensor(site: &str, index: usize) -> SensorId {
     SensorId::of(saga(site).onboarding_id, index)
 }
 
-/// A bundle of two series; `late` is the time of the second one's sample.
+/// Returns a bundle of two series. `late` is the time of the sample in the second series.
 fn bundle(id: &str, site_name: &str, late: &str) -> Value {
     let series = |index, time: &str| json!({ "sensorId": sensor(site_name, index), "samples": [[time, 1.5]] });
     json!({
@@ -59,7 +59,7 @@ impl Door {
         Self { dynamo, _stream: stream, step }
     }
 
-    /// The status of the answer to a body.
+    /// Returns the status of the answer to a body.
     async fn post(&self, body: &str) -> u16 {
         let mut event = sample::event("accept-readings");
         event["body"] = body.into();
@@ -76,7 +76,7 @@ impl Door {
         RefusalRow::of_site(&table, site, noon(0)).await.expect("the counters")
     }
 
-    /// Reason, field, sensor and count of each counter.
+    /// Returns the reason, field, sensor and count of each counter.
     async fn counts(&self, site: &str) -> Vec<(String, String, Option<SensorId>, u64)> {
         let rows = self.counted(site).await;
         let of = |row: &RefusalRow| {
@@ -113,7 +113,7 @@ async fn a_wrong_clock_is_counted_for_its_site_and_sensor() {
 }
 
 #[tokio::test]
-async fn a_good_bundle_of_a_refused_list_is_counted_for_its_own_site() {
+async fn a_valid_bundle_of_a_refused_list_is_counted_for_its_own_site() {
     let door = Door::open().await;
     let list = json!([
         bundle("b-1", "good", "2026-01-01T11:00:00Z"),
@@ -136,7 +136,7 @@ async fn a_body_that_names_no_site_is_counted_for_the_unknown_site() {
     let counts = door.counts(UNKNOWN_SITE).await;
     assert_eq!(counts, [("InvalidJson".to_owned(), "body".to_owned(), None, 1)]);
 
-    // A body that ends too early still names its site.
+    // A truncated body still names its site.
     let door = Door::open().await;
     let whole = bundle("b-1", "a", "2026-01-01T11:00:00Z").to_string();
     assert_eq!(door.post(&whole[..whole.len() - 1]).await, 400);
@@ -160,7 +160,7 @@ async fn a_body_that_is_too_large_is_counted() {
 }
 
 #[tokio::test]
-async fn what_a_sender_made_up_is_neither_a_key_nor_printed_as_it_is() {
+async fn names_and_values_of_the_sender_are_neither_keys_nor_printed_unescaped() {
     let door = Door::open().await;
     let mut hostile = bundle("b-1", "a", "2026-01-01T11:00:00Z");
     hostile["\u{1b}[2J/\u{202e}password"] = "hunter2".into();
@@ -178,7 +178,7 @@ async fn what_a_sender_made_up_is_neither_a_key_nor_printed_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_refusals_table_that_is_out_of_reach_changes_no_answer() {
+async fn an_unreachable_refusals_table_changes_no_answer() {
     let mut door = Door::open().await;
     door.step.refusals = Refusals::new(door.dynamo.table("NoSuchTable"));
     let ahead = bundle("b-1", "a", "2026-01-01T14:00:00Z");

@@ -1,9 +1,9 @@
-//! store-readings under faults of everything around it: thousands of runs, each decided by its seed.
-//! `SEED=123 cargo test -p telemetry --test simulation` runs one again.
+//! Simulates store-readings under faults in all its dependencies, in thousands of runs. Each run is determined by
+//! its seed; `SEED=123 cargo test -p telemetry --test simulation` repeats one.
 //!
-//! A run puts bundles and poison on a stream, and a model of Lambda's mapping delivers them: in
-//! part, again, after crashes, from a resharded stream. What is asserted is that no sample is ever
-//! lost, changed or stored twice, and that one site's trouble is no other's.
+//! A run puts valid bundles and poison records on a stream. A model of Lambda's event source mapping delivers them:
+//! partially, repeatedly, after crashes, and from a resharded stream. The test asserts that no sample is ever lost,
+//! changed or stored twice, and that an error in one site's lane does not affect other sites.
 
 use std::{
     cell::RefCell,
@@ -39,25 +39,25 @@ use tokio::time::{Instant, sleep};
 
 const SEEDS: u64 = 2_000;
 
-/// Kept back from the function's time, as production does.
+/// The part of the function's time that is reserved for the response, as in production.
 const FOR_THE_ANSWER: Duration = Duration::from_millis(500);
 
-/// Times in milliseconds, and values to the bit.
+/// The times in milliseconds and the bits of the values.
 type Bits = Vec<(i64, u64)>;
 /// `sensorId` and `row`.
 type RowKey = (String, String);
 type Rows = BTreeMap<RowKey, Bits>;
 
-/// What a record is, and what has to become of it.
+/// The expected outcome of a record.
 #[derive(Clone, Debug)]
 enum Fate {
-    /// These rows; if others hold other samples under one of the keys, the quarantine.
+    /// These rows are stored. If a row with one of the keys has different samples, the record is also quarantined.
     Stored(Rows),
-    /// The quarantine, under that error.
+    /// The record is quarantined under this error.
     SetAside(&'static str),
 }
 
-/// The ways to be wrong that were put on a stream.
+/// The kinds of invalid records in the simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Poison {
     NotJson,
@@ -101,20 +101,20 @@ struct Site {
     retired: SensorId,
 }
 
-/// A record that was put.
+/// A record on the stream.
 struct Put {
     record: Rc<Record>,
     fate: Fate,
-    /// Its place among those of its partition key.
+    /// The record's index among the records of its partition key.
     place: usize,
 }
 
-/// What was put on the stream, and where.
+/// The records on the stream and the data about them.
 struct Workload {
     stream: Stream,
     puts: Vec<Put>,
     by_number: HashMap<String, usize>,
-    /// The lanes that a sensor's trouble can stop.
+    /// The lanes that a fault of a sensor can stop, by sensor.
     lanes_of: HashMap<String, BTreeSet<String>>,
     poisons: BTreeMap<Poison, u32>,
     sites: Vec<Site>,
@@ -134,7 +134,7 @@ fn bits(samples: &[Sample]) -> Bits {
     samples.iter().map(|Sample(at, value)| (at.millis(), value.to_bits())).collect()
 }
 
-/// The rows of a bundle: none spans a day.
+/// Returns the rows of a bundle. No row spans a day.
 fn rows(bundle: &Bundle) -> Rows {
     let mut rows = Rows::new();
     for series in &bundle.series {
@@ -151,7 +151,7 @@ fn rows(bundle: &Bundle) -> Rows {
     rows
 }
 
-/// Makes bundles.
+/// Generates bundles.
 struct Loggers {
     chance: Chance,
     sites: Vec<Site>,
@@ -185,7 +185,7 @@ impl Loggers {
 
     fn bundle(&mut self, site: usize) -> Bundle {
         self.bundles += 1;
-        // Now and then from before what was sent already.
+        // Some bundles are older than bundles that were sent before.
         let minute = if self.chance.percent(20) {
             self.chance.below(u64::from(self.bundles))
         } else {
@@ -199,7 +199,7 @@ impl Loggers {
         Bundle { bundle_id, site_id: id, series }
     }
 
-    /// Data that will never do, for the lane of a site.
+    /// Returns a record's partition key and data that can never be stored.
     fn poison(&mut self, poison: Poison, site: usize) -> (String, Vec<u8>) {
         let mut bundle = self.bundle(site);
         let mut key = bundle.site_id.to_string();
@@ -277,12 +277,12 @@ impl Workload {
                     let (key, data) = loggers.poison(poison, site);
                     (key, data, Fate::SetAside(poison.error()))
                 }
-                // The same once more.
+                // A repeated bundle.
                 (20..35, Some(bundle)) => {
                     let data = serde_json::to_vec_pretty(&bundle).expect("JSON");
                     (bundle.site_id.to_string(), data, Fate::Stored(rows(&bundle)))
                 }
-                // The same id with another value; the other series may be new.
+                // The same bundle id with another value. The keys of the other series may be new.
                 (35..43, Some(mut bundle)) => {
                     let new = chance.percent(50);
                     let (series, others) = bundle.series.split_last_mut().expect("a series");
@@ -325,12 +325,12 @@ impl Workload {
     }
 }
 
-/// What is known of a run while it goes on: the log read up to a line, and what broke a rule.
+/// The state of the checks during a run: the part of the log that was read, and the violations that were found.
 #[derive(Default)]
 struct Ledger {
     line: usize,
     stored: Rows,
-    /// By record: the errors that it is in the quarantine under.
+    /// By record: the errors under which it is in the quarantine.
     set_aside: HashMap<usize, BTreeSet<String>>,
     given_up: BTreeSet<usize>,
     violations: Vec<String>,
@@ -343,7 +343,7 @@ struct Watch {
 }
 
 impl Watch {
-    /// Whether all that has to become of a record came to be.
+    /// Returns whether the record has its whole expected outcome.
     fn done(&self, ledger: &Ledger, put: usize) -> bool {
         let set_aside = ledger.set_aside.get(&put);
         match &self.load.puts[put].fate {
@@ -357,7 +357,7 @@ impl Watch {
         }
     }
 
-    /// Reads on in the log. What is called for must be in order.
+    /// Reads the new entries of the log and checks the order of the calls.
     fn read_on(&self) {
         let ledger = &mut *self.ledger.borrow_mut();
         let news = self.cloud.log_from(ledger.line);
@@ -376,7 +376,7 @@ impl Watch {
                         }
                         continue;
                     }
-                    // Of a bundle that was sent twice, the first.
+                    // The first put of a bundle that was sent twice.
                     let of = |put: &Put| match &put.fate {
                         Fate::Stored(rows) => rows.get(&key) == Some(&bits),
                         Fate::SetAside(_) => false,
@@ -403,7 +403,7 @@ impl Watch {
         }
     }
 
-    /// No record is begun before the earlier ones of its partition key are done.
+    /// Checks that no record is begun before the earlier records of its partition key are done.
     fn in_order(&self, ledger: &mut Ledger, put: usize) {
         let begun = &self.load.puts[put];
         let key = &begun.record.partition_key;
@@ -416,7 +416,7 @@ impl Watch {
         }
     }
 
-    /// The lanes that met a fault since that line of the log.
+    /// Returns the lanes that met a fault since the given line of the log.
     fn troubled(&self, line: usize) -> BTreeSet<String> {
         let mut lanes = BTreeSet::new();
         for entry in self.cloud.log_from(line) {
@@ -438,8 +438,7 @@ impl Watch {
         lanes
     }
 
-    /// What must hold of every answer: nothing that failed is skipped, and nothing failed but for
-    /// trouble of its own lane.
+    /// Checks a response: no failed record is skipped, and no record fails without a fault in its own lane.
     fn answered(&self, records: &[Rc<Record>], answer: &Result<Value, String>, call: Call) {
         self.read_on();
         let ledger = &mut *self.ledger.borrow_mut();
@@ -480,7 +479,7 @@ impl Watch {
 /// An invocation.
 #[derive(Clone, Copy)]
 struct Call {
-    /// The log's line that it began at.
+    /// The line of the log at which the invocation began.
     line: usize,
     begun: Instant,
     time: Duration,
@@ -493,7 +492,7 @@ fn row_of(item: &Value) -> (RowKey, Bits) {
     ((text("sensorId"), text("row")), bits(&samples))
 }
 
-/// store-readings, as the mapping runs it.
+/// The function store-readings, as the mapping invokes it.
 struct Consumer {
     watch: Rc<Watch>,
     register_age: Duration,
@@ -549,24 +548,24 @@ impl Function for Consumer {
     }
 }
 
-/// What came about in a run, or in all.
+/// The counts of one run or of all runs.
 #[derive(Debug, Default, PartialEq)]
 struct Seen {
     faults: BTreeMap<Fault, u32>,
     happenings: BTreeMap<Happening, u32>,
     poisons: BTreeMap<Poison, u32>,
     errors: BTreeMap<String, u32>,
-    /// Those that are stored in the end.
+    /// The number of samples that are stored at the end.
     samples: usize,
     shards: usize,
-    /// Of the order of all calls and effects.
+    /// A hash of the order of all calls and effects.
     log: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Weather {
     Calm,
-    /// One site's partition is throttled.
+    /// The partition of one site is throttled.
     OneSite,
     Storm,
 }
@@ -621,14 +620,14 @@ fn simulate(seed: u64) -> Seen {
         }
         let mapping = Mapping::new(settings, disorder, chance.fork(), consumer);
         mapping.run(&watch.load.stream).await;
-        // What runs on unseen, or is late, comes to its end.
+        // Waits for invocations that still run in the background and for late effects.
         sleep(Duration::from_mins(2)).await;
         cloud.calm();
         watch.read_on();
         assert_no_violation(&watch);
         assert_ended_well(&watch, weather);
 
-        // The operator replays what Lambda gave up.
+        // The operator replays the records that Lambda gave up.
         let given_up: Vec<_> = watch.ledger.borrow().given_up.iter().copied().collect();
         replay(&mapping, &watch, &given_up).await;
         for put in 0..watch.load.puts.len() {
@@ -673,7 +672,7 @@ fn digest(log: &[Entry]) -> u64 {
     digest.finish()
 }
 
-/// Without faults, in one delivery.
+/// Delivers the records once more in one batch, without faults.
 async fn replay(mapping: &Mapping<Consumer>, watch: &Watch, puts: &[usize]) {
     let records: Vec<_> = puts.iter().map(|&put| Rc::clone(&watch.load.puts[put].record)).collect();
     let environment = Rc::new(mapping.function().start());
@@ -681,7 +680,7 @@ async fn replay(mapping: &Mapping<Consumer>, watch: &Watch, puts: &[usize]) {
     assert_eq!(answer, Ok(json!({ "batchItemFailures": [] })));
 }
 
-/// All is done or in the failure destination; and there only for trouble.
+/// Checks that every record is done or was given up, and that none was given up without faults.
 fn assert_ended_well(watch: &Watch, weather: Weather) {
     let ledger = watch.ledger.borrow();
     for put in 0..watch.load.puts.len() {
@@ -691,7 +690,7 @@ fn assert_ended_well(watch: &Watch, weather: Weather) {
     }
 }
 
-/// Each row holds what was sent under its key, to the bit, and there are no others.
+/// Checks that each row has the samples that were sent under its key, bit for bit, and that there are no other rows.
 fn assert_rows_hold_what_was_sent(watch: &Watch) {
     let ledger = watch.ledger.borrow();
     let rows = watch.cloud.rows(READINGS);
@@ -709,7 +708,7 @@ fn assert_rows_hold_what_was_sent(watch: &Watch) {
     }
 }
 
-/// Each message holds its record whole, under the error that it deserves.
+/// Checks that each message in the quarantine has the whole record and the expected error.
 fn assert_quarantine_holds_poison(watch: &Watch) -> BTreeMap<String, u32> {
     let ledger = watch.ledger.borrow();
     let mut errors = BTreeMap::new();
@@ -748,7 +747,7 @@ fn assert_no_violation(watch: &Watch) {
     assert!(violations.is_empty(), "{text}");
 }
 
-/// All of the mapping's but those that would be this function's fault.
+/// The happenings of the mapping, except those that would be a defect of this function.
 const HAPPENINGS: [Happening; 12] = [
     Happening::Delivered,
     Happening::Done,
@@ -771,7 +770,7 @@ fn add<K: Ord>(sums: &mut BTreeMap<K, u32>, counts: BTreeMap<K, u32>) {
 }
 
 #[test]
-fn no_sample_is_lost_or_stored_twice_whatever_happens() {
+fn no_sample_is_lost_or_stored_twice_under_faults() {
     let mut all = Seen::default();
     for seen in seeds(SEEDS, simulate) {
         add(&mut all.faults, seen.faults);
@@ -795,7 +794,7 @@ fn no_sample_is_lost_or_stored_twice_whatever_happens() {
 }
 
 #[test]
-fn a_seed_makes_the_same_run_every_time() {
+fn runs_with_the_same_seed_are_equal() {
     for seed in 1..=20 {
         assert_eq!(simulate(seed), simulate(seed), "seed {seed}");
     }

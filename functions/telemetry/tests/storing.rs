@@ -1,4 +1,4 @@
-//! What becomes of a bundle on the stream, and of the events that tell of sensors.
+//! Tests of storing bundles from the stream and of the sensor register.
 
 use std::{collections::BTreeMap, io::Read, rc::Rc, time::Duration};
 
@@ -42,7 +42,7 @@ const METRICS: [Metric; 8] = [
 
 const REGISTER_AGE: Duration = Duration::from_mins(1);
 
-/// A cloud in which the site `a` has eight sensors, a warm function, and a stream.
+/// A cloud in which the site `a` has eight sensors, the function, and a stream.
 struct Scene {
     cloud: Cloud,
     step: StoreReadings,
@@ -67,7 +67,7 @@ impl Scene {
         scene
     }
 
-    /// project-sensors hears of it.
+    /// Delivers an event to project-sensors.
     async fn hear(&self, event: &Value) {
         let step = ProjectSensors { readings: self.cloud.table(READINGS) };
         run(&step, event).await.expect("a projection");
@@ -81,7 +81,7 @@ impl Scene {
         self.put(bundle.site_id, plain(bundle))
     }
 
-    /// Delivers a batch; the sequence number from which it has to come again.
+    /// Delivers a batch. Returns the sequence number from which Lambda must deliver again.
     async fn deliver(&self, records: &[Rc<Record>]) -> Option<String> {
         let payload = to_raw_value(&event(records)).expect("JSON");
         let deadline = Deadline::after(Duration::from_secs(30));
@@ -96,7 +96,7 @@ impl Scene {
         assert_eq!(self.deliver(&[record]).await, None);
     }
 
-    /// The rows of samples, in the order of sensor and time.
+    /// Returns the rows of samples, ordered by sensor and time.
     fn rows(&self) -> Vec<(String, SeriesRow)> {
         let rows = self.cloud.rows(READINGS);
         let rows = rows.iter().filter(|row| row["row"]["S"] != "SENSOR");
@@ -106,7 +106,7 @@ impl Scene {
         rows
     }
 
-    /// What was called for, and the write units, since `before`.
+    /// Returns the calls and write units since `before`.
     fn cost(&self, before: &(BTreeMap<String, u32>, f64)) -> (BTreeMap<String, u32>, f64) {
         let mut calls = self.cloud.calls();
         for (operation, times) in &before.0 {
@@ -151,7 +151,7 @@ fn deprovisioned(name: &str) -> Value {
     told(name, "SensorsDeprovisioned", noon(60), data)
 }
 
-/// So many samples, one in so many seconds.
+/// Returns `count` samples, one every `seconds` seconds.
 fn samples(count: u32, seconds: i64) -> Vec<Sample> {
     let sample = |n: u32| Sample(noon(seconds * i64::from(n)), f64::from(n) / 8.0);
     (0..count).map(sample).collect()
@@ -163,7 +163,7 @@ fn bundle(id: &str, series: Vec<(SensorId, Vec<Sample>)>) -> Bundle {
     Bundle { bundle_id: id.parse().expect("an id"), site_id: site("a"), series }
 }
 
-/// A quarter of an hour of all eight sensors.
+/// Returns a bundle with 15 minutes of samples of all eight sensors.
 fn quarter(id: &str) -> Bundle {
     bundle(id, (0..METRICS.len()).map(|n| (sensor("a", n), samples(15, 60))).collect())
 }
@@ -184,7 +184,7 @@ fn calls<const N: usize>(calls: [(&str, u32); N]) -> BTreeMap<String, u32> {
 }
 
 #[test]
-fn a_bundle_of_a_warm_function_is_one_put_a_series_and_no_read() {
+fn a_warm_function_puts_once_per_series_and_reads_nothing() {
     cloud::run(async {
         let mut scene = Scene::new().await;
         let before = scene.counted();
@@ -208,7 +208,7 @@ fn a_bundle_of_a_warm_function_is_one_put_a_series_and_no_read() {
 }
 
 #[test]
-fn the_same_bundle_again_plain_or_packed_changes_nothing() {
+fn a_repeated_bundle_changes_nothing_whether_plain_or_compressed() {
     cloud::run(async {
         let mut scene = Scene::new().await;
         let first = scene.put_bundle(&quarter("b-1"));
@@ -226,7 +226,7 @@ fn the_same_bundle_again_plain_or_packed_changes_nothing() {
 }
 
 #[test]
-fn another_value_under_the_same_id_is_set_aside_and_the_other_series_are_stored() {
+fn a_conflicting_series_is_quarantined_and_the_other_series_are_stored() {
     cloud::run(async {
         let mut scene = Scene::new().await;
         let (a, b) = (sensor("a", 0), sensor("a", 1));
@@ -269,7 +269,7 @@ fn another_value_under_the_same_id_is_set_aside_and_the_other_series_are_stored(
 }
 
 #[test]
-fn minus_zero_is_another_value_than_zero() {
+fn minus_zero_and_zero_are_different_values() {
     cloud::run(async {
         let mut scene = Scene::new().await;
         let of = |value| bundle("b-1", vec![(sensor("a", 0), vec![Sample(noon(0), value)])]);
@@ -283,7 +283,7 @@ fn minus_zero_is_another_value_than_zero() {
 fn no_row_spans_a_day() {
     cloud::run(async {
         let mut scene = Scene::new().await;
-        // The last one comes a day after the first, to the second.
+        // The last sample is exactly one day after the first.
         let all = samples(1_441, 60);
         scene.deliver_bundle(&bundle("b-1", vec![(sensor("a", 0), all.clone())])).await;
         let rows = scene.rows();
@@ -308,7 +308,7 @@ fn no_row_holds_more_than_ten_thousand_samples() {
 }
 
 #[test]
-fn nothing_of_a_bundle_is_stored_if_one_of_its_sensors_may_not_send() {
+fn a_bundle_with_a_sensor_that_may_not_send_is_not_stored_at_all() {
     cloud::run(async {
         let mut scene = Scene::new().await;
         scene.hear(&provisioned("b")).await;
@@ -338,7 +338,7 @@ fn nothing_of_a_bundle_is_stored_if_one_of_its_sensors_may_not_send() {
 }
 
 #[test]
-fn a_replay_answers_its_outcome_and_quarantines_nothing() {
+fn a_replay_returns_its_outcome_and_quarantines_nothing() {
     cloud::run(async {
         let mut scene = Scene::new().await;
         scene.hear(&provisioned("b")).await;
@@ -370,7 +370,7 @@ fn a_replay_answers_its_outcome_and_quarantines_nothing() {
 }
 
 #[test]
-fn poison_that_is_too_large_for_the_queue_is_set_aside_packed() {
+fn a_poison_record_too_large_for_a_message_is_quarantined_compressed() {
     cloud::run(async {
         let mut scene = Scene::new().await;
         let unknown = bundle("b-1", vec![(sensor("nobody", 0), samples(30_000, 1))]);
@@ -391,13 +391,13 @@ fn poison_that_is_too_large_for_the_queue_is_set_aside_packed() {
     });
 }
 
-/// So many bytes that nothing can pack.
+/// Returns random bytes, which can't be compressed.
 fn noise(bytes: usize) -> Vec<u8> {
     let mut chance = Chance::of(1);
     (0..bytes / 8).flat_map(|_| chance.number().to_le_bytes()).collect()
 }
 
-/// The data of a record out of the messages with its parts.
+/// Joins the data of a record from the messages of its parts.
 fn set_aside(messages: &[Value]) -> Vec<u8> {
     let data = |message: &Value| message["record"]["kinesis"]["data"].as_str().map(str::to_owned);
     let text: String = messages.iter().map(|message| data(message).expect("data")).collect();
@@ -405,7 +405,7 @@ fn set_aside(messages: &[Value]) -> Vec<u8> {
 }
 
 #[test]
-fn poison_that_came_packed_is_set_aside_as_it_came() {
+fn a_compressed_poison_record_is_quarantined_unchanged() {
     cloud::run(async {
         let mut scene = Scene::new().await;
         let data = gzip(&noise(900_000));
@@ -416,10 +416,10 @@ fn poison_that_came_packed_is_set_aside_as_it_came() {
 }
 
 #[test]
-fn poison_that_is_too_large_even_if_packed_is_set_aside_in_parts() {
+fn a_poison_record_too_large_even_if_compressed_is_quarantined_in_parts() {
     cloud::run(async {
         let mut scene = Scene::new().await;
-        // As large as a record can be.
+        // The maximum size of a record.
         let data = noise(1024 * 1024);
         let record = scene.put(site("a"), data.clone());
         assert_eq!(scene.deliver(&[Rc::clone(&record)]).await, None);
@@ -436,7 +436,7 @@ fn poison_that_is_too_large_even_if_packed_is_set_aside_in_parts() {
 }
 
 #[test]
-fn a_long_mistake_is_told_in_short() {
+fn a_long_invalid_value_has_a_short_reason() {
     cloud::run(async {
         let mut scene = Scene::new().await;
         let series = "[".repeat(400_000);
@@ -451,7 +451,7 @@ fn a_long_mistake_is_told_in_short() {
 }
 
 #[test]
-fn a_site_in_trouble_stops_in_its_order_and_no_other_does() {
+fn a_throttled_site_stops_in_order_and_other_sites_do_not() {
     cloud::run(async {
         let mut scene = Scene::new().await;
         scene.hear(&provisioned("b")).await;
@@ -465,7 +465,7 @@ fn a_site_in_trouble_stops_in_its_order_and_no_other_does() {
         let before = scene.counted();
         let failed = scene.deliver(&records).await;
         assert_eq!(failed.as_deref(), Some(records[1].sequence_number.as_str()));
-        // Of the site in trouble, the register alone was asked, and once.
+        // For the throttled site there was only one read of the register.
         assert_eq!(scene.cost(&before).0, calls([("BatchGetItem", 2), ("PutItem", 3)]));
         assert_eq!(scene.rows().len(), 3);
 
@@ -477,7 +477,7 @@ fn a_site_in_trouble_stops_in_its_order_and_no_other_does() {
 }
 
 #[test]
-fn a_sensor_is_known_as_soon_as_it_is_provisioned_and_forgotten_within_a_minute() {
+fn a_provisioned_sensor_is_known_at_once_and_a_retired_one_is_refused_within_a_minute() {
     cloud::run(async {
         let mut scene = Scene::new().await;
         let of = |id: &str| Bundle {
@@ -502,7 +502,7 @@ fn a_sensor_is_known_as_soon_as_it_is_provisioned_and_forgotten_within_a_minute(
 }
 
 #[test]
-fn sensors_come_to_the_same_in_whatever_order_their_events_come_and_how_often() {
+fn the_register_does_not_depend_on_the_order_and_repetition_of_events() {
     let (up, down) = (provisioned("a"), deprovisioned("a"));
     let onboarding = Some(saga("a").onboarding_id.to_string());
     assert_eq!(correlation::<ProjectSensors>(&up), onboarding);
@@ -532,12 +532,12 @@ fn sensors_come_to_the_same_in_whatever_order_their_events_come_and_how_often() 
 }
 
 #[test]
-fn trouble_beside_a_conflict_comes_again_and_finds_the_conflict_then() {
-    // Four series are put at a time: the first is over before the last begins.
+fn a_transient_error_beside_a_conflict_is_retried_and_the_conflict_is_found_then() {
+    // Four series are put concurrently, so the first put ends before the last one begins.
     for (conflict, trouble) in [(0, 7), (7, 0)] {
         cloud::run(async {
             let mut scene = Scene::new().await;
-            // The register knows the sensors from now on, and other samples of one are there.
+            // Now the register is cached, and a row of one sensor has different samples.
             scene.deliver_bundle(&quarter("b-0")).await;
             let other = vec![(sensor("a", conflict), samples(3, 60))];
             scene.deliver_bundle(&bundle("b-1", other)).await;
@@ -555,7 +555,7 @@ fn trouble_beside_a_conflict_comes_again_and_finds_the_conflict_then() {
 }
 
 #[test]
-fn readings_are_counted_once_and_those_that_came_again_apart() {
+fn readings_are_counted_once_and_repeated_readings_separately() {
     cloud::run(async {
         let mut scene = Scene::new().await;
         for expected in [(120.0, 0.0), (0.0, 120.0)] {
@@ -566,7 +566,7 @@ fn readings_are_counted_once_and_those_that_came_again_apart() {
 }
 
 #[tokio::test]
-async fn a_register_out_of_reach_is_told_as_what_passes_by_itself() {
+async fn an_unreachable_register_is_a_transient_error() {
     let table = Stub::start(|_| (500, json!({}))).await;
     let client = aws_sdk_dynamodb::Client::new(&table.config());
     let step = ProjectSensors { readings: Table::new(client, READINGS) };
@@ -574,7 +574,7 @@ async fn a_register_out_of_reach_is_told_as_what_passes_by_itself() {
 }
 
 #[test]
-fn a_retirement_that_nobody_announced_refuses_the_sensor_all_the_same() {
+fn a_retirement_without_a_provisioning_refuses_the_sensor() {
     cloud::run(async {
         let mut scene = Scene::new().await;
         scene.hear(&deprovisioned("b")).await;
@@ -586,7 +586,7 @@ fn a_retirement_that_nobody_announced_refuses_the_sensor_all_the_same() {
 }
 
 #[test]
-fn an_event_whose_ids_belong_to_another_site_changes_no_sensor() {
+fn an_event_with_ids_of_another_site_changes_no_sensor() {
     cloud::run(async {
         let cloud = Cloud::new(Chance::of(1));
         let step = ProjectSensors { readings: cloud.table(READINGS) };

@@ -14,10 +14,10 @@ async fn main() -> Result<(), Error> {
             events: aws.table("EVENTS_TABLE")?,
             bus: aws_sdk_eventbridge::Client::new(aws.config()),
             bus_name: env("EVENT_BUS_NAME")?,
-            // publish-events takes the replay of a record that was quarantined here.
+            // The source is publish-events, because that function replays the records that are quarantined here.
             quarantine: Quarantine::of(&aws, "publish-events")?,
         },
-        // The function has 30 s.
+        // The function's timeout is 30 s.
         time: Duration::from_secs(25),
     })
     .await

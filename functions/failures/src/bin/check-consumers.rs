@@ -13,9 +13,9 @@ async fn main() -> Result<(), Error> {
         sqs: aws_sdk_sqs::Client::new(aws.config()),
         environment: env("ENVIRONMENT")?,
         queues_url: env("QUEUES_URL")?,
-        // Lambda allows an account 15 calls of its API a second; deployments need them, too.
+        // Lambda's API allows an account 15 calls a second, and deployments need them, too.
         pause: Duration::from_millis(100),
-        // The function has 30 s.
+        // The function's timeout is 30 s.
         time: Duration::from_secs(25),
     })
     .await

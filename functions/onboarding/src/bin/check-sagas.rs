@@ -17,7 +17,7 @@ async fn main() -> Result<(), Error> {
             Machine { client, arn: env("SITE_TEARDOWN_ARN")? },
         ],
         budget: budget()?,
-        // The function has 30 s.
+        // The function's timeout is 30 s.
         time: Duration::from_secs(25),
     })
     .await

@@ -1,6 +1,6 @@
-//! What the tests of the sites share.
+//! Helpers that the tests of sites share.
 
-// Each test file takes what it needs.
+// Each test file uses a part of the helpers.
 #![allow(dead_code)]
 
 use contracts::{EntityType, Saga, SiteId};
@@ -19,13 +19,13 @@ pub fn registrar(dynamo: &Dynamo) -> Registrar {
     Registrar { sites: dynamo.table(SITES), outbox: dynamo.outbox() }
 }
 
-/// The saga of the site that `POST /sites` makes under that key.
+/// Returns the saga of the site that `POST /sites` registers under this idempotency key.
 pub fn saga_of(key: &str) -> Saga {
     let site_id = SiteId::registered("", key);
     Saga::of_site(site_id, None)
 }
 
-/// A good body of `POST /sites`.
+/// Returns a valid body of `POST /sites`.
 pub fn registration() -> Value {
     json!({
         "name": "Alamosa, Colorado",
@@ -40,7 +40,7 @@ pub fn registration() -> Value {
     })
 }
 
-/// `POST /sites` as API Gateway sends it.
+/// Returns `POST /sites` in API Gateway's format.
 pub fn post(key: Option<&str>, body: &str) -> Request {
     let mut event = sample::event("create-site");
     for headers in ["headers", "multiValueHeaders"] {
@@ -48,7 +48,7 @@ pub fn post(key: Option<&str>, body: &str) -> Request {
         headers.remove("Idempotency-Key");
     }
     if let Some(key) = key {
-        // HTTP/2 clients send names in small letters.
+        // HTTP/2 clients send header names in lower case.
         event["headers"]["idempotency-key"] = key.into();
         event["multiValueHeaders"]["idempotency-key"] = json!([key]);
     }
@@ -56,7 +56,7 @@ pub fn post(key: Option<&str>, body: &str) -> Request {
     read(&event)
 }
 
-/// `GET` or `DELETE` of a site.
+/// Returns `GET` or `DELETE` of one site.
 pub fn on_site(function: &str, site: &str) -> Request {
     let mut event = sample::event(function);
     event["path"] = format!("/sites/{site}").into();
@@ -64,7 +64,7 @@ pub fn on_site(function: &str, site: &str) -> Request {
     read(&event)
 }
 
-/// `GET /sites` with a query.
+/// Returns `GET /sites` with a query.
 pub fn list(query: &[(&str, &str)]) -> Request {
     let mut event = sample::event("get-site");
     event["path"] = "/sites".into();
@@ -80,7 +80,7 @@ fn read(event: &Value) -> Request {
     serde_json::from_value(event.clone()).expect("an event of API Gateway")
 }
 
-/// What API Gateway passes on, with the body read.
+/// Returns the response that API Gateway gets, with the body parsed as JSON.
 pub fn sent(answer: Result<Answer, Problem>) -> Value {
     let response = response(answer);
     let mut sent = serde_json::to_value(response).expect("a response as JSON");
@@ -93,7 +93,7 @@ pub fn check(name: &str, answer: Result<Answer, Problem>) {
     golden::check(env!("CARGO_MANIFEST_DIR"), name, &sent(answer));
 }
 
-/// Registers a site under that key.
+/// Registers a site under this idempotency key.
 pub async fn create(dynamo: &Dynamo, key: &str) -> Saga {
     let request = post(Some(key), &registration().to_string());
     let answer = CreateSite(registrar(dynamo)).handle(&request, noon(0)).await;
@@ -101,7 +101,7 @@ pub async fn create(dynamo: &Dynamo, key: &str) -> Saga {
     saga_of(key)
 }
 
-/// A step's event as EventBridge delivers it.
+/// Returns an event of a step in EventBridge's format.
 pub fn told(saga: Saga, event_type: &str, sequence: u64) -> Value {
     let data = json!({ "siteId": saga.site_id });
     let mut event = sample::event_of("project-site", saga, EntityType::Reservation, data);
