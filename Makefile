@@ -26,6 +26,9 @@ ARCHITECTURE := $(if $(findstring aarch64,$(HOST)),arm64,x86_64)
 
 # One target folder for `sam build`, tests and clippy: cargo-lambda always names the target.
 CARGO_FLAGS := --target $(HOST) --locked
+# What is tested without a local stack. cargo resolves features for the selected packages, and with other features it
+# compiles the AWS SDKs again. So every command of unit tests selects these (tests/testkit/tests/features.rs).
+UNIT_PACKAGES := --workspace --exclude tests --exclude fieldctl --exclude bench-readings --exclude demo
 
 # To the emulator and nowhere else, with credentials that are worth nothing.
 LOCAL_ENV := env -u AWS_PROFILE -u AWS_SESSION_TOKEN AWS_ENDPOINT_URL=http://127.0.0.1:$(AWS_PORT) AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test \
@@ -37,7 +40,7 @@ OVERRIDES := Architecture=$(ARCHITECTURE) LogRetentionDays=1 StripeApiBase=$(or 
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml $(wildcard functions/*/template.yaml) samconfig.toml
 
-.PHONY: help demo test unit-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test services-test unused-grants fault-matrix fault-matrix-subset mutants smoke check deny advisories sbom up down deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image local-env logs kits api-url setup require require-docker
+.PHONY: help demo test lint quick unit-test fieldctl-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test services-test unused-grants fault-matrix fault-matrix-subset mutants smoke check deny advisories sbom up down deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image local-env logs kits api-url setup require require-docker
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -51,12 +54,27 @@ demo: require ## onboards eight stations on a fresh local stack, shows the resul
 
 test: check unit-test local-test e2e-test fault-matrix-subset ## every test, installing what it needs
 
-unit-test: require ## units, steps against embedded DynamoDB, wire goldens
-	cargo test $(CARGO_FLAGS) --workspace --exclude tests --exclude fieldctl --exclude bench-readings --exclude demo
+# fault_matrix has `test = false`, so it is not among all targets. rustdoc reads the dependencies as clippy checked them, and reads
+# libraries only: the binaries are wiring without links.
+lint: require ## formatting, clippy, and links in doc comments; CI runs the same
+	cargo fmt --all --check
+	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+	cargo clippy $(CARGO_FLAGS) -p tests --test fault_matrix -- -D warnings
+	RUSTDOCFLAGS='-D rustdoc::broken_intra_doc_links' cargo doc $(CARGO_FLAGS) --workspace --lib --no-deps --document-private-items
 
-local-test: setup require ## the tools in Python: the local stack's own parts, deployments by service, sizes of stacks
+quick: lint ## the fast check before a commit: lint, unit tests of the libraries, rules, steps, alarms, schemas
+	cargo test $(CARGO_FLAGS) $(UNIT_PACKAGES) --lib --test rules --test steps --test alarms --test schemas
+
+unit-test: require ## units, steps against embedded DynamoDB, wire goldens; ARGS='--test <file>': some of them
+	cargo test $(CARGO_FLAGS) $(UNIT_PACKAGES) $(ARGS)
+
+fieldctl-test: require ## all tests of fieldctl; they need no local stack; ARGS='--test <file>': some of them
+	cargo test $(CARGO_FLAGS) -p fieldctl $(ARGS)
+
+local-test: setup require ## the tools in Python (local stack, deployments by service, sizes of stacks), and the links in the docs
 	$(BIN)/python -m unittest discover -s tools/local
 	$(BIN)/python -m unittest discover -s tools/deploy
+	$(BIN)/python -m unittest discover -s tools/docs
 
 write-units: require ## counts what an onboarding and a reading cost in DynamoDB, for the cost model, and writes it into docs/cost.md
 	UPDATE_DOCS=1 cargo test $(CARGO_FLAGS) -p testkit --test write_units --test reading_units -- --nocapture

@@ -61,7 +61,8 @@ pub fn crates_by_lock(subject: &Subject) -> Objections {
         if path == "Makefile" || path.starts_with(".ci/") || path.starts_with(".github/") {
             for line in text.lines().map(str::trim) {
                 let told = line.starts_with('#') || line.starts_with("step ");
-                let commands = ["bench", "build", "check", "clippy", "install", "run", "test"];
+                let commands =
+                    ["bench", "build", "check", "clippy", "doc", "install", "run", "test"];
                 let compiles =
                     !told && commands.iter().any(|it| line.contains(&format!("cargo {it} ")));
                 let locked = line.contains("--locked") || line.contains("$(CARGO_FLAGS)");

@@ -826,8 +826,8 @@ const SUPPLY: &[Rule] = &[
         except: &[],
         breaks: &[
             (Text(".github/workflows/smoke.yml", " --locked", ""), ".github/workflows/smoke.yml"),
-            (Text(".ci/run", "clippy --locked", "clippy"), ".ci/run"),
-            (Text("Makefile", "cargo test $(CARGO_FLAGS) --workspace", "sudo cargo test --workspace"), "Makefile"),
+            (Text("Makefile", "cargo clippy $(CARGO_FLAGS) --workspace", "cargo clippy --workspace"), "Makefile"),
+            (Text("Makefile", "cargo test $(CARGO_FLAGS) $(UNIT_PACKAGES) $(ARGS)", "sudo cargo test $(UNIT_PACKAGES)"), "Makefile"),
             (Text(".ci/run", "\nmake --no-print-directory deny\n", "\n"), ".ci/run"),
             (Text(".github/workflows/advisories.yml", "make advisories", "true"), ".github/workflows/advisories.yml"),
             (Text("Makefile", "check bans licenses sources", "check bans"), "Makefile"),
