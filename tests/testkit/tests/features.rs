@@ -2,21 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::process::Command;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    process::Command,
+};
 
 /// The packages of a `cargo test`, as the Makefile selects them.
-const UNIT: &[&str] = &[
-    "--workspace",
-    "--exclude",
-    "tests",
-    "--exclude",
-    "fieldctl",
-    "--exclude",
-    "bench-readings",
-    "--exclude",
-    "demo",
-];
 const END_TO_END: &[&str] = &["-p", "tests", "-p", "fieldctl"];
 const FAULT_MATRIX: &[&str] = &["-p", "tests"];
 
@@ -25,12 +17,22 @@ type Features = BTreeMap<String, BTreeSet<String>>;
 
 #[test]
 fn unit_and_end_to_end_tests_resolve_the_same_features() {
-    same(&features(UNIT), &features(END_TO_END));
+    let unit = unit_packages();
+    let unit: Vec<_> = unit.iter().map(String::as_str).collect();
+    same(&features(&unit), &features(END_TO_END));
 }
 
 #[test]
 fn the_fault_matrix_and_end_to_end_tests_resolve_the_same_features() {
     same(&features(FAULT_MATRIX), &features(END_TO_END));
+}
+
+/// The packages that `make unit-test` and `make quick` test.
+fn unit_packages() -> Vec<String> {
+    let makefile = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Makefile");
+    let text = fs::read_to_string(makefile).unwrap();
+    let packages = text.lines().find_map(|line| line.strip_prefix("UNIT_PACKAGES := "));
+    packages.unwrap().split_whitespace().map(str::to_owned).collect()
 }
 
 fn same(unit: &Features, end_to_end: &Features) {
