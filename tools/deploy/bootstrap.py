@@ -31,7 +31,7 @@ def put_key(client, environment, key):
     if key and not TEST_KEY.fullmatch(key):
         raise Refused("STRIPE_TEST_KEY is not a key of Stripe's test mode, which begins with sk_test_ or rk_test_. Nothing was changed.")
     secrets, name = client("secretsmanager"), f"{environment}-stripe"
-    there = secrets.get_secret_value(SecretId=name)["SecretString"]
+    there = secrets.get_secret_value(SecretId=name)["SecretString"].strip()
     if TEST_KEY.fullmatch(there):
         return f"the secret {name} has a test key"
     if ANY_KEY.match(there):
