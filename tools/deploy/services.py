@@ -2,12 +2,13 @@
 """Deploys services as stacks of their own, <environment>-<service>, with sam. It is `make deploy`.
 
     .venv/bin/python tools/deploy/services.py deploy ENV SERVICE...   builds and deploys services, callees first (all: every one)
-    .venv/bin/python tools/deploy/services.py build ENV SERVICE...    builds them, into .aws-sam/<service>
-    .venv/bin/python tools/deploy/services.py deploy --built ENV SERVICE...   deploys what was built
+    .venv/bin/python tools/deploy/services.py build ENV SERVICE...    builds them, into .aws-sam/<service>, and checks them
+    .venv/bin/python tools/deploy/services.py deploy --built ENV SERVICE...   deploys what was built and checked
     .venv/bin/python tools/deploy/services.py changed BASE            prints the services that changed since the commit BASE
 
 ENV is an environment of samconfig.toml, such as staging: its stack name is the environment's name, and its parameters are
-those of each service that has them. FIELDSTATION_PARAMETERS adds some, such as "LogLevel=DEBUG".
+those of each service that has them. FIELDSTATION_PARAMETERS adds some, such as "LogLevel=DEBUG". Everywhere but in the
+environment `local`, bootstraps.py checks the functions after the build, and compares them before the deployment.
 """
 
 import argparse
@@ -19,6 +20,8 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+
+import bootstraps
 
 ROOT = Path(__file__).resolve().parents[2]
 SAM = ROOT / ".venv" / "bin" / "sam"
@@ -91,23 +94,45 @@ def sam(service, command, parameters, *options):
     print(f"{service}: sam {command} took {time.monotonic() - begun:.0f} s", flush=True)
 
 
+def architecture(parameters):
+    """The processor that the functions are built and deployed for; as for sam, the last of equal parameters counts."""
+    values = dict(parameter.split("=", 1) for parameter in parameters)
+    return values.get("Architecture", "arm64")
+
+
 def build(environment, wanted):
     name, parameters, _ = settings(environment)
     for service in chosen(wanted):
         sam(service, "build", [f"Environment={name}", *parameters])
+    inspect(bootstraps.check, environment, wanted)
 
 
-def deploy(environment, wanted, built, agreed):
+def inspect(command, environment, wanted):
+    """Checks or verifies what was built of the services. The local stack takes debug builds."""
+    if environment == "local":
+        return
+    _, parameters, _ = settings(environment)
+    try:
+        for service in chosen(wanted):
+            command(ROOT / ".aws-sam" / service, architecture(parameters))
+    except bootstraps.Refused as error:
+        sys.exit(str(error))
+
+
+def deploy(environment, wanted, built=False, agreed=False, role=None):
     wanted = chosen(wanted)
     name, parameters, ask = settings(environment)
+    if built:
+        inspect(bootstraps.verify, environment, wanted)
     refuse_root(name)
     if ask and not agreed:
         confirm(name, wanted)
     parameters = [f"Environment={name}", *parameters]
+    if not built:
+        build(environment, wanted)
+    options = ["--role-arn", role] if role else []
     for service in wanted:
-        if not built:
-            sam(service, "build", parameters)
-        sam(service, "deploy", parameters, "--stack-name", f"{name}-{service}", "--no-progressbar")
+        sam(service, "deploy", parameters, "--stack-name", f"{name}-{service}", "--no-progressbar", *options)
 
 
 def users(metadata):
@@ -171,13 +196,14 @@ def main():
         if command == "deploy":
             of_services.add_argument("--built", action="store_true", help="deploys what `build` built")
             of_services.add_argument("--yes", action="store_true", help="does not ask, also where samconfig.toml wants it")
+            of_services.add_argument("--role-arn", help="the role that CloudFormation uses; without it, the caller's")
     commands.add_parser("changed").add_argument("base")
     arguments = parser.parse_args()
     match arguments.command:
         case "build":
             build(arguments.environment, arguments.services)
         case "deploy":
-            deploy(arguments.environment, arguments.services, arguments.built, arguments.yes)
+            deploy(arguments.environment, arguments.services, arguments.built, arguments.yes, arguments.role_arn)
         case "changed":
             print(" ".join(changed(arguments.base)))
 

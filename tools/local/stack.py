@@ -43,6 +43,9 @@ import uuid
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tools" / "deploy"))
+import supplies  # noqa: E402
+
 LOCAL = Path(os.environ.get("FIELDSTATION_LOCAL_DIR", ROOT / "target" / "local")).resolve()
 TMP = LOCAL / "tmp"  # MiniStack unpacks the functions here
 STRIPE_STATE = LOCAL / "localstripe.pickle"
@@ -56,7 +59,6 @@ WAIT_SECONDS = 60
 FUNCTIONS_ENDPOINT = os.environ.get("FIELDSTATION_FUNCTIONS_ENDPOINT")
 STACK = os.environ.get("FIELDSTATION_STACK", "fieldstation-local")
 STRIPE_KEY = "sk_test_local"
-PLANS = {"community": 0, "standard": 4900, "professional": 14900}  # cents a month
 
 # MiniStack hands its own environment on to every function, so it gets a small one. These may be set from outside:
 PASSED_ON = (
@@ -405,39 +407,20 @@ def kits(stack, metric, quantity, delivery):
         sys.exit(f"There is no metric {metric!r}. The metrics are: {', '.join(known)}.")
     if not MINISTACK.running():
         sys.exit("The local stack is not running: make up deploy-local")
-    source = "local.supplier"
-    content = [{"metric": each, "quantity": quantity} for each in ([metric] if metric else known)]
-    answer = client("events").put_events(Entries=[{
-        "EventBusName": named(stack, "events"), "Source": source, "DetailType": "KitsDelivered",
-        "Detail": json.dumps({"deliveryId": delivery, "kits": content}),
-    }])
-    if answer["FailedEntryCount"]:
-        sys.exit(f"The event was not accepted: {answer['Entries']}")
-    key = {"id": {"S": f"delivery#{len(source)}/{source}/{delivery}"}}
-    for _ in range(WAIT_SECONDS * 2):
-        if "Item" in client("dynamodb").get_item(TableName=named(stack, "inventory"), Key=key, ConsistentRead=True):
-            print(f"{stack}: delivery {delivery} is in stock: {quantity} of {metric or 'each metric'}")
-            return
-        time.sleep(0.5)
-    sys.exit(f"Delivery {delivery} is not in stock after {WAIT_SECONDS} s: make logs NAME=receive-kits")
+    content = {each: quantity for each in ([metric] if metric else known)}
+    try:
+        supplies.deliver_kits(client, stack, "local.supplier", delivery, content, WAIT_SECONDS)
+    except supplies.Failed as error:
+        sys.exit(str(error))
+    print(f"{stack}: delivery {delivery} is in stock: {quantity} of {metric or 'each metric'}")
 
 
 def seed(stack):
     """The plans at the payment provider, and its key in the deployed stack's secret. Again: no change."""
-    for plan, cents in PLANS.items():
-        form = {
-            "id": f"fieldstation-{plan}", "amount": cents, "currency": "eur", "interval": "month",
-            "product[name]": f"Fieldstation {plan}",
-        }
-        request = urllib.request.Request(
-            f"{STRIPE.url}/v1/plans", data=urllib.parse.urlencode(form).encode(),
-            headers={"Authorization": f"Bearer {STRIPE_KEY}"},
-        )
-        try:
-            urllib.request.urlopen(request, timeout=5).close()
-        except urllib.error.HTTPError as error:
-            if error.code != 409:  # 409: it is there
-                raise
+    try:
+        supplies.create_plans(STRIPE.url, STRIPE_KEY)
+    except supplies.Failed as error:
+        sys.exit(str(error))
     client("secretsmanager").put_secret_value(SecretId=named(stack, "stripe"), SecretString=STRIPE_KEY)
     print(f"{stack}: the provider has the plans, the stack has its key")
 

@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Gives an environment what its first smoke test needs: a kit in stock, a key of a Stripe test account, and its plans.
+
+    STRIPE_TEST_KEY=sk_test_... .venv/bin/python tools/deploy/bootstrap.py ENV
+
+ENV is an environment of samconfig.toml, such as staging. Running it again changes nothing: the delivery of the kits counts
+once, a key that is there is kept, and so are plans. The key is never printed. Production is refused: its smoke test only
+reads, and its key is put by hand (docs/deploying.md). With a StripePrices of its own, the environment gets no plans.
+"""
+
+import os
+import re
+import sys
+
+import services
+import supplies
+
+SOURCE, DELIVERY = "smoke-test", "smoke-test-1"
+# The test needs one, and gives it back. A run that breaks off keeps its kit until its site is taken out of service.
+KITS = {"air_temperature": 10}
+TEST_KEY, ANY_KEY = re.compile(r"(sk|rk)_test_\w+"), re.compile(r"(sk|rk)_")
+STRIPE_API = "https://api.stripe.com"
+
+
+class Refused(Exception):
+    """What was asked for must not be done."""
+
+
+def put_key(client, environment, key):
+    """Puts the provider's test key into the environment's secret, if CloudFormation's generated value is still there."""
+    if key and not TEST_KEY.fullmatch(key):
+        raise Refused("STRIPE_TEST_KEY is not a key of Stripe's test mode, which begins with sk_test_ or rk_test_. Nothing was changed.")
+    secrets, name = client("secretsmanager"), f"{environment}-stripe"
+    there = secrets.get_secret_value(SecretId=name)["SecretString"].strip()
+    if TEST_KEY.fullmatch(there):
+        return f"the secret {name} has a test key"
+    if ANY_KEY.match(there):
+        raise Refused(f"The secret {name} holds a key that is not a test key, and {environment} is not production. Replace it.")
+    if not key:
+        raise Refused(
+            f"The secret {name} has no key. Set STRIPE_TEST_KEY; in GitHub: gh secret set STRIPE_TEST_KEY --env <environment>"
+        )
+    secrets.put_secret_value(SecretId=name, SecretString=key)
+    return f"put the test key into the secret {name}"
+
+
+def deliver(client, environment):
+    if supplies.is_delivered(client, environment, SOURCE, DELIVERY):
+        return "the kits for the smoke test were delivered before"
+    supplies.deliver_kits(client, environment, SOURCE, DELIVERY, KITS)
+    return f"delivered {KITS} for the smoke test"
+
+
+def bootstrap(client, environment, key, parameters):
+    """Does each step, and tells what it did."""
+    yield put_key(client, environment, key)
+    values = dict(parameter.split("=", 1) for parameter in parameters)
+    if key and "StripePrices" not in values:
+        supplies.create_plans(values.get("StripeApiBase", STRIPE_API), key)
+        yield f"the provider has the plans {', '.join(supplies.PLANS)}"
+    yield deliver(client, environment)
+
+
+def main():
+    import boto3
+    import botocore.exceptions
+
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    if sys.argv[1] == "prod":
+        sys.exit("Production is not bootstrapped: put its key by hand, and let the supplier deliver kits (docs/deploying.md).")
+    environment, parameters, _ = services.settings(sys.argv[1])
+    try:
+        for done in bootstrap(boto3.client, environment, os.environ.get("STRIPE_TEST_KEY", "").strip(), parameters):
+            print(f"{environment}: {done}", flush=True)
+    except (Refused, supplies.Failed, botocore.exceptions.ClientError) as error:
+        sys.exit(f"{environment}: {error}")
+
+
+if __name__ == "__main__":
+    main()

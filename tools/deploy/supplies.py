@@ -1,0 +1,59 @@
+"""What a new environment needs before a site can be onboarded: kits in stock, and plans at the payment provider."""
+
+import json
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+# The plans that the default of the parameter StripePrices names, with their price in cents a month.
+PLANS = {"community": 0, "standard": 4900, "professional": 14900}
+
+
+class Failed(Exception):
+    """The environment did not get what it needs."""
+
+
+def is_delivered(client, environment, source, delivery):
+    """Whether receive-kits has counted a delivery. `client` makes a boto3 client of a service."""
+    key = {"id": {"S": f"delivery#{len(source)}/{source}/{delivery}"}}
+    row = client("dynamodb").get_item(TableName=f"{environment}-inventory", Key=key, ConsistentRead=True)
+    return "Item" in row
+
+
+def deliver_kits(client, environment, source, delivery, kits, seconds=60):
+    """Puts the event KitsDelivered on the environment's bus, as docs/integrating.md describes it, and waits until the kits
+    are in stock. A delivery counts once, however often its event is sent. `kits` is {metric: quantity}."""
+    content = [{"metric": metric, "quantity": quantity} for metric, quantity in kits.items()]
+    answer = client("events").put_events(Entries=[{
+        "EventBusName": f"{environment}-events", "Source": source, "DetailType": "KitsDelivered",
+        "Detail": json.dumps({"deliveryId": delivery, "kits": content}),
+    }])
+    if answer["FailedEntryCount"]:
+        raise Failed(f"The bus refused the event: {answer['Entries']}")
+    deadline = time.monotonic() + seconds
+    while not is_delivered(client, environment, source, delivery):
+        if time.monotonic() > deadline:
+            raise Failed(f"Delivery {delivery} is not in stock after {seconds} s. Look at the log of receive-kits.")
+        time.sleep(0.5)
+
+
+def create_plans(api, key):
+    """Creates the plans at the payment provider; those that exist stay as they are."""
+    for plan, cents in PLANS.items():
+        form = {
+            "id": f"fieldstation-{plan}", "amount": cents, "currency": "eur", "interval": "month",
+            "product[name]": f"Fieldstation {plan}",
+        }
+        request = urllib.request.Request(
+            f"{api}/v1/plans", data=urllib.parse.urlencode(form).encode(), headers={"Authorization": f"Bearer {key}"}
+        )
+        try:
+            urllib.request.urlopen(request, timeout=10).close()
+        except urllib.error.HTTPError as error:
+            # Stripe answers 400 with this code, and localstripe 409.
+            if error.code != 409 and b'"resource_already_exists"' not in (body := error.read()):
+                detail = body.decode(errors="replace").replace(key, "<key>")
+                raise Failed(f"The payment provider refused the plan {plan}: {error.code} {detail}") from None
+        except urllib.error.URLError as error:
+            raise Failed(f"The payment provider at {api} does not answer: {error.reason}") from None
