@@ -296,7 +296,8 @@ impl Door {
 
     /// Logs one line and counts the metric `RequestsRefused` if the caller was refused (4xx).
     ///
-    /// The line contains neither the body nor headers. The message may quote the request, so it is escaped and truncated.
+    /// The line contains neither the body nor headers. The message may quote the request, so it is escaped and
+    /// truncated.
     fn refused(&self, problem: &Problem) {
         if !(400..500).contains(&problem.status) {
             return;
