@@ -67,7 +67,8 @@ impl AwsErrorKind {
         }
     }
 
-    /// Classifies an error code, such as that of one entry of a batch. A code may have the suffix `Exception` or `Error`.
+    /// Classifies an error code, such as that of one entry of a batch. A code may have the suffix `Exception` or
+    /// `Error`.
     #[must_use]
     pub fn from_code(code: &str) -> Self {
         let is_in = |codes: &[&str]| codes.iter().any(|known| code.starts_with(known));
