@@ -1,5 +1,5 @@
-//! The stack's alarms: their metrics fed, their states read, and what on-call hears of them.
-//! CloudWatch and SNS are spoken to without their SDKs: these few calls are not worth the compiling.
+//! The stack's alarms: feeding their metrics, reading their states and receiving their notifications. CloudWatch and
+//! SNS are called without their SDKs, because the few calls are not worth the compile time.
 
 use std::{
     collections::BTreeMap,
@@ -14,32 +14,32 @@ use uuid::Uuid;
 
 use crate::{Stack, api::sign};
 
-/// An alarm on one metric, as CloudWatch describes it.
+/// An alarm on one metric, in the format of CloudWatch's `DescribeAlarms`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Alarm {
-    /// Its logical id.
+    /// The alarm's logical id.
     #[serde(skip)]
     pub logical_id: String,
-    /// Its generated name.
+    /// The alarm's generated name.
     pub alarm_name: String,
-    /// For on-call.
+    /// The description, for the engineer on call.
     #[serde(default)]
     pub alarm_description: String,
-    /// The metric's.
+    /// The metric's namespace.
     pub namespace: String,
-    /// The metric's.
+    /// The metric's name.
     pub metric_name: String,
-    /// Name and value of each.
+    /// The metric's dimensions.
     #[serde(default)]
     pub dimensions: Vec<Dimension>,
-    /// Of one datapoint, in seconds.
+    /// The length of a period in seconds.
     pub period: u32,
-    /// Datapoints that are looked at.
+    /// The number of periods that are evaluated.
     pub evaluation_periods: u32,
     /// `OK`, `ALARM` or `INSUFFICIENT_DATA`.
     pub state_value: String,
-    /// Who is told.
+    /// The ARNs that are notified in state `ALARM`.
     #[serde(default)]
     pub alarm_actions: Vec<String>,
 }
@@ -48,20 +48,20 @@ pub struct Alarm {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Dimension {
-    /// Its name.
+    /// The dimension's name.
     pub name: String,
-    /// Its value.
+    /// The dimension's value.
     pub value: String,
 }
 
 impl Alarm {
-    /// Namespace and name of the metric, with a space between.
+    /// Returns the metric's namespace and name, separated by a space.
     #[must_use]
     pub fn metric(&self) -> String {
         format!("{} {}", self.namespace, self.metric_name)
     }
 
-    /// The time that it looks back.
+    /// Returns the time that the alarm evaluates.
     #[must_use]
     pub fn window(&self) -> Duration {
         Duration::from_secs((self.period * self.evaluation_periods).into())
@@ -69,7 +69,7 @@ impl Alarm {
 }
 
 impl Stack {
-    /// All alarms of the environment.
+    /// Returns all alarms of the environment.
     pub async fn alarms(&self) -> Result<Vec<Alarm>> {
         let logical_ids: BTreeMap<String, String> = self
             .resources("AWS::CloudWatch::Alarm")
@@ -99,8 +99,9 @@ impl Stack {
         Ok(alarms)
     }
 
-    /// Puts values of the metric of each of the alarms, which is the same but for its dimensions; each
-    /// value so many times, and where there are none a datum without samples. They were measured `ago`.
+    /// Puts values of the alarms' metric, measured `ago`. The alarms' metrics may only differ in their dimensions.
+    ///
+    /// `values` are pairs of a value and its count. If there are none, a datum without samples is put.
     pub async fn measure(
         &self,
         alarms: &[&Alarm],
@@ -128,7 +129,7 @@ impl Stack {
         self.cloudwatch("PutMetricData", &put).await.map(drop)
     }
 
-    /// How many log lines of the function since then contain the text.
+    /// Returns the number of the function's log lines since this time that contain the text.
     pub async fn log_lines(&self, function: &str, since: SystemTime, text: &str) -> Result<usize> {
         let group = format!("/aws/lambda/{}/{function}", self.name());
         let since = u64::try_from(since.duration_since(UNIX_EPOCH)?.as_millis())?;
@@ -172,7 +173,7 @@ impl Stack {
     }
 }
 
-/// On-call's mailbox: a queue that the alarms' topic delivers to.
+/// A queue that is subscribed to the alarms' topic.
 #[derive(Debug)]
 pub struct OnCall {
     queue_url: String,
@@ -180,7 +181,7 @@ pub struct OnCall {
 }
 
 impl OnCall {
-    /// Subscribes to the topic.
+    /// Creates the queue and subscribes it to the topic.
     pub async fn begin(stack: &Stack) -> Result<Self> {
         let name = format!("{}-on-call-{}", stack.name(), Uuid::new_v4().simple());
         let (queue_url, arn) = stack.mailbox(&name, "sns.amazonaws.com").await?;
@@ -200,7 +201,7 @@ impl OnCall {
         Ok(Self { queue_url, subscription: subscription.to_owned() })
     }
 
-    /// What came since the last call: CloudWatch's notifications.
+    /// Takes the notifications of CloudWatch since the last call.
     pub async fn take(&self, stack: &Stack) -> Result<Vec<Value>> {
         let bodies = stack.take(&self.queue_url).await?;
         let message = |body: &String| {
@@ -210,7 +211,7 @@ impl OnCall {
         bodies.iter().map(message).collect()
     }
 
-    /// Ends it and takes it away.
+    /// Deletes the subscription and the queue.
     pub async fn end(self, stack: &Stack) -> Result<()> {
         let Self { queue_url, subscription } = self;
         sns(stack, &[("Action", "Unsubscribe"), ("SubscriptionArn", &subscription)]).await?;

@@ -1,4 +1,4 @@
-//! The HTTP API, called as a client does: signed with AWS Signature Version 4, or not.
+//! Calls of the HTTP API, signed with AWS Signature Version 4 or unsigned.
 
 use std::fmt;
 
@@ -13,25 +13,25 @@ use signing::Signer;
 
 use crate::{Stack, stack::REGION};
 
-/// What the API answered.
+/// A response of the API.
 #[derive(Clone, Debug)]
 pub struct Answer {
     /// HTTP status.
     pub status: u16,
     /// Headers.
     pub headers: HeaderMap,
-    /// The body; as a JSON string where it is no JSON.
+    /// The body. If it is not JSON, a JSON string with its text.
     pub body: Value,
 }
 
 impl Answer {
-    /// A header's value, or nothing.
+    /// Returns a header's value, or an empty text.
     #[must_use]
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
-    /// The fields that a problem names.
+    /// Returns the fields of a problem's errors.
     #[must_use]
     pub fn fields(&self) -> Vec<&str> {
         let errors = self.body["errors"].as_array().into_iter().flatten();
@@ -45,7 +45,7 @@ impl fmt::Display for Answer {
     }
 }
 
-/// A request that is not sent yet.
+/// A request that was not sent yet.
 #[derive(Clone, Debug)]
 pub struct Call {
     method: Method,
@@ -56,40 +56,40 @@ pub struct Call {
 }
 
 impl Call {
-    /// A call of a path below the stage, query included, such as `/sites?limit=1`.
+    /// Creates a call of a path below the stage, with the query, such as `/sites?limit=1`.
     #[must_use]
     pub fn new(method: Method, path: impl Into<String>) -> Self {
         Self { method, path: path.into(), headers: Vec::new(), body: Vec::new(), signed: true }
     }
 
-    /// `GET`.
+    /// Creates a `GET` call.
     #[must_use]
     pub fn get(path: impl Into<String>) -> Self {
         Self::new(Method::GET, path)
     }
 
-    /// `DELETE`.
+    /// Creates a `DELETE` call.
     #[must_use]
     pub fn delete(path: impl Into<String>) -> Self {
         Self::new(Method::DELETE, path)
     }
 
-    /// `POST /sites` of a registration.
+    /// Creates a `POST /sites` call with a registration.
     #[must_use]
     pub fn post_site(key: &str, registration: &Value) -> Self {
         Self::new(Method::POST, "/sites").key(key).text(registration.to_string())
     }
 
-    /// `POST /readings` of a bundle or a list of bundles.
+    /// Creates a `POST /readings` call with a bundle or a list of bundles.
     #[must_use]
     pub fn post_readings(body: impl Into<Vec<u8>>) -> Self {
         Self::new(Method::POST, "/readings").text(body)
     }
 
-    /// With that `Idempotency-Key`.
+    /// Adds an `Idempotency-Key`.
     ///
     /// # Panics
-    /// On one that no HTTP client could send.
+    /// If the key is not a valid header value.
     #[must_use]
     pub fn key(mut self, key: &str) -> Self {
         let value = HeaderValue::from_str(key).expect("a header value");
@@ -97,7 +97,7 @@ impl Call {
         self
     }
 
-    /// With that body.
+    /// Sets the body.
     #[must_use]
     pub fn text(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.headers.retain(|(name, _)| *name != CONTENT_TYPE);
@@ -106,7 +106,7 @@ impl Call {
         self
     }
 
-    /// Not signed.
+    /// Sends the call without a signature.
     #[must_use]
     pub fn unsigned(mut self) -> Self {
         self.signed = false;
@@ -115,13 +115,13 @@ impl Call {
 }
 
 impl Stack {
-    /// The name that the REST API is called by, with the emulator's port.
+    /// Returns the host name of the REST API, with the emulator's port.
     pub fn api_host(&self) -> Result<String> {
         let port = self.endpoint().port_or_known_default().context("a port")?;
         Ok(format!("{}.execute-api.localhost:{port}", self.output("ApiId")?))
     }
 
-    /// The stage: the last part of the API's URL.
+    /// Returns the stage, which is the last segment of the API's URL.
     pub fn api_stage(&self) -> Result<&str> {
         let url = self.output("ApiUrl")?;
         url.trim_end_matches('/').rsplit('/').next().context("the stage in ApiUrl")
@@ -149,13 +149,13 @@ impl Stack {
     }
 }
 
-/// Signs a request to one of AWS's services, as an account's user does.
+/// Signs a request to an AWS service with the local stack's credentials.
 pub fn sign(request: &mut reqwest::Request, service: &str, body: &[u8]) -> Result<()> {
     let credentials = Credentials::new("test", "test", None, None, "local stack");
     sign_as(credentials, request, service, body)
 }
 
-/// Signs a request to one of AWS's services with those credentials.
+/// Signs a request to an AWS service with these credentials.
 pub fn sign_as(
     credentials: Credentials,
     request: &mut reqwest::Request,

@@ -1,4 +1,4 @@
-//! A listener on the bus, as another system would be: a rule of its own and a queue.
+//! A subscriber of the bus, like another system: a rule and a queue.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::Stack;
 
 const TARGET: &str = "queue";
 
-/// Captures every event that the stack publishes, from [`Capture::start`] on.
+/// Captures every event that the stack publishes after [`Capture::start`].
 #[derive(Debug)]
 pub struct Capture {
     name: String,
@@ -21,7 +21,7 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Begins to listen.
+    /// Starts capturing.
     pub async fn start(stack: &Stack) -> Result<Self> {
         let name = format!("{}-listener-{}", stack.name(), Uuid::new_v4().simple());
         let bus = stack.named(names::EVENTS);
@@ -39,18 +39,18 @@ impl Capture {
         Ok(Self { name, bus, queue_url })
     }
 
-    /// How many events came that were not taken yet.
+    /// Returns the number of events that were not taken yet.
     pub async fn waiting(&self, stack: &Stack) -> Result<u32> {
         stack.depth(&self.queue_url).await.map(|(waiting, _)| waiting)
     }
 
-    /// What came since the last call: EventBridge's whole events, in the queue's order.
+    /// Takes the events since the last call. They are EventBridge's whole events, in the queue's order.
     pub async fn take(&self, stack: &Stack) -> Result<Vec<Value>> {
         let bodies = stack.take(&self.queue_url).await?;
         bodies.iter().map(|body| Ok(serde_json::from_str(body)?)).collect()
     }
 
-    /// Takes until `enough` of all that came, or until the time is up; all that came.
+    /// Takes events until `enough` returns true for all of them, or the timeout expires. Returns all of them.
     pub async fn take_until(
         &self,
         stack: &Stack,
@@ -68,7 +68,7 @@ impl Capture {
         }
     }
 
-    /// Ends it and takes it away.
+    /// Deletes the rule and the queue.
     pub async fn stop(self, stack: &Stack) -> Result<()> {
         let Self { name, bus, queue_url } = self;
         stack.bus.remove_targets().rule(&name).event_bus_name(&bus).ids(TARGET).send().await?;
@@ -78,13 +78,13 @@ impl Capture {
     }
 }
 
-/// The `eventId` of a captured event of ours.
+/// Returns the `eventId` of a captured Fieldstation event.
 #[must_use]
 pub fn event_id(event: &Value) -> &str {
     event["detail"]["metadata"]["eventId"].as_str().unwrap_or_default()
 }
 
-/// The `correlationId` of a captured event of ours: the onboarding it belongs to.
+/// Returns the `correlationId` of a captured Fieldstation event, which is the id of the onboarding.
 #[must_use]
 pub fn correlation(event: &Value) -> &str {
     event["detail"]["metadata"]["correlationId"].as_str().unwrap_or_default()

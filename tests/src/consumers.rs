@@ -1,4 +1,4 @@
-//! The event source mappings of the stack, and what check-consumers reports about them.
+//! The stack's event source mappings, and the reports of check-consumers.
 
 use std::panic::{AssertUnwindSafe, resume_unwind};
 
@@ -10,23 +10,23 @@ use serde_json::{Value, json};
 
 use crate::{Stack, api::sign};
 
-/// One run of check-consumers.
+/// A run of check-consumers.
 #[derive(Clone, Debug)]
 pub struct Check {
-    /// Its answer.
+    /// The function's response.
     pub answer: Value,
-    /// Its log lines that are JSON, metrics included.
+    /// The JSON lines of its log, including metrics.
     pub log: Vec<Value>,
 }
 
 impl Check {
-    /// The value of the metric that alarms.
+    /// Returns the value of the metric that the alarm watches.
     pub fn metric(&self) -> Result<&Value> {
         let mut values = self.log.iter().map(|line| &line["ConsumersNotRunning"]);
         values.find(|value| !value.is_null()).with_context(|| format!("no metric: {self:?}"))
     }
 
-    /// The log line about a consumer, such as `store-readings <- stream readings`.
+    /// Returns the log line about a consumer, such as `store-readings <- stream readings`.
     #[must_use]
     pub fn line(&self, consumer: &str) -> Option<&Value> {
         self.log.iter().find(|line| line["mapping"] == consumer)
@@ -34,7 +34,7 @@ impl Check {
 }
 
 impl Stack {
-    /// Calls a function's alias `live`; its answer, and the end of its log.
+    /// Invokes a function's alias `live`. Returns the response and the tail of the log.
     pub async fn invoke(&self, function: &str, event: &Value) -> Result<(Value, String)> {
         let path = format!("/2015-03-31/functions/{}:live/invocations", self.named(function));
         let answer = self.lambda(Method::POST, &path, event.to_string()).await?;
@@ -56,8 +56,8 @@ impl Stack {
         Ok(Check { answer, log })
     }
 
-    /// Does something while an event source mapping, named by its logical id, is disabled. The mapping is enabled again even if that
-    /// fails or panics.
+    /// Runs `work` while an event source mapping is disabled. `mapping` is its logical id. The mapping is enabled
+    /// again even if `work` fails or panics.
     pub async fn with_mapping_disabled<T>(
         &self,
         mapping: &str,

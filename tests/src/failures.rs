@@ -1,4 +1,4 @@
-//! What the stack gave up on: the rows of the failures table, and the operator's command on them.
+//! The failures table, and `fieldctl failures`.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -14,66 +14,66 @@ use crate::{
     wait::{Look, PATIENCE, until},
 };
 
-/// A failed piece of work.
+/// A row of the failures table: a failed piece of work.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Failure {
-    /// Its key.
+    /// The row's key.
     pub id: String,
-    /// The function, or state machine, that failed.
+    /// The function or state machine that failed.
     pub source: String,
-    /// How, such as `QUARANTINED`.
+    /// How it failed, such as `QUARANTINED`.
     pub kind: String,
-    /// What a replay sends, as text.
+    /// The text that a replay sends.
     pub payload: Option<String>,
-    /// Where it was kept, if it is too long for the row.
+    /// The file with the payload, if that is too long for the row.
     pub payload_file: Option<PayloadFile>,
-    /// Why.
+    /// The error.
     pub error: FailureError,
-    /// How often it was recorded.
+    /// How many times it was recorded.
     pub attempts: u32,
     /// `OPEN`, `REPLAYED` or `DISCARDED`.
     pub status: String,
-    /// How often it was claimed for a replay.
+    /// How many times it was claimed for a replay.
     pub replays: u32,
     /// The onboarding that it belongs to.
     pub correlation_id: Option<String>,
     /// The site.
     pub site_id: Option<String>,
-    /// ARN of the execution that failed.
+    /// ARN of the failed execution.
     pub execution: Option<String>,
-    /// RFC 3339.
+    /// When it was first recorded. RFC 3339.
     pub first_at: String,
-    /// RFC 3339.
+    /// When it was last recorded. RFC 3339.
     pub last_at: String,
 }
 
-/// A file of S3.
+/// An object in S3.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct PayloadFile {
-    /// Its bucket.
+    /// The bucket.
     pub bucket: String,
-    /// Its name there.
+    /// The object's key.
     pub key: String,
 }
 
-/// Why it failed.
+/// The error of a failure.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct FailureError {
-    /// Stable.
+    /// The stable name.
     pub name: String,
-    /// For a human.
+    /// The message for people.
     pub message: String,
 }
 
 impl Failure {
-    /// What a replay sends, as JSON.
+    /// Returns the payload of a replay, parsed as JSON.
     pub fn payload(&self) -> Result<Value> {
         let text = self.payload.as_deref().with_context(|| format!("{self} has no payload"))?;
         serde_json::from_str(text).with_context(|| format!("the payload of {self}: {text}"))
     }
 
-    /// Checks status, attempts and replays.
+    /// Checks the status and the numbers of attempts and replays.
     pub fn stands(&self, status: &str, attempts: u32, replays: u32) -> Result<()> {
         let is = (self.status.as_str(), self.attempts, self.replays);
         ensure!(is == (status, attempts, replays), "{self}, not {:?}", (status, attempts, replays));
@@ -93,7 +93,7 @@ impl fmt::Display for Failure {
 }
 
 impl Stack {
-    /// All failures of a function, or state machine.
+    /// Returns all failures of a function or state machine.
     pub async fn failures_of(&self, source: &str) -> Result<Vec<Failure>> {
         let mut failures = Vec::new();
         for row in self.rows_with(names::FAILURES, "source", source).await? {
@@ -105,7 +105,7 @@ impl Stack {
         Ok(failures)
     }
 
-    /// With its payload, where that is in a file.
+    /// Loads the payload if it is in a file.
     async fn whole(&self, mut failure: Failure) -> Result<Failure> {
         if let Some(PayloadFile { bucket, key }) = &failure.payload_file {
             let url = self.endpoint().join(&format!("/{bucket}/{key}"))?;
@@ -117,8 +117,8 @@ impl Stack {
         Ok(failure)
     }
 
-    /// Those of them that have this text in their payload, or belong to the site or onboarding with
-    /// this id.
+    /// Returns the failures of a source whose payload contains the text `about`, or whose site or onboarding has this
+    /// id.
     pub async fn failures_about(&self, source: &str, about: &str) -> Result<Vec<Failure>> {
         let mut failures = self.failures_of(source).await?;
         failures.retain(|failure| {
@@ -129,12 +129,12 @@ impl Stack {
         Ok(failures)
     }
 
-    /// Waits until a failure is recorded about something; there must be one.
+    /// Waits until a failure about something is recorded. Fails if there is more than one.
     pub async fn failure_about(&self, source: &str, about: &str) -> Result<Failure> {
         self.failures_until(source, about, 1).await?.pop().context("a failure")
     }
 
-    /// Waits until so many failures are recorded about something; there must be no more.
+    /// Waits until `count` failures about something are recorded. Fails if there are more.
     pub async fn failures_until(
         &self,
         source: &str,
@@ -155,7 +155,7 @@ impl Stack {
         Ok(failures)
     }
 
-    /// The failure as it is now.
+    /// Returns the current state of a failure.
     pub async fn failure(&self, id: &str) -> Result<Failure> {
         let row = self
             .dynamodb()
@@ -169,7 +169,7 @@ impl Stack {
         self.whole(serde_dynamo::from_item(row)?).await
     }
 
-    /// Waits until the failure was recorded so often; as it is then.
+    /// Waits until the failure was recorded `attempts` times. Returns it.
     pub async fn failure_again(&self, id: &str, attempts: u32) -> Result<Failure> {
         until(&format!("failure {id} to have {attempts} attempts"), PATIENCE, async || {
             let failure = self.failure(id).await?;
@@ -178,22 +178,22 @@ impl Stack {
         .await
     }
 
-    /// Carries out a command of `fieldctl failures`, as an operator does; the JSON that it
-    /// printed. Some of the work may have failed again.
+    /// Runs `fieldctl failures` and returns the JSON that it printed. Exit code 1 is accepted: a replay may fail
+    /// again.
     pub fn fieldctl_failures(&self, arguments: &[&str]) -> Result<Vec<Value>> {
         let printed = self.fieldctl(&[&["--json", "failures"], arguments].concat())?;
         ensure!(matches!(printed.code, 0 | 1) && printed.err.is_empty(), "{printed:?}");
         printed.documents()
     }
 
-    /// Replays failures by `fieldctl failures replay --yes`; the outcome of each, by its id.
+    /// Replays failures with `fieldctl failures replay --yes`. Returns the outcomes by id.
     pub fn replay(&self, which: &[&str]) -> Result<BTreeMap<String, String>> {
         let told = self.fieldctl_failures(&[&["replay", "--yes"], which].concat())?;
         let text = |value: &Value| anyhow::Ok(value.as_str().context("a text")?.to_owned());
         told.iter().map(|one| Ok((text(&one["id"])?, text(&one["outcome"])?))).collect()
     }
 
-    /// Replays a failure, which must go well: it is REPLAYED, by one replay more.
+    /// Replays a failure and checks that the replay succeeds: the status is REPLAYED, with one replay more.
     pub async fn replay_well(&self, failure: &Failure) -> Result<()> {
         let outcomes = self.replay(&[&failure.id])?;
         let must_be = BTreeMap::from([(failure.id.clone(), "REPLAYED".to_owned())]);

@@ -1,4 +1,4 @@
-//! The binary `fieldctl`, as an operator calls it.
+//! Runs the binary `fieldctl`.
 
 use std::{
     env,
@@ -11,12 +11,12 @@ use serde_json::Value;
 
 use crate::Stack;
 
-/// What a command printed, and how it ended.
+/// The output and the exit code of a command.
 #[derive(Debug)]
 pub struct Printed {
-    /// Its arguments.
+    /// The command's arguments.
     pub arguments: String,
-    /// Its exit code.
+    /// The exit code.
     pub code: i32,
     /// Standard output.
     pub out: String,
@@ -25,19 +25,19 @@ pub struct Printed {
 }
 
 impl Printed {
-    /// Its only JSON document.
+    /// Parses standard output as one JSON document.
     pub fn document(&self) -> Result<Value> {
         serde_json::from_str(&self.out).with_context(|| format!("no JSON document: {self:?}"))
     }
 
-    /// Its JSON documents.
+    /// Parses standard output as a sequence of JSON documents.
     pub fn documents(&self) -> Result<Vec<Value>> {
         let documents = serde_json::Deserializer::from_str(&self.out).into_iter();
         documents.map(|it| it.with_context(|| format!("no JSON: {self:?}"))).collect()
     }
 }
 
-/// Cargo puts tests one folder deeper than binaries.
+/// Returns the path of the binary. Cargo puts tests one folder deeper than binaries.
 fn binary() -> Result<PathBuf> {
     let here = env::current_exe()?;
     let near = here.ancestors().skip(1).take(2).map(|folder| folder.join("fieldctl"));
@@ -46,7 +46,7 @@ fn binary() -> Result<PathBuf> {
 }
 
 impl Stack {
-    /// Runs `fieldctl` on this stack, as on a terminal of 80 columns without colours.
+    /// Runs `fieldctl` on this stack, with the output for a terminal of 80 columns without colours.
     pub fn fieldctl(&self, arguments: &[&str]) -> Result<Printed> {
         let output = Command::new(binary()?)
             .args(["--endpoint-url", self.endpoint().as_str(), "--stack", self.name()])

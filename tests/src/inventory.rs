@@ -1,4 +1,4 @@
-//! What is in stock, and what should be.
+//! The actual and the expected stock.
 
 use std::collections::BTreeMap;
 
@@ -15,16 +15,16 @@ use crate::{
 /// The `source` of the deliveries' events.
 pub const SUPPLIER: &str = "supplier";
 
-/// The key of a delivery's row.
+/// Returns the key of a delivery's row.
 #[must_use]
 pub fn delivery_id(number: &str) -> String {
     format!("delivery#{}/{SUPPLIER}/{number}", SUPPLIER.len())
 }
 
-/// Kits by metric.
+/// The number of kits by metric.
 pub type Count = BTreeMap<String, i64>;
 
-/// Adds `sign` times each of these kits.
+/// Adds these kits, multiplied by `sign`.
 fn add(count: &mut Count, kits: &Value, sign: i64) -> Result<()> {
     for kit in kits.as_array().context("a list of kits")? {
         let metric = kit["metric"].as_str().context("a metric")?;
@@ -34,19 +34,19 @@ fn add(count: &mut Count, kits: &Value, sign: i64) -> Result<()> {
     Ok(())
 }
 
-/// The inventory table, added up.
+/// The totals of the inventory table.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Inventory {
-    /// All that was ever delivered.
+    /// All kits that were ever delivered.
     pub delivered: Count,
-    /// What is in stock now.
+    /// The current stock.
     pub stock: Count,
-    /// What was delivered and is not set aside for a site.
+    /// All delivered kits that are not reserved for a site.
     pub unreserved: Count,
 }
 
 impl Inventory {
-    /// As it is now.
+    /// Reads the current totals.
     pub async fn read(stack: &Stack) -> Result<Self> {
         let (mut delivered, mut in_stock) = (Count::new(), Count::new());
         let mut reserved = Count::new();
@@ -71,7 +71,7 @@ impl Inventory {
         Ok(Self { delivered, stock: in_stock, unreserved })
     }
 
-    /// How far the stock is from what it must be, by metric; empty if it is right.
+    /// Returns the difference between the stock and the expected stock, by metric. It is empty if they are equal.
     #[must_use]
     pub fn off(stock: &Count, must_be: &Count) -> Count {
         let metrics = stock.keys().chain(must_be.keys());
@@ -84,8 +84,8 @@ impl Inventory {
 }
 
 impl Stack {
-    /// Delivers so many kits of each of the metrics, as the supplier's system does, and waits until
-    /// they are in stock.
+    /// Delivers `quantity` kits of each metric with an event, as the supplier's system does. Waits until they are in
+    /// stock.
     pub async fn deliver(&self, metrics: &[Metric], quantity: u32) -> Result<()> {
         let delivery = Uuid::new_v4().to_string();
         let kits: Vec<_> = metrics

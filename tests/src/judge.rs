@@ -1,5 +1,5 @@
-//! What alerts a sensor's samples must bring about, by the rule alone: in the order of time, with all
-//! samples at hand. It is what `detect-breaches` is compared with, and shares no code with it.
+//! The expected alerts of a sensor's samples, which must be complete and in the order of time. Tests compare
+//! `detect-breaches` with it. The two share no code.
 
 use contracts::{
     Metric, SensorId, Timestamp,
@@ -8,7 +8,7 @@ use contracts::{
 };
 use serde::{Deserialize, Serialize};
 
-/// A sensor and what its operator wants to hear about.
+/// A sensor with its limits.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Watched {
@@ -18,9 +18,9 @@ pub struct Watched {
     pub metric: Metric,
     /// UCUM code.
     pub unit: String,
-    /// The least that is normal.
+    /// The lower limit.
     pub min: Option<f64>,
-    /// The most that is normal.
+    /// The upper limit.
     pub max: Option<f64>,
 }
 
@@ -34,28 +34,28 @@ pub struct Alert {
     pub metric: Metric,
     /// UCUM code of the value and the limit.
     pub unit: String,
-    /// When the sample was taken that changed it.
+    /// The time of the sample that changed the state.
     pub at: Timestamp,
-    /// That sample's value.
+    /// The value of the sample.
     pub value: f64,
-    /// To what.
+    /// The new state.
     pub became: Became,
 }
 
-/// What a sensor's state changed to.
+/// The new state of a sensor.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Became {
-    /// Beyond a limit.
+    /// A value is beyond a limit.
     Breached {
-        /// Which.
+        /// The limit.
         limit: Limit,
-        /// Its value.
+        /// The limit's value.
         threshold: f64,
     },
-    /// Within the limits again.
+    /// The values are within the limits again.
     Normal {
-        /// Since when it was not.
+        /// When the breach began.
         #[serde(rename = "breachedAt")]
         breached_at: Timestamp,
     },
@@ -77,7 +77,7 @@ impl From<ReadingBackToNormal> for Alert {
 }
 
 impl Watched {
-    /// How far within its limits a sample must be to end a breach.
+    /// Returns how far within its limits a sample must be to end a breach.
     fn band(&self) -> f64 {
         let band = self.metric.deadband(&self.unit).unwrap_or_default();
         match (self.min, self.max) {
@@ -86,13 +86,13 @@ impl Watched {
         }
     }
 
-    /// The limit that a value is beyond.
+    /// Returns the limit that a value is beyond.
     fn beyond(&self, value: f64) -> Option<(Limit, f64)> {
         let below = self.min.filter(|min| value < *min).map(|min| (Limit::Min, min));
         below.or(self.max.filter(|max| value > *max).map(|max| (Limit::Max, max)))
     }
 
-    /// The alerts of these samples, which are sorted by time.
+    /// Returns the alerts of these samples, which must be sorted by time.
     #[must_use]
     pub fn alerts(&self, samples: &[Sample]) -> Vec<Alert> {
         let mut breached = None;
@@ -147,20 +147,20 @@ mod tests {
     }
 
     #[test]
-    fn a_breach_ends_by_the_deadband_within_the_limit() {
+    fn a_breach_ends_when_the_value_is_within_the_limit_by_the_deadband() {
         let values = [10.0, 10.1, 11.0, 9.9, 9.6, 9.5, 10.0, 10.1];
         assert_eq!(judged(None, Some(10.0), &values), [(1, "above"), (5, "normal"), (7, "above")]);
     }
 
     #[test]
-    fn a_jump_to_beyond_the_other_limit_is_a_breach_again() {
+    fn a_jump_beyond_the_other_limit_is_another_breach() {
         let values = [0.0, -1.0, 11.0, 10.5, -0.1, 0.4, 0.5];
         let alerts = [(1, "below"), (2, "above"), (4, "below"), (6, "normal")];
         assert_eq!(judged(Some(0.0), Some(10.0), &values), alerts);
     }
 
     #[test]
-    fn between_narrow_limits_a_quarter_is_enough() {
+    fn the_deadband_is_at_most_a_quarter_of_the_range() {
         assert_eq!(judged(Some(0.0), Some(1.0), &[-0.1, 0.2, 0.25]), [(0, "below"), (2, "normal")]);
     }
 }

@@ -1,6 +1,5 @@
-//! A client of the deployed stack, as its users and operators see it: its HTTP API, its event bus,
-//! its tables, queues and executions, and the payment provider beside it. Nothing of the functions'
-//! own code is in here but what they agree on with the world (`contracts`).
+//! A client of the deployed stack, from outside: its HTTP API, event bus, tables, queues and executions, and the
+//! payment provider. It uses none of the functions' crates, only shared ones (`contracts`, `machines`, `signing`).
 
 pub mod alarms;
 pub mod api;

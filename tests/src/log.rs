@@ -18,37 +18,37 @@ use crate::{
 pub struct LoggedEvent {
     /// `type#id`.
     pub entity: String,
-    /// Counts the entity's events from 1.
+    /// The number of the event among the entity's events, from 1.
     pub sequence: u64,
     /// The `detail-type`.
     #[serde(rename = "type")]
     pub kind: String,
     /// RFC 3339.
     pub occurred_at: String,
-    /// When EventBridge took it.
+    /// When EventBridge accepted the event.
     pub published_at: Option<String>,
-    /// Set until then.
+    /// Set until the event is published.
     pub unpublished: Option<String>,
     /// The whole `detail` as text.
     pub detail: String,
 }
 
 impl LoggedEvent {
-    /// Its id.
+    /// Returns the event's id.
     pub fn id(&self) -> Result<String> {
         let detail: Value = serde_json::from_str(&self.detail)?;
         let id = detail["metadata"]["eventId"].as_str();
         Ok(id.with_context(|| format!("no eventId in {}", self.detail))?.to_owned())
     }
 
-    /// Published, and known to be.
+    /// Returns whether the event was published and marked as published.
     #[must_use]
     pub fn is_published(&self) -> bool {
         self.published_at.is_some() && self.unpublished.is_none()
     }
 }
 
-/// The story of one onboarding, in the order of what happened.
+/// Returns the events of one onboarding in the order of their time.
 pub async fn story(stack: &Stack, onboarding: OnboardingId) -> Result<Vec<LoggedEvent>> {
     let rows = stack.rows_with(names::EVENTS, "correlationId", &onboarding.to_string()).await?;
     let mut events = rows
@@ -61,7 +61,7 @@ pub async fn story(stack: &Stack, onboarding: OnboardingId) -> Result<Vec<Logged
     Ok(events)
 }
 
-/// The story once all of it is published; an onboarding that is over adds nothing to it.
+/// Waits until all events of an onboarding are published and returns them. The onboarding must be over.
 pub async fn published_story(stack: &Stack, onboarding: OnboardingId) -> Result<Vec<LoggedEvent>> {
     until("all events to be published", PATIENCE, async || {
         let story = story(stack, onboarding).await?;
@@ -75,7 +75,7 @@ pub async fn published_story(stack: &Stack, onboarding: OnboardingId) -> Result<
     .await
 }
 
-/// The event types of each kind of entity, in the order of their sequence.
+/// Returns the event types by kind of entity, in the order of their sequence.
 #[must_use]
 pub fn by_entity(story: &[LoggedEvent]) -> BTreeMap<&str, Vec<&str>> {
     let mut sorted: Vec<_> = story.iter().collect();
@@ -88,7 +88,7 @@ pub fn by_entity(story: &[LoggedEvent]) -> BTreeMap<&str, Vec<&str>> {
     entities
 }
 
-/// What is wrong with the sequences of the entities: each must count from 1 without a gap.
+/// Returns an error for each entity whose sequence does not count from 1 without a gap.
 #[must_use]
 pub fn gaps(story: &[LoggedEvent]) -> Vec<String> {
     let mut sequences = BTreeMap::<&str, Vec<u64>>::new();

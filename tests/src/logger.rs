@@ -1,4 +1,4 @@
-//! A station's data logger: sends the bundles of a day, as a good line does or as a bad one.
+//! A station's data logger. It sends the bundles of a day, optionally late and repeated.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -7,8 +7,8 @@ use contracts::readings::Bundle;
 
 use crate::{Stack, api::Call};
 
-/// The order in which `count` bundles are sent on a bad line: those in `late` (no two of them
-/// neighbours) after the one that follows them, and those in `twice` once more, right behind.
+/// Returns the order in which `count` bundles are sent over a bad connection. A bundle in `late` is sent after its
+/// successor. A bundle in `twice` is sent twice in a row. No two bundles in `late` may be neighbours.
 #[must_use]
 pub fn order(count: usize, late: &BTreeSet<usize>, twice: &BTreeSet<usize>) -> Vec<usize> {
     let mut places: Vec<_> = (0..count).collect();
@@ -19,7 +19,7 @@ pub fn order(count: usize, late: &BTreeSet<usize>, twice: &BTreeSet<usize>) -> V
     places.into_iter().flat_map(|place| std::iter::repeat_n(place, times(place))).collect()
 }
 
-/// That order cut into calls of at most `most` bundles; a list holds a bundle once.
+/// Splits the order into calls of at most `most` bundles. A call contains a bundle only once.
 #[must_use]
 pub fn calls(order: &[usize], most: usize) -> Vec<Vec<usize>> {
     let mut calls: Vec<Vec<usize>> = Vec::new();
@@ -32,12 +32,12 @@ pub fn calls(order: &[usize], most: usize) -> Vec<Vec<usize>> {
     calls
 }
 
-/// The first pause before a retry; each is twice the one before.
+/// The delay before the first retry. It doubles with each retry.
 const PAUSE: Duration = Duration::from_millis(200);
 const MOST_RETRIES: u32 = 5;
 
-/// Sends bundles in one call, one by itself and several as a list, until they are accepted; how
-/// often that was tried again. Sending again does no harm.
+/// Sends bundles in one call until they are accepted: one bundle by itself, several as a list. Returns the number of
+/// retries. Sending a bundle again has no further effect.
 pub async fn send(stack: &Stack, bundles: &[&Bundle]) -> Result<u32> {
     let body = match bundles {
         [bundle] => serde_json::to_string(bundle)?,
@@ -62,13 +62,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bad_line_sends_some_twice_and_some_late() {
+    fn the_order_has_late_and_repeated_bundles() {
         let order = order(6, &BTreeSet::from([1, 5]), &BTreeSet::from([0, 2]));
         assert_eq!(order, [0, 0, 2, 2, 1, 3, 4, 5]);
     }
 
     #[test]
-    fn a_call_holds_a_bundle_once() {
+    fn a_call_contains_a_bundle_only_once() {
         assert_eq!(calls(&[0, 1, 1, 2, 3, 4], 3), [vec![0, 1], vec![1, 2, 3], vec![4]]);
     }
 }

@@ -1,13 +1,13 @@
-//! How far something has come: a bar on a terminal, a plain line every quarter elsewhere.
+//! A progress bar on a terminal. Without a terminal, a plain line after each quarter.
 
 use std::io::{IsTerminal, stdout};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// So many plain lines.
+/// The number of plain lines.
 const LINES: usize = 4;
 
-/// Counts up to a whole.
+/// The progress of a task.
 #[derive(Debug)]
 pub struct Meter {
     what: &'static str,
@@ -17,7 +17,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Of so many of that.
+    /// Creates a meter for `whole` units. `what` is their name.
     #[must_use]
     pub fn new(what: &'static str, whole: usize) -> Self {
         let bar = stdout().is_terminal().then(|| {
@@ -32,7 +32,7 @@ impl Meter {
         Self { what, whole, done: 0, bar }
     }
 
-    /// One more is done.
+    /// Counts one more unit as done.
     pub fn step(&mut self) {
         self.done += 1;
         let Self { what, whole, done, bar } = self;

@@ -1,4 +1,4 @@
-//! Readings, as producers send them and users ask for them, and what became of them inside.
+//! Readings: sending and querying them, and their records in the tables and the quarantine.
 
 use std::{collections::HashMap, io::Write};
 
@@ -19,7 +19,7 @@ use crate::{
     wait::{Look, PATIENCE, until},
 };
 
-/// A sensor, as `GET /sites/{siteId}` tells of it.
+/// A sensor in the response of `GET /sites/{siteId}`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SiteSensor {
@@ -31,35 +31,35 @@ pub struct SiteSensor {
     pub unit: String,
 }
 
-/// An hour or a day of a sensor.
+/// An hour or a day of a sensor's readings, aggregated.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Bucket {
     /// When it begins.
     pub start: Timestamp,
-    /// How many samples there are.
+    /// The number of samples.
     pub count: usize,
-    /// The least.
+    /// The minimum.
     pub min: f64,
-    /// The greatest.
+    /// The maximum.
     pub max: f64,
-    /// All, divided by the count.
+    /// The mean.
     pub mean: f64,
 }
 
-/// Where a record stands in the stream.
+/// The position of a record in the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
     /// The shard.
     pub shard_id: String,
-    /// Its place there.
+    /// The position in the shard.
     pub sequence_number: String,
 }
 
-/// A record that `store-readings` set aside.
+/// A record that `store-readings` quarantined.
 #[derive(Clone, Debug)]
 pub struct Quarantined {
-    /// Its failure.
+    /// The failure that records it.
     pub failure: Failure,
     record: Record,
 }
@@ -81,14 +81,14 @@ struct Put {
 }
 
 impl Quarantined {
-    /// The record in a failure of a stream's consumer.
+    /// Parses the record in a failure of a stream's consumer.
     pub fn of(failure: Failure) -> Result<Self> {
         let record = failure.payload()?;
         let record = serde_json::from_value(record).with_context(|| format!("{failure:?}"))?;
         Ok(Self { failure, record })
     }
 
-    /// Where it stood in the stream.
+    /// Returns the record's position in the stream.
     #[must_use]
     pub fn position(&self) -> Position {
         let shard = self.record.event_id.split(':').next().unwrap_or_default();
@@ -96,30 +96,30 @@ impl Quarantined {
         Position { shard_id: shard.to_owned(), sequence_number }
     }
 
-    /// Under which key it was put.
+    /// Returns the record's partition key.
     #[must_use]
     pub fn partition_key(&self) -> &str {
         &self.record.kinesis.partition_key
     }
 
-    /// What was put.
+    /// Returns the record's data.
     pub fn payload(&self) -> Result<Vec<u8>> {
         Ok(STANDARD.decode(&self.record.kinesis.data)?)
     }
 }
 
-/// Packed as gzip, as a producer may put it on the stream.
+/// Compresses data with gzip, as a producer may do.
 pub fn gzip(data: &[u8]) -> Result<Vec<u8>> {
     let mut packer = GzEncoder::new(Vec::new(), Compression::default());
     packer.write_all(data)?;
     Ok(packer.finish()?)
 }
 
-/// A row of a table, as DynamoDB answers it.
+/// A row of a table, in the SDK's format.
 pub type Item = HashMap<String, AttributeValue>;
 
-/// An item's size as DynamoDB reckons it, in bytes: names and values, a number as one byte for two
-/// digits and one more.
+/// Returns an item's size in bytes by DynamoDB's rules: the sizes of names and values. A number takes one byte for
+/// each two digits, plus one.
 pub fn item_bytes(item: &Item) -> Result<usize> {
     let size = |(name, value): (&String, &AttributeValue)| {
         let size = match value {
@@ -136,7 +136,7 @@ pub fn item_bytes(item: &Item) -> Result<usize> {
 }
 
 impl Stack {
-    /// The sensors of a site.
+    /// Returns the sensors of a site.
     pub async fn sensors(&self, site: SiteId) -> Result<Vec<SiteSensor>> {
         let answer = self.site(site).await?;
         if answer.status != 200 {
@@ -145,8 +145,7 @@ impl Stack {
         serde_json::from_value(answer.body["sensors"].clone()).context("the site's sensors")
     }
 
-    /// Waits until readings of all these sensors are welcome: who stores them hears of sensors by
-    /// event, as everybody else.
+    /// Waits until readings of all these sensors are accepted. telemetry learns about new sensors by an event.
     pub async fn sensors_known(&self, sensors: impl IntoIterator<Item = SensorId>) -> Result<()> {
         let known = sensors.into_iter().map(async |sensor| {
             until(&format!("sensor {sensor} to be known"), PATIENCE, async || {
@@ -158,17 +157,17 @@ impl Stack {
         try_join_all(known).await.map(drop)
     }
 
-    /// `GET /sensors/{sensorId}/readings` with that query.
+    /// Calls `GET /sensors/{sensorId}/readings` with this query.
     pub async fn readings(&self, sensor: SensorId, query: &str) -> Result<Answer> {
         self.call(Call::get(format!("/sensors/{sensor}/readings?{query}"))).await
     }
 
-    /// A sensor's samples, from page to page.
+    /// Returns a sensor's samples from all pages.
     pub async fn samples(&self, sensor: SensorId, query: &str) -> Result<Vec<Sample>> {
         self.pages(sensor, query, "samples").await
     }
 
-    /// A sensor's hours or days, from page to page.
+    /// Returns a sensor's hours or days from all pages.
     pub async fn buckets(&self, sensor: SensorId, query: &str) -> Result<Vec<Bucket>> {
         self.pages(sensor, query, "buckets").await
     }
@@ -199,7 +198,7 @@ impl Stack {
         }
     }
 
-    /// Puts a record on the readings stream, as a producer with access to it does.
+    /// Puts a record on the readings stream directly.
     pub async fn put_record(&self, key: &str, data: impl Into<Vec<u8>>) -> Result<Position> {
         let put = self
             .kinesis
@@ -213,7 +212,7 @@ impl Stack {
         Ok(Position { shard_id, sequence_number })
     }
 
-    /// Puts records under one key in one call, as a producer with access to the stream does.
+    /// Puts records with one partition key on the readings stream, in one call.
     pub async fn put_records(&self, key: &str, records: Vec<Vec<u8>>) -> Result<()> {
         let entry = |data| {
             PutRecordsRequestEntry::builder().partition_key(key).data(Blob::new(data)).build()
@@ -228,13 +227,13 @@ impl Stack {
         Ok(())
     }
 
-    /// The records that `store-readings` set aside.
+    /// Returns the records that `store-readings` quarantined.
     pub async fn quarantine(&self) -> Result<Vec<Quarantined>> {
         let failures = self.failures_of("store-readings").await?.into_iter();
         failures.filter(|failure| failure.kind == "QUARANTINED").map(Quarantined::of).collect()
     }
 
-    /// Waits until so many records with that partition key are set aside; all of them.
+    /// Waits until `count` records with this partition key are quarantined. Returns all of them.
     pub async fn quarantined(&self, key: &str, count: usize) -> Result<Vec<Quarantined>> {
         until(&format!("{count} quarantined records of {key}"), PATIENCE, async || {
             let mut records = self.quarantine().await?;
@@ -248,7 +247,7 @@ impl Stack {
         .await
     }
 
-    /// The rows of a sensor's samples, by the time of their first.
+    /// Returns a sensor's rows of samples, in the order of their first sample.
     pub async fn series_rows(&self, sensor: SensorId) -> Result<Vec<Item>> {
         let query = self
             .dynamodb()
@@ -273,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_is_as_large_as_dynamodb_reckons() -> Result<()> {
+    fn the_size_of_a_row_follows_dynamodbs_rules() -> Result<()> {
         let item = HashMap::from([
             ("sensorId".to_owned(), AttributeValue::S("0123456789".to_owned())),
             ("end".to_owned(), AttributeValue::N("1451606400000".to_owned())),

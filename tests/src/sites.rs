@@ -1,4 +1,4 @@
-//! Sites, as their operators register them and look at them.
+//! Registering and reading sites.
 
 use std::collections::BTreeMap;
 
@@ -20,14 +20,14 @@ use crate::{
     wait::{Look, PATIENCE, until},
 };
 
-/// A card that pays.
+/// A card that is accepted.
 pub const GOOD_CARD: &str = "pm_card_visa";
-/// A card that its bank declines.
+/// A card that is declined.
 pub const DECLINED_CARD: &str = "pm_card_visa_chargeDeclined";
 
 const STEP_COUNT: usize = STEPS.len();
 
-/// The steps of an onboarding, in their order.
+/// The steps of an onboarding, in order.
 pub const FORWARD: [&str; STEP_COUNT] = {
     let mut names = [""; STEP_COUNT];
     let mut index = 0;
@@ -37,7 +37,7 @@ pub const FORWARD: [&str; STEP_COUNT] = {
     }
     names
 };
-/// The undos of a teardown, in their order.
+/// The undos of a teardown, in order.
 pub const UNDO: [&str; STEP_COUNT] = {
     let mut names = [""; STEP_COUNT];
     let mut index = 0;
@@ -48,10 +48,10 @@ pub const UNDO: [&str; STEP_COUNT] = {
     names
 };
 
-/// The events that belong to an onboarding, by the names of their entities.
+/// The event types of an onboarding, by the names of their entities.
 pub type EventsByEntity = BTreeMap<&'static str, Vec<&'static str>>;
 
-/// The events of an onboarding of which the first steps were done, and of its site.
+/// Returns the expected events if the first `steps` steps were done. `of_site` are the events of the site.
 #[must_use]
 pub fn events_done(steps: usize, of_site: &[&'static str]) -> EventsByEntity {
     let mut events = EventsByEntity::from([(EntityType::Site.name(), of_site.to_vec())]);
@@ -61,7 +61,7 @@ pub fn events_done(steps: usize, of_site: &[&'static str]) -> EventsByEntity {
     events
 }
 
-/// The events of an onboarding of which the first steps were done and undone, and of its site.
+/// Returns the expected events if the first `steps` steps were done and undone. `of_site` are the events of the site.
 #[must_use]
 pub fn events_undone(steps: usize, of_site: &[&'static str]) -> EventsByEntity {
     let mut events = events_done(steps, of_site);
@@ -72,7 +72,7 @@ pub fn events_undone(steps: usize, of_site: &[&'static str]) -> EventsByEntity {
     events
 }
 
-/// The body of a registration with a sensor for each of the metrics, in its usual unit.
+/// Returns a registration with a sensor for each metric, in the metric's usual unit.
 #[must_use]
 pub fn registration(name: &str, metrics: &[Metric], card: &str) -> Value {
     let sensors: Vec<_> = metrics
@@ -89,7 +89,7 @@ pub fn registration(name: &str, metrics: &[Metric], card: &str) -> Value {
     })
 }
 
-/// Which site and which saga.
+/// The ids of a site and its saga.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ids {
@@ -100,7 +100,7 @@ pub struct Ids {
 }
 
 impl Ids {
-    /// Those in the answer to `POST /sites`.
+    /// Parses the response of `POST /sites`.
     pub fn accepted(answer: &Answer) -> Result<Self> {
         if answer.status != 202 {
             bail!("POST /sites was answered with {answer}");
@@ -115,13 +115,13 @@ impl Stack {
         Ids::accepted(&self.call(Call::post_site(key, registration)).await?)
     }
 
-    /// `GET /sites/{siteId}`.
+    /// Calls `GET /sites/{siteId}`.
     pub async fn site(&self, site: SiteId) -> Result<Answer> {
         self.call(Call::get(format!("/sites/{site}"))).await
     }
 
-    /// Waits until the site has that status, and its onboarding that story: `(step, status)`; what
-    /// `GET /sites/{siteId}` says then.
+    /// Waits until the site has this status and its onboarding these steps: `(step, status)`. Returns the response of
+    /// `GET /sites/{siteId}`.
     pub async fn site_as(
         &self,
         site: SiteId,
@@ -144,13 +144,13 @@ impl Stack {
         .await
     }
 
-    /// Waits until the site is in service, with every step of its onboarding done.
+    /// Waits until the site is active and all steps of its onboarding are completed.
     pub async fn site_active(&self, site: SiteId) -> Result<Value> {
         self.site_as(site, "ACTIVE", &FORWARD.map(|step| (step, "COMPLETED"))).await
     }
 
-    /// The site is active, and everything was done once: one onboarding, the events of each entity,
-    /// published without a gap, one customer with one subscription. Its story.
+    /// Checks that the site is active and everything was done once: one onboarding, the events of each entity without
+    /// a gap, one customer with one subscription. Returns the events.
     pub async fn onboarded_once(&self, ids: Ids) -> Result<Vec<LoggedEvent>> {
         self.site_active(ids.site_id).await?;
         let onboardings = self.onboardings_of(ids.onboarding_id).await?;
@@ -165,7 +165,7 @@ impl Stack {
         Ok(story)
     }
 
-    /// Waits until the onboarding's execution is over, whatever it ended with.
+    /// Waits until the onboarding's execution has ended, with any result.
     pub async fn onboarding_over(&self, onboarding: OnboardingId) -> Result<Execution> {
         until(&format!("onboarding {onboarding} to be over"), PATIENCE, async || {
             let execution = self.onboarding(onboarding).await?;
@@ -180,13 +180,13 @@ impl Stack {
     }
 }
 
-/// What is left of an onboarding that was undone, table by table: `(where, what)`.
+/// Returns what is left of an undone onboarding, table by table: `(where, what)`.
 pub async fn residue(stack: &Stack, ids: Ids) -> Result<Vec<(String, String)>> {
     let onboarding = ids.onboarding_id.to_string();
     let mut left = Vec::new();
     for step in STEPS.iter().filter(|step| !step.is_of_site()) {
         let table = table_of(step);
-        // Any row that mentions the onboarding, idempotency records too.
+        // Checks every row that contains the onboarding's id, including idempotency records.
         let rows = stack.rows(&table).await?.into_iter().filter(|row| !is_tombstone(step, row));
         let rows = rows.map(|row| row.to_string()).filter(|row| row.contains(&onboarding));
         left.extend(rows.map(|row| (table.clone(), row)));
@@ -198,7 +198,7 @@ pub async fn residue(stack: &Stack, ids: Ids) -> Result<Vec<(String, String)>> {
     Ok(left)
 }
 
-/// The name of the table of the step's service, without the environment.
+/// Returns the name of the table of the step's service, without the environment.
 #[must_use]
 pub fn table_of(step: &SagaStep) -> String {
     step.entity.service().to_owned()

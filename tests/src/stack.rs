@@ -1,4 +1,4 @@
-//! The environment: how to reach it, and the names of what it consists of.
+//! The environment: the clients to access it, and the names of its resources.
 
 use std::{collections::BTreeMap, env, net::IpAddr, sync::Arc};
 
@@ -16,7 +16,7 @@ use reqwest::Url;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
-/// The emulator knows one account's region; the functions are told the same.
+/// The region of the emulator. The functions get the same.
 pub(crate) const REGION: &str = "us-east-1";
 
 /// A deployed environment on this machine.
@@ -24,15 +24,16 @@ pub(crate) const REGION: &str = "us-east-1";
 pub struct Stack {
     name: String,
     account: String,
-    /// Whether a root stack nests the services' stacks.
+    /// Whether there is a root stack that nests the services' stacks.
     has_root: bool,
-    /// Of the root stack, or of the gateway's.
+    /// The emulator's endpoint.
     endpoint: Url,
+    /// The outputs of the root stack, or of the gateway's stack.
     outputs: BTreeMap<String, String>,
     pub(crate) http: reqwest::Client,
     config: SdkConfig,
     cloudformation: aws_sdk_cloudformation::Client,
-    /// The resources of all stacks, once they were listed. A deployment does not change generated names.
+    /// The resources of all stacks, after they were listed. A deployment does not change generated names.
     resources: Arc<OnceCell<Vec<Resource>>>,
     dynamodb: aws_sdk_dynamodb::Client,
     pub(crate) bus: aws_sdk_eventbridge::Client,
@@ -49,7 +50,7 @@ struct Resource {
     physical_id: String,
 }
 
-/// The endpoint, if it is on this machine: what is done here must never be done to a real account.
+/// Parses the endpoint. Refuses every host but this one, so that tests never change a real account.
 fn loopback(text: &str) -> Result<Url> {
     let url: Url = text.parse().with_context(|| format!("AWS_ENDPOINT_URL is {text:?}"))?;
     let host = url.host_str().unwrap_or_default();
@@ -77,8 +78,8 @@ fn config(endpoint: &Url) -> SdkConfig {
 }
 
 impl Stack {
-    /// The environment that `FIELDSTATION_STACK` names (`fieldstation-local`), at `AWS_ENDPOINT_URL`
-    /// (`http://127.0.0.1:4566`). It has a root stack of that name, or one stack per service.
+    /// Connects to the environment that `FIELDSTATION_STACK` names (`fieldstation-local`), at `AWS_ENDPOINT_URL`
+    /// (`http://127.0.0.1:4566`). It has a root stack of this name, or one stack per service.
     pub async fn connect() -> Result<Self> {
         let name = env::var("FIELDSTATION_STACK").unwrap_or_else(|_| "fieldstation-local".into());
         let endpoint =
@@ -124,75 +125,75 @@ impl Stack {
         })
     }
 
-    /// The name of the environment.
+    /// Returns the name of the environment.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Where it is.
+    /// Returns the emulator's endpoint.
     #[must_use]
     pub fn endpoint(&self) -> &Url {
         &self.endpoint
     }
 
-    /// For the clients of further services.
+    /// Returns the configuration for clients of further services.
     #[must_use]
     pub fn config(&self) -> &SdkConfig {
         &self.config
     }
 
-    /// DynamoDB, for what only a test does to a table.
+    /// Returns the DynamoDB client.
     #[must_use]
     pub fn dynamodb(&self) -> &aws_sdk_dynamodb::Client {
         &self.dynamodb
     }
 
-    /// SQS, for what only a test does to a queue.
+    /// Returns the SQS client.
     #[must_use]
     pub fn sqs(&self) -> &aws_sdk_sqs::Client {
         &self.sqs
     }
 
-    /// An output of the root stack, or of the gateway's.
+    /// Returns an output of the root stack, or of the gateway's stack.
     pub fn output(&self, name: &str) -> Result<&str> {
         self.outputs.get(name).map(String::as_str).with_context(|| {
             format!("the stack {} has no output {name}; it has {:?}", self.name, self.outputs)
         })
     }
 
-    /// The full name of a table, queue, function or another resource with a fixed name.
+    /// Returns the full name of a table, queue, function or another resource with a fixed name.
     #[must_use]
     pub fn named(&self, name: &str) -> String {
         names::named(&self.name, name)
     }
 
-    /// The ARN of a state machine.
+    /// Returns the ARN of a state machine.
     #[must_use]
     pub fn machine_arn(&self, machine: &str) -> String {
         format!("arn:aws:states:{REGION}:{}:stateMachine:{}", self.account, self.named(machine))
     }
 
-    /// The ARN of a function's alias `live`.
+    /// Returns the ARN of a function's alias `live`.
     #[must_use]
     pub fn function_arn(&self, function: &str) -> String {
         let function = self.named(function);
         format!("arn:aws:lambda:{REGION}:{}:function:{function}:{}", self.account, names::LIVE)
     }
 
-    /// The ARN of the topic that gets the alarms.
+    /// Returns the ARN of the topic of the alarms.
     #[must_use]
     pub fn on_call_topic(&self) -> String {
         format!("arn:aws:sns:{REGION}:{}:{}", self.account, self.named(names::ON_CALL))
     }
 
-    /// The bucket of given-up stream batches and of long payloads.
+    /// Returns the name of the failure bucket, which holds given-up stream batches and long payloads.
     #[must_use]
     pub fn failures_bucket(&self) -> String {
         names::failures_bucket(&self.name, &self.account, REGION)
     }
 
-    /// The URL of a queue.
+    /// Returns the URL of a queue.
     pub async fn queue_url(&self, queue: &str) -> Result<String> {
         let name = self.named(queue);
         let answer = self.sqs.get_queue_url().queue_name(&name).send().await;
@@ -200,20 +201,20 @@ impl Stack {
         answer.queue_url.with_context(|| format!("the queue {name} has no URL"))
     }
 
-    /// The physical ids of all resources of a type, by their logical ids.
+    /// Returns the physical ids of all resources of a type, by their logical ids.
     pub async fn resources(&self, kind: &str) -> Result<BTreeMap<String, String>> {
         let of_kind = self.all_resources().await?.iter().filter(|it| it.kind == kind);
         Ok(of_kind.map(|it| (it.logical_id.clone(), it.physical_id.clone())).collect())
     }
 
-    /// The physical id of a resource whose name is generated, such as an event source mapping.
+    /// Returns the physical id of a resource with a generated name, such as an event source mapping.
     pub async fn physical_id(&self, logical_id: &str) -> Result<String> {
         let found = self.all_resources().await?.iter().find(|it| it.logical_id == logical_id);
         let found = found.with_context(|| format!("no stack of {} has {logical_id}", self.name))?;
         Ok(found.physical_id.clone())
     }
 
-    /// The resources of all stacks of the environment.
+    /// Returns the resources of all stacks of the environment.
     async fn all_resources(&self) -> Result<&[Resource]> {
         self.resources.get_or_try_init(|| self.list_resources()).await.map(Vec::as_slice)
     }
@@ -248,7 +249,7 @@ impl Stack {
         Ok(resources)
     }
 
-    /// All rows of a table.
+    /// Returns all rows of a table.
     pub async fn rows(&self, table: &str) -> Result<Vec<Value>> {
         let scan = self.dynamodb.scan().table_name(self.named(table)).consistent_read(true);
         let mut items = scan.into_paginator().items().send();
@@ -259,7 +260,7 @@ impl Stack {
         Ok(rows)
     }
 
-    /// The rows of a table whose attribute has that value.
+    /// Returns the rows of a table whose attribute has this value.
     pub async fn rows_with(&self, table: &str, attribute: &str, value: &str) -> Result<Vec<Value>> {
         let scan = self
             .dynamodb
@@ -277,7 +278,7 @@ impl Stack {
         Ok(rows)
     }
 
-    /// Puts one event of another system on the bus; EventBridge's id of it.
+    /// Puts an event of another system on the bus. Returns EventBridge's id of the event.
     pub async fn put_event(
         &self,
         source: &str,
@@ -298,7 +299,7 @@ impl Stack {
         }
     }
 
-    /// A queue for what a service of AWS tells a test: its URL and its ARN.
+    /// Creates a queue to which this AWS service may send messages. Returns its URL and its ARN.
     pub async fn mailbox(&self, name: &str, service: &str) -> Result<(String, String)> {
         let queue = self.sqs.create_queue().queue_name(name).send().await?;
         let queue_url = queue.queue_url().context("the queue has no URL")?;
@@ -331,7 +332,7 @@ impl Stack {
         Ok((queue_url.to_owned(), arn.clone()))
     }
 
-    /// Takes all that is in a queue now: the messages' bodies, in the queue's order.
+    /// Takes all messages of a queue. Returns their bodies in the queue's order.
     pub async fn take(&self, queue_url: &str) -> Result<Vec<String>> {
         let mut bodies = Vec::new();
         loop {
@@ -350,7 +351,7 @@ impl Stack {
         }
     }
 
-    /// Messages in a queue, as (waiting, in work or delayed).
+    /// Returns the number of messages in a queue: (visible, in flight or delayed).
     pub async fn depth(&self, queue_url: &str) -> Result<(u32, u32)> {
         use QueueAttributeName::{
             ApproximateNumberOfMessages as Waiting, ApproximateNumberOfMessagesDelayed as Delayed,
@@ -376,7 +377,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_this_machine_is_taken() {
+    fn an_endpoint_on_another_host_is_refused() {
         for good in ["http://127.0.0.1:4566", "http://localhost:4566"] {
             assert!(loopback(good).is_ok(), "{good}");
         }

@@ -1,4 +1,4 @@
-//! The payment provider, looked at from its own side.
+//! The local payment provider's view of the onboardings.
 
 use std::{collections::BTreeMap, env};
 
@@ -7,30 +7,30 @@ use serde_json::Value;
 
 use crate::Stack;
 
-/// The local stand-in's port: `FIELDSTATION_STRIPE_PORT` (8420).
+/// Returns the URL of the local payment provider. `FIELDSTATION_STRIPE_PORT` is its port (8420).
 fn base() -> String {
     let port = env::var("FIELDSTATION_STRIPE_PORT").unwrap_or_else(|_| "8420".into());
     format!("http://127.0.0.1:{port}")
 }
 
-/// What the provider has of one onboarding.
+/// The provider's objects of one onboarding.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Billed {
-    /// Its customers that were not deleted.
+    /// The ids of the customers that are not deleted.
     pub customers: Vec<String>,
-    /// Those customers' subscriptions that are not cancelled.
+    /// The ids of those customers' subscriptions that are not cancelled.
     pub subscriptions: Vec<String>,
 }
 
 impl Billed {
-    /// How many things of any kind.
+    /// Returns the number of all objects.
     #[must_use]
     pub fn count(&self) -> usize {
         self.customers.len() + self.subscriptions.len()
     }
 }
 
-/// Whether any of the object's metadata says that it belongs to the onboarding.
+/// Returns whether the object's metadata contains the onboarding's id.
 fn is_of(object: &Value, onboarding: &str) -> bool {
     let metadata = object["metadata"].as_object();
     metadata.is_some_and(|metadata| metadata.values().any(|value| value == onboarding))
@@ -64,7 +64,7 @@ async fn list(stack: &Stack, path: &str) -> Result<Vec<Value>> {
     }
 }
 
-/// What the provider has of the onboarding with that id.
+/// Returns the provider's objects of the onboarding with this id.
 pub async fn billed(stack: &Stack, onboarding: &str) -> Result<Billed> {
     let mut billed = Billed::default();
     for customer in list(stack, "/v1/customers?").await? {
@@ -82,7 +82,7 @@ pub async fn billed(stack: &Stack, onboarding: &str) -> Result<Billed> {
     Ok(billed)
 }
 
-/// What the provider has of every onboarding, by the onboarding's id.
+/// Returns the provider's objects of all onboardings, by the onboarding's id.
 pub async fn all_billed(stack: &Stack) -> Result<BTreeMap<String, Billed>> {
     let mut all = BTreeMap::<String, Billed>::new();
     let mut owners = BTreeMap::new();

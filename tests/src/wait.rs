@@ -1,4 +1,4 @@
-//! Waiting, with an end, and an account of what was seen when it comes.
+//! Polling with a timeout. The error message contains what was seen last.
 
 use std::{
     fmt::Display,
@@ -7,21 +7,21 @@ use std::{
 
 use anyhow::{Result, bail};
 
-/// For what takes a few seconds, on a machine that has more to do.
+/// The timeout for things that take a few seconds, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Between two looks. The emulator shares the machine with what is waited for.
+/// The interval between polls. The emulator shares the machine with the functions.
 const PAUSE: Duration = Duration::from_millis(150);
 
-/// What a look at something found.
+/// The result of a poll.
 pub enum Look<T, S> {
-    /// What was waited for.
+    /// The expected state.
     Found(T),
-    /// Something else: what there is instead, for the message should it stay like that.
+    /// Another state, for the message if the timeout expires.
     Saw(S),
 }
 
-/// Looks until `look` finds what is waited for, or the time is up; an error ends it at once.
+/// Polls with `look` until it returns [`Look::Found`] or the timeout expires. An error ends the polling.
 pub async fn until<T, S: Display>(
     what: &str,
     patience: Duration,
@@ -40,7 +40,7 @@ pub async fn until<T, S: Display>(
     }
 }
 
-/// [`until`] a condition holds; `look` tells whether it does, and what it saw.
+/// Polls until a condition holds, like [`until`]. `look` returns whether it holds, and what it saw.
 pub async fn until_true<S: Display>(
     what: &str,
     patience: Duration,

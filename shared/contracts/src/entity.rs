@@ -1,4 +1,4 @@
-//! The entities that have events: the site, and one of each other type for each onboarding.
+//! The entities that emit events: the site, and for each onboarding one entity of every other type.
 
 use std::fmt;
 
@@ -11,8 +11,8 @@ use crate::{
     id::{derive, id},
 };
 
-/// Declares the types of entities: doc comment and variant, name on every wire, owning service, and the id, which
-/// is derived from the onboarding and the name.
+/// Declares the entity types. Each has a doc comment, a variant, its name in JSON, the owning service and an id type.
+/// The id is derived from the onboarding and the name.
 macro_rules! entities {
     ($($(#[$doc:meta])* $kind:ident = $name:literal of $service:literal,
         $(#[$id_doc:meta])* $id:ident;)*
@@ -33,7 +33,7 @@ macro_rules! entities {
             /// The names of all types.
             pub const NAMES: [&'static str; Self::ALL.len()] = [Self::Site.name(), $($name),*];
 
-            /// The name on every wire.
+            /// Returns the name in JSON and in keys.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
@@ -42,7 +42,7 @@ macro_rules! entities {
                 }
             }
 
-            /// The service that owns the entity.
+            /// Returns the service that owns the entity.
             #[must_use]
             pub const fn service(self) -> &'static str {
                 match self {
@@ -51,7 +51,7 @@ macro_rules! entities {
                 }
             }
 
-            /// EventBridge's `source` of this entity's events.
+            /// Returns the `source` of this entity's events on EventBridge.
             #[must_use]
             pub const fn source(self) -> &'static str {
                 match self {
@@ -62,7 +62,7 @@ macro_rules! entities {
         }
 
         impl Entity {
-            /// The site's entity of this kind: a site has one of each.
+            /// Returns the site's entity of this kind. A site has exactly one entity of each kind.
             #[must_use]
             pub fn of_site(kind: EntityType, site: SiteId) -> Self {
                 match kind {
@@ -76,7 +76,7 @@ macro_rules! entities {
             id!($(#[$id_doc])* $id);
 
             impl $id {
-                /// The id that belongs to this onboarding.
+                /// Returns the id that belongs to this onboarding.
                 #[must_use]
                 pub fn of(onboarding: OnboardingId) -> Self {
                     Self(derive(onboarding.uuid(), $name))
@@ -95,19 +95,19 @@ macro_rules! entities {
 entities! {
     /// inventory's.
     Reservation = "reservation" of "inventory",
-    /// The kits that inventory sets aside for one onboarding.
+    /// The id of an onboarding's reservation of kits in inventory.
     ReservationId;
     /// devices'.
     Sensors = "sensors" of "devices",
-    /// All sensors that devices provisions for one onboarding, as one entity.
+    /// The id of all sensors that devices provisions for one onboarding. They are one entity.
     SensorsId;
     /// billing's.
     Subscription = "subscription" of "billing",
-    /// The subscription that billing keeps for one onboarding.
+    /// The id of an onboarding's subscription in billing.
     SubscriptionId;
     /// alerting's.
     Alerting = "alerting" of "alerting",
-    /// The alerting configuration of one onboarding.
+    /// The id of an onboarding's alerting configuration.
     AlertingId;
 }
 

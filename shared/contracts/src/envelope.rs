@@ -1,4 +1,4 @@
-//! The envelope that every event travels in.
+//! The envelope of every event.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -6,13 +6,13 @@ use uuid::Uuid;
 
 use crate::{Entity, EntityType, EventId, IdMismatch, OnboardingId, Saga, SiteId, Timestamp};
 
-/// A domain event's payload: one Rust type for each type and version on the wire.
+/// The payload of a domain event. There is one Rust type for each event type and version.
 pub trait Event: Serialize + DeserializeOwned + JsonSchema {
     /// The `detail-type`.
     const TYPE: &'static str;
-    /// Raised when a change would break a reader.
+    /// The version. A change that breaks readers needs a new version.
     const VERSION: u32;
-    /// Whose event it is.
+    /// The kind of entity that emits the event.
     const ENTITY: EntityType;
 }
 
@@ -49,15 +49,17 @@ pub struct Envelope<D> {
     pub data: D,
 }
 
-/// Event data that names the site it belongs to.
+/// Event data that contains the id of its site.
 pub trait SiteData {
-    /// The site.
+    /// Returns the site's id.
     fn site_id(&self) -> SiteId;
 }
 
 impl<D: SiteData> Envelope<D> {
-    /// The saga of the data's site, caused by this event. Refuses an event whose correlation id or
-    /// entity belongs to another site: a consumer must not act on it.
+    /// Returns the saga of the data's site, with this event as the cause.
+    ///
+    /// # Errors
+    /// Fails if the correlation id or the entity belongs to another site. A consumer must not act on such an event.
     pub fn saga(&self) -> Result<Saga, IdMismatch> {
         let Metadata { event_id, entity, correlation_id, .. } = &self.metadata;
         let site_id = self.data.site_id();

@@ -1,5 +1,5 @@
-//! Every event type, with the entity it belongs to. `siteId` is in each, so that a reader can
-//! gather a site's story without knowing how ids are derived.
+//! All event types, each with its entity. Every event contains `siteId`, so a reader can collect a site's events
+//! without knowing how ids are derived.
 
 use std::fmt;
 
@@ -11,9 +11,9 @@ use crate::{
     SensorId, SiteId, Timestamp, inbound::MAX_QUANTITY, input::Whole,
 };
 
-/// What [`visit`] calls for each event type.
+/// A visitor of all event types; see [`visit`].
 pub trait Visitor {
-    /// Called with one event type.
+    /// Visits one event type.
     fn event<E: Event + PartialEq + fmt::Debug>(&mut self);
 }
 
@@ -42,12 +42,12 @@ macro_rules! events {
             const ENTITY: EntityType = EntityType::$entity;
         })*
 
-        /// Visits every event type, in the order of their declaration.
+        /// Visits every event type in the order of declaration.
         pub fn visit(visitor: &mut impl Visitor) {
             $(visitor.event::<$name>();)*
         }
 
-        /// Every event type with its version and JSON Schema (of the whole `detail`).
+        /// Returns every event type with its version and the JSON Schema of the whole `detail`.
         #[must_use]
         pub fn schemas() -> Vec<(&'static str, u32, schemars::Schema)> {
             vec![$((

@@ -1,10 +1,10 @@
-//! Ids are minted before effects and derived (`UUIDv5`), so that a retry computes the same ones.
+//! Ids. They are derived (`UUIDv5`) before any side effect, so a retry computes the same ids.
 
 use uuid::Uuid;
 
 use crate::Entity;
 
-/// Root of every derived id. Changing it would give every retried request a second identity.
+/// Namespace of all derived ids. If it changed, retried requests would get different ids.
 const FIELDSTATION: Uuid = Uuid::from_u128(0x6f1e_1d57_a710_4e00_9a5e_0f1e_1d57_a710);
 
 macro_rules! id {
@@ -26,7 +26,7 @@ macro_rules! id {
         pub struct $name(uuid::Uuid);
 
         impl $name {
-            /// The bare UUID.
+            /// Returns the UUID.
             #[must_use]
             pub fn uuid(self) -> uuid::Uuid {
                 self.0
@@ -79,17 +79,19 @@ pub(crate) fn derive(parent: Uuid, name: &str) -> Uuid {
 }
 
 impl SiteId {
-    /// The site that a registration makes: `channel` is the way in (empty for HTTP, else the event's source, which never is),
-    /// `key` the sender's idempotency key on it.
+    /// Returns the id of the site that a registration creates.
+    ///
+    /// `channel` is the empty string for HTTP. For an event it is the event's source, which is never empty.
+    /// `key` is the sender's idempotency key in that channel.
     #[must_use]
     pub fn registered(channel: &str, key: &str) -> Self {
-        // Length first, so that no channel and key can be shifted into another pair's name.
+        // The length prefix keeps two different pairs of channel and key from producing the same name.
         Self(derive(FIELDSTATION, &format!("site/{}/{channel}/{key}", channel.len())))
     }
 }
 
 impl OnboardingId {
-    /// A site is onboarded once.
+    /// Returns the id of the site's onboarding. A site is onboarded only once.
     #[must_use]
     pub fn of(site: SiteId) -> Self {
         Self(derive(site.0, "onboarding"))
@@ -97,7 +99,7 @@ impl OnboardingId {
 }
 
 impl SensorId {
-    /// The `index`-th sensor (from 0) of the registration.
+    /// Returns the id of the sensor at `index` (from 0) in the registration.
     #[must_use]
     pub fn of(onboarding: OnboardingId, index: usize) -> Self {
         Self(derive(onboarding.0, &format!("sensor/{index}")))
@@ -105,7 +107,7 @@ impl SensorId {
 }
 
 impl EventId {
-    /// The `sequence`-th event (from 1) of the entity.
+    /// Returns the id of the entity's event with this `sequence` (from 1).
     #[must_use]
     pub fn of(entity: &Entity, sequence: u64) -> Self {
         Self(derive(FIELDSTATION, &format!("event/{entity}/{sequence}")))
@@ -118,10 +120,10 @@ mod tests {
     use crate::{ReservationId, SubscriptionId};
 
     #[test]
-    fn ids_are_the_same_on_every_retry_and_on_every_release() {
+    fn ids_do_not_change_between_retries_and_releases() {
         let site = SiteId::registered("http", "key-1");
         assert_eq!(site, SiteId::registered("http", "key-1"));
-        // Pinned: a changed derivation would onboard a retried request a second time.
+        // Fixed values: if the derivation changed, a retried request would create a second site.
         assert_eq!(site.to_string(), "55115657-a433-553f-959b-29ae8465145d");
         assert_eq!(OnboardingId::of(site).to_string(), "22e2ae1b-16bd-5ab3-a538-7df102033bfe");
     }

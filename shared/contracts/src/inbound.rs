@@ -1,9 +1,7 @@
-//! Events that other systems put on the bus. Their `detail` is plain, without our envelope;
-//! their `source` is their own.
+//! Events that other systems put on the bus. Their `detail` has no envelope. Their `source` is the sender's.
 //!
-//! None of these types implements `Deserialize`: they are read by [`crate::input`], which names all
-//! problems at once. The attributes of a field and its [`Rule`] say the same; the tests hold them
-//! against each other.
+//! None of these types implements `Deserialize`. [`crate::input`] reads them, because it reports all problems at once.
+//! A field's schema attributes and its [`Rule`] describe the same constraint; tests compare the two.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,17 +25,17 @@ pub const KITS_DELIVERED: &str = "KitsDelivered";
 /// `detail-type` of [`SiteRegistrationRequested`].
 pub const SITE_REGISTRATION_REQUESTED: &str = "SiteRegistrationRequested";
 
-/// The longest number that another system gives to a delivery or a registration, in characters.
+/// The maximum length of another system's id of a delivery or a registration, in characters.
 pub const MAX_ID: usize = 128;
-/// The longest name of a site or an operator, in characters.
+/// The maximum length of the name of a site or an operator, in characters.
 pub const MAX_NAME: usize = 200;
-/// The longest handle of a payment method, in characters.
+/// The maximum length of a payment method id, in characters.
 pub const MAX_PAYMENT_METHOD: usize = 255;
-/// The most sensors of a site. A larger station registers as several sites.
+/// The maximum number of sensors of a site. A larger station registers as several sites.
 pub const MAX_SENSORS: usize = 100;
-/// The most kinds of kits in a delivery.
+/// The maximum number of kinds of kits in a delivery.
 pub const MAX_KITS: usize = 50;
-/// The most kits of a kind in a delivery.
+/// The maximum number of kits of one kind in a delivery.
 pub const MAX_QUANTITY: u32 = 1_000_000;
 
 /// Kits arrived in the store-room. A `deliveryId` of a source counts once, however often the event
@@ -114,7 +112,7 @@ fn payment_method(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "pattern": format!("^[A-Za-z0-9_-]{{1,{MAX_PAYMENT_METHOD}}}$") })
 }
 
-/// Metrics with the same units are one case.
+/// Returns the schema's cases. Metrics with the same units share a case.
 fn units_by_metric() -> Vec<Value> {
     let mut cases: BTreeMap<&[&str], Vec<&str>> = BTreeMap::new();
     for metric in Metric::ALL {
@@ -227,7 +225,7 @@ impl Input for SensorRequest {
     }
 }
 
-/// A unit of the metric; of an unknown metric, any string.
+/// The rule of a unit. If the metric is unknown, any string is accepted.
 struct UnitOf(Option<Metric>);
 
 impl Rule for UnitOf {
@@ -249,7 +247,7 @@ impl Rule for UnitOf {
     }
 }
 
-/// The payment provider's handle. Messages don't quote it.
+/// The rule of a payment method id. Messages do not quote the value.
 struct PaymentMethod;
 
 impl Rule for PaymentMethod {
@@ -272,7 +270,7 @@ impl Rule for PaymentMethod {
     }
 }
 
-/// Every inbound event type with its JSON Schema (of the whole `detail`).
+/// Returns every inbound event type with the JSON Schema of its `detail`.
 #[must_use]
 pub fn schemas() -> Vec<(&'static str, schemars::Schema)> {
     vec![

@@ -1,8 +1,8 @@
-//! Reads JSON from outside and names everything that is wrong with it at once.
+//! Parsing of JSON from outside that reports all problems at once.
 //!
-//! Serde stops at the first problem and takes an array for an object. What other systems send is
-//! therefore read in two steps: the JSON into a [`Tree`], and the tree by [`Rule`]s that collect
-//! [`Problems`]. [`read`] does both.
+//! Serde stops at the first problem, and a derived `Deserialize` accepts an array for an object. So input of other
+//! systems is read in two steps: the JSON into a [`Tree`], and the tree by [`Rule`]s that collect [`Problems`].
+//! [`read`] does both.
 
 use std::{fmt, marker::PhantomData, str::FromStr};
 
@@ -13,32 +13,32 @@ use serde::{
 
 use crate::{number, text};
 
-/// More problems of one input than this are counted, not listed.
+/// The maximum number of problems that are listed for one input. Further problems are only counted.
 pub const MAX_PROBLEMS: usize = 100;
-/// The longest line of errors, in characters.
+/// The maximum length of a line of errors, in characters.
 pub const MAX_LINE: usize = 2_000;
-/// The longest part of an input that a message quotes, in characters.
+/// The maximum length of a quotation of the input in a message, in characters.
 const MAX_QUOTED: usize = 80;
 
-/// The kind of a problem: a short list, so that refusals can be counted by it. The names are stable.
+/// The kind of a problem. The list is short, so refusals can be counted by it. The names are stable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
     /// The text is empty, is not JSON, or ends too early.
     InvalidJson,
-    /// A mandatory field is missing.
+    /// A required field is missing.
     MissingField,
     /// No field or parameter has that name.
     UnknownField,
     /// The value has the wrong type, or is not one of those that are accepted.
     #[default]
     InvalidValue,
-    /// The same field, sensor or bundle is there twice.
+    /// A field, sensor or bundle occurs twice.
     Duplicate,
     /// A list is empty or has too many entries.
     WrongCount,
     /// The body, or a part of it, has too many bytes.
     TooLarge,
-    /// A sample's time is ahead of our clock.
+    /// A sample's time is ahead of the server's clock by more than the limit.
     ClockAhead,
     /// A sample's time is before 1970: the sender's clock was never set.
     ClockNotSet,
@@ -47,7 +47,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// The name, as logs, metrics and counters have it.
+    /// Returns the name that logs, metrics and counters use.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -68,28 +68,28 @@ impl Reason {
 /// One thing that is wrong with a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FieldError {
-    /// Path of the field, e.g. `sensors[2].unit`, or `header Idempotency-Key`; empty for the whole.
+    /// Path of the field, e.g. `sensors[2].unit` or `header Idempotency-Key`. Empty for the input as a whole.
     pub field: String,
-    /// What is wrong with it and what would be right.
+    /// What is wrong, and which value is expected.
     pub message: String,
-    /// The kind of the problem; not part of an answer.
+    /// The kind of the problem. It is not part of the response.
     #[serde(skip)]
     pub reason: Reason,
 }
 
 impl FieldError {
-    /// An error of the field at that path, with the reason [`Reason::InvalidValue`].
+    /// Creates an error of the field at this path, with the reason [`Reason::InvalidValue`].
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self { field: field.into(), message: message.into(), reason: Reason::default() }
     }
 
-    /// The same error for another reason.
+    /// Returns the error with another reason.
     #[must_use]
     pub fn because(self, reason: Reason) -> Self {
         Self { reason, ..self }
     }
 
-    /// The same error in a larger input, where this one was read from the field `parent`.
+    /// Returns the error with a longer path, for an input that was read from the field `parent` of a larger one.
     #[must_use]
     pub fn within(self, parent: &str) -> Self {
         let separator = if self.field.is_empty() || self.field.starts_with('[') { "" } else { "." };
@@ -106,14 +106,14 @@ impl fmt::Display for FieldError {
     }
 }
 
-/// All errors in one line, for a log or a failure's message, cut off where it gets too long.
+/// Joins all errors into one line, for a log or a failure's message. The line is truncated to [`MAX_LINE`] characters.
 #[must_use]
 pub fn in_one_line(errors: &[FieldError]) -> String {
     let line = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
     cut(line, MAX_LINE)
 }
 
-/// The text, cut off behind that many characters.
+/// Truncates the text to this number of characters, and marks the cut with ` ...`.
 #[must_use]
 pub fn cut(mut text: String, characters: usize) -> String {
     if let Some((end, _)) = text.char_indices().nth(characters) {
@@ -123,7 +123,7 @@ pub fn cut(mut text: String, characters: usize) -> String {
     text
 }
 
-/// What is wrong with an input, as it is being read.
+/// Collects the problems of an input while it is read.
 #[derive(Debug, Default)]
 pub struct Problems {
     listed: Vec<FieldError>,
@@ -131,12 +131,12 @@ pub struct Problems {
 }
 
 impl Problems {
-    /// Adds a problem of the field at that path.
+    /// Adds a problem of the field at this path.
     pub fn add(&mut self, at: impl Into<String>, message: impl Into<String>) {
         self.add_as(Reason::default(), at, message);
     }
 
-    /// Adds a problem of that kind.
+    /// Adds a problem with this reason.
     pub fn add_as(&mut self, reason: Reason, at: impl Into<String>, message: impl Into<String>) {
         self.push(FieldError::new(at, message).because(reason));
     }
@@ -149,20 +149,20 @@ impl Problems {
         }
     }
 
-    /// Adds those of a part of the input.
+    /// Adds the problems of a part of the input.
     pub fn extend(&mut self, errors: Vec<FieldError>) {
         for error in errors {
             self.push(error);
         }
     }
 
-    /// Whether nothing is wrong so far.
+    /// Returns whether no problem was found so far.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.listed.is_empty()
     }
 
-    /// The value, or what is wrong. A value with problems is not given out.
+    /// Returns the value, or the problems. A value with problems is not returned.
     pub fn or<T>(mut self, value: Option<T>) -> Result<T, Vec<FieldError>> {
         if let (Some(value), true) = (value, self.is_empty()) {
             return Ok(value);
@@ -175,14 +175,14 @@ impl Problems {
     }
 }
 
-/// A JSON value. Unlike `serde_json::Value` it keeps a name that an object has twice.
+/// A JSON value. Unlike `serde_json::Value` it keeps duplicate names of an object.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Tree {
     /// `null`
     Null,
     /// `true` or `false`
     Bool(bool),
-    /// A number; an integer beyond 2^53 is rounded.
+    /// A number. An integer beyond 2^53 is rounded.
     Number(f64),
     /// A string.
     Text(String),
@@ -193,7 +193,7 @@ pub enum Tree {
 }
 
 impl Tree {
-    /// Says what it is and what would be right: `is a string; give ...`
+    /// Returns a message with the actual and the expected type: `is a string; give ...`
     pub(crate) fn is_not(&self, expected: &str) -> String {
         let kind = match self {
             Self::Null => "null",
@@ -206,7 +206,7 @@ impl Tree {
         format!("is {kind}; give {expected}")
     }
 
-    /// The string that it is, or a problem.
+    /// Returns the string, or adds a problem if the value is not a string.
     pub(crate) fn string(&self, at: &str, expected: &str, problems: &mut Problems) -> Option<&str> {
         let Self::Text(text) = self else {
             problems.add(at, self.is_not(expected));
@@ -278,29 +278,29 @@ impl<'de> Deserialize<'de> for Tree {
     }
 }
 
-/// What one value has to be.
+/// A rule for one value.
 pub trait Rule {
-    /// What the value becomes.
+    /// The type of the parsed value.
     type Value;
 
-    /// What would be right, as it follows "give" in a message.
+    /// Describes a valid value. Messages put the text after "give".
     fn expected(&self) -> String;
 
-    /// Reads the value at that path. Where it is not as the rule says, adds a problem and returns
-    /// what could be read in spite of it, or `None`.
+    /// Reads the value at this path. Adds a problem if the value breaks the rule. Then it returns what could be read
+    /// in spite of the problem, or `None`.
     fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<Self::Value>;
 }
 
 /// A type that is read from an object.
 pub trait Input: Sized {
-    /// The names of its fields.
+    /// The names of the fields.
     const FIELDS: &'static [&'static str];
 
-    /// Reads its fields.
+    /// Reads the fields.
     fn read(fields: &Fields<'_>, problems: &mut Problems) -> Option<Self>;
 }
 
-/// The rule of an object that becomes a `T`.
+/// The rule of an object that is read as a `T`.
 #[derive(Debug)]
 pub struct Object<T>(PhantomData<T>);
 
@@ -326,7 +326,7 @@ fn object_of(fields: &[&str]) -> String {
     format!("an object with the fields {}", fields.join(", "))
 }
 
-/// An object's fields while they are read.
+/// The fields of an object.
 #[derive(Debug)]
 pub struct Fields<'a> {
     at: &'a str,
@@ -334,8 +334,8 @@ pub struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// The fields of the object at that path. Adds a problem for each name that is unknown or there
-    /// twice, or one where it is no object.
+    /// Returns the fields of the object at this path. Adds a problem for each unknown or duplicate name. Adds one
+    /// problem and returns `None` if the value is not an object.
     pub fn of(
         tree: &'a Tree,
         at: &'a str,
@@ -359,7 +359,7 @@ impl<'a> Fields<'a> {
         Some(fields)
     }
 
-    /// The path of one of its fields.
+    /// Returns the path of a field.
     #[must_use]
     pub fn path(&self, name: &str) -> String {
         if self.at.is_empty() { name.to_owned() } else { format!("{}.{name}", self.at) }
@@ -369,7 +369,7 @@ impl<'a> Fields<'a> {
         self.members.iter().find(|(member, _)| member == name).map(|(_, tree)| tree)
     }
 
-    /// A field that has to be there.
+    /// Reads a required field. Adds a problem if it is missing.
     pub fn required<R: Rule>(
         &self,
         name: &str,
@@ -385,7 +385,7 @@ impl<'a> Fields<'a> {
         None
     }
 
-    /// A field that may be missing or `null`.
+    /// Reads a field that may be missing or `null`.
     pub fn optional<R: Rule>(
         &self,
         name: &str,
@@ -399,12 +399,12 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// As much of a sender's text as a message may quote, with control characters escaped.
+/// Quotes a sender's text for a message: truncated, with control characters escaped.
 pub(crate) fn quoted(text: &str) -> String {
     format!("{:?}", cut(text.to_owned(), MAX_QUOTED))
 }
 
-/// An unknown field's name: quoted unless it is a plain word.
+/// Returns an unknown field's name for a message. The name is quoted unless it is a plain word.
 fn quoted_name(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     if !name.is_empty() && name.len() <= MAX_QUOTED && name.bytes().all(plain) {
@@ -414,21 +414,21 @@ fn quoted_name(name: &str) -> String {
     }
 }
 
-/// What a string is for, which decides about white space.
+/// The purpose of a string. It determines whether white space at the ends is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// For people: it may have white space around it, and has to show something.
+    /// For people. White space at the ends is allowed, but the string must not be blank.
     Name,
-    /// For programs: no white space around it.
+    /// For programs. White space at the ends is not allowed.
     Id,
 }
 
-/// A string of 1 to `max` characters, as the sender wrote it.
+/// The rule of a string of 1 to `max` characters. The value is returned unchanged.
 #[derive(Clone, Copy, Debug)]
 pub struct Text {
-    /// What it is for.
+    /// The purpose.
     pub purpose: Purpose,
-    /// Unicode characters, white space around it included.
+    /// The maximum length in Unicode characters. White space at the ends counts.
     pub max: usize,
 }
 
@@ -439,7 +439,7 @@ impl Rule for Text {
         format!("a string of 1 to {} characters", self.max)
     }
 
-    /// The value itself is not quoted: it may be confidential.
+    /// Reads the string. Messages do not quote it, because it may be confidential.
     fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<String> {
         let value = tree.string(at, &self.expected(), problems)?;
         let length = value.chars().count();
@@ -462,16 +462,16 @@ impl Rule for Text {
     }
 }
 
-/// A string that is parsed. A message quotes it.
+/// The rule of a string that is parsed. Messages quote it.
 pub struct Parsed<T> {
-    /// What would be right.
+    /// The description of a valid value.
     pub expected: &'static str,
     /// The parser.
     pub parse: fn(&str) -> Option<T>,
 }
 
 impl<T: FromStr> Parsed<T> {
-    /// A string that `T` reads.
+    /// Creates the rule of a string that `T` parses.
     #[must_use]
     pub const fn new(expected: &'static str) -> Self {
         Self { expected, parse: |text| text.parse().ok() }
@@ -495,11 +495,11 @@ impl<T> Rule for Parsed<T> {
     }
 }
 
-/// One of a few strings.
+/// The rule of a string from a fixed list.
 pub struct Choice<T: 'static> {
-    /// All of them.
+    /// All values.
     pub all: &'static [T],
-    /// The string of each.
+    /// Returns the string of a value.
     pub name: fn(T) -> &'static str,
 }
 
@@ -521,19 +521,19 @@ impl<T: Copy> Rule for Choice<T> {
     }
 }
 
-/// A number that a table can hold.
+/// The rule of a number that DynamoDB can store.
 #[derive(Clone, Copy, Debug)]
 pub struct Number {
-    /// The least that is right.
+    /// The minimum.
     pub min: f64,
-    /// The most that is right.
+    /// The maximum.
     pub max: f64,
-    /// What it counts, e.g. `degrees north`.
+    /// The quantity and its unit, e.g. `degrees north`.
     pub what: &'static str,
 }
 
 impl Number {
-    /// Any number that a table can hold.
+    /// Any number that DynamoDB can store.
     pub const ANY: Self =
         Self { min: -number::MAX_MAGNITUDE, max: number::MAX_MAGNITUDE, what: "a number" };
 }
@@ -562,12 +562,12 @@ impl Rule for Number {
     }
 }
 
-/// A whole number.
+/// The rule of a whole number.
 #[derive(Clone, Copy, Debug)]
 pub struct Whole {
-    /// The least that is right.
+    /// The minimum.
     pub min: u32,
-    /// The most that is right.
+    /// The maximum.
     pub max: u32,
 }
 
@@ -584,7 +584,7 @@ impl Rule for Whole {
             problems.add(at, tree.is_not(&self.expected()));
             return None;
         };
-        // As in JSON Schema, 2.0 is a whole number.
+        // JSON Schema counts 2.0 as an integer.
         if (f64::from(self.min)..=f64::from(self.max)).contains(&value) && value.fract() == 0.0 {
             return Some(value as u32);
         }
@@ -593,19 +593,19 @@ impl Rule for Whole {
     }
 }
 
-/// An array of 1 to `max` values of one rule.
+/// The rule of an array of 1 to `max` values that share one rule.
 #[derive(Debug)]
 pub struct List<R> {
-    /// The most values.
+    /// The maximum number of values.
     pub max: usize,
-    /// What the values are, e.g. `sensors`; more may follow.
+    /// What the values are, e.g. `sensors`, optionally with a hint.
     pub what: &'static str,
     /// The rule of each value.
     pub item: R,
 }
 
 impl<R: Rule> Rule for List<R> {
-    /// `None` stands for what could not be read.
+    /// An entry is `None` if it could not be read.
     type Value = Vec<Option<R::Value>>;
 
     fn expected(&self) -> String {
@@ -641,7 +641,7 @@ pub fn from_json<R: Rule>(json: &str, rule: &R) -> Result<R::Value, Vec<FieldErr
     problems.or(value)
 }
 
-/// The text as a tree; an error says why it is no JSON.
+/// Parses the text into a tree. The error says why the text is not JSON.
 fn tree(json: &str, expected: &str) -> Result<Tree, FieldError> {
     let whole = |message: String| FieldError::new("", message).because(Reason::InvalidJson);
     if json.trim().is_empty() {
@@ -654,7 +654,7 @@ fn tree(json: &str, expected: &str) -> Result<Tree, FieldError> {
         Ok(tree) => return Ok(tree),
         Err(error) => error,
     };
-    // Once more with the path, which costs as much as reading.
+    // Parses the text again to find the path. This costs as much as the first pass, so only errors pay for it.
     let mut deserializer = serde_json::Deserializer::from_str(json);
     match serde_path_to_error::deserialize::<_, Tree>(&mut deserializer) {
         Err(at) if at.inner().to_string().starts_with("number out of range") => {

@@ -1,9 +1,8 @@
-//! What the services agree on: ids, the event envelope, every event type, metrics and their units.
+//! Contracts between the services: ids, the event envelope, event types, metrics and units.
 //!
-//! Nothing here knows AWS. Everything on a wire is camelCase; times are RFC 3339 in UTC with
-//! milliseconds; units are UCUM codes. Each event type and version has a JSON Schema in
-//! `shared/contracts/schemas/`, generated from the Rust type by
-//! `UPDATE_SCHEMAS=1 cargo test -p contracts`.
+//! The crate does not depend on AWS. JSON field names are camelCase. Times are RFC 3339 in UTC with milliseconds.
+//! Units are UCUM codes. Each event type and version has a JSON Schema in `shared/contracts/schemas/`. The schemas
+//! are generated from the Rust types by `UPDATE_SCHEMAS=1 cargo test -p contracts`.
 
 mod entity;
 mod envelope;

@@ -1,4 +1,4 @@
-//! What a sensor can measure, and in which units.
+//! The metrics that a sensor can measure, with their units.
 
 use std::fmt;
 
@@ -17,24 +17,25 @@ macro_rules! metrics {
         }
 
         impl Metric {
-            /// Every metric.
+            /// All metrics.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
-            /// The name on every wire.
+            /// Returns the name in JSON.
             #[must_use]
             pub fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }
             }
 
-            /// The UCUM units that a sensor of this metric may report in, the usual one first.
+            /// Returns the UCUM units that a sensor of this metric may report in. The first is the usual one.
             #[must_use]
             pub fn units(self) -> &'static [&'static str] {
                 match self { $(Self::$variant => &[$($unit),+],)* }
             }
 
-            /// How far, in `unit`, a reading must be back within a limit to count as normal again:
-            /// about what good instruments of the kind scatter by. `None` where the unit is not
-            /// one of the metric's.
+            /// Returns the deadband in `unit`: how far inside its limit a reading must be to count as normal again.
+            ///
+            /// It is about the scatter of good instruments of the kind. Returns `None` if the metric does not have
+            /// this unit.
             #[must_use]
             pub fn deadband(self, unit: &str) -> Option<f64> {
                 match self {
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadband_is_as_wide_in_every_unit() {
+    fn a_deadband_is_equal_in_all_units_of_a_metric() {
         let of = |metric: Metric, unit| metric.deadband(unit).expect("a deadband");
         for (metric, small, large, factor) in [
             (Metric::AirPressure, "hPa", "Pa", 100.0),

@@ -1,11 +1,11 @@
-//! Fixed names of the resources that more than one service, or an operator, uses.
+//! Fixed names of the resources that several services or an operator use.
 //!
-//! Each is `<environment>-<name>`, so a consumer builds a name or an ARN without asking the owner. Tables,
-//! queues, buses and functions have namespaces of their own, so one name may stand for several of them.
+//! Each name is `<environment>-<name>`, so a consumer can build a name or an ARN itself. Tables, queues, buses and
+//! functions have separate namespaces, so several resources may share one name.
 
 use std::fmt;
 
-/// The services in the order of their first deployment. A service depends on services before it only.
+/// The services in the order of their first deployment. A service depends only on services before it.
 pub const SERVICES: [&str; 10] = [
     "failures",
     "events",
@@ -25,19 +25,19 @@ pub const ALERTING: &str = "alerting";
 pub const BILLING: &str = "billing";
 /// Table of the sensors of each site.
 pub const DEVICES: &str = "devices";
-/// Event log and outbox (a table), and the event bus.
+/// The events table (event log and outbox), and the event bus.
 pub const EVENTS: &str = "events";
-/// Table of everything that failed.
+/// Table of the failures.
 pub const FAILURES: &str = "failures";
-/// Command queue, and the function that takes its commands.
+/// Command queue, and the function that consumes it.
 pub const INITIALIZE_SUBSCRIPTION: &str = "initialize-subscription";
-/// Command queue, and the function that takes its commands.
+/// Command queue, and the function that consumes it.
 pub const CANCEL_SUBSCRIPTION: &str = "cancel-subscription";
 /// Table of kits, stock and reservations.
 pub const INVENTORY: &str = "inventory";
-/// Table of the readings, and the stream that takes them.
+/// Table of the readings, and the stream that receives them.
 pub const READINGS: &str = "readings";
-/// Table that counts refused readings.
+/// Table of the counters of refused readings.
 pub const REFUSALS: &str = "refusals";
 /// Table of the sites and their read model.
 pub const SITES: &str = "sites";
@@ -45,29 +45,29 @@ pub const SITES: &str = "sites";
 pub const SITE_ONBOARDING: &str = "site-onboarding";
 /// State machine that undoes an onboarding or closes a live site.
 pub const SITE_TEARDOWN: &str = "site-teardown";
-/// Topic that gets the alarms.
+/// SNS topic of the alarms.
 pub const ON_CALL: &str = "on-call";
 /// Secret that holds the payment provider's key.
 pub const STRIPE: &str = "stripe";
 
-/// The alias by which every caller calls a function.
+/// The alias that all callers of a function use.
 pub const LIVE: &str = "live";
 
-/// The name of a resource in an environment.
+/// Returns the name of a resource in an environment.
 #[must_use]
 pub fn named(environment: &str, name: &str) -> String {
     format!("{environment}-{name}")
 }
 
-/// The part of a resource's name after the environment. `None` for a resource of another environment.
+/// Returns a resource's name without the environment. Returns `None` for a resource of another environment.
 #[must_use]
 pub fn without_environment<'n>(environment: &str, name: &'n str) -> Option<&'n str> {
     let name = name.strip_prefix(environment)?.strip_prefix('-')?;
     (!name.is_empty()).then_some(name)
 }
 
-/// The parts of an ARN from the resource on: `function`, `<name>`, `<alias>` of a function's ARN, for example.
-/// `None` for the ARN of another AWS service.
+/// Returns the parts of an ARN after the account: for a function `function`, `<name>` and `<alias>`.
+/// Returns `None` for the ARN of another AWS service.
 fn resource<'a>(arn: &'a str, service: &str) -> Option<impl Iterator<Item = &'a str>> {
     let mut parts = arn.split(':');
     (parts.next()? == "arn").then_some(())?;
@@ -78,8 +78,8 @@ fn resource<'a>(arn: &'a str, service: &str) -> Option<impl Iterator<Item = &'a 
     Some(parts)
 }
 
-/// The name, without the environment, of the function with this ARN. The ARN may end with a version or an
-/// alias. `None` for a function of another environment.
+/// Returns the name, without the environment, of the function with this ARN. The ARN may end with a version or an
+/// alias. Returns `None` for a function of another environment.
 #[must_use]
 pub fn function_of_arn<'a>(environment: &str, arn: &'a str) -> Option<&'a str> {
     let mut parts = resource(arn, "lambda")?;
@@ -87,7 +87,7 @@ pub fn function_of_arn<'a>(environment: &str, arn: &'a str) -> Option<&'a str> {
     without_environment(environment, parts.next()?)
 }
 
-/// The name, without the environment, of the state machine with this ARN.
+/// Returns the name, without the environment, of the state machine with this ARN.
 #[must_use]
 pub fn state_machine_of_arn<'a>(environment: &str, arn: &'a str) -> Option<&'a str> {
     let mut parts = resource(arn, "states")?;
@@ -95,7 +95,7 @@ pub fn state_machine_of_arn<'a>(environment: &str, arn: &'a str) -> Option<&'a s
     without_environment(environment, parts.next()?)
 }
 
-/// What an event source mapping of Lambda reads.
+/// What an event source mapping reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Source<'a> {
     /// A queue.
@@ -107,8 +107,8 @@ pub enum Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    /// The source with this ARN: of a queue, a stream, or the stream of a table. `None` for a source of
-    /// another environment.
+    /// Returns the source with this ARN, which may be of a queue, a Kinesis stream or a table's stream. Returns `None`
+    /// for a source of another environment.
     #[must_use]
     pub fn of_arn(environment: &str, arn: &'a str) -> Option<Self> {
         let name = |name| without_environment(environment, name);
@@ -133,12 +133,12 @@ impl fmt::Display for Source<'_> {
     }
 }
 
-/// A function, and a queue or stream that it consumes: an event source mapping of Lambda.
+/// An event source mapping: a function and the queue or stream that it consumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Consumer<'a> {
     /// The function's name.
     pub function: &'a str,
-    /// What it consumes.
+    /// The queue or stream.
     pub source: Source<'a>,
 }
 
@@ -152,10 +152,10 @@ const fn consumer(function: &'static str, source: Source<'static>) -> Consumer<'
     Consumer { function, source }
 }
 
-/// The queue of S3's notifications about new files of the failure bucket.
+/// The queue of S3's notifications about new objects in the failure bucket.
 pub const FAILURE_FILES: &str = "failure-files";
-/// The end of the name of each failure queue. Before it is the name of a service, or, for the dead letters of
-/// a command queue, that queue's name.
+/// The suffix of the names of all failure queues. The part before it is a service's name, or the name of a command
+/// queue whose dead letters it holds.
 pub const FAILURE_QUEUE_SUFFIX: &str = "-failures";
 /// The function that records the messages of the failure queues.
 pub const RECORD_FAILURE: &str = "record-failure";
@@ -179,21 +179,23 @@ pub const CONSUMERS: &[Consumer<'static>] = &[
     consumer(RECORD_FAILURE, Source::Queue(FAILURE_FILES)),
 ];
 
-/// The function whose commands a queue holds as dead letters. `None` for any other queue.
+/// Returns the function whose commands end as dead letters in this queue. Returns `None` for any other queue.
 #[must_use]
 pub fn function_of_dead_letters(queue: &str) -> Option<&'static str> {
     let commands = Source::Queue(queue.strip_suffix(FAILURE_QUEUE_SUFFIX)?);
     CONSUMERS.iter().find(|it| it.source == commands).map(|it| it.function)
 }
 
-/// The bucket of given-up stream batches and, under `payloads/`, of payloads that are too long for a row. Names
-/// of buckets are unique in the world, so it contains account and region.
+/// Returns the name of the failure bucket.
+///
+/// The bucket holds stream batches that Lambda gave up on. Under `payloads/` it holds payloads that are too long for
+/// a row. Bucket names are globally unique, so the name contains account and region.
 #[must_use]
 pub fn failures_bucket(environment: &str, account: &str, region: &str) -> String {
     format!("{}-{account}-{region}", named(environment, FAILURES))
 }
 
-/// What the names of a kind's log groups begin with: functions, state machines, the API.
+/// Returns the prefixes of the names of log groups: of functions, of state machines and of the API.
 #[must_use]
 pub fn log_groups(environment: &str) -> [String; 3] {
     [
@@ -203,7 +205,7 @@ pub fn log_groups(environment: &str) -> [String; 3] {
     ]
 }
 
-/// The kebab case of a name in Pascal case: `store-readings` of `StoreReadings`.
+/// Converts a name from Pascal case to kebab case: `StoreReadings` becomes `store-readings`.
 #[must_use]
 pub fn kebab(name: &str) -> String {
     let mut kebab = String::with_capacity(name.len() + 4);

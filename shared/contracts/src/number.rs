@@ -1,20 +1,20 @@
-//! The numbers that a table can hold, for everything that takes numbers from outside and stores
-//! them as numbers.
+//! The range of numbers that DynamoDB can store. It applies to all numbers from outside that are stored as DynamoDB
+//! numbers.
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 
-/// `DynamoDB` refuses a positive number below this one, and the same below zero. Zero itself fits.
+/// The smallest positive number that `DynamoDB` accepts. The same limit applies to negative numbers. Zero is accepted.
 pub const MIN_MAGNITUDE: f64 = 1e-130;
-/// The largest `f64` that `DynamoDB` takes: the one before 1e126.
+/// The largest `f64` that `DynamoDB` accepts: the one before 1e126.
 pub const MAX_MAGNITUDE: f64 = 9.999_999_999_999_998e125;
 
-/// Whether a table can hold the number.
+/// Returns whether DynamoDB can store the number.
 #[must_use]
 pub fn fits(number: f64) -> bool {
     number == 0.0 || (MIN_MAGNITUDE..=MAX_MAGNITUDE).contains(&number.abs())
 }
 
-/// The JSON Schema of a number from `min` to `max` that a table can hold.
+/// Returns the JSON Schema of a number from `min` to `max` that DynamoDB can store.
 pub(crate) fn schema(min: f64, max: f64) -> Schema {
     json_schema!({
         "type": "number",
@@ -28,19 +28,19 @@ pub(crate) fn schema(min: f64, max: f64) -> Schema {
     })
 }
 
-/// The JSON Schema of any `f64`. A reading is stored as its eight bytes, not as a table's number.
+/// Returns the JSON Schema of any finite `f64`. Readings are stored as eight bytes, not as DynamoDB numbers.
 pub(crate) fn finite(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "number", "minimum": f64::MIN, "maximum": f64::MAX })
 }
 
-/// The JSON Schema of any number that a table can hold, or of `null`.
+/// Returns the JSON Schema of a number that DynamoDB can store, or `null`.
 pub(crate) fn any_or_null(_: &mut SchemaGenerator) -> Schema {
     let mut schema = schema(-MAX_MAGNITUDE, MAX_MAGNITUDE);
     schema.insert("type".to_owned(), serde_json::json!(["number", "null"]));
     schema
 }
 
-/// The number as people write it: very large and very small ones with an exponent.
+/// Formats the number for messages. Very large and very small numbers get an exponent.
 #[must_use]
 pub(crate) fn shown(number: f64) -> String {
     if number == 0.0 || (1e-6..1e16).contains(&number.abs()) {

@@ -1,4 +1,4 @@
-//! The message about a stream's record that its consumer can never process.
+//! The message about a stream record that its consumer can never process.
 
 use std::borrow::Cow;
 
@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{SensorId, SiteId};
 
-/// A message of a failure queue: a stream's record that a function quarantined. `R` is the record: what the
-/// function has, or raw JSON for the reader.
+/// A message of a failure queue about a quarantined stream record. `R` is the record: the writer's type, or raw
+/// JSON for the reader.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Quarantined<'a, R> {
@@ -17,16 +17,15 @@ pub struct Quarantined<'a, R> {
     /// The error's stable name.
     #[serde(borrow)]
     pub error: Cow<'a, str>,
-    /// Why the record can't be processed, for a human.
+    /// Why the record can't be processed, for people.
     #[serde(borrow)]
     pub reason: Cow<'a, str>,
     /// The sensor that the error is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensor_id: Option<SensorId>,
-    /// The site at which the register has that sensor. The site in the record is only what its sender
-    /// claims.
+    /// The site to which the sensor register assigns the sensor. The site in the record is only the sender's claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensor_site_id: Option<SiteId>,
-    /// The record as it came, its position in the stream included.
+    /// The record as Lambda delivered it, with its position in the stream.
     pub record: R,
 }

@@ -1,6 +1,6 @@
-//! Readings on their way: a bundle is the unit of transport, of idempotency and of storage.
+//! Bundles of readings. A bundle is the unit of transport, of idempotency and of storage.
 //!
-//! It is the body of `POST /readings` and the data of a record on the readings stream.
+//! It is the body of `POST /readings` and the data of a record of the readings stream.
 
 use std::{collections::HashSet, fmt, str::FromStr};
 
@@ -15,31 +15,31 @@ use crate::{
 
 /// The name of [`Bundle`]'s schema.
 pub const BUNDLE: &str = "Bundle";
-/// As many sensors as a site can have.
+/// The maximum number of series in a bundle. It is also the maximum number of sensors of a site.
 pub const MOST_SERIES: usize = 100;
-/// The most samples of a series: more than the largest bundle has room for.
+/// The maximum number of samples in a series. The largest bundle has no room for more.
 pub const MAX_SAMPLES: usize = 100_000;
-/// How far a data logger's clock may be ahead of ours: 15 minutes, in milliseconds.
+/// How far a data logger's clock may be ahead of the server's: 15 minutes, in milliseconds.
 pub const MOST_AHEAD_MILLIS: i64 = 15 * 60 * 1000;
-/// No reading is older: text order would not be time order before the year 0, and a time before the
-/// epoch is a logger whose clock was never set.
+/// The earliest time of a sample: the epoch. An earlier time means that the logger's clock was never set. Before the
+/// year 0, text order would also differ from time order.
 const OLDEST_MILLIS: i64 = 0;
 const LONGEST_BUNDLE_ID: usize = 64;
 
-/// The data logger's number of a bundle, unique at its site: 1 to 64 letters, digits and `._:+-`.
+/// The data logger's id of a bundle, unique at its site: 1 to 64 letters, digits and `._:+-`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct BundleId(String);
 
 impl BundleId {
-    /// The number's text.
+    /// Returns the text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Why a text is no [`BundleId`].
+/// The error for a text that is not a valid [`BundleId`].
 #[derive(Debug, thiserror::Error)]
 #[error("is no bundle id: give 1 to {LONGEST_BUNDLE_ID} letters, digits and any of . _ : + -")]
 pub struct NoBundleId;
@@ -151,7 +151,7 @@ impl<'de> Deserialize<'de> for Series {
     }
 }
 
-/// Reads a struct from an object alone: a derived `Deserialize` takes an array as well.
+/// Accepts only objects. A derived `Deserialize` also accepts an array for a struct.
 struct ObjectOnly<D>(D);
 
 impl<'de, D: Deserializer<'de>> Deserializer<'de> for ObjectOnly<D> {
@@ -169,9 +169,9 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for ObjectOnly<D> {
 }
 
 impl Bundle {
-    /// Reads a bundle from JSON text, or names everything that is wrong with it.
+    /// Reads a bundle from JSON text. The error lists all problems.
     pub fn read(json: &str, now: Timestamp) -> Result<Self, Vec<FieldError>> {
-        // Most bundles are good, and serde reads those several times as fast.
+        // Most bundles are valid, and serde reads those several times as fast as the rules do.
         if let Ok(bundle) = serde_json::from_str::<Self>(json)
             && bundle.check(now).is_ok()
         {
@@ -180,7 +180,7 @@ impl Bundle {
         input::from_json(json, &BundleRule { newest: newest(now) })
     }
 
-    /// Whether it can be taken: everything that the types don't say.
+    /// Checks everything that the types do not guarantee.
     pub fn check(&self, now: Timestamp) -> Result<(), Vec<FieldError>> {
         let mut problems = Problems::default();
         let count = self.series.len();
@@ -202,19 +202,19 @@ impl Bundle {
         problems.or(Some(()))
     }
 
-    /// How many samples it holds.
+    /// Returns the number of samples.
     #[must_use]
     pub fn samples(&self) -> usize {
         self.series.iter().map(|series| series.samples.len()).sum()
     }
 }
 
-/// The latest time of a sample, in milliseconds since the Unix epoch.
+/// Returns the latest accepted time of a sample, in milliseconds since the Unix epoch.
 fn newest(now: Timestamp) -> i64 {
     now.millis().saturating_add(MOST_AHEAD_MILLIS)
 }
 
-/// Each sensor once. `None` stands for one that could not be read.
+/// Checks that each sensor occurs once. A sensor is `None` if it could not be read.
 fn check_sensors(sensors: impl Iterator<Item = Option<SensorId>>, problems: &mut Problems) {
     let mut seen = HashSet::with_capacity(sensors.size_hint().0);
     for (index, sensor) in sensors.enumerate() {
@@ -227,7 +227,7 @@ fn check_sensors(sensors: impl Iterator<Item = Option<SensorId>>, problems: &mut
     }
 }
 
-/// Times in order and in range, and finite values. `None` stands for a sample that could not be
+/// Checks that times are in order and in range, and that values are finite. A sample is `None` if it could not be
 /// read.
 fn check_samples(
     samples: impl Iterator<Item = Option<Sample>>,
@@ -264,7 +264,7 @@ fn check_samples(
     }
 }
 
-/// A bundle, with the latest time that a sample may have.
+/// The rule of a bundle, with the latest accepted time of a sample.
 struct BundleRule {
     newest: i64,
 }
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_taken_is_told_by_its_field() {
+    fn the_error_of_an_invalid_bundle_names_the_field() {
         let now = at("2026-01-01T12:00:00Z");
         let check =
             |series| bundle(series).check(now).map_err(|errors| input::in_one_line(&errors));
@@ -421,7 +421,7 @@ mod tests {
                 vec![(0, &["1969-12-31T23:59:59.999Z"])],
                 "series[0].samples[0]: 1969-12-31T23:59:59.999Z is before 1970",
             ),
-            // The same millisecond, though not the same text.
+            // Two different texts of the same millisecond.
             (
                 vec![(0, &["2026-01-01T11:00:00.0001Z", "2026-01-01T11:00:00.0002Z"])],
                 "series[0].samples[1]: 2026-01-01T11:00:00.000Z is not after the sample before it",
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_id_fits_into_a_key_and_a_log() {
+    fn a_bundle_id_is_short_and_has_no_special_characters() {
         for good in ["1", "SLV:2016-01-01T00.15_a+b", &"x".repeat(64)] {
             assert!(good.parse::<BundleId>().is_ok(), "{good}");
         }

@@ -1,9 +1,9 @@
-//! The event by which an operator replays one record of a stream, or one message of a queue.
+//! The event with which an operator replays one stream record or one queue message.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-/// How the JSON of the event begins. AWS's own events begin with `Records`.
+/// The beginning of the event's JSON. AWS's own events begin with `Records`.
 pub const START: &str = "{\"replay\":";
 
 /// The event of a replay.
@@ -23,7 +23,7 @@ mod tests {
         let record = r#"{"kinesis": 1.50}"#;
         let replay = serde_json::from_str(record).unwrap();
         let event = serde_json::to_string(&ReplayEvent { replay }).unwrap();
-        // The record is not written anew: its numbers keep their digits.
+        // The record's text is not serialized again: its numbers keep their digits.
         assert_eq!(event, format!("{START}{record}}}"));
         assert_eq!(serde_json::from_str::<ReplayEvent>(&event).unwrap().replay.get(), record);
     }

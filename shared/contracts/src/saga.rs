@@ -1,4 +1,4 @@
-//! The saga: its steps, the context that each step gets, and the input of the teardown.
+//! The saga: its steps, the context passed to each step, and the input of the teardown.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -16,15 +16,15 @@ use crate::{
 /// Name of the step that puts the site into service. It is the last step.
 pub const ACTIVATE_SITE: &str = "ActivateSite";
 
-/// The state of `site-onboarding` that starts `site-teardown` and waits for its end.
+/// The state of `site-onboarding` that starts `site-teardown` and waits until it ends.
 pub const COMPENSATE: &str = "Compensate";
-/// The state in which an onboarding ends that failed and was undone completely.
+/// The final state of an onboarding that failed and was undone completely.
 pub const ONBOARDING_FAILED: &str = "OnboardingFailed";
 
 /// The steps, in the order in which `site-onboarding` runs them.
 ///
-/// The read model, the recovery, fieldctl, the tests and the rules read this table. A rule compares it with
-/// both state machines and with the templates. docs/adding-a-step.md says what a new step needs.
+/// The read model, the recovery, fieldctl, the tests and the template rules use this table. A rule compares it with
+/// both state machines and with the templates. See docs/adding-a-step.md for what a new step needs.
 pub const STEPS: [SagaStep; 5] = [
     SagaStep {
         name: "ReserveKits",
@@ -73,26 +73,26 @@ pub const STEPS: [SagaStep; 5] = [
     },
 ];
 
-/// A step of the saga with its undo.
+/// A step of the saga and its undo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SagaStep {
     /// The state in `site-onboarding`. The function's name is the same in kebab case.
     pub name: &'static str,
     /// The state in `site-teardown` that undoes it. The function's name is the same in kebab case.
     pub undo: &'static str,
-    /// The entity whose events both emit.
+    /// The entity whose events the step and the undo emit.
     pub entity: EntityType,
-    /// Event type: the step is done.
+    /// The event type of a successful step.
     pub done: &'static str,
-    /// Event type: the step was refused. Steps that nothing refuses have none.
+    /// The event type of a refused step. `None` if the step cannot be refused.
     pub refused: Option<&'static str>,
-    /// Event types of the undo.
+    /// The event types of the undo.
     pub undone: &'static [&'static str],
-    /// Statuses of the row that the undo leaves, so that a late step changes nothing.
+    /// The statuses of the tombstone that the undo leaves. Because of it, a late step changes nothing.
     pub tombstones: &'static [&'static str],
 }
 
-/// What an event says about its step.
+/// What an event reports about its step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The step is done.
@@ -104,34 +104,34 @@ pub enum Outcome {
 }
 
 impl SagaStep {
-    /// Name of the step's function, without the environment.
+    /// Returns the name of the step's function, without the environment.
     #[must_use]
     pub fn function(&self) -> String {
         kebab(self.name)
     }
 
-    /// Name of the undo's function, without the environment.
+    /// Returns the name of the undo's function, without the environment.
     #[must_use]
     pub fn undo_function(&self) -> String {
         kebab(self.undo)
     }
 
-    /// The event types of the step and its undo, each with its meaning.
+    /// Returns the event types of the step and its undo, each with its meaning.
     pub fn events(&self) -> impl Iterator<Item = (&'static str, Outcome)> + use<> {
         let refused = self.refused.map(|event| (event, Outcome::Refused));
         let undone = self.undone.iter().map(|event| (*event, Outcome::Undone));
         [(self.done, Outcome::Done)].into_iter().chain(refused).chain(undone)
     }
 
-    /// Whether the step works on the site's own row. Its undo closes the site, so it runs after all others.
+    /// Returns whether the step works on the site's own row. Its undo closes the site, so it runs last.
     #[must_use]
     pub fn is_of_site(&self) -> bool {
         self.entity == EntityType::Site
     }
 }
 
-/// The steps in the order in which `site-teardown` undoes them: the reverse order, but the last step's undo,
-/// which closes the site, is the last one too.
+/// Returns the steps in the order in which `site-teardown` undoes them. It is the reverse order, except that the last
+/// step's undo also comes last, because it closes the site.
 #[must_use]
 pub const fn undo_order() -> [SagaStep; STEPS.len()] {
     let last = STEPS.len() - 1;
@@ -144,7 +144,7 @@ pub const fn undo_order() -> [SagaStep; STEPS.len()] {
     order
 }
 
-/// The step that an event type belongs to, and what the event says about it.
+/// Returns the step that an event type belongs to, and what the event reports.
 #[must_use]
 pub fn step_of_event(event_type: &str) -> Option<(&'static SagaStep, Outcome)> {
     STEPS.iter().find_map(|step| {
@@ -153,20 +153,20 @@ pub fn step_of_event(event_type: &str) -> Option<(&'static SagaStep, Outcome)> {
     })
 }
 
-/// The input of an execution of `site-teardown`, and of its undos.
+/// The input of an execution of `site-teardown` and of its undos.
 ///
 /// It is written by the state `Compensate` of `site-onboarding`, by decommission-site, recover-onboarding and
-/// fieldctl. An undo that ignores the failure reads only the [`Saga`].
+/// fieldctl. An undo that does not need the failure reads only the [`Saga`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TeardownInput {
-    /// The saga that is undone.
+    /// The saga to undo.
     #[serde(flatten)]
     pub saga: Saga,
-    /// Why the onboarding failed. Absent if a site in service is closed.
+    /// Why the onboarding failed. Absent if an active site is closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
-    /// ARN of the onboarding whose state `Compensate` started the teardown. Only that state writes it.
+    /// ARN of the onboarding execution whose state `Compensate` started the teardown. Only that state writes it.
     #[serde(
         rename = "AWS_STEP_FUNCTIONS_STARTED_BY_EXECUTION_ID",
         default,
@@ -176,44 +176,44 @@ pub struct TeardownInput {
 }
 
 impl TeardownInput {
-    /// The input of a teardown that no other execution starts.
+    /// Creates the input of a teardown that is not started by another execution.
     #[must_use]
     pub fn new(saga: Saga, failure: Option<Failure>) -> Self {
         Self { saga, failure, started_by: None }
     }
 }
 
-/// The saga that a step belongs to. An undo needs nothing else: every other id is derived from it.
+/// The ids that a step gets. An undo needs nothing else, because all other ids are derived from these.
 ///
-/// `onboarding_id` is always [`OnboardingId::of`] the site. A value is either made by
-/// [`Saga::of_site`] or read from JSON or a row, and reading refuses ids that do not match.
+/// `onboarding_id` is always [`OnboardingId::of`] the site. [`Saga::of_site`] guarantees it. Deserialization refuses
+/// ids that do not match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", try_from = "UncheckedSaga")]
 #[non_exhaustive]
 pub struct Saga {
-    /// The onboarding: name of its execution, correlation id of its events.
+    /// The onboarding: the name of its execution and the correlation id of its events.
     pub onboarding_id: OnboardingId,
     /// The site.
     pub site_id: SiteId,
-    /// The event that started the saga; absent where a person started it.
+    /// The event that started the saga. Absent if a person started it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub causation_id: Option<Uuid>,
 }
 
 impl Saga {
-    /// The saga of a site.
+    /// Returns the saga of a site.
     #[must_use]
     pub fn of_site(site_id: SiteId, causation_id: Option<Uuid>) -> Self {
         Self { onboarding_id: OnboardingId::of(site_id), site_id, causation_id }
     }
 
-    /// Refuses an onboarding id that is not this site's.
+    /// Checks that the onboarding id belongs to this site.
     pub fn check_onboarding(self, found: OnboardingId) -> Result<(), IdMismatch> {
         let expected = self.onboarding_id.uuid();
         IdMismatch::check("onboardingId", self.site_id, found.uuid(), expected)
     }
 
-    /// Refuses sensor ids that are not this site's, in the registration's order.
+    /// Checks that the sensor ids belong to this site and are in the registration's order.
     pub fn check_sensors(self, ids: impl IntoIterator<Item = SensorId>) -> Result<(), IdMismatch> {
         for (index, found) in ids.into_iter().enumerate() {
             let expected = SensorId::of(self.onboarding_id, index).uuid();
@@ -246,8 +246,8 @@ impl TryFrom<UncheckedSaga> for Saga {
 
 /// The input of a forward step that works on the site's sensors.
 ///
-/// Each sensor's id is [`SensorId::of`] the onboarding and the sensor's index; reading refuses
-/// any other, so that a step can never act on another site's sensor.
+/// Each sensor's id is [`SensorId::of`] the onboarding and the sensor's index. Deserialization refuses any other id,
+/// so a step can never change another site's sensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedSensors")]
 #[non_exhaustive]
@@ -260,7 +260,7 @@ pub struct SagaWithSensors {
 }
 
 impl SagaWithSensors {
-    /// Checks that the sensors are those of the saga's site.
+    /// Creates the input. Fails if a sensor does not belong to the saga's site.
     pub fn new(saga: Saga, sensors: Vec<Sensor>) -> Result<Self, IdMismatch> {
         saga.check_sensors(sensors.iter().map(|sensor| sensor.sensor_id))?;
         Ok(Self { saga, sensors })
@@ -282,11 +282,11 @@ impl TryFrom<UncheckedSensors> for SagaWithSensors {
     }
 }
 
-/// An id that does not belong to the site that it came with.
+/// The error for an id that does not belong to the site in the same input.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field} {found} does not belong to site {site_id}; this site's is {expected}")]
 pub struct IdMismatch {
-    /// The JSON field that holds the wrong id.
+    /// The JSON field with the wrong id.
     pub field: &'static str,
     site_id: SiteId,
     found: Uuid,
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sensor_of_another_site_or_place_is_refused() {
+    fn a_sensor_of_another_site_or_in_the_wrong_order_is_refused() {
         let sensor = |saga: Saga, index| Sensor {
             sensor_id: SensorId::of(saga.onboarding_id, index),
             metric: Metric::WaterLevel,

@@ -1,4 +1,4 @@
-//! What is known of a site beyond one service.
+//! Types of a site that several services use.
 
 use std::fmt;
 
@@ -72,10 +72,10 @@ pub enum Plan {
 }
 
 impl Plan {
-    /// Every plan.
+    /// All plans.
     pub const ALL: &'static [Self] = &[Self::Community, Self::Standard, Self::Professional];
 
-    /// The name on every wire.
+    /// Returns the name in JSON.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

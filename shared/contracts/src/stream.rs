@@ -1,4 +1,4 @@
-//! A record of the readings stream, as Lambda delivers it, as it is quarantined, and as it is replayed.
+//! Records of the readings stream: as Lambda delivers them, and as they are quarantined and replayed.
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::Timestamp;
 
-/// A record of the stream, as Lambda delivers it.
+/// A record of the stream in the format of Lambda's event.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record<'a> {
-    /// What was put on the stream.
+    /// The data and its position.
     #[serde(borrow)]
     pub kinesis: Data<'a>,
     /// Shard and sequence number.
@@ -19,40 +19,40 @@ pub struct Record<'a> {
     /// The stream's ARN.
     #[serde(rename = "eventSourceARN", borrow, default)]
     pub source_arn: Cow<'a, str>,
-    /// Which part of the record this is, if it was quarantined in parts.
+    /// The number of the part, if the record was quarantined in parts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part: Option<Part>,
 }
 
-/// What was put on the stream, and its place there.
+/// The data that was put on the stream, and its position.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Data<'a> {
-    /// The site, if the sender follows the contract.
+    /// The partition key. It is the site's id if the sender follows the contract.
     #[serde(borrow)]
     pub partition_key: Cow<'a, str>,
-    /// Its place in its shard.
+    /// The position in the shard.
     #[serde(borrow)]
     pub sequence_number: Cow<'a, str>,
     /// The data in base64.
     #[serde(borrow)]
     pub data: Cow<'a, str>,
-    /// When it arrived, in seconds since the epoch.
+    /// The time of arrival in seconds since the epoch.
     #[serde(default)]
     pub approximate_arrival_timestamp: f64,
 }
 
-/// A part of a record. On the wire it is text, such as `1/2`.
+/// The number of a record's part. Its JSON form is text, such as `1/2`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Cow<'_, str>", into = "String")]
 pub struct Part {
-    /// Its number, from 1.
+    /// The part's number, from 1.
     pub number: usize,
-    /// How many parts there are.
+    /// The number of parts.
     pub count: usize,
 }
 
-/// A text that is not the number of a part.
+/// The error for a text that is not a valid [`Part`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("is not <number>/<count>, such as 1/2")]
 pub struct InvalidPart;
@@ -90,7 +90,7 @@ impl From<Part> for String {
 }
 
 impl Record<'_> {
-    /// The time since the record arrived, in milliseconds.
+    /// Returns the time since the record arrived, in milliseconds.
     #[must_use]
     pub fn age_millis(&self, now: Timestamp) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "exact for some 200,000 years")]
@@ -98,8 +98,8 @@ impl Record<'_> {
         (now - self.kinesis.approximate_arrival_timestamp * 1000.0).max(0.0)
     }
 
-    /// The same record with this data, in base64, as parts of at most `max` characters. A record that fits
-    /// into one part has no part number.
+    /// Splits the record into parts with at most `max` characters of `data`, which is base64. A record that fits into
+    /// one part gets no part number.
     pub fn split<'r>(&'r self, data: &'r str, max: usize) -> impl Iterator<Item = Record<'r>> {
         let parts = data.as_bytes().chunks(max);
         let count = parts.len();
@@ -111,7 +111,7 @@ impl Record<'_> {
         })
     }
 
-    /// The record that was split into these parts, in any order. `None` unless each part is there once.
+    /// Joins the parts of a record, in any order. Returns `None` unless each part is there exactly once.
     #[must_use]
     pub fn join<'r>(parts: &[Record<'r>]) -> Option<Record<'r>> {
         let numbered = parts.iter().map(|record| Some((record.part?, record)));
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_make_the_record_that_was_split() {
+    fn joined_parts_equal_the_record_that_was_split() {
         let text = delivered().to_string();
         let record: Record = serde_json::from_str(&text).unwrap();
         let wire: Vec<_> =
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_number_and_a_count_are_a_part() {
+    fn a_part_is_written_as_number_and_count() {
         assert_eq!("2/3".parse(), Ok(Part { number: 2, count: 3 }));
         for bad in ["", "1", "0/2", "3/2", "1/", "/2", "a/b", "-1/2"] {
             assert_eq!(bad.parse::<Part>(), Err(InvalidPart), "{bad:?}");

@@ -1,15 +1,15 @@
-//! Which characters a text from outside may hold.
+//! The characters that texts from outside may contain.
 //!
-//! The same tables make the check and the `pattern` in the published schemas.
+//! The checks and the `pattern` of the published schemas use the same tables.
 
 use std::{fmt::Write, ops::RangeInclusive};
 
-/// Characters that are refused: control characters, line separators, and format characters that are
-/// invisible or change the direction of the text around them.
+/// Refused characters: control characters, line separators, and format characters that are invisible or change the
+/// direction of the text.
 ///
-/// Two invisible format characters stay allowed: U+200C and U+200D, which Persian, the Indic
-/// scripts and emoji need between letters. So do the visible number signs of Arabic and Syriac
-/// (U+0600 to U+0605, U+06DD, U+070F and others), which Unicode counts as format characters too.
+/// Two invisible format characters are allowed, because Persian, the Indic scripts and emoji need them between
+/// letters: U+200C and U+200D. The visible number signs of Arabic and Syriac (U+0600 to U+0605, U+06DD, U+070F and
+/// others) are allowed too, although Unicode classifies them as format characters.
 const REFUSED: &[RangeInclusive<char>] = &[
     '\u{0}'..='\u{1f}',
     '\u{7f}'..='\u{9f}',
@@ -27,7 +27,7 @@ const REFUSED: &[RangeInclusive<char>] = &[
     '\u{e0000}'..='\u{e007f}',
 ];
 
-/// Characters that show nothing: white space that is not refused, and the two joiners.
+/// Invisible characters that are allowed: white space that is not refused, and the two joiners.
 const BLANK: &[RangeInclusive<char>] = &[
     ' '..=' ',
     '\u{a0}'..='\u{a0}',
@@ -43,40 +43,40 @@ fn is_in(table: &[RangeInclusive<char>], character: char) -> bool {
     table.iter().any(|range| range.contains(&character))
 }
 
-/// The first character of the text that no text may hold.
+/// Returns the first refused character of the text.
 #[must_use]
 pub fn first_refused(text: &str) -> Option<char> {
     text.chars().find(|character| is_in(REFUSED, *character))
 }
 
-/// Whether a text is blank, that is, shows nothing.
+/// Returns whether the text is blank: it has only invisible characters.
 #[must_use]
 pub fn is_blank(text: &str) -> bool {
     text.chars().all(|character| is_in(BLANK, character))
 }
 
-/// Whether a text begins or ends with a character that shows nothing.
+/// Returns whether the text begins or ends with an invisible character.
 #[must_use]
 pub fn has_blank_ends(text: &str) -> bool {
     let ends = [text.chars().next(), text.chars().next_back()];
     ends.into_iter().flatten().any(|character| is_in(BLANK, character))
 }
 
-/// The regular expression of a name: no refused character, and at least one that shows.
+/// Returns the regular expression of a name: no refused character, and at least one visible character.
 #[must_use]
 pub(crate) fn name_pattern() -> String {
     let (any, shown) = (none_of(&[REFUSED]), none_of(&[REFUSED, BLANK]));
     format!("^{any}*{shown}{any}*$")
 }
 
-/// The regular expression of an identifier: no refused character, and no white space around it.
+/// Returns the regular expression of an identifier: no refused character, and no white space at the ends.
 #[must_use]
 pub(crate) fn id_pattern() -> String {
     let (any, shown) = (none_of(&[REFUSED]), none_of(&[REFUSED, BLANK]));
     format!("^{shown}({any}*{shown})?$")
 }
 
-/// A character class in the syntax that ECMA-262 (with the flag `u`), Python and Rust share.
+/// Returns a negated character class in the syntax that ECMA-262 (with the flag `u`), Python and Rust share.
 fn none_of(tables: &[&[RangeInclusive<char>]]) -> String {
     let mut class = "[^".to_owned();
     for range in tables.iter().copied().flatten() {
@@ -90,7 +90,7 @@ fn none_of(tables: &[&[RangeInclusive<char>]]) -> String {
     class
 }
 
-/// There is no escape beyond U+FFFF that all three read: such a character stands for itself.
+/// Escapes a character. Above U+FFFF the three syntaxes share no escape, so such a character is not escaped.
 fn escaped(character: char) -> String {
     let mut text = String::new();
     match u16::try_from(u32::from(character)) {
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_show_or_turns_the_text_around_is_refused() {
+    fn invisible_and_direction_changing_characters_are_refused() {
         for refused in [
             "a\0",
             "a\u{1b}[31m",
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn every_script_can_write_its_names() {
+    fn names_in_all_scripts_are_accepted() {
         for name in [
             "Alamosa, Colorado",
             "Åre/Östersund – \"Süd\" \\ 2",
@@ -160,7 +160,7 @@ mod tests {
         for ends in [" a", "a ", "\u{200d}a", "a\u{3000}"] {
             assert!(has_blank_ends(ends) && !is_blank(ends), "{ends:?}");
         }
-        // Nothing that Rust trims is left out.
+        // The tables cover all white space that Rust trims.
         for character in ('\0'..=char::MAX).filter(|character| character.is_whitespace()) {
             assert!(is_in(REFUSED, character) || is_in(BLANK, character), "{character:?}");
         }

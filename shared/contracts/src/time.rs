@@ -1,4 +1,4 @@
-//! Instants as they stand on every wire and in every row.
+//! Timestamps, as they are written in JSON and in rows.
 
 use std::{fmt, str::FromStr};
 
@@ -12,33 +12,32 @@ use serde::{Deserialize, Serialize, Serializer};
 pub struct Timestamp(jiff::Timestamp);
 
 impl Timestamp {
-    /// The clock's time, cut to milliseconds.
+    /// Returns the current time, truncated to milliseconds.
     #[must_use]
     pub fn now() -> Self {
         Self::from_millis(jiff::Timestamp::now().as_millisecond())
     }
 
-    /// From milliseconds since the Unix epoch; what lies outside the years -9999 to 9999 is
-    /// clamped.
+    /// Creates a timestamp from milliseconds since the Unix epoch. Times outside the years -9999 to 9999 are clamped.
     #[must_use]
     pub fn from_millis(millis: i64) -> Self {
         let outside = if millis < 0 { jiff::Timestamp::MIN } else { jiff::Timestamp::MAX };
         Self(jiff::Timestamp::from_millisecond(millis).unwrap_or(outside))
     }
 
-    /// Milliseconds since the Unix epoch.
+    /// Returns milliseconds since the Unix epoch.
     #[must_use]
     pub fn millis(self) -> i64 {
         self.0.as_millisecond()
     }
 
-    /// Whole seconds since the Unix epoch, as DynamoDB's TTL wants them.
+    /// Returns whole seconds since the Unix epoch, the unit of DynamoDB's TTL.
     #[must_use]
     pub fn seconds(self) -> i64 {
         self.0.as_second()
     }
 
-    /// This instant plus so many milliseconds.
+    /// Returns this time plus `millis` milliseconds.
     #[must_use]
     pub fn plus_millis(self, millis: i64) -> Self {
         Self::from_millis(self.millis().saturating_add(millis))
@@ -85,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_far_away_is_clamped() {
+    fn a_time_out_of_range_is_clamped() {
         assert_eq!(Timestamp::from_millis(i64::MAX).to_string(), "9999-12-30T22:00:00.999Z");
         assert_eq!(Timestamp::from_millis(i64::MIN).to_string(), "-009999-01-02T01:59:59.000Z");
     }

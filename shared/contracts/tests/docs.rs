@@ -1,4 +1,4 @@
-//! What integrators read is what the code takes.
+//! The documentation for integrators names every metric and event type.
 
 use contracts::Metric;
 

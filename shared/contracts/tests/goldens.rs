@@ -1,5 +1,5 @@
-//! What an event is on the wire, to the letter: other systems read it. Each golden is also held
-//! against its checked-in schema.
+//! Golden files of the JSON of every event type, which other systems read. Each golden file is also validated against
+//! its checked-in schema.
 
 use std::{collections::BTreeSet, fs};
 
@@ -30,7 +30,7 @@ fn location() -> Location {
     Location { latitude: 37.7, longitude: -105.92, elevation_m: 2317.0 }
 }
 
-/// Whether the checked-in schema takes the document.
+/// Returns whether the document is valid by the checked-in schema.
 fn takes(schema: &str, document: &Value) -> bool {
     let file = format!("{HERE}/schemas/{schema}.json");
     let text = fs::read_to_string(&file).expect(&file);
@@ -47,8 +47,8 @@ fn without(document: &Value, member: &str) -> Value {
     document
 }
 
-/// Reads each event's golden file and writes it again. A golden file is written by hand with its event type:
-/// it is what other systems read.
+/// Reads each event's golden file and serializes it again. A golden file is written by hand together with its event
+/// type.
 #[derive(Default)]
 struct Goldens {
     checked: BTreeSet<String>,
@@ -72,7 +72,7 @@ impl Visitor for Goldens {
 }
 
 #[test]
-fn every_event_is_what_it_was() {
+fn every_event_matches_its_golden_file() {
     let mut goldens = Goldens::default();
     events::visit(&mut goldens);
     let schemas =
@@ -81,7 +81,7 @@ fn every_event_is_what_it_was() {
 }
 
 #[test]
-fn what_we_hear_from_others_is_what_it_was() {
+fn every_inbound_event_matches_its_golden_file() {
     let kits = vec![Kits { metric: Metric::WindSpeed, quantity: 20 }];
     let delivered = json!(KitsDelivered { delivery_id: "acme-2026-0001".to_owned(), kits });
     golden::check(HERE, KITS_DELIVERED, &delivered);
@@ -110,7 +110,7 @@ fn what_we_hear_from_others_is_what_it_was() {
 }
 
 #[test]
-fn a_bundle_is_what_it_was() {
+fn a_bundle_matches_its_golden_file() {
     let times = ["2026-01-01T11:58:00Z", "2026-01-01T11:59:00Z"];
     let sample = |(time, value): (&str, f64)| Sample(time.parse().expect("a time"), value);
     let bundle = json!(Bundle {
@@ -130,7 +130,7 @@ fn a_bundle_is_what_it_was() {
 }
 
 #[test]
-fn a_reader_takes_what_a_later_release_adds_to_an_event() {
+fn a_reader_ignores_fields_that_a_later_release_adds() {
     let mut detail = json!({
         "metadata": {
             "eventId": EventId::of(&site().into(), 2),

@@ -1,4 +1,4 @@
-//! Input from other systems: what is wrong with it, and how that is said.
+//! The error messages for invalid input of other systems.
 
 use contracts::{
     inbound::{KitsDelivered, SiteRegistration},
@@ -52,7 +52,7 @@ fn every_missing_wrong_and_unknown_field_is_named_at_once() {
 }
 
 #[test]
-fn what_is_no_json_is_said_once() {
+fn text_that_is_not_json_has_one_error() {
     for (json, line) in [
         ("", "is empty; give an object with the fields deliveryId, kits"),
         (" \n", "is empty; give an object with the fields deliveryId, kits"),
@@ -71,7 +71,7 @@ fn what_is_no_json_is_said_once() {
 }
 
 #[test]
-fn a_name_that_an_object_has_twice_is_refused() {
+fn a_duplicate_field_is_refused() {
     let kit = r#"[{"metric": "wind_speed", "quantity": 1}]"#;
     let twice = format!(r#"{{"deliveryId": "D-1", "deliveryId": "D-2", "kits": {kit}}}"#);
     assert_eq!(kits(&twice), "deliveryId: is there twice; give it once");
@@ -101,7 +101,7 @@ fn a_confidential_value_is_not_quoted() {
 }
 
 #[test]
-fn what_a_message_quotes_is_short_and_harmless() {
+fn a_quotation_in_a_message_is_short_and_escaped() {
     let long = "\u{1b}".repeat(10_000);
     let body = json!({ "plan": long, long.clone(): 1 }).to_string();
     for error in site(&body) {
@@ -111,11 +111,11 @@ fn what_a_message_quotes_is_short_and_harmless() {
 }
 
 #[test]
-fn problems_beyond_the_most_are_counted() {
+fn problems_beyond_the_limit_are_only_counted() {
     let sensor = json!({ "metric": "wind_speed", "unit": "kn", "min": "a", "max": "b" });
     let errors = site(&json!({ "sensors": vec![sensor; 100] }).to_string());
     assert_eq!(errors.len(), MAX_PROBLEMS + 1);
-    // 300 in the sensors, and five fields that are missing.
+    // 300 in the sensors, and five missing fields.
     let last = FieldError::new("", "has 205 more problems; correct these first");
     assert_eq!(errors.last(), Some(&last));
 }

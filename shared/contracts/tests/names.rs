@@ -1,5 +1,5 @@
-//! The names and numbers that other systems see: the sources on the bus, ids of bundles, and how many
-//! series a bundle has.
+//! Names and limits that other systems see: the sources on the bus, ids of bundles, and the number of series in a
+//! bundle.
 
 use contracts::{
     EntityType, OnboardingId, PaymentMethodId, Plan, SensorId, SiteId, Timestamp,
@@ -7,7 +7,7 @@ use contracts::{
 };
 
 #[test]
-fn each_entity_has_its_services_source() {
+fn each_entity_has_the_source_of_its_service() {
     use EntityType::{Alerting, Reservation, Sensors, Site, Subscription};
     for (entity, source) in [
         (Site, "fieldstation.sites"),
@@ -21,26 +21,26 @@ fn each_entity_has_its_services_source() {
 }
 
 #[test]
-fn a_plan_is_called_what_it_reads_as() {
+fn a_plan_has_the_same_name_in_json_and_in_rust() {
     for plan in [Plan::Community, Plan::Standard, Plan::Professional] {
         assert_eq!(serde_json::json!(plan), plan.name());
     }
 }
 
 #[test]
-fn a_payment_method_is_named_and_not_shown() {
+fn debug_output_hides_a_payment_method() {
     let shown = format!("{:?}", PaymentMethodId("pm_1MqLiJLkdIwHu7ix".to_owned()));
     assert!(shown.contains("PaymentMethodId") && !shown.contains("pm_1"), "{shown}");
 }
 
 #[test]
-fn a_time_shows_in_logs_as_on_the_wire() {
+fn debug_output_of_a_time_is_its_json_form() {
     let time = Timestamp::from_millis(NOON);
     assert_eq!(format!("{time:?}"), "2026-11-21T12:00:00.000Z");
 }
 
 #[test]
-fn a_bundles_id_is_told_as_it_was_given() {
+fn a_bundle_id_keeps_its_text() {
     let id: BundleId = "2016-01-01T00:00+b.7_x".parse().expect("an id");
     assert_eq!(id.as_str(), "2016-01-01T00:00+b.7_x");
     assert_eq!(id.to_string(), id.as_str());
@@ -49,7 +49,7 @@ fn a_bundles_id_is_told_as_it_was_given() {
 
 const NOON: i64 = 1_795_262_400_000;
 
-/// A bundle of so many series, each with samples at these times.
+/// Returns a bundle with this number of series, each with samples at these times.
 fn bundle(series: usize, millis: &[i64]) -> Bundle {
     let site_id = SiteId::registered("test", "series");
     let samples: Vec<_> =
@@ -66,13 +66,13 @@ fn bundle(series: usize, millis: &[i64]) -> Bundle {
     }
 }
 
-/// The field that is wrong.
+/// Returns the invalid field.
 fn wrong(bundle: &Bundle) -> Option<String> {
     bundle.check(Timestamp::from_millis(NOON)).err().map(|errors| errors[0].field.clone())
 }
 
 #[test]
-fn a_bundle_has_as_many_series_as_the_contract_says() {
+fn a_bundle_has_1_to_100_series() {
     for series in [1, 2, MOST_SERIES] {
         assert_eq!(wrong(&bundle(series, &[NOON])), None, "{series}");
     }
@@ -83,7 +83,7 @@ fn a_bundle_has_as_many_series_as_the_contract_says() {
 }
 
 #[test]
-fn a_sample_is_between_1970_and_a_quarter_of_an_hour_ahead_and_after_the_one_before() {
+fn a_sample_is_after_1970_in_order_and_at_most_15_minutes_ahead() {
     let newest = NOON + MOST_AHEAD_MILLIS;
     assert_eq!(wrong(&bundle(1, &[0, 1, NOON, newest])), None);
     for (millis, at) in [

@@ -1,4 +1,4 @@
-//! The checked-in JSON Schemas are those of the Rust types: integrators rely on the files.
+//! The checked-in JSON Schemas equal those of the Rust types. Integrators use the files.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
@@ -25,7 +25,7 @@ fn generated() -> BTreeMap<String, String> {
         .collect()
 }
 
-/// With every character outside ASCII escaped: a pattern names characters that don't show.
+/// Escapes every character outside ASCII, because the patterns contain invisible characters.
 fn escaped(json: &str) -> String {
     let mut escaped = String::with_capacity(json.len());
     for character in json.chars() {
@@ -41,7 +41,7 @@ fn escaped(json: &str) -> String {
 }
 
 #[test]
-fn schemas_have_not_drifted() {
+fn checked_in_schemas_match_the_types() {
     let generated = generated();
     if std::env::var_os("UPDATE_SCHEMAS").is_some() {
         fs::create_dir_all(folder()).expect("the schemas' folder");
@@ -62,7 +62,7 @@ fn schemas_have_not_drifted() {
     for (file, text) in &generated {
         assert_eq!(checked_in.get(file), Some(text), "{file} is not what the type says: {hint}");
     }
-    // Old versions of ours stay; what others send has one.
+    // Schemas of old versions of Fieldstation's own events stay. Inbound types have no versions.
     let strays: Vec<_> = checked_in
         .keys()
         .filter(|file| !generated.contains_key(*file) && file.split('.').count() == 2)

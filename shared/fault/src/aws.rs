@@ -1,28 +1,28 @@
-//! The errors of AWS calls.
+//! Classification of the errors of AWS calls.
 
 use std::error::Error;
 
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
 use aws_smithy_types::error::{display::DisplayErrorContext, metadata::ProvideErrorMetadata};
 
-/// Why an AWS call failed, for all services.
+/// The reason why an AWS call failed. It applies to all AWS services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AwsErrorKind {
-    /// The service throttles calls, or another call is in conflict. The call had no effect, and a
-    /// later one may succeed.
+    /// The service throttles calls, or the call conflicts with another one. The call had no effect. A later one may
+    /// succeed.
     Busy,
-    /// There is no usable answer: a server error, a timeout, a broken connection. The call may have
-    /// had its effect, and a later one may succeed.
+    /// No usable response: a server error, a timeout or a broken connection. The call may have had its effect. A later
+    /// one may succeed.
     NoAnswer,
-    /// The credentials are not valid, or not any more.
+    /// The credentials are invalid or have expired.
     Credentials,
     /// The caller lacks a permission.
     Denied,
-    /// The call can't be made, or the service refused it for another reason, and would again.
+    /// The call could not be made, or the service refused it for another reason. A retry would fail again.
     Refused,
 }
 
-/// Codes of [`AwsErrorKind::Busy`], besides those that contain `Throttl`.
+/// Codes of [`AwsErrorKind::Busy`]. Codes that contain `Throttl` are also of this kind.
 const BUSY: [&str; 8] = [
     "ExecutionLimitExceeded",
     "LimitExceededException",
@@ -33,7 +33,7 @@ const BUSY: [&str; 8] = [
     "TransactionConflict",
     "TransactionInProgressException",
 ];
-/// Codes of [`AwsErrorKind::NoAnswer`] that may come with a status of a client error, or without one.
+/// Codes of [`AwsErrorKind::NoAnswer`] that may come with a client error status or without a status.
 const NO_ANSWER: [&str; 4] =
     ["InternalFailure", "InternalServerError", "RequestTimeout", "ServiceUnavailable"];
 const CREDENTIALS: [&str; 10] = [
@@ -51,7 +51,7 @@ const CREDENTIALS: [&str; 10] = [
 const DENIED: [&str; 3] = ["AccessDenied", "NotAuthorized", "UnauthorizedOperation"];
 
 impl AwsErrorKind {
-    /// Classifies an error of a call.
+    /// Classifies an error of a call: by its code, then by its HTTP status.
     pub fn of<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Self {
         match error {
             SdkError::ServiceError(service) => {
@@ -67,8 +67,8 @@ impl AwsErrorKind {
         }
     }
 
-    /// Classifies an error code, such as that of one entry of a batch. A code may end with
-    /// `Exception` or `Error`.
+    /// Classifies an error code, such as that of one entry of a batch. A code may have the suffix `Exception` or
+    /// `Error`.
     #[must_use]
     pub fn from_code(code: &str) -> Self {
         let is_in = |codes: &[&str]| codes.iter().any(|known| code.starts_with(known));
@@ -85,19 +85,19 @@ impl AwsErrorKind {
         }
     }
 
-    /// Whether the same call may succeed later without a change of anything.
+    /// Returns whether the same call may succeed later without any change.
     #[must_use]
     pub fn is_transient(self) -> bool {
         matches!(self, Self::Busy | Self::NoAnswer)
     }
 }
 
-/// The error with all its causes in one line.
+/// Formats the error with all its causes in one line.
 pub fn describe(error: &impl Error) -> String {
     DisplayErrorContext(error).to_string()
 }
 
-/// The service's code and message; without an answer, the error with all its causes.
+/// Formats the service's code and message. Without a response, formats the error with all its causes.
 pub fn summary<E, R>(error: &SdkError<E, R>) -> String
 where
     E: ProvideErrorMetadata + Error + 'static,
@@ -155,7 +155,7 @@ mod tests {
             ("RequestTimeout", 400, NoAnswer),
             ("ExpiredToken", 400, Credentials),
             ("NoSuchKey", 404, Refused),
-            // Not known.
+            // Unknown codes.
             ("", 429, Busy),
             ("", 408, NoAnswer),
             ("", 503, NoAnswer),
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_of_cancellation_reasons_are_known() {
+    fn codes_of_cancellation_reasons_are_classified() {
         for code in ["TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"] {
             assert_eq!(AwsErrorKind::from_code(code), AwsErrorKind::Busy);
         }

@@ -1,4 +1,4 @@
-//! Input that is not what it should be.
+//! Errors of invalid input.
 
 use contracts::{
     IdMismatch,
@@ -6,18 +6,18 @@ use contracts::{
 };
 use serde::Deserialize;
 
-/// A field of the input is not valid.
+/// The error for an invalid field.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}{problem}", place(.at))]
 pub struct InvalidInput {
-    /// Path of the field, e.g. `sensors[2].unit`; `.` for the whole input.
+    /// Path of the field, e.g. `sensors[2].unit`. `.` is the whole input.
     pub at: String,
-    /// What is wrong with it and what would be right.
+    /// What is wrong, and which value is expected.
     pub problem: String,
 }
 
 impl From<Vec<FieldError>> for InvalidInput {
-    /// One error keeps its field; several become one line.
+    /// Converts one error with its field. Several errors become one line, and the field is `.`.
     fn from(mut errors: Vec<FieldError>) -> Self {
         match errors.pop() {
             Some(FieldError { field, message, .. }) if errors.is_empty() => {
@@ -36,10 +36,11 @@ fn place(at: &str) -> String {
     if at == "." { String::new() } else { format!("{at}: ") }
 }
 
-/// Reads JSON that AWS or another step wrote. The error names the first field that is not valid.
-/// JSON from outside is read by [`contracts::input`], which names all such fields.
+/// Parses JSON that AWS or another step wrote. The error names the first invalid field.
+///
+/// For JSON from outside use [`contracts::input`], which reports all invalid fields.
 pub fn decode<'de, T: Deserialize<'de>>(json: &'de str) -> Result<T, InvalidInput> {
-    // To track the path costs as much as to read, and valid input does not need it.
+    // Tracking the path costs as much as parsing, and valid input does not need it.
     if let Ok(value) = serde_json::from_str(json) {
         return Ok(value);
     }
@@ -58,13 +59,13 @@ pub fn decode<'de, T: Deserialize<'de>>(json: &'de str) -> Result<T, InvalidInpu
     Ok(value)
 }
 
-/// Cuts a message of serde, which quotes the input at any length.
+/// Truncates a message of serde, which quotes the input at any length.
 fn cut(text: String) -> String {
     input::cut(text, MAX_LINE)
 }
 
-/// The path of the field that a message is about. For a missing or an unknown field, serde gives
-/// the path of the object around it.
+/// Returns the path of the field that a message is about. For a missing or unknown field, serde reports the path of
+/// the object that contains it.
 fn field(path: &str, problem: &str) -> String {
     let named = ["missing field `", "unknown field `"]
         .into_iter()

@@ -4,26 +4,26 @@ use std::fmt;
 
 use crate::InvalidInput;
 
-/// Every error name that a Fieldstation function answers with. Stable: state machines match on
-/// them, alarms and runbooks name them.
+/// The error names that functions return. They are stable: state machines match them, and alarms and runbooks
+/// contain them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// The payment provider declined. Final.
+    /// The payment provider declined the payment. Not retried.
     CardDeclined,
-    /// There are too few kits in stock. Final.
+    /// There are too few kits in stock. Not retried.
     KitsOutOfStock,
-    /// The step's undo ran before the step; nothing was changed. Final.
+    /// The step's undo ran before the step. The step changed nothing. Not retried.
     Superseded,
-    /// Throttled, timed out or busy: a later attempt may succeed.
+    /// Throttling, a timeout or a busy service. A retry may succeed.
     Transient,
-    /// The input is not valid; the message names the field. Final.
+    /// The input is invalid. The message names the field. Not retried.
     InvalidInput,
     /// A defect of the code or of the deployment.
     Internal,
 }
 
 impl ErrorKind {
-    /// The `errorType` on the wire.
+    /// Returns the name, which is Lambda's `errorType`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -37,23 +37,23 @@ impl ErrorKind {
     }
 }
 
-/// A service's error enum. Each of its cases has one of the stable names.
+/// A service's error type. Each of its cases has one of the stable names.
 pub trait Fault: std::error::Error {
-    /// Its name on the wire.
+    /// Returns the kind, which determines the error's name.
     fn kind(&self) -> ErrorKind;
 }
 
-/// The error that a failed invocation answers with.
+/// The error of a failed invocation.
 #[derive(Debug)]
 pub struct Failure {
-    /// Its name on the wire.
+    /// The kind, which determines the error's name.
     pub kind: ErrorKind,
-    /// For a human.
+    /// The message for people.
     pub message: String,
 }
 
 impl Failure {
-    /// The answer for this fault.
+    /// Creates the failure of this fault.
     #[must_use]
     pub fn of(fault: &impl Fault) -> Self {
         Self { kind: fault.kind(), message: fault.to_string() }

@@ -1,6 +1,6 @@
-//! The errors of the services, by names that state machines, alarms and people can rely on.
+//! The errors of the services. State machines, alarms and people rely on their names.
 //!
-//! Functions and fieldctl both use this crate, so it must not depend on the Lambda runtime.
+//! Functions and fieldctl use this crate, so it must not depend on the Lambda runtime.
 
 mod aws;
 mod input;

@@ -1,4 +1,4 @@
-//! The outcome of a replay, as a function answers it and fieldctl reads it.
+//! The outcome of a replay. A function returns it and fieldctl reads it.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,25 +19,25 @@ pub enum Replayed {
     Failed {
         /// The error's stable name.
         error: String,
-        /// For a human.
+        /// The message for people.
         message: String,
     },
 }
 
 impl Replayed {
-    /// It failed again.
+    /// Creates the outcome of a replay that failed again.
     #[must_use]
     pub fn failed(error: &str, message: impl Into<String>) -> Self {
         Self::Failed { error: error.to_owned(), message: message.into() }
     }
 
-    /// It could not be done now.
+    /// Creates the outcome of a replay that failed with [`ErrorKind::Transient`]. A later one may succeed.
     #[must_use]
     pub fn transient(message: impl Into<String>) -> Self {
         Self::failed(ErrorKind::Transient.name(), message)
     }
 
-    /// There is nothing left to do.
+    /// Creates the outcome of a replay that has nothing left to do.
     #[must_use]
     pub fn moot(message: impl Into<String>) -> Self {
         Self::Moot { message: message.into() }
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_outcome_is_named_in_the_answer() {
+    fn an_outcome_is_serialized_with_its_name() {
         let json = |answer| serde_json::to_value(answer).expect("JSON");
         assert_eq!(json(Replayed::Done), json!({"outcome": "DONE"}));
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Configuration and clients, read once at start.
+//! Configuration and AWS clients, created once at start.
 
 use std::{cell::OnceCell, time::Duration};
 
@@ -14,20 +14,20 @@ use store::{Outbox, Table};
 
 use crate::{https::Https, telemetry};
 
-/// For opening a connection ahead; without it, the first call opens one.
+/// Timeout for opening a connection ahead. If it expires, the first call opens the connection.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// An environment variable that the template sets is missing or wrong.
+/// The error for a missing or invalid environment variable that the template sets.
 #[derive(Debug, thiserror::Error)]
 #[error("environment variable {name} {problem}; template.yaml sets it for the deployed function")]
 pub struct ConfigError {
-    /// Its name.
+    /// The variable's name.
     pub name: &'static str,
     /// What is wrong with it.
     pub problem: String,
 }
 
-/// A required environment variable.
+/// Returns the value of a required environment variable. Fails if it is missing or empty.
 pub fn env(name: &'static str) -> Result<String, ConfigError> {
     match std::env::var(name) {
         Ok(value) if !value.is_empty() => Ok(value),
@@ -36,9 +36,10 @@ pub fn env(name: &'static str) -> Result<String, ConfigError> {
     }
 }
 
-/// The roots that AWS signs its endpoints' certificates with, in the partition `aws` only: Fieldstation runs in no other. The
-/// system's whole store would have to be read and parsed at every start. As DER: PEM takes 40,000 instructions
-/// more for each. Source: <https://www.amazontrust.com/repository>.
+/// The root certificates of AWS's endpoints in the partition `aws`, the only one that Fieldstation supports.
+///
+/// Loading the system's root store would cost reading and parsing it at every start. The certificates are DER, because
+/// PEM takes 40,000 instructions more for each. Source: <https://www.amazontrust.com/repository>.
 const AMAZON_ROOTS: [&[u8]; 5] = [
     include_bytes!("amazon-roots/root-ca-1.der"),
     include_bytes!("amazon-roots/root-ca-2.der"),
@@ -47,8 +48,7 @@ const AMAZON_ROOTS: [&[u8]; 5] = [
     include_bytes!("amazon-roots/starfield-services-root-g2.der"),
 ];
 
-/// The way to AWS over HTTPS: trusts Amazon's roots, or those in the PEM file that `AWS_CA_BUNDLE`
-/// names.
+/// Creates the HTTPS client. It trusts Amazon's roots, or those in the PEM file that `AWS_CA_BUNDLE` names.
 fn https() -> Result<Https, ConfigError> {
     let name = "AWS_CA_BUNDLE";
     let problem = |problem: String| ConfigError { name, problem };
@@ -63,7 +63,7 @@ fn https() -> Result<Https, ConfigError> {
     .map_err(|error| problem(format!("names a file without root certificates: {error}")))
 }
 
-/// The URL of a service, with a slash at the end; `AWS_ENDPOINT_URL` replaces all of them.
+/// Returns the URL of a service, with a trailing slash. `AWS_ENDPOINT_URL` replaces the URLs of all services.
 fn endpoint(service: &str, region: &str, given: Option<&str>) -> String {
     given.map_or_else(
         || format!("https://{service}.{region}.amazonaws.com/"),
@@ -71,9 +71,9 @@ fn endpoint(service: &str, region: &str, given: Option<&str>) -> String {
     )
 }
 
-/// A failure is the first call's to meet, and to try again.
+/// Opens a connection ahead. A failure is only logged: the first call opens a connection itself and retries.
 async fn open(https: &Https, endpoint: &str) {
-    // The emulator's: there is nothing to agree on.
+    // A plain HTTP endpoint is the emulator's; without TLS there is no handshake to save.
     if !endpoint.starts_with("https:") {
         return;
     }
@@ -84,21 +84,22 @@ async fn open(https: &Https, endpoint: &str) {
     }
 }
 
-/// The function's way to AWS: one configuration and one connection pool for all its clients.
+/// The function's AWS configuration. All its clients share one connection pool.
 #[derive(Debug)]
 pub struct Aws {
     config: SdkConfig,
-    // Made by the first table: a function without one does not even link it.
+    // Created by the first table. A function without tables does not even link the client.
     dynamodb: OnceCell<aws_sdk_dynamodb::Client>,
 }
 
 impl Aws {
-    /// Starts telemetry and reads region, credentials and (on a laptop) endpoint from the
-    /// environment. Lambda always gives a function its role's credentials there, so the SDK's
-    /// provider chain, with its file and metadata look-ups, is left out.
+    /// Starts telemetry and reads region, credentials and (on a laptop) the endpoint from the environment.
     ///
-    /// Opens a connection to each of the services, by their names in endpoints: during init a
-    /// function has a whole core, later its memory's share of one.
+    /// Lambda always sets the role's credentials in the environment, so the SDK's provider chain, with its file and
+    /// metadata look-ups, is not used.
+    ///
+    /// Opens a connection to each of `services`, which are the names in their endpoints. During init a function has a
+    /// whole core. Later it has only its memory's share of one.
     pub async fn start(services: &[&str]) -> Result<Self, ConfigError> {
         telemetry::start();
         let credentials = Credentials::new(
@@ -125,7 +126,7 @@ impl Aws {
             .sleep_impl(SharedAsyncSleep::new(TokioSleep::new()))
             .time_source(SystemTimeSource::new())
             .retry_config(RetryConfig::standard().with_max_attempts(3))
-            // An attempt that hangs is cut while there is time left for another one.
+            // A hanging attempt is cut off while there is time for another one.
             .timeout_config(
                 TimeoutConfig::builder().operation_attempt_timeout(Duration::from_secs(3)).build(),
             );
@@ -135,20 +136,20 @@ impl Aws {
         Ok(Self { config: config.build(), dynamodb: OnceCell::new() })
     }
 
-    /// For the clients of other services.
+    /// Returns the configuration for clients of other services.
     #[must_use]
     pub fn config(&self) -> &SdkConfig {
         &self.config
     }
 
-    /// The table whose name the environment variable holds.
+    /// Returns the table whose name the environment variable holds.
     pub fn table(&self, variable: &'static str) -> Result<Table, ConfigError> {
         let dynamodb =
             self.dynamodb.get_or_init(|| aws_sdk_dynamodb::Client::new(&self.config)).clone();
         Ok(Table::new(dynamodb, env(variable)?))
     }
 
-    /// The outbox, in the table named by `EVENTS_TABLE`.
+    /// Returns the outbox in the table that `EVENTS_TABLE` names.
     pub fn outbox(&self) -> Result<Outbox, ConfigError> {
         self.table("EVENTS_TABLE").map(Outbox::new)
     }
@@ -165,7 +166,7 @@ mod tests {
     use crate::https::tests::server;
 
     #[test]
-    fn a_variable_that_the_template_sets_is_there_and_not_empty() {
+    fn a_missing_or_empty_variable_is_an_error() {
         let name = "SOME_TABLE";
         let read = |value: Option<&str>| {
             temp_env::with_var(name, value, || env(name)).map_err(|error| error.to_string())
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connections_are_open_when_the_function_is_ready() {
+    async fn starting_opens_the_connections() {
         let (url, pem, connections) = server().await;
         let bundle = bundle(&pem);
         let variables = |token| {
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_that_can_not_be_used_is_told() {
+    fn an_unusable_ca_bundle_is_an_error() {
         let empty = bundle("");
         for (file, problem) in [
             ("/no/such/file", "names /no/such/file, which can't be read"),
@@ -221,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_is_called_in_its_region_or_where_the_environment_says() {
+    fn an_endpoint_is_regional_unless_the_environment_sets_one() {
         assert_eq!(
             endpoint("kinesis", "eu-central-1", None),
             "https://kinesis.eu-central-1.amazonaws.com/"
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn the_roots_are_amazons_five() {
+    fn the_roots_are_the_five_of_amazon() {
         Https::trusting(AMAZON_ROOTS.map(CertificateDer::from_slice)).expect("roots");
         for name in ["Amazon Root CA 1", "Amazon Root CA 2", "Amazon Root CA 3", "Amazon Root CA 4"]
             .into_iter()
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_certificate_is_refused() {
+    fn invalid_certificates_are_refused() {
         let pem = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         assert!(Https::trusting_pem(pem).is_err());
         assert!(Https::trusting_pem(b"").is_err());

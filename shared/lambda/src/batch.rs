@@ -1,4 +1,4 @@
-//! Batches: every record is decoded and worked on by itself, within the function's time.
+//! Processing of batches: each record fails by itself, and the work ends before the function's timeout.
 
 use std::{
     collections::HashMap,
@@ -16,10 +16,10 @@ use tokio::time::Instant;
 
 use crate::{Error, serve_raw};
 
-/// Kept back from the function's time for its answer.
+/// Time reserved for the answer before the function's timeout.
 const FOR_THE_ANSWER: Duration = Duration::from_millis(500);
 
-/// When the work must be over.
+/// The time by which the work must end.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline(Instant);
 
@@ -29,36 +29,38 @@ impl Deadline {
         Self::after(left.saturating_sub(FOR_THE_ANSWER))
     }
 
-    /// A deadline so long from now.
+    /// Returns a deadline that is `left` from now.
     #[must_use]
     pub fn after(left: Duration) -> Self {
         Self(Instant::now() + left)
     }
 
-    /// The time left; nothing once it has passed.
+    /// Returns the remaining time. It is zero after the deadline.
     #[must_use]
     pub fn left(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }
 
-    /// Whether it has passed.
+    /// Returns whether the deadline has passed.
     #[must_use]
     pub fn passed(self) -> bool {
         self.left().is_zero()
     }
 }
 
-/// A record that is to be delivered again, and why.
+/// A record that must be delivered again, and the reason.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Failed<I> {
     /// The record's id in its batch.
     pub id: I,
-    /// For the log.
+    /// The reason, for the log.
     pub reason: String,
 }
 
-/// Works on each record in turn. A record fails alone: by its error, by a panic, or because the
-/// time ran out, which fails the rest of the batch unseen.
+/// Processes the records in turn and returns those that failed.
+///
+/// A failed record does not affect the others. A record fails by its error, by a panic, or if the deadline passes
+/// while it is processed. After the deadline, the remaining records fail without being started.
 pub async fn each<R, I>(
     records: impl IntoIterator<Item = (I, R)>,
     deadline: Deadline,
@@ -77,9 +79,10 @@ pub async fn each<R, I>(
     failed
 }
 
-/// Works on records lane by lane: in order inside a lane, and up to `side_by_side` lanes at once. A
-/// record fails as in [`each`], and what follows it in its lane fails unseen: order holds. The
-/// other lanes go on. Answers with the places, from 0, of what failed.
+/// Processes records in lanes: in order within a lane, with up to `side_by_side` lanes at the same time.
+///
+/// A record fails as in [`each`]. To preserve the order, the records after it in its lane fail without being started.
+/// Other lanes are not affected. Returns the failed records by their index in the batch, from 0.
 pub async fn lanes<L: Eq + Hash, R>(
     records: impl IntoIterator<Item = (L, R)>,
     side_by_side: usize,
@@ -118,7 +121,7 @@ pub async fn lanes<L: Eq + Hash, R>(
     failed
 }
 
-/// One record's work: its error, its panic, or that the time ran out.
+/// Processes one record. A panic and an expired deadline become errors.
 async fn attempt(
     work: impl Future<Output = Result<(), String>>,
     deadline: Deadline,
@@ -138,15 +141,17 @@ pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
         .unwrap_or("no message")
 }
 
-/// Counts what failed of a batch, by the function's version: Lambda takes a partial answer for a success,
-/// and a new version that fails so has to be rolled back all the same.
+/// Counts the failed items of a batch by the function's version.
+///
+/// Lambda counts a partial batch response as a success. This metric allows an alarm to roll back a new version that
+/// fails only in this way.
 pub fn count_failed(items: usize) {
     let version = std::env::var("AWS_LAMBDA_FUNCTION_VERSION").unwrap_or_else(|_| "local".into());
     metrics::counter!("BatchItemFailures", "version" => version).increment(items as u64);
 }
 
-/// Serves an SQS mapping with `ReportBatchItemFailures`: only failed messages go back to the queue. The
-/// work is given the time at which it must be over.
+/// Serves an SQS event source mapping with `ReportBatchItemFailures`: only failed messages return to the queue. The
+/// work gets its deadline.
 pub async fn serve_queue(
     work: impl AsyncFn(SqsMessage, Deadline) -> Result<(), String>,
 ) -> Result<(), Error> {
@@ -154,7 +159,7 @@ pub async fn serve_queue(
     serve_raw(async |payload, deadline| messages(&payload, deadline, work).await).await
 }
 
-/// Works on a batch of messages. The answer names those that failed.
+/// Processes a batch of messages. The response names those that failed.
 pub(crate) async fn messages(
     payload: &RawValue,
     deadline: Deadline,
@@ -199,7 +204,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_record_fails_alone() {
+    async fn a_failed_record_does_not_fail_the_others() {
         let failed = run(Duration::from_mins(1)).await;
         assert_eq!(failed.len(), 2, "{failed:?}");
         assert_eq!(failed[&1], "broken");
@@ -207,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lane_stops_where_it_fails_and_the_others_go_on() {
+    async fn a_failed_record_stops_its_lane_but_not_the_others() {
         let done = std::sync::Mutex::new(Vec::new());
         let records = [("a", 0), ("b", 1), ("a", 2), ("b", 3), ("c", 4), ("b", 5)];
         let failed = lanes(records, 2, Deadline::after(Duration::from_mins(1)), async |n| {
@@ -229,7 +234,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lanes_run_side_by_side_and_in_order_inside() {
+    async fn lanes_run_concurrently_and_keep_their_order() {
         let done = std::sync::Mutex::new(Vec::new());
         let begun = Instant::now();
         let records = (0..30_u64).map(|n| (n % 3, n));
@@ -248,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_time_runs_out_in_all_lanes() {
+    async fn the_deadline_applies_to_all_lanes() {
         let records = (0..6_u64).map(|n| (n % 3, n));
         let failed = lanes(records, 2, Deadline::after(Duration::from_secs(3)), async |n| {
             tokio::time::sleep(Duration::from_secs(2 * n)).await;
@@ -264,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_the_time_did_not_reach_is_failed_not_forgotten() {
+    async fn records_that_the_deadline_cuts_off_are_reported_as_failed() {
         let failed = run(Duration::from_secs(1)).await;
         assert_eq!(failed[&3], "not finished: the time ran out");
         assert_eq!(failed[&4], "not begun: the time ran out");

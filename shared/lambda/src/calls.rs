@@ -1,4 +1,4 @@
-//! Logs calls to other systems that are slow or fail, so that the log of a slow invocation shows where its time went.
+//! Logging of slow and failed calls to other systems. The log of a slow invocation then shows where its time went.
 
 use std::{
     fmt::{self, Display},
@@ -7,13 +7,13 @@ use std::{
 
 use hyper::{Method, Request, Uri, http::HeaderValue};
 
-/// From here on a call is slow. AWS answers most calls within some milliseconds.
+/// A call that takes this long or longer is slow. AWS answers most calls within some milliseconds.
 const SLOW: Duration = Duration::from_millis(300);
 
-/// A call that runs. It logs one line when it ends: `slow call` at INFO level, `failed call` at WARN level, or `call` at
-/// DEBUG level.
+/// A running call. It logs one line when it ends: `slow call` at INFO level, `failed call` at WARN level, or `call`
+/// at DEBUG level.
 ///
-/// A call that is dropped before it ended, by a timeout, is logged as failed.
+/// A call that is dropped before its end, by a timeout, is logged as failed.
 #[derive(Debug)]
 pub struct Call {
     name: Name,
@@ -22,12 +22,12 @@ pub struct Call {
 }
 
 impl Call {
-    /// Begins now, with a request that is about to be sent.
+    /// Starts the measurement for a request that is about to be sent.
     pub fn begin<B>(request: &Request<B>) -> Self {
         Self { name: Name::of(request), began: Instant::now(), ended: false }
     }
 
-    /// The other system answered with this HTTP status.
+    /// Ends the call: the other system answered with this HTTP status.
     pub fn answered(mut self, status: u16) {
         let took = self.end();
         let (call, millis) = (&self.name, milliseconds(took));
@@ -38,7 +38,7 @@ impl Call {
         }
     }
 
-    /// There was no answer.
+    /// Ends the call without a response.
     pub fn failed(mut self, error: &dyn Display) {
         let millis = milliseconds(self.end());
         tracing::warn!(call = %self.name, millis, %error, "failed call");
@@ -63,8 +63,8 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The name of a call in the logs: the host with AWS's name of the operation, or with method and path. Never the query,
-/// which may hold personal data.
+/// The name of a call in the logs: the host and AWS's operation, or the host, method and path. The query is left out,
+/// because it may contain personal data.
 #[derive(Debug)]
 struct Name {
     uri: Uri,
@@ -117,7 +117,7 @@ mod tests {
         }
     }
 
-    /// What the work logs at that level: level, message and call.
+    /// Returns what the work logs at this level: level, message and call.
     fn logged(level: tracing::Level, work: impl FnOnce()) -> Vec<Value> {
         let lines = Lines::default();
         let writer = lines.clone();
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_named_by_its_operation_or_path_and_never_by_its_query() {
+    fn the_name_of_a_call_has_its_operation_or_path_but_no_query() {
         let mut request = get("https://dynamodb.eu-central-1.amazonaws.com/");
         let operation = HeaderValue::from_static("DynamoDB_20120810.PutItem");
         request.headers_mut().insert("x-amz-target", operation);

@@ -1,4 +1,4 @@
-//! Answers of the HTTP API; errors are RFC 9457 problem details.
+//! Requests and responses of the HTTP API. Errors are RFC 9457 problem details.
 
 use std::time::Duration;
 
@@ -19,39 +19,39 @@ use tracing::{Span, field::display};
 
 use crate::{Deadline, Error, serve_raw};
 
-/// What a handler has between the end of its work and its being cut off.
+/// Time between the deadline that a handler gets and the timeout that cuts it off.
 const TO_TELL: Duration = Duration::from_millis(250);
-/// The longest text of a caller in a log line, in characters.
+/// The maximum length of a caller's text in a log line, in characters.
 const MAX_LOGGED: usize = 200;
 
-/// The request as API Gateway's proxy integration sends it.
+/// A request in the format of API Gateway's proxy integration.
 pub type Request = ApiGatewayProxyRequest;
 
 /// RFC 9457 problem details.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// `urn:fieldstation:problem:<name>`: stable, for programs.
+    /// `urn:fieldstation:problem:<name>`. Stable, for programs.
     #[serde(rename = "type")]
     pub kind: String,
     /// The kind in words.
     pub title: String,
     /// The HTTP status.
     pub status: u16,
-    /// What happened here and what to do.
+    /// What happened, and what the caller can do.
     pub detail: String,
-    /// Field by field, where fields are wrong.
+    /// The invalid fields.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
-    /// Extension members: what a program needs to know of this kind.
+    /// Extension members: further data of this kind of problem, for programs.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub extensions: Option<Box<Map<String, Value>>>,
-    /// Seconds until the same request may go through: the header `Retry-After`.
+    /// Seconds after which the caller may retry: the header `Retry-After`.
     #[serde(skip)]
     pub retry_after: Option<u16>,
 }
 
 impl Problem {
-    /// A problem of that kind.
+    /// Creates a problem of this kind.
     #[must_use]
     pub fn new(status: u16, name: &str, title: &str, detail: impl Into<String>) -> Self {
         Self {
@@ -65,14 +65,14 @@ impl Problem {
         }
     }
 
-    /// With an extension member.
+    /// Adds an extension member.
     #[must_use]
     pub fn with(mut self, member: &str, value: impl Into<Value>) -> Self {
         self.extensions.get_or_insert_default().insert(member.to_owned(), value.into());
         self
     }
 
-    /// 400: the fields that are wrong. An error of no field is one of the body.
+    /// Creates a 400 with the invalid fields. An error without a field is reported for the field `body`.
     #[must_use]
     pub fn invalid(mut errors: Vec<FieldError>) -> Self {
         for error in errors.iter_mut().filter(|error| error.field.is_empty()) {
@@ -83,20 +83,20 @@ impl Problem {
         Self { errors, ..Self::new(400, "invalid-request", "The request is not valid", detail) }
     }
 
-    /// 404: nothing has that id.
+    /// Creates a 404.
     #[must_use]
     pub fn not_found(detail: impl Into<String>) -> Self {
         Self::new(404, "not-found", "Not found", detail)
     }
 
-    /// 409: it does not go together with what is there.
+    /// Creates a 409: the request conflicts with the current state.
     #[must_use]
     pub fn conflict(name: &str, detail: impl Into<String>) -> Self {
         Self::new(409, name, "The request conflicts with what is there", detail)
     }
 
-    /// Why the request was refused: the reason of the first field error of a 400, else the problem's name in
-    /// `PascalCase`. The values are few, so that refusals can be counted by them.
+    /// Returns why the request was refused: for a 400 the reason of the first field error, otherwise the problem's
+    /// name in `PascalCase`. There are few values, so refusals can be counted by them.
     #[must_use]
     pub fn reason(&self) -> String {
         match self.errors.first() {
@@ -112,7 +112,7 @@ impl Problem {
         }
     }
 
-    /// What a fault is to a caller: try again later, or our mistake. The inside stays in the log.
+    /// Converts a fault to a 503 (retry later) or a 500. The fault's details are only logged.
     #[must_use]
     pub fn of(fault: &impl Fault) -> Self {
         tracing::error!(error = fault.kind().name(), reason = %fault, "request failed");
@@ -134,7 +134,7 @@ impl Problem {
     }
 }
 
-/// A good answer.
+/// A successful response.
 #[derive(Debug)]
 pub struct Answer {
     status: u16,
@@ -143,34 +143,33 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// An answer with that body.
+    /// Creates a response with this body.
     pub fn new(status: u16, body: &impl Serialize) -> Result<Self, Problem> {
         let body = serde_json::to_value(body)
             .map_err(|error| Problem::new(500, "internal", "Our mistake", error.to_string()))?;
         Ok(Self { status, body, location: None })
     }
 
-    /// With a `Location` header. Its reference is relative to the request's own URL, as made by
-    /// [`relative`]: the stage, or a custom domain's base path, comes before the routes' paths and
-    /// is kept by resolving.
+    /// Adds a `Location` header. The reference is relative to the request's URL, as [`relative`] returns it. So the
+    /// stage or a custom domain's base path, which precedes the routes' paths, is preserved.
     #[must_use]
     pub fn at(self, location: String) -> Self {
         Self { location: Some(location), ..self }
     }
 }
 
-/// A reference that, resolved against the URL of a request for `resource`, leads to `target`; both
-/// are paths below the API's root, as in the template: `/sites` and `/sites/{siteId}`.
+/// Returns a reference that resolves to `target` against the URL of a request for `resource`. Both are paths below
+/// the API's root, as in the template: `/sites` and `/sites/{siteId}`.
 #[must_use]
 pub fn relative(request: &Request, resource: &str, target: &str) -> String {
     let path = request.path.as_deref().unwrap_or_default();
-    // The last segment is not part of what a reference is relative to; API Gateway also takes a
-    // path with a slash behind.
+    // A relative reference replaces the last segment of the path. API Gateway also accepts a path with a trailing
+    // slash, which has one (empty) segment more.
     let below_root = resource.matches('/').count() - 1 + usize::from(path.ends_with('/'));
     "../".repeat(below_root) + target.trim_start_matches('/')
 }
 
-/// A request's body as text, at most `limit` bytes of it.
+/// Returns a request's body as text. Refuses a body of more than `limit` bytes (413) and a binary one (400).
 pub fn body(request: &Request, limit: usize) -> Result<&str, Problem> {
     let body = request.body.as_deref().unwrap_or_default();
     if body.len() > limit {
@@ -189,12 +188,12 @@ pub fn body(request: &Request, limit: usize) -> Result<&str, Problem> {
     Ok(body)
 }
 
-/// Reads a body of at most `limit` bytes.
+/// Parses a body of at most `limit` bytes.
 pub fn read<T: Input>(request: &Request, limit: usize) -> Result<T, Problem> {
     input::read(body(request, limit)?).map_err(Problem::invalid)
 }
 
-/// Refuses query parameters, on a route that has none.
+/// Refuses all query parameters, for a route that has none.
 pub fn no_query(request: &Request) -> Result<(), Problem> {
     let mut names: Vec<_> =
         request.query_string_parameters.iter().map(|(name, _)| name.to_owned()).collect();
@@ -209,13 +208,13 @@ pub fn no_query(request: &Request) -> Result<(), Problem> {
     Err(Problem::invalid(names.into_iter().map(error).collect()))
 }
 
-/// A header's value, whatever the case of its name.
+/// Returns a header's value. The name is case-insensitive.
 #[must_use]
 pub fn header<'a>(request: &'a Request, name: &str) -> Option<&'a str> {
     request.headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// Turns what a handler came to into the response that API Gateway passes on.
+/// Converts a handler's result to the response for API Gateway.
 #[must_use]
 pub fn response(answer: Result<Answer, Problem>) -> ApiGatewayProxyResponse {
     let mut headers = HeaderMap::new();
@@ -242,16 +241,15 @@ pub fn response(answer: Result<Answer, Problem>) -> ApiGatewayProxyResponse {
     response
 }
 
-/// Serves the handler behind API Gateway. A handler that fails still answers with a problem; one
-/// that runs out of time with a 503.
+/// Serves the handler behind API Gateway. An error becomes a problem response, a timeout a 503.
 pub async fn serve_http(
     handler: impl AsyncFn(Request) -> Result<Answer, Problem>,
 ) -> Result<(), Error> {
     serve_http_until(async |request, _| handler(request).await).await
 }
 
-/// The same for a handler that tells how far it came when the time runs out: it hears when its work
-/// must be over, a moment before it is cut off.
+/// Serves a handler that can answer with a partial result when time runs out. Its deadline is a moment before it is
+/// cut off.
 pub async fn serve_http_until(
     handler: impl AsyncFn(Request, Deadline) -> Result<Answer, Problem>,
 ) -> Result<(), Error> {
@@ -277,11 +275,11 @@ pub async fn serve_http_until(
     .await
 }
 
-/// Where a request came in, for the log of refusals.
+/// The origin of a request, for the log of refusals.
 #[derive(Debug)]
 struct Door {
     method: String,
-    /// The route of the template, without what the caller put into it.
+    /// The route's path in the template, without the caller's values.
     resource: String,
     site: Option<SiteId>,
 }
@@ -296,9 +294,10 @@ impl Door {
         }
     }
 
-    /// Writes one line to the log and counts the metric `RequestsRefused`, if the caller was refused (4xx).
+    /// Logs one line and counts the metric `RequestsRefused` if the caller was refused (4xx).
     ///
-    /// The line has neither the body nor a header. The message may quote the request, so it is escaped and cut.
+    /// The line contains neither the body nor headers. The message may quote the request, so it is escaped and
+    /// truncated.
     fn refused(&self, problem: &Problem) {
         if !(400..500).contains(&problem.status) {
             return;
@@ -323,7 +322,8 @@ impl Door {
     }
 }
 
-/// A text that may hold what the caller sent, for the log: cut, with control and invisible characters escaped.
+/// Prepares a text that may contain a caller's input for the log. The text is truncated; control and invisible
+/// characters are escaped.
 #[must_use]
 pub fn loggable(text: &str) -> String {
     let mut escaped = String::new();
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_problem_is_rfc_9457() {
+    fn a_problem_follows_rfc_9457() {
         let problem = Problem::invalid(vec![FieldError::new("sensors[2].unit", "is missing")]);
         let sent = sent(Err(problem));
         assert_eq!(sent["statusCode"], 400);
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_problem_tells_programs_more_and_when_to_come_again() {
+    fn a_problem_can_have_extension_members_and_a_retry_after_header() {
         let busy = Problem::new(503, "busy", "Busy", "Later.").with("accepted", 2);
         let sent = sent(Err(Problem { retry_after: Some(5), ..busy }));
         assert_eq!(
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn input_that_is_wrong_as_a_whole_is_the_bodys_fault() {
+    fn an_error_without_a_field_is_reported_for_the_body() {
         let whole = FieldError::new("", "is not JSON");
         let problem = Problem::invalid(vec![whole]);
         assert_eq!(problem.errors[0].field, "body");
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn the_inside_of_a_fault_stays_inside() {
+    fn the_details_of_a_fault_are_not_in_the_response() {
         let inside = || "arn:aws:dynamodb:::table/T".to_owned();
         for (fault, status) in [
             (store::StoreError::Transient(inside()), 503),
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_answer_has_its_headers() {
+    fn a_successful_response_has_its_headers() {
         let answer = Answer::new(202, &json!({ "a": 1 })).expect("JSON").at("/sites/1".to_owned());
         let sent = sent(Ok(answer));
         assert_eq!(sent["statusCode"], 202);
@@ -434,11 +434,11 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_taken_up_to_its_limit() {
+    fn a_body_beyond_the_limit_is_refused() {
         assert_eq!(body(&request("1234"), 4), Ok("1234"));
         assert_eq!(body(&Request::default(), 4), Ok(""));
         assert_eq!(body(&request("12345"), 4).expect_err("too large").status, 413);
-        // Bytes, not characters.
+        // The limit counts bytes, not characters.
         assert_eq!(body(&request("ää1"), 4).expect_err("too large").status, 413);
         let mut binary = request("1234");
         binary.is_base64_encoded = true;
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_has_a_reason_of_a_short_list() {
+    fn a_refusal_has_a_stable_reason() {
         let field = |reason| Problem::invalid(vec![FieldError::new("a", "is bad").because(reason)]);
         assert_eq!(field(Reason::ClockAhead).reason(), "ClockAhead");
         assert_eq!(field(Reason::InvalidJson).reason(), "InvalidJson");
@@ -458,13 +458,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_caller_sent_is_escaped_and_cut_before_it_is_logged() {
+    fn logged_input_is_escaped_and_truncated() {
         let logged = loggable(&format!("is \u{1b}[2J\u{202e}{}", "x".repeat(1_000)));
         assert!(logged.starts_with("is \\u{1b}[2J\\u{202e}xx"), "{logged}");
         assert!(logged.chars().count() <= MAX_LOGGED + 4, "{logged}");
     }
 
-    /// The lines of JSON that the function logs within an invocation.
+    /// Returns the JSON lines that the work logs within an invocation.
     fn logged(work: impl FnOnce()) -> Vec<Value> {
         #[derive(Clone, Default)]
         struct Lines(Arc<Mutex<Vec<u8>>>);
@@ -524,13 +524,13 @@ mod tests {
         let text = line.to_string();
         assert!(!text.contains("pm_secret") && !text.contains("Alamosa"), "{text}");
 
-        // What is not the caller's fault is no refusal.
+        // A 5xx is not the caller's fault, so it is not logged as a refusal.
         let ours = logged(|| door.refused(&Problem::new(503, "unavailable", "", "")));
         assert!(ours.is_empty(), "{ours:?}");
     }
 
     #[test]
-    fn a_header_is_found_whatever_its_case() {
+    fn header_names_are_case_insensitive() {
         let name = HeaderName::from_bytes(b"IDEMPOTENCY-key").expect("a name");
         let mut request = Request::default();
         request.headers.insert(name, HeaderValue::from_static("k"));

@@ -1,5 +1,5 @@
-//! HTTPS to AWS: hyper over rustls, HTTP/1.1 alone. The SDK's own connector brings HTTP/2, which no
-//! call of a function needs, and can't be told to open a connection ahead.
+//! HTTPS client for AWS: hyper over rustls, HTTP/1.1 only. The SDK's own connector adds HTTP/2, which no function
+//! needs, and it can't open a connection ahead.
 
 use std::time::Duration;
 
@@ -26,16 +26,15 @@ use rustls::{
 
 use crate::Call;
 
-/// For the TCP connection alone; the SDK has a time for the whole attempt.
+/// Timeout of the TCP connection alone. The SDK has a timeout for the whole attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// One pool of connections for all the clients of a function.
+/// An HTTPS client. All clients of a function share its connection pool.
 #[derive(Clone, Debug)]
 pub(crate) struct Https(Client<hyper_rustls::HttpsConnector<Tcp>, SdkBody>);
 
 impl Https {
-    /// Trusts the roots in `pem` and no others; an error if one of them does not read, or none is
-    /// there.
+    /// Trusts only the roots in `pem`. Fails if one can't be parsed or there are none.
     pub(crate) fn trusting_pem(pem: &[u8]) -> Result<Self, rustls::Error> {
         let roots = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
         let roots = roots.map_err(|error| rustls::Error::General(error.to_string()))?;
@@ -45,7 +44,7 @@ impl Https {
         Self::trusting(roots)
     }
 
-    /// Trusts these roots and no others; an error if one of them does not read.
+    /// Trusts only these roots. Fails if one can't be parsed.
     pub(crate) fn trusting<'a>(
         trusted: impl IntoIterator<Item = CertificateDer<'a>>,
     ) -> Result<Self, rustls::Error> {
@@ -71,10 +70,10 @@ impl Https {
         Ok(Self(Client::builder(TokioExecutor::new()).build(https)))
     }
 
-    /// Opens a connection that the next request to that host finds in the pool.
+    /// Opens a connection and leaves it in the pool for the next request to that host.
     pub(crate) async fn open(&self, endpoint: &str) -> Result<(), Box<dyn std::error::Error>> {
         let request = Request::get(format!("{endpoint}ping")).body(SdkBody::empty())?;
-        // Whatever the answer is; read to its end, which is what gives the connection back.
+        // The status does not matter. Reading the body to its end returns the connection to the pool.
         self.0.request(request).await?.into_body().collect().await?;
         Ok(())
     }
@@ -101,7 +100,7 @@ impl HttpConnector for Https {
                 Ok(answer) => answer,
                 Err(error) => {
                     call.failed(&error);
-                    // The SDK tries again what may be the connection's fault.
+                    // The SDK retries I/O errors.
                     return Err(ConnectorError::io(error.into()));
                 }
             };
@@ -131,8 +130,8 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// An HTTPS server that answers everything with `{}`; its address, its certificate as PEM, and
-    /// how many connections it took.
+    /// Starts an HTTPS server that answers every request with `{}`. Returns its address, its certificate as PEM, and
+    /// the number of connections it accepted.
     pub(crate) async fn server() -> (String, String, Arc<AtomicUsize>) {
         let CertifiedKey { cert, signing_key } =
             generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
@@ -177,7 +176,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_finds_the_connection_that_was_opened_ahead() {
+    async fn a_call_reuses_the_connection_that_was_opened_ahead() {
         let (url, pem, connections) = server().await;
         let https = Https::trusting_pem(pem.as_bytes()).expect("roots");
         https.open(&url).await.expect("a connection");
@@ -188,7 +187,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn whom_no_root_vouches_for_is_refused_and_the_sdk_may_try_again() {
+    async fn a_server_with_an_untrusted_root_is_refused_with_a_retryable_error() {
         let ((url, ..), (_, of_another, _)) = (server().await, server().await);
         let https = Https::trusting_pem(of_another.as_bytes()).expect("roots");
         https.open(&url).await.expect_err("a stranger");

@@ -1,6 +1,6 @@
-//! What every binary is started with. A `bin/<step>.rs` wires, in this order: [`Aws::start`], the
-//! step with its tables and clients, and one of [`serve_step`], [`serve_http`], [`serve_queue`],
-//! [`serve_commands`], [`serve_stream`], [`serve_raw`].
+//! The runtime of every function. A `bin/<step>.rs` calls [`Aws::start`], creates the step with its tables and
+//! clients, and calls one of [`serve_step`], [`serve_http`], [`serve_queue`], [`serve_commands`], [`serve_stream`],
+//! [`serve_raw`].
 
 mod aws;
 mod batch;

@@ -1,10 +1,8 @@
-//! Replays: an operator calls a function with one failed record, or one failed message, and waits for the
-//! outcome.
+//! Replays: an operator calls a function with one failed record or message, and waits for the outcome.
 //!
-//! Lambda's answer to a batch names only what has to come again. A function that sets a record aside, or
-//! sends a command back to its queue, answers as if all was well, and the work fails a moment later. So a
-//! replay has an event and an answer of its own: nothing is set aside or sent back, and the answer says
-//! what happened.
+//! The response to a batch names only the records that must be delivered again. A function that quarantines a record,
+//! or sends a command back to its queue, reports success. An operator could not see that the work failed again. So a
+//! replay has its own event and response: nothing is quarantined or sent back, and the response contains the outcome.
 
 use aws_lambda_events::event::sqs::SqsMessage;
 use contracts::replay::{ReplayEvent, START};
@@ -15,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::{Deadline, Error, serve_raw};
 
-/// An answer to Lambda, or to an operator.
+/// A response to Lambda, or to an operator.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Answer<R> {
@@ -23,7 +21,7 @@ enum Answer<R> {
     Replay(Replayed),
 }
 
-/// The record or message that the event asks to replay; `None` for a batch.
+/// Returns the record or message that the event asks to replay. Returns `None` for a batch.
 fn replayed(event: &RawValue) -> Result<Option<&RawValue>, Failure> {
     if event.get().starts_with(START) {
         Ok(Some(decode::<ReplayEvent>(event.get())?.replay))
@@ -32,7 +30,7 @@ fn replayed(event: &RawValue) -> Result<Option<&RawValue>, Failure> {
     }
 }
 
-/// Serves a stream's mapping, and the replays of single records.
+/// Serves a stream's event source mapping, and replays of single records.
 pub async fn serve_stream<R: Serialize>(
     batch: impl AsyncFn(&RawValue, Deadline) -> Result<R, Failure>,
     replay: impl AsyncFn(&RawValue, Deadline) -> Replayed,
@@ -49,7 +47,7 @@ pub async fn serve_stream<R: Serialize>(
     .await
 }
 
-/// Serves the queue of a saga's commands: as [`crate::serve_queue`], and the replays of single messages.
+/// Serves the queue of a saga's commands like [`crate::serve_queue`], and replays of single messages.
 pub async fn serve_commands(
     work: impl AsyncFn(SqsMessage, Deadline) -> Result<(), String>,
     replay: impl AsyncFn(SqsMessage, Deadline) -> Replayed,
@@ -74,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_replays_event_is_a_replay() {
+    fn only_an_event_that_begins_with_replay_is_a_replay() {
         for batch in [r#"{"Records": [{"replay": 1}]}"#, "{}", r#"{"Records": [], "replay": 1}"#] {
             assert!(replayed(&raw(batch)).expect("an event").is_none(), "{batch}");
         }

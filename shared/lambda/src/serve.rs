@@ -1,4 +1,4 @@
-//! One invocation: read the input, run the step within the deadline, name the error.
+//! One invocation: parses the input, runs the step within the deadline, and names the error.
 
 use std::{future::Future, panic::AssertUnwindSafe};
 
@@ -12,19 +12,19 @@ use tracing::{Instrument, Span, field::Empty, info_span};
 
 use crate::{Deadline, Error, batch::panic_message, telemetry};
 
-/// A step: what it needs is its struct, what it decides and commits is [`Step::run`].
+/// A step. Its struct holds its dependencies. [`Step::run`] decides and commits.
 pub trait Step {
-    /// What it is asked to do; the invocation's payload.
+    /// The invocation's payload.
     type Command: DeserializeOwned;
-    /// What it answers.
+    /// The response.
     type Reply: Serialize;
-    /// The service's closed error enum.
+    /// The service's error enum.
     type Error: Fault;
 
-    /// The saga that the command belongs to, for the logs.
+    /// Returns the saga that the command belongs to, for the logs.
     fn correlation(command: &Self::Command) -> Option<OnboardingId>;
 
-    /// Does it, once, however often it is asked.
+    /// Runs the step. It takes effect once, even if the command is delivered several times.
     fn run(
         &self,
         command: Self::Command,
@@ -45,7 +45,7 @@ pub async fn serve_step<S: Step>(step: S) -> Result<(), Error> {
         {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(fault)) => Err(Failure::of(&fault)),
-            // Answered while there still is someone to answer to; the effect may land or not.
+            // The caller gets an error before Lambda's timeout. The step may or may not have taken effect.
             Err(_) => Err(Failure {
                 kind: ErrorKind::Transient,
                 message: "the function's time ran out".to_owned(),
@@ -55,7 +55,7 @@ pub async fn serve_step<S: Step>(step: S) -> Result<(), Error> {
     .await
 }
 
-/// Serves a handler that takes the payload as it came.
+/// Serves a handler that takes the raw payload.
 pub async fn serve_raw<R: Serialize>(
     handler: impl AsyncFn(Box<RawValue>, Deadline) -> Result<R, Failure>,
 ) -> Result<(), Error> {
@@ -70,9 +70,9 @@ pub async fn serve_raw<R: Serialize>(
             sensorId = Empty
         );
         async move {
-            // Boxed: the compiler's layout of what is nested in here has a depth limit.
+            // Boxed, because the compiler limits the depth of nested future types.
             let attempt = Box::pin(handler(event.payload, Deadline::of(&event.context)));
-            // A panic ends the invocation by a name of ours, not by that of a Rust type.
+            // A panic becomes the error `Internal`. Otherwise the runtime would report the name of a Rust type.
             let answer = AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or_else(|panic| {
                 Err(Failure {
                     kind: ErrorKind::Internal,
@@ -95,7 +95,7 @@ pub async fn serve_raw<R: Serialize>(
     .await
 }
 
-/// The failure in the form that the runtime sends to Lambda.
+/// Converts the failure to the form that the runtime sends to Lambda.
 fn diagnostic(failure: Failure) -> Diagnostic {
     Diagnostic { error_type: failure.kind.name().to_owned(), error_message: failure.message }
 }
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lambda_gets_the_name_and_the_message() {
+    fn a_diagnostic_has_the_name_and_the_message() {
         let message = "a.b: is wrong".to_owned();
         let diagnostic = diagnostic(Failure { kind: ErrorKind::InvalidInput, message });
         assert_eq!(diagnostic.error_type, "InvalidInput");

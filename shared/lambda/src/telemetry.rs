@@ -1,4 +1,4 @@
-//! Logs as JSON lines, metrics as CloudWatch's embedded metric format, both on standard output.
+//! Logs as JSON lines, and metrics in CloudWatch's embedded metric format. Both go to standard output.
 
 use std::{io, sync::OnceLock};
 
@@ -7,10 +7,10 @@ use tracing_subscriber::filter::LevelFilter;
 
 static METRICS: OnceLock<&'static Collector> = OnceLock::new();
 
-/// Starts both. A second call changes nothing.
+/// Starts logs and metrics. A second call only logs a warning.
 pub(crate) fn start() {
-    // Lambda sets the variable from the function's LoggingConfig. A level for everything: filters by
-    // module would need regular expressions, a third of a megabyte of them.
+    // Lambda sets the variable from the function's LoggingConfig. One level applies to all modules: filters by module
+    // need regular expressions, which add a third of a megabyte.
     let level = std::env::var("AWS_LAMBDA_LOG_LEVEL").unwrap_or_default();
     let logs = tracing_subscriber::fmt()
         .json()
@@ -36,26 +36,26 @@ pub(crate) fn start() {
     }
 }
 
-/// Reports a value that this invocation measured, as the metric of that name.
+/// Reports a value that this invocation measured, as the metric `name`.
 ///
-/// It is written once. `metrics::gauge!` must not be used: the collector writes a gauge's last value again
-/// after each later invocation, also after one that failed before it measured anything, so an alarm would
-/// see an old value as a new one, and none would ever see that the value is missing.
+/// The value is written once. `metrics::gauge!` must not be used: the collector writes a gauge's last value again
+/// after each later invocation, even one that failed before it measured anything. An alarm would then take an old
+/// value for a new one, and could never detect that the value is missing.
 pub fn report(name: &'static str, value: f64) {
     metrics::histogram!(name).record(value);
 }
 
-/// The level by Lambda's name for it; `INFO` where it is none.
+/// Returns the level for Lambda's name of it. Returns `INFO` for an unknown name.
 fn level_of(name: &str) -> LevelFilter {
     match name {
-        // Which would read as ERROR.
+        // An empty name would otherwise parse as ERROR.
         "" => LevelFilter::INFO,
         "FATAL" => LevelFilter::ERROR,
         name => name.parse().unwrap_or(LevelFilter::INFO),
     }
 }
 
-/// Writes what was counted since the last call; one invocation, one document.
+/// Writes the metrics since the last call. One invocation writes one document.
 pub(crate) fn flush(request_id: &str) {
     if let Some(collector) = METRICS.get()
         && let Err(error) = write(collector, request_id, std::io::stdout())
@@ -75,7 +75,7 @@ mod tests {
 
     use super::*;
 
-    /// The metric as the next invocation writes it, null if it doesn't.
+    /// Returns the metric's value in the next document. Returns null if the metric is not in it.
     fn written(name: &str) -> Value {
         let mut text = Vec::new();
         let collector = METRICS.wait();
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_written_by_the_invocation_that_reported_it_and_by_no_later_one() {
+    fn a_reported_value_is_written_exactly_once() {
         start();
         report("Waiting", 0.0);
         assert_ne!(written("Waiting"), Value::Null);
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn the_level_is_what_lambda_calls_it() {
+    fn lambdas_level_names_are_understood() {
         for (name, level) in [
             ("TRACE", LevelFilter::TRACE),
             ("DEBUG", LevelFilter::DEBUG),

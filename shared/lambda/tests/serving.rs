@@ -1,4 +1,4 @@
-//! Functions as Lambda runs them: under a stand-in for its Runtime API.
+//! Functions under a fake of Lambda's Runtime API.
 
 use std::{
     sync::{Arc, Mutex},
@@ -27,11 +27,11 @@ use testkit::{
 };
 use tokio::{net::TcpListener, sync::Notify};
 
-/// Ample, and soon over, as Lambda tells it; half a second of it is kept back for the answer.
+/// The time until the function's timeout. Half a second of it is reserved for the answer.
 const AMPLE: Duration = Duration::from_mins(1);
 const SHORT: Duration = Duration::from_millis(800);
 
-/// Hands out the payloads and takes the answers.
+/// The fake's state: it hands out the payloads and records the answers.
 struct Desk {
     time: Duration,
     payloads: Mutex<Vec<Value>>,
@@ -64,7 +64,7 @@ async fn hear(
     StatusCode::ACCEPTED
 }
 
-/// What a function tells Lambda of each payload: `response` or `error`, and the body.
+/// Returns the function's answer to each payload: `response` or `error`, and the body.
 async fn served(
     function: impl Future<Output = Result<(), Error>>,
     time: Duration,
@@ -145,7 +145,7 @@ fn failed(name: &str, message: &str) -> (String, Value) {
 }
 
 #[tokio::test]
-async fn a_step_answers_or_fails_by_the_name_that_state_machines_match() {
+async fn a_failed_step_reports_the_error_name_that_state_machines_match() {
     let payloads = [
         json!({ "to": 3 }),
         json!({ "to": 0 }),
@@ -162,7 +162,7 @@ async fn a_step_answers_or_fails_by_the_name_that_state_machines_match() {
                 "InvalidInput",
                 "to: invalid type: string \"many\", expected u64 at line 1 column 12"
             ),
-            // The function goes on after a panic.
+            // The function still works after a panic.
             failed("Internal", "panicked: thirteen"),
             ("response".to_owned(), json!(4)),
         ]
@@ -170,12 +170,12 @@ async fn a_step_answers_or_fails_by_the_name_that_state_machines_match() {
 }
 
 #[tokio::test]
-async fn a_step_that_takes_too_long_is_told_while_there_is_time() {
+async fn a_step_that_exceeds_its_time_fails_as_transient() {
     let heard = served(serve_step(Count), SHORT, [json!({ "to": 1001 })]).await;
     assert_eq!(heard, [failed("Transient", "the function's time ran out")]);
 }
 
-/// What API Gateway passes on.
+/// Returns the kind of the answer and its HTTP status.
 fn status(heard: &(String, Value)) -> (&str, &Value) {
     (&heard.0, &heard.1["statusCode"])
 }
@@ -198,7 +198,7 @@ async fn a_handler_behind_api_gateway_always_answers() {
     assert_eq!(told, [("response", &json!(200)), ("response", &json!(404))]);
     let heard = served(serve_http(handler), SHORT, [request("/slow")]).await;
     assert_eq!(status(&heard[0]), ("response", &json!(503)));
-    // With a moment to tell how far it came.
+    // The handler has a moment left to return a partial result.
     let slow = async |_, deadline: lambda::Deadline| {
         tokio::time::sleep(deadline.left()).await;
         Answer::new(207, &"half of it")
@@ -208,7 +208,7 @@ async fn a_handler_behind_api_gateway_always_answers() {
 }
 
 #[tokio::test]
-async fn what_fails_of_a_batch_goes_back_alone_and_is_counted_by_version() {
+async fn only_failed_messages_return_and_are_counted_by_version() {
     let message = |id: &str| json!({ "messageId": id, "body": id });
     let batch = json!({ "Records": [message("a"), message("b"), message("c")] });
     let work = async |message: aws_lambda_events::event::sqs::SqsMessage, _| match message.body {

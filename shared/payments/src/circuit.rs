@@ -1,11 +1,11 @@
-//! The state of the circuit breaker before the payment provider.
+//! The state of the circuit breaker for calls to the payment provider.
 
 use contracts::Timestamp;
 use serde::{Deserialize, Serialize};
 use store::Key;
 use uuid::Uuid;
 
-/// An error of a call to the provider, as an operator sees it. It never holds the API key.
+/// An error of a call to the provider, for operators. It never contains the API key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CallError {
@@ -15,7 +15,7 @@ pub struct CallError {
     pub message: String,
     /// When the call was made.
     pub at: Timestamp,
-    /// When the function had read the API key that it used.
+    /// When the function had read the API key of the call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_read_at: Option<Timestamp>,
 }
@@ -24,16 +24,16 @@ pub struct CallError {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CircuitState {
-    /// Raised by each change, so that no change overwrites one that its author has not read.
+    /// Incremented by each change. The condition on it prevents a lost update.
     pub sequence: u64,
     /// Failures since the last success.
     pub failures: u32,
-    /// How often in a row it opened.
+    /// How many times in a row the circuit opened.
     pub opened: u32,
-    /// The circuit is open, at least until then; closed if absent.
+    /// The circuit is open at least until this time. Absent if it is closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_until: Option<Timestamp>,
-    /// The command that probes, until then.
+    /// The command that probes the provider. Its right to probe ends at `open_until`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<Uuid>,
     /// The last failure since the last success.
@@ -48,7 +48,7 @@ impl CircuitState {
         Key::id("circuit#provider")
     }
 
-    /// Whether a command calls the provider now, to find out whether it is back.
+    /// Returns whether a command is probing the provider.
     #[must_use]
     pub fn is_probed(&self) -> bool {
         self.probe.is_some()

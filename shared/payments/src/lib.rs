@@ -1,4 +1,4 @@
-//! The rows about the payment provider that billing writes and fieldctl reads, too.
+//! Rows about the payment provider that billing writes and fieldctl also reads.
 
 mod circuit;
 mod report;

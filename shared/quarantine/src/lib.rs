@@ -1,5 +1,7 @@
-//! Quarantines a stream's record that can never be processed: whole, and with the reason, so that the shard
-//! moves on and the record can be replayed once the cause is gone.
+//! Quarantine for stream records that can never be processed.
+//!
+//! The whole record goes to a failure queue with the reason. The shard moves on, and the record can be replayed after
+//! the cause is fixed.
 
 use aws_sdk_sqs::Client;
 use contracts::{SensorId, SiteId, quarantine::Quarantined};
@@ -9,31 +11,29 @@ use serde::Serialize;
 /// The failure queue of a service.
 #[derive(Clone, Debug)]
 pub struct Quarantine {
-    /// SQS.
+    /// The SQS client.
     pub queues: Client,
-    /// The queue.
+    /// The queue's URL.
     pub url: String,
-    /// The function that processes a quarantined record when it is replayed. The failures have it as their
-    /// source.
+    /// The function that processes a quarantined record when it is replayed. It becomes the failure's source.
     pub source: &'static str,
 }
 
-/// Why a record can't be worked on, and whom that concerns as far as it is known.
+/// Why a record can't be processed, and the sensor and site if they are known.
 #[derive(Clone, Copy, Debug)]
 pub struct Reason<'a> {
     /// The error's stable name.
     pub error: &'a str,
-    /// For a human.
+    /// The message for people.
     pub message: &'a str,
     /// The sensor that the error is about.
     pub sensor_id: Option<SensorId>,
-    /// The site at which the register has that sensor. The site in the record is only what its sender
-    /// claims.
+    /// The site to which the sensor register assigns the sensor. The site in the record is only the sender's claim.
     pub sensor_site_id: Option<SiteId>,
 }
 
 impl<'a> Reason<'a> {
-    /// A reason that concerns no sensor.
+    /// Creates a reason without a sensor.
     #[must_use]
     pub fn new(error: &'a str, message: &'a str) -> Self {
         Self { error, message, sensor_id: None, sensor_site_id: None }
@@ -41,13 +41,13 @@ impl<'a> Reason<'a> {
 }
 
 impl Quarantine {
-    /// The queue whose URL is in `QUARANTINE_QUEUE_URL`.
+    /// Creates the quarantine with the queue URL in `QUARANTINE_QUEUE_URL`.
     pub fn of(aws: &Aws, source: &'static str) -> Result<Self, ConfigError> {
         let url = lambda::env("QUARANTINE_QUEUE_URL")?;
         Ok(Self { queues: Client::new(aws.config()), url, source })
     }
 
-    /// Puts a record into the quarantine. As long as that fails, the record counts as failed, not as done.
+    /// Sends a record to the quarantine. If that fails, the caller must report the record as failed, not as done.
     pub async fn put(&self, record: &impl Serialize, why: Reason<'_>) -> Result<(), String> {
         let Reason { error, message: reason, sensor_id, sensor_site_id } = why;
         let message = Quarantined {
@@ -76,7 +76,7 @@ impl Quarantine {
     }
 }
 
-/// The same JSON in ASCII alone: SQS refuses some characters that JSON takes.
+/// Escapes all characters outside ASCII. SQS refuses some characters that JSON allows.
 fn ascii(json: &str) -> String {
     let mut ascii = String::with_capacity(json.len());
     for character in json.chars() {
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_is_ascii_and_says_the_same() {
+    fn a_message_is_ascii_and_parses_to_the_same_text() {
         for text in ["plain", "\u{ffff} \u{fffe}", "ä \u{1f321} \"quoted\" \n"] {
             let json = serde_json::to_string(text).expect("JSON");
             let written = ascii(&json);

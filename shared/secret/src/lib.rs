@@ -1,4 +1,4 @@
-//! A secret of Secrets Manager: kept in memory, and read again when it is old.
+//! Secrets of Secrets Manager, cached in memory with a maximum age.
 
 use std::{fmt, time::Duration};
 
@@ -7,20 +7,20 @@ use contracts::Timestamp;
 use fault::AwsErrorKind;
 use tokio::{sync::Mutex, time::Instant};
 
-/// Where a secret comes from.
+/// The source of a secret.
 pub enum Source<T> {
-    /// Secrets Manager: the secret's ARN or name.
+    /// Secrets Manager.
     Secret {
         /// The client.
         secrets: Client,
-        /// The secret.
+        /// The secret's ARN or name.
         id: String,
     },
-    /// Given, for tests.
+    /// A fixed value, for tests.
     Given(T),
 }
 
-/// Shows no secret.
+/// Prints the source without the secret.
 impl<T> fmt::Debug for Source<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -30,23 +30,23 @@ impl<T> fmt::Debug for Source<T> {
     }
 }
 
-/// Why a secret can't be used. It never holds the secret.
+/// Why a secret can't be used. The error never contains the secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError<E> {
-    /// Secrets Manager did not give it.
+    /// Secrets Manager did not return it.
     #[error("{message}")]
     Unread {
-        /// Why.
+        /// The kind of the error.
         kind: AwsErrorKind,
         /// The error with its causes.
         message: String,
     },
-    /// Its text is not valid.
+    /// The secret's text is not valid.
     #[error("{0}")]
     Invalid(E),
 }
 
-/// A secret as it was read.
+/// A secret and the time when it was read.
 #[derive(Clone, Debug)]
 pub struct Value<T> {
     /// The secret.
@@ -56,7 +56,7 @@ pub struct Value<T> {
     read: Instant,
 }
 
-/// A secret that is read when it is first needed. Its value must hide itself in `Debug`.
+/// A cached secret. It is first read when it is needed. The `Debug` output of `T` must not contain the secret.
 pub struct Secret<T, E> {
     source: Source<T>,
     parse: fn(&str) -> Result<T, E>,
@@ -71,13 +71,13 @@ impl<T, E> fmt::Debug for Secret<T, E> {
 }
 
 impl<T: Clone, E> Secret<T, E> {
-    /// A secret whose text `parse` reads. It is read again when it is older than `max_age`.
+    /// Creates a secret whose text is parsed by `parse`. It is read again when it is older than `max_age`.
     #[must_use]
     pub fn new(source: Source<T>, max_age: Duration, parse: fn(&str) -> Result<T, E>) -> Self {
         Self { source, parse, max_age, kept: Mutex::new(None) }
     }
 
-    /// The secret. An error if it is too old and can't be read again.
+    /// Returns the secret. Fails if the cached value is too old and reading it again fails.
     pub async fn get(&self) -> Result<Value<T>, SecretError<E>> {
         let mut kept = self.kept.lock().await;
         if let Some(kept) = &*kept
@@ -88,7 +88,7 @@ impl<T: Clone, E> Secret<T, E> {
         Ok(kept.insert(self.read().await?).clone())
     }
 
-    /// The secret; the old one if it can't be read again. Then `failed` gets the error.
+    /// Returns the secret. If reading it again fails, calls `failed` with the error and returns the old value.
     pub async fn get_or_old(
         &self,
         failed: impl FnOnce(&SecretError<E>),
@@ -106,12 +106,12 @@ impl<T: Clone, E> Secret<T, E> {
         }
     }
 
-    /// Reads the secret again; `None` if the last attempt is not older than `min_age`.
+    /// Reads the secret again. Returns `None` if the last attempt is less than `min_age` ago, or if there was none.
     pub async fn get_newer(&self, min_age: Duration) -> Result<Option<Value<T>>, SecretError<E>> {
         let mut kept = self.kept.lock().await;
         match &mut *kept {
             Some(kept) if kept.read.elapsed() >= min_age => {
-                // Set before the call, so that a call that fails is not repeated at once.
+                // Set before the call, so that a failed call is not repeated at once.
                 kept.read = Instant::now();
                 *kept = self.read().await?;
                 Ok(Some(kept.clone()))
@@ -120,7 +120,7 @@ impl<T: Clone, E> Secret<T, E> {
         }
     }
 
-    /// Forgets the secret: the next use reads it again.
+    /// Removes the cached secret. The next use reads it again.
     pub async fn forget(&self) {
         *self.kept.lock().await = None;
     }
@@ -143,7 +143,7 @@ impl<T: Clone, E> Secret<T, E> {
 }
 
 impl<T> Value<T> {
-    /// Whether both come from the same read.
+    /// Returns whether both values come from the same read.
     #[must_use]
     pub fn is_same_read(&self, other: &Self) -> bool {
         self.read == other.read
@@ -166,7 +166,7 @@ mod tests {
         if text == "wrong" { Err("it is wrong") } else { Ok(text.to_owned()) }
     }
 
-    /// A secret whose text can be changed. An empty text can't be read.
+    /// Returns a secret whose text can be changed. While the text is empty, reading fails.
     async fn secret(text: &str) -> (Arc<Mutex<String>>, Stub, Secret<String, &'static str>) {
         let text = Arc::new(Mutex::new(text.to_owned()));
         let there = Arc::clone(&text);
@@ -183,7 +183,7 @@ mod tests {
         to.clone_into(&mut text.lock().expect("a text"));
     }
 
-    /// Lets time pass between calls; during calls the clock must run.
+    /// Advances the time. The clock is paused only here, because it must run during calls.
     async fn later(time: Duration) {
         tokio::time::pause();
         tokio::time::advance(time).await;
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_old_secret_is_used_only_where_that_is_asked_for() {
+    async fn only_get_or_old_returns_an_old_secret() {
         let (text, _stub, secret) = secret("").await;
         secret.get_or_old(|_| panic!("there is no old one")).await.expect_err("unread");
         set(&text, "one");
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_newer_secret_is_read_once_in_a_while() {
+    async fn a_newer_secret_is_read_at_most_once_per_minimum_age() {
         let (text, stub, secret) = secret("one").await;
         let newer = async || secret.get_newer(MIN_AGE).await.map(|it| it.map(|it| it.secret));
         assert_eq!(newer().await.expect("nothing was read"), None);
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_does_not_show() {
+    fn debug_output_hides_a_secret() {
         let given = Secret::new(Source::Given("hush".to_owned()), MAX_AGE, parse);
         assert_eq!(format!("{given:?}"), "Given(hidden)");
     }

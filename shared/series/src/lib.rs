@@ -1,5 +1,5 @@
-//! The rows that telemetry writes and fieldctl reads, too: the samples of a bundle ([`SeriesRow`]), and
-//! the counters of refused bundles ([`RefusalRow`]).
+//! Rows that telemetry writes and fieldctl also reads: the samples of a bundle ([`SeriesRow`]) and the counters of
+//! refused bundles ([`RefusalRow`]).
 
 pub mod packing;
 mod refusal;
@@ -11,54 +11,56 @@ use store::{Item, Key, StoreError, Table};
 
 pub use refusal::{RefusalRow, UNKNOWN_SITE, hour_of};
 
-/// Sorts behind the times of all rows, and before the row `SENSOR`.
+/// A sort key after the times of all rows and before the row `SENSOR`.
 pub const BEHIND_ALL_TIMES: &str = ":";
-/// Rows of a call of [`SeriesRow::newest`].
+/// The page size of [`SeriesRow::newest`], in rows.
 const PAGE_ROWS: i32 = 100;
 
-/// The samples of one sensor, of one bundle: a reading costs its share of this row's write.
+/// One sensor's samples of one bundle. All of them cost one write.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SeriesRow {
-    /// The first sample's time and the bundle: the row's sort key.
+    /// The sort key: the first sample's time and the bundle's id.
     pub row: String,
     /// The last sample's time, in milliseconds since the epoch.
     pub end: i64,
-    /// When it was stored, in milliseconds since the epoch: of two samples of one instant, the one
-    /// that was stored last counts.
+    /// The time of storage, in milliseconds since the epoch. Of two samples with the same time, the one stored last
+    /// counts.
     pub stored_at: i64,
-    /// [`packing`]'s bytes.
+    /// The samples, encoded by [`packing`].
     pub samples: ByteBuf,
-    /// Of the samples, however they are packed: tells a repeated bundle from a changed one.
+    /// A hash of the samples, independent of the encoding. It distinguishes a repeated bundle from a changed one.
     pub hash: ByteBuf,
 }
 
 impl SeriesRow {
-    /// No row spans more, in milliseconds, so that a query knows how far back to look.
+    /// The maximum time span of a row, in milliseconds. It limits how far back a query must look.
     pub const LONGEST_MILLIS: i64 = 24 * 60 * 60 * 1000;
-    /// No row holds more: packed in whatever way, that is far from the 400 KB that DynamoDB takes.
+    /// The maximum number of samples in a row. In any encoding, that is far below DynamoDB's limit of 400 KB.
     pub const MOST_SAMPLES: usize = 10_000;
 
-    /// The sort key of a series that starts at that time.
+    /// Returns the sort key of a series that starts at this time.
     #[must_use]
     pub fn sort_key(start: Timestamp, bundle: &BundleId) -> String {
         format!("{start}/{bundle}")
     }
 
-    /// Its key.
+    /// Returns the key of a row.
     #[must_use]
     pub fn key(sensor: SensorId, row: &str) -> Key {
         Key::pair(("sensorId", sensor.to_string()), ("row", row))
     }
 
-    /// The time of the first sample, from the sort key.
+    /// Returns the time of the first sample, from the sort key.
     #[must_use]
     pub fn start(&self) -> Option<Timestamp> {
         self.row.split_once('/')?.0.parse().ok()
     }
 
-    /// Reads a sensor's newest rows, the newest first: all that start at `since` or later, at least `least`
-    /// rows if there are so many, and at most `most`.
+    /// Reads a sensor's newest rows, newest first.
+    ///
+    /// Returns all rows that start at `since` or later. If these are fewer than `least`, older rows follow. Returns at
+    /// most `most` rows.
     pub async fn newest(
         readings: &Table,
         sensor: SensorId,
@@ -91,7 +93,7 @@ impl SeriesRow {
         }
     }
 
-    /// Reads a row of that sensor.
+    /// Parses a row of this sensor.
     pub fn from_item(sensor: SensorId, item: Item) -> Result<Self, StoreError> {
         let row = item.get("row").and_then(|row| row.as_s().ok()).cloned().unwrap_or_default();
         store::from_item(item, || Self::key(sensor, &row).to_string())

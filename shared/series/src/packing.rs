@@ -1,32 +1,31 @@
-//! How a series' samples are packed into one row; what for is told, with figures, in
-//! `docs/decisions.md`.
+//! The encoding of a series' samples in a row. `docs/decisions.md` has the reasons, with figures.
 //!
-//! The first byte is the encoding's version, so that rows of all times can be read. Then, as varints
-//! (zigzag where signed):
-//! - how many decimal digits the values have (0 to 6), or that they are kept as they are;
-//! - how many samples there are;
-//! - the first time, in milliseconds since the epoch, and of the others the differences of
-//!   differences, where a 0 is followed by how many more there are: a logger's even pace takes a
-//!   dozen bytes, however long it lasts;
-//! - the values as integers of that many digits, each as the difference to the one before; or, eight
-//!   bytes each, little endian, where a value would not come back to the bit.
+//! The first byte is the encoding's version, so rows of all versions can be read. The second byte is the number of
+//! decimal digits of the values (0 to 6), or 255 if the values are stored as they are. The rest are varints (zigzag
+//! where signed):
+//! - the number of samples;
+//! - the first time, in milliseconds since the epoch;
+//! - for the other times the differences of differences. A 0 is followed by the number of further zeros, so the times
+//!   of a logger with a fixed interval take a dozen bytes, however many there are;
+//! - the values as integers with that number of decimal digits, each as the difference from the one before. If one of
+//!   the values could not be restored bit for bit, all are stored as eight bytes, little endian.
 
 use contracts::{Timestamp, readings::Sample};
 use integer_encoding::VarInt;
 
 const VERSION: u8 = 1;
 const POWERS: [f64; 7] = [1.0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6];
-/// Stands where the number of digits would.
+/// Takes the place of the number of digits if the values are stored unchanged.
 const AS_THEY_ARE: u8 = u8::MAX;
-/// More than any row has: damaged bytes must not take all memory.
+/// More samples than any row has. The limit keeps damaged data from allocating too much memory.
 const MOST_SAMPLES: usize = 1 << 17;
 
-/// Bytes that are no packed samples.
+/// The error for bytes that can't be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("packed samples can't be read: {0}")]
 pub struct Unreadable(&'static str);
 
-/// Packs the samples.
+/// Encodes the samples.
 #[must_use]
 pub fn pack(samples: &[Sample]) -> Vec<u8> {
     let mut packed = Vec::with_capacity(24 + 4 * samples.len());
@@ -48,7 +47,7 @@ pub fn pack(samples: &[Sample]) -> Vec<u8> {
     packed
 }
 
-/// Reads them back, to the bit.
+/// Decodes samples. The values are restored bit for bit.
 pub fn unpack(packed: &[u8]) -> Result<Vec<Sample>, Unreadable> {
     let [VERSION, digits, rest @ ..] = packed else {
         return Err(Unreadable("unknown encoding"));
@@ -139,7 +138,7 @@ fn take_times(bytes: &mut &[u8]) -> Result<Vec<Timestamp>, Unreadable> {
     Ok(times)
 }
 
-/// The fewest decimal digits that all values come back from, to the bit, and the integers.
+/// Returns the smallest number of decimal digits that restores all values bit for bit, with the integers.
 fn scaled(samples: &[Sample]) -> Option<(u8, Vec<i64>)> {
     (0_u8..).zip(POWERS).find_map(|(digits, power)| {
         let numbers: Option<_> = samples.iter().map(|sample| number(sample.1, power)).collect();
@@ -149,7 +148,7 @@ fn scaled(samples: &[Sample]) -> Option<(u8, Vec<i64>)> {
 
 #[expect(clippy::cast_possible_truncation, reason = "what is cut off shows in the comparison")]
 fn number(float: f64, power: f64) -> Option<i64> {
-    // Not round(), which is a call on the processors that Lambda promises.
+    // round() would be a function call on the instruction set that Lambda guarantees.
     let scaled = float * power;
     let number = (scaled + 0.5_f64.copysign(scaled)) as i64;
     (value(number, power).to_bits() == float.to_bits()).then_some(number)
@@ -166,8 +165,7 @@ mod tests {
 
     use super::*;
 
-    /// Times that a bundle can have, ascending, at an even pace or not; any values, those of an
-    /// instrument and any others.
+    /// Generates ascending times, with a fixed interval or not, and values of instruments as well as unusual ones.
     fn samples() -> impl Strategy<Value = Vec<Sample>> {
         let reading = (-1_000_000..1_000_000_i32, 0..7_i32)
             .prop_map(|(number, digits)| f64::from(number) / 10_f64.powi(digits));
@@ -217,13 +215,13 @@ mod tests {
         #![proptest_config(fixed(1_000))]
 
         #[test]
-        fn samples_come_back_to_the_bit(samples in samples()) {
+        fn samples_are_restored_bit_for_bit(samples in samples()) {
             let back = unpack(&pack(&samples)).expect("what was packed");
             prop_assert_eq!(bits(&back), bits(&samples));
         }
 
         #[test]
-        fn damaged_bytes_make_no_panic_and_not_many_samples(
+        fn damaged_bytes_cause_no_panic_and_no_large_result(
             samples in samples(),
             damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
             cut in any::<prop::sample::Index>(),
@@ -245,8 +243,8 @@ mod tests {
         #![proptest_config(fixed(5_000))]
 
         #[test]
-        fn any_bytes_make_no_panic_and_not_many_samples(bytes in vec(any::<u8>(), 0..60)) {
-            // Whatever the version, and as every version.
+        fn random_bytes_cause_no_panic_and_no_large_result(bytes in vec(any::<u8>(), 0..60)) {
+            // Once with a random version and once with the valid one.
             let versioned = [&[1], &bytes[..]].concat();
             for bytes in [&bytes, &versioned] {
                 if let Ok(samples) = unpack(bytes) {
@@ -257,13 +255,13 @@ mod tests {
     }
 
     #[test]
-    fn no_samples_come_back_as_none() {
+    fn an_empty_series_is_restored() {
         assert_eq!(unpack(&pack(&[])), Ok(Vec::new()));
         assert!(unpack(&[]).is_err());
     }
 
     #[test]
-    fn a_loggers_day_takes_a_byte_a_sample() {
+    fn a_day_of_a_logger_takes_one_byte_per_sample() {
         let sample = |n: u32| {
             let at = 1_767_268_800_000 + i64::from(n) * 60_000;
             Sample(Timestamp::from_millis(at), f64::from(n * n % 7) / 10.0)
@@ -274,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_full_row_fits_into_an_item() {
-        // Values of 17 digits, at times without a pace: nothing packs worse.
+        // Values with 17 digits at irregular times are the worst case.
         let sample = |n: u32| {
             let at = 1_767_268_800_000 + i64::from(n) * 8_640 + i64::from(n * n % 997);
             Sample(Timestamp::from_millis(at), f64::from(n).sin() * 1e10)

@@ -4,7 +4,7 @@ use contracts::{SensorId, Timestamp};
 use serde::{Deserialize, Serialize};
 use store::{StoreError, Table, from_item};
 
-/// The partition of refusals whose body names no site: no `siteId` could be read from it.
+/// The partition of refusals whose body has no readable `siteId`.
 pub const UNKNOWN_SITE: &str = "unknown";
 
 const HOUR_MILLIS: i64 = 60 * 60 * 1000;
@@ -13,17 +13,17 @@ const HOUR_MILLIS: i64 = 60 * 60 * 1000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RefusalRow {
-    /// The site that the body named, or [`UNKNOWN_SITE`].
+    /// The site in the body, or [`UNKNOWN_SITE`].
     pub site_id: String,
     /// `<beginning of the hour>/<reason>/<field>/<sensorId or ->`.
     pub row: String,
-    /// Bundles.
+    /// The number of refused bundles.
     pub refused: u64,
     /// When the first of them was refused.
     pub first_at: Timestamp,
     /// When the last of them was refused.
     pub last_at: Timestamp,
-    /// What was wrong with the last of them, escaped and cut.
+    /// The error message of the last of them, escaped and truncated.
     pub example: String,
     /// When DynamoDB may delete the row, in seconds since the epoch.
     pub expires_at: i64,
@@ -34,25 +34,25 @@ impl RefusalRow {
         self.row.split('/').nth(index).unwrap_or_default()
     }
 
-    /// Why: the name of a [`contracts::input::Reason`], of a problem, or `RefusedWithList`.
+    /// Returns the reason: the name of a [`contracts::input::Reason`] or of a problem, or `RefusedWithList`.
     #[must_use]
     pub fn reason(&self) -> &str {
         self.part(1)
     }
 
-    /// The field that was wrong, such as `series[].samples[]`.
+    /// Returns the invalid field, such as `series[].samples[]`.
     #[must_use]
     pub fn field(&self) -> &str {
         self.part(2)
     }
 
-    /// The sensor whose series was wrong, if it could be read.
+    /// Returns the sensor of the invalid series, if its id could be read.
     #[must_use]
     pub fn sensor(&self) -> Option<SensorId> {
         self.part(3).parse().ok()
     }
 
-    /// Reads the counters of a site ([`UNKNOWN_SITE`] for bodies that name none), from the hour of `since` on.
+    /// Reads the counters of a site from the hour of `since` on. [`UNKNOWN_SITE`] selects bodies without a site.
     pub async fn of_site(
         table: &Table,
         site: &str,
@@ -66,7 +66,7 @@ impl RefusalRow {
     }
 }
 
-/// The beginning of the hour, in milliseconds since the epoch.
+/// Returns the beginning of the hour, in milliseconds since the epoch.
 #[must_use]
 pub fn hour_of(at: Timestamp) -> i64 {
     at.millis().div_euclid(HOUR_MILLIS) * HOUR_MILLIS

@@ -1,5 +1,5 @@
-//! Signs HTTP requests to AWS with Signature Version 4, for calls that no SDK client makes: those of
-//! the REST API, and those of services without a client crate here.
+//! Signs HTTP requests to AWS with Signature Version 4. It is for calls without an SDK client: to the REST API, and to
+//! services whose client crate the workspace does not use.
 
 use std::time::SystemTime;
 
@@ -13,7 +13,7 @@ use hyper::{
     header::{HeaderMap, HeaderName, HeaderValue},
 };
 
-/// Why a request can't be signed.
+/// The error for a request that can't be signed.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct SigningError(String);
@@ -24,7 +24,7 @@ impl SigningError {
     }
 }
 
-/// Who calls, and what.
+/// The credentials, region and service of a request to sign.
 #[derive(Clone, Debug)]
 pub struct Signer<'a> {
     /// The caller's credentials.
@@ -36,8 +36,7 @@ pub struct Signer<'a> {
 }
 
 impl Signer<'_> {
-    /// Adds the signature's headers to a request. The headers that are there are signed, except those
-    /// whose value is not ASCII.
+    /// Adds the signature headers to a request. Existing headers are signed, except those with a value outside ASCII.
     pub fn sign(
         self,
         method: &Method,

@@ -1,4 +1,4 @@
-//! What can go wrong between a service and its table.
+//! Errors of calls to DynamoDB.
 
 use aws_sdk_dynamodb::{
     error::{ProvideErrorMetadata, SdkError},
@@ -6,22 +6,21 @@ use aws_sdk_dynamodb::{
 };
 use fault::{AwsErrorKind, ErrorKind, Fault};
 
-/// An error of a call to DynamoDB. A condition that did not hold is not an error: see [`crate::Commit`].
+/// An error of a call to DynamoDB. A condition that does not hold is not an error: see [`crate::Commit`].
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Throttled, timed out, in conflict with another transaction: the same call may go through
-    /// later.
+    /// Throttled, timed out, or in conflict with another transaction. The same call may succeed later.
     #[error("DynamoDB can't answer now: {0}")]
     Transient(String),
-    /// A row is not what this service writes.
+    /// A row does not have the format that this service writes.
     #[error("row {row} can't be read: {reason}")]
     Corrupt {
-        /// Its key.
+        /// The row's key.
         row: String,
         /// What is wrong with it.
         reason: String,
     },
-    /// The call is wrong, or not allowed; it would fail again.
+    /// The call is invalid or not allowed. A retry would fail again.
     #[error("DynamoDB refused the call: {0}")]
     Internal(String),
 }
@@ -66,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_that_can_not_be_made_is_not_transient() {
+    fn a_call_that_can_not_be_made_is_an_internal_error() {
         let error = SdkError::<PutItemError>::construction_failure("no such region");
         assert!(matches!(StoreError::from(error), StoreError::Internal(_)));
         let error = SdkError::<PutItemError>::timeout_error("too slow");
@@ -74,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn only_errors_that_may_pass_are_transient() {
+    fn each_error_has_its_stable_name() {
         let text = String::new;
         for (error, name) in [
             (StoreError::Transient(text()), "Transient"),

@@ -1,10 +1,10 @@
-//! The idempotency record: for effects outside DynamoDB, which no transaction can hold.
+//! Idempotency records, for effects outside DynamoDB that no transaction can contain.
 //!
-//! The layout is the one that Powertools users know (`id`, `status`, `expiration` in epoch seconds,
-//! `in_progress_expiration` in epoch milliseconds, `data`, `validation`) and one attribute more:
-//! `owner`. How it goes wrong without it: run A takes the lock and is slow; its lock expires; run B
-//! takes it over; A finishes and frees or completes B's lock; run C starts beside B. Here A's
-//! checkpoint and completion are conditional on its owner token, so A learns that it lost.
+//! The layout is that of Powertools for AWS Lambda (`id`, `status`, `expiration` in epoch seconds,
+//! `in_progress_expiration` in epoch milliseconds, `data`, `validation`) plus the attribute `owner`. Without `owner`
+//! this could happen: run A takes the lock and is slow. Its lock expires, and run B takes it over. A finishes and
+//! releases or completes B's lock, so run C starts while B is still running. Here A's checkpoint and completion are
+//! conditional on its owner token, so they are refused.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::{Commit, Key, StoreError, Table, Transaction, table::decode};
 
-/// Records live this long after their last change; a redelivery comes far sooner.
+/// Records expire this long after the last run began or completed. Redeliveries come far sooner.
 const KEPT: Duration = Duration::from_hours(7 * 24);
 
 /// Idempotency records in a service's own table.
@@ -28,25 +28,25 @@ pub struct Idempotency {
     lease: Duration,
 }
 
-/// What [`Idempotency::begin`] found.
+/// The result of [`Idempotency::begin`].
 #[derive(Debug)]
 pub enum Begin<C, R> {
-    /// The work is ours to do.
+    /// The caller has the lock and does the work.
     Started(Lock<C>),
-    /// It was done before; this was its result.
+    /// The work was completed before, with this result.
     Completed(R),
-    /// Someone is at it, and has until then.
+    /// Another run has the lock until this time.
     InProgress(Timestamp),
 }
 
-/// The right to do the work, until it expires.
+/// The lock on the work, until it expires.
 #[derive(Debug)]
 pub struct Lock<C> {
     key: Key,
     owner: String,
-    /// An earlier run began and did not finish: its effects may be there.
+    /// Whether an earlier run began and did not complete. It may have had effects.
     pub resumed: bool,
-    /// What the earlier run had noted.
+    /// The checkpoint of the earlier run.
     pub checkpoint: Option<C>,
 }
 
@@ -65,15 +65,18 @@ const IN_PROGRESS: &str = "INPROGRESS";
 const COMPLETED: &str = "COMPLETED";
 
 impl Idempotency {
-    /// Records in that table (key `id`, TTL on `expiration`); `lease` is how long a run may take:
-    /// longer than the function's time-out.
+    /// Creates records in this table, with the key `id` and TTL on `expiration`.
+    ///
+    /// `lease` is the time after which a lock expires. It must be longer than the function's timeout.
     #[must_use]
     pub fn new(table: Table, lease: Duration) -> Self {
         Self { table, lease }
     }
 
-    /// Takes the lock on `id`, or tells what came of it before. `validation` is a hash of the
-    /// request: the same id with another request is the caller's fault, told as `Err`.
+    /// Takes the lock on `id`, or returns the state of the earlier run.
+    ///
+    /// `validation` is a hash of the request. If the same id comes with another request, this returns
+    /// [`StoreError::Corrupt`].
     pub async fn begin<C: DeserializeOwned, R: DeserializeOwned>(
         &self,
         id: &str,
@@ -116,7 +119,7 @@ impl Idempotency {
             .await;
         match answer {
             Ok(before) => {
-                // Of a record that was not there, emulators answer with what AWS leaves out.
+                // If there was no record, AWS returns no attributes, but emulators do.
                 let before = before.attributes.filter(|item| item.contains_key("status"));
                 let before: Option<Record> = before.map(|item| decode(&key, item)).transpose()?;
                 let checkpoint = before
@@ -148,7 +151,7 @@ impl Idempotency {
         }
     }
 
-    /// Whether a run began and has not finished: its effects may be there, or come yet.
+    /// Returns whether a run began and has not completed, with its checkpoint. Its effects may exist or still come.
     pub async fn unfinished<C: DeserializeOwned>(
         &self,
         id: &str,
@@ -163,7 +166,7 @@ impl Idempotency {
         }
     }
 
-    /// Notes how far the work came, for whoever takes over. `Refused` when the lock was lost.
+    /// Stores a checkpoint for the next run. Returns `Refused` if the lock was lost.
     pub async fn checkpoint<C: Serialize>(
         &self,
         lock: &Lock<C>,
@@ -182,7 +185,7 @@ impl Idempotency {
             .await
     }
 
-    /// Adds the record's completion to the transaction that commits the work's result.
+    /// Adds the record's completion to the transaction that commits the result.
     pub fn complete<C, R: Serialize>(
         &self,
         transaction: Transaction,
@@ -205,8 +208,8 @@ impl Idempotency {
         ))
     }
 
-    /// Frees the lock after a failed try, keeping the checkpoint, so that the next try need not
-    /// wait for the lease to end. A lock that was lost meanwhile stays its new owner's.
+    /// Releases the lock after a failed run and keeps the checkpoint, so the next run need not wait until the lock
+    /// expires. Returns `Refused` if another run has taken over the lock.
     pub async fn release<C>(&self, lock: &Lock<C>) -> Result<Commit, StoreError> {
         Transaction::on(&self.table)
             .update(
@@ -223,9 +226,11 @@ impl Idempotency {
             .await
     }
 
-    /// Adds to the transaction that the record goes, provided that no run is at it (it is completed,
-    /// or the last run gave up or outlived its lease) and that none noted anything but what was
-    /// `seen`: nobody may forget what nobody has dealt with.
+    /// Adds the deletion of the record to the transaction.
+    ///
+    /// The condition is that no run is in progress: the record is completed, or the last run released its lock or let
+    /// it expire. If the record is not completed, its checkpoint must equal `seen`, so that the record of an effect
+    /// that the caller has not seen is not deleted.
     pub fn forget<C: Serialize>(
         &self,
         transaction: Transaction,
@@ -234,7 +239,7 @@ impl Idempotency {
         now: Timestamp,
     ) -> Result<Transaction, StoreError> {
         let key = record_key(id);
-        // No note is an empty text.
+        // A missing checkpoint equals the empty text.
         let seen = seen.map(|seen| text(&key, seen)).transpose()?.unwrap_or_default();
         Ok(transaction.delete(
             &self.table,
@@ -256,7 +261,7 @@ impl Idempotency {
 }
 
 impl<C> Lock<C> {
-    /// The record's key, to tell whether a refused transaction was refused for the lock.
+    /// Returns the record's key. It shows whether a transaction was refused because of the lock.
     #[must_use]
     pub fn key(&self) -> &Key {
         &self.key

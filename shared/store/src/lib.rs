@@ -1,8 +1,8 @@
-//! DynamoDB as the services use it.
+//! Access to DynamoDB for the services.
 //!
-//! One effect is one [`Transaction`]: business row, guard and event row commit together or not at
-//! all. A row's own existence, status or `sequence` is the guard (a natural key beats a marker);
-//! [`Idempotency`] is for effects outside DynamoDB.
+//! A step commits one [`Transaction`]: the business row, the guard and the event row are written together or not at
+//! all. The guard is the existence, the status or the `sequence` of the row itself, not a marker row. [`Idempotency`]
+//! is for effects outside DynamoDB.
 
 mod error;
 mod idempotency;

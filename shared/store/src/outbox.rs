@@ -1,4 +1,4 @@
-//! The events table: outbox and event log in one.
+//! The events table, which is outbox and event log.
 
 use contracts::{Entity, Envelope, Event, EventId, Metadata, OnboardingId, Saga, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -7,15 +7,15 @@ use uuid::Uuid;
 
 use crate::{Item, StoreError, Table};
 
-/// Over how many partitions the index of unpublished events is spread.
+/// The number of partitions of the index of unpublished events.
 pub const UNPUBLISHED_SHARDS: u8 = 8;
 
-/// The events table, as those see it who add to it.
+/// The events table, for adding events.
 #[derive(Clone, Debug)]
 pub struct Outbox(Table);
 
 impl Outbox {
-    /// The outbox in that table.
+    /// Creates the outbox in this table.
     #[must_use]
     pub fn new(table: Table) -> Self {
         Self(table)
@@ -26,62 +26,62 @@ impl Outbox {
     }
 }
 
-/// An event about to be committed together with what it tells of.
+/// An event to commit together with the change that it reports.
 #[derive(Clone, Debug)]
 pub struct NewEvent<D> {
-    /// What it is about.
+    /// The entity that the event is about.
     pub entity: Entity,
-    /// The entity's events so far, plus one.
+    /// The number of the entity's events so far, plus one.
     pub sequence: u64,
-    /// The onboarding that it belongs to.
+    /// The onboarding that the event belongs to.
     pub correlation_id: OnboardingId,
-    /// The event that led to it.
+    /// The event that caused it.
     pub causation_id: Option<Uuid>,
     /// The time of the transaction.
     pub occurred_at: Timestamp,
-    /// What happened.
+    /// The payload.
     pub data: D,
 }
 
-/// A row of the events table: key `entity` (`type#id`) and `sequence`.
+/// A row of the events table. Its key is `entity` (`type#id`) and `sequence`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EventRow {
     /// `type#id`.
     pub entity: String,
-    /// Counts the entity's events from 1.
+    /// The number of the event among the entity's events, from 1.
     pub sequence: u64,
-    /// EventBridge's `detail-type`; partition key of the index `byType`.
+    /// EventBridge's `detail-type`. Partition key of the index `byType`.
     #[serde(rename = "type")]
     pub kind: String,
     /// EventBridge's `source`.
     pub source: String,
-    /// RFC 3339 with milliseconds; sort key of the indexes.
+    /// RFC 3339 with milliseconds. Sort key of the indexes.
     pub occurred_at: Timestamp,
     /// Partition key of the index `byCorrelation`.
     pub correlation_id: OnboardingId,
-    /// The whole `detail`, `{metadata, data}`, as JSON text: what was committed is what is sent.
+    /// The whole `detail`, `{metadata, data}`, as JSON text. It is published unchanged.
     pub detail: String,
-    /// Partition key of the sparse index `unpublished`; removed when the event is published or refused.
+    /// Partition key of the sparse index `unpublished`. Removed when the event is published or refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unpublished: Option<String>,
-    /// When EventBridge took it.
+    /// When EventBridge accepted the event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub published_at: Option<Timestamp>,
-    /// Why the event can't be published; removed when a replay publishes it.
+    /// Why the event can't be published. Removed when a replay publishes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
 }
 
 impl EventRow {
-    /// `detail`, read back.
+    /// Parses `detail`.
     pub fn envelope(&self) -> Result<Envelope<Value>, serde_json::Error> {
         serde_json::from_str(&self.detail)
     }
 }
 
 impl<D: Event> NewEvent<D> {
-    /// An event of a saga's step.
+    /// Creates an event of a saga's step.
     pub fn of(
         saga: Saga,
         entity: impl Into<Entity>,
@@ -99,7 +99,7 @@ impl<D: Event> NewEvent<D> {
         }
     }
 
-    /// The row that it becomes.
+    /// Converts the event to its row.
     pub fn row(self) -> Result<EventRow, StoreError> {
         let key = self.entity.to_string();
         let corrupt = |reason: String| StoreError::Corrupt { row: key.clone(), reason };

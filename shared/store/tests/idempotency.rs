@@ -1,5 +1,5 @@
-//! The idempotency record, as a failure timeline per test. The lease is 30 s; `noon(n)` is the n-th
-//! second.
+//! Idempotency records. Each test is a sequence of runs and failures. The lease is 30 s. `noon(n)` is n seconds after
+//! noon.
 
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ impl Records {
         matches!(released, Commit::Done)
     }
 
-    /// Commits the work's result, and with it the record; tells whether the lock still was ours.
+    /// Commits the result together with the record's completion. Returns whether the run still had the lock.
     async fn complete(&self, lock: &Lock<Checkpoint>, result: &str, now: Timestamp) -> bool {
         let table = self.dynamo.table(BILLING);
         let row = json!({ "result": result });
@@ -100,7 +100,7 @@ impl Records {
 }
 
 #[tokio::test]
-async fn done_once_answered_ever_after() {
+async fn a_completed_run_is_not_repeated() {
     let it = Records::start().await;
     let lock = it.lock(noon(0)).await;
     assert!(!lock.resumed && lock.checkpoint.is_none());
@@ -111,7 +111,7 @@ async fn done_once_answered_ever_after() {
 }
 
 #[tokio::test]
-async fn the_record_is_laid_out_as_powertools_users_know_it() {
+async fn the_record_has_the_layout_of_powertools() {
     let it = Records::start().await;
     let lock = it.lock(noon(0)).await;
     let mut record = it.record().await.expect("a record");
@@ -136,7 +136,7 @@ async fn the_record_is_laid_out_as_powertools_users_know_it() {
 }
 
 #[tokio::test]
-async fn whoever_comes_meanwhile_is_told_until_when() {
+async fn a_second_run_gets_the_expiry_of_the_lock() {
     let it = Records::start().await;
     it.lock(noon(0)).await;
     for second in [0, 29, 30] {
@@ -149,13 +149,13 @@ async fn whoever_comes_meanwhile_is_told_until_when() {
 }
 
 #[tokio::test]
-async fn a_crowd_begins_once() {
+async fn only_one_of_several_concurrent_runs_begins() {
     let it = Records::start().await;
     let begun = join_all((0..10).map(|_| it.begin(noon(0)))).await;
     let started = begun.iter().filter(|begin| matches!(begin, Begin::Started(_)));
     assert_eq!(started.count(), 1, "{begun:?}");
 
-    // And an expired lock is taken over once.
+    // Only one run takes over an expired lock.
     let begun = join_all((0..10).map(|_| it.begin(noon(31)))).await;
     let started = begun.iter().filter(|begin| matches!(begin, Begin::Started(_)));
     assert_eq!(started.count(), 1, "{begun:?}");
@@ -181,7 +181,7 @@ async fn a_slow_first_run_can_not_finish_the_second_runs_work() {
 }
 
 #[tokio::test]
-async fn a_slow_first_run_can_not_free_the_second_runs_lock() {
+async fn a_slow_first_run_can_not_release_the_second_runs_lock() {
     let it = Records::start().await;
     let slow = it.lock(noon(0)).await;
     let second = it.lock(noon(31)).await;
@@ -192,7 +192,7 @@ async fn a_slow_first_run_can_not_free_the_second_runs_lock() {
 }
 
 #[tokio::test]
-async fn a_slow_run_that_nobody_overtook_may_finish() {
+async fn a_run_with_an_expired_lock_may_finish_if_no_other_run_began() {
     let it = Records::start().await;
     let slow = it.lock(noon(0)).await;
     assert!(it.complete(&slow, "slow", noon(100)).await);
@@ -200,7 +200,7 @@ async fn a_slow_run_that_nobody_overtook_may_finish() {
 }
 
 #[tokio::test]
-async fn a_failed_run_hands_over_at_once() {
+async fn a_released_lock_can_be_taken_at_once() {
     let it = Records::start().await;
     let failed = it.lock(noon(0)).await;
     assert!(it.note(&failed, "cus_1").await);
@@ -230,7 +230,7 @@ async fn another_request_under_the_same_id_is_refused_at_any_time() {
 }
 
 #[tokio::test]
-async fn what_was_noted_unseen_is_not_forgotten() {
+async fn a_record_with_an_unseen_checkpoint_is_not_deleted() {
     let it = Records::start().await;
     let lock = it.lock(noon(0)).await;
     assert!(it.note(&lock, "cus_1").await);
@@ -242,7 +242,7 @@ async fn what_was_noted_unseen_is_not_forgotten() {
 }
 
 #[tokio::test]
-async fn only_what_nobody_is_at_is_forgotten() {
+async fn a_record_of_a_running_run_is_not_deleted() {
     let it = Records::start().await;
     assert!(it.forget(noon(0)).await, "nothing there is as good as forgotten");
     let lock = it.lock(noon(0)).await;
@@ -250,10 +250,10 @@ async fn only_what_nobody_is_at_is_forgotten() {
     assert!(it.complete(&lock, "sub_1", noon(30)).await);
     assert!(it.forget(noon(30)).await);
     assert_eq!(it.record().await, None);
-    // A run that comes late finds neither record nor lock.
+    // A late run finds neither record nor lock.
     assert!(!it.note(&lock, "cus_1").await);
 
-    // A run that gave up, and one that died, are at it no more.
+    // A run that failed or whose lock has expired is not in progress.
     let failed = it.lock(noon(31)).await;
     assert!(!failed.resumed);
     assert!(it.release(&failed).await);
@@ -265,7 +265,7 @@ async fn only_what_nobody_is_at_is_forgotten() {
 }
 
 #[tokio::test]
-async fn an_unfinished_run_is_seen_from_outside() {
+async fn unfinished_returns_the_checkpoint_of_a_running_run() {
     let it = Records::start().await;
     let unfinished = async || it.idempotency.unfinished::<Checkpoint>("work").await.expect("read");
     assert_eq!(unfinished().await, None);

@@ -1,4 +1,4 @@
-//! Reads of several rows: pages, expressions, and keys that DynamoDB leaves unprocessed.
+//! Reads of several rows: pages, expressions, and unprocessed keys.
 
 use std::{sync::Mutex, time::Duration};
 
@@ -40,7 +40,7 @@ async fn five_rows() -> Dynamo {
 }
 
 #[tokio::test]
-async fn a_query_reads_its_range_in_order_page_by_page() {
+async fn a_query_reads_its_range_in_order_by_pages() {
     let dynamo = five_rows().await;
     let table = dynamo.table(READINGS);
     drop(dynamo.take_usage());
@@ -61,7 +61,7 @@ async fn a_query_reads_its_range_in_order_page_by_page() {
 }
 
 #[tokio::test]
-async fn a_scan_reads_all_rows_and_the_attributes_that_are_asked_for() {
+async fn a_scan_reads_all_rows_with_the_projected_attributes() {
     let dynamo = five_rows().await;
     let table = dynamo.table(READINGS);
     let all = table.scan().limit(2).all().await.expect("rows");
@@ -72,7 +72,7 @@ async fn a_scan_reads_all_rows_and_the_attributes_that_are_asked_for() {
 }
 
 #[tokio::test]
-async fn an_index_and_a_wrong_row_are_named() {
+async fn a_query_can_use_an_index_and_an_error_names_the_row() {
     let dynamo = Dynamo::start().await;
     let site = json!({
         "siteId": "x", "row": "SITE", "status": "ACTIVE", "createdAt": "2026-01-01T00:00:00.000Z",
@@ -88,7 +88,7 @@ async fn an_index_and_a_wrong_row_are_named() {
 }
 
 #[tokio::test]
-async fn many_rows_are_read_by_their_keys_a_hundred_a_call() {
+async fn a_batch_get_reads_100_keys_per_call() {
     let dynamo = five_rows().await;
     let table = dynamo.table(READINGS);
     let key = |row: usize| Key::pair(("sensorId", "s"), ("row", format!("n{row:03}")));
@@ -105,7 +105,7 @@ async fn many_rows_are_read_by_their_keys_a_hundred_a_call() {
     assert_eq!(table.batch_get([]).send().await.expect("nothing"), []);
 }
 
-/// DynamoDB that processes, of each call, as many keys as the list says; of further calls, none.
+/// Starts a fake DynamoDB. Each call processes as many keys as the next entry of the list, later calls none.
 async fn processing(counts: &[usize]) -> Stub {
     let counts = Mutex::new(counts.to_vec());
     Stub::start(move |call| {
@@ -122,14 +122,14 @@ async fn processing(counts: &[usize]) -> Stub {
 }
 
 #[tokio::test]
-async fn keys_that_are_left_unprocessed_are_read_again_after_a_pause() {
+async fn unprocessed_keys_are_read_again_after_a_pause() {
     let stub = processing(&[1, 0, 0, 1, 1]).await;
     let table = Table::new(Client::new(&stub.config()), "rows");
     let begun = Instant::now();
     let read = table.batch_get(["a", "b", "c"].map(Key::id)).send().await.expect("rows");
     assert_eq!(read.len(), 3);
     assert_eq!(stub.take_calls().len(), 5);
-    // 100 ms after a call with progress, and twice as long after each one without.
+    // The pause is 100 ms after a call with progress, and doubles after each call without.
     assert!(
         begun.elapsed() >= Duration::from_millis(100 + 200 + 400 + 100),
         "{:?}",
@@ -138,7 +138,7 @@ async fn keys_that_are_left_unprocessed_are_read_again_after_a_pause() {
 }
 
 #[tokio::test]
-async fn keys_that_stay_unprocessed_are_a_transient_error_and_not_missing_rows() {
+async fn keys_that_stay_unprocessed_are_a_transient_error() {
     let stub = processing(&[1]).await;
     let table = Table::new(Client::new(&stub.config()), "rows");
     let error = table.batch_get(["a", "b"].map(Key::id)).send().await.expect_err("keys are left");

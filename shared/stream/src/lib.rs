@@ -1,8 +1,8 @@
-//! The readings stream as its consumers see it.
+//! Consuming the readings stream.
 //!
-//! A record's data is a [`Bundle`] as JSON, plain or gzip; its partition key is the bundle's site.
-//! So a site's records come in order, and a site is a lane: [`consume`] works on a batch lane by
-//! lane and answers with the first record that has to come again.
+//! A record's data is a [`Bundle`] as JSON, plain or gzip. Its partition key is the bundle's site, so a site's records
+//! are in order. [`consume`] processes a batch with one lane per site. Its partial batch response names the first
+//! record that failed.
 
 use std::io::Read;
 
@@ -15,13 +15,13 @@ use lambda::{Deadline, Failed};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// The largest bundle as plain JSON, in bytes: what a gzip record may unpack to.
+/// The maximum size of a bundle as uncompressed JSON, in bytes.
 pub const MOST_BUNDLE_BYTES: usize = 2 * 1024 * 1024;
 
-/// How many sites are worked on at once: enough to keep DynamoDB busy, few enough for little memory.
+/// The number of sites that are processed concurrently: enough to keep DynamoDB busy, with little memory.
 const SIDE_BY_SIDE: usize = 8;
 
-/// How a gzip record begins.
+/// The first bytes of gzip data.
 pub const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 #[derive(Deserialize)]
@@ -30,14 +30,14 @@ struct Batch<'a> {
     records: Vec<Record<'a>>,
 }
 
-/// What was put on the stream, byte for byte.
+/// Returns the data that was put on the stream, decoded from base64.
 pub fn data(record: &Record<'_>) -> Result<Vec<u8>, InvalidInput> {
     STANDARD
         .decode(record.kinesis.data.as_bytes())
         .map_err(|error| invalid("data", format!("is not base64: {error}")))
 }
 
-/// The bundle in a record. An error is permanent: the record can never be processed.
+/// Parses the bundle in a record. An error is permanent: the record can never be processed.
 pub fn bundle(record: &Record<'_>, now: Timestamp) -> Result<Bundle, InvalidInput> {
     let data = data(record)?;
     let json = if data.starts_with(&GZIP) { unpack(&data)? } else { data };
@@ -49,7 +49,7 @@ pub fn bundle(record: &Record<'_>, now: Timestamp) -> Result<Bundle, InvalidInpu
     let bundle = Bundle::read(json, now)?;
     let key = &record.kinesis.partition_key;
     if **key != *bundle.site_id.to_string() {
-        // Under another key it would be in another lane, and not in order.
+        // With another key the record would be in another lane, where its order is not guaranteed.
         let problem = format!("is {key:?}; put the bundle's siteId there, {}", bundle.site_id);
         return Err(invalid("partitionKey", problem));
     }
@@ -60,7 +60,7 @@ fn invalid(at: &str, problem: String) -> InvalidInput {
     InvalidInput { at: at.to_owned(), problem }
 }
 
-/// Encodings that senders use by mistake, by how they begin, with what to send instead.
+/// Encodings that senders use by mistake: their first bytes, and the message with the correct encoding.
 const FOREIGN: &[(&[u8], &str)] = &[
     (
         &[0xf3, 0x89, 0x9a, 0xc2],
@@ -82,7 +82,7 @@ const FOREIGN: &[(&[u8], &str)] = &[
     (b"H4sI", "is gzip in base64; put the bytes themselves onto the stream"),
 ];
 
-/// What is wrong with data in another encoding than plain JSON in UTF-8.
+/// Returns the message for data that is not plain JSON in UTF-8. Returns `None` if no known encoding matches.
 fn foreign(data: &[u8]) -> Option<String> {
     let (_, problem) = FOREIGN.iter().find(|(start, _)| data.starts_with(start))?;
     Some((*problem).to_owned())
@@ -90,7 +90,7 @@ fn foreign(data: &[u8]) -> Option<String> {
 
 fn unpack(data: &[u8]) -> Result<Vec<u8>, InvalidInput> {
     let mut json = Vec::new();
-    // One byte more than allowed tells that there is more.
+    // Reads one byte more than allowed, to detect data that is too large.
     let mut reader = MultiGzDecoder::new(data).take(MOST_BUNDLE_BYTES as u64 + 1);
     reader.read_to_end(&mut json).map_err(|error| invalid(".", format!("is no gzip: {error}")))?;
     if json.len() > MOST_BUNDLE_BYTES {
@@ -100,8 +100,10 @@ fn unpack(data: &[u8]) -> Result<Vec<u8>, InvalidInput> {
     Ok(json)
 }
 
-/// Works on a batch: a site is a lane. A record fails alone, and what follows it in its lane is not
-/// begun; the answer names the first record that failed, from which Lambda delivers again.
+/// Processes a batch with one lane per site.
+///
+/// A failed record does not affect other lanes. The records after it in its lane are not started. The response names
+/// the first failed record of the batch. Lambda delivers again from there.
 pub async fn consume(
     payload: &RawValue,
     deadline: Deadline,

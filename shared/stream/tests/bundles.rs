@@ -1,4 +1,4 @@
-//! A record's bundle: what comes back is what was put, and nothing that was put makes a panic.
+//! Parsing the bundle of a record: valid bundles are returned unchanged, and no input causes a panic.
 
 use std::io::Write;
 
@@ -86,7 +86,7 @@ fn bundles() -> impl Strategy<Value = Bundle> {
     })
 }
 
-/// To the bit: `==` would take -0 for 0.
+/// Returns the samples with the bits of their values, because `==` does not distinguish -0 from 0.
 fn bits(bundle: &Bundle) -> Vec<(SensorId, i64, u64)> {
     let of = |series: &Series| {
         let sensor = series.sensor_id;
@@ -109,9 +109,9 @@ proptest! {
     })]
 
     #[test]
-    fn a_bundle_comes_back_to_the_bit_plain_and_packed(bundle in bundles()) {
+    fn a_bundle_is_read_back_bit_for_bit_plain_and_compressed(bundle in bundles()) {
         let json = plain(&bundle);
-        // Members one after another are one gzip stream.
+        // Concatenated gzip members are one gzip stream.
         let (start, end) = json.split_at(json.len() / 3);
         let members = [gzip(start), gzip(end)].concat();
         for data in [gzip(&json), members, json] {
@@ -138,7 +138,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_cut_off_is_refused(bundle in bundles(), at in any::<prop::sample::Index>()) {
+    fn truncated_data_is_refused(bundle in bundles(), at in any::<prop::sample::Index>()) {
         for data in [plain(&bundle), gzip(&plain(&bundle))] {
             let error = refused(&data[..at.index(data.len())]);
             prop_assert!(is_told(&error), "{error}");
@@ -156,7 +156,7 @@ proptest! {
             data[at] ^= flipped;
         }
         match read(&data) {
-            // In the header: the time or the system that it was packed on.
+            // The damage was in a part of the gzip header that does not matter: the time or the operating system.
             Ok(read) => prop_assert_eq!(bits(&read), bits(&bundle)),
             Err(error) => prop_assert!(is_told(&error), "{error}"),
         }
@@ -190,7 +190,7 @@ proptest! {
 }
 
 #[test]
-fn an_encoding_that_is_not_taken_is_named_with_what_to_send() {
+fn an_unsupported_encoding_is_named_with_the_correct_one() {
     let json = String::from_utf8(plain(&small())).expect("text");
     let utf16 = |order: fn(u16) -> [u8; 2]| json.encode_utf16().flat_map(order).collect::<Vec<_>>();
     let zlib = {
@@ -230,7 +230,7 @@ fn small() -> Bundle {
     }
 }
 
-/// The bundle's JSON with blanks behind, of that length.
+/// Returns the bundle's JSON, padded with spaces to this length.
 fn padded(length: usize) -> Vec<u8> {
     let mut json = plain(&small());
     json.resize(length, b' ');
@@ -238,7 +238,7 @@ fn padded(length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn what_unpacks_to_more_than_a_bundle_may_be_is_refused() {
+fn data_that_unpacks_to_more_than_the_limit_is_refused() {
     assert_eq!(read(&gzip(&padded(MOST_BUNDLE_BYTES))), Ok(small()));
     let too_large = refused(&gzip(&padded(MOST_BUNDLE_BYTES + 1)));
     assert_eq!(too_large.problem, "unpacks to more than 2097152 bytes; split it");
@@ -247,10 +247,10 @@ fn what_unpacks_to_more_than_a_bundle_may_be_is_refused() {
 }
 
 #[test]
-fn a_bomb_is_refused_before_it_is_unpacked_to_its_end() {
+fn a_gzip_bomb_is_refused_before_it_is_fully_unpacked() {
     let member = gzip(&vec![0; 16 * 1024 * 1024]);
     assert!(member.len() < 20_000, "{} bytes", member.len());
-    // Whoever comes to the end finds that it is damaged.
+    // A reader that unpacked all of it would report the damaged end instead.
     let bomb = [&member[..], &[0x1f, 0x8b, 0xff, 0xff]].concat();
     assert_eq!(refused(&bomb).problem, "unpacks to more than 2097152 bytes; split it");
     assert!(
@@ -271,9 +271,9 @@ fn a_bundle_under_another_sites_key_is_refused() {
 }
 
 #[test]
-fn a_record_is_as_old_as_the_time_since_it_came() {
+fn the_age_of_a_record_is_the_time_since_its_arrival() {
     let mut record = record("");
-    // Kinesis tells seconds, we count milliseconds.
+    // Kinesis reports seconds, `age_millis` milliseconds.
     #[expect(clippy::cast_precision_loss, reason = "exact for some 200,000 years")]
     let seconds = now().millis() as f64 / 1000.0;
     for (arrival, age) in [(seconds - 1.5, 1500.0), (seconds, 0.0), (seconds + 1.5, 0.0)] {

@@ -1,4 +1,4 @@
-//! A stand-in for S3: files in memory.
+//! A fake S3 with files in memory.
 
 use std::{
     collections::BTreeMap,
@@ -20,10 +20,10 @@ use tokio::net::TcpListener;
 
 use crate::http::config;
 
-/// A file's bucket and key.
+/// The bucket and the key of a file.
 type Place = (String, String);
 
-/// Buckets of any name. A client has to ask by path: `http://host/bucket/key`.
+/// A fake S3 with buckets of any name. A client must use path-style URLs: `http://host/bucket/key`.
 #[derive(Debug)]
 pub struct Buckets {
     url: String,
@@ -38,10 +38,10 @@ struct Store {
 }
 
 impl Buckets {
-    /// Starts it, empty.
+    /// Starts an empty fake.
     ///
     /// # Panics
-    /// Where no port is free.
+    /// If no port is free.
     pub async fn start() -> Self {
         let store = Store::default();
         let router = Router::new()
@@ -54,38 +54,38 @@ impl Buckets {
         Self { url, store }
     }
 
-    /// A configuration for clients that speak to it.
+    /// Returns a configuration for clients of this fake.
     #[must_use]
     pub fn config(&self) -> SdkConfig {
         config(&self.url)
     }
 
-    /// From now on it answers nothing but trouble, or works again.
+    /// Makes the fake answer every call with 503, or work again.
     pub fn down(&self, down: bool) {
         self.store.down.store(down, Ordering::Relaxed);
     }
 
-    /// From now on it refuses to read any file, with this status and error code, or works again.
+    /// Makes the fake refuse all reads with this status and error code, or work again.
     ///
     /// # Panics
-    /// Where a test's thread panicked meanwhile.
+    /// If another thread of the test panicked.
     pub fn refuse(&self, refusal: Option<(u16, &'static str)>) {
         *self.store.refusal.lock().expect("no panic") = refusal;
     }
 
-    /// Puts a file.
+    /// Stores a file.
     ///
     /// # Panics
-    /// Where a test's thread panicked meanwhile.
+    /// If another thread of the test panicked.
     pub fn put(&self, bucket: &str, key: &str, content: impl Into<Bytes>) {
         let place = (bucket.to_owned(), key.to_owned());
         self.store.files.lock().expect("no panic").insert(place, content.into());
     }
 
-    /// A file's content, if it is there.
+    /// Returns a file's content.
     ///
     /// # Panics
-    /// Where a test's thread panicked meanwhile.
+    /// If another thread of the test panicked.
     #[must_use]
     pub fn file(&self, bucket: &str, key: &str) -> Option<Bytes> {
         let place = (bucket.to_owned(), key.to_owned());

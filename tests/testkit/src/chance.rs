@@ -1,4 +1,4 @@
-//! Randomness that a seed decides: the same seed makes the same run.
+//! Random numbers from a seed. The same seed results in the same run.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
@@ -9,14 +9,14 @@ use std::{
     thread,
 };
 
-/// Simulations that run at a time.
+/// The number of simulations that run concurrently.
 const THREADS: usize = 2;
 
-/// Runs the simulations of the seeds 1 to `last`, and gives what each comes to, in no order. The
-/// environment variable `SEED` names a seed to run alone.
+/// Runs the simulation with the seeds 1 to `last` and returns the results in any order. If the environment variable
+/// `SEED` is set, only that seed runs.
 ///
 /// # Panics
-/// Where one does; the seed is told.
+/// If a simulation panics. The seed is printed.
 pub fn seeds<T: Send>(last: u64, simulation: impl Fn(u64) -> T + Sync) -> Vec<T> {
     let alone = std::env::var("SEED").ok().map(|seed| seed.parse().expect("SEED is a number"));
     let (first, last) = alone.map_or((1, last), |seed| (seed, seed));
@@ -47,7 +47,7 @@ pub fn seeds<T: Send>(last: u64, simulation: impl Fn(u64) -> T + Sync) -> Vec<T>
     results.into_inner().expect("no panic while pushing")
 }
 
-/// Whether all seeds run, not one alone: only then everything that can happen did.
+/// Returns whether all seeds run, not only one. Only then every possible event is expected to occur.
 #[must_use]
 pub fn all_seeds() -> bool {
     std::env::var_os("SEED").is_none()
@@ -58,55 +58,55 @@ pub fn all_seeds() -> bool {
 pub struct Chance(u64);
 
 impl Chance {
-    /// Of that seed.
+    /// Creates a generator with this seed.
     #[must_use]
     pub fn of(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// Any number.
+    /// Returns a random number.
     pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
 
-    /// A number from 0, less than `bound`; 0 where the bound is 0.
+    /// Returns a number from 0 that is less than `bound`. Returns 0 if the bound is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        // The bias is some bound / 2^64.
+        // The bias is about bound / 2^64.
         u64::try_from((u128::from(self.number()) * u128::from(bound)) >> 64).unwrap_or_default()
     }
 
-    /// A place in something of that length.
+    /// Returns an index into a sequence of this length.
     pub fn place(&mut self, length: usize) -> usize {
         usize::try_from(self.below(length as u64)).unwrap_or_default()
     }
 
-    /// A number from `least` to `most`.
+    /// Returns a number from `least` to `most`, inclusive.
     pub fn within(&mut self, least: usize, most: usize) -> usize {
         least + self.place(most - least + 1)
     }
 
-    /// Yes in so many of a hundred cases.
+    /// Returns `true` with a probability of `percent` %.
     pub fn percent(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 
-    /// One of them.
+    /// Returns one of the elements.
     ///
     /// # Panics
-    /// Where there is none.
+    /// If there are no elements.
     pub fn pick<'a, T>(&mut self, among: &'a [T]) -> &'a T {
         &among[self.place(among.len())]
     }
 
-    /// Another generator: what it is asked for does not change what this one gives next.
+    /// Returns another generator. Its use does not change the numbers that this one returns.
     #[must_use]
     pub fn fork(&mut self) -> Self {
         Self(self.number())
     }
 }
 
-/// Scatters a number over all numbers.
+/// Maps a number to a pseudo-random one: the output function of `SplitMix64`.
 #[must_use]
 pub fn mix(number: u64) -> u64 {
     let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -119,19 +119,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_decides_everything() {
+    fn the_same_seed_gives_the_same_numbers() {
         let numbers = |seed| {
             let mut chance = Chance::of(seed);
             [chance.number(), chance.below(10), chance.fork().number(), chance.number()]
         };
         assert_eq!(numbers(1), numbers(1));
         assert_ne!(numbers(1), numbers(2));
-        // The generator's published first number of the seed 0.
+        // The first published output of the generator for the seed 0.
         assert_eq!(Chance::of(0).number(), 0xe220_a839_7b1d_cdaf);
     }
 
     #[test]
-    fn every_value_of_a_range_comes() {
+    fn every_value_of_a_range_occurs() {
         let mut chance = Chance::of(7);
         let mut seen = [0; 4];
         for _ in 0..1000 {

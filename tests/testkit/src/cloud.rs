@@ -1,6 +1,6 @@
-//! DynamoDB, SQS and EventBridge inside the test's own thread: no sockets, no other threads, and faults that a
-//! seed decides. Under a clock that jumps ([`run`]), minutes of throttling pass in no time, and a
-//! seed always makes the same run.
+//! DynamoDB, SQS and EventBridge within the test's thread, without sockets, and with faults that depend on a seed.
+//!
+//! With the paused clock of [`run`], minutes of throttling take no time, and a seed always results in the same run.
 
 use std::{
     collections::BTreeMap,
@@ -36,40 +36,40 @@ use crate::{
     dynamo::{EVENTS, database},
 };
 
-/// As production's clients have it: an attempt that hangs is cut off.
+/// The attempt timeout of production's clients.
 const ATTEMPT: Duration = Duration::from_secs(3);
-/// How long a slow service takes: hardly less.
+/// The response time of a slow service: just below the attempt timeout.
 const SLOW: Duration = Duration::from_millis(2_900);
-/// What SQS takes, in bytes.
+/// The maximum size of an SQS message, in bytes.
 const LARGEST_MESSAGE: usize = 1024 * 1024;
-/// The longest way from the client to the service, or back, in milliseconds.
+/// The maximum latency from the client to the service, or back, in milliseconds.
 const LONGEST_WAY_MILLIS: u64 = 15;
 
-/// What can happen to a call.
+/// A fault of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fault {
-    /// Refused for now.
+    /// The call is throttled.
     Throttled,
-    /// Status 500, and nothing was done.
+    /// Status 500, without effect.
     ServerError,
-    /// Never comes in: a time-out.
+    /// The request is lost: a timeout, without effect.
     LostRequest,
-    /// Done, but never answered: a time-out.
+    /// The response is lost: a timeout, after the effect.
     LostAnswer,
-    /// Done only after the caller has given up: a time-out.
+    /// The call takes effect after the caller's timeout.
     Late,
-    /// Done, and then the connection breaks.
+    /// The connection breaks after the effect.
     Disconnected,
-    /// Done, and answered just before the time-out.
+    /// The response comes just before the timeout.
     Slow,
     /// The client panics.
     Panic,
-    /// `BatchGetItem` leaves one key out, or `PutEvents` one entry.
+    /// `BatchGetItem` leaves one key unprocessed, or `PutEvents` refuses one entry.
     Unprocessed,
 }
 
 impl Fault {
-    /// Every fault.
+    /// All faults.
     pub const ALL: [Self; 9] = [
         Self::Throttled,
         Self::ServerError,
@@ -83,28 +83,28 @@ impl Fault {
     ];
 }
 
-/// A line of the cloud's log.
+/// An entry of the cloud's log.
 #[derive(Clone, Debug)]
 pub enum Entry {
     /// A call left the function.
     Called {
-        /// Such as `PutItem`.
+        /// E.g. `PutItem`.
         operation: String,
         /// The request.
         body: Arc<Value>,
-        /// What happens to it.
+        /// The fault of the call.
         fault: Option<Fault>,
     },
-    /// A call took effect: something was written, or a message is in the queue.
+    /// A call took effect: it wrote something or added a message to the queue.
     Effect {
-        /// Such as `PutItem`.
+        /// E.g. `PutItem`.
         operation: String,
         /// The request.
         body: Arc<Value>,
     },
 }
 
-/// The cloud, with every table as `template.yaml` makes it. Clones are the same cloud.
+/// The cloud, with all tables of the templates. Clones share the same cloud.
 #[derive(Clone)]
 pub struct Cloud(Arc<Inner>);
 
@@ -125,24 +125,24 @@ struct State {
     throttled: Option<Throttled>,
     log: Vec<Entry>,
     messages: Vec<Value>,
-    /// The entries that the bus took.
+    /// The entries that the bus accepted.
     published: Vec<Value>,
-    /// The detail types that the bus refuses for good.
+    /// The detail types that the bus refuses permanently.
     refused_types: Vec<String>,
     write_units: f64,
 }
 
-/// Calls that name one of these texts are throttled until then.
+/// Calls whose body contains one of these texts are throttled until this time.
 struct Throttled {
     texts: Vec<String>,
     until: Instant,
 }
 
 impl Cloud {
-    /// An empty one, without faults.
+    /// Creates an empty cloud without faults.
     ///
     /// # Panics
-    /// Where there is no database.
+    /// If the database can't be created.
     #[must_use]
     pub fn new(chance: Chance) -> Self {
         let database = database();
@@ -163,65 +163,65 @@ impl Cloud {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on so many calls of a hundred meet a fault.
+    /// Sets the percentage of calls with a fault.
     pub fn disturb(&self, percent: u64) {
         self.state().fault_percent = percent;
     }
 
-    /// Throttles every call that names one of these texts, such as keys of a partition, for so long.
+    /// Throttles every call whose body contains one of these texts, e.g. keys of a partition, for this time.
     pub fn throttle(&self, texts: Vec<String>, time: Duration) {
         let until = Instant::now() + time;
         self.state().throttled = Some(Throttled { texts, until });
     }
 
-    /// No faults from now on.
+    /// Ends all faults.
     pub fn calm(&self) {
         let mut state = self.state();
         state.fault_percent = 0;
         state.throttled = None;
     }
 
-    /// How long the log is.
+    /// Returns the length of the log.
     #[must_use]
     pub fn log_length(&self) -> usize {
         self.state().log.len()
     }
 
-    /// The log from that line on.
+    /// Returns the log from this index on.
     #[must_use]
     pub fn log_from(&self, line: usize) -> Vec<Entry> {
         self.state().log[line..].to_vec()
     }
 
-    /// The bodies of the messages in the queue.
+    /// Returns the bodies of the messages in the queue.
     #[must_use]
     pub fn messages(&self) -> Vec<Value> {
         self.state().messages.clone()
     }
 
-    /// The entries that the bus took, in their order.
+    /// Returns the entries that the bus accepted, in their order.
     #[must_use]
     pub fn published(&self) -> Vec<Value> {
         self.state().published.clone()
     }
 
-    /// From now on the bus refuses entries of that detail type for good.
+    /// Makes the bus refuse entries of this detail type permanently.
     pub fn refuse_events(&self, detail_type: &str) {
         self.state().refused_types.push(detail_type.to_owned());
     }
 
-    /// From now on the bus takes entries of all types.
+    /// Makes the bus accept entries of all types again.
     pub fn take_all_events(&self) {
         self.state().refused_types.clear();
     }
 
-    /// The write units consumed so far by what took effect.
+    /// Returns the write units that successful calls consumed so far.
     #[must_use]
     pub fn write_units(&self) -> f64 {
         self.state().write_units
     }
 
-    /// The calls so far, by operation.
+    /// Returns the number of calls so far, by operation.
     #[must_use]
     pub fn calls(&self) -> BTreeMap<String, u32> {
         let mut calls = BTreeMap::new();
@@ -233,7 +233,7 @@ impl Cloud {
         calls
     }
 
-    /// The faults so far, by kind.
+    /// Returns the number of faults so far, by kind.
     #[must_use]
     pub fn faults(&self) -> BTreeMap<Fault, u32> {
         let mut faults = BTreeMap::new();
@@ -245,9 +245,10 @@ impl Cloud {
         faults
     }
 
-    /// A configuration for AWS clients that speak to it. It has production's time-outs but not its
-    /// retries: those wait for times that no seed decides. It has no credentials: signing would take
-    /// a sixth of a simulation's time.
+    /// Returns a configuration for AWS clients of this cloud.
+    ///
+    /// It has production's timeouts but not its retries, because their delays do not depend on the seed. It has no
+    /// credentials, because signing would take a sixth of a simulation's time.
     #[must_use]
     pub fn config(&self) -> SdkConfig {
         let connector = SharedHttpConnector::new(Connector(self.clone()));
@@ -261,31 +262,31 @@ impl Cloud {
             .build()
     }
 
-    /// A client of SQS: one queue, whatever its URL.
+    /// Returns an SQS client. There is one queue, whatever its URL.
     #[must_use]
     pub fn queues(&self) -> aws_sdk_sqs::Client {
         let config = aws_sdk_sqs::config::Builder::from(&self.config()).allow_no_auth();
         aws_sdk_sqs::Client::from_conf(config.build())
     }
 
-    /// One of the tables.
+    /// Returns one of the tables.
     #[must_use]
     pub fn table(&self, name: &str) -> Table {
         let config = aws_sdk_dynamodb::config::Builder::from(&self.config()).allow_no_auth();
         Table::new(aws_sdk_dynamodb::Client::from_conf(config.build()), name)
     }
 
-    /// The outbox.
+    /// Returns the outbox.
     #[must_use]
     pub fn outbox(&self) -> Outbox {
         Outbox::new(self.table(EVENTS))
     }
 
-    /// All rows of a table in DynamoDB's JSON, in the order of their text: past the faults and the
-    /// log. See [`read`].
+    /// Returns all rows of a table in DynamoDB's JSON, sorted by their text. Bypasses the faults and the log. Use
+    /// [`read`] to parse a row.
     ///
     /// # Panics
-    /// Where they can't be read.
+    /// If they can't be read.
     #[must_use]
     pub fn rows(&self, table: &str) -> Vec<Value> {
         let request = json!({ "TableName": table, "ConsistentRead": true });
@@ -299,10 +300,10 @@ impl Cloud {
         rows
     }
 
-    /// Puts a row as it is, past the faults and the log.
+    /// Stores a row unchanged. Bypasses the faults and the log.
     ///
     /// # Panics
-    /// Where it can't be put.
+    /// If it can't be stored.
     pub fn put(&self, table: &str, row: impl Serialize) {
         let item: serde_dynamo::Item = serde_dynamo::to_item(row).expect("a row");
         let request = json!({ "TableName": table, "Item": item });
@@ -310,15 +311,15 @@ impl Cloud {
         self.0.database.put_item(request).expect("the row put");
     }
 
-    /// Does what a call asks for, at once and past the faults, and gives status and body: for a test that
-    /// decides itself which call takes effect when.
+    /// Performs a call at once, without faults, and returns status and body. For tests that decide themselves when
+    /// which call takes effect.
     #[must_use]
     pub fn perform(&self, operation: &str, body: &Arc<Value>) -> (u16, Value) {
         let Answer { status, body } = self.work(operation, body);
         (status, body)
     }
 
-    /// Whether this call meets a fault.
+    /// Returns the fault of this call, if any.
     fn fault(&self, operation: &str, body: &str) -> Option<Fault> {
         let state = &mut *self.state();
         let names = |throttled: &Throttled| throttled.texts.iter().any(|text| body.contains(text));
@@ -335,7 +336,7 @@ impl Cloud {
         possible.then_some(fault)
     }
 
-    /// The service's side of a call: it goes on when the caller does not.
+    /// Performs the service's part of a call. It continues even if the caller gave up.
     async fn serve(self, operation: String, body: Arc<Value>, fault: Option<Fault>) -> Answer {
         let way = |cloud: &Self| {
             Duration::from_millis(1 + cloud.state().chance.below(LONGEST_WAY_MILLIS))
@@ -366,7 +367,7 @@ impl Cloud {
         answer
     }
 
-    /// The bus: answers entry by entry.
+    /// Performs `PutEvents`, with a result for each entry.
     fn put_events(&self, body: &Value) -> Value {
         let state = &mut *self.state();
         let entries = body["Entries"].as_array().map_or(&[][..], Vec::as_slice);
@@ -380,7 +381,7 @@ impl Cloud {
         with_failures(&answers.collect::<Vec<_>>())
     }
 
-    /// The bus, which fails for the first entry and takes the others.
+    /// Performs `PutEvents`, which fails for the first entry and accepts the others.
     fn put_without_one(&self, body: &Value) -> Answer {
         let mut body = body.clone();
         if let Some(entries) = body["Entries"].as_array_mut().filter(|it| !it.is_empty()) {
@@ -394,7 +395,7 @@ impl Cloud {
         answer
     }
 
-    /// Does what is asked for, at once.
+    /// Performs a call at once.
     fn work(&self, operation: &str, body: &Arc<Value>) -> Answer {
         let answer = if operation == "SendMessage" {
             let text = body["MessageBody"].as_str().unwrap_or_default();
@@ -430,21 +431,20 @@ impl Cloud {
     }
 }
 
-/// A row of [`Cloud::rows`], read.
+/// Parses a row of [`Cloud::rows`].
 ///
 /// # Panics
-/// Where it is another.
+/// If the row has another format.
 #[must_use]
 pub fn read<R: DeserializeOwned>(row: &Value) -> R {
     let item: serde_dynamo::Item = serde_json::from_value(row.clone()).expect("DynamoDB's JSON");
     serde_dynamo::from_item(item).expect("such a row")
 }
 
-/// Runs it on this thread, under a clock that stands while something can be done, and jumps to the
-/// next moment when something can.
+/// Runs the work on this thread with a paused clock. The clock jumps to the next timer when no task can run.
 ///
 /// # Panics
-/// Where there is no runtime.
+/// If the runtime can't be created.
 pub fn run<T>(work: impl Future<Output = T>) -> T {
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
     LocalSet::new().block_on(&runtime.expect("a runtime"), work)
@@ -461,7 +461,7 @@ fn throttled() -> Answer {
     Answer { status: 400, body: json!({ "__type": kind, "message": "slow down" }) }
 }
 
-/// The operation on the database, its capacity told.
+/// Performs the operation on the database, with the consumed capacity in the response.
 fn ask(database: &Database, operation: &str, body: &Value) -> Result<Value, DynoxideError> {
     let mut body = body.clone();
     body["ReturnConsumedCapacity"] = "TOTAL".into();
@@ -494,14 +494,14 @@ fn write_units(answer: &Value) -> f64 {
     consumed.as_array().map_or_else(|| of(consumed), |all| all.iter().map(of).sum())
 }
 
-/// The answer of `PutEvents` with these answers to its entries.
+/// Returns the response of `PutEvents` with these results of its entries.
 fn with_failures(answers: &[Value]) -> Value {
     let failed = answers.iter().filter(|answer| answer.get("ErrorCode").is_some()).count();
     json!({ "FailedEntryCount": failed, "Entries": answers })
 }
 
-/// `BatchGetItem`'s answer without the first key's row, which counts as unprocessed. Of one key, as
-/// of none that is processed, DynamoDB says that it is throttled.
+/// Returns `BatchGetItem`'s response with the first key unprocessed. If there is only one key, no key would be
+/// processed, and DynamoDB reports throttling.
 fn without_one(mut answer: Answer, asked: &Value) -> Answer {
     let Some((table, request)) =
         asked["RequestItems"].as_object().and_then(|all| all.iter().next())
@@ -521,7 +521,7 @@ fn without_one(mut answer: Answer, asked: &Value) -> Answer {
     answer
 }
 
-/// What AWS clients send their requests through.
+/// The HTTP connector of AWS clients.
 #[derive(Debug)]
 struct Connector(Cloud);
 
@@ -537,7 +537,7 @@ impl HttpConnector for Connector {
         cloud.state().log.push(called);
         HttpConnectorFuture::new(async move {
             match fault {
-                // Unlike panic!, it is not printed: thousands of them are meant.
+                // Unlike panic!, resume_unwind prints nothing. A simulation has thousands of intended panics.
                 Some(Fault::Panic) => std::panic::resume_unwind(Box::new("a panic in the client")),
                 Some(Fault::LostRequest) => return std::future::pending().await,
                 _ => {}
@@ -545,7 +545,7 @@ impl HttpConnector for Connector {
             let (answered, answer) = oneshot::channel();
             tokio::spawn(async move {
                 let answer = cloud.serve(operation, body, fault).await;
-                // Whoever asked may be gone.
+                // The caller may have given up.
                 drop(answered.send(answer));
             });
             let answer = answer.await.map_err(|error| ConnectorError::other(error.into(), None))?;

@@ -1,4 +1,4 @@
-//! A fresh DynamoDB in memory, with every table of the templates.
+//! An embedded DynamoDB with all tables of the templates.
 
 use std::{
     collections::BTreeMap,
@@ -30,31 +30,31 @@ use tokio::net::TcpListener;
 
 use crate::{http::config, template::Template};
 
-/// sites' table.
+/// Table of the service sites.
 pub const SITES: &str = "SitesTable";
-/// inventory's table.
+/// Table of the service inventory.
 pub const INVENTORY: &str = "InventoryTable";
-/// devices' table.
+/// Table of the service devices.
 pub const DEVICES: &str = "DevicesTable";
-/// billing's table.
+/// Table of the service billing.
 pub const BILLING: &str = "BillingTable";
-/// alerting's table.
+/// Table of the service alerting.
 pub const ALERTING: &str = "AlertingTable";
-/// telemetry's table.
+/// Table of the readings.
 pub const READINGS: &str = "ReadingsTable";
-/// telemetry's counters of refused bundles.
+/// Table of the counters of refused bundles.
 pub const REFUSALS: &str = "RefusalsTable";
-/// Outbox and event log.
+/// Table of the events: outbox and event log.
 pub const EVENTS: &str = "EventsTable";
-/// failures' table.
+/// Table of the failures.
 pub const FAILURES: &str = "FailuresTable";
 
-/// What decides how a table behaves. The rest (billing, backups, encryption) does not concern rows.
+/// The properties that determine a table's behaviour. The others (billing, backups, encryption) do not affect rows.
 const KEYS_AND_INDEXES: [&str; 3] = ["AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes"];
 
-/// The keys and indexes of every table of the templates, by its logical id, as `CreateTable` takes them.
+/// Returns the keys and indexes of all tables of the templates by logical id, in the format of `CreateTable`.
 fn tables() -> &'static BTreeMap<String, Value> {
-    // Read once in a test program: each test starts a database of its own.
+    // Read once per process. Each test starts its own database.
     static TABLES: OnceLock<BTreeMap<String, Value>> = OnceLock::new();
     TABLES.get_or_init(|| {
         let template = Template::read();
@@ -68,7 +68,7 @@ fn tables() -> &'static BTreeMap<String, Value> {
     })
 }
 
-/// A database in memory with all tables, empty.
+/// Creates an empty database in memory with all tables.
 ///
 /// # Panics
 /// If a template is not readable, or a table can't be created.
@@ -84,21 +84,21 @@ pub(crate) fn database() -> Database {
     database
 }
 
-/// DynamoDB with all tables, empty. Gone when the test's runtime ends.
+/// An embedded DynamoDB. It ends with the test's runtime.
 #[derive(Debug)]
 pub struct Dynamo {
     client: Client,
-    /// Reads for the tests, which are not to be counted.
+    /// A client for reads of the tests, which are not counted.
     reader: Client,
     meter: Meter,
     endpoint: String,
 }
 
 impl Dynamo {
-    /// Starts one.
+    /// Starts an embedded DynamoDB with all tables, empty.
     ///
     /// # Panics
-    /// Where it can't.
+    /// If it can't start.
     pub async fn start() -> Self {
         let database = database();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -112,43 +112,43 @@ impl Dynamo {
         Self { client: Client::from_conf(metered), reader: Client::new(&config), meter, endpoint }
     }
 
-    /// Where it is, for another process.
+    /// Returns the URL, for other processes.
     #[must_use]
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
 
-    /// A client whose calls are counted. It does not repeat a call that failed.
+    /// Returns a client whose calls are counted. It does not retry.
     #[must_use]
     pub fn client(&self) -> Client {
         self.client.clone()
     }
 
-    /// One of the tables.
+    /// Returns one of the tables.
     #[must_use]
     pub fn table(&self, name: &str) -> Table {
         Table::new(self.client(), name)
     }
 
-    /// The outbox.
+    /// Returns the outbox.
     #[must_use]
     pub fn outbox(&self) -> Outbox {
         Outbox::new(self.table(EVENTS))
     }
 
-    /// The calls since it was last asked, by operation, with the write units that they consumed.
+    /// Returns the calls since this function was last called, by operation, with the consumed write units.
     ///
     /// # Panics
-    /// Where a test's thread panicked meanwhile.
+    /// If another thread of the test panicked.
     #[must_use]
     pub fn take_usage(&self) -> Usage {
         std::mem::take(&mut *self.meter.0.lock().expect("no panic while counting"))
     }
 
-    /// All rows of a table, in the order of their text.
+    /// Returns all rows of a table, sorted by their text.
     ///
     /// # Panics
-    /// Where they can't be read.
+    /// If they can't be read.
     pub async fn rows(&self, table: &str) -> Vec<Value> {
         let scan = self.reader.scan().table_name(table).consistent_read(true);
         let items = scan.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
@@ -159,7 +159,7 @@ impl Dynamo {
         rows
     }
 
-    /// All rows of all tables: equal before and after what changes nothing.
+    /// Returns all rows of all tables. Two results are equal if nothing was changed between them.
     pub async fn everything(&self) -> BTreeMap<&'static str, Vec<Value>> {
         let mut all = BTreeMap::new();
         for name in tables().keys() {
@@ -168,29 +168,29 @@ impl Dynamo {
         all
     }
 
-    /// One row of a table with the key `id`.
+    /// Returns the row of a table with the key `id`.
     ///
     /// # Panics
-    /// Where it can't be read.
+    /// If it can't be read.
     pub async fn row(&self, table: &str, id: &str) -> Option<Value> {
         self.rows(table).await.into_iter().find(|row| row["id"] == id)
     }
 
-    /// Puts a row as it is.
+    /// Stores a row unchanged.
     ///
     /// # Panics
-    /// Where it can't be put.
+    /// If it can't be stored.
     pub async fn put(&self, table: &str, row: Value) {
         let item = serde_dynamo::to_item(row).expect("a row");
         let put = self.reader.put_item().table_name(table).set_item(Some(item)).send();
         put.await.expect("the row put");
     }
 
-    /// An entity's events in their order. What holds for every entity is asserted: the sequence has
-    /// no gap, and the row says of the event what its envelope says.
+    /// Returns an entity's events in their order. Asserts what holds for every entity: the sequence has no gap, and
+    /// the row's attributes equal those in its envelope.
     ///
     /// # Panics
-    /// Where that does not hold.
+    /// If that does not hold.
     pub async fn events(&self, entity: impl Into<contracts::Entity>) -> Vec<EventRow> {
         let entity = entity.into();
         let answer = self
@@ -219,28 +219,28 @@ impl Dynamo {
         rows
     }
 
-    /// The types of an entity's events in their order.
+    /// Returns the types of an entity's events in their order.
     pub async fn story(&self, entity: impl Into<contracts::Entity>) -> Vec<String> {
         self.events(entity).await.into_iter().map(|row| row.kind).collect()
     }
 }
 
-/// What calls cost.
+/// The calls and what they cost.
 #[derive(Debug, Default, PartialEq)]
 pub struct Usage {
     /// Calls by operation.
     pub calls: BTreeMap<String, u32>,
-    /// Write units of those that went through.
+    /// Write units of the successful calls.
     pub write_units: f64,
 }
 
-/// Counts calls, and what they cost, on their way.
+/// An interceptor that counts calls and their write units.
 #[derive(Clone, Debug, Default)]
 struct Meter(Arc<Mutex<Usage>>);
 
 impl Meter {
     fn charge<'a>(&self, consumed: impl IntoIterator<Item = &'a ConsumedCapacity>) {
-        // DynamoDB tells a transaction's units as write units, a single write's as units.
+        // DynamoDB reports a transaction's units as write capacity units, those of a single write as capacity units.
         let units: f64 = consumed
             .into_iter()
             .filter_map(|consumed| consumed.write_capacity_units.or(consumed.capacity_units))

@@ -1,14 +1,14 @@
-//! Files that hold what is on a wire: a change that others would notice shows in a diff.
+//! Golden files of JSON that other systems read. A diff of the file shows each change of the format.
 
 use std::{fs, path::Path};
 
 use serde_json::Value;
 
-/// Compares with `tests/goldens/<name>.json` of the crate whose `CARGO_MANIFEST_DIR` is given;
-/// writes it with `UPDATE_GOLDENS=1`.
+/// Compares the value with `tests/goldens/<name>.json` of the crate with this `CARGO_MANIFEST_DIR`. With
+/// `UPDATE_GOLDENS=1` it writes the file.
 ///
 /// # Panics
-/// Where they differ.
+/// If they differ.
 pub fn check(manifest_dir: &str, name: &str, value: &Value) {
     let file = Path::new(manifest_dir).join("tests/goldens").join(format!("{name}.json"));
     let text = format!("{:#}\n", sorted(value));
@@ -20,8 +20,8 @@ pub fn check(manifest_dir: &str, name: &str, value: &Value) {
     assert_eq!(text, golden, "{} differs; UPDATE_GOLDENS=1 rewrites it", file.display());
 }
 
-/// The value with its objects' keys sorted. `serde_json` keeps the keys' order or sorts them,
-/// depending on a feature that any crate in the build may switch on.
+/// Returns the value with sorted object keys. A feature of `serde_json`, which any crate in the build may enable,
+/// determines whether it sorts the keys or keeps their order.
 fn sorted(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {

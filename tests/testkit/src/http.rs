@@ -1,4 +1,4 @@
-//! A stand-in for a service that is spoken to over HTTP: an AWS service, or the payment provider.
+//! A fake of a service with an HTTP API: an AWS service or the payment provider.
 
 use std::{
     net::SocketAddr,
@@ -22,11 +22,11 @@ use tokio::{
     sync::{Mutex as Gate, OwnedMutexGuard, mpsc::UnboundedSender, oneshot},
 };
 
-/// Above what a test sends: `PutRecords` takes 5 MiB, a third more as base64.
+/// More than any test sends: `PutRecords` accepts 5 MiB, which is a third more as base64.
 const LARGEST_BODY: usize = 8 * 1024 * 1024;
 
-/// What any AWS client is made of here: plain HTTP to that endpoint, dummy credentials, and no
-/// retries, so that a test sees every call.
+/// Returns the configuration of AWS clients in tests: plain HTTP to this endpoint, dummy credentials, and no retries,
+/// so that a test sees every call.
 #[must_use]
 pub fn config(endpoint: &str) -> SdkConfig {
     SdkConfig::builder()
@@ -41,12 +41,12 @@ pub fn config(endpoint: &str) -> SdkConfig {
         .build()
 }
 
-/// A request that the stand-in got.
+/// A request to the fake.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// `POST`, ...
+    /// The HTTP method, e.g. `POST`.
     pub method: String,
-    /// With the query.
+    /// The path with the query.
     pub path: String,
     /// The headers.
     pub headers: HeaderMap,
@@ -55,36 +55,36 @@ pub struct Call {
 }
 
 impl Call {
-    /// The AWS operation that is asked for, or nothing.
+    /// Returns the name of the AWS operation, or an empty text.
     #[must_use]
     pub fn operation(&self) -> &str {
         let target = self.headers.get("x-amz-target").and_then(|target| target.to_str().ok());
         target.and_then(|target| target.rsplit('.').next()).unwrap_or_default()
     }
 
-    /// The body as JSON, null if it is none.
+    /// Parses the body as JSON. Returns null if it is not JSON.
     #[must_use]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_default()
     }
 }
 
-/// Names and values.
+/// Names and values of response headers.
 pub type Headers = Vec<(&'static str, &'static str)>;
 
-/// Given as a status: the call is not answered, ever. Whoever called can be dropped in the middle.
+/// A status that means: never answer the call. Its sender can then be dropped while it waits.
 pub const SILENCE: u16 = 0;
 
-/// A call that waits until somebody else says what becomes of it; dropped, it is never answered.
+/// A call that waits for its response. If `answer` is dropped, the call is never answered.
 #[derive(Debug)]
 pub struct Asked {
     /// The call.
     pub call: Call,
-    /// Where its status and body go.
+    /// The channel for the response's status and body.
     pub answer: oneshot::Sender<(u16, Value)>,
 }
 
-/// A running stand-in.
+/// A running fake.
 #[derive(Debug)]
 pub struct Stub {
     address: SocketAddr,
@@ -93,10 +93,10 @@ pub struct Stub {
 }
 
 impl Stub {
-    /// Starts one that answers every call with the status and body that `answer` gives.
+    /// Starts a fake that answers every call with the status and body that `answer` returns.
     ///
     /// # Panics
-    /// Where no port is free.
+    /// If no port is free.
     pub async fn start(answer: impl Fn(&Call) -> (u16, Value) + Send + Sync + 'static) -> Self {
         Self::with_headers(move |call| {
             let (status, body) = answer(call);
@@ -105,10 +105,10 @@ impl Stub {
         .await
     }
 
-    /// Starts one whose answers have headers, too.
+    /// Starts a fake whose responses also have headers.
     ///
     /// # Panics
-    /// Where no port is free.
+    /// If no port is free.
     pub async fn with_headers(
         answer: impl Fn(&Call) -> (u16, Headers, Value) + Send + Sync + 'static,
     ) -> Self {
@@ -132,17 +132,17 @@ impl Stub {
         Self { address: serve(router).await, calls, gate }
     }
 
-    /// Starts one that passes every call on, and answers what comes back.
+    /// Starts a fake that sends every call to `calls` and answers with the response from there.
     ///
     /// # Panics
-    /// Where no port is free.
+    /// If no port is free.
     pub async fn passing_on(calls: UnboundedSender<Asked>) -> Self {
         let router = Router::new().fallback(move |request: Request| {
             let calls = calls.clone();
             async move {
                 let (answer, answered) = oneshot::channel();
                 let call = read(request).await;
-                // Both sides may be gone: a call that nobody answers stays without an answer.
+                // If the receiver or the sender of the response is dropped, the call is never answered.
                 drop(calls.send(Asked { call, answer }));
                 let Ok((status, body)) = answered.await else {
                     return std::future::pending().await;
@@ -153,34 +153,34 @@ impl Stub {
         Self { address: serve(router).await, calls: Arc::default(), gate: Arc::default() }
     }
 
-    /// Where it is.
+    /// Returns the fake's URL.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// A configuration for AWS clients that speak to it.
+    /// Returns a configuration for AWS clients of this fake.
     #[must_use]
     pub fn config(&self) -> SdkConfig {
         config(&self.url())
     }
 
-    /// Until what it gives is dropped, calls come in but nothing is done or answered.
+    /// Holds all calls until the returned guard is dropped. They are recorded, but not processed or answered.
     pub async fn hold(&self) -> OwnedMutexGuard<()> {
         Arc::clone(&self.gate).lock_owned().await
     }
 
-    /// The calls since it was last asked.
+    /// Returns the calls since this function was last called.
     ///
     /// # Panics
-    /// Where the stand-in panicked.
+    /// If the fake panicked.
     #[must_use]
     pub fn take_calls(&self) -> Vec<Call> {
         std::mem::take(&mut *self.calls.lock().expect("no panic in the stub"))
     }
 }
 
-/// Serves for as long as the runtime lives, at the address that it gives.
+/// Starts serving and returns the address. The server runs as long as the runtime.
 async fn serve(router: Router) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("its address");

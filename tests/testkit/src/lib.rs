@@ -1,9 +1,13 @@
-//! For tests only: the tables in an embedded DynamoDB ([`Dynamo`]), stand-ins for other services
-//! ([`http`], [`buckets`], [`stripe`]), the contract that every step of a saga keeps with its undo
-//! ([`saga`]), files that pin what is on a wire ([`golden`]), the metrics that alarms listen to
-//! ([`measured`]), the template as tests judge it ([`template`]), documents that a published schema describes
-//! ([`schema`]), and simulations that a seed decides
-//! ([`chance`]): a DynamoDB with faults ([`cloud`]) under Lambda's way to deliver a stream ([`mapping`]).
+//! Support for tests:
+//! - the tables in an embedded DynamoDB ([`Dynamo`]);
+//! - fakes of other services ([`http`], [`buckets`], [`stripe`]);
+//! - the contract of a saga's step and its undo ([`saga`]);
+//! - golden files of JSON formats ([`golden`]);
+//! - the metrics that code under test writes ([`measured`]);
+//! - the templates as JSON ([`template`]);
+//! - documents generated from a published schema ([`schema`]);
+//! - simulations that depend only on a seed ([`chance`]): a DynamoDB with faults ([`cloud`]) under a model of
+//!   Lambda's stream delivery ([`mapping`]).
 
 pub mod buckets;
 pub mod chance;

@@ -1,7 +1,9 @@
-//! A model of Lambda's event source mapping for Kinesis: what delivers a stream's records to a
-//! function, in order per partition key, at least once. Each rule stands beside the code that keeps
-//! it; what AWS leaves open, the seed decides. The local stack delivers by the same rules
-//! (`tools/local/stream_mappings.py`), and both pass the cases in `tests/mapping_cases.json`.
+//! A model of Lambda's event source mapping for Kinesis. It delivers a stream's records to a function, in order per
+//! partition key, at least once.
+//!
+//! Each rule is documented next to the code that implements it. What AWS does not specify depends on the seed. The
+//! local stack delivers by the same rules (`tools/local/stream_mappings.py`). Both pass the cases in
+//! `tests/mapping_cases.json`.
 
 use std::{
     cell::RefCell,
@@ -35,19 +37,19 @@ const FUNCTION_ARN: &str = "arn:aws:lambda:eu-central-1:111122223333:function:co
 /// A record of the stream.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// Decides the shard, and with whom it is in order.
+    /// Determines the shard. Records with the same key are in order.
     pub partition_key: String,
-    /// Grows within a shard, and from a shard to its children.
+    /// Increases within a shard, and from a shard to its children.
     pub sequence_number: String,
-    /// What was put.
+    /// The data that was put.
     pub data: Vec<u8>,
-    /// When it was put, counted from the stream's beginning.
+    /// When it was put, as time since the stream's beginning.
     pub put_at: Duration,
     shard: usize,
 }
 
 impl Record {
-    /// The record as Lambda delivers it.
+    /// Returns the record in the format of Lambda's event.
     #[must_use]
     pub fn event(&self) -> Value {
         json!({
@@ -68,8 +70,8 @@ impl Record {
         })
     }
 
-    /// The record as Lambda delivers it from the stream of a DynamoDB table, for data that is the JSON of
-    /// `Keys` and `NewImage` (see [`Stream::insert`]).
+    /// Returns the record in the format of Lambda's event for a DynamoDB stream. The data must be the JSON of `Keys`
+    /// and `NewImage` (see [`Stream::insert`]).
     #[must_use]
     pub fn table_event(&self) -> Value {
         let mut change: Value = serde_json::from_slice(&self.data).unwrap_or_default();
@@ -89,12 +91,12 @@ impl Record {
     }
 }
 
-/// So long after the stream's beginning, noon.
+/// Returns the timestamp of this time after the stream's beginning, which is at noon.
 fn instant(after: Duration) -> Timestamp {
     noon(0).plus_millis(i64::try_from(after.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// The same in seconds since the epoch.
+/// Returns this timestamp in seconds since the epoch.
 fn seconds(after: Duration) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "exact for some 200,000 years")]
     let millis = instant(after).millis() as f64;
@@ -105,13 +107,13 @@ fn shard_id(shard: usize) -> String {
     format!("shardId-{shard:012}")
 }
 
-/// A batch as Lambda delivers it.
+/// Returns a batch in the format of Lambda's event.
 #[must_use]
 pub fn event(records: &[Rc<Record>]) -> Value {
     json!({ "Records": records.iter().map(|record| record.event()).collect::<Vec<_>>() })
 }
 
-/// A stream, as it is after everything was put.
+/// A stream, with everything that was put on it.
 #[derive(Clone, Debug)]
 pub struct Stream {
     chance: Chance,
@@ -121,7 +123,7 @@ pub struct Stream {
 
 #[derive(Clone, Debug)]
 struct Shard {
-    /// The first and the last hash of partition keys that come here.
+    /// The first and the last hash of the shard's partition keys.
     hashes: (u64, u64),
     parents: Vec<usize>,
     open: bool,
@@ -129,7 +131,7 @@ struct Shard {
 }
 
 impl Stream {
-    /// An empty one of one shard.
+    /// Creates an empty stream with one shard.
     #[must_use]
     pub fn new(mut chance: Chance) -> Self {
         let shard =
@@ -139,15 +141,15 @@ impl Stream {
         Self { chance, shards: vec![shard], sequence }
     }
 
-    /// Puts a record: its key's hash decides the shard (MD5 at AWS; here any does).
+    /// Puts a record. The hash of its key determines the shard (MD5 on AWS; any hash will do here).
     ///
     /// # Panics
-    /// Never: the open shards take every hash.
+    /// Never: the open shards cover every hash.
     pub fn put(&mut self, partition_key: &str, data: Vec<u8>, put_at: Duration) -> Rc<Record> {
         let hash = hash(partition_key);
         let takes = |shard: &Shard| shard.open && (shard.hashes.0..=shard.hashes.1).contains(&hash);
         let shard = self.shards.iter().position(takes).expect("a shard for every hash");
-        // Sequence numbers grow, with gaps.
+        // Sequence numbers increase, with gaps.
         self.sequence += 1 + u128::from(self.chance.below(1 << 50));
         let record = Rc::new(Record {
             partition_key: partition_key.to_owned(),
@@ -160,9 +162,10 @@ impl Stream {
         record
     }
 
-    /// Puts the items that one transaction inserts on the stream of a DynamoDB table: the items' keys, and
-    /// the changes' JSON. DynamoDB keeps the order per item only, so the items come in any order, and maybe
-    /// in different shards.
+    /// Puts the items that one transaction inserts on the stream of a DynamoDB table.
+    ///
+    /// `items` are the items' keys and the changes' JSON. DynamoDB keeps only the order per item, so the items come in
+    /// any order, possibly in different shards.
     pub fn insert(&mut self, mut items: Vec<(String, Value)>, put_at: Duration) {
         while !items.is_empty() {
             let place = self.chance.place(items.len());
@@ -171,8 +174,8 @@ impl Stream {
         }
     }
 
-    /// Splits an open shard in two, or merges two neighbours into one: the parents take no more
-    /// records, their children do.
+    /// Splits an open shard in two, or merges two neighbours into one. The parents accept no more records, their
+    /// children do.
     pub fn reshard(&mut self) {
         let mut open: Vec<_> = (0..self.shards.len()).filter(|&n| self.shards[n].open).collect();
         open.sort_unstable_by_key(|&n| self.shards[n].hashes);
@@ -196,7 +199,7 @@ impl Stream {
         }
     }
 
-    /// How many shards it has had.
+    /// Returns the number of all shards, closed ones included.
     #[must_use]
     pub fn shards(&self) -> usize {
         self.shards.len()
@@ -207,13 +210,13 @@ fn hash(partition_key: &str) -> u64 {
     partition_key.bytes().fold(0, |hash, byte| mix(hash ^ u64::from(byte)))
 }
 
-/// The mapping as the template sets it, and the function's time-out.
+/// The settings of the mapping, and the function's timeout.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// `BatchSize`.
     pub batch_size: usize,
-    /// Whether a batch takes all that there is, as after a long `MaximumBatchingWindowInSeconds`; or
-    /// as much as Lambda happens to read.
+    /// Whether a batch contains all available records, as after a long `MaximumBatchingWindowInSeconds`. Otherwise
+    /// its size is random.
     pub full_batches: bool,
     /// `ParallelizationFactor`.
     pub parallelization_factor: u64,
@@ -227,61 +230,61 @@ pub struct Settings {
     pub timeout: Duration,
 }
 
-/// In how many of a hundred deliveries Lambda itself makes trouble.
+/// The percentages of deliveries in which Lambda itself fails.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Disorder {
-    /// The environment is gone in mid-work.
+    /// The environment crashes during an invocation.
     pub crash: u64,
-    /// The function ends well, and Lambda does not hear of it.
+    /// The function succeeds, but Lambda does not get its response.
     pub lost_answer: u64,
-    /// The poller is replaced and reads from the checkpoint again; what the old one invoked runs on.
+    /// The poller is replaced during an invocation and reads again from the checkpoint. The old invocation continues.
     pub replaced_poller: u64,
-    /// The poller is replaced between two batches: what was done comes again.
+    /// The poller is replaced between two batches. Records after the checkpoint are delivered again.
     pub repeat: u64,
 }
 
-/// What came about, to be counted.
+/// An event of a run, for counting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Happening {
     /// A batch was delivered.
     Delivered,
-    /// The whole batch was done.
+    /// The whole batch was processed.
     Done,
-    /// The function named a record to go on from, after others that were done.
+    /// The response named a record after the batch's first one. The records before it are done.
     Progressed,
-    /// The function named the batch's first record.
+    /// The response named the batch's first record.
     Stuck,
-    /// The function failed, or was taken to have.
+    /// The function failed, or its response counts as a failure.
     Failed,
-    /// Its time ran out before it answered.
+    /// The function's timeout expired before it responded.
     TimedOut,
     /// Its environment was lost.
     Crashed,
-    /// Its answer was lost.
+    /// The response was lost.
     AnswerLost,
-    /// Its poller was replaced while it worked.
+    /// The poller was replaced during the invocation.
     PollerReplaced,
-    /// What was done comes again.
+    /// Processed records were delivered again.
     Repeated,
-    /// A batch was split in halves.
+    /// A batch was split in half.
     Halved,
     /// Records went to the failure destination: the retries were exhausted.
     Exhausted,
     /// Records went to the failure destination: they were too old.
     Expired,
-    /// An environment began.
+    /// An environment was started.
     ColdStart,
 }
 
-/// A function, as Lambda runs it.
+/// A Lambda function.
 pub trait Function: 'static {
-    /// What lives from one invocation to the next.
+    /// The state that is kept between invocations.
     type Environment: 'static;
 
     /// Starts an environment.
     fn start(&self) -> Self::Environment;
 
-    /// An invocation with these records (see [`event`]), in at most that time.
+    /// Invokes the function with these records (see [`event`]) and this timeout.
     fn invoke(
         &self,
         environment: Rc<Self::Environment>,
@@ -289,11 +292,11 @@ pub trait Function: 'static {
         time: Duration,
     ) -> LocalBoxFuture<'static, Result<Value, String>>;
 
-    /// Lambda has written these records, as this file, to the failure destination.
+    /// Called when Lambda has written this file with these records to the failure destination.
     fn gave_up(&self, records: &[Rc<Record>], file: Value);
 }
 
-/// The mapping of a stream to a function.
+/// The event source mapping of a stream to a function.
 #[derive(Debug)]
 pub struct Mapping<F: Function> {
     settings: Settings,
@@ -305,23 +308,23 @@ pub struct Mapping<F: Function> {
     begun: Instant,
 }
 
-/// Records that are delivered together: places among those of their poller.
+/// Records that are delivered together: a range of the poller's records.
 #[derive(Clone, Copy, Debug)]
 struct Batch {
     from: usize,
     to: usize,
-    /// How often it failed as it is.
+    /// The number of failures of this batch in its current form.
     failures: u32,
 }
 
-/// What Lambda does to an invocation.
+/// The fate of an invocation.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Fair,
-    /// Its environment is gone after so many polls.
+    /// The environment crashes after this number of polls.
     Crashes(u64),
     LosesAnswer,
-    /// After that time.
+    /// The poller is replaced after this time.
     LosesPoller(Duration),
 }
 
@@ -333,13 +336,13 @@ enum End {
 
 enum Verdict {
     Done,
-    /// From this place of the batch on it comes again.
+    /// The batch is delivered again from this index on.
     From(usize),
     Failed,
 }
 
 impl<F: Function> Mapping<F> {
-    /// A mapping that begins now.
+    /// Creates a mapping. Its time begins now.
     pub fn new(settings: Settings, disorder: Disorder, chance: Chance, function: F) -> Self {
         Self {
             settings,
@@ -352,25 +355,25 @@ impl<F: Function> Mapping<F> {
         }
     }
 
-    /// What came about.
+    /// Returns the events that occurred.
     #[must_use]
     pub fn happenings(&self) -> BTreeMap<Happening, u32> {
         self.happenings.borrow().clone()
     }
 
-    /// The function.
+    /// Returns the function.
     #[must_use]
     pub fn function(&self) -> &F {
         &self.function
     }
 
-    /// Delivers the stream, until all of it is done or given up.
+    /// Delivers the stream until all records are processed or given up.
     pub async fn run(&self, stream: &Stream) {
         let mut waiting: Vec<_> = (0..stream.shards.len()).collect();
         let mut drained = vec![false; stream.shards.len()];
         let mut running = FuturesUnordered::new();
         loop {
-            // A shard is read only after its parents were to their end: order holds across resharding.
+            // A shard is read only after its parents were read to the end, so order holds across resharding.
             waiting.retain(|&shard| {
                 let ready = stream.shards[shard].parents.iter().all(|&parent| drained[parent]);
                 if ready {
@@ -389,8 +392,8 @@ impl<F: Function> Mapping<F> {
         }
     }
 
-    /// `ParallelizationFactor`: so many batches of a shard at once, a partition key always in the same
-    /// of them.
+    /// `ParallelizationFactor`: this number of batches of a shard are processed concurrently. A partition key always
+    /// belongs to the same one.
     async fn shard(&self, records: &[Rc<Record>]) {
         let factor = self.settings.parallelization_factor;
         let pollers = (0..factor).map(|poller| {
@@ -402,9 +405,9 @@ impl<F: Function> Mapping<F> {
 
     async fn poll(&self, records: Vec<Rc<Record>>) {
         let mut next = 0;
-        // Up to here everything is done, and Lambda has noted it down.
+        // All records before the checkpoint are done, and Lambda has recorded that.
         let mut checkpoint = 0;
-        // What failed comes before what is new.
+        // Failed batches come before new ones.
         let mut failed: VecDeque<Batch> = VecDeque::new();
         loop {
             let mut batch = match failed.pop_front() {
@@ -415,7 +418,7 @@ impl<F: Function> Mapping<F> {
                 },
             };
             next = next.max(batch.to);
-            // MaximumRecordAgeInSeconds: what is older is not sent, or not again.
+            // MaximumRecordAgeInSeconds: older records are not sent, or not sent again.
             let age = |record: &Record| self.begun.elapsed().saturating_sub(record.put_at);
             let of_batch = &records[batch.from..batch.to];
             let old = of_batch.iter().take_while(|it| age(it) > self.settings.most_age).count();
@@ -445,7 +448,7 @@ impl<F: Function> Mapping<F> {
                     if self.chance(50) {
                         checkpoint = batch.to;
                     }
-                    // At least once: a new poller goes on from the checkpoint.
+                    // At-least-once delivery: a new poller continues from the checkpoint.
                     if checkpoint < batch.to && self.chance(self.disorder.repeat) {
                         self.note(Happening::Repeated);
                         failed.clear();
@@ -453,19 +456,17 @@ impl<F: Function> Mapping<F> {
                     }
                     continue;
                 }
-                // ReportBatchItemFailures: what is before the lowest number named is done, and the
-                // rest comes again. With BisectBatchOnFunctionError, that is a split.
+                // ReportBatchItemFailures: the records before the lowest number in the response are done, and the
+                // rest is delivered again. With BisectBatchOnFunctionError, that is a split.
                 Verdict::From(place) if place > 0 => {
                     self.note(Happening::Progressed);
                     batch.from += place;
-                    // A split does not count as a retry; whether it does without bisecting, AWS
-                    // does not tell.
+                    // A split does not count as a retry. AWS does not document whether it counts without bisecting.
                     if !self.settings.bisects && self.chance(50) {
                         batch.failures += 1;
                     }
                 }
-                // BisectBatchOnFunctionError: a batch that failed is split in two, which does not count
-                // as a retry.
+                // BisectBatchOnFunctionError: a failed batch is split in two. That does not count as a retry.
                 Verdict::Failed if self.settings.bisects && size > 1 => {
                     self.note(Happening::Halved);
                     let middle = batch.from + size / 2;
@@ -478,8 +479,7 @@ impl<F: Function> Mapping<F> {
                 }
                 Verdict::Failed => batch.failures += 1,
             }
-            // MaximumRetryAttempts: then the OnFailure destination gets the batch, and the shard
-            // moves on.
+            // MaximumRetryAttempts: after these, the batch goes to the OnFailure destination, and the shard moves on.
             if batch.failures > self.settings.most_retries {
                 self.note(Happening::Exhausted);
                 let of_batch = &records[batch.from..batch.to];
@@ -493,7 +493,7 @@ impl<F: Function> Mapping<F> {
         }
     }
 
-    /// New records, at most `BatchSize`: as many as there are when Lambda looks.
+    /// Returns new records, at most `BatchSize`: those that are available when Lambda reads.
     async fn gather(&self, records: &[Rc<Record>], next: usize) -> Option<Batch> {
         let first = records.get(next)?;
         sleep_until(self.begun + first.put_at).await;
@@ -507,7 +507,7 @@ impl<F: Function> Mapping<F> {
 
     async fn deliver(&self, records: &[Rc<Record>]) -> End {
         self.note(Happening::Delivered);
-        // An environment has one invocation at a time.
+        // An environment runs one invocation at a time.
         let environment = self.idle.borrow_mut().pop().unwrap_or_else(|| {
             self.note(Happening::ColdStart);
             Rc::new(self.function.start())
@@ -523,7 +523,7 @@ impl<F: Function> Mapping<F> {
                 self.note(Happening::PollerReplaced);
                 return End::PollerReplaced;
             }
-            // The environment is shut down with what runs in it.
+            // The environment is shut down, and its work with it.
             working.abort();
             self.note(Happening::TimedOut);
             return End::Failed;
@@ -532,7 +532,7 @@ impl<F: Function> Mapping<F> {
             self.note(Happening::Crashed);
             return End::Failed;
         };
-        // It waits for the next invocation, whether this one ended well or not.
+        // The environment waits for the next invocation, even if this one failed.
         self.idle.borrow_mut().push(environment);
         match (answer, fate) {
             (Ok(_), Fate::LosesAnswer) => {
@@ -562,7 +562,7 @@ impl<F: Function> Mapping<F> {
         }
     }
 
-    /// The `OnFailure` destination: S3 gets the invocation record with the whole event in it.
+    /// Writes to the `OnFailure` destination: S3 gets the invocation record, which contains the whole event.
     fn give_up(&self, records: &[Rc<Record>], condition: &str, attempts: u32) {
         let (Some(first), Some(last)) = (records.first(), records.last()) else { return };
         let file = json!({
@@ -602,7 +602,7 @@ impl<F: Function> Mapping<F> {
     }
 }
 
-/// Drops the work at its so many-th await, if it comes to that.
+/// Drops the work before poll number `polls + 1`.
 async fn until_poll<T>(work: impl Future<Output = T>, polls: u64) -> Option<T> {
     let mut work = pin!(work);
     let mut left = polls;
@@ -616,9 +616,9 @@ async fn until_poll<T>(work: impl Future<Output = T>, polls: u64) -> Option<T> {
     .await
 }
 
-/// What an answer means for its batch.
+/// Interprets the response to a batch.
 fn verdict(records: &[Rc<Record>], answer: &Value) -> Verdict {
-    // All done: no answer, an empty one, no list, an empty list.
+    // These responses mean that all records are done: none, an empty one, no list, or an empty list.
     let failures = match answer {
         Value::Null => return Verdict::Done,
         Value::Object(members) if members.is_empty() => return Verdict::Done,
@@ -631,7 +631,7 @@ fn verdict(records: &[Rc<Record>], answer: &Value) -> Verdict {
     };
     let mut lowest = records.len();
     for failure in failures {
-        // All failed: an identifier that is empty, null, under another name, or of no record.
+        // All records failed if an identifier is empty, null, under another name, or of no record.
         let number = failure["itemIdentifier"].as_str().unwrap_or_default();
         let place = records.iter().position(|record| record.sequence_number == number);
         let Some(place) = place else { return Verdict::Failed };

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use metrics::Key;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 
-/// The outcome of `work`, and the metrics that it wrote on this thread, as CloudWatch would tell
-/// them: by name and dimensions (`OnboardingsFailed step=ReserveKits`), a counter's sum, a gauge's
-/// last value, a histogram's sum.
+/// Returns the result of `work` and the metrics that it wrote on this thread.
+///
+/// The keys are name and dimensions, e.g. `OnboardingsFailed step=ReserveKits`. The values are a counter's sum, a
+/// gauge's last value, or a histogram's sum.
 pub fn measured<T>(
     work: impl Future<Output = T>,
 ) -> impl Future<Output = (T, BTreeMap<String, f64>)> {

@@ -1,5 +1,5 @@
-//! What every step of the saga owes the state machine, together with its undo:
-//! once is all, a late step finds the tombstone, and no order or crowd changes that.
+//! The contract of every step of the saga and its undo: repeated runs have one effect, a late step finds the
+//! tombstone, and neither order nor concurrency changes that.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
     sample::{noon, saga},
 };
 
-/// A step and its undo, on fresh tables that hold all they need.
+/// A step and its undo, on fresh tables with the rows that they need.
 pub struct Pair<D, U> {
     /// The tables.
     pub dynamo: Dynamo,
@@ -24,30 +24,30 @@ pub struct Pair<D, U> {
     pub undo: U,
     /// The step's payload, as the state machine writes it.
     pub payload: Value,
-    /// The undo's.
+    /// The undo's payload.
     pub undo_payload: Value,
-    /// Whose events they emit.
+    /// The entity whose events they emit.
     pub entity: Entity,
 }
 
-/// The events that a pair adds to its entity's.
+/// The events that a step and its undo emit.
 #[derive(Clone, Copy, Debug)]
 pub struct Story {
-    /// By the step.
+    /// The step's event.
     pub done: &'static str,
-    /// By the undo after it.
+    /// The undo's event after the step.
     pub undone: &'static str,
-    /// By the undo alone.
+    /// The undo's events if it runs before the step.
     pub fenced: &'static [&'static str],
 }
 
-/// What a step came to: its reply, or its error's name.
+/// The result of a step: its reply, or its error's name.
 pub type Outcome = Result<Value, ErrorKind>;
 
-/// Runs a step on a payload, as Lambda would.
+/// Runs a step on a payload, as Lambda does.
 ///
 /// # Panics
-/// Where the payload is not the step's.
+/// If the payload is not valid for the step.
 pub async fn run<S: Step>(step: &S, payload: &Value) -> Outcome {
     let command = fault::decode(&payload.to_string()).expect("the step's payload");
     match step.run(command, noon(0)).await {
@@ -56,7 +56,7 @@ pub async fn run<S: Step>(step: &S, payload: &Value) -> Outcome {
     }
 }
 
-/// Runs a step as the state machine does: once more, after a moment, when the error is transient.
+/// Runs a step as the state machine does: it is retried after a pause if the error is transient.
 pub async fn run_retrying<S: Step>(step: &S, payload: &Value) -> Outcome {
     for _ in 0..20 {
         let outcome = run(step, payload).await;
@@ -77,28 +77,28 @@ impl<D: Step, U: Step> Pair<D, U> {
         run_retrying(&self.undo, &self.undo_payload).await
     }
 
-    /// All rows but the idempotency records: those tell what was asked, not what is.
+    /// Returns all rows except the idempotency records, which describe requests and not the state.
     async fn state(&self) -> Vec<Value> {
         let rows = self.dynamo.everything().await.into_values().flatten();
         rows.filter(|row| !row["id"].as_str().is_some_and(|id| id.starts_with("idempotency#")))
             .collect()
     }
 
-    /// The events that came since the first `before` ones.
+    /// Returns the events after the first `before` ones.
     async fn news(&self, before: usize) -> Vec<String> {
         self.dynamo.story(self.entity).await.split_off(before)
     }
 }
 
-/// Tests a step and its undo; `pair` makes them, on fresh tables each time.
+/// Tests the contract of a step and its undo. `pair` creates them on fresh tables.
 ///
 /// # Panics
-/// Where they break the contract.
+/// If they break the contract.
 pub async fn keeps_the_contract<D: Step, U: Step>(
     pair: impl AsyncFn() -> Pair<D, U>,
     story: Story,
 ) {
-    // Boxed, for each holds a pair.
+    // The futures are boxed, because each contains a pair.
     let it = Box::pin(pair()).await;
     assert_eq!(correlation::<D>(&it.payload).as_deref(), it.payload["onboardingId"].as_str());
     assert_eq!(correlation::<U>(&it.undo_payload), correlation::<D>(&it.payload));
@@ -118,7 +118,7 @@ pub async fn keeps_the_contract<D: Step, U: Step>(
     }
 }
 
-/// Neither id may be exchanged for another site's: the step must not even begin.
+/// Asserts that the step refuses a payload with another site's id before it runs.
 fn refuses_another_sites_onboarding<S: Step>(payload: &Value) {
     let other = saga("a site that the payload does not belong to");
     for (field, id) in [
@@ -142,23 +142,23 @@ fn refuses_another_sites_onboarding<S: Step>(payload: &Value) {
     }
 }
 
-/// The onboarding that all a step logs is found by.
+/// Returns the onboarding id that the step's log lines contain.
 ///
 /// # Panics
-/// Where the payload is not the step's.
+/// If the payload is not valid for the step.
 #[must_use]
 pub fn correlation<S: Step>(payload: &Value) -> Option<String> {
     let command = fault::decode(&payload.to_string()).expect("the step's payload");
     S::correlation(&command).map(|id| id.to_string())
 }
 
-/// What the step and its undo answer.
+/// The results of the step and its undo.
 struct Expected {
     step: Outcome,
     undo: Outcome,
 }
 
-/// Again and again is once, and undone stays undone.
+/// Repeated runs have one effect, and a step after its undo changes nothing.
 async fn once_and_undone<D: Step, U: Step>(
     it: Pair<D, U>,
     before: usize,
@@ -185,7 +185,7 @@ async fn once_and_undone<D: Step, U: Step>(
     Expected { step, undo }
 }
 
-/// An undo that overtakes its step leaves a tombstone.
+/// An undo that runs before its step leaves a tombstone.
 async fn undone_before_it_was_done<D: Step, U: Step>(
     it: Pair<D, U>,
     before: usize,
@@ -200,7 +200,7 @@ async fn undone_before_it_was_done<D: Step, U: Step>(
     assert_eq!(it.state().await, after, "a fenced step changed something");
 }
 
-/// Many of the same at once are one.
+/// Concurrent runs of the same step have one effect.
 async fn a_crowd<D: Step, U: Step>(
     it: Pair<D, U>,
     before: usize,
@@ -217,7 +217,7 @@ async fn a_crowd<D: Step, U: Step>(
     assert_eq!(it.news(before).await, [done, undone]);
 }
 
-/// Step and undo at once: undone in the end.
+/// If step and undo run concurrently, the result is undone.
 async fn at_once<D: Step, U: Step>(
     it: Pair<D, U>,
     before: usize,

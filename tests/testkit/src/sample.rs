@@ -1,21 +1,21 @@
-//! Sagas, sensors and times as the tests use them.
+//! Sample sagas, sensors and times for tests.
 
 use contracts::{Entity, EntityType, Metric, Saga, Sensor, SensorId, SiteId, Timestamp};
 use serde_json::{Value, json};
 
-/// Noon of a day, and so many seconds.
+/// Returns noon of a fixed day, plus this number of seconds.
 #[must_use]
 pub fn noon(seconds: i64) -> Timestamp {
     Timestamp::from_millis(1_767_268_800_000 + 1000 * seconds)
 }
 
-/// The saga of a site of that name.
+/// Returns the saga of a site with this name.
 #[must_use]
 pub fn saga(name: &str) -> Saga {
     Saga::of_site(SiteId::registered("test", name), None)
 }
 
-/// Sensors of a saga's site: the first with both limits, the second with one, the others with none.
+/// Returns sensors of a saga's site: the first with both limits, the second with one, the others without limits.
 #[must_use]
 pub fn sensors(saga: Saga, metrics: &[Metric]) -> Vec<Sensor> {
     let limits = [(Some(-50.0), Some(50.0)), (None, Some(99.5))];
@@ -35,11 +35,11 @@ pub fn sensors(saga: Saga, metrics: &[Metric]) -> Vec<Sensor> {
         .collect()
 }
 
-/// A weather station's four sensors, of three metrics.
+/// The four sensors of a weather station, with three metrics.
 pub const WEATHER: [Metric; 4] =
     [Metric::AirTemperature, Metric::AirTemperature, Metric::RelativeHumidity, Metric::AirPressure];
 
-/// The payload of a step, as the state machine writes it: what undo steps get.
+/// Returns a step's payload, as the state machine writes it for undo steps.
 #[must_use]
 pub fn payload(saga: Saga) -> Value {
     json!({
@@ -49,7 +49,7 @@ pub fn payload(saga: Saga) -> Value {
     })
 }
 
-/// The same with the sensors, for the forward steps that need them.
+/// Returns the payload with sensors, for the forward steps that need them.
 #[must_use]
 pub fn payload_with_sensors(saga: Saga, metrics: &[Metric]) -> Value {
     let mut payload = payload(saga);
@@ -57,10 +57,10 @@ pub fn payload_with_sensors(saga: Saga, metrics: &[Metric]) -> Value {
     payload
 }
 
-/// A sample event of `tests/events`, by the function's name.
+/// Returns a function's sample event from `tests/events`.
 ///
 /// # Panics
-/// Where there is none.
+/// If there is none.
 #[must_use]
 pub fn event(function: &str) -> Value {
     let file = format!("{}/../events/{function}.json", env!("CARGO_MANIFEST_DIR"));
@@ -68,10 +68,10 @@ pub fn event(function: &str) -> Value {
     serde_json::from_str(&text).expect(&file)
 }
 
-/// The same sample with other data, as an event of the saga's entity of that kind.
+/// Returns the sample event with other data, as an event of the saga's entity of this kind.
 ///
 /// # Panics
-/// Where there is no such sample.
+/// If there is no such sample.
 #[must_use]
 pub fn event_of(function: &str, saga: Saga, kind: EntityType, data: Value) -> Value {
     let mut event = event(function);

@@ -1,8 +1,7 @@
-//! Documents that a published JSON Schema describes, and documents just outside it.
+//! Generates documents that a published JSON Schema accepts, and documents that break one of its keywords.
 //!
-//! The schema file decides about everything: what is generated, and which keyword each document
-//! just outside breaks. What a schema can't say (that `min` is below `max`, or the order of times)
-//! is left to a step of each test.
+//! The schema file determines what is generated, and which keyword each invalid document breaks. Constraints that a
+//! schema can't express (`min` below `max`, the order of times) are up to each test.
 
 use std::{
     collections::HashMap,
@@ -14,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::chance::Chance;
 
-/// Strings are drawn from these, and kept if the schema takes them.
+/// The alphabets of random strings. A string is kept if the schema accepts it.
 const ALPHABETS: [&str; 5] = [
     "abcdefgzABCDEFGZ0123456789",
     "aZ0_-",
@@ -22,10 +21,10 @@ const ALPHABETS: [&str; 5] = [
     "a \"\\/\u{e4}\u{df}\u{200d}\u{6c3}\u{928}\u{6771}\u{a0}\u{1f52c}",
     "a\n\0\u{1b}\u{202e}\u{200b}\u{feff}\u{e0041}",
 ];
-/// How often a string is drawn before the generator gives up.
+/// The number of attempts before the generator gives up.
 const TRIES: usize = 10_000;
 
-/// The field, the JSON pointer, the keyword and the value of a change.
+/// Field, JSON pointer, keyword and new value of a change.
 type Place = (String, String, String, Value);
 
 /// A JSON Schema of `shared/contracts/schemas`.
@@ -33,26 +32,27 @@ type Place = (String, String, String, Value);
 pub struct Schema {
     root: Value,
     validator: Validator,
-    /// Of the strings and numbers in it, by their schemas: a pattern takes long to compile.
+    /// Validators of the schema's strings and numbers, by their schemas. They are cached because compiling a pattern
+    /// is slow.
     rules: Mutex<HashMap<String, Arc<Validator>>>,
 }
 
-/// A document that breaks one keyword of a schema.
+/// A document that breaks one keyword of the schema.
 #[derive(Debug)]
 pub struct Outside {
-    /// The path of what is wrong, e.g. `sensors[2].unit`; empty for the whole.
+    /// The path of the invalid field, e.g. `sensors[2].unit`. Empty for the whole document.
     pub field: String,
-    /// The keyword, and how it is broken.
+    /// The keyword, and how the document breaks it.
     pub what: String,
     /// The document.
     pub document: Value,
 }
 
 impl Schema {
-    /// The published schema of that name.
+    /// Reads the published schema with this name.
     ///
     /// # Panics
-    /// Where there is none.
+    /// If there is none.
     #[must_use]
     pub fn published(name: &str) -> Self {
         let file =
@@ -61,7 +61,7 @@ impl Schema {
         Self::of(serde_json::from_str(&text).expect(&file))
     }
 
-    /// The schema of one of its definitions.
+    /// Returns the schema of one of its definitions.
     #[must_use]
     pub fn definition(&self, name: &str) -> Self {
         Self::of(json!({ "$ref": format!("#/$defs/{name}"), "$defs": self.root["$defs"] }))
@@ -81,16 +81,16 @@ impl Schema {
         Arc::clone(rule)
     }
 
-    /// Whether the schema takes the document.
+    /// Returns whether the schema accepts the document.
     #[must_use]
     pub fn takes(&self, document: &Value) -> bool {
         self.validator.is_valid(document)
     }
 
-    /// A document that the schema takes.
+    /// Generates a document that the schema accepts.
     ///
     /// # Panics
-    /// Where the generator can't make one: it does not know every keyword.
+    /// If the schema has a keyword that the generator does not know.
     #[must_use]
     pub fn document(&self, chance: &mut Chance) -> Value {
         let document = self.value(&self.root, chance);
@@ -115,7 +115,7 @@ impl Schema {
         }
     }
 
-    /// With one case of `oneOf` chosen.
+    /// Returns the schema with one case of `oneOf` merged into it.
     fn chosen(&self, schema: &Value, chance: &mut Chance) -> Value {
         let mut schema = self.resolved(schema);
         let Some(cases) = schema["oneOf"].as_array().cloned() else { return schema };
@@ -190,7 +190,7 @@ impl Schema {
                 let at = at.to_string();
                 let offset = chance.pick(&["Z", "+00:00", "-11:30", "+14:00"]);
                 let fraction = chance.pick(&["", ".5", ".123", ".123456789"]);
-                // Near the epoch an offset could lead to a time before it.
+                // Shortly after the epoch, an offset could result in a time before it.
                 return match &at[..4] {
                     "1970" => at,
                     _ => format!("{}{fraction}{offset}", &at[..19]),
@@ -245,19 +245,19 @@ impl Schema {
         panic!("no number is right for {schema}");
     }
 
-    /// Every document that differs from this one in one place, where it breaks one keyword.
+    /// Returns all documents that differ from this one in one place and break one keyword there.
     ///
     /// # Panics
-    /// Where the schema takes one of them.
+    /// If the schema accepts one of them.
     #[must_use]
     pub fn outside(&self, document: &Value) -> Vec<Outside> {
         self.places(document).into_iter().map(|place| self.put(document, place)).collect()
     }
 
-    /// One of them.
+    /// Returns one random document of [`Schema::outside`].
     ///
     /// # Panics
-    /// Where the schema takes it.
+    /// If the schema accepts it.
     #[must_use]
     pub fn one_outside(&self, document: &Value, chance: &mut Chance) -> Outside {
         let mut places = self.places(document);
@@ -277,7 +277,7 @@ impl Schema {
         Outside { field, what, document: outside }
     }
 
-    /// Collects the changes that each break one keyword.
+    /// Collects changes that each break one keyword.
     fn wrong(
         &self,
         schema: &Value,
@@ -385,7 +385,8 @@ fn counts(schema: &Value) -> (usize, usize) {
     (count("minItems"), count("maxItems"))
 }
 
-/// Adds the keywords of a case. Where both have one, the case's is the narrower.
+/// Merges the keywords of a case into the schema. If both have a keyword, the case's value wins, because it is
+/// narrower.
 fn merge(schema: &mut Value, case: &Value) {
     match (schema, case) {
         (Value::Object(schema), Value::Object(case)) => {

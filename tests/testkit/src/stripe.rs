@@ -1,5 +1,5 @@
-//! Stand-ins for the payment provider: one that accepts every card and has whatever is asked for, and
-//! one that gives prepared answers, byte by byte.
+//! Fakes of the payment provider. One accepts every card and finds every object. The other returns prepared
+//! responses, byte by byte.
 
 use std::{io, time::Duration};
 
@@ -11,13 +11,13 @@ use tokio::{
     time::timeout,
 };
 
-/// How long the provider with prepared answers waits for a call.
+/// How long the fake with prepared responses waits for a call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// The requests that a provider with prepared answers got.
+/// The requests to the fake with prepared responses.
 pub type Requests = JoinHandle<io::Result<Vec<String>>>;
 
-/// What it answers to a call, given as method and path: `GET /v1/subscriptions`.
+/// Returns the response to a call, given as method and path: `GET /v1/subscriptions`.
 #[must_use]
 pub fn accepting(call: &str) -> Value {
     let id = match call.split('/').nth(2) {
@@ -35,13 +35,13 @@ pub fn accepting(call: &str) -> Value {
     }
 }
 
-/// A prepared answer with a request id.
+/// Returns a prepared response with a request id.
 #[must_use]
 pub fn answer(status: u16, body: &str) -> String {
     with_header(status, "request-id: req_7", body)
 }
 
-/// A prepared answer with that header.
+/// Returns a prepared response with this header.
 #[must_use]
 pub fn with_header(status: u16, header: &str, body: &str) -> String {
     let length = body.len();
@@ -51,8 +51,8 @@ pub fn with_header(status: u16, header: &str, body: &str) -> String {
     )
 }
 
-/// Starts a provider that gives these answers, one a connection. Returns its base URL, and the requests
-/// once all answers are given.
+/// Starts a fake that returns these responses, one per connection. Returns its base URL, and the requests after all
+/// responses were sent.
 ///
 /// # Errors
 /// If it can't listen.
@@ -62,7 +62,7 @@ pub async fn serve(answers: Vec<String>) -> io::Result<(String, Requests)> {
     let requests = tokio::spawn(async move {
         let mut requests = Vec::new();
         for answer in answers {
-            // A call that is not made fails the test; it does not hang it.
+            // If a call is missing, the test fails instead of hanging.
             let (mut socket, _) = timeout(CALL_TIMEOUT, listener.accept()).await??;
             requests.push(read_request(&mut socket).await?);
             socket.write_all(answer.as_bytes()).await?;
@@ -72,7 +72,7 @@ pub async fn serve(answers: Vec<String>) -> io::Result<(String, Requests)> {
     Ok((base, requests))
 }
 
-/// Reads a request to the end of its body.
+/// Reads a request up to the end of its body.
 async fn read_request(socket: &mut TcpStream) -> io::Result<String> {
     let mut read = Vec::new();
     loop {

@@ -1,4 +1,4 @@
-//! The templates and the state machines, as the tests judge them.
+//! The templates and the state machines as JSON, for tests.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,22 +10,22 @@ pub use contracts::names::kebab;
 use saphyr::{LoadableYamlNode, Scalar, Yaml};
 use serde_json::{Map, Value};
 
-/// The repository's folder.
+/// Returns the repository's root folder.
 #[must_use]
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// A template as JSON, without the tags of intrinsic functions: `!Ref Table` is `"Table"`,
-/// `!GetAtt Table.Arn` is `"Table.Arn"`, `!If [Condition, 1, 2]` is `["Condition", 1, 2]`.
+/// A template as JSON, without the tags of intrinsic functions: `!Ref Table` becomes `"Table"`, `!GetAtt Table.Arn`
+/// becomes `"Table.Arn"`, `!If [Condition, 1, 2]` becomes `["Condition", 1, 2]`.
 #[derive(Clone, Debug)]
 pub struct Template(pub Value);
 
 impl Template {
-    /// The templates of all services as one, with the root's metadata and outputs.
+    /// Reads the templates of all services and merges them into one, with the root's metadata and outputs.
     ///
-    /// A reference by fixed name to another service's resource reads like one within a template:
-    /// `!Sub arn:...:table/${Environment}-events` is `"EventsTable.Arn"`.
+    /// A reference by fixed name to another service's resource becomes a reference by logical id:
+    /// `!Sub arn:...:table/${Environment}-events` becomes `"EventsTable.Arn"`.
     ///
     /// # Panics
     /// If a template is not YAML, or if two of them have different resources of the same logical id.
@@ -34,7 +34,7 @@ impl Template {
         Self::merge(&Self::root(), &Self::services())
     }
 
-    /// The template that nests the services, as it is.
+    /// Reads the root template, which nests those of the services.
     ///
     /// # Panics
     /// If it is not YAML.
@@ -43,7 +43,7 @@ impl Template {
         Self::file(&root().join("template.yaml"))
     }
 
-    /// The templates of the services, as they are, by the services' names.
+    /// Reads the templates of the services, by the services' names.
     ///
     /// # Panics
     /// If one is not YAML.
@@ -65,7 +65,7 @@ impl Template {
         ))
     }
 
-    /// The templates of services as one; see [`Template::read`].
+    /// Merges the templates of the services; see [`Template::read`].
     ///
     /// # Panics
     /// If two of them have different resources of the same logical id.
@@ -94,7 +94,8 @@ impl Template {
         Self(merged)
     }
 
-    /// The resources of other services that each service names, by the service: logical ids of `merged`.
+    /// Returns the other services' resources that each service refers to, by service. They are logical ids of
+    /// `merged`.
     #[must_use]
     pub fn foreign_names(
         merged: &Self,
@@ -103,7 +104,7 @@ impl Template {
         let names = Names::read(&merged.0["Resources"]);
         let foreign = services.iter().map(|(service, template)| {
             let mut resources = template.0["Resources"].clone();
-            // A dashboard shows names; nothing has to be there.
+            // A dashboard only contains names. The resources need not exist when it is created.
             if let Some(resources) = resources.as_object_mut() {
                 resources.retain(|_, it| it["Type"] != "AWS::CloudWatch::Dashboard");
             }
@@ -118,7 +119,7 @@ impl Template {
         foreign.collect()
     }
 
-    /// The resources of that type, by their logical ids.
+    /// Returns the resources of this type, by their logical ids.
     #[must_use]
     pub fn resources(&self, kind: &str) -> BTreeMap<&str, &Value> {
         let all = self.0["Resources"].as_object().into_iter().flatten();
@@ -127,13 +128,13 @@ impl Template {
             .collect()
     }
 
-    /// The properties of the resource with that logical id; null if there is none.
+    /// Returns the properties of the resource with this logical id. Returns null if there is none.
     #[must_use]
     pub fn properties(&self, id: &str) -> &Value {
         &self.0["Resources"][id]["Properties"]
     }
 
-    /// The functions, without the suffix `Function`.
+    /// Returns the logical ids of the functions without the suffix `Function`.
     ///
     /// # Panics
     /// If the logical id of a function has no such suffix.
@@ -143,7 +144,7 @@ impl Template {
         functions.map(|id| id.strip_suffix("Function").expect("the suffix Function")).collect()
     }
 
-    /// The fixed name of a resource, without `${Environment}-`; none if it has a generated name.
+    /// Returns the fixed name of a resource without `${Environment}-`. Returns `None` if its name is generated.
     #[must_use]
     pub fn fixed_name(&self, id: &str) -> Option<&str> {
         let resource = &self.0["Resources"][id];
@@ -152,7 +153,7 @@ impl Template {
     }
 }
 
-/// Everything that looks like a reference to a logical id or a parameter: `X`, `X.Arn`, and `${X.Arn}` within a
+/// Collects everything that may be a reference to a logical id or a parameter: `X`, `X.Arn`, and `${X.Arn}` within a
 /// text.
 pub fn references(value: &Value, found: &mut BTreeSet<String>) {
     match value {
@@ -168,10 +169,10 @@ pub fn references(value: &Value, found: &mut BTreeSet<String>) {
     }
 }
 
-/// What each fixed name starts with.
+/// The beginning of each fixed name.
 const ENVIRONMENT: &str = "${Environment}-";
 
-/// The property that names a resource of that type.
+/// Returns the property with the name of a resource of this type.
 fn name_property(kind: &str) -> Option<&'static str> {
     Some(match kind {
         "AWS::DynamoDB::Table" => "TableName",
@@ -187,8 +188,8 @@ fn name_property(kind: &str) -> Option<&'static str> {
     })
 }
 
-/// How a fixed name is used: the text before it, the type that it names, and what `!Ref` or `!GetAtt` of
-/// that resource would be.
+/// The uses of fixed names: the text before the name, the resource's type, and the suffix of the equivalent `!Ref` or
+/// `!GetAtt`.
 const USES: [(&str, &str, &str); 10] = [
     (
         "arn:${AWS::Partition}:lambda:${AWS::Region}:${AWS::AccountId}:function:",
@@ -219,14 +220,14 @@ const USES: [(&str, &str, &str); 10] = [
     ("arn:${AWS::Partition}:sqs:${AWS::Region}:${AWS::AccountId}:", "AWS::SQS::Queue", ".Arn"),
     ("https://sqs.${AWS::Region}.${AWS::URLSuffix}/${AWS::AccountId}/", "AWS::SQS::Queue", ""),
     ("arn:${AWS::Partition}:s3:::", "AWS::S3::Bucket", ".Arn"),
-    // The ARN of an execution has the name of its state machine. The text before it stays.
+    // An execution's ARN contains the name of its state machine. The text before it is kept.
     (":execution:", "AWS::Serverless::StateMachine", ".Name"),
 ];
 
-/// What a bucket's name ends with: it is unique in the world.
+/// The suffix of a bucket's name, which must be globally unique.
 const UNIQUE: &str = "-${AWS::AccountId}-${AWS::Region}";
 
-/// A fixed name at the beginning of a text, without the environment, and what is behind it.
+/// Splits a text that begins with a fixed name (without the environment) into the name and the rest.
 fn split_name(text: &str) -> (&str, &str) {
     let is_name = |it: char| it.is_ascii_lowercase() || it.is_ascii_digit() || it == '-';
     let end = text.find(|it| !is_name(it)).unwrap_or(text.len());
@@ -256,7 +257,7 @@ impl Names {
         self.0.get(&(kind.to_owned(), name.to_owned())).map(String::as_str)
     }
 
-    /// Replaces the fixed names by logical ids. `key` is what holds the value.
+    /// Replaces fixed names by logical ids. `key` is the member that contains the value.
     fn resolve(&self, value: &mut Value, key: &str) {
         match value {
             Value::Object(members) => {
@@ -271,7 +272,7 @@ impl Names {
     }
 
     fn resolved(&self, text: &str, key: &str) -> String {
-        // A name alone: its type is known by the key only.
+        // The text is only a name. Its type follows from the key.
         let kind = match key {
             "EventBusName" | "EVENT_BUS_NAME" => Some("AWS::Events::EventBus"),
             key if key.ends_with("_TABLE") => Some("AWS::DynamoDB::Table"),
@@ -302,7 +303,7 @@ impl Names {
             rest = behind;
         }
         resolved.push_str(rest);
-        // `!Sub '${Table.Arn}'` is `!GetAtt Table.Arn`.
+        // `!Sub '${Table.Arn}'` is equivalent to `!GetAtt Table.Arn`.
         let whole = resolved.strip_prefix("${").and_then(|it| it.strip_suffix('}'));
         match whole {
             Some(reference) if !reference.contains(['{', '}']) && reference != "Environment" => {
@@ -313,10 +314,10 @@ impl Names {
     }
 }
 
-/// The definitions of the state machines, by their files' names without `.asl.json`.
+/// Reads the definitions of the state machines, by their file names without `.asl.json`.
 ///
 /// # Panics
-/// Where one can't be read.
+/// If one can't be read.
 #[must_use]
 pub fn machines() -> BTreeMap<String, Value> {
     let folder = fs::read_dir(root().join("statemachines")).expect("the state machines");
@@ -331,10 +332,10 @@ pub fn machines() -> BTreeMap<String, Value> {
         .collect()
 }
 
-/// A YAML document as JSON, without tags.
+/// Converts a YAML document to JSON, without tags.
 ///
 /// # Panics
-/// Where it is none.
+/// If it is not YAML.
 #[must_use]
 pub fn yaml(text: &str) -> Value {
     let documents = Yaml::load_from_str(text).expect("YAML");

@@ -1,66 +1,66 @@
-//! What tests counted, as they write it into `counted/`.
+//! The counts that tests write into `counted/`.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// `onboarding.json`, by testkit's `write_units`.
+/// `onboarding.json`, written by testkit's test `write_units`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Onboardings {
-    /// One that goes through, with three sensors: its effects, in their order.
+    /// The effects of a successful onboarding with three sensors, in order.
     pub done: Vec<Effect>,
-    /// One that fails at its last step, and is undone.
+    /// The effects of an onboarding that fails at its last step and is undone.
     pub undone: Vec<Effect>,
 }
 
-/// What a function does in an onboarding, all its invocations together.
+/// The effects of a function in an onboarding, for all its invocations together.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Effect {
-    /// By its binary's name.
+    /// The name of the function's binary.
     pub function: String,
-    /// How often it is invoked.
+    /// The number of invocations.
     pub invocations: u32,
-    /// Of DynamoDB.
+    /// DynamoDB's write units.
     pub write_units: f64,
     /// Calls to DynamoDB, by operation.
     pub calls: BTreeMap<String, u32>,
 }
 
-/// `readings.json`, by testkit's `reading_units`.
+/// `readings.json`, written by testkit's test `reading_units`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Readings {
-    /// The real day of a station, by the length of its bundles, the shortest first.
+    /// The real day of a station, by the length of its bundles, shortest first.
     pub bundles: Vec<Bundles>,
     /// An hour of it, in bundles of one reading.
     pub single: Bundles,
-    /// A sensor leaves its limits.
+    /// The cost of an alert.
     pub alert: Alert,
 }
 
-/// A station's readings, in bundles of one length.
+/// A station's readings in bundles of one length.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Bundles {
-    /// The length, in minutes.
+    /// The length in minutes.
     pub minutes: u32,
-    /// How many there are.
+    /// The number of bundles.
     pub bundles: u32,
-    /// In all of them.
+    /// The number of readings in all bundles.
     pub readings: u32,
-    /// That they became.
+    /// The number of rows.
     pub rows: u32,
-    /// Of the rows.
+    /// The write units of the rows.
     pub write_units: f64,
-    /// Of the rows, as DynamoDB counts them for storage.
+    /// The size of the rows by DynamoDB's rules for storage.
     pub row_bytes: u64,
-    /// The records of the stream, plain.
+    /// The records of the stream, as plain JSON.
     pub plain: Records,
-    /// The same as gzip.
+    /// The records of the stream, as gzip.
     pub gzip: Records,
-    /// Units that detect-breaches read, and wrote nothing.
+    /// The read units of detect-breaches if no state changes.
     pub alerting_read_units: u64,
 }
 
@@ -68,50 +68,50 @@ pub struct Bundles {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Records {
-    /// Data and partition keys.
+    /// The size of data and partition keys.
     pub bytes: u64,
-    /// Of the largest.
+    /// The size of the largest record.
     pub largest: u64,
-    /// What a stream on demand charges for.
+    /// The kilobytes that an on-demand stream charges.
     pub kilobytes: u64,
-    /// What a stream with provisioned shards charges for.
+    /// The PUT payload units that a stream with provisioned shards charges.
     pub put_payload_units: u64,
 }
 
-/// What one event of detect-breaches takes.
+/// The cost of one event of detect-breaches.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Alert {
-    /// Of the change of state with its event.
+    /// The write units of the state change and its event.
     pub detect_write_units: f64,
-    /// Of marking the event as published.
+    /// The write units of marking the event as published.
     pub publish_write_units: f64,
 }
 
-/// `stack.json`, by `tests/tools/cost.rs`, on the deployed local stack.
+/// `stack.json`, written by `tests/tests/cost.rs` on the deployed local stack.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Stack {
-    /// One that goes through.
+    /// A successful onboarding.
     pub done: Execution,
-    /// One whose card is declined: it fails at its third step.
+    /// An onboarding whose card is declined. It fails at its third step.
     pub declined: Execution,
 }
 
-/// An onboarding, with its teardown.
+/// An onboarding with its teardown.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Execution {
-    /// States entered and tries repeated, of the saga and its teardown.
+    /// The state transitions of the saga and its teardown, including retries.
     pub transitions: u32,
-    /// Published.
+    /// The number of published events.
     pub events: u32,
-    /// How often each function was invoked for it, by its binary's name.
+    /// The number of invocations of each function, by the name of its binary.
     pub invocations: BTreeMap<String, u32>,
 }
 
 impl Records {
-    /// Takes note of a record: its data and its partition key.
+    /// Counts a record with this data and partition key.
     pub fn add(&mut self, data: &[u8], key: &str) {
         let bytes = data.len() as u64 + key.len() as u64;
         self.bytes += bytes;

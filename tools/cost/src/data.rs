@@ -1,52 +1,52 @@
-//! Prices, quotas, and what is assumed: files that a human keeps.
+//! Prices, quotas and assumptions, which are maintained by hand.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, de::DeserializeOwned};
 
-/// What AWS charges for.
+/// An item of AWS's bill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Item {
-    /// A stream on demand, an hour.
+    /// An hour of an on-demand stream.
     StreamHour,
-    /// Into it, by begun kilobytes of each record.
+    /// A gigabyte into an on-demand stream. Each record is rounded up to a kilobyte.
     StreamInGigabyte,
-    /// Out of it, once for each consumer.
+    /// A gigabyte out of an on-demand stream, for each consumer.
     StreamOutGigabyte,
-    /// A provisioned shard, an hour.
+    /// An hour of a provisioned shard.
     ShardHour,
-    /// Into provisioned shards: 25 begun kilobytes of a record.
+    /// A PUT payload unit of provisioned shards: each started 25 kilobytes of a record.
     PutPayloadUnit,
-    /// Of DynamoDB, on demand.
+    /// A write unit of DynamoDB, on demand.
     WriteUnit,
-    /// Of DynamoDB, on demand.
+    /// A read unit of DynamoDB, on demand.
     ReadUnit,
-    /// In DynamoDB, for a month.
+    /// A gigabyte of DynamoDB storage, per month.
     StoredGigabyte,
-    /// Point-in-time recovery, for a month.
+    /// A gigabyte of point-in-time recovery, per month.
     RecoverableGigabyte,
-    /// Of Lambda.
+    /// A request of Lambda.
     Request,
-    /// Of Lambda, on arm64.
+    /// A gigabyte-second of Lambda on arm64.
     GigabyteSecond,
-    /// Of a Standard workflow.
+    /// A state transition of a Standard workflow.
     Transition,
-    /// Put on an event bus.
+    /// An event that is put on an event bus.
     Event,
-    /// Of SQS.
+    /// A request of SQS.
     QueueRequest,
-    /// Of a REST API.
+    /// A request of a REST API.
     ApiRequest,
-    /// Taken into CloudWatch Logs.
+    /// A gigabyte that is ingested into CloudWatch Logs.
     LogGigabyte,
-    /// Recorded by X-Ray.
+    /// A trace that X-Ray records.
     Trace,
 }
 
 impl Item {
-    /// All of them.
+    /// All items.
     pub const ALL: [Self; 17] = [
         Self::StreamHour,
         Self::StreamInGigabyte,
@@ -68,24 +68,24 @@ impl Item {
     ];
 }
 
-/// How much of each.
+/// An amount of each item.
 pub type Amounts = BTreeMap<Item, f64>;
 
-/// What an item costs. Free tiers and discounts by volume are left out.
+/// The price of an item, without free tiers and volume discounts.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Price {
-    /// For so many.
+    /// The price of `per` units, in USD.
     pub usd: f64,
-    /// So many.
+    /// The number of units.
     pub per: f64,
-    /// Of what.
+    /// The unit.
     pub unit: String,
-    /// Where it is the price.
+    /// The region.
     pub region: String,
-    /// When it was.
+    /// The date of the price.
     pub as_of: String,
-    /// Where AWS tells it, and how it was read.
+    /// AWS's page, and how the price was read.
     pub source: String,
 }
 
@@ -95,22 +95,22 @@ pub struct Price {
 pub struct Prices(BTreeMap<Item, Price>);
 
 impl Prices {
-    /// What one item costs.
+    /// Returns the price of an item.
     ///
     /// # Panics
-    /// Never: a list that was read has all of them.
+    /// Never: a price list that was read has all items.
     #[must_use]
     pub fn price(&self, item: Item) -> &Price {
         &self.0[&item]
     }
 
-    /// What so much costs, in USD.
+    /// Returns the cost of these amounts in USD.
     #[must_use]
     pub fn of(&self, amounts: &Amounts) -> f64 {
         amounts.iter().map(|(item, amount)| self.one(*item, *amount)).sum()
     }
 
-    /// What so much of one item costs, in USD.
+    /// Returns the cost of an amount of one item in USD.
     #[must_use]
     pub fn one(&self, item: Item, amount: f64) -> f64 {
         let Price { usd, per, .. } = self.price(item);
@@ -118,124 +118,124 @@ impl Prices {
     }
 }
 
-/// What AWS, or the stack itself, allows.
+/// A quota of AWS, or a limit of the stack itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Limit {
-    /// Bytes a second into a stream on demand.
+    /// Bytes per second into an on-demand stream.
     StreamBytes,
-    /// The same, when the stream is new.
+    /// Bytes per second into a new on-demand stream.
     NewStreamBytes,
-    /// Bytes of a record, as accept-readings takes it.
+    /// The maximum size of a record in bytes, in accept-readings.
     RecordBytes,
-    /// Of all functions of an account.
+    /// Concurrent executions of all functions of an account.
     Concurrency,
-    /// Write units a second of a table on demand.
+    /// Write units per second of an on-demand table.
     TableWrites,
-    /// The same, when the table is new.
+    /// Write units per second of a new on-demand table.
     NewTableWrites,
-    /// Requests a second to `POST /readings`.
+    /// Requests per second to `POST /readings`.
     PostReadings,
-    /// Requests a second to all APIs of an account.
+    /// Requests per second to all APIs of an account.
     ApiRequests,
-    /// Requests a second to `POST /sites`.
+    /// Requests per second to `POST /sites`.
     PostSites,
-    /// Calls of `PutEvents` a second.
+    /// Calls of `PutEvents` per second.
     PutEvents,
-    /// Of targets, a second.
+    /// Invocations of EventBridge's targets per second.
     TargetInvocations,
-    /// `StartExecution` a second.
+    /// Calls of `StartExecution` per second.
     StartExecutions,
-    /// `DescribeExecution` a second.
+    /// Calls of `DescribeExecution` per second.
     DescribeExecutions,
-    /// Of Standard workflows, a second.
+    /// State transitions of Standard workflows per second.
     Transitions,
 }
 
-/// A limit as it is by default.
+/// A quota with its default.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Quota {
-    /// In words.
+    /// The name.
     pub name: String,
     /// The default.
     pub value: f64,
-    /// Of what.
+    /// The unit.
     pub unit: String,
     /// Whether AWS raises it on request.
     pub adjustable: bool,
-    /// What to do where it binds.
+    /// What to do if the quota is reached.
     pub raise: String,
-    /// When it was so.
+    /// The date of the value.
     pub as_of: String,
-    /// Where it is told.
+    /// The page that documents it.
     pub source: String,
 }
 
 /// The quotas, by what they limit.
 pub type Quotas = BTreeMap<Limit, Quota>;
 
-/// What no run counts.
+/// Assumptions: values that no test counts.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Assumptions {
-    /// What this file is.
+    /// The description of the file.
     pub comment: String,
-    /// A call to DynamoDB, or another service of AWS, in milliseconds.
+    /// The duration of a call to DynamoDB or another AWS service, in milliseconds.
     pub aws_millis: f64,
-    /// A call to the payment provider, in milliseconds.
+    /// The duration of a call to the payment provider, in milliseconds.
     pub provider_millis: f64,
-    /// What Lambda logs of an invocation itself, in bytes: its start and its report.
+    /// The size of Lambda's own log lines of an invocation (start and report), in bytes.
     pub platform_log_bytes: f64,
-    /// Added by CloudWatch to each line, in bytes.
+    /// The bytes that CloudWatch adds to each log line.
     pub log_line_bytes: f64,
-    /// Lines of an invocation, Lambda's included.
+    /// The number of log lines of an invocation, including Lambda's.
     pub log_lines: f64,
-    /// A line of the API's access log, in bytes.
+    /// The size of a line of the API's access log, in bytes.
     pub access_log_bytes: f64,
-    /// Invocations a second of a function that are traced in any case.
+    /// The number of a function's invocations per second that are always traced.
     pub traces_certain: f64,
-    /// The part of the others that is traced.
+    /// The fraction of the other invocations that is traced.
     pub traces_part: f64,
-    /// Requests to a queue for a message: sent, received, deleted.
+    /// The number of SQS requests per message: send, receive, delete.
     pub queue_requests: f64,
-    /// Lambda asks a shard for records so often a second.
+    /// The number of polls of a shard per second.
     pub polls: f64,
-    /// A stream on demand has so many shards at least.
+    /// The minimum number of shards of an on-demand stream.
     pub least_shards: f64,
-    /// Bytes a second, and records a second, that a shard takes.
+    /// The bytes per second that a shard accepts.
     pub shard_bytes: f64,
-    /// See there.
+    /// The records per second that a shard accepts.
     pub shard_records: f64,
-    /// The largest event that Lambda hands to a function, in bytes.
+    /// The maximum size of a Lambda event, in bytes.
     pub largest_event: f64,
-    /// Of a record in it, beside its data in base64.
+    /// The size of a record in the event without its base64 data, in bytes.
     pub record_envelope: f64,
-    /// Loggers send within so many seconds after a bundle's end.
+    /// The time after a bundle's end in which all loggers send it, in seconds.
     pub burst_seconds: f64,
-    /// The functions of the stream as the template has them.
+    /// The event source mappings of the stream, as in the template.
     pub mappings: Mappings,
-    /// Memory of the functions, in MB, as the template has them.
+    /// The memory of the functions in MB, as in the template.
     pub memory: BTreeMap<String, f64>,
-    /// Bundles, and series of a bundle, that store-readings works on side by side.
+    /// The number of bundles that store-readings processes concurrently.
     pub side_by_side: f64,
-    /// See there.
+    /// The number of series of a bundle that store-readings writes concurrently.
     pub puts_at_once: f64,
-    /// Write units that an idempotency record of Powertools takes: begun, completed.
+    /// The write units of a Powertools idempotency record, for its start and completion.
     pub peer_record_units: f64,
-    /// Calls for that.
+    /// The number of DynamoDB calls for the idempotency record.
     pub peer_record_calls: f64,
-    /// Items of a call that Python puts together.
+    /// The number of items that the Python peer writes with one call.
     pub peer_items_a_call: f64,
 }
 
-/// How Lambda hands the stream to its functions.
+/// The event source mappings of the stream's functions.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Mappings {
-    /// store-readings.
+    /// The mapping of store-readings.
     pub store_readings: Mapping,
-    /// detect-breaches.
+    /// The mapping of detect-breaches.
     pub detect_breaches: Mapping,
 }
 
@@ -243,19 +243,19 @@ pub struct Mappings {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Mapping {
-    /// The most records of a batch.
+    /// The maximum number of records in a batch.
     pub batch_size: f64,
-    /// Batches of a shard at once.
+    /// The number of concurrent batches per shard.
     pub parallelization_factor: f64,
 }
 
-/// A file of this crate's folder, or another one.
+/// Reads and parses a JSON file.
 pub fn read<T: DeserializeOwned>(file: &Path) -> Result<T> {
     let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
     serde_json::from_str(&text).with_context(|| file.display().to_string())
 }
 
-/// The price list, which must have all that is charged for.
+/// Reads the price list. Fails if an item has no price.
 pub fn prices(file: &Path) -> Result<Prices> {
     let prices: Prices = read(file)?;
     for item in Item::ALL {
@@ -268,7 +268,7 @@ pub fn prices(file: &Path) -> Result<Prices> {
 pub(crate) mod tests {
     use super::*;
 
-    /// Prices that are easily multiplied.
+    /// Prices for easy arithmetic.
     pub(crate) fn round_prices() -> Prices {
         let price = |usd, per| Price {
             usd,

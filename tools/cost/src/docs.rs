@@ -1,14 +1,14 @@
-//! Tables and files that are written by a command and kept by a test.
+//! Tables and files that a command writes and a test compares.
 
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
-/// Set, whatever is counted is written instead of compared.
+/// If this variable is set, counts are written instead of compared.
 const UPDATE: &str = "UPDATE_DOCS";
 
-/// A page with this table between the comments of that name, `<!-- name -->` and `<!-- /name -->`.
+/// Returns the page with this table between the comments `<!-- name -->` and `<!-- /name -->`.
 pub fn with_table(page: &str, name: &str, table: &str) -> Result<String> {
     let (start, end) = (format!("<!-- {name} -->\n"), format!("<!-- /{name} -->"));
     let (before, rest) = page.split_once(&start).with_context(|| format!("there is no {start}"))?;
@@ -16,15 +16,14 @@ pub fn with_table(page: &str, name: &str, table: &str) -> Result<String> {
     Ok(format!("{before}{start}{table}{end}{after}"))
 }
 
-/// Fails where the page has another table under that name; with `UPDATE_DOCS` in the environment,
-/// writes it there.
+/// Compares the table with that in the page. With `UPDATE_DOCS` in the environment, writes it instead.
 pub fn keep_table(path: &Path, name: &str, table: &str) -> Result<()> {
     let page = fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let counted = with_table(&page, name, table)?;
     keep(path, &page, &counted).with_context(|| format!("the table {name}"))
 }
 
-/// The same for a file of JSON.
+/// Compares a value with a JSON file. With `UPDATE_DOCS` in the environment, writes it instead.
 pub fn keep_json(path: &Path, counted: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(counted)?;
     text.push('\n');
@@ -43,7 +42,7 @@ fn keep(path: &Path, there: &str, counted: &str) -> Result<()> {
     bail!("{} tells what is no longer so:\n-{there}\n+{counted}", path.display())
 }
 
-/// A table in markdown: its head, which columns are numbers, its rows.
+/// Returns a Markdown table with these column titles and rows. `right` says which columns are right-aligned.
 pub fn table(head: &[&str], right: &[bool], rows: &[Vec<String>]) -> Result<String> {
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let mut text = line(&head.iter().map(|&cell| cell.to_owned()).collect::<Vec<_>>());
@@ -62,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_takes_the_place_of_the_one_before_and_of_nothing_else() -> Result<()> {
+    fn only_the_named_table_is_replaced() -> Result<()> {
         let page = "a\n<!-- x -->\nold\n<!-- /x -->\nb\n<!-- y -->\nold\n<!-- /y -->\n";
         let told = with_table(page, "x", "new\n")?;
         assert_eq!(told, "a\n<!-- x -->\nnew\n<!-- /x -->\nb\n<!-- y -->\nold\n<!-- /y -->\n");

@@ -1,4 +1,4 @@
-//! What `make bench` measured: CPU time, calls and log lines of each function, and of the peers.
+//! The measurements of `make bench`: CPU time, calls and log lines of each function and of the peers.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -7,27 +7,27 @@ use serde::Deserialize;
 
 use crate::data;
 
-/// As `tools/bench/figures.json` tells it, and what docs/performance.md tells of readings.
+/// The measurements in `tools/bench/figures.json`, and the table of readings in docs/performance.md.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Figures {
     functions: BTreeMap<String, Measured>,
     peers: BTreeMap<String, Measured>,
     largest_batch: Batch,
-    /// Instructions that a sample takes in store-readings before its row is sent.
+    /// The number of instructions of a sample in store-readings, until its row is sent.
     #[serde(skip)]
     instructions_a_sample: f64,
 }
 
-/// Of a function, warm.
+/// The measurements of a warm function.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Measured {
-    /// CPU time of an invocation, in microseconds of a whole core.
+    /// The CPU time of an invocation, in microseconds of a whole core.
     cpu_micros: f64,
-    /// What an invocation logs itself.
+    /// The size of an invocation's own log lines, in bytes.
     log_bytes: f64,
-    /// By operation.
+    /// The number of calls by operation.
     warm_calls: BTreeMap<String, u64>,
     #[serde(default)]
     instructions: Option<Instructions>,
@@ -38,7 +38,7 @@ struct Instructions {
     warm: f64,
 }
 
-/// The largest batch of the smallest bundles through store-readings.
+/// The largest batch of the smallest bundles in store-readings.
 #[derive(Clone, Debug, Deserialize)]
 struct Batch {
     records: f64,
@@ -46,7 +46,7 @@ struct Batch {
 }
 
 impl Figures {
-    /// Those of the last `make bench`.
+    /// Reads the measurements of the last `make bench`.
     pub fn read(root: &Path) -> Result<Self> {
         let mut figures: Self = data::read(&root.join("tools/bench/figures.json"))
             .context("run `make bench`, which measures what a function takes")?;
@@ -57,23 +57,24 @@ impl Figures {
         Ok(figures)
     }
 
-    /// Of one function.
+    /// Returns the measurements of a function.
     pub fn function(&self, name: &str) -> Result<&Measured> {
         self.functions.get(name).with_context(|| format!("no figures of {name}: run `make bench`"))
     }
 
-    /// Of one peer.
+    /// Returns the measurements of a peer.
     pub fn peer(&self, name: &str) -> Result<&Measured> {
         self.peers.get(name).with_context(|| format!("no figures of {name}: run `make bench`"))
     }
 
-    /// Milliseconds of a whole core that a row takes in store-readings, its bundle's share included.
+    /// Returns the CPU time of a row in store-readings, in milliseconds of a whole core. It includes the bundle's
+    /// share.
     #[must_use]
     pub fn row_millis(&self) -> f64 {
         self.largest_batch.seconds * 1000.0 / self.largest_batch.records
     }
 
-    /// Milliseconds of a whole core that each further sample takes there.
+    /// Returns the CPU time of each further sample in store-readings, in milliseconds of a whole core.
     pub fn sample_millis(&self) -> Result<f64> {
         let name = "store-readings";
         let Measured { cpu_micros, instructions, .. } = self.function(name)?;
@@ -83,19 +84,19 @@ impl Figures {
 }
 
 impl Measured {
-    /// Milliseconds of a whole core.
+    /// Returns the CPU time of an invocation, in milliseconds of a whole core.
     #[must_use]
     pub fn millis(&self) -> f64 {
         self.cpu_micros / 1000.0
     }
 
-    /// What an invocation logs itself, in bytes.
+    /// Returns the size of an invocation's own log lines, in bytes.
     #[must_use]
     pub fn log_bytes(&self) -> f64 {
         self.log_bytes
     }
 
-    /// Calls to AWS, and to the payment provider.
+    /// Returns the numbers of calls to AWS and to the payment provider.
     #[must_use]
     pub fn calls(&self) -> (f64, f64) {
         let (mut aws, mut provider) = (0.0, 0.0);
@@ -112,7 +113,7 @@ impl Measured {
     }
 }
 
-/// Of the smallest batch in the table `readings`: `| records | samples | instructions a sample |`.
+/// Returns the first row's value in the table `readings`: `| records | samples | instructions a sample |`.
 fn instructions_a_sample(page: &str) -> Result<f64> {
     let (_, table) = page.split_once("<!-- readings -->").context("no table readings")?;
     let row = table.lines().nth(3).context("no row in the table readings")?;
@@ -125,7 +126,7 @@ pub(crate) mod tests {
     use super::*;
 
     #[test]
-    fn the_instructions_are_those_of_the_first_row() -> Result<()> {
+    fn the_instructions_are_read_from_the_first_row() -> Result<()> {
         let page = "a\n<!-- readings -->\n| records | samples | instructions a sample |\n\
                     |---:|---:|---:|\n| 500 | 60000 | 3804 |\n| 2000 | 240000 | 3809 |\n";
         assert!((instructions_a_sample(page)? - 3804.0).abs() < f64::EPSILON);
@@ -134,14 +135,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_sample_takes_its_instructions_at_the_speed_that_was_measured() -> Result<()> {
+    fn the_time_of_a_sample_follows_from_the_measured_speed() -> Result<()> {
         let mut figures: Figures = serde_json::from_str(
             r#"{ "functions": { "store-readings": { "cpuMicros": 100, "logBytes": 1,
                  "warmCalls": {}, "instructions": { "warm": 400000 } } },
                  "peers": {}, "largestBatch": { "records": 10000, "seconds": 0.5 } }"#,
         )?;
         figures.instructions_a_sample = 4000.0;
-        // 4,000 instructions to the microsecond.
+        // 4,000 instructions per microsecond.
         assert!((figures.sample_millis()? - 0.001).abs() < 1e-12);
         assert!((figures.row_millis() - 0.05).abs() < 1e-12);
         assert!(figures.function("close-site").is_err());

@@ -1,4 +1,4 @@
-//! All that the model computes from.
+//! The inputs of the model.
 
 use std::path::Path;
 
@@ -11,22 +11,22 @@ use crate::{
     figures::Figures,
 };
 
-/// Read from the repository.
+/// The inputs, read from the repository.
 #[derive(Debug)]
 pub struct Inputs {
-    /// AWS's.
+    /// AWS's prices.
     pub prices: Prices,
-    /// AWS's, and the stack's own.
+    /// AWS's quotas and the stack's own limits.
     pub quotas: Quotas,
-    /// What no run counts.
+    /// The assumptions.
     pub assumed: Assumptions,
-    /// By `make bench`.
+    /// The measurements of `make bench`.
     pub figures: Figures,
-    /// By testkit.
+    /// The onboardings that testkit counted.
     pub onboardings: Onboardings,
-    /// By testkit.
+    /// The readings that testkit counted.
     pub readings: Readings,
-    /// On the deployed local stack.
+    /// The onboardings that were counted on the deployed local stack.
     pub stack: Stack,
     /// The state machine site-onboarding.
     pub saga: Value,
@@ -35,7 +35,7 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Those of the repository in that folder.
+    /// Reads the inputs from the repository in this folder.
     pub fn read(root: &Path) -> Result<Self> {
         let here = root.join("tools/cost");
         let machine = |name: &str| read(&root.join(format!("statemachines/{name}.asl.json")));
@@ -52,10 +52,10 @@ impl Inputs {
         })
     }
 
-    /// A function's memory, in MB.
+    /// Returns a function's memory in MB.
     #[must_use]
     pub fn memory(&self, function: &str) -> f64 {
-        // As the template's Globals have it.
+        // The default is that in the template's Globals.
         self.assumed.memory.get(function).copied().unwrap_or(128.0)
     }
 }

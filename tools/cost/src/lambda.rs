@@ -1,30 +1,31 @@
-//! How often Lambda invokes a function for a stream, and for how long.
+//! The number and the duration of the invocations of a stream's consumer.
 
 use crate::{
     data::{Amounts, Assumptions, Item, Mapping},
     units::{DAYS, GIGABYTE, SECONDS, gigabyte_seconds, share_of_a_core, traces},
 };
 
-/// What a function does with a record, and beside.
+/// The work of a function per invocation and per record.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Work {
-    /// In MB.
+    /// The memory in MB.
     pub memory: f64,
-    /// Milliseconds of a whole core that an invocation takes beside its records.
+    /// The CPU time of an invocation without its records, in milliseconds of a whole core.
     pub invocation: f64,
-    /// Milliseconds of a whole core that a record takes.
+    /// The CPU time of a record, in milliseconds of a whole core.
     pub record: f64,
-    /// Milliseconds that a record waits for others.
+    /// The time that a record waits for other services, in milliseconds.
     pub wait: f64,
-    /// Records that wait together.
+    /// The number of records that are processed concurrently.
     pub side_by_side: f64,
-    /// What an invocation logs itself, in bytes.
+    /// The size of an invocation's own log lines, in bytes.
     pub log_bytes: f64,
 }
 
 impl Work {
-    /// Milliseconds that an invocation with so many records takes. Nothing is computed while it
-    /// waits, which is more than it takes.
+    /// Returns the duration of an invocation with this number of records, in milliseconds.
+    ///
+    /// The estimate is high, because it assumes that nothing is computed during waits.
     #[must_use]
     pub fn millis(&self, records: f64) -> f64 {
         let computed = (self.invocation + records * self.record) / share_of_a_core(self.memory);
@@ -32,22 +33,24 @@ impl Work {
     }
 }
 
-/// The most records of a batch: as the mapping says, or as an event has room for, in base64.
+/// Returns the maximum number of records in a batch. It is limited by the mapping, and by the event's size in base64.
 #[must_use]
 pub fn batch(mapping: Mapping, record_bytes: f64, assumed: &Assumptions) -> f64 {
     let in_event = (record_bytes / 3.0).ceil() * 4.0 + assumed.record_envelope;
     mapping.batch_size.min((assumed.largest_event / in_event).floor()).max(1.0)
 }
 
-/// Invocations a second for so many records a second: none waits for others to fill its batch, so
-/// few records come one by one, and more of them with every look at a shard, in its lanes.
+/// Returns the invocations per second at this rate of records.
+///
+/// No record waits until a batch is full. So a few records are delivered one by one. At higher rates, each lane of a
+/// shard gets one batch per poll.
 #[must_use]
 pub fn invocations(records: f64, lanes: f64, batch: f64, polls: f64) -> f64 {
     records.min((lanes * polls).max(records / batch))
 }
 
-/// Of a function that is invoked so often a second and then takes so many milliseconds: what a month
-/// of it comes to.
+/// Returns the monthly amounts of a function with this number of invocations per second and this duration in
+/// milliseconds.
 #[must_use]
 pub fn month(invocations: f64, millis: f64, work: &Work, assumed: &Assumptions) -> Amounts {
     let seconds = DAYS * SECONDS;
@@ -73,8 +76,8 @@ mod tests {
     }
 
     #[test]
-    fn few_records_come_one_by_one_and_many_in_batches() {
-        // Four shards of four lanes each.
+    fn few_records_are_delivered_one_by_one_and_many_in_batches() {
+        // Four shards with four lanes each.
         near(invocations(0.5, 16.0, 500.0, 1.0), 0.5);
         near(invocations(100.0, 16.0, 500.0, 1.0), 16.0);
         near(invocations(10_000.0, 16.0, 500.0, 1.0), 20.0);
@@ -83,14 +86,14 @@ mod tests {
     #[test]
     fn large_records_fill_an_event_before_the_batch_is_full() {
         let assumed = crate::readings::tests::assumed();
-        // 6,000,000 bytes: 300,000 of data are 400,000 of base64, and 500 beside.
+        // 6,000,000 bytes: 300,000 bytes of data are 400,000 in base64, plus 500.
         near(batch(MAPPING, 300_000.0, &assumed), 14.0);
         near(batch(MAPPING, 300.0, &assumed), 500.0);
         near(batch(MAPPING, 9e6, &assumed), 1.0);
     }
 
     #[test]
-    fn an_invocation_computes_with_its_share_of_a_core_and_waits_beside() {
+    fn the_duration_is_the_cpu_time_at_the_share_of_a_core_plus_the_waits() {
         let work = Work {
             memory: 884.5,
             invocation: 1.0,
@@ -99,7 +102,7 @@ mod tests {
             side_by_side: 8.0,
             log_bytes: 0.0,
         };
-        // (1 + 9 x 0.5) at half a core are 11 ms; nine records wait twice.
+        // (1 + 9 x 0.5) ms of CPU time at half a core take 11 ms. Nine records wait twice.
         near(work.millis(9.0), 11.0 + 10.0);
     }
 
@@ -119,7 +122,7 @@ mod tests {
         // 10 ms of half a gigabyte.
         near(month[&Item::GigabyteSecond], 12_960.0);
         near(month[&Item::Trace], 2_592_000.0);
-        // 424 of its own, 500 of Lambda's, 4 lines of 25 bytes more: 1,024.
+        // 424 bytes of its own, 500 of Lambda's, and 25 for each of 4 lines: 1,024.
         near(month[&Item::LogGigabyte], 2_592_000.0 * 1024.0 / 1_073_741_824.0);
     }
 }

@@ -1,7 +1,8 @@
-//! What the stack costs on AWS, and which quota it meets first: from what tests counted
-//! (`counted/`), what the benchmarks measured (`tools/bench/figures.json`), AWS's prices and quotas
-//! (`prices.json`, `quotas.json`) and what is assumed (`assumptions.json`). The command writes
-//! docs/cost.md.
+//! The cost model: what the stack costs on AWS, and which quota it reaches first.
+//!
+//! Its inputs are counts of tests (`counted/`), measurements of the benchmarks (`tools/bench/figures.json` and
+//! `docs/performance.md`), AWS's prices and quotas (`prices.json`, `quotas.json`) and assumptions
+//! (`assumptions.json`). The command writes the tables of docs/cost.md.
 
 pub mod counted;
 pub mod data;

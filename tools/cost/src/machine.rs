@@ -1,10 +1,9 @@
-//! State transitions: a state entered counts as one, and so does each further try.
+//! State transitions. Each entered state counts as one, and so does each retry.
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-/// The states that an execution enters, in their order: to its good end, or with that state failing
-/// for good.
+/// Returns the states that an execution enters, in order. If `failing` is given, that state fails permanently.
 pub fn path<'a>(machine: &'a Value, failing: Option<&str>) -> Result<Vec<&'a str>> {
     let mut entered = Vec::new();
     let mut next = machine["StartAt"].as_str();
@@ -28,7 +27,7 @@ pub fn path<'a>(machine: &'a Value, failing: Option<&str>) -> Result<Vec<&'a str
     Ok(entered)
 }
 
-/// The transitions of an onboarding, those of the teardown that it runs included.
+/// Returns the number of transitions of an onboarding, including those of its teardown.
 pub fn transitions(saga: &Value, teardown: &Value, failing: Option<&str>) -> Result<u32> {
     let path = path(saga, failing)?;
     let mut count = path.len();
@@ -48,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_goes_by_what_catches_it_and_runs_the_other_machine() -> Result<()> {
+    fn a_failure_follows_the_catch_and_counts_the_other_machine() -> Result<()> {
         let saga = json!({ "StartAt": "A", "States": {
             "A": { "Type": "Task", "Next": "B", "Catch": [{ "Next": "Undo" }] },
             "B": { "Type": "Task", "End": true, "Catch": [{ "Next": "Undo" }] },
@@ -70,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_never_ends_is_told() {
+    fn an_endless_machine_is_an_error() {
         let endless = json!({ "StartAt": "A", "States": { "A": { "Type": "Pass", "Next": "A" } } });
         assert!(path(&endless, None).is_err());
     }

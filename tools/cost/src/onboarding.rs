@@ -1,4 +1,4 @@
-//! What an onboarding costs.
+//! The cost of an onboarding.
 
 use anyhow::Result;
 
@@ -13,39 +13,40 @@ use crate::{
 
 /// The last step.
 const LAST: &str = "ActivateSite";
-/// What is commanded by queue.
+/// The functions that get their commands from a queue.
 const BY_QUEUE: [&str; 2] = ["initialize-subscription", "cancel-subscription"];
-/// What tells how many events there are: one invocation for each.
+/// The function that publishes the events, with one invocation per event.
 pub const PUBLISHER: &str = "publish-events";
 
-/// In what a step is written.
+/// The implementation of the steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
-    /// As it is here.
+    /// This repository's.
     Here,
-    /// With Powertools for Python: the same calls, and an idempotency record for each invocation.
+    /// Powertools for Python: the same calls, and an idempotency record for each invocation.
     Powertools,
 }
 
-/// One that goes through.
+/// Returns the amounts of a successful onboarding.
 pub fn done(inputs: &Inputs, written: Written) -> Result<Amounts> {
     amounts(inputs, &inputs.onboardings.done, None, written)
 }
 
-/// One that fails at its last step.
+/// Returns the amounts of an onboarding that fails at its last step.
 pub fn undone(inputs: &Inputs, written: Written) -> Result<Amounts> {
     amounts(inputs, &inputs.onboardings.undone, Some(LAST), written)
 }
 
-/// Events that are published.
+/// Returns the number of published events.
 #[must_use]
 pub fn events(effects: &[Effect]) -> f64 {
     let published = effects.iter().find(|effect| effect.function == PUBLISHER);
     published.map_or(0.0, |effect| f64::from(effect.invocations))
 }
 
-/// A sensor leaves its limits, or comes back: the change of state and its event, published.
-/// detect-breaches runs for the bundle in any case.
+/// Returns the amounts of an alert, when a sensor leaves its limits or comes back: the state change and its event.
+///
+/// detect-breaches itself is not included, because it runs for the bundle anyway.
 pub fn alert(inputs: &Inputs) -> Result<Amounts> {
     let alert = inputs.readings.alert;
     let published = invocation(inputs, PUBLISHER, Written::Here)?;
@@ -74,7 +75,7 @@ fn amounts(
     Ok(amounts)
 }
 
-/// Milliseconds that an invocation of a function of ours takes.
+/// Returns the duration of an invocation of this repository's function, in milliseconds.
 pub fn millis(inputs: &Inputs, function: &str) -> Result<f64> {
     let Inputs { assumed, figures, .. } = inputs;
     let ours = figures.function(function)?;
@@ -83,7 +84,7 @@ pub fn millis(inputs: &Inputs, function: &str) -> Result<f64> {
     Ok(ours.millis() / share_of_a_core(inputs.memory(function)) + waits)
 }
 
-/// An invocation, but for what it writes.
+/// Returns the amounts of an invocation, without its writes.
 fn invocation(inputs: &Inputs, function: &str, written: Written) -> Result<Amounts> {
     let Inputs { assumed, figures, .. } = inputs;
     let ours = figures.function(function)?;
@@ -103,7 +104,7 @@ fn invocation(inputs: &Inputs, function: &str, written: Written) -> Result<Amoun
         (Item::Request, 1.0),
         (Item::GigabyteSecond, gigabyte_seconds(millis, memory)),
         (Item::LogGigabyte, logged / GIGABYTE),
-        // At most: where the one before it is traced, it belongs to the same trace.
+        // An upper bound: if the previous invocation is traced, this one belongs to the same trace.
         (Item::Trace, 1.0),
         (Item::QueueRequest, queued),
     ]))
@@ -137,13 +138,13 @@ mod tests {
     }
 
     #[test]
-    fn an_onboarding_is_its_effects_transitions_and_events() -> Result<()> {
+    fn the_cost_of_an_onboarding_has_effects_transitions_and_events() -> Result<()> {
         let inputs = inputs();
         let done = done(&inputs, Written::Here)?;
         near(done[&Item::WriteUnit], 25.0);
         near(done[&Item::Request], 4.0);
         near(done[&Item::Event], 2.0);
-        // One command: sent, received, deleted.
+        // One command: send, receive, delete.
         near(done[&Item::QueueRequest], 3.0);
         near(done[&Item::Transition], 5.0);
         let with = super::done(&inputs, Written::Powertools)?;
@@ -154,9 +155,9 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_undone_enters_both_machines() -> Result<()> {
-        // Five steps, the compensation, the end; in the teardown its beginning, five steps, a look
-        // back, the end.
+    fn an_undone_onboarding_counts_both_machines() -> Result<()> {
+        // Onboarding: five steps, the compensation, the final state. Teardown: the initial state, five steps, the
+        // choice, the final state.
         near(undone(&inputs(), Written::Here)?[&Item::Transition], 7.0 + 8.0);
         Ok(())
     }

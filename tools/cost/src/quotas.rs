@@ -1,4 +1,4 @@
-//! What of AWS's quotas is used, and which binds first.
+//! The use of the quotas, and which one is reached first.
 
 use std::collections::BTreeMap;
 
@@ -11,11 +11,11 @@ use crate::{
     readings::Design,
 };
 
-/// How much of each is used.
+/// The use of each quota.
 pub type Uses = BTreeMap<Limit, f64>;
 
 impl Design<'_> {
-    /// What so many readings a day use at their peak.
+    /// Returns the use at the peak of this number of readings per day.
     pub fn uses(&self, inputs: &Inputs, readings_a_day: f64) -> Result<Uses> {
         let record = self.record(inputs)?;
         let peak = self.peak(inputs, readings_a_day)?;
@@ -39,7 +39,7 @@ impl Design<'_> {
     }
 }
 
-/// What an onboarding uses, if one comes a second.
+/// Returns the use at one onboarding per second.
 pub fn of_an_onboarding(inputs: &Inputs) -> Result<Uses> {
     let amounts = onboarding::done(inputs, onboarding::Written::Here)?;
     let effects = &inputs.onboardings.done;
@@ -53,7 +53,7 @@ pub fn of_an_onboarding(inputs: &Inputs) -> Result<Uses> {
     Ok(Uses::from([
         (Limit::PostSites, 1.0),
         (Limit::StartExecutions, 1.0),
-        // The proof of who sent the command to initialize the subscription.
+        // initialize-subscription calls it to prove who sent the command.
         (Limit::DescribeExecutions, 1.0),
         (Limit::Transitions, amounts[&Item::Transition]),
         (Limit::PutEvents, amounts[&Item::Event]),
@@ -70,11 +70,11 @@ mod tests {
     use crate::readings::Keeping;
 
     #[test]
-    fn a_billion_readings_a_day_are_so_many_sites_at_once() -> Result<()> {
+    fn the_peak_of_a_billion_readings_a_day_follows_from_the_number_of_sites() -> Result<()> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let mut inputs = Inputs::read(&root)?;
         inputs.assumed.burst_seconds = 300.0;
-        // 11 sensors, 1,440 samples a day: 63,131.3 sites, a bundle of each in five minutes.
+        // 11 sensors with 1,440 samples a day: 63,131.3 sites. Each sends a bundle within five minutes.
         let sites: f64 = 1e9 / (11.0 * 1440.0);
         for bundles in &inputs.readings.bundles {
             let design = Design { bundles, keeping: Keeping::Series };

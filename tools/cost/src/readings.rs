@@ -1,4 +1,4 @@
-//! What readings cost: as this stack stores them, and as others would.
+//! The cost of readings, as this stack stores them and as other designs would.
 
 use anyhow::{Result, ensure};
 
@@ -10,77 +10,76 @@ use crate::{
     units::{DAYS, GIGABYTE, HOURS, SECONDS},
 };
 
-/// How readings are stored.
+/// The storage design.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keeping {
-    /// A row for each series of a bundle, packed: this stack.
+    /// A packed row for each series of a bundle: this stack.
     Series,
-    /// A row for each reading, put by the same function.
+    /// A row for each reading, written by the same function.
     Item,
-    /// A row for each reading, and an idempotency record for each record of the stream: Powertools
-    /// for Python.
+    /// A row for each reading, and an idempotency record for each stream record: Powertools for Python.
     Powertools,
 }
 
-/// How readings come, and how they are stored.
+/// The bundles and the storage design.
 #[derive(Clone, Copy, Debug)]
 pub struct Design<'a> {
-    /// How they come.
+    /// The bundles.
     pub bundles: &'a Bundles,
-    /// How they are stored.
+    /// The storage design.
     pub keeping: Keeping,
 }
 
-/// How the stream is paid for.
+/// The capacity mode of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capacity {
-    /// By the gigabyte.
+    /// On demand: charged by the gigabyte.
     OnDemand,
-    /// By the shard: as many as the peak takes.
+    /// Provisioned: charged by the shard, for the number of shards that the peak needs.
     Provisioned,
 }
 
-/// The mean record of the stream.
+/// The average record of the stream.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Record {
-    /// In it.
+    /// The number of readings in it.
     pub readings: f64,
-    /// Data and key.
+    /// The size of data and key.
     pub bytes: f64,
-    /// That are charged on demand.
+    /// The kilobytes that an on-demand stream charges.
     pub kilobytes: f64,
-    /// That are charged by the shard.
+    /// The PUT payload units that provisioned shards charge.
     pub put_payload_units: f64,
-    /// Of what it becomes.
+    /// The write units of its rows.
     pub write_units: f64,
-    /// Stored.
+    /// The stored size of its rows, in bytes.
     pub row_bytes: f64,
-    /// What it takes the function that stores it.
+    /// The work of the function that stores it.
     pub work: Work,
 }
 
-/// The stream and its function at a rate.
+/// The stream and its function at a given rate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Flow {
-    /// A second.
+    /// Records per second.
     pub records: f64,
-    /// That the stream has.
+    /// The number of shards.
     pub shards: f64,
-    /// A second.
+    /// Invocations per second.
     pub invocations: f64,
-    /// Each.
+    /// The duration of an invocation.
     pub millis: f64,
 }
 
 impl Flow {
-    /// Functions that run at once.
+    /// Returns the number of concurrent executions.
     #[must_use]
     pub fn at_once(&self) -> f64 {
         self.invocations * self.millis / 1000.0
     }
 }
 
-/// The sum of both.
+/// Returns the sum of both.
 #[must_use]
 pub fn plus(mut one: Amounts, other: &Amounts) -> Amounts {
     for (item, amount) in other {
@@ -90,7 +89,7 @@ pub fn plus(mut one: Amounts, other: &Amounts) -> Amounts {
 }
 
 impl Design<'_> {
-    /// The mean record.
+    /// Returns the average record.
     pub fn record(&self, inputs: &Inputs) -> Result<Record> {
         let Inputs { assumed, figures, readings: counted, .. } = inputs;
         let Bundles { bundles, readings, rows, write_units, row_bytes, plain, .. } = self.bundles;
@@ -133,7 +132,7 @@ impl Design<'_> {
                     invocation: 0.0,
                     record: calls * python.millis() / python.calls().0,
                     wait: calls * assumed.aws_millis,
-                    // Its batch processor takes one record after the other.
+                    // The batch processor of Powertools processes one record after the other.
                     side_by_side: 1.0,
                     log_bytes: python.log_bytes(),
                 };
@@ -153,7 +152,7 @@ impl Design<'_> {
         })
     }
 
-    /// Records a second at the peak: every site sends its bundle soon after the bundle's end.
+    /// Returns the records per second at the peak. Every site sends its bundle soon after the bundle's end.
     pub fn peak(&self, inputs: &Inputs, readings_a_day: f64) -> Result<f64> {
         let Record { readings, .. } = self.record(inputs)?;
         let mean = readings_a_day / readings / SECONDS;
@@ -165,15 +164,14 @@ impl Design<'_> {
         Ok(mean.max(sites / inputs.assumed.burst_seconds))
     }
 
-    /// The shards that the peak takes.
+    /// Returns the number of shards that the peak needs.
     pub fn shards(&self, inputs: &Inputs, peak: f64) -> Result<f64> {
         let Record { bytes, .. } = self.record(inputs)?;
         let by_bytes = peak * bytes / inputs.assumed.shard_bytes;
         Ok(by_bytes.max(peak / inputs.assumed.shard_records).ceil().max(1.0))
     }
 
-    /// So many records a second through the function that stores them; by default on a stream on
-    /// demand.
+    /// Returns the flow of this number of records per second through the function that stores them.
     pub fn flow(&self, inputs: &Inputs, records: f64, shards: f64) -> Result<Flow> {
         let Inputs { assumed, .. } = inputs;
         let Record { bytes, work, .. } = self.record(inputs)?;
@@ -185,7 +183,7 @@ impl Design<'_> {
         Ok(Flow { records, shards, invocations, millis })
     }
 
-    /// A month of storing so many readings a day: the stream, the function, the rows.
+    /// Returns the monthly amounts of storing: the stream, the function and the rows.
     pub fn storing(
         &self,
         inputs: &Inputs,
@@ -220,7 +218,7 @@ impl Design<'_> {
         Ok(plus(plus(stream, &function), &Amounts::from([(Item::WriteUnit, written)])))
     }
 
-    /// So many records a second through detect-breaches, and what it does with one.
+    /// Returns the flow of this number of records per second through detect-breaches, and its work.
     pub fn watch(&self, inputs: &Inputs, records: f64, shards: f64) -> Result<(Flow, Work)> {
         let Inputs { assumed, figures, .. } = inputs;
         let record = self.record(inputs)?;
@@ -232,7 +230,7 @@ impl Design<'_> {
         let work = Work {
             memory: inputs.memory("detect-breaches"),
             invocation: ours.millis(),
-            // Decoding is most of what store-readings does with a sample, and a call is a call.
+            // Decoding is most of the CPU time of a sample in store-readings. A call costs the same in both functions.
             record: figures.row_millis() + record.readings * figures.sample_millis()?,
             wait: assumed.aws_millis,
             side_by_side: assumed.side_by_side,
@@ -242,7 +240,7 @@ impl Design<'_> {
         Ok((Flow { records, shards, invocations, millis }, work))
     }
 
-    /// A month of watching them: the stream read once more, detect-breaches, its reads.
+    /// Returns the monthly amounts of detect-breaches: another read of the stream, the function and its reads.
     pub fn watching(&self, inputs: &Inputs, readings_a_day: f64) -> Result<Amounts> {
         let record = self.record(inputs)?;
         let records = readings_a_day / record.readings / SECONDS;
@@ -255,7 +253,7 @@ impl Design<'_> {
         Ok(plus(plus(function, &units), &read_once(records, &record)))
     }
 
-    /// What a month costs in addition where each bundle comes by a request of its own.
+    /// Returns the additional monthly amounts if each bundle is sent with its own HTTP request.
     pub fn over_http(&self, inputs: &Inputs, readings_a_day: f64) -> Result<Amounts> {
         let Inputs { assumed, figures, .. } = inputs;
         let record = self.record(inputs)?;
@@ -273,7 +271,7 @@ impl Design<'_> {
         Ok(plus(function, &Amounts::from([(Item::ApiRequest, records * DAYS * SECONDS)])))
     }
 
-    /// What keeping a month's readings costs in each month that follows.
+    /// Returns the amounts of keeping a month's readings, for each following month.
     pub fn keeping(&self, inputs: &Inputs, readings_a_day: f64) -> Result<Amounts> {
         let record = self.record(inputs)?;
         let gigabytes = readings_a_day / record.readings * DAYS * record.row_bytes / GIGABYTE;
@@ -304,7 +302,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::{counted::Records, data::Assumptions};
 
-    /// Easily multiplied: of the file, but for what the tests set.
+    /// Assumptions for easy arithmetic. Values that the tests do not set are those of the file.
     pub(crate) fn assumed() -> Assumptions {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("assumptions.json");
         let file: Assumptions = crate::data::read(&file).expect("assumptions");
@@ -324,7 +322,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Of the repository, with figures, prices and counts that are easily multiplied.
+    /// Inputs of the repository, with assumptions, prices and counts for easy arithmetic.
     fn inputs() -> Inputs {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let mut inputs = Inputs::read(&root).expect("the repository's");
@@ -342,7 +340,7 @@ pub(crate) mod tests {
         inputs
     }
 
-    /// A station's day: 96 bundles of 100 readings of 10 sensors.
+    /// A station's day: 96 bundles with 100 readings of 10 sensors.
     fn quarters() -> Bundles {
         let records =
             Records { bytes: 96 * 4000, largest: 4000, kilobytes: 96 * 4, put_payload_units: 96 };
@@ -367,11 +365,11 @@ pub(crate) mod tests {
         Design { bundles, keeping }
     }
 
-    /// A bundle a second.
+    /// One bundle per second.
     const LOAD: f64 = 100.0 * SECONDS;
 
     #[test]
-    fn a_month_of_a_bundle_a_second() -> Result<()> {
+    fn the_amounts_of_a_month_with_one_bundle_per_second() -> Result<()> {
         let (inputs, bundles) = (inputs(), quarters());
         let month = design(&bundles, Keeping::Series).storing(&inputs, LOAD, Capacity::OnDemand)?;
         near(month[&Item::StreamHour], 720.0);
@@ -379,14 +377,14 @@ pub(crate) mod tests {
         near(month[&Item::StreamInGigabyte], 2_592_000.0 * 4096.0 / 1_073_741_824.0);
         near(month[&Item::StreamOutGigabyte], month[&Item::StreamInGigabyte]);
         near(month[&Item::WriteUnit], 25_920_000.0);
-        // Fewer than there are lanes: one by one.
+        // The rate is below the number of lanes, so each invocation has one record.
         near(month[&Item::Request], 2_592_000.0);
         assert_eq!(month.get(&Item::ShardHour), None);
         Ok(())
     }
 
     #[test]
-    fn shards_are_paid_by_the_hour_and_by_25_kilobytes() -> Result<()> {
+    fn shards_are_charged_by_the_hour_and_by_25_kilobytes() -> Result<()> {
         let (inputs, bundles) = (inputs(), quarters());
         let design = design(&bundles, Keeping::Series);
         let month = design.storing(&inputs, LOAD, Capacity::Provisioned)?;
@@ -405,7 +403,7 @@ pub(crate) mod tests {
             Ok(month[&Item::WriteUnit])
         };
         near(writes(Keeping::Item)?, 259_200_000.0);
-        // And two for the record of each bundle.
+        // Plus two for the idempotency record of each bundle.
         near(writes(Keeping::Powertools)?, 259_200_000.0 + 2.0 * 2_592_000.0);
         let single = inputs.readings.single.clone();
         let alone = design(&single, Keeping::Powertools);
@@ -418,16 +416,16 @@ pub(crate) mod tests {
     fn sites_send_within_the_burst() -> Result<()> {
         let (inputs, bundles) = (inputs(), quarters());
         let design = design(&bundles, Keeping::Series);
-        // A bundle a second are 900 sites, each of which sends once in 900 s, but within 300.
+        // One bundle per second comes from 900 sites. Each sends once in 900 s, but all within 300 s.
         near(design.peak(&inputs, LOAD)?, 3.0);
         near(design.shards(&inputs, 3.0)?, 1.0);
-        // 1,048,576 bytes a second; 1,000 records a second.
+        // The limits of a shard are 1,048,576 bytes and 1,000 records per second.
         near(design.shards(&inputs, 1_048_576.0 / 4000.0 * 2.5)?, 3.0);
         Ok(())
     }
 
     #[test]
-    fn rows_are_kept_by_the_gigabyte_twice() -> Result<()> {
+    fn stored_rows_are_charged_for_storage_and_for_recovery() -> Result<()> {
         let (inputs, bundles) = (inputs(), quarters());
         let kept = design(&bundles, Keeping::Series).keeping(&inputs, LOAD)?;
         near(kept[&Item::StoredGigabyte], 2_592_000.0 * 2000.0 / 1_073_741_824.0);
@@ -438,7 +436,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn watching_reads_the_stream_once_more_and_a_row_for_each_bundle() -> Result<()> {
+    fn detect_breaches_reads_the_stream_again_and_a_row_for_each_bundle() -> Result<()> {
         let (inputs, bundles) = (inputs(), quarters());
         let watching = design(&bundles, Keeping::Series).watching(&inputs, LOAD)?;
         near(watching[&Item::ReadUnit], 2_592_000.0);

@@ -16,13 +16,13 @@ use crate::{
 };
 
 const MILLION: f64 = 1e6;
-/// Readings a day of the tables.
+/// The loads in the tables, in readings per day.
 const LOADS: [(&str, f64); 3] =
     [("1 M a day", MILLION), ("50 M a day", 50.0 * MILLION), ("1 B a day", 1000.0 * MILLION)];
-/// At which a million readings are priced.
+/// The load at which a million readings are priced.
 const USUAL: f64 = 50.0 * MILLION;
 
-/// The tables, by the names that they have in the page.
+/// Returns the tables by their names in the page.
 pub fn tables(inputs: &Inputs) -> Result<Vec<(&'static str, String)>> {
     Ok(vec![
         ("figures", figures(inputs)?),
@@ -36,7 +36,7 @@ pub fn tables(inputs: &Inputs) -> Result<Vec<(&'static str, String)>> {
     ])
 }
 
-/// To three digits.
+/// Formats a number with three significant digits.
 fn told(number: f64) -> String {
     if number.fract() == 0.0 && number.abs() < 1000.0 {
         return number.to_string();
@@ -49,7 +49,7 @@ fn told(number: f64) -> String {
     grouped(&format!("{rounded:.places$}"))
 }
 
-/// With commas.
+/// Adds commas as thousands separators.
 fn grouped(number: &str) -> String {
     let (whole, fraction) = number.split_once('.').map_or((number, None), |(a, b)| (a, Some(b)));
     let mut text = String::new();
@@ -79,7 +79,7 @@ fn bold(text: &str) -> String {
     format!("**{text}**")
 }
 
-/// The part of the amounts that is of these items.
+/// Returns the amounts of these items.
 fn of(amounts: &Amounts, items: &[Item]) -> Amounts {
     let these = amounts.iter().filter(|(item, _)| items.contains(item));
     these.map(|(item, amount)| (*item, *amount)).collect()
@@ -114,7 +114,7 @@ const LINES: [(&str, &[Item]); 6] = [
     ("traces", &[Item::Trace]),
 ];
 
-/// A million readings, by the length of their bundles, at the usual load.
+/// The cost of a million readings at the usual load, by the length of the bundles.
 fn million(inputs: &Inputs) -> Result<String> {
     let a_million = MILLION / (USUAL * DAYS);
     let designs: Vec<_> = inputs.readings.bundles.iter().map(ours).collect();
@@ -149,7 +149,7 @@ fn ours(bundles: &Bundles) -> Design<'_> {
     Design { bundles, keeping: Keeping::Series }
 }
 
-/// The designs that are compared, with their names.
+/// Returns the designs that are compared, with their names.
 fn designs(inputs: &Inputs) -> Vec<(&'static str, Design<'_>)> {
     let counted = &inputs.readings;
     let mut designs = Vec::new();
@@ -166,7 +166,7 @@ fn designs(inputs: &Inputs) -> Vec<(&'static str, Design<'_>)> {
     designs
 }
 
-/// A month of each design, at each load: storing alone, for the others watch nothing.
+/// The monthly cost of storing, by design and load. Alerts are not included, because the other designs have none.
 fn month(inputs: &Inputs) -> Result<String> {
     let mut rows = Vec::new();
     let mut bars = Vec::new();
@@ -206,7 +206,7 @@ fn month(inputs: &Inputs) -> Result<String> {
     Ok(text)
 }
 
-/// On demand or by the shard.
+/// The cost of the stream, on demand and provisioned.
 fn stream(inputs: &Inputs) -> Result<String> {
     let items = [
         Item::StreamHour,
@@ -253,7 +253,7 @@ fn stream(inputs: &Inputs) -> Result<String> {
     table(&head, &[false, false, true, true, true, true, true, true], &rows)
 }
 
-/// An onboarding, row by row.
+/// The cost of an onboarding, by item.
 fn onboarding(inputs: &Inputs) -> Result<String> {
     let bills = [
         onboarding::done(inputs, Written::Here)?,
@@ -308,7 +308,7 @@ fn onboarding(inputs: &Inputs) -> Result<String> {
     table(&head, &right, &rows)
 }
 
-/// What readings use of the quotas.
+/// The use of the quotas by readings.
 fn quotas(inputs: &Inputs) -> Result<String> {
     let [quarters, hours, days] = &inputs.readings.bundles[..] else {
         anyhow::bail!("three lengths of bundles are expected");
@@ -349,7 +349,7 @@ fn quotas(inputs: &Inputs) -> Result<String> {
     table(&head, &[false, true, true, true, true, true, true, true, false, false], &rows)
 }
 
-/// Its name, with where it is told.
+/// Returns the quota's name as a link to its source.
 fn sourced(quota: &Quota) -> String {
     let Quota { name, source, .. } = quota;
     let up = if source.starts_with("https:") { "" } else { "../" };
@@ -365,7 +365,7 @@ fn percent(part: f64) -> String {
     if part > 1.0 { bold(&text) } else { text }
 }
 
-/// How many onboardings a second the quotas let through.
+/// The number of onboardings per second that the quotas allow.
 fn saga_quotas(inputs: &Inputs) -> Result<String> {
     let mut rows = Vec::new();
     for (limit, used) in of_an_onboarding(inputs)? {
@@ -424,7 +424,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_told_to_three_digits() {
+    fn numbers_have_three_significant_digits() {
         for (number, text) in [
             (0.0, "0"),
             (18.0, "18"),
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_a_quota_is_shown() {
+    fn a_use_above_the_quota_is_bold() {
         assert_eq!(percent(0.25), "25 %");
         assert_eq!(percent(1.5), "**150 %**");
     }

@@ -1,9 +1,8 @@
-//! A day of one of the stations of NOAA's SURFRAD network, as bundles of readings.
+//! Reads a day of a station of NOAA's SURFRAD network and converts it to bundles of readings.
 //!
-//! The file has two lines of header, then a line a minute of numbers between blanks. A reading here
-//! carries no flag, so what a station's data manager would not vouch for is not sent: it is
-//! counted. Temperatures of the instruments' cases and domes are for their keepers, and net values
-//! follow from the others; both are left alone.
+//! The file has two header lines, then a line per minute with numbers separated by spaces. A reading has no quality
+//! flag, so values that NOAA flags as bad are only counted and not sent. Temperatures of the instruments' cases and
+//! domes serve their maintenance, and net values follow from the others. Both are ignored.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -14,7 +13,7 @@ use contracts::{
 };
 use serde::Serialize;
 
-/// What is sent, with its place among the file's pairs of a value and its flag.
+/// The quantities that are sent, each with the index of its pair of value and flag in a line.
 const QUANTITIES: [(Metric, usize); 13] = [
     (Metric::DownwellingShortwave, 0),
     (Metric::UpwellingShortwave, 1),
@@ -36,57 +35,57 @@ const FIELDS_BEFORE_PAIRS: usize = 8;
 const FIELDS: usize = FIELDS_BEFORE_PAIRS + 2 * 20;
 const MISSING: &str = "-9999.9";
 
-/// A line that is not of the format.
+/// The error for a line in the wrong format.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{file}:{line}: {problem}")]
 pub struct Unreadable {
-    /// The file, as the caller calls it.
+    /// The file's name, as the caller gave it.
     pub file: String,
-    /// Counts from 1.
+    /// The line's number, from 1.
     pub line: usize,
     /// What is wrong with it.
     pub problem: String,
 }
 
-/// How many values were not sent, and why.
+/// The numbers of values that were not sent, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LeftOut {
-    /// No value; flagged 1.
+    /// The value is missing (-9999.9), with flag 0 or 1.
     pub missing: usize,
-    /// Flag 1, with a value: outside of what is physically possible.
+    /// Flag 1 with a value: it is physically impossible.
     pub impossible: usize,
-    /// Flag 2.
+    /// Flag 2: the value is questionable.
     pub questionable: usize,
 }
 
 impl LeftOut {
-    /// All of them.
+    /// Returns the number of all values that were not sent.
     #[must_use]
     pub fn all(self) -> usize {
         self.missing + self.impossible + self.questionable
     }
 }
 
-/// One quantity's day.
+/// The day of one quantity.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Column {
-    /// What was measured, in the metric's usual unit.
+    /// The metric. The values are in its usual unit.
     pub metric: Metric,
-    /// The good ones.
+    /// The good values.
     pub samples: Vec<Sample>,
-    /// The others.
+    /// The numbers of the other values.
     pub left_out: LeftOut,
 }
 
-/// One station's day.
+/// The day of one station.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Day {
     /// The station's name.
     pub station: String,
-    /// Lines of measurements.
+    /// The number of lines with measurements.
     pub rows: usize,
-    /// A column for each quantity that a station has a sensor for, in the stations' order.
+    /// One column for each quantity, in the order of `QUANTITIES`.
     pub columns: Vec<Column>,
 }
 
@@ -98,7 +97,7 @@ impl Day {
         Ok(Self::parse(&file, &text)?)
     }
 
-    /// Reads a file's text.
+    /// Parses a file's text.
     pub fn parse(file: &str, text: &str) -> Result<Self, Unreadable> {
         let unreadable = |line: usize, problem: String| Unreadable {
             file: file.to_owned(),
@@ -129,7 +128,7 @@ impl Day {
         Ok(day)
     }
 
-    /// Adds a line of measurements; when they were taken.
+    /// Adds a line of measurements. Returns their time.
     fn add(&mut self, line: &str) -> Result<Timestamp, String> {
         let fields: Vec<_> = line.split_whitespace().collect();
         let (&[year, _, month, day, hour, minute, ..], FIELDS) = (&fields[..], fields.len()) else {
@@ -160,13 +159,13 @@ impl Day {
         Ok(at)
     }
 
-    /// How many good values there are.
+    /// Returns the number of good values.
     #[must_use]
     pub fn samples(&self) -> usize {
         self.columns.iter().map(|column| column.samples.len()).sum()
     }
 
-    /// What is not sent.
+    /// Returns the numbers of values that are not sent.
     #[must_use]
     pub fn left_out(&self) -> LeftOut {
         self.columns.iter().fold(LeftOut::default(), |sum, Column { left_out, .. }| LeftOut {
@@ -176,8 +175,8 @@ impl Day {
         })
     }
 
-    /// The good values in bundles of so many minutes, by the clock; a quantity without a good value
-    /// in a bundle's minutes has no series in it.
+    /// Returns the good values in bundles of `minutes` minutes, aligned to the clock. A quantity without a good value
+    /// in a bundle's time has no series in the bundle.
     pub fn bundles(
         &self,
         site: SiteId,
@@ -197,7 +196,7 @@ impl Day {
         }
         let bundle = |(window, series)| {
             let start = Timestamp::from_millis(window * width);
-            // `2016-01-01T00:15`: a day that is sent again has the same numbers.
+            // E.g. `2016-01-01T00:15`. If a day is sent again, its bundles have the same ids.
             let bundle_id = start.to_string()[..16].parse()?;
             Ok(Bundle { bundle_id, site_id: site, series })
         };
@@ -227,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_day_of_alamosa_is_read_as_the_station_wrote_it() -> Result<()> {
+    fn the_day_of_alamosa_is_parsed() -> Result<()> {
         let day = Day::parse("alamosa", ALAMOSA)?;
         assert_eq!((day.station.as_str(), day.rows), ("Alamosa", 1440));
         assert_eq!(day.samples(), 11 * 1440);
@@ -237,7 +236,7 @@ mod tests {
             assert_eq!(column(&day, metric).samples, []);
         }
         assert_eq!(day.left_out(), LeftOut { missing: 2 * 1440, ..LeftOut::default() });
-        // The first line, and one of the afternoon, as they stand in the file.
+        // The values of the file's first line.
         for (metric, value) in [
             (Metric::DownwellingShortwave, -1.8),
             (Metric::UpwellingLongwave, 276.0),
@@ -255,7 +254,7 @@ mod tests {
         Ok(())
     }
 
-    /// The file's first lines, with one field of the second measurement set to something else.
+    /// Returns the file's first lines, with one field of the second measurement replaced.
     fn with(field: usize, text: &str) -> String {
         let mut lines: Vec<_> = ALAMOSA.lines().take(5).map(str::to_owned).collect();
         let mut fields: Vec<_> = lines[3].split_whitespace().collect();
@@ -265,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_flagged_is_counted_and_not_taken() -> Result<()> {
+    fn flagged_values_are_only_counted() -> Result<()> {
         let temperature = FIELDS_BEFORE_PAIRS + 2 * 15;
         let one = LeftOut::default();
         for (field, text, left_out) in [
@@ -281,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_not_of_the_format_is_named() {
+    fn an_error_names_the_line_in_the_wrong_format() {
         for (text, told) in [
             (String::new(), "f.dat:1: is missing: the station"),
             (" Alamosa\n 37.70\n".to_owned(), "f.dat:3: is missing: the first measurement"),
@@ -298,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_day_is_cut_into_bundles_by_the_clock() -> Result<()> {
+    fn bundles_are_aligned_to_the_clock() -> Result<()> {
         let day = Day::parse("alamosa", ALAMOSA)?;
         let bundles = day.bundles(site(), &sensors(), 15)?;
         assert_eq!(bundles.len(), 96);

@@ -1,4 +1,4 @@
-//! What can happen to a few sites: histories that chance makes up, and shortens where one is bad.
+//! Random histories of a few sites. Proptest generates and shrinks them.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -9,17 +9,17 @@ use proptest::{
     strategy::{BoxedStrategy, Union},
 };
 
-/// A few sites, and what happens to them.
+/// A few sites and the events of their history.
 #[derive(Clone, Debug)]
 pub struct History {
     pub sites: Vec<Site>,
-    /// Kits of the two metrics, before anything happens.
+    /// The initial stock of kits, by metric.
     pub stock: [u32; 2],
     pub moves: Vec<Move>,
 }
 
 impl History {
-    /// How much happens.
+    /// Returns the size of the history.
     pub fn weight(&self) -> usize {
         let of_moves = self.moves.iter().map(|next| match next {
             Move::Deliver { troubles, .. } => 1 + troubles.len(),
@@ -31,7 +31,7 @@ impl History {
         of_moves.sum::<usize>() + of_sites.sum::<usize>()
     }
 
-    /// The same with one thing less.
+    /// Returns all histories that lack one part of this one.
     pub fn shorter(&self) -> impl Iterator<Item = Self> + use<> {
         let mut all = Vec::new();
         let mut with = |change: &dyn Fn(&mut Self)| {
@@ -64,7 +64,7 @@ impl History {
         all.into_iter()
     }
 
-    /// The services whose steps run at all; the others' stay out of it.
+    /// Returns the services whose steps run in this history. The steps of other services do not run.
     pub fn services(&self) -> BTreeSet<Scope> {
         let works = self.moves.iter().filter_map(|next| match next {
             Move::Deliver { work, .. } if !matches!(work, Work::Project(_)) => Some(work.owner()),
@@ -76,12 +76,12 @@ impl History {
 
 #[derive(Clone, Debug)]
 pub struct Site {
-    /// Sensors of the two metrics.
+    /// The number of sensors, by metric.
     pub sensors: [usize; 2],
     pub card: Card,
-    /// Where it is before anything else happens.
+    /// The state before the first move.
     pub begins: Beginning,
-    /// Its saga fails after its last step, where it comes as far.
+    /// Whether the saga fails after its last step, if it gets that far.
     pub fails: bool,
 }
 
@@ -92,7 +92,7 @@ pub enum Card {
     Unknown,
 }
 
-/// Where a site is at first, if its service takes part.
+/// The initial state of a site, if its service takes part.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub enum Beginning {
     Unknown,
@@ -100,25 +100,25 @@ pub enum Beginning {
     Active,
 }
 
-/// What happens next.
+/// A move of a history.
 #[derive(Clone, Debug)]
 pub enum Move {
-    /// A step is asked to work: for the first time, or once more.
+    /// A command is delivered to a step, for the first time or again.
     Deliver {
         site: usize,
         work: Work,
-        /// What its calls meet, by their number from 1; all others are answered at once.
+        /// The faults of its calls, by the number of the call from 1. All other calls are answered at once.
         troubles: Vec<(usize, Trouble)>,
     },
-    /// A delivery that was held up goes on.
+    /// A delivery that was held up continues.
     GoOn(usize),
-    /// A call that was under way comes in.
+    /// A call that was in transit arrives.
     Land(usize),
-    /// So long that every function has timed out, and every lock.
+    /// Time passes until every function has timed out and every lock has expired.
     Wait,
 }
 
-/// A step, by what it does to a site.
+/// A step, together with the site or event that it works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Work {
     Create,
@@ -134,36 +134,36 @@ pub enum Work {
     Cancel,
     Deprovision,
     Release,
-    /// `close-site` after an onboarding that failed.
+    /// `close-site` after a failed onboarding.
     Reject,
-    /// `close-site` of a live site.
+    /// `close-site` of an active site.
     Retire,
-    /// One of the site's events comes to `project-site`.
+    /// `project-site` gets one of the site's events.
     Project(usize),
-    /// One of three deliveries to stock.
+    /// One of three deliveries of kits.
     Receive(usize),
 }
 
-/// What a call to a service can meet.
+/// A fault of a call to a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Trouble {
-    /// Nothing is done, and it says so.
+    /// The call is refused without effect.
     Throttled,
-    /// Done, and the connection breaks.
+    /// The connection breaks after the effect.
     AnswerLost,
-    /// Done, and done again by the client, which did not hear the first answer.
+    /// The response is lost after the effect, and the client sends the call again.
     Repeated,
-    /// Not heard of; done later.
+    /// The caller times out, and the call takes effect later.
     Late,
-    /// The function ends before the call leaves it.
+    /// The function crashes before it sends the call.
     CrashBefore,
-    /// Done; the function ends before it hears of it.
+    /// The function crashes after the effect, before the response.
     CrashAfter,
-    /// The function ends; done later.
+    /// The function crashes, and the call takes effect later.
     CrashLate,
-    /// Others go on before it is done.
+    /// Other deliveries run before the call takes effect.
     HeldBefore,
-    /// Others go on after it was done and before the answer comes.
+    /// Other deliveries run after the effect and before the response.
     HeldAfter,
 }
 
@@ -197,7 +197,7 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// Services whose steps meet in a history.
+/// The services whose steps run together in a history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
     Inventory,
@@ -205,12 +205,12 @@ pub enum Scope {
     Billing,
     Alerting,
     Sites,
-    /// All of them.
+    /// All services.
     Saga,
 }
 
 impl Work {
-    /// The saga's steps in their order.
+    /// The saga's steps, in their order.
     pub const FORWARD: [Self; 7] = [
         Self::Create,
         Self::Start,
@@ -221,7 +221,7 @@ impl Work {
         Self::Activate,
     ];
 
-    /// The teardown's; `close-site` is the last, as the site's story wants it.
+    /// The teardown's steps. `close-site` follows them, because its input depends on the site's history.
     pub const BACK: [Self; 4] = [Self::Remove, Self::Cancel, Self::Deprovision, Self::Release];
 
     pub fn is_undo(self) -> bool {
@@ -232,7 +232,7 @@ impl Work {
         matches!(self, Self::Initialize | Self::Cancel)
     }
 
-    /// The service that it belongs to.
+    /// Returns the service that it belongs to.
     pub fn owner(self) -> Scope {
         match self {
             Self::Reserve | Self::Release | Self::Receive(_) => Scope::Inventory,
@@ -267,7 +267,7 @@ impl Work {
         }
     }
 
-    /// About as many calls as it makes.
+    /// Returns the approximate number of its calls.
     fn calls(self) -> usize {
         match self {
             Self::Initialize => 9,
@@ -279,10 +279,10 @@ impl Work {
     }
 }
 
-/// What sites are called in words.
+/// The names of the sites in descriptions.
 pub const NAMES: [&str; 3] = ["A", "B", "C"];
 
-/// What a delivery to stock holds, by its number: of the two metrics.
+/// The kits in each delivery, by number and metric.
 pub const DELIVERIES: [[u32; 2]; 3] = [[1, 0], [2, 1], [0, 3]];
 
 pub fn histories() -> impl Strategy<Value = History> {
@@ -306,7 +306,7 @@ fn of(scope: Scope, most_sites: usize, longest: usize) -> BoxedStrategy<History>
         .boxed()
 }
 
-/// A delivery that is held up while others change the same site, and then goes on.
+/// Generates a delivery that is held up while others change the same site, and then continues.
 fn race(scope: Scope) -> impl Strategy<Value = Vec<Move>> {
     let slow = [Trouble::HeldBefore, Trouble::HeldAfter, Trouble::Late, Trouble::CrashLate];
     let trouble = (1..=9_usize, proptest::sample::select(slow.to_vec()));
@@ -328,8 +328,8 @@ fn race(scope: Scope) -> impl Strategy<Value = Vec<Move>> {
     })
 }
 
-/// Two deliveries to the same site: the one is held up, then the other; the first goes on to its next
-/// trouble, then the other.
+/// Generates two deliveries to the same site. The first is held up, then the second. The first continues until its
+/// next fault, then the second continues.
 fn duel(scope: Scope) -> impl Strategy<Value = Vec<Move>> {
     let held = [Trouble::HeldBefore, Trouble::HeldAfter];
     let end = [Trouble::CrashBefore, Trouble::CrashAfter, Trouble::CrashLate, Trouble::Late];
@@ -383,13 +383,13 @@ fn next(scope: Scope) -> BoxedStrategy<Move> {
     prop_oneof![12 => any(scope), 3 => go_on, 2 => land, 1 => Just(Move::Wait)].boxed()
 }
 
-/// A delivery to any of the steps.
+/// Generates a delivery to any of the steps.
 fn any(scope: Scope) -> BoxedStrategy<Move> {
     let works = |works: &[Work], weight: u32| {
         let works = works.iter().filter(|work| work.is_in(scope));
         works.map(|work| (weight, deliver(*work))).collect::<Vec<_>>()
     };
-    // Undone is undone: with as many undos as steps, most histories would be over soon.
+    // An undo is final. With as many undos as steps, most histories would end early.
     let mut all = works(&Work::FORWARD, 6);
     all.extend(works(&Work::BACK, 3));
     all.extend(works(&[Work::Reject, Work::Retire], 2));

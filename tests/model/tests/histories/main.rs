@@ -1,10 +1,11 @@
-//! The saga's steps and their undos under random histories: commands that come twice, too late, in
-//! any order and at once, calls that fail before or after their effect or land late, functions that
-//! crash at any call, sites that compete for one stock. The steps are the real ones; beside them
-//! runs a model of what they may do, and every call that takes effect is held against it.
+//! Runs the saga's steps and undos on random histories and compares each effect with a model.
 //!
-//! A bad history is shortened and told in words; `SEED=123 cargo test -p model` plays it again, and
-//! `HISTORIES=100000` plays more of them.
+//! In a history, commands come twice, late, in any order and concurrently. Calls fail before or after their effect, or
+//! take effect late. Functions crash at any call. Sites compete for the same stock. The steps are the real ones. After
+//! every call with an effect, the rows are compared with what the model allows.
+//!
+//! A failing history is shrunk and printed in words. `SEED=123 cargo test -p model` runs one history again,
+//! `HISTORIES=100000` runs that many.
 
 mod history;
 mod model;
@@ -30,10 +31,10 @@ use world::World;
 
 const HISTORIES: u64 = 10_000;
 
-/// Calls of functions, each to one operation, that come about often.
+/// The number of pairs of function and operation that occur often (see [`OFTEN`]).
 const CALLS: u32 = 29;
 
-/// What a thread plays its histories on.
+/// The runtime and the functions on which a thread runs its histories.
 struct Stage {
     runtime: Runtime,
     world: RefCell<World>,
@@ -54,7 +55,7 @@ fn played(history: &History) -> Played {
     })
 }
 
-/// Plays the history that a seed makes up; shortens it where it is bad.
+/// Runs the history of a seed. If it fails, shrinks it and panics.
 fn of_seed(seed: u64) -> Met {
     let config = ProptestConfig {
         cases: 1,
@@ -76,8 +77,8 @@ fn of_seed(seed: u64) -> Met {
     }
 }
 
-/// Leaves out of a bad history whatever can be left out: proptest keeps together what it made
-/// together.
+/// Removes everything from a failing history that does not affect the failure. Proptest does not shrink parts that it
+/// generated together.
 fn shortest(mut history: History) -> History {
     let is_bad = |history: &History| played(history).wrong.is_some();
     loop {
@@ -94,7 +95,7 @@ fn shortest(mut history: History) -> History {
     }
 }
 
-/// A bad history in words.
+/// Describes a failing history in words.
 fn told(history: &History) -> String {
     let played = played(history);
     let mut text = String::from("the shortest bad history that was found:\n\n");
@@ -121,7 +122,7 @@ fn told(history: &History) -> String {
 }
 
 #[test]
-fn whatever_happens_each_step_happens_once_and_undone_stays_undone() {
+fn in_every_history_each_step_has_one_effect_and_an_undo_is_final() {
     let wanted = std::env::var("HISTORIES").map(|it| it.parse().expect("HISTORIES is a number"));
     let histories = wanted.unwrap_or(HISTORIES);
     let mut met = Met::new();
@@ -135,10 +136,10 @@ fn whatever_happens_each_step_happens_once_and_undone_stays_undone() {
     }
 }
 
-/// A call that is made so often must have met every trouble.
+/// A call that occurs this often must have met every fault.
 const OFTEN: u32 = 1_000;
 
-/// Every call of every function met every trouble, but for those that hardly ever come about.
+/// Asserts that every frequent call of every function met every fault.
 fn assert_everything_was_tried(met: &Met) {
     let mut calls: BTreeMap<(&str, &str), BTreeMap<&str, u32>> = BTreeMap::new();
     for ((function, at, what), times) in met {
@@ -160,10 +161,10 @@ fn assert_everything_was_tried(met: &Met) {
     assert_eq!(tried, CALLS);
 }
 
-/// Found by a history: the undo had seen neither row nor record, and an initialization began before
-/// the tombstone was there.
+/// A regression that a random history found: the undo had read neither row nor record, and an initialization began
+/// before the undo wrote the tombstone.
 #[test]
-fn an_undo_is_not_over_while_an_initialization_that_it_did_not_see_may_pay() {
+fn an_undo_does_not_end_while_a_concurrent_initialization_may_still_subscribe() {
     let deliver =
         |work, troubles: &[_]| Move::Deliver { site: 0, work, troubles: troubles.to_vec() };
     let site = Site { sensors: [1, 0], card: Card::Good, begins: Beginning::Unknown, fails: false };

@@ -1,5 +1,5 @@
-//! What may be: the states of a site's five entities, what each step may make of them, and what it
-//! may answer.
+//! The model: the states of a site's five entities, the changes that each step may make, and the outcomes that it may
+//! have.
 
 use alerting::{Alerting, AlertingRow, Rule};
 use billing::{Subscription, SubscriptionRow};
@@ -22,13 +22,13 @@ use crate::history::{Card, Site, Work};
 
 pub const METRICS: [Metric; 2] = [Metric::AirTemperature, Metric::AirPressure];
 
-/// Where an entity stands, as its row's `status` says; none where there is no row.
+/// The state of an entity: its row's `status`, or `None` without a row.
 pub type State = Option<&'static str>;
 
-/// What a step came to: `Err` is the error's name, or the status of an HTTP answer.
+/// The outcome of a step. `Err` is the error's name, or the status of an HTTP response.
 pub type Outcome = Result<(), String>;
 
-/// A site as it should be.
+/// The expected state of a site.
 #[derive(Debug)]
 pub struct SiteModel {
     pub name: &'static str,
@@ -36,29 +36,29 @@ pub struct SiteModel {
     pub setup: Site,
     pub sensors: Vec<Sensor>,
     entities: [EntityModel; EntityType::ALL.len()],
-    /// The provider's id of what was paid for.
+    /// The provider's id of the subscription.
     subscription: Option<String>,
 }
 
 #[derive(Debug, Default)]
 struct EntityModel {
     state: State,
-    /// The types of its events.
+    /// The types of its events, in order.
     story: Vec<&'static str>,
 }
 
-/// What a step may do, at once and wholly or not at all.
+/// A change that a step may make, atomically.
 #[derive(Clone, Debug)]
 pub struct Change {
     pub entity: EntityType,
     pub to: &'static str,
-    /// Its type and data. Of data that is null, only the site is looked at.
+    /// The event's type and data. If the data is null, only the event's site is compared.
     pub event: Option<(&'static str, Value)>,
-    /// What comes into stock, or out of it, by metric.
+    /// The change of the stock, by metric.
     pub stock: [i64; 2],
 }
 
-/// The entity that a step works on; none for those that work on no site's entity.
+/// Returns the entity that a step works on. Returns `None` for steps without a site's entity.
 pub fn entity_of(work: Work) -> Option<EntityType> {
     Some(match work {
         Work::Reserve | Work::Release => EntityType::Reservation,
@@ -72,7 +72,7 @@ pub fn entity_of(work: Work) -> Option<EntityType> {
     })
 }
 
-/// Of the teardown after an onboarding that failed.
+/// Returns the failure in the input of a teardown after a failed onboarding.
 pub fn failure() -> Failure {
     Failure {
         step: "ConfigureAlerting".to_owned(),
@@ -102,7 +102,7 @@ impl SiteModel {
         Entity::of_site(entity, self.saga.site_id)
     }
 
-    /// What its sensors need of the metrics.
+    /// Returns the number of kits of each metric that the site needs.
     pub fn needs(&self) -> [i64; 2] {
         self.setup.sensors.map(|count| i64::try_from(count).expect("a small number"))
     }
@@ -116,7 +116,7 @@ impl SiteModel {
         kits
     }
 
-    /// The metrics that are short of this stock.
+    /// Returns the metrics for which this stock is too small.
     pub fn shortages(&self, stock: [i64; 2]) -> Vec<Shortage> {
         let short = self.kits().into_iter().filter_map(|Kits { metric, quantity }| {
             let there = stock[METRICS.iter().position(|it| *it == metric)?];
@@ -126,7 +126,7 @@ impl SiteModel {
         short.collect()
     }
 
-    /// What a step may do now; `refusable` is what it found short.
+    /// Returns the changes that a step may make now. `refusable` are the shortages that the step read.
     pub fn changes(
         &self,
         work: Work,
@@ -219,7 +219,7 @@ impl SiteModel {
         sensors.into_iter().map(Rule::new).collect()
     }
 
-    /// The change was made.
+    /// Records that the change was made.
     pub fn make(&mut self, change: &Change, row: &Value) {
         let entity = &mut self.entities[place(change.entity)];
         entity.state = Some(change.to);
@@ -232,7 +232,7 @@ impl SiteModel {
         }
     }
 
-    /// Says what is wrong with the row that a change left.
+    /// Compares the row that a change wrote with the expected one.
     pub fn check_row(
         &self,
         change: &Change,
@@ -305,19 +305,19 @@ impl SiteModel {
         if is_right { Ok(()) } else { Err(format!("its row is wrong: {row}")) }
     }
 
-    /// Says whether a step may answer so, that saw its entity in these states.
+    /// Returns whether a step may have this outcome if it saw its entity in these states.
     pub fn may_answer(&self, work: Work, outcome: &Outcome, seen: &[State]) -> bool {
         let saw = |states: &[&str]| seen.iter().flatten().any(|state| states.contains(state));
         let tombstone = Self::tombstones(work);
         match (work, outcome) {
             (Work::Start | Work::Project(_) | Work::Receive(_), outcome) => outcome.is_ok(),
-            // Redelivered, it is answered from its record until the undo is over.
+            // A redelivered command gets the result in its idempotency record until the undo is complete.
             (Work::Initialize, Ok(())) => {
                 let initialized =
                     self.story(EntityType::Subscription).contains(&"SubscriptionInitialized");
                 saw(&["ACTIVE"]) || (saw(&["CANCELLING"]) && initialized)
             }
-            // What it works with is taken away at the provider meanwhile.
+            // A concurrent undo deletes the customer or the subscription at the provider.
             (Work::Initialize, Err(error)) if error == "Internal" => saw(&["CANCELLING"]),
             (Work::Initialize, Err(error)) if error == "CardDeclined" => {
                 self.setup.card == Card::Declined && saw(&["FAILED"])
@@ -345,7 +345,7 @@ impl SiteModel {
         }
     }
 
-    /// The states that a step leaves for good where it undoes, or finds where it comes too late.
+    /// Returns the final states that an undo leaves, or in which a late step finds its entity.
     fn tombstones(work: Work) -> &'static [&'static str] {
         match work {
             Work::Initialize => &["CANCELLING", "CANCELLED"],
@@ -354,13 +354,13 @@ impl SiteModel {
         }
     }
 
-    /// Whether of this entity nothing is left but the tombstone.
+    /// Returns whether only the tombstone is left of this entity.
     pub fn is_undone(&self, entity: EntityType) -> bool {
         self.state(entity).is_some_and(|state| tombstones_of(entity).contains(&state))
     }
 }
 
-/// The statuses in which the undo of the entity's step leaves its row.
+/// Returns the statuses of the row after the undo of the entity's step.
 fn tombstones_of(entity: EntityType) -> &'static [&'static str] {
     let step = STEPS.iter().find(|step| step.entity == entity);
     step.expect("a step of each entity").tombstones
@@ -370,7 +370,7 @@ fn status(name: &str) -> Status {
     Status::ALL.into_iter().find(|status| status.name() == name).expect("a status")
 }
 
-/// The saga of the site that `POST /sites` makes under that key.
+/// Returns the saga of the site that `POST /sites` creates with this key.
 pub fn saga_of(key: &str) -> Saga {
     let site_id = SiteId::registered("", key);
     Saga::of_site(site_id, None)

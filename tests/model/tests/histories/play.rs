@@ -1,4 +1,4 @@
-//! Plays a history, and holds it against the model at every call that takes effect.
+//! Runs a history and compares it with the model after every call with an effect.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,56 +25,57 @@ use crate::{
     world::{Asking, Call, Executions, LEASE, ONBOARDING_ARN, TEARDOWN_ARN, World},
 };
 
-/// What the steps read, and can't change.
+/// Operations that do not change anything.
 const READS: [&str; 1] = ["GetItem"];
-/// A delivery of the same is enough to settle what is unsettled; a second shows that it was.
+/// The maximum number of rounds until all sagas have ended. A round that leaves calls in transit is followed by
+/// another.
 const ROUNDS: usize = 4;
 
-/// How often a function's call met what, by their names.
+/// The number of times that a function's call had an outcome, by function, call and outcome.
 pub type Met = BTreeMap<(&'static str, String, String), u32>;
 
-/// What came of a history.
+/// The result of a history.
 #[derive(Debug)]
 pub struct Played {
-    /// What happened, in words.
+    /// The events, in words.
     pub story: Vec<String>,
-    /// What was wrong, if something was.
+    /// The first violation of the model.
     pub wrong: Option<String>,
     pub met: Met,
 }
 
-/// Rows by table and key, in DynamoDB's JSON.
+/// Rows by table and key, in DynamoDB's JSON format.
 type Rows = BTreeMap<&'static str, BTreeMap<String, Value>>;
-/// A row that is not as before.
+/// Changed rows by table and key, each with its old and new value.
 type Changed = BTreeMap<(&'static str, String), (Option<Value>, Option<Value>)>;
 
-/// On whose behalf a call is made.
+/// The delivery to which a call belongs.
 #[derive(Clone, Debug)]
 struct Who {
     site: usize,
     work: Work,
     at: Timestamp,
-    /// The event that is projected.
+    /// The event, for `project-site`.
     event: Option<EventRow>,
-    /// What a reservation found short.
+    /// The shortages that a reservation read.
     refusable: Option<Vec<Shortage>>,
-    /// The states of its entity while it was at work.
+    /// The states of its entity since it began.
     seen: Vec<State>,
-    /// It may answer that it can't now.
+    /// Whether it may fail as transient.
     excused: bool,
 }
 
-/// A function at work.
+/// A running function.
 struct Delivery {
     who: Who,
     future: std::pin::Pin<Box<dyn Future<Output = Outcome>>>,
     troubles: BTreeMap<usize, Trouble>,
     calls: usize,
-    /// The call that was held up, with the answer where it was done.
+    /// The call that is held up, with its response if it took effect.
     waiting: Option<(Call, Option<(u16, Value)>)>,
 }
 
-/// A call on its way, that nobody waits for.
+/// A call in transit whose caller is gone.
 struct Late {
     who: Who,
     asking: Asking,
@@ -88,9 +89,9 @@ struct Play<'a> {
     books: Books,
     executions: Executions,
     sites: Vec<SiteModel>,
-    /// Each site's events, as they were committed.
+    /// The events of each site, as they were committed.
     told: Vec<Vec<EventRow>>,
-    /// Whether an undo ever came for the site.
+    /// Whether an undo was delivered for the site.
     undone: Vec<bool>,
     initial: [u32; 2],
     received: BTreeSet<usize>,
@@ -102,7 +103,7 @@ struct Play<'a> {
     met: Met,
 }
 
-/// Plays it to the end of all its sagas.
+/// Runs the history until all its sagas have ended.
 pub async fn play(world: &mut World, history: &History) -> Played {
     world.clear();
     let mut play = Play::new(world, history);
@@ -218,7 +219,7 @@ impl<'a> Play<'a> {
         self.services.contains(&work.owner())
     }
 
-    /// Every function that is at work runs out of its time, every lock ends.
+    /// Lets time pass. Every running function times out, and every lock expires.
     fn time_passes(&mut self) {
         self.seconds += i64::try_from(LEASE.as_secs()).unwrap_or(i64::MAX) + 1;
         self.story.push("31 s pass; every function that is still at work is timed out.".to_owned());
@@ -250,7 +251,7 @@ impl<'a> Play<'a> {
         *self.met.entry(key).or_default() += 1;
     }
 
-    /// The payload that a function is invoked with; none where there is nothing to tell it.
+    /// Returns the payload of a function. Returns `None` if there is no event for it.
     fn payload(&self, site: usize, work: Work) -> Option<(Value, Option<EventRow>)> {
         let it = &self.sites[site];
         let told = &self.told[site];
@@ -313,7 +314,7 @@ impl<'a> Play<'a> {
         Some((payload, event.cloned()))
     }
 
-    /// Gives what it came to, if it came to its end.
+    /// Delivers a command. Returns the outcome if the function ends now.
     async fn deliver(
         &mut self,
         site: usize,
@@ -340,7 +341,7 @@ impl<'a> Play<'a> {
         self.drive(Delivery { who, future, troubles, calls: 0, waiting: None }).await
     }
 
-    /// Whether a run of `initialize-subscription` may be at it, by the record of it.
+    /// Returns whether the idempotency record shows a running `initialize-subscription`.
     fn locked(&self, site: usize) -> bool {
         let row = self.rows.get(BILLING).and_then(|rows| rows.get(&self.record(site)));
         row.is_some_and(|row| {
@@ -379,7 +380,7 @@ impl<'a> Play<'a> {
         self.perform(&mut who, &asking).map(drop)
     }
 
-    /// Runs a function until it ends, or is held up, or crashes.
+    /// Runs a function until it ends, is held up or crashes.
     async fn drive(&mut self, mut delivery: Delivery) -> Result<Option<Outcome>, String> {
         loop {
             let call = tokio::select! {
@@ -467,7 +468,7 @@ impl<'a> Play<'a> {
         ))
     }
 
-    /// The service's side of a call. What it changed must be what the step may change.
+    /// Performs a call. Fails if it changes what its step must not change.
     fn perform(&mut self, who: &mut Who, asking: &Asking) -> Result<(u16, Value), String> {
         let answer = match asking {
             Asking::Stripe(call) => self.books.perform(call),
@@ -493,7 +494,7 @@ impl<'a> Play<'a> {
         Ok(answer)
     }
 
-    /// An execution has the name that makes it the only one of its kind.
+    /// Checks that an execution has the name that prevents a second one.
     fn check_start(&self, who: &Who, body: &Value) -> Result<(), String> {
         let onboarding = self.sites[who.site].saga.onboarding_id;
         let right = match who.work {
@@ -506,7 +507,7 @@ impl<'a> Play<'a> {
         if is_right { Ok(()) } else { Err(format!("a wrong execution is started: {body}")) }
     }
 
-    /// Pieces in stock, as the model has it.
+    /// Returns the stock by the model.
     fn stock(&self) -> [i64; 2] {
         let mut stock = self.initial.map(i64::from);
         for number in &self.received {
@@ -524,7 +525,7 @@ impl<'a> Play<'a> {
         stock
     }
 
-    /// Reads a table anew, and gives the rows that are not as before.
+    /// Reads a table again and returns the changed rows.
     fn read_anew(&mut self, table: &'static str) -> Changed {
         let key = |row: &Value| {
             let text = |name: &str| row[name]["S"].as_str().unwrap_or_default().to_owned();
@@ -549,7 +550,7 @@ impl<'a> Play<'a> {
         changed.map(|key| ((table, key.clone()), change(key))).collect()
     }
 
-    /// Holds what a call wrote against what its step may write.
+    /// Compares the rows that a call wrote with what its step may write.
     fn judge(&mut self, who: &mut Who, body: &Value) -> Result<(), String> {
         let mut changed = Changed::new();
         for table in tables_of(body) {
@@ -597,7 +598,7 @@ impl<'a> Play<'a> {
         (table.expect("the service's table"), id.to_string())
     }
 
-    /// The change that was made, of those that the step may make.
+    /// Returns which of the allowed changes was made.
     fn judge_change(&self, who: &Who, changed: &Changed) -> Result<Change, String> {
         let refusable = who.refusable.as_deref();
         let may = self.sites[who.site].changes(who.work, self.stock(), refusable);
@@ -664,7 +665,7 @@ impl<'a> Play<'a> {
         }
     }
 
-    /// A step's row is replaced by a later event, and by nothing else.
+    /// Checks that a step's row was replaced by a later event, and that nothing else changed.
     fn judge_projection(&self, who: &Who, changed: &Changed) -> Result<(), String> {
         let event = who.event.as_ref().ok_or("no event")?;
         let (name, status) = step_of(&event.kind).ok_or("it tells of no step")?;
@@ -714,7 +715,7 @@ impl<'a> Play<'a> {
         if row.at == at { Ok(()) } else { Err(format!("{row:?}")) }
     }
 
-    /// What holds at every moment, whatever is under way.
+    /// Checks the invariants that hold at any time.
     fn check_promises(&self) -> Result<(), String> {
         let stock = self.stock();
         for (metric, right) in METRICS.into_iter().zip(stock) {
@@ -753,13 +754,13 @@ impl<'a> Play<'a> {
         Ok(())
     }
 
-    /// Whether `DELETE` has started the site's teardown.
+    /// Returns whether `DELETE` has started the site's teardown.
     fn tears_down(&self, site: usize) -> bool {
         let name = format!("decommission-{}", self.sites[site].saga.onboarding_id);
         self.executions.has(TEARDOWN_ARN, &name)
     }
 
-    /// The saga's own end: all steps, or all undos.
+    /// Brings a site's saga to its end: with all steps, or with all undos.
     async fn settle(&mut self, site: usize) -> Result<(), String> {
         let forward: Vec<_> = Work::FORWARD.into_iter().filter(|it| self.takes_part(*it)).collect();
         let mut back: Vec<_> = Work::BACK.into_iter().filter(|it| self.takes_part(*it)).collect();
@@ -801,7 +802,7 @@ impl<'a> Play<'a> {
         Ok(())
     }
 
-    /// Nothing disturbs it, so it ends well, or as it may; gives whether it ended well.
+    /// Runs a step without faults. Returns whether it succeeded. Fails if its error is not in `finals`.
     async fn must(&mut self, site: usize, work: Work, finals: &[&str]) -> Result<bool, String> {
         match self.deliver(site, work, BTreeMap::new()).await? {
             None | Some(Ok(())) => Ok(true),
@@ -812,7 +813,7 @@ impl<'a> Play<'a> {
         }
     }
 
-    /// Once more from the tables alone, past the model's account of each change.
+    /// Checks the final state again, from the tables alone.
     async fn check_everything(&mut self) -> Result<(), String> {
         for site in 0..self.sites.len() {
             for number in 0..self.told[site].len() {
@@ -860,7 +861,7 @@ impl<'a> Play<'a> {
         if events.is_empty() { Ok(()) } else { Err(format!("events of nobody: {events:?}")) }
     }
 
-    /// What the site shows of its steps is what their last events tell.
+    /// Checks that the site's read model shows the last event of each step.
     fn check_read_model(&self, site: usize) -> Result<(), String> {
         let mut last = BTreeMap::new();
         for event in &self.told[site] {
@@ -877,7 +878,7 @@ impl<'a> Play<'a> {
     }
 }
 
-/// The tables that a write names.
+/// Returns the tables that a write names.
 fn tables_of(body: &Value) -> BTreeSet<&'static str> {
     let actions = body["TransactItems"].as_array().map_or(&[][..], Vec::as_slice);
     let actions = actions.iter().filter_map(|action| action.as_object()?.values().next());
@@ -891,7 +892,7 @@ fn quantity(row: Option<&Value>) -> i64 {
     text.map_or(0, |text| text.parse().expect("a number of pieces"))
 }
 
-/// What a row says, in a few words.
+/// Describes a row in a few words.
 fn gist(row: &Value) -> String {
     for name in ["status", "type", "quantity"] {
         if let Some(Value::String(text)) = row[name].as_object().and_then(|it| it.values().next()) {
@@ -924,7 +925,7 @@ fn check_event(
     if is_right { Ok(()) } else { Err(format!("its event is wrong: {}", event.detail)) }
 }
 
-/// The step that project-site writes on an event, and its status.
+/// Returns the step and the status that project-site writes for an event.
 fn step_of(kind: &str) -> Option<(&'static str, StepStatus)> {
     let (step, outcome) = saga::step_of_event(kind).filter(|(step, _)| !step.is_of_site())?;
     let status = match outcome {

@@ -1,24 +1,24 @@
-//! The payment provider: it keeps its customers and subscriptions, and honours idempotency keys, as
-//! Stripe does.
+//! A fake of the payment provider. It stores customers and subscriptions, and supports idempotency keys as Stripe
+//! does.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use testkit::http::Call;
 
-/// The provider's books.
+/// The provider's state.
 #[derive(Debug, Default)]
 pub struct Books {
-    /// Subscriptions that are paid for, by customer.
+    /// Active subscriptions, by customer.
     customers: BTreeMap<String, BTreeSet<String>>,
-    /// Whose they are: the site's onboarding, by subscription.
+    /// The site's onboarding, by subscription.
     payers: BTreeMap<String, String>,
-    /// What was asked for and answered, by idempotency key.
+    /// Request and response, by idempotency key.
     answered: BTreeMap<String, (String, (u16, Value))>,
     made: u32,
 }
 
-/// What a call asks for, in a word.
+/// Returns a short name of a call.
 pub fn name(call: &Call) -> &'static str {
     let path = call.path.split('?').next().unwrap_or_default();
     let parts: Vec<_> = path.trim_start_matches("/v1/").split('/').collect();
@@ -40,7 +40,7 @@ fn missing(what: &str) -> (u16, Value) {
 }
 
 impl Books {
-    /// The subscriptions that an onboarding pays for.
+    /// Returns the active subscriptions of an onboarding.
     pub fn paid_for(&self, onboarding: &str) -> Vec<&str> {
         let all = self.customers.values().flatten();
         let theirs = all.filter(|id| self.payers.get(*id).is_some_and(|of| of == onboarding));
@@ -51,7 +51,7 @@ impl Books {
         self.customers.get(customer).is_some_and(|theirs| theirs.contains(subscription))
     }
 
-    /// Does what a call asks for.
+    /// Performs a call.
     pub fn perform(&mut self, call: &Call) -> (u16, Value) {
         let key = call.headers.get("idempotency-key").and_then(|key| key.to_str().ok());
         let Some(key) = key else { return self.act(call) };

@@ -1,5 +1,5 @@
-//! The real steps on an embedded DynamoDB and a stand-in of the payment provider, where each call
-//! waits until the history says what becomes of it.
+//! The real steps on an embedded DynamoDB and a fake of the payment provider. Each call waits until the history
+//! determines its response.
 
 use std::{collections::BTreeSet, rc::Rc, sync::Arc, time::Duration};
 
@@ -51,10 +51,10 @@ use crate::{history::Work, model::Outcome, provider};
 pub const ONBOARDING_ARN: &str = "arn:aws:states:eu-central-1:111122223333:stateMachine:onboarding";
 pub const TEARDOWN_ARN: &str = "arn:aws:states:eu-central-1:111122223333:stateMachine:teardown";
 
-/// As production has it: longer than a function may take.
+/// The lease of production. It is longer than the functions' timeout.
 pub const LEASE: Duration = Duration::from_secs(30);
 
-/// What a step asks another service for.
+/// A call of a step to another service.
 #[derive(Clone, Debug)]
 pub enum Asking {
     /// DynamoDB, or Step Functions.
@@ -64,7 +64,7 @@ pub enum Asking {
 }
 
 impl Asking {
-    /// In words.
+    /// Returns a short name.
     pub fn name(&self) -> String {
         match self {
             Self::Aws { operation, .. } => operation.clone(),
@@ -73,7 +73,7 @@ impl Asking {
     }
 }
 
-/// A call that waits. Dropped, it is never answered.
+/// A call that waits for its response. If it is dropped, it is never answered.
 #[derive(Debug)]
 pub struct Call {
     pub asking: Asking,
@@ -87,16 +87,16 @@ enum AnswerTo {
 }
 
 impl Call {
-    /// Answers with status and body.
+    /// Responds with this status and body.
     pub fn answer(self, (status, body): (u16, Value)) {
         match self.answer {
-            // Whoever asked may be gone.
+            // The caller may have been dropped.
             AnswerTo::Aws(to) => drop(to.send(Some((status, body)))),
             AnswerTo::Stripe(to) => drop(to.send((status, body))),
         }
     }
 
-    /// Refuses it for now.
+    /// Responds that the call is throttled.
     pub fn throttle(self) {
         let answer = match self.asking {
             Asking::Aws { .. } => (400, json!({ "__type": "ThrottlingException" })),
@@ -105,7 +105,7 @@ impl Call {
         self.answer(answer);
     }
 
-    /// Lets the caller know nothing of what became of it.
+    /// Ends the call without a response, so the caller does not know its effect.
     pub fn break_off(self) {
         match self.answer {
             AnswerTo::Aws(to) => drop(to.send(None)),
@@ -116,7 +116,7 @@ impl Call {
     }
 }
 
-/// Passes the AWS clients' calls on.
+/// The HTTP connector of the AWS clients. It sends each call to a channel.
 #[derive(Clone, Debug)]
 struct Connector(UnboundedSender<Call>);
 
@@ -144,8 +144,8 @@ impl HttpConnector for Connector {
     }
 }
 
-/// Without retries, which the history decides, and without time-outs, for calls wait as long as
-/// the history wants. Without credentials: signing takes time.
+/// Returns the configuration of the AWS clients. It has no retries, because the history determines them. It has no
+/// timeouts, because calls wait as long as the history determines. It has no credentials, because signing is slow.
 fn config(calls: UnboundedSender<Call>) -> SdkConfig {
     let connector = SharedHttpConnector::new(Connector(calls));
     SdkConfig::builder()
@@ -160,12 +160,12 @@ fn config(calls: UnboundedSender<Call>) -> SdkConfig {
         .build()
 }
 
-/// The functions, as they are wired in production, and the calls that they make.
+/// The functions with their production wiring, and the channels of their calls.
 pub struct World {
     functions: Rc<Functions>,
     aws: UnboundedReceiver<Call>,
     stripe: UnboundedReceiver<Asked>,
-    /// It serves as long as it is there.
+    /// The fake runs until it is dropped.
     _stub: Stub,
 }
 
@@ -239,7 +239,7 @@ impl World {
         Self { functions: Rc::new(functions), aws, stripe, _stub: stub }
     }
 
-    /// The next call that a function makes.
+    /// Returns the next call of a function.
     pub async fn call(&mut self) -> Call {
         let gone = "the functions and the stub are there as long as this";
         tokio::select! {
@@ -251,13 +251,13 @@ impl World {
         }
     }
 
-    /// Forgets calls that an earlier history left.
+    /// Drops the calls that an earlier history left.
     pub fn clear(&mut self) {
         while self.aws.try_recv().is_ok() || self.stripe.try_recv().is_ok() {}
     }
 
-    /// Invokes a function with that payload, which is what the state machine, the queue or the rule sends;
-    /// of an HTTP function the body or the site's id.
+    /// Invokes a function. The payload is what the state machine, the queue or the rule sends. For an HTTP function it
+    /// is the body or the site's id.
     pub fn invoke(
         &self,
         work: Work,
@@ -304,7 +304,7 @@ fn answered(answer: Result<Answer, Problem>) -> Outcome {
     }
 }
 
-/// `POST /sites` under the name as the key.
+/// Returns a `POST /sites` request. The site's name is the idempotency key.
 fn post(body: &Value) -> Request {
     let mut event = sample::event("create-site");
     for headers in ["headers", "multiValueHeaders"] {
@@ -318,7 +318,7 @@ fn post(body: &Value) -> Request {
     serde_json::from_value(event).expect("an event of API Gateway")
 }
 
-/// `DELETE` of the site.
+/// Returns a `DELETE` request for the site.
 fn on_site(site: &Value) -> Request {
     let mut event = sample::event("decommission-site");
     event["path"] = format!("/sites/{}", site.as_str().unwrap_or_default()).into();
@@ -326,12 +326,12 @@ fn on_site(site: &Value) -> Request {
     serde_json::from_value(event).expect("an event of API Gateway")
 }
 
-/// Executions that were started: state machine and name.
+/// The executions that were started, by state machine and name.
 #[derive(Debug, Default)]
 pub struct Executions(BTreeSet<(String, String)>);
 
 impl Executions {
-    /// `StartExecution`.
+    /// Performs `StartExecution`.
     pub fn start(&mut self, body: &Value) -> (u16, Value) {
         let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
         let key = (text("stateMachineArn"), text("name"));
@@ -342,7 +342,7 @@ impl Executions {
         (200, json!({ "executionArn": arn, "startDate": 1_767_268_800.0 }))
     }
 
-    /// Whether an execution of that name was started.
+    /// Returns whether an execution with this name was started.
     pub fn has(&self, machine: &str, name: &str) -> bool {
         self.0.contains(&(machine.to_owned(), name.to_owned()))
     }

@@ -1,4 +1,4 @@
-//! Sends a station's day to the local stack, as its data logger would.
+//! Sends a station's day of readings to the local stack, like a data logger.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

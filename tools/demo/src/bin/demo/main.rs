@@ -1,6 +1,7 @@
-//! `make demo`, once the stack is deployed: onboards eight real monitoring stations, one with a
-//! declined card and one with too few kits in stock, sends the day of readings of one of them, shows
-//! what became of all that, and ends with status 0 only if what it shows is true.
+//! The program of `make demo`, which runs it after the deployment.
+//!
+//! It onboards eight real monitoring stations, one with a declined card and one with too few kits in stock. It sends a
+//! day of readings of one of them and shows the results. The exit status is 0 only if all checks of the results pass.
 
 mod progress;
 mod readings;
@@ -52,7 +53,7 @@ async fn run() -> Result<Vec<String>> {
     terminal::print(format_args!("\n{}", report::table(&report)));
     terminal::print(format_args!("{}", report::summary(&report)));
 
-    // Readings need a site that is in service.
+    // Only an active site can send readings.
     let day = if untrue.is_empty() {
         let (station, ids) = stations
             .iter()
@@ -76,7 +77,7 @@ async fn run() -> Result<Vec<String>> {
     Ok(untrue)
 }
 
-/// What is shown is of the whole stack: stock, customers. So it must be nobody's yet.
+/// Fails if the stack has sites. The report covers the stock and the customers of the whole stack.
 async fn require_fresh(stack: &Stack) -> Result<()> {
     let answer = stack.call(Call::get("/sites?limit=1")).await?;
     if answer.status != 200 {
@@ -88,8 +89,8 @@ async fn require_fresh(stack: &Stack) -> Result<()> {
     Ok(())
 }
 
-/// Registers every station on its way; over HTTP the answer names the site, by event the event id
-/// is what its `SiteCreated` will refer to.
+/// Registers every station by its channel. Over HTTP, the response contains the site's id. By event, the event's id is
+/// returned, which is the causation id of `SiteCreated`.
 async fn ask(stack: &Stack, stations: &[Station]) -> Result<Vec<watch::Asked>> {
     let mut asked = Vec::new();
     for station in stations {

@@ -1,4 +1,4 @@
-//! One line a site: bars that move on a terminal, a plain line per change elsewhere.
+//! The progress of each site: a bar per site on a terminal, otherwise a line per change.
 
 use std::{
     io::{IsTerminal, stdout},
@@ -7,14 +7,14 @@ use std::{
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// The lines.
+/// The progress lines.
 pub enum Board {
     Terminal(Vec<ProgressBar>),
     Plain { names: Vec<String>, shown: Vec<String> },
 }
 
 impl Board {
-    /// A line for each name; `steps` is how far one can come.
+    /// Creates a line for each name. `steps` is the length of the bars.
     pub fn new(names: &[&str], steps: usize) -> Self {
         if !stdout().is_terminal() {
             let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
@@ -35,7 +35,7 @@ impl Board {
         Self::Terminal(bars.collect())
     }
 
-    /// How far the `index`-th has come.
+    /// Shows the progress of the line at `index`.
     pub fn show(&mut self, index: usize, done: usize, state: &str) {
         match self {
             Self::Terminal(bars) => {
@@ -51,7 +51,7 @@ impl Board {
         }
     }
 
-    /// The `index`-th has come to its end.
+    /// Shows the final state of the line at `index`.
     pub fn finish(&mut self, index: usize, done: usize, state: &str) {
         self.show(index, done, state);
         if let Self::Terminal(bars) = self {

@@ -1,5 +1,5 @@
-//! Alamosa's day of readings: sent as over a bad line, with broken records in between, asked for
-//! again, and compared with the station's file.
+//! Alamosa's day of readings. It is sent over a simulated bad connection, with broken records in between, then queried
+//! and compared with the station's file.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,26 +36,26 @@ use crate::{
 
 const FILE: &str = "tests/data/surfrad-alamosa-2016-01-01.dat";
 const BUNDLE_MINUTES: u32 = 15;
-/// Every so many bundles one is sent twice ...
+/// One in this number of bundles is sent twice.
 const TWICE_EVERY: usize = 8;
-/// ... and one after the next.
+/// One in this number of bundles is sent after its successor.
 const LATE_EVERY: usize = 10;
-/// These are put on the stream by the logger itself, packed.
+/// The bundles that are put on the stream directly, as gzip.
 const DIRECT: Range<usize> = 20..26;
-/// The broken records come before this bundle.
+/// The broken records are sent before this bundle.
 const BROKEN_BEFORE: usize = 48;
-/// The bundle whose number a broken record has with other samples.
+/// The bundle whose id a broken record repeats with other samples.
 const CONFLICTING: usize = 12;
-/// Between two looks for a bundle that was just sent.
+/// The interval between polls.
 const GLANCE: Duration = Duration::from_millis(10);
-/// So many of the last bundles are sent by themselves, to see how soon they can be asked for.
+/// The number of last bundles that are sent one by one, to measure the time until they can be queried.
 const TIMED: usize = 20;
-/// Who sets broken records aside.
+/// The function that quarantines broken records.
 const STORE_READINGS: &str = "store-readings";
-/// What a reading may cost, in DynamoDB's write units.
+/// The maximum cost of a reading, in DynamoDB's write units.
 const MOST_UNITS_A_READING: f64 = 0.1;
 
-/// What the demo shows of the readings; the member `readings` of `target/demo/report.json`.
+/// The report of the readings. It is the member `readings` of `target/demo/report.json`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
@@ -66,8 +66,8 @@ pub struct Report {
     pub left_out: LeftOut,
     pub sent: Sent,
     pub stored: Stored,
-    /// From the call to the first answer that has its samples, for one bundle on an idle stack.
-    /// From sending a bundle to its readings, of the last bundles one by one.
+    /// The time from sending a bundle until its readings can be queried, for the last bundles, one by one on an idle
+    /// stack.
     pub queryable_after: Millis,
     pub sensors: Vec<SensorDay>,
     pub alerts: Vec<Alert>,
@@ -94,14 +94,14 @@ impl Millis {
 pub struct Sent {
     pub bundles: usize,
     pub samples: usize,
-    /// Of the bundles: put on the stream directly.
+    /// The number of bundles that were put on the stream directly.
     pub directly: usize,
-    /// Of the bundles: sent after the one that follows.
+    /// The number of bundles that were sent after their successor.
     pub late: usize,
-    /// Once more.
+    /// The number of bundles that were sent twice.
     pub bundles_repeated: usize,
     pub samples_repeated: usize,
-    /// Calls that were tried again.
+    /// The number of retried calls.
     pub retries: u32,
     pub broken_records: usize,
 }
@@ -111,22 +111,22 @@ pub struct Sent {
 pub struct Stored {
     pub samples: usize,
     pub rows: usize,
-    /// As DynamoDB reckons, names and keys included.
+    /// The size by DynamoDB's rules, including names and keys.
     pub bytes: usize,
     pub write_units: usize,
-    /// Of the puts that found their row there: a refused write costs as much.
+    /// The write units of refused puts, whose row was there already. DynamoDB charges them like successful ones.
     pub write_units_refused: usize,
     pub write_units_a_reading: f64,
 }
 
-/// A sensor's day.
+/// The day of a sensor.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SensorDay {
     pub sensor_id: SensorId,
     pub metric: Metric,
     pub unit: String,
-    /// As the API adds it up; nothing without a sample.
+    /// The aggregate that the API returns. `None` without samples.
     pub day: Option<Bucket>,
     #[serde(skip)]
     pub samples: Vec<Sample>,
@@ -134,7 +134,7 @@ pub struct SensorDay {
     pub limits: Vec<(&'static str, f64)>,
 }
 
-/// A broken record, as the failures table tells of it.
+/// A broken record in the failures table.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SetAside {
@@ -146,19 +146,19 @@ pub struct SetAside {
     pub bytes: usize,
 }
 
-/// The report, and what in it is not as it must be.
+/// The report, and the violations that it shows.
 pub struct Findings {
     pub report: Report,
     pub untrue: Vec<String>,
 }
 
-/// What is sent, in which order, and what must come of it.
+/// The bundles to send, their order, and the expected alerts.
 struct Plan {
     site: SiteId,
     day: Day,
     sensors: Vec<SiteSensor>,
     watched: Vec<Watched>,
-    /// By sensor and time.
+    /// The expected alerts, by sensor and time.
     alerts: Vec<Alert>,
     bundles: Vec<Bundle>,
     late: BTreeSet<usize>,
@@ -172,7 +172,7 @@ struct Broken {
     data: Vec<u8>,
 }
 
-/// A record where it stands in the stream.
+/// A record and its position in the stream.
 type Placed = (Broken, Position);
 
 impl Plan {
@@ -203,16 +203,15 @@ impl Plan {
             .collect();
         alerts.sort_by_key(|alert| (alert.sensor_id, alert.at));
 
-        // A sample that comes after a later one is not judged any more. So the late bundles are
-        // chosen among those without an alert in them or in the one that follows: then all states
-        // stay as they are through both, in whichever order, and what must be told is the same.
+        // A sample that arrives after a later one is not evaluated. So late bundles are chosen such that neither they
+        // nor their successors change a sensor's state. Then the alerts do not depend on the order.
         let changes: BTreeSet<_> = alerts
             .iter()
             .filter_map(|alert| bundles.iter().position(|bundle| holds(bundle, alert)))
             .collect();
         let quiet = |place: &usize| !changes.contains(place) && !changes.contains(&(place + 1));
         let timed_from = bundles.len() - TIMED;
-        // The one before the timed ones tells that all others are there.
+        // The bundle before the timed ones is sent last, so that it shows when all others are stored.
         let late = (0..timed_from - 2).skip(LATE_EVERY / 2).step_by(LATE_EVERY).filter(quiet);
         let twice = (0..timed_from).step_by(TWICE_EVERY);
         Ok(Self {
@@ -227,7 +226,7 @@ impl Plan {
         })
     }
 
-    /// One of each kind. They tell of the air pressure, for which no limits are watched.
+    /// Returns one broken record of each kind. They contain air pressure, which has no limits and so causes no alerts.
     fn broken(&self) -> Result<Vec<Broken>> {
         let pressure = |sensor: &&SiteSensor| sensor.metric == Metric::AirPressure;
         let sensor_id = self.sensors.iter().find(pressure).context("a barometer")?.sensor_id;
@@ -261,7 +260,7 @@ impl Plan {
         .into())
     }
 
-    /// Sends all bundles but those that are timed, as planned.
+    /// Sends all bundles except the timed ones, in the planned order.
     async fn send(&self, stack: &Stack) -> Result<(Vec<Placed>, u32)> {
         let order = logger::order(self.bundles.len() - TIMED, &self.late, &self.twice);
         let mut meter = Meter::new("bundles", order.len());
@@ -287,7 +286,7 @@ impl Plan {
         Ok((broken, retries))
     }
 
-    /// Whether that bundle can be asked for; one of a site's bundles comes after the other.
+    /// Returns whether this bundle can be queried. The bundles of a site are stored in order.
     async fn queryable(&self, stack: &Stack, bundle: &Bundle) -> Result<bool> {
         let series = bundle.series.last().context("a series")?;
         let Sample(start, _) = series.samples.first().context("a sample")?;
@@ -295,8 +294,7 @@ impl Plan {
         Ok(asked.body["samples"][0][0] == json!(start))
     }
 
-    /// Waits until what was sent is stored, then sends the last bundles one by one and takes the
-    /// time of each.
+    /// Waits until all sent bundles are stored. Then sends the last bundles one by one and measures the time of each.
     async fn time_the_last(&self, stack: &Stack) -> Result<Millis> {
         let (sent, last) = self.bundles.split_at(self.bundles.len() - TIMED);
         let before = sent.last().context("a day of more bundles")?;
@@ -318,13 +316,13 @@ impl Plan {
     }
 }
 
-/// Whether the sample is in the bundle that brought the alert about.
+/// Returns whether the bundle contains the sample that caused the alert.
 fn holds(bundle: &Bundle, alert: &Alert) -> bool {
     let mut series = bundle.series.iter().filter(|series| series.sensor_id == alert.sensor_id);
     series.any(|series| series.samples.iter().any(|sample| sample.0 == alert.at))
 }
 
-/// The site's alerts among the captured events, by sensor and time.
+/// Returns the site's alerts among the captured events, by sensor and time.
 fn alerts(captured: &[Value], onboarding: OnboardingId) -> Result<Vec<Alert>> {
     let of_site = onboarding.to_string();
     let mut alerts = Vec::new();
@@ -344,7 +342,7 @@ fn alerts(captured: &[Value], onboarding: OnboardingId) -> Result<Vec<Alert>> {
     Ok(alerts)
 }
 
-/// Compares the alerts on the bus and in the event log with what must be there.
+/// Compares the alerts on the bus and in the event log with the expected ones.
 async fn check_alerts(
     stack: &Stack,
     capture: &Capture,
@@ -382,7 +380,7 @@ async fn check_alerts(
     Ok(told)
 }
 
-/// The failures of store-readings must be the broken records, whole, and nothing else.
+/// Checks that the failures of store-readings are exactly the broken records, complete.
 async fn check_failures(
     stack: &Stack,
     broken: &[Placed],
@@ -417,7 +415,7 @@ async fn check_failures(
     Ok(set_aside)
 }
 
-/// What the API tells of each sensor must be what the file says, to the bit.
+/// Checks that the API returns exactly the values in the file, bit for bit, for each sensor.
 async fn check_samples(
     stack: &Stack,
     plan: &Plan,
@@ -456,12 +454,12 @@ async fn check_samples(
     Ok(days)
 }
 
-/// The bundle in a row's key.
+/// Returns the bundle id in a row's key.
 fn bundle_of(row: &Item) -> Option<&str> {
     row.get("row")?.as_s().ok()?.split_once('/').map(|(_, bundle)| bundle)
 }
 
-/// Counts the rows: one a series of a bundle, however often that was sent.
+/// Checks that there is one row per series of a bundle, even if the bundle was sent twice. Adds up their costs.
 async fn check_rows(stack: &Stack, plan: &Plan, untrue: &mut Vec<String>) -> Result<Stored> {
     let twice: BTreeSet<_> =
         plan.twice.iter().map(|place| plan.bundles[*place].bundle_id.as_str()).collect();
@@ -477,7 +475,7 @@ async fn check_rows(stack: &Stack, plan: &Plan, untrue: &mut Vec<String>) -> Res
         }
         for row in &rows {
             let bytes = item_bytes(row)?;
-            // DynamoDB charges by the kilobyte begun.
+            // DynamoDB charges for each started kilobyte.
             let units = bytes.div_ceil(1024);
             let bundle = bundle_of(row).unwrap_or_default();
             let mut refused = usize::from(twice.contains(bundle));
@@ -491,7 +489,7 @@ async fn check_rows(stack: &Stack, plan: &Plan, untrue: &mut Vec<String>) -> Res
     Ok(stored)
 }
 
-/// Sends the day, and compares what became of it with what must be.
+/// Sends the day and checks the results.
 pub async fn run(
     stack: &Stack,
     capture: &Capture,

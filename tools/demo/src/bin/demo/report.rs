@@ -1,4 +1,4 @@
-//! What became of the stations: gathered, checked, shown and written down.
+//! The report of the onboardings: collects the results, checks them, formats them and writes them to a file.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,12 +32,12 @@ use crate::{
     watch::Onboarded,
 };
 
-/// For the last events to reach everybody once the sagas are over.
+/// The timeout for the last events after the sagas have ended.
 pub const SETTLING: Duration = Duration::from_secs(15);
-/// After the last event: a second delivery would come now.
+/// The time after the last event in which a second delivery would arrive.
 pub const LISTENING: Duration = Duration::from_millis(1500);
 
-/// What the demo shows; `target/demo/report.json`.
+/// The report of the demo, in `target/demo/report.json`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
@@ -58,7 +58,7 @@ struct SiteReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     failure: Option<Value>,
     steps: Vec<Step>,
-    /// From the registration to the event of the end.
+    /// The time from `SiteCreated` to the final event.
     millis: i64,
 }
 
@@ -69,15 +69,15 @@ struct Step {
     millis: Option<i64>,
 }
 
-/// What is left of the two onboardings that were undone; all of it must be zero.
+/// What is left of the two undone onboardings. All of it must be zero.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Residue {
-    /// Rows that are no tombstones, by table.
+    /// The number of rows that are not tombstones, by table.
     rows: BTreeMap<String, usize>,
-    /// Customers and subscriptions at the payment provider.
+    /// The number of customers and subscriptions at the payment provider.
     payment_provider: usize,
-    /// Stock minus (delivered minus kits of ACTIVE sites), of the metrics where that is not 0.
+    /// Stock minus (delivered minus kits of ACTIVE sites), for the metrics where it is not 0.
     stock: Count,
 }
 
@@ -88,13 +88,13 @@ struct Millis {
     max: i64,
 }
 
-/// The report, and what in it is not as it must be.
+/// The report, and the violations that it shows.
 pub struct Findings {
     pub report: Report,
     pub untrue: Vec<String>,
 }
 
-/// A site with all that is known of it.
+/// A site with its executions and events.
 struct Examined {
     ids: Ids,
     site: Value,
@@ -103,7 +103,7 @@ struct Examined {
     story: Vec<LoggedEvent>,
 }
 
-/// The site once its read model and its event log have settled; as it is, should they never.
+/// Waits until the site's read model and event log are final. After the timeout, returns the current state.
 async fn settled(stack: &Stack, ids: Ids) -> Result<(Value, Vec<LoggedEvent>)> {
     let look = async || {
         let answer = stack.site(ids.site_id).await?;
@@ -138,7 +138,7 @@ async fn examined(stack: &Stack, ids: Ids) -> Result<Examined> {
     Ok(Examined { ids, site, onboarding, teardown, story })
 }
 
-/// The time from the registration to the event of the end.
+/// Returns the time from `SiteCreated` to the final event.
 fn millis(story: &[LoggedEvent]) -> Option<i64> {
     let at = |kinds: &[&str]| -> Option<i64> {
         let event = story.iter().find(|event| kinds.contains(&event.kind.as_str()))?;
@@ -161,7 +161,7 @@ fn steps(examined: &Examined) -> Vec<Step> {
         .collect()
 }
 
-/// Checks one site against what must have become of its station.
+/// Compares one site with the expected result of its station.
 fn check(station: &Station, examined: &Examined, untrue: &mut Vec<String>) {
     let name = &station.name;
     let mut must = |holds: bool, what: String| {
@@ -201,7 +201,7 @@ fn check(station: &Station, examined: &Examined, untrue: &mut Vec<String>) {
                     && onboarding.error.as_deref() == Some(error),
                 format!("its saga ended {}: {:?}", onboarding.status, onboarding.cause),
             );
-            // Every step before the failed one is told as undone, and the failed one as failed.
+            // Every step before the failed one must be shown as undone, and the failed one as failed.
             let mut tale: Vec<_> = FORWARD
                 .into_iter()
                 .take_while(|name| *name != step)
@@ -221,7 +221,7 @@ fn check(station: &Station, examined: &Examined, untrue: &mut Vec<String>) {
     }
 }
 
-/// Every logged event was delivered once, and nothing else was.
+/// Checks that every logged event was delivered once, and no other event was.
 fn check_deliveries(logged: &BTreeSet<String>, captured: &[Value], untrue: &mut Vec<String>) {
     let mut times = BTreeMap::<&str, usize>::new();
     for event in captured {
@@ -239,7 +239,7 @@ fn check_deliveries(logged: &BTreeSet<String>, captured: &[Value], untrue: &mut 
     untrue.extend(times.keys().map(|id| format!("event {id} was delivered and is in no log")));
 }
 
-/// What must be in stock: all that was delivered, but for a kit for each sensor of an active site.
+/// Returns the expected stock: all delivered kits minus one for each sensor of an active site.
 fn expected_stock(inventory: &Inventory, examined: &[Examined]) -> Count {
     let mut expected = inventory.delivered.clone();
     for site in examined.iter().map(|examined| &examined.site) {
@@ -253,13 +253,13 @@ fn expected_stock(inventory: &Inventory, examined: &[Examined]) -> Count {
     expected
 }
 
-/// The smallest of the sorted values that `percent` of them do not exceed.
+/// Returns the smallest value that at least `percent` % of the sorted values do not exceed.
 fn percentile(sorted: &[i64], percent: usize) -> i64 {
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     sorted.get(rank - 1).copied().unwrap_or_default()
 }
 
-/// Gathers everything that is known of the stations, and compares it with what must be.
+/// Collects the results of all stations and checks them.
 pub async fn examine(
     stack: &Stack,
     capture: &Capture,
@@ -346,11 +346,11 @@ pub async fn examine(
     Ok(Findings { report, untrue })
 }
 
-/// The sites as a table.
+/// Returns the table of the sites.
 pub fn table(report: &Report) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL).set_content_arrangement(ContentArrangement::Dynamic);
-    // Not on a terminal there is no width to ask for.
+    // Without a terminal the table has no width.
     if table.width().is_none() {
         table.set_width(140);
     }
@@ -388,7 +388,7 @@ fn words<'a>(steps: impl Iterator<Item = &'a Step>) -> String {
     each.join(", ")
 }
 
-/// What is left, and how long it took.
+/// Returns the summary: what is left, and the durations.
 pub fn summary(report: &Report) -> String {
     let rows: Vec<_> =
         report.residue.rows.iter().map(|(table, rows)| format!("{table} {rows}")).collect();
@@ -408,7 +408,7 @@ pub fn summary(report: &Report) -> String {
     )
 }
 
-/// All of `target/demo/report.json`.
+/// The content of `target/demo/report.json`.
 #[derive(Serialize)]
 struct Whole<'a> {
     #[serde(flatten)]
@@ -416,7 +416,7 @@ struct Whole<'a> {
     readings: Option<&'a readings::Report>,
 }
 
-/// Writes `target/demo/report.json` and tells where that is.
+/// Writes `target/demo/report.json` and returns its path.
 pub fn write(onboarding: &Report, readings: Option<&readings::Report>) -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let folder = root.join("target/demo");
@@ -426,7 +426,7 @@ pub fn write(onboarding: &Report, readings: Option<&readings::Report>) -> Result
     Ok(path.strip_prefix(root).unwrap_or(&path).to_owned())
 }
 
-/// Commands to look around with.
+/// Returns commands for exploring the stack.
 pub fn what_next(
     stack: &Stack,
     report: &Report,
@@ -445,7 +445,7 @@ pub fn what_next(
         )
     };
     let mut calls = curl(format!("sites/{}", site.site_id));
-    // The air temperature: of all the easiest to judge.
+    // The air temperature, because its values are easy to judge.
     let thermometer = readings.and_then(|readings| {
         readings.sensors.iter().find(|sensor| sensor.metric == Metric::AirTemperature)
     });

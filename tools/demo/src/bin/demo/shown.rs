@@ -1,4 +1,4 @@
-//! How the readings' report looks in the terminal; at most 100 columns wide off one.
+//! Formats the report of the readings for the terminal. Without a terminal it is at most 100 columns wide.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use tests::judge::Became;
 
 use crate::readings::{Report, SensorDay, Sent, Stored};
 
-/// These are drawn.
+/// The metrics with a plot.
 const DRAWN: [Metric; 3] =
     [Metric::DownwellingShortwave, Metric::AirTemperature, Metric::WindSpeed];
 const WIDTH: u16 = 100;
@@ -19,7 +19,7 @@ const DAY_MILLIS: i64 = 24 * 60 * 60 * 1000;
 fn table<const N: usize>(titles: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
-    // Not on a terminal there is no width to ask for.
+    // Without a terminal the table has no width.
     if table.width().is_none() {
         table.set_width(WIDTH);
     }
@@ -27,7 +27,7 @@ fn table<const N: usize>(titles: [&str; N]) -> Table {
     table
 }
 
-/// The plots, the tables, and the counts.
+/// Returns the plots, the tables and the counts.
 pub fn all(report: &Report) -> String {
     let plots = DRAWN.iter().filter_map(|metric| {
         let drawn = |sensor: &&SensorDay| sensor.metric == *metric && !sensor.samples.is_empty();
@@ -85,7 +85,7 @@ fn days(report: &Report) -> Table {
     table
 }
 
-/// Hours and minutes.
+/// Formats a time as hours and minutes.
 fn clock(at: Timestamp) -> String {
     at.to_string()[11..16].to_owned()
 }

@@ -1,4 +1,4 @@
-//! The eight stations of NOAA's SURFRAD network, and what each of them asks for.
+//! The eight stations of NOAA's SURFRAD network and their registrations.
 
 use anyhow::{Context, Result};
 use contracts::Metric;
@@ -6,18 +6,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tests::sites::{DECLINED_CARD, GOOD_CARD};
 
-/// The other system, as the source of its events.
+/// The `source` of the registration events.
 pub const SOURCE: &str = "noaa.surfrad";
-/// Kits of each metric that are delivered: enough for eight stations.
+/// The number of kits of each metric that are delivered. It is enough for eight stations.
 pub const DELIVERED: u32 = 10;
-/// Its day of readings is sent.
+/// The station whose day of readings is sent.
 pub const ALAMOSA: &str = "SLV";
-/// Its bank declines the card.
+/// The station whose card is declined.
 const DECLINED: &str = "DRA";
-/// It wants a field of pyranometers, more than are delivered.
+/// The station that registers more pyranometers than kits are delivered.
 const TOO_MANY: &str = "PSU";
 
-/// What every station of the network measures.
+/// The metrics of every station of the network.
 pub const SENSORS: [Metric; 13] = [
     Metric::DownwellingShortwave,
     Metric::UpwellingShortwave,
@@ -34,7 +34,7 @@ pub const SENSORS: [Metric; 13] = [
     Metric::WindFromDirection,
 ];
 
-/// The way in.
+/// The channel of a registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Via {
@@ -44,18 +44,18 @@ pub enum Via {
     Event,
 }
 
-/// A station with what it asks for and what must become of it.
+/// A station, its registration and the expected result.
 #[derive(Debug)]
 pub struct Station {
-    /// As NOAA abbreviates it.
+    /// NOAA's abbreviation.
     pub code: String,
     /// Its name.
     pub name: String,
-    /// Its way in.
+    /// The channel of its registration.
     pub via: Via,
-    /// What it sends.
+    /// The body of its registration.
     pub registration: Value,
-    /// The step that must fail and its error; nothing where all goes well.
+    /// The step that must fail and its error. `None` if the onboarding must succeed.
     pub fails: Option<(&'static str, &'static str)>,
 }
 
@@ -69,11 +69,11 @@ struct Entry {
     elevation_m: f64,
 }
 
-/// A sensor with the limits that its operator wants to hear about, in its usual unit.
+/// Returns a sensor in the metric's usual unit, with the operator's limits.
 fn sensor(code: &str, metric: Metric) -> Value {
     let (min, max) = match (code, metric) {
-        // What its winter days cross: frost that heating must be on for, wind that lifts the snow,
-        // more sun than its power supply can store.
+        // Limits that a winter day in Alamosa crosses: frost that needs heating, wind that lifts the snow, more sun
+        // than the power supply can store.
         (ALAMOSA, Metric::AirTemperature) => (Some(-15.0), None),
         (ALAMOSA, Metric::WindSpeed) => (None, Some(3.5)),
         (ALAMOSA, Metric::DownwellingShortwave) => (None, Some(500.0)),
@@ -92,7 +92,7 @@ fn sensor(code: &str, metric: Metric) -> Value {
     sensor
 }
 
-/// All eight, the first half over HTTP and the second by event.
+/// Returns all eight stations. The first half registers over HTTP, the second half by event.
 pub fn all() -> Result<Vec<Station>> {
     let text = include_str!("../../../../../tests/data/surfrad-stations.json");
     let entries: Vec<Entry> = serde_json::from_str(text).context("the stations' file")?;

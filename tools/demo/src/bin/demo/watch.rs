@@ -1,4 +1,4 @@
-//! Looks on while the sagas run.
+//! Shows the progress of the sagas.
 
 use std::time::{Duration, Instant};
 
@@ -15,27 +15,27 @@ use tests::{
 
 use crate::{progress::Board, stations::Station};
 
-/// All sagas together.
+/// The timeout for all sagas together.
 const PATIENCE: Duration = Duration::from_secs(90);
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// What is known of a registration at first.
+/// The result of a registration request.
 pub enum Asked {
-    /// The answer.
+    /// The response of `POST /sites`.
     Http(Ids),
     /// The event's id.
     Event(String),
 }
 
-/// What came of all of them.
+/// The result of all onboardings.
 pub struct Onboarded {
-    /// In the stations' order.
+    /// The ids, in the order of the stations.
     pub ids: Vec<Ids>,
-    /// What was captured on the bus meanwhile.
+    /// The events on the bus during the onboardings.
     pub captured: Vec<Value>,
 }
 
-/// The site whose `SiteCreated` was caused by that event.
+/// Returns the ids in the `SiteCreated` event that this event caused.
 fn caused_by(captured: &[Value], event_id: &str) -> Option<Ids> {
     let created = captured.iter().find(|event| {
         event["detail-type"] == "SiteCreated"
@@ -44,7 +44,7 @@ fn caused_by(captured: &[Value], event_id: &str) -> Option<Ids> {
     serde_json::from_value(created["detail"]["data"].clone()).ok()
 }
 
-/// How far a saga has come, as (steps done, words).
+/// Returns the progress of a saga: (number of completed steps, description).
 fn state(execution: Option<&Execution>) -> (usize, String) {
     let Some(execution) = execution else { return (0, "registered".to_owned()) };
     let done = execution.succeeded().iter().filter(|name| FORWARD.contains(name)).count();
@@ -62,7 +62,7 @@ fn state(execution: Option<&Execution>) -> (usize, String) {
     (done, words)
 }
 
-/// Shows every saga until all are over.
+/// Shows every saga until all have ended.
 pub async fn onboard(
     stack: &Stack,
     capture: &Capture,
