@@ -219,7 +219,7 @@ setup: .venv/.installed
 
 # Beside SAM they don't fit into one environment.
 .venv/.checks: .ci/requirements-checks.txt .venv/.installed
-	@echo "Installing cfn-lint and checkov into .venv/checks (0.4 GB, one to two minutes) ..."
+	@echo "Installing cfn-lint and checkov into .venv/checks (0.4 GB, some minutes) ..."
 	$(PYTHON) -m venv --clear .venv/checks
 	.venv/checks/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .ci/requirements-checks.txt
 	@touch $@
