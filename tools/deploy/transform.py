@@ -6,6 +6,9 @@ import json
 import logging
 import os
 
+# Parameters with which a stack has the most resources.
+PRODUCTION = {"GradualDeployment": "true", "Environment": "fieldstation-prod"}
+
 
 @functools.cache
 def packaged(path):

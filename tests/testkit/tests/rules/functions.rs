@@ -279,9 +279,10 @@ pub fn seen_on_the_dashboard(subject: &Subject) -> Objections {
     let body = text(&subject.template.properties("Dashboard")["DashboardBody"]);
     let reads = serde_json::from_str::<Value>(body).is_ok();
     objections.unless(reads, "Dashboard", "is no JSON");
-    // Searched by the environment's name, which every function's name starts with.
+    // Searched by the environment's name, which every function's name starts with. In quotes it
+    // would match only a function of exactly that name.
     for metric in ["Errors", "Invocations", "Duration"] {
-        let search = format!(r#"MetricName=\"{metric}\" FunctionName=\"${{Environment}}\""#);
+        let search = format!(r#"MetricName=\"{metric}\" FunctionName=${{Environment}}'"#);
         objections.unless(
             body.contains(&search),
             "Dashboard",

@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""Checks the templates with cfn-lint and checkov as CloudFormation gets them, after the SAM transform. Exit status 1 if one
+of them objects. What they skip, and why, is in .cfnlintrc and .checkov.yaml.
+
+    .venv/bin/python tools/deploy/lint.py
+
+`sam validate --lint` lints the templates as they are written, with the older cfn-lint that SAM CLI needs.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import services
+from transform import PRODUCTION, transformed
+
+BIN = services.ROOT / ".venv" / "checks" / "bin"
+# .cfnlintrc names it, too.
+TRANSFORMED = services.ROOT / "target" / "checks"
+
+
+def write_transformed():
+    """Writes each template after the transform into a file of its own."""
+    shutil.rmtree(TRANSFORMED, ignore_errors=True)
+    TRANSFORMED.mkdir(parents=True)
+    templates = {service: services.ROOT / "functions" / service / "template.yaml" for service in services.services()}
+    templates["root"] = services.ROOT / "template.yaml"
+    for name, path in templates.items():
+        (TRANSFORMED / f"{name}.json").write_text(json.dumps(transformed(path, PRODUCTION), indent=2))
+
+
+def run(*command):
+    """(exit status, output) of a tool."""
+    # checkov would send its results to a server if the environment had a key for it.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("BC_", "CKV_", "PRISMA_"))}
+    result = subprocess.run(
+        command, cwd=services.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    return result.returncode, result.stdout
+
+
+def main():
+    write_transformed()
+    commands = [[BIN / "cfn-lint"], [BIN / "checkov", "--config-file", ".checkov.yaml", "--directory", TRANSFORMED]]
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda command: run(*command), commands))
+    for status, output in results:
+        if status != 0:
+            print(output, end="")
+    sys.exit(any(status != 0 for status, _ in results))
+
+
+if __name__ == "__main__":
+    main()
