@@ -34,10 +34,13 @@ LOCAL_ENV := env -u AWS_PROFILE -u AWS_SESSION_TOKEN AWS_ENDPOINT_URL=http://127
   FIELDSTATION_AWS_PORT=$(AWS_PORT) FIELDSTATION_STRIPE_PORT=$(STRIPE_PORT)
 OVERRIDES := Architecture=$(ARCHITECTURE) LogRetentionDays=1 StripeApiBase=$(or $(FIELDSTATION_STRIPE_API),http://127.0.0.1:$(STRIPE_PORT)) BillingConcurrency=0 RegisterAgeSeconds=2 CircuitPauseSeconds=2 GuardEventSources=false
 
+# Without Docker, and after the tests that read the log of the authorisations: it breaks functions on purpose.
+PROVE = $(LOCAL_ENV) tools/prove-on-aws.sh --emulator --environment fieldstation-local --fieldctl target/$(HOST)/debug/fieldctl
+
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml $(wildcard functions/*/template.yaml) samconfig.toml
 
-.PHONY: help demo test unit-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test services-test unused-grants fault-matrix fault-matrix-subset mutants smoke check deny advisories sbom up down deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image local-env logs kits api-url setup require require-docker
+.PHONY: help demo test unit-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test services-test unused-grants fault-matrix fault-matrix-subset mutants smoke prove-local check deny advisories sbom up down deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image local-env logs kits api-url setup require require-docker
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -54,9 +57,10 @@ test: check unit-test local-test e2e-test fault-matrix-subset ## every test, ins
 unit-test: require ## units, steps against embedded DynamoDB, wire goldens
 	cargo test $(CARGO_FLAGS) --workspace --exclude tests --exclude fieldctl --exclude bench-readings --exclude demo
 
-local-test: setup require ## the tools in Python: the local stack's own parts, deployments by service, sizes of stacks
+local-test: setup require ## the tools in Python: the local stack's own parts, deployments by service, sizes of stacks, the proof on AWS
 	$(BIN)/python -m unittest discover -s tools/local
 	$(BIN)/python -m unittest discover -s tools/deploy
+	$(BIN)/python -m unittest discover -s tools/prove
 
 write-units: require ## counts what an onboarding and a reading cost in DynamoDB, for the cost model, and writes it into docs/cost.md
 	UPDATE_DOCS=1 cargo test $(CARGO_FLAGS) -p testkit --test write_units --test reading_units -- --nocapture
@@ -81,6 +85,7 @@ e2e-test: build-local ## the deployed local stack, from outside
 	@$(MAKE) --no-print-directory down deploy-local
 	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl -- --test-threads=2
 	@$(MAKE) --no-print-directory unused-grants
+	@$(PROVE)
 	@if docker info > /dev/null 2>&1; then $(MAKE) --no-print-directory invoke-samples; \
 	  else echo "SKIPPED: invoke-samples. There is no Docker, so no function was run in its container."; fi
 	@$(MAKE) --no-print-directory down
@@ -131,6 +136,10 @@ smoke: require ## uses the deployed local stack once, as its users do
 	@$(LOCAL_ENV) $(STACK) kits air_temperature --quantity 1 --delivery smoke
 	@cargo build $(CARGO_FLAGS) -p fieldctl
 	@$(LOCAL_ENV) FIELDSTATION_STACK=fieldstation-local FIELDCTL=target/$(HOST)/debug/fieldctl tests/smoke.sh
+
+prove-local: setup require ## what is believed of AWS, as far as the deployed local stack can show it; ARGUMENTS='--long' or '--only saga', see tools/prove-on-aws.sh --help
+	@cargo build $(CARGO_FLAGS) -p fieldctl
+	@$(PROVE) $(ARGUMENTS)
 
 check: setup tools/local/node_modules/.installed ## the templates and the state machines, by their validators
 	for template in template.yaml functions/*/template.yaml; do $(LOCAL_ENV) $(BIN)/sam validate --lint --template $$template; done

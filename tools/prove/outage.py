@@ -1,0 +1,78 @@
+"""Steps about the payment provider: its outage, and its key."""
+
+import time
+
+from bounds import SITE, plus
+from failing import break_function
+from steps import ensure, step
+
+FUNCTION = "cancel-subscription"
+# Lambda's recursion detection ends a chain after about so many invocations.
+RECURSION = 16
+# Nobody has this address: it is kept for documentation (RFC 5737).
+UNROUTABLE = "https://192.0.2.1"
+
+
+def deferrals(environment, since):
+    """How often the function sent a command back to its queue since then (epoch seconds)."""
+    group = f"/aws/lambda/{environment.name}/{FUNCTION}"
+    pages = environment.client("logs").get_paginator("filter_log_events").paginate(
+        logGroupName=group, startTime=int(since * 1000), filterPattern='"tried again later"')
+    return sum(len(page["events"]) for page in pages)
+
+
+def outage(environment, seconds, least):
+    site = environment.active_site()["siteId"]
+    begun = time.time()
+    # A closed port of this machine, where the functions run on it.
+    address = "http://127.0.0.1:9" if environment.emulator else UNROUTABLE
+    broken = break_function(environment, FUNCTION, "STRIPE_API_BASE", address)
+    environment.decommission(site)
+    ends = begun + seconds
+
+    def lasted():
+        count = deferrals(environment, begun)
+        return count if count >= least and time.time() >= ends else None
+
+    count = environment.until(f"the command was deferred {least} times", seconds + 3_600, lasted, pause=20)
+    ensure(environment.site(site)["status"] == "DECOMMISSIONING", "the site did not wait for the provider")
+    environment.undo_now(broken)
+    # The longest pause between two tries is five minutes.
+    environment.await_site(site, "DECOMMISSIONED", seconds=900)
+    dead = environment.open_failures(FUNCTION, "DEAD_LETTER", site, begun)
+    ensure(not dead, f"a command became a dead letter: failure {dead[0]['id']['S'] if dead else ''}")
+    dropped = sum(environment.metric("AWS/Lambda", "RecursiveInvocationsDropped", {"FunctionName": environment.named(FUNCTION)}, seconds + 7_200, period=300))
+    ensure(dropped == 0, f"Lambda dropped {dropped:.0f} invocations as recursive")
+    return f"the command of site {site} was deferred {count} times in {(time.time() - begun) / 60:.0f} minutes, then done; no invocation was dropped as recursive"
+
+
+@step("outage-short", "A command waits in its queue while the payment provider is out, and is done when it answers again", writes=True, seconds=2_000,
+      units=plus(SITE, {"request": 200, "gigabyteSecond": 600, "queueRequest": 500}))
+def outage_short(environment):
+    return outage(environment, 0, 3)
+
+
+@step("outage", "An outage of more than two hours dead-letters no command: with RecursiveLoop Allow a command is deferred more than 16 times",
+      writes=True, seconds=4 * 3_600, long=True, units=plus(SITE, {"request": 1_000, "gigabyteSecond": 3_000, "queueRequest": 3_000, "metricRequest": 100}))
+def outage_long(environment):
+    # The emulator counts a chain as Lambda does; its pauses are shorter, so it needs no two hours.
+    return outage(environment, 0 if environment.emulator else 7_800, RECURSION + 1)
+
+
+@step("secret", "DescribeSecret tells when the secret of the provider's key was changed", writes=True, seconds=60, units={"secretRequest": 20})
+def secret(environment):
+    client, name, label = environment.client("secretsmanager"), environment.named("stripe"), "PROVE-ON-AWS"
+    before = client.describe_secret(SecretId=name)
+    current = next(version for version, stages in before["VersionIdsToStages"].items() if "AWSCURRENT" in stages)
+    time.sleep(1)
+    # A version that is not current: the functions go on with the key that they have.
+    added = client.put_secret_value(SecretId=name, SecretString="not a key; made by prove-on-aws.sh", VersionStages=[label])["VersionId"]
+    environment.undos.append((
+        f"the label {label} of the secret (Secrets Manager deletes a version without a label)",
+        lambda: client.update_secret_version_stage(SecretId=name, VersionStage=label, RemoveFromVersionId=added),
+    ))
+    after = client.describe_secret(SecretId=name)
+    ensure("AWSCURRENT" in after["VersionIdsToStages"].get(current, []), "the current version of the secret is another one now")
+    ensure(after.get("LastChangedDate"), "DescribeSecret has no LastChangedDate")
+    ensure(after["LastChangedDate"] > before.get("LastChangedDate", before["CreatedDate"]), f"LastChangedDate is still {after['LastChangedDate']}")
+    return f"LastChangedDate went from {before.get('LastChangedDate')} to {after['LastChangedDate']}"
