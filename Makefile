@@ -102,6 +102,7 @@ services-test: setup require ## one stack per service, on a fresh local stack: s
 	@$(MAKE) --no-print-directory deploy ENV=local SERVICE=all
 	@$(LOCAL_ENV) $(STACK) seed
 	$(LOCAL_ENV) FIELDSTATION_PARAMETERS='$(OVERRIDES)' cargo test $(CARGO_FLAGS) -p tests -p fieldctl --test services -- --ignored --nocapture
+	@$(PROVE) --only stacks versions parameter redeploy service-alone
 	@$(MAKE) --no-print-directory down
 
 unused-grants: ## what the roles never did of what they may, and what they were denied; e2e-test runs it before it takes the stack down

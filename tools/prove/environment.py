@@ -16,7 +16,7 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 
-from steps import NotProved, Skipped, ensure
+from steps import NotProved, Skipped, ensure, printable
 
 ROOT = Path(__file__).resolve().parents[2]
 ALIAS = "live"
@@ -55,7 +55,7 @@ def code(error):
 class Environment:
     """The environment under proof. Clean-up actions go onto its stack `undos`, and run in reverse order."""
 
-    def __init__(self, name, mode, emulator, fieldctl=None, say=print):
+    def __init__(self, name, mode, emulator, fieldctl=None, say=lambda text: print(printable(text))):
         self.name = name
         self.mode = mode
         self.emulator = emulator
@@ -385,13 +385,15 @@ class Environment:
     def clean_up(self):
         """Runs the clean-up actions, the last one first. What fails is named in `left`."""
         while self.undos:
-            what, undo = self.undos.pop()
+            what, undo = entry = self.undos[-1]
             try:
                 undo()
                 self.say(f"  removed: {what}")
             except Exception as error:  # The others must run, whatever happened.
                 self.left.append(f"{what}: {error}")
                 self.say(f"  NOT removed: {what}: {error}")
+            # After an interrupt it is still there, and is tried again.
+            self.undos.remove(entry)
 
     def undo_now(self, what):
         """Runs one clean-up action before the end."""

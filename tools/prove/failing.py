@@ -48,6 +48,9 @@ def break_function(environment, function, variable, value):
         lambda: client.get_function_configuration(FunctionName=name, Qualifier=version)["State"] == "Active",
     )
     client.update_alias(FunctionName=name, Name=ALIAS, FunctionVersion=version)
+    if not environment.emulator:
+        # Lambda's pollers take some seconds to follow an alias.
+        time.sleep(15)
     return what
 
 

@@ -47,7 +47,8 @@ def outage(environment, seconds, least):
     metric = {"FunctionName": environment.named(FUNCTION)}
     dropped = sum(environment.metric("AWS/Lambda", "RecursiveInvocationsDropped", metric, seconds + 3_600, period=300))
     ensure(dropped == 0, f"Lambda dropped {dropped:.0f} invocations as recursive")
-    return f"the command of site {site} was deferred {count} times in {(time.time() - begun) / 60:.0f} minutes, then done; no invocation was dropped as recursive"
+    minutes = (time.time() - begun) / 60
+    return f"the command of site {site} was deferred {count} times in {minutes:.0f} minutes, then done; no invocation was dropped as recursive"
 
 
 @step("outage-short", "A command waits in its queue while the payment provider is out, and is done when it answers again", writes=True, seconds=2_000,

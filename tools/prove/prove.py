@@ -29,7 +29,7 @@ import deploying  # noqa: F401
 import waiting  # noqa: F401
 import rows
 from environment import ROOT, Environment, timestamp
-from steps import NOT_PROVED, PROVED, SKIPPED, STEPS, NotProved, Skipped
+from steps import NOT_PROVED, PROVED, SKIPPED, STEPS, NotProved, Skipped, printable
 
 # The most that a run may cost unless --budget says otherwise.
 BUDGET_USD = 2.0
@@ -71,7 +71,8 @@ def listing():
 
 
 def is_production(name):
-    return name == "prod" or name.endswith("-prod") or name == "production" or name.endswith("-production")
+    """Whether a part of the name says so: fieldstation-prod, prod-eu."""
+    return not {"prod", "production", "live"}.isdisjoint(name.split("-"))
 
 
 def emulated(arguments):
@@ -156,6 +157,7 @@ def prove(environment, steps, results):
         for step in steps:
             begun = time.monotonic()
             outcome, seen = run_step(environment, step)
+            seen = printable(seen)
             # Each step leaves the environment as it was, but for what `redeploy` takes over from `parameter`.
             if not (step.name == "parameter" and outcome == PROVED and any(each.name == "redeploy" for each in steps)):
                 environment.clean_up()
@@ -202,7 +204,7 @@ def date_rows(results):
     before = rows.PAGE.read_text()
     after = rows.dated(before, proved)
     rows.PAGE.write_text(after)
-    print(f"{sum(old != new for old, new in zip(before.splitlines(), after.splitlines()))} rows were dated")
+    print(f"{sum(old != new for old, new in zip(before.splitlines(), after.splitlines(), strict=True))} rows were dated")
 
 
 def parse(arguments):
@@ -216,7 +218,7 @@ def parse(arguments):
     parser.add_argument("--long", action="store_true", help="runs the long steps, too")
     parser.add_argument("--budget", type=float, default=BUDGET_USD, metavar="USD", help=f"refuses a run that may cost more (default: {BUDGET_USD:.2f})")
     parser.add_argument("--yes", action="store_true", help="does not ask before the first write")
-    parser.add_argument("--allow-production-name", action="store_true", help="writes even where the environment's name ends in -prod")
+    parser.add_argument("--allow-production-name", action="store_true", help="writes even where the environment's name says that it is production")
     parser.add_argument("--emulator", action="store_true", help="on the local stack, at AWS_ENDPOINT_URL (detected)")
     parser.add_argument("--fieldctl", help="path of fieldctl (default: on the PATH, or built in target)")
     parser.add_argument("--results", type=Path, help="file to which results are appended (default: target/prove/<environment>.jsonl)")
@@ -255,14 +257,16 @@ def main(arguments=None):
     try:
         outcomes = prove(environment, steps, results)
     except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
+        print("\nInterrupted. What was changed is taken back now; another Ctrl-C is ignored.", file=sys.stderr)
     finally:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
         environment.clean_up()
         print(summary(outcomes))
         if environment.left:
             print("What is left in the account:")
-            for what in environment.left:
-                print(f"- {what}")
+            for what in dict.fromkeys(environment.left):
+                print(f"- {printable(what)}")
         print(f"The results are in {results}")
     return exit_code(outcomes) if len(outcomes) == len(steps) else 1
 

@@ -43,7 +43,7 @@ def nested_teardown(environment, onboarding):
     for page in client.get_paginator("get_execution_history").paginate(executionArn=arn, includeExecutionData=True):
         for event in page["events"]:
             output = json.loads(event.get("taskSubmittedEventDetails", {}).get("output", "{}"))
-            if ":site-teardown:" in (found := output.get("ExecutionArn", "")) or f"{environment.named('site-teardown')}:" in found:
+            if f":{environment.named('site-teardown')}:" in (found := output.get("ExecutionArn", "")):
                 return execution, client.describe_execution(executionArn=found)
     return execution, None
 

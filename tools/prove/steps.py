@@ -1,5 +1,6 @@
 """What a step of tools/prove-on-aws.sh is, and the list of all steps in the order in which they run."""
 
+import unicodedata
 from dataclasses import dataclass
 from typing import Callable
 
@@ -14,6 +15,12 @@ class NotProved(Exception):
 
 class Skipped(Exception):
     """The step can't be run here. The message says why."""
+
+
+def printable(text):
+    """The text in one line, with escapes for the characters that control a terminal or are invisible: answers contain data."""
+    line = str(text).replace("\r", "").replace("\n", " ")
+    return "".join(f"\\u{ord(c):04x}" if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in line)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class Table(unittest.TestCase):
         for believed, steps, _ in found:
             self.assertTrue(steps, f"this row names no step: {believed}")
             for step in steps:
-                self.assertIn(step, STEPS, f"this row names a step that does not exist: {believed}")
+                self.assertIn(step, set(STEPS), f"this row names a step that does not exist: {believed}")
 
     def test_each_step_is_in_a_row_or_general(self):
         named = {step for _, steps, _ in rows.rows(self.text) for step in steps}
@@ -153,11 +153,14 @@ class Refusals(unittest.TestCase):
         self.refuse("budget of 0.01 USD", arguments=["--account", ACCOUNT, "--budget", "0.01"])
 
     def test_writes_in_production(self):
-        for name in ("fieldstation-prod", "fieldstation-production", "prod"):
+        for name in ("fieldstation-prod", "fieldstation-prod-eu", "fieldstation-production", "prod"):
             production = environment(name)
             self.refuse("looks like production", production, arguments=["--account", ACCOUNT, "--yes"])
             self.agree(production, [STEPS["api"]], ["--account", ACCOUNT])
             self.agree(production, arguments=["--account", ACCOUNT, "--yes", "--allow-production-name"])
+
+    def test_a_name_that_only_contains_the_word(self):
+        self.assertFalse(prove.is_production("fieldstation-products"))
 
     def test_writes_that_nobody_agreed_to(self):
         self.refuse("Nothing was done", arguments=["--account", ACCOUNT], answer="y")
@@ -227,7 +230,9 @@ class Runs(unittest.TestCase):
         undone = []
 
         def step(of):
-            of.undos += [("the first", lambda: undone.append(1)), ("the second", mock.Mock(side_effect=OSError("gone"))), ("the third", lambda: undone.append(3))]
+            of.undos += [
+                ("the first", lambda: undone.append(1)), ("the second", mock.Mock(side_effect=OSError("gone"))), ("the third", lambda: undone.append(3)),
+            ]
             raise NotProved("it does not work")
 
         of = environment()
@@ -243,6 +248,20 @@ class Runs(unittest.TestCase):
             of.undo_now("the thing")
         of.clean_up()
         self.assertEqual((tries.call_count, of.left, of.undos), (2, [], []))
+
+    def test_an_interrupted_clean_up_can_go_on(self):
+        of = environment()
+        tries = mock.Mock(side_effect=[KeyboardInterrupt, None])
+        of.undos.append(("the thing", tries))
+        with self.assertRaises(KeyboardInterrupt):
+            of.clean_up()
+        of.clean_up()
+        self.assertEqual((tries.call_count, of.left, of.undos), (2, [], []))
+
+    def test_what_controls_a_terminal_is_escaped(self):
+        _, lines, printed = run([fake("wrong", mock.Mock(side_effect=NotProved("a\x1b[2Jb\u202ec\nd")))])
+        self.assertIn("NOT proved: a\\u001b[2Jb\\u202ec d\n", printed)
+        self.assertEqual(lines[0]["seen"], "a\\u001b[2Jb\\u202ec d")
 
     def test_redeploy_takes_over_what_parameter_changed(self):
         undone = []
@@ -267,7 +286,7 @@ class Runs(unittest.TestCase):
 
         with mock.patch.dict(os.environ, {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}):
             outcomes, _, _ = run([fake("reads", writes), fake("posts", lambda of: of.api("POST", "/sites", {}))])
-        for (_, outcome, seen, _), call in zip(outcomes, ("PutItem", "POST /sites")):
+        for (_, outcome, seen, _), call in zip(outcomes, ("PutItem", "POST /sites"), strict=True):
             self.assertEqual(outcome, NOT_PROVED)
             self.assertIn(f"must not call {call}", seen)
 
@@ -340,7 +359,8 @@ class Templates(unittest.TestCase):
 
     def test_services_and_functions(self):
         self.assertEqual(sorted(services()), sorted(path.parent.name for path in ROOT.glob("functions/*/template.yaml")))
-        named = set(re.findall(r"FunctionName: !Sub '\$\{Environment\}-([a-z-]+)'", "".join(path.read_text() for path in ROOT.glob("functions/*/template.yaml"))))
+        text = "".join(path.read_text() for path in ROOT.glob("functions/*/template.yaml"))
+        named = set(re.findall(r"FunctionName: !Sub '\$\{Environment\}-([a-z-]+)'", text))
         self.assertEqual(set(function_names()), named)
 
     def test_dependencies_are_those_of_the_root(self):
@@ -368,7 +388,8 @@ class Alarms(unittest.TestCase):
             metric = {"Namespace": "AWS/Lambda", "MetricName": "Errors", "Dimensions": [{"Name": name, "Value": "x"} for name in names]}
             return {"Id": "m", "MetricStat": {"Metric": metric}}
 
-        alarm = {"Metrics": [stat("FunctionName"), stat("FunctionName", "ExecutedVersion"), stat("function", "version"), {"Id": "e", "Expression": "m"}]}
+        stats = [stat("FunctionName"), stat("FunctionName", "ExecutedVersion"), stat("function", "version")]
+        alarm = {"Metrics": [*stats, {"Id": "e", "Expression": "m"}]}
         self.assertEqual([metric[2] for metric in deployed.watched(alarm)], [(("FunctionName", "x"),)])
 
 

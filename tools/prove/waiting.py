@@ -67,7 +67,7 @@ def alarms(environment):
         ensure(len(found) == 1, f"{len(found)} rules start {function}")
         environment.undos.append((f"the disabled rule of {function}", lambda rule=found[0]: events.enable_rule(Name=rule)))
         events.disable_rule(Name=found[0])
-    for function, alarm in watched.items():
+    for alarm in watched.values():
         environment.until(f"{alarm} goes off", 2_400, lambda alarm=alarm: alarm_state(environment, alarm) == "ALARM", pause=20)
     for function in watched:
         environment.undo_now(f"the disabled rule of {function}")
