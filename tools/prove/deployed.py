@@ -1,21 +1,12 @@
-"""Steps that only read: what was deployed is there, is called, and reports."""
+"""Steps that only read: what was deployed is there, as the templates say."""
 
-import json
 import re
-import shutil
-import subprocess
-import time
 
-import botocore.exceptions
-from environment import ALIAS, COMPLETE, NO_SITE, ROOT, code, function_names, services
+from environment import ALIAS, COMPLETE, ROOT, function_names, services
 from steps import Skipped, ensure, step
 
 # The functions that send a command back to their own queue.
 COMMANDS = ("cancel-subscription", "initialize-subscription")
-
-
-def number(count, what):
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 @step("stacks", "CloudFormation deploys the stacks in the order of DependsOn, applies the SAM transform to nested ones, and needs no "
@@ -146,152 +137,6 @@ def roles(environment):
     return "both roles have their paths, and both queue policies name them (the step `saga` sends through them)"
 
 
-@step("api", "The API answers: API Gateway calls the alias, an unknown site is 404, an unsigned call is refused", seconds=60,
-      units={"apiRequest": 10, "request": 10, "gigabyteSecond": 5, "readUnit": 10, "trace": 10})
-def api(environment):
-    status, answer, seconds = environment.api("GET", f"/sites/{NO_SITE}")
-    ensure(status == 404, f"an unknown site is answered with {status}: {answer}")
-    ensure(isinstance(answer, dict) and answer.get("status") == 404, f"the answer is no problem document: {answer}")
-    status, answer, _ = environment.api("GET", f"/sites/{NO_SITE}", signed=False)
-    if environment.emulator:
-        return f"an unknown site is 404 after {seconds:.2f} s (the emulator's API asks nobody for a signature)"
-    ensure(status in (401, 403), f"an unsigned call is answered with {status}: {answer}")
-    return f"an unknown site is 404 after {seconds:.2f} s, an unsigned call is {status}"
-
-
-@step("logs", "Each log group exists with its retention, and Lambda makes no group of its own beside it", seconds=60)
-def logs(environment):
-    groups = [physical for _, kind, _, physical in environment.resources if kind == "AWS::Logs::LogGroup"]
-    found = {}
-    for prefix in (f"/aws/lambda/{environment.name}", f"/aws/vendedlogs/states/{environment.name}/", f"/aws/apigateway/{environment.name}/"):
-        pages = environment.client("logs").get_paginator("describe_log_groups").paginate(logGroupNamePrefix=prefix)
-        found |= {group["logGroupName"]: group.get("retentionInDays") for page in pages for group in page["logGroups"]}
-    for group in groups:
-        ensure(found.get(group), f"log group {group} is missing, or keeps its lines for ever")
-    beside = sorted(group for group in found if group.startswith(f"/aws/lambda/{environment.name}-"))
-    ensure(not beside, f"Lambda made log groups without an end: {', '.join(beside)}")
-    return f"{len(groups)} log groups have a retention, and there is none besides"
-
-
-@step("metrics", "Metrics arrive with the names and dimensions that the alarms look at: the one of each alarm that goes off without data", seconds=120,
-      units={"metricRequest": 500})
-def metrics(environment):
-    listed = set()
-    names = {"AWS/Lambda", "AWS/DynamoDB", "AWS/SQS", "AWS/Kinesis", "AWS/States", "AWS/ApiGateway", "AWS/Events", "Fieldstation"}
-    for namespace in sorted(names):
-        for page in environment.client("cloudwatch").get_paginator("list_metrics").paginate(Namespace=namespace):
-            listed |= {(namespace, each["MetricName"], pairs(each["Dimensions"])) for each in page["Metrics"]}
-    alarmed, needed, without = {}, {}, []
-    for alarm in environment_alarms(environment):
-        for metric in watched(alarm):
-            alarmed.setdefault(metric, alarm["AlarmName"])
-            # Such an alarm would be on if the metric did not come.
-            if alarm.get("TreatMissingData") == "breaching":
-                needed.setdefault(metric, alarm["AlarmName"])
-    ensure(alarmed, "the environment has no alarm of a metric")
-    found = [metric for metric in alarmed if metric in listed]
-    without = [metric for metric in alarmed if metric not in listed]
-    for namespace, name, dimensions in sorted(without) if not environment.emulator else ():
-        environment.say(f"  no data yet: {namespace} {name} {dict(dimensions)}")
-    missing = sorted(f"{name} {dict(dimensions)}" for _, name, dimensions in needed if (_, name, dimensions) in set(without))
-    seen = f"{len(found)} of {len(alarmed)} metrics of alarms have data, {number(len(without), 'other')} had no occasion yet"
-    if environment.emulator:
-        raise Skipped(f"the emulator has few of AWS's metrics; {seen}")
-    ensure(not missing, f"these metrics must have data and have none: {'; '.join(missing)}")
-    return f"{seen}; all {len(needed)} that must have data have it"
-
-
-def pairs(dimensions):
-    return tuple(sorted((each["Name"], each["Value"]) for each in dimensions))
-
-
-def watched(alarm):
-    """The (namespace, name, dimensions) that an alarm looks at. Canary alarms name a version; Lambda counts by version only while
-    there are two."""
-    if "MetricName" in alarm:
-        return [(alarm["Namespace"], alarm["MetricName"], pairs(alarm.get("Dimensions", [])))]
-    stats = [each["MetricStat"]["Metric"] for each in alarm.get("Metrics", []) if "MetricStat" in each]
-    of_version = ("ExecutedVersion", "version")
-    return [
-        (metric["Namespace"], metric["MetricName"], pairs(metric["Dimensions"])) for metric in stats
-        if not any(each["Name"] in of_version for each in metric["Dimensions"])
-    ]
-
-
-def environment_alarms(environment):
-    names = {physical for _, kind, _, physical in environment.resources if kind == "AWS::CloudWatch::Alarm"}
-    pages = environment.client("cloudwatch").get_paginator("describe_alarms").paginate(AlarmTypes=["MetricAlarm"])
-    return [alarm for page in pages for alarm in page["MetricAlarms"] if alarm["AlarmName"] in names]
-
-
-@step("index-throttles", "An alarm on throttles of an index finds its metric by both dimensions, TableName and GlobalSecondaryIndexName", seconds=60,
-      units={"metricRequest": 100}, not_on_emulator="the emulator has no metrics of tables")
-def index_throttles(environment):
-    alarms = [
-        (metric, alarm["AlarmName"]) for alarm in environment_alarms(environment) for metric in watched(alarm)
-        if any(name == "GlobalSecondaryIndexName" for name, _ in metric[2])
-    ]
-    ensure(alarms, "no alarm looks at an index")
-    for (namespace, name, dimensions), alarm in alarms:
-        ensure("TableName" in dict(dimensions), f"{alarm} names an index without its table")
-        # A throttle may never have been. ConsumedWriteCapacityUnits of the same index comes with the same dimensions.
-        consumed = environment.client("cloudwatch").list_metrics(
-            Namespace=namespace, MetricName="ConsumedWriteCapacityUnits", Dimensions=[{"Name": key, "Value": value} for key, value in dimensions],
-        )["Metrics"]
-        ensure(consumed, f"no metric of {dict(dimensions)} has come; run the step `saga` first, then wait for a quarter of an hour")
-        exact = [each for each in consumed if pairs(each["Dimensions"]) == dimensions]
-        ensure(exact, f"{alarm} looks for {name} by {dict(dimensions)}, AWS has it by {consumed[0]['Dimensions']}")
-    return f"{number(len(alarms), 'alarm')} of indexes find metrics by both dimensions"
-
-
-@step("polled-events", "A mapping with MetricsConfig EventCount reports PolledEventCount in each minute in which it polls, 0 included", seconds=60,
-      units={"metricRequest": 20}, not_on_emulator="the emulator has no metrics of mappings")
-def polled_events(environment):
-    seen = []
-    for consumer in ("PublishEvents", "StoreReadings", "DetectBreaches", "InitializeSubscription", "CancelSubscription"):
-        mapping = environment.physical_id(f"{consumer}Mapping")
-        # The newest minutes may not be there yet.
-        counts = environment.metric("AWS/Lambda", "PolledEventCount", {"EventSourceMappingUUID": mapping}, 900, "SampleCount")
-        values = environment.metric("AWS/Lambda", "PolledEventCount", {"EventSourceMappingUUID": mapping}, 900, "Sum")
-        ensure(len(counts) >= 10, f"{consumer}Mapping reported in {len(counts)} of 15 minutes")
-        seen.append(f"{consumer} {len(counts)} of 15 minutes, {sum(value == 0 for value in values)} of them 0")
-    return "; ".join(seen)
-
-
-@step("status", "`fieldctl status --all` can do every check: metrics of mappings, streams and queues have the names that it asks for", seconds=120,
-      units={"metricRequest": 1_000, "readUnit": 100, "queueRequest": 50})
-def status(environment):
-    exit_code, output = environment.fieldctl("--json", "status", "--all")
-    ensure(exit_code in (0, 1), f"fieldctl status ended with exit code {exit_code}: {output.strip()}")
-    document = json.loads(output)
-    for check in document["checks"]:
-        if check["health"] == "problem":
-            environment.say(f"  {check['name']}: {check['summary']}")
-    unknown = [f"{check['name']}: {check['summary']}" for check in document["checks"] if check["health"] == "unknown"]
-    seen = f"{len(document['checks'])} checks, {len(document['functions'])} functions, {len(document['consumers'])} consumers, {len(document['queues'])} queues"
-    if environment.emulator and unknown:
-        raise Skipped(f"the emulator has no data for: {'; '.join(unknown)}")
-    ensure(not unknown, f"not every check could be done: {'; '.join(unknown)}")
-    return f"{seen}; the environment is {document['health']}"
-
-
-@step("workflows", "The workflows prod, staging and services of this repository ran with success on GitHub", seconds=60,
-      not_on_emulator="GitHub's workflows do not deploy to the emulator")
-def workflows(environment):
-    if not shutil.which("gh"):
-        raise Skipped("gh is not there; run it where GitHub's command line is logged in")
-    seen = []
-    for workflow in ("staging.yml", "prod.yml", "services.yml"):
-        command = ["gh", "run", "list", "--workflow", workflow, "--status", "success", "--limit", "1", "--json", "url,createdAt,event"]
-        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-        if listed.returncode:
-            raise Skipped(f"gh can't list the runs of {workflow}: {listed.stderr.strip()}")
-        runs = json.loads(listed.stdout)
-        ensure(runs, f"{workflow} never ended with success")
-        seen.append(f"{workflow} {runs[0]['createdAt']} ({runs[0]['event']}) {runs[0]['url']}")
-    return "; ".join(seen)
-
-
 @step("upgrade", "An environment of version 1 can be upgraded by restore and resource import", seconds=60,
       not_on_emulator="the emulator imports no resources")
 def upgrade(environment):
@@ -307,21 +152,40 @@ def upgrade(environment):
     return f"imported: {', '.join(sorted(imported))}"
 
 
-@step("log-search", "FilterLogEvents with a quoted id finds the lines about a site within seconds", seconds=60)
-def log_search(environment):
-    group = f"/aws/lambda/{environment.name}/project-site"
-    since = int((time.time() - 86_400) * 1000)
-    try:
-        lines = environment.client("logs").filter_log_events(logGroupName=group, startTime=since, limit=500)["events"]
-    except botocore.exceptions.ClientError as error:
-        ensure(False, f"{group} can't be read: {code(error)}")
-    ids = re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", " ".join(line["message"] for line in lines))
-    if not ids:
-        raise Skipped("the log of project-site has no id of the last day; run the step `saga` first")
-    begun = time.monotonic()
-    pages = environment.client("logs").get_paginator("filter_log_events").paginate(logGroupName=group, startTime=since, filterPattern=f'"{ids[0]}"')
-    found = [event["message"] for page in pages for event in page["events"]]
-    seconds = time.monotonic() - begun
-    ensure(found and all(ids[0] in line for line in found), f"{len(found)} lines were found for {ids[0]}")
-    ensure(seconds < 10, f"the search took {seconds:.0f} s")
-    return f"{number(len(found), 'line')} with an id were found in {seconds:.1f} s"
+@step("names", "Generated names of roles, alarms and rules begin with the environment's name, so that grants on <environment>-* cover them", seconds=60,
+      not_on_emulator="the emulator makes names in its own way")
+def names(environment):
+    kinds = ("AWS::IAM::Role", "AWS::CloudWatch::Alarm", "AWS::Events::Rule")
+    # The physical id of a rule on another bus than the default one is bus|rule.
+    found = [(logical, physical.rpartition("|")[2]) for _, kind, logical, physical in environment.resources if kind in kinds]
+    ensure(found, "the stacks have no role, alarm or rule")
+    others = [f"{logical} is {physical}" for logical, physical in found if not physical.startswith(environment.named(""))]
+    ensure(not others, "; ".join(others))
+    return f"{len(found)} names of roles, alarms and rules begin with {environment.named('')}"
+
+
+@step("deploy-role", "CloudFormation's own role suffices for everything that a deployment does", seconds=60,
+      not_on_emulator="the emulator's CloudFormation asks no role")
+def deploy_role(environment):
+    stacks = [environment.stack(environment.name)] if environment.mode == "root" else list(environment.stacks.values())
+    roles = {stack.get("RoleARN", "") for stack in stacks}
+    if roles == {""}:
+        raise Skipped("the stacks were deployed with the rights of whoever deployed them, without --role-arn")
+    ensure(all(role.endswith(f"/{environment.named('cloudformation')}") for role in roles), f"the stacks were deployed by {', '.join(sorted(roles))}")
+    for stack in stacks:
+        ensure(stack["StackStatus"] in COMPLETE, f"{stack['StackName']} is {stack['StackStatus']}")
+    return f"{len(stacks)} stacks that were deployed by {', '.join(sorted(roles))} are complete"
+
+
+@step("bucket", "The failure bucket keeps earlier versions of its files for 35 days, and reports new files", seconds=60,
+      not_on_emulator="the emulator applies no lifecycle")
+def bucket(environment):
+    s3, name = environment.client("s3"), environment.named(f"failures-{environment.account}-{environment.region}")
+    status = s3.get_bucket_versioning(Bucket=name).get("Status")
+    ensure(status == "Enabled", f"versioning of {name} is {status}")
+    rules = s3.get_bucket_lifecycle_configuration(Bucket=name)["Rules"]
+    days = [rule["NoncurrentVersionExpiration"]["NoncurrentDays"] for rule in rules if "NoncurrentVersionExpiration" in rule]
+    ensure(days and set(days) == {35}, f"earlier versions end after {days or 'no'} days")
+    queues = s3.get_bucket_notification_configuration(Bucket=name).get("QueueConfigurations", [])
+    ensure(any(queue["QueueArn"].endswith(environment.named("failure-files")) for queue in queues), f"{name} reports to {queues}")
+    return f"{name} has versions, which end after 35 days, and reports new files"

@@ -1,9 +1,12 @@
 """Steps that change parameters of the stacks. Each step, or the end of the run, sets them back."""
 
+import json
 import threading
 import time
+import uuid
 
 import botocore.exceptions
+from bounds import plus
 from environment import ALIAS, NO_SITE
 from steps import Skipped, ensure, step
 
@@ -25,8 +28,7 @@ def update(environment, name, changes, watch=lambda: None):
 
     def ended():
         watch()
-        status = environment.stack(name)["StackStatus"]
-        return status if not status.endswith("IN_PROGRESS") else None
+        return settled(environment, name)
 
     return environment.until(f"stack {name} is updated", 7_200, ended, pause=10)
 
@@ -159,6 +161,64 @@ def stage(environment):
     environment.undo_now(what)
     environment.until("the stage takes signatures again", 120, lambda: environment.api("GET", path)[0] == 404)
     return "a signed call was 404, 401 with the user pool, and 404 again without it"
+
+
+@step("failed-deployment", "A first deployment that fails is rolled back; services that were complete leave their tables, which are kept", writes=True,
+      seconds=5_400, long=True, units=plus(UPDATE, {"streamHour": 2}), not_on_emulator="the emulator has no such rollback")
+def failed_deployment(environment):
+    if environment.mode == "services":
+        raise Skipped("it deploys the root template, which this environment was not deployed by")
+    client, name = environment.client("cloudformation"), f"proof-{uuid.uuid4().hex[:8]}"
+    template = client.get_template(StackName=environment.name, TemplateStage="Original")["TemplateBody"]
+    # The last service refuses a user pool that does not exist. The account's role for access logs is left alone.
+    parameters = environment.parameters(environment.stack(environment.name)) | {
+        "UserPoolArn": environment.arn("cognito-idp", f"userpool/{environment.region}_Nowhere00"),
+        "ManageApiGatewayLogging": "false", "DeletionProtection": "false", "OnCallEmail": "",
+    }
+    environment.undos.append((f"environment {name}", lambda: remove_environment(environment, name)))
+    client.create_stack(
+        StackName=name, TemplateBody=template if isinstance(template, str) else json.dumps(template), OnFailure="ROLLBACK",
+        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
+        Capabilities=["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"])
+    status = environment.until(f"stack {name} is rolled back", 3_600, lambda: settled(environment, name), pause=20)
+    ensure(status == "ROLLBACK_COMPLETE", f"a deployment with a wrong user pool ended with {status}")
+    kept, wanted = tables(environment, name), [kind for _, kind, _, _ in environment.resources].count("AWS::DynamoDB::Table")
+    ensure(len(kept) == wanted, f"{len(kept)} of {wanted} tables were kept: {', '.join(kept)}")
+    return f"the deployment was rolled back, and {len(kept)} tables were kept"
+
+
+def settled(environment, name):
+    """The status of a stack that is not in progress, DELETE_COMPLETE if it is gone."""
+    stack = environment.stack(name)
+    status = stack["StackStatus"] if stack else "DELETE_COMPLETE"
+    return status if not status.endswith("IN_PROGRESS") else None
+
+
+def tables(environment, name):
+    pages = environment.client("dynamodb").get_paginator("list_tables").paginate()
+    return [table for page in pages for table in page["TableNames"] if table.startswith(f"{name}-")]
+
+
+def remove_environment(environment, name):
+    """Deletes an environment that was made here, with what its stacks keep: tables, secret, bucket."""
+    if name == environment.name:
+        raise ValueError("this would delete the environment under proof")
+    cloudformation, s3 = environment.client("cloudformation"), environment.client("s3")
+    cloudformation.delete_stack(StackName=name)
+    status = environment.until(f"stack {name} is deleted", 3_600, lambda: settled(environment, name), pause=20)
+    ensure(status == "DELETE_COMPLETE", f"stack {name} is {status}")
+    for table in tables(environment, name):
+        environment.client("dynamodb").delete_table(TableName=table)
+    bucket = f"{name}-failures-{environment.account}-{environment.region}"
+    if any(each["Name"] == bucket for each in s3.list_buckets()["Buckets"]):
+        for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
+            for version in page.get("Versions", []) + page.get("DeleteMarkers", []):
+                s3.delete_object(Bucket=bucket, Key=version["Key"], VersionId=version["VersionId"])
+        s3.delete_bucket(Bucket=bucket)
+    secrets = environment.client("secretsmanager")
+    filters = [{"Key": "name", "Values": [f"{name}-stripe"]}]
+    for secret in secrets.list_secrets(Filters=filters)["SecretList"]:
+        secrets.delete_secret(SecretId=secret["ARN"], ForceDeleteWithoutRecovery=True)
 
 
 @step("canary", "A version that fails is rolled back by CodeDeploy within the canary's five minutes, and the stack with it", writes=True,

@@ -165,8 +165,8 @@ class Environment:
         port = urllib.parse.urlsplit(os.environ["AWS_ENDPOINT_URL"]).port
         return f"http://127.0.0.1:{port}{url.path}".rstrip("/"), f"{outputs['ApiId']}.execute-api.localhost:{port}"
 
-    def api(self, method, path, body=None, key=None, signed=True, retries=0):
-        """(status, answer, seconds) of a call of the API, signed by the caller, or with FIELDSTATION_API_TOKEN as its token."""
+    def response(self, method, path, body=None, key=None, signed=True):
+        """The response to a call of the API, signed by the caller, or with FIELDSTATION_API_TOKEN as its token."""
         self._guard(f"{method} {path}", method == "GET")
         url, host = self._api
         headers = {"Host": host, "Content-Type": "application/json"}
@@ -179,17 +179,21 @@ class Environment:
             request = AWSRequest(method, url + path, headers=headers, data=data)
             SigV4Auth(self.session.get_credentials().get_frozen_credentials(), "execute-api", self.region).add_auth(request)
             headers = dict(request.headers)
+        return urllib3.request(method, url + path, headers=headers, body=data, timeout=35, retries=False)
+
+    def api(self, method, path, body=None, key=None, retries=0):
+        """(status, answer, seconds) of a call of the API."""
         begun = time.monotonic()
         for attempt in range(retries + 1):
-            answer = urllib3.request(method, url + path, headers=headers, body=data, timeout=35, retries=False)
-            if answer.status not in (429, 502, 503, 504) or attempt == retries:
+            response = self.response(method, path, body, key)
+            if response.status not in (429, 502, 503, 504) or attempt == retries:
                 break
             time.sleep(2 ** attempt)
         try:
-            content = json.loads(answer.data or b"null")
+            content = json.loads(response.data or b"null")
         except ValueError:
-            content = answer.data.decode(errors="replace")
-        return answer.status, content, time.monotonic() - begun
+            content = response.data.decode(errors="replace")
+        return response.status, content, time.monotonic() - begun
 
     # ---- Functions
 

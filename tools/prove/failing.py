@@ -8,6 +8,8 @@ from bounds import SITE, plus
 from environment import ALIAS
 from steps import NotProved, ensure, step
 
+# Name of the inline policy of a role.
+DENIAL = "prove-on-aws"
 STREAM = {"putPayloadUnit": 20, "request": 300, "gigabyteSecond": 300, "filePut": 20, "queueRequest": 100, "writeUnit": 50, "readUnit": 200}
 
 
@@ -54,16 +56,12 @@ def break_function(environment, function, variable, value):
     return what
 
 
-@step("given-up", "A batch of a stream that Lambda gives up on is a file in the failure bucket, with its records, and each record becomes a failure "
-      "that can be replayed", writes=True, seconds=600, units=plus(SITE, STREAM))
-def given_up(environment):
-    environment.require_fieldctl()
-    shown = environment.active_site()
-    site, sensor = shown["siteId"], shown["sensors"][0]["sensorId"]
-    environment.await_sensor(sensor)
+ONE_RETRY = "one retry of the mapping of store-readings"
 
-    client = environment.client("lambda")
-    mapping = environment.mapping("StoreReadingsMapping")
+
+def give_up_soon(environment):
+    """Lets Lambda give up on the batches of store-readings after one retry. Returns the mapping's id."""
+    client, mapping = environment.client("lambda"), environment.mapping("StoreReadingsMapping")
     identifier, retries = mapping["UUID"], mapping["MaximumRetryAttempts"]
 
     def settled():
@@ -73,11 +71,26 @@ def given_up(environment):
         client.update_event_source_mapping(UUID=identifier, MaximumRetryAttempts=retries)
         environment.until("the mapping of store-readings has its retries again", 180, settled)
 
-    environment.undos.append(("one retry of the mapping of store-readings", restore))
+    environment.undos.append((ONE_RETRY, restore))
     client.update_event_source_mapping(UUID=identifier, MaximumRetryAttempts=1)
     environment.until("the mapping of store-readings has one retry", 180, settled)
-    broken = break_function(environment, "store-readings", "READINGS_TABLE", environment.named("no-such-table"))
+    return identifier
 
+
+def events_of(environment, mapping, name):
+    """The sum of a mapping's metric in the last quarter of an hour."""
+    return sum(environment.metric("AWS/Lambda", name, {"EventSourceMappingUUID": mapping}, 900))
+
+
+@step("given-up", "A batch of a stream that Lambda gives up on is a file in the failure bucket, with its records; each record becomes a failure that can be "
+      "replayed, and none is counted as dropped", writes=True, seconds=1_200, units=plus(SITE, STREAM))
+def given_up(environment):
+    environment.require_fieldctl()
+    shown = environment.active_site()
+    site, sensor = shown["siteId"], shown["sensors"][0]["sensorId"]
+    environment.await_sensor(sensor)
+    mapping = give_up_soon(environment)
+    broken = break_function(environment, "store-readings", "READINGS_TABLE", environment.named("no-such-table"))
     begun = time.time()
     # The payload of a stream's record is encoded; its partition key, the site, is not.
     environment.send_reading(site, sensor, "proof-given-up")
@@ -85,11 +98,65 @@ def given_up(environment):
         "the batch that was given up on is a failure", 300, lambda: environment.open_failures("store-readings", "GIVEN_UP", site, begun), pause=5)
     failure = rows[0]["id"]["S"]
     environment.undo_now(broken)
-    environment.undo_now("one retry of the mapping of store-readings")
+    environment.undo_now(ONE_RETRY)
     environment.undos.append((f"failure {failure}", lambda: environment.close_failure(failure)))
     environment.replay(failure)
     environment.await_reading(sensor)
-    return f"failure {failure} ({rows[0]['error']['M']['name']['S']}) has the record; its replay stored the reading"
+    seen = f"failure {failure} ({rows[0]['error']['M']['name']['S']}) has the record; its replay stored the reading"
+    if environment.emulator:
+        return seen
+    delivered = "OnFailureDestinationDeliveredEventCount"
+    environment.until(f"the mapping counts the record as {delivered}", 600, lambda: events_of(environment, mapping, delivered), pause=20)
+    ensure(not events_of(environment, mapping, "DroppedEventCount"), "the record was counted as dropped, too")
+    return seen
+
+
+@step("dropped", "Records that neither the function nor the failure bucket takes are counted as DroppedEventCount", writes=True, seconds=1_800, long=True,
+      units=plus(SITE, STREAM, {"metricRequest": 100}), not_on_emulator="the emulator has no metrics of mappings")
+def dropped(environment):
+    shown = environment.active_site()
+    site, sensor = shown["siteId"], shown["sensors"][0]["sensorId"]
+    environment.await_sensor(sensor)
+    mapping = give_up_soon(environment)
+    deny(environment, "store-readings", "s3:PutObject")
+    break_function(environment, "store-readings", "READINGS_TABLE", environment.named("no-such-table"))
+    begun = time.time()
+    environment.send_reading(site, sensor, "proof-dropped")
+    count = environment.until("the mapping counts the record as dropped", 1_200, lambda: events_of(environment, mapping, "DroppedEventCount"), pause=20)
+    ensure(not environment.open_failures("store-readings", "GIVEN_UP", site, begun), "the record is a failure, so it was not dropped")
+    return f"{count:.0f} record was counted as dropped (this step's own reading, which is lost)"
+
+
+def deny(environment, function, action):
+    """Denies the role of a function an action. Returns the name of the clean-up action."""
+    iam, role = environment.client("iam"), environment.configuration(function)["Role"].rpartition("/")[2]
+    policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Deny", "Action": action, "Resource": "*"}]}
+    what = f"the denied {action} of {function}"
+    environment.undos.append((what, lambda: iam.delete_role_policy(RoleName=role, PolicyName=DENIAL)))
+    iam.put_role_policy(RoleName=role, PolicyName=DENIAL, PolicyDocument=json.dumps(policy))
+    # IAM takes some seconds.
+    time.sleep(15)
+    return what
+
+
+@step("large-event", "A failure queue takes the event of the largest size with its error, so it becomes a failure with its payload", writes=True, seconds=900,
+      units=plus(STREAM, {"event": 10, "writeUnit": 2_000, "readUnit": 2_000}))
+def large_event(environment):
+    environment.require_fieldctl()
+    registration, begun = f"prove-{uuid.uuid4()}", time.time()
+    # Not valid: the function refuses it, three times. EventBridge takes entries up to 256 KB.
+    detail = {"registrationId": registration, "site": {"name": "x" * 250_000}}
+    answer = environment.client("events").put_events(Entries=[{
+        "EventBusName": environment.named("events"), "Source": "com.example.prove", "DetailType": "SiteRegistrationRequested", "Detail": json.dumps(detail),
+    }])
+    ensure(not answer["FailedEntryCount"], f"the bus refused an event of 250 KB: {answer['Entries']}")
+    rows = environment.until(
+        "the event is a failure", 600, lambda: environment.open_failures("import-site", "FUNCTION_FAILED", registration, begun), pause=10)
+    failure = rows[0]["id"]["S"]
+    environment.undos.append((f"failure {failure}", lambda: environment.close_failure(failure)))
+    length = len(rows[0]["payload"]["S"])
+    ensure(length > 250_000, f"the payload of failure {failure} has {length} bytes")
+    return f"failure {failure} ({rows[0]['error']['M']['name']['S']}) has a payload of {length:,} bytes"
 
 
 @step("dead-letter", "EventBridge's dead letter of a rule names its target in TARGET_ARN, with the alias: the failure is NOT_DELIVERED and has its "
@@ -136,17 +203,12 @@ def dead_letter(environment):
 @step("mapping-problem", "LastProcessingResult of a mapping begins with PROBLEM when Lambda can't read its source, and fieldctl shows it", writes=True,
       seconds=900, long=True, units=STREAM, not_on_emulator="the emulator writes other texts")
 def mapping_problem(environment):
-    role = environment.configuration("store-readings")["Role"].rpartition("/")[2]
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [{"Effect": "Deny", "Action": "kinesis:GetRecords", "Resource": "*"}]})
-    iam = environment.client("iam")
-    name = "prove-on-aws"
-    environment.undos.append(("the denied kinesis:GetRecords of store-readings", lambda: iam.delete_role_policy(RoleName=role, PolicyName=name)))
-    iam.put_role_policy(RoleName=role, PolicyName=name, PolicyDocument=policy)
+    denied = deny(environment, "store-readings", "kinesis:GetRecords")
 
     def problem():
         result = environment.mapping("StoreReadingsMapping").get("LastProcessingResult", "")
         return result if result.startswith("PROBLEM") else None
 
     result = environment.until("LastProcessingResult of StoreReadingsMapping begins with PROBLEM", 800, problem, pause=10)
-    environment.undo_now("the denied kinesis:GetRecords of store-readings")
+    environment.undo_now(denied)
     return f"LastProcessingResult is {result!r}"

@@ -12,6 +12,8 @@ FUNCTION = "cancel-subscription"
 RECURSION = 16
 # Nobody has this address: it is kept for documentation (RFC 5737).
 UNROUTABLE = "https://192.0.2.1"
+# A port of this machine, where the emulator runs the functions. Nobody listens there.
+CLOSED_PORT = "http://127.0.0.1:9"
 
 
 def deferrals(environment, onboarding, since):
@@ -26,9 +28,7 @@ def outage(environment, seconds, least):
     shown = environment.active_site()
     site, onboarding = shown["siteId"], shown["onboarding"]["onboardingId"]
     begun = time.time()
-    # A closed port of this machine, where the functions run on it.
-    address = "http://127.0.0.1:9" if environment.emulator else UNROUTABLE
-    broken = break_function(environment, FUNCTION, "STRIPE_API_BASE", address)
+    broken = break_function(environment, FUNCTION, "STRIPE_API_BASE", CLOSED_PORT if environment.emulator else UNROUTABLE)
     environment.decommission(site)
     ends = begun + seconds
 

@@ -21,7 +21,10 @@ import botocore.exceptions
 
 # The order of these imports is the order of the steps.
 import deployed  # noqa: F401
+import gateway  # noqa: F401
+import reports  # noqa: F401
 import machines  # noqa: F401
+import github  # noqa: F401
 import sagas  # noqa: F401
 import failing  # noqa: F401
 import outage  # noqa: F401

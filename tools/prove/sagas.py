@@ -6,6 +6,8 @@ import time
 import botocore.exceptions
 from bounds import SITE, plus, times
 from environment import code
+from failing import break_function
+from outage import UNROUTABLE, CLOSED_PORT
 from steps import NotProved, Skipped, ensure, step
 
 SOURCE = "fieldstation.sites"
@@ -82,8 +84,6 @@ def saga(environment):
 @step("undo-twice", "The rule SiteTeardownFailed delivers FAILED and SUCCEEDED of teardowns: the failure of a teardown is recorded, and closed by the "
       "next one that succeeds", writes=True, seconds=1_200, long=True, units=plus(times(3, SITE), {"transition": 60}))
 def undo_twice(environment):
-    from failing import break_function
-
     environment.require_fieldctl()
     site = environment.active_site()["siteId"]
     begun = time.time()
@@ -102,3 +102,36 @@ def undo_twice(environment):
 
     environment.until("the failure of the teardown is closed", 120, closed)
     return f"failure {rows[0]['id']['S']} was recorded, and closed by the teardown that succeeded"
+
+
+@step("stopped-saga", "An onboarding that is stopped is undone: Step Functions sends the event, recover-onboarding starts the teardown, and the alarm "
+      "SiteOnboardingAborted goes off", writes=True, seconds=900, units=plus(times(2, SITE), {"metricRequest": 100}))
+def stopped_saga(environment):
+    broken = break_function(environment, "initialize-subscription", "STRIPE_API_BASE", CLOSED_PORT if environment.emulator else UNROUTABLE)
+    registered = environment.register()
+    client = environment.client("stepfunctions")
+    arn = environment.arn("states", f"execution:{environment.named('site-onboarding')}:{registered['onboardingId']}")
+
+    def waits():
+        try:
+            history = client.get_execution_history(executionArn=arn, reverseOrder=True, maxResults=20)["events"]
+        except client.exceptions.ExecutionDoesNotExist:
+            return False
+        return any(event.get("stateEnteredEventDetails", {}).get("name") == "InitializeSubscription" for event in history)
+
+    environment.until("the onboarding waits for the payment provider", 120, waits)
+    client.stop_execution(executionArn=arn, error="Proof", cause="stopped by prove-on-aws.sh")
+    environment.undo_now(broken)
+    environment.await_site(registered["siteId"], "REJECTED", seconds=600)
+    seen = f"the stopped onboarding of site {registered['siteId']} was undone"
+    if environment.emulator:
+        return seen
+    name = environment.physical_id("SiteOnboardingAbortedAlarm")
+
+    def went_off():
+        history = environment.client("cloudwatch").describe_alarm_history(AlarmName=name, HistoryItemType="StateUpdate", MaxRecords=5)
+        recent = [item for item in history["AlarmHistoryItems"] if item["Timestamp"].timestamp() > time.time() - 900]
+        return any("to ALARM" in item["HistorySummary"] for item in recent)
+
+    environment.until("the alarm SiteOnboardingAborted went off", 300, went_off, pause=10)
+    return f"{seen}, and SiteOnboardingAborted went off"

@@ -15,6 +15,7 @@ import bounds
 import deployed
 import deploying
 import machines
+import reports
 import rows
 from environment import ROOT, Environment, function_names, services
 from steps import NOT_PROVED, PROVED, SKIPPED, STEPS, NotProved, Skipped, Step, ensure
@@ -380,7 +381,7 @@ class Templates(unittest.TestCase):
 class Alarms(unittest.TestCase):
     def test_a_metric_is_known_by_its_dimensions_in_any_order(self):
         dimensions = [{"Name": "b", "Value": "2"}, {"Name": "a", "Value": "1"}]
-        found = deployed.watched({"MetricName": "Errors", "Namespace": "AWS/Lambda", "Dimensions": dimensions})
+        found = reports.watched({"MetricName": "Errors", "Namespace": "AWS/Lambda", "Dimensions": dimensions})
         self.assertEqual(found, [("AWS/Lambda", "Errors", (("a", "1"), ("b", "2")))])
 
     def test_metrics_of_a_version_are_left_out(self):
@@ -390,7 +391,7 @@ class Alarms(unittest.TestCase):
 
         stats = [stat("FunctionName"), stat("FunctionName", "ExecutedVersion"), stat("function", "version")]
         alarm = {"Metrics": [*stats, {"Id": "e", "Expression": "m"}]}
-        self.assertEqual([metric[2] for metric in deployed.watched(alarm)], [(("FunctionName", "x"),)])
+        self.assertEqual([metric[2] for metric in reports.watched(alarm)], [(("FunctionName", "x"),)])
 
 
 class Deployments(unittest.TestCase):

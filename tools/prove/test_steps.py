@@ -10,6 +10,7 @@ from unittest import mock
 
 import prove  # noqa: F401  First: the order of its imports is the order of the steps.
 import botocore.exceptions
+import deploying
 import sagas
 from environment import Environment
 from steps import STEPS, NotProved, Skipped
@@ -414,19 +415,246 @@ class Histories(Case):
             sagas.nested_teardown(self.of(nested, onboarding="RUNNING"), "o")
 
 
+class Gateway(Case):
+    def response(self, status, kind="application/problem+json"):
+        return mock.Mock(status=status, data=b"{}", headers={"Content-Type": kind})
+
+    def of(self, *lines):
+        of = Fake()
+        of.pages("logs", filter_log_events=[{"events": [{"message": json.dumps(line)} for line in lines]}])
+        of.clients["lambda"].get_function_concurrency.return_value = {}
+        return of
+
+    def line(self, status, kind="-"):
+        return {"path": "/v1/sites/00000000-0000-5000-8000-000000000000", "status": status, "responseType": kind, "time": "now", "caller": "engineer"}
+
+    def test_the_api(self):
+        of = Fake()
+        of.api = mock.Mock(return_value=(404, {"status": 404}, 0.2))
+        of.response = mock.Mock(return_value=self.response(403))
+        self.assertIn("403 as application/problem+json", self.proved("api", of))
+        of.response.return_value = self.response(403, "application/json")
+        self.not_proved("api", of, "own answer is application/json")
+        of.response.return_value = self.response(200)
+        self.not_proved("api", of, "unsigned call is answered with 200")
+        of.api.return_value = (404, "not found", 0.2)
+        self.not_proved("api", of, "no problem document")
+
+    def test_the_access_log(self):
+        of = self.of(self.line("404"))
+        of.api = mock.Mock()
+        self.proved("access-logs", of)
+        of = self.of()
+        of.api = mock.Mock()
+        self.not_proved("access-logs", of, "is in the access log")
+
+    def test_a_throttled_function(self):
+        of = self.of(self.line("404"), self.line("500", "DEFAULT_5XX"))
+        of.response = mock.Mock(side_effect=[self.response(404), self.response(500)])
+        self.assertIn("500, as DEFAULT_5XX", self.proved("api-errors", of))
+        of.clients["lambda"].delete_function_concurrency.assert_called_once()
+        of = self.of(self.line("503", "INTEGRATION_FAILURE"))
+        of.response = mock.Mock(return_value=self.response(503))
+        self.not_proved("api-errors", of, "503 as INTEGRATION_FAILURE")
+        of = self.of()
+        of.clients["lambda"].get_function_concurrency.return_value = {"ReservedConcurrentExecutions": 7}
+        of.response = mock.Mock(return_value=self.response(404))
+        self.not_proved("api-errors", of, "answered with 5xx")
+        self.assertEqual(
+            [call.kwargs["ReservedConcurrentExecutions"] for call in of.clients["lambda"].put_function_concurrency.call_args_list], [0, 7])
+
+
+class Deployed(Case):
+    def test_names(self):
+        of = Fake()
+        of.resources = [
+            ("s", "AWS::IAM::Role", "XRole", "fieldstation-staging-XRole-1"), ("s", "AWS::Events::Rule", "R", "fieldstation-staging-events|fieldstation-staging-R"),
+            ("s", "AWS::S3::Bucket", "B", "other"),
+        ]
+        self.assertIn("2 names", self.proved("names", of))
+        of.resources.append(("s", "AWS::CloudWatch::Alarm", "A", "fieldstation-stag-A-1"))
+        self.not_proved("names", of, "A is fieldstation-stag-A-1")
+
+    def test_the_role_of_a_deployment(self):
+        of = Fake()
+        stack = {"StackName": "fieldstation-staging", "StackStatus": "UPDATE_COMPLETE"}
+        of.stack = lambda name: stack | {"RoleARN": "arn:aws:iam::1:role/fieldstation-staging-cloudformation"}
+        self.proved("deploy-role", of)
+        of.stack = lambda name: stack | {"RoleARN": "arn:aws:iam::1:role/administrator"}
+        self.not_proved("deploy-role", of, "administrator")
+        of.stack = lambda name: stack
+        self.skipped("deploy-role", of, "--role-arn")
+
+    def test_the_failure_bucket(self):
+        of = Fake()
+        s3 = of.clients["s3"]
+        s3.get_bucket_versioning.return_value = {"Status": "Enabled"}
+        rules = [{"Expiration": {"Days": 365}}, {"NoncurrentVersionExpiration": {"NoncurrentDays": 35}}]
+        s3.get_bucket_lifecycle_configuration.return_value = {"Rules": rules}
+        queue = {"QueueArn": "arn:aws:sqs:eu-central-1:1:fieldstation-staging-failure-files"}
+        s3.get_bucket_notification_configuration.return_value = {"QueueConfigurations": [queue]}
+        self.proved("bucket", of)
+        s3.get_bucket_notification_configuration.return_value = {}
+        self.not_proved("bucket", of, "reports to")
+        s3.get_bucket_lifecycle_configuration.return_value = {"Rules": []}
+        self.not_proved("bucket", of, "after no days")
+        s3.get_bucket_versioning.return_value = {}
+        self.not_proved("bucket", of, "versioning of fieldstation-staging-failures-123456789012-eu-central-1 is None")
+
+
+class Reports(Case):
+    def test_metrics_without_dimensions(self):
+        of = Fake()
+        found = {"Throttles": [[{"Name": "FunctionName", "Value": "x"}], []], "DestinationDeliveryFailures": []}
+        of.clients["cloudwatch"].get_paginator.return_value.paginate = lambda Namespace, MetricName: [
+            {"Metrics": [{"Dimensions": each} for each in found[MetricName]]}]
+        self.assertIn("no occasion", self.proved("account-metrics", of))
+        found["DestinationDeliveryFailures"] = [[{"Name": "FunctionName", "Value": "x"}]]
+        self.not_proved("account-metrics", of, "DestinationDeliveryFailures comes with")
+        found["Throttles"] = found["DestinationDeliveryFailures"]
+        self.not_proved("account-metrics", of, "Throttles comes with")
+
+    def test_the_dashboard(self):
+        of = Fake()
+        expression = "SEARCH('{AWS/Lambda,FunctionName} MetricName=\"Invocations\" FunctionName=fieldstation', 'Sum', 300)"
+        widgets = [{"properties": {"markdown": "x"}}, {"properties": {"title": "calls", "metrics": [["AWS/SQS", "x"], [{"expression": expression}]]}}]
+        of.clients["cloudwatch"].get_dashboard.return_value = {"DashboardBody": json.dumps({"widgets": widgets})}
+        of.clients["cloudwatch"].get_metric_data.return_value = {"MetricDataResults": [{}] * 30}
+        self.assertIn("calls 30", self.proved("dashboard", of))
+        of.clients["cloudwatch"].get_metric_data.return_value = {"MetricDataResults": []}
+        self.not_proved("dashboard", of, "finds 0 metrics of 30")
+
+    def test_an_alarm_on_throttles(self):
+        of = Fake()
+        of.clients["cloudwatch"].describe_alarms.side_effect = [{"MetricAlarms": [{"StateValue": state}]} for state in ("ALARM", "OK")]
+        self.proved("throttle-alarms", of)
+        of.clients["cloudwatch"].describe_alarms.side_effect = None
+        of.clients["cloudwatch"].describe_alarms.return_value = {"MetricAlarms": [{"StateValue": "ALARM"}]}
+        self.not_proved("throttle-alarms", of, "is OK again")
+        self.assertEqual(of.clients["cloudwatch"].set_alarm_state.call_args.kwargs["StateValue"], "OK")
+
+
+class GivenUp(Case):
+    def of(self, metrics, failures=()):
+        of = Fake()
+        of.metrics = metrics
+        of.mapping = lambda _: {"UUID": "mapping-1", "MaximumRetryAttempts": 100}
+        of.clients["lambda"].get_event_source_mapping.return_value = {"State": "Enabled"}
+        of.clients["lambda"].get_function_configuration.return_value = {
+            "Environment": {"Variables": {"READINGS_TABLE": "readings"}}, "State": "Active", "LastUpdateStatus": "Successful"}
+        of.clients["lambda"].publish_version.return_value = {"Version": "8"}
+        of.configuration = lambda _: {"Role": "arn:aws:iam::1:role/store-readings-X"}
+        of.live_version = lambda function: "7"
+        of.await_sensor = of.send_reading = of.await_reading = mock.Mock()
+        of.open_failures = mock.Mock(return_value=list(failures))
+        of.fieldctl = mock.Mock(return_value=(0, "{}"))
+        of.clients["dynamodb"].get_item.return_value = {"Item": {"status": {"S": "REPLAYED"}}}
+        return of
+
+    def retries(self, of):
+        return [call.kwargs["MaximumRetryAttempts"] for call in of.clients["lambda"].update_event_source_mapping.call_args_list]
+
+    ROW = ({"id": {"S": "failure-1"}, "error": {"M": {"name": {"S": "RetryAttemptsExhausted"}}}},)
+
+    def test_a_batch_in_the_bucket(self):
+        delivered = {("OnFailureDestinationDeliveredEventCount", "Sum"): [1.0]}
+        of = self.of(delivered, self.ROW)
+        self.proved("given-up", of)
+        self.assertEqual(self.retries(of), [1, 100])
+        self.not_proved("given-up", self.of(delivered | {("DroppedEventCount", "Sum"): [1.0]}, self.ROW), "counted as dropped, too")
+        self.not_proved("given-up", self.of({}, self.ROW), "counts the record as OnFailure")
+        of = self.of(delivered)
+        self.not_proved("given-up", of, "is a failure")
+        self.assertEqual(self.retries(of), [1, 100])
+
+    def test_a_batch_that_is_dropped(self):
+        of = self.of({("DroppedEventCount", "Sum"): [1.0]})
+        self.proved("dropped", of)
+        self.assertIn("s3:PutObject", of.clients["iam"].put_role_policy.call_args.kwargs["PolicyDocument"])
+        of.clients["iam"].delete_role_policy.assert_called_once_with(RoleName="store-readings-X", PolicyName="prove-on-aws")
+        self.assertEqual(self.retries(of), [1, 100])
+        self.not_proved("dropped", self.of({}), "as dropped")
+
+
+class FailedDeployment(Case):
+    def of(self, status="ROLLBACK_COMPLETE", kept=("sites", "billing")):
+        of = Fake()
+        of.resources = [("s", "AWS::DynamoDB::Table", name, name) for name in ("Sites", "Billing")]
+        made = []
+
+        def stack(name):
+            if name in made:
+                return {"StackStatus": status, "Parameters": []}
+            parameters = [{"ParameterKey": key, "ParameterValue": "true"} for key in ("ManageApiGatewayLogging", "DeletionProtection")]
+            return {"StackStatus": "CREATE_COMPLETE", "Parameters": parameters} if name == of.name else None
+
+        of.stack = stack
+        of.clients["cloudformation"].get_template.return_value = {"TemplateBody": {"Resources": {}}}
+        of.clients["cloudformation"].delete_stack.side_effect = lambda StackName: made.remove(StackName)
+        of.made, of.first = made, []
+        of.clients["dynamodb"].get_paginator.side_effect = lambda _: mock.Mock(paginate=lambda: [{"TableNames": [
+            "fieldstation-staging-sites", *(f"{name}-{table}" for name in of.first or made for table in kept)]}])
+
+        def create(**arguments):
+            made.append(arguments["StackName"])
+            of.first.append(arguments["StackName"])
+
+        of.clients["cloudformation"].create_stack.side_effect = create
+        of.clients["s3"].list_buckets.return_value = {"Buckets": []}
+        of.clients["secretsmanager"].list_secrets.return_value = {"SecretList": [{"ARN": "arn:secret"}]}
+        return of
+
+    def test_tables_are_kept_and_removed_afterwards(self):
+        of = self.of()
+        self.assertIn("2 tables were kept", self.proved("failed-deployment", of))
+        arguments = of.clients["cloudformation"].create_stack.call_args.kwargs
+        given = {each["ParameterKey"]: each["ParameterValue"] for each in arguments["Parameters"]}
+        self.assertEqual((given["ManageApiGatewayLogging"], given["DeletionProtection"]), ("false", "false"))
+        self.assertEqual(of.made, [])
+        deleted = [call.kwargs["TableName"] for call in of.clients["dynamodb"].delete_table.call_args_list]
+        self.assertEqual(deleted, [f"{of.first[0]}-sites", f"{of.first[0]}-billing"], "and no table of the environment under proof")
+        of.clients["secretsmanager"].delete_secret.assert_called_once_with(SecretId="arn:secret", ForceDeleteWithoutRecovery=True)
+
+    def test_what_goes_wrong(self):
+        self.not_proved("failed-deployment", self.of("CREATE_COMPLETE"), "ended with CREATE_COMPLETE")
+        of = self.of(kept=("sites",))
+        self.not_proved("failed-deployment", of, "1 of 2 tables were kept")
+        self.assertEqual(of.made, [])
+
+    def test_the_environment_under_proof_is_never_removed(self):
+        of = self.of()
+        with self.assertRaises(ValueError):
+            deploying.remove_environment(of, of.name)
+        of.clients["cloudformation"].delete_stack.assert_not_called()
+
+
 class Others(Case):
+    def test_settings_of_github(self):
+        def answers(environments, rulesets):
+            texts = iter([json.dumps({"environments": [{"name": name} for name in environments]}), json.dumps([{"name": name} for name in rulesets])])
+            run = mock.patch("github.subprocess.run", side_effect=lambda *_, **__: subprocess.CompletedProcess([], 0, next(texts), ""))
+            return run
+
+        with mock.patch("github.shutil.which", return_value="/usr/bin/gh"):
+            with answers(["staging", "prod"], ["main"]):
+                self.proved("github-settings", Fake())
+            with answers(["staging"], ["main"]):
+                self.not_proved("github-settings", Fake(), "environments are: staging")
+            with answers(["staging", "prod"], []):
+                self.not_proved("github-settings", Fake(), "no ruleset")
+
     def test_workflows_that_ran(self):
         def answer(text, status=0):
-            return mock.patch("deployed.subprocess.run", return_value=subprocess.CompletedProcess([], status, text, "no repository"))
+            return mock.patch("github.subprocess.run", return_value=subprocess.CompletedProcess([], status, text, "no repository"))
 
-        with mock.patch("deployed.shutil.which", return_value="/usr/bin/gh"):
+        with mock.patch("github.shutil.which", return_value="/usr/bin/gh"):
             with answer('[{"url": "https://example.com/1", "createdAt": "2027-01-01T00:00:00Z", "event": "push"}]'):
                 self.assertIn("prod.yml 2027-01-01", self.proved("workflows", Fake()))
             with answer("[]"):
                 self.not_proved("workflows", Fake(), "staging.yml never ended with success")
             with answer("", 1):
                 self.skipped("workflows", Fake(), "no repository")
-        with mock.patch("deployed.shutil.which", return_value=None):
+        with mock.patch("github.shutil.which", return_value=None):
             self.skipped("workflows", Fake(), "gh is not there")
 
     def test_an_import(self):

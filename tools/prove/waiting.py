@@ -24,6 +24,9 @@ def freeze(environment):
     return f"404 after {seconds:.2f} s"
 
 
+THROTTLES = "EventsTableByTypeThrottlesAlarm"
+
+
 def alarm_state(environment, logical):
     name = environment.physical_id(logical)
     return environment.client("cloudwatch").describe_alarms(AlarmNames=[name])["MetricAlarms"][0]["StateValue"]
@@ -73,3 +76,17 @@ def alarms(environment):
         environment.undo_now(f"the disabled rule of {function}")
     return (f"StoreReadingsPolls after {polls:.0f} s; Disabling {disabling:.0f} s, Enabling {enabling:.0f} s; {', '.join(watched.values())} went off "
             "(SubscriptionReconciliation takes three hours more, and was not waited for)")
+
+
+@step("throttle-alarms", "An alarm on throttles of a table goes back to OK in minutes without throttles, though DynamoDB has no data then", writes=True,
+      seconds=1_000, long=True, units={"metricRequest": 200}, not_on_emulator="the emulator evaluates an alarm when a value comes")
+def throttle_alarms(environment):
+    name = environment.physical_id(THROTTLES)
+    begun = time.monotonic()
+    environment.client("cloudwatch").set_alarm_state(AlarmName=name, StateValue="ALARM", StateReason="Set by prove-on-aws.sh.")
+    environment.undos.append((
+        f"the alarm {THROTTLES} that was set",
+        lambda: environment.client("cloudwatch").set_alarm_state(AlarmName=name, StateValue="OK", StateReason="Set back by prove-on-aws.sh."),
+    ))
+    environment.until(f"{THROTTLES} is OK again", 900, lambda: alarm_state(environment, THROTTLES) == "OK", pause=10)
+    return f"{THROTTLES} was OK again after {time.monotonic() - begun:.0f} s"
