@@ -14,6 +14,9 @@ PRICES |= {
     "secretRequest": 0.05 / 10_000,
     # S3: a PUT of the failure bucket.
     "filePut": 0.0054 / 1_000,
+    # Of an environment that a step makes: an hour of an alarm, and of a secret or the dashboard.
+    "alarmHour": 0.10 / 730,
+    "dashboardHour": 3 / 730,
 }
 
 # Regions differ. The dearest region costs less than twice of what prices.json says.

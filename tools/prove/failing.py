@@ -5,57 +5,11 @@ import time
 import uuid
 
 from bounds import SITE, plus
+from breaking import break_function, deny
 from environment import ALIAS
 from steps import NotProved, ensure, step
 
-# Name of the inline policy of a role.
-DENIAL = "prove-on-aws"
 STREAM = {"putPayloadUnit": 20, "request": 300, "gigabyteSecond": 300, "filePut": 20, "queueRequest": 100, "writeUnit": 50, "readUnit": 200}
-
-
-def updated(environment, function):
-    """Waits until a change of the function's configuration is done."""
-    def done():
-        found = environment.client("lambda").get_function_configuration(FunctionName=function)
-        return found.get("LastUpdateStatus") != "InProgress"
-
-    environment.until(f"{function} is updated", 120, done)
-
-
-def break_function(environment, function, variable, value):
-    """Publishes a version of a function with one environment variable changed, and points the alias to it. Returns the name of
-    the clean-up action."""
-    client, name = environment.client("lambda"), environment.named(function)
-    good = environment.live_version(function)
-    variables = client.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
-    ensure(variable in variables, f"{function} has no variable {variable}")
-    what = f"the broken version of {function}"
-    bad = []
-
-    def restore():
-        client.update_alias(FunctionName=name, Name=ALIAS, FunctionVersion=good, RoutingConfig={"AdditionalVersionWeights": {}})
-        client.update_function_configuration(FunctionName=name, Environment={"Variables": variables})
-        updated(environment, name)
-        for version in bad:
-            client.delete_function(FunctionName=name, Qualifier=version)
-
-    environment.undos.append((what, restore))
-    client.update_function_configuration(FunctionName=name, Environment={"Variables": variables | {variable: value}})
-    updated(environment, name)
-    version = client.publish_version(FunctionName=name, Description="Made by prove-on-aws.sh, which removes it.")["Version"]
-    ensure(version != good, f"no new version of {function} was published")
-    bad.append(version)
-    environment.until(
-        f"version {version} of {function} is active", 120,
-        lambda: client.get_function_configuration(FunctionName=name, Qualifier=version)["State"] == "Active",
-    )
-    client.update_alias(FunctionName=name, Name=ALIAS, FunctionVersion=version)
-    if not environment.emulator:
-        # Lambda's pollers take some seconds to follow an alias.
-        time.sleep(15)
-    return what
-
-
 ONE_RETRY = "one retry of the mapping of store-readings"
 
 
@@ -125,18 +79,6 @@ def dropped(environment):
     count = environment.until("the mapping counts the record as dropped", 1_200, lambda: events_of(environment, mapping, "DroppedEventCount"), pause=20)
     ensure(not environment.open_failures("store-readings", "GIVEN_UP", site, begun), "the record is a failure, so it was not dropped")
     return f"{count:.0f} record was counted as dropped (this step's own reading, which is lost)"
-
-
-def deny(environment, function, action):
-    """Denies the role of a function an action. Returns the name of the clean-up action."""
-    iam, role = environment.client("iam"), environment.configuration(function)["Role"].rpartition("/")[2]
-    policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Deny", "Action": action, "Resource": "*"}]}
-    what = f"the denied {action} of {function}"
-    environment.undos.append((what, lambda: iam.delete_role_policy(RoleName=role, PolicyName=DENIAL)))
-    iam.put_role_policy(RoleName=role, PolicyName=DENIAL, PolicyDocument=json.dumps(policy))
-    # IAM takes some seconds.
-    time.sleep(15)
-    return what
 
 
 @step("large-event", "A failure queue takes the event of the largest size with its error, so it becomes a failure with its payload", writes=True, seconds=900,

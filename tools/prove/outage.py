@@ -3,17 +3,13 @@
 import time
 
 from bounds import SITE, plus
+from breaking import silence_provider
 from environment import CLOCKS
-from failing import break_function
 from steps import ensure, step
 
 FUNCTION = "cancel-subscription"
 # Lambda's recursion detection ends a chain after about so many invocations.
 RECURSION = 16
-# Nobody has this address: it is kept for documentation (RFC 5737).
-UNROUTABLE = "https://192.0.2.1"
-# A port of this machine, where the emulator runs the functions. Nobody listens there.
-CLOSED_PORT = "http://127.0.0.1:9"
 
 
 def deferrals(environment, onboarding, since):
@@ -28,7 +24,7 @@ def outage(environment, seconds, least):
     shown = environment.active_site()
     site, onboarding = shown["siteId"], shown["onboarding"]["onboardingId"]
     begun = time.time()
-    broken = break_function(environment, FUNCTION, "STRIPE_API_BASE", CLOSED_PORT if environment.emulator else UNROUTABLE)
+    broken = silence_provider(environment, FUNCTION)
     environment.decommission(site)
     ends = begun + seconds
 

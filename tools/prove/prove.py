@@ -63,10 +63,10 @@ def duration(seconds):
 
 def listing():
     """The table of --list."""
-    lines = [f"{'step':<17}{'changes':<9}{'at most':>9}{'USD':>9}  proves"]
+    lines = [f"{'step':<19}{'changes':<9}{'at most':>9}{'USD':>9}  proves"]
     for step in ordered():
         changes = "nothing" if step.reads_only else "writes"
-        lines.append(f"{step.name:<17}{changes:<9}{duration(step.seconds):>9}{step.usd():>9.4f}  {'(long) ' if step.is_long else ''}{step.proves}.")
+        lines.append(f"{step.name:<19}{changes:<9}{duration(step.seconds):>9}{step.usd():>9.4f}  {'(long) ' if step.is_long else ''}{step.proves}.")
     for what, steps in (("without --long", [step for step in STEPS.values() if not step.is_long]), ("with --long", STEPS.values())):
         lines.append(f"All {len(steps)} steps {what}: at most {sum(step.usd() for step in steps):.2f} USD and {duration(sum(step.seconds for step in steps))}.")
     lines.append("The sums are upper bounds, from tools/cost/prices.json with a margin of 2. The payment provider's test mode costs nothing.")
@@ -178,8 +178,8 @@ def prove(environment, steps, results):
 
 
 def summary(outcomes):
-    lines = ["", f"{'step':<17}{'outcome':<12}{'time':>8}  seen"]
-    lines += [f"{step.name:<17}{outcome:<12}{seconds:>6.1f} s  {seen}" for step, outcome, seen, seconds in outcomes]
+    lines = ["", f"{'step':<19}{'outcome':<12}{'time':>8}  seen"]
+    lines += [f"{step.name:<19}{outcome:<12}{seconds:>6.1f} s  {seen}" for step, outcome, seen, seconds in outcomes]
     counts = {outcome: sum(each[1] == outcome for each in outcomes) for outcome in (PROVED, NOT_PROVED, SKIPPED)}
     lines.append(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
     return "\n".join(lines)

@@ -5,9 +5,8 @@ import time
 
 import botocore.exceptions
 from bounds import SITE, plus, times
+from breaking import break_function, silence_provider
 from environment import code
-from failing import break_function
-from outage import UNROUTABLE, CLOSED_PORT
 from steps import NotProved, Skipped, ensure, step
 
 SOURCE = "fieldstation.sites"
@@ -107,7 +106,7 @@ def undo_twice(environment):
 @step("stopped-saga", "An onboarding that is stopped is undone: Step Functions sends the event, recover-onboarding starts the teardown, and the alarm "
       "SiteOnboardingAborted goes off", writes=True, seconds=900, units=plus(times(2, SITE), {"metricRequest": 100}))
 def stopped_saga(environment):
-    broken = break_function(environment, "initialize-subscription", "STRIPE_API_BASE", CLOSED_PORT if environment.emulator else UNROUTABLE)
+    broken = silence_provider(environment, "initialize-subscription")
     registered = environment.register()
     client = environment.client("stepfunctions")
     arn = environment.arn("states", f"execution:{environment.named('site-onboarding')}:{registered['onboardingId']}")

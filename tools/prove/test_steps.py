@@ -468,7 +468,8 @@ class Deployed(Case):
     def test_names(self):
         of = Fake()
         of.resources = [
-            ("s", "AWS::IAM::Role", "XRole", "fieldstation-staging-XRole-1"), ("s", "AWS::Events::Rule", "R", "fieldstation-staging-events|fieldstation-staging-R"),
+            ("s", "AWS::IAM::Role", "XRole", "fieldstation-staging-XRole-1"),
+            ("s", "AWS::Events::Rule", "R", "fieldstation-staging-events|fieldstation-staging-R"),
             ("s", "AWS::S3::Bucket", "B", "other"),
         ]
         self.assertIn("2 names", self.proved("names", of))
