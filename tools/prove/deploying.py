@@ -164,7 +164,8 @@ def stage(environment):
 
 
 @step("failed-deployment", "A first deployment that fails is rolled back; services that were complete leave their tables, which are kept", writes=True,
-      seconds=5_400, long=True, units=plus(UPDATE, {"streamHour": 2, "alarmHour": 400, "dashboardHour": 6}), not_on_emulator="the emulator has no such rollback")
+      seconds=5_400, long=True, units=plus(UPDATE, {"streamHour": 2, "alarmHour": 400, "dashboardHour": 6}),
+      not_on_emulator="the emulator has no such rollback")
 def failed_deployment(environment):
     if environment.mode == "services":
         raise Skipped("it deploys the root template, which this environment was not deployed by")
