@@ -41,10 +41,13 @@ OVERRIDES := Architecture=$(HOST_ARCHITECTURE) LogRetentionDays=1 StripeApiBase=
 RELEASE_ENV := env -u CARGO_LAMBDA_COMPILER -u SAM_BUILD_MODE -u RUSTFLAGS PATH="$(CURDIR)/$(BIN):$$PATH" SAM_CLI_TELEMETRY=0 \
   FIELDSTATION_PARAMETERS="$${FIELDSTATION_PARAMETERS-} $(if $(ARCHITECTURE),Architecture=$(ARCHITECTURE))"
 
+# Without Docker, and after the tests that read the log of the authorisations: it breaks functions on purpose.
+PROVE = $(LOCAL_ENV) tools/prove-on-aws.sh --emulator --environment fieldstation-local --fieldctl target/$(HOST)/debug/fieldctl
+
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml $(wildcard functions/*/template.yaml) samconfig.toml
 
-.PHONY: help demo test lint quick unit-test fieldctl-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test services-test unused-grants fault-matrix fault-matrix-subset mutants smoke check deny advisories sbom up down release deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image local-env logs kits api-url setup require require-docker
+.PHONY: help demo test lint quick unit-test fieldctl-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test services-test unused-grants fault-matrix fault-matrix-subset mutants smoke prove-local check deny advisories sbom up down release deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image local-env logs kits api-url setup require require-docker
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -75,10 +78,11 @@ unit-test: require ## units, steps against embedded DynamoDB, wire goldens; ARGS
 fieldctl-test: require ## all tests of fieldctl; they need no local stack; ARGS='--test <file>': some of them
 	cargo test $(CARGO_FLAGS) -p fieldctl $(ARGS)
 
-local-test: setup require ## the tools in Python (local stack, deployments by service, sizes of stacks), and the links in the docs
+local-test: setup require ## the tools in Python (local stack, deployments, proof on AWS), and the links in the docs
 	$(BIN)/python -m unittest discover -s tools/local
 	$(BIN)/python -m unittest discover -s tools/deploy
 	$(BIN)/python -m unittest discover -s tools/docs
+	$(BIN)/python -m unittest discover -s tools/prove
 
 write-units: require ## counts what an onboarding and a reading cost in DynamoDB, for the cost model, and writes it into docs/cost.md
 	UPDATE_DOCS=1 cargo test $(CARGO_FLAGS) -p testkit --test write_units --test reading_units -- --nocapture
@@ -103,6 +107,7 @@ e2e-test: build-local ## the deployed local stack, from outside
 	@$(MAKE) --no-print-directory down deploy-local
 	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl -- --test-threads=2
 	@$(MAKE) --no-print-directory unused-grants
+	@$(PROVE)
 	@if docker info > /dev/null 2>&1; then $(MAKE) --no-print-directory invoke-samples; \
 	  else echo "SKIPPED: invoke-samples. There is no Docker, so no function was run in its container."; fi
 	@$(MAKE) --no-print-directory down
@@ -119,6 +124,7 @@ services-test: setup require ## one stack per service, on a fresh local stack: s
 	@$(MAKE) --no-print-directory deploy ENV=local SERVICE=all
 	@$(LOCAL_ENV) $(STACK) seed
 	$(LOCAL_ENV) FIELDSTATION_PARAMETERS='$(OVERRIDES)' cargo test $(CARGO_FLAGS) -p tests -p fieldctl --test services -- --ignored --nocapture
+	@$(PROVE) --only stacks versions parameter redeploy service-alone
 	@$(MAKE) --no-print-directory down
 
 unused-grants: ## what the roles never did of what they may, and what they were denied; e2e-test runs it before it takes the stack down
@@ -154,8 +160,13 @@ smoke: require ## uses the deployed local stack once, as its users do
 	@cargo build $(CARGO_FLAGS) -p fieldctl
 	@$(LOCAL_ENV) FIELDSTATION_STACK=fieldstation-local FIELDCTL=target/$(HOST)/debug/fieldctl tests/smoke.sh
 
+prove-local: setup require ## what is believed of AWS, as far as the deployed local stack can show it; ARGUMENTS='--long' or '--only saga', see tools/prove-on-aws.sh --help
+	@cargo build $(CARGO_FLAGS) -p fieldctl
+	@$(PROVE) $(ARGUMENTS)
+
 check: setup .venv/.checks tools/local/node_modules/.installed ## the templates, the state machines and the workflows, by their validators, cfn-lint and checkov
-	for template in template.yaml functions/*/template.yaml tools/deploy/github-roles.yaml; do $(LOCAL_ENV) $(BIN)/sam validate --lint --template $$template; done
+	printf '%s\n' template.yaml functions/*/template.yaml tools/deploy/github-roles.yaml \
+	  | $(LOCAL_ENV) xargs -P 2 -I{} $(BIN)/sam validate --lint --template {}
 	for machine in statemachines/*.asl.json; do \
 	  PATH="$(CURDIR)/$(BIN):$$PATH" tools/local/node_modules/.bin/asl-validator --json-path $$machine; done
 	@$(BIN)/python tools/deploy/lint.py

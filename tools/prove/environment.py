@@ -1,0 +1,412 @@
+"""A deployed environment, and the calls of AWS that more than one step needs."""
+
+import json
+import os
+import subprocess
+import time
+import urllib.parse
+import uuid
+from functools import cached_property
+from pathlib import Path
+
+import boto3
+import botocore.exceptions
+import urllib3
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.config import Config
+
+from steps import NotProved, Skipped, ensure, printable
+
+ROOT = Path(__file__).resolve().parents[2]
+ALIAS = "live"
+# States of a stack that was deployed as a whole.
+COMPLETE = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "IMPORT_COMPLETE")
+# An id that no site has.
+NO_SITE = "00000000-0000-5000-8000-000000000000"
+
+# How far this machine's clock may be off, in seconds.
+CLOCKS = 120
+# What the names of calls begin with that change nothing. TestState runs a state with a given answer; Invoke is called with an empty batch.
+READING_CALLS = ("Describe", "Filter", "Get", "Invoke", "List", "Query", "TestState")
+# The value that the steps send.
+READING = 21.5
+
+
+def services():
+    """The services in the order of their first deployment: one folder each, in the order of the root template."""
+    template = (ROOT / "template.yaml").read_text()
+    found = [line.split("/")[1] for line in template.splitlines() if "Location: functions/" in line]
+    if not found:
+        raise RuntimeError("the root template nests no service")
+    return found
+
+
+def function_names():
+    """The names of all functions, without the environment: one binary each."""
+    return sorted(path.stem for path in ROOT.glob("functions/*/src/bin/*.rs"))
+
+
+def code(error):
+    """The error code of AWS, such as AccessDeniedException."""
+    return error.response.get("Error", {}).get("Code", "")
+
+
+class Environment:
+    """The environment under proof. Clean-up actions go onto its stack `undos`, and run in reverse order."""
+
+    def __init__(self, name, mode, emulator, fieldctl=None, say=lambda text: print(printable(text))):
+        self.name = name
+        self.mode = mode
+        self.emulator = emulator
+        self.say = say
+        self.fieldctl_path = fieldctl
+        # (what it removes, the action)
+        self.undos = []
+        # What stays in the account, for the report.
+        self.left = []
+        self.session = boto3.Session()
+        self.region = self.session.region_name
+        # While it is set, calls that could change something are refused.
+        self.read_only = False
+        self._clients = {}
+
+    def client(self, service):
+        if service not in self._clients:
+            # The emulator has one host for everything.
+            config = Config(retries={"mode": "standard", "max_attempts": 5}, inject_host_prefix=not self.emulator)
+            client = self.session.client(service, region_name=self.region, config=config)
+            client.meta.events.register("before-call", lambda model, **_: self._guard(model.name, model.name.startswith(READING_CALLS)))
+            self._clients[service] = client
+        return self._clients[service]
+
+    def _guard(self, call, reads):
+        if self.read_only and not reads:
+            raise PermissionError(f"a step that only reads must not call {call}")
+
+    def named(self, name):
+        """The fixed name of a resource."""
+        return f"{self.name}-{name}"
+
+    @cached_property
+    def caller(self):
+        """Account and ARN of whoever runs this."""
+        return self.client("sts").get_caller_identity()
+
+    @property
+    def account(self):
+        return self.caller["Account"]
+
+    def arn(self, service, resource):
+        partition = self.caller["Arn"].split(":")[1]
+        return f"arn:{partition}:{service}:{self.region}:{self.account}:{resource}"
+
+    # ---- Stacks
+
+    def stack(self, name):
+        """The description of a stack; None if there is no such stack."""
+        try:
+            return self.client("cloudformation").describe_stacks(StackName=name)["Stacks"][0]
+        except botocore.exceptions.ClientError as error:
+            if "does not exist" in str(error):
+                return None
+            raise
+
+    @cached_property
+    def stacks(self):
+        """The stack of each service, by the service's name."""
+        if self.mode == "services":
+            found = {service: self.stack(self.named(service)) for service in services()}
+        else:
+            nested = {
+                resource["LogicalResourceId"].lower(): resource["PhysicalResourceId"]
+                for resource in self.resources_of(self.name) if resource["ResourceType"] == "AWS::CloudFormation::Stack"
+            }
+            found = {service: self.stack(nested[service]) if service in nested else None for service in services()}
+        missing = [service for service, stack in found.items() if stack is None]
+        ensure(not missing, f"these services have no stack: {', '.join(missing)}")
+        return found
+
+    def resources_of(self, stack):
+        pages = self.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=stack)
+        return [resource for page in pages for resource in page["StackResourceSummaries"]]
+
+    @cached_property
+    def resources(self):
+        """(service, type, logical id, physical id) of every resource of the services' stacks."""
+        return [
+            (service, each["ResourceType"], each["LogicalResourceId"], each.get("PhysicalResourceId", ""))
+            for service, stack in self.stacks.items() for each in self.resources_of(stack["StackId"])
+        ]
+
+    def physical_id(self, logical):
+        """The generated name of a resource. Logical ids are unique over all templates."""
+        found = [physical for _, _, name, physical in self.resources if name == logical]
+        ensure(len(found) == 1, f"{len(found)} resources are named {logical}")
+        return found[0]
+
+    def parameters(self, stack):
+        return {each["ParameterKey"]: each["ParameterValue"] for each in stack.get("Parameters", [])}
+
+    @property
+    def top_stack(self):
+        """The stack that has the outputs of the API."""
+        return self.name if self.mode == "root" else self.named("gateway")
+
+    # ---- The API
+
+    @cached_property
+    def _api(self):
+        outputs = {each["OutputKey"]: each["OutputValue"] for each in self.stack(self.top_stack).get("Outputs", [])}
+        url = urllib.parse.urlsplit(outputs["ApiUrl"])
+        if not self.emulator:
+            return urllib.parse.urlunsplit(url).rstrip("/"), url.netloc
+        # The emulator serves the API at a host below localhost.
+        port = urllib.parse.urlsplit(os.environ["AWS_ENDPOINT_URL"]).port
+        return f"http://127.0.0.1:{port}{url.path}".rstrip("/"), f"{outputs['ApiId']}.execute-api.localhost:{port}"
+
+    def response(self, method, path, body=None, key=None, signed=True):
+        """The response to a call of the API, signed by the caller, or with FIELDSTATION_API_TOKEN as its token."""
+        self._guard(f"{method} {path}", method == "GET")
+        url, host = self._api
+        headers = {"Host": host, "Content-Type": "application/json"}
+        if key:
+            headers["Idempotency-Key"] = key
+        data = json.dumps(body) if body is not None else ""
+        if signed and (token := os.environ.get("FIELDSTATION_API_TOKEN")):
+            headers["Authorization"] = token
+        elif signed:
+            request = AWSRequest(method, url + path, headers=headers, data=data)
+            SigV4Auth(self.session.get_credentials().get_frozen_credentials(), "execute-api", self.region).add_auth(request)
+            headers = dict(request.headers)
+        return urllib3.request(method, url + path, headers=headers, body=data, timeout=35, retries=False)
+
+    def api(self, method, path, body=None, key=None, retries=0):
+        """(status, answer, seconds) of a call of the API."""
+        begun = time.monotonic()
+        for attempt in range(retries + 1):
+            response = self.response(method, path, body, key)
+            if response.status not in (429, 502, 503, 504) or attempt == retries:
+                break
+            time.sleep(2 ** attempt)
+        try:
+            content = json.loads(response.data or b"null")
+        except ValueError:
+            content = response.data.decode(errors="replace")
+        return response.status, content, time.monotonic() - begun
+
+    # ---- Functions
+
+    def configuration(self, function):
+        """The configuration of the version that `live` leads to."""
+        return self.client("lambda").get_function_configuration(FunctionName=self.named(function), Qualifier=ALIAS)
+
+    def live_version(self, function):
+        return self.client("lambda").get_alias(FunctionName=self.named(function), Name=ALIAS)["FunctionVersion"]
+
+    def live_versions(self):
+        return {function: self.live_version(function) for function in function_names()}
+
+    def invoke(self, function, event):
+        """(error's type or None, answer) of a synchronous call of the alias."""
+        called = self.client("lambda").invoke(FunctionName=f"{self.named(function)}:{ALIAS}", Payload=json.dumps(event).encode())
+        answer = json.loads(called["Payload"].read() or b"null")
+        if "FunctionError" not in called:
+            return None, answer
+        return (answer or {}).get("errorType", called["FunctionError"]), answer
+
+    def mapping(self, logical):
+        return self.client("lambda").get_event_source_mapping(UUID=self.physical_id(logical))
+
+    # ---- Tables
+
+    def open_failures(self, source, kind, marker, since):
+        """The open failures of a source and a kind whose payload contains the marker, recorded after `since` (epoch seconds)."""
+        table = self.named("failures")
+        answer = self.client("dynamodb").query(
+            TableName=table, IndexName="byStatus", KeyConditionExpression="#status = :open AND lastAt >= :since",
+            ExpressionAttributeNames={"#status": "status"},
+            ExpressionAttributeValues={":open": {"S": "OPEN"}, ":since": {"S": timestamp(since - CLOCKS)}},
+            ScanIndexForward=False, Limit=200,
+        )
+        found = []
+        for item in answer["Items"]:
+            if (item["source"]["S"], item["kind"]["S"]) != (source, kind):
+                continue
+            row = self.client("dynamodb").get_item(TableName=table, Key={"id": item["id"]}, ConsistentRead=True)["Item"]
+            if marker in row.get("payload", {}).get("S", ""):
+                found.append(row)
+        return found
+
+    # ---- Metrics
+
+    def metric(self, namespace, name, dimensions, seconds, statistic="Sum", period=60):
+        """The data points of a metric of the last seconds, oldest first."""
+        now = time.time()
+        answer = self.client("cloudwatch").get_metric_statistics(
+            Namespace=namespace, MetricName=name, Dimensions=[{"Name": key, "Value": value} for key, value in dimensions.items()],
+            StartTime=now - seconds, EndTime=now, Period=period, Statistics=[statistic],
+        )
+        return [point[statistic] for point in sorted(answer["Datapoints"], key=lambda point: point["Timestamp"])]
+
+    # ---- Sites
+
+    def deliver_kits(self, metric, quantity):
+        """Puts kits in stock, as a supplier's system does. Returns the delivery's id."""
+        delivery = f"prove-{uuid.uuid4()}"
+        self.put_delivery(metric, quantity, delivery)
+        self.await_delivery(delivery)
+        return delivery
+
+    def put_delivery(self, metric, quantity, delivery):
+        answer = self.client("events").put_events(Entries=[{
+            "EventBusName": self.named("events"), "Source": "com.example.prove", "DetailType": "KitsDelivered",
+            "Detail": json.dumps({"deliveryId": delivery, "kits": [{"metric": metric, "quantity": quantity}]}),
+        }])
+        ensure(not answer["FailedEntryCount"], f"the bus refused a delivery of kits: {answer['Entries']}")
+        self.left.append(f"{quantity} kit of {metric} in stock (delivery {delivery})")
+
+    def await_delivery(self, delivery, seconds=120):
+        key = {"id": {"S": f"delivery#17/com.example.prove/{delivery}"}}
+        self.until(
+            f"delivery {delivery} is in stock", seconds,
+            lambda: "Item" in self.client("dynamodb").get_item(TableName=self.named("inventory"), Key=key, ConsistentRead=True),
+        )
+
+    def stock(self, metric):
+        key = {"id": {"S": f"stock#{metric}"}}
+        item = self.client("dynamodb").get_item(TableName=self.named("inventory"), Key=key, ConsistentRead=True).get("Item", {})
+        return int(item.get("quantity", {}).get("N", 0))
+
+    def register(self, card="pm_card_visa"):
+        """Registers a site with one sensor. Returns its ids. It is taken out of service at the end, at the latest."""
+        metric = "air_temperature"
+        if self.stock(metric) < 1:
+            self.deliver_kits(metric, 1)
+        site = {
+            "name": "Proof on AWS", "operator": "Fieldstation", "plan": "community", "paymentMethod": card,
+            "location": {"latitude": 37.69, "longitude": -105.92, "elevationM": 2317},
+            "sensors": [{"metric": metric, "unit": "Cel", "min": -50, "max": 50}],
+        }
+        status, answer, _ = self.api("POST", "/sites", site, key=str(uuid.uuid4()), retries=4)
+        ensure(status == 202, f"POST /sites answered {status}: {answer}")
+        site = answer["siteId"]
+        self.undos.append((f"site {site}", lambda: self.remove_site(site)))
+        return answer
+
+    def site(self, site):
+        status, answer, _ = self.api("GET", f"/sites/{site}", retries=4)
+        ensure(status == 200, f"GET /sites/{site} answered {status}: {answer}")
+        return answer
+
+    def await_site(self, site, *statuses, seconds=300):
+        def look():
+            shown = self.site(site)
+            return shown if shown["status"] in statuses else None
+
+        return self.until(f"site {site} is {' or '.join(statuses)}", seconds, look)
+
+    def active_site(self):
+        """A site that is in service."""
+        site = self.register()["siteId"]
+        shown = self.await_site(site, "ACTIVE", "REJECTED")
+        ensure(shown["status"] == "ACTIVE", f"site {site} is {shown['status']}: {shown['onboarding'].get('failure')}")
+        return shown
+
+    def decommission(self, site):
+        status, answer, _ = self.api("DELETE", f"/sites/{site}", retries=4)
+        ensure(status in (200, 202), f"DELETE /sites/{site} answered {status}: {answer}")
+
+    def remove_site(self, site):
+        """Takes a site out of service, whatever its state."""
+        shown = self.await_site(site, "ACTIVE", "REJECTED", "DECOMMISSIONING", "DECOMMISSIONED", seconds=600)
+        if shown["status"] == "ACTIVE":
+            self.decommission(site)
+        self.await_site(site, "REJECTED", "DECOMMISSIONED", seconds=600)
+
+    # ---- Readings
+
+    def readings(self, sensor):
+        """(status, answer) of the query of a sensor's readings of the last hour."""
+        since = urllib.parse.quote(timestamp(time.time() - 3_600), safe="")
+        status, answer, _ = self.api("GET", f"/sensors/{sensor}/readings?from={since}")
+        return status, answer
+
+    def await_sensor(self, sensor):
+        self.until(f"sensor {sensor} may send", 120, lambda: self.readings(sensor)[0] == 200)
+
+    def send_reading(self, site, sensor, bundle):
+        """Sends one reading, of ten minutes ago."""
+        samples = [[timestamp(time.time() - 600), READING]]
+        body = {"bundleId": bundle, "siteId": site, "series": [{"sensorId": sensor, "samples": samples}]}
+        status, answer, _ = self.api("POST", "/readings", body, retries=4)
+        ensure(status == 202, f"POST /readings answered {status}: {answer}")
+
+    def await_reading(self, sensor):
+        self.until(f"the reading of sensor {sensor} can be queried", 120, lambda: str(READING) in json.dumps(self.readings(sensor)[1]))
+
+    # ---- fieldctl
+
+    def require_fieldctl(self):
+        if not self.fieldctl_path:
+            raise Skipped("fieldctl is not there: cargo install --path fieldctl --locked, or name it by --fieldctl")
+
+    def fieldctl(self, *arguments):
+        """(exit code, output) of a command of fieldctl."""
+        self.require_fieldctl()
+        self._guard(f"fieldctl {' '.join(arguments)}", "status" in arguments)
+        variables = os.environ | {"FIELDSTATION_STACK": self.name, "AWS_REGION": self.region}
+        ended = subprocess.run(
+            [self.fieldctl_path, *arguments], env=variables, capture_output=True, text=True, timeout=900, stdin=subprocess.DEVNULL,
+        )
+        return ended.returncode, ended.stdout or ended.stderr
+
+    def replay(self, failure):
+        """Replays a failure that a step caused, once its cause is removed."""
+        exit_code, output = self.fieldctl("--json", "failures", "replay", failure, "--yes")
+        ensure(exit_code == 0, f"the replay of failure {failure} failed: {output.strip()}")
+
+    def close_failure(self, failure):
+        """Discards a failure that a step caused, unless a replay closed it."""
+        table, key = self.named("failures"), {"id": {"S": failure}}
+        row = self.client("dynamodb").get_item(TableName=table, Key=key, ConsistentRead=True)["Item"]
+        if row["status"]["S"] == "OPEN":
+            exit_code, output = self.fieldctl("failures", "discard", failure, "--note", "made by prove-on-aws.sh", "--yes")
+            ensure(exit_code == 0, f"failure {failure} is still open: {output.strip()}")
+
+    # ---- Time
+
+    def until(self, what, seconds, probe, pause=2):
+        """What `probe` returns, as soon as it is true."""
+        deadline = time.monotonic() + seconds
+        while True:
+            if found := probe():
+                return found
+            if time.monotonic() > deadline:
+                raise NotProved(f"not within {seconds} s: {what}")
+            time.sleep(pause if not self.emulator else min(pause, 0.5))
+
+    def clean_up(self):
+        """Runs the clean-up actions, the last one first. What fails is named in `left`."""
+        while self.undos:
+            what, undo = entry = self.undos[-1]
+            try:
+                undo()
+                self.say(f"  removed: {what}")
+            except Exception as error:  # The others must run, whatever happened.
+                self.left.append(f"{what}: {error}")
+                self.say(f"  NOT removed: {what}: {error}")
+            # After an interrupt it is still there, and is tried again.
+            self.undos.remove(entry)
+
+    def undo_now(self, what):
+        """Runs one clean-up action before the end."""
+        entry = next(entry for entry in self.undos if entry[0] == what)
+        entry[1]()
+        self.undos.remove(entry)
+
+
+def timestamp(seconds=None):
+    """RFC 3339 in UTC with milliseconds, as the tables have it."""
+    seconds = time.time() if seconds is None else seconds
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03}Z"
