@@ -1,10 +1,10 @@
-//! Every alarm of the deployed stack goes off when its metric is beyond what is normal, on-call is
-//! told of it, and it goes out when the metric is normal again.
+//! Tests that every alarm of the deployed stack goes off when its metric leaves the normal range, notifies
+//! on-call, and returns to OK when the metric is normal again.
 //!
-//! The emulator takes all values of a metric in the alarm's window for one, whatever their
-//! dimensions, and looks at them when new ones come; it knows no missing data. So the values here
-//! were measured when the window just began, and leave it soon. What depends on the dimensions and on
-//! single datapoints is compared with a table in the template's tests.
+//! The emulator evaluates all values of a metric in the alarm's window together, whatever their dimensions. It
+//! evaluates an alarm only when new values arrive, and it does not know missing data. The values in this test
+//! are therefore measured at the beginning of the window, so that they leave it soon. Dimensions and the
+//! handling of single datapoints are compared with a table in the template's tests.
 
 use std::{
     cell::RefCell,
@@ -20,31 +20,32 @@ use tests::{
     wait::{Look, PATIENCE, until, until_true},
 };
 
-/// So long a value stays in its alarm's window.
+/// How long a value stays in its alarm's window.
 const LIFE: Duration = Duration::from_secs(2);
 
-/// For what earlier work left in the window of sums and counts; what functions really took is
-/// outnumbered.
+/// The longest wait for values of earlier work to leave the window of sums and counts. Real durations need no
+/// wait: the test's values outnumber them.
 const LONGEST: Duration = Duration::from_mins(5);
 
 /// Values, and how often each was measured.
 type Values = Vec<(f64, f64)>;
 
-/// How an alarm is to behave.
+/// The expected behaviour of the alarms on a metric.
 struct Rule {
-    /// Of which metric.
+    /// The namespace and name of the metric.
     metric: &'static str,
-    /// Which alarms on it, by their logical ids; nothing for all that no rule above is for.
+    /// The logical ids of the alarms. Empty for all alarms on the metric that no rule above names.
     alarms: &'static [&'static str],
-    /// Values that are just normal still.
+    /// The limit values that are still normal.
     fine: Values,
-    /// Values that are not.
+    /// Values that raise the alarm.
     bad: Values,
-    /// Values add up: so one alarm after the other, and each value is taken back.
+    /// Whether the emulator adds values up. If so, one alarm is tested at a time, and each value is compensated
+    /// by a negative one.
     adds_up: bool,
 }
 
-/// It goes off with the first.
+/// A rule for alarms that go off with the first occurrence.
 fn any(metric: &'static str) -> Rule {
     sum(metric, &[0.0], &[0.0, 1.0])
 }
@@ -58,19 +59,20 @@ fn most(metric: &'static str, fine: &[f64], bad: &[f64]) -> Rule {
     Rule { metric, alarms: &[], fine: each(fine), bad: each(bad), adds_up: false }
 }
 
-/// Of a metric whose silence alarms, too: so little of each value that nothing is counted of it.
+/// A rule for a metric that also has an alarm on silence. The sample counts are so small that they do not count
+/// as data.
 fn most_of_little(metric: &'static str, fine: &[f64], bad: &[f64]) -> Rule {
     let little = |values: &[f64]| values.iter().map(|value| (*value, 0.001)).collect();
     Rule { fine: little(fine), bad: little(bad), ..most(metric, fine, bad) }
 }
 
-/// It goes off when nothing comes.
+/// A rule for alarms that go off when there is no data.
 fn silence(metric: &'static str, alarms: &'static [&'static str]) -> Rule {
     Rule { alarms, ..most(metric, &[0.0], &[]) }
 }
 
-/// One call in twenty may take far longer than the limit, in milliseconds. They are so many that
-/// what the functions really took does not matter.
+/// A rule for durations: one call in twenty may take longer than the limit, in milliseconds. The sample counts
+/// are so large that real durations do not matter.
 fn slow(limit: f64, alarms: &'static [&'static str]) -> Rule {
     Rule {
         metric: "AWS/Lambda Duration",
@@ -81,7 +83,7 @@ fn slow(limit: f64, alarms: &'static [&'static str]) -> Rule {
     }
 }
 
-/// The table. The rules of one metric are tried in this order.
+/// Returns the table of rules. The rules of one metric are tested in this order.
 fn rules() -> Vec<Rule> {
     vec![
         any("AWS/States ExecutionsFailed"),
@@ -120,7 +122,7 @@ fn rules() -> Vec<Rule> {
         sum("AWS/Lambda Errors", &[1.0, 1.0], &[1.0, 2.0]),
         any("AWS/Lambda Throttles"),
         any("AWS/Lambda DestinationDeliveryFailures"),
-        // Who works on batches, or calls the payment provider.
+        // Functions that process batches or call the payment provider.
         slow(
             10_000.0,
             &[
@@ -131,7 +133,7 @@ fn rules() -> Vec<Rule> {
                 "StoreReadingsDurationAlarm",
             ],
         ),
-        // Who looks at many things.
+        // Functions that read many items.
         slow(
             5_000.0,
             &[
@@ -141,9 +143,9 @@ fn rules() -> Vec<Rule> {
                 "SweepEventsDurationAlarm",
             ],
         ),
-        // One call for each mapping, with a pause between.
+        // One call for each mapping, with a pause between calls.
         slow(12_000.0, &["CheckConsumersDurationAlarm"]),
-        // Who lists everything at the payment provider.
+        // This function lists everything at the payment provider.
         slow(450_000.0, &["ReconcileSubscriptionsDurationAlarm"]),
         slow(1_000.0, &[]),
     ]
@@ -173,7 +175,7 @@ async fn becomes(
         Ok(if good.len() == ours.len() {
             Look::Found(())
         } else {
-            // What other work has left in the window goes out of it.
+            // Values of earlier work leave the window.
             tokio::time::sleep(LIFE).await;
             let other = other.into_iter().map(|alarm| (alarm.alarm_name, alarm.state_value));
             Look::Saw(format!("{:?}", other.collect::<Vec<_>>()))
@@ -182,7 +184,7 @@ async fn becomes(
     .await
 }
 
-/// The alarms of a rule go off, and out.
+/// Checks that the alarms of a rule go off and return to OK.
 async fn tried(stack: &Stack, rule: &Rule, alarms: &[&Alarm]) -> Result<()> {
     let at_once = if rule.adds_up { 1 } else { alarms.len() };
     for alarms in alarms.chunks(at_once) {
@@ -197,11 +199,11 @@ async fn tried(stack: &Stack, rule: &Rule, alarms: &[&Alarm]) -> Result<()> {
 }
 
 #[tokio::test]
-async fn every_alarm_goes_off_and_out_and_on_call_is_told() -> Result<()> {
+async fn every_alarm_goes_off_returns_to_ok_and_notifies_on_call() -> Result<()> {
     let stack = Stack::connect().await?;
     let alarms = stack.alarms().await?;
     let rules = rules();
-    // The alarms of each rule, and the rules of each metric.
+    // Assign each alarm to its rule, and group the rules by metric.
     let mut of_rules = vec![Vec::new(); rules.len()];
     for alarm in &alarms {
         let id = alarm.logical_id.as_str();
@@ -221,8 +223,8 @@ async fn every_alarm_goes_off_and_out_and_on_call_is_told() -> Result<()> {
 
     let on_call = OnCall::begin(&stack).await?;
     try_join_all(of_metrics.into_values().map(async |mut rules| {
-        // What was measured for a short window stays in a longer one, and the emulator's alarms see
-        // all of a metric, whatever its dimensions: so the longest windows come first.
+        // A value measured for a short window stays in a longer one, and the emulator's alarms evaluate all
+        // values of a metric whatever their dimensions, so the longest windows come first.
         rules.sort_by_key(|(_, alarms)| {
             std::cmp::Reverse(alarms.first().map(|alarm| alarm.window()))
         });

@@ -1,5 +1,5 @@
-//! One golden file for each kind of answer of the HTTP API: clients rely on their shape.
-//! `UPDATE_GOLDENS=1` rewrites them.
+//! Compares each kind of response of the HTTP API with a golden file, because clients rely on its shape.
+//! `UPDATE_GOLDENS=1` rewrites the files.
 
 use anyhow::Result;
 use contracts::{Metric, Timestamp};
@@ -11,7 +11,7 @@ use tests::{
 };
 use uuid::Uuid;
 
-/// A text without what differs from run to run.
+/// Replaces ids and timestamps, which differ between runs.
 fn redacted_text(text: &str) -> String {
     if text.parse::<Timestamp>().is_ok() {
         return "<time>".to_owned();
@@ -64,7 +64,7 @@ fn ids_and_times_are_redacted() {
 }
 
 #[tokio::test]
-async fn answers_about_a_site_that_comes_into_service_and_goes() -> Result<()> {
+async fn responses_about_a_site_that_is_activated_and_decommissioned() -> Result<()> {
     let stack = Stack::connect().await?;
     let metrics = [Metric::WindSpeed, Metric::WindFromDirection];
     stack.deliver(&metrics, 1).await?;
@@ -72,7 +72,7 @@ async fn answers_about_a_site_that_comes_into_service_and_goes() -> Result<()> {
     let body = registration("Golden", &metrics, GOOD_CARD);
     let created = stack.call(Call::post_site(&key, &body)).await?;
     golden("post-site-202", &created);
-    // Resolved against the address that was called, it leads to the site.
+    // Resolved against the request's URL, the location leads to the site.
     let stage = format!("/{}", stack.api_stage()?);
     let called = reqwest::Url::parse(&format!("http://localhost{stage}/sites"))?;
     let location = called.join(created.header("location"))?;
@@ -95,7 +95,7 @@ async fn answers_about_a_site_that_comes_into_service_and_goes() -> Result<()> {
 }
 
 #[tokio::test]
-async fn answers_about_a_site_that_is_rejected() -> Result<()> {
+async fn responses_about_a_rejected_site() -> Result<()> {
     let stack = Stack::connect().await?;
     let metrics = [Metric::WindSpeed];
     stack.deliver(&metrics, 1).await?;
@@ -111,7 +111,7 @@ async fn answers_about_a_site_that_is_rejected() -> Result<()> {
     let answer = stack.call(Call::delete(format!("/sites/{}", ids.site_id))).await?;
     golden("delete-site-409-rejected", &answer);
 
-    // Any entry of the list shows the shape; which is the first depends on the other tests.
+    // Any entry of the list shows the shape. Which entry is first depends on the other tests.
     let mut list = stack.call(Call::get("/sites?status=REJECTED&limit=1")).await?;
     for site in list.body["sites"].as_array_mut().into_iter().flatten() {
         site["name"] = json!("<name>");
@@ -125,7 +125,7 @@ async fn answers_about_a_site_that_is_rejected() -> Result<()> {
 }
 
 #[tokio::test]
-async fn answers_to_what_is_wrong() -> Result<()> {
+async fn responses_to_invalid_requests() -> Result<()> {
     let stack = Stack::connect().await?;
     let key = Uuid::new_v4().to_string();
     let post = |body: String| stack.call(Call::post_site(&key, &json!({})).text(body));

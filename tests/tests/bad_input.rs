@@ -1,5 +1,5 @@
-//! Bad input: refused with an answer that names the field, and nothing stored; what comes by event
-//! or stream is kept whole, with the reason.
+//! Tests bad input: a request is refused with a response that names the field, and nothing is stored. Bad input
+//! from an event or a stream is kept with its whole payload and the reason.
 
 use std::collections::HashMap;
 
@@ -20,7 +20,7 @@ fn good() -> Value {
     registration("never stored", &[Metric::AirTemperature], GOOD_CARD)
 }
 
-/// The registration with one of its fields (a JSON pointer) set to something else, or taken away.
+/// Returns the registration with one field (a JSON pointer) changed, or removed.
 fn with(pointer: &str, value: Option<Value>) -> Value {
     let mut registration = good();
     let (parent, field) = pointer.rsplit_once('/').expect("a pointer to a field");
@@ -36,7 +36,7 @@ fn with(pointer: &str, value: Option<Value>) -> Value {
     registration
 }
 
-/// Checks a refusal, and that it names the field.
+/// Checks that the response is a refusal and names the field.
 fn assert_names(what: &str, answer: &Answer, status: u16, field: &str) {
     assert_eq!(answer.status, status, "{what}: {answer}");
     assert_eq!(answer.header("content-type"), "application/problem+json", "{what}: {answer}");
@@ -152,7 +152,7 @@ async fn assert_not_stored(stack: &Stack, what: &str, key: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_registration_needs_a_key() -> Result<()> {
+async fn a_registration_without_a_valid_idempotency_key_is_refused() -> Result<()> {
     let stack = Stack::connect().await?;
     let without = Call::new(reqwest::Method::POST, "/sites").text(good().to_string());
     let answer = stack.call(without).await?;
@@ -165,7 +165,7 @@ async fn a_registration_needs_a_key() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_bad_question_is_answered() -> Result<()> {
+async fn a_bad_query_or_path_is_answered_with_the_field() -> Result<()> {
     let stack = Stack::connect().await?;
     let unknown = format!("/sites/{}", Uuid::new_v4());
     let with_query = format!("{unknown}?colour=red");
@@ -208,7 +208,7 @@ async fn an_unsigned_call_is_refused_on_every_route() -> Result<()> {
     assert_not_stored(&stack, "an unsigned registration", &key).await
 }
 
-/// What is recorded of an asynchronous function's failure: the event that came, and the error.
+/// Checks the recorded failure of an asynchronous function: its payload is the event, and it has the error.
 fn assert_captured(failure: &Failure, detail: &Value, field: &str) -> Result<()> {
     assert_eq!(failure.kind, "FUNCTION_FAILED", "{failure}");
     failure.stands("OPEN", 1, 0)?;
@@ -219,9 +219,9 @@ fn assert_captured(failure: &Failure, detail: &Value, field: &str) -> Result<()>
 }
 
 #[tokio::test]
-async fn a_malformed_request_by_event_is_captured_whole() -> Result<()> {
+async fn a_malformed_registration_event_is_recorded_with_its_payload() -> Result<()> {
     let stack = Stack::connect().await?;
-    // Each is wrong in another way: in what it says, in its form.
+    // The first fails validation, the others fail deserialization.
     for (site, field) in [
         (with("/location/latitude", Some(json!(91))), "location.latitude"),
         (with("/owner", Some(json!("me"))), "detail.site.owner"),
@@ -239,7 +239,7 @@ async fn a_malformed_request_by_event_is_captured_whole() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_malformed_delivery_is_captured_whole() -> Result<()> {
+async fn a_malformed_delivery_is_recorded_with_its_payload() -> Result<()> {
     let stack = Stack::connect().await?;
     let number = Uuid::new_v4().to_string();
     let kits = json!([{ "metric": "air_temperature", "quantity": -5 }]);
@@ -253,7 +253,7 @@ async fn a_malformed_delivery_is_captured_whole() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_malformed_stream_record_is_quarantined_and_the_stream_flows_on() -> Result<()> {
+async fn a_malformed_stream_record_is_quarantined_and_does_not_block_the_stream() -> Result<()> {
     let stack = Stack::connect().await?;
     stack.deliver(&[Metric::AirTemperature], 1).await?;
     let broken = format!("site#{}", Uuid::new_v4());

@@ -1,7 +1,7 @@
-//! A consumer whose event source mapping is disabled is reported by check-consumers, with what waits behind it;
-//! once it is enabled, all is reported to be well, and what waited is worked on.
+//! Tests that check-consumers reports a disabled event source mapping and what waits behind it, and that the
+//! report ends and the waiting work is done when the mapping is enabled again.
 //!
-//! One test, because a disabled mapping is disabled for the whole stack.
+//! This is a single test, because a disabled mapping affects the whole stack.
 
 use std::time::Duration;
 
@@ -19,14 +19,14 @@ use tests::{
 };
 use uuid::Uuid;
 
-/// The logical id of each mapping, and what check-consumers calls it.
+/// The logical id of each mapping, and its name in the report of check-consumers.
 const RECORD_FAILURE: (&str, &str) =
     ("SitesFailuresMapping", "record-failure <- queue sites-failures");
 const PUBLISH_EVENTS: (&str, &str) = ("PublishEventsMapping", "publish-events <- table events");
 const STORE_READINGS: (&str, &str) = ("StoreReadingsMapping", "store-readings <- stream readings");
 
 const METRIC: Metric = Metric::AirTemperature;
-/// Longer than an enabled consumer takes.
+/// Longer than an enabled consumer needs to process a message.
 const A_WHILE: Duration = Duration::from_secs(3);
 
 async fn all_run(stack: &Stack) -> Result<()> {
@@ -39,7 +39,7 @@ async fn all_run(stack: &Stack) -> Result<()> {
     Ok(())
 }
 
-/// The check of the consumers in `fieldctl status`.
+/// Returns the check `consumers` of `fieldctl status`.
 fn consumers_of_status(stack: &Stack) -> Result<Value> {
     let printed = stack.fieldctl(&["--json", "status"])?;
     let status = printed.document()?;
@@ -49,7 +49,7 @@ fn consumers_of_status(stack: &Stack) -> Result<Value> {
     Ok(check.clone())
 }
 
-/// The mapping is the only one that is reported.
+/// Checks that this mapping is the only one that is reported.
 async fn is_reported(
     stack: &Stack,
     (mapping, consumer): (&str, &str),
@@ -74,7 +74,7 @@ async fn a_disabled_consumer_is_reported_until_it_is_enabled() -> Result<()> {
     let stack = Stack::connect().await?;
     all_run(&stack).await?;
 
-    // record-failure: a failure that is not recorded.
+    // record-failure: the failure is not recorded.
     let about = Uuid::new_v4().to_string();
     stack
         .with_mapping_disabled(RECORD_FAILURE.0, async || {
@@ -89,7 +89,7 @@ async fn a_disabled_consumer_is_reported_until_it_is_enabled() -> Result<()> {
     let failure = stack.failure_about("sites-failures", &about).await?;
     stack.fieldctl_failures(&["discard", &failure.id, "--note", "sent by a test", "--yes"])?;
 
-    // publish-events: events that are not published.
+    // publish-events: the events are not published.
     stack.deliver(&[METRIC], 1).await?;
     let name = format!("no events {}", Uuid::new_v4().simple());
     let site = registration(&name, &[METRIC], GOOD_CARD);
@@ -107,7 +107,7 @@ async fn a_disabled_consumer_is_reported_until_it_is_enabled() -> Result<()> {
     all_run(&stack).await?;
     stack.onboarded_once(ids).await?;
 
-    // store-readings: readings that are accepted and not stored.
+    // store-readings: the readings are accepted and not stored.
     let sensors = stack.sensors(ids.site_id).await?;
     let sensor_id = sensors.first().context("a sensor")?.sensor_id;
     stack.sensors_known([sensor_id]).await?;

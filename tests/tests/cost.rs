@@ -1,7 +1,7 @@
-//! What an onboarding takes of the deployed stack: state transitions, events, invocations; counted
-//! for the cost model, which walks the definitions.
+//! Counts what an onboarding uses on the deployed stack (state transitions, events and invocations) for the
+//! cost model, which computes the transitions from the definitions.
 //!
-//! `UPDATE_DOCS=1 cargo test -p tests --test cost` writes what was counted anew.
+//! `UPDATE_DOCS=1 cargo test -p tests --test cost` writes the new counts.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 const SENSORS: [Metric; 3] =
     [Metric::AirTemperature, Metric::RelativeHumidity, Metric::AirTemperature];
-/// Where a card is declined.
+/// The step that fails when a card is declined.
 const PAYS: &str = "InitializeSubscription";
 
 async fn onboard(stack: &Stack, card: &str) -> Result<Ids> {
@@ -32,7 +32,7 @@ async fn onboard(stack: &Stack, card: &str) -> Result<Ids> {
     stack.register(&Uuid::new_v4().to_string(), &registration(&name, &SENSORS, card)).await
 }
 
-/// States entered, and tries of a task beyond its first.
+/// Counts the states that were entered and the retries of tasks.
 async fn counted_transitions(stack: &Stack, arn: &str) -> Result<u32> {
     let machines = aws_sdk_sfn::Client::new(stack.config());
     let history = machines.get_execution_history().execution_arn(arn);
@@ -53,7 +53,7 @@ async fn counted_transitions(stack: &Stack, arn: &str) -> Result<u32> {
     Ok(entered + tries - tasks)
 }
 
-/// CloudWatch Logs, for which there is no client here: the emulator checks no signature of its own
+/// Calls CloudWatch Logs, for which the tests have no client. The emulator does not check signatures of its own
 /// account.
 async fn logs(stack: &Stack, operation: &str, request: &Value) -> Result<Value> {
     let authorization = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/logs/aws4_request, \
@@ -70,14 +70,14 @@ async fn logs(stack: &Stack, operation: &str, request: &Value) -> Result<Value> 
     Ok(serde_json::from_str(&text)?)
 }
 
-/// What a log group holds.
+/// Returns the JSON lines of a log group.
 async fn lines(stack: &Stack, group: &str) -> Result<Vec<Value>> {
     let mut lines = Vec::new();
     let mut request = json!({ "logGroupName": group, "limit": 10_000 });
     loop {
         let page = logs(stack, "FilterLogEvents", &request).await?;
         let events = page["events"].as_array().context("no log lines")?.iter();
-        // Lambda's own lines are no JSON on the emulator.
+        // Lambda's own lines are not JSON on the emulator.
         lines.extend(events.filter_map(|it| serde_json::from_str(it["message"].as_str()?).ok()));
         match &page["nextToken"] {
             Value::Null => return Ok(lines),
@@ -86,7 +86,7 @@ async fn lines(stack: &Stack, group: &str) -> Result<Vec<Value>> {
     }
 }
 
-/// How often each function said that it was done, or failed, for that onboarding.
+/// Counts how often each function logged `done` or `failed` for that onboarding.
 async fn invocations(stack: &Stack, onboarding: OnboardingId) -> Result<BTreeMap<String, u32>> {
     let mut counts = BTreeMap::new();
     let prefix = format!("/aws/lambda/{}/", stack.name());
@@ -108,7 +108,7 @@ async fn invocations(stack: &Stack, onboarding: OnboardingId) -> Result<BTreeMap
     Ok(counts)
 }
 
-/// Counted once all that follows from the onboarding is over: as many invocations as are expected.
+/// Counts what an onboarding used, after it has ended and the expected number of invocations is logged.
 async fn counted(stack: &Stack, ids: Ids, expected: &BTreeMap<String, u32>) -> Result<Execution> {
     stack.onboarding_over(ids.onboarding_id).await?;
     let arn = stack.onboarding_arn(ids.onboarding_id)?;
@@ -125,7 +125,8 @@ async fn counted(stack: &Stack, ids: Ids, expected: &BTreeMap<String, u32>) -> R
     Ok(Execution { transitions: count, events: u32::try_from(story.len())?, invocations })
 }
 
-/// What the log can tell: create-site and publish-events know of no saga when they begin.
+/// Returns the invocations that can be counted in the logs. create-site and publish-events know no onboarding
+/// when they start, so their lines have no correlation id.
 fn logged(effects: &[Effect]) -> BTreeMap<String, u32> {
     let unlogged = ["create-site", "publish-events"];
     let logged = effects.iter().filter(|effect| !unlogged.contains(&effect.function.as_str()));
@@ -133,7 +134,7 @@ fn logged(effects: &[Effect]) -> BTreeMap<String, u32> {
 }
 
 #[tokio::test]
-async fn an_onboarding_takes_what_the_cost_model_says() -> Result<()> {
+async fn an_onboarding_uses_what_the_cost_model_predicts() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let machine = |name: &str| -> Result<Value> {
         let file = root.join(format!("statemachines/{name}.asl.json"));
@@ -149,12 +150,12 @@ async fn an_onboarding_takes_what_the_cost_model_says() -> Result<()> {
     let done = counted(&stack, done, &logged(&modelled.done)).await?;
     assert_eq!(done.transitions, transitions(&saga, &teardown, None)?);
 
-    // The fourth and the fifth step did not come to be, nor their events.
+    // The fourth and the fifth step did not run, so there are no events of them.
     let mut expected = logged(&modelled.undone);
     for step in ["configure-alerting", "activate-site"] {
         expected.remove(step);
     }
-    // Kits, sensors, the failure; kits and sensors once more.
+    // Three steps: kits, sensors and the failure. Two undos: sensors and kits.
     expected.insert("project-site".to_owned(), 5);
     let declined = counted(&stack, declined, &expected).await?;
     assert_eq!(declined.transitions, transitions(&saga, &teardown, Some(PAYS))?);

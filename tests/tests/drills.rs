@@ -1,7 +1,8 @@
-//! The drills of an engineer on call: a failure is staged on the deployed stack, and `fieldctl` must name its cause
-//! and the next action, before, during and after. The drills with a disabled consumer are in consumers.rs.
+//! Drills of an engineer on call: a test stages a failure on the deployed stack, and `fieldctl` must name its
+//! cause and the next action, before, during and after the failure. The drills with a disabled consumer are in
+//! consumers.rs.
 //!
-//! Each drill disturbs the whole stack, so one runs at a time.
+//! Each drill affects the whole stack, so they run one at a time.
 
 #[path = "disruptions/faults.rs"]
 #[expect(dead_code, reason = "not every fault is brought about here")]
@@ -34,10 +35,10 @@ const MINUTE: i64 = 60_000;
 
 const METRIC: Metric = Metric::RelativeHumidity;
 
-/// Longer than the pause of the circuit on the local stack, and than a probe.
+/// Longer than the pause of the circuit on the local stack plus a probe.
 const FOR_THE_PROVIDER: Duration = Duration::from_secs(90);
 
-/// Registers a site with a name of its own.
+/// Registers a site with a unique name.
 async fn register(stack: &Stack, what: &str) -> Result<(String, Ids)> {
     let name = format!("{what} {}", &Uuid::new_v4().simple().to_string()[..8]);
     let key = Uuid::new_v4().to_string();
@@ -45,7 +46,7 @@ async fn register(stack: &Stack, what: &str) -> Result<(String, Ids)> {
     Ok((name, ids))
 }
 
-/// Runs a command until it prints all of that.
+/// Runs a command until it prints all of the texts.
 async fn shows(stack: &Stack, arguments: &[&str], texts: &[&str]) -> Result<Printed> {
     until(
         &format!("fieldctl {} to show {texts:?}", arguments.join(" ")),
@@ -83,8 +84,8 @@ async fn check_is(stack: &Stack, name: &str, health: &str) -> Result<Value> {
     .await
 }
 
-/// Waits until a check of `fieldctl status` is a problem that names that text, or does not name it any more. Other
-/// tests leave problems of their own on the stack.
+/// Waits until a check of `fieldctl status` is a problem that names that text, or no longer names it. Other
+/// tests may leave problems of their own on the stack.
 async fn check_names(stack: &Stack, name: &str, text: &str, named: bool) -> Result<Value> {
     until(&format!("{name} to name {text}: {named}"), FOR_THE_PROVIDER, async || {
         let status = stack.fieldctl(&["--json", "status"])?.document()?;
@@ -100,7 +101,7 @@ async fn check_names(stack: &Stack, name: &str, text: &str, named: bool) -> Resu
     .await
 }
 
-/// Nothing is cut: every line fits on a terminal of 80 columns, and has no colours.
+/// Checks that every line fits on a terminal of 80 columns, is not truncated, and has no colours.
 fn fits(printed: &Printed) -> Result<()> {
     for line in printed.out.lines() {
         ensure!(line.chars().count() <= 80, "{} columns: {line}", line.chars().count());
@@ -109,7 +110,7 @@ fn fits(printed: &Printed) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the provider is known to answer: a site that was onboarded proves it.
+/// Waits until the provider is known to answer, which an onboarded site proves.
 async fn provider_answers(stack: &Stack) -> Result<()> {
     stack.deliver(&[METRIC], 5).await?;
     let (_, ids) = register(stack, "provider answers").await?;
@@ -169,7 +170,7 @@ async fn an_undo_fails_for_good() -> Result<()> {
         .during(async || {
             let torn = stack.fieldctl(&["sites", "teardown", &name, "--yes"])?;
             ensure!(torn.code == 0, "{torn:?}");
-            // While it tries, nothing is said to be undone.
+            // While the teardown still retries, nothing is reported as undone.
             let trace = shows(&stack, &["trace", &name], &["RemoveAlerting"]).await?;
             ensure!(!trace.out.contains("everything"), "{}", trace.out);
             let trace =
@@ -198,7 +199,7 @@ async fn an_undo_fails_for_good() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_execution_is_aborted_in_mid_saga() -> Result<()> {
+async fn an_execution_is_aborted_during_the_saga() -> Result<()> {
     let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
     stack.deliver(&[METRIC], 5).await?;
@@ -207,7 +208,7 @@ async fn an_execution_is_aborted_in_mid_saga() -> Result<()> {
     shows(&stack, &["trace", &name], &["site-onboarding: InitializeSubscription"]).await?;
     stack.stop(&stack.onboarding_arn(ids.onboarding_id)?).await?;
     outage.end()?;
-    // At no moment is anything called undone before the teardown has succeeded.
+    // Nothing is reported as undone before the teardown has succeeded.
     until("the saga to be undone", FOR_THE_PROVIDER, async || {
         let trace = stack.fieldctl(&["--json", "trace", &name])?.document()?;
         let timeline = trace["timeline"].as_array().context("a timeline")?;
@@ -280,7 +281,7 @@ async fn one_logger_sends_poison_among_others() -> Result<()> {
         stack.site_active(ids.site_id).await?;
         sites.push((name, ids));
     }
-    // Each logger sends a sensor that nobody has registered.
+    // Each logger sends readings of a sensor that is not registered.
     for (_, ids) in &sites {
         let sensor_id = SensorId::of(OnboardingId::of(ids.site_id), 7);
         let samples = vec![Sample(Timestamp::now().plus_millis(-MINUTE), 1.0)];
@@ -327,7 +328,7 @@ async fn one_logger_sends_poison_among_others() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_station_is_silent() -> Result<()> {
+async fn a_station_that_never_reported_sends_readings_with_a_wrong_clock() -> Result<()> {
     let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
     stack.deliver(&[METRIC], 1).await?;
@@ -350,7 +351,7 @@ async fn a_station_is_silent() -> Result<()> {
     // The logger's clock is an hour ahead.
     let refused = serde_json::to_vec(&bundle("ahead", 60 * MINUTE)?)?;
     let document = until("the refusal to be counted", PATIENCE, async || {
-        // Counters that were not due are written with a later request.
+        // Counters that were not yet due are written with a later request.
         let answer = stack.call(Call::post_readings(refused.clone())).await?;
         ensure!(answer.status == 400, "{answer}");
         let (code, document) = health()?;
@@ -376,7 +377,7 @@ async fn a_station_is_silent() -> Result<()> {
     .await?;
     fits(&shown)?;
 
-    // The clock is set right.
+    // The clock is corrected.
     send(&stack, &[&bundle("now", -MINUTE)?]).await?;
     let document = until("the sensor to report", PATIENCE, async || {
         let (_, document) = health()?;

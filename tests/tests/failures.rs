@@ -1,30 +1,32 @@
-//! Failures, from what went wrong to the replay that does the work: each is brought about on the
-//! stack, found in the failures table, and, its cause taken away, replayed by `fieldctl`. The work
-//! is done then, and was done once.
+//! Tests failures from their cause to the replay. Each failure is caused on the stack and found in the failures
+//! table. After the cause is removed, `fieldctl` replays the failure, and the test checks that the work was
+//! done exactly once.
 //!
-//! | Source                              | Cause                                | Its end              | Real? |
+//! | Source                              | Cause                                | Resolution           | Real? |
 //! |-------------------------------------|--------------------------------------|----------------------|-------|
-//! | import-site                         | a broken row where the site belongs  | the row deleted      | yes |
-//! | import-site, not delivered          | EventBridge could not call it        | -                    | EventBridge's message is put into the queue |
-//! | receive-kits                        | a broken row of the same delivery    | the row deleted      | yes |
-//! | project-site                        | its table out of reach               | mended               | yes |
-//! | start-onboarding                    | its state machine out of reach       | mended               | yes |
-//! | project-sensors                     | its table out of reach               | mended               | yes |
-//! | store-readings, quarantine          | a sensor not in the register yet     | project-sensors' replay | yes |
-//! | store-readings, quarantine, of a file | a sensor's row is gone             | the row put back     | yes |
-//! | sweep-events, report-failures       | their table out of reach             | mended               | the schedule's call is made by the test |
-//! | check-sagas, check-consumers        | does not start                       | mended               | the schedule's call is made by the test |
-//! | reconcile-subscriptions             | its table out of reach               | mended               | the schedule's call is made by the test |
-//! | recover-onboarding                  | its state machine out of reach       | mended               | yes |
-//! | initialize-subscription, cancel-subscription | do not start                | mended               | yes |
-//! | publish-events, quarantine          | a row that is no event               | none: it is discarded | yes |
-//! | publish-events, quarantine          | an event that EventBridge refuses    | -                    | publish-events' message is put into the queue |
-//! | store-readings, given up on         | its table out of reach; does not start | mended             | yes |
-//! | detect-breaches, publish-events, given up on | their table out of reach    | mended               | yes |
-//! | site-teardown                       | a step's table out of reach          | mended               | yes |
+//! | import-site                         | a malformed row in the site's place  | the row is deleted   | yes |
+//! | import-site, not delivered          | EventBridge could not call it        | -                    | message by the test |
+//! | receive-kits                        | a malformed row of the same delivery | the row is deleted   | yes |
+//! | project-site                        | its table is unreachable             | rollback             | yes |
+//! | start-onboarding                    | its state machine is unreachable     | rollback             | yes |
+//! | project-sensors                     | its table is unreachable             | rollback             | yes |
+//! | store-readings, quarantine          | a sensor is not yet in the register  | replay of project-sensors | yes |
+//! | store-readings, quarantine, large   | a sensor's row is missing            | the row is restored  | yes |
+//! | sweep-events, report-failures       | their table is unreachable           | rollback             | call by the test |
+//! | check-sagas, check-consumers        | does not start                       | rollback             | call by the test |
+//! | reconcile-subscriptions             | its table is unreachable             | rollback             | call by the test |
+//! | recover-onboarding                  | its state machine is unreachable     | rollback             | yes |
+//! | initialize-subscription, cancel-subscription | do not start                | rollback             | yes |
+//! | publish-events, quarantine          | a row that is not an event           | none: it is discarded | yes |
+//! | publish-events, quarantine          | an event that EventBridge refuses    | -                    | message by the test |
+//! | store-readings, retries exhausted   | its table is unreachable, or it does not start | rollback   | yes |
+//! | detect-breaches, publish-events, retries exhausted | their table is unreachable | rollback          | yes |
+//! | site-teardown                       | a step's table is unreachable        | rollback             | yes |
 //!
-//! Out of reach, or not to be started, is what a bad deployment makes so: for a while the alias
-//! `live` points to a version with a wrong setting.
+//! Where the last column says "by the test", the test makes the message or the schedule's call itself.
+//!
+//! A resource is unreachable, or a function does not start, because of a simulated bad deployment: the alias
+//! `live` temporarily points to a version with a wrong setting. The rollback ends it.
 
 #[path = "disruptions/faults.rs"]
 #[expect(dead_code, reason = "not every fault is brought about here")]
@@ -64,11 +66,11 @@ use uuid::Uuid;
 
 use crate::faults::{Broken, Frozen, Visibility, WaitScale};
 
-/// A function that is broken is so for the whole stack: who breaks one is alone with it.
+/// A broken function is broken for the whole stack, so a test that breaks one holds the write lock.
 static STACK: RwLock<()> = RwLock::const_new(());
 
 const METRIC: Metric = Metric::AirTemperature;
-/// Of no site in this file.
+/// A metric that no site in this file has.
 const DELIVERED: Metric = Metric::WindFromDirection;
 
 const NO_TABLE: &str = "no-such-table";
@@ -86,7 +88,7 @@ async fn register(stack: &Stack, what: &str, card: &str) -> Result<Ids> {
     stack.register(&key(), &registration).await
 }
 
-/// A site in service, and its sensor, whose readings are welcome.
+/// Onboards a site, and returns it with its sensor once the sensor is in the register.
 async fn in_service(stack: &Stack, what: &str) -> Result<(Ids, SensorId)> {
     let ids = register(stack, what, GOOD_CARD).await?;
     stack.site_active(ids.site_id).await?;
@@ -101,7 +103,7 @@ async fn sensor(stack: &Stack, ids: Ids) -> Result<SensorId> {
     Ok(sensors.first().context("a sensor")?.sensor_id)
 }
 
-/// A minute's value each.
+/// Returns a bundle with one value for each minute.
 fn bundle(ids: Ids, sensor_id: SensorId, id: &str, values: &[f64]) -> Result<Bundle> {
     let start: Timestamp = format!("2016-01-01T{id}:00Z").parse()?;
     let at = |minute: i64| start.plus_millis(minute * 60_000);
@@ -110,8 +112,8 @@ fn bundle(ids: Ids, sensor_id: SensorId, id: &str, values: &[f64]) -> Result<Bun
     Ok(Bundle { bundle_id: id.replace(':', "-").parse()?, site_id: ids.site_id, series })
 }
 
-/// Waits until the sensor has as many samples as these bundles; they must be the same, each bundle in
-/// a row of its own.
+/// Waits until the sensor has as many samples as these bundles. Checks that they are equal and that each bundle
+/// has its own row.
 async fn assert_stored(stack: &Stack, sensor: SensorId, bundles: &[&Bundle]) -> Result<()> {
     let sent: Vec<_> = bundles.iter().flat_map(|bundle| bundle.series[0].samples.clone()).collect();
     let samples = until(&format!("{} samples", sent.len()), PATIENCE, async || {
@@ -128,7 +130,7 @@ async fn assert_stored(stack: &Stack, sensor: SensorId, bundles: &[&Bundle]) -> 
     Ok(())
 }
 
-/// The main road is free: a site comes into service, and its readings are stored.
+/// Checks that the main pipeline works: a site is onboarded and its readings are stored.
 async fn assert_all_else_runs(stack: &Stack) -> Result<()> {
     let (ids, sensor) = in_service(stack, "the main road").await?;
     let bundle = bundle(ids, sensor, "00:00", &[1.0, 2.0])?;
@@ -136,7 +138,7 @@ async fn assert_all_else_runs(stack: &Stack) -> Result<()> {
     assert_stored(stack, sensor, &[&bundle]).await
 }
 
-/// A new failure of that kind and error.
+/// Checks that the failure is new and has that kind and error.
 fn assert_new(failure: &Failure, kind: &str, error: &str) -> Result<()> {
     failure.stands("OPEN", 1, 0)?;
     ensure!((failure.kind.as_str(), failure.error.name.as_str()) == (kind, error), "{failure}");
@@ -158,7 +160,8 @@ async fn delete_row(stack: &Stack, table: &str, key: &Value) -> Result<()> {
     Ok(())
 }
 
-/// One call of an AWS service whose SDK is not worth its compiling here; the answer's body.
+/// Calls an AWS service whose SDK would take too long to compile for these few calls, and returns the response
+/// body.
 async fn call(
     stack: &Stack,
     service: &str,
@@ -179,7 +182,7 @@ async fn call(
     Ok(answer.text().await?)
 }
 
-/// Sends a message into a queue of the stack.
+/// Sends a message to a queue of the stack.
 async fn send_message(
     stack: &Stack,
     queue: &str,
@@ -196,7 +199,7 @@ async fn send_message(
     Ok(())
 }
 
-/// An event of another system, as EventBridge hands it to a function.
+/// Returns an event of another system in the form in which EventBridge passes it to a function.
 fn event_of(source: &str, detail_type: &str, detail: &Value) -> Value {
     json!({
         "version": "0",
@@ -212,7 +215,7 @@ fn event_of(source: &str, detail_type: &str, detail: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_registration_in_front_of_a_broken_row_is_replayed() -> Result<()> {
+async fn a_registration_that_meets_a_malformed_row_is_replayed() -> Result<()> {
     let _turn = STACK.read().await;
     let stack = Stack::connect().await?;
     stack.deliver(&[METRIC], 1).await?;
@@ -239,7 +242,7 @@ async fn a_registration_in_front_of_a_broken_row_is_replayed() -> Result<()> {
         "onboardingId": site["onboarding"]["onboardingId"],
     }))?;
     stack.onboarded_once(ids).await?;
-    // What was replayed is not replayed again.
+    // A failure that was replayed is not replayed again.
     assert_eq!(stack.replay(&[&failure.id])?[&failure.id], "SKIPPED");
     stack.failure(&failure.id).await?.stands("REPLAYED", 1, 1)
 }
@@ -284,7 +287,7 @@ async fn a_delivery_is_replayed_into_the_stock_once() -> Result<()> {
     let stack = Stack::connect().await?;
     let number = key();
     let id = delivery_id(&number);
-    // Without the time of its delivery.
+    // The row lacks the time of the delivery.
     put_row(&stack, names::INVENTORY, &json!({ "id": id, "kits": [] })).await?;
     let kits = async || {
         let inventory = Inventory::read(&stack).await?;
@@ -307,7 +310,7 @@ async fn a_delivery_is_replayed_into_the_stock_once() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_steps_that_the_read_model_missed_are_replayed() -> Result<()> {
+async fn step_events_that_the_read_model_missed_are_replayed() -> Result<()> {
     let _turn = STACK.write().await;
     let stack = Stack::connect().await?;
     let broken = Broken::version(&stack, "project-site", "SITES_TABLE", NO_TABLE).await?;
@@ -331,7 +334,7 @@ async fn the_steps_that_the_read_model_missed_are_replayed() -> Result<()> {
         STEPS.iter().filter(|step| !step.is_of_site()).map(|step| step.done).collect();
     projected.sort_unstable();
     assert_eq!(kinds, projected);
-    // The site is in service all the same; only what is told of it lags behind.
+    // The onboarding still succeeds. Only the read model lags behind.
     let execution = stack.onboarding_over(ids.onboarding_id).await?;
     assert_eq!(execution.status, ExecutionStatus::Succeeded, "{execution:?}");
 
@@ -372,7 +375,7 @@ async fn an_onboarding_that_was_not_started_is_replayed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn readings_of_a_sensor_that_was_not_known_come_back_until_it_is() -> Result<()> {
+async fn readings_of_an_unknown_sensor_stay_open_until_it_is_registered() -> Result<()> {
     let _turn = STACK.write().await;
     let stack = Stack::connect().await?;
     let broken = Broken::version(&stack, "project-sensors", "READINGS_TABLE", NO_TABLE).await?;
@@ -396,7 +399,7 @@ async fn readings_of_a_sensor_that_was_not_known_come_back_until_it_is() -> Resu
     let unknown = &unknown.failure;
     assert_new(unknown, "QUARANTINED", "UnknownSensor")?;
 
-    // Too early: the replay itself says so, and the failure keeps its error.
+    // The replay comes too early: it reports the failure itself, and the row keeps its error.
     assert_eq!(stack.replay(&[&unknown.id])?[&unknown.id], "FAILED");
     let again = stack.failure(&unknown.id).await?;
     again.stands("OPEN", 1, 1)?;
@@ -437,7 +440,7 @@ async fn readings_too_large_for_a_row_are_replayed_from_their_file() -> Result<(
     Ok(())
 }
 
-/// Brings a scheduled function to its failure, and replays that when it is mended.
+/// Makes a scheduled function fail, and replays the failure after the rollback.
 async fn assert_schedule_is_replayed(
     stack: &Stack,
     function: &str,
@@ -470,7 +473,7 @@ async fn checks_that_failed_are_replayed() -> Result<()> {
     let nothing = async || Ok(());
     let check = "check-sagas";
     let no_budget = ("SAGA_BUDGET_SECONDS", "a while");
-    // Runtime.ExitError on AWS.
+    // On AWS the error is `Runtime.ExitError`.
     assert_schedule_is_replayed(&stack, check, no_budget, nothing, "Runtime.Unknown").await?;
     let consumers = "check-consumers";
     let no_url = ("QUEUES_URL", "");
@@ -483,7 +486,7 @@ async fn checks_that_failed_are_replayed() -> Result<()> {
     assert_schedule_is_replayed(&stack, report, no_table, nothing, "Internal").await
 }
 
-/// Makes an event unpublished again, as if EventBridge had not taken it; its row.
+/// Marks an event as unpublished, as if EventBridge had not accepted it, and returns its row.
 async fn unpublish(stack: &Stack, event: &LoggedEvent, occurred_at: &str) -> Result<Value> {
     let rows = stack.rows_with(names::EVENTS, "entity", &event.entity).await?;
     let row = rows.into_iter().find(|row| row["sequence"] == event.sequence);
@@ -496,7 +499,7 @@ async fn unpublish(stack: &Stack, event: &LoggedEvent, occurred_at: &str) -> Res
     Ok(row)
 }
 
-/// Each of these events is marked as published by now, and came over the bus once.
+/// Checks that each of these events is now marked as published and was delivered once on the bus.
 async fn assert_published_once(
     stack: &Stack,
     capture: Capture,
@@ -513,7 +516,7 @@ async fn assert_published_once(
     };
     let enough = |captured: &[Value]| heard(captured).len() >= events.len();
     let mut captured = capture.take_until(stack, PATIENCE, enough).await?;
-    // What came twice would come now.
+    // A duplicate would arrive during this time.
     tokio::time::sleep(Duration::from_millis(500)).await;
     captured.extend(capture.take(stack).await?);
     capture.stop(stack).await?;
@@ -532,7 +535,7 @@ async fn a_sweep_is_replayed_and_publishes_once() -> Result<()> {
     let story = log::published_story(&stack, ids.onboarding_id).await?;
     let event = story.last().context("an event")?;
     let capture = Capture::start(&stack).await?;
-    // A sweep takes what is older than a minute.
+    // A sweep publishes events that are older than a minute.
     let long_ago = Timestamp::now().plus_millis(-3_600_000).to_string();
     let meanwhile = async || unpublish(&stack, event, &long_ago).await.map(drop);
     let sweep = "sweep-events";
@@ -541,7 +544,7 @@ async fn a_sweep_is_replayed_and_publishes_once() -> Result<()> {
     assert_published_once(&stack, capture, ids, &[event]).await
 }
 
-/// A row of the events table as the table's stream tells of its coming.
+/// Returns the record of the events table's stream for the insertion of a row.
 fn inserted(row: &Value) -> Result<Value> {
     let typed = |value: &Value| match value {
         Value::Number(number) => json!({ "N": number.to_string() }),
@@ -568,14 +571,14 @@ fn inserted(row: &Value) -> Result<Value> {
     }))
 }
 
-/// A consumer of a stream, as the failures table and as the template name it.
+/// A consumer of a stream: its name in the failures table, and its name in the template.
 type Consumer<'a> = (&'a str, &'a str);
 
 const STORE_READINGS: Consumer = ("store-readings", "StoreReadings");
 const DETECT_BREACHES: Consumer = ("detect-breaches", "DetectBreaches");
 const PUBLISH_EVENTS: Consumer = ("publish-events", "PublishEvents");
 
-/// Does something while a stream's mapping gives up on records after one retry.
+/// Runs the work while a stream's mapping gives up on records after one retry.
 async fn with_one_retry<T>(
     stack: &Stack,
     mapping: &str,
@@ -595,8 +598,8 @@ async fn with_one_retry<T>(
     outcome
 }
 
-/// Breaks a consumer by a wrong setting and begins some work, until the stream's mapping has given up
-/// on so many records about it; their failures. `begin` returns an id that is in those records.
+/// Breaks a consumer with a wrong setting and starts some work. Returns the failures once the stream's mapping
+/// has given up on `count` records. `begin` returns an id that these records contain.
 async fn given_up(
     stack: &Stack,
     (source, name): Consumer<'_>,
@@ -620,8 +623,8 @@ async fn given_up(
     Ok(failures)
 }
 
-/// The failures of these bundles, which the mapping of `store-readings` or `detect-breaches` gave up
-/// on; the records are as they were sent.
+/// Returns the failures of these bundles, on which the mapping of `store-readings` or `detect-breaches` gave
+/// up. Checks that the records are as they were sent.
 async fn bundles_given_up(
     stack: &Stack,
     consumer: Consumer<'_>,
@@ -643,7 +646,7 @@ async fn bundles_given_up(
     Ok(failures)
 }
 
-/// The files of what a mapping gave up on, by their keys.
+/// Returns the files of the records on which a mapping gave up, by their keys.
 async fn failure_files(stack: &Stack, mapping: &str) -> Result<BTreeMap<String, Value>> {
     let bucket = stack.failures_bucket();
     let get = async |path: String| call(stack, "s3", Method::GET, &path, &[], String::new()).await;
@@ -658,7 +661,7 @@ async fn failure_files(stack: &Stack, mapping: &str) -> Result<BTreeMap<String, 
 }
 
 #[tokio::test]
-async fn a_row_that_is_no_event_comes_back_and_is_discarded() -> Result<()> {
+async fn a_row_that_is_not_an_event_fails_its_replay_and_is_discarded() -> Result<()> {
     let _turn = STACK.read().await;
     let stack = Stack::connect().await?;
     let entity = format!("site#{}", key());
@@ -688,7 +691,7 @@ async fn an_event_that_was_refused_is_replayed_and_published_once() -> Result<()
     let refused = story.first().context("an event")?;
     let capture = Capture::start(&stack).await?;
 
-    // Too new for a sweep to take it.
+    // Too new to be published by a sweep.
     let ahead = Timestamp::now().plus_millis(3_600_000).to_string();
     let record = inserted(&unpublish(&stack, refused, &ahead).await?)?;
     let message = json!({
@@ -739,7 +742,7 @@ async fn readings_that_were_given_up_on_are_replayed_and_stored_once() -> Result
     let setting = ("READINGS_TABLE", NO_TABLE);
     let failures = bundles_given_up(&stack, STORE_READINGS, setting, &bundles).await?;
     assert_eq!(stack.samples(sensor, "").await?, []);
-    // The mapping has moved on.
+    // The mapping continues with the next record.
     let next = bundle(ids, sensor, "02:00", &[3.0])?;
     send(&stack, &[&next]).await?;
     assert_stored(&stack, sensor, &[&next]).await?;
@@ -760,7 +763,7 @@ async fn a_batch_that_fails_is_split_and_given_up_record_by_record() -> Result<(
     let bundles: Vec<_> = bundles.iter().collect();
     let mapping = stack.physical_id("StoreReadingsMapping").await?;
     let before = failure_files(&stack, &mapping).await?;
-    // It does not start.
+    // The function does not start.
     let setting = ("READINGS_TABLE", "");
     let failures = bundles_given_up(&stack, STORE_READINGS, setting, &bundles).await?;
 
@@ -780,7 +783,7 @@ async fn a_batch_that_fails_is_split_and_given_up_record_by_record() -> Result<(
 }
 
 #[tokio::test]
-async fn a_breach_that_was_given_up_on_is_replayed_and_told_once() -> Result<()> {
+async fn a_breach_that_was_given_up_on_is_replayed_and_published_once() -> Result<()> {
     let _turn = STACK.write().await;
     let stack = Stack::connect().await?;
     let (ids, sensor) = in_service(&stack, "unjudged").await?;
@@ -804,14 +807,14 @@ async fn a_breach_that_was_given_up_on_is_replayed_and_told_once() -> Result<()>
     Ok(())
 }
 
-/// A command of billing that came to the dead letters: its function does not start. What is waited for
-/// comes back soon, not after the minutes that production gives a function.
+/// Causes a command of billing to become a dead letter, because its function does not start. The visibility
+/// timeout is set to seconds, so that the test does not wait for the minutes of production.
 async fn dead_letter(
     stack: &Stack,
     source: &str,
     begin: impl AsyncFn() -> Result<Ids>,
 ) -> Result<(Ids, Failure)> {
-    // The queue has the function's name.
+    // The queue has the same name as the function.
     let visibility = Visibility::set(stack, source, 2).await?;
     let broken = Broken::version(stack, source, "BILLING_TABLE", "").await?;
     let outcome = broken
@@ -830,7 +833,7 @@ async fn dead_letter(
 }
 
 #[tokio::test]
-async fn a_subscription_in_the_dead_letters_is_replayed_and_paid_once() -> Result<()> {
+async fn a_dead_letter_of_a_subscription_is_replayed_and_paid_once() -> Result<()> {
     let _turn = STACK.write().await;
     let stack = Stack::connect().await?;
     let begin = async || register(&stack, "dead letter", GOOD_CARD).await;
@@ -845,7 +848,7 @@ async fn a_subscription_in_the_dead_letters_is_replayed_and_paid_once() -> Resul
 }
 
 #[tokio::test]
-async fn a_cancellation_in_the_dead_letters_is_replayed() -> Result<()> {
+async fn a_dead_letter_of_a_cancellation_is_replayed() -> Result<()> {
     let _turn = STACK.write().await;
     let stack = Stack::connect().await?;
     let (ids, _) = in_service(&stack, "dead cancellation").await?;
@@ -865,7 +868,7 @@ async fn a_cancellation_in_the_dead_letters_is_replayed() -> Result<()> {
     Ok(())
 }
 
-/// Nothing is left of a site that was rejected, and each of its events came once.
+/// Checks that a site was rejected, that nothing is left of it, and that each of its events was written once.
 async fn assert_undone(stack: &Stack, ids: Ids) -> Result<()> {
     until("the site to be undone", PATIENCE, async || {
         let left = residue(stack, ids).await?;
@@ -890,7 +893,7 @@ async fn assert_undone(stack: &Stack, ids: Ids) -> Result<()> {
 async fn a_recovery_that_could_not_start_is_replayed() -> Result<()> {
     let _turn = STACK.write().await;
     let stack = Stack::connect().await?;
-    // After it each function has a process.
+    // After this, each function has a process.
     assert_all_else_runs(&stack).await?;
     let held = Frozen::processes(&stack, "provision-sensors")?;
     let broken = Broken::version(&stack, "recover-onboarding", "SITE_TEARDOWN_ARN", NO_MACHINE);
@@ -927,10 +930,10 @@ async fn a_recovery_that_could_not_start_is_replayed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_teardown_that_left_something_comes_back_until_nothing_is_left() -> Result<()> {
+async fn an_incomplete_teardown_is_replayed_until_nothing_is_left() -> Result<()> {
     let _turn = STACK.write().await;
     let stack = Stack::connect().await?;
-    // The waits between eight retries last three minutes: too long for a test.
+    // The waits between eight retries last three minutes, which is too long for a test.
     let scale = WaitScale::set(&stack, 0.01).await?;
     let broken = Broken::version(&stack, "deprovision-sensors", "DEVICES_TABLE", NO_TABLE).await?;
     let over = broken.during(async || teardown_that_fails_twice(&stack).await).await;
@@ -941,7 +944,7 @@ async fn a_teardown_that_left_something_comes_back_until_nothing_is_left() -> Re
     assert_eq!(places, [names::DEVICES], "{left:?}");
 
     stack.replay_well(&failure).await?;
-    // The replay has waited for its end.
+    // The replay waits for the end of the teardown.
     let name = format!("replay-{}-2", failure.id);
     let teardown = stack.teardown_named(&name).await?.context("the teardown")?;
     assert_eq!(teardown.status, ExecutionStatus::Succeeded, "{teardown:?}");
@@ -949,8 +952,8 @@ async fn a_teardown_that_left_something_comes_back_until_nothing_is_left() -> Re
     stack.failure(&failure.id).await?.stands("REPLAYED", 2, 2)
 }
 
-/// A teardown that fails, and fails again when it is replayed. The emulator tells of it only when it is
-/// started by itself: the onboarding's own is nested, the one of its recovery is not.
+/// Runs a teardown that fails, and fails again when it is replayed. The emulator sends an event only for
+/// executions that are not nested: the onboarding's own teardown is nested, and the one of its recovery is not.
 async fn teardown_that_fails_twice(stack: &Stack) -> Result<(Ids, Failure)> {
     let ids = register(stack, "left something", DECLINED_CARD).await?;
     let onboarding = ids.onboarding_id.to_string();
@@ -963,7 +966,7 @@ async fn teardown_that_fails_twice(stack: &Stack) -> Result<(Ids, Failure)> {
     assert_eq!(teardown.status, ExecutionStatus::Failed, "{teardown:?}");
     let others = UNDO.into_iter().filter(|step| *step != "DeprovisionSensors");
     assert_eq!(teardown.succeeded(), others.collect::<Vec<_>>());
-    // The site was told why its onboarding failed, not that undoing it failed too.
+    // The site has the reason why its onboarding failed, not the failure of the undo.
     assert_eq!(failure.payload()?["failure"]["error"], "CardDeclined");
 
     assert_eq!(stack.replay(&[&failure.id])?[&failure.id], "FAILED");

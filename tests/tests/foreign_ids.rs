@@ -1,5 +1,5 @@
-//! Ids of two different sites in one message: every step refuses them, the failure is recorded with
-//! its payload, and the live site is untouched.
+//! Tests messages that contain ids of two different sites: every step refuses them, the failure is recorded
+//! with its payload, and the live site does not change.
 
 use anyhow::{Context, Result};
 use contracts::{Metric, SiteId};
@@ -18,7 +18,7 @@ async fn live_site(stack: &Stack, name: &str) -> Result<Ids> {
     Ok(ids)
 }
 
-/// The `detail` of the event that created the site, with another onboarding id.
+/// Returns the `detail` of the event that created the site, with another onboarding id.
 async fn created_with_another_onboarding(stack: &Stack, ids: Ids, card: &str) -> Result<Value> {
     let story = log::published_story(stack, ids.onboarding_id).await?;
     let created = story.iter().find(|event| event.kind == "SiteCreated").context("SiteCreated")?;

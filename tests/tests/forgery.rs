@@ -1,6 +1,6 @@
-//! Forged billing commands on the deployed queues: nobody but a command's state machine may send them,
-//! and one that comes all the same changes nothing and is recorded as a failure. And the comparison
-//! that would find a subscription that was cancelled or opened behind our back.
+//! Tests forged billing commands on the deployed queues: only a command's state machine may send them, and a
+//! forged one that arrives anyway changes nothing and is recorded as a failure. Also tests the reconciliation
+//! that would find a subscription that was cancelled or opened without a command.
 
 #[path = "disruptions/faults.rs"]
 #[expect(dead_code, reason = "not every fault is brought about here")]
@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::faults::Visibility;
 
-/// A queue's visibility time-out is changed for the whole stack.
+/// The tests change the visibility timeout of queues, which affects the whole stack, so they run one at a time.
 static TURN: Mutex<()> = Mutex::const_new(());
 
 /// The queues, each with the state machine whose role may send to it.
@@ -31,7 +31,7 @@ const QUEUES: [(&str, &str); 2] = [
     (names::INITIALIZE_SUBSCRIPTION, "SiteOnboardingRole"),
 ];
 
-/// Calls a service, as a developer of the local stack.
+/// Calls a service with the credentials of a developer of the local stack.
 async fn call(stack: &Stack, service: &str, path: &str, body: String) -> Result<String> {
     let url = stack.endpoint().join(path)?;
     let client = reqwest::Client::new();
@@ -47,7 +47,7 @@ async fn call(stack: &Stack, service: &str, path: &str, body: String) -> Result<
     Ok(text)
 }
 
-/// SQS, in the name of that role.
+/// Returns an SQS client with the credentials of that role.
 async fn sqs_as(stack: &Stack, role: &str) -> Result<aws_sdk_sqs::Client> {
     let role = stack.physical_id(role).await?;
     let assume = format!(
@@ -117,7 +117,7 @@ async fn forged_commands_change_nothing_and_are_recorded() -> Result<()> {
         ensure!(format!("{error:?}").contains("AccessDenied"), "{queue}: {error:?}");
     }
 
-    // What the policy can't stop: a message in the name of the state machine's role.
+    // The queue policy can't prevent a message that is sent with the state machine's role.
     let mut visibilities = Vec::new();
     for (queue, _) in QUEUES {
         visibilities.push(Visibility::set(&stack, queue, 2).await?);
@@ -142,8 +142,8 @@ async fn forged_commands_change_nothing_and_are_recorded() -> Result<()> {
     for (message, failure) in &recorded {
         assert_eq!(failure.kind, "DEAD_LETTER", "{failure}");
         assert_eq!(failure.payload()?, **message, "whole");
-        // A replay calls the function, which refuses it again and says so at once. A cancellation for
-        // a site in service is not even sent.
+        // A replay calls the function, which refuses the command again and reports it at once. A cancellation
+        // for a site in service is not even sent.
         if failure.source == "initialize-subscription" {
             let outcomes = stack.replay(&[&failure.id])?;
             assert_eq!(outcomes[&failure.id], "FAILED", "{outcomes:?}");

@@ -1,4 +1,5 @@
-//! More readings at once than a consumer works off in one invocation: everything is stored, once.
+//! Sends more readings at once than a consumer can process in one invocation, and checks that each is stored
+//! once.
 
 use std::time::Duration;
 
@@ -19,14 +20,14 @@ const METRIC: Metric = Metric::AirTemperature;
 const MINUTE: i64 = 60_000;
 const HOUR: i64 = 60 * MINUTE;
 
-/// How long the number of rows may stay the same. Storing all of them takes minutes on a busy machine, and
-/// another site's load may come first.
+/// The longest time without a new row. Storing all of them takes minutes on a busy machine, and another site's
+/// load may be processed first.
 const STALL_TIMEOUT: Duration = Duration::from_mins(5);
 
-/// Kinesis takes no more records in one call.
+/// The maximum number of records that Kinesis accepts in one call.
 const MAX_RECORDS: usize = 500;
 
-/// A site in service whose readings are accepted.
+/// A site in service whose sensors are in the register.
 struct Site {
     id: SiteId,
     sensors: Vec<SensorId>,
@@ -46,7 +47,7 @@ impl Site {
         Ok(Self { id: ids.site_id, sensors })
     }
 
-    /// A bundle with a series for each sensor, a sample a minute.
+    /// Returns a bundle with a series for each sensor, and a sample for each minute.
     fn bundle(&self, number: u32, start: Timestamp, minutes: u32) -> Result<Bundle> {
         let series = (0_u32..).zip(&self.sensors).map(|(sensor, &sensor_id)| {
             let sample = |minute| {
@@ -65,7 +66,7 @@ impl Site {
         })
     }
 
-    /// Puts the bundles on the stream at once, as gzip.
+    /// Puts the bundles on the stream without a pause, compressed by gzip.
     async fn put(&self, stack: &Stack, bundles: &[Bundle]) -> Result<()> {
         for bundles in bundles.chunks(MAX_RECORDS) {
             let records = bundles.iter().map(|bundle| gzip(&serde_json::to_vec(bundle)?));
@@ -74,8 +75,8 @@ impl Site {
         Ok(())
     }
 
-    /// Waits until all of the bundles are stored: each in a row of its own for each sensor, with the
-    /// samples that were sent, and nothing in the failures table.
+    /// Waits until all of the bundles are stored. Checks that each sensor has one row for each bundle with the
+    /// samples that were sent, and that the failures table has nothing about the site.
     async fn assert_stored(&self, stack: &Stack, bundles: &[Bundle]) -> Result<()> {
         for (place, &sensor) in self.sensors.iter().enumerate() {
             let mut rows = 0;
@@ -103,7 +104,7 @@ impl Site {
     }
 }
 
-/// The beginning of an hour, so many hours ago.
+/// Returns the beginning of the hour that many hours ago.
 fn hours_ago(hours: i64) -> Timestamp {
     let now = Timestamp::now().millis();
     Timestamp::from_millis(now - now % HOUR - hours * HOUR)

@@ -1,4 +1,4 @@
-//! What becomes of a site that is registered: the promises of the saga, on the deployed stack.
+//! Tests the guarantees of the onboarding saga on the deployed stack.
 
 use std::collections::BTreeMap;
 
@@ -26,18 +26,18 @@ fn key() -> String {
     Uuid::new_v4().to_string()
 }
 
-/// A name that no other test gives.
+/// Returns a name that no other test uses.
 fn name(what: &str) -> String {
     format!("{what} {}", Uuid::new_v4().simple())
 }
 
-/// Registers a site with weather sensors, for which there are kits.
+/// Registers a site with weather sensors, and delivers the kits for them.
 async fn weather_site(stack: &Stack, what: &str, card: &str) -> Result<Ids> {
     stack.deliver(&[Metric::AirTemperature, Metric::RelativeHumidity], 2).await?;
     stack.register(&key(), &registration(&name(what), &WEATHER, card)).await
 }
 
-/// The stock is what was delivered and is not reserved.
+/// Checks that the stock is what was delivered minus what is reserved.
 async fn assert_stock_adds_up(stack: &Stack) -> Result<()> {
     until_true("the stock to add up", PATIENCE, async || {
         let inventory = Inventory::read(stack).await?;
@@ -48,7 +48,7 @@ async fn assert_stock_adds_up(stack: &Stack) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_site_comes_into_service() -> Result<()> {
+async fn a_site_is_onboarded() -> Result<()> {
     let stack = Stack::connect().await?;
     let ids = weather_site(&stack, "success", GOOD_CARD).await?;
     let site = stack.site_active(ids.site_id).await?;
@@ -110,9 +110,9 @@ async fn a_declined_card_is_undone() -> Result<()> {
 }
 
 #[tokio::test]
-async fn too_few_kits_are_undone() -> Result<()> {
+async fn a_site_without_enough_kits_is_undone() -> Result<()> {
     let stack = Stack::connect().await?;
-    // No other test asks for this metric.
+    // No other test uses this metric.
     stack.deliver(&[Metric::Turbidity], 1).await?;
     let before = Inventory::read(&stack).await?.stock[Metric::Turbidity.name()];
     let wanted = vec![Metric::Turbidity; usize::try_from(before)? + 1];
@@ -140,8 +140,8 @@ async fn too_few_kits_are_undone() -> Result<()> {
     Ok(())
 }
 
-/// The site whose `SiteCreated` an event of another system caused, found in the log as that system
-/// finds it on the bus.
+/// Returns the sites whose `SiteCreated` was caused by an event of another system. They are found in the log,
+/// as that system finds them on the bus.
 async fn caused_by(stack: &Stack, event_id: &str) -> Result<Vec<Ids>> {
     let created = stack.rows_with(names::EVENTS, "type", "SiteCreated").await?;
     let details = created.iter().map(|row| -> Result<Value> {
@@ -153,7 +153,7 @@ async fn caused_by(stack: &Stack, event_id: &str) -> Result<Vec<Ids>> {
 }
 
 #[tokio::test]
-async fn another_system_registers_a_site_by_event_once() -> Result<()> {
+async fn a_registration_event_of_another_system_creates_one_site() -> Result<()> {
     let stack = Stack::connect().await?;
     stack.deliver(&[Metric::AirTemperature, Metric::RelativeHumidity], 2).await?;
     let name = name("by event");
@@ -169,14 +169,14 @@ async fn another_system_registers_a_site_by_event_once() -> Result<()> {
     .await?;
     stack.site_active(ids.site_id).await?;
 
-    // The same request again is the same site; so is it for a system that was not heard at first.
+    // A repeated request names the same site, so a system that got no response can send it again.
     let again = stack.put_event("noaa.surfrad", "SiteRegistrationRequested", &detail).await?;
     let marker = weather_site(&stack, "after the repetition", GOOD_CARD).await?;
     stack.site_active(marker.site_id).await?;
     assert_eq!(caused_by(&stack, &again).await?, []);
     let rows = stack.rows_with(names::SITES, "name", &name).await?;
     assert_eq!(rows.len(), 1, "{rows:?}");
-    // From another system, the same number is another request.
+    // The same registration id from another system is another request.
     let other = stack.put_event("met.no", "SiteRegistrationRequested", &detail).await?;
     until_true("a second site", PATIENCE, async || {
         let caused = caused_by(&stack, &other).await?;
@@ -193,7 +193,7 @@ async fn a_second_site_created_starts_no_second_execution() -> Result<()> {
     assert_eq!(created.kind, "SiteCreated");
     let detail: Value = serde_json::from_str(&created.detail)?;
 
-    // While it runs, and once it is over.
+    // Once during the execution and once after it.
     stack.put_event("fieldstation.sites", "SiteCreated", &detail).await?;
     stack.site_active(ids.site_id).await?;
     stack.put_event("fieldstation.sites", "SiteCreated", &detail).await?;
@@ -203,14 +203,14 @@ async fn a_second_site_created_starts_no_second_execution() -> Result<()> {
     assert_eq!(stack.onboardings_of(ids.onboarding_id).await?, 1);
     let story = log::published_story(&stack, ids.onboarding_id).await?;
     assert_eq!(story.len(), 6, "{:?}", log::by_entity(&story));
-    // It is no failure either.
+    // The repeated event is not recorded as a failure.
     let failures = stack.failures_about("start-onboarding", &ids.site_id.to_string()).await?;
     assert_eq!(failures, []);
     Ok(())
 }
 
 #[tokio::test]
-async fn ten_at_once_with_one_key_make_one_site() -> Result<()> {
+async fn ten_concurrent_requests_with_one_key_create_one_site() -> Result<()> {
     let stack = Stack::connect().await?;
     stack.deliver(&[Metric::AirTemperature, Metric::RelativeHumidity], 2).await?;
     let (key, name) = (key(), name("ten at once"));
@@ -232,14 +232,14 @@ async fn ten_at_once_with_one_key_make_one_site() -> Result<()> {
     let billed = stripe::billed(&stack, &ids.onboarding_id.to_string()).await?;
     assert_eq!((billed.customers.len(), billed.subscriptions.len()), (1, 1), "{billed:?}");
 
-    // The same request is answered the same when all is over, too.
+    // The same request gets the same response after the onboarding has ended.
     let late = stack.call(Call::post_site(&key, &body)).await?;
     assert_eq!((late.status, &late.body), (202, &answers[0].body));
     Ok(())
 }
 
 #[tokio::test]
-async fn a_key_stands_for_one_body() -> Result<()> {
+async fn a_key_belongs_to_one_body() -> Result<()> {
     let stack = Stack::connect().await?;
     stack.deliver(&[Metric::AirTemperature, Metric::RelativeHumidity], 2).await?;
     let (key, name) = (key(), name("one body"));
@@ -255,7 +255,7 @@ async fn a_key_stands_for_one_body() -> Result<()> {
     let rows = stack.rows_with(names::SITES, "name", &name).await?;
     assert_eq!(rows.len(), 1, "{rows:?}");
     assert_eq!(rows[0]["plan"], "standard");
-    // Written otherwise, it is the same body.
+    // The same body with other whitespace is equal.
     let same = format!(" {body:#}\n");
     let answer = stack.call(Call::post_site(&key, &body).text(same)).await?;
     assert_eq!(answer.status, 202, "{answer}");
@@ -263,7 +263,7 @@ async fn a_key_stands_for_one_body() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_live_site_is_taken_out_of_service() -> Result<()> {
+async fn a_live_site_is_decommissioned() -> Result<()> {
     let stack = Stack::connect().await?;
     let ids = weather_site(&stack, "decommissioned", GOOD_CARD).await?;
     let path = format!("/sites/{}", ids.site_id);
@@ -295,7 +295,7 @@ async fn a_live_site_is_taken_out_of_service() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_list_comes_page_by_page() -> Result<()> {
+async fn sites_are_listed_page_by_page() -> Result<()> {
     let stack = Stack::connect().await?;
     let mut wanted = Vec::new();
     for what in ["first", "second", "third"] {

@@ -1,7 +1,7 @@
-//! An outage of the payment provider with many onboardings under way: none fails for it, hardly any
-//! call is spent on it, and when it is over all of them come into service, billed once each.
+//! Tests an outage of the payment provider during many onboardings: none fails because of it, few calls are
+//! made, and after the outage all sites are activated and billed once each.
 //!
-//! It disturbs the whole stack, so it is alone in its binary.
+//! The outage affects the whole stack, so this test has a binary of its own.
 
 #[path = "disruptions/faults.rs"]
 #[expect(dead_code, reason = "not every fault is brought about here")]
@@ -28,15 +28,15 @@ use uuid::Uuid;
 use crate::faults::{Outage, Refusing};
 
 const METRIC: Metric = Metric::WindFromDirection;
-/// Onboardings under way.
+/// The number of onboardings in progress.
 const SITES: usize = 200;
-/// Registrations at a time.
+/// The number of concurrent registrations.
 const SIDE_BY_SIDE: usize = 4;
-/// After so many failures in a row nobody calls (`Rules::default` of billing's circuit).
+/// The number of consecutive failures after which the circuit opens (`Rules::default` of billing's circuit).
 const FAILURES: usize = 5;
-/// Probes in vain that the outage lasts for.
+/// The number of failed probes after which the outage ends.
 const PROBES: usize = 3;
-/// For all of them to come into service, on a machine with two cores.
+/// The time for all sites to be activated, on a machine with two cores.
 const PATIENCE_FOR_ALL: Duration = Duration::from_secs(150);
 
 async fn register(stack: &Stack) -> Result<Ids> {
@@ -44,14 +44,14 @@ async fn register(stack: &Stack) -> Result<Ids> {
     stack.register(&Uuid::new_v4().to_string(), &registration(&name, &[METRIC], GOOD_CARD)).await
 }
 
-/// The onboardings among `ours` that have an event of that type.
+/// Returns the onboardings among `ours` that have an event of that type.
 async fn with_event(stack: &Stack, ours: &BTreeSet<String>, kind: &str) -> Result<Vec<String>> {
     let rows = stack.rows_with(names::EVENTS, "type", kind).await?;
     let of = rows.iter().filter_map(|row| row["correlationId"].as_str());
     Ok(of.filter(|id| ours.contains(*id)).map(str::to_owned).collect())
 }
 
-/// Waits until each of `ours` has an event of that type, once.
+/// Waits until each of `ours` has exactly one event of that type.
 async fn all_have(
     stack: &Stack,
     ours: &BTreeSet<String>,
@@ -61,21 +61,21 @@ async fn all_have(
     until_true(&format!("{kind} of all"), patience, async || {
         let with = with_event(stack, ours, kind).await?;
         ensure!(with.len() <= ours.len(), "more {kind} than onboardings");
-        // What is scanned is large, and the machine has more to do.
+        // Each look scans a large table, and the machine is busy.
         tokio::time::sleep(Duration::from_millis(850)).await;
         Ok((with.len() == ours.len(), format!("{} of {}", with.len(), ours.len())))
     })
     .await
 }
 
-/// The breaker's row.
+/// Returns the circuit breaker's row.
 async fn circuit(stack: &Stack) -> Result<Value> {
     let rows = stack.rows_with(names::BILLING, "id", "circuit#provider").await?;
     Ok(rows.into_iter().next().unwrap_or_default())
 }
 
 #[tokio::test]
-async fn an_outage_fails_no_onboarding_and_costs_hardly_a_call() -> Result<()> {
+async fn an_outage_fails_no_onboarding_and_causes_few_calls() -> Result<()> {
     let stack = Stack::connect().await?;
     let begun = Instant::now();
     let tell = |what: &str| eprintln!("{:5.1} s: {what}", begun.elapsed().as_secs_f64());
@@ -102,7 +102,7 @@ async fn an_outage_fails_no_onboarding_and_costs_hardly_a_call() -> Result<()> {
     })
     .await?;
 
-    // Nobody gave up, and nobody was given up.
+    // No onboarding gave up, and no command became a dead letter.
     let running = stack.onboardings_with(ExecutionStatus::Running).await?;
     assert!(ours.is_subset(&running), "{:?} do not run", ours.difference(&running));
     for kind in ["SubscriptionInitialized", "SubscriptionFailed", "SiteRejected"] {
@@ -120,8 +120,8 @@ async fn an_outage_fails_no_onboarding_and_costs_hardly_a_call() -> Result<()> {
     outage.end()?;
     tell(&format!("the provider is back after {} calls; the circuit was {row}", calls.len()));
 
-    // Those that found the circuit closed, and after them a probe for each pause. A command whose
-    // breaker can't read or write its row in time runs without it: a busy emulator brings this about.
+    // The calls that found the circuit closed, and one probe for each pause after them. A command whose circuit
+    // breaker can't read or write its row in time runs without it; a busy emulator can cause this.
     let text = "goes on without the circuit breaker";
     let unguarded = stack.log_lines("initialize-subscription", outage_at, text).await?;
     let consumers = faults::pids(&stack, "initialize-subscription")?.len();

@@ -1,4 +1,4 @@
-//! Readings, from the producer to the query, on the deployed stack: each test at a site of its own.
+//! Tests readings from the producer to the query on the deployed stack. Each test has its own site.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -25,14 +25,14 @@ use uuid::Uuid;
 
 const MINUTE: i64 = 60_000;
 
-/// A site in service, with its sensors, whose readings are welcome.
+/// A site in service with its sensors, which are in the register.
 struct Site {
     ids: Ids,
     sensors: Vec<SensorId>,
 }
 
 impl Site {
-    /// With a sensor for each metric; the first has these limits.
+    /// Onboards a site with a sensor for each metric. The first sensor has these limits.
     async fn with(
         stack: &Stack,
         what: &str,
@@ -61,14 +61,14 @@ impl Site {
         self.ids.site_id.to_string()
     }
 
-    /// A bundle of the first sensor, a value a minute from the start on.
+    /// Returns a bundle of the first sensor with one value a minute from the start.
     fn bundle(&self, id: &str, start: &str, values: &[f64]) -> Result<Bundle> {
         let samples = minutes(start.parse()?, values);
         let series = vec![Series { sensor_id: self.sensors[0], samples }];
         Ok(Bundle { bundle_id: id.parse()?, site_id: self.ids.site_id, series })
     }
 
-    /// Waits until the first sensor has so many samples; all of them.
+    /// Waits until the first sensor has that many samples, and returns all of them.
     async fn samples(&self, stack: &Stack, count: usize) -> Result<Vec<Sample>> {
         until(&format!("{count} samples"), PATIENCE, async || {
             let samples = stack.samples(self.sensors[0], "limit=10000").await?;
@@ -83,16 +83,16 @@ fn minutes(start: Timestamp, values: &[f64]) -> Vec<Sample> {
     (0..).map(at).zip(values).map(|(at, value)| Sample(at, *value)).collect()
 }
 
-/// All samples of these bundles' first series.
+/// Returns all samples of the first series of these bundles.
 fn samples_of(bundles: &[&Bundle]) -> Vec<Sample> {
     bundles.iter().flat_map(|bundle| bundle.series[0].samples.clone()).collect()
 }
 
 #[tokio::test]
-async fn a_bundle_can_be_asked_for_to_the_bit_and_counts_once() -> Result<()> {
+async fn a_bundle_is_returned_bit_for_bit_and_stored_once() -> Result<()> {
     let stack = Stack::connect().await?;
     let site = Site::new(&stack, "once").await?;
-    // What a decimal that is read carelessly gets wrong in the last bit, and the ends of the range.
+    // Decimals that a careless parser gets wrong in the last bit, and the limits of the range.
     let odd = [31.245_270_191_439_438, 121.487_919_511_619_45, -0.0, 5e-324, f64::MAX, 1.0 / 3.0];
     let first = site.bundle("first", "2016-01-01T00:00:00Z", &odd)?;
     let second = site.bundle("second", "2016-01-01T01:00:00Z", &[1.0, 2.0])?;
@@ -102,7 +102,7 @@ async fn a_bundle_can_be_asked_for_to_the_bit_and_counts_once() -> Result<()> {
     site.samples(&stack, odd.len()).await?;
     let rows = stack.series_rows(site.sensors[0]).await?;
 
-    // By itself, and in a list with another one.
+    // Alone, and in a list with another bundle.
     send(&stack, &[&first]).await?;
     let list = serde_json::to_vec(&[&first, &second])?;
     let answer = stack.call(Call::post_readings(list)).await?;
@@ -124,7 +124,7 @@ async fn a_bundle_can_be_asked_for_to_the_bit_and_counts_once() -> Result<()> {
 }
 
 #[tokio::test]
-async fn bundles_that_can_not_be_taken_are_refused_and_not_stored() -> Result<()> {
+async fn invalid_bundles_are_refused_and_not_stored() -> Result<()> {
     let stack = Stack::connect().await?;
     let site = Site::new(&stack, "refused").await?;
     let good = serde_json::to_value(site.bundle("good", "2016-01-01T00:00:00Z", &[1.0, 2.0])?)?;
@@ -152,7 +152,7 @@ async fn bundles_that_can_not_be_taken_are_refused_and_not_stored() -> Result<()
         (with(sample, json!([ahead, 1])).to_string(), "series[0].samples[1]"),
         (unknown_field.to_string(), "quality"),
         (twice_the_sensor.to_string(), "series[1].sensorId"),
-        // One bad bundle refuses the good one beside it.
+        // One invalid bundle causes the valid one beside it to be refused.
         (json!([good, with("/bundleId", json!(""))]).to_string(), "[1].bundleId"),
         (json!([good, good]).to_string(), "[1].bundleId"),
     ];
@@ -179,7 +179,7 @@ async fn bundles_that_can_not_be_taken_are_refused_and_not_stored() -> Result<()
         assert!(detail.contains(told), "{what}: how to split is not told: {answer}");
     }
 
-    // What is sent afterwards comes after all that was put.
+    // This bundle is processed after everything that was put on the stream before it.
     let last = site.bundle("last", "2016-01-02T00:00:00Z", &[3.0])?;
     send(&stack, &[&last]).await?;
     assert_eq!(site.samples(&stack, 1).await?, samples_of(&[&last]));
@@ -187,7 +187,7 @@ async fn bundles_that_can_not_be_taken_are_refused_and_not_stored() -> Result<()
 }
 
 #[tokio::test]
-async fn readings_are_asked_for_page_by_page() -> Result<()> {
+async fn readings_are_returned_page_by_page() -> Result<()> {
     let stack = Stack::connect().await?;
     let site = Site::new(&stack, "pages").await?;
     let sensor = site.sensors[0];
@@ -197,7 +197,7 @@ async fn readings_are_asked_for_page_by_page() -> Result<()> {
     });
     let bundles = bundles.into_iter().collect::<Result<Vec<_>>>()?;
     let bundles: Vec<_> = bundles.iter().collect();
-    // The last first: it is stored before the others.
+    // The last bundle is stored before the others.
     for bundle in bundles.iter().rev() {
         send(&stack, &[bundle]).await?;
     }
@@ -212,7 +212,7 @@ async fn readings_are_asked_for_page_by_page() -> Result<()> {
 
     let page = stack.readings(sensor, "limit=7").await?;
     let token = page.body["next"].as_str().context("a next page")?.to_owned();
-    // A letter in the middle: no bit of it is mere padding.
+    // A letter in the middle, because none of its bits is padding.
     let (before, behind) = token.split_at(token.len() / 2);
     let other = if behind.starts_with('A') { 'B' } else { 'A' };
     let tampered = format!("{before}{other}{}", &behind[1..]);
@@ -245,11 +245,11 @@ async fn readings_are_asked_for_page_by_page() -> Result<()> {
 }
 
 #[tokio::test]
-async fn hours_and_days_add_up() -> Result<()> {
+async fn readings_are_aggregated_by_hour_and_day() -> Result<()> {
     let stack = Stack::connect().await?;
     let site = Site::new(&stack, "aggregates").await?;
     let sensor = site.sensors[0];
-    // Over midnight; and an hour without a sample before a last one.
+    // Samples before and after midnight, then an hour without samples before the last one.
     let night = site.bundle("night", "2016-01-01T23:58:00Z", &[1.0, 2.0, 4.0, 8.0])?;
     let morning = site.bundle("morning", "2016-01-02T02:00:00Z", &[-3.0])?;
     send(&stack, &[&night, &morning]).await?;
@@ -280,7 +280,7 @@ async fn hours_and_days_add_up() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_can_not_be_stored_is_quarantined_whole_and_the_rest_is_stored() -> Result<()> {
+async fn invalid_records_are_quarantined_with_their_payload_and_the_rest_is_stored() -> Result<()> {
     let stack = Stack::connect().await?;
     let site = Site::new(&stack, "poison").await?;
     let neighbour = Site::new(&stack, "poison's neighbour").await?;
@@ -341,7 +341,7 @@ async fn what_can_not_be_stored_is_quarantined_whole_and_the_rest_is_stored() ->
     Ok(())
 }
 
-/// The alerts of a site that came over the bus: type and data, in the order of their sequence.
+/// Returns the alerts of a site from the bus, as type and data, in the order of their sequence.
 fn alerts(captured: &[Value], site: &Site) -> Vec<(String, Value)> {
     let of_site = site.ids.onboarding_id.to_string();
     let kinds = [ReadingBreachedThreshold::TYPE, ReadingBackToNormal::TYPE];
@@ -359,7 +359,7 @@ fn alerts(captured: &[Value], site: &Site) -> Vec<(String, Value)> {
 }
 
 #[tokio::test]
-async fn a_breach_and_its_end_are_told_once() -> Result<()> {
+async fn a_breach_and_its_end_are_each_published_once() -> Result<()> {
     let stack = Stack::connect().await?;
     let limits = [("min", -15.0), ("max", 30.0)];
     let site = Site::with(&stack, "breach", &[Metric::AirTemperature], &limits).await?;
@@ -369,7 +369,7 @@ async fn a_breach_and_its_end_are_told_once() -> Result<()> {
         site.bundle("2", "2016-01-01T00:04:00Z", &[30.5, 29.6, 29.5, 29.0])?,
         site.bundle("3", "2016-01-01T00:08:00Z", &[-15.5, 31.0, 10.0])?,
     ];
-    // Each twice; the second time of the first when all others are there.
+    // Each is sent twice, the first one again after all others.
     for place in [0, 1, 1, 2, 2, 0] {
         send(&stack, &[&bundles[place]]).await?;
     }
@@ -396,7 +396,7 @@ async fn a_breach_and_its_end_are_told_once() -> Result<()> {
     ];
     let enough = |events: &[Value]| alerts(events, &site).len() >= expected.len();
     let mut captured = capture.take_until(&stack, PATIENCE, enough).await?;
-    // What came twice would come now.
+    // A duplicate would arrive during this time.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     captured.extend(capture.take(&stack).await?);
     capture.stop(&stack).await?;
@@ -414,7 +414,7 @@ async fn a_breach_and_its_end_are_told_once() -> Result<()> {
     Ok(())
 }
 
-/// Waits until those who store readings heard that the sensor is retired, and remember nothing else.
+/// Waits until the register has the sensor as retired and the cached entry of the active sensor has expired.
 async fn retired(stack: &Stack, sensor: SensorId) -> Result<()> {
     until("the sensor to be retired in the register", PATIENCE, async || {
         let row = stack
@@ -430,13 +430,13 @@ async fn retired(stack: &Stack, sensor: SensorId) -> Result<()> {
         Ok(if retired { Look::Found(()) } else { Look::Saw(format!("{row:?}")) })
     })
     .await?;
-    // A sensor that was seen active is remembered for two seconds on the local stack.
+    // An active sensor is cached for two seconds on the local stack.
     tokio::time::sleep(Duration::from_millis(2500)).await;
     Ok(())
 }
 
 #[tokio::test]
-async fn readings_of_a_site_out_of_service_are_quarantined_and_not_judged() -> Result<()> {
+async fn readings_of_a_decommissioned_site_are_quarantined_and_raise_no_alert() -> Result<()> {
     let stack = Stack::connect().await?;
     let limits = [("max", 30.0)];
     let metrics = [Metric::AirTemperature];
@@ -455,7 +455,8 @@ async fn readings_of_a_site_out_of_service_are_quarantined_and_not_judged() -> R
     let capture = Capture::start(&stack).await?;
     let after = site.bundle("after", "2016-01-01T00:01:00Z", &[40.0])?;
     send(&stack, &[&after]).await?;
-    // Behind it the same of a site that is watched: once that is told, the first was looked at.
+    // A live site's reading with the same value is sent after it. Once its alert is published, the first
+    // reading was processed.
     send(&stack, &[&live.bundle("live", "2016-01-01T00:01:00Z", &[40.0])?]).await?;
     let told = |events: &[Value]| !alerts(events, &live).is_empty();
     let captured = capture.take_until(&stack, PATIENCE, told).await?;

@@ -1,6 +1,6 @@
-//! Sagas that are cut off, and sagas that get nowhere: `recover-onboarding` undoes the ones,
-//! `check-sagas` tells of the others. A step is held by stopping its function's processes; what it
-//! does when they go on, after all was undone, is looked at as well.
+//! Tests sagas that were stopped, which `recover-onboarding` undoes, and sagas without progress, which
+//! `check-sagas` reports. A test holds a step by stopping its function's processes. It also checks what the
+//! step does when the processes continue after everything was undone.
 
 #[path = "disruptions/faults.rs"]
 #[expect(dead_code, reason = "not every fault is brought about here")]
@@ -32,7 +32,7 @@ use uuid::Uuid;
 
 use crate::faults::{Broken, Frozen};
 
-/// Who holds a function holds it for the whole stack.
+/// A function is held for the whole stack, so the tests run one at a time.
 static TURN: Mutex<()> = Mutex::const_new(());
 
 const METRIC: Metric = Metric::WindSpeed;
@@ -42,8 +42,7 @@ async fn register(stack: &Stack, what: &str, card: &str) -> Result<Ids> {
     stack.register(&Uuid::new_v4().to_string(), &registration(&name, &[METRIC], card)).await
 }
 
-/// A site that came into service and went out of it: after it, every function on both ways has a
-/// process that waits for work.
+/// Onboards and decommissions a site. After it, every function of both sagas has a process that waits for work.
 async fn warm_up(stack: &Stack) -> Result<()> {
     stack.deliver(&[METRIC], 5).await?;
     let ids = register(stack, "warm-up", GOOD_CARD).await?;
@@ -77,7 +76,7 @@ async fn at_step(
     .await
 }
 
-/// Stops an execution, and proves that it was in that state then, with its task under way.
+/// Stops an execution, and checks that it was in that state at that time with its task in progress.
 async fn stop_in(stack: &Stack, execution: &Execution, state: &str) -> Result<()> {
     stack.stop(&execution.arn).await?;
     let stopped = stack.execution(&execution.arn).await?.context("the execution")?;
@@ -112,13 +111,13 @@ async fn recovered(stack: &Stack, onboarding: OnboardingId) -> Result<Execution>
     Ok(execution)
 }
 
-/// The names of the onboarding's teardowns, the newest first.
+/// Returns the names of the onboarding's teardowns, newest first.
 async fn teardowns(stack: &Stack, onboarding: OnboardingId) -> Result<Vec<String>> {
     let arns = stack.teardowns_of(onboarding).await?;
     Ok(arns.iter().map(|arn| arn.rsplit(':').next().unwrap_or_default().to_owned()).collect())
 }
 
-/// Waits until the step that was under way at the stop has answered; its error's name.
+/// Waits until the step that was in progress at the stop has answered, and returns the name of its error.
 async fn late_failure(stack: &Stack, execution: &Execution) -> Result<String> {
     until("the late answer of the step", PATIENCE, async || {
         let execution = stack.execution(&execution.arn).await?.context("the execution")?;
@@ -130,7 +129,8 @@ async fn late_failure(stack: &Stack, execution: &Execution) -> Result<String> {
     .await
 }
 
-/// Billing keeps its answer to a command for a week, also that it came too late.
+/// Returns whether the row is billing's stored answer that a command came too late. Billing keeps its answers
+/// for a week.
 fn is_late_answer(row: &str) -> bool {
     serde_json::from_str(row).is_ok_and(|row: Value| {
         let id = row["id"].as_str().unwrap_or_default();
@@ -140,7 +140,7 @@ fn is_late_answer(row: &str) -> bool {
     })
 }
 
-/// Nothing is left of the site, and the log tells of these entities' events and no others.
+/// Checks that nothing is left of the site, and that the log has exactly the events of these entities.
 async fn assert_nothing_left(stack: &Stack, ids: Ids, entities: EventsByEntity) -> Result<()> {
     let left = residue(stack, ids).await?.into_iter();
     let left: Vec<_> = left.filter(|(_, row)| !is_late_answer(row)).collect();
@@ -154,13 +154,12 @@ async fn assert_nothing_left(stack: &Stack, ids: Ids, entities: EventsByEntity) 
     Ok(())
 }
 
-/// The events of a rejected site of which the first steps were done and undone.
+/// Returns the events of a rejected site whose first steps were done and undone.
 fn done_and_undone(steps: usize) -> EventsByEntity {
     events_undone(steps, &["SiteCreated", "SiteRejected"])
 }
 
-/// An onboarding that is stopped by hand while that step is under way, and the step goes on only
-/// after everything was undone.
+/// Stops an onboarding while that step is in progress. The step continues only after everything was undone.
 async fn cut_off_in(step: &str) -> Result<()> {
     let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
@@ -180,8 +179,8 @@ async fn cut_off_in(step: &str) -> Result<()> {
 
     assert_eq!(residue(&stack, ids).await?, []);
 
-    // Too late: a step finds that it was undone before it was done. Billing does not even begin: the
-    // task that sent the command has ended.
+    // The late step finds the tombstone of its undo. Billing does not even start, because the task that sent
+    // the command has ended.
     drop(held);
     if step == "InitializeSubscription" {
         let queue = stack.queue_url(names::INITIALIZE_SUBSCRIPTION).await?;
@@ -211,7 +210,7 @@ async fn an_onboarding_stopped_in_any_step_is_undone() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_onboarding_stopped_while_it_is_undone_is_undone_all_the_same() -> Result<()> {
+async fn an_onboarding_stopped_during_its_undo_is_still_undone() -> Result<()> {
     let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
     warm_up(&stack).await?;
@@ -221,7 +220,7 @@ async fn an_onboarding_stopped_while_it_is_undone_is_undone_all_the_same() -> Re
         at_step("Compensate", async || stack.onboarding(ids.onboarding_id).await).await?;
     let nested =
         at_step("DeprovisionSensors", async || stack.teardown(ids.onboarding_id).await).await?;
-    // Step Functions stops what it runs nested as well.
+    // Step Functions also stops nested executions.
     stop_in(&stack, &onboarding, "Compensate").await?;
     stop_in(&stack, &nested, "DeprovisionSensors").await?;
 
@@ -240,7 +239,7 @@ async fn an_onboarding_stopped_while_it_is_undone_is_undone_all_the_same() -> Re
     entities.insert("subscription", vec!["SubscriptionFailed"]);
     assert_nothing_left(&stack, ids, entities).await?;
 
-    // The nested one's end is told, too; it starts nothing more.
+    // The end of the nested execution is also sent as an event. It starts no other teardown.
     let input = json!({
         "onboardingId": ids.onboarding_id,
         "siteId": ids.site_id,
@@ -269,7 +268,7 @@ async fn an_onboarding_stopped_while_it_is_undone_is_undone_all_the_same() -> Re
 }
 
 #[tokio::test]
-async fn a_stopped_teardown_of_a_live_site_comes_to_its_end() -> Result<()> {
+async fn a_stopped_teardown_of_a_live_site_is_completed() -> Result<()> {
     let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
     warm_up(&stack).await?;
@@ -281,7 +280,7 @@ async fn a_stopped_teardown_of_a_live_site_comes_to_its_end() -> Result<()> {
         at_step("CancelSubscription", async || stack.teardown(ids.onboarding_id).await).await?;
     stop_in(&stack, &teardown, "CancelSubscription").await?;
 
-    // The recovery comes to the same function; what was stopped goes on beside it.
+    // The recovery calls the same function, and the stopped invocation continues beside it.
     drop(held);
     recovered(&stack, ids.onboarding_id).await?;
     let site =
@@ -297,7 +296,7 @@ async fn a_stopped_teardown_of_a_live_site_comes_to_its_end() -> Result<()> {
     Ok(())
 }
 
-/// One check of the sagas: the line of its log about that execution, and its answer.
+/// Invokes check-sagas once, and returns its log line about that execution and its answer.
 async fn check(stack: &Stack, arn: &str) -> Result<(Option<Value>, Value)> {
     let event = json!({ "source": "aws.events", "detail-type": "Scheduled Event", "detail": {} });
     let (answer, log) = stack.invoke("check-sagas", &event).await?;
@@ -306,7 +305,7 @@ async fn check(stack: &Stack, arn: &str) -> Result<(Option<Value>, Value)> {
 }
 
 #[tokio::test]
-async fn a_saga_that_makes_no_progress_is_told_of() -> Result<()> {
+async fn a_saga_without_progress_is_reported() -> Result<()> {
     let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
     warm_up(&stack).await?;

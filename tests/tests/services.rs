@@ -1,4 +1,5 @@
-//! One stack per service: a service is deployed, and deployed back, while the others work. `make services-test`.
+//! Tests one stack per service: a service is deployed and rolled back while the others work. Run by `make
+//! services-test`.
 
 use std::{
     collections::BTreeMap,
@@ -26,12 +27,12 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 const METRIC: Metric = Metric::AirTemperature;
-/// Onboardings that start while each of the four deployments runs.
+/// The number of onboardings that start during each of the four deployments.
 const ONBOARDINGS: usize = 20;
-/// Time between two bundles of the site that sends readings.
+/// The time between two bundles of the site that sends readings.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// The live versions of all functions.
+/// Returns the live version of each function.
 fn versions(stack: &Stack) -> Result<BTreeMap<String, String>> {
     let status = stack.fieldctl(&["status", "--json"])?.document()?;
     let functions = status["functions"].as_array().context("the functions")?;
@@ -43,7 +44,7 @@ fn versions(stack: &Stack) -> Result<BTreeMap<String, String>> {
     Ok(versions)
 }
 
-/// The built binaries of a service.
+/// Returns the paths of the built binaries of a service.
 fn binaries(service: &str) -> Result<Vec<PathBuf>> {
     let folders = fs::read_dir(root().join(".aws-sam").join(service))?;
     let binaries = folders.map(|folder| Ok(folder?.path().join("bootstrap")));
@@ -53,7 +54,8 @@ fn binaries(service: &str) -> Result<Vec<PathBuf>> {
     Ok(binaries)
 }
 
-/// Deploys what was built of a service, with these parameters beside those of all.
+/// Deploys the build of a service with these parameters in addition to the common ones, and returns the
+/// duration.
 async fn deploy(service: &str, parameters: &str) -> Result<Duration> {
     let begun = Instant::now();
     let mut command = Command::new(root().join(".venv/bin/python"));
@@ -66,7 +68,7 @@ async fn deploy(service: &str, parameters: &str) -> Result<Duration> {
     Ok(begun.elapsed())
 }
 
-/// A site in service that sends a bundle again and again.
+/// A site in service that sends bundles continuously.
 struct Sender {
     site: SiteId,
     sensor: SensorId,
@@ -84,7 +86,7 @@ impl Sender {
         stack.site_active(ids.site_id).await?;
         let sensor = stack.sensors(ids.site_id).await?[0].sensor_id;
         stack.sensors_known([sensor]).await?;
-        // Far enough back that no sample is in the future.
+        // Far enough in the past that no sample is in the future.
         let begin = Timestamp::from_millis(Timestamp::now().millis() - 10 * 3_600_000);
         Ok(Self {
             site: ids.site_id,
@@ -115,7 +117,7 @@ impl Sender {
         Ok(())
     }
 
-    /// Waits until every bundle is stored, once, with the sample that was sent.
+    /// Waits until every bundle is stored, and checks that each is stored once with the samples that were sent.
     async fn assert_stored(&self, stack: &Stack) -> Result<u32> {
         let sent = self.sent.load(Ordering::Relaxed);
         let all = usize::try_from(sent)?;
@@ -131,7 +133,7 @@ impl Sender {
     }
 }
 
-/// Onboards sites one after the other, and waits for all of them.
+/// Starts the onboardings evenly over that time and waits for all of them.
 async fn onboard(stack: &Stack, over: Duration) -> Result<()> {
     stack.deliver(&[METRIC], u32::try_from(ONBOARDINGS)?).await?;
     let pause = over / u32::try_from(ONBOARDINGS)?;
@@ -145,7 +147,8 @@ async fn onboard(stack: &Stack, over: Duration) -> Result<()> {
     try_join_all(sites).await.map(drop)
 }
 
-/// Deploys a service while sites are onboarded; no other service's functions get a new version.
+/// Deploys a service while sites are onboarded, and checks that no function of another service gets a new
+/// version.
 async fn deploy_under_load(stack: &Stack, service: &str, what: &str) -> Result<()> {
     let before = versions(stack)?;
     let (took, onboarded) =
@@ -172,7 +175,7 @@ async fn deploy_under_load(stack: &Stack, service: &str, what: &str) -> Result<(
     Ok(())
 }
 
-/// A changed parameter makes a new version of the functions that it configures, and of no others.
+/// Checks that a changed parameter creates a new version of the functions that it configures, and of no others.
 async fn change_a_parameter(stack: &Stack) -> Result<()> {
     let before = versions(stack)?;
     let took = deploy("onboarding", "SagaBudgetSeconds=1000").await?;
@@ -188,7 +191,7 @@ async fn change_a_parameter(stack: &Stack) -> Result<()> {
 
 #[tokio::test]
 #[ignore = "needs a local stack with one stack per service: make services-test"]
-async fn a_service_is_deployed_and_rolled_back_alone_while_all_others_work() -> Result<()> {
+async fn a_service_is_deployed_and_rolled_back_while_the_others_work() -> Result<()> {
     let stack = Stack::connect().await?;
     stack.deliver(&[METRIC], 1).await?;
     let sender = Sender::begin(&stack).await?;
@@ -197,7 +200,8 @@ async fn a_service_is_deployed_and_rolled_back_alone_while_all_others_work() -> 
             let binaries = binaries(service)?;
             let before = binaries.iter().map(fs::read).collect::<Result<Vec<_>, _>>()?;
             for (binary, content) in binaries.iter().zip(&before) {
-                // Another build: a byte behind the end of the program changes nothing that it does.
+                // This counts as a new build: a byte after the end of the program does not change its
+                // behaviour.
                 fs::write(binary, [content.as_slice(), b"\0"].concat())?;
             }
             let new = deploy_under_load(&stack, service, "new version").await;

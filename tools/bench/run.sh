@@ -1,14 +1,14 @@
 #!/bin/sh
 # Runs the benchmarks and writes their tables into docs/performance.md.
 #
-# FUNCTIONS='create-site get-site': these functions alone, and nothing is written. BIN_DIR: the folder of
-# functions that are built already. UPDATE_BUDGET=1: what is counted becomes tools/bench/budget.json.
-# REPORT_ONLY=1: nothing is measured, the tables are made anew from tools/bench/figures.json.
+# FUNCTIONS='create-site get-site' measures only these functions and writes nothing. BIN_DIR is a folder of
+# functions that are already built. UPDATE_BUDGET=1 writes the counts to tools/bench/budget.json.
+# REPORT_ONLY=1 measures nothing and writes the tables again from tools/bench/figures.json.
 set -eu
 cd "$(dirname "$0")/../.."
 host=$(rustc -vV | sed -n 's/^host: //p')
 
-# Puts a table between the two comments of that name.
+# Writes a table between the two comments of that name in docs/performance.md.
 tell() {
     awk -v name="$1" -v file="$2" '
         $0 == "<!-- /" name " -->" { inside = 0 }
@@ -33,14 +33,14 @@ if [ -z "${BIN_DIR:-}${REPORT_ONLY:-}" ]; then
     cargo build --target "$host" --locked --release --bins
     export BIN_DIR="target/$host/release"
 fi
-# The stand-ins are to be fast, not small: what they take is part of every time that is told.
+# The stand-ins are optimized for speed instead of size, because every measured time includes theirs.
 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=3 CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
     cargo build --locked --release -p bench-functions
 echo "Measuring the functions ..."
 rm -f target/bench/functions.md
 ended=0
 target/release/bench-functions || ended=$?
-# What is over its budget is told all the same.
+# The tables are written even if a figure exceeds its budget.
 if [ -z "${FUNCTIONS:-}" ] && [ -e target/bench/functions.md ]; then
     for name in functions peers targets; do
         tell "$name" "target/bench/$name.md"

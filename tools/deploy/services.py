@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Deploys services as stacks of their own, <environment>-<service>, with sam. It is `make deploy`.
+"""Deploys each service as its own stack, <environment>-<service>, with sam. `make deploy` calls this script.
 
     .venv/bin/python tools/deploy/services.py deploy ENV SERVICE...   builds and deploys services, callees first (all: every one)
     .venv/bin/python tools/deploy/services.py build ENV SERVICE...    builds them, into .aws-sam/<service>, and checks them
     .venv/bin/python tools/deploy/services.py deploy --built ENV SERVICE...   deploys what was built and checked
     .venv/bin/python tools/deploy/services.py changed BASE            prints the services that changed since the commit BASE
 
-ENV is an environment of samconfig.toml, such as staging: its stack name is the environment's name, and its parameters are
-those of each service that has them. FIELDSTATION_PARAMETERS adds some, such as "LogLevel=DEBUG". Everywhere but in the
-environment `local`, bootstraps.py checks the functions after the build, and compares them before the deployment.
+ENV is an environment of samconfig.toml, such as staging. Its stack name is the environment's name, and each service
+gets those of its parameters that the service's template has. FIELDSTATION_PARAMETERS adds parameters, such as
+"LogLevel=DEBUG". Except in the environment `local`, bootstraps.py checks the functions after the build and verifies
+them before the deployment.
 """
 
 import argparse
@@ -25,17 +26,17 @@ import bootstraps
 
 ROOT = Path(__file__).resolve().parents[2]
 SAM = ROOT / ".venv" / "bin" / "sam"
-# A change in these concerns every service that has code.
+# A change in these affects every service that has code.
 OF_ALL_CODE = ("Cargo.lock", "Cargo.toml", "rust-toolchain.toml", ".cargo/")
 
 
 def services():
-    """The services in the order of their deployment: the root template nests them so."""
+    """Returns the services in the order of their deployment, in which the root template nests them."""
     return re.findall(r"Location: functions/(\w+)/template\.yaml", (ROOT / "template.yaml").read_text())
 
 
 def settings(environment):
-    """The name of an environment, its parameters, and whether a deployment has to be confirmed."""
+    """Returns the name of an environment, its parameters, and whether a deployment needs a confirmation."""
     known = tomllib.loads((ROOT / "samconfig.toml").read_text())
     name = known.get(environment, {}).get("global", {}).get("parameters", {}).get("stack_name")
     if not name:
@@ -47,7 +48,7 @@ def settings(environment):
 
 
 def confirm(name, wanted):
-    """Asks before it changes an environment that wants to be asked for (`confirm_changeset` in samconfig.toml)."""
+    """Asks before a change of an environment that needs a confirmation (`confirm_changeset` in samconfig.toml)."""
     question = f"Deploy {', '.join(wanted)} to {name}? [y/N] "
     if not sys.stdin.isatty():
         sys.exit(f"{name} is deployed only if somebody agrees: run this on a terminal, or with --yes.")
@@ -56,7 +57,8 @@ def confirm(name, wanted):
 
 
 def refuse_root(name):
-    """An environment is created one way and stays so: both ways use the same names."""
+    """Refuses an environment that the root template created, because both ways of deployment use the same
+    names."""
     import boto3
     import botocore.exceptions
 
@@ -70,7 +72,7 @@ def refuse_root(name):
 
 
 def chosen(wanted):
-    """The services by their names, or all, in the order of their deployment."""
+    """Returns the services with these names, or all, in the order of their deployment."""
     ordered = services()
     wanted = ordered if wanted == ["all"] else wanted
     if unknown := sorted(set(wanted) - set(ordered)):
@@ -79,7 +81,7 @@ def chosen(wanted):
 
 
 def sam(service, command, parameters, *options):
-    """Runs a command of sam for a service; its output goes into target/deploy."""
+    """Runs a sam command for a service, and writes its output to target/deploy."""
     begun = time.monotonic()
     output = ROOT / "target" / "deploy" / f"{service}-{command}.log"
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +97,8 @@ def sam(service, command, parameters, *options):
 
 
 def architecture(parameters):
-    """The processor that the functions are built and deployed for; as for sam, the last of equal parameters counts."""
+    """Returns the architecture that the functions are built and deployed for. As in sam, the last of equal
+    parameters counts."""
     values = dict(parameter.split("=", 1) for parameter in parameters)
     return values.get("Architecture", "arm64")
 
@@ -108,7 +111,7 @@ def build(environment, wanted):
 
 
 def inspect(command, environment, wanted):
-    """Checks or verifies what was built of the services. The local stack takes debug builds."""
+    """Checks or verifies the builds of the services. The local stack accepts debug builds."""
     if environment == "local":
         return
     _, parameters, _ = settings(environment)
@@ -136,7 +139,7 @@ def deploy(environment, wanted, built=False, agreed=False, role=None):
 
 
 def users(metadata):
-    """The services that use each package of shared/, tests aside."""
+    """Returns the services that use each package, excluding dev-dependencies."""
     packages = {
         package["name"]: (
             Path(package["manifest_path"]).parent,
@@ -160,7 +163,7 @@ def users(metadata):
 
 
 def affected(paths, used_by, ordered):
-    """The services that a change of these files concerns, in the order of their deployment."""
+    """Returns the services that a change of these files affects, in the order of their deployment."""
     with_code = set().union(*used_by.values())
     changed = set()
     for path in paths:
@@ -168,7 +171,7 @@ def affected(paths, used_by, ordered):
         if path.startswith(OF_ALL_CODE):
             changed |= with_code
         elif parts[0] == "functions":
-            # A service may use another one's crate.
+            # A service may use the crate of another one.
             changed |= {parts[1]} | (used_by.get(parts[1], set()) if "/src/" in path else set())
         elif parts[0] == "shared":
             changed |= used_by.get(parts[1], set())

@@ -1,14 +1,15 @@
-"""IAM on the local stack, as far as AWS has it.
+"""IAM on the local stack, as far as AWS enforces it.
 
-MiniStack, with AUTH=true, checks what is asked of its API against the policies of the caller's role. It does not check
-what it does by itself in a role's name, nor, mostly, what one of its services does to another's resources, and it knows
-no state machine of a task token. All that is added here, and each decision is logged, once for each caller, action and
-resource:
+With AUTH=true, MiniStack checks requests to its API against the policies of the caller's role. It does not
+check what it does itself with a role, checks few accesses of one service to another's resources, and does not
+know the state machine of a task token. This module adds these checks, and logs each decision once for each
+caller, action and resource:
 
     allowed <tab> role <tab> session <tab> action <tab> resource
 
-A function's session has the function's name, as on AWS; `sts:AssumeRole` gives sessions of other names. For a service,
-`role` is its principal, such as events.amazonaws.com, and `session` in whose name it calls, such as a rule.
+The session of a function has the function's name, as on AWS; `sts:AssumeRole` creates sessions with other
+names. For a service, `role` is its principal, such as events.amazonaws.com, and `session` is the resource for
+which it calls, such as a rule.
 """
 
 import contextvars
@@ -16,7 +17,8 @@ import json
 import threading
 import time
 
-# What Lambda reads a source with, in the name of the function's role. Without one of these AWS refuses the mapping.
+# The permissions with which Lambda reads a source, using the function's role. AWS refuses the mapping if one is
+# missing.
 MAPPING_READS = {
     "sqs": ("sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"),
     "kinesis": (
@@ -27,17 +29,17 @@ MAPPING_READS = {
 }
 SEND_TASK = ("states:SendTaskSuccess", "states:SendTaskFailure", "states:SendTaskHeartbeat")
 NO_TASK = "no task"
-REMEMBER_SECONDS = 2  # how long a mapping's answer holds, since mappings poll all the time
+REMEMBER_SECONDS = 2  # how long the result for a mapping is cached, because mappings poll continuously
 
-_machine = contextvars.ContextVar("machine")  # the state machine whose task is under way
+_machine = contextvars.ContextVar("machine")  # the state machine whose task is in progress
 _task_machines = {}  # task token -> ARN of its state machine
-_mappings = {}  # (role, source) -> (allowed, until when)
+_mappings = {}  # (role, source) -> (allowed, expiry time)
 _logged = set()
 _lock = threading.Lock()
 
 
 def install(log_file):
-    """Adds all this to MiniStack, before it starts."""
+    """Adds the checks to MiniStack. Must be called before it starts."""
     _log_what_is_asked(log_file)
     _give_task_tokens_their_machine()
     _name_actions_on_mappings()
@@ -50,7 +52,7 @@ def install(log_file):
 
 
 def _log(log_file, allowed, arn, action, resource):
-    """`arn` is a session's: arn:aws:sts::<account>:assumed-role/<role>/<session>."""
+    """Logs a decision. `arn` is a session's: arn:aws:sts::<account>:assumed-role/<role>/<session>."""
     _, role, session = arn.split("/", 2)
     line = "\t".join(("allowed" if allowed else "denied", role, session, action, resource))
     with _lock:
@@ -61,7 +63,8 @@ def _log(log_file, allowed, arn, action, resource):
 
 
 def _permits(log_file, role_arn, session, action, resource):
-    """Whether the role's policies allow it; for what MiniStack does in the role's name without asking."""
+    """Returns whether the role's policies allow the action. Used for what MiniStack does with the role without
+    a check."""
     from ministack.core import iam_evaluator
     from ministack.core.responses import get_account_id, get_region
 
@@ -83,7 +86,7 @@ def _log_what_is_asked(log_file):
     enforce = iam_evaluator.enforce
 
     def enforce_and_log(access_key, action, service, region, resource_arn="*", service_context=None):
-        # A token that never was is Step Functions' to refuse, to whomever may tell of any task.
+        # Step Functions refuses an unknown token for any caller that may answer some task.
         resources = list(stepfunctions._state_machines) if resource_arn == NO_TASK else [resource_arn]
         for resource_arn in resources or ["*"]:
             denied = enforce(
@@ -92,7 +95,7 @@ def _log_what_is_asked(log_file):
             if denied is None:
                 break
         arn = (sts._sessions.get(access_key) or {}).get("Arn", "")
-        if ":assumed-role/" in arn:  # not the developer's own calls, which may do everything
+        if ":assumed-role/" in arn:  # not the developer's own calls, which are always allowed
             _log(log_file, denied is None, arn, action, resource_arn)
         return denied
 
@@ -100,7 +103,8 @@ def _log_what_is_asked(log_file):
 
 
 def _give_task_tokens_their_machine():
-    """SendTaskSuccess and its like are allowed on the machine whose task it is; MiniStack asks for all of them."""
+    """Makes SendTaskSuccess and its like require a permission on the task's state machine. MiniStack requires
+    it on all of them."""
     from ministack.core import iam_actions
     from ministack.services import stepfunctions
 
@@ -122,7 +126,8 @@ def _give_task_tokens_their_machine():
 
 
 def _name_actions_on_mappings():
-    """MiniStack takes GetEventSourceMapping for ListEventSourceMappings, and lets everybody change or delete a mapping."""
+    """Corrects the actions on mappings. MiniStack treats GetEventSourceMapping as ListEventSourceMappings, and
+    lets every caller change or delete a mapping."""
     from ministack.core import iam_actions
 
     action_of = iam_actions._lambda_action
@@ -138,7 +143,7 @@ def _name_actions_on_mappings():
 
 
 def _know_a_session_by_its_role():
-    """aws:PrincipalArn of a role's session is the ARN of the role; MiniStack has the session's."""
+    """Sets aws:PrincipalArn of a session to the ARN of its role. MiniStack uses the session's ARN."""
     from ministack.core import iam_evaluator
     from ministack.services import iam
 
@@ -171,7 +176,7 @@ def _check_state_machines(log_file):
             _machine.reset(before)
 
     def asked(resource, argument):
-        """The error's name, the action and its resource, for the kinds of tasks that there are here."""
+        """Returns the error's name, the action and its resource, for the kinds of tasks in this repository."""
         if "states:::lambda:invoke" in resource:
             return "Lambda.AWSLambdaException", "lambda:InvokeFunction", argument["FunctionName"]
         if function := stepfunctions._extract_lambda_ref(resource):
@@ -196,7 +201,7 @@ def _check_state_machines(log_file):
 
     def wait_if_allowed(resource, argument, token, state):
         check(resource, argument)
-        # The queue's own policy is asked about the machine, not about whoever started the execution.
+        # The queue's policy is evaluated for the state machine, not for the caller that started the execution.
         machine = _machine.get()
         role = machine["roleArn"].rpartition("/")[2]
         caller = f"arn:aws:sts::{get_account_id()}:assumed-role/{role}/{machine['name']}"
@@ -222,12 +227,12 @@ def _check_mappings(log_file):
         with request_scope(account, region):
             _, config = lambda_svc._get_func_record_for_qualifier(mapping["FunctionName"], mapping.get("Qualifier"))
             if not config or not mapping.get("Enabled", True):
-                return True  # MiniStack passes over it
+                return True  # MiniStack skips it
             role = config["Role"]
             allowed, until = _mappings.get((role, source), (False, 0))
             if until < time.monotonic():
                 reads = MAPPING_READS.get(source.split(":")[2], ("lambda:SourceUnknownToTheLocalStack",))
-                # All of them are asked, so that all are logged.
+                # Evaluate all of them, so that all are logged.
                 allowed = all([_permits(log_file, role, config["FunctionName"], action, source) for action in reads])
                 _mappings[role, source] = allowed, time.monotonic() + REMEMBER_SECONDS
             return allowed
@@ -241,7 +246,8 @@ def _check_mappings(log_file):
 
 
 def _check_failure_destinations(log_file):
-    """Lambda uses the function's role to write to a failure destination, of asynchronous calls and of streams."""
+    """Checks the function's role, with which Lambda writes to a failure destination of asynchronous calls and
+    of streams."""
     import stream_mappings
     from ministack.services import lambda_svc
 
@@ -256,7 +262,7 @@ def _check_failure_destinations(log_file):
 
     def put_if_allowed(config, bucket, key, content):
         asked = (("s3:ListBucket", bucket), ("s3:PutObject", f"{bucket}/{key}"))
-        # All of them are asked, so that all are logged.
+        # Evaluate all of them, so that all are logged.
         allowed = [
             _permits(log_file, config["Role"], config["FunctionName"], action, resource) for action, resource in asked
         ]
@@ -269,7 +275,7 @@ def _check_failure_destinations(log_file):
 
 
 def _check_services(log_file):
-    """EventBridge and API Gateway need the leave of the function, or of the queue, that they call."""
+    """Checks the resource policies of the functions and queues that EventBridge and API Gateway call."""
     from ministack.core import iam_evaluator
     from ministack.core.responses import get_account_id, get_region
     from ministack.services import apigateway_v1, eventbridge, lambda_svc, sqs
@@ -311,7 +317,7 @@ def _check_services(log_file):
 
 
 def _take_loopback_for_tls():
-    """There is no TLS on the local stack, and the buckets refuse everything else."""
+    """Treats requests on loopback as TLS. The local stack has no TLS, and the buckets refuse other requests."""
     from ministack import app
 
     pin = app.pin_request_origin

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Every function with its sample event, in Docker, as `sam local invoke` does, against the deployed local stack; each
-with the credentials of its own role. Prints a table; exit status 1 if one of them failed.
+"""Invokes every function with its sample event in Docker, by `sam local invoke`, against the deployed local stack. Each
+uses the credentials of its own role. Prints a table; exit status 1 if a function failed.
 
-    .venv/bin/python tools/local/samples.py            all of them (`make lambda-image local-env` has to come before)
-    .venv/bin/python tools/local/samples.py NAME...    some of them
+    .venv/bin/python tools/local/samples.py            all functions (run `make lambda-image local-env` before)
+    .venv/bin/python tools/local/samples.py NAME...    some functions
 
-The functions are those of the deployed template. Their samples tell one story, so they come in its order: kits are
-delivered, the site is registered, the steps of its onboarding; then whatever works on a site; and the undoing at last.
+The functions are those of the deployed template. Their samples depend on each other, so they run in this order: the
+delivery of kits, the registration of the site, the steps of its onboarding, the functions for a live site, the undos.
 """
 
 import json
@@ -20,16 +20,16 @@ import time
 
 import stack
 
-# Their samples' task tokens are made up, so these have to refuse their sample, or to let it go as too late.
+# The task tokens in these samples are invented, so the functions have to refuse them or drop them as too late.
 REFUSE = ("initialize-subscription", "cancel-subscription")
 SAM = stack.ROOT / ".venv" / "bin" / "sam"
 ARCHITECTURE = {"aarch64": "arm64"}.get(platform.machine(), platform.machine())
 
 
 def binaries():
-    """(binary, logical id, name) of every function of the stack, in the story's order."""
+    """Returns (binary, logical id, name) of every function of the stack, in the order of the samples."""
     forward, back = steps("site-onboarding"), steps("site-teardown")
-    # What starts a teardown belongs to the undoing.
+    # The functions that start a teardown come with the undos.
     order = ["receive-kits", "import-site", *forward, None, "decommission-site", "recover-onboarding", *back]
 
     def place(binary):
@@ -43,14 +43,14 @@ def binaries():
 
 
 def steps(machine):
-    """The binaries behind a state machine's tasks, in their order."""
+    """Returns the binaries behind a state machine's tasks, in order."""
     definition = (stack.ROOT / "statemachines" / f"{machine}.asl.json").read_text()
     names = re.findall(r"\$\{(\w+?)(?:FunctionArn|QueueUrl)}", definition)
     return [stack.kebab(name) for name in names]
 
 
 def story_is_over(every):
-    """Whether the samples' site was undone before: then its steps say rightly that they come too late."""
+    """Returns whether the samples' site was already undone. Its steps then rightly fail as superseded."""
     name = next(name for binary, _, name in every if binary == "get-site")
     answer = stack.client("lambda").invoke(
         FunctionName=f"{name}:{stack.ALIAS}", Payload=stack.sample(stack.STACK, "get-site").encode()
@@ -60,7 +60,7 @@ def story_is_over(every):
 
 
 def credentials(name):
-    """Those of the function's role."""
+    """Returns the credentials of the function's role."""
     role = stack.client("lambda").get_function_configuration(FunctionName=name)["Role"]
     session = stack.client("sts").assume_role(RoleArn=role, RoleSessionName=name[:64])["Credentials"]
     return {
@@ -70,7 +70,7 @@ def credentials(name):
 
 
 def problem(binary, ended, over):
-    """What is wrong with what the function answered, or nothing."""
+    """Returns what is wrong with the function's response, or None."""
     last = ended.stdout.strip().splitlines()[-1:] or ["no answer"]
     if ended.returncode != 0:
         return f"sam ended with status {ended.returncode}: {(ended.stderr.strip().splitlines() or last)[-1]}"

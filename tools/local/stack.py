@@ -1,24 +1,25 @@
 #!/usr/bin/env python3
 """The local stack: MiniStack (the AWS emulator) and localstripe (the payment provider), both on loopback only.
 
-    .venv/bin/python tools/local/stack.py up            start both, wait until they answer (again: no change)
-    .venv/bin/python tools/local/stack.py down          stop them and every function they run, forget their state
-    .venv/bin/python tools/local/stack.py status        what runs; exit status 1 unless both answer
-    .venv/bin/python tools/local/stack.py logs [NAME]   the last hour's log lines (of log groups like NAME)
-    .venv/bin/python tools/local/stack.py seed          what a new stack needs: the provider's plans and its API key
-    .venv/bin/python tools/local/stack.py may-forget    asks before a running stack is stopped; exit status 1: no
-    .venv/bin/python tools/local/stack.py api-url       the URL of the deployed API
+    .venv/bin/python tools/local/stack.py up            starts both and waits until they answer; no effect if they run
+    .venv/bin/python tools/local/stack.py down          stops them and all functions, and deletes their state
+    .venv/bin/python tools/local/stack.py status        shows what runs; exit status 1 unless both answer
+    .venv/bin/python tools/local/stack.py logs [NAME]   prints the last hour's log lines (of log groups with NAME in it)
+    .venv/bin/python tools/local/stack.py seed          gives a new stack the provider's plans and its API key
+    .venv/bin/python tools/local/stack.py may-forget    asks before a running stack is stopped; exit status 1 means no
+    .venv/bin/python tools/local/stack.py api-url       prints the URL of the deployed API
     .venv/bin/python tools/local/stack.py kits [METRIC] delivers kits, as a supplier's system does, and waits for them
     .venv/bin/python tools/local/stack.py env           prepares `sam local invoke`: the deployed functions' settings, and
-                                                        a way from Docker's containers to the emulators (until `down`)
-    .venv/bin/python tools/local/stack.py invoke NAME   a deployed function, by its binary's name, with its sample event
-    .venv/bin/python tools/local/stack.py stripe-stop   an outage of the payment provider; its state is kept
-    .venv/bin/python tools/local/stack.py stripe-start  ... and its end
+                                                        a route from Docker's containers to the emulators (until `down`)
+    .venv/bin/python tools/local/stack.py invoke NAME   invokes a deployed function with its sample event
+    .venv/bin/python tools/local/stack.py stripe-stop   stops the payment provider and keeps its state
+    .venv/bin/python tools/local/stack.py stripe-start  starts the payment provider again
 
-Logs, pid files and state are in target/local/; so is each decision of IAM, in authorisations.log. Settings, all by
-environment: FIELDSTATION_AWS_PORT (4566), FIELDSTATION_STRIPE_PORT (8420), FIELDSTATION_DOCKER_GATEWAY (172.17.0.1),
-FIELDSTATION_LOCAL_DIR (target/local), and those of MiniStack in PASSED_ON. With FIELDSTATION_FUNCTIONS_ENDPOINT the
-functions call AWS, and the Runtime API, at that address: there the proxy of the fault matrix must listen.
+Logs, pid files and state are in target/local/. Each decision of IAM is logged there in authorisations.log. Settings are
+environment variables: FIELDSTATION_AWS_PORT (4566), FIELDSTATION_STRIPE_PORT (8420), FIELDSTATION_DOCKER_GATEWAY
+(172.17.0.1), FIELDSTATION_LOCAL_DIR (target/local), FIELDSTATION_STACK (fieldstation-local), and those of MiniStack in
+PASSED_ON. With FIELDSTATION_FUNCTIONS_ENDPOINT the functions call AWS and the Runtime API at that address, where the
+proxy of the fault matrix must listen.
 """
 
 import argparse
@@ -52,7 +53,7 @@ STRIPE_STATE = LOCAL / "localstripe.pickle"
 AUTHORISATIONS = LOCAL / "authorisations.log"
 PYTHON = ROOT / ".venv" / "bin" / "python"
 HOST = "127.0.0.1"
-DOCKER_GATEWAY = os.environ.get("FIELDSTATION_DOCKER_GATEWAY", "172.17.0.1")  # this machine, as its containers see it
+DOCKER_GATEWAY = os.environ.get("FIELDSTATION_DOCKER_GATEWAY", "172.17.0.1")  # this machine, seen from a container
 REGION = "us-east-1"
 ALIAS = "live"  # AutoPublishAlias of the template
 WAIT_SECONDS = 60
@@ -60,7 +61,8 @@ FUNCTIONS_ENDPOINT = os.environ.get("FIELDSTATION_FUNCTIONS_ENDPOINT")
 STACK = os.environ.get("FIELDSTATION_STACK", "fieldstation-local")
 STRIPE_KEY = "sk_test_local"
 
-# MiniStack hands its own environment on to every function, so it gets a small one. These may be set from outside:
+# MiniStack passes its own environment on to every function, so it gets a small one. These variables may be set
+# by the caller:
 PASSED_ON = (
     "PATH", "HOME", "LANG", "LC_ALL",
     "LOG_LEVEL", "SFN_WAIT_SCALE", "LAMBDA_ASYNC_RETRY_BASE_SECONDS", "LAMBDA_WARM_TTL_SECONDS",
@@ -68,7 +70,7 @@ PASSED_ON = (
 
 
 class Server:
-    """A background process in a session of its own, known by its pid file."""
+    """A background process in its own session, identified by its pid file."""
 
     def __init__(self, name, port_variable, default_port, health_path, host=HOST):
         self.name = name
@@ -95,13 +97,13 @@ class Server:
         if FUNCTIONS_ENDPOINT:
             passed_on["FIELDSTATION_FUNCTIONS_ENDPOINT"] = FUNCTIONS_ENDPOINT
         return passed_on | {
-            "AUTH": "true",  # every function works with its own role
+            "AUTH": "true",  # every function uses its own role
             "FIELDSTATION_LOCAL_DIR": str(LOCAL),
             "BIND_HOST": HOST,
             "GATEWAY_PORT": str(self.port),
             "MINISTACK_REGION": REGION,
             "TMPDIR": str(TMP),
-            # The functions call the emulator, and find nobody's real credentials.
+            # The functions call the emulator and do not find real credentials.
             "AWS_ENDPOINT_URL": FUNCTIONS_ENDPOINT or self.url,
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
@@ -109,9 +111,11 @@ class Server:
         }
 
     def group(self):
-        """The live processes of this server: the one started here and, of MiniStack, its functions.
+        """Returns the live processes of this server: the one that was started here and, for MiniStack, its
+        functions.
 
-        A process counts only if its command line is of this checkout: a pid file may be old, and its number reused.
+        A process counts only if its command line contains this checkout's path, because a pid file may be old
+        and its number reused.
         """
         try:
             leader = int(self.pid_file.read_text())
@@ -193,7 +197,7 @@ BRIDGE = Server("bridge", MINISTACK.port_variable, MINISTACK.port, "/_ministack/
 
 
 def processes():
-    """(pid, process group, command line) of every process that can be seen and has not ended."""
+    """Yields (pid, process group, command line) of every visible process that has not ended."""
     if not Path("/proc/self/stat").exists():
         ps = ["ps", "-A", "-o", "pid=,pgid=,stat=,command="]
         listing = subprocess.run(ps, capture_output=True, text=True, check=True)
@@ -220,7 +224,7 @@ def kill(pid, sign):
 
 
 def holder(port):
-    """Who listens on a port, in words."""
+    """Describes the processes that listen on a port."""
     try:
         listing = subprocess.run(
             ["lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-Fpc"], capture_output=True, text=True
@@ -252,7 +256,7 @@ def up():
     if not PYTHON.exists():
         sys.exit(f"{PYTHON} is missing: run `make setup` first.")
     if not MINISTACK.running():
-        down(quiet=True)  # what a crash left behind
+        down(quiet=True)  # removes what a crash left behind
         for server in (MINISTACK, STRIPE):
             server.log_file.unlink(missing_ok=True)
         AUTHORISATIONS.unlink(missing_ok=True)
@@ -280,8 +284,8 @@ def status():
 
 
 def may_forget():
-    """Asks before a running stack is stopped. Not on a terminal, or if the answer is no: exit status 1. FORCE=1: no
-    question."""
+    """Asks before a running stack is stopped. Exits with status 1 if the answer is no or there is no terminal.
+    With FORCE=1 it does not ask."""
     if os.environ.get("FORCE", "") not in ("", "0") or not (MINISTACK.group() or STRIPE.group()):
         return
     print(f"A local stack is running ({MINISTACK.url}). This stops it and deletes everything in it.")
@@ -300,12 +304,12 @@ def client(service):
 
 
 def named(stack, name):
-    """The fixed name of a resource in the environment, as the templates have it."""
+    """Returns the fixed name of a resource in the environment, as in the templates."""
     return f"{stack}-{name}"
 
 
 def functions(stack):
-    """(logical id, name) of the environment's functions."""
+    """Yields (logical id, name) of the environment's functions."""
     for page in client("lambda").get_paginator("list_functions").paginate():
         for function in page["Functions"]:
             name = function["FunctionName"]
@@ -315,9 +319,10 @@ def functions(stack):
 
 
 def write_env(stack):
-    """Each function's variables, by its logical id. The endpoint is not among them, since SAM passes on only variables
-    that the template has: the image of `lambda-image.sh` has it. In a container the gateway goes by the name localhost
-    as well (`--add-host`), since the payment provider is called at https addresses and at localhost only."""
+    """Writes each function's environment variables, by its logical id. The endpoint is not among them, because
+    SAM passes on only variables that the template has: the image of `lambda-image.sh` sets it. In a
+    container `localhost` also resolves to the gateway (`--add-host`), because the payment provider may be
+    called only by https or at localhost."""
     settings = {}
     for logical, name in functions(stack):
         variables = client("lambda").get_function_configuration(FunctionName=name)["Environment"]["Variables"]
@@ -332,13 +337,13 @@ def write_env(stack):
 
 
 def kebab(name):
-    """StoreReadings as store-readings."""
+    """Converts StoreReadings to store-readings."""
     return re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower()
 
 
 def sample(stack, binary):
-    """A function's sample event, as it would be in this environment: the samples are of another account and region, and of
-    the environment fieldstation-prod."""
+    """Returns a function's sample event for this environment. The samples are of another account and region,
+    and of the environment fieldstation-prod."""
     event = ROOT / "tests" / "events" / f"{binary}.json"
     if not event.exists():
         sys.exit(f"There is no {event}: name a function as functions/*/src/bin does, such as create-site.")
@@ -347,7 +352,7 @@ def sample(stack, binary):
 
 
 def invoke(stack, binary):
-    """Prints the function's answer; exit status 1 if it is an error."""
+    """Prints the function's response, and exits with status 1 if it is an error."""
     event = sample(stack, binary)
     answer = client("lambda").invoke(FunctionName=f"{named(stack, binary)}:{ALIAS}", Payload=event.encode())
     print(json.dumps(json.loads(answer["Payload"].read() or b"null"), indent=2))
@@ -355,7 +360,8 @@ def invoke(stack, binary):
 
 
 def escaped(text):
-    """The text with escapes for the characters that control a terminal or are invisible: log lines contain data."""
+    """Escapes the characters that control a terminal or are invisible, because log lines contain data from
+    outside."""
     return "".join(
         f"\\u{ord(c):04x}" if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in text
     )
@@ -381,8 +387,8 @@ def logs(name, minutes):
 
 
 def api_url(stack):
-    """The output ApiUrl names a host of AWS; the emulator serves the API at a host below localhost. With one stack per
-    service, the gateway's stack has the outputs."""
+    """Prints the API's URL. The output ApiUrl names a host of AWS; the emulator serves the API at a host below
+    localhost. With one stack per service, the gateway's stack has the outputs."""
     if not MINISTACK.running():
         sys.exit("The local stack is not running: make up deploy-local")
     import botocore.exceptions
@@ -400,7 +406,8 @@ def api_url(stack):
 
 
 def kits(stack, metric, quantity, delivery):
-    """Puts a KitsDelivered event on the stack's bus, as docs/integrating.md describes it, and waits until it counted."""
+    """Puts a KitsDelivered event on the stack's bus, as docs/integrating.md describes it, and waits until the
+    kits are in stock."""
     schema = json.loads((ROOT / "shared" / "contracts" / "schemas" / "KitsDelivered.json").read_text())
     known = [kind["const"] for kind in schema["$defs"]["Metric"]["oneOf"]]
     if metric and metric not in known:
@@ -416,7 +423,8 @@ def kits(stack, metric, quantity, delivery):
 
 
 def seed(stack):
-    """The plans at the payment provider, and its key in the deployed stack's secret. Again: no change."""
+    """Creates the plans at the payment provider, and stores its key in the deployed stack's secret. Repeating
+    it has no effect."""
     try:
         supplies.create_plans(STRIPE.url, STRIPE_KEY)
     except supplies.Failed as error:
@@ -426,9 +434,9 @@ def seed(stack):
 
 
 def serve_ministack():
-    """Starts MiniStack 1.5.33 with what it lacks. An event of a rule is retried, and then goes to the function's failure
-    destination; the failure destination of an alias is used. Streams are delivered by `stream_mappings`, and
-    `authorisation` adds IAM."""
+    """Starts MiniStack 1.5.33 with additions. An event of a rule is retried and then sent to the function's
+    failure destination, and the failure destination of an alias is used. `stream_mappings` delivers streams,
+    and `authorisation` adds IAM."""
     import authorisation
     import stream_mappings
     from ministack import app
@@ -464,8 +472,9 @@ def serve_ministack():
 
 
 def transform_nested_templates():
-    """MiniStack deploys nested stacks, but applies the SAM transform to the root's template only. Its check of a nested
-    template comes before it is deployed, so the transform is applied there, in place."""
+    """Applies the SAM transform to nested templates. MiniStack deploys nested stacks, but transforms only the
+    root template. It checks a nested template before it deploys it, so the transform is applied in that
+    check, in place."""
     from ministack.services.cloudformation import engine, provisioners
 
     check = provisioners._check_nested_stack_capabilities
@@ -480,7 +489,8 @@ def transform_nested_templates():
 
 
 def keep_attributes_of_nested_resources():
-    """Makes updates of nested stacks possible: MiniStack forgets the attributes (`!GetAtt`) of resources that do not change."""
+    """Makes updates of nested stacks possible: MiniStack forgets the attributes (`!GetAtt`) of unchanged
+    resources."""
     from ministack.services.cloudformation import provisioners
 
     attributes = {}
@@ -499,9 +509,10 @@ def keep_attributes_of_nested_resources():
 
 
 def watch_filled_metrics():
-    """Makes alarms on FILL(metric, 0) alarms on that metric: the emulator has no metric math.
+    """Replaces alarms on FILL(metric, 0) with alarms on that metric, because the emulator has no metric math.
 
-    The result is the same here: the emulator's alarms on metrics of AWS/DynamoDB do follow TreatMissingData.
+    The result is the same here, because the emulator's alarms on metrics of AWS/DynamoDB do follow
+    TreatMissingData.
     """
     from ministack.services.cloudformation import provisioners
 
@@ -519,8 +530,9 @@ def watch_filled_metrics():
 
 
 def measure_invocations(lambda_svc):
-    """MiniStack counts the invocations that come through Lambda's API. AWS counts those of streams, queues and rules, too,
-    and the metrics that functions write into their logs. Of these, the one that says how many items of batches failed."""
+    """Adds metrics. MiniStack counts only invocations through Lambda's API. AWS also counts those of streams,
+    queues and rules, and the metrics that functions write to their logs. Of the latter, only
+    BatchItemFailures is added."""
     from ministack.services import cloudwatch
 
     dispatch, emit = lambda_svc._execute_function_dispatch, lambda_svc._emit_lambda_metrics
@@ -544,8 +556,8 @@ def measure_invocations(lambda_svc):
 
 
 def end_tasks_of_stopped_executions():
-    """MiniStack goes on waiting for the task of an execution that was stopped; on AWS the task has ended with it, and a
-    heartbeat for it is answered so."""
+    """Ends the task of a stopped execution. MiniStack continues to wait for the task; on AWS it ends with the
+    execution, and a heartbeat for it gets the error TaskTimedOut."""
     from ministack.core.responses import error_response_json
     from ministack.services import stepfunctions
 
@@ -578,8 +590,8 @@ def end_tasks_of_stopped_executions():
 
 
 def proxied(lambda_svc):
-    """The functions' way to the Runtime API leads over the proxy, which learns there what each process works on. The
-    true address is in their environment, for the proxy to go on to."""
+    """Sends the functions' Runtime API calls through the proxy, which learns from them what each process works
+    on. The real address is in the functions' environment, so that the proxy can forward to it."""
     environment = lambda_svc._provided_worker_env
 
     def worker_environment(config, code_dir, port):
@@ -592,11 +604,11 @@ def proxied(lambda_svc):
 
 
 def serve_localstripe():
-    """localstripe itself listens on every interface and keeps its state in /tmp; so it is started from here."""
+    """Starts localstripe. Its own start script listens on every interface and keeps the state in /tmp."""
     from aiohttp import web
     from localstripe import resources, server
 
-    resources.Store.dump_to_disk = lambda store: None  # once, at the end, and not at every change
+    resources.Store.dump_to_disk = lambda store: None  # once at the end instead of at every change
     if STRIPE_STATE.exists():
         server.store.update(pickle.loads(STRIPE_STATE.read_bytes()))
     web.run_app(server.app, host=HOST, port=STRIPE.port)  # returns on SIGTERM
@@ -604,7 +616,7 @@ def serve_localstripe():
 
 
 def serve_bridge():
-    """Containers don't reach this machine's loopback; what they send to the gateway is handed on to it."""
+    """Forwards connections from Docker's gateway to loopback, which containers can't reach."""
 
     async def copy(reader, writer):
         try:

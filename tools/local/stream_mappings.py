@@ -1,15 +1,17 @@
-"""Lambda's event source mappings for Kinesis and DynamoDB streams, on the local stack.
+"""Lambda's event source mappings for Kinesis and DynamoDB streams on the local stack.
 
-MiniStack 1.5.33 advances past a batch even if the function answers with `batchItemFailures`, so it loses records under
-load. It also knows no bisecting, no retry limit, no parallelization and, for Kinesis, no failure destination. `install`
-replaces its two stream pollers by the ones here, which follow the AWS Lambda Developer Guide ("Using Lambda to process
-records from Amazon Kinesis Data Streams", "Using AWS Lambda with Amazon DynamoDB").
+MiniStack 1.5.33 advances past a batch even if the function returns `batchItemFailures`, so it loses records
+under load. It also has no bisecting, no retry limit, no parallelization and, for Kinesis, no failure
+destination. `install` replaces its two stream pollers with those of this module, which follow the AWS Lambda
+Developer Guide ("Using Lambda to process records from Amazon Kinesis Data Streams", "Using AWS Lambda with
+Amazon DynamoDB").
 
-The rules are in the first half of this module, which knows nothing of MiniStack. tests/testkit/src/mapping.rs is a model
-of the same rules for the simulations. Both must pass the cases in tests/testkit/tests/mapping_cases.json.
+The first half of this module contains the rules and does not depend on MiniStack. tests/testkit/src/mapping.rs
+is a model of the same rules for the simulations. Both must pass the cases in
+tests/testkit/tests/mapping_cases.json.
 
-Not supported: a starting position of AT_TIMESTAMP (MiniStack drops the timestamp), tumbling windows, enhanced fan-out,
-streams of other accounts, and failure destinations other than S3.
+Not supported: the starting position AT_TIMESTAMP (MiniStack drops the timestamp), tumbling windows, enhanced
+fan-out, streams of other accounts, and failure destinations other than S3.
 """
 
 import base64
@@ -28,8 +30,8 @@ logger = logging.getLogger("stream-mappings")
 
 MAX_PAYLOAD_BYTES = 6 * 1024 * 1024  # of a synchronous invocation
 FIRST_PAUSE_SECONDS = 0.2  # before the first retry; each later pause is twice as long
-MAX_PAUSE_SECONDS = 2.0  # AWS waits longer; here tests and developers wait for the retry
-DONE, FAILED = "done", "failed"  # verdicts on a batch, besides the index of the first record to deliver again
+MAX_PAUSE_SECONDS = 2.0  # AWS waits longer; the limit keeps tests and development fast
+DONE, FAILED = "done", "failed"  # verdicts on a batch; a third one is the index of the first record to deliver again
 RETRIES_EXHAUSTED, TOO_OLD = "RetryAttemptsExhausted", "RecordAgeExceeded"
 
 
@@ -38,7 +40,7 @@ RETRIES_EXHAUSTED, TOO_OLD = "RetryAttemptsExhausted", "RecordAgeExceeded"
 
 @dataclass(frozen=True)
 class Settings:
-    """The properties of AWS::Lambda::EventSourceMapping that decide about delivery. None means no limit."""
+    """The properties of AWS::Lambda::EventSourceMapping that affect delivery. None means no limit."""
 
     batch_size: int
     window_seconds: float
@@ -66,13 +68,13 @@ class Settings:
 
 
 def flag(value):
-    """A boolean property; templates may have it as text."""
+    """Returns a boolean property, which templates may contain as text."""
     return value if isinstance(value, bool) else str(value).lower() == "true"
 
 
 @dataclass(frozen=True)
 class Record:
-    """A stream's record. `key` decides what it is kept in order with. Times are in seconds since the epoch."""
+    """A record of a stream. Records with the same `key` stay in order. Times are in seconds since the epoch."""
 
     key: str
     sequence_number: str
@@ -84,7 +86,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Invocation:
-    """How an invocation ended. A throttled one did not reach the function."""
+    """The result of an invocation. A throttled invocation did not reach the function."""
 
     answer: object = None
     error: bool = False
@@ -97,23 +99,23 @@ class Batch:
     """Records that are delivered together."""
 
     records: list
-    failures: int = 0  # how often they failed as they are
-    last: Invocation | None = None  # the last invocation that had them
+    failures: int = 0  # the number of failed invocations that count as retries
+    last: Invocation | None = None  # the last invocation with these records
 
 
 @dataclass
 class Lane:
-    """What is delivered in order and one batch at a time: the records of a shard whose keys have the same hash."""
+    """The records of a shard whose keys have the same hash. They are delivered in order, one batch at a time."""
 
     waiting: deque = field(default_factory=deque)  # records that were not delivered yet
-    retries: deque = field(default_factory=deque)  # batches that come before them
-    busy: bool = False  # a thread delivers; the poller sets it, that thread clears it
+    retries: deque = field(default_factory=deque)  # batches that are delivered before the waiting records
+    busy: bool = False  # a thread delivers; the poller sets it, and the thread clears it
 
     def empty(self):
         return not (self.waiting or self.retries)
 
     def seconds_until_due(self, settings, now):
-        """How long the next batch has to wait for more records; None if there is nothing to deliver."""
+        """Returns how long the next batch has to wait for more records, or None if there is nothing to deliver."""
         if self.retries:
             return 0
         if not self.waiting:
@@ -123,7 +125,7 @@ class Lane:
         return 0 if full or left <= 0 or sum(it.size for it in list(self.waiting)) >= MAX_PAYLOAD_BYTES else left
 
     def take(self, settings):
-        """The next batch: one that failed, or as many waiting records as fit into an invocation."""
+        """Returns the next batch: a failed one, or as many waiting records as fit into an invocation."""
         if self.retries:
             return self.retries.popleft()
         records, size = [], 0
@@ -135,17 +137,17 @@ class Lane:
         return Batch(records)
 
     def put_back(self, batches):
-        """Batches that are to be delivered before everything else, in this order."""
+        """Puts batches back. They are delivered before everything else, in this order."""
         self.retries.extendleft(reversed(batches))
 
 
 def lane_of(key, lanes):
-    """The same lane for the same key, so that its records stay in order."""
+    """Returns the lane of a key. It is always the same one, so the key's records stay in order."""
     return lanes[zlib.crc32(key.encode()) % len(lanes)]
 
 
 def verdict(records, answer):
-    """What the answer of a function with ReportBatchItemFailures says about its batch."""
+    """Returns the verdict of a function with ReportBatchItemFailures on its batch."""
     failures = answer.get("batchItemFailures") if isinstance(answer, dict) else None
     if failures is None:
         return DONE
@@ -168,21 +170,21 @@ def judge(batch, invocation, settings):
 
 
 def remaining(batch, judged, settings):
-    """What is delivered again of a batch, in order; `failures` counts what uses up the retries."""
+    """Returns the batches that are delivered again, in order. Their `failures` count the used retries."""
     if judged == DONE:
         return []
     if judged == FAILED and settings.bisects and len(batch.records) > 1:
-        # Splitting a batch does not consume the retry quota.
+        # Splitting a batch does not use up a retry.
         middle = len(batch.records) // 2
         return [Batch(batch.records[:middle], batch.failures), Batch(batch.records[middle:], batch.failures)]
     if judged == FAILED or judged == 0:
         return [Batch(batch.records, batch.failures + 1)]
-    # The checkpoint is at the lowest sequence number that failed: what is before it is done.
+    # The checkpoint is at the lowest sequence number that failed. The records before it are done.
     return [Batch(batch.records[judged:], batch.failures)]
 
 
 def expired(batch, settings, now):
-    """The records at the beginning of a batch that are too old to be delivered."""
+    """Returns the records at the beginning of a batch that are too old to be delivered."""
     if settings.max_age_seconds is None:
         return []
     return list(takewhile(lambda record: now - record.arrived_at > settings.max_age_seconds, batch.records))
@@ -197,7 +199,7 @@ def pause_seconds(failures):
 
 
 def deliver(lane, mapping):
-    """Delivers what a lane holds, until it is empty or the mapping is disabled."""
+    """Delivers the records of a lane until it is empty or the mapping is disabled."""
     while mapping.enabled():
         settings = mapping.settings()
         wait = lane.seconds_until_due(settings, mapping.now())
@@ -227,13 +229,13 @@ def deliver(lane, mapping):
 
 
 def rfc3339(seconds):
-    """Seconds since the epoch, to the millisecond."""
+    """Formats seconds since the epoch, with milliseconds."""
     at = datetime.fromtimestamp(round(seconds, 3), timezone.utc)
     return at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03}Z"
 
 
 def failure_file(batch, condition, *, source_arn, shard_id, function_arn, request_id, now):
-    """What an S3 failure destination gets. The payload is the event that the function got, as text."""
+    """Returns the content that an S3 failure destination gets. The payload is the function's event, as text."""
     records, invocation = batch.records, batch.last
     content = {
         "requestContext": {
@@ -255,7 +257,7 @@ def failure_file(batch, condition, *, source_arn, shard_id, function_arn, reques
         },
         "payload": json.dumps(event_of(records)),
     }
-    if invocation:  # records that got too old before the first invocation have no response
+    if invocation:  # records that became too old before the first invocation have no response
         content["responseContext"] = {"statusCode": 200, "executedVersion": invocation.version}
         if invocation.error:
             content["responseContext"]["functionError"] = "Unhandled"
@@ -272,7 +274,7 @@ def event_of(records):
 
 
 def kinesis_event(shard_id, raw, source_arn, role_arn):
-    """A record of Kinesis as Lambda delivers it; `raw` is as GetRecords answers it."""
+    """Returns a Kinesis record as Lambda delivers it. `raw` is the record in the response of GetRecords."""
     return {
         "kinesis": {
             "kinesisSchemaVersion": "1.0",
@@ -293,7 +295,7 @@ def kinesis_event(shard_id, raw, source_arn, role_arn):
 
 @dataclass
 class Shard:
-    """A shard that is read: up to where, and what was read and is not delivered yet."""
+    """A shard with its read position and the records that were read but not delivered yet."""
 
     shard_id: str
     source: object  # has `read(position)`, which returns records and the position after them
@@ -305,7 +307,7 @@ class Shard:
         return all(lane.empty() and not lane.busy for lane in self.lanes)
 
     def read(self, keep, factor):
-        """Puts new records into the lanes. `keep` selects those that pass the filter criteria."""
+        """Puts new records into the lanes. `keep` selects those that match the filter criteria."""
         if self.drained() and len(self.lanes) != factor:
             self.lanes = [Lane() for _ in range(factor)]
         records, self.position = self.source.read(self.position)
@@ -314,17 +316,17 @@ class Shard:
 
 
 class Poller:
-    """Reads one mapping's stream and starts the delivery of what it finds."""
+    """Reads the stream of a mapping and starts the delivery of its records."""
 
     def __init__(self):
         self.shards = []
         self.began = False
 
     def poll(self, sources, start, keep, factor, start_delivery):
-        """One look at the stream; whether a delivery was started.
+        """Polls the stream once. Returns whether a delivery was started.
 
-        `sources` are the open shards, by id. `start(source)` is the starting position of the mapping, which holds for
-        the shards that exist when the mapping begins; later ones are read from their beginning.
+        `sources` are the open shards, by id. `start(source)` is the starting position of the mapping. It
+        applies to the shards that exist when the mapping begins; later ones are read from their beginning.
         """
         self._follow(sources, start)
         started = False
@@ -347,7 +349,8 @@ class Poller:
         self.began = True
 
     def _readable(self):
-        """After a split or merge, the new shards wait for the closed ones: so a key stays in order."""
+        """Returns the shards to read. After a split or merge, the new shards wait for the closed ones, so that
+        the records of a key stay in order."""
         closed = [shard for shard in self.shards if shard.closed]
         return [shard for shard in self.shards if shard.closed or shard.lanes or not closed]
 
@@ -359,7 +362,7 @@ BUCKET_ARN = "arn:aws:s3:::"
 
 @dataclass(frozen=True)
 class KinesisShard:
-    """A shard of MiniStack's Kinesis. A position is the sequence number of the last record read."""
+    """A shard of MiniStack's Kinesis. A position is the sequence number of the last record that was read."""
 
     shard_id: str
     shard: dict
@@ -367,7 +370,7 @@ class KinesisShard:
     role_arn: str
     now: object
 
-    def __eq__(self, other):  # resharding may use an id again
+    def __eq__(self, other):  # resharding may reuse an id
         return isinstance(other, KinesisShard) and self.shard is other.shard
 
     def beginning(self):
@@ -378,7 +381,7 @@ class KinesisShard:
         return records[-1]["SequenceNumber"] if records else ""
 
     def read(self, position):
-        raws = self.shard["records"]  # sequence numbers all have the same length
+        raws = self.shard["records"]  # all sequence numbers have the same length
         raws = raws[bisect.bisect_right(raws, position, key=lambda raw: raw["SequenceNumber"]):]
         records = [self._record(raw) for raw in raws]
         return records, records[-1].sequence_number if records else position
@@ -386,7 +389,7 @@ class KinesisShard:
     def _record(self, raw):
         event = kinesis_event(self.shard_id, {**raw, "Data": as_base64(raw["Data"])}, self.source_arn, self.role_arn)
         kinesis = event["kinesis"]
-        size = len(kinesis["data"]) + len(kinesis["partitionKey"]) + 600  # the rest of the event
+        size = len(kinesis["data"]) + len(kinesis["partitionKey"]) + 600  # 600 for the rest of the event
         return Record(
             kinesis["partitionKey"], kinesis["sequenceNumber"], kinesis["approximateArrivalTimestamp"], self.now(),
             event, size,
@@ -395,7 +398,7 @@ class KinesisShard:
 
 @dataclass(frozen=True)
 class TableStream:
-    """The stream of a MiniStack table, which has one shard. A position counts the records from the first one on."""
+    """The stream of a MiniStack table, which has one shard. A position counts the records since the first one."""
 
     table: str
     stream_arn: str
@@ -439,7 +442,7 @@ def as_base64(data):
 
 
 class LocalMapping:
-    """A mapping of MiniStack, as `deliver` needs it; for one shard."""
+    """The interface of a MiniStack mapping that `deliver` needs, for one shard."""
 
     def __init__(self, mapping, shard_id):
         self.mapping = mapping
@@ -461,7 +464,7 @@ class LocalMapping:
         return Settings.from_properties(self.mapping)
 
     def _function(self):
-        """The function's version that its alias points to now."""
+        """Returns the function's version that its alias currently points to."""
         from ministack.services import lambda_svc
 
         return lambda_svc._get_func_record_for_qualifier(
@@ -474,7 +477,7 @@ class LocalMapping:
         try:
             function = self._function()
             result = lambda_svc._execute_function(function, event_of(records))
-        except Exception:  # trouble of the emulator: the records must come again
+        except Exception:  # an error of the emulator: the records must be delivered again
             logger.exception("%s could not be invoked", self.mapping["FunctionName"])
             return Invocation(throttled=True)
         failed = bool(result.get("error"))
@@ -490,7 +493,7 @@ class LocalMapping:
         )
 
     def give_up(self, batch, condition):
-        """Writes the failure file; what can't be written is dropped, as on AWS."""
+        """Writes the failure file. If that fails, the records are dropped, as on AWS."""
         destination = ((self.mapping.get("DestinationConfig") or {}).get("OnFailure") or {}).get("Destination", "")
         now = self.now()
         content = failure_file(
@@ -509,7 +512,7 @@ class LocalMapping:
 
 
 def parsed(body):
-    """The function's answer; text that is no JSON stays text."""
+    """Returns the function's response. Text that is not JSON remains text."""
     try:
         return json.loads(body) if isinstance(body, (str, bytes)) else body
     except ValueError:
@@ -517,7 +520,8 @@ def parsed(body):
 
 
 def put_failure_file(_config, destination, key, content):
-    """Writes to a failure destination, a bucket's ARN. `authorisation` adds the check of the function's role."""
+    """Writes to a failure destination, given by a bucket's ARN. `authorisation` adds the check of the
+    function's role."""
     from ministack.services import s3
 
     if not destination.startswith(BUCKET_ARN):
@@ -532,7 +536,7 @@ _pollers = {}  # by the mapping's UUID
 
 
 def poll_streams():
-    """One look at every stream that a mapping reads; whether there was something to deliver."""
+    """Polls the streams of all mappings once. Returns whether a delivery was started."""
     from ministack.core.responses import request_scope
     from ministack.services import lambda_svc
 
@@ -544,7 +548,7 @@ def poll_streams():
         with request_scope(account, region):
             try:
                 started |= poll_mapping(mapping)
-            except Exception:  # another mapping's trouble must not stop this one
+            except Exception:  # an error of another mapping must not stop this one
                 logger.exception("the stream of mapping %s can't be read", mapping.get("UUID"))
     return started
 
@@ -576,7 +580,7 @@ def poll_mapping(mapping):
             deliver(lane, LocalMapping(mapping, shard.shard_id))
         finally:
             lane.busy = False
-            esm_wake.set()  # for what came while the thread ended
+            esm_wake.set()  # for records that arrived while the thread ended
 
     def start_delivery(shard, lane):
         spawn_background(work, shard, lane, thread_name="stream-mapping")
@@ -587,7 +591,7 @@ def poll_mapping(mapping):
 
 
 def open_shards(mapping):
-    """The shards of a mapping's stream, by id; None while there is no such stream."""
+    """Returns the shards of a mapping's stream, by id, or None if the stream does not exist."""
     from ministack.services import dynamodb, kinesis, lambda_svc
 
     arn = mapping["EventSourceArn"]
@@ -608,7 +612,7 @@ def open_shards(mapping):
 
 
 def install():
-    """Replaces MiniStack's stream pollers, before it starts."""
+    """Replaces MiniStack's stream pollers. Must be called before it starts."""
     from ministack.services import lambda_svc
 
     lambda_svc._poll_kinesis = poll_streams

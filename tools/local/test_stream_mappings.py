@@ -1,4 +1,5 @@
-"""The local stack's stream mappings: the rules that they share with the model, and their way into MiniStack."""
+"""Tests the local stack's stream mappings: the rules that they share with the model, and their integration into
+MiniStack."""
 
 import json
 import threading
@@ -31,7 +32,7 @@ def data_of(records):
 
 
 class Scripted:
-    """A mapping to a function by script, which takes a second for each batch, on a clock of its own."""
+    """A mapping to a scripted function that takes a second for each batch, with a clock of its own."""
 
     def __init__(self, properties=None, answers=({"value": None},), throttles=0):
         self.properties = DEFAULTS | (properties or {})
@@ -92,7 +93,7 @@ class Scripted:
 
 
 def run(mapping, records):
-    """Delivers the records, each when it has arrived; a thread for each lane."""
+    """Delivers each record when it has arrived, with a thread for each lane."""
     lanes = [Lane() for _ in range(mapping.settings().parallelization_factor)]
     for arrival in sorted({record.arrived_at for record in records}):
         mapping.clock = max(mapping.clock, arrival)
@@ -106,7 +107,7 @@ def run(mapping, records):
 
 
 class SharedCases(unittest.TestCase):
-    """tests/testkit/tests/mapping.rs runs the same cases against the model."""
+    """The same cases that tests/testkit/tests/mapping.rs runs against the model."""
 
     def test_shared_cases(self):
         for case in json.loads((MODEL_TESTS / "mapping_cases.json").read_text()):
@@ -145,12 +146,12 @@ class Delivery(unittest.TestCase):
         self.assertEqual(mapping.batches, [["a", "b"]] * 6)
         self.assertEqual(mapping.given_up, [])
 
-    def test_answers_count_only_where_the_mapping_asks_for_them(self):
+    def test_item_failures_count_only_with_report_batch_item_failures(self):
         mapping = Scripted({"FunctionResponseTypes": []}, [{"failed": ["a"]}])
         run(mapping, [record("a")])
         self.assertEqual(mapping.batches, [["a"]])
 
-    def test_a_disabled_mapping_keeps_what_it_has_not_delivered(self):
+    def test_a_disabled_mapping_keeps_undelivered_records(self):
         mapping = Scripted(answers=[{"error": True}, {"value": None}])
         mapping.sleep = lambda seconds: setattr(mapping, "on", False)
         [lane] = run(mapping, [record("a"), record("b")])
@@ -165,7 +166,7 @@ class Delivery(unittest.TestCase):
         run(mapping, [record("a", size=third), record("b", size=third), record("c", size=third), record("d", size=third)])
         self.assertEqual(mapping.batches, [["a", "b", "c"], ["d"]])
 
-    def test_a_record_of_more_than_that_is_delivered_alone(self):
+    def test_a_larger_record_is_delivered_alone(self):
         mapping = Scripted()
         run(mapping, [record("a", size=MAX_PAYLOAD_BYTES + 1), record("b")])
         self.assertEqual(mapping.batches, [["a"], ["b"]])
@@ -192,18 +193,18 @@ class Delivery(unittest.TestCase):
         run(mapping, [record("a")])
         self.assertEqual(mapping.pauses, [0.4, 0.8, 1.6, 2.0, 2.0, 2.0])
 
-    def test_limits_of_minus_one_are_none(self):
+    def test_a_limit_of_minus_one_means_no_limit(self):
         settings = Settings.from_properties({"MaximumRetryAttempts": -1, "MaximumRecordAgeInSeconds": "-1"})
         self.assertEqual((settings.max_retries, settings.max_age_seconds), (None, None))
 
 
 class Formats(unittest.TestCase):
-    """The model's golden files hold for both."""
+    """Checks the formats against the model's golden files."""
 
     def golden(self, name):
         return json.loads((MODEL_TESTS / "goldens" / f"{name}.json").read_text())
 
-    def test_a_record_is_delivered_as_aws_writes_it(self):
+    def test_a_record_is_delivered_in_the_format_of_aws(self):
         [golden] = self.golden("kinesis-event")["Records"]
         kinesis = golden["kinesis"]
         raw = {
@@ -225,7 +226,7 @@ class Formats(unittest.TestCase):
         )
         return golden, file
 
-    def test_a_failure_file_is_as_aws_writes_it(self):
+    def test_a_failure_file_has_the_format_of_aws(self):
         golden, file = self.failure()
         payloads = [json.loads(it.pop("payload")) for it in (golden, file)]
         self.assertEqual(payloads[0], payloads[1])
@@ -236,7 +237,7 @@ class Formats(unittest.TestCase):
         _, file = self.failure(table)
         self.assertEqual(file["DDBStreamBatchInfo"]["streamArn"], table)
 
-    def test_a_partial_failure_is_no_function_error(self):
+    def test_a_partial_failure_is_not_a_function_error(self):
         _, file = self.failure(last=Invocation(answer={"batchItemFailures": []}, version="7"))
         self.assertEqual(file["responseContext"], {"statusCode": 200, "executedVersion": "7"})
         _, file = self.failure(last=None)
@@ -248,7 +249,7 @@ class Formats(unittest.TestCase):
 
 
 class Source:
-    """A shard by hand; a position counts its records."""
+    """A shard without an emulator. A position is the number of its records that were read."""
 
     def __init__(self):
         self.records = []
@@ -288,7 +289,7 @@ class Polling(unittest.TestCase):
         self.poll({"1": one, "2": two})
         self.assertEqual(self.delivered[2:], [("1", "c")])
 
-    def test_a_mapping_that_starts_at_the_end_passes_over_what_is_there(self):
+    def test_a_mapping_that_starts_at_the_end_skips_existing_records(self):
         source = Source()
         source.records.append(record("before"))
         self.poll({"1": source}, Source.end)
@@ -306,7 +307,7 @@ class Polling(unittest.TestCase):
         self.poll({"2": new}, Source.end)
         self.assertEqual(self.delivered, [("1", "a"), ("2", "b")])
 
-    def test_an_id_that_is_used_again_is_another_shard(self):
+    def test_a_reused_id_is_another_shard(self):
         old, new = Source(), Source()
         old.records.append(record("a"))
         self.poll({"1": old})
@@ -315,7 +316,7 @@ class Polling(unittest.TestCase):
         self.poll({"1": new})
         self.assertEqual(self.delivered, [("1", "a"), ("1", "b")])
 
-    def test_the_number_of_lanes_changes_when_they_are_empty(self):
+    def test_the_number_of_lanes_changes_only_when_they_are_empty(self):
         source = Source()
         self.poll({"1": source}, factor=2)
         [shard] = self.poller.shards
@@ -327,7 +328,7 @@ class Polling(unittest.TestCase):
         self.poll({"1": source}, factor=3)
         self.assertEqual(len(shard.lanes), 3)
 
-    def test_a_lane_in_work_is_not_started_twice(self):
+    def test_a_busy_lane_is_not_started_twice(self):
         source = Source()
         started = []
         poll = lambda: self.poller.poll({"1": source}, Source.beginning, list, 1, lambda *it: started.append(it))
@@ -339,7 +340,7 @@ class Polling(unittest.TestCase):
 
 
 class Emulator(unittest.TestCase):
-    """In MiniStack itself, with a function by script."""
+    """Tests within MiniStack itself, with a scripted function."""
 
     def setUp(self):
         from ministack.core.responses import request_scope
@@ -364,7 +365,7 @@ class Emulator(unittest.TestCase):
         patched = mock.patch.object(lambda_svc, "_execute_function", self.execute)
         patched.start()
         self.addCleanup(patched.stop)
-        # No poll loop: the tests poll.
+        # There is no poll loop: the tests poll.
         patched = mock.patch.object(lambda_svc, "_ensure_poller", lambda: None)
         patched.start()
         self.addCleanup(patched.stop)
@@ -398,7 +399,7 @@ class Emulator(unittest.TestCase):
         return json.loads(answer[2])["UUID"]
 
     def settle(self):
-        """Polls until nothing is delivered any more."""
+        """Polls until no more records are delivered."""
         deadline = time.monotonic() + 30
         while stream_mappings.poll_streams() or any(
             not shard.drained() for poller in stream_mappings._pollers.values() for shard in poller.shards
@@ -433,7 +434,7 @@ class Emulator(unittest.TestCase):
         [record] = self.events[-1]["Records"]
         self.assertEqual(record["invokeIdentityArn"], "arn:aws:iam::000000000000:role/consumer")
 
-    def test_what_is_given_up_is_in_the_bucket(self):
+    def test_records_that_are_given_up_are_in_the_bucket(self):
         arn = self.stream()
         self.s3._create_bucket("failures", b"", {})
         self.put("bad")
@@ -467,7 +468,7 @@ class Emulator(unittest.TestCase):
         delivered = [data for batch in self.delivered()[1:] for data in batch]
         self.assertLessEqual(set(self.base64(*map(str, range(40)))), set(delivered))
 
-    def test_a_disabled_mapping_goes_on_where_it_was(self):
+    def test_a_reenabled_mapping_continues_at_its_position(self):
         arn = self.stream()
         mapping = self.map(arn)
         self.put("a")
@@ -498,7 +499,7 @@ class Emulator(unittest.TestCase):
         self.settle()
         self.assertEqual(self.delivered(), [self.base64("a"), self.base64("b"), self.base64("c")])
 
-    def test_a_table_s_stream_is_filtered(self):
+    def test_the_stream_of_a_table_is_filtered(self):
         table = {
             "TableName": "events", "KeySchema": [{"AttributeName": "id", "KeyType": "HASH"}],
             "AttributeDefinitions": [{"AttributeName": "id", "AttributeType": "S"}], "BillingMode": "PAY_PER_REQUEST",

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Breaks the code of a package in every small way that cargo-mutants knows, and runs its tests on each.
+"""Applies each mutation of cargo-mutants to the code of a package, and runs the package's tests on it.
 
-    .venv/bin/python tools/mutants/run.py store inventory     the packages named, one after the other
-    .venv/bin/python tools/mutants/run.py --report            only writes docs/mutants.md anew
+    .venv/bin/python tools/mutants/run.py store inventory     runs the named packages, one after the other
+    .venv/bin/python tools/mutants/run.py --report            only rewrites docs/mutants.md
 
-What came out is kept in results.json, package by package, and told in docs/mutants.md. Exit status 1 if a package has
-fewer than 90 % caught, or one was missed that accepted.json gives no reason for.
+The results are stored in results.json by package, and shown in docs/mutants.md. Exit status 1 if fewer than 90 % of a
+package's mutants are caught, or if accepted.json has no reason for a missed one.
 """
 
 import json
@@ -23,24 +23,24 @@ DOCS = ROOT / "docs" / "mutants.md"
 LEAST = 0.9
 TABLE = "<!-- results -->"
 KINDS = {"CaughtMutant": "caught", "MissedMutant": "missed", "Timeout": "timeout", "Unviable": "unviable"}
-# Who uses a shared crate tests it, too.
+# The tests of this user of a shared crate run, too.
 USERS = {"contracts": "stream", "lambda": "sites", "machines": "onboarding", "quarantine": "events", "store": "inventory", "stream": "telemetry"}
 
 
 def name(mutant):
-    """A mutant's name without its line, which changes with every line above it."""
+    """Returns a mutant's name without its line, which changes with every line above it."""
     return f"{mutant['file']}: {mutant['name'].partition(': ')[2]}"
 
 
 def counts(outcomes):
-    """What came out for a package: {caught, missed, timeout, unviable: how many, names: of the missed}."""
+    """Returns the result of a package: the count of each kind, and the names of the missed mutants."""
     many = Counter(KINDS[outcome["summary"]] for outcome in outcomes)
     missed = [name(outcome["scenario"]["Mutant"]) for outcome in outcomes if outcome["summary"] == "MissedMutant"]
     return {kind: many[kind] for kind in KINDS.values()} | {"names": sorted(missed)}
 
 
 def run(package):
-    """One package: its own tests, and on what they missed those of its user, which take longer to build."""
+    """Runs a package's own tests and, on the missed mutants, those of its user, which take longer to build."""
     outcomes = mutate(package)
     if package in USERS and any(outcome["summary"] == "MissedMutant" for outcome in outcomes.values()):
         outcomes |= mutate(package, "--iterate", "--test-package", USERS[package])
@@ -48,12 +48,13 @@ def run(package):
 
 
 def mutate(package, *arguments):
-    """The outcomes by mutant, in a copy of the tree; a seed of the simulations is enough for a mutant."""
+    """Returns the outcomes by mutant, tested in a copy of the tree. One seed of the simulations is enough for a
+    mutant."""
     output = OUTPUT / package
     output.mkdir(parents=True, exist_ok=True)
     command = ["cargo", "mutants", "--package", package, "--output", str(output), "--timeout", "60", "--colors", "never"]
     status = subprocess.run([*command, *arguments], cwd=ROOT, env=environment()).returncode
-    if status not in (0, 2, 3):  # all caught; some missed; some ran out of time
+    if status not in (0, 2, 3):  # all caught; some missed; some timed out
         sys.exit(f"cargo mutants ended with status {status}")
     outcomes = json.loads((output / "mutants.out" / "outcomes.json").read_text())["outcomes"]
     return {outcome["scenario"]["Mutant"]["name"]: outcome for outcome in outcomes if outcome["scenario"] != "Baseline"}
@@ -69,7 +70,7 @@ def share(result):
 
 
 def report(results, reasons):
-    """Writes the tables; the mutants that nothing excuses, and the packages that are below the mark."""
+    """Writes the tables. Returns the missed mutants without a reason, and the packages below the limit."""
     lines = ["| package | mutants | do not compile | caught | ran out of time | missed | caught of those that compile |", "|---|---|---|---|---|---|---|"]
     total = Counter()
     for package, result in sorted(results.items()):
@@ -78,7 +79,8 @@ def report(results, reasons):
         lines.append(row(package, numbers))
     lines += [row("all", total), "", "Missed, and why that is accepted:", ""]
     times = Counter(missed for result in results.values() for missed in result["names"])
-    # A reason is for so many: another one in the same function must not pass for it.
+    # A reason counts for this number of mutants, so that another one in the same function is not accepted by
+    # it.
     names = {f"{missed} ({many} times)" if many > 1 else missed for missed, many in times.items()}
     for missed in sorted(names):
         lines.append(f"- `{missed}`: {reasons.get(missed, 'not looked at yet')}")

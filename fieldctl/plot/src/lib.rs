@@ -1,11 +1,11 @@
-//! A sensor's readings as a line in the terminal, of Braille dots: two across and four down in a
-//! character.
+//! Plots a sensor's readings as a line of Braille dots in the terminal. A character has two dots across and
+//! four dots down.
 
 use std::{fmt, ops::RangeInclusive};
 
 use contracts::{Timestamp, readings::Sample};
 
-/// With labels on both sides less than 100 columns.
+/// The width of the plot. With the labels on both sides it takes less than 100 columns.
 const COLUMNS: usize = 72;
 const ROWS: usize = 6;
 const DOTS_ACROSS: usize = 2 * COLUMNS;
@@ -13,27 +13,27 @@ const DOTS_DOWN: usize = 4 * ROWS;
 const DAY_MILLIS: i64 = 24 * 60 * 60 * 1000;
 const TICKS: usize = 8;
 const TICK_COLUMNS: usize = COLUMNS / TICKS;
-/// A limit is a dotted line: one dot in so many.
+/// A limit is a dotted line with one dot in this many.
 const LIMIT_DOTS: usize = 4;
 
-/// Some time of a sensor.
+/// A plot of a sensor's readings in a period.
 #[derive(Debug)]
 pub struct Plot<'a> {
-    /// What is shown.
+    /// The title above the plot.
     pub title: String,
-    /// The time at the left.
+    /// The time at the left edge.
     pub from: Timestamp,
-    /// The time at the right, later.
+    /// The time at the right edge. It must be later than `from`.
     pub to: Timestamp,
-    /// Of that time, sorted; at least one.
+    /// The samples of the period, sorted by time. There must be at least one.
     pub samples: &'a [Sample],
-    /// Limits, by what they are called.
+    /// The limits, each with its name.
     pub limits: Vec<(&'static str, f64)>,
-    /// When the sensor was beyond one of them: from, to.
+    /// The periods in which the sensor was beyond a limit, as start and end.
     pub breaches: Vec<(Timestamp, Timestamp)>,
 }
 
-/// The place of a part (0 to 1) of a whole of so many.
+/// Returns the index of a fraction (0 to 1) in `whole` positions.
 fn place(part: f64, whole: usize) -> usize {
     #[expect(
         clippy::cast_possible_truncation,
@@ -45,13 +45,13 @@ fn place(part: f64, whole: usize) -> usize {
     place.min(whole - 1)
 }
 
-/// Lines of Braille patterns.
+/// The dots of the plot, which are printed as Braille patterns.
 struct Canvas([[bool; DOTS_ACROSS]; DOTS_DOWN]);
 
 impl Canvas {
     fn row(&self, row: usize) -> String {
         let character = |column: usize| {
-            // The bits of a pattern go down the left side, down the right, then along the bottom.
+            // The bits of a pattern go down the left side, down the right side, then along the bottom.
             let bits = [[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]];
             let lines = bits.iter().zip(&self.0[4 * row..]);
             let set = lines.flat_map(|(bits, dots)| {
@@ -68,14 +68,14 @@ impl Plot<'_> {
         (self.to.millis() - self.from.millis()).max(1)
     }
 
-    /// The place of an instant.
+    /// Returns the horizontal position of an instant.
     fn across(&self, at: Timestamp, whole: usize) -> usize {
         #[expect(clippy::cast_precision_loss, reason = "milliseconds of some years")]
         let part = (at.millis() - self.from.millis()) as f64 / self.millis() as f64;
         place(part, whole)
     }
 
-    /// The label of a tick: the time of the day, or the day where there are many.
+    /// Returns the label of a tick: the time of day, or the date if the period is longer than two days.
     fn label(&self, tick: usize) -> String {
         let part = self.millis() * i64::try_from(tick).unwrap_or_default();
         let at = self.from.plus_millis(part / i64::try_from(TICKS).unwrap_or(1)).to_string();
@@ -88,7 +88,7 @@ impl Plot<'_> {
         }
     }
 
-    /// From the least to the greatest that is shown.
+    /// Returns the range of the values: from the smallest to the largest sample or limit.
     fn range(&self) -> RangeInclusive<f64> {
         let shown = self.samples.iter().map(|sample| sample.1);
         let shown = shown.chain(self.limits.iter().map(|(_, limit)| *limit));
@@ -112,7 +112,7 @@ impl fmt::Display for Plot<'_> {
         let mut before = None;
         for Sample(at, value) in self.samples {
             let (x, y) = (self.across(*at, DOTS_ACROSS), down(*value));
-            // From one sample to the next: a line without holes, however steep.
+            // The vertical line from the previous sample leaves no gaps, however steep the change is.
             let from = before.unwrap_or(y);
             for line in &mut canvas.0[y.min(from)..=y.max(from)] {
                 line[x] = true;
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ramp_goes_up_from_midnight_to_midnight() {
+    fn a_ramp_rises_from_midnight_to_midnight() {
         let minute = |minute: i64| Timestamp::from_millis(minute * 60_000);
         #[expect(clippy::cast_precision_loss, reason = "minutes of a day")]
         let samples: Vec<_> = (0..1440).map(|at| Sample(minute(at), at as f64)).collect();
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn readings_without_change_are_a_line_in_the_middle() {
+    fn constant_readings_are_a_line_in_the_middle() {
         let (from, to) = (Timestamp::from_millis(0), Timestamp::from_millis(3 * DAY_MILLIS));
         let samples = [Sample(from, 5.0)];
         let plot = Plot {

@@ -1,8 +1,8 @@
-//! Text from outside, made safe to print on a terminal.
+//! Makes text from outside safe to print on a terminal.
 //!
-//! A terminal obeys control characters, and a person can't see bidirectional controls, zero-width
-//! characters and other format characters. Data may contain all of these. This crate replaces each
-//! of them by its JSON escape (`\u202e`), so in a JSON document the value stays the same.
+//! A terminal obeys control characters, and a person can't see bidirectional controls, zero-width characters
+//! and other format characters. Data may contain all of these. This crate replaces each of them by its JSON
+//! escape (`\u202e`), so the value in a JSON document stays the same.
 
 use std::{
     borrow::Cow,
@@ -14,8 +14,8 @@ use icu_properties::{
     props::{DefaultIgnorableCodePoint, GeneralCategory},
 };
 
-/// Returns true for a character that controls a terminal or that nobody can see: controls (C0, C1,
-/// DEL), format characters, line and paragraph separators, and Unicode's default ignorables.
+/// Returns whether a character controls a terminal or is invisible: controls (C0, C1, DEL), format characters,
+/// line and paragraph separators, and Unicode's default ignorables.
 #[must_use]
 pub fn is_unsafe(c: char) -> bool {
     let category = CodePointMapData::<GeneralCategory>::new().get(c);
@@ -39,7 +39,7 @@ fn replace(text: &str, plain: impl Fn(char) -> Option<char>) -> Cow<'_, str> {
             Some(c) => safe.push(c),
             None if is_unsafe(c) => {
                 for unit in c.encode_utf16(&mut [0; 2]) {
-                    // Writing to a String can't fail.
+                    // Writing to a `String` can't fail.
                     write!(safe, "\\u{unit:04x}").unwrap_or_default();
                 }
             }
@@ -49,26 +49,26 @@ fn replace(text: &str, plain: impl Fn(char) -> Option<char>) -> Cow<'_, str> {
     safe.into()
 }
 
-/// Escapes the unsafe characters of a text of several lines; `\n` stays. For JSON as well: there, an
-/// unsafe character can only be part of a string.
+/// Escapes the unsafe characters of a text of several lines; `\n` stays. This also suits JSON, where an unsafe
+/// character can only be part of a string.
 #[must_use]
 pub fn lines(text: &str) -> Cow<'_, str> {
     replace(text, |c| (c == '\n').then_some(c))
 }
 
-/// Escapes the unsafe characters of a text that stays on one line: `\t`, `\n` and `\r` become spaces.
+/// Escapes the unsafe characters of a text on one line: `\t`, `\n` and `\r` become spaces.
 #[must_use]
 pub fn line(text: &str) -> Cow<'_, str> {
     replace(text, |c| matches!(c, '\t' | '\n' | '\r').then_some(' '))
 }
 
-/// Prints a text on standard output, escaped, with a line end.
+/// Prints an escaped text and a newline on standard output.
 #[expect(clippy::print_stdout, reason = "the tools of this repository print with this function")]
 pub fn print(text: impl Display) {
     println!("{}", lines(&text.to_string()));
 }
 
-/// Prints a text on standard error, escaped, with a line end.
+/// Prints an escaped text and a newline on standard error.
 pub fn print_error(text: impl Display) {
     eprintln!("{}", lines(&text.to_string()));
 }

@@ -1,5 +1,5 @@
-//! Every alarm of the templates, in one table: what it looks at, and when it goes off. An alarm that
-//! is missing, new, or other than in the table makes these tests red.
+//! Compares every alarm of the templates with a table of metrics and conditions. A missing, new or different
+//! alarm fails these tests.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,20 +11,20 @@ use contracts::saga::{COMPENSATE, STEPS};
 use serde_json::{Value, json};
 use testkit::template::{Template, kebab, root};
 
-/// The functions whose errors alarm nobody by themselves.
+/// The functions whose errors raise no alarm of their own.
 const WITHOUT_ERRORS: [&str; 5] = [
-    "CheckSagas",  // runs too seldom to fail twice in a row: SagaChecks tells of it
-    "ImportSite",  // its errors are answers: a registration that can't be read
-    "ReceiveKits", // a delivery that can't be read
-    "ReconcileSubscriptions", // like CheckSagas: SubscriptionReconciliation goes off
-    "ReserveKits", // kits out of stock
+    "CheckSagas",  // It runs too rarely to fail twice in a row; SagaChecks covers it.
+    "ImportSite",  // Its errors are expected: a registration that can't be read.
+    "ReceiveKits", // Its errors are expected: a delivery that can't be read.
+    "ReconcileSubscriptions", // As CheckSagas; SubscriptionReconciliation covers it.
+    "ReserveKits", // Its errors are expected: kits out of stock.
 ];
-/// The functions that run once an hour: one slow run in an hour is slow.
+/// The functions that run once an hour, for which a single slow run raises the alarm.
 const HOURLY: [&str; 1] = ["ReconcileSubscriptions"];
 /// The consumers of streams.
 const OF_STREAMS: [&str; 3] = ["DetectBreaches", "PublishEvents", "StoreReadings"];
 /// The consumers whose mappings count their events: those of streams and of commands. The mappings of
-/// record-failure don't: their queues have alarms on depth and age.
+/// record-failure do not count: their queues have alarms on depth and age.
 const COUNTED: [&str; 5] = [
     "CancelSubscription",
     "DetectBreaches",
@@ -34,16 +34,16 @@ const COUNTED: [&str; 5] = [
 ];
 /// The functions that call the payment provider.
 const OF_THE_PROVIDER: [&str; 2] = ["CancelSubscription", "InitializeSubscription"];
-/// Where an onboarding can fail: in a step, in the state that undoes it, or at its start.
+/// Returns where an onboarding can fail: in a step, in the state that undoes it, or at its start.
 fn places() -> Vec<&'static str> {
     STEPS.iter().map(|step| step.name).chain([COMPENSATE, "Start"]).collect()
 }
 
-/// The queues that carry work; all others hold what failed.
+/// The work queues. All other queues hold failures.
 const COMMANDS: [&str; 2] = ["CancelSubscriptionQueue", "InitializeSubscriptionQueue"];
-/// The tables whose throttles alarm: the others take a few writes a site.
+/// The tables whose throttles raise an alarm. The others get a few writes per site.
 const BUSY_TABLES: [&str; 2] = ["EventsTable", "ReadingsTable"];
-/// Whose description says itself what to do; that of all others names a runbook.
+/// The alarms whose description says what to do. The description of every other alarm names a runbook.
 const SAY_WHAT_TO_DO: [&str; 17] = [
     "CompensationIncomplete",
     "DetectBreachesFailures",
@@ -64,14 +64,14 @@ const SAY_WHAT_TO_DO: [&str; 17] = [
     "SubscriptionReconciliation",
 ];
 
-/// When an alarm goes off: `threshold` is passed in each of `periods` of so many seconds; `silence` is
-/// what missing data mean.
+/// When an alarm goes off: `threshold` is passed in each of `periods` periods of `period` seconds. `silence` is
+/// the treatment of missing data.
 #[derive(Debug, PartialEq)]
 struct Alarm {
     metric: String,
     dimensions: Vec<(String, String)>,
     statistic: String,
-    /// Missing data count as 0, before the alarm sees them.
+    /// Whether missing data is replaced by 0 before the alarm evaluates it.
     filled: bool,
     period: i64,
     periods: i64,
@@ -80,7 +80,7 @@ struct Alarm {
     silence: String,
 }
 
-/// One metric's rule; the dimensions are `name=value`, with `$` for what the alarm is about.
+/// The rule of one metric. A dimension is `name=value`, and `$` is replaced by each item of `about`.
 struct Rule {
     names: &'static str,
     about: Vec<String>,
@@ -91,7 +91,7 @@ struct Rule {
     silence: &'static str,
 }
 
-/// The table: one line a kind of alarm, `$` in its name is what it is about.
+/// Returns the table: one line for each kind of alarm. The `$` in a name is replaced by each item of `about`.
 #[rustfmt::skip]
 fn rules(template: &Template) -> Vec<Rule> {
     let rule = |names, about: &[&str], metric, dimensions, when, periods, silence| Rule {
@@ -134,7 +134,7 @@ fn rules(template: &Template) -> Vec<Rule> {
     ]
 }
 
-/// What rolls a new version back, as the canary alarm of the function `name` has it.
+/// Returns the expression and its inputs in the canary alarm of a function, which rolls a new version back.
 fn canary(function: &str) -> (Value, Vec<Value>) {
     let expression = "IF(FILL(calls, 0) >= ${CanaryMinimumCalls}, \
                       ((FILL(errors, 0) + FILL(items, 0)) / calls > 0.001) + (FILL(p95, 0) > 2 * ${accepted}), \
@@ -183,16 +183,16 @@ fn a_new_version_is_rolled_back_for_these_minutes() {
         (Some(calls), Some(errors), items, Some(p95))
     };
     let minutes = [
-        // Calls, errors, failed items of batches where there are any, p95 in milliseconds.
+        // Calls, errors, failed items of batches if there are any, and the p95 in milliseconds.
         (quiet, false),
-        // Lambda tells the versions' calls apart only while there are two: the deployment is over.
+        // Lambda reports calls by version only while the alias has two versions: the deployment is over.
         ((None, None, Some(3.0), None), false),
-        // Few calls: three failures, however slow they are.
+        // Few calls: three failures roll back, however slow the calls are.
         (minute(20.0, 2.0, None, 5_000.0), false),
         (minute(99.0, 1.0, Some(1.0), 50.0), false),
         (minute(99.0, 1.0, Some(2.0), 50.0), true),
         (minute(3.0, 3.0, None, 50.0), true),
-        // Enough calls: more than one failure in a thousand, or twice as slow as accepted.
+        // Enough calls: more than one failure in a thousand, or twice the accepted duration, roll back.
         (minute(100.0, 0.0, None, 200.0), false),
         (minute(100.0, 0.0, None, 200.1), true),
         (minute(100.0, 1.0, None, 50.0), true),
@@ -212,8 +212,8 @@ fn a_new_version_is_rolled_back_for_these_minutes() {
     }
 }
 
-/// CloudWatch's metric math for one minute, as far as it is needed here: what is missing makes all
-/// missing that is computed from it, but for FILL.
+/// CloudWatch's metric math for one minute, as far as it is needed here. A missing value makes every result
+/// missing that depends on it, except for FILL.
 struct Math<'a> {
     rest: &'a str,
     data: &'a BTreeMap<&'static str, Option<f64>>,
@@ -300,13 +300,13 @@ impl Math<'_> {
     }
 }
 
-/// The alarms on one metric and the canaries, by their logical ids.
+/// Returns the alarms by their logical ids.
 fn alarms(template: &Template) -> BTreeMap<&str, &Value> {
     let alarms = template.resources("AWS::CloudWatch::Alarm");
     alarms.into_iter().map(|(id, alarm)| (id, &alarm["Properties"])).collect()
 }
 
-/// The queues that hold what failed.
+/// Returns the queues that hold failures.
 fn failure_queues(template: &Template) -> Vec<&str> {
     let queues = template.resources("AWS::SQS::Queue").into_keys();
     queues.filter(|queue| !COMMANDS.contains(queue)).collect()
@@ -316,11 +316,11 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-/// An alarm as the template has it.
+/// Returns an alarm as the template defines it.
 fn found(properties: &Value) -> Alarm {
     let filled = properties["Metrics"][0]["Expression"] == "FILL(writes, 0)";
     let stat = if filled { &properties["Metrics"][1]["MetricStat"] } else { &Value::Null };
-    // An alarm has its metric at its top, or within the expression that fills it.
+    // The metric is at the top of an alarm, or in the expression that fills it.
     let metric = if filled { &stat["Metric"] } else { properties };
     let measured = if filled { stat } else { properties };
     let dimensions = metric["Dimensions"].as_array().into_iter().flatten();
@@ -339,7 +339,7 @@ fn found(properties: &Value) -> Alarm {
     }
 }
 
-/// The alarms that there must be on one metric each, by their logical ids.
+/// Returns the expected alarms on a single metric, by their logical ids.
 fn wanted(template: &Template) -> BTreeMap<String, Alarm> {
     let mut wanted = BTreeMap::new();
     for Rule { names, about, metric, dimensions, when, periods, silence } in rules(template) {
@@ -386,7 +386,7 @@ fn wanted(template: &Template) -> BTreeMap<String, Alarm> {
         wanted.insert(format!("{function}DurationAlarm"), alarm);
     }
     for (table, index) in indexes(template) {
-        // A table's own metric does not count the throttles of its indexes.
+        // A table's metric does not count the throttles of its indexes.
         let dimensions = [("TableName", table), ("GlobalSecondaryIndexName", index)];
         let alarm = Alarm {
             metric: "AWS/DynamoDB WriteThrottleEvents".to_owned(),
@@ -405,7 +405,7 @@ fn wanted(template: &Template) -> BTreeMap<String, Alarm> {
     wanted
 }
 
-/// The global secondary indexes, each with its table.
+/// Returns the global secondary indexes, each with its table.
 fn indexes(template: &Template) -> Vec<(&str, &str)> {
     let tables = template.resources("AWS::DynamoDB::Table").into_iter();
     let indexes = tables.flat_map(|(table, resource)| {
@@ -419,7 +419,7 @@ fn indexes(template: &Template) -> Vec<(&str, &str)> {
 }
 
 #[test]
-fn every_alarm_is_in_the_table_and_as_it_says() {
+fn every_alarm_matches_the_table() {
     let template = Template::read();
     let wanted = wanted(&template);
     let alarms = alarms(&template);
@@ -434,7 +434,7 @@ fn every_alarm_is_in_the_table_and_as_it_says() {
     );
     for (id, alarm) in of_metrics {
         assert_eq!(found(alarm), wanted[id], "{id}");
-        // M out of N and the like would say something that the table does not.
+        // Properties such as M out of N would change the alarm in a way that the table does not show.
         for property in ["EvaluateLowSampleCountPercentile", "Unit"] {
             assert_eq!(alarm[property], Value::Null, "{id}");
         }
@@ -444,7 +444,7 @@ fn every_alarm_is_in_the_table_and_as_it_says() {
     }
 }
 
-/// The functions that are deployed gradually, without the suffix `Function`.
+/// Returns the functions that are deployed gradually, without the suffix `Function`.
 fn gradual(template: &Template) -> Vec<&str> {
     let mut functions = template.functions();
     functions.retain(|function| {
@@ -475,7 +475,7 @@ fn a_gradual_deployment_is_rolled_back_by_an_alarm_of_its_own() {
             ("GreaterThanThreshold", &json!(0), 5, "notBreaching"),
             "{id}"
         );
-        // One bad minute of five: the newest have no data yet.
+        // One bad minute of five is enough, because the newest minutes have no data yet.
         assert_eq!(alarm["DatapointsToAlarm"], 1, "{id}");
         // Without gradual deployments there is no version to compare with.
         assert_eq!(template.0["Resources"][&id]["Condition"], "UseGradualDeployment", "{id}");
@@ -486,7 +486,7 @@ fn a_gradual_deployment_is_rolled_back_by_an_alarm_of_its_own() {
 }
 
 #[test]
-fn slow_is_well_above_what_is_accepted_and_well_below_the_time_out() {
+fn duration_limits_are_above_the_accepted_p95_and_below_the_timeout() {
     let template = Template::read();
     let accepted = template.0["Mappings"]["AcceptedDuration"].as_object().expect("the mapping");
     let functions: BTreeSet<_> = template.functions().into_iter().map(kebab).collect();
@@ -531,7 +531,7 @@ fn every_alarm_reaches_on_call_and_says_what_to_do() {
 }
 
 #[test]
-fn every_queue_of_failures_is_emptied_by_record_failure() {
+fn every_failure_queue_is_consumed_by_record_failure() {
     let template = Template::read();
     let mut emptied = BTreeMap::new();
     for (id, mapping) in template.resources("AWS::Lambda::EventSourceMapping") {
@@ -546,14 +546,14 @@ fn every_queue_of_failures_is_emptied_by_record_failure() {
     }
     let queues: BTreeSet<_> = failure_queues(&template).into_iter().collect();
     assert_eq!(emptied.keys().map(String::as_str).collect::<BTreeSet<_>>(), queues);
-    // record-failure may read the queues of these names, whatever service they belong to.
+    // record-failure may read queues with these names, in any service.
     for queue in queues.into_iter().filter(|queue| *queue != "FailureFiles") {
         let name = template.fixed_name(queue).expect("a fixed name");
         assert!(name.ends_with("-failures"), "{queue} is named {name}");
     }
 }
 
-/// The sources of what is deployed.
+/// Appends the sources of the deployed code.
 fn sources(folder: &Path, all: &mut String) {
     for entry in fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();
@@ -566,7 +566,7 @@ fn sources(folder: &Path, all: &mut String) {
 }
 
 #[test]
-fn every_metric_of_ours_that_alarms_is_written_somewhere() {
+fn every_custom_metric_of_an_alarm_is_written_by_the_code() {
     let mut written = String::new();
     for folder in ["functions", "shared"] {
         sources(&root().join(folder), &mut written);

@@ -1,4 +1,4 @@
-//! The cloud of the simulations answers as AWS does, and its faults do what they say.
+//! Tests that the simulated cloud answers as AWS does and that its faults have the documented effects.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ async fn create(table: &Table, at: &str, status: &str) -> Result<Commit, StoreEr
 }
 
 #[test]
-fn a_refused_put_tells_the_row_that_is_in_the_way() {
+fn a_refused_put_returns_the_existing_row() {
     run(async {
         let cloud = Cloud::new(Chance::of(1));
         let table = cloud.table(SITES);
@@ -44,7 +44,7 @@ fn a_refused_put_tells_the_row_that_is_in_the_way() {
 }
 
 #[test]
-fn a_cancelled_transaction_tells_which_condition_did_not_hold() {
+fn a_cancelled_transaction_names_the_failed_condition() {
     run(async {
         let cloud = Cloud::new(Chance::of(1));
         let table = cloud.table(SITES);
@@ -77,7 +77,7 @@ enum Effect {
 #[derive(Debug, PartialEq)]
 struct Met(End, Effect, u64);
 
-/// Puts rows until that fault comes.
+/// Puts rows until that fault occurs.
 fn meet(fault: Fault) -> Met {
     run(async {
         let cloud = Cloud::new(Chance::of(2));
@@ -121,7 +121,7 @@ fn meet(fault: Fault) -> Met {
 }
 
 #[test]
-fn every_fault_does_what_it_says() {
+fn every_fault_has_its_documented_effect() {
     assert_eq!(meet(Fault::Throttled), Met(End::Transient, Effect::Never, 0));
     assert_eq!(meet(Fault::ServerError), Met(End::Transient, Effect::Never, 0));
     assert_eq!(meet(Fault::LostRequest), Met(End::Transient, Effect::Never, 3));
@@ -133,7 +133,7 @@ fn every_fault_does_what_it_says() {
 }
 
 #[test]
-fn a_caller_that_is_gone_does_not_take_its_call_back() {
+fn a_call_takes_effect_after_its_caller_stopped_waiting() {
     run(async {
         let cloud = Cloud::new(Chance::of(1));
         let table = cloud.table(SITES);
@@ -146,7 +146,7 @@ fn a_caller_that_is_gone_does_not_take_its_call_back() {
 }
 
 #[test]
-fn a_partition_is_throttled_for_a_time_and_no_other_is() {
+fn only_one_partition_is_throttled_for_a_limited_time() {
     run(async {
         let cloud = Cloud::new(Chance::of(1));
         let table = cloud.table(SITES);
@@ -160,7 +160,7 @@ fn a_partition_is_throttled_for_a_time_and_no_other_is() {
 }
 
 #[test]
-fn a_queue_keeps_what_is_sent_unless_it_is_too_large() {
+fn a_queue_accepts_a_message_unless_it_is_too_large() {
     run(async {
         let cloud = Cloud::new(Chance::of(1));
         let send = async |body: String| {

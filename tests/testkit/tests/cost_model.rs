@@ -1,4 +1,4 @@
-//! What the cost model takes from the template and the code is what stands there.
+//! Checks that the inputs of the cost model agree with the templates and the code.
 
 use std::fs;
 
@@ -23,7 +23,7 @@ fn near(one: f64, other: f64, what: &str) {
 }
 
 #[test]
-fn the_functions_have_the_memory_that_is_paid_for() {
+fn the_cost_model_has_the_functions_memory() {
     let (template, assumed) = (Template::read(), assumed());
     near(128.0, number(&template.0["Globals"]["Function"]["MemorySize"]), "the usual memory");
     for name in template.functions() {
@@ -34,7 +34,7 @@ fn the_functions_have_the_memory_that_is_paid_for() {
 }
 
 #[test]
-fn the_stream_is_read_in_the_batches_and_lanes_that_are_paid_for() {
+fn the_cost_model_has_the_mappings_batch_sizes_and_lanes() {
     let (template, assumed) = (Template::read(), assumed());
     for (name, Mapping { batch_size, parallelization_factor }) in [
         ("StoreReadingsMapping", assumed.mappings.store_readings),
@@ -48,7 +48,7 @@ fn the_stream_is_read_in_the_batches_and_lanes_that_are_paid_for() {
 }
 
 #[test]
-fn the_routes_let_through_what_the_quotas_say() {
+fn the_quotas_have_the_routes_throttling_limits() {
     let (template, quotas) = (Template::read(), quotas());
     let apis = template.resources("AWS::Serverless::Api");
     let api = apis.values().next().expect("an API");
@@ -63,7 +63,7 @@ fn the_routes_let_through_what_the_quotas_say() {
 }
 
 #[test]
-fn the_code_works_side_by_side_as_is_paid_for() {
+fn the_cost_model_has_the_codes_concurrency_and_record_size() {
     let assumed = assumed();
     for (file, constant) in [
         ("shared/stream/src/lib.rs", format!("SIDE_BY_SIDE: usize = {};", assumed.side_by_side)),

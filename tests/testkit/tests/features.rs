@@ -1,4 +1,5 @@
-//! `make unit-test` and `make e2e-test` resolve the same features, so each dependency is compiled once for both.
+//! Checks that `make unit-test` and `make e2e-test` resolve the same features, so that each dependency is
+//! compiled once for both.
 
 #![allow(clippy::unwrap_used)]
 
@@ -27,7 +28,7 @@ fn the_fault_matrix_and_end_to_end_tests_resolve_the_same_features() {
     same(&features(FAULT_MATRIX), &features(END_TO_END));
 }
 
-/// The packages that `make unit-test` and `make quick` test.
+/// Returns the packages that `make unit-test` and `make quick` test.
 fn unit_packages() -> Vec<String> {
     let makefile = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Makefile");
     let text = fs::read_to_string(makefile).unwrap();
@@ -52,8 +53,8 @@ fn same(unit: &Features, end_to_end: &Features) {
     );
 }
 
-/// Each package with its features, in a build of the selected packages and their tests for this machine. Crates of other
-/// platforms may not have been downloaded.
+/// Returns each package with its features, in a build of the selected packages and their tests for this
+/// machine. Crates of other platforms may not be downloaded.
 fn features(selection: &[&str]) -> Features {
     let output = Command::new(env!("CARGO"))
         .args(["tree", "--offline", "--locked", "--prefix", "none", "--format", "{p}|{f}"])

@@ -1,8 +1,9 @@
-//! What crates may depend on: no service on another service, and fieldctl on no service and no Lambda runtime.
+//! Checks the dependencies between crates: no service depends on another service, and fieldctl depends on no
+//! service and not on the Lambda runtime.
 
 use std::{collections::BTreeSet, fs, path::PathBuf, process::Command};
 
-/// The crates in a folder of the repository, each with its manifest.
+/// Returns the crates in a folder of the repository, each with its manifest.
 fn crates_in(folder: &str) -> Vec<(String, String)> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").join(folder);
     let entries =

@@ -1,4 +1,4 @@
-//! The model of Lambda's mapping keeps to what AWS documents.
+//! Tests that the model of Lambda's event source mapping behaves as AWS documents.
 
 use std::{
     cell::{Cell, RefCell},
@@ -35,14 +35,14 @@ fn texts(records: &[Rc<Record>]) -> Texts {
     records.iter().map(|it| String::from_utf8_lossy(&it.data).into_owned()).collect()
 }
 
-/// A function by script, which takes a second for each batch.
+/// A function that runs a script and takes a second for each batch.
 struct Scripted<S> {
     script: Rc<S>,
     /// The batches that it got.
     batches: Rc<RefCell<Vec<Texts>>>,
-    /// What was given up.
+    /// The failure files of the records that were given up.
     given_up: RefCell<Vec<Value>>,
-    /// The partition keys that are being worked on.
+    /// The partition keys that are being processed.
     working: Rc<RefCell<BTreeSet<String>>>,
     most_at_once: Rc<Cell<usize>>,
 }
@@ -93,7 +93,7 @@ impl<S: Fn(&[Rc<Record>]) -> Result<Value, String> + 'static> Function for Scrip
     }
 }
 
-/// A stream of these texts, put at once under one key.
+/// Returns a stream with these texts, put at the same time under one key.
 fn stream(texts: &[&str]) -> Stream {
     let mut stream = Stream::new(Chance::of(1));
     for text in texts {
@@ -131,7 +131,7 @@ fn deliver(
     })
 }
 
-/// The data of the records in a failure file.
+/// Returns the data of the records in a failure file.
 fn payload(file: &Value) -> Texts {
     let payload: Value =
         serde_json::from_str(file["payload"].as_str().expect("a payload")).expect("JSON");
@@ -152,8 +152,8 @@ fn records_are_delivered_and_given_up_as_aws_writes_them() {
     golden::check(env!("CARGO_MANIFEST_DIR"), "failure-destination", &ran.given_up[0]);
 }
 
-/// A case that the model and the local stack's mappings (`tools/local/stream_mappings.py`) must both
-/// pass. The key is `key` and the time 0 unless a record says otherwise.
+/// A case that both the model and the local stack's mappings (`tools/local/stream_mappings.py`) must pass. The
+/// default key is `key`, and the default time is 0.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Case {
@@ -161,19 +161,19 @@ struct Case {
     #[serde(default)]
     properties: Properties,
     records: Vec<Sent>,
-    /// By the number of the invocation; the last one holds for all further ones.
+    /// The answers by the number of the invocation. The last one is used for all further invocations.
     answers: Vec<Answer>,
     /// The batches in their order.
     batches: Option<Vec<Texts>>,
     last_batch: Option<Texts>,
-    /// What was done, by partition key, in its order.
+    /// The processed records of each partition key, in their order.
     #[serde(default)]
     done: BTreeMap<String, Texts>,
     #[serde(default)]
     given_up: Vec<GivenUp>,
 }
 
-/// Those of the mapping in a template; what is missing is as in [`SETTINGS`].
+/// The properties of the mapping in a template. A missing one has the value in [`SETTINGS`].
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 struct Properties {
@@ -186,7 +186,7 @@ struct Properties {
 
 impl Properties {
     fn settings(&self) -> Settings {
-        // A negative limit is none.
+        // A negative limit means no limit.
         let retries = |limit| u32::try_from(limit).unwrap_or(u32::MAX);
         let age = |limit| u64::try_from(limit).map_or(Duration::MAX, Duration::from_secs);
         Settings {
@@ -217,11 +217,11 @@ enum Sent {
 enum Answer {
     /// A function error.
     Error(bool),
-    /// A function error if this record is in the batch, else a success.
+    /// A function error if this record is in the batch, otherwise a success.
     ErrorWith(String),
     /// `batchItemFailures` with those of these records that are in the batch.
     Failed(Texts),
-    /// This answer.
+    /// This response.
     Value(Value),
 }
 
@@ -303,7 +303,7 @@ fn cases_shared_with_the_local_stack() {
 }
 
 #[test]
-fn progress_and_standstill_are_counted() {
+fn progress_and_stuck_batches_are_counted() {
     let stream = stream(&["a", "b", "c", "d", "e"]);
     let tries = Cell::new(0);
     let ran = deliver(SETTINGS, Disorder::default(), 1, &stream, move |records| {
@@ -316,14 +316,14 @@ fn progress_and_standstill_are_counted() {
 }
 
 #[test]
-fn a_function_that_takes_too_long_has_failed() {
+fn an_invocation_that_exceeds_its_timeout_has_failed() {
     let settings = Settings { timeout: Duration::from_millis(900), most_retries: 0, ..SETTINGS };
     let ran = deliver(settings, Disorder::default(), 1, &stream(&["a"]), |_| Ok(json!({})));
     assert_eq!(ran.happenings[&Happening::TimedOut], 1);
     assert_eq!(ran.given_up.len(), 1);
 }
 
-/// A stream that is split and merged while a hundred records of ten keys are put on it.
+/// Returns a stream that is split and merged while a hundred records of ten keys are put on it.
 fn resharded(seed: u64) -> Stream {
     let mut stream = Stream::new(Chance::of(seed));
     for n in 0..100_u32 {
@@ -346,7 +346,7 @@ fn a_partition_key_is_in_order_across_shards_and_never_in_two_batches_at_once() 
         let ran = deliver(settings, Disorder::default(), seed, &stream, |_| Ok(Value::Null));
         let mut all = ran.batches.concat();
         assert_eq!(all.len(), 100);
-        // By key, in the order that they came in.
+        // By key, in the order of their arrival.
         all.sort_by_key(|text| text[..1].to_owned());
         assert!(all.is_sorted(), "{all:?}");
         most_at_once = most_at_once.max(ran.most_at_once);
@@ -355,7 +355,7 @@ fn a_partition_key_is_in_order_across_shards_and_never_in_two_batches_at_once() 
 }
 
 #[test]
-fn whatever_lambda_loses_every_record_is_done_at_last() {
+fn every_record_is_eventually_processed_whatever_lambda_loses() {
     let disorder = Disorder { crash: 20, lost_answer: 20, replaced_poller: 0, repeat: 20 };
     let settings =
         Settings { batch_size: 10, most_retries: 1_000, most_age: Duration::MAX, ..SETTINGS };
@@ -368,7 +368,7 @@ fn whatever_lambda_loses_every_record_is_done_at_last() {
                 of_script.borrow_mut().extend(texts(records));
                 Ok(Value::Null)
             });
-            // A crash leaves keys behind that nobody works on.
+            // A crash leaves keys that no invocation processes any more.
             let working = Rc::clone(&function.working);
             let mapping = Mapping::new(settings, disorder, Chance::of(seed), function);
             let watched = async {

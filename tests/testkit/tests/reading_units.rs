@@ -1,7 +1,7 @@
-//! What a reading costs in DynamoDB, and an alert: counted on the real day of a station, told in
-//! docs/cost.md and in what the cost model reads.
+//! Counts the DynamoDB units of a reading and of an alert, using the real day of a station. The results are in
+//! docs/cost.md and in the inputs of the cost model.
 //!
-//! `UPDATE_DOCS=1 cargo test -p testkit` writes them anew.
+//! `UPDATE_DOCS=1 cargo test -p testkit` rewrites them.
 
 use std::{collections::BTreeMap, io::Read, time::Duration};
 
@@ -37,7 +37,7 @@ use testkit::{
     template::root,
 };
 
-/// A station whose sensors are known and watched, with limits that its day stays within.
+/// A station whose sensors are registered and have alerting, with limits that its day does not exceed.
 struct Station {
     dynamo: Dynamo,
     saga: Saga,
@@ -79,7 +79,7 @@ impl Station {
         }
     }
 
-    /// The bundles through store-readings, then all of them again, and through detect-breaches.
+    /// Processes the bundles with store-readings twice, then with detect-breaches, and returns what was used.
     async fn count(&self, minutes: u32, bundles: &[Bundle]) -> Bundles {
         let dynamo = &self.dynamo;
         let readings = || dynamo.table(READINGS);
@@ -111,7 +111,7 @@ impl Station {
             let answer = step.handle(&event, deadline()).await.expect("an answer");
             assert_eq!(answer.batch_item_failures, []);
         };
-        // A function that runs knows its sensors.
+        // A warm function has its sensors in its cache.
         let known = step.register.admit(self.saga.site_id, self.by_metric().into_values());
         known.await.expect("active sensors");
         drop(dynamo.take_usage());
@@ -147,7 +147,7 @@ impl Station {
         }
     }
 
-    /// Of the row that detect-breaches reads.
+    /// Returns the size of the row that detect-breaches reads.
     async fn watch_bytes(&self) -> u64 {
         let table = self.dynamo.table(ALERTING);
         let items = table.client().scan().table_name(ALERTING).send().await.expect("a scan");
@@ -160,7 +160,8 @@ impl Station {
         rows.map(|row| serde_json::from_value(row).expect("an event's row")).collect()
     }
 
-    /// A sensor leaves its limits: the change of state with its event, then the event's publishing.
+    /// Counts the write units when a sensor exceeds its limits: the change of state with its event, then the
+    /// publishing of the event.
     async fn alert(&self, day: &Day) -> Alert {
         let bundles = day.bundles(self.saga.site_id, &self.by_metric(), 15).expect("bundles");
         let mut bundle = bundles[0].clone();
@@ -178,7 +179,7 @@ impl Station {
             events: self.dynamo.table(EVENTS),
             bus: aws_sdk_eventbridge::Client::new(&bus.await.config()),
             bus_name: "bus".to_owned(),
-            // Nothing is refused.
+            // No event is refused.
             quarantine: Quarantine {
                 queues: aws_sdk_sqs::Client::new(&http::config("http://nowhere")),
                 url: String::new(),
@@ -186,7 +187,7 @@ impl Station {
             },
         };
         let deadline = || Deadline::after(Duration::from_mins(1));
-        // An event waits for its predecessors, so these are published first, and not counted.
+        // An event waits for its predecessors, so these are published first and not counted.
         let earlier = self.events().await;
         let before = earlier.len();
         let named = earlier.iter().map(|row| Named { key: row.into(), record: None }).collect();
@@ -208,7 +209,7 @@ impl Station {
 
 type Row = BTreeMap<String, AttributeValue>;
 
-/// The readings table's rows, bytes and all.
+/// Returns all rows of the readings table.
 async fn rows(dynamo: &Dynamo) -> Vec<Row> {
     let table = dynamo.table(READINGS);
     let mut pages = table.client().scan().table_name(READINGS).into_paginator().items().send();
@@ -219,7 +220,8 @@ async fn rows(dynamo: &Dynamo) -> Vec<Row> {
     rows
 }
 
-/// As DynamoDB counts a row: names and values, a number by pairs of its digits.
+/// Returns the size of a row as DynamoDB counts it: names and values. A number takes half a byte for each digit,
+/// and one byte more.
 fn stored_bytes(row: &Row) -> u64 {
     fn value_bytes(value: &AttributeValue) -> usize {
         match value {
@@ -251,7 +253,7 @@ fn number(of: usize) -> u32 {
     u32::try_from(of).expect("few of them")
 }
 
-/// An hour of the day, each reading in a bundle of its own.
+/// Returns an hour of the day, with each reading in a bundle of its own.
 fn single(bundles: &[Bundle]) -> Vec<Bundle> {
     let hour = bundles[0].clone();
     let series = hour.series.iter().enumerate();
@@ -261,7 +263,7 @@ fn single(bundles: &[Bundle]) -> Vec<Bundle> {
     });
     readings
         .map(|(place, sensor_id, sample)| Bundle {
-            // As long as ids of bundles are that loggers give.
+            // As long as the bundle ids of real loggers.
             bundle_id: format!("{}/{place:02}", sample.0).replace('/', "-").parse().expect("an id"),
             site_id: hour.site_id,
             series: vec![contracts::readings::Series { sensor_id, samples: vec![sample] }],
@@ -288,7 +290,7 @@ fn line(what: &str, counted: &Bundles) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_docs_tell_what_a_reading_costs() {
+async fn the_docs_show_the_cost_of_a_reading() {
     let root = root();
     let file = root.join("tests/data/surfrad-alamosa-2016-01-01.dat");
     let day = Day::read(&file).expect("the day");

@@ -1,7 +1,7 @@
-//! Adding a step of the saga touches the places that docs/adding-a-step.md lists, and no others.
+//! Checks that a new step of the saga changes only the places that docs/adding-a-step.md lists.
 //!
-//! `UPDATE_DOCS=1 cargo test -p testkit --test steps` writes the tables and diagrams that are made from the
-//! steps, the functions and the event types.
+//! `UPDATE_DOCS=1 cargo test -p testkit --test steps` writes the tables and diagrams that are generated from
+//! the steps, the functions and the event types.
 
 use std::{collections::BTreeSet, env, fmt, fmt::Write, fs, path::Path};
 
@@ -14,7 +14,7 @@ use contracts::{
 use cost::docs::with_table;
 use testkit::template::root;
 
-/// Files that may name every step, and why. A path that ends in `/` stands for the folder.
+/// Files that may name every step, and the reason. A path that ends in `/` is a folder.
 const MAY_LIST_STEPS: &[(&str, &str)] = &[
     ("shared/contracts/src/saga.rs", "declares the steps"),
     ("shared/contracts/src/events.rs", "declares their events"),
@@ -42,15 +42,15 @@ const MAY_LIST_STEPS: &[(&str, &str)] = &[
     ("tests/tests/goldens/", "golden files"),
 ];
 
-/// A name in the forms that occur in files: `ReserveKits`, `reserve-kits`, `reserve_kits`, `RESERVE_KITS`.
+/// Returns the forms of a name in files: `ReserveKits`, `reserve-kits`, `reserve_kits`, `RESERVE_KITS`.
 fn forms(name: &str) -> [String; 4] {
     let kebab = kebab(name);
     let snake = kebab.replace('-', "_");
     [name.to_owned(), kebab, snake.clone(), snake.to_uppercase()]
 }
 
-/// How many steps a text does not name: neither the step nor its undo nor one of its events. The site's own
-/// step does not count: many texts are about sites that come into service.
+/// Returns how many steps a text does not name, neither by the step nor by its undo nor by one of its events.
+/// The site's own step does not count, because many texts are about activated sites.
 fn unnamed_steps(text: &str) -> usize {
     let steps = STEPS.iter().filter(|step| !step.is_of_site());
     let unnamed = steps.filter(|step| {
@@ -65,7 +65,7 @@ fn names_every_step(text: &str) -> bool {
     unnamed_steps(text) == 0
 }
 
-/// The text files of the repository, with their paths.
+/// Returns the text files of the repository with their paths.
 fn files() -> Vec<(String, String)> {
     let mut files = Vec::new();
     gather(&root(), "", &mut files);
@@ -110,7 +110,7 @@ fn no_other_file_lists_the_steps() {
         }
         let excepted = may_list_steps(&path);
         if unnamed_steps(&text) <= 1 {
-            // What is made from the deployed stack lacks a new step until it is made again.
+            // A file that is generated from the deployed stack lacks a new step until it is generated again.
             needed.extend(excepted);
         }
         assert!(
@@ -126,7 +126,7 @@ fn no_other_file_lists_the_steps() {
 }
 
 #[test]
-fn a_list_of_steps_is_noticed_in_every_form() {
+fn a_list_of_steps_is_detected_in_every_form() {
     let list =
         |form: fn(&SagaStep) -> String| STEPS.iter().map(form).collect::<Vec<_>>().join("\n");
     assert!(names_every_step(&list(|step| step.name.to_owned())));
@@ -137,7 +137,7 @@ fn a_list_of_steps_is_noticed_in_every_form() {
     assert!(!names_every_step(&list(|step| step.name.to_owned()).replace(STEPS[0].name, "")));
 }
 
-/// The paths in the table of the checklist.
+/// Returns the paths in the table of the checklist.
 fn checklist() -> Vec<String> {
     let page = fs::read_to_string(root().join("docs/adding-a-step.md")).expect("the checklist");
     let rows = page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| | "));
@@ -177,7 +177,7 @@ fn each_step_is_in_the_six_places_of_the_checklist() {
     }
 }
 
-/// The pages that are made here: path, name of the part, and its text.
+/// Returns the generated parts of pages: path, name of the part, and its text.
 fn parts() -> Vec<(&'static str, &'static str, String)> {
     vec![
         ("README.md", "saga", diagram()),
@@ -207,7 +207,7 @@ fn the_docs_show_the_steps_functions_and_events() {
     }
 }
 
-/// The state machines as a diagram.
+/// Returns the state machines as a diagram.
 fn diagram() -> String {
     let forward = STEPS.map(|step| step.name);
     let back = undo_order().map(|step| step.undo);
@@ -227,7 +227,7 @@ fn diagram() -> String {
     text + "  forward --> back: any step fails, or the site is deleted\n```\n"
 }
 
-/// The functions of a service, by its binaries.
+/// Returns the functions of a service, from its binaries.
 fn functions_of(service: &str) -> Vec<String> {
     let folder = root().join("functions").join(service).join("src/bin");
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
@@ -249,7 +249,7 @@ fn function_table() -> String {
     text
 }
 
-/// The page with the right number before each ` functions`.
+/// Returns the page with the right number before each ` functions`.
 fn with_count(page: &str, count: usize) -> String {
     let mut parts: Vec<String> = page.split(" functions").map(str::to_owned).collect();
     let last = parts.len() - 1;

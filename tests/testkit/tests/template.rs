@@ -1,10 +1,11 @@
-//! How the tests read the templates: a fixed name of another service reads like a reference.
+//! Tests how the tests read the templates: a fixed name of another service's resource is read as a reference to
+//! it.
 
 use serde_json::json;
 use testkit::template::{Template, kebab};
 
 #[test]
-fn names_of_other_services_read_like_references() {
+fn names_of_other_services_are_read_as_references() {
     let template = Template::read();
     let function = template.properties("ReserveKitsFunction");
     let statements = &function["Policies"][0]["Statement"];
@@ -33,7 +34,7 @@ fn names_of_other_services_read_like_references() {
 }
 
 #[test]
-fn fixed_names_stay_as_they_are() {
+fn fixed_names_do_not_change() {
     let template = Template::read();
     for (id, name) in
         [("EventsTable", "events"), ("EventBus", "events"), ("OnCallTopic", "on-call")]

@@ -1,7 +1,7 @@
-//! What one onboarding costs in DynamoDB, and one that is undone: counted, told in docs/cost.md and
-//! in what the cost model reads.
+//! Counts the DynamoDB calls and write units of an onboarding, and of one that is undone. The results are in
+//! docs/cost.md and in the inputs of the cost model.
 //!
-//! `UPDATE_DOCS=1 cargo test -p testkit` writes them anew.
+//! `UPDATE_DOCS=1 cargo test -p testkit` rewrites them.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ use testkit::{
     template::root,
 };
 
-/// Three sensors of three metrics, as most sites of the demo have.
+/// Returns a registration with three sensors of three metrics, as most sites of the demo have.
 fn registration() -> SiteRegistration {
     let sensor = |metric: Metric, min, max| SensorRequest {
         metric,
@@ -62,7 +62,7 @@ fn event<D: serde::Serialize + serde::de::DeserializeOwned>(detail: &D) -> Event
     serde_json::from_value(json).expect("an event")
 }
 
-/// Takes every event.
+/// Returns a bus that accepts every event.
 async fn bus() -> Stub {
     Stub::start(|call: &Call| {
         let entries = call.json()["Entries"].as_array().map_or(0, Vec::len);
@@ -79,7 +79,7 @@ async fn stripe() -> Stub {
     .await
 }
 
-/// An onboarding, and what it has cost so far.
+/// An onboarding, and its usage so far.
 struct Account {
     dynamo: Dynamo,
     bus: Stub,
@@ -95,7 +95,7 @@ fn now() -> Timestamp {
 }
 
 impl Account {
-    /// Kits are in stock, and a site is registered.
+    /// Stocks kits and registers a site.
     async fn open() -> Self {
         let dynamo = Dynamo::start().await;
         let (bus, stripe) = (bus().await, stripe().await);
@@ -130,7 +130,7 @@ impl Account {
         account
     }
 
-    /// Books what was used since the last booking.
+    /// Books the usage since the last booking.
     fn book(&mut self, function: &str, invocations: u32, rows: &'static str) {
         let Usage { calls, write_units } = self.dynamo.take_usage();
         let function = function.to_owned();
@@ -151,7 +151,7 @@ impl Account {
         )
     }
 
-    /// The saga, up to its last step.
+    /// Runs the saga up to its last step.
     async fn onboard(&mut self) {
         let (saga, outbox) = (self.saga, self.dynamo.outbox());
         let with_sensors =
@@ -208,7 +208,7 @@ impl Account {
         self.book("configure-alerting", 1, "alerting, `AlertingConfigured`");
     }
 
-    /// Its last step.
+    /// Runs the last step.
     async fn activate(&mut self) {
         let outbox = self.dynamo.outbox();
         sites::activate_site::ActivateSite { sites: self.dynamo.table(SITES), outbox }
@@ -218,7 +218,7 @@ impl Account {
         self.book("activate-site", 1, "site, `SiteActivated`");
     }
 
-    /// The last step failed before it did anything: the teardown.
+    /// Runs the teardown after the last step failed without an effect.
     async fn undo(&mut self) {
         let (saga, outbox) = (self.saga, self.dynamo.outbox());
         self.book("activate-site", 1, "none: it failed");
@@ -268,7 +268,7 @@ impl Account {
         self.book("recover-onboarding", 1, "none: all was undone");
     }
 
-    /// What became of the events: published, and projected.
+    /// Publishes and projects the events.
     async fn publish(&mut self, rows: [&'static str; 3]) {
         let stored = self.dynamo.rows(EVENTS).await.into_iter();
         let stored = stored.map(|row| serde_json::from_value(row).expect("an event's row"));
@@ -278,14 +278,14 @@ impl Account {
             events: self.dynamo.table(EVENTS),
             bus: aws_sdk_eventbridge::Client::new(&self.bus.config()),
             bus_name: "bus".to_owned(),
-            // Nothing is refused.
+            // No event is refused.
             quarantine: Quarantine {
                 queues: aws_sdk_sqs::Client::new(&http::config("http://nowhere")),
                 url: String::new(),
                 source: "publish-events",
             },
         };
-        // One at a time, as they come one after the other.
+        // Published one at a time, because they occur one after the other.
         for row in &stored {
             let deadline = Deadline::after(Duration::from_secs(5));
             let named = vec![Named { key: EventKey::from(row), record: None }];
@@ -313,7 +313,7 @@ impl Account {
         self.book("project-sensors", count(changed.len()), sensors);
     }
 
-    /// As docs/cost.md tells it.
+    /// Returns the table of docs/cost.md.
     fn table(&self, whole: &str) -> String {
         let mut lines: Vec<_> = self
             .effects
@@ -334,7 +334,7 @@ impl Account {
     }
 }
 
-/// What comes to a projection.
+/// Returns the event as a projection receives it.
 fn detail<D: serde::de::DeserializeOwned>(row: &EventRow) -> Envelope<D> {
     let envelope: Envelope<Value> = row.envelope().expect("an envelope");
     serde_json::from_value(serde_json::to_value(envelope).expect("JSON")).expect("a step's event")
@@ -349,7 +349,7 @@ fn uuid() -> uuid::Uuid {
 }
 
 #[tokio::test]
-async fn the_docs_tell_what_an_onboarding_costs() {
+async fn the_docs_show_the_cost_of_an_onboarding() {
     let mut done = Account::open().await;
     done.onboard().await;
     done.activate().await;

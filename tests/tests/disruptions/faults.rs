@@ -1,4 +1,4 @@
-//! Faults, brought about from outside: nothing in the functions knows of them.
+//! Faults that are caused from outside: the functions have no code for them.
 
 use std::{
     env,
@@ -44,7 +44,7 @@ fn local_stack(command: &str) -> Result<()> {
     Ok(())
 }
 
-/// The payment provider does not answer, until this ends.
+/// An outage of the payment provider: it does not answer until this ends.
 pub struct Outage {
     over: bool,
 }
@@ -56,7 +56,7 @@ impl Outage {
         Ok(Self { over: false })
     }
 
-    /// Starts it again, with all that it knew.
+    /// Starts the provider again with all its data.
     pub fn end(mut self) -> Result<()> {
         self.over = true;
         local_stack("stripe-start")
@@ -73,7 +73,7 @@ impl Drop for Outage {
     }
 }
 
-/// A server in the provider's place that refuses every call, and counts them.
+/// A server in the provider's place that refuses every call and counts them.
 pub struct Refusing {
     address: SocketAddr,
     calls: Arc<Mutex<Vec<Instant>>>,
@@ -82,7 +82,7 @@ pub struct Refusing {
 }
 
 impl Refusing {
-    /// Takes the port of the provider, which was stopped; answers with that status.
+    /// Binds the port of the stopped provider, and answers with that status.
     pub fn begin(status: u16) -> Result<Self> {
         let port = env::var("FIELDSTATION_STRIPE_PORT").unwrap_or_else(|_| "8420".into());
         let address = format!("127.0.0.1:{port}").parse()?;
@@ -103,17 +103,17 @@ impl Refusing {
         Ok(Self { address, calls, over, thread: Some(thread) })
     }
 
-    /// When it was called.
+    /// Returns the time of each call.
     pub fn calls(&self) -> Vec<Instant> {
         self.calls.lock().expect("no panic here").clone()
     }
 }
 
 impl Drop for Refusing {
-    /// Leaves the place at once, for the provider comes back.
+    /// Frees the port at once, because the provider starts again on it.
     fn drop(&mut self) {
         self.over.store(true, Ordering::SeqCst);
-        // It waits for a caller.
+        // The thread waits in `accept`; this connection wakes it.
         let woken = TcpStream::connect(self.address).is_ok();
         if let Some(thread) = self.thread.take().filter(|_| woken)
             && thread.join().is_err()
@@ -123,7 +123,7 @@ impl Drop for Refusing {
     }
 }
 
-/// Reads a request, and refuses it.
+/// Reads a request and refuses it.
 fn refuse(mut caller: &TcpStream, status: u16) -> Result<()> {
     caller.set_read_timeout(Some(Duration::from_secs(2)))?;
     let mut reader = BufReader::new(caller);
@@ -147,11 +147,11 @@ fn refuse(mut caller: &TcpStream, status: u16) -> Result<()> {
     Ok(())
 }
 
-/// The factor by which the emulator's Step Functions shorten the waits between retries.
+/// The factor by which the emulator's Step Functions scale the waits between retries.
 pub struct WaitScale;
 
 impl WaitScale {
-    /// Sets it.
+    /// Sets the factor.
     pub async fn set(stack: &Stack, scale: f64) -> Result<Self> {
         let config = json!({ "stepfunctions._SFN_WAIT_SCALE": scale });
         let url = stack.endpoint().join("/_ministack/config")?;
@@ -161,20 +161,20 @@ impl WaitScale {
         Ok(Self)
     }
 
-    /// Waits are as long as the state machines say again.
+    /// Restores the waits that the state machines define.
     pub async fn restore(self, stack: &Stack) -> Result<()> {
         Self::set(stack, 1.0).await.map(drop)
     }
 }
 
-/// A queue's visibility time-out, changed for a while.
+/// A temporarily changed visibility timeout of a queue.
 pub struct Visibility {
     queue_url: String,
     before: String,
 }
 
 impl Visibility {
-    /// Sets it to so many seconds.
+    /// Sets the timeout in seconds.
     pub async fn set(stack: &Stack, queue: &str, seconds: u32) -> Result<Self> {
         let queue_url = stack.queue_url(queue).await?;
         let asked = stack
@@ -194,7 +194,7 @@ impl Visibility {
         Ok(visibility)
     }
 
-    /// As it was.
+    /// Restores the previous timeout.
     pub async fn restore(self, stack: &Stack) -> Result<()> {
         self.put(stack, &self.before).await
     }
@@ -211,8 +211,7 @@ impl Visibility {
     }
 }
 
-/// A function whose alias `live` points to a version with a wrong configuration, as a bad
-/// deployment would.
+/// A function whose alias `live` points to a version with a wrong configuration, as after a bad deployment.
 pub struct Broken<'a> {
     stack: &'a Stack,
     function: String,
@@ -247,7 +246,7 @@ impl<'a> Broken<'a> {
         Ok(broken)
     }
 
-    /// Does something while the function is broken; mends it, whatever comes of that.
+    /// Runs the work while the function is broken, and rolls back afterwards, even if the work panics.
     pub async fn during<T>(self, work: impl AsyncFnOnce() -> Result<T>) -> Result<T> {
         let outcome = AssertUnwindSafe(work()).catch_unwind().await;
         self.point_to(&self.good_version).await?;
@@ -266,7 +265,7 @@ impl<'a> Broken<'a> {
             .map(drop)
     }
 
-    /// Lambda's API, of which these few calls are not worth the compiling of its SDK.
+    /// Calls Lambda's API. Its SDK would take too long to compile for these few calls.
     async fn lambda(&self, method: Method, path: &str, body: &Value) -> Result<Value> {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let path = format!("/2015-03-31/functions/{}/{path}", self.function);
@@ -281,7 +280,7 @@ impl<'a> Broken<'a> {
     }
 }
 
-/// The processes that run a function of this stack now.
+/// Returns the processes that currently run a function of this stack.
 pub fn pids(stack: &Stack, function: &str) -> Result<Vec<Pid>> {
     let function = stack.named(function);
     let endpoint = stack.endpoint().as_str().trim_end_matches('/');
@@ -293,7 +292,7 @@ pub fn pids(stack: &Stack, function: &str) -> Result<Vec<Pid>> {
         let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        // A process may end while it is looked at, or be another user's.
+        // The process may end during this loop, or belong to another user.
         let Ok(environment) = fs::read(entry.path().join("environ")) else { continue };
         let environment = String::from_utf8_lossy(&environment);
         let variables = environment.split('\0');
@@ -304,16 +303,18 @@ pub fn pids(stack: &Stack, function: &str) -> Result<Vec<Pid>> {
     Ok(found)
 }
 
-/// All processes of a function, stopped in their tracks; they go on when this is dropped.
+/// All processes of a function, stopped by `SIGSTOP`. They continue when this is dropped.
 pub struct Frozen(Vec<Pid>);
 
-/// Far less than a call to the emulator takes: what such a call makes true is seen before the next.
+/// Far less than the duration of a call to the emulator, so an effect of such a call is seen before the next
+/// call.
 const STEP: Duration = Duration::from_micros(500);
-/// Below every function's time-out.
+/// Less than every function's timeout.
 const LONGEST_WALK: Duration = Duration::from_secs(8);
 
 impl Frozen {
-    /// Stops them. There must be one that waits for work: a new one would not be stopped.
+    /// Stops the processes. At least one must wait for work, because a process that starts later is not
+    /// stopped.
     pub fn processes(stack: &Stack, function: &str) -> Result<Self> {
         let pids = pids(stack, function)?;
         ensure!(!pids.is_empty(), "{function} has no process yet");
@@ -322,7 +323,7 @@ impl Frozen {
         Ok(frozen)
     }
 
-    /// Which they are.
+    /// Returns the stopped processes.
     pub fn pids(&self) -> Vec<Pid> {
         self.0.clone()
     }
@@ -334,8 +335,7 @@ impl Frozen {
         Ok(())
     }
 
-    /// Lets them go on, a little at a time, until the look finds what it looks for; they are stopped
-    /// then.
+    /// Lets the processes continue in short intervals until `look` finds its condition. They are stopped then.
     pub async fn step_until<T, S: Debug>(
         &self,
         what: &str,
@@ -356,7 +356,7 @@ impl Frozen {
         }
     }
 
-    /// `kill -9`; waits until they are gone.
+    /// Kills the processes with `kill -9`, and waits until they have ended.
     pub async fn kill(mut self) -> Result<()> {
         self.signal(Signal::KILL)?;
         let pids = std::mem::take(&mut self.0);
@@ -371,7 +371,7 @@ impl Frozen {
             Ok((alive.is_empty(), format!("{alive:?}")))
         })
         .await?;
-        // The emulator may be at work still on what they had sent.
+        // The emulator may still process requests that they had sent.
         tokio::time::sleep(Duration::from_millis(200)).await;
         Ok(())
     }

@@ -1,6 +1,6 @@
-//! What goes wrong around the code: an outage, functions that fail, processes that are killed. Each
-//! test disturbs the whole stack, so they take turns; and each proves that its fault happened where
-//! it was meant to, before it looks at what came of it.
+//! Tests disruptions from outside the code: an outage, failing functions and killed processes. Each test
+//! affects the whole stack, so they run one at a time. Each test checks that its fault happened where it was
+//! intended before it checks the result.
 
 #[expect(dead_code, reason = "not every fault is brought about here")]
 mod faults;
@@ -41,7 +41,7 @@ async fn register(stack: &Stack, what: &str, card: &str) -> Result<Ids> {
     stack.register(&Uuid::new_v4().to_string(), &registration(&name, &[METRIC], card)).await
 }
 
-/// A site that went through: after it, every function on the way has a warm process.
+/// Onboards a site. After it, every function of the onboarding has a warm process.
 async fn warm_up(stack: &Stack) -> Result<()> {
     stack.deliver(&[METRIC], 20).await?;
     let ids = register(stack, "warm-up", GOOD_CARD).await?;
@@ -50,7 +50,7 @@ async fn warm_up(stack: &Stack) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the saga is at that step, and has begun to try it.
+/// Waits until the saga is at that step and the step was tried at least once.
 async fn at_step(stack: &Stack, ids: Ids, step: &str) -> Result<()> {
     until(&format!("the saga to be at {step}"), PATIENCE, async || {
         let execution = stack.onboarding(ids.onboarding_id).await?;
@@ -63,7 +63,8 @@ async fn at_step(stack: &Stack, ids: Ids, step: &str) -> Result<()> {
     .await
 }
 
-/// The site was rejected because of that step, and nothing is left of it; the error's name.
+/// Checks that the site was rejected because of that step and that nothing is left of it. Returns the name of
+/// the error.
 async fn assert_undone(stack: &Stack, ids: Ids, step: &str) -> Result<String> {
     let execution = stack.onboarding_over(ids.onboarding_id).await?;
     assert_eq!(execution.status, ExecutionStatus::Failed, "{execution:?}");
@@ -109,7 +110,7 @@ async fn an_outage_of_the_provider_fills_the_queue_which_then_drains() -> Result
         Ok((count == 3, saw))
     })
     .await?;
-    // Longer than the first tries: they go back to the queue.
+    // Longer than the first tries, after which the commands return to the queue.
     tokio::time::sleep(Duration::from_secs(4)).await;
     until_true("the queue to hold three commands still", PATIENCE, async || {
         let (count, saw) = held().await?;
@@ -145,7 +146,7 @@ async fn a_step_that_fails_with_an_unknown_error_is_undone() -> Result<()> {
     let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
     warm_up(&stack).await?;
-    // A version that can't even start: its table's name is gone.
+    // A version that can't start, because the name of its table is empty.
     let broken = Broken::version(&stack, "configure-alerting", "ALERTING_TABLE", "").await?;
     let ids = broken
         .during(async || {
@@ -162,7 +163,7 @@ async fn a_step_that_fails_with_an_unknown_error_is_undone() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_undo_that_fails_once_is_tried_again() -> Result<()> {
+async fn an_undo_that_fails_once_is_retried() -> Result<()> {
     let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
     warm_up(&stack).await?;
@@ -193,11 +194,11 @@ async fn an_undo_that_fails_once_is_tried_again() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_undo_that_fails_for_good_is_told_and_the_others_run() -> Result<()> {
+async fn an_undo_that_fails_permanently_is_reported_and_the_others_run() -> Result<()> {
     let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
     warm_up(&stack).await?;
-    // The waits between eight retries last three minutes: too long for a test.
+    // The waits between eight retries last three minutes, which is too long for a test.
     let scale = WaitScale::set(&stack, 0.01).await?;
     let broken =
         Broken::version(&stack, "deprovision-sensors", "DEVICES_TABLE", "no-such-table").await?;
@@ -205,7 +206,7 @@ async fn an_undo_that_fails_for_good_is_told_and_the_others_run() -> Result<()> 
         .during(async || {
             let ids = register(&stack, "undo fails for good", DECLINED_CARD).await?;
             let execution = stack.onboarding_over(ids.onboarding_id).await?;
-            // It is recovered once, as if it had been cut off: in vain, too.
+            // It is recovered once, as if it had been stopped. That fails too.
             until("the recovery to fail", PATIENCE, async || {
                 let name = format!("recovery-{}", ids.onboarding_id);
                 let recovery = stack.teardown_named(&name).await?;
@@ -238,7 +239,8 @@ async fn an_undo_that_fails_for_good_is_told_and_the_others_run() -> Result<()> 
     let places: Vec<_> = left.iter().map(|(place, _)| place.as_str()).collect();
     assert_eq!(places, [names::DEVICES], "{left:?}");
 
-    // Mended, as the alarm says: the teardown again, with the input from the cause.
+    // After the rollback, the operator starts the teardown again with the input from the cause, as the alarm
+    // says.
     let input = cause["teardownInput"].to_string();
     let arn = stack.start_teardown(&input).await?;
     until("the teardown to be over", PATIENCE, async || {
@@ -255,12 +257,12 @@ async fn an_undo_that_fails_for_good_is_told_and_the_others_run() -> Result<()> 
     Ok(())
 }
 
-/// A moment of a few milliseconds can be missed on a busy machine; then it is waited for again, with
-/// other sites.
+/// The number of attempts. A moment of a few milliseconds can be missed on a busy machine; the test then tries
+/// again with other sites.
 const CHANCES: usize = 5;
 
 #[tokio::test]
-async fn publish_events_killed_in_mid_batch_loses_nothing() -> Result<()> {
+async fn publish_events_killed_during_a_batch_loses_nothing() -> Result<()> {
     let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
     for _ in 0..CHANCES {
@@ -270,7 +272,7 @@ async fn publish_events_killed_in_mid_batch_loses_nothing() -> Result<()> {
         let killed = frozen.pids();
         let sites = try_join_all((0..6).map(|_| register(&stack, "killed", GOOD_CARD))).await?;
 
-        // In mid-batch: events are on the bus, and the table does not know it yet.
+        // During the batch: events are on the bus, and the table does not have them as published yet.
         let of_ours: BTreeSet<_> = sites.iter().map(|ids| ids.onboarding_id.to_string()).collect();
         let ahead = async || {
             let rows = stack.rows(names::EVENTS).await?;
@@ -287,7 +289,7 @@ async fn publish_events_killed_in_mid_batch_loses_nothing() -> Result<()> {
             })
             .await?;
         frozen.kill().await?;
-        // What had left the process before it was killed is done by now.
+        // Calls that left the process before it was killed have completed by now.
         let ahead = ahead().await?;
 
         for ids in &sites {
@@ -306,8 +308,7 @@ async fn publish_events_killed_in_mid_batch_loses_nothing() -> Result<()> {
     bail!("publish-events was never killed in mid-batch");
 }
 
-/// Every event of these sites was delivered, and no other; how many of the deliveries were more than
-/// one of their event.
+/// Checks that exactly the events of these sites were delivered. Returns the number of duplicate deliveries.
 async fn assert_all_heard(stack: &Stack, capture: &Capture, sites: &[Ids]) -> Result<usize> {
     let mut logged = BTreeSet::new();
     for ids in sites {
@@ -364,7 +365,7 @@ async fn a_step_killed_after_its_effect_is_undone() -> Result<()> {
 
         let execution = stack.onboarding_over(ids.onboarding_id).await?;
         if execution.task("ProvisionSensors").is_some_and(|task| task.succeeded) {
-            continue; // it had answered before it was killed
+            continue; // It had answered before it was killed.
         }
         assert_undone(&stack, ids, "ProvisionSensors").await?;
         let story = log::story(&stack, ids.onboarding_id).await?;
@@ -379,7 +380,8 @@ async fn a_step_killed_after_its_effect_is_undone() -> Result<()> {
 async fn billing_killed_between_the_payment_and_its_commit_pays_once() -> Result<()> {
     let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
-    // A killed run's message comes back after the visibility time-out: two minutes, in production.
+    // The message of a killed invocation returns after the visibility timeout, which is two minutes in
+    // production.
     let visibility = Visibility::set(&stack, names::INITIALIZE_SUBSCRIPTION, 5).await?;
     let outcome = billing_killed(&stack).await;
     visibility.restore(&stack).await?;
@@ -418,7 +420,8 @@ async fn billing_killed(stack: &Stack) -> Result<()> {
     bail!("initialize-subscription was never killed between the payment and its commit");
 }
 
-/// A day of a site with three sensors, in bundles of an hour: a row for each series.
+/// Returns a day of a site in bundles of an hour. Each bundle has a series for each sensor, which is stored as
+/// one row.
 fn hours(site: SiteId, sensors: &[SensorId]) -> Result<Vec<Bundle>> {
     let midnight: Timestamp = "2016-01-01T00:00:00Z".parse()?;
     let bundle = |hour: i64| {
@@ -439,7 +442,7 @@ fn hours(site: SiteId, sensors: &[SensorId]) -> Result<Vec<Bundle>> {
     (0..24).map(bundle).collect()
 }
 
-/// All rows of these sensors' samples, once there are so many.
+/// Waits for that many rows of these sensors' samples, and returns all of them.
 async fn rows(stack: &Stack, sensors: &[SensorId], count: usize) -> Result<Vec<Item>> {
     until(&format!("{count} rows of samples"), PATIENCE, async || {
         let rows = try_join_all(sensors.iter().map(|sensor| stack.series_rows(*sensor)));
@@ -450,7 +453,7 @@ async fn rows(stack: &Stack, sensors: &[SensorId], count: usize) -> Result<Vec<I
 }
 
 #[tokio::test]
-async fn store_readings_killed_in_mid_batch_loses_nothing_and_doubles_nothing() -> Result<()> {
+async fn store_readings_killed_during_a_batch_stores_everything_once() -> Result<()> {
     let _turn = TURN.lock().await;
     let stack = Stack::connect().await?;
     for _ in 0..CHANCES {
@@ -464,7 +467,7 @@ async fn store_readings_killed_in_mid_batch_loses_nothing_and_doubles_nothing() 
         let bundles = hours(ids.site_id, &sensors)?;
         let all = bundles.len() * sensors.len();
         let (first, others) = bundles.split_first().context("a bundle")?;
-        // After it the function has a warm process.
+        // After this, the function has a warm process.
         send(&stack, &[first]).await?;
         rows(&stack, &sensors, sensors.len()).await?;
 

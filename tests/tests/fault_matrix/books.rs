@@ -1,4 +1,4 @@
-//! All tables and the payment provider, read at once for all cases that are over by then.
+//! Reads all tables and the payment provider at once, for all cases that have ended by then.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,11 +16,11 @@ use tests::{
 };
 use tokio::sync::Mutex;
 
-/// The steps' tables; a row of them that mentions an onboarding belongs to it.
+/// The steps' tables. A row that contains an onboarding's id belongs to it.
 const TABLES: [&str; 5] =
     [names::SITES, names::INVENTORY, names::DEVICES, names::BILLING, names::ALERTING];
 
-/// What there is.
+/// A snapshot of all tables and of the payment provider.
 #[derive(Debug)]
 pub struct Books {
     begun: Instant,
@@ -46,7 +46,7 @@ impl Books {
         Ok(Self { begun, rows, events, billed: stripe::all_billed(stack).await? })
     }
 
-    /// The onboarding's rows, each with its table.
+    /// Returns the onboarding's rows, each with its table.
     pub fn rows(&self, onboarding: OnboardingId) -> Vec<(&'static str, &Value)> {
         let onboarding = onboarding.to_string();
         let all = self.rows.iter().flat_map(|(table, rows)| rows.iter().map(|row| (*table, row)));
@@ -54,19 +54,20 @@ impl Books {
         ours.map(|(table, (_, row))| (table, row)).collect()
     }
 
-    /// The onboarding's events, the oldest of each entity first.
+    /// Returns the onboarding's events, ordered by entity and sequence.
     pub fn events(&self, onboarding: OnboardingId) -> Vec<LoggedEvent> {
         let mut events = self.events.get(&onboarding.to_string()).cloned().unwrap_or_default();
         events.sort_by(|a, b| (&a.entity, a.sequence).cmp(&(&b.entity, b.sequence)));
         events
     }
 
-    /// What the payment provider has of the onboarding.
+    /// Returns what the payment provider has of the onboarding.
     pub fn billed(&self, onboarding: OnboardingId) -> Billed {
         self.billed.get(&onboarding.to_string()).cloned().unwrap_or_default()
     }
 
-    /// Kits of the metric in stock beyond what was delivered and is not set aside.
+    /// Returns the kits of the metric in stock or reserved, minus the delivered ones. It is 0 if the stock is
+    /// right.
     pub fn surplus(&self, metric: Metric) -> Result<i64> {
         let kits = |row: &Value| -> i64 {
             let kits = row["kits"].as_array().into_iter().flatten();
@@ -86,19 +87,19 @@ impl Books {
         Ok(surplus)
     }
 
-    /// Events that EventBridge did not take yet, or of which the table does not know it.
+    /// Returns the events that are not marked as published.
     pub fn unpublished(&self) -> Vec<String> {
         let waiting = self.events.values().flatten().filter(|event| !event.is_published());
         waiting.map(|event| format!("{} {}", event.entity, event.kind)).collect()
     }
 
-    /// The onboardings that the payment provider has a subscription of.
+    /// Returns the onboardings that have a subscription at the payment provider.
     pub fn subscribers(&self) -> BTreeSet<String> {
         let paying = self.billed.iter().filter(|(_, billed)| !billed.subscriptions.is_empty());
         paying.map(|(onboarding, _)| onboarding.clone()).collect()
     }
 
-    /// The onboardings whose site is in service.
+    /// Returns the onboardings whose site is active.
     pub fn in_service(&self) -> BTreeSet<String> {
         let sites = self.rows.get(names::SITES).into_iter().flatten().map(|(_, row)| row);
         let active = sites.filter(|row| row["row"] == "SITE" && row["status"] == "ACTIVE");
@@ -106,12 +107,12 @@ impl Books {
     }
 }
 
-/// Who reads the books, for all who ask meanwhile.
+/// Reads a snapshot once for all callers that wait at the same time.
 #[derive(Debug, Default)]
 pub struct Reader(Mutex<Option<Arc<Books>>>);
 
 impl Reader {
-    /// As they are now, or later.
+    /// Returns a snapshot that was begun after this call.
     pub async fn now(&self, stack: &Stack) -> Result<Arc<Books>> {
         let asked = Instant::now();
         let mut last = self.0.lock().await;

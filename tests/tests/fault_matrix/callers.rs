@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection: a function's process, found by the connection's port.
+//! Identifies the function's process at the other end of a connection by the connection's port.
 
 use std::{fs, io, path::Path, time::Duration};
 
@@ -8,15 +8,15 @@ use rustix::process::{Pid, Signal, kill_process};
 /// A process that runs a function.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// Its number.
+    /// The process id.
     pub pid: Pid,
     /// The function's name in AWS.
     pub function: String,
-    /// `host:port` of its own Runtime API.
+    /// `host:port` of the process's own Runtime API.
     pub runtime_api: String,
 }
 
-/// The process whose connection to our port `to` comes from its port `from`; both on loopback.
+/// Finds the process whose connection to our port `to` comes from its port `from`. Both are on loopback.
 pub fn find(from: u16, to: u16) -> Result<Caller> {
     let inode = inode(from, to)?;
     let link = format!("socket:[{inode}]");
@@ -25,7 +25,7 @@ pub fn find(from: u16, to: u16) -> Result<Caller> {
         let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        // A process may end while it is looked at, or be another user's.
+        // A process may end during the search, or belong to another user.
         if has_open(&entry.path(), &link).unwrap_or(false) {
             let environment = fs::read(entry.path().join("environ"))?;
             let environment = String::from_utf8_lossy(&environment);
@@ -53,7 +53,7 @@ fn has_open(process: &Path, link: &str) -> io::Result<bool> {
     Ok(false)
 }
 
-/// The socket of the connection, on its caller's side.
+/// Returns the inode of the caller's socket.
 fn inode(from: u16, to: u16) -> Result<String> {
     let port = |address: &str| {
         let (_, port) = address.split_once(':')?;
@@ -72,7 +72,7 @@ fn inode(from: u16, to: u16) -> Result<String> {
     bail!("the connection from port {from} is gone")
 }
 
-/// `kill -9`; returns when the process is gone.
+/// Kills the process with `kill -9`, and returns when it has ended.
 pub async fn kill(pid: Pid) -> Result<()> {
     kill_process(pid, Signal::KILL).with_context(|| format!("kill -9 {pid:?}"))?;
     for _ in 0..500 {

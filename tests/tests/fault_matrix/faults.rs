@@ -1,14 +1,14 @@
-//! The faults, and the errors in each service's own words.
+//! The faults, and the error responses of each service.
 
 use std::fmt;
 
 use hyper::{StatusCode, body::Bytes};
 use serde_json::json;
 
-/// Where a call goes.
+/// The service that a call goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
-    /// One of AWS's.
+    /// A service of AWS.
     Aws,
     /// The payment provider.
     Stripe,
@@ -16,15 +16,15 @@ pub enum Service {
 
 macro_rules! faults {
     ($($(#[$doc:meta])* $fault:ident = $name:literal;)*) => {
-        /// What goes wrong with a call.
+        /// A fault at a call.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Fault { $($(#[$doc])* $fault,)* }
 
         impl Fault {
-            /// Every fault.
+            /// All faults.
             pub const ALL: &'static [Self] = &[$(Self::$fault),*];
 
-            /// Its name in cases and docs.
+            /// Returns the fault's name in cases and in the documentation.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$fault => $name,)* }
             }
@@ -33,56 +33,56 @@ macro_rules! faults {
 }
 
 faults! {
-    /// An error; nothing was done.
+    /// An error response without an effect.
     ErrorBefore = "error-before";
-    /// An error; all was done.
+    /// An error response after the effect.
     ErrorAfter = "error-after";
-    /// The service has too much to do.
+    /// A throttling response.
     Throttle = "throttle";
-    /// No answer until the client gives up; the effect comes after the client's repeat.
+    /// No response until the client times out. The effect comes after the client's retry.
     Late = "late";
-    /// The connection breaks; nothing was done.
+    /// The connection breaks before the effect.
     CutBefore = "cut-before";
-    /// The connection breaks; all was done.
+    /// The connection breaks after the effect.
     CutAfter = "cut-after";
-    /// While the call hangs, the function is given the same event again.
+    /// While the call hangs, the function gets the same event a second time.
     Duplicate = "duplicate";
-    /// The process is killed; nothing was done.
+    /// The process is killed before the effect.
     KillBefore = "kill-before";
-    /// The process is killed; all was done.
+    /// The process is killed after the effect.
     KillAfter = "kill-after";
-    /// [`Fault::ErrorBefore`], at every try of this invocation.
+    /// [`Fault::ErrorBefore`] at every try of this invocation.
     ErrorBeforeLasting = "error-before-lasting";
-    /// [`Fault::ErrorAfter`], at every try of this invocation.
+    /// [`Fault::ErrorAfter`] at every try of this invocation.
     ErrorAfterLasting = "error-after-lasting";
-    /// [`Fault::Throttle`], at every try of this invocation.
+    /// [`Fault::Throttle`] at every try of this invocation.
     ThrottleLasting = "throttle-lasting";
-    /// [`Fault::ErrorBefore`], and the provider keeps it under the call's idempotency key.
+    /// [`Fault::ErrorBefore`], which the provider stores under the call's idempotency key.
     StoredErrorBefore = "stored-error-before";
-    /// [`Fault::ErrorAfter`], and the provider keeps it under the call's idempotency key.
+    /// [`Fault::ErrorAfter`], which the provider stores under the call's idempotency key.
     StoredErrorAfter = "stored-error-after";
-    /// No answer until the client gives up, and a final error to its repeat; the effect comes when
-    /// all was undone.
+    /// No response until the client times out, and a permanent error to its retry. The effect comes after
+    /// everything was undone.
     LateAfterUndo = "late-after-undo";
 }
 
 impl Fault {
-    /// Whether every try of the invocation meets it.
+    /// Returns whether every try of the invocation meets the fault.
     pub fn lasts(self) -> bool {
         matches!(self, Self::ErrorBeforeLasting | Self::ErrorAfterLasting | Self::ThrottleLasting)
     }
 
-    /// Whether the function's process ends: a step of a state machine that crashes is undone.
+    /// Returns whether the function's process ends. A step of a state machine that crashes is undone.
     pub fn kills(self) -> bool {
         matches!(self, Self::KillBefore | Self::KillAfter)
     }
 
-    /// Whether no try again can heal it.
+    /// Returns whether a retry can't help.
     pub fn is_final(self) -> bool {
         self == Self::LateAfterUndo
     }
 
-    /// Whether the effect comes when nobody waits for it any more.
+    /// Returns whether the effect comes when no client waits for it any more.
     pub fn is_late(self) -> bool {
         matches!(self, Self::Late | Self::LateAfterUndo)
     }
@@ -94,18 +94,18 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What a service says when it fails.
+/// The kind of an error response.
 #[derive(Clone, Copy, Debug)]
 pub enum Word {
-    /// It broke.
+    /// An internal error.
     Broken,
-    /// It has too much to do.
+    /// Throttling.
     Throttled,
-    /// It won't, ever.
+    /// A permanent refusal.
     Denied,
 }
 
-/// Status and body of an error; `target` is AWS's `X-Amz-Target`.
+/// Returns the status and the body of an error response. `target` is AWS's `X-Amz-Target`.
 pub fn error(service: Service, target: &str, word: Word) -> (StatusCode, Bytes) {
     if service == Service::Stripe {
         let (status, kind, code) = match word {

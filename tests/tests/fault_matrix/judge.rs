@@ -1,4 +1,4 @@
-//! What must be true of an onboarding when it is over, whatever went wrong on the way.
+//! The invariants of an onboarding that has ended, whatever fault it met.
 
 use std::collections::BTreeMap;
 
@@ -15,14 +15,14 @@ use crate::{
 /// How an onboarding ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The site is in service.
+    /// The site is active.
     Active,
     /// Everything was undone.
     Undone,
 }
 
 impl End {
-    /// The site's.
+    /// Returns the site's status.
     fn status(self) -> &'static str {
         match self {
             Self::Active => "ACTIVE",
@@ -44,7 +44,7 @@ fn kind(row: &Value) -> String {
 }
 
 impl Trace {
-    /// Of an onboarding.
+    /// Reads the trace of an onboarding from a snapshot.
     pub fn of(books: &Books, onboarding: OnboardingId) -> Self {
         let mut trace = Self::default();
         for (table, row) in books.rows(onboarding) {
@@ -59,16 +59,16 @@ impl Trace {
     }
 }
 
-/// What onboardings leave that nothing disturbs.
+/// What undisturbed onboardings leave.
 #[derive(Clone, Debug)]
 pub struct Reference {
-    /// One that goes through.
+    /// The trace of an onboarding that succeeds.
     pub active: Trace,
-    /// One that is refused at its last step and undone.
+    /// The trace of an onboarding that is refused at its last step and undone.
     pub undone: Trace,
 }
 
-/// Everything that is wrong with what an onboarding left.
+/// Returns everything that is wrong with what an onboarding left.
 pub fn wrong(
     books: &Books,
     reference: &Reference,
@@ -88,13 +88,13 @@ pub fn wrong(
     if rows.len() > trace.rows.len() {
         wrong.push(format!("more rows than there are kinds of them: {rows:?}"));
     }
-    // The references, too, must be what their ends say.
+    // The references are checked too.
     let (site, status) = ((names::SITES, "SITE".to_owned()), end.status());
     if trace.rows.get(&site).is_none_or(|found| found != status) {
         wrong.push(format!("the site is not {status}: {:?}", trace.rows));
     }
 
-    // The answer to a command that came after its undo is kept for a week: it is no residue.
+    // Billing keeps its answer to a command that came after its undo for a week. That row is not residue.
     let record = (names::BILLING, "idempotency".to_owned());
     let late = case.is_some_and(|case| case.fault == Fault::LateAfterUndo);
     if end == End::Undone
@@ -135,12 +135,12 @@ pub fn wrong(
 }
 
 fn wrong_events(trace: &Trace, must_be: &Trace, end: End, case: Option<&Case>) -> Option<String> {
-    // Nothing less than all of it: it went through, or it had done everything before the fault.
+    // The events must be complete if the onboarding succeeded, or if it had done everything before the fault.
     let strict = end == End::Active || case.is_none_or(|case| case.step.phase == Phase::Undo);
     let right = if strict {
         trace.events == must_be.events
     } else {
-        // Of what was not done there is nothing to tell.
+        // A step that was not done has no events.
         trace.events.contains_key("site")
             && trace.events.iter().all(|(entity, kinds)| {
                 let activated = ["SiteCreated", "SiteActivated", "SiteRejected"];
@@ -150,8 +150,8 @@ fn wrong_events(trace: &Trace, must_be: &Trace, end: End, case: Option<&Case>) -
     (!right).then(|| format!("events: {:?}, must be {:?}", trace.events, must_be.events))
 }
 
-/// Customers without a subscription that may be left at the provider: made by a call of which nothing
-/// was ever heard or noted.
+/// Returns how many customers without a subscription may be left at the provider. They were created by a call
+/// whose response was never received or stored.
 fn strays(case: Option<&Case>) -> usize {
     let unheard = |case: &Case| match case.fault {
         Fault::StoredErrorAfter => case.call.name == "POST/v1/customers#1",

@@ -1,5 +1,5 @@
-//! The fault matrix: every fault, at every call, of every step of an onboarding and its undoing, on the
-//! deployed local stack. `make fault-matrix` runs it; docs/fault-matrix.md says what it does.
+//! The fault matrix: every fault at every call of every step of an onboarding and of its undo, on the deployed
+//! local stack. `make fault-matrix` runs it; docs/fault-matrix.md describes it.
 
 mod books;
 mod callers;
@@ -39,23 +39,23 @@ use crate::{
     proxy::{Armed, Proxy, Seen, Spot},
 };
 
-/// Onboardings at a time: each has a metric of its own, so that its kits can be counted.
+/// The number of concurrent onboardings. Each has its own metric, so that its kits can be counted.
 const SIDE_BY_SIDE: usize = 12;
-/// Above the lease of a payment that was cut off, and the delays of a command that waits for it.
+/// Longer than the lease of an interrupted payment plus the delays of a command that waits for it.
 const LONGEST_SAGA: Duration = Duration::from_mins(4);
-/// For what follows an onboarding's end: events on their way, a delivery that was doubled.
+/// The time limit for what follows an onboarding's end: events in transit, or a duplicate delivery.
 const AFTERMATH: Duration = Duration::from_secs(45);
 
 /// Tries every fault at every call of every step.
 #[derive(Debug, Parser)]
 struct Args {
-    /// One case of each step and fault
+    /// Runs one case of each step and fault
     #[arg(long)]
     subset: bool,
-    /// One case, such as `ReserveKits TransactWriteItems#1 cut-after`; or all of a call, or of a step
+    /// Runs one case, such as `ReserveKits TransactWriteItems#1 cut-after`, or all cases of a step or of a call
     #[arg(long)]
     case: Option<String>,
-    /// Tells the cases and runs none
+    /// Lists the cases and runs none
     #[arg(long)]
     list: bool,
 }
@@ -78,7 +78,7 @@ struct Matrix {
     proxy: Arc<Proxy>,
     reader: Reader,
     reference: Reference,
-    /// The call that is refused where an onboarding is to be undone: the last of its last step.
+    /// The function and the call that are refused in a case of an undo: the last call of the last step.
     last: (String, String),
 }
 
@@ -143,13 +143,13 @@ async fn run(args: Args) -> Result<bool> {
 }
 
 impl Matrix {
-    /// Watches onboardings that nothing disturbs, with processes that just started and with others.
+    /// Records the calls of undisturbed onboardings, with new and with warm processes.
     async fn discover(&mut self, steps: &[Step]) -> Result<HashMap<String, Vec<plan::Call>>> {
         let functions: Vec<_> = steps.iter().map(|step| step.function.clone()).collect();
         let forward = steps.iter().rfind(|step| step.phase == Phase::Forward);
         let last_step = forward.context("a last step")?;
         let (mut cold, mut warm) = (Vec::new(), Vec::new());
-        // What starts an onboarding has been at work, so that it is not counted as cold below.
+        // The functions that start an onboarding are warmed up, so that they do not count as cold below.
         self.undisturbed(false).await?;
         self.proxy.only_cold(&functions).await?;
         self.proxy.only_cold(&[]).await?;
@@ -197,7 +197,7 @@ impl Matrix {
         Ok((ids, self.proxy.unwatch(&ids.onboarding_id.to_string())))
     }
 
-    /// What it left, once all its events are published.
+    /// Returns what an onboarding left, once all its events are published.
     async fn settled(&self, onboarding: OnboardingId, end: End) -> Result<Trace> {
         until("all that an undisturbed onboarding leaves", PATIENCE, async || {
             let books = self.reader.now(&self.stack).await?;
@@ -214,8 +214,7 @@ impl Matrix {
         self.proxy.refuse(Spot { onboarding: ids.onboarding_id.to_string(), function, call })
     }
 
-    /// Registers a site as a client does that repeats its request, with its key, until it has an
-    /// answer.
+    /// Registers a site as a client that repeats its request with the same key until it gets a response.
     async fn register(&self, key: &str, ids: Ids, metric: Metric) -> Result<()> {
         let registration = registration(&format!("matrix {key}"), &[metric], GOOD_CARD);
         let registered = until("the registration to be accepted", PATIENCE, async || {
@@ -230,7 +229,7 @@ impl Matrix {
         Ok(())
     }
 
-    /// Waits until the onboarding is over.
+    /// Waits until the onboarding has ended.
     async fn over(&self, onboarding: OnboardingId) -> Result<End> {
         let arn = self.stack.onboarding_arn(onboarding)?;
         until("the onboarding to be over", LONGEST_SAGA, async || {
@@ -262,7 +261,7 @@ impl Matrix {
         .await
     }
 
-    /// Waits until no function works for the onboarding.
+    /// Waits until no function processes anything of the onboarding.
     async fn quiet(&self, onboarding: OnboardingId) -> Result<()> {
         until_true("its last invocation to be over", AFTERMATH, async || {
             let busy = self.proxy.busy(&onboarding.to_string());
@@ -281,7 +280,7 @@ impl Matrix {
             self.proxy.only_cold(&[]).await?;
         }
 
-        // Once more when nothing is under way any more, not even a command that waits in its queue.
+        // Check again when nothing is in progress any more, including commands that wait in their queue.
         for queue in [names::INITIALIZE_SUBSCRIPTION, names::CANCEL_SUBSCRIPTION] {
             let queue = self.stack.queue_url(queue).await?;
             until_true("the commands' queue to be empty", LONGEST_SAGA, async || {
@@ -290,8 +289,8 @@ impl Matrix {
             })
             .await?;
         }
-        // An event that is on the bus and not marked so is published again by sweep-events, which
-        // comes once a minute, and takes what is older than a minute.
+        // An event that is on the bus but not marked as published is published again by sweep-events, which
+        // runs once a minute and takes events older than a minute.
         until_true("all events to be published", LONGEST_SAGA, async || {
             let waiting = self.reader.now(&self.stack).await?.unpublished();
             Ok((waiting.is_empty(), waiting.join(", ")))
@@ -375,7 +374,7 @@ impl Matrix {
         Ok(ran.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// How it ended, and what is wrong.
+    /// Runs a case, and returns how the onboarding ended and what is wrong.
     async fn run_case(
         &self,
         case: &Case,
@@ -440,14 +439,14 @@ impl Matrix {
     }
 }
 
-/// What a registration over HTTP with that key makes.
+/// Returns the ids that a registration over HTTP with that key gets.
 fn ids(key: &str) -> Ids {
     let site_id = SiteId::registered("", key);
     Ids { site_id, onboarding_id: OnboardingId::of(site_id) }
 }
 
-/// In an order that is always the same and keeps like cases apart: those that take long, or make the
-/// provider seem out.
+/// Orders the cases deterministically so that similar ones are apart: those that take long, and those that make
+/// the provider seem unavailable.
 fn spread(cases: Vec<Case>) -> Vec<Case> {
     let mut numbered: Vec<_> = (0_u64..).zip(cases).collect();
     numbered.sort_by_key(|(number, _)| number.wrapping_mul(0x9e37_79b9_7f4a_7c15));

@@ -1,4 +1,4 @@
-//! The cases: every step of both state machines, every call that it was seen to make, every fault.
+//! The cases: every step of both state machines, every call that it was seen to make, and every fault.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -15,10 +15,10 @@ use crate::{
     proxy::Seen,
 };
 
-/// When a function works for an onboarding.
+/// When a function runs during an onboarding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Beside the state machines, whatever becomes of the onboarding.
+    /// Outside the state machines, in every onboarding.
     Beside,
     /// In `site-onboarding`.
     Forward,
@@ -26,29 +26,29 @@ pub enum Phase {
     Undo,
 }
 
-/// A function that commits something, and where.
+/// A function that commits something, and when it runs.
 #[derive(Clone, Debug)]
 pub struct Step {
-    /// The state's name, or that of the function beside the state machines.
+    /// The name of the state, or of the function outside the state machines.
     pub name: String,
-    /// When it works.
+    /// When it runs.
     pub phase: Phase,
     /// The function's name in AWS.
     pub function: String,
 }
 
-/// Functions that no state machine calls, but no onboarding goes without.
+/// Functions that no state machine calls, but that every onboarding needs.
 const BESIDE: [&str; 3] = ["CreateSite", "StartOnboarding", "PublishEvents"];
 
 impl Step {
-    /// Whether one invocation works for several onboardings. Its calls are attributed to one of them, so two
-    /// cases of such a step can't run at the same time.
+    /// Returns whether one invocation processes several onboardings. Its calls are attributed to one of them,
+    /// so two cases of such a step can't run at the same time.
     pub fn is_batched(&self) -> bool {
         self.name == "PublishEvents"
     }
 }
 
-/// The steps of both state machines, and those beside them.
+/// Returns the steps of both state machines, and the functions outside them.
 pub fn steps(stack: &Stack) -> Result<Vec<Step>> {
     let mut steps = Vec::new();
     for name in BESIDE {
@@ -60,7 +60,7 @@ pub fn steps(stack: &Stack) -> Result<Vec<Step>> {
             .join(format!("../statemachines/{machine}.asl.json"));
         let machine: Value = serde_json::from_slice(&fs::read(file)?)?;
         let mut next = machine["StartAt"].as_str();
-        // In the order of the way that goes well; what is not on it follows.
+        // In the order of the success path, followed by the states that are not on it.
         let states = machine["States"].as_object().context("states")?;
         let mut names = Vec::new();
         while let Some(name) = next {
@@ -81,7 +81,7 @@ pub fn steps(stack: &Stack) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// `ReserveKits` as `reserve-kits`: a function's name.
+/// Returns a function's name: `ReserveKits` becomes `reserve-kits`.
 fn kebab(name: &str) -> String {
     let mut kebab = String::new();
     for letter in name.chars() {
@@ -93,8 +93,8 @@ fn kebab(name: &str) -> String {
     kebab
 }
 
-/// The function that does a Task state's work, as the template names it without `Function`. `None` for a
-/// nested execution, which has steps of its own.
+/// Returns the function that does a Task state's work, by its name in the template without `Function`. Returns
+/// `None` for a nested execution, which has steps of its own.
 fn function_of(state: &Value) -> Result<Option<String>> {
     let resource = state["Resource"].as_str().context("a Task's resource")?;
     let variable = |argument: &str, end: &str| {
@@ -105,7 +105,7 @@ fn function_of(state: &Value) -> Result<Option<String>> {
     };
     match resource {
         "arn:aws:states:::lambda:invoke" => variable("FunctionName", "FunctionArn").map(Some),
-        // A queue is named after the function that it leads to.
+        // A queue is named after the function that consumes it.
         "arn:aws:states:::sqs:sendMessage.waitForTaskToken" => {
             variable("QueueUrl", "QueueUrl").map(Some)
         }
@@ -117,11 +117,11 @@ fn function_of(state: &Value) -> Result<Option<String>> {
 /// A call that a step was seen to make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
-    /// Name and ordinal.
+    /// The name and the ordinal.
     pub name: String,
-    /// Whom it calls.
+    /// The service that is called.
     pub service: Service,
-    /// Only the first invocation of a process makes it.
+    /// Whether only the first invocation of a process makes this call.
     pub cold: bool,
 }
 
@@ -137,7 +137,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// Whether the words, a step, a call and a fault, or the first of them, mean this case.
+    /// Returns whether the words match this case. They are a step, a call and a fault, or the first of these.
     pub fn is_meant_by(&self, words: &str) -> bool {
         let name = self.to_string();
         words.split_whitespace().eq(name.split(' ').take(words.split_whitespace().count()))
@@ -150,8 +150,8 @@ impl fmt::Display for Case {
     }
 }
 
-/// What each step calls, in order. `cold` was seen of processes that had just started, `warm` of those
-/// that had worked before.
+/// Returns the calls of each step, in order. `cold` are those of new processes, `warm` those of processes that
+/// were used before.
 pub fn calls(steps: &[Step], cold: &[Seen], warm: &[Seen]) -> Result<HashMap<String, Vec<Call>>> {
     let mut calls = HashMap::new();
     for step in steps {
@@ -170,7 +170,7 @@ pub fn calls(steps: &[Step], cold: &[Seen], warm: &[Seen]) -> Result<HashMap<Str
         let found: Vec<_> = cold
             .into_iter()
             .chain(only_warm)
-            // How many calls it makes beside the state machines depends on what else happens.
+            // The number of calls outside the state machines depends on other work.
             .filter(|(_, name)| step.phase != Phase::Beside || name.ends_with("#1"))
             .map(|call| Call { cold: !warm.contains(&call), service: call.0, name: call.1 })
             .filter(|call| step.phase != Phase::Beside || !call.cold)
@@ -181,16 +181,16 @@ pub fn calls(steps: &[Step], cold: &[Seen], warm: &[Seen]) -> Result<HashMap<Str
     Ok(calls)
 }
 
-/// Whether a fault makes sense at a call.
+/// Returns whether a fault makes sense at a call.
 fn fits(fault: Fault, step: &Step, call: &Call) -> bool {
     let keyed = call.service == Service::Stripe && call.name.starts_with("POST");
     match fault {
-        // Nobody but AWS's client repeats a call within an invocation.
+        // Only AWS's client repeats a call within an invocation.
         Fault::ErrorBeforeLasting | Fault::ErrorAfterLasting | Fault::ThrottleLasting => {
             call.service == Service::Aws
         }
         Fault::StoredErrorBefore | Fault::StoredErrorAfter => keyed,
-        // What is not written changes nothing, however late it comes.
+        // Only a write has an effect that can come late.
         Fault::LateAfterUndo => {
             let writes = ["TransactWriteItems", "PutItem", "UpdateItem"];
             step.phase == Phase::Forward && writes.iter().any(|it| call.name.starts_with(it))
@@ -199,7 +199,7 @@ fn fits(fault: Fault, step: &Step, call: &Call) -> bool {
     }
 }
 
-/// All cases.
+/// Returns all cases.
 pub fn all(steps: &[Step], calls: &HashMap<String, Vec<Call>>) -> Vec<Case> {
     let mut cases = Vec::new();
     for step in steps {
@@ -212,7 +212,7 @@ pub fn all(steps: &[Step], calls: &HashMap<String, Vec<Call>>) -> Vec<Case> {
     cases
 }
 
-/// Of each step and each fault one case, at the step's calls in turn: always the same ones.
+/// Returns one case of each step and fault, taking the step's calls in turn. The result is deterministic.
 pub fn subset(cases: &[Case]) -> Vec<Case> {
     let mut taken = BTreeSet::new();
     let mut turns = HashMap::<&str, usize>::new();

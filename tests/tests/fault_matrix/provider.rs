@@ -1,5 +1,5 @@
-//! The memory for idempotency keys that Stripe has and its stand-in has not: the same key again is
-//! answered as the first time, and nothing is done.
+//! Stores responses by idempotency key, which Stripe does and its emulator does not: a repeated key gets the
+//! first response, and nothing is done.
 
 use std::{
     collections::HashMap,
@@ -10,28 +10,28 @@ use hyper::body::Bytes;
 
 use crate::proxy::{Answer, Asked};
 
-/// What Stripe knows of its clients' keys.
+/// The idempotency keys and their responses.
 #[derive(Debug, Default)]
 pub struct Memory(Mutex<HashMap<String, Kept>>);
 
 #[derive(Debug)]
 struct Kept {
-    /// Method, path and body that the key came with.
+    /// The method, path and body of the first request with the key.
     request: (String, String, Bytes),
-    /// The first answer; none while the call is under way.
+    /// The first response, or `None` while the call is in progress.
     answer: Option<Answer>,
 }
 
-/// What a key means.
+/// The result of looking up a key.
 pub enum Key {
-    /// The call is to be done.
+    /// The key is new: the call must be made.
     New,
-    /// This is the answer.
+    /// The key is known: this is the response.
     Known(Answer),
 }
 
 impl Memory {
-    /// Looks the call's key up, and takes it if it is new.
+    /// Looks up the call's key, and claims it if it is new.
     pub fn enter(&self, key: &str, asked: &Asked) -> Key {
         let request = (asked.method.to_string(), asked.path.clone(), asked.body.clone());
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -56,7 +56,7 @@ impl Memory {
         }
     }
 
-    /// Keeps the answer. What was refused before it was begun is not kept.
+    /// Stores the response. A request that was refused before it was executed is not stored.
     pub fn leave(&self, key: &str, answer: Option<&Answer>) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match answer.filter(|answer| !matches!(answer.status(), 400 | 401 | 404 | 409 | 429)) {

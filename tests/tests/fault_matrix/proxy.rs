@@ -1,5 +1,5 @@
-//! Stands between the functions and what they call (AWS, the payment provider, their own Runtime
-//! API), knows each call's process, invocation and onboarding, and brings about the faults.
+//! A proxy between the functions and the services that they call: AWS, the payment provider and their own
+//! Runtime API. It knows each call's process, invocation and onboarding, and causes the faults.
 
 use std::{
     collections::HashMap,
@@ -35,21 +35,23 @@ use crate::{
     provider::{Key, Memory},
 };
 
-/// Below the functions' patience with AWS, 3 s: so long a call hangs for an event delivered twice.
+/// How long a call hangs while its event is delivered a second time. Shorter than the functions' timeout for
+/// AWS, 3 s.
 const HELD: Duration = Duration::from_millis(2400);
-/// Above the functions' patience with anyone.
+/// Longer than any timeout of the functions.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(12);
-/// A client that gave up repeats its call after a back-off, a requeueing or the state machine's wait.
+/// The time within which a client that timed out repeats its call: after a backoff, a return to the queue or
+/// the state machine's wait.
 const REPEAT: Duration = Duration::from_secs(8);
 
-/// What the function asks for.
+/// A request of a function.
 #[derive(Clone, Debug)]
 pub struct Asked {
-    /// Whom.
+    /// The service that is called.
     pub service: Service,
-    /// `POST`, ...
+    /// The HTTP method.
     pub method: Method,
-    /// With the query.
+    /// The path with the query.
     pub path: String,
     headers: HeaderMap,
     /// The body.
@@ -65,7 +67,7 @@ impl Asked {
         self.header("x-amz-target")
     }
 
-    /// What the call is known by: AWS's operation with the kind of the row, Stripe's method and path
+    /// Returns the name of the call: AWS's operation with the kind of the row, or Stripe's method and path
     /// without ids.
     fn name(&self) -> String {
         if self.service == Service::Stripe {
@@ -90,7 +92,7 @@ impl Asked {
     }
 }
 
-/// What it is answered.
+/// The response to a request.
 #[derive(Clone, Debug)]
 pub struct Answer {
     status: StatusCode,
@@ -99,18 +101,18 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// JSON.
+    /// Creates a response with a JSON body.
     pub fn new(status: u16, body: String) -> Self {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         Self { status, headers: HeaderMap::new(), body: body.into() }
     }
 
-    /// Its status.
+    /// Returns the status.
     pub fn status(&self) -> u16 {
         self.status.as_u16()
     }
 
-    /// With one more header.
+    /// Adds a header.
     pub fn with(mut self, name: &'static str, value: &'static str) -> Self {
         self.headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         self
@@ -133,7 +135,7 @@ impl Answer {
     }
 }
 
-/// The connection is to break.
+/// The error that makes the proxy break the connection.
 #[derive(Debug)]
 struct Cut;
 
@@ -145,14 +147,15 @@ impl fmt::Display for Cut {
 
 impl std::error::Error for Cut {}
 
-/// Which call is meant.
+/// A call at which a fault happens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spot {
     /// The onboarding's id.
     pub onboarding: String,
     /// The function's name in AWS.
     pub function: String,
-    /// Name and ordinal in the invocation, `GetItem(site)#1`. A client's own repeats are the same call.
+    /// The name and the ordinal in the invocation, such as `GetItem(site)#1`. Retries of the client are the
+    /// same call.
     pub call: String,
 }
 
@@ -162,30 +165,30 @@ pub struct Armed {
     spot: Spot,
     plot: Plot,
     state: Mutex<Happened>,
-    /// The client gave up, repeated its call, ...: look again.
+    /// Notified when the state changes, for instance when the client times out or repeats its call.
     changed: Notify,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Plot {
-    /// Once.
+    /// The fault, in the first invocation that makes the call.
     Fault(Fault),
-    /// Always, with an error that is final.
+    /// A permanent error, at every call.
     Refuse,
 }
 
-/// What became of a fault.
+/// The state of a fault.
 #[derive(Clone, Debug, Default)]
 pub struct Happened {
-    /// The invocation that met it first.
+    /// The invocation that met the fault first.
     pub first: Option<String>,
-    /// How often.
+    /// How often it happened.
     pub times: u32,
-    /// What the effect that came late was answered.
+    /// The response to the late effect.
     pub landed: Option<String>,
-    /// What the second delivery was answered.
+    /// The response to the second delivery.
     pub delivered_twice: Option<String>,
-    /// Why it is not what its name says.
+    /// Why the fault did not happen as its name says.
     pub failed: Option<String>,
     gave_up: bool,
     repeated: bool,
@@ -197,12 +200,12 @@ impl Armed {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What became of it so far.
+    /// Returns the current state.
     pub fn happened(&self) -> Happened {
         self.lock().clone()
     }
 
-    /// Lets the effect of [`Fault::LateAfterUndo`] come.
+    /// Releases the late effect of [`Fault::LateAfterUndo`].
     pub fn release(&self) {
         self.lock().released = true;
         self.changed.notify_waiters();
@@ -213,7 +216,7 @@ impl Armed {
         self.changed.notify_waiters();
     }
 
-    /// Waits until it holds, or the time is up.
+    /// Waits until the condition holds or the time is up.
     async fn until(&self, patience: Duration, holds: impl Fn(&Happened) -> bool) {
         let waited = async {
             loop {
@@ -226,21 +229,21 @@ impl Armed {
                 changed.await;
             }
         };
-        // Whether it holds or not, what waits for it goes on.
+        // The caller continues whether the condition holds or not.
         timeout(patience, waited).await.unwrap_or(());
     }
 }
 
-/// An invocation that is over, or under way.
+/// An invocation that has ended or is in progress.
 #[derive(Clone, Debug)]
 pub struct Seen {
     /// The function's name in AWS.
     pub function: String,
-    /// Whose event it got.
+    /// The onboarding of its event.
     pub onboarding: String,
-    /// Its calls, each once, in order.
+    /// Its calls in order. A retry is not repeated.
     pub calls: Vec<(Service, String)>,
-    /// What it came to.
+    /// The response or error of the invocation.
     pub outcome: Option<String>,
 }
 
@@ -254,19 +257,19 @@ struct Process {
 struct Invocation {
     request: String,
     event: Bytes,
-    /// The place in what was seen, where it is about an onboarding that is watched.
+    /// The index in `World::seen`, if the event belongs to a watched onboarding.
     seen: Option<usize>,
     onboarding: Option<String>,
     counts: HashMap<String, u32>,
-    /// The client's id of a call, the same for its repeats.
+    /// The names of the calls by the client's invocation id, which is the same for retries.
     calls: HashMap<String, String>,
 }
 
-/// An onboarding, and what an event about it has in it.
+/// A watched onboarding, and the texts by which its events are recognised.
 #[derive(Debug)]
 struct Watched {
     onboarding: String,
-    /// The key of its registration: that event knows no ids yet.
+    /// The idempotency key of its registration. That request has no ids yet.
     key: String,
 }
 
@@ -280,10 +283,10 @@ struct World {
     short_lived: Vec<String>,
 }
 
-/// What is to be done with a call.
+/// What the proxy does with a call.
 enum Turn {
     Pass,
-    /// The same call as one that is late.
+    /// The retry of a call whose effect is late.
     Repeat(Arc<Armed>),
     Fault(Arc<Armed>, Fault, Bytes),
     Refuse,
@@ -301,7 +304,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on these ports, and goes on to the stack and the payment provider behind them.
+    /// Listens on these ports, and forwards to the stack and to the payment provider.
     pub async fn start(
         stack: &Stack,
         aws_port: u16,
@@ -330,12 +333,12 @@ impl Proxy {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on, what is done for the onboarding is seen.
+    /// Starts to record what is done for the onboarding.
     pub fn watch(&self, onboarding: String, key: String) {
         self.world().watched.push(Watched { onboarding, key });
     }
 
-    /// ... and is not any more; what was seen of it.
+    /// Stops recording, and returns what was recorded.
     pub fn unwatch(&self, onboarding: &str) -> Vec<Seen> {
         let mut world = self.world();
         world.watched.retain(|watched| watched.onboarding != onboarding);
@@ -343,19 +346,19 @@ impl Proxy {
         world.seen.iter().filter(|seen| seen.onboarding == onboarding).cloned().collect()
     }
 
-    /// How many invocations for the onboarding are under way.
+    /// Returns the number of the onboarding's invocations in progress.
     pub fn busy(&self, onboarding: &str) -> usize {
         let world = self.world();
         let invocations = world.processes.values().filter_map(|it| it.invocation.as_ref());
         invocations.filter(|it| it.onboarding.as_deref() == Some(onboarding)).count()
     }
 
-    /// Puts a fault at a call.
+    /// Arms a fault at a call.
     pub fn arm(&self, spot: Spot, fault: Fault) -> Arc<Armed> {
         self.put(spot, Plot::Fault(fault))
     }
 
-    /// Has a call refused whenever it is made.
+    /// Refuses a call whenever it is made.
     pub fn refuse(&self, spot: Spot) -> Arc<Armed> {
         self.put(spot, Plot::Refuse)
     }
@@ -367,8 +370,8 @@ impl Proxy {
         armed
     }
 
-    /// Ends the idle processes of these functions, and from now on each after its invocation, so that
-    /// every invocation is its process's first; none: no more of that.
+    /// Ends the idle processes of these functions, and from now on each process after its invocation, so that
+    /// every invocation is its process's first. An empty list ends this mode.
     pub async fn only_cold(&self, functions: &[String]) -> Result<()> {
         let idle: Vec<_> = {
             let mut world = self.world();
@@ -384,7 +387,7 @@ impl Proxy {
         Ok(())
     }
 
-    /// Ends a process, unless the emulator did by itself.
+    /// Ends a process, unless the emulator has already ended it.
     async fn end(&self, pid: Pid) -> Result<()> {
         if self.world().processes.remove(&pid.as_raw_pid()).is_none() {
             return Ok(());
@@ -423,7 +426,7 @@ impl Proxy {
                         Cut
                     })
                 });
-                // A connection that ends is the faults' business, or the process has ended.
+                // A connection ends because of a fault or because the process has ended. Neither is an error.
                 http1::Builder::new().serve_connection(TokioIo::new(stream), serve).await.ok();
             });
         }
@@ -466,12 +469,13 @@ impl Proxy {
         Ok(Answer { status, headers, body: answer.bytes().await? })
     }
 
-    /// Has it done, whether the client stays or not.
+    /// Executes the request, even if the client disconnects.
     async fn effect(self: &Arc<Self>, asked: &Asked) -> Result<Answer> {
         self.effect_kept_as(asked, None).await
     }
 
-    /// ... and the provider keeps another answer under the call's key than its own.
+    /// Like `effect`, but the provider stores `kept` under the call's idempotency key instead of its own
+    /// response.
     async fn effect_kept_as(
         self: &Arc<Self>,
         asked: &Asked,
@@ -522,7 +526,7 @@ impl Proxy {
         answer
     }
 
-    /// The process got an event.
+    /// Records that the process got an event.
     fn begun(&self, pid: i32, answer: &Answer) {
         let mut world = self.world();
         let World { processes, watched, armed, seen, .. } = &mut *world;
@@ -531,7 +535,7 @@ impl Proxy {
         let is_about = |it: &&Watched| text.contains(&it.onboarding) || text.contains(&it.key);
         let about = watched.iter().filter(is_about).map(|it| &it.onboarding);
         let mut about: Vec<_> = about.collect();
-        // An event about several: the one that something waits for here.
+        // If the event is about several onboardings, take the one for which a fault is armed at this function.
         about.sort_by_key(|onboarding| {
             let here = |it: &&Arc<Armed>| {
                 it.spot.onboarding == **onboarding && it.spot.function == process.function
@@ -555,7 +559,7 @@ impl Proxy {
         });
     }
 
-    /// The process's invocation is over; the event it was about.
+    /// Records that the process's invocation has ended, and returns its event.
     fn ended(&self, pid: i32, outcome: &str) -> Option<Bytes> {
         let mut world = self.world();
         let invocation = world.processes.get_mut(&pid)?.invocation.take()?;
@@ -565,7 +569,7 @@ impl Proxy {
         Some(invocation.event)
     }
 
-    /// Messages of a queue that failed come back at once, and not after minutes.
+    /// Makes failed messages of a queue visible at once instead of after minutes.
     async fn deliver_again(&self, event: &Bytes) {
         let event: Value = serde_json::from_slice(event).unwrap_or_default();
         for record in event["Records"].as_array().into_iter().flatten() {
@@ -588,7 +592,7 @@ impl Proxy {
         }
     }
 
-    /// What the call is, and what is to be done with it.
+    /// Identifies the call, and decides what to do with it.
     fn turn(&self, caller: &Caller, asked: &Asked) -> Turn {
         let mut world = self.world();
         let World { processes, armed, seen, .. } = &mut *world;
@@ -705,7 +709,7 @@ impl Proxy {
                     caller.function.clone(),
                     event,
                 ));
-                // However long it takes: the first must not wait longer than its client.
+                // Continue after this time in any case: the first call must not exceed its client's timeout.
                 timeout(HELD, again).await.ok();
                 self.effect(&asked).await
             }
@@ -717,13 +721,13 @@ impl Proxy {
         }
     }
 
-    /// Kills the process; what it worked on comes back to it as AWS would have it, only sooner. The
-    /// process's own call ends with it, so all this must not hang on that.
+    /// Kills the process. Its event is delivered again as on AWS, only sooner. This runs in a task of its own,
+    /// because the process's own call ends with the process.
     async fn kill(self: &Arc<Self>, caller: &Caller) -> Result<()> {
         let (proxy, pid) = (Arc::clone(self), caller.pid);
         let killed: JoinHandle<Result<()>> = tokio::spawn(async move {
             let event = proxy.ended(pid.as_raw_pid(), "killed");
-            // One that is gone already was not killed at this call.
+            // A process that had already ended was not killed at this call.
             proxy.world().processes.remove(&pid.as_raw_pid());
             callers::kill(pid).await?;
             if let Some(event) = event {
@@ -734,7 +738,7 @@ impl Proxy {
         killed.await?
     }
 
-    /// Gives the function the event that it works on once more.
+    /// Delivers the function's current event a second time.
     async fn deliver_twice(self: Arc<Self>, armed: Arc<Armed>, function: String, event: Bytes) {
         let again = async {
             let path = format!("/2015-03-31/functions/{function}:live/invocations");
@@ -754,7 +758,7 @@ impl Proxy {
         });
     }
 
-    /// Has the effect come when nobody waits for it any more.
+    /// Executes the late effect, after the client has stopped waiting.
     async fn land(self: Arc<Self>, armed: Arc<Armed>, fault: Fault, asked: Asked) {
         armed.until(LONGEST_PATIENCE, |happened| happened.gave_up).await;
         if fault == Fault::Late {
@@ -773,7 +777,7 @@ impl Proxy {
     }
 }
 
-/// Notes when the client has gone.
+/// Records that the client has disconnected.
 struct Gone(Arc<Armed>);
 
 impl Drop for Gone {

@@ -1,4 +1,4 @@
-//! docs/fault-matrix.md: what was tried, and what came of it.
+//! Writes docs/fault-matrix.md: the cases and their results.
 
 use std::{collections::HashMap, fmt::Write, fs, path::Path};
 
@@ -13,7 +13,7 @@ use crate::{
 const BEGIN: &str = "<!-- matrix -->\n";
 const END: &str = "<!-- /matrix -->\n";
 
-/// Writes the tables of cases that passed, between the marks.
+/// Writes the tables of the passed cases between the marks.
 pub fn write(
     steps: &[Step],
     calls: &HashMap<String, Vec<Call>>,

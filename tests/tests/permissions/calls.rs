@@ -1,5 +1,5 @@
-//! What a role could ask for: for each resource of the stack every action that would read, change or
-//! destroy it, as the request that asks for it. Each is a request that would do what it says.
+//! The requests that a role could make: for each resource of the stack, every action that would read, change or
+//! delete it. Each request would take effect if it were allowed.
 
 use std::collections::BTreeMap;
 
@@ -15,30 +15,30 @@ use tests::{Stack, api};
 
 use crate::grants::Deployed;
 
-/// What everything that a refused request would have made is named.
+/// The name of everything that a refused request would have created.
 pub const MARK: &str = "asked-without-permission";
 
 /// A request that needs one permission.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// The permission: an action ...
+    /// The action of the permission.
     pub action: &'static str,
-    /// ... on a resource, by its ARN.
+    /// The ARN of the permission's resource.
     pub arn: String,
     request: Request,
 }
 
 #[derive(Clone, Debug)]
 enum Request {
-    /// Of the services that take JSON and the operation as a header.
+    /// A service that takes JSON, and the operation in a header.
     Target { service: &'static str, target: String, body: Value },
-    /// Of those that take method, path and body.
+    /// A service that takes method, path and body.
     Rest { service: &'static str, method: Method, path: String, body: &'static str },
-    /// Of those that take a form.
+    /// A service that takes a form.
     Form { service: &'static str, body: String },
 }
 
-/// To the emulator.
+/// An HTTP client of the emulator.
 #[derive(Clone, Debug)]
 pub struct Http {
     endpoint: Url,
@@ -46,14 +46,14 @@ pub struct Http {
 }
 
 impl Http {
-    /// To the one that the stack is on.
+    /// Creates a client of the emulator that runs the stack.
     pub fn to(stack: &Stack) -> Result<Self> {
         let client = reqwest::Client::builder().no_proxy().build()?;
         Ok(Self { endpoint: stack.endpoint().clone(), client })
     }
 }
 
-/// What was answered.
+/// The response to a request.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -61,8 +61,8 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Whether it refuses that action, by the role's policy or by the resource's. A resource's policy
-    /// names the action in lower case.
+    /// Returns whether the response denies that action, by the role's policy or by the resource's. A resource's
+    /// policy names the action in lower case.
     pub fn denies(&self, action: &str) -> bool {
         let refuses =
             |action: &str| self.text.contains(&format!("is not authorized to perform: {action} "));
@@ -73,7 +73,7 @@ impl Answer {
 }
 
 impl Call {
-    /// Asks with those credentials.
+    /// Sends the request with those credentials.
     pub async fn send(&self, http: &Http, credentials: Credentials) -> Result<Answer> {
         let (service, method, path, content_type, body) = match &self.request {
             Request::Target { service, body, .. } => {
@@ -102,7 +102,7 @@ impl Call {
     }
 }
 
-/// A role's credentials, as STS gives them.
+/// Returns a role's credentials from STS.
 pub async fn assume(http: &Http, role: &str, session: &str) -> Result<Credentials> {
     let account = crate::grants::ACCOUNT;
     let call = form(
@@ -130,7 +130,7 @@ pub async fn assume(http: &Http, role: &str, session: &str) -> Result<Credential
     ))
 }
 
-/// Every request there is, for the resources of the template.
+/// Returns every request, for the resources of the template.
 pub fn all(template: &Template, deployed: &Deployed) -> Vec<Call> {
     let mut calls = Vec::new();
     for (id, table) in template.resources("AWS::DynamoDB::Table") {
@@ -264,7 +264,7 @@ fn on_table(calls: &mut Vec<Call>, deployed: &Deployed, id: &str, properties: &V
     call("dynamodb:BatchGetItem", &arn, "BatchGetItem", batch(json!({"Keys": [key]})));
     let put = json!([{"PutRequest": {"Item": key}}]);
     call("dynamodb:BatchWriteItem", &arn, "BatchWriteItem", batch(put));
-    // A transaction needs what its items need.
+    // A transaction needs the permissions of its items.
     for (action, item, of) in [
         ("dynamodb:PutItem", "Put", json!({"Item": key})),
         (
@@ -360,7 +360,7 @@ fn on_machine(calls: &mut Vec<Call>, deployed: &Deployed, id: &str) {
     call("states:StopExecution", &executions, execution);
 }
 
-/// A key that no row has.
+/// Returns a key that no row has.
 fn key(properties: &Value) -> Value {
     let schema = properties["KeySchema"].as_array().expect("a key");
     let attributes = schema.iter().map(|part| {
@@ -377,7 +377,8 @@ fn kind<'a>(properties: &'a Value, attribute: &str) -> &'a str {
     found.and_then(|defined| defined["AttributeType"].as_str()).expect("an attribute's type")
 }
 
-/// The rows that a refused request would have written, as `GetItem` asks for them.
+/// Returns the key of the row that a refused request would have written to each table, in the form of
+/// `GetItem`.
 pub fn rows(template: &Template) -> BTreeMap<&str, Value> {
     let tables = template.resources("AWS::DynamoDB::Table").into_iter();
     tables.map(|(id, table)| (id, key(&table["Properties"]))).collect()
@@ -399,7 +400,7 @@ fn form(service: &'static str, action: &'static str, body: String) -> Call {
     Call { action, arn: "*".to_owned(), request: Request::Form { service, body } }
 }
 
-/// Both objects in one.
+/// Merges two objects.
 fn with(one: Value, other: Value) -> Value {
     let (Value::Object(mut one), Value::Object(other)) = (one, other) else {
         panic!("objects only");

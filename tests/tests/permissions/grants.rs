@@ -1,5 +1,5 @@
-//! What the template allows whom: each function's and each state machine's role, as its own list of
-//! actions on resources.
+//! The grants of the template: the actions on resources that the role of each function and state machine
+//! allows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,26 +8,26 @@ use serde_json::Value;
 use testkit::template::{Template, kebab};
 use tests::Stack;
 
-/// One action that a role may do on one resource.
+/// An action that a role allows on a resource.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Grant {
     /// The function, such as `create-site`, or the state machine, such as `site-teardown`.
     pub who: String,
-    /// Such as `dynamodb:PutItem`.
+    /// The action, such as `dynamodb:PutItem`.
     pub action: String,
-    /// As the template has it, without tags: `SitesTable.Arn`, `${SitesTable.Arn}/index/byStatus`.
+    /// The resource as the template has it, without tags: `SitesTable.Arn`, `${SitesTable.Arn}/index/byStatus`.
     pub resource: String,
 }
 
 impl Grant {
-    /// The resource for a reader, and for the table of owners: `SitesTable`, `SitesTable/index/byStatus`,
+    /// Returns the resource in the form of the table of owners: `SitesTable`, `SitesTable/index/byStatus`,
     /// `executions of SiteOnboarding`.
     pub fn on(&self) -> String {
         name(&self.resource)
     }
 }
 
-/// Those who have a role, by the logical ids of their roles, which SAM derives.
+/// Returns the functions and state machines by the logical ids of their roles, which SAM derives.
 pub fn roles(template: &Template) -> BTreeMap<String, String> {
     let functions = template.functions().into_iter();
     let functions = functions.map(|name| (format!("{name}FunctionRole"), kebab(name)));
@@ -36,7 +36,7 @@ pub fn roles(template: &Template) -> BTreeMap<String, String> {
     functions.chain(machines).collect()
 }
 
-/// The service of each function and state machine: the one whose template has it.
+/// Returns the service of each function and state machine, whose template contains it.
 pub fn services() -> BTreeMap<String, String> {
     let templates = Template::services().into_iter();
     let owned = templates.flat_map(|(service, template)| {
@@ -46,16 +46,16 @@ pub fn services() -> BTreeMap<String, String> {
     owned.collect()
 }
 
-/// Every grant of the template, and what SAM adds for it: that Lambda sends what an asynchronous call
-/// failed with in the name of the function's role. (The managed policies to write logs and traces, which
-/// SAM adds to all, are left off.)
+/// Returns every grant of the template, including the one that SAM adds: Lambda sends a failed asynchronous
+/// event to its destination with the function's role. The managed policies for writing logs and traces, which
+/// SAM adds to all roles, are omitted.
 pub fn grants(template: &Template) -> BTreeSet<Grant> {
     let mut grants = BTreeSet::new();
     for kind in ["AWS::Serverless::Function", "AWS::Serverless::StateMachine"] {
         for (id, resource) in template.resources(kind) {
             let who = kebab(id.strip_suffix("Function").unwrap_or(id));
             let properties = &resource["Properties"];
-            // A role or policies from elsewhere would allow what is not seen here.
+            // A role or policy from elsewhere would grant permissions that this test does not see.
             assert_eq!(properties["Role"], Value::Null, "{who}: can't be judged");
             let policies = properties["Policies"].as_array();
             for policy in policies.unwrap_or_else(|| panic!("{who}: a list of policies")) {
@@ -81,13 +81,13 @@ pub fn grants(template: &Template) -> BTreeSet<Grant> {
     grants
 }
 
-/// One text or a list of them.
+/// Returns the elements of a list of strings, or a single string as a list.
 fn texts(value: &Value) -> Vec<String> {
     let texts = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
     texts.iter().map(|text| text.as_str().expect("text").to_owned()).collect()
 }
 
-/// `${SitesTable.Arn}/index/byStatus` as `SitesTable/index/byStatus`.
+/// Formats `${SitesTable.Arn}/index/byStatus` as `SitesTable/index/byStatus`.
 fn name(resource: &str) -> String {
     let plain = |reference: &str| {
         let id = reference.split('.').next().unwrap_or_default();
@@ -111,7 +111,7 @@ fn name(resource: &str) -> String {
     }
 }
 
-/// What the resources of the deployed stack are called.
+/// The names of the deployed resources.
 #[derive(Debug)]
 pub struct Deployed {
     environment: String,
@@ -120,7 +120,7 @@ pub struct Deployed {
 }
 
 impl Deployed {
-    /// Asks for them.
+    /// Reads the physical ids from the stack.
     pub async fn of(stack: &Stack, template: &Template) -> Result<Self> {
         let mut deployed = Self {
             environment: stack.name().to_owned(),
@@ -140,12 +140,12 @@ impl Deployed {
         Ok(deployed)
     }
 
-    /// The physical id of what has that logical id.
+    /// Returns the physical id for a logical id.
     pub fn id(&self, logical: &str) -> &str {
         self.ids.get(logical).unwrap_or_else(|| panic!("{logical} is not deployed"))
     }
 
-    /// The path and the name of a role. Those of state machines have a path of their own.
+    /// Returns the path and the name of a role. Roles of state machines have a path of their own.
     pub fn role(&self, logical: &str, who: &str) -> String {
         match logical.strip_suffix("FunctionRole") {
             Some(_) => self.id(logical).to_owned(),
@@ -153,8 +153,8 @@ impl Deployed {
         }
     }
 
-    /// The ARN of a resource of a grant, with `*` where it has one, or where the rest can't be known
-    /// (the time in a stream's name, the letters behind a secret's).
+    /// Returns the ARN of a grant's resource. It has a `*` where the grant has one, and where a part can't be
+    /// known (the time in a stream's name, the random letters after a secret's name).
     pub fn arn(&self, resource: &str) -> String {
         if self.kinds.contains_key(resource.split('.').next().unwrap_or_default()) {
             return self.reference(resource);
@@ -193,7 +193,7 @@ impl Deployed {
 /// The emulator's account.
 pub const ACCOUNT: &str = "000000000000";
 
-/// The kinds of resources that a role may be allowed something on, and their ARNs.
+/// The types of resources in grants, and their ARNs.
 const ARNS: &[(&str, &str)] = &[
     ("AWS::DynamoDB::Table", "arn:aws:dynamodb:us-east-1:{account}:table/{name}"),
     ("AWS::Events::EventBus", "arn:aws:events:us-east-1:{account}:event-bus/{name}"),
@@ -209,7 +209,7 @@ const ARNS: &[(&str, &str)] = &[
     ("AWS::Serverless::StateMachine", "arn:aws:states:us-east-1:{account}:stateMachine:{name}"),
 ];
 
-/// Whether text is of that pattern, in which `*` stands for anything.
+/// Returns whether the text matches the pattern, in which `*` matches any text.
 pub fn matches(pattern: &str, text: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == text,

@@ -1,6 +1,7 @@
-//! Least privilege: every function works with its own role, can do what its work takes, and nothing
-//! else. What the template allows is held against a table of who owns what; what it does not allow is
-//! asked for, with the role's own credentials; and what it allows must have been used.
+//! Tests least privilege: every function has its own role, and its role allows what the function needs and
+//! nothing else. The grants in the template are compared with a table of owners. Everything that the template
+//! does not grant is requested with the role's own credentials and must be denied. Every grant must have been
+//! used.
 
 mod calls;
 mod grants;
@@ -21,7 +22,7 @@ use owners::OWNERS;
 use testkit::template::{Template, root};
 use tests::{Stack, api::Call};
 
-/// The session's name in what is asked here; a function's is the function's.
+/// The session name of the requests that this test makes. Functions use another one.
 const SESSION: &str = "permissions";
 
 fn owner(service: &str, grant: &Grant) -> Option<usize> {
@@ -33,7 +34,7 @@ fn owner(service: &str, grant: &Grant) -> Option<usize> {
 }
 
 #[test]
-fn every_grant_is_one_that_the_service_may_have() {
+fn every_grant_is_in_the_table_of_owners() {
     let template = Template::read();
     let services = services();
     let mut not_owned = Vec::new();
@@ -62,7 +63,7 @@ fn every_grant_is_one_that_the_service_may_have() {
 }
 
 #[test]
-fn a_resource_belongs_to_one_service() {
+fn each_resource_belongs_to_one_service() {
     let mut owner_of = BTreeMap::new();
     for may in OWNERS.iter().filter(|may| may.why.is_empty()) {
         let owner = owner_of.entry(may.resource).or_insert(may.service);
@@ -71,14 +72,14 @@ fn a_resource_belongs_to_one_service() {
 }
 
 #[tokio::test]
-async fn what_is_not_granted_is_denied_and_changes_nothing() -> Result<()> {
+async fn actions_that_are_not_granted_are_denied_and_change_nothing() -> Result<()> {
     let (template, stack) = (Template::read(), Stack::connect().await?);
     let deployed = Deployed::of(&stack, &template).await?;
     let http = Http::to(&stack)?;
     let granted = grants(&template);
     let calls = calls::all(&template, &deployed);
-    // Each action that a policy has is asked for of everyone else, but for those that need more than a
-    // request: a task to tell of, or Step Functions' and Lambda's own inside.
+    // Each action of a policy is requested with every other role. The exceptions need more than a request: a
+    // task token, or calls that Step Functions and Lambda make internally.
     let asked: BTreeSet<_> = calls.iter().map(|call| call.action).collect();
     let never: BTreeSet<_> = granted
         .iter()
@@ -126,7 +127,7 @@ async fn what_is_not_granted_is_denied_and_changes_nothing() -> Result<()> {
             .try_collect()
             .await?;
     assert!(wrong.is_empty(), "{} of {count} were not denied: {wrong:#?}", wrong.len());
-    // 30 functions and 2 state machines, each denied some hundreds of things.
+    // 30 functions and 2 state machines, with hundreds of denials each.
     assert!(count > 10_000, "{count}");
     nothing_is_changed(&stack, &template, &deployed).await
 }
@@ -159,7 +160,7 @@ async fn nothing_is_changed(stack: &Stack, template: &Template, deployed: &Deplo
     Ok(())
 }
 
-/// Takes a permission that nothing else of the API takes.
+/// Uses a permission that no other route of the API needs.
 #[tokio::test]
 async fn sites_of_any_status_are_listed() -> Result<()> {
     let answer = Stack::connect().await?.call(Call::get("/sites?limit=1")).await?;
@@ -167,9 +168,9 @@ async fn sites_of_any_status_are_listed() -> Result<()> {
     Ok(())
 }
 
-/// `UPDATE_DOCS=1 cargo test -p tests --test permissions documented` writes the table anew.
+/// `UPDATE_DOCS=1 cargo test -p tests --test permissions documented` rewrites the table.
 #[test]
-fn the_documented_permissions_are_the_templates() {
+fn the_documented_permissions_match_the_templates() {
     let template = Template::read();
     let services = services();
     let mut rows: BTreeMap<(String, String, String), BTreeSet<String>> = BTreeMap::new();
@@ -201,11 +202,11 @@ fn the_documented_permissions_are_the_templates() {
 }
 
 #[test]
-fn every_reason_for_an_unused_grant_is_of_a_grant() {
+fn every_reason_for_an_unused_grant_belongs_to_a_grant() {
     assert_eq!(used::idle_reasons(&grants(&Template::read())), Vec::<String>::new());
 }
 
-/// After the other tests of the deployed stack: `make unused-grants`.
+/// Runs after the other tests of the deployed stack: `make unused-grants`.
 #[tokio::test]
 #[ignore = "judges what the tests before have used"]
 async fn every_grant_was_used_and_nothing_was_denied() -> Result<()> {

@@ -1,5 +1,5 @@
-//! Who owns what: all that the functions of a service may do at most. What belongs to another service
-//! has its reason. Written by hand, so that no edit of the template alone can open anything.
+//! The table of owners: the most that the functions of a service may do. A grant on another service's resource
+//! has a reason. The table is written by hand, so that a change of a template alone can't add a permission.
 
 use std::sync::LazyLock;
 
@@ -10,14 +10,14 @@ use contracts::{
 use serde_json::Value;
 use testkit::template::machines;
 
-/// Actions that a service may be allowed on a resource, which is its own where there is no reason.
+/// Actions that a service may be granted on a resource. The service owns the resource if there is no reason.
 #[derive(Clone, Copy, Debug)]
 pub struct May {
     pub service: &'static str,
-    /// Exactly as [`crate::grants::Grant::on`] has it: a `*` in it is the template's own.
+    /// The resource, exactly as [`crate::grants::Grant::on`] returns it. A `*` is literally in the template.
     pub resource: &'static str,
     pub actions: &'static [&'static str],
-    /// Why it may on what belongs to another, or to all.
+    /// The reason for a grant on a resource of another service or of all services.
     pub why: &'static str,
 }
 
@@ -48,12 +48,12 @@ const START: &str = "states:StartExecution";
 const INVOKE: &str = "lambda:InvokeFunction";
 const SEND: &str = "sqs:SendMessage";
 const LOOK_AT_EXECUTION: &[&str] = &["states:DescribeExecution", "states:GetExecutionHistory"];
-/// What Lambda consumes a queue with, in the name of the function's role.
+/// The permissions with which Lambda consumes a queue, using the function's role.
 const CONSUME: &[&str] = &["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"];
-/// A command that meets an outage goes back into its queue with a delay.
+/// As `CONSUME`, for a command queue: a command that meets an outage is sent to its queue again with a delay.
 const CONSUME_AND_PUT_BACK: &[&str] =
     &["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes", SEND];
-/// What Lambda reads the stream of readings with.
+/// The permissions with which Lambda reads the readings stream.
 const READ_STREAM: &[&str] = &[
     "kinesis:DescribeStream",
     "kinesis:DescribeStreamSummary",
@@ -78,7 +78,7 @@ const LOG_GROUP: &str =
 const MANAGED_RULE: &str =
     "Step Functions keeps a rule by which it hears of the nested execution's end";
 
-/// All of it: what is written down here, and the calls of the saga's steps and undos.
+/// The whole table: the entries of `BY_HAND`, and the calls of the saga's steps and undos.
 pub static OWNERS: LazyLock<Vec<May>> = LazyLock::new(|| {
     let machines = machines();
     let calls = STEPS.iter().flat_map(|step| {
@@ -88,7 +88,8 @@ pub static OWNERS: LazyLock<Vec<May>> = LazyLock::new(|| {
     BY_HAND.iter().copied().chain(calls).collect()
 });
 
-/// What a state of the saga does: it calls the function of its name, or sends a command to that function's queue.
+/// Returns the permission that a state of the saga needs: it calls the function of its name, or sends a command
+/// to that function's queue.
 fn call(name: &str, state: &Value) -> May {
     if state["Arguments"]["QueueUrl"].is_null() {
         other("onboarding", format!("{name}Function").leak(), &[INVOKE], STEP)

@@ -1,5 +1,5 @@
-//! What the functions and state machines asked for while the tests ran, as the local stack logged it:
-//! nothing that they are not allowed, and all that they are.
+//! Checks the requests of the functions and state machines during the tests, as the local stack logged them:
+//! each was granted, and each grant was used.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,11 +17,11 @@ use crate::{
     grants::{Deployed, Grant, grants, matches, roles},
 };
 
-/// A grant that may stay though no test uses it.
+/// A grant that may stay although no test uses it.
 struct Unused {
     who: &'static str,
     action: &'static str,
-    /// What it is on; in all three `*` stands for anything.
+    /// The resource. In all three fields `*` matches any text.
     on: &'static str,
     why: &'static str,
 }
@@ -47,9 +47,9 @@ const fn unused(
     Unused { who, action, on, why }
 }
 
-/// All of them.
+/// The grants that may stay unused.
 const UNUSED: &[Unused] = &[
-    // Asked for by AWS itself, and not by the emulator.
+    // AWS makes these requests itself, and the emulator does not.
     unused(
         "publish-events",
         "dynamodb:ListStreams",
@@ -60,14 +60,14 @@ const UNUSED: &[Unused] = &[
     unused("site-onboarding", "events:*", "rule *", NESTED),
     unused("site-onboarding", "states:DescribeExecution", "executions of SiteTeardown", NESTED),
     unused("site-onboarding", "states:StopExecution", "executions of SiteTeardown", NESTED),
-    // No permission to read: it turns S3's answer for a file that is gone from "forbidden" to "not found".
+    // It reads nothing: it changes S3's response for a missing file from "forbidden" to "not found".
     unused(
         "record-failure",
         "s3:ListBucket",
         "FailuresBucket",
         "S3 looks at it where a file is gone",
     ),
-    // Used in what the tests of the deployed stack do not bring about; the functions' own tests do.
+    // Used in cases that only the functions' own tests cause, not the tests of the deployed stack.
     unused(
         "cancel-subscription",
         "sqs:SendMessage",
@@ -121,16 +121,16 @@ const UNUSED: &[Unused] = &[
 
 const NESTED: &str = "Step Functions follows the nested execution, and stops it with its parent";
 
-/// What the tests themselves send a function to, so that it fails.
+/// The resources to which tests point a function so that it fails.
 const PROVOKED: &[&str] = &["*no-such-table", "*no-such-table/*", "*no-such-machine"];
 
-/// The reasons that no grant has any more.
+/// Returns the reasons that apply to no grant.
 pub fn idle_reasons(grants: &BTreeSet<Grant>) -> Vec<String> {
     let idle = UNUSED.iter().filter(|unused| !grants.iter().any(|grant| unused.is_of(grant)));
     idle.map(Unused::name).collect()
 }
 
-/// One decision of the local stack.
+/// A decision of the local stack's authorisation.
 struct Decision {
     allowed: bool,
     who: String,
@@ -139,7 +139,7 @@ struct Decision {
     resource: String,
 }
 
-/// Prints the grants that were not used and the refusals; fails on those without a reason.
+/// Prints the unused grants and the denials, and fails on those without a reason.
 pub async fn judge(template: &Template, stack: &Stack) -> Result<()> {
     let deployed = Deployed::of(stack, template).await?;
     let decisions = decisions(template, &deployed)?;
@@ -172,7 +172,7 @@ pub async fn judge(template: &Template, stack: &Stack) -> Result<()> {
         table.add_row([&grant.who, &grant.action, &grant.on(), why]);
     }
     terminal::print(format_args!("{} grants; never used:\n{}", grants.len(), table.trim_fmt()));
-    // Not an error: some are used in some runs only, as the runs' timing goes.
+    // Not an error: some grants are used in some runs only, which depends on timing.
     let spare: Vec<_> = UNUSED.iter().map(Unused::name).filter(|it| !needed.contains(it)).collect();
     terminal::print(format_args!("Reasons that this run did not need: {spare:#?}"));
     let denied: Vec<String> = decisions

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Builds the peers into target/bench/peers/<name>: `package` is what would be deployed. Quick when nothing changed.
+# Builds the peers into target/bench/peers/<name>, where `package` is what would be deployed. An unchanged peer is
+# not built again.
 set -eu
 cd "$(dirname "$0")"
 peers=$PWD
@@ -9,7 +10,7 @@ target=$(cd ../../../target/bench/peers && pwd)
 missing() { echo "The peers need $1 (Debian: apt-get install $2)." >&2; exit 1; }
 need() { command -v "$1" > /dev/null || missing "$1" "$2"; }
 
-# Whether the peer was built from these files, with this tool.
+# Succeeds if the peer was built from these files with this tool.
 built() { # peer, tool's version, files
     peer=$target/$1 inputs=$(echo "$2"; shift 2; cat "$@" | cksum)
     [ "$inputs" = "$(cat "$peer/built" 2> /dev/null)" ] && return
@@ -20,7 +21,7 @@ built() { # peer, tool's version, files
 done_with() { echo "$inputs" > "$peer/built"; }
 logged() { "$@" > "$target/log" 2>&1 || { tail -n 30 "$target/log" >&2; exit 1; }; }
 
-# Debian's own takes a fifth less CPU per call than one that pyenv built.
+# Debian's Python uses a fifth less CPU per call than one built by pyenv.
 python=/usr/bin/python3
 [ -x $python ] || python=python3
 need $python python3
@@ -57,7 +58,8 @@ fi
 
 need cargo cargo
 mkdir -p "$target/rust-defaults/package"
-# From /, so that no settings of this repository hold: its .cargo/config.toml takes the jitter entropy out.
+# Built from /, so that the settings of this repository do not apply: its .cargo/config.toml disables the jitter
+# entropy.
 (
     cd /
     unset AWS_LC_SYS_NO_JITTER_ENTROPY RUSTFLAGS CARGO_BUILD_TARGET

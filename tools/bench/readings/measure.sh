@@ -1,8 +1,8 @@
 #!/bin/sh
-# What a batch of readings takes: instructions per sample of all that store-readings does before it
-# sends the rows, then samples a second of one core and the largest memory, with a DynamoDB that answers
-# at once. Fails where the instructions are not linear within 10 %, or the memory of a batch of 500
-# records reaches 64 MB. Prints markdown tables. Needs valgrind.
+# Measures a batch of readings: the instructions per sample that store-readings executes before it sends the
+# rows, then the samples per second of one core and the peak memory, with a DynamoDB that answers at once.
+# Fails if the instructions are not linear within 10 %, or if the memory of a batch of 500 records reaches
+# 64 MB. Prints markdown tables. Needs valgrind.
 set -eu
 cd "$(dirname "$0")"
 if ! command -v valgrind >/dev/null; then

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What each setting of the build, and each way to AWS, is worth: configure-alerting as it is, and with one thing changed
-at a time. Prints a markdown table, and puts it into docs/performance.md once each was measured: what is counted may come from
-several runs. `make bench` has to have built the functions.
+"""Measures the effect of build settings and of ways to connect to AWS: configure-alerting unchanged, and with one change
+at a time. Prints a markdown table, and writes it to docs/performance.md once every variation was measured; the
+measurements may come from several runs. Run `make bench` before, which builds the functions.
 
-    python3 tools/bench/settings/measure.py            all of them (half an hour)
-    python3 tools/bench/settings/measure.py NAME...    some of them, beside those measured before
+    python3 tools/bench/settings/measure.py            all variations (half an hour)
+    python3 tools/bench/settings/measure.py NAME...    some variations; earlier measurements of the others are kept
 """
 
 import json
@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 FOUND = ROOT / "target" / "bench"
-# The sources with the change, and what is built of them: what is the same is not built again.
+# The sources with the change, and their build directory, so that unchanged crates are not built again.
 TREE, TARGET = FOUND / "settings" / "tree", FOUND / "settings" / "target"
 BINARIES = FOUND / "settings" / "binaries"
 ROWS = FOUND / "settings" / "rows.json"
@@ -28,7 +28,7 @@ HOST = re.search(r"^host: (.*)$", subprocess.run(["rustc", "-vV"], capture_outpu
 AWS, HTTPS, BIN = "shared/lambda/src/aws.rs", "shared/lambda/src/https.rs", "functions/alerting/src/bin/configure-alerting.rs"
 LAMBDA, CARGO = "shared/lambda/Cargo.toml", "Cargo.toml"
 NOT_AHEAD = (BIN, 'Aws::start(&["dynamodb"])', "Aws::start(&[])")
-# What it is called, the variables it is built with, and the edits: file, what is there, what is to be there.
+# The name of a variation, its build variables, and its edits as file, old text and new text.
 VARIATIONS = [
     ("as it is", {}, []),
     ("entropy from CPU jitter, aws-lc's default", {"AWS_LC_SYS_NO_JITTER_ENTROPY": "0"}, []),
@@ -73,7 +73,8 @@ HEAD = """| configure-alerting | binary, MB | zip, MB | to `/next`, M instructio
 
 
 def copy():
-    """The sources as they are; what did not change keeps its time, and so what was built of it."""
+    """Copies the sources. Unchanged files keep their modification time, so that cargo does not build them
+    again."""
     TREE.mkdir(parents=True, exist_ok=True)
     files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in files.splitlines():
@@ -84,7 +85,8 @@ def copy():
 
 
 def build(name, variables, edits):
-    """The function with that change, beside all the others as they are: the samples tell one story."""
+    """Builds the function with that change. All others are as they are, because the samples depend on each
+    other."""
     copy()
     for file, old, new in edits:
         text = (TREE / file).read_text()
@@ -106,7 +108,7 @@ def measured():
     bench, found = ROOT / "target" / "release" / "bench-functions", FOUND / "functions.json"
     found.unlink(missing_ok=True)
     environment = os.environ | {"BIN_DIR": str(BINARIES), "FUNCTIONS": FUNCTION}
-    # It ends with an error where the change is over the budget.
+    # It fails if the change exceeds the budget.
     subprocess.run([str(bench)], cwd=ROOT, env=environment, check=False, stdout=subprocess.DEVNULL)
     return json.loads(found.read_text())["functions"][FUNCTION]
 

@@ -1,24 +1,24 @@
-//! Who may do what: nobody more than needed, and no stranger anything.
+//! Rules: least privilege for roles, callers and senders.
 
 use serde_json::{Value, json};
 
 use crate::subject::{Objections, Subject, items, members, text, texts};
 
-/// Types of events that only other systems send.
+/// Event types that only other systems send.
 const FOREIGN: [&str; 2] = ["KitsDelivered", "SiteRegistrationRequested"];
-/// Who puts the rows of the event log on the bus.
+/// The functions that publish the event log to the bus.
 const PUBLISHERS: [&str; 2] = ["PublishEventsFunction", "SweepEventsFunction"];
-/// The queues of commands, each with the state machine that sends to it and the function that puts back
-/// what has to wait.
+/// The command queues, each with the state machine that sends to it and the function that sends a deferred
+/// command to it again.
 const COMMANDS: [(&str, &str, &str); 2] = [
     ("CancelSubscriptionQueue", "SiteTeardown", "CancelSubscriptionFunction"),
     ("InitializeSubscriptionQueue", "SiteOnboarding", "InitializeSubscriptionFunction"),
 ];
-/// The methods of HTTP, and API Gateway's own.
+/// The HTTP methods, and API Gateway's own.
 const METHODS: [&str; 8] =
     ["delete", "get", "head", "options", "patch", "post", "put", "x-amazon-apigateway-any-method"];
 
-/// The routes: `POST /sites` and what is behind.
+/// Returns the routes: a name such as `POST /sites`, the path item, and the operation.
 fn routes(subject: &Subject) -> Vec<(String, &Value, &Value)> {
     let paths = &subject.template.properties("Api")["DefinitionBody"]["paths"];
     let routes = members(paths).flat_map(|(path, of_path)| {
@@ -29,7 +29,7 @@ fn routes(subject: &Subject) -> Vec<(String, &Value, &Value)> {
     routes.collect()
 }
 
-/// The logical id of the function behind a route.
+/// Returns the logical id of the function behind a route.
 fn function_of(route: &Value) -> &str {
     let uri = text(&route["x-amazon-apigateway-integration"]["uri"]);
     uri.split_once("functions/${")
@@ -119,7 +119,7 @@ pub fn calls_are_throttled(subject: &Subject) -> Objections {
         "* /*",
         "a route that has no limit of its own has none",
     );
-    // Each starts a saga, which costs far more than a call.
+    // Each of these starts a saga, which costs far more than a call.
     for (path, method) in [("/~1sites", "POST"), ("/~1sites~1{siteId}", "DELETE")] {
         let name = format!("{method} {}", path.replace("~1", "/").replacen("//", "/", 1));
         objections.unless(
@@ -192,7 +192,7 @@ pub fn roles_are_written_out(subject: &Subject) -> Objections {
     objections
 }
 
-/// The statements that allow, each with its actions and resources.
+/// Returns the statements that allow something, each with its actions and resources.
 fn grants(subject: &Subject) -> Vec<(&str, Vec<&str>, Vec<&str>)> {
     let statements = subject.statements().into_iter().filter(|(_, it)| it["Effect"] == "Allow");
     statements.map(|(id, it)| (id, texts(&it["Action"]), texts(&it["Resource"]))).collect()
@@ -214,7 +214,8 @@ pub fn resources_by_name(subject: &Subject) -> Objections {
     let mut objections = Objections::default();
     for (id, actions, resources) in grants(subject) {
         for resource in resources {
-            // Any object of a bucket of ours, any execution of a machine of ours: `*` behind its name.
+            // A `*` is allowed after the name of a Fieldstation resource: any object of a bucket, any execution
+            // of a state machine.
             let before = resource.split('*').next().unwrap_or_default();
             let ours = before.split("${").skip(1).any(|rest| {
                 let name = rest.split(['}', '.']).next().unwrap_or_default();
@@ -289,7 +290,7 @@ pub fn commands_come_from_their_saga(subject: &Subject) -> Objections {
         });
         objections.unless(guarded, queue, "takes commands from others than its saga");
     }
-    // The queues that state machines send to are those that are guarded.
+    // Every queue that a state machine sends to must be guarded.
     for (id, actions, resources) in grants(subject) {
         if subject.is(id, "AWS::Serverless::StateMachine") && actions.contains(&"sqs:SendMessage") {
             for resource in resources {

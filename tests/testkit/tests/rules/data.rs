@@ -1,11 +1,11 @@
-//! What is kept is kept safely, and found by those who need it.
+//! Rules: stored data is safe, and other parts find it by its name.
 
 use contracts::names;
 use serde_json::{Value, json};
 
 use crate::subject::{Objections, Subject, items, members, text};
 
-/// The types of resources with the fixed names that others use.
+/// The types of resources with fixed names that other parts use.
 const CONTRACTS: [(&str, &str); 15] = [
     ("AWS::DynamoDB::Table", names::ALERTING),
     ("AWS::DynamoDB::Table", names::BILLING),
@@ -79,7 +79,7 @@ pub fn everything_is_encrypted(subject: &Subject) -> Objections {
                     .any(|rule| rule["ServerSideEncryptionByDefault"]["SSEAlgorithm"] == "AES256")
             }
             "AWS::SNS::Topic" => properties["KmsMasterKeyId"].is_string(),
-            // CloudWatch Logs and Secrets Manager encrypt by themselves.
+            // CloudWatch Logs and Secrets Manager encrypt without a setting.
             _ => true,
         };
         objections.unless(encrypted, id, "keeps data in plain text");
@@ -153,7 +153,7 @@ pub fn parameters_are_grouped(subject: &Subject) -> Objections {
     let shown: Vec<_> =
         items(interface).flat_map(|group| items(&group["Parameters"])).map(text).collect();
     for (name, _) in members(&subject.template.0["Parameters"]) {
-        // The root gives the environment's name to the services: it is the name of the stack.
+        // The root template passes the name of its stack as the environment's name.
         let grouped = name == "Environment" || shown.contains(&name);
         objections.unless(grouped, name, "is in no group of the parameters");
     }

@@ -1,4 +1,4 @@
-//! Nothing that fails is dropped.
+//! Rules: failures are never dropped.
 
 use std::collections::BTreeMap;
 
@@ -10,9 +10,9 @@ use crate::subject::{
     Objections, Subject, function_of, items, members, of_arn, queue_of, text, texts,
 };
 
-/// SQS keeps a message so long at most, in seconds.
+/// The longest retention of an SQS message, in seconds.
 const FORTNIGHT: i64 = 1_209_600;
-/// The kinds of a function's `Events` that call it asynchronously.
+/// The event types of a function's `Events` that invoke it asynchronously.
 const ASYNCHRONOUS: [&str; 6] =
     ["CloudWatchEvent", "EventBridgeRule", "S3", "SNS", "Schedule", "ScheduleV2"];
 
@@ -20,8 +20,8 @@ fn between(value: &Value, least: i64, most: i64) -> bool {
     value.as_i64().is_some_and(|number| (least..=most).contains(&number))
 }
 
-/// Who calls functions or queues asynchronously: the resource that the call is declared in, its rule's
-/// logical id, and the target with its dead letters and retries.
+/// Returns the asynchronous calls of functions and queues: the resource that declares the call, the logical id
+/// of its rule, and the target with its dead-letter queue and retry policy.
 fn calls(subject: &Subject) -> Vec<(String, String, &Value)> {
     let mut calls = Vec::new();
     for (id, function) in subject.functions() {
@@ -171,7 +171,7 @@ pub fn streams_that_give_up(subject: &Subject) -> Objections {
             id,
             "tries without end: a record that can't be worked on stops its shard",
         );
-        // Half of the shortest time that a stream keeps its records.
+        // Half of the shortest retention of a stream's records.
         objections.unless(
             between(&mapping["MaximumRecordAgeInSeconds"], 60, 43_200),
             id,
@@ -232,7 +232,7 @@ pub fn streams_from_their_beginning(subject: &Subject) -> Objections {
     objections
 }
 
-/// check-consumers expects each mapping, and no other.
+/// Checks that check-consumers expects exactly the mappings of the templates.
 pub fn mappings_that_are_checked(subject: &Subject) -> Objections {
     let mut objections = Objections::default();
     let mut expected: BTreeMap<String, &str> = CONSUMERS

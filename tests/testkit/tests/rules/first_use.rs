@@ -1,8 +1,8 @@
-//! What a newcomer needs to know is said, and nothing of theirs is lost.
+//! Rules: a newcomer learns what is missing, and loses nothing.
 
 use crate::subject::{Objections, Subject};
 
-/// The recipe of a goal, with its prerequisites.
+/// Returns a target of the Makefile: its prerequisites and its recipe.
 fn goal<'a>(subject: &'a Subject, name: &str) -> &'a str {
     let makefile = subject.file("Makefile");
     let begin = format!("\n{name}:");

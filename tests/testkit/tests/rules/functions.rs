@@ -1,4 +1,4 @@
-//! Every function is built, set up, called, seen and tested like every other.
+//! Rules: every function is built, configured, called, monitored and tested in the same way.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use testkit::template::kebab;
 
 use crate::subject::{Objections, Subject, function_of, members, text};
 
-/// What reads environment variables for a binary: the call, and the variables.
+/// Calls that read environment variables for a binary, and these variables.
 const READERS: [(&str, &[&str]); 5] = [
     ("aws.outbox()", &["EVENTS_TABLE"]),
     ("Quarantine::of(", &["QUARANTINE_QUEUE_URL"]),
@@ -16,12 +16,12 @@ const READERS: [(&str, &[&str]); 5] = [
     ("Paging::of(", &["PAGING_SECRET_ARN"]),
 ];
 
-/// `CreateSiteFunction` as `create-site`.
+/// Returns a function's name: `CreateSiteFunction` becomes `create-site`.
 fn name_of(id: &str) -> String {
     kebab(id.trim_end_matches("Function"))
 }
 
-/// A function's binary, with its text.
+/// Returns the path and the source of a function's binary.
 fn binary<'a>(subject: &'a Subject, name: &str) -> Option<(&'a str, &'a str)> {
     let file = format!("/src/bin/{name}.rs");
     subject.under("functions/").find(|(path, _)| path.ends_with(&file))
@@ -82,7 +82,7 @@ pub fn variables_are_those_that_are_read(subject: &Subject) -> Objections {
             objections.unless(false, format!("{id} {name}"), "is set and not read");
         }
     }
-    // Whoever reads a variable outside of a binary is among the readers.
+    // Every variable that a library reads must be in READERS.
     let known: BTreeSet<_> =
         READERS.iter().flat_map(|(_, variables)| *variables).copied().collect();
     let libraries = subject.under("functions/").chain(subject.under("shared/"));
@@ -92,7 +92,7 @@ pub fn variables_are_those_that_are_read(subject: &Subject) -> Objections {
         for reading in ["env(\"", " number(\"", ".table(\"", "env::var(\""] {
             for rest in source.split(reading).skip(1) {
                 let name = rest.split('"').next().unwrap_or_default();
-                // Lambda itself sets these.
+                // Lambda sets these itself.
                 let lambdas = name.starts_with("AWS_");
                 objections.unless(
                     lambdas || known.contains(name),
@@ -105,7 +105,7 @@ pub fn variables_are_those_that_are_read(subject: &Subject) -> Objections {
     objections
 }
 
-/// The names of environment variables in a binary's source: its literals in capitals.
+/// Returns the names of environment variables in a binary's source: its string literals in capitals.
 fn literals(source: &str) -> impl Iterator<Item = &str> {
     source.split('"').skip(1).step_by(2).filter(|literal| {
         literal.len() > 4
@@ -121,7 +121,7 @@ pub fn called_by_alias(subject: &Subject) -> Objections {
         objections.unless(alias, id, "publishes no version under the alias live");
     }
     for (id, text) in subject.texts() {
-        // The name alone is for metrics and logs.
+        // The name without the ARN is used for metrics and logs.
         let around = text.contains("Function.Arn");
         objections.unless(!around, id, format!("goes around the alias: {text}"));
     }
@@ -279,8 +279,8 @@ pub fn seen_on_the_dashboard(subject: &Subject) -> Objections {
     let body = text(&subject.template.properties("Dashboard")["DashboardBody"]);
     let reads = serde_json::from_str::<Value>(body).is_ok();
     objections.unless(reads, "Dashboard", "is no JSON");
-    // Searched by the environment's name, which every function's name starts with. In quotes it
-    // would match only a function of exactly that name.
+    // The dashboard searches by the environment's name, which every function's name begins with. With quotes, the
+    // search would match only a function of exactly that name.
     for metric in ["Errors", "Invocations", "Duration"] {
         let search = format!(r#"MetricName=\"{metric}\" FunctionName=${{Environment}}'"#);
         objections.unless(

@@ -1,7 +1,7 @@
-//! What must hold for every resource of the templates, every state of the sagas and everything that
-//! comes in from outside, rule by rule (`table.rs`). `docs/rules.md` is made from the table.
+//! Checks the rules in `table.rs` against every resource of the templates, every state of the sagas, the
+//! dependencies and the workflows. `docs/rules.md` is generated from the table.
 //!
-//! Each rule proves that it can fail: it names edits that break it, and must object to each.
+//! Each rule lists edits that break it and must object to each of them, which proves that the rule can fail.
 
 mod access;
 mod data;
@@ -22,20 +22,20 @@ use subject::Subject;
 use table::{RULES, Rule};
 use testkit::template::root;
 
-/// What a rule has against the subject, but for its exceptions.
+/// Returns the objections of a rule to the subject, without its exceptions.
 fn objections(rule: &Rule, subject: &Subject) -> Vec<(String, String)> {
     let mut all = (rule.check)(subject).0;
     all.retain(|(about, _)| !rule.except.iter().any(|(name, _)| excepts(name, about)));
     all
 }
 
-/// `name` may end in a `*`.
+/// Returns whether an exception applies. `name` may end in a `*`.
 fn excepts(name: &str, about: &str) -> bool {
     name.strip_suffix('*').map_or(name == about, |start| about.starts_with(start))
 }
 
 #[test]
-fn every_rule_is_kept() {
+fn every_rule_holds() {
     let subject = Subject::read();
     let mut told = String::new();
     for rule in RULES.iter().flat_map(|(_, rules)| *rules) {
@@ -48,7 +48,7 @@ fn every_rule_is_kept() {
 }
 
 #[test]
-fn every_rule_objects_to_what_breaks_it() {
+fn every_rule_objects_to_the_edits_that_break_it() {
     let subject = Subject::read();
     for rule in RULES.iter().flat_map(|(_, rules)| *rules) {
         assert!(!rule.breaks.is_empty(), "nothing breaks {}", rule.name);
@@ -78,7 +78,7 @@ fn every_exception_is_needed() {
 }
 
 #[test]
-fn every_rule_has_a_name_of_its_own() {
+fn rule_names_are_unique() {
     let mut names = BTreeSet::new();
     for rule in RULES.iter().flat_map(|(_, rules)| *rules) {
         assert!(names.insert(rule.name), "two rules are called {}", rule.name);

@@ -1,4 +1,4 @@
-//! A saga ends, and an undo is never skipped.
+//! Rules: every saga ends, and no undo is skipped.
 
 use contracts::{
     names,
@@ -11,7 +11,7 @@ use crate::subject::{Objections, Subject, items, members, text, texts};
 pub const FORWARD: &str = names::SITE_ONBOARDING;
 pub const BACK: &str = names::SITE_TEARDOWN;
 
-/// The states that call somebody, in branches and iterations too: machine, name, state.
+/// Returns all Task states, including those in branches and iterations, as machine, name and state.
 fn tasks(subject: &Subject) -> Vec<(&str, &str, &Value)> {
     let mut tasks = Vec::new();
     for (machine, definition) in &subject.machines {
@@ -30,7 +30,7 @@ fn gather<'a>(machine: &'a str, value: &'a Value, tasks: &mut Vec<(&'a str, &'a 
     }
 }
 
-/// The template's resource of a machine: `SiteOnboarding` of `site-onboarding`.
+/// Returns the logical id of a machine: `SiteOnboarding` for `site-onboarding`.
 fn resource(machine: &str) -> String {
     let words = machine.split('-').map(|word| word[..1].to_uppercase() + &word[1..]);
     words.collect()
@@ -110,11 +110,11 @@ pub fn every_step_has_its_undo(subject: &Subject) -> Objections {
     objections
 }
 
-/// The Task states on the path of a machine on which nothing fails.
+/// Returns the Task states on the success path of a machine.
 fn path(machine: &Value) -> Vec<&str> {
     let mut names = Vec::new();
     let mut next = text(&machine["StartAt"]);
-    // A loop would not end.
+    // The limit ends a loop in the definition.
     for _ in 0..100 {
         let state = &machine["States"][next];
         if state["Type"] == "Task" {
@@ -125,8 +125,9 @@ fn path(machine: &Value) -> Vec<&str> {
     names
 }
 
-/// How long a task may take at the very worst, in seconds: every try its full time, every wait its
-/// longest. What fails only at the call (a queue's or Step Functions' own errors) takes no time.
+/// Returns the longest possible duration of a task, in seconds: every try lasts until its timeout, and every
+/// wait has its longest duration. Errors that only the call itself can return (`SQS.` and `StepFunctions.`)
+/// take no time.
 fn worst(state: &Value) -> i64 {
     let timeout = state["TimeoutSeconds"].as_i64().unwrap_or_default();
     let mut seconds = timeout;

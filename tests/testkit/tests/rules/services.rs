@@ -1,4 +1,4 @@
-//! One stack per service, all alike, and deployed in the right order.
+//! Rules: one stack per service, with identical settings and in the right deployment order.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,11 +8,11 @@ use testkit::template::{Template, kebab};
 
 use crate::subject::{Objections, Subject, members, text, texts};
 
-/// Who calls a service that is deployed later: sites start teardowns, billing answers the sagas' tasks. They
-/// do so only while a saga runs, so the callee need not be there when the caller is deployed.
+/// Calls of a service that is deployed later: sites starts teardowns, and billing answers the sagas' tasks. The
+/// calls happen only while a saga runs, so the callee need not exist when the caller is deployed.
 const CALLBACKS: [(&str, &str); 2] = [("billing", "onboarding"), ("sites", "onboarding")];
 
-/// `billing` as `Billing`.
+/// Returns the logical id of a nested stack: `billing` becomes `Billing`.
 fn nested(service: &str) -> String {
     service[..1].to_uppercase() + &service[1..]
 }

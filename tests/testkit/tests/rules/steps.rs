@@ -1,4 +1,4 @@
-//! A step of the saga is declared once: what else must name a step agrees with `contracts::saga::STEPS`.
+//! Rules: everything that names a step of the saga agrees with `contracts::saga::STEPS`.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,8 @@ use crate::{
     subject::{Objections, Subject, members, text, texts},
 };
 
-/// The argument of a Task state that goes to the function: the payload of a call, or the command in a message.
+/// Returns the argument of a Task state that the function gets: the payload of a call, or the command in a
+/// message.
 fn input(state: &Value) -> &Value {
     let arguments = &state["Arguments"];
     let command = &arguments["MessageBody"]["command"];
@@ -25,7 +26,7 @@ fn keys(value: &Value) -> BTreeSet<&str> {
     members(value).map(|(name, _)| name).collect()
 }
 
-/// A teardown's input with a value in every field.
+/// Returns a teardown's input with a value in every field.
 fn full_input() -> Value {
     let saga = Saga::of_site(SiteId::registered("rules", "steps"), Some(Uuid::nil()));
     let part = String::new;
@@ -60,7 +61,7 @@ pub fn teardowns_get_one_input(subject: &Subject) -> Objections {
     let written = keys(&compensate["Arguments"]["Input"]);
     objections.unless(written == all, COMPENSATE, format!("writes {written:?}, not {all:?}"));
 
-    // The saga is enough for an undo, unless it needs the failure.
+    // The ids of the saga are enough for an undo, unless it needs the failure.
     let saga = json!(Saga::of_site(SiteId::registered("rules", "steps"), Some(Uuid::nil())));
     let saga = keys(&saga);
     for SagaStep { undo, .. } in undo_order() {
@@ -69,7 +70,7 @@ pub fn teardowns_get_one_input(subject: &Subject) -> Objections {
         objections.unless(fits, undo, format!("gets {read:?}: not a part of {all:?}"));
     }
 
-    // What an operator starts the teardown with again, as both machines write it into their causes.
+    // Both machines write the input with which an operator starts the teardown again into their causes.
     for machine in [FORWARD, BACK] {
         let cause = text(&subject.machines[machine]["States"]["CompensationIncomplete"]["Cause"]);
         let written = cause.split("'teardownInput': {").nth(1).and_then(|it| it.split('}').next());

@@ -1,26 +1,26 @@
-//! What the rules are held against, and edits of it.
+//! The subject that the rules check, and edits of it.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
 use serde_json::Value;
 use testkit::template::{Template, machines, root};
 
-/// The templates, the state machines, and the texts that must agree with them.
+/// The templates, the state machines, and the files that must agree with them.
 #[derive(Clone)]
 pub struct Subject {
-    /// The templates of all services as one.
+    /// The templates of all services, merged.
     pub template: Template,
     /// The template that nests the services.
     pub nesting: Template,
     /// The template of each service, by its name.
     pub services: BTreeMap<String, Template>,
-    /// By name: `site-onboarding`.
+    /// The state machines, by name, such as `site-onboarding`.
     pub machines: BTreeMap<String, Value>,
-    /// By path in the repository.
+    /// The files, by their path in the repository.
     pub files: BTreeMap<String, String>,
 }
 
-/// The folders whose files are read, with the endings that count.
+/// The folders that are read, with the endings of the files.
 const FOLDERS: [(&str, &[&str]); 10] = [
     (".ci", &["run", "txt"]),
     (".github/workflows", &["yml"]),
@@ -57,42 +57,42 @@ impl Subject {
         Self { template, nesting, services, machines: machines(), files }
     }
 
-    /// The functions with their logical ids.
+    /// Returns the functions by their logical ids.
     pub fn functions(&self) -> BTreeMap<&str, &Value> {
         let functions = self.template.resources("AWS::Serverless::Function").into_iter();
         functions.map(|(id, function)| (id, &function["Properties"])).collect()
     }
 
-    /// A setting of a function: its own, or that of all.
+    /// Returns a setting of a function: its own, or else the one in `Globals`.
     pub fn setting(&self, function: &str, name: &str) -> &Value {
         let own = &self.template.properties(function)[name];
         if own.is_null() { &self.template.0["Globals"]["Function"][name] } else { own }
     }
 
-    /// A function's time-out in seconds.
+    /// Returns a function's timeout in seconds.
     pub fn timeout(&self, function: &str) -> i64 {
         self.setting(function, "Timeout").as_i64().unwrap_or_default()
     }
 
-    /// The mappings of queues and streams.
+    /// Returns the event source mappings of queues and streams.
     pub fn mappings(&self) -> BTreeMap<&str, &Value> {
         let mappings = self.template.resources("AWS::Lambda::EventSourceMapping").into_iter();
         mappings.map(|(id, mapping)| (id, &mapping["Properties"])).collect()
     }
 
-    /// Those of streams: only they have a place to start at.
+    /// Returns the event source mappings of streams.
     pub fn stream_mappings(&self) -> BTreeMap<&str, &Value> {
         let mut mappings = self.mappings();
         mappings.retain(|_, mapping| !self.is(queue_of(mapping), "AWS::SQS::Queue"));
         mappings
     }
 
-    /// There is such a resource, of that type.
+    /// Returns whether a resource with this id and type exists.
     pub fn is(&self, id: &str, kind: &str) -> bool {
         self.template.0["Resources"][id]["Type"] == kind
     }
 
-    /// The files under a folder.
+    /// Returns the files under a folder.
     pub fn under(&self, folder: &str) -> impl Iterator<Item = (&str, &str)> {
         let files = self.files.iter().filter(move |(path, _)| path.starts_with(folder));
         files.map(|(path, text)| (path.as_str(), text.as_str()))
@@ -102,7 +102,7 @@ impl Subject {
         self.files.get(path).map(String::as_str).unwrap_or_default()
     }
 
-    /// Every statement of a policy, with the resource that has it.
+    /// Returns every policy statement, with the resource that has it.
     pub fn statements(&self) -> Vec<(&str, &Value)> {
         let mut found = Vec::new();
         for (id, resource) in self.template.0["Resources"].as_object().into_iter().flatten() {
@@ -111,7 +111,7 @@ impl Subject {
         found
     }
 
-    /// Every text in the resources, with the resource that has it.
+    /// Returns every string in the resources, with the resource that has it.
     pub fn texts(&self) -> Vec<(&str, &str)> {
         let mut found = Vec::new();
         for (id, resource) in self.template.0["Resources"].as_object().into_iter().flatten() {
@@ -147,7 +147,7 @@ fn gather_statements<'a>(id: &'a str, value: &'a Value, found: &mut Vec<(&'a str
                 Some(Value::Array(statements)) => {
                     found.extend(statements.iter().map(|it| (id, it)));
                 }
-                // A single one may stand without a list.
+                // A single statement may be written without a list.
                 Some(statement) => found.push((id, statement)),
                 None => {}
             }
@@ -167,17 +167,17 @@ fn gather_texts<'a>(id: &'a str, value: &'a Value, found: &mut Vec<(&'a str, &'a
     }
 }
 
-/// The logical id in `!GetAtt X.Arn`.
+/// Returns the logical id in `!GetAtt X.Arn`.
 pub fn of_arn(value: &Value) -> &str {
     value.as_str().and_then(|text| text.strip_suffix(".Arn")).unwrap_or_default()
 }
 
-/// The logical id of the queue that a mapping reads.
+/// Returns the logical id of the queue that a mapping reads.
 pub fn queue_of(mapping: &Value) -> &str {
     of_arn(&mapping["EventSourceArn"])
 }
 
-/// The logical id of the function whose alias a mapping calls.
+/// Returns the logical id of the function whose alias a mapping calls.
 pub fn function_of(mapping: &Value) -> &str {
     text(&mapping["FunctionName"]).trim_end_matches(".Alias")
 }
@@ -186,7 +186,8 @@ pub fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-/// One text, or a list of them; of an `!If` among them both sides.
+/// Returns the strings of a value: a string, or a list of strings. Of an `!If` in the list, it returns both
+/// branches.
 pub fn texts(value: &Value) -> Vec<&str> {
     match value {
         Value::Array(items) => items.iter().flat_map(texts).collect(),
@@ -195,17 +196,17 @@ pub fn texts(value: &Value) -> Vec<&str> {
     }
 }
 
-/// The members of an object, or none.
+/// Returns the members of an object, or nothing for another value.
 pub fn members(value: &Value) -> impl Iterator<Item = (&str, &Value)> {
     value.as_object().into_iter().flatten().map(|(name, value)| (name.as_str(), value))
 }
 
-/// The items of a list, or none.
+/// Returns the items of a list, or nothing for another value.
 pub fn items(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-/// What a rule objects to: the resource or file, and what is wrong with it.
+/// The objections of a rule: the resource or file, and what is wrong with it.
 #[derive(Default)]
 pub struct Objections(pub Vec<(String, String)>);
 
@@ -217,17 +218,17 @@ impl Objections {
     }
 }
 
-/// A change that breaks a rule. A place is `template`, `root`, a service's name or a state machine's name, and
-/// behind that a JSON pointer. `template` has the templates of all services as one.
+/// A change that breaks a rule. A place is `template`, `root`, the name of a service or of a state machine,
+/// followed by a JSON pointer. `template` is the merged templates of all services.
 #[derive(Debug)]
 pub enum Edit {
-    /// Takes the value at that place away.
+    /// Removes the value at that place.
     Without(&'static str),
-    /// Puts a value (JSON) at that place.
+    /// Sets a value (JSON) at that place.
     With(&'static str, &'static str),
-    /// Changes the first occurrence of a text in a file.
+    /// Replaces the first occurrence of a text in a file.
     Text(&'static str, &'static str, &'static str),
-    /// Takes a file away.
+    /// Removes a file.
     NoFile(&'static str),
 }
 
@@ -266,7 +267,7 @@ impl Edit {
     }
 }
 
-/// What holds the value at a place, and its name therein.
+/// Returns the parent of the value at a place, and the value's name in it.
 fn parent<'a>(subject: &'a mut Subject, place: &str) -> (&'a mut Value, String) {
     let (document, pointer) = place.split_once('/').expect("a place in a document");
     let value = match document {

@@ -1,4 +1,4 @@
-//! What comes in from outside is what was looked at, to the byte.
+//! Rules: dependencies and workflows are pinned and checked.
 
 use serde_json::Value;
 use testkit::template::yaml;
@@ -114,12 +114,12 @@ pub fn workflows_with_few_rights(subject: &Subject) -> Objections {
             );
             objections.unless(needed, path, format!("may {name}: {right}"));
         }
-        // A key of the provider's test mode moves no money.
+        // A key of the provider's test mode can't move money.
         let secrets = source.replace("secrets.STRIPE_TEST_KEY", "");
         let key = source.contains("access-key") || secrets.contains("secrets.");
         objections.unless(!key, path, "keeps a long-lived key");
         objections.unless(!source.contains("secrets: inherit"), path, "hands on secrets");
-        // It would run a stranger's change with our rights.
+        // These triggers run a change from a fork with the repository's permissions.
         let strangers = source.contains("pull_request_target") || source.contains("workflow_run");
         objections.unless(!strangers, path, "runs what strangers send with our rights");
         for (name, job) in members(&workflow["jobs"]) {
@@ -169,7 +169,7 @@ pub fn production_comes_from_main(subject: &Subject) -> Objections {
     let checked = ancestor.is_some_and(|ancestor| work.is_some_and(|work| ancestor < work));
     objections.unless(checked, path, "does not check that the commit is on main");
     let staging = yaml(subject.file(".github/workflows/staging.yml"));
-    // YAML 1.1 readers take the word `on` for true.
+    // The key `on` is text because the reader follows YAML 1.2. YAML 1.1 reads it as true.
     let pushes = &staging["on"]["push"];
     objections.unless(
         pushes["branches"] == serde_json::json!(["main"]) && pushes["tags"].is_null(),
@@ -179,7 +179,7 @@ pub fn production_comes_from_main(subject: &Subject) -> Objections {
     objections
 }
 
-/// What may print: the module that escapes everything.
+/// The modules that may print, because they escape everything.
 const WRITERS: [&str; 1] = ["fieldctl/src/output.rs"];
 
 pub fn output_is_escaped(subject: &Subject) -> Objections {

@@ -1,4 +1,4 @@
-//! The rules: what must hold, why, and how to see each one fail.
+//! The table of rules: what must hold, why, and edits that break each rule.
 
 use crate::{
     access, data, failing, first_use, functions, sagas, services, steps,
@@ -9,37 +9,38 @@ use crate::{
     supply, versions,
 };
 
-/// One rule.
+/// A rule.
 pub struct Rule {
     /// What must hold, as a sentence.
     pub name: &'static str,
-    /// What would happen otherwise.
+    /// What would happen otherwise, or why it matters.
     pub why: &'static str,
     pub check: fn(&Subject) -> Objections,
-    /// What is excepted (the name that an objection is about; a `*` behind stands for anything), and why.
+    /// The exceptions and their reasons. An exception is the name that an objection is about; a trailing `*`
+    /// matches any rest.
     pub except: &'static [(&'static str, &'static str)],
-    /// Edits that break it, and whom it must object to then.
+    /// Edits that break the rule, and the name that the objection must be about.
     pub breaks: &'static [(Edit, &'static str)],
 }
 
-/// By what they protect.
+/// The rules, grouped by what they protect.
 pub const RULES: &[(&str, &[Rule])] = &[
-    ("Nothing that fails is dropped", FAILING),
-    ("A saga ends, and no undo is skipped", SAGAS),
-    ("Functions are all alike", FUNCTIONS),
+    ("Failures are never dropped", FAILING),
+    ("Every saga ends, and no undo is skipped", SAGAS),
+    ("Functions are configured alike", FUNCTIONS),
     ("One stack per service", SERVICES),
     ("What is deployed takes effect", VERSIONS),
-    ("Nobody may do more than needed", ACCESS),
-    ("What is kept is kept safely", DATA),
-    ("What comes in from outside was looked at", SUPPLY),
-    ("First use says what is missing", FIRST_USE),
+    ("Least privilege", ACCESS),
+    ("Stored data is safe", DATA),
+    ("Dependencies and workflows are pinned and checked", SUPPLY),
+    ("First use reports what is missing", FIRST_USE),
 ];
 
 #[rustfmt::skip]
 const FAILING: &[Rule] = &[
     Rule {
-        name: "An asynchronous function has a failure queue, and finite retries",
-        why: "Lambda drops an event after its last try",
+        name: "An asynchronously invoked function has a failure queue and a retry limit",
+        why: "Lambda drops an event after the last retry",
         check: failing::called_asynchronously_with_a_destination,
         except: &[],
         breaks: &[
@@ -50,8 +51,8 @@ const FAILING: &[Rule] = &[
         ],
     },
     Rule {
-        name: "A rule's or schedule's target has dead letters, and says how long it tries",
-        why: "EventBridge drops what it can't deliver",
+        name: "A target of an EventBridge rule or schedule has a dead-letter queue and a retry policy",
+        why: "EventBridge drops events that it can't deliver",
         check: failing::targets_with_dead_letters,
         except: &[],
         breaks: &[
@@ -62,8 +63,8 @@ const FAILING: &[Rule] = &[
         ],
     },
     Rule {
-        name: "EventBridge may send to each of its dead-letter queues, on behalf of that one rule",
-        why: "without a queue policy it fails to, and tells nobody",
+        name: "EventBridge may send to the dead-letter queue of each rule, for that rule only",
+        why: "without a queue policy it can't send to the queue, and reports no error",
         check: failing::dead_letters_that_can_be_sent,
         except: &[],
         breaks: &[
@@ -72,8 +73,8 @@ const FAILING: &[Rule] = &[
         ],
     },
     Rule {
-        name: "A queue that carries work has dead letters",
-        why: "a message that crashes its function would come back for 14 days, and then be gone",
+        name: "A work queue has a dead-letter queue",
+        why: "a message that crashes its function would be retried for 14 days and then expire",
         check: failing::work_queues_with_dead_letters,
         except: &[],
         breaks: &[
@@ -83,14 +84,14 @@ const FAILING: &[Rule] = &[
     },
     Rule {
         name: "A queue keeps messages for 14 days",
-        why: "whoever mends the cause needs the time",
+        why: "an operator needs time to repair the cause",
         check: failing::queues_that_keep,
         except: &[],
         breaks: &[(Without("template/Resources/FailureFiles/Properties/MessageRetentionPeriod"), "FailureFiles")],
     },
     Rule {
-        name: "A queue hides a message for six times the function's time-out",
-        why: "it would be worked on twice at a time, and use up its receives",
+        name: "A queue's visibility timeout is at least six times the function's timeout",
+        why: "a message could be processed twice at the same time, and use up its receives",
         check: failing::queues_that_hide_long_enough,
         except: &[],
         breaks: &[
@@ -99,15 +100,15 @@ const FAILING: &[Rule] = &[
         ],
     },
     Rule {
-        name: "A batch is answered item by item",
-        why: "one bad item would bring all others back, and in the end give them up",
+        name: "An event source mapping uses partial batch responses",
+        why: "one bad item would cause all items of its batch to be retried and finally to be given up",
         check: failing::partial_answers,
         except: &[],
         breaks: &[(Without("template/Resources/PublishEventsMapping/Properties/FunctionResponseTypes"), "PublishEventsMapping")],
     },
     Rule {
-        name: "A stream's consumer gives up after finite tries, within half a day, halving the batch",
-        why: "a record that can't be worked on would stop its shard until the stream drops what is behind",
+        name: "A stream's consumer has a retry limit and a maximum record age of at most half a day, and bisects a failed batch",
+        why: "a record that can't be processed would block its shard until the records behind it expire",
         check: failing::streams_that_give_up,
         except: &[],
         breaks: &[
@@ -117,8 +118,8 @@ const FAILING: &[Rule] = &[
         ],
     },
     Rule {
-        name: "What a stream's consumer gives up on is put into a bucket that tells record-failure of it, and of nothing else",
-        why: "it would be dropped, or lie there unseen; a queue would get no payload; other files can't be read",
+        name: "Records that a stream's consumer gives up on go to a bucket, which notifies record-failure of these files only",
+        why: "the records would be dropped or remain unnoticed; a queue would not get their payload; record-failure can't read other files",
         check: failing::streams_that_set_aside,
         except: &[],
         breaks: &[
@@ -130,14 +131,14 @@ const FAILING: &[Rule] = &[
     },
     Rule {
         name: "A stream is read from its oldest record",
-        why: "what is written while the consumer is being made would be skipped",
+        why: "records that are written while the consumer is being created would be skipped",
         check: failing::streams_from_their_beginning,
         except: &[],
         breaks: &[(With("template/Resources/StoreReadingsMapping/Properties/StartingPosition", "\"LATEST\""), "StoreReadingsMapping")],
     },
     Rule {
         name: "check-consumers checks every event source mapping",
-        why: "a mapping that is disabled reports nothing itself: its queue or stream fills until the messages expire",
+        why: "a disabled mapping does not report itself: messages pile up in its queue or stream until they expire",
         check: failing::mappings_that_are_checked,
         except: &[],
         breaks: &[
@@ -147,8 +148,8 @@ const FAILING: &[Rule] = &[
         ],
     },
     Rule {
-        name: "The event log's stream is read by one function at a time a shard",
-        why: "one entity's events would be published side by side, and so repeated more often",
+        name: "Each shard of the event log's stream is read by one invocation at a time",
+        why: "events of one entity would be published concurrently, which causes more duplicates",
         check: failing::events_in_order,
         except: &[],
         breaks: &[(With("template/Resources/PublishEventsMapping/Properties/ParallelizationFactor", "2"), "PublishEventsMapping")],
@@ -158,8 +159,8 @@ const FAILING: &[Rule] = &[
 #[rustfmt::skip]
 const SAGAS: &[Rule] = &[
     Rule {
-        name: "Every state that calls somebody catches every error",
-        why: "the execution would break off, with what it did left behind",
+        name: "Every Task state catches all errors",
+        why: "the execution would fail without undoing the completed steps",
         check: sagas::every_task_catches_everything,
         except: &[],
         breaks: &[
@@ -170,8 +171,8 @@ const SAGAS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "A step that fails leads to the undo, which is told the step and is waited for",
-        why: "a site would end half onboarded",
+        name: "A failed step starts the teardown, passes it the step's name and waits for its end",
+        why: "a site would remain partly onboarded",
         check: sagas::what_fails_forward_is_undone,
         except: &[],
         breaks: &[
@@ -181,8 +182,8 @@ const SAGAS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "An undo that fails is noted, and the next one runs",
-        why: "one broken undo would keep all others from running",
+        name: "A failed undo is recorded, and the next undo runs",
+        why: "one failing undo would prevent all later ones",
         check: sagas::an_undo_that_fails_stops_no_other,
         except: &[],
         breaks: &[
@@ -191,8 +192,8 @@ const SAGAS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "Every step has its undo, in reverse order",
-        why: "what a new step does would stay",
+        name: "Every step has an undo, and the undos run in reverse order",
+        why: "the effect of a new step would not be undone",
         check: sagas::every_step_has_its_undo,
         except: &[],
         breaks: &[
@@ -201,8 +202,8 @@ const SAGAS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "Each state of the sagas calls the function of its step",
-        why: "contracts::saga::STEPS would name another function than the one that runs",
+        name: "Each state of a saga calls the function of its step",
+        why: "contracts::saga::STEPS would name a function that does not run",
         check: steps::states_call_their_functions,
         except: &[],
         breaks: &[
@@ -213,7 +214,7 @@ const SAGAS: &[Rule] = &[
     },
     Rule {
         name: "Teardowns and undos get the input that contracts::saga::TeardownInput describes",
-        why: "an undo could not read its input, and what it undoes would stay",
+        why: "an undo could not read its input, so its step would not be undone",
         check: steps::teardowns_get_one_input,
         except: &[],
         breaks: &[
@@ -225,8 +226,8 @@ const SAGAS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "project-site gets the events of all steps, and no others",
-        why: "GET /sites/{siteId} would not show what became of a step",
+        name: "project-site receives the events of all steps and no others",
+        why: "GET /sites/{siteId} would not show the status of a step",
         check: steps::project_site_gets_the_events,
         except: &[],
         breaks: &[
@@ -235,8 +236,8 @@ const SAGAS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "Everything is tried again at most eight times, at growing intervals with jitter",
-        why: "a short outage would fail sagas, and their retries in step would bring about the next one",
+        name: "Every Task state is retried at most eight times, with exponential backoff and jitter",
+        why: "without retries, a short outage would fail sagas; without jitter, simultaneous retries could cause another outage",
         check: sagas::retries_are_bounded,
         except: &[],
         breaks: &[
@@ -247,8 +248,8 @@ const SAGAS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "Every state that calls somebody has a time-out, longer than its function's",
-        why: "a lost answer would be waited for a year; a function would work on unheard",
+        name: "Every Task state has a timeout that is longer than its function's timeout",
+        why: "the saga would wait a year for a lost response; a function would continue after its caller timed out",
         check: sagas::tasks_time_out,
         except: &[],
         breaks: &[
@@ -257,15 +258,15 @@ const SAGAS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "An execution has a time-out",
-        why: "whatever is forgotten, it ends",
+        name: "A state machine has a timeout",
+        why: "an execution ends even if a state has no limit of its own",
         check: sagas::executions_time_out,
-        except: &[("site-teardown", "each of its states bounds itself; a time-out of the whole would leave undos unrun")],
+        except: &[("site-teardown", "each of its states has a timeout; a timeout of the whole execution would skip undos")],
         breaks: &[(Without("site-onboarding/TimeoutSeconds"), "site-onboarding")],
     },
     Rule {
-        name: "No time-out is shorter than what it bounds may take at the very worst",
-        why: "it would cut an undo off half-way",
+        name: "No timeout is shorter than the longest possible duration of what it limits",
+        why: "a shorter timeout would interrupt an undo",
         check: sagas::no_time_out_cuts_an_undo_short,
         except: &[],
         breaks: &[
@@ -275,7 +276,7 @@ const SAGAS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "Every placeholder of a state machine is filled, and every filling used",
+        name: "Every placeholder of a state machine has a substitution, and every substitution is used",
         why: "a state would call a function named `${...}`",
         check: sagas::placeholders_are_filled,
         except: &[],
@@ -285,8 +286,8 @@ const SAGAS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "State machines are of the standard kind, traced, and log errors without their inputs",
-        why: "an express one may run twice; an input carries a payment method's id",
+        name: "State machines have the standard type, are traced, and log errors without inputs",
+        why: "an express execution may run twice; an input contains the id of a payment method",
         check: sagas::machines_are_recorded,
         except: &[],
         breaks: &[
@@ -301,8 +302,8 @@ const SAGAS: &[Rule] = &[
 #[rustfmt::skip]
 const FUNCTIONS: &[Rule] = &[
     Rule {
-        name: "A function is the binary of its name, and a binary is a function",
-        why: "one would run another's code, or be built and never deployed",
+        name: "Each function is built from the binary of its name, and each binary has a function",
+        why: "a function would run the code of another one, or a binary would be built and not deployed",
         check: functions::one_binary_each,
         except: &[],
         breaks: &[
@@ -312,8 +313,8 @@ const FUNCTIONS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "All functions have one runtime and processor, and 128 to 512 MB",
-        why: "they are built once, for one machine; memory is paid by the millisecond",
+        name: "All functions have the same runtime and architecture, and 128 to 512 MB of memory",
+        why: "they are built once for one architecture; memory is billed by the millisecond",
         check: functions::one_runtime,
         except: &[],
         breaks: &[
@@ -322,11 +323,11 @@ const FUNCTIONS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "A function's environment is what its binary reads",
-        why: "it would end at its start, or carry settings that do nothing",
+        name: "A function's environment variables are exactly those that its binary reads",
+        why: "the function would fail at its start, or have settings without effect",
         check: functions::variables_are_those_that_are_read,
         except: &[
-            ("InitializeSubscriptionFunction CIRCUIT_FAILURES", "has a default, five failures; nobody has had to change it"),
+            ("InitializeSubscriptionFunction CIRCUIT_FAILURES", "the default is five failures; no deployment needed another value"),
             ("CancelSubscriptionFunction CIRCUIT_FAILURES", "the same"),
         ],
         breaks: &[
@@ -336,8 +337,8 @@ const FUNCTIONS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "Everybody calls a function by its alias `live`",
-        why: "a gradual deployment shifts the alias; who goes around it gets the new version at once",
+        name: "A function is called only by its alias `live`",
+        why: "a gradual deployment shifts the alias; a caller that bypasses it gets the new version at once",
         check: functions::called_by_alias,
         except: &[],
         breaks: &[
@@ -347,8 +348,8 @@ const FUNCTIONS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "A function logs JSON into a group of its own; every log group has an end",
-        why: "a group that Lambda makes keeps logs for ever, and is paid for as long",
+        name: "A function logs JSON to its own log group, and every log group has a retention",
+        why: "Lambda creates a missing log group without a retention, so its logs would be kept and billed for ever",
         check: functions::logs_with_an_end,
         except: &[],
         breaks: &[
@@ -359,8 +360,8 @@ const FUNCTIONS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "Functions and API are traced",
-        why: "nobody sees where the time of a slow call went",
+        name: "Functions and the API are traced",
+        why: "the cause of a slow call could not be found",
         check: functions::traced,
         except: &[],
         breaks: &[
@@ -370,7 +371,7 @@ const FUNCTIONS: &[Rule] = &[
     },
     Rule {
         name: "Functions, alarms, schedules, secrets, parameters and outputs have a description",
-        why: "it is what the console shows to who is on call",
+        why: "the console shows it to the engineer on call",
         check: functions::described,
         except: &[],
         breaks: &[
@@ -383,17 +384,17 @@ const FUNCTIONS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "A function behind the API ends before API Gateway's 29 seconds",
-        why: "the caller would be told that it failed while it succeeds",
+        name: "A function behind the API has a timeout below API Gateway's 29 seconds",
+        why: "the caller would get an error although the call succeeds",
         check: functions::answers_in_time,
         except: &[],
         breaks: &[(With("template/Resources/AcceptReadingsFunction/Properties/Timeout", "30"), "AcceptReadingsFunction")],
     },
     Rule {
-        name: "The payment provider is called by a limited number of functions at once",
-        why: "a full queue would run into its rate limit",
+        name: "The number of concurrent invocations that call the payment provider is limited",
+        why: "a full queue would exceed the provider's rate limit",
         check: functions::provider_is_not_overrun,
-        except: &[("ReconcileSubscriptionsFunction", "runs once an hour, and makes one call after the other")],
+        except: &[("ReconcileSubscriptionsFunction", "it runs once an hour and makes its calls one after the other")],
         breaks: &[
             (Without("template/Resources/CancelSubscriptionMapping/Properties/ScalingConfig"), "CancelSubscriptionFunction"),
             (Without("template/Resources/CancelSubscriptionMapping"), "CancelSubscriptionFunction"),
@@ -401,7 +402,7 @@ const FUNCTIONS: &[Rule] = &[
     },
     Rule {
         name: "Every function has a sample event",
-        why: "`sam local invoke` and `make invoke` are how a newcomer runs one",
+        why: "a newcomer runs a function with `sam local invoke` or `make invoke`",
         check: functions::sample_events,
         except: &[],
         breaks: &[
@@ -410,8 +411,8 @@ const FUNCTIONS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "Every function is in the README, at its service",
-        why: "it is where one looks first",
+        name: "Every function is in the README's row of its service",
+        why: "readers look there first",
         check: functions::listed_in_the_readme,
         except: &[],
         breaks: &[
@@ -421,7 +422,7 @@ const FUNCTIONS: &[Rule] = &[
     },
     Rule {
         name: "Functions, tables, sagas and failure queues are on the dashboard",
-        why: "what is not seen is not missed",
+        why: "a problem of a resource that is not on the dashboard would go unnoticed",
         check: functions::seen_on_the_dashboard,
         except: &[],
         breaks: &[
@@ -432,8 +433,8 @@ const FUNCTIONS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "Every function is tested, by its service or on the deployed stack",
-        why: "an untested function fails at its first user",
+        name: "Every function is named in a test of its service or of the deployed stack",
+        why: "an untested function may fail at its first use",
         check: functions::tested,
         except: &[],
         breaks: &[
@@ -446,8 +447,8 @@ const FUNCTIONS: &[Rule] = &[
 #[rustfmt::skip]
 const SERVICES: &[Rule] = &[
     Rule {
-        name: "The root nests every service, with all its parameters, and nothing else",
-        why: "a service would be missing after `sam deploy`, or run with a default",
+        name: "The root template nests every service with all its parameters, and has no other resources",
+        why: "a service would be missing after `sam deploy`, or run with default parameters",
         check: services::nested_with_all_parameters,
         except: &[],
         breaks: &[
@@ -459,7 +460,7 @@ const SERVICES: &[Rule] = &[
     },
     Rule {
         name: "A service is deployed after the services whose resources it names",
-        why: "a mapping, a rule or a permission on what does not exist is refused",
+        why: "a mapping, rule or permission that names a missing resource is refused",
         check: services::deployed_after_what_they_name,
         except: &[],
         breaks: &[
@@ -470,7 +471,7 @@ const SERVICES: &[Rule] = &[
     },
     Rule {
         name: "Parameters, conditions, globals and gradual deployment are identical in all templates",
-        why: "a setting would mean one thing in one service, and another in the next",
+        why: "a setting would have different meanings in different services",
         check: services::alike,
         except: &[],
         breaks: &[
@@ -482,14 +483,14 @@ const SERVICES: &[Rule] = &[
     },
     Rule {
         name: "A function is in the template of the service that has its binary",
-        why: "a team deploys its service alone",
+        why: "a team can then deploy its service alone",
         check: services::functions_of_their_service,
         except: &[],
         breaks: &[(With("billing/Resources/GetSiteFunction", r#"{"Type": "AWS::Serverless::Function"}"#), "GetSiteFunction")],
     },
     Rule {
         name: "Each service has an entry in samconfig.toml",
-        why: "`make deploy SERVICE=...` builds and deploys by it",
+        why: "`make deploy SERVICE=...` builds and deploys with it",
         check: services::each_has_its_entry_in_samconfig,
         except: &[],
         breaks: &[(Text("samconfig.toml", "[inventory.deploy.parameters]", "[stock.deploy.parameters]"), "inventory")],
@@ -499,8 +500,8 @@ const SERVICES: &[Rule] = &[
 #[rustfmt::skip]
 const VERSIONS: &[Rule] = &[
     Rule {
-        name: "A function's VersionDescription has its parameters, in 256 characters; a replaced version is retained",
-        why: "SAM hashes a parameter's name, not its value: a changed value would never reach the alias",
+        name: "A function's VersionDescription contains its parameters within 256 characters, and a replaced version is retained",
+        why: "SAM hashes a parameter's name and not its value, so a changed value would never reach the alias",
         check: versions::with_the_parameters,
         except: &[],
         breaks: &[
@@ -513,18 +514,18 @@ const VERSIONS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "An API whose definition has parameters is always deployed",
-        why: "SAM hashes a parameter's name, not its value: its stage would keep the identity provider of before",
+        name: "An API whose definition refers to parameters has AlwaysDeploy",
+        why: "SAM hashes a parameter's name and not its value, so the stage would keep the previous identity provider",
         check: versions::stage_follows_its_definition,
         except: &[],
         breaks: &[(Without("template/Resources/Api/Properties/AlwaysDeploy"), "Api")],
     },
     Rule {
-        name: "A function that sends to its own queue says so, and no other may call itself",
-        why: "Lambda ends a chain of 16 calls: a command would be lost to the dead letters; and it should end all others",
+        name: "A function that sends to its own queue has RecursiveLoop Allow, and no other function has it",
+        why: "Lambda ends a recursive loop after 16 calls: a command would become a dead letter; unintended loops should end",
         check: versions::recursive_only_by_intent,
         except: &[
-            ("InitializeSubscriptionFunction", "defers commands while the provider is out, for as long as its state waits (`Commands`)"),
+            ("InitializeSubscriptionFunction", "during an outage of the provider it sends commands back to its queue with a delay, for as long as the command's state waits"),
             ("CancelSubscriptionFunction", "the same"),
         ],
         breaks: &[
@@ -533,8 +534,8 @@ const VERSIONS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "Functions that the API, a stream or a queue calls are deployed gradually, and no others",
-        why: "five minutes of 5 % show nothing of a function that is called once a minute; and each deployment uses up CodeDeploy's rate",
+        name: "Exactly the functions that the API, a stream or a queue invokes are deployed gradually",
+        why: "five minutes with 5 % of the calls show nothing of a function that is called once a minute, and each gradual deployment uses part of CodeDeploy's rate limit",
         check: versions::gradual_where_it_helps,
         except: &[],
         breaks: &[
@@ -548,8 +549,8 @@ const VERSIONS: &[Rule] = &[
 #[rustfmt::skip]
 const ACCESS: &[Rule] = &[
     Rule {
-        name: "Every route of the API takes a signature, or a token of the user pool",
-        why: "anybody could register sites, and be billed for them",
+        name: "Every route of the API requires a signature or a token of the user pool",
+        why: "anyone could register sites and cause charges",
         check: access::every_route_knows_its_caller,
         except: &[],
         breaks: &[
@@ -559,8 +560,8 @@ const ACCESS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "A route requires its path's parameters, and takes a body up to a limit",
-        why: "functions check bodies, to name the wrong field; so they must bound them, too",
+        name: "A route requires its path parameters and limits the size of its body",
+        why: "the functions check bodies in order to name the wrong field, so they must also limit them",
         check: access::requests_are_checked,
         except: &[],
         breaks: &[
@@ -569,8 +570,8 @@ const ACCESS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "Calls are throttled, those that start sagas to ten a second",
-        why: "a client that goes wild would be paid for by the call",
+        name: "API calls are throttled, and calls that start sagas are limited to ten a second",
+        why: "every call of a faulty client would be billed",
         check: access::calls_are_throttled,
         except: &[],
         breaks: &[
@@ -581,8 +582,8 @@ const ACCESS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "The API logs who calls, and from where",
-        why: "an abuse could not be traced",
+        name: "The API logs the caller's identity and IP address",
+        why: "abuse could not be traced",
         check: access::calls_are_logged,
         except: &[],
         breaks: &[
@@ -591,8 +592,8 @@ const ACCESS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "API Gateway may call a function for one route, and does for each",
-        why: "another API of the account, or another route, could reach a function past its checks",
+        name: "API Gateway may invoke each route's function, and for that one route only",
+        why: "another API of the account or another route could call a function and bypass its checks",
         check: access::invocations_are_of_one_route,
         except: &[],
         breaks: &[
@@ -602,10 +603,10 @@ const ACCESS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "A function's or saga's role is its own, and written out in the template",
-        why: "managed policies and SAM's templates grant more than one sees",
+        name: "Each function and each saga has its own role, with its policy in the template",
+        why: "managed policies and SAM policy templates grant more than the template shows",
         check: access::roles_are_written_out,
-        except: &[("ApiGatewayLogRole", "AWS's own policy for API Gateway's one role per account; it may write logs, nothing else")],
+        except: &[("ApiGatewayLogRole", "AWS's managed policy for API Gateway's one role per account; it may only write logs")],
         breaks: &[
             (With("template/Resources/GetSiteFunction/Properties/Policies", r#"["AmazonDynamoDBFullAccess"]"#), "GetSiteFunction"),
             (With("template/Resources/GetSiteFunction/Properties/Role", "\"Shared.Arn\""), "GetSiteFunction"),
@@ -614,7 +615,7 @@ const ACCESS: &[Rule] = &[
     },
     Rule {
         name: "Policies name each action",
-        why: "a wildcard grants what AWS will add tomorrow",
+        why: "a wildcard also grants actions that AWS adds later",
         check: access::actions_by_name,
         except: &[],
         breaks: &[
@@ -625,16 +626,16 @@ const ACCESS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "Policies name each resource; a wildcard only follows the name of a Fieldstation resource",
-        why: "a function that is taken over reaches what its role reaches",
+        name: "Policies name each resource, and a wildcard may only follow the name of a Fieldstation resource",
+        why: "an attacker who controls a function can reach everything that its role allows",
         check: access::resources_by_name,
         except: &[
-            ("SiteOnboarding logs:*", "Step Functions demands them for its log group, and they know no narrower resource"),
+            ("SiteOnboarding logs:*", "Step Functions requires these actions for its log group, and they have no narrower resource"),
             ("SiteTeardown logs:*", "the same"),
-            ("PublishEventsFunction dynamodb:ListStreams", "Lambda asks for it, and it knows no narrower resource; it lists names"),
+            ("PublishEventsFunction dynamodb:ListStreams", "Lambda requires it, and it has no narrower resource; it lists names"),
             ("RecordFailureFunction sqs:*", "each service maps its own failure queue to it, so the queues are known by name only: <environment>-*-failures"),
-            ("CheckConsumersFunction lambda:ListEventSourceMappings", "it knows no narrower resource; it lists states"),
-            ("CheckConsumersFunction sqs:GetQueueAttributes", "the queues belong to all services; it counts messages, and reads none"),
+            ("CheckConsumersFunction lambda:ListEventSourceMappings", "it has no narrower resource; it lists states"),
+            ("CheckConsumersFunction sqs:GetQueueAttributes", "the queues belong to all services; it counts messages and reads none"),
         ],
         breaks: &[
             (With("template/Resources/GetSiteFunction/Properties/Policies/0/Statement/0/Resource", "\"*\""), "GetSiteFunction dynamodb:Query"),
@@ -644,18 +645,18 @@ const ACCESS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "No function may read a whole table",
-        why: "it costs with the table's age, and hands over everything at once",
+        name: "No function may scan a table",
+        why: "the cost of a scan grows with the table, and a scan returns all data at once",
         check: access::no_table_is_read_whole,
         except: &[
-            ("GetSiteFunction ${SitesTable.Arn}/index/byStatus", "`GET /sites` without a status walks the index, a page a call"),
-            ("ReconcileSubscriptionsFunction BillingTable.Arn", "it compares all of billing's rows with the provider, tombstones included, once an hour; an index would cost a write for each row and be read whole as well"),
+            ("GetSiteFunction ${SitesTable.Arn}/index/byStatus", "`GET /sites` without a status scans the index, one page a call"),
+            ("ReconcileSubscriptionsFunction BillingTable.Arn", "once an hour it compares all of billing's rows, including tombstones, with the provider; an index would cost a write for each row and would be read completely as well"),
         ],
         breaks: &[(With("template/Resources/GetSiteFunction/Properties/Policies/0/Statement/0/Action", "\"dynamodb:Scan\""), "GetSiteFunction SitesTable.Arn")],
     },
     Rule {
-        name: "A queue takes messages from named services, for this account's own rules and buckets",
-        why: "anybody's rule could fill our failures, or forge them",
+        name: "A queue policy allows only named services, for rules and buckets of this account",
+        why: "a rule of another account could flood the failure queues or forge failures",
         check: access::queues_take_from_named_senders,
         except: &[],
         breaks: &[
@@ -664,8 +665,8 @@ const ACCESS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "A command queue denies everybody but its state machine and its function",
-        why: "a command cancels a site's subscription, or opens one",
+        name: "A command queue denies all senders but its state machine and its function",
+        why: "a command cancels or opens a site's subscription",
         check: access::commands_come_from_their_saga,
         except: &[],
         breaks: &[
@@ -677,8 +678,8 @@ const ACCESS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "Rules name types and sources: ours for ours, anybody else's for what others tell us",
-        why: "another system's event would pass for a step's",
+        name: "EventBridge rules match event types and sources: Fieldstation's sources for its own events, any other source for events of other systems",
+        why: "an event of another system could be taken for an event of a step",
         check: access::events_of_known_sources,
         except: &[],
         breaks: &[
@@ -690,8 +691,8 @@ const ACCESS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "Secrets are made and kept by Secrets Manager, and functions are told where",
-        why: "parameters and environments are shown in the console, and in every description of the stack",
+        name: "Secrets are generated and stored by Secrets Manager, and functions get only their ARNs",
+        why: "parameters and environment variables are visible in the console and in every description of the stack",
         check: access::secrets_stay_in_their_store,
         except: &[],
         breaks: &[
@@ -702,15 +703,15 @@ const ACCESS: &[Rule] = &[
         ],
     },
     Rule {
-        name: "Of all functions, only the event log's publishers may put events on the bus",
-        why: "an event would be told that no committed row stands behind",
+        name: "Only the functions that publish the event log may put events on the bus",
+        why: "an event could be published without a committed row",
         check: access::only_publishers_speak_for_us,
         except: &[],
         breaks: &[(With("template/Resources/ProjectSiteFunction/Properties/Policies/0/Statement/0/Action", "\"events:PutEvents\""), "ProjectSiteFunction")],
     },
     Rule {
-        name: "The bus denies our sources to all but the event log's publishers",
-        why: "whoever may put events on the bus could tell what no committed row stands behind",
+        name: "The bus denies Fieldstation's event sources to all but the functions that publish the event log",
+        why: "any principal that may put events on the bus could publish an event without a committed row",
         check: access::our_sources_are_ours_alone,
         except: &[],
         breaks: &[
@@ -727,8 +728,8 @@ const ACCESS: &[Rule] = &[
 #[rustfmt::skip]
 const DATA: &[Rule] = &[
     Rule {
-        name: "A table outlives its stack, can be brought back to any second, and protected from deletion",
-        why: "a wrong deployment, or a wrong hand, would take the sites with it",
+        name: "A table is retained with its data when its stack is deleted, has point-in-time recovery and can be protected from deletion",
+        why: "a wrong deployment or a mistake of an operator would delete the sites",
         check: data::tables_outlive_mistakes,
         except: &[],
         breaks: &[
@@ -738,17 +739,17 @@ const DATA: &[Rule] = &[
         ],
     },
     Rule {
-        name: "A table is paid on demand",
-        why: "a guessed capacity throttles the first crowd",
+        name: "A table has on-demand capacity",
+        why: "a fixed capacity would throttle the first load peak",
         check: data::tables_grow_with_their_load,
         except: &[],
         breaks: &[(With("template/Resources/ReadingsTable/Properties/BillingMode", "\"PROVISIONED\""), "ReadingsTable")],
     },
     Rule {
         name: "Tables, queues, streams, buckets and topics are encrypted",
-        why: "by AWS's keys: the tables' and the stream's in KMS, so that their use is in CloudTrail; the queues' and buckets' are free, and both may hold a payload for a while",
+        why: "with AWS-managed keys: those of tables and the stream are in KMS, so CloudTrail logs their use; those of queues and buckets are free, and both may contain payloads for some time",
         check: data::everything_is_encrypted,
-        except: &[("OnCallTopic", "CloudWatch can't publish to a topic under the AWS-managed key, and alarms carry no data of a site")],
+        except: &[("OnCallTopic", "CloudWatch can't publish to a topic with the AWS-managed key, and alarms contain no data of a site")],
         breaks: &[
             (Without("template/Resources/EventsTable/Properties/SSESpecification"), "EventsTable"),
             (Without("template/Resources/CancelSubscriptionQueue/Properties/SqsManagedSseEnabled"), "CancelSubscriptionQueue"),
@@ -758,8 +759,8 @@ const DATA: &[Rule] = &[
         ],
     },
     Rule {
-        name: "A bucket can't be made public, holds only objects of ours, is reached by TLS alone, and outlives its stack",
-        why: "it holds readings, events and registrations that failed",
+        name: "A bucket blocks public access, contains only objects of its owner, requires TLS, and is retained when its stack is deleted",
+        why: "it contains failed readings, events and registrations",
         check: data::buckets_are_private,
         except: &[],
         breaks: &[
@@ -770,8 +771,8 @@ const DATA: &[Rule] = &[
         ],
     },
     Rule {
-        name: "The fixed names, and the outputs of the API, are there",
-        why: "`fieldctl`, the tests and other services find everything by them",
+        name: "Resources have their fixed names, and the API's outputs exist",
+        why: "`fieldctl`, the tests and other services find resources by them",
         check: data::contracts_are_there,
         except: &[],
         breaks: &[
@@ -782,14 +783,14 @@ const DATA: &[Rule] = &[
     },
     Rule {
         name: "Every parameter is in a group",
-        why: "the console would show it last, under `Other parameters`",
+        why: "the console would show it at the end under `Other parameters`",
         check: data::parameters_are_grouped,
         except: &[],
         breaks: &[(With("template/Parameters/Extra", "{}"), "Extra")],
     },
     Rule {
-        name: "Production deploys gradually, protects its tables and asks before it changes anything",
-        why: "the defaults are for trying out",
+        name: "Production deploys gradually, protects its tables and asks for confirmation before a change",
+        why: "the defaults are meant for trials",
         check: data::production_is_careful,
         except: &[],
         breaks: &[(Text("samconfig.toml", " DeletionProtection=true", ""), "samconfig.toml")],
@@ -799,8 +800,8 @@ const DATA: &[Rule] = &[
 #[rustfmt::skip]
 const SUPPLY: &[Rule] = &[
     Rule {
-        name: "Python tools are pinned by version and hash, and installed so",
-        why: "a taken-over package would run in CI, which may deploy",
+        name: "Python packages are pinned by version and hash, and their hashes are checked at installation",
+        why: "a compromised package would run in CI, which may deploy",
         check: supply::python_by_hash,
         except: &[],
         breaks: &[
@@ -810,7 +811,7 @@ const SUPPLY: &[Rule] = &[
         ],
     },
     Rule {
-        name: "Node tools are pinned by hash, and installed by their lock file",
+        name: "Node packages are pinned by hash and installed from their lock file",
         why: "the same",
         check: supply::node_by_hash,
         except: &[],
@@ -820,8 +821,8 @@ const SUPPLY: &[Rule] = &[
         ],
     },
     Rule {
-        name: "Crates come by Cargo.lock; cargo-deny checks their licences and sources",
-        why: "a newer version, or another source, would come in unseen",
+        name: "Crates are built from Cargo.lock, and cargo-deny checks their licences, sources and advisories",
+        why: "a newer version or another source would be used unnoticed",
         check: supply::crates_by_lock,
         except: &[],
         breaks: &[
@@ -834,15 +835,15 @@ const SUPPLY: &[Rule] = &[
         ],
     },
     Rule {
-        name: "Workflows run actions of one commit",
-        why: "a tag can be moved to other code",
+        name: "Workflows pin actions to a commit",
+        why: "a tag can be moved to another commit",
         check: supply::actions_by_commit,
         except: &[],
         breaks: &[(Text(".github/workflows/test.yml", "uses: actions/checkout@", "uses: actions/checkout@v5 # "), ".github/workflows/test.yml")],
     },
     Rule {
-        name: "Workflows read the repository, take a role by OpenID Connect, end, and run no stranger's change with our rights",
-        why: "a token that may write, or a long-lived key, is what an attacker looks for",
+        name: "Workflows only read the repository, assume roles by OpenID Connect, have timeouts, and run no change from a fork with the repository's permissions",
+        why: "an attacker could use a token with write access or a long-lived key",
         check: supply::workflows_with_few_rights,
         except: &[],
         breaks: &[
@@ -855,8 +856,8 @@ const SUPPLY: &[Rule] = &[
         ],
     },
     Rule {
-        name: "What is deployed is built without a cache, and no job that can take a role restores one",
-        why: "a run of another branch can put a poisoned entry into the cache",
+        name: "Releases are built without a cache, and no job that can assume a role restores a cache",
+        why: "a run of another branch can write a malicious entry to the cache",
         check: supply::no_cache_where_it_counts,
         except: &[],
         breaks: &[
@@ -866,8 +867,8 @@ const SUPPLY: &[Rule] = &[
         ],
     },
     Rule {
-        name: "Production takes the build of a push to main of this repository that passed staging",
-        why: "staging can be run on any branch, and a fork's run has the same file name",
+        name: "Production deploys only a build that a push to main of this repository made and that passed staging",
+        why: "staging can run on any branch, and a run of a fork has the same workflow file name",
         check: supply::production_comes_from_main,
         except: &[],
         breaks: &[
@@ -881,7 +882,7 @@ const SUPPLY: &[Rule] = &[
         ],
     },
     Rule {
-        name: "fieldctl, the demo and the data logger print through one writer that escapes control and invisible characters",
+        name: "fieldctl, the demo and the data logger print only through a function that escapes control and invisible characters",
         why: "data from outside could control the operator's terminal",
         check: supply::output_is_escaped,
         except: &[],
@@ -895,8 +896,8 @@ const SUPPLY: &[Rule] = &[
         ],
     },
     Rule {
-        name: "The local stack listens on this machine alone",
-        why: "an emulator asks nobody who they are",
+        name: "The local stack listens on loopback only",
+        why: "an emulator does not authenticate its callers",
         check: supply::local_stack_is_local,
         except: &[],
         breaks: &[
@@ -910,14 +911,14 @@ const SUPPLY: &[Rule] = &[
 const FIRST_USE: &[Rule] = &[
     Rule {
         name: "make demo asks before it deletes a running local stack",
-        why: "somebody may be working on it",
+        why: "the stack may be in use",
         check: first_use::a_running_stack_is_not_lost,
         except: &[],
         breaks: &[(Text("Makefile", "$(STACK) may-forget", "true"), "Makefile")],
     },
     Rule {
-        name: "The goals of the Makefile name what is missing, and show why an installation failed",
-        why: "a newcomer would give up",
+        name: "The Makefile's targets name missing prerequisites and show why an installation failed",
+        why: "a newcomer could not find the cause",
         check: first_use::missing_things_are_named,
         except: &[],
         breaks: &[
@@ -931,7 +932,7 @@ const FIRST_USE: &[Rule] = &[
     },
     Rule {
         name: "The documented kinesis put-record works with versions 1 and 2 of the AWS CLI",
-        why: "without fileb:// one of them sends the base64 text itself",
+        why: "without fileb://, one of the versions would send the base64 text itself",
         check: first_use::documented_commands_work_with_each_aws_cli,
         except: &[],
         breaks: &[(Text("docs/integrating.md", "--data fileb://bundle.json.gz", "--data \"$(gzip -c bundle.json | base64 -w0)\""), "docs/integrating.md")],

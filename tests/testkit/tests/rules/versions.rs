@@ -1,4 +1,4 @@
-//! What is deployed takes effect: each change makes a version, and the versions are shifted safely.
+//! Rules: a deployed change takes effect. Each change creates a version, and traffic shifts to it safely.
 
 use std::collections::BTreeSet;
 
@@ -7,9 +7,10 @@ use testkit::template::references;
 
 use crate::subject::{Objections, Subject, function_of, members, queue_of, text, texts};
 
-/// Lambda's limit of a version's description, in characters.
+/// Lambda's maximum length of a version's description, in characters.
 const MAX_DESCRIPTION: usize = 256;
-/// Properties of a function's resource that are not in its configuration, so that no version has them.
+/// Properties of a function's resource that are not part of its configuration, so versions do not depend on
+/// them.
 const NOT_CONFIGURATION: [&str; 6] = [
     "DeploymentPreference",
     "EventInvokeConfig",
@@ -19,7 +20,7 @@ const NOT_CONFIGURATION: [&str; 6] = [
     "VersionDescription",
 ];
 
-/// The parameters that a value refers to. The environment's name is no setting: it never changes.
+/// Returns the parameters that a value refers to. The environment's name is excluded, because it never changes.
 fn parameters(subject: &Subject, value: &Value) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     references(value, &mut found);
@@ -27,7 +28,7 @@ fn parameters(subject: &Subject, value: &Value) -> BTreeSet<String> {
     found
 }
 
-/// The length of a parameter's longest value; none if it has no limit.
+/// Returns the length of a parameter's longest value, or `None` if it is unlimited.
 fn longest(parameter: &Value) -> Option<usize> {
     let shown = |value: &Value| value.as_str().map_or(value.to_string().len(), str::len);
     if let Some(allowed) = parameter["AllowedValues"].as_array() {

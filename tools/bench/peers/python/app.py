@@ -1,4 +1,4 @@
-"""configure-alerting: the row and its event in one transaction."""
+"""Implements configure-alerting: writes the row and its event in one transaction."""
 
 import json
 import os
