@@ -866,6 +866,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_deadline_ends_a_call_and_no_call_begins_after_it() -> TestResult {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let base = format!("http://{}", listener.local_addr()?);
+        let client = Stripe::new(&base, ApiKey::new(SECRET)?)?;
+        let mut stripe = client.clone().until(Some(Deadline::after(Duration::from_millis(200))));
+        let silent = stripe.delete_customer(&customer()).await;
+        assert!(matches!(silent, Err(StripeError::Unavailable(_))), "{silent:?}");
+        let health = stripe.into_health();
+        let Some(Health::Down(error)) = health else { panic!("{health:?}") };
+        assert_eq!(error.name, NO_ANSWER);
+
+        let mut late = client.until(Some(Deadline::after(Duration::ZERO)));
+        let none = late.delete_customer(&customer()).await;
+        assert!(matches!(none, Err(StripeError::Unavailable(_))), "{none:?}");
+        assert_eq!(late.into_health(), None, "a lack of time says nothing about the provider");
+        Ok(())
+    }
+
+    #[tokio::test]
     async fn the_key_shows_nowhere() -> TestResult {
         let quoting = format!(r#"{{"error": {{"message": "Invalid API Key: {SECRET}"}}}}"#);
         let (mut stripe, _served) = server(vec![answer(401, &quoting)]).await?;
