@@ -1,6 +1,6 @@
 //! The sagas as Step Functions tells them: what each state did, how long, how often.
 
-use aws_sdk_sfn::{operation::describe_execution::DescribeExecutionError, types::ExecutionStatus};
+use aws_sdk_sfn::types::ExecutionStatus;
 use contracts::{OnboardingId, Timestamp, names, saga::COMPENSATE};
 use machines::{History, Task, TaskFailure, timestamp};
 use serde::Serialize;
@@ -210,29 +210,17 @@ impl Stack {
         MACHINES.into_iter().find(|machine| self.machine_arn(machine) == arn).unwrap_or(arn)
     }
 
-    /// The execution with that ARN; none where there is none, or no more: Step Functions keeps them
-    /// for 90 days after their end.
+    /// The execution with that ARN. `None` if it does not exist, or no longer: Step Functions keeps an execution
+    /// for 90 days after its end.
     pub async fn execution(&self, arn: &str) -> Result<Option<Execution>, CliError> {
-        let described = match self.machines.describe_execution().execution_arn(arn).send().await {
-            Ok(described) => described,
-            Err(error) => {
-                let service = error.as_service_error();
-                return if service.is_some_and(DescribeExecutionError::is_execution_does_not_exist) {
-                    Ok(None)
-                } else {
-                    Err(aws("an execution can't be described")(error))
-                };
-            }
+        let described = machines::describe(&self.machines, arn).await;
+        let Some(described) = described.map_err(aws("an execution can't be described"))? else {
+            return Ok(None);
         };
-        let history = self.machines.get_execution_history().execution_arn(arn);
-        let history = history.include_execution_data(true);
-        let mut events = history.into_paginator().items().send();
-        let mut history = Vec::new();
-        while let Some(event) = events.next().await {
-            history.push(event.map_err(aws("an execution's history can't be read"))?);
-        }
+        let events = machines::events(&self.machines, arn).await;
+        let events = events.map_err(aws("an execution's history can't be read"))?;
         let started = timestamp(*described.start_date());
-        let History { tasks, children, last_event } = History::of(&history);
+        let History { tasks, children, last_event } = History::of(&events);
         Ok(Some(Execution {
             machine: self.machine(described.state_machine_arn()).to_owned(),
             name: described.name().unwrap_or_default().to_owned(),

@@ -1,6 +1,6 @@
 //! Through the failures page by page: however many there are, a page of them is held.
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use contracts::{OnboardingId, SiteId, Timestamp};
 use ledger::{Cursor, Kind, Ledger, Status, Summary, sources};
 use strsim::levenshtein;
@@ -27,7 +27,7 @@ pub struct Filter {
     pub source: Option<String>,
     /// Only of this kind.
     #[arg(long, ignore_case = true)]
-    pub kind: Option<KindName>,
+    pub kind: Option<Kind>,
     /// Only of this group, as `failures groups` shows it; a fingerprint stands for all its groups.
     #[arg(long, value_name = "GROUP", value_parser = group)]
     pub group: Option<String>,
@@ -43,40 +43,6 @@ pub struct Filter {
     /// Only of this onboarding.
     #[arg(long, value_name = "ONBOARDING")]
     pub correlation: Option<OnboardingId>,
-}
-
-/// How a piece of work failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum KindName {
-    /// An asynchronous function failed at its event.
-    FunctionFailed,
-    /// EventBridge could not hand over its event.
-    NotDelivered,
-    /// A command was received too often.
-    DeadLetter,
-    /// A stream's record that can never be worked on.
-    Quarantined,
-    /// A stream's record that was given up on with its batch.
-    GivenUp,
-    /// A state machine's execution failed.
-    ExecutionFailed,
-    /// In no known form.
-    Unreadable,
-}
-
-impl From<KindName> for Kind {
-    fn from(name: KindName) -> Self {
-        match name {
-            KindName::FunctionFailed => Self::FunctionFailed,
-            KindName::NotDelivered => Self::NotDelivered,
-            KindName::DeadLetter => Self::DeadLetter,
-            KindName::Quarantined => Self::Quarantined,
-            KindName::GivenUp => Self::GivenUp,
-            KindName::ExecutionFailed => Self::ExecutionFailed,
-            KindName::Unreadable => Self::Unreadable,
-        }
-    }
 }
 
 impl Filter {
@@ -114,7 +80,7 @@ impl Filter {
         };
         let parts = [
             source.as_ref().map(|source| format!(" of source {source}")),
-            of.map(|of| format!(" of kind {}", kind(of.into()))),
+            of.map(|of| format!(" of kind {}", kind(of))),
             group.as_ref().map(|group| format!(" of group {group}")),
             site.as_ref().map(|site| format!(" of site {site}")),
             correlation.map(|id| format!(" of onboarding {id}")),
@@ -164,7 +130,7 @@ impl Filter {
 
     fn takes(&self, row: &Summary) -> bool {
         self.source.as_ref().is_none_or(|source| *source == row.source)
-            && self.kind.is_none_or(|kind| Kind::from(kind) == row.kind)
+            && self.kind.is_none_or(|kind| kind == row.kind)
             && self
                 .group
                 .as_ref()

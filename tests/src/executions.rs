@@ -3,10 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use aws_sdk_sfn::{
-    operation::describe_execution::DescribeExecutionError,
-    types::{ExecutionStatus, HistoryEvent, HistoryEventType},
-};
+use aws_sdk_sfn::types::{ExecutionStatus, HistoryEvent, HistoryEventType};
 use contracts::{OnboardingId, Timestamp, names};
 use machines::History;
 use serde_json::Value;
@@ -217,23 +214,12 @@ impl Stack {
 
     /// The execution of that ARN; none as long as it is not started.
     pub async fn execution(&self, arn: &str) -> Result<Option<Execution>> {
-        let described = match self.machines.describe_execution().execution_arn(arn).send().await {
-            Ok(described) => described,
-            Err(error) => {
-                let service = error.as_service_error();
-                return if service.is_some_and(DescribeExecutionError::is_execution_does_not_exist) {
-                    Ok(None)
-                } else {
-                    Err(error).context("the execution can't be described")
-                };
-            }
+        let described = machines::describe(&self.machines, arn).await;
+        let Some(described) = described.context("the execution can't be described")? else {
+            return Ok(None);
         };
-        let history = self.machines.get_execution_history().execution_arn(arn);
-        let mut events = history.into_paginator().items().send();
-        let mut history = Vec::new();
-        while let Some(event) = events.next().await {
-            history.push(event?);
-        }
+        let history = machines::events(&self.machines, arn).await;
+        let history = history.context("the execution's history can't be read")?;
         Ok(Some(Execution {
             arn: arn.to_owned(),
             status: described.status().clone(),

@@ -34,12 +34,9 @@ async fn onboard(stack: &Stack, card: &str) -> Result<Ids> {
 
 /// Counts the states that were entered and the retries of tasks.
 async fn counted_transitions(stack: &Stack, arn: &str) -> Result<u32> {
-    let machines = aws_sdk_sfn::Client::new(stack.config());
-    let history = machines.get_execution_history().execution_arn(arn);
-    let mut events = history.into_paginator().items().send();
+    let client = aws_sdk_sfn::Client::new(stack.config());
     let (mut entered, mut tasks, mut tries) = (0, 0, 0);
-    while let Some(event) = events.next().await {
-        let event = event?;
+    for event in machines::events(&client, arn).await? {
         if event.state_entered_event_details().is_some() {
             entered += 1;
         }

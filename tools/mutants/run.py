@@ -24,7 +24,19 @@ LEAST = 0.9
 TABLE = "<!-- results -->"
 KINDS = {"CaughtMutant": "caught", "MissedMutant": "missed", "Timeout": "timeout", "Unviable": "unviable"}
 # The tests of this user of a shared crate run, too.
-USERS = {"contracts": "stream", "lambda": "sites", "machines": "onboarding", "quarantine": "events", "store": "inventory", "stream": "telemetry"}
+USERS = {
+    "contracts": "stream",
+    "fault": "store",
+    "lambda": "sites",
+    "ledger": "failures",
+    "machines": "onboarding",
+    "payments": "billing",
+    "quarantine": "events",
+    "secret": "telemetry",
+    "series": "telemetry",
+    "store": "inventory",
+    "stream": "telemetry",
+}
 
 
 def name(mutant):

@@ -5,12 +5,16 @@
 //! commit.
 
 use contracts::{OnboardingId, Saga, SubscriptionId, Timestamp, events::SubscriptionCancelled};
-use lambda::Step;
+use lambda::{Deadline, Step};
 use serde::Serialize;
 use store::{Commit, Idempotency, NewEvent, Outbox, Table, Transaction};
 
 use crate::{
-    BillingError, Checkpoint, Subscription, SubscriptionRow, provider::Provider, record_id,
+    BillingError, Checkpoint, Subscription, SubscriptionRow,
+    circuit::Health,
+    commands::ProviderStep,
+    provider::{Provider, Session},
+    record_id,
     stripe::CustomerId,
 };
 
@@ -107,6 +111,30 @@ impl Step for CancelSubscription {
     }
 
     async fn run(&self, saga: Saga, now: Timestamp) -> Result<Reply, BillingError> {
+        self.cancel(saga, &mut self.provider.session(None), now).await
+    }
+}
+
+impl ProviderStep for CancelSubscription {
+    async fn run_until(
+        &self,
+        saga: Saga,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> (Result<Reply, BillingError>, Option<Health>) {
+        let mut session = self.provider.session(Some(deadline));
+        let result = self.cancel(saga, &mut session, now).await;
+        (result, session.into_health())
+    }
+}
+
+impl CancelSubscription {
+    async fn cancel(
+        &self,
+        saga: Saga,
+        session: &mut Session<'_>,
+        now: Timestamp,
+    ) -> Result<Reply, BillingError> {
         let subscription_id = SubscriptionId::of(saga.onboarding_id);
         let key = SubscriptionRow::key(subscription_id);
         let reply = Reply { subscription_id };
@@ -120,9 +148,9 @@ impl Step for CancelSubscription {
             }
             Decision::Fence { from, fenced } => {
                 self.put(saga, from, &fenced).await?;
-                self.clean_up(saga, fenced).await?
+                self.clean_up(saga, session, fenced).await?
             }
-            Decision::CleanUp(fenced) => self.clean_up(saga, fenced).await?,
+            Decision::CleanUp(fenced) => self.clean_up(saga, session, fenced).await?,
         };
 
         let Burial { from, sequence, ended, noted } = burial;
@@ -146,9 +174,7 @@ impl Step for CancelSubscription {
             Commit::Refused(_) => Err(BillingError::Busy(subscription_id)),
         }
     }
-}
 
-impl CancelSubscription {
     async fn unfinished(&self, saga: Saga) -> Result<Option<Checkpoint>, BillingError> {
         let unfinished = self.idempotency.unfinished(&record_id(saga.onboarding_id)).await?;
         Ok(unfinished.map(Option::unwrap_or_default))
@@ -175,7 +201,12 @@ impl CancelSubscription {
 
     /// Cleans the provider of every customer that is known by now: an initialization that was under
     /// way when the fence was set may have noted one since.
-    async fn clean_up(&self, saga: Saga, fenced: SubscriptionRow) -> Result<Burial, BillingError> {
+    async fn clean_up(
+        &self,
+        saga: Saga,
+        session: &mut Session<'_>,
+        fenced: SubscriptionRow,
+    ) -> Result<Burial, BillingError> {
         let from = fenced.state.name();
         let Subscription::Cancelling { customer_id, provider_subscription_id } = fenced.state
         else {
@@ -186,7 +217,7 @@ impl CancelSubscription {
         let mut customers: Vec<CustomerId> = customer_id.into_iter().chain(late).collect();
         customers.dedup();
         for customer in &customers {
-            self.provider.clean_up(customer).await?;
+            session.clean_up(customer).await?;
         }
         let told = u64::from(provider_subscription_id.is_some());
         Ok(Burial {

@@ -2,18 +2,18 @@
 //! and nobody calls, but for one probe at a time.
 //!
 //! Its state is one row of the billing table, `circuit#provider`, shared by all consumers of both
-//! queues. After some failures in a row the circuit opens for a pause; when that is over, the one
-//! consumer whose write moves `openUntil` on is the probe. If the provider answers the probe, the
-//! circuit closes; if not, it stays open for a longer pause; if the probe never tells, its lease
-//! ends, and another one probes. A command costs one read, and no write while all is well.
+//! queues. After some failures in a row the circuit opens for a pause. After the pause, the consumer
+//! whose write moves `openUntil` is the probe. If the provider answers the probe, the circuit closes;
+//! if not, it stays open for a longer pause. If the probe crashes, its lease ends and another consumer
+//! probes. A command costs one read, and no write while the provider answers.
 //!
-//! The breaker saves calls, it does not decide anything: where its row can't be read or written in
-//! time, commands run as if there were none.
+//! The breaker learns about the provider from each step: a run returns the result of its last call,
+//! and [`Circuit::left`] counts it. The two share no state.
+//!
+//! The breaker only saves calls: if its row can't be read or written in time, commands run as if
+//! there were no breaker.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use contracts::Timestamp;
 use lambda::ConfigError;
@@ -36,22 +36,6 @@ pub enum Health {
     Up,
     /// It did not answer, or it can't serve this account now.
     Down(CallError),
-}
-
-/// The result of the last call to the provider, shared by its client and the breaker.
-#[derive(Clone, Debug, Default)]
-pub struct LastCall(Arc<Mutex<Option<Health>>>);
-
-impl LastCall {
-    /// Records the result of a call.
-    pub(crate) fn record(&self, health: Health) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(health);
-    }
-
-    /// Takes the result of the last call since the last `take`; `None` if no call was made.
-    fn take(&self) -> Option<Health> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
 }
 
 /// When the circuit opens, and for how long.
@@ -107,8 +91,9 @@ fn begin_probe(state: &CircuitState, probe: Uuid, now: Timestamp) -> Option<Circ
     })
 }
 
-/// The state after a command's last call; `None` if it does not change. `probe` is the command's, if it was
-/// the probe. The result of a call that began before the circuit opened changes nothing.
+/// The state after a command; `None` if it does not change. `health` is the result of the command's last call;
+/// `probe` is its id as a probe, if it was one. The result of a call that began before the circuit opened
+/// changes nothing.
 fn after_call(
     state: &CircuitState,
     health: Option<&Health>,
@@ -155,8 +140,6 @@ fn after(now: Timestamp, time: Duration) -> Timestamp {
 pub struct Circuit {
     /// The billing table.
     pub table: Table,
-    /// The results of the consumer's calls.
-    pub last_call: LastCall,
     /// When it opens, and for how long.
     pub rules: Rules,
 }
@@ -189,7 +172,6 @@ impl Circuit {
             self.change(seen, |state| begin_probe(state, probe, now)).await
         });
         let (seen, ours) = looked.await.unwrap_or_default();
-        self.last_call.take();
         match seen.open_until {
             Some(until) if !ours => {
                 metrics::counter!("ProviderCircuitOpen").increment(1);
@@ -205,11 +187,10 @@ impl Circuit {
         }
     }
 
-    /// Counts the result of a command that is over.
-    pub async fn left(&self, pass: Pass) {
+    /// Counts the result of a command's last call to the provider; `None` if it made no call.
+    pub async fn left(&self, pass: Pass, health: Option<Health>) {
         let Pass { seen, probe, entered: (entered, since) } = pass;
         let now = after(entered, since.elapsed());
-        let health = self.last_call.take();
         if let Some(Health::Down(CallError { name, message, .. })) = &health {
             metrics::counter!("ProviderFailures").increment(1);
             tracing::warn!(error = name, reason = message, "the call to the provider failed");

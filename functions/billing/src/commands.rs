@@ -22,7 +22,7 @@ use serde_json::Value;
 use tracing::Span;
 
 use crate::{
-    circuit::{Circuit, Entry},
+    circuit::{Circuit, Entry, Health},
     proof::{self, Sender, Unproven},
 };
 
@@ -30,14 +30,28 @@ use crate::{
 const ATTEMPT: &str = "attempt";
 /// The message attribute that says when the command was first sent, in epoch milliseconds.
 const SINCE: &str = "since";
-/// Kept back of the function's time, to put the command back into the queue.
-const FOR_THE_QUEUE: Duration = Duration::from_secs(2);
+/// Kept back from the function's time, to put the command back into the queue.
+const QUEUE_MARGIN: Duration = Duration::from_secs(2);
+/// Kept back from the time of the calls to the provider, so that a step can release its lock after the last call.
+const STEP_MARGIN: Duration = Duration::from_millis(500);
 const CIRCUIT_OPEN: &str = "the circuit to the payment provider is open";
 /// The name of the error of a command whose sender Step Functions does not confirm.
 const REFUSED: &str = "Refused";
 const LONGEST_DELAY: Duration = Duration::from_mins(5);
 /// SQS holds no message back for longer.
 const LONGEST_OF_SQS: Duration = Duration::from_mins(15);
+
+/// A step that calls the payment provider.
+pub trait ProviderStep: Step {
+    /// Runs the command. No call to the provider lasts longer than until `deadline`. Answers with the step's
+    /// result, and with what the last call says about the provider: `None` if no call was made.
+    fn run_until(
+        &self,
+        command: Self::Command,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> impl Future<Output = (Result<Self::Reply, Self::Error>, Option<Health>)>;
+}
 
 /// A step behind a queue.
 #[derive(Debug)]
@@ -118,7 +132,7 @@ struct Sent {
     since: Timestamp,
 }
 
-impl<S: Step> Commands<S> {
+impl<S: ProviderStep> Commands<S> {
     /// Works on one message. `Err` leaves it in the queue and uses up one of its receives: for a
     /// message that is broken or forged, or can't be answered now.
     pub async fn handle(
@@ -184,12 +198,19 @@ impl<S: Step> Commands<S> {
             }
             Err(error) => Err((ErrorKind::InvalidInput, error.to_string())),
         };
-        let limit = deadline.left().saturating_sub(FOR_THE_QUEUE);
-        let work = Box::pin(self.work(&token, execution.as_deref(), &command, run, now));
-        // A slow provider is an outage too: it must not use up receives.
-        let outcome = tokio::time::timeout(limit, work)
+        let limit = deadline.left().saturating_sub(QUEUE_MARGIN);
+        let calls_end = Deadline::after(limit.saturating_sub(STEP_MARGIN));
+        let work = async {
+            match self.command(&token, execution.as_deref(), &command, run).await {
+                Ok(command) => self.work(command, now, calls_end).await,
+                Err(outcome) => (outcome, None),
+            }
+        };
+        // The calls to the provider end before this limit. It is for slow calls to AWS, which must not use up
+        // receives either.
+        let (outcome, health) = tokio::time::timeout(limit, Box::pin(work))
             .await
-            .unwrap_or_else(|_| Outcome::Later("the function's time ran out".to_owned()));
+            .unwrap_or_else(|_| (Outcome::Later("the function's time ran out".to_owned()), None));
         let end = match outcome {
             Outcome::Done(output) => End::answered(self.succeed(token, output).await),
             Outcome::Failed(ErrorKind::Transient, reason) | Outcome::Later(reason) if !expired => {
@@ -205,37 +226,43 @@ impl<S: Step> Commands<S> {
             }
         };
         if let Some(pass) = pass {
-            self.circuit.left(pass).await;
+            self.circuit.left(pass, health).await;
         }
         end
     }
 
-    /// Checks who sent the command, then runs it; what is not to be run fails with its error.
-    async fn work(
+    /// Checks who sent the command. `Err` if it is not to be run: forged, or `run` has its error.
+    async fn command(
         &self,
         token: &str,
         execution: Option<&str>,
         command: &Value,
         run: Result<S::Command, (ErrorKind, String)>,
-        now: Timestamp,
-    ) -> Outcome {
+    ) -> Result<S::Command, Outcome> {
         match proof::sender(&self.machine, token, execution, command).await {
-            Ok(Sender::Waits) => {}
-            Ok(Sender::MovedOn) => return Outcome::MovedOn,
-            Err(Unproven::Yet(reason)) => return Outcome::Later(reason),
-            Err(Unproven::Refused(reason)) => return Outcome::Refused(reason),
+            Ok(Sender::Waits) => run.map_err(|(kind, reason)| Outcome::Failed(kind, reason)),
+            Ok(Sender::MovedOn) => Err(Outcome::MovedOn),
+            Err(Unproven::Yet(reason)) => Err(Outcome::Later(reason)),
+            Err(Unproven::Refused(reason)) => Err(Outcome::Refused(reason)),
         }
-        let command = match run {
-            Ok(command) => command,
-            Err((kind, reason)) => return Outcome::Failed(kind, reason),
-        };
-        match self.step.run(command, now).await {
+    }
+
+    /// Runs the step.
+    async fn work(
+        &self,
+        command: S::Command,
+        now: Timestamp,
+        calls_end: Deadline,
+    ) -> (Outcome, Option<Health>) {
+        let (result, health) = self.step.run_until(command, now, calls_end).await;
+        let outcome = match result {
             Ok(reply) => match serde_json::to_string(&reply) {
                 Ok(output) => Outcome::Done(output),
                 Err(error) => Outcome::Refused(error.to_string()),
             },
             Err(fault) => Outcome::Failed(fault.kind(), fault.to_string()),
-        }
+        };
+        (outcome, health)
     }
 
     async fn succeed(&self, token: String, output: String) -> Result<(), String> {

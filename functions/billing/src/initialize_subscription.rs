@@ -4,14 +4,16 @@ use contracts::{
     Event, OnboardingId, PaymentMethodId, Plan, Saga, SubscriptionId, Timestamp,
     events::{SubscriptionFailed, SubscriptionInitialized},
 };
-use lambda::Step;
+use lambda::{Deadline, Step};
 use serde::{Deserialize, Serialize};
 use store::{Begin, Commit, Idempotency, Lock, NewEvent, Outbox, Table, Transaction};
 use uuid::Uuid;
 
 use crate::{
     BillingError, Checkpoint, Refusal, Subscription, SubscriptionRow,
-    provider::Provider,
+    circuit::Health,
+    commands::ProviderStep,
+    provider::{Provider, Session},
     record_id,
     stripe::{self, CustomerId, Stripe, StripeError},
 };
@@ -95,14 +97,38 @@ impl Step for InitializeSubscription {
     }
 
     async fn run(&self, command: Command, now: Timestamp) -> Result<Reply, BillingError> {
+        self.initialize(&command, &mut self.provider.session(None), now).await
+    }
+}
+
+impl ProviderStep for InitializeSubscription {
+    async fn run_until(
+        &self,
+        command: Command,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> (Result<Reply, BillingError>, Option<Health>) {
+        let mut session = self.provider.session(Some(deadline));
+        let result = self.initialize(&command, &mut session, now).await;
+        (result, session.into_health())
+    }
+}
+
+impl InitializeSubscription {
+    async fn initialize(
+        &self,
+        command: &Command,
+        session: &mut Session<'_>,
+        now: Timestamp,
+    ) -> Result<Reply, BillingError> {
         let subscription_id = SubscriptionId::of(command.saga.onboarding_id);
         let record = record_id(command.saga.onboarding_id);
-        let mut lock = match self.idempotency.begin(&record, &hash(&command), now).await? {
+        let mut lock = match self.idempotency.begin(&record, &hash(command), now).await? {
             Begin::Completed(outcome) => return Outcome::answer(outcome, subscription_id),
             Begin::InProgress(_) => return Err(BillingError::Busy(subscription_id)),
             Begin::Started(lock) => lock,
         };
-        let outcome = self.settle(&command, &mut lock, now).await;
+        let outcome = self.settle(command, session, &mut lock, now).await;
         if outcome.is_err() {
             // The next try need not wait for the lease; when this fails as well, it waits.
             if let Err(error) = self.idempotency.release(&lock).await {
@@ -111,12 +137,11 @@ impl Step for InitializeSubscription {
         }
         outcome?.answer(subscription_id)
     }
-}
 
-impl InitializeSubscription {
     async fn settle(
         &self,
         command: &Command,
+        session: &mut Session<'_>,
         lock: &mut Lock<Checkpoint>,
         now: Timestamp,
     ) -> Result<Outcome, BillingError> {
@@ -124,9 +149,9 @@ impl InitializeSubscription {
         let site_id = saga.site_id;
         let key = SubscriptionRow::key(SubscriptionId::of(saga.onboarding_id));
         if let Some(outcome) = decide(self.billing.get(&key).await?) {
-            return self.conclude(outcome, lock, now).await;
+            return self.conclude(outcome, session, lock, now).await;
         }
-        match self.pay(command, lock).await? {
+        match self.pay(command, session, lock).await? {
             Paid::Yes { customer: customer_id, subscription } => {
                 let provider_subscription_id = subscription.to_string();
                 let event = SubscriptionInitialized {
@@ -135,11 +160,12 @@ impl InitializeSubscription {
                     provider_subscription_id: provider_subscription_id.clone(),
                 };
                 let state = Subscription::Active { plan, customer_id, provider_subscription_id };
-                self.commit(saga, lock, Outcome::Active, state, event, now).await
+                let outcome = Outcome::Active;
+                self.commit(saga, session, lock, outcome, state, event, now).await
             }
             Paid::No(refusal) => {
                 // A refused customer is of no use to anyone.
-                self.clean_up(lock).await?;
+                Self::clean_up(session, lock).await?;
                 let event = SubscriptionFailed {
                     site_id,
                     plan,
@@ -147,7 +173,8 @@ impl InitializeSubscription {
                     message: refusal.message().to_owned(),
                 };
                 let state = Subscription::Failed { plan, refusal: refusal.clone() };
-                self.commit(saga, lock, Outcome::Refused(refusal), state, event, now).await
+                let outcome = Outcome::Refused(refusal);
+                self.commit(saga, session, lock, outcome, state, event, now).await
             }
         }
     }
@@ -156,6 +183,7 @@ impl InitializeSubscription {
     async fn pay(
         &self,
         command: &Command,
+        session: &mut Session<'_>,
         lock: &mut Lock<Checkpoint>,
     ) -> Result<Paid, BillingError> {
         let Ok(method) = stripe::PaymentMethodId::try_from(command.payment_method.0.clone()) else {
@@ -163,14 +191,14 @@ impl InitializeSubscription {
             return Ok(Paid::No(Refusal::InvalidInput { message }));
         };
         let id = SubscriptionId::of(command.saga.onboarding_id);
-        let stripe = self.provider.client().await?;
-        let paid = self.pay_with(&stripe, &method, command, lock).await;
+        let stripe = session.client().await?;
+        let paid = self.pay_with(stripe, &method, command, lock).await;
         let error = match paid {
             Ok(paid) => return Ok(paid),
             Err(PayError::Billing(error)) => return Err(error),
             Err(PayError::Stripe(error)) => error,
         };
-        self.provider.failed(&error).await;
+        session.failed(&error).await;
         match error {
             StripeError::Declined { message, .. } => {
                 Ok(Paid::No(Refusal::CardDeclined { message }))
@@ -197,7 +225,7 @@ impl InitializeSubscription {
 
     async fn pay_with(
         &self,
-        stripe: &Stripe,
+        stripe: &mut Stripe,
         method: &stripe::PaymentMethodId,
         command: &Command,
         lock: &mut Lock<Checkpoint>,
@@ -258,6 +286,7 @@ impl InitializeSubscription {
     async fn commit<D: Event>(
         &self,
         saga: Saga,
+        session: &mut Session<'_>,
         lock: &Lock<Checkpoint>,
         outcome: Outcome,
         state: Subscription,
@@ -279,7 +308,7 @@ impl InitializeSubscription {
             return Err(BillingError::Busy(id));
         }
         match decide(refused.row(&key)?) {
-            Some(there) => self.conclude(there, lock, now).await,
+            Some(there) => self.conclude(there, session, lock, now).await,
             None => Err(BillingError::Busy(id)),
         }
     }
@@ -289,11 +318,12 @@ impl InitializeSubscription {
     async fn conclude(
         &self,
         outcome: Outcome,
+        session: &mut Session<'_>,
         lock: &Lock<Checkpoint>,
         now: Timestamp,
     ) -> Result<Outcome, BillingError> {
         if outcome == Outcome::Superseded {
-            self.clean_up(lock).await?;
+            Self::clean_up(session, lock).await?;
         }
         let transaction = Transaction::on(&self.billing);
         let concluded = self.idempotency.complete(transaction, lock, &outcome, now)?.commit();
@@ -303,9 +333,12 @@ impl InitializeSubscription {
         Ok(outcome)
     }
 
-    async fn clean_up(&self, lock: &Lock<Checkpoint>) -> Result<(), BillingError> {
+    async fn clean_up(
+        session: &mut Session<'_>,
+        lock: &Lock<Checkpoint>,
+    ) -> Result<(), BillingError> {
         match lock.checkpoint.as_ref().and_then(|checkpoint| checkpoint.customer_id.as_ref()) {
-            Some(customer) => self.provider.clean_up(customer).await,
+            Some(customer) => session.clean_up(customer).await,
             None => Ok(()),
         }
     }

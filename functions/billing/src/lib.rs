@@ -160,9 +160,12 @@ pub enum BillingError {
     /// Another run is at it, or changed the row meanwhile.
     #[error("subscription {0} is being worked on by another run")]
     Busy(SubscriptionId),
-    /// The provider can't be reached, or can't be used until someone mends the configuration.
+    /// The provider can't be reached, or can't be used until its configuration is corrected.
     #[error("the payment provider is unavailable: {0}")]
     ProviderUnavailable(String),
+    /// The provider's API key can't be read.
+    #[error("the payment provider is unavailable: {0}")]
+    KeyUnreadable(String),
     /// A comparison with the provider did not end in time.
     #[error("the comparison with the payment provider took more than {0:?}")]
     TimeOut(std::time::Duration),
@@ -183,7 +186,7 @@ impl From<StripeError> for BillingError {
             StripeError::UnknownPaymentMethod { message } => {
                 Self::Refused(Refusal::InvalidInput { message })
             }
-            // A key that was not put in place, or was revoked, is mended without our messages.
+            // A missing or revoked key is transient: an operator stores the right one, and a retry succeeds.
             StripeError::Unavailable(_)
             | StripeError::KeySpent(_)
             | StripeError::Unauthorized(_)
@@ -200,7 +203,10 @@ impl Fault for BillingError {
         match self {
             Self::Refused(refusal) => refusal.kind(),
             Self::Superseded(_) => ErrorKind::Superseded,
-            Self::Busy(_) | Self::ProviderUnavailable(_) | Self::TimeOut(_) => ErrorKind::Transient,
+            Self::Busy(_)
+            | Self::ProviderUnavailable(_)
+            | Self::KeyUnreadable(_)
+            | Self::TimeOut(_) => ErrorKind::Transient,
             Self::Provider(_) => ErrorKind::Internal,
             Self::Store(error) => error.into(),
         }

@@ -4,14 +4,14 @@ use std::{collections::BTreeMap, time::Duration};
 
 use aws_sdk_secretsmanager::Client;
 use contracts::{Plan, Timestamp};
-use lambda::{Aws, ConfigError};
+use lambda::{Aws, ConfigError, Deadline};
 use payments::CallError;
 use secret::{Secret, SecretError, Source, Value};
 use tokio::sync::Mutex;
 
 use crate::{
     BillingError,
-    circuit::{Health, LastCall},
+    circuit::Health,
     stripe::{ApiKey, CustomerId, Stripe, StripeError, Subscription},
 };
 
@@ -29,7 +29,6 @@ pub struct Provider {
     key: Secret<ApiKey, StripeError>,
     prices: Prices,
     client: Mutex<Option<(Stripe, Value<ApiKey>)>>,
-    last_call: LastCall,
 }
 
 impl Provider {
@@ -47,13 +46,14 @@ impl Provider {
     #[must_use]
     pub fn new(base_url: String, key: KeySource, prices: Prices) -> Self {
         let key = Secret::new(key, KEY_MAX_AGE, ApiKey::new);
-        Self { base_url, key, prices, client: Mutex::new(None), last_call: LastCall::default() }
+        Self { base_url, key, prices, client: Mutex::new(None) }
     }
 
-    /// The result of its last call, for the circuit breaker.
+    /// Begins the calls of one run of a step; none lasts longer than until `deadline`. `None`: each call has its
+    /// own timeout only.
     #[must_use]
-    pub fn last_call(&self) -> LastCall {
-        self.last_call.clone()
+    pub fn session(&self, deadline: Option<Deadline>) -> Session<'_> {
+        Session { provider: self, deadline, stripe: None, unreadable: None }
     }
 
     /// The price of a plan.
@@ -64,44 +64,77 @@ impl Provider {
 
     /// The client, with a key that was read in the last five minutes. If the key can't be read again, the old one
     /// is used: it may still be valid.
-    pub async fn client(&self) -> Result<Stripe, BillingError> {
+    async fn client(&self) -> Result<Stripe, BillingError> {
         let key = self.key.get_or_old(|error| {
             let reason = reason(error);
             tracing::warn!(%reason, "goes on with the API key that was read before");
         });
         // A secret without a key is like an unreadable one: the operator stores the right key.
-        let key = key.await.map_err(|error| {
-            let message = reason(&error);
-            self.last_call.record(Health::Down(CallError {
-                name: "KeyUnreadable".to_owned(),
-                message: message.clone(),
-                at: Timestamp::now(),
-                key_read_at: None,
-            }));
-            BillingError::ProviderUnavailable(message)
-        })?;
+        let key = key.await.map_err(|error| BillingError::KeyUnreadable(reason(&error)))?;
         let mut client = self.client.lock().await;
         if let Some((client, made_with)) = &*client
             && made_with.is_same_read(&key)
         {
             return Ok(client.clone());
         }
-        let stripe = Stripe::new(&self.base_url, key.secret.clone())?;
-        let stripe = stripe.recording(self.last_call(), key.at);
+        let stripe = Stripe::new(&self.base_url, key.secret.clone())?.with_key_read_at(key.at);
         *client = Some((stripe.clone(), key));
         Ok(stripe)
     }
+}
 
-    /// Forgets a key that was refused: the next call reads it again, for it may have been rotated. Called with
-    /// every failed call.
+/// The calls of one run of a step. It keeps the result of the last one.
+#[derive(Debug)]
+pub struct Session<'a> {
+    provider: &'a Provider,
+    deadline: Option<Deadline>,
+    /// Made for the first call.
+    stripe: Option<Stripe>,
+    /// Why no call could be made.
+    unreadable: Option<CallError>,
+}
+
+impl Session<'_> {
+    /// The client: the same one for all calls of the session.
+    pub async fn client(&mut self) -> Result<&mut Stripe, BillingError> {
+        let stripe = match self.stripe.take() {
+            Some(stripe) => stripe,
+            None => match self.provider.client().await {
+                Ok(stripe) => stripe.until(self.deadline),
+                Err(error) => {
+                    if let BillingError::KeyUnreadable(message) = &error {
+                        self.unreadable = Some(CallError {
+                            name: "KeyUnreadable".to_owned(),
+                            message: message.clone(),
+                            at: Timestamp::now(),
+                            key_read_at: None,
+                        });
+                    }
+                    return Err(error);
+                }
+            },
+        };
+        Ok(self.stripe.insert(stripe))
+    }
+
+    /// What the session's last call says about the provider; `None` if no call was made. A key that can't be read
+    /// counts as a failed call.
+    #[must_use]
+    pub fn into_health(self) -> Option<Health> {
+        let unreadable = self.unreadable.map(Health::Down);
+        unreadable.or_else(|| self.stripe.and_then(Stripe::into_health))
+    }
+
+    /// Forgets a key that was refused: the next session reads it again, since it may have been rotated. Called
+    /// with every failed call.
     pub async fn failed(&self, error: &StripeError) {
         if let StripeError::Unauthorized(_) = error {
-            self.key.forget().await;
+            self.provider.key.forget().await;
         }
     }
 
     /// Lists every subscription of the account that has not ended, page by page.
-    pub async fn running(&self) -> Result<Vec<Subscription>, BillingError> {
+    pub async fn running(&mut self) -> Result<Vec<Subscription>, BillingError> {
         let stripe = self.client().await?;
         let mut found: Vec<Subscription> = Vec::new();
         let mut after = None;
@@ -123,7 +156,7 @@ impl Provider {
 
     /// Takes everything of a customer away. Deleting the customer is also a fence: Stripe makes no
     /// subscription for a deleted one.
-    pub async fn clean_up(&self, customer: &CustomerId) -> Result<(), BillingError> {
+    pub async fn clean_up(&mut self, customer: &CustomerId) -> Result<(), BillingError> {
         let stripe = self.client().await?;
         let cleaned = async {
             for subscription in stripe.subscriptions_of(customer).await? {
@@ -206,9 +239,10 @@ mod tests {
             (StripeError::Unauthorized(403), 1),
             (StripeError::Unavailable("out".to_owned()), 1),
         ] {
-            provider.client().await.expect("a client");
+            let mut session = provider.session(None);
+            session.client().await.expect("a client");
             assert_eq!(secrets.take_calls().len(), reads);
-            provider.failed(&error).await;
+            session.failed(&error).await;
         }
     }
 
@@ -234,7 +268,7 @@ mod tests {
         };
         for readable_now in [true, true, false] {
             readable.store(readable_now, Ordering::Relaxed);
-            provider.client().await.expect("a client");
+            provider.session(None).client().await.expect("a client");
             assert_eq!(secrets.take_calls().len(), 1, "read again");
         }
     }

@@ -99,7 +99,7 @@ impl ReconcileSubscriptions {
     async fn books(&self) -> Result<(Books, usize), BillingError> {
         let mut books = self.rows().await?;
         let mut foreign = 0;
-        for subscription in self.provider.running().await? {
+        for subscription in self.provider.session(None).running().await? {
             let site = subscription.metadata.get("siteId").and_then(|site| site.parse().ok());
             let Some(site_id) = site else {
                 foreign += 1;

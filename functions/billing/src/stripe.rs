@@ -27,8 +27,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use contracts::Timestamp;
+use lambda::Deadline;
 
-use crate::circuit::{Health, LastCall};
+use crate::circuit::Health;
 
 /// The version of the API that the requests and answers here are written for: without it, an
 /// account's default decides, and that can be changed from Stripe's dashboard.
@@ -226,15 +227,17 @@ pub enum SubscriptionStatus {
     Other,
 }
 
-/// A client for one Stripe account. Its connections are kept, so one is made per process.
+/// A client for one Stripe account. Clones share the connections, so a process makes one client and each run of
+/// a step uses a clone of it.
 #[derive(Debug, Clone)]
 pub struct Stripe {
     base: String,
     key: ApiKey,
     http: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     call_timeout: Duration,
-    last_call: LastCall,
+    deadline: Option<Deadline>,
     key_read_at: Option<Timestamp>,
+    health: Option<Health>,
 }
 
 impl Stripe {
@@ -273,20 +276,34 @@ impl Stripe {
             key,
             http,
             call_timeout: CALL_TIMEOUT,
-            last_call: LastCall::default(),
+            deadline: None,
             key_read_at: None,
+            health: None,
         })
     }
 
-    /// Records the result of each call there; `key_read_at` is when the API key was read.
+    /// Sets when the API key was read. Failed calls report it.
     #[must_use]
-    pub fn recording(self, last_call: LastCall, key_read_at: Timestamp) -> Self {
-        Self { last_call, key_read_at: Some(key_read_at), ..self }
+    pub fn with_key_read_at(self, key_read_at: Timestamp) -> Self {
+        Self { key_read_at: Some(key_read_at), ..self }
+    }
+
+    /// Sets when each call has to end. `None`: each call has its own timeout only.
+    #[must_use]
+    pub fn until(self, deadline: Option<Deadline>) -> Self {
+        Self { deadline, ..self }
+    }
+
+    /// The result of the last call of this client; `None` if it has made none. A clone that was made before
+    /// the call does not have it.
+    #[must_use]
+    pub fn into_health(self) -> Option<Health> {
+        self.health
     }
 
     /// "Create a customer". The customer has no way to pay yet.
     pub async fn create_customer(
-        &self,
+        &mut self,
         name: &str,
         metadata: &[(&str, &str)],
         key: Uuid,
@@ -300,7 +317,7 @@ impl Stripe {
     /// "Attach a `PaymentMethod` to a Customer". A bank may decline the card already here. The
     /// answer's id is the one to go on with.
     pub async fn attach_payment_method(
-        &self,
+        &mut self,
         method: &PaymentMethodId,
         customer: &CustomerId,
         key: Uuid,
@@ -321,7 +338,7 @@ impl Stripe {
 
     /// "Update a customer": what its invoices are paid with, the first of a subscription included.
     pub async fn set_default_payment_method(
-        &self,
+        &mut self,
         customer: &CustomerId,
         method: &PaymentMethodId,
         key: Uuid,
@@ -336,7 +353,7 @@ impl Stripe {
     ///
     /// `price` is the id of a Price (`price_...`) or the id chosen for a Plan.
     pub async fn create_subscription(
-        &self,
+        &mut self,
         customer: &CustomerId,
         price: &str,
         metadata: &[(&str, &str)],
@@ -365,7 +382,7 @@ impl Stripe {
     /// "List subscriptions": all of a customer's that are not cancelled. A customer that does not
     /// exist has none.
     pub async fn subscriptions_of(
-        &self,
+        &mut self,
         customer: &CustomerId,
     ) -> Result<Vec<Subscription>, StripeError> {
         let mut found: Vec<Subscription> = Vec::new();
@@ -392,7 +409,10 @@ impl Stripe {
 
     /// "List subscriptions": a page of all of the account's that are not cancelled, those that follow
     /// `after`.
-    pub async fn subscriptions(&self, after: Option<&SubscriptionId>) -> Result<Page, StripeError> {
+    pub async fn subscriptions(
+        &mut self,
+        after: Option<&SubscriptionId>,
+    ) -> Result<Page, StripeError> {
         let mut query = Serializer::new(String::new());
         query.append_pair("limit", "100");
         if let Some(after) = after {
@@ -404,18 +424,18 @@ impl Stripe {
 
     /// "Cancel a subscription", at once and without refund. One that is cancelled already, or was
     /// never there, counts as cancelled.
-    pub async fn cancel_subscription(&self, id: &SubscriptionId) -> Result<(), StripeError> {
+    pub async fn cancel_subscription(&mut self, id: &SubscriptionId) -> Result<(), StripeError> {
         self.delete(&format!("/v1/subscriptions/{id}")).await
     }
 
     /// "Delete a customer", which also ends its subscriptions and forgets its cards. One that is
     /// deleted already, or was never there, counts as deleted.
-    pub async fn delete_customer(&self, id: &CustomerId) -> Result<(), StripeError> {
+    pub async fn delete_customer(&mut self, id: &CustomerId) -> Result<(), StripeError> {
         self.delete(&format!("/v1/customers/{id}")).await
     }
 
     async fn post<T: DeserializeOwned>(
-        &self,
+        &mut self,
         path: &str,
         form: &[(Cow<'_, str>, &str)],
         key: Uuid,
@@ -425,7 +445,7 @@ impl Stripe {
     }
 
     /// DELETE is idempotent by itself: Stripe takes no key for it.
-    async fn delete(&self, path: &str) -> Result<(), StripeError> {
+    async fn delete(&mut self, path: &str) -> Result<(), StripeError> {
         let answer = self.call(Method::DELETE, path, None).await?;
         if answer.is_missing() {
             return Ok(());
@@ -433,9 +453,10 @@ impl Stripe {
         answer.read::<Created<String>>().map(drop)
     }
 
-    /// One request and its answer, whatever its status.
+    /// Sends one request and reads its answer, whatever its status. A call that the deadline ends has no answer,
+    /// like one that its own timeout ends. Past the deadline no call is made.
     async fn call(
-        &self,
+        &mut self,
         method: Method,
         path: &str,
         write: Option<(String, Uuid)>,
@@ -474,19 +495,20 @@ impl Stripe {
                 .to_bytes();
             Ok(Answer::new(head.status, &head.headers, body))
         };
-        let at = Timestamp::now();
+        let left = self.deadline.map_or(self.call_timeout, Deadline::left);
+        let limit = left.min(self.call_timeout);
+        if limit.is_zero() {
+            let reason = "the function's time ran out before the call".to_owned();
+            return Err(StripeError::Unavailable(reason));
+        }
+        let (at, key_read_at) = (Timestamp::now(), self.key_read_at);
         let down = |(name, message): (&str, String)| {
-            let name = name.to_owned();
-            Health::Down(CallError { name, message, at, key_read_at: self.key_read_at })
+            Health::Down(CallError { name: name.to_owned(), message, at, key_read_at })
         };
-        // Recorded before the answer: a call that is dropped because the function's time is over had none.
-        self.last_call
-            .record(down((NO_ANSWER, "no answer before the function's time ran out".to_owned())));
-        let answer = tokio::time::timeout(self.call_timeout, exchange).await.unwrap_or_else(|_| {
-            let reason = format!("no answer within {:?}", self.call_timeout);
-            Err(StripeError::Unavailable(reason))
+        let answer = tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| {
+            Err(StripeError::Unavailable(format!("no answer within {limit:?}")))
         });
-        self.last_call.record(match &answer {
+        self.health = Some(match &answer {
             Ok(answer) => answer.problem().map_or(Health::Up, down),
             Err(error) => down((NO_ANSWER, error.to_string())),
         });
@@ -647,7 +669,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_write_carries_key_version_and_form() -> TestResult {
-        let (stripe, served) = server(vec![answer(200, r#"{"id": "cus_9", "more": 1}"#)]).await?;
+        let (mut stripe, served) =
+            server(vec![answer(200, r#"{"id": "cus_9", "more": 1}"#)]).await?;
         let key = Uuid::from_u128(7);
         let id = stripe.create_customer("Ås & Co", &[("siteId", "a=b")], key).await?;
         assert_eq!(id.as_str(), "cus_9");
@@ -668,7 +691,7 @@ mod tests {
 
     #[tokio::test]
     async fn attaching_gives_the_real_id_and_the_default_is_set_on_the_customer() -> TestResult {
-        let (stripe, served) =
+        let (mut stripe, served) =
             server(vec![answer(200, r#"{"id": "pm_real"}"#), answer(200, r#"{"id": "cus_1"}"#)])
                 .await?;
         let given = PaymentMethodId::try_from("pm_card_visa".to_owned())?;
@@ -690,7 +713,7 @@ mod tests {
     #[tokio::test]
     async fn a_subscription_takes_a_price_or_a_plan_and_errors_if_it_is_not_paid() -> TestResult {
         let active = answer(200, r#"{"id": "sub_1", "status": "active"}"#);
-        let (stripe, served) = server(vec![active.clone(), active]).await?;
+        let (mut stripe, served) = server(vec![active.clone(), active]).await?;
         for price in ["price_1N", "fieldstation-standard"] {
             stripe.create_subscription(&customer(), price, &[], Uuid::nil()).await?;
         }
@@ -709,7 +732,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_unpaid_subscription_is_cancelled_and_told_as_declined() -> TestResult {
-        let (stripe, served) = server(vec![
+        let (mut stripe, served) = server(vec![
             answer(200, r#"{"id": "sub_1", "status": "incomplete"}"#),
             answer(200, r#"{"id": "sub_1", "status": "canceled"}"#),
         ])
@@ -742,7 +765,7 @@ mod tests {
             (200, "{\"id\": ", "Unreadable"),
             (200, "{\"id\": \"../x\"}", "Unreadable(\"not a Stripe id"),
         ] {
-            let (stripe, _served) = server(vec![answer(status, body)]).await?;
+            let (mut stripe, _served) = server(vec![answer(status, body)]).await?;
             let result = stripe.create_customer("n", &[], Uuid::nil()).await;
             let error = format!("{:?}", result.expect_err("an error"));
             assert!(error.starts_with(expected), "{status} {body}: {error}");
@@ -754,7 +777,7 @@ mod tests {
     async fn a_stored_server_error_uses_the_key_up_and_a_stored_decline_stays_one() -> TestResult {
         let replayed = "idempotent-replayed: true";
         let body = r#"{"error": {"code": "card_declined", "message": "No."}}"#;
-        let (stripe, _served) =
+        let (mut stripe, _served) =
             server(vec![with_header(500, replayed, body), with_header(402, replayed, body)])
                 .await?;
         let first = stripe.create_customer("n", &[], Uuid::nil()).await;
@@ -767,7 +790,7 @@ mod tests {
     #[tokio::test]
     async fn undoing_what_is_not_there_is_done() -> TestResult {
         let gone = answer(404, NO_SUCH);
-        let (stripe, served) = server(vec![
+        let (mut stripe, served) = server(vec![
             gone.clone(),
             gone,
             answer(200, r#"{"id": "cus_1", "deleted": true}"#),
@@ -793,7 +816,7 @@ mod tests {
 
     #[tokio::test]
     async fn subscriptions_are_listed_to_the_last_page() -> TestResult {
-        let (stripe, served) = server(vec![
+        let (mut stripe, served) = server(vec![
             answer(200, r#"{"data": [{"id": "sub_1", "status": "past_due"}], "has_more": true}"#),
             answer(200, r#"{"data": [{"id": "sub_2", "status": "brand_new"}], "has_more": false}"#),
             answer(400, NO_SUCH),
@@ -836,16 +859,35 @@ mod tests {
         assert!(format!("{refused:?}").contains("refused"), "{refused:?}");
         assert!(matches!(refused, Err(StripeError::Unavailable(_))), "{refused:?}");
         let half = "HTTP/1.1 200 x\r\ncontent-length: 99\r\n\r\n{".to_owned();
-        let (stripe, _served) = server(vec![half]).await?;
+        let (mut stripe, _served) = server(vec![half]).await?;
         let cut = stripe.create_customer("n", &[], Uuid::nil()).await;
         assert!(matches!(cut, Err(StripeError::Unavailable(_))), "{cut:?}");
         Ok(())
     }
 
     #[tokio::test]
+    async fn a_deadline_ends_a_call_and_no_call_begins_after_it() -> TestResult {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let base = format!("http://{}", listener.local_addr()?);
+        let client = Stripe::new(&base, ApiKey::new(SECRET)?)?;
+        let mut stripe = client.clone().until(Some(Deadline::after(Duration::from_millis(200))));
+        let silent = stripe.delete_customer(&customer()).await;
+        assert!(matches!(silent, Err(StripeError::Unavailable(_))), "{silent:?}");
+        let health = stripe.into_health();
+        let Some(Health::Down(error)) = health else { panic!("{health:?}") };
+        assert_eq!(error.name, NO_ANSWER);
+
+        let mut late = client.until(Some(Deadline::after(Duration::ZERO)));
+        let none = late.delete_customer(&customer()).await;
+        assert!(matches!(none, Err(StripeError::Unavailable(_))), "{none:?}");
+        assert_eq!(late.into_health(), None, "a lack of time says nothing about the provider");
+        Ok(())
+    }
+
+    #[tokio::test]
     async fn the_key_shows_nowhere() -> TestResult {
         let quoting = format!(r#"{{"error": {{"message": "Invalid API Key: {SECRET}"}}}}"#);
-        let (stripe, _served) = server(vec![answer(401, &quoting)]).await?;
+        let (mut stripe, _served) = server(vec![answer(401, &quoting)]).await?;
         assert_eq!(format!("{:?}", stripe.key), "ApiKey(hidden)");
         assert!(stripe.key.0.is_sensitive(), "what logs headers would log the key");
         assert!(!format!("{stripe:?}").contains(SECRET), "{stripe:?}");

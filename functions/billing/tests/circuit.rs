@@ -184,7 +184,13 @@ async fn silence_counts_when_the_functions_time_runs_out_over_it() {
     let deadline = Deadline::after(Duration::from_secs(4));
     let silent = message(&command_of("a", CARD));
     world.consumer().handle(silent, deadline, noon(0)).await.expect("a later try");
-    assert_eq!(world.circuit().await["failures"], 1);
+    let circuit = world.circuit().await;
+    assert_eq!(
+        (&circuit["failures"], &circuit["lastError"]["name"]),
+        (&json!(1), &json!("NoAnswer"))
+    );
+    let message = circuit["lastError"]["message"].as_str().expect("text");
+    assert!(message.contains("no answer within"), "{message}");
 }
 
 #[tokio::test]

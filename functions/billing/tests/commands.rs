@@ -122,8 +122,13 @@ async fn a_slow_provider_sends_the_command_back_before_the_time_runs_out() {
         .handle(message(&command("pm_card_visa")), deadline, noon(0))
         .await
         .expect("a later try");
-    assert_eq!(world.take_one().0, "SendMessage");
+    let (operation, call) = world.take_one();
+    assert_eq!(operation, "SendMessage");
     assert!(!deadline.passed());
+    // The step has released its lock: the next try need not wait until the lease ends.
+    commands.handle(redelivered(&call), in_time(), noon(2)).await.expect("an answer");
+    assert_eq!(world.take_one().0, "SendTaskSuccess");
+    assert_eq!((world.stripe.customers(), world.stripe.paid_for()), (1, 1));
 }
 
 #[tokio::test]

@@ -124,7 +124,9 @@ async fn each_disagreement_is_a_finding_until_it_is_resolved() {
 
     // What was forged away at the provider.
     world.stripe.also_has(Vec::new());
-    let stripe = world.stripe.provider().client().await.expect("a client");
+    let provider = world.stripe.provider();
+    let mut session = provider.session(None);
+    let stripe = session.client().await.expect("a client");
     let id = own.clone().try_into().expect("an id");
     stripe.cancel_subscription(&id).await.expect("cancelled");
     assert_eq!(world.findings(noon(LATER + 120)).await, [("NOT_RUNNING".to_owned(), own)]);

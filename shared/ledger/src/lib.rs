@@ -64,23 +64,24 @@ impl FromStr for FailureId {
     }
 }
 
-/// How a piece of work failed; it decides how it is replayed.
+/// How a piece of work failed; it decides how it is replayed. The descriptions are also fieldctl's help texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum), value(rename_all = "SCREAMING_SNAKE_CASE"))]
 pub enum Kind {
-    /// An asynchronous function failed at its event, all retries included.
+    /// An asynchronous function failed at its event, after all retries.
     FunctionFailed,
-    /// EventBridge could not hand its event to the function.
+    /// EventBridge could not deliver an event to the function.
     NotDelivered,
-    /// A queue's command was received as often as it may be.
+    /// A queue's command was received the maximum number of times.
     DeadLetter,
-    /// A stream's record that the function can never work on.
+    /// A stream's record that the function can never process.
     Quarantined,
     /// A stream's record that Lambda gave up on, with its batch.
     GivenUp,
     /// A state machine's execution failed.
     ExecutionFailed,
-    /// A message in no known form, kept as it came; there is no replay of it.
+    /// A message in no known form. It is kept as it came and can't be replayed.
     Unreadable,
 }
 

@@ -5,13 +5,10 @@
 
 use std::collections::HashMap;
 
-use aws_sdk_dynamodb::{
-    operation::update_item::UpdateItemError,
-    types::{AttributeValue, ReturnValuesOnConditionCheckFailure},
-};
+use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{OnboardingId, SiteId, Timestamp};
 use serde::{Deserialize, Serialize};
-use store::{Page, Query, StoreError, Table};
+use store::{Commit, Page, Query, StoreError, Table, Transaction};
 use uuid::Uuid;
 
 use crate::{
@@ -27,6 +24,10 @@ const DECISIONS: u32 = 5;
 
 /// Messages that a row keeps: a message comes again soon or not at all, and a row has its limit.
 const MOST_MESSAGES: u32 = 100;
+
+/// The row still is as it was when a change was decided.
+const UNCHANGED: &str =
+    "#attempts = :was_attempts AND #replays = :was_replays AND #status = :was_status";
 
 /// The failures table.
 #[derive(Clone, Debug)]
@@ -238,29 +239,27 @@ impl Ledger {
             "SET {}, #firstAt = if_not_exists(#firstAt, :lastAt), \
              #replays = if_not_exists(#replays, :none) \
              REMOVE #{other} ADD #attempts :one, #messages :messages",
-            terms(":", &set, ", ")
+            assignments(&set)
         );
         let condition = "attribute_not_exists(#messages) OR \
                          (NOT contains(#messages, :message) AND size(#messages) < :most)";
-        let mut values = bound(":", set);
-        values.extend(bound(
-            ":",
-            vec![
-                ("none", number(0)),
-                ("one", number(1)),
-                ("most", number(MOST_MESSAGES)),
-                ("message", text(message)),
-                ("messages", AttributeValue::Ss(vec![message.to_owned()])),
-            ],
-        ));
+        let mut values = set;
+        values.extend([
+            ("none", number(0)),
+            ("one", number(1)),
+            ("most", number(MOST_MESSAGES)),
+            ("message", text(message)),
+            ("messages", AttributeValue::Ss(vec![message.to_owned()])),
+        ]);
         for _ in 0..DECISIONS {
-            match self.update(failure.id, &update, condition, values.clone()).await? {
-                Update::Done => return Ok(Recorded::Now),
-                Update::Refused(Some(row)) if row.messages.contains(message) => {
-                    return Ok(Recorded::Before);
-                }
-                Update::Refused(Some(row)) => self.forget(*row).await?,
-                Update::Refused(None) => {}
+            let refused = match self.update(failure.id, &update, condition, values.clone()).await? {
+                Commit::Done => return Ok(Recorded::Now),
+                Commit::Refused(refused) => refused,
+            };
+            match refused.row::<FailureRow>(&FailureRow::key(failure.id))? {
+                Some(row) if row.messages.contains(message) => return Ok(Recorded::Before),
+                Some(row) => self.forget(row).await?,
+                None => {}
             }
         }
         Err(LedgerError::Overtaken(failure.id))
@@ -269,10 +268,10 @@ impl Ledger {
     /// Makes room for messages to come.
     async fn forget(&self, row: FailureRow) -> Result<(), StoreError> {
         let messages = AttributeValue::Ss(row.messages.into_iter().collect());
-        let values = bound(":", vec![("messages", messages)]);
+        let values = [("messages", messages)];
         let update = "DELETE #messages :messages";
         match self.update(row.id, update, "attribute_exists(#id)", values).await? {
-            Update::Done | Update::Refused(_) => Ok(()),
+            Commit::Done | Commit::Refused(_) => Ok(()),
         }
     }
 
@@ -430,15 +429,15 @@ impl Ledger {
     /// Ends an open failure whose work was done by something else than its replay. `note` says by what.
     /// Changes nothing if there is no such failure, or if it is not open.
     pub async fn repaired(&self, id: FailureId, note: &str) -> Result<bool, StoreError> {
-        let values = vec![
+        let values = [
             ("replayed", text(Status::Replayed.name())),
             ("open", text(Status::Open.name())),
             ("note", text(note)),
         ];
         let update = "SET #status = :replayed, #note = :note";
-        match self.update(id, update, "#status = :open", bound(":", values)).await? {
-            Update::Done => Ok(true),
-            Update::Refused(_) => Ok(false),
+        match self.update(id, update, "#status = :open", values).await? {
+            Commit::Done => Ok(true),
+            Commit::Refused(_) => Ok(false),
         }
     }
 
@@ -450,83 +449,41 @@ impl Ledger {
     ) -> Result<Option<A>, LedgerError> {
         for _ in 0..DECISIONS {
             let Some(row) = self.get(id).await? else { return Ok(None) };
-            let was = vec![
-                ("attempts", number(row.attempts)),
-                ("replays", number(row.replays)),
-                ("status", text(row.status.name())),
+            let was = [
+                ("was_attempts", number(row.attempts)),
+                ("was_replays", number(row.replays)),
+                ("was_status", text(row.status.name())),
             ];
             let Decision { set, answer } = decide(row)?;
             if set.is_empty() {
                 return Ok(Some(answer));
             }
-            let update = format!("SET {}", terms(":", &set, ", "));
-            let condition = terms(":was_", &was, " AND ");
-            let mut values = bound(":", set);
-            values.extend(bound(":was_", was));
-            match self.update(id, &update, &condition, values).await? {
-                Update::Done => return Ok(Some(answer)),
-                Update::Refused(_) => {}
+            let update = format!("SET {}", assignments(&set));
+            match self.update(id, &update, UNCHANGED, set.into_iter().chain(was)).await? {
+                Commit::Done => return Ok(Some(answer)),
+                Commit::Refused(_) => {}
             }
         }
         Err(LedgerError::Overtaken(id))
     }
 
-    /// Updates a row. The expressions name attributes as `#name`.
     async fn update(
         &self,
         id: FailureId,
         update: &str,
         condition: &str,
-        values: HashMap<String, AttributeValue>,
-    ) -> Result<Update, StoreError> {
-        let words = [update, condition].into_iter().flat_map(|expression| {
-            expression.split(|c: char| c != '#' && !c.is_ascii_alphanumeric())
-        });
-        let names =
-            words.filter_map(|word| Some((word.to_owned(), word.strip_prefix('#')?.to_owned())));
-        let answer = self
-            .failures
-            .client()
-            .update_item()
-            .table_name(self.failures.name())
-            .key("id", text(&id.to_string()))
-            .update_expression(update)
-            .condition_expression(condition)
-            .set_expression_attribute_names(Some(names.collect()))
-            .set_expression_attribute_values(Some(values))
-            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
-            .send()
-            .await;
-        let Err(error) = answer else { return Ok(Update::Done) };
-        match error.as_service_error() {
-            Some(UpdateItemError::ConditionalCheckFailedException(refused)) => {
-                let row = refused.item.clone().map(serde_dynamo::from_item).transpose();
-                let row = row.map_err(|error| StoreError::Corrupt {
-                    row: id.to_string(),
-                    reason: error.to_string(),
-                })?;
-                Ok(Update::Refused(row.map(Box::new)))
-            }
-            _ => Err(error.into()),
-        }
+        values: impl IntoIterator<Item = (&str, AttributeValue)>,
+    ) -> Result<Commit, StoreError> {
+        let (table, key) = (&self.failures, FailureRow::key(id));
+        let update = Transaction::on(table).update(table, &key, update, Some(condition), values);
+        update.commit().await
     }
 }
 
-/// What came of an update.
-enum Update {
-    Done,
-    /// The condition did not hold; the row as it was then.
-    Refused(Option<Box<FailureRow>>),
-}
-
-/// `#name = :name` for each, with the prefix before the value's.
-fn terms(prefix: &str, attributes: &[(&str, AttributeValue)], between: &str) -> String {
-    let terms = attributes.iter().map(|(name, _)| format!("#{name} = {prefix}{name}"));
-    terms.collect::<Vec<_>>().join(between)
-}
-
-fn bound(prefix: &str, values: Vec<(&str, AttributeValue)>) -> HashMap<String, AttributeValue> {
-    values.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value)).collect()
+/// `#name = :name` for each, with commas between.
+fn assignments(attributes: &[(&str, AttributeValue)]) -> String {
+    let assignments = attributes.iter().map(|(name, _)| format!("#{name} = :{name}"));
+    assignments.collect::<Vec<_>>().join(", ")
 }
 
 fn number(number: u32) -> AttributeValue {

@@ -1,6 +1,11 @@
 //! The history of an execution, read into its tasks.
 
-use aws_sdk_sfn::types::{HistoryEvent, HistoryEventType as Type};
+use aws_sdk_sfn::{
+    Client,
+    error::SdkError,
+    operation::get_execution_history::GetExecutionHistoryError,
+    types::{HistoryEvent, HistoryEventType as Type},
+};
 use contracts::Timestamp;
 use serde_json::Value;
 
@@ -43,6 +48,20 @@ pub struct TaskFailure {
     pub error: Option<String>,
     /// The cause, as Step Functions has it.
     pub cause: Option<String>,
+}
+
+/// Fetches all events of an execution, with inputs and outputs, in the order in which they happened.
+pub async fn events(
+    client: &Client,
+    execution: &str,
+) -> Result<Vec<HistoryEvent>, SdkError<GetExecutionHistoryError>> {
+    let history = client.get_execution_history().execution_arn(execution);
+    let mut pages = history.include_execution_data(true).into_paginator().items().send();
+    let mut events = Vec::new();
+    while let Some(event) = pages.next().await {
+        events.push(event?);
+    }
+    Ok(events)
 }
 
 impl History {

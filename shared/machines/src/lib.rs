@@ -6,14 +6,17 @@ mod history;
 use aws_sdk_sfn::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
-    operation::{describe_execution::DescribeExecutionError, start_execution::StartExecutionError},
+    operation::{
+        describe_execution::{DescribeExecutionError, DescribeExecutionOutput},
+        start_execution::StartExecutionError,
+    },
     primitives::DateTime,
     types::ExecutionStatus,
 };
 use contracts::Timestamp;
 use fault::{AwsErrorKind, ErrorKind, Fault};
 
-pub use history::{History, Task, TaskFailure};
+pub use history::{History, Task, TaskFailure, events};
 
 /// Events of a history that are sure to hold the entering of the current state: the most tries that
 /// a state has, nine, take four events each.
@@ -154,18 +157,7 @@ impl Machine {
     /// Describes an execution; `None` if there is no execution with that ARN. The answer is eventually
     /// consistent: an execution that has just started may not be found yet.
     pub async fn describe(&self, execution: &str) -> Result<Option<Described>, MachineError> {
-        let described = self.client.describe_execution().execution_arn(execution).send().await;
-        let described = match described {
-            Ok(described) => described,
-            Err(error)
-                if error
-                    .as_service_error()
-                    .is_some_and(DescribeExecutionError::is_execution_does_not_exist) =>
-            {
-                return Ok(None);
-            }
-            Err(error) => return Err(error.into()),
-        };
+        let Some(described) = describe(&self.client, execution).await? else { return Ok(None) };
         let running = described.status == ExecutionStatus::Running;
         let input = described.input;
         let input =
@@ -178,6 +170,20 @@ impl Machine {
         let described = self.describe(execution).await?;
         let input = described.map(|described| described.input);
         input.ok_or_else(|| MachineError::Internal(format!("no such execution: {execution}")))
+    }
+}
+
+/// What Step Functions says about an execution; `None` if there is no execution with that ARN.
+pub async fn describe(
+    client: &Client,
+    execution: &str,
+) -> Result<Option<DescribeExecutionOutput>, SdkError<DescribeExecutionError>> {
+    match client.describe_execution().execution_arn(execution).send().await {
+        Ok(described) => Ok(Some(described)),
+        Err(error) => match error.as_service_error() {
+            Some(DescribeExecutionError::ExecutionDoesNotExist(_)) => Ok(None),
+            _ => Err(error),
+        },
     }
 }
 

@@ -8,7 +8,7 @@ use aws_sdk_dynamodb::{
 };
 use serde::de::DeserializeOwned;
 
-use crate::{Key, StoreError, Table};
+use crate::{Key, StoreError, Table, table::names};
 
 /// The attributes of a row.
 pub type Item = HashMap<String, AttributeValue>;
@@ -199,16 +199,8 @@ impl Query<'_> {
         Ok(items)
     }
 
-    /// The attributes that the expressions name as `#name`.
     fn names(&self) -> Option<HashMap<String, String>> {
-        let expressions = [self.condition, self.projection].into_iter().flatten();
-        let words = expressions.flat_map(|expression| {
-            expression.split(|c: char| c != '#' && c != '_' && !c.is_ascii_alphanumeric())
-        });
-        let names: HashMap<_, _> = words
-            .filter_map(|word| Some((word.to_owned(), word.strip_prefix('#')?.to_owned())))
-            .collect();
-        (!names.is_empty()).then_some(names)
+        names([self.condition, self.projection].into_iter().flatten())
     }
 }
 

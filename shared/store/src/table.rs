@@ -1,5 +1,7 @@
 //! One table, as its owner sees it.
 
+use std::collections::HashMap;
+
 use aws_sdk_dynamodb::{Client, types::AttributeValue};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -114,6 +116,19 @@ impl Table {
             .await?;
         answer.item.map(|item| decode(key, item)).transpose()
     }
+}
+
+/// The attributes that the expressions name as `#name`; `None` without any, since DynamoDB refuses an empty map.
+pub(crate) fn names<'a>(
+    expressions: impl IntoIterator<Item = &'a str>,
+) -> Option<HashMap<String, String>> {
+    let words = expressions.into_iter().flat_map(|expression| {
+        expression.split(|c: char| c != '#' && c != '_' && !c.is_ascii_alphanumeric())
+    });
+    let names: HashMap<_, _> = words
+        .filter_map(|word| Some((word.to_owned(), word.strip_prefix('#')?.to_owned())))
+        .collect();
+    (!names.is_empty()).then_some(names)
 }
 
 pub(crate) fn decode<R: DeserializeOwned>(key: &Key, item: Item) -> Result<R, StoreError> {

@@ -1,6 +1,6 @@
 //! One effect, one transaction.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use aws_sdk_dynamodb::{
     Client,
@@ -19,7 +19,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     Item, Key, NewEvent, Outbox, StoreError, Table,
-    table::{decode, encode},
+    table::{decode, encode, names},
 };
 
 /// How often a transaction is sent again that met another one on the same row.
@@ -118,14 +118,13 @@ impl Transaction {
         condition: &str,
         values: [(&str, AttributeValue); N],
     ) -> Self {
-        let (names, values) = bind(values);
         let put = encode(key, row).and_then(|item| {
             Put::builder()
                 .table_name(table.name())
                 .set_item(Some(item))
                 .condition_expression(condition)
-                .set_expression_attribute_names(names)
-                .set_expression_attribute_values(values)
+                .set_expression_attribute_names(names([condition]))
+                .set_expression_attribute_values(bind(values))
                 .return_values_on_condition_check_failure(
                     ReturnValuesOnConditionCheckFailure::AllOld,
                 )
@@ -139,25 +138,24 @@ impl Transaction {
         self
     }
 
-    /// Changes attributes of a row in place. The expressions name attributes as `#name` and values
-    /// as `:name`, for each of `values` (DynamoDB refuses names and values that are not used).
+    /// Changes attributes of a row in place, or creates the row. The expressions name attributes as `#name`, and
+    /// values as `:name`. DynamoDB refuses values that no expression uses.
     #[must_use]
-    pub fn update<const N: usize>(
+    pub fn update<'a>(
         mut self,
         table: &Table,
         key: &Key,
         update: &str,
         condition: Option<&str>,
-        values: [(&str, AttributeValue); N],
+        values: impl IntoIterator<Item = (&'a str, AttributeValue)>,
     ) -> Self {
-        let (names, values) = bind(values);
         let built = Update::builder()
             .table_name(table.name())
             .set_key(Some(key.item()))
             .update_expression(update)
             .set_condition_expression(condition.map(str::to_owned))
-            .set_expression_attribute_names(names)
-            .set_expression_attribute_values(values)
+            .set_expression_attribute_names(names([update].into_iter().chain(condition)))
+            .set_expression_attribute_values(bind(values))
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
             .build();
         match built {
@@ -176,13 +174,12 @@ impl Transaction {
         condition: &str,
         values: [(&str, AttributeValue); N],
     ) -> Self {
-        let (names, values) = bind(values);
         let built = Delete::builder()
             .table_name(table.name())
             .set_key(Some(key.item()))
             .condition_expression(condition)
-            .set_expression_attribute_names(names)
-            .set_expression_attribute_values(values)
+            .set_expression_attribute_names(names([condition]))
+            .set_expression_attribute_values(bind(values))
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
             .build();
         match built {
@@ -317,16 +314,11 @@ fn refused(keys: &[Key], reasons: &[CancellationReason]) -> Option<Refused> {
     (!refused.is_empty()).then_some(Refused(refused))
 }
 
-type Bound = (Option<HashMap<String, String>>, Option<HashMap<String, AttributeValue>>);
-
-/// `#name` and `:name` for each value; DynamoDB wants none rather than an empty map.
-fn bind<const N: usize>(values: [(&str, AttributeValue); N]) -> Bound {
-    if N == 0 {
-        return (None, None);
-    }
-    let names = values.iter().map(|(name, _)| (format!("#{name}"), (*name).to_owned())).collect();
-    let values = values.into_iter().map(|(name, value)| (format!(":{name}"), value)).collect();
-    (Some(names), Some(values))
+/// Binds each value to `:name`; `None` without any, since DynamoDB refuses an empty map.
+fn bind<'a>(values: impl IntoIterator<Item = (&'a str, AttributeValue)>) -> Option<Item> {
+    let values: Item =
+        values.into_iter().map(|(name, value)| (format!(":{name}"), value)).collect();
+    (!values.is_empty()).then_some(values)
 }
 
 /// Anything from nothing to `most`: those who collided don't meet again.

@@ -155,6 +155,31 @@ async fn rows_are_changed_and_deleted_under_conditions() {
 }
 
 #[tokio::test]
+async fn an_update_may_name_attributes_and_values_apart() {
+    let dynamo = Dynamo::start().await;
+    let table = dynamo.table(INVENTORY);
+    let key = Key::id("a");
+    let record = |id: &str, at: u64| {
+        let values = vec![
+            ("now", number(at)),
+            ("one", number(1)),
+            ("id", AttributeValue::S(id.to_owned())),
+            ("ids", AttributeValue::Ss(vec![id.to_owned()])),
+        ];
+        let update = "SET #last = :now, #first = if_not_exists(#first, :now) REMOVE #old \
+                      ADD #count :one, #ids :ids";
+        let is_new = "attribute_not_exists(#ids) OR NOT contains(#ids, :id)";
+        Transaction::on(&table).update(&table, &key, update, Some(is_new), values)
+    };
+    dynamo.put(INVENTORY, json!({ "id": "a", "old": 1 })).await;
+    done(record("m1", 1)).await;
+    done(record("m2", 2)).await;
+    let row = refused(record("m2", 3)).await.row::<Value>(&key).expect("a row").expect("a row");
+    assert_eq!((&row["first"], &row["last"], &row["count"]), (&json!(1), &json!(2), &json!(2)));
+    assert_eq!(row["old"], Value::Null);
+}
+
+#[tokio::test]
 async fn an_event_takes_its_place_in_the_sequence_or_nothing_happens() {
     let dynamo = Dynamo::start().await;
     let table = dynamo.table(INVENTORY);

@@ -1,4 +1,5 @@
-//! Golden files of JSON that other systems read. A diff of the file shows each change of the format.
+//! Golden files: what other systems and programs read, as JSON. A golden file is a contract, so it changes
+//! by decision only. Text for people, such as fieldctl's output, is compared with `insta` instead.
 
 use std::{fs, path::Path};
 

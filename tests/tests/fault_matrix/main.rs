@@ -19,7 +19,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use aws_sdk_sfn::{operation::describe_execution::DescribeExecutionError, types::ExecutionStatus};
+use aws_sdk_sfn::types::ExecutionStatus;
 use clap::Parser;
 use contracts::{Metric, OnboardingId, SiteId, names};
 use futures_util::future::try_join_all;
@@ -233,17 +233,9 @@ impl Matrix {
     async fn over(&self, onboarding: OnboardingId) -> Result<End> {
         let arn = self.stack.onboarding_arn(onboarding)?;
         until("the onboarding to be over", LONGEST_SAGA, async || {
-            let described = self.machines.describe_execution().execution_arn(&arn).send().await;
-            let described = match described {
-                Ok(described) => described,
-                Err(error)
-                    if error
-                        .as_service_error()
-                        .is_some_and(DescribeExecutionError::is_execution_does_not_exist) =>
-                {
-                    return Ok(Look::Saw("not started".to_owned()));
-                }
-                Err(error) => bail!("the execution can't be described: {error:?}"),
+            let described = machines::describe(&self.machines, &arn).await;
+            let Some(described) = described.context("the execution can't be described")? else {
+                return Ok(Look::Saw("not started".to_owned()));
             };
             let error = described.error().unwrap_or_default();
             Ok(match described.status() {

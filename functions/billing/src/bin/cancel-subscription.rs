@@ -17,19 +17,14 @@ use store::Idempotency;
 async fn main() -> Result<(), Error> {
     let aws = Aws::start(&["dynamodb", "secretsmanager", "states"]).await?;
     let billing = aws.table("BILLING_TABLE")?;
-    let provider = Provider::of(&aws)?;
     let commands = Commands {
-        circuit: Circuit {
-            table: billing.clone(),
-            last_call: provider.last_call(),
-            rules: Rules::of_environment()?,
-        },
+        circuit: Circuit { table: billing.clone(), rules: Rules::of_environment()? },
         step: CancelSubscription {
             // Longer than the function's time-out of 20 s.
             idempotency: Idempotency::new(billing.clone(), Duration::from_secs(30)),
             billing,
             outbox: aws.outbox()?,
-            provider,
+            provider: Provider::of(&aws)?,
         },
         machine: Machine {
             client: aws_sdk_sfn::Client::new(aws.config()),

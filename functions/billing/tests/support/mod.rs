@@ -281,11 +281,7 @@ pub fn canceller(dynamo: &Dynamo, stripe: &FakeStripe, aws: &Stub) -> Commands<C
     let step = cancel(dynamo, stripe);
     let rules = Rules { time: Duration::from_mins(1), ..Rules::default() };
     Commands {
-        circuit: Circuit {
-            table: dynamo.table(BILLING),
-            last_call: step.provider.last_call(),
-            rules,
-        },
+        circuit: Circuit { table: dynamo.table(BILLING), rules },
         step,
         machine: machine(aws),
         queues: aws_sdk_sqs::Client::new(&aws.config()),
@@ -305,7 +301,7 @@ pub fn consumer(
     // A busy machine must not open the breaker's way round.
     let rules = Rules { time: Duration::from_mins(1), ..Rules::default() };
     Commands {
-        circuit: Circuit { table: circuit, last_call: step.provider.last_call(), rules },
+        circuit: Circuit { table: circuit, rules },
         step,
         machine: machine(aws),
         queues: aws_sdk_sqs::Client::new(&aws.config()),
