@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Gives an environment what its first smoke test needs: a kit in stock, a key of a Stripe test account, and its plans.
+"""Prepares an environment for its first smoke test: kits in stock, the key of a Stripe test account, and its plans.
 
     STRIPE_TEST_KEY=sk_test_... .venv/bin/python tools/deploy/bootstrap.py ENV
 
-ENV is an environment of samconfig.toml, such as staging. Running it again changes nothing: the delivery of the kits counts
-once, a key that is there is kept, and so are plans. The key is never printed. Production is refused: its smoke test only
-reads, and its key is put by hand (docs/deploying.md). With a StripePrices of its own, the environment gets no plans.
+ENV is an environment of samconfig.toml, such as staging. Running it again changes nothing: the kits are delivered once,
+and an existing test key and existing plans are kept. The key is never printed. Production is refused: its smoke test only
+reads, and its key is stored by hand (docs/deploying.md). No plans are created if the environment sets StripePrices.
 """
 
 import os
@@ -16,14 +16,14 @@ import services
 import supplies
 
 SOURCE, DELIVERY = "smoke-test", "smoke-test-1"
-# The test needs one, and gives it back. A run that breaks off keeps its kit until its site is taken out of service.
+# The smoke test needs one kit and returns it at its end. An aborted test keeps its kit until its site is torn down.
 KITS = {"air_temperature": 10}
 TEST_KEY, ANY_KEY = re.compile(r"(sk|rk)_test_\w+"), re.compile(r"(sk|rk)_")
 STRIPE_API = "https://api.stripe.com"
 
 
 class Refused(Exception):
-    """What was asked for must not be done."""
+    """The request is not allowed. Nothing was changed."""
 
 
 def put_key(client, environment, key):
@@ -52,7 +52,7 @@ def deliver(client, environment):
 
 
 def bootstrap(client, environment, key, parameters):
-    """Does each step, and tells what it did."""
+    """Runs the steps. Yields a message after each one."""
     yield put_key(client, environment, key)
     values = dict(parameter.split("=", 1) for parameter in parameters)
     if key and "StripePrices" not in values:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Checks that built functions can start on Lambda, and that what is deployed is what was checked.
+"""Checks that built functions can start on Lambda, and verifies before a deployment that the checked build is unchanged.
 
     .venv/bin/python tools/deploy/bootstraps.py check DIR... [--architecture arm64]    after `sam build`; `make release` runs it
     .venv/bin/python tools/deploy/bootstraps.py verify DIR... [--architecture arm64]   before `sam deploy`
 
 DIR is a build folder of sam, such as .aws-sam/release. `check` looks at the `bootstrap` of each function in its template:
 it must be an executable ELF file for the architecture and need no newer glibc than Lambda has. Then it writes the checksum
-of each file in DIR into DIR/checked.json. `verify` compares the files with these checksums. It needs no package.
+of each file in DIR into DIR/checked.json. `verify` compares the files with these checksums.
 """
 
 import argparse
@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 
 MANIFEST = "checked.json"
-# What the header of an ELF file calls the architectures of Lambda.
+# Lambda's architectures, as the header of an ELF file names them.
 MACHINES = {"arm64": "EM_AARCH64", "x86_64": "EM_X86_64"}
-# provided.al2023 is Amazon Linux 2023, which has glibc 2.34 for its whole life.
+# The glibc of provided.al2023 (Amazon Linux 2023).
 MAX_GLIBC = (2, 34)
 COMPILER_HELP = "Build with `make release`, which links by zig; the host's linker needs the host's glibc."
 MACHINE_HELP = "Build for x86_64 on an x86_64 machine: sam names the target for arm64 only."
@@ -42,7 +42,7 @@ def functions(template):
 
 
 def glibc_versions(elf):
-    """The versions of glibc that a binary names, as tuples: GLIBC_2.34 is (2, 34). A static binary names none."""
+    """The glibc versions that a binary requires, as tuples: GLIBC_2.34 is (2, 34). A static binary requires none."""
     from elftools.elf.gnuversions import GNUVerNeedSection
 
     for section in elf.iter_sections():
@@ -88,7 +88,7 @@ def checksums(folder):
 
 
 def check(folder, architecture):
-    """Prints a table of the functions, and writes the manifest if all of them are good."""
+    """Prints a table of the functions. Writes the manifest if none is refused."""
     template = folder / "template.yaml"
     if not template.is_file():
         raise Refused(f"{template} is missing: build first, with `make release`.")

@@ -1,4 +1,4 @@
-"""What a new environment needs before a site can be onboarded: kits in stock, and plans at the payment provider."""
+"""Delivers kits to an environment and creates plans at the payment provider. Without both, no site can be onboarded."""
 
 import json
 import time
@@ -11,7 +11,7 @@ PLANS = {"community": 0, "standard": 4900, "professional": 14900}
 
 
 class Failed(Exception):
-    """The environment did not get what it needs."""
+    """The kits were not delivered, or the plans were not created."""
 
 
 def is_delivered(client, environment, source, delivery):
