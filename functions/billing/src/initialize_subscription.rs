@@ -72,13 +72,19 @@ impl Outcome {
     }
 }
 
-/// What the row that is there means: an outcome, or nothing yet.
-fn decide(there: Option<SubscriptionRow>) -> Option<Outcome> {
-    there.map(|row| match row.state {
-        Subscription::Active { .. } => Outcome::Active,
-        Subscription::Failed { refusal, .. } => Outcome::Refused(refusal),
-        Subscription::Cancelling { .. } | Subscription::Cancelled => Outcome::Superseded,
-    })
+impl From<Subscription> for Outcome {
+    fn from(state: Subscription) -> Self {
+        match state {
+            Subscription::Active { .. } => Self::Active,
+            Subscription::Failed { refusal, .. } => Self::Refused(refusal),
+            Subscription::Cancelling { .. } | Subscription::Cancelled => Self::Superseded,
+        }
+    }
+}
+
+/// Returns the outcome that an existing row means.
+fn decide(row: Option<SubscriptionRow>) -> Option<Outcome> {
+    row.map(|row| row.state.into())
 }
 
 /// What the provider came to.
@@ -160,8 +166,7 @@ impl InitializeSubscription {
                     provider_subscription_id: provider_subscription_id.clone(),
                 };
                 let state = Subscription::Active { plan, customer_id, provider_subscription_id };
-                let outcome = Outcome::Active;
-                self.commit(saga, session, lock, outcome, state, event, now).await
+                self.commit(saga, session, lock, state, event, now).await
             }
             Paid::No(refusal) => {
                 // A refused customer is of no use to anyone.
@@ -172,9 +177,8 @@ impl InitializeSubscription {
                     error: refusal.kind().name().to_owned(),
                     message: refusal.message().to_owned(),
                 };
-                let state = Subscription::Failed { plan, refusal: refusal.clone() };
-                let outcome = Outcome::Refused(refusal);
-                self.commit(saga, session, lock, outcome, state, event, now).await
+                let state = Subscription::Failed { plan, refusal };
+                self.commit(saga, session, lock, state, event, now).await
             }
         }
     }
@@ -282,19 +286,19 @@ impl InitializeSubscription {
         }
     }
 
-    /// Row, event and record together. Where the undo was there first, what was paid is taken back.
+    /// Commits row, event and idempotency record in one transaction. If the undo was first, the payment is taken back.
     async fn commit<D: Event>(
         &self,
         saga: Saga,
         session: &mut Session<'_>,
         lock: &Lock<Checkpoint>,
-        outcome: Outcome,
         state: Subscription,
         event: D,
         now: Timestamp,
     ) -> Result<Outcome, BillingError> {
         let id = SubscriptionId::of(saga.onboarding_id);
         let key = SubscriptionRow::key(id);
+        let outcome = Outcome::from(state.clone());
         let row = SubscriptionRow { saga, state, sequence: 1, at: now };
         let transaction = Transaction::on(&self.billing)
             .create(&self.billing, &key, &row)
