@@ -109,7 +109,7 @@ e2e-test: build-local ## end-to-end tests of the deployed local stack
 	@$(MAKE) --no-print-directory unused-grants
 	@$(PROVE)
 	@if docker info > /dev/null 2>&1; then $(MAKE) --no-print-directory invoke-samples; \
-	  else echo "SKIPPED: invoke-samples. There is no Docker, so no function was run in its container."; fi
+	  else echo "SKIPPED: invoke-samples. Docker is not available, so no function ran in a container."; fi
 	@$(MAKE) --no-print-directory down
 
 load-test: build-local ## sends 500 bundles of 100 series in one call to a fresh local stack; all must be stored once; some minutes
@@ -198,9 +198,9 @@ deploy-local: up build-local ## deploys the unchanged templates to the emulators
 	@mkdir -p target/local
 	@$(LOCAL_ENV) $(BIN)/sam deploy --config-env local --no-progressbar \
 	  --parameter-overrides $(OVERRIDES) > target/local/deploy.log 2>&1 \
-	  || { tail -n 40 target/local/deploy.log; echo "sam deploy failed; all of it is in target/local/deploy.log"; exit 1; }
+	  || { tail -n 40 target/local/deploy.log; echo "sam deploy failed; the complete log is in target/local/deploy.log"; exit 1; }
 	@$(LOCAL_ENV) $(STACK) seed
-	@echo "Its API: $$($(STACK_ENV) $(STACK) api-url)"
+	@echo "API: $$($(STACK_ENV) $(STACK) api-url)"
 
 # sam does not pass --locked to cargo, so the first line checks that Cargo.lock is complete.
 release: setup require ## builds all functions for AWS and checks them; SERVICE='billing telemetry' (or all) builds one stack each; ARCHITECTURE=x86_64 (default: arm64)
@@ -213,7 +213,7 @@ else
 endif
 
 deploy: setup require ## deploys one stack per service; SERVICE='billing telemetry' (or all), ENV=<environment of samconfig.toml>
-	@test -n "$(SERVICE)" -a -n "$(ENV)" || { echo "Say which: make deploy SERVICE=billing ENV=staging"; exit 1; }
+	@test -n "$(SERVICE)" -a -n "$(ENV)" || { echo "SERVICE and ENV are required: make deploy SERVICE=billing ENV=staging"; exit 1; }
 	@$(if $(filter local,$(ENV)),$(LOCAL_ENV) FIELDSTATION_PARAMETERS='$(OVERRIDES)',$(RELEASE_ENV)) \
 	  $(BIN)/python tools/deploy/services.py deploy $(ENV) $(SERVICE)
 
@@ -228,7 +228,7 @@ build-local: .aws-sam/build/template.yaml ## builds every function with `sam bui
 	@mkdir -p target/local
 	@$(LOCAL_ENV) $(BIN)/sam build --config-env local --parameter-overrides Architecture=$(HOST_ARCHITECTURE) \
 	  > target/local/build.log 2>&1 \
-	  || { tail -n 40 target/local/build.log; echo "sam build failed; all of it is in target/local/build.log"; exit 1; }
+	  || { tail -n 40 target/local/build.log; echo "sam build failed; the complete log is in target/local/build.log"; exit 1; }
 
 invoke: ## invokes a deployed function with its sample event; NAME=<function>, such as create-site
 	@$(STACK_ENV) $(STACK) invoke $(NAME)
@@ -250,7 +250,7 @@ setup: .venv/.installed
 
 .venv/.installed: tools/local/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
-	  || { echo "Python 3.10 or newer is missing: install it, or name it by PYTHON=<path>."; exit 1; }
+	  || { echo "Python 3.10 or newer is missing: install it, or set PYTHON=<path>."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 	  || { echo "Python's venv is missing: install it (Debian: apt-get install python3-venv)."; exit 1; }
 	@echo "Installing the emulators and SAM into .venv (1.1 GB, about a minute) ..."
@@ -289,4 +289,4 @@ require:
 	@command -v cc > /dev/null || { echo "A C compiler is missing: install gcc or clang (Debian: apt-get install build-essential)."; exit 1; }
 
 require-docker:
-	@docker info > /dev/null 2>&1 || { echo "This needs Docker, and Docker does not answer: install and start it (Debian: apt-get install docker.io), and let your user use it."; exit 1; }
+	@docker info > /dev/null 2>&1 || { echo "Docker is required, and does not respond: install and start it (Debian: apt-get install docker.io), and give your user access to it."; exit 1; }
