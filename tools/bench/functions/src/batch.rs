@@ -1,4 +1,4 @@
-//! The largest batch that Lambda hands to store-readings, of the smallest bundles there are.
+//! Measures store-readings with the largest batch that Lambda sends, of the smallest possible bundles.
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
@@ -14,22 +14,22 @@ use crate::{
     process::{Bench, Program},
 };
 
-/// Lambda's largest batch of a stream.
+/// The maximum batch size of a stream, in records.
 const RECORDS: usize = 10_000;
 
-/// What it takes.
+/// The measurement of this batch.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Batch {
-    /// Records, each of another site, with one sample of one sensor.
+    /// Number of records. Each is of another site, with one sample of one sensor.
     pub records: usize,
-    /// The largest memory.
+    /// Peak memory.
     pub peak_bytes: u64,
-    /// At full speed.
+    /// Duration without a CPU quota.
     pub seconds: f64,
 }
 
-/// Hands it over, once.
+/// Invokes store-readings with the batch once.
 pub async fn measure(bench: &Bench, store: &Function, binaries: &Path) -> Result<Batch> {
     let (mut records, mut rows) = (Vec::with_capacity(RECORDS), HashMap::new());
     for number in 0..RECORDS {
@@ -72,7 +72,7 @@ fn record(number: usize, site: SiteId, sensor: SensorId) -> Value {
     })
 }
 
-/// A sensor of the register, as project-sensors writes it.
+/// Returns the row of an active sensor, as project-sensors writes it.
 fn row(site: SiteId, sensor: SensorId) -> Value {
     json!({
         "sensorId": { "S": sensor },

@@ -1,4 +1,4 @@
-//! What is counted, and so the same on every run, must not grow unseen: `tools/bench/budget.json`.
+//! Budget for the figures that are counted and therefore reproducible: `tools/bench/budget.json`.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -7,39 +7,39 @@ use serde::{Deserialize, Serialize};
 
 use crate::figures::{Measured, Run};
 
-/// More than this over its budget is too much.
+/// The factor by which a figure may exceed its budget.
 const ROOM: f64 = 1.1;
 
-/// Each function's figures, by their names.
+/// The figures of each function, by name.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Budget {
-    /// What instructions, sizes and memory are of.
+    /// The architecture of the instruction counts, sizes and memory figures.
     architecture: String,
     functions: BTreeMap<String, BTreeMap<String, f64>>,
 }
 
-/// A figure that is more than 10 % over.
+/// A figure that exceeds its budget by more than 10 %, or has none.
 #[derive(Debug, PartialEq)]
 pub struct Over {
-    /// The function.
+    /// The function's name.
     pub function: String,
-    /// What was counted.
+    /// The name of the figure.
     pub figure: String,
-    /// None where the function, or the figure, is new.
+    /// `None` if the function or the figure is new.
     pub budget: Option<f64>,
-    /// What it is now.
+    /// The measured value.
     pub now: f64,
 }
 
 impl Budget {
-    /// The one that is there.
+    /// Reads the budget from a file.
     pub fn read(file: &Path) -> Result<Self> {
         let text = fs::read_to_string(file)
             .with_context(|| format!("{}; UPDATE_BUDGET=1 makes it", file.display()))?;
         Ok(serde_json::from_str(&text)?)
     }
 
-    /// As the run was.
+    /// Creates the budget that equals the figures of a run.
     pub fn of(run: &Run) -> Self {
         let functions = run.functions.iter();
         Self {
@@ -48,12 +48,14 @@ impl Budget {
         }
     }
 
-    /// Writes it there.
+    /// Writes the budget to a file.
     pub fn write(&self, file: &Path) -> Result<()> {
         Ok(fs::write(file, format!("{:#}\n", serde_json::to_value(self)?))?)
     }
 
-    /// What of the run is over it.
+    /// Returns the figures of the run that exceed this budget.
+    ///
+    /// If the architectures differ, only calls and units are compared.
     pub fn over(&self, run: &Self) -> Vec<Over> {
         let mut over = Vec::new();
         for (function, counted) in &run.functions {
@@ -117,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_percent_over_is_room_and_more_is_too_much() {
+    fn a_figure_may_exceed_its_budget_by_ten_percent() {
         let there = budget("x", &[("calls", 10.0), ("zipBytes", 1000.0)]);
         assert_eq!(there.over(&budget("x", &[("calls", 11.0), ("zipBytes", 1.0)])), []);
         let found = there.over(&budget("x", &[("calls", 12.0), ("zipBytes", 1101.0)]));
@@ -126,13 +128,13 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_budget_needs_one() {
+    fn a_figure_without_a_budget_is_reported() {
         let found = budget("x", &[]).over(&budget("x", &[("calls", 1.0)]));
         assert_eq!(found, [over("calls", None, 1.0)]);
     }
 
     #[test]
-    fn instructions_of_another_architecture_have_no_budget() {
+    fn only_calls_and_units_are_compared_across_architectures() {
         let there = budget("x", &[("calls", 1.0), ("zipBytes", 1.0)]);
         let found = there.over(&budget("y", &[("calls", 2.0), ("zipBytes", 9.0)]));
         assert_eq!(found, [over("calls", Some(1.0), 2.0)]);

@@ -1,4 +1,4 @@
-//! All that a run finds, as `figures.json` tells it.
+//! The results of a run, as in `figures.json`.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -7,41 +7,41 @@ use serde::{Deserialize, Serialize};
 
 use crate::{batch::Batch, function::Function, measure::Figures};
 
-/// A run's findings.
+/// The results of a run.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Run {
-    /// Instructions and sizes are of this one.
+    /// The architecture of the machine.
     pub architecture: String,
-    /// By their names.
+    /// The measured functions, by name.
     pub functions: BTreeMap<String, Measured>,
-    /// By their names.
+    /// The measured peers, by name.
     pub peers: BTreeMap<String, Figures>,
-    /// Of store-readings.
+    /// The measurement of store-readings with the largest batch.
     pub largest_batch: Option<Batch>,
-    /// Why nothing was measured under the quota.
+    /// The reason why the CPU quota was not available.
     #[serde(skip)]
     pub no_quota: Option<String>,
 }
 
-/// A function with its figures.
+/// The figures of a function.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Measured {
     /// `MemorySize`, in MB.
     pub memory_mb: u64,
-    /// How many services it may call.
+    /// The number of services that the function may call.
     pub clients: usize,
-    /// Of the first invocation.
+    /// Consumed `DynamoDB` write units of the recorded invocation.
     pub write_units: f64,
-    /// Of the first invocation.
+    /// Consumed `DynamoDB` read units of the recorded invocation.
     pub read_units: f64,
     #[serde(flatten)]
     pub figures: Figures,
 }
 
 impl Measured {
-    /// A function with its figures, and with what its tape says.
+    /// Combines the figures of a function with its settings and the units on its tape.
     pub fn new(function: &Function, tape: &crate::aws::Tape, figures: Figures) -> Self {
         Self {
             memory_mb: function.memory,
@@ -54,12 +54,12 @@ impl Measured {
 }
 
 impl Run {
-    /// What was found before.
+    /// Reads the results of an earlier run.
     pub fn read(file: &Path) -> Result<Self> {
         Ok(serde_json::from_str(&fs::read_to_string(file)?)?)
     }
 
-    /// Writes it there, its keys sorted.
+    /// Writes the results to a file, with sorted keys.
     pub fn write(&self, file: &Path) -> Result<()> {
         let mut json = serde_json::to_value(self)?;
         json.sort_all_objects();

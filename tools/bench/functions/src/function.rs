@@ -1,4 +1,4 @@
-//! The functions as the templates deploy them: memory, variables, what they may call.
+//! The functions as deployed by the templates: memory, environment variables, and the services that they may call.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,7 @@ use testkit::template::{Template, root};
 const OWNER: &str = "eu-central-1:123456789012";
 /// The environment of the sample events.
 const ENVIRONMENT: &str = "fieldstation-prod";
-/// Not of a function's own clients: how Lambda polls for it, and where Lambda puts what failed.
+/// Actions that Lambda uses to poll for the function. The function's own clients do not use them.
 const OF_LAMBDA: [&str; 12] = [
     "dynamodb:DescribeStream",
     "dynamodb:GetRecords",
@@ -31,22 +31,22 @@ const OF_LAMBDA: [&str; 12] = [
     "sqs:ReceiveMessage",
 ];
 
-/// A function.
+/// A function of the templates.
 #[derive(Clone, Debug)]
 pub struct Function {
-    /// As its binary is called.
+    /// The name of its binary.
     pub name: String,
     /// `MemorySize`, in MB.
     pub memory: u64,
-    /// How many services it may call.
+    /// The number of services that it may call.
     pub clients: usize,
-    /// Those that the template sets; Stripe's address is left to whoever starts it.
+    /// The environment variables of the template. Stripe's address is set when the function is started.
     pub variables: BTreeMap<String, String>,
     /// Its sample event.
     pub event: Bytes,
 }
 
-/// Every function of the template. Their sample events are in `tests/events`, one each.
+/// Returns every function of the templates. Each has a sample event in `tests/events`.
 pub fn all() -> Result<Vec<Function>> {
     let template = Template::read();
     let functions = template
@@ -83,7 +83,7 @@ fn function(template: &Template, resource: &Value) -> Result<Function> {
     })
 }
 
-/// The AWS services that the policies let the function's own code call.
+/// Returns the AWS services that the policies allow the function's own code to call.
 fn services(policies: &Value) -> BTreeSet<&str> {
     let statements = policies
         .as_array()
@@ -97,7 +97,7 @@ fn services(policies: &Value) -> BTreeSet<&str> {
             action => Vec::from_iter(action.as_str()),
         })
         .collect();
-    // Lambda puts a batch that failed for good there itself; code of ours that uses S3 also reads.
+    // With `PutObject` alone, Lambda itself stores failed batches. Functions that use S3 also read.
     let reads_files = actions.contains(&"s3:GetObject");
     actions
         .into_iter()
@@ -107,7 +107,7 @@ fn services(policies: &Value) -> BTreeSet<&str> {
         .collect()
 }
 
-/// What the deployment would make of a variable's value, in the account of the sample events.
+/// Resolves the value of a variable as a deployment in the account of the sample events would.
 fn text(template: &Template, value: &Value) -> String {
     match value {
         Value::String(text) if text.contains("${") => substituted(template, text),

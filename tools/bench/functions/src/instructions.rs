@@ -1,4 +1,4 @@
-//! Instructions, as valgrind counts them: those of the process alone, not of the kernel.
+//! Counts the instructions of a process with valgrind, without those of the kernel.
 
 use std::{ffi::OsString, fs, path::Path, time::Duration};
 
@@ -11,23 +11,23 @@ use crate::{
     process::{Bench, Program},
 };
 
-/// Warm invocations of which the mean is taken.
+/// The number of warm invocations for the mean.
 const WARM: u64 = 20;
 const REST: Duration = Duration::from_millis(100);
 
-/// Instructions.
+/// Instruction counts of a function.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Instructions {
-    /// From the start until it asks for the first event.
+    /// From the start until the request for the first event.
     pub to_next: u64,
-    /// From the start until the first event is answered.
+    /// From the start until the first answer.
     pub to_first_answer: u64,
-    /// Of one invocation after that, the mean of 20.
+    /// Of a warm invocation, the mean of 20.
     pub warm: u64,
 }
 
-/// Counts them in three processes that go on for longer and longer.
+/// Counts the instructions in three processes: without invocations, with one, and with 21.
 pub async fn count(
     bench: &Bench,
     program: &Program,
@@ -41,7 +41,7 @@ pub async fn count(
     Ok(Instructions { to_next, to_first_answer, warm: (to_last - to_first_answer) / WARM })
 }
 
-/// Whether valgrind is there.
+/// Checks that valgrind is installed.
 pub fn check() -> Result<()> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     if !std::env::split_paths(&path).any(|folder| folder.join("valgrind").is_file()) {
@@ -71,16 +71,16 @@ async fn until(
     for _ in 0..invocations {
         process.invoke(event).await?;
     }
-    // It asks for an event, and has still to come to rest.
+    // The process has requested the next event, but may still be running.
     tokio::time::sleep(REST).await;
     process.end().await?;
     counted(&log)
 }
 
-/// What valgrind tells at the process' end.
+/// Reads the instruction count from valgrind's log.
 fn counted(log: &Path) -> Result<u64> {
     let text = fs::read_to_string(log)?;
-    // `I   refs:` or `I refs:`, by its version.
+    // `I   refs:` or `I refs:`, depending on the version.
     let count = text.lines().find_map(|line| {
         let (before, count) = line.split_once("refs:")?;
         before.trim_end().ends_with(" I").then_some(count)

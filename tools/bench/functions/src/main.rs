@@ -1,12 +1,14 @@
-//! What each function takes, from the start of its process on; run by `tools/bench/run.sh`, which
-//! builds the functions and the peers.
+//! Benchmark of each function, from the start of its process. It is run by `tools/bench/run.sh`, which builds the
+//! functions and the peers.
 //!
-//! Each is started as Lambda starts it, on stand-ins for the Runtime API and for AWS behind TLS. What
-//! they answer was recorded from an embedded `DynamoDB`, on which the sample events are played once.
+//! Each function is started as on Lambda, with stubs of the Runtime API and of AWS with TLS. The answers of the stubs
+//! were recorded while the sample events ran once with an embedded `DynamoDB`.
 //!
-//! `BIN_DIR`: the folder of the functions' binaries. `FUNCTIONS='create-site get-site'`: these alone,
-//! without the peers and without a word in the docs. `UPDATE_BUDGET=1`: today's figures become the
-//! budget. `REPORT_ONLY=1`: the tables anew, of the figures that are there.
+//! Environment variables:
+//! - `BIN_DIR`: the folder of the functions' binaries.
+//! - `FUNCTIONS='create-site get-site'`: measures only these functions, without the peers, and does not update the docs.
+//! - `UPDATE_BUDGET=1`: stores the current figures as the budget.
+//! - `REPORT_ONLY=1`: prints the tables from the stored figures.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is there to be read")]
 
@@ -136,7 +138,7 @@ async fn run(folder: &Path, binaries: &Path, chosen: &[&str]) -> Result<Run> {
     Ok(run)
 }
 
-/// Compares with the budget, or makes it anew.
+/// Compares the run with the budget, or updates the budget.
 fn judge(run: &Run, file: &Path, whole: bool) -> Result<ExitCode> {
     let now = Budget::of(run);
     if env::var_os("UPDATE_BUDGET").is_some() {

@@ -1,4 +1,4 @@
-//! What a function, or a peer, takes.
+//! Measures a function or a peer.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -14,72 +14,72 @@ use crate::{
     quota::Quota,
 };
 
-/// Processes of which the median start, and first invocation, are told.
+/// The number of processes for the median of the start and of the first invocation.
 const STARTS: usize = 5;
 const STARTS_UNDER_QUOTA: usize = 3;
-/// Warm invocations under the quota.
+/// The number of warm invocations with the CPU quota.
 const WARM_UNDER_QUOTA: usize = 50;
-/// The peak memory is that after so many invocations.
+/// The number of invocations after which the peak memory is measured.
 const FEW: usize = 1_000;
-/// The memory must not have grown after so many.
+/// The number of invocations after which the memory is measured again, to find growth.
 const MANY: usize = 10_000;
-/// Between invocations under the quota: no invocation is to pay for the one before it.
+/// Pause between invocations with the CPU quota, so that each starts with an unused quota.
 const PAUSE: Duration = Duration::from_millis(25);
-/// What a zip file has beside its one file's content: headers and names.
+/// The size of the headers and names in a zip file with one file.
 const ZIP: usize = 30 + 46 + 22 + 2 * "bootstrap".len();
 
-/// What is measured of any of them.
+/// The figures of a function or a peer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Figures {
-    /// Whether it opens its connection before the first event.
+    /// Whether it opens a connection before the first event.
     pub connects_in_init: bool,
-    /// What the first invocation calls.
+    /// The calls of the first invocation.
     pub calls: Calls,
-    /// What a later one calls.
+    /// The calls of a warm invocation.
     pub warm_calls: Calls,
-    /// None where it can't be run under valgrind.
+    /// `None` if the program can't run under valgrind.
     pub instructions: Option<Instructions>,
-    /// At full speed.
+    /// Durations without a CPU quota.
     pub milliseconds: Milliseconds,
-    /// With the share of a core that 128 MB have; the start is at full speed.
+    /// Durations with the CPU share of 128 MB. The start has no quota.
     pub milliseconds_under_quota: Option<Milliseconds>,
-    /// CPU time of an invocation, the mean of the 999 after the first.
+    /// CPU time of a warm invocation, the mean of 999.
     pub cpu_micros: f64,
-    /// What an invocation logs, the mean of the same.
+    /// Log size of a warm invocation, the mean of 999.
     pub log_bytes: u64,
-    /// The largest memory in 1,000 invocations.
+    /// Peak memory in 1,000 invocations.
     pub peak_bytes: u64,
-    /// The memory after 1,000 and after 10,000 invocations.
+    /// Resident memory after 1,000 and after 10,000 invocations.
     pub resident_bytes: Option<[u64; 2]>,
-    /// What is unpacked on Lambda.
+    /// Size of the unpacked code.
     pub code_bytes: Option<u64>,
-    /// What is uploaded.
+    /// Size of the zip file.
     pub zip_bytes: Option<u64>,
 }
 
-/// Medians, measured from outside.
+/// Medians of durations, measured outside the process.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Milliseconds {
-    /// From the start until it asks for the first event.
+    /// From the start until the request for the first event.
     pub start: f64,
     /// The first invocation.
     pub first: f64,
-    /// A later one.
+    /// A warm invocation.
     pub warm: f64,
 }
 
-/// How thoroughly.
+/// The optional measurements.
 #[derive(Clone, Copy, Debug)]
 pub struct Scope {
     /// Whether instructions are counted.
     pub instructions: bool,
-    /// Whether it goes on for 10,000 invocations.
+    /// Whether the memory after 10,000 invocations is measured.
     pub many: bool,
 }
 
-/// Measures all of it but the size.
+/// Measures a program. The sizes of its code are not included.
 pub async fn measure(
     bench: &Bench,
     program: &Program,
@@ -143,7 +143,7 @@ pub async fn measure(
     })
 }
 
-/// As on Lambda, the start is at full speed.
+/// Measures durations with the CPU quota. As on Lambda, the start has no quota.
 async fn under_quota(
     bench: &Bench,
     program: &Program,
@@ -183,19 +183,19 @@ async fn repeat(
     Ok((took, calls))
 }
 
-/// In milliseconds.
+/// Returns the median in milliseconds.
 fn median(mut times: Vec<Duration>) -> f64 {
     times.sort_unstable();
     let middle = times.get(times.len() / 2).copied().unwrap_or_default();
     rounded(middle.as_secs_f64() * 1e3)
 }
 
-/// To hundredths.
+/// Rounds to hundredths.
 fn rounded(number: f64) -> f64 {
     (number * 100.0).round() / 100.0
 }
 
-/// The size of a file, or of all files of a folder, unpacked and zipped as `sam package` does.
+/// Returns the size of a file, or of all files of a folder: unpacked, and zipped as by `sam package`.
 pub fn size(place: &Path) -> Result<(u64, u64)> {
     if place.is_dir() {
         let (mut code, mut zip) = (0, 0);
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_median_is_in_milliseconds() {
+    fn the_median_is_in_milliseconds() {
         let times = [9_000, 1_250, 2].map(Duration::from_micros);
         assert!((median(times.to_vec()) - 1.25).abs() < f64::EPSILON);
     }

@@ -1,4 +1,4 @@
-//! What the services other than `DynamoDB` answer when all is well.
+//! Successful answers of the services other than `DynamoDB`.
 
 use hyper::body::Bytes;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use crate::server::Asked;
 
 const EXECUTION: &str =
     "arn:aws:states:eu-central-1:123456789012:execution:site-teardown:2f1c6b64-sample";
-/// The fields of the samples' commands, as the saga's input has them.
+/// The fields of the commands in the sample events, as in the saga's input.
 const COMMAND: &str = r#"{
     "onboardingId": "6c8a7e8a-af7c-5f5a-855c-0cc480251501",
     "siteId": "36525261-64d3-5f8c-93d1-fb195ff9fe73",
@@ -16,14 +16,14 @@ const COMMAND: &str = r#"{
 }"#;
 const NOW: f64 = 1_795_251_600.0;
 
-/// Status and body; nothing for a call that has no answer here.
+/// Returns status and body, or `None` if there is no answer for this call.
 pub fn answer(call: &str, request: &Asked) -> Option<(u16, Bytes)> {
     let asked: Value = serde_json::from_slice(request.body()).unwrap_or_default();
     let count = |list: &str| asked[list].as_array().map_or(0, Vec::len);
     let answer = match call {
         "sqs SendMessage" => json!({
             "MessageId": "5fea7756-0ea4-451a-a703-a558b933e274",
-            // Of what the message says; the SDK does not compare it.
+            // Not the real hash. The SDK does not check it.
             "MD5OfMessageBody": "fafb00f5732ab283681e124bf8747ed1",
         }),
         "events PutEvents" => json!({
@@ -42,7 +42,7 @@ pub fn answer(call: &str, request: &Asked) -> Option<(u16, Bytes)> {
         }),
         "states StartExecution" => json!({ "executionArn": EXECUTION, "startDate": NOW }),
         "states SendTaskHeartbeat" | "states SendTaskSuccess" => json!({}),
-        // The execution that sends the samples' commands.
+        // The execution that sends the commands of the sample events.
         "states DescribeExecution" => json!({
             "executionArn": asked["executionArn"],
             "stateMachineArn": "arn:aws:states:eu-central-1:123456789012:stateMachine:sample",
@@ -50,7 +50,7 @@ pub fn answer(call: &str, request: &Asked) -> Option<(u16, Bytes)> {
             "startDate": NOW,
             "input": COMMAND,
         }),
-        // Nothing runs: what check-sagas finds nearly always.
+        // No running executions, the usual case for check-sagas.
         "states ListExecutions" => json!({ "executions": [] }),
         // The onboarding was stopped in its first state.
         "states GetExecutionHistory" => json!({
@@ -64,7 +64,7 @@ pub fn answer(call: &str, request: &Asked) -> Option<(u16, Bytes)> {
                 },
             ],
         }),
-        // Long enough to sign tokens, and of a form that Stripe's client takes for a key.
+        // Long enough to sign tokens, and in the format that Stripe's client accepts as a key.
         "secretsmanager GetSecretValue" => json!({
             "ARN": asked["SecretId"],
             "Name": "bench",

@@ -1,4 +1,4 @@
-//! The same step, configure-alerting, as others would write it: `tools/bench/peers`.
+//! Implementations of the step configure-alerting in other languages or with defaults: `tools/bench/peers`.
 
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
@@ -13,12 +13,12 @@ use crate::{
     quota::Quota,
 };
 
-/// What they all do.
+/// The step that all peers implement.
 pub const STEP: &str = "configure-alerting";
-/// Node's compiler to machine code does not run under valgrind in any time worth waiting for.
+/// The peer that is not run under valgrind, because Node's JIT compiler is too slow there.
 const NOT_UNDER_VALGRIND: &str = "typescript";
 
-/// The peers that are there, by their names.
+/// Returns the names of the available peers.
 pub fn names() -> Result<Vec<String>> {
     let folder = root().join("tools/bench/peers");
     if !folder.exists() {
@@ -33,8 +33,8 @@ pub fn names() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Measures one on the step's event, with the answers that the step of ours got. What it calls
-/// beside that, for idempotency, is answered as if all were new.
+/// Measures a peer with the step's event and the recorded answers of the step. Other calls, for idempotency, get empty
+/// answers, as for a new event.
 pub async fn peer(
     bench: &Bench,
     name: &str,

@@ -1,4 +1,4 @@
-//! A function's process, from its start to its end: what Lambda does with it, and what it takes.
+//! Starts, invokes, measures and stops the process of a function.
 
 use std::{
     collections::BTreeMap,
@@ -25,40 +25,40 @@ use crate::{
     server::Trust,
 };
 
-/// For a start, or an invocation; ample under valgrind, and with a fourteenth of a core.
+/// The timeout of a start or an invocation. It is long enough for valgrind, and for a fourteenth of a core.
 const PATIENCE: Duration = Duration::from_mins(5);
 const KB: u64 = 1024;
 
-/// What every process is started with.
+/// The common environment of all processes.
 pub struct Bench {
-    /// The stand-ins' certificates.
+    /// The certificates of the stubs.
     pub trust: Trust,
-    /// For the PEM file of their root, and the processes' logs.
+    /// The folder for the PEM file of the root certificate, and for the processes' logs.
     pub folder: PathBuf,
 }
 
-/// A program that is to be started as a function.
+/// A program to start as a function.
 #[derive(Clone, Debug)]
 pub struct Program {
     /// The function's name.
     pub name: String,
-    /// The file.
+    /// The executable.
     pub file: PathBuf,
-    /// What the file is started with.
+    /// The arguments of the executable.
     pub arguments: Vec<OsString>,
-    /// Where it is started.
+    /// The working directory.
     pub folder: PathBuf,
-    /// What it is to find beside what Lambda sets.
+    /// Environment variables in addition to those of Lambda.
     pub variables: BTreeMap<OsString, OsString>,
     /// `MemorySize`, in MB.
     pub memory: u64,
 }
 
-/// It runs, and has asked for an event.
+/// A running process that has requested an event.
 pub struct Process {
-    /// From its start until it asked for the first event.
+    /// The time from the start until the request for the first event.
     pub start: Duration,
-    /// What it calls.
+    /// The stub of the services that it calls.
     pub aws: Aws,
     name: String,
     child: Child,
@@ -67,17 +67,17 @@ pub struct Process {
     log: PathBuf,
 }
 
-/// In bytes.
+/// Memory of a process, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
-    /// The largest so far.
+    /// The peak resident memory.
     pub peak: u64,
-    /// Now.
+    /// The current resident memory.
     pub resident: u64,
 }
 
 impl Bench {
-    /// In that folder.
+    /// Creates the folder and new certificates.
     pub fn new(folder: PathBuf) -> Result<Self> {
         fs::create_dir_all(&folder)?;
         let bench = Self { trust: Trust::new()?, folder };
@@ -85,12 +85,12 @@ impl Bench {
         Ok(bench)
     }
 
-    /// The PEM file of the stand-ins' root.
+    /// Returns the path of the PEM file of the root certificate.
     pub fn bundle(&self) -> PathBuf {
         self.folder.join("ca.pem")
     }
 
-    /// Starts the program and waits until it asks for an event; `under` is a program that runs it.
+    /// Starts the program and waits until it requests an event. `under` is a tool that runs the program, if not empty.
     pub async fn start(
         &self,
         program: &Program,
@@ -149,7 +149,7 @@ impl Bench {
         ];
         let handler = [("_HANDLER", OsString::from("bootstrap"))];
         for (name, value) in of_lambda.into_iter().chain(handler) {
-            // A peer's script may have set it better.
+            // A peer's script may have set its own value.
             let fixed = ["AWS_LAMBDA_RUNTIME_API", "AWS_ENDPOINT_URL"].contains(&name);
             if fixed || !variables.contains_key(OsStr::new(name)) {
                 variables.insert(name.into(), value);
@@ -163,8 +163,8 @@ impl Bench {
 }
 
 impl Process {
-    /// Gives it an event and waits until it is ready for the next one. Tells how long the answer
-    /// took, and what was called meanwhile.
+    /// Sends an event and waits until the process requests the next one. Returns the time until the answer, and the
+    /// calls in that time.
     pub async fn invoke(&mut self, event: &Bytes) -> Result<(Duration, Calls)> {
         self.aws.begin();
         let given = Instant::now();
@@ -203,7 +203,7 @@ impl Process {
         }
     }
 
-    /// Which function, what is wrong, and what it logged last.
+    /// Returns an error message with the function's name, the problem, and its last log lines.
     fn told(&self, problem: &str) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
@@ -211,14 +211,14 @@ impl Process {
         format!("{}: {problem}\n    {last}", self.name)
     }
 
-    /// What it became: a script that replaced itself by the program proper need not be run again.
+    /// Returns the program that the process runs now. A script may have replaced itself with it by `exec`.
     pub fn program(&self, of: &Program) -> Result<Program> {
         let proc = Path::new("/proc").join(self.id().to_string());
         let mut words = texts(&proc.join("cmdline"))?.into_iter();
         let folder = fs::read_link(proc.join("cwd"))?;
         let mut file = PathBuf::from(words.next().context("a command")?);
         if file.components().count() > 1 {
-            // Not resolved: Python finds its packages by the name that it is called by.
+            // Symbolic links are not resolved, because Python finds its packages by the path of its command.
             file = folder.join(file);
         }
         let variables = texts(&proc.join("environ"))?.into_iter().filter_map(|variable| {
@@ -236,17 +236,17 @@ impl Process {
         })
     }
 
-    /// The process' id.
+    /// Returns the process id.
     pub fn id(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// How much it has logged, in bytes.
+    /// Returns the size of its log, in bytes.
     pub fn logged(&self) -> Result<u64> {
         Ok(fs::metadata(&self.log)?.len())
     }
 
-    /// Its memory, and that of the processes that it started.
+    /// Returns the memory of the process and its descendants.
     pub fn memory(&self) -> Result<Memory> {
         let mut sum = Memory { peak: 0, resident: 0 };
         for pid in self.family()? {
@@ -262,12 +262,12 @@ impl Process {
         Ok(sum)
     }
 
-    /// The CPU time that its threads, and those of the processes that it started, have had.
+    /// Returns the CPU time of all threads of the process and its descendants.
     pub fn cpu(&self) -> Result<Duration> {
         let mut sum = 0;
         for pid in self.family()? {
             for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-                // By the nanosecond; /proc/PID/stat counts in hundredths of a second.
+                // In nanoseconds. /proc/PID/stat has only hundredths of a second.
                 let text = fs::read_to_string(thread?.path().join("schedstat"))?;
                 let first = text.split(' ').next().unwrap_or_default();
                 sum += first.parse::<u64>().context("schedstat")?;
@@ -276,7 +276,7 @@ impl Process {
         Ok(Duration::from_nanos(sum))
     }
 
-    /// The process and what it started.
+    /// Returns the ids of the process and its descendants.
     pub fn family(&self) -> Result<Vec<i32>> {
         let mut parents = Vec::new();
         for entry in fs::read_dir("/proc")? {
@@ -284,7 +284,7 @@ impl Process {
             let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
                 continue;
             };
-            // One that ended meanwhile is none.
+            // Skips a process that has ended meanwhile.
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             let after_name = stat.rsplit_once(')').map_or("", |(_, after)| after);
             if let Some(parent) = after_name.split_whitespace().nth(1) {
@@ -301,11 +301,11 @@ impl Process {
         Ok(family)
     }
 
-    /// Ends it, so that a tool that it runs under writes what it found.
+    /// Terminates the process with SIGTERM, so that a tool that runs it writes its results.
     pub async fn end(mut self) -> Result<()> {
         for pid in self.family()? {
             let pid = Pid::from_raw(pid).context("a process")?;
-            // Its parent's end may have been its own.
+            // It may have ended with its parent.
             kill_process(pid, Signal::TERM).ok();
         }
         if timeout(Duration::from_secs(20), self.child.wait()).await.is_err() {
@@ -316,7 +316,7 @@ impl Process {
     }
 }
 
-/// What is wrong with an answer.
+/// Returns the problem with an answer, if there is one.
 fn wrong(answer: &Bytes) -> Option<String> {
     let text = || String::from_utf8_lossy(answer).into_owned();
     let Ok(answer) = serde_json::from_slice::<Value>(answer) else {
@@ -327,7 +327,7 @@ fn wrong(answer: &Bytes) -> Option<String> {
     (failed || refused || answer.get("errorType").is_some()).then(|| format!("answered {}", text()))
 }
 
-/// Texts that each end with a zero.
+/// Reads a file of strings that each end with a zero byte.
 fn texts(file: &Path) -> Result<Vec<OsString>> {
     let bytes = fs::read(file)?;
     let texts = bytes.split(|byte| *byte == 0).filter(|text| !text.is_empty());
@@ -339,7 +339,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_that_tells_of_a_failure_is_wrong() {
+    fn an_answer_with_a_failure_is_a_problem() {
         let wrong = |answer: &'static str| wrong(&Bytes::from(answer)).is_some();
         for good in ["null", "{}", r#"{"batchItemFailures":[]}"#, r#"{"statusCode":202}"#] {
             assert!(!wrong(good), "{good}");

@@ -1,4 +1,4 @@
-//! How far it has come: a bar on a terminal, a line each elsewhere.
+//! Progress of the run: a bar on a terminal, otherwise a line per function or peer.
 
 use std::{
     io::{IsTerminal, stderr},
@@ -7,11 +7,11 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// The bar.
+/// The progress bar.
 pub struct Progress(ProgressBar);
 
 impl Progress {
-    /// So many things are to be measured.
+    /// Creates the bar for this number of measurements.
     pub fn new(all: usize) -> Self {
         let bar = ProgressBar::new(all as u64);
         let style = ProgressStyle::with_template("  [{bar:30}] {pos}/{len} {elapsed:>4} {msg}");
@@ -20,7 +20,7 @@ impl Progress {
         Self(bar)
     }
 
-    /// This is measured next.
+    /// Shows the measurement that begins.
     pub fn begin(&self, name: &str) {
         self.0.set_message(name.to_owned());
         if !stderr().is_terminal() {
@@ -28,12 +28,12 @@ impl Progress {
         }
     }
 
-    /// It is measured.
+    /// Counts a completed measurement.
     pub fn done(&self) {
         self.0.inc(1);
     }
 
-    /// All are.
+    /// Removes the bar.
     pub fn end(&self) {
         self.0.finish_and_clear();
     }

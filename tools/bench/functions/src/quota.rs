@@ -1,4 +1,4 @@
-//! The share of a core that Lambda gives a function of 128 MB, by a control group.
+//! Limits processes to the CPU share of a 128 MB Lambda function, with a control group.
 
 use std::{
     fs,
@@ -7,17 +7,17 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-/// Lambda's own period, in microseconds.
+/// The CPU period that Lambda uses, in microseconds.
 const PERIOD: u64 = 20_000;
-/// A whole core has 1,769 MB.
+/// The CPU quota of 128 MB, in microseconds per period. A function with 1,769 MB has a full core.
 const OF_128_MB: u64 = PERIOD * 128 / 1769;
 
-/// A control group with that share; gone when it is dropped.
+/// A control group with that CPU share. Dropping it removes the group.
 #[derive(Debug)]
 pub struct Quota(PathBuf);
 
 impl Quota {
-    /// Makes one, by version 1 or 2 of control groups; says why where that can't be.
+    /// Creates the group with cgroups version 1 or 2. The error says why that is not possible.
     pub fn new() -> Result<Self> {
         let name = format!("fieldstation-bench-{}", std::process::id());
         for controller in ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"] {
@@ -32,14 +32,14 @@ impl Quota {
         if !unified.join("cgroup.controllers").exists() {
             bail!("no control groups are mounted");
         }
-        // It may be on already, and then need not be allowed.
+        // This may fail if the controller is already enabled.
         fs::write(unified.join("cgroup.subtree_control"), "+cpu").ok();
         let group = Self::create(unified.join(&name))?;
         group.write("cpu.max", &format!("{OF_128_MB} {PERIOD}"))?;
         Ok(group)
     }
 
-    /// From now on these processes share it.
+    /// Moves these processes into the group. They share its quota.
     pub fn holds(&self, processes: &[i32]) -> Result<()> {
         processes.iter().try_for_each(|process| self.write("cgroup.procs", &process.to_string()))
     }

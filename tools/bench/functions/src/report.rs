@@ -1,4 +1,4 @@
-//! Tables, for the terminal and for docs/performance.md alike.
+//! Tables for the terminal and for docs/performance.md.
 
 use std::collections::BTreeMap;
 
@@ -13,11 +13,11 @@ use crate::{
     targets::Target,
 };
 
-/// What is nowhere.
+/// Shown for a missing value.
 const NONE: &str = "-";
 const MB: f64 = 1e6;
 
-/// The functions: what is counted, then what is timed.
+/// Returns the tables of the functions: counted figures, then durations.
 pub fn functions(run: &Run) -> String {
     let mut counted = table([
         "function",
@@ -105,14 +105,14 @@ fn timed_row(name: &str, one: &Measured) -> Vec<String> {
     ]
 }
 
-/// How much larger the memory was after 10,000 invocations than after 1,000, in percent.
+/// Returns the growth of the memory from 1,000 to 10,000 invocations, in percent.
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
 pub fn growth(figures: &Figures) -> Option<f64> {
     let [few, many] = figures.resident_bytes?;
     Some(100.0 * (many as f64 / few as f64 - 1.0))
 }
 
-/// How many of each operation: `GetItem, 2 PutItem`.
+/// Lists the number of calls of each operation, such as `GetItem, 2 PutItem`.
 fn operations(calls: &Calls) -> String {
     let mut by_operation = BTreeMap::<&str, u64>::new();
     for (call, count) in calls {
@@ -132,10 +132,10 @@ fn operations(calls: &Calls) -> String {
     if listed.is_empty() { "none".to_owned() } else { listed.join(", ") }
 }
 
-/// A figure of a step, smaller is better.
+/// Name, value and format of a figure. Smaller values are better.
 type Figure = (&'static str, fn(&Figures) -> Option<f64>, fn(f64) -> String);
 
-/// The figures in which peers are compared.
+/// The figures that are compared with the peers.
 const COMPARED: [Figure; 13] = [
     ("start to /next, ms", |it| Some(it.milliseconds.start), two),
     ("first invocation, ms", |it| Some(it.milliseconds.first), two),
@@ -152,7 +152,7 @@ const COMPARED: [Figure; 13] = [
     ("calls of a warm invocation", warm_calls, |calls| format!("{calls:.0}")),
 ];
 
-/// The peers beside ours, and how many times more each takes.
+/// Returns the table of the step and its peers, with the ratio of each figure.
 pub fn peers(run: &Run) -> String {
     let Some(ours) = run.functions.get(STEP) else { return String::new() };
     let mut header = vec!["figure".to_owned(), STEP.to_owned()];
@@ -182,12 +182,12 @@ pub fn peers(run: &Run) -> String {
     format!("{table}\n\n{}", calls.collect::<String>())
 }
 
-/// The figure of that name: a peer's, in times of ours.
+/// Returns the ratio of a peer's figure to that of the step.
 pub fn times_ours(run: &Run, peer: &str, of: fn(&Figures) -> Option<f64>) -> Option<f64> {
     Some(of(run.peers.get(peer)?)? / of(&run.functions.get(STEP)?.figures)?)
 }
 
-/// Instructions from the start to the first answer.
+/// Returns the instructions from the start to the first answer.
 pub fn first_answer(figures: &Figures) -> Option<f64> {
     Some(count(figures.instructions?.to_first_answer))
 }
@@ -197,7 +197,7 @@ fn warm_calls(figures: &Figures) -> Option<f64> {
     Some(count(figures.warm_calls.values().sum()))
 }
 
-/// The targets, and what became of them.
+/// Returns the table of the targets and their results.
 pub fn targets(targets: &[Target]) -> String {
     let mut table = table(["target", "at most", "measured", "met"]);
     for target in targets {
@@ -206,7 +206,7 @@ pub fn targets(targets: &[Target]) -> String {
     format!("{table}\n")
 }
 
-/// What went over its budget.
+/// Returns the table of the figures that exceed their budget.
 pub fn over(over: &[Over]) -> String {
     let mut table = table(["function", "figure", "budget", "now", "over"]);
     for Over { function, figure, budget, now } in over {
@@ -225,13 +225,13 @@ pub fn over(over: &[Over]) -> String {
 
 fn table<T: Into<comfy_table::Cell>>(header: impl IntoIterator<Item = T>) -> Table {
     let mut table = Table::new();
-    // Lines of markdown are as long as they are.
+    // Markdown table rows must not be wrapped.
     table.load_style(ASCII_MARKDOWN).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.into_iter().map(Into::into).collect::<Vec<comfy_table::Cell>>());
     table
 }
 
-/// To the right, but for these columns.
+/// Aligns all columns to the right, except these.
 fn align(table: &mut Table, to_the_left: &[usize]) {
     for (place, column) in table.column_iter_mut().enumerate() {
         if !to_the_left.contains(&place) {
@@ -253,7 +253,7 @@ fn millions(number: u64) -> String {
     in_millions(count(number))
 }
 
-/// Megabytes are millions of bytes.
+/// Formats bytes in megabytes of a million bytes.
 fn megabytes(bytes: u64) -> String {
     millions(bytes)
 }
@@ -267,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_are_told_by_operation() {
+    fn calls_are_counted_by_operation() {
         let calls = Calls::from([
             ("dynamodb GetItem BillingTable".to_owned(), 2),
             ("stripe POST /v1/customers".to_owned(), 1),

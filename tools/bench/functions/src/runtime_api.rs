@@ -1,4 +1,4 @@
-//! A stand-in for the Lambda Runtime API: hands out events, and tells what it hears.
+//! Stub of the Lambda Runtime API. It delivers events, and reports the requests of the function.
 
 use std::{
     sync::{
@@ -22,28 +22,28 @@ use tokio::sync::{
 use crate::server::{Answer, Asked, Handler, Server, answer};
 
 const INVOCATION: &str = "/2018-06-01/runtime/invocation/";
-/// Ample: under valgrind, or with a fourteenth of a core, nothing is to run out of time.
+/// The time until an invocation's deadline. It is long enough for valgrind, and for a fourteenth of a core.
 const TIME: Duration = Duration::from_mins(15);
 
-/// What a function said.
+/// A request of a function.
 #[derive(Debug)]
 pub enum Heard {
-    /// It wants an event.
+    /// It requested the next event.
     Next(Instant),
-    /// It answered.
+    /// It sent its answer.
     Answer(Instant, Bytes),
-    /// It failed, at its start or with an event.
+    /// It reported an error of the initialization or of an invocation.
     Error(String),
 }
 
-/// The Runtime API of one process.
+/// The stub for one process.
 #[derive(Debug)]
 pub struct RuntimeApi {
-    /// Where it is.
+    /// The HTTP server.
     pub server: Server,
-    /// What the process says.
+    /// Receives the requests of the process.
     pub heard: UnboundedReceiver<Heard>,
-    /// The events it is to get.
+    /// Sends the events to the process.
     pub events: UnboundedSender<Bytes>,
 }
 
@@ -55,7 +55,7 @@ struct Desk {
 }
 
 impl RuntimeApi {
-    /// Starts one, for a function of that name.
+    /// Starts a stub for the function with this name.
     pub async fn start(name: &str) -> Result<Self> {
         let (said, heard) = unbounded_channel();
         let (events, given) = unbounded_channel();
@@ -76,7 +76,7 @@ impl Handler for Desk {
         let path = request.uri().path().to_owned();
         if request.method() == Method::GET && path == format!("{INVOCATION}next") {
             self.tell(Heard::Next(now));
-            // The harness lives longer than its processes.
+            // The sender is dropped only after the process has ended.
             let Some(event) = self.events.lock().await.recv().await else {
                 return answer(500, "");
             };
@@ -97,7 +97,7 @@ impl Handler for Desk {
 
 impl Desk {
     fn tell(&self, heard: Heard) {
-        // Nobody listens any more when the process is being ended.
+        // The receiver is closed when the process is being terminated.
         drop(self.said.send(heard));
     }
 

@@ -1,4 +1,4 @@
-//! HTTP/1.1 on loopback, with or without TLS, for as long as it is held.
+//! HTTP/1.1 server on the loopback interface, with or without TLS.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
@@ -26,27 +26,27 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-/// A request, read whole.
+/// A request with its complete body.
 pub type Asked = Request<Bytes>;
-/// An answer.
+/// A response.
 pub type Answer = Response<Full<Bytes>>;
 
 /// Answers requests.
 pub trait Handler: Send + Sync + 'static {
-    /// One of them.
+    /// Returns the response to a request.
     fn answer(&self, request: Asked) -> impl Future<Output = Answer> + Send;
 }
 
-/// Stops listening when it is dropped.
+/// A running server. Dropping it stops listening.
 #[derive(Debug)]
 pub struct Server {
-    /// Where it listens.
+    /// The address of the server.
     pub address: SocketAddr,
     task: JoinHandle<()>,
 }
 
 impl Server {
-    /// Starts one.
+    /// Starts a server on a free port.
     pub async fn start(tls: Option<TlsAcceptor>, handler: Arc<impl Handler>) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
@@ -54,7 +54,7 @@ impl Server {
             while let Ok((connection, _)) = listener.accept().await {
                 let (tls, handler) = (tls.clone(), Arc::clone(&handler));
                 tokio::spawn(async move {
-                    // A process that ends in the middle breaks its connections.
+                    // This fails if the process has ended and closed the connection.
                     connection.set_nodelay(true).ok();
                     match tls {
                         None => serve(connection, handler).await,
@@ -97,24 +97,24 @@ async fn serve(
     drop(server);
 }
 
-/// An answer with that status.
+/// Returns a response with this status and body.
 pub fn answer(status: u16, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or_default();
     answer
 }
 
-/// Certificates as AWS' endpoints have them: RSA of 2048 bits, the server's signed by one between it
-/// and the root.
+/// Certificates like those of the AWS endpoints: RSA with 2048 bits, and an intermediate certificate between the
+/// server's certificate and the root.
 pub struct Trust {
-    /// What a server shows.
+    /// The acceptor with the certificate chain of the server.
     pub acceptor: TlsAcceptor,
-    /// The root, PEM.
+    /// The root certificate, as PEM.
     pub root: String,
 }
 
 impl Trust {
-    /// Made anew.
+    /// Generates new certificates.
     pub fn new() -> Result<Self> {
         let root = CertifiedIssuer::self_signed(authority("Bench Root")?, key()?)?;
         let between = CertifiedIssuer::signed_by(authority("Bench RSA 2048")?, key()?, &root)?;

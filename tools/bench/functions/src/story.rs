@@ -1,8 +1,8 @@
-//! The sample events, played once with the real functions against an embedded `DynamoDB`: what each
-//! calls, what that costs, and the answers, from which it is measured afterwards.
+//! Runs the sample events once with the real functions and an embedded `DynamoDB`, to record the calls of each
+//! function, their units, and the answers for the measurements.
 //!
-//! They tell one story, so they come in its order: kits are delivered, the site is registered, the
-//! steps of its onboarding; then whatever works on a site; and the undoing at last.
+//! The events depend on each other, so they run in this order: delivery of kits, registration of the site, the steps of
+//! the onboarding, the functions for a live site, and the teardown.
 
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
@@ -21,18 +21,18 @@ use crate::{
     process::{Bench, Program},
 };
 
-/// The functions in the story's order.
+/// Returns the functions in the order of their sample events.
 pub fn order(functions: &[Function]) -> Result<Vec<&Function>> {
     let mut forward = vec!["receive-kits".to_owned(), "import-site".to_owned()];
     forward.extend(steps("site-onboarding")?);
-    // What starts a teardown belongs to the undoing.
+    // The functions that start a teardown run before its steps.
     let mut back = vec!["decommission-site".to_owned(), "recover-onboarding".to_owned()];
     back.extend(steps("site-teardown")?);
     let place = |function: &Function| {
         let place = |steps: &[String]| steps.iter().position(|step| *step == function.name);
         match (place(&forward), place(&back)) {
             (Some(place), _) => (0, place),
-            // Readings are read when there are some.
+            // get-readings runs after the functions that store readings.
             (None, None) => (1, usize::from(function.name == "get-readings")),
             (None, Some(place)) => (2, place),
         }
@@ -42,7 +42,7 @@ pub fn order(functions: &[Function]) -> Result<Vec<&Function>> {
     Ok(ordered)
 }
 
-/// The functions behind a state machine's tasks, in their order.
+/// Returns the functions of a state machine's tasks, in order.
 fn steps(machine: &str) -> Result<Vec<String>> {
     let text = fs::read_to_string(root().join(format!("statemachines/{machine}.asl.json")))?;
     let names = text.split("${").skip(1).filter_map(|rest| {
@@ -52,7 +52,7 @@ fn steps(machine: &str) -> Result<Vec<String>> {
     Ok(names.map(kebab).collect())
 }
 
-/// Plays it; the tape of each function's only invocation.
+/// Runs the sample events. Returns the tape of each function's invocation.
 pub async fn play(
     bench: &Bench,
     functions: &[Function],
@@ -63,8 +63,8 @@ pub async fn play(
     let ordered = order(functions)?;
     for function in &ordered {
         if function.name == "get-readings" {
-            // The readings that it is asked for are those of accept-readings' sample, which has
-            // put them on the stream.
+            // The sample of get-readings queries the readings in the sample of accept-readings, so store-readings
+            // stores them first.
             let store = ordered.iter().find(|function| function.name == "store-readings");
             let store = store.context("store-readings")?;
             let accept = ordered.iter().find(|function| function.name == "accept-readings");
@@ -93,7 +93,7 @@ async fn invoke(
     Ok(tape)
 }
 
-/// The event of a stream on which is what the request brings.
+/// Returns the stream event with the body of the request as its first record.
 fn stored(stream: &Bytes, request: &Bytes) -> Result<Bytes> {
     let request: Value = serde_json::from_slice(request)?;
     let body = request["body"].as_str().context("a body")?;
@@ -103,7 +103,7 @@ fn stored(stream: &Bytes, request: &Bytes) -> Result<Bytes> {
 }
 
 impl Program {
-    /// A function's bootstrap.
+    /// Returns the program of a function.
     pub fn of(function: &Function, binaries: &Path) -> Self {
         let variables = function.variables.iter();
         Self {

@@ -1,4 +1,4 @@
-//! What the functions are to stay below.
+//! Performance targets of the functions.
 
 use crate::{
     figures::{Measured, Run},
@@ -8,22 +8,22 @@ use crate::{
 
 const MILLION: f64 = 1e6;
 
-/// One of them.
+/// A target with its result.
 #[derive(Debug, PartialEq)]
 pub struct Target {
     what: String,
     bound: f64,
     unit: &'static str,
-    /// By the function, or the peer, that is farthest from it; none where it wasn't measured.
+    /// The function or peer with the worst value, and that value. `None` if it was not measured.
     worst: Option<(String, f64)>,
-    /// How many of how many functions meet it.
+    /// The number of functions that meet the target, and the number of measured functions.
     met_by: Option<(usize, usize)>,
-    /// Whether more is better.
+    /// Whether the bound is a minimum.
     at_least: bool,
 }
 
 impl Target {
-    /// For the report.
+    /// Returns the row for the report.
     pub fn row(&self) -> [String; 4] {
         let Self { what, bound, unit, .. } = self;
         let least = if self.at_least { "at least " } else { "" };
@@ -48,7 +48,7 @@ impl Target {
     }
 }
 
-/// All of them.
+/// Returns all targets with their results.
 pub fn all(run: &Run) -> Vec<Target> {
     let mut targets = Vec::new();
     for (whose, instructions, binary, zip) in
@@ -157,13 +157,13 @@ fn below(
     Target { what: what.into(), bound, unit, worst, met_by: Some(met_by), at_least: false }
 }
 
-/// A peer's figure is so many times ours.
+/// Returns the target that a peer's figure is at least `bound` times that of the step.
 fn beats(run: &Run, what: &str, bound: f64, peer: &str, of: fn(&Figures) -> Option<f64>) -> Target {
     let worst = times_ours(run, peer, of).map(|times| (peer.to_owned(), times));
     Target { what: what.to_owned(), bound, unit: "times", worst, met_by: None, at_least: true }
 }
 
-/// Whether all that is called is one write to `DynamoDB`.
+/// Returns whether the only call is one write to `DynamoDB`.
 fn writes_once(calls: &crate::aws::Calls) -> bool {
     let writes = ["PutItem", "UpdateItem", "TransactWriteItems"];
     let is_write = |call: &String| {
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_is_met_from_its_own_side() {
+    fn a_target_is_a_maximum_or_a_minimum() {
         let target = |value: f64, at_least| Target {
             what: String::new(),
             bound: 10.0,
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn one_write_is_one_call() {
+    fn only_a_single_write_counts_as_one_write() {
         let calls = |calls: &[(&str, u64)]| {
             writes_once(&calls.iter().map(|(call, count)| ((*call).to_owned(), *count)).collect())
         };

@@ -1,4 +1,4 @@
-//! A DynamoDB that answers at once: every put is taken, every sensor of the benchmark is active.
+//! In-process stub of DynamoDB: it accepts every put, and every sensor of the benchmark is active.
 
 use std::collections::HashMap;
 
@@ -13,10 +13,10 @@ use aws_types::SdkConfig;
 use contracts::{SensorId, SiteId};
 use serde_json::{Value, json};
 
-/// A row.
+/// A row of a table.
 pub type Item = HashMap<String, AttributeValue>;
 
-/// Clients of it; told the site of each sensor.
+/// Returns the configuration of clients that use the stub. `sites` has the site of each sensor.
 pub fn config(sites: HashMap<SensorId, SiteId>) -> SdkConfig {
     let credentials = Credentials::from_keys("test", "test", None);
     SdkConfig::builder()
@@ -35,7 +35,7 @@ pub fn config(sites: HashMap<SensorId, SiteId>) -> SdkConfig {
         .build()
 }
 
-/// The rows of the sensors that are asked for.
+/// Returns the rows of the requested sensors.
 fn register(sites: &HashMap<SensorId, SiteId>, request: &[u8]) -> String {
     let request: Value = serde_json::from_slice(request).unwrap_or_default();
     let keys = request["RequestItems"]["readings"]["Keys"].as_array().into_iter().flatten();

@@ -1,11 +1,12 @@
-//! What a batch of readings takes; run by `measure.sh`.
+//! Benchmark of a batch of readings. It is run by `measure.sh`.
 //!
-//! `bench-readings build RECORDS REPEATS`: decode, check, pack and build the writes of a batch, so
-//! often. The instructions of once are the difference between two runs with different REPEATS.
-//! `bench-readings store RECORDS REPEATS`: the whole of store-readings on a batch, with a DynamoDB
-//! that answers at once; prints samples a second (of one core) and the process' largest memory.
+//! - `bench-readings build RECORDS REPEATS`: decodes, validates and packs a batch and builds its writes, REPEATS times.
+//!   The instructions of one repetition follow from the difference between two runs with different REPEATS.
+//! - `bench-readings store RECORDS REPEATS`: runs store-readings on a batch with a stub of DynamoDB. Prints the samples
+//!   per second (on one core) and the peak memory of the process.
 //!
-//! A record is a quarter-hour of the real day: 15 samples of 8 sensors each; a site after the other.
+//! A record has 15 minutes of a real day: 15 samples of each of 8 sensors. Each site sends one day; the sites follow one
+//! after the other.
 
 #![expect(clippy::print_stdout, reason = "it is there to be read")]
 
@@ -31,7 +32,7 @@ use telemetry::{
     store_readings::{StoreReadings, rows},
 };
 
-/// As many as the day has in full, but for three.
+/// The metrics with complete data on that day, except three.
 const METRICS: [Metric; 8] = [
     Metric::DownwellingShortwave,
     Metric::UpwellingShortwave,
@@ -66,15 +67,15 @@ async fn main() -> Result<()> {
 }
 
 struct Workload {
-    /// The event.
+    /// The Lambda event.
     batch: Box<RawValue>,
-    /// How many are in it.
+    /// The number of samples in the event.
     samples: usize,
-    /// Where each sensor stands.
+    /// The site of each sensor.
     sites: HashMap<SensorId, SiteId>,
 }
 
-/// A batch of so many records.
+/// Creates a batch with this number of records.
 fn workload(records: usize) -> Result<Workload> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../../tests/data/surfrad-alamosa-2016-01-01.dat");
@@ -114,7 +115,7 @@ fn workload(records: usize) -> Result<Workload> {
     bail!("no more stations")
 }
 
-/// All that store-readings does of its own: what is left to do is to send the rows.
+/// Runs the work of store-readings except for the calls of DynamoDB.
 async fn build(batch: &RawValue) -> Result<()> {
     let deadline = Deadline::after(Duration::from_hours(1));
     let answer = stream::consume(batch, deadline, async |record| {
