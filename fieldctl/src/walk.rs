@@ -224,7 +224,26 @@ pub fn kind(kind: Kind) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::{Parser, ValueEnum};
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        filter: Filter,
+    }
+
+    #[test]
+    fn a_kind_is_given_by_its_name_in_the_ledger_in_any_case() {
+        for of in Kind::value_variants() {
+            for name in [kind(*of), kind(*of).to_lowercase()] {
+                let parsed = Command::try_parse_from(["test", "--kind", &name]);
+                assert_eq!(parsed.expect(&name).filter.kind, Some(*of), "{name}");
+            }
+        }
+        assert!(Command::try_parse_from(["test", "--kind", "FunctionFailed"]).is_err());
+    }
 
     #[test]
     fn the_nearest_name_is_suggested_if_it_is_near() {
