@@ -94,7 +94,7 @@ impl Step for ReconcileSubscriptions {
 }
 
 impl ReconcileSubscriptions {
-    /// Both sides, and how many subscriptions at the provider name no site.
+    /// Reads both sides. Also returns the number of subscriptions at the provider that name no site.
     async fn books(&self) -> Result<(Books, usize), BillingError> {
         let mut books = self.rows().await?;
         let mut foreign = 0;
