@@ -1,10 +1,10 @@
-//! What an error means and what to do about it: one table, which `failures show` and `failures groups` use.
-//! docs/operations.md has it too; a test compares the two.
+//! The table of errors: what each means and what to do about it. `failures show` and `failures groups` use it.
+//! docs/operations.md contains it too. A test compares the two.
 
 use ledger::{Kind, Summary};
 use serde::Serialize;
 
-/// What to do about a failure.
+/// The advice for a failure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Advice {
     /// What the error means.
@@ -12,17 +12,17 @@ pub struct Advice {
     /// What to do, in order.
     #[serde(rename = "do")]
     pub todo: &'static str,
-    /// The command that does it, with the failure's own ids.
+    /// The command to run, with the failure's own ids.
     pub command: String,
 }
 
 /// A line of the table. The first line that matches a failure applies to it.
 struct Line {
-    /// The errors' names; none: all.
+    /// The names of the errors. If empty, the line matches all.
     errors: &'static [&'static str],
-    /// The kind; none: all.
+    /// The kind. `None` matches all.
     kind: Option<Kind>,
-    /// The sources; none: all.
+    /// The sources. If empty, the line matches all.
     sources: &'static [&'static str],
     means: &'static str,
     todo: &'static str,
@@ -220,7 +220,8 @@ fn line(error: &str, kind: Kind, source: &str) -> &'static Line {
     found.unwrap_or(&TABLE[TABLE.len() - 1])
 }
 
-/// What to do about a failure. `which` selects it on the command line: an id, or `--group` with a group.
+/// Returns the advice for a failure. `which` selects the failure on the command line: an id, or `--group` with a
+/// group.
 #[must_use]
 pub fn advice(row: &Summary, which: &str) -> Advice {
     let Line { means, todo, command, .. } = line(&row.error.name, row.kind, &row.source);
@@ -232,7 +233,7 @@ pub fn advice(row: &Summary, which: &str) -> Advice {
     Advice { means, todo, command }
 }
 
-/// The table as docs/operations.md has it.
+/// Returns the table as it is in docs/operations.md.
 #[must_use]
 pub fn markdown() -> String {
     let mut lines = vec!["| error | kind or source | it means | do |".to_owned()];
@@ -260,9 +261,9 @@ pub fn markdown() -> String {
 mod tests {
     use super::*;
 
-    /// Every name that record-failure can write, by where it comes from.
+    /// Every error name that record-failure can write, grouped by its origin.
     const NAMES: [(&[&str], Kind, &str); 7] = [
-        // ErrorKind of the crate lambda, Lambda's own names and conditions.
+        // The names of `fault::ErrorKind`, and Lambda's own error names and conditions.
         (
             &[
                 "CardDeclined",
@@ -283,9 +284,9 @@ mod tests {
             Kind::FunctionFailed,
             "project-site",
         ),
-        // The conditions of a stream's mapping.
+        // The conditions of a stream's event source mapping.
         (&["RetryAttemptsExhausted", "MaximumRecordAgeExceeded"], Kind::GivenUp, "store-readings"),
-        // TelemetryError::permanent, and a record that is no bundle.
+        // The names of `TelemetryError::permanent`, and that of a record that is not a bundle.
         (
             &[
                 "UnknownSensor",
@@ -298,7 +299,7 @@ mod tests {
             Kind::Quarantined,
             "store-readings",
         ),
-        // The publisher's.
+        // The names of the publisher's errors.
         (&["EventRefused", "InvalidInput"], Kind::Quarantined, "publish-events"),
         (&["ReceivesExhausted", "Refused", "Transient"], Kind::DeadLetter, "cancel-subscription"),
         (
@@ -310,7 +311,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_error_that_is_recorded_has_advice_of_its_own() {
+    fn every_recorded_error_has_its_own_advice() {
         let default = TABLE[TABLE.len() - 1].means;
         for (names, kind, source) in NAMES {
             for name in names {
@@ -322,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn the_documentation_has_the_table() {
+    fn the_documentation_contains_the_table() {
         let docs = include_str!("../../docs/operations.md");
         assert!(docs.contains(&markdown()), "docs/operations.md lacks this:\n{}", markdown());
     }

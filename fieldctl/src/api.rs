@@ -1,4 +1,4 @@
-//! The stack's HTTP API, called with AWS Signature Version 4.
+//! A client of the stack's HTTP API. It signs requests with AWS Signature Version 4.
 
 use std::time::Duration;
 
@@ -14,15 +14,15 @@ use crate::{
     stack::Stack,
 };
 
-/// Above API Gateway's own limit of 10 MB.
+/// The maximum size of an answer: above API Gateway's own limit of 10 MB.
 const LARGEST_ANSWER: usize = 16 << 20;
-/// API Gateway answers within 29 s.
+/// The timeout of a call. API Gateway answers within 29 s.
 const PATIENCE: Duration = Duration::from_secs(35);
-/// The first pause before a retry; each is twice the one before.
+/// The pause before the first retry. Each further pause is twice as long.
 const PAUSE: Duration = Duration::from_millis(250);
 const MOST_RETRIES: u32 = 5;
 
-/// A request of the API.
+/// A request to the API.
 #[derive(Clone, Debug)]
 pub struct Call {
     method: Method,
@@ -36,25 +36,25 @@ impl Call {
         Self { method, path: path.into(), key: None, body: Bytes::new() }
     }
 
-    /// `GET` of a path below the stage, query included.
+    /// Creates a `GET` request. `path` is below the stage and includes the query.
     #[must_use]
     pub fn get(path: impl Into<String>) -> Self {
         Self::new(Method::GET, path)
     }
 
-    /// `DELETE`.
+    /// Creates a `DELETE` request.
     #[must_use]
     pub fn delete(path: impl Into<String>) -> Self {
         Self::new(Method::DELETE, path)
     }
 
-    /// `POST` of JSON.
+    /// Creates a `POST` request with a JSON body.
     #[must_use]
     pub fn post(path: impl Into<String>, body: impl Into<Bytes>) -> Self {
         Self { body: body.into(), ..Self::new(Method::POST, path) }
     }
 
-    /// With that `Idempotency-Key`.
+    /// Sets the `Idempotency-Key`.
     #[must_use]
     pub fn key(mut self, key: impl Into<String>) -> Self {
         self.key = Some(key.into());
@@ -62,7 +62,7 @@ impl Call {
     }
 }
 
-/// A path's query.
+/// Returns the query string of a path. Pairs without a value are left out.
 #[must_use]
 pub fn query(pairs: &[(&str, Option<String>)]) -> String {
     let mut query = form_urlencoded::Serializer::new(String::new());
@@ -74,23 +74,23 @@ pub fn query(pairs: &[(&str, Option<String>)]) -> String {
     query.finish()
 }
 
-/// What the API answered.
+/// An answer of the API.
 #[derive(Debug)]
 pub struct Answer {
-    /// HTTP status.
+    /// The HTTP status.
     pub status: u16,
-    /// The body; as a JSON string where it is no JSON.
+    /// The body. A body that is not JSON becomes a JSON string.
     pub body: Value,
 }
 
 impl Stack {
-    /// `GET /sites/{siteId}`.
+    /// Calls `GET /sites/{siteId}`.
     pub async fn site(&self, site: SiteId) -> Result<Value, CliError> {
         self.call(Call::get(format!("/sites/{site}"))).await
     }
 
-    /// What the API answers to the call, a refusal as a trouble. Every call of the API may be
-    /// repeated, so this does that while the service is busy.
+    /// Calls the API and returns the body of the answer. Returns an error if the API refuses. While the service is
+    /// busy, the call is retried up to five times. Every call of the API may be repeated.
     pub async fn call(&self, call: Call) -> Result<Value, CliError> {
         let mut pause = PAUSE;
         for _ in 0..MOST_RETRIES {
@@ -133,8 +133,8 @@ impl Stack {
         }
     }
 
-    /// The base URL of the API, stage included. The output names AWS's host; on an emulator the API
-    /// has a host below `localhost`.
+    /// Returns the base URL of the API, stage included. The stack's output has AWS's host name. On an emulator the
+    /// host is below `localhost`.
     pub fn api_url(&self) -> Result<String, CliError> {
         let api = self.output("ApiUrl")?.trim_end_matches('/');
         let Some(emulator) = self.emulator() else { return Ok(api.to_owned()) };
@@ -143,8 +143,8 @@ impl Stack {
         Ok(format!("http://{}.execute-api.localhost:{port}/{stage}", self.output("ApiId")?))
     }
 
-    /// A signed request. A name below `localhost` is not resolved everywhere, so on an emulator the
-    /// request goes to the emulator's address, with the name as `Host`.
+    /// Creates a signed request. Not every system resolves names below `localhost`. On an emulator, the request is
+    /// therefore sent to the emulator's address, with the name as `Host`.
     async fn request(&self, call: &Call) -> Result<Request<Full<Bytes>>, CliError> {
         let broken =
             |error: &dyn std::fmt::Display| CliError::usage(format!("no such call: {error}"));
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_leaves_out_what_is_not_asked_for() {
+    fn a_query_leaves_out_pairs_without_a_value() {
         let pairs =
             [("status", Some("A B".to_owned())), ("limit", None), ("next", Some("=".into()))];
         assert_eq!(query(&pairs), "status=A+B&next=%3D");

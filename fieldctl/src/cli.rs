@@ -66,7 +66,7 @@ pub enum Color {
 }
 
 impl Look {
-    /// Standard output with that look.
+    /// Opens standard output with these settings.
     #[must_use]
     pub fn screen(self) -> Screen {
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_definition_is_valid() {
         Cli::command().debug_assert();
     }
 }

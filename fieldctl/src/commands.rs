@@ -1,4 +1,4 @@
-//! The commands, one file a group: what each needs, does and prints.
+//! The commands, one file for each group.
 
 pub mod events;
 pub mod failures;
@@ -24,10 +24,10 @@ use crate::{
     output,
 };
 
-/// How often something that is waited for is looked at.
+/// The interval at which a command checks something that it waits for.
 pub const LOOK: Duration = Duration::from_secs(2);
 
-/// The JSON in a file, or on standard input where it is `-`.
+/// Reads JSON from a file, or from standard input if `path` is `-`.
 pub fn json_file(path: &str) -> Result<Value, CliError> {
     let mut text = String::new();
     let read = match path {
@@ -42,7 +42,7 @@ pub fn json_file(path: &str) -> Result<Value, CliError> {
         .map_err(|error| CliError::usage(format!("{path} is no JSON: {error}")))
 }
 
-/// Asks whether to go on, unless `yes` was said on the command line.
+/// Asks whether to continue, unless `yes` was given on the command line.
 pub fn confirm(question: &str, yes: bool) -> Result<(), CliError> {
     if yes {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Decodes payloads for people: base64 and gzip of Kinesis data, and JSON that is text inside JSON.
+//! Decodes payloads for display: base64 and gzip of Kinesis data, and JSON text inside JSON.
 
 use std::io::Read;
 
@@ -6,9 +6,9 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 
-/// Data that decompresses to more is shown as it is. A bundle has at most half of it.
+/// The maximum size of decompressed data. Larger data is not decoded. A bundle has at most half of it.
 const MAX_BYTES: u64 = 4 << 20;
-/// JSON in JSON in JSON: deeper texts are shown as they are.
+/// The maximum depth of JSON text inside JSON. Deeper texts are not decoded.
 const MAX_DEPTH: usize = 16;
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
@@ -59,14 +59,14 @@ fn visit(value: &mut Value, path: &str, depth: usize, decoded: &mut Vec<String>)
     }
 }
 
-/// A JSON object or list in a text. A text that is a number or a word stays a text.
+/// Parses a JSON object or list from a text. Returns `None` for a number or a word, which stays a text.
 fn json(text: &str) -> Option<Value> {
     let text = text.trim_start();
     let structured = text.starts_with(['{', '[']);
     structured.then(|| serde_json::from_str(text).ok()).flatten()
 }
 
-/// The data of a Kinesis record, and how it was encoded.
+/// Returns the decoded data of a Kinesis record, and its encoding.
 fn data(base64: &str) -> Option<(Value, &'static str)> {
     let bytes = STANDARD.decode(base64).ok()?;
     let (bytes, is_gzip) = if bytes.starts_with(&GZIP) {
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_and_oversize_data_stay_as_they_are() {
+    fn invalid_and_oversize_data_are_not_decoded() {
         let bomb = gzip(&vec![b' '; usize::try_from(MAX_BYTES).unwrap() + 1]);
         let whole = STANDARD.decode(gzip(&[7; 5000])).unwrap();
         let cut = STANDARD.encode(&whole[..whole.len() - 9]);

@@ -1,4 +1,4 @@
-//! What goes wrong, told to a person: one sentence, and what to do. The exit code tells a script.
+//! Errors of commands: a message of one sentence, advice for the operator, and an exit code for scripts.
 
 use std::{error::Error, fmt, io};
 
@@ -13,59 +13,59 @@ use store::StoreError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Done.
+    /// The command succeeded.
     Done = 0,
     /// The work failed, or a part of it.
     Failed = 1,
     /// The command line, or a file that it names, is wrong.
     Usage = 2,
-    /// There is no such thing.
+    /// The named thing does not exist.
     NotFound = 3,
-    /// The service refused.
+    /// The service refused the request.
     Refused = 4,
-    /// AWS can't be reached, or does not allow it.
+    /// AWS can't be reached, or denies access.
     Aws = 5,
     /// The work was sent, and its outcome is not known yet.
     Unknown = 6,
 }
 
-/// Why a command ends early.
+/// The error with which a command ends.
 #[derive(Debug)]
 pub struct CliError {
     /// The exit code.
     pub exit: Exit,
-    /// What happened, in a sentence; empty where there is nothing to say.
+    /// What happened, in a sentence. Empty if there is nothing to print.
     pub message: String,
-    /// The fields that are wrong and why, a line each.
+    /// The invalid fields with the reasons, one line each.
     pub details: Vec<String>,
     /// What to do.
     pub advice: Option<String>,
 }
 
 impl CliError {
-    /// With that exit code and sentence.
+    /// Creates an error with an exit code and a message.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
         Self { exit, message: message.into(), details: Vec::new(), advice: None }
     }
 
-    /// A mistake on the command line.
+    /// Creates an error for a mistake on the command line.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(Exit::Usage, message)
     }
 
-    /// There is no such thing.
+    /// Creates an error for something that does not exist.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(Exit::NotFound, message)
     }
 
-    /// With what to do.
+    /// Adds advice.
     #[must_use]
     pub fn advise(mut self, advice: impl Into<String>) -> Self {
         self.advice = Some(advice.into());
         self
     }
 
-    /// A problem (RFC 9457), or whatever else the API answered instead of what was asked for.
+    /// Creates an error from a refusal of the API: a problem (RFC 9457), or any other body.
     #[must_use]
     pub fn refused(status: u16, body: &Value) -> Self {
         let text = |name: &str| body[name].as_str().filter(|text| !text.is_empty());
@@ -90,8 +90,8 @@ impl CliError {
 }
 
 impl fmt::Display for CliError {
-    /// Escaped; a line each for the message, the details and the advice, whatever line ends the data
-    /// in them contain.
+    /// Writes the message, the details and the advice, one line each. All of them are escaped, so line ends in the
+    /// data start no new line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&terminal::line(&self.message))?;
         for detail in &self.details {
@@ -107,7 +107,7 @@ impl fmt::Display for CliError {
 impl Error for CliError {}
 
 impl From<io::Error> for CliError {
-    /// Of standard output. Who reads it may stop when it has seen enough.
+    /// Converts an error of writing to standard output. A closed pipe is a success: the reader has read enough.
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::new(Exit::Done, ""),
@@ -116,13 +116,13 @@ impl From<io::Error> for CliError {
     }
 }
 
-/// What a row or an answer is that can't be read.
+/// Creates an error for a row or an answer that can't be read.
 pub fn unreadable(what: &str, error: &dyn fmt::Display) -> CliError {
     CliError::new(Exit::Failed, format!("{what} can't be read: {error}"))
         .advise("it may have been written by a newer version: use the fieldctl of that version")
 }
 
-/// An error and what led to it.
+/// Returns an error and all its causes.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> Vec<&'a (dyn Error + 'static)> {
     let mut causes = vec![error];
     let mut error = error;
@@ -133,7 +133,7 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> Vec<&'a (dyn Error + 'static)
     causes
 }
 
-/// The whole chain of an error in a line, each cause once.
+/// Returns the whole chain of an error in a line, each cause once.
 fn chain(error: &(dyn Error + 'static)) -> String {
     let mut parts: Vec<String> = Vec::new();
     for cause in causes(error) {
@@ -148,7 +148,7 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 const SIGN_IN: &str = "sign in (`aws sso login`), choose a profile with --profile, or set \
                        AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
 
-/// What an AWS service's error means to who called, `doing` being what was tried.
+/// Converts an error of an AWS service. `doing` is a message about what failed.
 pub fn aws<E>(doing: &str) -> impl FnOnce(SdkError<E, HttpResponse>) -> CliError + '_
 where
     E: Error + aws_smithy_runtime_api::client::result::CreateUnhandledError + 'static,
@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_problem_is_told_field_by_field() {
+    fn a_problem_is_shown_field_by_field() {
         let problem = json!({
             "title": "The request is not valid", "status": 400,
             "detail": "Correct location.latitude and send the request again.",
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_who_has_seen_enough_is_no_failure() {
+    fn a_closed_pipe_is_not_a_failure() {
         let closed = CliError::from(io::Error::from(io::ErrorKind::BrokenPipe));
         assert_eq!((closed.exit, closed.message.as_str()), (Exit::Done, ""));
     }

@@ -1,8 +1,8 @@
-//! The health of a site: when its sensors last sent, what is missing, what was refused and set aside.
+//! Computes the health of a site: when its sensors last sent, what is missing, and what was refused or quarantined.
 //!
-//! Everything is judged from what is stored anyway: the rows of the readings table carry the time of their
-//! arrival, refusals are counted by accept-readings, and what store-readings set aside is in the failures table.
-//! What can't be read is named as unknown; nothing is assumed of it.
+//! The health is computed from data that is stored anyway. The rows of the readings table have the time of their
+//! arrival. accept-readings counts refusals. What store-readings quarantined is in the failures table.
+//! Data that can't be read is reported as unknown. Nothing is assumed about it.
 
 use std::collections::BTreeMap;
 
@@ -16,24 +16,24 @@ use crate::{error::Exit, render::ago};
 const SECOND_MILLIS: i64 = 1000;
 const MINUTE_MILLIS: i64 = 60 * SECOND_MILLIS;
 const HOUR_MILLIS: i64 = 60 * MINUTE_MILLIS;
-/// Completeness, refusals and stale samples are judged over so long.
+/// The period for completeness, refusals and stale samples.
 pub const WINDOW_MILLIS: i64 = 24 * HOUR_MILLIS;
-/// No sensor is called silent earlier, however short its interval is.
+/// The minimum time until a sensor counts as silent, however short its interval is.
 const MIN_SILENCE_MILLIS: i64 = 2 * MINUTE_MILLIS;
-/// After so long a sensor whose interval is not known counts as silent.
+/// The time after which a sensor with an unknown interval counts as silent.
 const ASSUMED_SILENCE_MILLIS: i64 = HOUR_MILLIS;
-/// Arrivals within so long are one upload.
+/// The maximum time between arrivals that belong to one upload.
 const UPLOAD_MILLIS: i64 = MINUTE_MILLIS;
 
-/// What a site's or a sensor's state is. The site has the most serious one of its findings.
+/// The state of a site or a sensor. A site has the state of its most serious finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Verdict {
-    /// The readings could not be read; or nothing was found, but not everything could be read.
+    /// The readings could not be read, or nothing was found but some data could not be read.
     Unknown,
-    /// The site is not ACTIVE: no readings are expected.
+    /// The site is not `ACTIVE`, so no readings are expected.
     NotInService,
-    /// Nothing ever arrived, and nothing was refused or set aside.
+    /// Nothing has ever arrived, and nothing was refused or quarantined.
     NeverReported,
     /// Nothing has arrived for longer than expected.
     Silent,
@@ -41,7 +41,7 @@ pub enum Verdict {
     PartlySilent,
     /// Bundles were refused in the last 24 hours.
     Refused,
-    /// Bundles are set aside as failures.
+    /// Bundles are quarantined as failures.
     Quarantined,
     /// Bundles arrive, but their newest sample is older than 24 hours.
     StaleSamples,
@@ -49,44 +49,44 @@ pub enum Verdict {
     Reporting,
 }
 
-/// Something that somebody has to see to.
+/// A problem that needs attention.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Which.
+    /// The state that the problem causes.
     pub kind: Verdict,
-    /// In a sentence.
+    /// The problem, in a sentence.
     pub message: String,
     /// What to do next.
     pub next: String,
 }
 
-/// Something that could not be read.
+/// A source that could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Unread {
-    /// What: `readings`, `refusals`, `failures`.
+    /// The source: `readings`, `refusals` or `failures`.
     pub source: String,
-    /// Why not.
+    /// Why it could not be read.
     pub reason: String,
 }
 
-/// Readings whose samples are of the last 24 hours.
+/// The readings with samples of the last 24 hours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Accepted {
-    /// Bundles.
+    /// The number of bundles.
     pub bundles: usize,
-    /// Samples, one for each instant.
+    /// The number of samples. Samples of the same instant count once.
     pub samples: usize,
 }
 
-/// A sensor's health. What is `null` is not known.
+/// A sensor's health. An unknown value is `null`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SensorHealth {
-    /// Its id.
+    /// The sensor's id.
     pub sensor_id: String,
-    /// What it measures.
+    /// What the sensor measures.
     pub metric: String,
-    /// Its unit.
+    /// The unit of the readings.
     pub unit: String,
     /// `REPORTING`, `STALE_SAMPLES`, `SILENT`, `NEVER_REPORTED` or `UNKNOWN`.
     pub verdict: Verdict,
@@ -94,47 +94,47 @@ pub struct SensorHealth {
     pub last_arrival: Option<Timestamp>,
     /// The time of its newest sample.
     pub last_sample: Option<Timestamp>,
-    /// Seconds since the last arrival.
+    /// The time since the last arrival, in seconds.
     pub gap_seconds: Option<i64>,
-    /// Seconds between its bundles, as observed: the median.
+    /// The observed interval between bundles, in seconds: the median.
     pub interval_seconds: Option<i64>,
-    /// Samples of the last 24 hours, as a part of those that the observed interval lets expect: 0 to 1.
+    /// The samples of the last 24 hours as a part of the number expected from the observed interval, from 0 to 1.
     pub completeness: Option<f64>,
-    /// What was stored.
+    /// The stored readings of the last 24 hours.
     pub accepted: Option<Accepted>,
-    /// Bundles of the last 24 hours that were refused because of this sensor.
+    /// The number of bundles that were refused in the last 24 hours because of this sensor.
     pub refused: Option<u64>,
-    /// Open failures of store-readings that name this sensor.
+    /// The number of open failures of store-readings that name this sensor.
     pub quarantined: Option<usize>,
 }
 
-/// Bundles that were refused for one reason.
+/// Bundles that were refused for the same reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Refusal {
-    /// Why, such as `ClockAhead`.
+    /// The reason, such as `ClockAhead`.
     pub reason: String,
     /// The field, such as `series[].samples[]`.
     pub field: String,
-    /// The sensor whose series was wrong, if it could be read.
+    /// The sensor whose series was invalid, if it could be read.
     pub sensor_id: Option<SensorId>,
-    /// Bundles. A bundle counts once for each reason, field and sensor.
+    /// The number of bundles. A bundle counts once for each reason, field and sensor.
     pub count: u64,
-    /// When the first was refused.
+    /// When the first bundle was refused.
     pub first_at: Timestamp,
-    /// When the last was refused.
+    /// When the last bundle was refused.
     pub last_at: Timestamp,
-    /// What was wrong with the last.
+    /// What was wrong with the last bundle.
     pub example: String,
 }
 
-/// A bundle that store-readings set aside.
+/// A bundle that store-readings quarantined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SetAside {
     /// The failure's id.
     pub failure_id: String,
-    /// Why.
+    /// Why the bundle was quarantined.
     pub error: ErrorInfo,
     /// When it failed last.
     pub last_at: Timestamp,
@@ -150,77 +150,77 @@ impl From<&Summary> for SetAside {
     }
 }
 
-/// The document of `fieldctl sites health --json`; `schemas/sites-health.schema.json` describes it.
+/// The document of `fieldctl sites health --json`. Its schema is `schemas/sites-health.schema.json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Health {
-    /// The site.
+    /// The site's id.
     pub site_id: SiteId,
-    /// Its name.
+    /// The site's name.
     pub name: String,
-    /// Its status, such as `ACTIVE`.
+    /// The site's status, such as `ACTIVE`.
     pub status: String,
-    /// When this was looked at.
+    /// When the health was computed.
     pub at: Timestamp,
-    /// The most serious finding.
+    /// The state of the most serious finding.
     pub verdict: Verdict,
     /// The verdict in a sentence.
     pub summary: String,
-    /// The most serious first; empty for a site that reports.
+    /// The findings, the most serious first. Empty for a site that reports.
     pub findings: Vec<Finding>,
-    /// What could not be read.
+    /// The sources that could not be read.
     pub unknown: Vec<Unread>,
-    /// In the order of the site.
+    /// The sensors, in the order of the site.
     pub sensors: Vec<SensorHealth>,
-    /// Refused in the last 24 hours, the last one first; `null` where that could not be read.
+    /// The refusals of the last 24 hours, the last one first. `null` if they could not be read.
     pub refused: Option<Vec<Refusal>>,
-    /// Refused bundles of the last 24 hours that name no site: they may be this one's.
+    /// The number of refused bundles of the last 24 hours that name no site. They may belong to this site.
     pub refused_without_site: Option<u64>,
-    /// Set aside, the last one first; `null` where that could not be read.
+    /// The quarantined bundles, the last one first. `null` if they could not be read.
     pub quarantined: Option<Vec<SetAside>>,
 }
 
 /// A sensor as the API shows it.
 #[derive(Clone, Debug)]
 pub struct SiteSensor {
-    /// Its id.
+    /// The sensor's id.
     pub id: String,
-    /// What it measures.
+    /// What the sensor measures.
     pub metric: String,
-    /// Its unit.
+    /// The unit of the readings.
     pub unit: String,
 }
 
-/// What was read, or why it could not be.
+/// The data that was read, or the reason why it could not be read.
 pub type Read<T> = Result<T, String>;
 
-/// Everything that the verdict comes from.
+/// The data from which the health is computed.
 #[derive(Debug)]
 pub struct Evidence {
     /// The site.
     pub site_id: SiteId,
-    /// Its name.
+    /// The site's name.
     pub name: String,
-    /// Its status.
+    /// The site's status.
     pub status: String,
-    /// When it was activated, where the API says so.
+    /// When the site was activated, if the API says so.
     pub active_since: Option<Timestamp>,
-    /// Its sensors, each with its newest rows, the newest first.
+    /// The site's sensors, each with its newest rows, newest first.
     pub sensors: Vec<(SiteSensor, Read<Vec<SeriesRow>>)>,
-    /// Its refusals.
+    /// The site's refusals.
     pub refusals: Read<Vec<RefusalRow>>,
-    /// Refusals of bodies that name no site.
+    /// The refusals of bodies that name no site.
     pub refusals_without_site: Read<Vec<RefusalRow>>,
-    /// Its open failures of store-readings, the newest first.
+    /// The site's open failures of store-readings, newest first.
     pub failures: Read<Vec<SetAside>>,
 }
 
-/// What the rows of a sensor say.
+/// What is computed from a sensor's rows.
 #[derive(Debug, Default)]
 struct Seen {
     last_arrival: Option<i64>,
     last_sample: Option<i64>,
-    /// Between bundles, in milliseconds.
+    /// The interval between bundles, in milliseconds.
     interval: Option<i64>,
     accepted: Accepted,
     completeness: Option<f64>,
@@ -230,7 +230,7 @@ impl Seen {
     fn of(rows: &[SeriesRow], now: Timestamp, active_since: Option<Timestamp>) -> Read<Self> {
         let now = now.millis();
         let begin = now - WINDOW_MILLIS;
-        // A site that is younger than the window can't have all of it.
+        // No samples are expected from before the site's activation.
         let expected_from = active_since.map_or(begin, |at| at.millis().max(begin));
         let (mut starts, mut instants) = (Vec::new(), Vec::new());
         let mut accepted = Accepted::default();
@@ -261,7 +261,7 @@ impl Seen {
         })
     }
 
-    /// How long nothing may arrive before the sensor is silent, in milliseconds.
+    /// Returns the time without arrivals after which the sensor is silent, in milliseconds.
     fn patience(&self) -> i64 {
         self.interval
             .map_or(ASSUMED_SILENCE_MILLIS, |interval| (interval * 3 / 2).max(MIN_SILENCE_MILLIS))
@@ -281,7 +281,7 @@ impl Seen {
     }
 }
 
-/// The times at which uploads ended: arrivals that follow each other closely are one upload.
+/// Returns the times at which uploads ended. Arrivals that are close to each other are one upload.
 fn uploads(mut arrivals: Vec<i64>) -> Vec<i64> {
     arrivals.sort_unstable();
     let mut uploads: Vec<i64> = Vec::new();
@@ -294,7 +294,7 @@ fn uploads(mut arrivals: Vec<i64>) -> Vec<i64> {
     uploads
 }
 
-/// The median of the steps between times; none for fewer than two different times.
+/// Returns the median of the steps between times. Returns `None` for fewer than two different times.
 fn median_step(mut times: Vec<i64>) -> Option<i64> {
     times.sort_unstable();
     let mut steps: Vec<_> =
@@ -304,7 +304,7 @@ fn median_step(mut times: Vec<i64>) -> Option<i64> {
 }
 
 impl Evidence {
-    /// Judges the site.
+    /// Computes the health of the site.
     #[must_use]
     pub fn judge(self, now: Timestamp) -> Health {
         let mut unknown = Vec::new();
@@ -383,7 +383,7 @@ fn sensor_health(
     }
 }
 
-/// The refusals of the last 24 hours, hours added up, the last one first.
+/// Returns the refusals of the last 24 hours, the last one first. Rows of several hours are summed.
 fn refusals_of(rows: &[RefusalRow], now: Timestamp) -> Vec<Refusal> {
     let mut refusals = BTreeMap::<_, Refusal>::new();
     let since = now.plus_millis(-WINDOW_MILLIS);
@@ -423,7 +423,7 @@ impl Health {
         self.sensors.iter().filter_map(|sensor| sensor.last_arrival).max()
     }
 
-    /// Finds what is wrong, and the verdict.
+    /// Computes the findings and the verdict.
     fn find(&mut self) {
         let all = self.sensors.len();
         let quiet = self.count(Verdict::Silent) + self.count(Verdict::NeverReported);
@@ -441,7 +441,7 @@ impl Health {
         findings.extend(self.refusals());
         findings.extend(self.set_aside());
         findings.extend(self.stale());
-        // A site whose bundles are refused or set aside is not silent: it sends, and nothing of it is stored.
+        // A site whose bundles are refused or quarantined is not silent: it sends, but nothing is stored.
         let turned_away = findings
             .iter()
             .position(|finding| matches!(finding.kind, Verdict::Refused | Verdict::Quarantined));
@@ -479,7 +479,7 @@ impl Health {
         }
     }
 
-    /// Whether something was refused or set aside after the last arrival.
+    /// Returns whether something was refused or quarantined after the last arrival.
     fn turned_away_since_silence(&self) -> bool {
         let refused = self.refused.iter().flatten().map(|refusal| refusal.last_at);
         let set_aside = self.quarantined.iter().flatten().map(|failure| failure.last_at);
@@ -565,7 +565,7 @@ impl Health {
         })
     }
 
-    /// 0 only if all was read and nothing was found.
+    /// Returns the exit code: 0 only if everything was read and nothing was found.
     #[must_use]
     pub fn exit(&self) -> Exit {
         if !self.unknown.is_empty() {
@@ -578,7 +578,7 @@ impl Health {
     }
 }
 
-/// A length of time in its greatest unit.
+/// Formats a duration in its largest unit.
 #[must_use]
 pub fn length(millis: i64) -> String {
     crate::render::age(Timestamp::from_millis(millis), Timestamp::from_millis(0))

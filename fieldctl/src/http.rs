@@ -10,7 +10,7 @@ use hyper_util::{
 
 use crate::error::{CliError, Exit};
 
-/// Plain or TLS connections.
+/// A client for plain and TLS connections.
 #[derive(Clone, Debug)]
 pub(crate) struct Http(pub(crate) Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
 

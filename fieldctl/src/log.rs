@@ -1,4 +1,4 @@
-//! The event log: the rows of the events table.
+//! Reads the event log: the rows of the events table.
 
 use std::{collections::HashMap, fmt, time::Duration};
 
@@ -15,23 +15,23 @@ use crate::{
 
 type Item = HashMap<String, AttributeValue>;
 
-/// An event that is unpublished for longer is late: events are published within a second.
+/// The age from which an unpublished event is late. Events are published within a second.
 pub const OLDEST_IS_LATE: Duration = Duration::from_mins(1);
 
-/// As many as `BatchGetItem` takes.
+/// The maximum number of keys of a `BatchGetItem` call.
 const MOST_GOT: usize = 100;
 
-/// Between which instants: from inclusive, to exclusive.
+/// A period: `from` is inclusive, `to` is exclusive.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Between {
-    /// None: from the first.
+    /// `None`: from the first event.
     pub from: Option<Timestamp>,
-    /// None: to the last.
+    /// `None`: to the last event.
     pub to: Option<Timestamp>,
 }
 
 impl Between {
-    /// Both inclusive, as BETWEEN has them. Times are texts that are ordered like times.
+    /// Returns both bounds for `BETWEEN`, which includes them. The text order of the times is their order in time.
     fn bounds(self) -> Result<(String, String), CliError> {
         let from = self.from.map_or("0".to_owned(), |from| from.to_string());
         let to = self.to.map_or("9".to_owned(), |to| to.plus_millis(-1).to_string());
@@ -54,11 +54,11 @@ impl fmt::Display for Between {
 /// An event that is not published yet.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Waiting {
-    /// `type#id`.
+    /// The entity, as `type#id`.
     pub entity: String,
-    /// Its place among the entity's events.
+    /// The event's position in the entity's sequence.
     pub sequence: u64,
-    /// When it happened.
+    /// When the event happened.
     #[serde(rename = "occurredAt")]
     pub at: Timestamp,
 }
@@ -68,7 +68,7 @@ fn text(value: impl Into<String>) -> AttributeValue {
 }
 
 impl Stack {
-    /// The events of an entity (`type#id`), the last ones in time, at most so many.
+    /// Returns the last `limit` events of an entity (`type#id`), in the order of time.
     pub async fn events_of(
         &self,
         entity: &str,
@@ -99,7 +99,7 @@ impl Stack {
         Ok(rows)
     }
 
-    /// A site's name, as its first event, `SiteCreated`, has it.
+    /// Returns the name of a site from its first event, `SiteCreated`.
     pub async fn name_of_site(&self, site: SiteId) -> Result<Option<String>, CliError> {
         let answer = self
             .dynamodb
@@ -115,7 +115,7 @@ impl Stack {
         Ok(name.ok().and_then(|name| name.as_str().map(str::to_owned)))
     }
 
-    /// The events of a type, the last ones in time, at most so many.
+    /// Returns the last `limit` events of a type, in the order of time.
     pub async fn events_of_type(
         &self,
         kind: &str,
@@ -125,7 +125,7 @@ impl Stack {
         self.by_index("byType", "type", kind, between, limit).await
     }
 
-    /// All events of an onboarding, in the order of time.
+    /// Returns the last `limit` events of an onboarding, in the order of time.
     pub async fn events_of_onboarding(
         &self,
         onboarding: OnboardingId,
@@ -136,7 +136,7 @@ impl Stack {
         self.by_index("byCorrelation", "correlationId", &id, between, limit).await
     }
 
-    /// The event that has waited longest to be published; `None` if all are published.
+    /// Returns the oldest unpublished event, or `None` if all are published.
     pub async fn oldest_unpublished(&self) -> Result<Option<Waiting>, CliError> {
         let table = self.named(names::EVENTS);
         let oldest_of = async |shard: u8| {
@@ -159,7 +159,7 @@ impl Stack {
         Ok(found.into_iter().flatten().min_by_key(|waiting| waiting.at))
     }
 
-    /// The indexes hold keys alone; the rows are got by them.
+    /// Finds events by an index. The indexes hold only keys, so the rows are read by their keys.
     async fn by_index(
         &self,
         index: &str,
@@ -220,7 +220,7 @@ fn row(item: Item) -> Result<EventRow, CliError> {
     serde_dynamo::from_item(item).map_err(|error| unreadable("a row of the events table", &error))
 }
 
-/// In the order of what happened, as far as times can tell.
+/// Sorts events by time. Events of the same time are sorted by entity and sequence.
 pub fn sort(rows: &mut [EventRow]) {
     rows.sort_by(|a, b| {
         (a.occurred_at, &a.entity, a.sequence).cmp(&(b.occurred_at, &b.entity, b.sequence))

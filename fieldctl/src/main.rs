@@ -1,4 +1,4 @@
-//! `fieldctl`: parses the command line, finds the stack, dispatches.
+//! The binary `fieldctl`: parses the command line, finds the stack and runs the command.
 
 use std::process::ExitCode;
 

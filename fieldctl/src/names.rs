@@ -1,4 +1,4 @@
-//! The names of sites, for lists: each is looked up once.
+//! Looks up the names of sites for lists, each once.
 
 use std::collections::HashMap;
 
@@ -7,9 +7,9 @@ use ledger::{Concerns, sources::STORE_READINGS};
 
 use crate::{error::Exit, render::short, stack::Stack};
 
-/// Sites whose names a command looks up. More sites are shown by the first digits of their ids.
+/// The maximum number of names that a command looks up. Further sites are shown by the first digits of their ids.
 const MAX_LOOKUPS: usize = 50;
-/// The function that judges the same readings.
+/// The function that checks the same readings as store-readings.
 const DETECT_BREACHES: &str = "detect-breaches";
 
 /// The names that were looked up so far.
@@ -17,18 +17,18 @@ const DETECT_BREACHES: &str = "detect-breaches";
 pub struct Names<'a> {
     stack: &'a Stack,
     known: HashMap<SiteId, Option<String>>,
-    /// Whether names may still be looked up: not if the API does not answer.
+    /// Whether further names may be looked up. `false` after [`MAX_LOOKUPS`] names, or after the API did not answer.
     may_look_up: bool,
 }
 
 impl<'a> Names<'a> {
-    /// No name is looked up yet.
+    /// Creates an empty list of names.
     #[must_use]
     pub fn new(stack: &'a Stack) -> Self {
         Self { stack, known: HashMap::new(), may_look_up: true }
     }
 
-    /// The site's name; the first digits of its id if the name is not known.
+    /// Returns the site's name, or the first digits of its id if the name is not known.
     pub async fn of(&mut self, site: SiteId) -> String {
         if self.may_look_up && !self.known.contains_key(&site) {
             let shown = self.stack.site(site).await;
@@ -40,7 +40,7 @@ impl<'a> Names<'a> {
         self.known.get(&site).cloned().flatten().unwrap_or_else(|| short(&site))
     }
 
-    /// Whom a failure concerns, for a list's column: the site, or who sent the record.
+    /// Returns whom a failure concerns, for a column of a list: the site, or the sender of the record.
     pub async fn whom(&mut self, source: &str, concerns: &Concerns) -> String {
         let claimed = if is_claim(source, concerns) { " (claimed)" } else { "" };
         match (concerns.site_id, &concerns.sender) {
@@ -51,8 +51,8 @@ impl<'a> Names<'a> {
     }
 }
 
-/// Whether the site is only what the sender of readings claims: the register does not have the sensor at that
-/// site.
+/// Returns whether the site is only what the sender of readings claims, and the register does not confirm that the
+/// sensor belongs to it.
 #[must_use]
 pub fn is_claim(source: &str, concerns: &Concerns) -> bool {
     let confirmed = concerns.site_id.is_some() && concerns.sensor_site_id == concerns.site_id;

@@ -1,5 +1,5 @@
-//! Everything that `fieldctl` prints passes through here, and nothing else may print (a rule of
-//! `testkit` checks that). Data comes from outside, so each piece of it is escaped: see `terminal`.
+//! Prints everything that `fieldctl` prints. No other module may print (a rule of `testkit` checks that). Data comes
+//! from outside, so each piece of it is escaped: see `terminal`.
 
 use std::{
     io::{self, BufRead, IsTerminal, Write},
@@ -17,29 +17,29 @@ use crate::{
     text::{short, wrap},
 };
 
-/// A terminal of fewer columns shows the first digits of ids in lists.
+/// The minimum width of a terminal for whole ids in lists. A narrower one gets the first digits.
 const MIN_WIDTH_OF_IDS: usize = 120;
 
-/// What a text means to who reads it.
+/// The meaning of a text, which decides its colour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tone {
-    /// As it is.
+    /// No colour.
     #[default]
     Plain,
-    /// A title, or what the eye should find first.
+    /// A title, or what the reader should see first.
     Strong,
     /// Context.
     Faint,
-    /// Went well.
+    /// Success.
     Good,
-    /// Waits, or was repeated.
+    /// Waiting, or retried.
     Warn,
-    /// Failed.
+    /// Failure.
     Bad,
 }
 
-/// A piece of a line that is safe to print: escaped data, with colours that only this module adds. There is no other
-/// way to make one than to escape a text.
+/// A part of a line that is safe to print: escaped data, with colours that only this module adds. It can only be
+/// created by escaping a text.
 #[derive(Clone, Debug, Default)]
 pub struct Text(String);
 
@@ -51,20 +51,20 @@ impl Text {
         self
     }
 
-    /// Appends so many spaces.
+    /// Appends `columns` spaces.
     #[must_use]
     pub fn gap(mut self, columns: usize) -> Self {
         self.0.extend(std::iter::repeat_n(' ', columns));
         self
     }
 
-    /// The columns that it takes on a terminal.
+    /// Returns the number of columns on a terminal.
     #[must_use]
     pub fn width(&self) -> usize {
         measure_text_width(&self.0)
     }
 
-    /// Cuts it to so many columns.
+    /// Truncates the text to `columns` columns.
     #[must_use]
     pub fn cut(&self, columns: usize) -> Self {
         Self(truncate_str(&self.0, columns, "…").into_owned())
@@ -86,18 +86,18 @@ impl From<&String> for Text {
 /// Standard output.
 pub struct Screen {
     out: Box<dyn Write>,
-    /// Machine-readable output, and nothing else.
+    /// Whether to print only machine-readable output.
     pub json: bool,
-    /// With ANSI colours.
+    /// Whether to print ANSI colours.
     color: bool,
-    /// Columns of the terminal; none where it is no terminal, and nothing is cut.
+    /// The columns of the terminal. `None` if it is not a terminal; then nothing is truncated.
     pub width: Option<usize>,
-    /// The time that ages are reckoned from.
+    /// The time from which ages are computed.
     pub now: Timestamp,
 }
 
 impl Screen {
-    /// Opens standard output. `color` is `None` for colours on a terminal alone.
+    /// Opens standard output. With `None` as `color`, colours are printed only on a terminal.
     #[must_use]
     pub fn open(json: bool, color: Option<bool>) -> Self {
         let out = io::stdout();
@@ -108,7 +108,7 @@ impl Screen {
         Self { out: Box::new(out.lock()), json, color, width, now: Timestamp::now() }
     }
 
-    /// The text in that tone.
+    /// Returns the text with the colour of the tone.
     #[must_use]
     pub fn paint(&self, tone: Tone, text: impl Into<Text>) -> Text {
         let text = text.into();
@@ -124,7 +124,7 @@ impl Screen {
         Text(style.apply_to(text.0).to_string())
     }
 
-    /// An id as a list shows it: whole, or its first digits on a terminal too narrow for it. Commands accept both.
+    /// Returns an id as a list shows it: whole, or its first digits on a narrow terminal. Commands accept both.
     #[must_use]
     pub fn id(&self, id: &(impl ToString + ?Sized)) -> String {
         if self.width.is_some_and(|width| width < MIN_WIDTH_OF_IDS) {
@@ -139,29 +139,29 @@ impl Screen {
         Ok(writeln!(self.out, "{}", text.into().0.trim_end())?)
     }
 
-    /// Prints a JSON document; indented where it is the only one.
+    /// Prints an indented JSON document.
     pub fn document(&mut self, value: &impl Serialize) -> Result<(), CliError> {
         let text = serde_json::to_string_pretty(value).map_err(no_json)?;
         Ok(writeln!(self.out, "{}", terminal::lines(&text))?)
     }
 
-    /// Prints an entry of JSON lines.
+    /// Prints an entry of a JSON Lines output.
     pub fn entry(&mut self, value: &impl Serialize) -> Result<(), CliError> {
         let text = serde_json::to_string(value).map_err(no_json)?;
         Ok(writeln!(self.out, "{}", terminal::lines(&text))?)
     }
 
-    /// Prints a script for a shell, generated from the command line's definition; no data is in it.
+    /// Prints a shell script that is generated from the command line's definition. It contains no outside data.
     pub fn script(&mut self, script: &[u8]) -> Result<(), CliError> {
         Ok(self.out.write_all(script)?)
     }
 
-    /// Flushes what was printed so far.
+    /// Flushes the output.
     pub fn flush(&mut self) -> Result<(), CliError> {
         Ok(self.out.flush()?)
     }
 
-    /// Prints a name and its value, wrapped below it.
+    /// Prints a name and its value. A long value is wrapped.
     pub fn field(&mut self, name: &str, tone: Tone, value: &str) -> Result<(), CliError> {
         const NAME: usize = 13;
         for (index, part) in wrap(value, self.width.map(|width| width.saturating_sub(NAME + 1)))
@@ -182,12 +182,12 @@ fn no_json(error: serde_json::Error) -> CliError {
     CliError::new(Exit::Failed, format!("the output is no JSON: {error}"))
 }
 
-/// Prints why something failed on standard error.
+/// Prints an error on standard error.
 pub fn complain(trouble: &CliError) {
     terminal::print_error(format_args!("fieldctl: {trouble}"));
 }
 
-/// Prints clap's help, or its complaint about the arguments, which quotes them. Returns the exit code.
+/// Prints clap's help or error. The error quotes the arguments. Returns the exit code.
 #[must_use]
 pub fn usage(error: &UsageError) -> u8 {
     if error.use_stderr() {
@@ -209,7 +209,7 @@ pub fn ask(question: &str) -> io::Result<bool> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// Something that moves on standard error while the command waits; nothing off a terminal.
+/// A progress indicator on standard error. It shows nothing if standard error is not a terminal.
 pub struct Progress(ProgressBar);
 
 impl Progress {
@@ -224,7 +224,7 @@ impl Progress {
         Self(bar)
     }
 
-    /// Starts a bar of so many steps.
+    /// Starts a bar with the given number of steps.
     #[must_use]
     pub fn bar(steps: usize) -> Self {
         let bar = ProgressBar::new(u64::try_from(steps).unwrap_or(u64::MAX));
@@ -236,7 +236,7 @@ impl Progress {
         Self(bar)
     }
 
-    /// Shows what is waited for.
+    /// Shows what the command waits for.
     pub fn show(&self, text: impl Into<Text>) {
         self.0.set_message(text.into().0);
     }
@@ -246,12 +246,12 @@ impl Progress {
         self.0.inc(1);
     }
 
-    /// Hides it while `f` prints.
+    /// Hides the indicator while `f` prints.
     pub fn suspend<R>(&self, f: impl FnOnce() -> R) -> R {
         self.0.suspend(f)
     }
 
-    /// Ends it and clears its line.
+    /// Ends the indicator and clears its line.
     pub fn clear(&self) {
         self.0.finish_and_clear();
     }

@@ -1,4 +1,4 @@
-//! How things look: colours, tables, times, JSON.
+//! Formats output: tables, times, JSON.
 
 use std::time::Duration;
 
@@ -15,35 +15,35 @@ use crate::{
 
 pub use crate::text::{short, wrap};
 
-/// A text in its tone.
+/// A text and its tone.
 pub type Cell = (String, Tone);
 
-/// A plain cell.
+/// Returns a cell without a tone.
 pub fn plain(text: impl Into<String>) -> Cell {
     (text.into(), Tone::Plain)
 }
 
-/// A table that is printed page by page. Its first page decides how wide its columns are.
+/// A table that is printed page by page. Its first page decides the widths of its columns.
 ///
-/// Nothing is cut: on a narrow terminal the columns that do not fit are printed beneath their row.
+/// Nothing is truncated. On a narrow terminal, columns that do not fit are printed below their row.
 pub struct Table {
     titles: Vec<&'static str>,
     widths: Vec<usize>,
-    /// How many columns stand in the row; the others are beneath it.
+    /// The number of columns in the row. The others are printed below it.
     in_row: usize,
 }
 
-/// What is printed beneath a row is set off by so many columns.
+/// The indentation of what is printed below a row, in columns.
 const BENEATH: usize = 4;
 
 impl Table {
-    /// One with those columns.
+    /// Creates a table with those columns.
     #[must_use]
     pub fn new<const N: usize>(titles: [&'static str; N]) -> Self {
         Self { titles: titles.to_vec(), widths: Vec::new(), in_row: N }
     }
 
-    /// Prints further rows, the titles before the first ones.
+    /// Prints further rows. Prints the titles before the first rows.
     pub fn page(&mut self, screen: &mut Screen, rows: &[Vec<Cell>]) -> Result<(), CliError> {
         if self.widths.is_empty() && !rows.is_empty() {
             self.widths = self.titles.iter().map(|title| measure_text_width(title)).collect();
@@ -75,7 +75,7 @@ impl Table {
             if text.trim().is_empty() {
                 continue;
             }
-            // The last column is the sentence of the row: it needs no title.
+            // The last column is a sentence about the row, and needs no title.
             let is_last = self.in_row + index + 1 == self.titles.len();
             let title = if is_last { "" } else { self.titles[self.in_row + index] };
             let text = if title.is_empty() { text.clone() } else { format!("{title}: {text}") };
@@ -87,7 +87,7 @@ impl Table {
     }
 }
 
-/// How many columns fit into a row of that width, beginning with the first one, which always does.
+/// Returns how many columns fit into a row of that width. The first column always fits.
 fn columns_in_row(widths: &[usize], screen: Option<usize>) -> usize {
     let Some(screen) = screen else { return widths.len() };
     let mut used = 0;
@@ -101,7 +101,7 @@ fn columns_in_row(widths: &[usize], screen: Option<usize>) -> usize {
     widths.len()
 }
 
-/// A span of time in two units at most.
+/// Formats a duration in at most two units.
 #[must_use]
 pub fn span(millis: i64) -> String {
     let millis = millis.max(0);
@@ -115,7 +115,7 @@ pub fn span(millis: i64) -> String {
     }
 }
 
-/// How long that has been, in its greatest unit.
+/// Formats the time since `at` in its largest unit.
 #[must_use]
 pub fn age(now: Timestamp, at: Timestamp) -> String {
     let seconds = (now.millis() - at.millis()).max(0) / 1000;
@@ -127,13 +127,13 @@ pub fn age(now: Timestamp, at: Timestamp) -> String {
     }
 }
 
-/// How long ago that is.
+/// Formats the time since `at`, with `ago`.
 #[must_use]
 pub fn ago(now: Timestamp, at: Timestamp) -> String {
     age(now, at) + " ago"
 }
 
-/// A point in time as people give it: RFC 3339, or how long ago (`90s`, `15m`, `2h 30m`, `7d`).
+/// Parses a time: RFC 3339, or an age (`90s`, `15m`, `2h 30m`, `7d`).
 pub fn instant(text: &str) -> Result<Timestamp, String> {
     if let Ok(at) = text.parse() {
         return Ok(at);
@@ -145,7 +145,7 @@ pub fn instant(text: &str) -> Result<Timestamp, String> {
     Ok(Timestamp::now().plus_millis(-millis))
 }
 
-/// A length of time as people give it (`90s`, `15m`, `2h 30m`, `7d`).
+/// Parses a duration (`90s`, `15m`, `2h 30m`, `7d`).
 pub fn length(text: &str) -> Result<Duration, String> {
     let bad = || format!("{text:?} is no length of time; give one such as 90s, 15m, 2h or 7d");
     let span: jiff::Span = text.parse().map_err(|_| bad())?;
@@ -153,7 +153,7 @@ pub fn length(text: &str) -> Result<Duration, String> {
     Duration::try_from(length).map_err(|_| bad())
 }
 
-/// The name that a value has on the wire.
+/// Returns the serialized name of a value.
 pub fn wire(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(Value::String(name)) => name,
@@ -161,7 +161,7 @@ pub fn wire(value: &impl Serialize) -> String {
     }
 }
 
-/// What a cause says to a human: a function's, and the machines' own, is JSON around the sentence.
+/// Returns the readable message of a cause. The causes of functions and of Step Functions contain it in JSON.
 #[must_use]
 pub fn sentence(cause: &str) -> String {
     let parsed: Value = serde_json::from_str(cause).unwrap_or_default();
@@ -171,8 +171,7 @@ pub fn sentence(cause: &str) -> String {
 
 const SECRETS: [&str; 2] = ["taskToken", "paymentMethod"];
 
-/// Puts placeholders for what is nobody's business: task tokens and payment methods, also those in
-/// JSON that is text within the JSON.
+/// Replaces task tokens and payment methods with placeholders, also in JSON that is text inside the JSON.
 pub fn mask(value: &mut Value) {
     match value {
         Value::Object(fields) => {
@@ -220,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn ages_are_told_in_their_greatest_unit() {
+    fn ages_are_shown_in_their_largest_unit() {
         let now = Timestamp::from_millis(1_000_000_000);
         for (seconds, shown) in [
             (0, "0s ago"),
@@ -234,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_given_as_instants_or_as_ages() {
+    fn times_are_parsed_from_instants_and_ages() {
         assert_eq!(
             instant("2026-01-01T00:00:00Z").expect("a time").to_string(),
             "2026-01-01T00:00:00.000Z"
@@ -247,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_that_do_not_fit_are_printed_beneath_the_row() {
+    fn columns_that_do_not_fit_are_printed_below_the_row() {
         assert_eq!(columns_in_row(&[10, 20, 30], None), 3, "no terminal");
         assert_eq!(columns_in_row(&[10, 20, 30], Some(64)), 3, "10 + 2 + 20 + 2 + 30");
         assert_eq!(columns_in_row(&[10, 20, 30], Some(63)), 2);

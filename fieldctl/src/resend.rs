@@ -1,4 +1,4 @@
-//! Sending failed work back to the very entry that it came from.
+//! Sends failed work back to the entry that it came from: a function or a state machine.
 
 use std::{fmt, time::Duration};
 
@@ -20,9 +20,9 @@ use crate::{
     stack::Stack,
 };
 
-/// No function may run longer.
+/// The maximum time that a function may run.
 const LONGEST_RUN: Duration = Duration::from_mins(15);
-/// Pauses before an entry that is busy is tried again: it has taken nothing.
+/// The pauses before a busy entry is tried again. A busy entry has not accepted the work.
 const PAUSES: [Duration; 4] = [
     Duration::from_millis(200),
     Duration::from_millis(800),
@@ -30,33 +30,33 @@ const PAUSES: [Duration; 4] = [
     Duration::from_secs(10),
 ];
 
-/// Where work goes back to.
+/// The entry that failed work is sent to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// A function, called with the event; the outcome is seen.
+    /// A function. The call returns the outcome.
     Function {
-        /// Its name without the environment.
+        /// The function's name without the environment.
         name: String,
-        /// How the function gets the work.
+        /// The form in which the function gets the work.
         form: Form,
     },
-    /// A state machine.
+    /// A state machine, which gets a new execution.
     Machine,
 }
 
-/// How a function gets the work.
+/// The form in which a function gets work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// The work is the event.
     Event,
-    /// The work is a stream's record: the event is a replay of it.
+    /// The work is a record of a stream. The event is a replay of the record.
     Record,
-    /// The work is the body of a queue's message: the event is a replay of that message.
+    /// The work is the body of a queue's message. The event is a replay of the message.
     Message,
 }
 
 impl Entry {
-    /// The entry that such a failure came from; none where there is no replay.
+    /// Returns the entry that such a failure came from. `None` if it can't be replayed.
     #[must_use]
     pub fn of(kind: Kind, source: &str) -> Option<Self> {
         let function = |form| Self::Function { name: source.to_owned(), form };
@@ -70,7 +70,7 @@ impl Entry {
     }
 }
 
-/// Whether a replay of this source's work undoes a site: starts its teardown, or is a part of it.
+/// Returns whether a replay of this source's work undoes a site: it starts the site's teardown, or is a part of it.
 #[must_use]
 pub fn undoes(source: &str) -> bool {
     [names::SITE_TEARDOWN, "recover-onboarding"].contains(&source)
@@ -93,26 +93,26 @@ impl fmt::Display for Entry {
     }
 }
 
-/// What became of work that was sent.
+/// The result of sending work.
 #[derive(Debug)]
 pub enum Sent {
-    /// It was done.
+    /// The work was done.
     Done,
-    /// There was nothing left to do; why.
+    /// There was nothing left to do. Holds the reason.
     Moot(String),
-    /// An execution with this ARN does it.
+    /// The execution with this ARN was started.
     Started(String),
-    /// It failed again.
+    /// The work failed again.
     Failed(ErrorInfo),
-    /// It may have been done or not: no answer came.
+    /// There was no answer, so the work may have been done or not. Holds the reason.
     InDoubt(String),
-    /// It was not sent: there is no such function or state machine.
+    /// The work was not sent: there is no such function or state machine.
     Missing(CliError),
-    /// It was not sent, and nothing else can be.
+    /// The work was not sent, and no other work can be sent either.
     Not(CliError),
 }
 
-/// The way back into a stack.
+/// Sends failed work to a stack.
 #[derive(Debug)]
 pub struct Resend<'a> {
     stack: &'a Stack,
@@ -121,7 +121,7 @@ pub struct Resend<'a> {
 }
 
 impl<'a> Resend<'a> {
-    /// One that never sends twice by itself.
+    /// Creates the clients. They do not retry, so that nothing is sent twice.
     #[must_use]
     pub fn new(stack: &'a Stack) -> Self {
         let timeouts = TimeoutConfig::builder()
@@ -137,7 +137,7 @@ impl<'a> Resend<'a> {
         }
     }
 
-    /// Sends a claimed failure's work, once; again only where the entry said that it was busy.
+    /// Sends the work of a claimed failure. Sends it again only if the entry was busy and did not accept it.
     pub async fn send(&self, entry: &Entry, row: &FailureRow, payload: &str) -> Sent {
         for pause in PAUSES {
             match self.once(entry, row, payload).await {
@@ -150,7 +150,7 @@ impl<'a> Resend<'a> {
         })
     }
 
-    /// `Err` where the entry is busy and has taken nothing.
+    /// Sends the work once. Returns `Err` if the entry was busy and did not accept it.
     async fn once(&self, entry: &Entry, row: &FailureRow, payload: &str) -> Result<Sent, String> {
         match entry {
             Entry::Function { name, form } => {
@@ -193,13 +193,13 @@ impl<'a> Resend<'a> {
     }
 }
 
-/// The event that replays a record or a message.
+/// Returns the event that replays a record or a message.
 fn replay(work: &str) -> Result<String, serde_json::Error> {
     serde_json::to_string(&ReplayEvent { replay: serde_json::from_str(work)? })
 }
 
-/// The message with that body, as SQS would deliver it. It has no `SentTimestamp`: for the function the
-/// command is as old as the replay.
+/// Returns a message with that body in SQS's format. It has no `SentTimestamp`, so the function treats the
+/// command as sent at the time of the replay.
 fn message(id: FailureId, body: &str) -> Value {
     json!({
         "messageId": id,
@@ -210,7 +210,7 @@ fn message(id: FailureId, body: &str) -> Value {
     })
 }
 
-/// What a function's answer says. An event is done if the function did not fail. The replay of a record or
+/// Reads the answer of a function. An event is done if the function did not fail. The replay of a record or
 /// a message is done only if the answer says so.
 fn outcome(form: Form, function_error: Option<&str>, answer: &[u8]) -> Sent {
     let told: Value = serde_json::from_slice(answer).unwrap_or_default();
@@ -231,7 +231,7 @@ fn outcome(form: Form, function_error: Option<&str>, answer: &[u8]) -> Sent {
     }
 }
 
-/// The outcome of a call that failed; `Err` if the entry is busy and took nothing.
+/// Returns the outcome of a failed call. Returns `Err` if the entry was busy and did not accept the work.
 fn failure<E>(entry: &Entry, error: &SdkError<E, HttpResponse>) -> Result<Sent, String>
 where
     E: std::error::Error + ProvideErrorMetadata + 'static,
@@ -264,7 +264,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_goes_back_to_where_it_came_from() {
+    fn every_kind_of_failure_is_sent_to_its_entry() {
         let shown = |kind, source| Entry::of(kind, source).map(|entry| entry.to_string());
         let is =
             |kind, source, entry: &str| assert_eq!(shown(kind, source).as_deref(), Some(entry));
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_an_outcome_is_not_taken_for_a_success() {
+    fn an_answer_without_an_outcome_is_not_a_success() {
         for answer in [&br#"{"batchItemFailures":[]}"#[..], b"null", b"", br#"{"outcome":"?"}"#] {
             for form in [Form::Record, Form::Message] {
                 assert!(matches!(outcome(form, None, answer), Sent::InDoubt(_)), "{answer:?}");

@@ -1,5 +1,5 @@
-//! Finds what a person named: a site by its id, the first digits of its id, or its name; a sensor by its id, the
-//! first digits of its id, or `<site>/<metric>`.
+//! Finds what is named on the command line. A site is named by its id, the first digits of its id, or its name. A
+//! sensor is named by its id, the first digits of its id, or `<site>/<metric>`.
 
 use contracts::{OnboardingId, SensorId, SiteId, inbound::MAX_SENSORS, names};
 use serde_json::Value;
@@ -11,18 +11,18 @@ use crate::{
     stack::Stack,
 };
 
-/// Fewer digits are not taken as the beginning of an id.
+/// The minimum number of characters in the prefix of an id.
 pub const MIN_PREFIX: usize = 4;
 
-/// Ids that an error lists when a name has more than one meaning.
+/// The maximum number of sites that an error lists if a name is ambiguous.
 const MAX_LISTED: usize = 5;
 
-/// A site with the onboarding that created it.
+/// A site and the onboarding that created it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subject {
     /// The site.
     pub site: SiteId,
-    /// Its onboarding: the `correlationId` of all its events.
+    /// The site's onboarding: the `correlationId` of all its events.
     pub onboarding: OnboardingId,
 }
 
@@ -34,11 +34,11 @@ impl Subject {
 
 /// Finds a site by its id, its onboarding's id, the first digits of one of them, or its name.
 ///
-/// A whole id that is no onboarding's is taken as a site's; nothing says that the site exists. All else is
-/// compared with every site: exact names first, then ids, then the beginning of names.
+/// A whole id that is not an onboarding's is assumed to be a site's, without a check that the site exists. Any other
+/// text is compared with every site: first with whole names, then with ids, then with the beginnings of names.
 ///
 /// # Errors
-/// Exit code 3 if no site has that name; 2 if more than one has it, with their ids.
+/// Exit code 3 if no site has that name. Exit code 2 if more than one has it; the error lists their ids.
 pub async fn subject(stack: &Stack, text: &str) -> Result<Subject, CliError> {
     let Ok(site) = text.trim().parse::<SiteId>() else {
         let sites = all_sites(stack).await?;
@@ -53,7 +53,7 @@ pub async fn subject(stack: &Stack, text: &str) -> Result<Subject, CliError> {
     if let Some(site) = of_events {
         return Ok(Subject { site, onboarding });
     }
-    // An onboarding whose events can't be found still has its execution.
+    // An onboarding whose events can't be found may still have its execution.
     let arn = stack.execution_arn(names::SITE_ONBOARDING, &onboarding.to_string());
     let execution = stack.execution(&arn).await?;
     let of_execution = execution.and_then(|it| it.input["siteId"].as_str()?.parse().ok());
@@ -63,18 +63,18 @@ pub async fn subject(stack: &Stack, text: &str) -> Result<Subject, CliError> {
 /// Finds a site as [`subject`] does.
 ///
 /// # Errors
-/// As [`subject`].
+/// The same as those of [`subject`].
 pub async fn site(stack: &Stack, text: &str) -> Result<SiteId, CliError> {
     subject(stack, text).await.map(|subject| subject.site)
 }
 
 /// Finds a sensor by its id, the first digits of its id, or `<site>/<metric>`.
 ///
-/// A whole id is taken as it is. The first digits are compared with the ids that the sites' registrations
-/// could have made, which are derived: no call for each site is needed.
+/// A whole id is not checked. The first digits are compared with all ids that sensors of the sites can have. The ids
+/// are derived from the onboardings, so this needs no call for each site.
 ///
 /// # Errors
-/// Exit code 3 if no sensor has that name; 2 if more than one has it.
+/// Exit code 3 if no sensor has that name. Exit code 2 if more than one has it.
 pub async fn sensor(stack: &Stack, text: &str) -> Result<SensorId, CliError> {
     let text = text.trim();
     if let Ok(id) = text.parse() {
@@ -107,7 +107,7 @@ pub async fn sensor(stack: &Stack, text: &str) -> Result<SensorId, CliError> {
     }
 }
 
-/// The site's one sensor of that metric.
+/// Returns the id of the site's only sensor of that metric.
 fn one_of_metric(site: &Value, metric: &str) -> Result<SensorId, CliError> {
     let sensors: Vec<_> = site["sensors"].as_array().into_iter().flatten().collect();
     let found: Vec<_> = sensors
@@ -141,7 +141,7 @@ fn no_site(text: &str) -> CliError {
         .advise("`fieldctl sites list` lists the sites")
 }
 
-/// Every site, as `GET /sites` lists it.
+/// Returns every site, as `GET /sites` lists it.
 async fn all_sites(stack: &Stack) -> Result<Vec<Value>, CliError> {
     let (mut sites, mut next) = (Vec::new(), None);
     loop {
@@ -155,7 +155,7 @@ async fn all_sites(stack: &Stack) -> Result<Vec<Value>, CliError> {
     }
 }
 
-/// What of a site is compared.
+/// The compared fields of a site.
 #[derive(Clone, Debug)]
 struct Site {
     id: String,
@@ -171,7 +171,7 @@ impl Site {
     }
 }
 
-/// The one site that the text names.
+/// Returns the only site that the text names.
 fn one(text: &str, sites: impl Iterator<Item = Site>) -> Result<SiteId, CliError> {
     let text = text.trim();
     let lower = text.to_lowercase();
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exact_name_wins_over_a_longer_name() {
+    fn an_exact_name_has_priority_over_a_longer_name() {
         assert_eq!(named("desert rock").unwrap(), SITES[0].0);
         assert_eq!(named("Desert Rock 2").unwrap(), SITES[1].0);
         assert_eq!(
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_with_two_meanings_is_refused_with_both() {
+    fn an_ambiguous_text_is_refused_with_both_sites() {
         let (exit, details) = named("0195d9a5").unwrap_err();
         assert_eq!(exit, Exit::Usage);
         assert_eq!(details.len(), 2, "{details:?}");
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sensor_is_found_by_its_metric_if_there_is_one() {
+    fn a_sensor_is_found_by_its_metric_if_it_is_the_only_one() {
         let id = SensorId::of(OnboardingId::of(SITES[0].0.parse().unwrap()), 0).to_string();
         let of = |metric: &str| serde_json::json!({"sensorId": id, "metric": metric});
         let site =

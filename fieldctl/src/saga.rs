@@ -1,4 +1,4 @@
-//! The sagas as Step Functions tells them: what each state did, how long, how often.
+//! Reads the executions of the sagas from Step Functions: the states, with their durations, attempts and errors.
 
 use aws_sdk_sfn::types::ExecutionStatus;
 use contracts::{OnboardingId, Timestamp, names, saga::COMPENSATE};
@@ -12,13 +12,13 @@ use crate::{
     stack::Stack,
 };
 
-/// An error with what was said about it.
+/// The error of a state or an execution.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Failed {
-    /// Its stable name.
+    /// The error's stable name.
     #[serde(rename = "name")]
     pub error: String,
-    /// For a human.
+    /// A message for people.
     pub message: String,
 }
 
@@ -31,76 +31,76 @@ impl Failed {
     }
 }
 
-/// A task of an execution, with all its tries.
+/// A task state of an execution, with all its attempts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct State {
     /// The state's name.
     pub name: String,
-    /// When it was entered.
+    /// When the state was entered.
     pub begun: Timestamp,
-    /// When it was left; none while it runs.
+    /// When the state was left. `None` while it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended: Option<Timestamp>,
-    /// How often it was tried.
+    /// The number of attempts.
     pub tries: u32,
-    /// The tries that failed.
+    /// The attempts that failed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<Failed>,
-    /// Whether the last try came to a good end.
+    /// Whether the last attempt succeeded.
     pub succeeded: bool,
-    /// What it sent was taken, and its answer is waited for.
+    /// Whether the last attempt was submitted and its answer has not come yet.
     pub submitted: bool,
 }
 
 impl State {
-    /// The error that it ended with.
+    /// Returns the error with which the state ended. `None` if it still runs or succeeded.
     #[must_use]
     pub fn failure(&self) -> Option<&Failed> {
         self.failures.last().filter(|_| self.ended.is_some() && !self.succeeded)
     }
 }
 
-/// One run of a state machine, as far as it has come.
+/// An execution of a state machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Execution {
-    /// The machine's name.
+    /// The name of the state machine.
     pub machine: String,
-    /// Its name.
+    /// The execution's name.
     pub name: String,
-    /// Its ARN.
+    /// The execution's ARN.
     pub arn: String,
-    /// RUNNING, SUCCEEDED, FAILED, TIMED_OUT, ABORTED.
+    /// The status: `RUNNING`, `SUCCEEDED`, `FAILED`, `TIMED_OUT`, `ABORTED` or `PENDING_REDRIVE`.
     pub status: String,
-    /// When it began.
+    /// When the execution started.
     pub started: Timestamp,
-    /// When it was over.
+    /// When the execution ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped: Option<Timestamp>,
-    /// What it ended with.
+    /// The error with which the execution ended.
     #[serde(rename = "error", skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failed>,
-    /// Its tasks in the order of their beginning.
+    /// The task states, in the order in which they were entered.
     pub states: Vec<State>,
-    /// The executions that it started.
+    /// The ARNs of the executions that this one started.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub children: Vec<String>,
-    /// When something happened in it last.
+    /// When the last event happened.
     pub last_event: Timestamp,
-    /// What it was started with.
+    /// The input.
     #[serde(skip)]
     pub input: Value,
 }
 
 impl Execution {
-    /// The task that runs now.
+    /// Returns the state that is running.
     #[must_use]
     pub fn current(&self) -> Option<&State> {
         self.states.iter().find(|state| state.ended.is_none())
     }
 
-    /// Whether one that began then may be nested in it, though its history tells of none: not every
-    /// emulator's does.
+    /// Returns whether an execution that started at that time may be nested in this one, although the history does
+    /// not list it. The histories of some emulators do not list nested executions.
     fn may_have_nested(&self, started: Timestamp) -> bool {
         self.children.is_empty()
             && self.compensation().is_some_and(|state| {
@@ -108,14 +108,14 @@ impl Execution {
             })
     }
 
-    /// Whether it is an execution of site-teardown.
+    /// Returns whether this is an execution of site-teardown.
     #[must_use]
     pub fn is_teardown(&self) -> bool {
         self.machine == names::SITE_TEARDOWN
     }
 
-    /// Whether it ended and may have left something behind: a teardown that did not succeed, or an onboarding
-    /// that did not succeed and whose own teardown did not succeed either.
+    /// Returns whether the execution ended and something may still have to be undone. This is so for a teardown that
+    /// did not succeed, and for an onboarding that did not succeed and whose nested teardown did not succeed either.
     #[must_use]
     pub fn needs_undo(&self) -> bool {
         let has_ended_badly =
@@ -124,45 +124,45 @@ impl Execution {
         has_ended_badly && !is_undone
     }
 
-    /// The state of an onboarding that runs the nested teardown.
+    /// Returns the state of an onboarding that runs the nested teardown.
     fn compensation(&self) -> Option<&State> {
         self.states.iter().find(|state| state.name == COMPENSATE)
     }
 
-    /// The onboarding in its input.
+    /// Returns the id of the onboarding in the input.
     #[must_use]
     pub fn onboarding(&self) -> Option<OnboardingId> {
         self.input["onboardingId"].as_str().and_then(|id| id.parse().ok())
     }
 
-    /// It has not ended yet.
+    /// Returns whether the execution is running.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.status == ExecutionStatus::Running.as_str()
     }
 }
 
-/// How far an onboarding is undone.
+/// The state of the undo of an onboarding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", tag = "undo")]
 pub enum Undo {
     /// There is no teardown, and none is needed.
     NotStarted,
-    /// A teardown runs.
+    /// A teardown is running.
     Running {
-        /// The undos that failed so far.
+        /// The undos that have failed so far.
         #[serde(rename = "failedUndos")]
         failed: Vec<String>,
     },
-    /// The last teardown succeeded: every undo is done.
+    /// The last teardown succeeded, so every undo is done.
     Complete,
-    /// Something may be left: the last teardown ended without success, or a teardown is missing.
+    /// Something may not be undone: the last teardown ended without success, or a teardown is missing.
     Incomplete,
 }
 
 impl Undo {
-    /// Judges the executions of one onboarding by the teardown that was started last. Every teardown runs all
-    /// undos, so earlier teardowns do not matter.
+    /// Returns the state of the undo from all executions of one onboarding. The last started teardown decides. Every
+    /// teardown runs all undos, so earlier teardowns do not matter.
     #[must_use]
     pub fn of(executions: &[Execution]) -> Self {
         let teardowns = executions.iter().filter(|it| it.is_teardown());
@@ -193,11 +193,11 @@ impl From<Task> for State {
 /// An execution in a list.
 #[derive(Clone, Debug)]
 pub struct Listed {
-    /// Its ARN.
+    /// The execution's ARN.
     pub arn: String,
-    /// Its name.
+    /// The execution's name.
     pub name: String,
-    /// When it began.
+    /// When the execution started.
     pub started: Timestamp,
 }
 
@@ -205,12 +205,12 @@ pub struct Listed {
 pub const MACHINES: [&str; 2] = [names::SITE_ONBOARDING, names::SITE_TEARDOWN];
 
 impl Stack {
-    /// The name of the state machine with that ARN; the ARN if it is not of this environment.
+    /// Returns the name of the state machine with that ARN, or the ARN if it belongs to another environment.
     fn machine<'a>(&self, arn: &'a str) -> &'a str {
         MACHINES.into_iter().find(|machine| self.machine_arn(machine) == arn).unwrap_or(arn)
     }
 
-    /// The execution with that ARN. `None` if it does not exist, or no longer: Step Functions keeps an execution
+    /// Reads the execution with that ARN. Returns `None` if it does not exist. Step Functions keeps an execution
     /// for 90 days after its end.
     pub async fn execution(&self, arn: &str) -> Result<Option<Execution>, CliError> {
         let described = machines::describe(&self.machines, arn).await;
@@ -239,7 +239,8 @@ impl Stack {
         }))
     }
 
-    /// A machine's executions with that status since that time, newest first, at most so many.
+    /// Lists at most `limit` executions of a state machine with that status that started since that time, newest
+    /// first.
     pub async fn executions(
         &self,
         machine: &str,
@@ -269,8 +270,8 @@ impl Stack {
         Ok(found)
     }
 
-    /// Everything that ran for an onboarding, in the order of its beginning: its own execution,
-    /// the teardown nested in it, and those started besides, which have its id in their name.
+    /// Returns all executions for an onboarding, in the order of their start: its own execution,
+    /// the nested teardown, and teardowns that were started separately and have its id in their name.
     pub async fn executions_of(
         &self,
         onboarding: OnboardingId,
@@ -360,7 +361,7 @@ mod tests {
             (onboarding("TIMED_OUT"), Undo::Incomplete),
             (onboarding("FAILED"), Undo::Incomplete),
             (compensated(false), Undo::Incomplete),
-            // Its teardown is no longer kept.
+            // The execution of its teardown is no longer kept.
             (compensated(true), Undo::NotStarted),
         ] {
             assert_eq!(Undo::of(std::slice::from_ref(&execution)), expected, "{execution:?}");

@@ -1,4 +1,4 @@
-//! Lists of the executions of both sagas: all, stuck, and incomplete ones.
+//! Lists executions of both sagas: all, stuck ones, and incomplete ones.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -12,7 +12,8 @@ use crate::{
     stack::Stack,
 };
 
-/// Executions that are read side by side: Step Functions refills 10 descriptions a second, 15 in its three largest regions.
+/// The number of executions that are read concurrently. Step Functions allows 10 descriptions a second, and 15 in its
+/// three largest regions.
 const AT_ONCE: usize = 4;
 
 fn is_stuck(execution: &Execution, budget: Duration, now: Timestamp) -> bool {
@@ -24,7 +25,7 @@ fn is_longer(now: Timestamp, since: Timestamp, budget: Duration) -> bool {
     u128::try_from(past).is_ok_and(|past| past > budget.as_millis())
 }
 
-/// The executions that run and had no event for longer than the budget, the oldest first.
+/// Returns the running executions without an event for longer than the budget, oldest first.
 pub async fn stuck(
     stack: &Stack,
     budget: Duration,
@@ -41,8 +42,8 @@ pub async fn stuck(
     Ok(found)
 }
 
-/// The executions that left something behind, the newest first: of each onboarding that is incomplete
-/// ([`Undo::Incomplete`]) the last one, which is a teardown if there is one.
+/// Returns one execution of each incomplete onboarding ([`Undo::Incomplete`]), newest first. It is the onboarding's
+/// last execution, which is a teardown if there is one.
 pub async fn incomplete(stack: &Stack) -> Result<Vec<Execution>, CliError> {
     let listed = listed(stack, ended_badly(), usize::MAX).await?;
     let mut described = described(stack, listed);
@@ -68,13 +69,13 @@ pub async fn incomplete(stack: &Stack) -> Result<Vec<Execution>, CliError> {
     Ok(found)
 }
 
-/// The statuses of executions that ended without success.
+/// Returns the statuses of executions that ended without success.
 pub(crate) fn ended_badly() -> Vec<Option<ExecutionStatus>> {
     let statuses = [ExecutionStatus::Failed, ExecutionStatus::TimedOut, ExecutionStatus::Aborted];
     statuses.map(Some).into()
 }
 
-/// The executions with their histories; `None` for one that is no longer kept.
+/// Reads the executions with their histories. An execution that is no longer kept is `None`.
 pub(crate) fn described(
     stack: &Stack,
     listed: Vec<Listed>,
@@ -84,7 +85,7 @@ pub(crate) fn described(
         .buffered(AT_ONCE)
 }
 
-/// Executions of both machines, the newest first; at most so many of each machine and status.
+/// Lists executions of both state machines, newest first. Each state machine and status gives at most `limit`.
 pub(crate) async fn listed(
     stack: &Stack,
     statuses: Vec<Option<ExecutionStatus>>,
@@ -108,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stuck_is_what_stands_still_for_longer_than_the_budget() {
+    fn an_execution_without_an_event_for_longer_than_the_budget_is_stuck() {
         let began = Timestamp::from_millis(0);
         let mut execution = Execution {
             machine: "site-onboarding".to_owned(),

@@ -1,4 +1,4 @@
-//! An environment: how to reach it, and the names of what it consists of.
+//! Connects to an environment, and knows the names of its resources.
 
 use std::{collections::BTreeMap, env, net::IpAddr, time::Duration};
 
@@ -49,7 +49,7 @@ pub struct Target {
 pub(crate) enum Deployment {
     /// A root stack nests one stack per service.
     Root {
-        /// The status of its last deployment, for example `UPDATE_COMPLETE`.
+        /// The status of the root stack's last deployment, for example `UPDATE_COMPLETE`.
         status: String,
     },
     /// Each service has a stack of its own, named `<environment>-<service>`.
@@ -64,19 +64,19 @@ pub struct Stack {
     partition: String,
     account: String,
     deployment: Deployment,
-    /// Of the root stack, or of the gateway's.
+    /// The outputs of the root stack, or of the gateway's stack.
     outputs: BTreeMap<String, String>,
     config: SdkConfig,
     cloudformation: Client,
-    /// DynamoDB.
+    /// The client of DynamoDB.
     pub dynamodb: aws_sdk_dynamodb::Client,
-    /// Step Functions.
+    /// The client of Step Functions.
     pub machines: aws_sdk_sfn::Client,
-    /// For the HTTP API.
+    /// The client for the HTTP API.
     pub(crate) http: Http,
 }
 
-/// The endpoint's address, where it is one on this machine.
+/// Returns the address of an endpoint that is on this machine.
 fn loopback(endpoint: &str) -> Option<Uri> {
     let uri: Uri = endpoint.parse().ok()?;
     let host = uri.host()?.trim_matches(['[', ']']);
@@ -89,8 +89,8 @@ fn is_set(variable: &str) -> bool {
 }
 
 impl Target {
-    /// The SDK's usual chain: flags, environment, profile, then what the machine has. An emulator on
-    /// this machine needs neither credentials nor a region.
+    /// Loads the configuration as the SDK does by default: from flags, environment variables, the profile, and the
+    /// machine's metadata. An emulator on this machine needs neither credentials nor a region.
     async fn config(&self) -> Result<SdkConfig, CliError> {
         let http = Builder::new().tls_provider(Provider::Rustls(CryptoMode::AwsLc)).build_https();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
@@ -135,7 +135,7 @@ impl Target {
 }
 
 impl Stack {
-    /// Finds the environment: by its root stack, or by the stack of the gateway or of the failures.
+    /// Finds the environment by its root stack, or by the stack of the gateway or of the failures service.
     pub async fn connect(target: &Target) -> Result<Self, CliError> {
         let name = &target.stack;
         let config = target.config().await?;
@@ -172,31 +172,31 @@ impl Stack {
         &self.deployment
     }
 
-    /// The name of the environment.
+    /// Returns the name of the environment.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Where it is.
+    /// Returns the region.
     #[must_use]
     pub fn region(&self) -> &str {
         &self.region
     }
 
-    /// For the clients of further services.
+    /// Returns the configuration, for clients of further services.
     #[must_use]
     pub fn config(&self) -> &SdkConfig {
         &self.config
     }
 
-    /// Where the emulator is, if the stack is on this machine.
+    /// Returns the address of the emulator, if the stack is on this machine.
     pub(crate) fn emulator(&self) -> Option<Uri> {
         self.config.endpoint_url().and_then(loopback)
     }
 
-    /// The outputs of the root stack, or of the gateway's, with the API's URL as it can be called; and the
-    /// fixed names that other systems use.
+    /// Returns the outputs of the root stack, or of the gateway's stack, and the fixed names that other systems use.
+    /// The API's URL is the one that can be called from here.
     pub fn outputs(&self) -> Result<BTreeMap<String, String>, CliError> {
         let topic = self.named(names::ON_CALL);
         let fixed = [
@@ -224,7 +224,7 @@ impl Stack {
         Ok(outputs)
     }
 
-    /// An output of the root stack, or of the gateway's.
+    /// Returns an output of the root stack, or of the gateway's stack.
     pub(crate) fn output(&self, name: &str) -> Result<&str, CliError> {
         self.outputs.get(name).map(String::as_str).ok_or_else(|| {
             let stack = match self.deployment {
@@ -236,13 +236,13 @@ impl Stack {
         })
     }
 
-    /// The full name of a table, queue, function or another resource with a fixed name.
+    /// Returns the full name of a table, queue, function or another resource with a fixed name.
     #[must_use]
     pub fn named(&self, name: &str) -> String {
         names::named(&self.name, name)
     }
 
-    /// A name without the environment.
+    /// Returns a name without the environment.
     #[must_use]
     pub fn short<'a>(&self, full_name: &'a str) -> &'a str {
         names::without_environment(&self.name, full_name).unwrap_or(full_name)
@@ -253,34 +253,34 @@ impl Stack {
         format!("arn:{partition}:{service}:{region}:{account}:{resource}")
     }
 
-    /// The ARN of a state machine.
+    /// Returns the ARN of a state machine.
     #[must_use]
     pub fn machine_arn(&self, machine: &str) -> String {
         self.arn("states", &format!("stateMachine:{}", self.named(machine)))
     }
 
-    /// The ARN of a state machine's execution.
+    /// Returns the ARN of a state machine's execution.
     #[must_use]
     pub fn execution_arn(&self, machine: &str, execution: &str) -> String {
         self.arn("states", &format!("execution:{}:{execution}", self.named(machine)))
     }
 
-    /// The failures.
+    /// Returns the ledger of failures.
     #[must_use]
     pub fn ledger(&self) -> Ledger {
         Ledger { failures: self.table(names::FAILURES) }
     }
 
-    /// A table.
+    /// Returns a table of the environment.
     #[must_use]
     pub fn table(&self, name: &str) -> Table {
         Table::new(self.dynamodb.clone(), self.named(name))
     }
 
-    /// The files of payloads that are too long for a row.
+    /// Returns the client for files with payloads that are too long for a row.
     #[must_use]
     pub fn files(&self) -> Files {
-        // On a laptop a bucket is a path below the endpoint: its name there is no host's.
+        // On an emulator the bucket is part of the path, since its name can't be resolved as a host.
         let config = aws_sdk_s3::config::Builder::from(&self.config)
             .force_path_style(self.emulator().is_some())
             .build();
@@ -292,10 +292,10 @@ impl Stack {
 const GATEWAY: &str = "gateway";
 /// The service that is deployed first.
 const FIRST_SERVICE: &str = names::SERVICES[0];
-/// Where it is described how stacks are deployed.
+/// The documentation of how stacks are deployed.
 pub(crate) const DEPLOYING: &str = "docs/deploying.md";
 
-/// A stack as CloudFormation describes it; `None` if there is no such stack.
+/// Describes a stack with `DescribeStacks`. Returns `None` if there is no such stack.
 pub(crate) async fn describe(
     client: &Client,
     stack: &str,
@@ -307,8 +307,8 @@ pub(crate) async fn describe(
     }
 }
 
-/// The way in which an environment is deployed, and the stack with the API's outputs. If there is no gateway
-/// yet, it is the stack of the failures, which has no such outputs.
+/// Finds out how an environment is deployed. Returns this and the stack with the API's outputs. If there is no
+/// gateway yet, the stack is that of the failures service, which has no such outputs.
 async fn find(
     client: &Client,
     environment: &str,
@@ -335,7 +335,7 @@ async fn find(
     Err(no_stack(environment, region))
 }
 
-/// The partition and the account in the ARN of a stack.
+/// Returns the partition and the account in the ARN of a stack.
 fn owner(stack: &types::Stack) -> Result<[String; 2], CliError> {
     let arn = stack.stack_id().unwrap_or_default();
     match arn.split(':').collect::<Vec<_>>()[..] {
@@ -346,7 +346,7 @@ fn owner(stack: &types::Stack) -> Result<[String; 2], CliError> {
     }
 }
 
-/// Whether there is no such stack. CloudFormation has no error code for it.
+/// Returns whether the error says that there is no such stack. CloudFormation has no error code for it.
 pub(crate) fn does_not_exist(error: &impl ProvideErrorMetadata) -> bool {
     error.message().is_some_and(|text| text.contains("does not exist"))
 }
@@ -364,7 +364,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn test_credentials_go_to_this_machine_only() {
+    fn test_credentials_are_sent_only_to_this_machine() {
         for here in ["http://127.0.0.1:4566", "http://localhost:4566/", "http://[::1]:4566"] {
             assert!(loopback(here).is_some(), "{here}");
         }

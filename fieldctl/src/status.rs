@@ -1,4 +1,4 @@
-//! The state of an environment: every check that an engineer on call would do one by one.
+//! Checks the state of an environment, as an engineer on call would do.
 //!
 //! A check that could not be done is `unknown`, never `good`.
 
@@ -27,25 +27,25 @@ use crate::{error::CliError, stack::Stack};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
-    /// It was checked, and all is well.
+    /// The check found no problem.
     #[default]
     Good,
-    /// It could not be checked.
+    /// The check could not be done.
     Unknown,
-    /// Somebody has to act.
+    /// Someone has to act.
     Problem,
 }
 
-/// What was checked, and what came of it.
+/// A check and its result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// Its name, for example `consumers`.
+    /// The check's name, for example `consumers`.
     pub name: &'static str,
-    /// Its result.
+    /// The check's result.
     pub health: Health,
     /// The result in a sentence.
     pub summary: String,
-    /// Each thing that is wrong.
+    /// The problems that were found, one in each line.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<String>,
     /// The command to run next, or what to do.
@@ -68,7 +68,7 @@ impl Check {
         self
     }
 
-    /// The check as it was done, or as unknown with the reason.
+    /// Returns the check, or an unknown check with the error as its reason.
     fn of(name: &'static str, done: Result<Self, CliError>) -> Self {
         done.unwrap_or_else(|error| Self {
             health: Health::Unknown,
@@ -83,9 +83,9 @@ impl Check {
 pub struct Status {
     /// The environment.
     pub stack: String,
-    /// Its region.
+    /// The region of the environment.
     pub region: String,
-    /// When it was checked.
+    /// When the environment was checked.
     pub at: Timestamp,
     /// The worst result of the checks.
     pub health: Health,
@@ -99,7 +99,7 @@ pub struct Status {
     pub functions: Vec<Function>,
 }
 
-/// Does every check.
+/// Runs every check.
 pub async fn status(stack: &Stack, now: Timestamp) -> Status {
     let resources = Resources::of(stack).await;
     let (consumers, functions) =
@@ -142,7 +142,7 @@ pub async fn status(stack: &Stack, now: Timestamp) -> Status {
 
 type CheckFuture<'a> = std::pin::Pin<Box<dyn Future<Output = Result<Check, CliError>> + 'a>>;
 
-/// An error that several checks have in common.
+/// Copies an error that several checks share.
 fn again(error: &CliError) -> CliError {
     CliError { advice: error.advice.clone(), ..CliError::new(error.exit, error.message.clone()) }
 }

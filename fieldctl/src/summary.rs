@@ -1,4 +1,4 @@
-//! What an event says, in a few words.
+//! Summarizes an event in a few words.
 
 use serde_json::Value;
 
@@ -68,10 +68,10 @@ pub fn of_event(kind: &str, data: &Value) -> String {
     }
 }
 
-/// A summary of fields has at most so many characters.
+/// The maximum length of a summary of fields, in characters.
 const MAX_FIELDS: usize = 80;
 
-/// The fields with one value each, as `name value`, as many as fit. Ids are left out: they are long, and
+/// Returns the fields with one value each, as `name value`, as many as fit. Ids are left out: they are long, and
 /// `--json` shows them.
 fn fields(data: &Value) -> String {
     let mut data = data.clone();
@@ -90,7 +90,7 @@ fn fields(data: &Value) -> String {
     text
 }
 
-/// A value as text, without quotation marks; `?` where there is none.
+/// Returns a value as text, without quotation marks, or `?` if there is none.
 fn shown(value: &Value) -> String {
     match value {
         Value::Null => "?".to_owned(),
@@ -118,7 +118,7 @@ mod tests {
 
     use super::*;
 
-    /// The data of the event type's golden file.
+    /// Returns the data of the event type's golden file.
     fn golden(kind: &str, version: u32) -> Value {
         let file = format!(
             "{}/../shared/contracts/tests/goldens/{kind}.v{version}.json",
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_data_is_no_panic() {
+    fn missing_data_causes_no_panic() {
         for (kind, _, _) in contracts::events::schemas() {
             assert!(!of_event(kind, &Value::Null).contains("null"), "{kind}");
         }

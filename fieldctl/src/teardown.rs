@@ -1,4 +1,4 @@
-//! Waiting for a site-teardown, and ending the failures that it repaired.
+//! Waits for an execution of site-teardown, and closes the failures that it repaired.
 
 use std::time::Duration;
 
@@ -14,17 +14,17 @@ use crate::{
     walk::{Filter, Walk},
 };
 
-/// How often a running teardown is looked at.
+/// The interval at which a running teardown is checked.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How far a teardown is.
+/// The state of a teardown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Teardown {
     /// Every undo is done.
     Succeeded,
-    /// It failed, was stopped or ran out of time.
+    /// The execution failed, timed out or was aborted.
     Failed(ErrorInfo),
-    /// It still runs.
+    /// The execution is still running.
     Running,
 }
 
@@ -43,10 +43,10 @@ impl From<DescribeExecutionOutput> for Teardown {
     }
 }
 
-/// Waits for the end of an execution of site-teardown, at most so long.
+/// Waits for the end of an execution of site-teardown, at most for `wait`. Then returns its state.
 ///
 /// # Errors
-/// If Step Functions can't be reached; the execution goes on.
+/// If Step Functions can't be reached. The execution is not affected.
 pub async fn ended(stack: &Stack, arn: &str, wait: Duration) -> Result<Teardown, CliError> {
     let until = Instant::now() + wait;
     loop {
@@ -59,7 +59,7 @@ pub async fn ended(stack: &Stack, arn: &str, wait: Duration) -> Result<Teardown,
     }
 }
 
-/// Ends the open failures of these onboardings whose work their teardowns did. Returns how many.
+/// Closes the open failures of these onboardings whose work their teardowns have done. Returns how many.
 pub async fn close_repaired(
     ledger: &Ledger,
     onboardings: &[OnboardingId],

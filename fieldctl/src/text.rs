@@ -1,13 +1,13 @@
-//! Plain texts: in one line, in lines of a width, shortened.
+//! Formats plain text: on one line, wrapped to a width, shortened.
 
 use console::measure_text_width;
 
-/// The text with a single space between its words.
+/// Returns the text on one line, with a single space between its words.
 pub(crate) fn one_line(text: &str) -> String {
     text.split_ascii_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The text, escaped, in lines of at most so many columns, broken between words where there are any.
+/// Returns the text, escaped, in lines of at most `width` columns. Lines are broken between words if possible.
 #[must_use]
 pub fn wrap(text: &str, width: Option<usize>) -> Vec<String> {
     let text = terminal::line(&one_line(text)).into_owned();
@@ -29,7 +29,7 @@ pub fn wrap(text: &str, width: Option<usize>) -> Vec<String> {
                 lines.push(String::new());
                 continue;
             }
-            // A word that is wider than a line: in pieces.
+            // A word that is wider than a line is split.
             let rest = word.split_off(word.char_indices().nth(width).map_or(word.len(), |at| at.0));
             lines.pop();
             lines.push(word);
@@ -40,7 +40,7 @@ pub fn wrap(text: &str, width: Option<usize>) -> Vec<String> {
     lines
 }
 
-/// The first digits of an id: enough to tell it by.
+/// Returns the first eight characters of an id, which are enough to distinguish it.
 pub fn short(id: &(impl ToString + ?Sized)) -> String {
     id.to_string().chars().take(8).collect()
 }

@@ -1,4 +1,4 @@
-//! The whole story of a site on one screen: events, sagas and failures in the order of time.
+//! Shows the history of a site on one screen: events, sagas and failures in the order of time.
 
 use std::collections::HashMap;
 
@@ -17,53 +17,53 @@ use crate::{
     status::Provider,
 };
 
-/// Everything that is known of an onboarding.
+/// Everything that is known about an onboarding.
 #[derive(Debug)]
 pub struct Story {
-    /// The saga.
+    /// The onboarding's id.
     pub onboarding_id: OnboardingId,
-    /// The site.
+    /// The site's id.
     pub site_id: SiteId,
-    /// As `GET /sites/{siteId}` answers it; none where the API did not.
+    /// The site, as `GET /sites/{siteId}` returns it. `None` if the API did not answer.
     pub site: Option<Value>,
-    /// Of both machines, in the order of their beginning.
+    /// The executions of both state machines, in the order of their start.
     pub executions: Vec<Execution>,
-    /// In the order of time.
+    /// The events, in the order of time.
     pub events: Vec<EventRow>,
-    /// What failed and was recorded.
+    /// The recorded failures.
     pub failures: Vec<Summary>,
     /// The payment provider, if a running saga waits for it.
     pub provider: Option<Provider>,
 }
 
-/// Where an onboarding stands.
+/// The state of an onboarding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", tag = "standing")]
 pub enum Standing {
     /// A step failed.
     Failed {
-        /// Where.
+        /// The step.
         step: String,
-        /// Why.
+        /// The step's error.
         error: Failed,
     },
-    /// It runs, and this is where it is.
+    /// An execution is running.
     Running {
-        /// The machine.
+        /// The state machine.
         machine: String,
-        /// The state; none between two.
+        /// The running state. `None` between two states.
         state: Option<String>,
-        /// Since when.
+        /// When the state was entered.
         since: Timestamp,
-        /// An answer is waited for.
+        /// Whether the state waits for an answer.
         waiting: bool,
-        /// The error of the step's last failed try.
+        /// The error of the state's last failed attempt.
         #[serde(rename = "lastError", skip_serializing_if = "Option::is_none")]
         last_error: Option<Failed>,
     },
-    /// Nothing runs, nothing failed.
+    /// No execution is running, and nothing failed.
     Ended,
-    /// No saga was started.
+    /// No execution was started.
     NotStarted,
 }
 
@@ -74,56 +74,56 @@ pub enum Entry {
     /// A domain event.
     #[serde(rename_all = "camelCase")]
     Event {
-        /// When.
+        /// When the event happened.
         at: Timestamp,
-        /// Its type.
+        /// The event's type.
         event: String,
-        /// `type#id`.
+        /// The entity, as `type#id`.
         entity: String,
-        /// Its place among the entity's events.
+        /// The event's position in the entity's sequence.
         sequence: u64,
-        /// EventBridge took it.
+        /// Whether the event was published to EventBridge.
         published: bool,
     },
-    /// An execution began.
+    /// An execution started.
     Began {
-        /// When.
+        /// When it started.
         at: Timestamp,
-        /// Its machine.
+        /// The state machine.
         machine: String,
-        /// Its name.
+        /// The execution's name.
         name: String,
     },
-    /// A task of an execution.
+    /// A task state of an execution.
     State {
-        /// When it was entered.
+        /// When the state was entered.
         at: Timestamp,
-        /// Its machine.
+        /// The state machine.
         machine: String,
-        /// The task.
+        /// The state.
         #[serde(flatten)]
         state: State,
     },
     /// An execution ended.
     Ended {
-        /// When.
+        /// When it ended.
         at: Timestamp,
-        /// Its machine.
+        /// The state machine.
         machine: String,
-        /// How.
+        /// The execution's status.
         status: String,
-        /// Its failure.
+        /// The error with which the execution ended.
         #[serde(rename = "error", skip_serializing_if = "Option::is_none")]
         failure: Option<Failed>,
     },
-    /// Work that failed and was recorded.
+    /// A recorded failure.
     Failure {
-        /// When it failed last.
+        /// When the work failed last.
         at: Timestamp,
-        /// The row.
+        /// The failure.
         #[serde(flatten)]
         failure: Box<Summary>,
-        /// Older failures of its group that are not entries of their own.
+        /// The number of older failures of its group that are not entries of their own.
         #[serde(skip_serializing_if = "is_none")]
         older: usize,
     },
@@ -135,7 +135,7 @@ fn is_none(count: &usize) -> bool {
 }
 
 impl Entry {
-    /// When it happened.
+    /// Returns the time of the entry.
     #[must_use]
     pub fn at(&self) -> Timestamp {
         match self {
@@ -148,7 +148,7 @@ impl Entry {
     }
 }
 
-/// An execution's entries: its beginning, its tasks, its end.
+/// Returns the entries of an execution: its start, its states, its end.
 #[must_use]
 pub fn of_execution(execution: &Execution) -> Vec<Entry> {
     let machine = &execution.machine;
@@ -172,7 +172,7 @@ pub fn of_execution(execution: &Execution) -> Vec<Entry> {
 }
 
 impl Story {
-    /// Everything in the order of time; what has the same time, in the order of its telling.
+    /// Returns all entries in the order of time. At the same time, executions come first, then events, then failures.
     #[must_use]
     pub fn timeline(&self) -> Vec<Entry> {
         let events = self.events.iter().map(|event| Entry::Event {
@@ -193,7 +193,7 @@ impl Story {
         entries
     }
 
-    /// Where it stands: what runs now, else what failed first.
+    /// Returns the state of the onboarding: what is running now, or else what failed first.
     #[must_use]
     pub fn standing(&self) -> Standing {
         if let Some(running) = self.executions.iter().rfind(|execution| execution.is_running()) {
@@ -226,13 +226,13 @@ impl Story {
         }
     }
 
-    /// How far the onboarding is undone.
+    /// Returns the state of the undo.
     #[must_use]
     pub fn undo(&self) -> Undo {
         Undo::of(&self.executions)
     }
 
-    /// As one JSON document.
+    /// Returns the history as one JSON document.
     #[must_use]
     pub fn document(&self) -> impl Serialize + use<> {
         #[derive(Serialize)]
@@ -262,7 +262,7 @@ impl Story {
         }
     }
 
-    /// Header and timeline.
+    /// Prints the header and the timeline.
     pub fn show(&self, screen: &mut Screen) -> Result<(), CliError> {
         if let Some(site) = &self.site {
             let text = |name: &str| site[name].as_str().unwrap_or("?");
@@ -277,7 +277,8 @@ impl Story {
         show(screen, &merged(self.timeline()))
     }
 
-    /// Why a billing step waits: its commands stay in their queue while the provider's circuit is open.
+    /// Prints the state of the payment provider. A billing step waits while the provider's circuit is open, since its
+    /// commands stay in their queue.
     fn show_provider(&self, screen: &mut Screen) -> Result<(), CliError> {
         let Some(provider) = &self.provider else { return Ok(()) };
         let tone = if provider.fails() { Tone::Bad } else { Tone::Plain };
@@ -354,12 +355,11 @@ impl Story {
     }
 }
 
-/// The entries with one failure for each group of the site's quarantined readings: the newest. A logger may
-/// send thousands.
+/// Keeps only the newest failure of each group of the site's quarantined readings. A logger may cause thousands.
 fn merged(entries: Vec<Entry>) -> Vec<Entry> {
     let mut older: HashMap<String, usize> = HashMap::new();
     let mut kept: Vec<Entry> = Vec::with_capacity(entries.len());
-    // The newest is the last: each group's first from the end is kept.
+    // The entries are in the order of time, so the first failure of a group from the end is its newest.
     for mut entry in entries.into_iter().rev() {
         if let Entry::Failure { failure, .. } = &mut entry
             && failure.kind == Kind::Quarantined
@@ -382,7 +382,7 @@ fn merged(entries: Vec<Entry>) -> Vec<Entry> {
     kept
 }
 
-/// The tone of a status of a site or an execution.
+/// Returns the tone for a status of a site or an execution.
 #[must_use]
 pub fn of_status(status: &str) -> Tone {
     match status {
@@ -393,7 +393,7 @@ pub fn of_status(status: &str) -> Tone {
     }
 }
 
-/// A line of the timeline, before it is laid out.
+/// The parts of a line of the timeline, before they are laid out.
 struct Line {
     symbol: &'static str,
     tone: Tone,
@@ -426,7 +426,7 @@ impl Line {
                 line("▶", Tone::Strong, machine, String::new(), name.clone())
             }
             Entry::Ended { machine, status, failure, .. } => {
-                // The states say why.
+                // The reason is shown with the states.
                 let more = failure
                     .as_ref()
                     .map_or(status.clone(), |failure| format!("{status} {}", failure.error));
@@ -462,7 +462,7 @@ impl Line {
         let (symbol, tone) = match (state.ended, state.failure()) {
             (None, _) => ("…", Tone::Warn),
             (Some(_), Some(_)) => ("✘", Tone::Bad),
-            // Its execution was stopped, or ran out of time, while the task was under way.
+            // The execution was aborted or timed out while the state was running.
             (Some(_), None) if !state.succeeded => ("■", Tone::Bad),
             (Some(_), None) if state.tries > 1 => ("✔", Tone::Warn),
             (Some(_), None) => ("✔", Tone::Good),
@@ -477,7 +477,7 @@ impl Line {
         if state.ended.is_some() && !state.succeeded && state.failures.is_empty() {
             more.push("stopped with its execution".to_owned());
         }
-        // The same error again and again is told once; the last one with its message.
+        // An error that is repeated is shown once. The last error is shown with its message.
         let mut names: Vec<&str> = state.failures.iter().map(|it| it.error.as_str()).collect();
         let last = names.pop();
         names.retain(|name| Some(*name) != last);
@@ -488,18 +488,19 @@ impl Line {
     }
 }
 
-/// How far what belongs to an execution is set off.
+/// Returns the indentation of an entry that belongs to an execution.
 fn depth(entry: &Entry) -> usize {
     usize::from(matches!(entry, Entry::State { .. }))
 }
 
-/// Texts have at least so many columns beside a line of the timeline, or are printed beneath it.
+/// The minimum width of a text beside a line of the timeline. With less space it is printed below the line.
 const MIN_TEXT: usize = 40;
 
-/// What is printed beneath a line of the timeline is set off by so many columns.
+/// The indentation of what is printed below a line of the timeline, in columns.
 const BENEATH: usize = 15;
 
-/// Prints a timeline: time, time since its beginning, what, how long, and more, which wraps.
+/// Prints a timeline. A line has the time, the time since the start, what happened, its duration, and further text,
+/// which wraps.
 pub fn show(screen: &mut Screen, entries: &[Entry]) -> Result<(), CliError> {
     let Some(begun) = entries.first().map(Entry::at) else { return Ok(()) };
     let lines: Vec<_> = entries.iter().map(|entry| (entry, Line::of(entry, screen.now))).collect();
@@ -528,7 +529,7 @@ pub fn show(screen: &mut Screen, entries: &[Entry]) -> Result<(), CliError> {
             .then(" ")
             .then(screen.paint(line.tone, &format!("{:named$}", line.what)))
             .then(&format!("  {:>took$}  ", line.took));
-        // On a narrow terminal, a text that does not fit beside the line is printed beneath it.
+        // On a narrow terminal, a text that does not fit beside the line is printed below it.
         let is_long = left.is_some_and(|left| left < MIN_TEXT && line.more.len() > left);
         let (gap, width) = if is_long {
             (BENEATH, screen.width.map(|width| width.saturating_sub(BENEATH)))

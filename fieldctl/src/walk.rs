@@ -1,4 +1,4 @@
-//! Through the failures page by page: however many there are, a page of them is held.
+//! Reads the failures page by page. Only one page is in memory at a time.
 
 use clap::Args;
 use contracts::{OnboardingId, SiteId, Timestamp};
@@ -13,7 +13,7 @@ use crate::{
     stack::Stack,
 };
 
-/// Rows of a page.
+/// The number of rows on a page.
 const PAGE: u16 = 250;
 
 /// Every status.
@@ -46,7 +46,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Nothing is filtered out.
+    /// Returns whether the filter accepts every failure.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let Self { source, kind, group, site, site_id, since, correlation } = self;
@@ -59,10 +59,10 @@ impl Filter {
             && correlation.is_none()
     }
 
-    /// Finds the site that is named.
+    /// Finds the named site.
     ///
     /// # Errors
-    /// Exit code 3 if no site has that name; 2 if more than one has it.
+    /// Exit code 3 if no site has that name. Exit code 2 if more than one has it.
     pub async fn resolve(&mut self, stack: &Stack) -> Result<(), CliError> {
         if let Some(site) = &self.site {
             self.site_id = Some(resolve::site(stack, site).await?);
@@ -70,7 +70,7 @@ impl Filter {
         Ok(())
     }
 
-    /// What was looked for, such as `open failures of source project-site since 2026-01-01T00:00:00.000Z`.
+    /// Describes the filter, such as `open failures of source project-site since 2026-01-01T00:00:00.000Z`.
     #[must_use]
     pub fn describe(&self, statuses: &[Status]) -> String {
         let Self { source, kind: of, group, site, site_id: _, since, correlation } = self;
@@ -90,10 +90,11 @@ impl Filter {
         text
     }
 
-    /// Checks the names in a filter that no failure passed: an unknown name must not look like an all-clear.
+    /// Checks the names in a filter that accepted no failure. An unknown name must not look like the absence of
+    /// failures.
     ///
     /// # Errors
-    /// Exit code 2 for an unknown source, 3 for an unknown group, site or onboarding.
+    /// Exit code 2 for an unknown source. Exit code 3 for an unknown group, site or onboarding.
     pub async fn check(&self, stack: &Stack) -> Result<(), CliError> {
         let sources = sources::known();
         if let Some(source) = self.source.as_ref().filter(|it| !sources.contains(&it.as_str())) {
@@ -141,10 +142,10 @@ impl Filter {
     }
 }
 
-/// Checks that the event log knows the onboarding.
+/// Checks that the event log has events of the onboarding.
 ///
 /// # Errors
-/// Exit code 3 if it does not.
+/// Exit code 3 if it has none.
 pub async fn onboarding_exists(stack: &Stack, onboarding: OnboardingId) -> Result<(), CliError> {
     let events = stack.events_of_onboarding(onboarding, Between::default(), 1).await?;
     if events.is_empty() {
@@ -154,7 +155,7 @@ pub async fn onboarding_exists(stack: &Stack, onboarding: OnboardingId) -> Resul
     Ok(())
 }
 
-/// A group's id: a fingerprint of 12 hex digits, and for one sender `-` and 6 more.
+/// Parses a group's id: a fingerprint of 12 hex digits, and for the group of one sender `-` and 6 more.
 fn group(text: &str) -> Result<String, String> {
     let is_hex = |text: &str, length| {
         text.len() == length && text.bytes().all(|byte| byte.is_ascii_hexdigit())
@@ -170,7 +171,7 @@ fn group(text: &str) -> Result<String, String> {
     }
 }
 
-/// `did you mean x? `, if one of the names is near enough.
+/// Returns `did you mean x? ` if one of the names is similar enough.
 #[must_use]
 pub fn nearest(text: &str, names: &[&str]) -> String {
     let near = names.iter().map(|name| (levenshtein(text, name), name)).min();
@@ -182,8 +183,8 @@ pub fn nearest(text: &str, names: &[&str]) -> String {
     }
 }
 
-/// The rest of a way through the failures, newest first, so that what fails again meanwhile is not
-/// met again.
+/// A reader of the failures, newest first. A failure that is recorded again during the reading is not returned
+/// again.
 #[derive(Debug)]
 pub struct Walk {
     ledger: Ledger,
@@ -193,18 +194,18 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// Through the failures with one of those statuses that pass the filter.
+    /// Creates a reader of the failures with one of those statuses that the filter accepts.
     #[must_use]
     pub fn new(ledger: Ledger, statuses: &[Status], filter: Filter) -> Self {
         let left = statuses.iter().rev().copied().collect();
         Self { ledger, filter, left, cursor: None }
     }
 
-    /// The next page, which may be empty; none at the end.
+    /// Returns the next page, which may be empty. Returns `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Vec<Summary>>, CliError> {
         let Some(status) = self.left.last().copied() else { return Ok(None) };
         let (mut rows, next) = self.ledger.page(status, true, self.cursor, PAGE).await?;
-        // What is older comes behind.
+        // All further rows are older.
         let since = self.filter.since;
         let past = rows.last().is_some_and(|row| since.is_some_and(|since| row.last_at < since));
         self.cursor = next.filter(|_| !past);
@@ -216,7 +217,7 @@ impl Walk {
     }
 }
 
-/// A failure's kind as it is called everywhere.
+/// Returns the name of a failure's kind, as it is in the table and on the command line.
 #[must_use]
 pub fn kind(kind: Kind) -> String {
     wire(&kind)
@@ -246,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_name_is_suggested_if_it_is_near() {
+    fn the_nearest_name_is_suggested_if_it_is_similar() {
         let sources = sources::known();
         assert_eq!(nearest("project-sight", &sources), "did you mean project-site? ");
         assert_eq!(nearest("store_reading", &sources), "did you mean store-readings? ");

@@ -1,4 +1,4 @@
-//! `fieldctl sites`, `readings`, `sagas` and `events`, the real binary, against a stand-in.
+//! Tests `fieldctl sites`, `readings`, `sagas` and `events`: runs the real binary against a fake of AWS.
 
 mod cloud;
 
@@ -27,7 +27,7 @@ fn body(asked: &Asked) -> Value {
 }
 
 #[tokio::test]
-async fn lists_follow_the_pages() {
+async fn lists_read_all_pages() {
     let cloud = Cloud::start(|asked| {
         let site = |name: &str| json!({ "siteId": site(), "name": name, "operator": "o", "status": "ACTIVE" });
         ok(match asked.what.as_str() {
@@ -59,7 +59,7 @@ async fn lists_follow_the_pages() {
 
 #[tokio::test]
 async fn readings_are_limited_and_the_newest_come_first() {
-    // Pages of two samples, whatever is asked for, newest first or oldest first.
+    // Every page has two samples, whatever the limit, newest first or oldest first.
     let cloud = Cloud::start(|asked| {
         let next = asked.query.split('&').find_map(|pair| pair.strip_prefix("next="));
         let begin: i64 = next.map_or(0, |next| next.parse().expect("a token of ours"));
@@ -116,7 +116,7 @@ async fn a_rejected_site_is_a_failure_of_onboarding() {
 }
 
 #[tokio::test]
-async fn a_saga_that_stands_still_is_stuck_and_can_be_recovered() {
+async fn a_saga_without_progress_is_stuck_and_can_be_recovered() {
     let cloud = Cloud::start(|asked| {
         let onboarding = OnboardingId::of(site());
         let arn = format!("arn:aws:states:us-east-1:0:execution:site-onboarding:{onboarding}");
@@ -163,7 +163,7 @@ async fn a_saga_that_stands_still_is_stuck_and_can_be_recovered() {
 }
 
 #[tokio::test]
-async fn events_are_listed_in_order_and_their_state_is_told() {
+async fn events_are_listed_in_order_with_their_state() {
     let cloud = Cloud::start(|_| ok(Value::Null)).await;
     let site_id = site();
     let saga = Saga::of_site(site_id, None);
@@ -190,7 +190,7 @@ async fn events_are_listed_in_order_and_their_state_is_told() {
 }
 
 #[tokio::test]
-async fn events_name_their_site_and_say_what_happened() {
+async fn events_show_their_site_and_a_summary() {
     let cloud = Cloud::start(|_| ok(Value::Null)).await;
     let site_id = site();
     let saga = Saga::of_site(site_id, None);
@@ -241,7 +241,7 @@ async fn events_name_their_site_and_say_what_happened() {
 }
 
 #[tokio::test]
-async fn subscriptions_that_disagree_are_shown_and_an_old_report_is_no_good_one() {
+async fn subscriptions_that_disagree_are_shown_and_an_old_report_is_not_good() {
     let cloud = Cloud::start(|_| ok(Value::Null)).await;
     let (code, _, err) = cloud.run(&["subscriptions"]).await;
     assert_eq!(code, 3, "{err}");

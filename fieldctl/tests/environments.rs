@@ -1,4 +1,4 @@
-//! How `fieldctl` finds an environment: by a root stack, or by one stack per service.
+//! Tests how `fieldctl` finds an environment: by a root stack, or by one stack per service.
 
 mod cloud;
 
@@ -21,7 +21,7 @@ async fn both_ways_of_deploying_give_the_same_names() {
         let (code, out, err) = cloud.run(&["--json", "outputs"]).await;
         assert_eq!(code, 0, "{err}");
         let mut outputs: Value = serde_json::from_str(&out).expect("JSON");
-        // It has the port of the stand-in.
+        // The URL contains the port of the fake.
         let url = outputs.as_object_mut().expect("an object").remove("ApiUrl").expect("a URL");
         assert!(url.as_str().expect("a text").ends_with("/local"), "{url}");
         shown.push(outputs);
@@ -46,7 +46,7 @@ async fn both_ways_of_deploying_give_the_same_names() {
 }
 
 #[tokio::test]
-async fn an_environment_that_does_not_exist_is_said_to_be_so() {
+async fn a_missing_environment_is_reported() {
     for stacks in [Stacks::default(), PER_SERVICE] {
         let cloud = Cloud::with(stacks, no_sites).await;
         let (code, out, err) = cloud.run(&["--stack", "nothing", "outputs"]).await;
@@ -58,7 +58,7 @@ async fn an_environment_that_does_not_exist_is_said_to_be_so() {
 }
 
 #[tokio::test]
-async fn the_stack_of_a_service_is_not_taken_for_an_environment() {
+async fn the_stack_of_a_service_is_not_an_environment() {
     for (stacks, stack) in [(Stacks::default(), "test-Billing-1X2Y"), (PER_SERVICE, "test-billing")]
     {
         let cloud = Cloud::with(stacks, no_sites).await;

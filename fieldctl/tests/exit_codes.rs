@@ -1,4 +1,4 @@
-//! The exit codes of `fieldctl`: each by a command that ends with it, and named in the help and in the docs.
+//! Tests the exit codes of `fieldctl`: a command ends with each of them, and the help and the docs name them.
 
 mod cloud;
 
@@ -12,7 +12,7 @@ fn site() -> SiteId {
     SiteId::registered("http", "key-1")
 }
 
-/// A stack whose site has that status, and whose executions run and never end.
+/// Answers as a stack whose site has that status, and whose executions never end.
 fn with_site(asked: &Asked, status: &str) -> Answer {
     let onboarding = OnboardingId::of(site());
     let arn = format!("arn:aws:states:us-east-1:0:execution:site-onboarding:{onboarding}");

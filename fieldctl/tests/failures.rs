@@ -1,4 +1,4 @@
-//! `fieldctl failures`, the real binary, against embedded DynamoDB and a stand-in for Lambda.
+//! Tests `fieldctl failures`: runs the real binary against an embedded DynamoDB and a fake of Lambda.
 
 mod cloud;
 
@@ -66,10 +66,10 @@ async fn put(cloud: &Cloud, rows: impl IntoIterator<Item = FailureRow>) {
     }
 }
 
-/// An id that nothing has.
+/// An id that does not exist.
 const UNKNOWN: &str = "55115657-a433-553f-959b-29ae8465145d";
 
-/// How many rows have each status, and how many of them a replay that has not told its end.
+/// Returns the number of rows with each status, and the number of rows with an unfinished replay.
 async fn statuses(cloud: &Cloud) -> (BTreeMap<String, usize>, usize) {
     let mut counts = BTreeMap::new();
     let rows = cloud.dynamo.rows(FAILURES).await;
@@ -90,7 +90,7 @@ fn site(name: &str) -> SiteId {
     SiteId::registered("http", name)
 }
 
-/// Readings of a site that were quarantined because of a sensor.
+/// Returns a failure of readings of a site that were quarantined because of a sensor.
 fn quarantined(number: usize, site: SiteId, sensor: u32) -> FailureRow {
     let sensor_id = SensorId::of(OnboardingId::of(site), sensor as usize);
     let concerns =
@@ -110,12 +110,12 @@ fn quarantined(number: usize, site: SiteId, sensor: u32) -> FailureRow {
     }
 }
 
-/// The JSON lines that a command printed.
+/// Parses the JSON lines that a command printed.
 fn lines(out: &str) -> Vec<Value> {
     out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
-/// The numbers of the work that was sent to functions, in the order of its coming.
+/// Returns the numbers of the work that was sent to functions, in the order in which it arrived.
 fn sent(cloud: &Cloud) -> Vec<u64> {
     let asked = cloud.asked("/invocations").into_iter();
     let work = asked.map(|asked| serde_json::from_str::<Value>(&asked.body).expect("an event"));
@@ -159,7 +159,7 @@ async fn failures_are_listed_grouped_and_shown() {
 }
 
 #[tokio::test]
-async fn a_replay_does_nothing_without_yes_and_then_ends_each_failure() {
+async fn a_replay_without_yes_does_nothing_and_with_it_closes_each_failure() {
     let cloud = Cloud::start(|asked| {
         let event: Value = serde_json::from_str(&asked.body).unwrap_or_default();
         if asked.what.contains("/test-gone/") {
@@ -199,7 +199,7 @@ async fn a_replay_does_nothing_without_yes_and_then_ends_each_failure() {
     assert_eq!((code, out.as_str()), (0, "3 discarded\n"));
 }
 
-/// Everything that a replay can send: calls of functions, executions, messages.
+/// Returns the number of requests by which a replay can send work: function calls, executions, messages.
 fn anything_sent(cloud: &Cloud) -> usize {
     ["/invocations", "StartExecution", "SendMessage"]
         .map(|what| cloud.asked(what).len())
@@ -208,7 +208,7 @@ fn anything_sent(cloud: &Cloud) -> usize {
 }
 
 #[tokio::test]
-async fn a_replay_does_not_undo_a_site_in_service_and_names_the_site_that_it_undoes() {
+async fn a_replay_refuses_to_undo_a_site_in_service_and_names_the_site_that_it_undoes() {
     let status = Arc::new(Mutex::new("ACTIVE"));
     let shown = Arc::clone(&status);
     let site: SiteId = "55115657-a433-553f-959b-29ae8465145d".parse().expect("a site's id");
@@ -266,7 +266,7 @@ async fn a_replay_does_not_undo_a_site_in_service_and_names_the_site_that_it_und
 }
 
 #[tokio::test]
-async fn one_loggers_poison_is_not_anothers() {
+async fn quarantined_readings_are_grouped_by_sender() {
     let (desert, alamosa) = (site("desert"), site("alamosa"));
     let cloud = Cloud::start(move |asked| {
         let sites = [(desert, "Desert Rock"), (alamosa, "Alamosa")];
@@ -283,7 +283,7 @@ async fn one_loggers_poison_is_not_anothers() {
     .await;
     let mut rows: Vec<_> = (1..=3).map(|number| quarantined(number, desert, 0)).collect();
     rows.extend([quarantined(4, desert, 1), quarantined(5, alamosa, 0)]);
-    // A row of an earlier version: its error does not say whom it concerns.
+    // A row of an earlier version: its error does not contain the site.
     let mut old = quarantined(6, alamosa, 0);
     old.error.concerns = None;
     rows.push(old);
@@ -295,7 +295,7 @@ async fn one_loggers_poison_is_not_anothers() {
     assert_eq!(code, 0, "{err}");
     assert!(out.contains("Desert Rock (claimed)") && out.contains("Alamosa (claimed)"), "{out}");
     assert!(out.contains("command       fieldctl failures replay --group "), "{out}");
-    // The demo's two sites are asked for once each.
+    // The name of each of the two sites is looked up once.
     assert_eq!(cloud.asked("/local/sites/").len(), 2);
     let (_, out, _) = cloud.run(&["--json", "failures", "groups"]).await;
     let groups = lines(&out);
@@ -323,7 +323,7 @@ async fn one_loggers_poison_is_not_anothers() {
 }
 
 #[tokio::test]
-async fn a_failure_is_shown_decoded_with_its_sender_and_what_to_do() {
+async fn a_failure_is_shown_decoded_with_its_sender_and_advice() {
     let desert = site("desert");
     let cloud =
         Cloud::start(move |_| (200, json!({ "siteId": desert, "name": "Desert Rock" }), vec![]));
@@ -353,7 +353,7 @@ async fn a_failure_is_shown_decoded_with_its_sender_and_what_to_do() {
     assert_eq!(shown["advice"]["command"], format!("fieldctl failures replay {id} --yes"));
 }
 
-/// Answers of a stack whose teardowns end in that status, from the `looks`-th look on.
+/// Answers as a stack whose teardowns have ended in that status from the `looks`-th request on.
 fn teardowns(status: &'static str, looks: usize) -> impl Fn(&Asked) -> Answer {
     let looked = AtomicUsize::new(0);
     move |asked| {
@@ -384,7 +384,7 @@ fn teardowns(status: &'static str, looks: usize) -> impl Fn(&Asked) -> Answer {
     }
 }
 
-/// A teardown that failed, and other work of its onboarding and of another.
+/// Returns a failed teardown, and other work of its onboarding and of another one.
 fn undone() -> Vec<FailureRow> {
     let of = |number, source: &str, kind, name: &str| FailureRow {
         source: source.to_owned(),
@@ -402,7 +402,7 @@ fn undone() -> Vec<FailureRow> {
     ]
 }
 
-/// The numbers of the rows that are open.
+/// Returns the numbers of the open rows.
 async fn open(cloud: &Cloud) -> BTreeSet<u64> {
     let rows = cloud.dynamo.rows(FAILURES).await;
     let open = rows.iter().filter(|row| row["status"] == "OPEN");
@@ -466,7 +466,7 @@ async fn a_recovery_waits_for_its_end_and_closes_what_it_repaired() {
         ("FAILED", "10s", 1, &[1, 2, 3, 4, 5]),
         ("RUNNING", "1s", 6, &[1, 2, 3, 4, 5]),
     ] {
-        // The onboarding's own execution is described before.
+        // The first description is that of the onboarding's own execution.
         let cloud = Cloud::start(teardowns(status, 0)).await;
         put(&cloud, undone()).await;
         let (exit, out, err) = cloud.run(&[&recover[..], &["--wait", wait]].concat()).await;
@@ -476,7 +476,7 @@ async fn a_recovery_waits_for_its_end_and_closes_what_it_repaired() {
 }
 
 #[tokio::test]
-async fn a_replay_of_readings_that_fails_again_says_so() {
+async fn a_replay_of_readings_that_fails_again_is_reported() {
     let cloud = Cloud::start(|asked| {
         let again = json!({ "outcome": "FAILED", "error": "RetiredSensor", "message": "retired" });
         let unclear = json!({ "batchItemFailures": [] });
@@ -491,7 +491,7 @@ async fn a_replay_of_readings_that_fails_again_says_so() {
     let (code, out, err) = cloud.run(&["failures", "replay", "--all", "--yes"]).await;
     assert_eq!(code, 1, "{out}{err}");
     assert!(out.contains("RetiredSensor: retired"), "{out}");
-    // An answer that says nothing is not taken for a success.
+    // An answer without an outcome does not count as a success.
     assert!(out.ends_with("0 replayed, 1 failed again, 1 in doubt\n"), "{out}");
     let rows = cloud.dynamo.rows(FAILURES).await;
     let failed =
@@ -501,7 +501,7 @@ async fn a_replay_of_readings_that_fails_again_says_so() {
 }
 
 #[tokio::test]
-async fn a_record_in_parts_goes_back_as_one() {
+async fn a_record_in_parts_is_replayed_as_one() {
     let cloud = Cloud::start(done).await;
     let part = |number: usize, data: &str| {
         let record = json!({
@@ -563,7 +563,7 @@ async fn a_refused_call_stops_a_replay_and_leaves_the_failures_as_they_were() {
 }
 
 #[tokio::test]
-async fn a_dead_command_goes_to_its_function_as_the_message_that_it_was() {
+async fn a_dead_letter_command_is_replayed_as_the_original_message() {
     let cloud = Cloud::start(|asked| {
         let answer = if asked.body.contains("forged") {
             json!({ "outcome": "FAILED", "error": "Refused", "message": "not its sender" })
@@ -609,7 +609,7 @@ async fn a_dead_command_goes_to_its_function_as_the_message_that_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_replay_leaves_nothing_to_be_sent_twice_but_what_is_in_doubt() {
+async fn after_a_killed_replay_only_failures_in_doubt_could_be_sent_twice() {
     const ALL: usize = 60;
     let cloud = Cloud::start(|_| {
         std::thread::sleep(Duration::from_millis(50));
@@ -628,7 +628,7 @@ async fn a_killed_replay_leaves_nothing_to_be_sent_twice_but_what_is_in_doubt() 
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     killed.kill().await.expect("SIGKILL");
-    // What it sent last comes to its end without it.
+    // The call that was sent last ends without the killed process.
     tokio::time::sleep(Duration::from_millis(200)).await;
 
     let (_, in_doubt) = statuses(&cloud).await;
@@ -648,7 +648,7 @@ async fn a_killed_replay_leaves_nothing_to_be_sent_twice_but_what_is_in_doubt() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupted_replay_ends_what_is_under_way_and_counts() {
+async fn an_interrupted_replay_completes_running_calls_and_prints_the_counts() {
     let cloud = Cloud::start(|_| {
         std::thread::sleep(Duration::from_millis(50));
         (200, Value::Null, vec![])
@@ -674,7 +674,7 @@ async fn an_interrupted_replay_ends_what_is_under_way_and_counts() {
     assert_eq!(out, told);
 }
 
-/// The most memory that the command held, in KiB.
+/// Returns the peak memory of the command, in KiB.
 async fn peak(cloud: &Cloud, args: &[&str]) -> u64 {
     let mut child = cloud.command(args).stdout(Stdio::null()).spawn().expect("it runs");
     let path = format!("/proc/{}/status", child.id().expect("it runs"));
@@ -693,8 +693,8 @@ async fn peak(cloud: &Cloud, args: &[&str]) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_failures_take_no_more_memory_than_a_thousand() {
-    /// A page of rows more or less, and what the allocator keeps; 9,000 rows are 9 MiB and more.
+async fn ten_thousand_failures_need_no_more_memory_than_a_thousand() {
+    /// The allowed difference: a page of rows, and what the allocator keeps. 9,000 rows would take at least 9 MiB.
     const SLACK_KIB: u64 = 4 << 10;
     let cloud = Cloud::start(done).await;
     put(&cloud, (1..=1000).map(row)).await;
@@ -702,7 +702,7 @@ async fn ten_thousand_failures_take_no_more_memory_than_a_thousand() {
         &["failures", "list"][..],
         &["failures", "groups"],
         &["failures", "replay", "--all"],
-        // A tenth of them, for the time it takes.
+        // A tenth of the rows, to save time.
         &["failures", "replay", "--source", "project-site", "--yes", "--rate", "10000"],
     ];
     let mut few = Vec::new();
@@ -721,7 +721,7 @@ async fn ten_thousand_failures_take_no_more_memory_than_a_thousand() {
 }
 
 #[tokio::test]
-async fn mistakes_are_told_in_a_sentence() {
+async fn mistakes_are_reported_in_a_sentence() {
     let cloud = Cloud::start(|asked| match asked.what.as_str() {
         what if what.ends_with("Execution") => {
             (400, json!({ "__type": "ExecutionDoesNotExist", "message": "none" }), vec![])
@@ -782,7 +782,7 @@ async fn mistakes_are_told_in_a_sentence() {
 }
 
 #[tokio::test]
-async fn without_credentials_or_a_region_it_says_so() {
+async fn missing_credentials_or_region_are_reported() {
     let cloud = Cloud::start(done).await;
     let run = async |region: Option<&str>| {
         let mut command = cloud.command(&["sites", "list"]);

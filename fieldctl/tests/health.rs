@@ -1,4 +1,4 @@
-//! `fieldctl sites health`, the real binary, against a stand-in and an embedded DynamoDB.
+//! Tests `fieldctl sites health`: runs the real binary against a fake of AWS and an embedded DynamoDB.
 
 mod cloud;
 mod schemas;
@@ -35,7 +35,7 @@ fn sensor(index: usize) -> SensorId {
 
 type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
 
-/// A site of two sensors in that status.
+/// Returns a site with two sensors and that status, as the API shows it.
 fn shown(status: &str) -> Value {
     let sensor =
         |index, metric| json!({ "sensorId": sensor(index), "unit": "Cel", "metric": metric });
@@ -54,7 +54,7 @@ fn answer(asked: &Asked) -> Answer {
     }
 }
 
-/// The rows of a bundle of fifteen minutes of those sensors, which ends and arrives at `end`.
+/// Returns the rows of a 15-minute bundle of those sensors, which ends and arrives at `end`.
 fn bundle(sensors: &[usize], end: Timestamp) -> Vec<(SensorId, SeriesRow)> {
     let samples = (0..15).map(|n| Sample(end.plus_millis((n - 15) * MINUTE), 1.5)).collect();
     let series =
@@ -67,7 +67,7 @@ fn bundle(sensors: &[usize], end: Timestamp) -> Vec<(SensorId, SeriesRow)> {
     rows(&bundle, end).map(|(sensor, _, row)| (sensor, row)).collect()
 }
 
-/// Stores a bundle for each quarter of an hour of the 26 hours before `until`.
+/// Stores a bundle for each quarter of an hour in the 26 hours before `until`.
 async fn store(cloud: &Cloud, sensors: &[usize], until: Timestamp) {
     for quarter in (0..26 * 4).rev() {
         for (sensor, row) in bundle(sensors, until.plus_millis(-quarter * 15 * MINUTE)) {
@@ -121,7 +121,7 @@ async fn quarantine(cloud: &Cloud, site_id: SiteId, at: Timestamp) -> FailureId 
     id
 }
 
-/// The exit code, and the document, which fits its schema.
+/// Runs the command. Returns the exit code and the document, after checking it against its schema.
 async fn health(cloud: &Cloud) -> (i32, Value) {
     let (code, out, err) = cloud.run(&["--json", "sites", "health", "desert rock"]).await;
     let document: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}"));
@@ -129,7 +129,7 @@ async fn health(cloud: &Cloud) -> (i32, Value) {
     (code, document)
 }
 
-/// What of the document the schema does not describe.
+/// Returns the differences between the document and its schema.
 fn misfits(document: &Value) -> Vec<String> {
     schemas::misfits("sites-health", document)
 }
@@ -154,7 +154,7 @@ async fn a_station_that_sends_is_reporting() {
 }
 
 #[tokio::test]
-async fn a_station_that_stopped_sending_is_silent_since_its_last_arrival() {
+async fn a_station_that_stops_sending_is_silent_since_its_last_arrival() {
     let cloud = Cloud::start(answer).await;
     let last = Timestamp::now().plus_millis(-4 * HOUR);
     store(&cloud, &[0, 1], last).await;
@@ -170,14 +170,14 @@ async fn a_station_that_stopped_sending_is_silent_since_its_last_arrival() {
     let completeness = document["sensors"][0]["completeness"].as_f64().expect("a part");
     assert!((0.8..0.85).contains(&completeness), "20 of 24 hours: {completeness}");
 
-    // One bundle later than usual is no silence.
+    // A delay of one bundle is not silence.
     let cloud = Cloud::start(answer).await;
     store(&cloud, &[0, 1], Timestamp::now().plus_millis(-20 * MINUTE)).await;
     assert_eq!(health(&cloud).await.0, 0);
 }
 
 #[tokio::test]
-async fn a_sensor_that_stopped_is_seen_though_its_site_reports() {
+async fn a_silent_sensor_of_a_reporting_site_is_found() {
     let cloud = Cloud::start(answer).await;
     let now = Timestamp::now();
     store(&cloud, &[0], now.plus_millis(-5 * MINUTE)).await;
@@ -196,11 +196,11 @@ async fn a_station_that_never_sent_has_never_reported() {
 }
 
 #[tokio::test]
-async fn a_station_whose_bundles_are_refused_is_not_silent_but_refused() {
+async fn a_station_whose_bundles_are_refused_is_refused_and_not_silent() {
     let cloud = Cloud::start(answer).await;
     let now = Timestamp::now();
     store(&cloud, &[0, 1], now.plus_millis(-4 * HOUR)).await;
-    // Of yesterday's hour nothing counts any more.
+    // A refusal that is older than 24 hours does not count.
     refuse(&cloud, &site().to_string(), now.plus_millis(-30 * HOUR), 7).await;
     refuse(&cloud, &site().to_string(), now.plus_millis(-2 * HOUR), 4).await;
     refuse(&cloud, &site().to_string(), now.plus_millis(-MINUTE), 1).await;
@@ -221,7 +221,7 @@ async fn a_station_whose_bundles_are_refused_is_not_silent_but_refused() {
 }
 
 #[tokio::test]
-async fn what_store_readings_set_aside_is_shown_with_its_failure() {
+async fn quarantined_readings_are_shown_with_their_failure() {
     let cloud = Cloud::start(answer).await;
     let now = Timestamp::now();
     store(&cloud, &[0, 1], now.plus_millis(-5 * MINUTE)).await;
@@ -257,7 +257,7 @@ async fn what_can_not_be_read_is_unknown_and_never_well() {
 }
 
 #[tokio::test]
-async fn a_site_out_of_service_is_not_called_silent() {
+async fn a_site_out_of_service_is_not_silent() {
     let cloud = Cloud::start(|asked| match asked.what.as_str() {
         "/local/sites" => (200, json!({ "sites": [shown("DECOMMISSIONED")] }), vec![]),
         _ => (200, shown("DECOMMISSIONED"), vec![]),
@@ -268,7 +268,7 @@ async fn a_site_out_of_service_is_not_called_silent() {
 }
 
 #[tokio::test]
-async fn at_80_columns_nothing_is_cut() {
+async fn at_80_columns_nothing_is_truncated() {
     let cloud = Cloud::start(answer).await;
     let now = Timestamp::now();
     store(&cloud, &[0, 1], now.plus_millis(-4 * HOUR)).await;
@@ -294,7 +294,7 @@ async fn at_80_columns_nothing_is_cut() {
     }
 }
 
-/// A site with something of everything, at a fixed time.
+/// Returns the evidence of a site with every kind of finding, at a fixed time.
 fn evidence() -> Evidence {
     let now = noon(0);
     let row = |reason: &str, at: Timestamp| RefusalRow {
@@ -340,7 +340,7 @@ fn evidence() -> Evidence {
 }
 
 #[test]
-fn the_document_is_the_golden_one_and_its_schema_can_refuse() {
+fn the_document_matches_the_golden_file_and_its_schema_rejects_others() {
     let document = json!(evidence().judge(noon(0)));
     golden::check(env!("CARGO_MANIFEST_DIR"), "sites-health", &document);
     assert_fits(&document);

@@ -1,5 +1,5 @@
-//! `fieldctl status` and `fieldctl logs`, the real binary: what AWS answers decides the verdict, and what can't be
-//! read is never well.
+//! Tests `fieldctl status` and `fieldctl logs` with the real binary: AWS's answers decide the verdict, and what can't
+//! be read is never good.
 
 mod cloud;
 mod schemas;
@@ -15,7 +15,7 @@ fn ok(body: Value) -> Answer {
     (200, body, vec![])
 }
 
-/// A metric's newest value, under the id of its query. The queries are in the order of the resources.
+/// Returns a metric's newest value, under the id of its query. The queries are in the order of the resources.
 fn measured(metric: &str, value: f64) -> Value {
     let id = match metric {
         "Invocations" => "m0",
@@ -29,7 +29,7 @@ fn measured(metric: &str, value: f64) -> Value {
     json!({ "Id": id, "Values": [value] })
 }
 
-/// A stack in which all is well.
+/// Answers as a stack without problems.
 fn well(asked: &Asked) -> Answer {
     let what = asked.what.rsplit('.').next().unwrap_or_default();
     ok(match what {
@@ -55,7 +55,7 @@ fn well(asked: &Asked) -> Answer {
     })
 }
 
-/// All is well, but that is answered with another body.
+/// Answers as a stack without problems, but answers the given operation with another body.
 fn but(asked: &Asked, what: &str, body: Value) -> Answer {
     if asked.what.ends_with(what) { ok(body) } else { well(asked) }
 }
@@ -73,7 +73,7 @@ fn without_mapping(asked: &Asked) -> Answer {
     well(asked)
 }
 
-/// Stores the report without which nobody knows whether subscriptions agree.
+/// Stores the report of a comparison of the subscriptions. Without it their check would be unknown.
 async fn compared(cloud: &Cloud) {
     let report = json!({
         "id": "reconciliation#provider", "at": Timestamp::now(), "sequence": 1, "running": 1, "active": 1,
@@ -82,7 +82,7 @@ async fn compared(cloud: &Cloud) {
     cloud.dynamo.put(BILLING, report).await;
 }
 
-/// Runs `status`: the exit code and the document, which fits its schema.
+/// Runs `status`. Returns the exit code and the document, after checking it against its schema.
 async fn status(cloud: &Cloud) -> (i32, Value) {
     let (code, out, err) = cloud.run(&["--json", "status"]).await;
     let document: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}"));
@@ -96,7 +96,7 @@ fn check<'a>(document: &'a Value, name: &str) -> &'a Value {
     checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("no {name}"))
 }
 
-/// The names of the checks with that result.
+/// Returns the names of the checks with that result.
 fn with(document: &Value, health: &str) -> Vec<String> {
     let checks = document["checks"].as_array().expect("checks");
     let with = checks.iter().filter(|check| check["health"] == health);
@@ -104,7 +104,7 @@ fn with(document: &Value, health: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_stack_in_which_all_is_well_is_good() {
+async fn a_stack_without_problems_is_good() {
     let cloud = Cloud::start(well).await;
     compared(&cloud).await;
     let (code, document) = status(&cloud).await;
@@ -124,7 +124,7 @@ async fn a_stack_in_which_all_is_well_is_good() {
 }
 
 #[tokio::test]
-async fn each_thing_that_is_wrong_is_found_by_its_check() {
+async fn each_problem_is_found_by_its_check() {
     type Case = (&'static str, fn(&Asked) -> Answer, &'static str);
     let cases: [Case; 9] = [
         (
@@ -217,7 +217,7 @@ async fn rows_that_need_attention_are_found() {
     }
 }
 
-/// With an AWS that refuses a service, the checks that need it are unknown, and the verdict is not good.
+/// If AWS refuses a service, the checks that need it are unknown, and the verdict is not good.
 #[tokio::test]
 async fn what_can_not_be_read_is_unknown() {
     type Case = (&'static str, &'static [&'static str]);
@@ -261,7 +261,7 @@ async fn one_stack_per_service_has_the_same_status_as_a_root_stack() {
         compared(&cloud).await;
         let (code, mut document) = status(&cloud).await;
         assert_eq!(code, 0, "{document:#}");
-        // The check of the stacks, the time, and the ages of what was compared before differ.
+        // The check of the stacks, the time, and the ages of the comparisons differ.
         let document = document.as_object_mut().expect("an object");
         document.retain(|name, _| ["consumers", "queues", "functions", "stack"].contains(&&**name));
         documents.push(document.clone());
@@ -287,7 +287,7 @@ async fn a_service_whose_stack_is_missing_is_a_problem() {
     }
 }
 
-/// Its root stack still has it, and `CloudFormation` still lists its resources, by its ARN.
+/// The root stack still contains the nested stack, and `CloudFormation` still lists its resources by its ARN.
 #[tokio::test]
 async fn a_nested_stack_that_was_deleted_by_hand_is_missing() {
     let stacks = Stacks { status: Some(("billing", "DELETE_COMPLETE")), ..Stacks::default() };
@@ -327,7 +327,7 @@ async fn resources_that_can_not_be_listed_make_every_check_of_them_unknown() {
 }
 
 #[tokio::test]
-async fn logs_are_of_the_site_and_in_the_order_of_time() {
+async fn logs_of_a_site_are_shown_in_the_order_of_time() {
     let site = SiteId::registered("http", "key-1");
     let onboarding = OnboardingId::of(site).to_string();
     let cloud = Cloud::start(move |asked| {

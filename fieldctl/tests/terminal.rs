@@ -1,5 +1,5 @@
-//! What comes from outside can't control the operator's terminal, or deceive the operator: every
-//! command, the real binary, with hostile text in everything that the stack answers.
+//! Tests that outside data can't control the operator's terminal or deceive the operator: runs every
+//! command of the real binary, with hostile text in everything that the stack answers.
 
 mod cloud;
 mod schemas;
@@ -23,8 +23,8 @@ use serde_json::{Value, json};
 use store::NewEvent;
 use testkit::dynamo::{BILLING, EVENTS, FAILURES, REFUSALS};
 
-/// Colours and a title for a terminal, a C1 control, bidirectional controls, zero-width and other
-/// invisible characters, a line separator, a line that looks like one of fieldctl's. `fieldctl` itself
+/// Hostile text: colours and a title for a terminal, a C1 control, bidirectional controls, zero-width and other
+/// invisible characters, a line separator, and a line that looks like one of fieldctl's. `fieldctl` itself
 /// never sets a background, so the colour here can't be confused with its own.
 const HOSTILE: &str = "\u{1b}[45m\u{1b}]0;title\u{7}\u{8}\u{9b}45m\u{7f}\u{85}\u{202e}\u{2066}\u{200b}\
     \u{feff}\u{ad}\u{3164}\u{2028}\u{e0041}\r\nfieldctl: all is well";
@@ -41,8 +41,8 @@ fn onboarding() -> OnboardingId {
     OnboardingId::of(site())
 }
 
-/// The characters in an output that a terminal obeys or that nobody sees; those are left out that
-/// `fieldctl` writes itself: line ends, its colours.
+/// Returns the characters in an output that control a terminal or are invisible, except those that
+/// `fieldctl` writes itself: line ends and its colours.
 fn unsafe_in(output: &str) -> BTreeSet<char> {
     let mut rest = output.replace('\n', "");
     for colour in COLOURS {
@@ -57,7 +57,7 @@ fn begun() -> Value {
     json!(1_767_225_600.0)
 }
 
-/// A stack in whose answers each text that people or other systems can choose is hostile.
+/// Answers as a stack in which each text that people or other systems can choose is hostile.
 fn hostile(asked: &Asked) -> Answer {
     let name = format!("name {HOSTILE}");
     let arn = |machine: &str| format!("arn:aws:states:us-east-1:0:execution:{machine}:{HOSTILE}");
@@ -120,7 +120,7 @@ fn hostile(asked: &Asked) -> Answer {
     (200, body, vec![])
 }
 
-/// A stack that refuses everything, with a hostile reason.
+/// Answers as a stack that refuses everything, with a hostile reason.
 fn refusing(_: &Asked) -> Answer {
     let text = format!("refused {HOSTILE}");
     let body = json!({
@@ -161,7 +161,7 @@ async fn stack(answer: fn(&Asked) -> Answer) -> Cloud {
     cloud.dynamo.put(FAILURES, json!(failure())).await;
     let site_id = site();
     let saga = Saga::of_site(site_id, None);
-    // `events tail` shows what is newer than its start.
+    // `events tail` shows events that are newer than its start.
     let at = Timestamp::now().plus_millis(5000);
     let event = NewEvent::of(saga, site_id, 2, at, SiteActivated { site_id }).row();
     let mut event = json!(event.expect("a row"));
@@ -172,7 +172,7 @@ async fn stack(answer: fn(&Asked) -> Answer) -> Cloud {
     event["entity"] = format!("site#{HOSTILE}").into();
     event["source"] = HOSTILE.into();
     cloud.dynamo.put(EVENTS, event.clone()).await;
-    // The site's first event, which has its name.
+    // The site's first event contains its name.
     detail["data"]["name"] = HOSTILE.into();
     event["detail"] = detail.to_string().into();
     event["entity"] = format!("site#{site_id}").into();
@@ -196,7 +196,7 @@ async fn stack(answer: fn(&Asked) -> Answer) -> Cloud {
     cloud
 }
 
-/// The names of all commands, from the definition of the command line.
+/// Returns the names of all commands, from the definition of the command line.
 fn commands() -> Vec<String> {
     fn add(command: &clap::Command, path: &str, all: &mut Vec<String>) {
         let mut subcommands = command.get_subcommands().peekable();
@@ -210,7 +210,7 @@ fn commands() -> Vec<String> {
     all
 }
 
-/// The arguments for a command, and whether it prints what others chose: as text, as JSON.
+/// Returns the arguments for a command, and whether it prints outside data: as text, as JSON.
 fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
     let registration = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/events/import-site.json");
     let site = site().to_string();
@@ -241,7 +241,7 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
     (words.map(str::to_owned).collect(), prints)
 }
 
-/// Runs a command so wide that nothing is cut: exit code, standard output and standard error.
+/// Runs a command with a width at which nothing is truncated. Returns exit code, standard output and standard error.
 async fn run(cloud: &Cloud, options: &[&str], words: &[String]) -> (i32, String, String) {
     let words: Vec<_> = options.iter().copied().chain(words.iter().map(String::as_str)).collect();
     let output = cloud.command(&words).env("COLUMNS", "5000").output().await.expect("it runs");
@@ -249,7 +249,7 @@ async fn run(cloud: &Cloud, options: &[&str], words: &[String]) -> (i32, String,
     (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
 }
 
-/// Every text in a JSON value, names of members included.
+/// Collects every text in a JSON value, including the names of members.
 fn texts(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::String(text) => found.push(text.clone()),
@@ -262,12 +262,12 @@ fn texts(value: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// Every member named `error` in a JSON value.
+/// Collects every member named `error` in a JSON value.
 fn errors_in(value: &Value, found: &mut Vec<Value>) {
     match value {
         Value::Array(values) => values.iter().for_each(|value| errors_in(value, found)),
         Value::Object(members) => members.iter().for_each(|(name, value)| {
-            // The site of `trace` is the document of the HTTP API.
+            // The member `site` of `trace` is a document of the HTTP API.
             match name.as_str() {
                 "site" => {}
                 "error" => found.push(value.clone()),
@@ -279,7 +279,7 @@ fn errors_in(value: &Value, found: &mut Vec<Value>) {
 }
 
 #[tokio::test]
-async fn no_command_prints_what_controls_a_terminal() {
+async fn no_command_prints_terminal_control_characters() {
     for command in commands() {
         let (words, (as_text, as_json)) = arguments(&command);
         for options in [&["--color", "never"][..], &["--color", "always"], &["--json"]] {
@@ -342,7 +342,7 @@ async fn no_error_message_controls_a_terminal() {
     }
     assert!(refused >= 10, "only {refused} commands were refused");
 
-    // What is on the command line is quoted in errors.
+    // Errors quote the arguments of the command line.
     let sensor = SensorId::of(onboarding(), 0).to_string();
     for words in [
         &["sites", "show", HOSTILE][..],
@@ -366,8 +366,8 @@ async fn no_error_message_controls_a_terminal() {
     }
 }
 
-/// Runs the binary with a terminal for everything, answers `y` to its question. Returns what the
-/// terminal got.
+/// Runs the binary with a terminal as standard input, output and error, and answers `y` to its question. Returns the
+/// terminal's output.
 fn on_a_terminal(cloud: &Cloud, words: &[&str]) -> String {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
     grantpt(&master).expect("its other end");
@@ -379,12 +379,12 @@ fn on_a_terminal(cloud: &Cloud, words: &[&str]) -> String {
     command.env("TERM", "xterm-256color").stdin(Stdio::from(end()));
     command.stdout(Stdio::from(end())).stderr(Stdio::from(end()));
     let mut child = command.spawn().expect("it runs");
-    // The child has its own; the last end that closes ends the output.
+    // The child has its own descriptors. The output ends when the last descriptor is closed.
     drop(command);
     let mut terminal = File::from(master);
     terminal.write_all(b"y\n").expect("an answer");
     let (mut output, mut buffer) = (Vec::new(), [0; 4096]);
-    // An error is the end: nobody has the other end open.
+    // A read error means that the other end is closed.
     while let Ok(length @ 1..) = terminal.read(&mut buffer) {
         output.extend_from_slice(&buffer[..length]);
     }
@@ -395,7 +395,7 @@ fn on_a_terminal(cloud: &Cloud, words: &[&str]) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn questions_and_progress_do_not_control_a_terminal() {
     static ASKED: AtomicUsize = AtomicUsize::new(0);
-    // The site is in the status that the command waits for from the second look on.
+    // From the second request on, the site is in the status that the command waits for.
     fn slow(asked: &Asked) -> Answer {
         let (status, mut body, headers) = hostile(asked);
         if asked.what.contains("/local/sites/") {
@@ -423,7 +423,7 @@ async fn questions_and_progress_do_not_control_a_terminal() {
         let output = tokio::task::block_in_place(|| on_a_terminal(&cloud, words));
         assert!(output.contains(expected[words[1]]), "{words:?}:\n{output:?}");
         assert!(output.contains("\\u202e"), "{words:?}:\n{output:?}");
-        // The terminal itself adds \r; the progress moves the cursor.
+        // The terminal itself adds \r, and the progress indicator moves the cursor.
         for hostile in ["\u{1b}[45m", "\u{1b}]", "\u{7}", "\u{8}"] {
             assert!(!output.contains(hostile), "{words:?}:\n{output:?}");
         }

@@ -1,4 +1,4 @@
-//! `fieldctl trace` and `fieldctl sagas`, the real binary: histories in Step Functions' own form.
+//! Tests `fieldctl trace` and `fieldctl sagas` with the real binary and histories in Step Functions' own format.
 
 mod cloud;
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use store::{EventRow, NewEvent};
 use testkit::dynamo::{EVENTS, FAILURES};
 
-/// 2026-01-01T00:00:00Z, in seconds as Step Functions writes them.
+/// 2026-01-01T00:00:00Z in epoch seconds, as Step Functions writes times.
 const BEGUN: f64 = 1_767_225_600.0;
 
 fn site() -> SiteId {
@@ -23,7 +23,7 @@ fn arn(machine: &str, name: &str) -> String {
     format!("arn:aws:states:us-east-1:000000000000:execution:test-{machine}:{name}")
 }
 
-/// A task's history: entered, and then what is given as seconds, type and details.
+/// Returns a task's history: the event of entering it, and further events, given as seconds, type and details.
 fn task(name: &str, entered: f64, events: &[(f64, &str, Value)]) -> Vec<Value> {
     let details = json!({ "stateEnteredEventDetails": { "name": name } });
     let mut history = vec![event(entered, "TaskStateEntered", &details)];
@@ -60,7 +60,8 @@ fn failed(error: &str, cause: &str) -> Value {
 
 const DECLINED: &str = "The card was declined.";
 
-/// The onboarding whose card was declined after a throttled first step, and its nested teardown.
+/// Returns the history of an onboarding whose first step was throttled and whose card was declined, or of its nested
+/// teardown.
 fn history(arn_asked: &str, teardown: &str) -> Vec<Value> {
     let none = || json!({});
     if arn_asked == teardown {
@@ -199,7 +200,7 @@ async fn log(cloud: &Cloud) {
 }
 
 #[tokio::test]
-async fn the_story_of_a_declined_card_is_one_screen() {
+async fn the_trace_of_a_declined_card_fits_on_one_screen() {
     let cloud = Cloud::start(answer).await;
     log(&cloud).await;
     for id in [site().to_string(), OnboardingId::of(site()).to_string()] {
@@ -211,7 +212,7 @@ async fn the_story_of_a_declined_card_is_one_screen() {
     assert!(out.contains("\u{1b}[31m"), "{out}");
 }
 
-/// A teardown whose first undo failed, and whose second one was under way when the execution got
+/// Answers as a teardown whose first undo failed, and whose second undo was running when the execution got
 /// that status.
 fn broken_teardown(status: &'static str) -> impl Fn(&Asked) -> Answer {
     move |asked| {
@@ -246,7 +247,7 @@ fn broken_teardown(status: &'static str) -> impl Fn(&Asked) -> Answer {
 }
 
 #[tokio::test]
-async fn nothing_is_called_undone_before_its_teardown_has_succeeded() {
+async fn an_onboarding_is_undone_only_after_its_teardown_has_succeeded() {
     for (status, said, undo) in [
         ("RUNNING", "not yet: site-teardown runs, and these failed: RemoveAlerting", "running"),
         ("ABORTED", "not everything could be undone", "incomplete"),
@@ -267,7 +268,7 @@ async fn nothing_is_called_undone_before_its_teardown_has_succeeded() {
 }
 
 #[tokio::test]
-async fn what_a_later_teardown_repaired_is_not_listed_as_incomplete() {
+async fn an_onboarding_that_a_later_teardown_repaired_is_not_incomplete() {
     for (recovery, listed) in [("SUCCEEDED", 0), ("FAILED", 1)] {
         let onboarding = OnboardingId::of(site()).to_string();
         let own = arn("site-onboarding", &onboarding);
@@ -312,7 +313,7 @@ async fn what_a_later_teardown_repaired_is_not_listed_as_incomplete() {
 }
 
 #[tokio::test]
-async fn a_story_is_one_json_document() {
+async fn a_trace_is_one_json_document() {
     let cloud = Cloud::start(answer).await;
     log(&cloud).await;
     let (_, out, _) = cloud.run(&["--json", "trace", &site().to_string()]).await;
@@ -328,7 +329,7 @@ async fn a_story_is_one_json_document() {
 }
 
 #[tokio::test]
-async fn poison_of_the_site_is_in_its_story() {
+async fn quarantined_readings_of_the_site_are_in_its_trace() {
     let cloud = Cloud::start(answer).await;
     log(&cloud).await;
     let other = SiteId::registered("http", "key-2");
@@ -362,7 +363,7 @@ async fn poison_of_the_site_is_in_its_story() {
 }
 
 #[tokio::test]
-async fn an_unknown_id_is_told() {
+async fn an_unknown_id_is_reported() {
     let cloud = Cloud::start(answer).await;
     let (code, _, err) = cloud.run(&["trace", "00000000-0000-4000-8000-000000000000"]).await;
     assert_eq!(code, 3, "{err}");

@@ -1,4 +1,4 @@
-//! `fieldctl events`.
+//! The command `fieldctl events`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,14 +22,14 @@ use crate::{
     walk::{nearest, onboarding_exists},
 };
 
-/// How often `tail` looks.
+/// The interval at which `tail` reads the log.
 const LOOK: Duration = Duration::from_secs(2);
-/// An event's time is that of its transaction, and the indexes follow by a moment: so far behind
-/// is looked again.
+/// How far back `tail` reads again, in milliseconds. An event has the time of its transaction, and the indexes are
+/// eventually consistent, so an event may appear late.
 const LATE_MILLIS: i64 = 30_000;
-/// Sites that are looked up at the same time.
+/// The maximum number of concurrent lookups of sites.
 const LOOKUPS_AT_ONCE: usize = 8;
-/// More of a type in that time are not told by `tail`.
+/// The maximum number of events of a type that `tail` reads at a time. It does not print further ones.
 const MOST_AT_ONCE: usize = 1000;
 
 /// Commands for the event log.
@@ -77,7 +77,7 @@ pub struct Of {
 }
 
 impl Events {
-    /// Carries it out.
+    /// Runs the command.
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         match self {
             Self::List { of, from, to, limit } => {
@@ -105,7 +105,7 @@ impl Events {
 }
 
 impl Of {
-    /// What was looked for, such as `of type SiteActivated`.
+    /// Describes which events were listed, such as `of type SiteActivated`.
     fn describe(&self) -> String {
         match self {
             Self { entity: Some(entity), .. } => format!("of {entity}"),
@@ -116,7 +116,7 @@ impl Of {
         }
     }
 
-    /// Checks that the entity or the onboarding has any event, whenever it was.
+    /// Checks that the entity or the onboarding has any event at any time.
     async fn check(&self, stack: &Stack) -> Result<(), CliError> {
         if let Some(onboarding) = self.correlation {
             onboarding_exists(stack, onboarding).await?;
@@ -130,7 +130,7 @@ impl Of {
     }
 }
 
-/// Every type of event.
+/// Returns every type of event.
 fn types() -> Vec<&'static str> {
     contracts::events::schemas().into_iter().map(|(name, _, _)| name).collect()
 }
@@ -170,7 +170,7 @@ async fn list(
     }
 }
 
-/// New events of those types, each once, until the end or Ctrl-C.
+/// Prints new events of those types, each once, until `end` or Ctrl-C.
 async fn tail(
     stack: &Stack,
     screen: &mut Screen,
@@ -202,10 +202,10 @@ async fn tail(
     }
 }
 
-/// The names of sites, each looked up once; none for a site whose first event is not in the log.
+/// The names of sites, each looked up once. `None` for a site whose first event is not in the log.
 type Names = BTreeMap<SiteId, Option<String>>;
 
-/// Looks up those that are not known yet.
+/// Looks up the names that are not known yet.
 async fn look_up(
     stack: &Stack,
     names: &mut Names,
@@ -269,7 +269,7 @@ fn row(screen: &Screen, names: &Names, event: &EventRow, data: &Value) -> Vec<Ce
     ]
 }
 
-/// The event as subscribers get it, when it was published, and why it was refused.
+/// Returns the event as subscribers receive it, when it was published, and why it was refused.
 fn entry(event: &EventRow) -> Value {
     let mut detail = serde_json::from_str(&event.detail).unwrap_or_default();
     mask(&mut detail);

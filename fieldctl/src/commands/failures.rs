@@ -1,4 +1,4 @@
-//! `fieldctl failures`.
+//! The command `fieldctl failures`.
 
 mod replay;
 
@@ -109,7 +109,7 @@ impl StatusName {
 }
 
 impl Failures {
-    /// Carries it out.
+    /// Runs the command.
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         match self {
             Self::List { filter, status } => list(stack, screen, filter, status.statuses()).await,
@@ -123,7 +123,7 @@ impl Failures {
     }
 }
 
-/// Prints that nothing was found, and where it was looked for. A name that does not exist is an error.
+/// Reports that no failure was found, and which failures were searched. A name that does not exist is an error.
 async fn none(
     stack: &Stack,
     screen: &mut Screen,
@@ -198,7 +198,7 @@ async fn print(
     table.page(screen, &rows)
 }
 
-/// Failures of one cause; of quarantined readings, those of one site and sensor.
+/// The failures of one cause. For quarantined readings: those of one cause, site, sensor and sender.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Group {
@@ -210,12 +210,12 @@ struct Group {
     error: ErrorInfo,
     first_at: Timestamp,
     last_at: Timestamp,
-    /// Of the newest.
+    /// The id of the newest failure.
     id: FailureId,
-    /// Of the newest.
+    /// The site, sensor and sender of the newest failure.
     #[serde(flatten)]
     concerns: Concerns,
-    /// Sites of all.
+    /// The sites of all failures.
     #[serde(serialize_with = "length")]
     sites: BTreeSet<SiteId>,
     advice: Advice,
@@ -308,7 +308,7 @@ fn show_advice(screen: &mut Screen, advice: &Advice) -> Result<(), CliError> {
     screen.field("command", Tone::Strong, &advice.command)
 }
 
-/// The failure with that id, or with the one id that begins so.
+/// Finds the failure with that id, or the only one whose id starts with it.
 async fn find(ledger: &Ledger, id: &str) -> Result<FailureId, CliError> {
     let id = id.to_lowercase();
     if let Ok(id) = id.parse() {
@@ -337,7 +337,7 @@ fn unknown(id: &impl ToString) -> CliError {
         .advise("`fieldctl failures list --status any` lists them")
 }
 
-/// What a replay sends, from the row or from its file.
+/// Returns what a replay sends, from the row or from its file.
 async fn payload(stack: &Stack, row: &FailureRow) -> Result<String, CliError> {
     let file: &PayloadFile = match (&row.payload, &row.payload_file) {
         (Some(payload), _) => return Ok(payload.clone()),
@@ -369,7 +369,7 @@ async fn show(stack: &Stack, screen: &mut Screen, id: &str, raw: bool) -> Result
     let summary = Summary::from(row.clone());
     let advice = advice(&summary, &row.id.to_string());
     let concerns = summary.concerns.clone();
-    // In the table a part of the error; shown beside it.
+    // In the table they are part of the error. Here they are shown separately.
     row.error.concerns = None;
     if screen.json {
         let mut document = json!(row);
@@ -455,7 +455,7 @@ async fn show_concerns(
     Ok(())
 }
 
-/// What was chosen on the command line: by ids, or by a filter.
+/// Returns the ids that were given on the command line, or none if the failures were chosen by a filter.
 async fn chosen(ledger: &Ledger, which: &Which) -> Result<Vec<FailureId>, CliError> {
     let filtered = which.all || !which.filter.is_empty();
     match (which.ids.is_empty(), filtered) {
@@ -476,7 +476,7 @@ async fn chosen(ledger: &Ledger, which: &Which) -> Result<Vec<FailureId>, CliErr
     }
 }
 
-/// The open failures that were chosen, a page at a time.
+/// The chosen open failures, read page by page.
 #[derive(Debug)]
 enum Chosen {
     Ids { ledger: Ledger, left: Vec<FailureId> },
@@ -567,7 +567,7 @@ async fn discard(
     Ok(Exit::Done)
 }
 
-/// `, 3 skipped: 2 x, 1 y`, or nothing.
+/// Returns `, 3 skipped: 2 x, 1 y`, or an empty text.
 fn skips<K: AsRef<str>>(skipped: &BTreeMap<K, u32>) -> String {
     let all: u32 = skipped.values().sum();
     if all == 0 {

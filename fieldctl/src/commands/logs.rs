@@ -1,4 +1,4 @@
-//! `fieldctl logs`.
+//! The command `fieldctl logs`.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -20,13 +20,13 @@ use crate::{
     stack::Stack,
 };
 
-/// Log groups that are read at a time.
+/// The maximum number of concurrent searches of log groups.
 const AT_ONCE: usize = 4;
 
-/// A line may reach CloudWatch Logs so much later than it was written.
+/// The maximum delay between writing a line and its arrival in CloudWatch Logs.
 const LATE: Duration = Duration::from_secs(10);
 
-/// What Lambda itself writes of each invocation, of no use to a reader.
+/// The prefixes of lines that Lambda writes for each invocation. They are not shown.
 const PLATFORM_LINES: [&str; 4] = ["START ", "END ", "REPORT ", "INIT_START "];
 
 /// Shows what the functions and state machines wrote, in the order of time.
@@ -59,19 +59,20 @@ pub struct Logs {
 pub struct Line {
     /// When it was written.
     pub at: Timestamp,
-    /// The function, or what else has the log group.
+    /// The function, or the other resource to which the log group belongs.
     pub function: String,
     /// `ERROR`, `WARN`, `INFO`, `DEBUG` or `TRACE`; `PLATFORM` for a line of Lambda itself.
     pub level: String,
-    /// What it says.
+    /// The message.
     pub message: String,
-    /// Its other fields.
+    /// The other fields.
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub fields: Map<String, Value>,
 }
 
 impl Line {
-    /// A line of CloudWatch Logs. `None` for metrics, and for what Lambda writes of each invocation.
+    /// Parses a line of CloudWatch Logs. Returns `None` for metrics, and for lines that Lambda writes for each
+    /// invocation.
     fn of(function: &str, at: Timestamp, text: &str) -> Option<Self> {
         let text = text.trim_end();
         let line = |level: &str, message: &str, fields| {
@@ -115,18 +116,18 @@ impl Line {
     }
 }
 
-/// What is read, and from where.
+/// The log groups to read, and which lines.
 struct Source {
     client: Client,
-    /// Name of the function, log group.
+    /// The names of the functions, each with its log group.
     groups: Vec<(String, String)>,
-    /// Ids that a line has to name one of; none: every line.
+    /// The ids of which a line must contain one. If empty, every line is accepted.
     ids: Vec<String>,
     errors: bool,
 }
 
 impl Logs {
-    /// Carries it out.
+    /// Runs the command.
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         let ids = match &self.site {
             None => Vec::new(),
@@ -178,7 +179,7 @@ impl Logs {
         Ok(Exit::Done)
     }
 
-    /// What was looked at, where nothing was found.
+    /// Describes what was searched if nothing was found.
     fn nothing(&self, groups: usize) -> String {
         let what = if self.errors { "warnings or errors" } else { "lines" };
         let about = self.site.as_ref().map(|site| format!(" about {site}")).unwrap_or_default();
@@ -186,7 +187,7 @@ impl Logs {
     }
 }
 
-/// The log groups of the environment, or those of the named functions.
+/// Returns the log groups of the environment, or those of the named functions.
 async fn groups(
     client: &Client,
     stack: &Stack,
@@ -219,20 +220,21 @@ async fn groups(
     Ok(groups)
 }
 
-/// Whether a function is named so: `store-readings`, or `StoreReadings` as in the template.
+/// Returns whether this is the name of the function: `store-readings`, or `StoreReadings` as in the template.
 fn is_same(name: &str, given: &str) -> bool {
     let plain = |text: &str| text.to_lowercase().replace('-', "");
     plain(name) == plain(given) || plain(name) == plain(given).trim_end_matches("function")
 }
 
 impl Source {
-    /// The lines since then that were not read before, in the order of time.
+    /// Returns the lines since that time that were not read before, in the order of time.
     async fn read(
         &self,
         since: Timestamp,
         seen: &mut HashSet<String>,
     ) -> Result<Vec<Line>, CliError> {
-        // Each id is a search of its own: CloudWatch Logs' "any of these" is not what every emulator does.
+        // Each id is a search of its own, since not every emulator implements CloudWatch Logs' pattern for "any of
+        // these".
         let ids: Vec<_> =
             if self.ids.is_empty() { vec![None] } else { self.ids.iter().map(Some).collect() };
         let searches = self.groups.iter().flat_map(|group| ids.iter().map(move |id| (group, *id)));
@@ -275,7 +277,7 @@ impl Source {
         while let Some(page) = pages.next().await {
             match page {
                 Ok(page) => events.extend(page.events.unwrap_or_default()),
-                // A log group is made by the stack, but may be deleted by hand.
+                // The stack creates the log group, but it may be deleted by hand.
                 Err(error)
                     if error
                         .as_service_error()
@@ -323,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_its_level_message_and_fields() {
+    fn a_line_is_parsed_into_level_message_and_fields() {
         let text = r#"{"timestamp":"t","level":"WARN","message":"record failed","reason":"r",
             "span":{"correlationId":"c","name":"invocation"}}"#;
         let line = line(text).expect("a line");
@@ -334,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn metrics_and_lambdas_own_lines_are_left_out_but_not_its_errors() {
+    fn metrics_and_lambdas_own_lines_are_left_out_except_its_errors() {
         for text in ["START RequestId: 1", "REPORT RequestId: 1", r#"{"_aws":{},"Errors":1}"#] {
             assert_eq!(line(text), None, "{text}");
         }
@@ -344,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn functions_are_named_as_in_docs_or_as_in_the_template() {
+    fn functions_are_found_by_their_names_in_the_docs_or_in_the_template() {
         for given in ["store-readings", "StoreReadings", "StoreReadingsFunction"] {
             assert!(is_same("store-readings", given), "{given}");
         }

@@ -1,4 +1,4 @@
-//! `fieldctl outputs`.
+//! The command `fieldctl outputs`.
 
 use clap::Args;
 
@@ -17,7 +17,7 @@ pub struct Outputs {
 }
 
 impl Outputs {
-    /// Prints them.
+    /// Runs the command.
     pub fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         let outputs = stack.outputs()?;
         if let Some(name) = self.name {

@@ -1,4 +1,4 @@
-//! `fieldctl readings`.
+//! The command `fieldctl readings`.
 
 use clap::{Subcommand, ValueEnum};
 use contracts::{SensorId, Timestamp, readings::Sample};
@@ -15,7 +15,7 @@ use crate::{
     stack::Stack,
 };
 
-/// What one call takes.
+/// The maximum number of bundles in one call.
 const MOST_BUNDLES: usize = 500;
 const LARGEST_CALL: usize = 4 << 20;
 
@@ -70,7 +70,7 @@ pub enum Aggregate {
 }
 
 impl Readings {
-    /// Carries it out.
+    /// Runs the command.
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         match self {
             Self::Send { file } => send(stack, screen, &file).await,
@@ -87,7 +87,7 @@ impl Readings {
     }
 }
 
-/// Lists of bundles that a call takes.
+/// Splits bundles into lists that one call accepts.
 fn calls(bundles: Vec<Value>) -> Vec<String> {
     let mut calls: Vec<(usize, String)> = Vec::new();
     for bundle in bundles {
@@ -133,7 +133,7 @@ async fn send(stack: &Stack, screen: &mut Screen, file: &str) -> Result<Exit, Cl
     Ok(Exit::Done)
 }
 
-/// Which readings.
+/// The readings to get.
 #[derive(Clone, Copy, Debug)]
 struct Wanted {
     sensor: SensorId,
@@ -144,12 +144,12 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// The most that the API takes as the limit of a page.
+    /// Returns the maximum page size of the API.
     fn largest_page(&self) -> u64 {
         if self.aggregate.is_some() { 1_000 } else { 10_000 }
     }
 
-    /// A page of at most so many entries; `next` is the token of the page before it.
+    /// Returns a page of at most `limit` entries. `next` is the token from the previous page.
     async fn page(
         &self,
         stack: &Stack,
@@ -261,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_is_no_larger_than_the_api_takes() {
+    fn a_call_is_not_larger_than_the_api_accepts() {
         let lists = calls(vec![json!(1); 1001]);
         let counts: Vec<_> = lists
             .iter()

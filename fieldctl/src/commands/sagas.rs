@@ -1,4 +1,4 @@
-//! `fieldctl sagas`.
+//! The command `fieldctl sagas`.
 
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ pub enum Sagas {
 }
 
 impl Sagas {
-    /// Carries it out.
+    /// Runs the command.
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         match self {
             Self::List { stuck, failed, incomplete, budget, limit } => {
@@ -131,7 +131,7 @@ fn row(screen: &Screen, execution: &Execution, now: Timestamp) -> Vec<Cell> {
     ]
 }
 
-/// An execution's name as a list shows it; a prefix of a name is enough for `sagas show`.
+/// Returns an execution's name as a list shows it. `sagas show` accepts a prefix of a name.
 fn name_in_list(screen: &Screen, name: &str) -> String {
     match name.parse::<OnboardingId>() {
         Ok(id) => screen.id(&id),
@@ -139,7 +139,7 @@ fn name_in_list(screen: &Screen, name: &str) -> String {
     }
 }
 
-/// Finds an execution by its ARN, by its name or the first characters of it in either machine, or by its site.
+/// Finds an execution by its ARN, by a prefix of its name in either state machine, or by its site.
 async fn find(stack: &Stack, named: &str) -> Result<Execution, CliError> {
     let not_found = || {
         CliError::not_found(format!("there is no execution {named}"))
@@ -196,7 +196,7 @@ fn print(screen: &mut Screen, execution: &Execution) -> Result<(), CliError> {
     show(screen, &of_execution(execution))
 }
 
-/// The input for a teardown of the onboarding. It is read from the onboarding's execution, or from the event
+/// Returns the input for a teardown of the onboarding. It is read from the onboarding's execution, or from the event
 /// `SiteCreated` if Step Functions no longer keeps the execution.
 async fn teardown_input(
     stack: &Stack,
@@ -239,7 +239,7 @@ async fn recover(
     let mut input = teardown_input(stack, onboarding).await?;
     let undoable = sites::undoable(stack, input.saga.site_id).await?;
     if undoable.status == "ONBOARDING" && input.failure.is_none() {
-        // Without a failure the site would count as one that was in service.
+        // Without a failure, the teardown would treat the site as one that was in service.
         input.failure = Some(Failure {
             step: "Onboarding".to_owned(),
             error: "Recovered".to_owned(),

@@ -1,4 +1,4 @@
-//! `fieldctl sites`.
+//! The command `fieldctl sites`.
 
 mod health;
 
@@ -21,7 +21,7 @@ use crate::{
     trace::of_status,
 };
 
-/// As many as the API gives at a time.
+/// The maximum page size of the API.
 const LARGEST_PAGE: usize = 100;
 
 /// Commands for sites.
@@ -89,7 +89,7 @@ pub enum Status {
 }
 
 impl Sites {
-    /// Carries it out.
+    /// Runs the command.
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         match self {
             Self::List { status, limit } => list(stack, screen, status, limit).await,
@@ -112,15 +112,15 @@ fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value[name].as_str().unwrap_or("?")
 }
 
-/// A site whose onboarding may be undone: it is not in service.
+/// A site whose onboarding may be undone, since it is not in service.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Undoable {
-    /// Its id.
+    /// The site's id.
     pub site_id: SiteId,
-    /// Its name.
+    /// The site's name.
     pub name: String,
-    /// Its status, for example `DECOMMISSIONING`.
+    /// The site's status, for example `DECOMMISSIONING`.
     pub status: String,
 }
 
@@ -130,7 +130,7 @@ impl fmt::Display for Undoable {
     }
 }
 
-/// Reads a site that an undo would change. Refuses one that is in service: only `sites teardown`
+/// Reads a site that an undo would change. Refuses a site that is in service: only `sites teardown`
 /// takes a site out of service.
 pub async fn undoable(stack: &Stack, site: SiteId) -> Result<Undoable, CliError> {
     let there = stack.site(site).await?;
@@ -244,7 +244,7 @@ async fn onboard(
     let key = key.unwrap_or_else(|| Uuid::new_v4().to_string());
     let call = Call::post("/sites", registration.to_string()).key(&key);
     let answer = stack.call(call).await.map_err(|trouble| match trouble.exit {
-        // Whether it was registered is not known: the same key makes no second site.
+        // It is not known whether the site was registered. With the same key, a retry creates no second site.
         Exit::Aws => trouble.advise(format!("to try again: --idempotency-key {key}")),
         _ => trouble,
     })?;
@@ -293,7 +293,7 @@ async fn teardown(
     Ok(Exit::Done)
 }
 
-/// Waits until the site is in another status than `begun`; prints it. Well is only `good`.
+/// Waits until the site's status is not `begun` any more, and prints it. Any status other than `good` is a failure.
 async fn wait_while(
     stack: &Stack,
     screen: &mut Screen,

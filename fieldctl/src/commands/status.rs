@@ -1,4 +1,4 @@
-//! `fieldctl status`.
+//! The command `fieldctl status`.
 
 use clap::Args;
 
@@ -19,7 +19,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Carries it out.
+    /// Runs the command.
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         let progress = Progress::spinner();
         progress.show("checking the stack");

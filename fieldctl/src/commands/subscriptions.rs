@@ -1,4 +1,4 @@
-//! `fieldctl subscriptions`.
+//! The command `fieldctl subscriptions`.
 
 use clap::Args;
 use contracts::names;

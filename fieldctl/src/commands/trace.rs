@@ -1,4 +1,4 @@
-//! `fieldctl trace`.
+//! The command `fieldctl trace`.
 
 use clap::Args;
 use contracts::{EntityType, OnboardingId, Timestamp, names, saga::STEPS};
@@ -16,7 +16,7 @@ use crate::{
     walk::{Filter, STATUSES, Walk},
 };
 
-/// Clocks of the services differ by less.
+/// The maximum difference between the clocks of the services, in milliseconds.
 const CLOCKS_MILLIS: i64 = 60_000;
 
 /// Tells the whole story of a site.
@@ -27,7 +27,7 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Carries it out.
+    /// Runs the command.
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
         let subject = resolve::subject(stack, &self.site).await?;
         let story = story(stack, subject).await?;
@@ -40,7 +40,7 @@ impl Trace {
     }
 }
 
-/// Gathers everything that is known of a site and its onboarding.
+/// Collects everything that is known about a site and its onboarding.
 pub async fn story(stack: &Stack, subject: Subject) -> Result<Story, CliError> {
     let onboarding_id = subject.onboarding;
     let events = all_events(stack, onboarding_id).await?;
@@ -67,13 +67,13 @@ pub async fn story(stack: &Stack, subject: Subject) -> Result<Story, CliError> {
     Ok(Story { onboarding_id, site_id: subject.site, site, executions, events, failures, provider })
 }
 
-/// Whether a state of the saga or its teardown calls the payment provider.
+/// Returns whether a state of the saga or its teardown calls the payment provider.
 fn calls_provider(state: &str) -> bool {
     let mut billing = STEPS.iter().filter(|step| step.entity == EntityType::Subscription);
     billing.any(|step| [step.name, step.undo].contains(&state))
 }
 
-/// The story can be told without it.
+/// Prints an error and continues without the value.
 fn or_tell<T>(got: Result<T, CliError>) -> Option<T> {
     got.inspect_err(output::complain).ok()
 }
@@ -85,7 +85,7 @@ async fn all_events(
     stack.events_of_onboarding(onboarding, Between::default(), usize::MAX).await
 }
 
-/// The executions that replayed a failed one.
+/// Returns the executions that replayed a failed one.
 async fn replays(stack: &Stack, id: FailureId) -> Result<Vec<Execution>, CliError> {
     let mut executions = Vec::new();
     let Some(mut row) = stack.ledger().get(id).await? else { return Ok(executions) };
@@ -97,8 +97,8 @@ async fn replays(stack: &Stack, id: FailureId) -> Result<Vec<Execution>, CliErro
     Ok(executions)
 }
 
-/// The failures of the onboarding, and those that concern the site, such as quarantined readings. The index
-/// knows neither: its pages are read, newest first, as far back as the onboarding began.
+/// Returns the failures of the onboarding, and those that concern the site, such as quarantined readings. The index
+/// has neither as a key, so its pages are read, newest first, back to the start of the onboarding.
 async fn failures_of(
     stack: &Stack,
     subject: Subject,

@@ -1,4 +1,4 @@
-//! The event source mappings: whether Lambda reads each stream and queue.
+//! Checks the event source mappings: whether Lambda reads each stream and queue.
 
 use aws_sdk_lambda::operation::get_event_source_mapping::GetEventSourceMappingError;
 use serde::Serialize;
@@ -13,30 +13,30 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Consumer {
-    /// Its logical id in the template.
+    /// The mapping's logical id in the template.
     pub name: String,
-    /// Its UUID.
+    /// The mapping's UUID.
     pub uuid: String,
     /// The function's name without the environment.
     pub function: String,
     /// The name of the stream, table or queue without the environment.
     pub source: String,
-    /// `Enabled`, `Disabled`, `Enabling`, ...; `Missing` if there is no such mapping.
+    /// The state: `Enabled`, `Disabled`, `Enabling`, ... It is `Missing` if there is no such mapping.
     pub state: String,
-    /// What Lambda says of its last read, for example `OK` or `PROBLEM: Function call failed`.
+    /// Lambda's report on its last read, for example `OK` or `PROBLEM: Function call failed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_result: Option<String>,
 }
 
 impl Consumer {
-    /// Whether Lambda reads the source, or is about to.
+    /// Returns whether Lambda reads the source, or is about to.
     #[must_use]
     pub fn runs(&self) -> bool {
         matches!(self.state.as_str(), "Enabled" | "Enabling" | "Creating" | "Updating")
     }
 }
 
-/// Every mapping of the stack.
+/// Returns every mapping of the stack.
 pub async fn consumers(stack: &Stack, resources: &Resources) -> Result<Vec<Consumer>, CliError> {
     let client = aws_sdk_lambda::Client::new(stack.config());
     let read = async |name, uuid| get(stack, &client, name, uuid).await;
@@ -71,12 +71,12 @@ async fn get(
     })
 }
 
-/// The function's name in an ARN, which may end with an alias.
+/// Returns the function's name in an ARN, which may end with an alias.
 fn function_name(arn: &str) -> &str {
     arn.split(":function:").nth(1).and_then(|rest| rest.split(':').next()).unwrap_or(arn)
 }
 
-/// The stream's, table's or queue's name in an ARN.
+/// Returns the name of the stream, table or queue in an ARN.
 fn source_name(arn: &str) -> &str {
     match arn.split_once(":table/") {
         Some((_, rest)) => rest.split('/').next().unwrap_or(rest),
@@ -84,7 +84,7 @@ fn source_name(arn: &str) -> &str {
     }
 }
 
-/// Checks that all of them run.
+/// Checks that all mappings run.
 pub fn check(consumers: Result<&[Consumer], &CliError>) -> Result<Check, CliError> {
     let consumers = consumers.map_err(again)?;
     if consumers.is_empty() {

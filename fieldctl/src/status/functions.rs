@@ -1,4 +1,4 @@
-//! The functions: which version is live, and how often it fails.
+//! Checks the functions: which version is live, and how often it fails.
 
 use contracts::names;
 use serde::Serialize;
@@ -9,7 +9,7 @@ use crate::{
     stack::Stack,
 };
 
-/// So many errors, and such a share of the calls, are a problem.
+/// A function is a problem if it has at least this number of errors, and this share of its calls failed.
 const MIN_ERRORS: f64 = 3.0;
 const MAX_ERROR_RATE: f64 = 0.01;
 
@@ -17,11 +17,11 @@ const MAX_ERROR_RATE: f64 = 0.01;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Function {
-    /// Its logical id in the template, without `Function`.
+    /// The function's logical id in the template, without `Function`.
     pub name: String,
-    /// Its name in AWS.
+    /// The function's name in AWS.
     pub function: String,
-    /// The version that the alias `live` names.
+    /// The version to which the alias `live` points.
     pub version: String,
     /// Another version that gets a share of the calls, and the share.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -29,25 +29,25 @@ pub struct Function {
     /// When that version's code was published, as Lambda writes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub published: Option<String>,
-    /// Calls in the last quarter of an hour; absent if none were measured.
+    /// The number of calls in the last 15 minutes. `None` if none were measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub invocations: Option<f64>,
-    /// Calls that failed.
+    /// The number of failed calls in the last 15 minutes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errors: Option<f64>,
-    /// Items of batches that the live version failed at. To Lambda, such a call is no error.
+    /// The number of failed items in batches of the live version. Lambda does not count such a call as an error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed_items: Option<f64>,
 }
 
 impl Function {
-    /// Its logical id in the template.
+    /// Returns the function's logical id in the template.
     #[must_use]
     pub fn logical_id(&self) -> String {
         format!("{}Function", self.name)
     }
 
-    /// The share of the calls that failed.
+    /// Returns the share of the calls that failed.
     #[must_use]
     pub fn error_rate(&self) -> Option<f64> {
         let invocations = self.invocations.filter(|calls| *calls > 0.0)?;
@@ -61,7 +61,7 @@ impl Function {
     }
 }
 
-/// The functions with what was measured.
+/// Adds the measured values to the functions.
 pub fn measured(functions: Vec<Function>, metrics: &Metrics) -> Vec<Function> {
     let measure = |it: Function| {
         let [invocations, errors, failed_items] = metrics.calls(&it.logical_id());
@@ -70,7 +70,7 @@ pub fn measured(functions: Vec<Function>, metrics: &Metrics) -> Vec<Function> {
     functions.into_iter().map(measure).collect()
 }
 
-/// Every function of the stack, with the version that its alias `live` names.
+/// Returns every function of the stack, with the version to which its alias `live` points.
 pub async fn live(stack: &Stack, resources: &Resources) -> Result<Vec<Function>, CliError> {
     let client = aws_sdk_lambda::Client::new(stack.config());
     let read = async |name, function| get(&client, name, function).await;
@@ -103,7 +103,7 @@ async fn get(
     })
 }
 
-/// Checks that none fails often.
+/// Checks that no function fails often.
 pub fn check(
     functions: Result<&[Function], &CliError>,
     measured: Result<(), CliError>,

@@ -1,4 +1,4 @@
-//! What CloudWatch has measured in the last quarter of an hour, and its alarms.
+//! Reads CloudWatch's metrics of the last 15 minutes, and its alarms.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -15,23 +15,23 @@ use crate::{
     stack::{DEPLOYING, Stack},
 };
 
-/// The time that is looked at, in seconds.
+/// The period of the metrics, in seconds.
 pub const WINDOW_SECONDS: i32 = 900;
 
-/// Queries that one call takes.
+/// The maximum number of queries in one call.
 const MAX_QUERIES: usize = 500;
 
-/// Alarms whose names one call takes.
+/// The maximum number of alarm names in one call.
 const MAX_ALARMS: usize = 100;
 
-/// A stream is read within seconds; above this its consumer is late, in milliseconds.
+/// The age above which a stream's consumer is late, in milliseconds. A stream is read within seconds.
 const MAX_ITERATOR_AGE_MILLIS: f64 = 60_000.0;
 
 /// The functions that read streams, by their logical ids.
 const STREAM_FUNCTIONS: [&str; 3] =
     ["StoreReadingsFunction", "DetectBreachesFunction", "PublishEventsFunction"];
 
-/// A measure of a resource.
+/// A metric of a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Measure {
     Invocations,
@@ -43,7 +43,7 @@ enum Measure {
 }
 
 impl Measure {
-    /// Namespace, metric, dimension, statistic.
+    /// Returns namespace, metric, dimension and statistic.
     fn names(self) -> [&'static str; 4] {
         match self {
             Self::Invocations => ["AWS/Lambda", "Invocations", "FunctionName", "Sum"],
@@ -56,15 +56,15 @@ impl Measure {
     }
 }
 
-/// A value that is asked for.
+/// A value to read from CloudWatch.
 #[derive(Debug)]
 struct Wanted {
     measure: Measure,
-    /// Logical id.
+    /// The logical id of the resource.
     name: String,
-    /// The name that is the metric's dimension.
+    /// The value of the metric's dimension: the resource's physical name.
     physical: String,
-    /// Only of this version of a function.
+    /// The version of the function, if only its values are wanted.
     version: Option<String>,
 }
 
@@ -74,12 +74,12 @@ impl Wanted {
     }
 }
 
-/// Measured values by measure and logical id.
+/// The measured values, by metric and logical id.
 #[derive(Debug)]
 pub struct Metrics(Result<HashMap<(Measure, String), f64>, CliError>);
 
 impl Metrics {
-    /// Reads them in one call, or in as few as there can be.
+    /// Reads the values with as few calls as possible.
     pub async fn of(
         stack: &Stack,
         resources: &Resources,
@@ -89,10 +89,10 @@ impl Metrics {
         Self(read(stack, resources, live, now).await)
     }
 
-    /// Whether they could be read.
+    /// Returns whether the values could be read.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason why they could not be read.
     pub fn read(&self) -> Result<(), CliError> {
         self.0.as_ref().map(drop).map_err(again)
     }
@@ -101,12 +101,13 @@ impl Metrics {
         self.0.as_ref().ok()?.get(&(measure, name.to_owned())).copied()
     }
 
-    /// The age of the queue's oldest message, in seconds.
+    /// Returns the age of the queue's oldest message, in seconds.
     pub fn queue_age(&self, logical_id: &str) -> Option<f64> {
         self.value(Measure::QueueAge, logical_id)
     }
 
-    /// The function's invocations, errors, and failed items of batches; `None` where nothing was measured.
+    /// Returns the function's invocations, errors and failed items of batches. A value is `None` if nothing was
+    /// measured.
     pub fn calls(&self, logical_id: &str) -> [Option<f64>; 3] {
         [Measure::Invocations, Measure::Errors, Measure::FailedItems]
             .map(|measure| self.value(measure, logical_id))
@@ -167,7 +168,7 @@ async fn read(
                 | Measure::Errors
                 | Measure::FailedItems
                 | Measure::IncomingRecords => measured.iter().sum(),
-                // The newest value comes first.
+                // CloudWatch returns the newest value first.
                 Measure::IteratorAge | Measure::QueueAge => {
                     measured.first().copied().unwrap_or_default()
                 }
@@ -200,7 +201,7 @@ pub fn streams(metrics: &Metrics) -> Result<Check, CliError> {
     let ages: Vec<_> = ages.collect();
     let incoming = metrics.value(Measure::IncomingRecords, "ReadingsStream").unwrap_or_default();
     let late: Vec<_> = ages.iter().filter(|(_, age)| *age > MAX_ITERATOR_AGE_MILLIS).collect();
-    // Lambda measures no age of a stream that it does not read.
+    // Lambda measures no age for a stream that it does not read.
     let unread = incoming > 0.0 && !ages.iter().any(|(name, _)| *name == "StoreReadingsFunction");
     #[expect(clippy::cast_possible_truncation, reason = "an age in milliseconds")]
     let shown = |(name, age): &(&str, f64)| format!("{name} is {} behind", span(*age as i64));
@@ -224,10 +225,10 @@ pub fn streams(metrics: &Metrics) -> Result<Check, CliError> {
     ))
 }
 
-/// Checks that every alarm exists, and that none is on.
+/// Checks that every alarm exists, and that none is in the state `ALARM`.
 pub async fn alarms(stack: &Stack, resources: &Resources) -> Result<Check, CliError> {
     let client = aws_sdk_cloudwatch::Client::new(stack.config());
-    // Logical ids by the alarms' generated names.
+    // The logical ids, by the alarms' generated names.
     let known: BTreeMap<String, String> = resources
         .of_type("AWS::CloudWatch::Alarm")?
         .into_iter()

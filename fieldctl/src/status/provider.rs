@@ -1,4 +1,4 @@
-//! The payment provider: its circuit breaker, the last error, and the API key that was used.
+//! Checks the payment provider: its circuit breaker, the last error, and the API key that was used.
 
 use contracts::{Timestamp, names};
 use payments::{CallError, CircuitState};
@@ -11,16 +11,16 @@ use crate::{
     stack::Stack,
 };
 
-/// A call that failed so recently says that the provider fails now.
+/// The maximum age of a failed call that shows that the provider fails now.
 const RECENT_MILLIS: i64 = 60_000;
 
-/// The provider, as the circuit breaker and the secret show it.
+/// The state of the provider, from the circuit breaker's row and the secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Provider {
-    /// `closed`, `open`, or `probing` while a command finds out whether the provider is back.
+    /// `closed`, `open`, or `probing` while a command checks whether the provider answers again.
     pub circuit: &'static str,
-    /// Failed calls since the last success.
+    /// The number of failed calls since the last success.
     pub failures: u32,
     /// When the next command may probe, if the circuit is open.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -28,7 +28,7 @@ pub struct Provider {
     /// The last failure since the last success.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<CallError>,
-    /// When the secret with the API key was changed last; absent if it can't be read.
+    /// When the secret with the API key was last changed. `None` if it can't be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_changed_at: Option<Timestamp>,
 }
@@ -45,14 +45,14 @@ impl Provider {
         Self { circuit, failures, next_probe, last_error, key_changed_at }
     }
 
-    /// Whether calls fail now.
+    /// Returns whether calls fail now.
     #[must_use]
     pub fn fails(&self) -> bool {
         self.circuit != "closed" || self.failures > 0
     }
 
-    /// Whether the last call failed some time ago and none was made since: nothing says whether the provider
-    /// answers now.
+    /// Returns whether the last call failed some time ago and none was made since. Then it is not known whether the
+    /// provider answers now.
     fn is_unknown(&self, now: Timestamp) -> bool {
         match (self.circuit, self.next_probe, &self.last_error) {
             ("open", Some(at), _) => at <= now,
@@ -61,14 +61,14 @@ impl Provider {
         }
     }
 
-    /// Whether the call that failed used an API key from before the secret was changed.
+    /// Returns whether the failed call used an API key from before the secret was changed.
     #[must_use]
     pub fn used_old_key(&self) -> bool {
         let read = self.last_error.as_ref().and_then(|error| error.key_read_at);
         read.zip(self.key_changed_at).is_some_and(|(read, changed)| read < changed)
     }
 
-    /// The circuit in a sentence.
+    /// Describes the circuit in a sentence.
     #[must_use]
     pub fn summary(&self, now: Timestamp) -> String {
         let failed = match self.failures {
@@ -86,7 +86,7 @@ impl Provider {
         format!("circuit {}{failed}{next}", self.circuit)
     }
 
-    /// The last error, and what is known of the key that was used.
+    /// Describes the last error, and the age of the key that was used.
     #[must_use]
     pub fn details(&self, now: Timestamp) -> Vec<String> {
         let Some(CallError { name, message, at, key_read_at }) = &self.last_error else {
@@ -112,7 +112,7 @@ impl Provider {
         details
     }
 
-    /// What to do about the last error.
+    /// Returns what to do about the last error.
     #[must_use]
     pub fn next(&self) -> String {
         match self.last_error.as_ref().map(|error| error.name.as_str()) {
@@ -137,7 +137,7 @@ pub async fn provider(stack: &Stack) -> Result<Provider, CliError> {
     let rows = stack.table(names::BILLING);
     let state: Option<CircuitState> = rows.get(&CircuitState::key()).await?;
     let state = state.unwrap_or_default();
-    // Only a failure makes the key's age interesting.
+    // The age of the key matters only after a failure.
     let changed = match &state.last_error {
         Some(_) => key_changed_at(stack).await.unwrap_or_default(),
         None => None,
@@ -145,7 +145,7 @@ pub async fn provider(stack: &Stack) -> Result<Provider, CliError> {
     Ok(Provider::of(state, changed))
 }
 
-/// When the secret was changed; its value is not read.
+/// Reads when the secret was changed. Does not read its value.
 async fn key_changed_at(stack: &Stack) -> Result<Option<Timestamp>, CliError> {
     let secrets = aws_sdk_secretsmanager::Client::new(stack.config());
     let described = secrets.describe_secret().secret_id(stack.named(names::STRIPE)).send().await;
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_circuit_says_why_and_when_it_is_probed() {
+    fn an_open_circuit_shows_the_reason_and_the_time_of_the_next_probe() {
         let provider = refused(90, 50);
         assert_eq!(
             provider.summary(at(118)),

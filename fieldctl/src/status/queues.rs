@@ -1,4 +1,4 @@
-//! The queues: what waits in each, and for how long.
+//! Checks the queues: how many messages wait in each, and for how long.
 
 use std::time::Duration;
 
@@ -12,34 +12,34 @@ use crate::{
     stack::Stack,
 };
 
-/// A message that waits for longer is a problem; consumers take messages within seconds.
+/// The waiting time from which a message is a problem. Consumers receive messages within seconds.
 const MAX_WAIT: Duration = Duration::from_mins(1);
 
 /// A queue.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Queue {
-    /// Its name without the environment, for example `telemetry-failures`.
+    /// The queue's name without the environment, for example `telemetry-failures`.
     pub name: String,
-    /// Messages that wait to be received.
+    /// The number of messages that wait to be received.
     pub waiting: u64,
-    /// Messages that were put back for later.
+    /// The number of delayed messages.
     pub delayed: u64,
-    /// Messages that a consumer has received and not deleted.
+    /// The number of messages that a consumer has received and not deleted.
     pub in_flight: u64,
-    /// The age of the oldest message, in seconds, as CloudWatch has it; absent if it has none.
+    /// The age of the oldest message, in seconds, from CloudWatch. `None` if CloudWatch has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oldest_seconds: Option<f64>,
 }
 
 impl Queue {
-    /// Whether messages wait longer than consumers take. Without an age, any message that waits counts.
+    /// Returns whether messages wait longer than consumers need. Without an age, any waiting message counts.
     fn is_waiting(&self) -> bool {
         self.waiting > 0 && self.oldest_seconds.is_none_or(|age| age > MAX_WAIT.as_secs_f64())
     }
 }
 
-/// Every queue of the stack.
+/// Returns every queue of the stack.
 pub async fn queues(
     stack: &Stack,
     resources: &Resources,
@@ -54,7 +54,7 @@ pub async fn queues(
     resources.read_each("AWS::SQS::Queue", read).await
 }
 
-/// The queue without the age of its oldest message, which SQS does not report.
+/// Reads the queue without the age of its oldest message, which SQS does not report.
 async fn get(client: &aws_sdk_sqs::Client, name: &str, url: &str) -> Result<Queue, CliError> {
     let wanted = [
         Attribute::ApproximateNumberOfMessages,
@@ -79,7 +79,7 @@ async fn get(client: &aws_sdk_sqs::Client, name: &str, url: &str) -> Result<Queu
     })
 }
 
-/// Checks that nothing waits for long.
+/// Checks that no message waits for long.
 pub fn check(queues: Result<&[Queue], &CliError>) -> Result<Check, CliError> {
     let queues = queues.map_err(again)?;
     if queues.is_empty() {
@@ -112,7 +112,7 @@ mod tests {
     use crate::status::Health;
 
     #[test]
-    fn a_message_that_waits_is_a_problem_unless_it_is_known_to_be_young() {
+    fn a_waiting_message_is_a_problem_unless_it_is_known_to_be_recent() {
         let queue = |waiting, oldest_seconds| Queue {
             name: "Q".to_owned(),
             waiting,

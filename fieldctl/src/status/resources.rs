@@ -1,4 +1,4 @@
-//! The stacks of the environment and their resources, as CloudFormation lists them.
+//! Lists the stacks of the environment and their resources with CloudFormation.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::{
     stack::{DEPLOYING, Deployment, Stack, describe, does_not_exist},
 };
 
-/// Calls at a time.
+/// The number of concurrent calls.
 const AT_ONCE: usize = 8;
 
 /// The resources of all stacks of the environment.
@@ -21,10 +21,10 @@ pub struct Resources(Result<Listed, CliError>);
 
 #[derive(Debug)]
 struct Listed {
-    /// The status of the root stack, if there is one.
+    /// The name and status of the root stack, if there is one.
     root: Option<(String, String)>,
     services: Vec<ServiceStack>,
-    /// Physical ids by type and logical id. Logical ids are unique across the stacks.
+    /// The physical ids, by type and logical id. Logical ids are unique across the stacks.
     resources: BTreeMap<String, BTreeMap<String, String>>,
 }
 
@@ -32,9 +32,9 @@ struct Listed {
 #[derive(Debug)]
 struct ServiceStack {
     service: &'static str,
-    /// Its name or ARN. In a root stack without a stack for the service: the name of the root stack.
+    /// The stack's name or ARN. In a root stack without a stack for the service: the name of the root stack.
     stack: String,
-    /// The status of its last deployment; `None` if there is no such stack.
+    /// The status of the stack's last deployment. `None` if there is no such stack.
     status: Option<String>,
 }
 
@@ -44,7 +44,7 @@ impl Resources {
         Self(list(stack).await)
     }
 
-    /// The resources of a type, for example `AWS::SQS::Queue`: logical id, physical id.
+    /// Returns the resources of a type, for example `AWS::SQS::Queue`: logical id and physical id.
     ///
     /// # Errors
     /// If the resources could not be listed.
@@ -53,7 +53,7 @@ impl Resources {
         Ok(all.get(kind).into_iter().flatten().map(|(a, b)| (a.clone(), b.clone())).collect())
     }
 
-    /// Reads each resource of a type, some at a time; in the order of their logical ids.
+    /// Reads each resource of a type, several concurrently. The result is in the order of the logical ids.
     ///
     /// # Errors
     /// If the resources could not be listed, or one could not be read.
@@ -120,12 +120,12 @@ impl Resources {
     }
 }
 
-/// Whether a status is that of a stack whose last deployment succeeded.
+/// Returns whether a status is that of a stack whose last deployment succeeded.
 fn is_deployed(status: &str) -> bool {
     matches!(status, "CREATE_COMPLETE" | "UPDATE_COMPLETE" | "IMPORT_COMPLETE")
 }
 
-/// The name in a stack's ARN, or the name itself.
+/// Returns the name in a stack's ARN, or the name itself.
 fn stack_name(stack: &str) -> &str {
     stack.split_once(":stack/").and_then(|(_, rest)| rest.split('/').next()).unwrap_or(stack)
 }
@@ -174,7 +174,7 @@ async fn list(stack: &Stack) -> Result<Listed, CliError> {
             of_kind.insert(logical.to_owned(), physical.to_owned());
         }
     }
-    // A stack that was deleted outside of its root stack is still a resource of the root stack.
+    // A stack that was deleted outside of its root stack is still listed as a resource of the root stack.
     for (service, listed) in services.iter_mut().zip(&listed) {
         if listed.as_ref().is_none_or(Vec::is_empty) {
             service.status = None;
@@ -183,7 +183,7 @@ async fn list(stack: &Stack) -> Result<Listed, CliError> {
     Ok(Listed { root, services, resources })
 }
 
-/// The stack of a service in the root stack. The root stack's resource is named after the service.
+/// Finds the stack of a service in the root stack. The root stack's resource is named after the service.
 fn nested(stack: &Stack, own: &[StackResourceSummary], service: &'static str) -> ServiceStack {
     let found = own.iter().find(|it| {
         let is_stack = it.resource_type() == Some("AWS::CloudFormation::Stack");
@@ -200,7 +200,7 @@ fn nested(stack: &Stack, own: &[StackResourceSummary], service: &'static str) ->
     }
 }
 
-/// The resources of a stack that were not deleted; `None` if there is no such stack.
+/// Returns the resources of a stack that were not deleted. Returns `None` if there is no such stack.
 async fn resources_of(
     stack: &Stack,
     name: &str,

@@ -1,4 +1,4 @@
-//! The work itself: events, failures, sagas, subscriptions.
+//! Checks the work of the environment: events, failures, sagas, subscriptions.
 
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ use crate::{
     stack::Stack,
 };
 
-/// Failures that are counted; more are "at least so many".
+/// The maximum number of failures that are counted. A higher number is shown as "at least" this number.
 const MAX_COUNTED: u32 = 1000;
 
-/// How long a saga may stand still: as `fieldctl sagas list --stuck`.
+/// The time without an event after which a saga is stuck, as in `fieldctl sagas list --stuck`.
 const SAGA_BUDGET: Duration = Duration::from_mins(15);
 
-/// Checks that events are published at once.
+/// Checks that events are published without delay.
 pub async fn events(stack: &Stack, now: Timestamp) -> Result<Check, CliError> {
     let Some(oldest) = stack.oldest_unpublished().await? else {
         return Ok(Check::good("events", "all are published"));
@@ -59,7 +59,7 @@ pub async fn failures(stack: &Stack, now: Timestamp) -> Result<Check, CliError> 
         .with(details.collect()))
 }
 
-/// Checks that no saga stands still.
+/// Checks that no saga is stuck.
 pub async fn stuck(stack: &Stack, now: Timestamp) -> Result<Check, CliError> {
     let still = sagas::stuck(stack, SAGA_BUDGET, now).await?;
     let details: Vec<_> = still
@@ -78,7 +78,7 @@ pub async fn stuck(stack: &Stack, now: Timestamp) -> Result<Check, CliError> {
     })
 }
 
-/// Checks that no undo left something behind.
+/// Checks that every undo is complete.
 pub async fn incomplete(stack: &Stack) -> Result<Check, CliError> {
     let incomplete = sagas::incomplete(stack).await?;
     let details: Vec<_> = incomplete

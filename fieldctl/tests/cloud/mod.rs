@@ -1,4 +1,4 @@
-//! A stand-in for the AWS services that `fieldctl` calls, on one endpoint. DynamoDB is embedded.
+//! A fake of the AWS services that `fieldctl` calls, on one endpoint. DynamoDB is embedded.
 
 #![allow(dead_code, reason = "not every test needs all of it")]
 
@@ -24,10 +24,10 @@ use serde_json::{Value, json};
 use testkit::dynamo::{BILLING, Dynamo, EVENTS, FAILURES, READINGS, REFUSALS, SITES};
 use tokio::{net::TcpListener, process::Command};
 
-/// A request: what is asked for, and the body.
+/// A request that the fake received.
 #[derive(Clone, Debug)]
 pub struct Asked {
-    /// `AWSStepFunctions.DescribeExecution`, `CloudFormation`, or the path.
+    /// The operation: `AWSStepFunctions.DescribeExecution`, `CloudFormation`, or the path.
     pub what: String,
     /// The path's query.
     pub query: String,
@@ -37,7 +37,7 @@ pub struct Asked {
 
 type Answer = dyn Fn(&Asked) -> (u16, Value, Vec<(&'static str, &'static str)>) + Send + Sync;
 
-/// A running stand-in, and what it was asked.
+/// A running fake, and the requests that it received.
 pub struct Cloud {
     /// DynamoDB.
     pub dynamo: Dynamo,
@@ -45,10 +45,10 @@ pub struct Cloud {
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
-/// An output with what XML can carry of hostile text.
+/// The value of an output: hostile text, as far as XML can contain it.
 pub const NOTE: &str = "note \u{9b}45m\u{202e}\u{2066}\u{200b}";
 
-/// The outputs of the root stack, or of the gateway's.
+/// The outputs of the root stack, or of the gateway's stack.
 const OUTPUTS: [(&str, &str); 3] = [
     ("ApiUrl", "https://api.execute-api.us-east-1.amazonaws.com/local"),
     ("ApiId", "api"),
@@ -58,7 +58,7 @@ const OUTPUTS: [(&str, &str); 3] = [
 /// The name of the alarm.
 pub const ALARM: &str = "test-OpenFailuresAlarm-1X2Y";
 
-/// Resources: service, type, logical id, physical id. Every service has a role as well.
+/// Resources: service, type, logical id, physical id. Every service also has a role.
 const RESOURCES: [(&str, &str, &str, &str); 5] = [
     ("telemetry", "AWS::Lambda::Function", "StoreReadingsFunction", "test-store-readings"),
     ("telemetry", "AWS::Lambda::EventSourceMapping", "StoreReadingsMapping", "u-1"),
@@ -72,17 +72,17 @@ const RESOURCES: [(&str, &str, &str, &str); 5] = [
     ("failures", "AWS::CloudWatch::Alarm", "OpenFailuresAlarm", ALARM),
 ];
 
-/// So few that most stacks have several pages.
+/// The page size of resources. It is small, so that most stacks have several pages.
 const RESOURCES_A_PAGE: usize = 2;
 
-/// Log groups, one of them of another environment.
+/// The log groups. One of them belongs to another environment.
 const LOG_GROUPS: [&str; 3] = [
     "/aws/lambda/test/check-sagas",
     "/aws/lambda/test/store-readings",
     "/aws/lambda/test-2/store-readings",
 ];
 
-/// Names of tables in the environment, and in the embedded DynamoDB.
+/// The names of tables in the environment, and in the embedded DynamoDB.
 const TABLES: [(&str, &str); 6] = [
     ("test-billing", BILLING),
     ("test-events", EVENTS),
@@ -95,7 +95,7 @@ const TABLES: [(&str, &str); 6] = [
 /// The stacks of the environment `test`.
 #[derive(Clone, Copy, Default)]
 pub struct Stacks {
-    /// One stack per service instead of a root stack.
+    /// Whether there is one stack per service instead of a root stack.
     pub per_service: bool,
     /// Services without a stack.
     pub missing: &'static [&'static str],
@@ -105,7 +105,7 @@ pub struct Stacks {
     pub status: Option<(&'static str, &'static str)>,
 }
 
-/// What a stack is: the root or a service's.
+/// A stack: the root stack or that of a service.
 #[derive(Clone, Copy, PartialEq)]
 enum Part {
     Root,
@@ -121,7 +121,7 @@ fn arn(stack: &str) -> String {
     format!("arn:aws:cloudformation:us-east-1:000000000000:stack/{stack}/5b4d")
 }
 
-/// The name of a service's resource in the root stack.
+/// Returns the name of a service's resource in the root stack.
 fn capitalised(service: &str) -> String {
     service[..1].to_uppercase() + &service[1..]
 }
@@ -139,7 +139,7 @@ impl Stacks {
         SERVICES.into_iter().filter(move |service| !self.missing.contains(service))
     }
 
-    /// The stack with that name or ARN.
+    /// Finds the stack with that name or ARN.
     fn find(self, wanted: &str) -> Option<Part> {
         if !self.per_service && [arn("test"), "test".to_owned()].contains(&wanted.to_owned()) {
             return Some(Part::Root);
@@ -158,7 +158,7 @@ impl Stacks {
         }
     }
 
-    /// Type, logical id, physical id and status of each resource.
+    /// Returns type, logical id, physical id and status of each resource.
     fn resources(self, part: Part) -> Vec<[String; 4]> {
         let resource = |it: [&str; 4]| it.map(str::to_owned);
         match part {
@@ -186,7 +186,7 @@ impl Stacks {
         }
     }
 
-    /// What `CloudFormation` answers, in its XML.
+    /// Returns `CloudFormation`'s answer as XML.
     fn answer(self, body: &str) -> (u16, String) {
         let fields: Vec<_> = form_urlencoded::parse(body.as_bytes()).collect();
         let field = |name: &str| fields.iter().find(|(key, _)| key == name);
@@ -247,7 +247,7 @@ impl Stacks {
     }
 }
 
-/// The log groups with that prefix, one a page.
+/// Returns the log groups with that prefix, one a page.
 fn log_groups(body: &str) -> Value {
     let asked: Value = serde_json::from_str(body).expect("JSON");
     let prefix = asked["logGroupNamePrefix"].as_str().expect("a prefix");
@@ -284,7 +284,7 @@ impl Forward {
         let status = answer.status();
         let bytes = answer.into_body().collect().await.expect("a whole answer").to_bytes();
         let mut text = String::from_utf8_lossy(&bytes).into_owned();
-        // Other answers name no table.
+        // Only the answer to `BatchGetItem` contains names of tables.
         if headers["x-amz-target"].as_bytes().ends_with(b"BatchGetItem") {
             for (name, table) in TABLES {
                 text = text.replace(&quoted(table), &quoted(name));
@@ -295,7 +295,7 @@ impl Forward {
 }
 
 impl Cloud {
-    /// Starts one with a root stack, which gives that answer where neither `CloudFormation` nor DynamoDB is called.
+    /// Starts a fake with a root stack. `answer` answers all requests except those to `CloudFormation` and DynamoDB.
     pub async fn start(
         answer: impl Fn(&Asked) -> (u16, Value, Vec<(&'static str, &'static str)>)
         + Send
@@ -305,7 +305,7 @@ impl Cloud {
         Self::with(Stacks::default(), answer).await
     }
 
-    /// Starts one with those stacks.
+    /// Starts a fake with those stacks.
     pub async fn with(
         stacks: Stacks,
         answer: impl Fn(&Asked) -> (u16, Value, Vec<(&'static str, &'static str)>)
@@ -332,13 +332,13 @@ impl Cloud {
         Self { dynamo, endpoint, asked }
     }
 
-    /// What it was asked of that kind.
+    /// Returns the received requests of that operation or path.
     pub fn asked(&self, what: &str) -> Vec<Asked> {
         let asked = self.asked.lock().expect("no panic in the stand-in");
         asked.iter().filter(|asked| asked.what.contains(what)).cloned().collect()
     }
 
-    /// The binary with those arguments.
+    /// Returns the command to run the binary with those arguments.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fieldctl"));
         command
@@ -355,7 +355,7 @@ impl Cloud {
         command
     }
 
-    /// Runs it: exit code, standard output and standard error.
+    /// Runs the binary. Returns exit code, standard output and standard error.
     pub async fn run(&self, args: &[&str]) -> (i32, String, String) {
         let output = self.command(args).output().await.expect("fieldctl runs");
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
@@ -378,7 +378,7 @@ async fn respond(
         return dynamo.call(&head.headers, &body).await.into_response();
     }
     let form = body.starts_with("Action=");
-    // CloudWatch's protocol.
+    // CloudWatch's requests use the protocol rpc-v2-cbor.
     let cbor = head.headers.contains_key("smithy-protocol");
     let what = if form {
         "CloudFormation".to_owned()
@@ -396,7 +396,7 @@ async fn respond(
         return log_groups(&asked.body).to_string().into_response();
     }
     let answer = Arc::clone(answer);
-    // It may take its time.
+    // The answer is computed on a thread that may block.
     let (status, body, headers) =
         tokio::task::spawn_blocking(move || answer(&asked)).await.expect("an answer");
     let status = StatusCode::from_u16(status).expect("a status");

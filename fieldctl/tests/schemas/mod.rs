@@ -1,4 +1,4 @@
-//! The published schemas of `--json` outputs.
+//! Checks documents against the published schemas of `--json` outputs.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ fn schema(name: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(&file).expect(&file)).expect("JSON")
 }
 
-/// The schema with no members but those that it describes.
+/// Makes the schema refuse members that it does not describe.
 fn strict(schema: &mut Value) {
     match schema {
         Value::Object(members) => {
@@ -21,7 +21,8 @@ fn strict(schema: &mut Value) {
     }
 }
 
-/// What is wrong with the document by its schema, or is not described there.
+/// Returns what is wrong with the document according to its schema, including members that the schema does not
+/// describe.
 pub fn misfits(name: &str, document: &Value) -> Vec<String> {
     let mut schema = schema(name);
     strict(&mut schema);

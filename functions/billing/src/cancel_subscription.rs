@@ -1,8 +1,10 @@
 //! Undoes `initialize-subscription`: nothing is paid for any more, and a tombstone stays.
 //!
-//! In three acts, so that a crash after any of them is taken up by the next try: the row is fenced
-//! (from now on no initialization can commit), the provider is cleaned, the tombstone and the event
-//! commit.
+//! The undo has three parts, and a retry continues after a crash in any of them:
+//!
+//! 1. The row becomes `CANCELLING`. From then on no initialization can commit.
+//! 2. The provider is cleaned up.
+//! 3. The tombstone and the event commit.
 
 use contracts::{OnboardingId, Saga, SubscriptionId, Timestamp, events::SubscriptionCancelled};
 use lambda::{Deadline, Step};
@@ -18,37 +20,37 @@ use crate::{
     stripe::CustomerId,
 };
 
-/// What the step needs.
+/// The dependencies of the step.
 #[derive(Debug)]
 pub struct CancelSubscription {
     /// The billing table.
     pub billing: Table,
     /// The idempotency records of `initialize-subscription`.
     pub idempotency: Idempotency,
-    /// Where `SubscriptionCancelled` goes.
+    /// The outbox for `SubscriptionCancelled`.
     pub outbox: Outbox,
-    /// Stripe.
+    /// The payment provider.
     pub provider: Provider,
 }
 
-/// What it answers.
+/// The step's reply.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {
-    /// Derived from the onboarding.
+    /// The subscription's id, derived from the onboarding.
     pub subscription_id: SubscriptionId,
 }
 
 #[derive(Debug, PartialEq)]
 enum Decision {
-    /// Fence first; then there is something to clean at the provider.
+    /// Write the fence (`CANCELLING`), then clean up the provider, then write the tombstone.
     Fence {
         from: Option<&'static str>,
         fenced: SubscriptionRow,
     },
-    /// The fence stands: clean, then bury.
+    /// The fence exists: clean up the provider, then write the tombstone.
     CleanUp(SubscriptionRow),
-    /// Nothing is at the provider: only the tombstone is missing.
+    /// There is nothing at the provider: write only the tombstone.
     Bury {
         from: Option<&'static str>,
         sequence: u64,
@@ -56,19 +58,20 @@ enum Decision {
     Already,
 }
 
-/// What the tombstone is put down with.
+/// The values for writing the tombstone.
 struct Burial {
-    /// The status that it replaces.
+    /// The status that the tombstone replaces. `None` if there is no row.
     from: Option<&'static str>,
-    /// Its sequence.
+    /// The tombstone's sequence.
     sequence: u64,
-    /// The provider's subscription that ended with it, which the event tells.
+    /// The provider's id of the subscription that the undo ended. It is part of the event.
     ended: Option<String>,
-    /// What an initialization had noted, and was cleaned up after.
+    /// The checkpoint of an unfinished initialization, whose customer was cleaned up.
     noted: Option<Checkpoint>,
 }
 
-/// `unfinished` is the checkpoint of an initialization that began and did not finish.
+/// Decides what the undo has to do. `unfinished` is the checkpoint of an initialization that began and did not
+/// finish.
 fn decide(
     saga: Saga,
     there: Option<SubscriptionRow>,
@@ -160,8 +163,8 @@ impl CancelSubscription {
             None => burying.create(&self.billing, &key, &tombstone),
             Some(from) => burying.replace(&self.billing, &key, &tombstone, from),
         };
-        // Where there was neither row nor record as well: an initialization may have begun since, and
-        // would pay beside the tombstone.
+        // The record is removed even if there was neither a row nor a record: an initialization may have begun since,
+        // and would otherwise pay although the tombstone exists.
         let record = record_id(saga.onboarding_id);
         burying = self.idempotency.forget(burying, &record, noted.as_ref(), now)?;
         if let Some(provider_subscription_id) = ended {
@@ -199,8 +202,8 @@ impl CancelSubscription {
         }
     }
 
-    /// Cleans the provider of every customer that is known by now: an initialization that was under
-    /// way when the fence was set may have noted one since.
+    /// Cleans up every customer at the provider that is known by now. An initialization that was running when the
+    /// fence was written may have stored a customer since.
     async fn clean_up(
         &self,
         saga: Saga,

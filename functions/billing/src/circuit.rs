@@ -1,5 +1,5 @@
-//! The circuit breaker before the payment provider: while it is out, commands stay in their queue
-//! and nobody calls, but for one probe at a time.
+//! The circuit breaker for the payment provider. While the circuit is open, commands stay in their queue, and only
+//! one probe at a time calls the provider.
 //!
 //! Its state is one row of the billing table, `circuit#provider`, shared by all consumers of both
 //! queues. After some failures in a row the circuit opens for a pause. After the pause, the consumer
@@ -7,8 +7,8 @@
 //! if not, it stays open for a longer pause. If the probe crashes, its lease ends and another consumer
 //! probes. A command costs one read, and no write while the provider answers.
 //!
-//! The breaker learns about the provider from each step: a run returns the result of its last call,
-//! and [`Circuit::left`] counts it. The two share no state.
+//! A run of a step returns the result of its last call, and [`Circuit::left`] counts it. The step and the breaker
+//! share no state.
 //!
 //! The breaker only saves calls: if its row can't be read or written in time, commands run as if
 //! there were no breaker.
@@ -22,30 +22,30 @@ use store::{Commit, StoreError, Table, Transaction, jittered};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-/// How often a write is tried that others were ahead of.
+/// The number of attempts for a write that conflicts with other writers.
 const TRIES: u32 = 5;
-/// How long a probe may take: longer than the functions' time-out of 20 s.
+/// How long a probe may take: longer than the functions' timeout of 20 s.
 const LEASE: Duration = Duration::from_secs(30);
-/// The longest pause, in first pauses.
+/// The longest pause, as a multiple of the first pause.
 const LONGEST: u32 = 10;
 
 /// The result of a call to the provider, as the breaker counts it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// It answered; a decline is an answer, too.
+    /// The provider answered. A decline is an answer too.
     Up,
-    /// It did not answer, or it can't serve this account now.
+    /// The provider did not answer, or it can't serve this account now.
     Down(CallError),
 }
 
 /// When the circuit opens, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// It opens after so many failures without a success in between.
+    /// The number of failures in a row after which the circuit opens.
     pub failures: u32,
-    /// The first pause; each further one is twice as long, up to ten times the first.
+    /// The first pause. Each further pause is twice as long, up to ten times the first.
     pub pause: Duration,
-    /// For reading or writing the row: a command must not wait for its breaker.
+    /// The timeout for reading or writing the row, so that the breaker does not delay a command.
     pub time: Duration,
 }
 
@@ -56,7 +56,7 @@ impl Default for Rules {
 }
 
 impl Rules {
-    /// From `CIRCUIT_FAILURES` and `CIRCUIT_PAUSE_SECONDS`, where they are set.
+    /// Reads `CIRCUIT_FAILURES` and `CIRCUIT_PAUSE_SECONDS`. The defaults apply where they are not set.
     pub fn of_environment() -> Result<Self, ConfigError> {
         let default = Self::default();
         let pause = number("CIRCUIT_PAUSE_SECONDS")?.map(|s| Duration::from_secs(s.into()));
@@ -67,7 +67,8 @@ impl Rules {
         })
     }
 
-    /// Those who paused together do not come back in step.
+    /// Returns the pause after the circuit opened `opened` times in a row. Jitter shortens it by up to a fifth, so
+    /// that several consumers do not retry at the same time.
     fn pause(&self, opened: u32) -> Duration {
         let longer = 2_u32.saturating_pow(opened.saturating_sub(1)).min(LONGEST);
         let pause = self.pause * longer;
@@ -81,7 +82,7 @@ fn number(name: &'static str) -> Result<Option<u32>, ConfigError> {
     text.parse::<std::num::NonZeroU32>().map(|number| Some(number.get())).map_err(problem)
 }
 
-/// The state in which the pause is over and `probe` calls the provider.
+/// Returns the state in which `probe` calls the provider. Returns `None` if the pause is not over.
 fn begin_probe(state: &CircuitState, probe: Uuid, now: Timestamp) -> Option<CircuitState> {
     let over = state.open_until.is_some_and(|until| until <= now);
     over.then(|| CircuitState {
@@ -91,9 +92,9 @@ fn begin_probe(state: &CircuitState, probe: Uuid, now: Timestamp) -> Option<Circ
     })
 }
 
-/// The state after a command; `None` if it does not change. `health` is the result of the command's last call;
-/// `probe` is its id as a probe, if it was one. The result of a call that began before the circuit opened
-/// changes nothing.
+/// Returns the state after a command, or `None` if it does not change. `health` is the result of the command's
+/// last call. `probe` is the command's id as a probe, if it was one. The result of a call that began before the
+/// circuit opened changes nothing.
 fn after_call(
     state: &CircuitState,
     health: Option<&Health>,
@@ -113,7 +114,7 @@ fn after_call(
     match (state.open_until, health) {
         (Some(_), _) if !probes => None,
         (Some(_), Some(Health::Down(error))) => Some(open(state.failures, state.opened + 1, error)),
-        // The probe did not need the provider: the next command may be the probe.
+        // The probe made no call to the provider, so the next command may be the probe.
         (Some(_), None) => {
             Some(CircuitState { open_until: Some(now), probe: None, ..state.clone() })
         }
@@ -135,25 +136,25 @@ fn after(now: Timestamp, time: Duration) -> Timestamp {
     now.plus_millis(i64::try_from(time.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// The breaker, as a queue's consumer uses it.
+/// The circuit breaker of a queue's consumer.
 #[derive(Debug)]
 pub struct Circuit {
     /// The billing table.
     pub table: Table,
-    /// When it opens, and for how long.
+    /// When the circuit opens, and for how long.
     pub rules: Rules,
 }
 
 /// Whether a command may run.
 #[derive(Debug)]
 pub enum Entry {
-    /// It may; [`Circuit::left`] is called when it is over.
+    /// The command may run. [`Circuit::left`] must be called after it.
     Pass(Pass),
-    /// It is to come again after that time.
+    /// The command is to be retried after this time.
     Wait(Duration),
 }
 
-/// A command's leave to call the provider.
+/// The permission for one command to call the provider.
 #[derive(Debug)]
 pub struct Pass {
     seen: CircuitState,
@@ -187,7 +188,7 @@ impl Circuit {
         }
     }
 
-    /// Counts the result of a command's last call to the provider; `None` if it made no call.
+    /// Records the result of a command's last call to the provider. `health` is `None` if the command made no call.
     pub async fn left(&self, pass: Pass, health: Option<Health>) {
         let Pass { seen, probe, entered: (entered, since) } = pass;
         let now = after(entered, since.elapsed());
@@ -209,8 +210,8 @@ impl Circuit {
         }
     }
 
-    /// Puts what `next` makes of the row; where others were ahead, of theirs. Answers with the row as
-    /// it is then, and whether it was changed.
+    /// Writes the state that `next` returns for the row. On a conflict, calls `next` with the newer row and
+    /// tries again. Returns the row's final state, and whether this call changed it.
     async fn change(
         &self,
         mut state: CircuitState,
@@ -233,7 +234,7 @@ impl Circuit {
         Ok((state, false))
     }
 
-    /// The outcome, if there is one in time; else a warning.
+    /// Runs `work` with the breaker's timeout. Logs a warning and returns `None` if it fails or takes too long.
     async fn in_time<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Option<T> {
         let reason = match timeout(self.rules.time, Box::pin(work)).await {
             Ok(Ok(done)) => return Some(done),
@@ -265,13 +266,13 @@ mod tests {
         Timestamp::from_millis(seconds * 1000)
     }
 
-    /// How long the circuit stays open after that, in milliseconds.
+    /// Returns how long the circuit stays open after `now`, in milliseconds.
     fn open_for(state: &CircuitState, now: Timestamp) -> i64 {
         state.open_until.expect("it is open").millis() - now.millis()
     }
 
     #[test]
-    fn the_rules_come_from_the_environment_where_it_has_them() {
+    fn the_rules_are_read_from_the_environment() {
         let rules = |failures: Option<&str>, pause: Option<&str>| {
             let variables = [("CIRCUIT_FAILURES", failures), ("CIRCUIT_PAUSE_SECONDS", pause)];
             temp_env::with_vars(variables, Rules::of_environment)
@@ -290,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn it_opens_after_failures_in_a_row_and_a_success_begins_anew() {
+    fn it_opens_after_failures_in_a_row_and_a_success_resets_the_count() {
         let (up, down) = (Some(Health::Up), Some(down()));
         let (up, down) = (up.as_ref(), down.as_ref());
         let mut state = CircuitState::default();
@@ -304,7 +305,7 @@ mod tests {
         assert_eq!(state.last_error.as_ref().map(|it| it.name.as_str()), Some("NoAnswer"));
         let pause = open_for(&state, at(0));
         assert!((24_000..=30_000).contains(&pause), "{pause}");
-        // Those who were under way when it opened.
+        // The results of calls that began before the circuit opened are ignored.
         assert_eq!(after_call(&state, down, None, RULES, at(1)), None);
         assert_eq!(after_call(&state, up, None, RULES, at(1)), None);
         assert_eq!(
@@ -315,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn each_probe_that_fails_lengthens_the_pause_up_to_its_most() {
+    fn each_failed_probe_lengthens_the_pause_up_to_the_maximum() {
         let probe = Uuid::from_u128(1);
         let mut state = CircuitState {
             failures: 3,

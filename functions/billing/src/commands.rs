@@ -1,12 +1,12 @@
-//! Billing's commands come over a queue with a task token: an outage of the provider fills the
-//! queue instead of failing sagas.
+//! Consumes billing's commands from a queue. Each command has a task token. During an outage of the provider,
+//! commands collect in the queue, and the sagas do not fail.
 //!
-//! A command is run only after Step Functions confirmed who sent it ([`proof`]), and is answered only
-//! after its result is committed; a redelivered one is answered again. A transient failure sends the
-//! command back to the queue as a new message with a growing delay, so that an outage does not use up
-//! the three receives, which are meant for messages that can't be worked on. While the circuit to the
-//! provider is open, commands go back without being tried, which does not count as an attempt. A
-//! command that is older than its state waits is not sent back again.
+//! A command runs only after Step Functions has confirmed who sent it ([`proof`]). Its answer is sent only after its
+//! result is committed. A redelivered command is answered again. After a transient failure, the command is sent
+//! back to the queue as a new message with a growing delay. An outage therefore does not use up the three
+//! receives of a message, which are meant for messages that can't be processed. While the circuit to the
+//! provider is open, commands are sent back without being tried, and this does not count as an attempt. A command
+//! that is older than the timeout of its state is not sent back again.
 
 use std::time::Duration;
 
@@ -26,25 +26,26 @@ use crate::{
     proof::{self, Sender, Unproven},
 };
 
-/// The message attribute that counts how often a command was tried in vain.
+/// The message attribute with the number of failed attempts.
 const ATTEMPT: &str = "attempt";
-/// The message attribute that says when the command was first sent, in epoch milliseconds.
+/// The message attribute with the time at which the command was first sent, in epoch milliseconds.
 const SINCE: &str = "since";
-/// Kept back from the function's time, to put the command back into the queue.
+/// The part of the function's time that is reserved for sending the command back to the queue.
 const QUEUE_MARGIN: Duration = Duration::from_secs(2);
-/// Kept back from the time of the calls to the provider, so that a step can release its lock after the last call.
+/// The part of that time, before the queue's margin, in which a step makes no calls to the provider, so that it can
+/// release its lock after the last call.
 const STEP_MARGIN: Duration = Duration::from_millis(500);
 const CIRCUIT_OPEN: &str = "the circuit to the payment provider is open";
-/// The name of the error of a command whose sender Step Functions does not confirm.
+/// The error name for a command whose sender Step Functions does not confirm.
 const REFUSED: &str = "Refused";
 const LONGEST_DELAY: Duration = Duration::from_mins(5);
-/// SQS holds no message back for longer.
+/// The longest delay of a message that SQS allows.
 const LONGEST_OF_SQS: Duration = Duration::from_mins(15);
 
 /// A step that calls the payment provider.
 pub trait ProviderStep: Step {
-    /// Runs the command. No call to the provider lasts longer than until `deadline`. Answers with the step's
-    /// result, and with what the last call says about the provider: `None` if no call was made.
+    /// Runs the command. No call to the provider lasts longer than until `deadline`. Returns the step's result and
+    /// the [`Health`] of its last call, which is `None` if it made no call.
     fn run_until(
         &self,
         command: Self::Command,
@@ -53,60 +54,60 @@ pub trait ProviderStep: Step {
     ) -> impl Future<Output = (Result<Self::Reply, Self::Error>, Option<Health>)>;
 }
 
-/// A step behind a queue.
+/// A step whose commands come from a queue.
 #[derive(Debug)]
 pub struct Commands<S> {
-    /// What does the work.
+    /// The step that runs the commands.
     pub step: S,
     /// The state machine whose executions send the commands and wait for the answers.
     pub machine: Machine,
-    /// SQS, for what is to be tried later.
+    /// The client that sends commands back to the queue.
     pub queues: aws_sdk_sqs::Client,
     /// The queue that the commands come from.
     pub queue_url: String,
-    /// Breaks the calls off while the provider is out.
+    /// The circuit breaker for the provider.
     pub circuit: Circuit,
-    /// How old a command may be to go back to the queue: the `TimeoutSeconds` of the state that sent
-    /// it, after which nobody waits for its answer.
+    /// The maximum age of a command that is sent back to the queue: the `TimeoutSeconds` of the state that sent
+    /// it. After that time nothing waits for its answer.
     pub patience: Duration,
 }
 
-/// A message's body, as the state machine writes it.
+/// The body of a message, as the state machine writes it.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Message {
     task_token: String,
-    /// ARN of the execution that sent it. State machines of version 0.1 did not write it; messages
-    /// without it are accepted for one release, since some may wait in the queue for a day.
+    /// The ARN of the execution that sent the command. State machines of version 0.1 did not write it. Messages
+    /// without it are accepted for one release, since a message may wait in the queue for a day.
     #[serde(default)]
     execution: Option<String>,
-    /// Kept as it is, to be compared with the execution's input.
+    /// Not decoded here, because it is compared with the execution's input.
     command: Value,
 }
 
-/// What came of a command.
+/// The result of a command.
 enum Outcome {
-    /// It was run; this is the answer.
+    /// The command ran. Holds the output.
     Done(String),
-    /// It failed, by that name and for that reason.
+    /// The command failed. Holds the error's name and the reason.
     Failed(ErrorKind, String),
-    /// It was not run, and may be later.
+    /// The command did not complete and may be retried. Holds the reason.
     Later(String),
-    /// It was not run, and must not be.
+    /// The command must not run, or its output can't be serialized. Holds the reason.
     Refused(String),
-    /// It was not run: its task has ended.
+    /// The command did not run because its task has ended.
     MovedOn,
 }
 
-/// What became of a message.
+/// The result of a message.
 enum End {
-    /// The saga has its answer.
+    /// The state machine got an answer, or its task ended before the answer.
     Answered,
-    /// It was not run: its task has ended.
+    /// The command did not run because its task has ended.
     MovedOn,
-    /// It may be done later.
+    /// The command may be retried later.
     Later { sent: Sent, delay: Duration, reason: String },
-    /// It was not done, and stays a message.
+    /// The command was not answered, and the message stays in the queue.
     Failed { error: &'static str, reason: String },
 }
 
@@ -123,18 +124,18 @@ impl End {
     }
 }
 
-/// A message's history in the queue.
+/// The history of a message in the queue.
 #[derive(Clone, Copy, Debug)]
 struct Sent {
-    /// Tries so far.
+    /// The number of attempts so far.
     attempts: u32,
     /// When the state machine sent the command.
     since: Timestamp,
 }
 
 impl<S: ProviderStep> Commands<S> {
-    /// Works on one message. `Err` leaves it in the queue and uses up one of its receives: for a
-    /// message that is broken or forged, or can't be answered now.
+    /// Processes one message. `Err` leaves it in the queue and uses up one of its receives. This is for a message
+    /// that is malformed or forged, or whose answer can't be sent now.
     pub async fn handle(
         &self,
         message: SqsMessage,
@@ -151,8 +152,8 @@ impl<S: ProviderStep> Commands<S> {
         }
     }
 
-    /// Works on one message that an operator replays. It is not sent back to the queue: the answer says why
-    /// it was not done.
+    /// Processes one message that an operator replays. It is not sent back to the queue. The result says why
+    /// the command did not complete.
     pub async fn replay(
         &self,
         message: &SqsMessage,
@@ -206,7 +207,7 @@ impl<S: ProviderStep> Commands<S> {
                 Err(outcome) => (outcome, None),
             }
         };
-        // The calls to the provider end before this limit. It is for slow calls to AWS, which must not use up
+        // The calls to the provider end before this limit. The limit is for slow calls to AWS, which must not use up
         // receives either.
         let (outcome, health) = tokio::time::timeout(limit, Box::pin(work))
             .await
@@ -231,7 +232,8 @@ impl<S: ProviderStep> Commands<S> {
         end
     }
 
-    /// Checks who sent the command. `Err` if it is not to be run: forged, or `run` has its error.
+    /// Checks who sent the command. Returns `Err` if it must not run: its sender is not confirmed, its task has
+    /// ended, or `run` is an error.
     async fn command(
         &self,
         token: &str,
@@ -297,7 +299,7 @@ impl<S: ProviderStep> Commands<S> {
         }
     }
 
-    /// Whether the state that sent the command has timed out by now.
+    /// Returns whether the state that sent the command has timed out by now.
     fn has_expired(&self, sent: Sent, now: Timestamp) -> bool {
         let age = u64::try_from(now.millis() - sent.since.millis()).unwrap_or(0);
         Duration::from_millis(age) > self.patience
@@ -345,8 +347,8 @@ fn number(value: &impl ToString) -> Result<MessageAttributeValue, String> {
     number.string_value(value.to_string()).build().map_err(|error| error.to_string())
 }
 
-/// A task that ended meanwhile is no reason to keep the message: the saga has moved on, and its
-/// teardown undoes what was done.
+/// Returns the result of a failed call that answers a task. A task that has ended is a success: the saga has moved
+/// on, its teardown undoes what was done, and the message need not be kept.
 fn unanswered(code: Option<&str>, error: &impl std::fmt::Display) -> Result<(), String> {
     match code {
         Some(code @ ("TaskTimedOut" | "TaskDoesNotExist")) => {
@@ -357,12 +359,12 @@ fn unanswered(code: Option<&str>, error: &impl std::fmt::Display) -> Result<(), 
     }
 }
 
-/// 2 s, 4 s, 8 s, ... up to five minutes.
+/// Returns the delay after a number of attempts: 2 s, 4 s, 8 s, ... up to five minutes.
 fn delay(attempts: u32) -> Duration {
     Duration::from_secs(2_u64.saturating_pow(attempts)).min(LONGEST_DELAY)
 }
 
-/// Whole seconds, rather too late than too early.
+/// Returns the delay in whole seconds, rounded up, and at most the longest that SQS allows.
 fn seconds(delay: Duration) -> i32 {
     let seconds = delay.min(LONGEST_OF_SQS).as_secs_f64().ceil();
     #[expect(clippy::cast_possible_truncation, reason = "at most 900")]
@@ -382,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_task_that_has_ended_lets_the_message_go() {
+    fn only_a_task_that_has_ended_makes_an_unsent_answer_a_success() {
         assert_eq!(unanswered(Some("TaskTimedOut"), &"x"), Ok(()));
         assert!(unanswered(Some("InvalidToken"), &"x").is_err());
         assert!(unanswered(Some("ThrottlingException"), &"x").is_err());

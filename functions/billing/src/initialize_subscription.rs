@@ -1,4 +1,5 @@
-//! The saga's third step: the operator pays for the site. Undone by `cancel-subscription`.
+//! The third step of the saga: opens a subscription, so that the operator pays for the site. It is undone by
+//! `cancel-subscription`.
 
 use contracts::{
     Event, OnboardingId, PaymentMethodId, Plan, Saga, SubscriptionId, Timestamp,
@@ -18,43 +19,43 @@ use crate::{
     stripe::{self, CustomerId, Stripe, StripeError},
 };
 
-/// What the step needs.
+/// The dependencies of the step.
 #[derive(Debug)]
 pub struct InitializeSubscription {
     /// The billing table.
     pub billing: Table,
     /// The idempotency records, in the same table.
     pub idempotency: Idempotency,
-    /// Where `SubscriptionInitialized` and `SubscriptionFailed` go.
+    /// The outbox for `SubscriptionInitialized` and `SubscriptionFailed`.
     pub outbox: Outbox,
-    /// Stripe.
+    /// The payment provider.
     pub provider: Provider,
 }
 
-/// What it is asked to do.
+/// The step's command.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Command {
-    /// The saga.
+    /// The site and the onboarding.
     #[serde(flatten)]
     pub saga: Saga,
-    /// The site's name, for the provider's books.
+    /// The site's name. It becomes the customer's name at the provider.
     pub name: String,
-    /// What the operator subscribes to.
+    /// The plan to subscribe to.
     pub plan: Plan,
-    /// How the operator pays.
+    /// The payment method.
     pub payment_method: PaymentMethodId,
 }
 
-/// What it answers.
+/// The step's reply.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {
-    /// Derived from the onboarding.
+    /// The subscription's id, derived from the onboarding.
     pub subscription_id: SubscriptionId,
 }
 
-/// The stored result: a redelivered command is answered from it.
+/// The stored result. A redelivered command is answered from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 enum Outcome {
     Active,
@@ -87,7 +88,7 @@ fn decide(row: Option<SubscriptionRow>) -> Option<Outcome> {
     row.map(|row| row.state.into())
 }
 
-/// What the provider came to.
+/// The result of the payment at the provider.
 enum Paid {
     Yes { customer: CustomerId, subscription: stripe::SubscriptionId },
     No(Refusal),
@@ -136,7 +137,8 @@ impl InitializeSubscription {
         };
         let outcome = self.settle(command, session, &mut lock, now).await;
         if outcome.is_err() {
-            // The next try need not wait for the lease; when this fails as well, it waits.
+            // With the lock released, the next attempt need not wait until the lease ends. If the release fails too,
+            // it waits.
             if let Err(error) = self.idempotency.release(&lock).await {
                 tracing::warn!(%error, "the lock stays until its lease ends");
             }
@@ -169,7 +171,7 @@ impl InitializeSubscription {
                 self.commit(saga, session, lock, state, event, now).await
             }
             Paid::No(refusal) => {
-                // A refused customer is of no use to anyone.
+                // The customer is not needed after a refusal.
                 Self::clean_up(session, lock).await?;
                 let event = SubscriptionFailed {
                     site_id,
@@ -183,7 +185,7 @@ impl InitializeSubscription {
         }
     }
 
-    /// Gets the operator to pay, going on from where an earlier run stopped.
+    /// Opens the paid subscription at the provider. Continues from the checkpoint of an earlier run.
     async fn pay(
         &self,
         command: &Command,
@@ -210,7 +212,7 @@ impl InitializeSubscription {
             StripeError::UnknownPaymentMethod { message } => {
                 Ok(Paid::No(Refusal::InvalidInput { message }))
             }
-            // Nothing of ours is amiss at this point but the payment method.
+            // In this request everything except the payment method comes from our own data and configuration.
             StripeError::Rejected { status: 400 | 404, code, message }
                 if is_about_method(&message, &method) =>
             {
@@ -253,7 +255,7 @@ impl InitializeSubscription {
                 .await?;
             customer
         };
-        // An earlier run may have got through to here and not heard of it.
+        // An earlier run may have created the subscription without receiving the answer.
         if resumed {
             for there in stripe.subscriptions_of(&customer).await? {
                 if there.is_paid() {
@@ -270,7 +272,7 @@ impl InitializeSubscription {
         Ok(Paid::Yes { customer, subscription })
     }
 
-    /// Keeps how far it came. Whoever lost the lock stops here.
+    /// Stores the checkpoint. Returns [`BillingError::Busy`] if another run has taken the lock.
     async fn note(
         &self,
         id: SubscriptionId,
@@ -286,7 +288,8 @@ impl InitializeSubscription {
         }
     }
 
-    /// Commits row, event and idempotency record in one transaction. If the undo was first, the payment is taken back.
+    /// Commits row, event and idempotency record in one transaction. If the undo committed first, cancels the
+    /// payment.
     async fn commit<D: Event>(
         &self,
         saga: Saga,
@@ -317,8 +320,8 @@ impl InitializeSubscription {
         }
     }
 
-    /// Ends with what the row says; what this run or an earlier one did at the provider beside it
-    /// is taken back.
+    /// Completes with the outcome that the row means. If the undo came first, cleans up what this run or an
+    /// earlier one created at the provider.
     async fn conclude(
         &self,
         outcome: Outcome,
@@ -369,7 +372,7 @@ fn is_about_method(message: &str, method: &stripe::PaymentMethodId) -> bool {
     message.contains(method.as_str()) || message.to_ascii_lowercase().contains("payment")
 }
 
-/// Tells a redelivered command from another one for the same onboarding.
+/// Hashes a command. The hash distinguishes a redelivered command from a different one for the same onboarding.
 fn hash(command: &Command) -> String {
     let text = serde_json::to_vec(command).unwrap_or_default();
     Uuid::new_v5(&command.saga.onboarding_id.uuid(), &text).to_string()
@@ -380,7 +383,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rejection_is_about_the_method_where_it_names_it_or_speaks_of_payment() {
+    fn a_rejection_is_about_the_method_if_it_names_it_or_mentions_payment() {
         let method = stripe::PaymentMethodId::try_from("pm_1".to_owned()).expect("an id");
         for (message, about) in [
             ("No such PaymentMethod: 'pm_2'", true),

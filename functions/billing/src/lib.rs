@@ -1,20 +1,20 @@
-//! Billing: a site's subscription at the payment provider, Stripe.
+//! Manages each site's subscription at the payment provider, Stripe.
 //!
-//! Owns the billing table, key `id`:
+//! This crate owns the billing table. Its key is `id`:
 //!
 //! - `subscription#<uuid>`: a subscription ([`SubscriptionRow`]);
-//! - `idempotency#initialize-subscription#<onboarding>`: the record of the one effect that no
-//!   transaction can hold;
-//! - `circuit#provider`: the state of the breaker before the provider ([`circuit`]);
-//! - `reconciliation#provider`: how the rows compare to the provider ([`reconciliation`]).
+//! - `idempotency#initialize-subscription#<onboarding>`: the idempotency record of an initialization. Its calls to
+//!   the provider can't be part of a transaction;
+//! - `circuit#provider`: the state of the circuit breaker for the provider ([`circuit`]);
+//! - `reconciliation#provider`: the last comparison of the rows with the provider ([`reconciliation`]).
 //!
-//! Emits the events of the entity `subscription`. A cancelled subscription stays as a tombstone: it
-//! fences off an initialization that comes late. Commands come over queues, and are run only if the
-//! state machine sent them ([`proof`]).
+//! The crate emits the events of the entity `subscription`. A cancelled subscription stays as a tombstone, so that
+//! a late initialization can't commit. Commands arrive over queues. They run only if the state machine sent
+//! them ([`proof`]).
 //!
-//! How a late or doubled initialization can't leave a paid subscription behind: the customer's id is
-//! noted in the idempotency record before a subscription is made for it, so whoever comes next
-//! (a redelivery, or the undo) finds everything at the provider by that customer.
+//! A late or duplicate initialization can't leave a paid subscription behind. It stores the customer's id in the
+//! idempotency record before it creates a subscription for that customer. A redelivery or the undo therefore finds
+//! everything at the provider by that customer.
 
 pub mod cancel_subscription;
 pub mod circuit;
@@ -37,20 +37,20 @@ use crate::stripe::{CustomerId, StripeError};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SubscriptionRow {
-    /// Whose it is.
+    /// The site and the onboarding that the subscription belongs to.
     #[serde(flatten)]
     pub saga: Saga,
-    /// Where it stands.
+    /// The subscription's state.
     #[serde(flatten)]
     pub state: Subscription,
-    /// Its events so far.
+    /// The number of events that the subscription has emitted.
     pub sequence: u64,
-    /// When it came to this.
+    /// When the row was last written.
     pub at: Timestamp,
 }
 
 impl SubscriptionRow {
-    /// Its key.
+    /// Returns the key of a subscription's row.
     #[must_use]
     pub fn key(subscription: SubscriptionId) -> Key {
         Key::id(format!("subscription#{subscription}"))
@@ -63,33 +63,33 @@ impl SubscriptionRow {
 pub enum Subscription {
     /// The operator pays.
     Active {
-        /// For this.
+        /// The plan that the operator pays for.
         plan: Plan,
-        /// Stripe's id of the operator, as this site's payer.
+        /// Stripe's id of the customer. Each onboarding has its own customer.
         customer_id: CustomerId,
         /// Stripe's id of the subscription.
         provider_subscription_id: String,
     },
-    /// The provider refused; nothing is left there.
+    /// The provider refused the payment. Nothing is left at the provider.
     Failed {
-        /// What was asked for.
+        /// The requested plan.
         plan: Plan,
-        /// Why.
+        /// Why the provider refused.
         refusal: Refusal,
     },
-    /// Being undone: no initialization can commit any more, the provider still has to hear of it.
+    /// The undo has begun. No initialization can commit any more, and the provider is still to be cleaned up.
     Cancelling {
-        /// Whose subscriptions have to go, as far as it is known.
+        /// The customer to delete, if the undo knew one when it wrote this row.
         customer_id: Option<CustomerId>,
-        /// The subscription that was paid for.
+        /// The subscription that was paid for, if there was one.
         provider_subscription_id: Option<String>,
     },
-    /// Tombstone: nothing is paid for, nor ever will be.
+    /// Tombstone: nothing is paid for, and no initialization can commit.
     Cancelled,
 }
 
 impl Subscription {
-    /// The name in the row.
+    /// Returns the value of `status` in the row.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -101,18 +101,18 @@ impl Subscription {
     }
 }
 
-/// The provider's final no.
+/// A final refusal by the provider.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "error")]
 pub enum Refusal {
-    /// The card, or its bank.
+    /// The card or its bank declined the payment.
     CardDeclined {
-        /// The provider's words.
+        /// The provider's message.
         message: String,
     },
-    /// The payment method is none.
+    /// The payment method does not exist or can't be used.
     InvalidInput {
-        /// The provider's words.
+        /// The provider's message.
         message: String,
     },
 }
@@ -132,32 +132,33 @@ impl Refusal {
     }
 }
 
-/// The idempotency record's id.
+/// Returns the id of an initialization's idempotency record.
 fn record_id(onboarding: OnboardingId) -> String {
     format!("initialize-subscription#{onboarding}")
 }
 
-/// How far an initialization came at the provider.
+/// The progress of an initialization at the provider.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Checkpoint {
-    /// The customer that was made.
+    /// The customer, once it was created.
     pub customer_id: Option<CustomerId>,
-    /// Raised when the provider has stored a failure under this generation's idempotency keys.
+    /// Part of the idempotency keys sent to the provider. It is incremented when the provider has stored a failure
+    /// under the current keys.
     #[serde(default)]
     pub generation: u32,
 }
 
-/// Everything that can go wrong here.
+/// An error of a billing step.
 #[derive(Debug, thiserror::Error)]
 pub enum BillingError {
-    /// The provider's final no.
+    /// The provider refused the payment finally.
     #[error("{}", .0.message())]
     Refused(Refusal),
     /// The subscription was cancelled before it was initialized.
     #[error("subscription {0} was cancelled before it was initialized")]
     Superseded(SubscriptionId),
-    /// Another run is at it, or changed the row meanwhile.
+    /// Another run holds the lock, or changed the row in the meantime.
     #[error("subscription {0} is being worked on by another run")]
     Busy(SubscriptionId),
     /// The provider can't be reached, or can't be used until its configuration is corrected.
@@ -169,10 +170,10 @@ pub enum BillingError {
     /// A comparison with the provider did not end in time.
     #[error("the comparison with the payment provider took more than {0:?}")]
     TimeOut(std::time::Duration),
-    /// The provider does not understand us.
+    /// The provider rejected the request, or the client's configuration is wrong.
     #[error("the payment provider refused the call: {0}")]
     Provider(StripeError),
-    /// The table.
+    /// A read or write of the table failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

@@ -1,34 +1,35 @@
-//! The proof that a command was sent by an execution that waits for its answer.
+//! Proves that a command was sent by an execution that waits for its answer.
 //!
-//! A message on a command queue is no proof by itself: everybody who may send to the queue could
-//! cancel any site's subscription. So before a command has any effect, Step Functions is asked twice:
+//! A message on a command queue proves nothing by itself: everybody who may send to the queue could
+//! cancel any site's subscription. Before a command has any effect, this module therefore makes two requests to Step
+//! Functions:
 //!
 //! 1. `SendTaskHeartbeat`: does a task of this state machine wait for this task token? The states have
 //!    no `HeartbeatSeconds`, so a heartbeat changes nothing: it starts no clock, does not extend
 //!    `TimeoutSeconds` and writes nothing to the history.
-//! 2. `DescribeExecution`: does the execution that the message names run, and would it send this very
-//!    command? Each field of the command must have the value that the execution's input has.
+//! 2. `DescribeExecution`: is the execution that the message names running, and would it send exactly this
+//!    command? Each field of the command must have the value of the same field of the execution's input.
 
 use aws_sdk_sfn::error::ProvideErrorMetadata;
 use fault::{ErrorKind, Fault};
 use machines::{Machine, MachineError};
 use serde_json::Value;
 
-/// What Step Functions says about a genuine command.
+/// The state of the execution that sent a genuine command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sender {
     /// The execution waits for the answer.
     Waits,
-    /// The execution sent the command, but has moved on: its task has ended.
+    /// The execution sent the command, but its task has ended.
     MovedOn,
 }
 
-/// Why a command may have no effect.
+/// Why a command must not have an effect.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Unproven {
-    /// Step Functions can't tell now; it may later.
+    /// Step Functions can't confirm the sender now. A retry may succeed.
     Yet(String),
-    /// The message is forged, or Step Functions refuses to tell. It stays in the queue, and so ends in
+    /// The message is forged, or Step Functions denies the request. The message stays in the queue and ends in
     /// the dead-letter queue.
     Refused(String),
 }
@@ -57,7 +58,7 @@ pub async fn sender(
     }
     let waits = waits(machine, token).await?;
     let Some(execution) = execution else {
-        // Sent by a state machine of the version before, which did not name its execution.
+        // The message comes from a state machine of the previous version, which did not send its execution's ARN.
         return if waits {
             Ok(Sender::Waits)
         } else {
@@ -66,7 +67,7 @@ pub async fn sender(
     };
     let Some(described) = machine.describe(execution).await? else {
         let reason = format!("there is no execution {execution}");
-        // Descriptions are eventually consistent: of a task that waits, the execution shows up.
+        // `DescribeExecution` is eventually consistent. If the task waits, its execution will become visible.
         return Err(if waits { Unproven::Yet(reason) } else { Unproven::Refused(reason) });
     };
     let input: Value = serde_json::from_str(&described.input).unwrap_or_default();
@@ -80,7 +81,7 @@ pub async fn sender(
     }
 }
 
-/// Whether a task of the state machine waits for that token.
+/// Returns whether a task of the state machine waits for the token.
 async fn waits(machine: &Machine, token: &str) -> Result<bool, Unproven> {
     let Err(error) = machine.client.send_task_heartbeat().task_token(token).send().await else {
         return Ok(true);
@@ -94,7 +95,7 @@ async fn waits(machine: &Machine, token: &str) -> Result<bool, Unproven> {
     }
 }
 
-/// Whether each field of the command has the value of the input's field; absent is null.
+/// Returns whether each field of the command equals the field of the input. A missing field equals null.
 fn is_taken_from(command: &Value, input: &Value) -> bool {
     let fields = command.as_object();
     fields.is_some_and(|fields| {

@@ -1,4 +1,4 @@
-//! The payment provider as billing's steps use it: configured, and cleaned up after.
+//! The payment provider, as billing's steps use it: its configuration, its client, and the clean-up of a customer.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -15,14 +15,14 @@ use crate::{
     stripe::{ApiKey, CustomerId, Stripe, StripeError, Subscription},
 };
 
-/// A key is read again when it is older. So every environment of a function uses a new key a few minutes after
-/// it was stored, and not only when the old one is refused.
+/// The maximum age of an API key before it is read again. Every environment of a function therefore uses a new key a
+/// few minutes after it was stored, and not only when the old one is refused.
 const KEY_MAX_AGE: Duration = Duration::from_mins(5);
 
-/// Where the API key comes from.
+/// The source of the API key.
 pub type KeySource = Source<ApiKey>;
 
-/// The provider.
+/// The payment provider.
 #[derive(Debug)]
 pub struct Provider {
     base_url: String,
@@ -32,7 +32,7 @@ pub struct Provider {
 }
 
 impl Provider {
-    /// As the function's environment says.
+    /// Creates the provider from the function's environment variables.
     pub fn of(aws: &Aws) -> Result<Self, ConfigError> {
         let key = KeySource::Secret {
             secrets: Client::new(aws.config()),
@@ -42,34 +42,35 @@ impl Provider {
         Ok(Self::new(lambda::env("STRIPE_API_BASE")?, key, prices))
     }
 
-    /// `base_url` is `https://api.stripe.com`, or a local stand-in.
+    /// Creates the provider. `base_url` is `https://api.stripe.com` or the URL of a local fake.
     #[must_use]
     pub fn new(base_url: String, key: KeySource, prices: Prices) -> Self {
         let key = Secret::new(key, KEY_MAX_AGE, ApiKey::new);
         Self { base_url, key, prices, client: Mutex::new(None) }
     }
 
-    /// Begins the calls of one run of a step; none lasts longer than until `deadline`. `None`: each call has its
-    /// own timeout only.
+    /// Starts a session for one run of a step. No call of the session lasts longer than until `deadline`. With
+    /// `None`, each call has only its own timeout.
     #[must_use]
     pub fn session(&self, deadline: Option<Deadline>) -> Session<'_> {
         Session { provider: self, deadline, stripe: None, unreadable: None }
     }
 
-    /// The price of a plan.
+    /// Returns the price of a plan.
     #[must_use]
     pub fn price(&self, plan: Plan) -> &str {
         self.prices.0.get(plan.name()).map_or("", String::as_str)
     }
 
-    /// The client, with a key that was read in the last five minutes. If the key can't be read again, the old one
-    /// is used: it may still be valid.
+    /// Returns the client, with a key that was read in the last five minutes. If the key can't be read again, the old
+    /// one is used, because it may still be valid.
     async fn client(&self) -> Result<Stripe, BillingError> {
         let key = self.key.get_or_old(|error| {
             let reason = reason(error);
             tracing::warn!(%reason, "goes on with the API key that was read before");
         });
-        // A secret without a key is like an unreadable one: the operator stores the right key.
+        // A secret without a valid key is treated like an unreadable one: a retry succeeds after the operator stored
+        // the key.
         let key = key.await.map_err(|error| BillingError::KeyUnreadable(reason(&error)))?;
         let mut client = self.client.lock().await;
         if let Some((client, made_with)) = &*client
@@ -83,19 +84,19 @@ impl Provider {
     }
 }
 
-/// The calls of one run of a step. It keeps the result of the last one.
+/// The calls of one run of a step. It keeps the result of the last call.
 #[derive(Debug)]
 pub struct Session<'a> {
     provider: &'a Provider,
     deadline: Option<Deadline>,
-    /// Made for the first call.
+    /// Created for the first call.
     stripe: Option<Stripe>,
-    /// Why no call could be made.
+    /// The error of reading the API key, if no call could be made for this reason.
     unreadable: Option<CallError>,
 }
 
 impl Session<'_> {
-    /// The client: the same one for all calls of the session.
+    /// Returns the client. All calls of the session use the same one.
     pub async fn client(&mut self) -> Result<&mut Stripe, BillingError> {
         let stripe = match self.stripe.take() {
             Some(stripe) => stripe,
@@ -117,7 +118,7 @@ impl Session<'_> {
         Ok(self.stripe.insert(stripe))
     }
 
-    /// What the session's last call says about the provider; `None` if no call was made. A key that can't be read
+    /// Returns the result of the session's last call, or `None` if no call was made. A key that can't be read
     /// counts as a failed call.
     #[must_use]
     pub fn into_health(self) -> Option<Health> {
@@ -125,8 +126,8 @@ impl Session<'_> {
         unreadable.or_else(|| self.stripe.and_then(Stripe::into_health))
     }
 
-    /// Forgets a key that was refused: the next session reads it again, since it may have been rotated. Called
-    /// with every failed call.
+    /// Handles the error of a call. If the provider refused the key, drops it, so that the next session reads it
+    /// again: it may have been rotated. Call this for every failed call.
     pub async fn failed(&self, error: &StripeError) {
         if let StripeError::Unauthorized(_) = error {
             self.provider.key.forget().await;
@@ -154,8 +155,8 @@ impl Session<'_> {
         }
     }
 
-    /// Takes everything of a customer away. Deleting the customer is also a fence: Stripe makes no
-    /// subscription for a deleted one.
+    /// Cancels all subscriptions of a customer and deletes the customer. Deleting the customer is also a fence:
+    /// Stripe creates no subscription for a deleted customer.
     pub async fn clean_up(&mut self, customer: &CustomerId) -> Result<(), BillingError> {
         let stripe = self.client().await?;
         let cleaned = async {
@@ -186,7 +187,7 @@ fn reason(error: &SecretError<StripeError>) -> String {
 pub struct Prices(BTreeMap<String, String>);
 
 impl Prices {
-    /// From `plan=price,plan=price`; every plan must have one.
+    /// Parses `plan=price,plan=price`. Every plan must have a price.
     pub fn parse(variable: &'static str, text: &str) -> Result<Self, ConfigError> {
         let prices: BTreeMap<String, String> = text
             .split(',')
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_is_read_once_and_again_when_it_was_refused() {
+    async fn a_key_is_read_once_and_again_after_it_was_refused() {
         let secret = json!({ "ARN": "arn", "Name": "stripe", "SecretString": "sk_test_1" });
         let secrets = Stub::start(move |_| (200, secret.clone())).await;
         let key =

@@ -1,6 +1,6 @@
-//! Every hour: compares the subscriptions at the payment provider with billing's rows.
+//! Compares the subscriptions at the payment provider with billing's rows, every hour.
 //!
-//! Changes nothing at the provider: it reports what disagrees, and a person decides.
+//! It changes nothing at the provider. It reports the disagreements, and a person decides.
 
 use std::time::Duration;
 
@@ -20,31 +20,30 @@ use crate::{
     record_id,
 };
 
-/// What the step needs.
+/// The dependencies of the step.
 #[derive(Debug)]
 pub struct ReconcileSubscriptions {
     /// The billing table.
     pub billing: Table,
-    /// Stripe.
+    /// The payment provider.
     pub provider: Provider,
-    /// How long a comparison may take: less than the function's time-out.
+    /// The maximum duration of a comparison: less than the function's timeout.
     pub time: Duration,
 }
 
-/// What it answers; seen only in the log.
+/// The step's reply. It appears only in the log.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reply {
-    /// Subscriptions of sites that run at the provider.
+    /// The number of subscriptions of sites that run at the provider.
     pub running: usize,
-    /// ACTIVE rows.
+    /// The number of rows with status `ACTIVE`.
     pub active: usize,
-    /// Disagreements.
+    /// The number of disagreements.
     pub found: usize,
 }
 
-/// A row of the table, as far as the projection has it. Of an idempotency record only `status` is
-/// there.
+/// The projected attributes of a row of the table. An idempotency record has only `id` and `status`.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Scanned {
@@ -66,7 +65,7 @@ impl Step for ReconcileSubscriptions {
 
     async fn run(&self, _: Self::Command, now: Timestamp) -> Result<Reply, BillingError> {
         let deadline = Deadline::after(self.time);
-        // Half of the books would be full of findings: it compares all, or fails.
+        // A partial comparison would report wrong findings. It therefore compares everything or fails.
         let late = |_| BillingError::TimeOut(self.time);
         let (books, foreign) = timeout(deadline.left(), self.books()).await.map_err(late)??;
         let key = Report::key();
@@ -95,7 +94,7 @@ impl Step for ReconcileSubscriptions {
 }
 
 impl ReconcileSubscriptions {
-    /// Both sides, and how many subscriptions at the provider name no site.
+    /// Reads both sides. Also returns the number of subscriptions at the provider that name no site.
     async fn books(&self) -> Result<(Books, usize), BillingError> {
         let mut books = self.rows().await?;
         let mut foreign = 0;
@@ -114,7 +113,7 @@ impl ReconcileSubscriptions {
         Ok((books, foreign))
     }
 
-    /// Billing's side. A row that can't be read counts as missing.
+    /// Reads billing's side. A row that can't be read counts as missing.
     async fn rows(&self) -> Result<Books, StoreError> {
         let mut books = Books::default();
         let scan = self.billing.scan().project("id, #status, siteId, providerSubscriptionId, #at");
@@ -129,7 +128,7 @@ impl ReconcileSubscriptions {
     }
 }
 
-/// Adds a row of the table to the books; those of the circuit and of the report have no part in it.
+/// Adds a row of the table to `books`. The rows of the circuit and of the report are ignored.
 fn take(scanned: Scanned, books: &mut Books) {
     let Scanned { id, status, site_id, provider_subscription_id, at } = scanned;
     let status = status.as_deref().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! How billing's rows compare to the subscriptions at the payment provider, and the report of it.
+//! Compares billing's rows with the subscriptions at the payment provider, and makes the report.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,58 +8,59 @@ use std::{
 use contracts::{OnboardingId, SiteId, Timestamp};
 use payments::{Finding, FindingKind, Report};
 
-/// Findings that a report holds; beyond that it only counts them. Keeps the row far below DynamoDB's
-/// 400 KB.
+/// The maximum number of findings in a report. Further findings are only counted. This keeps the row far below
+/// DynamoDB's limit of 400 KB.
 pub const MAX_FINDINGS: usize = 200;
-/// A row or a subscription that changed more recently may still be in the middle of its step. Longer
-/// than `initialize-subscription` waits for the provider, and than a comparison takes.
+/// A row or a subscription that changed less than this time ago may still be in the middle of its step. The time is
+/// longer than `initialize-subscription` waits for the provider, and longer than a comparison takes.
 const IN_FLIGHT: Duration = Duration::from_hours(2);
 
-/// What a row says about its site's subscription.
+/// The state of a site's subscription according to its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowState {
-    /// It is paid for.
+    /// The subscription is paid for.
     Active,
-    /// The provider refused it.
+    /// The provider refused the payment.
     Failed,
-    /// It is being cancelled, or was.
+    /// The subscription is cancelled, or its cancellation has begun.
     Cancelled,
 }
 
-/// A row of billing, as far as it is compared.
+/// The compared fields of a row of billing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// What it says.
+    /// The state of the subscription.
     pub state: RowState,
-    /// The provider's id of the subscription, where the row knows one.
+    /// The provider's id of the subscription, if the row has one.
     pub provider_subscription_id: Option<String>,
-    /// When the row changed last.
+    /// When the row last changed.
     pub at: Timestamp,
 }
 
 /// A subscription at the provider that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Running {
-    /// The provider's id.
+    /// The provider's id of the subscription.
     pub id: String,
-    /// The site that it was opened for.
+    /// The site that the subscription was opened for.
     pub site_id: SiteId,
-    /// When it was opened.
+    /// When the subscription was created.
     pub created: Timestamp,
 }
 
-/// Both sides.
+/// The data of both sides.
 #[derive(Clone, Debug, Default)]
 pub struct Books {
-    /// Billing's rows, one a site.
+    /// Billing's rows, one for each site.
     pub rows: BTreeMap<SiteId, Row>,
     /// Onboardings whose initialization began and has not finished.
     pub unfinished: BTreeSet<OnboardingId>,
-    /// The provider's subscriptions.
+    /// The provider's subscriptions that have not ended.
     pub running: Vec<Running>,
 }
 
-/// Compares both sides. `before` is the previous report.
+/// Compares both sides and returns the report. `before` is the previous report. `foreign` is the number of
+/// subscriptions at the provider that are not a site's.
 #[must_use]
 pub fn report(books: &Books, foreign: usize, before: Option<&Report>, now: Timestamp) -> Report {
     let known: BTreeMap<_, _> = before
@@ -91,7 +92,7 @@ pub fn report(books: &Books, foreign: usize, before: Option<&Report>, now: Times
     }
 }
 
-/// Where the two sides disagree, apart from what is in the middle of a step.
+/// Returns the disagreements between the two sides, except those in the middle of a step.
 fn findings(books: &Books, now: Timestamp) -> Vec<Finding> {
     let in_flight = i64::try_from(IN_FLIGHT.as_millis()).unwrap_or(i64::MAX);
     let settled = |at: Timestamp| at <= now.plus_millis(-in_flight);
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn each_way_to_disagree_is_a_finding() {
+    fn each_kind_of_disagreement_is_a_finding() {
         let active = row(RowState::Active, Some("sub_1"), at(0));
         let is = |books: &Books, kind, id: &str| {
             assert_eq!(findings_of(books, at(10)), [(kind, id.to_owned())], "{books:?}");
@@ -187,7 +188,7 @@ mod tests {
         let two = [running("sub_1", "a", at(0)), running("sub_2", "a", at(0))];
         is(&books(&[("a", active.clone())], &two), FindingKind::Duplicate, "sub_2");
 
-        // Another one runs in place of the row's.
+        // A subscription other than the row's is running.
         let other = [running("sub_2", "a", at(0))];
         let both = findings_of(&books(&[("a", active)], &other), at(10));
         assert_eq!(
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_the_middle_of_a_step_is_no_finding() {
+    fn a_recent_change_or_an_unfinished_initialization_is_not_a_finding() {
         let one = running("sub_1", "a", at(0));
         let early = Timestamp::from_millis(2 * HOUR - 1);
         for (rows, subscriptions) in [
@@ -221,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finding_keeps_when_it_was_first_seen_and_vanishes_when_it_is_resolved() {
+    fn a_finding_keeps_its_first_seen_time_and_disappears_when_resolved() {
         let wrong = books(&[], &[running("sub_1", "a", at(0))]);
         let first = report(&wrong, 3, None, at(10));
         let second = report(&wrong, 3, Some(&first), at(11));
@@ -234,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_is_bounded_and_keeps_what_was_seen_first() {
+    fn a_report_is_bounded_and_keeps_the_oldest_findings() {
         let mut wrong = books(&[], &[running("sub_old", "old", at(0))]);
         let before = report(&wrong, 0, None, at(10));
         for number in 0..MAX_FINDINGS + 5 {

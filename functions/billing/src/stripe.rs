@@ -1,8 +1,8 @@
-//! The part of Stripe's API that billing needs, over the HTTP and TLS libraries that the AWS SDK
-//! already links. Wire reference: <https://docs.stripe.com/api>.
+//! A client for the part of Stripe's API that billing needs. It uses the HTTP and TLS libraries that the AWS SDK
+//! already links. Reference: <https://docs.stripe.com/api>.
 //!
-//! Nothing here retries: a write that ended [`StripeError::Unavailable`] is repeated by its caller,
-//! later and with the same idempotency key.
+//! The client does not retry. After [`StripeError::Unavailable`] the caller repeats a write later, with the same
+//! idempotency key.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -31,30 +31,31 @@ use lambda::Deadline;
 
 use crate::circuit::Health;
 
-/// The version of the API that the requests and answers here are written for: without it, an
-/// account's default decides, and that can be changed from Stripe's dashboard.
+/// The API version that the requests and answers here are written for. Without it Stripe uses the account's default
+/// version, which can be changed in Stripe's dashboard.
 const API_VERSION: &str = "2025-12-15.clover";
 const USER_AGENT: &str = concat!("fieldstation/", env!("CARGO_PKG_VERSION"));
-/// For the TCP connection alone, name resolution and TLS excluded.
+/// The timeout of the TCP connection, without name resolution and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// For one call, from the name's resolution to the answer's last byte.
+/// The timeout of one call, from the name resolution to the last byte of the answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(6);
-/// Short, so that a thawed Lambda seldom sends into a connection closed while it was frozen; what
-/// the calls of one command share, lives long enough.
+/// How long an idle connection stays in the pool. It is short, so that a thawed Lambda environment rarely sends over
+/// a connection that was closed while it was frozen. It is long enough for the calls of one command to share a
+/// connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Far above an answer with 100 subscriptions; something else must not fill the memory.
+/// The maximum size of an answer. It is far above an answer with 100 subscriptions, and protects the memory.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
-/// The name of a call's error that had no answer.
+/// The error name of a call that got no answer.
 const NO_ANSWER: &str = "NoAnswer";
-/// The most that one customer can have is 500; at 100 a page, the rest is room.
+/// The maximum number of pages of a customer's subscriptions. A customer can have 500, which are 5 pages of 100.
 const MAX_PAGES: usize = 10;
 
-/// A secret or restricted API key. It never shows in `Debug`, errors or logs.
+/// A secret or restricted API key. It never appears in `Debug` output, errors or logs.
 #[derive(Clone)]
 pub struct ApiKey(HeaderValue);
 
 impl ApiKey {
-    /// Takes a key as it was stored; white space around it is no part of it.
+    /// Creates a key from the stored text. Surrounding white space is removed.
     pub fn new(key: &str) -> Result<Self, StripeError> {
         let key = key.trim();
         let mut bearer = HeaderValue::try_from(format!("Bearer {key}"))
@@ -72,50 +73,51 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// Why a call had no success. No variant ever holds the API key.
+/// Why a call failed. No variant ever holds the API key.
 #[derive(Debug, thiserror::Error)]
 pub enum StripeError {
-    /// The card, or its bank, said no: final for this payment method.
+    /// The card or its bank declined. This is final for this payment method.
     #[error("{message} ({code})")]
     Declined {
         /// Stripe's error code, such as `card_declined` or `expired_card`.
         code: String,
-        /// Written by Stripe for the card's owner.
+        /// Stripe's message for the card's owner.
         message: String,
     },
-    /// No answer, or one that says "later". The call may have been done: repeat it with its key.
+    /// There was no answer, or one that asks for a retry. The call may have been executed, so repeat it with the same
+    /// idempotency key.
     #[error("Stripe is unavailable: {0}")]
     Unavailable(String),
-    /// Stripe keeps the first outcome of a key, server errors too, and repeats it for a day. The
-    /// key is used up: look at what exists, then go on with another one.
+    /// Stripe stores the first result of an idempotency key, server errors included, and repeats it for a day. The
+    /// key can't be used again: check what exists, then continue with another key.
     #[error("Stripe repeats the stored failure of this idempotency key: {0}")]
     KeySpent(String),
-    /// Stripe does not know the payment method: final, like a declined card.
+    /// Stripe does not know the payment method. This is final, like a declined card.
     #[error("{message}")]
     UnknownPaymentMethod {
-        /// Stripe's words and its request id, for the operator.
+        /// Stripe's message and its request id, for the operator.
         message: String,
     },
     /// The API key is wrong, expired, or lacks a permission.
     #[error("Stripe refused the API key with status {0}")]
     Unauthorized(u16),
-    /// The request is wrong: repeating it is of no use.
+    /// The request is wrong. A retry would fail too.
     #[error("Stripe rejected the request with status {status}: {message}")]
     Rejected {
-        /// HTTP status.
+        /// The HTTP status.
         status: u16,
-        /// Stripe's error code, such as `resource_missing`, where it gave one.
+        /// Stripe's error code, such as `resource_missing`, if there is one.
         code: Option<String>,
-        /// Stripe's words and its request id, for the operator.
+        /// Stripe's message and its request id, for the operator.
         message: String,
     },
-    /// A success that can't be read. What was asked for may have been done.
+    /// The answer has a success status but can't be read. The request may have been executed.
     #[error("Stripe answered something unexpected: {0}")]
     Unreadable(String),
-    /// Not an id that Stripe could have made.
+    /// The text is not a valid Stripe id.
     #[error("not a Stripe id")]
     InvalidId,
-    /// The client can't be made like this.
+    /// The client can't be created from these settings.
     #[error("Stripe client: {0}")]
     Config(String),
 }
@@ -128,7 +130,7 @@ macro_rules! stripe_id {
         pub struct $name(String);
 
         impl $name {
-            /// The id as Stripe writes it.
+            /// Returns the id as Stripe writes it.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -138,7 +140,8 @@ macro_rules! stripe_id {
         impl TryFrom<String> for $name {
             type Error = StripeError;
 
-            /// Ids become segments of request paths: anything that could change a path is refused.
+            /// Checks the id. Ids become segments of request paths, so characters that could change a path are
+            /// refused.
             fn try_from(id: String) -> Result<Self, StripeError> {
                 let valid = |c: u8| c.is_ascii_alphanumeric() || c == b'_' || c == b'-';
                 let fits = !id.is_empty() && id.len() <= 255 && id.bytes().all(valid);
@@ -161,41 +164,42 @@ macro_rules! stripe_id {
 }
 
 stripe_id!(
-    /// `cus_...`
+    /// A customer's id: `cus_...`.
     CustomerId
 );
 stripe_id!(
-    /// `pm_...`; in test mode also a name such as `pm_card_visa`, which attaching turns into an id.
+    /// A payment method's id: `pm_...`. In test mode it can be a name such as `pm_card_visa`, which attaching turns
+    /// into an id.
     PaymentMethodId
 );
 stripe_id!(
-    /// `sub_...`
+    /// A subscription's id: `sub_...`.
     SubscriptionId
 );
 
-/// A subscription, as far as billing looks at it.
+/// The fields of a subscription that billing reads.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Subscription {
     /// Stripe's id.
     pub id: SubscriptionId,
-    /// Where it stands.
+    /// The status.
     pub status: SubscriptionStatus,
-    /// When it was created, in epoch seconds.
+    /// When the subscription was created, in epoch seconds.
     #[serde(default)]
     pub created: i64,
-    /// What it was created with: `onboardingId` and `siteId`, if billing created it.
+    /// The metadata: `onboardingId` and `siteId`, if billing created the subscription.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
 }
 
 impl Subscription {
-    /// Whether it has not ended: it is paid, or may be paid for yet.
+    /// Returns whether the subscription has not ended: it is paid, or may still be paid.
     #[must_use]
     pub fn is_running(&self) -> bool {
         !matches!(self.status, SubscriptionStatus::Canceled | SubscriptionStatus::IncompleteExpired)
     }
 
-    /// Whether nothing is owed for it now.
+    /// Returns whether no payment is due now.
     #[must_use]
     pub fn is_paid(&self) -> bool {
         matches!(self.status, SubscriptionStatus::Active | SubscriptionStatus::Trialing)
@@ -208,7 +212,7 @@ impl Subscription {
 pub enum SubscriptionStatus {
     /// Paid.
     Active,
-    /// In its trial: nothing is to be paid yet.
+    /// In the trial period. No payment is due yet.
     Trialing,
     /// The first payment has not succeeded.
     Incomplete,
@@ -241,7 +245,8 @@ pub struct Stripe {
 }
 
 impl Stripe {
-    /// `base_url` is `https://api.stripe.com`, or a local stand-in; only that may be plain http.
+    /// Creates a client. `base_url` is `https://api.stripe.com` or the URL of a local fake. Plain HTTP is allowed
+    /// only to a loopback host.
     pub fn new(base_url: &str, key: ApiKey) -> Result<Self, StripeError> {
         let base = base_url.trim_end_matches('/');
         let uri: Uri = base
@@ -261,8 +266,8 @@ impl Stripe {
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
         tcp.set_nodelay(true);
         tcp.enforce_http(false);
-        // Mozilla's roots, compiled in: the trust store in the zip holds Amazon's alone, and reading
-        // the system's costs more instructions than all the rest of the start-up.
+        // Mozilla's root certificates, compiled in. The trust store in the zip holds only Amazon's, and reading the
+        // system's costs more instructions than the rest of the start-up.
         let connector = HttpsConnectorBuilder::new()
             .with_provider_and_webpki_roots(rustls::crypto::aws_lc_rs::default_provider())
             .map_err(|error| StripeError::Config(error.to_string()))?
@@ -282,26 +287,26 @@ impl Stripe {
         })
     }
 
-    /// Sets when the API key was read. Failed calls report it.
+    /// Sets when the API key was read. Failed calls report this time.
     #[must_use]
     pub fn with_key_read_at(self, key_read_at: Timestamp) -> Self {
         Self { key_read_at: Some(key_read_at), ..self }
     }
 
-    /// Sets when each call has to end. `None`: each call has its own timeout only.
+    /// Sets the deadline of all calls. With `None`, each call has only its own timeout.
     #[must_use]
     pub fn until(self, deadline: Option<Deadline>) -> Self {
         Self { deadline, ..self }
     }
 
-    /// The result of the last call of this client; `None` if it has made none. A clone that was made before
+    /// Returns the result of this client's last call, or `None` if it has made none. A clone that was made before
     /// the call does not have it.
     #[must_use]
     pub fn into_health(self) -> Option<Health> {
         self.health
     }
 
-    /// "Create a customer". The customer has no way to pay yet.
+    /// Calls "Create a customer". The customer has no payment method yet.
     pub async fn create_customer(
         &mut self,
         name: &str,
@@ -314,8 +319,8 @@ impl Stripe {
         Ok(created.id)
     }
 
-    /// "Attach a `PaymentMethod` to a Customer". A bank may decline the card already here. The
-    /// answer's id is the one to go on with.
+    /// Calls "Attach a `PaymentMethod` to a Customer". A bank may decline the card in this call already. Use the id
+    /// that this returns from then on.
     pub async fn attach_payment_method(
         &mut self,
         method: &PaymentMethodId,
@@ -326,7 +331,7 @@ impl Stripe {
         let form = [("customer".into(), customer.as_str())];
         match self.post::<Created<PaymentMethodId>>(&path, &form, key).await {
             Ok(attached) => Ok(attached.id),
-            // 404 is about the object in the path. A customer that is missing is a 400.
+            // 404 is about the object in the path. A missing customer would be a 400.
             Err(StripeError::Rejected { status: 404, code, message })
                 if code.as_deref() == Some("resource_missing") =>
             {
@@ -336,7 +341,8 @@ impl Stripe {
         }
     }
 
-    /// "Update a customer": what its invoices are paid with, the first of a subscription included.
+    /// Calls "Update a customer". Sets the method that pays the customer's invoices, including the first invoice of a
+    /// subscription.
     pub async fn set_default_payment_method(
         &mut self,
         customer: &CustomerId,
@@ -348,8 +354,8 @@ impl Stripe {
         self.post::<Created<CustomerId>>(&path, &form, key).await.map(drop)
     }
 
-    /// "Create a subscription", paid by the customer's default method. It is paid (or needs no
-    /// payment) when this returns; where the payment fails, no subscription is left.
+    /// Calls "Create a subscription". The customer's default method pays for it. When this returns, the subscription
+    /// is paid or needs no payment. If the payment fails, no subscription is left.
     ///
     /// `price` is the id of a Price (`price_...`) or the id chosen for a Plan.
     pub async fn create_subscription(
@@ -359,7 +365,7 @@ impl Stripe {
         metadata: &[(&str, &str)],
         key: Uuid,
     ) -> Result<SubscriptionId, StripeError> {
-        // Stripe makes up the ids of Prices; only Plans have chosen ones.
+        // Stripe generates the ids of Prices. Only Plans have chosen ids.
         let item = if price.starts_with("price_") { "items[0][price]" } else { "items[0][plan]" };
         let mut form = vec![
             ("customer".into(), customer.as_str()),
@@ -371,7 +377,7 @@ impl Stripe {
         if made.is_paid() {
             return Ok(made.id);
         }
-        // Nobody may find a subscription that was never paid, whatever let it be made.
+        // A subscription that was never paid must not stay, for whatever reason Stripe created it.
         self.cancel_subscription(&made.id).await?;
         Err(StripeError::Declined {
             code: "subscription_incomplete".into(),
@@ -379,8 +385,8 @@ impl Stripe {
         })
     }
 
-    /// "List subscriptions": all of a customer's that are not cancelled. A customer that does not
-    /// exist has none.
+    /// Calls "List subscriptions" for all of a customer's subscriptions that are not cancelled. A customer that does
+    /// not exist has none.
     pub async fn subscriptions_of(
         &mut self,
         customer: &CustomerId,
@@ -407,8 +413,8 @@ impl Stripe {
         Err(StripeError::Unreadable(format!("more than {MAX_PAGES} pages of subscriptions")))
     }
 
-    /// "List subscriptions": a page of all of the account's that are not cancelled, those that follow
-    /// `after`.
+    /// Calls "List subscriptions" for one page of the account's subscriptions that are not cancelled. The page starts
+    /// after the subscription `after`.
     pub async fn subscriptions(
         &mut self,
         after: Option<&SubscriptionId>,
@@ -422,14 +428,14 @@ impl Stripe {
         self.call(Method::GET, &path, None).await?.read()
     }
 
-    /// "Cancel a subscription", at once and without refund. One that is cancelled already, or was
-    /// never there, counts as cancelled.
+    /// Calls "Cancel a subscription", at once and without refund. A subscription that is already cancelled or does
+    /// not exist counts as cancelled.
     pub async fn cancel_subscription(&mut self, id: &SubscriptionId) -> Result<(), StripeError> {
         self.delete(&format!("/v1/subscriptions/{id}")).await
     }
 
-    /// "Delete a customer", which also ends its subscriptions and forgets its cards. One that is
-    /// deleted already, or was never there, counts as deleted.
+    /// Calls "Delete a customer", which also ends its subscriptions and deletes its cards. A customer that is already
+    /// deleted or does not exist counts as deleted.
     pub async fn delete_customer(&mut self, id: &CustomerId) -> Result<(), StripeError> {
         self.delete(&format!("/v1/customers/{id}")).await
     }
@@ -444,7 +450,7 @@ impl Stripe {
         self.call(Method::POST, path, Some((body, key))).await?.read()
     }
 
-    /// DELETE is idempotent by itself: Stripe takes no key for it.
+    /// Sends a `DELETE` request. `DELETE` is idempotent by itself, so Stripe takes no idempotency key for it.
     async fn delete(&mut self, path: &str) -> Result<(), StripeError> {
         let answer = self.call(Method::DELETE, path, None).await?;
         if answer.is_missing() {
@@ -453,8 +459,8 @@ impl Stripe {
         answer.read::<Created<String>>().map(drop)
     }
 
-    /// Sends one request and reads its answer, whatever its status. A call that the deadline ends has no answer,
-    /// like one that its own timeout ends. Past the deadline no call is made.
+    /// Sends one request and reads the answer, whatever its status. If the deadline ends the call, the error is the
+    /// same as for the call's own timeout. After the deadline no call is made.
     async fn call(
         &mut self,
         method: Method,
@@ -516,7 +522,7 @@ impl Stripe {
     }
 }
 
-/// All that billing reads of an object that it made or changed.
+/// The fields that billing reads of an object that it created or changed.
 #[derive(Deserialize)]
 struct Created<Id> {
     id: Id,
@@ -525,9 +531,9 @@ struct Created<Id> {
 /// A page of a list.
 #[derive(Debug, Deserialize)]
 pub struct Page {
-    /// The newest first.
+    /// The subscriptions, newest first.
     pub data: Vec<Subscription>,
-    /// Whether more follow the last one.
+    /// Whether more subscriptions follow.
     pub has_more: bool,
 }
 
@@ -544,12 +550,12 @@ struct ErrorObject {
 
 struct Answer {
     status: StatusCode,
-    /// Stripe's name for this call, in its logs.
+    /// Stripe's id of this request, as in its logs.
     request_id: Option<String>,
-    /// Stripe repeats the stored answer of an earlier call with the same key.
+    /// Whether Stripe repeated the stored answer of an earlier call with the same key.
     replayed: bool,
     body: Bytes,
-    /// Only where Stripe itself answered, and not something between.
+    /// Stripe's error. `None` for a success, and for an answer that is not from Stripe but from an intermediary.
     error: Option<ErrorObject>,
 }
 
@@ -569,7 +575,7 @@ impl Answer {
         }
     }
 
-    /// Stripe says that there is no such object: 404 for the one in the path, 400 for another.
+    /// Returns whether Stripe says that the object does not exist: 404 for the object in the path, 400 for another.
     fn is_missing(&self) -> bool {
         self.error.as_ref().is_some_and(|error| {
             self.status == StatusCode::NOT_FOUND
@@ -577,7 +583,7 @@ impl Answer {
         })
     }
 
-    /// Why the next call, of whatever kind, would fail too: name and message. `None` if it would not.
+    /// Returns the name and message of an error that any further call would meet too. `None` if there is none.
     fn problem(&self) -> Option<(&'static str, String)> {
         let status = self.status.as_u16();
         let error = match status {
@@ -610,10 +616,10 @@ impl Answer {
             402 => {
                 StripeError::Declined { code: code.unwrap_or_else(|| "declined".into()), message }
             }
-            // Stripe's words can quote a part of the key.
+            // Stripe's message can quote a part of the key.
             401 | 403 => StripeError::Unauthorized(status),
             500.. if self.replayed => StripeError::KeySpent(format!("status {status}: {told}")),
-            // 409: the key's first call is still running. 424: a bank or network behind Stripe.
+            // 409: the first call with the key is still running. 424: a bank or network behind Stripe failed.
             408 | 409 | 424 | 429 | 500.. => {
                 StripeError::Unavailable(format!("status {status}: {told}"))
             }
@@ -631,7 +637,7 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || address.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }
 
-/// The error with its causes: the outermost alone says no more than "client error".
+/// Creates the error with all its causes. The outermost one says only "client error".
 fn unavailable(error: &(dyn Error + 'static)) -> StripeError {
     let causes = std::iter::successors(Some(error), |error| (*error).source());
     StripeError::Unavailable(causes.map(ToString::to_string).collect::<Vec<_>>().join(": "))
@@ -648,7 +654,7 @@ mod tests {
     const NO_SUCH: &str = r#"{"error": {"code": "resource_missing", "message": "No such one"}}"#;
     type TestResult = Result<(), Box<dyn Error>>;
 
-    /// A client of a provider with these answers, and the requests that the provider gets.
+    /// Returns a client of a fake provider with these answers, and the requests that the provider receives.
     async fn server(answers: Vec<String>) -> std::io::Result<(Stripe, Requests)> {
         let (base, requests) = serve(answers).await?;
         let key = ApiKey::new(&format!("{SECRET}\n")).expect("a key");
@@ -668,7 +674,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_write_carries_key_version_and_form() -> TestResult {
+    async fn a_write_sends_key_version_and_form() -> TestResult {
         let (mut stripe, served) =
             server(vec![answer(200, r#"{"id": "cus_9", "more": 1}"#)]).await?;
         let key = Uuid::from_u128(7);
@@ -690,7 +696,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn attaching_gives_the_real_id_and_the_default_is_set_on_the_customer() -> TestResult {
+    async fn attaching_returns_the_real_id_and_the_default_is_set_on_the_customer() -> TestResult {
         let (mut stripe, served) =
             server(vec![answer(200, r#"{"id": "pm_real"}"#), answer(200, r#"{"id": "cus_1"}"#)])
                 .await?;
@@ -731,7 +737,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_unpaid_subscription_is_cancelled_and_told_as_declined() -> TestResult {
+    async fn an_unpaid_subscription_is_cancelled_and_reported_as_declined() -> TestResult {
         let (mut stripe, served) = server(vec![
             answer(200, r#"{"id": "sub_1", "status": "incomplete"}"#),
             answer(200, r#"{"id": "sub_1", "status": "canceled"}"#),
@@ -746,7 +752,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_status_has_its_meaning() -> TestResult {
+    async fn each_status_maps_to_an_error() -> TestResult {
         let stripes = r#"{"error": {"type": "t", "code": "c", "message": "m"}}"#;
         for (status, body, expected) in [
             (400, stripes, r#"Rejected { status: 400, code: Some("c"), message: "m (request"#),
@@ -774,7 +780,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stored_server_error_uses_the_key_up_and_a_stored_decline_stays_one() -> TestResult {
+    async fn a_stored_server_error_spends_the_key_and_a_stored_decline_does_not() -> TestResult {
         let replayed = "idempotent-replayed: true";
         let body = r#"{"error": {"code": "card_declined", "message": "No."}}"#;
         let (mut stripe, _served) =
@@ -788,7 +794,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn undoing_what_is_not_there_is_done() -> TestResult {
+    async fn deleting_a_missing_object_succeeds() -> TestResult {
         let gone = answer(404, NO_SUCH);
         let (mut stripe, served) = server(vec![
             gone.clone(),
@@ -801,7 +807,7 @@ mod tests {
         stripe.cancel_subscription(&SubscriptionId("sub_1".into())).await?;
         stripe.delete_customer(&customer()).await?;
         stripe.delete_customer(&customer()).await?;
-        // Neither of these is Stripe saying that the customer is gone.
+        // In neither case does Stripe say that the customer is gone.
         let stranger = stripe.delete_customer(&customer()).await;
         let broken = stripe.delete_customer(&customer()).await;
         assert!(matches!(stranger, Err(StripeError::Rejected { .. })), "{stranger:?}");
@@ -841,12 +847,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn silence_hang_up_and_refusal_are_unavailable() -> TestResult {
+    async fn a_timeout_a_cut_answer_and_a_refused_connection_are_unavailable() -> TestResult {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let base = format!("http://{}", listener.local_addr()?);
         let mut stripe = Stripe::new(&base, ApiKey::new(SECRET)?)?;
         stripe.call_timeout = Duration::from_millis(200);
-        // Connections are taken by the kernel; nobody answers.
+        // The kernel accepts the connections, but nothing answers.
         let started = std::time::Instant::now();
         let silent = stripe.create_customer("n", &[], Uuid::nil()).await;
         assert!(started.elapsed() < CALL_TIMEOUT / 2, "{:?}", started.elapsed());
@@ -885,7 +891,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_key_shows_nowhere() -> TestResult {
+    async fn the_key_appears_in_no_output() -> TestResult {
         let quoting = format!(r#"{{"error": {{"message": "Invalid API Key: {SECRET}"}}}}"#);
         let (mut stripe, _served) = server(vec![answer(401, &quoting)]).await?;
         assert_eq!(format!("{:?}", stripe.key), "ApiKey(hidden)");
@@ -897,7 +903,7 @@ mod tests {
     }
 
     #[test]
-    fn only_https_and_loopback_http_are_taken() -> TestResult {
+    fn only_https_and_loopback_http_are_accepted() -> TestResult {
         for (base, taken) in [
             ("https://api.stripe.com", true),
             ("http://127.0.0.1:8420/", true),
@@ -921,7 +927,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_could_change_a_path_is_none() {
+    fn an_id_that_could_change_a_path_is_refused() {
         for id in ["", "pm_1/../../customers/cus_1?", "pm_1?x", "pm 1", "pm_é", &"p".repeat(256)] {
             assert!(PaymentMethodId::try_from(id.to_owned()).is_err(), "{id}");
             assert!(serde_json::from_value::<CustomerId>(id.into()).is_err(), "{id}");

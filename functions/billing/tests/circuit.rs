@@ -1,5 +1,5 @@
-//! While the provider is out nobody calls it but a probe, and when it is back every command is
-//! worked on.
+//! Tests the circuit breaker: during an outage only a probe calls the provider, and after it every command is
+//! processed.
 
 mod support;
 
@@ -51,8 +51,8 @@ impl World {
         consumer(&self.dynamo, self.dynamo.table(BILLING), &self.stripe, &self.aws)
     }
 
-    /// A command of that site comes in; gives the call that answers it, or puts it back, and
-    /// the calls to the provider.
+    /// Handles a command of the site. Returns the call that answers it or sends it back, and the calls to the
+    /// provider.
     async fn command(&self, site: &str, now: Timestamp) -> (Call, Vec<&'static str>) {
         let message = message(&command_of(site, CARD));
         self.consumer().handle(message, in_time(), now).await.expect("no receive is burnt");
@@ -65,13 +65,13 @@ impl World {
         self.dynamo.row(BILLING, "circuit#provider").await.unwrap_or_default()
     }
 
-    /// Until when it is open.
+    /// Returns the time until which the circuit is open.
     async fn open_until(&self) -> Timestamp {
         let row = self.circuit().await;
         row["openUntil"].as_str().expect("it is open").parse().expect("a time")
     }
 
-    /// Opens it with five failures at noon.
+    /// Opens the circuit with five failures at noon.
     async fn open(&self) -> Timestamp {
         self.stripe.down(DOWN);
         for n in 0..5 {
@@ -87,7 +87,7 @@ fn in_time() -> Deadline {
 }
 
 #[tokio::test]
-async fn after_failures_in_a_row_commands_go_back_untried_until_the_pause_is_over() {
+async fn after_failures_in_a_row_commands_are_sent_back_untried_until_the_pause_ends() {
     let world = World::start().await;
     let until = world.open().await;
     let mut sent = Value::Null;
@@ -100,12 +100,12 @@ async fn after_failures_in_a_row_commands_go_back_untried_until_the_pause_is_ove
         let delay = sent["DelaySeconds"].as_i64().expect("seconds");
         assert!((pause..=pause + 15).contains(&delay), "{delay} s of {pause} s");
     }
-    // It was no attempt; the time since the first sending goes with it.
+    // It did not count as an attempt. The time of the first sending stays in the message.
     let attributes = &sent["MessageAttributes"];
     assert_eq!(attributes["attempt"]["StringValue"], "0");
     assert_eq!(attributes["since"]["StringValue"], noon(0).millis().to_string());
 
-    // A command that nobody waits for any more does not go round for ever.
+    // A command whose state has timed out is not sent back again.
     let old = redelivered(&sent);
     world.stripe.take_calls();
     let (until, commands) = (noon(3601), world.consumer());
@@ -122,7 +122,7 @@ fn open_until(until: Timestamp) -> Value {
 }
 
 #[tokio::test]
-async fn a_success_in_between_begins_anew_and_costs_nothing_while_all_is_well() {
+async fn a_success_resets_the_count_and_costs_no_write_without_failures() {
     let world = World::start().await;
     world.command("well", noon(0)).await;
     assert_eq!(world.circuit().await, Value::Null, "no write while all is well");
@@ -140,7 +140,7 @@ async fn a_success_in_between_begins_anew_and_costs_nothing_while_all_is_well() 
 }
 
 #[tokio::test]
-async fn only_the_providers_own_trouble_counts() {
+async fn only_failures_of_the_provider_count() {
     for (status, counted) in
         [(500, 1), (503, 1), (429, 1), (401, 1), (403, 1), (402, 0), (400, 0), (409, 0)]
     {
@@ -150,7 +150,7 @@ async fn only_the_providers_own_trouble_counts() {
         let failures = world.circuit().await["failures"].as_i64().unwrap_or(0);
         assert_eq!(failures, counted, "{status}");
     }
-    // Ours: the lock is held by another run, the provider was not called.
+    // The lock is held by another run, and the provider was not called.
     let world = World::start().await;
     let (held, other) = (world.consumer(), world.consumer());
     let gate = world.stripe.stub.hold().await;
@@ -168,7 +168,7 @@ async fn only_the_providers_own_trouble_counts() {
 }
 
 #[tokio::test]
-async fn a_failure_that_the_provider_has_stored_says_nothing_of_it_now() {
+async fn a_stored_failure_of_the_provider_does_not_count() {
     let world = World::start().await;
     world.stripe.fail("customer", Trouble::Stored);
     world.command("a", noon(0)).await;
@@ -178,7 +178,7 @@ async fn a_failure_that_the_provider_has_stored_says_nothing_of_it_now() {
 }
 
 #[tokio::test]
-async fn silence_counts_when_the_functions_time_runs_out_over_it() {
+async fn no_answer_before_the_deadline_counts_as_a_failure() {
     let world = World::start().await;
     world.stripe.down(Some(SILENCE));
     let deadline = Deadline::after(Duration::from_secs(4));
@@ -194,7 +194,7 @@ async fn silence_counts_when_the_functions_time_runs_out_over_it() {
 }
 
 #[tokio::test]
-async fn of_many_that_come_when_the_pause_is_over_one_probes_and_its_success_closes() {
+async fn after_the_pause_one_of_many_commands_probes_and_its_success_closes_the_circuit() {
     let world = World::start().await;
     let until = world.open().await;
     world.stripe.down(None);
@@ -224,14 +224,14 @@ async fn of_many_that_come_when_the_pause_is_over_one_probes_and_its_success_clo
 }
 
 #[tokio::test]
-async fn a_probe_that_fails_lengthens_the_pause_and_one_that_never_tells_is_followed_by_another() {
+async fn a_failed_probe_lengthens_the_pause_and_a_crashed_probe_is_replaced() {
     let world = World::start().await;
     let until = world.open().await;
     assert_eq!(world.command("probe", until).await.1, ["customer"]);
     let longer = world.open_until().await;
     assert!((48_000..=60_500).contains(&(longer.millis() - until.millis())), "{longer}");
 
-    // The next probe crashes in its call.
+    // The next probe crashes during its call.
     world.stripe.down(Some(SILENCE));
     let crashing = world.consumer();
     let command = message(&command_of("crash", CARD));
@@ -251,7 +251,7 @@ async fn a_probe_that_fails_lengthens_the_pause_and_one_that_never_tells_is_foll
 }
 
 #[tokio::test]
-async fn a_probe_that_needs_no_provider_lets_the_next_one_probe() {
+async fn after_a_probe_without_a_call_the_next_command_probes() {
     let world = World::start().await;
     world.command("done", noon(0)).await;
     let until = world.open().await;
@@ -263,7 +263,7 @@ async fn a_probe_that_needs_no_provider_lets_the_next_one_probe() {
 }
 
 #[tokio::test]
-async fn metrics_tell_of_each_failure_and_of_whatever_an_open_circuit_keeps_back() {
+async fn metrics_count_each_failure_and_each_command_that_an_open_circuit_defers() {
     let world = World::start().await;
     let told = async |site: &str, now| measured(world.command(site, now)).await.1;
     let metrics = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), 1.0)).collect();
@@ -284,13 +284,13 @@ async fn metrics_tell_of_each_failure_and_of_whatever_an_open_circuit_keeps_back
 }
 
 #[tokio::test]
-async fn without_its_row_there_is_no_breaker() {
+async fn without_access_to_its_row_the_breaker_lets_commands_run() {
     for status in [400, 500, SILENCE] {
         let world = World::start().await;
         let broken = Stub::start(move |_| (status, json!({ "__type": "AccessDenied" }))).await;
         let client = aws_sdk_dynamodb::Client::new(&broken.config());
         let table = Table::new(client, BILLING);
-        // Each silence takes its time.
+        // Each of these calls takes the whole timeout, so there are fewer of them.
         for n in if status == SILENCE { 5..7 } else { 0..7 } {
             let mut commands = consumer(&world.dynamo, table.clone(), &world.stripe, &world.aws);
             commands.circuit.rules.time = Rules::default().time;
@@ -305,10 +305,10 @@ async fn without_its_row_there_is_no_breaker() {
 }
 
 #[tokio::test]
-async fn two_hundred_commands_and_ten_minutes_without_the_provider() {
+async fn two_hundred_commands_survive_an_outage_of_ten_minutes() {
     const OUTAGE_MILLIS: i64 = 600_000;
     let world = World::start().await;
-    // What is in the queue, by the time at which it may be received.
+    // The messages in the queue, by the time at which they may be received.
     let mut queue = BTreeMap::new();
     for n in 0..200_i64 {
         let mut one = message(&command_of(&format!("site-{n}"), CARD));
@@ -342,7 +342,7 @@ async fn two_hundred_commands_and_ten_minutes_without_the_provider() {
         last = now;
     }
     assert_eq!((done.len(), world.stripe.paid_for()), (200, 200));
-    // Five until it opened, then the probes after 30 s, 1, 2, 4 and 5 minutes at most.
+    // Five calls until the circuit opened, then the probes after 30 s and 1, 2, 4 and 5 minutes at most.
     assert!((8..=11).contains(&calls_down.len()), "{calls_down:?}");
     let over = last.millis() - noon(0).millis() - OUTAGE_MILLIS;
     assert!(over < 400_000, "drained {over} ms after the outage");

@@ -1,4 +1,5 @@
-//! Billing's commands over the queue: answered once the result is committed, and answered again.
+//! Tests billing's commands over the queue: each is answered after its result is committed, and a redelivered one is
+//! answered again.
 
 mod support;
 
@@ -48,7 +49,7 @@ impl World {
     }
 }
 
-/// As much time as the function has.
+/// Returns a deadline close to the function's timeout of 20 s.
 fn in_time() -> Deadline {
     Deadline::after(Duration::from_secs(19))
 }
@@ -59,7 +60,7 @@ fn broken_answers(call: &Call) -> (u16, Value) {
 }
 
 #[tokio::test]
-async fn a_result_is_answered_and_answered_again() {
+async fn a_result_is_sent_again_for_a_redelivered_command() {
     let world = World::start(waiting).await;
     for _ in 0..2 {
         world
@@ -79,7 +80,7 @@ async fn a_result_is_answered_and_answered_again() {
 }
 
 #[tokio::test]
-async fn a_decline_is_answered_by_its_name_and_answered_again() {
+async fn a_decline_is_sent_again_for_a_redelivered_command() {
     let world = World::start(waiting).await;
     for _ in 0..2 {
         let declined = message(&command("pm_card_chargeDeclined"));
@@ -93,7 +94,7 @@ async fn a_decline_is_answered_by_its_name_and_answered_again() {
 }
 
 #[tokio::test]
-async fn a_replay_answers_its_outcome_and_sends_nothing_back() {
+async fn a_replay_returns_its_result_and_sends_no_message_to_the_queue() {
     let world = World::start(waiting).await;
     let replay =
         async |message: SqsMessage| world.commands().replay(&message, in_time(), noon(0)).await;
@@ -115,7 +116,7 @@ async fn a_replay_answers_its_outcome_and_sends_nothing_back() {
 async fn a_slow_provider_sends_the_command_back_before_the_time_runs_out() {
     let world = World::start(waiting).await;
     world.stripe.fail("customer", Trouble::Silent);
-    // Two of these three seconds are kept for the queue.
+    // Two of these three seconds are reserved for the queue.
     let deadline = Deadline::after(Duration::from_secs(3));
     let commands = world.commands();
     commands
@@ -125,14 +126,14 @@ async fn a_slow_provider_sends_the_command_back_before_the_time_runs_out() {
     let (operation, call) = world.take_one();
     assert_eq!(operation, "SendMessage");
     assert!(!deadline.passed());
-    // The step has released its lock: the next try need not wait until the lease ends.
+    // The step has released its lock, so the next attempt need not wait until the lease ends.
     commands.handle(redelivered(&call), in_time(), noon(2)).await.expect("an answer");
     assert_eq!(world.take_one().0, "SendTaskSuccess");
     assert_eq!((world.stripe.customers(), world.stripe.paid_for()), (1, 1));
 }
 
 #[tokio::test]
-async fn an_outage_sends_the_command_back_with_a_growing_delay_until_the_patience_ends() {
+async fn an_outage_sends_the_command_back_with_a_growing_delay_until_its_state_times_out() {
     let world = World::start(waiting).await;
     let mut next = message(&command("pm_card_visa"));
     for (attempt, delay, seconds) in [("1", 2, 0), ("2", 4, 2), ("3", 8, 3600)] {
@@ -148,7 +149,7 @@ async fn an_outage_sends_the_command_back_with_a_growing_delay_until_the_patienc
         assert_eq!(call["MessageAttributes"]["since"]["StringValue"], since);
         next = redelivered(&call);
     }
-    // The state waits for an hour: nobody would hear of a later try.
+    // The state waits for an hour, so the command is answered and not sent back again.
     world.stripe.fail("customer", Trouble::Refused);
     world.commands().handle(next, in_time(), noon(3601)).await.expect("an answer");
     let (operation, call) = world.take_one();
@@ -178,7 +179,7 @@ async fn a_command_survives_more_than_sixteen_deferrals_of_an_outage() {
 }
 
 #[tokio::test]
-async fn what_is_broken_or_can_not_be_answered_stays_in_the_queue() {
+async fn a_malformed_message_or_an_unsendable_answer_stays_in_the_queue() {
     let world = World::start(waiting).await;
     let mut broken = message(&command("pm_card_visa"));
     broken.body = Some(r#"{"taskToken": "t"}"#.to_owned());
@@ -186,7 +187,7 @@ async fn what_is_broken_or_can_not_be_answered_stays_in_the_queue() {
     assert!(error.contains("missing field `command`"), "{error}");
     assert!(world.aws.take_calls().is_empty());
 
-    // Neither the answer nor the way back to the queue gets through.
+    // Neither the answer nor the message to the queue can be sent.
     let world = World::start(broken_answers).await;
     let good = message(&command("pm_card_visa"));
     world.commands().handle(good.clone(), in_time(), noon(0)).await.expect_err("no answer");
@@ -199,8 +200,8 @@ async fn what_is_broken_or_can_not_be_answered_stays_in_the_queue() {
 }
 
 #[tokio::test]
-async fn an_answer_that_comes_too_late_is_not_kept() {
-    // The task ends while the command is run.
+async fn a_message_whose_answer_comes_too_late_is_deleted() {
+    // The task ends while the command runs.
     let world = World::start(|call| match call.operation() {
         "SendTaskSuccess" | "SendTaskFailure" => (400, json!({ "__type": "TaskTimedOut" })),
         _ => waiting(call),
@@ -215,7 +216,7 @@ async fn an_answer_that_comes_too_late_is_not_kept() {
     assert_eq!(operations, ["SendTaskSuccess", "SendTaskFailure"]);
 }
 
-/// A site that is live and paid for, and whoever sends commands about it.
+/// Starts a world with a site whose subscription is paid for.
 async fn live_site(aws: fn(&Call) -> (u16, Value)) -> World {
     let world = World::start(aws).await;
     let step = support::initialize(&world.dynamo, &world.stripe);
@@ -224,7 +225,7 @@ async fn live_site(aws: fn(&Call) -> (u16, Value)) -> World {
     world
 }
 
-/// The command to cancel the subscription of the site of that name.
+/// Returns the command that cancels the site's subscription.
 fn cancel(site: &str) -> Value {
     payload(saga(site))
 }
@@ -301,7 +302,7 @@ async fn a_forged_cancellation_has_no_effect_and_stays_in_the_queue() {
         assert_eq!(world.dynamo.everything().await, before, "{what}");
         assert_eq!(world.stripe.take_calls(), [""; 0], "{what}");
         assert_eq!(world.stripe.paid_for(), 1, "{what}");
-        // Nor is the task answered, whose token was stolen.
+        // The task whose token was stolen is not answered either.
         assert!(take_effects(&world.aws).is_empty(), "{what}");
     }
 }
@@ -335,7 +336,7 @@ async fn a_forged_initialization_opens_no_subscription() {
 }
 
 #[tokio::test]
-async fn the_proof_comes_before_every_effect_and_costs_two_calls() {
+async fn the_sender_is_proved_before_every_effect_with_two_calls() {
     let world = live_site(waiting).await;
     let commands = canceller(&world.dynamo, &world.stripe, &world.aws);
     commands.handle(message(&cancel("a")), in_time(), noon(0)).await.expect("an answer");
@@ -347,7 +348,7 @@ async fn the_proof_comes_before_every_effect_and_costs_two_calls() {
 }
 
 #[tokio::test]
-async fn a_genuine_command_that_can_not_be_read_is_answered_as_invalid() {
+async fn a_genuine_command_that_can_not_be_decoded_is_answered_as_invalid() {
     let world = live_site(waiting).await;
     let commands = canceller(&world.dynamo, &world.stripe, &world.aws);
     let mut of_two_sites = cancel("a");
@@ -360,7 +361,7 @@ async fn a_genuine_command_that_can_not_be_read_is_answered_as_invalid() {
 }
 
 #[tokio::test]
-async fn a_message_of_the_version_before_needs_a_task_that_waits() {
+async fn a_message_of_the_previous_version_needs_a_waiting_task() {
     let old = || message_of(&json!({ "taskToken": "token-1", "command": cancel("a") }));
     let world = live_site(waiting).await;
     let commands = canceller(&world.dynamo, &world.stripe, &world.aws);
@@ -374,7 +375,7 @@ async fn a_message_of_the_version_before_needs_a_task_that_waits() {
 }
 
 #[tokio::test]
-async fn a_genuine_command_whose_task_has_ended_is_not_run_and_not_kept() {
+async fn a_genuine_command_whose_task_has_ended_is_deleted_without_a_run() {
     let world = live_site(dead_token).await;
     let commands = canceller(&world.dynamo, &world.stripe, &world.aws);
     commands.handle(message(&cancel("a")), in_time(), noon(0)).await.expect("let go");
@@ -383,7 +384,7 @@ async fn a_genuine_command_whose_task_has_ended_is_not_run_and_not_kept() {
 }
 
 #[tokio::test]
-async fn an_execution_that_is_not_found_yet_is_looked_for_later() {
+async fn an_execution_that_is_not_visible_yet_is_checked_again_later() {
     let world = live_site(unknown_execution).await;
     let commands = canceller(&world.dynamo, &world.stripe, &world.aws);
     let genuine = message(&cancel("a"));
@@ -391,14 +392,14 @@ async fn an_execution_that_is_not_found_yet_is_looked_for_later() {
     let (operation, call) = world.take_one();
     assert_eq!((operation.as_str(), &call["DelaySeconds"]), ("SendMessage", &json!(2)));
     assert_eq!(world.stripe.paid_for(), 1);
-    // Found.
+    // The execution is found.
     let found = Stub::start(waiting).await;
     let commands = canceller(&world.dynamo, &world.stripe, &found);
     commands.handle(redelivered(&call), in_time(), noon(2)).await.expect("an answer");
     assert_eq!(take_effects(&found)[0].operation(), "SendTaskSuccess");
     assert_eq!(world.stripe.paid_for(), 0);
 
-    // Never found: when its state has timed out, it stays in the queue.
+    // The execution is never found. After its state has timed out, the message stays in the queue.
     let world = live_site(unknown_execution).await;
     let commands = canceller(&world.dynamo, &world.stripe, &world.aws);
     let day = 24 * 3600;
@@ -413,7 +414,7 @@ async fn an_execution_that_is_not_found_yet_is_looked_for_later() {
 }
 
 #[tokio::test]
-async fn a_step_functions_that_can_not_tell_now_is_asked_later() {
+async fn a_throttled_proof_is_retried_later() {
     fn throttled(call: &Call) -> (u16, Value) {
         match call.operation() {
             "SendMessage" => waiting(call),

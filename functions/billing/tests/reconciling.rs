@@ -1,4 +1,4 @@
-//! The provider's subscriptions and billing's rows are compared: what disagrees is reported, and nothing
+//! Tests the comparison of the provider's subscriptions with billing's rows: disagreements are reported, and nothing
 //! is changed.
 
 mod support;
@@ -20,7 +20,7 @@ use testkit::{
 };
 
 const CARD: &str = "pm_card_visa";
-/// Long after the samples' noon.
+/// Seconds after the samples' noon: later than the time for which a change counts as in flight.
 const LATER: i64 = 3 * 3600;
 
 struct World {
@@ -71,7 +71,7 @@ fn running(id: &str, site: &Value, created: Timestamp) -> Value {
 }
 
 #[tokio::test]
-async fn what_agrees_is_reported_as_such_over_all_pages_and_rows() {
+async fn agreeing_rows_on_all_pages_give_no_findings() {
     let world = World::start().await;
     let step = initialize(&world.dynamo, &world.stripe);
     for name in ["a", "b", "c", "d", "e"] {
@@ -114,7 +114,7 @@ async fn each_disagreement_is_a_finding_until_it_is_resolved() {
     ]
     .map(|(kind, id)| (kind.to_owned(), id.to_owned()));
     assert_eq!(world.findings(noon(LATER)).await, expected);
-    // Later, the same ones; they were first seen before.
+    // A later report has the same findings, with the time at which they were first seen.
     assert_eq!(world.findings(noon(LATER + 60)).await, expected);
     let finding = &world.report().await["findings"][0];
     assert_eq!(
@@ -122,7 +122,7 @@ async fn each_disagreement_is_a_finding_until_it_is_resolved() {
         (&json!(noon(LATER)), &json!(noon(LATER + 60)))
     );
 
-    // What was forged away at the provider.
+    // The active row's own subscription is cancelled at the provider.
     world.stripe.also_has(Vec::new());
     let provider = world.stripe.provider();
     let mut session = provider.session(None);
@@ -133,7 +133,7 @@ async fn each_disagreement_is_a_finding_until_it_is_resolved() {
 }
 
 #[tokio::test]
-async fn an_initialization_that_has_not_finished_is_no_finding() {
+async fn an_unfinished_initialization_is_not_a_finding() {
     let world = World::start().await;
     let lost = OnboardingId::of(site("lost"));
     world.stripe.also_has(vec![running("sub_lost", &json!(site("lost")), noon(0))]);
@@ -141,7 +141,7 @@ async fn an_initialization_that_has_not_finished_is_no_finding() {
         "id": format!("idempotency#initialize-subscription#{lost}"), "status": "INPROGRESS",
     });
     world.dynamo.put(BILLING, record.clone()).await;
-    // Nor does a row that can't be read keep the others from being compared.
+    // A row that can't be read does not stop the comparison of the others.
     let broken = format!("subscription#{}", SubscriptionId::of(lost));
     world.dynamo.put(BILLING, json!({ "id": broken, "siteId": 7, "status": "ACTIVE" })).await;
     assert_eq!(world.findings(noon(LATER)).await, []);
@@ -152,7 +152,7 @@ async fn an_initialization_that_has_not_finished_is_no_finding() {
 }
 
 #[tokio::test]
-async fn a_provider_that_is_out_fails_the_run_and_leaves_the_report() {
+async fn an_outage_of_the_provider_fails_the_run_and_keeps_the_report() {
     let world = World::start().await;
     world.reconcile(noon(LATER)).await.expect("a report");
     let report = world.report().await;
@@ -161,7 +161,7 @@ async fn a_provider_that_is_out_fails_the_run_and_leaves_the_report() {
     assert_eq!(world.report().await, report);
     world.stripe.down(None);
     world.reconcile(noon(2 * LATER)).await.expect("a report");
-    // One that began earlier and ends later changes nothing.
+    // A comparison that began earlier and ends later does not replace the report.
     let newer = world.report().await;
     world.reconcile(noon(LATER)).await.expect("no error");
     assert_eq!(world.report().await, newer);

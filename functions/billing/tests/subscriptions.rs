@@ -1,4 +1,4 @@
-//! A site's subscription: nobody pays twice, nobody pays for what was undone.
+//! Tests a site's subscription: an operator never pays twice, and never pays for a site that was undone.
 
 mod support;
 
@@ -41,7 +41,7 @@ async fn run_at<S: Step>(step: &S, payload: &Value, now: Timestamp) -> Outcome {
     }
 }
 
-/// Runs a step that dies when the provider has done a call of that name, before it hears of it.
+/// Runs a step that crashes after the provider executed the named call, before the step gets the answer.
 async fn crash<S: Step>(step: &S, payload: &Value, stripe: &FakeStripe, call: &'static str) {
     stripe.fail(call, Trouble::Silent);
     let command = fault::decode(&payload.to_string()).expect("the step's payload");
@@ -71,7 +71,7 @@ async fn initializing_and_cancelling_keep_the_sagas_contract() {
 }
 
 #[tokio::test]
-async fn a_subscription_is_paid_for_once_and_gone_after_the_undo() {
+async fn a_subscription_is_paid_once_and_is_cancelled_by_the_undo() {
     let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
     let step = initialize(&dynamo, &stripe);
     run(&step, &command(CARD)).await.expect("a subscription");
@@ -116,7 +116,7 @@ async fn a_declined_card_is_final_and_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_payment_method_that_is_none_is_the_operators_fault() {
+async fn an_invalid_payment_method_is_an_input_error() {
     for method in ["pm_nobody", "pm_unknown", "../customers/cus_1"] {
         let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
         let outcome = run(&initialize(&dynamo, &stripe), &command(method)).await;
@@ -127,7 +127,7 @@ async fn a_payment_method_that_is_none_is_the_operators_fault() {
 }
 
 #[tokio::test]
-async fn an_outage_at_any_call_is_transient_and_the_next_try_makes_one_subscription() {
+async fn an_outage_at_any_call_is_transient_and_the_next_attempt_creates_one_subscription() {
     for call in INITIALIZING {
         for trouble in [Trouble::Refused, Trouble::Lost] {
             let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
@@ -135,7 +135,7 @@ async fn an_outage_at_any_call_is_transient_and_the_next_try_makes_one_subscript
             stripe.fail(call, trouble);
             let outcome = run(&step, &command(CARD)).await;
             assert_eq!(outcome, Err(ErrorKind::Transient), "{call} {trouble:?}");
-            // The lock was freed: the next try need not wait for the lease.
+            // The lock was released, so the next attempt need not wait until the lease ends.
             run(&step, &command(CARD)).await.expect("a subscription");
             let there = (stripe.customers(), stripe.paid_for());
             assert_eq!(there, (1, 1), "{call} {trouble:?}");
@@ -145,12 +145,12 @@ async fn an_outage_at_any_call_is_transient_and_the_next_try_makes_one_subscript
 }
 
 #[tokio::test]
-async fn a_failure_that_the_provider_has_stored_is_got_round_by_other_keys() {
+async fn a_stored_failure_of_the_provider_is_avoided_with_other_keys() {
     for call in INITIALIZING {
         let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
         let step = initialize(&dynamo, &stripe);
         stripe.fail(call, Trouble::Stored);
-        // The second try hears the stored answer, and gives its keys up.
+        // The second attempt gets the stored answer and switches to other keys.
         for _ in 0..2 {
             assert_eq!(run(&step, &command(CARD)).await, Err(ErrorKind::Transient), "{call}");
         }
@@ -160,7 +160,7 @@ async fn a_failure_that_the_provider_has_stored_is_got_round_by_other_keys() {
 }
 
 #[tokio::test]
-async fn a_subscription_that_nobody_heard_of_is_found_even_when_its_key_is_forgotten() {
+async fn a_subscription_whose_answer_was_lost_is_found_without_its_key() {
     let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
     let step = initialize(&dynamo, &stripe);
     stripe.fail("subscription", Trouble::Lost);
@@ -171,7 +171,7 @@ async fn a_subscription_that_nobody_heard_of_is_found_even_when_its_key_is_forgo
 }
 
 #[tokio::test]
-async fn a_crash_at_any_call_is_taken_up_when_the_lease_is_over() {
+async fn after_a_crash_at_any_call_a_retry_completes_once_the_lease_ends() {
     for call in INITIALIZING {
         let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
         let step = initialize(&dynamo, &stripe);
@@ -189,7 +189,7 @@ async fn the_undo_of_a_crashed_initialization_leaves_nothing_paid_for() {
         let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
         let (step, cancel) = (initialize(&dynamo, &stripe), cancel(&dynamo, &stripe));
         crash(&step, &command(CARD), &stripe, call).await;
-        // While the crashed run might still be at it, the undo is not over.
+        // While the crashed run may still be running, the undo can't finish.
         assert_eq!(run_at(&cancel, &undo(), noon(1)).await, Err(ErrorKind::Transient), "{call}");
         run_at(&cancel, &undo(), noon(31)).await.expect(call);
         assert_eq!(stripe.paid_for(), 0, "{call}");
@@ -202,10 +202,10 @@ async fn the_undo_of_a_crashed_initialization_leaves_nothing_paid_for() {
 }
 
 #[tokio::test]
-async fn a_run_that_the_undo_overtakes_takes_back_what_it_did() {
+async fn a_run_that_the_undo_overtakes_cleans_up_after_itself() {
     let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
     let (step, cancel) = (initialize(&dynamo, &stripe), cancel(&dynamo, &stripe));
-    // The undo comes while the customer is being made: it knows of nothing to clean.
+    // The undo runs while the customer is being created, so it finds nothing to clean up.
     let held = stripe.stub.hold().await;
     let command = fault::decode(&command(CARD).to_string()).expect("a command");
     let mut running = Box::pin(step.run(command, noon(0)));
@@ -223,7 +223,7 @@ async fn a_run_that_the_undo_overtakes_takes_back_what_it_did() {
 }
 
 #[tokio::test]
-async fn a_redelivery_that_comes_between_crash_and_undo_cleans_up_as_well() {
+async fn a_redelivery_between_crash_and_undo_cleans_up_as_well() {
     for call in INITIALIZING {
         let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
         let (step, cancel) = (initialize(&dynamo, &stripe), cancel(&dynamo, &stripe));
@@ -238,8 +238,8 @@ async fn a_redelivery_that_comes_between_crash_and_undo_cleans_up_as_well() {
 }
 
 #[tokio::test]
-async fn an_initialization_that_gave_up_is_undone_at_once() {
-    // The provider does not know the price: our configuration is wrong, the saga is told.
+async fn a_failed_initialization_is_undone_at_once() {
+    // The provider does not know the price: the configuration is wrong, and the saga gets an error.
     let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
     stripe.forget_prices();
     let step = initialize(&dynamo, &stripe);
@@ -249,7 +249,7 @@ async fn an_initialization_that_gave_up_is_undone_at_once() {
     assert_eq!(row(&dynamo).await["status"], "CANCELLED");
     assert_eq!(dynamo.story(entity()).await, [""; 0]);
 
-    // The provider is down until the saga's patience ends.
+    // The provider is down until the saga's state times out.
     let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
     stripe.fail("subscription", Trouble::Lost);
     let step = initialize(&dynamo, &stripe);
@@ -259,7 +259,7 @@ async fn an_initialization_that_gave_up_is_undone_at_once() {
 }
 
 #[tokio::test]
-async fn an_undo_that_fails_or_dies_at_any_call_is_taken_up_by_the_next_try() {
+async fn after_a_failure_or_crash_at_any_call_the_next_undo_completes() {
     for call in CANCELLING {
         for trouble in [Some(Trouble::Refused), Some(Trouble::Lost), None] {
             let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
@@ -291,7 +291,7 @@ async fn another_command_for_the_same_onboarding_is_refused() {
 }
 
 #[tokio::test]
-async fn nothing_tells_the_payment_method() {
+async fn the_payment_method_is_hidden_in_debug_output() {
     let command: billing::initialize_subscription::Command =
         fault::decode(&command("pm_card_secret").to_string()).expect("a command");
     assert!(!format!("{command:?}").contains("secret"), "{command:?}");

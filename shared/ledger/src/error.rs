@@ -1,4 +1,4 @@
-//! Why a failure can't be read or recorded.
+//! Errors of reading and recording failures.
 
 use fault::{ErrorKind, Fault};
 use store::StoreError;
@@ -11,17 +11,17 @@ pub enum LedgerError {
     /// A file can't be read or written.
     #[error("file {key} of bucket {bucket}: {reason}")]
     File {
-        /// Its bucket.
+        /// The file's bucket.
         bucket: String,
-        /// Its key.
+        /// The file's key.
         key: String,
-        /// What S3 answered.
+        /// The error of the call to S3.
         reason: String,
     },
-    /// Other writers changed the row each time.
+    /// Other writers changed the row during each attempt.
     #[error("failure {0} is changed by others all the time; try again")]
     Overtaken(FailureId),
-    /// The table.
+    /// A read or write of the table failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

@@ -1,4 +1,4 @@
-//! Files of S3: the batches that streams' mappings gave up on, and payloads too long for a row.
+//! Reads and writes files in S3: batches that an event source mapping gave up on, and payloads too long for a row.
 
 use std::time::Duration;
 
@@ -13,9 +13,10 @@ use fault::AwsErrorKind;
 
 use crate::{LedgerError, PayloadFile};
 
-/// Longer files are not read. Lambda's events have 6 MB at most, twice that as text in a file's JSON.
+/// The maximum size of a file that is read. Lambda's events have at most 6 MB, and at most twice that as text in a
+/// file's JSON.
 pub const MAX_FILE_BYTES: usize = 16 * 1024 * 1024;
-/// How long reading a file may take.
+/// The timeout for reading a file.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The result of reading a file.
@@ -23,20 +24,20 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum Content {
     /// The file's bytes.
     Bytes(Vec<u8>),
-    /// The file can't be read, and another attempt would not change that; why, such as `is gone`.
+    /// The file can't be read, and a retry would fail too. Holds the reason, such as `is gone`.
     Unreadable(String),
 }
 
-/// S3.
+/// Access to files in S3.
 #[derive(Clone, Debug)]
 pub struct Files {
-    /// Its client.
+    /// The client of S3.
     pub client: Client,
 }
 
 impl Files {
-    /// With a client of this configuration. At another endpoint than that of AWS, which is an emulator, a
-    /// bucket is a path, since its name is no host there.
+    /// Creates a client from this configuration. A custom endpoint is an emulator: there the bucket is part of the
+    /// path, since its name can't be resolved as a host.
     #[must_use]
     pub fn new(config: &SdkConfig) -> Self {
         let emulator = config.endpoint_url().is_some();
@@ -44,10 +45,11 @@ impl Files {
         Self { client: Client::from_conf(config) }
     }
 
-    /// Reads a file. (To tell a file that is gone from one that is forbidden, S3 wants `s3:ListBucket`.)
+    /// Reads a file. S3 reports a missing file as missing, and not as forbidden, only if the caller has
+    /// `s3:ListBucket`.
     ///
     /// # Errors
-    /// If another attempt may go through.
+    /// Returns an error if a retry may succeed.
     pub async fn get(&self, file: &PayloadFile) -> Result<Content, LedgerError> {
         match tokio::time::timeout(READ_TIMEOUT, self.read(file)).await {
             Ok(content) => content,
@@ -81,7 +83,7 @@ impl Files {
         Ok(Content::Bytes(content))
     }
 
-    /// Puts a file, in the place of the one that is there.
+    /// Writes a file. Replaces an existing one.
     pub async fn put(&self, file: &PayloadFile, content: &str) -> Result<(), LedgerError> {
         let put = self.client.put_object().bucket(&file.bucket).key(&file.key);
         let put = put.content_type("application/json").body(content.as_bytes().to_vec().into());
@@ -89,7 +91,7 @@ impl Files {
     }
 }
 
-/// Why a file can't be read, unless another attempt may succeed: with other credentials, or later.
+/// Returns why a file can't be read. Returns `None` if a retry may succeed, for instance with other credentials.
 fn unreadable(error: &SdkError<GetObjectError, HttpResponse>) -> Option<String> {
     if !matches!(AwsErrorKind::of(error), AwsErrorKind::Denied | AwsErrorKind::Refused) {
         return None;

@@ -1,20 +1,20 @@
-//! Telling failures of one cause from those of another, by what their errors say.
+//! Groups failures by their cause, which is derived from their errors.
 
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::{Concerns, ErrorInfo, Kind, sources::STORE_READINGS};
 
-/// Of the hash that a fingerprint is: twelve hex digits.
+/// The number of bytes of the hash in a fingerprint: twelve hex digits.
 const BYTES: usize = 6;
-/// Of a UUID as text.
+/// The length of a UUID as text.
 const UUID: usize = 36;
-/// Letters and digits mixed are an id from this length on; hex digits alone from the shorter one.
+/// The minimum length of an id: of mixed letters and digits, and of hex digits only.
 const SHORTEST_ID: usize = 12;
 const SHORTEST_HEX: usize = 8;
 
-/// The same for failures of the same source, error name and message, whatever ids, numbers, times
-/// and quoted values the message names.
+/// Returns the fingerprint of a failure. Failures with the same source, error name and message have the same
+/// fingerprint. Ids, numbers, times and quoted values in the message are ignored.
 #[must_use]
 pub fn fingerprint(source: &str, error: &ErrorInfo) -> String {
     let cause = format!("{source}\n{}\n{}", error.name, normalised(&error.message));
@@ -22,12 +22,12 @@ pub fn fingerprint(source: &str, error: &ErrorInfo) -> String {
     hash[..BYTES].iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
 
-/// Hex digits that tell the senders of one fingerprint's failures apart.
+/// The number of bytes of the hash that distinguishes the senders of one fingerprint's failures: six hex digits.
 const SENDER_BYTES: usize = 3;
 
-/// The group that a failure belongs to. Failures of one cause are one group: its id is their fingerprint.
-/// Readings that were quarantined are the fault of who sends them, so each site and sensor is a group of its
-/// own: the fingerprint, `-`, and six hex digits.
+/// Returns the id of the group that a failure belongs to. Failures of one cause are one group: its id is their
+/// fingerprint. Quarantined readings are caused by their sender, so each combination of site, sensor and sender has
+/// its own group: the fingerprint, `-`, and six hex digits.
 #[must_use]
 pub fn group(fingerprint: &str, source: &str, kind: Kind, concerns: &Concerns) -> String {
     if source != STORE_READINGS || kind != Kind::Quarantined {
@@ -47,7 +47,7 @@ pub fn group(fingerprint: &str, source: &str, kind: Kind, concerns: &Concerns) -
         .fold(format!("{fingerprint}-"), |id, byte| format!("{id}{byte:02x}"))
 }
 
-/// The message with what differs from case to case replaced: values by `#`, quoted text by `""`.
+/// Returns the message with its variable parts replaced: values by `#`, quoted text by `""`.
 fn normalised(message: &str) -> String {
     let mut text = String::new();
     let mut rest = message;
@@ -62,7 +62,7 @@ fn normalised(message: &str) -> String {
             let length = end.max(first.len_utf8());
             (length, if is_value(&rest[..length]) { "#" } else { &rest[..length] })
         };
-        // What is joined of values, as a time is, is one value.
+        // Joined values, such as the parts of a time, count as one value.
         let joined = text.len().checked_sub(2).and_then(|at| text.get(at..));
         if replacement == "#" && joined.is_some_and(|end| end.starts_with('#') && joins(end)) {
             text.pop();
@@ -74,11 +74,11 @@ fn normalised(message: &str) -> String {
     text
 }
 
-/// Length of the quoted text that this begins with.
+/// Returns the length of the quoted text at the start of `text`.
 fn quoted(text: &str) -> Option<usize> {
     let quote = text.chars().next().filter(|first| matches!(first, '"' | '\'' | '`'))?;
     let end = text[1..].find(quote)? + 2;
-    // An apostrophe inside a word ends nothing.
+    // An apostrophe inside a word is not a closing quote.
     (!text[end..].starts_with(char::is_alphanumeric)).then_some(end)
 }
 
@@ -86,7 +86,7 @@ fn joins(end: &str) -> bool {
     end.ends_with(['-', '.', ':', '+', ','])
 }
 
-/// Whether letters and digits are a number, with its unit or not, or an id, rather than a word.
+/// Returns whether a word of letters and digits is a number, with or without a unit, or an id.
 fn is_value(word: &str) -> bool {
     let hex = word.len() >= SHORTEST_HEX && word.bytes().all(|byte| byte.is_ascii_hexdigit());
     let id = word.len() >= SHORTEST_ID && word.contains(|c: char| c.is_ascii_digit());
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_that_differ_in_their_values_alone_fall_together() {
+    fn messages_that_differ_only_in_values_have_the_same_fingerprint() {
         for (one, other) in [
             (
                 "sensor 737de119-a774-5662-91c7-51fffae3b74b was retired at 2026-01-01T12:00:00.000Z",
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_of_different_causes_do_not_fall_together() {
+    fn messages_of_different_causes_have_different_fingerprints() {
         let messages = [
             "",
             "sensor 737de119-a774-5662-91c7-51fffae3b74b is not in the register",
@@ -152,7 +152,7 @@ mod tests {
         let same = fingerprint("project-site", &error);
         assert_ne!(same, fingerprint("import-site", &error));
         assert_ne!(same, fingerprint("project-site", &ErrorInfo::new("Transient", "no")));
-        // Pinned: operators group and note them.
+        // This value must not change: operators note fingerprints and compare them.
         assert_eq!(same, "918940a1cd53");
     }
 }

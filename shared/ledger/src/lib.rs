@@ -1,8 +1,8 @@
 //! The ledger of failures: one row for each failed piece of work.
 //!
-//! The failures table has the key `id`. The id is derived from the work itself: work that fails again, also
-//! after a replay, is the same row with one attempt more. The index `byStatus` lists the rows of a status by
-//! their last attempt. The functions of the service failures write the rows; operators read, replay and
+//! The failures table has the key `id`. The id is derived from the work itself. If the work fails again, also
+//! after a replay, the same row gets one attempt more. The index `byStatus` lists the rows with a status by
+//! their last attempt. The functions of the failures service write the rows. Operators read, replay and
 //! discard them with fieldctl.
 
 mod error;
@@ -21,31 +21,31 @@ use uuid::Uuid;
 pub use error::LedgerError;
 pub use table::{Claim, Cursor, Discard, Finish, Insist, Ledger, Outcome, Recorded, Summary};
 
-/// The most replays of a failure, unless the operator insists.
+/// The maximum number of replays of a failure, unless the operator forces a further one.
 pub const MAX_REPLAYS: u32 = 5;
 
-/// The longest payload, in bytes, that a row has. A longer one is in a file, since an item of DynamoDB has
-/// 400 KB at most.
+/// The maximum size of a payload in a row, in bytes. A longer payload is stored in a file, since an item of DynamoDB
+/// has at most 400 KB.
 pub const MAX_PAYLOAD_BYTES: usize = 300_000;
 
-/// Characters of an error's message, and of its name.
+/// The maximum lengths of an error's message and name, in characters.
 const MAX_MESSAGE: usize = 2_000;
 const MAX_NAME: usize = 200;
 
 /// The namespace of the ids.
 const FAILURES: Uuid = Uuid::from_u128(0x0fa1_1e55_a710_4e00_9a5e_0fa1_1e55_a710);
 
-/// A failed piece of work.
+/// The id of a failed piece of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct FailureId(Uuid);
 
 impl FailureId {
-    /// The id of a piece of work of a function or state machine. `work` is the SHA-256 of what identifies
+    /// Returns the id of a piece of work of a function or state machine. `work` is the SHA-256 of what identifies
     /// the work.
     #[must_use]
     pub fn of(source: &str, work: [u8; 32]) -> Self {
-        // The hash has a fixed length, so nothing can be shifted from the one into the other.
+        // The hash has a fixed length, so the concatenation is unambiguous.
         Self(Uuid::new_v5(&FAILURES, &[&work, source.as_bytes()].concat()))
     }
 }
@@ -85,20 +85,20 @@ pub enum Kind {
     Unreadable,
 }
 
-/// What an operator has to know first.
+/// The status of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Status {
-    /// Somebody has to see to it.
+    /// The failure needs attention.
     Open,
-    /// A replay went well.
+    /// A replay succeeded, or the work was done in another way.
     Replayed,
-    /// An operator decided that it needs none.
+    /// An operator decided that the failure needs no replay.
     Discarded,
 }
 
 impl Status {
-    /// Its name in the table.
+    /// Returns the status as it is in the table.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -112,12 +112,13 @@ impl Status {
 /// Why the work failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorInfo {
-    /// Stable, of up to 200 characters.
+    /// A stable name of up to 200 characters.
     pub name: String,
-    /// For a human, of up to 2,000 characters.
+    /// A message for people, of up to 2,000 characters.
     pub message: String,
-    /// Whom the failure concerns. It is a part of the error because the index `byStatus` has the errors, and
-    /// an index's attributes can't be changed in place. Rows of earlier versions don't have it.
+    /// The site, sensor and sender that the failure concerns. They are part of the error because the index `byStatus`
+    /// projects the errors, and an index's projection can't be changed in place. Rows of earlier versions don't have
+    /// them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concerns: Option<Concerns>,
 }
@@ -126,22 +127,22 @@ pub struct ErrorInfo {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Concerns {
-    /// The site that the payload names. Of readings it is what their sender claims.
+    /// The site that the payload names. For readings it is only what the sender claims.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub site_id: Option<SiteId>,
     /// The sensor that the error is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensor_id: Option<SensorId>,
-    /// The site at which the register has that sensor.
+    /// The site at which that sensor is registered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensor_site_id: Option<SiteId>,
-    /// The partition key of a stream's record, if it is no site's id; up to 100 characters.
+    /// The partition key of a stream's record, if it is not the id of a site. At most 100 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sender: Option<String>,
 }
 
 impl Concerns {
-    /// Whether the site is one of them.
+    /// Returns whether the failure concerns the site, by the payload or by the register.
     #[must_use]
     pub fn site(&self, site: SiteId) -> bool {
         [self.site_id, self.sensor_site_id].contains(&Some(site))
@@ -149,7 +150,7 @@ impl Concerns {
 }
 
 impl ErrorInfo {
-    /// Cuts what is too long.
+    /// Creates an error. Truncates a name or message that is too long.
     #[must_use]
     pub fn new(name: &str, message: &str) -> Self {
         Self {
@@ -160,38 +161,39 @@ impl ErrorInfo {
     }
 }
 
-/// A file of S3: a payload that is too long for a row, or a batch that Lambda gave up on.
+/// A file in S3: a payload that is too long for a row, or a batch that Lambda gave up on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PayloadFile {
-    /// Its bucket.
+    /// The file's bucket.
     pub bucket: String,
-    /// Its key.
+    /// The file's key.
     pub key: String,
 }
 
-/// How far a replay is.
+/// The state of a replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ReplayState {
-    /// Claimed: it is being sent, or its sender was interrupted.
+    /// The replay is claimed: it is being sent, or its sender was interrupted.
     Sending,
-    /// Its outcome is in the row.
+    /// The replay has ended, and its outcome is in the row.
     Ended,
 }
 
 /// The last replay of a failure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replay {
-    /// Of the one who claimed.
+    /// The id that the claimant chose for the replay.
     pub id: Uuid,
-    /// When it was claimed.
+    /// When the replay was claimed.
     pub at: Timestamp,
-    /// Who claimed, as far as known.
+    /// Who claimed the replay, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// How far it is.
+    /// The state of the replay.
     pub state: ReplayState,
-    /// The row's attempts when it was claimed: more of them tell that the failure came back.
+    /// The row's number of attempts when it was claimed. If the row has more attempts, the work has failed again
+    /// since.
     pub attempts: u32,
 }
 
@@ -200,28 +202,28 @@ pub struct Replay {
 pub struct FailedWork {
     /// The row's key.
     pub id: FailureId,
-    /// The function, or state machine, that failed. Of work that can't be read: the queue.
+    /// The function or state machine that failed. For work that can't be read: the queue.
     pub source: String,
     /// How it failed.
     pub kind: Kind,
-    /// What a replay sends.
+    /// The payload that a replay sends.
     pub payload: Payload,
     /// Why it failed.
     pub error: ErrorInfo,
-    /// The onboarding that it belongs to.
+    /// The onboarding that the work belongs to.
     pub correlation_id: Option<OnboardingId>,
-    /// The site.
+    /// The site that the work belongs to.
     pub site_id: Option<SiteId>,
-    /// ARN of the execution that failed.
+    /// The ARN of the failed execution.
     pub execution: Option<String>,
 }
 
-/// What a replay sends.
+/// The payload that a replay sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Payload {
-    /// The text, as it came.
+    /// The text, as it was received.
     Text(String),
-    /// A file that holds it.
+    /// A file that contains it.
     File(PayloadFile),
 }
 
@@ -229,69 +231,69 @@ pub enum Payload {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FailureRow {
-    /// Its key.
+    /// The row's key.
     pub id: FailureId,
-    /// The function, or state machine, that failed, such as `project-site`. Of work that can't be read: the
+    /// The function or state machine that failed, such as `project-site`. For work that can't be read: the
     /// queue.
     pub source: String,
-    /// How it failed last.
+    /// How the work failed last.
     pub kind: Kind,
-    /// What a replay sends, as text; nothing where it is in a file.
+    /// The payload that a replay sends. `None` if it is in a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload: Option<String>,
-    /// The payload's file, where it is too long for the row.
+    /// The payload's file, if the payload is too long for the row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload_file: Option<PayloadFile>,
-    /// Why it failed last.
+    /// Why the work failed last.
     pub error: ErrorInfo,
-    /// How often it was recorded.
+    /// How often the failure was recorded.
     pub attempts: u32,
-    /// Time of the first message about it.
+    /// The time of the first message about the failure.
     pub first_at: Timestamp,
-    /// Time of the last message about it.
+    /// The time of the last message about the failure.
     pub last_at: Timestamp,
-    /// The same for failures of the same cause, as far as source and error tell.
+    /// The fingerprint. Failures of the same cause have the same one, as far as source and error show the cause.
     pub fingerprint: String,
-    /// What is to be done about it.
+    /// The status.
     pub status: Status,
-    /// The onboarding that it belongs to, if its payload names one.
+    /// The onboarding that the work belongs to, if its payload names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<OnboardingId>,
-    /// The site, if its payload names one.
+    /// The site that the work belongs to, if its payload names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub site_id: Option<SiteId>,
-    /// ARN of the execution that failed.
+    /// The ARN of the failed execution.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub execution: Option<String>,
-    /// Ids of the messages about it: a redelivered message is recognized by its id.
+    /// The ids of the messages about the failure, by which a redelivered message is recognized. At most 100.
     #[serde(default, serialize_with = "serde_dynamo::string_set::serialize")]
     pub messages: BTreeSet<String>,
-    /// How often it was claimed for a replay.
+    /// How often the failure was claimed for a replay.
     pub replays: u32,
-    /// The last of them.
+    /// The last replay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
-    /// Why it was discarded, or what did its work.
+    /// Why the failure was discarded, or how its work was done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
 
 impl FailureRow {
-    /// Its key.
+    /// Returns the key of a failure's row.
     #[must_use]
     pub fn key(id: FailureId) -> Key {
         Key::id(id.to_string())
     }
 
-    /// Whom it concerns; of old rows, as far as they say it.
+    /// Returns the site, sensor and sender that the failure concerns. Rows of earlier versions have only the site.
     #[must_use]
     pub fn concerns(&self) -> Concerns {
         let old = || Concerns { site_id: self.site_id, ..Concerns::default() };
         self.error.concerns.clone().unwrap_or_else(old)
     }
 
-    /// The name for the execution that replays a failed one, once it is claimed: each replay has
-    /// its own, and starts once.
+    /// Returns the name for the execution that replays a failed one, once the failure is claimed. Each replay has
+    /// its own name, so it starts one execution.
     #[must_use]
     pub fn execution_name(&self) -> String {
         format!("replay-{}-{}", self.id, self.replays)

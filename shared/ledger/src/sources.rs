@@ -1,14 +1,14 @@
-//! The functions, state machines and queues that failures have as their source.
+//! The sources of failures: functions, state machines and queues.
 
 use contracts::{
     names::{CONSUMERS, RECORD_FAILURE, SITE_TEARDOWN, Source, function_of_dead_letters},
     saga::STEPS,
 };
 
-/// The function that quarantines the bundles that it can't store.
+/// The function that quarantines bundles that it can't store.
 pub const STORE_READINGS: &str = "store-readings";
 
-/// The functions that are called asynchronously: by events and schedules.
+/// The functions that events and schedules invoke asynchronously.
 const ASYNCHRONOUS: [&str; 11] = [
     "check-consumers",
     "check-sagas",
@@ -23,15 +23,15 @@ const ASYNCHRONOUS: [&str; 11] = [
     "sweep-events",
 ];
 
-/// Whether a source's work is done once a teardown of the same onboarding succeeded: the teardown ran every
-/// undo, and no step of the onboarding has an effect after its undo.
+/// Returns whether a successful teardown of the same onboarding completes the work of a source. The teardown runs
+/// every undo, and no step of the onboarding has an effect after its undo.
 #[must_use]
 pub fn is_done_by_teardown(source: &str) -> bool {
     let mut steps = STEPS.iter().flat_map(|step| [step.function(), step.undo_function()]);
     [SITE_TEARDOWN, "recover-onboarding"].contains(&source) || steps.any(|step| step == source)
 }
 
-/// The functions and state machines whose work can fail for good.
+/// Returns the functions and state machines whose work can fail permanently.
 #[must_use]
 pub fn workers() -> Vec<&'static str> {
     let consumers = CONSUMERS.iter().map(|it| it.function).filter(|it| *it != RECORD_FAILURE);
@@ -41,8 +41,8 @@ pub fn workers() -> Vec<&'static str> {
     workers
 }
 
-/// All known sources: the workers, and the queues whose messages may name no worker. The ledger takes any
-/// source; the list is for an operator who types one.
+/// Returns all known sources: the workers, and the queues whose messages may name no worker. The ledger accepts any
+/// source; this list is for checking what an operator types.
 #[must_use]
 pub fn known() -> Vec<&'static str> {
     let queues = CONSUMERS.iter().filter(|it| it.function == RECORD_FAILURE);

@@ -1,7 +1,7 @@
-//! The rows: how they are recorded, found, claimed for a replay, ended and discarded.
+//! Reads and changes the rows of failures: record, list, claim for a replay, finish and discard.
 //!
-//! A change is decided on the row as it is and committed on the condition that it still is so;
-//! otherwise it is decided anew.
+//! A change is decided on the current row and committed on the condition that the row is unchanged.
+//! If the condition fails, the change is decided again on the new row.
 
 use std::collections::HashMap;
 
@@ -19,13 +19,14 @@ use crate::{
 
 const BY_STATUS: &str = "byStatus";
 
-/// How often a change is decided before somebody else's are too many.
+/// The maximum number of attempts to change a row that others change too.
 const DECISIONS: u32 = 5;
 
-/// Messages that a row keeps: a message comes again soon or not at all, and a row has its limit.
+/// The maximum number of message ids that a row keeps. A message is redelivered soon or not at all, and the size of
+/// a row is limited.
 const MOST_MESSAGES: u32 = 100;
 
-/// The row still is as it was when a change was decided.
+/// The condition that the row has not changed since a change was decided.
 const UNCHANGED: &str =
     "#attempts = :was_attempts AND #replays = :was_replays AND #status = :was_status";
 
@@ -36,40 +37,40 @@ pub struct Ledger {
     pub failures: Table,
 }
 
-/// A failure as the index `byStatus` holds it.
+/// A failure, as the index `byStatus` projects it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Summary {
     /// The row's key.
     pub id: FailureId,
-    /// The function, or state machine, that failed.
+    /// The function or state machine that failed.
     pub source: String,
-    /// How.
+    /// How the work failed last.
     pub kind: Kind,
-    /// What is to be done about it.
+    /// The status.
     pub status: Status,
-    /// Why it failed last.
+    /// Why the work failed last.
     pub error: ErrorInfo,
-    /// The same for failures of the same cause.
+    /// The fingerprint. Failures of the same cause have the same one.
     pub fingerprint: String,
-    /// How often it was recorded.
+    /// How often the failure was recorded.
     pub attempts: u32,
-    /// Time of the first message about it.
+    /// The time of the first message about the failure.
     pub first_at: Timestamp,
-    /// Time of the last message about it.
+    /// The time of the last message about the failure.
     pub last_at: Timestamp,
-    /// The onboarding that it belongs to.
+    /// The onboarding that the work belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<OnboardingId>,
-    /// How often it was replayed.
+    /// How often the failure was claimed for a replay.
     pub replays: u32,
-    /// Whom it concerns. In the table a part of the error.
+    /// The site, sensor and sender that the failure concerns. In the table they are part of the error.
     #[serde(flatten, skip_deserializing)]
     pub concerns: Concerns,
 }
 
 impl Summary {
-    /// The id of the group that it belongs to.
+    /// Returns the id of the group that the failure belongs to.
     #[must_use]
     pub fn group(&self) -> String {
         group(&self.fingerprint, &self.source, self.kind, &self.concerns)
@@ -96,7 +97,7 @@ impl From<FailureRow> for Summary {
     }
 }
 
-/// What is read of an old row, whose error does not say whom it concerns.
+/// The attributes that are read from an old row, whose error does not contain the site.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct OldRow {
@@ -104,90 +105,91 @@ struct OldRow {
     site_id: Option<SiteId>,
 }
 
-/// Where the next page begins: behind this failure.
+/// The start of a page: it begins after this failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Cursor {
-    /// Its time.
+    /// The failure's last time.
     pub last_at: Timestamp,
-    /// Its key.
+    /// The failure's key.
     pub id: FailureId,
 }
 
-/// What came of recording a failure.
+/// The result of recording a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recorded {
-    /// It is in the table now, with one attempt more than before.
+    /// The failure is in the table, with one attempt more than before.
     Now,
     /// The same message was recorded before.
     Before,
 }
 
-/// What a claim is allowed that is refused otherwise.
+/// Allows claims that are refused by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Insist {
-    /// More replays than [`MAX_REPLAYS`].
+    /// Allow more replays than [`MAX_REPLAYS`].
     pub too_often: bool,
-    /// Though a replay was interrupted, and may have been sent.
+    /// Allow a claim after an interrupted replay, which may have been sent.
     pub in_doubt: bool,
 }
 
-/// What came of a claim.
+/// The result of a claim.
 #[derive(Clone, Debug, PartialEq)]
 #[must_use = "only who claimed may send"]
 pub enum Claim {
-    /// The row as it is now: it is the caller's to send, and to finish.
+    /// The row after the claim. The caller must send the replay and finish it.
     Claimed(Box<FailureRow>),
-    /// It was replayed or discarded.
+    /// The failure was already replayed or discarded.
     NotOpen(Status),
-    /// As often as it may be.
+    /// The failure was replayed [`MAX_REPLAYS`] times.
     TooOften,
-    /// This replay claimed it and has not ended: it runs, or was interrupted.
+    /// This replay claimed the failure and has not ended. It is running, or it was interrupted.
     InDoubt(Replay),
     /// There is no such failure.
     Unknown,
 }
 
-/// How a replay ended.
+/// The outcome of a replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The work is done.
     Done,
-    /// There was nothing left to do; why.
+    /// There was nothing left to do. Holds the reason.
     Moot(String),
-    /// It failed again.
+    /// The replay failed.
     Failed(ErrorInfo),
-    /// It was not sent: the claim is taken back, and does not count.
+    /// The replay was not sent. The claim is withdrawn and does not count.
     NotSent,
-    /// It was sent, and its outcome is not known yet. The failure stays open.
+    /// The replay was sent, and its outcome is not known yet. The failure stays open.
     Unknown,
 }
 
-/// What came of a replay's end.
+/// The result of finishing a replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a replay that went well may still leave the failure open"]
 pub enum Finish {
-    /// It is REPLAYED.
+    /// The failure is `REPLAYED`.
     Replayed,
-    /// It has this status: the replay failed, or the failure came back or was discarded meanwhile.
+    /// The failure has this status. The replay failed, its outcome is unknown, or the failure was recorded again or
+    /// discarded in the meantime.
     Stays(Status),
-    /// Another replay claimed it since.
+    /// Another replay has claimed the failure since.
     NotOurs,
 }
 
-/// What came of a discard.
+/// The result of discarding a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a refused discard changed nothing"]
 pub enum Discard {
-    /// It is DISCARDED.
+    /// The failure is `DISCARDED`.
     Discarded,
-    /// It was replayed or discarded before.
+    /// The failure was already replayed or discarded.
     NotOpen(Status),
     /// There is no such failure.
     Unknown,
 }
 
-/// What is decided on a row: attributes to set, or nothing, and the answer.
+/// A decision on a row: the attributes to set, if any, and the result.
 struct Decision<A> {
     set: Vec<(&'static str, AttributeValue)>,
     answer: A,
@@ -200,13 +202,13 @@ impl<A> Decision<A> {
 }
 
 impl Ledger {
-    /// One failure.
+    /// Returns one failure.
     pub async fn get(&self, id: FailureId) -> Result<Option<FailureRow>, StoreError> {
         self.failures.get(&FailureRow::key(id)).await
     }
 
-    /// Records a failure that a message tells of: a new row, or, where the same work failed before,
-    /// an attempt more, which opens it again and leaves its history as it is.
+    /// Records a failure from a message. Creates a row. If the same work failed before, its row gets one attempt more
+    /// and is open again, and its history is kept.
     pub async fn record(
         &self,
         failure: &FailedWork,
@@ -265,7 +267,7 @@ impl Ledger {
         Err(LedgerError::Overtaken(failure.id))
     }
 
-    /// Makes room for messages to come.
+    /// Removes the message ids from a row, to make room for new ones.
     async fn forget(&self, row: FailureRow) -> Result<(), StoreError> {
         let messages = AttributeValue::Ss(row.messages.into_iter().collect());
         let values = [("messages", messages)];
@@ -275,8 +277,8 @@ impl Ledger {
         }
     }
 
-    /// Up to `limit` failures of a status by their last attempt, and where the next page begins.
-    /// The index follows the table by a moment.
+    /// Returns up to `limit` failures with a status, by their last attempt, and the start of the next page.
+    /// The index is eventually consistent with the table.
     pub async fn page(
         &self,
         status: Status,
@@ -310,7 +312,7 @@ impl Ledger {
         Ok((rows, next.map_err(|error| corrupt(&error))?))
     }
 
-    /// Reads the sites of old rows, which the index does not have.
+    /// Reads the sites of old rows. The index does not have them.
     async fn sites_of(&self, ids: &[FailureId]) -> Result<HashMap<FailureId, SiteId>, StoreError> {
         let keys = ids.iter().map(|id| FailureRow::key(*id));
         let items = self.failures.batch_get(keys).project("id, siteId").send().await?;
@@ -327,7 +329,7 @@ impl Ledger {
         self.failures.query("#status = :status").index(BY_STATUS).text("status", status.name())
     }
 
-    /// Claims a failure for a replay: of all who ask at once, one gets it.
+    /// Claims a failure for a replay. Of several concurrent claims exactly one succeeds.
     pub async fn claim(
         &self,
         id: FailureId,
@@ -341,7 +343,7 @@ impl Ledger {
                 return Ok(Decision::nothing(Claim::NotOpen(row.status)));
             }
             match &row.replay {
-                // Our own, whose answer got lost.
+                // This replay's own claim, whose answer was lost.
                 Some(last) if last.state == ReplayState::Sending && last.id == replay => {
                     return Ok(Decision::nothing(Claim::Claimed(Box::new(row))));
                 }
@@ -368,7 +370,8 @@ impl Ledger {
         Ok(self.change(id, decide).await?.unwrap_or(Claim::Unknown))
     }
 
-    /// Tells a replay's end. A failure that came back meanwhile stays open, whatever the outcome.
+    /// Records the outcome of a replay. A failure that was recorded again in the meantime stays open, whatever the
+    /// outcome.
     pub async fn finish(
         &self,
         id: FailureId,
@@ -396,14 +399,14 @@ impl Ledger {
                 }
                 Outcome::Done | Outcome::Moot(_) | Outcome::Unknown => Finish::Stays(row.status),
                 Outcome::Failed(error) => {
-                    // A replay fails at the same record: it concerns the same site.
+                    // The replay processed the same record, so it concerns the same site.
                     let error = ErrorInfo { concerns: row.error.concerns, ..error.clone() };
                     set.push(("error", attribute(&error)?));
                     set.push(("fingerprint", text(&fingerprint(&row.source, &error))));
                     Finish::Stays(row.status)
                 }
                 Outcome::NotSent => {
-                    // Told twice, it is taken back once.
+                    // If this is reported twice, the claim is withdrawn once.
                     let back = u32::from(was == ReplayState::Sending);
                     set.push(("replays", number(row.replays.saturating_sub(back))));
                     Finish::Stays(row.status)
@@ -414,7 +417,7 @@ impl Ledger {
         Ok(self.change(id, decide).await?.unwrap_or(Finish::NotOurs))
     }
 
-    /// Takes a failure off the list. If it comes back, it is open again.
+    /// Marks a failure as discarded. If the work fails again, the failure is open again.
     pub async fn discard(&self, id: FailureId, note: &str) -> Result<Discard, LedgerError> {
         let decide = |row: FailureRow| {
             if row.status != Status::Open {
@@ -426,8 +429,8 @@ impl Ledger {
         Ok(self.change(id, decide).await?.unwrap_or(Discard::Unknown))
     }
 
-    /// Ends an open failure whose work was done by something else than its replay. `note` says by what.
-    /// Changes nothing if there is no such failure, or if it is not open.
+    /// Marks an open failure as replayed, because something other than its replay did the work. `note` says what.
+    /// Returns `false` and changes nothing if there is no such failure, or if it is not open.
     pub async fn repaired(&self, id: FailureId, note: &str) -> Result<bool, StoreError> {
         let values = [
             ("replayed", text(Status::Replayed.name())),
@@ -441,7 +444,8 @@ impl Ledger {
         }
     }
 
-    /// Decides on the row as it is and commits while it still is so.
+    /// Decides on the current row and commits the decision if the row is unchanged. Retries up to [`DECISIONS`]
+    /// times.
     async fn change<A>(
         &self,
         id: FailureId,
@@ -480,7 +484,7 @@ impl Ledger {
     }
 }
 
-/// `#name = :name` for each, with commas between.
+/// Returns `#name = :name` for each attribute, separated by commas.
 fn assignments(attributes: &[(&str, AttributeValue)]) -> String {
     let assignments = attributes.iter().map(|(name, _)| format!("#{name} = :{name}"));
     assignments.collect::<Vec<_>>().join(", ")

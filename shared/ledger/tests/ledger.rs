@@ -1,4 +1,4 @@
-//! Who may replay a failure, and how its row changes.
+//! Tests who may replay a failure, and how its row changes.
 
 use contracts::{SiteId, Timestamp};
 use ledger::{
@@ -18,10 +18,10 @@ use uuid::Uuid;
 const FORCE: Insist = Insist { too_often: true, in_doubt: false };
 const AGAIN: Insist = Insist { too_often: false, in_doubt: true };
 
-/// So many failures are read and counted.
+/// The number of failures that are listed and counted.
 const FAILED: u32 = 10_050;
 
-/// A failure whose work is this text.
+/// Returns a failure whose work is this text.
 fn failed_work(work: &str) -> FailedWork {
     let mut hash = [0; 32];
     hash[..work.len()].copy_from_slice(work.as_bytes());
@@ -48,7 +48,7 @@ impl World {
         Self { ledger: Ledger { failures: dynamo.table(FAILURES) }, dynamo }
     }
 
-    /// A failure of that name is recorded, for the n-th time.
+    /// Records a failure of the named work, with the n-th message.
     async fn fail(&self, name: &str, time: u32) -> FailureId {
         let failure = failed_work(name);
         let at = noon(time.into());
@@ -75,7 +75,7 @@ fn failed(message: &str) -> Outcome {
 }
 
 #[tokio::test]
-async fn of_two_operators_exactly_one_may_send() {
+async fn of_two_concurrent_claims_exactly_one_succeeds() {
     let world = World::start().await;
     for name in 0..20 {
         let id = world.fail(&name.to_string(), 1).await;
@@ -97,13 +97,13 @@ async fn of_two_operators_exactly_one_may_send() {
 }
 
 #[tokio::test]
-async fn a_replay_that_went_well_closes_the_failure_once() {
+async fn a_successful_replay_closes_the_failure_once() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
     assert_eq!(world.finish(id, 2, Outcome::Done).await, Finish::NotOurs);
     assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::Replayed);
-    // An answer that was lost is asked for again.
+    // The answer was lost, so the call is repeated.
     assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::Replayed);
     let row = world.row(id).await;
     let replay = row.replay.expect("a replay");
@@ -114,7 +114,7 @@ async fn a_replay_that_went_well_closes_the_failure_once() {
 }
 
 #[tokio::test]
-async fn a_claim_whose_answer_was_lost_is_answered_again() {
+async fn a_repeated_claim_of_the_same_replay_succeeds() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     let first = world.claim(id, 1, Insist::default()).await;
@@ -123,7 +123,7 @@ async fn a_claim_whose_answer_was_lost_is_answered_again() {
 }
 
 #[tokio::test]
-async fn what_was_not_sent_was_not_replayed() {
+async fn a_replay_that_was_not_sent_does_not_count() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     let before = world.row(id).await;
@@ -150,14 +150,14 @@ async fn a_replay_with_nothing_to_do_closes_the_failure_with_the_reason() {
 }
 
 #[tokio::test]
-async fn a_replay_whose_outcome_is_not_known_leaves_the_failure_open_and_not_in_doubt() {
+async fn a_replay_with_an_unknown_outcome_leaves_the_failure_open_and_not_in_doubt() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
     assert_eq!(world.finish(id, 1, Outcome::Unknown).await, Finish::Stays(Status::Open));
     assert_eq!(world.row(id).await.replays, 1);
     assert!(matches!(world.claim(id, 2, Insist::default()).await, Claim::Claimed(_)));
-    // Its end is told by somebody else meanwhile.
+    // Something else finishes the failure in the meantime.
     assert!(world.ledger.repaired(id, "by its execution").await.expect("a table"));
     assert!(!world.ledger.repaired(id, "once more").await.expect("a table"));
     assert_eq!(world.finish(id, 2, Outcome::Done).await, Finish::Replayed);
@@ -179,7 +179,7 @@ async fn the_sites_of_rows_of_earlier_versions_are_read_from_the_rows() {
         row.retain(|_, value| !value.is_null());
         world.dynamo.put(FAILURES, Value::Object(row))
     };
-    // More than one BatchGetItem takes.
+    // More keys than one `BatchGetItem` accepts.
     for id in 1..=120 {
         old(id, (id > 10).then_some(site)).await;
     }
@@ -189,7 +189,7 @@ async fn the_sites_of_rows_of_earlier_versions_are_read_from_the_rows() {
 }
 
 #[tokio::test]
-async fn a_replay_that_failed_leaves_the_failure_open_with_its_reason() {
+async fn a_failed_replay_leaves_the_failure_open_with_its_reason() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     let before = world.row(id).await;
@@ -202,7 +202,7 @@ async fn a_replay_that_failed_leaves_the_failure_open_with_its_reason() {
 }
 
 #[tokio::test]
-async fn a_failure_that_came_back_before_the_replays_end_stays_open() {
+async fn a_failure_that_is_recorded_again_during_a_replay_stays_open() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
@@ -214,7 +214,7 @@ async fn a_failure_that_came_back_before_the_replays_end_stays_open() {
 }
 
 #[tokio::test]
-async fn an_interrupted_replay_is_in_doubt_until_someone_insists() {
+async fn an_interrupted_replay_is_in_doubt_until_a_claim_is_forced() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
@@ -225,13 +225,13 @@ async fn an_interrupted_replay_is_in_doubt_until_someone_insists() {
     }
     assert!(matches!(world.claim(id, 3, AGAIN).await, Claim::Claimed(_)));
     assert_eq!(world.row(id).await.execution_name(), format!("replay-{id}-2"));
-    // The first was only slow: the claim is no longer its own.
+    // The first replay was only slow, and has lost its claim.
     assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::NotOurs);
     assert_eq!(world.finish(id, 3, Outcome::Done).await, Finish::Replayed);
 }
 
 #[tokio::test]
-async fn after_the_most_replays_only_force_helps() {
+async fn after_the_maximum_number_of_replays_a_claim_must_be_forced() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     for replay in 1..=MAX_REPLAYS {
@@ -247,7 +247,7 @@ async fn after_the_most_replays_only_force_helps() {
 }
 
 #[tokio::test]
-async fn a_discarded_failure_is_off_the_list_until_it_comes_back() {
+async fn a_discarded_failure_is_not_listed_until_it_is_recorded_again() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     let discard = async || world.ledger.discard(id, "a test site").await.expect("a discard");
@@ -259,7 +259,7 @@ async fn a_discarded_failure_is_off_the_list_until_it_comes_back() {
 
     world.fail("a", 2).await;
     assert_eq!(world.row(id).await.status, Status::Open);
-    // Discarded while it is replayed: so it stays.
+    // The failure is discarded during a replay, and stays discarded.
     assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
     assert_eq!(discard().await, Discard::Discarded);
     assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::Stays(Status::Discarded));
@@ -267,7 +267,7 @@ async fn a_discarded_failure_is_off_the_list_until_it_comes_back() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_unknown() {
+async fn a_missing_failure_is_unknown() {
     let world = World::start().await;
     let id: FailureId = "36525261-64d3-5f8c-93d1-fb195ff9fe73".parse().expect("an id");
     assert_eq!(world.ledger.get(id).await.expect("a table"), None);
@@ -290,7 +290,7 @@ fn ten_thousand_failures_are_read_page_by_page_and_counted() {
                     "id": failure.id, "source": "project-site", "kind": "UNREADABLE",
                     "status": "OPEN", "error": failure.error, "fingerprint": "0123456789ab",
                     "attempts": 1, "replays": 0, "payload": "x".repeat(100),
-                    // Two at a time: an index takes rows of the same time.
+                    // Two rows have the same time, so that the index has to order rows of the same time.
                     "firstAt": noon(index / 2), "lastAt": noon(index / 2),
                 }),
             );

@@ -1,4 +1,4 @@
-//! The sources that are declared in code are those of the template and of the documentation.
+//! Tests that the sources in the code are those of the template and of the documentation.
 
 use std::{collections::BTreeSet, fs};
 
@@ -6,7 +6,7 @@ use contracts::names::SITE_TEARDOWN;
 use ledger::sources::{known, workers};
 use testkit::template::{Template, root};
 
-/// `ImportSiteFunction` as `import-site`.
+/// Converts a logical id such as `ImportSiteFunction` to `import-site`.
 fn kebab(logical: &str) -> String {
     let name = logical.strip_suffix("Function").expect("a function");
     let letters = name.chars().map(|letter| match letter {
@@ -17,7 +17,7 @@ fn kebab(logical: &str) -> String {
 }
 
 #[test]
-fn each_function_of_the_template_whose_work_can_fail_for_good_is_a_source() {
+fn each_function_of_the_template_whose_work_can_fail_permanently_is_a_source() {
     let template = Template::read();
     let mut expected = BTreeSet::from([SITE_TEARDOWN.to_owned()]);
     for (id, function) in template.resources("AWS::Serverless::Function") {

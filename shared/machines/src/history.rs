@@ -1,4 +1,4 @@
-//! The history of an execution, read into its tasks.
+//! Reads the history of an execution into its tasks.
 
 use aws_sdk_sfn::{
     Client,
@@ -11,31 +11,31 @@ use serde_json::Value;
 
 use crate::timestamp;
 
-/// What the events of an execution's history say.
+/// The tasks in the history of an execution.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History {
     /// The task states, in the order in which they were entered.
     pub tasks: Vec<Task>,
     /// The ARNs of the executions that the tasks started.
     pub children: Vec<String>,
-    /// When the last event happened; `None` without events.
+    /// When the last event happened. `None` if there are no events.
     pub last_event: Option<Timestamp>,
 }
 
 /// One visit of a task state, with all its attempts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
-    /// The state's name.
+    /// When the state was entered.
     pub name: String,
-    /// When it was entered.
+    /// When the state was left. `None` while it runs.
     pub begun: Timestamp,
-    /// When it was left; `None` while it runs.
+    /// The number of attempts.
     pub ended: Option<Timestamp>,
     /// How many attempts were made.
     pub tries: u32,
     /// The attempts that failed.
     pub failures: Vec<TaskFailure>,
-    /// Whether the last attempt succeeded.
+    /// Whether the last attempt was submitted and its answer has not come yet.
     pub succeeded: bool,
     /// Whether the last attempt was submitted, and its answer has not come yet.
     pub submitted: bool,
@@ -44,9 +44,9 @@ pub struct Task {
 /// A failed attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskFailure {
-    /// The error's name; `States.Timeout` for an attempt that timed out.
+    /// The error's name. It is `States.Timeout` for an attempt that timed out.
     pub error: Option<String>,
-    /// The cause, as Step Functions has it.
+    /// The cause, as Step Functions reports it.
     pub cause: Option<String>,
 }
 
@@ -65,7 +65,7 @@ pub async fn events(
 }
 
 impl History {
-    /// Reads the events, which must be in the order in which they happened.
+    /// Creates a history from events, which must be in the order in which they happened.
     #[must_use]
     pub fn of(events: &[HistoryEvent]) -> Self {
         let mut history = Self::default();
@@ -132,7 +132,7 @@ impl History {
     }
 }
 
-/// The ARN of the execution that a task started, from its output or its cause.
+/// Returns the ARN of the execution that a task started, from the task's output or cause.
 fn started(text: Option<&str>) -> Option<String> {
     let json: Value = serde_json::from_str(text?).ok()?;
     let arn = ["ExecutionArn", "executionArn"].iter().find_map(|name| json[name].as_str())?;
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     #[expect(clippy::large_stack_arrays, reason = "a few events")]
-    fn a_task_has_its_attempts_its_end_and_the_execution_that_it_started() {
+    fn a_task_lists_its_attempts_its_end_and_the_started_execution() {
         let failed = TaskFailedEventDetails::builder().resource_type("lambda").resource("invoke");
         let failed = failed.error("Transient").cause("busy").build().expect("details");
         let output = r#"{"ExecutionArn": "arn:child"}"#;

@@ -1,5 +1,5 @@
-//! Starting a state machine's execution, once, however often it is asked for; and looking at
-//! executions: which run, how far each came, what it was started with.
+//! Starts executions of a state machine, with the execution's name as the idempotency key. Reads executions: which
+//! of them run, how far each came, and what it was started with.
 
 mod history;
 
@@ -18,62 +18,62 @@ use fault::{AwsErrorKind, ErrorKind, Fault};
 
 pub use history::{History, Task, TaskFailure, events};
 
-/// Events of a history that are sure to hold the entering of the current state: the most tries that
-/// a state has, nine, take four events each.
+/// The number of last events that is sure to include the event of entering the current state: a state has at most
+/// nine attempts, with four events each.
 const LAST_EVENTS: i32 = 100;
 
 /// A state machine.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    /// Step Functions.
+    /// The client of Step Functions.
     pub client: Client,
-    /// Its ARN.
+    /// The state machine's ARN.
     pub arn: String,
 }
 
-/// What came of a start.
+/// The result of starting an execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Started {
-    /// The execution runs.
+    /// The execution was started by this call.
     Now,
-    /// It was started before.
+    /// The execution was started before.
     Before,
 }
 
-/// An execution that runs.
+/// A running execution.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Running {
-    /// Its ARN.
+    /// The execution's ARN.
     pub arn: String,
-    /// Since when.
+    /// When the execution started.
     pub since: Timestamp,
 }
 
-/// How far an execution came.
+/// The progress of an execution.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// The state that was entered last; none where the execution broke before it entered any.
+    /// The state that was entered last. `None` if the execution failed before it entered any.
     pub state: Option<String>,
-    /// When something last happened.
+    /// When the last event happened.
     pub at: Timestamp,
 }
 
 /// An execution, as Step Functions describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Described {
-    /// Whether it still runs.
+    /// Whether the execution is still running.
     pub running: bool,
-    /// What it was started with: JSON.
+    /// The execution's input, as JSON.
     pub input: String,
 }
 
-/// Why Step Functions did not do what it was asked.
+/// An error of a call to Step Functions.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
-    /// It can't now.
+    /// The call failed, and a retry may succeed.
     #[error("Step Functions can't answer now: {0}")]
     Transient(String),
-    /// It refused, and would again.
+    /// The call failed, and a retry would fail too.
     #[error("Step Functions refused the call: {0}")]
     Internal(String),
 }
@@ -88,8 +88,8 @@ impl Fault for MachineError {
 }
 
 impl Machine {
-    /// Starts the execution of that name; `input` is JSON. The name makes a second start a no-op, for
-    /// 90 days after the execution's end.
+    /// Starts the execution with the given name. `input` is JSON. A second start with the same name does nothing,
+    /// until 90 days after the execution's end.
     pub async fn start(&self, name: &str, input: String) -> Result<Started, MachineError> {
         let started = self
             .client
@@ -106,7 +106,7 @@ impl Machine {
         }
     }
 
-    /// A page of the executions that run, the newest first, and the token of the next page.
+    /// Returns a page of the running executions, newest first, and the token of the next page.
     pub async fn running(
         &self,
         page: Option<String>,
@@ -126,7 +126,7 @@ impl Machine {
         Ok((running.collect(), listed.next_token))
     }
 
-    /// How far the execution came, or got before it ended.
+    /// Returns how far the execution came. It may have ended.
     pub async fn progress(&self, execution: &str) -> Result<Progress, MachineError> {
         let history = self
             .client
@@ -146,7 +146,7 @@ impl Machine {
         })
     }
 
-    /// Whether the ARN is that of an execution of this state machine. Nothing is looked up.
+    /// Returns whether the ARN is that of an execution of this state machine. This makes no call.
     #[must_use]
     pub fn owns(&self, execution: &str) -> bool {
         let executions = self.arn.replacen(":stateMachine:", ":execution:", 1);
@@ -154,7 +154,7 @@ impl Machine {
         executions != self.arn && name.is_some_and(|name| !name.is_empty() && !name.contains(':'))
     }
 
-    /// Describes an execution; `None` if there is no execution with that ARN. The answer is eventually
+    /// Describes an execution. Returns `None` if there is no execution with that ARN. The answer is eventually
     /// consistent: an execution that has just started may not be found yet.
     pub async fn describe(&self, execution: &str) -> Result<Option<Described>, MachineError> {
         let Some(described) = describe(&self.client, execution).await? else { return Ok(None) };
@@ -165,7 +165,7 @@ impl Machine {
         Ok(Some(Described { running, input }))
     }
 
-    /// What the execution was started with: JSON.
+    /// Returns the input of the execution, as JSON.
     pub async fn input(&self, execution: &str) -> Result<String, MachineError> {
         let described = self.describe(execution).await?;
         let input = described.map(|described| described.input);
@@ -173,7 +173,7 @@ impl Machine {
     }
 }
 
-/// What Step Functions says about an execution; `None` if there is no execution with that ARN.
+/// Calls `DescribeExecution`. Returns `None` if there is no execution with that ARN.
 pub async fn describe(
     client: &Client,
     execution: &str,
@@ -187,7 +187,7 @@ pub async fn describe(
     }
 }
 
-/// Step Functions' time, to the millisecond.
+/// Converts a time of Step Functions, to the millisecond.
 #[must_use]
 pub fn timestamp(time: DateTime) -> Timestamp {
     Timestamp::from_millis(time.to_millis().unwrap_or(i64::MAX))
@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_machine_owns_its_own_executions_only() {
+    fn a_machine_owns_only_its_own_executions() {
         let client = Client::from_conf(
             aws_sdk_sfn::Config::builder()
                 .behavior_version(aws_sdk_sfn::config::BehaviorVersion::latest())
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_can_not_be_made_will_not_be_later() {
+    fn a_call_that_can_not_be_constructed_is_not_retried() {
         let error = SdkError::<StartExecutionError>::construction_failure("no such region");
         assert_eq!(MachineError::from(error).kind(), ErrorKind::Internal);
         let error = SdkError::<StartExecutionError>::timeout_error("too slow");

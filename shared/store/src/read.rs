@@ -1,4 +1,4 @@
-//! Reads of several rows: a query, a scan, or rows by their keys.
+//! Reads several rows: by a query, by a scan, or by their keys.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -13,15 +13,15 @@ use crate::{Key, StoreError, Table, table::names};
 /// The attributes of a row.
 pub type Item = HashMap<String, AttributeValue>;
 
-/// The limit of a `BatchGetItem` call.
+/// The maximum number of keys of a `BatchGetItem` call.
 const MAX_KEYS: usize = 100;
-/// Attempts to read keys of which DynamoDB answers none.
+/// The maximum number of attempts to read keys while DynamoDB processes none of them.
 const MAX_ATTEMPTS: u32 = 4;
-/// The pause before the second attempt; each further one is twice as long.
+/// The pause before the second attempt. Each further pause is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
-/// A query, or a scan, of a table or of one of its indexes. In its expressions, `#name` stands for
-/// the attribute `name`, and `:name` for the value with that name.
+/// A query or a scan of a table or of one of its indexes. In its expressions, `#name` refers to
+/// the attribute `name`, and `:name` to the value that is bound to that name.
 #[derive(Clone, Debug)]
 pub struct Query<'t> {
     table: &'t Table,
@@ -35,16 +35,16 @@ pub struct Query<'t> {
     consistent: bool,
 }
 
-/// The answer to one call.
+/// The result of one call.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Page {
     /// The rows.
     pub items: Vec<Item>,
-    /// Where the next page begins; `None` on the last page.
+    /// The start of the next page. `None` on the last page.
     pub next: Option<Item>,
 }
 
-/// Reads of rows by their keys.
+/// A read of rows by their keys.
 #[derive(Debug)]
 pub struct BatchGet<'t> {
     table: &'t Table,
@@ -54,13 +54,13 @@ pub struct BatchGet<'t> {
 }
 
 impl Table {
-    /// A query with that key condition. It reads the rows in the order of the sort key.
+    /// Creates a query with the given key condition. It reads the rows in the order of the sort key.
     #[must_use]
     pub fn query(&self, condition: &'static str) -> Query<'_> {
         Query { condition: Some(condition), ..self.scan() }
     }
 
-    /// A scan: it reads all rows.
+    /// Creates a scan, which reads all rows.
     #[must_use]
     pub fn scan(&self) -> Query<'_> {
         Query {
@@ -75,8 +75,8 @@ impl Table {
         }
     }
 
-    /// The rows with these keys, which must differ from each other. A row that does not exist is
-    /// missing in the answer.
+    /// Creates a read of the rows with these keys, which must be distinct. A row that does not exist is missing in
+    /// the result.
     #[must_use]
     pub fn batch_get(&self, keys: impl IntoIterator<Item = Key>) -> BatchGet<'_> {
         let keys = keys.into_iter().map(|key| key.item()).collect();
@@ -85,7 +85,7 @@ impl Table {
 }
 
 impl Query<'_> {
-    /// Reads an index.
+    /// Reads an index instead of the table.
     #[must_use]
     pub fn index(mut self, name: &'static str) -> Self {
         self.index = Some(name);
@@ -115,7 +115,7 @@ impl Query<'_> {
         self
     }
 
-    /// Reads at most so many rows a page.
+    /// Reads at most `rows` rows a page.
     #[must_use]
     pub fn limit(mut self, rows: i32) -> Self {
         self.limit = Some(rows);
@@ -129,7 +129,7 @@ impl Query<'_> {
         self
     }
 
-    /// Reads with strong consistency. Not for an index.
+    /// Reads with strong consistency. DynamoDB refuses this for a global secondary index.
     #[must_use]
     pub fn consistent(mut self) -> Self {
         self.consistent = true;
@@ -173,7 +173,7 @@ impl Query<'_> {
             .set_limit(self.limit)
     }
 
-    /// Counts the rows of a query, up to `most`: no further page is read once there are so many.
+    /// Counts the rows of a query, up to `most`. Once that number is reached, no further page is read.
     pub async fn count(&self, most: u32) -> Result<u32, StoreError> {
         let condition = self.condition.unwrap_or_default();
         let (mut count, mut start) = (0_u32, None);
@@ -206,7 +206,7 @@ impl Query<'_> {
 
 impl Page {
     fn new(items: Option<Vec<Item>>, next: Option<Item>) -> Self {
-        // Emulators answer with an empty key on the last page.
+        // Emulators return an empty key on the last page.
         Self { items: items.unwrap_or_default(), next: next.filter(|key| !key.is_empty()) }
     }
 }
@@ -226,8 +226,8 @@ impl BatchGet<'_> {
         self
     }
 
-    /// Reads all rows, in no order. Keys that DynamoDB leaves unprocessed are sent again, after a
-    /// pause that grows as long as none of a call's keys is processed.
+    /// Reads all rows, in no particular order. Keys that DynamoDB leaves unprocessed are sent again after a
+    /// pause. The pause grows while DynamoDB processes none of a call's keys.
     pub async fn send(self) -> Result<Vec<Item>, StoreError> {
         let (client, table, mut keys) = (self.table.client(), self.table.name(), self.keys);
         let mut rows = Vec::with_capacity(keys.len());
@@ -261,7 +261,7 @@ impl BatchGet<'_> {
     }
 }
 
-/// Reads a row as a type. `name` names the row in the error.
+/// Deserializes a row. `name` names the row in the error.
 pub fn from_item<R: DeserializeOwned>(
     item: Item,
     name: impl FnOnce() -> String,

@@ -1,4 +1,4 @@
-//! One table, as its owner sees it.
+//! A DynamoDB table and the keys of its rows.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{Item, StoreError, from_item};
 
-/// A row's key: the partition key, and the sort key where the table has one.
+/// A row's key: the partition key, and the sort key if the table has one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key(Vec<(&'static str, Part)>);
 
@@ -18,13 +18,13 @@ enum Part {
 }
 
 impl Key {
-    /// The key of a table that has no sort key.
+    /// Creates the key of a table without a sort key. The partition key is `id`.
     #[must_use]
     pub fn id(id: impl Into<String>) -> Self {
         Self(vec![("id", Part::Text(id.into()))])
     }
 
-    /// A key of two parts, each with its attribute's name.
+    /// Creates a key of two parts, each with the name of its attribute.
     #[must_use]
     pub fn pair(
         partition: (&'static str, impl Into<String>),
@@ -35,7 +35,7 @@ impl Key {
         Self(vec![partition, sort])
     }
 
-    /// A key whose sort key is a number, in the form that DynamoDB writes it.
+    /// Creates a key whose sort key is a number, written as DynamoDB writes it.
     #[must_use]
     pub fn numbered(
         partition: (&'static str, impl Into<String>),
@@ -46,13 +46,13 @@ impl Key {
         Self(vec![partition, sort])
     }
 
-    /// The partition key's attribute name; every row of the table has it, so a condition on it is
-    /// one on the row's existence.
+    /// Returns the attribute name of the partition key. Every row of the table has it, so a condition on it is
+    /// a condition on the row's existence.
     pub(crate) fn partition_name(&self) -> &'static str {
         self.0[0].0
     }
 
-    /// The key's attributes.
+    /// Returns the key's attributes.
     #[must_use]
     pub fn item(&self) -> Item {
         let attribute = |part: &Part| match part {
@@ -72,7 +72,7 @@ impl std::fmt::Display for Key {
     }
 }
 
-/// A service's own table.
+/// A table of a service.
 #[derive(Clone, Debug)]
 pub struct Table {
     client: Client,
@@ -80,31 +80,31 @@ pub struct Table {
 }
 
 impl Table {
-    /// The table of that name.
+    /// Creates a table with the given name.
     #[must_use]
     pub fn new(client: Client, name: impl Into<String>) -> Self {
         Self { client, name: name.into() }
     }
 
-    /// The client, for calls that this crate does not offer.
+    /// Returns the client, for calls that this crate does not offer.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// The table's name in the account.
+    /// Returns the table's name in the account.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The region of the table.
+    /// Returns the region of the table.
     #[must_use]
     pub fn region(&self) -> Option<String> {
         self.client.config().region().map(ToString::to_string)
     }
 
-    /// One row, strongly consistent.
+    /// Reads one row with strong consistency.
     pub async fn get<R: DeserializeOwned>(&self, key: &Key) -> Result<Option<R>, StoreError> {
         let answer = self
             .client
@@ -118,7 +118,8 @@ impl Table {
     }
 }
 
-/// The attributes that the expressions name as `#name`; `None` without any, since DynamoDB refuses an empty map.
+/// Returns the attributes that the expressions name as `#name`. Returns `None` if there are none, since DynamoDB
+/// refuses an empty map.
 pub(crate) fn names<'a>(
     expressions: impl IntoIterator<Item = &'a str>,
 ) -> Option<HashMap<String, String>> {
@@ -135,7 +136,7 @@ pub(crate) fn decode<R: DeserializeOwned>(key: &Key, item: Item) -> Result<R, St
     from_item(item, || key.to_string())
 }
 
-/// The row as DynamoDB's attributes, its key put in.
+/// Serializes a row to DynamoDB's attributes, including its key.
 pub(crate) fn encode<R: Serialize>(key: &Key, row: &R) -> Result<Item, StoreError> {
     let mut item: Item = serde_dynamo::to_item(row).map_err(|reason| StoreError::Corrupt {
         row: key.to_string(),

@@ -1,4 +1,4 @@
-//! One effect, one transaction.
+//! Commits all rows of one effect in one transaction.
 
 use std::time::Duration;
 
@@ -22,32 +22,32 @@ use crate::{
     table::{decode, encode, names},
 };
 
-/// How often a transaction is sent again that met another one on the same row.
+/// How often a transaction is retried after a conflict with another transaction on the same row.
 const CONFLICT_RETRIES: u32 = 4;
 
-/// What came of a transaction.
+/// The result of a transaction.
 #[must_use = "a refused transaction changed nothing"]
 #[derive(Debug)]
 pub enum Commit {
-    /// All of it is in the tables.
+    /// The whole transaction is committed.
     Done,
-    /// None of it is: at least one condition did not hold.
+    /// Nothing is committed: at least one condition did not hold.
     Refused(Refused),
 }
 
-/// The actions whose condition did not hold, each with the row that was in the way.
+/// The actions whose conditions did not hold, each with the existing row.
 #[derive(Debug)]
 pub struct Refused(Vec<(Key, Option<Item>)>);
 
 impl Refused {
-    /// Whether the condition on this row was one that did not hold.
+    /// Returns whether the condition on this row did not hold.
     #[must_use]
     pub fn concerns(&self, key: &Key) -> bool {
         self.0.iter().any(|(refused, _)| refused == key)
     }
 
-    /// The row that was in the way of the action on `key`, as it was at that moment. `None` where
-    /// the action's condition held, or no row was there.
+    /// Returns the row that made the condition of the action on `key` fail, as it was at that moment. Returns `None`
+    /// if the condition held, or if there was no row.
     pub fn row<R: DeserializeOwned>(&self, key: &Key) -> Result<Option<R>, StoreError> {
         self.0
             .iter()
@@ -58,7 +58,7 @@ impl Refused {
     }
 }
 
-/// Business row, guard and event row, to commit together.
+/// A transaction, such as a business row, its guard and its event, which commit together.
 #[derive(Debug)]
 pub struct Transaction {
     client: Client,
@@ -67,27 +67,27 @@ pub struct Transaction {
 }
 
 impl Transaction {
-    /// An empty one, sent over this table's client.
+    /// Creates an empty transaction, which uses the client of this table.
     #[must_use]
     pub fn on(table: &Table) -> Self {
         Self { client: table.client().clone(), actions: Vec::new(), fault: None }
     }
 
-    /// Puts a row that must not be there yet.
+    /// Puts a row that must not exist yet.
     #[must_use]
     pub fn create<R: Serialize>(self, table: &Table, key: &Key, row: &R) -> Self {
         self.put(table, key, row, &format!("attribute_not_exists({})", key.partition_name()), [])
     }
 
-    /// Replaces a row, provided that its `status` still is the one that the decision was made on.
+    /// Replaces a row if its `status` is still `status`, the one that the decision was based on.
     #[must_use]
     pub fn replace<R: Serialize>(self, table: &Table, key: &Key, row: &R, status: &str) -> Self {
         let status = AttributeValue::S(status.to_owned());
         self.put(table, key, row, "#status = :status", [("status", status)])
     }
 
-    /// Replaces a row, provided that its `sequence` still is the one that the decision was made on:
-    /// nobody else changed the row since.
+    /// Replaces a row if its `sequence` is still `sequence`, the one that the decision was based on. Nothing else has
+    /// changed the row since then.
     #[must_use]
     pub fn replace_at<R: Serialize>(
         self,
@@ -100,8 +100,8 @@ impl Transaction {
         self.put(table, key, row, "#sequence = :sequence", [("sequence", sequence)])
     }
 
-    /// Puts a row unless one is there that is as new or newer, by its `sequence`: what is projected
-    /// from events must not depend on the order they come in.
+    /// Puts a row, unless the existing one has the same or a higher `sequence`. A projection from events therefore
+    /// does not depend on the order of the events.
     #[must_use]
     pub fn advance<R: Serialize>(self, table: &Table, key: &Key, row: &R, sequence: u64) -> Self {
         let condition =
@@ -138,8 +138,8 @@ impl Transaction {
         self
     }
 
-    /// Changes attributes of a row in place, or creates the row. The expressions name attributes as `#name`, and
-    /// values as `:name`. DynamoDB refuses values that no expression uses.
+    /// Updates attributes of a row in place, or creates the row. In the expressions, `#name` refers to an attribute,
+    /// and `:name` to a value. DynamoDB refuses values that no expression uses.
     #[must_use]
     pub fn update<'a>(
         mut self,
@@ -165,7 +165,7 @@ impl Transaction {
         self
     }
 
-    /// Deletes a row if it is as the condition says.
+    /// Deletes a row if the condition holds.
     #[must_use]
     pub fn delete<const N: usize>(
         mut self,
@@ -189,7 +189,7 @@ impl Transaction {
         self
     }
 
-    /// Adds the event to the outbox. Its place in the entity's sequence must still be free.
+    /// Adds the event to the outbox. Its position in the entity's sequence must be free.
     #[must_use]
     pub fn event<D: Event>(mut self, outbox: &Outbox, event: NewEvent<D>) -> Self {
         let key = Key::id(format!("{}/{}", event.entity, event.sequence));
@@ -212,15 +212,16 @@ impl Transaction {
         self.actions.push((key.clone(), action));
     }
 
-    /// Sends it. The SDK's own retries carry one request token, so a retry after a lost answer
-    /// finds its effect done; a conflict with another transaction is sent again a few times.
+    /// Commits the transaction. The SDK's own retries use the same request token, so a retry after a lost answer has
+    /// no second effect. After a conflict with another transaction, this sends the transaction again, up to four
+    /// times.
     pub async fn commit(self) -> Result<Commit, StoreError> {
         if let Some(fault) = self.fault {
             return Err(fault);
         }
         let (keys, mut actions): (Vec<Key>, Vec<TransactWriteItem>) =
             self.actions.into_iter().unzip();
-        // Alone, an action needs no transaction, and costs half the write units.
+        // A single action needs no transaction. Without one it costs half the write units.
         if let ([key], [action]) = (keys.as_slice(), actions.as_mut_slice()) {
             if let Some(put) = action.put.take() {
                 return put_alone(&self.client, key, put).await;
@@ -314,14 +315,14 @@ fn refused(keys: &[Key], reasons: &[CancellationReason]) -> Option<Refused> {
     (!refused.is_empty()).then_some(Refused(refused))
 }
 
-/// Binds each value to `:name`; `None` without any, since DynamoDB refuses an empty map.
+/// Binds each value to `:name`. Returns `None` if there are no values, since DynamoDB refuses an empty map.
 fn bind<'a>(values: impl IntoIterator<Item = (&'a str, AttributeValue)>) -> Option<Item> {
     let values: Item =
         values.into_iter().map(|(name, value)| (format!(":{name}"), value)).collect();
     (!values.is_empty()).then_some(values)
 }
 
-/// Anything from nothing to `most`: those who collided don't meet again.
+/// Returns a random duration from zero to `most`, so that conflicting writers do not collide again.
 #[must_use]
 pub fn jittered(most: Duration) -> Duration {
     let (random, _) = uuid::Uuid::new_v4().as_u64_pair();
@@ -334,7 +335,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn those_who_collided_wait_for_times_that_differ() {
+    fn jitter_spreads_from_zero_to_the_maximum() {
         let most = Duration::from_secs(1);
         let waits: Vec<_> = (0..1_000).map(|_| jittered(most)).collect();
         assert!(waits.iter().all(|wait| *wait <= most));

@@ -1,4 +1,4 @@
-//! One effect, one transaction.
+//! Tests that all rows of an effect commit in one transaction.
 
 use aws_sdk_dynamodb::{Client, config::retry::RetryConfig, types::AttributeValue};
 use contracts::{
@@ -41,13 +41,13 @@ async fn refused(transaction: Transaction) -> Refused {
 }
 
 #[tokio::test]
-async fn a_row_is_created_once_and_the_refusal_shows_it() {
+async fn a_row_is_created_once_and_the_refusal_contains_it() {
     let dynamo = Dynamo::start().await;
     let table = dynamo.table(INVENTORY);
     let key = Key::id("a");
     let create = |n: u8| Transaction::on(&table).create(&table, &key, &json!({ "n": n }));
     done(create(1)).await;
-    // Alone, a put costs one unit, not a transaction's two.
+    // A single put costs one write unit. In a transaction it would cost two.
     let usage = dynamo.take_usage();
     assert_eq!((usage.calls, usage.write_units), ([("PutItem".to_owned(), 1)].into(), 1.0));
 
@@ -59,7 +59,7 @@ async fn a_row_is_created_once_and_the_refusal_shows_it() {
 }
 
 #[tokio::test]
-async fn all_or_nothing_and_only_what_was_refused_is_told() {
+async fn a_transaction_is_atomic_and_reports_only_the_refused_actions() {
     let dynamo = Dynamo::start().await;
     let table = dynamo.table(INVENTORY);
     let (free, taken) = (Key::id("free"), Key::id("taken"));
@@ -80,7 +80,7 @@ async fn all_or_nothing_and_only_what_was_refused_is_told() {
 }
 
 #[tokio::test]
-async fn a_row_is_replaced_only_from_the_status_that_was_seen() {
+async fn a_row_is_replaced_only_at_the_expected_status() {
     let dynamo = Dynamo::start().await;
     let table = dynamo.table(INVENTORY);
     let key = Key::id("a");
@@ -96,7 +96,7 @@ async fn a_row_is_replaced_only_from_the_status_that_was_seen() {
 }
 
 #[tokio::test]
-async fn a_row_is_replaced_only_at_the_sequence_that_was_seen() {
+async fn a_row_is_replaced_only_at_the_expected_sequence() {
     let dynamo = Dynamo::start().await;
     let table = dynamo.table(INVENTORY);
     let key = Key::id("a");
@@ -107,7 +107,7 @@ async fn a_row_is_replaced_only_at_the_sequence_that_was_seen() {
     dynamo.put(INVENTORY, json!({ "id": "a", "sequence": 9, "old": true })).await;
     done(replace(&first, 9)).await;
     assert_eq!(dynamo.rows(INVENTORY).await, [json!({ "id": "a", "sequence": 10 })]);
-    // Neither from before nor from what is yet to come.
+    // Neither an older nor a newer sequence is accepted.
     for seen in [9, 11] {
         let there = refused(replace(&second, seen)).await.row(&key).expect("a row");
         assert_eq!(there, Some(json!({ "id": "a", "sequence": 10 })));
@@ -116,7 +116,7 @@ async fn a_row_is_replaced_only_at_the_sequence_that_was_seen() {
 }
 
 #[tokio::test]
-async fn a_projection_only_goes_forward() {
+async fn a_projection_is_replaced_only_by_a_higher_sequence() {
     let dynamo = Dynamo::start().await;
     let table = dynamo.table(INVENTORY);
     let key = Key::id("a");
@@ -127,7 +127,7 @@ async fn a_projection_only_goes_forward() {
     done(advance(2)).await;
     refused(advance(1)).await;
     refused(advance(2)).await;
-    // As numbers, not as text.
+    // Sequences are compared as numbers, not as text.
     done(advance(10)).await;
     refused(advance(9)).await;
     assert_eq!(dynamo.rows(INVENTORY).await, [json!({ "id": "a", "sequence": 10 })]);
@@ -155,7 +155,7 @@ async fn rows_are_changed_and_deleted_under_conditions() {
 }
 
 #[tokio::test]
-async fn an_update_may_name_attributes_and_values_apart() {
+async fn an_update_may_use_different_names_for_attributes_and_values() {
     let dynamo = Dynamo::start().await;
     let table = dynamo.table(INVENTORY);
     let key = Key::id("a");
@@ -180,7 +180,7 @@ async fn an_update_may_name_attributes_and_values_apart() {
 }
 
 #[tokio::test]
-async fn an_event_takes_its_place_in_the_sequence_or_nothing_happens() {
+async fn an_event_whose_sequence_is_taken_refuses_the_transaction() {
     let dynamo = Dynamo::start().await;
     let table = dynamo.table(INVENTORY);
     let with_event = |id: &str, sequence| {
@@ -226,14 +226,14 @@ async fn an_events_row_is_what_the_publisher_and_the_indexes_need() {
 }
 
 #[tokio::test]
-async fn what_can_not_be_written_is_not_sent() {
+async fn a_transaction_with_an_unwritable_row_is_not_sent() {
     let dynamo = Dynamo::start().await;
     let table = dynamo.table(ALERTING);
     let saga = saga("a");
     let other = AlertingRemoved { site_id: saga.site_id };
     let foreign = NewEvent::of(saga, saga.site_id, 1, noon(0), other);
     let unwritable = [
-        // An event of another entity than the type says, and a row that is no map.
+        // An event whose entity is not that of its type, and a row that is not a map.
         Transaction::on(&table).event(&dynamo.outbox(), foreign),
         Transaction::on(&table).create(&table, &Key::id("a"), &"no map"),
     ];
@@ -248,7 +248,7 @@ async fn what_can_not_be_written_is_not_sent() {
 }
 
 #[tokio::test]
-async fn a_row_that_does_not_read_is_corrupt_by_name() {
+async fn an_unreadable_row_is_named_in_the_error() {
     let dynamo = Dynamo::start().await;
     dynamo.put(EVENTS, json!({ "entity": "site#1", "sequence": 1 })).await;
     dynamo.put(INVENTORY, json!({ "id": "a", "n": "text" })).await;
@@ -258,7 +258,7 @@ async fn a_row_that_does_not_read_is_corrupt_by_name() {
 }
 
 #[tokio::test]
-async fn a_crowd_of_writers_leaves_no_gap_and_no_double() {
+async fn concurrent_writers_leave_no_gap_and_no_duplicate() {
     let dynamo = Dynamo::start().await;
     let (table, events) = (dynamo.table(INVENTORY), dynamo.table(EVENTS));
     let writers = (0..12).map(|writer| {
@@ -298,7 +298,7 @@ async fn last_sequence(events: &Table) -> u64 {
     u64::try_from(answer.count()).expect("a count")
 }
 
-/// DynamoDB's answer to a transaction of two that it cancelled for these reasons.
+/// Returns DynamoDB's answer to a transaction of two actions that it cancelled for these reasons.
 fn cancelled(reasons: [&str; 2]) -> (u16, Value) {
     let reasons = reasons.map(|code| json!({ "Code": code }));
     let kind = "com.amazonaws.dynamodb.v20120810#TransactionCanceledException";
@@ -315,7 +315,7 @@ fn two_rows(client: Client) -> Transaction {
 }
 
 #[tokio::test]
-async fn a_conflict_is_sent_again_until_it_is_over() {
+async fn a_conflicting_transaction_is_retried_until_it_commits() {
     let conflict = || cancelled(["TransactionConflict", "None"]);
     let answers = std::sync::Mutex::new(vec![(200, json!({})), conflict(), conflict()]);
     let stub =
@@ -328,7 +328,7 @@ async fn a_conflict_is_sent_again_until_it_is_over() {
 }
 
 #[tokio::test]
-async fn each_answer_has_its_meaning() {
+async fn each_error_of_dynamodb_is_classified() {
     let refusal = cancelled(["ConditionalCheckFailed", "None"]);
     let mixed = cancelled(["TransactionConflict", "ConditionalCheckFailed"]);
     for answer in [refusal, mixed] {
@@ -363,7 +363,7 @@ async fn each_answer_has_its_meaning() {
 }
 
 #[tokio::test]
-async fn the_sdks_own_retry_is_the_same_request() {
+async fn the_sdks_own_retry_uses_the_same_request_token() {
     let answers = std::sync::Mutex::new(vec![(200, json!({})), (500, json!({}))]);
     let stub =
         Stub::start(move |_| answers.lock().expect("answers").pop().expect("one more")).await;
@@ -377,7 +377,7 @@ async fn the_sdks_own_retry_is_the_same_request() {
 }
 
 #[tokio::test]
-async fn nobody_there_is_transient() {
+async fn a_refused_connection_is_transient() {
     let stub = Stub::start(|_| (200, json!({}))).await;
     let config = stub.config().into_builder().endpoint_url("http://127.0.0.1:1").build();
     let committed = two_rows(Client::new(&config)).commit().await;

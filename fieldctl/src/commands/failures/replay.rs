@@ -1,4 +1,4 @@
-//! `fieldctl failures replay`.
+//! The command `fieldctl failures replay`.
 
 use std::{cell::RefCell, collections::BTreeMap, env, num::NonZeroU32, pin::pin, time::Duration};
 
@@ -34,12 +34,12 @@ use crate::{
     walk::{Filter, Walk, kind},
 };
 
-/// The parts of a record come one right after another, so they were recorded within this.
+/// The maximum time between the recordings of the parts of a record. They arrive one right after another.
 const PARTS_MILLIS: i64 = 60 * 60 * 1000;
 
 /// The function whose replay starts a teardown.
 const RECOVER_ONBOARDING: &str = "recover-onboarding";
-/// A teardown may have been started so long before its failure was recorded: a day of retries.
+/// The maximum time between the start of a teardown and the recording of its failure: a day of retries.
 const RECOVERY_MILLIS: i64 = 24 * 60 * 60 * 1000;
 
 /// What is replayed, and how.
@@ -68,25 +68,25 @@ pub struct Options {
     force: bool,
 }
 
-/// How a piece of work ended.
+/// The result of replaying a failure.
 enum Ended {
-    /// It was done; or there was nothing left to do, with the reason.
+    /// It was done, or there was nothing left to do. Holds the reason in that case.
     Replayed(Option<String>),
     Failed(ErrorInfo),
-    /// It was sent, and nobody knows its outcome yet.
+    /// It was sent, and its outcome is not known yet.
     Unknown(String),
     InDoubt(String),
-    /// It is not open, or is sent with another failure.
+    /// It is not open, or it is sent with another failure.
     Skipped(String),
     /// It was not sent, and stays open.
     Left(String),
     /// It was not sent: it would undo a site that is in service.
     Refused(String),
-    /// Nothing else can be sent.
+    /// It was not sent, and no other failure can be sent either.
     Stop(CliError),
 }
 
-/// What is left of a run: the count of how it went.
+/// The counts of a run's results.
 #[derive(Default)]
 struct Count {
     replayed: u32,
@@ -95,20 +95,20 @@ struct Count {
     in_doubt: u32,
     refused: u32,
     skipped: BTreeMap<String, u32>,
-    /// Of the skipped ones, those that stay open.
+    /// The number of skipped failures that stay open.
     left: u32,
 }
 
-/// What every replay of a run needs.
+/// The data that every replay of a run needs.
 struct Run<'a> {
     stack: &'a Stack,
     ledger: Ledger,
     resend: Resend<'a>,
-    /// Of all claims of this run.
+    /// The id of all claims of this run.
     id: Uuid,
     by: Option<String>,
     insist: Insist,
-    /// For the end of a teardown.
+    /// How long to wait for the end of a teardown.
     wait: Duration,
     progress: &'a Progress,
     /// The onboardings of teardowns that succeeded.
@@ -117,7 +117,7 @@ struct Run<'a> {
     interrupted: Receiver<bool>,
 }
 
-/// Becomes true at Ctrl-C.
+/// Returns a receiver whose value becomes `true` at Ctrl-C.
 fn interruption() -> Receiver<bool> {
     let (sender, receiver) = watch::channel(false);
     tokio::spawn(async move {
@@ -128,14 +128,14 @@ fn interruption() -> Receiver<bool> {
     receiver
 }
 
-/// Waits until it is true; for good if it never will be.
+/// Waits until the value is `true`. Never returns if it can't become so.
 async fn is_true(mut receiver: Receiver<bool>) {
     if receiver.wait_for(|value| *value).await.is_err() {
         std::future::pending::<()>().await;
     }
 }
 
-/// Shows what would go where, or sends it and shows how it went.
+/// Shows what would be sent and where, or sends it and shows the results.
 pub async fn run(
     stack: &Stack,
     screen: &mut Screen,
@@ -175,7 +175,7 @@ pub async fn run(
             chosen.next().await?.map(|page| (stream::iter(page).map(Ok::<_, CliError>), chosen)),
         )
     });
-    // On Ctrl-C no more are taken; calls under way come to their end, and waits for teardowns end at once.
+    // After Ctrl-C no further failures are started. Running calls are completed. Waits for teardowns end at once.
     let halt = Notify::new();
     let interrupted = run.interrupted.clone();
     let halted = async {
@@ -220,7 +220,7 @@ pub async fn run(
     }
 }
 
-/// Where a failure would go and the site it would undo, if any; or why it would not be sent.
+/// Returns where a failure would be sent and the site that it would undo, if any, or why it would not be sent.
 async fn preview(
     stack: &Stack,
     ledger: &Ledger,
@@ -243,7 +243,7 @@ async fn preview(
     })
 }
 
-/// The site that a replay of this failure undoes. Refuses one that is in service, as
+/// Returns the site that a replay of this failure undoes. Refuses a site that is in service, as
 /// `sagas recover` does.
 async fn undone_site(stack: &Stack, row: &FailureRow) -> Result<Undoable, CliError> {
     let site = row.site_id.ok_or_else(|| {
@@ -305,14 +305,14 @@ async fn dry(
     Ok(Exit::Done)
 }
 
-/// What is to be sent, and of which other failures it is the work as well.
+/// The payload to send, and the other failures whose work it contains.
 struct Work {
     payload: String,
     others: Vec<FailureId>,
 }
 
 impl Run<'_> {
-    /// Claims, sends, finishes.
+    /// Claims the failure, sends its work and records the outcome.
     async fn replay(&self, row: &Summary) -> Result<Ended, CliError> {
         let skip = |why: &str| Ok(Ended::Skipped(why.to_owned()));
         if row.status != Status::Open {
@@ -366,7 +366,7 @@ impl Run<'_> {
             Sent::Moot(why) => Outcome::Moot(why),
             Sent::Failed(error) => Outcome::Failed(error),
             Sent::Started(arn) => self.teardown(first, &arn).await,
-            // The claims stay: nobody sends it again unless told to.
+            // The claims stay, so that nothing sends the work again unless the operator forces it.
             Sent::InDoubt(why) => return Ok(Ended::InDoubt(why)),
             Sent::Missing(trouble) => {
                 self.release(&claimed).await?;
@@ -403,7 +403,7 @@ impl Run<'_> {
         Ok(ended)
     }
 
-    /// Waits for the teardown that recover-onboarding has started, or had started before.
+    /// Waits for the teardown that recover-onboarding started now or earlier.
     async fn recovery(&self, row: &FailureRow) -> Result<Outcome, CliError> {
         let Some(onboarding) = row.correlation_id else { return Ok(Outcome::Done) };
         let prefix = format!("recovery-{onboarding}");
@@ -412,7 +412,7 @@ impl Run<'_> {
             self.stack.executions(names::SITE_TEARDOWN, None, since, usize::MAX).await?;
         Ok(match teardowns.iter().find(|it| it.name.starts_with(&prefix)) {
             Some(teardown) => self.teardown(row, &teardown.arn).await,
-            // The saga was undone already.
+            // The saga had already been undone.
             None => Outcome::Done,
         })
     }
@@ -432,22 +432,22 @@ impl Run<'_> {
                 Outcome::Done
             }
             Ok(Teardown::Failed(error)) => Outcome::Failed(error),
-            // It goes on. record-failure ends or opens the failure when it has ended.
+            // The teardown continues. After its end, record-failure closes or reopens the failure.
             Ok(Teardown::Running) | Err(_) => Outcome::Unknown,
         }
     }
 
-    /// Ends claims of what was not sent: as if nothing had been.
+    /// Withdraws the claims of work that was not sent.
     async fn release(&self, claimed: &[FailureRow]) -> Result<(), CliError> {
         for row in claimed {
-            // Nobody else ends a claim of this run.
+            // Only this run ends its claims, so the result does not matter.
             let (Finish::Stays(_) | Finish::Replayed | Finish::NotOurs) =
                 self.ledger.finish(row.id, self.id, &Outcome::NotSent).await?;
         }
         Ok(())
     }
 
-    /// What is to be sent; none for a part of a record that is not the first.
+    /// Returns the work to send. Returns `None` for a part of a record that is not the first part.
     async fn work(&self, row: &FailureRow) -> Result<Option<Work>, CliError> {
         let text = payload(self.stack, row).await?;
         let whole = |payload| Ok(Some(Work { payload, others: Vec::new() }));
@@ -461,7 +461,7 @@ impl Run<'_> {
         }
     }
 
-    /// The record of which the row is the first part.
+    /// Joins the record whose first part is the row.
     async fn parts(&self, row: &FailureRow, first: String, count: usize) -> Result<Work, CliError> {
         let filter = Filter {
             source: Some(row.source.clone()),
@@ -496,7 +496,7 @@ impl Run<'_> {
     }
 }
 
-/// Whether both payloads are parts of one record.
+/// Returns whether both payloads are parts of the same record.
 fn is_part_of_same(one: &str, other: &str) -> bool {
     let parse = |text| serde_json::from_str::<Record>(text).ok().filter(|it| it.part.is_some());
     match (parse(one), parse(other)) {
@@ -505,7 +505,8 @@ fn is_part_of_same(one: &str, other: &str) -> bool {
     }
 }
 
-/// A failure whose function or payload does not exist stays open; any other error ends the run.
+/// Converts an error of a missing function or payload, after which the failure stays open. Any other error ends
+/// the run.
 fn gone(trouble: CliError) -> Result<Ended, CliError> {
     match trouble.exit {
         Exit::NotFound => Ok(Ended::Left(trouble.message)),
@@ -514,7 +515,7 @@ fn gone(trouble: CliError) -> Result<Ended, CliError> {
 }
 
 impl Count {
-    /// Counts how one ended, and tells it unless it went well.
+    /// Counts a result, and prints it unless it is a success.
     fn add(&mut self, screen: &mut Screen, row: &Summary, ended: Ended) -> Result<(), CliError> {
         let (word, tone, symbol, reason) = match ended {
             Ended::Replayed(why) => {

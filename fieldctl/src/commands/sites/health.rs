@@ -1,4 +1,4 @@
-//! `fieldctl sites health`.
+//! The command `fieldctl sites health`.
 
 use contracts::{SensorId, SiteId, Timestamp, names, saga::ACTIVATE_SITE};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -21,20 +21,20 @@ use crate::{
     walk::{Filter, Walk},
 };
 
-/// Sensors, or failures, that are read at the same time.
+/// The maximum number of sensors or failures that are read concurrently.
 const READS_AT_ONCE: usize = 8;
-/// The least rows of a sensor that its interval is taken from.
+/// The minimum number of a sensor's rows from which its interval is computed.
 const MIN_ROWS: usize = 50;
-/// The most rows of a sensor that are read: two days of bundles of half a minute.
+/// The maximum number of a sensor's rows that are read: two days of bundles of half a minute.
 const MAX_ROWS: usize = 6_000;
-/// The most open failures of store-readings that are looked at for the site's.
+/// The maximum number of open failures of store-readings among which the site's are searched.
 const MAX_FAILURES: usize = 1_000;
 const STORE_READINGS: &str = "store-readings";
 
-/// Shows a site's health.
+/// Runs the command.
 pub async fn run(stack: &Stack, screen: &mut Screen, site: SiteId) -> Result<Exit, CliError> {
     let shown = stack.site(site).await?;
-    // Its many requests make a large future.
+    // The future is boxed because it is large: it makes many requests.
     let evidence = Box::pin(evidence(stack, site, &shown, screen.now)).await;
     let health = evidence.judge(screen.now);
     if screen.json {
@@ -93,7 +93,7 @@ async fn refused(table: &DynamoTable, site: String, since: Timestamp) -> Read<Ve
     rows.map_err(|error| CliError::from(error).message)
 }
 
-/// The site's open failures of store-readings. The index of open failures has no site, so each row is read.
+/// Returns the site's open failures of store-readings. The index of open failures has no site, so each row is read.
 async fn set_aside(stack: &Stack, site: SiteId) -> Read<Vec<SetAside>> {
     let found = async {
         let ledger = stack.ledger();
@@ -139,7 +139,7 @@ fn print(screen: &mut Screen, health: &Health) -> Result<(), CliError> {
     screen.field("status", of_status(&health.status), &health.status)?;
     screen.field("health", tone(health.verdict), &health.summary)?;
     for (index, Finding { kind, message, next }) in health.findings.iter().enumerate() {
-        // The first one is the summary.
+        // The first finding is already shown as the summary.
         if index > 0 || health.verdict != *kind {
             screen.field("also", tone(*kind), message)?;
         }

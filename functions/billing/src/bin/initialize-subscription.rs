@@ -20,7 +20,7 @@ async fn main() -> Result<(), Error> {
     let commands = Commands {
         circuit: Circuit { table: billing.clone(), rules: Rules::of_environment()? },
         step: InitializeSubscription {
-            // Longer than the function's time-out of 20 s.
+            // Longer than the function's timeout of 20 s.
             idempotency: Idempotency::new(billing.clone(), Duration::from_secs(30)),
             billing,
             outbox: aws.outbox()?,
@@ -32,7 +32,7 @@ async fn main() -> Result<(), Error> {
         },
         queues: aws_sdk_sqs::Client::new(aws.config()),
         queue_url: env("COMMAND_QUEUE_URL")?,
-        // As long as the state waits.
+        // The `TimeoutSeconds` of the state that sends the command.
         patience: Duration::from_hours(1),
     };
     serve_commands(

@@ -11,7 +11,7 @@ async fn main() -> Result<(), Error> {
     serve_step(ReconcileSubscriptions {
         billing: aws.table("BILLING_TABLE")?,
         provider: Provider::of(&aws)?,
-        // The function has 900 s.
+        // Less than the function's timeout of 900 s.
         time: Duration::from_secs(880),
     })
     .await

@@ -1,7 +1,7 @@
-//! A payment provider that keeps its customers and subscriptions, honours idempotency keys as
-//! Stripe does, and fails where the test says.
+//! A fake payment provider. It stores customers and subscriptions, honours idempotency keys as
+//! Stripe does, and fails where the test requires it.
 
-// Each test file takes what it needs.
+// Each test file uses only a part of this module.
 #![allow(dead_code)]
 
 use std::{
@@ -38,7 +38,7 @@ pub enum Trouble {
     Stored,
     /// It was done, but the answer is an error.
     Lost,
-    /// It was done, and no answer comes.
+    /// It was done, but no answer is sent.
     Silent,
 }
 
@@ -46,19 +46,19 @@ pub enum Trouble {
 struct Books {
     /// Subscriptions that are paid for, by customer.
     customers: BTreeMap<String, BTreeSet<String>>,
-    /// Those that the account has besides, as the list shows them.
+    /// Further subscriptions of the account, as the list returns them.
     others: Vec<Value>,
-    /// The sites that subscriptions were opened for.
+    /// The site of each subscription.
     sites: BTreeMap<String, String>,
     made: u32,
     /// Answers by idempotency key.
     answered: BTreeMap<String, (u16, Value)>,
-    /// Every call is answered with that status.
+    /// The status of every answer during an outage.
     down: Option<u16>,
-    /// The next call of that name fails.
+    /// The next call of that name fails this way.
     trouble: Option<(&'static str, Trouble)>,
     calls: Vec<&'static str>,
-    /// The price that subscriptions are taken for.
+    /// The prices that subscriptions are accepted for.
     prices: BTreeSet<String>,
 }
 
@@ -67,7 +67,7 @@ pub struct FakeStripe {
     books: Arc<Mutex<Books>>,
 }
 
-/// Every call that billing makes, in the order of a first initialization and its undo.
+/// The names of the calls of a first initialization, in order. [`CANCELLING`] has those of its undo.
 pub const INITIALIZING: [&str; 4] = ["customer", "attach", "default", "subscription"];
 pub const CANCELLING: [&str; 3] = ["list", "cancel", "delete"];
 
@@ -92,27 +92,27 @@ impl FakeStripe {
         Provider::new(self.stub.url(), key, prices)
     }
 
-    /// The next call of that name fails.
+    /// Makes the next call of that name fail.
     pub fn fail(&self, call: &'static str, trouble: Trouble) {
         self.books.lock().expect("books").trouble = Some((call, trouble));
     }
 
-    /// From now on every call is answered with that status; none: as it should be.
+    /// Answers every call with that status from now on. `None` ends the outage.
     pub fn down(&self, status: Option<u16>) {
         self.books.lock().expect("books").down = status;
     }
 
-    /// The price of the plan in use is not known there any more.
+    /// Removes the price of the plan in use.
     pub fn forget_prices(&self) {
         self.books.lock().expect("books").prices.clear();
     }
 
-    /// Stripe keeps idempotency keys for a day; a stand-in may not keep them at all.
+    /// Removes the stored idempotency keys. Stripe keeps them for a day; another provider might not keep them at all.
     pub fn forget_keys(&self) {
         self.books.lock().expect("books").answered.clear();
     }
 
-    /// The account has these subscriptions, too.
+    /// Adds these subscriptions to the account.
     pub fn also_has(&self, subscriptions: Vec<Value>) {
         self.books.lock().expect("books").others = subscriptions;
     }
@@ -121,12 +121,12 @@ impl FakeStripe {
         self.books.lock().expect("books").customers.len()
     }
 
-    /// How many subscriptions are being paid for.
+    /// Returns the number of subscriptions that are being paid for.
     pub fn paid_for(&self) -> usize {
         self.books.lock().expect("books").customers.values().map(BTreeSet::len).sum()
     }
 
-    /// The calls since it was last asked, by name.
+    /// Returns the names of the calls since the last time, and clears the list.
     pub fn take_calls(&self) -> Vec<&'static str> {
         std::mem::take(&mut self.books.lock().expect("books").calls)
     }
@@ -153,7 +153,7 @@ fn missing(what: &str) -> (u16, Value) {
 }
 
 impl Books {
-    /// The answer, and whether it was given to the call's idempotency key before.
+    /// Returns the answer, and whether it is the stored answer of the call's idempotency key.
     fn answer(&mut self, call: &Call) -> ((u16, Value), bool) {
         let name = name(call);
         self.calls.push(name);
@@ -182,7 +182,7 @@ impl Books {
         }
     }
 
-    /// All subscriptions of the account, two a page.
+    /// Returns a page of the account's subscriptions. A page holds two.
     fn page(&self, after: Option<&str>) -> (u16, Value) {
         let ids = self.customers.values().flatten();
         let ours = ids.map(|id| {
@@ -217,7 +217,7 @@ impl Books {
                 (402, json!({ "error": { "code": "card_declined", "message": message } }))
             }
             "attach" if call.path.contains("pm_nobody") => missing("PaymentMethod: 'pm_nobody'"),
-            // As Stripe answers for an object in the path; nothing in the words is to be relied on.
+            // As Stripe answers for an object in the path. The client must not depend on the message.
             "attach" if call.path.contains("pm_unknown") => (404, missing("object").1),
             "attach" => (200, json!({ "id": "pm_attached" })),
             "default" if self.customers.contains_key(last) => (200, json!({ "id": last })),
@@ -276,7 +276,7 @@ pub fn cancel(dynamo: &Dynamo, stripe: &FakeStripe) -> CancelSubscription {
     }
 }
 
-/// A consumer of the commands to cancel.
+/// Returns a consumer of cancel commands.
 pub fn canceller(dynamo: &Dynamo, stripe: &FakeStripe, aws: &Stub) -> Commands<CancelSubscription> {
     let step = cancel(dynamo, stripe);
     let rules = Rules { time: Duration::from_mins(1), ..Rules::default() };
@@ -290,7 +290,7 @@ pub fn canceller(dynamo: &Dynamo, stripe: &FakeStripe, aws: &Stub) -> Commands<C
     }
 }
 
-/// A consumer of the commands to initialize, as one environment of the function is one.
+/// Returns a consumer of initialize commands. It corresponds to one environment of the function.
 pub fn consumer(
     dynamo: &Dynamo,
     circuit: Table,
@@ -298,7 +298,7 @@ pub fn consumer(
     aws: &Stub,
 ) -> Commands<InitializeSubscription> {
     let step = initialize(dynamo, stripe);
-    // A busy machine must not open the breaker's way round.
+    // On a busy machine the breaker's timeout must not let commands run without the breaker.
     let rules = Rules { time: Duration::from_mins(1), ..Rules::default() };
     Commands {
         circuit: Circuit { table: circuit, rules },
@@ -317,8 +317,8 @@ pub fn machine(aws: &Stub) -> Machine {
     Machine { client: aws_sdk_sfn::Client::new(&aws.config()), arn: MACHINE.to_owned() }
 }
 
-/// The ARN of the execution that sends this command. Its name holds the command, so that the stand-in
-/// of Step Functions needs no memory.
+/// Returns the ARN of the execution that sends this command. The execution's name encodes the command, so that the
+/// fake Step Functions needs no state.
 pub fn execution(command: &Value) -> String {
     let digit = |value: u8| char::from_digit(value.into(), 16).expect("a hexadecimal digit");
     let digits = |byte: u8| [digit(byte >> 4), digit(byte & 15)];
@@ -326,7 +326,7 @@ pub fn execution(command: &Value) -> String {
     format!("{}:{name}", MACHINE.replace("stateMachine", "execution"))
 }
 
-/// `DescribeExecution`: the execution of that ARN, in that status.
+/// Answers `DescribeExecution` with the execution of the requested ARN, in that status.
 pub fn described(call: &Call, status: &str) -> (u16, Value) {
     let arn = call.json()["executionArn"].as_str().expect("an ARN").to_owned();
     let name = arn.rsplit(':').next().unwrap_or_default();
@@ -343,7 +343,7 @@ pub fn described(call: &Call, status: &str) -> (u16, Value) {
     )
 }
 
-/// Step Functions with an execution that waits for the answer, and SQS.
+/// Answers as SQS, and as Step Functions with an execution that waits for the answer.
 pub fn waiting(call: &Call) -> (u16, Value) {
     match call.operation() {
         "DescribeExecution" => described(call, "RUNNING"),
@@ -354,21 +354,21 @@ pub fn waiting(call: &Call) -> (u16, Value) {
 /// The calls that prove who sent a command.
 pub const PROOF: [&str; 2] = ["SendTaskHeartbeat", "DescribeExecution"];
 
-/// The calls since it was last asked, apart from those that prove who sent a command.
+/// Returns the calls since the last time, except those that prove who sent a command.
 pub fn take_effects(aws: &Stub) -> Vec<Call> {
     let mut calls = aws.take_calls();
     calls.retain(|call| !PROOF.contains(&call.operation()));
     calls
 }
 
-/// A message with that command, sent at noon.
+/// Returns a message with that command, sent at noon.
 pub fn message(command: &Value) -> SqsMessage {
     message_of(&json!({
         "taskToken": "token-1", "execution": execution(command), "command": command,
     }))
 }
 
-/// A message with that body, sent at noon.
+/// Returns a message with that body, sent at noon.
 pub fn message_of(body: &Value) -> SqsMessage {
     let mut event = sample::event("initialize-subscription");
     let record = &mut event["Records"][0];
@@ -377,12 +377,12 @@ pub fn message_of(body: &Value) -> SqsMessage {
     serde_json::from_value(record.take()).expect("a message")
 }
 
-/// The message that went back to the queue, as SQS delivers it.
+/// Returns the message that was sent back to the queue, as SQS delivers it.
 pub fn redelivered(sent: &Value) -> SqsMessage {
     let mut event = sample::event("initialize-subscription");
     let record = &mut event["Records"][0];
     record["body"] = sent["MessageBody"].clone();
-    // When it went back: not when the command was first sent.
+    // The time at which the message was sent back. It is not the time at which the command was first sent.
     record["attributes"]["SentTimestamp"] = noon(100_000).millis().to_string().into();
     let attributes = sent["MessageAttributes"].as_object().expect("attributes");
     for (name, attribute) in attributes {
@@ -394,12 +394,12 @@ pub fn redelivered(sent: &Value) -> SqsMessage {
     serde_json::from_value(record.take()).expect("a message")
 }
 
-/// The command to initialize, as the state machine writes it.
+/// Returns the initialize command of site `a`, as the state machine writes it.
 pub fn command(payment_method: &str) -> Value {
     command_of("a", payment_method)
 }
 
-/// The same of the site of that name.
+/// Returns the initialize command of the named site.
 pub fn command_of(site: &str, payment_method: &str) -> Value {
     let mut command = payload(saga(site));
     command["name"] = "Alamosa, Colorado".into();
