@@ -25,13 +25,13 @@ use crate::{
                   fieldstation-local ..."
 )]
 pub struct Cli {
-    /// Where.
+    /// The environment.
     #[command(flatten)]
     pub target: Target,
-    /// How it looks.
+    /// The appearance of the output.
     #[command(flatten)]
     pub look: Look,
-    /// What.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -40,7 +40,7 @@ pub struct Cli {
 #[derive(Args, Clone, Copy, Debug)]
 #[command(next_help_heading = "Everywhere")]
 pub struct Look {
-    /// Print JSON, lists as a line an entry, and nothing else on standard output.
+    /// Print only JSON on standard output. A list is printed as one line for each entry.
     #[arg(long, global = true)]
     pub json: bool,
     /// When to use colours: auto (on a terminal), always or never; NO_COLOR is honoured.
@@ -87,7 +87,7 @@ pub enum Command {
     /// Monitoring sites: list, show, onboard, teardown.
     #[command(subcommand)]
     Sites(Sites),
-    /// The whole story of a site, in order: events, saga, failures.
+    /// Shows the history of a site in the order of time: events, sagas, failures.
     Trace(Trace),
     /// Runs of the state machines: what is stuck, what failed, recovery.
     #[command(subcommand)]
@@ -100,10 +100,10 @@ pub enum Command {
     Readings(Readings),
     /// Subscriptions at the payment provider and in the billing table that disagree.
     Subscriptions(subscriptions::Options),
-    /// What the stack gave up on: see it, replay it, discard it.
+    /// Failed work: list, show, replay, discard.
     #[command(subcommand)]
     Failures(Failures),
-    /// What the functions wrote: about a site, of a function, errors only, as they come.
+    /// Logs of the functions: about a site, of a function, errors only, live.
     Logs(Logs),
     /// Prints the API's URL, and the names of the bus, the stream, the tables and more.
     Outputs(Outputs),

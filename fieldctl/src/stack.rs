@@ -20,7 +20,7 @@ use crate::{
     http::Http,
 };
 
-/// Which environment, and how to reach it.
+/// The options that select an environment.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Everywhere")]
 pub struct Target {
@@ -33,13 +33,13 @@ pub struct Target {
         default_value = "fieldstation"
     )]
     pub stack: String,
-    /// AWS region; without it the environment's or the profile's.
+    /// The AWS region. The default is that of the environment variables or the profile.
     #[arg(long, global = true)]
     pub region: Option<String>,
-    /// AWS profile of ~/.aws/config.
+    /// The AWS profile in ~/.aws/config.
     #[arg(long, global = true)]
     pub profile: Option<String>,
-    /// Another endpoint of AWS, such as the local stack's http://127.0.0.1:4566.
+    /// An endpoint other than AWS, such as the local stack's http://127.0.0.1:4566.
     #[arg(long, global = true, value_name = "URL")]
     pub endpoint_url: Option<String>,
 }

@@ -19,28 +19,28 @@ const PAGE: u16 = 250;
 /// Every status.
 pub const STATUSES: [Status; 3] = [Status::Open, Status::Replayed, Status::Discarded];
 
-/// Which failures, of those with a status.
+/// A filter for failures with a given status.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Filter {
-    /// Only of this function or state machine, such as project-site.
+    /// Only failures of this function or state machine, such as project-site.
     #[arg(long)]
     pub source: Option<String>,
-    /// Only of this kind.
+    /// Only failures of this kind.
     #[arg(long, ignore_case = true)]
     pub kind: Option<Kind>,
-    /// Only of this group, as `failures groups` shows it; a fingerprint stands for all its groups.
+    /// Only failures of this group, as `failures groups` shows it. A fingerprint selects all its groups.
     #[arg(long, value_name = "GROUP", value_parser = group)]
     pub group: Option<String>,
-    /// Only of this site: its id, the first digits of it, or its name.
+    /// Only failures of this site: its id, the first digits of it, or its name.
     #[arg(long)]
     pub site: Option<String>,
     /// The site that was found by `site`.
     #[arg(skip)]
     pub site_id: Option<SiteId>,
-    /// Only those that failed (last) since: RFC 3339, or an age such as 2h.
+    /// Only failures that were last recorded since this time: RFC 3339, or an age such as 2h.
     #[arg(long, value_parser = instant)]
     pub since: Option<Timestamp>,
-    /// Only of this onboarding.
+    /// Only failures of this onboarding.
     #[arg(long, value_name = "ONBOARDING")]
     pub correlation: Option<OnboardingId>,
 }

@@ -35,18 +35,18 @@ const MOST_AT_ONCE: usize = 1000;
 /// Commands for the event log.
 #[derive(Debug, Subcommand)]
 pub enum Events {
-    /// Lists events in the order of time: the last ones, up to --limit.
+    /// Lists the last events in the order of time, up to --limit.
     List {
-        /// Of what.
+        /// The selected events.
         #[command(flatten)]
         of: Of,
-        /// Not before: RFC 3339, or an age such as 2h.
+        /// Only events since this time: RFC 3339, or an age such as 2h.
         #[arg(long, value_parser = instant)]
         from: Option<Timestamp>,
-        /// Before.
+        /// Only events before this time.
         #[arg(long, value_parser = instant)]
         to: Option<Timestamp>,
-        /// At most so many.
+        /// The maximum number of events.
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
@@ -55,23 +55,23 @@ pub enum Events {
         /// Only events of this type.
         #[arg(long = "type", value_name = "TYPE")]
         kind: Option<String>,
-        /// Stop after so many seconds.
+        /// Stop after this number of seconds.
         #[arg(long)]
         seconds: Option<u64>,
     },
 }
 
-/// Which events.
+/// The selection of events.
 #[derive(Args, Debug)]
 #[group(required = true, multiple = false)]
 pub struct Of {
-    /// Of this entity: site/<id>, reservation/<id>, ...
+    /// Only events of this entity: site/<id>, reservation/<id>, ...
     #[arg(long, value_name = "TYPE/ID")]
     entity: Option<String>,
-    /// Of this type, such as SiteActivated.
+    /// Only events of this type, such as SiteActivated.
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<String>,
-    /// Of this onboarding.
+    /// Only events of this onboarding.
     #[arg(long, value_name = "ONBOARDING")]
     correlation: Option<OnboardingId>,
 }

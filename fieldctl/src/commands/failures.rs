@@ -30,70 +30,70 @@ use crate::{
 pub enum Failures {
     /// Lists failures, the newest first.
     List {
-        /// Which.
+        /// The selected failures.
         #[command(flatten)]
         filter: Filter,
-        /// In which status.
+        /// Only failures with this status.
         #[arg(long, default_value = "open", ignore_case = true)]
         status: StatusName,
     },
-    /// Shows failures by cause and by sender, each with what to do about it.
+    /// Shows failures grouped by cause and sender, with advice for each group.
     Groups {
-        /// Which.
+        /// The selected failures.
         #[command(flatten)]
         filter: Filter,
-        /// In which status.
+        /// Only failures with this status.
         #[arg(long, default_value = "open", ignore_case = true)]
         status: StatusName,
     },
-    /// Shows a failure with its decoded payload, and what to do about it.
+    /// Shows a failure with its decoded payload and advice.
     Show {
-        /// Its id, or the first digits of it.
+        /// The failure's id, or the first digits of it.
         id: String,
-        /// The payload as it is: not decoded, with task tokens and payment methods.
+        /// Show the original payload: not decoded, with task tokens and payment methods.
         #[arg(long)]
         raw: bool,
     },
-    /// Sends failed work back to where it came from. Without --yes it only tells what it would do.
+    /// Sends failed work again to where it failed. Without --yes it only shows what it would do.
     Replay(Box<replay::Options>),
-    /// Takes failures off the list. Without --yes it only tells what it would do.
+    /// Marks failures as discarded. Without --yes it only shows what it would do.
     Discard {
-        /// Which.
+        /// The selected failures.
         #[command(flatten)]
         which: Which,
-        /// Why.
+        /// The reason.
         #[arg(long)]
         note: String,
-        /// Do it.
+        /// Discard the failures.
         #[arg(long)]
         yes: bool,
     },
 }
 
-/// Which open failures.
+/// The selection of open failures.
 #[derive(Args, Clone, Debug)]
 pub struct Which {
-    /// Their ids, or the first digits of them.
+    /// The ids of failures, or the first digits of them.
     #[arg(value_name = "ID")]
     ids: Vec<String>,
-    /// Those that pass these.
+    /// The filters that the failures must match.
     #[command(flatten)]
     filter: Filter,
-    /// All that are open.
+    /// All open failures.
     #[arg(long)]
     all: bool,
 }
 
-/// What is to be done about a failure.
+/// The status of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StatusName {
-    /// Somebody has to see to it.
+    /// The failure needs attention.
     Open,
-    /// A replay went well.
+    /// A replay succeeded, or the work was done in another way.
     Replayed,
-    /// It needs none.
+    /// An operator discarded it.
     Discarded,
-    /// All of them.
+    /// Any status.
     Any,
 }
 

@@ -29,27 +29,27 @@ const LATE: Duration = Duration::from_secs(10);
 /// The prefixes of lines that Lambda writes for each invocation. They are not shown.
 const PLATFORM_LINES: [&str; 4] = ["START ", "END ", "REPORT ", "INIT_START "];
 
-/// Shows what the functions and state machines wrote, in the order of time.
+/// Shows the logs of the functions and state machines, in the order of time.
 #[derive(Args, Debug)]
 pub struct Logs {
-    /// Only about this site: its id, its onboarding's id, the first digits of one of them, or its name.
+    /// Only lines about this site: its id, its onboarding's id, the first digits of one of them, or its name.
     site: Option<String>,
-    /// Only of this function, for example store-readings; more than once for several.
+    /// Only lines of this function, for example store-readings. May be given more than once.
     #[arg(long, value_name = "NAME")]
     function: Vec<String>,
     /// Only warnings and errors.
     #[arg(long)]
     errors: bool,
-    /// Not before: RFC 3339, or an age such as 15m.
+    /// Only lines since this time: RFC 3339, or an age such as 15m.
     #[arg(long, value_parser = instant, default_value = "1h")]
     since: Timestamp,
-    /// At most so many lines, the newest.
+    /// The maximum number of lines. The newest are shown.
     #[arg(long, default_value_t = 200)]
     limit: usize,
-    /// Show new lines as they come, until Ctrl-C.
+    /// Also show new lines as they are written, until Ctrl-C.
     #[arg(long)]
     follow: bool,
-    /// With --follow, end after so many seconds.
+    /// With --follow, stop after this number of seconds.
     #[arg(long, requires = "follow")]
     seconds: Option<u64>,
 }

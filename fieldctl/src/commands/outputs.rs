@@ -12,7 +12,7 @@ use crate::{
 /// Prints the API's URL and the names that other systems use.
 #[derive(Debug, Args)]
 pub struct Outputs {
-    /// Print only the value of this one, such as ApiUrl.
+    /// Print only the value of this output, such as ApiUrl.
     name: Option<String>,
 }
 

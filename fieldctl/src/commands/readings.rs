@@ -22,28 +22,28 @@ const LARGEST_CALL: usize = 4 << 20;
 /// Commands for readings.
 #[derive(Debug, Subcommand)]
 pub enum Readings {
-    /// Sends a bundle of readings, or a list of any length. Sending again does no harm.
+    /// Sends a bundle of readings, or a list of bundles. Sending the same bundle again has no effect.
     Send {
-        /// The JSON, as docs/integrating.md describes it; - for standard input.
+        /// The JSON file, as described in docs/integrating.md; - for standard input.
         file: String,
     },
     /// Prints a sensor's readings, the oldest first.
     Get {
         /// The sensor: its id, the first digits of it, or <site>/<metric>.
         sensor: String,
-        /// Not before: RFC 3339, or an age such as 2h.
+        /// Only readings since this time: RFC 3339, or an age such as 2h.
         #[arg(long, value_parser = instant)]
         from: Option<Timestamp>,
-        /// Before.
+        /// Only readings before this time.
         #[arg(long, value_parser = instant)]
         to: Option<Timestamp>,
-        /// Added up, in UTC.
+        /// Aggregate the readings by hours or days in UTC.
         #[arg(long)]
         aggregate: Option<Aggregate>,
-        /// The newest first. With --limit 1 it is the last reading.
+        /// Print the newest first. With --limit 1 this prints the last reading.
         #[arg(long)]
         newest: bool,
-        /// At most so many readings, or buckets.
+        /// The maximum number of readings or aggregates.
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         limit: Option<u64>,
     },
@@ -51,16 +51,16 @@ pub enum Readings {
     Plot {
         /// The sensor: its id, the first digits of it, or <site>/<metric>.
         sensor: String,
-        /// Not before: RFC 3339, or an age such as 2h.
+        /// Only readings since this time: RFC 3339, or an age such as 2h.
         #[arg(long, value_parser = instant, default_value = "1d")]
         from: Timestamp,
-        /// Before; without it, now.
+        /// Only readings before this time. The default is now.
         #[arg(long, value_parser = instant)]
         to: Option<Timestamp>,
     },
 }
 
-/// Over what readings are added up.
+/// The period of an aggregate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Aggregate {
     /// Hours.

@@ -32,7 +32,7 @@ use crate::{
 pub enum Sagas {
     /// Lists executions of site-onboarding and site-teardown, newest first.
     List {
-        /// Only those that run and had no event for longer than the budget.
+        /// Only running executions without an event for longer than the budget.
         #[arg(long, conflicts_with_all = ["failed", "incomplete"])]
         stuck: bool,
         /// Only those that failed, timed out or were aborted.
@@ -42,10 +42,10 @@ pub enum Sagas {
         /// that ended without success and has no teardown, the last execution.
         #[arg(long)]
         incomplete: bool,
-        /// How long a saga may stand still before it counts as stuck.
+        /// The time without an event after which an execution is stuck.
         #[arg(long, default_value = "15m", value_parser = length)]
         budget: Duration,
-        /// At most so many; without --stuck and --incomplete, of each machine.
+        /// The maximum number of executions. Without --stuck and --incomplete it applies to each state machine.
         #[arg(long, default_value_t = 25)]
         limit: usize,
     },
@@ -61,7 +61,7 @@ pub enum Sagas {
         /// How long to wait for its end; 0s only starts it.
         #[arg(long, value_name = "LENGTH", default_value = "10m", value_parser = length)]
         wait: Duration,
-        /// Don't ask.
+        /// Do not ask for confirmation.
         #[arg(long)]
         yes: bool,
     },

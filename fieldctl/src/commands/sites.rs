@@ -27,12 +27,12 @@ const LARGEST_PAGE: usize = 100;
 /// Commands for sites.
 #[derive(Debug, Subcommand)]
 pub enum Sites {
-    /// Lists sites; with --status the oldest first, else in no order.
+    /// Lists sites: with --status the oldest first, otherwise in no particular order.
     List {
-        /// Only those in this status.
+        /// Only sites with this status.
         #[arg(long, ignore_case = true)]
         status: Option<Status>,
-        /// At most so many.
+        /// The maximum number of sites.
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
@@ -41,9 +41,9 @@ pub enum Sites {
         /// The site: its id, the first digits of it, or its name.
         site: String,
     },
-    /// Shows when a site's sensors last sent, what is missing, and what was refused and set aside.
+    /// Shows when a site's sensors last sent, what is missing, and what was refused or quarantined.
     ///
-    /// Exit codes: 0 the site reports; 1 it is silent, or something was refused or set aside; 5 something could
+    /// Exit codes: 0 the site reports; 1 it is silent, or something was refused or quarantined; 5 something could
     /// not be read.
     Health {
         /// The site: its id, the first digits of it, or its name.
@@ -51,32 +51,33 @@ pub enum Sites {
     },
     /// Registers a site, which starts its onboarding.
     Onboard {
-        /// The registration, as docs/integrating.md describes it; - for standard input.
+        /// The JSON file of the registration, as described in docs/integrating.md; - for standard input.
         file: String,
-        /// Repeat a registration with its key, and it makes no second site. Default: a new one.
+        /// The idempotency key. A registration that is repeated with its key creates no second site. The default is a
+        /// new key.
         #[arg(long)]
         idempotency_key: Option<String>,
         /// Wait until the site is ACTIVE or REJECTED.
         #[arg(long)]
         wait: bool,
     },
-    /// Takes a live site out of service, for good.
+    /// Takes a site out of service permanently.
     Teardown {
         /// The site: its id, the first digits of it, or its name.
         site: String,
         /// Wait until the site is DECOMMISSIONED.
         #[arg(long)]
         wait: bool,
-        /// Don't ask.
+        /// Do not ask for confirmation.
         #[arg(long)]
         yes: bool,
     },
 }
 
-/// Where a site is in its life.
+/// The status of a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Status {
-    /// The saga runs.
+    /// The onboarding is running.
     Onboarding,
     /// In service.
     Active,
@@ -84,7 +85,7 @@ pub enum Status {
     Rejected,
     /// Being taken out of service.
     Decommissioning,
-    /// Out of service for good.
+    /// Permanently out of service.
     Decommissioned,
 }
 

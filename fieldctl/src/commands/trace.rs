@@ -19,7 +19,7 @@ use crate::{
 /// The maximum difference between the clocks of the services, in milliseconds.
 const CLOCKS_MILLIS: i64 = 60_000;
 
-/// Tells the whole story of a site.
+/// Shows the history of a site.
 #[derive(Debug, Args)]
 pub struct Trace {
     /// The site: its id, its onboarding's id, the first digits of one of them, or its name.

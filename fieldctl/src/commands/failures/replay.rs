@@ -42,28 +42,28 @@ const RECOVER_ONBOARDING: &str = "recover-onboarding";
 /// The maximum time between the start of a teardown and the recording of its failure: a day of retries.
 const RECOVERY_MILLIS: i64 = 24 * 60 * 60 * 1000;
 
-/// What is replayed, and how.
+/// The options of a replay.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Which.
+    /// The selected failures.
     #[command(flatten)]
     which: Which,
-    /// Do it.
+    /// Send the work.
     #[arg(long)]
     yes: bool,
-    /// Begin with at most so many a second.
+    /// The maximum number of replays started in one second.
     #[arg(long, value_name = "PER SECOND", default_value = "10")]
     rate: NonZeroU32,
-    /// At most so many at the same time.
+    /// The maximum number of concurrent replays.
     #[arg(long, default_value = "4")]
     concurrency: NonZeroU32,
     /// How long to wait for the end of each site-teardown.
     #[arg(long, default_value = "10m", value_parser = length)]
     wait: Duration,
-    /// Those of interrupted replays too, which may have been sent.
+    /// Include failures of interrupted replays, which may already have been sent.
     #[arg(long)]
     in_doubt: bool,
-    /// Those too that were replayed five times.
+    /// Include failures that were already replayed five times.
     #[arg(long)]
     force: bool,
 }
