@@ -16,7 +16,7 @@ pub struct Advice {
     pub command: String,
 }
 
-/// A line of the table. The first line that matches a failure applies to it.
+/// A line of the table. The first matching line applies to a failure.
 struct Line {
     /// The names of the errors. If empty, the line matches all.
     errors: &'static [&'static str],

@@ -52,7 +52,7 @@ pub(crate) enum Deployment {
         /// The status of the root stack's last deployment, for example `UPDATE_COMPLETE`.
         status: String,
     },
-    /// Each service has a stack of its own, named `<environment>-<service>`.
+    /// Each service has its own stack, named `<environment>-<service>`.
     PerService,
 }
 

@@ -11,7 +11,7 @@ use crate::{
     stack::Stack,
 };
 
-/// What `fieldctl subscriptions` takes: nothing.
+/// The options of `fieldctl subscriptions`: none.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Options {}
 

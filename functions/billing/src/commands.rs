@@ -32,8 +32,8 @@ const ATTEMPT: &str = "attempt";
 const SINCE: &str = "since";
 /// The part of the function's time that is reserved for sending the command back to the queue.
 const QUEUE_MARGIN: Duration = Duration::from_secs(2);
-/// The part of that time, before the queue's margin, in which a step makes no calls to the provider, so that it can
-/// release its lock after the last call.
+/// The time between the end of the calls to the provider and the start of [`QUEUE_MARGIN`]. It lets a step release its
+/// lock after the last call.
 const STEP_MARGIN: Duration = Duration::from_millis(500);
 const CIRCUIT_OPEN: &str = "the circuit to the payment provider is open";
 /// The error name for a command whose sender Step Functions does not confirm.

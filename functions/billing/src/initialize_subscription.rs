@@ -212,7 +212,7 @@ impl InitializeSubscription {
             StripeError::UnknownPaymentMethod { message } => {
                 Ok(Paid::No(Refusal::InvalidInput { message }))
             }
-            // In this request everything except the payment method comes from our own data and configuration.
+            // All other parameters come from the saga or from configuration, so the payment method is wrong.
             StripeError::Rejected { status: 400 | 404, code, message }
                 if is_about_method(&message, &method) =>
             {

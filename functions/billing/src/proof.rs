@@ -1,6 +1,6 @@
 //! Proves that a command was sent by an execution that waits for its answer.
 //!
-//! A message on a command queue proves nothing by itself: everybody who may send to the queue could
+//! A message on a command queue proves nothing by itself: anyone who may send to the queue could
 //! cancel any site's subscription. Before a command has any effect, this module therefore makes two requests to Step
 //! Functions:
 //!

@@ -173,7 +173,7 @@ pub enum Finish {
     /// The failure has this status. The replay failed, its outcome is unknown, or the failure was recorded again or
     /// discarded in the meantime.
     Stays(Status),
-    /// Another replay has claimed the failure since.
+    /// Another replay has claimed the failure since, or there is no such failure.
     NotOurs,
 }
 
