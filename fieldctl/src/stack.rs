@@ -24,7 +24,7 @@ use crate::{
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Everywhere")]
 pub struct Target {
-    /// Name of the environment: that of the root stack, or the part before -<service> of one stack per service.
+    /// Name of the environment: that of the root stack, or the part before -SERVICE of one stack per service.
     #[arg(
         long,
         global = true,

@@ -65,7 +65,7 @@ pub enum Events {
 #[derive(Args, Debug)]
 #[group(required = true, multiple = false)]
 pub struct Of {
-    /// Only events of this entity: site/<id>, reservation/<id>, ...
+    /// Only events of this entity: site/ID, reservation/ID, ...
     #[arg(long, value_name = "TYPE/ID")]
     entity: Option<String>,
     /// Only events of this type, such as SiteActivated.

@@ -29,7 +29,7 @@ pub enum Readings {
     },
     /// Prints a sensor's readings, the oldest first.
     Get {
-        /// The sensor: its id, the first digits of it, or <site>/<metric>.
+        /// The sensor: its id, the first digits of it, or SITE/METRIC.
         sensor: String,
         /// Only readings since this time: RFC 3339, or an age such as 2h.
         #[arg(long, value_parser = instant)]
@@ -49,7 +49,7 @@ pub enum Readings {
     },
     /// Draws a sensor's readings.
     Plot {
-        /// The sensor: its id, the first digits of it, or <site>/<metric>.
+        /// The sensor: its id, the first digits of it, or SITE/METRIC.
         sensor: String,
         /// Only readings since this time: RFC 3339, or an age such as 2h.
         #[arg(long, value_parser = instant, default_value = "1d")]

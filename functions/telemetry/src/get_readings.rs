@@ -1,7 +1,7 @@
 //! `GET /sensors/{sensorId}/readings`: returns pages of a sensor's samples or of their aggregates.
 //!
 //! Rows overlap, because bundles arrive late, repeatedly and corrected. The rows are read in the requested order
-//! and merged ([`crate::range_merge`]) until the page is full.
+//! and merged (`range_merge`) until the page is full.
 
 use std::collections::BTreeMap;
 

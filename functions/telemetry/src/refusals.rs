@@ -1,7 +1,7 @@
 //! Counts the bundles that `POST /readings` refused, by site, hour, reason, field and sensor.
 //!
 //! An accepted bundle costs no write. A refusal is first counted in memory. [`Refusals::write`] adds the counts to
-//! the table at most once per [`WRITE_INTERVAL`], and at most [`MAX_WRITES`] rows at a time, so that a flood of
+//! the table at most once per `WRITE_INTERVAL`, and at most `MAX_WRITES` rows at a time, so that a flood of
 //! refused requests does not cause a flood of writes. The remaining counts are written with a later request. They
 //! are lost if Lambda ends the environment first: a counter is a lower bound. The log has every refused request.
 
