@@ -21,9 +21,9 @@ def is_delivered(client, environment, source, delivery):
     return "Item" in row
 
 
-def deliver_kits(client, environment, source, delivery, kits, seconds=60):
-    """Puts the event KitsDelivered on the environment's bus, as docs/integrating.md describes it, and waits until the kits
-    are in stock. A delivery counts once, however often its event is sent. `kits` is {metric: quantity}."""
+def send_delivery(client, environment, source, delivery, kits):
+    """Puts the event KitsDelivered on the environment's bus, as docs/integrating.md describes it. A delivery counts once,
+    however often its event is sent. `kits` is {metric: quantity}."""
     content = [{"metric": metric, "quantity": quantity} for metric, quantity in kits.items()]
     answer = client("events").put_events(Entries=[{
         "EventBusName": f"{environment}-events", "Source": source, "DetailType": "KitsDelivered",
@@ -31,6 +31,11 @@ def deliver_kits(client, environment, source, delivery, kits, seconds=60):
     }])
     if answer["FailedEntryCount"]:
         raise Failed(f"The bus refused the event: {answer['Entries']}")
+
+
+def deliver_kits(client, environment, source, delivery, kits, seconds=60):
+    """Sends a delivery of kits, and waits until they are in stock."""
+    send_delivery(client, environment, source, delivery, kits)
     deadline = time.monotonic() + seconds
     while not is_delivered(client, environment, source, delivery):
         if time.monotonic() > deadline:

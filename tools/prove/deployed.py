@@ -170,7 +170,7 @@ def deploy_role(environment):
     stacks = [environment.stack(environment.name)] if environment.mode == "root" else list(environment.stacks.values())
     roles = {stack.get("RoleARN", "") for stack in stacks}
     if roles == {""}:
-        raise Skipped("the stacks were deployed with the rights of whoever deployed them, without --role-arn")
+        raise Skipped("the stacks were deployed with the caller's rights, without --role-arn")
     ensure(all(role.endswith(f"/{environment.named('cloudformation')}") for role in roles), f"the stacks were deployed by {', '.join(sorted(roles))}")
     for stack in stacks:
         ensure(stack["StackStatus"] in COMPLETE, f"{stack['StackName']} is {stack['StackStatus']}")

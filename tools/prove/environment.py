@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import time
 import urllib.parse
 import uuid
@@ -19,6 +20,10 @@ from botocore.config import Config
 from steps import NotProved, Skipped, ensure, printable
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tools" / "deploy"))
+import services as deployment  # noqa: E402
+import supplies  # noqa: E402
+
 ALIAS = "live"
 # States of a stack that was deployed as a whole.
 COMPLETE = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "IMPORT_COMPLETE")
@@ -31,12 +36,13 @@ CLOCKS = 120
 READING_CALLS = ("Describe", "Filter", "Get", "Invoke", "List", "Query", "TestState")
 # The value that the steps send.
 READING = 21.5
+# The source of the events that the steps send.
+SUPPLIER = "com.example.prove"
 
 
 def services():
     """The services in the order of their first deployment: one folder each, in the order of the root template."""
-    template = (ROOT / "template.yaml").read_text()
-    found = [line.split("/")[1] for line in template.splitlines() if "Location: functions/" in line]
+    found = deployment.services()
     if not found:
         raise RuntimeError("the root template nests no service")
     return found
@@ -90,7 +96,7 @@ class Environment:
 
     @cached_property
     def caller(self):
-        """Account and ARN of whoever runs this."""
+        """Account and ARN of the caller."""
         return self.client("sts").get_caller_identity()
 
     @property
@@ -259,18 +265,15 @@ class Environment:
         return delivery
 
     def put_delivery(self, metric, quantity, delivery):
-        answer = self.client("events").put_events(Entries=[{
-            "EventBusName": self.named("events"), "Source": "com.example.prove", "DetailType": "KitsDelivered",
-            "Detail": json.dumps({"deliveryId": delivery, "kits": [{"metric": metric, "quantity": quantity}]}),
-        }])
-        ensure(not answer["FailedEntryCount"], f"the bus refused a delivery of kits: {answer['Entries']}")
+        try:
+            supplies.send_delivery(self.client, self.name, SUPPLIER, delivery, {metric: quantity})
+        except supplies.Failed as error:
+            raise NotProved(str(error)) from None
         self.left.append(f"{quantity} kit of {metric} in stock (delivery {delivery})")
 
     def await_delivery(self, delivery, seconds=120):
-        key = {"id": {"S": f"delivery#17/com.example.prove/{delivery}"}}
         self.until(
-            f"delivery {delivery} is in stock", seconds,
-            lambda: "Item" in self.client("dynamodb").get_item(TableName=self.named("inventory"), Key=key, ConsistentRead=True),
+            f"delivery {delivery} is in stock", seconds, lambda: supplies.is_delivered(self.client, self.name, SUPPLIER, delivery)
         )
 
     def stock(self, metric):
@@ -318,7 +321,7 @@ class Environment:
         ensure(status in (200, 202), f"DELETE /sites/{site} answered {status}: {answer}")
 
     def remove_site(self, site):
-        """Takes a site out of service, whatever its state."""
+        """Takes a site out of service from any state."""
         shown = self.await_site(site, "ACTIVE", "REJECTED", "DECOMMISSIONING", "DECOMMISSIONED", seconds=600)
         if shown["status"] == "ACTIVE":
             self.decommission(site)

@@ -6,7 +6,7 @@ import uuid
 
 from bounds import SITE, plus
 from breaking import break_function, deny
-from environment import ALIAS
+from environment import ALIAS, SUPPLIER
 from steps import NotProved, ensure, step
 
 STREAM = {"putPayloadUnit": 20, "request": 300, "gigabyteSecond": 300, "filePut": 20, "queueRequest": 100, "writeUnit": 50, "readUnit": 200}
@@ -89,7 +89,7 @@ def large_event(environment):
     # Not valid: the function refuses it, three times. EventBridge takes entries up to 256 KB.
     detail = {"registrationId": registration, "site": {"name": "x" * 250_000}}
     answer = environment.client("events").put_events(Entries=[{
-        "EventBusName": environment.named("events"), "Source": "com.example.prove", "DetailType": "SiteRegistrationRequested", "Detail": json.dumps(detail),
+        "EventBusName": environment.named("events"), "Source": SUPPLIER, "DetailType": "SiteRegistrationRequested", "Detail": json.dumps(detail),
     }])
     ensure(not answer["FailedEntryCount"], f"the bus refused an event of 250 KB: {answer['Entries']}")
     rows = environment.until(

@@ -7,13 +7,12 @@
 //! 3. The tombstone and the event commit.
 
 use contracts::{OnboardingId, Saga, SubscriptionId, Timestamp, events::SubscriptionCancelled};
-use lambda::{Deadline, Step};
+use lambda::Step;
 use serde::Serialize;
 use store::{Commit, Idempotency, NewEvent, Outbox, Table, Transaction};
 
 use crate::{
     BillingError, Checkpoint, Subscription, SubscriptionRow,
-    circuit::Health,
     commands::ProviderStep,
     provider::{Provider, Session},
     record_id,
@@ -114,25 +113,16 @@ impl Step for CancelSubscription {
     }
 
     async fn run(&self, saga: Saga, now: Timestamp) -> Result<Reply, BillingError> {
-        self.cancel(saga, &mut self.provider.session(None), now).await
+        self.run_in(saga, &mut self.provider.session(None), now).await
     }
 }
 
 impl ProviderStep for CancelSubscription {
-    async fn run_until(
-        &self,
-        saga: Saga,
-        now: Timestamp,
-        deadline: Deadline,
-    ) -> (Result<Reply, BillingError>, Option<Health>) {
-        let mut session = self.provider.session(Some(deadline));
-        let result = self.cancel(saga, &mut session, now).await;
-        (result, session.into_health())
+    fn provider(&self) -> &Provider {
+        &self.provider
     }
-}
 
-impl CancelSubscription {
-    async fn cancel(
+    async fn run_in(
         &self,
         saga: Saga,
         session: &mut Session<'_>,
@@ -177,7 +167,9 @@ impl CancelSubscription {
             Commit::Refused(_) => Err(BillingError::Busy(subscription_id)),
         }
     }
+}
 
+impl CancelSubscription {
     async fn unfinished(&self, saga: Saga) -> Result<Option<Checkpoint>, BillingError> {
         let unfinished = self.idempotency.unfinished(&record_id(saga.onboarding_id)).await?;
         Ok(unfinished.map(Option::unwrap_or_default))

@@ -24,6 +24,7 @@ use tracing::Span;
 use crate::{
     circuit::{Circuit, Entry, Health},
     proof::{self, Sender, Unproven},
+    provider::{Provider, Session},
 };
 
 /// The message attribute with the number of failed attempts.
@@ -44,14 +45,16 @@ const LONGEST_OF_SQS: Duration = Duration::from_mins(15);
 
 /// A step that calls the payment provider.
 pub trait ProviderStep: Step {
-    /// Runs the command. No call to the provider lasts longer than until `deadline`. Returns the step's result and
-    /// the [`Health`] of its last call, which is `None` if it made no call.
-    fn run_until(
+    /// Returns the provider that the step calls.
+    fn provider(&self) -> &Provider;
+
+    /// Runs the command. All calls to the provider are calls of `session`.
+    fn run_in(
         &self,
         command: Self::Command,
+        session: &mut Session<'_>,
         now: Timestamp,
-        deadline: Deadline,
-    ) -> impl Future<Output = (Result<Self::Reply, Self::Error>, Option<Health>)>;
+    ) -> impl Future<Output = Result<Self::Reply, Self::Error>>;
 }
 
 /// A step whose commands come from a queue.
@@ -256,7 +259,8 @@ impl<S: ProviderStep> Commands<S> {
         now: Timestamp,
         calls_end: Deadline,
     ) -> (Outcome, Option<Health>) {
-        let (result, health) = self.step.run_until(command, now, calls_end).await;
+        let mut session = self.step.provider().session(Some(calls_end));
+        let result = self.step.run_in(command, &mut session, now).await;
         let outcome = match result {
             Ok(reply) => match serde_json::to_string(&reply) {
                 Ok(output) => Outcome::Done(output),
@@ -264,7 +268,7 @@ impl<S: ProviderStep> Commands<S> {
             },
             Err(fault) => Outcome::Failed(fault.kind(), fault.to_string()),
         };
-        (outcome, health)
+        (outcome, session.into_health())
     }
 
     async fn succeed(&self, token: String, output: String) -> Result<(), String> {

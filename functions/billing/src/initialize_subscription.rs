@@ -5,14 +5,13 @@ use contracts::{
     Event, OnboardingId, PaymentMethodId, Plan, Saga, SubscriptionId, Timestamp,
     events::{SubscriptionFailed, SubscriptionInitialized},
 };
-use lambda::{Deadline, Step};
+use lambda::Step;
 use serde::{Deserialize, Serialize};
 use store::{Begin, Commit, Idempotency, Lock, NewEvent, Outbox, Table, Transaction};
 use uuid::Uuid;
 
 use crate::{
     BillingError, Checkpoint, Refusal, Subscription, SubscriptionRow,
-    circuit::Health,
     commands::ProviderStep,
     provider::{Provider, Session},
     record_id,
@@ -104,38 +103,29 @@ impl Step for InitializeSubscription {
     }
 
     async fn run(&self, command: Command, now: Timestamp) -> Result<Reply, BillingError> {
-        self.initialize(&command, &mut self.provider.session(None), now).await
+        self.run_in(command, &mut self.provider.session(None), now).await
     }
 }
 
 impl ProviderStep for InitializeSubscription {
-    async fn run_until(
+    fn provider(&self) -> &Provider {
+        &self.provider
+    }
+
+    async fn run_in(
         &self,
         command: Command,
-        now: Timestamp,
-        deadline: Deadline,
-    ) -> (Result<Reply, BillingError>, Option<Health>) {
-        let mut session = self.provider.session(Some(deadline));
-        let result = self.initialize(&command, &mut session, now).await;
-        (result, session.into_health())
-    }
-}
-
-impl InitializeSubscription {
-    async fn initialize(
-        &self,
-        command: &Command,
         session: &mut Session<'_>,
         now: Timestamp,
     ) -> Result<Reply, BillingError> {
         let subscription_id = SubscriptionId::of(command.saga.onboarding_id);
         let record = record_id(command.saga.onboarding_id);
-        let mut lock = match self.idempotency.begin(&record, &hash(command), now).await? {
+        let mut lock = match self.idempotency.begin(&record, &hash(&command), now).await? {
             Begin::Completed(outcome) => return Outcome::answer(outcome, subscription_id),
             Begin::InProgress(_) => return Err(BillingError::Busy(subscription_id)),
             Begin::Started(lock) => lock,
         };
-        let outcome = self.settle(command, session, &mut lock, now).await;
+        let outcome = self.settle(&command, session, &mut lock, now).await;
         if outcome.is_err() {
             // With the lock released, the next attempt need not wait until the lease ends. If the release fails too,
             // it waits.
@@ -145,7 +135,9 @@ impl InitializeSubscription {
         }
         outcome?.answer(subscription_id)
     }
+}
 
+impl InitializeSubscription {
     async fn settle(
         &self,
         command: &Command,
