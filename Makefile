@@ -47,7 +47,7 @@ PROVE = $(LOCAL_ENV) tools/prove-on-aws.sh --emulator --environment fieldstation
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml $(wildcard functions/*/template.yaml) samconfig.toml
 
-.PHONY: help demo test lint quick unit-test fieldctl-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test services-test unused-grants fault-matrix fault-matrix-subset mutants smoke prove-local check deny advisories sbom up down release deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image local-env logs kits api-url setup require require-docker
+.PHONY: help demo test lint quick unit-test fieldctl-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test services-test unused-grants fault-matrix fault-matrix-subset mutants smoke prove-local check deny advisories sbom up down release deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image docker-env logs kits api-url env setup require require-docker
 
 help: ## shows this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -154,6 +154,9 @@ kits: ## delivers kits to the deployed local stack; METRIC=<one of docs/integrat
 api-url: ## prints the URL of the deployed local stack's API
 	@$(STACK_ENV) $(STACK) api-url
 
+env: ## prints the variables of the documented examples, with the values of the deployed local stack, for the shell's `eval`
+	@$(STACK_ENV) $(STACK) env
+
 # A delivery counts once. On a fresh stack it adds the kit that the smoke test needs; later it has no effect.
 smoke: require ## smoke test: onboards and decommissions a site on the deployed local stack
 	@$(LOCAL_ENV) $(STACK) kits air_temperature --quantity 1 --delivery smoke
@@ -237,11 +240,11 @@ lambda-image: require-docker build-local ## builds the image for `sam local invo
 	@tools/local/lambda-image.sh http://localhost:$(AWS_PORT)
 
 invoke-samples: require-docker ## invokes every function with its sample event in Docker, with its own role, against the deployed local stack
-	@$(MAKE) --no-print-directory lambda-image local-env
+	@$(MAKE) --no-print-directory lambda-image docker-env
 	@$(LOCAL_ENV) $(BIN)/python tools/local/samples.py
 
-local-env: require-docker ## prepares `sam local invoke` (needs Docker): the functions' environment, and access from Docker to the emulators
-	@$(STACK_ENV) $(STACK) env
+docker-env: require-docker ## prepares `sam local invoke` (needs Docker): the functions' environment, and access from Docker to the emulators
+	@$(STACK_ENV) $(STACK) docker-env
 
 logs: ## prints the functions' logs of the last hour; NAME=<part of a function's name>
 	@$(STACK_ENV) $(STACK) logs $(NAME)

@@ -2,7 +2,7 @@
 """Invokes every function with its sample event in Docker, by `sam local invoke`, against the deployed local stack. Each
 uses the credentials of its own role. Prints a table; exit status 1 if a function failed.
 
-    .venv/bin/python tools/local/samples.py            all functions (run `make lambda-image local-env` before)
+    .venv/bin/python tools/local/samples.py            all functions (run `make lambda-image docker-env` before)
     .venv/bin/python tools/local/samples.py NAME...    some functions
 
 The functions are those of the deployed template. Their samples depend on each other, so they run in this order: the

@@ -8,8 +8,9 @@
     .venv/bin/python tools/local/stack.py seed          gives a new stack the provider's plans and its API key
     .venv/bin/python tools/local/stack.py may-forget    asks before a running stack is stopped; exit status 1 means no
     .venv/bin/python tools/local/stack.py api-url       prints the URL of the deployed API
+    .venv/bin/python tools/local/stack.py env           prints the variables that the documented examples use, for `eval`
     .venv/bin/python tools/local/stack.py kits [METRIC] delivers kits, as a supplier's system does, and waits for them
-    .venv/bin/python tools/local/stack.py env           prepares `sam local invoke`: the deployed functions' settings, and
+    .venv/bin/python tools/local/stack.py docker-env    prepares `sam local invoke`: the deployed functions' settings, and
                                                         a route from Docker's containers to the emulators (until `down`)
     .venv/bin/python tools/local/stack.py invoke NAME   invokes a deployed function with its sample event
     .venv/bin/python tools/local/stack.py stripe-stop   stops the payment provider and keeps its state
@@ -30,6 +31,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -60,6 +62,7 @@ WAIT_SECONDS = 60
 FUNCTIONS_ENDPOINT = os.environ.get("FIELDSTATION_FUNCTIONS_ENDPOINT")
 STACK = os.environ.get("FIELDSTATION_STACK", "fieldstation-local")
 STRIPE_KEY = "sk_test_local"
+ACCESS_KEY = SECRET_KEY = "test"  # the emulator accepts them
 
 # MiniStack passes its own environment on to every function, so it gets a small one. These variables may be set
 # by the caller:
@@ -299,7 +302,8 @@ def client(service):
     import boto3
 
     return boto3.client(
-        service, endpoint_url=MINISTACK.url, region_name=REGION, aws_access_key_id="test", aws_secret_access_key="test"
+        service, endpoint_url=MINISTACK.url, region_name=REGION,
+        aws_access_key_id=ACCESS_KEY, aws_secret_access_key=SECRET_KEY,
     )
 
 
@@ -318,7 +322,7 @@ def functions(stack):
                 yield "".join(part.capitalize() for part in binary.split("-")) + "Function", name
 
 
-def write_env(stack):
+def write_docker_env(stack):
     """Writes each function's environment variables, by its logical id. The endpoint is not among them, because
     SAM passes on only variables that the template has: the image of `lambda-image.sh` sets it. In a
     container `localhost` also resolves to the gateway (`--add-host`), because the payment provider may be
@@ -387,7 +391,7 @@ def logs(name, minutes):
 
 
 def api_url(stack):
-    """Prints the API's URL. The output ApiUrl names a host of AWS; the emulator serves the API at a host below
+    """Returns the API's URL. The output ApiUrl names a host of AWS; the emulator serves the API at a host below
     localhost. With one stack per service, the gateway's stack has the outputs."""
     if not MINISTACK.running():
         sys.exit("The local stack is not running: make up deploy-local")
@@ -400,9 +404,30 @@ def api_url(stack):
             continue
         outputs = {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
         stage = outputs["ApiUrl"].rstrip("/").rpartition("/")[2]
-        print(f"http://{outputs['ApiId']}.execute-api.localhost:{MINISTACK.port}/{stage}")
-        return
+        return f"http://{outputs['ApiId']}.execute-api.localhost:{MINISTACK.port}/{stage}"
     sys.exit(f"The local stack has no stack {stack}, and no {named(stack, 'gateway')}: make deploy-local")
+
+
+def shell_variables(stack, url):
+    """Returns shell commands that set the variables of the documented examples, with the local stack's values."""
+    # A proxy can't reach this machine's loopback address. The API's host is below localhost.
+    direct = ",".join(dict.fromkeys([HOST, "localhost", *filter(None, os.environ.get("NO_PROXY", "").split(","))]))
+    variables = {
+        "FIELDSTATION_STACK": stack,
+        "API_URL": url,
+        "EVENT_BUS": named(stack, "events"),
+        "READINGS_STREAM": named(stack, "readings"),
+        "AWS_ENDPOINT_URL": MINISTACK.url,
+        "AWS_REGION": REGION,
+        "AWS_DEFAULT_REGION": REGION,  # version 1 of the AWS CLI does not read AWS_REGION
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_SESSION_TOKEN": "",  # replaces one that the shell may have for AWS
+        "NO_PROXY": direct,
+        "no_proxy": direct,
+    }
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    return "\n".join(["unset AWS_PROFILE", *exports])
 
 
 def kits(stack, metric, quantity, delivery):
@@ -645,7 +670,9 @@ def serve_bridge():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in ("up", "down", "status", "may-forget", "api-url", "seed", "env", "stripe-stop", "stripe-start"):
+    for command in (
+        "up", "down", "status", "may-forget", "api-url", "env", "docker-env", "seed", "stripe-stop", "stripe-start",
+    ):
         commands.add_parser(command)
     logs_parser = commands.add_parser("logs")
     logs_parser.add_argument("name", nargs="?", default="")
@@ -668,15 +695,17 @@ def main():
         case "may-forget":
             may_forget()
         case "api-url":
-            api_url(STACK)
+            print(api_url(STACK))
+        case "env":
+            print(shell_variables(STACK, api_url(STACK)))
         case "kits":
             kits(STACK, arguments.metric, arguments.quantity, arguments.delivery)
         case "logs":
             logs(arguments.name, arguments.minutes)
         case "seed":
             seed(STACK)
-        case "env":
-            write_env(STACK)
+        case "docker-env":
+            write_docker_env(STACK)
         case "invoke":
             invoke(STACK, arguments.function)
         case "stripe-stop":

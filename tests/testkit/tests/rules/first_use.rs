@@ -21,7 +21,7 @@ pub fn a_running_stack_is_not_lost(subject: &Subject) -> Objections {
 
 pub fn missing_things_are_named(subject: &Subject) -> Objections {
     let mut objections = Objections::default();
-    for name in ["lambda-image", "local-env", "invoke-samples"] {
+    for name in ["lambda-image", "docker-env", "invoke-samples"] {
         let checked = goal(subject, name).starts_with(" require-docker");
         objections.unless(checked, "Makefile", format!("{name} does not look for Docker"));
     }

@@ -922,7 +922,7 @@ const FIRST_USE: &[Rule] = &[
         check: first_use::missing_things_are_named,
         except: &[],
         breaks: &[
-            (Text("Makefile", "local-env: require-docker", "local-env:"), "Makefile"),
+            (Text("Makefile", "docker-env: require-docker", "docker-env:"), "Makefile"),
             (Text("Makefile", "lambda-image: require-docker build-local", "lambda-image: build-local"), "Makefile"),
             (Text("Makefile", "$(STACK) kits air_temperature", "true air_temperature"), "Makefile"),
             (Text("Makefile", "$(STACK) api-url)", "true)"), "Makefile"),

@@ -1,0 +1,47 @@
+"""Unit tests of the variables that `make env` prints."""
+
+import os
+import subprocess
+import unittest
+from unittest import mock
+
+import stack
+
+
+class ShellVariables(unittest.TestCase):
+    def evaluated(self, environment):
+        """The variables of a shell that evaluates the output."""
+        with mock.patch.dict(os.environ, environment):
+            text = stack.shell_variables("a-stack", "http://api.localhost:1/v1")
+        script = 'eval "$1"; env'
+        output = subprocess.run(
+            ["bash", "-c", script, "bash", text], env={"PATH": os.environ["PATH"], **environment},
+            check=True, capture_output=True, text=True,
+        ).stdout
+        return dict(line.partition("=")[::2] for line in output.splitlines())
+
+    def test_the_names_are_those_of_the_stack(self):
+        variables = self.evaluated({})
+        self.assertEqual("a-stack", variables["FIELDSTATION_STACK"])
+        self.assertEqual("http://api.localhost:1/v1", variables["API_URL"])
+        self.assertEqual("a-stack-events", variables["EVENT_BUS"])
+        self.assertEqual("a-stack-readings", variables["READINGS_STREAM"])
+        self.assertEqual(stack.MINISTACK.url, variables["AWS_ENDPOINT_URL"])
+
+    def test_settings_for_aws_are_replaced(self):
+        variables = self.evaluated({
+            "AWS_PROFILE": "prod", "AWS_SESSION_TOKEN": "secret", "AWS_ACCESS_KEY_ID": "AKIA", "AWS_REGION": "eu-central-1",
+        })
+        self.assertNotIn("AWS_PROFILE", variables)
+        self.assertEqual("", variables["AWS_SESSION_TOKEN"])
+        self.assertEqual("test", variables["AWS_ACCESS_KEY_ID"])
+        self.assertEqual(["us-east-1"] * 2, [variables["AWS_REGION"], variables["AWS_DEFAULT_REGION"]])
+
+    def test_hosts_that_need_no_proxy_are_kept(self):
+        variables = self.evaluated({"NO_PROXY": "localhost,example.org a;b"})
+        self.assertEqual("127.0.0.1,localhost,example.org a;b", variables["NO_PROXY"])
+        self.assertEqual(variables["NO_PROXY"], variables["no_proxy"])
+
+
+if __name__ == "__main__":
+    unittest.main()
