@@ -44,10 +44,13 @@ RELEASE_ENV := env -u CARGO_LAMBDA_COMPILER -u SAM_BUILD_MODE -u RUSTFLAGS PATH=
 # Needs no Docker. Must run after the tests that read the authorization log, because it breaks functions on purpose.
 PROVE = $(LOCAL_ENV) tools/prove-on-aws.sh --emulator --environment fieldstation-local --fieldctl target/$(HOST)/debug/fieldctl
 
+DOCS_CHECK = $(STACK_ENV) PATH="$(CURDIR)/target/$(HOST)/debug:$(CURDIR)/.venv/docs/bin:$$PATH" \
+  $(BIN)/python tools/docs/check_commands.py README.md docs/integrating.md
+
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml $(wildcard functions/*/template.yaml) samconfig.toml
 
-.PHONY: help demo test lint quick unit-test fieldctl-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test services-test unused-grants fault-matrix fault-matrix-subset mutants smoke prove-local check deny advisories sbom up down release deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image docker-env logs kits api-url env setup require require-docker
+.PHONY: help demo test lint quick unit-test fieldctl-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test services-test unused-grants fault-matrix fault-matrix-subset mutants smoke prove-local check deny advisories sbom up down release deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image docker-env logs kits api-url env setup docs-check require require-docker require-curl-jq
 
 help: ## shows this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -102,11 +105,12 @@ release-sizes: require ## builds every function for release (15 minutes) and pri
 	  printf '%-26s %6.2f MB, zipped %6.2f MB\n' $$bin $$(stat -c %s $$bin | awk '{print $$1/1e6}') \
 	    $$(gzip -c $$bin | wc -c | awk '{print $$1/1e6}'); done
 
-e2e-test: build-local ## end-to-end tests of the deployed local stack
+e2e-test: require-curl-jq .venv/.docs build-local ## end-to-end tests of the deployed local stack
 	@cargo test $(CARGO_FLAGS) -p tests -p fieldctl --no-run
 	@$(MAKE) --no-print-directory down deploy-local
 	$(LOCAL_ENV) cargo test $(CARGO_FLAGS) -p tests -p fieldctl -- --test-threads=2
 	@$(MAKE) --no-print-directory unused-grants
+	@$(DOCS_CHECK)
 	@$(PROVE)
 	@if docker info > /dev/null 2>&1; then $(MAKE) --no-print-directory invoke-samples; \
 	  else echo "SKIPPED: invoke-samples. Docker is not available, so no function ran in a container."; fi
@@ -156,6 +160,10 @@ api-url: ## prints the URL of the deployed local stack's API
 
 env: ## prints the variables of the documented examples, with the values of the deployed local stack, for the shell's `eval`
 	@$(STACK_ENV) $(STACK) env
+
+docs-check: require require-curl-jq .venv/.docs ## runs the commands of README.md and docs/integrating.md on the deployed local stack, as a reader would; part of e2e-test
+	@cargo build $(CARGO_FLAGS) -p fieldctl
+	@$(DOCS_CHECK)
 
 # A delivery counts once. On a fresh stack it adds the kit that the smoke test needs; later it has no effect.
 smoke: require ## smoke test: onboards and decommissions a site on the deployed local stack
@@ -273,6 +281,13 @@ setup: .venv/.installed
 	$(BIN)/uv pip install --quiet --python .venv/checks/bin/python --no-deps --require-hashes -r .ci/requirements-checks.txt
 	@touch $@
 
+# In a separate environment, so that an activated .venv does not hide the user's own AWS CLI.
+.venv/.docs: .ci/requirements-docs.txt .venv/.installed
+	@echo "Installing the AWS CLI into .venv/docs (0.2 GB) ..."
+	$(PYTHON) -m venv --clear .venv/docs
+	$(BIN)/uv pip install --quiet --python .venv/docs/bin/python --no-deps --require-hashes -r .ci/requirements-docs.txt
+	@touch $@
+
 # Built from source, because no package index has a binary. Takes a minute.
 .venv/.cargo-cyclonedx: .venv/.installed
 	cargo install --quiet --locked --root .venv --target-dir target/tools cargo-cyclonedx@0.5.9
@@ -294,3 +309,7 @@ require:
 
 require-docker:
 	@docker info > /dev/null 2>&1 || { echo "Docker is required, and does not respond: install and start it (Debian: apt-get install docker.io), and give your user access to it."; exit 1; }
+
+require-curl-jq:
+	@for command in curl jq; do command -v $$command > /dev/null \
+	  || { echo "$$command is missing: install it (Debian: apt-get install curl jq)."; exit 1; }; done
