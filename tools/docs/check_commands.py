@@ -28,6 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 120
+SCRIPT = "commands.sh"
 FENCE = re.compile(r"^( *)(```+|~~~+) *([\w-]*)")
 COMMENT = re.compile(r"^<!-- docs-check: *(.*?) *-->$")
 SHELLS = {"bash", "shell", "console", "zsh"}
@@ -176,7 +177,8 @@ def outcome(parts, status, scratch):
 
     def printed(block, stream):
         file = scratch / f"{block.line}.{stream}"
-        return file.read_text(errors="replace") if file.exists() else ""
+        text = file.read_text(errors="replace") if file.exists() else ""
+        return text.replace(f"{scratch / SCRIPT}: ", "")  # the shell's own messages: "line 77: ..."
 
     def failure(block, line, command, problem):
         return Failure(line, command, problem, printed(block, "out") + printed(block, "err"))
@@ -208,9 +210,9 @@ def run(page, parts):
     before = untracked()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        (scratch / "commands.sh").write_text(script(page, parts))
+        (scratch / SCRIPT).write_text(script(page, parts))
         shell = subprocess.Popen(
-            ["bash", str(scratch / "commands.sh")], cwd=ROOT, env=environment(scratch), start_new_session=True,
+            ["bash", str(scratch / SCRIPT)], cwd=ROOT, env=environment(scratch), start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )
         try:
@@ -243,7 +245,7 @@ def check(name):
         count = sum(block.runs for block in parts)
         outputs = sum(block.is_output for block in parts)
         seconds = time.monotonic() - started
-        print(f"{name}: {count} blocks ran in {seconds:.0f} s, {outputs} outputs are as shown, {len(skipped)} skipped:")
+        print(f"{name}: blocks run: {count}, in {seconds:.0f} s; outputs as shown: {outputs}; skipped: {len(skipped)}")
     for block in skipped:
         print(f"  {name}:{block.line} skipped: {block.skipped}")
     for failure in failures:
