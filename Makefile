@@ -54,7 +54,7 @@ help: ## shows this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
 
 demo: require ## onboards eight stations on a fresh local stack and shows the result; the stack keeps running; FORCE=1 replaces a running stack without asking
-	@if [ -x $(BIN)/python ]; then $(STACK_ENV) $(STACK) may-forget; fi
+	@if [ -x $(BIN)/python ]; then $(STACK_ENV) $(STACK) confirm-reset; fi
 	@$(MAKE) --no-print-directory down build-local
 	@cargo build $(CARGO_FLAGS) -p demo --bin demo
 	@$(MAKE) --no-print-directory deploy-local

@@ -26,7 +26,7 @@ def updated(environment, function):
 def break_function(environment, function, variable, value):
     """Publishes a version of a function with one environment variable changed, and points the alias to it. Returns the name of
     the clean-up action."""
-    client, name = environment.client("lambda"), environment.named(function)
+    client, name = environment.client("lambda"), environment.resource_name(function)
     good = environment.live_version(function)
     variables = client.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
     ensure(variable in variables, f"{function} has no variable {variable}")

@@ -71,7 +71,7 @@ def versions(environment):
     for service, kind, _, physical in environment.resources:
         if kind != "AWS::Lambda::Function":
             continue
-        function = physical.removeprefix(environment.named(""))
+        function = physical.removeprefix(environment.resource_name(""))
         parameters = environment.parameters(environment.stacks[service])
         found = environment.configuration(function)
         ensure(found["Version"].isdigit(), f"{ALIAS} of {function} leads to {found['Version']}")
@@ -93,7 +93,7 @@ def versions(environment):
 @step("recursion", "RecursiveLoop is Allow for the two functions that send a command back to their own queue, and for no other", seconds=60)
 def recursion(environment):
     answers = {
-        name: environment.client("lambda").get_function_recursion_config(FunctionName=environment.named(name))["RecursiveLoop"]
+        name: environment.client("lambda").get_function_recursion_config(FunctionName=environment.resource_name(name))["RecursiveLoop"]
         for name in function_names()
     }
     allowed = sorted(name for name, answer in answers.items() if answer == "Allow")
@@ -116,7 +116,7 @@ def mappings(environment):
         ensure(mapping["FunctionArn"].endswith(f":{ALIAS}"), f"{logical} names {mapping['FunctionArn']}")
         ensure(mapping["State"] == "Enabled", f"{logical} is {mapping['State']}: {mapping.get('StateTransitionReason')}")
     if not environment.emulator:
-        dimensions = {"function": environment.named("check-consumers")}
+        dimensions = {"function": environment.resource_name("check-consumers")}
         reported = environment.metric("Fieldstation", "ConsumersNotRunning", dimensions, 600, "Maximum")
         ensure(reported, "check-consumers has reported nothing for ten minutes")
         ensure(reported[-1] == 0, f"check-consumers reports {reported[-1]:.0f} consumers that do not run")
@@ -126,12 +126,12 @@ def mappings(environment):
 @step("roles", "The roles of the state machines have the path by which billing's queue policies know them, with a generated name", seconds=30)
 def roles(environment):
     for machine in ("site-onboarding", "site-teardown"):
-        arn = environment.arn("states", f"stateMachine:{environment.named(machine)}")
+        arn = environment.arn("states", f"stateMachine:{environment.resource_name(machine)}")
         role = environment.client("stepfunctions").describe_state_machine(stateMachineArn=arn)["roleArn"]
         ensure(f":role/{environment.name}/{machine}/" in role, f"the role of {machine} is {role}")
     for queue, machine in (("initialize-subscription", "site-onboarding"), ("cancel-subscription", "site-teardown")):
         sqs = environment.client("sqs")
-        url = sqs.get_queue_url(QueueName=environment.named(queue))["QueueUrl"]
+        url = sqs.get_queue_url(QueueName=environment.resource_name(queue))["QueueUrl"]
         policy = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["Policy"])["Attributes"].get("Policy", "")
         ensure(f"role/{environment.name}/{machine}/" in policy, f"the policy of queue {queue} does not name the path of {machine}: {policy}")
     return "both roles have their paths, and both queue policies name them (the step `saga` sends through them)"
@@ -159,9 +159,9 @@ def names(environment):
     # The physical id of a rule on another bus than the default one is bus|rule.
     found = [(logical, physical.rpartition("|")[2]) for _, kind, logical, physical in environment.resources if kind in kinds]
     ensure(found, "the stacks have no role, alarm or rule")
-    others = [f"{logical} is {physical}" for logical, physical in found if not physical.startswith(environment.named(""))]
+    others = [f"{logical} is {physical}" for logical, physical in found if not physical.startswith(environment.resource_name(""))]
     ensure(not others, "; ".join(others))
-    return f"{len(found)} names of roles, alarms and rules begin with {environment.named('')}"
+    return f"{len(found)} names of roles, alarms and rules begin with {environment.resource_name('')}"
 
 
 @step("deploy-role", "CloudFormation's own role suffices for everything that a deployment does", seconds=60,
@@ -171,7 +171,7 @@ def deploy_role(environment):
     roles = {stack.get("RoleARN", "") for stack in stacks}
     if roles == {""}:
         raise Skipped("the stacks were deployed with the caller's rights, without --role-arn")
-    ensure(all(role.endswith(f"/{environment.named('cloudformation')}") for role in roles), f"the stacks were deployed by {', '.join(sorted(roles))}")
+    ensure(all(role.endswith(f"/{environment.resource_name('cloudformation')}") for role in roles), f"the stacks were deployed by {', '.join(sorted(roles))}")
     for stack in stacks:
         ensure(stack["StackStatus"] in COMPLETE, f"{stack['StackName']} is {stack['StackStatus']}")
     return f"{len(stacks)} stacks that were deployed by {', '.join(sorted(roles))} are complete"
@@ -180,12 +180,12 @@ def deploy_role(environment):
 @step("bucket", "The failure bucket keeps earlier versions of its files for 35 days, and reports new files", seconds=60,
       not_on_emulator="the emulator applies no lifecycle")
 def bucket(environment):
-    s3, name = environment.client("s3"), environment.named(f"failures-{environment.account}-{environment.region}")
+    s3, name = environment.client("s3"), environment.resource_name(f"failures-{environment.account}-{environment.region}")
     status = s3.get_bucket_versioning(Bucket=name).get("Status")
     ensure(status == "Enabled", f"versioning of {name} is {status}")
     rules = s3.get_bucket_lifecycle_configuration(Bucket=name)["Rules"]
     days = [rule["NoncurrentVersionExpiration"]["NoncurrentDays"] for rule in rules if "NoncurrentVersionExpiration" in rule]
     ensure(days and set(days) == {35}, f"earlier versions end after {days or 'no'} days")
     queues = s3.get_bucket_notification_configuration(Bucket=name).get("QueueConfigurations", [])
-    ensure(any(queue["QueueArn"].endswith(environment.named("failure-files")) for queue in queues), f"{name} reports to {queues}")
+    ensure(any(queue["QueueArn"].endswith(environment.resource_name("failure-files")) for queue in queues), f"{name} reports to {queues}")
     return f"{name} has versions, which end after 35 days, and reports new files"

@@ -48,7 +48,7 @@ def snapshot(environment, functions):
 def functions_of(environment, service):
     """The functions of a service, or of all with None."""
     return [
-        physical.removeprefix(environment.named("")) for owner, kind, _, physical in environment.resources
+        physical.removeprefix(environment.resource_name("")) for owner, kind, _, physical in environment.resources
         if kind == "AWS::Lambda::Function" and service in (None, owner)
     ]
 
@@ -63,7 +63,7 @@ class Unsettled:
         now = time.monotonic()
         pages = self.environment.client("lambda").get_paginator("list_event_source_mappings").paginate()
         for mapping in (mapping for page in pages for mapping in page["EventSourceMappings"]):
-            if f":function:{self.environment.named('')}" not in mapping["FunctionArn"]:
+            if f":function:{self.environment.resource_name('')}" not in mapping["FunctionArn"]:
                 continue
             if mapping["State"] == "Enabled":
                 self.since.pop(mapping["UUID"], None)
@@ -75,7 +75,7 @@ def change_level(environment, service):
     """Deploys another log level, for a service or with None for all; sets it back at the end. Returns what was live before and is now."""
     if environment.emulator and environment.mode == "root":
         raise Skipped(NO_UPDATES)
-    name = environment.name if service is None else environment.named(service)
+    name = environment.name if service is None else environment.resource_name(service)
     level = environment.parameters(environment.stack(name))["LogLevel"]
     other = "DEBUG" if level != "DEBUG" else "INFO"
     functions = functions_of(environment, service)
@@ -98,7 +98,7 @@ def parameter(environment):
     for function, now in after.items():
         ensure(now["level"] == level, f"{ALIAS} of {function} still logs from {now['level']} on")
         ensure(now["version"] != before[function]["version"], f"{ALIAS} of {function} still leads to version {now['version']}")
-        pages = environment.client("lambda").get_paginator("list_versions_by_function").paginate(FunctionName=environment.named(function))
+        pages = environment.client("lambda").get_paginator("list_versions_by_function").paginate(FunctionName=environment.resource_name(function))
         versions = {each["Version"] for page in pages for each in page["Versions"]}
         ensure(before[function]["version"] in versions, f"version {before[function]['version']} of {function} was deleted")
     # Above three minutes check-consumers reports a mapping.
@@ -147,7 +147,7 @@ def stage(environment):
     if environment.parameters(environment.stack(name)).get("UserPoolArn"):
         raise Skipped("the environment has an identity provider already")
     cognito = environment.client("cognito-idp")
-    pool = cognito.create_user_pool(PoolName=environment.named("proof"))["UserPool"]
+    pool = cognito.create_user_pool(PoolName=environment.resource_name("proof"))["UserPool"]
     environment.undos.append((f"user pool {pool['Id']}", lambda: cognito.delete_user_pool(UserPoolId=pool["Id"])))
     what = "the identity provider of the API"
     environment.undos.append((what, lambda: update(environment, name, {"UserPoolArn": ""})))
@@ -226,7 +226,7 @@ def remove_environment(environment, name):
       seconds=3_600, long=True, units={"request": 20_000, "gigabyteSecond": 3_000, "trace": 20_000, "logGigabyte": 0.05, "metricRequest": 100},
       not_on_emulator="the emulator has no CodeDeploy")
 def canary(environment):
-    name = environment.name if environment.mode == "root" else environment.named("billing")
+    name = environment.name if environment.mode == "root" else environment.resource_name("billing")
     parameters = environment.parameters(environment.stack(name))
     if parameters.get("GradualDeployment") != "true":
         raise Skipped("the environment was deployed with GradualDeployment=false")

@@ -90,7 +90,7 @@ class Environment:
         if self.read_only and not reads:
             raise PermissionError(f"a step that only reads must not call {call}")
 
-    def named(self, name):
+    def resource_name(self, name):
         """The fixed name of a resource."""
         return f"{self.name}-{name}"
 
@@ -122,7 +122,7 @@ class Environment:
     def stacks(self):
         """The stack of each service, by the service's name."""
         if self.mode == "services":
-            found = {service: self.stack(self.named(service)) for service in services()}
+            found = {service: self.stack(self.resource_name(service)) for service in services()}
         else:
             nested = {
                 resource["LogicalResourceId"].lower(): resource["PhysicalResourceId"]
@@ -157,7 +157,7 @@ class Environment:
     @property
     def top_stack(self):
         """The stack that has the outputs of the API."""
-        return self.name if self.mode == "root" else self.named("gateway")
+        return self.name if self.mode == "root" else self.resource_name("gateway")
 
     # ---- The API
 
@@ -205,17 +205,17 @@ class Environment:
 
     def configuration(self, function):
         """The configuration of the version that `live` leads to."""
-        return self.client("lambda").get_function_configuration(FunctionName=self.named(function), Qualifier=ALIAS)
+        return self.client("lambda").get_function_configuration(FunctionName=self.resource_name(function), Qualifier=ALIAS)
 
     def live_version(self, function):
-        return self.client("lambda").get_alias(FunctionName=self.named(function), Name=ALIAS)["FunctionVersion"]
+        return self.client("lambda").get_alias(FunctionName=self.resource_name(function), Name=ALIAS)["FunctionVersion"]
 
     def live_versions(self):
         return {function: self.live_version(function) for function in function_names()}
 
     def invoke(self, function, event):
         """(error's type or None, answer) of a synchronous call of the alias."""
-        called = self.client("lambda").invoke(FunctionName=f"{self.named(function)}:{ALIAS}", Payload=json.dumps(event).encode())
+        called = self.client("lambda").invoke(FunctionName=f"{self.resource_name(function)}:{ALIAS}", Payload=json.dumps(event).encode())
         answer = json.loads(called["Payload"].read() or b"null")
         if "FunctionError" not in called:
             return None, answer
@@ -228,7 +228,7 @@ class Environment:
 
     def open_failures(self, source, kind, marker, since):
         """The open failures of a source and a kind whose payload contains the marker, recorded after `since` (epoch seconds)."""
-        table = self.named("failures")
+        table = self.resource_name("failures")
         answer = self.client("dynamodb").query(
             TableName=table, IndexName="byStatus", KeyConditionExpression="#status = :open AND lastAt >= :since",
             ExpressionAttributeNames={"#status": "status"},
@@ -278,7 +278,7 @@ class Environment:
 
     def stock(self, metric):
         key = {"id": {"S": f"stock#{metric}"}}
-        item = self.client("dynamodb").get_item(TableName=self.named("inventory"), Key=key, ConsistentRead=True).get("Item", {})
+        item = self.client("dynamodb").get_item(TableName=self.resource_name("inventory"), Key=key, ConsistentRead=True).get("Item", {})
         return int(item.get("quantity", {}).get("N", 0))
 
     def register(self, card="pm_card_visa"):
@@ -371,7 +371,7 @@ class Environment:
 
     def close_failure(self, failure):
         """Discards a failure that a step caused, unless a replay closed it."""
-        table, key = self.named("failures"), {"id": {"S": failure}}
+        table, key = self.resource_name("failures"), {"id": {"S": failure}}
         row = self.client("dynamodb").get_item(TableName=table, Key=key, ConsistentRead=True)["Item"]
         if row["status"]["S"] == "OPEN":
             exit_code, output = self.fieldctl("failures", "discard", failure, "--note", "made by prove-on-aws.sh", "--yes")

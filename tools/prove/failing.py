@@ -44,7 +44,7 @@ def given_up(environment):
     site, sensor = shown["siteId"], shown["sensors"][0]["sensorId"]
     environment.await_sensor(sensor)
     mapping = give_up_soon(environment)
-    broken = break_function(environment, "store-readings", "READINGS_TABLE", environment.named("no-such-table"))
+    broken = break_function(environment, "store-readings", "READINGS_TABLE", environment.resource_name("no-such-table"))
     begun = time.time()
     # The payload of a stream's record is encoded; its partition key, the site, is not.
     environment.send_reading(site, sensor, "proof-given-up")
@@ -73,7 +73,7 @@ def dropped(environment):
     environment.await_sensor(sensor)
     mapping = give_up_soon(environment)
     deny(environment, "store-readings", "s3:PutObject")
-    break_function(environment, "store-readings", "READINGS_TABLE", environment.named("no-such-table"))
+    break_function(environment, "store-readings", "READINGS_TABLE", environment.resource_name("no-such-table"))
     begun = time.time()
     environment.send_reading(site, sensor, "proof-dropped")
     count = environment.until("the mapping counts the record as dropped", 1_200, lambda: events_of(environment, mapping, "DroppedEventCount"), pause=20)
@@ -89,7 +89,7 @@ def large_event(environment):
     # Not valid: the function refuses it, three times. EventBridge takes entries up to 256 KB.
     detail = {"registrationId": registration, "site": {"name": "x" * 250_000}}
     answer = environment.client("events").put_events(Entries=[{
-        "EventBusName": environment.named("events"), "Source": SUPPLIER, "DetailType": "SiteRegistrationRequested", "Detail": json.dumps(detail),
+        "EventBusName": environment.resource_name("events"), "Source": SUPPLIER, "DetailType": "SiteRegistrationRequested", "Detail": json.dumps(detail),
     }])
     ensure(not answer["FailedEntryCount"], f"the bus refused an event of 250 KB: {answer['Entries']}")
     rows = environment.until(
@@ -106,7 +106,7 @@ def large_event(environment):
       not_on_emulator="the emulator has no dead letters of EventBridge")
 def dead_letter(environment):
     environment.require_fieldctl()
-    client, name = environment.client("lambda"), environment.named("receive-kits")
+    client, name = environment.client("lambda"), environment.resource_name("receive-kits")
     policy = json.loads(client.get_policy(FunctionName=name, Qualifier=ALIAS)["Policy"])
     statement = next(each for each in policy["Statement"] if each["Principal"] == {"Service": "events.amazonaws.com"})
     rule = next(iter(statement["Condition"].values()))

@@ -48,7 +48,7 @@ def access_logs(environment):
 @step("api-errors", "A function that is throttled is answered as DEFAULT_5XX, by a problem document", writes=True, seconds=300, units=CALL,
       not_on_emulator="the emulator answers by itself")
 def api_errors(environment):
-    client, name, path = environment.client("lambda"), environment.named("get-site"), f"/sites/{NO_SITE}"
+    client, name, path = environment.client("lambda"), environment.resource_name("get-site"), f"/sites/{NO_SITE}"
     before = client.get_function_concurrency(FunctionName=name).get("ReservedConcurrentExecutions")
 
     def restore():

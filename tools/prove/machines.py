@@ -80,7 +80,7 @@ def judge_values(name, state, expected, answer):
 def states(environment: Environment):
     client, tested, count, wrong, values = environment.client("stepfunctions"), 0, 0, [], []
     for machine in ("site-onboarding", "site-teardown"):
-        arn = environment.arn("states", f"stateMachine:{environment.named(machine)}")
+        arn = environment.arn("states", f"stateMachine:{environment.resource_name(machine)}")
         described = client.describe_state_machine(stateMachineArn=arn)
         text = described["definition"]
         ensure("${" not in text, f"a placeholder of {machine} was not filled")

@@ -40,7 +40,7 @@ def outage(environment, seconds, least):
     environment.await_site(site, "DECOMMISSIONED", seconds=900)
     dead = environment.open_failures(FUNCTION, "DEAD_LETTER", site, begun)
     ensure(not dead, f"a command became a dead letter: {[row['id']['S'] for row in dead]}")
-    metric = {"FunctionName": environment.named(FUNCTION)}
+    metric = {"FunctionName": environment.resource_name(FUNCTION)}
     dropped = sum(environment.metric("AWS/Lambda", "RecursiveInvocationsDropped", metric, seconds + 3_600, period=300))
     ensure(dropped == 0, f"Lambda dropped {dropped:.0f} invocations as recursive")
     minutes = (time.time() - begun) / 60
@@ -62,7 +62,7 @@ def outage_long(environment):
 
 @step("secret", "DescribeSecret tells when the secret of the provider's key was changed", writes=True, seconds=60, units={"secretRequest": 20})
 def secret(environment):
-    client, name, label = environment.client("secretsmanager"), environment.named("stripe"), "PROVE-ON-AWS"
+    client, name, label = environment.client("secretsmanager"), environment.resource_name("stripe"), "PROVE-ON-AWS"
     before = client.describe_secret(SecretId=name)
     current = next(version for version, stages in before["VersionIdsToStages"].items() if "AWSCURRENT" in stages)
     time.sleep(1)

@@ -17,12 +17,12 @@ FOREIGN_TYPE = "ProofOnAws"
 @step("foreign-sources", "The bus refuses an event with a source fieldstation.* from everybody but the publishers, whose events still flow",
       writes=True, seconds=300, units=SITE)
 def foreign_sources(environment):
-    bus = environment.client("events").describe_event_bus(Name=environment.named("events"))
+    bus = environment.client("events").describe_event_bus(Name=environment.resource_name("events"))
     if "Policy" not in bus:
         if environment.emulator:
             raise Skipped("the emulator's bus holds no policy (GuardEventSources=false)")
         raise NotProved("the bus has no policy: was the environment deployed with GuardEventSources=false?")
-    entry = {"EventBusName": environment.named("events"), "Source": SOURCE, "DetailType": FOREIGN_TYPE, "Detail": "{}"}
+    entry = {"EventBusName": environment.resource_name("events"), "Source": SOURCE, "DetailType": FOREIGN_TYPE, "Detail": "{}"}
     try:
         answer = environment.client("events").put_events(Entries=[entry])["Entries"][0]
         refusal = answer.get("ErrorCode")
@@ -38,13 +38,13 @@ def foreign_sources(environment):
 def nested_teardown(environment, onboarding):
     """The execution of site-teardown that an onboarding started; None if the history does not name it."""
     client = environment.client("stepfunctions")
-    arn = environment.arn("states", f"execution:{environment.named('site-onboarding')}:{onboarding}")
+    arn = environment.arn("states", f"execution:{environment.resource_name('site-onboarding')}:{onboarding}")
     execution = client.describe_execution(executionArn=arn)
     ensure(execution["status"] == "FAILED", f"the onboarding is {execution['status']}")
     for page in client.get_paginator("get_execution_history").paginate(executionArn=arn, includeExecutionData=True):
         for event in page["events"]:
             output = json.loads(event.get("taskSubmittedEventDetails", {}).get("output", "{}"))
-            if f":{environment.named('site-teardown')}:" in (found := output.get("ExecutionArn", "")):
+            if f":{environment.resource_name('site-teardown')}:" in (found := output.get("ExecutionArn", "")):
                 return execution, client.describe_execution(executionArn=found)
     return execution, None
 
@@ -86,7 +86,7 @@ def undo_twice(environment):
     environment.require_fieldctl()
     site = environment.active_site()["siteId"]
     begun = time.time()
-    broken = break_function(environment, "remove-alerting", "ALERTING_TABLE", environment.named("no-such-table"))
+    broken = break_function(environment, "remove-alerting", "ALERTING_TABLE", environment.resource_name("no-such-table"))
     environment.decommission(site)
     rows = environment.until(
         "the failed teardown is recorded", 900, lambda: environment.open_failures("site-teardown", "EXECUTION_FAILED", site, begun), pause=10)
@@ -96,7 +96,7 @@ def undo_twice(environment):
     key = {"id": rows[0]["id"]}
 
     def closed():
-        row = environment.client("dynamodb").get_item(TableName=environment.named("failures"), Key=key, ConsistentRead=True)["Item"]
+        row = environment.client("dynamodb").get_item(TableName=environment.resource_name("failures"), Key=key, ConsistentRead=True)["Item"]
         return row["status"]["S"] == "REPLAYED"
 
     environment.until("the failure of the teardown is closed", 120, closed)
@@ -109,7 +109,7 @@ def stopped_saga(environment):
     broken = silence_provider(environment, "initialize-subscription")
     registered = environment.register()
     client = environment.client("stepfunctions")
-    arn = environment.arn("states", f"execution:{environment.named('site-onboarding')}:{registered['onboardingId']}")
+    arn = environment.arn("states", f"execution:{environment.resource_name('site-onboarding')}:{registered['onboardingId']}")
 
     def waits():
         try:

@@ -15,7 +15,7 @@ def freeze(environment):
     ensure(status == 404, f"GET {path} answered {status}: {answer}")
     environment.say("  waits for ten minutes and a half")
     time.sleep(630)
-    calls = environment.metric("AWS/Lambda", "Invocations", {"FunctionName": environment.named("get-site")}, 540)
+    calls = environment.metric("AWS/Lambda", "Invocations", {"FunctionName": environment.resource_name("get-site")}, 540)
     if sum(calls):
         raise Skipped(f"get-site was called {sum(calls):.0f} times meanwhile: run it while nobody uses the environment")
     status, answer, seconds = environment.api("GET", path)
