@@ -159,9 +159,9 @@ class Services(unittest.TestCase):
         with mock.patch.object(bootstraps, "verify", refused), mock.patch.object(services, "sam") as sam:
             with mock.patch.object(services, "refuse_root"):
                 with self.assertRaisesRegex(SystemExit, "was not checked"):
-                    services.deploy("staging", ["billing"], built=True, agreed=True)
+                    services.deploy("staging", ["billing"], built=True, confirmed=True)
                 sam.assert_not_called()
-                services.deploy("local", ["billing"], built=True, agreed=True)
+                services.deploy("local", ["billing"], built=True, confirmed=True)
                 self.assertEqual(sam.call_args.args[:2], ("billing", "deploy"))
 
 

@@ -60,7 +60,7 @@ class Settings(unittest.TestCase):
 
     def test_an_unknown_service_is_named(self):
         with self.assertRaisesRegex(SystemExit, "There is no service biling. The services are: failures, events"):
-            services.chosen(["biling"])
+            services.selected_services(["biling"])
 
 
 if __name__ == "__main__":
