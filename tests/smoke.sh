@@ -11,27 +11,27 @@ FIELDCTL=${FIELDCTL:-fieldctl}
 work=$(mktemp -d)
 trap 'rm -r "$work"' EXIT
 
-say() { printf '%s %s\n' "$(date -u +%H:%M:%SZ)" "$*"; }
-fail() { say "FAILED: $*" >&2; exit 1; }
+log() { printf '%s %s\n' "$(date -u +%H:%M:%SZ)" "$*"; }
+fail() { log "FAILED: $*" >&2; exit 1; }
 # Reports the command that failed, because some commands print no message.
-trap 'say "FAILED: line $LINENO: $BASH_COMMAND" >&2' ERR
+trap 'log "FAILED: line $LINENO: $BASH_COMMAND" >&2' ERR
 
-say "checking that the API responds"
+log "checking that the API responds"
 "$FIELDCTL" --json sites list --status active --limit 1 > /dev/null
 "$FIELDCTL" --json sites show 00000000-0000-5000-8000-000000000000 > /dev/null 2> "$work/error" && fail "the API returns a site that does not exist"
 [ -s "$work/error" ] || fail "there is no error message for a site that does not exist"
-say "reading the event log and the failures"
+log "reading the event log and the failures"
 "$FIELDCTL" --json events list --type SiteCreated --limit 1 > /dev/null
 "$FIELDCTL" --json failures groups > /dev/null
 stuck=$("$FIELDCTL" --json sagas list --stuck | jq -s length)
 [ "$stuck" -eq 0 ] || fail "$stuck sagas are stuck: $FIELDCTL sagas list --stuck"
 
 if [ "${1-}" = --read-only ]; then
-  say "passed (read-only)"
+  log "passed (read-only)"
   exit 0
 fi
 
-say "onboarding a site"
+log "onboarding a site"
 cat > "$work/site.json" << JSON
 { "name": "Smoke test", "operator": "Fieldstation", "plan": "community", "paymentMethod": "pm_card_visa",
   "location": { "latitude": 37.69, "longitude": -105.92, "elevationM": 2317 },
@@ -56,7 +56,7 @@ site=$(jq -er .siteId "$work/onboarded.json")
 [ "$(jq -r .status "$work/shown.json")" = ACTIVE ] || fail "site $site is not ACTIVE: $FIELDCTL trace $site"
 sensor=$(jq -er '.sensors[0].sensorId' "$work/shown.json")
 
-say "sending and querying readings"
+log "sending and querying readings"
 start=$(date -u -d '10 minutes ago' +%Y-%m-%dT%H:%M:00Z)
 jq -n --arg site "$site" --arg sensor "$sensor" --arg at "$start" \
   '{ bundleId: "smoke-1", siteId: $site, series: [{ sensorId: $sensor, samples: [[$at, 21.5]] }] }' > "$work/bundle.json"
@@ -69,7 +69,7 @@ within_a_minute known || fail "telemetry does not know sensor $sensor: $FIELDCTL
 stored() { known && grep -q 21.5 "$work/readings.json"; }
 within_a_minute stored || fail "the reading of sensor $sensor can't be queried: $FIELDCTL failures list"
 
-say "decommissioning the site"
+log "decommissioning the site"
 "$FIELDCTL" --json sites teardown "$site" --yes --wait > /dev/null || fail "site $site could not be decommissioned: $FIELDCTL trace $site"
 [ "$("$FIELDCTL" --json sites show "$site" | jq -r .status)" = DECOMMISSIONED ] || fail "site $site is not DECOMMISSIONED: $FIELDCTL trace $site"
-say "passed"
+log "passed"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Proves on a real AWS account what the emulator can't show: docs/deploying.md, "Prove it on your account". Bounded cost (--list says
-# how much), what only reads first. The steps are in tools/prove/.
+# Proves on a real AWS account what the emulator can't show: docs/deploying.md, "Prove it on your account". The cost is bounded
+# (--list prints the bounds), and steps that only read run first. The steps are in tools/prove/.
 #
 #   tools/prove-on-aws.sh --list
 #   tools/prove-on-aws.sh --environment fieldstation-staging --account 123456789012 --read-only

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A picture of what a command prints in the terminal, as SVG:
+# Runs a command and writes its terminal output to an SVG file:
 #   docs/pictures/record.sh docs/pictures/trace.svg fieldctl trace <siteId>
-# The command must print colours off a terminal: for fieldctl this adds `--color always`.
+# The command must print colours although its output is not a terminal. For fieldctl, the script adds `--color always`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 picture=$1

@@ -8,8 +8,8 @@ set -eu
 cd "$(dirname "$0")/../.."
 host=$(rustc -vV | sed -n 's/^host: //p')
 
-# Writes a table between the two comments of that name in docs/performance.md.
-tell() {
+# Writes a table between the two comments with its name in docs/performance.md.
+write_table() {
     awk -v name="$1" -v file="$2" '
         $0 == "<!-- /" name " -->" { inside = 0 }
         !inside
@@ -23,7 +23,7 @@ if [ -z "${FUNCTIONS:-}${REPORT_ONLY:-}" ]; then
     echo "Measuring readings (some minutes) ..."
     sh tools/bench/readings/measure.sh > target/bench/readings.md
     cat target/bench/readings.md
-    tell readings target/bench/readings.md
+    write_table readings target/bench/readings.md
     echo "Building the peers ..."
     sh tools/bench/peers/build.sh
 fi
@@ -38,12 +38,12 @@ CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=3 CARGO_PROFILE_RE
     cargo build --locked --release -p bench-functions
 echo "Measuring the functions ..."
 rm -f target/bench/functions.md
-ended=0
-target/release/bench-functions || ended=$?
+status=0
+target/release/bench-functions || status=$?
 # The tables are written even if a figure exceeds its budget.
 if [ -z "${FUNCTIONS:-}" ] && [ -e target/bench/functions.md ]; then
     for name in functions peers targets; do
-        tell "$name" "target/bench/$name.md"
+        write_table "$name" "target/bench/$name.md"
     done
 fi
-exit "$ended"
+exit "$status"

@@ -27,15 +27,15 @@ class Refused(Exception):
 
 
 def put_key(client, environment, key):
-    """Puts the provider's test key into the environment's secret, if CloudFormation's generated value is still there."""
+    """Replaces CloudFormation's generated value of the environment's secret with the provider's test key. Keeps an existing test key."""
     if key and not TEST_KEY.fullmatch(key):
         raise Refused("STRIPE_TEST_KEY is not a key of Stripe's test mode, which begins with sk_test_ or rk_test_. Nothing was changed.")
     secrets, name = client("secretsmanager"), f"{environment}-stripe"
-    there = secrets.get_secret_value(SecretId=name)["SecretString"].strip()
-    if TEST_KEY.fullmatch(there):
+    existing = secrets.get_secret_value(SecretId=name)["SecretString"].strip()
+    if TEST_KEY.fullmatch(existing):
         return f"the secret {name} has a test key"
-    if ANY_KEY.match(there):
-        raise Refused(f"The secret {name} holds a key that is not a test key, and {environment} is not production. Replace it.")
+    if ANY_KEY.match(existing):
+        raise Refused(f"The secret {name} contains a key that is not a test key, although {environment} is not production. Replace it.")
     if not key:
         raise Refused(
             f"The secret {name} has no key. Set STRIPE_TEST_KEY; in GitHub: gh secret set STRIPE_TEST_KEY --env <environment>"
@@ -68,11 +68,11 @@ def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     if sys.argv[1] == "prod":
-        sys.exit("Production is not bootstrapped: put its key by hand, and let the supplier deliver kits (docs/deploying.md).")
+        sys.exit("Production is not bootstrapped: store its key by hand, and let the supplier deliver kits (docs/deploying.md).")
     environment, parameters, _ = services.settings(sys.argv[1])
     try:
-        for done in bootstrap(boto3.client, environment, os.environ.get("STRIPE_TEST_KEY", "").strip(), parameters):
-            print(f"{environment}: {done}", flush=True)
+        for message in bootstrap(boto3.client, environment, os.environ.get("STRIPE_TEST_KEY", "").strip(), parameters):
+            print(f"{environment}: {message}", flush=True)
     except (Refused, supplies.Failed, botocore.exceptions.ClientError) as error:
         sys.exit(f"{environment}: {error}")
 

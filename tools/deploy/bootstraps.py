@@ -4,9 +4,9 @@
     .venv/bin/python tools/deploy/bootstraps.py check DIR... [--architecture arm64]    after `sam build`; `make release` runs it
     .venv/bin/python tools/deploy/bootstraps.py verify DIR... [--architecture arm64]   before `sam deploy`
 
-DIR is a build folder of sam, such as .aws-sam/release. `check` looks at the `bootstrap` of each function in its template:
-it must be an executable ELF file for the architecture and need no newer glibc than Lambda has. Then it writes the checksum
-of each file in DIR into DIR/checked.json. `verify` compares the files with these checksums.
+DIR is a build folder of sam, such as .aws-sam/release. `check` checks the `bootstrap` of each function in its template: it
+must be an executable ELF file for the architecture, and must not need a newer glibc than Lambda has. Then `check` writes the
+checksum of each file in DIR to DIR/checked.json. `verify` compares the files with these checksums.
 """
 
 import argparse
@@ -21,8 +21,8 @@ MANIFEST = "checked.json"
 MACHINES = {"arm64": "EM_AARCH64", "x86_64": "EM_X86_64"}
 # The glibc of provided.al2023 (Amazon Linux 2023).
 MAX_GLIBC = (2, 34)
-COMPILER_HELP = "Build with `make release`, which links by zig; the host's linker needs the host's glibc."
-MACHINE_HELP = "Build for x86_64 on an x86_64 machine: sam names the target for arm64 only."
+COMPILER_HELP = "Build with `make release`, which links with zig; a binary from the host's linker needs the host's glibc."
+MACHINE_HELP = "Build for x86_64 on an x86_64 machine: sam sets the target only for arm64."
 
 
 class Refused(Exception):
@@ -30,7 +30,7 @@ class Refused(Exception):
 
 
 def functions(template):
-    """(name, folder) of each function in a built template and in the templates that it nests."""
+    """Yields (name, folder) of each function in a built template and its nested templates."""
     from samcli.yamlhelper import yaml_parse
 
     for name, resource in yaml_parse(template.read_text())["Resources"].items():
@@ -42,7 +42,7 @@ def functions(template):
 
 
 def glibc_versions(elf):
-    """The glibc versions that a binary requires, as tuples: GLIBC_2.34 is (2, 34). A static binary requires none."""
+    """Yields the glibc versions that a binary requires, as tuples: GLIBC_2.34 is (2, 34). A static binary requires none."""
     from elftools.elf.gnuversions import GNUVerNeedSection
 
     for section in elf.iter_sections():
@@ -55,7 +55,7 @@ def glibc_versions(elf):
 
 
 def examine(bootstrap, architecture):
-    """(highest version of glibc or None, problems) of a binary."""
+    """Returns (the highest required version of glibc or None, problems) of a binary."""
     from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
 
@@ -82,13 +82,13 @@ def dotted(version):
 
 
 def checksums(folder):
-    """The SHA-256 of each file in a build folder, by its path in it; the manifest is left out."""
+    """Returns the SHA-256 of each file in a build folder except the manifest, by its relative path."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST)
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def check(folder, architecture):
-    """Prints a table of the functions. Writes the manifest if none is refused."""
+    """Checks a build folder and prints a table of its functions. Writes the manifest if none is refused."""
     template = folder / "template.yaml"
     if not template.is_file():
         raise Refused(f"{template} is missing: build first, with `make release`.")
@@ -109,7 +109,7 @@ def check(folder, architecture):
 
 
 def verify(folder, architecture):
-    """Refuses a build folder that was not checked for the architecture, or that changed since."""
+    """Refuses a build folder that was not checked for the architecture, or that was changed after the check."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
@@ -120,7 +120,7 @@ def verify(folder, architecture):
     changed = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
     if changed:
         raise Refused(f"{folder} changed since it was checked: {', '.join(changed)}. Build it again with `make release`.")
-    print(f"{folder}: {len(expected)} files are as they were checked")
+    print(f"{folder}: {len(expected)} files are unchanged since the check")
 
 
 def main():

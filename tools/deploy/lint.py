@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Checks the templates with cfn-lint and checkov as CloudFormation gets them, after the SAM transform. Exit status 1 if one
-of them objects. What they skip, and why, is in .cfnlintrc and .checkov.yaml.
+"""Checks the templates with cfn-lint and checkov after the SAM transform, as CloudFormation receives them. Exit status 1 if one
+of them reports a problem. .cfnlintrc and .checkov.yaml list the rules that are skipped, with reasons.
 
     .venv/bin/python tools/deploy/lint.py
 
@@ -22,7 +22,7 @@ TRANSFORMED = services.ROOT / "target" / "checks"
 
 
 def write_transformed():
-    """Writes each template after the transform into a file of its own."""
+    """Writes each transformed template to a separate file."""
     shutil.rmtree(TRANSFORMED, ignore_errors=True)
     TRANSFORMED.mkdir(parents=True)
     templates = {service: services.ROOT / "functions" / service / "template.yaml" for service in services.services()}
@@ -33,8 +33,8 @@ def write_transformed():
 
 
 def run(*command):
-    """(exit status, output) of a tool."""
-    # checkov would send its results to a server if the environment had a key for it.
+    """Runs a tool. Returns (exit status, output)."""
+    # checkov sends its results to a server if the environment has a key for it.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("BC_", "CKV_", "PRISMA_"))}
     result = subprocess.run(
         command, cwd=services.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -44,7 +44,7 @@ def run(*command):
 
 def main():
     write_transformed()
-    # A relative folder: checkov takes a file's path of 40 characters for a secret key of AWS (CKV_AWS_45).
+    # Relative, because checkov mistakes a path of 40 characters for an AWS secret key (CKV_AWS_45).
     folder = TRANSFORMED.relative_to(services.ROOT)
     commands = [
         [BIN / "cfn-lint", *sorted(TRANSFORMED.glob("*.json"))],

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Deploys each service as its own stack, <environment>-<service>, with sam. `make deploy` calls this script.
 
-    .venv/bin/python tools/deploy/services.py deploy ENV SERVICE...   builds and deploys services, callees first (all: every one)
+    .venv/bin/python tools/deploy/services.py deploy ENV SERVICE...   builds and deploys services, callees first (all: every service)
     .venv/bin/python tools/deploy/services.py build ENV SERVICE...    builds them, into .aws-sam/<service>, and checks them
-    .venv/bin/python tools/deploy/services.py deploy --built ENV SERVICE...   deploys what was built and checked
+    .venv/bin/python tools/deploy/services.py deploy --built ENV SERVICE...   deploys checked builds
     .venv/bin/python tools/deploy/services.py changed BASE            prints the services that changed since the commit BASE
 
 ENV is an environment of samconfig.toml, such as staging. Its stack name is the environment's name, and each service
@@ -26,8 +26,8 @@ import bootstraps
 
 ROOT = Path(__file__).resolve().parents[2]
 SAM = ROOT / ".venv" / "bin" / "sam"
-# A change in these affects every service that has code.
-OF_ALL_CODE = ("Cargo.lock", "Cargo.toml", "rust-toolchain.toml", ".cargo/")
+# A change in these files affects every service that has code.
+FILES_OF_ALL_SERVICES = ("Cargo.lock", "Cargo.toml", "rust-toolchain.toml", ".cargo/")
 
 
 def services():
@@ -47,11 +47,11 @@ def settings(environment):
     return name, parameters.split(), deployment.get("confirm_changeset", False)
 
 
-def confirm(name, wanted):
+def confirm(name, names):
     """Asks before a change of an environment that needs a confirmation (`confirm_changeset` in samconfig.toml)."""
-    question = f"Deploy {', '.join(wanted)} to {name}? [y/N] "
+    question = f"Deploy {', '.join(names)} to {name}? [y/N] "
     if not sys.stdin.isatty():
-        sys.exit(f"{name} is deployed only if somebody agrees: run this on a terminal, or with --yes.")
+        sys.exit(f"A deployment to {name} needs a confirmation: run this on a terminal, or with --yes.")
     if input(question).strip().lower() not in ("y", "yes"):
         sys.exit("Nothing was deployed.")
 
@@ -67,33 +67,33 @@ def refuse_root(name):
     except botocore.exceptions.ClientError as error:
         if "does not exist" in str(error):
             return
-        sys.exit(f"CloudFormation can't be asked for the stack {name}: {error}")
+        sys.exit(f"CloudFormation can't describe the stack {name}: {error}")
     sys.exit(f"The stack {name} exists, so this environment is deployed by the root template: sam build && sam deploy.")
 
 
-def chosen(wanted):
+def selected_services(names):
     """Returns the services with these names, or all, in the order of their deployment."""
     ordered = services()
-    wanted = ordered if wanted == ["all"] else wanted
-    if unknown := sorted(set(wanted) - set(ordered)):
+    names = ordered if names == ["all"] else names
+    if unknown := sorted(set(names) - set(ordered)):
         sys.exit(f"There is no service {', '.join(unknown)}. The services are: {', '.join(ordered)}.")
-    return [service for service in ordered if service in wanted]
+    return [service for service in ordered if service in names]
 
 
 def sam(service, command, parameters, *options):
     """Runs a sam command for a service, and writes its output to target/deploy."""
-    begun = time.monotonic()
+    started = time.monotonic()
     output = ROOT / "target" / "deploy" / f"{service}-{command}.log"
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w") as to:
+    with output.open("w") as log:
         ended = subprocess.run(
             [str(SAM), command, "--config-env", service, *options, "--parameter-overrides", *parameters],
-            cwd=ROOT, stdout=to, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         )
     if ended.returncode:
         print("\n".join(output.read_text().splitlines()[-30:]), file=sys.stderr)
-        sys.exit(f"sam {command} of {service} failed; all of it is in {output.relative_to(ROOT)}")
-    print(f"{service}: sam {command} took {time.monotonic() - begun:.0f} s", flush=True)
+        sys.exit(f"sam {command} of {service} failed; the complete log is in {output.relative_to(ROOT)}")
+    print(f"{service}: sam {command} took {time.monotonic() - started:.0f} s", flush=True)
 
 
 def architecture(parameters):
@@ -103,38 +103,38 @@ def architecture(parameters):
     return values.get("Architecture", "arm64")
 
 
-def build(environment, wanted):
+def build(environment, names):
     name, parameters, _ = settings(environment)
-    for service in chosen(wanted):
+    for service in selected_services(names):
         sam(service, "build", [f"Environment={name}", *parameters])
-    inspect(bootstraps.check, environment, wanted)
+    inspect(bootstraps.check, environment, names)
 
 
-def inspect(command, environment, wanted):
+def inspect(command, environment, names):
     """Checks or verifies the builds of the services. The local stack accepts debug builds."""
     if environment == "local":
         return
     _, parameters, _ = settings(environment)
     try:
-        for service in chosen(wanted):
+        for service in selected_services(names):
             command(ROOT / ".aws-sam" / service, architecture(parameters))
     except bootstraps.Refused as error:
         sys.exit(str(error))
 
 
-def deploy(environment, wanted, built=False, agreed=False, role=None):
-    wanted = chosen(wanted)
+def deploy(environment, names, built=False, confirmed=False, role=None):
+    names = selected_services(names)
     name, parameters, ask = settings(environment)
     if built:
-        inspect(bootstraps.verify, environment, wanted)
+        inspect(bootstraps.verify, environment, names)
     refuse_root(name)
-    if ask and not agreed:
-        confirm(name, wanted)
+    if ask and not confirmed:
+        confirm(name, names)
     parameters = [f"Environment={name}", *parameters]
     if not built:
-        build(environment, wanted)
+        build(environment, names)
     options = ["--role-arn", role] if role else []
-    for service in wanted:
+    for service in names:
         sam(service, "deploy", parameters, "--stack-name", f"{name}-{service}", "--no-progressbar", *options)
 
 
@@ -168,7 +168,7 @@ def affected(paths, used_by, ordered):
     changed = set()
     for path in paths:
         parts = path.split("/")
-        if path.startswith(OF_ALL_CODE):
+        if path.startswith(FILES_OF_ALL_SERVICES):
             changed |= with_code
         elif parts[0] == "functions":
             # A service may use the crate of another one.
@@ -193,13 +193,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for command in ("build", "deploy"):
-        of_services = commands.add_parser(command)
-        of_services.add_argument("environment")
-        of_services.add_argument("services", nargs="+")
+        subparser = commands.add_parser(command)
+        subparser.add_argument("environment")
+        subparser.add_argument("services", nargs="+")
         if command == "deploy":
-            of_services.add_argument("--built", action="store_true", help="deploys what `build` built")
-            of_services.add_argument("--yes", action="store_true", help="does not ask, also where samconfig.toml wants it")
-            of_services.add_argument("--role-arn", help="the role that CloudFormation uses; without it, the caller's")
+            subparser.add_argument("--built", action="store_true", help="deploys what `build` built")
+            subparser.add_argument("--yes", action="store_true", help="does not ask, even if samconfig.toml requires a confirmation")
+            subparser.add_argument("--role-arn", help="the role that CloudFormation uses; without it, the caller's")
     commands.add_parser("changed").add_argument("base")
     arguments = parser.parse_args()
     match arguments.command:

@@ -10,15 +10,12 @@ import sys
 import services
 from transform import PRODUCTION, transformed
 
-# CloudFormation's limit of resources in a stack, and ours: room for a service to grow.
-LIMIT, MOST = 500, 150
+# CloudFormation's limit of resources in a stack, and our lower limit, so that a service can grow.
+CLOUDFORMATION_LIMIT, LIMIT = 500, 150
 DOCS = services.ROOT / "docs" / "deploying.md"
 START, END = "<!-- generated -->\n", "<!-- /generated -->\n"
-
-
-
 def counts():
-    """(service, resources, functions, alarms) of each stack, the root last."""
+    """Yields (service, resources, functions, alarms) of each stack, the root last."""
     for service in services.services():
         resources = transformed(services.ROOT / "functions" / service / "template.yaml", PRODUCTION)["Resources"]
         kinds = [resource["Type"] for resource in resources.values()]
@@ -42,8 +39,8 @@ def main():
     DOCS.write_text(before + START + table(rows) + END + after)
     print(table(rows), end="")
     largest = max(rows, key=lambda row: row[1])
-    print(f"The largest, {largest[0]}, has {largest[1]} of {LIMIT}; at most {MOST} are wanted.")
-    sys.exit(largest[1] >= MOST)
+    print(f"The largest stack, {largest[0]}, has {largest[1]} resources. It must have fewer than {LIMIT}; CloudFormation allows {CLOUDFORMATION_LIMIT}.")
+    sys.exit(largest[1] >= LIMIT)
 
 
 if __name__ == "__main__":

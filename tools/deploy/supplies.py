@@ -6,7 +6,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-# The plans that the default of the parameter StripePrices names, with their price in cents a month.
+# The plans in the default of the parameter StripePrices, with their prices in cents per month.
 PLANS = {"community": 0, "standard": 4900, "professional": 14900}
 
 
@@ -15,22 +15,22 @@ class Failed(Exception):
 
 
 def is_delivered(client, environment, source, delivery):
-    """Whether receive-kits has counted a delivery. `client` makes a boto3 client of a service."""
+    """Returns whether receive-kits has counted a delivery. `client` creates the boto3 client of a service."""
     key = {"id": {"S": f"delivery#{len(source)}/{source}/{delivery}"}}
     row = client("dynamodb").get_item(TableName=f"{environment}-inventory", Key=key, ConsistentRead=True)
     return "Item" in row
 
 
 def send_delivery(client, environment, source, delivery, kits):
-    """Puts the event KitsDelivered on the environment's bus, as docs/integrating.md describes it. A delivery counts once,
-    however often its event is sent. `kits` is {metric: quantity}."""
+    """Puts the event KitsDelivered on the environment's bus, as in docs/integrating.md. A delivery counts once, even if its
+    event is sent several times. `kits` is {metric: quantity}."""
     content = [{"metric": metric, "quantity": quantity} for metric, quantity in kits.items()]
-    answer = client("events").put_events(Entries=[{
+    response = client("events").put_events(Entries=[{
         "EventBusName": f"{environment}-events", "Source": source, "DetailType": "KitsDelivered",
         "Detail": json.dumps({"deliveryId": delivery, "kits": content}),
     }])
-    if answer["FailedEntryCount"]:
-        raise Failed(f"The bus refused the event: {answer['Entries']}")
+    if response["FailedEntryCount"]:
+        raise Failed(f"The bus refused the event: {response['Entries']}")
 
 
 def deliver_kits(client, environment, source, delivery, kits, seconds=60):
@@ -44,7 +44,7 @@ def deliver_kits(client, environment, source, delivery, kits, seconds=60):
 
 
 def create_plans(api, key):
-    """Creates the plans at the payment provider; those that exist stay as they are."""
+    """Creates the plans at the payment provider. Existing plans are not changed."""
     for plan, cents in PLANS.items():
         form = {
             "id": f"fieldstation-{plan}", "amount": cents, "currency": "eur", "interval": "month",
@@ -56,9 +56,9 @@ def create_plans(api, key):
         try:
             urllib.request.urlopen(request, timeout=10).close()
         except urllib.error.HTTPError as error:
-            # Stripe answers 400 with this code, and localstripe 409.
+            # For an existing plan, Stripe returns 400 with this code, and localstripe 409.
             if error.code != 409 and b'"resource_already_exists"' not in (body := error.read()):
                 detail = body.decode(errors="replace").replace(key, "<key>")
                 raise Failed(f"The payment provider refused the plan {plan}: {error.code} {detail}") from None
         except urllib.error.URLError as error:
-            raise Failed(f"The payment provider at {api} does not answer: {error.reason}") from None
+            raise Failed(f"The payment provider at {api} does not respond: {error.reason}") from None

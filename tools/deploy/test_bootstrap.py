@@ -14,7 +14,7 @@ KEY, ANOTHER, LIVE = "sk_test_51Hq", "rk_test_9Zx", "sk_live_51Hq"
 
 
 class Aws:
-    """The clients of an environment. A delivery is in stock as soon as its event came, unless receive-kits is broken."""
+    """The clients of an environment. A delivery is in stock as soon as its event was sent, unless receive-kits is broken."""
 
     def __init__(self, secret=GENERATED, works=True):
         self.secret, self.works, self.events, self.puts = secret, works, [], []
@@ -59,7 +59,7 @@ class Bootstrap(unittest.TestCase):
         self.assertEqual(json.loads(event["Detail"])["kits"], [{"metric": "air_temperature", "quantity": 10}])
 
     def test_the_bus_lets_the_source_deliver_kits(self):
-        # The rule of receive-kits takes events of every source but fieldstation's own.
+        # The rule of receive-kits matches events of every source except those of Fieldstation.
         self.assertFalse(bootstrap.SOURCE.startswith("fieldstation."))
 
     def test_a_second_run_changes_nothing(self):
@@ -68,7 +68,7 @@ class Bootstrap(unittest.TestCase):
         self.run_once(aws)
         self.assertEqual((len(aws.events), len(aws.puts)), (1, 1))
 
-    def test_a_test_key_that_is_there_is_kept(self):
+    def test_an_existing_test_key_is_kept(self):
         aws = Aws(secret=ANOTHER)
         self.run_once(aws)
         self.run_once(aws, key="")
@@ -82,11 +82,11 @@ class Bootstrap(unittest.TestCase):
             self.assertFalse(key in str(refused.exception) or before in str(refused.exception))
             self.assertEqual((aws.secret, aws.events), (before, []))
 
-    def test_a_missing_key_is_named(self):
+    def test_a_missing_key_is_an_error(self):
         with self.assertRaisesRegex(bootstrap.Refused, "gh secret set STRIPE_TEST_KEY"):
             self.run_once(Aws(), key="")
 
-    def test_prices_of_its_own_need_no_plans(self):
+    def test_an_environment_with_its_own_prices_gets_no_plans(self):
         self.run_once(Aws(), parameters=["StripePrices=community=price_1"])
         self.plans.assert_not_called()
 
@@ -100,8 +100,8 @@ class Bootstrap(unittest.TestCase):
 
 
 class Plans(unittest.TestCase):
-    def create(self, *answers):
-        with mock.patch("urllib.request.urlopen", side_effect=answers) as urlopen:
+    def create(self, *responses):
+        with mock.patch("urllib.request.urlopen", side_effect=responses) as urlopen:
             supplies.create_plans("https://api.stripe.com", KEY)
         return [urllib.parse.parse_qs(call.args[0].data.decode())["id"][0] for call in urlopen.call_args_list]
 
@@ -118,7 +118,7 @@ class Plans(unittest.TestCase):
             self.create(self.error(401, f'{{"error": {{"message": "Invalid API Key provided: {KEY}"}}}}'))
 
     def test_an_outage_is_an_error(self):
-        with self.assertRaisesRegex(supplies.Failed, "does not answer: refused"):
+        with self.assertRaisesRegex(supplies.Failed, "does not respond: refused"):
             self.create(urllib.error.URLError("refused"))
 
 

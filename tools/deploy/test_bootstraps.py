@@ -28,17 +28,17 @@ Resources:
 class Builds(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        # A dynamic binary as the host's compiler makes it. Its start-up code needs GLIBC_2.34, where the host has that.
-        cls.place = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(cls.place.cleanup)
-        cls.binary = Path(cls.place.name) / "binary"
+        # A dynamic binary from the host's compiler. Its start-up code needs GLIBC_2.34, if the host has that version.
+        cls.directory = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(cls.directory.cleanup)
+        cls.binary = Path(cls.directory.name) / "binary"
         program = "int main(void) { return 0; }"
         subprocess.run(["cc", "-x", "c", "-", "-o", cls.binary], input=program, text=True, check=True)
 
     def setUp(self):
-        place = tempfile.TemporaryDirectory()
-        self.addCleanup(place.cleanup)
-        self.folder = Path(place.name)
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.folder = Path(directory.name)
         (self.folder / "template.yaml").write_text(ROOT)
         self.service = self.folder / "Sites"
         self.bootstrap = self.service / "GetSiteFunction" / "bootstrap"
@@ -94,7 +94,7 @@ class Check(Builds):
         self.bootstrap.unlink()
         self.refused("GetSiteFunction/bootstrap: it is missing")
 
-    def test_a_refused_build_loses_the_manifest_of_the_one_before(self):
+    def test_a_refused_build_deletes_the_previous_manifest(self):
         self.check()
         self.bootstrap.chmod(0o644)
         self.refused("is not executable")
@@ -105,11 +105,11 @@ class Check(Builds):
 
 
 class Verify(Builds):
-    def test_what_was_checked_is_accepted(self):
+    def test_a_checked_build_is_accepted(self):
         self.check()
         self.verify()
 
-    def test_what_was_not_checked_is_refused(self):
+    def test_an_unchecked_build_is_refused(self):
         with self.assertRaisesRegex(bootstraps.Refused, "was not checked"):
             self.verify()
 
@@ -148,7 +148,7 @@ class Verify(Builds):
 
 
 class Services(unittest.TestCase):
-    """services.py deploys nothing that was not checked, but on the local stack."""
+    """Tests that services.py deploys only checked builds, except on the local stack."""
 
     def test_the_last_architecture_counts_and_arm64_is_the_default(self):
         self.assertEqual(services.architecture(["LogLevel=DEBUG"]), "arm64")
@@ -159,9 +159,9 @@ class Services(unittest.TestCase):
         with mock.patch.object(bootstraps, "verify", refused), mock.patch.object(services, "sam") as sam:
             with mock.patch.object(services, "refuse_root"):
                 with self.assertRaisesRegex(SystemExit, "was not checked"):
-                    services.deploy("staging", ["billing"], built=True, agreed=True)
+                    services.deploy("staging", ["billing"], built=True, confirmed=True)
                 sam.assert_not_called()
-                services.deploy("local", ["billing"], built=True, agreed=True)
+                services.deploy("local", ["billing"], built=True, confirmed=True)
                 self.assertEqual(sam.call_args.args[:2], ("billing", "deploy"))
 
 

@@ -1,4 +1,4 @@
-"""The roles of github-roles.yaml can deploy what the templates have, and nothing that is not the environment's."""
+"""Tests that the roles of github-roles.yaml can deploy the resources of the templates, and only those of the environment."""
 
 import fnmatch
 import json
@@ -19,7 +19,7 @@ VALUES = {
     "ArtifactBucket": "aws-sam-cli-managed-default-samclisourcebucket-1a2b3c4d5e6f", "StageName": "v1",
     "Repository": "owner/repository", "DeployEnvironment": "deploy", "SmokeEnvironment": "smoke",
 }
-# What CloudFormation calls first to create a resource of each type.
+# The first call of CloudFormation to create a resource of each type.
 CREATES = {
     "AWS::ApiGateway::Account": "apigateway:PATCH",
     "AWS::ApiGateway::Deployment": "apigateway:POST",
@@ -53,7 +53,7 @@ CREATES = {
     "AWS::SecretsManager::Secret": "secretsmanager:CreateSecret",
     "AWS::StepFunctions::StateMachine": "states:CreateStateMachine",
 }
-# Resources that are not the environment's alone; the template gives the reason for each.
+# Resources wider than the environment; the template gives the reason for each.
 WIDE = {
     "*": {
         "lambda:CreateEventSourceMapping", "lambda:DeleteEventSourceMapping", "lambda:GetEventSourceMapping",
@@ -78,7 +78,7 @@ WIDE = {
 
 
 def resolved(value):
-    """The value with its substitutions; what it can't resolve stays."""
+    """Resolves the substitutions in a value."""
     if isinstance(value, dict):
         if list(value) == ["Fn::Sub"]:
             return re.sub(r"\$\{([\w:]+)\}", lambda found: VALUES[found[1]], value["Fn::Sub"])
@@ -99,7 +99,7 @@ class Roles(unittest.TestCase):
         cls.deployed = [resource for stack in stacks for resource in stack["Resources"].values()]
 
     def documents(self, kind=None):
-        """(who, document) of each policy."""
+        """Yields (logical id, document) of each policy."""
         for name, resource in self.resources.items():
             properties = resource["Properties"]
             for policy in properties.get("Policies", []):
@@ -110,7 +110,7 @@ class Roles(unittest.TestCase):
     def cloudformation(self):
         return [it for name, document in self.documents("AWS::IAM::ManagedPolicy") if name.endswith("Policy") for it in document["Statement"]]
 
-    def test_a_role_is_taken_from_one_environment_of_one_repository(self):
+    def test_a_role_can_be_assumed_only_from_one_environment_of_one_repository(self):
         subjects = {"DeployRole": "deploy", "BootstrapRole": "deploy", "SmokeRole": "smoke"}
         for name, role in self.roles.items():
             (statement,) = role["Properties"]["AssumeRolePolicyDocument"]["Statement"]
@@ -135,7 +135,7 @@ class Roles(unittest.TestCase):
                         self.assertLessEqual(set(actions), WIDE[resource] or set(actions), resource)
         self.assertEqual(unused, set())
 
-    def test_no_name_of_an_environment_with_the_same_beginning_fits(self):
+    def test_an_environment_with_the_same_prefix_does_not_match(self):
         # fieldstation-*, and never fieldstation*.
         for name, document in self.documents():
             for statement in document["Statement"]:
@@ -153,9 +153,9 @@ class Roles(unittest.TestCase):
     def test_cloudformation_can_create_every_resource_of_the_templates(self):
         granted = {action for it in self.cloudformation() for action in as_list(it["Action"])}
         types = {it["Type"] for it in self.deployed} | {"AWS::CloudFormation::Stack"}
-        self.assertEqual(types - set(CREATES), set(), "new types: grant what they need in github-roles.yaml, and add them here")
+        self.assertEqual(types - set(CREATES), set(), "new types: grant their permissions in github-roles.yaml, and add them here")
         self.assertEqual({it: CREATES[it] for it in types if CREATES[it] not in granted}, {})
-        self.assertEqual(set(CREATES) - types, set(), "the templates have no such resources any more")
+        self.assertEqual(set(CREATES) - types, set(), "the templates no longer have such resources")
 
     def test_exactly_the_managed_policies_of_the_templates_may_be_attached(self):
         roles = [it["Properties"] for it in self.deployed if it["Type"] == "AWS::IAM::Role"]
@@ -163,14 +163,14 @@ class Roles(unittest.TestCase):
         (statement,) = [it for it in self.cloudformation() if "iam:AttachRolePolicy" in it["Action"]]
         self.assertEqual(set(statement["Condition"]["ArnEquals"]["iam:PolicyARN"]), attached)
 
-    def test_roles_are_passed_to_exactly_the_services_that_take_them(self):
+    def test_roles_are_passed_to_exactly_the_services_that_assume_them(self):
         trusts = [it["Properties"]["AssumeRolePolicyDocument"] for it in self.deployed if it["Type"] == "AWS::IAM::Role"]
-        takers = {service for it in trusts for statement in it["Statement"] for service in as_list(statement["Principal"]["Service"])}
+        services_that_assume = {service for it in trusts for statement in it["Statement"] for service in as_list(statement["Principal"]["Service"])}
         (statement,) = [it for it in self.cloudformation() if it["Action"] == "iam:PassRole"]
-        self.assertEqual(set(statement["Condition"]["StringEquals"]["iam:PassedToService"]), takers)
+        self.assertEqual(set(statement["Condition"]["StringEquals"]["iam:PassedToService"]), services_that_assume)
 
-    def test_every_policy_has_a_size_that_iam_takes(self):
-        # IAM counts no white space: 6,144 characters of a managed policy, 10,240 of a role's inline policies.
+    def test_every_policy_is_within_the_size_limit_of_iam(self):
+        # IAM does not count white space: 6,144 characters of a managed policy, 10,240 of a role's inline policies.
         for name, document in self.documents():
             size = len(json.dumps(document, separators=(",", ":")))
             limit = 6144 if self.resources[name]["Type"] == "AWS::IAM::ManagedPolicy" else 10240

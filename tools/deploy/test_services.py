@@ -16,23 +16,23 @@ class Affected(unittest.TestCase):
     def affected(self, *paths):
         return services.affected(paths, self.users, self.ordered)
 
-    def test_a_change_in_a_service_concerns_it_alone(self):
+    def test_a_change_in_a_service_affects_only_that_service(self):
         self.assertEqual(self.affected("functions/billing/src/stripe.rs"), ["billing"])
         self.assertEqual(self.affected("functions/gateway/template.yaml"), ["gateway"])
 
-    def test_a_change_in_a_shared_crate_concerns_its_users(self):
+    def test_a_change_in_a_shared_crate_affects_the_services_that_use_it(self):
         self.assertEqual(self.affected("shared/quarantine/src/lib.rs"), ["events", "telemetry"])
-        everyone = [service for service in self.ordered if service != "gateway"]
-        self.assertEqual(self.affected("shared/contracts/src/id.rs"), everyone)
+        with_code = [service for service in self.ordered if service != "gateway"]
+        self.assertEqual(self.affected("shared/contracts/src/id.rs"), with_code)
 
-    def test_a_change_of_the_dependencies_concerns_all_code(self):
-        everyone = [service for service in self.ordered if service != "gateway"]
-        self.assertEqual(self.affected("Cargo.lock"), everyone)
+    def test_a_change_of_the_dependencies_affects_all_services_with_code(self):
+        with_code = [service for service in self.ordered if service != "gateway"]
+        self.assertEqual(self.affected("Cargo.lock"), with_code)
 
     def test_a_state_machine_is_deployed_by_onboarding(self):
         self.assertEqual(self.affected("statemachines/site-teardown.asl.json"), ["onboarding"])
 
-    def test_docs_and_tests_concern_no_service(self):
+    def test_docs_and_tests_affect_no_service(self):
         self.assertEqual(self.affected("README.md", "tests/tests/readings.rs", "fieldctl/src/main.rs"), [])
 
     def test_services_are_in_the_order_of_their_deployment(self):
@@ -54,13 +54,13 @@ class Settings(unittest.TestCase):
             with self.assertRaisesRegex(SystemExit, "Nothing was deployed"):
                 services.confirm("fieldstation-prod", ["billing"])
 
-    def test_a_service_is_no_environment(self):
+    def test_a_service_is_not_an_environment(self):
         with self.assertRaisesRegex(SystemExit, "There are: default, local, staging, prod"):
             services.settings("billing")
 
     def test_an_unknown_service_is_named(self):
         with self.assertRaisesRegex(SystemExit, "There is no service biling. The services are: failures, events"):
-            services.chosen(["biling"])
+            services.selected_services(["biling"])
 
 
 if __name__ == "__main__":

@@ -67,11 +67,11 @@ class Resolved:
         return {id: each for id, each in self.template["Resources"].items() if each["Type"] == kind}
 
     def functions(self):
-        """The configuration of each function."""
+        """Returns the configuration of each function."""
         return {id: self.resolve(each["Properties"]) for id, each in self.of_type("AWS::Lambda::Function").items()}
 
     def versions(self):
-        """What identifies the version of each function: CloudFormation makes another one when any of it changes.
+        """Returns the identity of each function's version. CloudFormation creates a new version when it changes.
 
         The properties are the createOnlyProperties of AWS::Lambda::Version.
         """
@@ -118,7 +118,7 @@ class Versions(unittest.TestCase):
 
 class Stage(unittest.TestCase):
     def deployed(self, changed, at):
-        """What the API is, and the deployment that its stage shows."""
+        """Returns the definition of the API, and the deployment of its stage."""
         with mock.patch("time.time", return_value=at):
             gateway = Resolved("gateway", changed)
         (api,), (stage,) = (gateway.of_type(kind).values() for kind in ("AWS::ApiGateway::RestApi", "AWS::ApiGateway::Stage"))

@@ -1,4 +1,4 @@
-"""The workflows build in the one way that is checked, and deploy only what was checked."""
+"""Tests that the workflows build only with `make release`, and deploy only checked builds."""
 
 import unittest
 
@@ -19,7 +19,7 @@ class Workflows(unittest.TestCase):
         }
 
     def steps(self):
-        """(where, the commands of the job up to and including this one, its step) of each command."""
+        """Yields ((file, job), the job's commands up to and including this one, its step) of each command."""
         for where, job in self.jobs.items():
             commands = []
             for step in job.get("steps", []):
@@ -27,19 +27,19 @@ class Workflows(unittest.TestCase):
                     commands.append(step["run"])
                     yield where, commands[:], step
 
-    def test_nothing_else_than_make_release_builds_functions(self):
+    def test_only_make_release_builds_functions(self):
         for file, source in self.sources.items():
             self.assertNotIn("CARGO_LAMBDA_COMPILER", source, file)
             self.assertNotIn("sam build", source, file)
             self.assertNotIn("services.py build", source, file)
 
-    def test_an_artifact_is_what_make_release_built(self):
+    def test_an_artifact_contains_the_build_of_make_release(self):
         packed = [(where, commands) for where, commands, _ in self.steps() if commands[-1].startswith("tar --create")]
         self.assertEqual({where for where, _ in packed}, {("build.yml", "build"), ("services.yml", "build")})
         for where, commands in packed:
             self.assertTrue(commands[-2].startswith("make release"), where)
 
-    def test_a_deployment_takes_the_artifact_and_verifies_it(self):
+    def test_a_deployment_uses_the_artifact_and_verifies_it(self):
         deployments = [(where, commands, step) for where, commands, step in self.steps() if any(it in commands[-1] for it in DEPLOYS)]
         places = {("staging.yml", "deploy"), ("prod.yml", "canary"), ("services.yml", "staging"), ("services.yml", "prod")}
         self.assertEqual({where for where, _, _ in deployments}, places)
@@ -57,7 +57,7 @@ class Workflows(unittest.TestCase):
             self.assertEqual(self.jobs[where]["environment"], "staging")
             self.assertEqual(self.jobs[where[0], "smoke"]["needs"], "bootstrap")
 
-    def test_the_test_key_reaches_the_bootstrap_alone(self):
+    def test_only_the_bootstrap_gets_the_test_key(self):
         holders = {where for where, job in self.jobs.items() if "STRIPE_TEST_KEY" in str(job)}
         self.assertEqual(holders, {("staging.yml", "bootstrap"), ("services.yml", "bootstrap")})
 

@@ -1,4 +1,4 @@
-"""The SAM transform of a template, as CloudFormation applies it."""
+"""Applies the SAM transform to a template, as CloudFormation does."""
 
 import copy
 import functools
@@ -6,31 +6,31 @@ import json
 import logging
 import os
 
-# Parameters with which a stack has the most resources.
+# The parameters with which a stack has the most resources.
 PRODUCTION = {"GradualDeployment": "true", "Environment": "fieldstation-prod"}
 
 
 @functools.cache
 def packaged(path):
-    """The template as `sam package` leaves it."""
+    """Returns the template as after `sam package`."""
     from samcli.yamlhelper import yaml_parse
 
     template = yaml_parse(path.read_text())
     for resource in template["Resources"].values():
-        # These become places in S3.
+        # `sam package` replaces these paths by locations in S3.
         if resource["Type"] == "AWS::Serverless::StateMachine":
             definition = (path.parent / resource["Properties"].pop("DefinitionUri")).read_text()
             resource["Properties"]["Definition"] = json.loads(definition)
         elif resource["Type"] == "AWS::Serverless::Application":
             resource["Properties"]["Location"] = "https://s3.amazonaws.com/bucket/template"
-    for of_kind in template.get("Globals", {}).values():
-        of_kind["CodeUri"] = "s3://bucket/code"
+    for defaults in template.get("Globals", {}).values():
+        defaults["CodeUri"] = "s3://bucket/code"
     return template
 
 
 def transformed(path, values):
-    """The template after the transform, with these values of its parameters."""
-    # The transform looks for a region, and calls nobody with it.
+    """Returns the template after the transform, with these values of its parameters."""
+    # The transform needs a region, but makes no call.
     os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
     from samtranslator.parser.parser import Parser
     from samtranslator.translator.translator import Translator

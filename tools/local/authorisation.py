@@ -1,7 +1,7 @@
 """IAM on the local stack, as far as AWS enforces it.
 
 With AUTH=true, MiniStack checks requests to its API against the policies of the caller's role. It does not
-check what it does itself with a role, checks few accesses of one service to another's resources, and does not
+check its own actions with a role, checks few accesses of one service to another's resources, and does not
 know the state machine of a task token. This module adds these checks, and logs each decision once for each
 caller, action and resource:
 
@@ -29,7 +29,7 @@ MAPPING_READS = {
 }
 SEND_TASK = ("states:SendTaskSuccess", "states:SendTaskFailure", "states:SendTaskHeartbeat")
 NO_TASK = "no task"
-REMEMBER_SECONDS = 2  # how long the result for a mapping is cached, because mappings poll continuously
+CACHE_SECONDS = 2  # how long the result for a mapping is cached, because mappings poll continuously
 
 _machine = contextvars.ContextVar("machine")  # the state machine whose task is in progress
 _task_machines = {}  # task token -> ARN of its state machine
@@ -40,15 +40,15 @@ _lock = threading.Lock()
 
 def install(log_file):
     """Adds the checks to MiniStack. Must be called before it starts."""
-    _log_what_is_asked(log_file)
-    _give_task_tokens_their_machine()
-    _name_actions_on_mappings()
+    _log_decisions(log_file)
+    _record_machines_of_task_tokens()
+    _correct_mapping_actions()
     _check_state_machines(log_file)
-    _know_a_session_by_its_role()
+    _use_role_arns_for_sessions()
     _check_mappings(log_file)
     _check_failure_destinations(log_file)
     _check_services(log_file)
-    _take_loopback_for_tls()
+    _treat_loopback_as_tls()
 
 
 def _log(log_file, allowed, arn, action, resource):
@@ -63,8 +63,7 @@ def _log(log_file, allowed, arn, action, resource):
 
 
 def _permits(log_file, role_arn, session, action, resource):
-    """Returns whether the role's policies allow the action. Used for what MiniStack does with the role without
-    a check."""
+    """Returns whether the role's policies allow the action. Used where MiniStack uses the role without a check."""
     from ministack.core import iam_evaluator
     from ministack.core.responses import get_account_id, get_region
 
@@ -79,14 +78,14 @@ def _permits(log_file, role_arn, session, action, resource):
     return allowed
 
 
-def _log_what_is_asked(log_file):
+def _log_decisions(log_file):
     from ministack.core import iam_evaluator
     from ministack.services import stepfunctions, sts
 
     enforce = iam_evaluator.enforce
 
     def enforce_and_log(access_key, action, service, region, resource_arn="*", service_context=None):
-        # Step Functions refuses an unknown token for any caller that may answer some task.
+        # An unknown token has no state machine. A caller that may act on any of them passes; Step Functions refuses the token.
         resources = list(stepfunctions._state_machines) if resource_arn == NO_TASK else [resource_arn]
         for resource_arn in resources or ["*"]:
             denied = enforce(
@@ -102,16 +101,16 @@ def _log_what_is_asked(log_file):
     iam_evaluator.enforce = enforce_and_log
 
 
-def _give_task_tokens_their_machine():
-    """Makes SendTaskSuccess and its like require a permission on the task's state machine. MiniStack requires
-    it on all of them."""
+def _record_machines_of_task_tokens():
+    """Makes SendTaskSuccess, SendTaskFailure and SendTaskHeartbeat require a permission on the task's state
+    machine. MiniStack requires it on all state machines."""
     from ministack.core import iam_actions
     from ministack.services import stepfunctions
 
     resource_of = iam_actions.extract_resource_arn
     wait = stepfunctions._invoke_with_callback
 
-    def remember_and_wait(resource, argument, token, state):
+    def record_and_wait(resource, argument, token, state):
         _task_machines[token] = _machine.get()["stateMachineArn"]
         return wait(resource, argument, token, state)
 
@@ -121,11 +120,11 @@ def _give_task_tokens_their_machine():
             return _task_machines.get(json.loads(body or b"{}").get("taskToken"), NO_TASK)
         return resource_of(service, method, path, headers, body, *others)
 
-    stepfunctions._invoke_with_callback = remember_and_wait
+    stepfunctions._invoke_with_callback = record_and_wait
     iam_actions.extract_resource_arn = extract
 
 
-def _name_actions_on_mappings():
+def _correct_mapping_actions():
     """Corrects the actions on mappings. MiniStack treats GetEventSourceMapping as ListEventSourceMappings, and
     lets every caller change or delete a mapping."""
     from ministack.core import iam_actions
@@ -142,7 +141,7 @@ def _name_actions_on_mappings():
     iam_actions._lambda_action = action_of_mapping
 
 
-def _know_a_session_by_its_role():
+def _use_role_arns_for_sessions():
     """Sets aws:PrincipalArn of a session to the ARN of its role. MiniStack uses the session's ARN."""
     from ministack.core import iam_evaluator
     from ministack.services import iam
@@ -175,7 +174,7 @@ def _check_state_machines(log_file):
         finally:
             _machine.reset(before)
 
-    def asked(resource, argument):
+    def required_permission(resource, argument):
         """Returns the error's name, the action and its resource, for the kinds of tasks in this repository."""
         if "states:::lambda:invoke" in resource:
             return "Lambda.AWSLambdaException", "lambda:InvokeFunction", argument["FunctionName"]
@@ -190,9 +189,9 @@ def _check_state_machines(log_file):
 
     def check(resource, argument):
         machine = _machine.get()
-        error, action, on = asked(resource, argument)
-        if not _permits(log_file, machine["roleArn"], machine["name"], action, on):
-            cause = f"{machine['roleArn']} is not authorized to perform: {action} on {on}"
+        error, action, target = required_permission(resource, argument)
+        if not _permits(log_file, machine["roleArn"], machine["name"], action, target):
+            cause = f"{machine['roleArn']} is not authorized to perform: {action} on {target}"
             raise stepfunctions._ExecutionError(error, cause)
 
     def invoke_if_allowed(resource, argument):
@@ -234,7 +233,7 @@ def _check_mappings(log_file):
                 reads = MAPPING_READS.get(source.split(":")[2], ("lambda:SourceUnknownToTheLocalStack",))
                 # Evaluate all of them, so that all are logged.
                 allowed = all([_permits(log_file, role, config["FunctionName"], action, source) for action in reads])
-                _mappings[role, source] = allowed, time.monotonic() + REMEMBER_SECONDS
+                _mappings[role, source] = allowed, time.monotonic() + CACHE_SECONDS
             return allowed
 
     def readable_mappings():
@@ -261,10 +260,10 @@ def _check_failure_destinations(log_file):
     put = stream_mappings.put_failure_file
 
     def put_if_allowed(config, bucket, key, content):
-        asked = (("s3:ListBucket", bucket), ("s3:PutObject", f"{bucket}/{key}"))
+        required = (("s3:ListBucket", bucket), ("s3:PutObject", f"{bucket}/{key}"))
         # Evaluate all of them, so that all are logged.
         allowed = [
-            _permits(log_file, config["Role"], config["FunctionName"], action, resource) for action, resource in asked
+            _permits(log_file, config["Role"], config["FunctionName"], action, resource) for action, resource in required
         ]
         if not all(allowed):
             raise PermissionError(f"{config['Role']} may not write to {bucket}/{key}")
@@ -296,11 +295,11 @@ def _check_services(log_file):
 
     def deliver_if_allowed(target, event, rule, view=None):
         arn = target["Arn"]
-        asked = {
+        permission = {
             "lambda": ("lambda:InvokeFunction", lambda_svc.function_policy_for_arn),
             "sqs": ("sqs:SendMessage", sqs.queue_policy_for_arn),
         }.get(arn.split(":")[2])
-        if not asked or permits("events.amazonaws.com", rule["Arn"], asked[0], arn, asked[1]):
+        if not permission or permits("events.amazonaws.com", rule["Arn"], permission[0], arn, permission[1]):
             deliver(target, event, rule, view)
 
     async def call_if_allowed(function, event, *, account_id=None, region=None):
@@ -316,7 +315,7 @@ def _check_services(log_file):
     apigateway_v1._call_lambda_raw = call_if_allowed
 
 
-def _take_loopback_for_tls():
+def _treat_loopback_as_tls():
     """Treats requests on loopback as TLS. The local stack has no TLS, and the buckets refuse other requests."""
     from ministack import app
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes fieldstation/lambda, the image that `sam local invoke` runs a function in: this machine's glibc, which the functions
-# are built against and which may be newer than Amazon Linux's, the Lambda emulator that aws-sam-cli ships, and root
-# certificates. It carries the endpoint, because SAM passes on only those variables that the template has; `multi on` lets
-# localhost have the address that `--add-host` gives it as well.
+# Builds fieldstation/lambda, the image in which `sam local invoke` runs a function. It contains this machine's glibc, because
+# the functions are built against it and it may be newer than that of Amazon Linux; the Lambda emulator of aws-sam-cli; and
+# root certificates. The image sets the endpoint, because SAM passes on only the variables that the template has. With
+# `multi on`, localhost also resolves to the address of `--add-host`.
 # Usage: lambda-image.sh <AWS endpoint, as a container sees it>; after `make build-local`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

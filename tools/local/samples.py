@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Invokes every function with its sample event in Docker, by `sam local invoke`, against the deployed local stack. Each
-uses the credentials of its own role. Prints a table; exit status 1 if a function failed.
+function uses the credentials of its own role. Prints a table; exit status 1 if a function failed.
 
     .venv/bin/python tools/local/samples.py            all functions (run `make lambda-image docker-env` before)
     .venv/bin/python tools/local/samples.py NAME...    some functions
@@ -20,7 +20,7 @@ import time
 
 import stack
 
-# The task tokens in these samples are invented, so the functions have to refuse them or drop them as too late.
+# The task tokens in these samples are invalid, so these functions must refuse the messages or drop them as too late.
 REFUSE = ("initialize-subscription", "cancel-subscription")
 SAM = stack.ROOT / ".venv" / "bin" / "sam"
 ARCHITECTURE = {"aarch64": "arm64"}.get(platform.machine(), platform.machine())
@@ -39,7 +39,7 @@ def binaries():
         (stack.kebab(logical.removesuffix("Function")), logical, name)
         for logical, name in stack.functions(stack.STACK)
     ]
-    return sorted(found, key=lambda one: (place(one[0]), one[0]))
+    return sorted(found, key=lambda function: (place(function[0]), function[0]))
 
 
 def steps(machine):
@@ -49,13 +49,13 @@ def steps(machine):
     return [stack.kebab(name) for name in names]
 
 
-def story_is_over(every):
-    """Returns whether the samples' site was already undone. Its steps then rightly fail as superseded."""
-    name = next(name for binary, _, name in every if binary == "get-site")
-    answer = stack.client("lambda").invoke(
+def site_is_undone(functions):
+    """Returns whether the samples' site was already undone. Its steps are then expected to fail as superseded."""
+    name = next(name for binary, _, name in functions if binary == "get-site")
+    response = stack.client("lambda").invoke(
         FunctionName=f"{name}:{stack.ALIAS}", Payload=stack.sample(stack.STACK, "get-site").encode()
     )
-    body = json.loads(json.loads(answer["Payload"].read()).get("body") or "{}")
+    body = json.loads(json.loads(response["Payload"].read()).get("body") or "{}")
     return body.get("status") in ("REJECTED", "DECOMMISSIONED")
 
 
@@ -69,23 +69,23 @@ def credentials(name):
     }
 
 
-def problem(binary, ended, over):
+def problem(binary, ended, undone):
     """Returns what is wrong with the function's response, or None."""
-    last = ended.stdout.strip().splitlines()[-1:] or ["no answer"]
+    last = ended.stdout.strip().splitlines()[-1:] or ["no response"]
     if ended.returncode != 0:
         return f"sam ended with status {ended.returncode}: {(ended.stderr.strip().splitlines() or last)[-1]}"
     try:
-        answer = json.loads(last[0])
+        response = json.loads(last[0])
     except ValueError:
-        return f"no JSON: {last[0]}"
-    if not isinstance(answer, dict):
+        return f"not JSON: {last[0]}"
+    if not isinstance(response, dict):
         return None
-    if "errorType" in answer and not (over and answer["errorType"] == "Superseded"):
-        return f"{answer['errorType']}: {answer.get('errorMessage')}"
-    if answer.get("batchItemFailures") and binary not in REFUSE:
-        return f"items failed: {answer['batchItemFailures']}"
-    if answer.get("statusCode", 200) >= 400 and not over:
-        return f"{answer['statusCode']}: {answer.get('body')}"
+    if "errorType" in response and not (undone and response["errorType"] == "Superseded"):
+        return f"{response['errorType']}: {response.get('errorMessage')}"
+    if response.get("batchItemFailures") and binary not in REFUSE:
+        return f"items failed: {response['batchItemFailures']}"
+    if response.get("statusCode", 200) >= 400 and not undone:
+        return f"{response['statusCode']}: {response.get('body')}"
     return None
 
 
@@ -105,25 +105,25 @@ def run(binary, logical, name):
 
 
 def main():
-    wanted = sys.argv[1:]
-    every = binaries()
+    selected = sys.argv[1:]
+    functions = binaries()
     samples = {path.stem for path in (stack.ROOT / "tests" / "events").glob("*.json")}
-    if strays := samples.symmetric_difference(binary for binary, _, _ in every):
-        sys.exit(f"Functions and sample events differ: {', '.join(sorted(strays))}")
-    if unknown := set(wanted) - samples:
+    if unmatched := samples.symmetric_difference(binary for binary, _, _ in functions):
+        sys.exit(f"Functions and sample events differ: {', '.join(sorted(unmatched))}")
+    if unknown := set(selected) - samples:
         sys.exit(f"There is no function {', '.join(sorted(unknown))}.")
 
-    failed, over = 0, story_is_over(every)
-    chosen = [one for one in every if not wanted or one[0] in wanted]
-    for binary, logical, name in chosen:
-        begun = time.monotonic()
-        answer = run(binary, logical, name)
-        wrong = problem(binary, answer, over)
-        failed += wrong is not None
-        print(f"{binary:24} {'FAILED' if wrong else 'ok':6} {(time.monotonic() - begun) * 1000:6.0f} ms", flush=True)
-        if wrong:
-            print(f"    {wrong}\n    " + "\n    ".join(answer.stderr.strip().splitlines()[-12:]), flush=True)
-    print(f"{len(chosen) - failed} passed, {failed} failed")
+    failed, undone = 0, site_is_undone(functions)
+    invoked = [function for function in functions if not selected or function[0] in selected]
+    for binary, logical, name in invoked:
+        started = time.monotonic()
+        ended = run(binary, logical, name)
+        error = problem(binary, ended, undone)
+        failed += error is not None
+        print(f"{binary:24} {'FAILED' if error else 'ok':6} {(time.monotonic() - started) * 1000:6.0f} ms", flush=True)
+        if error:
+            print(f"    {error}\n    " + "\n    ".join(ended.stderr.strip().splitlines()[-12:]), flush=True)
+    print(f"{len(invoked) - failed} passed, {failed} failed")
     sys.exit(1 if failed else 0)
 
 

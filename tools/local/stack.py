@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """The local stack: MiniStack (the AWS emulator) and localstripe (the payment provider), both on loopback only.
 
-    .venv/bin/python tools/local/stack.py up            starts both and waits until they answer; no effect if they run
+    .venv/bin/python tools/local/stack.py up            starts both and waits until they respond; no effect if they run
     .venv/bin/python tools/local/stack.py down          stops them and all functions, and deletes their state
-    .venv/bin/python tools/local/stack.py status        shows what runs; exit status 1 unless both answer
+    .venv/bin/python tools/local/stack.py status        shows what runs; exit status 1 unless both respond
     .venv/bin/python tools/local/stack.py logs [NAME]   prints the last hour's log lines (of log groups with NAME in it)
     .venv/bin/python tools/local/stack.py seed          gives a new stack the provider's plans and its API key
-    .venv/bin/python tools/local/stack.py may-forget    asks before a running stack is stopped; exit status 1 means no
+    .venv/bin/python tools/local/stack.py confirm-reset asks before a running stack is stopped; exit status 1 means no
     .venv/bin/python tools/local/stack.py api-url       prints the URL of the deployed API
     .venv/bin/python tools/local/stack.py env           prints the variables that the documented examples use, for `eval`
     .venv/bin/python tools/local/stack.py kits [METRIC] delivers kits, as a supplier's system does, and waits for them
@@ -162,7 +162,7 @@ class Server:
                 sys.exit(f"{self.name} ended with status {process.returncode}; see {self.log_file}")
             if time.monotonic() > deadline:
                 self.stop()
-                sys.exit(f"{self.name} did not answer at {self.health_url} in {WAIT_SECONDS} s; see {self.log_file}")
+                sys.exit(f"{self.name} did not respond at {self.health_url} within {WAIT_SECONDS} s; see {self.log_file}")
             time.sleep(0.1)
         print(f"{self.name} runs at {self.url}; log: {self.log_file}")
 
@@ -174,7 +174,7 @@ class Server:
             while self.group() and time.monotonic() < deadline:
                 time.sleep(0.05)
         if left := self.group():
-            sys.exit(f"{self.name} could not be stopped: processes {left} are still there")
+            sys.exit(f"{self.name} could not be stopped: processes {left} still run")
         self.pid_file.unlink(missing_ok=True)
 
     def require_free_port(self):
@@ -214,7 +214,7 @@ def processes():
             state, _, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
-            continue  # it ended meanwhile
+            continue  # the process has ended
         if state != "Z":
             yield int(entry.name), int(group), command
 
@@ -277,23 +277,24 @@ def down(quiet=False):
 
 
 def status():
-    answers = []
+    all_healthy = True
     for server in (MINISTACK, STRIPE):
         members = server.group()
-        answers.append(bool(members) and server.healthy())
-        what = f"runs at {server.url} ({len(members)} processes)" if answers[-1] else "does not run"
-        print(f"{server.name} {what}; log: {server.log_file}")
-    sys.exit(0 if all(answers) else 1)
+        healthy = bool(members) and server.healthy()
+        all_healthy &= healthy
+        state = f"runs at {server.url} ({len(members)} processes)" if healthy else "does not run"
+        print(f"{server.name} {state}; log: {server.log_file}")
+    sys.exit(0 if all_healthy else 1)
 
 
-def may_forget():
+def confirm_reset():
     """Asks before a running stack is stopped. Exits with status 1 if the answer is no or there is no terminal.
     With FORCE=1 it does not ask."""
     if os.environ.get("FORCE", "") not in ("", "0") or not (MINISTACK.group() or STRIPE.group()):
         return
     print(f"A local stack is running ({MINISTACK.url}). This stops it and deletes everything in it.")
     if not sys.stdin.isatty():
-        sys.exit("To go on: run `make down` first, or run the same command with FORCE=1, such as `make demo FORCE=1`.")
+        sys.exit("To continue: run `make down` first, or run the same command with FORCE=1, such as `make demo FORCE=1`.")
     if input("Stop it? [y/N] ").strip().lower() not in ("y", "yes"):
         sys.exit("Nothing was changed.")
 
@@ -307,7 +308,7 @@ def client(service):
     )
 
 
-def named(stack, name):
+def resource_name(stack, name):
     """Returns the fixed name of a resource in the environment, as in the templates."""
     return f"{stack}-{name}"
 
@@ -317,8 +318,8 @@ def functions(stack):
     for page in client("lambda").get_paginator("list_functions").paginate():
         for function in page["Functions"]:
             name = function["FunctionName"]
-            if name.startswith(named(stack, "")):
-                binary = name.removeprefix(named(stack, ""))
+            if name.startswith(resource_name(stack, "")):
+                binary = name.removeprefix(resource_name(stack, ""))
                 yield "".join(part.capitalize() for part in binary.split("-")) + "Function", name
 
 
@@ -352,15 +353,15 @@ def sample(stack, binary):
     if not event.exists():
         sys.exit(f"There is no {event}: name a function as functions/*/src/bin does, such as create-site.")
     text = event.read_text().replace("123456789012", "000000000000").replace("eu-central-1", REGION)
-    return text.replace("fieldstation-prod-", named(stack, ""))
+    return text.replace("fieldstation-prod-", resource_name(stack, ""))
 
 
 def invoke(stack, binary):
     """Prints the function's response, and exits with status 1 if it is an error."""
     event = sample(stack, binary)
-    answer = client("lambda").invoke(FunctionName=f"{named(stack, binary)}:{ALIAS}", Payload=event.encode())
-    print(json.dumps(json.loads(answer["Payload"].read() or b"null"), indent=2))
-    sys.exit(1 if "FunctionError" in answer else 0)
+    response = client("lambda").invoke(FunctionName=f"{resource_name(stack, binary)}:{ALIAS}", Payload=event.encode())
+    print(json.dumps(json.loads(response["Payload"].read() or b"null"), indent=2))
+    sys.exit(1 if "FunctionError" in response else 0)
 
 
 def escaped(text):
@@ -372,17 +373,17 @@ def escaped(text):
 
 
 def logs(name, minutes):
-    logged = client("logs")
+    cloudwatch_logs = client("logs")
     since = int((time.time() - minutes * 60) * 1000)
     events = []
-    for page in logged.get_paginator("describe_log_groups").paginate():
+    for page in cloudwatch_logs.get_paginator("describe_log_groups").paginate():
         for group in page["logGroups"]:
             if name not in group["logGroupName"]:
                 continue
-            for found in logged.get_paginator("filter_log_events").paginate(
+            for matches in cloudwatch_logs.get_paginator("filter_log_events").paginate(
                 logGroupName=group["logGroupName"], startTime=since
             ):
-                events += [(event["timestamp"], group["logGroupName"], event["message"]) for event in found["events"]]
+                events += [(event["timestamp"], group["logGroupName"], event["message"]) for event in matches["events"]]
     for when, group, message in sorted(events, key=lambda event: event[0]):
         at = time.strftime("%H:%M:%S", time.localtime(when / 1000))
         print(escaped(f"{at}.{when % 1000:03} {group.rpartition('/')[2]}: {message.rstrip()}"))
@@ -397,7 +398,7 @@ def api_url(stack):
         sys.exit("The local stack is not running: make up deploy-local")
     import botocore.exceptions
 
-    for name in (stack, named(stack, "gateway")):
+    for name in (stack, resource_name(stack, "gateway")):
         try:
             described = client("cloudformation").describe_stacks(StackName=name)["Stacks"][0]
         except botocore.exceptions.ClientError:
@@ -405,7 +406,7 @@ def api_url(stack):
         outputs = {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
         stage = outputs["ApiUrl"].rstrip("/").rpartition("/")[2]
         return f"http://{outputs['ApiId']}.execute-api.localhost:{MINISTACK.port}/{stage}"
-    sys.exit(f"The local stack has no stack {stack}, and no {named(stack, 'gateway')}: make deploy-local")
+    sys.exit(f"The local stack has no stack {stack}, and no {resource_name(stack, 'gateway')}: make deploy-local")
 
 
 def shell_variables(stack, url):
@@ -415,8 +416,8 @@ def shell_variables(stack, url):
     variables = {
         "FIELDSTATION_STACK": stack,
         "API_URL": url,
-        "EVENT_BUS": named(stack, "events"),
-        "READINGS_STREAM": named(stack, "readings"),
+        "EVENT_BUS": resource_name(stack, "events"),
+        "READINGS_STREAM": resource_name(stack, "readings"),
         "AWS_ENDPOINT_URL": MINISTACK.url,
         "AWS_REGION": REGION,
         "AWS_DEFAULT_REGION": REGION,  # version 1 of the AWS CLI does not read AWS_REGION
@@ -454,7 +455,7 @@ def seed(stack):
         supplies.create_plans(STRIPE.url, STRIPE_KEY)
     except supplies.Failed as error:
         sys.exit(str(error))
-    client("secretsmanager").put_secret_value(SecretId=named(stack, "stripe"), SecretString=STRIPE_KEY)
+    client("secretsmanager").put_secret_value(SecretId=resource_name(stack, "stripe"), SecretString=STRIPE_KEY)
     print(f"{stack}: the provider has the plans, the stack has its key")
 
 
@@ -514,7 +515,7 @@ def transform_nested_templates():
 
 
 def keep_attributes_of_nested_resources():
-    """Makes updates of nested stacks possible: MiniStack forgets the attributes (`!GetAtt`) of unchanged
+    """Makes updates of nested stacks possible: MiniStack loses the attributes (`!GetAtt`) of unchanged
     resources."""
     from ministack.services.cloudformation import provisioners
 
@@ -567,9 +568,9 @@ def measure_invocations(lambda_svc):
         emit(config["FunctionName"], (time.time() - started) * 1000, bool(result.get("error")), False)
         for line in result.get("log", "").splitlines():
             if '"_aws"' in line and '"BatchItemFailures"' in line:
-                written = json.loads(line)
-                dimensions = {name: written[name] for name in ("function", "version")}
-                cloudwatch.record_metric("Fieldstation", "BatchItemFailures", written["BatchItemFailures"], "Count", dimensions)
+                document = json.loads(line)
+                dimensions = {name: document[name] for name in ("function", "version")}
+                cloudwatch.record_metric("Fieldstation", "BatchItemFailures", document["BatchItemFailures"], "Count", dimensions)
         return result
 
     def throttled(name, duration_ms, error, throttle):
@@ -592,26 +593,26 @@ def end_tasks_of_stopped_executions():
     current = contextvars.ContextVar("execution")
     executions = {}  # task token -> its execution
 
-    def execute_and_remember(state, raw_input, execution, context):
+    def execute_in_context(state, raw_input, execution, context):
         before = current.set(execution)
         try:
             return execute(state, raw_input, execution, context)
         finally:
             current.reset(before)
 
-    def wait_and_remember(resource, argument, token, state):
+    def wait_and_record(resource, argument, token, state):
         executions[token] = current.get()
         return wait(resource, argument, token, state)
 
-    def beat(data):
+    def send_heartbeat(data):
         execution = executions.get(data.get("taskToken"))
         if execution and execution["status"] != "RUNNING":
             return error_response_json("TaskTimedOut", "The task's execution has ended", 400)
         return heartbeat(data)
 
-    stepfunctions._execute_task = execute_and_remember
-    stepfunctions._invoke_with_callback = wait_and_remember
-    stepfunctions._send_task_heartbeat = beat
+    stepfunctions._execute_task = execute_in_context
+    stepfunctions._invoke_with_callback = wait_and_record
+    stepfunctions._send_task_heartbeat = send_heartbeat
 
 
 def proxied(lambda_svc):
@@ -671,7 +672,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (
-        "up", "down", "status", "may-forget", "api-url", "env", "docker-env", "seed", "stripe-stop", "stripe-start",
+        "up", "down", "status", "confirm-reset", "api-url", "env", "docker-env", "seed", "stripe-stop", "stripe-start",
     ):
         commands.add_parser(command)
     logs_parser = commands.add_parser("logs")
@@ -692,8 +693,8 @@ def main():
             down()
         case "status":
             status()
-        case "may-forget":
-            may_forget()
+        case "confirm-reset":
+            confirm_reset()
         case "api-url":
             print(api_url(STACK))
         case "env":

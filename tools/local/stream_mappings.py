@@ -80,7 +80,7 @@ class Record:
     sequence_number: str
     arrived_at: float
     read_at: float
-    event: dict  # as the function gets it
+    event: dict  # as the function receives it
     size: int  # bytes in the function's event
 
 
@@ -88,7 +88,7 @@ class Record:
 class Invocation:
     """The result of an invocation. A throttled invocation did not reach the function."""
 
-    answer: object = None
+    response: object = None
     error: bool = False
     throttled: bool = False
     version: str = "$LATEST"
@@ -146,9 +146,9 @@ def lane_of(key, lanes):
     return lanes[zlib.crc32(key.encode()) % len(lanes)]
 
 
-def verdict(records, answer):
+def verdict(records, response):
     """Returns the verdict of a function with ReportBatchItemFailures on its batch."""
-    failures = answer.get("batchItemFailures") if isinstance(answer, dict) else None
+    failures = response.get("batchItemFailures") if isinstance(response, dict) else None
     if failures is None:
         return DONE
     if not isinstance(failures, list):
@@ -166,7 +166,7 @@ def verdict(records, answer):
 def judge(batch, invocation, settings):
     if invocation.error:
         return FAILED
-    return verdict(batch.records, invocation.answer) if settings.reports_item_failures else DONE
+    return verdict(batch.records, invocation.response) if settings.reports_item_failures else DONE
 
 
 def remaining(batch, judged, settings):
@@ -235,7 +235,7 @@ def rfc3339(seconds):
 
 
 def failure_file(batch, condition, *, source_arn, shard_id, function_arn, request_id, now):
-    """Returns the content that an S3 failure destination gets. The payload is the function's event, as text."""
+    """Returns the file that Lambda writes to an S3 failure destination. The payload is the function's event, as text."""
     records, invocation = batch.records, batch.last
     content = {
         "requestContext": {
@@ -301,7 +301,7 @@ class Shard:
     source: object  # has `read(position)`, which returns records and the position after them
     position: object
     lanes: list = field(default_factory=list)
-    closed: bool = False  # it gets no more records
+    closed: bool = False  # it receives no more records
 
     def drained(self):
         return all(lane.empty() and not lane.busy for lane in self.lanes)
@@ -488,7 +488,7 @@ class LocalMapping:
                 self.mapping["EventSourceArn"], result.get("body"), result.get("log", ""),
             )
         return Invocation(
-            answer=parsed(result.get("body")), error=failed, throttled=bool(result.get("throttle")),
+            response=parsed(result.get("body")), error=failed, throttled=bool(result.get("throttle")),
             version=function["config"].get("Version", "$LATEST"),
         )
 
@@ -506,8 +506,8 @@ class LocalMapping:
             put_failure_file(config, destination, key, json.dumps(content).encode())
         except Exception:
             logger.exception(
-                "%s: %d records are dropped, %s; %r did not take %s", self.mapping["FunctionName"],
-                len(batch.records), condition, destination, key,
+                "%s: %d records are dropped, %s; %s could not be written to %r", self.mapping["FunctionName"],
+                len(batch.records), condition, key, destination,
             )
 
 
@@ -525,11 +525,11 @@ def put_failure_file(_config, destination, key, content):
     from ministack.services import s3
 
     if not destination.startswith(BUCKET_ARN):
-        raise ValueError("the local stack knows only S3 as failure destination of a stream")
+        raise ValueError("the local stack supports only S3 as the failure destination of a stream")
     bucket = destination.removeprefix(BUCKET_ARN)
-    status, _, answer = s3._put_object(bucket, key, content, {"content-type": "application/json"})
+    status, _, response = s3._put_object(bucket, key, content, {"content-type": "application/json"})
     if status != 200:
-        raise OSError(answer)
+        raise OSError(response)
 
 
 _pollers = {}  # by the mapping's UUID

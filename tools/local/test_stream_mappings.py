@@ -40,13 +40,13 @@ class Scripted:
         self.throttles = throttles
         self.clock = 0.0
         self.batches, self.done, self.given_up, self.pauses = [], [], [], []
-        self.on = True
+        self.is_enabled = True
         self.lock = threading.Lock()
         self.working = set()
-        self.most_at_once = 0
+        self.max_concurrency = 0
 
     def enabled(self):
-        return self.on
+        return self.is_enabled
 
     def settings(self):
         return Settings.from_properties(self.properties)
@@ -63,8 +63,8 @@ class Scripted:
         with self.lock:
             assert not keys & self.working, f"{keys} are in two batches at once"
             self.working |= keys
-            self.most_at_once = max(self.most_at_once, len(self.working))
-            assert len(self.batches) < 1000, "the lanes do not come to an end"
+            self.max_concurrency = max(self.max_concurrency, len(self.working))
+            assert len(self.batches) < 1000, "the lanes never become empty"
             self.batches.append(data_of(records))
             answer = self.answers[min(len(self.batches), len(self.answers)) - 1]
             throttled = len(self.batches) <= self.throttles
@@ -74,19 +74,19 @@ class Scripted:
             self.working -= keys
         if throttled:
             return Invocation(throttled=True)
-        invocation = self.answered(records, answer)
+        invocation = self.invocation(records, answer)
         judged = stream_mappings.judge(Batch(records), invocation, self.settings())
         if judged != stream_mappings.FAILED:
             self.done += records if judged == DONE else records[:judged]
         return invocation
 
-    def answered(self, records, answer):
+    def invocation(self, records, answer):
         if "error" in answer or answer.get("errorWith") in data_of(records):
             return Invocation(error=True)
         if "failed" in answer:
             failed = [{"itemIdentifier": f"n-{data}"} for data in answer["failed"] if data in data_of(records)]
-            return Invocation(answer={"batchItemFailures": failed})
-        return Invocation(answer=answer.get("value"))
+            return Invocation(response={"batchItemFailures": failed})
+        return Invocation(response=answer.get("value"))
 
     def give_up(self, batch, condition):
         self.given_up.append((condition, batch))
@@ -128,9 +128,9 @@ class SharedCases(unittest.TestCase):
             self.assertEqual([it.event["data"] for it in mapping.done if it.key == key], done)
         expected = case.get("givenUp", [])
         self.assertEqual(len(mapping.given_up), len(expected))
-        for (condition, batch), must_be in zip(mapping.given_up, expected):
-            self.assertEqual((condition, data_of(batch.records)), (must_be["condition"], must_be["records"]))
-            self.assertEqual(batch.failures, must_be.get("invocations", batch.failures))
+        for (condition, batch), given_up in zip(mapping.given_up, expected):
+            self.assertEqual((condition, data_of(batch.records)), (given_up["condition"], given_up["records"]))
+            self.assertEqual(batch.failures, given_up.get("invocations", batch.failures))
 
 
 class Delivery(unittest.TestCase):
@@ -138,7 +138,7 @@ class Delivery(unittest.TestCase):
         mapping = Scripted({"ParallelizationFactor": 4, "BatchSize": 1})
         run(mapping, [record(f"{key}-{n}", str(key)) for n in range(5) for key in range(20)])
         self.assertEqual(len(mapping.batches), 100)
-        self.assertGreater(mapping.most_at_once, 1)
+        self.assertGreater(mapping.max_concurrency, 1)
 
     def test_a_throttled_batch_is_neither_split_nor_counted(self):
         mapping = Scripted({"MaximumRetryAttempts": 0}, throttles=5)
@@ -153,10 +153,10 @@ class Delivery(unittest.TestCase):
 
     def test_a_disabled_mapping_keeps_undelivered_records(self):
         mapping = Scripted(answers=[{"error": True}, {"value": None}])
-        mapping.sleep = lambda seconds: setattr(mapping, "on", False)
+        mapping.sleep = lambda seconds: setattr(mapping, "is_enabled", False)
         [lane] = run(mapping, [record("a"), record("b")])
         self.assertEqual(mapping.batches, [["a", "b"]])
-        mapping.on = True
+        mapping.is_enabled = True
         deliver(lane, mapping)
         self.assertEqual(mapping.batches, [["a", "b"], ["a"], ["b"]])
 
@@ -238,7 +238,7 @@ class Formats(unittest.TestCase):
         self.assertEqual(file["DDBStreamBatchInfo"]["streamArn"], table)
 
     def test_a_partial_failure_is_not_a_function_error(self):
-        _, file = self.failure(last=Invocation(answer={"batchItemFailures": []}, version="7"))
+        _, file = self.failure(last=Invocation(response={"batchItemFailures": []}, version="7"))
         self.assertEqual(file["responseContext"], {"statusCode": 200, "executedVersion": "7"})
         _, file = self.failure(last=None)
         self.assertNotIn("responseContext", file)
@@ -384,19 +384,19 @@ class Emulator(unittest.TestCase):
         return stream["StreamARN"]
 
     def put(self, data, key="key"):
-        answer = self.kinesis._put_record({
+        response = self.kinesis._put_record({
             "StreamName": "readings", "PartitionKey": key, "Data": stream_mappings.as_base64(data.encode()),
         })
-        self.assertEqual(answer[0], 200, answer)
+        self.assertEqual(response[0], 200, response)
 
     def map(self, arn, **properties):
         properties = {
             "FunctionName": "consumer", "EventSourceArn": arn, "StartingPosition": "TRIM_HORIZON",
             "FunctionResponseTypes": ["ReportBatchItemFailures"], "MaximumRetryAttempts": 2,
         } | properties
-        answer = self.lambda_svc._create_esm(properties)
-        self.assertEqual(answer[0], 202, answer)
-        return json.loads(answer[2])["UUID"]
+        response = self.lambda_svc._create_esm(properties)
+        self.assertEqual(response[0], 202, response)
+        return json.loads(response[2])["UUID"]
 
     def settle(self):
         """Polls until no more records are delivered."""
@@ -404,7 +404,7 @@ class Emulator(unittest.TestCase):
         while stream_mappings.poll_streams() or any(
             not shard.drained() for poller in stream_mappings._pollers.values() for shard in poller.shards
         ):
-            self.assertLess(time.monotonic(), deadline, "it does not come to an end")
+            self.assertLess(time.monotonic(), deadline, "records are still delivered after 30 s")
             time.sleep(0.005)
 
     def delivered(self):
@@ -459,7 +459,7 @@ class Emulator(unittest.TestCase):
 
         def raise_once(event):
             if len(self.events) == 1:
-                raise RuntimeError("trouble of the emulator")
+                raise RuntimeError("an error of the emulator")
             return {"body": None}
 
         self.script = raise_once
@@ -513,8 +513,8 @@ class Emulator(unittest.TestCase):
             self.dynamodb._put_item({"TableName": "events", "Item": {"id": {"S": number}}})
             self.dynamodb._put_item({"TableName": "events", "Item": {"id": {"S": number}, "again": {"S": "!"}}})
         self.settle()
-        told = [[it["dynamodb"]["Keys"]["id"]["S"] for it in event["Records"]] for event in self.events]
-        self.assertEqual(told, [["1", "2"], ["3"]])
+        delivered = [[it["dynamodb"]["Keys"]["id"]["S"] for it in event["Records"]] for event in self.events]
+        self.assertEqual(delivered, [["1", "2"], ["3"]])
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ ROOT = HERE.parents[1]
 OUTPUT = ROOT / "target" / "mutants"
 RESULTS = HERE / "results.json"
 DOCS = ROOT / "docs" / "mutants.md"
-LEAST = 0.9
+MIN_CAUGHT = 0.9
 TABLE = "<!-- results -->"
 KINDS = {"CaughtMutant": "caught", "MissedMutant": "missed", "Timeout": "timeout", "Unviable": "unviable"}
-# The tests of this user of a shared crate run, too.
+# For a shared crate, also the tests of this crate run, which uses it.
 USERS = {
     "contracts": "stream",
     "fault": "store",
@@ -40,19 +40,19 @@ USERS = {
 
 
 def name(mutant):
-    """Returns a mutant's name without its line, which changes with every line above it."""
+    """Returns a mutant's name without its line number, which changes with edits above it."""
     return f"{mutant['file']}: {mutant['name'].partition(': ')[2]}"
 
 
 def counts(outcomes):
     """Returns the result of a package: the count of each kind, and the names of the missed mutants."""
-    many = Counter(KINDS[outcome["summary"]] for outcome in outcomes)
+    by_kind = Counter(KINDS[outcome["summary"]] for outcome in outcomes)
     missed = [name(outcome["scenario"]["Mutant"]) for outcome in outcomes if outcome["summary"] == "MissedMutant"]
-    return {kind: many[kind] for kind in KINDS.values()} | {"names": sorted(missed)}
+    return {kind: by_kind[kind] for kind in KINDS.values()} | {"names": sorted(missed)}
 
 
 def run(package):
-    """Runs a package's own tests and, on the missed mutants, those of its user, which take longer to build."""
+    """Runs a package's own tests. For the missed mutants it also runs those of a crate that uses it, which take longer to build."""
     outcomes = mutate(package)
     if package in USERS and any(outcome["summary"] == "MissedMutant" for outcome in outcomes.values()):
         outcomes |= mutate(package, "--iterate", "--test-package", USERS[package])
@@ -60,8 +60,7 @@ def run(package):
 
 
 def mutate(package, *arguments):
-    """Returns the outcomes by mutant, tested in a copy of the tree. One seed of the simulations is enough for a
-    mutant."""
+    """Tests the mutants in a copy of the tree, with one seed of the simulations. Returns the outcomes by mutant."""
     output = OUTPUT / package
     output.mkdir(parents=True, exist_ok=True)
     command = ["cargo", "mutants", "--package", package, "--output", str(output), "--timeout", "60", "--colors", "never"]
@@ -83,26 +82,25 @@ def share(result):
 
 def report(results, reasons):
     """Writes the tables. Returns the missed mutants without a reason, and the packages below the limit."""
-    lines = ["| package | mutants | do not compile | caught | ran out of time | missed | caught of those that compile |", "|---|---|---|---|---|---|---|"]
+    lines = ["| package | mutants | do not compile | caught | timeout | missed | caught of those that compile |", "|---|---|---|---|---|---|---|"]
     total = Counter()
     for package, result in sorted(results.items()):
         numbers = {kind: result[kind] for kind in ("unviable", "caught", "timeout", "missed")}
         total.update(numbers)
         lines.append(row(package, numbers))
-    lines += [row("all", total), "", "Missed, and why that is accepted:", ""]
+    lines += [row("all", total), "", "Missed mutants, and why they are accepted:", ""]
     times = Counter(missed for result in results.values() for missed in result["names"])
-    # A reason counts for this number of mutants, so that another one in the same function is not accepted by
-    # it.
-    names = {f"{missed} ({many} times)" if many > 1 else missed for missed, many in times.items()}
+    # A reason is valid for this number of mutants, so it does not cover another one in the same function.
+    names = {f"{missed} ({count} times)" if count > 1 else missed for missed, count in times.items()}
     for missed in sorted(names):
-        lines.append(f"- `{missed}`: {reasons.get(missed, 'not looked at yet')}")
+        lines.append(f"- `{missed}`: {reasons.get(missed, 'no reason yet')}")
     text = DOCS.read_text()
     DOCS.write_text(text.partition(TABLE)[0] + TABLE + "\n\n" + "\n".join(lines) + "\n")
-    unexcused = sorted(names - reasons.keys())
+    without_reason = sorted(names - reasons.keys())
     for reason in sorted(reasons.keys() - names):
         if Path(reason).parts[1] in results:
-            print(f"no such mutant is missed any more, take its reason away: {reason}")
-    return unexcused, [package for package, result in results.items() if share(result) < LEAST]
+            print(f"no mutant with this name is missed any more, remove its reason: {reason}")
+    return without_reason, [package for package, result in results.items() if share(result) < MIN_CAUGHT]
 
 
 def row(package, numbers):
@@ -119,12 +117,12 @@ def main():
         for package in sys.argv[1:]:
             results[package] = run(package)
             RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-    unexcused, below = report(results, reasons)
-    for missed in unexcused:
-        print(f"missed: {missed}\n  write a test that sees it, or a reason into {HERE.relative_to(ROOT)}/accepted.json")
+    without_reason, below = report(results, reasons)
+    for missed in without_reason:
+        print(f"missed: {missed}\n  write a test that catches it, or add a reason to {HERE.relative_to(ROOT)}/accepted.json")
     for package in below:
-        print(f"{package}: {share(results[package]):.1%} caught, at least {LEAST:.0%} are asked for")
-    sys.exit(1 if unexcused or below else 0)
+        print(f"{package}: {share(results[package]):.1%} caught, the minimum is {MIN_CAUGHT:.0%}")
+    sys.exit(1 if without_reason or below else 0)
 
 
 if __name__ == "__main__":

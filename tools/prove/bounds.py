@@ -1,4 +1,4 @@
-"""An upper bound, in USD, of what a step costs on AWS."""
+"""Upper bounds, in USD, of what a step costs on AWS."""
 
 import json
 from pathlib import Path
@@ -14,15 +14,15 @@ PRICES |= {
     "secretRequest": 0.05 / 10_000,
     # S3: a PUT of the failure bucket.
     "filePut": 0.0054 / 1_000,
-    # Of an environment that a step makes: an hour of an alarm, and of a secret or the dashboard.
+    # An hour of an alarm, and of a secret or the dashboard, in an environment that a step creates.
     "alarmHour": 0.10 / 730,
     "dashboardHour": 3 / 730,
 }
 
-# Regions differ. The dearest region costs less than twice of what prices.json says.
+# Regions differ. The most expensive region costs less than twice the prices of prices.json.
 MARGIN = 2
 
-# One site: onboarded and undone again, with three tries of each call.
+# One site: onboarded and undone, with three attempts of each call.
 SITE = {
     "apiRequest": 200, "request": 200, "gigabyteSecond": 100, "transition": 60, "event": 60, "queueRequest": 200,
     "writeUnit": 600, "readUnit": 600, "trace": 300, "logGigabyte": 0.01, "putPayloadUnit": 20,
@@ -30,16 +30,16 @@ SITE = {
 
 
 def times(count, units):
-    """The units of something that is done several times."""
+    """Multiplies units."""
     return {name: count * number for name, number in units.items()}
 
 
 def plus(*parts):
-    """The sum of units."""
+    """Adds units."""
     names = {name for part in parts for name in part}
     return {name: sum(part.get(name, 0) for part in parts) for name in names}
 
 
 def usd(units):
-    """The price of units, with the margin for dearer regions."""
+    """Returns the price of units, with the margin for more expensive regions."""
     return MARGIN * sum(PRICES[name] * number for name, number in units.items())

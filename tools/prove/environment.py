@@ -1,4 +1,4 @@
-"""A deployed environment, and the calls of AWS that more than one step needs."""
+"""A deployed environment, and the AWS calls that several steps use."""
 
 import json
 import os
@@ -25,14 +25,14 @@ import services as deployment  # noqa: E402
 import supplies  # noqa: E402
 
 ALIAS = "live"
-# States of a stack that was deployed as a whole.
+# Statuses of a stack that was deployed completely.
 COMPLETE = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "IMPORT_COMPLETE")
 # An id that no site has.
 NO_SITE = "00000000-0000-5000-8000-000000000000"
 
-# How far this machine's clock may be off, in seconds.
-CLOCKS = 120
-# What the names of calls begin with that change nothing. TestState runs a state with a given answer; Invoke is called with an empty batch.
+# The maximum difference between this machine's clock and AWS's, in seconds.
+MAX_CLOCK_SKEW = 120
+# Prefixes of the calls that change nothing. TestState runs a state with a given response; Invoke is called with an empty batch.
 READING_CALLS = ("Describe", "Filter", "Get", "Invoke", "List", "Query", "TestState")
 # The value that the steps send.
 READING = 21.5
@@ -41,45 +41,45 @@ SUPPLIER = "com.example.prove"
 
 
 def services():
-    """The services in the order of their first deployment: one folder each, in the order of the root template."""
+    """Returns the services in the order of the root template, which is that of their first deployment."""
     found = deployment.services()
     if not found:
-        raise RuntimeError("the root template nests no service")
+        raise RuntimeError("the root template has no nested stack")
     return found
 
 
 def function_names():
-    """The names of all functions, without the environment: one binary each."""
+    """Returns the names of all functions, without the environment's prefix. Each has a binary of that name."""
     return sorted(path.stem for path in ROOT.glob("functions/*/src/bin/*.rs"))
 
 
 def code(error):
-    """The error code of AWS, such as AccessDeniedException."""
+    """Returns AWS's error code, such as AccessDeniedException."""
     return error.response.get("Error", {}).get("Code", "")
 
 
 class Environment:
-    """The environment under proof. Clean-up actions go onto its stack `undos`, and run in reverse order."""
+    """The environment that is tested. Steps push clean-up actions onto `cleanups`; they run in reverse order."""
 
-    def __init__(self, name, mode, emulator, fieldctl=None, say=lambda text: print(printable(text))):
+    def __init__(self, name, mode, emulator, fieldctl=None, log=lambda text: print(printable(text))):
         self.name = name
         self.mode = mode
         self.emulator = emulator
-        self.say = say
+        self.log = log
         self.fieldctl_path = fieldctl
-        # (what it removes, the action)
-        self.undos = []
-        # What stays in the account, for the report.
+        # (what the action removes, the action)
+        self.cleanups = []
+        # What remains in the account, for the report.
         self.left = []
         self.session = boto3.Session()
         self.region = self.session.region_name
-        # While it is set, calls that could change something are refused.
+        # While this is set, calls that could change something are refused.
         self.read_only = False
         self._clients = {}
 
     def client(self, service):
         if service not in self._clients:
-            # The emulator has one host for everything.
+            # The emulator serves all of AWS at one host.
             config = Config(retries={"mode": "standard", "max_attempts": 5}, inject_host_prefix=not self.emulator)
             client = self.session.client(service, region_name=self.region, config=config)
             client.meta.events.register("before-call", lambda model, **_: self._guard(model.name, model.name.startswith(READING_CALLS)))
@@ -90,13 +90,13 @@ class Environment:
         if self.read_only and not reads:
             raise PermissionError(f"a step that only reads must not call {call}")
 
-    def named(self, name):
-        """The fixed name of a resource."""
+    def resource_name(self, name):
+        """Returns the fixed name of a resource."""
         return f"{self.name}-{name}"
 
     @cached_property
     def caller(self):
-        """Account and ARN of the caller."""
+        """The caller's account and ARN."""
         return self.client("sts").get_caller_identity()
 
     @property
@@ -110,7 +110,7 @@ class Environment:
     # ---- Stacks
 
     def stack(self, name):
-        """The description of a stack; None if there is no such stack."""
+        """Returns the description of a stack, or None if it does not exist."""
         try:
             return self.client("cloudformation").describe_stacks(StackName=name)["Stacks"][0]
         except botocore.exceptions.ClientError as error:
@@ -122,7 +122,7 @@ class Environment:
     def stacks(self):
         """The stack of each service, by the service's name."""
         if self.mode == "services":
-            found = {service: self.stack(self.named(service)) for service in services()}
+            found = {service: self.stack(self.resource_name(service)) for service in services()}
         else:
             nested = {
                 resource["LogicalResourceId"].lower(): resource["PhysicalResourceId"]
@@ -146,7 +146,7 @@ class Environment:
         ]
 
     def physical_id(self, logical):
-        """The generated name of a resource. Logical ids are unique over all templates."""
+        """Returns the generated name of a resource. Logical ids are unique across all templates."""
         found = [physical for _, _, name, physical in self.resources if name == logical]
         ensure(len(found) == 1, f"{len(found)} resources are named {logical}")
         return found[0]
@@ -157,7 +157,7 @@ class Environment:
     @property
     def top_stack(self):
         """The stack that has the outputs of the API."""
-        return self.name if self.mode == "root" else self.named("gateway")
+        return self.name if self.mode == "root" else self.resource_name("gateway")
 
     # ---- The API
 
@@ -172,7 +172,7 @@ class Environment:
         return f"http://127.0.0.1:{port}{url.path}".rstrip("/"), f"{outputs['ApiId']}.execute-api.localhost:{port}"
 
     def response(self, method, path, body=None, key=None, signed=True):
-        """The response to a call of the API, signed by the caller, or with FIELDSTATION_API_TOKEN as its token."""
+        """Calls the API and returns its response. The call has the caller's signature, or the token FIELDSTATION_API_TOKEN."""
         self._guard(f"{method} {path}", method == "GET")
         url, host = self._api
         headers = {"Host": host, "Content-Type": "application/json"}
@@ -188,8 +188,8 @@ class Environment:
         return urllib3.request(method, url + path, headers=headers, body=data, timeout=35, retries=False)
 
     def api(self, method, path, body=None, key=None, retries=0):
-        """(status, answer, seconds) of a call of the API."""
-        begun = time.monotonic()
+        """Calls the API. Returns (status, content, seconds)."""
+        started = time.monotonic()
         for attempt in range(retries + 1):
             response = self.response(method, path, body, key)
             if response.status not in (429, 502, 503, 504) or attempt == retries:
@@ -199,27 +199,27 @@ class Environment:
             content = json.loads(response.data or b"null")
         except ValueError:
             content = response.data.decode(errors="replace")
-        return response.status, content, time.monotonic() - begun
+        return response.status, content, time.monotonic() - started
 
     # ---- Functions
 
     def configuration(self, function):
-        """The configuration of the version that `live` leads to."""
-        return self.client("lambda").get_function_configuration(FunctionName=self.named(function), Qualifier=ALIAS)
+        """Returns the configuration of the version that `live` points to."""
+        return self.client("lambda").get_function_configuration(FunctionName=self.resource_name(function), Qualifier=ALIAS)
 
     def live_version(self, function):
-        return self.client("lambda").get_alias(FunctionName=self.named(function), Name=ALIAS)["FunctionVersion"]
+        return self.client("lambda").get_alias(FunctionName=self.resource_name(function), Name=ALIAS)["FunctionVersion"]
 
     def live_versions(self):
         return {function: self.live_version(function) for function in function_names()}
 
     def invoke(self, function, event):
-        """(error's type or None, answer) of a synchronous call of the alias."""
-        called = self.client("lambda").invoke(FunctionName=f"{self.named(function)}:{ALIAS}", Payload=json.dumps(event).encode())
-        answer = json.loads(called["Payload"].read() or b"null")
-        if "FunctionError" not in called:
-            return None, answer
-        return (answer or {}).get("errorType", called["FunctionError"]), answer
+        """Invokes the alias synchronously. Returns (error's type or None, response)."""
+        invocation = self.client("lambda").invoke(FunctionName=f"{self.resource_name(function)}:{ALIAS}", Payload=json.dumps(event).encode())
+        response = json.loads(invocation["Payload"].read() or b"null")
+        if "FunctionError" not in invocation:
+            return None, response
+        return (response or {}).get("errorType", invocation["FunctionError"]), response
 
     def mapping(self, logical):
         return self.client("lambda").get_event_source_mapping(UUID=self.physical_id(logical))
@@ -227,16 +227,16 @@ class Environment:
     # ---- Tables
 
     def open_failures(self, source, kind, marker, since):
-        """The open failures of a source and a kind whose payload contains the marker, recorded after `since` (epoch seconds)."""
-        table = self.named("failures")
-        answer = self.client("dynamodb").query(
+        """Returns the open failures of a source and a kind whose payload contains the marker, recorded after `since` (epoch seconds)."""
+        table = self.resource_name("failures")
+        response = self.client("dynamodb").query(
             TableName=table, IndexName="byStatus", KeyConditionExpression="#status = :open AND lastAt >= :since",
             ExpressionAttributeNames={"#status": "status"},
-            ExpressionAttributeValues={":open": {"S": "OPEN"}, ":since": {"S": timestamp(since - CLOCKS)}},
+            ExpressionAttributeValues={":open": {"S": "OPEN"}, ":since": {"S": timestamp(since - MAX_CLOCK_SKEW)}},
             ScanIndexForward=False, Limit=200,
         )
         found = []
-        for item in answer["Items"]:
+        for item in response["Items"]:
             if (item["source"]["S"], item["kind"]["S"]) != (source, kind):
                 continue
             row = self.client("dynamodb").get_item(TableName=table, Key={"id": item["id"]}, ConsistentRead=True)["Item"]
@@ -247,18 +247,18 @@ class Environment:
     # ---- Metrics
 
     def metric(self, namespace, name, dimensions, seconds, statistic="Sum", period=60):
-        """The data points of a metric of the last seconds, oldest first."""
+        """Returns a metric's data points of the last `seconds`, oldest first."""
         now = time.time()
-        answer = self.client("cloudwatch").get_metric_statistics(
+        response = self.client("cloudwatch").get_metric_statistics(
             Namespace=namespace, MetricName=name, Dimensions=[{"Name": key, "Value": value} for key, value in dimensions.items()],
             StartTime=now - seconds, EndTime=now, Period=period, Statistics=[statistic],
         )
-        return [point[statistic] for point in sorted(answer["Datapoints"], key=lambda point: point["Timestamp"])]
+        return [point[statistic] for point in sorted(response["Datapoints"], key=lambda point: point["Timestamp"])]
 
     # ---- Sites
 
     def deliver_kits(self, metric, quantity):
-        """Puts kits in stock, as a supplier's system does. Returns the delivery's id."""
+        """Delivers kits, as a supplier's system does, and waits for them. Returns the delivery's id."""
         delivery = f"prove-{uuid.uuid4()}"
         self.put_delivery(metric, quantity, delivery)
         self.await_delivery(delivery)
@@ -278,11 +278,11 @@ class Environment:
 
     def stock(self, metric):
         key = {"id": {"S": f"stock#{metric}"}}
-        item = self.client("dynamodb").get_item(TableName=self.named("inventory"), Key=key, ConsistentRead=True).get("Item", {})
+        item = self.client("dynamodb").get_item(TableName=self.resource_name("inventory"), Key=key, ConsistentRead=True).get("Item", {})
         return int(item.get("quantity", {}).get("N", 0))
 
     def register(self, card="pm_card_visa"):
-        """Registers a site with one sensor. Returns its ids. It is taken out of service at the end, at the latest."""
+        """Registers a site with one sensor. Returns its ids. A clean-up action removes the site."""
         metric = "air_temperature"
         if self.stock(metric) < 1:
             self.deliver_kits(metric, 1)
@@ -291,59 +291,59 @@ class Environment:
             "location": {"latitude": 37.69, "longitude": -105.92, "elevationM": 2317},
             "sensors": [{"metric": metric, "unit": "Cel", "min": -50, "max": 50}],
         }
-        status, answer, _ = self.api("POST", "/sites", site, key=str(uuid.uuid4()), retries=4)
-        ensure(status == 202, f"POST /sites answered {status}: {answer}")
-        site = answer["siteId"]
-        self.undos.append((f"site {site}", lambda: self.remove_site(site)))
-        return answer
+        status, response, _ = self.api("POST", "/sites", site, key=str(uuid.uuid4()), retries=4)
+        ensure(status == 202, f"POST /sites returned {status}: {response}")
+        site = response["siteId"]
+        self.cleanups.append((f"site {site}", lambda: self.remove_site(site)))
+        return response
 
     def site(self, site):
-        status, answer, _ = self.api("GET", f"/sites/{site}", retries=4)
-        ensure(status == 200, f"GET /sites/{site} answered {status}: {answer}")
-        return answer
+        status, response, _ = self.api("GET", f"/sites/{site}", retries=4)
+        ensure(status == 200, f"GET /sites/{site} returned {status}: {response}")
+        return response
 
     def await_site(self, site, *statuses, seconds=300):
         def look():
-            shown = self.site(site)
-            return shown if shown["status"] in statuses else None
+            details = self.site(site)
+            return details if details["status"] in statuses else None
 
         return self.until(f"site {site} is {' or '.join(statuses)}", seconds, look)
 
     def active_site(self):
-        """A site that is in service."""
+        """Registers a site and waits until it is ACTIVE. Returns its details."""
         site = self.register()["siteId"]
-        shown = self.await_site(site, "ACTIVE", "REJECTED")
-        ensure(shown["status"] == "ACTIVE", f"site {site} is {shown['status']}: {shown['onboarding'].get('failure')}")
-        return shown
+        details = self.await_site(site, "ACTIVE", "REJECTED")
+        ensure(details["status"] == "ACTIVE", f"site {site} is {details['status']}: {details['onboarding'].get('failure')}")
+        return details
 
     def decommission(self, site):
-        status, answer, _ = self.api("DELETE", f"/sites/{site}", retries=4)
-        ensure(status in (200, 202), f"DELETE /sites/{site} answered {status}: {answer}")
+        status, response, _ = self.api("DELETE", f"/sites/{site}", retries=4)
+        ensure(status in (200, 202), f"DELETE /sites/{site} returned {status}: {response}")
 
     def remove_site(self, site):
-        """Takes a site out of service from any state."""
-        shown = self.await_site(site, "ACTIVE", "REJECTED", "DECOMMISSIONING", "DECOMMISSIONED", seconds=600)
-        if shown["status"] == "ACTIVE":
+        """Decommissions a site, whatever its status is."""
+        details = self.await_site(site, "ACTIVE", "REJECTED", "DECOMMISSIONING", "DECOMMISSIONED", seconds=600)
+        if details["status"] == "ACTIVE":
             self.decommission(site)
         self.await_site(site, "REJECTED", "DECOMMISSIONED", seconds=600)
 
     # ---- Readings
 
     def readings(self, sensor):
-        """(status, answer) of the query of a sensor's readings of the last hour."""
+        """Queries a sensor's readings of the last hour. Returns (status, response)."""
         since = urllib.parse.quote(timestamp(time.time() - 3_600), safe="")
-        status, answer, _ = self.api("GET", f"/sensors/{sensor}/readings?from={since}")
-        return status, answer
+        status, response, _ = self.api("GET", f"/sensors/{sensor}/readings?from={since}")
+        return status, response
 
     def await_sensor(self, sensor):
         self.until(f"sensor {sensor} may send", 120, lambda: self.readings(sensor)[0] == 200)
 
     def send_reading(self, site, sensor, bundle):
-        """Sends one reading, of ten minutes ago."""
+        """Sends one reading with a time ten minutes ago."""
         samples = [[timestamp(time.time() - 600), READING]]
         body = {"bundleId": bundle, "siteId": site, "series": [{"sensorId": sensor, "samples": samples}]}
-        status, answer, _ = self.api("POST", "/readings", body, retries=4)
-        ensure(status == 202, f"POST /readings answered {status}: {answer}")
+        status, response, _ = self.api("POST", "/readings", body, retries=4)
+        ensure(status == 202, f"POST /readings returned {status}: {response}")
 
     def await_reading(self, sensor):
         self.until(f"the reading of sensor {sensor} can be queried", 120, lambda: str(READING) in json.dumps(self.readings(sensor)[1]))
@@ -352,10 +352,10 @@ class Environment:
 
     def require_fieldctl(self):
         if not self.fieldctl_path:
-            raise Skipped("fieldctl is not there: cargo install --path fieldctl --locked, or name it by --fieldctl")
+            raise Skipped("fieldctl was not found: run cargo install --path fieldctl --locked, or give its path by --fieldctl")
 
     def fieldctl(self, *arguments):
-        """(exit code, output) of a command of fieldctl."""
+        """Runs a command of fieldctl. Returns (exit code, output)."""
         self.require_fieldctl()
         self._guard(f"fieldctl {' '.join(arguments)}", "status" in arguments)
         variables = os.environ | {"FIELDSTATION_STACK": self.name, "AWS_REGION": self.region}
@@ -365,51 +365,51 @@ class Environment:
         return ended.returncode, ended.stdout or ended.stderr
 
     def replay(self, failure):
-        """Replays a failure that a step caused, once its cause is removed."""
+        """Replays a failure that a step caused. The cause must be removed before."""
         exit_code, output = self.fieldctl("--json", "failures", "replay", failure, "--yes")
         ensure(exit_code == 0, f"the replay of failure {failure} failed: {output.strip()}")
 
     def close_failure(self, failure):
         """Discards a failure that a step caused, unless a replay closed it."""
-        table, key = self.named("failures"), {"id": {"S": failure}}
+        table, key = self.resource_name("failures"), {"id": {"S": failure}}
         row = self.client("dynamodb").get_item(TableName=table, Key=key, ConsistentRead=True)["Item"]
         if row["status"]["S"] == "OPEN":
-            exit_code, output = self.fieldctl("failures", "discard", failure, "--note", "made by prove-on-aws.sh", "--yes")
+            exit_code, output = self.fieldctl("failures", "discard", failure, "--note", "created by prove-on-aws.sh", "--yes")
             ensure(exit_code == 0, f"failure {failure} is still open: {output.strip()}")
 
     # ---- Time
 
     def until(self, what, seconds, probe, pause=2):
-        """What `probe` returns, as soon as it is true."""
+        """Calls `probe` until it returns something true, and returns that."""
         deadline = time.monotonic() + seconds
         while True:
             if found := probe():
                 return found
             if time.monotonic() > deadline:
-                raise NotProved(f"not within {seconds} s: {what}")
+                raise NotProved(f"timeout after {seconds} s, still waiting for: {what}")
             time.sleep(pause if not self.emulator else min(pause, 0.5))
 
     def clean_up(self):
-        """Runs the clean-up actions, the last one first. What fails is named in `left`."""
-        while self.undos:
-            what, undo = entry = self.undos[-1]
+        """Runs the clean-up actions, the last one first. Those that fail are listed in `left`."""
+        while self.cleanups:
+            what, clean_up = entry = self.cleanups[-1]
             try:
-                undo()
-                self.say(f"  removed: {what}")
-            except Exception as error:  # The others must run, whatever happened.
+                clean_up()
+                self.log(f"  removed: {what}")
+            except Exception as error:  # The other actions must run in any case.
                 self.left.append(f"{what}: {error}")
-                self.say(f"  NOT removed: {what}: {error}")
-            # After an interrupt it is still there, and is tried again.
-            self.undos.remove(entry)
+                self.log(f"  NOT removed: {what}: {error}")
+            # An interrupted action stays in the list and is tried again.
+            self.cleanups.remove(entry)
 
-    def undo_now(self, what):
-        """Runs one clean-up action before the end."""
-        entry = next(entry for entry in self.undos if entry[0] == what)
+    def run_cleanup(self, what):
+        """Runs one clean-up action now."""
+        entry = next(entry for entry in self.cleanups if entry[0] == what)
         entry[1]()
-        self.undos.remove(entry)
+        self.cleanups.remove(entry)
 
 
 def timestamp(seconds=None):
-    """RFC 3339 in UTC with milliseconds, as the tables have it."""
+    """Formats a time as RFC 3339 in UTC with milliseconds, as in the tables."""
     seconds = time.time() if seconds is None else seconds
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03}Z"

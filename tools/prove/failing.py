@@ -1,4 +1,4 @@
-"""Steps that make something fail, and look whether nothing is lost."""
+"""Steps that cause failures and check that nothing is lost."""
 
 import json
 import time
@@ -14,7 +14,7 @@ ONE_RETRY = "one retry of the mapping of store-readings"
 
 
 def give_up_soon(environment):
-    """Lets Lambda give up on the batches of store-readings after one retry. Returns the mapping's id."""
+    """Makes Lambda give up on the batches of store-readings after one retry. Returns the mapping's id."""
     client, mapping = environment.client("lambda"), environment.mapping("StoreReadingsMapping")
     identifier, retries = mapping["UUID"], mapping["MaximumRetryAttempts"]
 
@@ -25,7 +25,7 @@ def give_up_soon(environment):
         client.update_event_source_mapping(UUID=identifier, MaximumRetryAttempts=retries)
         environment.until("the mapping of store-readings has its retries again", 180, settled)
 
-    environment.undos.append((ONE_RETRY, restore))
+    environment.cleanups.append((ONE_RETRY, restore))
     client.update_event_source_mapping(UUID=identifier, MaximumRetryAttempts=1)
     environment.until("the mapping of store-readings has one retry", 180, settled)
     return identifier
@@ -36,24 +36,24 @@ def events_of(environment, mapping, name):
     return sum(environment.metric("AWS/Lambda", name, {"EventSourceMappingUUID": mapping}, 900))
 
 
-@step("given-up", "A batch of a stream that Lambda gives up on is a file in the failure bucket, with its records; each record becomes a failure that can be "
-      "replayed, and none is counted as dropped", writes=True, seconds=1_200, units=plus(SITE, STREAM))
+@step("given-up", "When Lambda gives up on a batch of a stream, it writes a file with the records to the failure bucket; each record becomes a failure "
+      "that can be replayed, and none is counted as dropped", writes=True, seconds=1_200, units=plus(SITE, STREAM))
 def given_up(environment):
     environment.require_fieldctl()
-    shown = environment.active_site()
-    site, sensor = shown["siteId"], shown["sensors"][0]["sensorId"]
+    details = environment.active_site()
+    site, sensor = details["siteId"], details["sensors"][0]["sensorId"]
     environment.await_sensor(sensor)
     mapping = give_up_soon(environment)
-    broken = break_function(environment, "store-readings", "READINGS_TABLE", environment.named("no-such-table"))
-    begun = time.time()
-    # The payload of a stream's record is encoded; its partition key, the site, is not.
+    broken = break_function(environment, "store-readings", "READINGS_TABLE", environment.resource_name("no-such-table"))
+    started = time.time()
+    # In the failure, a stream record's data is encoded, but not its partition key: the site's id.
     environment.send_reading(site, sensor, "proof-given-up")
     rows = environment.until(
-        "the batch that was given up on is a failure", 300, lambda: environment.open_failures("store-readings", "GIVEN_UP", site, begun), pause=5)
+        "the batch that was given up on is a failure", 300, lambda: environment.open_failures("store-readings", "GIVEN_UP", site, started), pause=5)
     failure = rows[0]["id"]["S"]
-    environment.undo_now(broken)
-    environment.undo_now(ONE_RETRY)
-    environment.undos.append((f"failure {failure}", lambda: environment.close_failure(failure)))
+    environment.run_cleanup(broken)
+    environment.run_cleanup(ONE_RETRY)
+    environment.cleanups.append((f"failure {failure}", lambda: environment.close_failure(failure)))
     environment.replay(failure)
     environment.await_reading(sensor)
     seen = f"failure {failure} ({rows[0]['error']['M']['name']['S']}) has the record; its replay stored the reading"
@@ -61,52 +61,52 @@ def given_up(environment):
         return seen
     delivered = "OnFailureDestinationDeliveredEventCount"
     environment.until(f"the mapping counts the record as {delivered}", 600, lambda: events_of(environment, mapping, delivered), pause=20)
-    ensure(not events_of(environment, mapping, "DroppedEventCount"), "the record was counted as dropped, too")
+    ensure(not events_of(environment, mapping, "DroppedEventCount"), "the record was also counted as dropped")
     return seen
 
 
-@step("dropped", "Records that neither the function nor the failure bucket takes are counted as DroppedEventCount", writes=True, seconds=1_800, long=True,
+@step("dropped", "Records that neither the function nor the failure bucket accepts are counted as DroppedEventCount", writes=True, seconds=1_800, long=True,
       units=plus(SITE, STREAM, {"metricRequest": 100}), not_on_emulator="the emulator has no metrics of mappings")
 def dropped(environment):
-    shown = environment.active_site()
-    site, sensor = shown["siteId"], shown["sensors"][0]["sensorId"]
+    details = environment.active_site()
+    site, sensor = details["siteId"], details["sensors"][0]["sensorId"]
     environment.await_sensor(sensor)
     mapping = give_up_soon(environment)
     deny(environment, "store-readings", "s3:PutObject")
-    break_function(environment, "store-readings", "READINGS_TABLE", environment.named("no-such-table"))
-    begun = time.time()
+    break_function(environment, "store-readings", "READINGS_TABLE", environment.resource_name("no-such-table"))
+    started = time.time()
     environment.send_reading(site, sensor, "proof-dropped")
     count = environment.until("the mapping counts the record as dropped", 1_200, lambda: events_of(environment, mapping, "DroppedEventCount"), pause=20)
-    ensure(not environment.open_failures("store-readings", "GIVEN_UP", site, begun), "the record is a failure, so it was not dropped")
-    return f"{count:.0f} record was counted as dropped (this step's own reading, which is lost)"
+    ensure(not environment.open_failures("store-readings", "GIVEN_UP", site, started), "the record is a failure, so it was not dropped")
+    return f"{count:.0f} record was counted as dropped (this step's reading, which is lost)"
 
 
-@step("large-event", "A failure queue takes the event of the largest size with its error, so it becomes a failure with its payload", writes=True, seconds=900,
+@step("large-event", "A failure queue accepts an event of the maximum size with its error, so the event becomes a failure with its payload", writes=True, seconds=900,
       units=plus(STREAM, {"event": 10, "writeUnit": 2_000, "readUnit": 2_000}))
 def large_event(environment):
     environment.require_fieldctl()
-    registration, begun = f"prove-{uuid.uuid4()}", time.time()
-    # Not valid: the function refuses it, three times. EventBridge takes entries up to 256 KB.
+    registration, started = f"prove-{uuid.uuid4()}", time.time()
+    # The function refuses this invalid event three times. EventBridge accepts entries of up to 256 KB.
     detail = {"registrationId": registration, "site": {"name": "x" * 250_000}}
-    answer = environment.client("events").put_events(Entries=[{
-        "EventBusName": environment.named("events"), "Source": SUPPLIER, "DetailType": "SiteRegistrationRequested", "Detail": json.dumps(detail),
+    response = environment.client("events").put_events(Entries=[{
+        "EventBusName": environment.resource_name("events"), "Source": SUPPLIER, "DetailType": "SiteRegistrationRequested", "Detail": json.dumps(detail),
     }])
-    ensure(not answer["FailedEntryCount"], f"the bus refused an event of 250 KB: {answer['Entries']}")
+    ensure(not response["FailedEntryCount"], f"the bus refused an event of 250 KB: {response['Entries']}")
     rows = environment.until(
-        "the event is a failure", 600, lambda: environment.open_failures("import-site", "FUNCTION_FAILED", registration, begun), pause=10)
+        "the event is a failure", 600, lambda: environment.open_failures("import-site", "FUNCTION_FAILED", registration, started), pause=10)
     failure = rows[0]["id"]["S"]
-    environment.undos.append((f"failure {failure}", lambda: environment.close_failure(failure)))
+    environment.cleanups.append((f"failure {failure}", lambda: environment.close_failure(failure)))
     length = len(rows[0]["payload"]["S"])
     ensure(length > 250_000, f"the payload of failure {failure} has {length} bytes")
     return f"failure {failure} ({rows[0]['error']['M']['name']['S']}) has a payload of {length:,} bytes"
 
 
-@step("dead-letter", "EventBridge's dead letter of a rule names its target in TARGET_ARN, with the alias: the failure is NOT_DELIVERED and has its "
-      "function as source", writes=True, seconds=600, units=plus(STREAM, {"event": 10}),
+@step("dead-letter", "EventBridge's dead letter of a rule names its target in TARGET_ARN, with the alias: the failure is NOT_DELIVERED and has the "
+      "function as its source", writes=True, seconds=600, units=plus(STREAM, {"event": 10}),
       not_on_emulator="the emulator has no dead letters of EventBridge")
 def dead_letter(environment):
     environment.require_fieldctl()
-    client, name = environment.client("lambda"), environment.named("receive-kits")
+    client, name = environment.client("lambda"), environment.resource_name("receive-kits")
     policy = json.loads(client.get_policy(FunctionName=name, Qualifier=ALIAS)["Policy"])
     statement = next(each for each in policy["Statement"] if each["Principal"] == {"Service": "events.amazonaws.com"})
     rule = next(iter(statement["Condition"].values()))
@@ -117,25 +117,25 @@ def dead_letter(environment):
             FunctionName=name, Qualifier=ALIAS, StatementId=statement["Sid"], Action="lambda:InvokeFunction",
             Principal="events.amazonaws.com", SourceArn=rule)
 
-    environment.undos.append(("the missing permission of the rule of receive-kits", restore))
+    environment.cleanups.append(("the missing permission of the rule of receive-kits", restore))
     client.remove_permission(FunctionName=name, Qualifier=ALIAS, StatementId=statement["Sid"])
 
-    begun, rows = time.time(), []
+    started, rows = time.time(), []
     for _ in range(5):
-        # IAM takes some seconds to know of the change; an event before that is delivered.
+        # The change takes effect after some seconds. An event before that is delivered.
         time.sleep(15)
         delivery = f"prove-{uuid.uuid4()}"
         environment.put_delivery("air_temperature", 1, delivery)
         try:
             rows = environment.until(
-                "the dead letter is a failure", 60, lambda delivery=delivery: environment.open_failures("receive-kits", "NOT_DELIVERED", delivery, begun))
+                "the dead letter is a failure", 60, lambda delivery=delivery: environment.open_failures("receive-kits", "NOT_DELIVERED", delivery, started))
             break
         except NotProved:
-            environment.say(f"  delivery {delivery} is no failure after a minute")
+            environment.log(f"  delivery {delivery} is not a failure after a minute")
     ensure(rows, "no dead letter of the rule became a failure of receive-kits")
     failure = rows[0]["id"]["S"]
-    environment.undo_now("the missing permission of the rule of receive-kits")
-    environment.undos.append((f"failure {failure}", lambda: environment.close_failure(failure)))
+    environment.run_cleanup("the missing permission of the rule of receive-kits")
+    environment.cleanups.append((f"failure {failure}", lambda: environment.close_failure(failure)))
     time.sleep(15)
     environment.replay(failure)
     environment.await_delivery(delivery)
@@ -143,7 +143,7 @@ def dead_letter(environment):
 
 
 @step("mapping-problem", "LastProcessingResult of a mapping begins with PROBLEM when Lambda can't read its source, and fieldctl shows it", writes=True,
-      seconds=900, long=True, units=STREAM, not_on_emulator="the emulator writes other texts")
+      seconds=900, long=True, units=STREAM, not_on_emulator="the emulator's texts differ")
 def mapping_problem(environment):
     denied = deny(environment, "store-readings", "kinesis:GetRecords")
 
@@ -152,5 +152,5 @@ def mapping_problem(environment):
         return result if result.startswith("PROBLEM") else None
 
     result = environment.until("LastProcessingResult of StoreReadingsMapping begins with PROBLEM", 800, problem, pause=10)
-    environment.undo_now(denied)
+    environment.run_cleanup(denied)
     return f"LastProcessingResult is {result!r}"

@@ -1,4 +1,4 @@
-"""The states of the state machines, one by one, by TestState: it runs a state with a given answer, and changes nothing."""
+"""Tests each state of the state machines with TestState, which runs one state with a given response and changes nothing."""
 
 import json
 
@@ -19,17 +19,17 @@ VARIABLES = {
     "failure": FAILURE, "undoFailures": [], "compensationError": "CompensationIncomplete", "compensationCause": "CancelSubscription failed",
 }
 CONTEXT = {"Execution": {"Id": "arn:aws:states:eu-central-1:123456789012:execution:site-onboarding:proof", "Name": "proof"}, "Task": {"Token": "token"}}
-# What a Lambda function answers when it fails, in the form in which a state gets it. The message has quotation marks in it.
+# The error of a Lambda function, in the form in which a state receives it. The message contains quotation marks.
 ERROR = {"error": "InvalidInput", "cause": json.dumps({"errorType": "InvalidInput", "errorMessage": 'sensors: has "0" entries'})}
 
 
 def cases(definition):
-    """(state, what is given, what is expected) for each state of a machine. `given` are arguments of TestState."""
+    """Yields (state, arguments of TestState, expected result) for each state of a machine."""
     for name, state in definition["States"].items():
         if state["Type"] == "Task":
             expected = {"status": "SUCCEEDED", "next": state.get("Next"), "arguments": True}
             yield name, {"mock": {"result": "{}", "fieldValidationMode": "NONE"}}, expected
-            # No state tries again after InvalidInput.
+            # No state retries InvalidInput.
             yield name, {"mock": {"errorOutput": ERROR}}, {"status": "CAUGHT_ERROR", "next": state["Catch"][0]["Next"], "caught": name}
         elif state["Type"] == "Choice":
             yield name, {}, {"status": "SUCCEEDED", "next": state["Default"]}
@@ -41,35 +41,35 @@ def cases(definition):
             yield name, {}, {"status": "SUCCEEDED", "next": state.get("Next")}
 
 
-def judge(name, state, expected, answer):
-    """What is wrong with an answer of TestState; None if nothing is."""
-    if answer["status"] != expected["status"]:
-        return f"{name} is {answer['status']} instead of {expected['status']}: {answer.get('error')} {answer.get('cause')}"
-    if expected.get("next") != answer.get("nextState") and "next" in expected:
-        return f"{name} leads to {answer.get('nextState')} instead of {expected['next']}"
+def transition_problem(name, state, expected, response):
+    """Returns what is wrong with a response of TestState, or None."""
+    if response["status"] != expected["status"]:
+        return f"{name} is {response['status']} instead of {expected['status']}: {response.get('error')} {response.get('cause')}"
+    if expected.get("next") != response.get("nextState") and "next" in expected:
+        return f"{name} continues with {response.get('nextState')} instead of {expected['next']}"
     return None
 
 
-def judge_values(name, state, expected, answer):
-    """What is wrong with the values that JSONata made; None if nothing is."""
-    inspected = answer.get("inspectionData", {})
+def value_problem(name, state, expected, response):
+    """Returns what is wrong with the values that JSONata computed, or None."""
+    inspected = response.get("inspectionData", {})
     if expected.get("arguments"):
         arguments = inspected.get("afterArguments", "")
         if ONBOARDING not in arguments or "{%" in arguments:
             return f"{name} calls with {arguments or 'no arguments'}"
     if expected.get("caught"):
         variables = json.loads(inspected.get("variables", "{}"))
-        noted = variables.get("failure") if "failure" in state["Catch"][0]["Assign"] else (variables.get("undoFailures") or [None])[-1]
+        recorded = variables.get("failure") if "failure" in state["Catch"][0]["Assign"] else (variables.get("undoFailures") or [None])[-1]
         if "compensationError" in state["Catch"][0]["Assign"]:
-            return None if variables.get("compensationError") == ERROR["error"] else f"{name} keeps {variables}"
-        if not noted or (noted["step"], noted["error"], noted["message"]) != (name, ERROR["error"], 'sensors: has "0" entries'):
-            return f"{name} notes the failure as {noted}"
+            return None if variables.get("compensationError") == ERROR["error"] else f"{name} assigns {variables}"
+        if not recorded or (recorded["step"], recorded["error"], recorded["message"]) != (name, ERROR["error"], 'sensors: has "0" entries'):
+            return f"{name} records the failure as {recorded}"
     if expected.get("error"):
-        wanted = FAILURE["error"] if name == "OnboardingFailed" else "CompensationIncomplete"
-        if answer.get("error") != wanted or "{%" in answer.get("cause", "{%") or "undefined" in answer["cause"]:
-            return f"{name} ends with {answer.get('error')}: {answer.get('cause')}"
+        expected_error = FAILURE["error"] if name == "OnboardingFailed" else "CompensationIncomplete"
+        if response.get("error") != expected_error or "{%" in response.get("cause", "{%") or "undefined" in response["cause"]:
+            return f"{name} ends with {response.get('error')}: {response.get('cause')}"
     if expected["status"] == "SUCCEEDED":
-        output = json.loads(answer.get("output", "null"))
+        output = json.loads(response.get("output", "null"))
         if not isinstance(output, dict) or output.get("onboardingId") != ONBOARDING:
             return f"the output of {name} is {output}"
     return None
@@ -80,10 +80,10 @@ def judge_values(name, state, expected, answer):
 def states(environment: Environment):
     client, tested, count, wrong, values = environment.client("stepfunctions"), 0, 0, [], []
     for machine in ("site-onboarding", "site-teardown"):
-        arn = environment.arn("states", f"stateMachine:{environment.named(machine)}")
+        arn = environment.arn("states", f"stateMachine:{environment.resource_name(machine)}")
         described = client.describe_state_machine(stateMachineArn=arn)
         text = described["definition"]
-        ensure("${" not in text, f"a placeholder of {machine} was not filled")
+        ensure("${" not in text, f"the definition of {machine} still contains a placeholder")
         definition = json.loads(text)
         tested += len(definition["States"])
         for name, given, expected in cases(definition):
@@ -93,16 +93,16 @@ def states(environment: Environment):
             elif environment.emulator and "variables" in given:
                 continue
             else:
-                # Only a mocked state needs no role.
+                # A state without a mock needs a role.
                 arguments["roleArn"] = described["roleArn"]
             count += 1
-            answer = client.test_state(definition=text, stateName=name, input=json.dumps(INPUT), inspectionLevel="DEBUG", **arguments)
-            if problem := judge(name, definition["States"][name], expected, answer):
+            response = client.test_state(definition=text, stateName=name, input=json.dumps(INPUT), inspectionLevel="DEBUG", **arguments)
+            if problem := transition_problem(name, definition["States"][name], expected, response):
                 wrong.append(problem)
-            elif problem := judge_values(name, definition["States"][name], expected, answer):
+            elif problem := value_problem(name, definition["States"][name], expected, response):
                 values.append(problem)
     if wrong or (values and not environment.emulator):
         raise NotProved("; ".join(wrong + values))
     if environment.emulator:
-        raise Skipped(f"the emulator's TestState takes no variables and evaluates no expressions of tasks; {count} transitions are right")
-    return f"{tested} states were run {count} times, and went as written"
+        raise Skipped(f"the emulator's TestState takes no variables and evaluates no expressions of tasks; {count} transitions are correct")
+    return f"{tested} states were run {count} times, with the expected results"

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Proves on a real AWS account what the emulator can't show. It is tools/prove-on-aws.sh.
+"""Proves on a real AWS account what the emulator can't show. tools/prove-on-aws.sh runs it.
 
-Steps that only read come first, and run on any environment. Steps that write onboard sites, break functions and update stacks; they
-take back what they did, and run in a test environment only. Each step prints what it proves. Results are also written as JSON
+Steps that only read run first, and may run on any environment. Steps that write onboard sites, break functions and update stacks.
+They undo their changes, and run only in a test environment. Each step prints what it proves. The results are also written as JSON
 lines. Exit code 0: every step that ran was proved, and at least one ran. 1: otherwise. 2: wrong usage, or refused.
 """
 
@@ -34,27 +34,27 @@ import rows
 from environment import ROOT, Environment, timestamp
 from steps import NOT_PROVED, PROVED, SKIPPED, STEPS, NotProved, Skipped, printable
 
-# The most that a run may cost unless --budget says otherwise.
+# The default of --budget: the maximum cost of a run.
 BUDGET_USD = 2.0
 
 
 class Refused(Exception):
-    """Nothing was done. The message says what to do."""
+    """The run was refused before it did anything. The message says what to do."""
 
 
-def ordered():
-    """All steps: those that only read first."""
+def steps_in_order():
+    """Returns all steps, those that only read first."""
     return sorted(STEPS.values(), key=lambda step: not step.reads_only)
 
 
-def chosen(only, with_long):
-    """The steps of a run. Named steps run whether they are long or not, in the order in which they are named."""
+def selected_steps(only, with_long):
+    """Returns the steps of a run. Steps named by --only run in the given order, also the long ones."""
     unknown = sorted(set(only) - set(STEPS))
     if unknown:
         raise Refused(f"There is no step {', '.join(unknown)}. The steps are: {', '.join(STEPS)}.")
     if only:
         return [STEPS[name] for name in dict.fromkeys(only)]
-    return [step for step in ordered() if with_long or not step.is_long]
+    return [step for step in steps_in_order() if with_long or not step.is_long]
 
 
 def duration(seconds):
@@ -62,9 +62,9 @@ def duration(seconds):
 
 
 def listing():
-    """The table of --list."""
+    """Returns the table of --list."""
     lines = [f"{'step':<19}{'changes':<9}{'at most':>9}{'USD':>9}  proves"]
-    for step in ordered():
+    for step in steps_in_order():
         changes = "nothing" if step.reads_only else "writes"
         lines.append(f"{step.name:<19}{changes:<9}{duration(step.seconds):>9}{step.usd():>9.4f}  {'(long) ' if step.is_long else ''}{step.proves}.")
     for what, steps in (("without --long", [step for step in STEPS.values() if not step.is_long]), ("with --long", STEPS.values())):
@@ -74,61 +74,61 @@ def listing():
 
 
 def is_production(name):
-    """Whether a part of the name says so: fieldstation-prod, prod-eu."""
+    """Returns whether a part of the name means production, as in fieldstation-prod and prod-eu."""
     return not {"prod", "production", "live"}.isdisjoint(name.split("-"))
 
 
-def emulated(arguments):
-    """Whether AWS_ENDPOINT_URL leads to an emulator on this machine."""
+def uses_emulator(arguments):
+    """Returns whether AWS_ENDPOINT_URL is that of an emulator on this machine."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
     if not endpoint:
         if arguments.emulator:
             raise Refused("--emulator needs AWS_ENDPOINT_URL, such as http://127.0.0.1:4566; `make prove-local` sets it.")
         return False
     if urllib.parse.urlsplit(endpoint).hostname not in ("127.0.0.1", "localhost"):
-        raise Refused(f"AWS_ENDPOINT_URL is {endpoint}, which is no emulator on this machine. Unset it to go to AWS.")
+        raise Refused(f"AWS_ENDPOINT_URL is {endpoint}, which is not an emulator on this machine. Unset it to use AWS.")
     return True
 
 
-def admit(environment, arguments):
-    """Refuses an account that was not named, and an environment that is not there."""
+def check_target(environment, arguments):
+    """Refuses an account that --account does not name, and an environment that does not exist."""
     if not environment.region:
         raise Refused("There is no region: set AWS_REGION.")
     try:
         account = environment.account
     except botocore.exceptions.BotoCoreError as error:
-        raise Refused(f"There are no credentials that work: {error}") from None
+        raise Refused(f"There are no valid credentials: {error}") from None
     print(f"account {account}, region {environment.region}, as {environment.caller['Arn']}")
     if not environment.emulator and arguments.account != account:
-        raise Refused(f"These credentials are of account {account}. Say that you mean it: --account {account}")
+        raise Refused(f"These credentials are of account {account}. Confirm it: --account {account}")
     if environment.mode is None:
         environment.mode = "root" if environment.stack(environment.name) else "services"
     if environment.stack(environment.top_stack) is None:
-        raise Refused(f"There is no stack {environment.top_stack} in {environment.region}: name an environment that is deployed.")
+        raise Refused(f"There is no stack {environment.top_stack} in {environment.region}: give the name of a deployed environment.")
 
 
-def agree(environment, arguments, steps):
-    """Refuses what costs more than the budget, and writes that nobody agreed to."""
+def require_consent(environment, arguments, steps):
+    """Refuses a run that may cost more than the budget, and writes without consent."""
     cost = sum(step.usd() for step in steps)
-    how = "the root template" if environment.mode == "root" else "one stack per service"
-    print(f"environment {environment.name} ({how}): {len(steps)} steps, at most {cost:.2f} USD and {duration(sum(step.seconds for step in steps))}")
+    mode = "the root template" if environment.mode == "root" else "one stack per service"
+    print(f"environment {environment.name} ({mode}): {len(steps)} steps, at most {cost:.2f} USD and {duration(sum(step.seconds for step in steps))}")
     if cost > arguments.budget:
-        raise Refused(f"That is more than the budget of {arguments.budget:.2f} USD: choose steps by --only, or give a larger --budget.")
+        raise Refused(f"That is more than the budget of {arguments.budget:.2f} USD: select steps by --only, or give a larger --budget.")
     if all(step.reads_only for step in steps):
         return
     if is_production(environment.name) and not arguments.allow_production_name:
-        raise Refused(f"{environment.name} looks like production. Steps that write are for a test environment: choose the others by --read-only.")
+        raise Refused(f"{environment.name} looks like production. Steps that write are for a test environment: run the others by --read-only.")
     if arguments.yes or environment.emulator:
         return
     if not sys.stdin.isatty():
-        raise Refused("Steps that write run only if somebody agrees: run this on a terminal, or with --yes.")
-    question = f"This creates sites in {environment.name} and breaks functions for minutes. Type the environment's name to go on: "
+        raise Refused("Steps that write need consent: run this on a terminal, or with --yes.")
+    question = f"This creates sites in {environment.name} and breaks functions for minutes. Type the environment's name to continue: "
     if input(question).strip() != environment.name:
-        raise Refused("Nothing was done.")
+        raise Refused("Nothing was changed.")
 
 
 def run_step(environment, step):
-    """(outcome, what was seen) of one step."""
+    """Runs a step. Returns (outcome, what was seen)."""
     print(f"\n== {step.name}")
     print(f"PROVES: {step.proves}.")
     if environment.emulator and step.not_on_emulator:
@@ -136,11 +136,11 @@ def run_step(environment, step):
     environment.read_only = step.reads_only
     try:
         return PROVED, step.run(environment)
-    except Skipped as why:
-        return SKIPPED, str(why)
+    except Skipped as reason:
+        return SKIPPED, str(reason)
     except NotProved as seen:
         return NOT_PROVED, str(seen)
-    except Exception as error:  # A step that breaks off has proved nothing; the others still run.
+    except Exception as error:  # A step that fails has proved nothing. The other steps still run.
         return NOT_PROVED, f"{type(error).__name__}: {error}"
     finally:
         environment.read_only = False
@@ -152,19 +152,19 @@ def commit():
 
 
 def prove(environment, steps, results):
-    """Runs the steps. Returns (step, outcome, seen, seconds) of each."""
+    """Runs the steps. Returns (step, outcome, seen, seconds) for each."""
     outcomes = []
     results.parent.mkdir(parents=True, exist_ok=True)
     revision = commit()
     with results.open("a") as lines:
         for step in steps:
-            begun = time.monotonic()
+            started = time.monotonic()
             outcome, seen = run_step(environment, step)
             seen = printable(seen)
-            # Each step leaves the environment as it was, but for what `redeploy` takes over from `parameter`.
+            # Each step undoes its changes, except that `redeploy` continues with the change of `parameter`.
             if not (step.name == "parameter" and outcome == PROVED and any(each.name == "redeploy" for each in steps)):
                 environment.clean_up()
-            seconds = time.monotonic() - begun
+            seconds = time.monotonic() - started
             print(f"{outcome}: {seen}")
             outcomes.append((step, outcome, seen, seconds))
             line = {
@@ -199,7 +199,7 @@ def find_fieldctl():
 
 
 def date_rows(results):
-    """Writes into docs/believed-not-seen.md when its rows were seen on AWS, from results of earlier runs."""
+    """Writes into docs/believed-not-seen.md when its rows were seen on AWS, from the results of earlier runs."""
     proved = {}
     for line in map(json.loads, results.read_text().splitlines()):
         if line["outcome"] == PROVED and not line["emulator"]:
@@ -214,14 +214,14 @@ def parse(arguments):
     parser = argparse.ArgumentParser(prog="tools/prove-on-aws.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--environment", help="name of the environment, such as fieldstation-staging")
     parser.add_argument("--stack-mode", choices=("root", "services"), help="how it was deployed (default: root if the root stack exists)")
-    parser.add_argument("--account", help="id of the account that you mean; needed on AWS")
-    parser.add_argument("--list", action="store_true", help="prints the steps, what each proves, its bounds of cost and time")
+    parser.add_argument("--account", help="id of the account, as a confirmation; required on AWS")
+    parser.add_argument("--list", action="store_true", help="prints the steps: what each proves, its maximum cost and time")
     parser.add_argument("--only", nargs="+", default=[], metavar="STEP", help="runs these steps, in this order")
     parser.add_argument("--read-only", action="store_true", help="runs the steps that change nothing")
-    parser.add_argument("--long", action="store_true", help="runs the long steps, too")
+    parser.add_argument("--long", action="store_true", help="also runs the long steps")
     parser.add_argument("--budget", type=float, default=BUDGET_USD, metavar="USD", help=f"refuses a run that may cost more (default: {BUDGET_USD:.2f})")
     parser.add_argument("--yes", action="store_true", help="does not ask before the first write")
-    parser.add_argument("--allow-production-name", action="store_true", help="writes even where the environment's name says that it is production")
+    parser.add_argument("--allow-production-name", action="store_true", help="allows writes although the environment's name looks like production")
     parser.add_argument("--emulator", action="store_true", help="on the local stack, at AWS_ENDPOINT_URL (detected)")
     parser.add_argument("--fieldctl", help="path of fieldctl (default: on the PATH, or built in target)")
     parser.add_argument("--results", type=Path, help="file to which results are appended (default: target/prove/<environment>.jsonl)")
@@ -246,13 +246,13 @@ def main(arguments=None):
         name = arguments.environment or os.environ.get("FIELDSTATION_STACK")
         if not name:
             raise Refused("Name the environment: --environment fieldstation-staging")
-        steps = [step for step in chosen(arguments.only, arguments.long) if step.reads_only or not arguments.read_only]
-        emulator = emulated(arguments)
+        steps = [step for step in selected_steps(arguments.only, arguments.long) if step.reads_only or not arguments.read_only]
+        emulator = uses_emulator(arguments)
         environment = Environment(name, arguments.stack_mode, emulator, arguments.fieldctl or find_fieldctl())
-        admit(environment, arguments)
-        agree(environment, arguments, steps)
-    except (Refused, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as why:
-        print(why, file=sys.stderr)
+        check_target(environment, arguments)
+        require_consent(environment, arguments, steps)
+    except (Refused, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+        print(error, file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, interrupted)
     results = arguments.results or ROOT / "target" / "prove" / f"{name}.jsonl"
@@ -260,14 +260,14 @@ def main(arguments=None):
     try:
         outcomes = prove(environment, steps, results)
     except KeyboardInterrupt:
-        print("\nInterrupted. What was changed is taken back now; another Ctrl-C is ignored.", file=sys.stderr)
+        print("\nInterrupted. The changes are undone now; another Ctrl-C is ignored.", file=sys.stderr)
     finally:
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_IGN)
         environment.clean_up()
         print(summary(outcomes))
         if environment.left:
-            print("What is left in the account:")
+            print("Left in the account:")
             for what in dict.fromkeys(environment.left):
                 print(f"- {printable(what)}")
         print(f"The results are in {results}")

@@ -15,18 +15,18 @@ def cells(line):
 
 
 def rows(text):
-    """(what is believed, names of steps, when it was seen) of each row."""
+    """Returns (what is believed, names of steps, when it was seen) for each row."""
     return [(found[1], re.findall(r"`([a-z0-9-]+)`", found[3]), found[4]) for found in map(cells, filter(ROW.match, text.splitlines()))]
 
 
 def general(text):
-    """The steps that prove no single row, by their names."""
+    """Returns the names of the steps that prove no single row."""
     _, _, section = text.partition(GENERAL)
     return re.findall(r"^- `([a-z0-9-]+)`", section, re.MULTILINE)
 
 
 def dated(text, proved):
-    """The page with the date in each row of which every step was proved. `proved`: the date by step."""
+    """Returns the page, with a date in each row whose steps were all proved. `proved` contains the date by step."""
     lines = []
     for line in text.splitlines():
         if ROW.match(line):

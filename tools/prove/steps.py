@@ -1,4 +1,4 @@
-"""What a step of tools/prove-on-aws.sh is, and the list of all steps in the order in which they run."""
+"""The steps of tools/prove-on-aws.sh, in the order in which they run."""
 
 import unicodedata
 from dataclasses import dataclass
@@ -10,39 +10,39 @@ PROVED, NOT_PROVED, SKIPPED = "proved", "NOT proved", "skipped"
 
 
 class NotProved(Exception):
-    """AWS behaves in another way than was believed. The message says what was seen."""
+    """AWS behaves differently than expected. The message says what was seen."""
 
 
 class Skipped(Exception):
-    """The step can't be run here. The message says why."""
+    """The step can't run here. The message says why."""
 
 
 def printable(text):
-    """The text in one line, with escapes for the characters that control a terminal or are invisible: answers contain data."""
+    """Returns the text in one line. Escapes the characters that control a terminal or are invisible, because responses contain data."""
     line = str(text).replace("\r", "").replace("\n", " ")
     return "".join(f"\\u{ord(c):04x}" if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in line)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to prove. `run` gets an `Environment` and returns what was seen."""
+    """One statement to prove. `run` gets an `Environment` and returns what was seen."""
 
     name: str
     proves: str
     run: Callable
-    # Changes nothing, so it may run on every environment.
+    # Whether it changes nothing. It may then run on every environment.
     reads_only: bool
-    # The longest that it takes, in seconds.
+    # The maximum duration.
     seconds: int
-    # Takes more than ten minutes, or stops a part of the environment for so long: runs only with --long, or by its name.
+    # Whether it takes more than ten minutes, or stops a part of the environment for as long. Such a step runs only with --long or by its name.
     is_long: bool
-    # The most units that it uses of each price in bounds.py.
+    # The maximum number of units that it uses of each price in bounds.py.
     units: dict
     # Why the emulator can't show it; empty if it can.
     not_on_emulator: str
 
     def usd(self):
-        """An upper bound of what AWS bills for it."""
+        """Returns an upper bound of what AWS bills for it."""
         return bounds.usd(self.units)
 
 

@@ -1,4 +1,4 @@
-"""The runner, the table of docs/believed-not-seen.md, and what decides in the steps."""
+"""Tests the runner, the table of docs/believed-not-seen.md, and the decisions of the steps."""
 
 import contextlib
 import io
@@ -27,29 +27,29 @@ ACCOUNT = "123456789012"
 
 def environment(name="fieldstation-staging", emulator=False):
     with mock.patch.dict(os.environ, {"AWS_DEFAULT_REGION": "eu-central-1"}):
-        made = Environment(name, "root", emulator, say=lambda _: None)
-    made.caller = {"Account": ACCOUNT, "Arn": f"arn:aws:iam::{ACCOUNT}:user/engineer"}
-    made.stack = lambda name: {"StackName": name}
-    return made
+        created = Environment(name, "root", emulator, log=lambda _: None)
+    created.caller = {"Account": ACCOUNT, "Arn": f"arn:aws:iam::{ACCOUNT}:user/engineer"}
+    created.stack = lambda name: {"StackName": name}
+    return created
 
 
 def fake(name, run, reads_only=True, not_on_emulator=""):
     return Step(name, f"{name} works", run, reads_only, 60, False, {"request": 1}, not_on_emulator)
 
 
-def run(steps, of=None):
-    """(outcomes, lines of the results, printed) of a run."""
+def run(steps, env=None):
+    """Runs the steps. Returns (outcomes, lines of the results, printed text)."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as printed:
         results = Path(folder) / "results.jsonl"
-        outcomes = prove.prove(of or environment(), steps, results)
+        outcomes = prove.prove(env or environment(), steps, results)
         lines = [json.loads(line) for line in results.read_text().splitlines()]
     return outcomes, lines, printed.getvalue()
 
 
 def table():
-    """The table of the steps in docs/deploying.md."""
+    """Returns the table of the steps in docs/deploying.md."""
     lines = ["| step | changes | at most | USD at most | proves |", "|---|---|--:|--:|---|"]
-    for step in prove.ordered():
+    for step in prove.steps_in_order():
         name = f"`{step.name}`{' (long)' if step.is_long else ''}"
         lines.append(
             f"| {name} | {'nothing' if step.reads_only else 'writes'} | {prove.duration(step.seconds)} | {step.usd():.4f} | {step.proves} |")
@@ -60,7 +60,7 @@ def table():
 
 
 class Table(unittest.TestCase):
-    """docs/believed-not-seen.md and docs/deploying.md."""
+    """The tables in docs/believed-not-seen.md and docs/deploying.md."""
 
     def setUp(self):
         self.text = rows.PAGE.read_text()
@@ -68,7 +68,7 @@ class Table(unittest.TestCase):
     def test_each_row_names_steps_that_exist(self):
         found = rows.rows(self.text)
         self.assertGreater(len(found), 20)
-        self.assertEqual(len(found), self.text.count("\n| 20"), "a row is in another form than the others")
+        self.assertEqual(len(found), self.text.count("\n| 20"), "a row has another format")
         for believed, steps, _ in found:
             self.assertTrue(steps, f"this row names no step: {believed}")
             for step in steps:
@@ -78,7 +78,7 @@ class Table(unittest.TestCase):
         named = {step for _, steps, _ in rows.rows(self.text) for step in steps}
         general = rows.general(self.text)
         self.assertEqual(sorted(named | set(general)), sorted(STEPS))
-        self.assertEqual(sorted(named & set(general)), [], "these are in a row, so they are not general")
+        self.assertEqual(sorted(named & set(general)), [], "steps of a row must not be listed as general")
 
     def test_a_row_is_dated_when_all_its_steps_were_proved(self):
         page = (
@@ -103,7 +103,7 @@ class Table(unittest.TestCase):
         listing = prove.listing()
         for step in STEPS.values():
             self.assertIn(step.proves, listing)
-        self.assertLess(listing.index("\nstates "), listing.index("\nsaga "), "what only reads comes first")
+        self.assertLess(listing.index("\nstates "), listing.index("\nsaga "), "steps that only read must come first")
 
 
 class Bounds(unittest.TestCase):
@@ -123,29 +123,29 @@ class Bounds(unittest.TestCase):
 
 
 class Refusals(unittest.TestCase):
-    """What ends before anything was done."""
+    """Runs that are refused before they do anything."""
 
-    def refuse(self, wanted, of=None, steps=None, arguments=(), terminal=True, answer=""):
-        of = of or environment()
+    def refuse(self, expected, env=None, steps=None, arguments=(), terminal=True, answer=""):
+        env = env or environment()
         parsed = prove.parse(list(arguments))
         with mock.patch("sys.stdin.isatty", return_value=terminal), mock.patch("builtins.input", return_value=answer), \
-                contextlib.redirect_stdout(io.StringIO()), self.assertRaisesRegex(prove.Refused, wanted):
-            prove.admit(of, parsed)
-            prove.agree(of, parsed, steps or [STEPS["saga"]])
+                contextlib.redirect_stdout(io.StringIO()), self.assertRaisesRegex(prove.Refused, expected):
+            prove.check_target(env, parsed)
+            prove.require_consent(env, parsed, steps or [STEPS["saga"]])
 
-    def agree(self, of=None, steps=None, arguments=(), answer=""):
-        of = of or environment()
+    def agree(self, env=None, steps=None, arguments=(), answer=""):
+        env = env or environment()
         parsed = prove.parse(list(arguments))
         with mock.patch("sys.stdin.isatty", return_value=True), mock.patch("builtins.input", return_value=answer), \
                 contextlib.redirect_stdout(io.StringIO()):
-            prove.admit(of, parsed)
-            prove.agree(of, parsed, steps or [STEPS["saga"]])
+            prove.check_target(env, parsed)
+            prove.require_consent(env, parsed, steps or [STEPS["saga"]])
 
     def test_an_account_that_was_not_named(self):
         self.refuse(f"--account {ACCOUNT}")
         self.refuse(f"--account {ACCOUNT}", arguments=["--account", "210987654321"])
 
-    def test_an_environment_that_is_not_there(self):
+    def test_an_environment_that_does_not_exist(self):
         missing = environment()
         missing.mode, missing.stack = None, lambda name: None
         self.refuse("no stack fieldstation-staging-gateway", missing, arguments=["--account", ACCOUNT])
@@ -163,25 +163,25 @@ class Refusals(unittest.TestCase):
     def test_a_name_that_only_contains_the_word(self):
         self.assertFalse(prove.is_production("fieldstation-products"))
 
-    def test_writes_that_nobody_agreed_to(self):
-        self.refuse("Nothing was done", arguments=["--account", ACCOUNT], answer="y")
+    def test_writes_without_consent(self):
+        self.refuse("Nothing was changed", arguments=["--account", ACCOUNT], answer="y")
         self.refuse("--yes", arguments=["--account", ACCOUNT], terminal=False)
         self.agree(arguments=["--account", ACCOUNT], answer="fieldstation-staging")
 
-    def test_an_endpoint_that_is_no_emulator_on_this_machine(self):
+    def test_an_endpoint_that_is_not_an_emulator_on_this_machine(self):
         parsed = prove.parse([])
         with mock.patch.dict(os.environ, {"AWS_ENDPOINT_URL": "https://example.com"}), self.assertRaisesRegex(prove.Refused, "example.com"):
-            prove.emulated(parsed)
+            prove.uses_emulator(parsed)
         with mock.patch.dict(os.environ, {"AWS_ENDPOINT_URL": "http://127.0.0.1:4566"}):
-            self.assertTrue(prove.emulated(parsed))
+            self.assertTrue(prove.uses_emulator(parsed))
         with mock.patch.dict(os.environ, {}, clear=True):
-            self.assertFalse(prove.emulated(parsed))
+            self.assertFalse(prove.uses_emulator(parsed))
             with self.assertRaisesRegex(prove.Refused, "AWS_ENDPOINT_URL"):
-                prove.emulated(prove.parse(["--emulator"]))
+                prove.uses_emulator(prove.parse(["--emulator"]))
 
     def test_a_step_that_does_not_exist(self):
         with self.assertRaisesRegex(prove.Refused, "no step sagga. The steps are: .*saga"):
-            prove.chosen(["sagga"], False)
+            prove.selected_steps(["sagga"], False)
 
     def test_wrong_usage_is_exit_code_2(self):
         with contextlib.redirect_stderr(io.StringIO()) as printed:
@@ -190,13 +190,13 @@ class Refusals(unittest.TestCase):
 
 
 class Choice(unittest.TestCase):
-    def test_long_steps_run_when_they_are_wanted(self):
-        self.assertNotIn(STEPS["outage"], prove.chosen([], False))
-        self.assertIn(STEPS["outage"], prove.chosen([], True))
-        self.assertEqual(prove.chosen(["outage", "api", "outage"], False), [STEPS["outage"], STEPS["api"]])
+    def test_long_steps_run_only_on_request(self):
+        self.assertNotIn(STEPS["outage"], prove.selected_steps([], False))
+        self.assertIn(STEPS["outage"], prove.selected_steps([], True))
+        self.assertEqual(prove.selected_steps(["outage", "api", "outage"], False), [STEPS["outage"], STEPS["api"]])
 
     def test_steps_that_only_read_come_first(self):
-        reading = [step.reads_only for step in prove.chosen([], True)]
+        reading = [step.reads_only for step in prove.selected_steps([], True)]
         self.assertEqual(reading, sorted(reading, reverse=True))
 
 
@@ -211,15 +211,15 @@ class Runs(unittest.TestCase):
         ]
         outcomes, lines, printed = run(steps)
         self.assertEqual([outcome for _, outcome, _, _ in outcomes], [PROVED, SKIPPED, NOT_PROVED, NOT_PROVED])
-        for wanted in ("PROVES: good works.", "proved: all of it", "skipped: not here", "NOT proved: something else", "NOT proved: ValueError: no answer"):
-            self.assertIn(wanted, printed)
+        for expected in ("PROVES: good works.", "proved: all of it", "skipped: not here", "NOT proved: something else", "NOT proved: ValueError: no answer"):
+            self.assertIn(expected, printed)
         self.assertEqual([(line["step"], line["outcome"], line["seen"]) for line in lines][0], ("good", PROVED, "all of it"))
         self.assertRegex(lines[0]["date"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")
         self.assertEqual({line["account"] for line in lines}, {ACCOUNT})
         self.assertIn("1 proved, 2 NOT proved, 1 skipped", prove.summary(outcomes))
         self.assertEqual(prove.exit_code(outcomes), 1)
         self.assertEqual(prove.exit_code(outcomes[:2]), 0)
-        self.assertEqual(prove.exit_code(outcomes[1:2]), 1, "a run that proved nothing is no success")
+        self.assertEqual(prove.exit_code(outcomes[1:2]), 1, "a run that proved nothing must not succeed")
 
     def test_what_the_emulator_cant_show_is_skipped_there(self):
         ran = mock.Mock(return_value="seen")
@@ -227,53 +227,53 @@ class Runs(unittest.TestCase):
         self.assertEqual(outcomes[0][1:3], (SKIPPED, "no CodeDeploy"))
         ran.assert_not_called()
 
-    def test_each_step_is_taken_back_in_reverse_order_whatever_comes(self):
+    def test_cleanups_run_in_reverse_order_also_after_an_error(self):
         undone = []
 
-        def step(of):
-            of.undos += [
+        def step(env):
+            env.cleanups += [
                 ("the first", lambda: undone.append(1)), ("the second", mock.Mock(side_effect=OSError("gone"))), ("the third", lambda: undone.append(3)),
             ]
             raise NotProved("it does not work")
 
-        of = environment()
-        run([fake("writes", step, reads_only=False)], of)
+        env = environment()
+        run([fake("writes", step, reads_only=False)], env)
         self.assertEqual(undone, [3, 1])
-        self.assertEqual(of.left, ["the second: gone"])
+        self.assertEqual(env.left, ["the second: gone"])
 
     def test_a_clean_up_that_fails_is_tried_again_at_the_end(self):
-        of = environment()
+        env = environment()
         tries = mock.Mock(side_effect=[OSError("not now"), None])
-        of.undos.append(("the thing", tries))
+        env.cleanups.append(("the thing", tries))
         with self.assertRaises(OSError):
-            of.undo_now("the thing")
-        of.clean_up()
-        self.assertEqual((tries.call_count, of.left, of.undos), (2, [], []))
+            env.run_cleanup("the thing")
+        env.clean_up()
+        self.assertEqual((tries.call_count, env.left, env.cleanups), (2, [], []))
 
-    def test_an_interrupted_clean_up_can_go_on(self):
-        of = environment()
+    def test_an_interrupted_clean_up_can_continue(self):
+        env = environment()
         tries = mock.Mock(side_effect=[KeyboardInterrupt, None])
-        of.undos.append(("the thing", tries))
+        env.cleanups.append(("the thing", tries))
         with self.assertRaises(KeyboardInterrupt):
-            of.clean_up()
-        of.clean_up()
-        self.assertEqual((tries.call_count, of.left, of.undos), (2, [], []))
+            env.clean_up()
+        env.clean_up()
+        self.assertEqual((tries.call_count, env.left, env.cleanups), (2, [], []))
 
-    def test_what_controls_a_terminal_is_escaped(self):
+    def test_control_characters_are_escaped(self):
         _, lines, printed = run([fake("wrong", mock.Mock(side_effect=NotProved("a\x1b[2Jb\u202ec\nd")))])
         self.assertIn("NOT proved: a\\u001b[2Jb\\u202ec d\n", printed)
         self.assertEqual(lines[0]["seen"], "a\\u001b[2Jb\\u202ec d")
 
-    def test_redeploy_takes_over_what_parameter_changed(self):
+    def test_redeploy_continues_with_the_change_of_parameter(self):
         undone = []
 
-        def parameter(of):
-            of.undos.append(("the level", lambda: undone.append("at the end")))
+        def parameter(env):
+            env.cleanups.append(("the level", lambda: undone.append("at the end")))
             return "changed"
 
-        def redeploy(of):
+        def redeploy(env):
             self.assertEqual(undone, [])
-            of.undo_now("the level")
+            env.run_cleanup("the level")
             return "changed back"
 
         steps = [fake("parameter", parameter, reads_only=False), fake("redeploy", redeploy, reads_only=False)]
@@ -281,17 +281,17 @@ class Runs(unittest.TestCase):
         run(steps[:1])
         self.assertEqual(undone, ["at the end", "at the end"])
 
-    def test_a_step_that_only_reads_can_change_nothing(self):
-        def writes(of):
-            return of.client("dynamodb").put_item(TableName="t", Item={"id": {"S": "1"}})
+    def test_a_step_that_only_reads_cant_change_anything(self):
+        def writes(env):
+            return env.client("dynamodb").put_item(TableName="t", Item={"id": {"S": "1"}})
 
         with mock.patch.dict(os.environ, {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}):
-            outcomes, _, _ = run([fake("reads", writes), fake("posts", lambda of: of.api("POST", "/sites", {}))])
+            outcomes, _, _ = run([fake("reads", writes), fake("posts", lambda env: env.api("POST", "/sites", {}))])
         for (_, outcome, seen, _), call in zip(outcomes, ("PutItem", "POST /sites"), strict=True):
             self.assertEqual(outcome, NOT_PROVED)
             self.assertIn(f"must not call {call}", seen)
 
-    def test_ensure_says_what_was_seen(self):
+    def test_ensure_reports_what_was_seen(self):
         ensure(True, "fine")
         with self.assertRaisesRegex(NotProved, "3 of 4"):
             ensure(False, "3 of 4")
@@ -301,17 +301,17 @@ def machine(name):
     return json.loads((ROOT / "statemachines" / f"{name}.asl.json").read_text())
 
 
-def right_answer(name, state, expected):
-    """What TestState answers when a state does what it should."""
-    answer = {"status": expected["status"], "nextState": expected.get("next"), "output": json.dumps(machines.INPUT), "inspectionData": {}}
+def expected_response(name, state, expected):
+    """Returns TestState's response for a state that works as expected."""
+    response = {"status": expected["status"], "nextState": expected.get("next"), "output": json.dumps(machines.INPUT), "inspectionData": {}}
     if expected.get("arguments"):
-        answer["inspectionData"]["afterArguments"] = json.dumps({"Payload": {"onboardingId": machines.ONBOARDING}})
+        response["inspectionData"]["afterArguments"] = json.dumps({"Payload": {"onboardingId": machines.ONBOARDING}})
     if expected.get("caught"):
-        noted = {"step": name, "error": "InvalidInput", "message": 'sensors: has "0" entries'}
-        answer["inspectionData"]["variables"] = json.dumps({"failure": noted, "undoFailures": [noted], "compensationError": "InvalidInput"})
+        recorded = {"step": name, "error": "InvalidInput", "message": 'sensors: has "0" entries'}
+        response["inspectionData"]["variables"] = json.dumps({"failure": recorded, "undoFailures": [recorded], "compensationError": "InvalidInput"})
     if expected.get("error"):
-        answer |= {"error": "KitsOutOfStock" if name == "OnboardingFailed" else "CompensationIncomplete", "cause": "ReserveKits failed"}
-    return answer
+        response |= {"error": "KitsOutOfStock" if name == "OnboardingFailed" else "CompensationIncomplete", "cause": "ReserveKits failed"}
+    return response
 
 
 class States(unittest.TestCase):
@@ -321,42 +321,42 @@ class States(unittest.TestCase):
             for name, given, expected in machines.cases(definition):
                 yield each, name, definition["States"][name], given, expected
 
-    def test_every_state_is_run_and_every_task_with_an_error_too(self):
+    def test_every_state_is_run_and_every_task_also_with_an_error(self):
         ran = [(each, name, "errorOutput" in given.get("mock", {})) for each, name, _, given, _ in self.cases()]
         for each in ("site-onboarding", "site-teardown"):
             for name, state in machine(each)["States"].items():
                 self.assertIn((each, name, False), ran)
                 self.assertEqual((each, name, True) in ran, state["Type"] == "Task")
 
-    def test_a_context_is_given_with_a_mock_only(self):
+    def test_a_context_is_given_only_with_a_mock(self):
         for _, name, state, given, _ in self.cases():
             self.assertEqual("mock" in given, state["Type"] == "Task", name)
 
-    def test_a_right_answer_is_accepted(self):
+    def test_an_expected_response_is_accepted(self):
         for _, name, state, _, expected in self.cases():
-            answer = right_answer(name, state, expected)
-            self.assertIsNone(machines.judge(name, state, expected, answer))
-            self.assertIsNone(machines.judge_values(name, state, expected, answer))
+            response = expected_response(name, state, expected)
+            self.assertIsNone(machines.transition_problem(name, state, expected, response))
+            self.assertIsNone(machines.value_problem(name, state, expected, response))
 
-    def test_a_wrong_answer_is_not(self):
+    def test_an_unexpected_response_is_a_problem(self):
         for _, name, state, _, expected in self.cases():
-            answer = right_answer(name, state, expected)
-            self.assertRegex(machines.judge(name, state, expected, answer | {"status": "RETRIABLE"}), name)
+            response = expected_response(name, state, expected)
+            self.assertRegex(machines.transition_problem(name, state, expected, response | {"status": "RETRIABLE"}), name)
             if expected.get("next"):
-                self.assertRegex(machines.judge(name, state, expected, answer | {"nextState": "Elsewhere"}), "Elsewhere")
+                self.assertRegex(machines.transition_problem(name, state, expected, response | {"nextState": "Elsewhere"}), "Elsewhere")
             if expected.get("arguments"):
-                plain = answer | {"inspectionData": {"afterArguments": '{"onboardingId": "{% $states.input.onboardingId %}"}'}}
-                self.assertRegex(machines.judge_values(name, state, expected, plain), "calls with")
+                plain = response | {"inspectionData": {"afterArguments": '{"onboardingId": "{% $states.input.onboardingId %}"}'}}
+                self.assertRegex(machines.value_problem(name, state, expected, plain), "calls with")
             if expected.get("caught"):
-                self.assertIsNotNone(machines.judge_values(name, state, expected, answer | {"inspectionData": {"variables": "{}"}}))
+                self.assertIsNotNone(machines.value_problem(name, state, expected, response | {"inspectionData": {"variables": "{}"}}))
             if expected.get("error"):
-                self.assertRegex(machines.judge_values(name, state, expected, answer | {"error": "States.QueryEvaluationError"}), "States.Query")
+                self.assertRegex(machines.value_problem(name, state, expected, response | {"error": "States.QueryEvaluationError"}), "States.Query")
             if expected["status"] == "SUCCEEDED":
-                self.assertRegex(machines.judge_values(name, state, expected, answer | {"output": "{}"}), "output")
+                self.assertRegex(machines.value_problem(name, state, expected, response | {"output": "{}"}), "output")
 
 
 class Templates(unittest.TestCase):
-    """What the steps read from this repository."""
+    """The data that the steps read from this repository."""
 
     def test_services_and_functions(self):
         self.assertEqual(sorted(services()), sorted(path.parent.name for path in ROOT.glob("functions/*/template.yaml")))
@@ -379,7 +379,7 @@ class Templates(unittest.TestCase):
 
 
 class Alarms(unittest.TestCase):
-    def test_a_metric_is_known_by_its_dimensions_in_any_order(self):
+    def test_the_order_of_dimensions_does_not_matter(self):
         dimensions = [{"Name": "b", "Value": "2"}, {"Name": "a", "Value": "1"}]
         found = reports.watched({"MetricName": "Errors", "Namespace": "AWS/Lambda", "Dimensions": dimensions})
         self.assertEqual(found, [("AWS/Lambda", "Errors", (("a", "1"), ("b", "2")))])
@@ -397,7 +397,7 @@ class Alarms(unittest.TestCase):
 class Deployments(unittest.TestCase):
     def test_the_longest_time_of_a_mapping_that_is_not_enabled(self):
         states = iter(["Enabled", "Updating", "Updating", "Enabled", "Updating"])
-        of = environment()
+        env = environment()
 
         def pages():
             arn = "arn:aws:lambda:eu-central-1:1:function:{}-x:live"
@@ -406,8 +406,8 @@ class Deployments(unittest.TestCase):
                 {"UUID": "2", "FunctionArn": arn.format("fieldstation-other"), "State": "Updating"},
             ]}]
 
-        of.client = lambda _: mock.Mock(get_paginator=lambda _: mock.Mock(paginate=pages))
-        watch = deploying.Unsettled(of)
+        env.client = lambda _: mock.Mock(get_paginator=lambda _: mock.Mock(paginate=pages))
+        watch = deploying.NotEnabled(env)
         with mock.patch("time.monotonic", side_effect=[0, 10, 40, 50, 50]):
             for _ in range(5):
                 watch.look()

@@ -16,18 +16,18 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-FOUND = ROOT / "target" / "bench"
+OUTPUT = ROOT / "target" / "bench"
 # The sources with the change, and their build directory, so that unchanged crates are not built again.
-TREE, TARGET = FOUND / "settings" / "tree", FOUND / "settings" / "target"
-BINARIES = FOUND / "settings" / "binaries"
-ROWS = FOUND / "settings" / "rows.json"
+TREE, TARGET = OUTPUT / "settings" / "tree", OUTPUT / "settings" / "target"
+BINARIES = OUTPUT / "settings" / "binaries"
+ROWS = OUTPUT / "settings" / "rows.json"
 DOCS = ROOT / "docs" / "performance.md"
 FUNCTION, PACKAGE = "configure-alerting", "alerting"
 HOST = re.search(r"^host: (.*)$", subprocess.run(["rustc", "-vV"], capture_output=True, text=True).stdout, re.M)[1]
 
 AWS, HTTPS, BIN = "shared/lambda/src/aws.rs", "shared/lambda/src/https.rs", "functions/alerting/src/bin/configure-alerting.rs"
 LAMBDA, CARGO = "shared/lambda/Cargo.toml", "Cargo.toml"
-NOT_AHEAD = (BIN, 'Aws::start(&["dynamodb"])', "Aws::start(&[])")
+NO_CONNECTION_IN_INIT = (BIN, 'Aws::start(&["dynamodb"])', "Aws::start(&[])")
 # The name of a variation, its build variables, and its edits as file, old text and new text.
 VARIATIONS = [
     ("as it is", {}, []),
@@ -35,9 +35,9 @@ VARIATIONS = [
     ("the system's roots, too", {}, [
         (AWS, "Https::trusting_pem(&pem)", 'Https::trusting_pem(&[pem, std::fs::read("/etc/ssl/certs/ca-certificates.crt").unwrap()].concat())'),
     ]),
-    ("no connection opened in init", {}, [NOT_AHEAD]),
+    ("no connection opened in init", {}, [NO_CONNECTION_IN_INIT]),
     ("the SDK's own connector (HTTP/2 linked, nothing opened in init)", {}, [
-        NOT_AHEAD,
+        NO_CONNECTION_IN_INIT,
         (LAMBDA, "aws-smithy-types.workspace = true\n", "aws-smithy-types.workspace = true\naws-smithy-http-client.workspace = true\n"),
         (AWS, ".http_client(https)", """.http_client({
             use aws_smithy_http_client::{Builder, tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode}};
@@ -78,20 +78,20 @@ def copy():
     TREE.mkdir(parents=True, exist_ok=True)
     files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in files.splitlines():
-        source, there = ROOT / name, TREE / name
-        if source.is_file() and not (there.is_file() and there.read_bytes() == source.read_bytes()):
-            there.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, there)
+        source, target = ROOT / name, TREE / name
+        if source.is_file() and not (target.is_file() and target.read_bytes() == source.read_bytes()):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
 
 
 def build(name, variables, edits):
-    """Builds the function with that change. All others are as they are, because the samples depend on each
+    """Builds the function with this change. All other functions are unchanged; they are needed because the samples depend on each
     other."""
     copy()
     for file, old, new in edits:
         text = (TREE / file).read_text()
         if old not in text:
-            sys.exit(f"{name}: {file} does not say {old!r} any more: write the change anew")
+            sys.exit(f"{name}: {file} does not contain {old!r} any more: update the edit in VARIATIONS")
         (TREE / file).write_text(text.replace(old, new))
     command = ["cargo", "build", "--quiet", "--release", "--target", HOST, "-p", PACKAGE, "--bin", FUNCTION]
     subprocess.run(command, cwd=TREE, env=os.environ | {"CARGO_TARGET_DIR": str(TARGET)} | variables, check=True)
@@ -104,13 +104,13 @@ def build(name, variables, edits):
     (BINARIES / FUNCTION).symlink_to(TARGET / HOST / "release" / FUNCTION)
 
 
-def measured():
-    bench, found = ROOT / "target" / "release" / "bench-functions", FOUND / "functions.json"
-    found.unlink(missing_ok=True)
+def measure():
+    bench, figures = ROOT / "target" / "release" / "bench-functions", OUTPUT / "functions.json"
+    figures.unlink(missing_ok=True)
     environment = os.environ | {"BIN_DIR": str(BINARIES), "FUNCTIONS": FUNCTION}
-    # It fails if the change exceeds the budget.
+    # The exit status is ignored, because the change may exceed the budget.
     subprocess.run([str(bench)], cwd=ROOT, env=environment, check=False, stdout=subprocess.DEVNULL)
-    return json.loads(found.read_text())["functions"][FUNCTION]
+    return json.loads(figures.read_text())["functions"][FUNCTION]
 
 
 def row(name, figures):
@@ -123,13 +123,13 @@ def row(name, figures):
 
 
 def main():
-    wanted = sys.argv[1:]
-    rows = json.loads(ROWS.read_text()) if wanted and ROWS.exists() else {}
-    chosen = [one for one in VARIATIONS if not wanted or one[0] in wanted]
-    for place, (name, variables, edits) in enumerate(chosen, 1):
-        print(f"{place} of {len(chosen)}: {name}", file=sys.stderr, flush=True)
+    names = sys.argv[1:]
+    rows = json.loads(ROWS.read_text()) if names and ROWS.exists() else {}
+    selected = [variation for variation in VARIATIONS if not names or variation[0] in names]
+    for number, (name, variables, edits) in enumerate(selected, 1):
+        print(f"{number} of {len(selected)}: {name}", file=sys.stderr, flush=True)
         build(name, variables, edits)
-        rows[name] = row(name, measured())
+        rows[name] = row(name, measure())
         print(rows[name], flush=True)
         ROWS.write_text(json.dumps(rows, indent=1))
     names = [name for name, _, _ in VARIATIONS]

@@ -13,7 +13,7 @@ fn goal<'a>(subject: &'a Subject, name: &str) -> &'a str {
 pub fn a_running_stack_is_not_lost(subject: &Subject) -> Objections {
     let mut objections = Objections::default();
     let demo = goal(subject, "demo");
-    let asks = demo.find("may-forget");
+    let asks = demo.find("confirm-reset");
     let asks_first = asks.is_some_and(|asks| demo.find(" down ").is_some_and(|down| asks < down));
     objections.unless(asks_first, "Makefile", "demo deletes a running stack without asking");
     objections

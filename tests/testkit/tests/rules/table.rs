@@ -914,7 +914,7 @@ const FIRST_USE: &[Rule] = &[
         why: "the stack may be in use",
         check: first_use::a_running_stack_is_not_lost,
         except: &[],
-        breaks: &[(Text("Makefile", "$(STACK) may-forget", "true"), "Makefile")],
+        breaks: &[(Text("Makefile", "$(STACK) confirm-reset", "true"), "Makefile")],
     },
     Rule {
         name: "The Makefile's targets name missing prerequisites and show why an installation failed",
