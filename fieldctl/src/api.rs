@@ -17,10 +17,10 @@ use crate::{
 /// The maximum size of an answer: above API Gateway's own limit of 10 MB.
 const LARGEST_ANSWER: usize = 16 << 20;
 /// The timeout of a call. API Gateway answers within 29 s.
-const PATIENCE: Duration = Duration::from_secs(35);
+const TIMEOUT: Duration = Duration::from_secs(35);
 /// The pause before the first retry. Each further pause is twice as long.
 const PAUSE: Duration = Duration::from_millis(250);
-const MOST_RETRIES: u32 = 5;
+const MAX_RETRIES: u32 = 5;
 
 /// A request to the API.
 #[derive(Clone, Debug)]
@@ -93,7 +93,7 @@ impl Stack {
     /// busy, the call is retried up to five times. Every call of the API may be repeated.
     pub async fn call(&self, call: Call) -> Result<Value, CliError> {
         let mut pause = PAUSE;
-        for _ in 0..MOST_RETRIES {
+        for _ in 0..MAX_RETRIES {
             let answer = self.send(&call).await?;
             match answer.status {
                 200..300 => return Ok(answer.body),
@@ -106,7 +106,7 @@ impl Stack {
         match answer.status {
             200..300 => Ok(answer.body),
             status => Err(CliError::refused(status, &answer.body)
-                .advise(format!("it was tried {} times", MOST_RETRIES + 1))),
+                .advise(format!("it was tried {} times", MAX_RETRIES + 1))),
         }
     }
 
@@ -127,9 +127,9 @@ impl Stack {
                 .unwrap_or_else(|_| String::from_utf8_lossy(&body).into_owned().into());
             Ok(Answer { status, body })
         };
-        match tokio::time::timeout(PATIENCE, answered).await {
+        match tokio::time::timeout(TIMEOUT, answered).await {
             Ok(answered) => answered,
-            Err(_) => Err(unreachable(format!("no answer in {} s", PATIENCE.as_secs()))),
+            Err(_) => Err(unreachable(format!("no answer in {} s", TIMEOUT.as_secs()))),
         }
     }
 

@@ -19,7 +19,7 @@ type Item = HashMap<String, AttributeValue>;
 pub const OLDEST_IS_LATE: Duration = Duration::from_mins(1);
 
 /// The maximum number of keys of a `BatchGetItem` call.
-const MOST_GOT: usize = 100;
+const MAX_BATCH_GET: usize = 100;
 
 /// A period: `from` is inclusive, `to` is exclusive.
 #[derive(Clone, Copy, Debug, Default)]
@@ -192,7 +192,7 @@ impl Stack {
             }
         }
         let mut rows = Vec::with_capacity(keys.len());
-        for keys in keys.chunks(MOST_GOT) {
+        for keys in keys.chunks(MAX_BATCH_GET) {
             rows.extend(self.got(&table, keys.to_vec()).await?);
         }
         sort(&mut rows);

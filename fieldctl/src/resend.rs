@@ -247,7 +247,7 @@ where
         };
         return Ok(Sent::Missing(CliError::not_found(format!("there is no {missing}"))));
     }
-    match AwsErrorKind::of(error) {
+    match AwsErrorKind::classify(error) {
         AwsErrorKind::Busy => Err(said),
         AwsErrorKind::NoAnswer => Ok(Sent::InDoubt(said)),
         AwsErrorKind::Credentials | AwsErrorKind::Denied | AwsErrorKind::Refused => {

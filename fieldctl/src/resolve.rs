@@ -28,7 +28,7 @@ pub struct Subject {
 
 impl Subject {
     fn of(site: SiteId) -> Self {
-        Self { site, onboarding: OnboardingId::of(site) }
+        Self { site, onboarding: OnboardingId::from_site(site) }
     }
 }
 
@@ -96,8 +96,9 @@ pub async fn sensor(stack: &Stack, text: &str) -> Result<SensorId, CliError> {
     let sites = all_sites(stack).await?;
     let onboardings = sites
         .iter()
-        .filter_map(|site| Some(OnboardingId::of(site["siteId"].as_str()?.parse().ok()?)));
-    let ids = onboardings.flat_map(|id| (0..MAX_SENSORS).map(move |index| SensorId::of(id, index)));
+        .filter_map(|site| Some(OnboardingId::from_site(site["siteId"].as_str()?.parse().ok()?)));
+    let ids = onboardings
+        .flat_map(|id| (0..MAX_SENSORS).map(move |index| SensorId::from_onboarding(id, index)));
     let found: Vec<_> = ids.filter(|id| id.to_string().starts_with(&prefix)).take(2).collect();
     match found.as_slice() {
         [] => Err(unknown()),
@@ -166,7 +167,8 @@ struct Site {
 impl Site {
     fn of(site: &Value) -> Self {
         let id = site["siteId"].as_str().unwrap_or_default().to_owned();
-        let onboarding = id.parse().map(|id| OnboardingId::of(id).to_string()).unwrap_or_default();
+        let onboarding =
+            id.parse().map(|id| OnboardingId::from_site(id).to_string()).unwrap_or_default();
         Self { id, onboarding, name: site["name"].as_str().unwrap_or_default().to_owned() }
     }
 }
@@ -236,7 +238,7 @@ mod tests {
     #[test]
     fn an_id_is_found_by_its_first_digits_and_by_its_onboarding() {
         assert_eq!(named("FADE").unwrap(), SITES[2].0);
-        let onboarding = OnboardingId::of(SITES[2].0.parse().unwrap()).to_string();
+        let onboarding = OnboardingId::from_site(SITES[2].0.parse().unwrap()).to_string();
         assert_eq!(named(&onboarding[..8]).unwrap(), SITES[2].0);
     }
 
@@ -250,7 +252,8 @@ mod tests {
 
     #[test]
     fn a_sensor_is_found_by_its_metric_if_it_is_the_only_one() {
-        let id = SensorId::of(OnboardingId::of(SITES[0].0.parse().unwrap()), 0).to_string();
+        let id = SensorId::from_onboarding(OnboardingId::from_site(SITES[0].0.parse().unwrap()), 0)
+            .to_string();
         let of = |metric: &str| serde_json::json!({"sensorId": id, "metric": metric});
         let site =
             serde_json::json!({"sensors": [of("wind_speed"), of("humidity"), of("humidity")]});

@@ -220,7 +220,7 @@ impl Stack {
         let events = machines::events(&self.machines, arn).await;
         let events = events.map_err(aws("an execution's history can't be read"))?;
         let started = timestamp(*described.start_date());
-        let History { tasks, children, last_event } = History::of(&events);
+        let History { tasks, children, last_event } = History::from_events(&events);
         Ok(Some(Execution {
             machine: self.machine(described.state_machine_arn()).to_owned(),
             name: described.name().unwrap_or_default().to_owned(),

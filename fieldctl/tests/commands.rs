@@ -4,8 +4,8 @@ mod cloud;
 
 use cloud::{Asked, Cloud};
 use contracts::{
-    Entity, EntityType, Location, Metric, OnboardingId, PaymentMethodId, Plan, Saga, SensorId,
-    SiteId, Timestamp,
+    Entity, EntityType, Location, Metric, OnboardingId, PaymentMethodId, Plan, SagaContext,
+    SensorId, SiteId, Timestamp,
     events::{Limit, ReadingBreachedThreshold, SiteActivated, SiteCreated, SiteDecommissioned},
 };
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ async fn lists_read_all_pages() {
     let (_, out, _) = cloud.run(&["--json", "sites", "list", "--limit", "1"]).await;
     assert_eq!(out.lines().count(), 1, "{out}");
 
-    let sensor = SensorId::of(OnboardingId::of(site()), 0).to_string();
+    let sensor = SensorId::from_onboarding(OnboardingId::from_site(site()), 0).to_string();
     let (_, out, _) = cloud.run(&["--json", "readings", "get", &sensor]).await;
     assert_eq!(out, "[\"2026-01-01T00:00:00.000Z\",1.5]\n[\"2026-01-01T00:01:00.000Z\",2.5]\n");
     let span = ["--from", "2026-01-01T00:00:00Z", "--to", "2026-01-01T00:10:00Z"];
@@ -73,7 +73,7 @@ async fn readings_are_limited_and_the_newest_come_first() {
         ok(json!({ "unit": "Cel", "samples": samples, "next": (begin + count).to_string() }))
     })
     .await;
-    let sensor = SensorId::of(OnboardingId::of(site()), 0).to_string();
+    let sensor = SensorId::from_onboarding(OnboardingId::from_site(site()), 0).to_string();
     let minutes = |out: &str| {
         let samples = out.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
         samples.map(|sample| sample[1].as_i64().expect("a number")).collect::<Vec<_>>()
@@ -95,9 +95,11 @@ async fn readings_are_limited_and_the_newest_come_first() {
 #[tokio::test]
 async fn a_rejected_site_is_a_failure_of_onboarding() {
     let cloud = Cloud::start(|asked| match asked.what.as_str() {
-        "/local/sites" => {
-            (202, json!({ "siteId": site(), "onboardingId": OnboardingId::of(site()) }), vec![])
-        }
+        "/local/sites" => (
+            202,
+            json!({ "siteId": site(), "onboardingId": OnboardingId::from_site(site()) }),
+            vec![],
+        ),
         _ => ok(json!({ "siteId": site(), "status": "REJECTED", "onboarding": { "failure": {
             "step": "ReserveKits", "error": "KitsOutOfStock", "message": "too few" } } })),
     })
@@ -118,7 +120,7 @@ async fn a_rejected_site_is_a_failure_of_onboarding() {
 #[tokio::test]
 async fn a_saga_without_progress_is_stuck_and_can_be_recovered() {
     let cloud = Cloud::start(|asked| {
-        let onboarding = OnboardingId::of(site());
+        let onboarding = OnboardingId::from_site(site());
         let arn = format!("arn:aws:states:us-east-1:0:execution:site-onboarding:{onboarding}");
         let begun = json!(1_767_225_600.0);
         let input = json!({ "onboardingId": onboarding, "siteId": site(), "causationId": null });
@@ -150,7 +152,7 @@ async fn a_saga_without_progress_is_stuck_and_can_be_recovered() {
     let (_, out, _) = cloud.run(&["sagas", "list", "--stuck", "--budget", "100000d"]).await;
     assert_eq!(out, "There are no such executions.\n");
 
-    let onboarding = OnboardingId::of(site()).to_string();
+    let onboarding = OnboardingId::from_site(site()).to_string();
     let (code, out, err) = cloud.run(&["sagas", "recover", &onboarding, "--yes"]).await;
     assert_eq!(code, 0, "{out}{err}");
     let started = body(&cloud.asked("StartExecution")[0]);
@@ -166,10 +168,10 @@ async fn a_saga_without_progress_is_stuck_and_can_be_recovered() {
 async fn events_are_listed_in_order_with_their_state() {
     let cloud = Cloud::start(|_| ok(Value::Null)).await;
     let site_id = site();
-    let saga = Saga::of_site(site_id, None);
+    let saga = SagaContext::of_site(site_id, None);
     let at = |second: i64| Timestamp::from_millis(1_767_225_600_000 + 1000 * second);
-    let activated = NewEvent::of(saga, site_id, 2, at(1), SiteActivated { site_id }).row();
-    let closed = NewEvent::of(saga, site_id, 3, at(2), SiteDecommissioned { site_id }).row();
+    let activated = NewEvent::in_saga(saga, site_id, 2, at(1), SiteActivated { site_id }).row();
+    let closed = NewEvent::in_saga(saga, site_id, 3, at(2), SiteDecommissioned { site_id }).row();
     let mut activated = activated.expect("a row");
     activated.unpublished = None;
     cloud.dynamo.put(EVENTS, json!(closed.expect("a row"))).await;
@@ -193,7 +195,7 @@ async fn events_are_listed_in_order_with_their_state() {
 async fn events_show_their_site_and_a_summary() {
     let cloud = Cloud::start(|_| ok(Value::Null)).await;
     let site_id = site();
-    let saga = Saga::of_site(site_id, None);
+    let saga = SagaContext::of_site(site_id, None);
     let at = |second: i64| Timestamp::from_millis(1_767_225_600_000 + 1000 * second);
     let onboarding_id = saga.onboarding_id;
     let created = SiteCreated {
@@ -208,7 +210,7 @@ async fn events_show_their_site_and_a_summary() {
     };
     let breach = ReadingBreachedThreshold {
         site_id,
-        sensor_id: SensorId::of(onboarding_id, 0),
+        sensor_id: SensorId::from_onboarding(onboarding_id, 0),
         metric: Metric::AirTemperature,
         unit: "Cel".to_owned(),
         value: 51.5,
@@ -216,9 +218,9 @@ async fn events_show_their_site_and_a_summary() {
         limit: Limit::Max,
         threshold: 50.0,
     };
-    let created = NewEvent::of(saga, site_id, 1, at(0), created).row().expect("a row");
+    let created = NewEvent::in_saga(saga, site_id, 1, at(0), created).row().expect("a row");
     let entity = Entity { kind: EntityType::Alerting, id: onboarding_id.uuid() };
-    let breach = NewEvent::of(saga, entity, 2, at(2), breach).row().expect("a row");
+    let breach = NewEvent::in_saga(saga, entity, 2, at(2), breach).row().expect("a row");
     let mut unknown = breach.clone();
     (unknown.kind, unknown.sequence) = ("SensorFellSilent".to_owned(), 3);
     for event in [&created, &breach, &unknown] {

@@ -14,7 +14,7 @@ fn site() -> SiteId {
 
 /// Answers as a stack whose site has that status, and whose executions never end.
 fn with_site(asked: &Asked, status: &str) -> Answer {
-    let onboarding = OnboardingId::of(site());
+    let onboarding = OnboardingId::from_site(site());
     let arn = format!("arn:aws:states:us-east-1:0:execution:site-onboarding:{onboarding}");
     let input = json!({ "onboardingId": onboarding, "siteId": site(), "causationId": null });
     let body = match asked.what.rsplit('.').next().unwrap_or_default() {

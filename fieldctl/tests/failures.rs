@@ -32,7 +32,7 @@ fn row(number: usize) -> FailureRow {
     work[..8].copy_from_slice(&number.to_le_bytes());
     let at = Timestamp::from_millis(1_767_225_600_000 + i64::try_from(number).expect("small"));
     FailureRow {
-        id: FailureId::of(source, work),
+        id: FailureId::new(source, work),
         source: source.to_owned(),
         kind: Kind::FunctionFailed,
         payload: Some(json!({ "work": number, "detail": "x".repeat(400) }).to_string()),
@@ -92,7 +92,7 @@ fn site(name: &str) -> SiteId {
 
 /// Returns a failure of readings of a site that were quarantined because of a sensor.
 fn quarantined(number: usize, site: SiteId, sensor: u32) -> FailureRow {
-    let sensor_id = SensorId::of(OnboardingId::of(site), sensor as usize);
+    let sensor_id = SensorId::from_onboarding(OnboardingId::from_site(site), sensor as usize);
     let concerns =
         Concerns { site_id: Some(site), sensor_id: Some(sensor_id), ..Concerns::default() };
     let message = format!("sensor {sensor_id} is not in the register");
@@ -361,7 +361,7 @@ fn teardowns(status: &'static str, looks: usize) -> impl Fn(&Asked) -> Answer {
             "DescribeExecution" => {
                 let ended = looked.fetch_add(1, Ordering::Relaxed) + 1 >= looks;
                 let input = json!({
-                    "onboardingId": OnboardingId::of(site("a")), "siteId": site("a"),
+                    "onboardingId": OnboardingId::from_site(site("a")), "siteId": site("a"),
                     "causationId": null, "failure": null,
                 });
                 json!({
@@ -374,7 +374,7 @@ fn teardowns(status: &'static str, looks: usize) -> impl Fn(&Asked) -> Answer {
             "StartExecution" => json!({ "executionArn": "arn:new", "startDate": 1.0 }),
             "ListExecutions" => json!({ "executions": [{
                 "executionArn": "arn:recovery", "stateMachineArn": "m", "status": "RUNNING",
-                "name": format!("recovery-{}", OnboardingId::of(site("a"))),
+                "name": format!("recovery-{}", OnboardingId::from_site(site("a"))),
                 "startDate": 1_767_225_601.0 }] }),
             "GetExecutionHistory" => json!({ "events": [] }),
             _ if asked.what.contains("/invocations") => json!({ "outcome": "DONE" }),
@@ -390,7 +390,7 @@ fn undone() -> Vec<FailureRow> {
         source: source.to_owned(),
         kind,
         site_id: Some(site(name)),
-        correlation_id: Some(OnboardingId::of(site(name))),
+        correlation_id: Some(OnboardingId::from_site(site(name))),
         ..row(number)
     };
     vec![
@@ -459,7 +459,7 @@ async fn a_replay_of_recover_onboarding_waits_for_the_teardown() {
 
 #[tokio::test]
 async fn a_recovery_waits_for_its_end_and_closes_what_it_repaired() {
-    let onboarding = OnboardingId::of(site("a")).to_string();
+    let onboarding = OnboardingId::from_site(site("a")).to_string();
     let recover = ["sagas", "recover", &onboarding, "--yes"];
     for (status, wait, code, left) in [
         ("SUCCEEDED", "10s", 0, &[4, 5][..]),

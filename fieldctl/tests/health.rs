@@ -30,7 +30,7 @@ fn site() -> SiteId {
 }
 
 fn sensor(index: usize) -> SensorId {
-    SensorId::of(OnboardingId::of(site()), index)
+    SensorId::from_onboarding(OnboardingId::from_site(site()), index)
 }
 
 type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
@@ -41,7 +41,7 @@ fn shown(status: &str) -> Value {
         |index, metric| json!({ "sensorId": sensor(index), "unit": "Cel", "metric": metric });
     json!({
         "siteId": site(), "name": "Desert Rock", "operator": "NOAA", "status": status,
-        "onboarding": { "onboardingId": OnboardingId::of(site()), "steps": [
+        "onboarding": { "onboardingId": OnboardingId::from_site(site()), "steps": [
             { "name": "ActivateSite", "status": "COMPLETED", "at": "2025-01-01T00:00:00.000Z" } ] },
         "sensors": [sensor(0, "air_temperature"), sensor(1, "water_temperature")],
     })
@@ -96,7 +96,7 @@ async fn refuse(cloud: &Cloud, site: &str, at: Timestamp, refused: u64) {
 async fn quarantine(cloud: &Cloud, site_id: SiteId, at: Timestamp) -> FailureId {
     let source = "store-readings";
     let error = ErrorInfo::new("BundleConflict", &format!("{} has other samples", sensor(1)));
-    let id = FailureId::of(source, [u8::from(site_id == site()); 32]);
+    let id = FailureId::new(source, [u8::from(site_id == site()); 32]);
     let row = FailureRow {
         id,
         source: source.to_owned(),
@@ -332,7 +332,7 @@ fn evidence() -> Evidence {
         refusals: Ok(vec![row("ClockAhead", noon(-60)), row("OutOfOrder", noon(-120))]),
         refusals_without_site: Err("no answer".to_owned()),
         failures: Ok(vec![SetAside {
-            failure_id: FailureId::of("store-readings", [7; 32]).to_string(),
+            failure_id: FailureId::new("store-readings", [7; 32]).to_string(),
             error: ErrorInfo::new("BundleConflict", "other samples"),
             last_at: noon(-30),
         }]),

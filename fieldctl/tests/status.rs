@@ -329,7 +329,7 @@ async fn resources_that_can_not_be_listed_make_every_check_of_them_unknown() {
 #[tokio::test]
 async fn logs_of_a_site_are_shown_in_the_order_of_time() {
     let site = SiteId::registered("http", "key-1");
-    let onboarding = OnboardingId::of(site).to_string();
+    let onboarding = OnboardingId::from_site(site).to_string();
     let cloud = Cloud::start(move |asked| {
         let body: Value = serde_json::from_str(&asked.body).unwrap_or_default();
         ok(match asked.what.rsplit('.').next().unwrap_or_default() {

@@ -15,7 +15,7 @@ use std::{
 
 use clap::CommandFactory;
 use cloud::{Asked, Cloud, NOTE};
-use contracts::{OnboardingId, Saga, SensorId, SiteId, Timestamp, events::SiteActivated};
+use contracts::{OnboardingId, SagaContext, SensorId, SiteId, Timestamp, events::SiteActivated};
 use fieldctl::cli::Cli;
 use ledger::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -38,7 +38,7 @@ fn site() -> SiteId {
 }
 
 fn onboarding() -> OnboardingId {
-    OnboardingId::of(site())
+    OnboardingId::from_site(site())
 }
 
 /// Returns the characters in an output that control a terminal or are invisible, except those that
@@ -135,7 +135,7 @@ fn failure() -> FailureRow {
     let error = ErrorInfo::new(&format!("Name{HOSTILE}"), &format!("message {HOSTILE}"));
     let at = Timestamp::from_millis(1_767_225_600_000);
     FailureRow {
-        id: FailureId::of(source, [7; 32]),
+        id: FailureId::new(source, [7; 32]),
         source: source.to_owned(),
         kind: Kind::FunctionFailed,
         payload: Some(json!({ format!("key {HOSTILE}"): HOSTILE }).to_string()),
@@ -160,10 +160,10 @@ async fn stack(answer: fn(&Asked) -> Answer) -> Cloud {
     let cloud = Cloud::start(answer).await;
     cloud.dynamo.put(FAILURES, json!(failure())).await;
     let site_id = site();
-    let saga = Saga::of_site(site_id, None);
+    let saga = SagaContext::of_site(site_id, None);
     // `events tail` shows events that are newer than its start.
     let at = Timestamp::now().plus_millis(5000);
-    let event = NewEvent::of(saga, site_id, 2, at, SiteActivated { site_id }).row();
+    let event = NewEvent::in_saga(saga, site_id, 2, at, SiteActivated { site_id }).row();
     let mut event = json!(event.expect("a row"));
     let mut detail: Value =
         serde_json::from_str(event["detail"].as_str().expect("text")).expect("JSON");
@@ -214,7 +214,7 @@ fn commands() -> Vec<String> {
 fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
     let registration = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/events/import-site.json");
     let site = site().to_string();
-    let sensor = SensorId::of(onboarding(), 0).to_string();
+    let sensor = SensorId::from_onboarding(onboarding(), 0).to_string();
     let onboarding = onboarding().to_string();
     let failure = failure().id.to_string();
     let (more, prints): (&[&str], _) = match command {
@@ -343,7 +343,7 @@ async fn no_error_message_controls_a_terminal() {
     assert!(refused >= 10, "only {refused} commands were refused");
 
     // Errors quote the arguments of the command line.
-    let sensor = SensorId::of(onboarding(), 0).to_string();
+    let sensor = SensorId::from_onboarding(onboarding(), 0).to_string();
     for words in [
         &["sites", "show", HOSTILE][..],
         &[HOSTILE],

@@ -4,7 +4,7 @@ mod cloud;
 
 use cloud::{Asked, Cloud};
 use contracts::{
-    Failure, OnboardingId, ReservationId, Saga, SiteId, SubscriptionId, Timestamp,
+    OnboardingFailure, OnboardingId, ReservationId, SagaContext, SiteId, SubscriptionId, Timestamp,
     events::{KitsReleased, KitsReserved, SiteRejected, SubscriptionFailed},
 };
 use ledger::{Concerns, ErrorInfo, FailureId};
@@ -119,7 +119,7 @@ fn history(arn_asked: &str, teardown: &str) -> Vec<Value> {
 type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
 
 fn answer(asked: &Asked) -> Answer {
-    let onboarding = OnboardingId::of(site()).to_string();
+    let onboarding = OnboardingId::from_site(site()).to_string();
     let own = arn("site-onboarding", &onboarding);
     let teardown = arn("site-teardown", "nested");
     let body: Value = serde_json::from_str(&asked.body).unwrap_or_default();
@@ -169,11 +169,11 @@ fn answer(asked: &Asked) -> Answer {
 
 async fn log(cloud: &Cloud) {
     let site_id = site();
-    let saga = Saga::of_site(site_id, None);
+    let saga = SagaContext::of_site(site_id, None);
     let at = |millis: i64| Timestamp::from_millis(1_767_225_600_000 + millis);
-    let subscription = SubscriptionId::of(saga.onboarding_id);
-    let reservation = ReservationId::of(saga.onboarding_id);
-    let failure = Failure {
+    let subscription = SubscriptionId::from_onboarding(saga.onboarding_id);
+    let reservation = ReservationId::from_onboarding(saga.onboarding_id);
+    let failure = OnboardingFailure {
         step: "InitializeSubscription".to_owned(),
         error: "CardDeclined".to_owned(),
         message: DECLINED.to_owned(),
@@ -187,10 +187,10 @@ async fn log(cloud: &Cloud) {
     let reserved = KitsReserved { site_id, kits: vec![] };
     let released = KitsReleased { site_id, kits: vec![] };
     let rows = [
-        NewEvent::of(saga, reservation, 1, at(1650), reserved).row(),
-        NewEvent::of(saga, subscription, 1, at(2950), declined).row(),
-        NewEvent::of(saga, reservation, 2, at(4200), released).row(),
-        NewEvent::of(saga, site_id, 2, at(4390), SiteRejected { site_id, failure }).row(),
+        NewEvent::in_saga(saga, reservation, 1, at(1650), reserved).row(),
+        NewEvent::in_saga(saga, subscription, 1, at(2950), declined).row(),
+        NewEvent::in_saga(saga, reservation, 2, at(4200), released).row(),
+        NewEvent::in_saga(saga, site_id, 2, at(4390), SiteRejected { site_id, failure }).row(),
     ];
     for row in rows {
         let row =
@@ -203,7 +203,7 @@ async fn log(cloud: &Cloud) {
 async fn the_trace_of_a_declined_card_fits_on_one_screen() {
     let cloud = Cloud::start(answer).await;
     log(&cloud).await;
-    for id in [site().to_string(), OnboardingId::of(site()).to_string()] {
+    for id in [site().to_string(), OnboardingId::from_site(site()).to_string()] {
         let (code, out, err) = cloud.run(&["trace", &id]).await;
         assert_eq!((code, err.as_str()), (0, ""));
         insta::assert_snapshot!("declined", out);
@@ -270,7 +270,7 @@ async fn an_onboarding_is_undone_only_after_its_teardown_has_succeeded() {
 #[tokio::test]
 async fn an_onboarding_that_a_later_teardown_repaired_is_not_incomplete() {
     for (recovery, listed) in [("SUCCEEDED", 0), ("FAILED", 1)] {
-        let onboarding = OnboardingId::of(site()).to_string();
+        let onboarding = OnboardingId::from_site(site()).to_string();
         let own = arn("site-onboarding", &onboarding);
         let later = arn("site-teardown", &format!("operator-{onboarding}"));
         let cloud = Cloud::start(move |asked| {
@@ -338,7 +338,7 @@ async fn quarantined_readings_of_the_site_are_in_its_trace() {
         let error = ErrorInfo { concerns: Some(concerns), ..ErrorInfo::new("InvalidInput", "no") };
         let at = Timestamp::from_millis(1_767_225_610_000 + i64::from(number));
         json!({
-            "id": FailureId::of("store-readings", [number; 32]), "source": "store-readings",
+            "id": FailureId::new("store-readings", [number; 32]), "source": "store-readings",
             "kind": "QUARANTINED", "status": "OPEN", "error": error, "fingerprint": "0123456789ab",
             "attempts": 1, "replays": 0, "payload": "{}", "firstAt": at, "lastAt": at,
         })
@@ -373,7 +373,8 @@ async fn an_unknown_id_is_reported() {
 #[tokio::test]
 async fn an_execution_is_shown_without_secrets() {
     let cloud = Cloud::start(answer).await;
-    let (code, out, _) = cloud.run(&["sagas", "show", &OnboardingId::of(site()).to_string()]).await;
+    let (code, out, _) =
+        cloud.run(&["sagas", "show", &OnboardingId::from_site(site()).to_string()]).await;
     assert_eq!(code, 0);
     assert!(out.contains("Compensate") && !out.contains("pm_1"), "{out}");
 }

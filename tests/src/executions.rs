@@ -225,7 +225,7 @@ impl Stack {
             status: described.status().clone(),
             error: described.error().map(str::to_owned),
             cause: described.cause().map(str::to_owned),
-            tasks: History::of(&history).tasks.into_iter().map(Task::from).collect(),
+            tasks: History::from_events(&history).tasks.into_iter().map(Task::from).collect(),
             stopped_in: stopped_in(&history),
             late_failure: late_failure(&history),
         }))

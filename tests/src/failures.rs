@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{
     Stack,
     api::sign,
-    wait::{Look, PATIENCE, until},
+    wait::{Look, TIMEOUT, until},
 };
 
 /// A row of the failures table: a failed piece of work.
@@ -142,7 +142,7 @@ impl Stack {
         count: usize,
     ) -> Result<Vec<Failure>> {
         let what = format!("{count} failures of {source} about {about}");
-        let failures = until(&what, PATIENCE, async || {
+        let failures = until(&what, TIMEOUT, async || {
             let failures = self.failures_about(source, about).await?;
             Ok(if failures.len() >= count {
                 Look::Found(failures)
@@ -171,7 +171,7 @@ impl Stack {
 
     /// Waits until the failure was recorded `attempts` times. Returns it.
     pub async fn failure_again(&self, id: &str, attempts: u32) -> Result<Failure> {
-        until(&format!("failure {id} to have {attempts} attempts"), PATIENCE, async || {
+        until(&format!("failure {id} to have {attempts} attempts"), TIMEOUT, async || {
             let failure = self.failure(id).await?;
             Ok(if failure.attempts >= attempts { Look::Found(failure) } else { Look::Saw(failure) })
         })

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     Stack,
-    wait::{PATIENCE, until_true},
+    wait::{TIMEOUT, until_true},
 };
 
 /// The `source` of the deliveries' events.
@@ -94,7 +94,7 @@ impl Stack {
             .collect();
         let detail = json!({ "deliveryId": delivery, "kits": kits });
         self.put_event(SUPPLIER, contracts::inbound::KITS_DELIVERED, &detail).await?;
-        until_true("the delivery to be in stock", PATIENCE, async || {
+        until_true("the delivery to be in stock", TIMEOUT, async || {
             let counted = self.rows_with(names::INVENTORY, "id", &delivery_id(&delivery)).await?;
             Ok((!counted.is_empty(), "nothing of it"))
         })

@@ -130,7 +130,8 @@ mod tests {
     use super::*;
 
     fn judged(min: Option<f64>, max: Option<f64>, values: &[f64]) -> Vec<(i64, &'static str)> {
-        let sensor_id = SensorId::of(OnboardingId::of(SiteId::registered("", "judged")), 0);
+        let sensor_id =
+            SensorId::from_onboarding(OnboardingId::from_site(SiteId::registered("", "judged")), 0);
         let (metric, unit) = (Metric::AirTemperature, "Cel".to_owned());
         let samples: Vec<_> = (0..)
             .zip(values)

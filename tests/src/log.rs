@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     Stack,
-    wait::{Look, PATIENCE, until},
+    wait::{Look, TIMEOUT, until},
 };
 
 /// A row of the events table.
@@ -63,7 +63,7 @@ pub async fn story(stack: &Stack, onboarding: OnboardingId) -> Result<Vec<Logged
 
 /// Waits until all events of an onboarding are published and returns them. The onboarding must be over.
 pub async fn published_story(stack: &Stack, onboarding: OnboardingId) -> Result<Vec<LoggedEvent>> {
-    until("all events to be published", PATIENCE, async || {
+    until("all events to be published", TIMEOUT, async || {
         let story = story(stack, onboarding).await?;
         let waiting: Vec<_> = story.iter().filter(|event| !event.is_published()).collect();
         Ok(if waiting.is_empty() && !story.is_empty() {

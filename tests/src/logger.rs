@@ -34,7 +34,7 @@ pub fn calls(order: &[usize], most: usize) -> Vec<Vec<usize>> {
 
 /// The delay before the first retry. It doubles with each retry.
 const PAUSE: Duration = Duration::from_millis(200);
-const MOST_RETRIES: u32 = 5;
+const MAX_RETRIES: u32 = 5;
 
 /// Sends bundles in one call until they are accepted: one bundle by itself, several as a list. Returns the number of
 /// retries. Sending a bundle again has no further effect.
@@ -48,7 +48,7 @@ pub async fn send(stack: &Stack, bundles: &[&Bundle]) -> Result<u32> {
         let answer = stack.call(Call::post_readings(body.clone())).await?;
         match answer.status {
             202 => return Ok(retries),
-            429 | 503 if retries < MOST_RETRIES => {}
+            429 | 503 if retries < MAX_RETRIES => {}
             _ => bail!("POST /readings, retried {retries} times, was answered with {answer}"),
         }
         tokio::time::sleep(pause).await;

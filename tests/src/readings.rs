@@ -16,7 +16,7 @@ use crate::{
     Stack,
     api::{Answer, Call},
     failures::Failure,
-    wait::{Look, PATIENCE, until},
+    wait::{Look, TIMEOUT, until},
 };
 
 /// A sensor in the response of `GET /sites/{siteId}`.
@@ -148,7 +148,7 @@ impl Stack {
     /// Waits until readings of all these sensors are accepted. telemetry learns about new sensors by an event.
     pub async fn sensors_known(&self, sensors: impl IntoIterator<Item = SensorId>) -> Result<()> {
         let known = sensors.into_iter().map(async |sensor| {
-            until(&format!("sensor {sensor} to be known"), PATIENCE, async || {
+            until(&format!("sensor {sensor} to be known"), TIMEOUT, async || {
                 let answer = self.readings(sensor, "limit=1").await?;
                 Ok(if answer.status == 200 { Look::Found(()) } else { Look::Saw(answer) })
             })
@@ -235,7 +235,7 @@ impl Stack {
 
     /// Waits until `count` records with this partition key are quarantined. Returns all of them.
     pub async fn quarantined(&self, key: &str, count: usize) -> Result<Vec<Quarantined>> {
-        until(&format!("{count} quarantined records of {key}"), PATIENCE, async || {
+        until(&format!("{count} quarantined records of {key}"), TIMEOUT, async || {
             let mut records = self.quarantine().await?;
             records.retain(|record| record.partition_key() == key);
             Ok(if records.len() >= count {

@@ -17,7 +17,7 @@ use crate::{
     executions::Execution,
     log::{self, LoggedEvent},
     stripe,
-    wait::{Look, PATIENCE, until},
+    wait::{Look, TIMEOUT, until},
 };
 
 /// A card that is accepted.
@@ -128,7 +128,7 @@ impl Stack {
         status: &str,
         steps: &[(&str, &str)],
     ) -> Result<Value> {
-        until(&format!("site {site} to be {status} with {steps:?}"), PATIENCE, async || {
+        until(&format!("site {site} to be {status} with {steps:?}"), TIMEOUT, async || {
             let answer = self.site(site).await?;
             let told = answer.body["onboarding"]["steps"].as_array().map_or(&[][..], Vec::as_slice);
             let same = told.len() == steps.len()
@@ -167,7 +167,7 @@ impl Stack {
 
     /// Waits until the onboarding's execution has ended, with any result.
     pub async fn onboarding_over(&self, onboarding: OnboardingId) -> Result<Execution> {
-        until(&format!("onboarding {onboarding} to be over"), PATIENCE, async || {
+        until(&format!("onboarding {onboarding} to be over"), TIMEOUT, async || {
             let execution = self.onboarding(onboarding).await?;
             Ok(match execution {
                 Some(execution) if execution.status != ExecutionStatus::Running => {

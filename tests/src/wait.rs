@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, bail};
 
 /// The timeout for things that take a few seconds, on a busy machine.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+pub const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The interval between polls. The emulator shares the machine with the functions.
 const PAUSE: Duration = Duration::from_millis(150);

@@ -17,7 +17,7 @@ use futures_util::future::try_join_all;
 use tests::{
     Stack,
     alarms::{Alarm, OnCall},
-    wait::{Look, PATIENCE, until, until_true},
+    wait::{Look, TIMEOUT, until, until_true},
 };
 
 /// How long a value stays in its alarm's window.
@@ -163,7 +163,7 @@ async fn becomes(
     let ago = window.saturating_sub(LIFE);
     let ours: BTreeSet<_> = alarms.iter().map(|alarm| alarm.alarm_name.as_str()).collect();
     let what = format!("{state} of {ours:?} at {values:?}");
-    until(&what, PATIENCE.max(window.min(LONGEST)), async || {
+    until(&what, TIMEOUT.max(window.min(LONGEST)), async || {
         stack.measure(alarms, values, ago).await?;
         let now = stack.alarms().await?;
         if undo {
@@ -237,7 +237,7 @@ async fn every_alarm_goes_off_returns_to_ok_and_notifies_on_call() -> Result<()>
 
     let names: BTreeSet<_> = alarms.iter().map(|alarm| alarm.alarm_name.clone()).collect();
     let told = RefCell::new(BTreeSet::new());
-    until_true("on-call to be told of each", PATIENCE, async || {
+    until_true("on-call to be told of each", TIMEOUT, async || {
         let notices = on_call.take(&stack).await?;
         let gone_off = notices.iter().filter(|notice| notice["NewStateValue"] == "ALARM");
         let gone_off = gone_off.filter_map(|notice| notice["AlarmName"].as_str());

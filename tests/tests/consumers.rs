@@ -15,7 +15,7 @@ use tests::{
     Stack, log,
     logger::send,
     sites::{GOOD_CARD, registration},
-    wait::{Look, PATIENCE, until},
+    wait::{Look, TIMEOUT, until},
 };
 use uuid::Uuid;
 
@@ -124,7 +124,7 @@ async fn a_disabled_consumer_is_reported_until_it_is_enabled() -> Result<()> {
         })
         .await?;
     all_run(&stack).await?;
-    until("the readings to be stored", PATIENCE, async || {
+    until("the readings to be stored", TIMEOUT, async || {
         let samples = stack.samples(sensor_id, "limit=10").await?;
         Ok(if samples == bundle.series[0].samples {
             Look::Found(())

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tests::{
     Stack, log,
     sites::{DECLINED_CARD, GOOD_CARD, Ids, registration},
-    wait::{Look, PATIENCE, until},
+    wait::{Look, TIMEOUT, until},
 };
 use uuid::Uuid;
 
@@ -114,7 +114,7 @@ async fn counted(stack: &Stack, ids: Ids, expected: &BTreeMap<String, u32>) -> R
         count += counted_transitions(stack, &arn).await?;
     }
     let story = log::published_story(stack, ids.onboarding_id).await?;
-    let invocations = until("every invocation to be logged", PATIENCE, async || {
+    let invocations = until("every invocation to be logged", TIMEOUT, async || {
         let seen = invocations(stack, ids.onboarding_id).await?;
         Ok(if seen == *expected { Look::Found(seen) } else { Look::Saw(format!("{seen:?}")) })
     })

@@ -22,7 +22,7 @@ use tests::{
     fieldctl::Printed,
     logger::send,
     sites::{GOOD_CARD, Ids, registration},
-    wait::{Look, PATIENCE, until},
+    wait::{Look, TIMEOUT, until},
 };
 use tokio::sync::Mutex;
 use uuid::Uuid;
@@ -133,7 +133,7 @@ async fn provider_drill(stack: &Stack, error: &str, status: Option<u16>) -> Resu
     stack.site_active(ids.site_id).await?;
     check_is(stack, "provider", "good").await?;
     let id = ids.site_id.to_string();
-    until("nothing to be wrong in the trace", PATIENCE, async || {
+    until("nothing to be wrong in the trace", TIMEOUT, async || {
         let trace = stack.fieldctl(&["--json", "trace", &id])?.document()?;
         Ok(if trace["provider"].is_null() && trace["standing"] == "ended" {
             Look::Found(())
@@ -263,7 +263,7 @@ async fn a_bad_version_is_deployed_and_rolled_back() -> Result<()> {
         .await?;
     let after = live(&stack.fieldctl(&["--json", "status"])?.document()?);
     ensure!(after == Some(before), "rolled back to {after:?}");
-    until("the reading that waited", PATIENCE, async || {
+    until("the reading that waited", TIMEOUT, async || {
         let samples = stack.samples(sensor, "").await?;
         Ok(if samples.len() == 1 { Look::Found(()) } else { Look::Saw(format!("{samples:?}")) })
     })
@@ -283,7 +283,7 @@ async fn one_logger_sends_poison_among_others() -> Result<()> {
     }
     // Each logger sends readings of a sensor that is not registered.
     for (_, ids) in &sites {
-        let sensor_id = SensorId::of(OnboardingId::of(ids.site_id), 7);
+        let sensor_id = SensorId::from_onboarding(OnboardingId::from_site(ids.site_id), 7);
         let samples = vec![Sample(Timestamp::now().plus_millis(-MINUTE), 1.0)];
         let series = vec![Series { sensor_id, samples }];
         let bundle_id = Uuid::new_v4().to_string().parse()?;
@@ -293,7 +293,7 @@ async fn one_logger_sends_poison_among_others() -> Result<()> {
         |name: &str| stack.fieldctl(&["--json", "failures", "groups", "--site", name])?.documents();
     let mut groups = Vec::new();
     for (name, ids) in &sites {
-        let group = until("the poison to be recorded", PATIENCE, async || {
+        let group = until("the poison to be recorded", TIMEOUT, async || {
             let mut groups = groups_of(name)?;
             Ok(match groups.pop() {
                 Some(group) if groups.is_empty() => Look::Found(group),
@@ -350,7 +350,7 @@ async fn a_station_that_never_reported_sends_readings_with_a_wrong_clock() -> Re
 
     // The logger's clock is an hour ahead.
     let refused = serde_json::to_vec(&bundle("ahead", 60 * MINUTE)?)?;
-    let document = until("the refusal to be counted", PATIENCE, async || {
+    let document = until("the refusal to be counted", TIMEOUT, async || {
         // Counters that were not yet due are written with a later request.
         let answer = stack.call(Call::post_readings(refused.clone())).await?;
         ensure!(answer.status == 400, "{answer}");
@@ -379,7 +379,7 @@ async fn a_station_that_never_reported_sends_readings_with_a_wrong_clock() -> Re
 
     // The clock is corrected.
     send(&stack, &[&bundle("now", -MINUTE)?]).await?;
-    let document = until("the sensor to report", PATIENCE, async || {
+    let document = until("the sensor to report", TIMEOUT, async || {
         let (_, document) = health()?;
         let reports = document["sensors"][0]["verdict"] == "REPORTING";
         Ok(if reports { Look::Found(document) } else { Look::Saw(document) })

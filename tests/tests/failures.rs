@@ -59,7 +59,7 @@ use tests::{
     logger::send,
     readings::Quarantined,
     sites::{DECLINED_CARD, FORWARD, GOOD_CARD, Ids, UNDO, registration, residue},
-    wait::{Look, PATIENCE, until},
+    wait::{Look, TIMEOUT, until},
 };
 use tokio::sync::RwLock;
 use uuid::Uuid;
@@ -116,7 +116,7 @@ fn bundle(ids: Ids, sensor_id: SensorId, id: &str, values: &[f64]) -> Result<Bun
 /// has its own row.
 async fn assert_stored(stack: &Stack, sensor: SensorId, bundles: &[&Bundle]) -> Result<()> {
     let sent: Vec<_> = bundles.iter().flat_map(|bundle| bundle.series[0].samples.clone()).collect();
-    let samples = until(&format!("{} samples", sent.len()), PATIENCE, async || {
+    let samples = until(&format!("{} samples", sent.len()), TIMEOUT, async || {
         let samples = stack.samples(sensor, "limit=10000").await?;
         Ok(if samples.len() >= sent.len() {
             Look::Found(samples)
@@ -515,7 +515,7 @@ async fn assert_published_once(
         captured.iter().map(event_id).filter(of_ours).map(str::to_owned).collect()
     };
     let enough = |captured: &[Value]| heard(captured).len() >= events.len();
-    let mut captured = capture.take_until(stack, PATIENCE, enough).await?;
+    let mut captured = capture.take_until(stack, TIMEOUT, enough).await?;
     // A duplicate would arrive during this time.
     tokio::time::sleep(Duration::from_millis(500)).await;
     captured.extend(capture.take(stack).await?);
@@ -870,12 +870,12 @@ async fn a_dead_letter_of_a_cancellation_is_replayed() -> Result<()> {
 
 /// Checks that a site was rejected, that nothing is left of it, and that each of its events was written once.
 async fn assert_undone(stack: &Stack, ids: Ids) -> Result<()> {
-    until("the site to be undone", PATIENCE, async || {
+    until("the site to be undone", TIMEOUT, async || {
         let left = residue(stack, ids).await?;
         Ok(if left.is_empty() { Look::Found(()) } else { Look::Saw(format!("{left:?}")) })
     })
     .await?;
-    until("the site to be rejected", PATIENCE, async || {
+    until("the site to be rejected", TIMEOUT, async || {
         let site = stack.site(ids.site_id).await?;
         Ok(if site.body["status"] == "REJECTED" { Look::Found(()) } else { Look::Saw(site) })
     })
@@ -901,7 +901,7 @@ async fn a_recovery_that_could_not_start_is_replayed() -> Result<()> {
         .await?
         .during(async || {
             let ids = register(&stack, "not recovered", GOOD_CARD).await?;
-            let arn = until("the saga to be at ProvisionSensors", PATIENCE, async || {
+            let arn = until("the saga to be at ProvisionSensors", TIMEOUT, async || {
                 let execution = stack.onboarding(ids.onboarding_id).await?;
                 let current = execution.as_ref().and_then(|execution| execution.current());
                 Ok(match (&execution, current) {

@@ -91,7 +91,7 @@ async fn forged_commands_change_nothing_and_are_recorded() -> Result<()> {
     let (ids, paid) = live_site(&stack, "target of a forgery").await?;
     let onboarding = stack.onboarding_arn(ids.onboarding_id)?;
     let site_id = SiteId::registered("forgery", &Uuid::new_v4().to_string());
-    let never = Ids { site_id, onboarding_id: OnboardingId::of(site_id) };
+    let never = Ids { site_id, onboarding_id: OnboardingId::from_site(site_id) };
     let mut opening = command(never);
     opening["name"] = "never registered".into();
     opening["plan"] = "standard".into();

@@ -15,7 +15,7 @@ use tests::{
     log,
     sites::{DECLINED_CARD, FORWARD, GOOD_CARD, Ids, UNDO, events_undone, registration, residue},
     stripe,
-    wait::{Look, PATIENCE, until, until_true},
+    wait::{Look, TIMEOUT, until, until_true},
 };
 use uuid::Uuid;
 
@@ -39,7 +39,7 @@ async fn weather_site(stack: &Stack, what: &str, card: &str) -> Result<Ids> {
 
 /// Checks that the stock is what was delivered minus what is reserved.
 async fn assert_stock_adds_up(stack: &Stack) -> Result<()> {
-    until_true("the stock to add up", PATIENCE, async || {
+    until_true("the stock to add up", TIMEOUT, async || {
         let inventory = Inventory::read(stack).await?;
         let off = Inventory::off(&inventory.stock, &inventory.unreserved);
         Ok((off.is_empty(), format!("it is off by {off:?}")))
@@ -160,7 +160,7 @@ async fn a_registration_event_of_another_system_creates_one_site() -> Result<()>
     let site = registration(&name, &WEATHER, GOOD_CARD);
     let detail = json!({ "registrationId": key(), "site": site });
     let event = stack.put_event("noaa.surfrad", "SiteRegistrationRequested", &detail).await?;
-    let ids = until("the site", PATIENCE, async || {
+    let ids = until("the site", TIMEOUT, async || {
         Ok(match caused_by(&stack, &event).await?.first() {
             Some(ids) => Look::Found(*ids),
             None => Look::Saw("no SiteCreated that the event caused"),
@@ -178,7 +178,7 @@ async fn a_registration_event_of_another_system_creates_one_site() -> Result<()>
     assert_eq!(rows.len(), 1, "{rows:?}");
     // The same registration id from another system is another request.
     let other = stack.put_event("met.no", "SiteRegistrationRequested", &detail).await?;
-    until_true("a second site", PATIENCE, async || {
+    until_true("a second site", TIMEOUT, async || {
         let caused = caused_by(&stack, &other).await?;
         Ok((caused.iter().any(|other| other.site_id != ids.site_id), format!("{caused:?}")))
     })

@@ -21,7 +21,7 @@ use tests::{
     Stack,
     sites::{GOOD_CARD, Ids, registration},
     stripe,
-    wait::{PATIENCE, until_true},
+    wait::{TIMEOUT, until_true},
 };
 use uuid::Uuid;
 
@@ -95,7 +95,7 @@ async fn an_outage_fails_no_onboarding_and_causes_few_calls() -> Result<()> {
     tell("all are registered");
     all_have(&stack, &ours, "SensorsProvisioned", PATIENCE_FOR_ALL).await?;
     tell("all are before their subscription");
-    until_true("the provider to be probed", PATIENCE, async || {
+    until_true("the provider to be probed", TIMEOUT, async || {
         let row = circuit(&stack).await?;
         let opened = row["opened"].as_u64().unwrap_or_default();
         Ok((opened > u64::try_from(PROBES)?, row))
@@ -109,7 +109,7 @@ async fn an_outage_fails_no_onboarding_and_causes_few_calls() -> Result<()> {
         assert_eq!(with_event(&stack, &ours, kind).await?, [""; 0], "{kind}");
     }
     let queue = stack.queue_url(names::INITIALIZE_SUBSCRIPTION).await?;
-    until_true("a command of each in the queue", PATIENCE, async || {
+    until_true("a command of each in the queue", TIMEOUT, async || {
         let (waiting, held) = stack.depth(&queue).await?;
         Ok((waiting + held == u32::try_from(SITES)?, format!("{waiting} + {held} held back")))
     })
@@ -134,7 +134,7 @@ async fn an_outage_fails_no_onboarding_and_causes_few_calls() -> Result<()> {
 
     all_have(&stack, &ours, "SiteActivated", PATIENCE_FOR_ALL).await?;
     tell("all are in service");
-    until_true("all executions to be over", PATIENCE, async || {
+    until_true("all executions to be over", TIMEOUT, async || {
         let succeeded = stack.onboardings_with(ExecutionStatus::Succeeded).await?;
         Ok((ours.is_subset(&succeeded), format!("{} succeeded", succeeded.len())))
     })

@@ -19,7 +19,7 @@ use tests::{
     logger::send,
     readings::{Bucket, gzip},
     sites::{FORWARD, GOOD_CARD, Ids, registration},
-    wait::{Look, PATIENCE, until},
+    wait::{Look, TIMEOUT, until},
 };
 use uuid::Uuid;
 
@@ -70,7 +70,7 @@ impl Site {
 
     /// Waits until the first sensor has that many samples, and returns all of them.
     async fn samples(&self, stack: &Stack, count: usize) -> Result<Vec<Sample>> {
-        until(&format!("{count} samples"), PATIENCE, async || {
+        until(&format!("{count} samples"), TIMEOUT, async || {
             let samples = stack.samples(self.sensors[0], "limit=10000").await?;
             Ok(if samples.len() >= count { Look::Found(samples) } else { Look::Saw(samples.len()) })
         })
@@ -237,7 +237,8 @@ async fn readings_are_returned_page_by_page() -> Result<()> {
         let answer = stack.readings(sensor, query).await?;
         assert_eq!((answer.status, answer.fields()), (400, vec![field]), "{query}: {answer}");
     }
-    let nobody = SensorId::of(OnboardingId::of(SiteId::registered("", "nobody's")), 0);
+    let nobody =
+        SensorId::from_onboarding(OnboardingId::from_site(SiteId::registered("", "nobody's")), 0);
     assert_eq!(stack.readings(nobody, "").await?.status, 404);
     let answer = stack.call(Call::get("/sensors/thermometer/readings")).await?;
     assert_eq!((answer.status, answer.fields()), (400, vec!["path sensorId"]), "{answer}");
@@ -293,7 +294,7 @@ async fn invalid_records_are_quarantined_with_their_payload_and_the_rest_is_stor
     no_schema["series"][0]["samples"][0][1] = json!("warm");
     let mut unknown = other("unknown")?;
     unknown.series[0].sensor_id =
-        SensorId::of(OnboardingId::of(SiteId::registered("", "nobody's")), 0);
+        SensorId::from_onboarding(OnboardingId::from_site(SiteId::registered("", "nobody's")), 0);
     let mut foreign = other("foreign")?;
     foreign.series[0].sensor_id = neighbour.sensors[0];
     let mut ahead = other("ahead")?;
@@ -395,7 +396,7 @@ async fn a_breach_and_its_end_are_each_published_once() -> Result<()> {
         back(10.0, "2016-01-01T00:10:00.000Z", "2016-01-01T00:09:00.000Z"),
     ];
     let enough = |events: &[Value]| alerts(events, &site).len() >= expected.len();
-    let mut captured = capture.take_until(&stack, PATIENCE, enough).await?;
+    let mut captured = capture.take_until(&stack, TIMEOUT, enough).await?;
     // A duplicate would arrive during this time.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     captured.extend(capture.take(&stack).await?);
@@ -416,7 +417,7 @@ async fn a_breach_and_its_end_are_each_published_once() -> Result<()> {
 
 /// Waits until the register has the sensor as retired and the cached entry of the active sensor has expired.
 async fn retired(stack: &Stack, sensor: SensorId) -> Result<()> {
-    until("the sensor to be retired in the register", PATIENCE, async || {
+    until("the sensor to be retired in the register", TIMEOUT, async || {
         let row = stack
             .dynamodb()
             .get_item()
@@ -459,7 +460,7 @@ async fn readings_of_a_decommissioned_site_are_quarantined_and_raise_no_alert() 
     // reading was processed.
     send(&stack, &[&live.bundle("live", "2016-01-01T00:01:00Z", &[40.0])?]).await?;
     let told = |events: &[Value]| !alerts(events, &live).is_empty();
-    let captured = capture.take_until(&stack, PATIENCE, told).await?;
+    let captured = capture.take_until(&stack, TIMEOUT, told).await?;
     capture.stop(&stack).await?;
     assert_eq!(alerts(&captured, &live).len(), 1);
     assert_eq!(alerts(&captured, &site), []);

@@ -25,7 +25,7 @@ use tests::{
         DECLINED_CARD, EventsByEntity, FORWARD, GOOD_CARD, Ids, UNDO, events_undone, registration,
         residue,
     },
-    wait::{Look, PATIENCE, until, until_true},
+    wait::{Look, TIMEOUT, until, until_true},
 };
 use tokio::sync::Mutex;
 use uuid::Uuid;
@@ -64,7 +64,7 @@ async fn at_step(
     step: &str,
     find: impl AsyncFn() -> Result<Option<Execution>>,
 ) -> Result<Execution> {
-    until(&format!("an execution to be at {step}"), PATIENCE, async || {
+    until(&format!("an execution to be at {step}"), TIMEOUT, async || {
         let execution = find().await?;
         let at = execution.as_ref().and_then(Execution::current);
         Ok(if at.is_some_and(|task| task.name == step && task.tries > 0) {
@@ -94,7 +94,7 @@ fn recovery(onboarding: OnboardingId) -> String {
 /// Waits until the recovery has undone everything.
 async fn recovered(stack: &Stack, onboarding: OnboardingId) -> Result<Execution> {
     let name = recovery(onboarding);
-    let execution = until(&format!("{name} to be over"), PATIENCE, async || {
+    let execution = until(&format!("{name} to be over"), TIMEOUT, async || {
         Ok(match stack.teardown(onboarding).await? {
             Some(execution)
                 if execution.arn.contains(&name)
@@ -119,7 +119,7 @@ async fn teardowns(stack: &Stack, onboarding: OnboardingId) -> Result<Vec<String
 
 /// Waits until the step that was in progress at the stop has answered, and returns the name of its error.
 async fn late_failure(stack: &Stack, execution: &Execution) -> Result<String> {
-    until("the late answer of the step", PATIENCE, async || {
+    until("the late answer of the step", TIMEOUT, async || {
         let execution = stack.execution(&execution.arn).await?.context("the execution")?;
         Ok(match execution.late_failure.clone() {
             Some(error) => Look::Found(error),
@@ -184,7 +184,7 @@ async fn cut_off_in(step: &str) -> Result<()> {
     drop(held);
     if step == "InitializeSubscription" {
         let queue = stack.queue_url(names::INITIALIZE_SUBSCRIPTION).await?;
-        until_true("the late command to be let go", PATIENCE, async || {
+        until_true("the late command to be let go", TIMEOUT, async || {
             let (waiting, in_work) = stack.depth(&queue).await?;
             Ok((waiting + in_work == 0, format!("{waiting} waiting, {in_work} in work")))
         })
@@ -228,7 +228,7 @@ async fn an_onboarding_stopped_during_its_undo_is_still_undone() -> Result<()> {
     drop(held);
     let site = stack.site(ids.site_id).await?;
     assert_eq!(site.body["status"], "REJECTED", "{site}");
-    until_true("the onboarding to be shown as undone", PATIENCE, async || {
+    until_true("the onboarding to be shown as undone", TIMEOUT, async || {
         let site = stack.site(ids.site_id).await?;
         let steps = site.body["onboarding"]["steps"].as_array().cloned().unwrap_or_default();
         let done = steps.iter().filter(|step| step["status"] == "COMPLETED").count();

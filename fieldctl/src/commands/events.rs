@@ -30,7 +30,7 @@ const LATE_MILLIS: i64 = 30_000;
 /// The maximum number of concurrent lookups of sites.
 const LOOKUPS_AT_ONCE: usize = 8;
 /// The maximum number of events of a type that `tail` reads at a time. It does not print further ones.
-const MOST_AT_ONCE: usize = 1000;
+const MAX_PAGE: usize = 1000;
 
 /// Commands for the event log.
 #[derive(Debug, Subcommand)]
@@ -185,7 +185,7 @@ async fn tail(
     loop {
         let from = Timestamp::now().plus_millis(-LATE_MILLIS).max(begun);
         let between = Between { from: Some(from), to: None };
-        let of_kinds = kinds.iter().map(|kind| stack.events_of_type(kind, between, MOST_AT_ONCE));
+        let of_kinds = kinds.iter().map(|kind| stack.events_of_type(kind, between, MAX_PAGE));
         let mut new: Vec<_> = try_join_all(of_kinds).await?.into_iter().flatten().collect();
         new.retain(|it| seen.insert((it.entity.clone(), it.sequence), it.occurred_at).is_none());
         sort(&mut new);

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The maximum number of bundles in one call.
-const MOST_BUNDLES: usize = 500;
+const MAX_BUNDLES: usize = 500;
 const LARGEST_CALL: usize = 4 << 20;
 
 /// Commands for readings.
@@ -94,7 +94,7 @@ fn calls(bundles: Vec<Value>) -> Vec<String> {
         let bundle = bundle.to_string();
         match calls.last_mut() {
             Some((count, call))
-                if *count < MOST_BUNDLES && call.len() + bundle.len() + 2 <= LARGEST_CALL =>
+                if *count < MAX_BUNDLES && call.len() + bundle.len() + 2 <= LARGEST_CALL =>
             {
                 *count += 1;
                 *call += ",";

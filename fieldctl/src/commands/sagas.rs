@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use contracts::{
-    Event, Failure, OnboardingId, Saga, SiteId, Timestamp, events::SiteCreated, names,
-    saga::TeardownInput,
+    Event, OnboardingFailure, OnboardingId, SagaContext, SiteId, Timestamp, events::SiteCreated,
+    names, saga::TeardownInput,
 };
 use futures_util::TryStreamExt;
 use serde::Deserialize;
@@ -210,9 +210,9 @@ async fn teardown_input(
         let failed = execution.states.iter().find_map(|it| Some((&it.name, it.failure()?)));
         let failure = failed.map(|(step, failure)| {
             let Failed { error, message } = failure.clone();
-            Failure { step: step.clone(), error, message }
+            OnboardingFailure { step: step.clone(), error, message }
         });
-        let saga = Saga::deserialize(&execution.input);
+        let saga = SagaContext::deserialize(&execution.input);
         let saga = saga.map_err(|error| invalid("the execution's input", &error))?;
         return Ok(TeardownInput::new(saga, failure));
     }
@@ -224,7 +224,7 @@ async fn teardown_input(
     })?;
     let site = SiteId::deserialize(&created.data["siteId"]);
     let site = site.map_err(|error| invalid("the event SiteCreated", &error))?;
-    let saga = Saga::of_site(site, Some(created.metadata.event_id.uuid()));
+    let saga = SagaContext::of_site(site, Some(created.metadata.event_id.uuid()));
     saga.check_onboarding(onboarding).map_err(|error| invalid("the event SiteCreated", &error))?;
     Ok(TeardownInput::new(saga, None))
 }
@@ -240,7 +240,7 @@ async fn recover(
     let undoable = sites::undoable(stack, input.saga.site_id).await?;
     if undoable.status == "ONBOARDING" && input.failure.is_none() {
         // Without a failure, the teardown would treat the site as one that was in service.
-        input.failure = Some(Failure {
+        input.failure = Some(OnboardingFailure {
             step: "Onboarding".to_owned(),
             error: "Recovered".to_owned(),
             message: "The onboarding was undone by the operator.".to_owned(),

@@ -142,7 +142,7 @@ pub async fn provider(stack: &Stack) -> Result<Provider, CliError> {
         Some(_) => key_changed_at(stack).await.unwrap_or_default(),
         None => None,
     };
-    Ok(Provider::of(state, changed))
+    Ok(Provider::from_env(state, changed))
 }
 
 /// Reads when the secret was changed. Does not read its value.

@@ -7,12 +7,12 @@
 
 use aws_lambda_events::event::streams::KinesisEventResponse;
 use contracts::{
-    AlertingId, OnboardingId, Saga, Sensor, Timestamp,
+    AlertingId, OnboardingId, SagaContext, Sensor, Timestamp,
     events::{ReadingBackToNormal, ReadingBreachedThreshold},
     readings::{Bundle, Sample},
     stream::Record,
 };
-use fault::{Failure, Fault, Replayed};
+use fault::{Fault, InvocationError, Replayed};
 use lambda::Deadline;
 use serde_json::value::RawValue;
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
@@ -24,10 +24,10 @@ use crate::{
 };
 
 /// The maximum number of changes per transaction. DynamoDB takes 100 actions, and one of them writes the row.
-const MOST_TRANSITIONS: usize = 99;
+const MAX_TRANSITIONS: usize = 99;
 
 /// The maximum number of times that a bundle is judged again because another writer changed the row.
-const MOST_REFUSALS: usize = 5;
+const MAX_REFUSALS: usize = 5;
 
 /// The dependencies of the function `detect-breaches`.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl DetectBreaches {
         &self,
         payload: &RawValue,
         deadline: Deadline,
-    ) -> Result<KinesisEventResponse, Failure> {
+    ) -> Result<KinesisEventResponse, InvocationError> {
         stream::consume(payload, deadline, async |record| self.record(record).await).await
     }
 
@@ -83,13 +83,13 @@ impl DetectBreaches {
     /// The row is read for each bundle. A cached row could hide what another environment committed, and the read costs
     /// a fraction of storing the bundle.
     async fn detect(&self, bundle: &Bundle, now: Timestamp) -> Result<(), AlertingError> {
-        let alerting_id = AlertingId::of(OnboardingId::of(bundle.site_id));
+        let alerting_id = AlertingId::from_onboarding(OnboardingId::from_site(bundle.site_id));
         let there: Option<AlertingRow> = self.alerting.get(&AlertingRow::key(alerting_id)).await?;
         let Some(mut row) = there else { return Ok(()) };
         let watermarks = self.memory.recall(bundle);
 
         let mut counts = None;
-        for _ in 0..=MOST_REFUSALS {
+        for _ in 0..=MAX_REFUSALS {
             let Alerting::Configured { rules } = &row.state else { return Ok(()) };
             let Judgement { transitions, judged, late } = judge(rules, bundle, &watermarks);
             // Only the first judgement counts: readings that this call itself commits would be late in the next one.
@@ -115,7 +115,7 @@ impl DetectBreaches {
         transitions: &[Transition],
         now: Timestamp,
     ) -> Result<Outcome, AlertingError> {
-        for some in transitions.chunks(MOST_TRANSITIONS) {
+        for some in transitions.chunks(MAX_TRANSITIONS) {
             let Alerting::Configured { rules } = &row.state else { break };
             match self.commit(&row, rules, some, now).await? {
                 Outcome::Done(after) => row = after,
@@ -134,7 +134,7 @@ impl DetectBreaches {
         transitions: &[Transition],
         now: Timestamp,
     ) -> Result<Outcome, AlertingError> {
-        let alerting_id = AlertingId::of(row.saga.onboarding_id);
+        let alerting_id = AlertingId::from_onboarding(row.saga.onboarding_id);
         let key = AlertingRow::key(alerting_id);
         let after = AlertingRow {
             saga: row.saga,
@@ -143,10 +143,10 @@ impl DetectBreaches {
             at: now,
         };
         // The cause of these events is a reading, not the event that started the saga.
-        let saga = Saga::of_site(row.saga.site_id, None);
+        let saga = SagaContext::of_site(row.saga.site_id, None);
         let mut breaches = 0;
         let mut changing = Transaction::on(&self.alerting);
-        changing = changing.replace_at(&self.alerting, &key, &after, row.sequence);
+        changing = changing.put_if_sequence(&self.alerting, &key, &after, row.sequence);
         for (sequence, transition) in (row.sequence + 1..).zip(transitions) {
             let Transition { rule, sample: Sample(at, value), change } = *transition;
             let Sensor { sensor_id, metric, unit, .. } = rules[rule].sensor.clone();
@@ -164,7 +164,7 @@ impl DetectBreaches {
                         limit,
                         threshold,
                     };
-                    let event = NewEvent::of(saga, alerting_id, sequence, now, data);
+                    let event = NewEvent::in_saga(saga, alerting_id, sequence, now, data);
                     changing.event(&self.outbox, event)
                 }
                 Change::BackToNormal { breached_at } => {
@@ -177,7 +177,7 @@ impl DetectBreaches {
                         at,
                         breached_at,
                     };
-                    let event = NewEvent::of(saga, alerting_id, sequence, now, data);
+                    let event = NewEvent::in_saga(saga, alerting_id, sequence, now, data);
                     changing.event(&self.outbox, event)
                 }
             };

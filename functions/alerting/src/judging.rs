@@ -146,7 +146,7 @@ mod tests {
     /// Returns the rule of a thermometer. Its deadband is half a degree.
     fn rule(index: usize, min: Option<f64>, max: Option<f64>) -> Rule {
         Rule::new(Sensor {
-            sensor_id: SensorId::of(saga("a").onboarding_id, index),
+            sensor_id: SensorId::from_onboarding(saga("a").onboarding_id, index),
             metric: Metric::AirTemperature,
             unit: "Cel".to_owned(),
             min,
@@ -157,7 +157,7 @@ mod tests {
     /// Returns a bundle with one value per second from noon on, for each of the first sensors.
     fn bundle<V: AsRef<[f64]>>(series: &[V]) -> Bundle {
         let series = series.iter().enumerate().map(|(index, values)| Series {
-            sensor_id: SensorId::of(saga("a").onboarding_id, index),
+            sensor_id: SensorId::from_onboarding(saga("a").onboarding_id, index),
             samples: (0..).map(noon).zip(values.as_ref()).map(|(at, v)| Sample(at, *v)).collect(),
         });
         Bundle {

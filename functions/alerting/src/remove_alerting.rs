@@ -1,6 +1,6 @@
 //! Undoes `configure-alerting`: replaces the configuration with a tombstone.
 
-use contracts::{AlertingId, OnboardingId, Saga, Timestamp, events::AlertingRemoved};
+use contracts::{AlertingId, OnboardingId, SagaContext, Timestamp, events::AlertingRemoved};
 use lambda::Step;
 use serde::Serialize;
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
@@ -47,16 +47,16 @@ fn decide(there: Option<&AlertingRow>) -> Decision {
 }
 
 impl Step for RemoveAlerting {
-    type Command = Saga;
+    type Command = SagaContext;
     type Reply = Reply;
     type Error = AlertingError;
 
-    fn correlation(saga: &Saga) -> Option<OnboardingId> {
+    fn correlation(saga: &SagaContext) -> Option<OnboardingId> {
         Some(saga.onboarding_id)
     }
 
-    async fn run(&self, saga: Saga, now: Timestamp) -> Result<Reply, AlertingError> {
-        let alerting_id = AlertingId::of(saga.onboarding_id);
+    async fn run(&self, saga: SagaContext, now: Timestamp) -> Result<Reply, AlertingError> {
+        let alerting_id = AlertingId::from_onboarding(saga.onboarding_id);
         let key = AlertingRow::key(alerting_id);
         let there: Option<AlertingRow> = self.alerting.get(&key).await?;
 
@@ -68,9 +68,11 @@ impl Step for RemoveAlerting {
             Decision::Fence => undoing = undoing.create(&self.alerting, &key, &tombstone(0)),
             Decision::Remove { from, sequence } => {
                 let event = AlertingRemoved { site_id: saga.site_id };
-                undoing = undoing
-                    .replace(&self.alerting, &key, &tombstone(sequence), from)
-                    .event(&self.outbox, NewEvent::of(saga, alerting_id, sequence, now, event));
+                undoing =
+                    undoing.put_if_status(&self.alerting, &key, &tombstone(sequence), from).event(
+                        &self.outbox,
+                        NewEvent::in_saga(saga, alerting_id, sequence, now, event),
+                    );
             }
         }
         match undoing.commit().await? {

@@ -7,7 +7,7 @@ use alerting::{
     remove_alerting::RemoveAlerting,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use contracts::{AlertingId, OnboardingId, Saga, SensorId, SiteId, Timestamp};
+use contracts::{AlertingId, OnboardingId, SagaContext, SensorId, SiteId, Timestamp};
 use fault::Replayed;
 use futures_util::future::join;
 use lambda::Deadline;
@@ -35,12 +35,12 @@ fn detector(dynamo: &Dynamo) -> DetectBreaches {
     }
 }
 
-async fn configure(dynamo: &Dynamo, saga: Saga) {
+async fn configure(dynamo: &Dynamo, saga: SagaContext) {
     let step = ConfigureAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() };
     run(&step, &payload_with_sensors(saga, &WEATHER)).await.expect("alerting");
 }
 
-async fn remove(dynamo: &Dynamo, saga: Saga) {
+async fn remove(dynamo: &Dynamo, saga: SagaContext) {
     let step = RemoveAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() };
     run(&step, &payload(saga)).await.expect("no alerting");
 }
@@ -55,11 +55,11 @@ async fn watched() -> Dynamo {
 }
 
 /// Returns a bundle of a site with readings of some of its sensors.
-fn bundle(saga: Saga, series: &[(usize, &[Reading])]) -> Value {
+fn bundle(saga: SagaContext, series: &[(usize, &[Reading])]) -> Value {
     let series = series.iter().map(|(index, readings)| {
         let samples = readings.iter().map(|(seconds, value)| json!([noon(*seconds), value]));
         json!({
-            "sensorId": SensorId::of(saga.onboarding_id, *index),
+            "sensorId": SensorId::from_onboarding(saga.onboarding_id, *index),
             "samples": samples.collect::<Value>(),
         })
     });
@@ -103,7 +103,7 @@ async fn done(step: &DetectBreaches, bundles: &[Value]) {
 
 /// Returns the events of the site "a" after its configuration: type, seconds after noon, and value.
 async fn told(dynamo: &Dynamo) -> Vec<(String, i64, f64)> {
-    let events = dynamo.events(AlertingId::of(saga("a").onboarding_id)).await;
+    let events = dynamo.events(AlertingId::from_onboarding(saga("a").onboarding_id)).await;
     let news = events.iter().skip(1).map(|row| {
         let data = row.envelope().expect("an envelope").data;
         let at: Timestamp = data["at"].as_str().expect("a time").parse().expect("a time");
@@ -173,7 +173,7 @@ async fn a_breach_and_its_event_are_one_transaction() {
     assert_eq!((usage.calls, usage.write_units), (read_and_write(), 7.0));
 
     let saga = saga("a");
-    let sensor = SensorId::of(saga.onboarding_id, 0);
+    let sensor = SensorId::from_onboarding(saga.onboarding_id, 0);
     let row = dynamo.rows(ALERTING).await.remove(0);
     assert_eq!((&row["status"], &row["sequence"]), (&json!("CONFIGURED"), &json!(2)));
     assert_eq!(row["rules"][0]["sensorId"], json!(sensor));
@@ -187,7 +187,7 @@ async fn a_breach_and_its_event_are_one_transaction() {
     assert_eq!(row["rules"][0]["state"], "NORMAL");
     assert_eq!(row["rules"][0]["changedAt"], json!(noon(121)));
 
-    let events = dynamo.events(AlertingId::of(saga.onboarding_id)).await;
+    let events = dynamo.events(AlertingId::from_onboarding(saga.onboarding_id)).await;
     let told: Vec<_> = events[1..]
         .iter()
         .map(|row| {
@@ -211,10 +211,10 @@ async fn a_breach_and_its_event_are_one_transaction() {
 #[tokio::test]
 async fn a_breach_has_no_causation_id() {
     let dynamo = Dynamo::start().await;
-    let saga = Saga::of_site(saga("a").site_id, Some(saga("b").onboarding_id.uuid()));
+    let saga = SagaContext::of_site(saga("a").site_id, Some(saga("b").onboarding_id.uuid()));
     configure(&dynamo, saga).await;
     done(&detector(&dynamo), &[first(&[(0, 51.0)])]).await;
-    let events = dynamo.events(AlertingId::of(saga.onboarding_id)).await;
+    let events = dynamo.events(AlertingId::from_onboarding(saga.onboarding_id)).await;
     let causes = events.iter().map(|row| row.envelope().expect("JSON").metadata.causation_id);
     assert_eq!(causes.collect::<Vec<_>>(), [saga.causation_id, None]);
     // The row keeps the causation id of the configuration.
@@ -284,7 +284,7 @@ async fn both_limits_are_watched_and_a_jump_between_them_emits_an_event() {
     let step = detector(&dynamo);
     done(&step, &[first(&[(0, -50.5)]), first(&[(60, 50.5)]), first(&[(120, 0.0)])]).await;
     assert_eq!(told(&dynamo).await, [breach(0, -50.5), breach(60, 50.5), back(120, 0.0)]);
-    let events = dynamo.events(AlertingId::of(saga("a").onboarding_id)).await;
+    let events = dynamo.events(AlertingId::from_onboarding(saga("a").onboarding_id)).await;
     let data = |place: usize| events[place].envelope().expect("an envelope").data;
     assert_eq!((&data(1)["limit"], &data(1)["threshold"]), (&json!("min"), &json!(-50.0)));
     assert_eq!((&data(2)["limit"], &data(2)["threshold"]), (&json!("max"), &json!(50.0)));
@@ -387,7 +387,7 @@ async fn a_concurrent_removal_is_always_the_last_event() {
         if removed.is_err() {
             remove(&dynamo, saga(name)).await;
         }
-        let story = dynamo.story(AlertingId::of(saga(name).onboarding_id)).await;
+        let story = dynamo.story(AlertingId::from_onboarding(saga(name).onboarding_id)).await;
         assert_eq!(story.last().map(String::as_str), Some("AlertingRemoved"), "{story:?}");
         assert!(story.len() <= 3, "{story:?}");
         let before = dynamo.everything().await;
@@ -403,7 +403,7 @@ async fn a_breached_site_can_be_removed() {
     done(&step, &[first(&[(0, 51.0)])]).await;
     remove(&dynamo, saga("a")).await;
     done(&step, &[first(&[(60, 20.0)])]).await;
-    let story = dynamo.story(AlertingId::of(saga("a").onboarding_id)).await;
+    let story = dynamo.story(AlertingId::from_onboarding(saga("a").onboarding_id)).await;
     assert_eq!(story, ["AlertingConfigured", BREACH, "AlertingRemoved"]);
 }
 
@@ -421,7 +421,7 @@ async fn a_site_is_watched_as_soon_as_it_is_configured() {
 async fn a_row_of_the_previous_release_is_read_as_normal() {
     let dynamo = Dynamo::start().await;
     let saga = saga("a");
-    let alerting = AlertingId::of(saga.onboarding_id);
+    let alerting = AlertingId::from_onboarding(saga.onboarding_id);
     configure(&dynamo, saga).await;
     let row = json!({
         "id": format!("alerting#{alerting}"), "onboardingId": saga.onboarding_id,
@@ -448,7 +448,7 @@ async fn an_invalid_bundle_is_skipped() {
 async fn an_unreadable_row_stops_only_its_site() {
     let dynamo = watched().await;
     let other = saga("b");
-    let key = format!("alerting#{}", AlertingId::of(other.onboarding_id));
+    let key = format!("alerting#{}", AlertingId::from_onboarding(other.onboarding_id));
     dynamo.put(ALERTING, json!({ "id": key, "status": "CONFIGURED", "rules": "none" })).await;
     let step = detector(&dynamo);
     let broken = bundle(other, &[(0, &[(0, 51.0)])]);
@@ -483,6 +483,6 @@ async fn the_sample_event_breaches_a_limit_of_the_sample_site() {
     run(&step, &sample::event("configure-alerting")).await.expect("alerting");
     assert_eq!(hand(&detector(&dynamo), &sample::event("detect-breaches")).await, None);
     let site = SiteId::registered("registry.example", "sample-registration");
-    let alerting = AlertingId::of(OnboardingId::of(site));
+    let alerting = AlertingId::from_onboarding(OnboardingId::from_site(site));
     assert_eq!(dynamo.story(alerting).await, ["AlertingConfigured", BREACH]);
 }

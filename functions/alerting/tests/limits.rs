@@ -28,7 +28,7 @@ async fn configuring_and_removing_follow_the_contract_of_the_saga() {
             dynamo,
             payload: payload_with_sensors(saga("a"), &WEATHER),
             undo_payload: payload(saga("a")),
-            entity: AlertingId::of(saga("a").onboarding_id).into(),
+            entity: AlertingId::from_onboarding(saga("a").onboarding_id).into(),
         }
     };
     let story = Story { done: "AlertingConfigured", undone: "AlertingRemoved", fenced: &[] };
@@ -52,7 +52,7 @@ async fn only_sensors_with_a_limit_are_watched() {
         "state": "NORMAL",
     });
     assert_eq!(row["rules"], json!([both, one]));
-    let event = &dynamo.events(AlertingId::of(saga.onboarding_id)).await[0];
+    let event = &dynamo.events(AlertingId::from_onboarding(saga.onboarding_id)).await[0];
     let data = event.envelope().expect("an envelope").data;
     assert_eq!(data, json!({ "siteId": saga.site_id, "rules": 2 }));
 }

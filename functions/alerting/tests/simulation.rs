@@ -20,7 +20,7 @@ use alerting::{
     detect_breaches::DetectBreaches, memory::Memory, remove_alerting::RemoveAlerting,
 };
 use contracts::{
-    AlertingId, Entity, Metric, Saga, Sensor, SensorId, Timestamp,
+    AlertingId, Entity, Metric, SagaContext, Sensor, SensorId, Timestamp,
     events::Limit,
     readings::{Bundle, Sample, Series},
 };
@@ -44,7 +44,7 @@ use tokio::{
 const SEEDS: u64 = 1_000;
 
 /// The part of the function's time that is reserved for the response, as in production.
-const FOR_THE_ANSWER: Duration = Duration::from_millis(500);
+const RESPONSE_MARGIN: Duration = Duration::from_millis(500);
 
 /// Two sensors with limits and one without.
 const METRICS: [Metric; 3] = [Metric::AirTemperature; 3];
@@ -107,7 +107,7 @@ impl Judge {
 /// A site's configuration, and the order of its readings.
 #[derive(Clone, Debug)]
 struct Site {
-    saga: Saga,
+    saga: SagaContext,
     sensors: Vec<Sensor>,
     configured: Configured,
     removed_after: Option<Duration>,
@@ -124,7 +124,7 @@ enum Configured {
 
 impl Site {
     fn alerting(&self) -> AlertingId {
-        AlertingId::of(self.saga.onboarding_id)
+        AlertingId::from_onboarding(self.saga.onboarding_id)
     }
 
     fn entity(&self) -> String {
@@ -413,7 +413,7 @@ impl Function for Consumer {
     ) -> LocalBoxFuture<'static, Result<Value, String>> {
         let watch = Rc::clone(&self.0);
         Box::pin(async move {
-            let time = time.saturating_sub(FOR_THE_ANSWER);
+            let time = time.saturating_sub(RESPONSE_MARGIN);
             let call = Call { line: watch.cloud.log_length(), begun: Instant::now(), time };
             let payload = to_raw_value(&event(&records)).expect("JSON");
             let work = environment.handle(&payload, Deadline::after(time));
@@ -435,7 +435,7 @@ impl Function for Consumer {
 }
 
 /// Configures or removes alerting, and retries until it succeeds.
-async fn insist(cloud: Cloud, site: Site, after: Duration, removes: bool) {
+async fn options(cloud: Cloud, site: Site, after: Duration, removes: bool) {
     sleep(after).await;
     loop {
         let (alerting, outbox) = (cloud.table(ALERTING), cloud.outbox());
@@ -468,7 +468,7 @@ struct Seen {
 }
 
 fn simulate(seed: u64) -> Seen {
-    let mut chance = Chance::of(seed);
+    let mut chance = Chance::from_seed(seed);
     let cloud = Cloud::new(chance.fork());
     let load = Workload::make(&mut chance);
     let settings = Settings {
@@ -493,13 +493,13 @@ fn simulate(seed: u64) -> Seen {
             let (of_site, removed_after) = (site.clone(), site.removed_after);
             match site.configured {
                 Configured::Never => {}
-                Configured::First => insist(cloud.clone(), site, Duration::ZERO, false).await,
+                Configured::First => options(cloud.clone(), site, Duration::ZERO, false).await,
                 Configured::Meanwhile(after) => {
-                    others.push(spawn_local(insist(cloud.clone(), site, after, false)));
+                    others.push(spawn_local(options(cloud.clone(), site, after, false)));
                 }
             }
             if let Some(after) = removed_after {
-                others.push(spawn_local(insist(cloud.clone(), of_site, after, true)));
+                others.push(spawn_local(options(cloud.clone(), of_site, after, true)));
             }
         }
         cloud.disturb(percent);

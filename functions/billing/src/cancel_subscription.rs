@@ -6,7 +6,9 @@
 //! 2. The provider is cleaned up.
 //! 3. The tombstone and the event commit.
 
-use contracts::{OnboardingId, Saga, SubscriptionId, Timestamp, events::SubscriptionCancelled};
+use contracts::{
+    OnboardingId, SagaContext, SubscriptionId, Timestamp, events::SubscriptionCancelled,
+};
 use lambda::Step;
 use serde::Serialize;
 use store::{Commit, Idempotency, NewEvent, Outbox, Table, Transaction};
@@ -72,7 +74,7 @@ struct Burial {
 /// Decides what the undo has to do. `unfinished` is the checkpoint of an initialization that began and did not
 /// finish.
 fn decide(
-    saga: Saga,
+    saga: SagaContext,
     there: Option<SubscriptionRow>,
     unfinished: Option<Checkpoint>,
     now: Timestamp,
@@ -104,15 +106,15 @@ fn decide(
 }
 
 impl Step for CancelSubscription {
-    type Command = Saga;
+    type Command = SagaContext;
     type Reply = Reply;
     type Error = BillingError;
 
-    fn correlation(saga: &Saga) -> Option<OnboardingId> {
+    fn correlation(saga: &SagaContext) -> Option<OnboardingId> {
         Some(saga.onboarding_id)
     }
 
-    async fn run(&self, saga: Saga, now: Timestamp) -> Result<Reply, BillingError> {
+    async fn run(&self, saga: SagaContext, now: Timestamp) -> Result<Reply, BillingError> {
         self.run_in(saga, &mut self.provider.session(None), now).await
     }
 }
@@ -124,11 +126,11 @@ impl ProviderStep for CancelSubscription {
 
     async fn run_in(
         &self,
-        saga: Saga,
+        saga: SagaContext,
         session: &mut Session<'_>,
         now: Timestamp,
     ) -> Result<Reply, BillingError> {
-        let subscription_id = SubscriptionId::of(saga.onboarding_id);
+        let subscription_id = SubscriptionId::from_onboarding(saga.onboarding_id);
         let key = SubscriptionRow::key(subscription_id);
         let reply = Reply { subscription_id };
         let there = self.billing.get(&key).await?;
@@ -151,7 +153,7 @@ impl ProviderStep for CancelSubscription {
         let mut burying = Transaction::on(&self.billing);
         burying = match from {
             None => burying.create(&self.billing, &key, &tombstone),
-            Some(from) => burying.replace(&self.billing, &key, &tombstone, from),
+            Some(from) => burying.put_if_status(&self.billing, &key, &tombstone, from),
         };
         // The record is removed even if there was neither a row nor a record: an initialization may have begun since,
         // and would otherwise pay although the tombstone exists.
@@ -159,8 +161,10 @@ impl ProviderStep for CancelSubscription {
         burying = self.idempotency.forget(burying, &record, noted.as_ref(), now)?;
         if let Some(provider_subscription_id) = ended {
             let event = SubscriptionCancelled { site_id: saga.site_id, provider_subscription_id };
-            burying = burying
-                .event(&self.outbox, NewEvent::of(saga, subscription_id, sequence, now, event));
+            burying = burying.event(
+                &self.outbox,
+                NewEvent::in_saga(saga, subscription_id, sequence, now, event),
+            );
         }
         match burying.commit().await? {
             Commit::Done => Ok(reply),
@@ -170,23 +174,23 @@ impl ProviderStep for CancelSubscription {
 }
 
 impl CancelSubscription {
-    async fn unfinished(&self, saga: Saga) -> Result<Option<Checkpoint>, BillingError> {
+    async fn unfinished(&self, saga: SagaContext) -> Result<Option<Checkpoint>, BillingError> {
         let unfinished = self.idempotency.unfinished(&record_id(saga.onboarding_id)).await?;
         Ok(unfinished.map(Option::unwrap_or_default))
     }
 
     async fn put(
         &self,
-        saga: Saga,
+        saga: SagaContext,
         from: Option<&'static str>,
         fenced: &SubscriptionRow,
     ) -> Result<(), BillingError> {
-        let id = SubscriptionId::of(saga.onboarding_id);
+        let id = SubscriptionId::from_onboarding(saga.onboarding_id);
         let key = SubscriptionRow::key(id);
         let fencing = Transaction::on(&self.billing);
         let fencing = match from {
             None => fencing.create(&self.billing, &key, fenced),
-            Some(from) => fencing.replace(&self.billing, &key, fenced, from),
+            Some(from) => fencing.put_if_status(&self.billing, &key, fenced, from),
         };
         match fencing.commit().await? {
             Commit::Done => Ok(()),
@@ -198,14 +202,14 @@ impl CancelSubscription {
     /// fence was written may have stored a customer since.
     async fn clean_up(
         &self,
-        saga: Saga,
+        saga: SagaContext,
         session: &mut Session<'_>,
         fenced: SubscriptionRow,
     ) -> Result<Burial, BillingError> {
         let from = fenced.state.name();
         let Subscription::Cancelling { customer_id, provider_subscription_id } = fenced.state
         else {
-            return Err(BillingError::Busy(SubscriptionId::of(saga.onboarding_id)));
+            return Err(BillingError::Busy(SubscriptionId::from_onboarding(saga.onboarding_id)));
         };
         let noted = self.unfinished(saga).await?;
         let late = noted.as_ref().and_then(|checkpoint| checkpoint.customer_id.clone());

@@ -224,7 +224,7 @@ impl Circuit {
             let put = Transaction::on(&self.table);
             let put = match state.sequence {
                 0 => put.create(&self.table, &key, &changed),
-                seen => put.replace_at(&self.table, &key, &changed, seen),
+                seen => put.put_if_sequence(&self.table, &key, &changed, seen),
             };
             match put.commit().await? {
                 Commit::Done => return Ok((changed, true)),

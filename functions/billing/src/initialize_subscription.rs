@@ -2,7 +2,7 @@
 //! `cancel-subscription`.
 
 use contracts::{
-    Event, OnboardingId, PaymentMethodId, Plan, Saga, SubscriptionId, Timestamp,
+    Event, OnboardingId, PaymentMethodId, Plan, SagaContext, SubscriptionId, Timestamp,
     events::{SubscriptionFailed, SubscriptionInitialized},
 };
 use lambda::Step;
@@ -37,7 +37,7 @@ pub struct InitializeSubscription {
 pub struct Command {
     /// The site and the onboarding.
     #[serde(flatten)]
-    pub saga: Saga,
+    pub saga: SagaContext,
     /// The site's name. It becomes the customer's name at the provider.
     pub name: String,
     /// The plan to subscribe to.
@@ -118,7 +118,7 @@ impl ProviderStep for InitializeSubscription {
         session: &mut Session<'_>,
         now: Timestamp,
     ) -> Result<Reply, BillingError> {
-        let subscription_id = SubscriptionId::of(command.saga.onboarding_id);
+        let subscription_id = SubscriptionId::from_onboarding(command.saga.onboarding_id);
         let record = record_id(command.saga.onboarding_id);
         let mut lock = match self.idempotency.begin(&record, &hash(&command), now).await? {
             Begin::Completed(outcome) => return Outcome::answer(outcome, subscription_id),
@@ -147,7 +147,7 @@ impl InitializeSubscription {
     ) -> Result<Outcome, BillingError> {
         let Command { saga, plan, .. } = *command;
         let site_id = saga.site_id;
-        let key = SubscriptionRow::key(SubscriptionId::of(saga.onboarding_id));
+        let key = SubscriptionRow::key(SubscriptionId::from_onboarding(saga.onboarding_id));
         if let Some(outcome) = decide(self.billing.get(&key).await?) {
             return self.conclude(outcome, session, lock, now).await;
         }
@@ -188,7 +188,7 @@ impl InitializeSubscription {
             let message = "paymentMethod is not an id of the payment provider".to_owned();
             return Ok(Paid::No(Refusal::InvalidInput { message }));
         };
-        let id = SubscriptionId::of(command.saga.onboarding_id);
+        let id = SubscriptionId::from_onboarding(command.saga.onboarding_id);
         let stripe = session.client().await?;
         let paid = self.pay_with(stripe, &method, command, lock).await;
         let error = match paid {
@@ -230,7 +230,7 @@ impl InitializeSubscription {
     ) -> Result<Paid, PayError> {
         let Checkpoint { customer_id, generation } = lock.checkpoint.clone().unwrap_or_default();
         let onboarding = command.saga.onboarding_id;
-        let id = SubscriptionId::of(onboarding);
+        let id = SubscriptionId::from_onboarding(onboarding);
         let key = |operation: &str| {
             Uuid::new_v5(&onboarding.uuid(), format!("stripe/{operation}/{generation}").as_bytes())
         };
@@ -284,20 +284,20 @@ impl InitializeSubscription {
     /// payment.
     async fn commit<D: Event>(
         &self,
-        saga: Saga,
+        saga: SagaContext,
         session: &mut Session<'_>,
         lock: &Lock<Checkpoint>,
         state: Subscription,
         event: D,
         now: Timestamp,
     ) -> Result<Outcome, BillingError> {
-        let id = SubscriptionId::of(saga.onboarding_id);
+        let id = SubscriptionId::from_onboarding(saga.onboarding_id);
         let key = SubscriptionRow::key(id);
         let outcome = Outcome::from(state.clone());
         let row = SubscriptionRow { saga, state, sequence: 1, at: now };
         let transaction = Transaction::on(&self.billing)
             .create(&self.billing, &key, &row)
-            .event(&self.outbox, NewEvent::of(saga, id, 1, now, event));
+            .event(&self.outbox, NewEvent::in_saga(saga, id, 1, now, event));
         let transaction = self.idempotency.complete(transaction, lock, &outcome, now)?;
         let refused = match transaction.commit().await? {
             Commit::Done => return Ok(outcome),

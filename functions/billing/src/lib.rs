@@ -26,7 +26,7 @@ pub mod reconcile_subscriptions;
 pub mod reconciliation;
 pub mod stripe;
 
-use contracts::{OnboardingId, Plan, Saga, SubscriptionId, Timestamp};
+use contracts::{OnboardingId, Plan, SagaContext, SubscriptionId, Timestamp};
 use fault::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
@@ -39,7 +39,7 @@ use crate::stripe::{CustomerId, StripeError};
 pub struct SubscriptionRow {
     /// The site and the onboarding that the subscription belongs to.
     #[serde(flatten)]
-    pub saga: Saga,
+    pub saga: SagaContext,
     /// The subscription's state.
     #[serde(flatten)]
     pub state: Subscription,

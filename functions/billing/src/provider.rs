@@ -33,7 +33,7 @@ pub struct Provider {
 
 impl Provider {
     /// Creates the provider from the function's environment variables.
-    pub fn of(aws: &Aws) -> Result<Self, ConfigError> {
+    pub fn from_env(aws: &Aws) -> Result<Self, ConfigError> {
         let key = KeySource::Secret {
             secrets: Client::new(aws.config()),
             id: lambda::env("STRIPE_SECRET_ARN")?,

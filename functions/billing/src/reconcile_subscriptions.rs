@@ -82,7 +82,7 @@ impl Step for ReconcileSubscriptions {
             );
         }
         let put = Transaction::on(&self.billing);
-        let put = put.advance(&self.billing, &key, &report, report.sequence);
+        let put = put.put_if_newer(&self.billing, &key, &report, report.sequence);
         if let Commit::Refused(_) = put.commit().await? {
             tracing::info!("a newer comparison was reported meanwhile");
         }

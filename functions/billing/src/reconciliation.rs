@@ -107,7 +107,7 @@ fn findings(books: &Books, now: Timestamp) -> Vec<Finding> {
     for running in books.running.iter().filter(|running| settled(running.created)) {
         let site = running.site_id;
         let row = books.rows.get(&site);
-        let unfinished = books.unfinished.contains(&OnboardingId::of(site));
+        let unfinished = books.unfinished.contains(&OnboardingId::from_site(site));
         if unfinished || row.is_some_and(|row| !settled(row.at)) {
             continue;
         }
@@ -217,7 +217,7 @@ mod tests {
             assert_eq!(findings_of(&books, at(2)).len(), 1, "{books:?}");
         }
         let mut books = books(&[], &[one]);
-        books.unfinished.insert(OnboardingId::of(site("a")));
+        books.unfinished.insert(OnboardingId::from_site(site("a")));
         assert_eq!(findings_of(&books, at(10)), []);
     }
 

@@ -73,7 +73,7 @@ async fn a_result_is_sent_again_for_a_redelivered_command() {
         assert_eq!(call["taskToken"], "token-1");
         let output: Value =
             serde_json::from_str(call["output"].as_str().expect("text")).expect("JSON");
-        let id = SubscriptionId::of(saga("a").onboarding_id);
+        let id = SubscriptionId::from_onboarding(saga("a").onboarding_id);
         assert_eq!(output, json!({ "subscriptionId": id }));
     }
     assert_eq!(world.stripe.paid_for(), 1);

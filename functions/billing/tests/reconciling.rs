@@ -135,14 +135,14 @@ async fn each_disagreement_is_a_finding_until_it_is_resolved() {
 #[tokio::test]
 async fn an_unfinished_initialization_is_not_a_finding() {
     let world = World::start().await;
-    let lost = OnboardingId::of(site("lost"));
+    let lost = OnboardingId::from_site(site("lost"));
     world.stripe.also_has(vec![running("sub_lost", &json!(site("lost")), noon(0))]);
     let record = json!({
         "id": format!("idempotency#initialize-subscription#{lost}"), "status": "INPROGRESS",
     });
     world.dynamo.put(BILLING, record.clone()).await;
     // A row that can't be read does not stop the comparison of the others.
-    let broken = format!("subscription#{}", SubscriptionId::of(lost));
+    let broken = format!("subscription#{}", SubscriptionId::from_onboarding(lost));
     world.dynamo.put(BILLING, json!({ "id": broken, "siteId": 7, "status": "ACTIVE" })).await;
     assert_eq!(world.findings(noon(LATER)).await, []);
     let done = json!({ "id": record["id"], "status": "COMPLETED" });

@@ -20,7 +20,7 @@ use testkit::{
 const CARD: &str = "pm_card_visa";
 
 fn entity() -> Entity {
-    SubscriptionId::of(saga("a").onboarding_id).into()
+    SubscriptionId::from_onboarding(saga("a").onboarding_id).into()
 }
 
 fn undo() -> Value {
@@ -28,7 +28,7 @@ fn undo() -> Value {
 }
 
 async fn row(dynamo: &Dynamo) -> Value {
-    let id = format!("subscription#{}", SubscriptionId::of(saga("a").onboarding_id));
+    let id = format!("subscription#{}", SubscriptionId::from_onboarding(saga("a").onboarding_id));
     dynamo.row(BILLING, &id).await.expect("a subscription")
 }
 

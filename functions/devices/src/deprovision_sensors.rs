@@ -1,6 +1,8 @@
 //! Undoes `provision-sensors`: retires the sensors for good and leaves a tombstone.
 
-use contracts::{OnboardingId, Saga, SensorId, SensorsId, Timestamp, events::SensorsDeprovisioned};
+use contracts::{
+    OnboardingId, SagaContext, SensorId, SensorsId, Timestamp, events::SensorsDeprovisioned,
+};
 use lambda::Step;
 use serde::Serialize;
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
@@ -51,16 +53,16 @@ fn decide(there: Option<SensorsRow>) -> Decision {
 }
 
 impl Step for DeprovisionSensors {
-    type Command = Saga;
+    type Command = SagaContext;
     type Reply = Reply;
     type Error = DevicesError;
 
-    fn correlation(saga: &Saga) -> Option<OnboardingId> {
+    fn correlation(saga: &SagaContext) -> Option<OnboardingId> {
         Some(saga.onboarding_id)
     }
 
-    async fn run(&self, saga: Saga, now: Timestamp) -> Result<Reply, DevicesError> {
-        let sensors_id = SensorsId::of(saga.onboarding_id);
+    async fn run(&self, saga: SagaContext, now: Timestamp) -> Result<Reply, DevicesError> {
+        let sensors_id = SensorsId::from_onboarding(saga.onboarding_id);
         let key = SensorsRow::key(sensors_id);
         let there = self.devices.get(&key).await?;
 
@@ -73,8 +75,8 @@ impl Step for DeprovisionSensors {
             Decision::Deprovision { from, sequence, sensor_ids } => {
                 let event = SensorsDeprovisioned { site_id: saga.site_id, sensor_ids };
                 undoing = undoing
-                    .replace(&self.devices, &key, &tombstone(sequence), from)
-                    .event(&self.outbox, NewEvent::of(saga, sensors_id, sequence, now, event));
+                    .put_if_status(&self.devices, &key, &tombstone(sequence), from)
+                    .event(&self.outbox, NewEvent::in_saga(saga, sensors_id, sequence, now, event));
             }
         }
         match undoing.commit().await? {

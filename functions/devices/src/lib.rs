@@ -7,7 +7,7 @@
 pub mod deprovision_sensors;
 pub mod provision_sensors;
 
-use contracts::{Saga, Sensor, SensorsId, Timestamp};
+use contracts::{SagaContext, Sensor, SensorsId, Timestamp};
 use fault::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
@@ -18,7 +18,7 @@ use store::{Key, StoreError};
 pub struct SensorsRow {
     /// The saga of the onboarding.
     #[serde(flatten)]
-    pub saga: Saga,
+    pub saga: SagaContext,
     /// The state of the sensors.
     #[serde(flatten)]
     pub state: Sensors,

@@ -1,6 +1,8 @@
 //! The second step of the saga: creates the site's sensors. `deprovision-sensors` undoes it.
 
-use contracts::{OnboardingId, SagaWithSensors, SensorsId, Timestamp, events::SensorsProvisioned};
+use contracts::{
+    ContextWithSensors, OnboardingId, SensorsId, Timestamp, events::SensorsProvisioned,
+};
 use lambda::Step;
 use serde::Serialize;
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
@@ -26,7 +28,7 @@ pub struct Reply {
 
 /// Returns the result of the step if a row exists already.
 fn decide(there: &SensorsRow) -> Result<Reply, DevicesError> {
-    let sensors_id = SensorsId::of(there.saga.onboarding_id);
+    let sensors_id = SensorsId::from_onboarding(there.saga.onboarding_id);
     match there.state {
         Sensors::Provisioned { .. } => Ok(Reply { sensors_id }),
         Sensors::Deprovisioned => Err(DevicesError::Superseded(sensors_id)),
@@ -34,17 +36,21 @@ fn decide(there: &SensorsRow) -> Result<Reply, DevicesError> {
 }
 
 impl Step for ProvisionSensors {
-    type Command = SagaWithSensors;
+    type Command = ContextWithSensors;
     type Reply = Reply;
     type Error = DevicesError;
 
-    fn correlation(command: &SagaWithSensors) -> Option<OnboardingId> {
+    fn correlation(command: &ContextWithSensors) -> Option<OnboardingId> {
         Some(command.saga.onboarding_id)
     }
 
-    async fn run(&self, command: SagaWithSensors, now: Timestamp) -> Result<Reply, DevicesError> {
-        let SagaWithSensors { saga, sensors, .. } = command;
-        let sensors_id = SensorsId::of(saga.onboarding_id);
+    async fn run(
+        &self,
+        command: ContextWithSensors,
+        now: Timestamp,
+    ) -> Result<Reply, DevicesError> {
+        let ContextWithSensors { saga, sensors, .. } = command;
+        let sensors_id = SensorsId::from_onboarding(saga.onboarding_id);
         let key = SensorsRow::key(sensors_id);
 
         let state = Sensors::Provisioned { sensors: sensors.clone() };
@@ -52,7 +58,7 @@ impl Step for ProvisionSensors {
         let event = SensorsProvisioned { site_id: saga.site_id, sensors };
         let commit = Transaction::on(&self.devices)
             .create(&self.devices, &key, &row)
-            .event(&self.outbox, NewEvent::of(saga, sensors_id, 1, now, event))
+            .event(&self.outbox, NewEvent::in_saga(saga, sensors_id, 1, now, event))
             .commit()
             .await?;
         match commit {

@@ -28,7 +28,7 @@ async fn provisioning_and_deprovisioning_follow_the_contract_of_the_saga() {
             dynamo,
             payload: payload_with_sensors(saga("a"), &WEATHER),
             undo_payload: payload(saga("a")),
-            entity: SensorsId::of(saga("a").onboarding_id).into(),
+            entity: SensorsId::from_onboarding(saga("a").onboarding_id).into(),
         }
     };
     let story = Story { done: "SensorsProvisioned", undone: "SensorsDeprovisioned", fenced: &[] };
@@ -44,7 +44,7 @@ async fn the_events_have_the_sensors() {
 
     let sensors = sensors(saga, &WEATHER);
     let ids: Vec<_> = sensors.iter().map(|sensor| sensor.sensor_id).collect();
-    let events = dynamo.events(SensorsId::of(saga.onboarding_id)).await;
+    let events = dynamo.events(SensorsId::from_onboarding(saga.onboarding_id)).await;
     let [provisioned, deprovisioned] = &events[..] else { panic!("two events: {events:?}") };
     let data = provisioned.envelope().expect("an envelope").data;
     assert_eq!(data, json!({ "siteId": saga.site_id, "sensors": sensors }));

@@ -10,7 +10,7 @@ use aws_lambda_events::{
     dynamodb::EventRecord,
     event::streams::{DynamoDbBatchItemFailure, DynamoDbEventResponse},
 };
-use fault::{Failure, Fault, Replayed};
+use fault::{Fault, InvocationError, Replayed};
 use lambda::Deadline;
 use quarantine::Reason;
 use serde::Deserialize;
@@ -85,7 +85,7 @@ impl PublishEvents {
         &self,
         payload: &RawValue,
         deadline: Deadline,
-    ) -> Result<DynamoDbEventResponse, Failure> {
+    ) -> Result<DynamoDbEventResponse, InvocationError> {
         let batch: Batch = fault::decode(payload.get())?;
         let mut named = Vec::new();
         let mut record_of: HashMap<EventKey, usize> = HashMap::new();
@@ -111,7 +111,7 @@ impl PublishEvents {
             .publisher
             .publish(named, deadline)
             .await
-            .map_err(|error| Failure::of(&EventsError::from(error)))?;
+            .map_err(|error| InvocationError::from_fault(&EventsError::from(error)))?;
         for Unpublished { event, reason, .. } in unpublished {
             let EventKey { entity, sequence } = &event;
             tracing::error!(entity, sequence, %reason, "not published");
@@ -149,7 +149,7 @@ impl PublishEvents {
 fn first_failed(
     records: &[&RawValue],
     failed: &HashSet<usize>,
-) -> Result<DynamoDbEventResponse, Failure> {
+) -> Result<DynamoDbEventResponse, InvocationError> {
     let mut answer = DynamoDbEventResponse::default();
     if let Some(first) = failed.iter().min() {
         let position: Position = fault::decode(records[*first].get())?;

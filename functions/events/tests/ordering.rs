@@ -124,7 +124,7 @@ fn row(site: &str, sequence: u64, at: Duration) -> EventRow {
     let saga = saga(site);
     let at = noon(0).plus_millis(i64::try_from(at.as_millis()).expect("soon"));
     let data = SiteActivated { site_id: saga.site_id };
-    NewEvent::of(saga, saga.site_id, sequence, at, data).row().expect("a row")
+    NewEvent::in_saga(saga, saga.site_id, sequence, at, data).row().expect("a row")
 }
 
 /// Returns the item's key as text, and its change in the stream's format.
@@ -176,9 +176,9 @@ fn first_occurrences(cloud: &Cloud) -> BTreeMap<String, Vec<u64>> {
 #[test]
 fn a_transaction_split_and_reversed_between_two_batches_is_published_in_order() {
     cloud::run(async {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Chance::from_seed(1));
         let pair = [1, 2].map(|sequence| row("a", sequence, Duration::ZERO));
-        let mut stream = Stream::new(Chance::of(1));
+        let mut stream = Stream::new(Chance::from_seed(1));
         for row in pair.iter().rev() {
             cloud.put(EVENTS, row);
             let (key, change) = inserted(row);
@@ -187,7 +187,7 @@ fn a_transaction_split_and_reversed_between_two_batches_is_published_in_order() 
         // The batch ends between the two records.
         let settings = Settings { batch_size: 1, ..SETTINGS };
         let function = PublishFunction::new(&cloud);
-        let mapping = Mapping::new(settings, Disorder::default(), Chance::of(1), function);
+        let mapping = Mapping::new(settings, Disorder::default(), Chance::from_seed(1), function);
         mapping.run(&stream).await;
         assert_eq!(mapping.happenings()[&Happening::Done], 2);
         let entity = pair[0].entity.clone();
@@ -210,7 +210,7 @@ struct Ran {
 
 /// Runs publish-events and sweep-events with a disordered stream and with faults.
 async fn simulate(seed: u64) -> Ran {
-    let mut chance = Chance::of(seed);
+    let mut chance = Chance::from_seed(seed);
     let cloud = Cloud::new(chance.fork());
     let mut stream = Stream::new(chance.fork());
     let mut sequences = BTreeMap::new();

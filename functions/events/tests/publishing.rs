@@ -85,7 +85,7 @@ impl World {
     async fn append(&self, site: &str, sequence: u64, at: Timestamp) -> Value {
         let saga = saga(site);
         let data = SiteActivated { site_id: saga.site_id };
-        let event = NewEvent::of(saga, saga.site_id, sequence, at, data);
+        let event = NewEvent::in_saga(saga, saga.site_id, sequence, at, data);
         let row = event.clone().row().expect("a row");
         let table = self.dynamo.table(EVENTS);
         let commit = Transaction::on(&table).event(&self.dynamo.outbox(), event).commit().await;
@@ -550,7 +550,7 @@ async fn unpublishable_events_do_not_hide_later_events_from_the_sweep() {
             world.append(site, 1, noon(0)).await;
         }
         let mut row = json!(
-            NewEvent::of(
+            NewEvent::in_saga(
                 saga(behind),
                 saga(behind).site_id,
                 1,
@@ -722,8 +722,8 @@ async fn publishing_changes_only_the_mark() {
     let saga = saga("a");
     let table = world.dynamo.table(EVENTS);
     let data = AlertingConfigured { site_id: saga.site_id, rules: 0 };
-    let entity = contracts::AlertingId::of(saga.onboarding_id);
-    let event = NewEvent::of(saga, entity, 1, noon(0), data);
+    let entity = contracts::AlertingId::from_onboarding(saga.onboarding_id);
+    let event = NewEvent::in_saga(saga, entity, 1, noon(0), data);
     let record = record(&event.clone().row().expect("a row"));
     let commit = Transaction::on(&table).event(&world.dynamo.outbox(), event).commit().await;
     assert!(matches!(commit, Ok(Commit::Done)));

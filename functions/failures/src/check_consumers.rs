@@ -220,7 +220,7 @@ impl CheckConsumers {
 
 fn not_listed(error: &SdkError<ListEventSourceMappingsError>) -> CheckError {
     let reason = fault::summary(error);
-    if AwsErrorKind::of(error).is_transient() {
+    if AwsErrorKind::classify(error).is_transient() {
         CheckError::Unavailable(reason)
     } else {
         CheckError::Refused(reason)

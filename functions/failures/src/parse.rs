@@ -221,7 +221,7 @@ pub fn refused(failed: FailedWork, reason: &str) -> FailedWork {
     let text = format!("the table refused its row as {kind:?} of {}: {reason}", error.name);
     let unreadable = ErrorInfo::new("Unreadable", &text);
     FailedWork {
-        id: FailureId::of(&source, work(&json!(["refused", id]))),
+        id: FailureId::new(&source, work(&json!(["refused", id]))),
         source,
         kind: Kind::Unreadable,
         payload,
@@ -347,7 +347,7 @@ fn repair(environment: &str, message: &SqsMessage, body: &str) -> Option<Repair>
         return None;
     }
     let detail = teardown(environment, body).filter(|detail| detail.status == "SUCCEEDED")?;
-    Some(Repair { id: FailureId::of(SITE_TEARDOWN, teardown_of(&detail)), execution: detail.arn })
+    Some(Repair { id: FailureId::new(SITE_TEARDOWN, teardown_of(&detail)), execution: detail.arn })
 }
 
 /// Returns the execution in an event about this environment's site-teardown. Executions of other state machines can't
@@ -452,7 +452,7 @@ fn failed_work(
     let site_id = find(&content, &["siteId", "partitionKey"]);
     let concerns = Some(Concerns { site_id, ..Concerns::default() });
     FailedWork {
-        id: FailureId::of(source, work),
+        id: FailureId::new(source, work),
         source: source.to_owned(),
         kind,
         payload: Payload::Text(payload.to_owned()),

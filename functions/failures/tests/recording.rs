@@ -10,8 +10,8 @@ use failures::{parse, record_failure::RecordFailure};
 use fault::{ErrorKind, Fault};
 use lambda::Deadline;
 use ledger::{
-    Concerns, ErrorInfo, FailedWork, FailureRow, Insist, Ledger, LedgerError, MAX_PAYLOAD_BYTES,
-    Outcome, PayloadFile, Status,
+    ClaimOptions, Concerns, ErrorInfo, FailedWork, FailureRow, Ledger, LedgerError,
+    MAX_PAYLOAD_BYTES, Outcome, PayloadFile, Status,
     files::{Files, MAX_FILE_BYTES},
 };
 use serde_json::{Value, json};
@@ -331,7 +331,7 @@ async fn work_that_fails_again_after_a_replay_is_the_same_failure() {
     world.record(&failed("m-1", 0)).await.expect("recorded");
     let first = world.row().await;
     let (ledger, replay) = (world.ledger(), Uuid::from_u128(1));
-    let claim = ledger.claim(first.id, replay, None, Insist::default(), noon(60)).await;
+    let claim = ledger.claim(first.id, replay, None, ClaimOptions::default(), noon(60)).await;
     assert!(claim.is_ok(), "{claim:?}");
     let finish = ledger.finish(first.id, replay, &Outcome::Done).await.expect("finished");
     assert_eq!(world.row().await.status, Status::Replayed, "{finish:?}");
@@ -437,7 +437,7 @@ async fn a_row_names_its_site_sensor_and_sender() {
         // The data is kept when a replay fails again.
         let (ledger, replay) = (world.ledger(), Uuid::from_u128(1));
         ledger
-            .claim(row.id, replay, None, Insist::default(), noon(60))
+            .claim(row.id, replay, None, ClaimOptions::default(), noon(60))
             .await
             .map(drop)
             .expect("a claim");
@@ -651,7 +651,7 @@ async fn a_message_whose_row_the_table_refuses_is_recorded_as_unreadable() {
 #[test]
 fn only_the_message_that_can_not_be_recorded_fails() {
     cloud::run(async {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Chance::from_seed(1));
         let step = step(cloud.table(FAILURES), &http::config("http://nowhere"));
         cloud.throttle(vec!["site-b".to_owned()], Duration::from_mins(1));
         let batch = ["site-a", "site-b", "site-c"].map(|site| {

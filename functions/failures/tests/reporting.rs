@@ -45,13 +45,13 @@ async fn the_report_has_the_number_of_open_failures_and_the_oldest_age() {
 #[test]
 fn at_most_the_maximum_number_of_failures_is_counted() {
     cloud::run(async {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Chance::from_seed(1));
         for index in 0..i64::from(MAX_COUNTED) + 50 {
             let work: [u8; 32] = std::array::from_fn(|at| index.to_le_bytes()[at % 8]);
             cloud.put(
                 FAILURES,
                 json!({
-                    "id": FailureId::of("project-site", work), "source": "project-site",
+                    "id": FailureId::new("project-site", work), "source": "project-site",
                     "kind": "UNREADABLE", "status": "OPEN",
                     "error": { "name": "Unreadable", "message": "m", "concerns": {} },
                     "fingerprint": "0123456789ab", "attempts": 1, "replays": 0, "payload": "x",

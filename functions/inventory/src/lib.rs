@@ -10,7 +10,7 @@ pub mod release_kits;
 pub mod reserve_kits;
 
 use contracts::{
-    Metric, ReservationId, Saga, Timestamp,
+    Metric, ReservationId, SagaContext, Timestamp,
     events::{Kits, Shortage},
     input::{FieldError, in_one_line},
 };
@@ -39,7 +39,7 @@ impl StockRow {
 pub struct ReservationRow {
     /// The saga of the onboarding.
     #[serde(flatten)]
-    pub saga: Saga,
+    pub saga: SagaContext,
     /// The state of the reservation.
     #[serde(flatten)]
     pub state: Reservation,

@@ -2,7 +2,7 @@
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{
-    OnboardingId, ReservationId, Saga, Timestamp,
+    OnboardingId, ReservationId, SagaContext, Timestamp,
     events::{Kits, KitsReleased},
 };
 use lambda::Step;
@@ -52,16 +52,16 @@ fn decide(there: Option<ReservationRow>) -> Decision {
 }
 
 impl Step for ReleaseKits {
-    type Command = Saga;
+    type Command = SagaContext;
     type Reply = Reply;
     type Error = InventoryError;
 
-    fn correlation(saga: &Saga) -> Option<OnboardingId> {
+    fn correlation(saga: &SagaContext) -> Option<OnboardingId> {
         Some(saga.onboarding_id)
     }
 
-    async fn run(&self, saga: Saga, now: Timestamp) -> Result<Reply, InventoryError> {
-        let reservation_id = ReservationId::of(saga.onboarding_id);
+    async fn run(&self, saga: SagaContext, now: Timestamp) -> Result<Reply, InventoryError> {
+        let reservation_id = ReservationId::from_onboarding(saga.onboarding_id);
         let key = ReservationRow::key(reservation_id);
         let there = self.inventory.get(&key).await?;
 
@@ -74,7 +74,8 @@ impl Step for ReleaseKits {
                 releasing = releasing.create(&self.inventory, &key, &released(0));
             }
             Decision::Release { from, sequence, kits } => {
-                releasing = releasing.replace(&self.inventory, &key, &released(sequence), from);
+                releasing =
+                    releasing.put_if_status(&self.inventory, &key, &released(sequence), from);
                 for kit in &kits {
                     releasing = releasing.update(
                         &self.inventory,
@@ -88,7 +89,7 @@ impl Step for ReleaseKits {
                     let event = KitsReleased { site_id: saga.site_id, kits };
                     releasing = releasing.event(
                         &self.outbox,
-                        NewEvent::of(saga, reservation_id, sequence, now, event),
+                        NewEvent::in_saga(saga, reservation_id, sequence, now, event),
                     );
                 }
             }

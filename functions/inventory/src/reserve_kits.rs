@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{
-    Metric, OnboardingId, ReservationId, SagaWithSensors, Sensor, Timestamp,
+    ContextWithSensors, Metric, OnboardingId, ReservationId, Sensor, Timestamp,
     events::{Kits, KitsReserved, Shortage, StockDepleted},
 };
 use lambda::Step;
 use serde::Serialize;
-use store::{Commit, NewEvent, Outbox, Refused, Table, Transaction};
+use store::{Commit, FailedConditions, NewEvent, Outbox, Table, Transaction};
 
 use crate::{InventoryError, Reservation, ReservationRow, StockRow};
 
@@ -32,7 +32,7 @@ pub struct Reply {
 
 /// Returns the result of the step if a reservation exists already.
 fn decide(there: &ReservationRow) -> Result<Reply, InventoryError> {
-    let reservation_id = ReservationId::of(there.saga.onboarding_id);
+    let reservation_id = ReservationId::from_onboarding(there.saga.onboarding_id);
     match &there.state {
         Reservation::Reserved { .. } => Ok(Reply { reservation_id }),
         Reservation::Refused { shortages } => {
@@ -52,7 +52,7 @@ fn kits(sensors: &[Sensor]) -> Vec<Kits> {
 }
 
 /// Returns the kits whose stock was too low for the transaction.
-fn shortages(kits: &[Kits], refused: &Refused) -> Result<Vec<Shortage>, InventoryError> {
+fn shortages(kits: &[Kits], refused: &FailedConditions) -> Result<Vec<Shortage>, InventoryError> {
     let short = kits.iter().filter(|kit| refused.concerns(&StockRow::key(kit.metric)));
     short
         .map(|kit| {
@@ -67,17 +67,21 @@ fn shortages(kits: &[Kits], refused: &Refused) -> Result<Vec<Shortage>, Inventor
 }
 
 impl Step for ReserveKits {
-    type Command = SagaWithSensors;
+    type Command = ContextWithSensors;
     type Reply = Reply;
     type Error = InventoryError;
 
-    fn correlation(command: &SagaWithSensors) -> Option<OnboardingId> {
+    fn correlation(command: &ContextWithSensors) -> Option<OnboardingId> {
         Some(command.saga.onboarding_id)
     }
 
-    async fn run(&self, command: SagaWithSensors, now: Timestamp) -> Result<Reply, InventoryError> {
+    async fn run(
+        &self,
+        command: ContextWithSensors,
+        now: Timestamp,
+    ) -> Result<Reply, InventoryError> {
         let saga = command.saga;
-        let reservation_id = ReservationId::of(saga.onboarding_id);
+        let reservation_id = ReservationId::from_onboarding(saga.onboarding_id);
         let key = ReservationRow::key(reservation_id);
         let kits = kits(&command.sensors);
 
@@ -96,7 +100,7 @@ impl Step for ReserveKits {
         }
         let event = KitsReserved { site_id: saga.site_id, kits: kits.clone() };
         let refused = match reserving
-            .event(&self.outbox, NewEvent::of(saga, reservation_id, 1, now, event))
+            .event(&self.outbox, NewEvent::in_saga(saga, reservation_id, 1, now, event))
             .commit()
             .await?
         {
@@ -116,7 +120,7 @@ impl Step for ReserveKits {
                 &key,
                 &row(Reservation::Refused { shortages: shortages.clone() }),
             )
-            .event(&self.outbox, NewEvent::of(saga, reservation_id, 1, now, event));
+            .event(&self.outbox, NewEvent::in_saga(saga, reservation_id, 1, now, event));
         match refusing.commit().await? {
             Commit::Done => Err(InventoryError::KitsOutOfStock(shortages)),
             Commit::Refused(_) => Err(InventoryError::Busy(reservation_id)),

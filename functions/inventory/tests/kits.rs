@@ -63,11 +63,11 @@ async fn stock(dynamo: &Dynamo, metric: Metric) -> Value {
 }
 
 fn entity(name: &str) -> Entity {
-    ReservationId::of(saga(name).onboarding_id).into()
+    ReservationId::from_onboarding(saga(name).onboarding_id).into()
 }
 
 async fn reservation(dynamo: &Dynamo, name: &str) -> Value {
-    let id = ReservationId::of(saga(name).onboarding_id);
+    let id = ReservationId::from_onboarding(saga(name).onboarding_id);
     dynamo.row(INVENTORY, &format!("reservation#{id}")).await.expect("a reservation")
 }
 
@@ -251,7 +251,7 @@ async fn deliveries_that_match_the_schema_are_received_and_those_just_outside_ar
         receive.run(fault::decode(&event.to_string()).expect("an event"), noon(0)).await
     };
     for seed in 0..300 {
-        let mut chance = Chance::of(seed);
+        let mut chance = Chance::from_seed(seed);
         let mut detail = schema.document(&mut chance);
         // The rule that the schema can't express: each metric occurs once.
         let mut seen = std::collections::HashSet::new();

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
-use contracts::{OnboardingId, Saga, Timestamp};
+use contracts::{OnboardingId, SagaContext, Timestamp};
 use futures_util::{StreamExt, stream};
 use lambda::{Deadline, Step};
 use machines::{Machine, MachineError, Running};
@@ -150,7 +150,7 @@ async fn look(
             return Ok(Looked::Moving);
         }
         let input = machine.input(&running.arn).await?;
-        let saga = fault::decode::<Saga>(&input).ok();
+        let saga = fault::decode::<SagaContext>(&input).ok();
         tracing::warn!(
             correlationId = saga.map(|saga| saga.onboarding_id.to_string()),
             execution = %running.arn,

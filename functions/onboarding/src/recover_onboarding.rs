@@ -6,7 +6,7 @@
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{
-    Failure, OnboardingId, Saga, Timestamp,
+    OnboardingFailure, OnboardingId, SagaContext, Timestamp,
     saga::{ONBOARDING_FAILED, TeardownInput},
 };
 use fault::InvalidInput;
@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::OnboardingError;
 
 /// The maximum number of recoveries of one saga. If an operator stops the last one too, it is intended.
-const MOST_RECOVERIES: u32 = 3;
+const MAX_RECOVERIES: u32 = 3;
 
 /// The dependencies of the function `recover-onboarding`.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ pub struct Ended {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Incomplete {
-    onboarding_failure: Failure,
+    onboarding_failure: OnboardingFailure,
 }
 
 /// The status of an execution that did not succeed.
@@ -160,7 +160,7 @@ async fn input(machine: &Machine, ended: &Ended) -> Result<String, OnboardingErr
 }
 
 /// Returns the failure that the site shows: that of the onboarding if the cause has one.
-fn failure(ended: &Ended, step: String) -> Failure {
+fn failure(ended: &Ended, step: String) -> OnboardingFailure {
     let told = ended.cause.as_deref().map(serde_json::from_str::<Incomplete>);
     if let Some(Ok(Incomplete { onboarding_failure })) = told {
         return onboarding_failure;
@@ -172,7 +172,7 @@ fn failure(ended: &Ended, step: String) -> Failure {
     };
     let message =
         format!("The onboarding {happened} in the state {step}, and was undone after it.");
-    Failure { step, error: error.to_owned(), message }
+    OnboardingFailure { step, error: error.to_owned(), message }
 }
 
 /// Returns the name of the recovery. An onboarding and its nested teardown have the same one, so that two events start
@@ -194,12 +194,12 @@ fn recovery_of(onboarding: OnboardingId, ended: &Ended, nested: bool) -> Option<
         let execution = Uuid::new_v5(&onboarding.uuid(), ended.execution_arn.as_bytes());
         return Some(format!("{first}-{:08x}", execution.as_fields().0));
     }
-    let counted = (2..=MOST_RECOVERIES).find_map(|count| {
+    let counted = (2..=MAX_RECOVERIES).find_map(|count| {
         let recovered = ended.name.strip_suffix(&format!("-{count}"))?;
         Some((recovered, count))
     });
     let (recovered, count) = counted.unwrap_or((&ended.name, 1));
-    (count < MOST_RECOVERIES).then(|| format!("{recovered}-{}", count + 1))
+    (count < MAX_RECOVERIES).then(|| format!("{recovered}-{}", count + 1))
 }
 
 fn json(input: &impl Serialize) -> Result<String, OnboardingError> {

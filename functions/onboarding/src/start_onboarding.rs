@@ -2,7 +2,7 @@
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{
-    Envelope, IdMismatch, OnboardingId, PaymentMethodId, Plan, SagaWithSensors, Timestamp,
+    ContextWithSensors, Envelope, IdMismatch, OnboardingId, PaymentMethodId, Plan, Timestamp,
     events::SiteCreated,
 };
 use lambda::Step;
@@ -24,7 +24,7 @@ pub struct StartOnboarding {
 pub struct Input {
     /// The ids of the saga and the sensors of the site.
     #[serde(flatten)]
-    pub sensors: SagaWithSensors,
+    pub sensors: ContextWithSensors,
     /// The name of the site, for the payment provider's records.
     pub name: String,
     /// The subscription plan.
@@ -41,7 +41,7 @@ impl TryFrom<Envelope<SiteCreated>> for Input {
         let data = event.data;
         saga.check_onboarding(data.onboarding_id)?;
         Ok(Self {
-            sensors: SagaWithSensors::new(saga, data.sensors)?,
+            sensors: ContextWithSensors::new(saga, data.sensors)?,
             name: data.name,
             plan: data.plan,
             payment_method: data.payment_method,

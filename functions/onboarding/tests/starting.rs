@@ -71,7 +71,7 @@ async fn the_largest_site_fits_into_an_event_and_into_the_input_of_the_saga() {
         data["onboardingId"].as_str().and_then(|id| id.parse().ok()).expect("an id");
     let sensor = |index| {
         json!({
-            "sensorId": SensorId::of(onboarding, index),
+            "sensorId": SensorId::from_onboarding(onboarding, index),
             "metric": metric,
             "unit": metric.units()[0],
             "min": -1.234_567_890_123_456_7e-100,
@@ -108,7 +108,7 @@ async fn answers_of_step_functions_are_classified() {
 #[tokio::test]
 async fn an_event_with_ids_of_another_site_starts_nothing() {
     let other = sample::saga("another site");
-    let sensor = SensorId::of(other.onboarding_id, 0);
+    let sensor = SensorId::from_onboarding(other.onboarding_id, 0);
     for (path, id) in [
         ("/detail/data/onboardingId", json!(other.onboarding_id)),
         ("/detail/data/siteId", json!(other.site_id)),

@@ -1,6 +1,6 @@
 //! The last step of the saga: sets the site's status to ACTIVE.
 
-use contracts::{OnboardingId, Saga, SiteId, Timestamp, events::SiteActivated};
+use contracts::{OnboardingId, SagaContext, SiteId, Timestamp, events::SiteActivated};
 use lambda::Step;
 use serde::Serialize;
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
@@ -46,15 +46,15 @@ fn decide(site: SiteId, row: Option<SiteRow>, now: Timestamp) -> Result<Decision
 }
 
 impl Step for ActivateSite {
-    type Command = Saga;
+    type Command = SagaContext;
     type Reply = Reply;
     type Error = SitesError;
 
-    fn correlation(saga: &Saga) -> Option<OnboardingId> {
+    fn correlation(saga: &SagaContext) -> Option<OnboardingId> {
         Some(saga.onboarding_id)
     }
 
-    async fn run(&self, saga: Saga, now: Timestamp) -> Result<Reply, SitesError> {
+    async fn run(&self, saga: SagaContext, now: Timestamp) -> Result<Reply, SitesError> {
         let key = SiteRow::key(saga.site_id);
         let there = self.sites.get(&key).await?;
         let reply = Reply { status: Status::Active };
@@ -63,10 +63,10 @@ impl Step for ActivateSite {
             Decision::Already => return Ok(reply),
         };
         let commit = Transaction::on(&self.sites)
-            .replace(&self.sites, &key, &row, Status::Onboarding.name())
+            .put_if_status(&self.sites, &key, &row, Status::Onboarding.name())
             .event(
                 &self.outbox,
-                NewEvent::of(
+                NewEvent::in_saga(
                     saga,
                     saga.site_id,
                     row.sequence,

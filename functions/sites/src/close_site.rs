@@ -1,7 +1,7 @@
 //! The last step of the teardown: sets the site's final status, REJECTED or DECOMMISSIONED.
 
 use contracts::{
-    Failure, OnboardingId, SiteId, Timestamp,
+    OnboardingFailure, OnboardingId, SiteId, Timestamp,
     events::{SiteDecommissioned, SiteRejected},
     saga::TeardownInput,
 };
@@ -37,7 +37,7 @@ enum Decision {
 fn decide(
     site: SiteId,
     row: Option<SiteRow>,
-    failure: Option<Failure>,
+    failure: Option<OnboardingFailure>,
     now: Timestamp,
 ) -> Result<Decision, SitesError> {
     let row = row.ok_or(SitesError::Unknown(site))?;
@@ -64,7 +64,7 @@ fn decide(
 ///
 /// `OnboardingsRefused` counts refusals that the operator of the site can act on (declined card, no kits).
 /// `OnboardingsFailed` counts every other failure, which needs an engineer.
-fn count(failure: Failure) {
+fn count(failure: OnboardingFailure) {
     let refusals = [ErrorKind::CardDeclined, ErrorKind::KitsOutOfStock].map(ErrorKind::name);
     let refused = refusals.contains(&failure.error.as_str());
     let metric = if refused { "OnboardingsRefused" } else { "OnboardingsFailed" };
@@ -89,15 +89,22 @@ impl Step for CloseSite {
             Decision::Close { row, from } => (row, from),
             Decision::Already(status) => return Ok(Reply { status }),
         };
-        let closing = Transaction::on(&self.sites).replace(&self.sites, &key, &row, from.name());
+        let closing =
+            Transaction::on(&self.sites).put_if_status(&self.sites, &key, &row, from.name());
         let closing = match row.failure.clone() {
             Some(failure) => closing.event(
                 &self.outbox,
-                NewEvent::of(saga, site_id, row.sequence, now, SiteRejected { site_id, failure }),
+                NewEvent::in_saga(
+                    saga,
+                    site_id,
+                    row.sequence,
+                    now,
+                    SiteRejected { site_id, failure },
+                ),
             ),
             None => closing.event(
                 &self.outbox,
-                NewEvent::of(saga, site_id, row.sequence, now, SiteDecommissioned { site_id }),
+                NewEvent::in_saga(saga, site_id, row.sequence, now, SiteDecommissioned { site_id }),
             ),
         };
         match closing.commit().await? {

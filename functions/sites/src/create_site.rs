@@ -47,7 +47,7 @@ impl CreateSite {
                 Ok(Answer::new(202, &reply)?.at(http::relative(request, "/sites", &site)))
             }
             Err(SitesError::KeyReused(site)) => Err(key_reused(site)),
-            Err(error) => Err(Problem::of(&error)),
+            Err(error) => Err(Problem::from_fault(&error)),
         }
     }
 }

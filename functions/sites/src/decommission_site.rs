@@ -1,7 +1,7 @@
 //! `DELETE /sites/{siteId}`: takes an active site out of service. It starts the same teardown that undoes a
 //! failed onboarding.
 
-use contracts::{OnboardingId, Saga, SiteId, saga::TeardownInput};
+use contracts::{OnboardingId, SagaContext, SiteId, saga::TeardownInput};
 use lambda::http::{self, Answer, Problem, Request};
 use machines::Machine;
 use serde::Serialize;
@@ -36,11 +36,11 @@ impl DecommissionSite {
     pub async fn handle(&self, request: &Request) -> Result<Answer, Problem> {
         http::no_query(request)?;
         let site = site_id(request)?;
-        let row = self.row(site).await.map_err(|error| Problem::of(&error))?;
+        let row = self.row(site).await.map_err(|error| Problem::from_fault(&error))?;
         let row = row.ok_or_else(|| no_site(site))?;
         let status = match row.status {
             Status::Active | Status::Decommissioning => {
-                self.decommission(site, &row).await.map_err(|error| Problem::of(&error))?;
+                self.decommission(site, &row).await.map_err(|error| Problem::from_fault(&error))?;
                 Status::Decommissioning
             }
             Status::Decommissioned => Status::Decommissioned,
@@ -72,7 +72,7 @@ impl DecommissionSite {
     /// The teardown is started first, so that the site is closed even if the function ends in between. The
     /// execution's name is derived from the onboarding, so a second start has no effect.
     async fn decommission(&self, site: SiteId, row: &SiteRow) -> Result<(), SitesError> {
-        let saga = Saga::of_site(site, None);
+        let saga = SagaContext::of_site(site, None);
         let name = format!("decommission-{}", saga.onboarding_id);
         let input = TeardownInput::new(saga, None);
         self.teardown.start(&name, serde_json::json!(input).to_string()).await?;

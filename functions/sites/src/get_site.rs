@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use aws_sdk_dynamodb::types::AttributeValue;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use contracts::{
-    Failure, Location, Metric, OnboardingId, SensorId, SiteId, Timestamp,
+    Location, Metric, OnboardingFailure, OnboardingId, SensorId, SiteId, Timestamp,
     saga::{ACTIVATE_SITE, STEPS},
 };
 use lambda::http::{self, Answer, FieldError, Problem, Request};
@@ -53,7 +53,7 @@ struct Onboarding {
     onboarding_id: OnboardingId,
     steps: Vec<OnboardingStep>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    failure: Option<Failure>,
+    failure: Option<OnboardingFailure>,
 }
 
 #[derive(Debug, PartialEq, Serialize)]
@@ -152,12 +152,12 @@ impl GetSite {
         if request.path_parameters.contains_key("siteId") {
             http::no_query(request)?;
             let site = site_id(request)?;
-            let found = self.site(site).await.map_err(|error| Problem::of(&error))?;
+            let found = self.site(site).await.map_err(|error| Problem::from_fault(&error))?;
             let found = found.ok_or_else(|| no_site(site))?;
             return Answer::new(200, &found);
         }
         let query = query(request)?;
-        let page = self.list(query).await.map_err(|error| Problem::of(&error))?;
+        let page = self.list(query).await.map_err(|error| Problem::from_fault(&error))?;
         Answer::new(200, &page)
     }
 

@@ -32,7 +32,7 @@ impl Step for ImportSite {
     fn correlation(command: &Self::Command) -> Option<OnboardingId> {
         let requested = read(&command.detail).ok()?;
         let site = SiteId::registered(&command.source, &requested.registration_id);
-        Some(OnboardingId::of(site))
+        Some(OnboardingId::from_site(site))
     }
 
     async fn run(&self, command: Self::Command, now: Timestamp) -> Result<Reply, SitesError> {

@@ -18,7 +18,7 @@ pub mod project_site;
 pub mod registration;
 
 use contracts::{
-    Failure, IdMismatch, Location, OnboardingId, Plan, Sensor, SiteId, Timestamp,
+    IdMismatch, Location, OnboardingFailure, OnboardingId, Plan, Sensor, SiteId, Timestamp,
     input::{FieldError, in_one_line},
 };
 use fault::{ErrorKind, Fault};
@@ -98,7 +98,7 @@ pub struct SiteRow {
     pub closed_at: Option<Timestamp>,
     /// The failure that caused the rejection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<Failure>,
+    pub failure: Option<OnboardingFailure>,
 }
 
 impl SiteRow {

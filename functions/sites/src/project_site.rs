@@ -81,7 +81,7 @@ impl Step for ProjectSite {
         };
         let key = StepRow::key(saga.site_id, name);
         let commit = Transaction::on(&self.sites)
-            .advance(&self.sites, &key, &row, row.sequence)
+            .put_if_newer(&self.sites, &key, &row, row.sequence)
             .commit()
             .await?;
         Ok(match commit {

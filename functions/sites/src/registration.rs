@@ -1,7 +1,7 @@
 //! Registration of a site. `create-site` and `import-site` share it.
 
 use contracts::{
-    OnboardingId, Saga, Sensor, SensorId, SiteId, Timestamp,
+    OnboardingId, SagaContext, Sensor, SensorId, SiteId, Timestamp,
     events::SiteCreated,
     inbound::{SensorRequest, SiteRegistration},
 };
@@ -44,7 +44,7 @@ impl Registrar {
         now: Timestamp,
     ) -> Result<Registered, SitesError> {
         let site_id = SiteId::registered(channel, key);
-        let saga = Saga::of_site(site_id, causation_id);
+        let saga = SagaContext::of_site(site_id, causation_id);
         let onboarding_id = saga.onboarding_id;
         let row = row(onboarding_id, &registration, now);
         let created = SiteCreated {
@@ -60,7 +60,7 @@ impl Registrar {
 
         let commit = Transaction::on(&self.sites)
             .create(&self.sites, &SiteRow::key(site_id), &row)
-            .event(&self.outbox, NewEvent::of(saga, site_id, row.sequence, now, created))
+            .event(&self.outbox, NewEvent::in_saga(saga, site_id, row.sequence, now, created))
             .commit()
             .await?;
         let registered = Registered { site_id, onboarding_id };
@@ -99,7 +99,7 @@ fn row(onboarding_id: OnboardingId, registration: &SiteRegistration, now: Timest
 
 fn sensor(onboarding_id: OnboardingId, index: usize, request: &SensorRequest) -> Sensor {
     Sensor {
-        sensor_id: SensorId::of(onboarding_id, index),
+        sensor_id: SensorId::from_onboarding(onboarding_id, index),
         metric: request.metric,
         unit: request.unit.clone(),
         min: request.min,

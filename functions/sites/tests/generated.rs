@@ -36,7 +36,7 @@ async fn a_registration_that_matches_the_schema_is_accepted_over_http() {
     let dynamo = Dynamo::start().await;
     let step = CreateSite(registrar(&dynamo));
     for seed in 0..CASES {
-        let mut chance = Chance::of(seed);
+        let mut chance = Chance::from_seed(seed);
         let body = in_order(schema.document(&mut chance));
         let request = post(Some(&format!("key-{seed}")), &body.to_string());
         let answer = sent(step.handle(&request, noon(0)).await);
@@ -67,7 +67,7 @@ async fn a_registration_that_matches_the_schema_is_accepted_by_event() {
         step.run(fault::decode(&event.to_string()).expect("an event"), noon(0)).await
     };
     for seed in 0..CASES {
-        let mut chance = Chance::of(seed);
+        let mut chance = Chance::from_seed(seed);
         let mut detail = schema.document(&mut chance);
         detail["site"] = in_order(detail["site"].take());
         if let Err(error) = run(&detail).await {

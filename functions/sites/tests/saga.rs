@@ -120,8 +120,8 @@ async fn repeated_imports_create_one_site_with_its_causation_id() {
     let [created] = created else { panic!("one event: {created:?}") };
     let metadata = created.envelope().expect("an envelope").metadata;
     assert_eq!(json!(metadata.causation_id), event["id"]);
-    assert_eq!(metadata.correlation_id, OnboardingId::of(site));
-    assert_eq!(correlation::<ImportSite>(&event), Some(OnboardingId::of(site).to_string()));
+    assert_eq!(metadata.correlation_id, OnboardingId::from_site(site));
+    assert_eq!(correlation::<ImportSite>(&event), Some(OnboardingId::from_site(site).to_string()));
 
     // The same registration id from another system is another site. A different registration under the same id is
     // refused.

@@ -30,7 +30,7 @@ use crate::refusals::Refusals;
 /// escaped string. `PutRecords` takes 5 MiB per call, partition keys included, so a body fits into one call.
 const LARGEST_BODY: usize = 4 * 1024 * 1024;
 /// The maximum number of records in a call of `PutRecords`.
-const MOST_BUNDLES: usize = 500;
+const MAX_BUNDLES: usize = 500;
 /// The maximum size of a record, in bytes: data and partition key.
 const LARGEST_RECORD: usize = 1024 * 1024;
 /// The maximum number of attempts to put a bundle.
@@ -121,7 +121,8 @@ impl AcceptReadings {
         let bundles = bundles(&texts, listed, now)?;
         let records = records(&bundles, &texts, listed)?;
 
-        let taken = self.put(&records, deadline).await.map_err(|refused| Problem::of(&refused))?;
+        let taken =
+            self.put(&records, deadline).await.map_err(|refused| Problem::from_fault(&refused))?;
         let (put, left): (Vec<_>, Vec<_>) =
             records.iter().zip(taken).partition(|(_, taken)| *taken);
         metrics::counter!("BundlesAccepted").increment(put.len() as u64);
@@ -195,7 +196,7 @@ impl AcceptReadings {
             }
             Err(error) => {
                 let reason = fault::describe(&error);
-                if !AwsErrorKind::of(&error).is_transient() {
+                if !AwsErrorKind::classify(&error).is_transient() {
                     return Err(Refused(reason));
                 }
                 tracing::warn!(%reason, "call failed");
@@ -253,15 +254,15 @@ fn texts(body: &str) -> Result<(Vec<&str>, bool), Problem> {
 
 /// Parses the bundles. Fails if any of them is invalid or if a bundle id is repeated.
 fn bundles(texts: &[&str], listed: bool, now: Timestamp) -> Result<Vec<Bundle>, Problem> {
-    if texts.len() > MOST_BUNDLES {
+    if texts.len() > MAX_BUNDLES {
         return Err(too_large(format!(
-            "The list has {} bundles; send them in several requests of at most {MOST_BUNDLES}.",
+            "The list has {} bundles; send them in several requests of at most {MAX_BUNDLES}.",
             texts.len()
         )));
     }
     let mut problems = Problems::default();
     if texts.is_empty() {
-        let message = format!("is an empty list; give 1 to {MOST_BUNDLES} bundles");
+        let message = format!("is an empty list; give 1 to {MAX_BUNDLES} bundles");
         problems.add_as(Reason::WrongCount, "", message);
     }
     let mut bundles = Vec::with_capacity(texts.len());
@@ -308,7 +309,7 @@ fn records<'a>(
         };
         if record.bytes() > LARGEST_RECORD {
             let rewritten = serde_json::to_vec(bundle)
-                .map_err(|error| Problem::of(&Refused(error.to_string())))?;
+                .map_err(|error| Problem::from_fault(&Refused(error.to_string())))?;
             if rewritten.len() + record.partition_key.len() <= LARGEST_RECORD {
                 record.data = rewritten;
             }

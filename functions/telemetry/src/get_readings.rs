@@ -51,23 +51,23 @@ impl GetReadings {
             None => None,
             Some(token) => {
                 let payload = self.paging.payload(&scope, token).await;
-                let payload = payload.map_err(|error| Problem::of(&error))?;
+                let payload = payload.map_err(|error| Problem::from_fault(&error))?;
                 let position = payload.as_deref().and_then(Position::parse);
                 Some(position.ok_or_else(foreign_token)?)
             }
         };
 
         let row = self.readings.get(&SensorRow::key(sensor)).await;
-        let row: Option<SensorRow> = row.map_err(|error| Problem::of(&error))?;
+        let row: Option<SensorRow> = row.map_err(|error| Problem::from_fault(&error))?;
         let known = row.and_then(|row| row.sensor).ok_or_else(|| no_sensor(sensor))?;
 
         let merge = self.merge(sensor, &query, start).await;
-        let (content, position) = merge.map_err(|error| Problem::of(&error))?.finish();
+        let (content, position) = merge.map_err(|error| Problem::from_fault(&error))?.finish();
         let next = match position {
             None => None,
             Some(position) => {
                 let token = self.paging.token(&scope, &position.text()).await;
-                Some(token.map_err(|error| Problem::of(&error))?)
+                Some(token.map_err(|error| Problem::from_fault(&error))?)
             }
         };
         Answer::new(200, &Page { sensor_id: sensor, unit: known.unit, content, next })

@@ -111,7 +111,7 @@ pub struct Paging {
 
 impl Paging {
     /// Creates it with the key in the secret that `PAGING_SECRET_ARN` names.
-    pub fn of(aws: &Aws) -> Result<Self, ConfigError> {
+    pub fn from_env(aws: &Aws) -> Result<Self, ConfigError> {
         let secrets = Client::new(aws.config());
         Ok(Self::new(KeySource::Secret { secrets, id: lambda::env("PAGING_SECRET_ARN")? }))
     }

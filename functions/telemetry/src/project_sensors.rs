@@ -6,7 +6,7 @@
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{
-    Envelope, OnboardingId, SagaWithSensors, Sensor, SensorId, SiteData, SiteId, Timestamp,
+    ContextWithSensors, Envelope, OnboardingId, Sensor, SensorId, SiteData, SiteId, Timestamp,
     events::{SensorsDeprovisioned, SensorsProvisioned},
 };
 use futures_util::{StreamExt, TryStreamExt, stream as futures};
@@ -99,7 +99,7 @@ impl Step for ProjectSensors {
         let Envelope { metadata, data } = command.detail;
         let news: Vec<_> = match data {
             Data::Provisioned(event) => {
-                let sensors = SagaWithSensors::new(saga, event.sensors)?.sensors;
+                let sensors = ContextWithSensors::new(saga, event.sensors)?.sensors;
                 sensors.into_iter().map(News::Provisioned).collect()
             }
             Data::Deprovisioned(event) => {

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::{SensorRow, TelemetryError};
 
 /// The maximum number of sensors in the cache, about 10 MB. The cache is cleared when it is full.
-const MOST_CACHED: usize = 100_000;
+const MAX_CACHED: usize = 100_000;
 
 /// The register of the sensors that may send readings.
 ///
@@ -85,7 +85,7 @@ impl Register {
             };
             let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
             if verdict.is_ok() {
-                if active.len() >= MOST_CACHED {
+                if active.len() >= MAX_CACHED {
                     active.clear();
                 }
                 active.insert(sensor, Active { site, read_at: now });

@@ -14,7 +14,7 @@ use contracts::{
     readings::{Bundle, Sample},
     stream::Record,
 };
-use fault::{Failure, InvalidInput, Replayed};
+use fault::{InvalidInput, InvocationError, Replayed};
 use flate2::{Compression, read::GzEncoder};
 use futures_util::{StreamExt, stream as futures};
 use lambda::Deadline;
@@ -34,7 +34,7 @@ const PUTS_AT_ONCE: usize = 4;
 
 /// The maximum size of a record's data in a message, in base64 characters. SQS takes a message of 1 MiB, including
 /// the JSON around the data.
-const MOST_A_MESSAGE: usize = 1_000_000;
+const MAX_MESSAGE_BYTES: usize = 1_000_000;
 
 /// The dependencies of the function `store-readings`.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl StoreReadings {
         &self,
         payload: &RawValue,
         deadline: Deadline,
-    ) -> Result<KinesisEventResponse, Failure> {
+    ) -> Result<KinesisEventResponse, InvocationError> {
         let oldest = Cell::new(0.0);
         let answer = stream::consume(payload, deadline, async |record| {
             if let Err(refused) = self.record(record).await {
@@ -164,11 +164,11 @@ impl StoreReadings {
             sensor_id: sensor.map(|(sensor, _)| sensor),
             sensor_site_id: sensor.and_then(|(_, site)| site),
         };
-        if record.kinesis.data.len() <= MOST_A_MESSAGE {
+        if record.kinesis.data.len() <= MAX_MESSAGE_BYTES {
             return self.quarantine.put(record, reason).await;
         }
         let packed = packed(record).map_err(|fault| format!("{message}; and {fault}"))?;
-        for part in record.split(&packed, MOST_A_MESSAGE) {
+        for part in record.split(&packed, MAX_MESSAGE_BYTES) {
             self.quarantine.put(&part, reason).await?;
         }
         Ok(())
@@ -242,7 +242,7 @@ fn split(samples: &[Sample]) -> impl Iterator<Item = &[Sample]> {
     std::iter::from_fn(move || {
         let Sample(start, _) = rest.first()?;
         let most = start.plus_millis(SeriesRow::LONGEST_MILLIS);
-        let within = rest.iter().take(SeriesRow::MOST_SAMPLES).take_while(|at| at.0 < most).count();
+        let within = rest.iter().take(SeriesRow::MAX_SAMPLES).take_while(|at| at.0 < most).count();
         let (row, left) = rest.split_at(within);
         rest = left;
         Some(row)

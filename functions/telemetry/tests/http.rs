@@ -61,7 +61,7 @@ fn site(name: &str) -> SiteId {
 
 /// Returns the first sensor of the site `a`.
 fn sensor() -> SensorId {
-    SensorId::of(saga("a").onboarding_id, 0)
+    SensorId::from_onboarding(saga("a").onboarding_id, 0)
 }
 
 // ---- accept-readings ----
@@ -325,7 +325,7 @@ async fn bundles_that_match_the_schema_are_accepted_and_those_just_outside_are_r
     let schema = Schema::published(contracts::readings::BUNDLE);
     let stream = stream(|_, _| taken()).await;
     for seed in 0..300 {
-        let mut chance = Chance::of(seed);
+        let mut chance = Chance::from_seed(seed);
         let bundle = in_order(schema.document(&mut chance));
         let answer = sent(accept(&stream, &bundle.to_string()).await);
         assert_eq!(answer["statusCode"], 202, "seed {seed}: {bundle} {answer}");
@@ -612,7 +612,7 @@ async fn a_page_has_a_token_for_the_next_page() {
     }
     let changed = format!("{}A", &next[..next.len() - 1]);
     check("get-readings.foreign-next", get(&dynamo, &[("next", &changed)]).await);
-    let other = SensorId::of(saga("a").onboarding_id, 1).to_string();
+    let other = SensorId::from_onboarding(saga("a").onboarding_id, 1).to_string();
     let answer = getter(&dynamo).handle(&of(&other, &[("next", next)])).await;
     check("get-readings.foreign-next", answer);
 }
@@ -623,7 +623,7 @@ async fn an_unknown_sensor_is_not_found_and_a_retired_one_still_has_its_readings
     check("get-readings.unknown", get(&dynamo, &[]).await);
     // Only the sensor's retirement has arrived: its unit is unknown.
     let row = SensorRow { site_id: site("a"), sensor: None, retired_at: Some(noon(0)) };
-    let early = SensorId::of(saga("a").onboarding_id, 1);
+    let early = SensorId::from_onboarding(saga("a").onboarding_id, 1);
     create(&dynamo, &SensorRow::key(early), &row).await;
     let answer = sent(getter(&dynamo).handle(&of(&early.to_string(), &[])).await);
     assert_eq!(answer["statusCode"], 404);

@@ -24,7 +24,7 @@ fn site(name: &str) -> SiteId {
 }
 
 fn sensor(site: &str, index: usize) -> SensorId {
-    SensorId::of(saga(site).onboarding_id, index)
+    SensorId::from_onboarding(saga(site).onboarding_id, index)
 }
 
 /// Returns a bundle of two series. `late` is the time of the sample in the second series.

@@ -40,7 +40,7 @@ use tokio::time::{Instant, sleep};
 const SEEDS: u64 = 2_000;
 
 /// The part of the function's time that is reserved for the response, as in production.
-const FOR_THE_ANSWER: Duration = Duration::from_millis(500);
+const RESPONSE_MARGIN: Duration = Duration::from_millis(500);
 
 /// The times in milliseconds and the bits of the values.
 type Bits = Vec<(i64, u64)>;
@@ -227,7 +227,9 @@ impl Loggers {
             }
             Poison::Unknown | Poison::Retired | Poison::Foreign => {
                 let sensor = match poison {
-                    Poison::Unknown => SensorId::of(saga("nobody").onboarding_id, site),
+                    Poison::Unknown => {
+                        SensorId::from_onboarding(saga("nobody").onboarding_id, site)
+                    }
                     Poison::Retired => self.sites[site].retired,
                     _ => foreign,
                 };
@@ -523,7 +525,7 @@ impl Function for Consumer {
     ) -> LocalBoxFuture<'static, Result<Value, String>> {
         let watch = Rc::clone(&self.watch);
         Box::pin(async move {
-            let time = time.saturating_sub(FOR_THE_ANSWER);
+            let time = time.saturating_sub(RESPONSE_MARGIN);
             let call = Call { line: watch.cloud.log_length(), begun: Instant::now(), time };
             let payload = to_raw_value(&event(&records)).expect("JSON");
             let work = environment.handle(&payload, Deadline::after(time));
@@ -571,7 +573,7 @@ enum Weather {
 }
 
 fn simulate(seed: u64) -> Seen {
-    let mut chance = Chance::of(seed);
+    let mut chance = Chance::from_seed(seed);
     let cloud = Cloud::new(chance.fork());
     let load = Workload::make(&mut chance);
     for site in &load.sites {

@@ -51,7 +51,7 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Chance::from_seed(1));
         let readings = cloud.table(READINGS);
         let step = StoreReadings {
             register: Register::new(readings.clone(), REGISTER_AGE),
@@ -62,7 +62,7 @@ impl Scene {
                 source: "store-readings",
             },
         };
-        let scene = Self { cloud, step, stream: Stream::new(Chance::of(1)) };
+        let scene = Self { cloud, step, stream: Stream::new(Chance::from_seed(1)) };
         scene.hear(&provisioned("a")).await;
         scene
     }
@@ -128,7 +128,7 @@ fn site(name: &str) -> SiteId {
 }
 
 fn sensor(name: &str, index: usize) -> SensorId {
-    SensorId::of(saga(name).onboarding_id, index)
+    SensorId::from_onboarding(saga(name).onboarding_id, index)
 }
 
 fn told(name: &str, kind: &str, occurred_at: Timestamp, data: Value) -> Value {
@@ -393,7 +393,7 @@ fn a_poison_record_too_large_for_a_message_is_quarantined_compressed() {
 
 /// Returns random bytes, which can't be compressed.
 fn noise(bytes: usize) -> Vec<u8> {
-    let mut chance = Chance::of(1);
+    let mut chance = Chance::from_seed(1);
     (0..bytes / 8).flat_map(|_| chance.number().to_le_bytes()).collect()
 }
 
@@ -509,7 +509,7 @@ fn the_register_does_not_depend_on_the_order_and_repetition_of_events() {
     let orders = [vec![&up, &down], vec![&down, &up], vec![&down, &up, &down, &up, &up]];
     for order in orders {
         cloud::run(async {
-            let cloud = Cloud::new(Chance::of(1));
+            let cloud = Cloud::new(Chance::from_seed(1));
             let step = ProjectSensors { readings: cloud.table(READINGS) };
             for event in order {
                 let reply = run(&step, event).await;
@@ -588,7 +588,7 @@ fn a_retirement_without_a_provisioning_refuses_the_sensor() {
 #[test]
 fn an_event_with_ids_of_another_site_changes_no_sensor() {
     cloud::run(async {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Chance::from_seed(1));
         let step = ProjectSensors { readings: cloud.table(READINGS) };
         let other = saga("b");
         for event in [provisioned("a"), deprovisioned("a")] {

@@ -67,7 +67,7 @@ macro_rules! entities {
             pub fn of_site(kind: EntityType, site: SiteId) -> Self {
                 match kind {
                     EntityType::Site => site.into(),
-                    $(EntityType::$kind => $id::of(OnboardingId::of(site)).into(),)*
+                    $(EntityType::$kind => $id::from_onboarding(OnboardingId::from_site(site)).into(),)*
                 }
             }
         }
@@ -78,7 +78,7 @@ macro_rules! entities {
             impl $id {
                 /// Returns the id that belongs to this onboarding.
                 #[must_use]
-                pub fn of(onboarding: OnboardingId) -> Self {
+                pub fn from_onboarding(onboarding: OnboardingId) -> Self {
                     Self(derive(onboarding.uuid(), $name))
                 }
             }

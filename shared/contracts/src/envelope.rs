@@ -4,7 +4,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use crate::{Entity, EntityType, EventId, IdMismatch, OnboardingId, Saga, SiteId, Timestamp};
+use crate::{
+    Entity, EntityType, EventId, IdMismatch, OnboardingId, SagaContext, SiteId, Timestamp,
+};
 
 /// The payload of a domain event. There is one Rust type for each event type and version.
 pub trait Event: Serialize + DeserializeOwned + JsonSchema {
@@ -60,10 +62,10 @@ impl<D: SiteData> Envelope<D> {
     ///
     /// # Errors
     /// Fails if the correlation id or the entity belongs to another site. A consumer must not act on such an event.
-    pub fn saga(&self) -> Result<Saga, IdMismatch> {
+    pub fn saga(&self) -> Result<SagaContext, IdMismatch> {
         let Metadata { event_id, entity, correlation_id, .. } = &self.metadata;
         let site_id = self.data.site_id();
-        let saga = Saga::of_site(site_id, Some(event_id.uuid()));
+        let saga = SagaContext::of_site(site_id, Some(event_id.uuid()));
         let onboarding_id = saga.onboarding_id;
         IdMismatch::check(
             "metadata.correlationId",

@@ -7,8 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    EntityType, Event, Failure, Location, Metric, OnboardingId, PaymentMethodId, Plan, Sensor,
-    SensorId, SiteId, Timestamp, inbound::MAX_QUANTITY, input::Whole,
+    EntityType, Event, Location, Metric, OnboardingFailure, OnboardingId, PaymentMethodId, Plan,
+    Sensor, SensorId, SiteId, Timestamp, inbound::MAX_QUANTITY, input::Whole,
 };
 
 /// A visitor of all event types; see [`visit`].
@@ -119,7 +119,7 @@ events! {
     /// The onboarding failed, and everything was undone.
     SiteRejected of Site v 1 {
         /// Where and why.
-        failure: Failure,
+        failure: OnboardingFailure,
     }
     /// A live site was taken out of service.
     SiteDecommissioned of Site v 1 {}

@@ -318,7 +318,7 @@ impl<T: Input> Rule for Object<T> {
     }
 
     fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<T> {
-        T::read(&Fields::of(tree, at, T::FIELDS, problems)?, problems)
+        T::read(&Fields::parse(tree, at, T::FIELDS, problems)?, problems)
     }
 }
 
@@ -336,7 +336,7 @@ pub struct Fields<'a> {
 impl<'a> Fields<'a> {
     /// Returns the fields of the object at this path. Adds a problem for each unknown or duplicate name. Adds one
     /// problem and returns `None` if the value is not an object.
-    pub fn of(
+    pub fn parse(
         tree: &'a Tree,
         at: &'a str,
         known: &[&str],

@@ -16,11 +16,11 @@ use crate::{
 /// The name of [`Bundle`]'s schema.
 pub const BUNDLE: &str = "Bundle";
 /// The maximum number of series in a bundle. It is also the maximum number of sensors of a site.
-pub const MOST_SERIES: usize = 100;
+pub const MAX_SERIES: usize = 100;
 /// The maximum number of samples in a series. The largest bundle has no room for more.
 pub const MAX_SAMPLES: usize = 100_000;
 /// How far a data logger's clock may be ahead of the server's: 15 minutes, in milliseconds.
-pub const MOST_AHEAD_MILLIS: i64 = 15 * 60 * 1000;
+pub const MAX_AHEAD_MILLIS: i64 = 15 * 60 * 1000;
 /// The earliest time of a sample: the epoch. An earlier time means that the logger's clock was never set. Before the
 /// year 0, text order would also differ from time order.
 const OLDEST_MILLIS: i64 = 0;
@@ -101,7 +101,7 @@ pub struct Bundle {
     /// The site; also the record's partition key on the stream.
     pub site_id: SiteId,
     /// 1 to 100, each sensor once.
-    #[schemars(length(min = 1, max = MOST_SERIES))]
+    #[schemars(length(min = 1, max = MAX_SERIES))]
     pub series: Vec<Series>,
 }
 
@@ -184,8 +184,8 @@ impl Bundle {
     pub fn check(&self, now: Timestamp) -> Result<(), Vec<FieldError>> {
         let mut problems = Problems::default();
         let count = self.series.len();
-        if count == 0 || count > MOST_SERIES {
-            let message = format!("has {count} entries; give 1 to {MOST_SERIES}");
+        if count == 0 || count > MAX_SERIES {
+            let message = format!("has {count} entries; give 1 to {MAX_SERIES}");
             problems.add_as(Reason::WrongCount, "series", message);
         }
         check_sensors(self.series.iter().map(|series| Some(series.sensor_id)), &mut problems);
@@ -211,7 +211,7 @@ impl Bundle {
 
 /// Returns the latest accepted time of a sample, in milliseconds since the Unix epoch.
 fn newest(now: Timestamp) -> i64 {
-    now.millis().saturating_add(MOST_AHEAD_MILLIS)
+    now.millis().saturating_add(MAX_AHEAD_MILLIS)
 }
 
 /// Checks that each sensor occurs once. A sensor is `None` if it could not be read.
@@ -249,7 +249,7 @@ fn check_samples(
             let message = format!("{time} is before 1970; set the clock");
             problems.add_as(Reason::ClockNotSet, at.as_str(), message);
         } else if millis > newest {
-            let now = Timestamp::from_millis(newest - MOST_AHEAD_MILLIS);
+            let now = Timestamp::from_millis(newest - MAX_AHEAD_MILLIS);
             let message = format!("{time} is more than 15 minutes ahead of our clock, {now}");
             problems.add_as(Reason::ClockAhead, at.as_str(), message);
         } else if millis <= before {
@@ -284,11 +284,11 @@ impl Rule for BundleRule {
     }
 
     fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<Bundle> {
-        let fields = Fields::of(tree, at, Self::FIELDS, problems)?;
+        let fields = Fields::parse(tree, at, Self::FIELDS, problems)?;
         let bundle_id = fields.required("bundleId", &Self::BUNDLE_ID, problems);
         let site_id = fields.required("siteId", &Self::SITE_ID, problems);
         let item = SeriesRule { newest: self.newest };
-        let series = List { max: MOST_SERIES, what: "series", item };
+        let series = List { max: MAX_SERIES, what: "series", item };
         let series = fields.required("series", &series, problems)?;
         let sensors = series.iter().map(|series| series.as_ref().and_then(|(sensor, _)| *sensor));
         check_sensors(sensors, problems);
@@ -321,7 +321,7 @@ impl Rule for SeriesRule {
     }
 
     fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<Self::Value> {
-        let fields = Fields::of(tree, at, Self::FIELDS, problems)?;
+        let fields = Fields::parse(tree, at, Self::FIELDS, problems)?;
         let sensor_id = fields.required("sensorId", &Self::SENSOR_ID, problems);
         let samples = List { max: MAX_SAMPLES, what: "samples", item: SampleRule };
         let samples = fields.required("samples", &samples, problems);
@@ -379,7 +379,7 @@ mod tests {
     }
 
     fn sensor(index: usize) -> SensorId {
-        SensorId::of(OnboardingId::of(site()), index)
+        SensorId::from_onboarding(OnboardingId::from_site(site()), index)
     }
 
     fn at(text: &str) -> Timestamp {

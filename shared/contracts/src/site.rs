@@ -101,7 +101,7 @@ impl fmt::Debug for PaymentMethodId {
 /// Why an onboarding was undone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Failure {
+pub struct OnboardingFailure {
     /// The saga's step that failed, as the state machine names it.
     pub step: String,
     /// The error's stable name, e.g. `CardDeclined`.

@@ -161,7 +161,11 @@ mod tests {
             ("", 503, NoAnswer),
             ("", 403, Refused),
         ] {
-            assert_eq!(AwsErrorKind::of(&service_error(code, status)), kind, "{code} {status}");
+            assert_eq!(
+                AwsErrorKind::classify(&service_error(code, status)),
+                kind,
+                "{code} {status}"
+            );
         }
     }
 
@@ -179,10 +183,10 @@ mod tests {
     fn a_call_that_can_not_be_made_is_refused_and_one_without_an_answer_is_transient() {
         type Error = SdkError<ErrorMetadata, HttpResponse>;
         let error: Error = SdkError::construction_failure("no such region");
-        assert_eq!(AwsErrorKind::of(&error), AwsErrorKind::Refused);
+        assert_eq!(AwsErrorKind::classify(&error), AwsErrorKind::Refused);
         let error: Error = SdkError::timeout_error("too slow");
-        assert_eq!(AwsErrorKind::of(&error), AwsErrorKind::NoAnswer);
-        assert!(AwsErrorKind::of(&error).is_transient());
+        assert_eq!(AwsErrorKind::classify(&error), AwsErrorKind::NoAnswer);
+        assert!(AwsErrorKind::classify(&error).is_transient());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use store::{Outbox, Table};
 use crate::{https::Https, telemetry};
 
 /// Timeout for opening a connection ahead. If it expires, the first call opens the connection.
-const PATIENCE: Duration = Duration::from_secs(1);
+const WARM_UP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The error for a missing or invalid environment variable that the template sets.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +77,7 @@ async fn open(https: &Https, endpoint: &str) {
     if !endpoint.starts_with("https:") {
         return;
     }
-    match tokio::time::timeout(PATIENCE, https.open(endpoint)).await {
+    match tokio::time::timeout(WARM_UP_TIMEOUT, https.open(endpoint)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(endpoint, %error, "no connection was opened ahead"),
         Err(_) => tracing::warn!(endpoint, "no connection was opened ahead: the time ran out"),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use aws_lambda_events::event::sqs::{BatchItemFailure, SqsBatchResponse, SqsEvent, SqsMessage};
-use fault::{Failure, decode};
+use fault::{InvocationError, decode};
 use futures_util::{FutureExt, StreamExt, stream};
 use lambda_runtime::Context;
 use serde_json::value::RawValue;
@@ -17,16 +17,16 @@ use tokio::time::Instant;
 use crate::{Error, serve_raw};
 
 /// Time reserved for the answer before the function's timeout.
-const FOR_THE_ANSWER: Duration = Duration::from_millis(500);
+const RESPONSE_MARGIN: Duration = Duration::from_millis(500);
 
 /// The time by which the work must end.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline(Instant);
 
 impl Deadline {
-    pub(crate) fn of(context: &Context) -> Self {
+    pub(crate) fn from_context(context: &Context) -> Self {
         let left = context.deadline().duration_since(SystemTime::now()).unwrap_or_default();
-        Self::after(left.saturating_sub(FOR_THE_ANSWER))
+        Self::after(left.saturating_sub(RESPONSE_MARGIN))
     }
 
     /// Returns a deadline that is `left` from now.
@@ -164,7 +164,7 @@ pub(crate) async fn messages(
     payload: &RawValue,
     deadline: Deadline,
     work: &impl AsyncFn(SqsMessage, Deadline) -> Result<(), String>,
-) -> Result<SqsBatchResponse, Failure> {
+) -> Result<SqsBatchResponse, InvocationError> {
     let batch: SqsEvent = decode(payload.get())?;
     let records = batch
         .records

@@ -12,7 +12,7 @@ use contracts::{
     SiteId,
     input::{self, Input, Reason},
 };
-use fault::{ErrorKind, Failure, Fault, decode};
+use fault::{ErrorKind, Fault, InvocationError, decode};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tracing::{Span, field::display};
@@ -20,7 +20,7 @@ use tracing::{Span, field::display};
 use crate::{Deadline, Error, serve_raw};
 
 /// Time between the deadline that a handler gets and the timeout that cuts it off.
-const TO_TELL: Duration = Duration::from_millis(250);
+const RESPONSE_MARGIN: Duration = Duration::from_millis(250);
 /// The maximum length of a caller's text in a log line, in characters.
 const MAX_LOGGED: usize = 200;
 
@@ -114,7 +114,7 @@ impl Problem {
 
     /// Converts a fault to a 503 (retry later) or a 500. The fault's details are only logged.
     #[must_use]
-    pub fn of(fault: &impl Fault) -> Self {
+    pub fn from_fault(fault: &impl Fault) -> Self {
         tracing::error!(error = fault.kind().name(), reason = %fault, "request failed");
         match fault.kind() {
             ErrorKind::Transient => Self::new(
@@ -257,7 +257,8 @@ pub async fn serve_http_until(
     serve_raw(async |payload, deadline| {
         let request: Request = decode(payload.get())?;
         let door = Door::of(&request);
-        let work = handler(request, Deadline::after(deadline.left().saturating_sub(TO_TELL)));
+        let work =
+            handler(request, Deadline::after(deadline.left().saturating_sub(RESPONSE_MARGIN)));
         let answer = tokio::time::timeout(deadline.left(), Box::pin(work)).await;
         let answer = answer.unwrap_or_else(|_| {
             Err(Problem::new(
@@ -270,7 +271,7 @@ pub async fn serve_http_until(
         if let Err(problem) = &answer {
             door.refused(problem);
         }
-        Ok::<_, Failure>(response(answer))
+        Ok::<_, InvocationError>(response(answer))
     })
     .await
 }
@@ -414,7 +415,7 @@ mod tests {
             (store::StoreError::Transient(inside()), 503),
             (store::StoreError::Internal(inside()), 500),
         ] {
-            let problem = Problem::of(&fault);
+            let problem = Problem::from_fault(&fault);
             assert_eq!(problem.status, status);
             assert!(!format!("{problem:?}").contains("arn:"), "{problem:?}");
         }

@@ -6,7 +6,7 @@
 
 use aws_lambda_events::event::sqs::SqsMessage;
 use contracts::replay::{ReplayEvent, START};
-use fault::{ErrorKind, Failure, Replayed, decode};
+use fault::{ErrorKind, InvocationError, Replayed, decode};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
@@ -22,7 +22,7 @@ enum Answer<R> {
 }
 
 /// Returns the record or message that the event asks to replay. Returns `None` for a batch.
-fn replayed(event: &RawValue) -> Result<Option<&RawValue>, Failure> {
+fn replayed(event: &RawValue) -> Result<Option<&RawValue>, InvocationError> {
     if event.get().starts_with(START) {
         Ok(Some(decode::<ReplayEvent>(event.get())?.replay))
     } else {
@@ -32,7 +32,7 @@ fn replayed(event: &RawValue) -> Result<Option<&RawValue>, Failure> {
 
 /// Serves a stream's event source mapping, and replays of single records.
 pub async fn serve_stream<R: Serialize>(
-    batch: impl AsyncFn(&RawValue, Deadline) -> Result<R, Failure>,
+    batch: impl AsyncFn(&RawValue, Deadline) -> Result<R, InvocationError>,
     replay: impl AsyncFn(&RawValue, Deadline) -> Replayed,
 ) -> Result<(), Error> {
     let (batch, replay) = (&batch, &replay);

@@ -3,7 +3,7 @@
 use std::{future::Future, panic::AssertUnwindSafe};
 
 use contracts::{OnboardingId, Timestamp};
-use fault::{ErrorKind, Failure, Fault, decode};
+use fault::{ErrorKind, Fault, InvocationError, decode};
 use futures_util::FutureExt;
 use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
 use serde::{Serialize, de::DeserializeOwned};
@@ -44,9 +44,9 @@ pub async fn serve_step<S: Step>(step: S) -> Result<(), Error> {
             .await
         {
             Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(fault)) => Err(Failure::of(&fault)),
+            Ok(Err(fault)) => Err(InvocationError::from_fault(&fault)),
             // The caller gets an error before Lambda's timeout. The step may or may not have taken effect.
-            Err(_) => Err(Failure {
+            Err(_) => Err(InvocationError {
                 kind: ErrorKind::Transient,
                 message: "the function's time ran out".to_owned(),
             }),
@@ -57,7 +57,7 @@ pub async fn serve_step<S: Step>(step: S) -> Result<(), Error> {
 
 /// Serves a handler that takes the raw payload.
 pub async fn serve_raw<R: Serialize>(
-    handler: impl AsyncFn(Box<RawValue>, Deadline) -> Result<R, Failure>,
+    handler: impl AsyncFn(Box<RawValue>, Deadline) -> Result<R, InvocationError>,
 ) -> Result<(), Error> {
     let handler = &handler;
     lambda_runtime::run(service_fn(move |event: LambdaEvent<Box<RawValue>>| {
@@ -71,10 +71,10 @@ pub async fn serve_raw<R: Serialize>(
         );
         async move {
             // Boxed, because the compiler limits the depth of nested future types.
-            let attempt = Box::pin(handler(event.payload, Deadline::of(&event.context)));
+            let attempt = Box::pin(handler(event.payload, Deadline::from_context(&event.context)));
             // A panic becomes the error `Internal`. Otherwise the runtime would report the name of a Rust type.
             let answer = AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or_else(|panic| {
-                Err(Failure {
+                Err(InvocationError {
                     kind: ErrorKind::Internal,
                     message: format!("panicked: {}", panic_message(&*panic)),
                 })
@@ -96,7 +96,7 @@ pub async fn serve_raw<R: Serialize>(
 }
 
 /// Converts the failure to the form that the runtime sends to Lambda.
-fn diagnostic(failure: Failure) -> Diagnostic {
+fn diagnostic(failure: InvocationError) -> Diagnostic {
     Diagnostic { error_type: failure.kind.name().to_owned(), error_message: failure.message }
 }
 
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn a_diagnostic_has_the_name_and_the_message() {
         let message = "a.b: is wrong".to_owned();
-        let diagnostic = diagnostic(Failure { kind: ErrorKind::InvalidInput, message });
+        let diagnostic = diagnostic(InvocationError { kind: ErrorKind::InvalidInput, message });
         assert_eq!(diagnostic.error_type, "InvalidInput");
         assert_eq!(diagnostic.error_message, "a.b: is wrong");
     }

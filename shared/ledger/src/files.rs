@@ -93,7 +93,7 @@ impl Files {
 
 /// Returns why a file can't be read. Returns `None` if a retry may succeed, for instance with other credentials.
 fn unreadable(error: &SdkError<GetObjectError, HttpResponse>) -> Option<String> {
-    if !matches!(AwsErrorKind::of(error), AwsErrorKind::Denied | AwsErrorKind::Refused) {
+    if !matches!(AwsErrorKind::classify(error), AwsErrorKind::Denied | AwsErrorKind::Refused) {
         return None;
     }
     match error.as_service_error() {

@@ -19,7 +19,7 @@ use store::Key;
 use uuid::Uuid;
 
 pub use error::LedgerError;
-pub use table::{Claim, Cursor, Discard, Finish, Insist, Ledger, Outcome, Recorded, Summary};
+pub use table::{Claim, ClaimOptions, Cursor, Discard, Finish, Ledger, Outcome, Recorded, Summary};
 
 /// The maximum number of replays of a failure, unless the operator forces a further one.
 pub const MAX_REPLAYS: u32 = 5;
@@ -44,7 +44,7 @@ impl FailureId {
     /// Returns the id of a piece of work of a function or state machine. `work` is the SHA-256 of what identifies
     /// the work.
     #[must_use]
-    pub fn of(source: &str, work: [u8; 32]) -> Self {
+    pub fn new(source: &str, work: [u8; 32]) -> Self {
         // The hash has a fixed length, so the concatenation is unambiguous.
         Self(Uuid::new_v5(&FAILURES, &[&work, source.as_bytes()].concat()))
     }

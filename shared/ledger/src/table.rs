@@ -24,7 +24,7 @@ const DECISIONS: u32 = 5;
 
 /// The maximum number of message ids that a row keeps. A message is redelivered soon or not at all, and the size of
 /// a row is limited.
-const MOST_MESSAGES: u32 = 100;
+const MAX_MESSAGES: u32 = 100;
 
 /// The condition that the row has not changed since a change was decided.
 const UNCHANGED: &str =
@@ -126,7 +126,7 @@ pub enum Recorded {
 
 /// Allows claims that are refused by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Insist {
+pub struct ClaimOptions {
     /// Allow more replays than [`MAX_REPLAYS`].
     pub too_often: bool,
     /// Allow a claim after an interrupted replay, which may have been sent.
@@ -249,7 +249,7 @@ impl Ledger {
         values.extend([
             ("none", number(0)),
             ("one", number(1)),
-            ("most", number(MOST_MESSAGES)),
+            ("most", number(MAX_MESSAGES)),
             ("message", text(message)),
             ("messages", AttributeValue::Ss(vec![message.to_owned()])),
         ]);
@@ -335,7 +335,7 @@ impl Ledger {
         id: FailureId,
         replay: Uuid,
         by: Option<&str>,
-        insist: Insist,
+        options: ClaimOptions,
         now: Timestamp,
     ) -> Result<Claim, LedgerError> {
         let decide = |mut row: FailureRow| {
@@ -347,12 +347,12 @@ impl Ledger {
                 Some(last) if last.state == ReplayState::Sending && last.id == replay => {
                     return Ok(Decision::nothing(Claim::Claimed(Box::new(row))));
                 }
-                Some(last) if last.state == ReplayState::Sending && !insist.in_doubt => {
+                Some(last) if last.state == ReplayState::Sending && !options.in_doubt => {
                     return Ok(Decision::nothing(Claim::InDoubt(last.clone())));
                 }
                 _ => {}
             }
-            if row.replays >= MAX_REPLAYS && !insist.too_often {
+            if row.replays >= MAX_REPLAYS && !options.too_often {
                 return Ok(Decision::nothing(Claim::TooOften));
             }
             row.replays += 1;

@@ -2,8 +2,8 @@
 
 use contracts::{SiteId, Timestamp};
 use ledger::{
-    Claim, Discard, ErrorInfo, FailedWork, FailureId, FailureRow, Finish, Insist, Kind, Ledger,
-    MAX_REPLAYS, Outcome, Payload, ReplayState, Status,
+    Claim, ClaimOptions, Discard, ErrorInfo, FailedWork, FailureId, FailureRow, Finish, Kind,
+    Ledger, MAX_REPLAYS, Outcome, Payload, ReplayState, Status,
 };
 use serde_json::{Value, json};
 use testkit::{
@@ -15,8 +15,8 @@ use testkit::{
 };
 use uuid::Uuid;
 
-const FORCE: Insist = Insist { too_often: true, in_doubt: false };
-const AGAIN: Insist = Insist { too_often: false, in_doubt: true };
+const FORCE: ClaimOptions = ClaimOptions { too_often: true, in_doubt: false };
+const AGAIN: ClaimOptions = ClaimOptions { too_often: false, in_doubt: true };
 
 /// The number of failures that are listed and counted.
 const FAILED: u32 = 10_050;
@@ -26,7 +26,7 @@ fn failed_work(work: &str) -> FailedWork {
     let mut hash = [0; 32];
     hash[..work.len()].copy_from_slice(work.as_bytes());
     FailedWork {
-        id: FailureId::of("project-site", hash),
+        id: FailureId::new("project-site", hash),
         source: "project-site".to_owned(),
         kind: Kind::FunctionFailed,
         payload: Payload::Text(work.to_owned()),
@@ -56,9 +56,9 @@ impl World {
         failure.id
     }
 
-    async fn claim(&self, id: FailureId, replay: u128, insist: Insist) -> Claim {
+    async fn claim(&self, id: FailureId, replay: u128, options: ClaimOptions) -> Claim {
         let by = Some("an operator");
-        self.ledger.claim(id, Uuid::from_u128(replay), by, insist, noon(60)).await.expect("a claim")
+        self.ledger.claim(id, Uuid::from_u128(replay), by, options, noon(60)).await.expect("a claim")
     }
 
     async fn finish(&self, id: FailureId, replay: u128, outcome: Outcome) -> Finish {
@@ -80,8 +80,8 @@ async fn of_two_concurrent_claims_exactly_one_succeeds() {
     for name in 0..20 {
         let id = world.fail(&name.to_string(), 1).await;
         let (one, other) = tokio::join!(
-            world.claim(id, 1, Insist::default()),
-            world.claim(id, 2, Insist::default())
+            world.claim(id, 1, ClaimOptions::default()),
+            world.claim(id, 2, ClaimOptions::default())
         );
         let row = world.row(id).await;
         let holder = row.replay.clone().expect("a claim");
@@ -100,7 +100,7 @@ async fn of_two_concurrent_claims_exactly_one_succeeds() {
 async fn a_successful_replay_closes_the_failure_once() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
-    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, Claim::Claimed(_)));
     assert_eq!(world.finish(id, 2, Outcome::Done).await, Finish::NotOurs);
     assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::Replayed);
     // The answer was lost, so the call is repeated.
@@ -110,15 +110,15 @@ async fn a_successful_replay_closes_the_failure_once() {
     assert_eq!((row.status, replay.state), (Status::Replayed, ReplayState::Ended));
     assert_eq!((replay.at, replay.by.as_deref()), (noon(60), Some("an operator")));
     let closed = Claim::NotOpen(Status::Replayed);
-    assert_eq!(world.claim(id, 3, Insist { too_often: true, in_doubt: true }).await, closed);
+    assert_eq!(world.claim(id, 3, ClaimOptions { too_often: true, in_doubt: true }).await, closed);
 }
 
 #[tokio::test]
 async fn a_repeated_claim_of_the_same_replay_succeeds() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
-    let first = world.claim(id, 1, Insist::default()).await;
-    assert_eq!(world.claim(id, 1, Insist::default()).await, first);
+    let first = world.claim(id, 1, ClaimOptions::default()).await;
+    assert_eq!(world.claim(id, 1, ClaimOptions::default()).await, first);
     assert!(matches!(first, Claim::Claimed(row) if row.replays == 1));
 }
 
@@ -128,7 +128,7 @@ async fn a_replay_that_was_not_sent_does_not_count() {
     let id = world.fail("a", 1).await;
     let before = world.row(id).await;
     for replay in 1..=2 * u128::from(MAX_REPLAYS) {
-        let claim = world.claim(id, replay, Insist::default()).await;
+        let claim = world.claim(id, replay, ClaimOptions::default()).await;
         assert!(matches!(claim, Claim::Claimed(_)), "{claim:?}");
         for _ in 0..2 {
             let end = world.finish(id, replay, Outcome::NotSent).await;
@@ -143,7 +143,7 @@ async fn a_replay_that_was_not_sent_does_not_count() {
 async fn a_replay_with_nothing_to_do_closes_the_failure_with_the_reason() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
-    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, Claim::Claimed(_)));
     let moot = Outcome::Moot("its task has ended".to_owned());
     assert_eq!(world.finish(id, 1, moot).await, Finish::Replayed);
     assert_eq!(world.row(id).await.note.as_deref(), Some("its task has ended"));
@@ -153,10 +153,10 @@ async fn a_replay_with_nothing_to_do_closes_the_failure_with_the_reason() {
 async fn a_replay_with_an_unknown_outcome_leaves_the_failure_open_and_not_in_doubt() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
-    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, Claim::Claimed(_)));
     assert_eq!(world.finish(id, 1, Outcome::Unknown).await, Finish::Stays(Status::Open));
     assert_eq!(world.row(id).await.replays, 1);
-    assert!(matches!(world.claim(id, 2, Insist::default()).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 2, ClaimOptions::default()).await, Claim::Claimed(_)));
     // Something else finishes the failure in the meantime.
     assert!(world.ledger.repaired(id, "by its execution").await.expect("a table"));
     assert!(!world.ledger.repaired(id, "once more").await.expect("a table"));
@@ -193,34 +193,34 @@ async fn a_failed_replay_leaves_the_failure_open_with_its_reason() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     let before = world.row(id).await;
-    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, Claim::Claimed(_)));
     assert_eq!(world.finish(id, 1, failed("still")).await, Finish::Stays(Status::Open));
     let row = world.row(id).await;
     assert_eq!((row.error.message.as_str(), row.attempts), ("still", 1));
     assert_ne!(row.fingerprint, before.fingerprint);
-    assert!(matches!(world.claim(id, 2, Insist::default()).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 2, ClaimOptions::default()).await, Claim::Claimed(_)));
 }
 
 #[tokio::test]
 async fn a_failure_that_is_recorded_again_during_a_replay_stays_open() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
-    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, Claim::Claimed(_)));
     world.fail("a", 2).await;
     assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::Stays(Status::Open));
     let row = world.row(id).await;
     assert_eq!((row.status, row.attempts, row.replays), (Status::Open, 2, 1));
-    assert!(matches!(world.claim(id, 2, Insist::default()).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 2, ClaimOptions::default()).await, Claim::Claimed(_)));
 }
 
 #[tokio::test]
 async fn an_interrupted_replay_is_in_doubt_until_a_claim_is_forced() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
-    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, Claim::Claimed(_)));
     assert_eq!(world.row(id).await.execution_name(), format!("replay-{id}-1"));
-    for insist in [Insist::default(), FORCE] {
-        let Claim::InDoubt(replay) = world.claim(id, 2, insist).await else { panic!("in doubt") };
+    for options in [ClaimOptions::default(), FORCE] {
+        let Claim::InDoubt(replay) = world.claim(id, 2, options).await else { panic!("in doubt") };
         assert_eq!(replay.id, Uuid::from_u128(1));
     }
     assert!(matches!(world.claim(id, 3, AGAIN).await, Claim::Claimed(_)));
@@ -260,7 +260,7 @@ async fn a_discarded_failure_is_not_listed_until_it_is_recorded_again() {
     world.fail("a", 2).await;
     assert_eq!(world.row(id).await.status, Status::Open);
     // The failure is discarded during a replay, and stays discarded.
-    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, Claim::Claimed(_)));
     assert_eq!(discard().await, Discard::Discarded);
     assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::Stays(Status::Discarded));
     assert_eq!(world.row(id).await.status, Status::Discarded);
@@ -279,7 +279,7 @@ async fn a_missing_failure_is_unknown() {
 #[test]
 fn ten_thousand_failures_are_read_page_by_page_and_counted() {
     cloud::run(async {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Chance::from_seed(1));
         let ledger = Ledger { failures: cloud.table(FAILURES) };
         let failures = i64::from(FAILED);
         for index in 0..failures {

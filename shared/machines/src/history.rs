@@ -67,7 +67,7 @@ pub async fn events(
 impl History {
     /// Creates a history from events, which must be in the order in which they happened.
     #[must_use]
-    pub fn of(events: &[HistoryEvent]) -> Self {
+    pub fn from_events(events: &[HistoryEvent]) -> Self {
         let mut history = Self::default();
         for event in events {
             history.add(event);
@@ -178,7 +178,7 @@ mod tests {
         let done = TaskSucceededEventDetails::builder().resource_type("states").resource("start");
         let done = done.output(output).build().expect("details");
         let plain = |second, kind| event(second, kind, |it| it);
-        let history = History::of(&[
+        let history = History::from_events(&[
             plain(0, Type::ExecutionStarted),
             entered(1, "ReserveKits"),
             plain(2, Type::TaskScheduled),

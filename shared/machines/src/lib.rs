@@ -199,7 +199,7 @@ where
 {
     fn from(error: SdkError<E>) -> Self {
         let text = fault::describe(&error);
-        if AwsErrorKind::of(&error).is_transient() {
+        if AwsErrorKind::classify(&error).is_transient() {
             Self::Transient(text)
         } else {
             Self::Internal(text)

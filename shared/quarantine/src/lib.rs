@@ -42,7 +42,7 @@ impl<'a> Reason<'a> {
 
 impl Quarantine {
     /// Creates the quarantine with the queue URL in `QUARANTINE_QUEUE_URL`.
-    pub fn of(aws: &Aws, source: &'static str) -> Result<Self, ConfigError> {
+    pub fn from_env(aws: &Aws, source: &'static str) -> Result<Self, ConfigError> {
         let url = lambda::env("QUARANTINE_QUEUE_URL")?;
         Ok(Self { queues: Client::new(aws.config()), url, source })
     }

@@ -131,7 +131,7 @@ impl<T: Clone, E> Secret<T, E> {
             Source::Secret { secrets, id } => {
                 let answer = secrets.get_secret_value().secret_id(id).send().await;
                 let answer = answer.map_err(|error| SecretError::Unread {
-                    kind: AwsErrorKind::of(&error),
+                    kind: AwsErrorKind::classify(&error),
                     message: fault::describe(&error),
                 })?;
                 let text = answer.secret_string().unwrap_or_default();

@@ -37,7 +37,7 @@ impl SeriesRow {
     /// The maximum time span of a row, in milliseconds. It limits how far back a query must look.
     pub const LONGEST_MILLIS: i64 = 24 * 60 * 60 * 1000;
     /// The maximum number of samples in a row. In any encoding, that is far below DynamoDB's limit of 400 KB.
-    pub const MOST_SAMPLES: usize = 10_000;
+    pub const MAX_SAMPLES: usize = 10_000;
 
     /// Returns the sort key of a series that starts at this time.
     #[must_use]

@@ -18,7 +18,7 @@ const POWERS: [f64; 7] = [1.0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6];
 /// Takes the place of the number of digits if the values are stored unchanged.
 const AS_THEY_ARE: u8 = u8::MAX;
 /// More samples than any row has. The limit keeps damaged data from allocating too much memory.
-const MOST_SAMPLES: usize = 1 << 17;
+const MAX_SAMPLES: usize = 1 << 17;
 
 /// The error for bytes that can't be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -112,7 +112,7 @@ fn put_evenly(packed: &mut Vec<u8>, evenly: &mut u64) {
 
 fn take_times(bytes: &mut &[u8]) -> Result<Vec<Timestamp>, Unreadable> {
     let count: usize = take(bytes)?;
-    if count > MOST_SAMPLES {
+    if count > MAX_SAMPLES {
         return Err(Unreadable("more samples than a row can have"));
     }
     let mut times = Vec::with_capacity(count);

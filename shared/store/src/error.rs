@@ -50,7 +50,7 @@ where
             let request = service.meta().request_id().unwrap_or("-");
             text = format!("{text} (request {request})");
         }
-        if AwsErrorKind::of(&error).is_transient() {
+        if AwsErrorKind::classify(&error).is_transient() {
             Self::Transient(text)
         } else {
             Self::Internal(text)

@@ -1,6 +1,6 @@
 //! The events table, which is outbox and event log.
 
-use contracts::{Entity, Envelope, Event, EventId, Metadata, OnboardingId, Saga, Timestamp};
+use contracts::{Entity, Envelope, Event, EventId, Metadata, OnboardingId, SagaContext, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
@@ -82,8 +82,8 @@ impl EventRow {
 
 impl<D: Event> NewEvent<D> {
     /// Creates an event of a saga's step.
-    pub fn of(
-        saga: Saga,
+    pub fn in_saga(
+        saga: SagaContext,
         entity: impl Into<Entity>,
         sequence: u64,
         occurred_at: Timestamp,
@@ -108,7 +108,7 @@ impl<D: Event> NewEvent<D> {
         }
         let envelope = Envelope {
             metadata: Metadata {
-                event_id: EventId::of(&self.entity, self.sequence),
+                event_id: EventId::from_entity(&self.entity, self.sequence),
                 kind: D::TYPE.to_owned(),
                 version: D::VERSION,
                 occurred_at: self.occurred_at,

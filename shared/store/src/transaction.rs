@@ -32,14 +32,14 @@ pub enum Commit {
     /// The whole transaction is committed.
     Done,
     /// Nothing is committed: at least one condition did not hold.
-    Refused(Refused),
+    Refused(FailedConditions),
 }
 
 /// The actions whose conditions did not hold, each with the existing row.
 #[derive(Debug)]
-pub struct Refused(Vec<(Key, Option<Item>)>);
+pub struct FailedConditions(Vec<(Key, Option<Item>)>);
 
-impl Refused {
+impl FailedConditions {
     /// Returns whether the condition on this row did not hold.
     #[must_use]
     pub fn concerns(&self, key: &Key) -> bool {
@@ -81,7 +81,13 @@ impl Transaction {
 
     /// Replaces a row if its `status` is still `status`, the one that the decision was based on.
     #[must_use]
-    pub fn replace<R: Serialize>(self, table: &Table, key: &Key, row: &R, status: &str) -> Self {
+    pub fn put_if_status<R: Serialize>(
+        self,
+        table: &Table,
+        key: &Key,
+        row: &R,
+        status: &str,
+    ) -> Self {
         let status = AttributeValue::S(status.to_owned());
         self.put(table, key, row, "#status = :status", [("status", status)])
     }
@@ -89,7 +95,7 @@ impl Transaction {
     /// Replaces a row if its `sequence` is still `sequence`, the one that the decision was based on. Nothing else has
     /// changed the row since then.
     #[must_use]
-    pub fn replace_at<R: Serialize>(
+    pub fn put_if_sequence<R: Serialize>(
         self,
         table: &Table,
         key: &Key,
@@ -103,7 +109,13 @@ impl Transaction {
     /// Puts a row, unless the existing one has the same or a higher `sequence`. A projection from events therefore
     /// does not depend on the order of the events.
     #[must_use]
-    pub fn advance<R: Serialize>(self, table: &Table, key: &Key, row: &R, sequence: u64) -> Self {
+    pub fn put_if_newer<R: Serialize>(
+        self,
+        table: &Table,
+        key: &Key,
+        row: &R,
+        sequence: u64,
+    ) -> Self {
         let condition =
             format!("attribute_not_exists({}) OR #sequence < :sequence", key.partition_name());
         let sequence = AttributeValue::N(sequence.to_string());
@@ -276,7 +288,7 @@ async fn put_alone(client: &Client, key: &Key, put: Put) -> Result<Commit, Store
     let Err(error) = answer else { return Ok(Commit::Done) };
     match error.as_service_error() {
         Some(PutItemError::ConditionalCheckFailedException(refused)) => {
-            Ok(Commit::Refused(Refused(vec![(key.clone(), refused.item.clone())])))
+            Ok(Commit::Refused(FailedConditions(vec![(key.clone(), refused.item.clone())])))
         }
         _ => Err(error.into()),
     }
@@ -299,20 +311,20 @@ async fn update_alone(client: &Client, key: &Key, update: Update) -> Result<Comm
     let Err(error) = answer else { return Ok(Commit::Done) };
     match error.as_service_error() {
         Some(UpdateItemError::ConditionalCheckFailedException(refused)) => {
-            Ok(Commit::Refused(Refused(vec![(key.clone(), refused.item.clone())])))
+            Ok(Commit::Refused(FailedConditions(vec![(key.clone(), refused.item.clone())])))
         }
         _ => Err(error.into()),
     }
 }
 
-fn refused(keys: &[Key], reasons: &[CancellationReason]) -> Option<Refused> {
+fn refused(keys: &[Key], reasons: &[CancellationReason]) -> Option<FailedConditions> {
     let refused: Vec<_> = keys
         .iter()
         .zip(reasons)
         .filter(|(_, reason)| reason.code() == Some("ConditionalCheckFailed"))
         .map(|(key, reason)| (key.clone(), reason.item.clone()))
         .collect();
-    (!refused.is_empty()).then_some(Refused(refused))
+    (!refused.is_empty()).then_some(FailedConditions(refused))
 }
 
 /// Binds each value to `:name`. Returns `None` if there are no values, since DynamoDB refuses an empty map.

@@ -7,7 +7,7 @@ use contracts::{
 };
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use store::{Commit, EventRow, Key, NewEvent, Refused, StoreError, Table, Transaction};
+use store::{Commit, EventRow, FailedConditions, Key, NewEvent, StoreError, Table, Transaction};
 use testkit::{
     Dynamo,
     dynamo::{ALERTING, EVENTS, INVENTORY},
@@ -17,7 +17,13 @@ use testkit::{
 
 fn event(sequence: u64) -> NewEvent<SiteActivated> {
     let saga = saga("a");
-    NewEvent::of(saga, saga.site_id, sequence, noon(0), SiteActivated { site_id: saga.site_id })
+    NewEvent::in_saga(
+        saga,
+        saga.site_id,
+        sequence,
+        noon(0),
+        SiteActivated { site_id: saga.site_id },
+    )
 }
 
 fn site() -> Entity {
@@ -33,7 +39,7 @@ async fn done(transaction: Transaction) {
     assert!(matches!(commit, Commit::Done), "{commit:?}");
 }
 
-async fn refused(transaction: Transaction) -> Refused {
+async fn refused(transaction: Transaction) -> FailedConditions {
     match transaction.commit().await.expect("a commit") {
         Commit::Refused(refused) => refused,
         Commit::Done => panic!("it was done"),
@@ -85,7 +91,7 @@ async fn a_row_is_replaced_only_at_the_expected_status() {
     let table = dynamo.table(INVENTORY);
     let key = Key::id("a");
     let replace = |status: &str, from: &str| {
-        Transaction::on(&table).replace(&table, &key, &json!({ "status": status }), from)
+        Transaction::on(&table).put_if_status(&table, &key, &json!({ "status": status }), from)
     };
     assert_eq!(refused(replace("B", "A")).await.row::<Value>(&key).expect("none"), None);
     dynamo.put(INVENTORY, json!({ "id": "a", "status": "A", "old": true })).await;
@@ -101,7 +107,7 @@ async fn a_row_is_replaced_only_at_the_expected_sequence() {
     let table = dynamo.table(INVENTORY);
     let key = Key::id("a");
     let replace =
-        |row: &Value, seen: u64| Transaction::on(&table).replace_at(&table, &key, row, seen);
+        |row: &Value, seen: u64| Transaction::on(&table).put_if_sequence(&table, &key, row, seen);
     let (first, second) = (json!({ "sequence": 10 }), json!({ "sequence": 11 }));
     assert_eq!(refused(replace(&second, 10)).await.row::<Value>(&key).expect("none"), None);
     dynamo.put(INVENTORY, json!({ "id": "a", "sequence": 9, "old": true })).await;
@@ -122,7 +128,7 @@ async fn a_projection_is_replaced_only_by_a_higher_sequence() {
     let key = Key::id("a");
     let advance = |sequence: u64| {
         let row = json!({ "sequence": sequence });
-        Transaction::on(&table).advance(&table, &key, &row, sequence)
+        Transaction::on(&table).put_if_newer(&table, &key, &row, sequence)
     };
     done(advance(2)).await;
     refused(advance(1)).await;
@@ -231,7 +237,7 @@ async fn a_transaction_with_an_unwritable_row_is_not_sent() {
     let table = dynamo.table(ALERTING);
     let saga = saga("a");
     let other = AlertingRemoved { site_id: saga.site_id };
-    let foreign = NewEvent::of(saga, saga.site_id, 1, noon(0), other);
+    let foreign = NewEvent::in_saga(saga, saga.site_id, 1, noon(0), other);
     let unwritable = [
         // An event whose entity is not that of its type, and a row that is not a map.
         Transaction::on(&table).event(&dynamo.outbox(), foreign),
@@ -243,7 +249,7 @@ async fn a_transaction_with_an_unwritable_row_is_not_sent() {
         assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
     }
     assert!(dynamo.take_usage().calls.is_empty());
-    let entity = Entity::from(AlertingId::of(saga.onboarding_id));
+    let entity = Entity::from(AlertingId::from_onboarding(saga.onboarding_id));
     assert_eq!(dynamo.story(entity).await, [""; 0]);
 }
 

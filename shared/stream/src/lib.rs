@@ -9,14 +9,14 @@ use std::io::Read;
 use aws_lambda_events::event::streams::KinesisEventResponse;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{Timestamp, readings::Bundle, stream::Record};
-use fault::{Failure, InvalidInput};
+use fault::{InvalidInput, InvocationError};
 use flate2::read::MultiGzDecoder;
 use lambda::{Deadline, Failed};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 /// The maximum size of a bundle as uncompressed JSON, in bytes.
-pub const MOST_BUNDLE_BYTES: usize = 2 * 1024 * 1024;
+pub const MAX_BUNDLE_BYTES: usize = 2 * 1024 * 1024;
 
 /// The number of sites that are processed concurrently: enough to keep DynamoDB busy, with little memory.
 const SIDE_BY_SIDE: usize = 8;
@@ -91,10 +91,10 @@ fn foreign(data: &[u8]) -> Option<String> {
 fn unpack(data: &[u8]) -> Result<Vec<u8>, InvalidInput> {
     let mut json = Vec::new();
     // Reads one byte more than allowed, to detect data that is too large.
-    let mut reader = MultiGzDecoder::new(data).take(MOST_BUNDLE_BYTES as u64 + 1);
+    let mut reader = MultiGzDecoder::new(data).take(MAX_BUNDLE_BYTES as u64 + 1);
     reader.read_to_end(&mut json).map_err(|error| invalid(".", format!("is no gzip: {error}")))?;
-    if json.len() > MOST_BUNDLE_BYTES {
-        let problem = format!("unpacks to more than {MOST_BUNDLE_BYTES} bytes; split it");
+    if json.len() > MAX_BUNDLE_BYTES {
+        let problem = format!("unpacks to more than {MAX_BUNDLE_BYTES} bytes; split it");
         return Err(invalid(".", problem));
     }
     Ok(json)
@@ -108,7 +108,7 @@ pub async fn consume(
     payload: &RawValue,
     deadline: Deadline,
     work: impl AsyncFn(&Record<'_>) -> Result<(), String>,
-) -> Result<KinesisEventResponse, Failure> {
+) -> Result<KinesisEventResponse, InvocationError> {
     let batch: Batch = fault::decode(payload.get())?;
     let lanes = batch.records.iter().map(|record| (&record.kinesis.partition_key, record));
     let failed = lambda::lanes(lanes, SIDE_BY_SIDE, deadline, async |record| work(record).await);

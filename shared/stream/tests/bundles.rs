@@ -14,7 +14,7 @@ use flate2::{
     write::{GzEncoder, ZlibEncoder},
 };
 use proptest::{collection::vec, num, prelude::*, test_runner::RngSeed};
-use stream::{MOST_BUNDLE_BYTES, bundle};
+use stream::{MAX_BUNDLE_BYTES, bundle};
 
 const NOW: &str = "2026-01-01T12:00:00Z";
 
@@ -79,7 +79,7 @@ fn bundles() -> impl Strategy<Value = Bundle> {
         series: (0..)
             .zip(all)
             .map(|(n, samples)| Series {
-                sensor_id: SensorId::of(OnboardingId::of(site()), n),
+                sensor_id: SensorId::from_onboarding(OnboardingId::from_site(site()), n),
                 samples,
             })
             .collect(),
@@ -224,7 +224,7 @@ fn small() -> Bundle {
         bundle_id: "b-1".parse().expect("an id"),
         site_id: site(),
         series: vec![Series {
-            sensor_id: SensorId::of(OnboardingId::of(site()), 0),
+            sensor_id: SensorId::from_onboarding(OnboardingId::from_site(site()), 0),
             samples: vec![Sample(now(), -1.8)],
         }],
     }
@@ -239,10 +239,10 @@ fn padded(length: usize) -> Vec<u8> {
 
 #[test]
 fn data_that_unpacks_to_more_than_the_limit_is_refused() {
-    assert_eq!(read(&gzip(&padded(MOST_BUNDLE_BYTES))), Ok(small()));
-    let too_large = refused(&gzip(&padded(MOST_BUNDLE_BYTES + 1)));
+    assert_eq!(read(&gzip(&padded(MAX_BUNDLE_BYTES))), Ok(small()));
+    let too_large = refused(&gzip(&padded(MAX_BUNDLE_BYTES + 1)));
     assert_eq!(too_large.problem, "unpacks to more than 2097152 bytes; split it");
-    let members = [gzip(&padded(MOST_BUNDLE_BYTES)), gzip(b" ")].concat();
+    let members = [gzip(&padded(MAX_BUNDLE_BYTES)), gzip(b" ")].concat();
     assert_eq!(refused(&members), too_large);
 }
 

@@ -60,7 +60,7 @@ pub struct Chance(u64);
 impl Chance {
     /// Creates a generator with this seed.
     #[must_use]
-    pub fn of(seed: u64) -> Self {
+    pub fn from_seed(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -121,18 +121,18 @@ mod tests {
     #[test]
     fn the_same_seed_gives_the_same_numbers() {
         let numbers = |seed| {
-            let mut chance = Chance::of(seed);
+            let mut chance = Chance::from_seed(seed);
             [chance.number(), chance.below(10), chance.fork().number(), chance.number()]
         };
         assert_eq!(numbers(1), numbers(1));
         assert_ne!(numbers(1), numbers(2));
         // The first published output of the generator for the seed 0.
-        assert_eq!(Chance::of(0).number(), 0xe220_a839_7b1d_cdaf);
+        assert_eq!(Chance::from_seed(0).number(), 0xe220_a839_7b1d_cdaf);
     }
 
     #[test]
     fn every_value_of_a_range_occurs() {
-        let mut chance = Chance::of(7);
+        let mut chance = Chance::from_seed(7);
         let mut seen = [0; 4];
         for _ in 0..1000 {
             seen[chance.within(1, 3)] += 1;

@@ -213,7 +213,7 @@ impl Dynamo {
             assert_eq!(metadata.kind, row.kind);
             assert_eq!(metadata.occurred_at, row.occurred_at);
             assert_eq!(metadata.correlation_id, row.correlation_id);
-            assert_eq!(metadata.event_id, contracts::EventId::of(&entity, sequence));
+            assert_eq!(metadata.event_id, contracts::EventId::from_entity(&entity, sequence));
             assert_eq!(row.source, entity.kind.source());
         }
         rows

@@ -134,7 +134,8 @@ fn refuses_another_sites_onboarding<S: Step>(payload: &Value) {
     }
     if payload["sensors"].is_array() {
         let mut mixed = payload.clone();
-        mixed["sensors"][0]["sensorId"] = serde_json::json!(SensorId::of(other.onboarding_id, 0));
+        mixed["sensors"][0]["sensorId"] =
+            serde_json::json!(SensorId::from_onboarding(other.onboarding_id, 0));
         assert!(
             fault::decode::<S::Command>(&mixed.to_string()).is_err(),
             "a sensor of another site is accepted"

@@ -31,7 +31,7 @@ async fn create(table: &Table, at: &str, status: &str) -> Result<Commit, StoreEr
 #[test]
 fn a_refused_put_returns_the_existing_row() {
     run(async {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Chance::from_seed(1));
         let table = cloud.table(SITES);
         assert!(matches!(create(&table, "a", "FIRST").await, Ok(Commit::Done)));
         let Ok(Commit::Refused(refused)) = create(&table, "a", "SECOND").await else {
@@ -46,7 +46,7 @@ fn a_refused_put_returns_the_existing_row() {
 #[test]
 fn a_cancelled_transaction_names_the_failed_condition() {
     run(async {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Chance::from_seed(1));
         let table = cloud.table(SITES);
         assert!(matches!(create(&table, "b", "THERE").await, Ok(Commit::Done)));
         let both = Transaction::on(&table).create(&table, &key("a"), &row("NEW"));
@@ -80,7 +80,7 @@ struct Met(End, Effect, u64);
 /// Puts rows until that fault occurs.
 fn meet(fault: Fault) -> Met {
     run(async {
-        let cloud = Cloud::new(Chance::of(2));
+        let cloud = Cloud::new(Chance::from_seed(2));
         let table = cloud.table(SITES);
         cloud.disturb(100);
         for n in 0..1_000 {
@@ -135,7 +135,7 @@ fn every_fault_has_its_documented_effect() {
 #[test]
 fn a_call_takes_effect_after_its_caller_stopped_waiting() {
     run(async {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Chance::from_seed(1));
         let table = cloud.table(SITES);
         let put = timeout(Duration::from_micros(1), create(&table, "a", "THERE")).await;
         assert!(put.is_err(), "it was too fast");
@@ -148,7 +148,7 @@ fn a_call_takes_effect_after_its_caller_stopped_waiting() {
 #[test]
 fn only_one_partition_is_throttled_for_a_limited_time() {
     run(async {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Chance::from_seed(1));
         let table = cloud.table(SITES);
         cloud.throttle(vec!["\"row-a\"".to_owned()], Duration::from_mins(1));
         assert!(matches!(create(&table, "row-a", "THERE").await, Err(StoreError::Transient(_))));
@@ -162,7 +162,7 @@ fn only_one_partition_is_throttled_for_a_limited_time() {
 #[test]
 fn a_queue_accepts_a_message_unless_it_is_too_large() {
     run(async {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Chance::from_seed(1));
         let send = async |body: String| {
             let send = cloud.queues().send_message().queue_url("http://cloud/queue");
             send.message_body(body).send().await.is_ok()

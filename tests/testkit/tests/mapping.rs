@@ -95,7 +95,7 @@ impl<S: Fn(&[Rc<Record>]) -> Result<Value, String> + 'static> Function for Scrip
 
 /// Returns a stream with these texts, put at the same time under one key.
 fn stream(texts: &[&str]) -> Stream {
-    let mut stream = Stream::new(Chance::of(1));
+    let mut stream = Stream::new(Chance::from_seed(1));
     for text in texts {
         stream.put("key", text.as_bytes().to_vec(), Duration::ZERO);
     }
@@ -119,7 +119,7 @@ fn deliver(
 ) -> Ran {
     run(async {
         let function = Scripted::new(script);
-        let mapping = Mapping::new(settings, disorder, Chance::of(seed), function);
+        let mapping = Mapping::new(settings, disorder, Chance::from_seed(seed), function);
         mapping.run(stream).await;
         let function = mapping.function();
         Ran {
@@ -257,7 +257,7 @@ fn cases_shared_with_the_local_stack() {
     let cases: Vec<Case> =
         serde_json::from_str(include_str!("mapping_cases.json")).expect("the cases");
     for Case { name, properties, records, answers, batches, last_batch, done, given_up } in cases {
-        let mut stream = Stream::new(Chance::of(1));
+        let mut stream = Stream::new(Chance::from_seed(1));
         for sent in records {
             let (data, key, at) = match sent {
                 Sent::Text(data) => (data, None, None),
@@ -325,7 +325,7 @@ fn an_invocation_that_exceeds_its_timeout_has_failed() {
 
 /// Returns a stream that is split and merged while a hundred records of ten keys are put on it.
 fn resharded(seed: u64) -> Stream {
-    let mut stream = Stream::new(Chance::of(seed));
+    let mut stream = Stream::new(Chance::from_seed(seed));
     for n in 0..100_u32 {
         if n % 9 == 8 {
             stream.reshard();
@@ -370,7 +370,7 @@ fn every_record_is_eventually_processed_whatever_lambda_loses() {
             });
             // A crash leaves keys that no invocation processes any more.
             let working = Rc::clone(&function.working);
-            let mapping = Mapping::new(settings, disorder, Chance::of(seed), function);
+            let mapping = Mapping::new(settings, disorder, Chance::from_seed(seed), function);
             let watched = async {
                 loop {
                     sleep(Duration::from_millis(1)).await;

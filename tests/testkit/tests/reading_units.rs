@@ -10,8 +10,8 @@ use alerting::{
 };
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{
-    EntityType, Metric, Saga, SagaWithSensors, Sensor, SensorId, events::SensorsProvisioned,
-    readings::Bundle,
+    ContextWithSensors, EntityType, Metric, SagaContext, Sensor, SensorId,
+    events::SensorsProvisioned, readings::Bundle,
 };
 use cost::{
     counted::{Alert, Bundles, Readings, Records},
@@ -40,7 +40,7 @@ use testkit::{
 /// A station whose sensors are registered and have alerting, with limits that its day does not exceed.
 struct Station {
     dynamo: Dynamo,
-    saga: Saga,
+    saga: SagaContext,
     sensors: Vec<Sensor>,
 }
 
@@ -61,7 +61,7 @@ impl Station {
         project.run(command, noon(1)).await.expect("known");
         let configure =
             ConfigureAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() };
-        let command = SagaWithSensors::new(saga, sensors.clone()).expect("the site's own");
+        let command = ContextWithSensors::new(saga, sensors.clone()).expect("the site's own");
         configure.run(command, noon(1)).await.expect("watched");
         drop(dynamo.take_usage());
         Self { dynamo, saga, sensors }
@@ -94,7 +94,7 @@ impl Station {
             },
         };
         let (mut plain, mut gzip) = (Records::default(), Records::default());
-        let mut stream = Stream::new(Chance::of(1));
+        let mut stream = Stream::new(Chance::from_seed(1));
         let key = self.saga.site_id.to_string();
         let records: Vec<_> = bundles
             .iter()
@@ -168,7 +168,7 @@ impl Station {
         bundle.series.truncate(1);
         bundle.series[0].samples.truncate(1);
         bundle.series[0].samples[0].1 = 2e6;
-        let mut stream = Stream::new(Chance::of(1));
+        let mut stream = Stream::new(Chance::from_seed(1));
         let data = serde_json::to_vec(&bundle).expect("JSON");
         let record = stream.put(&self.saga.site_id.to_string(), data, Duration::ZERO);
         let event = to_raw_value(&mapping::event(&[record])).expect("an event");

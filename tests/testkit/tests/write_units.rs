@@ -13,7 +13,8 @@ use billing::{
     stripe::ApiKey,
 };
 use contracts::{
-    Envelope, Failure, Metric, Plan, Saga, SagaWithSensors, Sensor, SensorId, Timestamp,
+    ContextWithSensors, Envelope, Metric, OnboardingFailure, Plan, SagaContext, Sensor, SensorId,
+    Timestamp,
     events::Kits,
     inbound::{KitsDelivered, SensorRequest, SiteRegistration},
     saga::TeardownInput,
@@ -84,7 +85,7 @@ struct Account {
     dynamo: Dynamo,
     bus: Stub,
     stripe: Stub,
-    saga: Saga,
+    saga: SagaContext,
     sensors: Vec<Sensor>,
     effects: Vec<Effect>,
     rows: Vec<&'static str>,
@@ -113,10 +114,10 @@ impl Account {
             sites::registration::Registrar { sites: dynamo.table(SITES), outbox: dynamo.outbox() };
         let registered =
             registrar.register("http", "key", registration(), None, now()).await.expect("a site");
-        let saga = Saga::of_site(registered.site_id, Some(uuid()));
+        let saga = SagaContext::of_site(registered.site_id, Some(uuid()));
         let sensors = registration().sensors.into_iter().enumerate();
         let sensors = sensors.map(|(index, request)| Sensor {
-            sensor_id: SensorId::of(saga.onboarding_id, index),
+            sensor_id: SensorId::from_onboarding(saga.onboarding_id, index),
             metric: request.metric,
             unit: request.unit,
             min: request.min,
@@ -155,7 +156,7 @@ impl Account {
     async fn onboard(&mut self) {
         let (saga, outbox) = (self.saga, self.dynamo.outbox());
         let with_sensors =
-            SagaWithSensors::new(saga, self.sensors.clone()).expect("the site's own sensors");
+            ContextWithSensors::new(saga, self.sensors.clone()).expect("the site's own sensors");
         inventory::reserve_kits::ReserveKits {
             inventory: self.dynamo.table(INVENTORY),
             outbox: outbox.clone(),
@@ -255,7 +256,7 @@ impl Account {
             .expect("kits in stock again");
         self.book("release-kits", 1, "tombstone, 3 of stock, `KitsReleased`");
 
-        let failure = Some(Failure {
+        let failure = Some(OnboardingFailure {
             step: "ActivateSite".to_owned(),
             error: "Internal".to_owned(),
             message: "panicked: index out of bounds".to_owned(),

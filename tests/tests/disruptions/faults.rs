@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use tests::{
     Stack,
     api::sign,
-    wait::{PATIENCE, until_true},
+    wait::{TIMEOUT, until_true},
 };
 
 fn root() -> Result<PathBuf> {
@@ -360,7 +360,7 @@ impl Frozen {
     pub async fn kill(mut self) -> Result<()> {
         self.signal(Signal::KILL)?;
         let pids = std::mem::take(&mut self.0);
-        until_true("the processes to be gone", PATIENCE, async || {
+        until_true("the processes to be gone", TIMEOUT, async || {
             let alive: Vec<_> = pids
                 .iter()
                 .filter(|pid| {

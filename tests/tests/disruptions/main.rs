@@ -25,7 +25,7 @@ use tests::{
     readings::Item,
     sites::{DECLINED_CARD, GOOD_CARD, Ids, UNDO, registration, residue},
     stripe,
-    wait::{Look, PATIENCE, until, until_true},
+    wait::{Look, TIMEOUT, until, until_true},
 };
 use tokio::sync::Mutex;
 use uuid::Uuid;
@@ -52,7 +52,7 @@ async fn warm_up(stack: &Stack) -> Result<()> {
 
 /// Waits until the saga is at that step and the step was tried at least once.
 async fn at_step(stack: &Stack, ids: Ids, step: &str) -> Result<()> {
-    until(&format!("the saga to be at {step}"), PATIENCE, async || {
+    until(&format!("the saga to be at {step}"), TIMEOUT, async || {
         let execution = stack.onboarding(ids.onboarding_id).await?;
         let current = execution.as_ref().and_then(|execution| execution.current());
         Ok(match current {
@@ -105,14 +105,14 @@ async fn an_outage_of_the_provider_fills_the_queue_which_then_drains() -> Result
     for ids in &sites {
         at_step(&stack, *ids, "InitializeSubscription").await?;
     }
-    until_true("the queue to hold three commands", PATIENCE, async || {
+    until_true("the queue to hold three commands", TIMEOUT, async || {
         let (count, saw) = held().await?;
         Ok((count == 3, saw))
     })
     .await?;
     // Longer than the first tries, after which the commands return to the queue.
     tokio::time::sleep(Duration::from_secs(4)).await;
-    until_true("the queue to hold three commands still", PATIENCE, async || {
+    until_true("the queue to hold three commands still", TIMEOUT, async || {
         let (count, saw) = held().await?;
         Ok((count == 3, saw))
     })
@@ -128,7 +128,7 @@ async fn an_outage_of_the_provider_fills_the_queue_which_then_drains() -> Result
     for ids in &sites {
         stack.onboarded_once(*ids).await?;
     }
-    until_true("the queue to be empty", PATIENCE, async || {
+    until_true("the queue to be empty", TIMEOUT, async || {
         let (count, saw) = held().await?;
         Ok((count == 0, saw))
     })
@@ -172,7 +172,7 @@ async fn an_undo_that_fails_once_is_retried() -> Result<()> {
     let ids = broken
         .during(async || {
             let ids = register(&stack, "undo fails once", DECLINED_CARD).await?;
-            until("the undo to fail", PATIENCE, async || {
+            until("the undo to fail", TIMEOUT, async || {
                 let teardown = stack.teardown(ids.onboarding_id).await?;
                 let task = teardown.as_ref().and_then(|teardown| teardown.task("ReleaseKits"));
                 Ok(match task {
@@ -207,7 +207,7 @@ async fn an_undo_that_fails_permanently_is_reported_and_the_others_run() -> Resu
             let ids = register(&stack, "undo fails for good", DECLINED_CARD).await?;
             let execution = stack.onboarding_over(ids.onboarding_id).await?;
             // It is recovered once, as if it had been stopped. That fails too.
-            until("the recovery to fail", PATIENCE, async || {
+            until("the recovery to fail", TIMEOUT, async || {
                 let name = format!("recovery-{}", ids.onboarding_id);
                 let recovery = stack.teardown_named(&name).await?;
                 Ok(match &recovery {
@@ -243,7 +243,7 @@ async fn an_undo_that_fails_permanently_is_reported_and_the_others_run() -> Resu
     // says.
     let input = cause["teardownInput"].to_string();
     let arn = stack.start_teardown(&input).await?;
-    until("the teardown to be over", PATIENCE, async || {
+    until("the teardown to be over", TIMEOUT, async || {
         let teardown = stack.teardown(ids.onboarding_id).await?.context("a teardown")?;
         ensure!(teardown.arn == arn, "the newest teardown is another one: {teardown:?}");
         Ok(match teardown.status {
@@ -444,7 +444,7 @@ fn hours(site: SiteId, sensors: &[SensorId]) -> Result<Vec<Bundle>> {
 
 /// Waits for that many rows of these sensors' samples, and returns all of them.
 async fn rows(stack: &Stack, sensors: &[SensorId], count: usize) -> Result<Vec<Item>> {
-    until(&format!("{count} rows of samples"), PATIENCE, async || {
+    until(&format!("{count} rows of samples"), TIMEOUT, async || {
         let rows = try_join_all(sensors.iter().map(|sensor| stack.series_rows(*sensor)));
         let rows = rows.await?.concat();
         Ok(if rows.len() >= count { Look::Found(rows) } else { Look::Saw(rows.len()) })

@@ -27,7 +27,7 @@ use tests::{
     Stack,
     api::Call,
     sites::{GOOD_CARD, Ids, registration, residue},
-    wait::{Look, PATIENCE, until, until_true},
+    wait::{Look, TIMEOUT, until, until_true},
 };
 use uuid::Uuid;
 
@@ -199,7 +199,7 @@ impl Matrix {
 
     /// Returns what an onboarding left, once all its events are published.
     async fn settled(&self, onboarding: OnboardingId, end: End) -> Result<Trace> {
-        until("all that an undisturbed onboarding leaves", PATIENCE, async || {
+        until("all that an undisturbed onboarding leaves", TIMEOUT, async || {
             let books = self.reader.now(&self.stack).await?;
             let trace = Trace::of(&books, onboarding);
             let itself = Reference { active: trace.clone(), undone: trace.clone() };
@@ -217,7 +217,7 @@ impl Matrix {
     /// Registers a site as a client that repeats its request with the same key until it gets a response.
     async fn register(&self, key: &str, ids: Ids, metric: Metric) -> Result<()> {
         let registration = registration(&format!("matrix {key}"), &[metric], GOOD_CARD);
-        let registered = until("the registration to be accepted", PATIENCE, async || {
+        let registered = until("the registration to be accepted", TIMEOUT, async || {
             let answer = self.stack.call(Call::post_site(key, &registration)).await?;
             Ok(match answer.status {
                 500.. | 429 => Look::Saw(answer),
@@ -434,7 +434,7 @@ impl Matrix {
 /// Returns the ids that a registration over HTTP with that key gets.
 fn ids(key: &str) -> Ids {
     let site_id = SiteId::registered("", key);
-    Ids { site_id, onboarding_id: OnboardingId::of(site_id) }
+    Ids { site_id, onboarding_id: OnboardingId::from_site(site_id) }
 }
 
 /// Orders the cases deterministically so that similar ones are apart: those that take long, and those that make

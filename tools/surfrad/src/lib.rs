@@ -217,7 +217,7 @@ mod tests {
     }
 
     fn sensors() -> BTreeMap<Metric, SensorId> {
-        let sensor = |index| SensorId::of(OnboardingId::of(site()), index);
+        let sensor = |index| SensorId::from_onboarding(OnboardingId::from_site(site()), index);
         QUANTITIES.iter().enumerate().map(|(index, (metric, _))| (*metric, sensor(index))).collect()
     }
 

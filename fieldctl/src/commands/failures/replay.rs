@@ -9,7 +9,8 @@ use contracts::{
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ledger::{
-    Claim, ErrorInfo, FailureId, FailureRow, Finish, Insist, Kind, Ledger, Outcome, Status, Summary,
+    Claim, ClaimOptions, ErrorInfo, FailureId, FailureRow, Finish, Kind, Ledger, Outcome, Status,
+    Summary,
 };
 use serde_json::json;
 use tokio::{
@@ -107,7 +108,7 @@ struct Run<'a> {
     /// The id of all claims of this run.
     id: Uuid,
     by: Option<String>,
-    insist: Insist,
+    options: ClaimOptions,
     /// How long to wait for the end of a teardown.
     wait: Duration,
     progress: &'a Progress,
@@ -158,7 +159,7 @@ pub async fn run(
         resend: Resend::new(stack),
         id: Uuid::new_v4(),
         by: env::var("USER").ok(),
-        insist: Insist { too_often: options.force, in_doubt: options.in_doubt },
+        options: ClaimOptions { too_often: options.force, in_doubt: options.in_doubt },
         wait: options.wait,
         progress: &progress,
         undone: RefCell::default(),
@@ -340,7 +341,7 @@ impl Run<'_> {
         for id in std::iter::once(row.id).chain(work.others) {
             let by = self.by.as_deref();
             let why =
-                match self.ledger.claim(id, self.id, by, self.insist, Timestamp::now()).await? {
+                match self.ledger.claim(id, self.id, by, self.options, Timestamp::now()).await? {
                     Claim::Claimed(row) => {
                         claimed.push(*row);
                         continue;

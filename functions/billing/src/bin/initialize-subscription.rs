@@ -24,7 +24,7 @@ async fn main() -> Result<(), Error> {
             idempotency: Idempotency::new(billing.clone(), Duration::from_secs(30)),
             billing,
             outbox: aws.outbox()?,
-            provider: Provider::of(&aws)?,
+            provider: Provider::from_env(&aws)?,
         },
         machine: Machine {
             client: aws_sdk_sfn::Client::new(aws.config()),

@@ -3,7 +3,7 @@
 // Each test file uses a part of the helpers.
 #![allow(dead_code)]
 
-use contracts::{EntityType, Saga, SiteId};
+use contracts::{EntityType, SagaContext, SiteId};
 use lambda::http::{Answer, Problem, Request, response};
 use serde_json::{Value, json};
 use sites::{create_site::CreateSite, project_site::ProjectSite, registration::Registrar};
@@ -20,9 +20,9 @@ pub fn registrar(dynamo: &Dynamo) -> Registrar {
 }
 
 /// Returns the saga of the site that `POST /sites` registers under this idempotency key.
-pub fn saga_of(key: &str) -> Saga {
+pub fn saga_of(key: &str) -> SagaContext {
     let site_id = SiteId::registered("", key);
-    Saga::of_site(site_id, None)
+    SagaContext::of_site(site_id, None)
 }
 
 /// Returns a valid body of `POST /sites`.
@@ -94,7 +94,7 @@ pub fn check(name: &str, answer: Result<Answer, Problem>) {
 }
 
 /// Registers a site under this idempotency key.
-pub async fn create(dynamo: &Dynamo, key: &str) -> Saga {
+pub async fn create(dynamo: &Dynamo, key: &str) -> SagaContext {
     let request = post(Some(key), &registration().to_string());
     let answer = CreateSite(registrar(dynamo)).handle(&request, noon(0)).await;
     assert_eq!(sent(answer)["statusCode"], 202);
@@ -102,7 +102,7 @@ pub async fn create(dynamo: &Dynamo, key: &str) -> Saga {
 }
 
 /// Returns an event of a step in EventBridge's format.
-pub fn told(saga: Saga, event_type: &str, sequence: u64) -> Value {
+pub fn told(saga: SagaContext, event_type: &str, sequence: u64) -> Value {
     let data = json!({ "siteId": saga.site_id });
     let mut event = sample::event_of("project-site", saga, EntityType::Reservation, data);
     event["detail-type"] = event_type.into();

@@ -4,7 +4,7 @@
 use alerting::{Alerting, AlertingRow, Rule};
 use billing::{Subscription, SubscriptionRow};
 use contracts::{
-    Entity, EntityType, Failure, Metric, Plan, Saga, Sensor, SiteId, Timestamp,
+    Entity, EntityType, Metric, OnboardingFailure, Plan, SagaContext, Sensor, SiteId, Timestamp,
     events::{
         AlertingConfigured, AlertingRemoved, Kits, KitsReleased, KitsReserved,
         SensorsDeprovisioned, SensorsProvisioned, Shortage, SiteActivated, SiteDecommissioned,
@@ -32,7 +32,7 @@ pub type Outcome = Result<(), String>;
 #[derive(Debug)]
 pub struct SiteModel {
     pub name: &'static str,
-    pub saga: Saga,
+    pub saga: SagaContext,
     pub setup: Site,
     pub sensors: Vec<Sensor>,
     entities: [EntityModel; EntityType::ALL.len()],
@@ -73,8 +73,8 @@ pub fn entity_of(work: Work) -> Option<EntityType> {
 }
 
 /// Returns the failure in the input of a teardown after a failed onboarding.
-pub fn failure() -> Failure {
-    Failure {
+pub fn failure() -> OnboardingFailure {
+    OnboardingFailure {
         step: "ConfigureAlerting".to_owned(),
         error: "Transient".to_owned(),
         message: "busy".to_owned(),
@@ -86,7 +86,7 @@ fn place(entity: EntityType) -> usize {
 }
 
 impl SiteModel {
-    pub fn new(name: &'static str, setup: Site, saga: Saga, sensors: Vec<Sensor>) -> Self {
+    pub fn new(name: &'static str, setup: Site, saga: SagaContext, sensors: Vec<Sensor>) -> Self {
         Self { name, saga, setup, sensors, entities: Default::default(), subscription: None }
     }
 
@@ -371,7 +371,7 @@ fn status(name: &str) -> Status {
 }
 
 /// Returns the saga of the site that `POST /sites` creates with this key.
-pub fn saga_of(key: &str) -> Saga {
+pub fn saga_of(key: &str) -> SagaContext {
     let site_id = SiteId::registered("", key);
-    Saga::of_site(site_id, None)
+    SagaContext::of_site(site_id, None)
 }

@@ -119,7 +119,7 @@ fn sensors(place: usize, counts: [usize; 2]) -> Vec<Sensor> {
     each.enumerate()
         .map(|(index, metric): (usize, Metric)| {
             let (min, max) = limits.get(index).copied().unwrap_or_default();
-            let sensor_id = SensorId::of(saga.onboarding_id, index);
+            let sensor_id = SensorId::from_onboarding(saga.onboarding_id, index);
             Sensor { sensor_id, metric, unit: metric.units()[0].to_owned(), min, max }
         })
         .collect()
@@ -127,7 +127,7 @@ fn sensors(place: usize, counts: [usize; 2]) -> Vec<Sensor> {
 
 impl<'a> Play<'a> {
     fn new(world: &'a mut World, history: &History) -> Self {
-        let cloud = Cloud::new(Chance::of(0));
+        let cloud = Cloud::new(Chance::from_seed(0));
         for (metric, quantity) in METRICS.into_iter().zip(history.stock) {
             if quantity > 0 {
                 cloud.put(
@@ -917,7 +917,7 @@ fn check_event(
     let told = (metadata.entity, metadata.sequence, metadata.occurred_at, metadata.correlation_id);
     let is_right = event.kind == kind
         && metadata.kind == kind
-        && metadata.event_id == EventId::of(&id, event.sequence)
+        && metadata.event_id == EventId::from_entity(&id, event.sequence)
         && told == (id, event.sequence, at, onboarding)
         && (event.occurred_at, event.correlation_id) == (at, onboarding)
         && envelope.data["siteId"] == json!(site.saga.site_id)

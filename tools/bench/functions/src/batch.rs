@@ -34,7 +34,7 @@ pub async fn measure(bench: &Bench, store: &Function, binaries: &Path) -> Result
     let (mut records, mut rows) = (Vec::with_capacity(RECORDS), HashMap::new());
     for number in 0..RECORDS {
         let site = SiteId::registered("bench", &number.to_string());
-        let sensor = SensorId::of(OnboardingId::of(site), 0);
+        let sensor = SensorId::from_onboarding(OnboardingId::from_site(site), 0);
         records.push(record(number, site, sensor));
         rows.insert(sensor.to_string(), row(site, sensor));
     }

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// The timeout of a start or an invocation. It is long enough for valgrind, and for a fourteenth of a core.
-const PATIENCE: Duration = Duration::from_mins(5);
+const TIMEOUT: Duration = Duration::from_mins(5);
 const KB: u64 = 1024;
 
 /// The common environment of all processes.
@@ -190,7 +190,7 @@ impl Process {
 
     async fn hear(&mut self) -> Result<Heard> {
         let heard = tokio::select! {
-            heard = timeout(PATIENCE, self.api.heard.recv()) => heard,
+            heard = timeout(TIMEOUT, self.api.heard.recv()) => heard,
             ended = self.child.wait() => bail!(self.told(&format!("ended by itself: {ended:?}"))),
         };
         match heard {

@@ -85,7 +85,7 @@ fn workload(records: usize) -> Result<Workload> {
     let (mut samples, mut sites) = (0, HashMap::new());
     for station in 0.. {
         let site = SiteId::registered("bench", &station.to_string());
-        let sensor = |index| SensorId::of(OnboardingId::of(site), index);
+        let sensor = |index| SensorId::from_onboarding(OnboardingId::from_site(site), index);
         let sensors: BTreeMap<_, _> = METRICS.into_iter().zip((0..).map(sensor)).collect();
         sites.extend(sensors.values().map(|sensor| (*sensor, site)));
         for bundle in day.bundles(site, &sensors, MINUTES)? {

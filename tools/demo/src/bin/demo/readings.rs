@@ -26,7 +26,7 @@ use tests::{
     meter::Meter,
     readings::{Bucket, Item, Position, Quarantined, SiteSensor, gzip, item_bytes},
     sites::Ids,
-    wait::{Look, PATIENCE, until},
+    wait::{Look, TIMEOUT, until},
 };
 
 use crate::{
@@ -53,7 +53,7 @@ const TIMED: usize = 20;
 /// The function that quarantines broken records.
 const STORE_READINGS: &str = "store-readings";
 /// The maximum cost of a reading, in DynamoDB's write units.
-const MOST_UNITS_A_READING: f64 = 0.1;
+const MAX_UNITS_A_READING: f64 = 0.1;
 
 /// The report of the readings. It is the member `readings` of `target/demo/report.json`.
 #[derive(Debug, Serialize)]
@@ -237,7 +237,10 @@ impl Plan {
         let noon = "2016-01-01T12:00:00Z".parse()?;
         let mut no_schema = serde_json::to_value(bundle("broken-schema", sensor_id, noon)?)?;
         no_schema["series"][0]["samples"][0][1] = json!("775 hPa");
-        let nobody = SensorId::of(OnboardingId::of(SiteId::registered("", "nobody's")), 0);
+        let nobody = SensorId::from_onboarding(
+            OnboardingId::from_site(SiteId::registered("", "nobody's")),
+            0,
+        );
         let ahead = Timestamp::now().plus_millis(60 * 60 * 1000);
         let mut torn = gzip(&serde_json::to_vec(&bundle("broken-gzip", sensor_id, noon)?)?)?;
         torn.truncate(torn.len() / 2);
@@ -298,7 +301,7 @@ impl Plan {
     async fn time_the_last(&self, stack: &Stack) -> Result<Millis> {
         let (sent, last) = self.bundles.split_at(self.bundles.len() - TIMED);
         let before = sent.last().context("a day of more bundles")?;
-        until("the day to be stored", PATIENCE, async || {
+        until("the day to be stored", TIMEOUT, async || {
             let there = self.queryable(stack, before).await?;
             Ok(if there { Look::Found(()) } else { Look::Saw("less") })
         })
@@ -307,7 +310,7 @@ impl Plan {
         for bundle in last {
             let begun = Instant::now();
             logger::send(stack, &[bundle]).await?;
-            while !self.queryable(stack, bundle).await? && begun.elapsed() < PATIENCE {
+            while !self.queryable(stack, bundle).await? && begun.elapsed() < TIMEOUT {
                 tokio::time::sleep(GLANCE).await;
             }
             all.push(begun.elapsed().as_millis());
@@ -512,7 +515,7 @@ pub async fn run(
     let units_a_reading =
         (stored.write_units + stored.write_units_refused) as f64 / stored.samples.max(1) as f64;
     stored.write_units_a_reading = units_a_reading;
-    if units_a_reading > MOST_UNITS_A_READING {
+    if units_a_reading > MAX_UNITS_A_READING {
         untrue.push(format!("a reading cost {units_a_reading} write units"));
     }
     let repeated = plan.twice.iter().map(|place| plan.bundles[*place].samples());

@@ -16,7 +16,7 @@ use tests::{
 use crate::{progress::Board, stations::Station};
 
 /// The timeout for all sagas together.
-const PATIENCE: Duration = Duration::from_secs(90);
+const TIMEOUT: Duration = Duration::from_secs(90);
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// The result of a registration request.
@@ -107,8 +107,8 @@ pub async fn onboard(
         if over.iter().all(|over| *over) {
             return Ok(Onboarded { ids: ids.into_iter().flatten().collect(), captured });
         }
-        if begun.elapsed() > PATIENCE {
-            bail!("not all sagas were over after {} s", PATIENCE.as_secs());
+        if begun.elapsed() > TIMEOUT {
+            bail!("not all sagas were over after {} s", TIMEOUT.as_secs());
         }
         tokio::time::sleep(PAUSE).await;
     }
