@@ -1,7 +1,7 @@
 //! The table of errors: what each means and what to do about it. `failures show` and `failures groups` use it.
 //! docs/operations.md contains it too. A test compares the two.
 
-use ledger::{Kind, Summary};
+use ledger::{FailureSummary, Kind};
 use serde::Serialize;
 
 /// The advice for a failure.
@@ -17,7 +17,7 @@ pub struct Advice {
 }
 
 /// A line of the table. The first matching line applies to a failure.
-struct Line {
+struct Rule {
     /// The names of the errors. If empty, the line matches all.
     errors: &'static [&'static str],
     /// The kind. `None` matches all.
@@ -34,8 +34,8 @@ const DISCARD: &str = "fieldctl failures discard {which} --note \"<why>\" --yes"
 const RECOVER: &str = "fieldctl sagas recover {onboarding}";
 const SHOW: &str = "fieldctl failures show {id}";
 
-const TABLE: &[Line] = &[
-    Line {
+const RULES: &[Rule] = &[
+    Rule {
         errors: &["UnknownSensor"],
         kind: None,
         sources: &[],
@@ -43,7 +43,7 @@ const TABLE: &[Line] = &[
         todo: "Compare the id with `fieldctl sites show`. If the sensor is there by now, replay. If the id is wrong, correct the logger, and discard.",
         command: REPLAY,
     },
-    Line {
+    Rule {
         errors: &["RetiredSensor"],
         kind: None,
         sources: &[],
@@ -51,7 +51,7 @@ const TABLE: &[Line] = &[
         todo: "Have the logger switched off, and discard.",
         command: DISCARD,
     },
-    Line {
+    Rule {
         errors: &["SensorOfAnotherSite"],
         kind: None,
         sources: &[],
@@ -59,7 +59,7 @@ const TABLE: &[Line] = &[
         todo: "Correct the logger's site or sensor id, have the readings sent again, and discard.",
         command: DISCARD,
     },
-    Line {
+    Rule {
         errors: &["BundleConflict"],
         kind: None,
         sources: &[],
@@ -67,7 +67,7 @@ const TABLE: &[Line] = &[
         todo: "Have the changed readings sent under a new bundleId, and discard.",
         command: DISCARD,
     },
-    Line {
+    Rule {
         errors: &["EventRefused", "InvalidInput"],
         kind: Some(Kind::Quarantined),
         sources: &["publish-events"],
@@ -75,7 +75,7 @@ const TABLE: &[Line] = &[
         todo: "Correct the cause as the runbook RefusedEvents says, and replay.",
         command: REPLAY,
     },
-    Line {
+    Rule {
         errors: &["InvalidInput"],
         kind: None,
         sources: &["store-readings", "detect-breaches", "import-site", "receive-kits"],
@@ -83,7 +83,7 @@ const TABLE: &[Line] = &[
         todo: "Tell the sender, who sends it again, and discard.",
         command: DISCARD,
     },
-    Line {
+    Rule {
         errors: &["Unreadable", "UnreadableFile"],
         kind: None,
         sources: &[],
@@ -91,7 +91,7 @@ const TABLE: &[Line] = &[
         todo: "Follow the runbook UnreadableFailures, and discard.",
         command: SHOW,
     },
-    Line {
+    Rule {
         errors: &[],
         kind: Some(Kind::ExecutionFailed),
         sources: &[],
@@ -99,7 +99,7 @@ const TABLE: &[Line] = &[
         todo: "`fieldctl trace` shows the undo and its error. Remove the cause, and recover.",
         command: RECOVER,
     },
-    Line {
+    Rule {
         errors: &["Refused"],
         kind: Some(Kind::DeadLetter),
         sources: &[],
@@ -107,7 +107,7 @@ const TABLE: &[Line] = &[
         todo: "Follow the runbook ForgedCommand. If the command is forged, discard.",
         command: DISCARD,
     },
-    Line {
+    Rule {
         errors: &["ReceivesExhausted"],
         kind: Some(Kind::DeadLetter),
         sources: &[],
@@ -115,7 +115,7 @@ const TABLE: &[Line] = &[
         todo: "The function's log has the reason (runbook ForgedCommand). Remove the cause, and replay.",
         command: REPLAY,
     },
-    Line {
+    Rule {
         errors: &[],
         kind: Some(Kind::NotDelivered),
         sources: &[],
@@ -123,7 +123,7 @@ const TABLE: &[Line] = &[
         todo: "Correct the permission or the target that the message names, deploy, and replay.",
         command: REPLAY,
     },
-    Line {
+    Rule {
         errors: &[],
         kind: None,
         sources: &[
@@ -137,7 +137,7 @@ const TABLE: &[Line] = &[
         todo: "If later runs went well (the alarm is off), discard. If not, the function's log has the reason.",
         command: DISCARD,
     },
-    Line {
+    Rule {
         errors: &[],
         kind: None,
         sources: &["recover-onboarding"],
@@ -145,7 +145,7 @@ const TABLE: &[Line] = &[
         todo: "Remove the cause that the message names, and recover.",
         command: RECOVER,
     },
-    Line {
+    Rule {
         errors: &[],
         kind: Some(Kind::GivenUp),
         sources: &[],
@@ -153,7 +153,7 @@ const TABLE: &[Line] = &[
         todo: "The function's log has the reason. Remove the cause, and replay. Each effect happens once.",
         command: REPLAY,
     },
-    Line {
+    Rule {
         errors: &["Transient", "BatchItemFailure"],
         kind: None,
         sources: &[],
@@ -161,7 +161,7 @@ const TABLE: &[Line] = &[
         todo: "When it answers again (no alarm of its throttles or circuit), replay.",
         command: REPLAY,
     },
-    Line {
+    Rule {
         errors: &["Internal", "InvalidInput", "CorruptRow"],
         kind: None,
         sources: &[],
@@ -169,7 +169,7 @@ const TABLE: &[Line] = &[
         todo: "The message and the function's log name it. Correct it, deploy, and replay.",
         command: REPLAY,
     },
-    Line {
+    Rule {
         errors: &["CardDeclined", "KitsOutOfStock", "Superseded"],
         kind: None,
         sources: &[],
@@ -177,7 +177,7 @@ const TABLE: &[Line] = &[
         todo: "`fieldctl trace` shows that the site is undone. Discard.",
         command: DISCARD,
     },
-    Line {
+    Rule {
         errors: &[
             "Sandbox.Timedout",
             "Runtime.ExitError",
@@ -196,7 +196,7 @@ const TABLE: &[Line] = &[
         todo: "The function's log has the reason. Correct or roll back the function, and replay.",
         command: REPLAY,
     },
-    Line {
+    Rule {
         errors: &[],
         kind: None,
         sources: &[],
@@ -206,7 +206,7 @@ const TABLE: &[Line] = &[
     },
 ];
 
-impl Line {
+impl Rule {
     fn matches(&self, error: &str, kind: Kind, source: &str) -> bool {
         (self.errors.is_empty() || self.errors.contains(&error))
             && self.kind.is_none_or(|of| of == kind)
@@ -214,17 +214,17 @@ impl Line {
     }
 }
 
-fn line(error: &str, kind: Kind, source: &str) -> &'static Line {
-    let found = TABLE.iter().find(|line| line.matches(error, kind, source));
+fn rule_for(error: &str, kind: Kind, source: &str) -> &'static Rule {
+    let found = RULES.iter().find(|rule| rule.matches(error, kind, source));
     // The last line matches everything.
-    found.unwrap_or(&TABLE[TABLE.len() - 1])
+    found.unwrap_or(&RULES[RULES.len() - 1])
 }
 
 /// Returns the advice for a failure. `which` selects the failure on the command line: an id, or `--group` with a
 /// group.
 #[must_use]
-pub fn advice(row: &Summary, which: &str) -> Advice {
-    let Line { means, todo, command, .. } = line(&row.error.name, row.kind, &row.source);
+pub fn advice(row: &FailureSummary, which: &str) -> Advice {
+    let Rule { means, todo, command, .. } = rule_for(&row.error.name, row.kind, &row.source);
     let onboarding = row.correlation_id.map_or_else(|| "<site>".to_owned(), |id| id.to_string());
     let command = command
         .replace("{which}", which)
@@ -241,8 +241,8 @@ pub fn markdown() -> String {
     let names = |names: &[&str]| {
         names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
     };
-    for Line { errors, kind, sources, means, todo, command } in TABLE {
-        let kind = kind.map(crate::walk::kind);
+    for Rule { errors, kind, sources, means, todo, command } in RULES {
+        let kind = kind.map(crate::failure_pager::kind_name);
         let of: Vec<String> =
             kind.into_iter().chain(sources.iter().map(|it| (*it).to_owned())).collect();
         let errors = if errors.is_empty() { "any".to_owned() } else { names(errors) };
@@ -312,14 +312,14 @@ mod tests {
 
     #[test]
     fn every_recorded_error_has_its_own_advice() {
-        let default = TABLE[TABLE.len() - 1].means;
+        let default = RULES[RULES.len() - 1].means;
         for (names, kind, source) in NAMES {
             for name in names {
-                assert_ne!(line(name, kind, source).means, default, "{name} of {source}");
+                assert_ne!(rule_for(name, kind, source).means, default, "{name} of {source}");
             }
         }
-        assert_eq!(line("Nonsense", Kind::FunctionFailed, "project-site").means, default);
-        assert_ne!(line("NO_PERMISSIONS", Kind::NotDelivered, "import-site").means, default);
+        assert_eq!(rule_for("Nonsense", Kind::FunctionFailed, "project-site").means, default);
+        assert_ne!(rule_for("NO_PERMISSIONS", Kind::NotDelivered, "import-site").means, default);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use contracts::{
     readings::{Bundle, Sample},
     stream::Record,
 };
-use fault::{Fault, InvocationError, Replayed};
+use fault::{Fault, InvocationError, ReplayResponse};
 use lambda::Deadline;
 use serde_json::value::RawValue;
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
@@ -51,19 +51,19 @@ impl DetectBreaches {
     }
 
     /// Judges one record that an operator replays.
-    pub async fn replay(&self, record: &RawValue) -> Replayed {
+    pub async fn replay(&self, record: &RawValue) -> ReplayResponse {
         let now = Timestamp::now();
         let record: Record = match fault::decode(record.get()) {
             Ok(record) => record,
-            Err(error) => return Replayed::failed("InvalidInput", error.to_string()),
+            Err(error) => return ReplayResponse::failed("InvalidInput", error.to_string()),
         };
         match stream::bundle(&record, now) {
-            Err(error) => {
-                Replayed::moot(format!("{error}; store-readings quarantines the same record"))
-            }
+            Err(error) => ReplayResponse::nothing_to_do(format!(
+                "{error}; store-readings quarantines the same record"
+            )),
             Ok(bundle) => match self.detect(&bundle, now).await {
-                Ok(()) => Replayed::Done,
-                Err(error) => Replayed::failed(error.kind().name(), error.to_string()),
+                Ok(()) => ReplayResponse::Done,
+                Err(error) => ReplayResponse::failed(error.kind().name(), error.to_string()),
             },
         }
     }
@@ -143,7 +143,7 @@ impl DetectBreaches {
             at: now,
         };
         // The cause of these events is a reading, not the event that started the saga.
-        let saga = SagaContext::of_site(row.saga.site_id, None);
+        let saga = SagaContext::for_site(row.saga.site_id, None);
         let mut breaches = 0;
         let mut changing = Transaction::on(&self.alerting);
         changing = changing.put_if_sequence(&self.alerting, &key, &after, row.sequence);

@@ -8,7 +8,7 @@ use alerting::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{AlertingId, OnboardingId, SagaContext, SensorId, SiteId, Timestamp};
-use fault::Replayed;
+use fault::ReplayResponse;
 use futures_util::future::join;
 use lambda::Deadline;
 use serde_json::{Value, json, value::to_raw_value};
@@ -146,17 +146,17 @@ async fn a_replay_returns_its_outcome() {
     };
     let breach = first(&[(0, 60.0)]).to_string();
     for _ in 0..2 {
-        assert_eq!(replay(&step, &breach).await, Replayed::Done);
+        assert_eq!(replay(&step, &breach).await, ReplayResponse::Done);
     }
     assert_eq!(told(&dynamo).await, [(BREACH.to_owned(), 0, 60.0)]);
-    assert!(matches!(replay(&step, "no bundle").await, Replayed::Moot { .. }));
+    assert!(matches!(replay(&step, "no bundle").await, ReplayResponse::NothingToDo { .. }));
 
     let broken = Stub::start(|_| (500, json!({}))).await;
     let table = Table::new(aws_sdk_dynamodb::Client::new(&broken.config()), ALERTING);
     let step = DetectBreaches { alerting: table, ..detector(&dynamo) };
     let failed = replay(&step, &breach).await;
     assert!(
-        matches!(&failed, Replayed::Failed { error, .. } if error == "Transient"),
+        matches!(&failed, ReplayResponse::Failed { error, .. } if error == "Transient"),
         "{failed:?}"
     );
 }
@@ -211,7 +211,7 @@ async fn a_breach_and_its_event_are_one_transaction() {
 #[tokio::test]
 async fn a_breach_has_no_causation_id() {
     let dynamo = Dynamo::start().await;
-    let saga = SagaContext::of_site(saga("a").site_id, Some(saga("b").onboarding_id.uuid()));
+    let saga = SagaContext::for_site(saga("a").site_id, Some(saga("b").onboarding_id.uuid()));
     configure(&dynamo, saga).await;
     done(&detector(&dynamo), &[first(&[(0, 51.0)])]).await;
     let events = dynamo.events(AlertingId::from_onboarding(saga.onboarding_id)).await;
@@ -242,22 +242,22 @@ async fn a_repeated_bundle_emits_no_event() {
     done(&step, &story).await;
     let expected = [breach(0, 51.0), back(1, 20.0), breach(2, -51.0), back(61, 0.0)];
     assert_eq!(told(&dynamo).await, expected);
-    let before = dynamo.everything().await;
+    let before = dynamo.all_rows().await;
     done(&step, &story).await;
     done(&step, &[story[1].clone(), story[0].clone()]).await;
     // The result is the same for a new environment without watermarks.
     done(&detector(&dynamo), &story).await;
-    assert_eq!(dynamo.everything().await, before);
+    assert_eq!(dynamo.all_rows().await, before);
 }
 
 #[tokio::test]
 async fn a_new_environment_continues_from_the_table() {
     let dynamo = watched().await;
     done(&detector(&dynamo), &[first(&[(0, 51.0)])]).await;
-    let before = dynamo.everything().await;
+    let before = dynamo.all_rows().await;
     let step = detector(&dynamo);
     done(&step, &[first(&[(0, 51.0)]), first(&[(60, 49.9)])]).await;
-    assert_eq!(dynamo.everything().await, before, "still beyond, or not back by the deadband");
+    assert_eq!(dynamo.all_rows().await, before, "still beyond, or not back by the deadband");
     done(&step, &[first(&[(120, 20.0)])]).await;
     assert_eq!(told(&dynamo).await, [breach(0, 51.0), back(120, 20.0)]);
 }
@@ -327,9 +327,9 @@ async fn changes_beyond_the_limit_of_a_transaction_are_committed_in_several() {
     let mut every: Vec<_> = wild.iter().map(|(at, value)| breach(*at, *value)).collect();
     every.push(breach(0, 100.0));
     assert_eq!(told(&dynamo).await, every);
-    let before = dynamo.everything().await;
+    let before = dynamo.all_rows().await;
     done(&step, &[bundle]).await;
-    assert_eq!(dynamo.everything().await, before);
+    assert_eq!(dynamo.all_rows().await, before);
 }
 
 #[tokio::test]
@@ -368,9 +368,9 @@ async fn no_event_is_emitted_after_the_removal() {
     let dynamo = watched().await;
     let step = detector(&dynamo);
     remove(&dynamo, saga("a")).await;
-    let before = dynamo.everything().await;
+    let before = dynamo.all_rows().await;
     done(&step, &[first(&[(60, 51.0)])]).await;
-    assert_eq!(dynamo.everything().await, before);
+    assert_eq!(dynamo.all_rows().await, before);
 }
 
 #[tokio::test]
@@ -387,12 +387,12 @@ async fn a_concurrent_removal_is_always_the_last_event() {
         if removed.is_err() {
             remove(&dynamo, saga(name)).await;
         }
-        let story = dynamo.story(AlertingId::from_onboarding(saga(name).onboarding_id)).await;
+        let story = dynamo.event_types(AlertingId::from_onboarding(saga(name).onboarding_id)).await;
         assert_eq!(story.last().map(String::as_str), Some("AlertingRemoved"), "{story:?}");
         assert!(story.len() <= 3, "{story:?}");
-        let before = dynamo.everything().await;
+        let before = dynamo.all_rows().await;
         done(&step, &[bundle(saga(name), &[(0, &[(120, 20.0)])])]).await;
-        assert_eq!(dynamo.everything().await, before);
+        assert_eq!(dynamo.all_rows().await, before);
     }
 }
 
@@ -403,7 +403,7 @@ async fn a_breached_site_can_be_removed() {
     done(&step, &[first(&[(0, 51.0)])]).await;
     remove(&dynamo, saga("a")).await;
     done(&step, &[first(&[(60, 20.0)])]).await;
-    let story = dynamo.story(AlertingId::from_onboarding(saga("a").onboarding_id)).await;
+    let story = dynamo.event_types(AlertingId::from_onboarding(saga("a").onboarding_id)).await;
     assert_eq!(story, ["AlertingConfigured", BREACH, "AlertingRemoved"]);
 }
 
@@ -484,5 +484,5 @@ async fn the_sample_event_breaches_a_limit_of_the_sample_site() {
     assert_eq!(hand(&detector(&dynamo), &sample::event("detect-breaches")).await, None);
     let site = SiteId::registered("registry.example", "sample-registration");
     let alerting = AlertingId::from_onboarding(OnboardingId::from_site(site));
-    assert_eq!(dynamo.story(alerting).await, ["AlertingConfigured", BREACH]);
+    assert_eq!(dynamo.event_types(alerting).await, ["AlertingConfigured", BREACH]);
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use testkit::{
     Dynamo,
     dynamo::ALERTING,
-    saga::{Pair, Story, keeps_the_contract, run},
+    saga::{StepEvents, StepPair, check_step_contract, run},
     sample::{WEATHER, payload, payload_with_sensors, saga, sensors},
 };
 
@@ -22,7 +22,7 @@ fn remove(dynamo: &Dynamo) -> RemoveAlerting {
 async fn configuring_and_removing_follow_the_contract_of_the_saga() {
     let pair = async || {
         let dynamo = Dynamo::start().await;
-        Pair {
+        StepPair {
             step: configure(&dynamo),
             undo: remove(&dynamo),
             dynamo,
@@ -31,8 +31,8 @@ async fn configuring_and_removing_follow_the_contract_of_the_saga() {
             entity: AlertingId::from_onboarding(saga("a").onboarding_id).into(),
         }
     };
-    let story = Story { done: "AlertingConfigured", undone: "AlertingRemoved", fenced: &[] };
-    keeps_the_contract(pair, story).await;
+    let story = StepEvents { done: "AlertingConfigured", undone: "AlertingRemoved", fenced: &[] };
+    check_step_contract(pair, story).await;
 }
 
 #[tokio::test]

@@ -29,10 +29,10 @@ use lambda::Deadline;
 use serde_json::{Value, json, value::to_raw_value};
 use store::EventRow;
 use testkit::{
-    chance::{Chance, all_seeds, seeds},
-    cloud::{self, Cloud, Entry, Fault},
+    cloud::{self, CallFault, Cloud, Entry},
     dynamo::{ALERTING, EVENTS},
-    mapping::{Disorder, Function, Happening, Mapping, Record, Settings, Stream, event},
+    mapping::{FaultRates, Function, Mapping, MappingEvent, Record, Settings, Stream, event},
+    rng::{Rng, all_seeds, seeds},
     saga::run,
     sample::{noon, payload, payload_with_sensors, saga, sensors},
 };
@@ -157,42 +157,42 @@ struct Workload {
 }
 
 impl Workload {
-    fn make(chance: &mut Chance) -> Self {
-        let sites: Vec<_> = (0..chance.within(1, 3))
+    fn make(rng: &mut Rng) -> Self {
+        let sites: Vec<_> = (0..rng.in_range(1, 3))
             .map(|n| {
                 let saga = saga(&format!("site-{n}"));
-                let configured = match chance.below(10) {
+                let configured = match rng.below(10) {
                     0 => Configured::Never,
-                    1 => Configured::Meanwhile(Duration::from_millis(chance.below(20_000))),
+                    1 => Configured::Meanwhile(Duration::from_millis(rng.below(20_000))),
                     _ => Configured::First,
                 };
-                let removed = configured == Configured::First && chance.percent(25);
-                let after = Duration::from_millis(chance.below(30_000));
+                let removed = configured == Configured::First && rng.percent(25);
+                let after = Duration::from_millis(rng.below(30_000));
                 Site {
                     saga,
                     sensors: sensors(saga, &METRICS),
                     configured,
                     removed_after: removed.then_some(after),
-                    in_order: chance.percent(75),
+                    in_order: rng.percent(75),
                 }
             })
             .collect();
-        let stream = Stream::new(chance.fork());
+        let stream = Stream::new(rng.fork());
         let (puts, by_number, judges) = (Vec::new(), HashMap::new(), BTreeMap::new());
         let mut it = Self { stream, sites, puts, by_number, judges };
         let mut at = Duration::ZERO;
-        let spread = *chance.pick(&[0, 500, 5_000]);
-        for n in 0..chance.within(6, 16) {
-            at += Duration::from_millis(chance.below(spread));
-            if chance.percent(5) {
+        let spread = *rng.pick(&[0, 500, 5_000]);
+        for n in 0..rng.in_range(6, 16) {
+            at += Duration::from_millis(rng.below(spread));
+            if rng.percent(5) {
                 it.stream.reshard();
             }
-            let site = chance.place(it.sites.len());
+            let site = rng.index(it.sites.len());
             let sent: Vec<_> = it.puts.iter().filter(|put| put.site == site).collect();
-            let bundle = match chance.below(100) {
+            let bundle = match rng.below(100) {
                 0..5 => None,
-                5..25 if !sent.is_empty() => chance.pick(&sent).bundle.clone(),
-                _ => Some(it.bundle(chance, site, n)),
+                5..25 if !sent.is_empty() => rng.pick(&sent).bundle.clone(),
+                _ => Some(it.bundle(rng, site, n)),
             };
             it.put(site, bundle, at);
         }
@@ -200,23 +200,23 @@ impl Workload {
     }
 
     /// Returns the `n`-th bundle: some samples of some of the site's sensors.
-    fn bundle(&self, chance: &mut Chance, site: usize, n: usize) -> Bundle {
+    fn bundle(&self, rng: &mut Rng, site: usize, n: usize) -> Bundle {
         let Site { saga, sensors, in_order, .. } = &self.sites[site];
-        let minute = if *in_order { n } else { chance.place(n + 1) };
+        let minute = if *in_order { n } else { rng.index(n + 1) };
         let mut series = Vec::new();
         for sensor in sensors {
-            if chance.percent(30) && !series.is_empty() {
+            if rng.percent(30) && !series.is_empty() {
                 continue;
             }
             let mut at = noon(60 * i64::try_from(minute).expect("a time"));
             let mut samples = Vec::new();
             // A few series have more changes than fit into a transaction.
-            let count = if chance.below(200) == 0 { 130 } else { chance.within(1, 6) };
+            let count = if rng.below(200) == 0 { 130 } else { rng.in_range(1, 6) };
             for n in 0..count {
                 let restless = if n % 2 == 0 { 200.0 } else { 0.0 };
-                let value = if count > 6 { restless } else { *chance.pick(&VALUES) };
+                let value = if count > 6 { restless } else { *rng.pick(&VALUES) };
                 samples.push(Sample(at, value));
-                at = at.plus_millis(1 + i64::try_from(chance.below(400)).expect("a time"));
+                at = at.plus_millis(1 + i64::try_from(rng.below(400)).expect("a time"));
             }
             series.push(Series { sensor_id: sensor.sensor_id, samples });
         }
@@ -458,8 +458,8 @@ async fn options(cloud: Cloud, site: Site, after: Duration, removes: bool) {
 /// The counts of one run or of all runs.
 #[derive(Debug, Default, PartialEq)]
 struct Seen {
-    faults: BTreeMap<Fault, u32>,
-    happenings: BTreeMap<Happening, u32>,
+    faults: BTreeMap<CallFault, u32>,
+    mapping_events: BTreeMap<MappingEvent, u32>,
     events: BTreeMap<String, u32>,
     /// The number of sites whose events were certain to the end.
     certain: u32,
@@ -468,22 +468,22 @@ struct Seen {
 }
 
 fn simulate(seed: u64) -> Seen {
-    let mut chance = Chance::from_seed(seed);
-    let cloud = Cloud::new(chance.fork());
-    let load = Workload::make(&mut chance);
+    let mut rng = Rng::from_seed(seed);
+    let cloud = Cloud::new(rng.fork());
+    let load = Workload::make(&mut rng);
     let settings = Settings {
-        batch_size: chance.within(1, 12),
-        full_batches: chance.percent(40),
-        parallelization_factor: 1 + chance.below(2),
+        batch_size: rng.in_range(1, 12),
+        full_batches: rng.percent(40),
+        parallelization_factor: 1 + rng.below(2),
         bisects: true,
-        most_retries: *chance.pick(&[4, 20]),
-        most_age: Duration::from_secs(*chance.pick(&[120, 3_600])),
-        timeout: Duration::from_secs(*chance.pick(&[4, 30])),
+        max_retries: *rng.pick(&[4, 20]),
+        max_age: Duration::from_secs(*rng.pick(&[120, 3_600])),
+        timeout: Duration::from_secs(*rng.pick(&[4, 30])),
     };
-    let percent = *chance.pick(&[0, 5, 10, 20, 30]);
-    let disorder = match percent {
-        0 => Disorder::default(),
-        _ => Disorder { crash: 8, lost_answer: 5, replaced_poller: 8, repeat: 15 },
+    let percent = *rng.pick(&[0, 5, 10, 20, 30]);
+    let fault_rates = match percent {
+        0 => FaultRates::default(),
+        _ => FaultRates { crash: 8, lost_response: 5, replaced_poller: 8, repeat: 15 },
     };
     let watch = Rc::new(Watch { cloud: cloud.clone(), load, ledger: RefCell::default() });
 
@@ -502,15 +502,15 @@ fn simulate(seed: u64) -> Seen {
                 others.push(spawn_local(options(cloud.clone(), of_site, after, true)));
             }
         }
-        cloud.disturb(percent);
-        let mapping = Mapping::new(settings, disorder, chance.fork(), Consumer(Rc::clone(&watch)));
+        cloud.inject_faults(percent);
+        let mapping = Mapping::new(settings, fault_rates, rng.fork(), Consumer(Rc::clone(&watch)));
         mapping.run(&watch.load.stream).await;
         for other in others {
             other.await.expect("the saga's step");
         }
         // Waits for invocations that still run in the background and for late effects.
         sleep(Duration::from_mins(2)).await;
-        cloud.calm();
+        cloud.stop_faults();
         watch.read_on();
         assert_no_violation(&watch);
         let certain = assert_told_right(&watch);
@@ -526,14 +526,14 @@ fn simulate(seed: u64) -> Seen {
         assert_no_violation(&watch);
         assert_eq!(assert_told_right(&watch), certain);
 
-        let happenings = mapping.happenings();
-        assert!(!happenings.contains_key(&Happening::TimedOut), "no answer in time");
+        let mapping_events = mapping.event_counts();
+        assert!(!mapping_events.contains_key(&MappingEvent::TimedOut), "no answer in time");
         let mut events = BTreeMap::new();
         for row in watch.ledger.borrow().events.values().flatten() {
             *events.entry(row.kind.clone()).or_default() += 1;
         }
         let log = digest(&cloud.log_from(0));
-        Seen { faults: cloud.faults(), happenings, events, certain, log }
+        Seen { faults: cloud.faults(), mapping_events, events, certain, log }
     })
 }
 
@@ -629,18 +629,18 @@ fn assert_no_violation(watch: &Watch) {
     assert!(violations.is_empty(), "{text}");
 }
 
-/// The happenings of the mapping, except those that would be a defect of this function.
-const HAPPENINGS: [Happening; 10] = [
-    Happening::Delivered,
-    Happening::Done,
-    Happening::Progressed,
-    Happening::Stuck,
-    Happening::Crashed,
-    Happening::AnswerLost,
-    Happening::PollerReplaced,
-    Happening::Repeated,
-    Happening::Halved,
-    Happening::ColdStart,
+/// The events of the mapping, except those that would be a defect of this function.
+const MAPPING_EVENTS: [MappingEvent; 10] = [
+    MappingEvent::Delivered,
+    MappingEvent::Done,
+    MappingEvent::Progressed,
+    MappingEvent::Stuck,
+    MappingEvent::Crashed,
+    MappingEvent::ResponseLost,
+    MappingEvent::PollerReplaced,
+    MappingEvent::Repeated,
+    MappingEvent::Halved,
+    MappingEvent::ColdStart,
 ];
 
 fn add<K: Ord>(sums: &mut BTreeMap<K, u32>, counts: BTreeMap<K, u32>) {
@@ -654,16 +654,19 @@ fn every_change_is_emitted_once_under_faults() {
     let mut all = Seen::default();
     for seen in seeds(SEEDS, simulate) {
         add(&mut all.faults, seen.faults);
-        add(&mut all.happenings, seen.happenings);
+        add(&mut all.mapping_events, seen.mapping_events);
         add(&mut all.events, seen.events);
         all.certain += seen.certain;
     }
-    let Seen { faults, happenings, events, certain, .. } = all;
-    eprintln!("{faults:?}\n{happenings:?}\n{events:?}\n{certain} sites certain");
+    let Seen { faults, mapping_events, events, certain, .. } = all;
+    eprintln!("{faults:?}\n{mapping_events:?}\n{events:?}\n{certain} sites certain");
     if all_seeds() {
-        let met = |kind: &Fault| *kind == Fault::Unprocessed || faults.contains_key(kind);
-        assert!(Fault::ALL.iter().all(met), "a fault never came");
-        assert!(HAPPENINGS.iter().all(|kind| happenings.contains_key(kind)), "never happened");
+        let met = |kind: &CallFault| *kind == CallFault::Unprocessed || faults.contains_key(kind);
+        assert!(CallFault::ALL.iter().all(met), "a fault never came");
+        assert!(
+            MAPPING_EVENTS.iter().all(|kind| mapping_events.contains_key(kind)),
+            "never happened"
+        );
         assert_eq!(events.len(), 4, "an event never came");
         assert!(certain > 500, "little was certain");
     }

@@ -6,7 +6,7 @@ use serde_json::json;
 use testkit::{
     Dynamo,
     dynamo::DEVICES,
-    saga::{Pair, Story, keeps_the_contract, run},
+    saga::{StepEvents, StepPair, check_step_contract, run},
     sample::{WEATHER, payload, payload_with_sensors, saga, sensors},
 };
 
@@ -22,7 +22,7 @@ fn deprovision(dynamo: &Dynamo) -> DeprovisionSensors {
 async fn provisioning_and_deprovisioning_follow_the_contract_of_the_saga() {
     let pair = async || {
         let dynamo = Dynamo::start().await;
-        Pair {
+        StepPair {
             step: provision(&dynamo),
             undo: deprovision(&dynamo),
             dynamo,
@@ -31,8 +31,9 @@ async fn provisioning_and_deprovisioning_follow_the_contract_of_the_saga() {
             entity: SensorsId::from_onboarding(saga("a").onboarding_id).into(),
         }
     };
-    let story = Story { done: "SensorsProvisioned", undone: "SensorsDeprovisioned", fenced: &[] };
-    keeps_the_contract(pair, story).await;
+    let story =
+        StepEvents { done: "SensorsProvisioned", undone: "SensorsDeprovisioned", fenced: &[] };
+    check_step_contract(pair, story).await;
 }
 
 #[tokio::test]

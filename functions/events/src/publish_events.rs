@@ -10,7 +10,7 @@ use aws_lambda_events::{
     dynamodb::EventRecord,
     event::streams::{DynamoDbBatchItemFailure, DynamoDbEventResponse},
 };
-use fault::{Fault, InvocationError, Replayed};
+use fault::{Fault, InvocationError, ReplayResponse};
 use lambda::Deadline;
 use quarantine::Reason;
 use serde::Deserialize;
@@ -124,13 +124,15 @@ impl PublishEvents {
     /// Publishes one record that an operator replays.
     ///
     /// An event that is refused again is not quarantined again; the result has the reason.
-    pub async fn replay(&self, record: &RawValue, deadline: Deadline) -> Replayed {
+    pub async fn replay(&self, record: &RawValue, deadline: Deadline) -> ReplayResponse {
         let mut named = match read(record) {
             Reading::Inserted(named) => named,
             Reading::Other => {
-                return Replayed::moot("a change or a deletion of a row publishes nothing");
+                return ReplayResponse::nothing_to_do(
+                    "a change or a deletion of a row publishes nothing",
+                );
             }
-            Reading::Broken(reason) => return Replayed::failed(UNREADABLE_RECORD, reason),
+            Reading::Broken(reason) => return ReplayResponse::failed(UNREADABLE_RECORD, reason),
         };
         if let Some(record) = &mut named.record {
             record.replay = true;
@@ -138,10 +140,10 @@ impl PublishEvents {
         let key = named.key.clone();
         match self.publisher.publish(vec![named], deadline).await {
             Ok(unpublished) => match unpublished.into_iter().find(|it| it.event == key) {
-                Some(Unpublished { error, reason, .. }) => Replayed::failed(error, reason),
-                None => Replayed::Done,
+                Some(Unpublished { error, reason, .. }) => ReplayResponse::failed(error, reason),
+                None => ReplayResponse::Done,
             },
-            Err(error) => Replayed::failed(error.kind().name(), error.to_string()),
+            Err(error) => ReplayResponse::failed(error.kind().name(), error.to_string()),
         }
     }
 }

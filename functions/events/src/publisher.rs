@@ -201,7 +201,7 @@ impl Publisher {
         deadline: Deadline,
     ) -> Result<Vec<Unpublished>, StoreError> {
         let keys: Vec<EventKey> = named.iter().map(|named| named.key.clone()).collect();
-        let Ok(read) = timeout(deadline.left(), self.lanes(named)).await else {
+        let Ok(read) = timeout(deadline.remaining(), self.lanes(named)).await else {
             let late = |event| Unpublished::for_now(event, "the time ran out");
             return Ok(keys.into_iter().map(late).collect());
         };
@@ -217,17 +217,17 @@ impl Publisher {
             if round.is_empty() {
                 let next = lanes.iter().map(|lane| lane.ready_at).min();
                 let pause = next.map_or(Duration::ZERO, |at| at - Instant::now());
-                sleep(pause.min(deadline.left())).await;
+                sleep(pause.min(deadline.remaining())).await;
                 continue;
             }
             // A hanging bus must not use up the time that the response needs.
             let heads: Vec<_> = round.iter().map(|lane| &lane.waiting[0]).collect();
-            let Ok(answers) = timeout(deadline.left(), self.put(&heads)).await else {
+            let Ok(answers) = timeout(deadline.remaining(), self.put(&heads)).await else {
                 lanes.extend(round);
                 continue;
             };
             let settled = heads.iter().zip(answers).map(|(head, answer)| self.settle(head, answer));
-            let Ok(outcomes) = timeout(deadline.left(), join_all(settled)).await else {
+            let Ok(outcomes) = timeout(deadline.remaining(), join_all(settled)).await else {
                 tracing::error!("the time ran out before all published events were marked");
                 lanes.extend(round);
                 continue;

@@ -16,10 +16,10 @@ use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
 use store::{EventRow, NewEvent};
 use testkit::{
-    chance::{Chance, all_seeds, seeds},
-    cloud::{self, Cloud, Fault},
+    cloud::{self, CallFault, Cloud},
     dynamo::EVENTS,
-    mapping::{Disorder, Function, Happening, Mapping, Record, Settings, Stream},
+    mapping::{FaultRates, Function, Mapping, MappingEvent, Record, Settings, Stream},
+    rng::{Rng, all_seeds, seeds},
     sample::{self, noon, saga},
 };
 use tokio::{
@@ -33,8 +33,8 @@ const SETTINGS: Settings = Settings {
     full_batches: false,
     parallelization_factor: 1,
     bisects: true,
-    most_retries: 100,
-    most_age: Duration::from_hours(1),
+    max_retries: 100,
+    max_age: Duration::from_hours(1),
     timeout: Duration::from_secs(30),
 };
 const SEEDS: u64 = 8;
@@ -176,9 +176,9 @@ fn first_occurrences(cloud: &Cloud) -> BTreeMap<String, Vec<u64>> {
 #[test]
 fn a_transaction_split_and_reversed_between_two_batches_is_published_in_order() {
     cloud::run(async {
-        let cloud = Cloud::new(Chance::from_seed(1));
+        let cloud = Cloud::new(Rng::from_seed(1));
         let pair = [1, 2].map(|sequence| row("a", sequence, Duration::ZERO));
-        let mut stream = Stream::new(Chance::from_seed(1));
+        let mut stream = Stream::new(Rng::from_seed(1));
         for row in pair.iter().rev() {
             cloud.put(EVENTS, row);
             let (key, change) = inserted(row);
@@ -187,9 +187,9 @@ fn a_transaction_split_and_reversed_between_two_batches_is_published_in_order() 
         // The batch ends between the two records.
         let settings = Settings { batch_size: 1, ..SETTINGS };
         let function = PublishFunction::new(&cloud);
-        let mapping = Mapping::new(settings, Disorder::default(), Chance::from_seed(1), function);
+        let mapping = Mapping::new(settings, FaultRates::default(), Rng::from_seed(1), function);
         mapping.run(&stream).await;
-        assert_eq!(mapping.happenings()[&Happening::Done], 2);
+        assert_eq!(mapping.event_counts()[&MappingEvent::Done], 2);
         let entity = pair[0].entity.clone();
         assert_eq!(published(&cloud), [(entity.clone(), 1), (entity, 2)], "each once, in order");
     });
@@ -205,28 +205,28 @@ struct Ran {
     refused: usize,
     /// The number of records that the mapping gave up. The sweep published them.
     given_up: usize,
-    faults: BTreeMap<Fault, u32>,
+    faults: BTreeMap<CallFault, u32>,
 }
 
 /// Runs publish-events and sweep-events with a disordered stream and with faults.
 async fn simulate(seed: u64) -> Ran {
-    let mut chance = Chance::from_seed(seed);
-    let cloud = Cloud::new(chance.fork());
-    let mut stream = Stream::new(chance.fork());
+    let mut rng = Rng::from_seed(seed);
+    let cloud = Cloud::new(rng.fork());
+    let mut stream = Stream::new(rng.fork());
     let mut sequences = BTreeMap::new();
     let (mut commits, mut at) = (Vec::new(), Duration::from_secs(1));
     for transaction in 0..60_u32 {
-        at += Duration::from_millis(chance.below(3_000));
+        at += Duration::from_millis(rng.below(3_000));
         if transaction % 20 == 19 {
             stream.reshard();
         }
-        let site = *chance.pick(&SITES);
-        let events: Vec<_> = (0..=chance.below(3))
+        let site = *rng.pick(&SITES);
+        let events: Vec<_> = (0..=rng.below(3))
             .map(|_| {
                 let sequence = sequences.entry(site).or_insert(0);
                 *sequence += 1;
                 let mut row = row(site, *sequence, at);
-                if chance.percent(4) {
+                if rng.percent(4) {
                     BAD_TYPE.clone_into(&mut row.kind);
                 }
                 row
@@ -236,7 +236,7 @@ async fn simulate(seed: u64) -> Ran {
         commits.push((at, events));
     }
     cloud.refuse_events(BAD_TYPE);
-    cloud.disturb(8);
+    cloud.inject_faults(8);
     let begun = Instant::now();
     let committing = cloud.clone();
     let commits = spawn_local(async move {
@@ -248,13 +248,13 @@ async fn simulate(seed: u64) -> Ran {
         }
     });
     let function = PublishFunction::new(&cloud);
-    let disorder = Disorder { crash: 5, lost_answer: 5, replaced_poller: 5, repeat: 10 };
-    let mapping = Mapping::new(SETTINGS, disorder, chance.fork(), function);
+    let fault_rates = FaultRates { crash: 5, lost_response: 5, replaced_poller: 5, repeat: 10 };
+    let mapping = Mapping::new(SETTINGS, fault_rates, rng.fork(), function);
     let sweeps = async {
         for minute in 1.. {
             sleep(Duration::from_mins(1)).await;
             if minute > 10 {
-                cloud.calm();
+                cloud.stop_faults();
             }
             let event = fault::decode(&sample::event("sweep-events").to_string()).expect("one");
             let now = noon(i64::try_from(begun.elapsed().as_secs()).expect("soon"));
@@ -308,7 +308,7 @@ fn first_occurrences_are_in_order_under_faults() {
     let count = |fault| runs.iter().filter_map(|ran| ran.faults.get(&fault)).sum::<u32>();
     let [reversed, repeated] = [sum(|ran| ran.reversed), sum(|ran| ran.repeated)];
     let [refused, given_up] = [sum(|ran| ran.refused), sum(|ran| ran.given_up)];
-    let faults: Vec<_> = Fault::ALL.into_iter().map(|fault| (fault, count(fault))).collect();
+    let faults: Vec<_> = CallFault::ALL.into_iter().map(|fault| (fault, count(fault))).collect();
     let told = format!("{reversed}, {repeated}, {refused}, {given_up}, {faults:?}");
     assert!(reversed > 30 && repeated > 5 && refused > 5, "{told}");
     assert!(faults.iter().all(|(_, count)| *count > 1), "{told}");

@@ -14,7 +14,7 @@ use events::{
     publisher::{EventKey, Named, Publisher},
     sweep_events::SweepEvents,
 };
-use fault::{ErrorKind, Replayed};
+use fault::{ErrorKind, ReplayResponse};
 use lambda::{Deadline, Step};
 use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
@@ -99,7 +99,7 @@ impl World {
     }
 
     /// Replays a record, as `fieldctl failures replay` does.
-    async fn replay(&self, record: &Value) -> Replayed {
+    async fn replay(&self, record: &Value) -> ReplayResponse {
         let record = to_raw_value(record).expect("JSON");
         let deadline = Deadline::after(Duration::from_secs(10));
         self.publish_events().replay(&record, deadline).await
@@ -496,7 +496,7 @@ async fn a_sweep_quarantines_a_refused_event_once_and_a_replay_publishes_it() {
     assert!(world.quarantined().is_empty());
 
     drop(world.sent());
-    assert_eq!(world.replay(&set_aside[0]["record"]).await, Replayed::Done);
+    assert_eq!(world.replay(&set_aside[0]["record"]).await, ReplayResponse::Done);
     assert_eq!(world.sent(), [[sent("a", 1)]]);
     assert_eq!(world.published("a").await, [1, 2]);
 }
@@ -517,11 +517,12 @@ async fn a_replay_publishes_the_current_row() {
     let mut corrected = world.dynamo.rows(EVENTS).await.remove(0);
     assert!(corrected["refused"].is_string());
     corrected["detail"] = good["detail"].clone();
-    let refused = Replayed::failed("InvalidInput", set_aside[0]["reason"].as_str().expect("text"));
+    let refused =
+        ReplayResponse::failed("InvalidInput", set_aside[0]["reason"].as_str().expect("text"));
     assert_eq!(world.replay(&set_aside[0]["record"]).await, refused, "not corrected yet");
     assert!(world.quarantined().is_empty(), "its failure is open: one message is enough");
     world.dynamo.put(EVENTS, corrected).await;
-    assert_eq!(world.replay(&set_aside[0]["record"]).await, Replayed::Done);
+    assert_eq!(world.replay(&set_aside[0]["record"]).await, ReplayResponse::Done);
     assert_eq!(world.sent(), [[sent("a", 1)]]);
     assert_eq!(world.published("a").await, [1]);
 }

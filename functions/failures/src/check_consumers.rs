@@ -100,7 +100,7 @@ impl Step for CheckConsumers {
     async fn run(&self, _: Self::Command, _: Timestamp) -> Result<Reply, CheckError> {
         let deadline = Deadline::after(self.time);
         let mut reply = Reply::default();
-        let listed = timeout(deadline.left(), self.check(&mut reply)).await;
+        let listed = timeout(deadline.remaining(), self.check(&mut reply)).await;
         let listed =
             listed.unwrap_or_else(|_| Err(CheckError::Unavailable("the time ran out".to_owned())));
         // 0 means that every mapping runs, so it is only reported if all were listed. The alarm ConsumerChecks goes
@@ -126,7 +126,7 @@ impl CheckConsumers {
                 let arn = mapping.function_arn().unwrap_or_default();
                 let Some(function) = function_of_arn(&self.environment, arn) else { continue };
                 let arn = mapping.event_source_arn().unwrap_or_default();
-                let source = Source::of_arn(&self.environment, arn);
+                let source = Source::from_arn(&self.environment, arn);
                 let name = match source {
                     Some(source) => {
                         let consumer = Consumer { function, source };

@@ -12,7 +12,7 @@ use contracts::{
     quarantine::Quarantined,
     stream::Record,
 };
-use ledger::{Concerns, ErrorInfo, FailedWork, FailureId, Kind, Payload, PayloadFile};
+use ledger::{AffectedIds, ErrorInfo, FailedWork, FailureId, Kind, Payload, PayloadFile};
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json, value::RawValue};
 use sha2::{Digest, Sha256};
@@ -225,7 +225,7 @@ pub fn refused(failed: FailedWork, reason: &str) -> FailedWork {
         source,
         kind: Kind::Unreadable,
         payload,
-        error: ErrorInfo { concerns: Some(Concerns::default()), ..unreadable },
+        error: ErrorInfo { affected_ids: Some(AffectedIds::default()), ..unreadable },
         correlation_id: None,
         site_id: None,
         execution: None,
@@ -331,9 +331,9 @@ fn quarantined(body: &str) -> Option<FailedWork> {
     let error = ErrorInfo::new(&quarantined.error, &quarantined.reason);
     let mut failed =
         record(source(&quarantined.source)?, Kind::Quarantined, quarantined.record, error);
-    if let Some(concerns) = &mut failed.error.concerns {
-        concerns.sensor_id = quarantined.sensor_id;
-        concerns.sensor_site_id = quarantined.sensor_site_id;
+    if let Some(affected_ids) = &mut failed.error.affected_ids {
+        affected_ids.sensor_id = quarantined.sensor_id;
+        affected_ids.sensor_site_id = quarantined.sensor_site_id;
     }
     Some(failed)
 }
@@ -417,10 +417,10 @@ fn record(source: &str, kind: Kind, record: &RawValue, error: ErrorInfo) -> Fail
     };
     let mut failed = failed_work(source, kind, text, work, error);
     if failed.site_id.is_none()
-        && let (Some(concerns), Some(record)) = (&mut failed.error.concerns, of_stream)
+        && let (Some(affected_ids), Some(record)) = (&mut failed.error.affected_ids, of_stream)
     {
         let key = record.kinesis.partition_key.chars();
-        concerns.sender = Some(key.take(MAX_SENDER).collect());
+        affected_ids.sender = Some(key.take(MAX_SENDER).collect());
     }
     failed
 }
@@ -450,13 +450,13 @@ fn failed_work(
     let content = serde_json::from_str(payload).unwrap_or_default();
     // The partition key of a bundle is the site's id.
     let site_id = find(&content, &["siteId", "partitionKey"]);
-    let concerns = Some(Concerns { site_id, ..Concerns::default() });
+    let affected_ids = Some(AffectedIds { site_id, ..AffectedIds::default() });
     FailedWork {
         id: FailureId::new(source, work),
         source: source.to_owned(),
         kind,
         payload: Payload::Text(payload.to_owned()),
-        error: ErrorInfo { concerns, ..error },
+        error: ErrorInfo { affected_ids, ..error },
         correlation_id: find(&content, &["correlationId", "onboardingId"]),
         site_id,
         execution: None,

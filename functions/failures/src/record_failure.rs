@@ -9,7 +9,7 @@ use aws_lambda_events::event::sqs::SqsMessage;
 use contracts::{Timestamp, names::FAILURE_FILES};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ledger::{
-    FailedWork, Ledger, LedgerError, MAX_PAYLOAD_BYTES, Payload, PayloadFile, Recorded,
+    FailedWork, Ledger, LedgerError, MAX_PAYLOAD_BYTES, Payload, PayloadFile, RecordResult,
     files::{Content, Files},
 };
 use store::StoreError;
@@ -49,7 +49,7 @@ impl RecordFailure {
         let at = sent(message).unwrap_or(now);
         match parse::message(&self.environment, message) {
             Parsed::Failed(work) => self.record(*work, message_id, at).await,
-            Parsed::Repaired(repair) => self.repaired(&repair).await,
+            Parsed::Repaired(repair) => self.mark_replayed(&repair).await,
             Parsed::Files(files) => {
                 let last = receives(message) >= MAX_RECEIVES;
                 for file in &files {
@@ -65,9 +65,9 @@ impl RecordFailure {
     ///
     /// If the message of a failure arrives after that of its repair, the failure stays open until an operator
     /// replays it. That replay changes nothing.
-    async fn repaired(&self, repair: &Repair) -> Result<(), LedgerError> {
+    async fn mark_replayed(&self, repair: &Repair) -> Result<(), LedgerError> {
         let Repair { id, execution } = repair;
-        if self.ledger.repaired(*id, &format!("repaired by execution {execution}")).await? {
+        if self.ledger.mark_replayed(*id, &format!("repaired by execution {execution}")).await? {
             tracing::info!(failure = %id, %execution, "failure repaired");
         }
         Ok(())
@@ -141,12 +141,12 @@ impl RecordFailure {
             work.payload = Payload::File(file);
         }
         match self.ledger.record(&work, message_id, at).await? {
-            Recorded::Now => {
+            RecordResult::Recorded => {
                 let FailedWork { id, source, error, .. } = &work;
                 tracing::warn!(failure = %id, source, error = error.name, "failure recorded");
                 metrics::counter!("FailuresRecorded").increment(1);
             }
-            Recorded::Before => {}
+            RecordResult::AlreadyRecorded => {}
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use failures::check_consumers::CheckConsumers;
 use fault::ErrorKind;
 use serde_json::{Value, json};
 use testkit::{
-    http::{Call, SILENCE, Stub},
+    http::{Call, NO_RESPONSE, Stub},
     measured::measured,
     saga::{Outcome, run},
     sample,
@@ -213,7 +213,7 @@ async fn nothing_is_reported_if_not_all_mappings_were_listed() {
         let stub = cloud(vec![Ok(first.clone()), refused]).await;
         assert_eq!(check(&step(&stub)).await, (Err(kind), None), "0 would say that all run");
     }
-    let stub = cloud(vec![Ok(first), Err((SILENCE, Value::Null))]).await;
+    let stub = cloud(vec![Ok(first), Err((NO_RESPONSE, Value::Null))]).await;
     let hurried = CheckConsumers { time: Duration::from_millis(300), ..step(&stub) };
     assert_eq!(check(&hurried).await, (Err(ErrorKind::Transient), None), "the time ran out");
 }

@@ -10,8 +10,8 @@ use failures::{parse, record_failure::RecordFailure};
 use fault::{ErrorKind, Fault};
 use lambda::Deadline;
 use ledger::{
-    ClaimOptions, Concerns, ErrorInfo, FailedWork, FailureRow, Ledger, LedgerError,
-    MAX_PAYLOAD_BYTES, Outcome, PayloadFile, Status,
+    AffectedIds, ClaimOptions, ErrorInfo, FailedWork, FailureRow, Ledger, LedgerError,
+    MAX_PAYLOAD_BYTES, PayloadFile, ReplayOutcome, Status,
     files::{Files, MAX_FILE_BYTES},
 };
 use serde_json::{Value, json};
@@ -19,10 +19,10 @@ use store::Table;
 use testkit::{
     Dynamo,
     buckets::Buckets,
-    chance::Chance,
     cloud::{self, Cloud},
     dynamo::FAILURES,
     golden, http,
+    rng::Rng,
     sample::{self, noon, saga},
 };
 use uuid::Uuid;
@@ -333,7 +333,7 @@ async fn work_that_fails_again_after_a_replay_is_the_same_failure() {
     let (ledger, replay) = (world.ledger(), Uuid::from_u128(1));
     let claim = ledger.claim(first.id, replay, None, ClaimOptions::default(), noon(60)).await;
     assert!(claim.is_ok(), "{claim:?}");
-    let finish = ledger.finish(first.id, replay, &Outcome::Done).await.expect("finished");
+    let finish = ledger.finish(first.id, replay, &ReplayOutcome::Done).await.expect("finished");
     assert_eq!(world.row().await.status, Status::Replayed, "{finish:?}");
 
     // The work fails again in another way, for another reason, with its fields in another order.
@@ -414,13 +414,13 @@ async fn a_row_names_its_site_sensor_and_sender() {
     unknown["sensorId"] = json!(sensor);
     let mut elsewhere = unknown.clone();
     elsewhere["sensorSiteId"] = json!(other);
-    let whom = |site_id, sensor_id, sensor_site_id, sender: Option<&str>| Concerns {
+    let whom = |site_id, sensor_id, sensor_site_id, sender: Option<&str>| AffectedIds {
         site_id,
         sensor_id,
         sensor_site_id,
         sender: sender.map(str::to_owned),
     };
-    for (told, concerns) in [
+    for (told, affected_ids) in [
         (quarantined("store-readings", &bundle), whom(Some(site), None, None, None)),
         (unknown, whom(Some(site), Some(sensor), None, None)),
         (elsewhere, whom(Some(site), Some(sensor), Some(other), None)),
@@ -430,10 +430,10 @@ async fn a_row_names_its_site_sensor_and_sender() {
         let told = message("telemetry-failures", "m-1", 0, told.to_string());
         world.record(&told).await.expect("recorded");
         let row = world.row().await;
-        assert_eq!(row.concerns(), concerns);
+        assert_eq!(row.affected_ids(), affected_ids);
         // The index has the same data, so that the row need not be read.
         let (page, _) = world.ledger().page(Status::Open, true, None, 9).await.expect("a page");
-        assert_eq!(page[0].concerns, concerns);
+        assert_eq!(page[0].affected_ids, affected_ids);
         // The data is kept when a replay fails again.
         let (ledger, replay) = (world.ledger(), Uuid::from_u128(1));
         ledger
@@ -441,9 +441,9 @@ async fn a_row_names_its_site_sensor_and_sender() {
             .await
             .map(drop)
             .expect("a claim");
-        let failed = Outcome::Failed(ErrorInfo::new("RetiredSensor", "no"));
+        let failed = ReplayOutcome::Failed(ErrorInfo::new("RetiredSensor", "no"));
         ledger.finish(row.id, replay, &failed).await.map(drop).expect("finished");
-        assert_eq!(world.row().await.concerns(), concerns);
+        assert_eq!(world.row().await.affected_ids(), affected_ids);
     }
 }
 
@@ -651,16 +651,17 @@ async fn a_message_whose_row_the_table_refuses_is_recorded_as_unreadable() {
 #[test]
 fn only_the_message_that_can_not_be_recorded_fails() {
     cloud::run(async {
-        let cloud = Cloud::new(Chance::from_seed(1));
+        let cloud = Cloud::new(Rng::from_seed(1));
         let step = step(cloud.table(FAILURES), &http::config("http://nowhere"));
         cloud.throttle(vec!["site-b".to_owned()], Duration::from_mins(1));
         let batch = ["site-a", "site-b", "site-c"].map(|site| {
             let told = invocation(&json!({ "site": site }), Some("no"));
             (site, message("telemetry-failures", site, 0, told.to_string()))
         });
-        let failed = lambda::each(batch, Deadline::after(Duration::from_secs(20)), async |told| {
-            step.handle(&told, noon(0)).await.map_err(|error| error.to_string())
-        });
+        let failed =
+            lambda::process_each(batch, Deadline::after(Duration::from_secs(20)), async |told| {
+                step.handle(&told, noon(0)).await.map_err(|error| error.to_string())
+            });
         let failed = Box::pin(failed).await;
         let ids: Vec<_> = failed.iter().map(|failed| failed.id).collect();
         assert_eq!(ids, ["site-b"], "{failed:?}");

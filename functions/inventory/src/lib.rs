@@ -12,7 +12,7 @@ pub mod reserve_kits;
 use contracts::{
     Metric, ReservationId, SagaContext, Timestamp,
     events::{Kits, Shortage},
-    input::{FieldError, in_one_line},
+    input::{FieldError, join_errors},
 };
 use fault::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
@@ -115,7 +115,7 @@ pub enum InventoryError {
     #[error("reservation {0} was released before it was made")]
     Superseded(ReservationId),
     /// The delivery is invalid.
-    #[error("{}", in_one_line(.0))]
+    #[error("{}", join_errors(.0))]
     InvalidDelivery(Vec<FieldError>),
     /// Another writer changed the row between the read and the conditional write.
     #[error("reservation {0} is being changed by others")]

@@ -53,7 +53,7 @@ fn kits(sensors: &[Sensor]) -> Vec<Kits> {
 
 /// Returns the kits whose stock was too low for the transaction.
 fn shortages(kits: &[Kits], refused: &FailedConditions) -> Result<Vec<Shortage>, InventoryError> {
-    let short = kits.iter().filter(|kit| refused.concerns(&StockRow::key(kit.metric)));
+    let short = kits.iter().filter(|kit| refused.contains(&StockRow::key(kit.metric)));
     short
         .map(|kit| {
             let stock: Option<StockRow> = refused.row(&StockRow::key(kit.metric))?;

@@ -8,11 +8,11 @@ use lambda::Step;
 use serde_json::{Value, json};
 use testkit::{
     Dynamo,
-    chance::Chance,
     dynamo::{INVENTORY, Usage},
-    saga::{Pair, Story, keeps_the_contract, run, run_retrying},
+    rng::Rng,
+    saga::{StepEvents, StepPair, check_step_contract, run, run_retrying},
     sample::{WEATHER, noon, payload, payload_with_sensors, saga},
-    schema::{Outside, Schema},
+    schema::{InvalidDocument, Schema},
 };
 
 fn reserve(dynamo: &Dynamo) -> ReserveKits {
@@ -75,7 +75,7 @@ async fn reservation(dynamo: &Dynamo, name: &str) -> Value {
 async fn reserving_and_releasing_follow_the_contract_of_the_saga() {
     let pair = async || {
         let dynamo = stocked(10).await;
-        Pair {
+        StepPair {
             step: reserve(&dynamo),
             undo: release(&dynamo),
             dynamo,
@@ -84,8 +84,8 @@ async fn reserving_and_releasing_follow_the_contract_of_the_saga() {
             entity: entity("a"),
         }
     };
-    let story = Story { done: "KitsReserved", undone: "KitsReleased", fenced: &[] };
-    keeps_the_contract(pair, story).await;
+    let story = StepEvents { done: "KitsReserved", undone: "KitsReleased", fenced: &[] };
+    check_step_contract(pair, story).await;
 }
 
 #[tokio::test]
@@ -126,14 +126,14 @@ async fn a_refusal_is_final() {
     let more = json!([{ "metric": "air_temperature", "quantity": 5 }]);
     run(&receive(&dynamo), &delivery("second", &more)).await.expect("a delivery");
     assert_eq!(run(&reserve, &there).await, refused);
-    assert_eq!(dynamo.story(entity("a")).await, ["StockDepleted"]);
+    assert_eq!(dynamo.event_types(entity("a")).await, ["StockDepleted"]);
 
     // The undo leaves a tombstone, emits no event and returns no kits.
     run(&release(&dynamo), &back).await.expect("a release");
     assert_eq!(run(&reserve, &there).await, Err(ErrorKind::Superseded));
     assert_eq!(stock(&dynamo, Metric::AirTemperature).await, 6);
     assert_eq!(stock(&dynamo, Metric::RelativeHumidity).await, 1);
-    assert_eq!(dynamo.story(entity("a")).await, ["StockDepleted"]);
+    assert_eq!(dynamo.event_types(entity("a")).await, ["StockDepleted"]);
     assert_eq!(reservation(&dynamo, "a").await["status"], "RELEASED");
 }
 
@@ -171,7 +171,7 @@ async fn concurrent_reservations_never_exceed_the_stock() {
     assert_eq!(stock(&dynamo, Metric::AirTemperature).await, 13);
     assert_eq!(stock(&dynamo, Metric::AirPressure).await, 13);
     for (name, outcome) in names.iter().zip(outcomes) {
-        let story = dynamo.story(entity(name)).await;
+        let story = dynamo.event_types(entity(name)).await;
         let told: &[&str] =
             if outcome.is_ok() { &["KitsReserved", "KitsReleased"] } else { &["StockDepleted"] };
         assert_eq!(story, told);
@@ -251,8 +251,8 @@ async fn deliveries_that_match_the_schema_are_received_and_those_just_outside_ar
         receive.run(fault::decode(&event.to_string()).expect("an event"), noon(0)).await
     };
     for seed in 0..300 {
-        let mut chance = Chance::from_seed(seed);
-        let mut detail = schema.document(&mut chance);
+        let mut rng = Rng::from_seed(seed);
+        let mut detail = schema.document(&mut rng);
         // The rule that the schema can't express: each metric occurs once.
         let mut seen = std::collections::HashSet::new();
         let kits = detail["kits"].as_array_mut().expect("kits");
@@ -261,7 +261,8 @@ async fn deliveries_that_match_the_schema_are_received_and_those_just_outside_ar
             // The generator may produce the same short number twice.
             assert!(error.to_string().ends_with("came before with other kits"), "{seed}: {error}");
         }
-        let Outside { field, what, document } = schema.one_outside(&detail, &mut chance);
+        let InvalidDocument { field, what, document } =
+            schema.random_invalid_document(&detail, &mut rng);
         let error = run(&document).await.expect_err("outside the schema").to_string();
         let named =
             if field.is_empty() { "detail: ".to_owned() } else { format!("detail.{field}: ") };

@@ -9,7 +9,7 @@ use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{OnboardingId, SagaContext, Timestamp};
 use futures_util::{StreamExt, stream};
 use lambda::{Deadline, Step};
-use machines::{Machine, MachineError, Running};
+use machines::{MachineError, RunningExecution, StateMachine};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::time::timeout;
@@ -24,7 +24,7 @@ const SIDE_BY_SIDE: usize = 4;
 #[derive(Debug)]
 pub struct CheckSagas {
     /// The state machines `site-onboarding` and `site-teardown`.
-    pub machines: [Machine; 2],
+    pub machines: [StateMachine; 2],
     /// The time without an event after which a saga counts as stuck.
     pub budget: Duration,
     /// The maximum duration of a check. It must be less than the function's timeout.
@@ -113,12 +113,12 @@ impl CheckSagas {
     async fn list(
         &self,
         deadline: Deadline,
-    ) -> Result<(Vec<(&Machine, Running)>, bool), MachineError> {
+    ) -> Result<(Vec<(&StateMachine, RunningExecution)>, bool), MachineError> {
         let mut running = Vec::new();
         for machine in &self.machines {
             let mut page = None;
             loop {
-                let Ok(listed) = timeout(deadline.left(), machine.running(page)).await else {
+                let Ok(listed) = timeout(deadline.remaining(), machine.running(page)).await else {
                     return Ok((running, false));
                 };
                 let (executions, next) = listed?;
@@ -135,8 +135,8 @@ impl CheckSagas {
 
 /// Checks whether an execution had no event since `due`, and logs it if so.
 async fn look(
-    machine: &Machine,
-    running: &Running,
+    machine: &StateMachine,
+    running: &RunningExecution,
     now: Timestamp,
     due: Timestamp,
     deadline: Deadline,
@@ -160,5 +160,5 @@ async fn look(
         );
         Ok(Looked::Stuck)
     };
-    timeout(deadline.left(), look).await.unwrap_or(Ok(Looked::Unread))
+    timeout(deadline.remaining(), look).await.unwrap_or(Ok(Looked::Unread))
 }

@@ -11,7 +11,7 @@ use contracts::{
 };
 use fault::InvalidInput;
 use lambda::Step;
-use machines::{Machine, Started};
+use machines::{StartResult, StateMachine};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -24,9 +24,9 @@ const MAX_RECOVERIES: u32 = 3;
 #[derive(Debug)]
 pub struct RecoverOnboarding {
     /// The state machine `site-onboarding`.
-    pub onboarding: Machine,
+    pub onboarding: StateMachine,
     /// The state machine `site-teardown`.
-    pub teardown: Machine,
+    pub teardown: StateMachine,
 }
 
 /// The part of the `detail` of Step Functions' event "Execution Status Change" that is used here.
@@ -88,7 +88,7 @@ impl Step for RecoverOnboarding {
     type Error = OnboardingError;
 
     fn correlation(command: &Self::Command) -> Option<OnboardingId> {
-        let saga: Saga = fault::decode(command.detail.input.as_deref()?).ok()?;
+        let saga: SagaContext = fault::decode(command.detail.input.as_deref()?).ok()?;
         Some(saga.onboarding_id)
     }
 
@@ -106,12 +106,12 @@ impl Step for RecoverOnboarding {
         };
         let Some((name, input)) = recovery else { return Ok(Reply::NotNeeded) };
         Ok(match self.teardown.start(&name, input).await? {
-            Started::Now => {
+            StartResult::Started => {
                 tracing::warn!(execution = %ended.execution_arn, recovery = %name, "recovers");
                 metrics::counter!("SagaRecoveries").increment(1);
                 Reply::Started
             }
-            Started::Before => Reply::Already,
+            StartResult::AlreadyStarted => Reply::Already,
         })
     }
 }
@@ -127,7 +127,7 @@ impl RecoverOnboarding {
             return Ok(None);
         }
         let input = input(&self.onboarding, ended).await?;
-        let saga: Saga = fault::decode(&input)?;
+        let saga: SagaContext = fault::decode(&input)?;
         let failure = failure(ended, state.unwrap_or_else(|| "Start".to_owned()));
         let input = json(&TeardownInput::new(saga, Some(failure)))?;
         Ok(Some((recovery_name(saga.onboarding_id), input)))
@@ -152,7 +152,7 @@ impl RecoverOnboarding {
 }
 
 /// Returns the input of the execution.
-async fn input(machine: &Machine, ended: &Ended) -> Result<String, OnboardingError> {
+async fn input(machine: &StateMachine, ended: &Ended) -> Result<String, OnboardingError> {
     Ok(match &ended.input {
         Some(input) => input.clone(),
         None => machine.input(&ended.execution_arn).await?,

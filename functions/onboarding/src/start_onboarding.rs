@@ -6,7 +6,7 @@ use contracts::{
     events::SiteCreated,
 };
 use lambda::Step;
-use machines::{Machine, Started};
+use machines::{StartResult, StateMachine};
 use serde::Serialize;
 
 use crate::OnboardingError;
@@ -15,7 +15,7 @@ use crate::OnboardingError;
 #[derive(Debug)]
 pub struct StartOnboarding {
     /// The state machine `site-onboarding`.
-    pub onboarding: Machine,
+    pub onboarding: StateMachine,
 }
 
 /// The input of the saga: only the data that its steps need.
@@ -74,8 +74,8 @@ impl Step for StartOnboarding {
             .map_err(|error| OnboardingError::Input(error.to_string()))?;
         let name = input.sensors.saga.onboarding_id.to_string();
         Ok(match self.onboarding.start(&name, json).await? {
-            Started::Now => Reply::Started,
-            Started::Before => Reply::Already,
+            StartResult::Started => Reply::Started,
+            StartResult::AlreadyStarted => Reply::Already,
         })
     }
 }

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use aws_sdk_sfn::Client;
 use fault::ErrorKind;
-use machines::Machine;
+use machines::StateMachine;
 use onboarding::check_sagas::CheckSagas;
 use serde_json::{Value, json};
 use testkit::{
-    http::{Call, SILENCE, Stub},
+    http::{Call, NO_RESPONSE, Stub},
     measured::measured,
     saga::{Outcome, run},
     sample::{self, noon, payload, saga},
@@ -19,8 +19,8 @@ const BUDGET: Duration = Duration::from_mins(15);
 /// An execution: its name, the seconds since its start, and the seconds since its last event.
 type Execution = (&'static str, i64, i64);
 
-fn machine(stub: &Stub, name: &str) -> Machine {
-    Machine { client: Client::new(&stub.config()), arn: format!("arn:machine:{name}") }
+fn machine(stub: &Stub, name: &str) -> StateMachine {
+    StateMachine { client: Client::new(&stub.config()), arn: format!("arn:machine:{name}") }
 }
 
 fn checking(stub: &Stub) -> CheckSagas {
@@ -157,8 +157,9 @@ async fn zero_stuck_sagas_are_reported_only_if_every_saga_was_checked() {
     let stub = step_functions(&[], &[("a", 3000, 1000), ("b", 2000, 1000)], no_history).await;
     assert_eq!(reported(check(&stub)).await, Some(1.0), "at least one is stuck");
 
-    let silent =
-        |call: &Call| (call.operation() == "GetExecutionHistory").then_some((SILENCE, Value::Null));
+    let silent = |call: &Call| {
+        (call.operation() == "GetExecutionHistory").then_some((NO_RESPONSE, Value::Null))
+    };
     let stub = step_functions(&[], &[("a", 3000, 1)], silent).await;
     let step = CheckSagas { time: Duration::from_millis(500), ..checking(&stub) };
     assert_eq!(reported(run(&step, &event)).await, None, "the time ran out");
@@ -194,14 +195,14 @@ async fn sagas_that_miss_the_deadline_are_counted() {
     // The calls for the two oldest of three executions are not answered.
     let stub = step_functions(&[], &[("a", 3000, 1), ("b", 2000, 1), ("c", 1000, 901)], |call| {
         let silent = call.json()["executionArn"] == "a" || call.json()["executionArn"] == "b";
-        silent.then_some((SILENCE, Value::Null))
+        silent.then_some((NO_RESPONSE, Value::Null))
     })
     .await;
     let step = CheckSagas { time: Duration::from_millis(1500), ..checking(&stub) };
     let told = run(&step, &sample::event("check-sagas")).await.expect("what was found");
     assert_eq!((&told["stuck"], &told["unread"]), (&json!(1), &json!(2)));
 
-    let silent = Stub::start(|_| (SILENCE, Value::Null)).await;
+    let silent = Stub::start(|_| (NO_RESPONSE, Value::Null)).await;
     let step = CheckSagas { time: Duration::from_millis(200), ..checking(&silent) };
     let told = run(&step, &sample::event("check-sagas")).await.expect("what was found");
     assert_eq!(told["incomplete"], json!(true));

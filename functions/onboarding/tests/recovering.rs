@@ -4,7 +4,7 @@ use aws_sdk_sfn::Client;
 use contracts::saga::TeardownInput;
 use fault::{ErrorKind, Fault};
 use lambda::Step;
-use machines::Machine;
+use machines::StateMachine;
 use onboarding::recover_onboarding::RecoverOnboarding;
 use serde_json::{Value, json};
 use testkit::{
@@ -67,8 +67,8 @@ const NESTED: &str = "7a1f0e4e-4d0c-4f63-9d1f-0d7c5a3b2e11";
 fn recovering(stub: &Stub) -> RecoverOnboarding {
     let client = Client::new(&stub.config());
     RecoverOnboarding {
-        onboarding: Machine { client: client.clone(), arn: ONBOARDING.to_owned() },
-        teardown: Machine { client, arn: TEARDOWN.to_owned() },
+        onboarding: StateMachine { client: client.clone(), arn: ONBOARDING.to_owned() },
+        teardown: StateMachine { client, arn: TEARDOWN.to_owned() },
     }
 }
 

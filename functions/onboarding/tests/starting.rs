@@ -6,7 +6,7 @@ use contracts::{
     inbound::{MAX_NAME, MAX_PAYMENT_METHOD, MAX_SENSORS},
 };
 use fault::ErrorKind;
-use machines::Machine;
+use machines::StateMachine;
 use onboarding::start_onboarding::StartOnboarding;
 use serde_json::{Value, json};
 use testkit::{
@@ -21,7 +21,10 @@ const MACHINE: &str = "arn:aws:states:eu-central-1:111122223333:stateMachine:sit
 async fn start(event: &Value, status: u16, answer: Value) -> (Outcome, Vec<Value>) {
     let machines = Stub::start(move |_| (status, answer.clone())).await;
     let step = StartOnboarding {
-        onboarding: Machine { client: Client::new(&machines.config()), arn: MACHINE.to_owned() },
+        onboarding: StateMachine {
+            client: Client::new(&machines.config()),
+            arn: MACHINE.to_owned(),
+        },
     };
     let outcome = run(&step, event).await;
     let calls = machines.take_calls();

@@ -5,7 +5,7 @@ use contracts::{
     inbound::{MAX_ID, SiteRegistration},
     input::Reason,
 };
-use lambda::http::{self, Answer, FieldError, Problem, Request};
+use lambda::http::{self, FieldError, Problem, Request, Response};
 use serde::Serialize;
 
 use crate::{SitesError, Status, registration::Registrar};
@@ -32,9 +32,9 @@ impl CreateSite {
     /// Registers the site and returns 202 with its id. A repeated request gets the same answer.
     ///
     /// Returns 400 for an invalid request, 409 for a reused idempotency key and 413 for a body that is too large.
-    pub async fn handle(&self, request: &Request, now: Timestamp) -> Result<Answer, Problem> {
+    pub async fn handle(&self, request: &Request, now: Timestamp) -> Result<Response, Problem> {
         let key = idempotency_key(request)?;
-        http::no_query(request)?;
+        http::reject_query(request)?;
         let registration: SiteRegistration = http::read(request, LARGEST_BODY)?;
         match self.0.register(HTTP, key, registration, None, now).await {
             Ok(registered) => {
@@ -44,7 +44,8 @@ impl CreateSite {
                     status: Status::Onboarding,
                 };
                 let site = format!("/sites/{}", reply.site_id);
-                Ok(Answer::new(202, &reply)?.at(http::relative(request, "/sites", &site)))
+                Ok(Response::new(202, &reply)?
+                    .at(http::relative_location(request, "/sites", &site)))
             }
             Err(SitesError::KeyReused(site)) => Err(key_reused(site)),
             Err(error) => Err(Problem::from_fault(&error)),
@@ -73,7 +74,7 @@ fn idempotency_key(request: &Request) -> Result<&str, Problem> {
         FieldError::new("header Idempotency-Key", message)
     };
     let Some(value) = request.headers.get("Idempotency-Key") else {
-        let missing = wrong("is missing".to_owned()).because(Reason::MissingField);
+        let missing = wrong("is missing".to_owned()).with_reason(Reason::MissingField);
         return Err(Problem::invalid(vec![missing]));
     };
     let wrong = |problem: String| Problem::invalid(vec![wrong(problem)]);

@@ -2,8 +2,8 @@
 //! failed onboarding.
 
 use contracts::{OnboardingId, SagaContext, SiteId, saga::TeardownInput};
-use lambda::http::{self, Answer, Problem, Request};
-use machines::Machine;
+use lambda::http::{self, Problem, Request, Response};
+use machines::StateMachine;
 use serde::Serialize;
 use store::{Commit, Table, Transaction};
 
@@ -18,7 +18,7 @@ pub struct DecommissionSite {
     /// The sites table.
     pub sites: Table,
     /// The state machine `site-teardown`.
-    pub teardown: Machine,
+    pub teardown: StateMachine,
 }
 
 #[derive(Serialize)]
@@ -33,8 +33,8 @@ impl DecommissionSite {
     /// Starts the teardown and returns 202. A repeated request returns 202, too.
     ///
     /// Returns 404 for an unknown site. Returns 409 for a site that is still being onboarded or was rejected.
-    pub async fn handle(&self, request: &Request) -> Result<Answer, Problem> {
-        http::no_query(request)?;
+    pub async fn handle(&self, request: &Request) -> Result<Response, Problem> {
+        http::reject_query(request)?;
         let site = site_id(request)?;
         let row = self.row(site).await.map_err(|error| Problem::from_fault(&error))?;
         let row = row.ok_or_else(|| no_site(site))?;
@@ -60,7 +60,7 @@ impl DecommissionSite {
         };
         let reply = Reply { site_id: site, onboarding_id: row.onboarding_id, status };
         let target = format!("/sites/{site}");
-        Ok(Answer::new(202, &reply)?.at(http::relative(request, &target, &target)))
+        Ok(Response::new(202, &reply)?.at(http::relative_location(request, &target, &target)))
     }
 
     async fn row(&self, site: SiteId) -> Result<Option<SiteRow>, SitesError> {
@@ -72,13 +72,13 @@ impl DecommissionSite {
     /// The teardown is started first, so that the site is closed even if the function ends in between. The
     /// execution's name is derived from the onboarding, so a second start has no effect.
     async fn decommission(&self, site: SiteId, row: &SiteRow) -> Result<(), SitesError> {
-        let saga = SagaContext::of_site(site, None);
+        let saga = SagaContext::for_site(site, None);
         let name = format!("decommission-{}", saga.onboarding_id);
         let input = TeardownInput::new(saga, None);
         self.teardown.start(&name, serde_json::json!(input).to_string()).await?;
         let leaving = SiteRow { status: Status::Decommissioning, ..row.clone() };
         let commit = Transaction::on(&self.sites)
-            .replace(&self.sites, &SiteRow::key(site), &leaving, Status::Active.name())
+            .put_if_status(&self.sites, &SiteRow::key(site), &leaving, Status::Active.name())
             .commit()
             .await?;
         if let Commit::Refused(_) = commit {

@@ -8,7 +8,7 @@ use contracts::{
     Location, Metric, OnboardingFailure, OnboardingId, SensorId, SiteId, Timestamp,
     saga::{ACTIVATE_SITE, STEPS},
 };
-use lambda::http::{self, Answer, FieldError, Problem, Request};
+use lambda::http::{self, FieldError, Problem, Request, Response};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use store::{Item, StoreError, Table, from_item};
 
@@ -148,17 +148,17 @@ pub(crate) fn no_site(site: SiteId) -> Problem {
 
 impl GetSite {
     /// Returns one site if the path has a site id, otherwise a page of the list.
-    pub async fn handle(&self, request: &Request) -> Result<Answer, Problem> {
+    pub async fn handle(&self, request: &Request) -> Result<Response, Problem> {
         if request.path_parameters.contains_key("siteId") {
-            http::no_query(request)?;
+            http::reject_query(request)?;
             let site = site_id(request)?;
             let found = self.site(site).await.map_err(|error| Problem::from_fault(&error))?;
             let found = found.ok_or_else(|| no_site(site))?;
-            return Answer::new(200, &found);
+            return Response::new(200, &found);
         }
         let query = query(request)?;
         let page = self.list(query).await.map_err(|error| Problem::from_fault(&error))?;
-        Answer::new(200, &page)
+        Response::new(200, &page)
     }
 
     async fn site(&self, site: SiteId) -> Result<Option<Site>, StoreError> {

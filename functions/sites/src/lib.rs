@@ -19,7 +19,7 @@ pub mod registration;
 
 use contracts::{
     IdMismatch, Location, OnboardingFailure, OnboardingId, Plan, Sensor, SiteId, Timestamp,
-    input::{FieldError, in_one_line},
+    input::{FieldError, join_errors},
 };
 use fault::{ErrorKind, Fault};
 use machines::MachineError;
@@ -147,7 +147,7 @@ pub enum StepStatus {
 #[derive(Debug, thiserror::Error)]
 pub enum SitesError {
     /// The registration is invalid.
-    #[error("{}", in_one_line(.0))]
+    #[error("{}", join_errors(.0))]
     Invalid(Vec<FieldError>),
     /// The ids in an event belong to different sites.
     #[error(transparent)]

@@ -6,7 +6,7 @@
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{
     Envelope, OnboardingId, SiteData, SiteId, Timestamp,
-    saga::{self, Outcome},
+    saga::{self, StepOutcome},
 };
 use lambda::Step;
 use serde::{Deserialize, Serialize};
@@ -51,9 +51,9 @@ pub enum Reply {
 fn step_status(event_type: &str) -> Option<(&'static str, StepStatus)> {
     let (step, outcome) = saga::step_of_event(event_type)?;
     let status = match outcome {
-        Outcome::Done => StepStatus::Completed,
-        Outcome::Refused => StepStatus::Failed,
-        Outcome::Undone => StepStatus::Undone,
+        StepOutcome::Done => StepStatus::Completed,
+        StepOutcome::Refused => StepStatus::Failed,
+        StepOutcome::Undone => StepStatus::Undone,
     };
     (!step.is_of_site()).then_some((step.name, status))
 }

@@ -44,7 +44,7 @@ impl Registrar {
         now: Timestamp,
     ) -> Result<Registered, SitesError> {
         let site_id = SiteId::registered(channel, key);
-        let saga = SagaContext::of_site(site_id, causation_id);
+        let saga = SagaContext::for_site(site_id, causation_id);
         let onboarding_id = saga.onboarding_id;
         let row = row(onboarding_id, &registration, now);
         let created = SiteCreated {

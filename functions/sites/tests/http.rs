@@ -10,7 +10,7 @@ use contracts::{
     saga::STEPS,
 };
 use futures_util::future::join_all;
-use machines::Machine;
+use machines::StateMachine;
 use serde_json::{Value, json};
 use sites::{
     activate_site::ActivateSite, close_site::CloseSite, create_site::CreateSite,
@@ -72,19 +72,19 @@ async fn repeated_requests_create_one_site_and_get_the_same_answer() {
     let step = CreateSite(registrar(&dynamo));
     let request = post(Some("key-1"), &registration().to_string());
     check("create-site.accepted", step.handle(&request, noon(0)).await);
-    let after = dynamo.everything().await;
+    let after = dynamo.all_rows().await;
     check("create-site.accepted", step.handle(&request, noon(5)).await);
     // The same JSON with other white space is the same request.
     let request = post(Some("key-1"), &format!("{:#}", registration()));
     check("create-site.accepted", step.handle(&request, noon(5)).await);
-    assert_eq!(dynamo.everything().await, after);
-    assert_eq!(dynamo.story(saga_of("key-1").site_id).await, ["SiteCreated"]);
+    assert_eq!(dynamo.all_rows().await, after);
+    assert_eq!(dynamo.event_types(saga_of("key-1").site_id).await, ["SiteCreated"]);
 
     let mut other = registration();
     other["name"] = "Another one".into();
     let request = post(Some("key-1"), &other.to_string());
     check("create-site.key-reused", step.handle(&request, noon(5)).await);
-    assert_eq!(dynamo.everything().await, after);
+    assert_eq!(dynamo.all_rows().await, after);
 }
 
 #[tokio::test]
@@ -97,7 +97,7 @@ async fn concurrent_requests_with_one_key_create_one_site() {
         check("create-site.accepted", answer);
     }
     assert_eq!(dynamo.rows(SITES).await.len(), 1);
-    assert_eq!(dynamo.story(saga_of("key-1").site_id).await, ["SiteCreated"]);
+    assert_eq!(dynamo.event_types(saga_of("key-1").site_id).await, ["SiteCreated"]);
 }
 
 #[tokio::test]
@@ -308,7 +308,10 @@ async fn an_unknown_query_parameter_is_refused() {
     let machines = Stub::start(|_| (200, json!({}))).await;
     let decommission = DecommissionSite {
         sites: dynamo.table(SITES),
-        teardown: Machine { client: Client::new(&machines.config()), arn: TEARDOWN.to_owned() },
+        teardown: StateMachine {
+            client: Client::new(&machines.config()),
+            arn: TEARDOWN.to_owned(),
+        },
     };
     let create = CreateSite(registrar(&dynamo));
     let post = with_query(post(Some("key-2"), &registration().to_string()));
@@ -346,7 +349,10 @@ async fn the_location_header_is_correct_for_every_stage_and_base_path() {
     let machines = Stub::start(|_| (200, json!({ "executionArn": "arn", "startDate": 1.0 }))).await;
     let decommission = DecommissionSite {
         sites: dynamo.table(SITES),
-        teardown: Machine { client: Client::new(&machines.config()), arn: TEARDOWN.to_owned() },
+        teardown: StateMachine {
+            client: Client::new(&machines.config()),
+            arn: TEARDOWN.to_owned(),
+        },
     };
     // The prefix of the path that the client called, and the prefix that API Gateway shows in `path`: for a stage's
     // default address, a custom domain, and a custom domain with a base path. `path` includes the base path but not
@@ -517,7 +523,10 @@ async fn deleting_a_site_starts_one_teardown() {
     let machines = Stub::start(|_| (200, json!({ "executionArn": "arn", "startDate": 1.0 }))).await;
     let step = DecommissionSite {
         sites: dynamo.table(SITES),
-        teardown: Machine { client: Client::new(&machines.config()), arn: TEARDOWN.to_owned() },
+        teardown: StateMachine {
+            client: Client::new(&machines.config()),
+            arn: TEARDOWN.to_owned(),
+        },
     };
     let site = saga_of("key-1").site_id.to_string();
     let request = on_site("decommission-site", &site);
@@ -564,7 +573,10 @@ async fn a_running_teardown_is_accepted_and_a_failed_start_is_reported() {
         let machines = Stub::start(move |_| (400, json!({ "__type": error }))).await;
         let step = DecommissionSite {
             sites: dynamo.table(SITES),
-            teardown: Machine { client: Client::new(&machines.config()), arn: TEARDOWN.to_owned() },
+            teardown: StateMachine {
+                client: Client::new(&machines.config()),
+                arn: TEARDOWN.to_owned(),
+            },
         };
         let answer = sent(step.handle(&request).await);
         assert_eq!(answer["statusCode"], status, "{answer}");

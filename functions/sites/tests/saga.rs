@@ -4,7 +4,7 @@ mod support;
 
 use contracts::{
     OnboardingId, SiteId,
-    saga::{Outcome, STEPS},
+    saga::{STEPS, StepOutcome},
 };
 use fault::ErrorKind;
 use lambda::Step;
@@ -18,7 +18,7 @@ use testkit::{
     Dynamo,
     dynamo::SITES,
     measured::measured,
-    saga::{Pair, Story, correlation, keeps_the_contract, run},
+    saga::{StepEvents, StepPair, check_step_contract, correlation, run},
     sample::{self, noon, payload},
 };
 
@@ -31,12 +31,12 @@ fn close(dynamo: &Dynamo) -> CloseSite {
 }
 
 /// Returns the activation and the closing of one site. The closing has `failure` in its payload.
-async fn pair(failure: Value) -> Pair<ActivateSite, CloseSite> {
+async fn pair(failure: Value) -> StepPair<ActivateSite, CloseSite> {
     let dynamo = Dynamo::start().await;
     let saga = create(&dynamo, "key-1").await;
     let mut undo_payload = payload(saga);
     undo_payload["failure"] = failure;
-    Pair {
+    StepPair {
         step: activate(&dynamo),
         undo: close(&dynamo),
         dynamo,
@@ -49,18 +49,19 @@ async fn pair(failure: Value) -> Pair<ActivateSite, CloseSite> {
 #[tokio::test]
 async fn activating_and_rejecting_follow_the_contract_of_the_saga() {
     let failure = json!({ "step": "ActivateSite", "error": "Transient", "message": "busy" });
-    let story = Story { done: "SiteActivated", undone: "SiteRejected", fenced: &["SiteRejected"] };
-    keeps_the_contract(async || pair(failure.clone()).await, story).await;
+    let story =
+        StepEvents { done: "SiteActivated", undone: "SiteRejected", fenced: &["SiteRejected"] };
+    check_step_contract(async || pair(failure.clone()).await, story).await;
 }
 
 #[tokio::test]
 async fn activating_and_decommissioning_follow_the_contract_of_the_saga() {
-    let story = Story {
+    let story = StepEvents {
         done: "SiteActivated",
         undone: "SiteDecommissioned",
         fenced: &["SiteDecommissioned"],
     };
-    keeps_the_contract(async || pair(Value::Null).await, story).await;
+    check_step_contract(async || pair(Value::Null).await, story).await;
 }
 
 #[tokio::test]
@@ -70,7 +71,7 @@ async fn the_status_of_a_closed_site_does_not_change() {
     let mut failed = it.undo_payload.clone();
     failed["failure"] = json!({ "step": "ReserveKits", "error": "x", "message": "y" });
     assert_eq!(run(&it.undo, &failed).await, Ok(json!({ "status": "DECOMMISSIONED" })));
-    assert_eq!(it.dynamo.story(it.entity).await, ["SiteCreated", "SiteDecommissioned"]);
+    assert_eq!(it.dynamo.event_types(it.entity).await, ["SiteCreated", "SiteDecommissioned"]);
 }
 
 #[tokio::test]
@@ -227,9 +228,9 @@ async fn every_event_of_a_step_updates_the_row_of_its_step() {
         steps.flat_map(|step| step.events().map(|event| (step.name, event)))
     {
         let status = match outcome {
-            Outcome::Done => "COMPLETED",
-            Outcome::Refused => "FAILED",
-            Outcome::Undone => "UNDONE",
+            StepOutcome::Done => "COMPLETED",
+            StepOutcome::Refused => "FAILED",
+            StepOutcome::Undone => "UNDONE",
         };
         let saga = saga_of(event);
         assert_eq!(project(&dynamo, &told(saga, event, 1)).await, "Projected");

@@ -64,7 +64,7 @@ macro_rules! entities {
         impl Entity {
             /// Returns the site's entity of this kind. A site has exactly one entity of each kind.
             #[must_use]
-            pub fn of_site(kind: EntityType, site: SiteId) -> Self {
+            pub fn for_site(kind: EntityType, site: SiteId) -> Self {
                 match kind {
                     EntityType::Site => site.into(),
                     $(EntityType::$kind => $id::from_onboarding(OnboardingId::from_site(site)).into(),)*

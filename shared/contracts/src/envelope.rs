@@ -65,7 +65,7 @@ impl<D: SiteData> Envelope<D> {
     pub fn saga(&self) -> Result<SagaContext, IdMismatch> {
         let Metadata { event_id, entity, correlation_id, .. } = &self.metadata;
         let site_id = self.data.site_id();
-        let saga = SagaContext::of_site(site_id, Some(event_id.uuid()));
+        let saga = SagaContext::for_site(site_id, Some(event_id.uuid()));
         let onboarding_id = saga.onboarding_id;
         IdMismatch::check(
             "metadata.correlationId",
@@ -73,7 +73,7 @@ impl<D: SiteData> Envelope<D> {
             correlation_id.uuid(),
             onboarding_id.uuid(),
         )?;
-        let own = Entity::of_site(entity.kind, site_id);
+        let own = Entity::for_site(entity.kind, site_id);
         IdMismatch::check("metadata.entity.id", site_id, entity.id, own.id)?;
         Ok(saga)
     }

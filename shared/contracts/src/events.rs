@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     EntityType, Event, Location, Metric, OnboardingFailure, OnboardingId, PaymentMethodId, Plan,
-    Sensor, SensorId, SiteId, Timestamp, inbound::MAX_QUANTITY, input::Whole,
+    Sensor, SensorId, SiteId, Timestamp, inbound::MAX_QUANTITY, input::WholeNumber,
 };
 
 /// A visitor of all event types; see [`visit`].
@@ -71,7 +71,7 @@ pub struct Kits {
 }
 
 impl Kits {
-    pub(crate) const QUANTITY: Whole = Whole { min: 1, max: MAX_QUANTITY };
+    pub(crate) const QUANTITY: WholeNumber = WholeNumber { min: 1, max: MAX_QUANTITY };
 }
 
 /// A metric that ran out.

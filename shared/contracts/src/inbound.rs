@@ -1,7 +1,7 @@
 //! Events that other systems put on the bus. Their `detail` has no envelope. Their `source` is the sender's.
 //!
 //! None of these types implements `Deserialize`. [`crate::input`] reads them, because it reports all problems at once.
-//! A field's schema attributes and its [`Rule`] describe the same constraint; tests compare the two.
+//! A field's schema attributes and its [`FieldRule`] describe the same constraint; tests compare the two.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,8 +13,8 @@ use crate::{
     Location, Metric, PaymentMethodId, Plan,
     events::Kits,
     input::{
-        Choice, Fields, Input, List, Number, Object, Problems, Purpose, Reason, Rule, Text, Tree,
-        quoted,
+        FieldRule, Fields, Input, JsonValue, List, Number, Object, OneOf, Problems, Purpose,
+        Reason, Text, quoted,
     },
     number, text,
 };
@@ -122,8 +122,8 @@ fn units_by_metric() -> Vec<Value> {
     cases.into_iter().map(case).collect()
 }
 
-const METRIC: Choice<Metric> = Choice { all: Metric::ALL, name: Metric::name };
-const PLAN: Choice<Plan> = Choice { all: Plan::ALL, name: Plan::name };
+const METRIC: OneOf<Metric> = OneOf { all: Metric::ALL, name: Metric::name };
+const PLAN: OneOf<Plan> = OneOf { all: Plan::ALL, name: Plan::name };
 const NAME: Text = Text { purpose: Purpose::Name, max: MAX_NAME };
 const ID: Text = Text { purpose: Purpose::Id, max: MAX_ID };
 
@@ -228,7 +228,7 @@ impl Input for SensorRequest {
 /// The rule of a unit. If the metric is unknown, any string is accepted.
 struct UnitOf(Option<Metric>);
 
-impl Rule for UnitOf {
+impl FieldRule for UnitOf {
     type Value = String;
 
     fn expected(&self) -> String {
@@ -238,7 +238,7 @@ impl Rule for UnitOf {
         }
     }
 
-    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<String> {
+    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<String> {
         let unit = tree.string(at, &self.expected(), problems)?;
         if self.0.is_some_and(|metric| !metric.units().contains(&unit)) {
             problems.add(at, format!("is {}; give {}", quoted(unit), self.expected()));
@@ -250,14 +250,14 @@ impl Rule for UnitOf {
 /// The rule of a payment method id. Messages do not quote the value.
 struct PaymentMethod;
 
-impl Rule for PaymentMethod {
+impl FieldRule for PaymentMethod {
     type Value = PaymentMethodId;
 
     fn expected(&self) -> String {
         format!("a string of 1 to {MAX_PAYMENT_METHOD} letters, digits, _ and -")
     }
 
-    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<PaymentMethodId> {
+    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<PaymentMethodId> {
         let text = tree.string(at, &self.expected(), problems)?;
         let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
         if !(1..=MAX_PAYMENT_METHOD).contains(&text.len()) || !text.bytes().all(good) {

@@ -9,12 +9,12 @@ use serde::{Deserialize, Deserializer, Serialize, de::Visitor};
 
 use crate::{
     SensorId, SiteId, Timestamp,
-    input::{self, FieldError, Fields, List, Parsed, Problems, Reason, Rule, Tree},
+    input::{self, FieldError, FieldRule, Fields, JsonValue, List, Parsed, Problems, Reason},
     number,
 };
 
 /// The name of [`Bundle`]'s schema.
-pub const BUNDLE: &str = "Bundle";
+pub const BUNDLE_SCHEMA: &str = "Bundle";
 /// The maximum number of series in a bundle. It is also the maximum number of sensors of a site.
 pub const MAX_SERIES: usize = 100;
 /// The maximum number of samples in a series. The largest bundle has no room for more.
@@ -23,8 +23,8 @@ pub const MAX_SAMPLES: usize = 100_000;
 pub const MAX_AHEAD_MILLIS: i64 = 15 * 60 * 1000;
 /// The earliest time of a sample: the epoch. An earlier time means that the logger's clock was never set. Before the
 /// year 0, text order would also differ from time order.
-const OLDEST_MILLIS: i64 = 0;
-const LONGEST_BUNDLE_ID: usize = 64;
+const MIN_SAMPLE_MILLIS: i64 = 0;
+const MAX_BUNDLE_ID: usize = 64;
 
 /// The data logger's id of a bundle, unique at its site: 1 to 64 letters, digits and `._:+-`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -41,26 +41,26 @@ impl BundleId {
 
 /// The error for a text that is not a valid [`BundleId`].
 #[derive(Debug, thiserror::Error)]
-#[error("is no bundle id: give 1 to {LONGEST_BUNDLE_ID} letters, digits and any of . _ : + -")]
-pub struct NoBundleId;
+#[error("is no bundle id: give 1 to {MAX_BUNDLE_ID} letters, digits and any of . _ : + -")]
+pub struct InvalidBundleId;
 
 impl TryFrom<String> for BundleId {
-    type Error = NoBundleId;
+    type Error = InvalidBundleId;
 
-    fn try_from(text: String) -> Result<Self, NoBundleId> {
+    fn try_from(text: String) -> Result<Self, InvalidBundleId> {
         let good = |byte: &u8| byte.is_ascii_alphanumeric() || b"._:+-".contains(byte);
-        if (1..=LONGEST_BUNDLE_ID).contains(&text.len()) && text.as_bytes().iter().all(good) {
+        if (1..=MAX_BUNDLE_ID).contains(&text.len()) && text.as_bytes().iter().all(good) {
             Ok(Self(text))
         } else {
-            Err(NoBundleId)
+            Err(InvalidBundleId)
         }
     }
 }
 
 impl FromStr for BundleId {
-    type Err = NoBundleId;
+    type Err = InvalidBundleId;
 
-    fn from_str(text: &str) -> Result<Self, NoBundleId> {
+    fn from_str(text: &str) -> Result<Self, InvalidBundleId> {
         text.to_owned().try_into()
     }
 }
@@ -235,17 +235,17 @@ fn check_samples(
     at: impl Fn() -> String,
     problems: &mut Problems,
 ) {
-    let mut before = OLDEST_MILLIS - 1;
+    let mut before = MIN_SAMPLE_MILLIS - 1;
     for (place, sample) in samples.enumerate() {
         let Some(Sample(time, value)) = sample else { continue };
         let millis = time.millis();
-        let in_time = (OLDEST_MILLIS..=newest).contains(&millis) && millis > before;
+        let in_time = (MIN_SAMPLE_MILLIS..=newest).contains(&millis) && millis > before;
         if in_time && value.is_finite() {
             before = millis;
             continue;
         }
         let at = format!("{}[{place}]", at());
-        if millis < OLDEST_MILLIS {
+        if millis < MIN_SAMPLE_MILLIS {
             let message = format!("{time} is before 1970; set the clock");
             problems.add_as(Reason::ClockNotSet, at.as_str(), message);
         } else if millis > newest {
@@ -276,14 +276,14 @@ impl BundleRule {
     const SITE_ID: Parsed<SiteId> = Parsed::new("the UUID that POST /sites answered");
 }
 
-impl Rule for BundleRule {
+impl FieldRule for BundleRule {
     type Value = Bundle;
 
     fn expected(&self) -> String {
         format!("an object with the fields {}", Self::FIELDS.join(", "))
     }
 
-    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<Bundle> {
+    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<Bundle> {
         let fields = Fields::parse(tree, at, Self::FIELDS, problems)?;
         let bundle_id = fields.required("bundleId", &Self::BUNDLE_ID, problems);
         let site_id = fields.required("siteId", &Self::SITE_ID, problems);
@@ -313,14 +313,14 @@ impl SeriesRule {
     const SENSOR_ID: Parsed<SensorId> = Parsed::new("a UUID that GET /sites/{siteId} lists");
 }
 
-impl Rule for SeriesRule {
+impl FieldRule for SeriesRule {
     type Value = (Option<SensorId>, Option<Vec<Sample>>);
 
     fn expected(&self) -> String {
         format!("an object with the fields {}", Self::FIELDS.join(", "))
     }
 
-    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<Self::Value> {
+    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<Self::Value> {
         let fields = Fields::parse(tree, at, Self::FIELDS, problems)?;
         let sensor_id = fields.required("sensorId", &Self::SENSOR_ID, problems);
         let samples = List { max: MAX_SAMPLES, what: "samples", item: SampleRule };
@@ -343,15 +343,15 @@ impl SampleRule {
     const TIME: Parsed<Timestamp> = Parsed::new("an RFC 3339 time such as 2026-01-01T00:00:00Z");
 }
 
-impl Rule for SampleRule {
+impl FieldRule for SampleRule {
     type Value = Sample;
 
     fn expected(&self) -> String {
         "an array [time, value] such as [\"2026-01-01T00:00:00Z\", -7.6]".to_owned()
     }
 
-    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<Sample> {
-        let Tree::List(pair) = tree else {
+    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<Sample> {
+        let JsonValue::List(pair) = tree else {
             problems.add(at, tree.is_not(&self.expected()));
             return None;
         };
@@ -360,7 +360,7 @@ impl Rule for SampleRule {
             return None;
         };
         let time = Self::TIME.read(time, &format!("{at}[0]"), problems);
-        let Tree::Number(value) = *value else {
+        let JsonValue::Number(value) = *value else {
             let message = value.is_not("a number, or leave the sample out");
             problems.add(format!("{at}[1]"), message);
             return None;
@@ -404,7 +404,7 @@ mod tests {
     fn the_error_of_an_invalid_bundle_names_the_field() {
         let now = at("2026-01-01T12:00:00Z");
         let check =
-            |series| bundle(series).check(now).map_err(|errors| input::in_one_line(&errors));
+            |series| bundle(series).check(now).map_err(|errors| input::join_errors(&errors));
         assert_eq!(check(vec![(0, &["2026-01-01T11:00:00Z", "2026-01-01T12:15:00Z"])]), Ok(()));
         for (series, told) in [
             (vec![], "series: has 0 entries"),

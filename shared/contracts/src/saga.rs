@@ -94,7 +94,7 @@ pub struct SagaStep {
 
 /// What an event reports about its step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum StepOutcome {
     /// The step is done.
     Done,
     /// The step was refused.
@@ -117,10 +117,10 @@ impl SagaStep {
     }
 
     /// Returns the event types of the step and its undo, each with its meaning.
-    pub fn events(&self) -> impl Iterator<Item = (&'static str, Outcome)> + use<> {
-        let refused = self.refused.map(|event| (event, Outcome::Refused));
-        let undone = self.undone.iter().map(|event| (*event, Outcome::Undone));
-        [(self.done, Outcome::Done)].into_iter().chain(refused).chain(undone)
+    pub fn events(&self) -> impl Iterator<Item = (&'static str, StepOutcome)> + use<> {
+        let refused = self.refused.map(|event| (event, StepOutcome::Refused));
+        let undone = self.undone.iter().map(|event| (*event, StepOutcome::Undone));
+        [(self.done, StepOutcome::Done)].into_iter().chain(refused).chain(undone)
     }
 
     /// Returns whether the step works on the site's own row. Its undo closes the site, so it runs last.
@@ -146,7 +146,7 @@ pub const fn undo_order() -> [SagaStep; STEPS.len()] {
 
 /// Returns the step that an event type belongs to, and what the event reports.
 #[must_use]
-pub fn step_of_event(event_type: &str) -> Option<(&'static SagaStep, Outcome)> {
+pub fn step_of_event(event_type: &str) -> Option<(&'static SagaStep, StepOutcome)> {
     STEPS.iter().find_map(|step| {
         let (_, outcome) = step.events().find(|(event, _)| *event == event_type)?;
         Some((step, outcome))
@@ -185,7 +185,7 @@ impl TeardownInput {
 
 /// The ids that a step gets. An undo needs nothing else, because all other ids are derived from these.
 ///
-/// `onboarding_id` is always [`OnboardingId::from_site`] the site. [`SagaContext::of_site`] guarantees it. Deserialization refuses
+/// `onboarding_id` is always [`OnboardingId::from_site`] the site. [`SagaContext::for_site`] guarantees it. Deserialization refuses
 /// ids that do not match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", try_from = "UncheckedContext")]
@@ -203,7 +203,7 @@ pub struct SagaContext {
 impl SagaContext {
     /// Returns the saga of a site.
     #[must_use]
-    pub fn of_site(site_id: SiteId, causation_id: Option<Uuid>) -> Self {
+    pub fn for_site(site_id: SiteId, causation_id: Option<Uuid>) -> Self {
         Self { onboarding_id: OnboardingId::from_site(site_id), site_id, causation_id }
     }
 
@@ -238,7 +238,7 @@ impl TryFrom<UncheckedContext> for SagaContext {
 
     fn try_from(unchecked: UncheckedContext) -> Result<Self, IdMismatch> {
         let UncheckedContext { onboarding_id, site_id, causation_id } = unchecked;
-        let saga = Self::of_site(site_id, causation_id);
+        let saga = Self::for_site(site_id, causation_id);
         saga.check_onboarding(onboarding_id)?;
         Ok(saga)
     }
@@ -315,11 +315,11 @@ mod tests {
     use crate::Metric;
 
     fn saga() -> SagaContext {
-        SagaContext::of_site(SiteId::registered("test", "a"), None)
+        SagaContext::for_site(SiteId::registered("test", "a"), None)
     }
 
     fn other() -> SagaContext {
-        SagaContext::of_site(SiteId::registered("test", "b"), None)
+        SagaContext::for_site(SiteId::registered("test", "b"), None)
     }
 
     #[test]

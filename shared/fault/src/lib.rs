@@ -10,4 +10,4 @@ mod replay;
 pub use aws::{AwsErrorKind, describe, summary};
 pub use input::{InvalidInput, decode};
 pub use kind::{ErrorKind, Fault, InvocationError};
-pub use replay::Replayed;
+pub use replay::ReplayResponse;

@@ -136,13 +136,13 @@ impl Problem {
 
 /// A successful response.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     status: u16,
     body: Value,
     location: Option<String>,
 }
 
-impl Answer {
+impl Response {
     /// Creates a response with this body.
     pub fn new(status: u16, body: &impl Serialize) -> Result<Self, Problem> {
         let body = serde_json::to_value(body)
@@ -150,7 +150,7 @@ impl Answer {
         Ok(Self { status, body, location: None })
     }
 
-    /// Adds a `Location` header. The reference is relative to the request's URL, as [`relative`] returns it. So the
+    /// Adds a `Location` header. The reference is relative to the request's URL, as [`relative_location`] returns it. So the
     /// stage or a custom domain's base path, which precedes the routes' paths, is preserved.
     #[must_use]
     pub fn at(self, location: String) -> Self {
@@ -161,7 +161,7 @@ impl Answer {
 /// Returns a reference that resolves to `target` against the URL of a request for `resource`. Both are paths below
 /// the API's root, as in the template: `/sites` and `/sites/{siteId}`.
 #[must_use]
-pub fn relative(request: &Request, resource: &str, target: &str) -> String {
+pub fn relative_location(request: &Request, resource: &str, target: &str) -> String {
     let path = request.path.as_deref().unwrap_or_default();
     // A relative reference replaces the last segment of the path. API Gateway also accepts a path with a trailing
     // slash, which has one (empty) segment more.
@@ -182,7 +182,7 @@ pub fn body(request: &Request, limit: usize) -> Result<&str, Problem> {
     }
     if request.is_base64_encoded {
         let message = "is binary; send JSON as text with Content-Type: application/json";
-        let error = FieldError::new("body", message).because(Reason::InvalidJson);
+        let error = FieldError::new("body", message).with_reason(Reason::InvalidJson);
         return Err(Problem::invalid(vec![error]));
     }
     Ok(body)
@@ -194,7 +194,7 @@ pub fn read<T: Input>(request: &Request, limit: usize) -> Result<T, Problem> {
 }
 
 /// Refuses all query parameters, for a route that has none.
-pub fn no_query(request: &Request) -> Result<(), Problem> {
+pub fn reject_query(request: &Request) -> Result<(), Problem> {
     let mut names: Vec<_> =
         request.query_string_parameters.iter().map(|(name, _)| name.to_owned()).collect();
     if names.is_empty() {
@@ -203,7 +203,7 @@ pub fn no_query(request: &Request) -> Result<(), Problem> {
     names.sort();
     let error = |name: String| {
         let message = "is not known; this call has no parameters in its query";
-        FieldError::new(format!("query {name}"), message).because(Reason::UnknownField)
+        FieldError::new(format!("query {name}"), message).with_reason(Reason::UnknownField)
     };
     Err(Problem::invalid(names.into_iter().map(error).collect()))
 }
@@ -216,7 +216,7 @@ pub fn header<'a>(request: &'a Request, name: &str) -> Option<&'a str> {
 
 /// Converts a handler's result to the response for API Gateway.
 #[must_use]
-pub fn response(answer: Result<Answer, Problem>) -> ApiGatewayProxyResponse {
+pub fn response(answer: Result<Response, Problem>) -> ApiGatewayProxyResponse {
     let mut headers = HeaderMap::new();
     let (status, kind, body) = match answer {
         Ok(answer) => {
@@ -243,7 +243,7 @@ pub fn response(answer: Result<Answer, Problem>) -> ApiGatewayProxyResponse {
 
 /// Serves the handler behind API Gateway. An error becomes a problem response, a timeout a 503.
 pub async fn serve_http(
-    handler: impl AsyncFn(Request) -> Result<Answer, Problem>,
+    handler: impl AsyncFn(Request) -> Result<Response, Problem>,
 ) -> Result<(), Error> {
     serve_http_until(async |request, _| handler(request).await).await
 }
@@ -251,15 +251,15 @@ pub async fn serve_http(
 /// Serves a handler that can answer with a partial result when time runs out. Its deadline is a moment before it is
 /// cut off.
 pub async fn serve_http_until(
-    handler: impl AsyncFn(Request, Deadline) -> Result<Answer, Problem>,
+    handler: impl AsyncFn(Request, Deadline) -> Result<Response, Problem>,
 ) -> Result<(), Error> {
     let handler = &handler;
     serve_raw(async |payload, deadline| {
         let request: Request = decode(payload.get())?;
         let door = Door::of(&request);
         let work =
-            handler(request, Deadline::after(deadline.left().saturating_sub(RESPONSE_MARGIN)));
-        let answer = tokio::time::timeout(deadline.left(), Box::pin(work)).await;
+            handler(request, Deadline::after(deadline.remaining().saturating_sub(RESPONSE_MARGIN)));
+        let answer = tokio::time::timeout(deadline.remaining(), Box::pin(work)).await;
         let answer = answer.unwrap_or_else(|_| {
             Err(Problem::new(
                 503,
@@ -336,7 +336,7 @@ pub fn loggable(text: &str) -> String {
             escaped.push(character);
         }
     }
-    input::cut(escaped, MAX_LOGGED)
+    input::truncate(escaped, MAX_LOGGED)
 }
 
 #[cfg(test)]
@@ -356,7 +356,7 @@ mod tests {
         request
     }
 
-    fn sent(answer: Result<Answer, Problem>) -> Value {
+    fn sent(answer: Result<Response, Problem>) -> Value {
         serde_json::to_value(response(answer)).expect("a response as JSON")
     }
 
@@ -423,7 +423,8 @@ mod tests {
 
     #[test]
     fn a_successful_response_has_its_headers() {
-        let answer = Answer::new(202, &json!({ "a": 1 })).expect("JSON").at("/sites/1".to_owned());
+        let answer =
+            Response::new(202, &json!({ "a": 1 })).expect("JSON").at("/sites/1".to_owned());
         let sent = sent(Ok(answer));
         assert_eq!(sent["statusCode"], 202);
         assert_eq!(
@@ -448,7 +449,8 @@ mod tests {
 
     #[test]
     fn a_refusal_has_a_stable_reason() {
-        let field = |reason| Problem::invalid(vec![FieldError::new("a", "is bad").because(reason)]);
+        let field =
+            |reason| Problem::invalid(vec![FieldError::new("a", "is bad").with_reason(reason)]);
         assert_eq!(field(Reason::ClockAhead).reason(), "ClockAhead");
         assert_eq!(field(Reason::InvalidJson).reason(), "InvalidJson");
         assert_eq!(
@@ -505,7 +507,7 @@ mod tests {
         let door = Door::of(&request);
         let lines = logged(|| {
             let error =
-                FieldError::new("sensors[2].unit", "is missing").because(Reason::MissingField);
+                FieldError::new("sensors[2].unit", "is missing").with_reason(Reason::MissingField);
             door.refused(&Problem::invalid(vec![error]));
         });
         let [line] = lines.as_slice() else { panic!("{lines:?}") };

@@ -6,7 +6,7 @@
 
 use aws_lambda_events::event::sqs::SqsMessage;
 use contracts::replay::{ReplayEvent, START};
-use fault::{ErrorKind, InvocationError, Replayed, decode};
+use fault::{ErrorKind, InvocationError, ReplayResponse, decode};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
@@ -18,7 +18,7 @@ use crate::{Deadline, Error, serve_raw};
 #[serde(untagged)]
 enum Answer<R> {
     Batch(R),
-    Replay(Replayed),
+    Replay(ReplayResponse),
 }
 
 /// Returns the record or message that the event asks to replay. Returns `None` for a batch.
@@ -33,13 +33,13 @@ fn replayed(event: &RawValue) -> Result<Option<&RawValue>, InvocationError> {
 /// Serves a stream's event source mapping, and replays of single records.
 pub async fn serve_stream<R: Serialize>(
     batch: impl AsyncFn(&RawValue, Deadline) -> Result<R, InvocationError>,
-    replay: impl AsyncFn(&RawValue, Deadline) -> Replayed,
+    replay: impl AsyncFn(&RawValue, Deadline) -> ReplayResponse,
 ) -> Result<(), Error> {
     let (batch, replay) = (&batch, &replay);
     serve_raw(async |event, deadline| match replayed(&event)? {
         Some(record) => {
-            let outcome = timeout(deadline.left(), Box::pin(replay(record, deadline))).await;
-            let late = |_| Replayed::transient("the function's time ran out");
+            let outcome = timeout(deadline.remaining(), Box::pin(replay(record, deadline))).await;
+            let late = |_| ReplayResponse::transient("the function's time ran out");
             Ok(Answer::Replay(outcome.unwrap_or_else(late)))
         }
         None => Box::pin(batch(&event, deadline)).await.map(Answer::Batch),
@@ -50,14 +50,14 @@ pub async fn serve_stream<R: Serialize>(
 /// Serves the queue of a saga's commands like [`crate::serve_queue`], and replays of single messages.
 pub async fn serve_commands(
     work: impl AsyncFn(SqsMessage, Deadline) -> Result<(), String>,
-    replay: impl AsyncFn(SqsMessage, Deadline) -> Replayed,
+    replay: impl AsyncFn(SqsMessage, Deadline) -> ReplayResponse,
 ) -> Result<(), Error> {
     let replay = &replay;
     serve_stream(
         async |event, deadline| crate::batch::messages(event, deadline, &work).await,
         async |message, deadline| match decode(message.get()) {
             Ok(message) => replay(message, deadline).await,
-            Err(error) => Replayed::failed(ErrorKind::InvalidInput.name(), error.to_string()),
+            Err(error) => ReplayResponse::failed(ErrorKind::InvalidInput.name(), error.to_string()),
         },
     )
     .await

@@ -40,8 +40,11 @@ pub async fn serve_step<S: Step>(step: S) -> Result<(), Error> {
         if let Some(correlation) = S::correlation(&command) {
             Span::current().record("correlationId", tracing::field::display(correlation));
         }
-        match tokio::time::timeout(deadline.left(), Box::pin(step.run(command, Timestamp::now())))
-            .await
+        match tokio::time::timeout(
+            deadline.remaining(),
+            Box::pin(step.run(command, Timestamp::now())),
+        )
+        .await
         {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(fault)) => Err(InvocationError::from_fault(&fault)),

@@ -16,7 +16,7 @@ use contracts::{OnboardingId, Timestamp};
 use fault::{ErrorKind, Fault};
 use lambda::{
     Error, Step,
-    http::{Answer, Problem, serve_http_until},
+    http::{Response, Problem, serve_http_until},
     serve_http, serve_queue, serve_step,
 };
 use serde::Deserialize;
@@ -183,7 +183,7 @@ fn status(heard: &(String, Value)) -> (&str, &Value) {
 #[tokio::test]
 async fn a_handler_behind_api_gateway_always_answers() {
     let handler = async |request: lambda::http::Request| match request.path.as_deref() {
-        Some("/good") => Answer::new(200, &"it"),
+        Some("/good") => Response::new(200, &"it"),
         Some("/slow") => std::future::pending().await,
         _ => Err(Problem::not_found("nothing has that path")),
     };
@@ -200,8 +200,8 @@ async fn a_handler_behind_api_gateway_always_answers() {
     assert_eq!(status(&heard[0]), ("response", &json!(503)));
     // The handler has a moment left to return a partial result.
     let slow = async |_, deadline: lambda::Deadline| {
-        tokio::time::sleep(deadline.left()).await;
-        Answer::new(207, &"half of it")
+        tokio::time::sleep(deadline.remaining()).await;
+        Response::new(207, &"half of it")
     };
     let heard = served(serve_http_until(slow), SHORT, [request("/slow")]).await;
     assert_eq!(status(&heard[0]), ("response", &json!(207)));

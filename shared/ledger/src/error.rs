@@ -20,7 +20,7 @@ pub enum LedgerError {
     },
     /// Other writers changed the row during each attempt.
     #[error("failure {0} is changed by others all the time; try again")]
-    Overtaken(FailureId),
+    Contended(FailureId),
     /// A read or write of the table failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -29,7 +29,7 @@ pub enum LedgerError {
 impl Fault for LedgerError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::File { .. } | Self::Overtaken(_) => ErrorKind::Transient,
+            Self::File { .. } | Self::Contended(_) => ErrorKind::Transient,
             Self::Store(error) => error.into(),
         }
     }

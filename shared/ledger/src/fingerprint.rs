@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::{Concerns, ErrorInfo, Kind, sources::STORE_READINGS};
+use crate::{AffectedIds, ErrorInfo, Kind, sources::STORE_READINGS};
 
 /// The number of bytes of the hash in a fingerprint: twelve hex digits.
 const BYTES: usize = 6;
@@ -29,11 +29,11 @@ const SENDER_BYTES: usize = 3;
 /// fingerprint. Quarantined readings are caused by their sender, so each combination of site, sensor and sender has
 /// its own group: the fingerprint, `-`, and six hex digits.
 #[must_use]
-pub fn group(fingerprint: &str, source: &str, kind: Kind, concerns: &Concerns) -> String {
+pub fn group(fingerprint: &str, source: &str, kind: Kind, affected_ids: &AffectedIds) -> String {
     if source != STORE_READINGS || kind != Kind::Quarantined {
         return fingerprint.to_owned();
     }
-    let Concerns { site_id, sensor_id, sensor_site_id: _, sender } = concerns;
+    let AffectedIds { site_id, sensor_id, sensor_site_id: _, sender } = affected_ids;
     let text = |id: Option<String>| id.unwrap_or_default();
     let sender = format!(
         "{}\n{}\n{}",

@@ -19,7 +19,10 @@ use store::Key;
 use uuid::Uuid;
 
 pub use error::LedgerError;
-pub use table::{Claim, ClaimOptions, Cursor, Discard, Finish, Ledger, Outcome, Recorded, Summary};
+pub use table::{
+    ClaimOptions, ClaimResult, Cursor, DiscardResult, FailureSummary, FinishResult, Ledger,
+    RecordResult, ReplayOutcome,
+};
 
 /// The maximum number of replays of a failure, unless the operator forces a further one.
 pub const MAX_REPLAYS: u32 = 5;
@@ -119,14 +122,14 @@ pub struct ErrorInfo {
     /// The site, sensor and sender that the failure concerns. They are part of the error because the index `byStatus`
     /// projects the errors, and an index's projection can't be changed in place. Rows of earlier versions don't have
     /// them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub concerns: Option<Concerns>,
+    #[serde(rename = "concerns", default, skip_serializing_if = "Option::is_none")]
+    pub affected_ids: Option<AffectedIds>,
 }
 
 /// The site, sensor and sender that a failure concerns, as far as its message names them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Concerns {
+pub struct AffectedIds {
     /// The site that the payload names. For readings it is only what the sender claims.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub site_id: Option<SiteId>,
@@ -141,7 +144,7 @@ pub struct Concerns {
     pub sender: Option<String>,
 }
 
-impl Concerns {
+impl AffectedIds {
     /// Returns whether the failure concerns the site, by the payload or by the register.
     #[must_use]
     pub fn site(&self, site: SiteId) -> bool {
@@ -156,7 +159,7 @@ impl ErrorInfo {
         Self {
             name: name.chars().take(MAX_NAME).collect(),
             message: message.chars().take(MAX_MESSAGE).collect(),
-            concerns: None,
+            affected_ids: None,
         }
     }
 }
@@ -287,9 +290,9 @@ impl FailureRow {
 
     /// Returns the site, sensor and sender that the failure concerns. Rows of earlier versions have only the site.
     #[must_use]
-    pub fn concerns(&self) -> Concerns {
-        let old = || Concerns { site_id: self.site_id, ..Concerns::default() };
-        self.error.concerns.clone().unwrap_or_else(old)
+    pub fn affected_ids(&self) -> AffectedIds {
+        let old = || AffectedIds { site_id: self.site_id, ..AffectedIds::default() };
+        self.error.affected_ids.clone().unwrap_or_else(old)
     }
 
     /// Returns the name for the execution that replays a failed one, once the failure is claimed. Each replay has

@@ -12,7 +12,7 @@ use store::{Commit, Page, Query, StoreError, Table, Transaction};
 use uuid::Uuid;
 
 use crate::{
-    Concerns, ErrorInfo, FailedWork, FailureId, FailureRow, Kind, LedgerError, MAX_REPLAYS,
+    AffectedIds, ErrorInfo, FailedWork, FailureId, FailureRow, Kind, LedgerError, MAX_REPLAYS,
     Payload, Replay, ReplayState, Status,
     fingerprint::{fingerprint, group},
 };
@@ -40,7 +40,7 @@ pub struct Ledger {
 /// A failure, as the index `byStatus` projects it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Summary {
+pub struct FailureSummary {
     /// The row's key.
     pub id: FailureId,
     /// The function or state machine that failed.
@@ -66,33 +66,33 @@ pub struct Summary {
     pub replays: u32,
     /// The site, sensor and sender that the failure concerns. In the table they are part of the error.
     #[serde(flatten, skip_deserializing)]
-    pub concerns: Concerns,
+    pub affected_ids: AffectedIds,
 }
 
-impl Summary {
+impl FailureSummary {
     /// Returns the id of the group that the failure belongs to.
     #[must_use]
     pub fn group(&self) -> String {
-        group(&self.fingerprint, &self.source, self.kind, &self.concerns)
+        group(&self.fingerprint, &self.source, self.kind, &self.affected_ids)
     }
 }
 
-impl From<FailureRow> for Summary {
+impl From<FailureRow> for FailureSummary {
     fn from(row: FailureRow) -> Self {
-        let concerns = row.concerns();
+        let affected_ids = row.affected_ids();
         Self {
             id: row.id,
             source: row.source,
             kind: row.kind,
             status: row.status,
-            error: ErrorInfo { concerns: None, ..row.error },
+            error: ErrorInfo { affected_ids: None, ..row.error },
             fingerprint: row.fingerprint,
             attempts: row.attempts,
             first_at: row.first_at,
             last_at: row.last_at,
             correlation_id: row.correlation_id,
             replays: row.replays,
-            concerns,
+            affected_ids,
         }
     }
 }
@@ -117,18 +117,18 @@ pub struct Cursor {
 
 /// The result of recording a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recorded {
+pub enum RecordResult {
     /// The failure is in the table, with one attempt more than before.
-    Now,
+    Recorded,
     /// The same message was recorded before.
-    Before,
+    AlreadyRecorded,
 }
 
 /// Allows claims that are refused by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClaimOptions {
     /// Allow more replays than [`MAX_REPLAYS`].
-    pub too_often: bool,
+    pub over_limit: bool,
     /// Allow a claim after an interrupted replay, which may have been sent.
     pub in_doubt: bool,
 }
@@ -136,26 +136,26 @@ pub struct ClaimOptions {
 /// The result of a claim.
 #[derive(Clone, Debug, PartialEq)]
 #[must_use = "only who claimed may send"]
-pub enum Claim {
+pub enum ClaimResult {
     /// The row after the claim. The caller must send the replay and finish it.
     Claimed(Box<FailureRow>),
     /// The failure was already replayed or discarded.
     NotOpen(Status),
     /// The failure was replayed [`MAX_REPLAYS`] times.
-    TooOften,
+    LimitReached,
     /// This replay claimed the failure and has not ended. It is running, or it was interrupted.
     InDoubt(Replay),
     /// There is no such failure.
-    Unknown,
+    NotFound,
 }
 
 /// The outcome of a replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum ReplayOutcome {
     /// The work is done.
     Done,
-    /// There was nothing left to do. Holds the reason.
-    Moot(String),
+    /// There was nothing left to do. Contains the reason.
+    NothingToDo(String),
     /// The replay failed.
     Failed(ErrorInfo),
     /// The replay was not sent. The claim is withdrawn and does not count.
@@ -167,26 +167,26 @@ pub enum Outcome {
 /// The result of finishing a replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a replay that went well may still leave the failure open"]
-pub enum Finish {
+pub enum FinishResult {
     /// The failure is `REPLAYED`.
     Replayed,
     /// The failure has this status. The replay failed, its outcome is unknown, or the failure was recorded again or
     /// discarded in the meantime.
-    Stays(Status),
+    Unchanged(Status),
     /// Another replay has claimed the failure since, or there is no such failure.
-    NotOurs,
+    ClaimLost,
 }
 
 /// The result of discarding a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a refused discard changed nothing"]
-pub enum Discard {
+pub enum DiscardResult {
     /// The failure is `DISCARDED`.
     Discarded,
     /// The failure was already replayed or discarded.
     NotOpen(Status),
     /// There is no such failure.
-    Unknown,
+    NotFound,
 }
 
 /// A decision on a row: the attributes to set, if any, and the result.
@@ -214,7 +214,7 @@ impl Ledger {
         failure: &FailedWork,
         message: &str,
         at: Timestamp,
-    ) -> Result<Recorded, LedgerError> {
+    ) -> Result<RecordResult, LedgerError> {
         let mut set = vec![
             ("source", text(&failure.source)),
             ("kind", attribute(&failure.kind)?),
@@ -255,16 +255,18 @@ impl Ledger {
         ]);
         for _ in 0..DECISIONS {
             let refused = match self.update(failure.id, &update, condition, values.clone()).await? {
-                Commit::Done => return Ok(Recorded::Now),
+                Commit::Done => return Ok(RecordResult::Recorded),
                 Commit::Refused(refused) => refused,
             };
             match refused.row::<FailureRow>(&FailureRow::key(failure.id))? {
-                Some(row) if row.messages.contains(message) => return Ok(Recorded::Before),
+                Some(row) if row.messages.contains(message) => {
+                    return Ok(RecordResult::AlreadyRecorded);
+                }
                 Some(row) => self.forget(row).await?,
                 None => {}
             }
         }
-        Err(LedgerError::Overtaken(failure.id))
+        Err(LedgerError::Contended(failure.id))
     }
 
     /// Removes the message ids from a row, to make room for new ones.
@@ -285,7 +287,7 @@ impl Ledger {
         newest_first: bool,
         start: Option<Cursor>,
         limit: u16,
-    ) -> Result<(Vec<Summary>, Option<Cursor>), StoreError> {
+    ) -> Result<(Vec<FailureSummary>, Option<Cursor>), StoreError> {
         let start = start.map(|Cursor { last_at, id }| {
             HashMap::from([
                 ("status".to_owned(), AttributeValue::S(status.name().to_owned())),
@@ -295,18 +297,18 @@ impl Ledger {
         });
         let query = self.of_status(status).descending(newest_first).limit(i32::from(limit));
         let Page { items, next } = query.page(start).await?;
-        let mut rows: Vec<Summary> =
+        let mut rows: Vec<FailureSummary> =
             serde_dynamo::from_items(items).map_err(|error| corrupt(&error))?;
         let mut old = Vec::new();
         for row in &mut rows {
-            match row.error.concerns.take() {
-                Some(concerns) => row.concerns = concerns,
+            match row.error.affected_ids.take() {
+                Some(affected_ids) => row.affected_ids = affected_ids,
                 None => old.push(row.id),
             }
         }
         let sites = self.sites_of(&old).await?;
         for row in &mut rows {
-            row.concerns.site_id = row.concerns.site_id.or(sites.get(&row.id).copied());
+            row.affected_ids.site_id = row.affected_ids.site_id.or(sites.get(&row.id).copied());
         }
         let next = next.map(serde_dynamo::from_item).transpose();
         Ok((rows, next.map_err(|error| corrupt(&error))?))
@@ -337,23 +339,23 @@ impl Ledger {
         by: Option<&str>,
         options: ClaimOptions,
         now: Timestamp,
-    ) -> Result<Claim, LedgerError> {
+    ) -> Result<ClaimResult, LedgerError> {
         let decide = |mut row: FailureRow| {
             if row.status != Status::Open {
-                return Ok(Decision::nothing(Claim::NotOpen(row.status)));
+                return Ok(Decision::nothing(ClaimResult::NotOpen(row.status)));
             }
             match &row.replay {
                 // This replay's own claim, whose answer was lost.
                 Some(last) if last.state == ReplayState::Sending && last.id == replay => {
-                    return Ok(Decision::nothing(Claim::Claimed(Box::new(row))));
+                    return Ok(Decision::nothing(ClaimResult::Claimed(Box::new(row))));
                 }
                 Some(last) if last.state == ReplayState::Sending && !options.in_doubt => {
-                    return Ok(Decision::nothing(Claim::InDoubt(last.clone())));
+                    return Ok(Decision::nothing(ClaimResult::InDoubt(last.clone())));
                 }
                 _ => {}
             }
-            if row.replays >= MAX_REPLAYS && !options.too_often {
-                return Ok(Decision::nothing(Claim::TooOften));
+            if row.replays >= MAX_REPLAYS && !options.over_limit {
+                return Ok(Decision::nothing(ClaimResult::LimitReached));
             }
             row.replays += 1;
             let claim = Replay {
@@ -365,9 +367,9 @@ impl Ledger {
             };
             let set = vec![("replays", number(row.replays)), ("replay", attribute(&claim)?)];
             row.replay = Some(claim);
-            Ok(Decision { set, answer: Claim::Claimed(Box::new(row)) })
+            Ok(Decision { set, answer: ClaimResult::Claimed(Box::new(row)) })
         };
-        Ok(self.change(id, decide).await?.unwrap_or(Claim::Unknown))
+        Ok(self.change(id, decide).await?.unwrap_or(ClaimResult::NotFound))
     }
 
     /// Records the outcome of a replay. A failure that was recorded again in the meantime stays open, whatever the
@@ -376,62 +378,68 @@ impl Ledger {
         &self,
         id: FailureId,
         replay: Uuid,
-        outcome: &Outcome,
-    ) -> Result<Finish, LedgerError> {
+        outcome: &ReplayOutcome,
+    ) -> Result<FinishResult, LedgerError> {
         let decide = |row: FailureRow| {
             let Some(claim) = row.replay.filter(|claim| claim.id == replay) else {
-                return Ok(Decision::nothing(Finish::NotOurs));
+                return Ok(Decision::nothing(FinishResult::ClaimLost));
             };
             let came_back = row.attempts != claim.attempts;
             let was = claim.state;
             let ended = Replay { state: ReplayState::Ended, ..claim };
             let mut set = vec![("replay", attribute(&ended)?)];
             let answer = match outcome {
-                Outcome::Done | Outcome::Moot(_) if row.status == Status::Open && !came_back => {
+                ReplayOutcome::Done | ReplayOutcome::NothingToDo(_)
+                    if row.status == Status::Open && !came_back =>
+                {
                     set.push(("status", text(Status::Replayed.name())));
-                    if let Outcome::Moot(note) = outcome {
+                    if let ReplayOutcome::NothingToDo(note) = outcome {
                         set.push(("note", text(note)));
                     }
-                    Finish::Replayed
+                    FinishResult::Replayed
                 }
-                Outcome::Done | Outcome::Moot(_) if row.status == Status::Replayed => {
-                    Finish::Replayed
+                ReplayOutcome::Done | ReplayOutcome::NothingToDo(_)
+                    if row.status == Status::Replayed =>
+                {
+                    FinishResult::Replayed
                 }
-                Outcome::Done | Outcome::Moot(_) | Outcome::Unknown => Finish::Stays(row.status),
-                Outcome::Failed(error) => {
+                ReplayOutcome::Done | ReplayOutcome::NothingToDo(_) | ReplayOutcome::Unknown => {
+                    FinishResult::Unchanged(row.status)
+                }
+                ReplayOutcome::Failed(error) => {
                     // The replay processed the same record, so it concerns the same site.
-                    let error = ErrorInfo { concerns: row.error.concerns, ..error.clone() };
+                    let error = ErrorInfo { affected_ids: row.error.affected_ids, ..error.clone() };
                     set.push(("error", attribute(&error)?));
                     set.push(("fingerprint", text(&fingerprint(&row.source, &error))));
-                    Finish::Stays(row.status)
+                    FinishResult::Unchanged(row.status)
                 }
-                Outcome::NotSent => {
+                ReplayOutcome::NotSent => {
                     // If this is reported twice, the claim is withdrawn once.
                     let back = u32::from(was == ReplayState::Sending);
                     set.push(("replays", number(row.replays.saturating_sub(back))));
-                    Finish::Stays(row.status)
+                    FinishResult::Unchanged(row.status)
                 }
             };
             Ok(Decision { set, answer })
         };
-        Ok(self.change(id, decide).await?.unwrap_or(Finish::NotOurs))
+        Ok(self.change(id, decide).await?.unwrap_or(FinishResult::ClaimLost))
     }
 
     /// Marks a failure as discarded. If the work fails again, the failure is open again.
-    pub async fn discard(&self, id: FailureId, note: &str) -> Result<Discard, LedgerError> {
+    pub async fn discard(&self, id: FailureId, note: &str) -> Result<DiscardResult, LedgerError> {
         let decide = |row: FailureRow| {
             if row.status != Status::Open {
-                return Ok(Decision::nothing(Discard::NotOpen(row.status)));
+                return Ok(Decision::nothing(DiscardResult::NotOpen(row.status)));
             }
             let set = vec![("status", text(Status::Discarded.name())), ("note", text(note))];
-            Ok(Decision { set, answer: Discard::Discarded })
+            Ok(Decision { set, answer: DiscardResult::Discarded })
         };
-        Ok(self.change(id, decide).await?.unwrap_or(Discard::Unknown))
+        Ok(self.change(id, decide).await?.unwrap_or(DiscardResult::NotFound))
     }
 
     /// Marks an open failure as replayed, because something other than its replay did the work. `note` says what.
     /// Returns `false` and changes nothing if there is no such failure, or if it is not open.
-    pub async fn repaired(&self, id: FailureId, note: &str) -> Result<bool, StoreError> {
+    pub async fn mark_replayed(&self, id: FailureId, note: &str) -> Result<bool, StoreError> {
         let values = [
             ("replayed", text(Status::Replayed.name())),
             ("open", text(Status::Open.name())),
@@ -468,7 +476,7 @@ impl Ledger {
                 Commit::Refused(_) => {}
             }
         }
-        Err(LedgerError::Overtaken(id))
+        Err(LedgerError::Contended(id))
     }
 
     async fn update(

@@ -2,21 +2,21 @@
 
 use contracts::{SiteId, Timestamp};
 use ledger::{
-    Claim, ClaimOptions, Discard, ErrorInfo, FailedWork, FailureId, FailureRow, Finish, Kind,
-    Ledger, MAX_REPLAYS, Outcome, Payload, ReplayState, Status,
+    ClaimOptions, ClaimResult, DiscardResult, ErrorInfo, FailedWork, FailureId, FailureRow,
+    FinishResult, Kind, Ledger, MAX_REPLAYS, Payload, ReplayOutcome, ReplayState, Status,
 };
 use serde_json::{Value, json};
 use testkit::{
     Dynamo,
-    chance::Chance,
     cloud::{self, Cloud},
     dynamo::FAILURES,
+    rng::Rng,
     sample::{self, noon},
 };
 use uuid::Uuid;
 
-const FORCE: ClaimOptions = ClaimOptions { too_often: true, in_doubt: false };
-const AGAIN: ClaimOptions = ClaimOptions { too_often: false, in_doubt: true };
+const FORCE: ClaimOptions = ClaimOptions { over_limit: true, in_doubt: false };
+const AGAIN: ClaimOptions = ClaimOptions { over_limit: false, in_doubt: true };
 
 /// The number of failures that are listed and counted.
 const FAILED: u32 = 10_050;
@@ -56,12 +56,15 @@ impl World {
         failure.id
     }
 
-    async fn claim(&self, id: FailureId, replay: u128, options: ClaimOptions) -> Claim {
+    async fn claim(&self, id: FailureId, replay: u128, options: ClaimOptions) -> ClaimResult {
         let by = Some("an operator");
-        self.ledger.claim(id, Uuid::from_u128(replay), by, options, noon(60)).await.expect("a claim")
+        self.ledger
+            .claim(id, Uuid::from_u128(replay), by, options, noon(60))
+            .await
+            .expect("a claim")
     }
 
-    async fn finish(&self, id: FailureId, replay: u128, outcome: Outcome) -> Finish {
+    async fn finish(&self, id: FailureId, replay: u128, outcome: ReplayOutcome) -> FinishResult {
         self.ledger.finish(id, Uuid::from_u128(replay), &outcome).await.expect("an end")
     }
 
@@ -70,8 +73,8 @@ impl World {
     }
 }
 
-fn failed(message: &str) -> Outcome {
-    Outcome::Failed(ErrorInfo::new("Internal", message))
+fn failed(message: &str) -> ReplayOutcome {
+    ReplayOutcome::Failed(ErrorInfo::new("Internal", message))
 }
 
 #[tokio::test]
@@ -86,8 +89,8 @@ async fn of_two_concurrent_claims_exactly_one_succeeds() {
         let row = world.row(id).await;
         let holder = row.replay.clone().expect("a claim");
         match (one, other) {
-            (Claim::Claimed(claimed), Claim::InDoubt(seen))
-            | (Claim::InDoubt(seen), Claim::Claimed(claimed)) => {
+            (ClaimResult::Claimed(claimed), ClaimResult::InDoubt(seen))
+            | (ClaimResult::InDoubt(seen), ClaimResult::Claimed(claimed)) => {
                 assert_eq!((*claimed, seen), (row.clone(), holder));
             }
             both => panic!("{both:?}"),
@@ -100,17 +103,17 @@ async fn of_two_concurrent_claims_exactly_one_succeeds() {
 async fn a_successful_replay_closes_the_failure_once() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
-    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, Claim::Claimed(_)));
-    assert_eq!(world.finish(id, 2, Outcome::Done).await, Finish::NotOurs);
-    assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::Replayed);
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
+    assert_eq!(world.finish(id, 2, ReplayOutcome::Done).await, FinishResult::ClaimLost);
+    assert_eq!(world.finish(id, 1, ReplayOutcome::Done).await, FinishResult::Replayed);
     // The answer was lost, so the call is repeated.
-    assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::Replayed);
+    assert_eq!(world.finish(id, 1, ReplayOutcome::Done).await, FinishResult::Replayed);
     let row = world.row(id).await;
     let replay = row.replay.expect("a replay");
     assert_eq!((row.status, replay.state), (Status::Replayed, ReplayState::Ended));
     assert_eq!((replay.at, replay.by.as_deref()), (noon(60), Some("an operator")));
-    let closed = Claim::NotOpen(Status::Replayed);
-    assert_eq!(world.claim(id, 3, ClaimOptions { too_often: true, in_doubt: true }).await, closed);
+    let closed = ClaimResult::NotOpen(Status::Replayed);
+    assert_eq!(world.claim(id, 3, ClaimOptions { over_limit: true, in_doubt: true }).await, closed);
 }
 
 #[tokio::test]
@@ -119,7 +122,7 @@ async fn a_repeated_claim_of_the_same_replay_succeeds() {
     let id = world.fail("a", 1).await;
     let first = world.claim(id, 1, ClaimOptions::default()).await;
     assert_eq!(world.claim(id, 1, ClaimOptions::default()).await, first);
-    assert!(matches!(first, Claim::Claimed(row) if row.replays == 1));
+    assert!(matches!(first, ClaimResult::Claimed(row) if row.replays == 1));
 }
 
 #[tokio::test]
@@ -129,10 +132,10 @@ async fn a_replay_that_was_not_sent_does_not_count() {
     let before = world.row(id).await;
     for replay in 1..=2 * u128::from(MAX_REPLAYS) {
         let claim = world.claim(id, replay, ClaimOptions::default()).await;
-        assert!(matches!(claim, Claim::Claimed(_)), "{claim:?}");
+        assert!(matches!(claim, ClaimResult::Claimed(_)), "{claim:?}");
         for _ in 0..2 {
-            let end = world.finish(id, replay, Outcome::NotSent).await;
-            assert_eq!(end, Finish::Stays(Status::Open));
+            let end = world.finish(id, replay, ReplayOutcome::NotSent).await;
+            assert_eq!(end, FinishResult::Unchanged(Status::Open));
             assert_eq!(world.row(id).await.replays, before.replays);
         }
     }
@@ -143,9 +146,9 @@ async fn a_replay_that_was_not_sent_does_not_count() {
 async fn a_replay_with_nothing_to_do_closes_the_failure_with_the_reason() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
-    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, Claim::Claimed(_)));
-    let moot = Outcome::Moot("its task has ended".to_owned());
-    assert_eq!(world.finish(id, 1, moot).await, Finish::Replayed);
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
+    let moot = ReplayOutcome::NothingToDo("its task has ended".to_owned());
+    assert_eq!(world.finish(id, 1, moot).await, FinishResult::Replayed);
     assert_eq!(world.row(id).await.note.as_deref(), Some("its task has ended"));
 }
 
@@ -153,14 +156,17 @@ async fn a_replay_with_nothing_to_do_closes_the_failure_with_the_reason() {
 async fn a_replay_with_an_unknown_outcome_leaves_the_failure_open_and_not_in_doubt() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
-    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, Claim::Claimed(_)));
-    assert_eq!(world.finish(id, 1, Outcome::Unknown).await, Finish::Stays(Status::Open));
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
+    assert_eq!(
+        world.finish(id, 1, ReplayOutcome::Unknown).await,
+        FinishResult::Unchanged(Status::Open)
+    );
     assert_eq!(world.row(id).await.replays, 1);
-    assert!(matches!(world.claim(id, 2, ClaimOptions::default()).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 2, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
     // Something else finishes the failure in the meantime.
-    assert!(world.ledger.repaired(id, "by its execution").await.expect("a table"));
-    assert!(!world.ledger.repaired(id, "once more").await.expect("a table"));
-    assert_eq!(world.finish(id, 2, Outcome::Done).await, Finish::Replayed);
+    assert!(world.ledger.mark_replayed(id, "by its execution").await.expect("a table"));
+    assert!(!world.ledger.mark_replayed(id, "once more").await.expect("a table"));
+    assert_eq!(world.finish(id, 2, ReplayOutcome::Done).await, FinishResult::Replayed);
     assert_eq!(world.row(id).await.note.as_deref(), Some("by its execution"));
 }
 
@@ -184,7 +190,7 @@ async fn the_sites_of_rows_of_earlier_versions_are_read_from_the_rows() {
         old(id, (id > 10).then_some(site)).await;
     }
     let (page, _) = world.ledger.page(Status::Open, true, None, 250).await.expect("a page");
-    let sites = page.iter().filter(|row| row.concerns.site_id == Some(site)).count();
+    let sites = page.iter().filter(|row| row.affected_ids.site_id == Some(site)).count();
     assert_eq!((page.len(), sites), (120, 110));
 }
 
@@ -193,41 +199,46 @@ async fn a_failed_replay_leaves_the_failure_open_with_its_reason() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     let before = world.row(id).await;
-    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, Claim::Claimed(_)));
-    assert_eq!(world.finish(id, 1, failed("still")).await, Finish::Stays(Status::Open));
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
+    assert_eq!(world.finish(id, 1, failed("still")).await, FinishResult::Unchanged(Status::Open));
     let row = world.row(id).await;
     assert_eq!((row.error.message.as_str(), row.attempts), ("still", 1));
     assert_ne!(row.fingerprint, before.fingerprint);
-    assert!(matches!(world.claim(id, 2, ClaimOptions::default()).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 2, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
 }
 
 #[tokio::test]
 async fn a_failure_that_is_recorded_again_during_a_replay_stays_open() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
-    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
     world.fail("a", 2).await;
-    assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::Stays(Status::Open));
+    assert_eq!(
+        world.finish(id, 1, ReplayOutcome::Done).await,
+        FinishResult::Unchanged(Status::Open)
+    );
     let row = world.row(id).await;
     assert_eq!((row.status, row.attempts, row.replays), (Status::Open, 2, 1));
-    assert!(matches!(world.claim(id, 2, ClaimOptions::default()).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 2, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
 }
 
 #[tokio::test]
 async fn an_interrupted_replay_is_in_doubt_until_a_claim_is_forced() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
-    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
     assert_eq!(world.row(id).await.execution_name(), format!("replay-{id}-1"));
     for options in [ClaimOptions::default(), FORCE] {
-        let Claim::InDoubt(replay) = world.claim(id, 2, options).await else { panic!("in doubt") };
+        let ClaimResult::InDoubt(replay) = world.claim(id, 2, options).await else {
+            panic!("in doubt")
+        };
         assert_eq!(replay.id, Uuid::from_u128(1));
     }
-    assert!(matches!(world.claim(id, 3, AGAIN).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 3, AGAIN).await, ClaimResult::Claimed(_)));
     assert_eq!(world.row(id).await.execution_name(), format!("replay-{id}-2"));
     // The first replay was only slow, and has lost its claim.
-    assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::NotOurs);
-    assert_eq!(world.finish(id, 3, Outcome::Done).await, Finish::Replayed);
+    assert_eq!(world.finish(id, 1, ReplayOutcome::Done).await, FinishResult::ClaimLost);
+    assert_eq!(world.finish(id, 3, ReplayOutcome::Done).await, FinishResult::Replayed);
 }
 
 #[tokio::test]
@@ -235,14 +246,14 @@ async fn after_the_maximum_number_of_replays_a_claim_must_be_forced() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     for replay in 1..=MAX_REPLAYS {
-        assert!(matches!(world.claim(id, replay.into(), AGAIN).await, Claim::Claimed(_)));
+        assert!(matches!(world.claim(id, replay.into(), AGAIN).await, ClaimResult::Claimed(_)));
         assert_eq!(
             world.finish(id, replay.into(), failed("no")).await,
-            Finish::Stays(Status::Open)
+            FinishResult::Unchanged(Status::Open)
         );
     }
-    assert_eq!(world.claim(id, 6, AGAIN).await, Claim::TooOften);
-    let Claim::Claimed(row) = world.claim(id, 6, FORCE).await else { panic!("forced") };
+    assert_eq!(world.claim(id, 6, AGAIN).await, ClaimResult::LimitReached);
+    let ClaimResult::Claimed(row) = world.claim(id, 6, FORCE).await else { panic!("forced") };
     assert_eq!(row.replays, MAX_REPLAYS + 1);
 }
 
@@ -251,18 +262,21 @@ async fn a_discarded_failure_is_not_listed_until_it_is_recorded_again() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     let discard = async || world.ledger.discard(id, "a test site").await.expect("a discard");
-    assert_eq!(discard().await, Discard::Discarded);
-    assert_eq!(discard().await, Discard::NotOpen(Status::Discarded));
+    assert_eq!(discard().await, DiscardResult::Discarded);
+    assert_eq!(discard().await, DiscardResult::NotOpen(Status::Discarded));
     let claim = world.claim(id, 1, FORCE).await;
-    assert_eq!(claim, Claim::NotOpen(Status::Discarded));
+    assert_eq!(claim, ClaimResult::NotOpen(Status::Discarded));
     assert_eq!(world.row(id).await.note.as_deref(), Some("a test site"));
 
     world.fail("a", 2).await;
     assert_eq!(world.row(id).await.status, Status::Open);
     // The failure is discarded during a replay, and stays discarded.
-    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, Claim::Claimed(_)));
-    assert_eq!(discard().await, Discard::Discarded);
-    assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::Stays(Status::Discarded));
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
+    assert_eq!(discard().await, DiscardResult::Discarded);
+    assert_eq!(
+        world.finish(id, 1, ReplayOutcome::Done).await,
+        FinishResult::Unchanged(Status::Discarded)
+    );
     assert_eq!(world.row(id).await.status, Status::Discarded);
 }
 
@@ -271,15 +285,15 @@ async fn a_missing_failure_is_unknown() {
     let world = World::start().await;
     let id: FailureId = "36525261-64d3-5f8c-93d1-fb195ff9fe73".parse().expect("an id");
     assert_eq!(world.ledger.get(id).await.expect("a table"), None);
-    assert_eq!(world.claim(id, 1, FORCE).await, Claim::Unknown);
-    assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::NotOurs);
-    assert_eq!(world.ledger.discard(id, "").await.expect("a discard"), Discard::Unknown);
+    assert_eq!(world.claim(id, 1, FORCE).await, ClaimResult::NotFound);
+    assert_eq!(world.finish(id, 1, ReplayOutcome::Done).await, FinishResult::ClaimLost);
+    assert_eq!(world.ledger.discard(id, "").await.expect("a discard"), DiscardResult::NotFound);
 }
 
 #[test]
 fn ten_thousand_failures_are_read_page_by_page_and_counted() {
     cloud::run(async {
-        let cloud = Cloud::new(Chance::from_seed(1));
+        let cloud = Cloud::new(Rng::from_seed(1));
         let ledger = Ledger { failures: cloud.table(FAILURES) };
         let failures = i64::from(FAILED);
         for index in 0..failures {

@@ -10,22 +10,24 @@ use tokio::{sync::Mutex, time::Instant};
 /// The source of a secret.
 pub enum Source<T> {
     /// Secrets Manager.
-    Secret {
+    SecretsManager {
         /// The client.
         secrets: Client,
         /// The secret's ARN or name.
         id: String,
     },
     /// A fixed value, for tests.
-    Given(T),
+    Fixed(T),
 }
 
 /// Prints the source without the secret.
 impl<T> fmt::Debug for Source<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Secret { id, .. } => f.debug_struct("Secret").field("id", id).finish(),
-            Self::Given(_) => f.write_str("Given(hidden)"),
+            Self::SecretsManager { id, .. } => {
+                f.debug_struct("SecretsManager").field("id", id).finish()
+            }
+            Self::Fixed(_) => f.write_str("Fixed(hidden)"),
         }
     }
 }
@@ -35,7 +37,7 @@ impl<T> fmt::Debug for Source<T> {
 pub enum SecretError<E> {
     /// Secrets Manager did not return it.
     #[error("{message}")]
-    Unread {
+    ReadFailed {
         /// The kind of the error.
         kind: AwsErrorKind,
         /// The error with its causes.
@@ -89,7 +91,7 @@ impl<T: Clone, E> Secret<T, E> {
     }
 
     /// Returns the secret. If reading it again fails, calls `failed` with the error and returns the old value.
-    pub async fn get_or_old(
+    pub async fn get_or_stale(
         &self,
         failed: impl FnOnce(&SecretError<E>),
     ) -> Result<Value<T>, SecretError<E>> {
@@ -107,7 +109,7 @@ impl<T: Clone, E> Secret<T, E> {
     }
 
     /// Reads the secret again. Returns `None` if the last attempt is less than `min_age` ago, or if there was none.
-    pub async fn get_newer(&self, min_age: Duration) -> Result<Option<Value<T>>, SecretError<E>> {
+    pub async fn refresh(&self, min_age: Duration) -> Result<Option<Value<T>>, SecretError<E>> {
         let mut kept = self.kept.lock().await;
         match &mut *kept {
             Some(kept) if kept.read.elapsed() >= min_age => {
@@ -121,16 +123,16 @@ impl<T: Clone, E> Secret<T, E> {
     }
 
     /// Removes the cached secret. The next use reads it again.
-    pub async fn forget(&self) {
+    pub async fn invalidate(&self) {
         *self.kept.lock().await = None;
     }
 
     async fn read(&self) -> Result<Value<T>, SecretError<E>> {
         let secret = match &self.source {
-            Source::Given(secret) => secret.clone(),
-            Source::Secret { secrets, id } => {
+            Source::Fixed(secret) => secret.clone(),
+            Source::SecretsManager { secrets, id } => {
                 let answer = secrets.get_secret_value().secret_id(id).send().await;
-                let answer = answer.map_err(|error| SecretError::Unread {
+                let answer = answer.map_err(|error| SecretError::ReadFailed {
                     kind: AwsErrorKind::classify(&error),
                     message: fault::describe(&error),
                 })?;
@@ -175,7 +177,8 @@ mod tests {
             text => (200, json!({ "ARN": "arn", "Name": "name", "SecretString": text })),
         })
         .await;
-        let source = Source::Secret { secrets: Client::new(&stub.config()), id: "arn".to_owned() };
+        let source =
+            Source::SecretsManager { secrets: Client::new(&stub.config()), id: "arn".to_owned() };
         (text, stub, Secret::new(source, MAX_AGE, parse))
     }
 
@@ -201,7 +204,7 @@ mod tests {
         later(MAX_AGE).await;
         assert_eq!(get().await, "two");
         assert_eq!(stub.take_calls().len(), 1);
-        secret.forget().await;
+        secret.invalidate().await;
         assert_eq!(get().await, "two");
         assert_eq!(stub.take_calls().len(), 1);
     }
@@ -209,7 +212,7 @@ mod tests {
     #[tokio::test]
     async fn only_get_or_old_returns_an_old_secret() {
         let (text, _stub, secret) = secret("").await;
-        secret.get_or_old(|_| panic!("there is no old one")).await.expect_err("unread");
+        secret.get_or_stale(|_| panic!("there is no old one")).await.expect_err("unread");
         set(&text, "one");
         secret.get().await.expect("a secret");
         for broken in ["", "wrong"] {
@@ -217,7 +220,7 @@ mod tests {
             later(MAX_AGE).await;
             let error = secret.get().await.expect_err("unread").to_string();
             let mut seen = None;
-            let old = secret.get_or_old(|error| seen = Some(error.to_string())).await;
+            let old = secret.get_or_stale(|error| seen = Some(error.to_string())).await;
             assert_eq!(old.expect("the old one").secret, "one");
             assert!(seen.is_some_and(|seen| seen[..8] == error[..8]), "{error}");
         }
@@ -226,7 +229,7 @@ mod tests {
     #[tokio::test]
     async fn a_newer_secret_is_read_at_most_once_per_minimum_age() {
         let (text, stub, secret) = secret("one").await;
-        let newer = async || secret.get_newer(MIN_AGE).await.map(|it| it.map(|it| it.secret));
+        let newer = async || secret.refresh(MIN_AGE).await.map(|it| it.map(|it| it.secret));
         assert_eq!(newer().await.expect("nothing was read"), None);
         secret.get().await.expect("a secret");
         assert_eq!(newer().await.expect("it was read a moment ago"), None);
@@ -246,7 +249,7 @@ mod tests {
 
     #[test]
     fn debug_output_hides_a_secret() {
-        let given = Secret::new(Source::Given("hush".to_owned()), MAX_AGE, parse);
-        assert_eq!(format!("{given:?}"), "Given(hidden)");
+        let given = Secret::new(Source::Fixed("hush".to_owned()), MAX_AGE, parse);
+        assert_eq!(format!("{given:?}"), "Fixed(hidden)");
     }
 }

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use store::{Item, Key, StoreError, Table};
 
-pub use refusal::{RefusalRow, UNKNOWN_SITE, hour_of};
+pub use refusal::{RefusalRow, UNKNOWN_SITE, start_of_hour};
 
 /// A sort key after the times of all rows and before the row `SENSOR`.
-pub const BEHIND_ALL_TIMES: &str = ":";
+pub const AFTER_ALL_TIMES: &str = ":";
 /// The page size of [`SeriesRow::newest`], in rows.
 const PAGE_ROWS: i32 = 100;
 
@@ -35,7 +35,7 @@ pub struct SeriesRow {
 
 impl SeriesRow {
     /// The maximum time span of a row, in milliseconds. It limits how far back a query must look.
-    pub const LONGEST_MILLIS: i64 = 24 * 60 * 60 * 1000;
+    pub const MAX_SPAN_MILLIS: i64 = 24 * 60 * 60 * 1000;
     /// The maximum number of samples in a row. In any encoding, that is far below DynamoDB's limit of 400 KB.
     pub const MAX_SAMPLES: usize = 10_000;
 
@@ -71,7 +71,7 @@ impl SeriesRow {
         let query = readings
             .query("sensorId = :sensor AND #row < :end")
             .text("sensor", sensor)
-            .text("end", BEHIND_ALL_TIMES)
+            .text("end", AFTER_ALL_TIMES)
             .descending(true)
             .limit(PAGE_ROWS);
         let mut rows = Vec::new();

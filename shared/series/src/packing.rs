@@ -16,14 +16,14 @@ use integer_encoding::VarInt;
 const VERSION: u8 = 1;
 const POWERS: [f64; 7] = [1.0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6];
 /// Takes the place of the number of digits if the values are stored unchanged.
-const AS_THEY_ARE: u8 = u8::MAX;
+const UNSCALED: u8 = u8::MAX;
 /// More samples than any row has. The limit keeps damaged data from allocating too much memory.
 const MAX_SAMPLES: usize = 1 << 17;
 
 /// The error for bytes that can't be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("packed samples can't be read: {0}")]
-pub struct Unreadable(&'static str);
+pub struct UnpackError(&'static str);
 
 /// Encodes the samples.
 #[must_use]
@@ -31,7 +31,7 @@ pub fn pack(samples: &[Sample]) -> Vec<u8> {
     let mut packed = Vec::with_capacity(24 + 4 * samples.len());
     let scaled = scaled(samples);
     packed.push(VERSION);
-    packed.push(scaled.as_ref().map_or(AS_THEY_ARE, |(digits, _)| *digits));
+    packed.push(scaled.as_ref().map_or(UNSCALED, |(digits, _)| *digits));
     put(&mut packed, samples.len());
     put_times(&mut packed, samples);
     match scaled {
@@ -48,28 +48,28 @@ pub fn pack(samples: &[Sample]) -> Vec<u8> {
 }
 
 /// Decodes samples. The values are restored bit for bit.
-pub fn unpack(packed: &[u8]) -> Result<Vec<Sample>, Unreadable> {
+pub fn unpack(packed: &[u8]) -> Result<Vec<Sample>, UnpackError> {
     let [VERSION, digits, rest @ ..] = packed else {
-        return Err(Unreadable("unknown encoding"));
+        return Err(UnpackError("unknown encoding"));
     };
     let mut rest = rest;
     let times = take_times(&mut rest)?;
-    if *digits == AS_THEY_ARE {
-        let (values, []) = rest.as_chunks::<8>() else { return Err(Unreadable("cut off")) };
+    if *digits == UNSCALED {
+        let (values, []) = rest.as_chunks::<8>() else { return Err(UnpackError("cut off")) };
         if values.len() != times.len() {
-            return Err(Unreadable("not as many values as times"));
+            return Err(UnpackError("not as many values as times"));
         }
         let sample = |(at, value): (_, &[u8; 8])| Sample(at, f64::from_le_bytes(*value));
         return Ok(times.into_iter().zip(values).map(sample).collect());
     }
-    let power = POWERS.get(usize::from(*digits)).ok_or(Unreadable("too many digits"))?;
+    let power = POWERS.get(usize::from(*digits)).ok_or(UnpackError("too many digits"))?;
     let mut number = 0_i64;
     let mut samples = Vec::with_capacity(times.len());
     for at in times {
         number = number.wrapping_add(take(&mut rest)?);
         samples.push(Sample(at, value(number, *power)));
     }
-    if rest.is_empty() { Ok(samples) } else { Err(Unreadable("more bytes than samples")) }
+    if rest.is_empty() { Ok(samples) } else { Err(UnpackError("more bytes than samples")) }
 }
 
 fn put(packed: &mut Vec<u8>, number: impl VarInt) {
@@ -78,8 +78,8 @@ fn put(packed: &mut Vec<u8>, number: impl VarInt) {
     packed.extend(&bytes[..length]);
 }
 
-fn take<T: VarInt>(bytes: &mut &[u8]) -> Result<T, Unreadable> {
-    let (number, length) = T::decode_var(bytes).ok_or(Unreadable("cut off"))?;
+fn take<T: VarInt>(bytes: &mut &[u8]) -> Result<T, UnpackError> {
+    let (number, length) = T::decode_var(bytes).ok_or(UnpackError("cut off"))?;
     *bytes = bytes.get(length..).unwrap_or_default();
     Ok(number)
 }
@@ -110,10 +110,10 @@ fn put_evenly(packed: &mut Vec<u8>, evenly: &mut u64) {
     }
 }
 
-fn take_times(bytes: &mut &[u8]) -> Result<Vec<Timestamp>, Unreadable> {
+fn take_times(bytes: &mut &[u8]) -> Result<Vec<Timestamp>, UnpackError> {
     let count: usize = take(bytes)?;
     if count > MAX_SAMPLES {
-        return Err(Unreadable("more samples than a row can have"));
+        return Err(UnpackError("more samples than a row can have"));
     }
     let mut times = Vec::with_capacity(count);
     if count == 0 {

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use crate::{Commit, Key, StoreError, Table, Transaction, table::decode};
 
 /// Records expire this long after the last run began or completed. Redeliveries come far sooner.
-const KEPT: Duration = Duration::from_hours(7 * 24);
+const RECORD_TTL: Duration = Duration::from_hours(7 * 24);
 
 /// Idempotency records in a service's own table.
 #[derive(Clone, Debug)]
@@ -30,7 +30,7 @@ pub struct Idempotency {
 
 /// The result of [`Idempotency::begin`].
 #[derive(Debug)]
-pub enum Begin<C, R> {
+pub enum BeginResult<C, R> {
     /// The caller has the lock and does the work.
     Started(Lock<C>),
     /// The work was completed before, with this result.
@@ -82,7 +82,7 @@ impl Idempotency {
         id: &str,
         validation: &str,
         now: Timestamp,
-    ) -> Result<Begin<C, R>, StoreError> {
+    ) -> Result<BeginResult<C, R>, StoreError> {
         let key = record_key(id);
         let owner = Uuid::new_v4().to_string();
         let answer = self
@@ -127,7 +127,7 @@ impl Idempotency {
                     .and_then(|record| record.data.as_deref())
                     .map(|data| parse(&key, data))
                     .transpose()?;
-                Ok(Begin::Started(Lock { key, owner, resumed: before.is_some(), checkpoint }))
+                Ok(BeginResult::Started(Lock { key, owner, resumed: before.is_some(), checkpoint }))
             }
             Err(error) => match error.as_service_error() {
                 Some(UpdateItemError::ConditionalCheckFailedException(refused)) => {
@@ -140,8 +140,8 @@ impl Idempotency {
                         });
                     }
                     match (record.status.as_str(), record.data) {
-                        (COMPLETED, Some(data)) => Ok(Begin::Completed(parse(&key, &data)?)),
-                        _ => Ok(Begin::InProgress(Timestamp::from_millis(
+                        (COMPLETED, Some(data)) => Ok(BeginResult::Completed(parse(&key, &data)?)),
+                        _ => Ok(BeginResult::InProgress(Timestamp::from_millis(
                             record.in_progress_expiration,
                         ))),
                     }
@@ -231,7 +231,7 @@ impl Idempotency {
     /// The condition is that no run is in progress: the record is completed, or the last run released its lock or let
     /// it expire. If the record is not completed, its checkpoint must equal `seen`, so that the record of an effect
     /// that the caller has not seen is not deleted.
-    pub fn forget<C: Serialize>(
+    pub fn delete_record<C: Serialize>(
         &self,
         transaction: Transaction,
         id: &str,
@@ -273,7 +273,7 @@ fn record_key(id: &str) -> Key {
 }
 
 fn expiration(now: Timestamp) -> i64 {
-    now.seconds().saturating_add(i64::try_from(KEPT.as_secs()).unwrap_or(i64::MAX))
+    now.seconds().saturating_add(i64::try_from(RECORD_TTL.as_secs()).unwrap_or(i64::MAX))
 }
 
 fn parse<T: DeserializeOwned>(key: &Key, data: &str) -> Result<T, StoreError> {

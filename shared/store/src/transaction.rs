@@ -42,7 +42,7 @@ pub struct FailedConditions(Vec<(Key, Option<Item>)>);
 impl FailedConditions {
     /// Returns whether the condition on this row did not hold.
     #[must_use]
-    pub fn concerns(&self, key: &Key) -> bool {
+    pub fn contains(&self, key: &Key) -> bool {
         self.0.iter().any(|(refused, _)| refused == key)
     }
 

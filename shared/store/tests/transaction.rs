@@ -58,8 +58,8 @@ async fn a_row_is_created_once_and_the_refusal_contains_it() {
     assert_eq!((usage.calls, usage.write_units), ([("PutItem".to_owned(), 1)].into(), 1.0));
 
     let refused = refused(create(2)).await;
-    assert!(refused.concerns(&key));
-    assert!(!refused.concerns(&Key::id("b")));
+    assert!(refused.contains(&key));
+    assert!(!refused.contains(&Key::id("b")));
     assert_eq!(refused.row(&key).expect("a row"), Some(json!({ "id": "a", "n": 1 })));
     assert_eq!(table.get(&key).await.expect("a row"), Some(json!({ "id": "a", "n": 1 })));
 }
@@ -70,7 +70,7 @@ async fn a_transaction_is_atomic_and_reports_only_the_refused_actions() {
     let table = dynamo.table(INVENTORY);
     let (free, taken) = (Key::id("free"), Key::id("taken"));
     dynamo.put(INVENTORY, json!({ "id": "taken", "by": "someone" })).await;
-    let before = dynamo.everything().await;
+    let before = dynamo.all_rows().await;
     let refused = refused(
         Transaction::on(&table)
             .create(&table, &free, &json!({}))
@@ -78,11 +78,11 @@ async fn a_transaction_is_atomic_and_reports_only_the_refused_actions() {
             .event(&dynamo.outbox(), event(1)),
     )
     .await;
-    assert!(!refused.concerns(&free) && refused.concerns(&taken));
+    assert!(!refused.contains(&free) && refused.contains(&taken));
     assert_eq!(refused.row::<Value>(&free).expect("no row"), None);
     let there = json!({ "id": "taken", "by": "someone" });
     assert_eq!(refused.row(&taken).expect("a row"), Some(there));
-    assert_eq!(dynamo.everything().await, before, "a part was committed");
+    assert_eq!(dynamo.all_rows().await, before, "a part was committed");
 }
 
 #[tokio::test]
@@ -155,7 +155,7 @@ async fn rows_are_changed_and_deleted_under_conditions() {
     assert_eq!(refused_take.row(&key).expect("a row"), Some(json!({ "id": "a", "n": 2 })));
 
     let delete = |n| Transaction::on(&table).delete(&table, &key, "#n = :n", [("n", number(n))]);
-    assert!(refused(delete(3)).await.concerns(&key));
+    assert!(refused(delete(3)).await.contains(&key));
     done(delete(2)).await;
     assert_eq!(dynamo.rows(INVENTORY).await, [Value::Null; 0]);
 }
@@ -197,11 +197,11 @@ async fn an_event_whose_sequence_is_taken_refuses_the_transaction() {
     done(with_event("a", 1)).await;
     let log = dynamo.events(site()).await;
     let refused = refused(with_event("b", 1)).await;
-    assert!(!refused.concerns(&Key::id("b")));
+    assert!(!refused.contains(&Key::id("b")));
     assert_eq!(dynamo.rows(INVENTORY).await.len(), 1);
     assert_eq!(dynamo.events(site()).await, log);
     done(with_event("c", 2)).await;
-    assert_eq!(dynamo.story(site()).await, ["SiteActivated", "SiteActivated"]);
+    assert_eq!(dynamo.event_types(site()).await, ["SiteActivated", "SiteActivated"]);
 }
 
 #[tokio::test]
@@ -250,7 +250,7 @@ async fn a_transaction_with_an_unwritable_row_is_not_sent() {
     }
     assert!(dynamo.take_usage().calls.is_empty());
     let entity = Entity::from(AlertingId::from_onboarding(saga.onboarding_id));
-    assert_eq!(dynamo.story(entity).await, [""; 0]);
+    assert_eq!(dynamo.event_types(entity).await, [""; 0]);
 }
 
 #[tokio::test]
@@ -340,7 +340,7 @@ async fn each_error_of_dynamodb_is_classified() {
     for answer in [refusal, mixed] {
         let stub = Stub::start(move |_| answer.clone()).await;
         let refused = refused(two_rows(Client::new(&stub.config()))).await;
-        assert!(refused.concerns(&Key::id("a")) != refused.concerns(&Key::id("b")));
+        assert!(refused.contains(&Key::id("a")) != refused.contains(&Key::id("b")));
         assert_eq!(stub.take_calls().len(), 1);
     }
 

@@ -11,7 +11,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{Timestamp, readings::Bundle, stream::Record};
 use fault::{InvalidInput, InvocationError};
 use flate2::read::MultiGzDecoder;
-use lambda::{Deadline, Failed};
+use lambda::{Deadline, FailedItem};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -111,10 +111,11 @@ pub async fn consume(
 ) -> Result<KinesisEventResponse, InvocationError> {
     let batch: Batch = fault::decode(payload.get())?;
     let lanes = batch.records.iter().map(|record| (&record.kinesis.partition_key, record));
-    let failed = lambda::lanes(lanes, SIDE_BY_SIDE, deadline, async |record| work(record).await);
+    let failed =
+        lambda::process_lanes(lanes, SIDE_BY_SIDE, deadline, async |record| work(record).await);
     let failed = failed.await;
     lambda::count_failed(failed.len());
-    for Failed { id, reason } in &failed {
+    for FailedItem { id, reason } in &failed {
         let sequence_number = &batch.records[*id].kinesis.sequence_number;
         tracing::error!(%sequence_number, %reason, "record failed");
     }

@@ -12,7 +12,7 @@ pub fn noon(seconds: i64) -> Timestamp {
 /// Returns the saga of a site with this name.
 #[must_use]
 pub fn saga(name: &str) -> SagaContext {
-    SagaContext::of_site(SiteId::registered("test", name), None)
+    SagaContext::for_site(SiteId::registered("test", name), None)
 }
 
 /// Returns sensors of a saga's site: the first with both limits, the second with one, the others without limits.
@@ -77,7 +77,7 @@ pub fn event_of(function: &str, saga: SagaContext, kind: EntityType, data: Value
     let mut event = event(function);
     let metadata = &mut event["detail"]["metadata"];
     metadata["correlationId"] = json!(saga.onboarding_id);
-    metadata["entity"] = json!(Entity::of_site(kind, saga.site_id));
+    metadata["entity"] = json!(Entity::for_site(kind, saga.site_id));
     event["detail"]["data"] = data;
     event
 }

@@ -29,10 +29,10 @@ use telemetry::{
 };
 use testkit::{
     Dynamo,
-    chance::Chance,
     dynamo::{ALERTING, EVENTS, READINGS},
     http::{self, Stub},
     mapping::{self, Stream},
+    rng::Rng,
     sample::{self, noon, saga},
     template::root,
 };
@@ -94,7 +94,7 @@ impl Station {
             },
         };
         let (mut plain, mut gzip) = (Records::default(), Records::default());
-        let mut stream = Stream::new(Chance::from_seed(1));
+        let mut stream = Stream::new(Rng::from_seed(1));
         let key = self.saga.site_id.to_string();
         let records: Vec<_> = bundles
             .iter()
@@ -168,7 +168,7 @@ impl Station {
         bundle.series.truncate(1);
         bundle.series[0].samples.truncate(1);
         bundle.series[0].samples[0].1 = 2e6;
-        let mut stream = Stream::new(Chance::from_seed(1));
+        let mut stream = Stream::new(Rng::from_seed(1));
         let data = serde_json::to_vec(&bundle).expect("JSON");
         let record = stream.put(&self.saga.site_id.to_string(), data, Duration::ZERO);
         let event = to_raw_value(&mapping::event(&[record])).expect("an event");

@@ -114,7 +114,7 @@ impl Account {
             sites::registration::Registrar { sites: dynamo.table(SITES), outbox: dynamo.outbox() };
         let registered =
             registrar.register("http", "key", registration(), None, now()).await.expect("a site");
-        let saga = SagaContext::of_site(registered.site_id, Some(uuid()));
+        let saga = SagaContext::for_site(registered.site_id, Some(uuid()));
         let sensors = registration().sensors.into_iter().enumerate();
         let sensors = sensors.map(|(index, request)| Sensor {
             sensor_id: SensorId::from_onboarding(saga.onboarding_id, index),
@@ -147,7 +147,7 @@ impl Account {
         let prices = "community=a,standard=b,professional=c";
         Provider::new(
             self.stripe.url(),
-            KeySource::Given(ApiKey::new("sk_test").expect("a key")),
+            KeySource::Fixed(ApiKey::new("sk_test").expect("a key")),
             Prices::parse("STRIPE_PRICES", prices).expect("prices"),
         )
     }

@@ -4,7 +4,7 @@
 #![allow(dead_code)]
 
 use contracts::{EntityType, SagaContext, SiteId};
-use lambda::http::{Answer, Problem, Request, response};
+use lambda::http::{Problem, Request, Response, response};
 use serde_json::{Value, json};
 use sites::{create_site::CreateSite, project_site::ProjectSite, registration::Registrar};
 use testkit::{
@@ -22,7 +22,7 @@ pub fn registrar(dynamo: &Dynamo) -> Registrar {
 /// Returns the saga of the site that `POST /sites` registers under this idempotency key.
 pub fn saga_of(key: &str) -> SagaContext {
     let site_id = SiteId::registered("", key);
-    SagaContext::of_site(site_id, None)
+    SagaContext::for_site(site_id, None)
 }
 
 /// Returns a valid body of `POST /sites`.
@@ -81,7 +81,7 @@ fn read(event: &Value) -> Request {
 }
 
 /// Returns the response that API Gateway gets, with the body parsed as JSON.
-pub fn sent(answer: Result<Answer, Problem>) -> Value {
+pub fn sent(answer: Result<Response, Problem>) -> Value {
     let response = response(answer);
     let mut sent = serde_json::to_value(response).expect("a response as JSON");
     let body = sent["body"].as_str().expect("a body");
@@ -89,7 +89,7 @@ pub fn sent(answer: Result<Answer, Problem>) -> Value {
     sent
 }
 
-pub fn check(name: &str, answer: Result<Answer, Problem>) {
+pub fn check(name: &str, answer: Result<Response, Problem>) {
     golden::check(env!("CARGO_MANIFEST_DIR"), name, &sent(answer));
 }
 

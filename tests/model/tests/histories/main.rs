@@ -25,7 +25,7 @@ use proptest::{
     prelude::ProptestConfig,
     test_runner::{RngSeed, TestCaseError, TestError, TestRunner},
 };
-use testkit::chance::{all_seeds, seeds};
+use testkit::rng::{all_seeds, seeds};
 use tokio::runtime::{Builder, Runtime};
 use world::World;
 

@@ -99,7 +99,7 @@ impl SiteModel {
     }
 
     pub fn id(&self, entity: EntityType) -> Entity {
-        Entity::of_site(entity, self.saga.site_id)
+        Entity::for_site(entity, self.saga.site_id)
     }
 
     /// Returns the number of kits of each metric that the site needs.
@@ -373,5 +373,5 @@ fn status(name: &str) -> Status {
 /// Returns the saga of the site that `POST /sites` creates with this key.
 pub fn saga_of(key: &str) -> SagaContext {
     let site_id = SiteId::registered("", key);
-    SagaContext::of_site(site_id, None)
+    SagaContext::for_site(site_id, None)
 }

@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use sites::{StepRow, StepStatus};
 use store::EventRow;
 use testkit::{
-    chance::Chance,
     cloud::{Cloud, read},
     dynamo::{ALERTING, BILLING, DEVICES, EVENTS, INVENTORY, SITES},
+    rng::Rng,
     sample::{self, noon},
 };
 
@@ -127,7 +127,7 @@ fn sensors(place: usize, counts: [usize; 2]) -> Vec<Sensor> {
 
 impl<'a> Play<'a> {
     fn new(world: &'a mut World, history: &History) -> Self {
-        let cloud = Cloud::new(Chance::from_seed(0));
+        let cloud = Cloud::new(Rng::from_seed(0));
         for (metric, quantity) in METRICS.into_iter().zip(history.stock) {
             if quantity > 0 {
                 cloud.put(
@@ -929,9 +929,9 @@ fn check_event(
 fn step_of(kind: &str) -> Option<(&'static str, StepStatus)> {
     let (step, outcome) = saga::step_of_event(kind).filter(|(step, _)| !step.is_of_site())?;
     let status = match outcome {
-        saga::Outcome::Done => StepStatus::Completed,
-        saga::Outcome::Refused => StepStatus::Failed,
-        saga::Outcome::Undone => StepStatus::Undone,
+        saga::StepOutcome::Done => StepStatus::Completed,
+        saga::StepOutcome::Refused => StepStatus::Failed,
+        saga::StepOutcome::Undone => StepStatus::Undone,
     };
     Some((step.name, status))
 }

@@ -26,9 +26,9 @@ use fault::Fault;
 use inventory::{receive_kits::ReceiveKits, release_kits::ReleaseKits, reserve_kits::ReserveKits};
 use lambda::{
     Step,
-    http::{Answer, Problem, Request},
+    http::{Problem, Request, Response},
 };
-use machines::Machine;
+use machines::StateMachine;
 use onboarding::start_onboarding::StartOnboarding;
 use serde_json::{Value, json};
 use sites::{
@@ -38,7 +38,7 @@ use sites::{
 use store::{Idempotency, Outbox, Table};
 use testkit::{
     dynamo::{ALERTING, BILLING, DEVICES, EVENTS, INVENTORY, SITES},
-    http::{Asked, Stub},
+    http::{PendingCall, Stub},
     sample,
 };
 use tokio::sync::{
@@ -164,7 +164,7 @@ fn config(calls: UnboundedSender<Call>) -> SdkConfig {
 pub struct World {
     functions: Rc<Functions>,
     aws: UnboundedReceiver<Call>,
-    stripe: UnboundedReceiver<Asked>,
+    stripe: UnboundedReceiver<PendingCall>,
     /// The fake runs until it is dropped.
     _stub: Stub,
 }
@@ -191,17 +191,17 @@ impl World {
     pub async fn start() -> Self {
         let (calls, aws) = unbounded_channel();
         let (asked, stripe) = unbounded_channel();
-        let stub = Stub::passing_on(asked).await;
+        let stub = Stub::forwarding_to(asked).await;
         let config = config(calls);
         let dynamo = aws_sdk_dynamodb::config::Builder::from(&config).allow_no_auth().build();
         let dynamo = aws_sdk_dynamodb::Client::from_conf(dynamo);
         let machines = aws_sdk_sfn::config::Builder::from(&config).allow_no_auth().build();
         let machines = aws_sdk_sfn::Client::from_conf(machines);
-        let machine = |arn: &str| Machine { client: machines.clone(), arn: arn.to_owned() };
+        let machine = |arn: &str| StateMachine { client: machines.clone(), arn: arn.to_owned() };
         let table = |name| Table::new(dynamo.clone(), name);
         let outbox = Outbox::new(table(EVENTS));
         let provider = || {
-            let key = KeySource::Given(ApiKey::new("sk_test_1").expect("a key"));
+            let key = KeySource::Fixed(ApiKey::new("sk_test_1").expect("a key"));
             let prices = "community=price_1,standard=price_2,professional=price_3";
             let prices = Prices::parse("STRIPE_PRICES", prices).expect("prices");
             Provider::new(stub.url(), key, prices)
@@ -245,7 +245,7 @@ impl World {
         tokio::select! {
             call = self.aws.recv() => call.expect(gone),
             asked = self.stripe.recv() => {
-                let Asked { call, answer } = asked.expect(gone);
+                let PendingCall { call, answer } = asked.expect(gone);
                 Call { asking: Asking::Stripe(call), answer: AnswerTo::Stripe(answer) }
             }
         }
@@ -296,7 +296,7 @@ async fn run<S: Step>(step: &S, payload: &Value, now: Timestamp) -> Outcome {
     }
 }
 
-fn answered(answer: Result<Answer, Problem>) -> Outcome {
+fn answered(answer: Result<Response, Problem>) -> Outcome {
     match answer {
         Ok(_) => Ok(()),
         Err(Problem { status: 503, .. }) => Err("Transient".to_owned()),

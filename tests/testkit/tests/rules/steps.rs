@@ -28,7 +28,7 @@ fn keys(value: &Value) -> BTreeSet<&str> {
 
 /// Returns a teardown's input with a value in every field.
 fn full_input() -> Value {
-    let saga = SagaContext::of_site(SiteId::registered("rules", "steps"), Some(Uuid::nil()));
+    let saga = SagaContext::for_site(SiteId::registered("rules", "steps"), Some(Uuid::nil()));
     let part = String::new;
     let failure = OnboardingFailure { step: part(), error: part(), message: part() };
     json!(TeardownInput { started_by: Some(part()), ..TeardownInput::new(saga, Some(failure)) })
@@ -62,7 +62,8 @@ pub fn teardowns_get_one_input(subject: &Subject) -> Objections {
     objections.unless(written == all, COMPENSATE, format!("writes {written:?}, not {all:?}"));
 
     // The ids of the saga are enough for an undo, unless it needs the failure.
-    let saga = json!(SagaContext::of_site(SiteId::registered("rules", "steps"), Some(Uuid::nil())));
+    let saga =
+        json!(SagaContext::for_site(SiteId::registered("rules", "steps"), Some(Uuid::nil())));
     let saga = keys(&saga);
     for SagaStep { undo, .. } in undo_order() {
         let read = keys(input(&subject.machines[BACK]["States"][undo]));
