@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::render::mask;
+use crate::render::mask_secrets;
 
 /// Summarizes an event's data. A type without a summary of its own is summarized by its fields.
 #[must_use]
@@ -40,7 +40,7 @@ pub fn of_event(kind: &str, data: &Value) -> String {
         }
         "SubscriptionCancelled" => text("providerSubscriptionId"),
         "AlertingConfigured" => format!("sensors with limits: {}", text("rules")),
-        "AlertingRemoved" => "no limits any more".to_owned(),
+        "AlertingRemoved" => "all limits removed".to_owned(),
         "ReadingBreachedThreshold" => {
             let side = match data["limit"].as_str() {
                 Some("min") => "below",
@@ -69,13 +69,13 @@ pub fn of_event(kind: &str, data: &Value) -> String {
 }
 
 /// The maximum length of a summary of fields, in characters.
-const MAX_FIELDS: usize = 80;
+const MAX_SUMMARY_CHARS: usize = 80;
 
 /// Returns the fields with one value each, as `name value`, as many as fit. Ids are left out: they are long, and
 /// `--json` shows them.
 fn fields(data: &Value) -> String {
     let mut data = data.clone();
-    mask(&mut data);
+    mask_secrets(&mut data);
     let mut text = String::new();
     for (name, value) in data.as_object().into_iter().flatten() {
         if name.ends_with("Id") || value.is_object() || value.is_array() {
@@ -83,7 +83,7 @@ fn fields(data: &Value) -> String {
         }
         let gap = if text.is_empty() { "" } else { ", " };
         let field = format!("{gap}{name} {}", shown(value));
-        if text.chars().count() + field.chars().count() <= MAX_FIELDS {
+        if text.chars().count() + field.chars().count() <= MAX_SUMMARY_CHARS {
             text += &field;
         }
     }
@@ -147,7 +147,7 @@ mod tests {
     fn a_type_without_a_summary_of_its_own_is_summarized_by_its_fields() {
         let data = json!({
             "siteId": "0b1c", "radio": "lora", "channel": 3, "kits": [1], "paymentMethod": "pm_1",
-            "note": "n".repeat(MAX_FIELDS),
+            "note": "n".repeat(MAX_SUMMARY_CHARS),
         });
         let summary = of_event("RadioConfigured", &data);
         for field in ["radio lora", "channel 3", "paymentMethod ***"] {

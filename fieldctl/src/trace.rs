@@ -219,11 +219,11 @@ impl OnboardingHistory {
             let mut states = self.executions.iter().flat_map(|execution| &execution.states);
             states.find_map(|state| {
                 let ExecutionError { error, message } = state.failure()?.clone();
-                Some(Failure { step: state.name.clone(), error, message })
+                Some(OnboardingFailure { step: state.name.clone(), error, message })
             })
         };
         match recorded.or_else(from_executions) {
-            Some(Failure { step, error, message }) => {
+            Some(OnboardingFailure { step, error, message }) => {
                 OnboardingState::Failed { step, error: ExecutionError { error, message } }
             }
             None if self.executions.is_empty() => OnboardingState::NotStarted,
@@ -234,7 +234,7 @@ impl OnboardingHistory {
     /// Returns the state of the undo.
     #[must_use]
     pub fn undo(&self) -> Undo {
-        Undo::of(&self.executions)
+        Undo::from_executions(&self.executions)
     }
 
     /// Returns the history as one JSON document.
@@ -317,7 +317,7 @@ impl OnboardingHistory {
                 self.print_provider(screen)?;
             }
             OnboardingState::NotStarted => {
-                screen.field("current state", Tone::Warn, "no saga was started")?
+                screen.field("current state", Tone::Warn, "no saga was started")?;
             }
             OnboardingState::Ended => {}
         }
@@ -401,29 +401,29 @@ pub fn status_tone(status: &str) -> Tone {
 struct TimelineLine {
     symbol: &'static str,
     tone: Tone,
-    what: String,
-    took: String,
-    more: String,
+    name: String,
+    duration: String,
+    details: String,
 }
 
 impl TimelineLine {
     fn from_entry(entry: &TimelineEntry, now: Timestamp) -> Self {
-        let line = |symbol, tone, what: &str, took: String, more: String| Self {
+        let line = |symbol, tone, name: &str, duration: String, details: String| Self {
             symbol,
             tone,
-            what: what.to_owned(),
-            took,
-            more,
+            name: name.to_owned(),
+            duration,
+            details,
         };
         match entry {
             TimelineEntry::Event { event, entity, sequence, published, at } => {
                 let kind = entity.split('#').next().unwrap_or_default();
-                let more = format!("{kind} {sequence}");
+                let details = format!("{kind} {sequence}");
                 if *published {
-                    line("●", Tone::Plain, event, String::new(), more)
+                    line("●", Tone::Plain, event, String::new(), details)
                 } else {
-                    let more = format!("{more}, not published for {}", age(now, *at));
-                    line("○", Tone::Warn, event, String::new(), more)
+                    let details = format!("{details}, not published for {}", age(now, *at));
+                    line("○", Tone::Warn, event, String::new(), details)
                 }
             }
             TimelineEntry::Began { machine, name, .. } => {
@@ -431,10 +431,10 @@ impl TimelineLine {
             }
             TimelineEntry::Ended { machine, status, failure, .. } => {
                 // The reason is shown with the states.
-                let more = failure
+                let details = failure
                     .as_ref()
                     .map_or(status.clone(), |failure| format!("{status} {}", failure.error));
-                line("■", status_tone(status), machine, String::new(), more)
+                line("■", status_tone(status), machine, String::new(), details)
             }
             TimelineEntry::State { state, .. } => Self::of_state(state, now),
             TimelineEntry::Failure { failure, older, .. } => {
@@ -447,7 +447,7 @@ impl TimelineLine {
                     0 => String::new(),
                     older => format!(", and {older} older of group {}", failure.group()),
                 };
-                let more = format!(
+                let details = format!(
                     "{} {}{times}, {} {}: {}{group}",
                     short(&failure.id),
                     serialized_name(&failure.kind),
@@ -455,14 +455,14 @@ impl TimelineLine {
                     failure.error.name,
                     cause_message(&failure.error.message)
                 );
-                line("⚠", tone, &failure.source, String::new(), more)
+                line("⚠", tone, &failure.source, String::new(), details)
             }
         }
     }
 
     fn of_state(state: &State, now: Timestamp) -> Self {
         let until = state.ended.unwrap_or(now);
-        let took = span(until.millis() - state.begun.millis());
+        let duration = span(until.millis() - state.begun.millis());
         let (symbol, tone) = match (state.ended, state.failure()) {
             (None, _) => ("…", Tone::Warn),
             (Some(_), Some(_)) => ("✘", Tone::Bad),
@@ -471,24 +471,24 @@ impl TimelineLine {
             (Some(_), None) if state.tries > 1 => ("✔", Tone::Warn),
             (Some(_), None) => ("✔", Tone::Good),
         };
-        let mut more = Vec::new();
+        let mut details = Vec::new();
         if state.tries > 1 {
-            more.push(format!("{} attempts", state.tries));
+            details.push(format!("{} attempts", state.tries));
         }
         if state.ended.is_none() && state.submitted {
-            more.push("waiting for a response".to_owned());
+            details.push("waiting for a response".to_owned());
         }
         if state.ended.is_some() && !state.succeeded && state.failures.is_empty() {
-            more.push("stopped with its execution".to_owned());
+            details.push("stopped with its execution".to_owned());
         }
         // An error that is repeated is shown once. The last error is shown with its message.
         let mut names: Vec<&str> = state.failures.iter().map(|it| it.error.as_str()).collect();
         let last = names.pop();
         names.retain(|name| Some(*name) != last);
         names.dedup();
-        more.extend(names.into_iter().map(str::to_owned));
-        more.extend(state.failures.last().map(|it| format!("{}: {}", it.error, it.message)));
-        Self { symbol, tone, what: state.name.clone(), took, more: more.join(", ") }
+        details.extend(names.into_iter().map(str::to_owned));
+        details.extend(state.failures.last().map(|it| format!("{}: {}", it.error, it.message)));
+        Self { symbol, tone, name: state.name.clone(), duration, details: details.join(", ") }
     }
 }
 
@@ -506,12 +506,13 @@ const DETAIL_INDENT: usize = 15;
 /// Prints a timeline. A line has the time, the time since the start, what happened, its duration, and further text,
 /// which wraps.
 pub fn print_timeline(screen: &mut Screen, entries: &[TimelineEntry]) -> Result<(), CliError> {
-    let Some(begun) = entries.first().map(TimelineEntry::at) else { return Ok(()) };
+    let Some(start) = entries.first().map(TimelineEntry::at) else { return Ok(()) };
     let lines: Vec<_> =
         entries.iter().map(|entry| (entry, TimelineLine::from_entry(entry, screen.now))).collect();
-    let what = lines.iter().map(|(entry, line)| 2 * depth(entry) + line.what.len()).max();
-    let what = what.unwrap_or_default();
-    let took = lines.iter().map(|(_, line)| measure_text_width(&line.took)).max().unwrap_or(0);
+    let name_width = lines.iter().map(|(entry, line)| 2 * depth(entry) + line.name.len()).max();
+    let name_width = name_width.unwrap_or_default();
+    let duration_width =
+        lines.iter().map(|(_, line)| measure_text_width(&line.duration)).max().unwrap_or(0);
     let mut day = String::new();
     for (entry, line) in lines {
         let time = entry.at().to_string();
@@ -522,33 +523,34 @@ pub fn print_timeline(screen: &mut Screen, entries: &[TimelineEntry]) -> Result<
         let since = format!("+{}", span(entry.at().millis() - start.millis()));
         let indent = 2 * depth(entry);
         let head = format!("{} {since:>9}  ", &time[11..23]);
-        let named = what - indent;
-        let columns = head.len() + indent + 2 + named + 2 + took + 2;
+        let name_columns = name_width - indent;
+        let columns = head.len() + indent + 2 + name_columns + 2 + duration_width + 2;
         let available = screen.width.map(|width| width.saturating_sub(columns));
-        let bad = matches!(entry, TimelineEntry::State { .. }) && line.tone == Tone::Bad;
-        let tone = if bad { Tone::Bad } else { Tone::Plain };
+        let is_failed_state =
+            matches!(entry, TimelineEntry::State { .. }) && line.tone == Tone::Bad;
+        let tone = if is_failed_state { Tone::Bad } else { Tone::Plain };
         let text = screen
             .paint(Tone::Faint, &head)
             .gap(indent)
             .then(screen.paint(line.tone, line.symbol))
             .then(" ")
-            .then(screen.paint(line.tone, &format!("{:named$}", line.what)))
-            .then(&format!("  {:>took$}  ", line.took));
+            .then(screen.paint(line.tone, &format!("{:name_columns$}", line.name)))
+            .then(&format!("  {:>duration_width$}  ", line.duration));
         // On a narrow terminal, a text that does not fit beside the line is printed below it.
-        let is_long = available.is_some_and(|width| width < MIN_TEXT && line.more.len() > width);
+        let is_long = available.is_some_and(|width| width < MIN_TEXT && line.details.len() > width);
         let (gap, width) = if is_long {
             (DETAIL_INDENT, screen.width.map(|width| width.saturating_sub(DETAIL_INDENT)))
         } else {
             (columns, available)
         };
-        let mut more = wrap(&line.more, width).into_iter();
-        let first = if is_long { None } else { more.next() };
+        let mut details = wrap(&line.details, width).into_iter();
+        let first = if is_long { None } else { details.next() };
         screen.line(match first {
             Some(first) => text.then(screen.paint(tone, &first)),
             None => text,
         })?;
-        for more in more {
-            screen.line(Text::default().gap(gap).then(screen.paint(tone, &more)))?;
+        for details in details {
+            screen.line(Text::default().gap(gap).then(screen.paint(tone, &details)))?;
         }
     }
     Ok(())

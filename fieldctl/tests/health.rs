@@ -5,12 +5,12 @@ mod schemas;
 
 use std::collections::BTreeSet;
 
-use cloud::{Asked, Cloud};
+use cloud::{Cloud, ReceivedRequest};
 use contracts::{
     OnboardingId, SensorId, SiteId, Timestamp,
     readings::{Bundle, Sample, Series},
 };
-use fieldctl::health::{Evidence, SetAside, SiteSensor};
+use fieldctl::health::{HealthData, QuarantinedBundle, SiteSensor};
 use ledger::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
 use serde_json::{Value, json};
 use series::{RefusalRow, SeriesRow, UNKNOWN_SITE};
@@ -33,7 +33,7 @@ fn sensor(index: usize) -> SensorId {
     SensorId::from_onboarding(OnboardingId::from_site(site()), index)
 }
 
-type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
+type FakeResponse = (u16, Value, Vec<(&'static str, &'static str)>);
 
 /// Returns a site with two sensors and that status, as the API shows it.
 fn shown(status: &str) -> Value {
@@ -47,8 +47,8 @@ fn shown(status: &str) -> Value {
     })
 }
 
-fn answer(asked: &Asked) -> Answer {
-    match asked.what.as_str() {
+fn answer(request: &ReceivedRequest) -> FakeResponse {
+    match request.operation.as_str() {
         "/local/sites" => (200, json!({ "sites": [shown("ACTIVE")] }), vec![]),
         _ => (200, shown("ACTIVE"), vec![]),
     }
@@ -130,12 +130,12 @@ async fn health(cloud: &Cloud) -> (i32, Value) {
 }
 
 /// Returns the differences between the document and its schema.
-fn misfits(document: &Value) -> Vec<String> {
-    schemas::misfits("sites-health", document)
+fn violations(document: &Value) -> Vec<String> {
+    schemas::violations("sites-health", document)
 }
 
 fn assert_fits(document: &Value) {
-    assert_eq!(misfits(document), Vec::<String>::new(), "{document:#}");
+    assert_eq!(violations(document), Vec::<String>::new(), "{document:#}");
 }
 
 #[tokio::test]
@@ -163,7 +163,7 @@ async fn a_station_that_stops_sending_is_silent_since_its_last_arrival() {
     let (code, out, _) = cloud.run(&["sites", "health", "Desert Rock"]).await;
     assert_eq!(code, 1);
     assert!(
-        out.contains(&format!("silent since {last} (4h ago); a bundle came every 15m")),
+        out.contains(&format!("silent since {last} (4h ago); bundles arrived every 15m")),
         "{out}"
     );
     assert!(out.contains("fieldctl status"), "the next action: {out}");
@@ -236,7 +236,7 @@ async fn quarantined_readings_are_shown_with_their_failure() {
 }
 
 #[tokio::test]
-async fn what_can_not_be_read_is_unknown_and_never_well() {
+async fn what_can_not_be_read_is_unknown_and_never_healthy() {
     for (table, source) in [(REFUSALS, "refusals"), (FAILURES, "failures"), (READINGS, "readings")]
     {
         let cloud = Cloud::start(answer).await;
@@ -248,17 +248,17 @@ async fn what_can_not_be_read_is_unknown_and_never_well() {
         assert_eq!(document["unknown"][0]["source"], source, "{document:#}");
         let (code, out, _) = cloud.run(&["sites", "health", "Desert Rock"]).await;
         assert!(code == 5 && out.contains(&format!("not checked   {source}: ")), "{out}");
-        let told = match source {
+        let expected = match source {
             "readings" => "unknown: the readings of 2 of 2 sensors can't be read".to_owned(),
             _ => format!("unknown: last arrival 5m ago, but not checked: {source}"),
         };
-        assert!(out.contains(&told), "{out}");
+        assert!(out.contains(&expected), "{out}");
     }
 }
 
 #[tokio::test]
 async fn a_site_out_of_service_is_not_silent() {
-    let cloud = Cloud::start(|asked| match asked.what.as_str() {
+    let cloud = Cloud::start(|request| match request.operation.as_str() {
         "/local/sites" => (200, json!({ "sites": [shown("DECOMMISSIONED")] }), vec![]),
         _ => (200, shown("DECOMMISSIONED"), vec![]),
     })
@@ -294,8 +294,8 @@ async fn at_80_columns_nothing_is_truncated() {
     }
 }
 
-/// Returns the evidence of a site with every kind of finding, at a fixed time.
-fn evidence() -> Evidence {
+/// Returns the data of a site with every kind of finding, at a fixed time.
+fn health_data() -> HealthData {
     let now = noon(0);
     let row = |reason: &str, at: Timestamp| RefusalRow {
         site_id: site().to_string(),
@@ -318,7 +318,7 @@ fn evidence() -> Evidence {
     };
     let never = SiteSensor { id: sensor(2).to_string(), ..of(2, 0).0 };
     let unread = SiteSensor { id: sensor(3).to_string(), ..of(3, 0).0 };
-    Evidence {
+    HealthData {
         site_id: site(),
         name: "Desert Rock".to_owned(),
         status: "ACTIVE".to_owned(),
@@ -331,7 +331,7 @@ fn evidence() -> Evidence {
         ],
         refusals: Ok(vec![row("ClockAhead", noon(-60)), row("OutOfOrder", noon(-120))]),
         refusals_without_site: Err("no answer".to_owned()),
-        failures: Ok(vec![SetAside {
+        failures: Ok(vec![QuarantinedBundle {
             failure_id: FailureId::new("store-readings", [7; 32]).to_string(),
             error: ErrorInfo::new("BundleConflict", "other samples"),
             last_at: noon(-30),
@@ -341,15 +341,15 @@ fn evidence() -> Evidence {
 
 #[test]
 fn the_document_matches_the_golden_file_and_its_schema_rejects_others() {
-    let document = json!(evidence().judge(noon(0)));
+    let document = json!(health_data().into_health(noon(0)));
     golden::check(env!("CARGO_MANIFEST_DIR"), "sites-health", &document);
     assert_fits(&document);
     for member in document.as_object().expect("an object").keys() {
         let mut less = document.clone();
         less.as_object_mut().expect("an object").remove(member);
-        assert!(!misfits(&less).is_empty(), "{member} is mandatory");
+        assert!(!violations(&less).is_empty(), "{member} is mandatory");
     }
     let mut more = document.clone();
     more["sensors"][0]["colour"] = "red".into();
-    assert!(!misfits(&more).is_empty(), "a member that is not described");
+    assert!(!violations(&more).is_empty(), "a member that is not described");
 }

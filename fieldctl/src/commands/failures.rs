@@ -304,7 +304,7 @@ async fn groups(
     let titles =
         ["GROUP", "COUNT", "SITE", "SOURCE", "ERROR", "FIRST", "LAST", "NEWEST", "MESSAGE"];
     Table::new(titles).page(screen, &rows)?;
-    screen.line(&counted(groups.iter().map(|group| group.count).sum()))?;
+    screen.line(&count_text(groups.iter().map(|group| group.count).sum()))?;
     for group in &groups {
         screen.line("")?;
         screen.field("group", Tone::Strong, &group.name)?;
