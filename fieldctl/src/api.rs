@@ -16,7 +16,7 @@ use crate::{
 
 /// The maximum size of a response: above API Gateway's own limit of 10 MB.
 const MAX_RESPONSE_BYTES: usize = 16 << 20;
-/// The timeout of a call. API Gateway answers within 29 s.
+/// The timeout of a call. API Gateway responds within 29 s.
 const TIMEOUT: Duration = Duration::from_secs(35);
 /// The delay before the first retry. Each further delay is twice as long.
 const FIRST_RETRY_DELAY: Duration = Duration::from_millis(250);

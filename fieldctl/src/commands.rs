@@ -58,6 +58,6 @@ pub fn confirm(question: &str, yes: bool) -> Result<(), CliError> {
     if output::ask(question)? {
         Ok(())
     } else {
-        Err(CliError::new(Exit::Failed, "nothing was done"))
+        Err(CliError::new(Exit::Failed, "cancelled: nothing was changed"))
     }
 }

@@ -83,6 +83,8 @@ impl CliError {
             404 => Self::not_found(message),
             401 | 403 => Self::new(Exit::Aws, message)
                 .advise("your credentials need execute-api:Invoke on the stack's API"),
+            500.. => Self::new(Exit::Refused, message)
+                .advise("the functions' logs have the reason: fieldctl logs --errors --since 10m"),
             _ => Self::new(Exit::Refused, message),
         };
         Self { details: details.collect(), ..error }
@@ -186,7 +188,8 @@ fn service_error(failed: &str, code: &str, message: &str) -> CliError {
         AwsErrorKind::Refused if not_found.iter().any(|name| code.starts_with(name)) => {
             CliError { exit: Exit::NotFound, ..error }
         }
-        AwsErrorKind::NoResponse | AwsErrorKind::Refused => error,
+        AwsErrorKind::NoResponse => error.advise("run the command again"),
+        AwsErrorKind::Refused => error,
     }
 }
 
@@ -194,7 +197,11 @@ impl From<StoreError> for CliError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Corrupt { row, reason } => unreadable(&format!("row {row}"), &reason),
-            error => Self::new(Exit::Aws, format!("the table can't be reached: {}", chain(&error))),
+            error => Self::new(
+                Exit::Aws,
+                format!("the table can't be read or written: {}", chain(&error)),
+            )
+            .advise("check the network and your role's permissions (docs/fieldctl.md)"),
         }
     }
 }
@@ -203,7 +210,8 @@ impl From<LedgerError> for CliError {
     fn from(error: LedgerError) -> Self {
         match error {
             LedgerError::Store(error) => error.into(),
-            error => Self::new(Exit::Aws, chain(&error)),
+            error => Self::new(Exit::Aws, chain(&error))
+                .advise("check the network and your role's permissions (docs/fieldctl.md)"),
         }
     }
 }

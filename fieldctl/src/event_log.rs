@@ -68,7 +68,7 @@ fn text(value: impl Into<String>) -> AttributeValue {
 }
 
 impl Stack {
-    /// Returns the last `limit` events of an entity (`type#id`), in the order of time.
+    /// Returns the last `limit` events of an entity (`type#id`), in chronological order.
     pub async fn events_of_entity(
         &self,
         entity: &str,
@@ -115,7 +115,7 @@ impl Stack {
         Ok(name.ok().and_then(|name| name.as_str().map(str::to_owned)))
     }
 
-    /// Returns the last `limit` events of a type, in the order of time.
+    /// Returns the last `limit` events of a type, in chronological order.
     pub async fn events_of_type(
         &self,
         kind: &str,
@@ -125,7 +125,7 @@ impl Stack {
         self.query_index("byType", "type", kind, period, limit).await
     }
 
-    /// Returns the last `limit` events of an onboarding, in the order of time.
+    /// Returns the last `limit` events of an onboarding, in chronological order.
     pub async fn events_of_onboarding(
         &self,
         onboarding: OnboardingId,

@@ -138,7 +138,7 @@ impl FailureFilter {
                 .group
                 .as_ref()
                 .is_none_or(|group| *group == row.fingerprint || *group == row.group())
-            && self.site_id.is_none_or(|site| row.affected_ids.site(site))
+            && self.site_id.is_none_or(|site| row.affected_ids.include_site(site))
             && self.correlation.is_none_or(|id| Some(id) == row.correlation_id)
             && self.since.is_none_or(|since| since <= row.last_at)
     }

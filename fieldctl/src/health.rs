@@ -1,6 +1,6 @@
 //! Computes the health of a site: when its sensors last sent, what is missing, and what was refused or quarantined.
 //!
-//! The health is computed from data that is stored anyway. The rows of the readings table have the time of their
+//! No data is stored only for this. The rows of the readings table have the time of their
 //! arrival. accept-readings counts refusals. What store-readings quarantined is in the failures table.
 //! Data that can't be read is reported as unknown. Nothing is assumed about it.
 

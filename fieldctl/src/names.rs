@@ -17,7 +17,7 @@ const DETECT_BREACHES: &str = "detect-breaches";
 pub struct SiteNames<'a> {
     stack: &'a Stack,
     known: HashMap<SiteId, Option<String>>,
-    /// Whether further names may be looked up. `false` after [`MAX_LOOKUPS`] names, or after the API did not answer.
+    /// Whether further names may be looked up. `false` after [`MAX_LOOKUPS`] names, or after the API could not be reached.
     may_look_up: bool,
 }
 

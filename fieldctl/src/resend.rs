@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_an_outcome_is_not_a_success() {
+    fn a_response_without_an_outcome_is_not_a_success() {
         for response in [&br#"{"batchItemFailures":[]}"#[..], b"null", b"", br#"{"outcome":"?"}"#] {
             for form in [PayloadForm::Record, PayloadForm::Message] {
                 assert!(

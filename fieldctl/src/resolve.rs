@@ -46,18 +46,18 @@ pub async fn site_onboarding(stack: &Stack, text: &str) -> Result<SiteOnboarding
     };
     let onboarding: OnboardingId = text.trim().parse().map_err(|_| no_site(text))?;
     let events = stack.events_of_onboarding(onboarding, Period::default(), usize::MAX).await?;
-    let of_events = events
+    let site_in_events = events
         .iter()
         .filter_map(|event| event.envelope().ok())
         .find_map(|envelope| envelope.data["siteId"].as_str()?.parse().ok());
-    if let Some(site) = of_events {
+    if let Some(site) = site_in_events {
         return Ok(SiteOnboarding { site, onboarding });
     }
     // An onboarding whose events can't be found may still have its execution.
     let arn = stack.execution_arn(names::SITE_ONBOARDING, &onboarding.to_string());
     let execution = stack.execution(&arn).await?;
-    let of_execution = execution.and_then(|it| it.input["siteId"].as_str()?.parse().ok());
-    Ok(of_execution
+    let site_in_input = execution.and_then(|it| it.input["siteId"].as_str()?.parse().ok());
+    Ok(site_in_input
         .map_or(SiteOnboarding::from_site(site), |site| SiteOnboarding { site, onboarding }))
 }
 
@@ -262,9 +262,8 @@ mod tests {
     fn a_sensor_is_found_by_its_metric_if_it_is_the_only_one() {
         let id = SensorId::from_onboarding(OnboardingId::from_site(SITES[0].0.parse().unwrap()), 0)
             .to_string();
-        let of = |metric: &str| serde_json::json!({"sensorId": id, "metric": metric});
-        let site =
-            serde_json::json!({"sensors": [of("wind_speed"), of("humidity"), of("humidity")]});
+        let sensor = |metric: &str| serde_json::json!({"sensorId": id, "metric": metric});
+        let site = serde_json::json!({"sensors": [sensor("wind_speed"), sensor("humidity"), sensor("humidity")]});
         assert_eq!(only_sensor_of_metric(&site, "wind_speed").unwrap().to_string(), id);
         for (metric, exit) in [("humidity", Exit::Usage), ("pm10", Exit::NotFound)] {
             let error = only_sensor_of_metric(&site, metric).unwrap_err();

@@ -180,7 +180,15 @@ impl Undo {
 
 impl From<Task> for State {
     fn from(task: Task) -> Self {
-        let Task { name, begun, ended, tries, failures, succeeded, submitted } = task;
+        let Task {
+            name,
+            entered: begun,
+            exited: ended,
+            attempts: tries,
+            failures,
+            succeeded,
+            submitted,
+        } = task;
         let failures = failures.into_iter().map(|TaskFailure { error, cause }| {
             let timed_out = error.as_deref() == Some("States.Timeout") && cause.is_none();
             let cause =

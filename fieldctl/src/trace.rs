@@ -24,11 +24,11 @@ pub struct OnboardingHistory {
     pub onboarding_id: OnboardingId,
     /// The site's id.
     pub site_id: SiteId,
-    /// The site, as `GET /sites/{siteId}` returns it. `None` if the API did not answer.
+    /// The site, as `GET /sites/{siteId}` returns it. `None` if the API could not be read.
     pub site: Option<Value>,
     /// The executions of both state machines, in the order of their start.
     pub executions: Vec<Execution>,
-    /// The events, in the order of time.
+    /// The events, in chronological order.
     pub events: Vec<EventRow>,
     /// The recorded failures.
     pub failures: Vec<FailureSummary>,
@@ -363,7 +363,7 @@ impl OnboardingHistory {
 fn merge_quarantined(entries: Vec<TimelineEntry>) -> Vec<TimelineEntry> {
     let mut older: HashMap<String, usize> = HashMap::new();
     let mut kept: Vec<TimelineEntry> = Vec::with_capacity(entries.len());
-    // The entries are in the order of time, so the first failure of a group from the end is its newest.
+    // The entries are in chronological order, so the first failure of a group from the end is its newest.
     for mut entry in entries.into_iter().rev() {
         if let TimelineEntry::Failure { failure, .. } = &mut entry
             && failure.kind == Kind::Quarantined
@@ -436,7 +436,7 @@ impl TimelineLine {
                     .map_or(status.clone(), |failure| format!("{status} {}", failure.error));
                 line("■", status_tone(status), machine, String::new(), details)
             }
-            TimelineEntry::State { state, .. } => Self::of_state(state, now),
+            TimelineEntry::State { state, .. } => Self::from_state(state, now),
             TimelineEntry::Failure { failure, older, .. } => {
                 let times = match failure.attempts {
                     1 => String::new(),
@@ -460,7 +460,7 @@ impl TimelineLine {
         }
     }
 
-    fn of_state(state: &State, now: Timestamp) -> Self {
+    fn from_state(state: &State, now: Timestamp) -> Self {
         let until = state.ended.unwrap_or(now);
         let duration = span(until.millis() - state.begun.millis());
         let (symbol, tone) = match (state.ended, state.failure()) {

@@ -64,8 +64,8 @@ async fn each_exit_code_has_a_command_that_ends_with_it() {
         (5, denied, &["sites", "show", &site]),
         (6, onboarding, &["sagas", "recover", &site, "--yes", "--wait", "1s"]),
     ];
-    for (code, answer, arguments) in cases {
-        let cloud = Cloud::start(answer).await;
+    for (code, respond, arguments) in cases {
+        let cloud = Cloud::start(respond).await;
         let (exit, out, err) = cloud.run(arguments).await;
         assert_eq!(exit, code, "{arguments:?}: {out}{err}");
         assert_eq!(

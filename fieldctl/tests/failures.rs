@@ -167,12 +167,12 @@ async fn a_replay_without_yes_does_nothing_and_with_it_closes_each_failure() {
     let cloud = Cloud::start(|request| {
         let event: Value = serde_json::from_str(&request.body).unwrap_or_default();
         if request.operation.contains("/test-gone/") {
-            let answer = json!({ "message": "Function not found" });
-            return (404, answer, vec![("x-amzn-errortype", "ResourceNotFoundException")]);
+            let response = json!({ "message": "Function not found" });
+            return (404, response, vec![("x-amzn-errortype", "ResourceNotFoundException")]);
         }
         if event["work"] == 3 {
-            let answer = json!({ "errorType": "InvalidInput", "errorMessage": "still wrong" });
-            (200, answer, vec![("x-amz-function-error", "Unhandled")])
+            let response = json!({ "errorType": "InvalidInput", "errorMessage": "still wrong" });
+            (200, response, vec![("x-amz-function-error", "Unhandled")])
         } else {
             (200, Value::Null, vec![])
         }
@@ -221,10 +221,10 @@ async fn a_replay_refuses_to_undo_a_site_in_service_and_names_the_site_that_it_u
             let status = *shown.lock().expect("a status");
             return (200, json!({ "siteId": site, "name": "Alamosa", "status": status }), vec![]);
         }
-        let answer = json!({
+        let response = json!({
             "executionArn": "arn", "startDate": 1.0, "status": "SUCCEEDED", "outcome": "DONE",
         });
-        (200, answer, vec![])
+        (200, response, vec![])
     })
     .await;
     let undoing = [
@@ -361,7 +361,7 @@ async fn a_failure_is_shown_decoded_with_its_sender_and_advice() {
 fn teardowns(status: &'static str, polls: usize) -> impl Fn(&ReceivedRequest) -> FakeResponse {
     let polled = AtomicUsize::new(0);
     move |request| {
-        let answer = match request.operation.rsplit('.').next().unwrap_or_default() {
+        let response = match request.operation.rsplit('.').next().unwrap_or_default() {
             "DescribeExecution" => {
                 let ended = polled.fetch_add(1, Ordering::Relaxed) + 1 >= polls;
                 let input = json!({
@@ -384,13 +384,13 @@ fn teardowns(status: &'static str, polls: usize) -> impl Fn(&ReceivedRequest) ->
             _ if request.operation.contains("/invocations") => json!({ "outcome": "DONE" }),
             _ => json!({ "siteId": site("a"), "name": "Alamosa", "status": "REJECTED" }),
         };
-        (200, answer, vec![])
+        (200, response, vec![])
     }
 }
 
 /// Returns a failed teardown, and other work of its onboarding and of another one.
-fn undone() -> Vec<FailureRow> {
-    let of = |number, source: &str, kind, name: &str| FailureRow {
+fn teardown_failures() -> Vec<FailureRow> {
+    let failure = |number, source: &str, kind, name: &str| FailureRow {
         source: source.to_owned(),
         kind,
         site_id: Some(site(name)),
@@ -398,11 +398,11 @@ fn undone() -> Vec<FailureRow> {
         ..row(number)
     };
     vec![
-        of(1, "site-teardown", Kind::ExecutionFailed, "a"),
-        of(2, "cancel-subscription", Kind::DeadLetter, "a"),
-        of(3, "recover-onboarding", Kind::FunctionFailed, "a"),
-        of(4, "project-site", Kind::FunctionFailed, "a"),
-        of(5, "cancel-subscription", Kind::DeadLetter, "b"),
+        failure(1, "site-teardown", Kind::ExecutionFailed, "a"),
+        failure(2, "cancel-subscription", Kind::DeadLetter, "a"),
+        failure(3, "recover-onboarding", Kind::FunctionFailed, "a"),
+        failure(4, "project-site", Kind::FunctionFailed, "a"),
+        failure(5, "cancel-subscription", Kind::DeadLetter, "b"),
     ]
 }
 
@@ -418,21 +418,21 @@ async fn open(cloud: &Cloud) -> BTreeSet<u64> {
 async fn a_replay_waits_for_the_teardown_and_closes_what_it_repaired() {
     let replay = ["failures", "replay", "--source", "site-teardown", "--yes"];
     let cloud = Cloud::start(teardowns("SUCCEEDED", 2)).await;
-    put(&cloud, undone()).await;
+    put(&cloud, teardown_failures()).await;
     let (code, out, err) = cloud.run(&replay).await;
     assert_eq!(code, 0, "{out}{err}");
     assert!(out.starts_with("1 replayed, 0 failed again\n2 more closed"), "{out}");
     assert_eq!(open(&cloud).await, BTreeSet::from([4, 5]));
 
     let cloud = Cloud::start(teardowns("FAILED", 2)).await;
-    put(&cloud, undone()).await;
+    put(&cloud, teardown_failures()).await;
     let (code, out, err) = cloud.run(&replay).await;
     assert_eq!(code, 1, "{out}{err}");
     assert!(out.contains("CompensationIncomplete: an undo failed"), "{out}");
     assert_eq!(open(&cloud).await, BTreeSet::from([1, 2, 3, 4, 5]));
 
     let cloud = Cloud::start(teardowns("SUCCEEDED", usize::MAX)).await;
-    put(&cloud, undone()).await;
+    put(&cloud, teardown_failures()).await;
     let (code, out, err) = cloud.run(&[&replay[..], &["--wait", "1s"]].concat()).await;
     assert_eq!(code, 6, "{out}{err}");
     assert!(
@@ -452,7 +452,7 @@ async fn a_replay_of_recover_onboarding_waits_for_the_teardown() {
         ("FAILED", 1, "CompensationIncomplete: an undo failed"),
     ] {
         let cloud = Cloud::start(teardowns(status, 2)).await;
-        put(&cloud, undone()).await;
+        put(&cloud, teardown_failures()).await;
         let (exit, out, err) = cloud.run(&replay).await;
         assert_eq!(exit, code, "{status}: {out}{err}");
         assert!(out.contains(expected), "{status}: {out}");
@@ -472,7 +472,7 @@ async fn a_recovery_waits_for_its_end_and_closes_what_it_repaired() {
     ] {
         // The first description is that of the onboarding's own execution.
         let cloud = Cloud::start(teardowns(status, 0)).await;
-        put(&cloud, undone()).await;
+        put(&cloud, teardown_failures()).await;
         let (exit, out, err) = cloud.run(&[&recover[..], &["--wait", wait]].concat()).await;
         assert_eq!(exit, code, "{status}: {out}{err}");
         assert_eq!(open(&cloud).await, left.iter().copied().collect::<BTreeSet<_>>(), "{status}");
@@ -495,7 +495,7 @@ async fn a_replay_of_readings_that_fails_again_is_reported() {
     let (code, out, err) = cloud.run(&["failures", "replay", "--all", "--yes"]).await;
     assert_eq!(code, 1, "{out}{err}");
     assert!(out.contains("RetiredSensor: retired"), "{out}");
-    // An answer without an outcome does not count as a success.
+    // A response without an outcome does not count as a success.
     assert!(out.ends_with("0 replayed, 1 failed again, 1 in doubt\n"), "{out}");
     let rows = cloud.dynamo.rows(FAILURES).await;
     let failed =
@@ -569,14 +569,14 @@ async fn a_refused_call_stops_a_replay_and_leaves_the_failures_as_they_were() {
 #[tokio::test]
 async fn a_dead_letter_command_is_replayed_as_the_original_message() {
     let cloud = Cloud::start(|request| {
-        let answer = if request.body.contains("forged") {
+        let response = if request.body.contains("forged") {
             json!({ "outcome": "FAILED", "error": "Refused", "message": "not its sender" })
         } else if request.body.contains("late") {
             json!({ "outcome": "MOOT", "message": "its task has ended" })
         } else {
             json!({ "outcome": "DONE" })
         };
-        (200, answer, vec![])
+        (200, response, vec![])
     })
     .await;
     let dead = |number, token: &str| FailureRow {

@@ -47,7 +47,7 @@ fn shown(status: &str) -> Value {
     })
 }
 
-fn answer(request: &ReceivedRequest) -> FakeResponse {
+fn respond(request: &ReceivedRequest) -> FakeResponse {
     match request.operation.as_str() {
         "/local/sites" => (200, json!({ "sites": [shown("ACTIVE")] }), vec![]),
         _ => (200, shown("ACTIVE"), vec![]),
@@ -140,7 +140,7 @@ fn assert_fits(document: &Value) {
 
 #[tokio::test]
 async fn a_station_that_sends_is_reporting() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     store(&cloud, &[0, 1], Timestamp::now().plus_millis(-5 * MINUTE)).await;
     let (code, document) = health(&cloud).await;
     assert_eq!((code, &document["verdict"]), (0, &json!("REPORTING")), "{document:#}");
@@ -155,7 +155,7 @@ async fn a_station_that_sends_is_reporting() {
 
 #[tokio::test]
 async fn a_station_that_stops_sending_is_silent_since_its_last_arrival() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     let last = Timestamp::now().plus_millis(-4 * HOUR);
     store(&cloud, &[0, 1], last).await;
     let (code, document) = health(&cloud).await;
@@ -171,14 +171,14 @@ async fn a_station_that_stops_sending_is_silent_since_its_last_arrival() {
     assert!((0.8..0.85).contains(&completeness), "20 of 24 hours: {completeness}");
 
     // A delay of one bundle is not silence.
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     store(&cloud, &[0, 1], Timestamp::now().plus_millis(-20 * MINUTE)).await;
     assert_eq!(health(&cloud).await.0, 0);
 }
 
 #[tokio::test]
 async fn a_silent_sensor_of_a_reporting_site_is_found() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     let now = Timestamp::now();
     store(&cloud, &[0], now.plus_millis(-5 * MINUTE)).await;
     store(&cloud, &[1], now.plus_millis(-3 * HOUR)).await;
@@ -190,14 +190,14 @@ async fn a_silent_sensor_of_a_reporting_site_is_found() {
 
 #[tokio::test]
 async fn a_station_that_never_sent_has_never_reported() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     let (code, document) = health(&cloud).await;
     assert_eq!((code, &document["verdict"]), (1, &json!("NEVER_REPORTED")), "{document:#}");
 }
 
 #[tokio::test]
 async fn a_station_whose_bundles_are_refused_is_refused_and_not_silent() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     let now = Timestamp::now();
     store(&cloud, &[0, 1], now.plus_millis(-4 * HOUR)).await;
     // A refusal that is older than 24 hours does not count.
@@ -222,7 +222,7 @@ async fn a_station_whose_bundles_are_refused_is_refused_and_not_silent() {
 
 #[tokio::test]
 async fn quarantined_readings_are_shown_with_their_failure() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     let now = Timestamp::now();
     store(&cloud, &[0, 1], now.plus_millis(-5 * MINUTE)).await;
     quarantine(&cloud, SiteId::registered("http", "key-2"), now).await;
@@ -239,7 +239,7 @@ async fn quarantined_readings_are_shown_with_their_failure() {
 async fn what_can_not_be_read_is_unknown_and_never_healthy() {
     for (table, source) in [(REFUSALS, "refusals"), (FAILURES, "failures"), (READINGS, "readings")]
     {
-        let cloud = Cloud::start(answer).await;
+        let cloud = Cloud::start(respond).await;
         store(&cloud, &[0, 1], Timestamp::now().plus_millis(-5 * MINUTE)).await;
         let delete = cloud.dynamo.client().delete_table().table_name(table);
         delete.send().await.expect("the table deleted");
@@ -269,7 +269,7 @@ async fn a_site_out_of_service_is_not_silent() {
 
 #[tokio::test]
 async fn at_80_columns_nothing_is_truncated() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     let now = Timestamp::now();
     store(&cloud, &[0, 1], now.plus_millis(-4 * HOUR)).await;
     refuse(&cloud, &site().to_string(), now, 4).await;
@@ -306,7 +306,7 @@ fn health_data() -> HealthData {
         example: "is bad".to_owned(),
         expires_at: 0,
     };
-    let of = |index, hours: i64| {
+    let sensor_with_rows = |index, hours: i64| {
         let quarters = (0..8).map(|n| now.plus_millis(-hours * HOUR - n * 15 * MINUTE));
         let rows = quarters.flat_map(|end| bundle(&[index], end)).map(|(_, row)| row).collect();
         let sensor = SiteSensor {
@@ -316,16 +316,16 @@ fn health_data() -> HealthData {
         };
         (sensor, Ok(rows))
     };
-    let never = SiteSensor { id: sensor(2).to_string(), ..of(2, 0).0 };
-    let unread = SiteSensor { id: sensor(3).to_string(), ..of(3, 0).0 };
+    let never = SiteSensor { id: sensor(2).to_string(), ..sensor_with_rows(2, 0).0 };
+    let unread = SiteSensor { id: sensor(3).to_string(), ..sensor_with_rows(3, 0).0 };
     HealthData {
         site_id: site(),
         name: "Desert Rock".to_owned(),
         status: "ACTIVE".to_owned(),
         active_since: None,
         sensors: vec![
-            of(0, 0),
-            of(1, 5),
+            sensor_with_rows(0, 0),
+            sensor_with_rows(1, 5),
             (never, Ok(vec![])),
             (unread, Err("no answer".to_owned())),
         ],

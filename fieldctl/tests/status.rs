@@ -184,8 +184,8 @@ async fn each_problem_is_found_by_its_check() {
             "#rolling-back",
         ),
     ];
-    for (name, answer, next) in cases {
-        let cloud = Cloud::start(answer).await;
+    for (name, respond, next) in cases {
+        let cloud = Cloud::start(respond).await;
         compared(&cloud).await;
         let (_, document) = status(&cloud).await;
         assert_eq!(with(&document, "problem"), [name], "{document:#}");

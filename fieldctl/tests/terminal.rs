@@ -156,8 +156,8 @@ fn failure() -> FailureRow {
     }
 }
 
-async fn stack(answer: fn(&ReceivedRequest) -> FakeResponse) -> Cloud {
-    let cloud = Cloud::start(answer).await;
+async fn stack(respond: fn(&ReceivedRequest) -> FakeResponse) -> Cloud {
+    let cloud = Cloud::start(respond).await;
     cloud.dynamo.put(FAILURES, json!(failure())).await;
     let site_id = site();
     let saga = SagaContext::for_site(site_id, None);
@@ -385,7 +385,7 @@ fn on_a_terminal(cloud: &Cloud, words: &[&str]) -> String {
     // The child has its own descriptors. The output ends when the last descriptor is closed.
     drop(command);
     let mut terminal = File::from(master);
-    terminal.write_all(b"y\n").expect("an answer");
+    terminal.write_all(b"y\n").expect("input written");
     let (mut output, mut buffer) = (Vec::new(), [0; 4096]);
     // A read error means that the other end is closed.
     while let Ok(length @ 1..) = terminal.read(&mut buffer) {

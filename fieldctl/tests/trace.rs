@@ -118,14 +118,14 @@ fn history(requested_arn: &str, teardown: &str) -> Vec<Value> {
 
 type FakeResponse = (u16, Value, Vec<(&'static str, &'static str)>);
 
-fn answer(request: &ReceivedRequest) -> FakeResponse {
+fn respond(request: &ReceivedRequest) -> FakeResponse {
     let onboarding = OnboardingId::from_site(site()).to_string();
     let own = arn("site-onboarding", &onboarding);
     let teardown = arn("site-teardown", "nested");
     let body: Value = serde_json::from_str(&request.body).unwrap_or_default();
     let arn_in_request = body["executionArn"].as_str().unwrap_or_default();
     let known = arn_in_request == own || arn_in_request == teardown;
-    let answer = match request.operation.as_str() {
+    let response = match request.operation.as_str() {
         what if what.ends_with("ListExecutions") => json!({ "executions": [
             { "executionArn": teardown, "stateMachineArn": "m", "name": "nested",
                 "status": "SUCCEEDED", "startDate": BEGUN + 3.15 },
@@ -143,20 +143,20 @@ fn answer(request: &ReceivedRequest) -> FakeResponse {
             };
             let machine = arn_in_request.replace(":execution:", ":stateMachine:");
             let (machine, name) = machine.rsplit_once(':').expect("an ARN");
-            let mut answer = json!({
+            let mut response = json!({
                 "executionArn": arn_in_request, "stateMachineArn": machine, "name": name, "status": status,
                 "startDate": BEGUN + began, "stopDate": BEGUN + ended,
                 "input": json!({ "onboardingId": onboarding, "siteId": site(),
                     "paymentMethod": "pm_1" }).to_string(),
             });
             if arn_in_request == own {
-                answer["error"] = "CardDeclined".into();
-                answer["cause"] = format!(
+                response["error"] = "CardDeclined".into();
+                response["cause"] = format!(
                     "InitializeSubscription failed: CardDeclined: {DECLINED} Everything was undone."
                 )
                 .into();
             }
-            answer
+            response
         }
         what if what.ends_with("GetExecutionHistory") => {
             json!({ "events": history(arn_in_request, &teardown) })
@@ -167,7 +167,7 @@ fn answer(request: &ReceivedRequest) -> FakeResponse {
         }),
         what => panic!("unexpected request: {what}"),
     };
-    (200, answer, vec![])
+    (200, response, vec![])
 }
 
 async fn log(cloud: &Cloud) {
@@ -204,7 +204,7 @@ async fn log(cloud: &Cloud) {
 
 #[tokio::test]
 async fn the_trace_of_a_declined_card_fits_on_one_screen() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     log(&cloud).await;
     for id in [site().to_string(), OnboardingId::from_site(site()).to_string()] {
         let (code, out, err) = cloud.run(&["trace", &id]).await;
@@ -219,7 +219,7 @@ async fn the_trace_of_a_declined_card_fits_on_one_screen() {
 /// that status.
 fn broken_teardown(status: &'static str) -> impl Fn(&ReceivedRequest) -> FakeResponse {
     move |request| {
-        let (code, mut body, headers) = answer(request);
+        let (code, mut body, headers) = respond(request);
         let teardown = arn("site-teardown", "nested");
         if request.operation.ends_with("DescribeExecution")
             && body["executionArn"] == json!(teardown)
@@ -289,7 +289,7 @@ async fn an_onboarding_that_a_later_teardown_repaired_is_not_incomplete() {
                     "input": json!({ "onboardingId": onboarding, "siteId": site() }).to_string(),
                 })
             };
-            let answer = match request.operation.as_str() {
+            let response = match request.operation.as_str() {
                 what if what.ends_with("ListExecutions") => {
                     let machine = body["stateMachineArn"].as_str().unwrap_or_default();
                     let failed = body["statusFilter"].as_str().is_none_or(|it| it == "FAILED");
@@ -308,7 +308,7 @@ async fn an_onboarding_that_a_later_teardown_repaired_is_not_incomplete() {
                 what if what.ends_with("DescribeExecution") => execution(&later, recovery, 9.0),
                 _ => json!({ "events": [] }),
             };
-            (200, answer, vec![])
+            (200, response, vec![])
         })
         .await;
         let (code, out, err) = cloud.run(&["--json", "sagas", "list", "--incomplete"]).await;
@@ -319,7 +319,7 @@ async fn an_onboarding_that_a_later_teardown_repaired_is_not_incomplete() {
 
 #[tokio::test]
 async fn a_trace_is_one_json_document() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     log(&cloud).await;
     let (_, out, _) = cloud.run(&["--json", "trace", &site().to_string()]).await;
     let story: Value = serde_json::from_str(&out).expect("JSON");
@@ -335,7 +335,7 @@ async fn a_trace_is_one_json_document() {
 
 #[tokio::test]
 async fn quarantined_readings_of_the_site_are_in_its_trace() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     log(&cloud).await;
     let other = SiteId::registered("http", "key-2");
     let poison = |number: u8, site: SiteId| {
@@ -367,7 +367,7 @@ async fn quarantined_readings_of_the_site_are_in_its_trace() {
 
 #[tokio::test]
 async fn an_unknown_id_is_reported() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     let (code, _, err) = cloud.run(&["trace", "00000000-0000-4000-8000-000000000000"]).await;
     assert_eq!(code, 3, "{err}");
     assert!(err.contains("no site and no onboarding"), "{err}");
@@ -375,7 +375,7 @@ async fn an_unknown_id_is_reported() {
 
 #[tokio::test]
 async fn an_execution_is_shown_without_secrets() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     let (code, out, _) =
         cloud.run(&["sagas", "show", &OnboardingId::from_site(site()).to_string()]).await;
     assert_eq!(code, 0);

@@ -35,7 +35,7 @@ const MAX_PAGE: usize = 1000;
 /// Commands for the event log.
 #[derive(Debug, Subcommand)]
 pub enum Events {
-    /// Lists the last events in the order of time, up to --limit.
+    /// Lists the last events in chronological order, up to --limit.
     List {
         /// The selected events.
         #[command(flatten)]
@@ -184,8 +184,8 @@ async fn tail(
     loop {
         let from = Timestamp::now().plus_millis(-MAX_DELAY_MILLIS).max(started);
         let period = Period { from: Some(from), to: None };
-        let of_kinds = kinds.iter().map(|kind| stack.events_of_type(kind, period, MAX_PAGE));
-        let mut new: Vec<_> = try_join_all(of_kinds).await?.into_iter().flatten().collect();
+        let queries = kinds.iter().map(|kind| stack.events_of_type(kind, period, MAX_PAGE));
+        let mut new: Vec<_> = try_join_all(queries).await?.into_iter().flatten().collect();
         new.retain(|it| seen.insert((it.entity.clone(), it.sequence), it.occurred_at).is_none());
         sort(&mut new);
         print(stack, screen, &mut table, &mut names, &new).await?;
@@ -256,7 +256,7 @@ fn row(screen: &Screen, names: &NameCache, event: &EventRow, data: &Value) -> Ve
         Some(site) => names.get(&site).cloned().flatten().unwrap_or_else(|| screen.id(&site)),
         None => "-".to_owned(),
     };
-    let summary = summary::of_event(&event.kind, data);
+    let summary = summary::summarize_event(&event.kind, data);
     let what = if summary.is_empty() { event.entity.clone() } else { summary };
     vec![
         (symbol.to_owned(), tone),

@@ -491,27 +491,27 @@ async fn selected_ids(ledger: &Ledger, selection: &Selection) -> Result<Vec<Fail
 /// The selected failures, read page by page.
 #[derive(Debug)]
 enum SelectedFailures {
-    Ids { ledger: Ledger, left: Vec<FailureId> },
+    Ids { ledger: Ledger, remaining: Vec<FailureId> },
     Filtered(FailurePager),
 }
 
 impl SelectedFailures {
     async fn new(ledger: Ledger, selection: &Selection) -> Result<Self, CliError> {
-        let left = selected_ids(&ledger, selection).await?;
-        Ok(if left.is_empty() {
+        let remaining = selected_ids(&ledger, selection).await?;
+        Ok(if remaining.is_empty() {
             Self::Filtered(FailurePager::new(ledger, &[Status::Open], selection.filter.clone()))
         } else {
-            Self::Ids { ledger, left }
+            Self::Ids { ledger, remaining }
         })
     }
 
     async fn next(&mut self) -> Result<Option<Vec<FailureSummary>>, CliError> {
         match self {
             Self::Filtered(pager) => pager.next().await,
-            Self::Ids { left, .. } if left.is_empty() => Ok(None),
-            Self::Ids { ledger, left } => {
+            Self::Ids { remaining, .. } if remaining.is_empty() => Ok(None),
+            Self::Ids { ledger, remaining } => {
                 let mut rows = Vec::new();
-                for id in left.drain(..) {
+                for id in remaining.drain(..) {
                     let row = ledger.get(id).await?.ok_or_else(|| unknown(&id))?;
                     rows.push(row.into());
                 }

@@ -232,7 +232,7 @@ fn is_function_name(name: &str, given: &str) -> bool {
 }
 
 impl LogSearch {
-    /// Returns the lines since that time that were not read before, in the order of time.
+    /// Returns the lines since that time that were not read before, in chronological order.
     async fn read(
         &self,
         since: Timestamp,

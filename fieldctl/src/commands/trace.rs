@@ -122,7 +122,7 @@ async fn failures_of(
     while let Some(page) = pager.next().await? {
         found.extend(page.into_iter().filter(|row| {
             row.correlation_id == Some(ids.onboarding)
-                || row.correlation_id.is_none() && row.affected_ids.site(ids.site)
+                || row.correlation_id.is_none() && row.affected_ids.include_site(ids.site)
         }));
     }
     Ok(found)

@@ -184,10 +184,10 @@ async fn read(
 
 fn query(index: usize, request: &MetricRequest) -> MetricDataQuery {
     let [namespace, metric, dimension, statistic] = request.kind.names();
-    let of = |name: &str, value: &str| Dimension::builder().name(name).value(value).build();
+    let with_value = |name: &str, value: &str| Dimension::builder().name(name).value(value).build();
     let metric = Metric::builder().namespace(namespace).metric_name(metric);
-    let mut dimensions = vec![of(dimension, &request.physical)];
-    dimensions.extend(request.version.as_ref().map(|version| of("version", version)));
+    let mut dimensions = vec![with_value(dimension, &request.physical)];
+    dimensions.extend(request.version.as_ref().map(|version| with_value("version", version)));
     let metric = metric.set_dimensions(Some(dimensions)).build();
     let stat = MetricStat::builder().metric(metric).period(60).stat(statistic).build();
     MetricDataQuery::builder().id(format!("m{index}")).metric_stat(stat).return_data(true).build()

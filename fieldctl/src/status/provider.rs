@@ -18,7 +18,7 @@ const RECENT_MILLIS: i64 = 60_000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProviderStatus {
-    /// `closed`, `open`, or `probing` while a command checks whether the provider answers again.
+    /// `closed`, `open`, or `probing` while a command checks whether the provider responds again.
     pub circuit: &'static str,
     /// The number of failed calls since the last success.
     pub failures: u32,
@@ -52,7 +52,7 @@ impl ProviderStatus {
     }
 
     /// Returns whether the last call failed some time ago and none was made since. Then it is not known whether the
-    /// provider answers now.
+    /// provider responds now.
     fn is_unknown(&self, now: Timestamp) -> bool {
         match (self.circuit, self.next_probe, &self.last_error) {
             ("open", Some(at), _) => at <= now,
@@ -154,7 +154,7 @@ async fn key_changed_at(stack: &Stack) -> Result<Option<Timestamp>, CliError> {
     Ok(changed.map(Timestamp::from_millis))
 }
 
-/// Checks that the provider answers.
+/// Checks that the provider responds.
 pub async fn check(stack: &Stack, now: Timestamp) -> Result<Check, CliError> {
     let provider = provider(stack).await?;
     let summary = provider.summary(now);

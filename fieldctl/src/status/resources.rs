@@ -77,10 +77,10 @@ impl Resources {
         let StackResources { root, services, .. } = self.0.as_ref().map_err(copy_error)?;
         let missing: Vec<_> = services.iter().filter(|it| it.status.is_none()).collect();
         let root_stack = root.iter().map(|(name, status)| (name.as_str(), status.as_str()));
-        let of_services =
+        let service_stacks =
             services.iter().filter_map(|it| Some((it.stack.as_str(), it.status.as_deref()?)));
         let failed: Vec<_> =
-            root_stack.chain(of_services).filter(|(_, status)| !is_deployed(status)).collect();
+            root_stack.chain(service_stacks).filter(|(_, status)| !is_deployed(status)).collect();
         let details = missing.iter().map(|it| match root {
             Some((name, _)) => {
                 format!("{}: the root stack {name} has no nested stack for it", it.service)
@@ -172,8 +172,8 @@ async fn list(stack: &Stack) -> Result<StackResources, CliError> {
         if let (Some(kind), Some(logical), Some(physical)) =
             (it.resource_type(), it.logical_resource_id(), it.physical_resource_id())
         {
-            let of_kind = resources.entry(kind.to_owned()).or_default();
-            of_kind.insert(logical.to_owned(), physical.to_owned());
+            let ids = resources.entry(kind.to_owned()).or_default();
+            ids.insert(logical.to_owned(), physical.to_owned());
         }
     }
     // A stack that was deleted outside of its root stack is still listed as a resource of the root stack.

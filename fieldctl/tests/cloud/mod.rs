@@ -187,8 +187,8 @@ impl Stacks {
         }
     }
 
-    /// Returns `CloudFormation`'s answer as XML.
-    fn answer(self, body: &str) -> (u16, String) {
+    /// Returns `CloudFormation`'s response as XML.
+    fn respond(self, body: &str) -> (u16, String) {
         let fields: Vec<_> = form_urlencoded::parse(body.as_bytes()).collect();
         let field = |name: &str| fields.iter().find(|(key, _)| key == name);
         let field = |name: &str| field(name).map_or("", |(_, value)| value.as_ref());
@@ -256,11 +256,11 @@ fn log_groups(body: &str) -> Value {
     let page: usize = request["nextToken"].as_str().map_or(0, |it| it.parse().expect("a number"));
     let groups: Vec<_> =
         found.iter().skip(page).take(1).map(|name| json!({ "logGroupName": name })).collect();
-    let mut answer = json!({ "logGroups": groups });
+    let mut response = json!({ "logGroups": groups });
     if page + 1 < found.len() {
-        answer["nextToken"] = (page + 1).to_string().into();
+        response["nextToken"] = (page + 1).to_string().into();
     }
-    answer
+    response
 }
 
 /// Forwards calls to the embedded DynamoDB, whose tables have other names than those of the environment.
@@ -281,11 +281,11 @@ impl Forward {
         for name in ["x-amz-target", "x-amz-date", "content-type", "authorization"] {
             request.headers_mut().insert(name, headers[name].clone());
         }
-        let answer = self.client.request(request).await.expect("DynamoDB's answer");
-        let status = answer.status();
-        let bytes = answer.into_body().collect().await.expect("a whole answer").to_bytes();
+        let response = self.client.request(request).await.expect("a response from DynamoDB");
+        let status = response.status();
+        let bytes = response.into_body().collect().await.expect("a whole response").to_bytes();
         let mut text = String::from_utf8_lossy(&bytes).into_owned();
-        // Only the answer to `BatchGetItem` contains names of tables.
+        // Only the response to `BatchGetItem` contains names of tables.
         if headers["x-amz-target"].as_bytes().ends_with(b"BatchGetItem") {
             for (name, table) in TABLES {
                 text = text.replace(&quoted(table), &quoted(name));
@@ -296,20 +296,20 @@ impl Forward {
 }
 
 impl Cloud {
-    /// Starts a fake with a root stack. `answer` answers all requests except those to `CloudFormation` and DynamoDB.
+    /// Starts a fake with a root stack. `handler` answers all requests except those to `CloudFormation` and DynamoDB.
     pub async fn start(
-        answer: impl Fn(&ReceivedRequest) -> (u16, Value, Vec<(&'static str, &'static str)>)
+        handler: impl Fn(&ReceivedRequest) -> (u16, Value, Vec<(&'static str, &'static str)>)
         + Send
         + Sync
         + 'static,
     ) -> Self {
-        Self::with(Stacks::default(), answer).await
+        Self::with(Stacks::default(), handler).await
     }
 
     /// Starts a fake with those stacks.
     pub async fn with(
         stacks: Stacks,
-        answer: impl Fn(&ReceivedRequest) -> (u16, Value, Vec<(&'static str, &'static str)>)
+        handler: impl Fn(&ReceivedRequest) -> (u16, Value, Vec<(&'static str, &'static str)>)
         + Send
         + Sync
         + 'static,
@@ -320,12 +320,12 @@ impl Cloud {
             client: Client::builder(TokioExecutor::new()).build_http(),
         };
         let received = Arc::<Mutex<Vec<ReceivedRequest>>>::default();
-        let (seen, answer) =
-            (Arc::clone(&received), Arc::<Handler>::from(Box::new(answer) as Box<Handler>));
+        let (seen, handler) =
+            (Arc::clone(&received), Arc::<Handler>::from(Box::new(handler) as Box<Handler>));
         let router = Router::new().fallback(move |request: Request| {
-            let (seen, answer) = (Arc::clone(&seen), Arc::clone(&answer));
+            let (seen, handler) = (Arc::clone(&seen), Arc::clone(&handler));
             let forward = forward.clone();
-            async move { respond(request, stacks, &forward, &seen, &answer).await }
+            async move { respond(request, stacks, &forward, &seen, &handler).await }
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let endpoint = format!("http://{}", listener.local_addr().expect("its address"));
@@ -369,7 +369,7 @@ async fn respond(
     stacks: Stacks,
     dynamo: &Forward,
     seen: &Mutex<Vec<ReceivedRequest>>,
-    answer: &Arc<Handler>,
+    handler: &Arc<Handler>,
 ) -> Response {
     let (head, body) = request.into_parts();
     let body = to_bytes(body, 16 << 20).await.expect("a whole body");
@@ -390,16 +390,16 @@ async fn respond(
     let received = ReceivedRequest { operation, query, body };
     seen.lock().expect("no panic").push(received.clone());
     if form {
-        let (status, xml) = stacks.answer(&received.body);
+        let (status, xml) = stacks.respond(&received.body);
         return (StatusCode::from_u16(status).expect("a status"), xml).into_response();
     }
     if received.operation.ends_with("DescribeLogGroups") {
         return log_groups(&received.body).to_string().into_response();
     }
-    let answer = Arc::clone(answer);
-    // The answer is computed on a thread that may block.
+    let handler = Arc::clone(handler);
+    // The response is computed on a thread that may block.
     let (status, body, headers) =
-        tokio::task::spawn_blocking(move || answer(&received)).await.expect("an answer");
+        tokio::task::spawn_blocking(move || handler(&received)).await.expect("a response");
     let status = StatusCode::from_u16(status).expect("a status");
     let mut response = if cbor {
         let mut bytes = Vec::new();

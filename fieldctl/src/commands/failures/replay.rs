@@ -243,7 +243,7 @@ async fn preview(
         return Ok(Ok((target, None)));
     }
     let Some(full) = ledger.get(row.id).await? else {
-        return Ok(Err("it does not exist any more".to_owned()));
+        return Ok(Err("it no longer exists".to_owned()));
     };
     Ok(match site_to_undo(stack, &full).await {
         Ok(site) => Ok((target, Some(site))),
