@@ -14,40 +14,42 @@ pub trait Event: Serialize + DeserializeOwned + JsonSchema {
     const TYPE: &'static str;
     /// The version. A change that breaks readers needs a new version.
     const VERSION: u32;
-    /// The kind of entity that emits the event.
+    /// The type of the entity that emits the event.
     const ENTITY: EntityType;
 }
 
-/// Who, what, when and why of an event.
+/// The metadata of an event. All event types have the same fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Metadata {
-    /// Derived from entity and sequence: a republished event keeps its id.
+    /// The event id, derived from the entity and the sequence number. A republished event has the same id, so consumers
+    /// can use it as an idempotency key.
     pub event_id: EventId,
-    /// The same as EventBridge's `detail-type`.
+    /// The event type, equal to EventBridge's `detail-type`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The payload's version.
+    /// The version of the payload's schema.
     pub version: u32,
-    /// When its transaction was made.
+    /// When the change was committed.
     pub occurred_at: Timestamp,
-    /// What it is about.
+    /// The entity that the event is about.
     pub entity: Entity,
-    /// Counts the entity's events from 1 without a gap. EventBridge keeps no order: this does.
+    /// The position among the entity's events: 1, 2, 3 and so on, without gaps. EventBridge does not preserve the order
+    /// of events; use this number to restore it.
     pub sequence: u64,
-    /// The onboarding that it belongs to.
+    /// The onboarding of the site that the event belongs to.
     pub correlation_id: OnboardingId,
-    /// The event that led to it; absent where a person or another system did.
+    /// The id of the event that caused this one. Absent if a person or another system caused it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub causation_id: Option<Uuid>,
 }
 
-/// EventBridge's `detail`.
+/// The `detail` of an event on EventBridge.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Envelope<D> {
-    /// Who, what, when and why.
+    /// The metadata.
     pub metadata: Metadata,
-    /// What happened.
+    /// The payload.
     pub data: D,
 }
 

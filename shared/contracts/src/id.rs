@@ -58,19 +58,19 @@ macro_rules! id {
 pub(crate) use id;
 
 id!(
-    /// A monitoring site.
+    /// The id of a monitoring site.
     SiteId
 );
 id!(
-    /// One run of the onboarding saga; the `correlationId` of everything that belongs to it.
+    /// The id of a site's onboarding. It is the `correlationId` of all events of the site.
     OnboardingId
 );
 id!(
-    /// One sensor: one metric, in one unit, at one site.
+    /// The id of a sensor. A sensor measures one metric in one unit at one site.
     SensorId
 );
 id!(
-    /// One domain event.
+    /// The id of an event.
     EventId
 );
 

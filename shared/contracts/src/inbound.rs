@@ -38,71 +38,71 @@ pub const MAX_KITS: usize = 50;
 /// The maximum number of kits of one kind in a delivery.
 pub const MAX_QUANTITY: u32 = 1_000_000;
 
-/// Kits arrived in the store-room. A `deliveryId` of a source counts once, however often the event
-/// comes.
+/// Kits were delivered to the warehouse. A `deliveryId` of a `source` is counted once, even if the event is delivered
+/// several times.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct KitsDelivered {
-    /// The supplier's number of the delivery, unique within its `source`: 1 to 128 characters,
-    /// without control or invisible characters and without white space around it.
+    /// The supplier's id of the delivery, unique within its `source`: 1 to 128 characters, without control or invisible
+    /// characters, and without leading or trailing white space.
     #[schemars(length(min = 1, max = MAX_ID), extend("pattern" = text::id_pattern()))]
     pub delivery_id: String,
-    /// What was in it: each metric once, 1 to 50 of them.
+    /// The delivered kits: 1 to 50 entries, each with another metric.
     #[schemars(length(min = 1, max = MAX_KITS))]
     pub kits: Vec<Kits>,
 }
 
-/// Another system asks for a site. A `registrationId` makes one site, however often the event
-/// comes.
+/// Another system requests a new site. A `registrationId` of a `source` creates one site, even if the event is delivered
+/// several times.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SiteRegistrationRequested {
-    /// The other system's number of the request, unique within its `source`: 1 to 128 characters,
-    /// without control or invisible characters and without white space around it.
+    /// The other system's id of the request, unique within its `source`: 1 to 128 characters, without control or
+    /// invisible characters, and without leading or trailing white space.
     #[schemars(length(min = 1, max = MAX_ID), extend("pattern" = text::id_pattern()))]
     pub registration_id: String,
-    /// The same as the body of `POST /sites`.
+    /// The site to register. It has the same format as the body of `POST /sites`.
     pub site: SiteRegistration,
 }
 
-/// What a new site is made of; the body of `POST /sites`.
+/// A new site. It is the body of `POST /sites`.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SiteRegistration {
-    /// 1 to 200 characters, not blank, without control or invisible characters. White space around
-    /// it is not stored.
+    /// The name of the site: 1 to 200 characters, not blank, without control or invisible characters. Leading and
+    /// trailing white space is removed.
     #[schemars(length(min = 1, max = MAX_NAME), extend("pattern" = text::name_pattern()))]
     pub name: String,
-    /// Who runs it: 1 to 200 characters, not blank, without control or invisible characters. White
-    /// space around it is not stored.
+    /// The operator of the site: 1 to 200 characters, not blank, without control or invisible characters. Leading and
+    /// trailing white space is removed.
     #[schemars(length(min = 1, max = MAX_NAME), extend("pattern" = text::name_pattern()))]
     pub operator: String,
-    /// Where it stands.
+    /// The location of the site.
     pub location: Location,
-    /// 1 to 100 sensors.
+    /// The sensors of the site: 1 to 100.
     #[schemars(length(min = 1, max = MAX_SENSORS))]
     pub sensors: Vec<SensorRequest>,
-    /// What the operator subscribes to.
+    /// The plan that the operator subscribes to.
     pub plan: Plan,
-    /// The payment provider's handle: 1 to 255 letters, digits, `_` and `-`.
+    /// The payment provider's id of the payment method: 1 to 255 letters, digits, `_` and `-`.
     #[schemars(schema_with = "payment_method")]
     pub payment_method: PaymentMethodId,
 }
 
-/// A sensor that a new site shall have.
+/// A sensor of a new site.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("oneOf" = units_by_metric()))]
 pub struct SensorRequest {
-    /// What it measures.
+    /// The metric that the sensor measures.
     pub metric: Metric,
-    /// UCUM code, one of the metric's units.
+    /// The unit of the readings, as a UCUM code: one of the units of the metric.
     pub unit: String,
-    /// A reading below it is a breach; in `unit`, below `max`.
+    /// The lower alert limit, in `unit`. It must be below `max`. A reading below it is a breach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "number::any_or_null")]
     pub min: Option<f64>,
-    /// A reading above it is a breach; in `unit`.
+    /// The upper alert limit, in `unit`. A reading above it is a breach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "number::any_or_null")]
     pub max: Option<f64>,

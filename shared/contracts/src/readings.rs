@@ -91,16 +91,16 @@ impl JsonSchema for BundleId {
     }
 }
 
-/// What a data logger sends at a time: some minutes of its sensors' samples. The same bundle may be
-/// sent again, and counts once.
+/// A bundle of readings: the samples that a data logger sends in one request, usually of some minutes. A bundle that is
+/// sent several times is stored once.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Bundle {
-    /// The logger's number of it.
+    /// The data logger's id of the bundle, unique at its site. It is the idempotency key.
     pub bundle_id: BundleId,
-    /// The site; also the record's partition key on the stream.
+    /// The id of the site. It is also the partition key of the record in the stream.
     pub site_id: SiteId,
-    /// 1 to 100, each sensor once.
+    /// The samples by sensor: 1 to 100 entries, each with another sensor.
     #[schemars(length(min = 1, max = MAX_SERIES))]
     pub series: Vec<Series>,
 }
@@ -109,15 +109,15 @@ pub struct Bundle {
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Series {
-    /// The sensor.
+    /// The id of the sensor.
     pub sensor_id: SensorId,
-    /// At least one, each later than the one before.
+    /// The samples, at least one. Each must be later than the one before.
     #[schemars(length(min = 1, max = MAX_SAMPLES))]
     pub samples: Vec<Sample>,
 }
 
-/// `[time, value]`: when it was taken (cut to milliseconds; not before 1970 and at most 15 minutes
-/// ahead), and what was read, in the unit that was fixed when the sensor was provisioned.
+/// A sample: `[time, value]`. The time is when the sample was taken. It is truncated to milliseconds, and must be in
+/// 1970 or later and at most 15 minutes in the future. The value is in the unit of the sensor.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Sample(pub Timestamp, #[schemars(schema_with = "number::finite")] pub f64);
 
@@ -273,7 +273,7 @@ impl BundleRule {
     const FIELDS: &[&str] = &["bundleId", "siteId", "series"];
     const BUNDLE_ID: Parsed<BundleId> =
         Parsed::new("a string of 1 to 64 letters, digits and any of . _ : + -");
-    const SITE_ID: Parsed<SiteId> = Parsed::new("the UUID that POST /sites answered");
+    const SITE_ID: Parsed<SiteId> = Parsed::new("the UUID that POST /sites returned");
 }
 
 impl FieldRule for BundleRule {
