@@ -16,7 +16,7 @@ def deferrals(environment, onboarding, since):
     """How often the function sent the command of an onboarding back to its queue since then (epoch seconds)."""
     group = f"/aws/lambda/{environment.name}/{FUNCTION}"
     pages = environment.client("logs").get_paginator("filter_log_events").paginate(
-        logGroupName=group, startTime=int((since - CLOCKS) * 1000), filterPattern='"tried again later"')
+        logGroupName=group, startTime=int((since - CLOCKS) * 1000), filterPattern='"command deferred"')
     return sum(onboarding in event["message"] for page in pages for event in page["events"])
 
 

@@ -355,7 +355,7 @@ class Waiting(Case):
 class Outages(Case):
     def of(self, deferred, dropped=(), dead=()):
         of = Fake()
-        lines = [{"message": "tried again later onboarding-1"}] * deferred + [{"message": "tried again later onboarding-2"}]
+        lines = [{"message": "command deferred onboarding-1"}] * deferred + [{"message": "command deferred onboarding-2"}]
         of.pages("logs", filter_log_events=[{"events": lines}])
         of.live_version = lambda function: "7"
         of.clients["lambda"].get_function_configuration.return_value = {

@@ -226,7 +226,7 @@ impl<S: ProviderStep> TaskTokenConsumer<S> {
         // receives either.
         let (outcome, health) =
             tokio::time::timeout(limit, Box::pin(run)).await.unwrap_or_else(|_| {
-                (CommandOutcome::Retry("the function's time ran out".to_owned()), None)
+                (CommandOutcome::Retry("the function's deadline passed".to_owned()), None)
             });
         let end = match outcome {
             CommandOutcome::Succeeded(output) => {

@@ -160,7 +160,7 @@ impl Session<'_> {
     pub async fn clean_up(&mut self, customer: &CustomerId) -> Result<(), BillingError> {
         let stripe = self.client().await?;
         let cleaned = async {
-            for subscription in stripe.subscriptions_of(customer).await? {
+            for subscription in stripe.customer_subscriptions(customer).await? {
                 stripe.cancel_subscription(&subscription.id).await?;
             }
             stripe.delete_customer(customer).await

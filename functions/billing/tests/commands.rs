@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use aws_lambda_events::sqs::SqsMessage;
-use billing::{consumer::TaskTokenConsumer, initialize_subscription::InitializeSubscription};
+use billing::{commands::TaskTokenConsumer, initialize_subscription::InitializeSubscription};
 use contracts::SubscriptionId;
 use fault::ReplayResponse;
 use lambda::Deadline;
@@ -291,7 +291,7 @@ async fn a_forged_cancellation_has_no_effect_and_stays_in_the_queue() {
         ),
         (
             "another site's execution, which has ended",
-            ended,
+            ended_execution,
             message_with(Some(execution(&cancel("b")))),
         ),
         ("another site's token and an execution that has ended", ended_execution, genuine.clone()),

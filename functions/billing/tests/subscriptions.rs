@@ -65,12 +65,12 @@ async fn initializing_and_cancelling_keep_the_sagas_contract() {
             entity: entity(),
         }
     };
-    let story = StepEvents {
+    let events = StepEvents {
         done: "SubscriptionInitialized",
         undone: "SubscriptionCancelled",
         fenced: &[],
     };
-    check_step_contract(pair, story).await;
+    check_step_contract(pair, events).await;
 }
 
 #[tokio::test]
@@ -80,11 +80,11 @@ async fn a_subscription_is_paid_once_and_is_cancelled_by_the_undo() {
     run(&step, &command(CARD)).await.expect("a subscription");
     assert_eq!(stripe.take_calls(), INITIALIZING);
     assert_eq!((stripe.customers(), stripe.paid_for()), (1, 1));
-    let row = row(&dynamo).await;
-    assert_eq!(row["status"], "ACTIVE");
+    let active = row(&dynamo).await;
+    assert_eq!(active["status"], "ACTIVE");
     let event = dynamo.events(entity()).await.remove(0).envelope().expect("an envelope").data;
     assert_eq!(event["plan"], "standard");
-    assert_eq!(event["providerSubscriptionId"], row["providerSubscriptionId"]);
+    assert_eq!(event["providerSubscriptionId"], active["providerSubscriptionId"]);
 
     // A redelivered command gets its reply from the idempotency record.
     run(&step, &command(CARD)).await.expect("the stored reply");
@@ -278,8 +278,8 @@ async fn after_a_failure_or_crash_at_any_call_the_next_undo_completes() {
             run(&cancel, &undo()).await.expect(call);
             let counts = (stripe.customers(), stripe.paid_for());
             assert_eq!(counts, (0, 0), "{call} {fault:?}");
-            let story = dynamo.event_types(entity()).await;
-            assert_eq!(story, ["SubscriptionInitialized", "SubscriptionCancelled"]);
+            let event_types = dynamo.event_types(entity()).await;
+            assert_eq!(event_types, ["SubscriptionInitialized", "SubscriptionCancelled"]);
         }
     }
 }

@@ -12,7 +12,7 @@ async fn main() -> Result<(), Error> {
         billing: aws.table("BILLING_TABLE")?,
         provider: Provider::from_env(&aws)?,
         // Less than the function's timeout of 900 s.
-        time: Duration::from_secs(880),
+        timeout: Duration::from_secs(880),
     })
     .await
 }

@@ -187,13 +187,13 @@ impl ProviderState {
     /// Returns a page of the account's subscriptions. A page holds two.
     fn page(&self, after: Option<&str>) -> (u16, Value) {
         let ids = self.customers.values().flatten();
-        let ours = ids.map(|id| {
+        let of_customers = ids.map(|id| {
             let metadata = json!({ "siteId": self.sites[id] });
             json!({
                 "id": id, "status": "active", "created": noon(0).seconds(), "metadata": metadata,
             })
         });
-        let all: Vec<_> = ours.chain(self.others.iter().cloned()).collect();
+        let all: Vec<_> = of_customers.chain(self.others.iter().cloned()).collect();
         let from = after.map_or(0, |after| {
             1 + all.iter().position(|it| it["id"] == after).expect("a known subscription")
         });
