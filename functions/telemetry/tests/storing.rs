@@ -12,7 +12,7 @@ use flate2::read::{GzDecoder, GzEncoder};
 use lambda::Deadline;
 use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
-use series::{SeriesRow, encoder::unpack};
+use series::{SeriesRow, packing::unpack};
 use store::Table;
 use telemetry::{
     SensorRow, project_sensors::ProjectSensors, register::Register, store_readings::StoreReadings,
