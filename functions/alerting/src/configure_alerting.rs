@@ -26,10 +26,10 @@ pub struct Reply {
     pub alerting_id: AlertingId,
 }
 
-/// Returns the result of the step if a row exists already.
-fn decide(there: &AlertingRow) -> Result<Reply, AlertingError> {
-    let alerting_id = AlertingId::from_onboarding(there.saga.onboarding_id);
-    match there.state {
+/// Returns the result of the step for an existing row.
+fn reply_for_existing(existing: &AlertingRow) -> Result<Reply, AlertingError> {
+    let alerting_id = AlertingId::from_onboarding(existing.saga.onboarding_id);
+    match existing.state {
         Alerting::Configured { .. } => Ok(Reply { alerting_id }),
         Alerting::Removed => Err(AlertingError::Superseded(alerting_id)),
     }
@@ -70,7 +70,7 @@ impl Step for ConfigureAlerting {
         match commit {
             Commit::Done => Ok(Reply { alerting_id }),
             Commit::Refused(refused) => match refused.row(&key)? {
-                Some(there) => decide(&there),
+                Some(existing) => reply_for_existing(&existing),
                 None => Err(AlertingError::Busy(alerting_id)),
             },
         }

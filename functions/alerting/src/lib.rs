@@ -109,7 +109,7 @@ pub enum AlertingError {
     #[error("alerting {0} was removed before it was configured")]
     Superseded(AlertingId),
     /// Another writer changed the row between the read and the conditional write.
-    #[error("alerting {0} is being changed by others")]
+    #[error("another writer changed alerting {0}")]
     Busy(AlertingId),
     /// A call to the table failed.
     #[error(transparent)]

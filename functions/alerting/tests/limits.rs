@@ -31,8 +31,8 @@ async fn configuring_and_removing_follow_the_contract_of_the_saga() {
             entity: AlertingId::from_onboarding(saga("a").onboarding_id).into(),
         }
     };
-    let story = StepEvents { done: "AlertingConfigured", undone: "AlertingRemoved", fenced: &[] };
-    check_step_contract(pair, story).await;
+    let events = StepEvents { done: "AlertingConfigured", undone: "AlertingRemoved", fenced: &[] };
+    check_step_contract(pair, events).await;
 }
 
 #[tokio::test]
