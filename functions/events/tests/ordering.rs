@@ -76,12 +76,12 @@ impl PublishFunction {
         }
     }
 
-    fn note(&self, record: &Value) {
+    fn record_delivery(&self, record: &Value) {
         let keys = &record["dynamodb"]["Keys"];
         let mut delivered = self.delivered.borrow_mut();
-        let of_entity = delivered.entry(text(&keys["entity"]["S"]).to_owned()).or_default();
+        let sequences = delivered.entry(text(&keys["entity"]["S"]).to_owned()).or_default();
         let sequence = text(&keys["sequence"]["N"]).parse().expect("a number");
-        if of_entity.insert(sequence) && of_entity.last() != Some(&sequence) {
+        if sequences.insert(sequence) && sequences.last() != Some(&sequence) {
             self.reversed.set(self.reversed.get() + 1);
         }
     }
@@ -102,13 +102,13 @@ impl Function for PublishFunction {
     ) -> LocalBoxFuture<'static, Result<Value, String>> {
         let records: Vec<_> = records.iter().map(|record| record.table_event()).collect();
         for record in &records {
-            self.note(record);
+            self.record_delivery(record);
         }
         Box::pin(async move {
             let payload = to_raw_value(&json!({ "Records": records })).expect("JSON");
             let deadline = Deadline::after(time.saturating_sub(Duration::from_millis(500)));
             match step.handle(&payload, deadline).await {
-                Ok(answer) => Ok(json!(answer)),
+                Ok(response) => Ok(json!(response)),
                 Err(failure) => Err(failure.message),
             }
         })
@@ -122,7 +122,7 @@ impl Function for PublishFunction {
 /// Returns an event of a site that is committed `at` after the beginning.
 fn row(site: &str, sequence: u64, at: Duration) -> EventRow {
     let saga = saga(site);
-    let at = noon(0).plus_millis(i64::try_from(at.as_millis()).expect("soon"));
+    let at = noon(0).plus_millis(i64::try_from(at.as_millis()).expect("a small number"));
     let data = SiteActivated { site_id: saga.site_id };
     NewEvent::in_saga(saga, saga.site_id, sequence, at, data).row().expect("a row")
 }
@@ -139,14 +139,14 @@ fn inserted(row: &EventRow) -> (String, Value) {
 /// Returns the entity and sequence number of each entry that the bus accepted, in order.
 fn published(cloud: &Cloud) -> Vec<(String, u64)> {
     let entries = cloud.published();
-    let of_entry = entries.iter().map(|entry| {
+    let key = entries.iter().map(|entry| {
         let detail = entry["Detail"].as_str().expect("a detail");
         let detail: Value = serde_json::from_str(detail).expect("JSON");
         let entity = &detail["metadata"]["entity"];
         let key = format!("{}#{}", text(&entity["type"]), text(&entity["id"]));
         (key, detail["metadata"]["sequence"].as_u64().expect("a number"))
     });
-    of_entry.collect()
+    key.collect()
 }
 
 fn entity(site: &str) -> String {
@@ -191,13 +191,17 @@ fn a_transaction_split_and_reversed_between_two_batches_is_published_in_order() 
         mapping.run(&stream).await;
         assert_eq!(mapping.event_counts()[&MappingEvent::Done], 2);
         let entity = pair[0].entity.clone();
-        assert_eq!(published(&cloud), [(entity.clone(), 1), (entity, 2)], "each once, in order");
+        assert_eq!(
+            published(&cloud),
+            [(entity.clone(), 1), (entity, 2)],
+            "each event once, in order"
+        );
     });
 }
 
 /// The counts of one run.
 #[derive(Debug)]
-struct Ran {
+struct RunCounts {
     /// The number of records whose first delivery was after a later record of their entity.
     reversed: usize,
     /// The number of entries on the bus that were repeated.
@@ -209,7 +213,7 @@ struct Ran {
 }
 
 /// Runs publish-events and sweep-events with a disordered stream and with faults.
-async fn simulate(seed: u64) -> Ran {
+async fn simulate(seed: u64) -> RunCounts {
     let mut rng = Rng::from_seed(seed);
     let cloud = Cloud::new(rng.fork());
     let mut stream = Stream::new(rng.fork());
@@ -237,13 +241,13 @@ async fn simulate(seed: u64) -> Ran {
     }
     cloud.refuse_events(BAD_TYPE);
     cloud.inject_faults(8);
-    let begun = Instant::now();
-    let committing = cloud.clone();
+    let started = Instant::now();
+    let committing_cloud = cloud.clone();
     let commits = spawn_local(async move {
         for (at, events) in commits {
-            sleep_until(begun + at - Duration::from_millis(1)).await;
+            sleep_until(started + at - Duration::from_millis(1)).await;
             for row in &events {
-                committing.put(EVENTS, row);
+                committing_cloud.put(EVENTS, row);
             }
         }
     });
@@ -256,39 +260,48 @@ async fn simulate(seed: u64) -> Ran {
             if minute > 10 {
                 cloud.stop_faults();
             }
-            let event = fault::decode(&sample::event("sweep-events").to_string()).expect("one");
-            let now = noon(i64::try_from(begun.elapsed().as_secs()).expect("soon"));
-            let step = SweepEvents { publisher: publisher(&cloud), time: Duration::from_secs(25) };
+            let event =
+                fault::decode(&sample::event("sweep-events").to_string()).expect("an event");
+            let now = noon(i64::try_from(started.elapsed().as_secs()).expect("a small number"));
+            let step =
+                SweepEvents { publisher: publisher(&cloud), timeout: Duration::from_secs(25) };
             // A panic is one of the faults. After a failed sweep, the next one runs a minute later.
-            let swept = spawn_local(async move { step.run(event, now).await.map(drop) }).await;
-            let left = rows(&cloud).iter().filter(|row| row.unpublished.is_some()).count();
-            if minute > 10 && left == 0 && matches!(swept, Ok(Ok(()))) {
+            let result = spawn_local(async move { step.run(event, now).await.map(drop) }).await;
+            let unpublished = rows(&cloud).iter().filter(|row| row.unpublished.is_some()).count();
+            if minute > 10 && unpublished == 0 && matches!(result, Ok(Ok(()))) {
                 return;
             }
-            assert!(minute < 60, "seed {seed}: {left} events are left: {swept:?}");
+            assert!(minute < 60, "seed {seed}: {unpublished} events are unpublished: {result:?}");
         }
     };
     tokio::join!(mapping.run(&stream), sweeps);
-    commits.await.expect("committed");
+    commits.await.expect("the commits");
 
     let first = first_occurrences(&cloud);
     let mut refused = 0;
     for site in SITES {
-        let mut of_site = rows(&cloud);
-        of_site.retain(|row| row.entity == entity(site));
-        of_site.sort_by_key(|row| row.sequence);
-        let (bad, good): (Vec<_>, Vec<_>) = of_site.iter().partition(|row| row.kind == BAD_TYPE);
-        refused += bad.len();
-        assert!(bad.iter().all(|row| row.refused.is_some()), "seed {seed}: {bad:#?}");
-        assert!(good.iter().all(|row| row.published_at.is_some()), "seed {seed}: {good:#?}");
-        let order: Vec<_> = good.iter().map(|row| row.sequence).collect();
-        let of_bus = first.get(&entity(site)).cloned().unwrap_or_default();
-        assert_eq!(of_bus, order, "seed {seed}, site {site}");
+        let mut site_rows = rows(&cloud);
+        site_rows.retain(|row| row.entity == entity(site));
+        site_rows.sort_by_key(|row| row.sequence);
+        let (refused_rows, published_rows): (Vec<_>, Vec<_>) =
+            site_rows.iter().partition(|row| row.kind == BAD_TYPE);
+        refused += refused_rows.len();
+        assert!(
+            refused_rows.iter().all(|row| row.refused.is_some()),
+            "seed {seed}: {refused_rows:#?}"
+        );
+        assert!(
+            published_rows.iter().all(|row| row.published_at.is_some()),
+            "seed {seed}: {published_rows:#?}"
+        );
+        let order: Vec<_> = published_rows.iter().map(|row| row.sequence).collect();
+        let published = first.get(&entity(site)).cloned().unwrap_or_default();
+        assert_eq!(published, order, "seed {seed}, site {site}");
     }
     let all = published(&cloud).len();
     let messages = cloud.messages().len();
     assert!(messages >= refused, "seed {seed}: {messages} messages of {refused} refused events");
-    Ran {
+    RunCounts {
         reversed: mapping.function().reversed.get(),
         repeated: all - first.values().map(Vec::len).sum::<usize>(),
         refused,
@@ -304,12 +317,12 @@ fn first_occurrences_are_in_order_under_faults() {
         return;
     }
     // The runs prove nothing unless these cases occurred.
-    let sum = |of: fn(&Ran) -> usize| runs.iter().map(of).sum::<usize>();
-    let count = |fault| runs.iter().filter_map(|ran| ran.faults.get(&fault)).sum::<u32>();
-    let [reversed, repeated] = [sum(|ran| ran.reversed), sum(|ran| ran.repeated)];
-    let [refused, given_up] = [sum(|ran| ran.refused), sum(|ran| ran.given_up)];
+    let sum = |of: fn(&RunCounts) -> usize| runs.iter().map(of).sum::<usize>();
+    let count = |fault| runs.iter().filter_map(|counts| counts.faults.get(&fault)).sum::<u32>();
+    let [reversed, repeated] = [sum(|counts| counts.reversed), sum(|counts| counts.repeated)];
+    let [refused, given_up] = [sum(|counts| counts.refused), sum(|counts| counts.given_up)];
     let faults: Vec<_> = CallFault::ALL.into_iter().map(|fault| (fault, count(fault))).collect();
-    let told = format!("{reversed}, {repeated}, {refused}, {given_up}, {faults:?}");
-    assert!(reversed > 30 && repeated > 5 && refused > 5, "{told}");
-    assert!(faults.iter().all(|(_, count)| *count > 1), "{told}");
+    let summary = format!("{reversed}, {repeated}, {refused}, {given_up}, {faults:?}");
+    assert!(reversed > 30 && repeated > 5 && refused > 5, "{summary}");
+    assert!(faults.iter().all(|(_, count)| *count > 1), "{summary}");
 }

@@ -17,7 +17,7 @@ use cost::{
     counted::{Alert, Bundles, Readings, Records},
     docs, units,
 };
-use events::publisher::{EventKey, Named, Publisher};
+use events::publisher::{EventKey, PublishRequest, Publisher};
 use flate2::{Compression, read::GzEncoder};
 use lambda::{Deadline, Step};
 use quarantine::Quarantine;
@@ -112,7 +112,7 @@ impl Station {
             assert_eq!(answer.batch_item_failures, []);
         };
         // A warm function has its sensors in its cache.
-        let known = step.register.admit(self.saga.site_id, self.by_metric().into_values());
+        let known = step.register.check_sensors(self.saga.site_id, self.by_metric().into_values());
         known.await.expect("active sensors");
         drop(dynamo.take_usage());
 
@@ -190,8 +190,9 @@ impl Station {
         // An event waits for its predecessors, so these are published first and not counted.
         let earlier = self.events().await;
         let before = earlier.len();
-        let named = earlier.iter().map(|row| Named { key: row.into(), record: None }).collect();
-        assert_eq!(publisher.publish(named, deadline()).await.expect("the rows"), []);
+        let requests =
+            earlier.iter().map(|row| PublishRequest { key: row.into(), record: None }).collect();
+        assert_eq!(publisher.publish(requests, deadline()).await.expect("the rows"), []);
         drop(self.dynamo.take_usage());
         let answer = self.detector().handle(&event, deadline()).await.expect("an answer");
         assert_eq!(answer.batch_item_failures, []);
@@ -200,8 +201,9 @@ impl Station {
         let stored = self.events().await;
         assert_eq!(stored.len(), before + 1, "one event");
         let told = stored.into_iter().filter(|row| row.kind == "ReadingBreachedThreshold");
-        let named = told.map(|row| Named { key: EventKey::from(&row), record: None }).collect();
-        let unpublished = publisher.publish(named, deadline()).await.expect("the rows");
+        let requests =
+            told.map(|row| PublishRequest { key: EventKey::from(&row), record: None }).collect();
+        let unpublished = publisher.publish(requests, deadline()).await.expect("the rows");
         assert_eq!(unpublished, []);
         Alert { detect_write_units, publish_write_units: self.dynamo.take_usage().write_units }
     }
@@ -332,9 +334,9 @@ async fn the_docs_show_the_cost_of_a_reading() {
     let right = [false, true, true, true, true, true, true, true, true, true];
     let table = docs::table(&head, &right, &lines).expect("a table");
     eprintln!("{table}");
-    docs::keep_table(&root.join("docs/cost.md"), "reading-units", &table)
+    docs::check_or_update_table(&root.join("docs/cost.md"), "reading-units", &table)
         .expect("as docs/cost.md has it; run `make write-units`");
     let file = root.join("tools/cost/counted/readings.json");
-    docs::keep_json(&file, &Readings { bundles, single, alert })
+    docs::check_or_update_json(&file, &Readings { bundles, single, alert })
         .expect("as the cost model reads it; run `make write-units`");
 }

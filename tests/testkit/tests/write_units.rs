@@ -23,7 +23,7 @@ use cost::{
     counted::{Effect, Onboardings},
     docs,
 };
-use events::publisher::{EventKey, Named, Publisher};
+use events::publisher::{EventKey, PublishRequest, Publisher};
 use lambda::{Deadline, Step};
 use quarantine::Quarantine;
 use serde_json::{Value, json};
@@ -289,7 +289,7 @@ impl Account {
         // Published one at a time, because they occur one after the other.
         for row in &stored {
             let deadline = Deadline::after(Duration::from_secs(5));
-            let named = vec![Named { key: EventKey::from(row), record: None }];
+            let named = vec![PublishRequest { key: EventKey::from(row), record: None }];
             let unpublished = publisher.publish(named, deadline).await.expect("the rows");
             assert_eq!(unpublished, []);
         }
@@ -380,10 +380,11 @@ async fn the_docs_show_the_cost_of_an_onboarding() {
     ];
     for (name, table) in tables {
         eprintln!("{table}");
-        docs::keep_table(&page, name, &table)
+        docs::check_or_update_table(&page, name, &table)
             .expect("as docs/cost.md has it; run `make write-units`");
     }
     let counted = Onboardings { done: done.effects, undone: undone.effects };
     let file = root.join("tools/cost/counted/onboarding.json");
-    docs::keep_json(&file, &counted).expect("as the cost model reads it; run `make write-units`");
+    docs::check_or_update_json(&file, &counted)
+        .expect("as the cost model reads it; run `make write-units`");
 }
