@@ -26,10 +26,15 @@ pub struct Reply {
 #[derive(Debug, PartialEq)]
 enum Decision {
     Activate(Box<SiteRow>),
-    Already,
+    AlreadyActive,
 }
 
-fn decide(site: SiteId, row: Option<SiteRow>, now: Timestamp) -> Result<Decision, SitesError> {
+/// Decides whether the site has to be activated.
+fn decide_activation(
+    site: SiteId,
+    row: Option<SiteRow>,
+    now: Timestamp,
+) -> Result<Decision, SitesError> {
     let row = row.ok_or(SitesError::Unknown(site))?;
     match row.status {
         Status::Onboarding => Ok(Decision::Activate(Box::new(SiteRow {
@@ -38,7 +43,7 @@ fn decide(site: SiteId, row: Option<SiteRow>, now: Timestamp) -> Result<Decision
             sequence: row.sequence + 1,
             ..row
         }))),
-        Status::Active => Ok(Decision::Already),
+        Status::Active => Ok(Decision::AlreadyActive),
         Status::Rejected | Status::Decommissioning | Status::Decommissioned => {
             Err(SitesError::Superseded(site))
         }
@@ -56,11 +61,11 @@ impl Step for ActivateSite {
 
     async fn run(&self, saga: SagaContext, now: Timestamp) -> Result<Reply, SitesError> {
         let key = SiteRow::key(saga.site_id);
-        let there = self.sites.get(&key).await?;
+        let existing = self.sites.get(&key).await?;
         let reply = Reply { status: Status::Active };
-        let row = match decide(saga.site_id, there, now)? {
+        let row = match decide_activation(saga.site_id, existing, now)? {
             Decision::Activate(row) => row,
-            Decision::Already => return Ok(reply),
+            Decision::AlreadyActive => return Ok(reply),
         };
         let commit = Transaction::on(&self.sites)
             .put_if_status(&self.sites, &key, &row, Status::Onboarding.name())

@@ -9,7 +9,7 @@ use store::{Commit, Table, Transaction};
 
 use crate::{
     SiteRow, SitesError, Status,
-    get_site::{no_site, site_id},
+    get_site::{site_id, site_not_found},
 };
 
 /// The dependencies of the function `decommission-site`.
@@ -37,7 +37,7 @@ impl DecommissionSite {
         http::reject_query(request)?;
         let site = site_id(request)?;
         let row = self.row(site).await.map_err(|error| Problem::from_fault(&error))?;
-        let row = row.ok_or_else(|| no_site(site))?;
+        let row = row.ok_or_else(|| site_not_found(site))?;
         let status = match row.status {
             Status::Active | Status::Decommissioning => {
                 self.decommission(site, &row).await.map_err(|error| Problem::from_fault(&error))?;
@@ -47,8 +47,8 @@ impl DecommissionSite {
             Status::Onboarding => {
                 return Err(Problem::conflict(
                     "still-onboarding",
-                    "The site is being onboarded. Wait until it is ACTIVE, then delete it; if its \
-                     onboarding fails, it is undone without you.",
+                    "The site is being onboarded. Wait until it is ACTIVE, then delete it. If its \
+                     onboarding fails, it is undone automatically.",
                 ));
             }
             Status::Rejected => {
@@ -76,13 +76,18 @@ impl DecommissionSite {
         let name = format!("decommission-{}", saga.onboarding_id);
         let input = TeardownInput::new(saga, None);
         self.teardown.start(&name, serde_json::json!(input).to_string()).await?;
-        let leaving = SiteRow { status: Status::Decommissioning, ..row.clone() };
+        let decommissioning = SiteRow { status: Status::Decommissioning, ..row.clone() };
         let commit = Transaction::on(&self.sites)
-            .put_if_status(&self.sites, &SiteRow::key(site), &leaving, Status::Active.name())
+            .put_if_status(
+                &self.sites,
+                &SiteRow::key(site),
+                &decommissioning,
+                Status::Active.name(),
+            )
             .commit()
             .await?;
         if let Commit::Refused(_) = commit {
-            tracing::info!(%site, "the teardown is ahead of us");
+            tracing::info!(%site, "the teardown has already changed the status of the site");
         }
         Ok(())
     }

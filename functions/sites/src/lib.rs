@@ -154,7 +154,7 @@ pub enum SitesError {
     WrongSite(#[from] IdMismatch),
     /// The idempotency key was used before, with another registration.
     #[error(
-        "this key already made site {0} from another registration; use a new key for a new site"
+        "this idempotency key was used for site {0} with a different registration; use a new key"
     )]
     KeyReused(SiteId),
     /// The site does not exist.
@@ -164,7 +164,7 @@ pub enum SitesError {
     #[error("site {0} was closed before it was activated")]
     Superseded(SiteId),
     /// Another writer changed the row between the read and the conditional write.
-    #[error("site {0} is being changed by others")]
+    #[error("another writer changed site {0}")]
     Busy(SiteId),
     /// A call to the table failed.
     #[error(transparent)]

@@ -67,9 +67,9 @@ impl Registrar {
         match commit {
             Commit::Done => Ok(registered),
             Commit::Refused(refused) => {
-                let there: Option<SiteRow> = refused.row(&SiteRow::key(site_id))?;
-                match there {
-                    Some(there) if there.request_hash == row.request_hash => Ok(registered),
+                let existing: Option<SiteRow> = refused.row(&SiteRow::key(site_id))?;
+                match existing {
+                    Some(existing) if existing.request_hash == row.request_hash => Ok(registered),
                     Some(_) => Err(SitesError::KeyReused(site_id)),
                     None => Err(SitesError::Busy(site_id)),
                 }
@@ -88,7 +88,7 @@ fn row(onboarding_id: OnboardingId, registration: &SiteRegistration, now: Timest
         sensors: sensors.map(|(index, request)| sensor(onboarding_id, index, request)).collect(),
         plan: registration.plan,
         onboarding_id,
-        request_hash: hash(registration),
+        request_hash: request_hash(registration),
         sequence: 1,
         created_at: now,
         activated_at: None,
@@ -112,7 +112,7 @@ fn sensor(onboarding_id: OnboardingId, index: usize, request: &SensorRequest) ->
 /// The order of fields and the white space between them do not matter. White space around a name counts,
 /// although it is not stored: the hash of a request must be the same in every release, otherwise a retry after a
 /// deployment would be refused.
-fn hash(registration: &SiteRegistration) -> String {
+fn request_hash(registration: &SiteRegistration) -> String {
     let canonical = serde_json::to_vec(registration).unwrap_or_default();
     Sha256::digest(canonical).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
@@ -123,7 +123,7 @@ mod tests {
 
     use super::*;
 
-    fn good() -> SiteRegistration {
+    fn valid_registration() -> SiteRegistration {
         SiteRegistration {
             name: "Alamosa".to_owned(),
             operator: "NOAA".to_owned(),
@@ -141,9 +141,9 @@ mod tests {
 
     #[test]
     fn a_changed_field_changes_the_hash() {
-        let mut other = good();
-        assert_eq!(hash(&good()), hash(&other));
+        let mut other = valid_registration();
+        assert_eq!(request_hash(&valid_registration()), request_hash(&other));
         other.sensors[0].max = Some(51.0);
-        assert_ne!(hash(&good()), hash(&other));
+        assert_ne!(request_hash(&valid_registration()), request_hash(&other));
     }
 }
