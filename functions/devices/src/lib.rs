@@ -67,7 +67,7 @@ pub enum DevicesError {
     #[error("sensors {0} were deprovisioned before they were provisioned")]
     Superseded(SensorsId),
     /// Another writer changed the row between the read and the conditional write.
-    #[error("sensors {0} are being changed by others")]
+    #[error("another writer changed sensors {0}")]
     Busy(SensorsId),
     /// A call to the table failed.
     #[error(transparent)]

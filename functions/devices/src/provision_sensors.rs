@@ -26,10 +26,10 @@ pub struct Reply {
     pub sensors_id: SensorsId,
 }
 
-/// Returns the result of the step if a row exists already.
-fn decide(there: &SensorsRow) -> Result<Reply, DevicesError> {
-    let sensors_id = SensorsId::from_onboarding(there.saga.onboarding_id);
-    match there.state {
+/// Returns the result of the step for an existing row.
+fn reply_for_existing(existing: &SensorsRow) -> Result<Reply, DevicesError> {
+    let sensors_id = SensorsId::from_onboarding(existing.saga.onboarding_id);
+    match existing.state {
         Sensors::Provisioned { .. } => Ok(Reply { sensors_id }),
         Sensors::Deprovisioned => Err(DevicesError::Superseded(sensors_id)),
     }
@@ -64,7 +64,7 @@ impl Step for ProvisionSensors {
         match commit {
             Commit::Done => Ok(Reply { sensors_id }),
             Commit::Refused(refused) => match refused.row(&key)? {
-                Some(there) => decide(&there),
+                Some(existing) => reply_for_existing(&existing),
                 None => Err(DevicesError::Busy(sensors_id)),
             },
         }

@@ -31,9 +31,9 @@ async fn provisioning_and_deprovisioning_follow_the_contract_of_the_saga() {
             entity: SensorsId::from_onboarding(saga("a").onboarding_id).into(),
         }
     };
-    let story =
+    let events =
         StepEvents { done: "SensorsProvisioned", undone: "SensorsDeprovisioned", fenced: &[] };
-    check_step_contract(pair, story).await;
+    check_step_contract(pair, events).await;
 }
 
 #[tokio::test]

@@ -112,13 +112,13 @@ pub enum InventoryError {
     #[error("too few kits in stock: {}", list(.0))]
     KitsOutOfStock(Vec<Shortage>),
     /// The reservation was released before it was created.
-    #[error("reservation {0} was released before it was made")]
+    #[error("reservation {0} was released before it was created")]
     Superseded(ReservationId),
     /// The delivery is invalid.
     #[error("{}", join_errors(.0))]
     InvalidDelivery(Vec<FieldError>),
     /// Another writer changed the row between the read and the conditional write.
-    #[error("reservation {0} is being changed by others")]
+    #[error("another writer changed reservation {0}")]
     Busy(ReservationId),
     /// A call to the table failed.
     #[error(transparent)]
@@ -126,11 +126,11 @@ pub enum InventoryError {
 }
 
 fn list(shortages: &[Shortage]) -> String {
-    let each: Vec<_> = shortages
+    let items: Vec<_> = shortages
         .iter()
         .map(|short| format!("{} of {} for {}", short.available, short.requested, short.metric))
         .collect();
-    each.join(", ")
+    items.join(", ")
 }
 
 impl Fault for InventoryError {

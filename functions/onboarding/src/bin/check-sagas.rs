@@ -18,7 +18,7 @@ async fn main() -> Result<(), Error> {
         ],
         budget: budget()?,
         // The function's timeout is 30 s.
-        time: Duration::from_secs(25),
+        timeout: Duration::from_secs(25),
     })
     .await
 }
