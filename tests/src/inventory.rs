@@ -26,8 +26,8 @@ pub type Count = BTreeMap<String, i64>;
 
 /// Adds these kits, multiplied by `sign`.
 fn add(count: &mut Count, kits: &Value, sign: i64) -> Result<()> {
-    for kit in kits.as_array().context("a list of kits")? {
-        let metric = kit["metric"].as_str().context("a metric")?;
+    for kit in kits.as_array().context("no list of kits")? {
+        let metric = kit["metric"].as_str().context("a kit without a metric")?;
         let quantity = kit["quantity"].as_i64().context("a quantity")?;
         *count.entry(metric.to_owned()).or_default() += sign * quantity;
     }
@@ -51,7 +51,7 @@ impl Inventory {
         let (mut delivered, mut in_stock) = (Count::new(), Count::new());
         let mut reserved = Count::new();
         for row in stack.rows(names::INVENTORY).await? {
-            let id = row["id"].as_str().context("an id")?;
+            let id = row["id"].as_str().context("a row without an id")?;
             match id.split_once('#') {
                 Some(("delivery", _)) => add(&mut delivered, &row["kits"], 1)?,
                 Some(("stock", metric)) => {
@@ -73,11 +73,11 @@ impl Inventory {
 
     /// Returns the difference between the stock and the expected stock, by metric. It is empty if they are equal.
     #[must_use]
-    pub fn off(stock: &Count, must_be: &Count) -> Count {
-        let metrics = stock.keys().chain(must_be.keys());
+    pub fn difference(stock: &Count, expected: &Count) -> Count {
+        let metrics = stock.keys().chain(expected.keys());
         let of = |count: &Count, metric| count.get(metric).copied().unwrap_or_default();
         metrics
-            .map(|metric| (metric.clone(), of(stock, metric) - of(must_be, metric)))
+            .map(|metric| (metric.clone(), of(stock, metric) - of(expected, metric)))
             .filter(|(_, difference)| *difference != 0)
             .collect()
     }
@@ -95,8 +95,8 @@ impl Stack {
         let detail = json!({ "deliveryId": delivery, "kits": kits });
         self.put_event(SUPPLIER, contracts::inbound::KITS_DELIVERED, &detail).await?;
         until_true("the delivery to be in stock", TIMEOUT, async || {
-            let counted = self.rows_with(names::INVENTORY, "id", &delivery_id(&delivery)).await?;
-            Ok((!counted.is_empty(), "nothing of it"))
+            let rows = self.rows_with(names::INVENTORY, "id", &delivery_id(&delivery)).await?;
+            Ok((!rows.is_empty(), "no row of the delivery"))
         })
         .await
     }

@@ -15,7 +15,7 @@ pub const ALAMOSA: &str = "SLV";
 /// The station whose card is declined.
 const DECLINED: &str = "DRA";
 /// The station that registers more pyranometers than kits are delivered.
-const TOO_MANY: &str = "PSU";
+const TOO_MANY_SENSORS: &str = "PSU";
 
 /// The metrics of every station of the network.
 pub const SENSORS: [Metric; 13] = [
@@ -106,8 +106,9 @@ pub fn all() -> Result<Vec<Station>> {
             card = DECLINED_CARD;
             fails = Some(("InitializeSubscription", "CardDeclined"));
         }
-        if entry.code == TOO_MANY {
-            let field = (0..DELIVERED).map(|_| sensor(TOO_MANY, Metric::DownwellingShortwave));
+        if entry.code == TOO_MANY_SENSORS {
+            let field =
+                (0..DELIVERED).map(|_| sensor(TOO_MANY_SENSORS, Metric::DownwellingShortwave));
             sensors.extend(field);
             fails = Some(("ReserveKits", "KitsOutOfStock"));
         }

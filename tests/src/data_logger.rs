@@ -19,13 +19,13 @@ pub fn order(count: usize, late: &BTreeSet<usize>, twice: &BTreeSet<usize>) -> V
     places.into_iter().flat_map(|place| std::iter::repeat_n(place, times(place))).collect()
 }
 
-/// Splits the order into calls of at most `most` bundles. A call contains a bundle only once.
+/// Splits the order into calls of at most `max` bundles. A call contains a bundle only once.
 #[must_use]
-pub fn calls(order: &[usize], most: usize) -> Vec<Vec<usize>> {
+pub fn calls(order: &[usize], max: usize) -> Vec<Vec<usize>> {
     let mut calls: Vec<Vec<usize>> = Vec::new();
     for place in order {
         match calls.last_mut() {
-            Some(call) if call.len() < most && !call.contains(place) => call.push(*place),
+            Some(call) if call.len() < max && !call.contains(place) => call.push(*place),
             _ => calls.push(vec![*place]),
         }
     }
@@ -33,7 +33,7 @@ pub fn calls(order: &[usize], most: usize) -> Vec<Vec<usize>> {
 }
 
 /// The delay before the first retry. It doubles with each retry.
-const PAUSE: Duration = Duration::from_millis(200);
+const FIRST_RETRY_DELAY: Duration = Duration::from_millis(200);
 const MAX_RETRIES: u32 = 5;
 
 /// Sends bundles in one call until they are accepted: one bundle by itself, several as a list. Returns the number of
@@ -43,17 +43,17 @@ pub async fn send(stack: &Stack, bundles: &[&Bundle]) -> Result<u32> {
         [bundle] => serde_json::to_string(bundle)?,
         bundles => serde_json::to_string(bundles)?,
     };
-    let (mut retries, mut pause) = (0, PAUSE);
+    let (mut retries, mut delay) = (0, FIRST_RETRY_DELAY);
     loop {
-        let answer = stack.call(Call::post_readings(body.clone())).await?;
-        match answer.status {
+        let response = stack.call(Call::post_readings(body.clone())).await?;
+        match response.status {
             202 => return Ok(retries),
             429 | 503 if retries < MAX_RETRIES => {}
-            _ => bail!("POST /readings, retried {retries} times, was answered with {answer}"),
+            _ => bail!("POST /readings returned {response} after {retries} retries"),
         }
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(delay).await;
         retries += 1;
-        pause *= 2;
+        delay *= 2;
     }
 }
 
