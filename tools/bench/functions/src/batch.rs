@@ -41,10 +41,10 @@ pub async fn measure(bench: &Bench, store: &Function, binaries: &Path) -> Result
     let event = json!({ "Records": records }).to_string().into();
     let source = Source::Rows(Arc::new(rows));
     let mut process = bench.start(&Program::of(store, binaries), source, &[]).await?;
-    let (took, _) = process.invoke(&event).await?;
+    let (duration, _) = process.invoke(&event).await?;
     let memory = process.memory()?;
     process.end().await?;
-    let seconds = (took.as_secs_f64() * 100.0).round() / 100.0;
+    let seconds = (duration.as_secs_f64() * 100.0).round() / 100.0;
     Ok(Batch { records: RECORDS, peak_bytes: memory.peak, seconds })
 }
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 use testkit::template::root;
 
 use crate::{
-    aws::{Source, Tape},
+    aws::{Recording, Source},
     function::Function,
     measure::{Figures, Scope, measure, size},
     process::{Bench, Program},
@@ -33,13 +33,13 @@ pub fn names() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Measures a peer with the step's event and the recorded answers of the step. Other calls, for idempotency, get empty
-/// answers, as for a new event.
+/// Measures a peer with the step's event and the recorded responses of the step. Other calls, for idempotency, get
+/// empty responses, as for a new event.
 pub async fn peer(
     bench: &Bench,
     name: &str,
     step: &Function,
-    tape: &Arc<Tape>,
+    recording: &Arc<Recording>,
     quota: Option<&Quota>,
 ) -> Result<Figures> {
     let folder = root().canonicalize()?.join("tools/bench/peers").join(name);
@@ -56,7 +56,7 @@ pub async fn peer(
         variables,
         memory: step.memory,
     };
-    let source = Source::TapeOrPlain(Arc::clone(tape));
+    let source = Source::RecordingOrEmpty(Arc::clone(recording));
     let process = bench.start(&script, source.clone(), &[]).await?;
     let program = process.program(&script)?;
     process.end().await?;
