@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::{Error, serve_raw};
 
-/// Time reserved for the answer before the function's timeout.
+/// Time reserved for the response before the function's timeout.
 const RESPONSE_MARGIN: Duration = Duration::from_millis(500);
 
 /// The time by which the work must end.
@@ -25,8 +25,8 @@ pub struct Deadline(Instant);
 
 impl Deadline {
     pub(crate) fn from_context(context: &Context) -> Self {
-        let left = context.deadline().duration_since(SystemTime::now()).unwrap_or_default();
-        Self::after(left.saturating_sub(RESPONSE_MARGIN))
+        let remaining = context.deadline().duration_since(SystemTime::now()).unwrap_or_default();
+        Self::after(remaining.saturating_sub(RESPONSE_MARGIN))
     }
 
     /// Returns the deadline that is this time from now.
@@ -69,7 +69,7 @@ pub async fn process_each<R, I>(
     let mut failed = Vec::new();
     for (id, record) in records {
         if deadline.passed() {
-            failed.push(FailedItem { id, reason: "not begun: the time ran out".to_owned() });
+            failed.push(FailedItem { id, reason: "not started: the deadline passed".to_owned() });
             continue;
         }
         if let Err(reason) = attempt(work(record), deadline).await {
@@ -79,33 +79,33 @@ pub async fn process_each<R, I>(
     failed
 }
 
-/// Processes records in lanes: in order within a lane, with up to `side_by_side` lanes at the same time.
+/// Processes records in lanes: in order within a lane, with up to `max_concurrent` lanes at the same time.
 ///
 /// A record fails as in [`process_each`]. To preserve the order, the records after it in its lane fail without being started.
 /// Other lanes are not affected. Returns the failed records by their index in the batch, from 0.
 pub async fn process_lanes<L: Eq + Hash, R>(
     records: impl IntoIterator<Item = (L, R)>,
-    side_by_side: usize,
+    max_concurrent: usize,
     deadline: Deadline,
     work: impl AsyncFn(R) -> Result<(), String>,
 ) -> Vec<FailedItem<usize>> {
     let mut lanes: Vec<Vec<(usize, R)>> = Vec::new();
     let mut lane_of = HashMap::new();
-    for (place, (lane, record)) in records.into_iter().enumerate() {
+    for (index, (lane, record)) in records.into_iter().enumerate() {
         let lane = *lane_of.entry(lane).or_insert_with(|| {
             lanes.push(Vec::new());
             lanes.len() - 1
         });
-        lanes[lane].push((place, record));
+        lanes[lane].push((index, record));
     }
     let work = &work;
     let lane = async |records: Vec<(usize, R)>| {
         let mut failed = Vec::new();
         for (id, record) in records {
             let reason = if deadline.passed() {
-                "not begun: the time ran out".to_owned()
+                "not started: the deadline passed".to_owned()
             } else if !failed.is_empty() {
-                "not begun: an earlier record of its lane failed".to_owned()
+                "not started: an earlier record of its lane failed".to_owned()
             } else if let Err(reason) = attempt(work(record), deadline).await {
                 reason
             } else {
@@ -115,8 +115,8 @@ pub async fn process_lanes<L: Eq + Hash, R>(
         }
         failed
     };
-    let ends = stream::iter(lanes).map(lane).buffer_unordered(side_by_side);
-    let mut failed: Vec<_> = ends.concat().await;
+    let results = stream::iter(lanes).map(lane).buffer_unordered(max_concurrent);
+    let mut failed: Vec<_> = results.concat().await;
     failed.sort_unstable_by_key(|failed| failed.id);
     failed
 }
@@ -129,7 +129,7 @@ async fn attempt(
     match tokio::time::timeout(deadline.remaining(), AssertUnwindSafe(work).catch_unwind()).await {
         Ok(Ok(result)) => result,
         Ok(Err(panic)) => Err(format!("panicked: {}", panic_message(&*panic))),
-        Err(_) => Err("not finished: the time ran out".to_owned()),
+        Err(_) => Err("not finished: the deadline passed".to_owned()),
     }
 }
 
@@ -174,14 +174,14 @@ pub(crate) async fn messages(
         process_each(records, deadline, async |message| Box::pin(work(message, deadline)).await)
             .await;
     count_failed(failed.len());
-    let mut answer = SqsBatchResponse::default();
+    let mut response = SqsBatchResponse::default();
     for FailedItem { id, reason } in failed {
         tracing::error!(message_id = %id, %reason, "message failed");
         let mut failure = BatchItemFailure::default();
         failure.item_identifier = id;
-        answer.batch_item_failures.push(failure);
+        response.batch_item_failures.push(failure);
     }
-    Ok(answer)
+    Ok(response)
 }
 
 #[cfg(test)]
@@ -190,9 +190,9 @@ mod tests {
 
     use super::*;
 
-    async fn run(left: Duration) -> HashMap<u32, String> {
+    async fn run(remaining: Duration) -> HashMap<u32, String> {
         let failed =
-            process_each((0..5).map(|n| (n, n)), Deadline::after(left), async |n| match n {
+            process_each((0..5).map(|n| (n, n)), Deadline::after(remaining), async |n| match n {
                 1 => Err("broken".to_owned()),
                 2 => panic!("boom"),
                 3 => {
@@ -231,15 +231,18 @@ mod tests {
             })
             .await;
         let failed: Vec<_> = failed.iter().map(|f| (f.id, f.reason.as_str())).collect();
-        let behind = "not begun: an earlier record of its lane failed";
-        assert_eq!(failed, [(1, "broken"), (3, behind), (4, "panicked: boom"), (5, behind)]);
+        let not_started = "not started: an earlier record of its lane failed";
+        assert_eq!(
+            failed,
+            [(1, "broken"), (3, not_started), (4, "panicked: boom"), (5, not_started)]
+        );
         assert_eq!(*done.lock().unwrap(), [0, 2]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn lanes_run_concurrently_and_keep_their_order() {
         let done = std::sync::Mutex::new(Vec::new());
-        let begun = Instant::now();
+        let start = Instant::now();
         let records = (0..30_u64).map(|n| (n % 3, n));
         let failed =
             process_lanes(records, 3, Deadline::after(Duration::from_mins(1)), async |n| {
@@ -249,7 +252,7 @@ mod tests {
             })
             .await;
         assert_eq!(failed, []);
-        assert_eq!(begun.elapsed(), Duration::from_secs(10));
+        assert_eq!(start.elapsed(), Duration::from_secs(10));
         for lane in 0..3 {
             let of_lane = done.lock().unwrap().clone().into_iter().filter(|n| n % 3 == lane);
             assert!(of_lane.is_sorted(), "lane {lane}");
@@ -266,17 +269,19 @@ mod tests {
             })
             .await;
         let failed: Vec<_> = failed.into_iter().map(|failed| (failed.id, failed.reason)).collect();
-        let (begun, not) = ("not finished: the time ran out", "not begun: the time ran out");
+        let (unfinished, not_started) =
+            ("not finished: the deadline passed", "not started: the deadline passed");
         assert_eq!(
             failed,
-            [(2, not), (3, begun), (4, begun), (5, not)].map(|(n, text)| (n, text.to_owned()))
+            [(2, not_started), (3, unfinished), (4, unfinished), (5, not_started)]
+                .map(|(n, text)| (n, text.to_owned()))
         );
     }
 
     #[tokio::test(start_paused = true)]
     async fn records_that_the_deadline_cuts_off_are_reported_as_failed() {
         let failed = run(Duration::from_secs(1)).await;
-        assert_eq!(failed[&3], "not finished: the time ran out");
-        assert_eq!(failed[&4], "not begun: the time ran out");
+        assert_eq!(failed[&3], "not finished: the deadline passed");
+        assert_eq!(failed[&4], "not started: the deadline passed");
     }
 }

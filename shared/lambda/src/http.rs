@@ -19,7 +19,7 @@ use tracing::{Span, field::display};
 
 use crate::{Deadline, Error, serve_raw};
 
-/// Time between the deadline that a handler gets and the timeout that cuts it off.
+/// Time between a handler's deadline and the timeout that cancels it.
 const RESPONSE_MARGIN: Duration = Duration::from_millis(250);
 /// The maximum length of a caller's text in a log line, in characters.
 const MAX_LOGGED: usize = 200;
@@ -202,7 +202,7 @@ pub fn reject_query(request: &Request) -> Result<(), Problem> {
     }
     names.sort();
     let error = |name: String| {
-        let message = "is not known; this call has no parameters in its query";
+        let message = "is not known; this call has no query parameters";
         FieldError::new(format!("query {name}"), message).with_reason(Reason::UnknownField)
     };
     Err(Problem::invalid(names.into_iter().map(error).collect()))
@@ -216,14 +216,15 @@ pub fn header<'a>(request: &'a Request, name: &str) -> Option<&'a str> {
 
 /// Converts a handler's result to the response for API Gateway.
 #[must_use]
-pub fn response(answer: Result<Response, Problem>) -> ApiGatewayProxyResponse {
+pub fn response(result: Result<Response, Problem>) -> ApiGatewayProxyResponse {
     let mut headers = HeaderMap::new();
-    let (status, kind, body) = match answer {
-        Ok(answer) => {
-            if let Some(location) = answer.location.and_then(|at| HeaderValue::try_from(at).ok()) {
+    let (status, kind, body) = match result {
+        Ok(response) => {
+            if let Some(location) = response.location.and_then(|at| HeaderValue::try_from(at).ok())
+            {
                 headers.insert(HeaderName::from_static("location"), location);
             }
-            (answer.status, "application/json", answer.body.to_string())
+            (response.status, "application/json", response.body.to_string())
         }
         Err(problem) => {
             if let Some(seconds) = problem.retry_after {
@@ -248,45 +249,44 @@ pub async fn serve_http(
     serve_http_until(async |request, _| handler(request).await).await
 }
 
-/// Serves a handler that can answer with a partial result when time runs out. Its deadline is a moment before it is
-/// cut off.
+/// Serves a handler that can return a partial result before the timeout. Its deadline is shortly before the timeout.
 pub async fn serve_http_until(
     handler: impl AsyncFn(Request, Deadline) -> Result<Response, Problem>,
 ) -> Result<(), Error> {
     let handler = &handler;
     serve_raw(async |payload, deadline| {
         let request: Request = decode(payload.get())?;
-        let door = Door::of(&request);
+        let origin = RequestOrigin::new(&request);
         let work =
             handler(request, Deadline::after(deadline.remaining().saturating_sub(RESPONSE_MARGIN)));
-        let answer = tokio::time::timeout(deadline.remaining(), Box::pin(work)).await;
-        let answer = answer.unwrap_or_else(|_| {
+        let result = tokio::time::timeout(deadline.remaining(), Box::pin(work)).await;
+        let result = result.unwrap_or_else(|_| {
             Err(Problem::new(
                 503,
                 "unavailable",
                 "Not available now",
-                "The answer took too long. Send the same request again in a moment.",
+                "The response took too long. Send the same request again in a moment.",
             ))
         });
-        if let Err(problem) = &answer {
-            door.refused(problem);
+        if let Err(problem) = &result {
+            origin.log_refusal(problem);
         }
-        Ok::<_, InvocationError>(response(answer))
+        Ok::<_, InvocationError>(response(result))
     })
     .await
 }
 
 /// The origin of a request, for the log of refusals.
 #[derive(Debug)]
-struct Door {
+struct RequestOrigin {
     method: String,
     /// The route's path in the template, without the caller's values.
     resource: String,
     site: Option<SiteId>,
 }
 
-impl Door {
-    fn of(request: &Request) -> Self {
+impl RequestOrigin {
+    fn new(request: &Request) -> Self {
         let site = request.path_parameters.get("siteId").and_then(|text| text.parse().ok());
         Self {
             method: request.http_method.to_string(),
@@ -299,7 +299,7 @@ impl Door {
     ///
     /// The line contains neither the body nor headers. The message may quote the request, so it is escaped and
     /// truncated.
-    fn refused(&self, problem: &Problem) {
+    fn log_refusal(&self, problem: &Problem) {
         if !(400..500).contains(&problem.status) {
             return;
         }
@@ -356,8 +356,8 @@ mod tests {
         request
     }
 
-    fn sent(answer: Result<Response, Problem>) -> Value {
-        serde_json::to_value(response(answer)).expect("a response as JSON")
+    fn sent(result: Result<Response, Problem>) -> Value {
+        serde_json::to_value(response(result)).expect("a response as JSON")
     }
 
     #[test]
@@ -423,9 +423,9 @@ mod tests {
 
     #[test]
     fn a_successful_response_has_its_headers() {
-        let answer =
+        let result =
             Response::new(202, &json!({ "a": 1 })).expect("JSON").at("/sites/1".to_owned());
-        let sent = sent(Ok(answer));
+        let sent = sent(Ok(result));
         assert_eq!(sent["statusCode"], 202);
         assert_eq!(
             sent["headers"],
@@ -474,7 +474,7 @@ mod tests {
 
         impl Write for Lines {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                self.0.lock().expect("no panic in the log").write(bytes)
+                self.0.lock().expect("the log lines").write(bytes)
             }
 
             fn flush(&mut self) -> io::Result<()> {
@@ -492,7 +492,7 @@ mod tests {
         tracing::subscriber::with_default(logs.finish(), || {
             tracing::info_span!("invocation", siteId = tracing::field::Empty).in_scope(work);
         });
-        let text = lines.0.lock().expect("no panic in the log").clone();
+        let text = lines.0.lock().expect("the log lines").clone();
         let text = String::from_utf8(text).expect("text");
         text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
     }
@@ -504,11 +504,11 @@ mod tests {
         request.resource = Some("/sites/{siteId}".to_owned());
         let site = SiteId::registered("http", "key-1");
         request.path_parameters.insert("siteId".to_owned(), site.to_string());
-        let door = Door::of(&request);
+        let origin = RequestOrigin::new(&request);
         let lines = logged(|| {
             let error =
                 FieldError::new("sensors[2].unit", "is missing").with_reason(Reason::MissingField);
-            door.refused(&Problem::invalid(vec![error]));
+            origin.log_refusal(&Problem::invalid(vec![error]));
         });
         let [line] = lines.as_slice() else { panic!("{lines:?}") };
         for (field, expected) in [
@@ -528,8 +528,8 @@ mod tests {
         assert!(!text.contains("pm_secret") && !text.contains("Alamosa"), "{text}");
 
         // A 5xx is not the caller's fault, so it is not logged as a refusal.
-        let ours = logged(|| door.refused(&Problem::new(503, "unavailable", "", "")));
-        assert!(ours.is_empty(), "{ours:?}");
+        let server_error = logged(|| origin.log_refusal(&Problem::new(503, "unavailable", "", "")));
+        assert!(server_error.is_empty(), "{server_error:?}");
     }
 
     #[test]

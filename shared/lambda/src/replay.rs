@@ -16,13 +16,13 @@ use crate::{Deadline, Error, serve_raw};
 /// A response to Lambda, or to an operator.
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Answer<R> {
+enum Response<R> {
     Batch(R),
     Replay(ReplayResponse),
 }
 
 /// Returns the record or message that the event asks to replay. Returns `None` for a batch.
-fn replayed(event: &RawValue) -> Result<Option<&RawValue>, InvocationError> {
+fn item_to_replay(event: &RawValue) -> Result<Option<&RawValue>, InvocationError> {
     if event.get().starts_with(START) {
         Ok(Some(decode::<ReplayEvent>(event.get())?.replay))
     } else {
@@ -36,13 +36,13 @@ pub async fn serve_stream<R: Serialize>(
     replay: impl AsyncFn(&RawValue, Deadline) -> ReplayResponse,
 ) -> Result<(), Error> {
     let (batch, replay) = (&batch, &replay);
-    serve_raw(async |event, deadline| match replayed(&event)? {
+    serve_raw(async |event, deadline| match item_to_replay(&event)? {
         Some(record) => {
             let outcome = timeout(deadline.remaining(), Box::pin(replay(record, deadline))).await;
-            let late = |_| ReplayResponse::transient("the function's time ran out");
-            Ok(Answer::Replay(outcome.unwrap_or_else(late)))
+            let timed_out = |_| ReplayResponse::transient("the function's deadline passed");
+            Ok(Response::Replay(outcome.unwrap_or_else(timed_out)))
         }
-        None => Box::pin(batch(&event, deadline)).await.map(Answer::Batch),
+        None => Box::pin(batch(&event, deadline)).await.map(Response::Batch),
     })
     .await
 }
@@ -74,13 +74,13 @@ mod tests {
     #[test]
     fn only_an_event_that_begins_with_replay_is_a_replay() {
         for batch in [r#"{"Records": [{"replay": 1}]}"#, "{}", r#"{"Records": [], "replay": 1}"#] {
-            assert!(replayed(&raw(batch)).expect("an event").is_none(), "{batch}");
+            assert!(item_to_replay(&raw(batch)).expect("an event").is_none(), "{batch}");
         }
         let event = raw(r#"{"replay": {"kinesis": 1}}"#);
         assert_eq!(
-            replayed(&event).expect("an event").expect("a replay").get(),
+            item_to_replay(&event).expect("an event").expect("a replay").get(),
             r#"{"kinesis": 1}"#
         );
-        assert!(replayed(&raw(r#"{"again": 1}"#)).expect("an event").is_none());
+        assert!(item_to_replay(&raw(r#"{"again": 1}"#)).expect("an event").is_none());
     }
 }

@@ -51,7 +51,7 @@ pub async fn serve_step<S: Step>(step: S) -> Result<(), Error> {
             // The caller gets an error before Lambda's timeout. The step may or may not have taken effect.
             Err(_) => Err(InvocationError {
                 kind: ErrorKind::Transient,
-                message: "the function's time ran out".to_owned(),
+                message: "the function's deadline passed".to_owned(),
             }),
         }
     })
@@ -76,31 +76,31 @@ pub async fn serve_raw<R: Serialize>(
             // Boxed, because the compiler limits the depth of nested future types.
             let attempt = Box::pin(handler(event.payload, Deadline::from_context(&event.context)));
             // A panic becomes the error `Internal`. Otherwise the runtime would report the name of a Rust type.
-            let answer = AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or_else(|panic| {
+            let result = AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or_else(|panic| {
                 Err(InvocationError {
                     kind: ErrorKind::Internal,
                     message: format!("panicked: {}", panic_message(&*panic)),
                 })
             });
-            match &answer {
+            match &result {
                 Ok(_) => tracing::info!("done"),
-                Err(failure) => tracing::error!(
-                    error = failure.kind.name(),
-                    reason = %failure.message,
+                Err(error) => tracing::error!(
+                    error = error.kind.name(),
+                    reason = %error.message,
                     "failed"
                 ),
             }
             telemetry::flush(&request_id);
-            answer.map_err(diagnostic)
+            result.map_err(diagnostic)
         }
         .instrument(span)
     }))
     .await
 }
 
-/// Converts the failure to the form that the runtime sends to Lambda.
-fn diagnostic(failure: InvocationError) -> Diagnostic {
-    Diagnostic { error_type: failure.kind.name().to_owned(), error_message: failure.message }
+/// Converts the error to the form that the runtime sends to Lambda.
+fn diagnostic(error: InvocationError) -> Diagnostic {
+    Diagnostic { error_type: error.kind.name().to_owned(), error_message: error.message }
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub enum LedgerError {
         reason: String,
     },
     /// Other writers changed the row during each attempt.
-    #[error("failure {0} is changed by others all the time; try again")]
+    #[error("failure {0} was changed concurrently too often; try again")]
     Contended(FailureId),
     /// A read or write of the table failed.
     #[error(transparent)]

@@ -32,8 +32,8 @@ pub const MAX_REPLAYS: u32 = 5;
 pub const MAX_PAYLOAD_BYTES: usize = 300_000;
 
 /// The maximum lengths of an error's message and name, in characters.
-const MAX_MESSAGE: usize = 2_000;
-const MAX_NAME: usize = 200;
+const MAX_MESSAGE_LENGTH: usize = 2_000;
+const MAX_NAME_LENGTH: usize = 200;
 
 /// The namespace of the ids.
 const FAILURES: Uuid = Uuid::from_u128(0x0fa1_1e55_a710_4e00_9a5e_0fa1_1e55_a710);
@@ -147,7 +147,7 @@ pub struct AffectedIds {
 impl AffectedIds {
     /// Returns whether the failure concerns the site, by the payload or by the register.
     #[must_use]
-    pub fn site(&self, site: SiteId) -> bool {
+    pub fn include_site(&self, site: SiteId) -> bool {
         [self.site_id, self.sensor_site_id].contains(&Some(site))
     }
 }
@@ -157,8 +157,8 @@ impl ErrorInfo {
     #[must_use]
     pub fn new(name: &str, message: &str) -> Self {
         Self {
-            name: name.chars().take(MAX_NAME).collect(),
-            message: message.chars().take(MAX_MESSAGE).collect(),
+            name: name.chars().take(MAX_NAME_LENGTH).collect(),
+            message: message.chars().take(MAX_MESSAGE_LENGTH).collect(),
             affected_ids: None,
         }
     }
@@ -291,8 +291,8 @@ impl FailureRow {
     /// Returns the site, sensor and sender that the failure concerns. Rows of earlier versions have only the site.
     #[must_use]
     pub fn affected_ids(&self) -> AffectedIds {
-        let old = || AffectedIds { site_id: self.site_id, ..AffectedIds::default() };
-        self.error.affected_ids.clone().unwrap_or_else(old)
+        let site_only = || AffectedIds { site_id: self.site_id, ..AffectedIds::default() };
+        self.error.affected_ids.clone().unwrap_or_else(site_only)
     }
 
     /// Returns the name for the execution that replays a failed one, once the failure is claimed. Each replay has

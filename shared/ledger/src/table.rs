@@ -14,21 +14,21 @@ use uuid::Uuid;
 use crate::{
     AffectedIds, ErrorInfo, FailedWork, FailureId, FailureRow, Kind, LedgerError, MAX_REPLAYS,
     Payload, Replay, ReplayState, Status,
-    fingerprint::{fingerprint, group},
+    fingerprint::{fingerprint, group_id},
 };
 
 const BY_STATUS: &str = "byStatus";
 
 /// The maximum number of attempts to change a row that others change too.
-const DECISIONS: u32 = 5;
+const MAX_CHANGE_ATTEMPTS: u32 = 5;
 
 /// The maximum number of message ids that a row keeps. A message is redelivered soon or not at all, and the size of
 /// a row is limited.
 const MAX_MESSAGES: u32 = 100;
 
 /// The condition that the row has not changed since a change was decided.
-const UNCHANGED: &str =
-    "#attempts = :was_attempts AND #replays = :was_replays AND #status = :was_status";
+const IF_UNCHANGED: &str = "#attempts = :previous_attempts \
+    AND #replays = :previous_replays AND #status = :previous_status";
 
 /// The failures table.
 #[derive(Clone, Debug)]
@@ -73,7 +73,7 @@ impl FailureSummary {
     /// Returns the id of the group that the failure belongs to.
     #[must_use]
     pub fn group(&self) -> String {
-        group(&self.fingerprint, &self.source, self.kind, &self.affected_ids)
+        group_id(&self.fingerprint, &self.source, self.kind, &self.affected_ids)
     }
 }
 
@@ -97,10 +97,10 @@ impl From<FailureRow> for FailureSummary {
     }
 }
 
-/// The attributes that are read from an old row, whose error does not contain the site.
+/// The site of a row of an earlier version, whose error does not contain it.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct OldRow {
+struct RowSite {
     id: FailureId,
     site_id: Option<SiteId>,
 }
@@ -135,7 +135,7 @@ pub struct ClaimOptions {
 
 /// The result of a claim.
 #[derive(Clone, Debug, PartialEq)]
-#[must_use = "only who claimed may send"]
+#[must_use = "only the claimant may send the replay"]
 pub enum ClaimResult {
     /// The row after the claim. The caller must send the replay and finish it.
     Claimed(Box<FailureRow>),
@@ -166,7 +166,7 @@ pub enum ReplayOutcome {
 
 /// The result of finishing a replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a replay that went well may still leave the failure open"]
+#[must_use = "a successful replay may leave the failure open"]
 pub enum FinishResult {
     /// The failure is `REPLAYED`.
     Replayed,
@@ -192,12 +192,12 @@ pub enum DiscardResult {
 /// A decision on a row: the attributes to set, if any, and the result.
 struct Decision<A> {
     set: Vec<(&'static str, AttributeValue)>,
-    answer: A,
+    result: A,
 }
 
 impl<A> Decision<A> {
-    fn nothing(answer: A) -> Self {
-        Self { set: Vec::new(), answer }
+    fn nothing(result: A) -> Self {
+        Self { set: Vec::new(), result }
     }
 }
 
@@ -244,16 +244,16 @@ impl Ledger {
             assignments(&set)
         );
         let condition = "attribute_not_exists(#messages) OR \
-                         (NOT contains(#messages, :message) AND size(#messages) < :most)";
+                         (NOT contains(#messages, :message) AND size(#messages) < :max)";
         let mut values = set;
         values.extend([
             ("none", number(0)),
             ("one", number(1)),
-            ("most", number(MAX_MESSAGES)),
+            ("max", number(MAX_MESSAGES)),
             ("message", text(message)),
             ("messages", AttributeValue::Ss(vec![message.to_owned()])),
         ]);
-        for _ in 0..DECISIONS {
+        for _ in 0..MAX_CHANGE_ATTEMPTS {
             let refused = match self.update(failure.id, &update, condition, values.clone()).await? {
                 Commit::Done => return Ok(RecordResult::Recorded),
                 Commit::Refused(refused) => refused,
@@ -262,7 +262,7 @@ impl Ledger {
                 Some(row) if row.messages.contains(message) => {
                     return Ok(RecordResult::AlreadyRecorded);
                 }
-                Some(row) => self.forget(row).await?,
+                Some(row) => self.remove_message_ids(row).await?,
                 None => {}
             }
         }
@@ -270,7 +270,7 @@ impl Ledger {
     }
 
     /// Removes the message ids from a row, to make room for new ones.
-    async fn forget(&self, row: FailureRow) -> Result<(), StoreError> {
+    async fn remove_message_ids(&self, row: FailureRow) -> Result<(), StoreError> {
         let messages = AttributeValue::Ss(row.messages.into_iter().collect());
         let values = [("messages", messages)];
         let update = "DELETE #messages :messages";
@@ -295,18 +295,18 @@ impl Ledger {
                 ("id".to_owned(), AttributeValue::S(id.to_string())),
             ])
         });
-        let query = self.of_status(status).descending(newest_first).limit(i32::from(limit));
+        let query = self.query_status(status).descending(newest_first).limit(i32::from(limit));
         let Page { items, next } = query.page(start).await?;
         let mut rows: Vec<FailureSummary> =
             serde_dynamo::from_items(items).map_err(|error| corrupt(&error))?;
-        let mut old = Vec::new();
+        let mut rows_without_site = Vec::new();
         for row in &mut rows {
             match row.error.affected_ids.take() {
                 Some(affected_ids) => row.affected_ids = affected_ids,
-                None => old.push(row.id),
+                None => rows_without_site.push(row.id),
             }
         }
-        let sites = self.sites_of(&old).await?;
+        let sites = self.sites_of(&rows_without_site).await?;
         for row in &mut rows {
             row.affected_ids.site_id = row.affected_ids.site_id.or(sites.get(&row.id).copied());
         }
@@ -318,16 +318,17 @@ impl Ledger {
     async fn sites_of(&self, ids: &[FailureId]) -> Result<HashMap<FailureId, SiteId>, StoreError> {
         let keys = ids.iter().map(|id| FailureRow::key(*id));
         let items = self.failures.batch_get(keys).project("id, siteId").send().await?;
-        let rows: Vec<OldRow> = serde_dynamo::from_items(items).map_err(|error| corrupt(&error))?;
+        let rows: Vec<RowSite> =
+            serde_dynamo::from_items(items).map_err(|error| corrupt(&error))?;
         Ok(rows.into_iter().filter_map(|row| Some((row.id, row.site_id?))).collect())
     }
 
-    /// Counts the failures with a status, up to `most`.
-    pub async fn count(&self, status: Status, most: u32) -> Result<u32, StoreError> {
-        self.of_status(status).count(most).await
+    /// Counts the failures with a status, up to `max`.
+    pub async fn count(&self, status: Status, max: u32) -> Result<u32, StoreError> {
+        self.query_status(status).count(max).await
     }
 
-    fn of_status(&self, status: Status) -> Query<'_> {
+    fn query_status(&self, status: Status) -> Query<'_> {
         self.failures.query("#status = :status").index(BY_STATUS).text("status", status.name())
     }
 
@@ -345,7 +346,7 @@ impl Ledger {
                 return Ok(Decision::nothing(ClaimResult::NotOpen(row.status)));
             }
             match &row.replay {
-                // This replay's own claim, whose answer was lost.
+                // This replay's own claim: the response to it was lost.
                 Some(last) if last.state == ReplayState::Sending && last.id == replay => {
                     return Ok(Decision::nothing(ClaimResult::Claimed(Box::new(row))));
                 }
@@ -367,7 +368,7 @@ impl Ledger {
             };
             let set = vec![("replays", number(row.replays)), ("replay", attribute(&claim)?)];
             row.replay = Some(claim);
-            Ok(Decision { set, answer: ClaimResult::Claimed(Box::new(row)) })
+            Ok(Decision { set, result: ClaimResult::Claimed(Box::new(row)) })
         };
         Ok(self.change(id, decide).await?.unwrap_or(ClaimResult::NotFound))
     }
@@ -384,13 +385,13 @@ impl Ledger {
             let Some(claim) = row.replay.filter(|claim| claim.id == replay) else {
                 return Ok(Decision::nothing(FinishResult::ClaimLost));
             };
-            let came_back = row.attempts != claim.attempts;
-            let was = claim.state;
+            let failed_again = row.attempts != claim.attempts;
+            let previous = claim.state;
             let ended = Replay { state: ReplayState::Ended, ..claim };
             let mut set = vec![("replay", attribute(&ended)?)];
-            let answer = match outcome {
+            let result = match outcome {
                 ReplayOutcome::Done | ReplayOutcome::NothingToDo(_)
-                    if row.status == Status::Open && !came_back =>
+                    if row.status == Status::Open && !failed_again =>
                 {
                     set.push(("status", text(Status::Replayed.name())));
                     if let ReplayOutcome::NothingToDo(note) = outcome {
@@ -415,12 +416,12 @@ impl Ledger {
                 }
                 ReplayOutcome::NotSent => {
                     // If this is reported twice, the claim is withdrawn once.
-                    let back = u32::from(was == ReplayState::Sending);
-                    set.push(("replays", number(row.replays.saturating_sub(back))));
+                    let withdrawn = u32::from(previous == ReplayState::Sending);
+                    set.push(("replays", number(row.replays.saturating_sub(withdrawn))));
                     FinishResult::Unchanged(row.status)
                 }
             };
-            Ok(Decision { set, answer })
+            Ok(Decision { set, result })
         };
         Ok(self.change(id, decide).await?.unwrap_or(FinishResult::ClaimLost))
     }
@@ -432,7 +433,7 @@ impl Ledger {
                 return Ok(Decision::nothing(DiscardResult::NotOpen(row.status)));
             }
             let set = vec![("status", text(Status::Discarded.name())), ("note", text(note))];
-            Ok(Decision { set, answer: DiscardResult::Discarded })
+            Ok(Decision { set, result: DiscardResult::Discarded })
         };
         Ok(self.change(id, decide).await?.unwrap_or(DiscardResult::NotFound))
     }
@@ -452,27 +453,27 @@ impl Ledger {
         }
     }
 
-    /// Decides on the current row and commits the decision if the row is unchanged. Retries up to [`DECISIONS`]
+    /// Decides on the current row and commits the decision if the row is unchanged. Retries up to [`MAX_CHANGE_ATTEMPTS`]
     /// times.
     async fn change<A>(
         &self,
         id: FailureId,
         decide: impl Fn(FailureRow) -> Result<Decision<A>, StoreError>,
     ) -> Result<Option<A>, LedgerError> {
-        for _ in 0..DECISIONS {
+        for _ in 0..MAX_CHANGE_ATTEMPTS {
             let Some(row) = self.get(id).await? else { return Ok(None) };
-            let was = [
-                ("was_attempts", number(row.attempts)),
-                ("was_replays", number(row.replays)),
-                ("was_status", text(row.status.name())),
+            let previous = [
+                ("previous_attempts", number(row.attempts)),
+                ("previous_replays", number(row.replays)),
+                ("previous_status", text(row.status.name())),
             ];
-            let Decision { set, answer } = decide(row)?;
+            let Decision { set, result } = decide(row)?;
             if set.is_empty() {
-                return Ok(Some(answer));
+                return Ok(Some(result));
             }
             let update = format!("SET {}", assignments(&set));
-            match self.update(id, &update, UNCHANGED, set.into_iter().chain(was)).await? {
-                Commit::Done => return Ok(Some(answer)),
+            match self.update(id, &update, IF_UNCHANGED, set.into_iter().chain(previous)).await? {
+                Commit::Done => return Ok(Some(result)),
                 Commit::Refused(_) => {}
             }
         }

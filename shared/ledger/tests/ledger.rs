@@ -16,10 +16,10 @@ use testkit::{
 use uuid::Uuid;
 
 const FORCE: ClaimOptions = ClaimOptions { over_limit: true, in_doubt: false };
-const AGAIN: ClaimOptions = ClaimOptions { over_limit: false, in_doubt: true };
+const DESPITE_DOUBT: ClaimOptions = ClaimOptions { over_limit: false, in_doubt: true };
 
 /// The number of failures that are listed and counted.
-const FAILED: u32 = 10_050;
+const FAILURE_COUNT: u32 = 10_050;
 
 /// Returns a failure whose work is this text.
 fn failed_work(work: &str) -> FailedWork {
@@ -30,7 +30,7 @@ fn failed_work(work: &str) -> FailedWork {
         source: "project-site".to_owned(),
         kind: Kind::FunctionFailed,
         payload: Payload::Text(work.to_owned()),
-        error: ErrorInfo::new("Transient", "no answer"),
+        error: ErrorInfo::new("Transient", "no response"),
         correlation_id: None,
         site_id: None,
         execution: None,
@@ -65,7 +65,7 @@ impl World {
     }
 
     async fn finish(&self, id: FailureId, replay: u128, outcome: ReplayOutcome) -> FinishResult {
-        self.ledger.finish(id, Uuid::from_u128(replay), &outcome).await.expect("an end")
+        self.ledger.finish(id, Uuid::from_u128(replay), &outcome).await.expect("a result")
     }
 
     async fn row(&self, id: FailureId) -> FailureRow {
@@ -82,13 +82,13 @@ async fn of_two_concurrent_claims_exactly_one_succeeds() {
     let world = World::start().await;
     for name in 0..20 {
         let id = world.fail(&name.to_string(), 1).await;
-        let (one, other) = tokio::join!(
+        let (first, second) = tokio::join!(
             world.claim(id, 1, ClaimOptions::default()),
             world.claim(id, 2, ClaimOptions::default())
         );
         let row = world.row(id).await;
         let holder = row.replay.clone().expect("a claim");
-        match (one, other) {
+        match (first, second) {
             (ClaimResult::Claimed(claimed), ClaimResult::InDoubt(seen))
             | (ClaimResult::InDoubt(seen), ClaimResult::Claimed(claimed)) => {
                 assert_eq!((*claimed, seen), (row.clone(), holder));
@@ -106,7 +106,7 @@ async fn a_successful_replay_closes_the_failure_once() {
     assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
     assert_eq!(world.finish(id, 2, ReplayOutcome::Done).await, FinishResult::ClaimLost);
     assert_eq!(world.finish(id, 1, ReplayOutcome::Done).await, FinishResult::Replayed);
-    // The answer was lost, so the call is repeated.
+    // The response was lost, so the call is repeated.
     assert_eq!(world.finish(id, 1, ReplayOutcome::Done).await, FinishResult::Replayed);
     let row = world.row(id).await;
     let replay = row.replay.expect("a replay");
@@ -134,8 +134,8 @@ async fn a_replay_that_was_not_sent_does_not_count() {
         let claim = world.claim(id, replay, ClaimOptions::default()).await;
         assert!(matches!(claim, ClaimResult::Claimed(_)), "{claim:?}");
         for _ in 0..2 {
-            let end = world.finish(id, replay, ReplayOutcome::NotSent).await;
-            assert_eq!(end, FinishResult::Unchanged(Status::Open));
+            let result = world.finish(id, replay, ReplayOutcome::NotSent).await;
+            assert_eq!(result, FinishResult::Unchanged(Status::Open));
             assert_eq!(world.row(id).await.replays, before.replays);
         }
     }
@@ -147,8 +147,8 @@ async fn a_replay_with_nothing_to_do_closes_the_failure_with_the_reason() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
-    let moot = ReplayOutcome::NothingToDo("its task has ended".to_owned());
-    assert_eq!(world.finish(id, 1, moot).await, FinishResult::Replayed);
+    let nothing_to_do = ReplayOutcome::NothingToDo("its task has ended".to_owned());
+    assert_eq!(world.finish(id, 1, nothing_to_do).await, FinishResult::Replayed);
     assert_eq!(world.row(id).await.note.as_deref(), Some("its task has ended"));
 }
 
@@ -234,7 +234,7 @@ async fn an_interrupted_replay_is_in_doubt_until_a_claim_is_forced() {
         };
         assert_eq!(replay.id, Uuid::from_u128(1));
     }
-    assert!(matches!(world.claim(id, 3, AGAIN).await, ClaimResult::Claimed(_)));
+    assert!(matches!(world.claim(id, 3, DESPITE_DOUBT).await, ClaimResult::Claimed(_)));
     assert_eq!(world.row(id).await.execution_name(), format!("replay-{id}-2"));
     // The first replay was only slow, and has lost its claim.
     assert_eq!(world.finish(id, 1, ReplayOutcome::Done).await, FinishResult::ClaimLost);
@@ -246,13 +246,16 @@ async fn after_the_maximum_number_of_replays_a_claim_must_be_forced() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     for replay in 1..=MAX_REPLAYS {
-        assert!(matches!(world.claim(id, replay.into(), AGAIN).await, ClaimResult::Claimed(_)));
+        assert!(matches!(
+            world.claim(id, replay.into(), DESPITE_DOUBT).await,
+            ClaimResult::Claimed(_)
+        ));
         assert_eq!(
             world.finish(id, replay.into(), failed("no")).await,
             FinishResult::Unchanged(Status::Open)
         );
     }
-    assert_eq!(world.claim(id, 6, AGAIN).await, ClaimResult::LimitReached);
+    assert_eq!(world.claim(id, 6, DESPITE_DOUBT).await, ClaimResult::LimitReached);
     let ClaimResult::Claimed(row) = world.claim(id, 6, FORCE).await else { panic!("forced") };
     assert_eq!(row.replays, MAX_REPLAYS + 1);
 }
@@ -295,7 +298,7 @@ fn ten_thousand_failures_are_read_page_by_page_and_counted() {
     cloud::run(async {
         let cloud = Cloud::new(Rng::from_seed(1));
         let ledger = Ledger { failures: cloud.table(FAILURES) };
-        let failures = i64::from(FAILED);
+        let failures = i64::from(FAILURE_COUNT);
         for index in 0..failures {
             let failure = failed_work(&index.to_string());
             cloud.put(
@@ -326,7 +329,10 @@ fn ten_thousand_failures_are_read_page_by_page_and_counted() {
         }
         assert_eq!(ledger.page(Status::Replayed, true, None, 9).await.expect("a page").0, []);
 
-        assert_eq!(ledger.count(Status::Open, FAILED).await.expect("a count"), FAILED);
+        assert_eq!(
+            ledger.count(Status::Open, FAILURE_COUNT).await.expect("a count"),
+            FAILURE_COUNT
+        );
         assert_eq!(ledger.count(Status::Open, 9).await.expect("a count"), 9);
     });
 }

@@ -1,5 +1,5 @@
-//! Starts executions of a state machine, with the execution's name as the idempotency key. Reads executions: which
-//! of them run, how far each came, and what it was started with.
+//! Starts executions of a state machine, with the execution's name as the idempotency key. Reads executions: their
+//! status, progress and input.
 
 mod history;
 
@@ -71,7 +71,7 @@ pub struct ExecutionDetails {
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
     /// The call failed, and a retry may succeed.
-    #[error("Step Functions can't answer now: {0}")]
+    #[error("Step Functions is temporarily unavailable: {0}")]
     Transient(String),
     /// The call failed, and a retry would fail too.
     #[error("Step Functions refused the call: {0}")]
@@ -126,7 +126,7 @@ impl StateMachine {
         Ok((running.collect(), listed.next_token))
     }
 
-    /// Returns how far the execution came. It may have ended.
+    /// Returns the progress of an execution, which may have ended.
     pub async fn progress(&self, execution: &str) -> Result<ExecutionProgress, MachineError> {
         let history = self
             .client
@@ -142,7 +142,9 @@ impl StateMachine {
             history.events.into_iter().find_map(|event| event.state_entered_event_details);
         Ok(ExecutionProgress {
             state: entered.map(|state| state.name),
-            at: last.ok_or_else(|| MachineError::Internal(format!("no history: {execution}")))?,
+            at: last.ok_or_else(|| {
+                MachineError::Internal(format!("the execution has no history: {execution}"))
+            })?,
         })
     }
 
@@ -154,7 +156,7 @@ impl StateMachine {
         executions != self.arn && name.is_some_and(|name| !name.is_empty() && !name.contains(':'))
     }
 
-    /// Describes an execution. Returns `None` if there is no execution with that ARN. The answer is eventually
+    /// Describes an execution. Returns `None` if there is no execution with that ARN. The response is eventually
     /// consistent: an execution that has just started may not be found yet.
     pub async fn describe(
         &self,
@@ -163,8 +165,9 @@ impl StateMachine {
         let Some(described) = describe(&self.client, execution).await? else { return Ok(None) };
         let running = described.status == ExecutionStatus::Running;
         let input = described.input;
-        let input =
-            input.ok_or_else(|| MachineError::Internal(format!("no input: {execution}")))?;
+        let input = input.ok_or_else(|| {
+            MachineError::Internal(format!("the execution has no input: {execution}"))
+        })?;
         Ok(Some(ExecutionDetails { running, input }))
     }
 

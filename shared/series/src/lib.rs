@@ -59,14 +59,14 @@ impl SeriesRow {
 
     /// Reads a sensor's newest rows, newest first.
     ///
-    /// Returns all rows that start at `since` or later. If these are fewer than `least`, older rows follow. Returns at
-    /// most `most` rows.
+    /// Returns all rows that start at `since` or later. If these are fewer than `min_rows`, older rows follow.
+    /// Returns at most `max_rows` rows.
     pub async fn newest(
         readings: &Table,
         sensor: SensorId,
         since: Timestamp,
-        least: usize,
-        most: usize,
+        min_rows: usize,
+        max_rows: usize,
     ) -> Result<Vec<Self>, StoreError> {
         let query = readings
             .query("sensorId = :sensor AND #row < :end")
@@ -80,8 +80,9 @@ impl SeriesRow {
             let page = query.page(start).await?;
             for item in page.items {
                 let row = Self::from_item(sensor, item)?;
-                let enough = rows.len() >= least && row.start().is_some_and(|start| start < since);
-                if enough || rows.len() >= most {
+                let enough =
+                    rows.len() >= min_rows && row.start().is_some_and(|start| start < since);
+                if enough || rows.len() >= max_rows {
                     return Ok(rows);
                 }
                 rows.push(row);

@@ -10,7 +10,7 @@ use fault::{AwsErrorKind, ErrorKind, Fault};
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Throttled, timed out, or in conflict with another transaction. The same call may succeed later.
-    #[error("DynamoDB can't answer now: {0}")]
+    #[error("DynamoDB is temporarily unavailable: {0}")]
     Transient(String),
     /// A row does not have the format that this service writes.
     #[error("row {row} can't be read: {reason}")]

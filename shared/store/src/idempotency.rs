@@ -75,7 +75,7 @@ impl Idempotency {
 
     /// Takes the lock on `id`, or returns the state of the earlier run.
     ///
-    /// `validation` is a hash of the request. If the same id comes with another request, this returns
+    /// `validation` is a hash of the request. If the id was used before for another request, this returns
     /// [`StoreError::Corrupt`].
     pub async fn begin<C: DeserializeOwned, R: DeserializeOwned>(
         &self,
@@ -85,7 +85,7 @@ impl Idempotency {
     ) -> Result<BeginResult<C, R>, StoreError> {
         let key = record_key(id);
         let owner = Uuid::new_v4().to_string();
-        let answer = self
+        let response = self
             .table
             .client()
             .update_item()
@@ -117,7 +117,7 @@ impl Idempotency {
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
             .send()
             .await;
-        match answer {
+        match response {
             Ok(before) => {
                 // If there was no record, AWS returns no attributes, but emulators do.
                 let before = before.attributes.filter(|item| item.contains_key("status"));
@@ -136,7 +136,7 @@ impl Idempotency {
                     if record.validation.as_deref() != Some(validation) {
                         return Err(StoreError::Corrupt {
                             row: key.to_string(),
-                            reason: "the same id came with another request".to_owned(),
+                            reason: "the id was used before for another request".to_owned(),
                         });
                     }
                     match (record.status.as_str(), record.data) {

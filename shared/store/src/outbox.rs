@@ -104,7 +104,7 @@ impl<D: Event> NewEvent<D> {
         let key = self.entity.to_string();
         let corrupt = |reason: String| StoreError::Corrupt { row: key.clone(), reason };
         if self.entity.kind != D::ENTITY {
-            return Err(corrupt(format!("{} is no event of it", D::TYPE)));
+            return Err(corrupt(format!("{} is not an event of this entity type", D::TYPE)));
         }
         let envelope = Envelope {
             metadata: Metadata {

@@ -244,13 +244,13 @@ impl Transaction {
         }
         let mut conflicts = 0;
         loop {
-            let answer = self
+            let response = self
                 .client
                 .transact_write_items()
                 .set_transact_items(Some(actions.clone()))
                 .send()
                 .await;
-            let Err(error) = answer else { return Ok(Commit::Done) };
+            let Err(error) = response else { return Ok(Commit::Done) };
             let Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) =
                 error.as_service_error()
             else {
@@ -275,7 +275,7 @@ impl Transaction {
 }
 
 async fn put_alone(client: &Client, key: &Key, put: Put) -> Result<Commit, StoreError> {
-    let answer = client
+    let response = client
         .put_item()
         .table_name(put.table_name)
         .set_item(Some(put.item))
@@ -285,7 +285,7 @@ async fn put_alone(client: &Client, key: &Key, put: Put) -> Result<Commit, Store
         .set_return_values_on_condition_check_failure(put.return_values_on_condition_check_failure)
         .send()
         .await;
-    let Err(error) = answer else { return Ok(Commit::Done) };
+    let Err(error) = response else { return Ok(Commit::Done) };
     match error.as_service_error() {
         Some(PutItemError::ConditionalCheckFailedException(refused)) => {
             Ok(Commit::Refused(FailedConditions(vec![(key.clone(), refused.item.clone())])))
@@ -295,7 +295,7 @@ async fn put_alone(client: &Client, key: &Key, put: Put) -> Result<Commit, Store
 }
 
 async fn update_alone(client: &Client, key: &Key, update: Update) -> Result<Commit, StoreError> {
-    let answer = client
+    let response = client
         .update_item()
         .table_name(update.table_name)
         .set_key(Some(update.key))
@@ -308,7 +308,7 @@ async fn update_alone(client: &Client, key: &Key, update: Update) -> Result<Comm
         )
         .send()
         .await;
-    let Err(error) = answer else { return Ok(Commit::Done) };
+    let Err(error) = response else { return Ok(Commit::Done) };
     match error.as_service_error() {
         Some(UpdateItemError::ConditionalCheckFailedException(refused)) => {
             Ok(Commit::Refused(FailedConditions(vec![(key.clone(), refused.item.clone())])))
@@ -334,12 +334,12 @@ fn bind<'a>(values: impl IntoIterator<Item = (&'a str, AttributeValue)>) -> Opti
     (!values.is_empty()).then_some(values)
 }
 
-/// Returns a random duration from zero to `most`, so that conflicting writers do not collide again.
+/// Returns a random duration from zero to `max`, so that conflicting writers do not collide again.
 #[must_use]
-pub fn jittered(most: Duration) -> Duration {
+pub fn jittered(max: Duration) -> Duration {
     let (random, _) = uuid::Uuid::new_v4().as_u64_pair();
     let share = u32::try_from(random >> 32).unwrap_or(u32::MAX);
-    most.mul_f64(f64::from(share) / f64::from(u32::MAX))
+    max.mul_f64(f64::from(share) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]
@@ -348,10 +348,10 @@ mod tests {
 
     #[test]
     fn jitter_spreads_from_zero_to_the_maximum() {
-        let most = Duration::from_secs(1);
-        let waits: Vec<_> = (0..1_000).map(|_| jittered(most)).collect();
-        assert!(waits.iter().all(|wait| *wait <= most));
-        assert!(waits.iter().any(|wait| *wait < most / 10));
-        assert!(waits.iter().any(|wait| *wait > most * 9 / 10));
+        let max = Duration::from_secs(1);
+        let waits: Vec<_> = (0..1_000).map(|_| jittered(max)).collect();
+        assert!(waits.iter().all(|wait| *wait <= max));
+        assert!(waits.iter().any(|wait| *wait < max / 10));
+        assert!(waits.iter().any(|wait| *wait > max * 9 / 10));
     }
 }

@@ -80,8 +80,8 @@ async fn a_transaction_is_atomic_and_reports_only_the_refused_actions() {
     .await;
     assert!(!refused.contains(&free) && refused.contains(&taken));
     assert_eq!(refused.row::<Value>(&free).expect("no row"), None);
-    let there = json!({ "id": "taken", "by": "someone" });
-    assert_eq!(refused.row(&taken).expect("a row"), Some(there));
+    let existing = json!({ "id": "taken", "by": "someone" });
+    assert_eq!(refused.row(&taken).expect("a row"), Some(existing));
     assert_eq!(dynamo.all_rows().await, before, "a part was committed");
 }
 
@@ -115,8 +115,8 @@ async fn a_row_is_replaced_only_at_the_expected_sequence() {
     assert_eq!(dynamo.rows(INVENTORY).await, [json!({ "id": "a", "sequence": 10 })]);
     // Neither an older nor a newer sequence is accepted.
     for seen in [9, 11] {
-        let there = refused(replace(&second, seen)).await.row(&key).expect("a row");
-        assert_eq!(there, Some(json!({ "id": "a", "sequence": 10 })));
+        let existing = refused(replace(&second, seen)).await.row(&key).expect("a row");
+        assert_eq!(existing, Some(json!({ "id": "a", "sequence": 10 })));
     }
     assert_eq!(dynamo.rows(INVENTORY).await, [json!({ "id": "a", "sequence": 10 })]);
 }
@@ -294,14 +294,14 @@ async fn concurrent_writers_leave_no_gap_and_no_duplicate() {
 
 async fn last_sequence(events: &Table) -> u64 {
     let query = events.client().query().table_name(events.name());
-    let answer = query
+    let response = query
         .key_condition_expression("entity = :entity")
         .expression_attribute_values(":entity", AttributeValue::S(site().to_string()))
         .consistent_read(true)
         .send()
         .await
         .expect("a query");
-    u64::try_from(answer.count()).expect("a count")
+    u64::try_from(response.count()).expect("a count")
 }
 
 /// Returns DynamoDB's answer to a transaction of two actions that it cancelled for these reasons.
@@ -323,9 +323,9 @@ fn two_rows(client: Client) -> Transaction {
 #[tokio::test]
 async fn a_conflicting_transaction_is_retried_until_it_commits() {
     let conflict = || cancelled(["TransactionConflict", "None"]);
-    let answers = std::sync::Mutex::new(vec![(200, json!({})), conflict(), conflict()]);
+    let responses = std::sync::Mutex::new(vec![(200, json!({})), conflict(), conflict()]);
     let stub =
-        Stub::start(move |_| answers.lock().expect("answers").pop().expect("one more")).await;
+        Stub::start(move |_| responses.lock().expect("answers").pop().expect("one more")).await;
     done(two_rows(Client::new(&stub.config()))).await;
     let tokens: Vec<_> =
         stub.take_calls().iter().map(|call| call.json()["ClientRequestToken"].clone()).collect();
@@ -337,8 +337,8 @@ async fn a_conflicting_transaction_is_retried_until_it_commits() {
 async fn each_error_of_dynamodb_is_classified() {
     let refusal = cancelled(["ConditionalCheckFailed", "None"]);
     let mixed = cancelled(["TransactionConflict", "ConditionalCheckFailed"]);
-    for answer in [refusal, mixed] {
-        let stub = Stub::start(move |_| answer.clone()).await;
+    for response in [refusal, mixed] {
+        let stub = Stub::start(move |_| response.clone()).await;
         let refused = refused(two_rows(Client::new(&stub.config()))).await;
         assert!(refused.contains(&Key::id("a")) != refused.contains(&Key::id("b")));
         assert_eq!(stub.take_calls().len(), 1);
@@ -346,7 +346,7 @@ async fn each_error_of_dynamodb_is_classified() {
 
     let error =
         |kind: &str| json!({ "__type": format!("com.amazonaws.dynamodb.v20120810#{kind}") });
-    for (answer, transient, calls) in [
+    for (response, transient, calls) in [
         (cancelled(["None", "TransactionConflict"]), true, 5),
         (cancelled(["ThrottlingError", "None"]), true, 5),
         (cancelled(["ValidationError", "None"]), false, 1),
@@ -359,20 +359,20 @@ async fn each_error_of_dynamodb_is_classified() {
         ((400, error("ResourceNotFoundException")), false, 1),
         ((400, error("ValidationException")), false, 1),
     ] {
-        let told = answer.clone();
-        let stub = Stub::start(move |_| answer.clone()).await;
+        let error_code = response.clone();
+        let stub = Stub::start(move |_| response.clone()).await;
         let committed = two_rows(Client::new(&stub.config())).commit().await;
         let error = committed.expect_err("no commit");
-        assert_eq!(matches!(error, StoreError::Transient(_)), transient, "{told:?}: {error}");
-        assert_eq!(stub.take_calls().len(), calls, "{told:?}");
+        assert_eq!(matches!(error, StoreError::Transient(_)), transient, "{error_code:?}: {error}");
+        assert_eq!(stub.take_calls().len(), calls, "{error_code:?}");
     }
 }
 
 #[tokio::test]
 async fn the_sdks_own_retry_uses_the_same_request_token() {
-    let answers = std::sync::Mutex::new(vec![(200, json!({})), (500, json!({}))]);
+    let responses = std::sync::Mutex::new(vec![(200, json!({})), (500, json!({}))]);
     let stub =
-        Stub::start(move |_| answers.lock().expect("answers").pop().expect("one more")).await;
+        Stub::start(move |_| responses.lock().expect("answers").pop().expect("one more")).await;
     let config = stub.config().into_builder().retry_config(RetryConfig::standard()).build();
     done(two_rows(Client::new(&config))).await;
     let calls = stub.take_calls();
