@@ -292,11 +292,11 @@ async fn a_delivery_is_replayed_into_the_stock_once() -> Result<()> {
     let id = delivery_id(&number);
     // The row lacks the time of the delivery.
     put_row(&stack, names::INVENTORY, &json!({ "id": id, "kits": [] })).await?;
-    let stock = async || {
+    let kits_in_stock = async || {
         let inventory = Inventory::read(&stack).await?;
         anyhow::Ok(inventory.stock.get(UNUSED_METRIC.name()).copied().unwrap_or_default())
     };
-    let before = stock().await?;
+    let before = kits_in_stock().await?;
     let detail =
         json!({ "deliveryId": number, "kits": [{ "metric": UNUSED_METRIC, "quantity": 3 }] });
     stack.put_event(SUPPLIER, contracts::inbound::KITS_DELIVERED, &detail).await?;
@@ -305,11 +305,11 @@ async fn a_delivery_is_replayed_into_the_stock_once() -> Result<()> {
     assert_new_failure(&failure, "FUNCTION_FAILED", "Internal")?;
     assert!(failure.error.message.contains(&id), "the error does not name the row: {failure}");
     assert_eq!(failure.payload()?["detail"], detail, "incomplete payload");
-    assert_eq!(stock().await?, before);
+    assert_eq!(kits_in_stock().await?, before);
 
     delete_row(&stack, names::INVENTORY, &json!({ "id": id })).await?;
     stack.replay_successfully(&failure).await?;
-    assert_eq!(stock().await?, before + 3);
+    assert_eq!(kits_in_stock().await?, before + 3);
     Ok(())
 }
 
