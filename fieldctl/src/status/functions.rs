@@ -9,8 +9,9 @@ use crate::{
     stack::Stack,
 };
 
-/// A function is a problem if it has at least this number of errors, and this share of its calls failed.
+/// The minimum number of errors of a function that is a problem.
 const MIN_ERRORS: f64 = 3.0;
+/// The maximum share of failed calls of a function that is not a problem.
 const MAX_ERROR_RATE: f64 = 0.01;
 
 /// A function.
