@@ -11,22 +11,22 @@ use crate::{Stack, api::Call};
 /// successor. A bundle in `twice` is sent twice in a row. No two bundles in `late` may be neighbours.
 #[must_use]
 pub fn order(count: usize, late: &BTreeSet<usize>, twice: &BTreeSet<usize>) -> Vec<usize> {
-    let mut places: Vec<_> = (0..count).collect();
-    for place in late.iter().filter(|place| **place + 1 < count) {
-        places.swap(*place, place + 1);
+    let mut order: Vec<_> = (0..count).collect();
+    for index in late.iter().filter(|index| **index + 1 < count) {
+        order.swap(*index, index + 1);
     }
-    let times = |place: usize| if twice.contains(&place) { 2 } else { 1 };
-    places.into_iter().flat_map(|place| std::iter::repeat_n(place, times(place))).collect()
+    let times = |index: usize| if twice.contains(&index) { 2 } else { 1 };
+    order.into_iter().flat_map(|index| std::iter::repeat_n(index, times(index))).collect()
 }
 
 /// Splits the order into calls of at most `max` bundles. A call contains a bundle only once.
 #[must_use]
 pub fn calls(order: &[usize], max: usize) -> Vec<Vec<usize>> {
     let mut calls: Vec<Vec<usize>> = Vec::new();
-    for place in order {
+    for index in order {
         match calls.last_mut() {
-            Some(call) if call.len() < max && !call.contains(place) => call.push(*place),
-            _ => calls.push(vec![*place]),
+            Some(call) if call.len() < max && !call.contains(index) => call.push(*index),
+            _ => calls.push(vec![*index]),
         }
     }
     calls

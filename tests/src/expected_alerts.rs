@@ -129,7 +129,7 @@ mod tests {
 
     use super::*;
 
-    fn alerts(min: Option<f64>, max: Option<f64>, values: &[f64]) -> Vec<(i64, &'static str)> {
+    fn expected(min: Option<f64>, max: Option<f64>, values: &[f64]) -> Vec<(i64, &'static str)> {
         let sensor_id = SensorId::from_onboarding(
             OnboardingId::from_site(SiteId::registered("", "expected alerts")),
             0,
@@ -152,18 +152,24 @@ mod tests {
     #[test]
     fn a_breach_ends_when_the_value_is_within_the_limit_by_the_deadband() {
         let values = [10.0, 10.1, 11.0, 9.9, 9.6, 9.5, 10.0, 10.1];
-        assert_eq!(alerts(None, Some(10.0), &values), [(1, "above"), (5, "normal"), (7, "above")]);
+        assert_eq!(
+            expected(None, Some(10.0), &values),
+            [(1, "above"), (5, "normal"), (7, "above")]
+        );
     }
 
     #[test]
     fn a_jump_beyond_the_other_limit_is_another_breach() {
         let values = [0.0, -1.0, 11.0, 10.5, -0.1, 0.4, 0.5];
         let alerts = [(1, "below"), (2, "above"), (4, "below"), (6, "normal")];
-        assert_eq!(alerts(Some(0.0), Some(10.0), &values), alerts);
+        assert_eq!(expected(Some(0.0), Some(10.0), &values), alerts);
     }
 
     #[test]
     fn the_deadband_is_at_most_a_quarter_of_the_range() {
-        assert_eq!(alerts(Some(0.0), Some(1.0), &[-0.1, 0.2, 0.25]), [(0, "below"), (2, "normal")]);
+        assert_eq!(
+            expected(Some(0.0), Some(1.0), &[-0.1, 0.2, 0.25]),
+            [(0, "below"), (2, "normal")]
+        );
     }
 }

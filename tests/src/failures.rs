@@ -133,7 +133,7 @@ impl Stack {
 
     /// Waits until a failure about something is recorded. Fails if there is more than one.
     pub async fn failure_about(&self, source: &str, about: &str) -> Result<Failure> {
-        self.wait_for_failures(source, about, 1).await?.pop().context("a failure")
+        self.wait_for_failures(source, about, 1).await?.pop().context("no failure was recorded")
     }
 
     /// Waits until `count` failures about something are recorded. Fails if there are more.
@@ -193,8 +193,8 @@ impl Stack {
     }
 
     /// Replays failures with `fieldctl failures replay --yes`. Returns the outcomes by id.
-    pub fn replay(&self, which: &[&str]) -> Result<BTreeMap<String, String>> {
-        let replayed = self.fieldctl_failures(&[&["replay", "--yes"], which].concat())?;
+    pub fn replay(&self, filter: &[&str]) -> Result<BTreeMap<String, String>> {
+        let replayed = self.fieldctl_failures(&[&["replay", "--yes"], filter].concat())?;
         let text = |value: &Value| anyhow::Ok(value.as_str().context("no string")?.to_owned());
         replayed.iter().map(|one| Ok((text(&one["id"])?, text(&one["outcome"])?))).collect()
     }

@@ -28,7 +28,7 @@ pub type Count = BTreeMap<String, i64>;
 fn add(count: &mut Count, kits: &Value, sign: i64) -> Result<()> {
     for kit in kits.as_array().context("no list of kits")? {
         let metric = kit["metric"].as_str().context("a kit without a metric")?;
-        let quantity = kit["quantity"].as_i64().context("a quantity")?;
+        let quantity = kit["quantity"].as_i64().context("a row without a quantity")?;
         *count.entry(metric.to_owned()).or_default() += sign * quantity;
     }
     Ok(())
@@ -55,7 +55,7 @@ impl Inventory {
             match id.split_once('#') {
                 Some(("delivery", _)) => add(&mut delivered, &row["kits"], 1)?,
                 Some(("stock", metric)) => {
-                    let quantity = row["quantity"].as_i64().context("a quantity")?;
+                    let quantity = row["quantity"].as_i64().context("a row without a quantity")?;
                     in_stock.insert(metric.to_owned(), quantity);
                 }
                 Some(("reservation", _)) if row["status"] == "RESERVED" => {

@@ -51,20 +51,20 @@ pub const UNDO: [&str; STEP_COUNT] = {
 /// The event types of an onboarding, by the names of their entities.
 pub type EventsByEntity = BTreeMap<&'static str, Vec<&'static str>>;
 
-/// Returns the expected events if the first `steps` steps were done. `of_site` are the events of the site.
+/// Returns the expected events if the first `steps` steps were done. `site_events` are the events of the site.
 #[must_use]
-pub fn events_done(steps: usize, of_site: &[&'static str]) -> EventsByEntity {
-    let mut events = EventsByEntity::from([(EntityType::Site.name(), of_site.to_vec())]);
+pub fn events_done(steps: usize, site_events: &[&'static str]) -> EventsByEntity {
+    let mut events = EventsByEntity::from([(EntityType::Site.name(), site_events.to_vec())]);
     for step in STEPS.iter().take(steps).filter(|step| !step.is_of_site()) {
         events.entry(step.entity.name()).or_default().push(step.done);
     }
     events
 }
 
-/// Returns the expected events if the first `steps` steps were done and undone. `of_site` are the events of the site.
+/// Returns the expected events if the first `steps` steps were done and undone. `site_events` are the events of the site.
 #[must_use]
-pub fn events_undone(steps: usize, of_site: &[&'static str]) -> EventsByEntity {
-    let mut events = events_done(steps, of_site);
+pub fn events_undone(steps: usize, site_events: &[&'static str]) -> EventsByEntity {
+    let mut events = events_done(steps, site_events);
     let done = &STEPS[..steps];
     for step in undo_order().iter().filter(|step| !step.is_of_site() && done.contains(step)) {
         events.entry(step.entity.name()).or_default().extend(step.undone);

@@ -103,7 +103,7 @@ impl Stack {
         };
         let stack = described.stacks().first().context("CloudFormation described no stack")?;
         let account = stack.stack_id().and_then(|arn| arn.split(':').nth(4));
-        let account = account.context("the account in the stack's ARN")?.to_owned();
+        let account = account.context("the stack's ARN has no account")?.to_owned();
         let outputs = stack.outputs().iter().filter_map(|output| {
             Some((output.output_key()?.to_owned(), output.output_value()?.to_owned()))
         });
@@ -204,8 +204,8 @@ impl Stack {
 
     /// Returns the physical ids of all resources of a type, by their logical ids.
     pub async fn resources(&self, kind: &str) -> Result<BTreeMap<String, String>> {
-        let of_kind = self.all_resources().await?.iter().filter(|it| it.kind == kind);
-        Ok(of_kind.map(|it| (it.logical_id.clone(), it.physical_id.clone())).collect())
+        let matching = self.all_resources().await?.iter().filter(|it| it.kind == kind);
+        Ok(matching.map(|it| (it.logical_id.clone(), it.physical_id.clone())).collect())
     }
 
     /// Returns the physical id of a resource with a generated name, such as an event source mapping.
@@ -223,10 +223,11 @@ impl Stack {
 
     async fn list_resources(&self) -> Result<Vec<Resource>> {
         let (mut resources, stacks) = if self.has_root {
-            let of_root = self.resources_of(&self.name).await?;
+            let root_resources = self.resources_of(&self.name).await?;
             let is_stack = |it: &&Resource| it.kind == "AWS::CloudFormation::Stack";
-            let nested = of_root.iter().filter(is_stack).map(|it| it.physical_id.clone()).collect();
-            (of_root, nested)
+            let nested =
+                root_resources.iter().filter(is_stack).map(|it| it.physical_id.clone()).collect();
+            (root_resources, nested)
         } else {
             (Vec::new(), SERVICES.map(|service| self.named(service)).to_vec())
         };

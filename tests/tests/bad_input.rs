@@ -1,5 +1,5 @@
 //! Tests bad input: a request is refused with a response that names the field, and nothing is stored. Bad input
-//! from an event or a stream is kept with its whole payload and the reason.
+//! from an event or a stream is recorded with its complete payload and the reason.
 
 use std::collections::HashMap;
 
@@ -278,7 +278,11 @@ async fn a_malformed_stream_record_is_quarantined_and_does_not_block_the_stream(
     let record = failure.payload()?;
     let image = &record["dynamodb"]["NewImage"];
     assert_eq!(image["entity"]["S"], broken, "incomplete payload: {record}");
-    assert_eq!(image["nonsense"]["S"], no_event.as_s().expect("a string").as_str(), "{record}");
+    assert_eq!(
+        image["nonsense"]["S"],
+        no_event.as_s().expect("it is a string").as_str(),
+        "{record}"
+    );
     let reason = &failure.error.message;
     assert!(reason.contains("type"), "the error does not name the missing field: {reason:?}");
     stack.wait_until_active(ids.site_id).await?;

@@ -117,7 +117,7 @@ async fn a_disabled_consumer_is_reported_until_it_is_enabled() -> Result<()> {
 
     // store-readings: the readings are accepted and not stored.
     let sensors = stack.sensors(ids.site_id).await?;
-    let sensor_id = sensors.first().context("a sensor")?.sensor_id;
+    let sensor_id = sensors.first().context("the site has no sensor")?.sensor_id;
     stack.wait_for_sensors([sensor_id]).await?;
     let start: Timestamp = "2016-01-01T00:00:00Z".parse()?;
     let series = Series { sensor_id, samples: vec![Sample(start, 1.0)] };

@@ -261,13 +261,15 @@ async fn a_bad_version_is_deployed_and_rolled_back() -> Result<()> {
     stack.deliver(&[METRIC], 5).await?;
     let (_, ids) = register(&stack, "version drill").await?;
     stack.wait_until_active(ids.site_id).await?;
-    let sensor = stack.sensors(ids.site_id).await?.first().context("a sensor")?.sensor_id;
+    let sensor =
+        stack.sensors(ids.site_id).await?.first().context("the site has no sensor")?.sensor_id;
     stack.wait_for_sensors([sensor]).await?;
     let live = |status: &Value| {
         let functions = status["functions"].as_array().into_iter().flatten();
         functions.filter(|it| it["name"] == "StoreReadings").map(|it| it["version"].clone()).next()
     };
-    let before = live(&stack.fieldctl(&["--json", "status"])?.document()?).context("a version")?;
+    let before = live(&stack.fieldctl(&["--json", "status"])?.document()?)
+        .context("the function has no live version")?;
     let broken =
         BrokenFunction::deploy(&stack, "store-readings", "READINGS_TABLE", "no-such-table").await?;
     broken

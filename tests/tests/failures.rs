@@ -508,8 +508,8 @@ async fn checks_that_failed_are_replayed() -> Result<()> {
 async fn unpublish(stack: &Stack, event: &LoggedEvent, occurred_at: &str) -> Result<Value> {
     let rows = stack.rows_with(names::EVENTS, "entity", &event.entity).await?;
     let row = rows.into_iter().find(|row| row["sequence"] == event.sequence);
-    let mut row = row.context("the event's row")?;
-    let fields = row.as_object_mut().context("a row")?;
+    let mut row = row.context("the event has no row")?;
+    let fields = row.as_object_mut().context("a row is not an object")?;
     fields.remove("publishedAt");
     fields.insert("unpublished".to_owned(), json!("0"));
     fields.insert("occurredAt".to_owned(), json!(occurred_at));
@@ -568,7 +568,7 @@ fn inserted(row: &Value) -> Result<Value> {
         Value::Number(number) => json!({ "N": number.to_string() }),
         value => json!({ "S": value }),
     };
-    let fields = row.as_object().context("a row")?;
+    let fields = row.as_object().context("a row is not an object")?;
     let image: serde_json::Map<_, _> =
         fields.iter().map(|(name, value)| (name.clone(), typed(value))).collect();
     Ok(json!({
@@ -741,7 +741,7 @@ async fn an_event_with_exhausted_retries_is_replayed_and_published_once() -> Res
     };
     let setting = ("EVENTS_TABLE", NO_TABLE);
     let failures = exhaust_retries(&stack, PUBLISH_EVENTS, setting, 1, start).await?;
-    let ids = registered.context("a site")?;
+    let ids = registered.context("no site was registered")?;
     assert!(stack.onboarding(ids.onboarding_id).await?.is_none(), "the event was published");
 
     stack.replay_successfully(&failures[0]).await?;
@@ -861,7 +861,8 @@ async fn a_dead_letter_of_a_subscription_is_replayed_and_paid_once() -> Result<(
     let stack = Stack::connect().await?;
     let start = async || register(&stack, "dead letter", GOOD_CARD).await;
     let (ids, failure) = dead_letter(&stack, names::INITIALIZE_SUBSCRIPTION, start).await?;
-    let execution = stack.onboarding(ids.onboarding_id).await?.context("an execution")?;
+    let execution =
+        stack.onboarding(ids.onboarding_id).await?.context("no execution was started")?;
     assert_eq!(execution.status, ExecutionStatus::Running, "the saga must wait: {execution:?}");
     assert_pipeline_works(&stack).await?;
 
@@ -971,7 +972,7 @@ async fn an_incomplete_teardown_is_replayed_until_nothing_is_left() -> Result<()
     stack.replay_successfully(&failure).await?;
     // The replay waits for the end of the teardown.
     let name = format!("replay-{}-2", failure.id);
-    let teardown = stack.teardown_named(&name).await?.context("the teardown")?;
+    let teardown = stack.teardown_named(&name).await?.context("no teardown was started")?;
     assert_eq!(teardown.status, ExecutionStatus::Succeeded, "{teardown:?}");
     assert_undone(&stack, ids).await?;
     stack.failure(&failure.id).await?.assert_state("REPLAYED", 2, 2)
@@ -986,8 +987,8 @@ async fn teardown_that_fails_twice(stack: &Stack) -> Result<(Ids, Failure)> {
     assert_new_failure(&failure, "EXECUTION_FAILED", "CompensationIncomplete")?;
     assert!(failure.error.message.contains("DeprovisionSensors"), "{failure}");
     assert_eq!(failure.correlation_id, Some(onboarding), "{failure}");
-    let arn = failure.execution.as_deref().context("an execution")?;
-    let teardown = stack.execution(arn).await?.context("the execution")?;
+    let arn = failure.execution.as_deref().context("no execution was started")?;
+    let teardown = stack.execution(arn).await?.context("the execution does not exist")?;
     assert_eq!(teardown.status, ExecutionStatus::Failed, "{teardown:?}");
     let others = UNDO.into_iter().filter(|step| *step != "DeprovisionSensors");
     assert_eq!(teardown.succeeded(), others.collect::<Vec<_>>());

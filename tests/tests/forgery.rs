@@ -129,7 +129,7 @@ async fn forged_commands_change_nothing_and_are_recorded() -> Result<()> {
             let queue = stack.queue_url(queue).await?;
             let sqs = sqs_as(&stack, role).await?;
             sqs.send_message().queue_url(queue).message_body(message.to_string()).send().await?;
-            let token = message["taskToken"].as_str().context("a token")?;
+            let token = message["taskToken"].as_str().context("a message without a task token")?;
             failures.push((message, stack.failure_about(source, token).await?));
         }
         anyhow::Ok(failures)
@@ -180,7 +180,7 @@ async fn the_provider_and_the_rows_are_compared() -> Result<()> {
     assert!(response["running"].as_u64() > Some(0), "{response}");
     assert!(response["active"].as_u64() > Some(0), "{response}");
     let rows = stack.rows_with(names::BILLING, "id", "reconciliation#provider").await?;
-    let report = rows.first().context("a report")?;
+    let report = rows.first().context("no report was stored")?;
     assert_eq!(report["found"], response["found"], "{report}");
     Ok(())
 }

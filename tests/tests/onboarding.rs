@@ -88,9 +88,10 @@ async fn a_declined_card_is_undone() -> Result<()> {
     let cause = execution.cause.as_deref().unwrap_or_default();
     assert!(cause.starts_with("InitializeSubscription failed: CardDeclined: "), "{cause}");
     assert!(cause.ends_with("Everything was undone."), "{cause}");
-    let declined = execution.task("InitializeSubscription").context("the step")?;
+    let declined =
+        execution.task("InitializeSubscription").context("the execution has no such task")?;
     assert_eq!(declined.tries, 1, "a declined card was retried: {declined:?}");
-    let teardown = stack.teardown(ids.onboarding_id).await?.context("a teardown")?;
+    let teardown = stack.teardown(ids.onboarding_id).await?.context("no teardown was started")?;
     assert_eq!(teardown.status, ExecutionStatus::Succeeded, "{teardown:?}");
     assert_eq!(teardown.succeeded(), UNDO);
 
@@ -280,7 +281,7 @@ async fn a_live_site_is_decommissioned() -> Result<()> {
         .wait_for_site(ids.site_id, "DECOMMISSIONED", &FORWARD.map(|it| (it, "UNDONE")))
         .await?;
     assert_eq!(site["onboarding"]["failure"], Value::Null);
-    let teardown = stack.teardown(ids.onboarding_id).await?.context("a teardown")?;
+    let teardown = stack.teardown(ids.onboarding_id).await?.context("no teardown was started")?;
     assert_eq!(teardown.succeeded(), UNDO, "{teardown:?}");
     let saga_events = log::published_saga_events(&stack, ids.onboarding_id).await?;
     assert_eq!(

@@ -44,26 +44,30 @@ async fn register(stack: &Stack) -> Result<Ids> {
     stack.register(&Uuid::new_v4().to_string(), &registration(&name, &[METRIC], GOOD_CARD)).await
 }
 
-/// Returns the onboardings among `ours` that have an event of this type.
-async fn with_event(stack: &Stack, ours: &BTreeSet<String>, kind: &str) -> Result<Vec<String>> {
+/// Returns the onboardings among `onboardings` that have an event of this type.
+async fn with_event(
+    stack: &Stack,
+    onboardings: &BTreeSet<String>,
+    kind: &str,
+) -> Result<Vec<String>> {
     let rows = stack.rows_with(names::EVENTS, "type", kind).await?;
-    let onboardings = rows.iter().filter_map(|row| row["correlationId"].as_str());
-    Ok(onboardings.filter(|id| ours.contains(*id)).map(str::to_owned).collect())
+    let with_event = rows.iter().filter_map(|row| row["correlationId"].as_str());
+    Ok(with_event.filter(|id| onboardings.contains(*id)).map(str::to_owned).collect())
 }
 
-/// Waits until each of `ours` has exactly one event of this type.
+/// Waits until each of `onboardings` has exactly one event of this type.
 async fn wait_for_events(
     stack: &Stack,
-    ours: &BTreeSet<String>,
+    onboardings: &BTreeSet<String>,
     kind: &str,
     timeout: Duration,
 ) -> Result<()> {
     until_true(&format!("{kind} of all onboardings"), timeout, async || {
-        let with = with_event(stack, ours, kind).await?;
-        ensure!(with.len() <= ours.len(), "there are more {kind} than onboardings");
+        let found = with_event(stack, onboardings, kind).await?;
+        ensure!(found.len() <= onboardings.len(), "there are more {kind} than onboardings");
         // Each poll scans a large table, and the machine is busy.
         tokio::time::sleep(Duration::from_millis(850)).await;
-        Ok((with.len() == ours.len(), format!("{} of {}", with.len(), ours.len())))
+        Ok((found.len() == onboardings.len(), format!("{} of {}", found.len(), onboardings.len())))
     })
     .await
 }
@@ -91,9 +95,9 @@ async fn an_outage_fails_no_onboarding_and_causes_few_calls() -> Result<()> {
         .buffer_unordered(CONCURRENT_REGISTRATIONS)
         .try_collect()
         .await?;
-    let ours: BTreeSet<_> = sites.iter().map(|ids| ids.onboarding_id.to_string()).collect();
+    let onboardings: BTreeSet<_> = sites.iter().map(|ids| ids.onboarding_id.to_string()).collect();
     log("all sites are registered");
-    wait_for_events(&stack, &ours, "SensorsProvisioned", ALL_SITES_TIMEOUT).await?;
+    wait_for_events(&stack, &onboardings, "SensorsProvisioned", ALL_SITES_TIMEOUT).await?;
     log("all sagas are at InitializeSubscription");
     until_true("the provider to be probed", TIMEOUT, async || {
         let row = circuit(&stack).await?;
@@ -104,9 +108,13 @@ async fn an_outage_fails_no_onboarding_and_causes_few_calls() -> Result<()> {
 
     // No onboarding gave up, and no command became a dead letter.
     let running = stack.onboardings_with(ExecutionStatus::Running).await?;
-    assert!(ours.is_subset(&running), "{:?} are not running", ours.difference(&running));
+    assert!(
+        onboardings.is_subset(&running),
+        "{:?} are not running",
+        onboardings.difference(&running)
+    );
     for kind in ["SubscriptionInitialized", "SubscriptionFailed", "SiteRejected"] {
-        assert_eq!(with_event(&stack, &ours, kind).await?, [""; 0], "{kind}");
+        assert_eq!(with_event(&stack, &onboardings, kind).await?, [""; 0], "{kind}");
     }
     let queue = stack.queue_url(names::INITIALIZE_SUBSCRIPTION).await?;
     until_true("a command of each site in the queue", TIMEOUT, async || {
@@ -128,25 +136,25 @@ async fn an_outage_fails_no_onboarding_and_causes_few_calls() -> Result<()> {
     let text = "continuing without the circuit breaker";
     let unguarded = stack.log_lines("initialize-subscription", outage_at, text).await?;
     let consumers = faults::pids(&stack, "initialize-subscription")?.len();
-    let probes = usize::try_from(row["opened"].as_u64().context("the circuit's row")?)?;
+    let probes = usize::try_from(row["opened"].as_u64().context("the circuit has no row")?)?;
     let max_calls = FAILURES_UNTIL_OPEN + consumers - 1 + probes + unguarded;
     let first_call = calls[0];
     let at: Vec<_> = calls.iter().map(|call| (*call - first_call).as_secs_f64()).collect();
     assert!(calls.len() <= max_calls, "more than {max_calls} calls, at (s): {at:.1?}");
     assert!(calls.len() >= FAILURES_UNTIL_OPEN + FAILED_PROBES, "too few calls, at (s): {at:.1?}");
 
-    wait_for_events(&stack, &ours, "SiteActivated", ALL_SITES_TIMEOUT).await?;
+    wait_for_events(&stack, &onboardings, "SiteActivated", ALL_SITES_TIMEOUT).await?;
     log("all sites are active");
     until_true("all executions to succeed", TIMEOUT, async || {
         let succeeded = stack.onboardings_with(ExecutionStatus::Succeeded).await?;
-        Ok((ours.is_subset(&succeeded), format!("{} succeeded", succeeded.len())))
+        Ok((onboardings.is_subset(&succeeded), format!("{} succeeded", succeeded.len())))
     })
     .await?;
     for kind in STEPS.map(|step| step.done) {
-        assert_eq!(with_event(&stack, &ours, kind).await?.len(), SITES, "{kind}");
+        assert_eq!(with_event(&stack, &onboardings, kind).await?.len(), SITES, "{kind}");
     }
     let all_objects = stripe::all_billing_objects(&stack).await?;
-    for onboarding in &ours {
+    for onboarding in &onboardings {
         let objects = all_objects.get(onboarding).cloned().unwrap_or_default();
         let count = (objects.customers.len(), objects.subscriptions.len());
         assert_eq!(count, (1, 1), "{onboarding}: {objects:?}");
@@ -154,7 +162,8 @@ async fn an_outage_fails_no_onboarding_and_causes_few_calls() -> Result<()> {
     let row = circuit(&stack).await?;
     assert_eq!(row.get("openUntil"), None, "the circuit is not closed: {row}");
     let failed = stack.rows(names::FAILURES).await?.into_iter().map(|row| row.to_string());
-    let failed: Vec<_> = failed.filter(|row| ours.iter().any(|id| row.contains(id))).collect();
+    let failed: Vec<_> =
+        failed.filter(|row| onboardings.iter().any(|id| row.contains(id))).collect();
     assert_eq!(failed, [""; 0]);
     log("done");
     Ok(())

@@ -135,7 +135,7 @@ async fn invalid_bundles_are_refused_and_not_stored() -> Result<()> {
     let good = serde_json::to_value(site.bundle("good", "2016-01-01T00:00:00Z", &[1.0, 2.0])?)?;
     let with = |pointer: &str, value: Value| {
         let mut bundle = good.clone();
-        *bundle.pointer_mut(pointer).expect("a field of the bundle") = value;
+        *bundle.pointer_mut(pointer).expect("the bundle has this field") = value;
         bundle
     };
     let mut unknown_field = good.clone();
@@ -415,9 +415,10 @@ async fn a_breach_and_its_end_are_each_published_once() -> Result<()> {
     capture.stop(&stack).await?;
     assert_eq!(alerts(&captured, &site), expected);
     let onboarding = site.ids.onboarding_id.to_string();
-    let ours: Vec<_> = captured.iter().filter(|event| correlation(event) == onboarding).collect();
-    let distinct: BTreeSet<_> = ours.iter().map(|event| event_id(event)).collect();
-    assert_eq!(distinct.len(), ours.len(), "an event was delivered twice");
+    let site_events: Vec<_> =
+        captured.iter().filter(|event| correlation(event) == onboarding).collect();
+    let distinct: BTreeSet<_> = site_events.iter().map(|event| event_id(event)).collect();
+    assert_eq!(distinct.len(), site_events.len(), "an event was delivered twice");
 
     let saga_events = log::published_saga_events(&stack, site.ids.onboarding_id).await?;
     assert_eq!(log::gaps(&saga_events), [""; 0]);

@@ -68,7 +68,7 @@ async fn wait_for_step(
         let execution = find().await?;
         let current = execution.as_ref().and_then(Execution::current);
         Ok(if current.is_some_and(|task| task.name == step && task.tries > 0) {
-            Poll::Ready(execution.context("an execution")?)
+            Poll::Ready(execution.context("no execution was started")?)
         } else {
             Poll::Pending(format!("{execution:?}"))
         })
@@ -79,10 +79,10 @@ async fn wait_for_step(
 /// Stops an execution, and checks that the task of this state was in progress at the stop.
 async fn stop_in(stack: &Stack, execution: &Execution, state: &str) -> Result<()> {
     stack.stop(&execution.arn).await?;
-    let stopped = stack.execution(&execution.arn).await?.context("the execution")?;
+    let stopped = stack.execution(&execution.arn).await?.context("the execution does not exist")?;
     assert_eq!(stopped.status, ExecutionStatus::Aborted, "{stopped:?}");
     assert_eq!(stopped.stopped_in.as_deref(), Some(state), "{stopped:?}");
-    let task = stopped.task(state).context("the task")?;
+    let task = stopped.task(state).context("the execution has no such task")?;
     assert!(!task.succeeded && task.failures.is_empty(), "the task had already ended: {task:?}");
     Ok(())
 }
@@ -120,7 +120,8 @@ async fn teardowns(stack: &Stack, onboarding: OnboardingId) -> Result<Vec<String
 /// Waits for the response of the step that was in progress at the stop. Returns the name of its error.
 async fn late_failure(stack: &Stack, execution: &Execution) -> Result<String> {
     until("the late response of the step", TIMEOUT, async || {
-        let execution = stack.execution(&execution.arn).await?.context("the execution")?;
+        let execution =
+            stack.execution(&execution.arn).await?.context("the execution does not exist")?;
         Ok(match execution.late_failure.clone() {
             Some(error) => Poll::Ready(error),
             None => Poll::Pending(format!("{execution:?}")),
@@ -171,7 +172,7 @@ async fn assert_recovered_from_stop_in(step: &str) -> Result<()> {
     stop_in(&stack, &execution, step).await?;
 
     wait_for_recovery(&stack, ids.onboarding_id).await?;
-    let steps = FORWARD.into_iter().position(|name| name == step).context("a step")?;
+    let steps = FORWARD.into_iter().position(|name| name == step).context("unknown step")?;
     let undone = FORWARD[..steps].iter().map(|step| (*step, "UNDONE"));
     let expected: Vec<_> = undone.chain([(step, "FAILED")]).collect();
     let site = stack.wait_for_site(ids.site_id, "REJECTED", &expected).await?;
@@ -346,7 +347,8 @@ async fn a_saga_without_progress_is_reported() -> Result<()> {
 
     drop(frozen);
     stack.wait_until_active(ids.site_id).await?;
-    let execution = stack.onboarding(ids.onboarding_id).await?.context("the execution")?;
+    let execution =
+        stack.onboarding(ids.onboarding_id).await?.context("the execution does not exist")?;
     assert_eq!(execution.task("ProvisionSensors").map(|task| task.succeeded), Some(true));
     assert!(execution.tasks.iter().all(|task| task.failures.is_empty()), "{execution:?}");
     let (line, _) = run_check_sagas(&stack, &execution.arn).await?;

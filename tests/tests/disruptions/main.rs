@@ -70,7 +70,7 @@ async fn assert_undone(stack: &Stack, ids: Ids, step: &str) -> Result<String> {
     assert_eq!(execution.status, ExecutionStatus::Failed, "{execution:?}");
     let error = execution.task(step).and_then(Task::failure);
     let error = error.with_context(|| format!("{step} did not fail: {execution:?}"))?.to_owned();
-    let teardown = stack.teardown(ids.onboarding_id).await?.context("a teardown")?;
+    let teardown = stack.teardown(ids.onboarding_id).await?.context("no teardown was started")?;
     assert_eq!(teardown.succeeded(), UNDO, "{teardown:?}");
     let site = stack.site(ids.site_id).await?;
     assert_eq!(site.body["status"], "REJECTED", "{site}");
@@ -121,7 +121,8 @@ async fn an_outage_of_the_provider_fills_the_queue_which_then_drains() -> Result
     })
     .await?;
     for ids in &sites {
-        let execution = stack.onboarding(ids.onboarding_id).await?.context("an execution")?;
+        let execution =
+            stack.onboarding(ids.onboarding_id).await?.context("no execution was started")?;
         assert_eq!(execution.status, ExecutionStatus::Running, "{execution:?}");
         let site = stack.site(ids.site_id).await?;
         assert_eq!(site.body["status"], "ONBOARDING", "{site}");
@@ -189,9 +190,9 @@ async fn an_undo_that_fails_once_is_retried() -> Result<()> {
         .await?;
     let error = assert_undone(&stack, ids, "InitializeSubscription").await?;
     assert_eq!(error, "CardDeclined");
-    let teardown = stack.teardown(ids.onboarding_id).await?.context("a teardown")?;
+    let teardown = stack.teardown(ids.onboarding_id).await?.context("no teardown was started")?;
     assert_eq!(teardown.status, ExecutionStatus::Succeeded);
-    let task = teardown.task("ReleaseKits").context("the undo")?;
+    let task = teardown.task("ReleaseKits").context("the teardown has no such task")?;
     assert!(task.succeeded && !task.failures.is_empty(), "{task:?}");
     Ok(())
 }
@@ -208,7 +209,7 @@ async fn an_undo_that_fails_permanently_is_reported_and_the_others_run() -> Resu
             .await?;
     let result = broken
         .during(async || {
-            let ids = register(&stack, "undo fails for good", DECLINED_CARD).await?;
+            let ids = register(&stack, "undo fails permanently", DECLINED_CARD).await?;
             let execution = stack.wait_for_onboarding_end(ids.onboarding_id).await?;
             // As for a stopped saga, one recovery starts. It fails too.
             until("the recovery to fail", TIMEOUT, async || {
@@ -231,11 +232,11 @@ async fn an_undo_that_fails_permanently_is_reported_and_the_others_run() -> Resu
     let cause: Value = serde_json::from_str(execution.cause.as_deref().unwrap_or_default())?;
     assert_eq!(cause["onboardingFailure"]["error"], "CardDeclined", "{cause:#}");
     assert!(cause["teardownCause"].to_string().contains("DeprovisionSensors"), "{cause:#}");
-    let teardown = stack.teardown(ids.onboarding_id).await?.context("a teardown")?;
+    let teardown = stack.teardown(ids.onboarding_id).await?.context("no teardown was started")?;
     assert_eq!(teardown.error.as_deref(), Some("CompensationIncomplete"), "{teardown:?}");
     let others: Vec<_> = UNDO.into_iter().filter(|step| *step != "DeprovisionSensors").collect();
     assert_eq!(teardown.succeeded(), others);
-    let failed = teardown.task("DeprovisionSensors").context("the undo")?;
+    let failed = teardown.task("DeprovisionSensors").context("the teardown has no such task")?;
     assert!(failed.failures.len() > 5, "too few attempts: {failed:?}");
     let site = stack.site(ids.site_id).await?;
     assert_eq!(site.body["status"], "REJECTED", "{site}");
@@ -248,7 +249,8 @@ async fn an_undo_that_fails_permanently_is_reported_and_the_others_run() -> Resu
     let input = cause["teardownInput"].to_string();
     let arn = stack.start_teardown(&input).await?;
     until("the teardown to end", TIMEOUT, async || {
-        let teardown = stack.teardown(ids.onboarding_id).await?.context("a teardown")?;
+        let teardown =
+            stack.teardown(ids.onboarding_id).await?.context("no teardown was started")?;
         ensure!(teardown.arn == arn, "another teardown is newer: {teardown:?}");
         Ok(match teardown.status {
             ExecutionStatus::Running => Poll::Pending(format!("{teardown:?}")),
@@ -416,7 +418,7 @@ async fn billing_killed(stack: &Stack) -> Result<()> {
 
         stack.assert_onboarded_once(ids).await?;
         let objects = stripe::billing_objects(stack, &onboarding).await?;
-        let row = row().await?.context("a subscription's row")?;
+        let row = row().await?.context("the subscription has no row")?;
         assert_eq!(row["providerSubscriptionId"], json!(objects.subscriptions[0]), "{row}");
         if killed_before_commit {
             return Ok(());
@@ -471,7 +473,7 @@ async fn store_readings_killed_during_a_batch_stores_everything_once() -> Result
         stack.wait_for_sensors(sensors.iter().copied()).await?;
         let bundles = hours(ids.site_id, &sensors)?;
         let total = bundles.len() * sensors.len();
-        let (first, others) = bundles.split_first().context("a bundle")?;
+        let (first, others) = bundles.split_first().context("no bundles")?;
         // After this, the function has a warm process.
         send(&stack, &[first]).await?;
         rows(&stack, &sensors, sensors.len()).await?;

@@ -159,17 +159,17 @@ pub fn calls(
 ) -> Result<HashMap<String, Vec<Call>>> {
     let mut calls = HashMap::new();
     for step in steps {
-        let of = |seen: &[ObservedInvocation]| {
-            let ours = seen.iter().filter(|seen| seen.function == step.function);
+        let calls_of_step = |invocations: &[ObservedInvocation]| {
+            let invocations = invocations.iter().filter(|it| it.function == step.function);
             let mut all: Vec<(Service, String)> = Vec::new();
-            for call in ours.flat_map(|seen| &seen.calls) {
+            for call in invocations.flat_map(|it| &it.calls) {
                 if !all.contains(call) {
                     all.push(call.clone());
                 }
             }
             all
         };
-        let (cold, warm) = (of(cold), of(warm));
+        let (cold, warm) = (calls_of_step(cold), calls_of_step(warm));
         let only_warm: Vec<_> = warm.iter().filter(|call| !cold.contains(call)).cloned().collect();
         let found: Vec<_> = cold
             .into_iter()

@@ -257,8 +257,8 @@ struct Process {
 struct Invocation {
     request_id: String,
     event: Bytes,
-    /// The index in `ProxyState::seen`, if the event belongs to a watched onboarding.
-    seen: Option<usize>,
+    /// The index in `ProxyState::observed`, if the event belongs to a watched onboarding.
+    observed: Option<usize>,
     onboarding: Option<String>,
     counts: HashMap<String, u32>,
     /// The names of the calls by the client's invocation id, which is the same for retries.
@@ -278,7 +278,7 @@ struct ProxyState {
     processes: HashMap<i32, Process>,
     watched: Vec<WatchedOnboarding>,
     armed: Vec<Arc<ArmedFault>>,
-    seen: Vec<ObservedInvocation>,
+    observed: Vec<ObservedInvocation>,
     /// Functions whose processes end after each invocation.
     short_lived: Vec<String>,
 }
@@ -343,7 +343,12 @@ impl Proxy {
         let mut state = self.state();
         state.watched.retain(|watched| watched.onboarding != onboarding);
         state.armed.retain(|armed| armed.target.onboarding != onboarding);
-        state.seen.iter().filter(|seen| seen.onboarding == onboarding).cloned().collect()
+        state
+            .observed
+            .iter()
+            .filter(|observed| observed.onboarding == onboarding)
+            .cloned()
+            .collect()
     }
 
     /// Returns the number of the onboarding's invocations in progress.
@@ -444,7 +449,7 @@ impl Proxy {
         let request = ProxyRequest {
             service,
             method: parts.method,
-            path: parts.uri.path_and_query().context("a path")?.to_string(),
+            path: parts.uri.path_and_query().context("a request without a path")?.to_string(),
             headers: parts.headers,
             body: body.collect().await?.to_bytes(),
         };
@@ -534,7 +539,7 @@ impl Proxy {
     /// Records that the process got an event.
     fn record_start(&self, pid: i32, response: &ProxyResponse) {
         let mut state = self.state();
-        let ProxyState { processes, watched, armed, seen, .. } = &mut *state;
+        let ProxyState { processes, watched, armed, observed, .. } = &mut *state;
         let Some(process) = processes.get_mut(&pid) else { return };
         let text = String::from_utf8_lossy(&response.body);
         let is_about =
@@ -553,7 +558,7 @@ impl Proxy {
         let request_id = response.headers.get("lambda-runtime-aws-request-id");
         if let Some(onboarding) = onboarding.clone() {
             let function = process.function.clone();
-            seen.push(ObservedInvocation {
+            observed.push(ObservedInvocation {
                 function,
                 onboarding,
                 calls: Vec::new(),
@@ -563,7 +568,7 @@ impl Proxy {
         process.invocation = Some(Invocation {
             request_id: request_id.and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned(),
             event: response.body.clone(),
-            seen: onboarding.is_some().then(|| seen.len() - 1),
+            observed: onboarding.is_some().then(|| observed.len() - 1),
             onboarding,
             counts: HashMap::new(),
             calls: HashMap::new(),
@@ -574,8 +579,9 @@ impl Proxy {
     fn record_end(&self, pid: i32, outcome: &str) -> Option<Bytes> {
         let mut state = self.state();
         let invocation = state.processes.get_mut(&pid)?.invocation.take()?;
-        if let Some(seen) = invocation.seen.and_then(|index| state.seen.get_mut(index)) {
-            seen.outcome = Some(outcome.chars().take(300).collect());
+        if let Some(observed) = invocation.observed.and_then(|index| state.observed.get_mut(index))
+        {
+            observed.outcome = Some(outcome.chars().take(300).collect());
         }
         Some(invocation.event)
     }
@@ -606,7 +612,7 @@ impl Proxy {
     /// Identifies the call, and chooses the action for it.
     fn choose_action(&self, caller: &Caller, request: &ProxyRequest) -> CallAction {
         let mut state = self.state();
-        let ProxyState { processes, armed, seen, .. } = &mut *state;
+        let ProxyState { processes, armed, observed, .. } = &mut *state;
         let invocation =
             processes.get_mut(&caller.pid.as_raw_pid()).and_then(|it| it.invocation.as_mut());
         let Some(invocation) = invocation else { return CallAction::Pass };
@@ -621,8 +627,8 @@ impl Proxy {
             if !client_id.is_empty() {
                 invocation.calls.insert(client_id, call.clone());
             }
-            if let Some(seen) = invocation.seen.and_then(|index| seen.get_mut(index)) {
-                seen.calls.push((request.service, call.clone()));
+            if let Some(observed) = invocation.observed.and_then(|index| observed.get_mut(index)) {
+                observed.calls.push((request.service, call.clone()));
             }
             call
         };

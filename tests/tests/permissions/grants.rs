@@ -89,7 +89,7 @@ pub fn grants(template: &Template) -> BTreeSet<Grant> {
 /// Returns the elements of a list of strings, or a single string as a list.
 fn texts(value: &Value) -> Vec<String> {
     let texts = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-    texts.iter().map(|text| text.as_str().expect("a string").to_owned()).collect()
+    texts.iter().map(|text| text.as_str().expect("it is a string").to_owned()).collect()
 }
 
 /// Formats `${SitesTable.Arn}/index/byStatus` as `SitesTable/index/byStatus`.

@@ -284,7 +284,7 @@ pub(crate) mod tests {
     #[test]
     fn an_amount_costs_its_part_of_the_price() {
         let mut prices = round_prices();
-        let units = prices.0.get_mut(&Item::WriteUnit).expect("a price");
+        let units = prices.0.get_mut(&Item::WriteUnit).expect("every item has a price");
         (units.usd, units.per) = (0.75, 1e6);
         let amounts = Amounts::from([(Item::WriteUnit, 4e6), (Item::Request, 2e6)]);
         assert!((prices.of(&amounts) - 5.0).abs() < 1e-9, "3 for the units, 2 for the requests");

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-/// Returns the states that an execution enters, in order. If `failing` is given, that state fails permanently.
+/// Returns the states that an execution enters, in order. The state `failing` fails permanently, if it is not `None`.
 pub fn path<'a>(machine: &'a Value, failing: Option<&str>) -> Result<Vec<&'a str>> {
     let mut entered = Vec::new();
     let mut next = machine["StartAt"].as_str();

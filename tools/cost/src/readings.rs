@@ -310,7 +310,7 @@ pub(crate) mod tests {
     /// Assumptions for easy arithmetic. Values that the tests do not set are those of the file.
     pub(crate) fn assumed() -> Assumptions {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("assumptions.json");
-        let file: Assumptions = crate::data::read(&file).expect("assumptions");
+        let file: Assumptions = crate::data::read(&file).expect("the assumptions are valid");
         Assumptions {
             aws_millis: 5.0,
             platform_log_bytes: 500.0,

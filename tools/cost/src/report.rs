@@ -53,8 +53,8 @@ fn format_number(number: f64) -> String {
 fn grouped(number: &str) -> String {
     let (whole, fraction) = number.split_once('.').map_or((number, None), |(a, b)| (a, Some(b)));
     let mut text = String::new();
-    for (place, digit) in whole.char_indices() {
-        if place > 0 && (whole.len() - place).is_multiple_of(3) {
+    for (index, digit) in whole.char_indices() {
+        if index > 0 && (whole.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -126,7 +126,7 @@ const LINES: [(&str, &[Item]); 6] = [
 /// The cost of a million readings at the typical load, by the length of the bundles.
 fn million(inputs: &Inputs) -> Result<String> {
     let a_million = MILLION / (TYPICAL_LOAD * DAYS);
-    let designs: Vec<_> = inputs.readings.bundles.iter().map(ours).collect();
+    let designs: Vec<_> = inputs.readings.bundles.iter().map(own_design).collect();
     let bills = designs
         .iter()
         .map(|design| {
@@ -156,7 +156,7 @@ fn million(inputs: &Inputs) -> Result<String> {
     table(&head, &[false, true, true, true], &rows)
 }
 
-fn ours(bundles: &Bundles) -> Design<'_> {
+fn own_design(bundles: &Bundles) -> Design<'_> {
     Design { bundles, storage: Storage::Series }
 }
 
@@ -204,15 +204,15 @@ fn month(inputs: &Inputs) -> Result<String> {
     head.extend(["concurrent functions, 1 B", "storage of a month's rows, 1 B"]);
     let mut text = table(&head, &[false, false, true, true, true, true, true], &rows)?;
     let names = ["row/series 15 min", "1 h", "1 d", "row/reading Rust", "Powertools", "1 message"];
-    let shown = [bars[0], bars[1], bars[2], bars[3], bars[7], bars[10]];
+    let charted = [bars[0], bars[1], bars[2], bars[3], bars[7], bars[10]];
     let names: Vec<_> = names.iter().map(|name| format!("\"{name}\"")).collect();
-    let shown: Vec<_> = shown.iter().map(|usd| format!("{usd:.0}")).collect();
+    let charted: Vec<_> = charted.iter().map(|usd| format!("{usd:.0}")).collect();
     write!(
         text,
         "\n```mermaid\nxychart-beta\n  title \"1 B readings a day: USD a month\"\n  \
          x-axis [{}]\n  y-axis \"USD\"\n  bar [{}]\n```\n",
         names.join(", "),
-        shown.join(", ")
+        charted.join(", ")
     )?;
     Ok(text)
 }
@@ -228,7 +228,7 @@ fn stream(inputs: &Inputs) -> Result<String> {
     ];
     let mut rows = Vec::new();
     for bundles in &inputs.readings.bundles {
-        let design = ours(bundles);
+        let design = own_design(bundles);
         for (name, load) in LOADS {
             let peak = design.peak(inputs, load)?;
             let record = design.record(inputs)?;
@@ -325,8 +325,8 @@ fn quotas(inputs: &Inputs) -> Result<String> {
         anyhow::bail!("expected three lengths of bundles");
     };
     let (_, max_load) = LOADS[2];
-    let mut columns = LOADS.map(|(_, load)| (ours(quarters), load)).to_vec();
-    columns.extend([(ours(hours), max_load), (ours(days), max_load)]);
+    let mut columns = LOADS.map(|(_, load)| (own_design(quarters), load)).to_vec();
+    columns.extend([(own_design(hours), max_load), (own_design(days), max_load)]);
     columns.push((Design { bundles: quarters, storage: Storage::Item }, max_load));
     let uses = columns
         .iter()

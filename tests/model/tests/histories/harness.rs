@@ -205,9 +205,9 @@ impl Harness {
         let table = |name| Table::new(dynamo.clone(), name);
         let outbox = Outbox::new(table(EVENTS));
         let provider = || {
-            let key = KeySource::Fixed(ApiKey::new("sk_test_1").expect("a key"));
+            let key = KeySource::Fixed(ApiKey::new("sk_test_1").expect("the API key is valid"));
             let prices = "community=price_1,standard=price_2,professional=price_3";
-            let prices = Prices::parse("STRIPE_PRICES", prices).expect("prices");
+            let prices = Prices::parse("STRIPE_PRICES", prices).expect("the prices are valid");
             Provider::new(stub.url(), key, prices)
         };
         let idempotency = || Idempotency::new(table(BILLING), LEASE);
@@ -250,7 +250,9 @@ impl Harness {
             call = self.aws.recv() => call.expect(open),
             call = self.stripe.recv() => {
                 let PendingCall { call, answer } = call.expect(open);
-                WaitingCall { request: ServiceRequest::Stripe(call), responder: Responder::Stripe(answer) }
+                let (request, responder) =
+                    (ServiceRequest::Stripe(call), Responder::Stripe(answer));
+                WaitingCall { request, responder }
             }
         }
     }
@@ -323,7 +325,7 @@ fn post_request(body: &Value) -> Request {
     event["headers"]["idempotency-key"] = key.clone();
     event["multiValueHeaders"]["idempotency-key"] = json!([key]);
     event["body"] = body.to_string().into();
-    serde_json::from_value(event).expect("an event of API Gateway")
+    serde_json::from_value(event).expect("the sample is an event of API Gateway")
 }
 
 /// Returns a `DELETE` request for the site.
@@ -331,7 +333,7 @@ fn delete_request(site: &Value) -> Request {
     let mut event = sample::event("decommission-site");
     event["path"] = format!("/sites/{}", site.as_str().unwrap_or_default()).into();
     event["pathParameters"] = json!({ "siteId": site });
-    serde_json::from_value(event).expect("an event of API Gateway")
+    serde_json::from_value(event).expect("the sample is an event of API Gateway")
 }
 
 /// The executions that were started, by state machine and name.

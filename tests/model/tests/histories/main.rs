@@ -44,7 +44,8 @@ struct ThreadContext {
 
 thread_local! {
     static CONTEXT: ThreadContext = {
-        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime can be created");
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("a runtime can be created");
         let harness = RefCell::new(runtime.block_on(Harness::start()));
         ThreadContext { runtime, harness }
     };

@@ -84,7 +84,7 @@ pub fn failure() -> OnboardingFailure {
 }
 
 fn index_of(entity: EntityType) -> usize {
-    EntityType::ALL.iter().position(|known| *known == entity).expect("one of all")
+    EntityType::ALL.iter().position(|known| *known == entity).expect("ALL has every entity type")
 }
 
 impl SiteModel {
@@ -106,13 +106,16 @@ impl SiteModel {
 
     /// Returns the number of kits of each metric that the site needs.
     pub fn kits_needed(&self) -> [i64; 2] {
-        self.setup.sensors.map(|count| i64::try_from(count).expect("a small number"))
+        self.setup.sensors.map(|count| i64::try_from(count).expect("a small number fits into i64"))
     }
 
     fn kits(&self) -> Vec<Kits> {
         let needed = METRICS.into_iter().zip(self.setup.sensors).filter(|(_, count)| *count > 0);
         let mut kits: Vec<_> = needed
-            .map(|(metric, count)| Kits { metric, quantity: u32::try_from(count).expect("few") })
+            .map(|(metric, count)| Kits {
+                metric,
+                quantity: u32::try_from(count).expect("a small number fits into u32"),
+            })
             .collect();
         kits.sort_by_key(|kits| kits.metric);
         kits
@@ -310,8 +313,14 @@ impl SiteModel {
     }
 
     /// Returns whether a step may have this outcome if its entity had these states during the step.
-    pub fn may_return(&self, invocation: Invocation, outcome: &Outcome, seen: &[State]) -> bool {
-        let had_state = |states: &[&str]| seen.iter().flatten().any(|state| states.contains(state));
+    pub fn may_return(
+        &self,
+        invocation: Invocation,
+        outcome: &Outcome,
+        entity_states: &[State],
+    ) -> bool {
+        let had_state =
+            |states: &[&str]| entity_states.iter().flatten().any(|state| states.contains(state));
         let tombstone = Self::tombstones(invocation);
         match (invocation, outcome) {
             (Invocation::Start | Invocation::Project(_) | Invocation::Receive(_), outcome) => {
@@ -339,13 +348,13 @@ impl SiteModel {
             (Invocation::Activate | Invocation::Reject | Invocation::Retire, Err(error))
                 if error == "InvalidInput" =>
             {
-                seen.contains(&None)
+                entity_states.contains(&None)
             }
-            (Invocation::Delete, Err(error)) if error == "404" => seen.contains(&None),
+            (Invocation::Delete, Err(error)) if error == "404" => entity_states.contains(&None),
             (Invocation::Delete, Err(error)) if error == "409" => {
                 had_state(&["ONBOARDING", "REJECTED"])
             }
-            (Invocation::Create, Ok(())) => seen.iter().any(Option::is_some),
+            (Invocation::Create, Ok(())) => entity_states.iter().any(Option::is_some),
             (Invocation::Reserve, Ok(())) => had_state(&["RESERVED"]),
             (Invocation::Provision, Ok(())) => had_state(&["PROVISIONED"]),
             (Invocation::Configure, Ok(())) => had_state(&["CONFIGURED"]),
@@ -379,11 +388,11 @@ impl SiteModel {
 /// Returns the statuses of the row after the undo of the entity's step.
 fn tombstones_of(entity: EntityType) -> &'static [&'static str] {
     let step = STEPS.iter().find(|step| step.entity == entity);
-    step.expect("a step of each entity").tombstones
+    step.expect("each entity has a step").tombstones
 }
 
 fn status(name: &str) -> Status {
-    Status::ALL.into_iter().find(|status| status.name() == name).expect("a status")
+    Status::ALL.into_iter().find(|status| status.name() == name).expect("the status is known")
 }
 
 /// Returns the saga of the site that `POST /sites` creates with this key.

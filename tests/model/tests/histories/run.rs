@@ -64,7 +64,7 @@ struct CallOrigin {
     /// The shortages that a reservation read.
     read_shortages: Option<Vec<Shortage>>,
     /// The states of its entity since its start.
-    seen: Vec<State>,
+    states: Vec<State>,
     /// Whether its outcome may be `Transient`.
     may_be_transient: bool,
 }
@@ -96,7 +96,7 @@ struct HistoryRun<'a> {
     /// The committed events of each site.
     events: Vec<Vec<EventRow>>,
     /// Whether an undo was delivered for the site.
-    undone: Vec<bool>,
+    undo_delivered: Vec<bool>,
     initial: [u32; 2],
     received: BTreeSet<usize>,
     rows: Rows,
@@ -152,7 +152,7 @@ impl<'a> HistoryRun<'a> {
             provider: ProviderState::default(),
             executions: Executions::default(),
             events: vec![Vec::new(); sites.len()],
-            undone: vec![false; sites.len()],
+            undo_delivered: vec![false; sites.len()],
             sites,
             initial: history.stock,
             received: BTreeSet::new(),
@@ -189,7 +189,7 @@ impl<'a> HistoryRun<'a> {
             match action {
                 Action::Deliver { site, invocation, faults } => {
                     let site = site % self.sites.len();
-                    self.undone[site] |= invocation.is_undo();
+                    self.undo_delivered[site] |= invocation.is_undo();
                     self.deliver(site, *invocation, faults.iter().copied().collect()).await?;
                 }
                 Action::Resume(number) if !self.paused.is_empty() => {
@@ -333,7 +333,7 @@ impl<'a> HistoryRun<'a> {
     ) -> Result<Option<Outcome>, String> {
         let Some((payload, event)) = self.payload(site, invocation) else { return Ok(None) };
         let at = self.now();
-        let seen = entity_of(invocation).map(|entity| self.sites[site].state(entity));
+        let states = entity_of(invocation).map(|entity| self.sites[site].state(entity));
         let mut may_be_transient = false;
         if invocation.is_of_billing() {
             may_be_transient = self.is_locked(site);
@@ -344,14 +344,14 @@ impl<'a> HistoryRun<'a> {
                 }
             }
         }
-        let seen = seen.into_iter().collect();
+        let states = states.into_iter().collect();
         let origin = CallOrigin {
             site,
             invocation,
             at,
             event,
             read_shortages: None,
-            seen,
+            states,
             may_be_transient,
         };
         self.transcript.push(format!("{} is invoked.", self.describe(&origin)));
@@ -472,7 +472,7 @@ impl<'a> HistoryRun<'a> {
         self.transcript.push(format!("    Result: {result}."));
         self.count_outcome(origin, "the result", &result);
         let may_be_transient = origin.may_be_transient
-            || origin.seen.len() > 1
+            || origin.states.len() > 1
             || (origin.invocation.is_of_billing() && self.is_locked(origin.site));
         let onboarding = self.sites[origin.site].saga.onboarding_id.to_string();
         let is_allowed = match outcome {
@@ -480,16 +480,18 @@ impl<'a> HistoryRun<'a> {
             Ok(()) if origin.invocation == Invocation::Start => {
                 self.executions.contains(ONBOARDING_ARN, &onboarding)
             }
-            outcome => self.sites[origin.site].may_return(origin.invocation, outcome, &origin.seen),
+            outcome => {
+                self.sites[origin.site].may_return(origin.invocation, outcome, &origin.states)
+            }
         };
         if is_allowed {
             return Ok(());
         }
-        let seen: Vec<_> = origin.seen.iter().map(|state| state.unwrap_or("no row")).collect();
+        let states: Vec<_> = origin.states.iter().map(|state| state.unwrap_or("no row")).collect();
         Err(format!(
             "{} must not have the result {result}; the states of its entity: {}",
             self.describe(origin),
-            seen.join(", then ")
+            states.join(", then ")
         ))
     }
 
@@ -652,13 +654,13 @@ impl<'a> HistoryRun<'a> {
         let site = &self.sites[origin.site];
         let entity = self.entity_row(origin.site, change.entity);
         let mut keys = BTreeSet::from([entity.clone()]);
-        for (metric, more) in METRICS.into_iter().zip(change.stock) {
+        for (metric, stock_change) in METRICS.into_iter().zip(change.stock) {
             let key = (INVENTORY, format!("stock#{metric}"));
-            if more == 0 {
+            if stock_change == 0 {
                 continue;
             }
             let (before, after) = changed.get(&key).ok_or("the stock did not change")?;
-            if quantity(after.as_ref()) - quantity(before.as_ref()) != more {
+            if quantity(after.as_ref()) - quantity(before.as_ref()) != stock_change {
                 return Err("the stock changed by an unexpected number".to_owned());
             }
             keys.insert(key);
@@ -693,12 +695,12 @@ impl<'a> HistoryRun<'a> {
             change.entity.name(),
             change.to
         ));
-        origin.seen.push(Some(change.to));
+        origin.states.push(Some(change.to));
         for other in &mut self.paused {
             if other.origin.site == origin.site
                 && entity_of(other.origin.invocation) == Some(change.entity)
             {
-                other.origin.seen.push(Some(change.to));
+                other.origin.states.push(Some(change.to));
             }
         }
     }
@@ -735,11 +737,11 @@ impl<'a> HistoryRun<'a> {
         let row =
             (INVENTORY, inventory::DeliveryRow::key(&source, &number.to_string()).to_string());
         let mut keys = BTreeSet::from([row.clone()]);
-        for (metric, more) in METRICS.into_iter().zip(DELIVERIES[number]) {
+        for (metric, delivered) in METRICS.into_iter().zip(DELIVERIES[number]) {
             let key = (INVENTORY, format!("stock#{metric}"));
-            if more > 0 {
+            if delivered > 0 {
                 let (before, after) = changed.get(&key).ok_or("the stock did not change")?;
-                if quantity(after.as_ref()) - quantity(before.as_ref()) != i64::from(more) {
+                if quantity(after.as_ref()) - quantity(before.as_ref()) != i64::from(delivered) {
                     return Err("the stock changed by an unexpected number".to_owned());
                 }
                 keys.insert(key);
@@ -819,7 +821,7 @@ impl<'a> HistoryRun<'a> {
                 Invocation::Reject
             });
         }
-        let mut undo = self.undone[site] || self.has_teardown(site);
+        let mut undo = self.undo_delivered[site] || self.has_teardown(site);
         for invocation in forward.iter().copied() {
             if !undo {
                 let permanent_errors = ["KitsOutOfStock", "CardDeclined", "InvalidInput"];
@@ -828,7 +830,7 @@ impl<'a> HistoryRun<'a> {
         }
         undo |= self.sites[site].setup.fails;
         if undo {
-            self.undone[site] = true;
+            self.undo_delivered[site] = true;
             for invocation in back {
                 self.run_without_faults(site, invocation, &[]).await?;
             }
@@ -936,12 +938,12 @@ impl<'a> HistoryRun<'a> {
         let prefix = format!("{}/STEP#", self.sites[site].saga.site_id);
         let rows = self.rows[SITES].iter().filter(|(key, _)| key.starts_with(&prefix));
         let rows: Vec<StepRow> = rows.map(|(_, row)| read(row)).collect();
-        let shown: BTreeMap<_, _> =
+        let actual: BTreeMap<_, _> =
             rows.iter().map(|row| (row.name.as_str(), (row.status, row.sequence))).collect();
-        if shown == last {
+        if actual == last {
             Ok(())
         } else {
-            Err(format!("the read model has {shown:?}, expected {last:?}"))
+            Err(format!("the read model has {actual:?}, expected {last:?}"))
         }
     }
 }

@@ -16,7 +16,7 @@ const OWNER: &str = "eu-central-1:123456789012";
 /// The environment of the sample events.
 const ENVIRONMENT: &str = "fieldstation-prod";
 /// Actions that Lambda uses to poll for the function. The function's own clients do not use them.
-const OF_LAMBDA: [&str; 12] = [
+const POLLING_ACTIONS: [&str; 12] = [
     "dynamodb:DescribeStream",
     "dynamodb:GetRecords",
     "dynamodb:GetShardIterator",
@@ -58,13 +58,15 @@ pub fn all() -> Result<Vec<Function>> {
     let samples: BTreeSet<_> = fs::read_dir(root().join("tests/events"))?
         .filter_map(|entry| Some(entry.ok()?.path().file_stem()?.to_str()?.to_owned()))
         .collect();
-    let strays: Vec<_> = names.symmetric_difference(&samples).collect();
-    ensure!(strays.is_empty(), "functions and sample events differ: {strays:?}");
+    let unpaired: Vec<_> = names.symmetric_difference(&samples).collect();
+    ensure!(unpaired.is_empty(), "a function without a sample event, or the reverse: {unpaired:?}");
     Ok(functions)
 }
 
 fn function(template: &Template, resource: &Value) -> Result<Function> {
-    let name = resource["Metadata"]["BuildProperties"]["Binary"].as_str().context("Binary")?;
+    let name = resource["Metadata"]["BuildProperties"]["Binary"]
+        .as_str()
+        .context("the function has no Binary")?;
     let properties = &resource["Properties"];
     let globals = &template.0["Globals"]["Function"];
     let memory = properties["MemorySize"].as_u64().or(globals["MemorySize"].as_u64());
@@ -75,7 +77,7 @@ fn function(template: &Template, resource: &Value) -> Result<Function> {
         .with_context(|| format!("the sample event of {name}"))?;
     Ok(Function {
         name: name.to_owned(),
-        memory: memory.context("MemorySize")?,
+        memory: memory.context("the function has no MemorySize")?,
         clients: services(&properties["Policies"]).len()
             + usize::from(variables.contains_key("STRIPE_API_BASE")),
         variables,
@@ -101,7 +103,7 @@ fn services(policies: &Value) -> BTreeSet<&str> {
     let reads_files = actions.contains(&"s3:GetObject");
     actions
         .into_iter()
-        .filter(|action| !OF_LAMBDA.contains(action))
+        .filter(|action| !POLLING_ACTIONS.contains(action))
         .filter_map(|action| action.split(':').next())
         .filter(|service| *service != "s3" || reads_files)
         .collect()

@@ -196,17 +196,17 @@ fn rounded(number: f64) -> f64 {
 }
 
 /// Returns the size of a file, or of all files of a folder: unpacked, and zipped as by `sam package`.
-pub fn size(place: &Path) -> Result<(u64, u64)> {
-    if place.is_dir() {
+pub fn size(path: &Path) -> Result<(u64, u64)> {
+    if path.is_dir() {
         let (mut code, mut zip) = (0, 0);
-        for entry in fs::read_dir(place)? {
-            let (of_code, of_zip) = size(&entry?.path())?;
-            code += of_code;
-            zip += of_zip;
+        for entry in fs::read_dir(path)? {
+            let (file_code, file_zip) = size(&entry?.path())?;
+            code += file_code;
+            zip += file_zip;
         }
         return Ok((code, zip));
     }
-    let content = fs::read(place)?;
+    let content = fs::read(path)?;
     let mut deflated = DeflateEncoder::new(Vec::new(), Compression::default());
     std::io::Write::write_all(&mut deflated, &content)?;
     let zipped = deflated.finish()?.len() + ZIP_OVERHEAD;

@@ -45,8 +45,8 @@ pub async fn peer(
     let folder = root().canonicalize()?.join("tools/bench/peers").join(name);
     let mut variables: BTreeMap<_, _> =
         step.variables.iter().map(|(name, value)| (name.into(), value.into())).collect();
-    for of_machine in ["PATH", "HOME", "LANG"] {
-        variables.extend(std::env::var_os(of_machine).map(|value| (of_machine.into(), value)));
+    for name in ["PATH", "HOME", "LANG"] {
+        variables.extend(std::env::var_os(name).map(|value| (name.into(), value)));
     }
     let script = Program {
         name: name.to_owned(),

@@ -31,10 +31,10 @@ pub fn order(functions: &[Function]) -> Result<Vec<&Function>> {
     let position = |function: &Function| {
         let index_in = |steps: &[String]| steps.iter().position(|step| *step == function.name);
         match (index_in(&forward), index_in(&back)) {
-            (Some(place), _) => (0, place),
+            (Some(index), _) => (0, index),
             // get-readings runs after the functions that store readings.
             (None, None) => (1, usize::from(function.name == "get-readings")),
-            (None, Some(place)) => (2, place),
+            (None, Some(index)) => (2, index),
         }
     };
     let mut ordered: Vec<_> = functions.iter().collect();

@@ -49,7 +49,7 @@ fn plot(report: &ReadingsReport, sensor: &SensorDay) -> String {
         match alert.became {
             SensorState::Breached { .. } => since = since.or(Some(alert.at)),
             SensorState::Normal { .. } => {
-                breaches.extend(since.take().map(|since| (since, alert.at)))
+                breaches.extend(since.take().map(|since| (since, alert.at)));
             }
         }
     }

@@ -415,7 +415,7 @@ pub fn summary(report: &OnboardingReport) -> String {
     let stock = if report.residue.stock.is_empty() {
         "correct (delivered kits minus those of ACTIVE sites)".to_owned()
     } else {
-        format!("wrong by {:?}", report.residue.stock)
+        format!("differs by {:?}", report.residue.stock)
     };
     let DurationMillis { p50, p95, max } = report.onboarding_millis;
     format!(

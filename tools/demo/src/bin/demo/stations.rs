@@ -95,7 +95,8 @@ fn sensor(code: &str, metric: Metric) -> Value {
 /// Returns all eight stations. The first half registers over HTTP, the second half by event.
 pub fn all() -> Result<Vec<Station>> {
     let text = include_str!("../../../../../tests/data/surfrad-stations.json");
-    let entries: Vec<Entry> = serde_json::from_str(text).context("the stations' file")?;
+    let entries: Vec<Entry> =
+        serde_json::from_str(text).context("can't parse the stations' file")?;
     let half = entries.len() / 2;
     let stations = entries.into_iter().enumerate().map(|(index, entry)| {
         let mut sensors: Vec<_> =
