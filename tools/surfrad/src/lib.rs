@@ -229,7 +229,7 @@ mod tests {
     }
 
     fn column(day: &Day, metric: Metric) -> &Column {
-        day.columns.iter().find(|column| column.metric == metric).expect("a column")
+        day.columns.iter().find(|column| column.metric == metric).expect("the metric has a column")
     }
 
     #[test]
@@ -256,7 +256,7 @@ mod tests {
             let first = Sample("2016-01-01T00:00:00Z".parse()?, value);
             assert_eq!(column(&day, metric).samples.first(), Some(&first), "{metric}");
         }
-        let last = column(&day, Metric::WindSpeed).samples.last().context("a sample")?;
+        let last = column(&day, Metric::WindSpeed).samples.last().context("no samples")?;
         assert_eq!(last.0, "2016-01-01T23:59:00Z".parse()?);
         Ok(())
     }
