@@ -39,7 +39,7 @@ pub struct Task {
     /// The end time, in milliseconds since the epoch. `None` while the task runs.
     pub ended: Option<i64>,
     /// The number of attempts.
-    pub tries: u32,
+    pub attempts: u32,
     /// The errors' names of the failed attempts.
     pub failures: Vec<String>,
     /// Whether the last attempt succeeded.
@@ -53,7 +53,7 @@ impl From<machines::Task> for Task {
             name: task.name,
             started: task.entered.millis(),
             ended: task.exited.map(Timestamp::millis),
-            tries: task.attempts,
+            attempts: task.attempts,
             failures: failures.map(|it| it.error.unwrap_or_else(|| "?".to_owned())).collect(),
             succeeded: task.succeeded,
         }

@@ -142,7 +142,7 @@ async fn forged_commands_change_nothing_and_are_recorded() -> Result<()> {
     for (message, failure) in &recorded {
         assert_eq!(failure.kind, "DEAD_LETTER", "{failure}");
         assert_eq!(failure.payload()?, **message, "incomplete payload");
-        // A replay calls the function, which refuses the command again and reports it at once. A cancellation
+        // A replay calls the function, which refuses the command again and reports it immediately. A cancellation
         // for a site in service is not even sent.
         if failure.source == "initialize-subscription" {
             let outcomes = stack.replay(&[&failure.id])?;

@@ -90,7 +90,7 @@ async fn a_declined_card_is_undone() -> Result<()> {
     assert!(cause.ends_with("Everything was undone."), "{cause}");
     let declined =
         execution.task("InitializeSubscription").context("the execution has no such task")?;
-    assert_eq!(declined.tries, 1, "a declined card was retried: {declined:?}");
+    assert_eq!(declined.attempts, 1, "a declined card was retried: {declined:?}");
     let teardown = stack.teardown(ids.onboarding_id).await?.context("no teardown was started")?;
     assert_eq!(teardown.status, ExecutionStatus::Succeeded, "{teardown:?}");
     assert_eq!(teardown.succeeded(), UNDO);

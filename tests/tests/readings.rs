@@ -157,7 +157,7 @@ async fn invalid_bundles_are_refused_and_not_stored() -> Result<()> {
         (with(sample, json!([ahead, 1])).to_string(), "series[0].samples[1]"),
         (unknown_field.to_string(), "quality"),
         (twice_the_sensor.to_string(), "series[1].sensorId"),
-        // One invalid bundle causes the valid one beside it to be refused.
+        // One invalid bundle causes the valid one in the same list to be refused.
         (json!([good, with("/bundleId", json!(""))]).to_string(), "[1].bundleId"),
         (json!([good, good]).to_string(), "[1].bundleId"),
     ];

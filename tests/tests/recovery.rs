@@ -67,7 +67,7 @@ async fn wait_for_step(
     until(&format!("an execution to attempt {step}"), TIMEOUT, async || {
         let execution = find().await?;
         let current = execution.as_ref().and_then(Execution::current);
-        Ok(if current.is_some_and(|task| task.name == step && task.tries > 0) {
+        Ok(if current.is_some_and(|task| task.name == step && task.attempts > 0) {
             Poll::Ready(execution.context("no execution was started")?)
         } else {
             Poll::Pending(format!("{execution:?}"))

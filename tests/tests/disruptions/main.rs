@@ -56,7 +56,7 @@ async fn wait_for_step(stack: &Stack, ids: Ids, step: &str) -> Result<()> {
         let execution = stack.onboarding(ids.onboarding_id).await?;
         let current = execution.as_ref().and_then(|execution| execution.current());
         Ok(match current {
-            Some(task) if task.name == step && task.tries > 0 => Poll::Ready(()),
+            Some(task) if task.name == step && task.attempts > 0 => Poll::Ready(()),
             _ => Poll::Pending(format!("{execution:?}")),
         })
     })
