@@ -22,10 +22,10 @@ pub fn delivery_id(number: &str) -> String {
 }
 
 /// The number of kits by metric.
-pub type Count = BTreeMap<String, i64>;
+pub type KitCounts = BTreeMap<String, i64>;
 
 /// Adds these kits, multiplied by `sign`.
-fn add(count: &mut Count, kits: &Value, sign: i64) -> Result<()> {
+fn add(count: &mut KitCounts, kits: &Value, sign: i64) -> Result<()> {
     for kit in kits.as_array().context("no list of kits")? {
         let metric = kit["metric"].as_str().context("a kit without a metric")?;
         let quantity = kit["quantity"].as_i64().context("a row without a quantity")?;
@@ -38,18 +38,18 @@ fn add(count: &mut Count, kits: &Value, sign: i64) -> Result<()> {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Inventory {
     /// All kits that were ever delivered.
-    pub delivered: Count,
+    pub delivered: KitCounts,
     /// The current stock.
-    pub stock: Count,
+    pub stock: KitCounts,
     /// All delivered kits that are not reserved for a site.
-    pub unreserved: Count,
+    pub unreserved: KitCounts,
 }
 
 impl Inventory {
     /// Reads the current totals.
     pub async fn read(stack: &Stack) -> Result<Self> {
-        let (mut delivered, mut in_stock) = (Count::new(), Count::new());
-        let mut reserved = Count::new();
+        let (mut delivered, mut in_stock) = (KitCounts::new(), KitCounts::new());
+        let mut reserved = KitCounts::new();
         for row in stack.rows(names::INVENTORY).await? {
             let id = row["id"].as_str().context("a row without an id")?;
             match id.split_once('#') {
@@ -73,9 +73,9 @@ impl Inventory {
 
     /// Returns the difference between the stock and the expected stock, by metric. It is empty if they are equal.
     #[must_use]
-    pub fn difference(stock: &Count, expected: &Count) -> Count {
+    pub fn difference(stock: &KitCounts, expected: &KitCounts) -> KitCounts {
         let metrics = stock.keys().chain(expected.keys());
-        let of = |count: &Count, metric| count.get(metric).copied().unwrap_or_default();
+        let of = |count: &KitCounts, metric| count.get(metric).copied().unwrap_or_default();
         metrics
             .map(|metric| (metric.clone(), of(stock, metric) - of(expected, metric)))
             .filter(|(_, difference)| *difference != 0)

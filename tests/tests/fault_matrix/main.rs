@@ -153,7 +153,7 @@ async fn run(args: Args) -> Result<bool> {
 
 impl Matrix {
     /// Records the calls of onboardings without faults, with new and with warm processes. Prints them.
-    async fn discover(&mut self, steps: &[Step]) -> Result<HashMap<String, Vec<plan::Call>>> {
+    async fn discover(&mut self, steps: &[Step]) -> Result<HashMap<String, Vec<plan::StepCall>>> {
         let functions: Vec<_> = steps.iter().map(|step| step.function.clone()).collect();
         let last_step = steps.iter().rfind(|step| step.phase == Phase::Forward);
         let last_step = last_step.context("no forward step")?;

@@ -116,7 +116,7 @@ fn function_of(state: &Value) -> Result<Option<String>> {
 
 /// An observed call of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Call {
+pub struct StepCall {
     /// The name and the ordinal.
     pub name: String,
     /// The service that is called.
@@ -131,7 +131,7 @@ pub struct Case {
     /// The step.
     pub step: Step,
     /// The call.
-    pub call: Call,
+    pub call: StepCall,
     /// The fault.
     pub fault: Fault,
 }
@@ -156,7 +156,7 @@ pub fn calls(
     steps: &[Step],
     cold: &[ObservedInvocation],
     warm: &[ObservedInvocation],
-) -> Result<HashMap<String, Vec<Call>>> {
+) -> Result<HashMap<String, Vec<StepCall>>> {
     let mut calls = HashMap::new();
     for step in steps {
         let calls_of_step = |invocations: &[ObservedInvocation]| {
@@ -176,7 +176,7 @@ pub fn calls(
             .chain(only_warm)
             // Outside the state machines, the number of calls depends on other work.
             .filter(|(_, name)| step.phase != Phase::Outside || name.ends_with("#1"))
-            .map(|call| Call { cold: !warm.contains(&call), service: call.0, name: call.1 })
+            .map(|call| StepCall { cold: !warm.contains(&call), service: call.0, name: call.1 })
             .filter(|call| step.phase != Phase::Outside || !call.cold)
             .collect();
         ensure!(!found.is_empty(), "no call of {} was observed", step.name);
@@ -186,7 +186,7 @@ pub fn calls(
 }
 
 /// Returns whether a fault applies to a call.
-fn applies(fault: Fault, step: &Step, call: &Call) -> bool {
+fn applies(fault: Fault, step: &Step, call: &StepCall) -> bool {
     let has_idempotency_key = call.service == Service::Stripe && call.name.starts_with("POST");
     match fault {
         // Only AWS's client repeats a call within an invocation.
@@ -204,7 +204,7 @@ fn applies(fault: Fault, step: &Step, call: &Call) -> bool {
 }
 
 /// Returns all cases.
-pub fn all(steps: &[Step], calls: &HashMap<String, Vec<Call>>) -> Vec<Case> {
+pub fn all(steps: &[Step], calls: &HashMap<String, Vec<StepCall>>) -> Vec<Case> {
     let mut cases = Vec::new();
     for step in steps {
         for call in &calls[&step.name] {

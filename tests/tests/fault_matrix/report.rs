@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::{
     faults::Fault,
     invariants::Outcome,
-    plan::{Call, Case, Step},
+    plan::{Case, Step, StepCall},
 };
 
 const START_MARKER: &str = "<!-- matrix -->\n";
@@ -16,7 +16,7 @@ const END_MARKER: &str = "<!-- /matrix -->\n";
 /// Writes the tables of the passed cases between the markers.
 pub fn write(
     steps: &[Step],
-    calls: &HashMap<String, Vec<Call>>,
+    calls: &HashMap<String, Vec<StepCall>>,
     results: &[(&Case, Outcome)],
 ) -> Result<()> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/fault-matrix.md");
@@ -31,7 +31,7 @@ pub fn write(
 
 fn tables(
     steps: &[Step],
-    calls: &HashMap<String, Vec<Call>>,
+    calls: &HashMap<String, Vec<StepCall>>,
     results: &[(&Case, Outcome)],
 ) -> Result<String> {
     let mut text = String::new();

@@ -20,16 +20,16 @@ pub const MARKER: &str = "requested-without-permission";
 
 /// A request that needs one permission.
 #[derive(Clone, Debug)]
-pub struct Call {
+pub struct RoleRequest {
     /// The action of the permission.
     pub action: &'static str,
     /// The ARN of the permission's resource.
     pub arn: String,
-    request: Request,
+    request: HttpRequest,
 }
 
 #[derive(Clone, Debug)]
-enum Request {
+enum HttpRequest {
     /// A service that takes JSON, and the operation in a header.
     Target { service: &'static str, target: String, body: Value },
     /// A service that takes method, path and body.
@@ -74,18 +74,18 @@ impl Response {
     }
 }
 
-impl Call {
+impl RoleRequest {
     /// Sends the request with these credentials.
     pub async fn send(&self, http: &Http, credentials: Credentials) -> Result<Response> {
         let (service, method, path, content_type, body) = match &self.request {
-            Request::Target { service, body, .. } => {
+            HttpRequest::Target { service, body, .. } => {
                 let kind = "application/x-amz-json-1.0";
                 (*service, Method::POST, "/", kind, body.to_string())
             }
-            Request::Rest { service, method, path, body } => {
+            HttpRequest::Rest { service, method, path, body } => {
                 (*service, method.clone(), path.as_str(), "application/json", (*body).to_owned())
             }
-            Request::Form { service, body } => {
+            HttpRequest::Form { service, body } => {
                 let kind = "application/x-www-form-urlencoded";
                 (*service, Method::POST, "/", kind, body.clone())
             }
@@ -94,7 +94,7 @@ impl Call {
         let mut request = http.client.request(method, url).body(body.clone()).build()?;
         let headers = request.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        if let Request::Target { target, .. } = &self.request {
+        if let HttpRequest::Target { target, .. } = &self.request {
             let name = HeaderName::from_static("x-amz-target");
             headers.insert(name, HeaderValue::from_str(target)?);
         }
@@ -133,33 +133,13 @@ pub async fn assume(http: &Http, role: &str, session: &str) -> Result<Credential
 }
 
 /// Returns all requests for the resources of the template.
-pub fn all(template: &Template, deployed: &Deployed) -> Vec<Call> {
+pub fn all(template: &Template, deployed: &Deployed) -> Vec<RoleRequest> {
     let mut calls = Vec::new();
     for (id, table) in template.resources("AWS::DynamoDB::Table") {
         on_table(&mut calls, deployed, id, &table["Properties"]);
     }
     for id in template.resources("AWS::SQS::Queue").into_keys() {
-        let (arn, url) = (deployed.arn(id), deployed.id(id));
-        let mut call = |action, more: Value| {
-            calls.push(target(
-                "sqs",
-                "AmazonSQS",
-                action,
-                &arn,
-                with(json!({"QueueUrl": url}), more),
-            ));
-        };
-        call("sqs:SendMessage", json!({"MessageBody": MARKER}));
-        call("sqs:ReceiveMessage", json!({}));
-        call("sqs:DeleteMessage", json!({"ReceiptHandle": MARKER}));
-        call(
-            "sqs:ChangeMessageVisibility",
-            json!({"ReceiptHandle": MARKER, "VisibilityTimeout": 0}),
-        );
-        call("sqs:GetQueueAttributes", json!({}));
-        call("sqs:SetQueueAttributes", json!({"Attributes": {"VisibilityTimeout": "0"}}));
-        call("sqs:PurgeQueue", json!({}));
-        call("sqs:DeleteQueue", json!({}));
+        on_queue(&mut calls, deployed, id);
     }
     for id in template.resources("AWS::Kinesis::Stream").into_keys() {
         let (arn, name) = (deployed.arn(id), deployed.id(id));
@@ -182,8 +162,8 @@ pub fn all(template: &Template, deployed: &Deployed) -> Vec<Call> {
         let (arn, bucket) = (deployed.arn(id), deployed.id(id));
         let mut call = |action, method, key: &str, body| {
             let path = format!("/{bucket}{key}");
-            let request = Request::Rest { service: "s3", method, path, body };
-            calls.push(Call { action, arn: format!("{arn}{key}"), request });
+            let request = HttpRequest::Rest { service: "s3", method, path, body };
+            calls.push(RoleRequest { action, arn: format!("{arn}{key}"), request });
         };
         for key in
             [format!("/{MARKER}"), format!("/aws/lambda/{MARKER}"), format!("/payloads/{MARKER}")]
@@ -223,18 +203,37 @@ pub fn all(template: &Template, deployed: &Deployed) -> Vec<Call> {
     for id in template.resources("AWS::Lambda::EventSourceMapping").into_keys() {
         on_mapping(&mut calls, deployed, id);
     }
-    let request = Request::Rest {
+    let request = HttpRequest::Rest {
         service: "lambda",
         method: Method::GET,
         path: "/2015-03-31/event-source-mappings".to_owned(),
         body: "",
     };
-    calls.push(Call { action: "lambda:ListEventSourceMappings", arn: "*".to_owned(), request });
+    calls.push(RoleRequest {
+        action: "lambda:ListEventSourceMappings",
+        arn: "*".to_owned(),
+        request,
+    });
     calls.push(form("iam", "iam:ListRoles", "Action=ListRoles&Version=2010-05-08".to_owned()));
     calls
 }
 
-fn on_table(calls: &mut Vec<Call>, deployed: &Deployed, id: &str, properties: &Value) {
+fn on_queue(calls: &mut Vec<RoleRequest>, deployed: &Deployed, id: &str) {
+    let (arn, url) = (deployed.arn(id), deployed.id(id));
+    let mut call = |action, more: Value| {
+        calls.push(target("sqs", "AmazonSQS", action, &arn, with(json!({"QueueUrl": url}), more)));
+    };
+    call("sqs:SendMessage", json!({"MessageBody": MARKER}));
+    call("sqs:ReceiveMessage", json!({}));
+    call("sqs:DeleteMessage", json!({"ReceiptHandle": MARKER}));
+    call("sqs:ChangeMessageVisibility", json!({"ReceiptHandle": MARKER, "VisibilityTimeout": 0}));
+    call("sqs:GetQueueAttributes", json!({}));
+    call("sqs:SetQueueAttributes", json!({"Attributes": {"VisibilityTimeout": "0"}}));
+    call("sqs:PurgeQueue", json!({}));
+    call("sqs:DeleteQueue", json!({}));
+}
+
+fn on_table(calls: &mut Vec<RoleRequest>, deployed: &Deployed, id: &str, properties: &Value) {
     let (arn, name) = (deployed.arn(&format!("{id}.Arn")), deployed.id(id));
     let key = key(properties);
     let table = json!({"TableName": name});
@@ -316,16 +315,16 @@ fn on_table(calls: &mut Vec<Call>, deployed: &Deployed, id: &str, properties: &V
     }
 }
 
-fn on_function(calls: &mut Vec<Call>, deployed: &Deployed, id: &str) {
+fn on_function(calls: &mut Vec<RoleRequest>, deployed: &Deployed, id: &str) {
     let (arn, name) = (deployed.arn(id), deployed.id(id));
     let unqualified = arn.trim_end_matches(":live").to_owned();
     let mut call = |action, method, rest: &str, body| {
         let path = format!("/2015-03-31/functions/{name}{rest}");
         let arn = if rest.starts_with(":live") { arn.clone() } else { unqualified.clone() };
-        calls.push(Call {
+        calls.push(RoleRequest {
             action,
             arn,
-            request: Request::Rest { service: "lambda", method, path, body },
+            request: HttpRequest::Rest { service: "lambda", method, path, body },
         });
     };
     call("lambda:InvokeFunction", Method::POST, ":live/invocations", "{}");
@@ -334,19 +333,19 @@ fn on_function(calls: &mut Vec<Call>, deployed: &Deployed, id: &str) {
     call("lambda:DeleteFunction", Method::DELETE, "", "");
 }
 
-fn on_mapping(calls: &mut Vec<Call>, deployed: &Deployed, id: &str) {
+fn on_mapping(calls: &mut Vec<RoleRequest>, deployed: &Deployed, id: &str) {
     let path = format!("/2015-03-31/event-source-mappings/{}", deployed.id(id));
     for (action, method, body) in [
         ("lambda:GetEventSourceMapping", Method::GET, ""),
         ("lambda:UpdateEventSourceMapping", Method::PUT, r#"{"Enabled": false}"#),
         ("lambda:DeleteEventSourceMapping", Method::DELETE, ""),
     ] {
-        let request = Request::Rest { service: "lambda", method, path: path.clone(), body };
-        calls.push(Call { action, arn: deployed.arn(id), request });
+        let request = HttpRequest::Rest { service: "lambda", method, path: path.clone(), body };
+        calls.push(RoleRequest { action, arn: deployed.arn(id), request });
     }
 }
 
-fn on_machine(calls: &mut Vec<Call>, deployed: &Deployed, id: &str) {
+fn on_machine(calls: &mut Vec<RoleRequest>, deployed: &Deployed, id: &str) {
     let (arn, machine) = (deployed.arn(id), deployed.id(id));
     let executions = deployed.arn(&format!(
         "arn:${{AWS::Partition}}:states:${{AWS::Region}}:${{AWS::AccountId}}:execution:${{{id}.Name}}:*"
@@ -389,20 +388,32 @@ pub fn rows(template: &Template) -> BTreeMap<&str, Value> {
     tables.map(|(id, table)| (id, key(&table["Properties"]))).collect()
 }
 
-fn dynamodb(action: &'static str, arn: &str, api: &str, operation: &str, body: Value) -> Call {
+fn dynamodb(
+    action: &'static str,
+    arn: &str,
+    api: &str,
+    operation: &str,
+    body: Value,
+) -> RoleRequest {
     let target = format!("{api}.{operation}");
-    let request = Request::Target { service: "dynamodb", target, body };
-    Call { action, arn: arn.to_owned(), request }
+    let request = HttpRequest::Target { service: "dynamodb", target, body };
+    RoleRequest { action, arn: arn.to_owned(), request }
 }
 
-fn target(service: &'static str, api: &str, action: &'static str, arn: &str, body: Value) -> Call {
+fn target(
+    service: &'static str,
+    api: &str,
+    action: &'static str,
+    arn: &str,
+    body: Value,
+) -> RoleRequest {
     let (_, operation) = action.split_once(':').expect("an action is service:operation");
-    let request = Request::Target { service, target: format!("{api}.{operation}"), body };
-    Call { action, arn: arn.to_owned(), request }
+    let request = HttpRequest::Target { service, target: format!("{api}.{operation}"), body };
+    RoleRequest { action, arn: arn.to_owned(), request }
 }
 
-fn form(service: &'static str, action: &'static str, body: String) -> Call {
-    Call { action, arn: "*".to_owned(), request: Request::Form { service, body } }
+fn form(service: &'static str, action: &'static str, body: String) -> RoleRequest {
+    RoleRequest { action, arn: "*".to_owned(), request: HttpRequest::Form { service, body } }
 }
 
 /// Merges two objects.

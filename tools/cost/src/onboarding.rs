@@ -116,7 +116,7 @@ mod tests {
 
     use super::*;
 
-    fn near(one: f64, other: f64) {
+    fn assert_near(one: f64, other: f64) {
         assert!((one - other).abs() < 1e-9 * other.abs().max(1.0), "{one}, not {other}");
     }
 
@@ -141,15 +141,15 @@ mod tests {
     fn the_cost_of_an_onboarding_has_effects_transitions_and_events() -> Result<()> {
         let inputs = inputs();
         let done = done(&inputs, Implementation::Own)?;
-        near(done[&Item::WriteUnit], 25.0);
-        near(done[&Item::Request], 4.0);
-        near(done[&Item::Event], 2.0);
+        assert_near(done[&Item::WriteUnit], 25.0);
+        assert_near(done[&Item::Request], 4.0);
+        assert_near(done[&Item::Event], 2.0);
         // One command: send, receive, delete.
-        near(done[&Item::QueueRequest], 3.0);
-        near(done[&Item::Transition], 5.0);
+        assert_near(done[&Item::QueueRequest], 3.0);
+        assert_near(done[&Item::Transition], 5.0);
         let powertools = super::done(&inputs, Implementation::Powertools)?;
-        near(powertools[&Item::WriteUnit], 25.0 + 4.0 * 2.0);
-        near(powertools[&Item::Transition], 5.0);
+        assert_near(powertools[&Item::WriteUnit], 25.0 + 4.0 * 2.0);
+        assert_near(powertools[&Item::Transition], 5.0);
         assert!(powertools[&Item::GigabyteSecond] > done[&Item::GigabyteSecond]);
         Ok(())
     }
@@ -158,7 +158,7 @@ mod tests {
     fn an_undone_onboarding_counts_both_machines() -> Result<()> {
         // Onboarding: five steps, the compensation, the final state. Teardown: the initial state, five steps, the
         // choice, the final state.
-        near(undone(&inputs(), Implementation::Own)?[&Item::Transition], 7.0 + 8.0);
+        assert_near(undone(&inputs(), Implementation::Own)?[&Item::Transition], 7.0 + 8.0);
         Ok(())
     }
 }

@@ -30,7 +30,7 @@ impl Design<'_> {
             (Limit::StreamBytes, bytes),
             (Limit::NewStreamBytes, bytes),
             (Limit::RecordBytes, largest),
-            (Limit::Concurrency, flow.at_once() + alerting.at_once()),
+            (Limit::Concurrency, flow.concurrency() + alerting.concurrency()),
             (Limit::TableWrites, writes),
             (Limit::NewTableWrites, writes),
             (Limit::PostReadings, peak),

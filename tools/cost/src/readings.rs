@@ -74,7 +74,7 @@ pub struct Flow {
 impl Flow {
     /// Returns the number of concurrent executions.
     #[must_use]
-    pub fn at_once(&self) -> f64 {
+    pub fn concurrency(&self) -> f64 {
         self.invocations * self.millis / 1000.0
     }
 }
@@ -201,7 +201,7 @@ impl Design<'_> {
                         (Item::StreamHour, HOURS),
                         (Item::StreamInGigabyte, gigabytes(records, &record)),
                     ]),
-                    &read_once(records, &record),
+                    &stream_read(records, &record),
                 ),
             ),
             Capacity::Provisioned => (
@@ -255,7 +255,7 @@ impl Design<'_> {
         let function = month(flow.invocations, flow.millis, &work, &inputs.assumed);
         let units = per(self.bundles.alerting_read_units, f64::from(self.bundles.bundles));
         let units = Amounts::from([(Item::ReadUnit, records * DAYS * SECONDS * units)]);
-        Ok(add(add(function, &units), &read_once(records, &record)))
+        Ok(add(add(function, &units), &stream_read(records, &record)))
     }
 
     /// Returns the additional monthly amounts if each bundle is sent with its own HTTP request.
@@ -291,7 +291,7 @@ fn gigabytes(records: f64, record: &Record) -> f64 {
     records * DAYS * SECONDS * record.kilobytes * 1024.0 / GIGABYTE
 }
 
-fn read_once(records: f64, record: &Record) -> Amounts {
+fn stream_read(records: f64, record: &Record) -> Amounts {
     Amounts::from([(Item::StreamOutGigabyte, gigabytes(records, record))])
 }
 
@@ -362,7 +362,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn near(one: f64, other: f64) {
+    fn assert_near(one: f64, other: f64) {
         assert!((one - other).abs() < 1e-9 * other.abs().max(1.0), "{one}, not {other}");
     }
 
@@ -377,13 +377,13 @@ pub(crate) mod tests {
     fn the_amounts_of_a_month_with_one_bundle_per_second() -> Result<()> {
         let (inputs, bundles) = (inputs(), quarters());
         let month = design(&bundles, Storage::Series).storing(&inputs, LOAD, Capacity::OnDemand)?;
-        near(month[&Item::StreamHour], 720.0);
+        assert_near(month[&Item::StreamHour], 720.0);
         // 2,592,000 records of 4 KB.
-        near(month[&Item::StreamInGigabyte], 2_592_000.0 * 4096.0 / 1_073_741_824.0);
-        near(month[&Item::StreamOutGigabyte], month[&Item::StreamInGigabyte]);
-        near(month[&Item::WriteUnit], 25_920_000.0);
+        assert_near(month[&Item::StreamInGigabyte], 2_592_000.0 * 4096.0 / 1_073_741_824.0);
+        assert_near(month[&Item::StreamOutGigabyte], month[&Item::StreamInGigabyte]);
+        assert_near(month[&Item::WriteUnit], 25_920_000.0);
         // The rate is below the number of lanes, so each invocation has one record.
-        near(month[&Item::Request], 2_592_000.0);
+        assert_near(month[&Item::Request], 2_592_000.0);
         assert_eq!(month.get(&Item::ShardHour), None);
         Ok(())
     }
@@ -393,8 +393,8 @@ pub(crate) mod tests {
         let (inputs, bundles) = (inputs(), quarters());
         let design = design(&bundles, Storage::Series);
         let month = design.storing(&inputs, LOAD, Capacity::Provisioned)?;
-        near(month[&Item::ShardHour], 720.0);
-        near(month[&Item::PutPayloadUnit], 2_592_000.0);
+        assert_near(month[&Item::ShardHour], 720.0);
+        assert_near(month[&Item::PutPayloadUnit], 2_592_000.0);
         assert_eq!(month.get(&Item::StreamHour), None);
         assert_eq!(month.get(&Item::StreamOutGigabyte), None);
         Ok(())
@@ -407,13 +407,13 @@ pub(crate) mod tests {
             let month = design(&bundles, storage).storing(&inputs, LOAD, Capacity::OnDemand)?;
             Ok(month[&Item::WriteUnit])
         };
-        near(writes(Storage::Item)?, 259_200_000.0);
+        assert_near(writes(Storage::Item)?, 259_200_000.0);
         // Plus two for the idempotency record of each bundle.
-        near(writes(Storage::Powertools)?, 259_200_000.0 + 2.0 * 2_592_000.0);
+        assert_near(writes(Storage::Powertools)?, 259_200_000.0 + 2.0 * 2_592_000.0);
         let single = inputs.readings.single.clone();
         let single_design = design(&single, Storage::Powertools);
         let single_month = single_design.storing(&inputs, LOAD, Capacity::OnDemand)?;
-        near(single_month[&Item::WriteUnit], 3.0 * 259_200_000.0);
+        assert_near(single_month[&Item::WriteUnit], 3.0 * 259_200_000.0);
         Ok(())
     }
 
@@ -422,10 +422,10 @@ pub(crate) mod tests {
         let (inputs, bundles) = (inputs(), quarters());
         let design = design(&bundles, Storage::Series);
         // One bundle per second comes from 900 sites. Each sends once in 900 s, but all within 300 s.
-        near(design.peak(&inputs, LOAD)?, 3.0);
-        near(design.shards(&inputs, 3.0)?, 1.0);
+        assert_near(design.peak(&inputs, LOAD)?, 3.0);
+        assert_near(design.shards(&inputs, 3.0)?, 1.0);
         // The limits of a shard are 1,048,576 bytes and 1,000 records per second.
-        near(design.shards(&inputs, 1_048_576.0 / 4000.0 * 2.5)?, 3.0);
+        assert_near(design.shards(&inputs, 1_048_576.0 / 4000.0 * 2.5)?, 3.0);
         Ok(())
     }
 
@@ -433,10 +433,10 @@ pub(crate) mod tests {
     fn stored_rows_are_charged_for_storage_and_for_recovery() -> Result<()> {
         let (inputs, bundles) = (inputs(), quarters());
         let stored = design(&bundles, Storage::Series).retention(&inputs, LOAD)?;
-        near(stored[&Item::StoredGigabyte], 2_592_000.0 * 2000.0 / 1_073_741_824.0);
-        near(stored[&Item::RecoverableGigabyte], stored[&Item::StoredGigabyte]);
+        assert_near(stored[&Item::StoredGigabyte], 2_592_000.0 * 2000.0 / 1_073_741_824.0);
+        assert_near(stored[&Item::RecoverableGigabyte], stored[&Item::StoredGigabyte]);
         let single = design(&bundles, Storage::Item).retention(&inputs, LOAD)?;
-        near(single[&Item::StoredGigabyte], 259_200_000.0 * 160.0 / 1_073_741_824.0);
+        assert_near(single[&Item::StoredGigabyte], 259_200_000.0 * 160.0 / 1_073_741_824.0);
         Ok(())
     }
 
@@ -444,11 +444,11 @@ pub(crate) mod tests {
     fn detect_breaches_reads_the_stream_again_and_a_row_for_each_bundle() -> Result<()> {
         let (inputs, bundles) = (inputs(), quarters());
         let alerting = design(&bundles, Storage::Series).alerting(&inputs, LOAD)?;
-        near(alerting[&Item::ReadUnit], 2_592_000.0);
-        near(alerting[&Item::StreamOutGigabyte], 2_592_000.0 * 4096.0 / 1_073_741_824.0);
+        assert_near(alerting[&Item::ReadUnit], 2_592_000.0);
+        assert_near(alerting[&Item::StreamOutGigabyte], 2_592_000.0 * 4096.0 / 1_073_741_824.0);
         let http = design(&bundles, Storage::Series).over_http(&inputs, LOAD)?;
-        near(http[&Item::ApiRequest], 2_592_000.0);
-        near(http[&Item::Request], 2_592_000.0);
+        assert_near(http[&Item::ApiRequest], 2_592_000.0);
+        assert_near(http[&Item::Request], 2_592_000.0);
         Ok(())
     }
 }

@@ -134,7 +134,7 @@ fn million(inputs: &Inputs) -> Result<String> {
             Ok(add(storing, &design.alerting(inputs, TYPICAL_LOAD)?))
         })
         .collect::<Result<Vec<_>>>()?;
-    let usd = |amounts: &Amounts| inputs.prices.of(amounts) * a_million;
+    let usd = |amounts: &Amounts| inputs.prices.cost_of(amounts) * a_million;
     let line = |what: &str, cells: Vec<f64>| {
         let cells = cells.iter().map(|usd| format_number(*usd));
         [what.to_owned()].into_iter().chain(cells).collect::<Vec<_>>()
@@ -184,19 +184,19 @@ fn month(inputs: &Inputs) -> Result<String> {
     for (name, design) in designs(inputs) {
         let mut row = vec![name.to_owned(), length(design.bundles).to_owned()];
         for (_, load) in LOADS {
-            let usd = inputs.prices.of(&design.storing(inputs, load, Capacity::OnDemand)?);
+            let usd = inputs.prices.cost_of(&design.storing(inputs, load, Capacity::OnDemand)?);
             row.push(format_number(usd));
         }
         let max_load = LOADS[2].1;
         let peak = design.peak(inputs, max_load)?;
         let shards = design.shards(inputs, peak)?.max(inputs.assumed.least_shards);
         let records = max_load / design.record(inputs)?.readings / SECONDS;
-        let concurrent = design.flow(inputs, records, shards)?.at_once();
+        let concurrent = design.flow(inputs, records, shards)?.concurrency();
         let lanes = shards * inputs.assumed.mappings.store_readings.parallelization_factor;
         let busy = format!("{} of {}", format_number(concurrent), format_number(lanes));
         row.push(if concurrent > lanes { bold(&busy) } else { busy });
-        row.push(format_number(inputs.prices.of(&design.retention(inputs, max_load)?)));
-        bars.push(inputs.prices.of(&design.storing(inputs, max_load, Capacity::OnDemand)?));
+        row.push(format_number(inputs.prices.cost_of(&design.retention(inputs, max_load)?)));
+        bars.push(inputs.prices.cost_of(&design.storing(inputs, max_load, Capacity::OnDemand)?));
         rows.push(row);
     }
     let mut head = vec!["USD a month, without alerts", "bundles of"];
@@ -237,7 +237,7 @@ fn stream(inputs: &Inputs) -> Result<String> {
                 if capacity == Capacity::OnDemand {
                     amounts = add(amounts, &select(&design.alerting(inputs, load)?, &items));
                 }
-                Ok(inputs.prices.of(&select(&amounts, &items)))
+                Ok(inputs.prices.cost_of(&select(&amounts, &items)))
             };
             rows.push(vec![
                 length(bundles).to_owned(),
@@ -290,7 +290,7 @@ fn onboarding(inputs: &Inputs) -> Result<String> {
         let mut row = vec![name.to_owned()];
         for bill in &bills {
             let amount = bill.get(&item).copied().unwrap_or_default();
-            let usd = inputs.prices.one(item, amount * thousand);
+            let usd = inputs.prices.cost_of_item(item, amount * thousand);
             row.push(format!("{}{unit}", format_number(amount * factor)));
             row.push(format_number(usd));
         }
@@ -298,7 +298,7 @@ fn onboarding(inputs: &Inputs) -> Result<String> {
     }
     let mut sum = vec![bold("total")];
     for bill in &bills {
-        sum.extend([String::new(), bold(&format_number(inputs.prices.of(bill) * thousand))]);
+        sum.extend([String::new(), bold(&format_number(inputs.prices.cost_of(bill) * thousand))]);
     }
     rows.push(sum);
     let head = [

@@ -299,7 +299,8 @@ mod tests {
     async fn each_invocation_gets_every_recorded_response_once_and_in_order() {
         let recording = vec![recorded("a", "1"), recorded("b", "2"), recorded("a", "3")];
         let recording = Arc::new(recording);
-        let acceptor = crate::server::Trust::new().expect("certificates can be generated").acceptor;
+        let acceptor =
+            crate::server::Certificates::new().expect("certificates can be generated").acceptor;
         let aws = Aws::start(acceptor, Source::Recording(Arc::clone(&recording)))
             .await
             .expect("the stub starts");

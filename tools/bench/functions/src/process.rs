@@ -22,7 +22,7 @@ use tokio::{
 use crate::{
     aws::{Aws, Calls, Source},
     runtime_api::{RuntimeApi, RuntimeRequest},
-    server::Trust,
+    server::Certificates,
 };
 
 /// The timeout of a start or an invocation. It is long enough for valgrind and for the CPU share of 128 MB.
@@ -32,7 +32,7 @@ const KB: u64 = 1024;
 /// The common environment of all processes.
 pub struct Bench {
     /// The certificates of the stubs.
-    pub trust: Trust,
+    pub certificates: Certificates,
     /// The folder for the PEM file of the root certificate, and for the processes' logs.
     pub folder: PathBuf,
 }
@@ -80,8 +80,8 @@ impl Bench {
     /// Creates the folder and new certificates.
     pub fn new(folder: PathBuf) -> Result<Self> {
         fs::create_dir_all(&folder)?;
-        let bench = Self { trust: Trust::new()?, folder };
-        fs::write(bench.bundle(), &bench.trust.root)?;
+        let bench = Self { certificates: Certificates::new()?, folder };
+        fs::write(bench.bundle(), &bench.certificates.root)?;
         Ok(bench)
     }
 
@@ -100,7 +100,7 @@ impl Bench {
     ) -> Result<Process> {
         let name = program.name.clone();
         let api = RuntimeApi::start(&name).await?;
-        let aws = Aws::start(self.trust.acceptor.clone(), source).await?;
+        let aws = Aws::start(self.certificates.acceptor.clone(), source).await?;
         let log = self.folder.join(format!("{name}.log"));
         let mut command = match wrapper.split_first() {
             None => Command::new(&program.file),

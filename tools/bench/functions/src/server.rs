@@ -106,14 +106,14 @@ pub fn response(status: u16, body: impl Into<Bytes>) -> HttpResponse {
 
 /// Certificates like those of the AWS endpoints: RSA with 2048 bits, and an intermediate certificate between the
 /// server's certificate and the root.
-pub struct Trust {
+pub struct Certificates {
     /// The acceptor with the certificate chain of the server.
     pub acceptor: TlsAcceptor,
     /// The root certificate, as PEM.
     pub root: String,
 }
 
-impl Trust {
+impl Certificates {
     /// Generates new certificates.
     pub fn new() -> Result<Self> {
         let root = CertifiedIssuer::self_signed(authority("Bench Root")?, key()?)?;

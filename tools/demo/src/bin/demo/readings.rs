@@ -232,7 +232,7 @@ impl SendingPlan {
     }
 
     /// Returns one broken record of each kind. They contain air pressure, which has no limits and so causes no alerts.
-    fn broken(&self) -> Result<Vec<BrokenRecord>> {
+    fn broken_records(&self) -> Result<Vec<BrokenRecord>> {
         let pressure = |sensor: &&SiteSensor| sensor.metric == Metric::AirPressure;
         let sensor_id = self.sensors.iter().find(pressure).context("no barometer")?.sensor_id;
         let bundle = |id: &str, sensor_id, at| {
@@ -277,7 +277,7 @@ impl SendingPlan {
         let key = self.site.to_string();
         for index in order {
             if index >= BROKEN_BEFORE && broken.is_empty() {
-                for record in self.broken()? {
+                for record in self.broken_records()? {
                     let position = stack.put_record(&key, record.data.clone()).await?;
                     broken.push((record, position));
                 }

@@ -19,7 +19,7 @@ use tests::{
     api::Call,
     capture::{self, Capture},
     executions::{Execution, Task},
-    inventory::{Count, Inventory},
+    inventory::{Inventory, KitCounts},
     log::{self, LoggedEvent},
     sites::{FORWARD, Ids, UNDO, residue, table_of},
     stripe,
@@ -79,7 +79,7 @@ struct Residue {
     payment_provider: usize,
     /// The stock minus the expected stock, for each metric with a difference. The expected stock is the delivered kits
     /// minus those of ACTIVE sites.
-    stock: Count,
+    stock: KitCounts,
 }
 
 #[derive(Debug, Serialize)]
@@ -258,7 +258,7 @@ fn check_deliveries(logged: &BTreeSet<String>, captured: &[Value], violations: &
 }
 
 /// Returns the expected stock: all delivered kits minus one for each sensor of an active site.
-fn expected_stock(inventory: &Inventory, results: &[SiteResult]) -> Count {
+fn expected_stock(inventory: &Inventory, results: &[SiteResult]) -> KitCounts {
     let mut expected = inventory.delivered.clone();
     for site in results.iter().map(|result| &result.site) {
         if site["status"] == "ACTIVE" {
