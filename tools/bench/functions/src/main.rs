@@ -46,7 +46,7 @@ use crate::{
     aws::Source,
     budget::Budget,
     figures::{Measured, Run},
-    measure::{Scope, measure, size},
+    measure::{OptionalMeasurements, measure, size},
     process::{Bench, Program},
     progress::Progress,
     quota::Quota,
@@ -118,9 +118,9 @@ async fn run(folder: &Path, binaries: &Path, chosen: &[&str]) -> Result<Run> {
         let program = Program::of(function, binaries);
         let recording = recording(&function.name)?;
         let source = Source::Recording(Arc::clone(recording));
-        let scope = Scope { instructions: true, many: true };
+        let optional = OptionalMeasurements { instructions: true, memory_growth: true };
         let mut figures =
-            measure(&bench, &program, &source, &function.event, quota.as_ref(), scope).await?;
+            measure(&bench, &program, &source, &function.event, quota.as_ref(), optional).await?;
         let (code, zip) = size(&program.file)?;
         (figures.code_bytes, figures.zip_bytes) = (Some(code), Some(zip));
         if function.name == "store-readings" {

@@ -72,11 +72,11 @@ pub struct Milliseconds {
 
 /// The optional measurements.
 #[derive(Clone, Copy, Debug)]
-pub struct Scope {
+pub struct OptionalMeasurements {
     /// Whether instructions are counted.
     pub instructions: bool,
     /// Whether the memory after 10,000 invocations is measured.
-    pub many: bool,
+    pub memory_growth: bool,
 }
 
 /// Measures a program. The sizes of its code are not included.
@@ -86,7 +86,7 @@ pub async fn measure(
     source: &Source,
     event: &Bytes,
     quota: Option<&Quota>,
-    scope: Scope,
+    optional: OptionalMeasurements,
 ) -> Result<Figures> {
     let (mut starts, mut firsts) = (Vec::new(), Vec::new());
     for _ in 1..STARTS {
@@ -107,7 +107,7 @@ pub async fn measure(
     let cpu = process.cpu()?.saturating_sub(cpu) / warm_count;
     let log_bytes = (process.log_size()? - logged) / u64::from(warm_count);
     let memory = process.memory()?;
-    let resident_bytes = if scope.many {
+    let resident_bytes = if optional.memory_growth {
         repeat(&mut process, event, MANY - FEW, Duration::ZERO).await?;
         Some([memory.resident, process.memory()?.resident])
     } else {
@@ -115,7 +115,7 @@ pub async fn measure(
     };
     process.end().await?;
 
-    let instructions = if scope.instructions {
+    let instructions = if optional.instructions {
         Some(instructions::count(bench, program, source, event).await?)
     } else {
         None

@@ -8,7 +8,7 @@ use testkit::template::root;
 use crate::{
     aws::{Recording, Source},
     function::Function,
-    measure::{Figures, Scope, measure, size},
+    measure::{Figures, OptionalMeasurements, measure, size},
     process::{Bench, Program},
     quota::Quota,
 };
@@ -61,8 +61,9 @@ pub async fn peer(
     let program = process.program(&script)?;
     process.end().await?;
 
-    let scope = Scope { instructions: name != NOT_UNDER_VALGRIND, many: false };
-    let mut figures = measure(bench, &program, &source, &step.event, quota, scope).await?;
+    let optional =
+        OptionalMeasurements { instructions: name != NOT_UNDER_VALGRIND, memory_growth: false };
+    let mut figures = measure(bench, &program, &source, &step.event, quota, optional).await?;
     let package = root().join("target/bench/peers").join(name).join("package");
     if package.exists() {
         let (code, zip) = size(Path::new(&package))?;
