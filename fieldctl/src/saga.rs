@@ -37,12 +37,14 @@ pub struct State {
     /// The state's name.
     pub name: String,
     /// When the state was entered.
-    pub begun: Timestamp,
+    #[serde(rename = "begun")]
+    pub entered: Timestamp,
     /// When the state was left. `None` while it runs.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ended: Option<Timestamp>,
+    #[serde(rename = "ended", skip_serializing_if = "Option::is_none")]
+    pub exited: Option<Timestamp>,
     /// The number of attempts.
-    pub tries: u32,
+    #[serde(rename = "tries")]
+    pub attempts: u32,
     /// The attempts that failed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<ExecutionError>,
@@ -56,7 +58,7 @@ impl State {
     /// Returns the error with which the state ended. `None` if it still runs or succeeded.
     #[must_use]
     pub fn failure(&self) -> Option<&ExecutionError> {
-        self.failures.last().filter(|_| self.ended.is_some() && !self.succeeded)
+        self.failures.last().filter(|_| self.exited.is_some() && !self.succeeded)
     }
 }
 
@@ -96,7 +98,7 @@ impl Execution {
     /// Returns the state that is running.
     #[must_use]
     pub fn current(&self) -> Option<&State> {
-        self.states.iter().find(|state| state.ended.is_none())
+        self.states.iter().find(|state| state.exited.is_none())
     }
 
     /// Returns whether an execution that started at that time may be nested in this one, although the history does
@@ -104,7 +106,7 @@ impl Execution {
     fn may_have_nested(&self, started: Timestamp) -> bool {
         self.children.is_empty()
             && self.compensation().is_some_and(|state| {
-                state.begun <= started && state.ended.is_none_or(|ended| started <= ended)
+                state.entered <= started && state.exited.is_none_or(|exited| started <= exited)
             })
     }
 
@@ -180,22 +182,14 @@ impl Undo {
 
 impl From<Task> for State {
     fn from(task: Task) -> Self {
-        let Task {
-            name,
-            entered: begun,
-            exited: ended,
-            attempts: tries,
-            failures,
-            succeeded,
-            submitted,
-        } = task;
+        let Task { name, entered, exited, attempts, failures, succeeded, submitted } = task;
         let failures = failures.into_iter().map(|TaskFailure { error, cause }| {
             let timed_out = error.as_deref() == Some("States.Timeout") && cause.is_none();
             let cause =
                 if timed_out { Some("no response before the timeout") } else { cause.as_deref() };
             ExecutionError::new(error.as_deref(), cause)
         });
-        Self { name, begun, ended, tries, failures: failures.collect(), succeeded, submitted }
+        Self { name, entered, exited, attempts, failures: failures.collect(), succeeded, submitted }
     }
 }
 
@@ -331,9 +325,9 @@ mod tests {
     fn with_compensation(succeeded: bool) -> Execution {
         let state = State {
             name: COMPENSATE.to_owned(),
-            begun: Timestamp::from_millis(0),
-            ended: Some(Timestamp::from_millis(1)),
-            tries: 1,
+            entered: Timestamp::from_millis(0),
+            exited: Some(Timestamp::from_millis(1)),
+            attempts: 1,
             failures: Vec::new(),
             succeeded,
             submitted: false,

@@ -158,7 +158,7 @@ pub fn execution_entries(execution: &Execution) -> Vec<TimelineEntry> {
         name: execution.name.clone(),
     }];
     entries.extend(execution.states.iter().map(|state| TimelineEntry::State {
-        at: state.begun,
+        at: state.entered,
         machine: machine.clone(),
         state: state.clone(),
     }));
@@ -206,7 +206,7 @@ impl OnboardingHistory {
             return OnboardingState::Running {
                 machine: running.machine.clone(),
                 state: state.map(|state| state.name.clone()),
-                since: state.map_or(running.last_event, |state| state.begun),
+                since: state.map_or(running.last_event, |state| state.entered),
                 waiting: state.is_some_and(|state| state.submitted),
                 last_error: state.and_then(|state| state.failures.last().cloned()),
             };
@@ -461,24 +461,24 @@ impl TimelineLine {
     }
 
     fn from_state(state: &State, now: Timestamp) -> Self {
-        let until = state.ended.unwrap_or(now);
-        let duration = span(until.millis() - state.begun.millis());
-        let (symbol, tone) = match (state.ended, state.failure()) {
+        let until = state.exited.unwrap_or(now);
+        let duration = span(until.millis() - state.entered.millis());
+        let (symbol, tone) = match (state.exited, state.failure()) {
             (None, _) => ("…", Tone::Warn),
             (Some(_), Some(_)) => ("✘", Tone::Bad),
             // The execution was aborted or timed out while the state was running.
             (Some(_), None) if !state.succeeded => ("■", Tone::Bad),
-            (Some(_), None) if state.tries > 1 => ("✔", Tone::Warn),
+            (Some(_), None) if state.attempts > 1 => ("✔", Tone::Warn),
             (Some(_), None) => ("✔", Tone::Good),
         };
         let mut details = Vec::new();
-        if state.tries > 1 {
-            details.push(format!("{} attempts", state.tries));
+        if state.attempts > 1 {
+            details.push(format!("{} attempts", state.attempts));
         }
-        if state.ended.is_none() && state.submitted {
+        if state.exited.is_none() && state.submitted {
             details.push("waiting for a response".to_owned());
         }
-        if state.ended.is_some() && !state.succeeded && state.failures.is_empty() {
+        if state.exited.is_some() && !state.succeeded && state.failures.is_empty() {
             details.push("stopped with its execution".to_owned());
         }
         // An error that is repeated is shown once. The last error is shown with its message.

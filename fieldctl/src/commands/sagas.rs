@@ -118,7 +118,7 @@ fn list(screen: &mut Screen, found: &[Execution]) -> Result<Exit, CliError> {
 fn row(screen: &Screen, execution: &Execution, now: Timestamp) -> Vec<Cell> {
     let state_or_error = match (execution.current(), &execution.failure) {
         (Some(state), _) if execution.is_running() => {
-            let since = span(now.millis() - state.begun.millis());
+            let since = span(now.millis() - state.entered.millis());
             (format!("{} for {since}", state.name), Tone::Warn)
         }
         (_, Some(failure)) => plain(failure.error.clone()),
