@@ -24,8 +24,8 @@ async fn the_report_has_the_number_of_open_failures_and_the_oldest_age() {
     let report = async || {
         let step = ReportFailures { ledger: ledger() };
         let (reply, metrics) = measured(step.run(event(), noon(300))).await;
-        let named = ["OpenFailures", "OldestOpenFailureAgeSeconds"].map(|name| metrics[name]);
-        (reply.expect("a report"), named)
+        let values = ["OpenFailures", "OldestOpenFailureAgeSeconds"].map(|name| metrics[name]);
+        (reply.expect("a report"), values)
     };
     let expected = Reply { open: 0, oldest_age_seconds: 0 };
     assert_eq!(report().await, (expected, [0.0, 0.0]));
@@ -37,7 +37,10 @@ async fn the_report_has_the_number_of_open_failures_and_the_oldest_age() {
     fail(failures::parse::unreadable("sites-failures", "b"), 2).await;
     let expected = Reply { open: 2, oldest_age_seconds: 299 };
     assert_eq!(report().await, (expected, [2.0, 299.0]));
-    assert_eq!(ledger().discard(first, "known").await.expect("it"), DiscardResult::Discarded);
+    assert_eq!(
+        ledger().discard(first, "known").await.expect("the discard"),
+        DiscardResult::Discarded
+    );
     let expected = Reply { open: 1, oldest_age_seconds: 298 };
     assert_eq!(report().await, (expected, [1.0, 298.0]));
 }
