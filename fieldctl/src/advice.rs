@@ -1,7 +1,7 @@
 //! The table of errors: what each means and what to do about it. `failures show` and `failures groups` use it.
 //! docs/operations.md contains it too. A test compares the two.
 
-use ledger::{Kind, Summary};
+use ledger::{FailureSummary, Kind};
 use serde::Serialize;
 
 /// The advice for a failure.
@@ -16,13 +16,13 @@ pub struct Advice {
     pub command: String,
 }
 
-/// A line of the table. The first matching line applies to a failure.
-struct Line {
-    /// The names of the errors. If empty, the line matches all.
+/// A rule of the table. The first matching rule applies to a failure.
+struct Rule {
+    /// The names of the errors. If empty, the rule matches all.
     errors: &'static [&'static str],
     /// The kind. `None` matches all.
     kind: Option<Kind>,
-    /// The sources. If empty, the line matches all.
+    /// The sources. If empty, the rule matches all.
     sources: &'static [&'static str],
     means: &'static str,
     todo: &'static str,
@@ -34,96 +34,96 @@ const DISCARD: &str = "fieldctl failures discard {which} --note \"<why>\" --yes"
 const RECOVER: &str = "fieldctl sagas recover {onboarding}";
 const SHOW: &str = "fieldctl failures show {id}";
 
-const TABLE: &[Line] = &[
-    Line {
+const RULES: &[Rule] = &[
+    Rule {
         errors: &["UnknownSensor"],
         kind: None,
         sources: &[],
         means: "The register does not have the sensor: its onboarding was not finished, or the logger sends a wrong sensor id.",
-        todo: "Compare the id with `fieldctl sites show`. If the sensor is there by now, replay. If the id is wrong, correct the logger, and discard.",
+        todo: "Compare the id with `fieldctl sites show`. If the register has the sensor now, replay. If the id is wrong, correct the logger, then discard.",
         command: REPLAY,
     },
-    Line {
+    Rule {
         errors: &["RetiredSensor"],
         kind: None,
         sources: &[],
         means: "The site of the sensor is out of service.",
-        todo: "Have the logger switched off, and discard.",
+        todo: "Have the logger switched off, then discard.",
         command: DISCARD,
     },
-    Line {
+    Rule {
         errors: &["SensorOfAnotherSite"],
         kind: None,
         sources: &[],
-        means: "The logger sends under another site than the one at which the sensor is registered.",
-        todo: "Correct the logger's site or sensor id, have the readings sent again, and discard.",
+        means: "The logger sends the readings for a different site than the one where the sensor is registered.",
+        todo: "Correct the logger's site or sensor id, have the readings sent again, then discard.",
         command: DISCARD,
     },
-    Line {
+    Rule {
         errors: &["BundleConflict"],
         kind: None,
         sources: &[],
-        means: "A bundle with that id and other samples is stored.",
-        todo: "Have the changed readings sent under a new bundleId, and discard.",
+        means: "A bundle with the same id but other samples is already stored.",
+        todo: "Have the changed readings sent with a new bundleId, then discard.",
         command: DISCARD,
     },
-    Line {
+    Rule {
         errors: &["EventRefused", "InvalidInput"],
         kind: Some(Kind::Quarantined),
         sources: &["publish-events"],
-        means: "EventBridge refuses the event for good, or the row of the events table is no event.",
-        todo: "Correct the cause as the runbook RefusedEvents says, and replay.",
+        means: "EventBridge refuses the event permanently, or the row of the events table is not an event.",
+        todo: "Fix the cause as the runbook RefusedEvents describes, then replay.",
         command: REPLAY,
     },
-    Line {
+    Rule {
         errors: &["InvalidInput"],
         kind: None,
         sources: &["store-readings", "detect-breaches", "import-site", "receive-kits"],
-        means: "What was sent is not valid; the message names the field.",
-        todo: "Tell the sender, who sends it again, and discard.",
+        means: "The input is not valid; the message names the field.",
+        todo: "Ask the sender to correct it and send it again, then discard.",
         command: DISCARD,
     },
-    Line {
+    Rule {
         errors: &["Unreadable", "UnreadableFile"],
         kind: None,
         sources: &[],
         means: "record-failure can't read the message or the file.",
-        todo: "Follow the runbook UnreadableFailures, and discard.",
+        todo: "Follow the runbook UnreadableFailures, then discard.",
         command: SHOW,
     },
-    Line {
+    Rule {
         errors: &[],
         kind: Some(Kind::ExecutionFailed),
         sources: &[],
-        means: "An undo failed nine times: something of the site is left.",
-        todo: "`fieldctl trace` shows the undo and its error. Remove the cause, and recover.",
+        means: "An undo failed nine times, so the site is not completely undone.",
+        todo: "`fieldctl trace` shows the undo and its error. Fix the cause, then recover.",
         command: RECOVER,
     },
-    Line {
+    Rule {
         errors: &["Refused"],
         kind: Some(Kind::DeadLetter),
         sources: &[],
-        means: "Step Functions does not confirm who sent the command.",
+        means: "Step Functions does not confirm the sender of the command.",
         todo: "Follow the runbook ForgedCommand. If the command is forged, discard.",
         command: DISCARD,
     },
-    Line {
+    Rule {
         errors: &["ReceivesExhausted"],
         kind: Some(Kind::DeadLetter),
         sources: &[],
-        means: "The function failed three times at the command, or Step Functions does not confirm its sender.",
-        todo: "The function's log has the reason (runbook ForgedCommand). Remove the cause, and replay.",
+        means: "The function failed three times to process the command, or Step Functions does not confirm its sender.",
+        todo: "The function's log has the reason (runbook ForgedCommand). Fix the cause, then replay.",
         command: REPLAY,
     },
-    Line {
+    Rule {
         errors: &[],
         kind: Some(Kind::NotDelivered),
         sources: &[],
         means: "EventBridge could not call the function.",
-        todo: "Correct the permission or the target that the message names, deploy, and replay.",
+        todo: "Correct the permission or the target that the message names, deploy, then replay.",
         command: REPLAY,
     },
-    Line {
+    Rule {
         errors: &[],
         kind: None,
         sources: &[
@@ -134,50 +134,50 @@ const TABLE: &[Line] = &[
             "sweep-events",
         ],
         means: "A scheduled run failed.",
-        todo: "If later runs went well (the alarm is off), discard. If not, the function's log has the reason.",
+        todo: "If later runs succeeded (the alarm is off), discard. If not, the function's log has the reason.",
         command: DISCARD,
     },
-    Line {
+    Rule {
         errors: &[],
         kind: None,
         sources: &["recover-onboarding"],
-        means: "A saga that was stopped is not undone: the function failed, or three recoveries were stopped by hand.",
-        todo: "Remove the cause that the message names, and recover.",
+        means: "A stopped saga is not undone: the function failed, or three recoveries were stopped by hand.",
+        todo: "Fix the cause that the message names, then recover.",
         command: RECOVER,
     },
-    Line {
+    Rule {
         errors: &[],
         kind: Some(Kind::GivenUp),
         sources: &[],
-        means: "The function failed at the record until Lambda gave up on it.",
-        todo: "The function's log has the reason. Remove the cause, and replay. Each effect happens once.",
+        means: "The function failed to process the record until Lambda gave up on it.",
+        todo: "The function's log has the reason. Fix the cause, then replay. Each effect happens once.",
         command: REPLAY,
     },
-    Line {
+    Rule {
         errors: &["Transient", "BatchItemFailure"],
         kind: None,
         sources: &[],
-        means: "What the function calls did not answer: DynamoDB, the bus or the payment provider.",
-        todo: "When it answers again (no alarm of its throttles or circuit), replay.",
+        means: "A dependency of the function did not respond: DynamoDB, EventBridge or the payment provider.",
+        todo: "When it responds again (its throttle and circuit alarms are off), replay.",
         command: REPLAY,
     },
-    Line {
+    Rule {
         errors: &["Internal", "InvalidInput", "CorruptRow"],
         kind: None,
         sources: &[],
         means: "A defect of Fieldstation or of its deployment, such as a wrong setting, a missing permission or a broken row.",
-        todo: "The message and the function's log name it. Correct it, deploy, and replay.",
+        todo: "The message and the function's log name it. Fix it, deploy, then replay.",
         command: REPLAY,
     },
-    Line {
+    Rule {
         errors: &["CardDeclined", "KitsOutOfStock", "Superseded"],
         kind: None,
         sources: &[],
-        means: "A step of a saga was refused. The saga undoes such a site by itself.",
-        todo: "`fieldctl trace` shows that the site is undone. Discard.",
+        means: "A step of a saga was refused. The saga undoes the site by itself.",
+        todo: "Check with `fieldctl trace` that the site is undone, then discard.",
         command: DISCARD,
     },
-    Line {
+    Rule {
         errors: &[
             "Sandbox.Timedout",
             "Runtime.ExitError",
@@ -193,20 +193,20 @@ const TABLE: &[Line] = &[
         kind: None,
         sources: &[],
         means: "The function crashed, did not start, was throttled or ran out of time.",
-        todo: "The function's log has the reason. Correct or roll back the function, and replay.",
+        todo: "The function's log has the reason. Fix or roll back the function, then replay.",
         command: REPLAY,
     },
-    Line {
+    Rule {
         errors: &[],
         kind: None,
         sources: &[],
         means: "This version of fieldctl does not know the error.",
-        todo: "The message and the function's log have the reason. Remove the cause, and replay.",
+        todo: "The message and the function's log have the reason. Fix the cause, then replay.",
         command: REPLAY,
     },
 ];
 
-impl Line {
+impl Rule {
     fn matches(&self, error: &str, kind: Kind, source: &str) -> bool {
         (self.errors.is_empty() || self.errors.contains(&error))
             && self.kind.is_none_or(|of| of == kind)
@@ -214,17 +214,17 @@ impl Line {
     }
 }
 
-fn line(error: &str, kind: Kind, source: &str) -> &'static Line {
-    let found = TABLE.iter().find(|line| line.matches(error, kind, source));
-    // The last line matches everything.
-    found.unwrap_or(&TABLE[TABLE.len() - 1])
+fn rule_for(error: &str, kind: Kind, source: &str) -> &'static Rule {
+    let found = RULES.iter().find(|rule| rule.matches(error, kind, source));
+    // The last rule matches everything.
+    found.unwrap_or(&RULES[RULES.len() - 1])
 }
 
 /// Returns the advice for a failure. `which` selects the failure on the command line: an id, or `--group` with a
 /// group.
 #[must_use]
-pub fn advice(row: &Summary, which: &str) -> Advice {
-    let Line { means, todo, command, .. } = line(&row.error.name, row.kind, &row.source);
+pub fn advice(row: &FailureSummary, which: &str) -> Advice {
+    let Rule { means, todo, command, .. } = rule_for(&row.error.name, row.kind, &row.source);
     let onboarding = row.correlation_id.map_or_else(|| "<site>".to_owned(), |id| id.to_string());
     let command = command
         .replace("{which}", which)
@@ -241,9 +241,9 @@ pub fn markdown() -> String {
     let names = |names: &[&str]| {
         names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
     };
-    for Line { errors, kind, sources, means, todo, command } in TABLE {
-        let kind = kind.map(crate::walk::kind);
-        let of: Vec<String> =
+    for Rule { errors, kind, sources, means, todo, command } in RULES {
+        let kind = kind.map(crate::failure_pager::kind_name);
+        let scope: Vec<String> =
             kind.into_iter().chain(sources.iter().map(|it| (*it).to_owned())).collect();
         let errors = if errors.is_empty() { "any".to_owned() } else { names(errors) };
         let command = command
@@ -251,8 +251,8 @@ pub fn markdown() -> String {
             .replace("which", "<id>")
             .replace("recover onboarding", "recover <site>");
         let command = command.replace("show id", "show <id>");
-        let of = if of.is_empty() { "any".to_owned() } else { of.join(", ") };
-        lines.push(format!("| {errors} | {of} | {means} | {todo} `{command}` |"));
+        let scope = if scope.is_empty() { "any".to_owned() } else { scope.join(", ") };
+        lines.push(format!("| {errors} | {scope} | {means} | {todo} `{command}` |"));
     }
     lines.join("\n") + "\n"
 }
@@ -312,14 +312,14 @@ mod tests {
 
     #[test]
     fn every_recorded_error_has_its_own_advice() {
-        let default = TABLE[TABLE.len() - 1].means;
+        let default = RULES[RULES.len() - 1].means;
         for (names, kind, source) in NAMES {
             for name in names {
-                assert_ne!(line(name, kind, source).means, default, "{name} of {source}");
+                assert_ne!(rule_for(name, kind, source).means, default, "{name} of {source}");
             }
         }
-        assert_eq!(line("Nonsense", Kind::FunctionFailed, "project-site").means, default);
-        assert_ne!(line("NO_PERMISSIONS", Kind::NotDelivered, "import-site").means, default);
+        assert_eq!(rule_for("Nonsense", Kind::FunctionFailed, "project-site").means, default);
+        assert_ne!(rule_for("NO_PERMISSIONS", Kind::NotDelivered, "import-site").means, default);
     }
 
     #[test]

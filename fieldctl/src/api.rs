@@ -14,26 +14,26 @@ use crate::{
     stack::Stack,
 };
 
-/// The maximum size of an answer: above API Gateway's own limit of 10 MB.
-const LARGEST_ANSWER: usize = 16 << 20;
-/// The timeout of a call. API Gateway answers within 29 s.
-const PATIENCE: Duration = Duration::from_secs(35);
-/// The pause before the first retry. Each further pause is twice as long.
-const PAUSE: Duration = Duration::from_millis(250);
-const MOST_RETRIES: u32 = 5;
+/// The maximum size of a response: above API Gateway's own limit of 10 MB.
+const MAX_RESPONSE_BYTES: usize = 16 << 20;
+/// The timeout of a call. API Gateway responds within 29 s.
+const TIMEOUT: Duration = Duration::from_secs(35);
+/// The delay before the first retry. Each further delay is twice as long.
+const FIRST_RETRY_DELAY: Duration = Duration::from_millis(250);
+const MAX_RETRIES: u32 = 5;
 
 /// A request to the API.
 #[derive(Clone, Debug)]
 pub struct Call {
     method: Method,
     path: String,
-    key: Option<String>,
+    idempotency_key: Option<String>,
     body: Bytes,
 }
 
 impl Call {
     fn new(method: Method, path: impl Into<String>) -> Self {
-        Self { method, path: path.into(), key: None, body: Bytes::new() }
+        Self { method, path: path.into(), idempotency_key: None, body: Bytes::new() }
     }
 
     /// Creates a `GET` request. `path` is below the stage and includes the query.
@@ -56,8 +56,8 @@ impl Call {
 
     /// Sets the `Idempotency-Key`.
     #[must_use]
-    pub fn key(mut self, key: impl Into<String>) -> Self {
-        self.key = Some(key.into());
+    pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
+        self.idempotency_key = Some(key.into());
         self
     }
 }
@@ -74,9 +74,9 @@ pub fn query(pairs: &[(&str, Option<String>)]) -> String {
     query.finish()
 }
 
-/// An answer of the API.
+/// A response of the API.
 #[derive(Debug)]
-pub struct Answer {
+pub struct ApiResponse {
     /// The HTTP status.
     pub status: u16,
     /// The body. A body that is not JSON becomes a JSON string.
@@ -89,47 +89,49 @@ impl Stack {
         self.call(Call::get(format!("/sites/{site}"))).await
     }
 
-    /// Calls the API and returns the body of the answer. Returns an error if the API refuses. While the service is
-    /// busy, the call is retried up to five times. Every call of the API may be repeated.
+    /// Calls the API and returns the body of the response. Returns an error if the API refuses. While the service is
+    /// busy, the call is retried up to five times. Every call of the API is idempotent.
     pub async fn call(&self, call: Call) -> Result<Value, CliError> {
-        let mut pause = PAUSE;
-        for _ in 0..MOST_RETRIES {
-            let answer = self.send(&call).await?;
-            match answer.status {
-                200..300 => return Ok(answer.body),
-                429 | 502..=504 => tokio::time::sleep(pause).await,
-                status => return Err(CliError::refused(status, &answer.body)),
+        let mut delay = FIRST_RETRY_DELAY;
+        for _ in 0..MAX_RETRIES {
+            let response = self.send(&call).await?;
+            match response.status {
+                200..300 => return Ok(response.body),
+                429 | 502..=504 => tokio::time::sleep(delay).await,
+                status => return Err(CliError::refused(status, &response.body)),
             }
-            pause *= 2;
+            delay *= 2;
         }
-        let answer = self.send(&call).await?;
-        match answer.status {
-            200..300 => Ok(answer.body),
-            status => Err(CliError::refused(status, &answer.body)
-                .advise(format!("it was tried {} times", MOST_RETRIES + 1))),
+        let response = self.send(&call).await?;
+        match response.status {
+            200..300 => Ok(response.body),
+            status => Err(CliError::refused(status, &response.body).advise(format!(
+                "fieldctl tried {} times; wait a minute, then run the command again",
+                MAX_RETRIES + 1
+            ))),
         }
     }
 
-    async fn send(&self, call: &Call) -> Result<Answer, CliError> {
+    async fn send(&self, call: &Call) -> Result<ApiResponse, CliError> {
         let request = self.request(call).await?;
         let unreachable = |error: String| {
             CliError::new(Exit::Aws, format!("the API can't be reached: {error}"))
-                .advise("is the network there, and was the stack deployed as a whole?")
+                .advise("check the network, and whether every service of the stack is deployed")
         };
-        let answered = async {
-            let answer = self.http.0.request(request).await.map_err(|error| {
+        let exchange = async {
+            let response = self.http.0.request(request).await.map_err(|error| {
                 unreachable(std::error::Error::source(&error).unwrap_or(&error).to_string())
             })?;
-            let status = answer.status().as_u16();
-            let body = Limited::new(answer.into_body(), LARGEST_ANSWER).collect().await;
+            let status = response.status().as_u16();
+            let body = Limited::new(response.into_body(), MAX_RESPONSE_BYTES).collect().await;
             let body = body.map_err(|error| unreachable(error.to_string()))?.to_bytes();
             let body = serde_json::from_slice(&body)
                 .unwrap_or_else(|_| String::from_utf8_lossy(&body).into_owned().into());
-            Ok(Answer { status, body })
+            Ok(ApiResponse { status, body })
         };
-        match tokio::time::timeout(PATIENCE, answered).await {
-            Ok(answered) => answered,
-            Err(_) => Err(unreachable(format!("no answer in {} s", PATIENCE.as_secs()))),
+        match tokio::time::timeout(TIMEOUT, exchange).await {
+            Ok(exchange) => exchange,
+            Err(_) => Err(unreachable(format!("no response within {} s", TIMEOUT.as_secs()))),
         }
     }
 
@@ -146,9 +148,10 @@ impl Stack {
     /// Creates a signed request. Not every system resolves names below `localhost`. On an emulator, the request is
     /// therefore sent to the emulator's address, with the name as `Host`.
     async fn request(&self, call: &Call) -> Result<Request<Full<Bytes>>, CliError> {
-        let broken =
-            |error: &dyn std::fmt::Display| CliError::usage(format!("no such call: {error}"));
-        let api: Uri = self.api_url()?.parse().map_err(|error| broken(&error))?;
+        let invalid = |error: &dyn std::fmt::Display| {
+            CliError::usage(format!("the request is not valid: {error}"))
+        };
+        let api: Uri = self.api_url()?.parse().map_err(|error| invalid(&error))?;
         let host = api.authority().map_or("", |authority| authority.as_str());
         let emulator = self.emulator();
         let address = emulator.as_ref().and_then(Uri::authority).map_or(host, |it| it.as_str());
@@ -160,10 +163,10 @@ impl Stack {
             .header(header::HOST, host)
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::USER_AGENT, concat!("fieldctl/", env!("CARGO_PKG_VERSION")));
-        if let Some(key) = &call.key {
+        if let Some(key) = &call.idempotency_key {
             request = request.header("idempotency-key", key);
         }
-        let mut request = request.body(Full::new(call.body.clone())).map_err(|e| broken(&e))?;
+        let mut request = request.body(Full::new(call.body.clone())).map_err(|e| invalid(&e))?;
         self.sign(&uri, &mut request, &call.body).await?;
         Ok(request)
     }
@@ -174,16 +177,19 @@ impl Stack {
         request: &mut Request<Full<Bytes>>,
         body: &[u8],
     ) -> Result<(), CliError> {
-        let no =
-            |what: String| CliError::new(Exit::Aws, format!("the call can't be signed: {what}"));
+        let cannot_sign =
+            |what: String| CliError::new(Exit::Aws, format!("the request can't be signed: {what}"));
         let provider = self
             .config()
             .credentials_provider()
-            .ok_or_else(|| no("there are no AWS credentials".to_owned()))?;
-        let credentials = provider.provide_credentials().await.map_err(|e| no(e.to_string()))?;
+            .ok_or_else(|| cannot_sign("there are no AWS credentials".to_owned()))?;
+        let credentials =
+            provider.provide_credentials().await.map_err(|e| cannot_sign(e.to_string()))?;
         let signer = Signer { credentials, region: self.region(), service: "execute-api" };
         let method = request.method().clone();
-        signer.sign(&method, uri, request.headers_mut(), body).map_err(|e| no(e.to_string()))
+        signer
+            .sign(&method, uri, request.headers_mut(), body)
+            .map_err(|e| cannot_sign(e.to_string()))
     }
 }
 

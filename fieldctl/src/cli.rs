@@ -19,8 +19,8 @@ use crate::{
     version,
     max_term_width = 100,
     after_help = "Exit codes: 0 done; 1 failed, or a part of it; 2 wrong usage; 3 not found; \
-                  4 refused by the service; 5 AWS out of reach, or not allowed; 6 the outcome is not \
-                  known yet.\n\n\
+                  4 refused by the service; 5 AWS can't be reached or denies access; 6 the outcome is \
+                  not known yet.\n\n\
                   On the local stack: fieldctl --endpoint-url http://127.0.0.1:4566 --stack \
                   fieldstation-local ..."
 )]
@@ -28,22 +28,22 @@ pub struct Cli {
     /// The environment.
     #[command(flatten)]
     pub target: Target,
-    /// The appearance of the output.
+    /// The options for the output.
     #[command(flatten)]
-    pub look: Look,
+    pub output: OutputOptions,
     /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// How the output looks.
+/// The options for the output.
 #[derive(Args, Clone, Copy, Debug)]
-#[command(next_help_heading = "Everywhere")]
-pub struct Look {
+#[command(next_help_heading = "Global options")]
+pub struct OutputOptions {
     /// Print only JSON on standard output. A list is printed as one line for each entry.
     #[arg(long, global = true)]
     pub json: bool,
-    /// When to use colours: auto (on a terminal), always or never; NO_COLOR is honoured.
+    /// When to use colours: auto (on a terminal), always or never; NO_COLOR disables them.
     #[arg(
         long,
         global = true,
@@ -65,15 +65,15 @@ pub enum Color {
     Never,
 }
 
-impl Look {
+impl OutputOptions {
     /// Opens standard output with these settings.
     #[must_use]
     pub fn screen(self) -> Screen {
-        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let color = match self.color {
             Color::Always => Some(true),
             Color::Never => Some(false),
-            Color::Auto => refused.then_some(false),
+            Color::Auto => no_color.then_some(false),
         };
         Screen::open(self.json, color)
     }
@@ -82,14 +82,14 @@ impl Look {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// The whole environment on one screen: what needs attention, and what to do about it.
+    /// Checks the whole environment: what needs attention, and what to do about it.
     Status(status::Options),
     /// Monitoring sites: list, show, onboard, teardown.
     #[command(subcommand)]
     Sites(Sites),
-    /// Shows the history of a site in the order of time: events, sagas, failures.
+    /// Shows the history of a site in chronological order: events, sagas, failures.
     Trace(Trace),
-    /// Runs of the state machines: what is stuck, what failed, recovery.
+    /// Executions of the state machines: what is stuck, what failed, recovery.
     #[command(subcommand)]
     Sagas(Sagas),
     /// The event log.
@@ -98,12 +98,12 @@ pub enum Command {
     /// Sensors' readings: send, get, plot.
     #[command(subcommand)]
     Readings(Readings),
-    /// Subscriptions at the payment provider and in the billing table that disagree.
+    /// Differences between the payment provider's subscriptions and the billing table.
     Subscriptions(subscriptions::Options),
     /// Failed work: list, show, replay, discard.
     #[command(subcommand)]
     Failures(Failures),
-    /// Logs of the functions: about a site, of a function, errors only, live.
+    /// Logs of the functions: of a site, of a function, only errors, live.
     Logs(Logs),
     /// Prints the API's URL, and the names of the bus, the stream, the tables and more.
     Outputs(Outputs),

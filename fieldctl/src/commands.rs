@@ -24,8 +24,8 @@ use crate::{
     output,
 };
 
-/// The interval at which a command checks something that it waits for.
-pub const LOOK: Duration = Duration::from_secs(2);
+/// The interval at which a command polls what it waits for.
+pub const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Reads JSON from a file, or from standard input if `path` is `-`.
 pub fn json_file(path: &str) -> Result<Value, CliError> {
@@ -36,10 +36,12 @@ pub fn json_file(path: &str) -> Result<Value, CliError> {
     };
     read.map_err(|error| CliError::usage(format!("{path} can't be read: {error}")))?;
     if text.trim().is_empty() {
-        return Err(CliError::usage(format!("{path} is empty")).advise("it has to hold JSON"));
+        return Err(
+            CliError::usage(format!("{path} is empty")).advise("the file must contain JSON")
+        );
     }
     serde_json::from_str(&text)
-        .map_err(|error| CliError::usage(format!("{path} is no JSON: {error}")))
+        .map_err(|error| CliError::usage(format!("{path} is not valid JSON: {error}")))
 }
 
 /// Asks whether to continue, unless `yes` was given on the command line.
@@ -48,12 +50,14 @@ pub fn confirm(question: &str, yes: bool) -> Result<(), CliError> {
         return Ok(());
     }
     if !io::stdin().is_terminal() {
-        return Err(CliError::usage("nobody can be asked, for this is no terminal")
-            .advise("say --yes to go on without being asked"));
+        return Err(CliError::usage(
+            "this command needs confirmation, but standard input is not a terminal",
+        )
+        .advise("run it again with --yes"));
     }
     if output::ask(question)? {
         Ok(())
     } else {
-        Err(CliError::new(Exit::Failed, "nothing was done"))
+        Err(CliError::new(Exit::Failed, "cancelled: nothing was changed"))
     }
 }

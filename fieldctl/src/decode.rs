@@ -24,19 +24,19 @@ fn visit(value: &mut Value, path: &str, depth: usize, decoded: &mut Vec<String>)
     if depth > MAX_DEPTH {
         return;
     }
-    let below = |name: &str| match path {
+    let child_path = |name: &str| match path {
         "" => name.to_owned(),
         path => format!("{path}.{name}"),
     };
     match value {
         Value::Object(fields) => {
             for (name, value) in fields {
-                let path = below(name);
+                let path = child_path(name);
                 if (name == "data" && path.ends_with("kinesis.data"))
-                    && let Some((data, how)) = value.as_str().and_then(data)
+                    && let Some((data, encoding)) = value.as_str().and_then(kinesis_data)
                 {
                     *value = data;
-                    decoded.push(format!("{path}: {how}"));
+                    decoded.push(format!("{path}: {encoding}"));
                     visit(value, &path, depth + 1, decoded);
                 } else {
                     visit(value, &path, depth, decoded);
@@ -49,7 +49,7 @@ fn visit(value: &mut Value, path: &str, depth: usize, decoded: &mut Vec<String>)
             }
         }
         Value::String(text) => {
-            if let Some(inner) = json(text) {
+            if let Some(inner) = parse_json(text) {
                 *value = inner;
                 decoded.push(format!("{}: JSON", if path.is_empty() { "." } else { path }));
                 visit(value, path, depth + 1, decoded);
@@ -60,14 +60,14 @@ fn visit(value: &mut Value, path: &str, depth: usize, decoded: &mut Vec<String>)
 }
 
 /// Parses a JSON object or list from a text. Returns `None` for a number or a word, which stays a text.
-fn json(text: &str) -> Option<Value> {
+fn parse_json(text: &str) -> Option<Value> {
     let text = text.trim_start();
     let structured = text.starts_with(['{', '[']);
     structured.then(|| serde_json::from_str(text).ok()).flatten()
 }
 
 /// Returns the decoded data of a Kinesis record, and its encoding.
-fn data(base64: &str) -> Option<(Value, &'static str)> {
+fn kinesis_data(base64: &str) -> Option<(Value, &'static str)> {
     let bytes = STANDARD.decode(base64).ok()?;
     let (bytes, is_gzip) = if bytes.starts_with(&GZIP) {
         let mut unpacked = Vec::new();
@@ -81,7 +81,7 @@ fn data(base64: &str) -> Option<(Value, &'static str)> {
         (bytes, false)
     };
     let text = String::from_utf8(bytes).ok()?;
-    Some(match (json(&text), is_gzip) {
+    Some(match (parse_json(&text), is_gzip) {
         (Some(value), true) => (value, "base64, gzip, JSON"),
         (Some(value), false) => (value, "base64, JSON"),
         (None, true) => (Value::String(text), "base64, gzip"),
@@ -111,14 +111,14 @@ mod tests {
     #[test]
     fn the_data_of_a_record_is_decoded_and_its_encodings_are_named() {
         let bundle = br#"{"bundleId": "b"}"#;
-        for (data, decoded, how) in [
+        for (data, decoded, encoding) in [
             (gzip(bundle), json!({"bundleId": "b"}), "base64, gzip, JSON"),
             (STANDARD.encode(bundle), json!({"bundleId": "b"}), "base64, JSON"),
-            (STANDARD.encode("no JSON"), json!("no JSON"), "base64"),
+            (STANDARD.encode("not JSON"), json!("not JSON"), "base64"),
             (gzip(b"{broken"), json!("{broken"), "base64, gzip"),
         ] {
             let mut payload = record(&data);
-            assert_eq!(decode(&mut payload), [format!("kinesis.data: {how}")]);
+            assert_eq!(decode(&mut payload), [format!("kinesis.data: {encoding}")]);
             assert_eq!(payload["kinesis"]["data"], decoded);
         }
     }

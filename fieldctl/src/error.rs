@@ -70,7 +70,7 @@ impl CliError {
     pub fn refused(status: u16, body: &Value) -> Self {
         let text = |name: &str| body[name].as_str().filter(|text| !text.is_empty());
         let title = text("title").or_else(|| text("message")).or(body.as_str());
-        let mut message = format!("the API answered {status}");
+        let mut message = format!("the API returned {status}");
         for part in [title, text("detail")].into_iter().flatten() {
             message = format!("{message}: {}", part.trim_end_matches('.'));
         }
@@ -79,13 +79,15 @@ impl CliError {
             let part = |name: &str| error[name].as_str().unwrap_or_default();
             format!("{}: {}", part("field"), part("message"))
         });
-        let trouble = match status {
+        let error = match status {
             404 => Self::not_found(message),
             401 | 403 => Self::new(Exit::Aws, message)
                 .advise("your credentials need execute-api:Invoke on the stack's API"),
+            500.. => Self::new(Exit::Refused, message)
+                .advise("the functions' logs have the reason: fieldctl logs --errors --since 10m"),
             _ => Self::new(Exit::Refused, message),
         };
-        Self { details: details.collect(), ..trouble }
+        Self { details: details.collect(), ..error }
     }
 }
 
@@ -116,10 +118,10 @@ impl From<io::Error> for CliError {
     }
 }
 
-/// Creates an error for a row or an answer that can't be read.
+/// Creates an error for a row or a response that can't be read.
 pub fn unreadable(what: &str, error: &dyn fmt::Display) -> CliError {
     CliError::new(Exit::Failed, format!("{what} can't be read: {error}"))
-        .advise("it may have been written by a newer version: use the fieldctl of that version")
+        .advise("a newer version may have written it: use the fieldctl of that version")
 }
 
 /// Returns an error and all its causes.
@@ -148,8 +150,8 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 const SIGN_IN: &str = "sign in (`aws sso login`), choose a profile with --profile, or set \
                        AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
 
-/// Converts an error of an AWS service. `doing` is a message about what failed.
-pub fn aws<E>(doing: &str) -> impl FnOnce(SdkError<E, HttpResponse>) -> CliError + '_
+/// Converts an error of an AWS service. `failed` says what failed.
+pub fn aws<E>(failed: &str) -> impl FnOnce(SdkError<E, HttpResponse>) -> CliError + '_
 where
     E: Error + aws_smithy_runtime_api::client::result::CreateUnhandledError + 'static,
     SdkError<E, HttpResponse>: aws_sdk_dynamodb::error::ProvideErrorMetadata + Error + 'static,
@@ -159,31 +161,35 @@ where
 
         if let Some(code) = error.code() {
             let message = error.message().unwrap_or("no reason given").trim_end_matches('.');
-            return answered(doing, code, message);
+            return service_error(failed, code, message);
         }
         if causes(&error).iter().any(|cause| cause.is::<CredentialsError>()) {
-            return CliError::new(Exit::Aws, format!("{doing}: there are no AWS credentials"))
+            return CliError::new(Exit::Aws, format!("{failed}: there are no AWS credentials"))
                 .advise(SIGN_IN);
         }
-        CliError::new(Exit::Aws, format!("{doing}: {}", chain(&error)))
-            .advise("is the network there, and are --region and --endpoint-url right?")
+        CliError::new(Exit::Aws, format!("{failed}: {}", chain(&error)))
+            .advise("check the network, --region and --endpoint-url")
     }
 }
 
-fn answered(doing: &str, code: &str, message: &str) -> CliError {
-    let trouble = CliError::new(Exit::Aws, format!("{doing}: {message} ({code})"));
-    let missing = ["ResourceNotFound", "ExecutionDoesNotExist", "StateMachineDoesNotExist"];
+fn service_error(failed: &str, code: &str, message: &str) -> CliError {
+    let error = CliError::new(Exit::Aws, format!("{failed}: {message} ({code})"));
+    let not_found = ["ResourceNotFound", "ExecutionDoesNotExist", "StateMachineDoesNotExist"];
     match AwsErrorKind::from_code(code) {
-        AwsErrorKind::Denied => trouble
-            .advise("your role may not do that: docs/fieldctl.md has the policy that it needs"),
+        AwsErrorKind::Denied => error.advise(
+            "your role lacks this permission: docs/fieldctl.md lists what each command needs",
+        ),
         AwsErrorKind::Credentials => {
-            trouble.advise(format!("the credentials are not valid (here): {SIGN_IN}"))
+            error.advise(format!("AWS does not accept the credentials: {SIGN_IN}"))
         }
-        AwsErrorKind::Busy => trouble.advise("AWS is busy: wait a moment, then do the same again"),
-        AwsErrorKind::Refused if missing.iter().any(|name| code.starts_with(name)) => {
-            CliError { exit: Exit::NotFound, ..trouble }
+        AwsErrorKind::Busy => {
+            error.advise("AWS throttles the call: wait a moment, then run the command again")
         }
-        AwsErrorKind::NoAnswer | AwsErrorKind::Refused => trouble,
+        AwsErrorKind::Refused if not_found.iter().any(|name| code.starts_with(name)) => {
+            CliError { exit: Exit::NotFound, ..error }
+        }
+        AwsErrorKind::NoResponse => error.advise("run the command again"),
+        AwsErrorKind::Refused => error,
     }
 }
 
@@ -191,7 +197,11 @@ impl From<StoreError> for CliError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Corrupt { row, reason } => unreadable(&format!("row {row}"), &reason),
-            error => Self::new(Exit::Aws, format!("the table can't be reached: {}", chain(&error))),
+            error => Self::new(
+                Exit::Aws,
+                format!("the table can't be read or written: {}", chain(&error)),
+            )
+            .advise("check the network and your role's permissions (docs/fieldctl.md)"),
         }
     }
 }
@@ -200,7 +210,8 @@ impl From<LedgerError> for CliError {
     fn from(error: LedgerError) -> Self {
         match error {
             LedgerError::Store(error) => error.into(),
-            error => Self::new(Exit::Aws, chain(&error)),
+            error => Self::new(Exit::Aws, chain(&error))
+                .advise("check the network and your role's permissions (docs/fieldctl.md)"),
         }
     }
 }
@@ -218,18 +229,18 @@ mod tests {
             "detail": "Correct location.latitude and send the request again.",
             "errors": [{"field": "location.latitude", "message": "is 91"}],
         });
-        let trouble = CliError::refused(400, &problem);
-        assert_eq!(trouble.exit, Exit::Refused);
+        let error = CliError::refused(400, &problem);
+        assert_eq!(error.exit, Exit::Refused);
         assert_eq!(
-            trouble.to_string(),
-            "the API answered 400: The request is not valid: Correct location.latitude and send \
+            error.to_string(),
+            "the API returned 400: The request is not valid: Correct location.latitude and send \
              the request again\n  location.latitude: is 91"
         );
         assert_eq!(CliError::refused(404, &json!({})).exit, Exit::NotFound);
         assert_eq!(CliError::refused(403, &json!({"message": "Forbidden"})).exit, Exit::Aws);
         assert_eq!(
             CliError::refused(502, &json!("bad gateway")).message,
-            "the API answered 502: bad gateway"
+            "the API returned 502: bad gateway"
         );
     }
 

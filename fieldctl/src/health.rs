@@ -1,13 +1,13 @@
 //! Computes the health of a site: when its sensors last sent, what is missing, and what was refused or quarantined.
 //!
-//! The health is computed from data that is stored anyway. The rows of the readings table have the time of their
+//! No data is stored only for this. The rows of the readings table have the time of their
 //! arrival. accept-readings counts refusals. What store-readings quarantined is in the failures table.
 //! Data that can't be read is reported as unknown. Nothing is assumed about it.
 
 use std::collections::BTreeMap;
 
 use contracts::{SensorId, SiteId, Timestamp, readings::Sample};
-use ledger::{ErrorInfo, Summary};
+use ledger::{ErrorInfo, FailureSummary};
 use serde::Serialize;
 use series::{RefusalRow, SeriesRow, packing::unpack};
 
@@ -62,14 +62,14 @@ pub struct Finding {
 
 /// A source that could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Unread {
+pub struct UnreadSource {
     /// The source: `readings`, `refusals` or `failures`.
     pub source: String,
     /// Why it could not be read.
     pub reason: String,
 }
 
-/// The readings with samples of the last 24 hours.
+/// The stored readings with samples of the last 24 hours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Accepted {
     /// The number of bundles.
@@ -131,7 +131,7 @@ pub struct Refusal {
 /// A bundle that store-readings quarantined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct SetAside {
+pub struct QuarantinedBundle {
     /// The failure's id.
     pub failure_id: String,
     /// Why the bundle was quarantined.
@@ -140,11 +140,11 @@ pub struct SetAside {
     pub last_at: Timestamp,
 }
 
-impl From<&Summary> for SetAside {
-    fn from(failure: &Summary) -> Self {
+impl From<&FailureSummary> for QuarantinedBundle {
+    fn from(failure: &FailureSummary) -> Self {
         Self {
             failure_id: failure.id.to_string(),
-            error: ErrorInfo { concerns: None, ..failure.error.clone() },
+            error: ErrorInfo { affected_ids: None, ..failure.error.clone() },
             last_at: failure.last_at,
         }
     }
@@ -153,7 +153,7 @@ impl From<&Summary> for SetAside {
 /// The document of `fieldctl sites health --json`. Its schema is `schemas/sites-health.schema.json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Health {
+pub struct SiteHealth {
     /// The site's id.
     pub site_id: SiteId,
     /// The site's name.
@@ -169,7 +169,7 @@ pub struct Health {
     /// The findings, the most serious first. Empty for a site that reports.
     pub findings: Vec<Finding>,
     /// The sources that could not be read.
-    pub unknown: Vec<Unread>,
+    pub unknown: Vec<UnreadSource>,
     /// The sensors, in the order of the site.
     pub sensors: Vec<SensorHealth>,
     /// The refusals of the last 24 hours, the last one first. `null` if they could not be read.
@@ -177,7 +177,7 @@ pub struct Health {
     /// The number of refused bundles of the last 24 hours that name no site. They may belong to this site.
     pub refused_without_site: Option<u64>,
     /// The quarantined bundles, the last one first. `null` if they could not be read.
-    pub quarantined: Option<Vec<SetAside>>,
+    pub quarantined: Option<Vec<QuarantinedBundle>>,
 }
 
 /// A sensor as the API shows it.
@@ -191,12 +191,12 @@ pub struct SiteSensor {
     pub unit: String,
 }
 
-/// The data that was read, or the reason why it could not be read.
-pub type Read<T> = Result<T, String>;
+/// Data, or the reason why it could not be read.
+pub type ReadResult<T> = Result<T, String>;
 
 /// The data from which the health is computed.
 #[derive(Debug)]
-pub struct Evidence {
+pub struct HealthData {
     /// The site.
     pub site_id: SiteId,
     /// The site's name.
@@ -206,18 +206,18 @@ pub struct Evidence {
     /// When the site was activated, if the API says so.
     pub active_since: Option<Timestamp>,
     /// The site's sensors, each with its newest rows, newest first.
-    pub sensors: Vec<(SiteSensor, Read<Vec<SeriesRow>>)>,
+    pub sensors: Vec<(SiteSensor, ReadResult<Vec<SeriesRow>>)>,
     /// The site's refusals.
-    pub refusals: Read<Vec<RefusalRow>>,
+    pub refusals: ReadResult<Vec<RefusalRow>>,
     /// The refusals of bodies that name no site.
-    pub refusals_without_site: Read<Vec<RefusalRow>>,
+    pub refusals_without_site: ReadResult<Vec<RefusalRow>>,
     /// The site's open failures of store-readings, newest first.
-    pub failures: Read<Vec<SetAside>>,
+    pub failures: ReadResult<Vec<QuarantinedBundle>>,
 }
 
-/// What is computed from a sensor's rows.
+/// A sensor's activity, computed from its rows.
 #[derive(Debug, Default)]
-struct Seen {
+struct SensorActivity {
     last_arrival: Option<i64>,
     last_sample: Option<i64>,
     /// The interval between bundles, in milliseconds.
@@ -226,8 +226,12 @@ struct Seen {
     completeness: Option<f64>,
 }
 
-impl Seen {
-    fn of(rows: &[SeriesRow], now: Timestamp, active_since: Option<Timestamp>) -> Read<Self> {
+impl SensorActivity {
+    fn from_rows(
+        rows: &[SeriesRow],
+        now: Timestamp,
+        active_since: Option<Timestamp>,
+    ) -> ReadResult<Self> {
         let now = now.millis();
         let begin = now - WINDOW_MILLIS;
         // No samples are expected from before the site's activation.
@@ -262,7 +266,7 @@ impl Seen {
     }
 
     /// Returns the time without arrivals after which the sensor is silent, in milliseconds.
-    fn patience(&self) -> i64 {
+    fn max_silence_millis(&self) -> i64 {
         self.interval
             .map_or(ASSUMED_SILENCE_MILLIS, |interval| (interval * 3 / 2).max(MIN_SILENCE_MILLIS))
     }
@@ -271,7 +275,7 @@ impl Seen {
         let (Some(arrival), Some(sample)) = (self.last_arrival, self.last_sample) else {
             return Verdict::NeverReported;
         };
-        if now.millis() - arrival > self.patience() {
+        if now.millis() - arrival > self.max_silence_millis() {
             Verdict::Silent
         } else if now.millis() - sample > WINDOW_MILLIS {
             Verdict::StaleSamples
@@ -303,29 +307,30 @@ fn median_step(mut times: Vec<i64>) -> Option<i64> {
     steps.get(steps.len() / 2).copied()
 }
 
-impl Evidence {
+impl HealthData {
     /// Computes the health of the site.
     #[must_use]
-    pub fn judge(self, now: Timestamp) -> Health {
+    pub fn into_health(self, now: Timestamp) -> SiteHealth {
         let mut unknown = Vec::new();
         let mut sensors = Vec::new();
-        let refusals = known("refusals", self.refusals, &mut unknown);
-        let refusals = refusals.map(|rows| refusals_of(&rows, now));
-        let without_site = known("refusals", self.refusals_without_site, &mut unknown);
-        let failures = known("failures", self.failures, &mut unknown);
+        let refusals = value_or_unknown("refusals", self.refusals, &mut unknown);
+        let refusals = refusals.map(|rows| recent_refusals(&rows, now));
+        let without_site = value_or_unknown("refusals", self.refusals_without_site, &mut unknown);
+        let failures = value_or_unknown("failures", self.failures, &mut unknown);
         for (sensor, rows) in self.sensors {
-            let seen = rows.and_then(|rows| Seen::of(&rows, now, self.active_since));
-            let seen = seen.map_err(|error| format!("of sensor {}: {error}", sensor.id));
-            let seen = known("readings", seen, &mut unknown);
+            let activity =
+                rows.and_then(|rows| SensorActivity::from_rows(&rows, now, self.active_since));
+            let activity = activity.map_err(|error| format!("of sensor {}: {error}", sensor.id));
+            let activity = value_or_unknown("readings", activity, &mut unknown);
             sensors.push(sensor_health(
                 sensor,
-                seen.as_ref(),
+                activity.as_ref(),
                 refusals.as_deref(),
                 failures.as_deref(),
                 now,
             ));
         }
-        let mut health = Health {
+        let mut health = SiteHealth {
             site_id: self.site_id,
             name: self.name,
             status: self.status,
@@ -337,17 +342,21 @@ impl Evidence {
             sensors,
             refused: refusals,
             refused_without_site: without_site
-                .map(|rows| refusals_of(&rows, now).iter().map(|refusal| refusal.count).sum()),
+                .map(|rows| recent_refusals(&rows, now).iter().map(|refusal| refusal.count).sum()),
             quarantined: failures,
         };
-        health.find();
+        health.evaluate();
         health
     }
 }
 
-fn known<T>(source: &str, read: Read<T>, unknown: &mut Vec<Unread>) -> Option<T> {
+fn value_or_unknown<T>(
+    source: &str,
+    read: ReadResult<T>,
+    unknown: &mut Vec<UnreadSource>,
+) -> Option<T> {
     read.map_err(|error| {
-        let unread = Unread { source: source.to_owned(), reason: error };
+        let unread = UnreadSource { source: source.to_owned(), reason: error };
         if !unknown.contains(&unread) {
             unknown.push(unread);
         }
@@ -357,26 +366,29 @@ fn known<T>(source: &str, read: Read<T>, unknown: &mut Vec<Unread>) -> Option<T>
 
 fn sensor_health(
     sensor: SiteSensor,
-    seen: Option<&Seen>,
+    activity: Option<&SensorActivity>,
     refusals: Option<&[Refusal]>,
-    failures: Option<&[SetAside]>,
+    failures: Option<&[QuarantinedBundle]>,
     now: Timestamp,
 ) -> SensorHealth {
     let time = |millis: Option<i64>| millis.map(Timestamp::from_millis);
-    let is_of =
+    let is_of_sensor =
         |refusal: &&Refusal| refusal.sensor_id.is_some_and(|id| id.to_string() == sensor.id);
-    let names = |failure: &&SetAside| failure.error.message.contains(&sensor.id);
-    let last_arrival = seen.and_then(|seen| seen.last_arrival);
+    let names_sensor = |failure: &&QuarantinedBundle| failure.error.message.contains(&sensor.id);
+    let last_arrival = activity.and_then(|activity| activity.last_arrival);
     SensorHealth {
-        verdict: seen.map_or(Verdict::Unknown, |seen| seen.verdict(now)),
+        verdict: activity.map_or(Verdict::Unknown, |activity| activity.verdict(now)),
         last_arrival: time(last_arrival),
-        last_sample: time(seen.and_then(|seen| seen.last_sample)),
+        last_sample: time(activity.and_then(|activity| activity.last_sample)),
         gap_seconds: last_arrival.map(|at| (now.millis() - at).max(0) / SECOND_MILLIS),
-        interval_seconds: seen.and_then(|seen| seen.interval).map(|millis| millis / SECOND_MILLIS),
-        completeness: seen.and_then(|seen| seen.completeness),
-        accepted: seen.map(|seen| seen.accepted),
-        refused: refusals.map(|all| all.iter().filter(is_of).map(|refusal| refusal.count).sum()),
-        quarantined: failures.map(|all| all.iter().filter(names).count()),
+        interval_seconds: activity
+            .and_then(|activity| activity.interval)
+            .map(|millis| millis / SECOND_MILLIS),
+        completeness: activity.and_then(|activity| activity.completeness),
+        accepted: activity.map(|activity| activity.accepted),
+        refused: refusals
+            .map(|all| all.iter().filter(is_of_sensor).map(|refusal| refusal.count).sum()),
+        quarantined: failures.map(|all| all.iter().filter(names_sensor).count()),
         sensor_id: sensor.id,
         metric: sensor.metric,
         unit: sensor.unit,
@@ -384,7 +396,7 @@ fn sensor_health(
 }
 
 /// Returns the refusals of the last 24 hours, the last one first. Rows of several hours are summed.
-fn refusals_of(rows: &[RefusalRow], now: Timestamp) -> Vec<Refusal> {
+fn recent_refusals(rows: &[RefusalRow], now: Timestamp) -> Vec<Refusal> {
     let mut refusals = BTreeMap::<_, Refusal>::new();
     let since = now.plus_millis(-WINDOW_MILLIS);
     for row in rows.iter().filter(|row| row.last_at > since) {
@@ -414,7 +426,7 @@ fn refusals_of(rows: &[RefusalRow], now: Timestamp) -> Vec<Refusal> {
     refusals
 }
 
-impl Health {
+impl SiteHealth {
     fn count(&self, verdict: Verdict) -> usize {
         self.sensors.iter().filter(|sensor| sensor.verdict == verdict).count()
     }
@@ -423,32 +435,33 @@ impl Health {
         self.sensors.iter().filter_map(|sensor| sensor.last_arrival).max()
     }
 
-    /// Computes the findings and the verdict.
-    fn find(&mut self) {
+    /// Computes the findings, the verdict and the summary.
+    fn evaluate(&mut self) {
         let all = self.sensors.len();
-        let quiet = self.count(Verdict::Silent) + self.count(Verdict::NeverReported);
+        let silent = self.count(Verdict::Silent) + self.count(Verdict::NeverReported);
         let in_service = self.status == "ACTIVE";
         let mut findings = Vec::new();
         if !in_service {
-            findings.push(self.not_in_service());
+            findings.push(self.not_in_service_finding());
         } else if self.count(Verdict::Unknown) == 0 {
-            if quiet == all {
-                findings.push(self.silent());
-            } else if quiet > 0 {
-                findings.push(self.partly_silent(quiet));
+            if silent == all {
+                findings.push(self.silence_finding());
+            } else if silent > 0 {
+                findings.push(self.partial_silence_finding(silent));
             }
         }
-        findings.extend(self.refusals());
-        findings.extend(self.set_aside());
-        findings.extend(self.stale());
+        findings.extend(self.refusal_finding());
+        findings.extend(self.quarantine_finding());
+        findings.extend(self.stale_samples_finding());
         // A site whose bundles are refused or quarantined is not silent: it sends, but nothing is stored.
-        let turned_away = findings
+        let rejection = findings
             .iter()
             .position(|finding| matches!(finding.kind, Verdict::Refused | Verdict::Quarantined));
-        let quiet_first = findings
+        let silence_is_first = findings
             .first()
             .is_some_and(|first| matches!(first.kind, Verdict::Silent | Verdict::NeverReported));
-        if let (Some(index), true) = (turned_away, quiet_first && self.turned_away_since_silence())
+        if let (Some(index), true) =
+            (rejection, silence_is_first && self.rejected_after_last_arrival())
         {
             let finding = findings.remove(index);
             findings.insert(0, finding);
@@ -480,14 +493,14 @@ impl Health {
     }
 
     /// Returns whether something was refused or quarantined after the last arrival.
-    fn turned_away_since_silence(&self) -> bool {
+    fn rejected_after_last_arrival(&self) -> bool {
         let refused = self.refused.iter().flatten().map(|refusal| refusal.last_at);
-        let set_aside = self.quarantined.iter().flatten().map(|failure| failure.last_at);
-        let last = refused.chain(set_aside).max();
+        let quarantined = self.quarantined.iter().flatten().map(|failure| failure.last_at);
+        let last = refused.chain(quarantined).max();
         last.is_some_and(|last| self.last_arrival().is_none_or(|arrival| last > arrival))
     }
 
-    fn not_in_service(&self) -> Finding {
+    fn not_in_service_finding(&self) -> Finding {
         Finding {
             kind: Verdict::NotInService,
             message: format!("the site is {}: no readings are expected", self.status),
@@ -495,34 +508,35 @@ impl Health {
         }
     }
 
-    fn silent(&self) -> Finding {
-        let next = "If `fieldctl status` shows no fault of the stack, the station sends nothing: tell its operator."
-            .to_owned();
+    fn silence_finding(&self) -> Finding {
+        let next =
+            "If `fieldctl status` shows no problem, the station sends nothing: tell its operator."
+                .to_owned();
         let Some(last) = self.last_arrival() else {
             let message = "never reported: no reading of this site is stored".to_owned();
             return Finding { kind: Verdict::NeverReported, message, next };
         };
         let intervals = self.sensors.iter().filter_map(|sensor| sensor.interval_seconds);
         let due = intervals.min().map_or(String::new(), |seconds| {
-            format!("; a bundle came every {}", length(seconds * SECOND_MILLIS))
+            format!("; bundles arrived every {}", format_age(seconds * SECOND_MILLIS))
         });
         let message = format!("silent since {last} ({}){due}", ago(self.at, last));
         Finding { kind: Verdict::Silent, message, next }
     }
 
-    fn partly_silent(&self, quiet: usize) -> Finding {
+    fn partial_silence_finding(&self, silent: usize) -> Finding {
         Finding {
             kind: Verdict::PartlySilent,
             message: format!(
-                "{quiet} of {} sensors are silent, the others report",
+                "{silent} of {} sensors are silent, the others report",
                 self.sensors.len()
             ),
-            next: "The logger works: have the silent sensors and its list of sensors checked."
+            next: "The logger works. Have the silent sensors and the logger's sensor list checked."
                 .to_owned(),
         }
     }
 
-    fn refusals(&self) -> Option<Finding> {
+    fn refusal_finding(&self) -> Option<Finding> {
         let refusals = self.refused.as_deref()?;
         let last = refusals.first()?;
         let count: u64 = refusals.iter().map(|refusal| refusal.count).sum();
@@ -537,11 +551,11 @@ impl Health {
         Some(Finding { kind: Verdict::Refused, message, next: next.to_owned() })
     }
 
-    fn set_aside(&self) -> Option<Finding> {
+    fn quarantine_finding(&self) -> Option<Finding> {
         let failures = self.quarantined.as_deref()?;
         let last = failures.first()?;
         let message = format!(
-            "readings set aside: {} open, the last one {}: {}: {}",
+            "readings quarantined: {} open, the last one {}: {}: {}",
             failures.len(),
             ago(self.at, last.last_at),
             last.error.name,
@@ -551,16 +565,16 @@ impl Health {
         Some(Finding { kind: Verdict::Quarantined, message, next })
     }
 
-    fn stale(&self) -> Option<Finding> {
+    fn stale_samples_finding(&self) -> Option<Finding> {
         let stale = self.count(Verdict::StaleSamples);
         let newest = self.sensors.iter().filter_map(|sensor| sensor.last_sample).max()?;
         (stale > 0).then(|| Finding {
             kind: Verdict::StaleSamples,
             message: format!(
-                "{stale} of {} sensors send samples that are older than 24 h; the newest is of {newest}",
+                "{stale} of {} sensors send only samples that are older than 24 h; the newest sample is from {newest}",
                 self.sensors.len()
             ),
-            next: "Is an archive being sent? If not, the logger's clock is wrong: tell its operator."
+            next: "If no archive is being sent, the logger's clock is wrong: tell its operator."
                 .to_owned(),
         })
     }
@@ -580,6 +594,6 @@ impl Health {
 
 /// Formats a duration in its largest unit.
 #[must_use]
-pub fn length(millis: i64) -> String {
+pub fn format_age(millis: i64) -> String {
     crate::render::age(Timestamp::from_millis(millis), Timestamp::from_millis(0))
 }

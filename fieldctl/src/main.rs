@@ -14,22 +14,22 @@ use fieldctl::{
 async fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return ExitCode::from(output::usage(&error)),
+        Err(error) => return ExitCode::from(output::print_clap(&error)),
     };
     let exit = match run(cli).await {
         Ok(exit) => exit,
-        Err(trouble) => {
-            if !trouble.message.is_empty() {
-                output::complain(&trouble);
+        Err(error) => {
+            if !error.message.is_empty() {
+                output::print_error(&error);
             }
-            trouble.exit
+            error.exit
         }
     };
     ExitCode::from(exit as u8)
 }
 
 async fn run(cli: Cli) -> Result<Exit, CliError> {
-    let mut screen = cli.look.screen();
+    let mut screen = cli.output.screen();
     let screen = &mut screen;
     if let Command::Completions { shell } = cli.command {
         let mut script = Vec::new();

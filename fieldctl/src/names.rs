@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use contracts::SiteId;
-use ledger::{Concerns, sources::STORE_READINGS};
+use ledger::{AffectedIds, sources::STORE_READINGS};
 
 use crate::{error::Exit, render::short, stack::Stack};
 
@@ -14,37 +14,37 @@ const DETECT_BREACHES: &str = "detect-breaches";
 
 /// The names that were looked up so far.
 #[derive(Debug)]
-pub struct Names<'a> {
+pub struct SiteNames<'a> {
     stack: &'a Stack,
     known: HashMap<SiteId, Option<String>>,
-    /// Whether further names may be looked up. `false` after [`MAX_LOOKUPS`] names, or after the API did not answer.
+    /// Whether further names may be looked up. `false` after [`MAX_LOOKUPS`] names, or after the API could not be reached.
     may_look_up: bool,
 }
 
-impl<'a> Names<'a> {
-    /// Creates an empty list of names.
+impl<'a> SiteNames<'a> {
+    /// Creates an empty cache of names.
     #[must_use]
     pub fn new(stack: &'a Stack) -> Self {
         Self { stack, known: HashMap::new(), may_look_up: true }
     }
 
     /// Returns the site's name, or the first digits of its id if the name is not known.
-    pub async fn of(&mut self, site: SiteId) -> String {
+    pub async fn of_site(&mut self, site: SiteId) -> String {
         if self.may_look_up && !self.known.contains_key(&site) {
-            let shown = self.stack.site(site).await;
+            let site_json = self.stack.site(site).await;
             self.may_look_up = self.known.len() + 1 < MAX_LOOKUPS
-                && !matches!(&shown, Err(error) if error.exit == Exit::Aws);
-            let name = shown.ok().and_then(|shown| Some(shown["name"].as_str()?.to_owned()));
+                && !matches!(&site_json, Err(error) if error.exit == Exit::Aws);
+            let name = site_json.ok().and_then(|site| Some(site["name"].as_str()?.to_owned()));
             self.known.insert(site, name);
         }
         self.known.get(&site).cloned().flatten().unwrap_or_else(|| short(&site))
     }
 
-    /// Returns whom a failure concerns, for a column of a list: the site, or the sender of the record.
-    pub async fn whom(&mut self, source: &str, concerns: &Concerns) -> String {
-        let claimed = if is_claim(source, concerns) { " (claimed)" } else { "" };
-        match (concerns.site_id, &concerns.sender) {
-            (Some(site), _) => format!("{}{claimed}", self.of(site).await),
+    /// Returns the site of a failure, or else the sender of its record, for a column of a list.
+    pub async fn site_or_sender(&mut self, source: &str, affected_ids: &AffectedIds) -> String {
+        let claimed = if is_claimed(source, affected_ids) { " (claimed)" } else { "" };
+        match (affected_ids.site_id, &affected_ids.sender) {
+            (Some(site), _) => format!("{}{claimed}", self.of_site(site).await),
             (None, Some(sender)) => format!("{sender}{claimed}"),
             (None, None) => "-".to_owned(),
         }
@@ -54,7 +54,8 @@ impl<'a> Names<'a> {
 /// Returns whether the site is only what the sender of readings claims, and the register does not confirm that the
 /// sensor belongs to it.
 #[must_use]
-pub fn is_claim(source: &str, concerns: &Concerns) -> bool {
-    let confirmed = concerns.site_id.is_some() && concerns.sensor_site_id == concerns.site_id;
+pub fn is_claimed(source: &str, affected_ids: &AffectedIds) -> bool {
+    let confirmed =
+        affected_ids.site_id.is_some() && affected_ids.sensor_site_id == affected_ids.site_id;
     [STORE_READINGS, DETECT_BREACHES].contains(&source) && !confirmed
 }

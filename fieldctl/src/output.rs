@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// The minimum width of a terminal for whole ids in lists. A narrower one gets the first digits.
-const MIN_WIDTH_OF_IDS: usize = 120;
+const MIN_WIDTH_FOR_IDS: usize = 120;
 
 /// The meaning of a text, which decides its colour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl Text {
 
     /// Truncates the text to `columns` columns.
     #[must_use]
-    pub fn cut(&self, columns: usize) -> Self {
+    pub fn truncate(&self, columns: usize) -> Self {
         Self(truncate_str(&self.0, columns, "…").into_owned())
     }
 }
@@ -127,7 +127,7 @@ impl Screen {
     /// Returns an id as a list shows it: whole, or its first digits on a narrow terminal. Commands accept both.
     #[must_use]
     pub fn id(&self, id: &(impl ToString + ?Sized)) -> String {
-        if self.width.is_some_and(|width| width < MIN_WIDTH_OF_IDS) {
+        if self.width.is_some_and(|width| width < MIN_WIDTH_FOR_IDS) {
             short(id)
         } else {
             id.to_string()
@@ -141,13 +141,13 @@ impl Screen {
 
     /// Prints an indented JSON document.
     pub fn document(&mut self, value: &impl Serialize) -> Result<(), CliError> {
-        let text = serde_json::to_string_pretty(value).map_err(no_json)?;
+        let text = serde_json::to_string_pretty(value).map_err(not_serializable)?;
         Ok(writeln!(self.out, "{}", terminal::lines(&text))?)
     }
 
     /// Prints an entry of a JSON Lines output.
     pub fn entry(&mut self, value: &impl Serialize) -> Result<(), CliError> {
-        let text = serde_json::to_string(value).map_err(no_json)?;
+        let text = serde_json::to_string(value).map_err(not_serializable)?;
         Ok(writeln!(self.out, "{}", terminal::lines(&text))?)
     }
 
@@ -178,18 +178,18 @@ impl Screen {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn no_json(error: serde_json::Error) -> CliError {
-    CliError::new(Exit::Failed, format!("the output is no JSON: {error}"))
+fn not_serializable(error: serde_json::Error) -> CliError {
+    CliError::new(Exit::Failed, format!("the output can't be written as JSON: {error}"))
 }
 
 /// Prints an error on standard error.
-pub fn complain(trouble: &CliError) {
-    terminal::print_error(format_args!("fieldctl: {trouble}"));
+pub fn print_error(error: &CliError) {
+    terminal::print_error(format_args!("fieldctl: {error}"));
 }
 
-/// Prints clap's help or error. The error quotes the arguments. Returns the exit code.
+/// Prints the help or the usage error of clap. An error quotes the arguments. Returns the exit code.
 #[must_use]
-pub fn usage(error: &UsageError) -> u8 {
+pub fn print_clap(error: &UsageError) -> u8 {
     if error.use_stderr() {
         terminal::print_error(error.render().to_string().trim_end());
         return Exit::Usage as u8;
@@ -228,8 +228,7 @@ impl Progress {
     #[must_use]
     pub fn bar(steps: usize) -> Self {
         let bar = ProgressBar::new(u64::try_from(steps).unwrap_or(u64::MAX));
-        let template =
-            "{bar:40} {pos}/{len} {per_sec}, {eta} left; Ctrl-C ends what is under way {msg}";
+        let template = "{bar:40} {pos}/{len} {per_sec}, {eta} left; Ctrl-C stops after the running replays {msg}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }

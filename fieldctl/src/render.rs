@@ -34,7 +34,7 @@ pub struct Table {
 }
 
 /// The indentation of what is printed below a row, in columns.
-const BENEATH: usize = 4;
+const DETAIL_INDENT: usize = 4;
 
 impl Table {
     /// Creates a table with those columns.
@@ -63,7 +63,7 @@ impl Table {
     }
 
     fn row(&self, screen: &mut Screen, row: &[Cell]) -> Result<(), CliError> {
-        let (in_row, beneath) = row.split_at(self.in_row.min(row.len()));
+        let (in_row, below) = row.split_at(self.in_row.min(row.len()));
         let mut line = Text::default();
         for ((text, tone), width) in in_row.iter().zip(&self.widths) {
             let text = Text::from(&one_line(text));
@@ -71,7 +71,7 @@ impl Table {
             line = line.then(screen.paint(*tone, text)).gap(gap);
         }
         screen.line(line)?;
-        for (index, (text, tone)) in beneath.iter().enumerate() {
+        for (index, (text, tone)) in below.iter().enumerate() {
             if text.trim().is_empty() {
                 continue;
             }
@@ -79,8 +79,8 @@ impl Table {
             let is_last = self.in_row + index + 1 == self.titles.len();
             let title = if is_last { "" } else { self.titles[self.in_row + index] };
             let text = if title.is_empty() { text.clone() } else { format!("{title}: {text}") };
-            for part in wrap(&text, screen.width.map(|width| width.saturating_sub(BENEATH))) {
-                screen.line(Text::default().gap(BENEATH).then(screen.paint(*tone, &part)))?;
+            for part in wrap(&text, screen.width.map(|width| width.saturating_sub(DETAIL_INDENT))) {
+                screen.line(Text::default().gap(DETAIL_INDENT).then(screen.paint(*tone, &part)))?;
             }
         }
         Ok(())
@@ -134,27 +134,30 @@ pub fn ago(now: Timestamp, at: Timestamp) -> String {
 }
 
 /// Parses a time: RFC 3339, or an age (`90s`, `15m`, `2h 30m`, `7d`).
-pub fn instant(text: &str) -> Result<Timestamp, String> {
+pub fn parse_time(text: &str) -> Result<Timestamp, String> {
     if let Ok(at) = text.parse() {
         return Ok(at);
     }
-    let past = length(text).map_err(|_| {
-        format!("{text:?} is no time; give RFC 3339 (2026-01-01T00:00:00Z) or an age (15m, 2h, 7d)")
+    let past = parse_duration(text).map_err(|_| {
+        format!(
+            "{text:?} is not a time; use RFC 3339 (2026-01-01T00:00:00Z) or an age (15m, 2h, 7d)"
+        )
     })?;
     let millis = i64::try_from(past.as_millis()).unwrap_or(i64::MAX);
     Ok(Timestamp::now().plus_millis(-millis))
 }
 
 /// Parses a duration (`90s`, `15m`, `2h 30m`, `7d`).
-pub fn length(text: &str) -> Result<Duration, String> {
-    let bad = || format!("{text:?} is no length of time; give one such as 90s, 15m, 2h or 7d");
-    let span: jiff::Span = text.parse().map_err(|_| bad())?;
-    let length = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| bad())?;
-    Duration::try_from(length).map_err(|_| bad())
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let invalid = || format!("{text:?} is not a duration; use one such as 90s, 15m, 2h or 7d");
+    let span: jiff::Span = text.parse().map_err(|_| invalid())?;
+    let length =
+        span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| invalid())?;
+    Duration::try_from(length).map_err(|_| invalid())
 }
 
 /// Returns the serialized name of a value.
-pub fn wire(value: &impl Serialize) -> String {
+pub fn serialized_name(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(Value::String(name)) => name,
         _ => "?".to_owned(),
@@ -163,34 +166,34 @@ pub fn wire(value: &impl Serialize) -> String {
 
 /// Returns the readable message of a cause. The causes of functions and of Step Functions contain it in JSON.
 #[must_use]
-pub fn sentence(cause: &str) -> String {
+pub fn cause_message(cause: &str) -> String {
     let parsed: Value = serde_json::from_str(cause).unwrap_or_default();
-    let said = ["errorMessage", "message"].iter().find_map(|name| parsed[name].as_str());
-    said.unwrap_or(cause).to_owned()
+    let message = ["errorMessage", "message"].iter().find_map(|name| parsed[name].as_str());
+    message.unwrap_or(cause).to_owned()
 }
 
 const SECRETS: [&str; 2] = ["taskToken", "paymentMethod"];
 
 /// Replaces task tokens and payment methods with placeholders, also in JSON that is text inside the JSON.
-pub fn mask(value: &mut Value) {
+pub fn mask_secrets(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             for (name, value) in fields {
                 if SECRETS.contains(&name.as_str()) {
                     *value = "***".into();
                 } else {
-                    mask(value);
+                    mask_secrets(value);
                 }
             }
         }
-        Value::Array(values) => values.iter_mut().for_each(mask),
+        Value::Array(values) => values.iter_mut().for_each(mask_secrets),
         Value::String(text) if SECRETS.iter().any(|secret| text.contains(secret)) => {
             match serde_json::from_str::<Value>(text) {
                 Ok(mut inner) => {
-                    mask(&mut inner);
+                    mask_secrets(&mut inner);
                     *text = inner.to_string();
                 }
-                Err(_) => "*** (text that holds a secret)".clone_into(text),
+                Err(_) => "*** (text with a secret)".clone_into(text),
             }
         }
         _ => {}
@@ -235,14 +238,14 @@ mod tests {
     #[test]
     fn times_are_parsed_from_instants_and_ages() {
         assert_eq!(
-            instant("2026-01-01T00:00:00Z").expect("a time").to_string(),
+            parse_time("2026-01-01T00:00:00Z").expect("a time").to_string(),
             "2026-01-01T00:00:00.000Z"
         );
         for (text, seconds) in [("90s", 90), ("15m", 900), ("2h 30m", 9000), ("7d", 604_800)] {
-            assert_eq!(length(text), Ok(Duration::from_secs(seconds)), "{text}");
+            assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
-        assert!(instant("yesterday").expect_err("no time").contains("RFC 3339"));
-        assert!(length("-2h").is_err());
+        assert!(parse_time("yesterday").expect_err("not a time").contains("RFC 3339"));
+        assert!(parse_duration("-2h").is_err());
     }
 
     #[test]
@@ -257,11 +260,11 @@ mod tests {
     fn secrets_are_masked_at_any_depth() {
         let mut value = json!({"command": {"taskToken": "t", "list": [{"paymentMethod": "pm"}]},
             "text": "{\"taskToken\":\"t\",\"a\":1}", "broken": "{\"taskToken\":\"t"});
-        mask(&mut value);
+        mask_secrets(&mut value);
         assert_eq!(
             value,
             json!({"command": {"taskToken": "***", "list": [{"paymentMethod": "***"}]},
-                "text": "{\"a\":1,\"taskToken\":\"***\"}", "broken": "*** (text that holds a secret)"})
+                "text": "{\"a\":1,\"taskToken\":\"***\"}", "broken": "*** (text with a secret)"})
         );
     }
 }

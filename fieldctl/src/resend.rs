@@ -1,4 +1,4 @@
-//! Sends failed work back to the entry that it came from: a function or a state machine.
+//! Sends failed work back to the target that it came from: a function or a state machine.
 
 use std::{fmt, time::Duration};
 
@@ -11,7 +11,7 @@ use contracts::{
     replay::ReplayEvent,
     saga::STEPS,
 };
-use fault::{AwsErrorKind, Replayed};
+use fault::{AwsErrorKind, ReplayResponse};
 use ledger::{ErrorInfo, FailureId, FailureRow, Kind};
 use serde_json::{Value, json};
 
@@ -20,25 +20,25 @@ use crate::{
     stack::Stack,
 };
 
-/// The maximum time that a function may run.
-const LONGEST_RUN: Duration = Duration::from_mins(15);
-/// The pauses before a busy entry is tried again. A busy entry has not accepted the work.
-const PAUSES: [Duration; 4] = [
+/// The maximum duration of a function's invocation.
+const MAX_FUNCTION_DURATION: Duration = Duration::from_mins(15);
+/// The delays before the retries of a throttled call. A throttled target has not accepted the work.
+const RETRY_DELAYS: [Duration; 4] = [
     Duration::from_millis(200),
     Duration::from_millis(800),
     Duration::from_secs(3),
     Duration::from_secs(10),
 ];
 
-/// The entry that failed work is sent to.
+/// Where failed work is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Entry {
+pub enum ReplayTarget {
     /// A function. The call returns the outcome.
     Function {
         /// The function's name without the environment.
         name: String,
         /// The form in which the function gets the work.
-        form: Form,
+        form: PayloadForm,
     },
     /// A state machine, which gets a new execution.
     Machine,
@@ -46,7 +46,7 @@ pub enum Entry {
 
 /// The form in which a function gets work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum PayloadForm {
     /// The work is the event.
     Event,
     /// The work is a record of a stream. The event is a replay of the record.
@@ -55,15 +55,15 @@ pub enum Form {
     Message,
 }
 
-impl Entry {
-    /// Returns the entry that such a failure came from. `None` if it can't be replayed.
+impl ReplayTarget {
+    /// Returns the target that such a failure came from. Returns `None` if it can't be replayed.
     #[must_use]
-    pub fn of(kind: Kind, source: &str) -> Option<Self> {
+    pub fn of_failure(kind: Kind, source: &str) -> Option<Self> {
         let function = |form| Self::Function { name: source.to_owned(), form };
         match kind {
-            Kind::FunctionFailed | Kind::NotDelivered => Some(function(Form::Event)),
-            Kind::Quarantined | Kind::GivenUp => Some(function(Form::Record)),
-            Kind::DeadLetter => Some(function(Form::Message)),
+            Kind::FunctionFailed | Kind::NotDelivered => Some(function(PayloadForm::Event)),
+            Kind::Quarantined | Kind::GivenUp => Some(function(PayloadForm::Record)),
+            Kind::DeadLetter => Some(function(PayloadForm::Message)),
             Kind::ExecutionFailed => Some(Self::Machine),
             Kind::Unreadable => None,
         }
@@ -77,14 +77,14 @@ pub fn undoes(source: &str) -> bool {
         || STEPS.iter().any(|step| step.undo_function() == source)
 }
 
-impl fmt::Display for Entry {
+impl fmt::Display for ReplayTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Function { name, form } => {
                 let form = match form {
-                    Form::Event => "",
-                    Form::Record => ", as one record",
-                    Form::Message => ", as one message",
+                    PayloadForm::Event => "",
+                    PayloadForm::Record => ", as one record",
+                    PayloadForm::Message => ", as one message",
                 };
                 write!(f, "{name}:{LIVE}{form}")
             }
@@ -95,7 +95,7 @@ impl fmt::Display for Entry {
 
 /// The result of sending work.
 #[derive(Debug)]
-pub enum Sent {
+pub enum SendOutcome {
     /// The work was done.
     Done,
     /// There was nothing left to do. Holds the reason.
@@ -104,12 +104,12 @@ pub enum Sent {
     Started(String),
     /// The work failed again.
     Failed(ErrorInfo),
-    /// There was no answer, so the work may have been done or not. Holds the reason.
+    /// There was no response, so the work may have been done or not. Holds the reason.
     InDoubt(String),
     /// The work was not sent: there is no such function or state machine.
     Missing(CliError),
     /// The work was not sent, and no other work can be sent either.
-    Not(CliError),
+    NotSent(CliError),
 }
 
 /// Sends failed work to a stack.
@@ -126,7 +126,7 @@ impl<'a> Resend<'a> {
     pub fn new(stack: &'a Stack) -> Self {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(Duration::from_secs(5))
-            .operation_attempt_timeout(LONGEST_RUN)
+            .operation_attempt_timeout(MAX_FUNCTION_DURATION)
             .build();
         let config = stack.config().to_builder();
         let config = config.retry_config(RetryConfig::disabled()).timeout_config(timeouts).build();
@@ -137,56 +137,69 @@ impl<'a> Resend<'a> {
         }
     }
 
-    /// Sends the work of a claimed failure. Sends it again only if the entry was busy and did not accept it.
-    pub async fn send(&self, entry: &Entry, row: &FailureRow, payload: &str) -> Sent {
-        for pause in PAUSES {
-            match self.once(entry, row, payload).await {
+    /// Sends the work of a claimed failure. Sends it again only if the target throttled the call and did not accept it.
+    pub async fn send(
+        &self,
+        target: &ReplayTarget,
+        row: &FailureRow,
+        payload: &str,
+    ) -> SendOutcome {
+        for delay in RETRY_DELAYS {
+            match self.send_once(target, row, payload).await {
                 Ok(sent) => return sent,
-                Err(_busy) => tokio::time::sleep(pause).await,
+                Err(_throttled) => tokio::time::sleep(delay).await,
             }
         }
-        self.once(entry, row, payload).await.unwrap_or_else(|busy| {
-            Sent::Not(CliError::new(Exit::Aws, format!("{entry} is too busy: {busy}")))
+        self.send_once(target, row, payload).await.unwrap_or_else(|reason| {
+            SendOutcome::NotSent(CliError::new(
+                Exit::Aws,
+                format!("{target} is throttled: {reason}"),
+            ))
         })
     }
 
-    /// Sends the work once. Returns `Err` if the entry was busy and did not accept it.
-    async fn once(&self, entry: &Entry, row: &FailureRow, payload: &str) -> Result<Sent, String> {
-        match entry {
-            Entry::Function { name, form } => {
+    /// Sends the work once. Returns `Err` if the target throttled the call and did not accept it.
+    async fn send_once(
+        &self,
+        target: &ReplayTarget,
+        row: &FailureRow,
+        payload: &str,
+    ) -> Result<SendOutcome, String> {
+        match target {
+            ReplayTarget::Function { name, form } => {
                 let event = match form {
-                    Form::Event => Ok(payload.to_owned()),
-                    Form::Record => replay(payload),
-                    Form::Message => replay(&message(row.id, payload).to_string()),
+                    PayloadForm::Event => Ok(payload.to_owned()),
+                    PayloadForm::Record => replay(payload),
+                    PayloadForm::Message => replay(&message(row.id, payload).to_string()),
                 };
                 let event = match event {
                     Ok(event) => event,
                     Err(error) => {
                         let message =
-                            format!("the payload of failure {} is no JSON: {error}", row.id);
-                        return Ok(Sent::Not(CliError::new(Exit::Failed, message)));
+                            format!("the payload of failure {} is not valid JSON: {error}", row.id);
+                        return Ok(SendOutcome::NotSent(CliError::new(Exit::Failed, message)));
                     }
                 };
                 let call = self.lambda.invoke().function_name(self.stack.named(name));
                 match call.qualifier(LIVE).payload(Blob::new(event)).send().await {
-                    Ok(answer) => {
-                        let told = answer.payload().map_or(&[][..], |payload| payload.as_ref());
-                        Ok(outcome(*form, answer.function_error(), told))
+                    Ok(response) => {
+                        let body = response.payload().map_or(&[][..], |payload| payload.as_ref());
+                        Ok(function_outcome(*form, response.function_error(), body))
                     }
-                    Err(error) => failure(entry, &error),
+                    Err(error) => call_failure(target, &error),
                 }
             }
-            Entry::Machine => {
+            ReplayTarget::Machine => {
                 let name = row.execution_name();
                 let arn = self.stack.execution_arn(names::SITE_TEARDOWN, &name);
                 let machine = self.stack.machine_arn(names::SITE_TEARDOWN);
                 let start = self.machines.start_execution().state_machine_arn(machine);
                 match start.name(name).input(payload).send().await {
-                    Ok(_) => Ok(Sent::Started(arn)),
+                    Ok(_) => Ok(SendOutcome::Started(arn)),
                     Err(error) if error.code() == Some("ExecutionAlreadyExists") => {
-                        Ok(Sent::Started(arn))
+                        Ok(SendOutcome::Started(arn))
                     }
-                    Err(error) => failure(entry, &error),
+                    Err(error) => call_failure(target, &error),
                 }
             }
         }
@@ -210,51 +223,61 @@ fn message(id: FailureId, body: &str) -> Value {
     })
 }
 
-/// Reads the answer of a function. An event is done if the function did not fail. The replay of a record or
-/// a message is done only if the answer says so.
-fn outcome(form: Form, function_error: Option<&str>, answer: &[u8]) -> Sent {
-    let told: Value = serde_json::from_slice(answer).unwrap_or_default();
-    let text = |name: &str| told[name].as_str();
+/// Reads the response of a function. An event is done if the function did not fail. The replay of a record or
+/// a message is done only if the response says so.
+fn function_outcome(
+    form: PayloadForm,
+    function_error: Option<&str>,
+    response: &[u8],
+) -> SendOutcome {
+    let response: Value = serde_json::from_slice(response).unwrap_or_default();
+    let text = |name: &str| response[name].as_str();
     if let Some(error) = function_error {
         let name = text("errorType").unwrap_or(error);
         let message = text("errorMessage").unwrap_or("the function gave no reason");
-        return Sent::Failed(ErrorInfo::new(name, message));
+        return SendOutcome::Failed(ErrorInfo::new(name, message));
     }
-    if form == Form::Event {
-        return Sent::Done;
+    if form == PayloadForm::Event {
+        return SendOutcome::Done;
     }
-    match serde_json::from_value(told) {
-        Ok(Replayed::Done) => Sent::Done,
-        Ok(Replayed::Moot { message }) => Sent::Moot(message),
-        Ok(Replayed::Failed { error, message }) => Sent::Failed(ErrorInfo::new(&error, &message)),
-        Err(_) => Sent::InDoubt("the function answered without an outcome".to_owned()),
+    match serde_json::from_value(response) {
+        Ok(ReplayResponse::Done) => SendOutcome::Done,
+        Ok(ReplayResponse::NothingToDo { message }) => SendOutcome::Moot(message),
+        Ok(ReplayResponse::Failed { error, message }) => {
+            SendOutcome::Failed(ErrorInfo::new(&error, &message))
+        }
+        Err(_) => SendOutcome::InDoubt("the function's response contains no outcome".to_owned()),
     }
 }
 
-/// Returns the outcome of a failed call. Returns `Err` if the entry was busy and did not accept the work.
-fn failure<E>(entry: &Entry, error: &SdkError<E, HttpResponse>) -> Result<Sent, String>
+/// Returns the outcome of a failed call. Returns `Err` if the target throttled the call and did not accept the work.
+fn call_failure<E>(
+    target: &ReplayTarget,
+    error: &SdkError<E, HttpResponse>,
+) -> Result<SendOutcome, String>
 where
     E: std::error::Error + ProvideErrorMetadata + 'static,
 {
-    let said = match error.message() {
+    let reason = match error.message() {
         Some(message) => format!("{}: {message}", error.code().unwrap_or_default()),
         None => fault::describe(error),
     };
     if matches!(error.code(), Some("ResourceNotFoundException" | "StateMachineDoesNotExist")) {
-        let missing = match entry {
-            Entry::Function { name, .. } => format!("function {name} with the alias {LIVE}"),
-            Entry::Machine => format!("state machine {}", names::SITE_TEARDOWN),
+        let missing = match target {
+            ReplayTarget::Function { name, .. } => format!("function {name} with the alias {LIVE}"),
+            ReplayTarget::Machine => format!("state machine {}", names::SITE_TEARDOWN),
         };
-        return Ok(Sent::Missing(CliError::not_found(format!("there is no {missing}"))));
+        return Ok(SendOutcome::Missing(CliError::not_found(format!("there is no {missing}"))));
     }
-    match AwsErrorKind::of(error) {
-        AwsErrorKind::Busy => Err(said),
-        AwsErrorKind::NoAnswer => Ok(Sent::InDoubt(said)),
+    match AwsErrorKind::classify(error) {
+        AwsErrorKind::Busy => Err(reason),
+        AwsErrorKind::NoResponse => Ok(SendOutcome::InDoubt(reason)),
         AwsErrorKind::Credentials | AwsErrorKind::Denied | AwsErrorKind::Refused => {
-            let message = format!("{entry} refused the work, so nothing more was sent: {said}");
-            let trouble =
-                CliError::new(Exit::Aws, message).advise("correct that, then replay again");
-            Ok(Sent::Not(trouble))
+            let message =
+                format!("{target} refused the call, so no further failures were sent: {reason}");
+            let error = CliError::new(Exit::Aws, message)
+                .advise("fix the cause, then run the replay again");
+            Ok(SendOutcome::NotSent(error))
         }
     }
 }
@@ -264,42 +287,56 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_of_failure_is_sent_to_its_entry() {
-        let shown = |kind, source| Entry::of(kind, source).map(|entry| entry.to_string());
-        let is =
-            |kind, source, entry: &str| assert_eq!(shown(kind, source).as_deref(), Some(entry));
-        is(Kind::FunctionFailed, "import-site", "import-site:live");
-        is(Kind::NotDelivered, "project-site", "project-site:live");
-        is(Kind::DeadLetter, "cancel-subscription", "cancel-subscription:live, as one message");
-        is(Kind::Quarantined, "store-readings", "store-readings:live, as one record");
-        is(Kind::ExecutionFailed, "site-teardown", "site-teardown, a new execution");
-        assert_eq!(Entry::of(Kind::Unreadable, "import-site"), None);
+    fn every_kind_of_failure_is_sent_to_its_target() {
+        let shown =
+            |kind, source| ReplayTarget::of_failure(kind, source).map(|target| target.to_string());
+        let assert_target =
+            |kind, source, target: &str| assert_eq!(shown(kind, source).as_deref(), Some(target));
+        assert_target(Kind::FunctionFailed, "import-site", "import-site:live");
+        assert_target(Kind::NotDelivered, "project-site", "project-site:live");
+        assert_target(
+            Kind::DeadLetter,
+            "cancel-subscription",
+            "cancel-subscription:live, as one message",
+        );
+        assert_target(Kind::Quarantined, "store-readings", "store-readings:live, as one record");
+        assert_target(Kind::ExecutionFailed, "site-teardown", "site-teardown, a new execution");
+        assert_eq!(ReplayTarget::of_failure(Kind::Unreadable, "import-site"), None);
     }
 
     #[test]
     fn a_function_fails_by_its_error_or_by_its_outcome() {
         let error = br#"{"errorType":"InvalidInput","errorMessage":"name: is empty"}"#;
         let failed = |sent| match sent {
-            Sent::Failed(ErrorInfo { name, message, .. }) => Some((name, message)),
+            SendOutcome::Failed(ErrorInfo { name, message, .. }) => Some((name, message)),
             _ => None,
         };
         let is = |name: &str, message: &str| Some((name.to_owned(), message.to_owned()));
-        for form in [Form::Event, Form::Record, Form::Message] {
-            let sent = outcome(form, Some("Unhandled"), error);
+        for form in [PayloadForm::Event, PayloadForm::Record, PayloadForm::Message] {
+            let sent = function_outcome(form, Some("Unhandled"), error);
             assert_eq!(failed(sent), is("InvalidInput", "name: is empty"));
-            assert!(failed(outcome(form, Some("Unhandled"), b"")).is_some());
+            assert!(failed(function_outcome(form, Some("Unhandled"), b"")).is_some());
         }
         let again = br#"{"outcome":"FAILED","error":"UnknownSensor","message":"no"}"#;
-        assert_eq!(failed(outcome(Form::Record, None, again)), is("UnknownSensor", "no"));
-        assert!(matches!(outcome(Form::Record, None, br#"{"outcome":"DONE"}"#), Sent::Done));
-        assert!(matches!(outcome(Form::Event, None, b"null"), Sent::Done));
+        assert_eq!(
+            failed(function_outcome(PayloadForm::Record, None, again)),
+            is("UnknownSensor", "no")
+        );
+        assert!(matches!(
+            function_outcome(PayloadForm::Record, None, br#"{"outcome":"DONE"}"#),
+            SendOutcome::Done
+        ));
+        assert!(matches!(function_outcome(PayloadForm::Event, None, b"null"), SendOutcome::Done));
     }
 
     #[test]
-    fn an_answer_without_an_outcome_is_not_a_success() {
-        for answer in [&br#"{"batchItemFailures":[]}"#[..], b"null", b"", br#"{"outcome":"?"}"#] {
-            for form in [Form::Record, Form::Message] {
-                assert!(matches!(outcome(form, None, answer), Sent::InDoubt(_)), "{answer:?}");
+    fn a_response_without_an_outcome_is_not_a_success() {
+        for response in [&br#"{"batchItemFailures":[]}"#[..], b"null", b"", br#"{"outcome":"?"}"#] {
+            for form in [PayloadForm::Record, PayloadForm::Message] {
+                assert!(
+                    matches!(function_outcome(form, None, response), SendOutcome::InDoubt(_)),
+                    "{response:?}"
+                );
             }
         }
     }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{
     api::{Call, query},
     error::{CliError, Exit},
-    log::Between,
+    event_log::Period,
     stack::Stack,
 };
 
@@ -19,16 +19,16 @@ const MAX_LISTED: usize = 5;
 
 /// A site and the onboarding that created it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Subject {
+pub struct SiteOnboarding {
     /// The site.
     pub site: SiteId,
     /// The site's onboarding: the `correlationId` of all its events.
     pub onboarding: OnboardingId,
 }
 
-impl Subject {
-    fn of(site: SiteId) -> Self {
-        Self { site, onboarding: OnboardingId::of(site) }
+impl SiteOnboarding {
+    fn from_site(site: SiteId) -> Self {
+        Self { site, onboarding: OnboardingId::from_site(site) }
     }
 }
 
@@ -39,33 +39,34 @@ impl Subject {
 ///
 /// # Errors
 /// Exit code 3 if no site has that name. Exit code 2 if more than one has it; the error lists their ids.
-pub async fn subject(stack: &Stack, text: &str) -> Result<Subject, CliError> {
+pub async fn site_onboarding(stack: &Stack, text: &str) -> Result<SiteOnboarding, CliError> {
     let Ok(site) = text.trim().parse::<SiteId>() else {
         let sites = all_sites(stack).await?;
-        return one(text, sites.iter().map(Site::of)).map(Subject::of);
+        return only_match(text, sites.iter().map(Site::from_api)).map(SiteOnboarding::from_site);
     };
     let onboarding: OnboardingId = text.trim().parse().map_err(|_| no_site(text))?;
-    let events = stack.events_of_onboarding(onboarding, Between::default(), usize::MAX).await?;
-    let of_events = events
+    let events = stack.events_of_onboarding(onboarding, Period::default(), usize::MAX).await?;
+    let site_in_events = events
         .iter()
         .filter_map(|event| event.envelope().ok())
         .find_map(|envelope| envelope.data["siteId"].as_str()?.parse().ok());
-    if let Some(site) = of_events {
-        return Ok(Subject { site, onboarding });
+    if let Some(site) = site_in_events {
+        return Ok(SiteOnboarding { site, onboarding });
     }
     // An onboarding whose events can't be found may still have its execution.
     let arn = stack.execution_arn(names::SITE_ONBOARDING, &onboarding.to_string());
     let execution = stack.execution(&arn).await?;
-    let of_execution = execution.and_then(|it| it.input["siteId"].as_str()?.parse().ok());
-    Ok(of_execution.map_or(Subject::of(site), |site| Subject { site, onboarding }))
+    let site_in_input = execution.and_then(|it| it.input["siteId"].as_str()?.parse().ok());
+    Ok(site_in_input
+        .map_or(SiteOnboarding::from_site(site), |site| SiteOnboarding { site, onboarding }))
 }
 
-/// Finds a site as [`subject`] does.
+/// Finds a site as [`site_onboarding`] does.
 ///
 /// # Errors
-/// The same as those of [`subject`].
+/// The same as those of [`site_onboarding`].
 pub async fn site(stack: &Stack, text: &str) -> Result<SiteId, CliError> {
-    subject(stack, text).await.map(|subject| subject.site)
+    site_onboarding(stack, text).await.map(|found| found.site)
 }
 
 /// Finds a sensor by its id, the first digits of its id, or `<site>/<metric>`.
@@ -80,15 +81,15 @@ pub async fn sensor(stack: &Stack, text: &str) -> Result<SensorId, CliError> {
     if let Ok(id) = text.parse() {
         return Ok(id);
     }
-    if let Some((named, metric)) = text.rsplit_once('/') {
-        let site = site(stack, named).await?;
-        let shown = stack.call(Call::get(format!("/sites/{site}"))).await?;
-        return one_of_metric(&shown, metric);
+    if let Some((site_name, metric)) = text.rsplit_once('/') {
+        let site = site(stack, site_name).await?;
+        let site = stack.call(Call::get(format!("/sites/{site}"))).await?;
+        return only_sensor_of_metric(&site, metric);
     }
     let prefix = text.to_lowercase();
     let unknown = || {
         CliError::not_found(format!("no sensor has the id {text:?}"))
-            .advise("give its id, the first digits of it, or <site>/<metric>; `fieldctl sites show <site>` lists them")
+            .advise("use its id, the first digits of it, or <site>/<metric>; `fieldctl sites show <site>` lists the sensors")
     };
     if !is_prefix(&prefix) {
         return Err(unknown());
@@ -96,39 +97,42 @@ pub async fn sensor(stack: &Stack, text: &str) -> Result<SensorId, CliError> {
     let sites = all_sites(stack).await?;
     let onboardings = sites
         .iter()
-        .filter_map(|site| Some(OnboardingId::of(site["siteId"].as_str()?.parse().ok()?)));
-    let ids = onboardings.flat_map(|id| (0..MAX_SENSORS).map(move |index| SensorId::of(id, index)));
+        .filter_map(|site| Some(OnboardingId::from_site(site["siteId"].as_str()?.parse().ok()?)));
+    let ids = onboardings
+        .flat_map(|id| (0..MAX_SENSORS).map(move |index| SensorId::from_onboarding(id, index)));
     let found: Vec<_> = ids.filter(|id| id.to_string().starts_with(&prefix)).take(2).collect();
     match found.as_slice() {
         [] => Err(unknown()),
         [id] => Ok(*id),
-        _ => Err(CliError::usage(format!("more than one sensor's id begins with {text}"))
-            .advise("give more digits, or <site>/<metric>")),
+        _ => Err(CliError::usage(format!("more than one sensor id begins with {text}"))
+            .advise("use more digits, or <site>/<metric>")),
     }
 }
 
 /// Returns the id of the site's only sensor of that metric.
-fn one_of_metric(site: &Value, metric: &str) -> Result<SensorId, CliError> {
+fn only_sensor_of_metric(site: &Value, metric: &str) -> Result<SensorId, CliError> {
     let sensors: Vec<_> = site["sensors"].as_array().into_iter().flatten().collect();
     let found: Vec<_> = sensors
         .iter()
         .filter(|sensor| sensor["metric"].as_str() == Some(metric))
         .filter_map(|sensor| sensor["sensorId"].as_str())
         .collect();
-    let listed = |error: CliError| {
+    let with_sensors = |error: CliError| {
         let text = |sensor: &Value, name: &str| sensor[name].as_str().unwrap_or("?").to_owned();
         let details =
             sensors.iter().map(|it| format!("{} {}", text(it, "sensorId"), text(it, "metric")));
         CliError { details: details.collect(), ..error }
     };
     match found.as_slice() {
-        [] => Err(listed(CliError::not_found(format!("the site has no sensor of {metric:?}")))),
+        [] => Err(with_sensors(CliError::not_found(format!(
+            "the site has no sensor with the metric {metric:?}"
+        )))),
         [id] => id.parse().map_err(|_| {
-            CliError::new(Exit::Failed, format!("the API listed no sensor id: {id:?}"))
+            CliError::new(Exit::Failed, format!("the API returned an invalid sensor id: {id:?}"))
         }),
-        _ => {
-            Err(listed(CliError::usage(format!("the site has more than one sensor of {metric:?}"))))
-        }
+        _ => Err(with_sensors(CliError::usage(format!(
+            "the site has more than one sensor with the metric {metric:?}"
+        )))),
     }
 }
 
@@ -164,43 +168,47 @@ struct Site {
 }
 
 impl Site {
-    fn of(site: &Value) -> Self {
+    fn from_api(site: &Value) -> Self {
         let id = site["siteId"].as_str().unwrap_or_default().to_owned();
-        let onboarding = id.parse().map(|id| OnboardingId::of(id).to_string()).unwrap_or_default();
+        let onboarding =
+            id.parse().map(|id| OnboardingId::from_site(id).to_string()).unwrap_or_default();
         Self { id, onboarding, name: site["name"].as_str().unwrap_or_default().to_owned() }
     }
 }
 
 /// Returns the only site that the text names.
-fn one(text: &str, sites: impl Iterator<Item = Site>) -> Result<SiteId, CliError> {
+fn only_match(text: &str, sites: impl Iterator<Item = Site>) -> Result<SiteId, CliError> {
     let text = text.trim();
     let lower = text.to_lowercase();
     let is_prefix = is_prefix(&lower);
-    let (mut exact, mut by_id, mut by_start) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut by_name, mut by_id, mut by_prefix) = (Vec::new(), Vec::new(), Vec::new());
     for site in sites {
         let name = site.name.to_lowercase();
         if name == lower {
-            exact.push(site);
+            by_name.push(site);
         } else if is_prefix && (site.id.starts_with(&lower) || site.onboarding.starts_with(&lower))
         {
             by_id.push(site);
         } else if !lower.is_empty() && name.starts_with(&lower) {
-            by_start.push(site);
+            by_prefix.push(site);
         }
     }
     let found =
-        [exact, by_id, by_start].into_iter().find(|found| !found.is_empty()).unwrap_or_default();
+        [by_name, by_id, by_prefix].into_iter().find(|found| !found.is_empty()).unwrap_or_default();
     match found.as_slice() {
         [] => Err(no_site(text)),
         [site] => site.id.parse().map_err(|_| {
-            CliError::new(Exit::Failed, format!("the API listed no site id: {:?}", site.id))
+            CliError::new(
+                Exit::Failed,
+                format!("the API returned an invalid site id: {:?}", site.id),
+            )
         }),
         several => {
             let listed =
                 several.iter().take(MAX_LISTED).map(|site| format!("{} {}", site.id, site.name));
             let error = CliError::usage(format!("{} sites match {text:?}", several.len()));
             Err(CliError { details: listed.collect(), ..error }
-                .advise("give the id, or more digits of it"))
+                .advise("use the id, or more digits of it"))
         }
     }
 }
@@ -218,8 +226,10 @@ mod tests {
     fn named(text: &str) -> Result<String, (Exit, Vec<String>)> {
         let sites = SITES
             .iter()
-            .map(|(id, name)| Site::of(&serde_json::json!({"siteId": id, "name": name})));
-        one(text, sites).map(|id| id.to_string()).map_err(|error| (error.exit, error.details))
+            .map(|(id, name)| Site::from_api(&serde_json::json!({"siteId": id, "name": name})));
+        only_match(text, sites)
+            .map(|id| id.to_string())
+            .map_err(|error| (error.exit, error.details))
     }
 
     #[test]
@@ -236,7 +246,7 @@ mod tests {
     #[test]
     fn an_id_is_found_by_its_first_digits_and_by_its_onboarding() {
         assert_eq!(named("FADE").unwrap(), SITES[2].0);
-        let onboarding = OnboardingId::of(SITES[2].0.parse().unwrap()).to_string();
+        let onboarding = OnboardingId::from_site(SITES[2].0.parse().unwrap()).to_string();
         assert_eq!(named(&onboarding[..8]).unwrap(), SITES[2].0);
     }
 
@@ -250,13 +260,13 @@ mod tests {
 
     #[test]
     fn a_sensor_is_found_by_its_metric_if_it_is_the_only_one() {
-        let id = SensorId::of(OnboardingId::of(SITES[0].0.parse().unwrap()), 0).to_string();
-        let of = |metric: &str| serde_json::json!({"sensorId": id, "metric": metric});
-        let site =
-            serde_json::json!({"sensors": [of("wind_speed"), of("humidity"), of("humidity")]});
-        assert_eq!(one_of_metric(&site, "wind_speed").unwrap().to_string(), id);
+        let id = SensorId::from_onboarding(OnboardingId::from_site(SITES[0].0.parse().unwrap()), 0)
+            .to_string();
+        let sensor = |metric: &str| serde_json::json!({"sensorId": id, "metric": metric});
+        let site = serde_json::json!({"sensors": [sensor("wind_speed"), sensor("humidity"), sensor("humidity")]});
+        assert_eq!(only_sensor_of_metric(&site, "wind_speed").unwrap().to_string(), id);
         for (metric, exit) in [("humidity", Exit::Usage), ("pm10", Exit::NotFound)] {
-            let error = one_of_metric(&site, metric).unwrap_err();
+            let error = only_sensor_of_metric(&site, metric).unwrap_err();
             assert_eq!((error.exit, error.details.len()), (exit, 3), "{metric}");
         }
     }

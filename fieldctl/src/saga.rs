@@ -8,13 +8,13 @@ use serde_json::Value;
 
 use crate::{
     error::{CliError, aws},
-    render::sentence,
+    render::cause_message,
     stack::Stack,
 };
 
 /// The error of a state or an execution.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Failed {
+pub struct ExecutionError {
     /// The error's stable name.
     #[serde(rename = "name")]
     pub error: String,
@@ -22,11 +22,11 @@ pub struct Failed {
     pub message: String,
 }
 
-impl Failed {
-    fn of(error: Option<&str>, cause: Option<&str>) -> Self {
+impl ExecutionError {
+    fn new(error: Option<&str>, cause: Option<&str>) -> Self {
         Self {
             error: error.unwrap_or("Unknown").to_owned(),
-            message: sentence(cause.unwrap_or_default()),
+            message: cause_message(cause.unwrap_or_default()),
         }
     }
 }
@@ -37,26 +37,28 @@ pub struct State {
     /// The state's name.
     pub name: String,
     /// When the state was entered.
-    pub begun: Timestamp,
+    #[serde(rename = "begun")]
+    pub entered: Timestamp,
     /// When the state was left. `None` while it runs.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ended: Option<Timestamp>,
+    #[serde(rename = "ended", skip_serializing_if = "Option::is_none")]
+    pub exited: Option<Timestamp>,
     /// The number of attempts.
-    pub tries: u32,
+    #[serde(rename = "tries")]
+    pub attempts: u32,
     /// The attempts that failed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub failures: Vec<Failed>,
+    pub failures: Vec<ExecutionError>,
     /// Whether the last attempt succeeded.
     pub succeeded: bool,
-    /// Whether the last attempt was submitted and its answer has not come yet.
+    /// Whether the last attempt was submitted and has no response yet.
     pub submitted: bool,
 }
 
 impl State {
     /// Returns the error with which the state ended. `None` if it still runs or succeeded.
     #[must_use]
-    pub fn failure(&self) -> Option<&Failed> {
-        self.failures.last().filter(|_| self.ended.is_some() && !self.succeeded)
+    pub fn failure(&self) -> Option<&ExecutionError> {
+        self.failures.last().filter(|_| self.exited.is_some() && !self.succeeded)
     }
 }
 
@@ -79,7 +81,7 @@ pub struct Execution {
     pub stopped: Option<Timestamp>,
     /// The error with which the execution ended.
     #[serde(rename = "error", skip_serializing_if = "Option::is_none")]
-    pub failure: Option<Failed>,
+    pub failure: Option<ExecutionError>,
     /// The task states, in the order in which they were entered.
     pub states: Vec<State>,
     /// The ARNs of the executions that this one started.
@@ -96,7 +98,7 @@ impl Execution {
     /// Returns the state that is running.
     #[must_use]
     pub fn current(&self) -> Option<&State> {
-        self.states.iter().find(|state| state.ended.is_none())
+        self.states.iter().find(|state| state.exited.is_none())
     }
 
     /// Returns whether an execution that started at that time may be nested in this one, although the history does
@@ -104,7 +106,7 @@ impl Execution {
     fn may_have_nested(&self, started: Timestamp) -> bool {
         self.children.is_empty()
             && self.compensation().is_some_and(|state| {
-                state.begun <= started && state.ended.is_none_or(|ended| started <= ended)
+                state.entered <= started && state.exited.is_none_or(|exited| started <= exited)
             })
     }
 
@@ -118,10 +120,10 @@ impl Execution {
     /// did not succeed, and for an onboarding that did not succeed and whose nested teardown did not succeed either.
     #[must_use]
     pub fn needs_undo(&self) -> bool {
-        let has_ended_badly =
+        let ended_without_success =
             !self.is_running() && self.status != ExecutionStatus::Succeeded.as_str();
         let is_undone = self.compensation().is_some_and(|state| state.succeeded);
-        has_ended_badly && !is_undone
+        ended_without_success && !is_undone
     }
 
     /// Returns the state of an onboarding that runs the nested teardown.
@@ -164,7 +166,7 @@ impl Undo {
     /// Returns the state of the undo from all executions of one onboarding. The last started teardown decides. Every
     /// teardown runs all undos, so earlier teardowns do not matter.
     #[must_use]
-    pub fn of(executions: &[Execution]) -> Self {
+    pub fn from_executions(executions: &[Execution]) -> Self {
         let teardowns = executions.iter().filter(|it| it.is_teardown());
         let Some(last) = teardowns.max_by_key(|it| it.started) else {
             let is_missing = executions.iter().any(Execution::needs_undo);
@@ -180,19 +182,20 @@ impl Undo {
 
 impl From<Task> for State {
     fn from(task: Task) -> Self {
-        let Task { name, begun, ended, tries, failures, succeeded, submitted } = task;
+        let Task { name, entered, exited, attempts, failures, succeeded, submitted } = task;
         let failures = failures.into_iter().map(|TaskFailure { error, cause }| {
             let timed_out = error.as_deref() == Some("States.Timeout") && cause.is_none();
-            let cause = if timed_out { Some("no answer in time") } else { cause.as_deref() };
-            Failed::of(error.as_deref(), cause)
+            let cause =
+                if timed_out { Some("no response before the timeout") } else { cause.as_deref() };
+            ExecutionError::new(error.as_deref(), cause)
         });
-        Self { name, begun, ended, tries, failures: failures.collect(), succeeded, submitted }
+        Self { name, entered, exited, attempts, failures: failures.collect(), succeeded, submitted }
     }
 }
 
 /// An execution in a list.
 #[derive(Clone, Debug)]
-pub struct Listed {
+pub struct ListedExecution {
     /// The execution's ARN.
     pub arn: String,
     /// The execution's name.
@@ -202,12 +205,12 @@ pub struct Listed {
 }
 
 /// Both state machines.
-pub const MACHINES: [&str; 2] = [names::SITE_ONBOARDING, names::SITE_TEARDOWN];
+pub const STATE_MACHINES: [&str; 2] = [names::SITE_ONBOARDING, names::SITE_TEARDOWN];
 
 impl Stack {
     /// Returns the name of the state machine with that ARN, or the ARN if it belongs to another environment.
     fn machine<'a>(&self, arn: &'a str) -> &'a str {
-        MACHINES.into_iter().find(|machine| self.machine_arn(machine) == arn).unwrap_or(arn)
+        STATE_MACHINES.into_iter().find(|machine| self.machine_arn(machine) == arn).unwrap_or(arn)
     }
 
     /// Reads the execution with that ARN. Returns `None` if it does not exist. Step Functions keeps an execution
@@ -220,7 +223,7 @@ impl Stack {
         let events = machines::events(&self.machines, arn).await;
         let events = events.map_err(aws("an execution's history can't be read"))?;
         let started = timestamp(*described.start_date());
-        let History { tasks, children, last_event } = History::of(&events);
+        let History { tasks, children, last_event } = History::from_events(&events);
         Ok(Some(Execution {
             machine: self.machine(described.state_machine_arn()).to_owned(),
             name: described.name().unwrap_or_default().to_owned(),
@@ -228,7 +231,9 @@ impl Stack {
             status: described.status().as_str().to_owned(),
             started,
             stopped: described.stop_date().copied().map(timestamp),
-            failure: described.error().map(|error| Failed::of(Some(error), described.cause())),
+            failure: described
+                .error()
+                .map(|error| ExecutionError::new(Some(error), described.cause())),
             states: tasks.into_iter().map(State::from).collect(),
             children,
             last_event: last_event.unwrap_or(started),
@@ -247,7 +252,7 @@ impl Stack {
         status: Option<ExecutionStatus>,
         since: Timestamp,
         limit: usize,
-    ) -> Result<Vec<Listed>, CliError> {
+    ) -> Result<Vec<ListedExecution>, CliError> {
         let listing = self
             .machines
             .list_executions()
@@ -257,7 +262,7 @@ impl Stack {
         let mut found = Vec::new();
         while let Some(execution) = executions.next().await {
             let execution = execution.map_err(aws("the executions can't be listed"))?;
-            let listed = Listed {
+            let listed = ListedExecution {
                 arn: execution.execution_arn().to_owned(),
                 name: execution.name().to_owned(),
                 started: timestamp(*execution.start_date()),
@@ -272,7 +277,7 @@ impl Stack {
 
     /// Returns all executions for an onboarding, in the order of their start: its own execution,
     /// the nested teardown, and teardowns that were started separately and have its id in their name.
-    pub async fn executions_of(
+    pub async fn executions_of_onboarding(
         &self,
         onboarding: OnboardingId,
         since: Timestamp,
@@ -282,10 +287,10 @@ impl Stack {
         let listed = self.executions(names::SITE_TEARDOWN, None, since, usize::MAX).await?;
         let mut executions = Vec::new();
         for it in listed {
-            let named = it.name.contains(&id);
-            let known = own.iter().flat_map(|own| &own.children).any(|child| *child == it.arn);
-            let maybe = own.as_ref().is_some_and(|own| own.may_have_nested(it.started));
-            if named || known || maybe {
+            let has_id_in_name = it.name.contains(&id);
+            let is_child = own.iter().flat_map(|own| &own.children).any(|child| *child == it.arn);
+            let may_be_nested = own.as_ref().is_some_and(|own| own.may_have_nested(it.started));
+            if has_id_in_name || is_child || may_be_nested {
                 let found = self.execution(&it.arn).await?;
                 executions.extend(found.filter(|found| found.input["onboardingId"] == id));
             }
@@ -317,12 +322,12 @@ mod tests {
         }
     }
 
-    fn compensated(succeeded: bool) -> Execution {
+    fn with_compensation(succeeded: bool) -> Execution {
         let state = State {
             name: COMPENSATE.to_owned(),
-            begun: Timestamp::from_millis(0),
-            ended: Some(Timestamp::from_millis(1)),
-            tries: 1,
+            entered: Timestamp::from_millis(0),
+            exited: Some(Timestamp::from_millis(1)),
+            attempts: 1,
             failures: Vec::new(),
             succeeded,
             submitted: false,
@@ -343,11 +348,15 @@ mod tests {
             (vec!["SUCCEEDED", "FAILED"], Undo::Incomplete),
             (vec!["FAILED", "RUNNING"], running),
         ] {
-            let mut executions = vec![compensated(false)];
+            let mut executions = vec![with_compensation(false)];
             executions.extend((1..).zip(&statuses).map(|(at, status)| teardown(status, at)));
-            assert_eq!(Undo::of(&executions), expected, "{statuses:?}");
+            assert_eq!(Undo::from_executions(&executions), expected, "{statuses:?}");
             executions.reverse();
-            assert_eq!(Undo::of(&executions), expected, "{statuses:?}, in another order");
+            assert_eq!(
+                Undo::from_executions(&executions),
+                expected,
+                "{statuses:?}, in another order"
+            );
         }
     }
 
@@ -360,12 +369,16 @@ mod tests {
             (onboarding("ABORTED"), Undo::Incomplete),
             (onboarding("TIMED_OUT"), Undo::Incomplete),
             (onboarding("FAILED"), Undo::Incomplete),
-            (compensated(false), Undo::Incomplete),
+            (with_compensation(false), Undo::Incomplete),
             // The execution of its teardown is no longer kept.
-            (compensated(true), Undo::NotStarted),
+            (with_compensation(true), Undo::NotStarted),
         ] {
-            assert_eq!(Undo::of(std::slice::from_ref(&execution)), expected, "{execution:?}");
+            assert_eq!(
+                Undo::from_executions(std::slice::from_ref(&execution)),
+                expected,
+                "{execution:?}"
+            );
         }
-        assert_eq!(Undo::of(&[]), Undo::NotStarted);
+        assert_eq!(Undo::from_executions(&[]), Undo::NotStarted);
     }
 }

@@ -8,19 +8,19 @@ use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
 
 use crate::{
     error::CliError,
-    saga::{Execution, Listed, MACHINES, Undo},
+    saga::{Execution, ListedExecution, STATE_MACHINES, Undo},
     stack::Stack,
 };
 
 /// The number of executions that are read concurrently. Step Functions allows 10 descriptions a second, and 15 in its
 /// three largest regions.
-const AT_ONCE: usize = 4;
+const MAX_CONCURRENT_READS: usize = 4;
 
 fn is_stuck(execution: &Execution, budget: Duration, now: Timestamp) -> bool {
-    execution.is_running() && is_longer(now, execution.last_event, budget)
+    execution.is_running() && is_exceeded(now, execution.last_event, budget)
 }
 
-fn is_longer(now: Timestamp, since: Timestamp, budget: Duration) -> bool {
+fn is_exceeded(now: Timestamp, since: Timestamp, budget: Duration) -> bool {
     let past = now.millis() - since.millis();
     u128::try_from(past).is_ok_and(|past| past > budget.as_millis())
 }
@@ -31,10 +31,11 @@ pub async fn stuck(
     budget: Duration,
     now: Timestamp,
 ) -> Result<Vec<Execution>, CliError> {
-    let mut listed = listed(stack, vec![Some(ExecutionStatus::Running)], usize::MAX).await?;
-    listed.retain(|it| is_longer(now, it.started, budget));
+    let mut listed =
+        list_executions(stack, vec![Some(ExecutionStatus::Running)], usize::MAX).await?;
+    listed.retain(|it| is_exceeded(now, it.started, budget));
     listed.reverse();
-    let mut described = described(stack, listed);
+    let mut described = describe_all(stack, listed);
     let mut found = Vec::new();
     while let Some(execution) = described.try_next().await? {
         found.extend(execution.filter(|it| is_stuck(it, budget, now)));
@@ -45,8 +46,8 @@ pub async fn stuck(
 /// Returns one execution of each incomplete onboarding ([`Undo::Incomplete`]), newest first. It is the onboarding's
 /// last execution, which is a teardown if there is one.
 pub async fn incomplete(stack: &Stack) -> Result<Vec<Execution>, CliError> {
-    let listed = listed(stack, ended_badly(), usize::MAX).await?;
-    let mut described = described(stack, listed);
+    let listed = list_executions(stack, unsuccessful_statuses(), usize::MAX).await?;
+    let mut described = describe_all(stack, listed);
     let mut seen = HashSet::new();
     let mut found = Vec::new();
     while let Some(execution) = described.try_next().await? {
@@ -55,12 +56,12 @@ pub async fn incomplete(stack: &Stack) -> Result<Vec<Execution>, CliError> {
             if !seen.insert(onboarding) {
                 continue;
             }
-            let mut all = stack.executions_of(onboarding, execution.started).await?;
+            let mut all = stack.executions_of_onboarding(onboarding, execution.started).await?;
             // A teardown that was started by hand may have any name.
             if all.iter().all(|it| it.arn != execution.arn) {
                 all.push(execution.clone());
             }
-            if Undo::of(&all) != Undo::Incomplete {
+            if Undo::from_executions(&all) != Undo::Incomplete {
                 continue;
             }
         }
@@ -70,32 +71,32 @@ pub async fn incomplete(stack: &Stack) -> Result<Vec<Execution>, CliError> {
 }
 
 /// Returns the statuses of executions that ended without success.
-pub(crate) fn ended_badly() -> Vec<Option<ExecutionStatus>> {
+pub(crate) fn unsuccessful_statuses() -> Vec<Option<ExecutionStatus>> {
     let statuses = [ExecutionStatus::Failed, ExecutionStatus::TimedOut, ExecutionStatus::Aborted];
     statuses.map(Some).into()
 }
 
 /// Reads the executions with their histories. An execution that is no longer kept is `None`.
-pub(crate) fn described(
+pub(crate) fn describe_all(
     stack: &Stack,
-    listed: Vec<Listed>,
+    listed: Vec<ListedExecution>,
 ) -> impl Stream<Item = Result<Option<Execution>, CliError>> + Unpin + '_ {
     stream::iter(listed)
         .map(move |listed| async move { stack.execution(&listed.arn).await }.boxed_local())
-        .buffered(AT_ONCE)
+        .buffered(MAX_CONCURRENT_READS)
 }
 
 /// Lists executions of both state machines, newest first. Each state machine and status gives at most `limit`.
-pub(crate) async fn listed(
+pub(crate) async fn list_executions(
     stack: &Stack,
     statuses: Vec<Option<ExecutionStatus>>,
     limit: usize,
-) -> Result<Vec<Listed>, CliError> {
-    let mut listed: Vec<Listed> = Vec::new();
-    for machine in MACHINES {
+) -> Result<Vec<ListedExecution>, CliError> {
+    let mut listed: Vec<ListedExecution> = Vec::new();
+    for machine in STATE_MACHINES {
         for status in &statuses {
-            let ever = Timestamp::from_millis(0);
-            listed.extend(stack.executions(machine, status.clone(), ever, limit).await?);
+            let epoch = Timestamp::from_millis(0);
+            listed.extend(stack.executions(machine, status.clone(), epoch, limit).await?);
         }
     }
     listed.sort_by_key(|listed| std::cmp::Reverse(listed.started));
@@ -110,24 +111,24 @@ mod tests {
 
     #[test]
     fn an_execution_without_an_event_for_longer_than_the_budget_is_stuck() {
-        let began = Timestamp::from_millis(0);
+        let start = Timestamp::from_millis(0);
         let mut execution = Execution {
             machine: "site-onboarding".to_owned(),
             name: "n".to_owned(),
             arn: "a".to_owned(),
             status: "RUNNING".to_owned(),
-            started: began,
+            started: start,
             stopped: None,
             failure: None,
             states: Vec::new(),
             children: Vec::new(),
-            last_event: began,
+            last_event: start,
             input: Value::Null,
         };
         let budget = Duration::from_mins(15);
-        assert!(!is_stuck(&execution, budget, began.plus_millis(900_000)));
-        assert!(is_stuck(&execution, budget, began.plus_millis(900_001)));
+        assert!(!is_stuck(&execution, budget, start.plus_millis(900_000)));
+        assert!(is_stuck(&execution, budget, start.plus_millis(900_001)));
         execution.status = "FAILED".to_owned();
-        assert!(!is_stuck(&execution, budget, began.plus_millis(900_001)));
+        assert!(!is_stuck(&execution, budget, start.plus_millis(900_001)));
     }
 }

@@ -22,7 +22,7 @@ use crate::{
 
 /// The options that select an environment.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Everywhere")]
+#[command(next_help_heading = "Global options")]
 pub struct Target {
     /// Name of the environment: that of the root stack, or the part before -SERVICE of one stack per service.
     #[arg(
@@ -111,8 +111,8 @@ impl Target {
         let endpoint = self.endpoint_url.clone().or_else(|| env::var("AWS_ENDPOINT_URL").ok());
         if let Some(endpoint) = &self.endpoint_url {
             if endpoint.parse::<Uri>().ok().is_none_or(|uri| uri.scheme().is_none()) {
-                return Err(CliError::usage(format!("--endpoint-url {endpoint:?} is no address"))
-                    .advise("give one such as http://127.0.0.1:4566"));
+                return Err(CliError::usage(format!("--endpoint-url {endpoint:?} is not a URL"))
+                    .advise("use a URL such as http://127.0.0.1:4566"));
             }
             loader = loader.endpoint_url(endpoint);
         }
@@ -141,11 +141,11 @@ impl Stack {
         let config = target.config().await?;
         let Some(region) = config.region().map(ToString::to_string) else {
             return Err(CliError::usage("there is no AWS region")
-                .advise("give --region, set AWS_REGION, or choose a profile that has one"));
+                .advise("use --region, set AWS_REGION, or use a profile with a region"));
         };
         let cloudformation = Client::new(&config);
-        let (deployment, found) = find(&cloudformation, name, &region).await?;
-        let [partition, account] = owner(&found)?;
+        let (deployment, found) = find_environment(&cloudformation, name, &region).await?;
+        let [partition, account] = partition_and_account(&found)?;
         let outputs = found.outputs().iter().filter_map(|output| {
             Some((output.output_key()?.to_owned(), output.output_value()?.to_owned()))
         });
@@ -231,8 +231,9 @@ impl Stack {
                 Deployment::Root { .. } => self.name.clone(),
                 Deployment::PerService => self.named(GATEWAY),
             };
-            CliError::not_found(format!("there is no output {name} of a stack {stack}"))
-                .advise(format!("deploy the gateway, then do the same again: {DEPLOYING}"))
+            CliError::not_found(format!("the stack {stack} has no output {name}")).advise(format!(
+                "deploy the gateway ({DEPLOYMENT_DOCS}), then run the command again"
+            ))
         })
     }
 
@@ -291,9 +292,9 @@ impl Stack {
 /// The service that owns the API.
 const GATEWAY: &str = "gateway";
 /// The service that is deployed first.
-const FIRST_SERVICE: &str = names::SERVICES[0];
+const FIRST_DEPLOYED_SERVICE: &str = names::SERVICES[0];
 /// The documentation of how stacks are deployed.
-pub(crate) const DEPLOYING: &str = "docs/deploying.md";
+pub(crate) const DEPLOYMENT_DOCS: &str = "docs/deploying.md";
 
 /// Describes a stack with `DescribeStacks`. Returns `None` if there is no such stack.
 pub(crate) async fn describe(
@@ -303,13 +304,13 @@ pub(crate) async fn describe(
     match client.describe_stacks().stack_name(stack).send().await {
         Ok(described) => Ok(described.stacks.unwrap_or_default().into_iter().next()),
         Err(error) if does_not_exist(&error) => Ok(None),
-        Err(error) => Err(aws(&format!("the stack {stack} can't be looked up"))(error)),
+        Err(error) => Err(aws(&format!("the stack {stack} can't be described"))(error)),
     }
 }
 
-/// Finds out how an environment is deployed. Returns this and the stack with the API's outputs. If there is no
-/// gateway yet, the stack is that of the failures service, which has no such outputs.
-async fn find(
+/// Finds the stack with the API's outputs, and how the environment is deployed. If there is no gateway yet, the stack
+/// is that of the failures service, which has no such outputs.
+async fn find_environment(
     client: &Client,
     environment: &str,
     region: &str,
@@ -320,14 +321,14 @@ async fn find(
             owner.and_then(|it| it.parameter_value()).filter(|it| *it != environment)
         {
             return Err(CliError::usage(format!(
-                "{environment} is one stack of the environment {owner}"
+                "{environment} is not an environment, but a stack of the environment {owner}"
             ))
-            .advise(format!("name the environment: --stack {owner}")));
+            .advise(format!("use --stack {owner}")));
         }
         let status = root.stack_status().map_or("without a status", |status| status.as_str());
         return Ok((Deployment::Root { status: status.to_owned() }, root));
     }
-    for service in [GATEWAY, FIRST_SERVICE] {
+    for service in [GATEWAY, FIRST_DEPLOYED_SERVICE] {
         if let Some(stack) = describe(client, &names::named(environment, service)).await? {
             return Ok((Deployment::PerService, stack));
         }
@@ -336,7 +337,7 @@ async fn find(
 }
 
 /// Returns the partition and the account in the ARN of a stack.
-fn owner(stack: &types::Stack) -> Result<[String; 2], CliError> {
+fn partition_and_account(stack: &types::Stack) -> Result<[String; 2], CliError> {
     let arn = stack.stack_id().unwrap_or_default();
     match arn.split(':').collect::<Vec<_>>()[..] {
         ["arn", partition, "cloudformation", _, account, ..] => {
@@ -355,7 +356,7 @@ fn no_stack(environment: &str, region: &str) -> CliError {
     let gateway = names::named(environment, GATEWAY);
     CliError::not_found(format!("there is neither a stack {environment} nor {gateway} in {region}"))
         .advise(
-            "name the environment with --stack or FIELDSTATION_STACK, and its region with --region",
+            "set the environment with --stack or FIELDSTATION_STACK, and its region with --region",
         )
 }
 
@@ -365,11 +366,11 @@ mod tests {
 
     #[test]
     fn test_credentials_are_sent_only_to_this_machine() {
-        for here in ["http://127.0.0.1:4566", "http://localhost:4566/", "http://[::1]:4566"] {
-            assert!(loopback(here).is_some(), "{here}");
+        for local in ["http://127.0.0.1:4566", "http://localhost:4566/", "http://[::1]:4566"] {
+            assert!(loopback(local).is_some(), "{local}");
         }
-        for away in ["https://sts.amazonaws.com", "http://127.0.0.1.x.org", "nonsense", ""] {
-            assert!(loopback(away).is_none(), "{away}");
+        for remote in ["https://sts.amazonaws.com", "http://127.0.0.1.x.org", "nonsense", ""] {
+            assert!(loopback(remote).is_none(), "{remote}");
         }
     }
 }

@@ -17,7 +17,7 @@ use serde::Serialize;
 pub use self::{
     consumers::Consumer,
     functions::Function,
-    provider::{Provider, provider},
+    provider::{ProviderStatus, provider},
     queues::Queue,
 };
 use self::{metrics::Metrics, resources::Resources};
@@ -69,8 +69,8 @@ impl Check {
     }
 
     /// Returns the check, or an unknown check with the error as its reason.
-    fn of(name: &'static str, done: Result<Self, CliError>) -> Self {
-        done.unwrap_or_else(|error| Self {
+    fn from_result(name: &'static str, result: Result<Self, CliError>) -> Self {
+        result.unwrap_or_else(|error| Self {
             health: Health::Unknown,
             next: error.advice.clone(),
             ..Self::good(name, format!("could not be checked: {}", error.message))
@@ -101,21 +101,21 @@ pub struct Status {
 
 /// Runs every check.
 pub async fn status(stack: &Stack, now: Timestamp) -> Status {
-    let resources = Resources::of(stack).await;
+    let resources = Resources::load(stack).await;
     let (consumers, functions) =
         tokio::join!(consumers::consumers(stack, &resources), functions::live(stack, &resources),);
     let live = functions.as_deref().unwrap_or_default();
-    let metrics = Metrics::of(stack, &resources, live, now).await;
+    let metrics = Metrics::load(stack, &resources, live, now).await;
     let functions = functions.map(|live| functions::measured(live, &metrics));
     let queues = queues::queues(stack, &resources, &metrics).await;
     let mut checks = vec![
-        Check::of("stack", resources.check()),
-        Check::of("alarms", metrics::alarms(stack, &resources).await),
-        Check::of("consumers", consumers::check(consumers.as_deref())),
-        Check::of("streams", metrics::streams(&metrics)),
-        Check::of("queues", queues::check(queues.as_deref())),
+        Check::from_result("stack", resources.check()),
+        Check::from_result("alarms", metrics::alarms(stack, &resources).await),
+        Check::from_result("consumers", consumers::check(consumers.as_deref())),
+        Check::from_result("streams", metrics::streams(&metrics)),
+        Check::from_result("queues", queues::check(queues.as_deref())),
     ];
-    let done = join_all([
+    let result = join_all([
         Box::pin(work::events(stack, now)) as CheckFuture<'_>,
         Box::pin(work::failures(stack, now)),
         Box::pin(work::stuck(stack, now)),
@@ -126,8 +126,13 @@ pub async fn status(stack: &Stack, now: Timestamp) -> Status {
     .await;
     let names =
         ["events", "failures", "stuck sagas", "incomplete sagas", "provider", "subscriptions"];
-    checks.extend(names.into_iter().zip(done).map(|(name, done)| Check::of(name, done)));
-    checks.push(Check::of("functions", functions::check(functions.as_deref(), metrics.read())));
+    checks.extend(
+        names.into_iter().zip(result).map(|(name, result)| Check::from_result(name, result)),
+    );
+    checks.push(Check::from_result(
+        "functions",
+        functions::check(functions.as_deref(), metrics.read()),
+    ));
     Status {
         stack: stack.name().to_owned(),
         region: stack.region().to_owned(),
@@ -143,6 +148,6 @@ pub async fn status(stack: &Stack, now: Timestamp) -> Status {
 type CheckFuture<'a> = std::pin::Pin<Box<dyn Future<Output = Result<Check, CliError>> + 'a>>;
 
 /// Copies an error that several checks share.
-fn again(error: &CliError) -> CliError {
+fn copy_error(error: &CliError) -> CliError {
     CliError { advice: error.advice.clone(), ..CliError::new(error.exit, error.message.clone()) }
 }

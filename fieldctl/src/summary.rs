@@ -2,12 +2,12 @@
 
 use serde_json::Value;
 
-use crate::render::mask;
+use crate::render::mask_secrets;
 
 /// Summarizes an event's data. A type without a summary of its own is summarized by its fields.
 #[must_use]
-pub fn of_event(kind: &str, data: &Value) -> String {
-    let text = |name: &str| shown(&data[name]);
+pub fn summarize_event(kind: &str, data: &Value) -> String {
+    let text = |name: &str| display_value(&data[name]);
     match kind {
         "SiteCreated" => format!(
             "{} of {}, {}, plan {}",
@@ -19,18 +19,18 @@ pub fn of_event(kind: &str, data: &Value) -> String {
         "SiteActivated" => "in service".to_owned(),
         "SiteRejected" => {
             let failure = &data["failure"];
-            let part = |name: &str| shown(&failure[name]);
+            let part = |name: &str| display_value(&failure[name]);
             format!("{}: {}: {}", part("step"), part("error"), part("message"))
         }
         "SiteDecommissioned" => "out of service".to_owned(),
         "KitsReserved" | "KitsReleased" => listed(&data["kits"], |kit| {
-            format!("{} {}", shown(&kit["quantity"]), shown(&kit["metric"]))
+            format!("{} {}", display_value(&kit["quantity"]), display_value(&kit["metric"]))
         }),
         "StockDepleted" => listed(&data["shortages"], |shortage| {
-            let part = |name: &str| shown(&shortage[name]);
+            let part = |name: &str| display_value(&shortage[name]);
             format!("{}: {} of {} in stock", part("metric"), part("available"), part("requested"))
         }),
-        "SensorsProvisioned" => listed(&data["sensors"], |sensor| shown(&sensor["metric"])),
+        "SensorsProvisioned" => listed(&data["sensors"], |sensor| display_value(&sensor["metric"])),
         "SensorsDeprovisioned" => counted(&data["sensorIds"], "sensor"),
         "SubscriptionInitialized" => {
             format!("plan {}, {}", text("plan"), text("providerSubscriptionId"))
@@ -40,7 +40,7 @@ pub fn of_event(kind: &str, data: &Value) -> String {
         }
         "SubscriptionCancelled" => text("providerSubscriptionId"),
         "AlertingConfigured" => format!("sensors with limits: {}", text("rules")),
-        "AlertingRemoved" => "no limits any more".to_owned(),
+        "AlertingRemoved" => "all limits removed".to_owned(),
         "ReadingBreachedThreshold" => {
             let side = match data["limit"].as_str() {
                 Some("min") => "below",
@@ -69,21 +69,21 @@ pub fn of_event(kind: &str, data: &Value) -> String {
 }
 
 /// The maximum length of a summary of fields, in characters.
-const MAX_FIELDS: usize = 80;
+const MAX_SUMMARY_CHARS: usize = 80;
 
 /// Returns the fields with one value each, as `name value`, as many as fit. Ids are left out: they are long, and
 /// `--json` shows them.
 fn fields(data: &Value) -> String {
     let mut data = data.clone();
-    mask(&mut data);
+    mask_secrets(&mut data);
     let mut text = String::new();
     for (name, value) in data.as_object().into_iter().flatten() {
         if name.ends_with("Id") || value.is_object() || value.is_array() {
             continue;
         }
         let gap = if text.is_empty() { "" } else { ", " };
-        let field = format!("{gap}{name} {}", shown(value));
-        if text.chars().count() + field.chars().count() <= MAX_FIELDS {
+        let field = format!("{gap}{name} {}", display_value(value));
+        if text.chars().count() + field.chars().count() <= MAX_SUMMARY_CHARS {
             text += &field;
         }
     }
@@ -91,7 +91,7 @@ fn fields(data: &Value) -> String {
 }
 
 /// Returns a value as text, without quotation marks, or `?` if there is none.
-fn shown(value: &Value) -> String {
+fn display_value(value: &Value) -> String {
     match value {
         Value::Null => "?".to_owned(),
         Value::String(text) => text.clone(),
@@ -132,7 +132,7 @@ mod tests {
     fn every_type_of_event_has_a_summary() {
         let mut summaries = String::new();
         for (kind, version, _) in contracts::events::schemas() {
-            let summary = of_event(kind, &golden(kind, version));
+            let summary = summarize_event(kind, &golden(kind, version));
             assert!(
                 !summary.contains('?'),
                 "{kind} names a field that it does not have: {summary}"
@@ -147,9 +147,9 @@ mod tests {
     fn a_type_without_a_summary_of_its_own_is_summarized_by_its_fields() {
         let data = json!({
             "siteId": "0b1c", "radio": "lora", "channel": 3, "kits": [1], "paymentMethod": "pm_1",
-            "note": "n".repeat(MAX_FIELDS),
+            "note": "n".repeat(MAX_SUMMARY_CHARS),
         });
-        let summary = of_event("RadioConfigured", &data);
+        let summary = summarize_event("RadioConfigured", &data);
         for field in ["radio lora", "channel 3", "paymentMethod ***"] {
             assert!(summary.contains(field), "{summary}");
         }
@@ -160,8 +160,8 @@ mod tests {
     #[test]
     fn missing_data_causes_no_panic() {
         for (kind, _, _) in contracts::events::schemas() {
-            assert!(!of_event(kind, &Value::Null).contains("null"), "{kind}");
+            assert!(!summarize_event(kind, &Value::Null).contains("null"), "{kind}");
         }
-        assert_eq!(of_event("SiteFellSilent", &Value::Null), "");
+        assert_eq!(summarize_event("SiteFellSilent", &Value::Null), "");
     }
 }

@@ -9,17 +9,17 @@ use tokio::time::Instant;
 
 use crate::{
     error::{CliError, aws},
-    render::sentence,
+    failure_pager::{FailureFilter, FailurePager},
+    render::cause_message,
     stack::Stack,
-    walk::{Filter, Walk},
 };
 
-/// The interval at which a running teardown is checked.
-const LOOK: Duration = Duration::from_secs(1);
+/// The interval at which a running teardown is polled.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The state of a teardown.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Teardown {
+pub enum TeardownStatus {
     /// Every undo is done.
     Succeeded,
     /// The execution failed, timed out or was aborted.
@@ -28,13 +28,13 @@ pub enum Teardown {
     Running,
 }
 
-impl From<DescribeExecutionOutput> for Teardown {
+impl From<DescribeExecutionOutput> for TeardownStatus {
     fn from(execution: DescribeExecutionOutput) -> Self {
         match execution.status() {
             ExecutionStatus::Running | ExecutionStatus::PendingRedrive => Self::Running,
             ExecutionStatus::Succeeded => Self::Succeeded,
             status => {
-                let cause = execution.cause().map(sentence);
+                let cause = execution.cause().map(cause_message);
                 let text = cause.unwrap_or_else(|| format!("the execution ended as {status}"));
                 let name = execution.error().unwrap_or(status.as_str());
                 Self::Failed(ErrorInfo::new(name, &text))
@@ -47,15 +47,19 @@ impl From<DescribeExecutionOutput> for Teardown {
 ///
 /// # Errors
 /// If Step Functions can't be reached. The execution is not affected.
-pub async fn ended(stack: &Stack, arn: &str, wait: Duration) -> Result<Teardown, CliError> {
+pub async fn wait_for_teardown(
+    stack: &Stack,
+    arn: &str,
+    wait: Duration,
+) -> Result<TeardownStatus, CliError> {
     let until = Instant::now() + wait;
     loop {
         let described = stack.machines.describe_execution().execution_arn(arn).send().await;
         let teardown = described.map_err(aws("the execution can't be described"))?.into();
-        if teardown != Teardown::Running || Instant::now() + LOOK > until {
+        if teardown != TeardownStatus::Running || Instant::now() + POLL_INTERVAL > until {
             return Ok(teardown);
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -65,13 +69,13 @@ pub async fn close_repaired(
     onboardings: &[OnboardingId],
 ) -> Result<usize, CliError> {
     let mut closed = 0;
-    let mut walk = Walk::new(ledger.clone(), &[Status::Open], Filter::default());
-    while let Some(page) = walk.next().await? {
+    let mut pager = FailurePager::new(ledger.clone(), &[Status::Open], FailureFilter::default());
+    while let Some(page) = pager.next().await? {
         for row in page {
-            let of_these = row.correlation_id.is_some_and(|id| onboardings.contains(&id));
-            if of_these && is_done_by_teardown(&row.source) {
+            let is_of_these = row.correlation_id.is_some_and(|id| onboardings.contains(&id));
+            if is_of_these && is_done_by_teardown(&row.source) {
                 let note = "repaired: a later site-teardown of the onboarding succeeded";
-                closed += usize::from(ledger.repaired(row.id, note).await?);
+                closed += usize::from(ledger.mark_replayed(row.id, note).await?);
             }
         }
     }

@@ -1,10 +1,10 @@
-//! Shows the history of a site on one screen: events, sagas and failures in the order of time.
+//! Shows the history of a site on one screen: events, sagas and failures in chronological order.
 
 use std::collections::HashMap;
 
 use console::measure_text_width;
-use contracts::{Failure, OnboardingId, SiteId, Timestamp};
-use ledger::{Kind, Status, Summary};
+use contracts::{OnboardingFailure, OnboardingId, SiteId, Timestamp};
+use ledger::{FailureSummary, Kind, Status};
 use serde::Serialize;
 use serde_json::Value;
 use store::EventRow;
@@ -12,40 +12,40 @@ use store::EventRow;
 use crate::{
     error::CliError,
     output::{Screen, Text, Tone},
-    render::{age, sentence, short, span, wire, wrap},
-    saga::{Execution, Failed, State, Undo},
-    status::Provider,
+    render::{age, cause_message, serialized_name, short, span, wrap},
+    saga::{Execution, ExecutionError, State, Undo},
+    status::ProviderStatus,
 };
 
 /// Everything that is known about an onboarding.
 #[derive(Debug)]
-pub struct Story {
+pub struct OnboardingHistory {
     /// The onboarding's id.
     pub onboarding_id: OnboardingId,
     /// The site's id.
     pub site_id: SiteId,
-    /// The site, as `GET /sites/{siteId}` returns it. `None` if the API did not answer.
+    /// The site, as `GET /sites/{siteId}` returns it. `None` if the API could not be read.
     pub site: Option<Value>,
     /// The executions of both state machines, in the order of their start.
     pub executions: Vec<Execution>,
-    /// The events, in the order of time.
+    /// The events, in chronological order.
     pub events: Vec<EventRow>,
     /// The recorded failures.
-    pub failures: Vec<Summary>,
+    pub failures: Vec<FailureSummary>,
     /// The payment provider, if a running saga waits for it.
-    pub provider: Option<Provider>,
+    pub provider: Option<ProviderStatus>,
 }
 
 /// The state of an onboarding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", tag = "standing")]
-pub enum Standing {
+pub enum OnboardingState {
     /// A step failed.
     Failed {
         /// The step.
         step: String,
         /// The step's error.
-        error: Failed,
+        error: ExecutionError,
     },
     /// An execution is running.
     Running {
@@ -55,11 +55,11 @@ pub enum Standing {
         state: Option<String>,
         /// When the state was entered.
         since: Timestamp,
-        /// Whether the state waits for an answer.
+        /// Whether the state waits for a response.
         waiting: bool,
         /// The error of the state's last failed attempt.
         #[serde(rename = "lastError", skip_serializing_if = "Option::is_none")]
-        last_error: Option<Failed>,
+        last_error: Option<ExecutionError>,
     },
     /// No execution is running, and nothing failed.
     Ended,
@@ -70,7 +70,7 @@ pub enum Standing {
 /// An entry of the timeline.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", tag = "kind")]
-pub enum Entry {
+pub enum TimelineEntry {
     /// A domain event.
     #[serde(rename_all = "camelCase")]
     Event {
@@ -114,7 +114,7 @@ pub enum Entry {
         status: String,
         /// The error with which the execution ended.
         #[serde(rename = "error", skip_serializing_if = "Option::is_none")]
-        failure: Option<Failed>,
+        failure: Option<ExecutionError>,
     },
     /// A recorded failure.
     Failure {
@@ -122,19 +122,19 @@ pub enum Entry {
         at: Timestamp,
         /// The failure.
         #[serde(flatten)]
-        failure: Box<Summary>,
+        failure: Box<FailureSummary>,
         /// The number of older failures of its group that are not entries of their own.
-        #[serde(skip_serializing_if = "is_none")]
+        #[serde(skip_serializing_if = "is_zero")]
         older: usize,
     },
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "for serde")]
-fn is_none(count: &usize) -> bool {
+fn is_zero(count: &usize) -> bool {
     *count == 0
 }
 
-impl Entry {
+impl TimelineEntry {
     /// Returns the time of the entry.
     #[must_use]
     pub fn at(&self) -> Timestamp {
@@ -150,19 +150,19 @@ impl Entry {
 
 /// Returns the entries of an execution: its start, its states, its end.
 #[must_use]
-pub fn of_execution(execution: &Execution) -> Vec<Entry> {
+pub fn execution_entries(execution: &Execution) -> Vec<TimelineEntry> {
     let machine = &execution.machine;
-    let mut entries = vec![Entry::Began {
+    let mut entries = vec![TimelineEntry::Began {
         at: execution.started,
         machine: machine.clone(),
         name: execution.name.clone(),
     }];
-    entries.extend(execution.states.iter().map(|state| Entry::State {
-        at: state.begun,
+    entries.extend(execution.states.iter().map(|state| TimelineEntry::State {
+        at: state.entered,
         machine: machine.clone(),
         state: state.clone(),
     }));
-    entries.extend(execution.stopped.map(|at| Entry::Ended {
+    entries.extend(execution.stopped.map(|at| TimelineEntry::Ended {
         at,
         machine: machine.clone(),
         status: execution.status.clone(),
@@ -171,65 +171,70 @@ pub fn of_execution(execution: &Execution) -> Vec<Entry> {
     entries
 }
 
-impl Story {
-    /// Returns all entries in the order of time. At the same time, executions come first, then events, then failures.
+impl OnboardingHistory {
+    /// Returns all entries in chronological order. At the same time, executions come first, then events, then failures.
     #[must_use]
-    pub fn timeline(&self) -> Vec<Entry> {
-        let events = self.events.iter().map(|event| Entry::Event {
+    pub fn timeline(&self) -> Vec<TimelineEntry> {
+        let events = self.events.iter().map(|event| TimelineEntry::Event {
             at: event.occurred_at,
             event: event.kind.clone(),
             entity: event.entity.clone(),
             sequence: event.sequence,
             published: event.unpublished.is_none() && event.refused.is_none(),
         });
-        let failures = self.failures.iter().map(|failure| Entry::Failure {
+        let failures = self.failures.iter().map(|failure| TimelineEntry::Failure {
             at: failure.last_at,
             failure: Box::new(failure.clone()),
             older: 0,
         });
-        let mut entries: Vec<_> =
-            self.executions.iter().flat_map(of_execution).chain(events).chain(failures).collect();
-        entries.sort_by_key(Entry::at);
+        let mut entries: Vec<_> = self
+            .executions
+            .iter()
+            .flat_map(execution_entries)
+            .chain(events)
+            .chain(failures)
+            .collect();
+        entries.sort_by_key(TimelineEntry::at);
         entries
     }
 
     /// Returns the state of the onboarding: what is running now, or else what failed first.
     #[must_use]
-    pub fn standing(&self) -> Standing {
+    pub fn state(&self) -> OnboardingState {
         if let Some(running) = self.executions.iter().rfind(|execution| execution.is_running()) {
             let state = running.current();
-            return Standing::Running {
+            return OnboardingState::Running {
                 machine: running.machine.clone(),
                 state: state.map(|state| state.name.clone()),
-                since: state.map_or(running.last_event, |state| state.begun),
+                since: state.map_or(running.last_event, |state| state.entered),
                 waiting: state.is_some_and(|state| state.submitted),
                 last_error: state.and_then(|state| state.failures.last().cloned()),
             };
         }
-        let told = self.events.iter().filter(|event| event.kind == "SiteRejected");
-        let told = told
+        let rejections = self.events.iter().filter(|event| event.kind == "SiteRejected");
+        let recorded = rejections
             .filter_map(|event| event.envelope().ok())
             .find_map(|envelope| serde_json::from_value(envelope.data["failure"].clone()).ok());
-        let seen = || {
+        let from_executions = || {
             let mut states = self.executions.iter().flat_map(|execution| &execution.states);
             states.find_map(|state| {
-                let Failed { error, message } = state.failure()?.clone();
-                Some(Failure { step: state.name.clone(), error, message })
+                let ExecutionError { error, message } = state.failure()?.clone();
+                Some(OnboardingFailure { step: state.name.clone(), error, message })
             })
         };
-        match told.or_else(seen) {
-            Some(Failure { step, error, message }) => {
-                Standing::Failed { step, error: Failed { error, message } }
+        match recorded.or_else(from_executions) {
+            Some(OnboardingFailure { step, error, message }) => {
+                OnboardingState::Failed { step, error: ExecutionError { error, message } }
             }
-            None if self.executions.is_empty() => Standing::NotStarted,
-            None => Standing::Ended,
+            None if self.executions.is_empty() => OnboardingState::NotStarted,
+            None => OnboardingState::Ended,
         }
     }
 
     /// Returns the state of the undo.
     #[must_use]
     pub fn undo(&self) -> Undo {
-        Undo::of(&self.executions)
+        Undo::from_executions(&self.executions)
     }
 
     /// Returns the history as one JSON document.
@@ -242,19 +247,19 @@ impl Story {
             site_id: SiteId,
             site: Option<Value>,
             #[serde(flatten)]
-            standing: Standing,
+            state: OnboardingState,
             incomplete: bool,
             #[serde(flatten)]
             undo: Undo,
             #[serde(skip_serializing_if = "Option::is_none")]
-            provider: Option<Provider>,
-            timeline: Vec<Entry>,
+            provider: Option<ProviderStatus>,
+            timeline: Vec<TimelineEntry>,
         }
         Document {
             onboarding_id: self.onboarding_id,
             site_id: self.site_id,
             site: self.site.clone(),
-            standing: self.standing(),
+            state: self.state(),
             incomplete: self.undo() == Undo::Incomplete,
             undo: self.undo(),
             provider: self.provider.clone(),
@@ -268,18 +273,18 @@ impl Story {
             let text = |name: &str| site[name].as_str().unwrap_or("?");
             let name = format!("{} ({})", text("name"), text("operator"));
             screen.field("site", Tone::Strong, &name)?;
-            screen.field("status", of_status(text("status")), text("status"))?;
+            screen.field("status", status_tone(text("status")), text("status"))?;
         }
         screen.field("siteId", Tone::Plain, &self.site_id.to_string())?;
         screen.field("onboardingId", Tone::Plain, &self.onboarding_id.to_string())?;
-        self.show_standing(screen)?;
+        self.print_state(screen)?;
         screen.line("")?;
-        show(screen, &merged(self.timeline()))
+        print_timeline(screen, &merge_quarantined(self.timeline()))
     }
 
     /// Prints the state of the payment provider. A billing step waits while the provider's circuit is open, since its
     /// commands stay in their queue.
-    fn show_provider(&self, screen: &mut Screen) -> Result<(), CliError> {
+    fn print_provider(&self, screen: &mut Screen) -> Result<(), CliError> {
         let Some(provider) = &self.provider else { return Ok(()) };
         let tone = if provider.fails() { Tone::Bad } else { Tone::Plain };
         screen.field("provider", tone, &provider.summary(screen.now))?;
@@ -294,59 +299,58 @@ impl Story {
         screen.field("next", Tone::Strong, &next)
     }
 
-    fn show_standing(&self, screen: &mut Screen) -> Result<(), CliError> {
-        match self.standing() {
-            Standing::Failed { step, error: Failed { error, message } } => {
+    fn print_state(&self, screen: &mut Screen) -> Result<(), CliError> {
+        match self.state() {
+            OnboardingState::Failed { step, error: ExecutionError { error, message } } => {
                 screen.field("failed at", Tone::Bad, &step)?;
                 screen.field("error", Tone::Bad, &error)?;
                 screen.field("message", Tone::Plain, &message)?;
             }
-            Standing::Running { machine, state, since, waiting, last_error } => {
+            OnboardingState::Running { machine, state, since, waiting, last_error } => {
                 let state = state.as_deref().unwrap_or("between two states");
-                let waiting = if waiting { ", waits for an answer" } else { "" };
+                let waiting = if waiting { ", waiting for a response" } else { "" };
                 let text = format!("{machine}: {state}, for {}{waiting}", age(screen.now, since));
-                screen.field("stands at", Tone::Warn, &text)?;
-                if let Some(Failed { error, message }) = last_error {
+                screen.field("current state", Tone::Warn, &text)?;
+                if let Some(ExecutionError { error, message }) = last_error {
                     screen.field("last error", Tone::Bad, &format!("{error}: {message}"))?;
                 }
-                self.show_provider(screen)?;
+                self.print_provider(screen)?;
             }
-            Standing::NotStarted => screen.field("stands at", Tone::Warn, "no saga was started")?,
-            Standing::Ended => {}
+            OnboardingState::NotStarted => {
+                screen.field("current state", Tone::Warn, "no saga was started")?;
+            }
+            OnboardingState::Ended => {}
         }
         match self.undo() {
             Undo::Incomplete => {
                 let advice = format!(
-                    "not everything could be undone: remove the cause, then `fieldctl sagas recover {}`",
+                    "incomplete: fix the cause, then run `fieldctl sagas recover {}`",
                     self.onboarding_id
                 );
-                screen.field("left behind", Tone::Bad, &advice)?;
+                screen.field("undo", Tone::Bad, &advice)?;
             }
             Undo::Running { failed } if failed.is_empty() => {
-                screen.field("undone", Tone::Warn, "not yet: site-teardown runs")?;
+                screen.field("undo", Tone::Warn, "in progress: site-teardown is running")?;
             }
             Undo::Running { failed } => {
                 let text =
-                    format!("not yet: site-teardown runs, and these failed: {}", failed.join(", "));
-                screen.field("undone", Tone::Bad, &text)?;
+                    format!("in progress: site-teardown is running; failed: {}", failed.join(", "));
+                screen.field("undo", Tone::Bad, &text)?;
             }
             Undo::Complete => {
-                screen.field(
-                    "undone",
-                    Tone::Good,
-                    "everything; the last site-teardown succeeded",
-                )?;
+                screen.field("undo", Tone::Good, "complete: the last site-teardown succeeded")?;
             }
             Undo::NotStarted if self.events.iter().any(|event| event.kind == "SiteRejected") => {
-                let text = "the site is REJECTED, but its site-teardown is no longer kept";
-                screen.field("undone", Tone::Plain, text)?;
+                let text =
+                    "the site is REJECTED; AWS no longer keeps the execution of its site-teardown";
+                screen.field("undo", Tone::Plain, text)?;
             }
             Undo::NotStarted => {}
         }
         let open = self.failures.iter().filter(|failure| failure.status == Status::Open).count();
         if open > 0 {
             let text = format!(
-                "{open} open, see below; what to do: `fieldctl failures groups --site {}`",
+                "{open} open, see below; for advice: `fieldctl failures groups --site {}`",
                 self.site_id
             );
             screen.field("failures", Tone::Warn, &text)?;
@@ -356,12 +360,12 @@ impl Story {
 }
 
 /// Keeps only the newest failure of each group of the site's quarantined readings. A logger may cause thousands.
-fn merged(entries: Vec<Entry>) -> Vec<Entry> {
+fn merge_quarantined(entries: Vec<TimelineEntry>) -> Vec<TimelineEntry> {
     let mut older: HashMap<String, usize> = HashMap::new();
-    let mut kept: Vec<Entry> = Vec::with_capacity(entries.len());
-    // The entries are in the order of time, so the first failure of a group from the end is its newest.
+    let mut kept: Vec<TimelineEntry> = Vec::with_capacity(entries.len());
+    // The entries are in chronological order, so the first failure of a group from the end is its newest.
     for mut entry in entries.into_iter().rev() {
-        if let Entry::Failure { failure, .. } = &mut entry
+        if let TimelineEntry::Failure { failure, .. } = &mut entry
             && failure.kind == Kind::Quarantined
             && failure.correlation_id.is_none()
         {
@@ -374,8 +378,8 @@ fn merged(entries: Vec<Entry>) -> Vec<Entry> {
         kept.push(entry);
     }
     for entry in &mut kept {
-        if let Entry::Failure { failure, older: left_out, .. } = entry {
-            *left_out = older.get(&failure.group()).map_or(0, |count| count - 1);
+        if let TimelineEntry::Failure { failure, older: omitted, .. } = entry {
+            *omitted = older.get(&failure.group()).map_or(0, |count| count - 1);
         }
     }
     kept.reverse();
@@ -384,7 +388,7 @@ fn merged(entries: Vec<Entry>) -> Vec<Entry> {
 
 /// Returns the tone for a status of a site or an execution.
 #[must_use]
-pub fn of_status(status: &str) -> Tone {
+pub fn status_tone(status: &str) -> Tone {
     match status {
         "ACTIVE" | "SUCCEEDED" | "COMPLETED" | "REPLAYED" => Tone::Good,
         "REJECTED" | "FAILED" | "TIMED_OUT" | "ABORTED" => Tone::Bad,
@@ -394,46 +398,46 @@ pub fn of_status(status: &str) -> Tone {
 }
 
 /// The parts of a line of the timeline, before they are laid out.
-struct Line {
+struct TimelineLine {
     symbol: &'static str,
     tone: Tone,
-    what: String,
-    took: String,
-    more: String,
+    name: String,
+    duration: String,
+    details: String,
 }
 
-impl Line {
-    fn of(entry: &Entry, now: Timestamp) -> Self {
-        let line = |symbol, tone, what: &str, took: String, more: String| Self {
+impl TimelineLine {
+    fn from_entry(entry: &TimelineEntry, now: Timestamp) -> Self {
+        let line = |symbol, tone, name: &str, duration: String, details: String| Self {
             symbol,
             tone,
-            what: what.to_owned(),
-            took,
-            more,
+            name: name.to_owned(),
+            duration,
+            details,
         };
         match entry {
-            Entry::Event { event, entity, sequence, published, at } => {
+            TimelineEntry::Event { event, entity, sequence, published, at } => {
                 let kind = entity.split('#').next().unwrap_or_default();
-                let more = format!("{kind} {sequence}");
+                let details = format!("{kind} {sequence}");
                 if *published {
-                    line("●", Tone::Plain, event, String::new(), more)
+                    line("●", Tone::Plain, event, String::new(), details)
                 } else {
-                    let more = format!("{more}, not published for {}", age(now, *at));
-                    line("○", Tone::Warn, event, String::new(), more)
+                    let details = format!("{details}, not published for {}", age(now, *at));
+                    line("○", Tone::Warn, event, String::new(), details)
                 }
             }
-            Entry::Began { machine, name, .. } => {
+            TimelineEntry::Began { machine, name, .. } => {
                 line("▶", Tone::Strong, machine, String::new(), name.clone())
             }
-            Entry::Ended { machine, status, failure, .. } => {
+            TimelineEntry::Ended { machine, status, failure, .. } => {
                 // The reason is shown with the states.
-                let more = failure
+                let details = failure
                     .as_ref()
                     .map_or(status.clone(), |failure| format!("{status} {}", failure.error));
-                line("■", of_status(status), machine, String::new(), more)
+                line("■", status_tone(status), machine, String::new(), details)
             }
-            Entry::State { state, .. } => Self::of_state(state, now),
-            Entry::Failure { failure, older, .. } => {
+            TimelineEntry::State { state, .. } => Self::from_state(state, now),
+            TimelineEntry::Failure { failure, older, .. } => {
                 let times = match failure.attempts {
                     1 => String::new(),
                     times => format!(" {times} times"),
@@ -441,72 +445,74 @@ impl Line {
                 let tone = if failure.status == Status::Open { Tone::Bad } else { Tone::Faint };
                 let group = match older {
                     0 => String::new(),
-                    older => format!(", and {older} older ones of group {}", failure.group()),
+                    older => format!(", and {older} older of group {}", failure.group()),
                 };
-                let more = format!(
+                let details = format!(
                     "{} {}{times}, {} {}: {}{group}",
                     short(&failure.id),
-                    wire(&failure.kind),
+                    serialized_name(&failure.kind),
                     failure.status.name(),
                     failure.error.name,
-                    sentence(&failure.error.message)
+                    cause_message(&failure.error.message)
                 );
-                line("⚠", tone, &failure.source, String::new(), more)
+                line("⚠", tone, &failure.source, String::new(), details)
             }
         }
     }
 
-    fn of_state(state: &State, now: Timestamp) -> Self {
-        let until = state.ended.unwrap_or(now);
-        let took = span(until.millis() - state.begun.millis());
-        let (symbol, tone) = match (state.ended, state.failure()) {
+    fn from_state(state: &State, now: Timestamp) -> Self {
+        let until = state.exited.unwrap_or(now);
+        let duration = span(until.millis() - state.entered.millis());
+        let (symbol, tone) = match (state.exited, state.failure()) {
             (None, _) => ("…", Tone::Warn),
             (Some(_), Some(_)) => ("✘", Tone::Bad),
             // The execution was aborted or timed out while the state was running.
             (Some(_), None) if !state.succeeded => ("■", Tone::Bad),
-            (Some(_), None) if state.tries > 1 => ("✔", Tone::Warn),
+            (Some(_), None) if state.attempts > 1 => ("✔", Tone::Warn),
             (Some(_), None) => ("✔", Tone::Good),
         };
-        let mut more = Vec::new();
-        if state.tries > 1 {
-            more.push(format!("{} tries", state.tries));
+        let mut details = Vec::new();
+        if state.attempts > 1 {
+            details.push(format!("{} attempts", state.attempts));
         }
-        if state.ended.is_none() && state.submitted {
-            more.push("waits for an answer".to_owned());
+        if state.exited.is_none() && state.submitted {
+            details.push("waiting for a response".to_owned());
         }
-        if state.ended.is_some() && !state.succeeded && state.failures.is_empty() {
-            more.push("stopped with its execution".to_owned());
+        if state.exited.is_some() && !state.succeeded && state.failures.is_empty() {
+            details.push("stopped with its execution".to_owned());
         }
         // An error that is repeated is shown once. The last error is shown with its message.
         let mut names: Vec<&str> = state.failures.iter().map(|it| it.error.as_str()).collect();
         let last = names.pop();
         names.retain(|name| Some(*name) != last);
         names.dedup();
-        more.extend(names.into_iter().map(str::to_owned));
-        more.extend(state.failures.last().map(|it| format!("{}: {}", it.error, it.message)));
-        Self { symbol, tone, what: state.name.clone(), took, more: more.join(", ") }
+        details.extend(names.into_iter().map(str::to_owned));
+        details.extend(state.failures.last().map(|it| format!("{}: {}", it.error, it.message)));
+        Self { symbol, tone, name: state.name.clone(), duration, details: details.join(", ") }
     }
 }
 
 /// Returns the indentation of an entry that belongs to an execution.
-fn depth(entry: &Entry) -> usize {
-    usize::from(matches!(entry, Entry::State { .. }))
+fn depth(entry: &TimelineEntry) -> usize {
+    usize::from(matches!(entry, TimelineEntry::State { .. }))
 }
 
 /// The minimum width of a text beside a line of the timeline. With less space it is printed below the line.
 const MIN_TEXT: usize = 40;
 
 /// The indentation of what is printed below a line of the timeline, in columns.
-const BENEATH: usize = 15;
+const DETAIL_INDENT: usize = 15;
 
 /// Prints a timeline. A line has the time, the time since the start, what happened, its duration, and further text,
 /// which wraps.
-pub fn show(screen: &mut Screen, entries: &[Entry]) -> Result<(), CliError> {
-    let Some(begun) = entries.first().map(Entry::at) else { return Ok(()) };
-    let lines: Vec<_> = entries.iter().map(|entry| (entry, Line::of(entry, screen.now))).collect();
-    let what = lines.iter().map(|(entry, line)| 2 * depth(entry) + line.what.len()).max();
-    let what = what.unwrap_or_default();
-    let took = lines.iter().map(|(_, line)| measure_text_width(&line.took)).max().unwrap_or(0);
+pub fn print_timeline(screen: &mut Screen, entries: &[TimelineEntry]) -> Result<(), CliError> {
+    let Some(start) = entries.first().map(TimelineEntry::at) else { return Ok(()) };
+    let lines: Vec<_> =
+        entries.iter().map(|entry| (entry, TimelineLine::from_entry(entry, screen.now))).collect();
+    let name_width = lines.iter().map(|(entry, line)| 2 * depth(entry) + line.name.len()).max();
+    let name_width = name_width.unwrap_or_default();
+    let duration_width =
+        lines.iter().map(|(_, line)| measure_text_width(&line.duration)).max().unwrap_or(0);
     let mut day = String::new();
     for (entry, line) in lines {
         let time = entry.at().to_string();
@@ -514,36 +520,37 @@ pub fn show(screen: &mut Screen, entries: &[Entry]) -> Result<(), CliError> {
             time[..10].clone_into(&mut day);
             screen.line(screen.paint(Tone::Faint, &format!("{day} UTC")))?;
         }
-        let since = format!("+{}", span(entry.at().millis() - begun.millis()));
+        let since = format!("+{}", span(entry.at().millis() - start.millis()));
         let indent = 2 * depth(entry);
         let head = format!("{} {since:>9}  ", &time[11..23]);
-        let named = what - indent;
-        let columns = head.len() + indent + 2 + named + 2 + took + 2;
-        let left = screen.width.map(|width| width.saturating_sub(columns));
-        let bad = matches!(entry, Entry::State { .. }) && line.tone == Tone::Bad;
-        let tone = if bad { Tone::Bad } else { Tone::Plain };
+        let name_columns = name_width - indent;
+        let columns = head.len() + indent + 2 + name_columns + 2 + duration_width + 2;
+        let available = screen.width.map(|width| width.saturating_sub(columns));
+        let is_failed_state =
+            matches!(entry, TimelineEntry::State { .. }) && line.tone == Tone::Bad;
+        let tone = if is_failed_state { Tone::Bad } else { Tone::Plain };
         let text = screen
             .paint(Tone::Faint, &head)
             .gap(indent)
             .then(screen.paint(line.tone, line.symbol))
             .then(" ")
-            .then(screen.paint(line.tone, &format!("{:named$}", line.what)))
-            .then(&format!("  {:>took$}  ", line.took));
+            .then(screen.paint(line.tone, &format!("{:name_columns$}", line.name)))
+            .then(&format!("  {:>duration_width$}  ", line.duration));
         // On a narrow terminal, a text that does not fit beside the line is printed below it.
-        let is_long = left.is_some_and(|left| left < MIN_TEXT && line.more.len() > left);
+        let is_long = available.is_some_and(|width| width < MIN_TEXT && line.details.len() > width);
         let (gap, width) = if is_long {
-            (BENEATH, screen.width.map(|width| width.saturating_sub(BENEATH)))
+            (DETAIL_INDENT, screen.width.map(|width| width.saturating_sub(DETAIL_INDENT)))
         } else {
-            (columns, left)
+            (columns, available)
         };
-        let mut more = wrap(&line.more, width).into_iter();
-        let first = if is_long { None } else { more.next() };
+        let mut details = wrap(&line.details, width).into_iter();
+        let first = if is_long { None } else { details.next() };
         screen.line(match first {
             Some(first) => text.then(screen.paint(tone, &first)),
             None => text,
         })?;
-        for more in more {
-            screen.line(Text::default().gap(gap).then(screen.paint(tone, &more)))?;
+        for details in details {
+            screen.line(Text::default().gap(gap).then(screen.paint(tone, &details)))?;
         }
     }
     Ok(())

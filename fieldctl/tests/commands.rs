@@ -2,40 +2,40 @@
 
 mod cloud;
 
-use cloud::{Asked, Cloud};
+use cloud::{Cloud, ReceivedRequest};
 use contracts::{
-    Entity, EntityType, Location, Metric, OnboardingId, PaymentMethodId, Plan, Saga, SensorId,
-    SiteId, Timestamp,
+    Entity, EntityType, Location, Metric, OnboardingId, PaymentMethodId, Plan, SagaContext,
+    SensorId, SiteId, Timestamp,
     events::{Limit, ReadingBreachedThreshold, SiteActivated, SiteCreated, SiteDecommissioned},
 };
 use serde_json::{Value, json};
 use store::NewEvent;
 use testkit::dynamo::{BILLING, EVENTS};
 
-type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
+type FakeResponse = (u16, Value, Vec<(&'static str, &'static str)>);
 
 fn site() -> SiteId {
     SiteId::registered("http", "key-1")
 }
 
-fn ok(body: Value) -> Answer {
+fn ok(body: Value) -> FakeResponse {
     (200, body, vec![])
 }
 
-fn body(asked: &Asked) -> Value {
-    serde_json::from_str(&asked.body).unwrap_or_default()
+fn body(request: &ReceivedRequest) -> Value {
+    serde_json::from_str(&request.body).unwrap_or_default()
 }
 
 #[tokio::test]
 async fn lists_read_all_pages() {
-    let cloud = Cloud::start(|asked| {
+    let cloud = Cloud::start(|request| {
         let site = |name: &str| json!({ "siteId": site(), "name": name, "operator": "o", "status": "ACTIVE" });
-        ok(match asked.what.as_str() {
-            "/local/sites" if !asked.query.contains("next=") => {
+        ok(match request.operation.as_str() {
+            "/local/sites" if !request.query.contains("next=") => {
                 json!({ "sites": [site("first")], "next": "more" })
             }
             "/local/sites" => json!({ "sites": [site("second")] }),
-            _ if !asked.query.contains("next=") => {
+            _ if !request.query.contains("next=") => {
                 json!({ "unit": "Cel", "samples": [["2026-01-01T00:00:00.000Z", 1.5]], "next": "n" })
             }
             _ => json!({ "unit": "Cel", "samples": [["2026-01-01T00:01:00.000Z", 2.5]] }),
@@ -45,11 +45,11 @@ async fn lists_read_all_pages() {
     let (code, out, err) = cloud.run(&["sites", "list", "--status", "active"]).await;
     assert_eq!(code, 0, "{err}");
     assert_eq!(out.lines().count(), 3, "{out}");
-    assert!(cloud.asked("/local/sites")[0].query.contains("status=ACTIVE"));
+    assert!(cloud.requests("/local/sites")[0].query.contains("status=ACTIVE"));
     let (_, out, _) = cloud.run(&["--json", "sites", "list", "--limit", "1"]).await;
     assert_eq!(out.lines().count(), 1, "{out}");
 
-    let sensor = SensorId::of(OnboardingId::of(site()), 0).to_string();
+    let sensor = SensorId::from_onboarding(OnboardingId::from_site(site()), 0).to_string();
     let (_, out, _) = cloud.run(&["--json", "readings", "get", &sensor]).await;
     assert_eq!(out, "[\"2026-01-01T00:00:00.000Z\",1.5]\n[\"2026-01-01T00:01:00.000Z\",2.5]\n");
     let span = ["--from", "2026-01-01T00:00:00Z", "--to", "2026-01-01T00:10:00Z"];
@@ -60,20 +60,20 @@ async fn lists_read_all_pages() {
 #[tokio::test]
 async fn readings_are_limited_and_the_newest_come_first() {
     // Every page has two samples, whatever the limit, newest first or oldest first.
-    let cloud = Cloud::start(|asked| {
-        let next = asked.query.split('&').find_map(|pair| pair.strip_prefix("next="));
-        let begin: i64 = next.map_or(0, |next| next.parse().expect("a token of ours"));
-        let limit = asked.query.split('&').find_map(|pair| pair.strip_prefix("limit="));
+    let cloud = Cloud::start(|request| {
+        let next = request.query.split('&').find_map(|pair| pair.strip_prefix("next="));
+        let begin: i64 = next.map_or(0, |next| next.parse().expect("a page token"));
+        let limit = request.query.split('&').find_map(|pair| pair.strip_prefix("limit="));
         let count = limit.expect("a limit").parse::<i64>().expect("a number").min(2);
         let sample = |n: i64| {
-            let minute = if asked.query.contains("order=desc") { 59 - n } else { n };
+            let minute = if request.query.contains("order=desc") { 59 - n } else { n };
             json!([format!("2026-01-01T00:{minute:02}:00.000Z"), minute])
         };
         let samples: Vec<_> = (begin..begin + count).map(sample).collect();
         ok(json!({ "unit": "Cel", "samples": samples, "next": (begin + count).to_string() }))
     })
     .await;
-    let sensor = SensorId::of(OnboardingId::of(site()), 0).to_string();
+    let sensor = SensorId::from_onboarding(OnboardingId::from_site(site()), 0).to_string();
     let minutes = |out: &str| {
         let samples = out.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
         samples.map(|sample| sample[1].as_i64().expect("a number")).collect::<Vec<_>>()
@@ -94,10 +94,12 @@ async fn readings_are_limited_and_the_newest_come_first() {
 
 #[tokio::test]
 async fn a_rejected_site_is_a_failure_of_onboarding() {
-    let cloud = Cloud::start(|asked| match asked.what.as_str() {
-        "/local/sites" => {
-            (202, json!({ "siteId": site(), "onboardingId": OnboardingId::of(site()) }), vec![])
-        }
+    let cloud = Cloud::start(|request| match request.operation.as_str() {
+        "/local/sites" => (
+            202,
+            json!({ "siteId": site(), "onboardingId": OnboardingId::from_site(site()) }),
+            vec![],
+        ),
         _ => ok(json!({ "siteId": site(), "status": "REJECTED", "onboarding": { "failure": {
             "step": "ReserveKits", "error": "KitsOutOfStock", "message": "too few" } } })),
     })
@@ -105,41 +107,41 @@ async fn a_rejected_site_is_a_failure_of_onboarding() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../samconfig.toml");
     let (code, _, err) = cloud.run(&["sites", "onboard", file]).await;
     assert_eq!(code, 2, "{err}");
-    assert!(err.contains("is no JSON"), "{err}");
+    assert!(err.contains("is not valid JSON"), "{err}");
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/events/import-site.json");
     let (code, out, err) =
         cloud.run(&["sites", "onboard", file, "--wait", "--idempotency-key", "k"]).await;
     assert_eq!(code, 1, "{out}{err}");
     assert!(out.contains("ReserveKits: KitsOutOfStock: too few"), "{out}");
     let (code, _, err) = cloud.run(&["sites", "teardown", &site().to_string()]).await;
-    assert_eq!(code, 2, "nobody can be asked: {err}");
+    assert_eq!(code, 2, "nobody can confirm: {err}");
 }
 
 #[tokio::test]
 async fn a_saga_without_progress_is_stuck_and_can_be_recovered() {
-    let cloud = Cloud::start(|asked| {
-        let onboarding = OnboardingId::of(site());
+    let cloud = Cloud::start(|request| {
+        let onboarding = OnboardingId::from_site(site());
         let arn = format!("arn:aws:states:us-east-1:0:execution:site-onboarding:{onboarding}");
-        let begun = json!(1_767_225_600.0);
+        let start = json!(1_767_225_600.0);
         let input = json!({ "onboardingId": onboarding, "siteId": site(), "causationId": null });
-        let own = body(asked)["executionArn"].as_str().is_some_and(|it| it.contains("site-onboarding"));
-        ok(match asked.what.rsplit('.').next() {
-            Some("ListExecutions") if asked.body.contains("site-teardown") => json!({ "executions": [] }),
+        let own = body(request)["executionArn"].as_str().is_some_and(|it| it.contains("site-onboarding"));
+        ok(match request.operation.rsplit('.').next() {
+            Some("ListExecutions") if request.body.contains("site-teardown") => json!({ "executions": [] }),
             Some("ListExecutions") => json!({ "executions": [{
                 "executionArn": arn, "stateMachineArn": "m", "name": onboarding, "status": "RUNNING",
-                "startDate": begun }] }),
+                "startDate": start }] }),
             Some("DescribeExecution") if own => json!({
                 "executionArn": arn, "stateMachineArn": "m", "name": onboarding, "status": "RUNNING",
-                "startDate": begun, "input": input.to_string() }),
+                "startDate": start, "input": input.to_string() }),
             Some("GetExecutionHistory") => json!({ "events": [
-                { "id": 1, "timestamp": begun, "type": "TaskStateEntered",
+                { "id": 1, "timestamp": start, "type": "TaskStateEntered",
                     "stateEnteredEventDetails": { "name": "InitializeSubscription" } },
-                { "id": 2, "timestamp": begun, "type": "TaskScheduled" },
-                { "id": 3, "timestamp": begun, "type": "TaskSubmitted" }] }),
+                { "id": 2, "timestamp": start, "type": "TaskScheduled" },
+                { "id": 3, "timestamp": start, "type": "TaskSubmitted" }] }),
             Some("DescribeExecution") => json!({
                 "executionArn": "arn:started", "stateMachineArn": "m", "name": "n",
-                "status": "SUCCEEDED", "startDate": begun, "stopDate": begun }),
-            Some("StartExecution") => json!({ "executionArn": "arn:started", "startDate": begun }),
+                "status": "SUCCEEDED", "startDate": start, "stopDate": start }),
+            Some("StartExecution") => json!({ "executionArn": "arn:started", "startDate": start }),
             _ => json!({ "siteId": site(), "name": "n", "status": "ONBOARDING" }),
         })
     })
@@ -148,12 +150,12 @@ async fn a_saga_without_progress_is_stuck_and_can_be_recovered() {
     assert_eq!(code, 0, "{err}");
     assert!(out.contains("RUNNING") && out.lines().count() == 2, "{out}");
     let (_, out, _) = cloud.run(&["sagas", "list", "--stuck", "--budget", "100000d"]).await;
-    assert_eq!(out, "There are no such executions.\n");
+    assert_eq!(out, "No executions found.\n");
 
-    let onboarding = OnboardingId::of(site()).to_string();
+    let onboarding = OnboardingId::from_site(site()).to_string();
     let (code, out, err) = cloud.run(&["sagas", "recover", &onboarding, "--yes"]).await;
     assert_eq!(code, 0, "{out}{err}");
-    let started = body(&cloud.asked("StartExecution")[0]);
+    let started = body(&cloud.requests("StartExecution")[0]);
     let name = started["name"].as_str().expect("a name");
     assert!(name.starts_with(&format!("operator-{onboarding}-")) && name.len() <= 80, "{name}");
     let input: Value =
@@ -166,10 +168,10 @@ async fn a_saga_without_progress_is_stuck_and_can_be_recovered() {
 async fn events_are_listed_in_order_with_their_state() {
     let cloud = Cloud::start(|_| ok(Value::Null)).await;
     let site_id = site();
-    let saga = Saga::of_site(site_id, None);
+    let saga = SagaContext::for_site(site_id, None);
     let at = |second: i64| Timestamp::from_millis(1_767_225_600_000 + 1000 * second);
-    let activated = NewEvent::of(saga, site_id, 2, at(1), SiteActivated { site_id }).row();
-    let closed = NewEvent::of(saga, site_id, 3, at(2), SiteDecommissioned { site_id }).row();
+    let activated = NewEvent::in_saga(saga, site_id, 2, at(1), SiteActivated { site_id }).row();
+    let closed = NewEvent::in_saga(saga, site_id, 3, at(2), SiteDecommissioned { site_id }).row();
     let mut activated = activated.expect("a row");
     activated.unpublished = None;
     cloud.dynamo.put(EVENTS, json!(closed.expect("a row"))).await;
@@ -193,7 +195,7 @@ async fn events_are_listed_in_order_with_their_state() {
 async fn events_show_their_site_and_a_summary() {
     let cloud = Cloud::start(|_| ok(Value::Null)).await;
     let site_id = site();
-    let saga = Saga::of_site(site_id, None);
+    let saga = SagaContext::for_site(site_id, None);
     let at = |second: i64| Timestamp::from_millis(1_767_225_600_000 + 1000 * second);
     let onboarding_id = saga.onboarding_id;
     let created = SiteCreated {
@@ -208,7 +210,7 @@ async fn events_show_their_site_and_a_summary() {
     };
     let breach = ReadingBreachedThreshold {
         site_id,
-        sensor_id: SensorId::of(onboarding_id, 0),
+        sensor_id: SensorId::from_onboarding(onboarding_id, 0),
         metric: Metric::AirTemperature,
         unit: "Cel".to_owned(),
         value: 51.5,
@@ -216,9 +218,9 @@ async fn events_show_their_site_and_a_summary() {
         limit: Limit::Max,
         threshold: 50.0,
     };
-    let created = NewEvent::of(saga, site_id, 1, at(0), created).row().expect("a row");
+    let created = NewEvent::in_saga(saga, site_id, 1, at(0), created).row().expect("a row");
     let entity = Entity { kind: EntityType::Alerting, id: onboarding_id.uuid() };
-    let breach = NewEvent::of(saga, entity, 2, at(2), breach).row().expect("a row");
+    let breach = NewEvent::in_saga(saga, entity, 2, at(2), breach).row().expect("a row");
     let mut unknown = breach.clone();
     (unknown.kind, unknown.sequence) = ("SensorFellSilent".to_owned(), 3);
     for event in [&created, &breach, &unknown] {
@@ -264,8 +266,8 @@ async fn subscriptions_that_disagree_are_shown_and_an_old_report_is_not_good() {
     cloud.dynamo.put(BILLING, report(old, json!([]))).await;
     let (code, out, _) = cloud.run(&["subscriptions"]).await;
     assert_eq!(code, 1);
-    assert!(out.contains("This is out of date"), "{out}");
-    assert!(out.ends_with("They agreed then.\n"), "{out}");
+    assert!(out.contains("This report is out of date"), "{out}");
+    assert!(out.ends_with("They agreed at that time.\n"), "{out}");
 
     let finding = json!([{
         "kind": "NOT_RUNNING", "siteId": site(), "providerSubscriptionId": "sub_1",

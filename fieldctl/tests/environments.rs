@@ -2,12 +2,12 @@
 
 mod cloud;
 
-use cloud::{Asked, Cloud, Stacks};
+use cloud::{Cloud, ReceivedRequest, Stacks};
 use serde_json::{Value, json};
 
-type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
+type FakeResponse = (u16, Value, Vec<(&'static str, &'static str)>);
 
-fn no_sites(_: &Asked) -> Answer {
+fn no_sites(_: &ReceivedRequest) -> FakeResponse {
     (200, json!({ "sites": [] }), vec![])
 }
 
@@ -27,7 +27,7 @@ async fn both_ways_of_deploying_give_the_same_names() {
         shown.push(outputs);
         let (code, _, err) = cloud.run(&["sites", "list"]).await;
         assert_eq!(code, 0, "{err}");
-        assert_eq!(cloud.asked("/local/sites").len(), 1, "the API is called");
+        assert_eq!(cloud.requests("/local/sites").len(), 1, "the API is called");
     }
     assert_eq!(shown[0], shown[1]);
     for (output, value) in [
@@ -64,7 +64,7 @@ async fn the_stack_of_a_service_is_not_an_environment() {
         let cloud = Cloud::with(stacks, no_sites).await;
         let (code, _, err) = cloud.run(&["--stack", stack, "outputs"]).await;
         assert_eq!(code, 2, "{err}");
-        assert!(err.contains("one stack of the environment test"), "{err}");
+        assert!(err.contains("a stack of the environment test"), "{err}");
         assert!(err.contains("--stack test"), "{err}");
     }
 }
@@ -77,6 +77,6 @@ async fn without_a_gateway_only_the_api_is_missing() {
     assert_eq!(code, 0, "{out}{err}");
     let (code, _, err) = cloud.run(&["sites", "list"]).await;
     assert_eq!(code, 3, "{err}");
-    assert!(err.contains("no output ApiUrl of a stack test-gateway"), "{err}");
+    assert!(err.contains("the stack test-gateway has no output ApiUrl"), "{err}");
     assert!(err.contains("deploy the gateway"), "{err}");
 }

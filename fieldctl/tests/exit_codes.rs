@@ -2,22 +2,22 @@
 
 mod cloud;
 
-use cloud::{Asked, Cloud};
+use cloud::{Cloud, ReceivedRequest};
 use contracts::{OnboardingId, SiteId};
 use serde_json::{Value, json};
 
-type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
+type FakeResponse = (u16, Value, Vec<(&'static str, &'static str)>);
 
 fn site() -> SiteId {
     SiteId::registered("http", "key-1")
 }
 
 /// Answers as a stack whose site has that status, and whose executions never end.
-fn with_site(asked: &Asked, status: &str) -> Answer {
-    let onboarding = OnboardingId::of(site());
+fn with_site(request: &ReceivedRequest, status: &str) -> FakeResponse {
+    let onboarding = OnboardingId::from_site(site());
     let arn = format!("arn:aws:states:us-east-1:0:execution:site-onboarding:{onboarding}");
     let input = json!({ "onboardingId": onboarding, "siteId": site(), "causationId": null });
-    let body = match asked.what.rsplit('.').next().unwrap_or_default() {
+    let body = match request.operation.rsplit('.').next().unwrap_or_default() {
         "ListExecutions" => json!({ "executions": [] }),
         "DescribeExecution" => json!({
             "executionArn": arn, "stateMachineArn": "m", "name": onboarding, "status": "RUNNING",
@@ -32,25 +32,25 @@ fn with_site(asked: &Asked, status: &str) -> Answer {
     (200, body, vec![])
 }
 
-fn onboarding(asked: &Asked) -> Answer {
-    with_site(asked, "ONBOARDING")
+fn onboarding(request: &ReceivedRequest) -> FakeResponse {
+    with_site(request, "ONBOARDING")
 }
 
-fn active(asked: &Asked) -> Answer {
-    with_site(asked, "ACTIVE")
+fn active(request: &ReceivedRequest) -> FakeResponse {
+    with_site(request, "ACTIVE")
 }
 
-fn rejected(asked: &Asked) -> Answer {
-    with_site(asked, "REJECTED")
+fn rejected(request: &ReceivedRequest) -> FakeResponse {
+    with_site(request, "REJECTED")
 }
 
-fn denied(_: &Asked) -> Answer {
+fn denied(_: &ReceivedRequest) -> FakeResponse {
     (403, json!({ "message": "Forbidden" }), vec![])
 }
 
 #[tokio::test]
 async fn each_exit_code_has_a_command_that_ends_with_it() {
-    type Case<'a> = (i32, fn(&Asked) -> Answer, &'a [&'a str]);
+    type Case<'a> = (i32, fn(&ReceivedRequest) -> FakeResponse, &'a [&'a str]);
     let site = site().to_string();
     let registration = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/events/import-site.json");
     let cases: [Case; 9] = [
@@ -64,11 +64,15 @@ async fn each_exit_code_has_a_command_that_ends_with_it() {
         (5, denied, &["sites", "show", &site]),
         (6, onboarding, &["sagas", "recover", &site, "--yes", "--wait", "1s"]),
     ];
-    for (code, answer, arguments) in cases {
-        let cloud = Cloud::start(answer).await;
-        let (ended, out, err) = cloud.run(arguments).await;
-        assert_eq!(ended, code, "{arguments:?}: {out}{err}");
-        assert_eq!(err.is_empty(), matches!(code, 0 | 1 | 6), "why, on standard error: {err}");
+    for (code, respond, arguments) in cases {
+        let cloud = Cloud::start(respond).await;
+        let (exit, out, err) = cloud.run(arguments).await;
+        assert_eq!(exit, code, "{arguments:?}: {out}{err}");
+        assert_eq!(
+            err.is_empty(),
+            matches!(code, 0 | 1 | 6),
+            "errors have a message on standard error: {err}"
+        );
     }
 }
 

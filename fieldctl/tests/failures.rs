@@ -15,9 +15,11 @@ use std::{
 
 use aws_sdk_dynamodb::types::{PutRequest, WriteRequest};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use cloud::{Asked, Cloud};
+use cloud::{Cloud, ReceivedRequest};
 use contracts::{OnboardingId, SensorId, SiteId, Timestamp};
-use ledger::{Concerns, ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
+use ledger::{
+    AffectedIds, ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint,
+};
 use serde_json::{Value, json};
 use testkit::dynamo::FAILURES;
 
@@ -25,14 +27,14 @@ fn row(number: usize) -> FailureRow {
     let source = if number.is_multiple_of(10) { "project-site" } else { "import-site" };
     let message = format!("sensor {number} has no unit{}", " x".repeat(500));
     let error = ErrorInfo {
-        concerns: Some(Concerns::default()),
+        affected_ids: Some(AffectedIds::default()),
         ..ErrorInfo::new("InvalidInput", &message)
     };
     let mut work = [0; 32];
     work[..8].copy_from_slice(&number.to_le_bytes());
     let at = Timestamp::from_millis(1_767_225_600_000 + i64::try_from(number).expect("small"));
     FailureRow {
-        id: FailureId::of(source, work),
+        id: FailureId::new(source, work),
         source: source.to_owned(),
         kind: Kind::FunctionFailed,
         payload: Some(json!({ "work": number, "detail": "x".repeat(400) }).to_string()),
@@ -80,9 +82,9 @@ async fn statuses(cloud: &Cloud) -> (BTreeMap<String, usize>, usize) {
     (counts, sending)
 }
 
-type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
+type FakeResponse = (u16, Value, Vec<(&'static str, &'static str)>);
 
-fn done(_: &Asked) -> Answer {
+fn done(_: &ReceivedRequest) -> FakeResponse {
     (200, json!({ "outcome": "DONE" }), vec![])
 }
 
@@ -92,11 +94,12 @@ fn site(name: &str) -> SiteId {
 
 /// Returns a failure of readings of a site that were quarantined because of a sensor.
 fn quarantined(number: usize, site: SiteId, sensor: u32) -> FailureRow {
-    let sensor_id = SensorId::of(OnboardingId::of(site), sensor as usize);
-    let concerns =
-        Concerns { site_id: Some(site), sensor_id: Some(sensor_id), ..Concerns::default() };
+    let sensor_id = SensorId::from_onboarding(OnboardingId::from_site(site), sensor as usize);
+    let affected_ids =
+        AffectedIds { site_id: Some(site), sensor_id: Some(sensor_id), ..AffectedIds::default() };
     let message = format!("sensor {sensor_id} is not in the register");
-    let error = ErrorInfo { concerns: Some(concerns), ..ErrorInfo::new("UnknownSensor", &message) };
+    let error =
+        ErrorInfo { affected_ids: Some(affected_ids), ..ErrorInfo::new("UnknownSensor", &message) };
     let bundle = json!({ "bundleId": "b-1", "siteId": site, "paymentMethod": "pm_1" }).to_string();
     let record = json!({ "kinesis": { "partitionKey": site, "data": STANDARD.encode(bundle) } });
     FailureRow {
@@ -117,8 +120,9 @@ fn lines(out: &str) -> Vec<Value> {
 
 /// Returns the numbers of the work that was sent to functions, in the order in which it arrived.
 fn sent(cloud: &Cloud) -> Vec<u64> {
-    let asked = cloud.asked("/invocations").into_iter();
-    let work = asked.map(|asked| serde_json::from_str::<Value>(&asked.body).expect("an event"));
+    let requests = cloud.requests("/invocations").into_iter();
+    let work =
+        requests.map(|request| serde_json::from_str::<Value>(&request.body).expect("an event"));
     work.map(|event| event["work"].as_u64().expect("its number")).collect()
 }
 
@@ -136,7 +140,7 @@ async fn failures_are_listed_grouped_and_shown() {
     let (code, out, err) = cloud.run(&["failures", "list"]).await;
     assert_eq!((code, err.as_str()), (0, ""));
     assert!(out.ends_with("30 failures\n") && out.contains("InvalidInput: sensor 30"), "{out}");
-    assert!(!out.contains('\u{1b}'), "what failed must not command the terminal: {out}");
+    assert!(!out.contains('\u{1b}'), "an error message must not control the terminal: {out}");
 
     let (code, out, _) =
         cloud.run(&["--json", "failures", "list", "--source", "project-site"]).await;
@@ -160,15 +164,15 @@ async fn failures_are_listed_grouped_and_shown() {
 
 #[tokio::test]
 async fn a_replay_without_yes_does_nothing_and_with_it_closes_each_failure() {
-    let cloud = Cloud::start(|asked| {
-        let event: Value = serde_json::from_str(&asked.body).unwrap_or_default();
-        if asked.what.contains("/test-gone/") {
-            let answer = json!({ "message": "Function not found" });
-            return (404, answer, vec![("x-amzn-errortype", "ResourceNotFoundException")]);
+    let cloud = Cloud::start(|request| {
+        let event: Value = serde_json::from_str(&request.body).unwrap_or_default();
+        if request.operation.contains("/test-gone/") {
+            let response = json!({ "message": "Function not found" });
+            return (404, response, vec![("x-amzn-errortype", "ResourceNotFoundException")]);
         }
         if event["work"] == 3 {
-            let answer = json!({ "errorType": "InvalidInput", "errorMessage": "still wrong" });
-            (200, answer, vec![("x-amz-function-error", "Unhandled")])
+            let response = json!({ "errorType": "InvalidInput", "errorMessage": "still wrong" });
+            (200, response, vec![("x-amz-function-error", "Unhandled")])
         } else {
             (200, Value::Null, vec![])
         }
@@ -183,14 +187,14 @@ async fn a_replay_without_yes_does_nothing_and_with_it_closes_each_failure() {
     let (code, out, err) = cloud.run(&["failures", "replay", "--all"]).await;
     assert_eq!(code, 0, "{err}");
     assert!(out.contains("import-site:live"), "{out}");
-    assert!(out.ends_with("5 failures would be replayed; --yes does it.\n"), "{out}");
+    assert!(out.ends_with("5 failures would be replayed. Add --yes to do it.\n"), "{out}");
     assert_eq!(sent(&cloud), [] as [u64; 0]);
 
     let (code, out, err) =
         cloud.run(&["failures", "replay", "--all", "--yes", "--rate", "100"]).await;
     assert_eq!(code, 1, "{out}{err}");
     assert!(out.contains("InvalidInput: still wrong"), "{out}");
-    let skipped = "2 skipped (1 in no known form; 1 there is no function gone with the alias live)";
+    let skipped = "2 skipped (1 there is no function gone with the alias live; 1 unreadable, can't be replayed)";
     assert!(out.ends_with(&format!("3 replayed, 1 failed again, {skipped}\n")), "{out}");
     let counts = BTreeMap::from([("OPEN".to_owned(), 3), ("REPLAYED".to_owned(), 3)]);
     assert_eq!(statuses(&cloud).await, (counts, 0));
@@ -202,7 +206,7 @@ async fn a_replay_without_yes_does_nothing_and_with_it_closes_each_failure() {
 /// Returns the number of requests by which a replay can send work: function calls, executions, messages.
 fn anything_sent(cloud: &Cloud) -> usize {
     ["/invocations", "StartExecution", "SendMessage"]
-        .map(|what| cloud.asked(what).len())
+        .map(|what| cloud.requests(what).len())
         .iter()
         .sum()
 }
@@ -212,15 +216,15 @@ async fn a_replay_refuses_to_undo_a_site_in_service_and_names_the_site_that_it_u
     let status = Arc::new(Mutex::new("ACTIVE"));
     let shown = Arc::clone(&status);
     let site: SiteId = "55115657-a433-553f-959b-29ae8465145d".parse().expect("a site's id");
-    let cloud = Cloud::start(move |asked| {
-        if asked.what.contains("/sites/") {
+    let cloud = Cloud::start(move |request| {
+        if request.operation.contains("/sites/") {
             let status = *shown.lock().expect("a status");
             return (200, json!({ "siteId": site, "name": "Alamosa", "status": status }), vec![]);
         }
-        let answer = json!({
+        let response = json!({
             "executionArn": "arn", "startDate": 1.0, "status": "SUCCEEDED", "outcome": "DONE",
         });
-        (200, answer, vec![])
+        (200, response, vec![])
     })
     .await;
     let undoing = [
@@ -242,8 +246,8 @@ async fn a_replay_refuses_to_undo_a_site_in_service_and_names_the_site_that_it_u
     let replay = ["failures", "replay", "--all"];
     let (code, out, err) = cloud.run(&replay).await;
     assert_eq!(code, 0, "{err}");
-    assert_eq!(out.matches("nowhere: site").count(), 3, "{out}");
-    assert!(out.ends_with("No failure would be replayed; --yes does it.\n"), "{out}");
+    assert_eq!(out.matches("not sent: site").count(), 3, "{out}");
+    assert!(out.ends_with("No failure would be replayed.\n"), "{out}");
     let (code, out, err) = cloud.run(&[&replay[..], &["--yes"]].concat()).await;
     assert_eq!(code, 4, "{out}{err}");
     assert!(out.contains(&format!("not sent: site {site} (Alamosa) is in service")), "{out}");
@@ -268,10 +272,10 @@ async fn a_replay_refuses_to_undo_a_site_in_service_and_names_the_site_that_it_u
 #[tokio::test]
 async fn quarantined_readings_are_grouped_by_sender() {
     let (desert, alamosa) = (site("desert"), site("alamosa"));
-    let cloud = Cloud::start(move |asked| {
+    let cloud = Cloud::start(move |request| {
         let sites = [(desert, "Desert Rock"), (alamosa, "Alamosa")];
         let shown = |(id, name)| json!({ "siteId": id, "name": name });
-        let path = asked.what.as_str();
+        let path = request.operation.as_str();
         if path == "/local/sites" {
             return (200, json!({ "sites": sites.map(shown) }), vec![]);
         }
@@ -285,7 +289,7 @@ async fn quarantined_readings_are_grouped_by_sender() {
     rows.extend([quarantined(4, desert, 1), quarantined(5, alamosa, 0)]);
     // A row of an earlier version: its error does not contain the site.
     let mut old = quarantined(6, alamosa, 0);
-    old.error.concerns = None;
+    old.error.affected_ids = None;
     rows.push(old);
     let fingerprints: BTreeSet<_> = rows.iter().map(|row| row.fingerprint.clone()).collect();
     assert_eq!(fingerprints.len(), 1, "one cause");
@@ -296,7 +300,7 @@ async fn quarantined_readings_are_grouped_by_sender() {
     assert!(out.contains("Desert Rock (claimed)") && out.contains("Alamosa (claimed)"), "{out}");
     assert!(out.contains("command       fieldctl failures replay --group "), "{out}");
     // The name of each of the two sites is looked up once.
-    assert_eq!(cloud.asked("/local/sites/").len(), 2);
+    assert_eq!(cloud.requests("/local/sites/").len(), 2);
     let (_, out, _) = cloud.run(&["--json", "failures", "groups"]).await;
     let groups = lines(&out);
     let counts: Vec<_> = groups.iter().map(|group| group["count"].clone()).collect();
@@ -353,52 +357,52 @@ async fn a_failure_is_shown_decoded_with_its_sender_and_advice() {
     assert_eq!(shown["advice"]["command"], format!("fieldctl failures replay {id} --yes"));
 }
 
-/// Answers as a stack whose teardowns have ended in that status from the `looks`-th request on.
-fn teardowns(status: &'static str, looks: usize) -> impl Fn(&Asked) -> Answer {
-    let looked = AtomicUsize::new(0);
-    move |asked| {
-        let answer = match asked.what.rsplit('.').next().unwrap_or_default() {
+/// Answers as a stack whose teardowns have that final status from the `polls`-th request on.
+fn teardowns(status: &'static str, polls: usize) -> impl Fn(&ReceivedRequest) -> FakeResponse {
+    let polled = AtomicUsize::new(0);
+    move |request| {
+        let response = match request.operation.rsplit('.').next().unwrap_or_default() {
             "DescribeExecution" => {
-                let ended = looked.fetch_add(1, Ordering::Relaxed) + 1 >= looks;
+                let ended = polled.fetch_add(1, Ordering::Relaxed) + 1 >= polls;
                 let input = json!({
-                    "onboardingId": OnboardingId::of(site("a")), "siteId": site("a"),
+                    "onboardingId": OnboardingId::from_site(site("a")), "siteId": site("a"),
                     "causationId": null, "failure": null,
                 });
                 json!({
                     "executionArn": "arn", "stateMachineArn": "m", "name": "n", "startDate": 1.0,
                     "input": input.to_string(),
                     "status": if ended { status } else { "RUNNING" },
-                    "error": ended.then_some("CompensationIncomplete"), "cause": "something resists",
+                    "error": ended.then_some("CompensationIncomplete"), "cause": "an undo failed",
                 })
             }
             "StartExecution" => json!({ "executionArn": "arn:new", "startDate": 1.0 }),
             "ListExecutions" => json!({ "executions": [{
                 "executionArn": "arn:recovery", "stateMachineArn": "m", "status": "RUNNING",
-                "name": format!("recovery-{}", OnboardingId::of(site("a"))),
+                "name": format!("recovery-{}", OnboardingId::from_site(site("a"))),
                 "startDate": 1_767_225_601.0 }] }),
             "GetExecutionHistory" => json!({ "events": [] }),
-            _ if asked.what.contains("/invocations") => json!({ "outcome": "DONE" }),
+            _ if request.operation.contains("/invocations") => json!({ "outcome": "DONE" }),
             _ => json!({ "siteId": site("a"), "name": "Alamosa", "status": "REJECTED" }),
         };
-        (200, answer, vec![])
+        (200, response, vec![])
     }
 }
 
 /// Returns a failed teardown, and other work of its onboarding and of another one.
-fn undone() -> Vec<FailureRow> {
-    let of = |number, source: &str, kind, name: &str| FailureRow {
+fn teardown_failures() -> Vec<FailureRow> {
+    let failure = |number, source: &str, kind, name: &str| FailureRow {
         source: source.to_owned(),
         kind,
         site_id: Some(site(name)),
-        correlation_id: Some(OnboardingId::of(site(name))),
+        correlation_id: Some(OnboardingId::from_site(site(name))),
         ..row(number)
     };
     vec![
-        of(1, "site-teardown", Kind::ExecutionFailed, "a"),
-        of(2, "cancel-subscription", Kind::DeadLetter, "a"),
-        of(3, "recover-onboarding", Kind::FunctionFailed, "a"),
-        of(4, "project-site", Kind::FunctionFailed, "a"),
-        of(5, "cancel-subscription", Kind::DeadLetter, "b"),
+        failure(1, "site-teardown", Kind::ExecutionFailed, "a"),
+        failure(2, "cancel-subscription", Kind::DeadLetter, "a"),
+        failure(3, "recover-onboarding", Kind::FunctionFailed, "a"),
+        failure(4, "project-site", Kind::FunctionFailed, "a"),
+        failure(5, "cancel-subscription", Kind::DeadLetter, "b"),
     ]
 }
 
@@ -414,27 +418,27 @@ async fn open(cloud: &Cloud) -> BTreeSet<u64> {
 async fn a_replay_waits_for_the_teardown_and_closes_what_it_repaired() {
     let replay = ["failures", "replay", "--source", "site-teardown", "--yes"];
     let cloud = Cloud::start(teardowns("SUCCEEDED", 2)).await;
-    put(&cloud, undone()).await;
+    put(&cloud, teardown_failures()).await;
     let (code, out, err) = cloud.run(&replay).await;
     assert_eq!(code, 0, "{out}{err}");
-    assert!(
-        out.starts_with("1 replayed, 0 failed again\nClosed") && out.contains("2 more"),
-        "{out}"
-    );
+    assert!(out.starts_with("1 replayed, 0 failed again\n2 more closed"), "{out}");
     assert_eq!(open(&cloud).await, BTreeSet::from([4, 5]));
 
     let cloud = Cloud::start(teardowns("FAILED", 2)).await;
-    put(&cloud, undone()).await;
+    put(&cloud, teardown_failures()).await;
     let (code, out, err) = cloud.run(&replay).await;
     assert_eq!(code, 1, "{out}{err}");
-    assert!(out.contains("CompensationIncomplete: something resists"), "{out}");
+    assert!(out.contains("CompensationIncomplete: an undo failed"), "{out}");
     assert_eq!(open(&cloud).await, BTreeSet::from([1, 2, 3, 4, 5]));
 
     let cloud = Cloud::start(teardowns("SUCCEEDED", usize::MAX)).await;
-    put(&cloud, undone()).await;
+    put(&cloud, teardown_failures()).await;
     let (code, out, err) = cloud.run(&[&replay[..], &["--wait", "1s"]].concat()).await;
     assert_eq!(code, 6, "{out}{err}");
-    assert!(out.contains("not known yet: its site-teardown still runs; fieldctl trace "), "{out}");
+    assert!(
+        out.contains("not known yet: its site-teardown is still running; see fieldctl trace "),
+        "{out}"
+    );
     assert!(out.ends_with("0 replayed, 0 failed again, 1 not known yet\n"), "{out}");
     let (counts, sending) = statuses(&cloud).await;
     assert_eq!((counts["OPEN"], sending), (5, 0), "open, and not in doubt");
@@ -443,15 +447,15 @@ async fn a_replay_waits_for_the_teardown_and_closes_what_it_repaired() {
 #[tokio::test]
 async fn a_replay_of_recover_onboarding_waits_for_the_teardown() {
     let replay = ["failures", "replay", "--source", "recover-onboarding", "--yes"];
-    for (status, code, said) in [
+    for (status, code, expected) in [
         ("SUCCEEDED", 0, "1 replayed, 0 failed again"),
-        ("FAILED", 1, "CompensationIncomplete: something resists"),
+        ("FAILED", 1, "CompensationIncomplete: an undo failed"),
     ] {
         let cloud = Cloud::start(teardowns(status, 2)).await;
-        put(&cloud, undone()).await;
+        put(&cloud, teardown_failures()).await;
         let (exit, out, err) = cloud.run(&replay).await;
         assert_eq!(exit, code, "{status}: {out}{err}");
-        assert!(out.contains(said), "{status}: {out}");
+        assert!(out.contains(expected), "{status}: {out}");
         let left = if code == 0 { BTreeSet::from([4, 5]) } else { BTreeSet::from([1, 2, 3, 4, 5]) };
         assert_eq!(open(&cloud).await, left, "{status}");
     }
@@ -459,7 +463,7 @@ async fn a_replay_of_recover_onboarding_waits_for_the_teardown() {
 
 #[tokio::test]
 async fn a_recovery_waits_for_its_end_and_closes_what_it_repaired() {
-    let onboarding = OnboardingId::of(site("a")).to_string();
+    let onboarding = OnboardingId::from_site(site("a")).to_string();
     let recover = ["sagas", "recover", &onboarding, "--yes"];
     for (status, wait, code, left) in [
         ("SUCCEEDED", "10s", 0, &[4, 5][..]),
@@ -468,7 +472,7 @@ async fn a_recovery_waits_for_its_end_and_closes_what_it_repaired() {
     ] {
         // The first description is that of the onboarding's own execution.
         let cloud = Cloud::start(teardowns(status, 0)).await;
-        put(&cloud, undone()).await;
+        put(&cloud, teardown_failures()).await;
         let (exit, out, err) = cloud.run(&[&recover[..], &["--wait", wait]].concat()).await;
         assert_eq!(exit, code, "{status}: {out}{err}");
         assert_eq!(open(&cloud).await, left.iter().copied().collect::<BTreeSet<_>>(), "{status}");
@@ -477,11 +481,11 @@ async fn a_recovery_waits_for_its_end_and_closes_what_it_repaired() {
 
 #[tokio::test]
 async fn a_replay_of_readings_that_fails_again_is_reported() {
-    let cloud = Cloud::start(|asked| {
+    let cloud = Cloud::start(|request| {
         let again = json!({ "outcome": "FAILED", "error": "RetiredSensor", "message": "retired" });
         let unclear = json!({ "batchItemFailures": [] });
-        match asked.what.contains("/invocations") {
-            true if asked.body.contains(&site("a").to_string()) => (200, again, vec![]),
+        match request.operation.contains("/invocations") {
+            true if request.body.contains(&site("a").to_string()) => (200, again, vec![]),
             true => (200, unclear, vec![]),
             false => (404, json!({}), vec![]),
         }
@@ -491,7 +495,7 @@ async fn a_replay_of_readings_that_fails_again_is_reported() {
     let (code, out, err) = cloud.run(&["failures", "replay", "--all", "--yes"]).await;
     assert_eq!(code, 1, "{out}{err}");
     assert!(out.contains("RetiredSensor: retired"), "{out}");
-    // An answer without an outcome does not count as a success.
+    // A response without an outcome does not count as a success.
     assert!(out.ends_with("0 replayed, 1 failed again, 1 in doubt\n"), "{out}");
     let rows = cloud.dynamo.rows(FAILURES).await;
     let failed =
@@ -523,9 +527,9 @@ async fn a_record_in_parts_is_replayed_as_one() {
     put(&cloud, [part(1, "ab")]).await;
     let (code, out, err) = cloud.run(&replay).await;
     assert_eq!(code, 0, "{out}{err}");
-    let sent = cloud.asked("/test-store-readings/invocations");
+    let sent = cloud.requests("/test-store-readings/invocations");
     let records: Vec<Value> =
-        sent.iter().map(|asked| serde_json::from_str(&asked.body).expect("an event")).collect();
+        sent.iter().map(|request| serde_json::from_str(&request.body).expect("an event")).collect();
     let whole = json!({
         "eventID": "shard:1", "eventSourceARN": "arn:aws:kinesis:::stream/readings",
         "kinesis": {
@@ -553,7 +557,7 @@ async fn a_refused_call_stops_a_replay_and_leaves_the_failures_as_they_were() {
         .run(&["failures", "replay", "--all", "--yes", "--concurrency", "1", "--rate", "5"])
         .await;
     assert_eq!(code, 5, "{err}");
-    assert!(err.contains("refused the work") && err.contains("not authorized"), "{err}");
+    assert!(err.contains("refused the call") && err.contains("not authorized"), "{err}");
     assert_eq!(sent(&cloud).len(), 1);
     let (counts, sending) = statuses(&cloud).await;
     assert_eq!((counts["OPEN"], sending), (50, 0));
@@ -564,15 +568,15 @@ async fn a_refused_call_stops_a_replay_and_leaves_the_failures_as_they_were() {
 
 #[tokio::test]
 async fn a_dead_letter_command_is_replayed_as_the_original_message() {
-    let cloud = Cloud::start(|asked| {
-        let answer = if asked.body.contains("forged") {
+    let cloud = Cloud::start(|request| {
+        let response = if request.body.contains("forged") {
             json!({ "outcome": "FAILED", "error": "Refused", "message": "not its sender" })
-        } else if asked.body.contains("late") {
+        } else if request.body.contains("late") {
             json!({ "outcome": "MOOT", "message": "its task has ended" })
         } else {
             json!({ "outcome": "DONE" })
         };
-        (200, answer, vec![])
+        (200, response, vec![])
     })
     .await;
     let dead = |number, token: &str| FailureRow {
@@ -598,14 +602,16 @@ async fn a_dead_letter_command_is_replayed_as_the_original_message() {
         (&shown["status"], &shown["note"]),
         (&json!("REPLAYED"), &json!("its task has ended"))
     );
-    let asked = cloud.asked("test-initialize-subscription/invocations");
-    let events: Vec<Value> =
-        asked.iter().map(|asked| serde_json::from_str(&asked.body).expect("an event")).collect();
+    let requests = cloud.requests("test-initialize-subscription/invocations");
+    let events: Vec<Value> = requests
+        .iter()
+        .map(|request| serde_json::from_str(&request.body).expect("an event"))
+        .collect();
     let bodies: Vec<_> = events.iter().map(|event| &event["replay"]["body"]).collect();
     assert_eq!(bodies.len(), 3);
     assert!(bodies.contains(&&json!(message)), "{bodies:?}");
-    assert!(asked.iter().all(|asked| asked.query == "Qualifier=live"), "{asked:?}");
-    assert!(cloud.asked("AmazonSQS").is_empty());
+    assert!(requests.iter().all(|request| request.query == "Qualifier=live"), "{requests:?}");
+    assert!(cloud.requests("AmazonSQS").is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -670,8 +676,10 @@ async fn an_interrupted_replay_completes_running_calls_and_prints_the_counts() {
     let replayed = counts["REPLAYED"];
     assert_eq!((sent(&cloud).len(), sending), (replayed, 0));
     assert!((15..60).contains(&replayed), "{replayed}");
-    let told = format!("{replayed} replayed, 0 failed again; interrupted, the rest is as it was\n");
-    assert_eq!(out, told);
+    let expected = format!(
+        "{replayed} replayed, 0 failed again; interrupted, the other failures were not sent\n"
+    );
+    assert_eq!(out, expected);
 }
 
 /// Returns the peak memory of the command, in KiB.
@@ -721,15 +729,15 @@ async fn ten_thousand_failures_need_no_more_memory_than_a_thousand() {
 }
 
 #[tokio::test]
-async fn mistakes_are_reported_in_a_sentence() {
-    let cloud = Cloud::start(|asked| match asked.what.as_str() {
+async fn mistakes_are_reported_with_a_message() {
+    let cloud = Cloud::start(|request| match request.operation.as_str() {
         what if what.ends_with("Execution") => {
             (400, json!({ "__type": "ExecutionDoesNotExist", "message": "none" }), vec![])
         }
         _ => (404, json!({ "title": "Not found" }), vec![]),
     })
     .await;
-    for (args, code, said) in [
+    for (args, code, expected) in [
         (
             &["--stack", "none", "sites", "list"][..],
             3,
@@ -739,9 +747,9 @@ async fn mistakes_are_reported_in_a_sentence() {
         (&["sites", "show", "55115657-a433-553f-959b-29ae8465145d"], 3, "Not found"),
         (&["sites", "onboard", "/nonexistent/site.json"], 2, "can't be read"),
         (&["sites", "onboard", "/dev/null"], 2, "/dev/null is empty"),
-        (&["failures", "show", "zz"], 2, "is no failure's id"),
+        (&["failures", "show", "zz"], 2, "is not a failure id"),
         (&["failures", "show", "abcd1234"], 3, "there is no failure abcd1234"),
-        (&["failures", "replay"], 2, "which failures?"),
+        (&["failures", "replay"], 2, "no failures are selected"),
         (&["failures", "list", "--source", "project-sight"], 2, "did you mean project-site?"),
         (
             &["failures", "groups", "--source", "nonsense"],
@@ -758,26 +766,30 @@ async fn mistakes_are_reported_in_a_sentence() {
             2,
             "did you mean import-site?",
         ),
-        (&["failures", "list", "--group", "nonsense"], 2, "it is no group"),
-        (&["failures", "list", "--group", "0123456789ab"], 3, "no failure is of group"),
+        (&["failures", "list", "--group", "nonsense"], 2, "not a group id"),
+        (&["failures", "list", "--group", "0123456789ab"], 3, "there is no failure in group"),
         (&["failures", "list", "--site", UNKNOWN], 3, "there is no site"),
         (&["failures", "list", "--correlation", UNKNOWN], 3, "there is no onboarding"),
         (&["events", "list", "--type", "SiteActivate"], 2, "did you mean SiteActivated?"),
-        (&["events", "list", "--type", "Nothing"], 2, "there are SiteCreated"),
+        (&["events", "list", "--type", "Nothing"], 2, "the event types are SiteCreated"),
         (&["events", "list", "--entity", &format!("sites/{UNKNOWN}")], 2, "did you mean site?"),
-        (&["events", "list", "--entity", &format!("site/{UNKNOWN}")], 3, "there is no entity"),
+        (
+            &["events", "list", "--entity", &format!("site/{UNKNOWN}")],
+            3,
+            "there are no events of site/",
+        ),
         (&["events", "list", "--correlation", UNKNOWN], 3, "there is no onboarding"),
-        (&["--endpoint-url", "http://127.0.0.1:9", "sites", "list"], 5, "can't be looked up"),
+        (&["--endpoint-url", "http://127.0.0.1:9", "sites", "list"], 5, "can't be described"),
         (
             &["events", "list", "--type", "SiteCreated", "--from", "1h", "--to", "2h"],
             2,
-            "--from is not before --to",
+            "--from must be before --to",
         ),
-        (&["--endpoint-url", "nonsense", "sites", "list"], 2, "is no address"),
+        (&["--endpoint-url", "nonsense", "sites", "list"], 2, "is not a URL"),
     ] {
         let (exit, out, err) = cloud.run(args).await;
         assert_eq!(exit, code, "{args:?}: {out}{err}");
-        assert!(err.contains(said) && !err.contains("panicked"), "{args:?}: {err}");
+        assert!(err.contains(expected) && !err.contains("panicked"), "{args:?}: {err}");
     }
 }
 

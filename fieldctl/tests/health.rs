@@ -5,12 +5,12 @@ mod schemas;
 
 use std::collections::BTreeSet;
 
-use cloud::{Asked, Cloud};
+use cloud::{Cloud, ReceivedRequest};
 use contracts::{
     OnboardingId, SensorId, SiteId, Timestamp,
     readings::{Bundle, Sample, Series},
 };
-use fieldctl::health::{Evidence, SetAside, SiteSensor};
+use fieldctl::health::{HealthData, QuarantinedBundle, SiteSensor};
 use ledger::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
 use serde_json::{Value, json};
 use series::{RefusalRow, SeriesRow, UNKNOWN_SITE};
@@ -30,10 +30,10 @@ fn site() -> SiteId {
 }
 
 fn sensor(index: usize) -> SensorId {
-    SensorId::of(OnboardingId::of(site()), index)
+    SensorId::from_onboarding(OnboardingId::from_site(site()), index)
 }
 
-type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
+type FakeResponse = (u16, Value, Vec<(&'static str, &'static str)>);
 
 /// Returns a site with two sensors and that status, as the API shows it.
 fn shown(status: &str) -> Value {
@@ -41,14 +41,14 @@ fn shown(status: &str) -> Value {
         |index, metric| json!({ "sensorId": sensor(index), "unit": "Cel", "metric": metric });
     json!({
         "siteId": site(), "name": "Desert Rock", "operator": "NOAA", "status": status,
-        "onboarding": { "onboardingId": OnboardingId::of(site()), "steps": [
+        "onboarding": { "onboardingId": OnboardingId::from_site(site()), "steps": [
             { "name": "ActivateSite", "status": "COMPLETED", "at": "2025-01-01T00:00:00.000Z" } ] },
         "sensors": [sensor(0, "air_temperature"), sensor(1, "water_temperature")],
     })
 }
 
-fn answer(asked: &Asked) -> Answer {
-    match asked.what.as_str() {
+fn respond(request: &ReceivedRequest) -> FakeResponse {
+    match request.operation.as_str() {
         "/local/sites" => (200, json!({ "sites": [shown("ACTIVE")] }), vec![]),
         _ => (200, shown("ACTIVE"), vec![]),
     }
@@ -96,7 +96,7 @@ async fn refuse(cloud: &Cloud, site: &str, at: Timestamp, refused: u64) {
 async fn quarantine(cloud: &Cloud, site_id: SiteId, at: Timestamp) -> FailureId {
     let source = "store-readings";
     let error = ErrorInfo::new("BundleConflict", &format!("{} has other samples", sensor(1)));
-    let id = FailureId::of(source, [u8::from(site_id == site()); 32]);
+    let id = FailureId::new(source, [u8::from(site_id == site()); 32]);
     let row = FailureRow {
         id,
         source: source.to_owned(),
@@ -130,17 +130,17 @@ async fn health(cloud: &Cloud) -> (i32, Value) {
 }
 
 /// Returns the differences between the document and its schema.
-fn misfits(document: &Value) -> Vec<String> {
-    schemas::misfits("sites-health", document)
+fn violations(document: &Value) -> Vec<String> {
+    schemas::violations("sites-health", document)
 }
 
 fn assert_fits(document: &Value) {
-    assert_eq!(misfits(document), Vec::<String>::new(), "{document:#}");
+    assert_eq!(violations(document), Vec::<String>::new(), "{document:#}");
 }
 
 #[tokio::test]
 async fn a_station_that_sends_is_reporting() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     store(&cloud, &[0, 1], Timestamp::now().plus_millis(-5 * MINUTE)).await;
     let (code, document) = health(&cloud).await;
     assert_eq!((code, &document["verdict"]), (0, &json!("REPORTING")), "{document:#}");
@@ -155,7 +155,7 @@ async fn a_station_that_sends_is_reporting() {
 
 #[tokio::test]
 async fn a_station_that_stops_sending_is_silent_since_its_last_arrival() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     let last = Timestamp::now().plus_millis(-4 * HOUR);
     store(&cloud, &[0, 1], last).await;
     let (code, document) = health(&cloud).await;
@@ -163,7 +163,7 @@ async fn a_station_that_stops_sending_is_silent_since_its_last_arrival() {
     let (code, out, _) = cloud.run(&["sites", "health", "Desert Rock"]).await;
     assert_eq!(code, 1);
     assert!(
-        out.contains(&format!("silent since {last} (4h ago); a bundle came every 15m")),
+        out.contains(&format!("silent since {last} (4h ago); bundles arrived every 15m")),
         "{out}"
     );
     assert!(out.contains("fieldctl status"), "the next action: {out}");
@@ -171,14 +171,14 @@ async fn a_station_that_stops_sending_is_silent_since_its_last_arrival() {
     assert!((0.8..0.85).contains(&completeness), "20 of 24 hours: {completeness}");
 
     // A delay of one bundle is not silence.
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     store(&cloud, &[0, 1], Timestamp::now().plus_millis(-20 * MINUTE)).await;
     assert_eq!(health(&cloud).await.0, 0);
 }
 
 #[tokio::test]
 async fn a_silent_sensor_of_a_reporting_site_is_found() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     let now = Timestamp::now();
     store(&cloud, &[0], now.plus_millis(-5 * MINUTE)).await;
     store(&cloud, &[1], now.plus_millis(-3 * HOUR)).await;
@@ -190,14 +190,14 @@ async fn a_silent_sensor_of_a_reporting_site_is_found() {
 
 #[tokio::test]
 async fn a_station_that_never_sent_has_never_reported() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     let (code, document) = health(&cloud).await;
     assert_eq!((code, &document["verdict"]), (1, &json!("NEVER_REPORTED")), "{document:#}");
 }
 
 #[tokio::test]
 async fn a_station_whose_bundles_are_refused_is_refused_and_not_silent() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     let now = Timestamp::now();
     store(&cloud, &[0, 1], now.plus_millis(-4 * HOUR)).await;
     // A refusal that is older than 24 hours does not count.
@@ -222,7 +222,7 @@ async fn a_station_whose_bundles_are_refused_is_refused_and_not_silent() {
 
 #[tokio::test]
 async fn quarantined_readings_are_shown_with_their_failure() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     let now = Timestamp::now();
     store(&cloud, &[0, 1], now.plus_millis(-5 * MINUTE)).await;
     quarantine(&cloud, SiteId::registered("http", "key-2"), now).await;
@@ -236,10 +236,10 @@ async fn quarantined_readings_are_shown_with_their_failure() {
 }
 
 #[tokio::test]
-async fn what_can_not_be_read_is_unknown_and_never_well() {
+async fn what_can_not_be_read_is_unknown_and_never_healthy() {
     for (table, source) in [(REFUSALS, "refusals"), (FAILURES, "failures"), (READINGS, "readings")]
     {
-        let cloud = Cloud::start(answer).await;
+        let cloud = Cloud::start(respond).await;
         store(&cloud, &[0, 1], Timestamp::now().plus_millis(-5 * MINUTE)).await;
         let delete = cloud.dynamo.client().delete_table().table_name(table);
         delete.send().await.expect("the table deleted");
@@ -248,17 +248,17 @@ async fn what_can_not_be_read_is_unknown_and_never_well() {
         assert_eq!(document["unknown"][0]["source"], source, "{document:#}");
         let (code, out, _) = cloud.run(&["sites", "health", "Desert Rock"]).await;
         assert!(code == 5 && out.contains(&format!("not checked   {source}: ")), "{out}");
-        let told = match source {
+        let expected = match source {
             "readings" => "unknown: the readings of 2 of 2 sensors can't be read".to_owned(),
             _ => format!("unknown: last arrival 5m ago, but not checked: {source}"),
         };
-        assert!(out.contains(&told), "{out}");
+        assert!(out.contains(&expected), "{out}");
     }
 }
 
 #[tokio::test]
 async fn a_site_out_of_service_is_not_silent() {
-    let cloud = Cloud::start(|asked| match asked.what.as_str() {
+    let cloud = Cloud::start(|request| match request.operation.as_str() {
         "/local/sites" => (200, json!({ "sites": [shown("DECOMMISSIONED")] }), vec![]),
         _ => (200, shown("DECOMMISSIONED"), vec![]),
     })
@@ -269,7 +269,7 @@ async fn a_site_out_of_service_is_not_silent() {
 
 #[tokio::test]
 async fn at_80_columns_nothing_is_truncated() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     let now = Timestamp::now();
     store(&cloud, &[0, 1], now.plus_millis(-4 * HOUR)).await;
     refuse(&cloud, &site().to_string(), now, 4).await;
@@ -294,8 +294,8 @@ async fn at_80_columns_nothing_is_truncated() {
     }
 }
 
-/// Returns the evidence of a site with every kind of finding, at a fixed time.
-fn evidence() -> Evidence {
+/// Returns the data of a site with every kind of finding, at a fixed time.
+fn health_data() -> HealthData {
     let now = noon(0);
     let row = |reason: &str, at: Timestamp| RefusalRow {
         site_id: site().to_string(),
@@ -306,7 +306,7 @@ fn evidence() -> Evidence {
         example: "is bad".to_owned(),
         expires_at: 0,
     };
-    let of = |index, hours: i64| {
+    let sensor_with_rows = |index, hours: i64| {
         let quarters = (0..8).map(|n| now.plus_millis(-hours * HOUR - n * 15 * MINUTE));
         let rows = quarters.flat_map(|end| bundle(&[index], end)).map(|(_, row)| row).collect();
         let sensor = SiteSensor {
@@ -316,23 +316,23 @@ fn evidence() -> Evidence {
         };
         (sensor, Ok(rows))
     };
-    let never = SiteSensor { id: sensor(2).to_string(), ..of(2, 0).0 };
-    let unread = SiteSensor { id: sensor(3).to_string(), ..of(3, 0).0 };
-    Evidence {
+    let never = SiteSensor { id: sensor(2).to_string(), ..sensor_with_rows(2, 0).0 };
+    let unread = SiteSensor { id: sensor(3).to_string(), ..sensor_with_rows(3, 0).0 };
+    HealthData {
         site_id: site(),
         name: "Desert Rock".to_owned(),
         status: "ACTIVE".to_owned(),
         active_since: None,
         sensors: vec![
-            of(0, 0),
-            of(1, 5),
+            sensor_with_rows(0, 0),
+            sensor_with_rows(1, 5),
             (never, Ok(vec![])),
             (unread, Err("no answer".to_owned())),
         ],
         refusals: Ok(vec![row("ClockAhead", noon(-60)), row("OutOfOrder", noon(-120))]),
         refusals_without_site: Err("no answer".to_owned()),
-        failures: Ok(vec![SetAside {
-            failure_id: FailureId::of("store-readings", [7; 32]).to_string(),
+        failures: Ok(vec![QuarantinedBundle {
+            failure_id: FailureId::new("store-readings", [7; 32]).to_string(),
             error: ErrorInfo::new("BundleConflict", "other samples"),
             last_at: noon(-30),
         }]),
@@ -341,15 +341,15 @@ fn evidence() -> Evidence {
 
 #[test]
 fn the_document_matches_the_golden_file_and_its_schema_rejects_others() {
-    let document = json!(evidence().judge(noon(0)));
+    let document = json!(health_data().into_health(noon(0)));
     golden::check(env!("CARGO_MANIFEST_DIR"), "sites-health", &document);
     assert_fits(&document);
     for member in document.as_object().expect("an object").keys() {
         let mut less = document.clone();
         less.as_object_mut().expect("an object").remove(member);
-        assert!(!misfits(&less).is_empty(), "{member} is mandatory");
+        assert!(!violations(&less).is_empty(), "{member} is mandatory");
     }
     let mut more = document.clone();
     more["sensors"][0]["colour"] = "red".into();
-    assert!(!misfits(&more).is_empty(), "a member that is not described");
+    assert!(!violations(&more).is_empty(), "a member that is not described");
 }

@@ -4,14 +4,14 @@
 mod cloud;
 mod schemas;
 
-use cloud::{ALARM, Asked, Cloud, Stacks};
+use cloud::{ALARM, Cloud, ReceivedRequest, Stacks};
 use contracts::{OnboardingId, SiteId, Timestamp};
 use serde_json::{Value, json};
 use testkit::dynamo::{BILLING, EVENTS};
 
-type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
+type FakeResponse = (u16, Value, Vec<(&'static str, &'static str)>);
 
-fn ok(body: Value) -> Answer {
+fn ok(body: Value) -> FakeResponse {
     (200, body, vec![])
 }
 
@@ -30,8 +30,8 @@ fn measured(metric: &str, value: f64) -> Value {
 }
 
 /// Answers as a stack without problems.
-fn well(asked: &Asked) -> Answer {
-    let what = asked.what.rsplit('.').next().unwrap_or_default();
+fn healthy(request: &ReceivedRequest) -> FakeResponse {
+    let what = request.operation.rsplit('.').next().unwrap_or_default();
     ok(match what {
         "ListExecutions" => json!({ "executions": [] }),
         "GetQueueAttributes" => json!({ "Attributes": {
@@ -56,21 +56,21 @@ fn well(asked: &Asked) -> Answer {
 }
 
 /// Answers as a stack without problems, but answers the given operation with another body.
-fn but(asked: &Asked, what: &str, body: Value) -> Answer {
-    if asked.what.ends_with(what) { ok(body) } else { well(asked) }
+fn healthy_except(request: &ReceivedRequest, what: &str, body: Value) -> FakeResponse {
+    if request.operation.ends_with(what) { ok(body) } else { healthy(request) }
 }
 
-fn but_measured(asked: &Asked, values: &[(&str, f64)]) -> Answer {
+fn healthy_except_metrics(request: &ReceivedRequest, values: &[(&str, f64)]) -> FakeResponse {
     let results: Vec<_> = values.iter().map(|(metric, value)| measured(metric, *value)).collect();
-    but(asked, "/GetMetricData", json!({ "MetricDataResults": results }))
+    healthy_except(request, "/GetMetricData", json!({ "MetricDataResults": results }))
 }
 
-fn without_mapping(asked: &Asked) -> Answer {
-    if asked.what.contains("/event-source-mappings/") {
+fn without_mapping(request: &ReceivedRequest) -> FakeResponse {
+    if request.operation.contains("/event-source-mappings/") {
         let body = json!({ "Type": "User", "message": "gone" });
         return (404, body, vec![("x-amzn-errortype", "ResourceNotFoundException")]);
     }
-    well(asked)
+    healthy(request)
 }
 
 /// Stores the report of a comparison of the subscriptions. Without it their check would be unknown.
@@ -86,7 +86,7 @@ async fn compared(cloud: &Cloud) {
 async fn status(cloud: &Cloud) -> (i32, Value) {
     let (code, out, err) = cloud.run(&["--json", "status"]).await;
     let document: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}"));
-    assert_eq!(schemas::misfits("status", &document), [""; 0], "{document:#}");
+    assert_eq!(schemas::violations("status", &document), [""; 0], "{document:#}");
     assert_eq!(code, i32::from(document["health"] != "good"), "{document:#}");
     (code, document)
 }
@@ -105,7 +105,7 @@ fn with(document: &Value, health: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn a_stack_without_problems_is_good() {
-    let cloud = Cloud::start(well).await;
+    let cloud = Cloud::start(healthy).await;
     compared(&cloud).await;
     let (code, document) = status(&cloud).await;
     assert_eq!(code, 0, "{document:#}");
@@ -114,23 +114,23 @@ async fn a_stack_without_problems_is_good() {
     assert_eq!(document["consumers"][0]["function"], "store-readings");
     assert_eq!(document["queues"][0]["name"], "telemetry-failures");
     let (code, out, _) = cloud.run(&["status", "--all"]).await;
-    assert!(code == 0 && out.contains("all is well"), "{out}");
+    assert!(code == 0 && out.contains("no problems found"), "{out}");
     for line in out.lines() {
         assert!(line.chars().count() <= 100, "{line}");
     }
     let mut less = document.clone();
     less.as_object_mut().expect("an object").remove("checks");
-    assert!(!schemas::misfits("status", &less).is_empty(), "the schema can refuse");
+    assert!(!schemas::violations("status", &less).is_empty(), "the schema can refuse");
 }
 
 #[tokio::test]
 async fn each_problem_is_found_by_its_check() {
-    type Case = (&'static str, fn(&Asked) -> Answer, &'static str);
+    type Case = (&'static str, fn(&ReceivedRequest) -> FakeResponse, &'static str);
     let cases: [Case; 9] = [
         (
             "consumers",
-            |asked| match well(asked) {
-                (200, mut body, more) if asked.what.contains("/event-source-mappings/") => {
+            |request| match healthy(request) {
+                (200, mut body, more) if request.operation.contains("/event-source-mappings/") => {
                     body["State"] = "Disabled".into();
                     (200, body, more)
                 }
@@ -141,41 +141,51 @@ async fn each_problem_is_found_by_its_check() {
         ("consumers", without_mapping, "consumersnotrunning"),
         (
             "alarms",
-            |asked| {
+            |request| {
                 let alarms = json!([{ "AlarmName": ALARM, "StateValue": "ALARM" }]);
-                but(asked, "/DescribeAlarms", json!({ "MetricAlarms": alarms }))
+                healthy_except(request, "/DescribeAlarms", json!({ "MetricAlarms": alarms }))
             },
             "docs/operations.md",
         ),
         (
             "alarms",
-            |asked| but(asked, "/DescribeAlarms", json!({ "MetricAlarms": [] })),
+            |request| healthy_except(request, "/DescribeAlarms", json!({ "MetricAlarms": [] })),
             "deploy the stacks again",
         ),
         (
             "queues",
-            |asked| {
-                let mut depth = well(asked).1;
+            |request| {
+                let mut depth = healthy(request).1;
                 depth["Attributes"]["ApproximateNumberOfMessages"] = "3".into();
-                but(asked, "GetQueueAttributes", depth)
+                healthy_except(request, "GetQueueAttributes", depth)
             },
             "fieldctl logs",
         ),
-        ("streams", |asked| but_measured(asked, &[("IncomingRecords", 9.0)]), "consumers"),
-        ("streams", |asked| but_measured(asked, &[("IteratorAge", 60_001.0)]), "fieldctl logs"),
+        (
+            "streams",
+            |request| healthy_except_metrics(request, &[("IncomingRecords", 9.0)]),
+            "consumers",
+        ),
+        (
+            "streams",
+            |request| healthy_except_metrics(request, &[("IteratorAge", 60_001.0)]),
+            "fieldctl logs",
+        ),
         (
             "functions",
-            |asked| but_measured(asked, &[("Invocations", 10.0), ("Errors", 3.0)]),
+            |request| healthy_except_metrics(request, &[("Invocations", 10.0), ("Errors", 3.0)]),
             "#rolling-back",
         ),
         (
             "functions",
-            |asked| but_measured(asked, &[("Invocations", 10.0), ("FailedItems", 3.0)]),
+            |request| {
+                healthy_except_metrics(request, &[("Invocations", 10.0), ("FailedItems", 3.0)])
+            },
             "#rolling-back",
         ),
     ];
-    for (name, answer, next) in cases {
-        let cloud = Cloud::start(answer).await;
+    for (name, respond, next) in cases {
+        let cloud = Cloud::start(respond).await;
         compared(&cloud).await;
         let (_, document) = status(&cloud).await;
         assert_eq!(with(&document, "problem"), [name], "{document:#}");
@@ -186,7 +196,7 @@ async fn each_problem_is_found_by_its_check() {
 
 #[tokio::test]
 async fn rows_that_need_attention_are_found() {
-    let cloud = Cloud::start(well).await;
+    let cloud = Cloud::start(healthy).await;
     compared(&cloud).await;
     let now = Timestamp::now();
     let error =
@@ -230,12 +240,12 @@ async fn what_can_not_be_read_is_unknown() {
         ("ListExecutions", &["stuck sagas", "incomplete sagas"]),
     ];
     for (refused, unknown) in cases {
-        let cloud = Cloud::start(move |asked| {
-            if asked.what.contains(refused) {
+        let cloud = Cloud::start(move |request| {
+            if request.operation.contains(refused) {
                 let body = json!({ "__type": "AccessDeniedException", "message": "not you" });
                 (403, body, vec![("x-amzn-errortype", "AccessDeniedException")])
             } else {
-                well(asked)
+                healthy(request)
             }
         })
         .await;
@@ -248,7 +258,7 @@ async fn what_can_not_be_read_is_unknown() {
         );
         assert!(with(&document, "problem").is_empty(), "{document:#}");
     }
-    let cloud = Cloud::start(well).await;
+    let cloud = Cloud::start(healthy).await;
     let (code, document) = status(&cloud).await;
     assert_eq!((code, with(&document, "unknown")), (1, vec!["subscriptions".to_owned()]));
 }
@@ -257,7 +267,7 @@ async fn what_can_not_be_read_is_unknown() {
 async fn one_stack_per_service_has_the_same_status_as_a_root_stack() {
     let mut documents = Vec::new();
     for per_service in [false, true] {
-        let cloud = Cloud::with(Stacks { per_service, ..Stacks::default() }, well).await;
+        let cloud = Cloud::with(Stacks { per_service, ..Stacks::default() }, healthy).await;
         compared(&cloud).await;
         let (code, mut document) = status(&cloud).await;
         assert_eq!(code, 0, "{document:#}");
@@ -275,7 +285,7 @@ async fn a_service_whose_stack_is_missing_is_a_problem() {
     for per_service in [false, true] {
         let missing = &["billing", "gateway"];
         let stacks = Stacks { per_service, missing, ..Stacks::default() };
-        let cloud = Cloud::with(stacks, well).await;
+        let cloud = Cloud::with(stacks, healthy).await;
         compared(&cloud).await;
         let (_, document) = status(&cloud).await;
         assert_eq!(with(&document, "problem"), ["stack"], "{document:#}");
@@ -291,7 +301,7 @@ async fn a_service_whose_stack_is_missing_is_a_problem() {
 #[tokio::test]
 async fn a_nested_stack_that_was_deleted_by_hand_is_missing() {
     let stacks = Stacks { status: Some(("billing", "DELETE_COMPLETE")), ..Stacks::default() };
-    let cloud = Cloud::with(stacks, well).await;
+    let cloud = Cloud::with(stacks, healthy).await;
     compared(&cloud).await;
     let (_, document) = status(&cloud).await;
     assert_eq!(with(&document, "problem"), ["stack"], "{document:#}");
@@ -303,7 +313,7 @@ async fn a_stack_whose_deployment_failed_is_a_problem() {
     for per_service in [false, true] {
         let status_of = Some(("telemetry", "UPDATE_ROLLBACK_COMPLETE"));
         let stacks = Stacks { per_service, status: status_of, ..Stacks::default() };
-        let cloud = Cloud::with(stacks, well).await;
+        let cloud = Cloud::with(stacks, healthy).await;
         compared(&cloud).await;
         let (_, document) = status(&cloud).await;
         assert_eq!(with(&document, "problem"), ["stack"], "{document:#}");
@@ -318,7 +328,7 @@ async fn a_stack_whose_deployment_failed_is_a_problem() {
 async fn resources_that_can_not_be_listed_make_every_check_of_them_unknown() {
     for per_service in [false, true] {
         let stacks = Stacks { per_service, denied: Some("billing"), ..Stacks::default() };
-        let cloud = Cloud::with(stacks, well).await;
+        let cloud = Cloud::with(stacks, healthy).await;
         compared(&cloud).await;
         let (_, document) = status(&cloud).await;
         let unknown = ["stack", "alarms", "consumers", "streams", "queues", "functions"];
@@ -329,10 +339,10 @@ async fn resources_that_can_not_be_listed_make_every_check_of_them_unknown() {
 #[tokio::test]
 async fn logs_of_a_site_are_shown_in_the_order_of_time() {
     let site = SiteId::registered("http", "key-1");
-    let onboarding = OnboardingId::of(site).to_string();
-    let cloud = Cloud::start(move |asked| {
-        let body: Value = serde_json::from_str(&asked.body).unwrap_or_default();
-        ok(match asked.what.rsplit('.').next().unwrap_or_default() {
+    let onboarding = OnboardingId::from_site(site).to_string();
+    let cloud = Cloud::start(move |request| {
+        let body: Value = serde_json::from_str(&request.body).unwrap_or_default();
+        ok(match request.operation.rsplit('.').next().unwrap_or_default() {
             "FilterLogEvents" => {
                 let group = body["logGroupName"].as_str().expect("a group");
                 let (at, level) = if group.ends_with("store-readings") { (2000, "ERROR") } else { (1000, "INFO") };
@@ -357,7 +367,7 @@ async fn logs_of_a_site_are_shown_in_the_order_of_time() {
             .map(|it| it.expect("JSON"))
             .collect();
         for line in &lines {
-            assert_eq!(schemas::misfits("logs", line), [""; 0], "{line}");
+            assert_eq!(schemas::violations("logs", line), [""; 0], "{line}");
         }
         lines
             .iter()

@@ -14,8 +14,8 @@ use std::{
 };
 
 use clap::CommandFactory;
-use cloud::{Asked, Cloud, NOTE};
-use contracts::{OnboardingId, Saga, SensorId, SiteId, Timestamp, events::SiteActivated};
+use cloud::{Cloud, HOSTILE_OUTPUT, ReceivedRequest};
+use contracts::{OnboardingId, SagaContext, SensorId, SiteId, Timestamp, events::SiteActivated};
 use fieldctl::cli::Cli;
 use ledger::{ErrorInfo, FailureId, FailureRow, Kind, Status, fingerprint::fingerprint};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -31,14 +31,14 @@ const HOSTILE: &str = "\u{1b}[45m\u{1b}]0;title\u{7}\u{8}\u{9b}45m\u{7f}\u{85}\u
 /// The colours that `fieldctl` uses.
 const COLOURS: [&str; 7] = ["0", "1", "2", "22", "31", "32", "33"];
 
-type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
+type FakeResponse = (u16, Value, Vec<(&'static str, &'static str)>);
 
 fn site() -> SiteId {
     SiteId::registered("http", "key-1")
 }
 
 fn onboarding() -> OnboardingId {
-    OnboardingId::of(site())
+    OnboardingId::from_site(site())
 }
 
 /// Returns the characters in an output that control a terminal or are invisible, except those that
@@ -58,7 +58,7 @@ fn begun() -> Value {
 }
 
 /// Answers as a stack in which each text that people or other systems can choose is hostile.
-fn hostile(asked: &Asked) -> Answer {
+fn hostile(request: &ReceivedRequest) -> FakeResponse {
     let name = format!("name {HOSTILE}");
     let arn = |machine: &str| format!("arn:aws:states:us-east-1:0:execution:{machine}:{HOSTILE}");
     let failure = json!({ "step": name, "error": name, "message": name });
@@ -71,7 +71,7 @@ fn hostile(asked: &Asked) -> Answer {
     });
     let cause = json!({ "errorMessage": name }).to_string();
     let input = json!({ "onboardingId": onboarding(), "siteId": site(), "note": name }).to_string();
-    let body = match asked.what.rsplit('.').next().unwrap_or_default() {
+    let body = match request.operation.rsplit('.').next().unwrap_or_default() {
         "ListExecutions" => json!({ "executions": [{
             "executionArn": arn("site-teardown"), "stateMachineArn": "m",
             "name": format!("operator-{}-{HOSTILE}", onboarding()), "status": "RUNNING", "startDate": begun() }] }),
@@ -85,12 +85,12 @@ fn hostile(asked: &Asked) -> Answer {
             { "id": 2, "timestamp": begun(), "type": "TaskFailed", "taskFailedEventDetails": {
                 "resource": "r", "resourceType": "lambda", "error": name, "cause": cause } }] }),
         "StartExecution" => json!({ "executionArn": arn("site-teardown"), "startDate": begun() }),
-        "/local/sites" if !asked.body.is_empty() => {
+        "/local/sites" if !request.body.is_empty() => {
             json!({ "siteId": site(), "onboardingId": onboarding(), "note": name })
         }
         "/local/sites" => json!({ "sites": [shown] }),
         "/local/readings" => json!({ "accepted": 1 }),
-        path if path.starts_with("/local/sensors") && asked.query.contains("aggregate") => {
+        path if path.starts_with("/local/sensors") && request.query.contains("aggregate") => {
             json!({ "unit": name, "buckets": [{ "start": name, "count": name, "min": name, "max": name }] })
         }
         path if path.starts_with("/local/sensors") => {
@@ -114,14 +114,14 @@ fn hostile(asked: &Asked) -> Answer {
             let failed = json!({ "errorType": name, "errorMessage": name });
             return (200, failed, vec![("x-amz-function-error", "Unhandled")]);
         }
-        _ if asked.what.starts_with("/local/") => shown,
+        _ if request.operation.starts_with("/local/") => shown,
         _ => json!({}),
     };
     (200, body, vec![])
 }
 
 /// Answers as a stack that refuses everything, with a hostile reason.
-fn refusing(_: &Asked) -> Answer {
+fn refusing(_: &ReceivedRequest) -> FakeResponse {
     let text = format!("refused {HOSTILE}");
     let body = json!({
         "__type": "HostileException", "message": text, "title": text, "detail": text,
@@ -135,7 +135,7 @@ fn failure() -> FailureRow {
     let error = ErrorInfo::new(&format!("Name{HOSTILE}"), &format!("message {HOSTILE}"));
     let at = Timestamp::from_millis(1_767_225_600_000);
     FailureRow {
-        id: FailureId::of(source, [7; 32]),
+        id: FailureId::new(source, [7; 32]),
         source: source.to_owned(),
         kind: Kind::FunctionFailed,
         payload: Some(json!({ format!("key {HOSTILE}"): HOSTILE }).to_string()),
@@ -156,14 +156,14 @@ fn failure() -> FailureRow {
     }
 }
 
-async fn stack(answer: fn(&Asked) -> Answer) -> Cloud {
-    let cloud = Cloud::start(answer).await;
+async fn stack(respond: fn(&ReceivedRequest) -> FakeResponse) -> Cloud {
+    let cloud = Cloud::start(respond).await;
     cloud.dynamo.put(FAILURES, json!(failure())).await;
     let site_id = site();
-    let saga = Saga::of_site(site_id, None);
+    let saga = SagaContext::for_site(site_id, None);
     // `events tail` shows events that are newer than its start.
     let at = Timestamp::now().plus_millis(5000);
-    let event = NewEvent::of(saga, site_id, 2, at, SiteActivated { site_id }).row();
+    let event = NewEvent::in_saga(saga, site_id, 2, at, SiteActivated { site_id }).row();
     let mut event = json!(event.expect("a row"));
     let mut detail: Value =
         serde_json::from_str(event["detail"].as_str().expect("text")).expect("JSON");
@@ -214,7 +214,7 @@ fn commands() -> Vec<String> {
 fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
     let registration = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/events/import-site.json");
     let site = site().to_string();
-    let sensor = SensorId::of(onboarding(), 0).to_string();
+    let sensor = SensorId::from_onboarding(onboarding(), 0).to_string();
     let onboarding = onboarding().to_string();
     let failure = failure().id.to_string();
     let (more, prints): (&[&str], _) = match command {
@@ -235,7 +235,9 @@ fn arguments(command: &str) -> (Vec<String>, (bool, bool)) {
         "failures show" => (&[&failure], (true, true)),
         "failures replay" => (&["--all", "--yes"], (true, true)),
         "failures discard" => (&["--all", "--note", "x"], (true, true)),
-        other => panic!("{other} is new: say here how it is called and whether it prints data"),
+        other => {
+            panic!("{other} is a new command: add its arguments and whether it prints outside data")
+        }
     };
     let words = command.split(' ').chain(more.iter().copied());
     (words.map(str::to_owned).collect(), prints)
@@ -306,13 +308,14 @@ async fn no_command_prints_terminal_control_characters() {
                         .for_each(|it| errors_in(&it.expect("JSON"), &mut errors));
                     for error in errors {
                         assert_eq!(
-                            schemas::misfits("error", &error),
+                            schemas::violations("error", &error),
                             [""; 0],
                             "{command}: {error}"
                         );
                     }
                 }
-                let same = found.iter().any(|text| text.contains(HOSTILE) || text == NOTE);
+                let same =
+                    found.iter().any(|text| text.contains(HOSTILE) || text == HOSTILE_OUTPUT);
                 assert_eq!(same, as_json, "the value must stay the same: {shown}");
             } else {
                 assert_eq!(out.contains("\\u202e"), as_text, "{shown}");
@@ -343,7 +346,7 @@ async fn no_error_message_controls_a_terminal() {
     assert!(refused >= 10, "only {refused} commands were refused");
 
     // Errors quote the arguments of the command line.
-    let sensor = SensorId::of(onboarding(), 0).to_string();
+    let sensor = SensorId::from_onboarding(onboarding(), 0).to_string();
     for words in [
         &["sites", "show", HOSTILE][..],
         &[HOSTILE],
@@ -382,7 +385,7 @@ fn on_a_terminal(cloud: &Cloud, words: &[&str]) -> String {
     // The child has its own descriptors. The output ends when the last descriptor is closed.
     drop(command);
     let mut terminal = File::from(master);
-    terminal.write_all(b"y\n").expect("an answer");
+    terminal.write_all(b"y\n").expect("input written");
     let (mut output, mut buffer) = (Vec::new(), [0; 4096]);
     // A read error means that the other end is closed.
     while let Ok(length @ 1..) = terminal.read(&mut buffer) {
@@ -394,12 +397,12 @@ fn on_a_terminal(cloud: &Cloud, words: &[&str]) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn questions_and_progress_do_not_control_a_terminal() {
-    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    static SITE_REQUESTS: AtomicUsize = AtomicUsize::new(0);
     // From the second request on, the site is in the status that the command waits for.
-    fn slow(asked: &Asked) -> Answer {
-        let (status, mut body, headers) = hostile(asked);
-        if asked.what.contains("/local/sites/") {
-            let ready = ASKED.fetch_add(1, Ordering::Relaxed) > 0;
+    fn slow(request: &ReceivedRequest) -> FakeResponse {
+        let (status, mut body, headers) = hostile(request);
+        if request.operation.contains("/local/sites/") {
+            let ready = SITE_REQUESTS.fetch_add(1, Ordering::Relaxed) > 0;
             body["status"] = if ready { "DECOMMISSIONED" } else { "ONBOARDING" }.into();
         }
         (status, body, headers)
@@ -407,10 +410,10 @@ async fn questions_and_progress_do_not_control_a_terminal() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/events/import-site.json");
     let (site, onboarding) = (site().to_string(), onboarding().to_string());
     let expected = HashMap::from([
-        ("teardown", "out of service, for good? [y/N]"),
-        ("recover", "Undos that were done are no-ops. [y/N]"),
+        ("teardown", "out of service permanently? [y/N]"),
+        ("recover", "Undo steps that are already done change nothing. [y/N]"),
         ("onboard", "ONBOARDING: name \\u001b[45m"),
-        ("replay", "Ctrl-C ends what is under way"),
+        ("replay", "Ctrl-C stops after the running replays"),
     ]);
     for words in [
         &["sites", "teardown", &site][..],
@@ -418,7 +421,7 @@ async fn questions_and_progress_do_not_control_a_terminal() {
         &["sites", "onboard", file, "--wait"],
         &["failures", "replay", "--all", "--yes"],
     ] {
-        ASKED.store(0, Ordering::Relaxed);
+        SITE_REQUESTS.store(0, Ordering::Relaxed);
         let cloud = stack(slow).await;
         let output = tokio::task::block_in_place(|| on_a_terminal(&cloud, words));
         assert!(output.contains(expected[words[1]]), "{words:?}:\n{output:?}");

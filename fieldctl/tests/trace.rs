@@ -2,12 +2,12 @@
 
 mod cloud;
 
-use cloud::{Asked, Cloud};
+use cloud::{Cloud, ReceivedRequest};
 use contracts::{
-    Failure, OnboardingId, ReservationId, Saga, SiteId, SubscriptionId, Timestamp,
+    OnboardingFailure, OnboardingId, ReservationId, SagaContext, SiteId, SubscriptionId, Timestamp,
     events::{KitsReleased, KitsReserved, SiteRejected, SubscriptionFailed},
 };
-use ledger::{Concerns, ErrorInfo, FailureId};
+use ledger::{AffectedIds, ErrorInfo, FailureId};
 use serde_json::{Value, json};
 use store::{EventRow, NewEvent};
 use testkit::dynamo::{EVENTS, FAILURES};
@@ -39,7 +39,7 @@ fn event(at: f64, kind: &str, details: &Value) -> Value {
     event
 }
 
-fn well(name: &str, entered: f64, left: f64) -> Vec<Value> {
+fn succeeded(name: &str, entered: f64, left: f64) -> Vec<Value> {
     let none = || json!({});
     task(
         name,
@@ -62,15 +62,15 @@ const DECLINED: &str = "The card was declined.";
 
 /// Returns the history of an onboarding whose first step was throttled and whose card was declined, or of its nested
 /// teardown.
-fn history(arn_asked: &str, teardown: &str) -> Vec<Value> {
+fn history(requested_arn: &str, teardown: &str) -> Vec<Value> {
     let none = || json!({});
-    if arn_asked == teardown {
+    if requested_arn == teardown {
         return [
-            well("RemoveAlerting", 3.2, 3.3),
-            well("CancelSubscription", 3.3, 4.0),
-            well("DeprovisionSensors", 4.0, 4.1),
-            well("ReleaseKits", 4.1, 4.25),
-            well("CloseSite", 4.25, 4.4),
+            succeeded("RemoveAlerting", 3.2, 3.3),
+            succeeded("CancelSubscription", 3.3, 4.0),
+            succeeded("DeprovisionSensors", 4.0, 4.1),
+            succeeded("ReleaseKits", 4.1, 4.25),
+            succeeded("CloseSite", 4.25, 4.4),
         ]
         .concat();
     }
@@ -91,7 +91,7 @@ fn history(arn_asked: &str, teardown: &str) -> Vec<Value> {
                 (1.7, "TaskStateExited", none()),
             ],
         ),
-        well("ProvisionSensors", 1.7, 1.9),
+        succeeded("ProvisionSensors", 1.7, 1.9),
         task(
             "InitializeSubscription",
             1.9,
@@ -116,16 +116,16 @@ fn history(arn_asked: &str, teardown: &str) -> Vec<Value> {
     .concat()
 }
 
-type Answer = (u16, Value, Vec<(&'static str, &'static str)>);
+type FakeResponse = (u16, Value, Vec<(&'static str, &'static str)>);
 
-fn answer(asked: &Asked) -> Answer {
-    let onboarding = OnboardingId::of(site()).to_string();
+fn respond(request: &ReceivedRequest) -> FakeResponse {
+    let onboarding = OnboardingId::from_site(site()).to_string();
     let own = arn("site-onboarding", &onboarding);
     let teardown = arn("site-teardown", "nested");
-    let body: Value = serde_json::from_str(&asked.body).unwrap_or_default();
-    let wanted = body["executionArn"].as_str().unwrap_or_default();
-    let known = wanted == own || wanted == teardown;
-    let answer = match asked.what.as_str() {
+    let body: Value = serde_json::from_str(&request.body).unwrap_or_default();
+    let arn_in_request = body["executionArn"].as_str().unwrap_or_default();
+    let known = arn_in_request == own || arn_in_request == teardown;
+    let response = match request.operation.as_str() {
         what if what.ends_with("ListExecutions") => json!({ "executions": [
             { "executionArn": teardown, "stateMachineArn": "m", "name": "nested",
                 "status": "SUCCEEDED", "startDate": BEGUN + 3.15 },
@@ -136,44 +136,47 @@ fn answer(asked: &Asked) -> Answer {
             return (400, json!({ "__type": "ExecutionDoesNotExist", "message": "none" }), vec![]);
         }
         what if what.ends_with("DescribeExecution") => {
-            let (began, ended, status) =
-                if wanted == own { (0.25, 4.55, "FAILED") } else { (3.15, 4.42, "SUCCEEDED") };
-            let machine = wanted.replace(":execution:", ":stateMachine:");
+            let (began, ended, status) = if arn_in_request == own {
+                (0.25, 4.55, "FAILED")
+            } else {
+                (3.15, 4.42, "SUCCEEDED")
+            };
+            let machine = arn_in_request.replace(":execution:", ":stateMachine:");
             let (machine, name) = machine.rsplit_once(':').expect("an ARN");
-            let mut answer = json!({
-                "executionArn": wanted, "stateMachineArn": machine, "name": name, "status": status,
+            let mut response = json!({
+                "executionArn": arn_in_request, "stateMachineArn": machine, "name": name, "status": status,
                 "startDate": BEGUN + began, "stopDate": BEGUN + ended,
                 "input": json!({ "onboardingId": onboarding, "siteId": site(),
                     "paymentMethod": "pm_1" }).to_string(),
             });
-            if wanted == own {
-                answer["error"] = "CardDeclined".into();
-                answer["cause"] = format!(
+            if arn_in_request == own {
+                response["error"] = "CardDeclined".into();
+                response["cause"] = format!(
                     "InitializeSubscription failed: CardDeclined: {DECLINED} Everything was undone."
                 )
                 .into();
             }
-            answer
+            response
         }
         what if what.ends_with("GetExecutionHistory") => {
-            json!({ "events": history(wanted, &teardown) })
+            json!({ "events": history(arn_in_request, &teardown) })
         }
         what if what.contains("/sites/") => json!({
             "siteId": site(), "name": "Desert Rock, Nevada", "operator": "NOAA SURFRAD",
             "status": "REJECTED", "onboarding": { "onboardingId": onboarding },
         }),
-        what => panic!("nobody should ask for {what}"),
+        what => panic!("unexpected request: {what}"),
     };
-    (200, answer, vec![])
+    (200, response, vec![])
 }
 
 async fn log(cloud: &Cloud) {
     let site_id = site();
-    let saga = Saga::of_site(site_id, None);
+    let saga = SagaContext::for_site(site_id, None);
     let at = |millis: i64| Timestamp::from_millis(1_767_225_600_000 + millis);
-    let subscription = SubscriptionId::of(saga.onboarding_id);
-    let reservation = ReservationId::of(saga.onboarding_id);
-    let failure = Failure {
+    let subscription = SubscriptionId::from_onboarding(saga.onboarding_id);
+    let reservation = ReservationId::from_onboarding(saga.onboarding_id);
+    let failure = OnboardingFailure {
         step: "InitializeSubscription".to_owned(),
         error: "CardDeclined".to_owned(),
         message: DECLINED.to_owned(),
@@ -187,10 +190,10 @@ async fn log(cloud: &Cloud) {
     let reserved = KitsReserved { site_id, kits: vec![] };
     let released = KitsReleased { site_id, kits: vec![] };
     let rows = [
-        NewEvent::of(saga, reservation, 1, at(1650), reserved).row(),
-        NewEvent::of(saga, subscription, 1, at(2950), declined).row(),
-        NewEvent::of(saga, reservation, 2, at(4200), released).row(),
-        NewEvent::of(saga, site_id, 2, at(4390), SiteRejected { site_id, failure }).row(),
+        NewEvent::in_saga(saga, reservation, 1, at(1650), reserved).row(),
+        NewEvent::in_saga(saga, subscription, 1, at(2950), declined).row(),
+        NewEvent::in_saga(saga, reservation, 2, at(4200), released).row(),
+        NewEvent::in_saga(saga, site_id, 2, at(4390), SiteRejected { site_id, failure }).row(),
     ];
     for row in rows {
         let row =
@@ -201,9 +204,9 @@ async fn log(cloud: &Cloud) {
 
 #[tokio::test]
 async fn the_trace_of_a_declined_card_fits_on_one_screen() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     log(&cloud).await;
-    for id in [site().to_string(), OnboardingId::of(site()).to_string()] {
+    for id in [site().to_string(), OnboardingId::from_site(site()).to_string()] {
         let (code, out, err) = cloud.run(&["trace", &id]).await;
         assert_eq!((code, err.as_str()), (0, ""));
         insta::assert_snapshot!("declined", out);
@@ -214,17 +217,19 @@ async fn the_trace_of_a_declined_card_fits_on_one_screen() {
 
 /// Answers as a teardown whose first undo failed, and whose second undo was running when the execution got
 /// that status.
-fn broken_teardown(status: &'static str) -> impl Fn(&Asked) -> Answer {
-    move |asked| {
-        let (code, mut body, headers) = answer(asked);
+fn broken_teardown(status: &'static str) -> impl Fn(&ReceivedRequest) -> FakeResponse {
+    move |request| {
+        let (code, mut body, headers) = respond(request);
         let teardown = arn("site-teardown", "nested");
-        if asked.what.ends_with("DescribeExecution") && body["executionArn"] == json!(teardown) {
+        if request.operation.ends_with("DescribeExecution")
+            && body["executionArn"] == json!(teardown)
+        {
             body["status"] = status.into();
             if status == "RUNNING" {
                 body.as_object_mut().expect("an object").remove("stopDate");
             }
         }
-        if asked.what.ends_with("GetExecutionHistory") && asked.body.contains(&teardown) {
+        if request.operation.ends_with("GetExecutionHistory") && request.body.contains(&teardown) {
             let none = || json!({});
             let failed = failed("Transient", "busy");
             let mut events = task(
@@ -248,16 +253,16 @@ fn broken_teardown(status: &'static str) -> impl Fn(&Asked) -> Answer {
 
 #[tokio::test]
 async fn an_onboarding_is_undone_only_after_its_teardown_has_succeeded() {
-    for (status, said, undo) in [
-        ("RUNNING", "not yet: site-teardown runs, and these failed: RemoveAlerting", "running"),
-        ("ABORTED", "not everything could be undone", "incomplete"),
-        ("TIMED_OUT", "not everything could be undone", "incomplete"),
+    for (status, expected, undo) in [
+        ("RUNNING", "in progress: site-teardown is running; failed: RemoveAlerting", "running"),
+        ("ABORTED", "incomplete: fix the cause", "incomplete"),
+        ("TIMED_OUT", "incomplete: fix the cause", "incomplete"),
     ] {
         let cloud = Cloud::start(broken_teardown(status)).await;
         log(&cloud).await;
         let (_, out, _) = cloud.run(&["trace", &site().to_string()]).await;
-        assert!(out.contains(said), "{status}: {out}");
-        assert!(!out.contains("everything; the last"), "{status}: {out}");
+        assert!(out.contains(expected), "{status}: {out}");
+        assert!(!out.contains("complete: the last"), "{status}: {out}");
         assert!(!out.contains("✔ CancelSubscription"), "{status}: {out}");
         assert_eq!(out.contains("■ CancelSubscription"), status != "RUNNING", "{status}: {out}");
         let (_, out, _) = cloud.run(&["--json", "trace", &site().to_string()]).await;
@@ -270,11 +275,11 @@ async fn an_onboarding_is_undone_only_after_its_teardown_has_succeeded() {
 #[tokio::test]
 async fn an_onboarding_that_a_later_teardown_repaired_is_not_incomplete() {
     for (recovery, listed) in [("SUCCEEDED", 0), ("FAILED", 1)] {
-        let onboarding = OnboardingId::of(site()).to_string();
+        let onboarding = OnboardingId::from_site(site()).to_string();
         let own = arn("site-onboarding", &onboarding);
         let later = arn("site-teardown", &format!("operator-{onboarding}"));
-        let cloud = Cloud::start(move |asked| {
-            let body: Value = serde_json::from_str(&asked.body).unwrap_or_default();
+        let cloud = Cloud::start(move |request| {
+            let body: Value = serde_json::from_str(&request.body).unwrap_or_default();
             let execution = |arn: &str, status: &str, began: f64| {
                 let (machine, name) = arn.rsplit_once(':').expect("an ARN");
                 json!({
@@ -284,7 +289,7 @@ async fn an_onboarding_that_a_later_teardown_repaired_is_not_incomplete() {
                     "input": json!({ "onboardingId": onboarding, "siteId": site() }).to_string(),
                 })
             };
-            let answer = match asked.what.as_str() {
+            let response = match request.operation.as_str() {
                 what if what.ends_with("ListExecutions") => {
                     let machine = body["stateMachineArn"].as_str().unwrap_or_default();
                     let failed = body["statusFilter"].as_str().is_none_or(|it| it == "FAILED");
@@ -303,7 +308,7 @@ async fn an_onboarding_that_a_later_teardown_repaired_is_not_incomplete() {
                 what if what.ends_with("DescribeExecution") => execution(&later, recovery, 9.0),
                 _ => json!({ "events": [] }),
             };
-            (200, answer, vec![])
+            (200, response, vec![])
         })
         .await;
         let (code, out, err) = cloud.run(&["--json", "sagas", "list", "--incomplete"]).await;
@@ -314,7 +319,7 @@ async fn an_onboarding_that_a_later_teardown_repaired_is_not_incomplete() {
 
 #[tokio::test]
 async fn a_trace_is_one_json_document() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     log(&cloud).await;
     let (_, out, _) = cloud.run(&["--json", "trace", &site().to_string()]).await;
     let story: Value = serde_json::from_str(&out).expect("JSON");
@@ -330,15 +335,16 @@ async fn a_trace_is_one_json_document() {
 
 #[tokio::test]
 async fn quarantined_readings_of_the_site_are_in_its_trace() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     log(&cloud).await;
     let other = SiteId::registered("http", "key-2");
     let poison = |number: u8, site: SiteId| {
-        let concerns = Concerns { site_id: Some(site), ..Concerns::default() };
-        let error = ErrorInfo { concerns: Some(concerns), ..ErrorInfo::new("InvalidInput", "no") };
+        let affected_ids = AffectedIds { site_id: Some(site), ..AffectedIds::default() };
+        let error =
+            ErrorInfo { affected_ids: Some(affected_ids), ..ErrorInfo::new("InvalidInput", "no") };
         let at = Timestamp::from_millis(1_767_225_610_000 + i64::from(number));
         json!({
-            "id": FailureId::of("store-readings", [number; 32]), "source": "store-readings",
+            "id": FailureId::new("store-readings", [number; 32]), "source": "store-readings",
             "kind": "QUARANTINED", "status": "OPEN", "error": error, "fingerprint": "0123456789ab",
             "attempts": 1, "replays": 0, "payload": "{}", "firstAt": at, "lastAt": at,
         })
@@ -351,10 +357,7 @@ async fn quarantined_readings_of_the_site_are_in_its_trace() {
     assert!(out.contains("failures      2 open"), "{out}");
     assert_eq!(out.matches('⚠').count(), 1, "{out}");
     let line = out.split_ascii_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(
-        line.contains("OPEN InvalidInput: no, and 1 older ones of group 0123456789ab-"),
-        "{out}"
-    );
+    assert!(line.contains("OPEN InvalidInput: no, and 1 older of group 0123456789ab-"), "{out}");
     let (_, out, _) = cloud.run(&["--json", "trace", &site().to_string()]).await;
     let story: Value = serde_json::from_str(&out).expect("JSON");
     let entries = story["timeline"].as_array().expect("a timeline");
@@ -364,7 +367,7 @@ async fn quarantined_readings_of_the_site_are_in_its_trace() {
 
 #[tokio::test]
 async fn an_unknown_id_is_reported() {
-    let cloud = Cloud::start(answer).await;
+    let cloud = Cloud::start(respond).await;
     let (code, _, err) = cloud.run(&["trace", "00000000-0000-4000-8000-000000000000"]).await;
     assert_eq!(code, 3, "{err}");
     assert!(err.contains("no site and no onboarding"), "{err}");
@@ -372,8 +375,9 @@ async fn an_unknown_id_is_reported() {
 
 #[tokio::test]
 async fn an_execution_is_shown_without_secrets() {
-    let cloud = Cloud::start(answer).await;
-    let (code, out, _) = cloud.run(&["sagas", "show", &OnboardingId::of(site()).to_string()]).await;
+    let cloud = Cloud::start(respond).await;
+    let (code, out, _) =
+        cloud.run(&["sagas", "show", &OnboardingId::from_site(site()).to_string()]).await;
     assert_eq!(code, 0);
     assert!(out.contains("Compensate") && !out.contains("pm_1"), "{out}");
 }

@@ -80,29 +80,34 @@ impl Stack {
         let mut alarms = Vec::new();
         let mut page = Value::Null;
         loop {
-            let mut ask = json!({ "AlarmNamePrefix": format!("{}-", self.name()) });
+            let mut request = json!({ "AlarmNamePrefix": format!("{}-", self.name()) });
             if !page.is_null() {
-                ask["NextToken"] = page;
+                request["NextToken"] = page;
             }
-            let mut answer = self.cloudwatch("DescribeAlarms", &ask).await?;
-            let described: Vec<Alarm> = serde_json::from_value(answer["MetricAlarms"].take())?;
+            let mut response = self.cloudwatch("DescribeAlarms", &request).await?;
+            let described: Vec<Alarm> = serde_json::from_value(response["MetricAlarms"].take())?;
             alarms.extend(described.into_iter().filter_map(|alarm| {
                 let logical_id = logical_ids.get(&alarm.alarm_name)?.clone();
                 Some(Alarm { logical_id, ..alarm })
             }));
-            page = answer["NextToken"].take();
+            page = response["NextToken"].take();
             if page.is_null() {
                 break;
             }
         }
-        ensure!(alarms.len() == logical_ids.len(), "{} of {logical_ids:?}", alarms.len());
+        ensure!(
+            alarms.len() == logical_ids.len(),
+            "CloudWatch returned {} of the alarms {logical_ids:?}",
+            alarms.len()
+        );
         Ok(alarms)
     }
 
-    /// Puts values of the alarms' metric, measured `ago`. The alarms' metrics may only differ in their dimensions.
+    /// Puts values of the alarms' metric with a timestamp of `ago`. The alarms' metrics may only differ in their
+    /// dimensions.
     ///
-    /// `values` are pairs of a value and its count. If there are none, a datum without samples is put.
-    pub async fn measure(
+    /// `values` are pairs of a value and its count. Without values, a datum without samples is put.
+    pub async fn put_metric_values(
         &self,
         alarms: &[&Alarm],
         values: &[(f64, f64)],
@@ -116,15 +121,15 @@ impl Stack {
                 "Timestamp": at,
             });
             if values.is_empty() {
-                let nothing = json!({ "SampleCount": 0, "Sum": 0, "Minimum": 0, "Maximum": 0 });
-                datum["StatisticValues"] = nothing;
+                let no_samples = json!({ "SampleCount": 0, "Sum": 0, "Minimum": 0, "Maximum": 0 });
+                datum["StatisticValues"] = no_samples;
             } else {
                 datum["Values"] = values.iter().map(|(value, _)| *value).collect();
                 datum["Counts"] = values.iter().map(|(_, count)| *count).collect();
             }
             datum
         });
-        let namespace = &alarms.first().context("an alarm")?.namespace;
+        let namespace = &alarms.first().context("no alarms")?.namespace;
         let put = json!({ "Namespace": namespace, "MetricData": data.collect::<Vec<_>>() });
         self.cloudwatch("PutMetricData", &put).await.map(drop)
     }
@@ -166,27 +171,27 @@ impl Stack {
             .body(body.clone())
             .build()?;
         sign(&mut request, service, body.as_bytes())?;
-        let answer = self.http.execute(request).await?;
-        let (status, text) = (answer.status(), answer.text().await?);
+        let response = self.http.execute(request).await?;
+        let (status, text) = (response.status(), response.text().await?);
         ensure!(status.is_success(), "{target}: {status}: {text}");
         if text.is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_str(&text)?) }
     }
 }
 
-/// A queue that is subscribed to the alarms' topic.
+/// A queue that is subscribed to the SNS topic of the alarms.
 #[derive(Debug)]
-pub struct OnCall {
+pub struct OnCallQueue {
     queue_url: String,
     subscription: String,
 }
 
-impl OnCall {
+impl OnCallQueue {
     /// Creates the queue and subscribes it to the topic.
-    pub async fn begin(stack: &Stack) -> Result<Self> {
+    pub async fn subscribe(stack: &Stack) -> Result<Self> {
         let name = format!("{}-on-call-{}", stack.name(), Uuid::new_v4().simple());
-        let (queue_url, arn) = stack.mailbox(&name, "sns.amazonaws.com").await?;
+        let (queue_url, arn) = stack.create_queue(&name, "sns.amazonaws.com").await?;
         let topic = stack.on_call_topic();
-        let answer = sns(
+        let response = sns(
             stack,
             &[
                 ("Action", "Subscribe"),
@@ -196,12 +201,14 @@ impl OnCall {
             ],
         )
         .await?;
-        let (_, rest) = answer.split_once("<SubscriptionArn>").context("the subscription")?;
-        let (subscription, _) = rest.split_once('<').context("the subscription's ARN")?;
+        let (_, rest) = response
+            .split_once("<SubscriptionArn>")
+            .context("the response has no SubscriptionArn")?;
+        let (subscription, _) = rest.split_once('<').context("the SubscriptionArn has no end")?;
         Ok(Self { queue_url, subscription: subscription.to_owned() })
     }
 
-    /// Takes the notifications of CloudWatch since the last call.
+    /// Receives and deletes the notifications of CloudWatch since the last call.
     pub async fn take(&self, stack: &Stack) -> Result<Vec<Value>> {
         let bodies = stack.take(&self.queue_url).await?;
         let message = |body: &String| {
@@ -212,7 +219,7 @@ impl OnCall {
     }
 
     /// Deletes the subscription and the queue.
-    pub async fn end(self, stack: &Stack) -> Result<()> {
+    pub async fn unsubscribe(self, stack: &Stack) -> Result<()> {
         let Self { queue_url, subscription } = self;
         sns(stack, &[("Action", "Unsubscribe"), ("SubscriptionArn", &subscription)]).await?;
         stack.sqs.delete_queue().queue_url(queue_url).send().await?;
@@ -231,8 +238,8 @@ async fn sns(stack: &Stack, form: &[(&str, &str)]) -> Result<String> {
         .body(body.clone())
         .build()?;
     sign(&mut request, "sns", body.as_bytes())?;
-    let answer = stack.http.execute(request).await?;
-    let (status, text) = (answer.status(), answer.text().await?);
+    let response = stack.http.execute(request).await?;
+    let (status, text) = (response.status(), response.text().await?);
     ensure!(status.is_success(), "{}: {status}: {text}", form[0].1);
     Ok(text)
 }

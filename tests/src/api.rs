@@ -15,7 +15,7 @@ use crate::{Stack, stack::REGION};
 
 /// A response of the API.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct Response {
     /// HTTP status.
     pub status: u16,
     /// Headers.
@@ -24,7 +24,7 @@ pub struct Answer {
     pub body: Value,
 }
 
-impl Answer {
+impl Response {
     /// Returns a header's value, or an empty text.
     #[must_use]
     pub fn header(&self, name: &str) -> &str {
@@ -39,13 +39,13 @@ impl Answer {
     }
 }
 
-impl fmt::Display for Answer {
+impl fmt::Display for Response {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}: {}", self.status, self.header("content-type"), self.body)
     }
 }
 
-/// A request that was not sent yet.
+/// A request that is not sent yet.
 #[derive(Clone, Debug)]
 pub struct Call {
     method: Method,
@@ -92,7 +92,7 @@ impl Call {
     /// If the key is not a valid header value.
     #[must_use]
     pub fn key(mut self, key: &str) -> Self {
-        let value = HeaderValue::from_str(key).expect("a header value");
+        let value = HeaderValue::from_str(key).expect("the key is a valid header value");
         self.headers.push((HeaderName::from_static("idempotency-key"), value));
         self
     }
@@ -117,18 +117,18 @@ impl Call {
 impl Stack {
     /// Returns the host name of the REST API, with the emulator's port.
     pub fn api_host(&self) -> Result<String> {
-        let port = self.endpoint().port_or_known_default().context("a port")?;
+        let port = self.endpoint().port_or_known_default().context("the endpoint has no port")?;
         Ok(format!("{}.execute-api.localhost:{port}", self.output("ApiId")?))
     }
 
     /// Returns the stage, which is the last segment of the API's URL.
     pub fn api_stage(&self) -> Result<&str> {
         let url = self.output("ApiUrl")?;
-        url.trim_end_matches('/').rsplit('/').next().context("the stage in ApiUrl")
+        url.trim_end_matches('/').rsplit('/').next().context("ApiUrl has no stage")
     }
 
     /// Sends a call to the API.
-    pub async fn call(&self, call: Call) -> Result<Answer> {
+    pub async fn call(&self, call: Call) -> Result<Response> {
         let url = self.endpoint().join(&format!("/{}{}", self.api_stage()?, call.path))?;
         let mut request = self
             .http
@@ -145,7 +145,7 @@ impl Stack {
         let headers = response.headers().clone();
         let text = response.text().await?;
         let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
-        Ok(Answer { status, headers, body })
+        Ok(Response { status, headers, body })
     }
 }
 

@@ -1,4 +1,4 @@
-//! A subscriber of the bus, like another system: a rule and a queue.
+//! A subscriber of the event bus: a rule and a queue, as another system has them.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ impl Capture {
     pub async fn start(stack: &Stack) -> Result<Self> {
         let name = format!("{}-listener-{}", stack.name(), Uuid::new_v4().simple());
         let bus = stack.named(names::EVENTS);
-        let (queue_url, arn) = stack.mailbox(&name, "events.amazonaws.com").await?;
+        let (queue_url, arn) = stack.create_queue(&name, "events.amazonaws.com").await?;
         stack
             .bus
             .put_rule()
@@ -39,29 +39,29 @@ impl Capture {
         Ok(Self { name, bus, queue_url })
     }
 
-    /// Returns the number of events that were not taken yet.
-    pub async fn waiting(&self, stack: &Stack) -> Result<u32> {
-        stack.depth(&self.queue_url).await.map(|(waiting, _)| waiting)
+    /// Returns the number of events that were not received yet.
+    pub async fn pending(&self, stack: &Stack) -> Result<u32> {
+        stack.queue_depth(&self.queue_url).await.map(|(visible, _)| visible)
     }
 
-    /// Takes the events since the last call. They are EventBridge's whole events, in the queue's order.
+    /// Receives and deletes the events since the last call: EventBridge's whole events, in the queue's order.
     pub async fn take(&self, stack: &Stack) -> Result<Vec<Value>> {
         let bodies = stack.take(&self.queue_url).await?;
         bodies.iter().map(|body| Ok(serde_json::from_str(body)?)).collect()
     }
 
-    /// Takes events until `enough` returns true for all of them, or the timeout expires. Returns all of them.
+    /// Receives events until `enough` returns true for all events so far, or the timeout expires. Returns all of them.
     pub async fn take_until(
         &self,
         stack: &Stack,
-        patience: Duration,
+        timeout: Duration,
         enough: impl Fn(&[Value]) -> bool,
     ) -> Result<Vec<Value>> {
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut events = Vec::new();
         loop {
             events.extend(self.take(stack).await?);
-            if enough(&events) || begun.elapsed() > patience {
+            if enough(&events) || started.elapsed() > timeout {
                 return Ok(events);
             }
             tokio::time::sleep(Duration::from_millis(150)).await;

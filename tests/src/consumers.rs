@@ -12,18 +12,20 @@ use crate::{Stack, api::sign};
 
 /// A run of check-consumers.
 #[derive(Clone, Debug)]
-pub struct Check {
+pub struct ConsumerCheck {
     /// The function's response.
-    pub answer: Value,
+    pub response: Value,
     /// The JSON lines of its log, including metrics.
     pub log: Vec<Value>,
 }
 
-impl Check {
+impl ConsumerCheck {
     /// Returns the value of the metric that the alarm watches.
     pub fn metric(&self) -> Result<&Value> {
         let mut values = self.log.iter().map(|line| &line["ConsumersNotRunning"]);
-        values.find(|value| !value.is_null()).with_context(|| format!("no metric: {self:?}"))
+        values
+            .find(|value| !value.is_null())
+            .with_context(|| format!("the log has no metric ConsumersNotRunning: {self:?}"))
     }
 
     /// Returns the log line about a consumer, such as `store-readings <- stream readings`.
@@ -37,23 +39,23 @@ impl Stack {
     /// Invokes a function's alias `live`. Returns the response and the tail of the log.
     pub async fn invoke(&self, function: &str, event: &Value) -> Result<(Value, String)> {
         let path = format!("/2015-03-31/functions/{}:live/invocations", self.named(function));
-        let answer = self.lambda(Method::POST, &path, event.to_string()).await?;
-        let status = answer.status();
-        let failed = answer.headers().contains_key("x-amz-function-error");
-        let log = answer.headers().get("x-amz-log-result").context("the end of its log")?;
+        let response = self.lambda(Method::POST, &path, event.to_string()).await?;
+        let status = response.status();
+        let failed = response.headers().contains_key("x-amz-function-error");
+        let log = response.headers().get("x-amz-log-result").context("the response has no log")?;
         let log = String::from_utf8(BASE64_STANDARD.decode(log)?)?;
-        let text = answer.text().await?;
-        ensure!(status.is_success() && !failed, "{function} answered {status}: {text}; {log}");
+        let text = response.text().await?;
+        ensure!(status.is_success() && !failed, "{function} returned {status}: {text}; log: {log}");
         Ok((serde_json::from_str(&text)?, log))
     }
 
     /// Runs check-consumers once, as its schedule does.
-    pub async fn check_consumers(&self) -> Result<Check> {
+    pub async fn check_consumers(&self) -> Result<ConsumerCheck> {
         let event =
             json!({ "source": "aws.events", "detail-type": "Scheduled Event", "detail": {} });
-        let (answer, log) = self.invoke("check-consumers", &event).await?;
+        let (response, log) = self.invoke("check-consumers", &event).await?;
         let log = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        Ok(Check { answer, log })
+        Ok(ConsumerCheck { response, log })
     }
 
     /// Runs `work` while an event source mapping is disabled. `mapping` is its logical id. The mapping is enabled
@@ -73,9 +75,12 @@ impl Stack {
         let uuid = self.physical_id(mapping).await?;
         let path = format!("/2015-03-31/event-source-mappings/{uuid}");
         let body = json!({ "Enabled": enabled }).to_string();
-        let answer = self.lambda(Method::PUT, &path, body).await?;
-        let (status, text) = (answer.status(), answer.text().await?);
-        ensure!(status.is_success(), "{mapping}, enabled: {enabled}: {status}: {text}");
+        let response = self.lambda(Method::PUT, &path, body).await?;
+        let (status, text) = (response.status(), response.text().await?);
+        ensure!(
+            status.is_success(),
+            "{mapping} was not changed to enabled = {enabled}: {status}: {text}"
+        );
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{
     Stack,
     api::sign,
-    wait::{Look, PATIENCE, until},
+    wait::{Poll, TIMEOUT, until},
 };
 
 /// A row of the failures table: a failed piece of work.
@@ -74,9 +74,10 @@ impl Failure {
     }
 
     /// Checks the status and the numbers of attempts and replays.
-    pub fn stands(&self, status: &str, attempts: u32, replays: u32) -> Result<()> {
-        let is = (self.status.as_str(), self.attempts, self.replays);
-        ensure!(is == (status, attempts, replays), "{self}, not {:?}", (status, attempts, replays));
+    pub fn assert_state(&self, status: &str, attempts: u32, replays: u32) -> Result<()> {
+        let actual = (self.status.as_str(), self.attempts, self.replays);
+        let expected = (status, attempts, replays);
+        ensure!(actual == expected, "{self}; expected (status, attempts, replays) {expected:?}");
         Ok(())
     }
 }
@@ -99,20 +100,20 @@ impl Stack {
         for row in self.rows_with(names::FAILURES, "source", source).await? {
             let text = row.to_string();
             let failure = serde_json::from_value(row);
-            let failure = failure.with_context(|| format!("a failure's row: {text}"))?;
-            failures.push(self.whole(failure).await?);
+            let failure = failure.with_context(|| format!("the row is not a failure: {text}"))?;
+            failures.push(self.with_payload(failure).await?);
         }
         Ok(failures)
     }
 
     /// Loads the payload if it is in a file.
-    async fn whole(&self, mut failure: Failure) -> Result<Failure> {
+    async fn with_payload(&self, mut failure: Failure) -> Result<Failure> {
         if let Some(PayloadFile { bucket, key }) = &failure.payload_file {
             let url = self.endpoint().join(&format!("/{bucket}/{key}"))?;
             let mut request = self.http.get(url).build()?;
             sign(&mut request, "s3", b"")?;
-            let answer = self.http.execute(request).await?.error_for_status()?;
-            failure.payload = Some(answer.text().await?);
+            let response = self.http.execute(request).await?.error_for_status()?;
+            failure.payload = Some(response.text().await?);
         }
         Ok(failure)
     }
@@ -122,36 +123,37 @@ impl Stack {
     pub async fn failures_about(&self, source: &str, about: &str) -> Result<Vec<Failure>> {
         let mut failures = self.failures_of(source).await?;
         failures.retain(|failure| {
-            let told = failure.payload.as_ref().is_some_and(|payload| payload.contains(about));
+            let in_payload =
+                failure.payload.as_ref().is_some_and(|payload| payload.contains(about));
             let ids = [&failure.site_id, &failure.correlation_id];
-            told || ids.into_iter().flatten().any(|id| id == about)
+            in_payload || ids.into_iter().flatten().any(|id| id == about)
         });
         Ok(failures)
     }
 
     /// Waits until a failure about something is recorded. Fails if there is more than one.
     pub async fn failure_about(&self, source: &str, about: &str) -> Result<Failure> {
-        self.failures_until(source, about, 1).await?.pop().context("a failure")
+        self.wait_for_failures(source, about, 1).await?.pop().context("no failure was recorded")
     }
 
     /// Waits until `count` failures about something are recorded. Fails if there are more.
-    pub async fn failures_until(
+    pub async fn wait_for_failures(
         &self,
         source: &str,
         about: &str,
         count: usize,
     ) -> Result<Vec<Failure>> {
         let what = format!("{count} failures of {source} about {about}");
-        let failures = until(&what, PATIENCE, async || {
+        let failures = until(&what, TIMEOUT, async || {
             let failures = self.failures_about(source, about).await?;
             Ok(if failures.len() >= count {
-                Look::Found(failures)
+                Poll::Ready(failures)
             } else {
-                Look::Saw(failures.len())
+                Poll::Pending(failures.len())
             })
         })
         .await?;
-        ensure!(failures.len() == count, "not {what} but {failures:?}");
+        ensure!(failures.len() == count, "expected {what}, got {failures:?}");
         Ok(failures)
     }
 
@@ -166,14 +168,18 @@ impl Stack {
             .send()
             .await?;
         let row = row.item.with_context(|| format!("there is no failure {id}"))?;
-        self.whole(serde_dynamo::from_item(row)?).await
+        self.with_payload(serde_dynamo::from_item(row)?).await
     }
 
-    /// Waits until the failure was recorded `attempts` times. Returns it.
-    pub async fn failure_again(&self, id: &str, attempts: u32) -> Result<Failure> {
-        until(&format!("failure {id} to have {attempts} attempts"), PATIENCE, async || {
+    /// Waits until the failure was recorded at least `attempts` times. Returns it.
+    pub async fn wait_for_attempts(&self, id: &str, attempts: u32) -> Result<Failure> {
+        until(&format!("failure {id} to have {attempts} attempts"), TIMEOUT, async || {
             let failure = self.failure(id).await?;
-            Ok(if failure.attempts >= attempts { Look::Found(failure) } else { Look::Saw(failure) })
+            Ok(if failure.attempts >= attempts {
+                Poll::Ready(failure)
+            } else {
+                Poll::Pending(failure)
+            })
         })
         .await
     }
@@ -181,24 +187,24 @@ impl Stack {
     /// Runs `fieldctl failures` and returns the JSON that it printed. Exit code 1 is accepted: a replay may fail
     /// again.
     pub fn fieldctl_failures(&self, arguments: &[&str]) -> Result<Vec<Value>> {
-        let printed = self.fieldctl(&[&["--json", "failures"], arguments].concat())?;
-        ensure!(matches!(printed.code, 0 | 1) && printed.err.is_empty(), "{printed:?}");
-        printed.documents()
+        let output = self.fieldctl(&[&["--json", "failures"], arguments].concat())?;
+        ensure!(matches!(output.code, 0 | 1) && output.stderr.is_empty(), "{output:?}");
+        output.documents()
     }
 
     /// Replays failures with `fieldctl failures replay --yes`. Returns the outcomes by id.
-    pub fn replay(&self, which: &[&str]) -> Result<BTreeMap<String, String>> {
-        let told = self.fieldctl_failures(&[&["replay", "--yes"], which].concat())?;
-        let text = |value: &Value| anyhow::Ok(value.as_str().context("a text")?.to_owned());
-        told.iter().map(|one| Ok((text(&one["id"])?, text(&one["outcome"])?))).collect()
+    pub fn replay(&self, filter: &[&str]) -> Result<BTreeMap<String, String>> {
+        let replayed = self.fieldctl_failures(&[&["replay", "--yes"], filter].concat())?;
+        let text = |value: &Value| anyhow::Ok(value.as_str().context("no string")?.to_owned());
+        replayed.iter().map(|one| Ok((text(&one["id"])?, text(&one["outcome"])?))).collect()
     }
 
     /// Replays a failure and checks that the replay succeeds: the status is REPLAYED, with one replay more.
-    pub async fn replay_well(&self, failure: &Failure) -> Result<()> {
+    pub async fn replay_successfully(&self, failure: &Failure) -> Result<()> {
         let outcomes = self.replay(&[&failure.id])?;
-        let must_be = BTreeMap::from([(failure.id.clone(), "REPLAYED".to_owned())]);
-        ensure!(outcomes == must_be, "{failure} was replayed as {outcomes:?}");
+        let expected = BTreeMap::from([(failure.id.clone(), "REPLAYED".to_owned())]);
+        ensure!(outcomes == expected, "replay of {failure}: {outcomes:?}");
         let after = self.failure(&failure.id).await?;
-        after.stands("REPLAYED", failure.attempts, failure.replays + 1)
+        after.assert_state("REPLAYED", failure.attempts, failure.replays + 1)
     }
 }

@@ -13,54 +13,55 @@ use crate::Stack;
 
 /// The output and the exit code of a command.
 #[derive(Debug)]
-pub struct Printed {
+pub struct CommandOutput {
     /// The command's arguments.
     pub arguments: String,
     /// The exit code.
     pub code: i32,
     /// Standard output.
-    pub out: String,
+    pub stdout: String,
     /// Standard error.
-    pub err: String,
+    pub stderr: String,
 }
 
-impl Printed {
+impl CommandOutput {
     /// Parses standard output as one JSON document.
     pub fn document(&self) -> Result<Value> {
-        serde_json::from_str(&self.out).with_context(|| format!("no JSON document: {self:?}"))
+        serde_json::from_str(&self.stdout)
+            .with_context(|| format!("stdout is not one JSON document: {self:?}"))
     }
 
     /// Parses standard output as a sequence of JSON documents.
     pub fn documents(&self) -> Result<Vec<Value>> {
-        let documents = serde_json::Deserializer::from_str(&self.out).into_iter();
-        documents.map(|it| it.with_context(|| format!("no JSON: {self:?}"))).collect()
+        let documents = serde_json::Deserializer::from_str(&self.stdout).into_iter();
+        documents.map(|it| it.with_context(|| format!("stdout is not JSON: {self:?}"))).collect()
     }
 }
 
 /// Returns the path of the binary. Cargo puts tests one folder deeper than binaries.
 fn binary() -> Result<PathBuf> {
-    let here = env::current_exe()?;
-    let near = here.ancestors().skip(1).take(2).map(|folder| folder.join("fieldctl"));
-    let found = near.into_iter().find(|path| Path::is_file(path));
-    found.context("there is no fieldctl: `cargo build -p fieldctl` builds it")
+    let test = env::current_exe()?;
+    let candidates = test.ancestors().skip(1).take(2).map(|folder| folder.join("fieldctl"));
+    let found = candidates.into_iter().find(|path| Path::is_file(path));
+    found.context("the binary fieldctl is missing; build it with `cargo build -p fieldctl`")
 }
 
 impl Stack {
-    /// Runs `fieldctl` on this stack, with the output for a terminal of 80 columns without colours.
-    pub fn fieldctl(&self, arguments: &[&str]) -> Result<Printed> {
+    /// Runs `fieldctl` on this stack. The output is for a terminal of 80 columns without colours.
+    pub fn fieldctl(&self, arguments: &[&str]) -> Result<CommandOutput> {
         let output = Command::new(binary()?)
             .args(["--endpoint-url", self.endpoint().as_str(), "--stack", self.name()])
             .args(arguments)
             .env("COLUMNS", "80")
             .output()?;
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).context("no text");
-        let printed = Printed {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).context("the output is not UTF-8");
+        let result = CommandOutput {
             arguments: arguments.join(" "),
             code: output.status.code().unwrap_or(-1),
-            out: text(output.stdout)?,
-            err: text(output.stderr)?,
+            stdout: text(output.stdout)?,
+            stderr: text(output.stderr)?,
         };
-        ensure!(printed.code >= 0 && !printed.err.contains("panicked"), "{printed:?}");
-        Ok(printed)
+        ensure!(result.code >= 0 && !result.stderr.contains("panicked"), "{result:?}");
+        Ok(result)
     }
 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     Stack,
-    wait::{PATIENCE, until_true},
+    wait::{TIMEOUT, until_true},
 };
 
 /// The `source` of the deliveries' events.
@@ -22,13 +22,13 @@ pub fn delivery_id(number: &str) -> String {
 }
 
 /// The number of kits by metric.
-pub type Count = BTreeMap<String, i64>;
+pub type KitCounts = BTreeMap<String, i64>;
 
 /// Adds these kits, multiplied by `sign`.
-fn add(count: &mut Count, kits: &Value, sign: i64) -> Result<()> {
-    for kit in kits.as_array().context("a list of kits")? {
-        let metric = kit["metric"].as_str().context("a metric")?;
-        let quantity = kit["quantity"].as_i64().context("a quantity")?;
+fn add(count: &mut KitCounts, kits: &Value, sign: i64) -> Result<()> {
+    for kit in kits.as_array().context("no list of kits")? {
+        let metric = kit["metric"].as_str().context("a kit without a metric")?;
+        let quantity = kit["quantity"].as_i64().context("a row without a quantity")?;
         *count.entry(metric.to_owned()).or_default() += sign * quantity;
     }
     Ok(())
@@ -38,24 +38,24 @@ fn add(count: &mut Count, kits: &Value, sign: i64) -> Result<()> {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Inventory {
     /// All kits that were ever delivered.
-    pub delivered: Count,
+    pub delivered: KitCounts,
     /// The current stock.
-    pub stock: Count,
+    pub stock: KitCounts,
     /// All delivered kits that are not reserved for a site.
-    pub unreserved: Count,
+    pub unreserved: KitCounts,
 }
 
 impl Inventory {
     /// Reads the current totals.
     pub async fn read(stack: &Stack) -> Result<Self> {
-        let (mut delivered, mut in_stock) = (Count::new(), Count::new());
-        let mut reserved = Count::new();
+        let (mut delivered, mut in_stock) = (KitCounts::new(), KitCounts::new());
+        let mut reserved = KitCounts::new();
         for row in stack.rows(names::INVENTORY).await? {
-            let id = row["id"].as_str().context("an id")?;
+            let id = row["id"].as_str().context("a row without an id")?;
             match id.split_once('#') {
                 Some(("delivery", _)) => add(&mut delivered, &row["kits"], 1)?,
                 Some(("stock", metric)) => {
-                    let quantity = row["quantity"].as_i64().context("a quantity")?;
+                    let quantity = row["quantity"].as_i64().context("a row without a quantity")?;
                     in_stock.insert(metric.to_owned(), quantity);
                 }
                 Some(("reservation", _)) if row["status"] == "RESERVED" => {
@@ -73,11 +73,11 @@ impl Inventory {
 
     /// Returns the difference between the stock and the expected stock, by metric. It is empty if they are equal.
     #[must_use]
-    pub fn off(stock: &Count, must_be: &Count) -> Count {
-        let metrics = stock.keys().chain(must_be.keys());
-        let of = |count: &Count, metric| count.get(metric).copied().unwrap_or_default();
+    pub fn difference(stock: &KitCounts, expected: &KitCounts) -> KitCounts {
+        let metrics = stock.keys().chain(expected.keys());
+        let of = |count: &KitCounts, metric| count.get(metric).copied().unwrap_or_default();
         metrics
-            .map(|metric| (metric.clone(), of(stock, metric) - of(must_be, metric)))
+            .map(|metric| (metric.clone(), of(stock, metric) - of(expected, metric)))
             .filter(|(_, difference)| *difference != 0)
             .collect()
     }
@@ -94,9 +94,9 @@ impl Stack {
             .collect();
         let detail = json!({ "deliveryId": delivery, "kits": kits });
         self.put_event(SUPPLIER, contracts::inbound::KITS_DELIVERED, &detail).await?;
-        until_true("the delivery to be in stock", PATIENCE, async || {
-            let counted = self.rows_with(names::INVENTORY, "id", &delivery_id(&delivery)).await?;
-            Ok((!counted.is_empty(), "nothing of it"))
+        until_true("the delivery to be in stock", TIMEOUT, async || {
+            let rows = self.rows_with(names::INVENTORY, "id", &delivery_id(&delivery)).await?;
+            Ok((!rows.is_empty(), "no row of the delivery"))
         })
         .await
     }

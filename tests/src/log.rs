@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     Stack,
-    wait::{Look, PATIENCE, until},
+    wait::{Poll, TIMEOUT, until},
 };
 
 /// A row of the events table.
@@ -49,11 +49,11 @@ impl LoggedEvent {
 }
 
 /// Returns the events of one onboarding in the order of their time.
-pub async fn story(stack: &Stack, onboarding: OnboardingId) -> Result<Vec<LoggedEvent>> {
+pub async fn saga_events(stack: &Stack, onboarding: OnboardingId) -> Result<Vec<LoggedEvent>> {
     let rows = stack.rows_with(names::EVENTS, "correlationId", &onboarding.to_string()).await?;
     let mut events = rows
         .into_iter()
-        .map(|row| serde_json::from_value(row).context("a row of the events table"))
+        .map(|row| serde_json::from_value(row).context("a row of the events table is not an event"))
         .collect::<Result<Vec<LoggedEvent>>>()?;
     events.sort_by(|a, b| {
         (&a.occurred_at, &a.entity, a.sequence).cmp(&(&b.occurred_at, &b.entity, b.sequence))
@@ -61,15 +61,18 @@ pub async fn story(stack: &Stack, onboarding: OnboardingId) -> Result<Vec<Logged
     Ok(events)
 }
 
-/// Waits until all events of an onboarding are published and returns them. The onboarding must be over.
-pub async fn published_story(stack: &Stack, onboarding: OnboardingId) -> Result<Vec<LoggedEvent>> {
-    until("all events to be published", PATIENCE, async || {
-        let story = story(stack, onboarding).await?;
-        let waiting: Vec<_> = story.iter().filter(|event| !event.is_published()).collect();
-        Ok(if waiting.is_empty() && !story.is_empty() {
-            Look::Found(story)
+/// Waits until all events of an onboarding are published, and returns them. The onboarding must have ended.
+pub async fn published_saga_events(
+    stack: &Stack,
+    onboarding: OnboardingId,
+) -> Result<Vec<LoggedEvent>> {
+    until("all events to be published", TIMEOUT, async || {
+        let events = saga_events(stack, onboarding).await?;
+        let unpublished: Vec<_> = events.iter().filter(|event| !event.is_published()).collect();
+        Ok(if unpublished.is_empty() && !events.is_empty() {
+            Poll::Ready(events)
         } else {
-            Look::Saw(format!("{} events, unpublished of them {waiting:?}", story.len()))
+            Poll::Pending(format!("{} events, of which unpublished: {unpublished:?}", events.len()))
         })
     })
     .await
@@ -77,8 +80,8 @@ pub async fn published_story(stack: &Stack, onboarding: OnboardingId) -> Result<
 
 /// Returns the event types by kind of entity, in the order of their sequence.
 #[must_use]
-pub fn by_entity(story: &[LoggedEvent]) -> BTreeMap<&str, Vec<&str>> {
-    let mut sorted: Vec<_> = story.iter().collect();
+pub fn by_entity(events: &[LoggedEvent]) -> BTreeMap<&str, Vec<&str>> {
+    let mut sorted: Vec<_> = events.iter().collect();
     sorted.sort_by_key(|event| event.sequence);
     let mut entities = BTreeMap::<_, Vec<_>>::new();
     for event in sorted {
@@ -90,17 +93,17 @@ pub fn by_entity(story: &[LoggedEvent]) -> BTreeMap<&str, Vec<&str>> {
 
 /// Returns an error for each entity whose sequence does not count from 1 without a gap.
 #[must_use]
-pub fn gaps(story: &[LoggedEvent]) -> Vec<String> {
+pub fn gaps(events: &[LoggedEvent]) -> Vec<String> {
     let mut sequences = BTreeMap::<&str, Vec<u64>>::new();
-    for event in story {
+    for event in events {
         sequences.entry(&event.entity).or_default().push(event.sequence);
     }
-    let mut wrong = Vec::new();
+    let mut errors = Vec::new();
     for (entity, mut sequence) in sequences {
         sequence.sort_unstable();
         if !sequence.iter().copied().eq(1..=sequence.len() as u64) {
-            wrong.push(format!("the events of {entity} are numbered {sequence:?}"));
+            errors.push(format!("the events of {entity} have the sequence numbers {sequence:?}"));
         }
     }
-    wrong
+    errors
 }

@@ -14,9 +14,9 @@ use serde_json::Value;
 
 use crate::{
     Stack,
-    api::{Answer, Call},
+    api::{Call, Response},
     failures::Failure,
-    wait::{Look, PATIENCE, until},
+    wait::{Poll, TIMEOUT, until},
 };
 
 /// A sensor in the response of `GET /sites/{siteId}`.
@@ -58,7 +58,7 @@ pub struct Position {
 
 /// A record that `store-readings` quarantined.
 #[derive(Clone, Debug)]
-pub struct Quarantined {
+pub struct QuarantinedRecord {
     /// The failure that records it.
     pub failure: Failure,
     record: Record,
@@ -67,22 +67,22 @@ pub struct Quarantined {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Record {
-    kinesis: Put,
+    kinesis: KinesisData,
     #[serde(rename = "eventID")]
     event_id: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Put {
+struct KinesisData {
     partition_key: String,
     sequence_number: String,
     data: String,
 }
 
-impl Quarantined {
+impl QuarantinedRecord {
     /// Parses the record in a failure of a stream's consumer.
-    pub fn of(failure: Failure) -> Result<Self> {
+    pub fn from_failure(failure: Failure) -> Result<Self> {
         let record = failure.payload()?;
         let record = serde_json::from_value(record).with_context(|| format!("{failure:?}"))?;
         Ok(Self { failure, record })
@@ -108,11 +108,11 @@ impl Quarantined {
     }
 }
 
-/// Compresses data with gzip, as a producer may do.
+/// Compresses data with gzip, which producers may do.
 pub fn gzip(data: &[u8]) -> Result<Vec<u8>> {
-    let mut packer = GzEncoder::new(Vec::new(), Compression::default());
-    packer.write_all(data)?;
-    Ok(packer.finish()?)
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(data)?;
+    Ok(encoder.finish()?)
 }
 
 /// A row of a table, in the SDK's format.
@@ -128,7 +128,7 @@ pub fn item_bytes(item: &Item) -> Result<usize> {
             AttributeValue::N(number) => {
                 number.chars().filter(char::is_ascii_digit).count().div_ceil(2) + 1
             }
-            other => bail!("{name} is {other:?}; no row of readings has that"),
+            other => bail!("unexpected type of {name} in a row of readings: {other:?}"),
         };
         Ok(name.len() + size)
     };
@@ -138,27 +138,39 @@ pub fn item_bytes(item: &Item) -> Result<usize> {
 impl Stack {
     /// Returns the sensors of a site.
     pub async fn sensors(&self, site: SiteId) -> Result<Vec<SiteSensor>> {
-        let answer = self.site(site).await?;
-        if answer.status != 200 {
-            bail!("GET /sites/{site} was answered with {answer}");
+        let response = self.site(site).await?;
+        if response.status != 200 {
+            bail!("GET /sites/{site} returned {response}");
         }
-        serde_json::from_value(answer.body["sensors"].clone()).context("the site's sensors")
+        serde_json::from_value(response.body["sensors"].clone())
+            .context("the sensors in the response are invalid")
     }
 
-    /// Waits until readings of all these sensors are accepted. telemetry learns about new sensors by an event.
-    pub async fn sensors_known(&self, sensors: impl IntoIterator<Item = SensorId>) -> Result<()> {
-        let known = sensors.into_iter().map(async |sensor| {
-            until(&format!("sensor {sensor} to be known"), PATIENCE, async || {
-                let answer = self.readings(sensor, "limit=1").await?;
-                Ok(if answer.status == 200 { Look::Found(()) } else { Look::Saw(answer) })
-            })
+    /// Waits until readings of all these sensors are accepted. An event registers new sensors with telemetry.
+    pub async fn wait_for_sensors(
+        &self,
+        sensors: impl IntoIterator<Item = SensorId>,
+    ) -> Result<()> {
+        let waits = sensors.into_iter().map(async |sensor| {
+            until(
+                &format!("sensor {sensor} to be registered with telemetry"),
+                TIMEOUT,
+                async || {
+                    let response = self.readings(sensor, "limit=1").await?;
+                    Ok(if response.status == 200 {
+                        Poll::Ready(())
+                    } else {
+                        Poll::Pending(response)
+                    })
+                },
+            )
             .await
         });
-        try_join_all(known).await.map(drop)
+        try_join_all(waits).await.map(drop)
     }
 
     /// Calls `GET /sensors/{sensorId}/readings` with this query.
-    pub async fn readings(&self, sensor: SensorId, query: &str) -> Result<Answer> {
+    pub async fn readings(&self, sensor: SensorId, query: &str) -> Result<Response> {
         self.call(Call::get(format!("/sensors/{sensor}/readings?{query}"))).await
     }
 
@@ -181,9 +193,9 @@ impl Stack {
         let mut all = Vec::new();
         let mut page = query.to_owned();
         loop {
-            let Answer { status, body, .. } = self.readings(sensor, &page).await?;
+            let Response { status, body, .. } = self.readings(sensor, &page).await?;
             let Value::Array(entries) = &body[member] else {
-                bail!("the readings of {sensor}, {page}, were answered with {status}: {body}");
+                bail!("the readings of {sensor} with {page} returned {status}: {body}");
             };
             for entry in entries {
                 all.push(serde_json::from_value(entry.clone())?);
@@ -191,7 +203,7 @@ impl Stack {
             match body.get("next") {
                 None => return Ok(all),
                 Some(next) => {
-                    let next = next.as_str().context("a token")?;
+                    let next = next.as_str().context("the page token is not a string")?;
                     page = format!("{query}&next={next}");
                 }
             }
@@ -222,26 +234,33 @@ impl Stack {
         let put = self.kinesis.put_records().stream_name(stream).set_records(Some(entries));
         let put = put.send().await?;
         if put.failed_record_count().unwrap_or_default() > 0 {
-            bail!("the stream refused some of the records: {put:?}");
+            bail!("the stream rejected some records: {put:?}");
         }
         Ok(())
     }
 
     /// Returns the records that `store-readings` quarantined.
-    pub async fn quarantine(&self) -> Result<Vec<Quarantined>> {
+    pub async fn quarantine(&self) -> Result<Vec<QuarantinedRecord>> {
         let failures = self.failures_of("store-readings").await?.into_iter();
-        failures.filter(|failure| failure.kind == "QUARANTINED").map(Quarantined::of).collect()
+        failures
+            .filter(|failure| failure.kind == "QUARANTINED")
+            .map(QuarantinedRecord::from_failure)
+            .collect()
     }
 
     /// Waits until `count` records with this partition key are quarantined. Returns all of them.
-    pub async fn quarantined(&self, key: &str, count: usize) -> Result<Vec<Quarantined>> {
-        until(&format!("{count} quarantined records of {key}"), PATIENCE, async || {
+    pub async fn wait_for_quarantined(
+        &self,
+        key: &str,
+        count: usize,
+    ) -> Result<Vec<QuarantinedRecord>> {
+        until(&format!("{count} quarantined records of {key}"), TIMEOUT, async || {
             let mut records = self.quarantine().await?;
             records.retain(|record| record.partition_key() == key);
             Ok(if records.len() >= count {
-                Look::Found(records)
+                Poll::Ready(records)
             } else {
-                Look::Saw(format!("{records:?}"))
+                Poll::Pending(format!("{records:?}"))
             })
         })
         .await
@@ -261,8 +280,8 @@ impl Stack {
         while let Some(item) = items.next().await {
             rows.push(item?);
         }
-        let of_register = AttributeValue::S("SENSOR".to_owned());
-        rows.retain(|row: &Item| row.get("row") != Some(&of_register));
+        let register_entry = AttributeValue::S("SENSOR".to_owned());
+        rows.retain(|row: &Item| row.get("row") != Some(&register_entry));
         Ok(rows)
     }
 }

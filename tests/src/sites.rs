@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 
 use crate::{
     Stack,
-    api::{Answer, Call},
+    api::{Call, Response},
     executions::Execution,
     log::{self, LoggedEvent},
     stripe,
-    wait::{Look, PATIENCE, until},
+    wait::{Poll, TIMEOUT, until},
 };
 
 /// A card that is accepted.
@@ -51,20 +51,20 @@ pub const UNDO: [&str; STEP_COUNT] = {
 /// The event types of an onboarding, by the names of their entities.
 pub type EventsByEntity = BTreeMap<&'static str, Vec<&'static str>>;
 
-/// Returns the expected events if the first `steps` steps were done. `of_site` are the events of the site.
+/// Returns the expected events if the first `steps` steps were done. `site_events` are the events of the site.
 #[must_use]
-pub fn events_done(steps: usize, of_site: &[&'static str]) -> EventsByEntity {
-    let mut events = EventsByEntity::from([(EntityType::Site.name(), of_site.to_vec())]);
+pub fn events_done(steps: usize, site_events: &[&'static str]) -> EventsByEntity {
+    let mut events = EventsByEntity::from([(EntityType::Site.name(), site_events.to_vec())]);
     for step in STEPS.iter().take(steps).filter(|step| !step.is_of_site()) {
         events.entry(step.entity.name()).or_default().push(step.done);
     }
     events
 }
 
-/// Returns the expected events if the first `steps` steps were done and undone. `of_site` are the events of the site.
+/// Returns the expected events if the first `steps` steps were done and undone. `site_events` are the events of the site.
 #[must_use]
-pub fn events_undone(steps: usize, of_site: &[&'static str]) -> EventsByEntity {
-    let mut events = events_done(steps, of_site);
+pub fn events_undone(steps: usize, site_events: &[&'static str]) -> EventsByEntity {
+    let mut events = events_done(steps, site_events);
     let done = &STEPS[..steps];
     for step in undo_order().iter().filter(|step| !step.is_of_site() && done.contains(step)) {
         events.entry(step.entity.name()).or_default().extend(step.undone);
@@ -101,101 +101,111 @@ pub struct Ids {
 
 impl Ids {
     /// Parses the response of `POST /sites`.
-    pub fn accepted(answer: &Answer) -> Result<Self> {
-        if answer.status != 202 {
-            bail!("POST /sites was answered with {answer}");
+    pub fn from_response(response: &Response) -> Result<Self> {
+        if response.status != 202 {
+            bail!("POST /sites returned {response}");
         }
-        serde_json::from_value(answer.body.clone()).context("the answer to POST /sites")
+        serde_json::from_value(response.body.clone())
+            .context("the response of POST /sites has no ids")
     }
 }
 
 impl Stack {
     /// Registers a site over HTTP.
     pub async fn register(&self, key: &str, registration: &Value) -> Result<Ids> {
-        Ids::accepted(&self.call(Call::post_site(key, registration)).await?)
+        Ids::from_response(&self.call(Call::post_site(key, registration)).await?)
     }
 
     /// Calls `GET /sites/{siteId}`.
-    pub async fn site(&self, site: SiteId) -> Result<Answer> {
+    pub async fn site(&self, site: SiteId) -> Result<Response> {
         self.call(Call::get(format!("/sites/{site}"))).await
     }
 
     /// Waits until the site has this status and its onboarding these steps: `(step, status)`. Returns the response of
     /// `GET /sites/{siteId}`.
-    pub async fn site_as(
+    pub async fn wait_for_site(
         &self,
         site: SiteId,
         status: &str,
         steps: &[(&str, &str)],
     ) -> Result<Value> {
-        until(&format!("site {site} to be {status} with {steps:?}"), PATIENCE, async || {
-            let answer = self.site(site).await?;
-            let told = answer.body["onboarding"]["steps"].as_array().map_or(&[][..], Vec::as_slice);
-            let same = told.len() == steps.len()
-                && told.iter().zip(steps).all(|(told, (name, status))| {
-                    told["name"] == *name && told["status"] == *status
-                });
-            Ok(if answer.body["status"] == status && same {
-                Look::Found(answer.body)
-            } else {
-                Look::Saw(answer)
-            })
-        })
+        until(
+            &format!("site {site} to be {status} with the steps {steps:?}"),
+            TIMEOUT,
+            async || {
+                let response = self.site(site).await?;
+                let actual =
+                    response.body["onboarding"]["steps"].as_array().map_or(&[][..], Vec::as_slice);
+                let same = actual.len() == steps.len()
+                    && actual.iter().zip(steps).all(|(step, (name, status))| {
+                        step["name"] == *name && step["status"] == *status
+                    });
+                Ok(if response.body["status"] == status && same {
+                    Poll::Ready(response.body)
+                } else {
+                    Poll::Pending(response)
+                })
+            },
+        )
         .await
     }
 
     /// Waits until the site is active and all steps of its onboarding are completed.
-    pub async fn site_active(&self, site: SiteId) -> Result<Value> {
-        self.site_as(site, "ACTIVE", &FORWARD.map(|step| (step, "COMPLETED"))).await
+    pub async fn wait_until_active(&self, site: SiteId) -> Result<Value> {
+        self.wait_for_site(site, "ACTIVE", &FORWARD.map(|step| (step, "COMPLETED"))).await
     }
 
     /// Checks that the site is active and everything was done once: one onboarding, the events of each entity without
     /// a gap, one customer with one subscription. Returns the events.
-    pub async fn onboarded_once(&self, ids: Ids) -> Result<Vec<LoggedEvent>> {
-        self.site_active(ids.site_id).await?;
+    pub async fn assert_onboarded_once(&self, ids: Ids) -> Result<Vec<LoggedEvent>> {
+        self.wait_until_active(ids.site_id).await?;
         let onboardings = self.onboardings_of(ids.onboarding_id).await?;
-        ensure!(onboardings == 1, "{onboardings} onboardings of {ids:?}");
-        let story = log::published_story(self, ids.onboarding_id).await?;
+        ensure!(onboardings == 1, "{onboardings} onboardings of {ids:?}, expected 1");
+        let saga_events = log::published_saga_events(self, ids.onboarding_id).await?;
         let events = events_done(STEP_COUNT, &["SiteCreated", "SiteActivated"]);
-        ensure!(log::by_entity(&story) == events, "{ids:?}: {:?}", log::by_entity(&story));
-        ensure!(log::gaps(&story).is_empty(), "{ids:?}: {:?}", log::gaps(&story));
-        let billed = stripe::billed(self, &ids.onboarding_id.to_string()).await?;
-        let once = (billed.customers.len(), billed.subscriptions.len()) == (1, 1);
-        ensure!(once, "{ids:?}: {billed:?}");
-        Ok(story)
+        ensure!(
+            log::by_entity(&saga_events) == events,
+            "{ids:?}: {:?}",
+            log::by_entity(&saga_events)
+        );
+        ensure!(log::gaps(&saga_events).is_empty(), "{ids:?}: {:?}", log::gaps(&saga_events));
+        let objects = stripe::billing_objects(self, &ids.onboarding_id.to_string()).await?;
+        let once = (objects.customers.len(), objects.subscriptions.len()) == (1, 1);
+        ensure!(once, "expected one customer with one subscription for {ids:?}: {objects:?}");
+        Ok(saga_events)
     }
 
     /// Waits until the onboarding's execution has ended, with any result.
-    pub async fn onboarding_over(&self, onboarding: OnboardingId) -> Result<Execution> {
-        until(&format!("onboarding {onboarding} to be over"), PATIENCE, async || {
+    pub async fn wait_for_onboarding_end(&self, onboarding: OnboardingId) -> Result<Execution> {
+        until(&format!("onboarding {onboarding} to end"), TIMEOUT, async || {
             let execution = self.onboarding(onboarding).await?;
             Ok(match execution {
                 Some(execution) if execution.status != ExecutionStatus::Running => {
-                    Look::Found(execution)
+                    Poll::Ready(execution)
                 }
-                other => Look::Saw(format!("{other:?}")),
+                other => Poll::Pending(format!("{other:?}")),
             })
         })
         .await
     }
 }
 
-/// Returns what is left of an undone onboarding, table by table: `(where, what)`.
+/// Returns what an undone onboarding left: `(table or "payment provider", row or objects)`.
 pub async fn residue(stack: &Stack, ids: Ids) -> Result<Vec<(String, String)>> {
     let onboarding = ids.onboarding_id.to_string();
-    let mut left = Vec::new();
+    let mut residue = Vec::new();
     for step in STEPS.iter().filter(|step| !step.is_of_site()) {
         let table = table_of(step);
         // Checks every row that contains the onboarding's id, including idempotency records.
         let rows = stack.rows(&table).await?.into_iter().filter(|row| !is_tombstone(step, row));
         let rows = rows.map(|row| row.to_string()).filter(|row| row.contains(&onboarding));
-        left.extend(rows.map(|row| (table.clone(), row)));
+        residue.extend(rows.map(|row| (table.clone(), row)));
     }
-    let billed = stripe::billed(stack, &onboarding).await?;
-    if billed != stripe::Billed::default() {
-        left.push(("payment provider".to_owned(), format!("{billed:?}")));
+    let objects = stripe::billing_objects(stack, &onboarding).await?;
+    if objects != stripe::BillingObjects::default() {
+        residue.push(("payment provider".to_owned(), format!("{objects:?}")));
     }
-    Ok(left)
+    Ok(residue)
 }
 
 /// Returns the name of the table of the step's service, without the environment.

@@ -38,7 +38,7 @@ pub struct Stack {
     dynamodb: aws_sdk_dynamodb::Client,
     pub(crate) bus: aws_sdk_eventbridge::Client,
     pub(crate) kinesis: aws_sdk_kinesis::Client,
-    pub(crate) machines: aws_sdk_sfn::Client,
+    pub(crate) sfn: aws_sdk_sfn::Client,
     pub(crate) sqs: aws_sdk_sqs::Client,
 }
 
@@ -57,7 +57,7 @@ fn loopback(text: &str) -> Result<Url> {
     let local = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     if url.scheme() != "http" || !local {
         bail!(
-            "AWS_ENDPOINT_URL is {text:?}; this works on the local stack only, at an address like \
+            "AWS_ENDPOINT_URL is {text:?}; only the local stack is supported, at an address like \
              http://127.0.0.1:4566"
         );
     }
@@ -95,7 +95,7 @@ impl Stack {
                 false,
                 describe(&gateway).await.with_context(|| {
                     format!(
-                        "there is neither a stack {name} nor {gateway} at {endpoint}; run `make up \
+                        "neither stack {name} nor stack {gateway} exists at {endpoint}; run `make up \
                          deploy-local` and try again"
                     )
                 })?,
@@ -103,7 +103,7 @@ impl Stack {
         };
         let stack = described.stacks().first().context("CloudFormation described no stack")?;
         let account = stack.stack_id().and_then(|arn| arn.split(':').nth(4));
-        let account = account.context("the account in the stack's ARN")?.to_owned();
+        let account = account.context("the stack's ARN has no account")?.to_owned();
         let outputs = stack.outputs().iter().filter_map(|output| {
             Some((output.output_key()?.to_owned(), output.output_value()?.to_owned()))
         });
@@ -113,7 +113,7 @@ impl Stack {
             dynamodb: aws_sdk_dynamodb::Client::new(&config),
             bus: aws_sdk_eventbridge::Client::new(&config),
             kinesis: aws_sdk_kinesis::Client::new(&config),
-            machines: aws_sdk_sfn::Client::new(&config),
+            sfn: aws_sdk_sfn::Client::new(&config),
             sqs: aws_sdk_sqs::Client::new(&config),
             name,
             account,
@@ -158,7 +158,7 @@ impl Stack {
     /// Returns an output of the root stack, or of the gateway's stack.
     pub fn output(&self, name: &str) -> Result<&str> {
         self.outputs.get(name).map(String::as_str).with_context(|| {
-            format!("the stack {} has no output {name}; it has {:?}", self.name, self.outputs)
+            format!("the stack {} has no output {name}; its outputs: {:?}", self.name, self.outputs)
         })
     }
 
@@ -187,7 +187,7 @@ impl Stack {
         format!("arn:aws:sns:{REGION}:{}:{}", self.account, self.named(names::ON_CALL))
     }
 
-    /// Returns the name of the failure bucket, which holds given-up stream batches and long payloads.
+    /// Returns the name of the failure bucket. It holds stream batches whose retries are exhausted, and long payloads.
     #[must_use]
     pub fn failures_bucket(&self) -> String {
         names::failures_bucket(&self.name, &self.account, REGION)
@@ -196,21 +196,23 @@ impl Stack {
     /// Returns the URL of a queue.
     pub async fn queue_url(&self, queue: &str) -> Result<String> {
         let name = self.named(queue);
-        let answer = self.sqs.get_queue_url().queue_name(&name).send().await;
-        let answer = answer.with_context(|| format!("the queue {name}"))?;
-        answer.queue_url.with_context(|| format!("the queue {name} has no URL"))
+        let response = self.sqs.get_queue_url().queue_name(&name).send().await;
+        let response =
+            response.with_context(|| format!("can't get the URL of the queue {name}"))?;
+        response.queue_url.with_context(|| format!("the queue {name} has no URL"))
     }
 
     /// Returns the physical ids of all resources of a type, by their logical ids.
     pub async fn resources(&self, kind: &str) -> Result<BTreeMap<String, String>> {
-        let of_kind = self.all_resources().await?.iter().filter(|it| it.kind == kind);
-        Ok(of_kind.map(|it| (it.logical_id.clone(), it.physical_id.clone())).collect())
+        let matching = self.all_resources().await?.iter().filter(|it| it.kind == kind);
+        Ok(matching.map(|it| (it.logical_id.clone(), it.physical_id.clone())).collect())
     }
 
     /// Returns the physical id of a resource with a generated name, such as an event source mapping.
     pub async fn physical_id(&self, logical_id: &str) -> Result<String> {
         let found = self.all_resources().await?.iter().find(|it| it.logical_id == logical_id);
-        let found = found.with_context(|| format!("no stack of {} has {logical_id}", self.name))?;
+        let found = found
+            .with_context(|| format!("no stack of {} has the resource {logical_id}", self.name))?;
         Ok(found.physical_id.clone())
     }
 
@@ -221,10 +223,11 @@ impl Stack {
 
     async fn list_resources(&self) -> Result<Vec<Resource>> {
         let (mut resources, stacks) = if self.has_root {
-            let of_root = self.resources_of(&self.name).await?;
+            let root_resources = self.resources_of(&self.name).await?;
             let is_stack = |it: &&Resource| it.kind == "AWS::CloudFormation::Stack";
-            let nested = of_root.iter().filter(is_stack).map(|it| it.physical_id.clone()).collect();
-            (of_root, nested)
+            let nested =
+                root_resources.iter().filter(is_stack).map(|it| it.physical_id.clone()).collect();
+            (root_resources, nested)
         } else {
             (Vec::new(), SERVICES.map(|service| self.named(service)).to_vec())
         };
@@ -239,7 +242,7 @@ impl Stack {
         let mut items = listing.into_paginator().items().send();
         let mut resources = Vec::new();
         while let Some(item) = items.next().await {
-            let item = item.with_context(|| format!("the resources of {stack}"))?;
+            let item = item.with_context(|| format!("can't list the resources of {stack}"))?;
             if let (Some(kind), Some(logical_id), Some(physical_id)) =
                 (item.resource_type, item.logical_resource_id, item.physical_resource_id)
             {
@@ -291,26 +294,26 @@ impl Stack {
             .detail_type(detail_type)
             .detail(detail.to_string())
             .build();
-        let answer = self.bus.put_events().entries(entry).send().await?;
-        let entry = answer.entries().first().context("PutEvents answered nothing")?;
+        let response = self.bus.put_events().entries(entry).send().await?;
+        let entry = response.entries().first().context("PutEvents returned no entry")?;
         match entry.event_id() {
             Some(id) => Ok(id.to_owned()),
-            None => bail!("EventBridge refused the {detail_type}: {entry:?}"),
+            None => bail!("EventBridge rejected the {detail_type}: {entry:?}"),
         }
     }
 
     /// Creates a queue to which this AWS service may send messages. Returns its URL and its ARN.
-    pub async fn mailbox(&self, name: &str, service: &str) -> Result<(String, String)> {
+    pub async fn create_queue(&self, name: &str, service: &str) -> Result<(String, String)> {
         let queue = self.sqs.create_queue().queue_name(name).send().await?;
         let queue_url = queue.queue_url().context("the queue has no URL")?;
-        let asked = self
+        let response = self
             .sqs
             .get_queue_attributes()
             .queue_url(queue_url)
             .attribute_names(QueueAttributeName::QueueArn)
             .send()
             .await?;
-        let arn = asked
+        let arn = response
             .attributes()
             .and_then(|attributes| attributes.get(&QueueAttributeName::QueueArn))
             .context("the queue has no ARN")?;
@@ -332,7 +335,7 @@ impl Stack {
         Ok((queue_url.to_owned(), arn.clone()))
     }
 
-    /// Takes all messages of a queue. Returns their bodies in the queue's order.
+    /// Receives and deletes all messages of a queue. Returns their bodies in the queue's order.
     pub async fn take(&self, queue_url: &str) -> Result<Vec<String>> {
         let mut bodies = Vec::new();
         loop {
@@ -352,23 +355,23 @@ impl Stack {
     }
 
     /// Returns the number of messages in a queue: (visible, in flight or delayed).
-    pub async fn depth(&self, queue_url: &str) -> Result<(u32, u32)> {
+    pub async fn queue_depth(&self, queue_url: &str) -> Result<(u32, u32)> {
         use QueueAttributeName::{
-            ApproximateNumberOfMessages as Waiting, ApproximateNumberOfMessagesDelayed as Delayed,
-            ApproximateNumberOfMessagesNotVisible as InWork,
+            ApproximateNumberOfMessages as Visible, ApproximateNumberOfMessagesDelayed as Delayed,
+            ApproximateNumberOfMessagesNotVisible as InFlight,
         };
-        let answer = self
+        let response = self
             .sqs
             .get_queue_attributes()
             .queue_url(queue_url)
-            .set_attribute_names(Some(vec![Waiting, InWork, Delayed]))
+            .set_attribute_names(Some(vec![Visible, InFlight, Delayed]))
             .send()
             .await?;
-        let attributes = answer.attributes().context("the queue has no attributes")?;
+        let attributes = response.attributes().context("the queue has no attributes")?;
         let count = |name| -> Result<u32> {
             Ok(attributes.get(&name).map_or(Ok(0), |count| count.parse())?)
         };
-        Ok((count(Waiting)?, count(InWork)? + count(Delayed)?))
+        Ok((count(Visible)?, count(InFlight)? + count(Delayed)?))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Polling with a timeout. The error message contains what was seen last.
+//! Polling with a timeout. The error message contains the last state that was seen.
 
 use std::{
     fmt::Display,
@@ -8,47 +8,47 @@ use std::{
 use anyhow::{Result, bail};
 
 /// The timeout for things that take a few seconds, on a busy machine.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+pub const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The interval between polls. The emulator shares the machine with the functions.
-const PAUSE: Duration = Duration::from_millis(150);
+const POLL_INTERVAL: Duration = Duration::from_millis(150);
 
 /// The result of a poll.
-pub enum Look<T, S> {
+pub enum Poll<T, S> {
     /// The expected state.
-    Found(T),
+    Ready(T),
     /// Another state, for the message if the timeout expires.
-    Saw(S),
+    Pending(S),
 }
 
-/// Polls with `look` until it returns [`Look::Found`] or the timeout expires. An error ends the polling.
+/// Polls with `poll` until it returns [`Poll::Ready`] or the timeout expires. An error ends the polling.
 pub async fn until<T, S: Display>(
     what: &str,
-    patience: Duration,
-    look: impl AsyncFn() -> Result<Look<T, S>>,
+    timeout: Duration,
+    poll: impl AsyncFn() -> Result<Poll<T, S>>,
 ) -> Result<T> {
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
-        let saw = match look().await? {
-            Look::Found(found) => return Ok(found),
-            Look::Saw(saw) => saw,
+        let last = match poll().await? {
+            Poll::Ready(value) => return Ok(value),
+            Poll::Pending(state) => state,
         };
-        if begun.elapsed() > patience {
-            bail!("waited {} s for {what}; at last there was: {saw}", patience.as_secs());
+        if started.elapsed() > timeout {
+            bail!("timed out after {} s waiting for {what}; last state: {last}", timeout.as_secs());
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-/// Polls until a condition holds, like [`until`]. `look` returns whether it holds, and what it saw.
+/// Polls until a condition holds, like [`until`]. `poll` returns whether it holds, and the current state.
 pub async fn until_true<S: Display>(
     what: &str,
-    patience: Duration,
-    look: impl AsyncFn() -> Result<(bool, S)>,
+    timeout: Duration,
+    poll: impl AsyncFn() -> Result<(bool, S)>,
 ) -> Result<()> {
-    until(what, patience, async || {
-        let (holds, saw) = look().await?;
-        Ok(if holds { Look::Found(()) } else { Look::Saw(saw) })
+    until(what, timeout, async || {
+        let (holds, state) = poll().await?;
+        Ok(if holds { Poll::Ready(()) } else { Poll::Pending(state) })
     })
     .await
 }

@@ -1,5 +1,5 @@
 //! Tests bad input: a request is refused with a response that names the field, and nothing is stored. Bad input
-//! from an event or a stream is kept with its whole payload and the reason.
+//! from an event or a stream is recorded with its complete payload and the reason.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use contracts::{Metric, SiteId, names};
 use serde_json::{Value, json};
 use tests::{
     Stack,
-    api::{Answer, Call},
+    api::{Call, Response},
     failures::Failure,
     inventory::{SUPPLIER, delivery_id},
     sites::{GOOD_CARD, registration},
@@ -20,38 +20,38 @@ fn good() -> Value {
     registration("never stored", &[Metric::AirTemperature], GOOD_CARD)
 }
 
-/// Returns the registration with one field (a JSON pointer) changed, or removed.
+/// Returns the registration with one field changed, or removed if there is no value. `pointer` is a JSON pointer.
 fn with(pointer: &str, value: Option<Value>) -> Value {
     let mut registration = good();
-    let (parent, field) = pointer.rsplit_once('/').expect("a pointer to a field");
-    let parent = registration.pointer_mut(parent).expect("the field's parent");
+    let (parent, field) = pointer.rsplit_once('/').expect("the pointer has a field");
+    let parent = registration.pointer_mut(parent).expect("the parent exists");
     match (parent, value) {
         (Value::Object(parent), Some(value)) => drop(parent.insert(field.to_owned(), value)),
         (Value::Object(parent), None) => drop(parent.remove(field)),
         (Value::Array(parent), Some(value)) => {
-            parent[field.parse::<usize>().expect("an index")] = value;
+            parent[field.parse::<usize>().expect("the field is an index")] = value;
         }
-        (parent, value) => panic!("{pointer} in {parent} can't be {value:?}"),
+        (parent, value) => panic!("{pointer} in {parent} can't be set to {value:?}"),
     }
     registration
 }
 
-/// Checks that the response is a refusal and names the field.
-fn assert_names(what: &str, answer: &Answer, status: u16, field: &str) {
-    assert_eq!(answer.status, status, "{what}: {answer}");
-    assert_eq!(answer.header("content-type"), "application/problem+json", "{what}: {answer}");
-    assert_eq!(answer.body["status"], status, "{what}: {answer}");
+/// Checks that the response is a problem document with this status, and that its errors have this field.
+fn assert_problem(what: &str, response: &Response, status: u16, field: &str) {
+    assert_eq!(response.status, status, "{what}: {response}");
+    assert_eq!(response.header("content-type"), "application/problem+json", "{what}: {response}");
+    assert_eq!(response.body["status"], status, "{what}: {response}");
     for member in ["type", "title", "detail"] {
-        let text = answer.body[member].as_str().unwrap_or_default();
-        assert!(!text.is_empty(), "{what}: {member} is missing in {answer}");
+        let text = response.body[member].as_str().unwrap_or_default();
+        assert!(!text.is_empty(), "{what}: {member} is missing in {response}");
     }
     if field.is_empty() {
         return;
     }
-    let errors = answer.body["errors"].as_array().map_or(&[][..], Vec::as_slice);
+    let errors = response.body["errors"].as_array().map_or(&[][..], Vec::as_slice);
     let error = errors.iter().find(|error| error["field"] == field);
     let message = error.and_then(|error| error["message"].as_str()).unwrap_or_default();
-    assert!(!message.is_empty(), "{what}: {field} is not named in {answer}");
+    assert!(!message.is_empty(), "{what}: no error for {field} in {response}");
 }
 
 #[tokio::test]
@@ -129,15 +129,15 @@ async fn a_bad_registration_is_refused_and_not_stored() -> Result<()> {
     ];
     for (what, body, field) in bodies {
         let key = Uuid::new_v4().to_string();
-        let answer = stack.call(Call::post_site(&key, &json!({})).text(body)).await?;
-        assert_names(what, &answer, 400, field);
+        let response = stack.call(Call::post_site(&key, &json!({})).text(body)).await?;
+        assert_problem(what, &response, 400, field);
         assert_not_stored(&stack, what, &key).await?;
     }
 
     let large = with("/name", Some(json!("n".repeat(1024 * 1024))));
     let key = Uuid::new_v4().to_string();
-    let answer = stack.call(Call::post_site(&key, &large)).await?;
-    assert_names("a body of 1 MB", &answer, 413, "");
+    let response = stack.call(Call::post_site(&key, &large)).await?;
+    assert_problem("a body of 1 MB", &response, 413, "");
     assert_not_stored(&stack, "a body of 1 MB", &key).await?;
 
     let rows = stack.rows_with(names::SITES, "name", "never stored").await?;
@@ -146,26 +146,26 @@ async fn a_bad_registration_is_refused_and_not_stored() -> Result<()> {
 }
 
 async fn assert_not_stored(stack: &Stack, what: &str, key: &str) -> Result<()> {
-    let answer = stack.site(SiteId::registered("", key)).await?;
-    assert_eq!(answer.status, 404, "{what} was stored: {answer}");
+    let response = stack.site(SiteId::registered("", key)).await?;
+    assert_eq!(response.status, 404, "{what}: the site was stored: {response}");
     Ok(())
 }
 
 #[tokio::test]
 async fn a_registration_without_a_valid_idempotency_key_is_refused() -> Result<()> {
     let stack = Stack::connect().await?;
-    let without = Call::new(reqwest::Method::POST, "/sites").text(good().to_string());
-    let answer = stack.call(without).await?;
-    assert_names("no key", &answer, 400, "header Idempotency-Key");
-    let answer = stack.call(Call::post_site(&"k".repeat(129), &good())).await?;
-    assert_names("a key too long", &answer, 400, "header Idempotency-Key");
+    let without_key = Call::new(reqwest::Method::POST, "/sites").text(good().to_string());
+    let response = stack.call(without_key).await?;
+    assert_problem("no key", &response, 400, "header Idempotency-Key");
+    let response = stack.call(Call::post_site(&"k".repeat(129), &good())).await?;
+    assert_problem("a key too long", &response, 400, "header Idempotency-Key");
     let rows = stack.rows_with(names::SITES, "name", "never stored").await?;
     assert_eq!(rows, [] as [Value; 0]);
     Ok(())
 }
 
 #[tokio::test]
-async fn a_bad_query_or_path_is_answered_with_the_field() -> Result<()> {
+async fn the_response_to_a_bad_query_or_path_names_the_field() -> Result<()> {
     let stack = Stack::connect().await?;
     let unknown = format!("/sites/{}", Uuid::new_v4());
     let with_query = format!("{unknown}?colour=red");
@@ -179,12 +179,12 @@ async fn a_bad_query_or_path_is_answered_with_the_field() -> Result<()> {
         ("/sites?page=2", 400, "query page"),
         (&with_query, 400, "query colour"),
     ] {
-        assert_names(path, &stack.call(Call::get(path)).await?, status, field);
+        assert_problem(path, &stack.call(Call::get(path)).await?, status, field);
     }
-    let answer = stack.call(Call::delete(&unknown)).await?;
-    assert_names("DELETE of an unknown site", &answer, 404, "");
-    let answer = stack.call(Call::delete("/sites/alamosa")).await?;
-    assert_names("DELETE of no id", &answer, 400, "path siteId");
+    let response = stack.call(Call::delete(&unknown)).await?;
+    assert_problem("DELETE of an unknown site", &response, 404, "");
+    let response = stack.call(Call::delete("/sites/alamosa")).await?;
+    assert_problem("DELETE of no id", &response, 400, "path siteId");
     Ok(())
 }
 
@@ -202,19 +202,19 @@ async fn an_unsigned_call_is_refused_on_every_route() -> Result<()> {
         Call::post_readings("{}"),
         Call::get(&readings),
     ] {
-        let answer = stack.call(call.clone().unsigned()).await?;
-        assert_eq!(answer.status, 403, "{call:?}: {answer}");
+        let response = stack.call(call.clone().unsigned()).await?;
+        assert_eq!(response.status, 403, "{call:?}: {response}");
     }
     assert_not_stored(&stack, "an unsigned registration", &key).await
 }
 
-/// Checks the recorded failure of an asynchronous function: its payload is the event, and it has the error.
-fn assert_captured(failure: &Failure, detail: &Value, field: &str) -> Result<()> {
+/// Checks the recorded failure of an asynchronous function: its payload is the event, and its error names the field.
+fn assert_recorded(failure: &Failure, detail: &Value, field: &str) -> Result<()> {
     assert_eq!(failure.kind, "FUNCTION_FAILED", "{failure}");
-    failure.stands("OPEN", 1, 0)?;
-    assert_eq!(failure.payload()?["detail"], *detail, "whole: {failure}");
+    failure.assert_state("OPEN", 1, 0)?;
+    assert_eq!(failure.payload()?["detail"], *detail, "incomplete payload: {failure}");
     assert_eq!(failure.error.name, "InvalidInput", "{failure}");
-    assert!(failure.error.message.contains(field), "{field} is not named in {failure}");
+    assert!(failure.error.message.contains(field), "the error does not name {field}: {failure}");
     Ok(())
 }
 
@@ -231,7 +231,7 @@ async fn a_malformed_registration_event_is_recorded_with_its_payload() -> Result
         let detail = json!({ "registrationId": number, "site": site });
         stack.put_event("noaa.surfrad", "SiteRegistrationRequested", &detail).await?;
         let failure = stack.failure_about("import-site", &number).await?;
-        assert_captured(&failure, &detail, field)?;
+        assert_recorded(&failure, &detail, field)?;
         let site = stack.site(SiteId::registered("noaa.surfrad", &number)).await?;
         assert_eq!(site.status, 404, "{site}");
     }
@@ -246,9 +246,9 @@ async fn a_malformed_delivery_is_recorded_with_its_payload() -> Result<()> {
     let detail = json!({ "deliveryId": number, "kits": kits });
     stack.put_event(SUPPLIER, "KitsDelivered", &detail).await?;
     let failure = stack.failure_about("receive-kits", &number).await?;
-    assert_captured(&failure, &detail, "quantity")?;
-    let counted = stack.rows_with(names::INVENTORY, "id", &delivery_id(&number)).await?;
-    assert_eq!(counted, [] as [Value; 0]);
+    assert_recorded(&failure, &detail, "quantity")?;
+    let rows = stack.rows_with(names::INVENTORY, "id", &delivery_id(&number)).await?;
+    assert_eq!(rows, [] as [Value; 0]);
     Ok(())
 }
 
@@ -257,7 +257,7 @@ async fn a_malformed_stream_record_is_quarantined_and_does_not_block_the_stream(
     let stack = Stack::connect().await?;
     stack.deliver(&[Metric::AirTemperature], 1).await?;
     let broken = format!("site#{}", Uuid::new_v4());
-    let no_event = AttributeValue::S("what a defect of ours could write".to_owned());
+    let no_event = AttributeValue::S("written by a defect".to_owned());
     stack
         .dynamodb()
         .put_item()
@@ -274,13 +274,17 @@ async fn a_malformed_stream_record_is_quarantined_and_does_not_block_the_stream(
 
     let failure = stack.failure_about("publish-events", &broken).await?;
     assert_eq!(failure.kind, "QUARANTINED", "{failure}");
-    failure.stands("OPEN", 1, 0)?;
+    failure.assert_state("OPEN", 1, 0)?;
     let record = failure.payload()?;
     let image = &record["dynamodb"]["NewImage"];
-    assert_eq!(image["entity"]["S"], broken, "whole: {record}");
-    assert_eq!(image["nonsense"]["S"], no_event.as_s().expect("a text").as_str(), "{record}");
+    assert_eq!(image["entity"]["S"], broken, "incomplete payload: {record}");
+    assert_eq!(
+        image["nonsense"]["S"],
+        no_event.as_s().expect("it is a string").as_str(),
+        "{record}"
+    );
     let reason = &failure.error.message;
-    assert!(reason.contains("type"), "the first field that is missing is not named in {reason:?}");
-    stack.site_active(ids.site_id).await?;
+    assert!(reason.contains("type"), "the error does not name the missing field: {reason:?}");
+    stack.wait_until_active(ids.site_id).await?;
     Ok(())
 }

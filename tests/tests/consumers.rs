@@ -1,5 +1,5 @@
-//! Tests that check-consumers reports a disabled event source mapping and what waits behind it, and that the
-//! report ends and the waiting work is done when the mapping is enabled again.
+//! Tests that check-consumers reports a disabled event source mapping with its backlog. After the mapping is enabled,
+//! it is no longer reported, and the backlog is processed.
 //!
 //! This is a single test, because a disabled mapping affects the whole stack.
 
@@ -12,10 +12,11 @@ use contracts::{
 };
 use serde_json::{Value, json};
 use tests::{
-    Stack, log,
-    logger::send,
+    Stack,
+    data_logger::send,
+    log,
     sites::{GOOD_CARD, registration},
-    wait::{Look, PATIENCE, until},
+    wait::{Poll, TIMEOUT, until},
 };
 use uuid::Uuid;
 
@@ -26,53 +27,57 @@ const PUBLISH_EVENTS: (&str, &str) = ("PublishEventsMapping", "publish-events <-
 const STORE_READINGS: (&str, &str) = ("StoreReadingsMapping", "store-readings <- stream readings");
 
 const METRIC: Metric = Metric::AirTemperature;
-/// Longer than an enabled consumer needs to process a message.
-const A_WHILE: Duration = Duration::from_secs(3);
+/// More than the time that an enabled consumer needs for a message.
+const PROCESSING_TIME: Duration = Duration::from_secs(3);
 
-async fn all_run(stack: &Stack) -> Result<()> {
+async fn assert_all_run(stack: &Stack) -> Result<()> {
     let check = stack.check_consumers().await?;
-    ensure!(check.answer["notRunning"] == json!([]), "{check:?}");
-    ensure!(check.answer["checked"].as_u64().is_some_and(|checked| checked >= 15), "{check:?}");
+    ensure!(check.response["notRunning"] == json!([]), "{check:?}");
+    ensure!(check.response["checked"].as_u64().is_some_and(|checked| checked >= 15), "{check:?}");
     ensure!(*check.metric()? == json!([0.0]), "{check:?}");
-    let shown = consumers_of_status(stack)?;
-    ensure!(shown["health"] == "good", "{shown}");
+    let status = consumers_of_status(stack)?;
+    ensure!(status["health"] == "good", "{status}");
     Ok(())
 }
 
 /// Returns the check `consumers` of `fieldctl status`.
 fn consumers_of_status(stack: &Stack) -> Result<Value> {
-    let printed = stack.fieldctl(&["--json", "status"])?;
-    let status = printed.document()?;
-    let checks = status["checks"].as_array().context("checks")?;
-    let check = checks.iter().find(|check| check["name"] == "consumers").context("the check")?;
-    ensure!(check["health"] == "good" || printed.code == 1, "{printed:?}");
+    let output = stack.fieldctl(&["--json", "status"])?;
+    let status = output.document()?;
+    let checks = status["checks"].as_array().context("the status has no checks")?;
+    let check = checks
+        .iter()
+        .find(|check| check["name"] == "consumers")
+        .context("no check named consumers")?;
+    ensure!(check["health"] == "good" || output.code == 1, "{output:?}");
     Ok(check.clone())
 }
 
-/// Checks that this mapping is the only one that is reported.
-async fn is_reported(
+/// Checks that only this mapping is reported.
+async fn assert_reported(
     stack: &Stack,
     (mapping, consumer): (&str, &str),
     waiting: Value,
 ) -> Result<()> {
     let check = stack.check_consumers().await?;
     let stopped = json!({ "mapping": consumer, "state": "Disabled", "waiting": waiting });
-    ensure!(check.answer["notRunning"] == json!([stopped]), "{check:?}");
+    ensure!(check.response["notRunning"] == json!([stopped]), "{check:?}");
     ensure!(*check.metric()? == json!([1.0]), "{check:?}");
-    let line = check.line(consumer).with_context(|| format!("no line about it: {check:?}"))?;
+    let line =
+        check.line(consumer).with_context(|| format!("no log line about {consumer}: {check:?}"))?;
     ensure!(line["level"] == "ERROR" && line["state"] == "Disabled", "{line}");
     let uuid = stack.physical_id(mapping).await?;
     ensure!(line["uuid"] == json!(uuid), "{line}");
-    let shown = consumers_of_status(stack)?;
+    let status = consumers_of_status(stack)?;
     let next = format!("aws lambda update-event-source-mapping --uuid {uuid} --enabled");
-    ensure!(shown["health"] == "problem" && shown["next"] == json!(next), "{shown}");
+    ensure!(status["health"] == "problem" && status["next"] == json!(next), "{status}");
     Ok(())
 }
 
 #[tokio::test]
 async fn a_disabled_consumer_is_reported_until_it_is_enabled() -> Result<()> {
     let stack = Stack::connect().await?;
-    all_run(&stack).await?;
+    assert_all_run(&stack).await?;
 
     // record-failure: the failure is not recorded.
     let about = Uuid::new_v4().to_string();
@@ -80,12 +85,15 @@ async fn a_disabled_consumer_is_reported_until_it_is_enabled() -> Result<()> {
         .with_mapping_disabled(RECORD_FAILURE.0, async || {
             let url = stack.queue_url("sites-failures").await?;
             stack.sqs().send_message().queue_url(url).message_body(&about).send().await?;
-            tokio::time::sleep(A_WHILE).await;
-            ensure!(stack.failures_about("sites-failures", &about).await?.is_empty(), "recorded");
-            is_reported(&stack, RECORD_FAILURE, json!(1)).await
+            tokio::time::sleep(PROCESSING_TIME).await;
+            ensure!(
+                stack.failures_about("sites-failures", &about).await?.is_empty(),
+                "recorded without its consumer"
+            );
+            assert_reported(&stack, RECORD_FAILURE, json!(1)).await
         })
         .await?;
-    all_run(&stack).await?;
+    assert_all_run(&stack).await?;
     let failure = stack.failure_about("sites-failures", &about).await?;
     stack.fieldctl_failures(&["discard", &failure.id, "--note", "sent by a test", "--yes"])?;
 
@@ -96,21 +104,21 @@ async fn a_disabled_consumer_is_reported_until_it_is_enabled() -> Result<()> {
     let ids = stack
         .with_mapping_disabled(PUBLISH_EVENTS.0, async || {
             let ids = stack.register(&Uuid::new_v4().to_string(), &site).await?;
-            tokio::time::sleep(A_WHILE).await;
-            let story = log::story(&stack, ids.onboarding_id).await?;
-            ensure!(!story.is_empty(), "no event of {ids:?}");
-            ensure!(story.iter().all(|event| !event.is_published()), "{story:?}");
-            is_reported(&stack, PUBLISH_EVENTS, Value::Null).await?;
+            tokio::time::sleep(PROCESSING_TIME).await;
+            let saga_events = log::saga_events(&stack, ids.onboarding_id).await?;
+            ensure!(!saga_events.is_empty(), "no events of {ids:?}");
+            ensure!(saga_events.iter().all(|event| !event.is_published()), "{saga_events:?}");
+            assert_reported(&stack, PUBLISH_EVENTS, Value::Null).await?;
             Ok(ids)
         })
         .await?;
-    all_run(&stack).await?;
-    stack.onboarded_once(ids).await?;
+    assert_all_run(&stack).await?;
+    stack.assert_onboarded_once(ids).await?;
 
     // store-readings: the readings are accepted and not stored.
     let sensors = stack.sensors(ids.site_id).await?;
-    let sensor_id = sensors.first().context("a sensor")?.sensor_id;
-    stack.sensors_known([sensor_id]).await?;
+    let sensor_id = sensors.first().context("the site has no sensor")?.sensor_id;
+    stack.wait_for_sensors([sensor_id]).await?;
     let start: Timestamp = "2016-01-01T00:00:00Z".parse()?;
     let series = Series { sensor_id, samples: vec![Sample(start, 1.0)] };
     let bundle =
@@ -118,18 +126,21 @@ async fn a_disabled_consumer_is_reported_until_it_is_enabled() -> Result<()> {
     stack
         .with_mapping_disabled(STORE_READINGS.0, async || {
             send(&stack, &[&bundle]).await?;
-            tokio::time::sleep(A_WHILE).await;
-            ensure!(stack.samples(sensor_id, "limit=10").await?.is_empty(), "stored");
-            is_reported(&stack, STORE_READINGS, Value::Null).await
+            tokio::time::sleep(PROCESSING_TIME).await;
+            ensure!(
+                stack.samples(sensor_id, "limit=10").await?.is_empty(),
+                "stored without its consumer"
+            );
+            assert_reported(&stack, STORE_READINGS, Value::Null).await
         })
         .await?;
-    all_run(&stack).await?;
-    until("the readings to be stored", PATIENCE, async || {
+    assert_all_run(&stack).await?;
+    until("the readings to be stored", TIMEOUT, async || {
         let samples = stack.samples(sensor_id, "limit=10").await?;
         Ok(if samples == bundle.series[0].samples {
-            Look::Found(())
+            Poll::Ready(())
         } else {
-            Look::Saw(format!("{samples:?}"))
+            Poll::Pending(format!("{samples:?}"))
         })
     })
     .await

@@ -1,5 +1,5 @@
-//! Tests messages that contain ids of two different sites: every step refuses them, the failure is recorded
-//! with its payload, and the live site does not change.
+//! Tests messages with the ids of two different sites: every step refuses them, the failure is recorded with its
+//! payload, and the live site does not change.
 
 use anyhow::{Context, Result};
 use contracts::{Metric, SiteId};
@@ -14,14 +14,17 @@ async fn live_site(stack: &Stack, name: &str) -> Result<Ids> {
     stack.deliver(&[Metric::WindSpeed], 1).await?;
     let body = registration(name, &[Metric::WindSpeed], GOOD_CARD);
     let ids = stack.register(&Uuid::new_v4().to_string(), &body).await?;
-    stack.onboarded_once(ids).await?;
+    stack.assert_onboarded_once(ids).await?;
     Ok(ids)
 }
 
 /// Returns the `detail` of the event that created the site, with another onboarding id.
 async fn created_with_another_onboarding(stack: &Stack, ids: Ids, card: &str) -> Result<Value> {
-    let story = log::published_story(stack, ids.onboarding_id).await?;
-    let created = story.iter().find(|event| event.kind == "SiteCreated").context("SiteCreated")?;
+    let saga_events = log::published_saga_events(stack, ids.onboarding_id).await?;
+    let created = saga_events
+        .iter()
+        .find(|event| event.kind == "SiteCreated")
+        .context("no event SiteCreated")?;
     let mut detail: Value = serde_json::from_str(&created.detail)?;
     let onboarding = Uuid::new_v4().to_string();
     detail["metadata"]["correlationId"] = onboarding.clone().into();
@@ -37,7 +40,8 @@ async fn a_copy_of_a_sites_event_with_another_onboarding_is_recorded_and_changes
     let ids = live_site(&stack, "copied").await?;
     for card in [DECLINED_CARD, GOOD_CARD] {
         let detail = created_with_another_onboarding(&stack, ids, card).await?;
-        let onboarding = detail["data"]["onboardingId"].as_str().context("an id")?.to_owned();
+        let onboarding =
+            detail["data"]["onboardingId"].as_str().context("no onboarding id")?.to_owned();
         stack.put_event("fieldstation.sites", "SiteCreated", &detail).await?;
         let failure = stack.failure_about("start-onboarding", &onboarding).await?;
         assert_eq!(failure.error.name, "InvalidInput", "{failure}");
@@ -45,7 +49,7 @@ async fn a_copy_of_a_sites_event_with_another_onboarding_is_recorded_and_changes
         assert_eq!(failure.payload()?["detail"], detail);
         assert!(stack.onboarding(onboarding.parse()?).await?.is_none(), "a saga was started");
     }
-    stack.onboarded_once(ids).await?;
+    stack.assert_onboarded_once(ids).await?;
     Ok(())
 }
 
@@ -53,17 +57,17 @@ async fn a_copy_of_a_sites_event_with_another_onboarding_is_recorded_and_changes
 async fn a_teardown_of_a_live_site_under_another_onboarding_undoes_nothing() -> Result<()> {
     let stack = Stack::connect().await?;
     let ids = live_site(&stack, "torn down under another id").await?;
-    let stranger = Uuid::new_v4().to_string();
-    let input = json!({ "onboardingId": stranger, "siteId": ids.site_id });
+    let foreign_onboarding = Uuid::new_v4().to_string();
+    let input = json!({ "onboardingId": foreign_onboarding, "siteId": ids.site_id });
     stack.start_teardown(&input.to_string()).await?;
-    let failure = stack.failure_about("site-teardown", &stranger).await?;
+    let failure = stack.failure_about("site-teardown", &foreign_onboarding).await?;
     assert_eq!(failure.kind, "EXECUTION_FAILED", "{failure}");
     assert_eq!(failure.site_id, Some(ids.site_id.to_string()), "{failure}");
-    let told = &failure.error.message;
+    let message = &failure.error.message;
     for step in UNDO {
-        assert!(told.contains(step), "{step} is not among the undos that failed: {failure}");
+        assert!(message.contains(step), "the error does not name {step}: {failure}");
     }
-    stack.onboarded_once(ids).await?;
+    stack.assert_onboarded_once(ids).await?;
     Ok(())
 }
 
@@ -71,13 +75,16 @@ async fn a_teardown_of_a_live_site_under_another_onboarding_undoes_nothing() -> 
 async fn a_step_event_that_names_another_site_is_not_shown_at_that_site() -> Result<()> {
     let stack = Stack::connect().await?;
     let ids = live_site(&stack, "named by a foreign event").await?;
-    let story = log::published_story(&stack, ids.onboarding_id).await?;
-    let event = story.iter().find(|event| event.kind == "KitsReserved").context("KitsReserved")?;
+    let saga_events = log::published_saga_events(&stack, ids.onboarding_id).await?;
+    let event = saga_events
+        .iter()
+        .find(|event| event.kind == "KitsReserved")
+        .context("no event KitsReserved")?;
     let mut detail: Value = serde_json::from_str(&event.detail)?;
-    let stranger = SiteId::registered("foreign", &Uuid::new_v4().to_string());
-    detail["data"]["siteId"] = json!(stranger);
+    let foreign_site = SiteId::registered("foreign", &Uuid::new_v4().to_string());
+    detail["data"]["siteId"] = json!(foreign_site);
     stack.put_event("fieldstation.inventory", "KitsReserved", &detail).await?;
-    let failure = stack.failure_about("project-site", &stranger.to_string()).await?;
+    let failure = stack.failure_about("project-site", &foreign_site.to_string()).await?;
     assert_eq!(failure.error.name, "InvalidInput", "{failure}");
     Ok(())
 }

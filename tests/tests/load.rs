@@ -12,7 +12,7 @@ use tests::{
     Stack,
     readings::gzip,
     sites::{GOOD_CARD, registration},
-    wait::{Look, until},
+    wait::{Poll, until},
 };
 use uuid::Uuid;
 
@@ -20,14 +20,14 @@ const METRIC: Metric = Metric::AirTemperature;
 const MINUTE: i64 = 60_000;
 const HOUR: i64 = 60 * MINUTE;
 
-/// The longest time without a new row. Storing all of them takes minutes on a busy machine, and another site's
-/// load may be processed first.
+/// The maximum time without a new row. On a busy machine, storing all rows takes minutes, and another site's load may
+/// be processed first.
 const STALL_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// The maximum number of records that Kinesis accepts in one call.
 const MAX_RECORDS: usize = 500;
 
-/// A site in service whose sensors are in the register.
+/// An active site whose sensors are registered with telemetry.
 struct Site {
     id: SiteId,
     sensors: Vec<SensorId>,
@@ -40,10 +40,10 @@ impl Site {
         let name = format!("{what} {}", Uuid::new_v4().simple());
         let registration = registration(&name, &metrics, GOOD_CARD);
         let ids = stack.register(&Uuid::new_v4().to_string(), &registration).await?;
-        stack.site_active(ids.site_id).await?;
+        stack.wait_until_active(ids.site_id).await?;
         let sensors = stack.sensors(ids.site_id).await?;
         let sensors: Vec<_> = sensors.iter().map(|sensor| sensor.sensor_id).collect();
-        stack.sensors_known(sensors.iter().copied()).await?;
+        stack.wait_for_sensors(sensors.iter().copied()).await?;
         Ok(Self { id: ids.site_id, sensors })
     }
 
@@ -78,22 +78,22 @@ impl Site {
     /// Waits until all of the bundles are stored. Checks that each sensor has one row for each bundle with the
     /// samples that were sent, and that the failures table has nothing about the site.
     async fn assert_stored(&self, stack: &Stack, bundles: &[Bundle]) -> Result<()> {
-        for (place, &sensor) in self.sensors.iter().enumerate() {
+        for (index, &sensor) in self.sensors.iter().enumerate() {
             let mut rows = 0;
             while rows < bundles.len() {
                 let what = format!("more than {rows} of {} rows of {sensor}", bundles.len());
                 rows = until(&what, STALL_TIMEOUT, async || {
-                    let now = stack.series_rows(sensor).await?.len();
-                    Ok(if now > rows { Look::Found(now) } else { Look::Saw(now) })
+                    let count = stack.series_rows(sensor).await?.len();
+                    Ok(if count > rows { Poll::Ready(count) } else { Poll::Pending(count) })
                 })
                 .await?;
             }
             assert_eq!(rows, bundles.len());
-            let sent = bundles.iter().flat_map(|bundle| bundle.series[place].samples.clone());
+            let sent = bundles.iter().flat_map(|bundle| bundle.series[index].samples.clone());
             let stored = stack.samples(sensor, "limit=10000&order=asc").await?;
             assert!(
                 stored == sent.collect::<Vec<_>>(),
-                "{sensor} has other samples than were sent"
+                "the samples of {sensor} differ from those that were sent"
             );
         }
         for consumer in ["store-readings", "detect-breaches"] {
@@ -104,14 +104,14 @@ impl Site {
     }
 }
 
-/// Returns the beginning of the hour that many hours ago.
+/// Returns the start of the hour that was `hours` hours ago.
 fn hours_ago(hours: i64) -> Timestamp {
     let now = Timestamp::now().millis();
     Timestamp::from_millis(now - now % HOUR - hours * HOUR)
 }
 
 #[tokio::test]
-#[ignore = "it takes minutes, and slows down the tests after it: make load-test"]
+#[ignore = "takes minutes and slows down the tests after it; run by `make load-test`"]
 async fn five_hundred_bundles_of_a_hundred_series_are_stored_once() -> Result<()> {
     let stack = Stack::connect().await?;
     let site = Site::with_sensors(&stack, "a hundred series", 100).await?;

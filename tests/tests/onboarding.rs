@@ -15,7 +15,7 @@ use tests::{
     log,
     sites::{DECLINED_CARD, FORWARD, GOOD_CARD, Ids, UNDO, events_undone, registration, residue},
     stripe,
-    wait::{Look, PATIENCE, until, until_true},
+    wait::{Poll, TIMEOUT, until, until_true},
 };
 use uuid::Uuid;
 
@@ -37,12 +37,12 @@ async fn weather_site(stack: &Stack, what: &str, card: &str) -> Result<Ids> {
     stack.register(&key(), &registration(&name(what), &WEATHER, card)).await
 }
 
-/// Checks that the stock is what was delivered minus what is reserved.
+/// Waits until the stock is the delivered kits minus the reserved ones.
 async fn assert_stock_adds_up(stack: &Stack) -> Result<()> {
-    until_true("the stock to add up", PATIENCE, async || {
+    until_true("the stock to equal delivered minus reserved kits", TIMEOUT, async || {
         let inventory = Inventory::read(stack).await?;
-        let off = Inventory::off(&inventory.stock, &inventory.unreserved);
-        Ok((off.is_empty(), format!("it is off by {off:?}")))
+        let difference = Inventory::difference(&inventory.stock, &inventory.unreserved);
+        Ok((difference.is_empty(), format!("it differs by {difference:?}")))
     })
     .await
 }
@@ -51,20 +51,20 @@ async fn assert_stock_adds_up(stack: &Stack) -> Result<()> {
 async fn a_site_is_onboarded() -> Result<()> {
     let stack = Stack::connect().await?;
     let ids = weather_site(&stack, "success", GOOD_CARD).await?;
-    let site = stack.site_active(ids.site_id).await?;
+    let site = stack.wait_until_active(ids.site_id).await?;
 
     assert_eq!(site["onboarding"]["failure"], Value::Null);
     assert_eq!(site["sensors"].as_array().map(Vec::len), Some(WEATHER.len()));
-    let execution = stack.onboarding_over(ids.onboarding_id).await?;
+    let execution = stack.wait_for_onboarding_end(ids.onboarding_id).await?;
     assert_eq!(execution.status, ExecutionStatus::Succeeded, "{execution:?}");
     assert_eq!(execution.succeeded(), FORWARD);
-    assert!(stack.teardown(ids.onboarding_id).await?.is_none(), "it was torn down");
+    assert!(stack.teardown(ids.onboarding_id).await?.is_none(), "a teardown has started");
 
-    let story = stack.onboarded_once(ids).await?;
-    let kinds: Vec<_> = story.iter().map(|event| event.kind.as_str()).collect();
+    let saga_events = stack.assert_onboarded_once(ids).await?;
+    let kinds: Vec<_> = saga_events.iter().map(|event| event.kind.as_str()).collect();
     let expected: Vec<_> =
         [SiteCreated::TYPE].into_iter().chain(STEPS.map(|step| step.done)).collect();
-    assert_eq!(kinds, expected, "the events in the order of their times");
+    assert_eq!(kinds, expected, "the events, in the order of their times");
     assert_stock_adds_up(&stack).await
 }
 
@@ -77,26 +77,27 @@ async fn a_declined_card_is_undone() -> Result<()> {
         ("ProvisionSensors", "UNDONE"),
         ("InitializeSubscription", "FAILED"),
     ];
-    let site = stack.site_as(ids.site_id, "REJECTED", &steps).await?;
+    let site = stack.wait_for_site(ids.site_id, "REJECTED", &steps).await?;
 
     let failure = &site["onboarding"]["failure"];
     assert_eq!(failure["step"], "InitializeSubscription");
     assert_eq!(failure["error"], "CardDeclined");
-    let execution = stack.onboarding_over(ids.onboarding_id).await?;
+    let execution = stack.wait_for_onboarding_end(ids.onboarding_id).await?;
     assert_eq!(execution.status, ExecutionStatus::Failed);
     assert_eq!(execution.error.as_deref(), Some("CardDeclined"), "{execution:?}");
     let cause = execution.cause.as_deref().unwrap_or_default();
     assert!(cause.starts_with("InitializeSubscription failed: CardDeclined: "), "{cause}");
     assert!(cause.ends_with("Everything was undone."), "{cause}");
-    let declined = execution.task("InitializeSubscription").context("the step")?;
-    assert_eq!(declined.tries, 1, "a decline is not retried: {declined:?}");
-    let teardown = stack.teardown(ids.onboarding_id).await?.context("a teardown")?;
+    let declined =
+        execution.task("InitializeSubscription").context("the execution has no such task")?;
+    assert_eq!(declined.attempts, 1, "a declined card was retried: {declined:?}");
+    let teardown = stack.teardown(ids.onboarding_id).await?.context("no teardown was started")?;
     assert_eq!(teardown.status, ExecutionStatus::Succeeded, "{teardown:?}");
     assert_eq!(teardown.succeeded(), UNDO);
 
-    let story = log::published_story(&stack, ids.onboarding_id).await?;
+    let saga_events = log::published_saga_events(&stack, ids.onboarding_id).await?;
     assert_eq!(
-        log::by_entity(&story),
+        log::by_entity(&saga_events),
         BTreeMap::from([
             ("site", vec!["SiteCreated", "SiteRejected"]),
             ("reservation", vec!["KitsReserved", "KitsReleased"]),
@@ -104,7 +105,7 @@ async fn a_declined_card_is_undone() -> Result<()> {
             ("subscription", vec!["SubscriptionFailed"]),
         ])
     );
-    assert_eq!(log::gaps(&story), [""; 0]);
+    assert_eq!(log::gaps(&saga_events), [""; 0]);
     assert_eq!(residue(&stack, ids).await?, []);
     assert_stock_adds_up(&stack).await
 }
@@ -115,20 +116,23 @@ async fn a_site_without_enough_kits_is_undone() -> Result<()> {
     // No other test uses this metric.
     stack.deliver(&[Metric::Turbidity], 1).await?;
     let before = Inventory::read(&stack).await?.stock[Metric::Turbidity.name()];
-    let wanted = vec![Metric::Turbidity; usize::try_from(before)? + 1];
-    let ids = stack.register(&key(), &registration(&name("no kits"), &wanted, GOOD_CARD)).await?;
-    let site = stack.site_as(ids.site_id, "REJECTED", &[("ReserveKits", "FAILED")]).await?;
+    let sensors = vec![Metric::Turbidity; usize::try_from(before)? + 1];
+    let ids = stack.register(&key(), &registration(&name("no kits"), &sensors, GOOD_CARD)).await?;
+    let site = stack.wait_for_site(ids.site_id, "REJECTED", &[("ReserveKits", "FAILED")]).await?;
 
     let failure = &site["onboarding"]["failure"];
     assert_eq!(failure["step"], "ReserveKits");
     assert_eq!(failure["error"], "KitsOutOfStock");
     let message = failure["message"].as_str().unwrap_or_default();
-    assert!(message.contains(Metric::Turbidity.name()), "it names the metric: {message}");
-    let execution = stack.onboarding_over(ids.onboarding_id).await?;
+    assert!(
+        message.contains(Metric::Turbidity.name()),
+        "the message does not name the metric: {message}"
+    );
+    let execution = stack.wait_for_onboarding_end(ids.onboarding_id).await?;
     assert_eq!(execution.task("ReserveKits").and_then(Task::failure), Some("KitsOutOfStock"));
-    let story = log::published_story(&stack, ids.onboarding_id).await?;
+    let saga_events = log::published_saga_events(&stack, ids.onboarding_id).await?;
     assert_eq!(
-        log::by_entity(&story),
+        log::by_entity(&saga_events),
         BTreeMap::from([
             ("site", vec!["SiteCreated", "SiteRejected"]),
             ("reservation", vec!["StockDepleted"]),
@@ -140,12 +144,11 @@ async fn a_site_without_enough_kits_is_undone() -> Result<()> {
     Ok(())
 }
 
-/// Returns the sites whose `SiteCreated` was caused by an event of another system. They are found in the log,
-/// as that system finds them on the bus.
+/// Returns the sites whose `SiteCreated` was caused by this event of another system. They are read from the event log.
 async fn caused_by(stack: &Stack, event_id: &str) -> Result<Vec<Ids>> {
     let created = stack.rows_with(names::EVENTS, "type", "SiteCreated").await?;
     let details = created.iter().map(|row| -> Result<Value> {
-        Ok(serde_json::from_str(row["detail"].as_str().context("a detail")?)?)
+        Ok(serde_json::from_str(row["detail"].as_str().context("an event without detail")?)?)
     });
     let details = details.collect::<Result<Vec<_>>>()?;
     let caused = details.into_iter().filter(|it| it["metadata"]["causationId"] == event_id);
@@ -160,25 +163,25 @@ async fn a_registration_event_of_another_system_creates_one_site() -> Result<()>
     let site = registration(&name, &WEATHER, GOOD_CARD);
     let detail = json!({ "registrationId": key(), "site": site });
     let event = stack.put_event("noaa.surfrad", "SiteRegistrationRequested", &detail).await?;
-    let ids = until("the site", PATIENCE, async || {
+    let ids = until("the site", TIMEOUT, async || {
         Ok(match caused_by(&stack, &event).await?.first() {
-            Some(ids) => Look::Found(*ids),
-            None => Look::Saw("no SiteCreated that the event caused"),
+            Some(ids) => Poll::Ready(*ids),
+            None => Poll::Pending("no SiteCreated that the event caused"),
         })
     })
     .await?;
-    stack.site_active(ids.site_id).await?;
+    stack.wait_until_active(ids.site_id).await?;
 
-    // A repeated request names the same site, so a system that got no response can send it again.
+    // A repeated request leads to the same site, so a system that got no response can send it again.
     let again = stack.put_event("noaa.surfrad", "SiteRegistrationRequested", &detail).await?;
     let marker = weather_site(&stack, "after the repetition", GOOD_CARD).await?;
-    stack.site_active(marker.site_id).await?;
+    stack.wait_until_active(marker.site_id).await?;
     assert_eq!(caused_by(&stack, &again).await?, []);
     let rows = stack.rows_with(names::SITES, "name", &name).await?;
     assert_eq!(rows.len(), 1, "{rows:?}");
     // The same registration id from another system is another request.
     let other = stack.put_event("met.no", "SiteRegistrationRequested", &detail).await?;
-    until_true("a second site", PATIENCE, async || {
+    until_true("a second site", TIMEOUT, async || {
         let caused = caused_by(&stack, &other).await?;
         Ok((caused.iter().any(|other| other.site_id != ids.site_id), format!("{caused:?}")))
     })
@@ -189,20 +192,20 @@ async fn a_registration_event_of_another_system_creates_one_site() -> Result<()>
 async fn a_second_site_created_starts_no_second_execution() -> Result<()> {
     let stack = Stack::connect().await?;
     let ids = weather_site(&stack, "created twice", GOOD_CARD).await?;
-    let created = log::story(&stack, ids.onboarding_id).await?.remove(0);
+    let created = log::saga_events(&stack, ids.onboarding_id).await?.remove(0);
     assert_eq!(created.kind, "SiteCreated");
     let detail: Value = serde_json::from_str(&created.detail)?;
 
     // Once during the execution and once after it.
     stack.put_event("fieldstation.sites", "SiteCreated", &detail).await?;
-    stack.site_active(ids.site_id).await?;
+    stack.wait_until_active(ids.site_id).await?;
     stack.put_event("fieldstation.sites", "SiteCreated", &detail).await?;
     let marker = weather_site(&stack, "after the second", GOOD_CARD).await?;
-    stack.site_active(marker.site_id).await?;
+    stack.wait_until_active(marker.site_id).await?;
 
     assert_eq!(stack.onboardings_of(ids.onboarding_id).await?, 1);
-    let story = log::published_story(&stack, ids.onboarding_id).await?;
-    assert_eq!(story.len(), 6, "{:?}", log::by_entity(&story));
+    let saga_events = log::published_saga_events(&stack, ids.onboarding_id).await?;
+    assert_eq!(saga_events.len(), 6, "{:?}", log::by_entity(&saga_events));
     // The repeated event is not recorded as a failure.
     let failures = stack.failures_about("start-onboarding", &ids.site_id.to_string()).await?;
     assert_eq!(failures, []);
@@ -216,25 +219,25 @@ async fn ten_concurrent_requests_with_one_key_create_one_site() -> Result<()> {
     let (key, name) = (key(), name("ten at once"));
     let body = registration(&name, &WEATHER, GOOD_CARD);
     let calls = (0..10).map(|_| stack.call(Call::post_site(&key, &body)));
-    let answers = try_join_all(calls).await?;
+    let responses = try_join_all(calls).await?;
 
-    for answer in &answers {
-        assert_eq!(answer.status, 202, "{answer}");
-        assert_eq!(answer.body, answers[0].body);
-        assert_eq!(answer.header("location"), answers[0].header("location"));
+    for response in &responses {
+        assert_eq!(response.status, 202, "{response}");
+        assert_eq!(response.body, responses[0].body);
+        assert_eq!(response.header("location"), responses[0].header("location"));
     }
-    let ids = Ids::accepted(&answers[0])?;
-    stack.site_active(ids.site_id).await?;
+    let ids = Ids::from_response(&responses[0])?;
+    stack.wait_until_active(ids.site_id).await?;
     assert_eq!(stack.onboardings_of(ids.onboarding_id).await?, 1);
     assert_eq!(stack.rows_with(names::SITES, "name", &name).await?.len(), 1);
-    let story = log::published_story(&stack, ids.onboarding_id).await?;
-    assert_eq!(story.len(), 6, "{:?}", log::by_entity(&story));
-    let billed = stripe::billed(&stack, &ids.onboarding_id.to_string()).await?;
-    assert_eq!((billed.customers.len(), billed.subscriptions.len()), (1, 1), "{billed:?}");
+    let saga_events = log::published_saga_events(&stack, ids.onboarding_id).await?;
+    assert_eq!(saga_events.len(), 6, "{:?}", log::by_entity(&saga_events));
+    let objects = stripe::billing_objects(&stack, &ids.onboarding_id.to_string()).await?;
+    assert_eq!((objects.customers.len(), objects.subscriptions.len()), (1, 1), "{objects:?}");
 
     // The same request gets the same response after the onboarding has ended.
     let late = stack.call(Call::post_site(&key, &body)).await?;
-    assert_eq!((late.status, &late.body), (202, &answers[0].body));
+    assert_eq!((late.status, &late.body), (202, &responses[0].body));
     Ok(())
 }
 
@@ -247,18 +250,18 @@ async fn a_key_belongs_to_one_body() -> Result<()> {
     let ids = stack.register(&key, &body).await?;
     let mut other = body.clone();
     other["plan"] = json!("community");
-    let answer = stack.call(Call::post_site(&key, &other)).await?;
-    assert_eq!(answer.status, 409, "{answer}");
-    assert_eq!(answer.body["type"], "urn:fieldstation:problem:idempotency-key-reused");
+    let response = stack.call(Call::post_site(&key, &other)).await?;
+    assert_eq!(response.status, 409, "{response}");
+    assert_eq!(response.body["type"], "urn:fieldstation:problem:idempotency-key-reused");
 
-    stack.site_active(ids.site_id).await?;
+    stack.wait_until_active(ids.site_id).await?;
     let rows = stack.rows_with(names::SITES, "name", &name).await?;
     assert_eq!(rows.len(), 1, "{rows:?}");
     assert_eq!(rows[0]["plan"], "standard");
     // The same body with other whitespace is equal.
     let same = format!(" {body:#}\n");
-    let answer = stack.call(Call::post_site(&key, &body).text(same)).await?;
-    assert_eq!(answer.status, 202, "{answer}");
+    let response = stack.call(Call::post_site(&key, &body).text(same)).await?;
+    assert_eq!(response.status, 202, "{response}");
     Ok(())
 }
 
@@ -268,23 +271,24 @@ async fn a_live_site_is_decommissioned() -> Result<()> {
     let ids = weather_site(&stack, "decommissioned", GOOD_CARD).await?;
     let path = format!("/sites/{}", ids.site_id);
     let early = stack.call(Call::delete(&path)).await?;
-    assert_eq!(early.status, 409, "while it is being onboarded: {early}");
-    stack.site_active(ids.site_id).await?;
+    assert_eq!(early.status, 409, "the site is still being onboarded: {early}");
+    stack.wait_until_active(ids.site_id).await?;
 
-    let answer = stack.call(Call::delete(&path)).await?;
-    assert_eq!(answer.status, 202, "{answer}");
-    assert_eq!(answer.body["status"], "DECOMMISSIONING");
-    let site =
-        stack.site_as(ids.site_id, "DECOMMISSIONED", &FORWARD.map(|it| (it, "UNDONE"))).await?;
+    let response = stack.call(Call::delete(&path)).await?;
+    assert_eq!(response.status, 202, "{response}");
+    assert_eq!(response.body["status"], "DECOMMISSIONING");
+    let site = stack
+        .wait_for_site(ids.site_id, "DECOMMISSIONED", &FORWARD.map(|it| (it, "UNDONE")))
+        .await?;
     assert_eq!(site["onboarding"]["failure"], Value::Null);
-    let teardown = stack.teardown(ids.onboarding_id).await?.context("a teardown")?;
+    let teardown = stack.teardown(ids.onboarding_id).await?.context("no teardown was started")?;
     assert_eq!(teardown.succeeded(), UNDO, "{teardown:?}");
-    let story = log::published_story(&stack, ids.onboarding_id).await?;
+    let saga_events = log::published_saga_events(&stack, ids.onboarding_id).await?;
     assert_eq!(
-        log::by_entity(&story),
+        log::by_entity(&saga_events),
         events_undone(STEPS.len(), &["SiteCreated", "SiteActivated", "SiteDecommissioned"])
     );
-    assert_eq!(log::gaps(&story), [""; 0]);
+    assert_eq!(log::gaps(&saga_events), [""; 0]);
     assert_eq!(residue(&stack, ids).await?, []);
 
     let again = stack.call(Call::delete(&path)).await?;
@@ -297,13 +301,13 @@ async fn a_live_site_is_decommissioned() -> Result<()> {
 #[tokio::test]
 async fn sites_are_listed_page_by_page() -> Result<()> {
     let stack = Stack::connect().await?;
-    let mut wanted = Vec::new();
+    let mut expected = Vec::new();
     for what in ["first", "second", "third"] {
         let ids = weather_site(&stack, &format!("{what} of a list"), GOOD_CARD).await?;
-        stack.site_active(ids.site_id).await?;
-        wanted.push(json!(ids.site_id));
+        stack.wait_until_active(ids.site_id).await?;
+        expected.push(json!(ids.site_id));
     }
-    let mut seen = Vec::new();
+    let mut listed = Vec::new();
     let mut path = "/sites?status=ACTIVE&limit=2".to_owned();
     loop {
         let page = stack.call(Call::get(&path)).await?;
@@ -312,15 +316,15 @@ async fn sites_are_listed_page_by_page() -> Result<()> {
         assert!(sites.len() <= 2, "{page}");
         for site in sites {
             assert_eq!(site["status"], "ACTIVE");
-            seen.push(site["siteId"].clone());
+            listed.push(site["siteId"].clone());
         }
         match page.body["next"].as_str() {
             Some(next) => path = format!("/sites?status=ACTIVE&limit=2&next={next}"),
             None => break,
         }
     }
-    for site in wanted {
-        assert_eq!(seen.iter().filter(|seen| **seen == site).count(), 1, "{site} in {seen:?}");
+    for site in expected {
+        assert_eq!(listed.iter().filter(|it| **it == site).count(), 1, "{site} in {listed:?}");
     }
     Ok(())
 }

@@ -15,17 +15,17 @@ use tests::{
     Stack,
     api::Call,
     capture::{Capture, correlation, event_id},
+    data_logger::send,
     log,
-    logger::send,
     readings::{Bucket, gzip},
     sites::{FORWARD, GOOD_CARD, Ids, registration},
-    wait::{Look, PATIENCE, until},
+    wait::{Poll, TIMEOUT, until},
 };
 use uuid::Uuid;
 
 const MINUTE: i64 = 60_000;
 
-/// A site in service with its sensors, which are in the register.
+/// An active site whose sensors are registered with telemetry.
 struct Site {
     ids: Ids,
     sensors: Vec<SensorId>,
@@ -33,7 +33,7 @@ struct Site {
 
 impl Site {
     /// Onboards a site with a sensor for each metric. The first sensor has these limits.
-    async fn with(
+    async fn with_limits(
         stack: &Stack,
         what: &str,
         metrics: &[Metric],
@@ -46,15 +46,15 @@ impl Site {
             registration["sensors"][0][*name] = json!(limit);
         }
         let ids = stack.register(&Uuid::new_v4().to_string(), &registration).await?;
-        stack.site_active(ids.site_id).await?;
+        stack.wait_until_active(ids.site_id).await?;
         let sensors = stack.sensors(ids.site_id).await?;
         let sensors: Vec<_> = sensors.iter().map(|sensor| sensor.sensor_id).collect();
-        stack.sensors_known(sensors.iter().copied()).await?;
+        stack.wait_for_sensors(sensors.iter().copied()).await?;
         Ok(Self { ids, sensors })
     }
 
     async fn new(stack: &Stack, what: &str) -> Result<Self> {
-        Self::with(stack, what, &[Metric::AirTemperature], &[]).await
+        Self::with_limits(stack, what, &[Metric::AirTemperature], &[]).await
     }
 
     fn key(&self) -> String {
@@ -68,11 +68,15 @@ impl Site {
         Ok(Bundle { bundle_id: id.parse()?, site_id: self.ids.site_id, series })
     }
 
-    /// Waits until the first sensor has that many samples, and returns all of them.
+    /// Waits until the first sensor has at least `count` samples, and returns all of them.
     async fn samples(&self, stack: &Stack, count: usize) -> Result<Vec<Sample>> {
-        until(&format!("{count} samples"), PATIENCE, async || {
+        until(&format!("{count} samples"), TIMEOUT, async || {
             let samples = stack.samples(self.sensors[0], "limit=10000").await?;
-            Ok(if samples.len() >= count { Look::Found(samples) } else { Look::Saw(samples.len()) })
+            Ok(if samples.len() >= count {
+                Poll::Ready(samples)
+            } else {
+                Poll::Pending(samples.len())
+            })
         })
         .await
     }
@@ -92,23 +96,24 @@ fn samples_of(bundles: &[&Bundle]) -> Vec<Sample> {
 async fn a_bundle_is_returned_bit_for_bit_and_stored_once() -> Result<()> {
     let stack = Stack::connect().await?;
     let site = Site::new(&stack, "once").await?;
-    // Decimals that a careless parser gets wrong in the last bit, and the limits of the range.
-    let odd = [31.245_270_191_439_438, 121.487_919_511_619_45, -0.0, 5e-324, f64::MAX, 1.0 / 3.0];
-    let first = site.bundle("first", "2016-01-01T00:00:00Z", &odd)?;
+    // Decimals whose last bit depends on correct rounding, and the limits of the range.
+    let values =
+        [31.245_270_191_439_438, 121.487_919_511_619_45, -0.0, 5e-324, f64::MAX, 1.0 / 3.0];
+    let first = site.bundle("first", "2016-01-01T00:00:00Z", &values)?;
     let second = site.bundle("second", "2016-01-01T01:00:00Z", &[1.0, 2.0])?;
-    let answer = stack.call(Call::post_readings(serde_json::to_vec(&first)?)).await?;
-    assert_eq!(answer.status, 202, "{answer}");
-    assert_eq!(answer.body, json!({ "accepted": 1, "bundles": ["first"] }));
-    site.samples(&stack, odd.len()).await?;
+    let response = stack.call(Call::post_readings(serde_json::to_vec(&first)?)).await?;
+    assert_eq!(response.status, 202, "{response}");
+    assert_eq!(response.body, json!({ "accepted": 1, "bundles": ["first"] }));
+    site.samples(&stack, values.len()).await?;
     let rows = stack.series_rows(site.sensors[0]).await?;
 
     // Alone, and in a list with another bundle.
     send(&stack, &[&first]).await?;
     let list = serde_json::to_vec(&[&first, &second])?;
-    let answer = stack.call(Call::post_readings(list)).await?;
-    assert_eq!(answer.status, 202, "{answer}");
-    assert_eq!(answer.body, json!({ "accepted": 2, "bundles": ["first", "second"] }));
-    let samples = site.samples(&stack, odd.len() + 2).await?;
+    let response = stack.call(Call::post_readings(list)).await?;
+    assert_eq!(response.status, 202, "{response}");
+    assert_eq!(response.body, json!({ "accepted": 2, "bundles": ["first", "second"] }));
+    let samples = site.samples(&stack, values.len() + 2).await?;
 
     let bits = |samples: &[Sample]| -> Vec<_> {
         samples.iter().map(|Sample(at, value)| (*at, value.to_bits())).collect()
@@ -116,10 +121,10 @@ async fn a_bundle_is_returned_bit_for_bit_and_stored_once() -> Result<()> {
     assert_eq!(bits(&samples), bits(&samples_of(&[&first, &second])));
     let after = stack.series_rows(site.sensors[0]).await?;
     assert_eq!(after.len(), 2);
-    assert_eq!(after[0], rows[0], "what was repeated is not written again");
-    let answer = stack.readings(site.sensors[0], "").await?;
-    assert_eq!(answer.body["sensorId"], json!(site.sensors[0]));
-    assert_eq!(answer.body["unit"], "Cel");
+    assert_eq!(after[0], rows[0], "the repeated bundle was written again");
+    let response = stack.readings(site.sensors[0], "").await?;
+    assert_eq!(response.body["sensorId"], json!(site.sensors[0]));
+    assert_eq!(response.body["unit"], "Cel");
     Ok(())
 }
 
@@ -130,7 +135,7 @@ async fn invalid_bundles_are_refused_and_not_stored() -> Result<()> {
     let good = serde_json::to_value(site.bundle("good", "2016-01-01T00:00:00Z", &[1.0, 2.0])?)?;
     let with = |pointer: &str, value: Value| {
         let mut bundle = good.clone();
-        *bundle.pointer_mut(pointer).expect("a field of the bundle") = value;
+        *bundle.pointer_mut(pointer).expect("the bundle has this field") = value;
         bundle
     };
     let mut unknown_field = good.clone();
@@ -152,15 +157,15 @@ async fn invalid_bundles_are_refused_and_not_stored() -> Result<()> {
         (with(sample, json!([ahead, 1])).to_string(), "series[0].samples[1]"),
         (unknown_field.to_string(), "quality"),
         (twice_the_sensor.to_string(), "series[1].sensorId"),
-        // One invalid bundle causes the valid one beside it to be refused.
+        // One invalid bundle causes the valid one in the same list to be refused.
         (json!([good, with("/bundleId", json!(""))]).to_string(), "[1].bundleId"),
         (json!([good, good]).to_string(), "[1].bundleId"),
     ];
     for (body, field) in bodies {
-        let answer = stack.call(Call::post_readings(body.clone())).await?;
-        assert_eq!(answer.status, 400, "{body}: {answer}");
-        assert_eq!(answer.header("content-type"), "application/problem+json", "{answer}");
-        assert_eq!(answer.fields(), [field], "{body}: {answer}");
+        let response = stack.call(Call::post_readings(body.clone())).await?;
+        assert_eq!(response.status, 400, "{body}: {response}");
+        assert_eq!(response.header("content-type"), "application/problem+json", "{response}");
+        assert_eq!(response.fields(), [field], "{body}: {response}");
     }
 
     let many: Vec<_> =
@@ -168,15 +173,15 @@ async fn invalid_bundles_are_refused_and_not_stored() -> Result<()> {
     let start = "2016-01-01T00:00:00Z".parse()?;
     let mut large = site.bundle("large", "2016-01-01T00:00:00Z", &[])?;
     large.series[0].samples = minutes(start, &vec![0.123_456_789; 30_000]);
-    for (what, body, told) in [
+    for (what, body, advice) in [
         ("501 bundles", serde_json::to_vec(&many)?, "500"),
         ("a bundle of more than 1 MiB", serde_json::to_vec(&large)?, "fewer minutes"),
         ("a body of more than 4 MiB", vec![b' '; 4 * 1024 * 1024 + 1], "several"),
     ] {
-        let answer = stack.call(Call::post_readings(body)).await?;
-        assert_eq!(answer.status, 413, "{what}: {answer}");
-        let detail = answer.body["detail"].as_str().unwrap_or_default();
-        assert!(detail.contains(told), "{what}: how to split is not told: {answer}");
+        let response = stack.call(Call::post_readings(body)).await?;
+        assert_eq!(response.status, 413, "{what}: {response}");
+        let detail = response.body["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains(advice), "{what}: no advice on how to split: {response}");
     }
 
     // This bundle is processed after everything that was put on the stream before it.
@@ -211,19 +216,19 @@ async fn readings_are_returned_page_by_page() -> Result<()> {
     assert_eq!(stack.samples(sensor, between).await?, all[10..50]);
 
     let page = stack.readings(sensor, "limit=7").await?;
-    let token = page.body["next"].as_str().context("a next page")?.to_owned();
+    let token = page.body["next"].as_str().context("no next page")?.to_owned();
     // A letter in the middle, because none of its bits is padding.
-    let (before, behind) = token.split_at(token.len() / 2);
-    let other = if behind.starts_with('A') { 'B' } else { 'A' };
-    let tampered = format!("{before}{other}{}", &behind[1..]);
+    let (before, after) = token.split_at(token.len() / 2);
+    let replacement = if after.starts_with('A') { 'B' } else { 'A' };
+    let tampered = format!("{before}{replacement}{}", &after[1..]);
     for query in [
         format!("limit=7&next={tampered}"),
         format!("limit=7&order=desc&next={token}"),
         format!("limit=7&from=2016-01-01T00:00:00Z&next={token}"),
         "limit=7&next=abc".to_owned(),
     ] {
-        let answer = stack.readings(sensor, &query).await?;
-        assert_eq!((answer.status, answer.fields()), (400, vec!["query next"]), "{query}");
+        let response = stack.readings(sensor, &query).await?;
+        assert_eq!((response.status, response.fields()), (400, vec!["query next"]), "{query}");
     }
     for (query, field) in [
         ("limit=0", "query limit"),
@@ -234,13 +239,14 @@ async fn readings_are_returned_page_by_page() -> Result<()> {
         ("aggregate=week", "query aggregate"),
         ("page=2", "query page"),
     ] {
-        let answer = stack.readings(sensor, query).await?;
-        assert_eq!((answer.status, answer.fields()), (400, vec![field]), "{query}: {answer}");
+        let response = stack.readings(sensor, query).await?;
+        assert_eq!((response.status, response.fields()), (400, vec![field]), "{query}: {response}");
     }
-    let nobody = SensorId::of(OnboardingId::of(SiteId::registered("", "nobody's")), 0);
-    assert_eq!(stack.readings(nobody, "").await?.status, 404);
-    let answer = stack.call(Call::get("/sensors/thermometer/readings")).await?;
-    assert_eq!((answer.status, answer.fields()), (400, vec!["path sensorId"]), "{answer}");
+    let unknown =
+        SensorId::from_onboarding(OnboardingId::from_site(SiteId::registered("", "unknown")), 0);
+    assert_eq!(stack.readings(unknown, "").await?.status, 404);
+    let response = stack.call(Call::get("/sensors/thermometer/readings")).await?;
+    assert_eq!((response.status, response.fields()), (400, vec!["path sensorId"]), "{response}");
     Ok(())
 }
 
@@ -293,21 +299,21 @@ async fn invalid_records_are_quarantined_with_their_payload_and_the_rest_is_stor
     no_schema["series"][0]["samples"][0][1] = json!("warm");
     let mut unknown = other("unknown")?;
     unknown.series[0].sensor_id =
-        SensorId::of(OnboardingId::of(SiteId::registered("", "nobody's")), 0);
+        SensorId::from_onboarding(OnboardingId::from_site(SiteId::registered("", "unknown")), 0);
     let mut foreign = other("foreign")?;
     foreign.series[0].sensor_id = neighbour.sensors[0];
     let mut ahead = other("ahead")?;
     ahead.series[0].samples[0].0 = Timestamp::now().plus_millis(60 * MINUTE);
     let mut changed = plain.clone();
     changed.series[0].samples[1].1 = 2.5;
-    let mut torn = gzip(&serde_json::to_vec(&other("torn")?)?)?;
-    torn.truncate(torn.len() / 2);
+    let mut truncated = gzip(&serde_json::to_vec(&other("truncated")?)?)?;
+    truncated.truncate(truncated.len() / 2);
     let json = |bundle: &Bundle| serde_json::to_vec(bundle);
     let poison = [
         ("InvalidInput", "gzip", b"no JSON \xff".to_vec()),
         ("InvalidInput", "series[0].samples[0][1]", no_schema.to_string().into_bytes()),
         ("InvalidInput", "ahead of our clock", json(&ahead)?),
-        ("InvalidInput", "gzip", torn),
+        ("InvalidInput", "gzip", truncated),
         (
             "InvalidInput",
             "siteId",
@@ -325,44 +331,51 @@ async fn invalid_records_are_quarantined_with_their_payload_and_the_rest_is_stor
 
     let samples = site.samples(&stack, 4).await?;
     assert_eq!(samples, samples_of(&[&plain, &packed]));
-    let quarantined = stack.quarantined(&site.key(), poison.len()).await?;
+    let quarantined = stack.wait_for_quarantined(&site.key(), poison.len()).await?;
     assert_eq!(quarantined.len(), poison.len());
     for ((error, reason, data), position) in poison.iter().zip(&put) {
         let record = quarantined.iter().find(|record| record.position() == *position);
         let record = record.with_context(|| format!("{error} at {position:?}"))?;
         let failure = &record.failure;
-        failure.stands("OPEN", 1, 0)?;
+        failure.assert_state("OPEN", 1, 0)?;
         assert_eq!(failure.error.name, *error, "{failure}");
-        assert!(failure.error.message.contains(reason), "{reason} is not told: {failure}");
+        assert!(
+            failure.error.message.contains(reason),
+            "the error does not contain {reason:?}: {failure}"
+        );
         assert_eq!(failure.site_id, Some(site.key()), "{failure}");
-        assert_eq!(record.payload()?, *data, "whole: {record:?}");
+        assert_eq!(record.payload()?, *data, "incomplete payload: {record:?}");
     }
-    assert_eq!(stack.samples(neighbour.sensors[0], "").await?, [], "nothing of the neighbour's");
+    assert_eq!(
+        stack.samples(neighbour.sensors[0], "").await?,
+        [],
+        "a record of the neighbour was stored"
+    );
     Ok(())
 }
 
 /// Returns the alerts of a site from the bus, as type and data, in the order of their sequence.
 fn alerts(captured: &[Value], site: &Site) -> Vec<(String, Value)> {
-    let of_site = site.ids.onboarding_id.to_string();
+    let onboarding = site.ids.onboarding_id.to_string();
     let kinds = [ReadingBreachedThreshold::TYPE, ReadingBackToNormal::TYPE];
     let mut alerts: Vec<_> = captured
         .iter()
-        .filter(|event| correlation(event) == of_site)
+        .filter(|event| correlation(event) == onboarding)
         .filter(|event| kinds.contains(&event["detail-type"].as_str().unwrap_or_default()))
         .collect();
     alerts.sort_by_key(|event| event["detail"]["metadata"]["sequence"].as_u64());
-    let told = |event: &Value| {
+    let type_and_data = |event: &Value| {
         let kind = event["detail-type"].as_str().unwrap_or_default();
         (kind.to_owned(), event["detail"]["data"].clone())
     };
-    alerts.into_iter().map(told).collect()
+    alerts.into_iter().map(type_and_data).collect()
 }
 
 #[tokio::test]
 async fn a_breach_and_its_end_are_each_published_once() -> Result<()> {
     let stack = Stack::connect().await?;
     let limits = [("min", -15.0), ("max", 30.0)];
-    let site = Site::with(&stack, "breach", &[Metric::AirTemperature], &limits).await?;
+    let site = Site::with_limits(&stack, "breach", &[Metric::AirTemperature], &limits).await?;
     let capture = Capture::start(&stack).await?;
     let bundles = [
         site.bundle("1", "2016-01-01T00:00:00Z", &[20.0, 30.0, 30.5, 31.0])?,
@@ -370,8 +383,8 @@ async fn a_breach_and_its_end_are_each_published_once() -> Result<()> {
         site.bundle("3", "2016-01-01T00:08:00Z", &[-15.5, 31.0, 10.0])?,
     ];
     // Each is sent twice, the first one again after all others.
-    for place in [0, 1, 1, 2, 2, 0] {
-        send(&stack, &[&bundles[place]]).await?;
+    for index in [0, 1, 1, 2, 2, 0] {
+        send(&stack, &[&bundles[index]]).await?;
     }
     let breached = |value: f64, at: &str, limit: &str, threshold: f64| {
         let data = json!({
@@ -395,28 +408,29 @@ async fn a_breach_and_its_end_are_each_published_once() -> Result<()> {
         back(10.0, "2016-01-01T00:10:00.000Z", "2016-01-01T00:09:00.000Z"),
     ];
     let enough = |events: &[Value]| alerts(events, &site).len() >= expected.len();
-    let mut captured = capture.take_until(&stack, PATIENCE, enough).await?;
+    let mut captured = capture.take_until(&stack, TIMEOUT, enough).await?;
     // A duplicate would arrive during this time.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     captured.extend(capture.take(&stack).await?);
     capture.stop(&stack).await?;
     assert_eq!(alerts(&captured, &site), expected);
-    let of_site = site.ids.onboarding_id.to_string();
-    let ours: Vec<_> = captured.iter().filter(|event| correlation(event) == of_site).collect();
-    let distinct: BTreeSet<_> = ours.iter().map(|event| event_id(event)).collect();
-    assert_eq!(distinct.len(), ours.len(), "each was delivered once");
+    let onboarding = site.ids.onboarding_id.to_string();
+    let site_events: Vec<_> =
+        captured.iter().filter(|event| correlation(event) == onboarding).collect();
+    let distinct: BTreeSet<_> = site_events.iter().map(|event| event_id(event)).collect();
+    assert_eq!(distinct.len(), site_events.len(), "an event was delivered twice");
 
-    let story = log::published_story(&stack, site.ids.onboarding_id).await?;
-    assert_eq!(log::gaps(&story), [""; 0]);
+    let saga_events = log::published_saga_events(&stack, site.ids.onboarding_id).await?;
+    assert_eq!(log::gaps(&saga_events), [""; 0]);
     let (breach, back) = (ReadingBreachedThreshold::TYPE, ReadingBackToNormal::TYPE);
-    let told = vec!["AlertingConfigured", breach, back, breach, breach, back];
-    assert_eq!(log::by_entity(&story).get("alerting"), Some(&told));
+    let expected = vec!["AlertingConfigured", breach, back, breach, breach, back];
+    assert_eq!(log::by_entity(&saga_events).get("alerting"), Some(&expected));
     Ok(())
 }
 
-/// Waits until the register has the sensor as retired and the cached entry of the active sensor has expired.
-async fn retired(stack: &Stack, sensor: SensorId) -> Result<()> {
-    until("the sensor to be retired in the register", PATIENCE, async || {
+/// Waits until the sensor is marked as retired in the register, and the cached entry of the active sensor has expired.
+async fn wait_until_retired(stack: &Stack, sensor: SensorId) -> Result<()> {
+    until("the sensor to be retired in the register", TIMEOUT, async || {
         let row = stack
             .dynamodb()
             .get_item()
@@ -427,7 +441,7 @@ async fn retired(stack: &Stack, sensor: SensorId) -> Result<()> {
             .send()
             .await?;
         let retired = row.item().is_some_and(|row| row.contains_key("retiredAt"));
-        Ok(if retired { Look::Found(()) } else { Look::Saw(format!("{row:?}")) })
+        Ok(if retired { Poll::Ready(()) } else { Poll::Pending(format!("{row:?}")) })
     })
     .await?;
     // An active sensor is cached for two seconds on the local stack.
@@ -440,38 +454,42 @@ async fn readings_of_a_decommissioned_site_are_quarantined_and_raise_no_alert() 
     let stack = Stack::connect().await?;
     let limits = [("max", 30.0)];
     let metrics = [Metric::AirTemperature];
-    let site = Site::with(&stack, "retired", &metrics, &limits).await?;
-    let live = Site::with(&stack, "still in service", &metrics, &limits).await?;
+    let site = Site::with_limits(&stack, "retired", &metrics, &limits).await?;
+    let live = Site::with_limits(&stack, "still in service", &metrics, &limits).await?;
     let before = site.bundle("before", "2016-01-01T00:00:00Z", &[20.0])?;
     send(&stack, &[&before]).await?;
     site.samples(&stack, 1).await?;
 
-    let answer = stack.call(Call::delete(format!("/sites/{}", site.ids.site_id))).await?;
-    assert_eq!(answer.status, 202, "{answer}");
+    let response = stack.call(Call::delete(format!("/sites/{}", site.ids.site_id))).await?;
+    assert_eq!(response.status, 202, "{response}");
     let undone = FORWARD.map(|step| (step, "UNDONE"));
-    stack.site_as(site.ids.site_id, "DECOMMISSIONED", &undone).await?;
-    retired(&stack, site.sensors[0]).await?;
+    stack.wait_for_site(site.ids.site_id, "DECOMMISSIONED", &undone).await?;
+    wait_until_retired(&stack, site.sensors[0]).await?;
 
     let capture = Capture::start(&stack).await?;
     let after = site.bundle("after", "2016-01-01T00:01:00Z", &[40.0])?;
     send(&stack, &[&after]).await?;
-    // A live site's reading with the same value is sent after it. Once its alert is published, the first
-    // reading was processed.
+    // Then a reading of a live site with the same value is sent. When its alert is published, the first reading has
+    // been processed.
     send(&stack, &[&live.bundle("live", "2016-01-01T00:01:00Z", &[40.0])?]).await?;
-    let told = |events: &[Value]| !alerts(events, &live).is_empty();
-    let captured = capture.take_until(&stack, PATIENCE, told).await?;
+    let has_alert = |events: &[Value]| !alerts(events, &live).is_empty();
+    let captured = capture.take_until(&stack, TIMEOUT, has_alert).await?;
     capture.stop(&stack).await?;
     assert_eq!(alerts(&captured, &live).len(), 1);
     assert_eq!(alerts(&captured, &site), []);
 
-    let quarantined = stack.quarantined(&site.key(), 1).await?;
+    let quarantined = stack.wait_for_quarantined(&site.key(), 1).await?;
     assert_eq!(quarantined.len(), 1);
     assert_eq!(quarantined[0].failure.error.name, "RetiredSensor", "{quarantined:?}");
     assert_eq!(serde_json::from_slice::<Bundle>(&quarantined[0].payload()?)?, after);
     let samples = stack.samples(site.sensors[0], "").await?;
-    assert_eq!(samples, samples_of(&[&before]), "its history is still there");
-    let story = log::published_story(&stack, site.ids.onboarding_id).await?;
-    let told = vec!["AlertingConfigured", "AlertingRemoved"];
-    assert_eq!(log::by_entity(&story).get("alerting"), Some(&told));
+    assert_eq!(
+        samples,
+        samples_of(&[&before]),
+        "the samples before the decommissioning must remain"
+    );
+    let saga_events = log::published_saga_events(&stack, site.ids.onboarding_id).await?;
+    let expected = vec!["AlertingConfigured", "AlertingRemoved"];
+    assert_eq!(log::by_entity(&saga_events).get("alerting"), Some(&expected));
     Ok(())
 }

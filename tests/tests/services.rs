@@ -1,5 +1,5 @@
-//! Tests one stack per service: a service is deployed and rolled back while the others work. Run by `make
-//! services-test`.
+//! Tests the deployment with one stack per service: a service is deployed and rolled back while the others work. Run by
+//! `make services-test`.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use tests::{
     Stack,
     readings::gzip,
     sites::{GOOD_CARD, registration},
-    wait::{Look, until},
+    wait::{Poll, until},
 };
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -35,12 +35,12 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Returns the live version of each function.
 fn versions(stack: &Stack) -> Result<BTreeMap<String, String>> {
     let status = stack.fieldctl(&["status", "--json"])?.document()?;
-    let functions = status["functions"].as_array().context("the functions")?;
+    let functions = status["functions"].as_array().context("the status has no functions")?;
     let version = |it: &serde_json::Value| {
         Some((it["name"].as_str()?.to_owned(), it["version"].as_str()?.to_owned()))
     };
     let versions: BTreeMap<_, _> = functions.iter().filter_map(version).collect();
-    ensure!(versions.len() == functions.len(), "{functions:?}");
+    ensure!(versions.len() == functions.len(), "a function has no version: {functions:?}");
     Ok(versions)
 }
 
@@ -50,55 +50,59 @@ fn binaries(service: &str) -> Result<Vec<PathBuf>> {
     let binaries = folders.map(|folder| Ok(folder?.path().join("bootstrap")));
     let mut binaries = binaries.collect::<Result<Vec<_>>>()?;
     binaries.retain(|binary| binary.is_file());
-    ensure!(!binaries.is_empty(), "{service} was not built: run `make services-test`");
+    ensure!(!binaries.is_empty(), "{service} is not built; run `make services-test`");
     Ok(binaries)
 }
 
-/// Deploys the build of a service with these parameters in addition to the common ones, and returns the
-/// duration.
+/// Deploys the build of a service with these parameters and the common ones. Returns the duration.
 async fn deploy(service: &str, parameters: &str) -> Result<Duration> {
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut command = Command::new(root().join(".venv/bin/python"));
     let script = root().join("tools/deploy/services.py");
     command.arg(script).args(["deploy", "--built", "local", service]);
-    let of_all = env::var("FIELDSTATION_PARAMETERS").context("set by `make services-test`")?;
-    command.env("FIELDSTATION_PARAMETERS", format!("{of_all} {parameters}"));
-    let ended = tokio::task::spawn_blocking(move || command.output()).await??;
-    ensure!(ended.status.success(), "{service}: {}", String::from_utf8_lossy(&ended.stderr));
-    Ok(begun.elapsed())
+    let common = env::var("FIELDSTATION_PARAMETERS")
+        .context("FIELDSTATION_PARAMETERS is not set; run `make services-test`")?;
+    command.env("FIELDSTATION_PARAMETERS", format!("{common} {parameters}"));
+    let output = tokio::task::spawn_blocking(move || command.output()).await??;
+    ensure!(
+        output.status.success(),
+        "deployment of {service} failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(started.elapsed())
 }
 
-/// A site in service that sends bundles continuously.
+/// An active site that sends bundles continuously.
 struct Sender {
     site: SiteId,
     sensor: SensorId,
-    begin: Timestamp,
+    first_at: Timestamp,
     stop: AtomicBool,
     sent: AtomicU32,
 }
 
 impl Sender {
-    async fn begin(stack: &Stack) -> Result<Self> {
+    async fn onboard(stack: &Stack) -> Result<Self> {
         let name = format!("sends during deployments {}", Uuid::new_v4().simple());
         let ids = stack
             .register(&Uuid::new_v4().to_string(), &registration(&name, &[METRIC], GOOD_CARD))
             .await?;
-        stack.site_active(ids.site_id).await?;
+        stack.wait_until_active(ids.site_id).await?;
         let sensor = stack.sensors(ids.site_id).await?[0].sensor_id;
-        stack.sensors_known([sensor]).await?;
+        stack.wait_for_sensors([sensor]).await?;
         // Far enough in the past that no sample is in the future.
-        let begin = Timestamp::from_millis(Timestamp::now().millis() - 10 * 3_600_000);
+        let first_at = Timestamp::from_millis(Timestamp::now().millis() - 10 * 3_600_000);
         Ok(Self {
             site: ids.site_id,
             sensor,
-            begin,
+            first_at,
             stop: AtomicBool::new(false),
             sent: AtomicU32::new(0),
         })
     }
 
     fn sample(&self, number: u32) -> Sample {
-        Sample(self.begin.plus_millis(i64::from(number) * 1_000), f64::from(number % 40))
+        Sample(self.first_at.plus_millis(i64::from(number) * 1_000), f64::from(number % 40))
     }
 
     async fn run(&self, stack: &Stack) -> Result<()> {
@@ -120,10 +124,10 @@ impl Sender {
     /// Waits until every bundle is stored, and checks that each is stored once with the samples that were sent.
     async fn assert_stored(&self, stack: &Stack) -> Result<u32> {
         let sent = self.sent.load(Ordering::Relaxed);
-        let all = usize::try_from(sent)?;
-        until("all bundles are stored", Duration::from_mins(2), async || {
+        let expected_rows = usize::try_from(sent)?;
+        until("all bundles to be stored", Duration::from_mins(2), async || {
             let rows = stack.series_rows(self.sensor).await?.len();
-            Ok(if rows >= all { Look::Found(rows) } else { Look::Saw(rows) })
+            Ok(if rows >= expected_rows { Poll::Ready(rows) } else { Poll::Pending(rows) })
         })
         .await?;
         let stored = stack.samples(self.sensor, "limit=10000&order=asc").await?;
@@ -133,27 +137,26 @@ impl Sender {
     }
 }
 
-/// Starts the onboardings evenly over that time and waits for all of them.
-async fn onboard(stack: &Stack, over: Duration) -> Result<()> {
+/// Starts the onboardings evenly over `duration`, and waits until all sites are active.
+async fn onboard_sites(stack: &Stack, duration: Duration) -> Result<()> {
     stack.deliver(&[METRIC], u32::try_from(ONBOARDINGS)?).await?;
-    let pause = over / u32::try_from(ONBOARDINGS)?;
+    let pause = duration / u32::try_from(ONBOARDINGS)?;
     let sites = (0..ONBOARDINGS).map(|number| async move {
         sleep(pause * u32::try_from(number)?).await;
         let name = format!("onboarded during a deployment {}", Uuid::new_v4().simple());
         let registration = registration(&name, &[METRIC], GOOD_CARD);
         let ids = stack.register(&Uuid::new_v4().to_string(), &registration).await?;
-        stack.site_active(ids.site_id).await
+        stack.wait_until_active(ids.site_id).await
     });
     try_join_all(sites).await.map(drop)
 }
 
-/// Deploys a service while sites are onboarded, and checks that no function of another service gets a new
-/// version.
+/// Deploys a service while sites are onboarded. Checks that only the functions of this service get a new version.
 async fn deploy_under_load(stack: &Stack, service: &str, what: &str) -> Result<()> {
     let before = versions(stack)?;
-    let (took, onboarded) =
-        tokio::join!(deploy(service, ""), onboard(stack, Duration::from_secs(15)));
-    let took = took?;
+    let (duration, onboarded) =
+        tokio::join!(deploy(service, ""), onboard_sites(stack, Duration::from_secs(15)));
+    let duration = duration?;
     onboarded?;
     let own: Vec<String> = binaries(service)?
         .iter()
@@ -164,13 +167,13 @@ async fn deploy_under_load(stack: &Stack, service: &str, what: &str) -> Result<(
         let changed = before.get(&function) != Some(&version);
         ensure!(
             changed == own.contains(&function),
-            "{function}, of which version {:?} was live, has {version} after {service} was deployed",
+            "after the deployment of {service}, {function} has version {version}; before: {:?}",
             before.get(&function)
         );
     }
     terminal::print(format_args!(
-        "{service}, {what}: deployed in {:.0} s; {ONBOARDINGS} sites onboarded meanwhile; versions of other services unchanged",
-        took.as_secs_f64()
+        "{service}, {what}: deployed in {:.0} s; {ONBOARDINGS} sites were onboarded meanwhile; the other services have the same versions",
+        duration.as_secs_f64()
     ));
     Ok(())
 }
@@ -178,30 +181,29 @@ async fn deploy_under_load(stack: &Stack, service: &str, what: &str) -> Result<(
 /// Checks that a changed parameter creates a new version of the functions that it configures, and of no others.
 async fn change_a_parameter(stack: &Stack) -> Result<()> {
     let before = versions(stack)?;
-    let took = deploy("onboarding", "SagaBudgetSeconds=1000").await?;
+    let duration = deploy("onboarding", "SagaBudgetSeconds=1000").await?;
     let mut after = versions(stack)?;
     after.retain(|function, version| before.get(function) != Some(version));
     ensure!(after.keys().eq(["CheckSagas"]), "new versions: {after:?}");
     terminal::print(format_args!(
-        "onboarding, with another SagaBudgetSeconds: deployed in {:.0} s; a new version of check-sagas alone",
-        took.as_secs_f64()
+        "onboarding, with another SagaBudgetSeconds: deployed in {:.0} s; only check-sagas has a new version",
+        duration.as_secs_f64()
     ));
     Ok(())
 }
 
 #[tokio::test]
-#[ignore = "needs a local stack with one stack per service: make services-test"]
+#[ignore = "needs a local stack with one stack per service; run by `make services-test`"]
 async fn a_service_is_deployed_and_rolled_back_while_the_others_work() -> Result<()> {
     let stack = Stack::connect().await?;
     stack.deliver(&[METRIC], 1).await?;
-    let sender = Sender::begin(&stack).await?;
+    let sender = Sender::onboard(&stack).await?;
     let deployments = async {
         for service in ["billing", "telemetry"] {
             let binaries = binaries(service)?;
             let before = binaries.iter().map(fs::read).collect::<Result<Vec<_>, _>>()?;
             for (binary, content) in binaries.iter().zip(&before) {
-                // This counts as a new build: a byte after the end of the program does not change its
-                // behaviour.
+                // A byte after the end of the program makes it a new build with the same behaviour.
                 fs::write(binary, [content.as_slice(), b"\0"].concat())?;
             }
             let new = deploy_under_load(&stack, service, "new version").await;
@@ -223,7 +225,7 @@ async fn a_service_is_deployed_and_rolled_back_while_the_others_work() -> Result
     deployed?;
     sent?;
     let sent = sender.assert_stored(&stack).await?;
-    terminal::print(format_args!("{sent} bundles sent meanwhile; each is stored once"));
+    terminal::print(format_args!("{sent} bundles were sent meanwhile; each is stored once"));
     let failures = stack.fieldctl(&["failures", "list", "--json"])?.documents()?;
     ensure!(failures.is_empty(), "{failures:?}");
     Ok(())

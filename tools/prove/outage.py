@@ -16,7 +16,7 @@ def deferrals(environment, onboarding, since):
     """Returns how often the function has sent an onboarding's command back to its queue since a time (epoch seconds)."""
     group = f"/aws/lambda/{environment.name}/{FUNCTION}"
     pages = environment.client("logs").get_paginator("filter_log_events").paginate(
-        logGroupName=group, startTime=int((since - MAX_CLOCK_SKEW) * 1000), filterPattern='"tried again later"')
+        logGroupName=group, startTime=int((since - MAX_CLOCK_SKEW) * 1000), filterPattern='"command deferred"')
     return sum(onboarding in event["message"] for page in pages for event in page["events"])
 
 

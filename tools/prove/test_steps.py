@@ -355,7 +355,7 @@ class Waiting(Case):
 class Outages(Case):
     def env(self, deferred, dropped=(), dead=()):
         env = Fake()
-        lines = [{"message": "tried again later onboarding-1"}] * deferred + [{"message": "tried again later onboarding-2"}]
+        lines = [{"message": "command deferred onboarding-1"}] * deferred + [{"message": "command deferred onboarding-2"}]
         env.pages("logs", filter_log_events=[{"events": lines}])
         env.live_version = lambda function: "7"
         env.clients["lambda"].get_function_configuration.return_value = {

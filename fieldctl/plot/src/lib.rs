@@ -34,15 +34,15 @@ pub struct Plot<'a> {
 }
 
 /// Returns the index of a fraction (0 to 1) in `whole` positions.
-fn place(part: f64, whole: usize) -> usize {
+fn position(part: f64, whole: usize) -> usize {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_precision_loss,
         clippy::cast_sign_loss,
         reason = "some hundred dots at most"
     )]
-    let place = (part.clamp(0.0, 1.0) * whole as f64) as usize;
-    place.min(whole - 1)
+    let position = (part.clamp(0.0, 1.0) * whole as f64) as usize;
+    position.min(whole - 1)
 }
 
 /// The dots of the plot, which are printed as Braille patterns.
@@ -72,7 +72,7 @@ impl Plot<'_> {
     fn across(&self, at: Timestamp, whole: usize) -> usize {
         #[expect(clippy::cast_precision_loss, reason = "milliseconds of some years")]
         let part = (at.millis() - self.from.millis()) as f64 / self.millis() as f64;
-        place(part, whole)
+        position(part, whole)
     }
 
     /// Returns the label of a tick: the time of day, or the date if the period is longer than two days.
@@ -103,7 +103,7 @@ impl fmt::Display for Plot<'_> {
         let range = self.range();
         let down = |value: f64| {
             let part = (range.end() - value) / (range.end() - range.start());
-            place(part, DOTS_DOWN)
+            position(part, DOTS_DOWN)
         };
         let mut canvas = Canvas([[false; DOTS_ACROSS]; DOTS_DOWN]);
         for (_, limit) in &self.limits {
@@ -133,12 +133,12 @@ impl fmt::Display for Plot<'_> {
             writeln!(f, "{}", line.trim_end())?;
         }
         if !self.limits.is_empty() {
-            let mut beyond = [' '; COLUMNS];
+            let mut breached = [' '; COLUMNS];
             for (from, to) in &self.breaches {
                 let (from, to) = (self.across(*from, COLUMNS), self.across(*to, COLUMNS));
-                beyond[from..=to.max(from)].fill('▀');
+                breached[from..=to.max(from)].fill('▀');
             }
-            let line = format!("{:>9} │{}", "breached", String::from_iter(beyond));
+            let line = format!("{:>9} │{}", "breached", String::from_iter(breached));
             writeln!(f, "{}", line.trim_end())?;
         }
         let axis = format!("┴{}", "─".repeat(TICK_COLUMNS - 1)).repeat(TICKS);

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use clap::{Args, Subcommand, ValueEnum};
 use contracts::{SiteId, Timestamp};
 use ledger::{
-    Concerns, Discard, ErrorInfo, FailureId, FailureRow, Ledger, PayloadFile, ReplayState, Status,
-    Summary, files::Content,
+    AffectedIds, DiscardResult, ErrorInfo, FailureId, FailureRow, FailureSummary, Ledger,
+    PayloadFile, ReplayState, Status, files::Content,
 };
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
@@ -17,12 +17,12 @@ use crate::{
     advice::{Advice, advice},
     decode::decode,
     error::{CliError, Exit},
-    names::{Names, is_claim},
+    failure_pager::{FailureFilter, FailurePager, STATUSES, kind_name},
+    names::{SiteNames, is_claimed},
     output::{Screen, Tone},
-    render::{Table, age, ago, mask, plain, sentence, short},
+    render::{Table, age, ago, cause_message, mask_secrets, plain, short},
     stack::Stack,
-    trace::of_status,
-    walk::{Filter, STATUSES, Walk, kind},
+    trace::status_tone,
 };
 
 /// Commands for failures.
@@ -32,7 +32,7 @@ pub enum Failures {
     List {
         /// The selected failures.
         #[command(flatten)]
-        filter: Filter,
+        filter: FailureFilter,
         /// Only failures with this status.
         #[arg(long, default_value = "open", ignore_case = true)]
         status: StatusName,
@@ -41,7 +41,7 @@ pub enum Failures {
     Groups {
         /// The selected failures.
         #[command(flatten)]
-        filter: Filter,
+        filter: FailureFilter,
         /// Only failures with this status.
         #[arg(long, default_value = "open", ignore_case = true)]
         status: StatusName,
@@ -54,13 +54,13 @@ pub enum Failures {
         #[arg(long)]
         raw: bool,
     },
-    /// Sends failed work again to where it failed. Without --yes it only shows what it would do.
+    /// Sends failed work back to where it failed. Without --yes it only shows what it would do.
     Replay(Box<replay::Options>),
     /// Marks failures as discarded. Without --yes it only shows what it would do.
     Discard {
         /// The selected failures.
         #[command(flatten)]
-        which: Which,
+        selection: Selection,
         /// The reason.
         #[arg(long)]
         note: String,
@@ -72,13 +72,13 @@ pub enum Failures {
 
 /// The selection of open failures.
 #[derive(Args, Clone, Debug)]
-pub struct Which {
+pub struct Selection {
     /// The ids of failures, or the first digits of them.
     #[arg(value_name = "ID")]
     ids: Vec<String>,
     /// The filters that the failures must match.
     #[command(flatten)]
-    filter: Filter,
+    filter: FailureFilter,
     /// All open failures.
     #[arg(long)]
     all: bool,
@@ -118,16 +118,18 @@ impl Failures {
             }
             Self::Show { id, raw } => show(stack, screen, &id, raw).await,
             Self::Replay(options) => Box::pin(replay::run(stack, screen, *options)).await,
-            Self::Discard { which, note, yes } => discard(stack, screen, which, &note, yes).await,
+            Self::Discard { selection, note, yes } => {
+                discard(stack, screen, selection, &note, yes).await
+            }
         }
     }
 }
 
-/// Reports that no failure was found, and which failures were searched. A name that does not exist is an error.
-async fn none(
+/// Prints which failures were searched if none was found. A name in the filter that does not exist is an error.
+async fn report_none(
     stack: &Stack,
     screen: &mut Screen,
-    filter: &Filter,
+    filter: &FailureFilter,
     statuses: &[Status],
 ) -> Result<Exit, CliError> {
     filter.check(stack).await?;
@@ -140,13 +142,13 @@ async fn none(
 async fn list(
     stack: &Stack,
     screen: &mut Screen,
-    mut filter: Filter,
+    mut filter: FailureFilter,
     statuses: &[Status],
 ) -> Result<Exit, CliError> {
     filter.resolve(stack).await?;
-    let mut walk = Walk::new(stack.ledger(), statuses, filter.clone());
-    let (mut table, mut names, mut count) = (table(), Names::new(stack), 0);
-    while let Some(page) = walk.next().await? {
+    let mut pager = FailurePager::new(stack.ledger(), statuses, filter.clone());
+    let (mut table, mut names, mut count) = (table(), SiteNames::new(stack), 0);
+    while let Some(page) = pager.next().await? {
         count += page.len();
         if screen.json {
             page.iter().try_for_each(|row| screen.entry(row))?;
@@ -155,19 +157,28 @@ async fn list(
         }
     }
     if count == 0 {
-        return none(stack, screen, &filter, statuses).await;
+        return report_none(stack, screen, &filter, statuses).await;
     }
     if !screen.json {
-        screen.line(&counted(count))?;
+        screen.line(&count_text(count))?;
     }
     Ok(Exit::Done)
 }
 
-fn counted(count: usize) -> String {
+fn count_text(count: usize) -> String {
     match count {
         0 => "No failure".to_owned(),
         1 => "1 failure".to_owned(),
         count => format!("{count} failures"),
+    }
+}
+
+/// Returns the last line of a command's preview: what the command would do with `--yes`.
+fn preview_text(count: usize, action: &str) -> String {
+    let count_text = count_text(count);
+    match count {
+        0 => format!("{count_text} would be {action}."),
+        _ => format!("{count_text} would be {action}. Add --yes to do it."),
     }
 }
 
@@ -178,21 +189,21 @@ fn table() -> Table {
 async fn print(
     screen: &mut Screen,
     table: &mut Table,
-    names: &mut Names<'_>,
-    page: &[Summary],
+    names: &mut SiteNames<'_>,
+    page: &[FailureSummary],
 ) -> Result<(), CliError> {
     let mut rows = Vec::with_capacity(page.len());
     for row in page {
         let tone = if row.status == Status::Open { Tone::Bad } else { Tone::Plain };
         rows.push(vec![
             plain(short(&row.id)),
-            plain(names.whom(&row.source, &row.concerns).await),
+            plain(names.site_or_sender(&row.source, &row.affected_ids).await),
             plain(row.source.clone()),
-            plain(kind(row.kind)),
+            plain(kind_name(row.kind)),
             plain(row.attempts.to_string()),
             (age(screen.now, row.last_at), Tone::Faint),
-            (row.status.name().to_owned(), of_status(row.status.name())),
-            (format!("{}: {}", row.error.name, sentence(&row.error.message)), tone),
+            (row.status.name().to_owned(), status_tone(row.status.name())),
+            (format!("{}: {}", row.error.name, cause_message(&row.error.message)), tone),
         ]);
     }
     table.page(screen, &rows)
@@ -214,7 +225,7 @@ struct Group {
     id: FailureId,
     /// The site, sensor and sender of the newest failure.
     #[serde(flatten)]
-    concerns: Concerns,
+    affected_ids: AffectedIds,
     /// The sites of all failures.
     #[serde(serialize_with = "length")]
     sites: BTreeSet<SiteId>,
@@ -226,7 +237,7 @@ fn length<S: Serializer>(sites: &BTreeSet<SiteId>, serializer: S) -> Result<S::O
 }
 
 impl Group {
-    fn new(row: Summary, name: String) -> Self {
+    fn new(row: FailureSummary, name: String) -> Self {
         Self {
             advice: advice(&row, &format!("--group {name}")),
             name,
@@ -237,7 +248,7 @@ impl Group {
             first_at: row.first_at,
             last_at: row.last_at,
             id: row.id,
-            concerns: row.concerns,
+            affected_ids: row.affected_ids,
             sites: BTreeSet::new(),
         }
     }
@@ -246,15 +257,15 @@ impl Group {
 async fn groups(
     stack: &Stack,
     screen: &mut Screen,
-    mut filter: Filter,
+    mut filter: FailureFilter,
     statuses: &[Status],
 ) -> Result<Exit, CliError> {
     filter.resolve(stack).await?;
-    let mut walk = Walk::new(stack.ledger(), statuses, filter.clone());
+    let mut pager = FailurePager::new(stack.ledger(), statuses, filter.clone());
     let mut groups = BTreeMap::<String, Group>::new();
-    while let Some(page) = walk.next().await? {
+    while let Some(page) = pager.next().await? {
         for row in page {
-            let (first, last, site) = (row.first_at, row.last_at, row.concerns.site_id);
+            let (first, last, site) = (row.first_at, row.last_at, row.affected_ids.site_id);
             let id = row.group();
             let group = groups.entry(id.clone()).or_insert_with(|| Group::new(row, id));
             group.count += 1;
@@ -264,7 +275,7 @@ async fn groups(
         }
     }
     if groups.is_empty() {
-        return none(stack, screen, &filter, statuses).await;
+        return report_none(stack, screen, &filter, statuses).await;
     }
     let mut groups: Vec<_> = groups.into_values().collect();
     groups.sort_by_key(|group| std::cmp::Reverse((group.count, group.last_at)));
@@ -272,28 +283,28 @@ async fn groups(
         groups.iter().try_for_each(|group| screen.entry(group))?;
         return Ok(Exit::Done);
     }
-    let (now, mut names, mut rows) = (screen.now, Names::new(stack), Vec::new());
+    let (now, mut names, mut rows) = (screen.now, SiteNames::new(stack), Vec::new());
     for group in &groups {
-        let whom = match group.sites.len() {
-            0 | 1 => names.whom(&group.source, &group.concerns).await,
+        let site = match group.sites.len() {
+            0 | 1 => names.site_or_sender(&group.source, &group.affected_ids).await,
             sites => format!("{sites} sites"),
         };
         rows.push(vec![
             (group.name.clone(), Tone::Strong),
             plain(group.count.to_string()),
-            plain(whom),
+            plain(site),
             plain(group.source.clone()),
             (group.error.name.clone(), Tone::Bad),
             (age(now, group.first_at), Tone::Faint),
             (age(now, group.last_at), Tone::Faint),
             plain(short(&group.id)),
-            plain(sentence(&group.error.message)),
+            plain(cause_message(&group.error.message)),
         ]);
     }
     let titles =
         ["GROUP", "COUNT", "SITE", "SOURCE", "ERROR", "FIRST", "LAST", "NEWEST", "MESSAGE"];
     Table::new(titles).page(screen, &rows)?;
-    screen.line(&counted(groups.iter().map(|group| group.count).sum()))?;
+    screen.line(&count_text(groups.iter().map(|group| group.count).sum()))?;
     for group in &groups {
         screen.line("")?;
         screen.field("group", Tone::Strong, &group.name)?;
@@ -315,16 +326,16 @@ async fn find(ledger: &Ledger, id: &str) -> Result<FailureId, CliError> {
         return Ok(id);
     }
     if id.len() < 4 || !id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-') {
-        return Err(CliError::usage(format!("{id:?} is no failure's id"))
-            .advise("give a UUID or its first digits, as `fieldctl failures list` shows them"));
+        return Err(CliError::usage(format!("{id:?} is not a failure id"))
+            .advise("use the id or its first digits (at least four), as `fieldctl failures list` shows them"));
     }
     let mut found = None;
-    let mut walk = Walk::new(ledger.clone(), &STATUSES, Filter::default());
-    while let Some(page) = walk.next().await? {
+    let mut pager = FailurePager::new(ledger.clone(), &STATUSES, FailureFilter::default());
+    while let Some(page) = pager.next().await? {
         for row in page.iter().filter(|row| row.id.to_string().starts_with(&id)) {
             if found.is_some_and(|found| found != row.id) {
-                return Err(CliError::usage(format!("more than one failure begins with {id}"))
-                    .advise("give more digits, as --json shows them"));
+                return Err(CliError::usage(format!("more than one failure id begins with {id}"))
+                    .advise("use more digits; --json prints the whole ids"));
             }
             found = Some(row.id);
         }
@@ -364,16 +375,16 @@ async fn show(stack: &Stack, screen: &mut Screen, id: &str, raw: bool) -> Result
     let mut decoded = Vec::new();
     if !raw {
         decoded = decode(&mut payload);
-        mask(&mut payload);
+        mask_secrets(&mut payload);
     }
-    let summary = Summary::from(row.clone());
+    let summary = FailureSummary::from(row.clone());
     let advice = advice(&summary, &row.id.to_string());
-    let concerns = summary.concerns.clone();
+    let affected_ids = summary.affected_ids.clone();
     // In the table they are part of the error. Here they are shown separately.
-    row.error.concerns = None;
+    row.error.affected_ids = None;
     if screen.json {
         let mut document = json!(row);
-        for (name, value) in json!(concerns).as_object().into_iter().flatten() {
+        for (name, value) in json!(affected_ids).as_object().into_iter().flatten() {
             document[name] = value.clone();
         }
         document["group"] = json!(summary.group());
@@ -386,12 +397,12 @@ async fn show(stack: &Stack, screen: &mut Screen, id: &str, raw: bool) -> Result
     let times = |count: u32, at: Timestamp| format!("{count}, the last {}", ago(screen.now, at));
     let attempts = times(row.attempts, row.last_at);
     screen.field("failure", Tone::Strong, &row.id.to_string())?;
-    screen.field("status", of_status(row.status.name()), row.status.name())?;
+    screen.field("status", status_tone(row.status.name()), row.status.name())?;
     screen.field("source", Tone::Plain, &row.source)?;
-    screen.field("kind", Tone::Plain, &kind(row.kind))?;
+    screen.field("kind", Tone::Plain, &kind_name(row.kind))?;
     screen.field("error", Tone::Bad, &row.error.name)?;
-    screen.field("message", Tone::Plain, &sentence(&row.error.message))?;
-    show_concerns(stack, screen, &row.source, &concerns).await?;
+    screen.field("message", Tone::Plain, &cause_message(&row.error.message))?;
+    show_affected(stack, screen, &row.source, &affected_ids).await?;
     screen.field("attempts", Tone::Plain, &attempts)?;
     screen.field("first", Tone::Plain, &row.first_at.to_string())?;
     screen.field("last", Tone::Plain, &row.last_at.to_string())?;
@@ -409,11 +420,11 @@ async fn show(stack: &Stack, screen: &mut Screen, id: &str, raw: bool) -> Result
     if let Some(replay) = &row.replay {
         let by = replay.by.as_deref().unwrap_or("unknown");
         let at = ago(screen.now, replay.at);
-        let (tone, told) = match replay.state {
+        let (tone, state) = match replay.state {
             ReplayState::Ended => (Tone::Plain, ""),
-            ReplayState::Sending => (Tone::Warn, ", which has not told its end: in doubt"),
+            ReplayState::Sending => (Tone::Warn, ", not finished: in doubt"),
         };
-        let text = format!("{}, the last {at} by {by}{told}", row.replays);
+        let text = format!("{}, the last {at} by {by}{state}", row.replays);
         screen.field("replays", tone, &text)?;
     }
     if row.status == Status::Open {
@@ -428,26 +439,26 @@ async fn show(stack: &Stack, screen: &mut Screen, id: &str, raw: bool) -> Result
 }
 
 /// Prints the site, the sensor and the sender.
-async fn show_concerns(
+async fn show_affected(
     stack: &Stack,
     screen: &mut Screen,
     source: &str,
-    concerns: &Concerns,
+    affected_ids: &AffectedIds,
 ) -> Result<(), CliError> {
-    let mut names = Names::new(stack);
-    let claim = is_claim(source, concerns);
-    if let Some(site) = concerns.site_id {
-        let name = names.of(site).await;
-        let text = if claim { format!("{name}, as the sender claims") } else { name };
+    let mut names = SiteNames::new(stack);
+    let is_claimed = is_claimed(source, affected_ids);
+    if let Some(site) = affected_ids.site_id {
+        let name = names.of_site(site).await;
+        let text = if is_claimed { format!("{name}, as the sender claims") } else { name };
         screen.field("site", Tone::Strong, &text)?;
         screen.field("siteId", Tone::Plain, &site.to_string())?;
     }
-    if let Some(sender) = &concerns.sender {
+    if let Some(sender) = &affected_ids.sender {
         screen.field("sender", Tone::Strong, &format!("partition key {sender}"))?;
     }
-    if let Some(sensor) = concerns.sensor_id {
-        let at = match concerns.sensor_site_id {
-            Some(site) => format!("registered at {} ({site})", names.of(site).await),
+    if let Some(sensor) = affected_ids.sensor_id {
+        let at = match affected_ids.sensor_site_id {
+            Some(site) => format!("registered at {} ({site})", names.of_site(site).await),
             None => "not in the register".to_owned(),
         };
         screen.field("sensorId", Tone::Plain, &format!("{sensor}, {at}"))?;
@@ -455,17 +466,18 @@ async fn show_concerns(
     Ok(())
 }
 
-/// Returns the ids that were given on the command line, or none if the failures were chosen by a filter.
-async fn chosen(ledger: &Ledger, which: &Which) -> Result<Vec<FailureId>, CliError> {
-    let filtered = which.all || !which.filter.is_empty();
-    match (which.ids.is_empty(), filtered) {
-        (true, false) => Err(CliError::usage("which failures?").advise(
-            "give ids, or --group, --site, --source, --kind, --since, --correlation, or --all",
+/// Returns the ids on the command line, or none if a filter selects the failures.
+async fn selected_ids(ledger: &Ledger, selection: &Selection) -> Result<Vec<FailureId>, CliError> {
+    let filtered = selection.all || !selection.filter.is_empty();
+    match (selection.ids.is_empty(), filtered) {
+        (true, false) => Err(CliError::usage("no failures are selected").advise(
+            "use ids, --group, --site, --source, --kind, --since, --correlation, or --all",
         )),
-        (false, true) => Err(CliError::usage("give either ids or filters")),
+        (false, true) => Err(CliError::usage("ids and filters can't be combined")
+            .advise("use either ids or filters")),
         _ => {
             let mut ids = Vec::new();
-            for id in &which.ids {
+            for id in &selection.ids {
                 let id = find(ledger, id).await?;
                 if !ids.contains(&id) {
                     ids.push(id);
@@ -476,30 +488,30 @@ async fn chosen(ledger: &Ledger, which: &Which) -> Result<Vec<FailureId>, CliErr
     }
 }
 
-/// The chosen open failures, read page by page.
+/// The selected failures, read page by page.
 #[derive(Debug)]
-enum Chosen {
-    Ids { ledger: Ledger, left: Vec<FailureId> },
-    Filtered(Walk),
+enum SelectedFailures {
+    Ids { ledger: Ledger, remaining: Vec<FailureId> },
+    Filtered(FailurePager),
 }
 
-impl Chosen {
-    async fn new(ledger: Ledger, which: &Which) -> Result<Self, CliError> {
-        let left = chosen(&ledger, which).await?;
-        Ok(if left.is_empty() {
-            Self::Filtered(Walk::new(ledger, &[Status::Open], which.filter.clone()))
+impl SelectedFailures {
+    async fn new(ledger: Ledger, selection: &Selection) -> Result<Self, CliError> {
+        let remaining = selected_ids(&ledger, selection).await?;
+        Ok(if remaining.is_empty() {
+            Self::Filtered(FailurePager::new(ledger, &[Status::Open], selection.filter.clone()))
         } else {
-            Self::Ids { ledger, left }
+            Self::Ids { ledger, remaining }
         })
     }
 
-    async fn next(&mut self) -> Result<Option<Vec<Summary>>, CliError> {
+    async fn next(&mut self) -> Result<Option<Vec<FailureSummary>>, CliError> {
         match self {
-            Self::Filtered(walk) => walk.next().await,
-            Self::Ids { left, .. } if left.is_empty() => Ok(None),
-            Self::Ids { ledger, left } => {
+            Self::Filtered(pager) => pager.next().await,
+            Self::Ids { remaining, .. } if remaining.is_empty() => Ok(None),
+            Self::Ids { ledger, remaining } => {
                 let mut rows = Vec::new();
-                for id in left.drain(..) {
+                for id in remaining.drain(..) {
                     let row = ledger.get(id).await?.ok_or_else(|| unknown(&id))?;
                     rows.push(row.into());
                 }
@@ -520,16 +532,16 @@ impl Chosen {
 async fn discard(
     stack: &Stack,
     screen: &mut Screen,
-    mut which: Which,
+    mut selection: Selection,
     note: &str,
     yes: bool,
 ) -> Result<Exit, CliError> {
     let ledger = stack.ledger();
-    which.filter.resolve(stack).await?;
-    let mut chosen = Chosen::new(ledger.clone(), &which).await?;
+    selection.filter.resolve(stack).await?;
+    let mut selected = SelectedFailures::new(ledger.clone(), &selection).await?;
     if !yes {
-        let (mut table, mut names, mut count) = (table(), Names::new(stack), 0);
-        while let Some(page) = chosen.next().await? {
+        let (mut table, mut names, mut count) = (table(), SiteNames::new(stack), 0);
+        while let Some(page) = selected.next().await? {
             count += page.len();
             if screen.json {
                 page.iter().try_for_each(|row| screen.entry(row))?;
@@ -538,42 +550,41 @@ async fn discard(
             }
         }
         if count == 0 {
-            return none(stack, screen, &which.filter, &[Status::Open]).await;
+            return report_none(stack, screen, &selection.filter, &[Status::Open]).await;
         }
         if !screen.json {
-            let count = counted(count);
-            screen.line(&format!("{count} would be discarded; --yes does it."))?;
+            screen.line(&preview_text(count, "discarded"))?;
         }
         return Ok(Exit::Done);
     }
     let (mut discarded, mut skipped) = (0, BTreeMap::<&str, u32>::new());
-    while let Some(page) = chosen.next().await? {
+    while let Some(page) = selected.next().await? {
         for row in page {
             match ledger.discard(row.id, note).await? {
-                Discard::Discarded => discarded += 1,
-                Discard::NotOpen(status) => *skipped.entry(status.name()).or_default() += 1,
-                Discard::Unknown => *skipped.entry("gone").or_default() += 1,
+                DiscardResult::Discarded => discarded += 1,
+                DiscardResult::NotOpen(status) => *skipped.entry(status.name()).or_default() += 1,
+                DiscardResult::NotFound => *skipped.entry("does not exist").or_default() += 1,
             }
         }
     }
     if discarded == 0 && skipped.is_empty() {
-        which.filter.check(stack).await?;
+        selection.filter.check(stack).await?;
     }
     if screen.json {
         screen.document(&json!({ "discarded": discarded, "skipped": skipped }))?;
     } else {
-        screen.line(&format!("{discarded} discarded{}", skips(&skipped)))?;
+        screen.line(&format!("{discarded} discarded{}", skipped_text(&skipped)))?;
     }
     Ok(Exit::Done)
 }
 
-/// Returns `, 3 skipped: 2 x, 1 y`, or an empty text.
-fn skips<K: AsRef<str>>(skipped: &BTreeMap<K, u32>) -> String {
+/// Returns `, 3 skipped (2 x; 1 y)`, or an empty text.
+fn skipped_text<K: AsRef<str>>(skipped: &BTreeMap<K, u32>) -> String {
     let all: u32 = skipped.values().sum();
     if all == 0 {
         return String::new();
     }
     let each: Vec<_> =
-        skipped.iter().map(|(why, count)| format!("{count} {}", why.as_ref())).collect();
+        skipped.iter().map(|(reason, count)| format!("{count} {}", reason.as_ref())).collect();
     format!(", {all} skipped ({})", each.join("; "))
 }

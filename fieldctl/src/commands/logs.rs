@@ -12,24 +12,24 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::{
-    commands::LOOK,
+    commands::POLL_INTERVAL,
     error::{CliError, Exit, aws},
     output::{Screen, Text, Tone},
-    render::{instant, mask, wrap},
+    render::{mask_secrets, parse_time, wrap},
     resolve,
     stack::Stack,
 };
 
 /// The maximum number of concurrent searches of log groups.
-const AT_ONCE: usize = 4;
+const MAX_CONCURRENT_SEARCHES: usize = 4;
 
 /// The maximum delay between writing a line and its arrival in CloudWatch Logs.
-const LATE: Duration = Duration::from_secs(10);
+const MAX_DELAY: Duration = Duration::from_secs(10);
 
 /// The prefixes of lines that Lambda writes for each invocation. They are not shown.
 const PLATFORM_LINES: [&str; 4] = ["START ", "END ", "REPORT ", "INIT_START "];
 
-/// Shows the logs of the functions and state machines, in the order of time.
+/// Shows the logs of the functions and state machines in chronological order.
 #[derive(Args, Debug)]
 pub struct Logs {
     /// Only lines about this site: its id, its onboarding's id, the first digits of one of them, or its name.
@@ -41,7 +41,7 @@ pub struct Logs {
     #[arg(long)]
     errors: bool,
     /// Only lines since this time: RFC 3339, or an age such as 15m.
-    #[arg(long, value_parser = instant, default_value = "1h")]
+    #[arg(long, value_parser = parse_time, default_value = "1h")]
     since: Timestamp,
     /// The maximum number of lines. The newest are shown.
     #[arg(long, default_value_t = 200)]
@@ -56,7 +56,7 @@ pub struct Logs {
 
 /// A log line.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Line {
+pub struct LogLine {
     /// When it was written.
     pub at: Timestamp,
     /// The function, or the other resource to which the log group belongs.
@@ -70,10 +70,10 @@ pub struct Line {
     pub fields: Map<String, Value>,
 }
 
-impl Line {
+impl LogLine {
     /// Parses a line of CloudWatch Logs. Returns `None` for metrics, and for lines that Lambda writes for each
     /// invocation.
-    fn of(function: &str, at: Timestamp, text: &str) -> Option<Self> {
+    fn parse(function: &str, at: Timestamp, text: &str) -> Option<Self> {
         let text = text.trim_end();
         let line = |level: &str, message: &str, fields| {
             let (function, level, message) =
@@ -81,8 +81,8 @@ impl Line {
             Some(Self { at, function, level, message, fields })
         };
         let Ok(Value::Object(mut fields)) = serde_json::from_str::<Value>(text) else {
-            let is_noise = PLATFORM_LINES.iter().any(|start| text.starts_with(start));
-            return if is_noise { None } else { line("PLATFORM", text, Map::new()) };
+            let is_platform_line = PLATFORM_LINES.iter().any(|start| text.starts_with(start));
+            return if is_platform_line { None } else { line("PLATFORM", text, Map::new()) };
         };
         if fields.contains_key("_aws") {
             return None;
@@ -94,7 +94,7 @@ impl Line {
             fields.extend(span.into_iter().filter(|(name, _)| name != "name"));
         }
         let mut fields = Value::Object(fields);
-        mask(&mut fields);
+        mask_secrets(&mut fields);
         let Value::Object(fields) = fields else { return None };
         line(
             level.as_ref().and_then(Value::as_str).unwrap_or("INFO"),
@@ -117,7 +117,7 @@ impl Line {
 }
 
 /// The log groups to read, and which lines.
-struct Source {
+struct LogSearch {
     client: Client,
     /// The names of the functions, each with its log group.
     groups: Vec<(String, String)>,
@@ -132,24 +132,24 @@ impl Logs {
         let ids = match &self.site {
             None => Vec::new(),
             Some(site) => {
-                let subject = resolve::subject(stack, site).await?;
-                vec![subject.onboarding.to_string(), subject.site.to_string()]
+                let found = resolve::site_onboarding(stack, site).await?;
+                vec![found.onboarding.to_string(), found.site.to_string()]
             }
         };
         let client = Client::new(stack.config());
-        let source = Source {
+        let search = LogSearch {
             groups: groups(&client, stack, &self.function).await?,
             client,
             ids,
             errors: self.errors,
         };
         let mut seen = HashSet::new();
-        let mut lines = source.read(self.since, &mut seen).await?;
+        let mut lines = search.read(self.since, &mut seen).await?;
         let hidden = lines.len().saturating_sub(self.limit);
         lines.drain(..hidden);
         if hidden > 0 && !screen.json {
             let text = format!(
-                "{hidden} older lines are not shown; --limit {} shows them.",
+                "{hidden} older lines are not shown. Use --limit {} to show them.",
                 hidden + self.limit
             );
             screen.line(screen.paint(Tone::Faint, &text))?;
@@ -157,7 +157,7 @@ impl Logs {
         show(screen, &lines)?;
         if !self.follow {
             if lines.is_empty() && !screen.json {
-                screen.line(&self.nothing(source.groups.len()))?;
+                screen.line(&self.nothing_found(search.groups.len()))?;
             }
             return Ok(Exit::Done);
         }
@@ -166,21 +166,21 @@ impl Logs {
         while ends.is_none_or(|ends| tokio::time::Instant::now() < ends) {
             screen.flush()?;
             tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
                 interrupted = tokio::signal::ctrl_c() => {
                     interrupted?;
                     break;
                 }
             }
-            let late = i64::try_from(LATE.as_millis()).unwrap_or(i64::MAX);
+            let late = i64::try_from(MAX_DELAY.as_millis()).unwrap_or(i64::MAX);
             let since = Timestamp::now().plus_millis(-late).max(self.since);
-            show(screen, &source.read(since, &mut seen).await?)?;
+            show(screen, &search.read(since, &mut seen).await?)?;
         }
         Ok(Exit::Done)
     }
 
     /// Describes what was searched if nothing was found.
-    fn nothing(&self, groups: usize) -> String {
+    fn nothing_found(&self, groups: usize) -> String {
         let what = if self.errors { "warnings or errors" } else { "lines" };
         let about = self.site.as_ref().map(|site| format!(" about {site}")).unwrap_or_default();
         format!("There are no {what}{about} since {} in {groups} log groups.", self.since)
@@ -207,32 +207,37 @@ async fn groups(
     groups.sort();
     if groups.is_empty() {
         let stack = stack.name();
-        return Err(CliError::not_found(format!("the environment {stack} has no log groups")));
+        return Err(CliError::not_found(format!("the environment {stack} has no log groups"))
+            .advise("check that it is deployed: fieldctl status"));
     }
     for function in functions {
-        if !groups.iter().any(|(name, _)| is_same(name, function)) {
+        if !groups.iter().any(|(name, _)| is_function_name(name, function)) {
             let names: Vec<_> = groups.iter().map(|(name, _)| name.as_str()).collect();
-            return Err(CliError::not_found(format!("there is no function {function:?}"))
-                .advise(format!("the log groups are of {}", names.join(", "))));
+            return Err(CliError::not_found(format!(
+                "there is no log group of a function {function:?}"
+            ))
+            .advise(format!("the log groups are those of {}", names.join(", "))));
         }
     }
-    groups.retain(|(name, _)| functions.is_empty() || functions.iter().any(|it| is_same(name, it)));
+    groups.retain(|(name, _)| {
+        functions.is_empty() || functions.iter().any(|it| is_function_name(name, it))
+    });
     Ok(groups)
 }
 
 /// Returns whether this is the name of the function: `store-readings`, or `StoreReadings` as in the template.
-fn is_same(name: &str, given: &str) -> bool {
+fn is_function_name(name: &str, given: &str) -> bool {
     let plain = |text: &str| text.to_lowercase().replace('-', "");
     plain(name) == plain(given) || plain(name) == plain(given).trim_end_matches("function")
 }
 
-impl Source {
-    /// Returns the lines since that time that were not read before, in the order of time.
+impl LogSearch {
+    /// Returns the lines since that time that were not read before, in chronological order.
     async fn read(
         &self,
         since: Timestamp,
         seen: &mut HashSet<String>,
-    ) -> Result<Vec<Line>, CliError> {
+    ) -> Result<Vec<LogLine>, CliError> {
         // Each id is a search of its own, since not every emulator implements CloudWatch Logs' pattern for "any of
         // these".
         let ids: Vec<_> =
@@ -240,9 +245,9 @@ impl Source {
         let searches = self.groups.iter().flat_map(|group| ids.iter().map(move |id| (group, *id)));
         let found: Vec<(&str, Vec<FilteredLogEvent>)> = stream::iter(searches)
             .map(|((name, group), id)| async move {
-                Ok::<_, CliError>((name.as_str(), self.search(group, id, since).await?))
+                Ok::<_, CliError>((name.as_str(), self.search_group(group, id, since).await?))
             })
-            .buffered(AT_ONCE)
+            .buffered(MAX_CONCURRENT_SEARCHES)
             .try_collect()
             .await?;
         let mut lines = Vec::new();
@@ -255,7 +260,7 @@ impl Source {
                 let about =
                     self.ids.is_empty() || self.ids.iter().any(|id| text.contains(id.as_str()));
                 if about && seen.insert(id) {
-                    lines.extend(Line::of(function, Timestamp::from_millis(at), text));
+                    lines.extend(LogLine::parse(function, Timestamp::from_millis(at), text));
                 }
             }
         }
@@ -264,7 +269,7 @@ impl Source {
         Ok(lines)
     }
 
-    async fn search(
+    async fn search_group(
         &self,
         group: &str,
         id: Option<&String>,
@@ -294,7 +299,7 @@ impl Source {
     }
 }
 
-fn show(screen: &mut Screen, lines: &[Line]) -> Result<(), CliError> {
+fn show(screen: &mut Screen, lines: &[LogLine]) -> Result<(), CliError> {
     const INDENT: usize = 4;
     for line in lines {
         if screen.json {
@@ -320,8 +325,8 @@ fn show(screen: &mut Screen, lines: &[Line]) -> Result<(), CliError> {
 mod tests {
     use super::*;
 
-    fn line(text: &str) -> Option<Line> {
-        Line::of("store-readings", Timestamp::from_millis(0), text)
+    fn line(text: &str) -> Option<LogLine> {
+        LogLine::parse("store-readings", Timestamp::from_millis(0), text)
     }
 
     #[test]
@@ -348,8 +353,8 @@ mod tests {
     #[test]
     fn functions_are_found_by_their_names_in_the_docs_or_in_the_template() {
         for given in ["store-readings", "StoreReadings", "StoreReadingsFunction"] {
-            assert!(is_same("store-readings", given), "{given}");
+            assert!(is_function_name("store-readings", given), "{given}");
         }
-        assert!(!is_same("store-readings", "readings"));
+        assert!(!is_function_name("store-readings", "readings"));
     }
 }

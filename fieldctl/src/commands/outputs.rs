@@ -23,8 +23,11 @@ impl Outputs {
         if let Some(name) = self.name {
             let value = outputs.get(&name).ok_or_else(|| {
                 let names: Vec<_> = outputs.keys().map(String::as_str).collect();
-                CliError::not_found(format!("there is no output {name} of {}", stack.name()))
-                    .advise(format!("there are {}", names.join(", ")))
+                CliError::not_found(format!(
+                    "the environment {} has no output {name}",
+                    stack.name()
+                ))
+                .advise(format!("the outputs are {}", names.join(", ")))
             })?;
             if screen.json { screen.document(value)? } else { screen.line(value)? }
         } else if screen.json {

@@ -10,14 +10,15 @@ use crate::{
     commands::json_file,
     error::{CliError, Exit, unreadable},
     output::{Screen, Tone},
-    render::{Table, instant, plain},
+    render::{Table, parse_time, plain},
     resolve,
     stack::Stack,
 };
 
 /// The maximum number of bundles in one call.
-const MOST_BUNDLES: usize = 500;
-const LARGEST_CALL: usize = 4 << 20;
+const MAX_BUNDLES: usize = 500;
+/// The maximum size of a call's body.
+const MAX_CALL_BYTES: usize = 4 << 20;
 
 /// Commands for readings.
 #[derive(Debug, Subcommand)]
@@ -32,10 +33,10 @@ pub enum Readings {
         /// The sensor: its id, the first digits of it, or SITE/METRIC.
         sensor: String,
         /// Only readings since this time: RFC 3339, or an age such as 2h.
-        #[arg(long, value_parser = instant)]
+        #[arg(long, value_parser = parse_time)]
         from: Option<Timestamp>,
         /// Only readings before this time.
-        #[arg(long, value_parser = instant)]
+        #[arg(long, value_parser = parse_time)]
         to: Option<Timestamp>,
         /// Aggregate the readings by hours or days in UTC.
         #[arg(long)]
@@ -52,10 +53,10 @@ pub enum Readings {
         /// The sensor: its id, the first digits of it, or SITE/METRIC.
         sensor: String,
         /// Only readings since this time: RFC 3339, or an age such as 2h.
-        #[arg(long, value_parser = instant, default_value = "1d")]
+        #[arg(long, value_parser = parse_time, default_value = "1d")]
         from: Timestamp,
         /// Only readings before this time. The default is now.
-        #[arg(long, value_parser = instant)]
+        #[arg(long, value_parser = parse_time)]
         to: Option<Timestamp>,
     },
 }
@@ -76,8 +77,8 @@ impl Readings {
             Self::Send { file } => send(stack, screen, &file).await,
             Self::Get { sensor, from, to, aggregate, newest, limit } => {
                 let sensor = resolve::sensor(stack, &sensor).await?;
-                let wanted = Wanted { sensor, from, to, aggregate, newest };
-                get(stack, screen, wanted, limit).await
+                let request = ReadingsRequest { sensor, from, to, aggregate, newest };
+                get(stack, screen, request, limit).await
             }
             Self::Plot { sensor, from, to } => {
                 let sensor = resolve::sensor(stack, &sensor).await?;
@@ -94,7 +95,7 @@ fn calls(bundles: Vec<Value>) -> Vec<String> {
         let bundle = bundle.to_string();
         match calls.last_mut() {
             Some((count, call))
-                if *count < MOST_BUNDLES && call.len() + bundle.len() + 2 <= LARGEST_CALL =>
+                if *count < MAX_BUNDLES && call.len() + bundle.len() + 2 <= MAX_CALL_BYTES =>
             {
                 *count += 1;
                 *call += ",";
@@ -112,18 +113,18 @@ async fn send(stack: &Stack, screen: &mut Screen, file: &str) -> Result<Exit, Cl
         bundle => vec![bundle],
     };
     if bundles.is_empty() {
-        return Err(CliError::usage(format!("{file} holds no bundle")));
+        return Err(CliError::usage(format!("{file} contains no bundles")));
     }
     let all = bundles.len();
     let mut accepted = 0;
     for call in calls(bundles) {
-        let answer = stack.call(Call::post("/readings", call)).await.map_err(|trouble| {
-            let advice = trouble.advice.clone().unwrap_or_default();
-            trouble.advise(format!(
-                "{accepted} of {all} bundles were accepted before; all again does no harm. {advice}"
+        let response = stack.call(Call::post("/readings", call)).await.map_err(|error| {
+            let advice = error.advice.clone().unwrap_or_default();
+            error.advise(format!(
+                "{accepted} of {all} bundles were accepted before the error. It is safe to send the file again. {advice}"
             ))
         })?;
-        accepted += answer["accepted"].as_u64().unwrap_or_default();
+        accepted += response["accepted"].as_u64().unwrap_or_default();
     }
     if screen.json {
         screen.document(&json!({ "accepted": accepted }))?;
@@ -135,7 +136,7 @@ async fn send(stack: &Stack, screen: &mut Screen, file: &str) -> Result<Exit, Cl
 
 /// The readings to get.
 #[derive(Clone, Copy, Debug)]
-struct Wanted {
+struct ReadingsRequest {
     sensor: SensorId,
     from: Option<Timestamp>,
     to: Option<Timestamp>,
@@ -143,9 +144,9 @@ struct Wanted {
     newest: bool,
 }
 
-impl Wanted {
+impl ReadingsRequest {
     /// Returns the maximum page size of the API.
-    fn largest_page(&self) -> u64 {
+    fn max_page_size(&self) -> u64 {
         if self.aggregate.is_some() { 1_000 } else { 10_000 }
     }
 
@@ -163,7 +164,7 @@ impl Wanted {
             ("to", text(self.to)),
             ("aggregate", aggregate),
             ("order", self.newest.then(|| "desc".to_owned())),
-            ("limit", Some(limit.min(self.largest_page()).to_string())),
+            ("limit", Some(limit.min(self.max_page_size()).to_string())),
             ("next", next),
         ]);
         stack.call(Call::get(format!("/sensors/{}/readings?{query}", self.sensor))).await
@@ -173,20 +174,20 @@ impl Wanted {
 async fn get(
     stack: &Stack,
     screen: &mut Screen,
-    wanted: Wanted,
+    request: ReadingsRequest,
     limit: Option<u64>,
 ) -> Result<Exit, CliError> {
-    let (list, mut table) = match wanted.aggregate {
+    let (list, mut table) = match request.aggregate {
         None => ("samples", Table::new(["TIME", "VALUE"])),
-        Some(_) => ("buckets", Table::new(["START", "COUNT", "LEAST", "MEAN", "GREATEST"])),
+        Some(_) => ("buckets", Table::new(["START", "COUNT", "MIN", "MEAN", "MAX"])),
     };
-    let mut left = limit.unwrap_or(u64::MAX);
+    let mut remaining = limit.unwrap_or(u64::MAX);
     let (mut next, mut is_empty) = (None, true);
-    while left > 0 {
-        let page = wanted.page(stack, left, next).await?;
+    while remaining > 0 {
+        let page = request.page(stack, remaining, next).await?;
         let entries = page[list].as_array().map_or(&[][..], Vec::as_slice);
         is_empty &= entries.is_empty();
-        left = left.saturating_sub(u64::try_from(entries.len()).unwrap_or(u64::MAX));
+        remaining = remaining.saturating_sub(u64::try_from(entries.len()).unwrap_or(u64::MAX));
         if screen.json {
             entries.iter().try_for_each(|entry| screen.entry(entry))?;
         } else {
@@ -200,7 +201,7 @@ async fn get(
         }
     }
     if is_empty && !screen.json {
-        screen.line("There are no readings in that time.")?;
+        screen.line("There are no readings in this period.")?;
     }
     Ok(Exit::Done)
 }
@@ -231,12 +232,13 @@ async fn plot(
 ) -> Result<Exit, CliError> {
     let to = to.unwrap_or(screen.now);
     let (mut samples, mut unit, mut next) = (Vec::<Sample>::new(), String::new(), None);
-    let wanted = Wanted { sensor, from: Some(from), to: Some(to), aggregate: None, newest: false };
+    let request =
+        ReadingsRequest { sensor, from: Some(from), to: Some(to), aggregate: None, newest: false };
     loop {
-        let mut page = wanted.page(stack, wanted.largest_page(), next).await?;
-        let read: Vec<Sample> = serde_json::from_value(page["samples"].take())
-            .map_err(|error| unreadable("the API's answer", &error))?;
-        samples.extend(read);
+        let mut page = request.page(stack, request.max_page_size(), next).await?;
+        let page_samples: Vec<Sample> = serde_json::from_value(page["samples"].take())
+            .map_err(|error| unreadable("the API's response", &error))?;
+        samples.extend(page_samples);
         page["unit"].as_str().unwrap_or_default().clone_into(&mut unit);
         next = page["next"].as_str().map(str::to_owned);
         if next.is_none() {
@@ -246,7 +248,7 @@ async fn plot(
     if screen.json {
         samples.iter().try_for_each(|sample| screen.entry(sample))?;
     } else if samples.is_empty() {
-        screen.line("There are no readings in that time.")?;
+        screen.line("There are no readings in this period.")?;
     } else {
         let title = format!("{sensor}, {unit}, {} readings from {from}", samples.len());
         let plot =

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use contracts::{
-    Event, Failure, OnboardingId, Saga, SiteId, Timestamp, events::SiteCreated, names,
-    saga::TeardownInput,
+    Event, OnboardingFailure, OnboardingId, SagaContext, SiteId, Timestamp, events::SiteCreated,
+    names, saga::TeardownInput,
 };
 use futures_util::TryStreamExt;
 use serde::Deserialize;
@@ -14,17 +14,17 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
-    commands::{LOOK, confirm, sites},
+    commands::{POLL_INTERVAL, confirm, sites},
     error::{CliError, Exit, aws},
-    log::Between,
+    event_log::Period,
     output::{Progress, Screen, Tone},
-    render::{Cell, Table, age, length, mask, plain, span},
+    render::{Cell, Table, age, mask_secrets, parse_duration, plain, span},
     resolve::{self, MIN_PREFIX},
-    saga::{Execution, Failed, MACHINES},
-    sagas::{self, described, ended_badly, listed},
+    saga::{Execution, ExecutionError, STATE_MACHINES},
+    sagas::{self, describe_all, list_executions, unsuccessful_statuses},
     stack::Stack,
     teardown::close_repaired,
-    trace::{of_execution, of_status, show},
+    trace::{execution_entries, print_timeline, status_tone},
 };
 
 /// Commands for sagas.
@@ -38,12 +38,12 @@ pub enum Sagas {
         /// Only those that failed, timed out or were aborted.
         #[arg(long)]
         failed: bool,
-        /// Only those that left something behind: of each onboarding whose last teardown did not succeed, or
-        /// that ended without success and has no teardown, the last execution.
+        /// Only onboardings that are not completely undone: the last teardown did not succeed, or there is none
+        /// although the onboarding ended without success. Lists the last execution of each.
         #[arg(long)]
         incomplete: bool,
         /// The time without an event after which an execution is stuck.
-        #[arg(long, default_value = "15m", value_parser = length)]
+        #[arg(long, default_value = "15m", value_parser = parse_duration)]
         budget: Duration,
         /// The maximum number of executions. Without --stuck and --incomplete it applies to each state machine.
         #[arg(long, default_value_t = 25)]
@@ -54,12 +54,12 @@ pub enum Sagas {
         /// Its name or the first digits of it, its ARN, or a site (its onboarding is shown).
         execution: String,
     },
-    /// Starts a site-teardown for an onboarding that left something behind or stands still, and waits for its end.
+    /// Starts a site-teardown for an onboarding that is stuck or not completely undone, and waits for its end.
     Recover {
         /// The site: its id, its onboarding's id, the first digits of one of them, or its name.
         site: String,
         /// How long to wait for its end; 0s only starts it.
-        #[arg(long, value_name = "LENGTH", default_value = "10m", value_parser = length)]
+        #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
         wait: Duration,
         /// Do not ask for confirmation.
         #[arg(long)]
@@ -77,9 +77,12 @@ impl Sagas {
                 } else if stuck {
                     sagas::stuck(stack, budget, screen.now).await?
                 } else {
-                    let statuses = if failed { ended_badly() } else { vec![None] };
-                    let listed = listed(stack, statuses, limit).await?;
-                    described(stack, listed).try_filter_map(async |it| Ok(it)).try_collect().await?
+                    let statuses = if failed { unsuccessful_statuses() } else { vec![None] };
+                    let listed = list_executions(stack, statuses, limit).await?;
+                    describe_all(stack, listed)
+                        .try_filter_map(async |it| Ok(it))
+                        .try_collect()
+                        .await?
                 };
                 let limit = if stuck || incomplete { limit } else { usize::MAX };
                 list(screen, &found[..found.len().min(limit)])
@@ -90,7 +93,7 @@ impl Sagas {
                 Ok(Exit::Done)
             }
             Self::Recover { site, wait, yes } => {
-                let onboarding = resolve::subject(stack, &site).await?.onboarding;
+                let onboarding = resolve::site_onboarding(stack, &site).await?.onboarding;
                 recover(stack, screen, onboarding, wait, yes).await
             }
         }
@@ -103,30 +106,30 @@ fn list(screen: &mut Screen, found: &[Execution]) -> Result<Exit, CliError> {
         return Ok(Exit::Done);
     }
     if found.is_empty() {
-        screen.line("There are no such executions.")?;
+        screen.line("No executions found.")?;
     }
     let now = screen.now;
     let rows: Vec<_> = found.iter().map(|execution| row(screen, execution, now)).collect();
-    let titles = ["STATUS", "STARTED", "LAST", "SAGA", "STANDS AT, OR ERROR", "NAME"];
+    let titles = ["STATUS", "STARTED", "LAST", "SAGA", "STATE OR ERROR", "NAME"];
     Table::new(titles).page(screen, &rows)?;
     Ok(Exit::Done)
 }
 
 fn row(screen: &Screen, execution: &Execution, now: Timestamp) -> Vec<Cell> {
-    let stands = match (execution.current(), &execution.failure) {
+    let state_or_error = match (execution.current(), &execution.failure) {
         (Some(state), _) if execution.is_running() => {
-            let since = span(now.millis() - state.begun.millis());
+            let since = span(now.millis() - state.entered.millis());
             (format!("{} for {since}", state.name), Tone::Warn)
         }
         (_, Some(failure)) => plain(failure.error.clone()),
         _ => plain(""),
     };
     vec![
-        (execution.status.clone(), of_status(&execution.status)),
+        (execution.status.clone(), status_tone(&execution.status)),
         (age(now, execution.started), Tone::Faint),
         (age(now, execution.last_event), Tone::Faint),
         plain(execution.machine.trim_start_matches("site-")),
-        stands,
+        state_or_error,
         plain(name_in_list(screen, &execution.name)),
     ]
 }
@@ -143,18 +146,18 @@ fn name_in_list(screen: &Screen, name: &str) -> String {
 async fn find(stack: &Stack, named: &str) -> Result<Execution, CliError> {
     let not_found = || {
         CliError::not_found(format!("there is no execution {named}"))
-            .advise("`fieldctl sagas list` lists them; they are kept for 90 days after their end")
+            .advise("`fieldctl sagas list` lists the executions; AWS keeps an execution for 90 days after its end")
     };
     if named.starts_with("arn:") {
         return stack.execution(named).await?.ok_or_else(not_found);
     }
-    for machine in MACHINES {
+    for machine in STATE_MACHINES {
         if let Some(execution) = stack.execution(&stack.execution_arn(machine, named)).await? {
             return Ok(execution);
         }
     }
     if named.len() >= MIN_PREFIX {
-        let all = listed(stack, vec![None], usize::MAX).await?;
+        let all = list_executions(stack, vec![None], usize::MAX).await?;
         let found: Vec<_> = all.iter().filter(|listed| listed.name.starts_with(named)).collect();
         match found.as_slice() {
             [] => {}
@@ -162,14 +165,14 @@ async fn find(stack: &Stack, named: &str) -> Result<Execution, CliError> {
             several => {
                 let error =
                     CliError::usage(format!("{} executions begin with {named}", several.len()))
-                        .advise("give more characters of the name");
+                        .advise("use more characters of the name");
                 let details = several.iter().take(5).map(|listed| listed.name.clone()).collect();
                 return Err(CliError { details, ..error });
             }
         }
     }
-    let onboarding = match resolve::subject(stack, named).await {
-        Ok(subject) => subject.onboarding.to_string(),
+    let onboarding = match resolve::site_onboarding(stack, named).await {
+        Ok(found) => found.onboarding.to_string(),
         Err(error) if error.exit == Exit::NotFound => return Err(not_found()),
         Err(error) => return Err(error),
     };
@@ -179,13 +182,13 @@ async fn find(stack: &Stack, named: &str) -> Result<Execution, CliError> {
 
 fn print(screen: &mut Screen, execution: &Execution) -> Result<(), CliError> {
     let mut input = execution.input.clone();
-    mask(&mut input);
+    mask_secrets(&mut input);
     if screen.json {
         return screen.document(&json!({ "execution": execution, "input": input }));
     }
     screen.field("execution", Tone::Strong, &execution.name)?;
     screen.field("machine", Tone::Plain, &execution.machine)?;
-    screen.field("status", of_status(&execution.status), &execution.status)?;
+    screen.field("status", status_tone(&execution.status), &execution.status)?;
     if let Some(failure) = &execution.failure {
         screen.field("error", Tone::Bad, &failure.error)?;
         screen.field("message", Tone::Plain, &failure.message)?;
@@ -193,7 +196,7 @@ fn print(screen: &mut Screen, execution: &Execution) -> Result<(), CliError> {
     screen.field("arn", Tone::Faint, &execution.arn)?;
     screen.field("input", Tone::Faint, &input.to_string())?;
     screen.line("")?;
-    show(screen, &of_execution(execution))
+    print_timeline(screen, &execution_entries(execution))
 }
 
 /// Returns the input for a teardown of the onboarding. It is read from the onboarding's execution, or from the event
@@ -209,22 +212,22 @@ async fn teardown_input(
     if let Some(execution) = stack.execution(&own).await? {
         let failed = execution.states.iter().find_map(|it| Some((&it.name, it.failure()?)));
         let failure = failed.map(|(step, failure)| {
-            let Failed { error, message } = failure.clone();
-            Failure { step: step.clone(), error, message }
+            let ExecutionError { error, message } = failure.clone();
+            OnboardingFailure { step: step.clone(), error, message }
         });
-        let saga = Saga::deserialize(&execution.input);
+        let saga = SagaContext::deserialize(&execution.input);
         let saga = saga.map_err(|error| invalid("the execution's input", &error))?;
         return Ok(TeardownInput::new(saga, failure));
     }
-    let events = stack.events_of_onboarding(onboarding, Between::default(), usize::MAX).await?;
+    let events = stack.events_of_onboarding(onboarding, Period::default(), usize::MAX).await?;
     let created = events.iter().find(|event| event.kind == SiteCreated::TYPE);
     let created = created.and_then(|event| event.envelope().ok()).ok_or_else(|| {
         CliError::not_found(format!("there is no onboarding {onboarding}"))
-            .advise("`fieldctl sites show <siteId>` tells a site's onboardingId")
+            .advise("`fieldctl sites show <siteId>` shows the onboardingId of a site")
     })?;
     let site = SiteId::deserialize(&created.data["siteId"]);
     let site = site.map_err(|error| invalid("the event SiteCreated", &error))?;
-    let saga = Saga::of_site(site, Some(created.metadata.event_id.uuid()));
+    let saga = SagaContext::for_site(site, Some(created.metadata.event_id.uuid()));
     saga.check_onboarding(onboarding).map_err(|error| invalid("the event SiteCreated", &error))?;
     Ok(TeardownInput::new(saga, None))
 }
@@ -237,16 +240,19 @@ async fn recover(
     yes: bool,
 ) -> Result<Exit, CliError> {
     let mut input = teardown_input(stack, onboarding).await?;
-    let undoable = sites::undoable(stack, input.saga.site_id).await?;
-    if undoable.status == "ONBOARDING" && input.failure.is_none() {
+    let site = sites::undoable_site(stack, input.saga.site_id).await?;
+    if site.status == "ONBOARDING" && input.failure.is_none() {
         // Without a failure, the teardown would treat the site as one that was in service.
-        input.failure = Some(Failure {
+        input.failure = Some(OnboardingFailure {
             step: "Onboarding".to_owned(),
             error: "Recovered".to_owned(),
             message: "The onboarding was undone by the operator.".to_owned(),
         });
     }
-    confirm(&format!("Undo the onboarding of {undoable}? Undos that were done are no-ops."), yes)?;
+    confirm(
+        &format!("Undo the onboarding of {site}? Undo steps that are already done change nothing."),
+        yes,
+    )?;
     let random = &Uuid::new_v4().simple().to_string()[..8];
     let started = stack
         .machines
@@ -263,12 +269,12 @@ async fn recover(
     let progress = Progress::spinner();
     let execution = loop {
         let execution = stack.execution(arn).await?.ok_or_else(not_found)?;
-        if !execution.is_running() || Instant::now() + LOOK > until {
+        if !execution.is_running() || Instant::now() + POLL_INTERVAL > until {
             break execution;
         }
         let state = execution.current().map_or("…", |state| &state.name).to_owned();
         progress.show(&format!("site-teardown: {state}"));
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     };
     progress.clear();
     screen.now = Timestamp::now();
@@ -278,9 +284,10 @@ async fn recover(
             let closed = close_repaired(&stack.ledger(), &[onboarding]).await?;
             if !screen.json {
                 screen.line("")?;
-                screen.field("undone", Tone::Good, "everything")?;
+                screen.field("undo", Tone::Good, "complete")?;
                 if closed > 0 {
-                    let text = format!("{closed} of this onboarding are done by it, and closed");
+                    let text =
+                        format!("{closed} failures of this onboarding were repaired and closed");
                     screen.field("failures", Tone::Plain, &text)?;
                 }
             }
@@ -289,8 +296,11 @@ async fn recover(
         "RUNNING" => {
             if !screen.json {
                 screen.line("")?;
-                let text = format!("not known yet; fieldctl sagas show {}", execution.name);
-                screen.field("undone", Tone::Warn, &text)?;
+                let text = format!(
+                    "still running; to see its end: fieldctl sagas show {}",
+                    execution.name
+                );
+                screen.field("undo", Tone::Warn, &text)?;
             }
             Ok(Exit::Unknown)
         }

@@ -12,17 +12,17 @@ use uuid::Uuid;
 
 use crate::{
     api::{Call, query},
-    commands::{LOOK, confirm, json_file},
+    commands::{POLL_INTERVAL, confirm, json_file},
     error::{CliError, Exit},
     output::{Progress, Screen, Tone},
     render::{Table, ago, plain},
     resolve,
     stack::Stack,
-    trace::of_status,
+    trace::status_tone,
 };
 
 /// The maximum page size of the API.
-const LARGEST_PAGE: usize = 100;
+const MAX_PAGE_SIZE: usize = 100;
 
 /// Commands for sites.
 #[derive(Debug, Subcommand)]
@@ -113,10 +113,10 @@ fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value[name].as_str().unwrap_or("?")
 }
 
-/// A site whose onboarding may be undone, since it is not in service.
+/// A site whose onboarding may be undone because it is not in service.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Undoable {
+pub struct UndoableSite {
     /// The site's id.
     pub site_id: SiteId,
     /// The site's name.
@@ -125,7 +125,7 @@ pub struct Undoable {
     pub status: String,
 }
 
-impl fmt::Display for Undoable {
+impl fmt::Display for UndoableSite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.name, self.status)
     }
@@ -133,14 +133,17 @@ impl fmt::Display for Undoable {
 
 /// Reads a site that an undo would change. Refuses a site that is in service: only `sites teardown`
 /// takes a site out of service.
-pub async fn undoable(stack: &Stack, site: SiteId) -> Result<Undoable, CliError> {
-    let there = stack.site(site).await?;
-    let (name, status) = (text(&there, "name").to_owned(), text(&there, "status").to_owned());
+pub async fn undoable_site(stack: &Stack, site: SiteId) -> Result<UndoableSite, CliError> {
+    let site_json = stack.site(site).await?;
+    let (name, status) =
+        (text(&site_json, "name").to_owned(), text(&site_json, "status").to_owned());
     if status == "ACTIVE" {
         return Err(CliError::new(Exit::Refused, format!("site {site} ({name}) is in service"))
-            .advise(format!("to take it out of service: fieldctl sites teardown {site}")));
+            .advise(format!(
+                "only this command takes it out of service: fieldctl sites teardown {site}"
+            )));
     }
-    Ok(Undoable { site_id: site, name, status })
+    Ok(UndoableSite { site_id: site, name, status })
 }
 
 async fn list(
@@ -150,16 +153,16 @@ async fn list(
     limit: usize,
 ) -> Result<Exit, CliError> {
     let mut table = Table::new(["STATUS", "SITE", "REGISTERED", "NAME", "OPERATOR"]);
-    let (mut left, mut next) = (limit, None);
-    while left > 0 {
+    let (mut remaining, mut next) = (limit, None);
+    while remaining > 0 {
         let query = query(&[
             ("status", status.map(|status| format!("{status:?}").to_uppercase())),
-            ("limit", Some(left.min(LARGEST_PAGE).to_string())),
+            ("limit", Some(remaining.min(MAX_PAGE_SIZE).to_string())),
             ("next", next),
         ]);
         let page = stack.call(Call::get(format!("/sites?{query}"))).await?;
         let sites = page["sites"].as_array().map_or(&[][..], Vec::as_slice);
-        left = left.saturating_sub(sites.len());
+        remaining = remaining.saturating_sub(sites.len());
         if screen.json {
             sites.iter().try_for_each(|site| screen.entry(site))?;
         } else {
@@ -168,7 +171,7 @@ async fn list(
                 let registered = text(site, "createdAt").parse::<Timestamp>();
                 let registered = registered.map_or("?".to_owned(), |at| ago(screen.now, at));
                 vec![
-                    (status.to_owned(), of_status(status)),
+                    (status.to_owned(), status_tone(status)),
                     plain(screen.id(text(site, "siteId"))),
                     (registered, Tone::Faint),
                     (text(site, "name").to_owned(), Tone::Strong),
@@ -183,8 +186,8 @@ async fn list(
             break;
         }
     }
-    if left == limit && !screen.json {
-        screen.line("There are no such sites.")?;
+    if remaining == limit && !screen.json {
+        screen.line("No sites found.")?;
     }
     Ok(Exit::Done)
 }
@@ -201,7 +204,7 @@ async fn show(stack: &Stack, screen: &mut Screen, site: SiteId) -> Result<Exit, 
         location["latitude"], location["longitude"], location["elevationM"]
     );
     screen.field("site", Tone::Strong, text(&site, "name"))?;
-    screen.field("status", of_status(text(&site, "status")), text(&site, "status"))?;
+    screen.field("status", status_tone(text(&site, "status")), text(&site, "status"))?;
     screen.field("siteId", Tone::Plain, text(&site, "siteId"))?;
     screen.field("operator", Tone::Plain, text(&site, "operator"))?;
     screen.field("location", Tone::Plain, &place)?;
@@ -217,7 +220,7 @@ async fn show(stack: &Stack, screen: &mut Screen, site: SiteId) -> Result<Exit, 
         let status = text(step, "status");
         vec![
             plain(text(step, "name")),
-            (status.to_owned(), of_status(status)),
+            (status.to_owned(), status_tone(status)),
             (text(step, "at").to_owned(), Tone::Faint),
         ]
     });
@@ -243,27 +246,27 @@ async fn onboard(
 ) -> Result<Exit, CliError> {
     let registration = json_file(file)?;
     let key = key.unwrap_or_else(|| Uuid::new_v4().to_string());
-    let call = Call::post("/sites", registration.to_string()).key(&key);
-    let answer = stack.call(call).await.map_err(|trouble| match trouble.exit {
+    let call = Call::post("/sites", registration.to_string()).idempotency_key(&key);
+    let response = stack.call(call).await.map_err(|error| match error.exit {
         // It is not known whether the site was registered. With the same key, a retry creates no second site.
-        Exit::Aws => trouble.advise(format!("to try again: --idempotency-key {key}")),
-        _ => trouble,
+        Exit::Aws => error.advise(format!("to retry safely, add --idempotency-key {key}")),
+        _ => error,
     })?;
     if !screen.json {
-        screen.field("siteId", Tone::Strong, text(&answer, "siteId"))?;
-        screen.field("onboardingId", Tone::Plain, text(&answer, "onboardingId"))?;
+        screen.field("siteId", Tone::Strong, text(&response, "siteId"))?;
+        screen.field("onboardingId", Tone::Plain, text(&response, "onboardingId"))?;
         screen.field("key", Tone::Faint, &key)?;
         screen.flush()?;
     }
     if !wait {
         if screen.json {
-            screen.document(&answer)?;
+            screen.document(&response)?;
         }
         return Ok(Exit::Done);
     }
-    let site: SiteId = text(&answer, "siteId")
-        .parse()
-        .map_err(|_| CliError::new(Exit::Failed, format!("the API answered no site: {answer}")))?;
+    let site: SiteId = text(&response, "siteId").parse().map_err(|_| {
+        CliError::new(Exit::Failed, format!("the API's response has no valid siteId: {response}"))
+    })?;
     wait_while(stack, screen, site, "ONBOARDING", "ACTIVE").await
 }
 
@@ -274,61 +277,61 @@ async fn teardown(
     wait: bool,
     yes: bool,
 ) -> Result<Exit, CliError> {
-    let there = stack.site(site).await?;
+    let site_json = stack.site(site).await?;
     let question = format!(
-        "Take {} ({}) of {} out of service, for good?",
-        text(&there, "name"),
-        text(&there, "status"),
-        text(&there, "operator")
+        "Take {} ({}) of {} out of service permanently?",
+        text(&site_json, "name"),
+        text(&site_json, "status"),
+        text(&site_json, "operator")
     );
     confirm(&question, yes)?;
-    let answer = stack.call(Call::delete(format!("/sites/{site}"))).await?;
+    let response = stack.call(Call::delete(format!("/sites/{site}"))).await?;
     if wait {
         return wait_while(stack, screen, site, "DECOMMISSIONING", "DECOMMISSIONED").await;
     }
     if screen.json {
-        screen.document(&answer)?;
+        screen.document(&response)?;
     } else {
         screen.line(&format!("Site {site} is being taken out of service."))?;
     }
     Ok(Exit::Done)
 }
 
-/// Waits until the site's status is not `begun` any more, and prints it. Any status other than `good` is a failure.
+/// Waits until the site's status is no longer `pending`, and prints it. Any status other than `expected` is a failure.
 async fn wait_while(
     stack: &Stack,
     screen: &mut Screen,
     site: SiteId,
-    begun: &str,
-    good: &str,
+    pending: &str,
+    expected: &str,
 ) -> Result<Exit, CliError> {
     let progress = Progress::spinner();
-    let there = loop {
-        let there = stack.site(site).await?;
-        let status = text(&there, "status");
-        if status != begun {
-            break there;
+    let site_json = loop {
+        let site_json = stack.site(site).await?;
+        let status = text(&site_json, "status");
+        if status != pending {
+            break site_json;
         }
-        let steps = there["onboarding"]["steps"].as_array().into_iter().flatten();
+        let steps = site_json["onboarding"]["steps"].as_array().into_iter().flatten();
         let steps: Vec<_> = steps.map(|it| text(it, "name")).collect();
         progress.show(&format!("{status}: {}", steps.join(", ")));
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     };
     progress.clear();
-    let status = text(&there, "status");
-    let failure = &there["onboarding"]["failure"];
+    let status = text(&site_json, "status");
+    let failure = &site_json["onboarding"]["failure"];
     if screen.json {
         screen.document(&json!({
-            "siteId": site, "onboardingId": there["onboarding"]["onboardingId"], "status": status,
+            "siteId": site, "onboardingId": site_json["onboarding"]["onboardingId"], "status": status,
             "failure": failure,
         }))?;
     } else {
-        screen.field("status", of_status(status), status)?;
+        screen.field("status", status_tone(status), status)?;
         if failure.is_object() {
-            let told =
+            let failure =
                 ["step", "error", "message"].map(|name| text(failure, name).to_owned()).join(": ");
-            screen.field("failed at", Tone::Bad, &told)?;
+            screen.field("failed at", Tone::Bad, &failure)?;
         }
     }
-    Ok(if status == good { Exit::Done } else { Exit::Failed })
+    Ok(if status == expected { Exit::Done } else { Exit::Failed })
 }

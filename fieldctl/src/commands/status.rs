@@ -42,7 +42,7 @@ fn show(screen: &mut Screen, status: &Status) -> Result<(), CliError> {
     let (problems, unknown) = (count(Health::Problem), count(Health::Unknown));
     let attention = if problems == 1 { "needs attention" } else { "need attention" };
     let verdict = match (problems, unknown) {
-        (0, 0) => "all is well".to_owned(),
+        (0, 0) => "no problems found".to_owned(),
         (0, unknown) => format!("{unknown} could not be checked"),
         (problems, 0) => format!("{problems} {attention}"),
         (problems, unknown) => {

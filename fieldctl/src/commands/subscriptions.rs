@@ -24,7 +24,7 @@ impl Options {
         })?;
         let Some(report) = report else {
             return Err(CliError::not_found("the subscriptions have not been compared yet")
-                .advise("reconcile-subscriptions runs every hour; if it fails, its log says why"));
+                .advise("reconcile-subscriptions runs every hour; if it fails: fieldctl logs --function reconcile-subscriptions --errors"));
         };
         let outdated = report.is_outdated(screen.now);
         if screen.json {
@@ -40,20 +40,19 @@ fn show(screen: &mut Screen, report: &Report, outdated: bool) -> Result<(), CliE
     let Report { at, running, active, foreign, found, findings, .. } = report;
     let foreign = match foreign {
         0 => String::new(),
-        count => format!(", {count} at the provider of no site"),
+        count => format!(", {count} at the provider belong to no site"),
     };
     let at = ago(screen.now, *at);
     screen.line(&format!(
         "Compared {at}: {running} running at the provider, {active} ACTIVE rows{foreign}."
     ))?;
     if outdated {
-        let text =
-            "This is out of date: reconcile-subscriptions did not report since. Its log says why.";
+        let text = "This report is out of date: reconcile-subscriptions has not written one since. Its log has the reason.";
         let text = screen.paint(Tone::Bad, text);
         screen.line(text)?;
     }
     if findings.is_empty() {
-        return screen.line(if outdated { "They agreed then." } else { "They agree." });
+        return screen.line(if outdated { "They agreed at that time." } else { "They agree." });
     }
     let mut table = Table::new(["FINDING", "FIRST SEEN", "SUBSCRIPTION", "SITE", "MEANS"]);
     let rows: Vec<_> = findings.iter().map(|finding| row(screen, finding)).collect();
@@ -77,9 +76,11 @@ fn row(screen: &Screen, finding: &Finding) -> Vec<Cell> {
 
 fn meaning(kind: FindingKind) -> &'static str {
     match kind {
-        FindingKind::NoActiveRow => "paid for, and the site has no subscription here",
-        FindingKind::NotRunning => "the site is in service, and nobody pays",
-        FindingKind::StillRunning => "cancelled here, and still paid for",
-        FindingKind::Duplicate => "paid for besides the site's own subscription",
+        FindingKind::NoActiveRow => {
+            "paid for, but the site has no subscription in the billing table"
+        }
+        FindingKind::NotRunning => "the site is in service, but its subscription is not paid for",
+        FindingKind::StillRunning => "cancelled in the billing table, but still paid for",
+        FindingKind::Duplicate => "paid for in addition to the site's own subscription",
     }
 }

@@ -2,22 +2,22 @@
 
 use clap::Args;
 use contracts::{EntityType, OnboardingId, Timestamp, names, saga::STEPS};
-use ledger::{FailureId, Kind, Summary};
+use ledger::{FailureId, FailureSummary, Kind};
 
 use crate::{
     error::{CliError, Exit},
-    log::Between,
+    event_log::Period,
+    failure_pager::{FailureFilter, FailurePager, STATUSES},
     output::{self, Screen},
-    resolve::{self, Subject},
+    resolve::{self, SiteOnboarding},
     saga::Execution,
     stack::Stack,
     status,
-    trace::Story,
-    walk::{Filter, STATUSES, Walk},
+    trace::OnboardingHistory,
 };
 
 /// The maximum difference between the clocks of the services, in milliseconds.
-const CLOCKS_MILLIS: i64 = 60_000;
+const MAX_CLOCK_SKEW_MILLIS: i64 = 60_000;
 
 /// Shows the history of a site.
 #[derive(Debug, Args)]
@@ -29,42 +29,54 @@ pub struct Trace {
 impl Trace {
     /// Runs the command.
     pub async fn run(self, stack: &Stack, screen: &mut Screen) -> Result<Exit, CliError> {
-        let subject = resolve::subject(stack, &self.site).await?;
-        let story = story(stack, subject).await?;
+        let ids = resolve::site_onboarding(stack, &self.site).await?;
+        let history = load_history(stack, ids).await?;
         if screen.json {
-            screen.document(&story.document())?;
+            screen.document(&history.document())?;
         } else {
-            story.show(screen)?;
+            history.show(screen)?;
         }
         Ok(Exit::Done)
     }
 }
 
 /// Collects everything that is known about a site and its onboarding.
-pub async fn story(stack: &Stack, subject: Subject) -> Result<Story, CliError> {
-    let onboarding_id = subject.onboarding;
+pub async fn load_history(
+    stack: &Stack,
+    ids: SiteOnboarding,
+) -> Result<OnboardingHistory, CliError> {
+    let onboarding_id = ids.onboarding;
     let events = all_events(stack, onboarding_id).await?;
     let since = events.first().map_or(Timestamp::now(), |event| event.occurred_at);
-    let mut executions =
-        stack.executions_of(onboarding_id, since.plus_millis(-CLOCKS_MILLIS)).await?;
+    let mut executions = stack
+        .executions_of_onboarding(onboarding_id, since.plus_millis(-MAX_CLOCK_SKEW_MILLIS))
+        .await?;
     if events.is_empty() && executions.is_empty() {
         return Err(CliError::not_found(format!(
             "there is no site and no onboarding {} in the stack {}",
-            subject.site,
+            ids.site,
             stack.name()
         ))
         .advise("`fieldctl sites list` lists the sites"));
     }
-    let site = or_tell(stack.site(subject.site).await);
-    let failures = or_tell(failures_of(stack, subject, since).await).unwrap_or_default();
+    let site = or_print(stack.site(ids.site).await);
+    let failures = or_print(failures_of(stack, ids, since).await).unwrap_or_default();
     for failure in failures.iter().filter(|failure| failure.kind == Kind::ExecutionFailed) {
-        executions.extend(replays(stack, failure.id).await?);
+        executions.extend(replay_executions(stack, failure.id).await?);
     }
     executions.sort_by_key(|execution| execution.started);
     let mut running = executions.iter().filter(|it| it.is_running()).filter_map(Execution::current);
     let waits_for_provider = running.any(|state| calls_provider(&state.name));
-    let provider = if waits_for_provider { or_tell(status::provider(stack).await) } else { None };
-    Ok(Story { onboarding_id, site_id: subject.site, site, executions, events, failures, provider })
+    let provider = if waits_for_provider { or_print(status::provider(stack).await) } else { None };
+    Ok(OnboardingHistory {
+        onboarding_id,
+        site_id: ids.site,
+        site,
+        executions,
+        events,
+        failures,
+        provider,
+    })
 }
 
 /// Returns whether a state of the saga or its teardown calls the payment provider.
@@ -73,20 +85,20 @@ fn calls_provider(state: &str) -> bool {
     billing.any(|step| [step.name, step.undo].contains(&state))
 }
 
-/// Prints an error and continues without the value.
-fn or_tell<T>(got: Result<T, CliError>) -> Option<T> {
-    got.inspect_err(output::complain).ok()
+/// Prints an error. Returns `None` in that case, so that the command continues without the value.
+fn or_print<T>(result: Result<T, CliError>) -> Option<T> {
+    result.inspect_err(output::print_error).ok()
 }
 
 async fn all_events(
     stack: &Stack,
     onboarding: OnboardingId,
 ) -> Result<Vec<store::EventRow>, CliError> {
-    stack.events_of_onboarding(onboarding, Between::default(), usize::MAX).await
+    stack.events_of_onboarding(onboarding, Period::default(), usize::MAX).await
 }
 
 /// Returns the executions that replayed a failed one.
-async fn replays(stack: &Stack, id: FailureId) -> Result<Vec<Execution>, CliError> {
+async fn replay_executions(stack: &Stack, id: FailureId) -> Result<Vec<Execution>, CliError> {
     let mut executions = Vec::new();
     let Some(mut row) = stack.ledger().get(id).await? else { return Ok(executions) };
     for count in 1..=row.replays {
@@ -101,16 +113,16 @@ async fn replays(stack: &Stack, id: FailureId) -> Result<Vec<Execution>, CliErro
 /// has neither as a key, so its pages are read, newest first, back to the start of the onboarding.
 async fn failures_of(
     stack: &Stack,
-    subject: Subject,
+    ids: SiteOnboarding,
     since: Timestamp,
-) -> Result<Vec<Summary>, CliError> {
-    let filter = Filter { since: Some(since), ..Filter::default() };
-    let mut walk = Walk::new(stack.ledger(), &STATUSES, filter);
+) -> Result<Vec<FailureSummary>, CliError> {
+    let filter = FailureFilter { since: Some(since), ..FailureFilter::default() };
+    let mut pager = FailurePager::new(stack.ledger(), &STATUSES, filter);
     let mut found = Vec::new();
-    while let Some(page) = walk.next().await? {
+    while let Some(page) = pager.next().await? {
         found.extend(page.into_iter().filter(|row| {
-            row.correlation_id == Some(subject.onboarding)
-                || row.correlation_id.is_none() && row.concerns.site(subject.site)
+            row.correlation_id == Some(ids.onboarding)
+                || row.correlation_id.is_none() && row.affected_ids.include_site(ids.site)
         }));
     }
     Ok(found)

@@ -3,7 +3,7 @@
 use aws_sdk_lambda::operation::get_event_source_mapping::GetEventSourceMappingError;
 use serde::Serialize;
 
-use super::{Check, again, resources::Resources};
+use super::{Check, copy_error, resources::Resources};
 use crate::{
     error::{CliError, aws},
     stack::Stack,
@@ -49,8 +49,8 @@ async fn get(
     name: String,
     uuid: String,
 ) -> Result<Consumer, CliError> {
-    let got = match client.get_event_source_mapping().uuid(&uuid).send().await {
-        Ok(got) => got,
+    let mapping = match client.get_event_source_mapping().uuid(&uuid).send().await {
+        Ok(mapping) => mapping,
         Err(error)
             if error
                 .as_service_error()
@@ -64,10 +64,10 @@ async fn get(
     Ok(Consumer {
         name,
         uuid,
-        function: stack.short(function_name(got.function_arn().unwrap_or("?"))).to_owned(),
-        source: stack.short(source_name(got.event_source_arn().unwrap_or("?"))).to_owned(),
-        state: got.state().unwrap_or("?").to_owned(),
-        last_result: got.last_processing_result().map(str::to_owned),
+        function: stack.short(function_name(mapping.function_arn().unwrap_or("?"))).to_owned(),
+        source: stack.short(source_name(mapping.event_source_arn().unwrap_or("?"))).to_owned(),
+        state: mapping.state().unwrap_or("?").to_owned(),
+        last_result: mapping.last_processing_result().map(str::to_owned),
     })
 }
 
@@ -86,7 +86,7 @@ fn source_name(arn: &str) -> &str {
 
 /// Checks that all mappings run.
 pub fn check(consumers: Result<&[Consumer], &CliError>) -> Result<Check, CliError> {
-    let consumers = consumers.map_err(again)?;
+    let consumers = consumers.map_err(copy_error)?;
     if consumers.is_empty() {
         return Err(CliError::not_found("the stack has no event source mappings"));
     }

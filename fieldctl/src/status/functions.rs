@@ -3,14 +3,15 @@
 use contracts::names;
 use serde::Serialize;
 
-use super::{Check, again, metrics::Metrics, resources::Resources};
+use super::{Check, copy_error, metrics::Metrics, resources::Resources};
 use crate::{
     error::{CliError, aws},
     stack::Stack,
 };
 
-/// A function is a problem if it has at least this number of errors, and this share of its calls failed.
+/// The minimum number of errors of a function that is a problem.
 const MIN_ERRORS: f64 = 3.0;
+/// The maximum share of failed calls of a function that is not a problem.
 const MAX_ERROR_RATE: f64 = 0.01;
 
 /// A function.
@@ -108,7 +109,7 @@ pub fn check(
     functions: Result<&[Function], &CliError>,
     measured: Result<(), CliError>,
 ) -> Result<Check, CliError> {
-    let functions = functions.map_err(again)?;
+    let functions = functions.map_err(copy_error)?;
     measured?;
     if functions.is_empty() {
         return Err(CliError::not_found("the stack has no functions"));
@@ -119,7 +120,7 @@ pub fn check(
     });
     let Some(first) = failing.first() else {
         let summary = format!(
-            "{} functions, {errors} errors in {calls} calls of 15 minutes",
+            "{} functions, {errors} errors in {calls} calls in the last 15 minutes",
             functions.len()
         );
         return Ok(Check::good("functions", summary));
@@ -129,7 +130,7 @@ pub fn check(
             it.error_rate().map_or(String::new(), |rate| format!(" ({:.0} %)", rate * 100.0));
         let (errors, calls) = (it.errors.unwrap_or_default(), it.invocations.unwrap_or_default());
         let items = it.failed_items.filter(|items| *items > 0.0);
-        let items = items.map_or(String::new(), |items| format!(", and {items} items of batches"));
+        let items = items.map_or(String::new(), |items| format!(", and {items} batch items"));
         let published = it.published.as_deref().unwrap_or("at an unknown time");
         format!(
             "{}: {errors} of {calls} calls failed{rate}{items}; version {} is live, published {published}",
@@ -140,7 +141,12 @@ pub fn check(
         "fieldctl logs --function {} --errors; roll back: docs/operations.md#rolling-back",
         first.name
     );
-    Ok(Check::problem("functions", format!("{} fail", failing.len()), next).with(details.collect()))
+    Ok(Check::problem(
+        "functions",
+        format!("{} of {} functions fail", failing.len(), functions.len()),
+        next,
+    )
+    .with(details.collect()))
 }
 
 #[cfg(test)]
@@ -167,12 +173,8 @@ mod tests {
         assert_eq!(health(function(Some(299.0), Some(3.0))), Health::Problem);
         assert_eq!(health(function(None, Some(3.0))), Health::Problem);
         let failing = Function { failed_items: Some(3.0), ..function(Some(10.0), None) };
-        assert_eq!(
-            health(failing),
-            Health::Problem,
-            "no call failed, but items of their batches did"
-        );
+        assert_eq!(health(failing), Health::Problem, "no call failed, but batch items did");
         let unread = Err(CliError::not_found("no metrics"));
-        assert!(check(Ok(&[function(None, None)]), unread).is_err(), "errors that nobody counted");
+        assert!(check(Ok(&[function(None, None)]), unread).is_err(), "unknown number of errors");
     }
 }

@@ -8,11 +8,11 @@ use aws_sdk_cloudwatch::{
 };
 use contracts::Timestamp;
 
-use super::{Check, Function, again, resources::Resources};
+use super::{Check, Function, copy_error, resources::Resources};
 use crate::{
     error::{CliError, aws},
     render::span,
-    stack::{DEPLOYING, Stack},
+    stack::{DEPLOYMENT_DOCS, Stack},
 };
 
 /// The period of the metrics, in seconds.
@@ -33,7 +33,7 @@ const STREAM_FUNCTIONS: [&str; 3] =
 
 /// A metric of a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Measure {
+enum MetricKind {
     Invocations,
     Errors,
     FailedItems,
@@ -42,7 +42,7 @@ enum Measure {
     IncomingRecords,
 }
 
-impl Measure {
+impl MetricKind {
     /// Returns namespace, metric, dimension and statistic.
     fn names(self) -> [&'static str; 4] {
         match self {
@@ -58,29 +58,29 @@ impl Measure {
 
 /// A value to read from CloudWatch.
 #[derive(Debug)]
-struct Wanted {
-    measure: Measure,
+struct MetricRequest {
+    kind: MetricKind,
     /// The logical id of the resource.
     name: String,
     /// The value of the metric's dimension: the resource's physical name.
     physical: String,
-    /// The version of the function, if only its values are wanted.
+    /// The version of the function, if only its values are requested.
     version: Option<String>,
 }
 
-impl Wanted {
-    fn of(measure: Measure, name: &str, physical: &str) -> Self {
-        Self { measure, name: name.to_owned(), physical: physical.to_owned(), version: None }
+impl MetricRequest {
+    fn new(kind: MetricKind, name: &str, physical: &str) -> Self {
+        Self { kind, name: name.to_owned(), physical: physical.to_owned(), version: None }
     }
 }
 
 /// The measured values, by metric and logical id.
 #[derive(Debug)]
-pub struct Metrics(Result<HashMap<(Measure, String), f64>, CliError>);
+pub struct Metrics(Result<HashMap<(MetricKind, String), f64>, CliError>);
 
 impl Metrics {
     /// Reads the values with as few calls as possible.
-    pub async fn of(
+    pub async fn load(
         stack: &Stack,
         resources: &Resources,
         live: &[Function],
@@ -94,23 +94,23 @@ impl Metrics {
     /// # Errors
     /// The reason why they could not be read.
     pub fn read(&self) -> Result<(), CliError> {
-        self.0.as_ref().map(drop).map_err(again)
+        self.0.as_ref().map(drop).map_err(copy_error)
     }
 
-    fn value(&self, measure: Measure, name: &str) -> Option<f64> {
-        self.0.as_ref().ok()?.get(&(measure, name.to_owned())).copied()
+    fn value(&self, kind: MetricKind, name: &str) -> Option<f64> {
+        self.0.as_ref().ok()?.get(&(kind, name.to_owned())).copied()
     }
 
     /// Returns the age of the queue's oldest message, in seconds.
     pub fn queue_age(&self, logical_id: &str) -> Option<f64> {
-        self.value(Measure::QueueAge, logical_id)
+        self.value(MetricKind::QueueAge, logical_id)
     }
 
     /// Returns the function's invocations, errors and failed items of batches. A value is `None` if nothing was
     /// measured.
     pub fn calls(&self, logical_id: &str) -> [Option<f64>; 3] {
-        [Measure::Invocations, Measure::Errors, Measure::FailedItems]
-            .map(|measure| self.value(measure, logical_id))
+        [MetricKind::Invocations, MetricKind::Errors, MetricKind::FailedItems]
+            .map(|kind| self.value(kind, logical_id))
     }
 }
 
@@ -119,32 +119,32 @@ async fn read(
     resources: &Resources,
     live: &[Function],
     now: Timestamp,
-) -> Result<HashMap<(Measure, String), f64>, CliError> {
-    let mut wanted: Vec<Wanted> = Vec::new();
+) -> Result<HashMap<(MetricKind, String), f64>, CliError> {
+    let mut requests: Vec<MetricRequest> = Vec::new();
     for (name, physical) in resources.of_type("AWS::Lambda::Function")? {
-        for measure in [Measure::Invocations, Measure::Errors] {
-            wanted.push(Wanted::of(measure, &name, &physical));
+        for kind in [MetricKind::Invocations, MetricKind::Errors] {
+            requests.push(MetricRequest::new(kind, &name, &physical));
         }
         if STREAM_FUNCTIONS.contains(&name.as_str()) {
-            wanted.push(Wanted::of(Measure::IteratorAge, &name, &physical));
+            requests.push(MetricRequest::new(MetricKind::IteratorAge, &name, &physical));
         }
     }
     for (name, url) in resources.of_type("AWS::SQS::Queue")? {
         let queue = url.rsplit('/').next().unwrap_or(&url).to_owned();
-        wanted.push(Wanted::of(Measure::QueueAge, &name, &queue));
+        requests.push(MetricRequest::new(MetricKind::QueueAge, &name, &queue));
     }
     for (name, physical) in resources.of_type("AWS::Kinesis::Stream")? {
-        wanted.push(Wanted::of(Measure::IncomingRecords, &name, &physical));
+        requests.push(MetricRequest::new(MetricKind::IncomingRecords, &name, &physical));
     }
-    wanted.extend(live.iter().map(|it| Wanted {
+    requests.extend(live.iter().map(|it| MetricRequest {
         version: Some(it.version.clone()),
-        ..Wanted::of(Measure::FailedItems, &it.logical_id(), &it.function)
+        ..MetricRequest::new(MetricKind::FailedItems, &it.logical_id(), &it.function)
     }));
     let client = aws_sdk_cloudwatch::Client::new(stack.config());
     let seconds = now.millis() / 1000;
     let mut values = HashMap::new();
-    for wanted in wanted.chunks(MAX_QUERIES) {
-        let queries = wanted.iter().enumerate().map(|(index, it)| query(index, it)).collect();
+    for requests in requests.chunks(MAX_QUERIES) {
+        let queries = requests.iter().enumerate().map(|(index, it)| query(index, it)).collect();
         let call = client
             .get_metric_data()
             .start_time(DateTime::from_secs(seconds - i64::from(WINDOW_SECONDS)))
@@ -158,35 +158,36 @@ async fn read(
         }
         for result in results {
             let index = result.id().and_then(|id| id.strip_prefix('m')?.parse::<usize>().ok());
-            let Some(Wanted { measure, name, .. }) = index.and_then(|index| wanted.get(index))
+            let Some(MetricRequest { kind, name, .. }) =
+                index.and_then(|index| requests.get(index))
             else {
                 continue;
             };
             let measured = result.values();
-            let value = match measure {
-                Measure::Invocations
-                | Measure::Errors
-                | Measure::FailedItems
-                | Measure::IncomingRecords => measured.iter().sum(),
+            let value = match kind {
+                MetricKind::Invocations
+                | MetricKind::Errors
+                | MetricKind::FailedItems
+                | MetricKind::IncomingRecords => measured.iter().sum(),
                 // CloudWatch returns the newest value first.
-                Measure::IteratorAge | Measure::QueueAge => {
+                MetricKind::IteratorAge | MetricKind::QueueAge => {
                     measured.first().copied().unwrap_or_default()
                 }
             };
             if !measured.is_empty() {
-                *values.entry((*measure, name.clone())).or_insert(0.0) += value;
+                *values.entry((*kind, name.clone())).or_insert(0.0) += value;
             }
         }
     }
     Ok(values)
 }
 
-fn query(index: usize, wanted: &Wanted) -> MetricDataQuery {
-    let [namespace, metric, dimension, statistic] = wanted.measure.names();
-    let of = |name: &str, value: &str| Dimension::builder().name(name).value(value).build();
+fn query(index: usize, request: &MetricRequest) -> MetricDataQuery {
+    let [namespace, metric, dimension, statistic] = request.kind.names();
+    let with_value = |name: &str, value: &str| Dimension::builder().name(name).value(value).build();
     let metric = Metric::builder().namespace(namespace).metric_name(metric);
-    let mut dimensions = vec![of(dimension, &wanted.physical)];
-    dimensions.extend(wanted.version.as_ref().map(|version| of("version", version)));
+    let mut dimensions = vec![with_value(dimension, &request.physical)];
+    dimensions.extend(request.version.as_ref().map(|version| with_value("version", version)));
     let metric = metric.set_dimensions(Some(dimensions)).build();
     let stat = MetricStat::builder().metric(metric).period(60).stat(statistic).build();
     MetricDataQuery::builder().id(format!("m{index}")).metric_stat(stat).return_data(true).build()
@@ -197,16 +198,17 @@ pub fn streams(metrics: &Metrics) -> Result<Check, CliError> {
     metrics.read()?;
     let ages = STREAM_FUNCTIONS
         .iter()
-        .filter_map(|name| Some((*name, metrics.value(Measure::IteratorAge, name)?)));
+        .filter_map(|name| Some((*name, metrics.value(MetricKind::IteratorAge, name)?)));
     let ages: Vec<_> = ages.collect();
-    let incoming = metrics.value(Measure::IncomingRecords, "ReadingsStream").unwrap_or_default();
+    let incoming = metrics.value(MetricKind::IncomingRecords, "ReadingsStream").unwrap_or_default();
     let late: Vec<_> = ages.iter().filter(|(_, age)| *age > MAX_ITERATOR_AGE_MILLIS).collect();
     // Lambda measures no age for a stream that it does not read.
-    let unread = incoming > 0.0 && !ages.iter().any(|(name, _)| *name == "StoreReadingsFunction");
+    let is_unread =
+        incoming > 0.0 && !ages.iter().any(|(name, _)| *name == "StoreReadingsFunction");
     #[expect(clippy::cast_possible_truncation, reason = "an age in milliseconds")]
     let shown = |(name, age): &(&str, f64)| format!("{name} is {} behind", span(*age as i64));
-    if unread {
-        let summary = format!("{incoming} readings bundles came in, and store-readings read none");
+    if is_unread {
+        let summary = format!("{incoming} bundles arrived, but store-readings read none");
         return Ok(Check::problem("streams", summary, "see consumers above"));
     }
     if !late.is_empty() {
@@ -218,7 +220,7 @@ pub fn streams(metrics: &Metrics) -> Result<Check, CliError> {
     Ok(Check::good(
         "streams",
         if ages.is_empty() {
-            "nothing came in for 15 minutes".to_owned()
+            "no records in the last 15 minutes".to_owned()
         } else {
             ages.iter().map(shown).collect::<Vec<_>>().join(", ")
         },
@@ -237,7 +239,7 @@ pub async fn alarms(stack: &Stack, resources: &Resources) -> Result<Check, CliEr
     if known.is_empty() {
         return Err(CliError::not_found("the stacks have no alarms"));
     }
-    let (mut described, mut unmeasured, mut on) = (BTreeSet::new(), 0, Vec::new());
+    let (mut described, mut without_data, mut on) = (BTreeSet::new(), 0, Vec::new());
     for names in known.keys().cloned().collect::<Vec<_>>().chunks(MAX_ALARMS) {
         let call = client.describe_alarms().set_alarm_names(Some(names.to_vec()));
         let mut pages = call.into_paginator().send();
@@ -252,7 +254,7 @@ pub async fn alarms(stack: &Stack, resources: &Resources) -> Result<Check, CliEr
                         "{shown}: {}",
                         alarm.alarm_description().unwrap_or("no description")
                     )),
-                    _ => unmeasured += 1,
+                    _ => without_data += 1,
                 }
             }
         }
@@ -263,11 +265,11 @@ pub async fn alarms(stack: &Stack, resources: &Resources) -> Result<Check, CliEr
     let all = known.len();
     Ok(match (on.len(), missing.len()) {
         (0, 0) => {
-            Check::good("alarms", format!("none of {all} is on; {unmeasured} have no data yet"))
+            Check::good("alarms", format!("none of {all} is on; {without_data} have no data yet"))
         }
         (0, count) => {
             let summary = format!("{count} of {all} do not exist");
-            let next = format!("deploy the stacks again: {DEPLOYING}");
+            let next = format!("deploy the stacks again: {DEPLOYMENT_DOCS}");
             Check::problem("alarms", summary, next).with(missing)
         }
         (count, _) => {

@@ -17,8 +17,8 @@ const RECENT_MILLIS: i64 = 60_000;
 /// The state of the provider, from the circuit breaker's row and the secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Provider {
-    /// `closed`, `open`, or `probing` while a command checks whether the provider answers again.
+pub struct ProviderStatus {
+    /// `closed`, `open`, or `probing` while a command checks whether the provider responds again.
     pub circuit: &'static str,
     /// The number of failed calls since the last success.
     pub failures: u32,
@@ -33,8 +33,8 @@ pub struct Provider {
     pub key_changed_at: Option<Timestamp>,
 }
 
-impl Provider {
-    fn of(state: CircuitState, key_changed_at: Option<Timestamp>) -> Self {
+impl ProviderStatus {
+    fn new(state: CircuitState, key_changed_at: Option<Timestamp>) -> Self {
         let circuit = match (state.open_until, state.is_probed()) {
             (None, _) => "closed",
             (Some(_), true) => "probing",
@@ -52,7 +52,7 @@ impl Provider {
     }
 
     /// Returns whether the last call failed some time ago and none was made since. Then it is not known whether the
-    /// provider answers now.
+    /// provider responds now.
     fn is_unknown(&self, now: Timestamp) -> bool {
         match (self.circuit, self.next_probe, &self.last_error) {
             ("open", Some(at), _) => at <= now,
@@ -64,8 +64,8 @@ impl Provider {
     /// Returns whether the failed call used an API key from before the secret was changed.
     #[must_use]
     pub fn used_old_key(&self) -> bool {
-        let read = self.last_error.as_ref().and_then(|error| error.key_read_at);
-        read.zip(self.key_changed_at).is_some_and(|(read, changed)| read < changed)
+        let key_read = self.last_error.as_ref().and_then(|error| error.key_read_at);
+        key_read.zip(self.key_changed_at).is_some_and(|(read, changed)| read < changed)
     }
 
     /// Describes the circuit in a sentence.
@@ -74,7 +74,7 @@ impl Provider {
         let failed = match self.failures {
             0 => String::new(),
             1 => ", 1 call failed".to_owned(),
-            count => format!(", {count} calls in a row failed"),
+            count => format!(", {count} consecutive calls failed"),
         };
         let next = match (self.circuit, self.next_probe) {
             ("open", Some(at)) if at > now => {
@@ -95,7 +95,7 @@ impl Provider {
         let mut details = vec![format!("last error, {}: {name}: {message}", ago(now, *at))];
         if let Some(read) = key_read_at {
             let changed = self.key_changed_at.map_or_else(
-                || "when the secret was changed is not known".to_owned(),
+                || "it is not known when the secret was changed".to_owned(),
                 |changed| format!("the secret was changed {}", ago(now, changed)),
             );
             details.push(format!(
@@ -120,12 +120,12 @@ impl Provider {
                 "wait five minutes; if calls are still refused, the new key is wrong".to_owned()
             }
             Some("KeyRefused" | "KeyUnreadable") => {
-                "store the right key: docs/operations.md#providercircuitopen".to_owned()
+                "store the correct key: docs/operations.md#providercircuitopen".to_owned()
             }
             Some("Throttled") => {
                 "lower BillingConcurrency: docs/operations.md#providercircuitopen".to_owned()
             }
-            _ => "see the provider's status page; commands wait and go on by themselves: \
+            _ => "see the provider's status page; commands wait and continue by themselves: \
                   docs/operations.md#providercircuitopen"
                 .to_owned(),
         }
@@ -133,7 +133,7 @@ impl Provider {
 }
 
 /// Reads the circuit breaker's row, and when the secret was changed.
-pub async fn provider(stack: &Stack) -> Result<Provider, CliError> {
+pub async fn provider(stack: &Stack) -> Result<ProviderStatus, CliError> {
     let rows = stack.table(names::BILLING);
     let state: Option<CircuitState> = rows.get(&CircuitState::key()).await?;
     let state = state.unwrap_or_default();
@@ -142,7 +142,7 @@ pub async fn provider(stack: &Stack) -> Result<Provider, CliError> {
         Some(_) => key_changed_at(stack).await.unwrap_or_default(),
         None => None,
     };
-    Ok(Provider::of(state, changed))
+    Ok(ProviderStatus::new(state, changed))
 }
 
 /// Reads when the secret was changed. Does not read its value.
@@ -154,7 +154,7 @@ async fn key_changed_at(stack: &Stack) -> Result<Option<Timestamp>, CliError> {
     Ok(changed.map(Timestamp::from_millis))
 }
 
-/// Checks that the provider answers.
+/// Checks that the provider responds.
 pub async fn check(stack: &Stack, now: Timestamp) -> Result<Check, CliError> {
     let provider = provider(stack).await?;
     let summary = provider.summary(now);
@@ -175,14 +175,14 @@ mod tests {
         Timestamp::from_millis(seconds * 1000)
     }
 
-    fn refused(key_read: i64, key_changed: i64) -> Provider {
+    fn refused(key_read: i64, key_changed: i64) -> ProviderStatus {
         let error = CallError {
             name: "KeyRefused".to_owned(),
             message: "HTTP status 401".to_owned(),
             at: at(100),
             key_read_at: Some(at(key_read)),
         };
-        Provider {
+        ProviderStatus {
             circuit: "open",
             failures: 5,
             next_probe: Some(at(130)),
@@ -196,12 +196,12 @@ mod tests {
         let provider = refused(90, 50);
         assert_eq!(
             provider.summary(at(118)),
-            "circuit open, 5 calls in a row failed, next probe in 12.0 s"
+            "circuit open, 5 consecutive calls failed, next probe in 12.0 s"
         );
         let details = provider.details(at(118)).join("\n");
         assert!(details.contains("KeyRefused: HTTP status 401"), "{details}");
         assert!(!provider.is_unknown(at(129)) && provider.is_unknown(at(130)));
-        assert!(!provider.used_old_key() && provider.next().contains("store the right key"));
+        assert!(!provider.used_old_key() && provider.next().contains("store the correct key"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use serde::Serialize;
 
-use super::{Check, again, metrics::Metrics, resources::Resources};
+use super::{Check, copy_error, metrics::Metrics, resources::Resources};
 use crate::{
     error::{CliError, aws},
     render::span,
@@ -56,20 +56,20 @@ pub async fn queues(
 
 /// Reads the queue without the age of its oldest message, which SQS does not report.
 async fn get(client: &aws_sdk_sqs::Client, name: &str, url: &str) -> Result<Queue, CliError> {
-    let wanted = [
+    let attributes = [
         Attribute::ApproximateNumberOfMessages,
         Attribute::ApproximateNumberOfMessagesDelayed,
         Attribute::ApproximateNumberOfMessagesNotVisible,
     ];
-    let got = client.get_queue_attributes().queue_url(url);
-    let got = got.set_attribute_names(Some(wanted.to_vec())).send().await;
-    let got = got.map_err(aws(&format!("the depth of {name} can't be read")))?;
+    let response = client.get_queue_attributes().queue_url(url);
+    let response = response.set_attribute_names(Some(attributes.to_vec())).send().await;
+    let response = response.map_err(aws(&format!("the depth of {name} can't be read")))?;
     let number = |attribute: Attribute| {
-        let text = got.attributes().and_then(|all| all.get(&attribute));
+        let text = response.attributes().and_then(|all| all.get(&attribute));
         text.and_then(|text| text.parse().ok())
-            .ok_or_else(|| CliError::not_found(format!("SQS did not say {attribute} of {name}")))
+            .ok_or_else(|| CliError::not_found(format!("SQS returned no {attribute} for {name}")))
     };
-    let [waiting, delayed, in_flight] = wanted.map(number);
+    let [waiting, delayed, in_flight] = attributes.map(number);
     Ok(Queue {
         waiting: waiting?,
         delayed: delayed?,
@@ -81,7 +81,7 @@ async fn get(client: &aws_sdk_sqs::Client, name: &str, url: &str) -> Result<Queu
 
 /// Checks that no message waits for long.
 pub fn check(queues: Result<&[Queue], &CliError>) -> Result<Check, CliError> {
-    let queues = queues.map_err(again)?;
+    let queues = queues.map_err(copy_error)?;
     if queues.is_empty() {
         return Err(CliError::not_found("the stack has no queues"));
     }
@@ -90,7 +90,10 @@ pub fn check(queues: Result<&[Queue], &CliError>) -> Result<Check, CliError> {
         let all: u64 = queues.iter().map(|it| it.waiting + it.delayed + it.in_flight).sum();
         return Ok(Check::good(
             "queues",
-            format!("nothing waits in {} queues; {all} messages under way", queues.len()),
+            format!(
+                "no message waits too long in {} queues; {all} messages in total",
+                queues.len()
+            ),
         ));
     }
     let details = waiting.iter().map(|queue| {
@@ -125,7 +128,7 @@ mod tests {
         assert_eq!(health(queue(0, Some(600.0))), Health::Good);
         assert_eq!(health(queue(1, Some(60.0))), Health::Good);
         assert_eq!(health(queue(1, Some(61.0))), Health::Problem);
-        assert_eq!(health(queue(1, None)), Health::Problem, "nothing says that it is young");
+        assert_eq!(health(queue(1, None)), Health::Problem, "its age is unknown");
         assert!(check(Ok(&[])).is_err());
     }
 }

@@ -6,21 +6,21 @@ use aws_sdk_cloudformation::types::{ResourceStatus, StackResourceSummary};
 use contracts::names::SERVICES;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::{Check, again};
+use super::{Check, copy_error};
 use crate::{
     error::{CliError, aws},
-    stack::{DEPLOYING, Deployment, Stack, describe, does_not_exist},
+    stack::{DEPLOYMENT_DOCS, Deployment, Stack, describe, does_not_exist},
 };
 
 /// The number of concurrent calls.
-const AT_ONCE: usize = 8;
+const MAX_CONCURRENT_CALLS: usize = 8;
 
 /// The resources of all stacks of the environment.
 #[derive(Debug)]
-pub struct Resources(Result<Listed, CliError>);
+pub struct Resources(Result<StackResources, CliError>);
 
 #[derive(Debug)]
-struct Listed {
+struct StackResources {
     /// The name and status of the root stack, if there is one.
     root: Option<(String, String)>,
     services: Vec<ServiceStack>,
@@ -40,7 +40,7 @@ struct ServiceStack {
 
 impl Resources {
     /// Lists the resources of all stacks.
-    pub async fn of(stack: &Stack) -> Self {
+    pub async fn load(stack: &Stack) -> Self {
         Self(list(stack).await)
     }
 
@@ -49,7 +49,7 @@ impl Resources {
     /// # Errors
     /// If the resources could not be listed.
     pub fn of_type(&self, kind: &str) -> Result<Vec<(String, String)>, CliError> {
-        let all = &self.0.as_ref().map_err(again)?.resources;
+        let all = &self.0.as_ref().map_err(copy_error)?.resources;
         Ok(all.get(kind).into_iter().flatten().map(|(a, b)| (a.clone(), b.clone())).collect())
     }
 
@@ -64,7 +64,7 @@ impl Resources {
     ) -> Result<Vec<T>, CliError> {
         stream::iter(self.of_type(kind)?)
             .map(|(name, physical)| read(name, physical))
-            .buffered(AT_ONCE)
+            .buffered(MAX_CONCURRENT_CALLS)
             .try_collect()
             .await
     }
@@ -74,19 +74,21 @@ impl Resources {
     /// # Errors
     /// If the stacks could not be listed.
     pub fn check(&self) -> Result<Check, CliError> {
-        let Listed { root, services, .. } = self.0.as_ref().map_err(again)?;
+        let StackResources { root, services, .. } = self.0.as_ref().map_err(copy_error)?;
         let missing: Vec<_> = services.iter().filter(|it| it.status.is_none()).collect();
         let root_stack = root.iter().map(|(name, status)| (name.as_str(), status.as_str()));
-        let of_services =
+        let service_stacks =
             services.iter().filter_map(|it| Some((it.stack.as_str(), it.status.as_deref()?)));
         let failed: Vec<_> =
-            root_stack.chain(of_services).filter(|(_, status)| !is_deployed(status)).collect();
+            root_stack.chain(service_stacks).filter(|(_, status)| !is_deployed(status)).collect();
         let details = missing.iter().map(|it| match root {
-            Some((name, _)) => format!("{}: the stack {name} nests no stack of it", it.service),
+            Some((name, _)) => {
+                format!("{}: the root stack {name} has no nested stack for it", it.service)
+            }
             None => format!("{}: there is no stack {}", it.service, it.stack),
         });
         let details = details.chain(failed.iter().map(|(stack, status)| {
-            format!("{}: the last deployment is {status}", stack_name(stack))
+            format!("{}: the status of the last deployment is {status}", stack_name(stack))
         }));
         let details: Vec<_> = details.collect();
         Ok(match (&missing[..], &failed[..]) {
@@ -102,9 +104,9 @@ impl Resources {
                     "aws cloudformation describe-stack-events --stack-name {first} --max-items 20"
                 );
                 let summary = match failed.len() {
-                    1 => "the last deployment of a stack failed or is under way".to_owned(),
+                    1 => "the last deployment of a stack failed or is in progress".to_owned(),
                     count => {
-                        format!("the last deployments of {count} stacks failed or are under way")
+                        format!("the last deployments of {count} stacks failed or are in progress")
                     }
                 };
                 Check::problem("stack", summary, next).with(details)
@@ -113,7 +115,7 @@ impl Resources {
                 let names: Vec<_> = missing.iter().map(|it| it.service).collect();
                 let summary =
                     format!("{} of {} services have no stack", names.len(), services.len());
-                let next = format!("deploy {}: {DEPLOYING}", names.join(", "));
+                let next = format!("deploy {}: {DEPLOYMENT_DOCS}", names.join(", "));
                 Check::problem("stack", summary, next).with(details)
             }
         })
@@ -130,7 +132,7 @@ fn stack_name(stack: &str) -> &str {
     stack.split_once(":stack/").and_then(|(_, rest)| rest.split('/').next()).unwrap_or(stack)
 }
 
-async fn list(stack: &Stack) -> Result<Listed, CliError> {
+async fn list(stack: &Stack) -> Result<StackResources, CliError> {
     let (root, services, own) = match stack.deployment() {
         Deployment::Root { status } => {
             let own = resources_of(stack, stack.name()).await?.unwrap_or_default();
@@ -148,7 +150,7 @@ async fn list(stack: &Stack) -> Result<Listed, CliError> {
                     });
                     Ok::<_, CliError>(ServiceStack { service, stack: name, status })
                 })
-                .buffered(AT_ONCE)
+                .buffered(MAX_CONCURRENT_CALLS)
                 .try_collect()
                 .await?;
             (None, services, Vec::new())
@@ -162,7 +164,7 @@ async fn list(stack: &Stack) -> Result<Listed, CliError> {
                 None => Ok(None),
             }
         })
-        .buffered(AT_ONCE)
+        .buffered(MAX_CONCURRENT_CALLS)
         .try_collect()
         .await?;
     let mut resources: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
@@ -170,8 +172,8 @@ async fn list(stack: &Stack) -> Result<Listed, CliError> {
         if let (Some(kind), Some(logical), Some(physical)) =
             (it.resource_type(), it.logical_resource_id(), it.physical_resource_id())
         {
-            let of_kind = resources.entry(kind.to_owned()).or_default();
-            of_kind.insert(logical.to_owned(), physical.to_owned());
+            let ids = resources.entry(kind.to_owned()).or_default();
+            ids.insert(logical.to_owned(), physical.to_owned());
         }
     }
     // A stack that was deleted outside of its root stack is still listed as a resource of the root stack.
@@ -180,7 +182,7 @@ async fn list(stack: &Stack) -> Result<Listed, CliError> {
             service.status = None;
         }
     }
-    Ok(Listed { root, services, resources })
+    Ok(StackResources { root, services, resources })
 }
 
 /// Finds the stack of a service in the root stack. The root stack's resource is named after the service.

@@ -9,8 +9,8 @@ use payments::Report;
 use super::Check;
 use crate::{
     error::CliError,
-    log::OLDEST_IS_LATE,
-    render::{ago, sentence, short, span},
+    event_log::MAX_PUBLISH_DELAY,
+    render::{ago, cause_message, short, span},
     sagas,
     stack::Stack,
 };
@@ -28,7 +28,7 @@ pub async fn events(stack: &Stack, now: Timestamp) -> Result<Check, CliError> {
     };
     let age = now.millis() - oldest.at.millis();
     let summary = format!("the oldest unpublished event has waited for {}", span(age));
-    Ok(if age > OLDEST_IS_LATE.as_millis().try_into().unwrap_or(i64::MAX) {
+    Ok(if age > MAX_PUBLISH_DELAY.as_millis().try_into().unwrap_or(i64::MAX) {
         let details = vec![format!("{} {}", oldest.entity, oldest.sequence)];
         Check::problem("events", summary, "fieldctl logs --function publish-events --errors")
             .with(details)
@@ -46,7 +46,7 @@ pub async fn failures(stack: &Stack, now: Timestamp) -> Result<Check, CliError> 
     }
     let (newest, _) = ledger.page(Status::Open, true, None, 1).await?;
     let details = newest.iter().map(|row| {
-        let (name, message) = (&row.error.name, sentence(&row.error.message));
+        let (name, message) = (&row.error.name, cause_message(&row.error.message));
         format!(
             "newest, {}: {} {} {name}: {message}",
             ago(now, row.last_at),
@@ -61,13 +61,13 @@ pub async fn failures(stack: &Stack, now: Timestamp) -> Result<Check, CliError> 
 
 /// Checks that no saga is stuck.
 pub async fn stuck(stack: &Stack, now: Timestamp) -> Result<Check, CliError> {
-    let still = sagas::stuck(stack, SAGA_BUDGET, now).await?;
-    let details: Vec<_> = still
+    let executions = sagas::stuck(stack, SAGA_BUDGET, now).await?;
+    let details: Vec<_> = executions
         .iter()
         .map(|it| {
             let state = it.current().map_or("between two states", |state| &state.name);
-            let still = span(now.millis() - it.last_event.millis());
-            format!("{} stands at {state} for {still}", it.name)
+            let idle = span(now.millis() - it.last_event.millis());
+            format!("{} has been in {state} for {idle}", it.name)
         })
         .collect();
     Ok(if details.is_empty() {
@@ -93,7 +93,8 @@ pub async fn incomplete(stack: &Stack) -> Result<Check, CliError> {
     Ok(if details.is_empty() {
         Check::good("incomplete sagas", "none")
     } else {
-        let next = "fieldctl sagas list --incomplete; remove the cause, then fieldctl sagas recover <site>";
+        let next =
+            "fieldctl sagas list --incomplete; fix the cause, then fieldctl sagas recover <site>";
         Check::problem("incomplete sagas", details.len().to_string(), next).with(details)
     })
 }
@@ -104,7 +105,7 @@ pub async fn subscriptions(stack: &Stack, now: Timestamp) -> Result<Check, CliEr
     let report: Option<Report> = rows.get(&Report::key()).await?;
     let next = "fieldctl subscriptions";
     let Some(report) = report else {
-        return Err(CliError::not_found("they have not been compared yet")
+        return Err(CliError::not_found("the subscriptions have not been compared yet")
             .advise("reconcile-subscriptions runs every hour; fieldctl logs --function reconcile-subscriptions"));
     };
     let compared = ago(now, report.at);

@@ -26,33 +26,34 @@ use tokio::{net::TcpListener, process::Command};
 
 /// A request that the fake received.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct ReceivedRequest {
     /// The operation: `AWSStepFunctions.DescribeExecution`, `CloudFormation`, or the path.
-    pub what: String,
+    pub operation: String,
     /// The path's query.
     pub query: String,
     /// The body.
     pub body: String,
 }
 
-type Answer = dyn Fn(&Asked) -> (u16, Value, Vec<(&'static str, &'static str)>) + Send + Sync;
+type Handler =
+    dyn Fn(&ReceivedRequest) -> (u16, Value, Vec<(&'static str, &'static str)>) + Send + Sync;
 
 /// A running fake, and the requests that it received.
 pub struct Cloud {
     /// DynamoDB.
     pub dynamo: Dynamo,
     endpoint: String,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    received: Arc<Mutex<Vec<ReceivedRequest>>>,
 }
 
 /// The value of an output: hostile text, as far as XML can contain it.
-pub const NOTE: &str = "note \u{9b}45m\u{202e}\u{2066}\u{200b}";
+pub const HOSTILE_OUTPUT: &str = "note \u{9b}45m\u{202e}\u{2066}\u{200b}";
 
 /// The outputs of the root stack, or of the gateway's stack.
 const OUTPUTS: [(&str, &str); 3] = [
     ("ApiUrl", "https://api.execute-api.us-east-1.amazonaws.com/local"),
     ("ApiId", "api"),
-    ("Note", NOTE),
+    ("Note", HOSTILE_OUTPUT),
 ];
 
 /// The name of the alarm.
@@ -73,7 +74,7 @@ const RESOURCES: [(&str, &str, &str, &str); 5] = [
 ];
 
 /// The page size of resources. It is small, so that most stacks have several pages.
-const RESOURCES_A_PAGE: usize = 2;
+const RESOURCES_PER_PAGE: usize = 2;
 
 /// The log groups. One of them belongs to another environment.
 const LOG_GROUPS: [&str; 3] = [
@@ -105,9 +106,9 @@ pub struct Stacks {
     pub status: Option<(&'static str, &'static str)>,
 }
 
-/// A stack: the root stack or that of a service.
+/// The root stack, or the stack of a service.
 #[derive(Clone, Copy, PartialEq)]
-enum Part {
+enum StackKind {
     Root,
     Service(&'static str),
 }
@@ -122,7 +123,7 @@ fn arn(stack: &str) -> String {
 }
 
 /// Returns the name of a service's resource in the root stack.
-fn capitalised(service: &str) -> String {
+fn capitalized(service: &str) -> String {
     service[..1].to_uppercase() + &service[1..]
 }
 
@@ -131,7 +132,7 @@ impl Stacks {
         if self.per_service {
             format!("test-{service}")
         } else {
-            format!("test-{}-1X2Y", capitalised(service))
+            format!("test-{}-1X2Y", capitalized(service))
         }
     }
 
@@ -140,43 +141,43 @@ impl Stacks {
     }
 
     /// Finds the stack with that name or ARN.
-    fn find(self, wanted: &str) -> Option<Part> {
-        if !self.per_service && [arn("test"), "test".to_owned()].contains(&wanted.to_owned()) {
-            return Some(Part::Root);
+    fn find(self, name_or_arn: &str) -> Option<StackKind> {
+        if !self.per_service && [arn("test"), "test".to_owned()].contains(&name_or_arn.to_owned()) {
+            return Some(StackKind::Root);
         }
-        let is_wanted = |service: &&str| {
+        let matches = |service: &&str| {
             let name = self.stack_of(service);
-            wanted == arn(&name) || wanted == name
+            name_or_arn == arn(&name) || name_or_arn == name
         };
-        self.services().find(is_wanted).map(Part::Service)
+        self.services().find(matches).map(StackKind::Service)
     }
 
-    fn status_of(self, part: Part) -> &'static str {
+    fn status_of(self, kind: StackKind) -> &'static str {
         match self.status {
-            Some((service, status)) if part == Part::Service(service) => status,
+            Some((service, status)) if kind == StackKind::Service(service) => status,
             _ => "UPDATE_COMPLETE",
         }
     }
 
     /// Returns type, logical id, physical id and status of each resource.
-    fn resources(self, part: Part) -> Vec<[String; 4]> {
+    fn resources(self, kind: StackKind) -> Vec<[String; 4]> {
         let resource = |it: [&str; 4]| it.map(str::to_owned);
-        match part {
-            Part::Root => self
+        match kind {
+            StackKind::Root => self
                 .services()
                 .map(|service| {
-                    let (logical, physical) = (capitalised(service), arn(&self.stack_of(service)));
-                    let status = self.status_of(Part::Service(service));
+                    let (logical, physical) = (capitalized(service), arn(&self.stack_of(service)));
+                    let status = self.status_of(StackKind::Service(service));
                     resource(["AWS::CloudFormation::Stack", &logical, &physical, status])
                 })
                 .collect(),
-            Part::Service(service) => {
-                let role = format!("{}Role", capitalised(service));
+            StackKind::Service(service) => {
+                let role = format!("{}Role", capitalized(service));
                 let role = ["AWS::IAM::Role", &role, "a-role", "CREATE_COMPLETE"];
                 let own = RESOURCES.iter().filter(|it| it.0 == service);
                 let own = own.map(|it| resource([it.1, it.2, it.3, "CREATE_COMPLETE"]));
                 let mut all: Vec<_> = [resource(role)].into_iter().chain(own).collect();
-                if self.status_of(part) == "DELETE_COMPLETE" {
+                if self.status_of(kind) == "DELETE_COMPLETE" {
                     for resource in &mut all {
                         "DELETE_COMPLETE".clone_into(&mut resource[3]);
                     }
@@ -186,19 +187,19 @@ impl Stacks {
         }
     }
 
-    /// Returns `CloudFormation`'s answer as XML.
-    fn answer(self, body: &str) -> (u16, String) {
+    /// Returns `CloudFormation`'s response as XML.
+    fn respond(self, body: &str) -> (u16, String) {
         let fields: Vec<_> = form_urlencoded::parse(body.as_bytes()).collect();
         let field = |name: &str| fields.iter().find(|(key, _)| key == name);
         let field = |name: &str| field(name).map_or("", |(_, value)| value.as_ref());
         let stack = field("StackName");
-        let Some(part) = self.find(stack) else {
+        let Some(kind) = self.find(stack) else {
             return xml_error("ValidationError", &format!("Stack with id {stack} does not exist"));
         };
         let action = field("Action");
         let result = match action {
             "DescribeStacks" => {
-                let has_outputs = part == Part::Service("gateway") || part == Part::Root;
+                let has_outputs = kind == StackKind::Service("gateway") || kind == StackKind::Root;
                 let outputs = OUTPUTS.iter().filter(|_| has_outputs).map(|(key, value)| {
                     format!(
                         "<member><OutputKey>{key}</OutputKey><OutputValue>{value}</OutputValue></member>"
@@ -210,17 +211,17 @@ impl Stacks {
                      <ParameterValue>test</ParameterValue></member></Parameters>\
                      <Outputs>{}</Outputs></member></Stacks>",
                     arn(stack),
-                    self.status_of(part),
+                    self.status_of(kind),
                     outputs.collect::<String>()
                 )
             }
             "ListStackResources" => {
-                if self.denied.is_some_and(|service| part == Part::Service(service)) {
+                if self.denied.is_some_and(|service| kind == StackKind::Service(service)) {
                     return xml_error("AccessDenied", "not you");
                 }
-                let all = self.resources(part);
+                let all = self.resources(kind);
                 let begin: usize = field("NextToken").parse().unwrap_or_default();
-                let end = all.len().min(begin + RESOURCES_A_PAGE);
+                let end = all.len().min(begin + RESOURCES_PER_PAGE);
                 let members = all[begin..end].iter().map(|[kind, logical, physical, status]| {
                     format!(
                         "<member><ResourceType>{kind}</ResourceType><LogicalResourceId>{logical}</LogicalResourceId>\
@@ -249,17 +250,17 @@ impl Stacks {
 
 /// Returns the log groups with that prefix, one a page.
 fn log_groups(body: &str) -> Value {
-    let asked: Value = serde_json::from_str(body).expect("JSON");
-    let prefix = asked["logGroupNamePrefix"].as_str().expect("a prefix");
+    let request: Value = serde_json::from_str(body).expect("JSON");
+    let prefix = request["logGroupNamePrefix"].as_str().expect("a prefix");
     let found: Vec<_> = LOG_GROUPS.iter().filter(|name| name.starts_with(prefix)).collect();
-    let page: usize = asked["nextToken"].as_str().map_or(0, |it| it.parse().expect("a number"));
+    let page: usize = request["nextToken"].as_str().map_or(0, |it| it.parse().expect("a number"));
     let groups: Vec<_> =
         found.iter().skip(page).take(1).map(|name| json!({ "logGroupName": name })).collect();
-    let mut answer = json!({ "logGroups": groups });
+    let mut response = json!({ "logGroups": groups });
     if page + 1 < found.len() {
-        answer["nextToken"] = (page + 1).to_string().into();
+        response["nextToken"] = (page + 1).to_string().into();
     }
-    answer
+    response
 }
 
 /// Forwards calls to the embedded DynamoDB, whose tables have other names than those of the environment.
@@ -280,11 +281,11 @@ impl Forward {
         for name in ["x-amz-target", "x-amz-date", "content-type", "authorization"] {
             request.headers_mut().insert(name, headers[name].clone());
         }
-        let answer = self.client.request(request).await.expect("DynamoDB's answer");
-        let status = answer.status();
-        let bytes = answer.into_body().collect().await.expect("a whole answer").to_bytes();
+        let response = self.client.request(request).await.expect("a response from DynamoDB");
+        let status = response.status();
+        let bytes = response.into_body().collect().await.expect("a whole response").to_bytes();
         let mut text = String::from_utf8_lossy(&bytes).into_owned();
-        // Only the answer to `BatchGetItem` contains names of tables.
+        // Only the response to `BatchGetItem` contains names of tables.
         if headers["x-amz-target"].as_bytes().ends_with(b"BatchGetItem") {
             for (name, table) in TABLES {
                 text = text.replace(&quoted(table), &quoted(name));
@@ -295,20 +296,20 @@ impl Forward {
 }
 
 impl Cloud {
-    /// Starts a fake with a root stack. `answer` answers all requests except those to `CloudFormation` and DynamoDB.
+    /// Starts a fake with a root stack. `handler` answers all requests except those to `CloudFormation` and DynamoDB.
     pub async fn start(
-        answer: impl Fn(&Asked) -> (u16, Value, Vec<(&'static str, &'static str)>)
+        handler: impl Fn(&ReceivedRequest) -> (u16, Value, Vec<(&'static str, &'static str)>)
         + Send
         + Sync
         + 'static,
     ) -> Self {
-        Self::with(Stacks::default(), answer).await
+        Self::with(Stacks::default(), handler).await
     }
 
     /// Starts a fake with those stacks.
     pub async fn with(
         stacks: Stacks,
-        answer: impl Fn(&Asked) -> (u16, Value, Vec<(&'static str, &'static str)>)
+        handler: impl Fn(&ReceivedRequest) -> (u16, Value, Vec<(&'static str, &'static str)>)
         + Send
         + Sync
         + 'static,
@@ -318,24 +319,24 @@ impl Cloud {
             endpoint: dynamo.endpoint().into(),
             client: Client::builder(TokioExecutor::new()).build_http(),
         };
-        let asked = Arc::<Mutex<Vec<Asked>>>::default();
-        let (seen, answer) =
-            (Arc::clone(&asked), Arc::<Answer>::from(Box::new(answer) as Box<Answer>));
+        let received = Arc::<Mutex<Vec<ReceivedRequest>>>::default();
+        let (seen, handler) =
+            (Arc::clone(&received), Arc::<Handler>::from(Box::new(handler) as Box<Handler>));
         let router = Router::new().fallback(move |request: Request| {
-            let (seen, answer) = (Arc::clone(&seen), Arc::clone(&answer));
+            let (seen, handler) = (Arc::clone(&seen), Arc::clone(&handler));
             let forward = forward.clone();
-            async move { respond(request, stacks, &forward, &seen, &answer).await }
+            async move { respond(request, stacks, &forward, &seen, &handler).await }
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let endpoint = format!("http://{}", listener.local_addr().expect("its address"));
         tokio::spawn(async move { axum::serve(listener, router).await });
-        Self { dynamo, endpoint, asked }
+        Self { dynamo, endpoint, received }
     }
 
     /// Returns the received requests of that operation or path.
-    pub fn asked(&self, what: &str) -> Vec<Asked> {
-        let asked = self.asked.lock().expect("no panic in the stand-in");
-        asked.iter().filter(|asked| asked.what.contains(what)).cloned().collect()
+    pub fn requests(&self, operation: &str) -> Vec<ReceivedRequest> {
+        let received = self.received.lock().expect("no panic in the fake");
+        received.iter().filter(|request| request.operation.contains(operation)).cloned().collect()
     }
 
     /// Returns the command to run the binary with those arguments.
@@ -367,8 +368,8 @@ async fn respond(
     request: Request,
     stacks: Stacks,
     dynamo: &Forward,
-    seen: &Mutex<Vec<Asked>>,
-    answer: &Arc<Answer>,
+    seen: &Mutex<Vec<ReceivedRequest>>,
+    handler: &Arc<Handler>,
 ) -> Response {
     let (head, body) = request.into_parts();
     let body = to_bytes(body, 16 << 20).await.expect("a whole body");
@@ -380,25 +381,25 @@ async fn respond(
     let form = body.starts_with("Action=");
     // CloudWatch's requests use the protocol rpc-v2-cbor.
     let cbor = head.headers.contains_key("smithy-protocol");
-    let what = if form {
+    let operation = if form {
         "CloudFormation".to_owned()
     } else {
         target.unwrap_or(head.uri.path()).to_owned()
     };
     let query = head.uri.query().unwrap_or_default().to_owned();
-    let asked = Asked { what, query, body };
-    seen.lock().expect("no panic").push(asked.clone());
+    let received = ReceivedRequest { operation, query, body };
+    seen.lock().expect("no panic").push(received.clone());
     if form {
-        let (status, xml) = stacks.answer(&asked.body);
+        let (status, xml) = stacks.respond(&received.body);
         return (StatusCode::from_u16(status).expect("a status"), xml).into_response();
     }
-    if asked.what.ends_with("DescribeLogGroups") {
-        return log_groups(&asked.body).to_string().into_response();
+    if received.operation.ends_with("DescribeLogGroups") {
+        return log_groups(&received.body).to_string().into_response();
     }
-    let answer = Arc::clone(answer);
-    // The answer is computed on a thread that may block.
+    let handler = Arc::clone(handler);
+    // The response is computed on a thread that may block.
     let (status, body, headers) =
-        tokio::task::spawn_blocking(move || answer(&asked)).await.expect("an answer");
+        tokio::task::spawn_blocking(move || handler(&received)).await.expect("a response");
     let status = StatusCode::from_u16(status).expect("a status");
     let mut response = if cbor {
         let mut bytes = Vec::new();

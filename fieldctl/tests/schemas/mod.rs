@@ -23,7 +23,7 @@ fn strict(schema: &mut Value) {
 
 /// Returns what is wrong with the document according to its schema, including members that the schema does not
 /// describe.
-pub fn misfits(name: &str, document: &Value) -> Vec<String> {
+pub fn violations(name: &str, document: &Value) -> Vec<String> {
     let mut schema = schema(name);
     strict(&mut schema);
     let options = jsonschema::options().should_validate_formats(true);

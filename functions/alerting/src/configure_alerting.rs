@@ -1,7 +1,7 @@
 //! The fourth step of the saga: configures alerting for the sensors' limits. `remove-alerting` undoes it.
 
 use contracts::{
-    AlertingId, OnboardingId, SagaWithSensors, Sensor, Timestamp, events::AlertingConfigured,
+    AlertingId, ContextWithSensors, OnboardingId, Sensor, Timestamp, events::AlertingConfigured,
 };
 use lambda::Step;
 use serde::Serialize;
@@ -26,10 +26,10 @@ pub struct Reply {
     pub alerting_id: AlertingId,
 }
 
-/// Returns the result of the step if a row exists already.
-fn decide(there: &AlertingRow) -> Result<Reply, AlertingError> {
-    let alerting_id = AlertingId::of(there.saga.onboarding_id);
-    match there.state {
+/// Returns the result of the step for an existing row.
+fn reply_for_existing(existing: &AlertingRow) -> Result<Reply, AlertingError> {
+    let alerting_id = AlertingId::from_onboarding(existing.saga.onboarding_id);
+    match existing.state {
         Alerting::Configured { .. } => Ok(Reply { alerting_id }),
         Alerting::Removed => Err(AlertingError::Superseded(alerting_id)),
     }
@@ -42,17 +42,21 @@ fn rules(mut sensors: Vec<Sensor>) -> Vec<Rule> {
 }
 
 impl Step for ConfigureAlerting {
-    type Command = SagaWithSensors;
+    type Command = ContextWithSensors;
     type Reply = Reply;
     type Error = AlertingError;
 
-    fn correlation(command: &SagaWithSensors) -> Option<OnboardingId> {
+    fn correlation(command: &ContextWithSensors) -> Option<OnboardingId> {
         Some(command.saga.onboarding_id)
     }
 
-    async fn run(&self, command: SagaWithSensors, now: Timestamp) -> Result<Reply, AlertingError> {
-        let SagaWithSensors { saga, sensors, .. } = command;
-        let alerting_id = AlertingId::of(saga.onboarding_id);
+    async fn run(
+        &self,
+        command: ContextWithSensors,
+        now: Timestamp,
+    ) -> Result<Reply, AlertingError> {
+        let ContextWithSensors { saga, sensors, .. } = command;
+        let alerting_id = AlertingId::from_onboarding(saga.onboarding_id);
         let key = AlertingRow::key(alerting_id);
 
         let rules = rules(sensors);
@@ -60,13 +64,13 @@ impl Step for ConfigureAlerting {
         let row = AlertingRow { saga, state: Alerting::Configured { rules }, sequence: 1, at: now };
         let commit = Transaction::on(&self.alerting)
             .create(&self.alerting, &key, &row)
-            .event(&self.outbox, NewEvent::of(saga, alerting_id, 1, now, event))
+            .event(&self.outbox, NewEvent::in_saga(saga, alerting_id, 1, now, event))
             .commit()
             .await?;
         match commit {
             Commit::Done => Ok(Reply { alerting_id }),
             Commit::Refused(refused) => match refused.row(&key)? {
-                Some(there) => decide(&there),
+                Some(existing) => reply_for_existing(&existing),
                 None => Err(AlertingError::Busy(alerting_id)),
             },
         }

@@ -1,18 +1,18 @@
 //! Compares the readings of the stream with the sensors' limits. Emits an event when a sensor leaves its limits and
 //! when it is back.
 //!
-//! Only a change of state is written, in one transaction with its event. A bundle may be delivered again, late or
-//! after it was half committed: a change that is committed is not committed again. If two invocations judge the
-//! same readings, the conditional write of one fails. That one judges again from the row that the other committed.
+//! Only a change of state is written, in one transaction with its event. A bundle may be delivered repeatedly, late, or
+//! after only a part of its changes was committed. A committed change is not committed again. If two invocations judge
+//! the same readings, the conditional write of one fails. It then judges again from the row that the other committed.
 
 use aws_lambda_events::event::streams::KinesisEventResponse;
 use contracts::{
-    AlertingId, OnboardingId, Saga, Sensor, Timestamp,
+    AlertingId, OnboardingId, SagaContext, Sensor, Timestamp,
     events::{ReadingBackToNormal, ReadingBreachedThreshold},
     readings::{Bundle, Sample},
     stream::Record,
 };
-use fault::{Failure, Fault, Replayed};
+use fault::{Fault, InvocationError, ReplayResponse};
 use lambda::Deadline;
 use serde_json::value::RawValue;
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
@@ -24,10 +24,10 @@ use crate::{
 };
 
 /// The maximum number of changes per transaction. DynamoDB takes 100 actions, and one of them writes the row.
-const MOST_TRANSITIONS: usize = 99;
+const MAX_TRANSITIONS: usize = 99;
 
 /// The maximum number of times that a bundle is judged again because another writer changed the row.
-const MOST_REFUSALS: usize = 5;
+const MAX_CONFLICTS: usize = 5;
 
 /// The dependencies of the function `detect-breaches`.
 #[derive(Debug)]
@@ -46,24 +46,24 @@ impl DetectBreaches {
         &self,
         payload: &RawValue,
         deadline: Deadline,
-    ) -> Result<KinesisEventResponse, Failure> {
+    ) -> Result<KinesisEventResponse, InvocationError> {
         stream::consume(payload, deadline, async |record| self.record(record).await).await
     }
 
     /// Judges one record that an operator replays.
-    pub async fn replay(&self, record: &RawValue) -> Replayed {
+    pub async fn replay(&self, record: &RawValue) -> ReplayResponse {
         let now = Timestamp::now();
         let record: Record = match fault::decode(record.get()) {
             Ok(record) => record,
-            Err(error) => return Replayed::failed("InvalidInput", error.to_string()),
+            Err(error) => return ReplayResponse::failed("InvalidInput", error.to_string()),
         };
         match stream::bundle(&record, now) {
-            Err(error) => {
-                Replayed::moot(format!("{error}; store-readings quarantines the same record"))
-            }
+            Err(error) => ReplayResponse::nothing_to_do(format!(
+                "{error}; store-readings quarantines the same record"
+            )),
             Ok(bundle) => match self.detect(&bundle, now).await {
-                Ok(()) => Replayed::Done,
-                Err(error) => Replayed::failed(error.kind().name(), error.to_string()),
+                Ok(()) => ReplayResponse::Done,
+                Err(error) => ReplayResponse::failed(error.kind().name(), error.to_string()),
             },
         }
     }
@@ -83,26 +83,27 @@ impl DetectBreaches {
     /// The row is read for each bundle. A cached row could hide what another environment committed, and the read costs
     /// a fraction of storing the bundle.
     async fn detect(&self, bundle: &Bundle, now: Timestamp) -> Result<(), AlertingError> {
-        let alerting_id = AlertingId::of(OnboardingId::of(bundle.site_id));
-        let there: Option<AlertingRow> = self.alerting.get(&AlertingRow::key(alerting_id)).await?;
-        let Some(mut row) = there else { return Ok(()) };
+        let alerting_id = AlertingId::from_onboarding(OnboardingId::from_site(bundle.site_id));
+        let existing: Option<AlertingRow> =
+            self.alerting.get(&AlertingRow::key(alerting_id)).await?;
+        let Some(mut row) = existing else { return Ok(()) };
         let watermarks = self.memory.recall(bundle);
 
         let mut counts = None;
-        for _ in 0..=MOST_REFUSALS {
+        for _ in 0..=MAX_CONFLICTS {
             let Alerting::Configured { rules } = &row.state else { return Ok(()) };
             let Judgement { transitions, judged, late } = judge(rules, bundle, &watermarks);
             // Only the first judgement counts: readings that this call itself commits would be late in the next one.
             counts.get_or_insert((judged, late));
             match self.commit_all(row, &transitions, now).await? {
-                Outcome::Done(after) => {
+                CommitOutcome::Committed(after) => {
                     self.memory.advance(&after, bundle);
                     let (judged, late) = counts.unwrap_or_default();
                     metrics::counter!("ReadingsJudged").increment(judged as u64);
                     metrics::counter!("ReadingsLate").increment(late as u64);
                     return Ok(());
                 }
-                Outcome::Refused(there) => row = there,
+                CommitOutcome::Conflict(newer) => row = newer,
             }
         }
         Err(AlertingError::Busy(alerting_id))
@@ -114,27 +115,27 @@ impl DetectBreaches {
         mut row: AlertingRow,
         transitions: &[Transition],
         now: Timestamp,
-    ) -> Result<Outcome, AlertingError> {
-        for some in transitions.chunks(MOST_TRANSITIONS) {
+    ) -> Result<CommitOutcome, AlertingError> {
+        for chunk in transitions.chunks(MAX_TRANSITIONS) {
             let Alerting::Configured { rules } = &row.state else { break };
-            match self.commit(&row, rules, some, now).await? {
-                Outcome::Done(after) => row = after,
-                refused @ Outcome::Refused(_) => return Ok(refused),
+            match self.commit(&row, rules, chunk, now).await? {
+                CommitOutcome::Committed(after) => row = after,
+                conflict @ CommitOutcome::Conflict(_) => return Ok(conflict),
             }
         }
-        Ok(Outcome::Done(row))
+        Ok(CommitOutcome::Committed(row))
     }
 
-    /// Commits changes of state with their events. If another writer changed the row meanwhile, commits nothing and
-    /// returns that row.
+    /// Commits changes of state with their events. If another writer changed the row since it was read, commits nothing
+    /// and returns the newer row.
     async fn commit(
         &self,
         row: &AlertingRow,
         rules: &[Rule],
         transitions: &[Transition],
         now: Timestamp,
-    ) -> Result<Outcome, AlertingError> {
-        let alerting_id = AlertingId::of(row.saga.onboarding_id);
+    ) -> Result<CommitOutcome, AlertingError> {
+        let alerting_id = AlertingId::from_onboarding(row.saga.onboarding_id);
         let key = AlertingRow::key(alerting_id);
         let after = AlertingRow {
             saga: row.saga,
@@ -143,15 +144,15 @@ impl DetectBreaches {
             at: now,
         };
         // The cause of these events is a reading, not the event that started the saga.
-        let saga = Saga::of_site(row.saga.site_id, None);
+        let saga = SagaContext::for_site(row.saga.site_id, None);
         let mut breaches = 0;
-        let mut changing = Transaction::on(&self.alerting);
-        changing = changing.replace_at(&self.alerting, &key, &after, row.sequence);
+        let mut transaction = Transaction::on(&self.alerting);
+        transaction = transaction.put_if_sequence(&self.alerting, &key, &after, row.sequence);
         for (sequence, transition) in (row.sequence + 1..).zip(transitions) {
             let Transition { rule, sample: Sample(at, value), change } = *transition;
             let Sensor { sensor_id, metric, unit, .. } = rules[rule].sensor.clone();
             let site_id = saga.site_id;
-            changing = match change {
+            transaction = match change {
                 Change::Breached { limit, threshold } => {
                     breaches += 1;
                     let data = ReadingBreachedThreshold {
@@ -164,8 +165,8 @@ impl DetectBreaches {
                         limit,
                         threshold,
                     };
-                    let event = NewEvent::of(saga, alerting_id, sequence, now, data);
-                    changing.event(&self.outbox, event)
+                    let event = NewEvent::in_saga(saga, alerting_id, sequence, now, data);
+                    transaction.event(&self.outbox, event)
                 }
                 Change::BackToNormal { breached_at } => {
                     let data = ReadingBackToNormal {
@@ -177,26 +178,28 @@ impl DetectBreaches {
                         at,
                         breached_at,
                     };
-                    let event = NewEvent::of(saga, alerting_id, sequence, now, data);
-                    changing.event(&self.outbox, event)
+                    let event = NewEvent::in_saga(saga, alerting_id, sequence, now, data);
+                    transaction.event(&self.outbox, event)
                 }
             };
         }
-        match changing.commit().await? {
+        match transaction.commit().await? {
             Commit::Done => {
                 metrics::counter!("Breaches").increment(breaches);
-                Ok(Outcome::Done(after))
+                Ok(CommitOutcome::Committed(after))
             }
             Commit::Refused(refused) => match refused.row(&key)? {
-                Some(there) => Ok(Outcome::Refused(there)),
+                Some(newer) => Ok(CommitOutcome::Conflict(newer)),
                 None => Err(AlertingError::Busy(alerting_id)),
             },
         }
     }
 }
 
-/// The row after a commit, or as another writer left it.
-enum Outcome {
-    Done(AlertingRow),
-    Refused(AlertingRow),
+/// The result of a commit.
+enum CommitOutcome {
+    /// Everything was committed. Holds the new row.
+    Committed(AlertingRow),
+    /// Another writer changed the row first. Holds its row.
+    Conflict(AlertingRow),
 }

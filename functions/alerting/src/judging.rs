@@ -63,18 +63,18 @@ pub fn judge(rules: &[Rule], bundle: &Bundle, watermarks: &Watermarks) -> Judgem
     for series in &bundle.series {
         let sensor_id = series.sensor_id;
         let watched = rules.iter().enumerate().find(|(_, rule)| rule.sensor.sensor_id == sensor_id);
-        let Some((place, rule)) = watched else { continue };
-        let known = rule.changed_at.max(watermarks.get(&sensor_id).copied());
+        let Some((index, rule)) = watched else { continue };
+        let last_judged = rule.changed_at.max(watermarks.get(&sensor_id).copied());
         // Times are stored in milliseconds.
-        let known = known.map(Timestamp::millis);
-        let late = series.samples.partition_point(|Sample(at, _)| Some(at.millis()) <= known);
+        let last_judged = last_judged.map(Timestamp::millis);
+        let late = series.samples.partition_point(|Sample(at, _)| Some(at.millis()) <= last_judged);
         judgement.late += late;
         judgement.judged += series.samples.len() - late;
         let mut state = rule.state;
         for &sample in &series.samples[late..] {
             if let Some(change) = change(&rule.sensor, state, sample.1) {
                 state = change.state(sample);
-                judgement.transitions.push(Transition { rule: place, sample, change });
+                judgement.transitions.push(Transition { rule: index, sample, change });
             }
         }
     }
@@ -126,13 +126,13 @@ fn beyond(sensor: &Sensor, value: f64) -> Option<(Limit, f64)> {
 /// Returns whether the value is within both limits by at least the deadband. The deadband keeps readings that
 /// scatter around a limit from causing many breaches.
 fn is_back(sensor: &Sensor, value: f64) -> bool {
-    let mut band = sensor.metric.deadband(&sensor.unit).unwrap_or_default();
+    let mut deadband = sensor.metric.deadband(&sensor.unit).unwrap_or_default();
     if let (Some(min), Some(max)) = (sensor.min, sensor.max) {
         // Between narrow limits the deadband is reduced, so that half of the range is still normal.
-        band = band.min((max - min) / 4.0);
+        deadband = deadband.min((max - min) / 4.0);
     }
-    sensor.min.is_none_or(|min| value >= min + band)
-        && sensor.max.is_none_or(|max| value <= max - band)
+    sensor.min.is_none_or(|min| value >= min + deadband)
+        && sensor.max.is_none_or(|max| value <= max - deadband)
 }
 
 #[cfg(test)]
@@ -146,7 +146,7 @@ mod tests {
     /// Returns the rule of a thermometer. Its deadband is half a degree.
     fn rule(index: usize, min: Option<f64>, max: Option<f64>) -> Rule {
         Rule::new(Sensor {
-            sensor_id: SensorId::of(saga("a").onboarding_id, index),
+            sensor_id: SensorId::from_onboarding(saga("a").onboarding_id, index),
             metric: Metric::AirTemperature,
             unit: "Cel".to_owned(),
             min,
@@ -157,7 +157,7 @@ mod tests {
     /// Returns a bundle with one value per second from noon on, for each of the first sensors.
     fn bundle<V: AsRef<[f64]>>(series: &[V]) -> Bundle {
         let series = series.iter().enumerate().map(|(index, values)| Series {
-            sensor_id: SensorId::of(saga("a").onboarding_id, index),
+            sensor_id: SensorId::from_onboarding(saga("a").onboarding_id, index),
             samples: (0..).map(noon).zip(values.as_ref()).map(|(at, v)| Sample(at, *v)).collect(),
         });
         Bundle {
@@ -168,65 +168,66 @@ mod tests {
     }
 
     /// Returns a part of each series.
-    fn part(bundle: &Bundle, of: impl Fn(usize) -> std::ops::Range<usize>) -> Bundle {
+    fn part(bundle: &Bundle, range_of: impl Fn(usize) -> std::ops::Range<usize>) -> Bundle {
         let mut bundle = bundle.clone();
         for series in &mut bundle.series {
-            let range = of(series.samples.len());
+            let range = range_of(series.samples.len());
             series.samples = series.samples[range].to_vec();
         }
         bundle
     }
 
-    fn anew(rules: &[Rule], bundle: &Bundle) -> Judgement {
+    fn judge_without_watermarks(rules: &[Rule], bundle: &Bundle) -> Judgement {
         judge(rules, bundle, &Watermarks::new())
     }
 
     /// Returns the changes of one sensor, each with the index of the value that caused it.
-    fn story(rule: Rule, values: &[f64]) -> Vec<(i64, &'static str)> {
-        let transitions = anew(&[rule], &bundle(&[values])).transitions.into_iter();
-        let told = transitions.map(|Transition { sample: Sample(at, _), change, .. }| {
-            let told = match change {
+    fn changes(rule: Rule, values: &[f64]) -> Vec<(i64, &'static str)> {
+        let transitions =
+            judge_without_watermarks(&[rule], &bundle(&[values])).transitions.into_iter();
+        let changes = transitions.map(|Transition { sample: Sample(at, _), change, .. }| {
+            let name = match change {
                 Change::Breached { limit: Limit::Min, .. } => "low",
                 Change::Breached { limit: Limit::Max, .. } => "high",
                 Change::BackToNormal { .. } => "normal",
             };
-            ((at.millis() - noon(0).millis()) / 1000, told)
+            ((at.millis() - noon(0).millis()) / 1000, name)
         });
-        told.collect()
+        changes.collect()
     }
 
     #[test]
     fn a_value_beyond_a_limit_is_a_breach_and_a_value_at_the_limit_is_not() {
         let both = || rule(0, Some(-10.0), Some(30.0));
-        assert_eq!(story(both(), &[-10.0, 0.0, 30.0]), []);
-        assert_eq!(story(both(), &[20.0, 30.1, 31.0]), [(1, "high")]);
-        assert_eq!(story(both(), &[20.0, -10.1, -99.0]), [(1, "low")]);
-        assert_eq!(story(rule(0, None, Some(30.0)), &[-99.0, 31.0]), [(1, "high")]);
-        assert_eq!(story(rule(0, Some(-10.0), None), &[99.0, -11.0]), [(1, "low")]);
+        assert_eq!(changes(both(), &[-10.0, 0.0, 30.0]), []);
+        assert_eq!(changes(both(), &[20.0, 30.1, 31.0]), [(1, "high")]);
+        assert_eq!(changes(both(), &[20.0, -10.1, -99.0]), [(1, "low")]);
+        assert_eq!(changes(rule(0, None, Some(30.0)), &[-99.0, 31.0]), [(1, "high")]);
+        assert_eq!(changes(rule(0, Some(-10.0), None), &[99.0, -11.0]), [(1, "low")]);
     }
 
     #[test]
     fn a_breach_ends_when_the_value_is_back_by_the_deadband() {
         let both = || rule(0, Some(-10.0), Some(30.0));
-        assert_eq!(story(both(), &[31.0, 29.6, 30.4, 29.5]), [(0, "high"), (3, "normal")]);
-        assert_eq!(story(both(), &[-11.0, -9.6, -10.4, -9.5]), [(0, "low"), (3, "normal")]);
+        assert_eq!(changes(both(), &[31.0, 29.6, 30.4, 29.5]), [(0, "high"), (3, "normal")]);
+        assert_eq!(changes(both(), &[-11.0, -9.6, -10.4, -9.5]), [(0, "low"), (3, "normal")]);
         let one = || rule(0, None, Some(30.0));
-        assert_eq!(story(one(), &[31.0, 29.6, -99.0]), [(0, "high"), (2, "normal")]);
+        assert_eq!(changes(one(), &[31.0, 29.6, -99.0]), [(0, "high"), (2, "normal")]);
     }
 
     #[test]
     fn the_deadband_is_reduced_between_narrow_limits() {
         let narrow = rule(0, Some(20.0), Some(21.0));
         let high = [(0, "high"), (2, "normal")];
-        assert_eq!(story(narrow.clone(), &[21.5, 20.8, 20.75]), high);
-        assert_eq!(story(narrow, &[19.5, 20.2, 20.25]), [(0, "low"), (2, "normal")]);
+        assert_eq!(changes(narrow.clone(), &[21.5, 20.8, 20.75]), high);
+        assert_eq!(changes(narrow, &[19.5, 20.2, 20.25]), [(0, "low"), (2, "normal")]);
     }
 
     #[test]
     fn a_jump_from_one_limit_beyond_the_other_is_another_breach() {
         let both = rule(0, Some(-10.0), Some(30.0));
         assert_eq!(
-            story(both, &[31.0, -11.0, 31.0, 20.0]),
+            changes(both, &[31.0, -11.0, 31.0, 20.0]),
             [(0, "high"), (1, "low"), (2, "high"), (3, "normal")]
         );
     }
@@ -234,7 +235,7 @@ mod tests {
     #[test]
     fn a_transition_has_the_data_of_its_event() {
         let rules = [rule(0, Some(-10.0), Some(30.0))];
-        let judgement = anew(&rules, &bundle(&[[20.0, 31.0, 20.0]]));
+        let judgement = judge_without_watermarks(&rules, &bundle(&[[20.0, 31.0, 20.0]]));
         let (breached_at, back_at) = (noon(1), noon(2));
         let breach = Change::Breached { limit: Limit::Max, threshold: 30.0 };
         let back = Change::BackToNormal { breached_at };
@@ -253,27 +254,30 @@ mod tests {
     #[test]
     fn a_sample_not_later_than_the_last_change_or_the_watermark_is_late() {
         let mut rules = [rule(0, None, Some(30.0))];
-        let hot = bundle(&[[31.0; 5]]);
+        let above_limit = bundle(&[[31.0; 5]]);
         let watermark = |seconds| Watermarks::from([(rules[0].sensor.sensor_id, noon(seconds))]);
         let watermarks = [watermark(1), watermark(4)];
-        let judged = judge(&rules, &hot, &watermarks[0]);
+        let judged = judge(&rules, &above_limit, &watermarks[0]);
         assert_eq!((judged.judged, judged.late), (3, 2));
         assert_eq!(judged.transitions[0].sample.0, noon(2));
-        assert_eq!(judge(&rules, &hot, &watermarks[1]).late, 5);
+        assert_eq!(judge(&rules, &above_limit, &watermarks[1]).late, 5);
         // The later of both times counts. Fractions of milliseconds do not count.
         rules[0].changed_at = Some(noon(3));
-        assert_eq!(judge(&rules, &hot, &watermarks[0]).late, 4);
-        assert_eq!(judge(&rules, &hot, &watermarks[1]).late, 5);
-        let mut finer = hot.clone();
-        finer.series[0].samples =
+        assert_eq!(judge(&rules, &above_limit, &watermarks[0]).late, 4);
+        assert_eq!(judge(&rules, &above_limit, &watermarks[1]).late, 5);
+        let mut sub_millisecond = above_limit.clone();
+        sub_millisecond.series[0].samples =
             vec![Sample("2026-01-01T12:00:03.0004Z".parse().expect("a time"), 31.0)];
-        assert_eq!(anew(&rules, &finer), Judgement { late: 1, ..Judgement::default() });
+        assert_eq!(
+            judge_without_watermarks(&rules, &sub_millisecond),
+            Judgement { late: 1, ..Judgement::default() }
+        );
     }
 
     #[test]
     fn sensors_without_a_rule_are_not_judged() {
         let rules = [rule(1, None, Some(30.0))];
-        let judgement = anew(&rules, &bundle(&[vec![99.0; 3], vec![99.0]]));
+        let judgement = judge_without_watermarks(&rules, &bundle(&[vec![99.0; 3], vec![99.0]]));
         assert_eq!((judgement.judged, judgement.late), (1, 0));
         assert_eq!(judgement.transitions.len(), 1);
     }
@@ -326,16 +330,16 @@ mod tests {
                 part(&bundle, |len| 0..cut(len, first)),
                 part(&bundle, |len| cut(len, first)..len),
             ] {
-                after = apply(&after, &anew(&after, &half).transitions);
+                after = apply(&after, &judge_without_watermarks(&after, &half).transitions);
             }
-            let again = [
+            let repeated = [
                 bundle.clone(),
                 part(&bundle, |len| 0..cut(len, to)),
                 part(&bundle, |len| cut(len, from)..len),
                 part(&bundle, |len| cut(len, from.min(to))..cut(len, from.max(to))),
             ];
-            for again in again {
-                prop_assert_eq!(anew(&after, &again).transitions, []);
+            for part in repeated {
+                prop_assert_eq!(judge_without_watermarks(&after, &part).transitions, []);
             }
         }
 
@@ -343,34 +347,34 @@ mod tests {
         fn the_result_does_not_depend_on_how_readings_are_bundled(
             rules in rules(),
             bundle in readings(),
-            place in 0..=100_usize,
+            percent in 0..=100_usize,
         ) {
-            let whole = apply(&rules, &anew(&rules, &bundle).transitions);
+            let at_once = apply(&rules, &judge_without_watermarks(&rules, &bundle).transitions);
             let mut parts = rules;
             for half in [
-                part(&bundle, |len| 0..cut(len, place)),
-                part(&bundle, |len| cut(len, place)..len),
+                part(&bundle, |len| 0..cut(len, percent)),
+                part(&bundle, |len| cut(len, percent)..len),
             ] {
-                parts = apply(&parts, &anew(&parts, &half).transitions);
+                parts = apply(&parts, &judge_without_watermarks(&parts, &half).transitions);
             }
-            prop_assert_eq!(parts, whole);
+            prop_assert_eq!(parts, at_once);
         }
 
         #[test]
         fn judging_again_returns_the_changes_that_were_not_committed(
             rules in rules(),
             bundle in readings(),
-            place in 0..=100_usize,
+            percent in 0..=100_usize,
         ) {
-            let transitions = anew(&rules, &bundle).transitions;
-            let (done, left) = transitions.split_at(cut(transitions.len(), place));
-            prop_assert_eq!(anew(&apply(&rules, done), &bundle).transitions, left);
+            let transitions = judge_without_watermarks(&rules, &bundle).transitions;
+            let (done, remaining) = transitions.split_at(cut(transitions.len(), percent));
+            prop_assert_eq!(judge_without_watermarks(&apply(&rules, done), &bundle).transitions, remaining);
         }
 
         #[test]
         fn every_transition_is_correct_and_changes_the_state(rules in rules(), bundle in readings()) {
             let mut states: Vec<_> = rules.iter().map(|rule| rule.state).collect();
-            for Transition { rule, sample, change } in anew(&rules, &bundle).transitions {
+            for Transition { rule, sample, change } in judge_without_watermarks(&rules, &bundle).transitions {
                 let Sensor { min, max, .. } = rules[rule].sensor;
                 let Sample(_, value) = sample;
                 match change {
@@ -399,7 +403,7 @@ mod tests {
 
         #[test]
         fn every_breach_can_end(rules in rules(), bundle in readings()) {
-            let after = apply(&rules, &anew(&rules, &bundle).transitions);
+            let after = apply(&rules, &judge_without_watermarks(&rules, &bundle).transitions);
             for Rule { sensor, state, .. } in after {
                 let normal = match (sensor.min, sensor.max) {
                     (Some(min), Some(max)) => f64::midpoint(min, max),

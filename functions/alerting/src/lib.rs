@@ -10,7 +10,7 @@ pub mod judging;
 pub mod memory;
 pub mod remove_alerting;
 
-use contracts::{AlertingId, Saga, Sensor, Timestamp, events::Limit};
+use contracts::{AlertingId, SagaContext, Sensor, Timestamp, events::Limit};
 use fault::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
@@ -21,7 +21,7 @@ use store::{Key, StoreError};
 pub struct AlertingRow {
     /// The saga of the onboarding.
     #[serde(flatten)]
-    pub saga: Saga,
+    pub saga: SagaContext,
     /// The state of the configuration.
     #[serde(flatten)]
     pub state: Alerting,
@@ -109,7 +109,7 @@ pub enum AlertingError {
     #[error("alerting {0} was removed before it was configured")]
     Superseded(AlertingId),
     /// Another writer changed the row between the read and the conditional write.
-    #[error("alerting {0} is being changed by others")]
+    #[error("another writer changed alerting {0}")]
     Busy(AlertingId),
     /// A call to the table failed.
     #[error(transparent)]

@@ -10,7 +10,7 @@ use contracts::{SensorId, Timestamp, readings::Bundle};
 use crate::{Alerting, AlertingRow, judging::Watermarks};
 
 /// The maximum number of sensors in memory, about 10 MB. The memory is cleared when it is full.
-const MOST_SENSORS: usize = 100_000;
+const MAX_SENSORS: usize = 100_000;
 
 /// The time of the last judged reading of each sensor.
 #[derive(Debug, Default)]
@@ -29,7 +29,7 @@ impl Memory {
     pub fn advance(&self, row: &AlertingRow, bundle: &Bundle) {
         let Alerting::Configured { rules } = &row.state else { return };
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MOST_SENSORS {
+        if known.len() >= MAX_SENSORS {
             known.clear();
         }
         for series in &bundle.series {

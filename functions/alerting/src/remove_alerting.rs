@@ -1,6 +1,6 @@
 //! Undoes `configure-alerting`: replaces the configuration with a tombstone.
 
-use contracts::{AlertingId, OnboardingId, Saga, Timestamp, events::AlertingRemoved};
+use contracts::{AlertingId, OnboardingId, SagaContext, Timestamp, events::AlertingRemoved};
 use lambda::Step;
 use serde::Serialize;
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
@@ -29,51 +29,55 @@ enum Decision {
     /// There is no configuration: write a tombstone against a late one.
     Fence,
     /// Replace the configuration with a tombstone.
-    Remove {
-        from: &'static str,
-        sequence: u64,
-    },
-    Already,
+    Remove { from: &'static str, sequence: u64 },
+    /// The tombstone exists.
+    AlreadyRemoved,
 }
 
-fn decide(there: Option<&AlertingRow>) -> Decision {
-    let Some(row) = there else { return Decision::Fence };
+/// Decides what the undo has to write.
+fn decide_undo(existing: Option<&AlertingRow>) -> Decision {
+    let Some(row) = existing else { return Decision::Fence };
     match row.state {
         Alerting::Configured { .. } => {
             Decision::Remove { from: row.state.name(), sequence: row.sequence + 1 }
         }
-        Alerting::Removed => Decision::Already,
+        Alerting::Removed => Decision::AlreadyRemoved,
     }
 }
 
 impl Step for RemoveAlerting {
-    type Command = Saga;
+    type Command = SagaContext;
     type Reply = Reply;
     type Error = AlertingError;
 
-    fn correlation(saga: &Saga) -> Option<OnboardingId> {
+    fn correlation(saga: &SagaContext) -> Option<OnboardingId> {
         Some(saga.onboarding_id)
     }
 
-    async fn run(&self, saga: Saga, now: Timestamp) -> Result<Reply, AlertingError> {
-        let alerting_id = AlertingId::of(saga.onboarding_id);
+    async fn run(&self, saga: SagaContext, now: Timestamp) -> Result<Reply, AlertingError> {
+        let alerting_id = AlertingId::from_onboarding(saga.onboarding_id);
         let key = AlertingRow::key(alerting_id);
-        let there: Option<AlertingRow> = self.alerting.get(&key).await?;
+        let existing: Option<AlertingRow> = self.alerting.get(&key).await?;
 
         let tombstone =
             |sequence| AlertingRow { saga, state: Alerting::Removed, sequence, at: now };
-        let mut undoing = Transaction::on(&self.alerting);
-        match decide(there.as_ref()) {
-            Decision::Already => return Ok(Reply { alerting_id }),
-            Decision::Fence => undoing = undoing.create(&self.alerting, &key, &tombstone(0)),
+        let mut transaction = Transaction::on(&self.alerting);
+        match decide_undo(existing.as_ref()) {
+            Decision::AlreadyRemoved => return Ok(Reply { alerting_id }),
+            Decision::Fence => {
+                transaction = transaction.create(&self.alerting, &key, &tombstone(0));
+            }
             Decision::Remove { from, sequence } => {
                 let event = AlertingRemoved { site_id: saga.site_id };
-                undoing = undoing
-                    .replace(&self.alerting, &key, &tombstone(sequence), from)
-                    .event(&self.outbox, NewEvent::of(saga, alerting_id, sequence, now, event));
+                transaction = transaction
+                    .put_if_status(&self.alerting, &key, &tombstone(sequence), from)
+                    .event(
+                        &self.outbox,
+                        NewEvent::in_saga(saga, alerting_id, sequence, now, event),
+                    );
             }
         }
-        match undoing.commit().await? {
+        match transaction.commit().await? {
             Commit::Done => Ok(Reply { alerting_id }),
             Commit::Refused(_) => Err(AlertingError::Busy(alerting_id)),
         }

@@ -7,8 +7,8 @@ use alerting::{
     remove_alerting::RemoveAlerting,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use contracts::{AlertingId, OnboardingId, Saga, SensorId, SiteId, Timestamp};
-use fault::Replayed;
+use contracts::{AlertingId, OnboardingId, SagaContext, SensorId, SiteId, Timestamp};
+use fault::ReplayResponse;
 use futures_util::future::join;
 use lambda::Deadline;
 use serde_json::{Value, json, value::to_raw_value};
@@ -35,19 +35,19 @@ fn detector(dynamo: &Dynamo) -> DetectBreaches {
     }
 }
 
-async fn configure(dynamo: &Dynamo, saga: Saga) {
+async fn configure(dynamo: &Dynamo, saga: SagaContext) {
     let step = ConfigureAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() };
     run(&step, &payload_with_sensors(saga, &WEATHER)).await.expect("alerting");
 }
 
-async fn remove(dynamo: &Dynamo, saga: Saga) {
+async fn remove(dynamo: &Dynamo, saga: SagaContext) {
     let step = RemoveAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() };
-    run(&step, &payload(saga)).await.expect("no alerting");
+    run(&step, &payload(saga)).await.expect("the removal");
 }
 
 /// Configures the site "a" (limits of the first sensor: -50 and 50, of the second: 99.5) and resets the usage
 /// counters.
-async fn watched() -> Dynamo {
+async fn configured_site() -> Dynamo {
     let dynamo = Dynamo::start().await;
     configure(&dynamo, saga("a")).await;
     drop(dynamo.take_usage());
@@ -55,11 +55,11 @@ async fn watched() -> Dynamo {
 }
 
 /// Returns a bundle of a site with readings of some of its sensors.
-fn bundle(saga: Saga, series: &[(usize, &[Reading])]) -> Value {
+fn bundle(saga: SagaContext, series: &[(usize, &[Reading])]) -> Value {
     let series = series.iter().map(|(index, readings)| {
         let samples = readings.iter().map(|(seconds, value)| json!([noon(*seconds), value]));
         json!({
-            "sensorId": SensorId::of(saga.onboarding_id, *index),
+            "sensorId": SensorId::from_onboarding(saga.onboarding_id, *index),
             "samples": samples.collect::<Value>(),
         })
     });
@@ -73,44 +73,44 @@ fn first(readings: &[Reading]) -> Value {
 
 /// Delivers bundles in one batch. Returns the index of the record that Lambda must deliver again.
 async fn deliver(step: &DetectBreaches, bundles: &[Value]) -> Option<usize> {
-    let records = bundles.iter().enumerate().map(|(place, bundle)| {
+    let records = bundles.iter().enumerate().map(|(index, bundle)| {
         json!({
-            "eventID": place.to_string(),
+            "eventID": index.to_string(),
             "kinesis": {
                 "partitionKey": bundle["siteId"],
-                "sequenceNumber": place.to_string(),
+                "sequenceNumber": index.to_string(),
                 "data": STANDARD.encode(bundle.to_string()),
                 "approximateArrivalTimestamp": 1_767_268_800.5,
             },
         })
     });
-    hand(step, &json!({ "Records": records.collect::<Value>() })).await
+    invoke(step, &json!({ "Records": records.collect::<Value>() })).await
 }
 
-async fn hand(step: &DetectBreaches, event: &Value) -> Option<usize> {
+async fn invoke(step: &DetectBreaches, event: &Value) -> Option<usize> {
     let payload = to_raw_value(event).expect("JSON");
-    let answer = step.handle(&payload, Deadline::after(Duration::from_secs(30))).await;
-    let answer = serde_json::to_value(answer.expect("an answer")).expect("JSON");
-    let failures = answer["batchItemFailures"].as_array().expect("failures");
+    let response = step.handle(&payload, Deadline::after(Duration::from_secs(30))).await;
+    let response = serde_json::to_value(response.expect("a response")).expect("JSON");
+    let failures = response["batchItemFailures"].as_array().expect("failures");
     assert!(failures.len() < 2, "{failures:?}");
     let first = failures.first()?["itemIdentifier"].as_str().expect("a sequence number");
-    Some(first.parse().expect("a place"))
+    Some(first.parse().expect("an index"))
 }
 
-async fn done(step: &DetectBreaches, bundles: &[Value]) {
+async fn deliver_all(step: &DetectBreaches, bundles: &[Value]) {
     assert_eq!(deliver(step, bundles).await, None);
 }
 
 /// Returns the events of the site "a" after its configuration: type, seconds after noon, and value.
-async fn told(dynamo: &Dynamo) -> Vec<(String, i64, f64)> {
-    let events = dynamo.events(AlertingId::of(saga("a").onboarding_id)).await;
-    let news = events.iter().skip(1).map(|row| {
+async fn emitted(dynamo: &Dynamo) -> Vec<(String, i64, f64)> {
+    let events = dynamo.events(AlertingId::from_onboarding(saga("a").onboarding_id)).await;
+    let changes = events.iter().skip(1).map(|row| {
         let data = row.envelope().expect("an envelope").data;
         let at: Timestamp = data["at"].as_str().expect("a time").parse().expect("a time");
         let seconds = (at.millis() - noon(0).millis()) / 1000;
         (row.kind.clone(), seconds, data["value"].as_f64().expect("a value"))
     });
-    news.collect()
+    changes.collect()
 }
 
 fn breach(seconds: i64, value: f64) -> (String, i64, f64) {
@@ -136,7 +136,7 @@ fn read_and_write() -> BTreeMap<String, u32> {
 
 #[tokio::test]
 async fn a_replay_returns_its_outcome() {
-    let dynamo = watched().await;
+    let dynamo = configured_site().await;
     let step = detector(&dynamo);
     let replay = async |step: &DetectBreaches, data: &str| {
         let record = json!({ "kinesis": {
@@ -146,34 +146,34 @@ async fn a_replay_returns_its_outcome() {
     };
     let breach = first(&[(0, 60.0)]).to_string();
     for _ in 0..2 {
-        assert_eq!(replay(&step, &breach).await, Replayed::Done);
+        assert_eq!(replay(&step, &breach).await, ReplayResponse::Done);
     }
-    assert_eq!(told(&dynamo).await, [(BREACH.to_owned(), 0, 60.0)]);
-    assert!(matches!(replay(&step, "no bundle").await, Replayed::Moot { .. }));
+    assert_eq!(emitted(&dynamo).await, [(BREACH.to_owned(), 0, 60.0)]);
+    assert!(matches!(replay(&step, "not a bundle").await, ReplayResponse::NothingToDo { .. }));
 
     let broken = Stub::start(|_| (500, json!({}))).await;
     let table = Table::new(aws_sdk_dynamodb::Client::new(&broken.config()), ALERTING);
     let step = DetectBreaches { alerting: table, ..detector(&dynamo) };
     let failed = replay(&step, &breach).await;
     assert!(
-        matches!(&failed, Replayed::Failed { error, .. } if error == "Transient"),
+        matches!(&failed, ReplayResponse::Failed { error, .. } if error == "Transient"),
         "{failed:?}"
     );
 }
 
 #[tokio::test]
 async fn a_breach_and_its_event_are_one_transaction() {
-    let dynamo = watched().await;
+    let dynamo = configured_site().await;
     let step = detector(&dynamo);
-    done(&step, &[first(&[(0, 20.0)])]).await;
+    deliver_all(&step, &[first(&[(0, 20.0)])]).await;
     assert_eq!(calls(&dynamo), call("GetItem"));
-    done(&step, &[first(&[(60, 20.0), (61, 50.5), (62, 51.0)])]).await;
+    deliver_all(&step, &[first(&[(60, 20.0), (61, 50.5), (62, 51.0)])]).await;
     let usage = dynamo.take_usage();
     // A transaction costs two units for the row, two for the event, and one for each of the event's three indexes.
     assert_eq!((usage.calls, usage.write_units), (read_and_write(), 7.0));
 
     let saga = saga("a");
-    let sensor = SensorId::of(saga.onboarding_id, 0);
+    let sensor = SensorId::from_onboarding(saga.onboarding_id, 0);
     let row = dynamo.rows(ALERTING).await.remove(0);
     assert_eq!((&row["status"], &row["sequence"]), (&json!("CONFIGURED"), &json!(2)));
     assert_eq!(row["rules"][0]["sensorId"], json!(sensor));
@@ -182,13 +182,13 @@ async fn a_breach_and_its_event_are_one_transaction() {
     assert_eq!(row["rules"][0]["state"], breached);
     assert_eq!(row["rules"][1]["state"], "NORMAL");
 
-    done(&step, &[first(&[(120, 49.75), (121, 49.5)])]).await;
+    deliver_all(&step, &[first(&[(120, 49.75), (121, 49.5)])]).await;
     let row = dynamo.rows(ALERTING).await.remove(0);
     assert_eq!(row["rules"][0]["state"], "NORMAL");
     assert_eq!(row["rules"][0]["changedAt"], json!(noon(121)));
 
-    let events = dynamo.events(AlertingId::of(saga.onboarding_id)).await;
-    let told: Vec<_> = events[1..]
+    let events = dynamo.events(AlertingId::from_onboarding(saga.onboarding_id)).await;
+    let data: Vec<_> = events[1..]
         .iter()
         .map(|row| {
             let envelope = row.envelope().expect("an envelope");
@@ -205,16 +205,16 @@ async fn a_breach_and_its_event_are_one_transaction() {
         "siteId": saga.site_id, "sensorId": sensor, "metric": "air_temperature", "unit": "Cel",
         "value": 49.5, "at": noon(121), "breachedAt": noon(61),
     });
-    assert_eq!(told, [(BREACH, breach), (BACK, back)]);
+    assert_eq!(data, [(BREACH, breach), (BACK, back)]);
 }
 
 #[tokio::test]
 async fn a_breach_has_no_causation_id() {
     let dynamo = Dynamo::start().await;
-    let saga = Saga::of_site(saga("a").site_id, Some(saga("b").onboarding_id.uuid()));
+    let saga = SagaContext::for_site(saga("a").site_id, Some(saga("b").onboarding_id.uuid()));
     configure(&dynamo, saga).await;
-    done(&detector(&dynamo), &[first(&[(0, 51.0)])]).await;
-    let events = dynamo.events(AlertingId::of(saga.onboarding_id)).await;
+    deliver_all(&detector(&dynamo), &[first(&[(0, 51.0)])]).await;
+    let events = dynamo.events(AlertingId::from_onboarding(saga.onboarding_id)).await;
     let causes = events.iter().map(|row| row.envelope().expect("JSON").metadata.causation_id);
     assert_eq!(causes.collect::<Vec<_>>(), [saga.causation_id, None]);
     // The row keeps the causation id of the configuration.
@@ -223,69 +223,73 @@ async fn a_breach_has_no_causation_id() {
 
 #[tokio::test]
 async fn normal_readings_cost_a_read_and_no_write() {
-    let dynamo = watched().await;
+    let dynamo = configured_site().await;
     let step = detector(&dynamo);
     for minute in 0..3 {
-        done(&step, &[first(&[(60 * minute, 21.0), (60 * minute + 1, -50.0)])]).await;
+        deliver_all(&step, &[first(&[(60 * minute, 21.0), (60 * minute + 1, -50.0)])]).await;
         assert_eq!(calls(&dynamo), call("GetItem"));
     }
     // These sensors have no limits or no rule, so there is nothing to judge.
-    done(&step, &[bundle(saga("a"), &[(2, &[(300, 1e9)]), (17, &[(300, 1e9)])])]).await;
+    deliver_all(&step, &[bundle(saga("a"), &[(2, &[(300, 1e9)]), (17, &[(300, 1e9)])])]).await;
     assert_eq!(calls(&dynamo), call("GetItem"));
 }
 
 #[tokio::test]
 async fn a_repeated_bundle_emits_no_event() {
-    let dynamo = watched().await;
+    let dynamo = configured_site().await;
     let step = detector(&dynamo);
-    let story = [first(&[(0, 51.0), (1, 20.0), (2, -51.0)]), first(&[(60, -52.0), (61, 0.0)])];
-    done(&step, &story).await;
+    let bundles = [first(&[(0, 51.0), (1, 20.0), (2, -51.0)]), first(&[(60, -52.0), (61, 0.0)])];
+    deliver_all(&step, &bundles).await;
     let expected = [breach(0, 51.0), back(1, 20.0), breach(2, -51.0), back(61, 0.0)];
-    assert_eq!(told(&dynamo).await, expected);
-    let before = dynamo.everything().await;
-    done(&step, &story).await;
-    done(&step, &[story[1].clone(), story[0].clone()]).await;
+    assert_eq!(emitted(&dynamo).await, expected);
+    let before = dynamo.all_rows().await;
+    deliver_all(&step, &bundles).await;
+    deliver_all(&step, &[bundles[1].clone(), bundles[0].clone()]).await;
     // The result is the same for a new environment without watermarks.
-    done(&detector(&dynamo), &story).await;
-    assert_eq!(dynamo.everything().await, before);
+    deliver_all(&detector(&dynamo), &bundles).await;
+    assert_eq!(dynamo.all_rows().await, before);
 }
 
 #[tokio::test]
 async fn a_new_environment_continues_from_the_table() {
-    let dynamo = watched().await;
-    done(&detector(&dynamo), &[first(&[(0, 51.0)])]).await;
-    let before = dynamo.everything().await;
+    let dynamo = configured_site().await;
+    deliver_all(&detector(&dynamo), &[first(&[(0, 51.0)])]).await;
+    let before = dynamo.all_rows().await;
     let step = detector(&dynamo);
-    done(&step, &[first(&[(0, 51.0)]), first(&[(60, 49.9)])]).await;
-    assert_eq!(dynamo.everything().await, before, "still beyond, or not back by the deadband");
-    done(&step, &[first(&[(120, 20.0)])]).await;
-    assert_eq!(told(&dynamo).await, [breach(0, 51.0), back(120, 20.0)]);
+    deliver_all(&step, &[first(&[(0, 51.0)]), first(&[(60, 49.9)])]).await;
+    assert_eq!(
+        dynamo.all_rows().await,
+        before,
+        "the value is beyond the limit or within the deadband"
+    );
+    deliver_all(&step, &[first(&[(120, 20.0)])]).await;
+    assert_eq!(emitted(&dynamo).await, [breach(0, 51.0), back(120, 20.0)]);
 }
 
 #[tokio::test]
 async fn late_samples_change_nothing() {
-    let dynamo = watched().await;
+    let dynamo = configured_site().await;
     let step = detector(&dynamo);
     let second = bundle(saga("a"), &[(1, &[(70, 50.0)])]);
-    done(&step, &[first(&[(60, 20.0)]), second, first(&[(0, 51.0), (60, 51.0)])]).await;
-    assert_eq!(told(&dynamo).await, []);
+    deliver_all(&step, &[first(&[(60, 20.0)]), second, first(&[(0, 51.0), (60, 51.0)])]).await;
+    assert_eq!(emitted(&dynamo).await, []);
     // Half of this bundle is late. The other half counts.
-    done(&step, &[first(&[(59, 51.0), (61, 52.0)])]).await;
-    assert_eq!(told(&dynamo).await, [breach(61, 52.0)]);
+    deliver_all(&step, &[first(&[(59, 51.0), (61, 52.0)])]).await;
+    assert_eq!(emitted(&dynamo).await, [breach(61, 52.0)]);
     // After a restart the row has the time of the last change. Watermarks are per sensor.
     let step = detector(&dynamo);
-    done(&step, &[bundle(saga("a"), &[(0, &[(60, 20.0)]), (1, &[(30, 99.6)])])]).await;
-    assert_eq!(told(&dynamo).await, [breach(61, 52.0), breach(30, 99.6)]);
+    deliver_all(&step, &[bundle(saga("a"), &[(0, &[(60, 20.0)]), (1, &[(30, 99.6)])])]).await;
+    assert_eq!(emitted(&dynamo).await, [breach(61, 52.0), breach(30, 99.6)]);
 }
 
 #[tokio::test]
 async fn both_limits_are_watched_and_a_jump_between_them_emits_an_event() {
-    let dynamo = watched().await;
+    let dynamo = configured_site().await;
     let step = detector(&dynamo);
-    done(&step, &[first(&[(0, -50.5)]), first(&[(60, 50.5)]), first(&[(120, 0.0)])]).await;
-    assert_eq!(told(&dynamo).await, [breach(0, -50.5), breach(60, 50.5), back(120, 0.0)]);
-    let events = dynamo.events(AlertingId::of(saga("a").onboarding_id)).await;
-    let data = |place: usize| events[place].envelope().expect("an envelope").data;
+    deliver_all(&step, &[first(&[(0, -50.5)]), first(&[(60, 50.5)]), first(&[(120, 0.0)])]).await;
+    assert_eq!(emitted(&dynamo).await, [breach(0, -50.5), breach(60, 50.5), back(120, 0.0)]);
+    let events = dynamo.events(AlertingId::from_onboarding(saga("a").onboarding_id)).await;
+    let data = |index: usize| events[index].envelope().expect("an envelope").data;
     assert_eq!((&data(1)["limit"], &data(1)["threshold"]), (&json!("min"), &json!(-50.0)));
     assert_eq!((&data(2)["limit"], &data(2)["threshold"]), (&json!("max"), &json!(50.0)));
     assert_eq!(data(3)["breachedAt"], json!(noon(60)));
@@ -293,84 +297,84 @@ async fn both_limits_are_watched_and_a_jump_between_them_emits_an_event() {
 
 #[tokio::test]
 async fn values_that_scatter_around_a_limit_are_one_breach() {
-    let dynamo = watched().await;
+    let dynamo = configured_site().await;
     let scatter: Vec<_> = (0..60).map(|n| (n, if n % 2 == 0 { 50.2 } else { 49.8 })).collect();
-    done(&detector(&dynamo), &[first(&scatter)]).await;
-    assert_eq!(told(&dynamo).await, [breach(0, 50.2)]);
+    deliver_all(&detector(&dynamo), &[first(&scatter)]).await;
+    assert_eq!(emitted(&dynamo).await, [breach(0, 50.2)]);
 }
 
 #[tokio::test]
 async fn all_changes_of_a_bundle_are_one_transaction() {
-    let dynamo = watched().await;
+    let dynamo = configured_site().await;
     let bundle = bundle(
         saga("a"),
         &[(1, &[(5, 100.0), (6, 0.0)]), (2, &[(0, 1e9)]), (0, &[(0, 51.0), (1, -51.0), (2, 0.0)])],
     );
-    done(&detector(&dynamo), &[bundle]).await;
+    deliver_all(&detector(&dynamo), &[bundle]).await;
     let expected = [("GetItem".to_owned(), 1), ("TransactWriteItems".to_owned(), 1)];
     assert_eq!(calls(&dynamo), expected.into());
     let in_order =
         [breach(5, 100.0), back(6, 0.0), breach(0, 51.0), breach(1, -51.0), back(2, 0.0)];
-    assert_eq!(told(&dynamo).await, in_order);
+    assert_eq!(emitted(&dynamo).await, in_order);
     assert_eq!(dynamo.rows(ALERTING).await[0]["sequence"], 6);
 }
 
 #[tokio::test]
 async fn changes_beyond_the_limit_of_a_transaction_are_committed_in_several() {
-    let dynamo = watched().await;
+    let dynamo = configured_site().await;
     let step = detector(&dynamo);
-    let wild: Vec<_> = (0..130).map(|n| (n, if n % 2 == 0 { 51.0 } else { -51.0 })).collect();
-    let bundle = bundle(saga("a"), &[(0, &wild), (1, &[(0, 100.0)]), (2, &[(0, 1e9)])]);
-    done(&step, std::slice::from_ref(&bundle)).await;
+    let jumping: Vec<_> = (0..130).map(|n| (n, if n % 2 == 0 { 51.0 } else { -51.0 })).collect();
+    let bundle = bundle(saga("a"), &[(0, &jumping), (1, &[(0, 100.0)]), (2, &[(0, 1e9)])]);
+    deliver_all(&step, std::slice::from_ref(&bundle)).await;
     let expected = [("GetItem".to_owned(), 1), ("TransactWriteItems".to_owned(), 2)];
     assert_eq!(calls(&dynamo), expected.into());
-    let mut every: Vec<_> = wild.iter().map(|(at, value)| breach(*at, *value)).collect();
-    every.push(breach(0, 100.0));
-    assert_eq!(told(&dynamo).await, every);
-    let before = dynamo.everything().await;
-    done(&step, &[bundle]).await;
-    assert_eq!(dynamo.everything().await, before);
+    let mut expected: Vec<_> = jumping.iter().map(|(at, value)| breach(*at, *value)).collect();
+    expected.push(breach(0, 100.0));
+    assert_eq!(emitted(&dynamo).await, expected);
+    let before = dynamo.all_rows().await;
+    deliver_all(&step, &[bundle]).await;
+    assert_eq!(dynamo.all_rows().await, before);
 }
 
 #[tokio::test]
 async fn of_two_environments_with_the_same_bundle_one_emits_the_event() {
-    let dynamo = watched().await;
+    let dynamo = configured_site().await;
     let (one, other) = (detector(&dynamo), detector(&dynamo));
     let mut expected = Vec::new();
-    let mut refused = 0;
+    let mut conflicts = 0;
     for minute in (0..20).step_by(2) {
         drop(dynamo.take_usage());
         for (at, value) in [(60 * minute, 51.0), (60 * minute + 60, 20.0)] {
             let bundle = [first(&[(at, value)])];
-            join(done(&one, &bundle), done(&other, &bundle)).await;
+            join(deliver_all(&one, &bundle), deliver_all(&other, &bundle)).await;
         }
-        refused += calls(&dynamo)["TransactWriteItems"] - 2;
+        conflicts += calls(&dynamo)["TransactWriteItems"] - 2;
         expected.extend([breach(60 * minute, 51.0), back(60 * minute + 60, 20.0)]);
     }
-    assert_eq!(told(&dynamo).await, expected);
-    assert!(refused > 0, "both had read before one of them wrote");
+    assert_eq!(emitted(&dynamo).await, expected);
+    assert!(conflicts > 0, "there was no conflicting write");
 }
 
 #[tokio::test]
 async fn environments_that_alternate_emit_the_same_events_as_one() {
-    let dynamo = watched().await;
+    let dynamo = configured_site().await;
     let (one, other) = (detector(&dynamo), detector(&dynamo));
-    done(&one, &[first(&[(0, 20.0)])]).await;
-    done(&other, &[first(&[(60, 51.0)])]).await;
-    done(&one, &[first(&[(120, 52.0)])]).await;
-    done(&other, &[first(&[(180, 20.0)])]).await;
-    done(&one, &[first(&[(240, 51.0)])]).await;
-    assert_eq!(told(&dynamo).await, [breach(60, 51.0), back(180, 20.0), breach(240, 51.0)]);
+    deliver_all(&one, &[first(&[(0, 20.0)])]).await;
+    deliver_all(&other, &[first(&[(60, 51.0)])]).await;
+    deliver_all(&one, &[first(&[(120, 52.0)])]).await;
+    deliver_all(&other, &[first(&[(180, 20.0)])]).await;
+    deliver_all(&one, &[first(&[(240, 51.0)])]).await;
+    assert_eq!(emitted(&dynamo).await, [breach(60, 51.0), back(180, 20.0), breach(240, 51.0)]);
 }
 
 #[tokio::test]
 async fn no_event_is_emitted_after_the_removal() {
-    let dynamo = watched().await;
+    let dynamo = configured_site().await;
     let step = detector(&dynamo);
     remove(&dynamo, saga("a")).await;
-    let before = dynamo.everything().await;
-    done(&step, &[first(&[(60, 51.0)])]).await;
-    assert_eq!(dynamo.everything().await, before);
+    let before = dynamo.all_rows().await;
+    deliver_all(&step, &[first(&[(60, 51.0)])]).await;
+    assert_eq!(dynamo.all_rows().await, before);
 }
 
 #[tokio::test]
@@ -383,45 +387,45 @@ async fn a_concurrent_removal_is_always_the_last_event() {
         let removal = RemoveAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() };
         let payload = payload(saga(name));
         // The second writer may have to retry, as the state machine does.
-        let ((), removed) = join(done(&step, &breach), run(&removal, &payload)).await;
+        let ((), removed) = join(deliver_all(&step, &breach), run(&removal, &payload)).await;
         if removed.is_err() {
             remove(&dynamo, saga(name)).await;
         }
-        let story = dynamo.story(AlertingId::of(saga(name).onboarding_id)).await;
-        assert_eq!(story.last().map(String::as_str), Some("AlertingRemoved"), "{story:?}");
-        assert!(story.len() <= 3, "{story:?}");
-        let before = dynamo.everything().await;
-        done(&step, &[bundle(saga(name), &[(0, &[(120, 20.0)])])]).await;
-        assert_eq!(dynamo.everything().await, before);
+        let types = dynamo.event_types(AlertingId::from_onboarding(saga(name).onboarding_id)).await;
+        assert_eq!(types.last().map(String::as_str), Some("AlertingRemoved"), "{types:?}");
+        assert!(types.len() <= 3, "{types:?}");
+        let before = dynamo.all_rows().await;
+        deliver_all(&step, &[bundle(saga(name), &[(0, &[(120, 20.0)])])]).await;
+        assert_eq!(dynamo.all_rows().await, before);
     }
 }
 
 #[tokio::test]
 async fn a_breached_site_can_be_removed() {
-    let dynamo = watched().await;
+    let dynamo = configured_site().await;
     let step = detector(&dynamo);
-    done(&step, &[first(&[(0, 51.0)])]).await;
+    deliver_all(&step, &[first(&[(0, 51.0)])]).await;
     remove(&dynamo, saga("a")).await;
-    done(&step, &[first(&[(60, 20.0)])]).await;
-    let story = dynamo.story(AlertingId::of(saga("a").onboarding_id)).await;
-    assert_eq!(story, ["AlertingConfigured", BREACH, "AlertingRemoved"]);
+    deliver_all(&step, &[first(&[(60, 20.0)])]).await;
+    let types = dynamo.event_types(AlertingId::from_onboarding(saga("a").onboarding_id)).await;
+    assert_eq!(types, ["AlertingConfigured", BREACH, "AlertingRemoved"]);
 }
 
 #[tokio::test]
 async fn a_site_is_watched_as_soon_as_it_is_configured() {
     let dynamo = Dynamo::start().await;
     let step = detector(&dynamo);
-    done(&step, &[first(&[(0, 51.0)])]).await;
+    deliver_all(&step, &[first(&[(0, 51.0)])]).await;
     configure(&dynamo, saga("a")).await;
-    done(&step, &[first(&[(60, 52.0)])]).await;
-    assert_eq!(told(&dynamo).await, [breach(60, 52.0)]);
+    deliver_all(&step, &[first(&[(60, 52.0)])]).await;
+    assert_eq!(emitted(&dynamo).await, [breach(60, 52.0)]);
 }
 
 #[tokio::test]
 async fn a_row_of_the_previous_release_is_read_as_normal() {
     let dynamo = Dynamo::start().await;
     let saga = saga("a");
-    let alerting = AlertingId::of(saga.onboarding_id);
+    let alerting = AlertingId::from_onboarding(saga.onboarding_id);
     configure(&dynamo, saga).await;
     let row = json!({
         "id": format!("alerting#{alerting}"), "onboardingId": saga.onboarding_id,
@@ -429,51 +433,51 @@ async fn a_row_of_the_previous_release_is_read_as_normal() {
         "rules": sensors(saga, &WEATHER[..2]),
     });
     dynamo.put(ALERTING, row).await;
-    done(&detector(&dynamo), &[first(&[(0, 51.0)])]).await;
-    assert_eq!(told(&dynamo).await, [breach(0, 51.0)]);
+    deliver_all(&detector(&dynamo), &[first(&[(0, 51.0)])]).await;
+    assert_eq!(emitted(&dynamo).await, [breach(0, 51.0)]);
 }
 
 #[tokio::test]
 async fn an_invalid_bundle_is_skipped() {
-    let dynamo = watched().await;
-    let mut tomorrow = first(&[(0, 51.0)]);
+    let dynamo = configured_site().await;
+    let mut future = first(&[(0, 51.0)]);
     let ahead = Timestamp::now().plus_millis(24 * 60 * 60 * 1000);
-    tomorrow["series"][0]["samples"] = json!([[ahead, 51.0]]);
-    let no_bundle = json!({ "siteId": saga("a").site_id, "temperature": 51.0 });
-    done(&detector(&dynamo), &[no_bundle, tomorrow, first(&[(0, 52.0)])]).await;
-    assert_eq!(told(&dynamo).await, [breach(0, 52.0)]);
+    future["series"][0]["samples"] = json!([[ahead, 51.0]]);
+    let not_a_bundle = json!({ "siteId": saga("a").site_id, "temperature": 51.0 });
+    deliver_all(&detector(&dynamo), &[not_a_bundle, future, first(&[(0, 52.0)])]).await;
+    assert_eq!(emitted(&dynamo).await, [breach(0, 52.0)]);
 }
 
 #[tokio::test]
 async fn an_unreadable_row_stops_only_its_site() {
-    let dynamo = watched().await;
+    let dynamo = configured_site().await;
     let other = saga("b");
-    let key = format!("alerting#{}", AlertingId::of(other.onboarding_id));
+    let key = format!("alerting#{}", AlertingId::from_onboarding(other.onboarding_id));
     dynamo.put(ALERTING, json!({ "id": key, "status": "CONFIGURED", "rules": "none" })).await;
     let step = detector(&dynamo);
     let broken = bundle(other, &[(0, &[(0, 51.0)])]);
     assert_eq!(deliver(&step, &[broken, first(&[(0, 51.0)])]).await, Some(0));
-    assert_eq!(told(&dynamo).await, [breach(0, 51.0)]);
+    assert_eq!(emitted(&dynamo).await, [breach(0, 51.0)]);
 }
 
 #[tokio::test]
 async fn an_error_stops_the_lane_and_uncommitted_readings_are_judged_again() {
-    let dynamo = watched().await;
+    let dynamo = configured_site().await;
     let mut step = detector(&dynamo);
-    let story = [first(&[(0, 20.0)]), first(&[(60, 51.0)]), first(&[(120, 20.0)])];
-    let down = Stub::start(|_| (500, json!({}))).await;
-    let client = aws_sdk_dynamodb::Client::new(&down.config());
+    let bundles = [first(&[(0, 20.0)]), first(&[(60, 51.0)]), first(&[(120, 20.0)])];
+    let unavailable = Stub::start(|_| (500, json!({}))).await;
+    let client = aws_sdk_dynamodb::Client::new(&unavailable.config());
     // First the read fails, then only the write.
     step.outbox = Outbox::new(Table::new(client.clone(), "EventsTable"));
     let table = std::mem::replace(&mut step.alerting, Table::new(client, ALERTING));
-    assert_eq!(deliver(&step, &story).await, Some(0));
+    assert_eq!(deliver(&step, &bundles).await, Some(0));
     step.alerting = table;
     step.outbox = Outbox::new(dynamo.table("NoTable"));
-    assert_eq!(deliver(&step, &story).await, Some(1));
-    assert_eq!(told(&dynamo).await, []);
+    assert_eq!(deliver(&step, &bundles).await, Some(1));
+    assert_eq!(emitted(&dynamo).await, []);
     step.outbox = dynamo.outbox();
-    assert_eq!(deliver(&step, &story[1..]).await, None);
-    assert_eq!(told(&dynamo).await, [breach(60, 51.0), back(120, 20.0)]);
+    assert_eq!(deliver(&step, &bundles[1..]).await, None);
+    assert_eq!(emitted(&dynamo).await, [breach(60, 51.0), back(120, 20.0)]);
 }
 
 #[tokio::test]
@@ -481,8 +485,8 @@ async fn the_sample_event_breaches_a_limit_of_the_sample_site() {
     let dynamo = Dynamo::start().await;
     let step = ConfigureAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() };
     run(&step, &sample::event("configure-alerting")).await.expect("alerting");
-    assert_eq!(hand(&detector(&dynamo), &sample::event("detect-breaches")).await, None);
+    assert_eq!(invoke(&detector(&dynamo), &sample::event("detect-breaches")).await, None);
     let site = SiteId::registered("registry.example", "sample-registration");
-    let alerting = AlertingId::of(OnboardingId::of(site));
-    assert_eq!(dynamo.story(alerting).await, ["AlertingConfigured", BREACH]);
+    let alerting = AlertingId::from_onboarding(OnboardingId::from_site(site));
+    assert_eq!(dynamo.event_types(alerting).await, ["AlertingConfigured", BREACH]);
 }

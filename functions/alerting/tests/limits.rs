@@ -6,7 +6,7 @@ use serde_json::json;
 use testkit::{
     Dynamo,
     dynamo::ALERTING,
-    saga::{Pair, Story, keeps_the_contract, run},
+    saga::{StepEvents, StepPair, check_step_contract, run},
     sample::{WEATHER, payload, payload_with_sensors, saga, sensors},
 };
 
@@ -22,17 +22,17 @@ fn remove(dynamo: &Dynamo) -> RemoveAlerting {
 async fn configuring_and_removing_follow_the_contract_of_the_saga() {
     let pair = async || {
         let dynamo = Dynamo::start().await;
-        Pair {
+        StepPair {
             step: configure(&dynamo),
             undo: remove(&dynamo),
             dynamo,
             payload: payload_with_sensors(saga("a"), &WEATHER),
             undo_payload: payload(saga("a")),
-            entity: AlertingId::of(saga("a").onboarding_id).into(),
+            entity: AlertingId::from_onboarding(saga("a").onboarding_id).into(),
         }
     };
-    let story = Story { done: "AlertingConfigured", undone: "AlertingRemoved", fenced: &[] };
-    keeps_the_contract(pair, story).await;
+    let events = StepEvents { done: "AlertingConfigured", undone: "AlertingRemoved", fenced: &[] };
+    check_step_contract(pair, events).await;
 }
 
 #[tokio::test]
@@ -52,7 +52,7 @@ async fn only_sensors_with_a_limit_are_watched() {
         "state": "NORMAL",
     });
     assert_eq!(row["rules"], json!([both, one]));
-    let event = &dynamo.events(AlertingId::of(saga.onboarding_id)).await[0];
+    let event = &dynamo.events(AlertingId::from_onboarding(saga.onboarding_id)).await[0];
     let data = event.envelope().expect("an envelope").data;
     assert_eq!(data, json!({ "siteId": saga.site_id, "rules": 2 }));
 }

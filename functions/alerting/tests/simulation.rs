@@ -20,7 +20,7 @@ use alerting::{
     detect_breaches::DetectBreaches, memory::Memory, remove_alerting::RemoveAlerting,
 };
 use contracts::{
-    AlertingId, Entity, Metric, Saga, Sensor, SensorId, Timestamp,
+    AlertingId, Entity, Metric, SagaContext, Sensor, SensorId, Timestamp,
     events::Limit,
     readings::{Bundle, Sample, Series},
 };
@@ -29,10 +29,10 @@ use lambda::Deadline;
 use serde_json::{Value, json, value::to_raw_value};
 use store::EventRow;
 use testkit::{
-    chance::{Chance, all_seeds, seeds},
-    cloud::{self, Cloud, Entry, Fault},
+    cloud::{self, CallFault, Cloud, Entry},
     dynamo::{ALERTING, EVENTS},
-    mapping::{Disorder, Function, Happening, Mapping, Record, Settings, Stream, event},
+    mapping::{FaultRates, Function, Mapping, MappingEvent, Record, Settings, Stream, event},
+    rng::{Rng, all_seeds, seeds},
     saga::run,
     sample::{noon, payload, payload_with_sensors, saga, sensors},
 };
@@ -44,7 +44,7 @@ use tokio::{
 const SEEDS: u64 = 1_000;
 
 /// The part of the function's time that is reserved for the response, as in production.
-const FOR_THE_ANSWER: Duration = Duration::from_millis(500);
+const RESPONSE_MARGIN: Duration = Duration::from_millis(500);
 
 /// Two sensors with limits and one without.
 const METRICS: [Metric; 3] = [Metric::AirTemperature; 3];
@@ -60,7 +60,7 @@ const VALUES: [f64; 18] = [
 
 /// A change of a sensor's state, as an event reports it.
 #[derive(Clone, Debug, PartialEq)]
-struct Told {
+struct Alert {
     at: Timestamp,
     value: f64,
     change: Change,
@@ -69,62 +69,62 @@ struct Told {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Change {
     Breached(Limit, f64),
-    BackSince(Timestamp),
+    BackToNormal(Timestamp),
 }
 
-/// The model: the expected changes of readings in the order of time.
+/// The model: the expected alerts of one sensor's readings, in the order of time.
 #[derive(Clone, Debug, Default)]
-struct Judge {
+struct ExpectedAlerts {
     breached: Option<(Limit, Timestamp)>,
-    told: Vec<Told>,
+    alerts: Vec<Alert>,
 }
 
-impl Judge {
-    fn take(&mut self, sensor: &Sensor, Sample(at, value): Sample) {
+impl ExpectedAlerts {
+    fn add_reading(&mut self, sensor: &Sensor, Sample(at, value): Sample) {
         let low = sensor.min.filter(|min| value < *min).map(|min| (Limit::Min, min));
         let high = sensor.max.filter(|max| value > *max).map(|max| (Limit::Max, max));
         let change = match (self.breached, low.or(high)) {
-            (Some((limit, _)), Some((beyond, _))) if limit == beyond => return,
+            (Some((limit, _)), Some((breached_limit, _))) if limit == breached_limit => return,
             (_, Some((limit, threshold))) => {
                 self.breached = Some((limit, at));
                 Change::Breached(limit, threshold)
             }
-            (Some((_, since)), None) => {
+            (Some((_, breached_at)), None) => {
                 let low = sensor.min.is_some_and(|min| value < min + DEADBAND);
                 let high = sensor.max.is_some_and(|max| value > max - DEADBAND);
                 if low || high {
                     return;
                 }
                 self.breached = None;
-                Change::BackSince(since)
+                Change::BackToNormal(breached_at)
             }
             (None, None) => return,
         };
-        self.told.push(Told { at, value, change });
+        self.alerts.push(Alert { at, value, change });
     }
 }
 
 /// A site's configuration, and the order of its readings.
 #[derive(Clone, Debug)]
 struct Site {
-    saga: Saga,
+    saga: SagaContext,
     sensors: Vec<Sensor>,
-    configured: Configured,
+    configured: ConfiguredAt,
     removed_after: Option<Duration>,
     /// Whether no new reading is older than a reading before it.
     in_order: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Configured {
-    First,
-    Meanwhile(Duration),
+enum ConfiguredAt {
+    Start,
+    Later(Duration),
     Never,
 }
 
 impl Site {
     fn alerting(&self) -> AlertingId {
-        AlertingId::of(self.saga.onboarding_id)
+        AlertingId::from_onboarding(self.saga.onboarding_id)
     }
 
     fn entity(&self) -> String {
@@ -133,7 +133,7 @@ impl Site {
 
     /// Returns whether the readings alone determine the expected events.
     fn is_certain(&self) -> bool {
-        self.in_order && self.configured == Configured::First
+        self.in_order && self.configured == ConfiguredAt::Start
     }
 }
 
@@ -144,7 +144,7 @@ struct Put {
     /// `None` for a record that is not a bundle.
     bundle: Option<Bundle>,
     /// The minimum number of events per sensor when this record is done.
-    told: BTreeMap<SensorId, usize>,
+    alerts: BTreeMap<SensorId, usize>,
 }
 
 struct Workload {
@@ -153,70 +153,70 @@ struct Workload {
     puts: Vec<Put>,
     by_number: HashMap<String, usize>,
     /// The expected events per sensor. Complete for sites where `is_certain` is true.
-    judges: BTreeMap<SensorId, Judge>,
+    expected: BTreeMap<SensorId, ExpectedAlerts>,
 }
 
 impl Workload {
-    fn make(chance: &mut Chance) -> Self {
-        let sites: Vec<_> = (0..chance.within(1, 3))
+    fn make(rng: &mut Rng) -> Self {
+        let sites: Vec<_> = (0..rng.in_range(1, 3))
             .map(|n| {
                 let saga = saga(&format!("site-{n}"));
-                let configured = match chance.below(10) {
-                    0 => Configured::Never,
-                    1 => Configured::Meanwhile(Duration::from_millis(chance.below(20_000))),
-                    _ => Configured::First,
+                let configured = match rng.below(10) {
+                    0 => ConfiguredAt::Never,
+                    1 => ConfiguredAt::Later(Duration::from_millis(rng.below(20_000))),
+                    _ => ConfiguredAt::Start,
                 };
-                let removed = configured == Configured::First && chance.percent(25);
-                let after = Duration::from_millis(chance.below(30_000));
+                let removed = configured == ConfiguredAt::Start && rng.percent(25);
+                let after = Duration::from_millis(rng.below(30_000));
                 Site {
                     saga,
                     sensors: sensors(saga, &METRICS),
                     configured,
                     removed_after: removed.then_some(after),
-                    in_order: chance.percent(75),
+                    in_order: rng.percent(75),
                 }
             })
             .collect();
-        let stream = Stream::new(chance.fork());
-        let (puts, by_number, judges) = (Vec::new(), HashMap::new(), BTreeMap::new());
-        let mut it = Self { stream, sites, puts, by_number, judges };
+        let stream = Stream::new(rng.fork());
+        let (puts, by_number, expected) = (Vec::new(), HashMap::new(), BTreeMap::new());
+        let mut workload = Self { stream, sites, puts, by_number, expected };
         let mut at = Duration::ZERO;
-        let spread = *chance.pick(&[0, 500, 5_000]);
-        for n in 0..chance.within(6, 16) {
-            at += Duration::from_millis(chance.below(spread));
-            if chance.percent(5) {
-                it.stream.reshard();
+        let spread = *rng.pick(&[0, 500, 5_000]);
+        for n in 0..rng.in_range(6, 16) {
+            at += Duration::from_millis(rng.below(spread));
+            if rng.percent(5) {
+                workload.stream.reshard();
             }
-            let site = chance.place(it.sites.len());
-            let sent: Vec<_> = it.puts.iter().filter(|put| put.site == site).collect();
-            let bundle = match chance.below(100) {
+            let site = rng.index(workload.sites.len());
+            let sent: Vec<_> = workload.puts.iter().filter(|put| put.site == site).collect();
+            let bundle = match rng.below(100) {
                 0..5 => None,
-                5..25 if !sent.is_empty() => chance.pick(&sent).bundle.clone(),
-                _ => Some(it.bundle(chance, site, n)),
+                5..25 if !sent.is_empty() => rng.pick(&sent).bundle.clone(),
+                _ => Some(workload.bundle(rng, site, n)),
             };
-            it.put(site, bundle, at);
+            workload.put(site, bundle, at);
         }
-        it
+        workload
     }
 
     /// Returns the `n`-th bundle: some samples of some of the site's sensors.
-    fn bundle(&self, chance: &mut Chance, site: usize, n: usize) -> Bundle {
+    fn bundle(&self, rng: &mut Rng, site: usize, n: usize) -> Bundle {
         let Site { saga, sensors, in_order, .. } = &self.sites[site];
-        let minute = if *in_order { n } else { chance.place(n + 1) };
+        let minute = if *in_order { n } else { rng.index(n + 1) };
         let mut series = Vec::new();
         for sensor in sensors {
-            if chance.percent(30) && !series.is_empty() {
+            if rng.percent(30) && !series.is_empty() {
                 continue;
             }
             let mut at = noon(60 * i64::try_from(minute).expect("a time"));
             let mut samples = Vec::new();
             // A few series have more changes than fit into a transaction.
-            let count = if chance.below(200) == 0 { 130 } else { chance.within(1, 6) };
+            let count = if rng.below(200) == 0 { 130 } else { rng.in_range(1, 6) };
             for n in 0..count {
-                let restless = if n % 2 == 0 { 200.0 } else { 0.0 };
-                let value = if count > 6 { restless } else { *chance.pick(&VALUES) };
+                let alternating = if n % 2 == 0 { 200.0 } else { 0.0 };
+                let value = if count > 6 { alternating } else { *rng.pick(&VALUES) };
                 samples.push(Sample(at, value));
-                at = at.plus_millis(1 + i64::try_from(chance.below(400)).expect("a time"));
+                at = at.plus_millis(1 + i64::try_from(rng.below(400)).expect("a time"));
             }
             series.push(Series { sensor_id: sensor.sensor_id, samples });
         }
@@ -227,144 +227,153 @@ impl Workload {
 
     fn put(&mut self, site: usize, bundle: Option<Bundle>, at: Duration) {
         let Site { saga, sensors, .. } = &self.sites[site];
-        let again = self.puts.iter().any(|put| put.bundle.is_some() && put.bundle == bundle);
-        let mut told = BTreeMap::new();
+        let is_repeated = self.puts.iter().any(|put| put.bundle.is_some() && put.bundle == bundle);
+        let mut alerts = BTreeMap::new();
         for series in bundle.iter().flat_map(|bundle| &bundle.series) {
-            let sensor = sensors.iter().find(|it| it.sensor_id == series.sensor_id);
+            let sensor = sensors.iter().find(|sensor| sensor.sensor_id == series.sensor_id);
             let sensor = sensor.expect("a sensor of the site");
-            let judge = self.judges.entry(sensor.sensor_id).or_default();
-            if !again {
-                series.samples.iter().for_each(|sample| judge.take(sensor, *sample));
+            let expected = self.expected.entry(sensor.sensor_id).or_default();
+            if !is_repeated {
+                series.samples.iter().for_each(|sample| expected.add_reading(sensor, *sample));
             }
-            told.insert(sensor.sensor_id, judge.told.len());
+            alerts.insert(sensor.sensor_id, expected.alerts.len());
         }
-        if again {
+        if is_repeated {
             // A repeated bundle adds no events.
             let first = self.puts.iter().find(|put| put.bundle == bundle);
-            told = first.map(|put| put.told.clone()).unwrap_or_default();
+            alerts = first.map(|put| put.alerts.clone()).unwrap_or_default();
         }
         let data = match &bundle {
             Some(bundle) => serde_json::to_vec(bundle).expect("JSON"),
-            None => b"no bundle".to_vec(),
+            None => b"not a bundle".to_vec(),
         };
         let record = self.stream.put(&saga.site_id.to_string(), data, at);
         self.by_number.insert(record.sequence_number.clone(), self.puts.len());
-        self.puts.push(Put { record, site, bundle, told });
+        self.puts.push(Put { record, site, bundle, alerts });
     }
 }
 
 #[derive(Default)]
-struct Ledger {
-    line: usize,
+struct CheckState {
+    log_position: usize,
     /// The events by entity.
     events: BTreeMap<String, Vec<EventRow>>,
-    told: BTreeMap<SensorId, Vec<Told>>,
+    alerts: BTreeMap<SensorId, Vec<Alert>>,
     given_up: BTreeSet<usize>,
     violations: Vec<String>,
 }
 
-impl Ledger {
+impl CheckState {
     fn is_removed(&self, site: &Site) -> bool {
         let events = self.events.get(&site.entity()).map_or(&[][..], Vec::as_slice);
         events.iter().any(|event| event.kind == "AlertingRemoved")
     }
 }
 
-struct Watch {
+struct Checker {
     cloud: Cloud,
-    load: Workload,
-    ledger: RefCell<Ledger>,
+    workload: Workload,
+    state: RefCell<CheckState>,
 }
 
-impl Watch {
+impl Checker {
     /// Reads the new entries of the log. Checks that events have no gap and that none follows the removal.
-    fn read_on(&self) {
-        let ledger = &mut *self.ledger.borrow_mut();
-        let news = self.cloud.log_from(ledger.line);
-        ledger.line += news.len();
-        for entry in news {
+    fn read_log(&self) {
+        let state = &mut *self.state.borrow_mut();
+        let entries = self.cloud.log_from(state.log_position);
+        state.log_position += entries.len();
+        for entry in entries {
             let Entry::Effect { body, .. } = entry else { continue };
             let actions = body["TransactItems"].as_array().map_or(&[][..], Vec::as_slice);
             let items = actions.iter().map(|action| &action["Put"]["Item"]);
             for item in items.filter(|item| item["entity"].is_object()) {
                 let row: EventRow = cloud::read(item);
-                let events = ledger.events.entry(row.entity.clone()).or_default();
-                let over = events.iter().any(|event| event.kind == "AlertingRemoved");
-                if row.sequence != events.len() as u64 + 1 || over {
+                let events = state.events.entry(row.entity.clone()).or_default();
+                let is_removed = events.iter().any(|event| event.kind == "AlertingRemoved");
+                if row.sequence != events.len() as u64 + 1 || is_removed {
                     let text = format!("{} {} after {}", row.entity, row.sequence, events.len());
-                    ledger.violations.push(text);
+                    state.violations.push(text);
                 }
                 events.push(row.clone());
-                if let Some((sensor, told)) = told(&row) {
-                    ledger.told.entry(sensor).or_default().push(told);
+                if let Some((sensor, alert)) = alert_in(&row) {
+                    state.alerts.entry(sensor).or_default().push(alert);
                 }
             }
         }
     }
 
-    /// Returns whether all events of a record were emitted, as far as they are certain.
-    fn done(&self, ledger: &Ledger, put: usize) -> bool {
-        let Put { site, told, .. } = &self.load.puts[put];
-        let lost = ledger.given_up.iter().any(|&lost| self.load.puts[lost].site == *site);
-        let site = &self.load.sites[*site];
-        if lost || !site.is_certain() || ledger.is_removed(site) {
+    /// Returns whether all alerts of a record were emitted. Returns `true` if they are not certain.
+    fn is_done(&self, state: &CheckState, put: usize) -> bool {
+        let Put { site, alerts, .. } = &self.workload.puts[put];
+        let lost = state.given_up.iter().any(|&lost| self.workload.puts[lost].site == *site);
+        let site = &self.workload.sites[*site];
+        if lost || !site.is_certain() || state.is_removed(site) {
             return true;
         }
-        let so_far = |sensor| ledger.told.get(sensor).map_or(0, Vec::len);
-        told.iter().all(|(sensor, told)| so_far(sensor) >= *told)
+        let emitted = |sensor| state.alerts.get(sensor).map_or(0, Vec::len);
+        alerts.iter().all(|(sensor, count)| emitted(sensor) >= *count)
     }
 
-    /// Returns the sites that met a fault since the given line of the log.
-    fn troubled(&self, line: usize) -> BTreeSet<usize> {
+    /// Returns the sites that had a fault since a position in the log.
+    fn faulty_sites(&self, log_position: usize) -> BTreeSet<usize> {
         let mut sites = BTreeSet::new();
-        for entry in self.cloud.log_from(line) {
+        for entry in self.cloud.log_from(log_position) {
             let Entry::Called { body, fault: Some(_), .. } = entry else { continue };
             let text = body.to_string();
-            let named = |site: &Site| text.contains(&site.alerting().to_string());
-            let all = self.load.sites.iter().enumerate();
-            sites.extend(all.filter(|(_, site)| named(site)).map(|(place, _)| place));
+            let is_named = |site: &Site| text.contains(&site.alerting().to_string());
+            let all_sites = self.workload.sites.iter().enumerate();
+            sites.extend(all_sites.filter(|(_, site)| is_named(site)).map(|(index, _)| index));
         }
         sites
     }
 
-    fn answered(&self, records: &[Rc<Record>], answer: &Result<Value, String>, call: Call) {
-        self.read_on();
-        let ledger = &mut *self.ledger.borrow_mut();
+    fn check_response(
+        &self,
+        records: &[Rc<Record>],
+        response: &Result<Value, String>,
+        call: Invocation,
+    ) {
+        self.read_log();
+        let state = &mut *self.state.borrow_mut();
         let mut violations = Vec::new();
-        let answer = match answer {
-            Ok(answer) => answer,
+        let response = match response {
+            Ok(response) => response,
             Err(error) => {
-                ledger.violations.push(format!("the whole batch failed: {error}"));
+                state.violations.push(format!("the whole batch failed: {error}"));
                 return;
             }
         };
-        let troubled = self.troubled(call.line);
-        let in_time = call.begun.elapsed() < call.time;
-        let number = &answer["batchItemFailures"][0]["itemIdentifier"];
-        let first = records.iter().position(|it| json!(it.sequence_number) == *number);
+        let faulty_sites = self.faulty_sites(call.log_position);
+        let in_time = call.started.elapsed() < call.time;
+        let number = &response["batchItemFailures"][0]["itemIdentifier"];
+        let first = records.iter().position(|record| json!(record.sequence_number) == *number);
         if !number.is_null() && first.is_none() {
-            violations.push(format!("no answer for the batch: {answer}"));
+            violations.push(format!("not a response for the batch: {response}"));
         }
-        for (place, record) in records.iter().enumerate() {
-            let put = self.load.by_number[&record.sequence_number];
-            let done = self.done(ledger, put);
-            let in_trouble = troubled.contains(&self.load.puts[put].site);
-            if !done && first.is_none_or(|first| place < first) {
-                violations.push(format!("record {put} is skipped, and not told of: {answer}"));
+        for (index, record) in records.iter().enumerate() {
+            let put = self.workload.by_number[&record.sequence_number];
+            let is_done = self.is_done(state, put);
+            let is_faulty = faulty_sites.contains(&self.workload.puts[put].site);
+            if !is_done && first.is_none_or(|first| index < first) {
+                violations.push(format!(
+                    "record {put} is skipped, but its alerts are missing: {response}"
+                ));
             }
-            if !done && in_time && !in_trouble {
-                violations.push(format!("record {put} is not told of, without trouble"));
+            if !is_done && in_time && !is_faulty {
+                violations.push(format!(
+                    "the alerts of record {put} are missing, but its site had no fault"
+                ));
             }
-            if first == Some(place) && in_time && !in_trouble {
-                violations.push(format!("record {put} comes again, without trouble"));
+            if first == Some(index) && in_time && !is_faulty {
+                violations.push(format!("record {put} is retried, but its site had no fault"));
             }
         }
-        ledger.violations.extend(violations);
+        state.violations.extend(violations);
     }
 }
 
 /// Returns the sensor and the change in an event, and `None` for other events.
-fn told(row: &EventRow) -> Option<(SensorId, Told)> {
+fn alert_in(row: &EventRow) -> Option<(SensorId, Alert)> {
     let data = row.envelope().expect("an envelope").data;
     let time = |name: &str| data[name].as_str().expect("a time").parse().expect("a time");
     let change = match row.kind.as_str() {
@@ -372,26 +381,26 @@ fn told(row: &EventRow) -> Option<(SensorId, Told)> {
             let limit = serde_json::from_value(data["limit"].clone()).expect("a limit");
             Change::Breached(limit, data["threshold"].as_f64().expect("a number"))
         }
-        "ReadingBackToNormal" => Change::BackSince(time("breachedAt")),
+        "ReadingBackToNormal" => Change::BackToNormal(time("breachedAt")),
         _ => return None,
     };
     let sensor = data["sensorId"].as_str().expect("an id").parse().expect("an id");
     let value = data["value"].as_f64().expect("a number");
     assert_eq!((&data["metric"], &data["unit"]), (&json!("air_temperature"), &json!("Cel")));
-    Some((sensor, Told { at: time("at"), value, change }))
+    Some((sensor, Alert { at: time("at"), value, change }))
 }
 
 /// An invocation.
 #[derive(Clone, Copy)]
-struct Call {
-    /// The line of the log at which the invocation began.
-    line: usize,
-    begun: Instant,
+struct Invocation {
+    /// The position in the log at which the invocation began.
+    log_position: usize,
+    started: Instant,
     time: Duration,
 }
 
 /// The function detect-breaches, as the mapping invokes it.
-struct Consumer(Rc<Watch>);
+struct Consumer(Rc<Checker>);
 
 impl Function for Consumer {
     type Environment = DetectBreaches;
@@ -411,31 +420,37 @@ impl Function for Consumer {
         records: Vec<Rc<Record>>,
         time: Duration,
     ) -> LocalBoxFuture<'static, Result<Value, String>> {
-        let watch = Rc::clone(&self.0);
+        let checker = Rc::clone(&self.0);
         Box::pin(async move {
-            let time = time.saturating_sub(FOR_THE_ANSWER);
-            let call = Call { line: watch.cloud.log_length(), begun: Instant::now(), time };
+            let time = time.saturating_sub(RESPONSE_MARGIN);
+            let call = Invocation {
+                log_position: checker.cloud.log_length(),
+                started: Instant::now(),
+                time,
+            };
             let payload = to_raw_value(&event(&records)).expect("JSON");
             let work = environment.handle(&payload, Deadline::after(time));
-            let answer = match AssertUnwindSafe(work).catch_unwind().await {
-                Ok(Ok(answer)) => Ok(serde_json::to_value(answer).expect("JSON")),
+            let response = match AssertUnwindSafe(work).catch_unwind().await {
+                Ok(Ok(response)) => Ok(serde_json::to_value(response).expect("JSON")),
                 Ok(Err(failure)) => Err(failure.to_string()),
-                Err(_) => Err("a panic went through".to_owned()),
+                Err(_) => Err("the function panicked".to_owned()),
             };
-            watch.answered(&records, &answer, call);
-            answer
+            checker.check_response(&records, &response, call);
+            response
         })
     }
 
     fn gave_up(&self, records: &[Rc<Record>], _: Value) {
-        self.0.read_on();
-        let given_up = &mut self.0.ledger.borrow_mut().given_up;
-        given_up.extend(records.iter().map(|it| self.0.load.by_number[&it.sequence_number]));
+        self.0.read_log();
+        let given_up = &mut self.0.state.borrow_mut().given_up;
+        given_up.extend(
+            records.iter().map(|record| self.0.workload.by_number[&record.sequence_number]),
+        );
     }
 }
 
 /// Configures or removes alerting, and retries until it succeeds.
-async fn insist(cloud: Cloud, site: Site, after: Duration, removes: bool) {
+async fn configure_or_remove(cloud: Cloud, site: Site, after: Duration, removes: bool) {
     sleep(after).await;
     loop {
         let (alerting, outbox) = (cloud.table(ALERTING), cloud.outbox());
@@ -457,9 +472,9 @@ async fn insist(cloud: Cloud, site: Site, after: Duration, removes: bool) {
 
 /// The counts of one run or of all runs.
 #[derive(Debug, Default, PartialEq)]
-struct Seen {
-    faults: BTreeMap<Fault, u32>,
-    happenings: BTreeMap<Happening, u32>,
+struct Counts {
+    faults: BTreeMap<CallFault, u32>,
+    mapping_events: BTreeMap<MappingEvent, u32>,
     events: BTreeMap<String, u32>,
     /// The number of sites whose events were certain to the end.
     certain: u32,
@@ -467,73 +482,82 @@ struct Seen {
     log: u64,
 }
 
-fn simulate(seed: u64) -> Seen {
-    let mut chance = Chance::of(seed);
-    let cloud = Cloud::new(chance.fork());
-    let load = Workload::make(&mut chance);
+fn simulate(seed: u64) -> Counts {
+    let mut rng = Rng::from_seed(seed);
+    let cloud = Cloud::new(rng.fork());
+    let workload = Workload::make(&mut rng);
     let settings = Settings {
-        batch_size: chance.within(1, 12),
-        full_batches: chance.percent(40),
-        parallelization_factor: 1 + chance.below(2),
+        batch_size: rng.in_range(1, 12),
+        full_batches: rng.percent(40),
+        parallelization_factor: 1 + rng.below(2),
         bisects: true,
-        most_retries: *chance.pick(&[4, 20]),
-        most_age: Duration::from_secs(*chance.pick(&[120, 3_600])),
-        timeout: Duration::from_secs(*chance.pick(&[4, 30])),
+        max_retries: *rng.pick(&[4, 20]),
+        max_age: Duration::from_secs(*rng.pick(&[120, 3_600])),
+        timeout: Duration::from_secs(*rng.pick(&[4, 30])),
     };
-    let percent = *chance.pick(&[0, 5, 10, 20, 30]);
-    let disorder = match percent {
-        0 => Disorder::default(),
-        _ => Disorder { crash: 8, lost_answer: 5, replaced_poller: 8, repeat: 15 },
+    let percent = *rng.pick(&[0, 5, 10, 20, 30]);
+    let fault_rates = match percent {
+        0 => FaultRates::default(),
+        _ => FaultRates { crash: 8, lost_response: 5, replaced_poller: 8, repeat: 15 },
     };
-    let watch = Rc::new(Watch { cloud: cloud.clone(), load, ledger: RefCell::default() });
+    let checker = Rc::new(Checker { cloud: cloud.clone(), workload, state: RefCell::default() });
 
     cloud::run(async {
-        let mut others = Vec::new();
-        for site in watch.load.sites.iter().cloned() {
-            let (of_site, removed_after) = (site.clone(), site.removed_after);
+        let mut tasks = Vec::new();
+        for site in checker.workload.sites.iter().cloned() {
+            let (site_to_remove, removed_after) = (site.clone(), site.removed_after);
             match site.configured {
-                Configured::Never => {}
-                Configured::First => insist(cloud.clone(), site, Duration::ZERO, false).await,
-                Configured::Meanwhile(after) => {
-                    others.push(spawn_local(insist(cloud.clone(), site, after, false)));
+                ConfiguredAt::Never => {}
+                ConfiguredAt::Start => {
+                    configure_or_remove(cloud.clone(), site, Duration::ZERO, false).await;
+                }
+                ConfiguredAt::Later(after) => {
+                    tasks.push(spawn_local(configure_or_remove(cloud.clone(), site, after, false)));
                 }
             }
             if let Some(after) = removed_after {
-                others.push(spawn_local(insist(cloud.clone(), of_site, after, true)));
+                tasks.push(spawn_local(configure_or_remove(
+                    cloud.clone(),
+                    site_to_remove,
+                    after,
+                    true,
+                )));
             }
         }
-        cloud.disturb(percent);
-        let mapping = Mapping::new(settings, disorder, chance.fork(), Consumer(Rc::clone(&watch)));
-        mapping.run(&watch.load.stream).await;
-        for other in others {
-            other.await.expect("the saga's step");
+        cloud.inject_faults(percent);
+        let mapping =
+            Mapping::new(settings, fault_rates, rng.fork(), Consumer(Rc::clone(&checker)));
+        mapping.run(&checker.workload.stream).await;
+        for task in tasks {
+            task.await.expect("the saga's step");
         }
         // Waits for invocations that still run in the background and for late effects.
         sleep(Duration::from_mins(2)).await;
-        cloud.calm();
-        watch.read_on();
-        assert_no_violation(&watch);
-        let certain = assert_told_right(&watch);
+        cloud.stop_faults();
+        checker.read_log();
+        assert_no_violation(&checker);
+        let certain = assert_alerts_are_correct(&checker);
 
         // All records are delivered twice more to a new environment.
-        let records: Vec<_> = watch.load.puts.iter().map(|put| Rc::clone(&put.record)).collect();
+        let records: Vec<_> =
+            checker.workload.puts.iter().map(|put| Rc::clone(&put.record)).collect();
         let environment = Rc::new(mapping.function().start());
         for _ in 0..2 {
             let (environment, records) = (Rc::clone(&environment), records.clone());
-            let answer = mapping.function().invoke(environment, records, settings.timeout).await;
-            assert_eq!(answer, Ok(json!({ "batchItemFailures": [] })));
+            let response = mapping.function().invoke(environment, records, settings.timeout).await;
+            assert_eq!(response, Ok(json!({ "batchItemFailures": [] })));
         }
-        assert_no_violation(&watch);
-        assert_eq!(assert_told_right(&watch), certain);
+        assert_no_violation(&checker);
+        assert_eq!(assert_alerts_are_correct(&checker), certain);
 
-        let happenings = mapping.happenings();
-        assert!(!happenings.contains_key(&Happening::TimedOut), "no answer in time");
+        let mapping_events = mapping.event_counts();
+        assert!(!mapping_events.contains_key(&MappingEvent::TimedOut), "an invocation timed out");
         let mut events = BTreeMap::new();
-        for row in watch.ledger.borrow().events.values().flatten() {
+        for row in checker.state.borrow().events.values().flatten() {
             *events.entry(row.kind.clone()).or_default() += 1;
         }
         let log = digest(&cloud.log_from(0));
-        Seen { faults: cloud.faults(), happenings, events, certain, log }
+        Counts { faults: cloud.faults(), mapping_events, events, certain, log }
     })
 }
 
@@ -552,95 +576,98 @@ fn digest(log: &[Entry]) -> u64 {
 
 /// Checks that the table, the events and the readings agree. Returns the number of sites that were certain to the
 /// end.
-fn assert_told_right(watch: &Watch) -> u32 {
-    let ledger = watch.ledger.borrow();
+fn assert_alerts_are_correct(checker: &Checker) -> u32 {
+    let state = checker.state.borrow();
     let mut certain = 0;
-    let events = watch.cloud.rows(EVENTS);
-    assert_eq!(events.len(), ledger.events.values().map(Vec::len).sum::<usize>());
-    let rows = watch.cloud.rows(ALERTING);
-    for (place, site) in watch.load.sites.iter().enumerate() {
+    let events = checker.cloud.rows(EVENTS);
+    assert_eq!(events.len(), state.events.values().map(Vec::len).sum::<usize>());
+    let rows = checker.cloud.rows(ALERTING);
+    for (index, site) in checker.workload.sites.iter().enumerate() {
         let key = format!("alerting#{}", site.alerting());
         let row = rows.iter().find(|row| row["id"]["S"] == key.as_str());
         let row: Option<AlertingRow> = row.map(cloud::read);
         let Some(row) = row else {
-            assert_eq!(site.configured, Configured::Never);
-            assert!(!ledger.events.contains_key(&site.entity()), "events of an unwatched site");
+            assert_eq!(site.configured, ConfiguredAt::Never);
+            assert!(
+                !state.events.contains_key(&site.entity()),
+                "events of a site without alerting"
+            );
             continue;
         };
-        assert_eq!(row.sequence, ledger.events[&site.entity()].len() as u64, "{row:?}");
-        let given_up = ledger.given_up.iter().any(|&put| watch.load.puts[put].site == place);
+        assert_eq!(row.sequence, state.events[&site.entity()].len() as u64, "{row:?}");
+        let given_up = state.given_up.iter().any(|&put| checker.workload.puts[put].site == index);
         let removed = row.state == Alerting::Removed;
         certain += u32::from(site.is_certain() && !given_up && !removed);
         for sensor in &site.sensors {
             let id = sensor.sensor_id;
-            let told = ledger.told.get(&id).map_or(&[][..], Vec::as_slice);
-            assert_possible(watch, sensor, told);
+            let alerts = state.alerts.get(&id).map_or(&[][..], Vec::as_slice);
+            assert_possible(checker, sensor, alerts);
             if site.is_certain() && !given_up {
-                let judge = watch.load.judges.get(&id).cloned().unwrap_or_default();
+                let expected = checker.workload.expected.get(&id).cloned().unwrap_or_default();
                 // The removal may come before the last change.
-                let due = if removed { &judge.told[..told.len()] } else { &judge.told };
-                assert_eq!(told, due, "{id}");
+                let expected_alerts =
+                    if removed { &expected.alerts[..alerts.len()] } else { &expected.alerts };
+                assert_eq!(alerts, expected_alerts, "{id}");
             }
             let Alerting::Configured { rules } = &row.state else { continue };
             let Some(rule) = rules.iter().find(|rule| rule.sensor.sensor_id == id) else {
-                assert!(told.is_empty(), "{id} has no limits");
+                assert!(alerts.is_empty(), "{id} has no limits");
                 continue;
             };
-            assert_eq!(rule.changed_at, told.last().map(|told| told.at), "{id}");
-            let state = match told.last() {
-                Some(Told { at, change: Change::Breached(limit, _), .. }) => {
+            assert_eq!(rule.changed_at, alerts.last().map(|alert| alert.at), "{id}");
+            let expected_state = match alerts.last() {
+                Some(Alert { at, change: Change::Breached(limit, _), .. }) => {
                     State::Breached { limit: *limit, breached_at: *at }
                 }
                 _ => State::Normal,
             };
-            assert_eq!(rule.state, state, "{id}");
+            assert_eq!(rule.state, expected_state, "{id}");
         }
     }
     certain
 }
 
 /// Checks that each change follows from the previous one and from a reading that was sent.
-fn assert_possible(watch: &Watch, sensor: &Sensor, told: &[Told]) {
-    let mut judge = Judge::default();
-    let mut before = None;
-    for change in told {
-        assert!(before < Some(change.at), "{change:?} is not after {before:?}");
-        before = Some(change.at);
-        judge.take(sensor, Sample(change.at, change.value));
-        assert_eq!(judge.told.last(), Some(change));
-        let series = watch.load.puts.iter().filter_map(|put| put.bundle.as_ref());
+fn assert_possible(checker: &Checker, sensor: &Sensor, alerts: &[Alert]) {
+    let mut expected = ExpectedAlerts::default();
+    let mut previous = None;
+    for alert in alerts {
+        assert!(previous < Some(alert.at), "{alert:?} is not after {previous:?}");
+        previous = Some(alert.at);
+        expected.add_reading(sensor, Sample(alert.at, alert.value));
+        assert_eq!(expected.alerts.last(), Some(alert));
+        let series = checker.workload.puts.iter().filter_map(|put| put.bundle.as_ref());
         let mut series = series.flat_map(|bundle| &bundle.series);
         let sent = series.any(|series| {
             let samples = &series.samples;
-            series.sensor_id == sensor.sensor_id
-                && samples.contains(&Sample(change.at, change.value))
+            series.sensor_id == sensor.sensor_id && samples.contains(&Sample(alert.at, alert.value))
         });
-        assert!(sent, "nobody sent {change:?}");
+        assert!(sent, "no record has the reading of {alert:?}");
     }
 }
 
-fn assert_no_violation(watch: &Watch) {
-    let violations = &watch.ledger.borrow().violations;
+fn assert_no_violation(checker: &Checker) {
+    let violations = &checker.state.borrow().violations;
     let mut text = violations.join("\n");
-    for (place, Put { record, bundle, .. }) in watch.load.puts.iter().enumerate() {
+    for (index, Put { record, bundle, .. }) in checker.workload.puts.iter().enumerate() {
         let Record { partition_key, .. } = &**record;
-        write!(text, "\nrecord {place}: {partition_key} {bundle:?}").expect("text");
+        write!(text, "\nrecord {index}: {partition_key} {bundle:?}").expect("text");
     }
     assert!(violations.is_empty(), "{text}");
 }
 
-/// The happenings of the mapping, except those that would be a defect of this function.
-const HAPPENINGS: [Happening; 10] = [
-    Happening::Delivered,
-    Happening::Done,
-    Happening::Progressed,
-    Happening::Stuck,
-    Happening::Crashed,
-    Happening::AnswerLost,
-    Happening::PollerReplaced,
-    Happening::Repeated,
-    Happening::Halved,
-    Happening::ColdStart,
+/// The events of the mapping, except those that would be a defect of this function.
+const MAPPING_EVENTS: [MappingEvent; 10] = [
+    MappingEvent::Delivered,
+    MappingEvent::Done,
+    MappingEvent::Progressed,
+    MappingEvent::Stuck,
+    MappingEvent::Crashed,
+    MappingEvent::ResponseLost,
+    MappingEvent::PollerReplaced,
+    MappingEvent::Repeated,
+    MappingEvent::Halved,
+    MappingEvent::ColdStart,
 ];
 
 fn add<K: Ord>(sums: &mut BTreeMap<K, u32>, counts: BTreeMap<K, u32>) {
@@ -651,21 +678,25 @@ fn add<K: Ord>(sums: &mut BTreeMap<K, u32>, counts: BTreeMap<K, u32>) {
 
 #[test]
 fn every_change_is_emitted_once_under_faults() {
-    let mut all = Seen::default();
-    for seen in seeds(SEEDS, simulate) {
-        add(&mut all.faults, seen.faults);
-        add(&mut all.happenings, seen.happenings);
-        add(&mut all.events, seen.events);
-        all.certain += seen.certain;
+    let mut total = Counts::default();
+    for counts in seeds(SEEDS, simulate) {
+        add(&mut total.faults, counts.faults);
+        add(&mut total.mapping_events, counts.mapping_events);
+        add(&mut total.events, counts.events);
+        total.certain += counts.certain;
     }
-    let Seen { faults, happenings, events, certain, .. } = all;
-    eprintln!("{faults:?}\n{happenings:?}\n{events:?}\n{certain} sites certain");
+    let Counts { faults, mapping_events, events, certain, .. } = total;
+    eprintln!("{faults:?}\n{mapping_events:?}\n{events:?}\n{certain} certain sites");
     if all_seeds() {
-        let met = |kind: &Fault| *kind == Fault::Unprocessed || faults.contains_key(kind);
-        assert!(Fault::ALL.iter().all(met), "a fault never came");
-        assert!(HAPPENINGS.iter().all(|kind| happenings.contains_key(kind)), "never happened");
-        assert_eq!(events.len(), 4, "an event never came");
-        assert!(certain > 500, "little was certain");
+        let occurred =
+            |kind: &CallFault| *kind == CallFault::Unprocessed || faults.contains_key(kind);
+        assert!(CallFault::ALL.iter().all(occurred), "a kind of fault never occurred");
+        assert!(
+            MAPPING_EVENTS.iter().all(|kind| mapping_events.contains_key(kind)),
+            "a mapping event never occurred"
+        );
+        assert_eq!(events.len(), 4, "a type of event never occurred");
+        assert!(certain > 500, "too few sites were certain");
     }
 }
 

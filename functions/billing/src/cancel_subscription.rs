@@ -6,7 +6,9 @@
 //! 2. The provider is cleaned up.
 //! 3. The tombstone and the event commit.
 
-use contracts::{OnboardingId, Saga, SubscriptionId, Timestamp, events::SubscriptionCancelled};
+use contracts::{
+    OnboardingId, SagaContext, SubscriptionId, Timestamp, events::SubscriptionCancelled,
+};
 use lambda::Step;
 use serde::Serialize;
 use store::{Commit, Idempotency, NewEvent, Outbox, Table, Transaction};
@@ -43,41 +45,36 @@ pub struct Reply {
 #[derive(Debug, PartialEq)]
 enum Decision {
     /// Write the fence (`CANCELLING`), then clean up the provider, then write the tombstone.
-    Fence {
-        from: Option<&'static str>,
-        fenced: SubscriptionRow,
-    },
+    WriteFence { from: Option<&'static str>, fenced: SubscriptionRow },
     /// The fence exists: clean up the provider, then write the tombstone.
     CleanUp(SubscriptionRow),
-    /// There is nothing at the provider: write only the tombstone.
-    Bury {
-        from: Option<&'static str>,
-        sequence: u64,
-    },
-    Already,
+    /// Nothing exists at the provider: write only the tombstone.
+    WriteTombstone { from: Option<&'static str>, sequence: u64 },
+    /// The tombstone exists.
+    AlreadyCancelled,
 }
 
 /// The values for writing the tombstone.
-struct Burial {
+struct TombstoneParams {
     /// The status that the tombstone replaces. `None` if there is no row.
     from: Option<&'static str>,
     /// The tombstone's sequence.
     sequence: u64,
-    /// The provider's id of the subscription that the undo ended. It is part of the event.
-    ended: Option<String>,
-    /// The checkpoint of an unfinished initialization, whose customer was cleaned up.
-    noted: Option<Checkpoint>,
+    /// The provider's id of the subscription that the undo cancelled. The event contains it.
+    cancelled_id: Option<String>,
+    /// The checkpoint of an unfinished initialization. Its customer was cleaned up.
+    checkpoint: Option<Checkpoint>,
 }
 
-/// Decides what the undo has to do. `unfinished` is the checkpoint of an initialization that began and did not
-/// finish.
-fn decide(
-    saga: Saga,
-    there: Option<SubscriptionRow>,
-    unfinished: Option<Checkpoint>,
+/// Decides what the undo has to do. `unfinished_checkpoint` is the checkpoint of an initialization that began and did
+/// not finish.
+fn decide_undo(
+    saga: SagaContext,
+    existing: Option<SubscriptionRow>,
+    unfinished_checkpoint: Option<Checkpoint>,
     now: Timestamp,
 ) -> Decision {
-    let fence = |from, sequence, customer_id, provider_subscription_id| Decision::Fence {
+    let fence = |from, sequence, customer_id, provider_subscription_id| Decision::WriteFence {
         from,
         fenced: SubscriptionRow {
             saga,
@@ -86,10 +83,10 @@ fn decide(
             at: now,
         },
     };
-    let Some(row) = there else {
-        return match unfinished {
+    let Some(row) = existing else {
+        return match unfinished_checkpoint {
             Some(checkpoint) => fence(None, 0, checkpoint.customer_id, None),
-            None => Decision::Bury { from: None, sequence: 0 },
+            None => Decision::WriteTombstone { from: None, sequence: 0 },
         };
     };
     let from = row.state.name();
@@ -97,22 +94,24 @@ fn decide(
         Subscription::Active { customer_id, provider_subscription_id, .. } => {
             fence(Some(from), row.sequence, Some(customer_id), Some(provider_subscription_id))
         }
-        Subscription::Failed { .. } => Decision::Bury { from: Some(from), sequence: row.sequence },
+        Subscription::Failed { .. } => {
+            Decision::WriteTombstone { from: Some(from), sequence: row.sequence }
+        }
         Subscription::Cancelling { .. } => Decision::CleanUp(row),
-        Subscription::Cancelled => Decision::Already,
+        Subscription::Cancelled => Decision::AlreadyCancelled,
     }
 }
 
 impl Step for CancelSubscription {
-    type Command = Saga;
+    type Command = SagaContext;
     type Reply = Reply;
     type Error = BillingError;
 
-    fn correlation(saga: &Saga) -> Option<OnboardingId> {
+    fn correlation(saga: &SagaContext) -> Option<OnboardingId> {
         Some(saga.onboarding_id)
     }
 
-    async fn run(&self, saga: Saga, now: Timestamp) -> Result<Reply, BillingError> {
+    async fn run(&self, saga: SagaContext, now: Timestamp) -> Result<Reply, BillingError> {
         self.run_in(saga, &mut self.provider.session(None), now).await
     }
 }
@@ -124,45 +123,48 @@ impl ProviderStep for CancelSubscription {
 
     async fn run_in(
         &self,
-        saga: Saga,
+        saga: SagaContext,
         session: &mut Session<'_>,
         now: Timestamp,
     ) -> Result<Reply, BillingError> {
-        let subscription_id = SubscriptionId::of(saga.onboarding_id);
+        let subscription_id = SubscriptionId::from_onboarding(saga.onboarding_id);
         let key = SubscriptionRow::key(subscription_id);
         let reply = Reply { subscription_id };
-        let there = self.billing.get(&key).await?;
-        let unfinished = self.unfinished(saga).await?;
+        let existing = self.billing.get(&key).await?;
+        let unfinished_checkpoint = self.unfinished_checkpoint(saga).await?;
 
-        let burial = match decide(saga, there, unfinished, now) {
-            Decision::Already => return Ok(reply),
-            Decision::Bury { from, sequence } => {
-                Burial { from, sequence, ended: None, noted: None }
+        let params = match decide_undo(saga, existing, unfinished_checkpoint, now) {
+            Decision::AlreadyCancelled => return Ok(reply),
+            Decision::WriteTombstone { from, sequence } => {
+                TombstoneParams { from, sequence, cancelled_id: None, checkpoint: None }
             }
-            Decision::Fence { from, fenced } => {
-                self.put(saga, from, &fenced).await?;
+            Decision::WriteFence { from, fenced } => {
+                self.write_fence(saga, from, &fenced).await?;
                 self.clean_up(saga, session, fenced).await?
             }
             Decision::CleanUp(fenced) => self.clean_up(saga, session, fenced).await?,
         };
 
-        let Burial { from, sequence, ended, noted } = burial;
+        let TombstoneParams { from, sequence, cancelled_id, checkpoint } = params;
         let tombstone = SubscriptionRow { saga, state: Subscription::Cancelled, sequence, at: now };
-        let mut burying = Transaction::on(&self.billing);
-        burying = match from {
-            None => burying.create(&self.billing, &key, &tombstone),
-            Some(from) => burying.replace(&self.billing, &key, &tombstone, from),
+        let mut transaction = Transaction::on(&self.billing);
+        transaction = match from {
+            None => transaction.create(&self.billing, &key, &tombstone),
+            Some(from) => transaction.put_if_status(&self.billing, &key, &tombstone, from),
         };
         // The record is removed even if there was neither a row nor a record: an initialization may have begun since,
         // and would otherwise pay although the tombstone exists.
         let record = record_id(saga.onboarding_id);
-        burying = self.idempotency.forget(burying, &record, noted.as_ref(), now)?;
-        if let Some(provider_subscription_id) = ended {
+        transaction =
+            self.idempotency.delete_record(transaction, &record, checkpoint.as_ref(), now)?;
+        if let Some(provider_subscription_id) = cancelled_id {
             let event = SubscriptionCancelled { site_id: saga.site_id, provider_subscription_id };
-            burying = burying
-                .event(&self.outbox, NewEvent::of(saga, subscription_id, sequence, now, event));
+            transaction = transaction.event(
+                &self.outbox,
+                NewEvent::in_saga(saga, subscription_id, sequence, now, event),
+            );
         }
-        match burying.commit().await? {
+        match transaction.commit().await? {
             Commit::Done => Ok(reply),
             Commit::Refused(_) => Err(BillingError::Busy(subscription_id)),
         }
@@ -170,25 +172,28 @@ impl ProviderStep for CancelSubscription {
 }
 
 impl CancelSubscription {
-    async fn unfinished(&self, saga: Saga) -> Result<Option<Checkpoint>, BillingError> {
+    async fn unfinished_checkpoint(
+        &self,
+        saga: SagaContext,
+    ) -> Result<Option<Checkpoint>, BillingError> {
         let unfinished = self.idempotency.unfinished(&record_id(saga.onboarding_id)).await?;
         Ok(unfinished.map(Option::unwrap_or_default))
     }
 
-    async fn put(
+    async fn write_fence(
         &self,
-        saga: Saga,
+        saga: SagaContext,
         from: Option<&'static str>,
         fenced: &SubscriptionRow,
     ) -> Result<(), BillingError> {
-        let id = SubscriptionId::of(saga.onboarding_id);
+        let id = SubscriptionId::from_onboarding(saga.onboarding_id);
         let key = SubscriptionRow::key(id);
-        let fencing = Transaction::on(&self.billing);
-        let fencing = match from {
-            None => fencing.create(&self.billing, &key, fenced),
-            Some(from) => fencing.replace(&self.billing, &key, fenced, from),
+        let transaction = Transaction::on(&self.billing);
+        let transaction = match from {
+            None => transaction.create(&self.billing, &key, fenced),
+            Some(from) => transaction.put_if_status(&self.billing, &key, fenced, from),
         };
-        match fencing.commit().await? {
+        match transaction.commit().await? {
             Commit::Done => Ok(()),
             Commit::Refused(_) => Err(BillingError::Busy(id)),
         }
@@ -198,28 +203,29 @@ impl CancelSubscription {
     /// fence was written may have stored a customer since.
     async fn clean_up(
         &self,
-        saga: Saga,
+        saga: SagaContext,
         session: &mut Session<'_>,
         fenced: SubscriptionRow,
-    ) -> Result<Burial, BillingError> {
+    ) -> Result<TombstoneParams, BillingError> {
         let from = fenced.state.name();
         let Subscription::Cancelling { customer_id, provider_subscription_id } = fenced.state
         else {
-            return Err(BillingError::Busy(SubscriptionId::of(saga.onboarding_id)));
+            return Err(BillingError::Busy(SubscriptionId::from_onboarding(saga.onboarding_id)));
         };
-        let noted = self.unfinished(saga).await?;
-        let late = noted.as_ref().and_then(|checkpoint| checkpoint.customer_id.clone());
-        let mut customers: Vec<CustomerId> = customer_id.into_iter().chain(late).collect();
+        let checkpoint = self.unfinished_checkpoint(saga).await?;
+        let late_customer =
+            checkpoint.as_ref().and_then(|checkpoint| checkpoint.customer_id.clone());
+        let mut customers: Vec<CustomerId> = customer_id.into_iter().chain(late_customer).collect();
         customers.dedup();
         for customer in &customers {
             session.clean_up(customer).await?;
         }
-        let told = u64::from(provider_subscription_id.is_some());
-        Ok(Burial {
+        let events = u64::from(provider_subscription_id.is_some());
+        Ok(TombstoneParams {
             from: Some(from),
-            sequence: fenced.sequence + told,
-            ended: provider_subscription_id,
-            noted,
+            sequence: fenced.sequence + events,
+            cancelled_id: provider_subscription_id,
+            checkpoint,
         })
     }
 }

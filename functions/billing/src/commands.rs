@@ -1,12 +1,12 @@
 //! Consumes billing's commands from a queue. Each command has a task token. During an outage of the provider,
 //! commands collect in the queue, and the sagas do not fail.
 //!
-//! A command runs only after Step Functions has confirmed who sent it ([`proof`]). Its answer is sent only after its
-//! result is committed. A redelivered command is answered again. After a transient failure, the command is sent
-//! back to the queue as a new message with a growing delay. An outage therefore does not use up the three
-//! receives of a message, which are meant for messages that can't be processed. While the circuit to the
-//! provider is open, commands are sent back without being tried, and this does not count as an attempt. A command
-//! that is older than the timeout of its state is not sent back again.
+//! A command runs only after Step Functions has confirmed who sent it ([`proof`]). Its result is sent only after it
+//! is committed, and is sent again for a redelivered command. After a transient failure, the command is requeued as a
+//! new message with a growing delay. An outage therefore does not use up the three receives of a message, which are
+//! meant for messages that can't be processed. While the circuit breaker for the provider is open, commands are
+//! requeued without a run, and this does not count as an attempt. A command that is older than the timeout of its
+//! state is not requeued.
 
 use std::time::Duration;
 
@@ -14,16 +14,16 @@ use aws_lambda_events::sqs::SqsMessage;
 use aws_sdk_sfn::error::ProvideErrorMetadata;
 use aws_sdk_sqs::types::MessageAttributeValue;
 use contracts::Timestamp;
-use fault::{ErrorKind, Fault, Replayed};
+use fault::{ErrorKind, Fault, ReplayResponse};
 use lambda::{Deadline, Step};
-use machines::Machine;
+use machines::StateMachine;
 use serde::Deserialize;
 use serde_json::Value;
 use tracing::Span;
 
 use crate::{
-    circuit::{Circuit, Entry, Health},
-    proof::{self, Sender, Unproven},
+    circuit::{Admission, Circuit, Health},
+    proof::{self, SenderError, SenderState},
     provider::{Provider, Session},
 };
 
@@ -31,17 +31,18 @@ use crate::{
 const ATTEMPT: &str = "attempt";
 /// The message attribute with the time at which the command was first sent, in epoch milliseconds.
 const SINCE: &str = "since";
-/// The part of the function's time that is reserved for sending the command back to the queue.
+/// The part of the function's time that is reserved for requeuing the command.
 const QUEUE_MARGIN: Duration = Duration::from_secs(2);
 /// The time between the end of the calls to the provider and the start of [`QUEUE_MARGIN`]. It lets a step release its
 /// lock after the last call.
 const STEP_MARGIN: Duration = Duration::from_millis(500);
-const CIRCUIT_OPEN: &str = "the circuit to the payment provider is open";
+const CIRCUIT_OPEN: &str = "the circuit breaker for the payment provider is open";
 /// The error name for a command whose sender Step Functions does not confirm.
 const REFUSED: &str = "Refused";
-const LONGEST_DELAY: Duration = Duration::from_mins(5);
-/// The longest delay of a message that SQS allows.
-const LONGEST_OF_SQS: Duration = Duration::from_mins(15);
+/// The maximum delay of a requeued command.
+const MAX_DELAY: Duration = Duration::from_mins(5);
+/// The maximum delay of a message that SQS allows.
+const MAX_SQS_DELAY: Duration = Duration::from_mins(15);
 
 /// A step that calls the payment provider.
 pub trait ProviderStep: Step {
@@ -57,22 +58,22 @@ pub trait ProviderStep: Step {
     ) -> impl Future<Output = Result<Self::Reply, Self::Error>>;
 }
 
-/// A step whose commands come from a queue.
+/// Consumes the commands of one step from a queue, and sends each result to Step Functions with the task token.
 #[derive(Debug)]
-pub struct Commands<S> {
+pub struct TaskTokenConsumer<S> {
     /// The step that runs the commands.
     pub step: S,
-    /// The state machine whose executions send the commands and wait for the answers.
-    pub machine: Machine,
-    /// The client that sends commands back to the queue.
+    /// The state machine whose executions send the commands and wait for the results.
+    pub machine: StateMachine,
+    /// The client that requeues commands.
     pub queues: aws_sdk_sqs::Client,
     /// The queue that the commands come from.
     pub queue_url: String,
     /// The circuit breaker for the provider.
     pub circuit: Circuit,
-    /// The maximum age of a command that is sent back to the queue: the `TimeoutSeconds` of the state that sent
-    /// it. After that time nothing waits for its answer.
-    pub patience: Duration,
+    /// The `TimeoutSeconds` of the state that sends the commands. Nothing waits for the result of an older command,
+    /// so it is not requeued.
+    pub state_timeout: Duration,
 }
 
 /// The body of a message, as the state machine writes it.
@@ -81,7 +82,7 @@ pub struct Commands<S> {
 struct Message {
     task_token: String,
     /// The ARN of the execution that sent the command. State machines of version 0.1 did not write it. Messages
-    /// without it are accepted for one release, since a message may wait in the queue for a day.
+    /// without it are accepted for one release, because a message may wait in the queue for a day.
     #[serde(default)]
     execution: Option<String>,
     /// Not decoded here, because it is compared with the execution's input.
@@ -89,202 +90,230 @@ struct Message {
 }
 
 /// The result of a command.
-enum Outcome {
+enum CommandOutcome {
     /// The command ran. Holds the output.
-    Done(String),
+    Succeeded(String),
     /// The command failed. Holds the error's name and the reason.
     Failed(ErrorKind, String),
     /// The command did not complete and may be retried. Holds the reason.
-    Later(String),
+    Retry(String),
     /// The command must not run, or its output can't be serialized. Holds the reason.
-    Refused(String),
+    Rejected(String),
     /// The command did not run because its task has ended.
-    MovedOn,
+    TaskEnded,
 }
 
-/// The result of a message.
-enum End {
-    /// The state machine got an answer, or its task ended before the answer.
+/// The result of processing a message.
+enum MessageOutcome {
+    /// Step Functions got the command's result, or the task ended before that.
     Answered,
     /// The command did not run because its task has ended.
-    MovedOn,
-    /// The command may be retried later.
-    Later { sent: Sent, delay: Duration, reason: String },
-    /// The command was not answered, and the message stays in the queue.
+    TaskEnded,
+    /// The command may be retried after `delay`.
+    Retry { history: DeliveryHistory, delay: Duration, reason: String },
+    /// Step Functions got no result, and the message stays in the queue.
     Failed { error: &'static str, reason: String },
 }
 
-impl End {
+impl MessageOutcome {
     fn failed(error: &'static str, reason: String) -> Self {
         Self::Failed { error, reason }
     }
 
-    fn answered(answer: Result<(), String>) -> Self {
-        match answer {
+    fn from_response(response: Result<(), String>) -> Self {
+        match response {
             Ok(()) => Self::Answered,
             Err(reason) => Self::failed(ErrorKind::Transient.name(), reason),
         }
     }
 }
 
-/// The history of a message in the queue.
+/// The delivery history of a command, over all messages that carried it.
 #[derive(Clone, Copy, Debug)]
-struct Sent {
+struct DeliveryHistory {
     /// The number of attempts so far.
     attempts: u32,
     /// When the state machine sent the command.
-    since: Timestamp,
+    first_sent: Timestamp,
 }
 
-impl<S: ProviderStep> Commands<S> {
+impl<S: ProviderStep> TaskTokenConsumer<S> {
     /// Processes one message. `Err` leaves it in the queue and uses up one of its receives. This is for a message
-    /// that is malformed or forged, or whose answer can't be sent now.
+    /// that is malformed or forged, or whose result can't be sent now.
     pub async fn handle(
         &self,
         message: SqsMessage,
         deadline: Deadline,
         now: Timestamp,
     ) -> Result<(), String> {
-        match self.attempt(&message, deadline, now).await {
-            End::Answered | End::MovedOn => Ok(()),
-            End::Later { sent, delay, reason } => {
+        match self.process(&message, deadline, now).await {
+            MessageOutcome::Answered | MessageOutcome::TaskEnded => Ok(()),
+            MessageOutcome::Retry { history, delay, reason } => {
                 let body = message.body.as_deref().unwrap_or_default();
-                self.put_back(body, sent, delay, &reason).await
+                self.requeue(body, history, delay, &reason).await
             }
-            End::Failed { reason, .. } => Err(reason),
+            MessageOutcome::Failed { reason, .. } => Err(reason),
         }
     }
 
-    /// Processes one message that an operator replays. It is not sent back to the queue. The result says why
-    /// the command did not complete.
+    /// Processes one message that an operator replays. It is not requeued. The result says why the command did not
+    /// complete.
     pub async fn replay(
         &self,
         message: &SqsMessage,
         deadline: Deadline,
         now: Timestamp,
-    ) -> Replayed {
-        match self.attempt(message, deadline, now).await {
-            End::Answered => Replayed::Done,
-            End::MovedOn => Replayed::moot(
+    ) -> ReplayResponse {
+        match self.process(message, deadline, now).await {
+            MessageOutcome::Answered => ReplayResponse::Done,
+            MessageOutcome::TaskEnded => ReplayResponse::nothing_to_do(
                 "the task of this command has ended, so it was not run; `fieldctl trace` shows its saga",
             ),
-            End::Later { reason, .. } => Replayed::transient(reason),
-            End::Failed { error, reason } => Replayed::failed(error, reason),
+            MessageOutcome::Retry { reason, .. } => ReplayResponse::transient(reason),
+            MessageOutcome::Failed { error, reason } => ReplayResponse::failed(error, reason),
         }
     }
 
-    async fn attempt(&self, message: &SqsMessage, deadline: Deadline, now: Timestamp) -> End {
+    async fn process(
+        &self,
+        message: &SqsMessage,
+        deadline: Deadline,
+        now: Timestamp,
+    ) -> MessageOutcome {
         let body = message.body.as_deref().unwrap_or_default();
         let Message { task_token: token, execution, command } = match fault::decode(body) {
             Ok(message) => message,
-            Err(error) => return End::failed(ErrorKind::InvalidInput.name(), error.to_string()),
+            Err(error) => {
+                return MessageOutcome::failed(ErrorKind::InvalidInput.name(), error.to_string());
+            }
         };
-        let sent = Sent::of(message, now);
-        let expired = self.has_expired(sent, now);
-        let mut pass = None;
-        let run = match fault::decode::<S::Command>(&command.to_string()) {
+        let history = DeliveryHistory::from_message(message, now);
+        let expired = self.has_expired(history, now);
+        let mut permit = None;
+        let decoded = match fault::decode::<S::Command>(&command.to_string()) {
             Ok(decoded) => {
                 if let Some(correlation) = S::correlation(&decoded) {
                     Span::current().record("correlationId", tracing::field::display(correlation));
                 }
-                match self.circuit.enter(now).await {
-                    Entry::Pass(entered) => {
-                        pass = Some(entered);
+                match self.circuit.admit(now).await {
+                    Admission::Granted(granted) => {
+                        permit = Some(granted);
                         Ok(decoded)
                     }
-                    Entry::Wait(_) if expired => {
+                    Admission::RetryAfter(_) if expired => {
                         Err((ErrorKind::Transient, CIRCUIT_OPEN.to_owned()))
                     }
-                    Entry::Wait(delay) => {
-                        return End::Later { sent, delay, reason: CIRCUIT_OPEN.to_owned() };
+                    Admission::RetryAfter(delay) => {
+                        return MessageOutcome::Retry {
+                            history,
+                            delay,
+                            reason: CIRCUIT_OPEN.to_owned(),
+                        };
                     }
                 }
             }
             Err(error) => Err((ErrorKind::InvalidInput, error.to_string())),
         };
-        let limit = deadline.left().saturating_sub(QUEUE_MARGIN);
+        let limit = deadline.remaining().saturating_sub(QUEUE_MARGIN);
         let calls_end = Deadline::after(limit.saturating_sub(STEP_MARGIN));
-        let work = async {
-            match self.command(&token, execution.as_deref(), &command, run).await {
-                Ok(command) => self.work(command, now, calls_end).await,
+        let run = async {
+            match self.check_sender(&token, execution.as_deref(), &command, decoded).await {
+                Ok(command) => self.run_step(command, now, calls_end).await,
                 Err(outcome) => (outcome, None),
             }
         };
         // The calls to the provider end before this limit. The limit is for slow calls to AWS, which must not use up
         // receives either.
-        let (outcome, health) = tokio::time::timeout(limit, Box::pin(work))
-            .await
-            .unwrap_or_else(|_| (Outcome::Later("the function's time ran out".to_owned()), None));
+        let (outcome, health) =
+            tokio::time::timeout(limit, Box::pin(run)).await.unwrap_or_else(|_| {
+                (CommandOutcome::Retry("the function's deadline passed".to_owned()), None)
+            });
         let end = match outcome {
-            Outcome::Done(output) => End::answered(self.succeed(token, output).await),
-            Outcome::Failed(ErrorKind::Transient, reason) | Outcome::Later(reason) if !expired => {
-                let sent = Sent { attempts: sent.attempts + 1, ..sent };
-                End::Later { sent, delay: delay(sent.attempts), reason }
+            CommandOutcome::Succeeded(output) => {
+                MessageOutcome::from_response(self.send_success(token, output).await)
             }
-            Outcome::Failed(kind, cause) => End::answered(self.fail(token, kind, cause).await),
-            Outcome::Later(reason) => End::failed(ErrorKind::Transient.name(), reason),
-            Outcome::Refused(reason) => End::failed(REFUSED, reason),
-            Outcome::MovedOn => {
-                tracing::warn!("nobody waits for the answer any more: the command is not run");
-                End::MovedOn
+            CommandOutcome::Failed(ErrorKind::Transient, reason)
+            | CommandOutcome::Retry(reason)
+                if !expired =>
+            {
+                let history = DeliveryHistory { attempts: history.attempts + 1, ..history };
+                MessageOutcome::Retry { history, delay: delay(history.attempts), reason }
+            }
+            CommandOutcome::Failed(kind, cause) => {
+                MessageOutcome::from_response(self.send_failure(token, kind, cause).await)
+            }
+            CommandOutcome::Retry(reason) => {
+                MessageOutcome::failed(ErrorKind::Transient.name(), reason)
+            }
+            CommandOutcome::Rejected(reason) => MessageOutcome::failed(REFUSED, reason),
+            CommandOutcome::TaskEnded => {
+                tracing::warn!("the task has ended: the command is not run");
+                MessageOutcome::TaskEnded
             }
         };
-        if let Some(pass) = pass {
-            self.circuit.left(pass, health).await;
+        if let Some(permit) = permit {
+            self.circuit.record_result(permit, health).await;
         }
         end
     }
 
     /// Checks who sent the command. Returns `Err` if it must not run: its sender is not confirmed, its task has
-    /// ended, or `run` is an error.
-    async fn command(
+    /// ended, or `decoded` is an error.
+    async fn check_sender(
         &self,
         token: &str,
         execution: Option<&str>,
         command: &Value,
-        run: Result<S::Command, (ErrorKind, String)>,
-    ) -> Result<S::Command, Outcome> {
-        match proof::sender(&self.machine, token, execution, command).await {
-            Ok(Sender::Waits) => run.map_err(|(kind, reason)| Outcome::Failed(kind, reason)),
-            Ok(Sender::MovedOn) => Err(Outcome::MovedOn),
-            Err(Unproven::Yet(reason)) => Err(Outcome::Later(reason)),
-            Err(Unproven::Refused(reason)) => Err(Outcome::Refused(reason)),
+        decoded: Result<S::Command, (ErrorKind, String)>,
+    ) -> Result<S::Command, CommandOutcome> {
+        match proof::check_sender(&self.machine, token, execution, command).await {
+            Ok(SenderState::Waiting) => {
+                decoded.map_err(|(kind, reason)| CommandOutcome::Failed(kind, reason))
+            }
+            Ok(SenderState::TaskEnded) => Err(CommandOutcome::TaskEnded),
+            Err(SenderError::Unavailable(reason)) => Err(CommandOutcome::Retry(reason)),
+            Err(SenderError::Refused(reason)) => Err(CommandOutcome::Rejected(reason)),
         }
     }
 
     /// Runs the step.
-    async fn work(
+    async fn run_step(
         &self,
         command: S::Command,
         now: Timestamp,
         calls_end: Deadline,
-    ) -> (Outcome, Option<Health>) {
+    ) -> (CommandOutcome, Option<Health>) {
         let mut session = self.step.provider().session(Some(calls_end));
         let result = self.step.run_in(command, &mut session, now).await;
         let outcome = match result {
             Ok(reply) => match serde_json::to_string(&reply) {
-                Ok(output) => Outcome::Done(output),
-                Err(error) => Outcome::Refused(error.to_string()),
+                Ok(output) => CommandOutcome::Succeeded(output),
+                Err(error) => CommandOutcome::Rejected(error.to_string()),
             },
-            Err(fault) => Outcome::Failed(fault.kind(), fault.to_string()),
+            Err(fault) => CommandOutcome::Failed(fault.kind(), fault.to_string()),
         };
         (outcome, session.into_health())
     }
 
-    async fn succeed(&self, token: String, output: String) -> Result<(), String> {
+    async fn send_success(&self, token: String, output: String) -> Result<(), String> {
         let success = self.machine.client.send_task_success().task_token(token).output(output);
         let sent = success.send().await;
         match sent {
             Ok(_) => Ok(()),
             Err(error) => {
                 let code = error.as_service_error().and_then(ProvideErrorMetadata::code);
-                unanswered(code, &fault::describe(&error))
+                ignore_ended_task(code, &fault::describe(&error))
             }
         }
     }
 
-    async fn fail(&self, token: String, error: ErrorKind, cause: String) -> Result<(), String> {
-        tracing::warn!(error = error.name(), reason = %cause, "answered with an error");
+    async fn send_failure(
+        &self,
+        token: String,
+        error: ErrorKind,
+        cause: String,
+    ) -> Result<(), String> {
+        tracing::warn!(error = error.name(), reason = %cause, "command failed");
         let sent = self
             .machine
             .client
@@ -298,33 +327,33 @@ impl<S: ProviderStep> Commands<S> {
             Ok(_) => Ok(()),
             Err(error) => {
                 let code = error.as_service_error().and_then(ProvideErrorMetadata::code);
-                unanswered(code, &fault::describe(&error))
+                ignore_ended_task(code, &fault::describe(&error))
             }
         }
     }
 
     /// Returns whether the state that sent the command has timed out by now.
-    fn has_expired(&self, sent: Sent, now: Timestamp) -> bool {
-        let age = u64::try_from(now.millis() - sent.since.millis()).unwrap_or(0);
-        Duration::from_millis(age) > self.patience
+    fn has_expired(&self, history: DeliveryHistory, now: Timestamp) -> bool {
+        let age = u64::try_from(now.millis() - history.first_sent.millis()).unwrap_or(0);
+        Duration::from_millis(age) > self.state_timeout
     }
 
-    /// Sends the command to its queue again, as a new message.
-    async fn put_back(
+    /// Sends the command to its queue again, as a new message after `delay`.
+    async fn requeue(
         &self,
         body: &str,
-        sent: Sent,
+        history: DeliveryHistory,
         delay: Duration,
         reason: &str,
     ) -> Result<(), String> {
-        tracing::warn!(%reason, attempts = sent.attempts, "tried again later");
+        tracing::warn!(%reason, attempts = history.attempts, "command deferred");
         metrics::counter!("BillingCommandsDeferred").increment(1);
         self.queues
             .send_message()
             .queue_url(&self.queue_url)
             .message_body(body)
-            .message_attributes(ATTEMPT, number(&sent.attempts)?)
-            .message_attributes(SINCE, number(&sent.since.millis())?)
+            .message_attributes(ATTEMPT, number(&history.attempts)?)
+            .message_attributes(SINCE, number(&history.first_sent.millis())?)
             .delay_seconds(seconds(delay))
             .send()
             .await
@@ -333,15 +362,15 @@ impl<S: ProviderStep> Commands<S> {
     }
 }
 
-impl Sent {
-    fn of(message: &SqsMessage, now: Timestamp) -> Self {
+impl DeliveryHistory {
+    fn from_message(message: &SqsMessage, now: Timestamp) -> Self {
         let text = |name| message.message_attributes.get(name)?.string_value.as_deref();
         let first =
             text(SINCE).or_else(|| message.attributes.get("SentTimestamp").map(String::as_str));
-        let since = first.and_then(|millis| millis.parse().ok()).map(Timestamp::from_millis);
+        let first_sent = first.and_then(|millis| millis.parse().ok()).map(Timestamp::from_millis);
         Self {
             attempts: text(ATTEMPT).and_then(|count| count.parse().ok()).unwrap_or(0),
-            since: since.unwrap_or(now),
+            first_sent: first_sent.unwrap_or(now),
         }
     }
 }
@@ -351,26 +380,26 @@ fn number(value: &impl ToString) -> Result<MessageAttributeValue, String> {
     number.string_value(value.to_string()).build().map_err(|error| error.to_string())
 }
 
-/// Returns the result of a failed call that answers a task. A task that has ended is a success: the saga has moved
-/// on, its teardown undoes what was done, and the message need not be kept.
-fn unanswered(code: Option<&str>, error: &impl std::fmt::Display) -> Result<(), String> {
+/// Converts the error of `SendTaskSuccess` or `SendTaskFailure`. A task that has ended is not an error: the saga's
+/// teardown undoes what the command did, and the message need not be kept.
+fn ignore_ended_task(code: Option<&str>, error: &impl std::fmt::Display) -> Result<(), String> {
     match code {
         Some(code @ ("TaskTimedOut" | "TaskDoesNotExist")) => {
-            tracing::warn!(code, "nobody waits for the answer any more");
+            tracing::warn!(code, "the task has ended: its result is dropped");
             Ok(())
         }
-        _ => Err(format!("the answer can't be sent: {error}")),
+        _ => Err(format!("the result can't be sent to Step Functions: {error}")),
     }
 }
 
 /// Returns the delay after a number of attempts: 2 s, 4 s, 8 s, ... up to five minutes.
 fn delay(attempts: u32) -> Duration {
-    Duration::from_secs(2_u64.saturating_pow(attempts)).min(LONGEST_DELAY)
+    Duration::from_secs(2_u64.saturating_pow(attempts)).min(MAX_DELAY)
 }
 
-/// Returns the delay in whole seconds, rounded up, and at most the longest that SQS allows.
+/// Returns the delay in whole seconds, rounded up, and at most the maximum that SQS allows.
 fn seconds(delay: Duration) -> i32 {
-    let seconds = delay.min(LONGEST_OF_SQS).as_secs_f64().ceil();
+    let seconds = delay.min(MAX_SQS_DELAY).as_secs_f64().ceil();
     #[expect(clippy::cast_possible_truncation, reason = "at most 900")]
     return seconds as i32;
 }
@@ -383,15 +412,16 @@ mod tests {
     fn the_delay_grows_and_is_capped() {
         let delays = [1, 2, 3, 8, 9, 200].map(|attempts| seconds(delay(attempts)));
         assert_eq!(delays, [2, 4, 8, 256, 300, 300]);
-        let given = [0, 1, 1000, 1001, 899_001, 5_000_000].map(Duration::from_millis).map(seconds);
-        assert_eq!(given, [0, 1, 1, 2, 900, 900]);
+        let seconds =
+            [0, 1, 1000, 1001, 899_001, 5_000_000].map(Duration::from_millis).map(seconds);
+        assert_eq!(seconds, [0, 1, 1, 2, 900, 900]);
     }
 
     #[test]
-    fn only_a_task_that_has_ended_makes_an_unsent_answer_a_success() {
-        assert_eq!(unanswered(Some("TaskTimedOut"), &"x"), Ok(()));
-        assert!(unanswered(Some("InvalidToken"), &"x").is_err());
-        assert!(unanswered(Some("ThrottlingException"), &"x").is_err());
-        assert!(unanswered(None, &"connection refused").is_err());
+    fn an_ended_task_is_not_an_error_and_every_other_error_is() {
+        assert_eq!(ignore_ended_task(Some("TaskTimedOut"), &"x"), Ok(()));
+        assert!(ignore_ended_task(Some("InvalidToken"), &"x").is_err());
+        assert!(ignore_ended_task(Some("ThrottlingException"), &"x").is_err());
+        assert!(ignore_ended_task(None, &"connection refused").is_err());
     }
 }

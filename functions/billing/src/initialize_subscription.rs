@@ -2,12 +2,12 @@
 //! `cancel-subscription`.
 
 use contracts::{
-    Event, OnboardingId, PaymentMethodId, Plan, Saga, SubscriptionId, Timestamp,
+    Event, OnboardingId, PaymentMethodId, Plan, SagaContext, SubscriptionId, Timestamp,
     events::{SubscriptionFailed, SubscriptionInitialized},
 };
 use lambda::Step;
 use serde::{Deserialize, Serialize};
-use store::{Begin, Commit, Idempotency, Lock, NewEvent, Outbox, Table, Transaction};
+use store::{BeginResult, Commit, Idempotency, Lock, NewEvent, Outbox, Table, Transaction};
 use uuid::Uuid;
 
 use crate::{
@@ -37,7 +37,7 @@ pub struct InitializeSubscription {
 pub struct Command {
     /// The site and the onboarding.
     #[serde(flatten)]
-    pub saga: Saga,
+    pub saga: SagaContext,
     /// The site's name. It becomes the customer's name at the provider.
     pub name: String,
     /// The plan to subscribe to.
@@ -54,7 +54,7 @@ pub struct Reply {
     pub subscription_id: SubscriptionId,
 }
 
-/// The stored result. A redelivered command is answered from it.
+/// The stored result. A redelivered command gets its reply from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 enum Outcome {
     Active,
@@ -63,7 +63,7 @@ enum Outcome {
 }
 
 impl Outcome {
-    fn answer(self, subscription_id: SubscriptionId) -> Result<Reply, BillingError> {
+    fn into_reply(self, subscription_id: SubscriptionId) -> Result<Reply, BillingError> {
         match self {
             Self::Active => Ok(Reply { subscription_id }),
             Self::Refused(refusal) => Err(BillingError::Refused(refusal)),
@@ -82,15 +82,15 @@ impl From<Subscription> for Outcome {
     }
 }
 
-/// Returns the outcome that an existing row means.
-fn decide(row: Option<SubscriptionRow>) -> Option<Outcome> {
+/// Returns the outcome that the existing row implies, or `None` if there is no row.
+fn outcome_for_existing(row: Option<SubscriptionRow>) -> Option<Outcome> {
     row.map(|row| row.state.into())
 }
 
 /// The result of the payment at the provider.
-enum Paid {
-    Yes { customer: CustomerId, subscription: stripe::SubscriptionId },
-    No(Refusal),
+enum PaymentResult {
+    Paid { customer: CustomerId, subscription: stripe::SubscriptionId },
+    Refused(Refusal),
 }
 
 impl Step for InitializeSubscription {
@@ -118,27 +118,30 @@ impl ProviderStep for InitializeSubscription {
         session: &mut Session<'_>,
         now: Timestamp,
     ) -> Result<Reply, BillingError> {
-        let subscription_id = SubscriptionId::of(command.saga.onboarding_id);
+        let subscription_id = SubscriptionId::from_onboarding(command.saga.onboarding_id);
         let record = record_id(command.saga.onboarding_id);
-        let mut lock = match self.idempotency.begin(&record, &hash(&command), now).await? {
-            Begin::Completed(outcome) => return Outcome::answer(outcome, subscription_id),
-            Begin::InProgress(_) => return Err(BillingError::Busy(subscription_id)),
-            Begin::Started(lock) => lock,
+        let mut lock = match self.idempotency.begin(&record, &command_hash(&command), now).await? {
+            BeginResult::Completed(outcome) => {
+                return Outcome::into_reply(outcome, subscription_id);
+            }
+            BeginResult::InProgress(_) => return Err(BillingError::Busy(subscription_id)),
+            BeginResult::Started(lock) => lock,
         };
-        let outcome = self.settle(&command, session, &mut lock, now).await;
+        let outcome = self.initialize(&command, session, &mut lock, now).await;
         if outcome.is_err() {
             // With the lock released, the next attempt need not wait until the lease ends. If the release fails too,
             // it waits.
             if let Err(error) = self.idempotency.release(&lock).await {
-                tracing::warn!(%error, "the lock stays until its lease ends");
+                tracing::warn!(%error, "the lock can't be released and stays until its lease ends");
             }
         }
-        outcome?.answer(subscription_id)
+        outcome?.into_reply(subscription_id)
     }
 }
 
 impl InitializeSubscription {
-    async fn settle(
+    /// Pays and commits, unless the row exists already.
+    async fn initialize(
         &self,
         command: &Command,
         session: &mut Session<'_>,
@@ -147,12 +150,12 @@ impl InitializeSubscription {
     ) -> Result<Outcome, BillingError> {
         let Command { saga, plan, .. } = *command;
         let site_id = saga.site_id;
-        let key = SubscriptionRow::key(SubscriptionId::of(saga.onboarding_id));
-        if let Some(outcome) = decide(self.billing.get(&key).await?) {
-            return self.conclude(outcome, session, lock, now).await;
+        let key = SubscriptionRow::key(SubscriptionId::from_onboarding(saga.onboarding_id));
+        if let Some(outcome) = outcome_for_existing(self.billing.get(&key).await?) {
+            return self.complete(outcome, session, lock, now).await;
         }
         match self.pay(command, session, lock).await? {
-            Paid::Yes { customer: customer_id, subscription } => {
+            PaymentResult::Paid { customer: customer_id, subscription } => {
                 let provider_subscription_id = subscription.to_string();
                 let event = SubscriptionInitialized {
                     site_id,
@@ -162,7 +165,7 @@ impl InitializeSubscription {
                 let state = Subscription::Active { plan, customer_id, provider_subscription_id };
                 self.commit(saga, session, lock, state, event, now).await
             }
-            Paid::No(refusal) => {
+            PaymentResult::Refused(refusal) => {
                 // The customer is not needed after a refusal.
                 Self::clean_up(session, lock).await?;
                 let event = SubscriptionFailed {
@@ -183,12 +186,12 @@ impl InitializeSubscription {
         command: &Command,
         session: &mut Session<'_>,
         lock: &mut Lock<Checkpoint>,
-    ) -> Result<Paid, BillingError> {
+    ) -> Result<PaymentResult, BillingError> {
         let Ok(method) = stripe::PaymentMethodId::try_from(command.payment_method.0.clone()) else {
-            let message = "paymentMethod is not an id of the payment provider".to_owned();
-            return Ok(Paid::No(Refusal::InvalidInput { message }));
+            let message = "paymentMethod is not a valid id of the payment provider".to_owned();
+            return Ok(PaymentResult::Refused(Refusal::InvalidInput { message }));
         };
-        let id = SubscriptionId::of(command.saga.onboarding_id);
+        let id = SubscriptionId::from_onboarding(command.saga.onboarding_id);
         let stripe = session.client().await?;
         let paid = self.pay_with(stripe, &method, command, lock).await;
         let error = match paid {
@@ -196,25 +199,25 @@ impl InitializeSubscription {
             Err(PayError::Billing(error)) => return Err(error),
             Err(PayError::Stripe(error)) => error,
         };
-        session.failed(&error).await;
+        session.forget_refused_key(&error).await;
         match error {
             StripeError::Declined { message, .. } => {
-                Ok(Paid::No(Refusal::CardDeclined { message }))
+                Ok(PaymentResult::Refused(Refusal::CardDeclined { message }))
             }
             StripeError::UnknownPaymentMethod { message } => {
-                Ok(Paid::No(Refusal::InvalidInput { message }))
+                Ok(PaymentResult::Refused(Refusal::InvalidInput { message }))
             }
             // All other parameters come from the saga or from configuration, so the payment method is wrong.
             StripeError::Rejected { status: 400 | 404, code, message }
-                if is_about_method(&message, &method) =>
+                if is_about_payment_method(&message, &method) =>
             {
-                tracing::info!(?code, "the payment method is none");
-                Ok(Paid::No(Refusal::InvalidInput { message }))
+                tracing::info!(?code, "the provider rejected the payment method");
+                Ok(PaymentResult::Refused(Refusal::InvalidInput { message }))
             }
-            StripeError::KeySpent(_) => {
+            StripeError::IdempotencyKeySpent(_) => {
                 let mut checkpoint = lock.checkpoint.clone().unwrap_or_default();
                 checkpoint.generation += 1;
-                self.note(id, lock, checkpoint).await?;
+                self.save_checkpoint(id, lock, checkpoint).await?;
                 Err(error.into())
             }
             error => Err(error.into()),
@@ -227,10 +230,10 @@ impl InitializeSubscription {
         method: &stripe::PaymentMethodId,
         command: &Command,
         lock: &mut Lock<Checkpoint>,
-    ) -> Result<Paid, PayError> {
+    ) -> Result<PaymentResult, PayError> {
         let Checkpoint { customer_id, generation } = lock.checkpoint.clone().unwrap_or_default();
         let onboarding = command.saga.onboarding_id;
-        let id = SubscriptionId::of(onboarding);
+        let id = SubscriptionId::from_onboarding(onboarding);
         let key = |operation: &str| {
             Uuid::new_v5(&onboarding.uuid(), format!("stripe/{operation}/{generation}").as_bytes())
         };
@@ -243,17 +246,21 @@ impl InitializeSubscription {
         } else {
             let customer =
                 stripe.create_customer(&command.name, &metadata, key("customer")).await?;
-            self.note(id, lock, Checkpoint { customer_id: Some(customer.clone()), generation })
-                .await?;
+            self.save_checkpoint(
+                id,
+                lock,
+                Checkpoint { customer_id: Some(customer.clone()), generation },
+            )
+            .await?;
             customer
         };
-        // An earlier run may have created the subscription without receiving the answer.
+        // An earlier run may have created the subscription without receiving the response.
         if resumed {
-            for there in stripe.subscriptions_of(&customer).await? {
-                if there.is_paid() {
-                    return Ok(Paid::Yes { customer, subscription: there.id });
+            for existing in stripe.customer_subscriptions(&customer).await? {
+                if existing.is_paid() {
+                    return Ok(PaymentResult::Paid { customer, subscription: existing.id });
                 }
-                stripe.cancel_subscription(&there.id).await?;
+                stripe.cancel_subscription(&existing.id).await?;
             }
         }
         let method = stripe.attach_payment_method(method, &customer, key("attach")).await?;
@@ -261,11 +268,11 @@ impl InitializeSubscription {
         let price = self.provider.price(command.plan);
         let subscription =
             stripe.create_subscription(&customer, price, &metadata, key("subscription")).await?;
-        Ok(Paid::Yes { customer, subscription })
+        Ok(PaymentResult::Paid { customer, subscription })
     }
 
     /// Stores the checkpoint. Returns [`BillingError::Busy`] if another run has taken the lock.
-    async fn note(
+    async fn save_checkpoint(
         &self,
         id: SubscriptionId,
         lock: &mut Lock<Checkpoint>,
@@ -284,37 +291,37 @@ impl InitializeSubscription {
     /// payment.
     async fn commit<D: Event>(
         &self,
-        saga: Saga,
+        saga: SagaContext,
         session: &mut Session<'_>,
         lock: &Lock<Checkpoint>,
         state: Subscription,
         event: D,
         now: Timestamp,
     ) -> Result<Outcome, BillingError> {
-        let id = SubscriptionId::of(saga.onboarding_id);
+        let id = SubscriptionId::from_onboarding(saga.onboarding_id);
         let key = SubscriptionRow::key(id);
         let outcome = Outcome::from(state.clone());
         let row = SubscriptionRow { saga, state, sequence: 1, at: now };
         let transaction = Transaction::on(&self.billing)
             .create(&self.billing, &key, &row)
-            .event(&self.outbox, NewEvent::of(saga, id, 1, now, event));
+            .event(&self.outbox, NewEvent::in_saga(saga, id, 1, now, event));
         let transaction = self.idempotency.complete(transaction, lock, &outcome, now)?;
         let refused = match transaction.commit().await? {
             Commit::Done => return Ok(outcome),
             Commit::Refused(refused) => refused,
         };
-        if refused.concerns(lock.key()) {
+        if refused.contains(lock.key()) {
             return Err(BillingError::Busy(id));
         }
-        match decide(refused.row(&key)?) {
-            Some(there) => self.conclude(there, session, lock, now).await,
+        match outcome_for_existing(refused.row(&key)?) {
+            Some(existing) => self.complete(existing, session, lock, now).await,
             None => Err(BillingError::Busy(id)),
         }
     }
 
-    /// Completes with the outcome that the row means. If the undo came first, cleans up what this run or an
-    /// earlier one created at the provider.
-    async fn conclude(
+    /// Stores the outcome of the existing row in the idempotency record. If the undo committed first, cleans up what
+    /// this run or an earlier one created at the provider.
+    async fn complete(
         &self,
         outcome: Outcome,
         session: &mut Session<'_>,
@@ -325,9 +332,9 @@ impl InitializeSubscription {
             Self::clean_up(session, lock).await?;
         }
         let transaction = Transaction::on(&self.billing);
-        let concluded = self.idempotency.complete(transaction, lock, &outcome, now)?.commit();
-        if let Commit::Refused(_) = concluded.await? {
-            tracing::info!("another run took over; it comes to the same");
+        let committed = self.idempotency.complete(transaction, lock, &outcome, now)?.commit();
+        if let Commit::Refused(_) = committed.await? {
+            tracing::info!("another run took over the lock and stores the same outcome");
         }
         Ok(outcome)
     }
@@ -360,12 +367,12 @@ impl From<BillingError> for PayError {
     }
 }
 
-fn is_about_method(message: &str, method: &stripe::PaymentMethodId) -> bool {
+fn is_about_payment_method(message: &str, method: &stripe::PaymentMethodId) -> bool {
     message.contains(method.as_str()) || message.to_ascii_lowercase().contains("payment")
 }
 
 /// Hashes a command. The hash distinguishes a redelivered command from a different one for the same onboarding.
-fn hash(command: &Command) -> String {
+fn command_hash(command: &Command) -> String {
     let text = serde_json::to_vec(command).unwrap_or_default();
     Uuid::new_v5(&command.saga.onboarding_id.uuid(), &text).to_string()
 }
@@ -382,7 +389,7 @@ mod tests {
             ("'pm_1' belongs to somebody else", true),
             ("No such price: 'price_2'", false),
         ] {
-            assert_eq!(is_about_method(message, &method), about, "{message}");
+            assert_eq!(is_about_payment_method(message, &method), about, "{message}");
         }
     }
 }

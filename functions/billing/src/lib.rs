@@ -13,8 +13,8 @@
 //! them ([`proof`]).
 //!
 //! A late or duplicate initialization can't leave a paid subscription behind. It stores the customer's id in the
-//! idempotency record before it creates a subscription for that customer. A redelivery or the undo therefore finds
-//! everything at the provider by that customer.
+//! idempotency record before it creates a subscription for that customer. A redelivery or the undo can therefore find
+//! everything at the provider by that id.
 
 pub mod cancel_subscription;
 pub mod circuit;
@@ -26,7 +26,7 @@ pub mod reconcile_subscriptions;
 pub mod reconciliation;
 pub mod stripe;
 
-use contracts::{OnboardingId, Plan, Saga, SubscriptionId, Timestamp};
+use contracts::{OnboardingId, Plan, SagaContext, SubscriptionId, Timestamp};
 use fault::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
@@ -39,7 +39,7 @@ use crate::stripe::{CustomerId, StripeError};
 pub struct SubscriptionRow {
     /// The site and the onboarding that the subscription belongs to.
     #[serde(flatten)]
-    pub saga: Saga,
+    pub saga: SagaContext,
     /// The subscription's state.
     #[serde(flatten)]
     pub state: Subscription,
@@ -152,14 +152,14 @@ pub struct Checkpoint {
 /// An error of a billing step.
 #[derive(Debug, thiserror::Error)]
 pub enum BillingError {
-    /// The provider refused the payment finally.
+    /// The provider refused the payment. A retry would fail too.
     #[error("{}", .0.message())]
     Refused(Refusal),
     /// The subscription was cancelled before it was initialized.
     #[error("subscription {0} was cancelled before it was initialized")]
     Superseded(SubscriptionId),
-    /// Another run holds the lock, or changed the row in the meantime.
-    #[error("subscription {0} is being worked on by another run")]
+    /// Another run holds the lock, or changed the row since it was read.
+    #[error("another run is processing subscription {0}")]
     Busy(SubscriptionId),
     /// The provider can't be reached, or can't be used until its configuration is corrected.
     #[error("the payment provider is unavailable: {0}")]
@@ -167,11 +167,11 @@ pub enum BillingError {
     /// The provider's API key can't be read.
     #[error("the payment provider is unavailable: {0}")]
     KeyUnreadable(String),
-    /// A comparison with the provider did not end in time.
+    /// A comparison with the provider took too long.
     #[error("the comparison with the payment provider took more than {0:?}")]
-    TimeOut(std::time::Duration),
+    Timeout(std::time::Duration),
     /// The provider rejected the request, or the client's configuration is wrong.
-    #[error("the payment provider refused the call: {0}")]
+    #[error("the payment provider rejected the request: {0}")]
     Provider(StripeError),
     /// A read or write of the table failed.
     #[error(transparent)]
@@ -189,7 +189,7 @@ impl From<StripeError> for BillingError {
             }
             // A missing or revoked key is transient: an operator stores the right one, and a retry succeeds.
             StripeError::Unavailable(_)
-            | StripeError::KeySpent(_)
+            | StripeError::IdempotencyKeySpent(_)
             | StripeError::Unauthorized(_)
             | StripeError::Unreadable(_) => Self::ProviderUnavailable(error.to_string()),
             StripeError::Rejected { .. } | StripeError::InvalidId | StripeError::Config(_) => {
@@ -207,7 +207,7 @@ impl Fault for BillingError {
             Self::Busy(_)
             | Self::ProviderUnavailable(_)
             | Self::KeyUnreadable(_)
-            | Self::TimeOut(_) => ErrorKind::Transient,
+            | Self::Timeout(_) => ErrorKind::Transient,
             Self::Provider(_) => ErrorKind::Internal,
             Self::Store(error) => error.into(),
         }

@@ -1,4 +1,4 @@
-//! Proves that a command was sent by an execution that waits for its answer.
+//! Proves that a command was sent by an execution that waits for its result.
 //!
 //! A message on a command queue proves nothing by itself: anyone who may send to the queue could
 //! cancel any site's subscription. Before a command has any effect, this module therefore makes two requests to Step
@@ -12,84 +12,93 @@
 
 use aws_sdk_sfn::error::ProvideErrorMetadata;
 use fault::{ErrorKind, Fault};
-use machines::{Machine, MachineError};
+use machines::{MachineError, StateMachine};
 use serde_json::Value;
 
 /// The state of the execution that sent a genuine command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sender {
-    /// The execution waits for the answer.
-    Waits,
+pub enum SenderState {
+    /// The execution waits for the result.
+    Waiting,
     /// The execution sent the command, but its task has ended.
-    MovedOn,
+    TaskEnded,
 }
 
-/// Why a command must not have an effect.
+/// Why a command must not run.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Unproven {
+pub enum SenderError {
     /// Step Functions can't confirm the sender now. A retry may succeed.
-    Yet(String),
+    Unavailable(String),
     /// The message is forged, or Step Functions denies the request. The message stays in the queue and ends in
     /// the dead-letter queue.
     Refused(String),
 }
 
-impl From<MachineError> for Unproven {
+impl From<MachineError> for SenderError {
     fn from(error: MachineError) -> Self {
         match error.kind() {
-            ErrorKind::Transient => Self::Yet(error.to_string()),
+            ErrorKind::Transient => Self::Unavailable(error.to_string()),
             _ => Self::Refused(error.to_string()),
         }
     }
 }
 
 /// Checks who sent a command. `execution` is the ARN that the message names.
-pub async fn sender(
-    machine: &Machine,
+pub async fn check_sender(
+    machine: &StateMachine,
     token: &str,
     execution: Option<&str>,
     command: &Value,
-) -> Result<Sender, Unproven> {
-    let refused = |reason: String| Err(Unproven::Refused(reason));
+) -> Result<SenderState, SenderError> {
+    let refused = |reason: String| Err(SenderError::Refused(reason));
     if execution.is_some_and(|execution| !machine.owns(execution)) {
         return refused(
-            "the message names no execution of this command's state machine".to_owned(),
+            "the message does not name an execution of this command's state machine".to_owned(),
         );
     }
-    let waits = waits(machine, token).await?;
+    let waiting = is_waiting(machine, token).await?;
     let Some(execution) = execution else {
         // The message comes from a state machine of the previous version, which did not send its execution's ARN.
-        return if waits {
-            Ok(Sender::Waits)
+        return if waiting {
+            Ok(SenderState::Waiting)
         } else {
-            refused("no task waits for the token, and the message names no execution".to_owned())
+            refused(
+                "no task waits for the token, and the message does not name an execution"
+                    .to_owned(),
+            )
         };
     };
     let Some(described) = machine.describe(execution).await? else {
         let reason = format!("there is no execution {execution}");
         // `DescribeExecution` is eventually consistent. If the task waits, its execution will become visible.
-        return Err(if waits { Unproven::Yet(reason) } else { Unproven::Refused(reason) });
+        return Err(if waiting {
+            SenderError::Unavailable(reason)
+        } else {
+            SenderError::Refused(reason)
+        });
     };
     let input: Value = serde_json::from_str(&described.input).unwrap_or_default();
     if !is_taken_from(command, &input) {
         return refused(format!("the command does not match the input of {execution}"));
     }
-    match (waits, described.running) {
-        (true, true) => Ok(Sender::Waits),
-        (false, _) => Ok(Sender::MovedOn),
-        (true, false) => refused(format!("the task token is not of {execution}, which has ended")),
+    match (waiting, described.running) {
+        (true, true) => Ok(SenderState::Waiting),
+        (false, _) => Ok(SenderState::TaskEnded),
+        (true, false) => {
+            refused(format!("the task token does not belong to {execution}, which has ended"))
+        }
     }
 }
 
 /// Returns whether a task of the state machine waits for the token.
-async fn waits(machine: &Machine, token: &str) -> Result<bool, Unproven> {
+async fn is_waiting(machine: &StateMachine, token: &str) -> Result<bool, SenderError> {
     let Err(error) = machine.client.send_task_heartbeat().task_token(token).send().await else {
         return Ok(true);
     };
     match error.as_service_error().and_then(ProvideErrorMetadata::code) {
         Some("TaskTimedOut" | "TaskDoesNotExist") => Ok(false),
         Some("InvalidToken") => {
-            Err(Unproven::Refused("the task token was not made by Step Functions".to_owned()))
+            Err(SenderError::Refused("Step Functions did not create the task token".to_owned()))
         }
         _ => Err(MachineError::from(error).into()),
     }
@@ -113,7 +122,7 @@ mod tests {
     fn every_field_of_a_command_comes_from_the_input() {
         let input =
             json!({ "onboardingId": "o", "siteId": "s", "plan": "standard", "sensors": [] });
-        for (command, taken) in [
+        for (command, expected) in [
             (json!({ "onboardingId": "o", "siteId": "s", "causationId": null }), true),
             (json!({ "onboardingId": "o", "siteId": "t" }), false),
             (json!({ "onboardingId": "p", "siteId": "s" }), false),
@@ -121,7 +130,7 @@ mod tests {
             (json!({ "onboardingId": "o", "siteId": "s", "causationId": "c" }), false),
             (json!("o"), false),
         ] {
-            assert_eq!(is_taken_from(&command, &input), taken, "{command}");
+            assert_eq!(is_taken_from(&command, &input), expected, "{command}");
         }
         assert!(!is_taken_from(&json!({ "siteId": "s" }), &Value::Null));
     }

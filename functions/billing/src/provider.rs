@@ -33,8 +33,8 @@ pub struct Provider {
 
 impl Provider {
     /// Creates the provider from the function's environment variables.
-    pub fn of(aws: &Aws) -> Result<Self, ConfigError> {
-        let key = KeySource::Secret {
+    pub fn from_env(aws: &Aws) -> Result<Self, ConfigError> {
+        let key = KeySource::SecretsManager {
             secrets: Client::new(aws.config()),
             id: lambda::env("STRIPE_SECRET_ARN")?,
         };
@@ -53,7 +53,7 @@ impl Provider {
     /// `None`, each call has only its own timeout.
     #[must_use]
     pub fn session(&self, deadline: Option<Deadline>) -> Session<'_> {
-        Session { provider: self, deadline, stripe: None, unreadable: None }
+        Session { provider: self, deadline, stripe: None, key_error: None }
     }
 
     /// Returns the price of a plan.
@@ -65,16 +65,16 @@ impl Provider {
     /// Returns the client, with a key that was read in the last five minutes. If the key can't be read again, the old
     /// one is used, because it may still be valid.
     async fn client(&self) -> Result<Stripe, BillingError> {
-        let key = self.key.get_or_old(|error| {
+        let key = self.key.get_or_stale(|error| {
             let reason = reason(error);
-            tracing::warn!(%reason, "goes on with the API key that was read before");
+            tracing::warn!(%reason, "continuing with the previous API key");
         });
         // A secret without a valid key is treated like an unreadable one: a retry succeeds after the operator stored
         // the key.
         let key = key.await.map_err(|error| BillingError::KeyUnreadable(reason(&error)))?;
         let mut client = self.client.lock().await;
-        if let Some((client, made_with)) = &*client
-            && made_with.is_same_read(&key)
+        if let Some((client, made_with_key)) = &*client
+            && made_with_key.is_same_read(&key)
         {
             return Ok(client.clone());
         }
@@ -91,8 +91,8 @@ pub struct Session<'a> {
     deadline: Option<Deadline>,
     /// Created for the first call.
     stripe: Option<Stripe>,
-    /// The error of reading the API key, if no call could be made for this reason.
-    unreadable: Option<CallError>,
+    /// Why the API key can't be read, if that prevented a call.
+    key_error: Option<CallError>,
 }
 
 impl Session<'_> {
@@ -101,10 +101,10 @@ impl Session<'_> {
         let stripe = match self.stripe.take() {
             Some(stripe) => stripe,
             None => match self.provider.client().await {
-                Ok(stripe) => stripe.until(self.deadline),
+                Ok(stripe) => stripe.with_deadline(self.deadline),
                 Err(error) => {
                     if let BillingError::KeyUnreadable(message) = &error {
-                        self.unreadable = Some(CallError {
+                        self.key_error = Some(CallError {
                             name: "KeyUnreadable".to_owned(),
                             message: message.clone(),
                             at: Timestamp::now(),
@@ -122,35 +122,35 @@ impl Session<'_> {
     /// counts as a failed call.
     #[must_use]
     pub fn into_health(self) -> Option<Health> {
-        let unreadable = self.unreadable.map(Health::Down);
-        unreadable.or_else(|| self.stripe.and_then(Stripe::into_health))
+        let key_error = self.key_error.map(Health::Down);
+        key_error.or_else(|| self.stripe.and_then(Stripe::into_health))
     }
 
-    /// Handles the error of a call. If the provider refused the key, drops it, so that the next session reads it
-    /// again: it may have been rotated. Call this for every failed call.
-    pub async fn failed(&self, error: &StripeError) {
+    /// Drops the API key if `error` says that the provider refused it. The next session reads it again, because it may
+    /// have been rotated. Call this for every failed call.
+    pub async fn forget_refused_key(&self, error: &StripeError) {
         if let StripeError::Unauthorized(_) = error {
-            self.provider.key.forget().await;
+            self.provider.key.invalidate().await;
         }
     }
 
     /// Lists every subscription of the account that has not ended, page by page.
-    pub async fn running(&mut self) -> Result<Vec<Subscription>, BillingError> {
+    pub async fn running_subscriptions(&mut self) -> Result<Vec<Subscription>, BillingError> {
         let stripe = self.client().await?;
-        let mut found: Vec<Subscription> = Vec::new();
+        let mut subscriptions: Vec<Subscription> = Vec::new();
         let mut after = None;
         loop {
             let page = match stripe.subscriptions(after.as_ref()).await {
                 Ok(page) => page,
                 Err(error) => {
-                    self.failed(&error).await;
+                    self.forget_refused_key(&error).await;
                     return Err(error.into());
                 }
             };
             after = page.data.last().map(|last| last.id.clone()).filter(|_| page.has_more);
-            found.extend(page.data.into_iter().filter(Subscription::is_running));
+            subscriptions.extend(page.data.into_iter().filter(Subscription::is_running));
             if after.is_none() {
-                return Ok(found);
+                return Ok(subscriptions);
             }
         }
     }
@@ -160,7 +160,7 @@ impl Session<'_> {
     pub async fn clean_up(&mut self, customer: &CustomerId) -> Result<(), BillingError> {
         let stripe = self.client().await?;
         let cleaned = async {
-            for subscription in stripe.subscriptions_of(customer).await? {
+            for subscription in stripe.customer_subscriptions(customer).await? {
                 stripe.cancel_subscription(&subscription.id).await?;
             }
             stripe.delete_customer(customer).await
@@ -168,7 +168,7 @@ impl Session<'_> {
         match cleaned.await {
             Ok(()) => Ok(()),
             Err(error) => {
-                self.failed(&error).await;
+                self.forget_refused_key(&error).await;
                 Err(error.into())
             }
         }
@@ -177,7 +177,7 @@ impl Session<'_> {
 
 fn reason(error: &SecretError<StripeError>) -> String {
     match error {
-        SecretError::Unread { message, .. } => format!("its API key can't be read: {message}"),
+        SecretError::ReadFailed { message, .. } => format!("its API key can't be read: {message}"),
         SecretError::Invalid(error) => error.to_string(),
     }
 }
@@ -222,16 +222,18 @@ mod tests {
 
     use super::*;
 
-    fn given() -> KeySource {
-        KeySource::Given(ApiKey::new("sk_test_1").expect("a key"))
+    fn test_key() -> KeySource {
+        KeySource::Fixed(ApiKey::new("sk_test_1").expect("a key"))
     }
 
     #[tokio::test]
     async fn a_key_is_read_once_and_again_after_it_was_refused() {
         let secret = json!({ "ARN": "arn", "Name": "stripe", "SecretString": "sk_test_1" });
         let secrets = Stub::start(move |_| (200, secret.clone())).await;
-        let key =
-            KeySource::Secret { secrets: Client::new(&secrets.config()), id: "arn".to_owned() };
+        let key = KeySource::SecretsManager {
+            secrets: Client::new(&secrets.config()),
+            id: "arn".to_owned(),
+        };
         let prices = Prices(BTreeMap::new());
         let provider = Provider::new("http://127.0.0.1:9".to_owned(), key, prices);
         for (error, reads) in [
@@ -243,7 +245,7 @@ mod tests {
             let mut session = provider.session(None);
             session.client().await.expect("a client");
             assert_eq!(secrets.take_calls().len(), reads);
-            session.failed(&error).await;
+            session.forget_refused_key(&error).await;
         }
     }
 
@@ -251,24 +253,26 @@ mod tests {
     async fn an_old_key_is_read_again_and_used_while_the_secret_is_unreadable() {
         let secret = json!({ "ARN": "arn", "Name": "stripe", "SecretString": "sk_test_1" });
         let readable = Arc::new(AtomicBool::new(true));
-        let answers = readable.clone();
+        let readable_now = readable.clone();
         let secrets = Stub::start(move |_| {
-            if answers.load(Ordering::Relaxed) {
+            if readable_now.load(Ordering::Relaxed) {
                 (200, secret.clone())
             } else {
                 (400, json!({ "__type": "DecryptionFailure", "message": "no" }))
             }
         })
         .await;
-        let key =
-            KeySource::Secret { secrets: Client::new(&secrets.config()), id: "arn".to_owned() };
+        let key = KeySource::SecretsManager {
+            secrets: Client::new(&secrets.config()),
+            id: "arn".to_owned(),
+        };
         let prices = Prices(BTreeMap::new());
         let provider = Provider {
             key: Secret::new(key, Duration::ZERO, ApiKey::new),
-            ..Provider::new("http://127.0.0.1:9".to_owned(), given(), prices)
+            ..Provider::new("http://127.0.0.1:9".to_owned(), test_key(), prices)
         };
-        for readable_now in [true, true, false] {
-            readable.store(readable_now, Ordering::Relaxed);
+        for is_readable in [true, true, false] {
+            readable.store(is_readable, Ordering::Relaxed);
             provider.session(None).client().await.expect("a client");
             assert_eq!(secrets.take_calls().len(), 1, "read again");
         }

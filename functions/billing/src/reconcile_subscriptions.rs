@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use crate::{
     BillingError,
     provider::Provider,
-    reconciliation::{self, Books, Row, RowState, Running},
+    reconciliation::{self, ProviderSubscription, Row, RowState, Snapshot},
     record_id,
 };
 
@@ -27,8 +27,8 @@ pub struct ReconcileSubscriptions {
     pub billing: Table,
     /// The payment provider.
     pub provider: Provider,
-    /// The maximum duration of a comparison: less than the function's timeout.
-    pub time: Duration,
+    /// The maximum duration of a comparison. It is less than the function's timeout.
+    pub timeout: Duration,
 }
 
 /// The step's reply. It appears only in the log.
@@ -46,7 +46,7 @@ pub struct Reply {
 /// The projected attributes of a row of the table. An idempotency record has only `id` and `status`.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Scanned {
+struct ScannedRow {
     id: String,
     status: Option<String>,
     site_id: Option<SiteId>,
@@ -64,13 +64,14 @@ impl Step for ReconcileSubscriptions {
     }
 
     async fn run(&self, _: Self::Command, now: Timestamp) -> Result<Reply, BillingError> {
-        let deadline = Deadline::after(self.time);
+        let deadline = Deadline::after(self.timeout);
         // A partial comparison would report wrong findings. It therefore compares everything or fails.
-        let late = |_| BillingError::TimeOut(self.time);
-        let (books, foreign) = timeout(deadline.left(), self.books()).await.map_err(late)??;
+        let timed_out = |_| BillingError::Timeout(self.timeout);
+        let (snapshot, foreign) =
+            timeout(deadline.remaining(), self.snapshot()).await.map_err(timed_out)??;
         let key = Report::key();
-        let before: Option<Report> = self.billing.get(&key).await?;
-        let report = reconciliation::report(&books, foreign, before.as_ref(), now);
+        let previous: Option<Report> = self.billing.get(&key).await?;
+        let report = reconciliation::report(&snapshot, foreign, previous.as_ref(), now);
         for Finding { kind, site_id, provider_subscription_id, first_seen, .. } in &report.findings
         {
             tracing::warn!(
@@ -82,9 +83,9 @@ impl Step for ReconcileSubscriptions {
             );
         }
         let put = Transaction::on(&self.billing);
-        let put = put.advance(&self.billing, &key, &report, report.sequence);
+        let put = put.put_if_newer(&self.billing, &key, &report, report.sequence);
         if let Commit::Refused(_) = put.commit().await? {
-            tracing::info!("a newer comparison was reported meanwhile");
+            tracing::info!("a newer report exists, so this one is not stored");
         }
         #[expect(clippy::cast_precision_loss, reason = "a count")]
         lambda::report("SubscriptionFindings", report.found as f64);
@@ -95,49 +96,49 @@ impl Step for ReconcileSubscriptions {
 
 impl ReconcileSubscriptions {
     /// Reads both sides. Also returns the number of subscriptions at the provider that name no site.
-    async fn books(&self) -> Result<(Books, usize), BillingError> {
-        let mut books = self.rows().await?;
+    async fn snapshot(&self) -> Result<(Snapshot, usize), BillingError> {
+        let mut snapshot = self.rows().await?;
         let mut foreign = 0;
-        for subscription in self.provider.session(None).running().await? {
+        for subscription in self.provider.session(None).running_subscriptions().await? {
             let site = subscription.metadata.get("siteId").and_then(|site| site.parse().ok());
             let Some(site_id) = site else {
                 foreign += 1;
                 continue;
             };
-            books.running.push(Running {
+            snapshot.provider_subscriptions.push(ProviderSubscription {
                 id: subscription.id.into(),
                 site_id,
                 created: Timestamp::from_millis(subscription.created.saturating_mul(1000)),
             });
         }
-        Ok((books, foreign))
+        Ok((snapshot, foreign))
     }
 
     /// Reads billing's side. A row that can't be read counts as missing.
-    async fn rows(&self) -> Result<Books, StoreError> {
-        let mut books = Books::default();
+    async fn rows(&self) -> Result<Snapshot, StoreError> {
+        let mut snapshot = Snapshot::default();
         let scan = self.billing.scan().project("id, #status, siteId, providerSubscriptionId, #at");
         for item in scan.all().await? {
             let id = item.get("id").cloned();
             match from_item(item, || "of the billing table".to_owned()) {
-                Ok(row) => take(row, &mut books),
+                Ok(row) => add_row(row, &mut snapshot),
                 Err(error) => tracing::error!(?id, %error, "a row can't be read"),
             }
         }
-        Ok(books)
+        Ok(snapshot)
     }
 }
 
-/// Adds a row of the table to `books`. The rows of the circuit and of the report are ignored.
-fn take(scanned: Scanned, books: &mut Books) {
-    let Scanned { id, status, site_id, provider_subscription_id, at } = scanned;
+/// Adds a row of the table to `snapshot`. The rows of the circuit and of the report are ignored.
+fn add_row(scanned: ScannedRow, snapshot: &mut Snapshot) {
+    let ScannedRow { id, status, site_id, provider_subscription_id, at } = scanned;
     let status = status.as_deref().unwrap_or_default();
     let onboarding = id.rsplit_once('#').and_then(|(_, id)| id.parse::<OnboardingId>().ok());
     if let Some(onboarding) = onboarding
         && id == format!("idempotency#{}", record_id(onboarding))
     {
         if status == "INPROGRESS" {
-            books.unfinished.insert(onboarding);
+            snapshot.unfinished.insert(onboarding);
         }
         return;
     }
@@ -148,6 +149,6 @@ fn take(scanned: Scanned, books: &mut Books) {
         _ => return,
     };
     if let (Some(site_id), Some(at)) = (site_id, at) {
-        books.rows.insert(site_id, Row { state, provider_subscription_id, at });
+        snapshot.rows.insert(site_id, Row { state, provider_subscription_id, at });
     }
 }

@@ -39,7 +39,7 @@ pub struct Row {
 
 /// A subscription at the provider that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Running {
+pub struct ProviderSubscription {
     /// The provider's id of the subscription.
     pub id: String,
     /// The site that the subscription was opened for.
@@ -48,27 +48,32 @@ pub struct Running {
     pub created: Timestamp,
 }
 
-/// The data of both sides.
+/// The data of both sides: billing and the provider.
 #[derive(Clone, Debug, Default)]
-pub struct Books {
+pub struct Snapshot {
     /// Billing's rows, one for each site.
     pub rows: BTreeMap<SiteId, Row>,
     /// Onboardings whose initialization began and has not finished.
     pub unfinished: BTreeSet<OnboardingId>,
     /// The provider's subscriptions that have not ended.
-    pub running: Vec<Running>,
+    pub provider_subscriptions: Vec<ProviderSubscription>,
 }
 
-/// Compares both sides and returns the report. `before` is the previous report. `foreign` is the number of
+/// Compares both sides and returns the report. `previous` is the previous report. `foreign` is the number of
 /// subscriptions at the provider that are not a site's.
 #[must_use]
-pub fn report(books: &Books, foreign: usize, before: Option<&Report>, now: Timestamp) -> Report {
-    let known: BTreeMap<_, _> = before
+pub fn report(
+    snapshot: &Snapshot,
+    foreign: usize,
+    previous: Option<&Report>,
+    now: Timestamp,
+) -> Report {
+    let known: BTreeMap<_, _> = previous
         .iter()
-        .flat_map(|before| &before.findings)
+        .flat_map(|previous| &previous.findings)
         .map(|known| (known.provider_subscription_id.as_str(), known))
         .collect();
-    let mut findings = findings(books, now);
+    let mut findings = findings(snapshot, now);
     for finding in &mut findings {
         if let Some(known) = known.get(finding.provider_subscription_id.as_str()) {
             finding.first_seen = known.first_seen;
@@ -80,11 +85,11 @@ pub fn report(books: &Books, foreign: usize, before: Option<&Report>, now: Times
     });
     let found = findings.len();
     findings.truncate(MAX_FINDINGS);
-    let active = books.rows.values().filter(|row| row.state == RowState::Active).count();
+    let active = snapshot.rows.values().filter(|row| row.state == RowState::Active).count();
     Report {
         at: now,
         sequence: u64::try_from(now.millis()).unwrap_or_default(),
-        running: books.running.len(),
+        running: snapshot.provider_subscriptions.len(),
         active,
         foreign,
         found,
@@ -93,7 +98,7 @@ pub fn report(books: &Books, foreign: usize, before: Option<&Report>, now: Times
 }
 
 /// Returns the disagreements between the two sides, except those in the middle of a step.
-fn findings(books: &Books, now: Timestamp) -> Vec<Finding> {
+fn findings(snapshot: &Snapshot, now: Timestamp) -> Vec<Finding> {
     let in_flight = i64::try_from(IN_FLIGHT.as_millis()).unwrap_or(i64::MAX);
     let settled = |at: Timestamp| at <= now.plus_millis(-in_flight);
     let finding = |kind, site_id, id: &str| Finding {
@@ -104,10 +109,12 @@ fn findings(books: &Books, now: Timestamp) -> Vec<Finding> {
         last_seen: now,
     };
     let mut findings = Vec::new();
-    for running in books.running.iter().filter(|running| settled(running.created)) {
-        let site = running.site_id;
-        let row = books.rows.get(&site);
-        let unfinished = books.unfinished.contains(&OnboardingId::of(site));
+    for subscription in
+        snapshot.provider_subscriptions.iter().filter(|subscription| settled(subscription.created))
+    {
+        let site = subscription.site_id;
+        let row = snapshot.rows.get(&site);
+        let unfinished = snapshot.unfinished.contains(&OnboardingId::from_site(site));
         if unfinished || row.is_some_and(|row| !settled(row.at)) {
             continue;
         }
@@ -116,16 +123,22 @@ fn findings(books: &Books, now: Timestamp) -> Vec<Finding> {
             Some(row) => match row.state {
                 RowState::Failed => FindingKind::NoActiveRow,
                 RowState::Cancelled => FindingKind::StillRunning,
-                RowState::Active if row.provider_subscription_id.as_ref() == Some(&running.id) => {
+                RowState::Active
+                    if row.provider_subscription_id.as_ref() == Some(&subscription.id) =>
+                {
                     continue;
                 }
                 RowState::Active => FindingKind::Duplicate,
             },
         };
-        findings.push(finding(kind, site, &running.id));
+        findings.push(finding(kind, site, &subscription.id));
     }
-    let running: BTreeSet<_> = books.running.iter().map(|running| running.id.as_str()).collect();
-    for (site, row) in &books.rows {
+    let running: BTreeSet<_> = snapshot
+        .provider_subscriptions
+        .iter()
+        .map(|subscription| subscription.id.as_str())
+        .collect();
+    for (site, row) in &snapshot.rows {
         let id = row.provider_subscription_id.as_deref().unwrap_or_default();
         if row.state == RowState::Active && settled(row.at) && !running.contains(id) {
             findings.push(finding(FindingKind::NotRunning, *site, id));
@@ -152,45 +165,49 @@ mod tests {
         Row { state, provider_subscription_id: id.map(str::to_owned), at }
     }
 
-    fn running(id: &str, name: &str, created: Timestamp) -> Running {
-        Running { id: id.to_owned(), site_id: site(name), created }
+    fn subscription(id: &str, name: &str, created: Timestamp) -> ProviderSubscription {
+        ProviderSubscription { id: id.to_owned(), site_id: site(name), created }
     }
 
-    fn books(rows: &[(&str, Row)], running: &[Running]) -> Books {
-        Books {
+    fn snapshot(rows: &[(&str, Row)], subscriptions: &[ProviderSubscription]) -> Snapshot {
+        Snapshot {
             rows: rows.iter().map(|(name, row)| (site(name), row.clone())).collect(),
             unfinished: BTreeSet::new(),
-            running: running.to_vec(),
+            provider_subscriptions: subscriptions.to_vec(),
         }
     }
 
-    fn findings_of(books: &Books, now: Timestamp) -> Vec<(FindingKind, String)> {
-        let report = super::report(books, 0, None, now);
+    fn findings_of(snapshot: &Snapshot, now: Timestamp) -> Vec<(FindingKind, String)> {
+        let report = super::report(snapshot, 0, None, now);
         report.findings.into_iter().map(|it| (it.kind, it.provider_subscription_id)).collect()
     }
 
     #[test]
     fn each_kind_of_disagreement_is_a_finding() {
         let active = row(RowState::Active, Some("sub_1"), at(0));
-        let is = |books: &Books, kind, id: &str| {
-            assert_eq!(findings_of(books, at(10)), [(kind, id.to_owned())], "{books:?}");
+        let assert_finding = |snapshot: &Snapshot, kind, id: &str| {
+            assert_eq!(findings_of(snapshot, at(10)), [(kind, id.to_owned())], "{snapshot:?}");
         };
-        let one = [running("sub_1", "a", at(0))];
-        assert_eq!(findings_of(&books(&[("a", active.clone())], &one), at(10)), [], "they agree");
-        assert_eq!(findings_of(&books(&[], &[]), at(10)), []);
+        let one = [subscription("sub_1", "a", at(0))];
+        assert_eq!(
+            findings_of(&snapshot(&[("a", active.clone())], &one), at(10)),
+            [],
+            "they agree"
+        );
+        assert_eq!(findings_of(&snapshot(&[], &[]), at(10)), []);
 
-        is(&books(&[], &one), FindingKind::NoActiveRow, "sub_1");
+        assert_finding(&snapshot(&[], &one), FindingKind::NoActiveRow, "sub_1");
         let failed = row(RowState::Failed, None, at(0));
-        is(&books(&[("a", failed)], &one), FindingKind::NoActiveRow, "sub_1");
-        is(&books(&[("a", active.clone())], &[]), FindingKind::NotRunning, "sub_1");
+        assert_finding(&snapshot(&[("a", failed)], &one), FindingKind::NoActiveRow, "sub_1");
+        assert_finding(&snapshot(&[("a", active.clone())], &[]), FindingKind::NotRunning, "sub_1");
         let cancelled = row(RowState::Cancelled, None, at(0));
-        is(&books(&[("a", cancelled)], &one), FindingKind::StillRunning, "sub_1");
-        let two = [running("sub_1", "a", at(0)), running("sub_2", "a", at(0))];
-        is(&books(&[("a", active.clone())], &two), FindingKind::Duplicate, "sub_2");
+        assert_finding(&snapshot(&[("a", cancelled)], &one), FindingKind::StillRunning, "sub_1");
+        let two = [subscription("sub_1", "a", at(0)), subscription("sub_2", "a", at(0))];
+        assert_finding(&snapshot(&[("a", active.clone())], &two), FindingKind::Duplicate, "sub_2");
 
         // A subscription other than the row's is running.
-        let other = [running("sub_2", "a", at(0))];
-        let both = findings_of(&books(&[("a", active)], &other), at(10));
+        let other = [subscription("sub_2", "a", at(0))];
+        let both = findings_of(&snapshot(&[("a", active)], &other), at(10));
         assert_eq!(
             both,
             [
@@ -202,47 +219,49 @@ mod tests {
 
     #[test]
     fn a_recent_change_or_an_unfinished_initialization_is_not_a_finding() {
-        let one = running("sub_1", "a", at(0));
+        let one = subscription("sub_1", "a", at(0));
         let early = Timestamp::from_millis(2 * HOUR - 1);
         for (rows, subscriptions) in [
             (vec![], vec![one.clone()]),
             (vec![("a", row(RowState::Active, Some("sub_1"), at(0)))], vec![]),
             (
                 vec![("a", row(RowState::Cancelled, None, at(0)))],
-                vec![running("sub_1", "a", at(-9))],
+                vec![subscription("sub_1", "a", at(-9))],
             ),
         ] {
-            let books = books(&rows, &subscriptions);
-            assert_eq!(findings_of(&books, early), [], "{books:?}");
-            assert_eq!(findings_of(&books, at(2)).len(), 1, "{books:?}");
+            let snapshot = snapshot(&rows, &subscriptions);
+            assert_eq!(findings_of(&snapshot, early), [], "{snapshot:?}");
+            assert_eq!(findings_of(&snapshot, at(2)).len(), 1, "{snapshot:?}");
         }
-        let mut books = books(&[], &[one]);
-        books.unfinished.insert(OnboardingId::of(site("a")));
-        assert_eq!(findings_of(&books, at(10)), []);
+        let mut snapshot = snapshot(&[], &[one]);
+        snapshot.unfinished.insert(OnboardingId::from_site(site("a")));
+        assert_eq!(findings_of(&snapshot, at(10)), []);
     }
 
     #[test]
     fn a_finding_keeps_its_first_seen_time_and_disappears_when_resolved() {
-        let wrong = books(&[], &[running("sub_1", "a", at(0))]);
+        let wrong = snapshot(&[], &[subscription("sub_1", "a", at(0))]);
         let first = report(&wrong, 3, None, at(10));
         let second = report(&wrong, 3, Some(&first), at(11));
         let finding = &second.findings[0];
         assert_eq!((finding.first_seen, finding.last_seen), (at(10), at(11)));
         assert_eq!((second.at, second.running, second.foreign, second.found), (at(11), 1, 3, 1));
         assert!(second.sequence > first.sequence);
-        let resolved = report(&books(&[], &[]), 0, Some(&second), at(12));
+        let resolved = report(&snapshot(&[], &[]), 0, Some(&second), at(12));
         assert_eq!((resolved.found, resolved.findings), (0, Vec::new()));
     }
 
     #[test]
     fn a_report_is_bounded_and_keeps_the_oldest_findings() {
-        let mut wrong = books(&[], &[running("sub_old", "old", at(0))]);
-        let before = report(&wrong, 0, None, at(10));
+        let mut wrong = snapshot(&[], &[subscription("sub_old", "old", at(0))]);
+        let previous = report(&wrong, 0, None, at(10));
         for number in 0..MAX_FINDINGS + 5 {
             let name = number.to_string();
-            wrong.running.insert(0, running(&format!("sub_{number}"), &name, at(0)));
+            wrong
+                .provider_subscriptions
+                .insert(0, subscription(&format!("sub_{number}"), &name, at(0)));
         }
-        let report = super::report(&wrong, 0, Some(&before), at(11));
+        let report = super::report(&wrong, 0, Some(&previous), at(11));
         assert_eq!((report.found, report.findings.len()), (MAX_FINDINGS + 6, MAX_FINDINGS));
         assert_eq!(report.findings[0].provider_subscription_id, "sub_old");
         let size = serde_json::to_string(&report).expect("JSON").len();

@@ -31,21 +31,21 @@ use lambda::Deadline;
 
 use crate::circuit::Health;
 
-/// The API version that the requests and answers here are written for. Without it Stripe uses the account's default
+/// The API version that the requests and responses here are written for. Without it Stripe uses the account's default
 /// version, which can be changed in Stripe's dashboard.
 const API_VERSION: &str = "2025-12-15.clover";
 const USER_AGENT: &str = concat!("fieldstation/", env!("CARGO_PKG_VERSION"));
 /// The timeout of the TCP connection, without name resolution and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// The timeout of one call, from the name resolution to the last byte of the answer.
+/// The timeout of one call, from the name resolution to the last byte of the response.
 const CALL_TIMEOUT: Duration = Duration::from_secs(6);
 /// How long an idle connection stays in the pool. It is short, so that a thawed Lambda environment rarely sends over
 /// a connection that was closed while it was frozen. It is long enough for the calls of one command to share a
 /// connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
-/// The maximum size of an answer. It is far above an answer with 100 subscriptions, and protects the memory.
-const MAX_ANSWER_BYTES: usize = 4 << 20;
-/// The error name of a call that got no answer.
+/// The maximum size of a response. It is far above a response with 100 subscriptions, and protects the memory.
+const MAX_RESPONSE_BYTES: usize = 4 << 20;
+/// The error name of a call that got no response.
 const NO_ANSWER: &str = "NoAnswer";
 /// The maximum number of pages of a customer's subscriptions. A customer can have 500, which are 5 pages of 100.
 const MAX_PAGES: usize = 10;
@@ -61,7 +61,9 @@ impl ApiKey {
         let mut bearer = HeaderValue::try_from(format!("Bearer {key}"))
             .ok()
             .filter(|_| !key.is_empty())
-            .ok_or_else(|| StripeError::Config("the API key is empty or no header value".into()))?;
+            .ok_or_else(|| {
+                StripeError::Config("the API key is empty or not a valid header value".into())
+            })?;
         bearer.set_sensitive(true);
         Ok(Self(bearer))
     }
@@ -84,14 +86,14 @@ pub enum StripeError {
         /// Stripe's message for the card's owner.
         message: String,
     },
-    /// There was no answer, or one that asks for a retry. The call may have been executed, so repeat it with the same
+    /// There was no response, or one that asks for a retry. The call may have been executed, so repeat it with the same
     /// idempotency key.
     #[error("Stripe is unavailable: {0}")]
     Unavailable(String),
     /// Stripe stores the first result of an idempotency key, server errors included, and repeats it for a day. The
     /// key can't be used again: check what exists, then continue with another key.
     #[error("Stripe repeats the stored failure of this idempotency key: {0}")]
-    KeySpent(String),
+    IdempotencyKeySpent(String),
     /// Stripe does not know the payment method. This is final, like a declined card.
     #[error("{message}")]
     UnknownPaymentMethod {
@@ -111,14 +113,14 @@ pub enum StripeError {
         /// Stripe's message and its request id, for the operator.
         message: String,
     },
-    /// The answer has a success status but can't be read. The request may have been executed.
-    #[error("Stripe answered something unexpected: {0}")]
+    /// The response has a success status but can't be parsed. The request may have been executed.
+    #[error("Stripe sent an unexpected response: {0}")]
     Unreadable(String),
     /// The text is not a valid Stripe id.
     #[error("not a Stripe id")]
     InvalidId,
     /// The client can't be created from these settings.
-    #[error("Stripe client: {0}")]
+    #[error("the Stripe client can't be created: {0}")]
     Config(String),
 }
 
@@ -295,7 +297,7 @@ impl Stripe {
 
     /// Sets the deadline of all calls. With `None`, each call has only its own timeout.
     #[must_use]
-    pub fn until(self, deadline: Option<Deadline>) -> Self {
+    pub fn with_deadline(self, deadline: Option<Deadline>) -> Self {
         Self { deadline, ..self }
     }
 
@@ -373,12 +375,12 @@ impl Stripe {
             ("payment_behavior".into(), "error_if_incomplete"),
         ];
         form.extend(metadata.iter().map(in_metadata));
-        let made: Subscription = self.post("/v1/subscriptions", &form, key).await?;
-        if made.is_paid() {
-            return Ok(made.id);
+        let created: Subscription = self.post("/v1/subscriptions", &form, key).await?;
+        if created.is_paid() {
+            return Ok(created.id);
         }
-        // A subscription that was never paid must not stay, for whatever reason Stripe created it.
-        self.cancel_subscription(&made.id).await?;
+        // A subscription that was never paid must not stay, even if Stripe created it for another reason.
+        self.cancel_subscription(&created.id).await?;
         Err(StripeError::Declined {
             code: "subscription_incomplete".into(),
             message: "The first payment did not succeed.".into(),
@@ -387,27 +389,27 @@ impl Stripe {
 
     /// Calls "List subscriptions" for all of a customer's subscriptions that are not cancelled. A customer that does
     /// not exist has none.
-    pub async fn subscriptions_of(
+    pub async fn customer_subscriptions(
         &mut self,
         customer: &CustomerId,
     ) -> Result<Vec<Subscription>, StripeError> {
-        let mut found: Vec<Subscription> = Vec::new();
+        let mut subscriptions: Vec<Subscription> = Vec::new();
         for _ in 0..MAX_PAGES {
             let mut query = Serializer::new(String::new());
             query.append_pair("customer", customer.as_str()).append_pair("limit", "100");
-            if let Some(last) = found.last() {
+            if let Some(last) = subscriptions.last() {
                 query.append_pair("starting_after", last.id.as_str());
             }
             let path = format!("/v1/subscriptions?{}", query.finish());
-            let answer = self.call(Method::GET, &path, None).await?;
-            if answer.is_missing() {
-                return Ok(found);
+            let response = self.call(Method::GET, &path, None).await?;
+            if response.is_missing() {
+                return Ok(subscriptions);
             }
-            let page: Page = answer.read()?;
+            let page: Page = response.read()?;
             let more = page.has_more && !page.data.is_empty();
-            found.extend(page.data);
+            subscriptions.extend(page.data);
             if !more {
-                return Ok(found);
+                return Ok(subscriptions);
             }
         }
         Err(StripeError::Unreadable(format!("more than {MAX_PAGES} pages of subscriptions")))
@@ -452,21 +454,21 @@ impl Stripe {
 
     /// Sends a `DELETE` request. `DELETE` is idempotent by itself, so Stripe takes no idempotency key for it.
     async fn delete(&mut self, path: &str) -> Result<(), StripeError> {
-        let answer = self.call(Method::DELETE, path, None).await?;
-        if answer.is_missing() {
+        let response = self.call(Method::DELETE, path, None).await?;
+        if response.is_missing() {
             return Ok(());
         }
-        answer.read::<Created<String>>().map(drop)
+        response.read::<Created<String>>().map(drop)
     }
 
-    /// Sends one request and reads the answer, whatever its status. If the deadline ends the call, the error is the
+    /// Sends one request and reads the response, whatever its status. If the deadline ends the call, the error is the
     /// same as for the call's own timeout. After the deadline no call is made.
     async fn call(
         &mut self,
         method: Method,
         path: &str,
-        write: Option<(String, Uuid)>,
-    ) -> Result<Answer, StripeError> {
+        form_and_key: Option<(String, Uuid)>,
+    ) -> Result<Response, StripeError> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base))
@@ -474,7 +476,7 @@ impl Stripe {
             .header(header::USER_AGENT, USER_AGENT)
             .header("stripe-version", API_VERSION);
         let mut body = Bytes::new();
-        if let Some((form, key)) = write {
+        if let Some((form, key)) = form_and_key {
             request = request
                 .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
                 .header("idempotency-key", key.to_string());
@@ -484,41 +486,41 @@ impl Stripe {
             .body(Full::new(body))
             .map_err(|error| StripeError::Config(format!("{path}: {error}")))?;
         let exchange = async {
-            let call = Call::begin(&request);
-            let answered = self.http.request(request).await;
-            let (head, body) = match answered {
-                Ok(answer) => answer.into_parts(),
+            let call = Call::start(&request);
+            let response = self.http.request(request).await;
+            let (head, body) = match response {
+                Ok(response) => response.into_parts(),
                 Err(error) => {
                     call.failed(&error);
                     return Err(unavailable(&error));
                 }
             };
             call.answered(head.status.as_u16());
-            let body = Limited::new(body, MAX_ANSWER_BYTES)
+            let body = Limited::new(body, MAX_RESPONSE_BYTES)
                 .collect()
                 .await
                 .map_err(|error| unavailable(error.as_ref()))?
                 .to_bytes();
-            Ok(Answer::new(head.status, &head.headers, body))
+            Ok(Response::new(head.status, &head.headers, body))
         };
-        let left = self.deadline.map_or(self.call_timeout, Deadline::left);
-        let limit = left.min(self.call_timeout);
+        let remaining = self.deadline.map_or(self.call_timeout, Deadline::remaining);
+        let limit = remaining.min(self.call_timeout);
         if limit.is_zero() {
-            let reason = "the function's time ran out before the call".to_owned();
+            let reason = "the function's deadline passed before the call".to_owned();
             return Err(StripeError::Unavailable(reason));
         }
         let (at, key_read_at) = (Timestamp::now(), self.key_read_at);
         let down = |(name, message): (&str, String)| {
             Health::Down(CallError { name: name.to_owned(), message, at, key_read_at })
         };
-        let answer = tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| {
-            Err(StripeError::Unavailable(format!("no answer within {limit:?}")))
+        let response = tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_| {
+            Err(StripeError::Unavailable(format!("no response within {limit:?}")))
         });
-        self.health = Some(match &answer {
-            Ok(answer) => answer.problem().map_or(Health::Up, down),
+        self.health = Some(match &response {
+            Ok(response) => response.problem().map_or(Health::Up, down),
             Err(error) => down((NO_ANSWER, error.to_string())),
         });
-        answer
+        response
     }
 }
 
@@ -548,18 +550,18 @@ struct ErrorObject {
     message: Option<String>,
 }
 
-struct Answer {
+struct Response {
     status: StatusCode,
     /// Stripe's id of this request, as in its logs.
     request_id: Option<String>,
-    /// Whether Stripe repeated the stored answer of an earlier call with the same key.
+    /// Whether Stripe repeated the stored response of an earlier call with the same key.
     replayed: bool,
     body: Bytes,
-    /// Stripe's error. `None` for a success, and for an answer that is not from Stripe but from an intermediary.
+    /// Stripe's error. `None` for a success, and for a response of an intermediary.
     error: Option<ErrorObject>,
 }
 
-impl Answer {
+impl Response {
     fn new(status: StatusCode, headers: &HeaderMap, body: Bytes) -> Self {
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let error = (!status.is_success())
@@ -583,7 +585,7 @@ impl Answer {
         })
     }
 
-    /// Returns the name and message of an error that any further call would meet too. `None` if there is none.
+    /// Returns the name and message of an error that would affect any call. Returns `None` for other responses.
     fn problem(&self) -> Option<(&'static str, String)> {
         let status = self.status.as_u16();
         let error = match status {
@@ -607,23 +609,25 @@ impl Answer {
     fn into_error(self) -> StripeError {
         let (code, message) = match self.error {
             Some(error) => (error.code, error.message.unwrap_or_else(|| "no message".into())),
-            None => (None, "an answer that is not Stripe's".into()),
+            None => (None, "the response is not from Stripe".into()),
         };
         let status = self.status.as_u16();
         let request = self.request_id.as_deref().unwrap_or("none");
-        let told = format!("{message} (request id: {request})");
+        let detail = format!("{message} (request id: {request})");
         match status {
             402 => {
                 StripeError::Declined { code: code.unwrap_or_else(|| "declined".into()), message }
             }
             // Stripe's message can quote a part of the key.
             401 | 403 => StripeError::Unauthorized(status),
-            500.. if self.replayed => StripeError::KeySpent(format!("status {status}: {told}")),
+            500.. if self.replayed => {
+                StripeError::IdempotencyKeySpent(format!("status {status}: {detail}"))
+            }
             // 409: the first call with the key is still running. 424: a bank or network behind Stripe failed.
             408 | 409 | 424 | 429 | 500.. => {
-                StripeError::Unavailable(format!("status {status}: {told}"))
+                StripeError::Unavailable(format!("status {status}: {detail}"))
             }
-            _ => StripeError::Rejected { status, code, message: told },
+            _ => StripeError::Rejected { status, code, message: detail },
         }
     }
 }
@@ -654,9 +658,9 @@ mod tests {
     const NO_SUCH: &str = r#"{"error": {"code": "resource_missing", "message": "No such one"}}"#;
     type TestResult = Result<(), Box<dyn Error>>;
 
-    /// Returns a client of a fake provider with these answers, and the requests that the provider receives.
-    async fn server(answers: Vec<String>) -> std::io::Result<(Stripe, Requests)> {
-        let (base, requests) = serve(answers).await?;
+    /// Returns a client of a fake provider with these responses, and the requests that the provider receives.
+    async fn server(responses: Vec<String>) -> std::io::Result<(Stripe, Requests)> {
+        let (base, requests) = serve(responses).await?;
         let key = ApiKey::new(&format!("{SECRET}\n")).expect("a key");
         Ok((Stripe::new(&base, key).expect("a client"), requests))
     }
@@ -700,8 +704,8 @@ mod tests {
         let (mut stripe, served) =
             server(vec![answer(200, r#"{"id": "pm_real"}"#), answer(200, r#"{"id": "cus_1"}"#)])
                 .await?;
-        let given = PaymentMethodId::try_from("pm_card_visa".to_owned())?;
-        let method = stripe.attach_payment_method(&given, &customer(), Uuid::nil()).await?;
+        let method_name = PaymentMethodId::try_from("pm_card_visa".to_owned())?;
+        let method = stripe.attach_payment_method(&method_name, &customer(), Uuid::nil()).await?;
         stripe.set_default_payment_method(&customer(), &method, Uuid::nil()).await?;
         let requests = served.await??;
         assert_eq!(
@@ -753,19 +757,23 @@ mod tests {
 
     #[tokio::test]
     async fn each_status_maps_to_an_error() -> TestResult {
-        let stripes = r#"{"error": {"type": "t", "code": "c", "message": "m"}}"#;
+        let stripe_error = r#"{"error": {"type": "t", "code": "c", "message": "m"}}"#;
         for (status, body, expected) in [
-            (400, stripes, r#"Rejected { status: 400, code: Some("c"), message: "m (request"#),
-            (400, "<html>", "Rejected { status: 400, code: None, message: \"an answer that is not"),
-            (401, stripes, "Unauthorized(401)"),
-            (402, stripes, r#"Declined { code: "c", message: "m" }"#),
+            (400, stripe_error, r#"Rejected { status: 400, code: Some("c"), message: "m (request"#),
+            (
+                400,
+                "<html>",
+                "Rejected { status: 400, code: None, message: \"the response is not from Stripe",
+            ),
+            (401, stripe_error, "Unauthorized(401)"),
+            (402, stripe_error, r#"Declined { code: "c", message: "m" }"#),
             (402, "{}", "Declined { code: \"declined\""),
-            (403, stripes, "Unauthorized(403)"),
+            (403, stripe_error, "Unauthorized(403)"),
             (404, NO_SUCH, r#"Rejected { status: 404, code: Some("resource_missing")"#),
-            (409, stripes, "Unavailable(\"status 409: m (request id: req_7)"),
-            (424, stripes, "Unavailable"),
-            (429, stripes, "Unavailable"),
-            (500, stripes, "Unavailable"),
+            (409, stripe_error, "Unavailable(\"status 409: m (request id: req_7)"),
+            (424, stripe_error, "Unavailable"),
+            (429, stripe_error, "Unavailable"),
+            (500, stripe_error, "Unavailable"),
             (503, "<html>", "Unavailable"),
             (302, "", "Rejected { status: 302"),
             (200, "{\"id\": ", "Unreadable"),
@@ -780,7 +788,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stored_server_error_spends_the_key_and_a_stored_decline_does_not() -> TestResult {
+    async fn a_stored_server_error_makes_the_key_unusable_and_a_stored_decline_does_not()
+    -> TestResult {
         let replayed = "idempotent-replayed: true";
         let body = r#"{"error": {"code": "card_declined", "message": "No."}}"#;
         let (mut stripe, _served) =
@@ -788,7 +797,7 @@ mod tests {
                 .await?;
         let first = stripe.create_customer("n", &[], Uuid::nil()).await;
         let second = stripe.create_customer("n", &[], Uuid::nil()).await;
-        assert!(matches!(first, Err(StripeError::KeySpent(_))), "{first:?}");
+        assert!(matches!(first, Err(StripeError::IdempotencyKeySpent(_))), "{first:?}");
         assert!(matches!(second, Err(StripeError::Declined { .. })), "{second:?}");
         Ok(())
     }
@@ -808,9 +817,9 @@ mod tests {
         stripe.delete_customer(&customer()).await?;
         stripe.delete_customer(&customer()).await?;
         // In neither case does Stripe say that the customer is gone.
-        let stranger = stripe.delete_customer(&customer()).await;
+        let not_stripe = stripe.delete_customer(&customer()).await;
         let broken = stripe.delete_customer(&customer()).await;
-        assert!(matches!(stranger, Err(StripeError::Rejected { .. })), "{stranger:?}");
+        assert!(matches!(not_stripe, Err(StripeError::Rejected { .. })), "{not_stripe:?}");
         assert!(matches!(broken, Err(StripeError::Unavailable(_))), "{broken:?}");
         let requests = served.await??;
         assert_eq!(
@@ -828,13 +837,14 @@ mod tests {
             answer(400, NO_SUCH),
         ])
         .await?;
-        let found = stripe.subscriptions_of(&customer()).await?;
-        let told: Vec<_> = found.iter().map(|one| (one.id.as_str(), one.status)).collect();
+        let subscriptions = stripe.customer_subscriptions(&customer()).await?;
+        let statuses: Vec<_> =
+            subscriptions.iter().map(|one| (one.id.as_str(), one.status)).collect();
         assert_eq!(
-            told,
+            statuses,
             [("sub_1", SubscriptionStatus::PastDue), ("sub_2", SubscriptionStatus::Other)]
         );
-        assert!(stripe.subscriptions_of(&customer()).await?.is_empty());
+        assert!(stripe.customer_subscriptions(&customer()).await?.is_empty());
         let requests = served.await??;
         assert_eq!(
             lines(&requests)[..2],
@@ -847,18 +857,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_timeout_a_cut_answer_and_a_refused_connection_are_unavailable() -> TestResult {
+    async fn a_timeout_a_truncated_response_and_a_refused_connection_are_unavailable() -> TestResult
+    {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let base = format!("http://{}", listener.local_addr()?);
         let mut stripe = Stripe::new(&base, ApiKey::new(SECRET)?)?;
         stripe.call_timeout = Duration::from_millis(200);
-        // The kernel accepts the connections, but nothing answers.
+        // The kernel accepts the connections, but nothing responds.
         let started = std::time::Instant::now();
-        let silent = stripe.create_customer("n", &[], Uuid::nil()).await;
+        let timed_out = stripe.create_customer("n", &[], Uuid::nil()).await;
         assert!(started.elapsed() < CALL_TIMEOUT / 2, "{:?}", started.elapsed());
         assert!(
-            format!("{silent:?}").contains("Unavailable(\"no answer within 200ms"),
-            "{silent:?}"
+            format!("{timed_out:?}").contains("Unavailable(\"no response within 200ms"),
+            "{timed_out:?}"
         );
         drop(listener);
         let refused = stripe.create_customer("n", &[], Uuid::nil()).await;
@@ -866,8 +877,8 @@ mod tests {
         assert!(matches!(refused, Err(StripeError::Unavailable(_))), "{refused:?}");
         let half = "HTTP/1.1 200 x\r\ncontent-length: 99\r\n\r\n{".to_owned();
         let (mut stripe, _served) = server(vec![half]).await?;
-        let cut = stripe.create_customer("n", &[], Uuid::nil()).await;
-        assert!(matches!(cut, Err(StripeError::Unavailable(_))), "{cut:?}");
+        let truncated = stripe.create_customer("n", &[], Uuid::nil()).await;
+        assert!(matches!(truncated, Err(StripeError::Unavailable(_))), "{truncated:?}");
         Ok(())
     }
 
@@ -876,17 +887,22 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let base = format!("http://{}", listener.local_addr()?);
         let client = Stripe::new(&base, ApiKey::new(SECRET)?)?;
-        let mut stripe = client.clone().until(Some(Deadline::after(Duration::from_millis(200))));
-        let silent = stripe.delete_customer(&customer()).await;
-        assert!(matches!(silent, Err(StripeError::Unavailable(_))), "{silent:?}");
+        let mut stripe =
+            client.clone().with_deadline(Some(Deadline::after(Duration::from_millis(200))));
+        let timed_out = stripe.delete_customer(&customer()).await;
+        assert!(matches!(timed_out, Err(StripeError::Unavailable(_))), "{timed_out:?}");
         let health = stripe.into_health();
         let Some(Health::Down(error)) = health else { panic!("{health:?}") };
         assert_eq!(error.name, NO_ANSWER);
 
-        let mut late = client.until(Some(Deadline::after(Duration::ZERO)));
+        let mut late = client.with_deadline(Some(Deadline::after(Duration::ZERO)));
         let none = late.delete_customer(&customer()).await;
         assert!(matches!(none, Err(StripeError::Unavailable(_))), "{none:?}");
-        assert_eq!(late.into_health(), None, "a lack of time says nothing about the provider");
+        assert_eq!(
+            late.into_health(),
+            None,
+            "no call was made, so the provider's health is unknown"
+        );
         Ok(())
     }
 
@@ -895,7 +911,7 @@ mod tests {
         let quoting = format!(r#"{{"error": {{"message": "Invalid API Key: {SECRET}"}}}}"#);
         let (mut stripe, _served) = server(vec![answer(401, &quoting)]).await?;
         assert_eq!(format!("{:?}", stripe.key), "ApiKey(hidden)");
-        assert!(stripe.key.0.is_sensitive(), "what logs headers would log the key");
+        assert!(stripe.key.0.is_sensitive(), "code that logs headers would log the key");
         assert!(!format!("{stripe:?}").contains(SECRET), "{stripe:?}");
         let error = stripe.create_customer("n", &[], Uuid::nil()).await.expect_err("an error");
         assert!(!format!("{error} {error:?}").contains(SECRET), "{error:?}");
@@ -904,7 +920,7 @@ mod tests {
 
     #[test]
     fn only_https_and_loopback_http_are_accepted() -> TestResult {
-        for (base, taken) in [
+        for (base, allowed) in [
             ("https://api.stripe.com", true),
             ("http://127.0.0.1:8420/", true),
             ("http://[::1]:8420", true),
@@ -917,8 +933,8 @@ mod tests {
             ("api.stripe.com", false),
             ("", false),
         ] {
-            let made = Stripe::new(base, ApiKey::new(SECRET)?);
-            assert_eq!(made.is_ok(), taken, "{base}: {made:?}");
+            let created = Stripe::new(base, ApiKey::new(SECRET)?);
+            assert_eq!(created.is_ok(), allowed, "{base}: {created:?}");
         }
         for key in ["", " \n", "sk_test\u{7f}"] {
             assert!(matches!(ApiKey::new(key), Err(StripeError::Config(_))), "{key:?}");

@@ -9,7 +9,7 @@ use std::{
 };
 
 use billing::{
-    circuit::Rules, commands::Commands, initialize_subscription::InitializeSubscription,
+    circuit::Rules, commands::TaskTokenConsumer, initialize_subscription::InitializeSubscription,
 };
 use contracts::Timestamp;
 use futures_util::future::{join, join_all};
@@ -17,13 +17,13 @@ use lambda::Deadline;
 use serde_json::{Value, json};
 use store::Table;
 use support::{
-    FakeStripe, INITIALIZING, Trouble, command_of, consumer, message, redelivered, take_effects,
-    waiting,
+    FakeStripe, INITIALIZING, InjectedFault, command_of, consumer, message, redelivered,
+    take_effects, waiting,
 };
 use testkit::{
     Dynamo,
     dynamo::BILLING,
-    http::{Call, SILENCE, Stub},
+    http::{Call, NO_RESPONSE, Stub},
     measured::measured,
     sample::noon,
 };
@@ -47,15 +47,15 @@ impl World {
         }
     }
 
-    fn consumer(&self) -> Commands<InitializeSubscription> {
+    fn consumer(&self) -> TaskTokenConsumer<InitializeSubscription> {
         consumer(&self.dynamo, self.dynamo.table(BILLING), &self.stripe, &self.aws)
     }
 
-    /// Handles a command of the site. Returns the call that answers it or sends it back, and the calls to the
+    /// Handles a command of the site. Returns the call that sends its result or requeues it, and the calls to the
     /// provider.
     async fn command(&self, site: &str, now: Timestamp) -> (Call, Vec<&'static str>) {
         let message = message(&command_of(site, CARD));
-        self.consumer().handle(message, in_time(), now).await.expect("no receive is burnt");
+        self.consumer().handle(message, in_time(), now).await.expect("the message is processed");
         let mut calls = take_effects(&self.aws);
         assert_eq!(calls.len(), 1, "{calls:?}");
         (calls.remove(0), self.stripe.take_calls())
@@ -73,7 +73,7 @@ impl World {
 
     /// Opens the circuit with five failures at noon.
     async fn open(&self) -> Timestamp {
-        self.stripe.down(DOWN);
+        self.stripe.set_outage(DOWN);
         for n in 0..5 {
             let (_, calls) = self.command(&format!("early-{n}"), noon(0)).await;
             assert_eq!(calls, ["customer"]);
@@ -87,30 +87,29 @@ fn in_time() -> Deadline {
 }
 
 #[tokio::test]
-async fn after_failures_in_a_row_commands_are_sent_back_untried_until_the_pause_ends() {
+async fn after_failures_in_a_row_commands_are_requeued_without_a_run_until_the_pause_ends() {
     let world = World::start().await;
     let until = world.open().await;
     let mut sent = Value::Null;
     for n in 0..20 {
         let (call, calls) = world.command(&format!("late-{n}"), noon(1)).await;
-        assert_eq!(calls, [""; 0], "nobody calls");
+        assert_eq!(calls, [""; 0], "no call to the provider");
         assert_eq!(call.operation(), "SendMessage");
         sent = call.json();
         let pause = (until.millis() - noon(1).millis() + 999) / 1000;
         let delay = sent["DelaySeconds"].as_i64().expect("seconds");
         assert!((pause..=pause + 15).contains(&delay), "{delay} s of {pause} s");
     }
-    // It did not count as an attempt. The time of the first sending stays in the message.
+    // A requeue without a run is not an attempt. The message keeps the time at which the command was first sent.
     let attributes = &sent["MessageAttributes"];
     assert_eq!(attributes["attempt"]["StringValue"], "0");
     assert_eq!(attributes["since"]["StringValue"], noon(0).millis().to_string());
 
-    // A command whose state has timed out is not sent back again.
+    // A command whose state has timed out is not requeued.
     let old = redelivered(&sent);
     world.stripe.take_calls();
-    let (until, commands) = (noon(3601), world.consumer());
     world.dynamo.put(BILLING, open_until(noon(4000))).await;
-    commands.handle(old, in_time(), until).await.expect("let go");
+    world.consumer().handle(old, in_time(), noon(3601)).await.expect("the result is sent");
     let calls = take_effects(&world.aws);
     assert_eq!(calls.iter().map(Call::operation).collect::<Vec<_>>(), ["SendTaskFailure"]);
 }
@@ -124,15 +123,15 @@ fn open_until(until: Timestamp) -> Value {
 #[tokio::test]
 async fn a_success_resets_the_count_and_costs_no_write_without_failures() {
     let world = World::start().await;
-    world.command("well", noon(0)).await;
-    assert_eq!(world.circuit().await, Value::Null, "no write while all is well");
+    world.command("first", noon(0)).await;
+    assert_eq!(world.circuit().await, Value::Null, "no write without failures");
     for round in 0..3 {
-        world.stripe.down(DOWN);
+        world.stripe.set_outage(DOWN);
         for n in 0..4 {
             world.command(&format!("{round}-{n}"), noon(0)).await;
         }
         assert_eq!(world.circuit().await["failures"], 4);
-        world.stripe.down(None);
+        world.stripe.set_outage(None);
         let (call, _) = world.command(&format!("{round}-good"), noon(0)).await;
         assert_eq!(call.operation(), "SendTaskSuccess");
         assert_eq!(world.circuit().await["failures"], 0);
@@ -145,32 +144,32 @@ async fn only_failures_of_the_provider_count() {
         [(500, 1), (503, 1), (429, 1), (401, 1), (403, 1), (402, 0), (400, 0), (409, 0)]
     {
         let world = World::start().await;
-        world.stripe.down(Some(status));
+        world.stripe.set_outage(Some(status));
         world.command("a", noon(0)).await;
         let failures = world.circuit().await["failures"].as_i64().unwrap_or(0);
         assert_eq!(failures, counted, "{status}");
     }
     // The lock is held by another run, and the provider was not called.
     let world = World::start().await;
-    let (held, other) = (world.consumer(), world.consumer());
+    let (blocked, other) = (world.consumer(), world.consumer());
     let gate = world.stripe.stub.hold().await;
-    let first = held.handle(message(&command_of("a", CARD)), in_time(), noon(0));
+    let first = blocked.handle(message(&command_of("a", CARD)), in_time(), noon(0));
     let second = async {
         while world.stripe.stub.take_calls().is_empty() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        other.handle(message(&command_of("a", CARD)), in_time(), noon(0)).await.expect("later");
+        other.handle(message(&command_of("a", CARD)), in_time(), noon(0)).await.expect("requeued");
         drop(gate);
     };
     let (first, ()) = Box::pin(join(first, second)).await;
-    first.expect("an answer");
+    first.expect("the result is sent");
     assert_eq!(world.circuit().await, Value::Null);
 }
 
 #[tokio::test]
 async fn a_stored_failure_of_the_provider_does_not_count() {
     let world = World::start().await;
-    world.stripe.fail("customer", Trouble::Stored);
+    world.stripe.fail("customer", InjectedFault::StoredError);
     world.command("a", noon(0)).await;
     assert_eq!(world.circuit().await["failures"], 1);
     assert_eq!(world.command("a", noon(0)).await.1, ["customer"]);
@@ -178,45 +177,45 @@ async fn a_stored_failure_of_the_provider_does_not_count() {
 }
 
 #[tokio::test]
-async fn no_answer_before_the_deadline_counts_as_a_failure() {
+async fn no_response_before_the_deadline_counts_as_a_failure() {
     let world = World::start().await;
-    world.stripe.down(Some(SILENCE));
+    world.stripe.set_outage(Some(NO_RESPONSE));
     let deadline = Deadline::after(Duration::from_secs(4));
     let silent = message(&command_of("a", CARD));
-    world.consumer().handle(silent, deadline, noon(0)).await.expect("a later try");
+    world.consumer().handle(silent, deadline, noon(0)).await.expect("requeued");
     let circuit = world.circuit().await;
     assert_eq!(
         (&circuit["failures"], &circuit["lastError"]["name"]),
         (&json!(1), &json!("NoAnswer"))
     );
     let message = circuit["lastError"]["message"].as_str().expect("text");
-    assert!(message.contains("no answer within"), "{message}");
+    assert!(message.contains("no response within"), "{message}");
 }
 
 #[tokio::test]
 async fn after_the_pause_one_of_many_commands_probes_and_its_success_closes_the_circuit() {
     let world = World::start().await;
     let until = world.open().await;
-    world.stripe.down(None);
+    world.stripe.set_outage(None);
     let consumers: Vec<_> = (0..50).map(|n| (world.consumer(), format!("site-{n}"))).collect();
     let all = consumers.iter().map(|(consumer, site)| {
         consumer.handle(message(&command_of(site, CARD)), in_time(), until)
     });
-    // The provider answers when all the others are back in their queue.
+    // The provider responds after all other commands were requeued.
     let gate = world.stripe.stub.hold().await;
-    let answer = async {
-        let mut back = Vec::new();
-        while back.len() < 49 {
+    let release = async {
+        let mut requeued = Vec::new();
+        while requeued.len() < 49 {
             tokio::time::sleep(Duration::from_millis(1)).await;
-            back.extend(take_effects(&world.aws));
+            requeued.extend(take_effects(&world.aws));
         }
         drop(gate);
-        back
+        requeued
     };
-    let (ends, back) = join(join_all(all), answer).await;
-    assert!(ends.iter().all(Result::is_ok), "{ends:?}");
+    let (results, requeued) = join(join_all(all), release).await;
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
     assert_eq!(world.stripe.take_calls(), INITIALIZING, "one command's calls");
-    assert!(back.iter().all(|call| call.operation() == "SendMessage"), "{back:?}");
+    assert!(requeued.iter().all(|call| call.operation() == "SendMessage"), "{requeued:?}");
     let rest = take_effects(&world.aws);
     assert_eq!(rest.iter().map(Call::operation).collect::<Vec<_>>(), ["SendTaskSuccess"]);
     assert_eq!(world.circuit().await["openUntil"], Value::Null);
@@ -232,16 +231,16 @@ async fn a_failed_probe_lengthens_the_pause_and_a_crashed_probe_is_replaced() {
     assert!((48_000..=60_500).contains(&(longer.millis() - until.millis())), "{longer}");
 
     // The next probe crashes during its call.
-    world.stripe.down(Some(SILENCE));
+    world.stripe.set_outage(Some(NO_RESPONSE));
     let crashing = world.consumer();
     let command = message(&command_of("crash", CARD));
     let mut probe = Box::pin(crashing.handle(command, in_time(), longer));
     while world.stripe.take_calls().is_empty() {
         let moment = tokio::time::timeout(Duration::from_millis(1), &mut probe);
-        assert!(moment.await.is_err(), "it ended before its call");
+        assert!(moment.await.is_err(), "the command ended before its call");
     }
     drop(probe);
-    world.stripe.down(None);
+    world.stripe.set_outage(None);
     let lease_ends = longer.plus_millis(30_000);
     let (call, calls) = world.command("late", lease_ends.plus_millis(-1)).await;
     assert_eq!((call.operation(), calls.is_empty()), ("SendMessage", true));
@@ -257,7 +256,7 @@ async fn after_a_probe_without_a_call_the_next_command_probes() {
     let until = world.open().await;
     let (call, calls) = world.command("done", until).await;
     assert_eq!((call.operation(), calls.is_empty()), ("SendTaskSuccess", true));
-    world.stripe.down(None);
+    world.stripe.set_outage(None);
     let (call, _) = world.command("next", until.plus_millis(1000)).await;
     assert_eq!(call.operation(), "SendTaskSuccess");
 }
@@ -265,40 +264,40 @@ async fn after_a_probe_without_a_call_the_next_command_probes() {
 #[tokio::test]
 async fn metrics_count_each_failure_and_each_command_that_an_open_circuit_defers() {
     let world = World::start().await;
-    let told = async |site: &str, now| measured(world.command(site, now)).await.1;
+    let metrics_of = async |site: &str, now| measured(world.command(site, now)).await.1;
     let metrics = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), 1.0)).collect();
-    assert_eq!(told("done", noon(0)).await, metrics(&[]));
-    world.stripe.down(DOWN);
+    assert_eq!(metrics_of("done", noon(0)).await, metrics(&[]));
+    world.stripe.set_outage(DOWN);
     for n in 0..4 {
         let failed = metrics(&["BillingCommandsDeferred", "ProviderFailures"]);
-        assert_eq!(told(&format!("failed-{n}"), noon(0)).await, failed);
+        assert_eq!(metrics_of(&format!("failed-{n}"), noon(0)).await, failed);
     }
     let opened = metrics(&["BillingCommandsDeferred", "ProviderCircuitOpen", "ProviderFailures"]);
-    assert_eq!(told("last", noon(0)).await, opened);
-    let kept_back = metrics(&["BillingCommandsDeferred", "ProviderCircuitOpen"]);
-    assert_eq!(told("late", noon(1)).await, kept_back);
+    assert_eq!(metrics_of("last", noon(0)).await, opened);
+    let deferred = metrics(&["BillingCommandsDeferred", "ProviderCircuitOpen"]);
+    assert_eq!(metrics_of("late", noon(1)).await, deferred);
     let until = world.open_until().await;
-    assert_eq!(told("done", until).await, metrics(&[]), "it needs no provider");
-    world.stripe.down(None);
-    assert_eq!(told("next", until.plus_millis(1000)).await, metrics(&[]));
+    assert_eq!(metrics_of("done", until).await, metrics(&[]), "the stored result needs no call");
+    world.stripe.set_outage(None);
+    assert_eq!(metrics_of("next", until.plus_millis(1000)).await, metrics(&[]));
 }
 
 #[tokio::test]
 async fn without_access_to_its_row_the_breaker_lets_commands_run() {
-    for status in [400, 500, SILENCE] {
+    for status in [400, 500, NO_RESPONSE] {
         let world = World::start().await;
         let broken = Stub::start(move |_| (status, json!({ "__type": "AccessDenied" }))).await;
         let client = aws_sdk_dynamodb::Client::new(&broken.config());
         let table = Table::new(client, BILLING);
         // Each of these calls takes the whole timeout, so there are fewer of them.
-        for n in if status == SILENCE { 5..7 } else { 0..7 } {
-            let mut commands = consumer(&world.dynamo, table.clone(), &world.stripe, &world.aws);
-            commands.circuit.rules.time = Rules::default().time;
+        for n in if status == NO_RESPONSE { 5..7 } else { 0..7 } {
+            let mut consumer = consumer(&world.dynamo, table.clone(), &world.stripe, &world.aws);
+            consumer.circuit.rules.timeout = Rules::default().timeout;
             let (site, expected) =
                 (n.to_string(), if n < 6 { "SendMessage" } else { "SendTaskSuccess" });
-            world.stripe.down(if n < 6 { DOWN } else { None });
+            world.stripe.set_outage(if n < 6 { DOWN } else { None });
             let message = message(&command_of(&site, CARD));
-            commands.handle(message, in_time(), noon(0)).await.expect("as without one");
+            consumer.handle(message, in_time(), noon(0)).await.expect("the command runs");
             assert_eq!(take_effects(&world.aws)[0].operation(), expected, "{status}");
         }
     }
@@ -321,8 +320,8 @@ async fn two_hundred_commands_survive_an_outage_of_ten_minutes() {
     while let Some(((millis, _), message)) = queue.pop_first() {
         let now = Timestamp::from_millis(millis);
         let down = millis < noon(0).millis() + OUTAGE_MILLIS;
-        world.stripe.down(if down { DOWN } else { None });
-        world.consumer().handle(message, in_time(), now).await.expect("no receive is burnt");
+        world.stripe.set_outage(if down { DOWN } else { None });
+        world.consumer().handle(message, in_time(), now).await.expect("the message is processed");
         let calls = world.stripe.take_calls();
         if down && !calls.is_empty() {
             assert_eq!(calls, ["customer"]);
@@ -336,7 +335,7 @@ async fn two_hundred_commands_survive_an_outage_of_ten_minutes() {
                 next += 1;
             } else {
                 assert_eq!(call.operation(), "SendTaskSuccess");
-                assert!(done.insert(sent["taskToken"].to_string()), "answered once");
+                assert!(done.insert(sent["taskToken"].to_string()), "one result for each task");
             }
         }
         last = now;

@@ -37,7 +37,7 @@ impl World {
         ReconcileSubscriptions {
             billing: self.dynamo.table(BILLING),
             provider: self.stripe.provider(),
-            time: Duration::from_secs(20),
+            timeout: Duration::from_secs(20),
         }
     }
 
@@ -64,7 +64,7 @@ fn site(name: &str) -> SiteId {
     saga(name).site_id
 }
 
-fn running(id: &str, site: &Value, created: Timestamp) -> Value {
+fn subscription(id: &str, site: &Value, created: Timestamp) -> Value {
     json!({
         "id": id, "status": "active", "created": created.seconds(), "metadata": { "siteId": site },
     })
@@ -79,7 +79,7 @@ async fn agreeing_rows_on_all_pages_give_no_findings() {
     }
     run(&cancel(&world.dynamo, &world.stripe), &payload(saga("e"))).await.expect("an undo");
     let foreign = json!({ "id": "sub_x", "status": "active", "created": 1, "metadata": {} });
-    world.stripe.also_has(vec![foreign]);
+    world.stripe.add_subscriptions(vec![foreign]);
     let before = world.dynamo.rows(BILLING).await.len();
     let ((), metrics) = measured(async {
         let reply = world.reconcile(noon(LATER)).await.expect("a report");
@@ -101,11 +101,11 @@ async fn each_disagreement_is_a_finding_until_it_is_resolved() {
     let own = own.expect("a row")["providerSubscriptionId"].as_str().expect("text").to_owned();
     run(&cancel(&world.dynamo, &world.stripe), &payload(saga("gone"))).await.expect("a tombstone");
     let (a, gone, stranger) = (json!(site("a")), json!(site("gone")), json!(site("stranger")));
-    world.stripe.also_has(vec![
-        running("sub_second", &a, noon(0)),
-        running("sub_gone", &gone, noon(0)),
-        running("sub_stranger", &stranger, noon(0)),
-        running("sub_young", &json!(site("young")), noon(LATER)),
+    world.stripe.add_subscriptions(vec![
+        subscription("sub_second", &a, noon(0)),
+        subscription("sub_gone", &gone, noon(0)),
+        subscription("sub_stranger", &stranger, noon(0)),
+        subscription("sub_young", &json!(site("young")), noon(LATER)),
     ]);
     let expected = [
         ("NO_ACTIVE_ROW", "sub_stranger"),
@@ -123,7 +123,7 @@ async fn each_disagreement_is_a_finding_until_it_is_resolved() {
     );
 
     // The active row's own subscription is cancelled at the provider.
-    world.stripe.also_has(Vec::new());
+    world.stripe.add_subscriptions(Vec::new());
     let provider = world.stripe.provider();
     let mut session = provider.session(None);
     let stripe = session.client().await.expect("a client");
@@ -135,14 +135,14 @@ async fn each_disagreement_is_a_finding_until_it_is_resolved() {
 #[tokio::test]
 async fn an_unfinished_initialization_is_not_a_finding() {
     let world = World::start().await;
-    let lost = OnboardingId::of(site("lost"));
-    world.stripe.also_has(vec![running("sub_lost", &json!(site("lost")), noon(0))]);
+    let lost = OnboardingId::from_site(site("lost"));
+    world.stripe.add_subscriptions(vec![subscription("sub_lost", &json!(site("lost")), noon(0))]);
     let record = json!({
         "id": format!("idempotency#initialize-subscription#{lost}"), "status": "INPROGRESS",
     });
     world.dynamo.put(BILLING, record.clone()).await;
     // A row that can't be read does not stop the comparison of the others.
-    let broken = format!("subscription#{}", SubscriptionId::of(lost));
+    let broken = format!("subscription#{}", SubscriptionId::from_onboarding(lost));
     world.dynamo.put(BILLING, json!({ "id": broken, "siteId": 7, "status": "ACTIVE" })).await;
     assert_eq!(world.findings(noon(LATER)).await, []);
     let done = json!({ "id": record["id"], "status": "COMPLETED" });
@@ -156,10 +156,10 @@ async fn an_outage_of_the_provider_fails_the_run_and_keeps_the_report() {
     let world = World::start().await;
     world.reconcile(noon(LATER)).await.expect("a report");
     let report = world.report().await;
-    world.stripe.down(Some(500));
+    world.stripe.set_outage(Some(500));
     assert_eq!(world.reconcile(noon(2 * LATER)).await, Err(ErrorKind::Transient));
     assert_eq!(world.report().await, report);
-    world.stripe.down(None);
+    world.stripe.set_outage(None);
     world.reconcile(noon(2 * LATER)).await.expect("a report");
     // A comparison that began earlier and ends later does not replace the report.
     let newer = world.report().await;

@@ -9,18 +9,18 @@ use contracts::{Entity, SubscriptionId, Timestamp};
 use fault::{ErrorKind, Fault};
 use lambda::Step;
 use serde_json::{Value, json};
-use support::{CANCELLING, FakeStripe, INITIALIZING, Trouble, cancel, command, initialize};
+use support::{CANCELLING, FakeStripe, INITIALIZING, InjectedFault, cancel, command, initialize};
 use testkit::{
     Dynamo,
     dynamo::BILLING,
-    saga::{Outcome, Pair, Story, keeps_the_contract, run},
+    saga::{Outcome, StepEvents, StepPair, check_step_contract, run},
     sample::{noon, payload, saga},
 };
 
 const CARD: &str = "pm_card_visa";
 
 fn entity() -> Entity {
-    SubscriptionId::of(saga("a").onboarding_id).into()
+    SubscriptionId::from_onboarding(saga("a").onboarding_id).into()
 }
 
 fn undo() -> Value {
@@ -28,11 +28,11 @@ fn undo() -> Value {
 }
 
 async fn row(dynamo: &Dynamo) -> Value {
-    let id = format!("subscription#{}", SubscriptionId::of(saga("a").onboarding_id));
+    let id = format!("subscription#{}", SubscriptionId::from_onboarding(saga("a").onboarding_id));
     dynamo.row(BILLING, &id).await.expect("a subscription")
 }
 
-/// Runs a step at that time.
+/// Runs a step at this time.
 async fn run_at<S: Step>(step: &S, payload: &Value, now: Timestamp) -> Outcome {
     let command = fault::decode(&payload.to_string()).expect("the step's payload");
     match step.run(command, now).await {
@@ -41,14 +41,14 @@ async fn run_at<S: Step>(step: &S, payload: &Value, now: Timestamp) -> Outcome {
     }
 }
 
-/// Runs a step that crashes after the provider executed the named call, before the step gets the answer.
+/// Runs a step that crashes after the provider executed the named call, before the step gets the response.
 async fn crash<S: Step>(step: &S, payload: &Value, stripe: &FakeStripe, call: &'static str) {
-    stripe.fail(call, Trouble::Silent);
+    stripe.fail(call, InjectedFault::NoResponse);
     let command = fault::decode(&payload.to_string()).expect("the step's payload");
     let mut running = Box::pin(step.run(command, noon(0)));
     while !stripe.take_calls().contains(&call) {
         let moment = tokio::time::timeout(Duration::from_millis(1), &mut running);
-        assert!(moment.await.is_err(), "it ended before {call}");
+        assert!(moment.await.is_err(), "the step ended before {call}");
     }
 }
 
@@ -56,7 +56,7 @@ async fn crash<S: Step>(step: &S, payload: &Value, stripe: &FakeStripe, call: &'
 async fn initializing_and_cancelling_keep_the_sagas_contract() {
     let pair = async || {
         let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
-        Pair {
+        StepPair {
             step: initialize(&dynamo, &stripe),
             undo: cancel(&dynamo, &stripe),
             dynamo,
@@ -65,9 +65,12 @@ async fn initializing_and_cancelling_keep_the_sagas_contract() {
             entity: entity(),
         }
     };
-    let story =
-        Story { done: "SubscriptionInitialized", undone: "SubscriptionCancelled", fenced: &[] };
-    keeps_the_contract(pair, story).await;
+    let events = StepEvents {
+        done: "SubscriptionInitialized",
+        undone: "SubscriptionCancelled",
+        fenced: &[],
+    };
+    check_step_contract(pair, events).await;
 }
 
 #[tokio::test]
@@ -77,14 +80,14 @@ async fn a_subscription_is_paid_once_and_is_cancelled_by_the_undo() {
     run(&step, &command(CARD)).await.expect("a subscription");
     assert_eq!(stripe.take_calls(), INITIALIZING);
     assert_eq!((stripe.customers(), stripe.paid_for()), (1, 1));
-    let there = row(&dynamo).await;
-    assert_eq!(there["status"], "ACTIVE");
+    let active = row(&dynamo).await;
+    assert_eq!(active["status"], "ACTIVE");
     let event = dynamo.events(entity()).await.remove(0).envelope().expect("an envelope").data;
     assert_eq!(event["plan"], "standard");
-    assert_eq!(event["providerSubscriptionId"], there["providerSubscriptionId"]);
+    assert_eq!(event["providerSubscriptionId"], active["providerSubscriptionId"]);
 
-    // A redelivered command is answered from the record.
-    run(&step, &command(CARD)).await.expect("the same");
+    // A redelivered command gets its reply from the idempotency record.
+    run(&step, &command(CARD)).await.expect("the stored reply");
     assert_eq!(stripe.take_calls(), [""; 0]);
 
     run(&cancel(&dynamo, &stripe), &undo()).await.expect("an undo");
@@ -104,15 +107,15 @@ async fn a_declined_card_is_final_and_leaves_nothing_behind() {
     assert_eq!(event["error"], "CardDeclined");
     assert_eq!(event["message"], "Your card was declined.");
 
-    let (after, calls) = (dynamo.everything().await, stripe.take_calls());
+    let (after, calls) = (dynamo.all_rows().await, stripe.take_calls());
     assert_eq!(calls, ["customer", "attach", "list", "delete"]);
     assert_eq!(run(&step, &declined).await, Err(ErrorKind::CardDeclined));
-    assert_eq!(dynamo.everything().await, after);
+    assert_eq!(dynamo.all_rows().await, after);
     assert_eq!(stripe.take_calls(), [""; 0]);
 
     run(&cancel(&dynamo, &stripe), &undo()).await.expect("an undo");
     assert_eq!(run(&step, &declined).await, Err(ErrorKind::Superseded));
-    assert_eq!(dynamo.story(entity()).await, ["SubscriptionFailed"]);
+    assert_eq!(dynamo.event_types(entity()).await, ["SubscriptionFailed"]);
 }
 
 #[tokio::test]
@@ -122,24 +125,24 @@ async fn an_invalid_payment_method_is_an_input_error() {
         let outcome = run(&initialize(&dynamo, &stripe), &command(method)).await;
         assert_eq!(outcome, Err(ErrorKind::InvalidInput), "{method}");
         assert_eq!(stripe.customers(), 0);
-        assert_eq!(dynamo.story(entity()).await, ["SubscriptionFailed"]);
+        assert_eq!(dynamo.event_types(entity()).await, ["SubscriptionFailed"]);
     }
 }
 
 #[tokio::test]
 async fn an_outage_at_any_call_is_transient_and_the_next_attempt_creates_one_subscription() {
     for call in INITIALIZING {
-        for trouble in [Trouble::Refused, Trouble::Lost] {
+        for fault in [InjectedFault::NotExecuted, InjectedFault::ResponseLost] {
             let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
             let step = initialize(&dynamo, &stripe);
-            stripe.fail(call, trouble);
+            stripe.fail(call, fault);
             let outcome = run(&step, &command(CARD)).await;
-            assert_eq!(outcome, Err(ErrorKind::Transient), "{call} {trouble:?}");
+            assert_eq!(outcome, Err(ErrorKind::Transient), "{call} {fault:?}");
             // The lock was released, so the next attempt need not wait until the lease ends.
             run(&step, &command(CARD)).await.expect("a subscription");
-            let there = (stripe.customers(), stripe.paid_for());
-            assert_eq!(there, (1, 1), "{call} {trouble:?}");
-            assert_eq!(dynamo.story(entity()).await, ["SubscriptionInitialized"]);
+            let counts = (stripe.customers(), stripe.paid_for());
+            assert_eq!(counts, (1, 1), "{call} {fault:?}");
+            assert_eq!(dynamo.event_types(entity()).await, ["SubscriptionInitialized"]);
         }
     }
 }
@@ -149,8 +152,8 @@ async fn a_stored_failure_of_the_provider_is_avoided_with_other_keys() {
     for call in INITIALIZING {
         let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
         let step = initialize(&dynamo, &stripe);
-        stripe.fail(call, Trouble::Stored);
-        // The second attempt gets the stored answer and switches to other keys.
+        stripe.fail(call, InjectedFault::StoredError);
+        // The second attempt gets the stored response and switches to other keys.
         for _ in 0..2 {
             assert_eq!(run(&step, &command(CARD)).await, Err(ErrorKind::Transient), "{call}");
         }
@@ -160,10 +163,10 @@ async fn a_stored_failure_of_the_provider_is_avoided_with_other_keys() {
 }
 
 #[tokio::test]
-async fn a_subscription_whose_answer_was_lost_is_found_without_its_key() {
+async fn a_subscription_whose_response_was_lost_is_found_without_its_key() {
     let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
     let step = initialize(&dynamo, &stripe);
-    stripe.fail("subscription", Trouble::Lost);
+    stripe.fail("subscription", InjectedFault::ResponseLost);
     assert_eq!(run(&step, &command(CARD)).await, Err(ErrorKind::Transient));
     stripe.forget_keys();
     run(&step, &command(CARD)).await.expect("a subscription");
@@ -179,7 +182,7 @@ async fn after_a_crash_at_any_call_a_retry_completes_once_the_lease_ends() {
         assert_eq!(run_at(&step, &command(CARD), noon(30)).await, Err(ErrorKind::Transient));
         run_at(&step, &command(CARD), noon(31)).await.expect("a subscription");
         assert_eq!((stripe.customers(), stripe.paid_for()), (1, 1), "{call}");
-        assert_eq!(dynamo.story(entity()).await, ["SubscriptionInitialized"]);
+        assert_eq!(dynamo.event_types(entity()).await, ["SubscriptionInitialized"]);
     }
 }
 
@@ -197,7 +200,7 @@ async fn the_undo_of_a_crashed_initialization_leaves_nothing_paid_for() {
         let late = run_at(&step, &command(CARD), noon(62)).await;
         assert_eq!(late, Err(ErrorKind::Superseded), "{call}");
         assert_eq!(stripe.paid_for(), 0, "{call}");
-        assert_eq!(dynamo.story(entity()).await, [""; 0]);
+        assert_eq!(dynamo.event_types(entity()).await, [""; 0]);
     }
 }
 
@@ -211,15 +214,15 @@ async fn a_run_that_the_undo_overtakes_cleans_up_after_itself() {
     let mut running = Box::pin(step.run(command, noon(0)));
     while stripe.stub.take_calls().is_empty() {
         let moment = tokio::time::timeout(Duration::from_millis(1), &mut running);
-        assert!(moment.await.is_err(), "it ended before its first call");
+        assert!(moment.await.is_err(), "the step ended before its first call");
     }
     assert_eq!(run_at(&cancel, &undo(), noon(1)).await, Err(ErrorKind::Transient));
     drop(held);
-    let error = running.await.expect_err("the undo was first");
+    let error = running.await.expect_err("the undo committed first");
     assert_eq!(error.kind(), ErrorKind::Superseded);
     run_at(&cancel, &undo(), noon(2)).await.expect("an undo");
     assert_eq!((stripe.customers(), stripe.paid_for()), (0, 0));
-    assert_eq!(dynamo.story(entity()).await, [""; 0]);
+    assert_eq!(dynamo.event_types(entity()).await, [""; 0]);
 }
 
 #[tokio::test]
@@ -247,11 +250,11 @@ async fn a_failed_initialization_is_undone_at_once() {
     run_at(&cancel(&dynamo, &stripe), &undo(), noon(1)).await.expect("an undo");
     assert_eq!((stripe.customers(), stripe.paid_for()), (0, 0));
     assert_eq!(row(&dynamo).await["status"], "CANCELLED");
-    assert_eq!(dynamo.story(entity()).await, [""; 0]);
+    assert_eq!(dynamo.event_types(entity()).await, [""; 0]);
 
     // The provider is down until the saga's state times out.
     let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
-    stripe.fail("subscription", Trouble::Lost);
+    stripe.fail("subscription", InjectedFault::ResponseLost);
     let step = initialize(&dynamo, &stripe);
     assert_eq!(run(&step, &command(CARD)).await, Err(ErrorKind::Transient));
     run_at(&cancel(&dynamo, &stripe), &undo(), noon(1)).await.expect("an undo");
@@ -261,22 +264,22 @@ async fn a_failed_initialization_is_undone_at_once() {
 #[tokio::test]
 async fn after_a_failure_or_crash_at_any_call_the_next_undo_completes() {
     for call in CANCELLING {
-        for trouble in [Some(Trouble::Refused), Some(Trouble::Lost), None] {
+        for fault in [Some(InjectedFault::NotExecuted), Some(InjectedFault::ResponseLost), None] {
             let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
             run(&initialize(&dynamo, &stripe), &command(CARD)).await.expect("a subscription");
             let cancel = cancel(&dynamo, &stripe);
-            if let Some(trouble) = trouble {
-                stripe.fail(call, trouble);
+            if let Some(fault) = fault {
+                stripe.fail(call, fault);
                 assert_eq!(run(&cancel, &undo()).await, Err(ErrorKind::Transient));
             } else {
                 crash(&cancel, &undo(), &stripe, call).await;
             }
-            assert_eq!(dynamo.story(entity()).await, ["SubscriptionInitialized"]);
+            assert_eq!(dynamo.event_types(entity()).await, ["SubscriptionInitialized"]);
             run(&cancel, &undo()).await.expect(call);
-            let left = (stripe.customers(), stripe.paid_for());
-            assert_eq!(left, (0, 0), "{call} {trouble:?}");
-            let story = dynamo.story(entity()).await;
-            assert_eq!(story, ["SubscriptionInitialized", "SubscriptionCancelled"]);
+            let counts = (stripe.customers(), stripe.paid_for());
+            assert_eq!(counts, (0, 0), "{call} {fault:?}");
+            let event_types = dynamo.event_types(entity()).await;
+            assert_eq!(event_types, ["SubscriptionInitialized", "SubscriptionCancelled"]);
         }
     }
 }
@@ -297,5 +300,5 @@ async fn the_payment_method_is_hidden_in_debug_output() {
     assert!(!format!("{command:?}").contains("secret"), "{command:?}");
     let (dynamo, stripe) = (Dynamo::start().await, FakeStripe::start().await);
     initialize(&dynamo, &stripe).run(command, noon(0)).await.expect("a subscription");
-    assert!(!format!("{:?}", dynamo.everything().await).contains("secret"));
+    assert!(!format!("{:?}", dynamo.all_rows().await).contains("secret"));
 }

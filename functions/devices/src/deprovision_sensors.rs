@@ -1,6 +1,8 @@
 //! Undoes `provision-sensors`: retires the sensors for good and leaves a tombstone.
 
-use contracts::{OnboardingId, Saga, SensorId, SensorsId, Timestamp, events::SensorsDeprovisioned};
+use contracts::{
+    OnboardingId, SagaContext, SensorId, SensorsId, Timestamp, events::SensorsDeprovisioned,
+};
 use lambda::Step;
 use serde::Serialize;
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
@@ -29,16 +31,14 @@ enum Decision {
     /// There are no sensors: write a tombstone against a late provisioning.
     Fence,
     /// Replace the sensors with a tombstone.
-    Deprovision {
-        from: &'static str,
-        sequence: u64,
-        sensor_ids: Vec<SensorId>,
-    },
-    Already,
+    Deprovision { from: &'static str, sequence: u64, sensor_ids: Vec<SensorId> },
+    /// The tombstone exists.
+    AlreadyDeprovisioned,
 }
 
-fn decide(there: Option<SensorsRow>) -> Decision {
-    let Some(row) = there else { return Decision::Fence };
+/// Decides what the undo has to write.
+fn decide_undo(existing: Option<SensorsRow>) -> Decision {
+    let Some(row) = existing else { return Decision::Fence };
     let from = row.state.name();
     match row.state {
         Sensors::Provisioned { sensors } => Decision::Deprovision {
@@ -46,38 +46,38 @@ fn decide(there: Option<SensorsRow>) -> Decision {
             sequence: row.sequence + 1,
             sensor_ids: sensors.into_iter().map(|sensor| sensor.sensor_id).collect(),
         },
-        Sensors::Deprovisioned => Decision::Already,
+        Sensors::Deprovisioned => Decision::AlreadyDeprovisioned,
     }
 }
 
 impl Step for DeprovisionSensors {
-    type Command = Saga;
+    type Command = SagaContext;
     type Reply = Reply;
     type Error = DevicesError;
 
-    fn correlation(saga: &Saga) -> Option<OnboardingId> {
+    fn correlation(saga: &SagaContext) -> Option<OnboardingId> {
         Some(saga.onboarding_id)
     }
 
-    async fn run(&self, saga: Saga, now: Timestamp) -> Result<Reply, DevicesError> {
-        let sensors_id = SensorsId::of(saga.onboarding_id);
+    async fn run(&self, saga: SagaContext, now: Timestamp) -> Result<Reply, DevicesError> {
+        let sensors_id = SensorsId::from_onboarding(saga.onboarding_id);
         let key = SensorsRow::key(sensors_id);
-        let there = self.devices.get(&key).await?;
+        let existing = self.devices.get(&key).await?;
 
         let tombstone =
             |sequence| SensorsRow { saga, state: Sensors::Deprovisioned, sequence, at: now };
-        let mut undoing = Transaction::on(&self.devices);
-        match decide(there) {
-            Decision::Already => return Ok(Reply { sensors_id }),
-            Decision::Fence => undoing = undoing.create(&self.devices, &key, &tombstone(0)),
+        let mut transaction = Transaction::on(&self.devices);
+        match decide_undo(existing) {
+            Decision::AlreadyDeprovisioned => return Ok(Reply { sensors_id }),
+            Decision::Fence => transaction = transaction.create(&self.devices, &key, &tombstone(0)),
             Decision::Deprovision { from, sequence, sensor_ids } => {
                 let event = SensorsDeprovisioned { site_id: saga.site_id, sensor_ids };
-                undoing = undoing
-                    .replace(&self.devices, &key, &tombstone(sequence), from)
-                    .event(&self.outbox, NewEvent::of(saga, sensors_id, sequence, now, event));
+                transaction = transaction
+                    .put_if_status(&self.devices, &key, &tombstone(sequence), from)
+                    .event(&self.outbox, NewEvent::in_saga(saga, sensors_id, sequence, now, event));
             }
         }
-        match undoing.commit().await? {
+        match transaction.commit().await? {
             Commit::Done => Ok(Reply { sensors_id }),
             Commit::Refused(_) => Err(DevicesError::Busy(sensors_id)),
         }

@@ -7,7 +7,7 @@
 pub mod deprovision_sensors;
 pub mod provision_sensors;
 
-use contracts::{Saga, Sensor, SensorsId, Timestamp};
+use contracts::{SagaContext, Sensor, SensorsId, Timestamp};
 use fault::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
 use store::{Key, StoreError};
@@ -18,7 +18,7 @@ use store::{Key, StoreError};
 pub struct SensorsRow {
     /// The saga of the onboarding.
     #[serde(flatten)]
-    pub saga: Saga,
+    pub saga: SagaContext,
     /// The state of the sensors.
     #[serde(flatten)]
     pub state: Sensors,
@@ -67,7 +67,7 @@ pub enum DevicesError {
     #[error("sensors {0} were deprovisioned before they were provisioned")]
     Superseded(SensorsId),
     /// Another writer changed the row between the read and the conditional write.
-    #[error("sensors {0} are being changed by others")]
+    #[error("another writer changed sensors {0}")]
     Busy(SensorsId),
     /// A call to the table failed.
     #[error(transparent)]

@@ -1,6 +1,8 @@
 //! The second step of the saga: creates the site's sensors. `deprovision-sensors` undoes it.
 
-use contracts::{OnboardingId, SagaWithSensors, SensorsId, Timestamp, events::SensorsProvisioned};
+use contracts::{
+    ContextWithSensors, OnboardingId, SensorsId, Timestamp, events::SensorsProvisioned,
+};
 use lambda::Step;
 use serde::Serialize;
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
@@ -24,27 +26,31 @@ pub struct Reply {
     pub sensors_id: SensorsId,
 }
 
-/// Returns the result of the step if a row exists already.
-fn decide(there: &SensorsRow) -> Result<Reply, DevicesError> {
-    let sensors_id = SensorsId::of(there.saga.onboarding_id);
-    match there.state {
+/// Returns the result of the step for an existing row.
+fn reply_for_existing(existing: &SensorsRow) -> Result<Reply, DevicesError> {
+    let sensors_id = SensorsId::from_onboarding(existing.saga.onboarding_id);
+    match existing.state {
         Sensors::Provisioned { .. } => Ok(Reply { sensors_id }),
         Sensors::Deprovisioned => Err(DevicesError::Superseded(sensors_id)),
     }
 }
 
 impl Step for ProvisionSensors {
-    type Command = SagaWithSensors;
+    type Command = ContextWithSensors;
     type Reply = Reply;
     type Error = DevicesError;
 
-    fn correlation(command: &SagaWithSensors) -> Option<OnboardingId> {
+    fn correlation(command: &ContextWithSensors) -> Option<OnboardingId> {
         Some(command.saga.onboarding_id)
     }
 
-    async fn run(&self, command: SagaWithSensors, now: Timestamp) -> Result<Reply, DevicesError> {
-        let SagaWithSensors { saga, sensors, .. } = command;
-        let sensors_id = SensorsId::of(saga.onboarding_id);
+    async fn run(
+        &self,
+        command: ContextWithSensors,
+        now: Timestamp,
+    ) -> Result<Reply, DevicesError> {
+        let ContextWithSensors { saga, sensors, .. } = command;
+        let sensors_id = SensorsId::from_onboarding(saga.onboarding_id);
         let key = SensorsRow::key(sensors_id);
 
         let state = Sensors::Provisioned { sensors: sensors.clone() };
@@ -52,13 +58,13 @@ impl Step for ProvisionSensors {
         let event = SensorsProvisioned { site_id: saga.site_id, sensors };
         let commit = Transaction::on(&self.devices)
             .create(&self.devices, &key, &row)
-            .event(&self.outbox, NewEvent::of(saga, sensors_id, 1, now, event))
+            .event(&self.outbox, NewEvent::in_saga(saga, sensors_id, 1, now, event))
             .commit()
             .await?;
         match commit {
             Commit::Done => Ok(Reply { sensors_id }),
             Commit::Refused(refused) => match refused.row(&key)? {
-                Some(there) => decide(&there),
+                Some(existing) => reply_for_existing(&existing),
                 None => Err(DevicesError::Busy(sensors_id)),
             },
         }

@@ -6,7 +6,7 @@ use serde_json::json;
 use testkit::{
     Dynamo,
     dynamo::DEVICES,
-    saga::{Pair, Story, keeps_the_contract, run},
+    saga::{StepEvents, StepPair, check_step_contract, run},
     sample::{WEATHER, payload, payload_with_sensors, saga, sensors},
 };
 
@@ -22,17 +22,18 @@ fn deprovision(dynamo: &Dynamo) -> DeprovisionSensors {
 async fn provisioning_and_deprovisioning_follow_the_contract_of_the_saga() {
     let pair = async || {
         let dynamo = Dynamo::start().await;
-        Pair {
+        StepPair {
             step: provision(&dynamo),
             undo: deprovision(&dynamo),
             dynamo,
             payload: payload_with_sensors(saga("a"), &WEATHER),
             undo_payload: payload(saga("a")),
-            entity: SensorsId::of(saga("a").onboarding_id).into(),
+            entity: SensorsId::from_onboarding(saga("a").onboarding_id).into(),
         }
     };
-    let story = Story { done: "SensorsProvisioned", undone: "SensorsDeprovisioned", fenced: &[] };
-    keeps_the_contract(pair, story).await;
+    let events =
+        StepEvents { done: "SensorsProvisioned", undone: "SensorsDeprovisioned", fenced: &[] };
+    check_step_contract(pair, events).await;
 }
 
 #[tokio::test]
@@ -44,7 +45,7 @@ async fn the_events_have_the_sensors() {
 
     let sensors = sensors(saga, &WEATHER);
     let ids: Vec<_> = sensors.iter().map(|sensor| sensor.sensor_id).collect();
-    let events = dynamo.events(SensorsId::of(saga.onboarding_id)).await;
+    let events = dynamo.events(SensorsId::from_onboarding(saga.onboarding_id)).await;
     let [provisioned, deprovisioned] = &events[..] else { panic!("two events: {events:?}") };
     let data = provisioned.envelope().expect("an envelope").data;
     assert_eq!(data, json!({ "siteId": saga.site_id, "sensors": sensors }));

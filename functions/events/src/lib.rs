@@ -14,8 +14,8 @@ use store::StoreError;
 /// An error of these functions.
 #[derive(Debug, thiserror::Error)]
 pub enum EventsError {
-    /// Some events could not be published now. They stay marked as unpublished.
-    #[error("{unpublished} of {found} events could not be published, the first because: {reason}")]
+    /// Some events could not be published in this run. They stay marked as unpublished.
+    #[error("{unpublished} of {found} events could not be published. The first reason: {reason}")]
     Unpublished {
         /// The number of events that were not published.
         unpublished: usize,

@@ -1,7 +1,7 @@
 //! Publishes the stream of the events table to EventBridge.
 //!
 //! A record that can never be published is put into the quarantine queue, with its whole payload and the reason, and
-//! the shard moves on. After any other failure, the response names the lowest failed sequence number of the batch.
+//! the shard continues. After any other failure, the response names the lowest failed sequence number of the batch.
 //! Lambda delivers the batch again from there, and events that are marked as published are skipped.
 
 use std::collections::{HashMap, HashSet};
@@ -10,7 +10,7 @@ use aws_lambda_events::{
     dynamodb::EventRecord,
     event::streams::{DynamoDbBatchItemFailure, DynamoDbEventResponse},
 };
-use fault::{Failure, Fault, Replayed};
+use fault::{Fault, InvocationError, ReplayResponse};
 use lambda::Deadline;
 use quarantine::Reason;
 use serde::Deserialize;
@@ -18,16 +18,16 @@ use serde_json::value::RawValue;
 
 use crate::{
     EventsError,
-    publisher::{EventKey, Named, Publisher, StreamRecord, Unpublished},
+    publisher::{EventKey, PublishRequest, Publisher, StreamRecord, Unpublished},
 };
 
 /// The error name in the quarantine for a record that can't be parsed.
-const UNREADABLE_RECORD: &str = "InvalidInput";
+const INVALID_RECORD: &str = "InvalidInput";
 
 /// The function publish-events.
 #[derive(Debug)]
 pub struct PublishEvents {
-    /// Publishes the events that the records name.
+    /// Publishes the events of the records.
     pub publisher: Publisher,
 }
 
@@ -37,18 +37,19 @@ struct Batch<'a> {
     records: Vec<&'a RawValue>,
 }
 
-enum Reading<'a> {
+/// A parsed stream record.
+enum ParsedRecord<'a> {
     /// A new row.
-    Inserted(Named<'a>),
+    Inserted(PublishRequest<'a>),
     /// A change or a deletion of a row. There is nothing to publish.
     Other,
     /// The record is not an insertion into the events table, for this reason.
-    Broken(String),
+    Invalid(String),
 }
 
 /// The part of a record that is needed even if the rest is invalid.
 #[derive(Deserialize)]
-struct Position {
+struct RecordPosition {
     dynamodb: Change,
 }
 
@@ -58,21 +59,21 @@ struct Change {
     sequence_number: String,
 }
 
-fn read(json: &RawValue) -> Reading<'_> {
+fn parse(json: &RawValue) -> ParsedRecord<'_> {
     let record: EventRecord = match fault::decode(json.get()) {
         Ok(record) => record,
-        Err(error) => return Reading::Broken(error.to_string()),
+        Err(error) => return ParsedRecord::Invalid(error.to_string()),
     };
     if record.event_name != "INSERT" {
-        return Reading::Other;
+        return ParsedRecord::Other;
     }
     match EventKey::from_item(&record.change.keys.into()) {
         Some(key) => {
             let image = record.change.new_image.into();
             let record = Some(StreamRecord { json, image, replay: false });
-            Reading::Inserted(Named { key, record })
+            ParsedRecord::Inserted(PublishRequest { key, record })
         }
-        None => Reading::Broken("the record has no key of an event in dynamodb.Keys".to_owned()),
+        None => ParsedRecord::Invalid("the record has no event key in dynamodb.Keys".to_owned()),
     }
 }
 
@@ -85,22 +86,22 @@ impl PublishEvents {
         &self,
         payload: &RawValue,
         deadline: Deadline,
-    ) -> Result<DynamoDbEventResponse, Failure> {
+    ) -> Result<DynamoDbEventResponse, InvocationError> {
         let batch: Batch = fault::decode(payload.get())?;
-        let mut named = Vec::new();
-        let mut record_of: HashMap<EventKey, usize> = HashMap::new();
+        let mut requests = Vec::new();
+        let mut index_of: HashMap<EventKey, usize> = HashMap::new();
         let mut failed: HashSet<usize> = HashSet::new();
         for (index, record) in batch.records.iter().enumerate() {
-            match read(record) {
-                Reading::Inserted(event) => {
-                    record_of.entry(event.key.clone()).or_insert(index);
-                    named.push(event);
+            match parse(record) {
+                ParsedRecord::Inserted(event) => {
+                    index_of.entry(event.key.clone()).or_insert(index);
+                    requests.push(event);
                 }
-                Reading::Other => {}
-                Reading::Broken(reason) => {
+                ParsedRecord::Other => {}
+                ParsedRecord::Invalid(reason) => {
                     let quarantine = &self.publisher.quarantine;
-                    let why = Reason::new(UNREADABLE_RECORD, &reason);
-                    if let Err(reason) = quarantine.put(record, why).await {
+                    let quarantine_reason = Reason::new(INVALID_RECORD, &reason);
+                    if let Err(reason) = quarantine.put(record, quarantine_reason).await {
                         tracing::error!(%reason, "record failed");
                         failed.insert(index);
                     }
@@ -109,13 +110,13 @@ impl PublishEvents {
         }
         let unpublished = self
             .publisher
-            .publish(named, deadline)
+            .publish(requests, deadline)
             .await
-            .map_err(|error| Failure::of(&EventsError::from(error)))?;
+            .map_err(|error| InvocationError::from_fault(&EventsError::from(error)))?;
         for Unpublished { event, reason, .. } in unpublished {
             let EventKey { entity, sequence } = &event;
-            tracing::error!(entity, sequence, %reason, "not published");
-            failed.extend(record_of.get(&event));
+            tracing::error!(entity, sequence, %reason, "event not published");
+            failed.extend(index_of.get(&event));
         }
         lambda::count_failed(failed.len());
         first_failed(&batch.records, &failed)
@@ -124,24 +125,26 @@ impl PublishEvents {
     /// Publishes one record that an operator replays.
     ///
     /// An event that is refused again is not quarantined again; the result has the reason.
-    pub async fn replay(&self, record: &RawValue, deadline: Deadline) -> Replayed {
-        let mut named = match read(record) {
-            Reading::Inserted(named) => named,
-            Reading::Other => {
-                return Replayed::moot("a change or a deletion of a row publishes nothing");
+    pub async fn replay(&self, record: &RawValue, deadline: Deadline) -> ReplayResponse {
+        let mut request = match parse(record) {
+            ParsedRecord::Inserted(request) => request,
+            ParsedRecord::Other => {
+                return ReplayResponse::nothing_to_do(
+                    "the record is a change or a deletion of a row, so there is nothing to publish",
+                );
             }
-            Reading::Broken(reason) => return Replayed::failed(UNREADABLE_RECORD, reason),
+            ParsedRecord::Invalid(reason) => return ReplayResponse::failed(INVALID_RECORD, reason),
         };
-        if let Some(record) = &mut named.record {
+        if let Some(record) = &mut request.record {
             record.replay = true;
         }
-        let key = named.key.clone();
-        match self.publisher.publish(vec![named], deadline).await {
+        let key = request.key.clone();
+        match self.publisher.publish(vec![request], deadline).await {
             Ok(unpublished) => match unpublished.into_iter().find(|it| it.event == key) {
-                Some(Unpublished { error, reason, .. }) => Replayed::failed(error, reason),
-                None => Replayed::Done,
+                Some(Unpublished { error, reason, .. }) => ReplayResponse::failed(error, reason),
+                None => ReplayResponse::Done,
             },
-            Err(error) => Replayed::failed(error.kind().name(), error.to_string()),
+            Err(error) => ReplayResponse::failed(error.kind().name(), error.to_string()),
         }
     }
 }
@@ -149,13 +152,13 @@ impl PublishEvents {
 fn first_failed(
     records: &[&RawValue],
     failed: &HashSet<usize>,
-) -> Result<DynamoDbEventResponse, Failure> {
-    let mut answer = DynamoDbEventResponse::default();
+) -> Result<DynamoDbEventResponse, InvocationError> {
+    let mut response = DynamoDbEventResponse::default();
     if let Some(first) = failed.iter().min() {
-        let position: Position = fault::decode(records[*first].get())?;
+        let position: RecordPosition = fault::decode(records[*first].get())?;
         let mut failure = DynamoDbBatchItemFailure::default();
         failure.item_identifier = Some(position.dynamodb.sequence_number);
-        answer.batch_item_failures.push(failure);
+        response.batch_item_failures.push(failure);
     }
-    Ok(answer)
+    Ok(response)
 }

@@ -32,7 +32,7 @@ use tokio::time::{Instant, sleep, timeout};
 /// The maximum number of entries per `PutEvents` call.
 const MAX_ENTRIES: usize = 10;
 /// The maximum size of all entries of a call. It is below the limit of `PutEvents`, 256 KiB.
-const MAX_BYTES: usize = 240 * 1024;
+const MAX_CALL_BYTES: usize = 240 * 1024;
 /// The maximum number of attempts to send an entry that EventBridge can't accept now.
 const MAX_ATTEMPTS: u32 = 4;
 /// The number of rows in the first page when earlier events are read. Most gaps are short. The size of later pages is
@@ -44,12 +44,12 @@ const MAX_GAP: usize = 100;
 /// The number of entities whose earlier events are read concurrently.
 const CONCURRENT_GAPS: usize = 8;
 /// The maximum length of the reason in a refused row, in characters.
-const MAX_REASON: usize = 1_000;
+const MAX_REASON_CHARS: usize = 1_000;
 
 /// The error name in the quarantine for a row that is not an event.
-const NO_EVENT: &str = "InvalidInput";
+const INVALID_EVENT: &str = "InvalidInput";
 /// The error name in the quarantine for an event that EventBridge refuses permanently.
-const REFUSED: &str = "EventRefused";
+const EVENT_REFUSED: &str = "EventRefused";
 
 /// Publishes events of the events table.
 #[derive(Debug)]
@@ -105,11 +105,11 @@ impl From<&EventRow> for EventKey {
 
 /// An event to publish.
 #[derive(Debug)]
-pub struct Named<'r> {
+pub struct PublishRequest<'r> {
     /// The key of the event.
     pub key: EventKey,
-    /// The stream record that named the event, if any. An event with a record is published even if it was refused
-    /// before, which makes replays possible.
+    /// The stream record of the event, if any. An event with a record is published even if it was refused before, which
+    /// makes replays possible.
     pub record: Option<StreamRecord<'r>>,
 }
 
@@ -143,7 +143,7 @@ impl Unpublished {
 }
 
 /// An event in a lane.
-struct Waiting<'r> {
+struct PendingEvent<'r> {
     key: EventKey,
     /// The event, or the reason why the row is not an event.
     event: Result<EventRow, String>,
@@ -151,33 +151,33 @@ struct Waiting<'r> {
     record: Option<&'r RawValue>,
     /// Whether an operator replays it.
     replay: bool,
-    /// Whether the caller named it. Other events are earlier events that were read from the table.
-    named: bool,
+    /// Whether the caller requested it. Other events are earlier events that were read from the table.
+    is_requested: bool,
 }
 
-impl<'r> Waiting<'r> {
-    fn new(key: EventKey, item: Item, record: Option<&'r RawValue>, named: bool) -> Self {
+impl<'r> PendingEvent<'r> {
+    fn new(key: EventKey, item: Item, record: Option<&'r RawValue>, is_requested: bool) -> Self {
         let row = serde_dynamo::from_item::<_, EventRow>(item.clone());
         let event = match row {
             Ok(row) => match row.envelope() {
                 Ok(_) => Ok(row),
-                Err(error) => Err(format!("detail is no event: {error}")),
+                Err(error) => Err(format!("detail is not a valid event: {error}")),
             },
-            Err(error) => Err(format!("the row is no event: {error}")),
+            Err(error) => Err(format!("the row is not a valid event: {error}")),
         };
-        Self { key, event, item, record, replay: false, named }
+        Self { key, event, item, record, replay: false, is_requested }
     }
 
     /// Returns the size of the entry as `PutEvents` counts it.
     fn bytes(&self) -> usize {
-        let of_row = |row: &EventRow| row.detail.len() + row.kind.len() + row.source.len();
-        self.event.as_ref().map_or(0, of_row)
+        let row_bytes = |row: &EventRow| row.detail.len() + row.kind.len() + row.source.len();
+        self.event.as_ref().map_or(0, row_bytes)
     }
 }
 
 /// The events of one entity that are to be published, the oldest first.
 struct Lane<'r> {
-    waiting: VecDeque<Waiting<'r>>,
+    pending: VecDeque<PendingEvent<'r>>,
     /// The number of attempts to send the first event.
     attempts: u32,
     /// The earliest time to send the first event.
@@ -185,31 +185,31 @@ struct Lane<'r> {
 }
 
 impl Publisher {
-    /// Publishes and marks the named events that are not marked as published.
+    /// Publishes and marks the requested events that are not marked as published.
     ///
     /// The events of one entity are sent in order, one per call, so that no event overtakes one that failed. Events of
     /// different entities share calls. An event that can never be published is put into the quarantine and marked as
     /// refused, and its successors are published.
     ///
-    /// Returns the named events that were not published.
+    /// Returns the requested events that were not published.
     ///
     /// # Errors
     /// Fails if the rows can't be read. Nothing was published then.
     pub async fn publish(
         &self,
-        named: Vec<Named<'_>>,
+        requests: Vec<PublishRequest<'_>>,
         deadline: Deadline,
     ) -> Result<Vec<Unpublished>, StoreError> {
-        let keys: Vec<EventKey> = named.iter().map(|named| named.key.clone()).collect();
-        let Ok(read) = timeout(deadline.left(), self.lanes(named)).await else {
-            let late = |event| Unpublished::for_now(event, "the time ran out");
-            return Ok(keys.into_iter().map(late).collect());
+        let keys: Vec<EventKey> = requests.iter().map(|request| request.key.clone()).collect();
+        let Ok(read) = timeout(deadline.remaining(), self.lanes(requests)).await else {
+            let timed_out = |event| Unpublished::for_now(event, "the deadline passed");
+            return Ok(keys.into_iter().map(timed_out).collect());
         };
         let (mut lanes, mut unpublished) = read?;
         while !lanes.is_empty() {
             if deadline.passed() {
                 for lane in lanes.drain(..) {
-                    give_up(&lane, "the time ran out", &mut unpublished);
+                    give_up(&lane, "the deadline passed", &mut unpublished);
                 }
                 break;
             }
@@ -217,34 +217,35 @@ impl Publisher {
             if round.is_empty() {
                 let next = lanes.iter().map(|lane| lane.ready_at).min();
                 let pause = next.map_or(Duration::ZERO, |at| at - Instant::now());
-                sleep(pause.min(deadline.left())).await;
+                sleep(pause.min(deadline.remaining())).await;
                 continue;
             }
             // A hanging bus must not use up the time that the response needs.
-            let heads: Vec<_> = round.iter().map(|lane| &lane.waiting[0]).collect();
-            let Ok(answers) = timeout(deadline.left(), self.put(&heads)).await else {
+            let first_events: Vec<_> = round.iter().map(|lane| &lane.pending[0]).collect();
+            let Ok(results) = timeout(deadline.remaining(), self.put(&first_events)).await else {
                 lanes.extend(round);
                 continue;
             };
-            let settled = heads.iter().zip(answers).map(|(head, answer)| self.settle(head, answer));
-            let Ok(outcomes) = timeout(deadline.left(), join_all(settled)).await else {
-                tracing::error!("the time ran out before all published events were marked");
+            let settled =
+                first_events.iter().zip(results).map(|(event, result)| self.settle(event, result));
+            let Ok(outcomes) = timeout(deadline.remaining(), join_all(settled)).await else {
+                tracing::error!("the deadline passed before all published events were marked");
                 lanes.extend(round);
                 continue;
             };
             for (mut lane, outcome) in round.into_iter().zip(outcomes) {
                 match outcome {
                     Outcome::Settled => {
-                        lane.waiting.pop_front();
+                        lane.pending.pop_front();
                         lane.attempts = 0;
                     }
                     Outcome::Refused(error, reason) => {
-                        if let Some(refused) = lane.waiting.pop_front() {
+                        if let Some(refused) = lane.pending.pop_front() {
                             unpublished.push(Unpublished { event: refused.key, error, reason });
                         }
                         lane.attempts = 0;
                     }
-                    Outcome::Later(reason) => {
+                    Outcome::Retry(reason) => {
                         lane.attempts += 1;
                         if lane.attempts == MAX_ATTEMPTS {
                             give_up(&lane, &reason, &mut unpublished);
@@ -257,7 +258,7 @@ impl Publisher {
                         continue;
                     }
                 }
-                if !lane.waiting.is_empty() {
+                if !lane.pending.is_empty() {
                     lanes.push_back(lane);
                 }
             }
@@ -265,72 +266,72 @@ impl Publisher {
         Ok(unpublished)
     }
 
-    /// Reads the current rows of the named events and of their predecessors. Returns a lane for each entity that
-    /// has events to publish. Also returns the named events that must wait for another run.
+    /// Reads the current rows of the requested events and of their predecessors. Returns a lane for each entity that
+    /// has events to publish. Also returns the requested events that must wait for another run.
     async fn lanes<'r>(
         &self,
-        named: Vec<Named<'r>>,
+        requests: Vec<PublishRequest<'r>>,
     ) -> Result<(VecDeque<Lane<'r>>, Vec<Unpublished>), StoreError> {
         let mut records = HashMap::new();
         let mut order = Vec::new();
-        for Named { key, record } in named {
+        for PublishRequest { key, record } in requests {
             if records.insert(key.clone(), record).is_none() {
                 order.push(key);
             }
         }
-        let unnamed = |key: &EventKey| !records.contains_key(key);
-        let predecessors = order.iter().filter_map(EventKey::predecessor).filter(unnamed);
+        let not_requested = |key: &EventKey| !records.contains_key(key);
+        let predecessors = order.iter().filter_map(EventKey::predecessor).filter(not_requested);
         let rows = self.read(order.iter().cloned().chain(predecessors).collect()).await?;
 
-        let mut waiting: Vec<Waiting> = Vec::new();
+        let mut pending: Vec<PendingEvent> = Vec::new();
         for key in &order {
             let record = records[key].as_ref();
             let image = record.map(|record| &record.image);
             let Some(item) = rows.get(key).or(image) else { continue };
-            let done = is_published(item) || record.is_none() && is_refused(item);
-            if !done {
+            let is_settled = is_published(item) || record.is_none() && is_refused(item);
+            if !is_settled {
                 let json = record.map(|record| record.json);
                 let replay = record.is_some_and(|record| record.replay);
-                let event = Waiting::new(key.clone(), item.clone(), json, true);
-                waiting.push(Waiting { replay, ..event });
+                let event = PendingEvent::new(key.clone(), item.clone(), json, true);
+                pending.push(PendingEvent { replay, ..event });
             }
         }
         let follows_gap = |key: &EventKey| {
-            let Some(predecessor) = key.predecessor().filter(unnamed) else { return false };
+            let Some(predecessor) = key.predecessor().filter(not_requested) else { return false };
             !rows.get(&predecessor).is_some_and(|row| is_published(row) || is_refused(row))
         };
-        let behind_gaps: Vec<EventKey> =
-            waiting.iter().map(|it| &it.key).filter(|key| follows_gap(key)).cloned().collect();
-        let gaps: Vec<Gap> = stream::iter(behind_gaps)
+        let after_gaps: Vec<EventKey> =
+            pending.iter().map(|it| &it.key).filter(|key| follows_gap(key)).cloned().collect();
+        let gaps: Vec<Gap> = stream::iter(after_gaps)
             .map(|key| self.gap(key, |key| records.contains_key(key)))
             .buffer_unordered(CONCURRENT_GAPS)
             .try_collect()
             .await?;
         let mut unpublished = Vec::new();
-        for Gap { before, earlier, cut } in gaps {
-            if cut {
-                let too_early = |it: &Waiting| {
+        for Gap { before, earlier, truncated } in gaps {
+            if truncated {
+                let must_wait = |it: &PendingEvent| {
                     it.key.entity == before.entity && it.key.number() >= before.number()
                 };
-                for late in waiting.extract_if(.., |it| too_early(it)) {
+                for waiting in pending.extract_if(.., |it| must_wait(it)) {
                     let reason = format!("more than {MAX_GAP} earlier events are published first");
-                    unpublished.push(Unpublished::for_now(late.key, reason));
+                    unpublished.push(Unpublished::for_now(waiting.key, reason));
                 }
             }
-            waiting.extend(earlier.into_iter().filter_map(|item| {
-                Some(Waiting::new(EventKey::from_item(&item)?, item, None, false))
+            pending.extend(earlier.into_iter().filter_map(|item| {
+                Some(PendingEvent::new(EventKey::from_item(&item)?, item, None, false))
             }));
         }
-        Ok((into_lanes(waiting), unpublished))
+        Ok((into_lanes(pending), unpublished))
     }
 
-    /// Reads the unsettled events before an event, back to one that is published or that the caller named.
+    /// Reads the unsettled events before an event, back to one that is published or that the caller requested.
     async fn gap(
         &self,
         before: EventKey,
-        is_named: impl Fn(&EventKey) -> bool,
+        is_requested: impl Fn(&EventKey) -> bool,
     ) -> Result<Gap, StoreError> {
-        let mut gap = Gap { before, earlier: VecDeque::new(), cut: false };
+        let mut gap = Gap { before, earlier: VecDeque::new(), truncated: false };
         let query = self
             .events
             .query("entity = :entity AND #sequence < :before")
@@ -341,8 +342,8 @@ impl Publisher {
         let mut page = query.clone().limit(FIRST_GAP_PAGE).page(None).await?;
         loop {
             for item in page.items {
-                let named = EventKey::from_item(&item).is_some_and(|key| is_named(&key));
-                if named || is_published(&item) {
+                let requested = EventKey::from_item(&item).is_some_and(|key| is_requested(&key));
+                if requested || is_published(&item) {
                     return Ok(gap);
                 }
                 if is_refused(&item) {
@@ -351,7 +352,7 @@ impl Publisher {
                 gap.earlier.push_front(item);
                 if gap.earlier.len() > MAX_GAP {
                     gap.earlier.pop_back();
-                    gap.cut = true;
+                    gap.truncated = true;
                 }
             }
             match page.next {
@@ -365,23 +366,25 @@ impl Publisher {
     async fn read(&self, keys: Vec<EventKey>) -> Result<HashMap<EventKey, Item>, StoreError> {
         let rows =
             self.events.batch_get(keys.iter().map(EventKey::key)).consistent().send().await?;
-        let keyed = |item| Some((EventKey::from_item(&item)?, item));
-        Ok(rows.into_iter().filter_map(keyed).collect())
+        let with_key = |item| Some((EventKey::from_item(&item)?, item));
+        Ok(rows.into_iter().filter_map(with_key).collect())
     }
 
-    /// Sends the events in one call. Returns an answer for each.
-    async fn put(&self, heads: &[&Waiting<'_>]) -> Vec<Answer> {
+    /// Sends the events in one call. Returns a result for each.
+    async fn put(&self, first_events: &[&PendingEvent<'_>]) -> Vec<EntryResult> {
         let rows: Vec<&EventRow> =
-            heads.iter().filter_map(|head| head.event.as_ref().ok()).collect();
-        let mut answers = self.put_rows(&rows).await.into_iter();
-        let mut answer = |head: &&Waiting| match &head.event {
-            Ok(_) => answers.next().unwrap_or_else(|| Answer::Later("no answer".to_owned())),
-            Err(reason) => Answer::Never(NO_EVENT, reason.clone()),
+            first_events.iter().filter_map(|event| event.event.as_ref().ok()).collect();
+        let mut results = self.put_rows(&rows).await.into_iter();
+        let mut result = |event: &&PendingEvent| match &event.event {
+            Ok(_) => results
+                .next()
+                .unwrap_or_else(|| EntryResult::Retry("EventBridge returned no result".to_owned())),
+            Err(reason) => EntryResult::Rejected(INVALID_EVENT, reason.clone()),
         };
-        heads.iter().map(&mut answer).collect()
+        first_events.iter().map(&mut result).collect()
     }
 
-    async fn put_rows(&self, rows: &[&EventRow]) -> Vec<Answer> {
+    async fn put_rows(&self, rows: &[&EventRow]) -> Vec<EntryResult> {
         if rows.is_empty() {
             return Vec::new();
         }
@@ -396,42 +399,50 @@ impl Publisher {
         let entries = rows.iter().map(entry).collect();
         match self.bus.put_events().set_entries(Some(entries)).send().await {
             // EventBridge returns one result per entry, in the same order.
-            Ok(answer) => {
-                let mut answers: Vec<_> = answer.entries().iter().map(Answer::of).collect();
-                let left_out = || Answer::Later("EventBridge left the entry out".to_owned());
-                answers.resize_with(rows.len(), left_out);
-                answers
+            Ok(response) => {
+                let mut results: Vec<_> =
+                    response.entries().iter().map(EntryResult::from_entry).collect();
+                let missing = || {
+                    EntryResult::Retry("EventBridge returned no result for the entry".to_owned())
+                };
+                results.resize_with(rows.len(), missing);
+                results
             }
             // One entry of the call is invalid, for instance too large. EventBridge does not say which one, so
             // each entry is sent alone.
             Err(error) if error.code() == Some("ValidationException") => {
                 if let [_] = rows {
-                    let reason = error.message().unwrap_or("not valid");
-                    return vec![Answer::Never(REFUSED, format!("ValidationException: {reason}"))];
+                    let reason = error.message().unwrap_or("invalid entry");
+                    return vec![EntryResult::Rejected(
+                        EVENT_REFUSED,
+                        format!("ValidationException: {reason}"),
+                    )];
                 }
-                let alone =
+                let single_calls =
                     rows.iter().map(|row| Box::pin(self.put_rows(std::slice::from_ref(row))));
-                join_all(alone).await.concat()
+                join_all(single_calls).await.concat()
             }
             Err(error) => {
-                vec![Answer::Later(fault::describe(&error)); rows.len()]
+                vec![EntryResult::Retry(fault::describe(&error)); rows.len()]
             }
         }
     }
 
     /// Marks an event that EventBridge accepted, and quarantines an event that was refused permanently.
-    async fn settle(&self, head: &Waiting<'_>, answer: Answer) -> Outcome {
-        match answer {
-            Answer::Taken => {
-                self.mark_published(&head.key).await;
+    async fn settle(&self, event: &PendingEvent<'_>, result: EntryResult) -> Outcome {
+        match result {
+            EntryResult::Accepted => {
+                self.mark_published(&event.key).await;
                 Outcome::Settled
             }
-            Answer::Later(reason) => Outcome::Later(reason),
-            Answer::Never(error, reason) => match self.set_aside(head, error, &reason).await {
-                Ok(()) if head.replay => Outcome::Refused(error, reason),
-                Ok(()) => Outcome::Settled,
-                Err(reason) => Outcome::Failed(reason),
-            },
+            EntryResult::Retry(reason) => Outcome::Retry(reason),
+            EntryResult::Rejected(error, reason) => {
+                match self.quarantine_event(event, error, &reason).await {
+                    Ok(()) if event.replay => Outcome::Refused(error, reason),
+                    Ok(()) => Outcome::Settled,
+                    Err(reason) => Outcome::Failed(reason),
+                }
+            }
         }
     }
 
@@ -453,14 +464,14 @@ impl Publisher {
                 metrics::counter!("EventsPublished").increment(1);
                 return;
             }
-            Ok(Commit::Refused(_)) => "the row is gone".to_owned(),
+            Ok(Commit::Refused(_)) => "the row does not exist".to_owned(),
             Err(error) => error.to_string(),
         };
         tracing::error!(
             entity = key.entity,
             sequence = key.sequence,
             error,
-            "published, but not marked"
+            "the event is published but not marked"
         );
     }
 
@@ -469,9 +480,9 @@ impl Publisher {
     ///
     /// A replay of the quarantined record publishes the event. If the replay is refused again, no second message is
     /// sent: the failure is still open, and a message would count it twice.
-    async fn set_aside(
+    async fn quarantine_event(
         &self,
-        event: &Waiting<'_>,
+        event: &PendingEvent<'_>,
         error: &str,
         reason: &str,
     ) -> Result<(), String> {
@@ -481,13 +492,13 @@ impl Publisher {
             Some(record) => self.quarantine.put(&record, why).await?,
             None => self.quarantine.put(&self.as_record(&event.item), why).await?,
         }
-        let refused: String = format!("{error}: {reason}").chars().take(MAX_REASON).collect();
+        let refusal: String = format!("{error}: {reason}").chars().take(MAX_REASON_CHARS).collect();
         let mark = Transaction::on(&self.events).update(
             &self.events,
             &event.key.key(),
             "SET #refused = :refused REMOVE unpublished",
             Some("attribute_exists(entity) AND attribute_not_exists(publishedAt)"),
-            [("refused", AttributeValue::S(refused))],
+            [("refused", AttributeValue::S(refusal))],
         );
         match mark.commit().await {
             // Refused: the row is gone, or another publisher has published the event. There is nothing to mark.
@@ -522,17 +533,17 @@ struct Gap {
     before: EventKey,
     /// The earlier events, the oldest first, at most [`MAX_GAP`].
     earlier: VecDeque<Item>,
-    /// Whether newer events were left out.
-    cut: bool,
+    /// Whether newer events were omitted because the gap is too long.
+    truncated: bool,
 }
 
-/// EventBridge's answer to one entry.
+/// EventBridge's result for one entry.
 #[derive(Clone, Debug, PartialEq)]
-enum Answer {
-    Taken,
-    Later(String),
+enum EntryResult {
+    Accepted,
+    Retry(String),
     /// A permanent refusal: the error name in the quarantine, and the reason.
-    Never(&'static str, String),
+    Rejected(&'static str, String),
 }
 
 /// The result of an attempt to publish an event.
@@ -542,23 +553,23 @@ enum Outcome {
     /// A replayed event was refused again: the error name and the reason.
     Refused(&'static str, String),
     /// The event must be sent again.
-    Later(String),
+    Retry(String),
     /// The event was neither published nor refused, and is not tried again in this run.
     Failed(String),
 }
 
-impl Answer {
-    fn of(entry: &PutEventsResultEntry) -> Self {
-        let Some(code) = entry.error_code() else { return Self::Taken };
+impl EntryResult {
+    fn from_entry(entry: &PutEventsResultEntry) -> Self {
+        let Some(code) = entry.error_code() else { return Self::Accepted };
         let reason = format!("{code}: {}", entry.error_message().unwrap_or_default());
         match code {
             "MalformedDetail"
             | "InvalidArgument"
             | "RedactionFailure"
             | "NotAuthorizedForSourceException"
-            | "NotAuthorizedForDetailTypeException" => Self::Never(REFUSED, reason),
+            | "NotAuthorizedForDetailTypeException" => Self::Rejected(EVENT_REFUSED, reason),
             // A wrong role or account affects all events. They are published once it is corrected.
-            _ => Self::Later(reason),
+            _ => Self::Retry(reason),
         }
     }
 }
@@ -577,26 +588,26 @@ fn pause(attempts: u32) -> Duration {
 }
 
 /// Groups events into a lane per entity, in the order in which the entities first occur.
-fn into_lanes(waiting: Vec<Waiting<'_>>) -> VecDeque<Lane<'_>> {
+fn into_lanes(pending: Vec<PendingEvent<'_>>) -> VecDeque<Lane<'_>> {
     let mut lanes: VecDeque<Lane> = VecDeque::new();
     let mut lane_of: HashMap<String, usize> = HashMap::new();
-    let mut seen = HashSet::new();
-    for event in waiting {
-        if !seen.insert(event.key.clone()) {
+    let mut keys = HashSet::new();
+    for event in pending {
+        if !keys.insert(event.key.clone()) {
             continue;
         }
         let next = lanes.len();
         let index = *lane_of.entry(event.key.entity.clone()).or_insert(next);
         if index == next {
-            let waiting = VecDeque::new();
-            lanes.push_back(Lane { waiting, attempts: 0, ready_at: Instant::now() });
+            let pending = VecDeque::new();
+            lanes.push_back(Lane { pending, attempts: 0, ready_at: Instant::now() });
         }
-        lanes[index].waiting.push_back(event);
+        lanes[index].pending.push_back(event);
     }
     for lane in &mut lanes {
         // A sequence number that is not a whole number sorts last.
-        let number = |event: &Waiting| event.key.number().unwrap_or(u64::MAX);
-        lane.waiting.make_contiguous().sort_by_key(number);
+        let number = |event: &PendingEvent| event.key.number().unwrap_or(u64::MAX);
+        lane.pending.make_contiguous().sort_by_key(number);
     }
     lanes
 }
@@ -607,8 +618,9 @@ fn take_round<'r>(lanes: &mut VecDeque<Lane<'r>>) -> Vec<Lane<'r>> {
     let (mut round, mut rest) = (Vec::new(), VecDeque::new());
     let mut bytes = 0;
     for lane in lanes.drain(..) {
-        let size = lane.waiting[0].bytes();
-        let fits = round.len() < MAX_ENTRIES && (round.is_empty() || bytes + size <= MAX_BYTES);
+        let size = lane.pending[0].bytes();
+        let fits =
+            round.len() < MAX_ENTRIES && (round.is_empty() || bytes + size <= MAX_CALL_BYTES);
         if fits && lane.ready_at <= now {
             bytes += size;
             round.push(lane);
@@ -620,10 +632,10 @@ fn take_round<'r>(lanes: &mut VecDeque<Lane<'r>>) -> Vec<Lane<'r>> {
     round
 }
 
-/// Reports the named events of a lane whose first event failed.
+/// Reports the requested events of a lane whose first event failed.
 fn give_up(lane: &Lane, reason: &str, unpublished: &mut Vec<Unpublished>) {
-    let first = &lane.waiting[0].key;
-    for event in lane.waiting.iter().filter(|event| event.named) {
+    let first = &lane.pending[0].key;
+    for event in lane.pending.iter().filter(|event| event.is_requested) {
         let reason = if event.key == *first {
             reason.to_owned()
         } else {

@@ -11,13 +11,13 @@ use store::{Item, Page, StoreError, UNPUBLISHED_SHARDS};
 
 use crate::{
     EventsError,
-    publisher::{EventKey, Named, Publisher, Unpublished},
+    publisher::{EventKey, PublishRequest, Publisher, Unpublished},
 };
 
-/// The minimum age of an event for the sweep. Younger events are still on their way through the stream.
-const GRACE: Duration = Duration::from_mins(1);
+/// The minimum age of an event for the sweep. Younger events may still be in the stream.
+const MIN_AGE: Duration = Duration::from_mins(1);
 /// The number of events per page of an index shard.
-const PAGE: i32 = 100;
+const PAGE_SIZE: i32 = 100;
 
 /// The function sweep-events.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub struct SweepEvents {
     /// The publisher of the events that are found.
     pub publisher: Publisher,
     /// The maximum duration of a sweep. It must be less than the function's timeout.
-    pub time: Duration,
+    pub timeout: Duration,
 }
 
 /// The result of the invocation. It is only logged.
@@ -48,24 +48,24 @@ impl Step for SweepEvents {
     }
 
     async fn run(&self, _: Self::Command, now: Timestamp) -> Result<Reply, EventsError> {
-        let deadline = Deadline::after(self.time);
-        let grace = i64::try_from(GRACE.as_millis()).unwrap_or(i64::MAX);
-        let until = now.plus_millis(-grace);
+        let deadline = Deadline::after(self.timeout);
+        let min_age = i64::try_from(MIN_AGE.as_millis()).unwrap_or(i64::MAX);
+        let until = now.plus_millis(-min_age);
         let mut reply = Reply::default();
         let mut unpublished: Vec<Unpublished> = Vec::new();
-        let mut stuck: HashSet<String> = HashSet::new();
-        let mut starts: Vec<(u8, Option<Item>)> =
+        let mut blocked_entities: HashSet<String> = HashSet::new();
+        let mut page_starts: Vec<(u8, Option<Item>)> =
             (0..UNPUBLISHED_SHARDS).map(|shard| (shard, None)).collect();
         let mut first_round = true;
         // Each round reads one page of each shard, so that no shard uses up the time of the others.
-        while !starts.is_empty() && !deadline.passed() {
+        while !page_starts.is_empty() && !deadline.passed() {
             let (mut items, mut next) = (Vec::new(), Vec::new());
-            for (shard, start) in starts {
+            for (shard, start) in page_starts {
                 let page = self.page(shard, until, start).await?;
                 items.extend(page.items);
                 next.extend(page.next.map(|start| (shard, Some(start))));
             }
-            starts = next;
+            page_starts = next;
             if first_round {
                 // The first page of each shard begins with the shard's oldest event.
                 reply.oldest_age_seconds = oldest_age(&items, now);
@@ -76,13 +76,15 @@ impl Step for SweepEvents {
             reply.found += items.len();
             let keys = items.iter().filter_map(EventKey::from_item);
             // An earlier event of these entities failed in this sweep.
-            let (late, keys): (Vec<_>, Vec<_>) = keys.partition(|key| stuck.contains(&key.entity));
+            let (blocked, keys): (Vec<_>, Vec<_>) =
+                keys.partition(|key| blocked_entities.contains(&key.entity));
             let reason = "an earlier event was not published";
-            let late = late.into_iter();
-            unpublished.extend(late.map(|event| Unpublished::for_now(event, reason)));
-            let named = keys.into_iter().map(|key| Named { key, record: None }).collect();
-            let failed = self.publisher.publish(named, deadline).await?;
-            stuck.extend(failed.iter().map(|failed| failed.event.entity.clone()));
+            let blocked = blocked.into_iter();
+            unpublished.extend(blocked.map(|event| Unpublished::for_now(event, reason)));
+            let requests =
+                keys.into_iter().map(|key| PublishRequest { key, record: None }).collect();
+            let failed = self.publisher.publish(requests, deadline).await?;
+            blocked_entities.extend(failed.iter().map(|failed| failed.event.entity.clone()));
             unpublished.extend(failed);
         }
         match unpublished.first() {
@@ -117,7 +119,7 @@ impl SweepEvents {
             .index("unpublished")
             .text("shard", shard)
             .text("until", until)
-            .limit(PAGE)
+            .limit(PAGE_SIZE)
             .page(start)
             .await
     }

@@ -16,10 +16,10 @@ use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
 use store::{EventRow, NewEvent};
 use testkit::{
-    chance::{Chance, all_seeds, seeds},
-    cloud::{self, Cloud, Fault},
+    cloud::{self, CallFault, Cloud},
     dynamo::EVENTS,
-    mapping::{Disorder, Function, Happening, Mapping, Record, Settings, Stream},
+    mapping::{FaultRates, Function, Mapping, MappingEvent, Record, Settings, Stream},
+    rng::{Rng, all_seeds, seeds},
     sample::{self, noon, saga},
 };
 use tokio::{
@@ -33,8 +33,8 @@ const SETTINGS: Settings = Settings {
     full_batches: false,
     parallelization_factor: 1,
     bisects: true,
-    most_retries: 100,
-    most_age: Duration::from_hours(1),
+    max_retries: 100,
+    max_age: Duration::from_hours(1),
     timeout: Duration::from_secs(30),
 };
 const SEEDS: u64 = 8;
@@ -76,12 +76,12 @@ impl PublishFunction {
         }
     }
 
-    fn note(&self, record: &Value) {
+    fn record_delivery(&self, record: &Value) {
         let keys = &record["dynamodb"]["Keys"];
         let mut delivered = self.delivered.borrow_mut();
-        let of_entity = delivered.entry(text(&keys["entity"]["S"]).to_owned()).or_default();
+        let sequences = delivered.entry(text(&keys["entity"]["S"]).to_owned()).or_default();
         let sequence = text(&keys["sequence"]["N"]).parse().expect("a number");
-        if of_entity.insert(sequence) && of_entity.last() != Some(&sequence) {
+        if sequences.insert(sequence) && sequences.last() != Some(&sequence) {
             self.reversed.set(self.reversed.get() + 1);
         }
     }
@@ -102,13 +102,13 @@ impl Function for PublishFunction {
     ) -> LocalBoxFuture<'static, Result<Value, String>> {
         let records: Vec<_> = records.iter().map(|record| record.table_event()).collect();
         for record in &records {
-            self.note(record);
+            self.record_delivery(record);
         }
         Box::pin(async move {
             let payload = to_raw_value(&json!({ "Records": records })).expect("JSON");
             let deadline = Deadline::after(time.saturating_sub(Duration::from_millis(500)));
             match step.handle(&payload, deadline).await {
-                Ok(answer) => Ok(json!(answer)),
+                Ok(response) => Ok(json!(response)),
                 Err(failure) => Err(failure.message),
             }
         })
@@ -122,9 +122,9 @@ impl Function for PublishFunction {
 /// Returns an event of a site that is committed `at` after the beginning.
 fn row(site: &str, sequence: u64, at: Duration) -> EventRow {
     let saga = saga(site);
-    let at = noon(0).plus_millis(i64::try_from(at.as_millis()).expect("soon"));
+    let at = noon(0).plus_millis(i64::try_from(at.as_millis()).expect("a small number"));
     let data = SiteActivated { site_id: saga.site_id };
-    NewEvent::of(saga, saga.site_id, sequence, at, data).row().expect("a row")
+    NewEvent::in_saga(saga, saga.site_id, sequence, at, data).row().expect("a row")
 }
 
 /// Returns the item's key as text, and its change in the stream's format.
@@ -139,14 +139,14 @@ fn inserted(row: &EventRow) -> (String, Value) {
 /// Returns the entity and sequence number of each entry that the bus accepted, in order.
 fn published(cloud: &Cloud) -> Vec<(String, u64)> {
     let entries = cloud.published();
-    let of_entry = entries.iter().map(|entry| {
+    let key = entries.iter().map(|entry| {
         let detail = entry["Detail"].as_str().expect("a detail");
         let detail: Value = serde_json::from_str(detail).expect("JSON");
         let entity = &detail["metadata"]["entity"];
         let key = format!("{}#{}", text(&entity["type"]), text(&entity["id"]));
         (key, detail["metadata"]["sequence"].as_u64().expect("a number"))
     });
-    of_entry.collect()
+    key.collect()
 }
 
 fn entity(site: &str) -> String {
@@ -176,9 +176,9 @@ fn first_occurrences(cloud: &Cloud) -> BTreeMap<String, Vec<u64>> {
 #[test]
 fn a_transaction_split_and_reversed_between_two_batches_is_published_in_order() {
     cloud::run(async {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Rng::from_seed(1));
         let pair = [1, 2].map(|sequence| row("a", sequence, Duration::ZERO));
-        let mut stream = Stream::new(Chance::of(1));
+        let mut stream = Stream::new(Rng::from_seed(1));
         for row in pair.iter().rev() {
             cloud.put(EVENTS, row);
             let (key, change) = inserted(row);
@@ -187,17 +187,21 @@ fn a_transaction_split_and_reversed_between_two_batches_is_published_in_order() 
         // The batch ends between the two records.
         let settings = Settings { batch_size: 1, ..SETTINGS };
         let function = PublishFunction::new(&cloud);
-        let mapping = Mapping::new(settings, Disorder::default(), Chance::of(1), function);
+        let mapping = Mapping::new(settings, FaultRates::default(), Rng::from_seed(1), function);
         mapping.run(&stream).await;
-        assert_eq!(mapping.happenings()[&Happening::Done], 2);
+        assert_eq!(mapping.event_counts()[&MappingEvent::Done], 2);
         let entity = pair[0].entity.clone();
-        assert_eq!(published(&cloud), [(entity.clone(), 1), (entity, 2)], "each once, in order");
+        assert_eq!(
+            published(&cloud),
+            [(entity.clone(), 1), (entity, 2)],
+            "each event once, in order"
+        );
     });
 }
 
 /// The counts of one run.
 #[derive(Debug)]
-struct Ran {
+struct RunCounts {
     /// The number of records whose first delivery was after a later record of their entity.
     reversed: usize,
     /// The number of entries on the bus that were repeated.
@@ -205,28 +209,28 @@ struct Ran {
     refused: usize,
     /// The number of records that the mapping gave up. The sweep published them.
     given_up: usize,
-    faults: BTreeMap<Fault, u32>,
+    faults: BTreeMap<CallFault, u32>,
 }
 
 /// Runs publish-events and sweep-events with a disordered stream and with faults.
-async fn simulate(seed: u64) -> Ran {
-    let mut chance = Chance::of(seed);
-    let cloud = Cloud::new(chance.fork());
-    let mut stream = Stream::new(chance.fork());
+async fn simulate(seed: u64) -> RunCounts {
+    let mut rng = Rng::from_seed(seed);
+    let cloud = Cloud::new(rng.fork());
+    let mut stream = Stream::new(rng.fork());
     let mut sequences = BTreeMap::new();
     let (mut commits, mut at) = (Vec::new(), Duration::from_secs(1));
     for transaction in 0..60_u32 {
-        at += Duration::from_millis(chance.below(3_000));
+        at += Duration::from_millis(rng.below(3_000));
         if transaction % 20 == 19 {
             stream.reshard();
         }
-        let site = *chance.pick(&SITES);
-        let events: Vec<_> = (0..=chance.below(3))
+        let site = *rng.pick(&SITES);
+        let events: Vec<_> = (0..=rng.below(3))
             .map(|_| {
                 let sequence = sequences.entry(site).or_insert(0);
                 *sequence += 1;
                 let mut row = row(site, *sequence, at);
-                if chance.percent(4) {
+                if rng.percent(4) {
                     BAD_TYPE.clone_into(&mut row.kind);
                 }
                 row
@@ -236,59 +240,68 @@ async fn simulate(seed: u64) -> Ran {
         commits.push((at, events));
     }
     cloud.refuse_events(BAD_TYPE);
-    cloud.disturb(8);
-    let begun = Instant::now();
-    let committing = cloud.clone();
+    cloud.inject_faults(8);
+    let started = Instant::now();
+    let committing_cloud = cloud.clone();
     let commits = spawn_local(async move {
         for (at, events) in commits {
-            sleep_until(begun + at - Duration::from_millis(1)).await;
+            sleep_until(started + at - Duration::from_millis(1)).await;
             for row in &events {
-                committing.put(EVENTS, row);
+                committing_cloud.put(EVENTS, row);
             }
         }
     });
     let function = PublishFunction::new(&cloud);
-    let disorder = Disorder { crash: 5, lost_answer: 5, replaced_poller: 5, repeat: 10 };
-    let mapping = Mapping::new(SETTINGS, disorder, chance.fork(), function);
+    let fault_rates = FaultRates { crash: 5, lost_response: 5, replaced_poller: 5, repeat: 10 };
+    let mapping = Mapping::new(SETTINGS, fault_rates, rng.fork(), function);
     let sweeps = async {
         for minute in 1.. {
             sleep(Duration::from_mins(1)).await;
             if minute > 10 {
-                cloud.calm();
+                cloud.stop_faults();
             }
-            let event = fault::decode(&sample::event("sweep-events").to_string()).expect("one");
-            let now = noon(i64::try_from(begun.elapsed().as_secs()).expect("soon"));
-            let step = SweepEvents { publisher: publisher(&cloud), time: Duration::from_secs(25) };
+            let event =
+                fault::decode(&sample::event("sweep-events").to_string()).expect("an event");
+            let now = noon(i64::try_from(started.elapsed().as_secs()).expect("a small number"));
+            let step =
+                SweepEvents { publisher: publisher(&cloud), timeout: Duration::from_secs(25) };
             // A panic is one of the faults. After a failed sweep, the next one runs a minute later.
-            let swept = spawn_local(async move { step.run(event, now).await.map(drop) }).await;
-            let left = rows(&cloud).iter().filter(|row| row.unpublished.is_some()).count();
-            if minute > 10 && left == 0 && matches!(swept, Ok(Ok(()))) {
+            let result = spawn_local(async move { step.run(event, now).await.map(drop) }).await;
+            let unpublished = rows(&cloud).iter().filter(|row| row.unpublished.is_some()).count();
+            if minute > 10 && unpublished == 0 && matches!(result, Ok(Ok(()))) {
                 return;
             }
-            assert!(minute < 60, "seed {seed}: {left} events are left: {swept:?}");
+            assert!(minute < 60, "seed {seed}: {unpublished} events are unpublished: {result:?}");
         }
     };
     tokio::join!(mapping.run(&stream), sweeps);
-    commits.await.expect("committed");
+    commits.await.expect("the commits");
 
     let first = first_occurrences(&cloud);
     let mut refused = 0;
     for site in SITES {
-        let mut of_site = rows(&cloud);
-        of_site.retain(|row| row.entity == entity(site));
-        of_site.sort_by_key(|row| row.sequence);
-        let (bad, good): (Vec<_>, Vec<_>) = of_site.iter().partition(|row| row.kind == BAD_TYPE);
-        refused += bad.len();
-        assert!(bad.iter().all(|row| row.refused.is_some()), "seed {seed}: {bad:#?}");
-        assert!(good.iter().all(|row| row.published_at.is_some()), "seed {seed}: {good:#?}");
-        let order: Vec<_> = good.iter().map(|row| row.sequence).collect();
-        let of_bus = first.get(&entity(site)).cloned().unwrap_or_default();
-        assert_eq!(of_bus, order, "seed {seed}, site {site}");
+        let mut site_rows = rows(&cloud);
+        site_rows.retain(|row| row.entity == entity(site));
+        site_rows.sort_by_key(|row| row.sequence);
+        let (refused_rows, published_rows): (Vec<_>, Vec<_>) =
+            site_rows.iter().partition(|row| row.kind == BAD_TYPE);
+        refused += refused_rows.len();
+        assert!(
+            refused_rows.iter().all(|row| row.refused.is_some()),
+            "seed {seed}: {refused_rows:#?}"
+        );
+        assert!(
+            published_rows.iter().all(|row| row.published_at.is_some()),
+            "seed {seed}: {published_rows:#?}"
+        );
+        let order: Vec<_> = published_rows.iter().map(|row| row.sequence).collect();
+        let published = first.get(&entity(site)).cloned().unwrap_or_default();
+        assert_eq!(published, order, "seed {seed}, site {site}");
     }
     let all = published(&cloud).len();
     let messages = cloud.messages().len();
     assert!(messages >= refused, "seed {seed}: {messages} messages of {refused} refused events");
-    Ran {
+    RunCounts {
         reversed: mapping.function().reversed.get(),
         repeated: all - first.values().map(Vec::len).sum::<usize>(),
         refused,
@@ -304,12 +317,12 @@ fn first_occurrences_are_in_order_under_faults() {
         return;
     }
     // The runs prove nothing unless these cases occurred.
-    let sum = |of: fn(&Ran) -> usize| runs.iter().map(of).sum::<usize>();
-    let count = |fault| runs.iter().filter_map(|ran| ran.faults.get(&fault)).sum::<u32>();
-    let [reversed, repeated] = [sum(|ran| ran.reversed), sum(|ran| ran.repeated)];
-    let [refused, given_up] = [sum(|ran| ran.refused), sum(|ran| ran.given_up)];
-    let faults: Vec<_> = Fault::ALL.into_iter().map(|fault| (fault, count(fault))).collect();
-    let told = format!("{reversed}, {repeated}, {refused}, {given_up}, {faults:?}");
-    assert!(reversed > 30 && repeated > 5 && refused > 5, "{told}");
-    assert!(faults.iter().all(|(_, count)| *count > 1), "{told}");
+    let sum = |of: fn(&RunCounts) -> usize| runs.iter().map(of).sum::<usize>();
+    let count = |fault| runs.iter().filter_map(|counts| counts.faults.get(&fault)).sum::<u32>();
+    let [reversed, repeated] = [sum(|counts| counts.reversed), sum(|counts| counts.repeated)];
+    let [refused, given_up] = [sum(|counts| counts.refused), sum(|counts| counts.given_up)];
+    let faults: Vec<_> = CallFault::ALL.into_iter().map(|fault| (fault, count(fault))).collect();
+    let summary = format!("{reversed}, {repeated}, {refused}, {given_up}, {faults:?}");
+    assert!(reversed > 30 && repeated > 5 && refused > 5, "{summary}");
+    assert!(faults.iter().all(|(_, count)| *count > 1), "{summary}");
 }

@@ -1,4 +1,4 @@
-//! Events are published in order per entity. No event is lost, and none blocks others for ever.
+//! Events are published in order per entity. No event is lost, and no event blocks others for good.
 
 use std::{
     collections::BTreeMap,
@@ -11,10 +11,10 @@ use contracts::{
 };
 use events::{
     publish_events::PublishEvents,
-    publisher::{EventKey, Named, Publisher},
+    publisher::{EventKey, PublishRequest, Publisher},
     sweep_events::SweepEvents,
 };
-use fault::{ErrorKind, Replayed};
+use fault::{ErrorKind, ReplayResponse};
 use lambda::{Deadline, Step};
 use quarantine::Quarantine;
 use serde_json::{Value, json, value::to_raw_value};
@@ -35,18 +35,18 @@ struct World {
 }
 
 /// The name of the event's site and the event's sequence number.
-type Sent = (String, u64);
+type SentEvent = (String, u64);
 
 impl World {
     /// Starts the world. `refusal` returns the error code for the n-th attempt (from 1) to send an event.
     async fn start(refusal: fn(&str, u64, usize) -> Option<&'static str>) -> Self {
-        let tries = std::sync::Mutex::new(BTreeMap::<Sent, usize>::new());
-        let answer = move |call: &Call| {
-            let mut tries = tries.lock().expect("no panic in the bus");
-            let answers: Vec<_> = entries(call)
+        let attempts = std::sync::Mutex::new(BTreeMap::<SentEvent, usize>::new());
+        let respond = move |call: &Call| {
+            let mut attempts = attempts.lock().expect("the attempts");
+            let results: Vec<_> = entries(call)
                 .into_iter()
                 .map(|sent| {
-                    let attempts = tries.entry(sent.clone()).or_default();
+                    let attempts = attempts.entry(sent.clone()).or_default();
                     *attempts += 1;
                     match refusal(&sent.0, sent.1, *attempts) {
                         Some(code) => json!({ "ErrorCode": code, "ErrorMessage": "no" }),
@@ -54,12 +54,12 @@ impl World {
                     }
                 })
                 .collect();
-            let failed = answers.iter().filter(|answer| answer.get("ErrorCode").is_some()).count();
-            (200, json!({ "FailedEntryCount": failed, "Entries": answers }))
+            let failed = results.iter().filter(|result| result.get("ErrorCode").is_some()).count();
+            (200, json!({ "FailedEntryCount": failed, "Entries": results }))
         };
         Self {
             dynamo: Dynamo::start().await,
-            bus: Stub::start(answer).await,
+            bus: Stub::start(respond).await,
             queue: Stub::start(|_| (200, json!({ "MessageId": "1" }))).await,
         }
     }
@@ -85,7 +85,7 @@ impl World {
     async fn append(&self, site: &str, sequence: u64, at: Timestamp) -> Value {
         let saga = saga(site);
         let data = SiteActivated { site_id: saga.site_id };
-        let event = NewEvent::of(saga, saga.site_id, sequence, at, data);
+        let event = NewEvent::in_saga(saga, saga.site_id, sequence, at, data);
         let row = event.clone().row().expect("a row");
         let table = self.dynamo.table(EVENTS);
         let commit = Transaction::on(&table).event(&self.dynamo.outbox(), event).commit().await;
@@ -99,7 +99,7 @@ impl World {
     }
 
     /// Replays a record, as `fieldctl failures replay` does.
-    async fn replay(&self, record: &Value) -> Replayed {
+    async fn replay(&self, record: &Value) -> ReplayResponse {
         let record = to_raw_value(record).expect("JSON");
         let deadline = Deadline::after(Duration::from_secs(10));
         self.publish_events().replay(&record, deadline).await
@@ -107,14 +107,14 @@ impl World {
 
     async fn publish_within(&self, time: Duration, records: &[Value]) -> Option<String> {
         let payload = to_raw_value(&json!({ "Records": records })).expect("JSON");
-        let answer = self.publish_events().handle(&payload, Deadline::after(time)).await;
-        let mut failures = answer.expect("an answer").batch_item_failures;
-        assert!(failures.len() < 2, "Lambda takes the lowest, so more only mislead");
+        let response = self.publish_events().handle(&payload, Deadline::after(time)).await;
+        let mut failures = response.expect("a response").batch_item_failures;
+        assert!(failures.len() < 2, "Lambda uses only the lowest sequence number");
         failures.pop().map(|failure| failure.item_identifier.expect("a sequence number"))
     }
 
     async fn sweep(&self, now: Timestamp) -> Result<Value, ErrorKind> {
-        let step = SweepEvents { publisher: self.publisher(), time: Duration::from_mins(1) };
+        let step = SweepEvents { publisher: self.publisher(), timeout: Duration::from_mins(1) };
         let command = fault::decode(&sample::event("sweep-events").to_string()).expect("an event");
         match step.run(command, now).await {
             Ok(reply) => Ok(json!(reply)),
@@ -138,7 +138,7 @@ impl World {
     }
 
     /// Returns the events in each call to the bus since the last time it was called.
-    fn sent(&self) -> Vec<Vec<Sent>> {
+    fn sent(&self) -> Vec<Vec<SentEvent>> {
         self.bus.take_calls().iter().map(entries).collect()
     }
 
@@ -155,7 +155,7 @@ impl World {
 }
 
 /// Returns the events of a `PutEvents` call, with the names of their sites.
-fn entries(call: &Call) -> Vec<Sent> {
+fn entries(call: &Call) -> Vec<SentEvent> {
     let names: BTreeMap<String, &str> =
         ["a", "b", "c"].iter().map(|name| (saga(name).site_id.to_string(), *name)).collect();
     let entries = call.json()["Entries"].take();
@@ -169,7 +169,7 @@ fn entries(call: &Call) -> Vec<Sent> {
     entries.collect()
 }
 
-fn sent(site: &str, sequence: u64) -> Sent {
+fn sent(site: &str, sequence: u64) -> SentEvent {
     (site.to_owned(), sequence)
 }
 
@@ -200,13 +200,13 @@ fn number(sequence: u64) -> String {
     format!("{}", 1000 + sequence)
 }
 
-fn never(_: &str, _: u64, _: usize) -> Option<&'static str> {
+fn no_refusal(_: &str, _: u64, _: usize) -> Option<&'static str> {
     None
 }
 
 #[tokio::test]
 async fn events_of_an_entity_are_sent_one_by_one_and_entities_share_calls() {
-    let world = World::start(never).await;
+    let world = World::start(no_refusal).await;
     let batch = [
         world.append("a", 1, noon(0)).await,
         world.append("b", 1, noon(0)).await,
@@ -222,14 +222,14 @@ async fn events_of_an_entity_are_sent_one_by_one_and_entities_share_calls() {
     assert_eq!(entry["Source"], "fieldstation.sites");
     assert_eq!(entry["DetailType"], "SiteActivated");
     let log = world.dynamo.events(saga("a").site_id).await;
-    assert_eq!(entry["Detail"], log[0].detail, "what was committed is what is sent");
+    assert_eq!(entry["Detail"], log[0].detail, "the committed detail is sent unchanged");
     assert_eq!(world.published("a").await, [1, 2, 3]);
     assert_eq!(world.published("b").await, [1]);
 }
 
 #[tokio::test]
 async fn a_published_event_is_not_sent_again() {
-    let world = World::start(never).await;
+    let world = World::start(no_refusal).await;
     let batch = [world.append("a", 1, noon(0)).await, world.append("a", 2, noon(0)).await];
     assert_eq!(world.publish(&batch[..1]).await, None);
     assert_eq!(world.sent(), [[sent("a", 1)]]);
@@ -244,8 +244,8 @@ async fn a_published_event_is_not_sent_again() {
 #[tokio::test]
 async fn a_failed_entry_is_sent_again_before_its_successors() {
     // The status is 200: only `FailedEntryCount` and the entries show the failure.
-    let world = World::start(|site, sequence, tried| {
-        (site == "a" && sequence == 1 && tried < 3).then_some("ThrottlingException")
+    let world = World::start(|site, sequence, attempt| {
+        (site == "a" && sequence == 1 && attempt < 3).then_some("ThrottlingException")
     })
     .await;
     let batch = [
@@ -253,12 +253,15 @@ async fn a_failed_entry_is_sent_again_before_its_successors() {
         world.append("a", 2, noon(0)).await,
         world.append("b", 1, noon(0)).await,
     ];
-    let begun = Instant::now();
+    let started = Instant::now();
     assert_eq!(world.publish(&batch).await, None);
-    assert!(begun.elapsed() >= Duration::from_millis(300), "the pauses grow");
+    assert!(
+        started.elapsed() >= Duration::from_millis(300),
+        "each pause is longer than the one before"
+    );
     let all: Vec<_> = world.sent().concat();
-    let of_a: Vec<_> = all.iter().filter(|sent| sent.0 == "a").map(|sent| sent.1).collect();
-    assert_eq!(of_a, [1, 1, 1, 2]);
+    let sent_of_a: Vec<_> = all.iter().filter(|sent| sent.0 == "a").map(|sent| sent.1).collect();
+    assert_eq!(sent_of_a, [1, 1, 1, 2]);
     assert_eq!(all.iter().filter(|sent| sent.0 == "b").count(), 1);
     assert_eq!(world.published("a").await, [1, 2]);
 }
@@ -284,7 +287,7 @@ async fn a_lasting_error_stops_only_its_entity_and_the_lowest_number_is_reported
 }
 
 #[tokio::test]
-async fn a_permanently_refused_event_is_quarantined_and_the_shard_moves_on() {
+async fn a_permanently_refused_event_is_quarantined_and_the_shard_continues() {
     let world = World::start(|site, sequence, _| {
         (site == "a" && sequence == 1).then_some("MalformedDetail")
     })
@@ -303,7 +306,7 @@ async fn a_permanently_refused_event_is_quarantined_and_the_shard_moves_on() {
     assert_eq!(body["source"], "publish-events");
     assert_eq!(body["error"], "EventRefused");
     assert_eq!(body["reason"], "MalformedDetail: no");
-    assert_eq!(body["record"], batch[0], "whole, so that it can be replayed");
+    assert_eq!(body["record"], batch[0], "the whole record, so that it can be replayed");
 }
 
 #[tokio::test]
@@ -324,11 +327,11 @@ async fn a_refused_event_does_not_block_its_successors() {
 
 #[tokio::test]
 async fn invalid_rows_are_refused_and_changes_of_rows_are_skipped() {
-    let world = World::start(never).await;
-    let good = world.append("a", 1, noon(0)).await;
-    let mut changed = good.clone();
+    let world = World::start(no_refusal).await;
+    let valid = world.append("a", 1, noon(0)).await;
+    let mut changed = valid.clone();
     changed["eventName"] = "MODIFY".into();
-    let mut expired = good.clone();
+    let mut expired = valid.clone();
     expired["eventName"] = "REMOVE".into();
     expired["dynamodb"].as_object_mut().expect("a change").remove("NewImage");
     let mut rows = Vec::new();
@@ -345,21 +348,21 @@ async fn invalid_rows_are_refused_and_changes_of_rows_are_skipped() {
     for (_, row) in &rows {
         world.dynamo.put(EVENTS, row.clone()).await;
     }
-    let mut no_image = good.clone();
+    let mut no_image = valid.clone();
     no_image["dynamodb"]["NewImage"] = json!({ "entity": { "Q": "x" } });
-    let mut no_key = good.clone();
+    let mut no_key = valid.clone();
     no_key["dynamodb"]["Keys"] = json!({ "id": { "S": "x" } });
-    let [no_event, no_row] = [&rows[0].0, &rows[1].0].map(Clone::clone);
-    let batch = [changed, no_event, no_row, no_image, no_key, expired, good];
+    let [not_an_event, not_a_row] = [&rows[0].0, &rows[1].0].map(Clone::clone);
+    let batch = [changed, not_an_event, not_a_row, no_image, no_key, expired, valid];
     assert_eq!(world.publish(&batch).await, None);
     assert_eq!(world.sent(), [[sent("a", 1)]]);
     let mut reasons: Vec<_> =
         world.quarantined().iter().map(|it| it["reason"].to_string()).collect();
     reasons.sort();
     assert_eq!(reasons.len(), 4, "{reasons:?}");
-    assert!(reasons[0].contains("detail is no event: missing field"), "{reasons:?}");
-    assert!(reasons[2].contains("has no key of an event"), "{reasons:?}");
-    assert!(reasons[3].contains("the row is no event: "), "{reasons:?}");
+    assert!(reasons[0].contains("detail is not a valid event: missing field"), "{reasons:?}");
+    assert!(reasons[2].contains("has no event key"), "{reasons:?}");
+    assert!(reasons[3].contains("the row is not a valid event: "), "{reasons:?}");
     let stored = world.dynamo.rows(EVENTS).await;
     let refused = stored.iter().filter(|row| row["refused"].is_string());
     assert!(refused.clone().all(|row| row.get("unpublished").is_none()), "{stored:#?}");
@@ -368,13 +371,13 @@ async fn invalid_rows_are_refused_and_changes_of_rows_are_skipped() {
 
 #[tokio::test]
 async fn an_unreachable_quarantine_stops_the_shard() {
-    let mut world = World::start(never).await;
+    let mut world = World::start(no_refusal).await;
     world.queue = Stub::start(|_| (500, json!({}))).await;
-    let good = world.append("a", 1, noon(0)).await;
-    let mut broken = good.clone();
-    broken["dynamodb"]["NewImage"] = json!({ "entity": { "Q": "x" } });
-    broken["dynamodb"]["SequenceNumber"] = number(0).into();
-    assert_eq!(world.publish(&[broken, good]).await, Some(number(0)));
+    let valid = world.append("a", 1, noon(0)).await;
+    let mut invalid = valid.clone();
+    invalid["dynamodb"]["NewImage"] = json!({ "entity": { "Q": "x" } });
+    invalid["dynamodb"]["SequenceNumber"] = number(0).into();
+    assert_eq!(world.publish(&[invalid, valid]).await, Some(number(0)));
     assert_eq!(world.published("a").await, [1]);
     // An event that is refused is not marked either, and its successor waits.
     let mut world = World::start(|_, _, _| Some("MalformedDetail")).await;
@@ -387,7 +390,7 @@ async fn an_unreachable_quarantine_stops_the_shard() {
 
 #[tokio::test]
 async fn events_that_miss_the_deadline_are_delivered_again() {
-    let world = World::start(never).await;
+    let world = World::start(no_refusal).await;
     let batch = [world.append("a", 1, noon(0)).await, world.append("b", 2, noon(0)).await];
     assert_eq!(world.publish_within(Duration::ZERO, &batch).await, Some(number(1)));
     assert!(world.sent().is_empty());
@@ -395,7 +398,7 @@ async fn events_that_miss_the_deadline_are_delivered_again() {
 
 #[tokio::test]
 async fn an_unreachable_bus_fails_the_batch_from_its_first_record() {
-    let mut world = World::start(never).await;
+    let mut world = World::start(no_refusal).await;
     world.bus = Stub::start(|_| (500, json!({}))).await;
     let batch = [world.append("a", 1, noon(0)).await, world.append("b", 2, noon(0)).await];
     assert_eq!(world.publish_within(Duration::from_millis(250), &batch).await, Some(number(1)));
@@ -404,7 +407,7 @@ async fn an_unreachable_bus_fails_the_batch_from_its_first_record() {
 
 #[tokio::test]
 async fn a_call_has_at_most_ten_entries() {
-    let world = World::start(never).await;
+    let world = World::start(no_refusal).await;
     let mut batch = Vec::new();
     for site in 0..23 {
         batch.push(world.append(&format!("site {site}"), 1, noon(0)).await);
@@ -418,13 +421,13 @@ async fn a_call_has_at_most_ten_entries() {
 async fn a_call_does_not_exceed_the_size_limit_of_the_bus() {
     // Two of these entries fill a call to the byte, by EventBridge's way of counting.
     for (bytes, calls) in [(120 * 1024, [2, 1].as_slice()), (120 * 1024 + 1, &[1, 1, 1])] {
-        let world = World::start(never).await;
+        let world = World::start(no_refusal).await;
         let mut rows = Vec::new();
         for site in ["a", "b", "c"] {
             world.append(site, 1, noon(0)).await;
             let mut row = world.dynamo.events(saga(site).site_id).await.pop().expect("an event");
             row.detail += &" ".repeat(bytes - row.detail.len() - row.kind.len() - row.source.len());
-            rows.push(Named { key: EventKey::from(&row), record: None });
+            rows.push(PublishRequest { key: EventKey::from(&row), record: None });
             world.dynamo.put(EVENTS, json!(row)).await;
         }
         let deadline = Deadline::after(Duration::from_secs(10));
@@ -436,36 +439,37 @@ async fn a_call_does_not_exceed_the_size_limit_of_the_bus() {
 
 #[tokio::test]
 async fn a_sweep_publishes_unpublished_events_and_reports_the_oldest_age() {
-    let world = World::start(never).await;
+    let world = World::start(no_refusal).await;
     world.append("a", 2, noon(10)).await;
     world.append("a", 1, noon(0)).await;
     world.append("b", 1, noon(20)).await;
     world.append("c", 1, noon(100)).await;
-    // Events younger than a minute are still on their way through the stream.
-    let swept = world.sweep(noon(120)).await;
-    assert_eq!(swept, Ok(json!({ "found": 3, "oldestAgeSeconds": 120 })));
-    let of_a: Vec<_> = world.sent().concat().into_iter().filter(|sent| sent.0 == "a").collect();
-    assert_eq!(of_a, [sent("a", 1), sent("a", 2)]);
+    // Events younger than a minute may still be in the stream.
+    let result = world.sweep(noon(120)).await;
+    assert_eq!(result, Ok(json!({ "found": 3, "oldestAgeSeconds": 120 })));
+    let sent_of_a: Vec<_> =
+        world.sent().concat().into_iter().filter(|sent| sent.0 == "a").collect();
+    assert_eq!(sent_of_a, [sent("a", 1), sent("a", 2)]);
     assert_eq!(world.published("c").await, [0; 0]);
 
-    let swept = world.sweep(noon(200)).await;
-    assert_eq!(swept, Ok(json!({ "found": 1, "oldestAgeSeconds": 100 })));
-    let swept = world.sweep(noon(200)).await;
-    assert_eq!(swept, Ok(json!({ "found": 0, "oldestAgeSeconds": 0 })));
+    let result = world.sweep(noon(200)).await;
+    assert_eq!(result, Ok(json!({ "found": 1, "oldestAgeSeconds": 100 })));
+    let result = world.sweep(noon(200)).await;
+    assert_eq!(result, Ok(json!({ "found": 0, "oldestAgeSeconds": 0 })));
     assert_eq!(world.published("c").await, [1]);
 }
 
-/// The alarm `SweptEvents` goes off if sweep-events publishes anything.
+/// The alarm `SweptEvents` fires if sweep-events publishes anything.
 #[tokio::test]
 async fn a_sweep_counts_the_events_that_publish_events_should_have_published() {
-    let world = World::start(never).await;
-    let swept = async |now| measured(world.sweep(now)).await.1.get("EventsPublished").copied();
-    assert_eq!(swept(noon(120)).await, None);
+    let world = World::start(no_refusal).await;
+    let published = async |now| measured(world.sweep(now)).await.1.get("EventsPublished").copied();
+    assert_eq!(published(noon(120)).await, None);
     world.append("a", 1, noon(0)).await;
     world.append("b", 1, noon(20)).await;
-    assert_eq!(swept(noon(59)).await, None, "they are younger than a minute");
-    assert_eq!(swept(noon(120)).await, Some(2.0));
-    assert_eq!(swept(noon(180)).await, None, "they are published");
+    assert_eq!(published(noon(59)).await, None, "the events are younger than a minute");
+    assert_eq!(published(noon(120)).await, Some(2.0));
+    assert_eq!(published(noon(180)).await, None, "the events are published");
 }
 
 #[tokio::test]
@@ -480,8 +484,8 @@ async fn a_sweep_that_leaves_events_unpublished_fails() {
 
 #[tokio::test]
 async fn a_sweep_quarantines_a_refused_event_once_and_a_replay_publishes_it() {
-    let world = World::start(|site, sequence, tried| {
-        (site == "a" && sequence == 1 && tried == 1).then_some("MalformedDetail")
+    let world = World::start(|site, sequence, attempt| {
+        (site == "a" && sequence == 1 && attempt == 1).then_some("MalformedDetail")
     })
     .await;
     world.append("a", 1, noon(0)).await;
@@ -490,44 +494,48 @@ async fn a_sweep_quarantines_a_refused_event_once_and_a_replay_publishes_it() {
     assert_eq!(world.published("a").await, [2]);
     let reason = world.refused("a", 1).await;
     assert_eq!(reason.as_deref(), Some("EventRefused: MalformedDetail: no"));
-    let set_aside = world.quarantined();
-    assert_eq!(set_aside.len(), 1);
+    let messages = world.quarantined();
+    assert_eq!(messages.len(), 1);
     assert_eq!(world.sweep(noon(180)).await, Ok(json!({ "found": 0, "oldestAgeSeconds": 0 })));
     assert!(world.quarantined().is_empty());
 
     drop(world.sent());
-    assert_eq!(world.replay(&set_aside[0]["record"]).await, Replayed::Done);
+    assert_eq!(world.replay(&messages[0]["record"]).await, ReplayResponse::Done);
     assert_eq!(world.sent(), [[sent("a", 1)]]);
     assert_eq!(world.published("a").await, [1, 2]);
 }
 
 #[tokio::test]
 async fn a_replay_publishes_the_current_row() {
-    let world = World::start(never).await;
+    let world = World::start(no_refusal).await;
     world.append("a", 1, noon(0)).await;
-    let good = json!(world.dynamo.events(saga("a").site_id).await[0]);
-    let mut broken = good.clone();
-    broken["detail"] = "no JSON".into();
-    world.dynamo.put(EVENTS, broken.clone()).await;
+    let valid = json!(world.dynamo.events(saga("a").site_id).await[0]);
+    let mut invalid = valid.clone();
+    invalid["detail"] = "not JSON".into();
+    world.dynamo.put(EVENTS, invalid.clone()).await;
     assert!(world.sweep(noon(120)).await.is_ok());
-    let set_aside = world.quarantined();
-    assert_eq!(set_aside[0]["error"], "InvalidInput");
-    assert_eq!(set_aside[0]["record"]["dynamodb"]["NewImage"]["detail"]["S"], "no JSON");
+    let messages = world.quarantined();
+    assert_eq!(messages[0]["error"], "InvalidInput");
+    assert_eq!(messages[0]["record"]["dynamodb"]["NewImage"]["detail"]["S"], "not JSON");
     // An operator corrects the row by changing `detail` only.
     let mut corrected = world.dynamo.rows(EVENTS).await.remove(0);
     assert!(corrected["refused"].is_string());
-    corrected["detail"] = good["detail"].clone();
-    let refused = Replayed::failed("InvalidInput", set_aside[0]["reason"].as_str().expect("text"));
-    assert_eq!(world.replay(&set_aside[0]["record"]).await, refused, "not corrected yet");
-    assert!(world.quarantined().is_empty(), "its failure is open: one message is enough");
+    corrected["detail"] = valid["detail"].clone();
+    let refused =
+        ReplayResponse::failed("InvalidInput", messages[0]["reason"].as_str().expect("text"));
+    assert_eq!(world.replay(&messages[0]["record"]).await, refused, "the row is not corrected yet");
+    assert!(
+        world.quarantined().is_empty(),
+        "the failure is still open, so there is no second message"
+    );
     world.dynamo.put(EVENTS, corrected).await;
-    assert_eq!(world.replay(&set_aside[0]["record"]).await, Replayed::Done);
+    assert_eq!(world.replay(&messages[0]["record"]).await, ReplayResponse::Done);
     assert_eq!(world.sent(), [[sent("a", 1)]]);
     assert_eq!(world.published("a").await, [1]);
 }
 
 /// Returns names of sites whose events are in one shard of the index `unpublished`.
-fn of_one_shard(count: usize) -> Vec<String> {
+fn sites_of_one_shard(count: usize) -> Vec<String> {
     let names = (0..).map(|number| format!("site {number}"));
     let shard = |name: &String| {
         Entity::from(saga(name).site_id).id.as_bytes()[0] % store::UNPUBLISHED_SHARDS
@@ -538,7 +546,7 @@ fn of_one_shard(count: usize) -> Vec<String> {
 #[tokio::test]
 async fn unpublishable_events_do_not_hide_later_events_from_the_sweep() {
     // More than a page of the shard.
-    let (bad, behind) = (of_one_shard(110), "c");
+    let (unpublishable, later_site) = (sites_of_one_shard(110), "c");
     for permanent in [true, false] {
         let world = World::start(if permanent {
             |site, _, _| (site != "c").then_some("MalformedDetail")
@@ -546,44 +554,44 @@ async fn unpublishable_events_do_not_hide_later_events_from_the_sweep() {
             |site, _, _| (site != "c").then_some("InternalFailure")
         })
         .await;
-        for site in &bad {
+        for site in &unpublishable {
             world.append(site, 1, noon(0)).await;
         }
         let mut row = json!(
-            NewEvent::of(
-                saga(behind),
-                saga(behind).site_id,
+            NewEvent::in_saga(
+                saga(later_site),
+                saga(later_site).site_id,
                 1,
                 noon(30),
-                SiteActivated { site_id: saga(behind).site_id },
+                SiteActivated { site_id: saga(later_site).site_id },
             )
             .row()
             .expect("a row")
         );
         row["unpublished"] = "3".into();
         world.dynamo.put(EVENTS, row).await;
-        let swept = world.sweep(noon(120)).await;
-        assert_eq!(swept.is_ok(), permanent, "{swept:?}");
-        assert_eq!(world.published(behind).await, [1], "in the same run");
+        let result = world.sweep(noon(120)).await;
+        assert_eq!(result.is_ok(), permanent, "{result:?}");
+        assert_eq!(world.published(later_site).await, [1], "it is published in the same run");
         if permanent {
-            assert_eq!(world.quarantined().len(), bad.len());
-            let swept = world.sweep(noon(180)).await;
-            assert_eq!(swept, Ok(json!({ "found": 0, "oldestAgeSeconds": 0 })));
+            assert_eq!(world.quarantined().len(), unpublishable.len());
+            let result = world.sweep(noon(180)).await;
+            assert_eq!(result, Ok(json!({ "found": 0, "oldestAgeSeconds": 0 })));
         }
     }
 }
 
 #[tokio::test]
 async fn only_the_event_that_makes_a_call_invalid_is_refused() {
-    let mut world = World::start(never).await;
+    let mut world = World::start(no_refusal).await;
     world.bus = Stub::start(|call| {
         let entries = entries(call);
         if entries.contains(&sent("b", 1)) {
-            let told = "Total size of the entries in the request is over the limit.";
-            return (400, json!({ "__type": "ValidationException", "message": told }));
+            let message = "Total size of the entries in the request is over the limit.";
+            return (400, json!({ "__type": "ValidationException", "message": message }));
         }
-        let answers: Vec<_> = entries.iter().map(|_| json!({ "EventId": "1" })).collect();
-        (200, json!({ "FailedEntryCount": 0, "Entries": answers }))
+        let results: Vec<_> = entries.iter().map(|_| json!({ "EventId": "1" })).collect();
+        (200, json!({ "FailedEntryCount": 0, "Entries": results }))
     })
     .await;
     let mut batch = Vec::new();
@@ -600,7 +608,7 @@ async fn only_the_event_that_makes_a_call_invalid_is_refused() {
 
 #[tokio::test]
 async fn an_event_waits_for_its_unpublished_predecessors() {
-    let world = World::start(never).await;
+    let world = World::start(no_refusal).await;
     let first = world.append("a", 1, noon(0)).await;
     let second = world.append("a", 2, noon(0)).await;
     let third = world.append("a", 3, noon(0)).await;
@@ -614,7 +622,7 @@ async fn an_event_waits_for_its_unpublished_predecessors() {
 
 #[tokio::test]
 async fn a_published_predecessor_costs_no_further_call() {
-    let world = World::start(never).await;
+    let world = World::start(no_refusal).await;
     let first = world.append("a", 1, noon(0)).await;
     let second = world.append("a", 2, noon(0)).await;
     assert_eq!(world.publish(&[first]).await, None);
@@ -637,7 +645,7 @@ async fn an_event_fails_if_its_predecessor_fails() {
 
 #[tokio::test]
 async fn a_gap_of_any_length_is_published_before_later_events() {
-    let world = World::start(never).await;
+    let world = World::start(no_refusal).await;
     let mut last = Value::Null;
     for sequence in 1..=110 {
         last = world.append("a", sequence, noon(0)).await;
@@ -654,7 +662,7 @@ async fn a_gap_of_any_length_is_published_before_later_events() {
 
 #[tokio::test]
 async fn a_sweep_publishes_a_younger_predecessor_first() {
-    let world = World::start(never).await;
+    let world = World::start(no_refusal).await;
     // The clocks of two writers differ, so the predecessor looks too young for this sweep.
     world.append("a", 1, noon(100)).await;
     world.append("a", 2, noon(0)).await;
@@ -664,44 +672,44 @@ async fn a_sweep_publishes_a_younger_predecessor_first() {
 
 #[tokio::test]
 async fn an_event_that_dynamodb_leaves_unprocessed_is_not_published() {
-    let world = World::start(never).await;
+    let world = World::start(no_refusal).await;
     let record = world.append("a", 1, noon(0)).await;
     let dynamo = Stub::start(|call| {
-        let asked = call.json()["RequestItems"].take();
-        (200, json!({ "Responses": {}, "UnprocessedKeys": asked }))
+        let request = call.json()["RequestItems"].take();
+        (200, json!({ "Responses": {}, "UnprocessedKeys": request }))
     })
     .await;
     let mut step = world.publish_events();
     let client = aws_sdk_dynamodb::Client::new(&dynamo.config());
     step.publisher.events = store::Table::new(client, EVENTS);
     let payload = to_raw_value(&json!({ "Records": [record] })).expect("JSON");
-    let answer = step.handle(&payload, Deadline::after(Duration::from_secs(10))).await;
-    assert_eq!(answer.expect_err("unread").kind, ErrorKind::Transient);
+    let response = step.handle(&payload, Deadline::after(Duration::from_secs(10))).await;
+    assert_eq!(response.expect_err("unprocessed keys").kind, ErrorKind::Transient);
     assert_eq!(dynamo.take_calls().len(), 4);
     assert!(world.sent().is_empty());
 }
 
 #[tokio::test]
 async fn an_invalid_row_does_not_stop_the_sweep() {
-    let world = World::start(never).await;
-    let late = noon(120);
+    let world = World::start(no_refusal).await;
+    let now = noon(120);
     for (entity, sequence) in [("site#x", json!(1)), ("site#y", json!(1.5)), ("site#z", json!(-1))]
     {
-        let broken = json!({
+        let invalid = json!({
             "entity": entity, "sequence": sequence, "unpublished": "0", "occurredAt": noon(0),
         });
-        world.dynamo.put(EVENTS, broken).await;
+        world.dynamo.put(EVENTS, invalid).await;
     }
     world.append("b", 1, noon(0)).await;
-    assert_eq!(world.sweep(late).await, Ok(json!({ "found": 4, "oldestAgeSeconds": 120 })));
+    assert_eq!(world.sweep(now).await, Ok(json!({ "found": 4, "oldestAgeSeconds": 120 })));
     assert_eq!(world.published("b").await, [1]);
     assert_eq!(world.quarantined().len(), 3);
-    assert_eq!(world.sweep(late).await, Ok(json!({ "found": 0, "oldestAgeSeconds": 0 })));
+    assert_eq!(world.sweep(now).await, Ok(json!({ "found": 0, "oldestAgeSeconds": 0 })));
 }
 
 #[tokio::test]
 async fn every_shard_of_the_index_is_swept() {
-    let world = World::start(never).await;
+    let world = World::start(no_refusal).await;
     let mut shards = std::collections::BTreeSet::new();
     for site in 0..40 {
         let site = format!("site {site}");
@@ -709,21 +717,25 @@ async fn every_shard_of_the_index_is_swept() {
         shards.insert(entity.id.as_bytes()[0] % store::UNPUBLISHED_SHARDS);
         world.append(&site, 1, noon(0)).await;
     }
-    assert_eq!(shards.len(), usize::from(store::UNPUBLISHED_SHARDS), "enough sites for each");
-    let swept = world.sweep(noon(60)).await;
-    assert_eq!(swept, Ok(json!({ "found": 0, "oldestAgeSeconds": 0 })), "not yet a minute old");
-    let swept = world.sweep(noon(61)).await;
-    assert_eq!(swept, Ok(json!({ "found": 40, "oldestAgeSeconds": 61 })));
+    assert_eq!(shards.len(), usize::from(store::UNPUBLISHED_SHARDS), "each shard has a site");
+    let result = world.sweep(noon(60)).await;
+    assert_eq!(
+        result,
+        Ok(json!({ "found": 0, "oldestAgeSeconds": 0 })),
+        "the events are less than a minute old"
+    );
+    let result = world.sweep(noon(61)).await;
+    assert_eq!(result, Ok(json!({ "found": 40, "oldestAgeSeconds": 61 })));
 }
 
 #[tokio::test]
 async fn publishing_changes_only_the_mark() {
-    let world = World::start(never).await;
+    let world = World::start(no_refusal).await;
     let saga = saga("a");
     let table = world.dynamo.table(EVENTS);
     let data = AlertingConfigured { site_id: saga.site_id, rules: 0 };
-    let entity = contracts::AlertingId::of(saga.onboarding_id);
-    let event = NewEvent::of(saga, entity, 1, noon(0), data);
+    let entity = contracts::AlertingId::from_onboarding(saga.onboarding_id);
+    let event = NewEvent::in_saga(saga, entity, 1, noon(0), data);
     let record = record(&event.clone().row().expect("a row"));
     let commit = Transaction::on(&table).event(&world.dynamo.outbox(), event).commit().await;
     assert!(matches!(commit, Ok(Commit::Done)));

@@ -42,17 +42,17 @@ pub struct CheckConsumers {
     /// The pause between two calls of Lambda's API.
     pub pause: Duration,
     /// The maximum duration of a check. It must be less than the function's timeout.
-    pub time: Duration,
+    pub timeout: Duration,
 }
 
 /// An error of the check.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     /// The mappings can't be listed now: Lambda throttled the call, timed out or was unavailable.
-    #[error("the event source mappings could not be listed: {0}")]
+    #[error("the event source mappings can't be listed now: {0}")]
     Unavailable(String),
     /// Lambda refused to list the mappings. A retry would be refused again.
-    #[error("the event source mappings may not be listed: {0}")]
+    #[error("Lambda refused to list the event source mappings: {0}")]
     Refused(String),
 }
 
@@ -72,13 +72,13 @@ pub struct Reply {
     /// The number of mappings of the environment that were found.
     pub checked: usize,
     /// The mappings that do not run.
-    pub not_running: Vec<Stopped>,
+    pub not_running: Vec<StoppedMapping>,
 }
 
 /// A mapping that does not run.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Stopped {
+pub struct StoppedMapping {
     /// The function and the source, such as `store-readings <- stream readings`.
     pub mapping: String,
     /// The state, such as `Disabled`, `Disabling` or `Enabling`; `Missing` if the mapping does not exist.
@@ -98,13 +98,13 @@ impl Step for CheckConsumers {
     }
 
     async fn run(&self, _: Self::Command, _: Timestamp) -> Result<Reply, CheckError> {
-        let deadline = Deadline::after(self.time);
+        let deadline = Deadline::after(self.timeout);
         let mut reply = Reply::default();
-        let listed = timeout(deadline.left(), self.check(&mut reply)).await;
-        let listed =
-            listed.unwrap_or_else(|_| Err(CheckError::Unavailable("the time ran out".to_owned())));
-        // 0 means that every mapping runs, so it is only reported if all were listed. The alarm ConsumerChecks goes
-        // off if nothing is reported.
+        let listed = timeout(deadline.remaining(), self.check(&mut reply)).await;
+        let listed = listed
+            .unwrap_or_else(|_| Err(CheckError::Unavailable("the deadline passed".to_owned())));
+        // 0 means that every mapping runs, so it is only reported if all were listed. The alarm ConsumerChecks
+        // fires if nothing is reported.
         if listed.is_ok() || !reply.not_running.is_empty() {
             #[expect(clippy::cast_precision_loss, reason = "a count")]
             lambda::report("ConsumersNotRunning", reply.not_running.len() as f64);
@@ -121,12 +121,12 @@ impl CheckConsumers {
         let mut marker = None;
         loop {
             let page = self.lambda.list_event_source_mappings().set_marker(marker).send().await;
-            let page = page.map_err(|error| not_listed(&error))?;
+            let page = page.map_err(|error| list_error(&error))?;
             for mapping in page.event_source_mappings() {
                 let arn = mapping.function_arn().unwrap_or_default();
                 let Some(function) = function_of_arn(&self.environment, arn) else { continue };
                 let arn = mapping.event_source_arn().unwrap_or_default();
-                let source = Source::of_arn(&self.environment, arn);
+                let source = Source::from_arn(&self.environment, arn);
                 let name = match source {
                     Some(source) => {
                         let consumer = Consumer { function, source };
@@ -149,7 +149,7 @@ impl CheckConsumers {
             let waiting = self.waiting(Some(consumer.source)).await;
             tracing::error!(mapping, state = MISSING, waiting, "a consumer does not run");
             let state = MISSING.to_owned();
-            reply.not_running.push(Stopped { mapping, state, waiting });
+            reply.not_running.push(StoppedMapping { mapping, state, waiting });
         }
         Ok(())
     }
@@ -160,7 +160,7 @@ impl CheckConsumers {
         name: String,
         source: Option<Source<'_>>,
         mapping: &EventSourceMappingConfiguration,
-    ) -> Option<Stopped> {
+    ) -> Option<StoppedMapping> {
         let uuid = mapping.uuid().unwrap_or_default();
         let state = mapping.state().unwrap_or_default();
         let last_result = mapping.last_processing_result().unwrap_or_default();
@@ -185,7 +185,7 @@ impl CheckConsumers {
             waiting,
             "a consumer does not run"
         );
-        Some(Stopped { mapping: name, state: state.to_owned(), waiting })
+        Some(StoppedMapping { mapping: name, state: state.to_owned(), waiting })
     }
 
     /// Returns the number of messages in the source if it is a queue.
@@ -196,31 +196,31 @@ impl CheckConsumers {
         };
         let Some(Source::Queue(name)) = source else { return None };
         let name = named(&self.environment, name);
-        let asked = self
+        let result = self
             .sqs
             .get_queue_attributes()
             .queue_url(format!("{}{name}", self.queues_url))
             .set_attribute_names(Some(vec![Visible, InFlight, Delayed]))
             .send()
             .await;
-        match asked {
-            Ok(answer) => {
-                let counts = answer.attributes?.into_values();
+        match result {
+            Ok(response) => {
+                let counts = response.attributes?.into_values();
                 counts.map(|count| count.parse::<u64>().ok()).sum()
             }
             // The mapping is reported even if its messages can't be counted.
             Err(error) => {
                 let error = fault::describe(&error);
-                tracing::warn!(queue = name, %error, "the messages of a queue were not counted");
+                tracing::warn!(queue = name, %error, "the messages of a queue can't be counted");
                 None
             }
         }
     }
 }
 
-fn not_listed(error: &SdkError<ListEventSourceMappingsError>) -> CheckError {
+fn list_error(error: &SdkError<ListEventSourceMappingsError>) -> CheckError {
     let reason = fault::summary(error);
-    if AwsErrorKind::of(error).is_transient() {
+    if AwsErrorKind::classify(error).is_transient() {
         CheckError::Unavailable(reason)
     } else {
         CheckError::Refused(reason)

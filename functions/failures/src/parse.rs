@@ -1,8 +1,8 @@
 //! Parses the messages of the failure queues and the files of the failure bucket. Nothing is refused: an input in
-//! no known form is kept unchanged.
+//! no known format is kept unchanged.
 //!
 //! The functions of a service share one queue, so each message must name the function that failed. A message that
-//! names none is unreadable, and its source is the queue.
+//! does not is unreadable, and its source is the queue.
 
 use std::{borrow::Cow, fmt};
 
@@ -12,7 +12,7 @@ use contracts::{
     quarantine::Quarantined,
     stream::Record,
 };
-use ledger::{Concerns, ErrorInfo, FailedWork, FailureId, Kind, Payload, PayloadFile};
+use ledger::{AffectedIds, ErrorInfo, FailedWork, FailureId, Kind, Payload, PayloadFile};
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json, value::RawValue};
 use sha2::{Digest, Sha256};
@@ -97,10 +97,10 @@ struct Execution {
     cause: Option<String>,
 }
 
-/// The file of a batch that the mapping of a stream gave up.
+/// The file of a batch that a stream's mapping gave up.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct GivenUp<'a> {
+struct GivenUpBatch<'a> {
     request_context: RequestContext,
     response_context: Option<ResponseContext>,
     #[serde(borrow)]
@@ -114,20 +114,20 @@ struct Batch<'a> {
 }
 
 #[derive(Deserialize)]
-struct Notified {
+struct S3Notification {
     #[serde(rename = "Records", default)]
-    records: Vec<NewFile>,
+    records: Vec<NotificationRecord>,
     #[serde(rename = "Event", default)]
     event: String,
 }
 
 #[derive(Deserialize)]
-struct NewFile {
-    s3: NewObject,
+struct NotificationRecord {
+    s3: ObjectEvent,
 }
 
 #[derive(Deserialize)]
-struct NewObject {
+struct ObjectEvent {
     bucket: Bucket,
     object: Object,
 }
@@ -149,9 +149,9 @@ const MAX_BUCKET_BYTES: usize = 63;
 /// The maximum number of records in a batch that Lambda delivers.
 const MAX_RECORDS: usize = 10_000;
 /// The number of characters that are kept of a partition key that is not a site's id.
-const MAX_SENDER: usize = 100;
+const MAX_SENDER_CHARS: usize = 100;
 /// The maximum length of a function's name.
-const MAX_SOURCE: usize = 64;
+const MAX_SOURCE_CHARS: usize = 64;
 
 /// Parses a message of a failure queue.
 #[must_use]
@@ -202,13 +202,13 @@ fn attribute<'m>(message: &'m SqsMessage, name: &str) -> Option<&'m str> {
 /// Returns the text if it is a function's name in kebab case.
 fn source(name: &str) -> Option<&str> {
     let kebab = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    ((1..=MAX_SOURCE).contains(&name.len()) && name.bytes().all(kebab)).then_some(name)
+    ((1..=MAX_SOURCE_CHARS).contains(&name.len()) && name.bytes().all(kebab)).then_some(name)
 }
 
-/// Returns the failure of a message in no known form. Its source is the queue of the message.
+/// Returns the failure of a message in no known format. Its source is the queue of the message.
 #[must_use]
 pub fn unreadable(queue: &str, body: &str) -> FailedWork {
-    let error = ErrorInfo::new("Unreadable", "the message has no known form");
+    let error = ErrorInfo::new("Unreadable", "the message has no known format");
     let work = Sha256::digest(body).into();
     failed_work(queue, Kind::Unreadable, body, work, error)
 }
@@ -218,14 +218,15 @@ pub fn unreadable(queue: &str, body: &str) -> FailedWork {
 #[must_use]
 pub fn refused(failed: FailedWork, reason: &str) -> FailedWork {
     let FailedWork { id, source, kind, payload, error, .. } = failed;
-    let text = format!("the table refused its row as {kind:?} of {}: {reason}", error.name);
+    let text =
+        format!("the table refused the row of this {kind:?} failure ({}): {reason}", error.name);
     let unreadable = ErrorInfo::new("Unreadable", &text);
     FailedWork {
-        id: FailureId::of(&source, work(&json!(["refused", id]))),
+        id: FailureId::new(&source, work(&json!(["refused", id]))),
         source,
         kind: Kind::Unreadable,
         payload,
-        error: ErrorInfo { concerns: Some(Concerns::default()), ..unreadable },
+        error: ErrorInfo { affected_ids: Some(AffectedIds::default()), ..unreadable },
         correlation_id: None,
         site_id: None,
         execution: None,
@@ -240,7 +241,7 @@ pub fn file(environment: &str, file: &PayloadFile, content: &[u8]) -> Vec<Failed
         None => vec![unreadable_file(
             FAILURE_FILES,
             file,
-            "has no known form, or names no function of this environment",
+            "has no known format, or does not name a function of this environment",
         )],
     }
 }
@@ -257,14 +258,15 @@ pub fn unreadable_file(queue: &str, file: &PayloadFile, problem: &str) -> Failed
 
 /// Parses a notification of S3.
 fn notification(body: &str) -> Parsed {
-    let files = match serde_json::from_str::<Notified>(body) {
-        Ok(notified) if notified.event == "s3:TestEvent" => return Parsed::Test,
-        Ok(notified) => notified.records,
+    let files = match serde_json::from_str::<S3Notification>(body) {
+        Ok(notification) if notification.event == "s3:TestEvent" => return Parsed::Test,
+        Ok(notification) => notification.records,
         Err(_) => Vec::new(),
     };
-    let files = files
-        .into_iter()
-        .map(|NewFile { s3 }| PayloadFile { bucket: s3.bucket.name, key: decoded(&s3.object.key) });
+    let files = files.into_iter().map(|NotificationRecord { s3 }| PayloadFile {
+        bucket: s3.bucket.name,
+        key: decode_key(&s3.object.key),
+    });
     let files: Vec<_> = files.collect();
     if !files.is_empty() && files.iter().all(may_exist) {
         Parsed::Files(files)
@@ -280,7 +282,7 @@ fn may_exist(file: &PayloadFile) -> bool {
 }
 
 /// Decodes a key in a notification. S3 encodes it like the value of a form.
-fn decoded(key: &str) -> String {
+fn decode_key(key: &str) -> String {
     let form = format!("key={key}");
     let value = form_urlencoded::parse(form.as_bytes()).next();
     value.map_or_else(|| key.to_owned(), |(_, value)| value.into_owned())
@@ -289,10 +291,11 @@ fn decoded(key: &str) -> String {
 fn invocation(environment: &str, body: &str) -> Option<FailedWork> {
     let invocation: Invocation = serde_json::from_str(body).ok()?;
     let source = function(environment, &invocation.request_context)?;
-    let answer = |name: &str| invocation.response_payload.as_ref()?.get(name)?.as_str();
-    let named = answer("errorType").or(function_error(invocation.response_context.as_ref()));
-    let name = named.unwrap_or(&invocation.request_context.condition);
-    let message = match answer("errorMessage") {
+    let response_field = |name: &str| invocation.response_payload.as_ref()?.get(name)?.as_str();
+    let error_type =
+        response_field("errorType").or(function_error(invocation.response_context.as_ref()));
+    let name = error_type.unwrap_or(&invocation.request_context.condition);
+    let message = match response_field("errorMessage") {
         Some(message) => message.to_owned(),
         None => invocation.request_context.to_string(),
     };
@@ -319,7 +322,7 @@ fn dead_letter(function: &str, message: &SqsMessage, body: &str) -> Option<Faile
     serde_json::from_str::<Command>(body).ok()?;
     let received = message.attributes.get("ApproximateReceiveCount");
     let text = format!(
-        "received {} times and never done; the function's log tells why",
+        "received {} times without success; see the function's log for the reason",
         received.map_or("too many", String::as_str)
     );
     let error = ErrorInfo::new("ReceivesExhausted", &text);
@@ -331,9 +334,9 @@ fn quarantined(body: &str) -> Option<FailedWork> {
     let error = ErrorInfo::new(&quarantined.error, &quarantined.reason);
     let mut failed =
         record(source(&quarantined.source)?, Kind::Quarantined, quarantined.record, error);
-    if let Some(concerns) = &mut failed.error.concerns {
-        concerns.sensor_id = quarantined.sensor_id;
-        concerns.sensor_site_id = quarantined.sensor_site_id;
+    if let Some(affected_ids) = &mut failed.error.affected_ids {
+        affected_ids.sensor_id = quarantined.sensor_id;
+        affected_ids.sensor_site_id = quarantined.sensor_site_id;
     }
     Some(failed)
 }
@@ -347,7 +350,10 @@ fn repair(environment: &str, message: &SqsMessage, body: &str) -> Option<Repair>
         return None;
     }
     let detail = teardown(environment, body).filter(|detail| detail.status == "SUCCEEDED")?;
-    Some(Repair { id: FailureId::of(SITE_TEARDOWN, teardown_of(&detail)), execution: detail.arn })
+    Some(Repair {
+        id: FailureId::new(SITE_TEARDOWN, teardown_work(&detail)),
+        execution: detail.arn,
+    })
 }
 
 /// Returns the execution in an event about this environment's site-teardown. Executions of other state machines can't
@@ -360,7 +366,7 @@ fn teardown(environment: &str, body: &str) -> Option<Execution> {
 }
 
 /// Returns the identity of an execution's work. All teardowns of a saga do the same work.
-fn teardown_of(execution: &Execution) -> [u8; 32] {
+fn teardown_work(execution: &Execution) -> [u8; 32] {
     let input: Value = serde_json::from_str(&execution.input).unwrap_or_default();
     let saga = input["onboardingId"].as_str().unwrap_or(&execution.arn);
     work(&json!(["execution", saga]))
@@ -368,10 +374,10 @@ fn teardown_of(execution: &Execution) -> [u8; 32] {
 
 fn execution(environment: &str, body: &str) -> Option<FailedWork> {
     let detail = teardown(environment, body)?;
-    let work = teardown_of(&detail);
+    let work = teardown_work(&detail);
     // The cause of a function's error is the JSON that the function returned.
     let cause = detail.cause.map(|cause| match serde_json::from_str::<Value>(&cause) {
-        Ok(answer) => answer["errorMessage"].as_str().map_or(cause, str::to_owned),
+        Ok(response) => response["errorMessage"].as_str().map_or(cause, str::to_owned),
         Err(_) => cause,
     });
     let text = cause.unwrap_or_else(|| format!("the execution ended as {}", detail.status));
@@ -381,7 +387,7 @@ fn execution(environment: &str, body: &str) -> Option<FailedWork> {
 }
 
 fn given_up(environment: &str, content: &str) -> Option<Vec<FailedWork>> {
-    let given_up: GivenUp = serde_json::from_str(content).ok()?;
+    let given_up: GivenUpBatch = serde_json::from_str(content).ok()?;
     let source = function(environment, &given_up.request_context)?;
     let event = given_up.payload.get();
     let event = match serde_json::from_str::<String>(event) {
@@ -399,34 +405,33 @@ fn given_up(environment: &str, content: &str) -> Option<Vec<FailedWork>> {
     };
     let error = ErrorInfo::new(&request.condition, &text);
     let failures = batch.records.iter();
-    let failures =
-        failures.map(|record_of| record(source, Kind::GivenUp, record_of, error.clone()));
+    let failures = failures.map(|json| record(source, Kind::GivenUp, json, error.clone()));
     Some(failures.collect()).filter(|failures: &Vec<_>| !failures.is_empty())
 }
 
 /// Returns the failure of a stream's record. Records with the same data, or with the same new row, are the same work,
-/// whatever their place in the stream and the way in which they failed.
+/// regardless of their position in the stream and of how they failed.
 fn record(source: &str, kind: Kind, record: &RawValue, error: ErrorInfo) -> FailedWork {
     let text = record.get();
-    let of_stream = serde_json::from_str::<Record>(text).ok();
-    let work = match &of_stream {
+    let stream_record = serde_json::from_str::<Record>(text).ok();
+    let work = match &stream_record {
         Some(Record { kinesis, part, .. }) => {
             work(&json!(["kinesis", kinesis.partition_key, kinesis.data, part]))
         }
-        None => of_table(text),
+        None => table_work(text),
     };
     let mut failed = failed_work(source, kind, text, work, error);
     if failed.site_id.is_none()
-        && let (Some(concerns), Some(record)) = (&mut failed.error.concerns, of_stream)
+        && let (Some(affected_ids), Some(record)) = (&mut failed.error.affected_ids, stream_record)
     {
         let key = record.kinesis.partition_key.chars();
-        concerns.sender = Some(key.take(MAX_SENDER).collect());
+        affected_ids.sender = Some(key.take(MAX_SENDER_CHARS).collect());
     }
     failed
 }
 
-/// Returns the identity of the work of a table stream's record, or of a record in no known form.
-fn of_table(text: &str) -> [u8; 32] {
+/// Returns the identity of the work of a table stream's record, or of a record in no known format.
+fn table_work(text: &str) -> [u8; 32] {
     let record: Value = serde_json::from_str(text).unwrap_or_default();
     let event = &record["eventID"];
     let mut row = record["dynamodb"]["Keys"].clone();
@@ -450,13 +455,13 @@ fn failed_work(
     let content = serde_json::from_str(payload).unwrap_or_default();
     // The partition key of a bundle is the site's id.
     let site_id = find(&content, &["siteId", "partitionKey"]);
-    let concerns = Some(Concerns { site_id, ..Concerns::default() });
+    let affected_ids = Some(AffectedIds { site_id, ..AffectedIds::default() });
     FailedWork {
-        id: FailureId::of(source, work),
+        id: FailureId::new(source, work),
         source: source.to_owned(),
         kind,
         payload: Payload::Text(payload.to_owned()),
-        error: ErrorInfo { concerns, ..error },
+        error: ErrorInfo { affected_ids, ..error },
         correlation_id: find(&content, &["correlationId", "onboardingId"]),
         site_id,
         execution: None,
@@ -467,7 +472,7 @@ impl fmt::Display for RequestContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let request = self.request_id.as_deref().unwrap_or("unknown");
         let count = self.approximate_invoke_count;
-        write!(f, "given up after {count} tries; the function's log has more of request {request}")
+        write!(f, "given up after {count} attempts; see request {request} in the function's log")
     }
 }
 
@@ -496,9 +501,9 @@ fn canonical(json: &str) -> [u8; 32] {
 fn find<I: std::str::FromStr>(value: &Value, names: &[&str]) -> Option<I> {
     match value {
         Value::Object(fields) => {
-            let mut here = names.iter().filter_map(|name| fields.get(*name));
+            let mut candidates = names.iter().filter_map(|name| fields.get(*name));
             let id = |value: &Value| value.as_str().or(value["S"].as_str())?.parse().ok();
-            here.find_map(id).or_else(|| fields.values().find_map(|value| find(value, names)))
+            candidates.find_map(id).or_else(|| fields.values().find_map(|value| find(value, names)))
         }
         Value::Array(values) => values.iter().find_map(|value| find(value, names)),
         Value::String(text) if text.starts_with('{') => {

@@ -1,7 +1,7 @@
 //! Writes the contents of the failure queues and of the failure bucket as rows.
 //!
-//! A message is done when its payload's file, if any, and its row are written. Until then it is delivered again, since
-//! the queues have no dead-letter queue. A message may fail only with a transient error, if the table or a bucket is
+//! A message is done when its payload's file, if any, and its row are written. Until then it is delivered again,
+//! because the queues have no dead-letter queue. A message may fail only with a transient error, if the table or a bucket is
 //! unavailable. A message or a file that can't be parsed is recorded unchanged. A row has the ids of the messages that
 //! it was recorded from, so a redelivered message changes nothing.
 
@@ -9,7 +9,7 @@ use aws_lambda_events::event::sqs::SqsMessage;
 use contracts::{Timestamp, names::FAILURE_FILES};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ledger::{
-    FailedWork, Ledger, LedgerError, MAX_PAYLOAD_BYTES, Payload, PayloadFile, Recorded,
+    FailedWork, Ledger, LedgerError, MAX_PAYLOAD_BYTES, Payload, PayloadFile, RecordResult,
     files::{Content, Files},
 };
 use store::StoreError;
@@ -17,11 +17,11 @@ use store::StoreError;
 use crate::parse::{self, Parsed, Repair};
 
 /// The number of rows that are written concurrently. A file may have the whole batch of a stream.
-const ROWS_AT_ONCE: usize = 8;
+const CONCURRENT_ROWS: usize = 8;
 /// The prefix under which Lambda puts the batches that a mapping gave up. The function's role reads nothing else.
-const LAMBDA_FILES: &str = "aws/lambda/";
+const LAMBDA_PREFIX: &str = "aws/lambda/";
 /// The prefix under which record-failure puts payloads that are too long for a row.
-const PAYLOAD_FILES: &str = "payloads/";
+const PAYLOAD_PREFIX: &str = "payloads/";
 /// The number of receives of a message after which a file that S3 does not return is recorded as unreadable. It is
 /// reached after about an hour.
 const MAX_RECEIVES: u32 = 20;
@@ -46,14 +46,14 @@ impl RecordFailure {
     /// Fails if the table or a bucket is unavailable. The message must be delivered again.
     pub async fn handle(&self, message: &SqsMessage, now: Timestamp) -> Result<(), LedgerError> {
         let message_id = message.message_id.as_deref().unwrap_or_default();
-        let at = sent(message).unwrap_or(now);
+        let at = sent_at(message).unwrap_or(now);
         match parse::message(&self.environment, message) {
             Parsed::Failed(work) => self.record(*work, message_id, at).await,
-            Parsed::Repaired(repair) => self.repaired(&repair).await,
+            Parsed::Repaired(repair) => self.mark_replayed(&repair).await,
             Parsed::Files(files) => {
-                let last = receives(message) >= MAX_RECEIVES;
+                let is_last_attempt = receive_count(message) >= MAX_RECEIVES;
                 for file in &files {
-                    self.file(file, last, at).await?;
+                    self.record_file(file, is_last_attempt, at).await?;
                 }
                 Ok(())
             }
@@ -65,9 +65,9 @@ impl RecordFailure {
     ///
     /// If the message of a failure arrives after that of its repair, the failure stays open until an operator
     /// replays it. That replay changes nothing.
-    async fn repaired(&self, repair: &Repair) -> Result<(), LedgerError> {
+    async fn mark_replayed(&self, repair: &Repair) -> Result<(), LedgerError> {
         let Repair { id, execution } = repair;
-        if self.ledger.repaired(*id, &format!("repaired by execution {execution}")).await? {
+        if self.ledger.mark_replayed(*id, &format!("repaired by execution {execution}")).await? {
             tracing::info!(failure = %id, %execution, "failure repaired");
         }
         Ok(())
@@ -77,19 +77,24 @@ impl RecordFailure {
     ///
     /// A file is written once, so its key and the record's index identify a record, however many notifications
     /// arrive. On the last attempt a file that S3 does not return is recorded as unreadable.
-    async fn file(&self, file: &PayloadFile, last: bool, at: Timestamp) -> Result<(), LedgerError> {
+    async fn record_file(
+        &self,
+        file: &PayloadFile,
+        is_last_attempt: bool,
+        at: Timestamp,
+    ) -> Result<(), LedgerError> {
         let content = if file.bucket != self.bucket {
             Content::Unreadable("is in a bucket that record-failure does not read".into())
-        } else if !file.key.starts_with(LAMBDA_FILES) {
+        } else if !file.key.starts_with(LAMBDA_PREFIX) {
             Content::Unreadable(format!(
-                "is not below {LAMBDA_FILES}, where Lambda puts what a mapping gave up on"
+                "is not under {LAMBDA_PREFIX}, where Lambda writes the batches that a mapping gave up"
             ))
         } else {
             match self.files.get(file).await {
                 Ok(content) => content,
-                Err(error) if last => {
-                    Content::Unreadable(format!("could not be read {MAX_RECEIVES} times: {error}"))
-                }
+                Err(error) if is_last_attempt => Content::Unreadable(format!(
+                    "could not be read in {MAX_RECEIVES} attempts: {error}"
+                )),
                 Err(error) => return Err(error),
             }
         };
@@ -102,7 +107,7 @@ impl RecordFailure {
         let rows = failures.into_iter().enumerate().map(|(index, work)| async move {
             self.record(work, &format!("{}#{index}", file.key), at).await
         });
-        stream::iter(rows).buffer_unordered(ROWS_AT_ONCE).try_collect().await
+        stream::iter(rows).buffer_unordered(CONCURRENT_ROWS).try_collect().await
     }
 
     /// Records a failure. If the table refuses the row permanently, for instance because it is too large, the
@@ -118,10 +123,10 @@ impl RecordFailure {
             Err(LedgerError::Store(
                 error @ (StoreError::Corrupt { .. } | StoreError::Internal(_)),
             )) => {
-                tracing::error!(failure = %id, %error, "the row was refused");
+                tracing::error!(failure = %id, %error, "the table refused the row");
                 self.write(parse::refused(work, &error.to_string()), message_id, at).await
             }
-            written => written,
+            result => result,
         }
     }
 
@@ -135,30 +140,30 @@ impl RecordFailure {
         if let Payload::Text(text) = &work.payload
             && text.len() > MAX_PAYLOAD_BYTES
         {
-            let key = format!("{PAYLOAD_FILES}{}", work.id);
+            let key = format!("{PAYLOAD_PREFIX}{}", work.id);
             let file = PayloadFile { bucket: self.bucket.clone(), key };
             self.files.put(&file, text).await?;
             work.payload = Payload::File(file);
         }
         match self.ledger.record(&work, message_id, at).await? {
-            Recorded::Now => {
+            RecordResult::Recorded => {
                 let FailedWork { id, source, error, .. } = &work;
                 tracing::warn!(failure = %id, source, error = error.name, "failure recorded");
                 metrics::counter!("FailuresRecorded").increment(1);
             }
-            Recorded::Before => {}
+            RecordResult::AlreadyRecorded => {}
         }
         Ok(())
     }
 }
 
 /// Returns the number of times that a message was received, this time included.
-fn receives(message: &SqsMessage) -> u32 {
+fn receive_count(message: &SqsMessage) -> u32 {
     let count = message.attributes.get("ApproximateReceiveCount");
     count.and_then(|count| count.parse().ok()).unwrap_or(1)
 }
 
 /// Returns the time at which a message was sent to its first queue.
-fn sent(message: &SqsMessage) -> Option<Timestamp> {
+fn sent_at(message: &SqsMessage) -> Option<Timestamp> {
     message.attributes.get("SentTimestamp")?.parse().ok().map(Timestamp::from_millis)
 }

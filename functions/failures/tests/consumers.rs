@@ -7,7 +7,7 @@ use failures::check_consumers::CheckConsumers;
 use fault::ErrorKind;
 use serde_json::{Value, json};
 use testkit::{
-    http::{Call, SILENCE, Stub},
+    http::{Call, NO_RESPONSE, Stub},
     measured::measured,
     saga::{Outcome, run},
     sample,
@@ -46,13 +46,13 @@ fn enabled() -> Vec<Value> {
 /// Returns the same mappings with one of them in another state.
 fn with_state(consumer: &str, state: &str) -> Vec<Value> {
     let mut mappings = enabled();
-    let at = CONSUMERS.iter().position(|it| it.to_string() == consumer).expect("a consumer");
-    mappings[at]["State"] = state.into();
+    let index = CONSUMERS.iter().position(|it| it.to_string() == consumer).expect("a consumer");
+    mappings[index]["State"] = state.into();
     mappings
 }
 
 /// Starts a stub of Lambda with these pages of mappings and of SQS with three messages in each queue.
-async fn cloud(pages: Vec<Result<Vec<Value>, (u16, Value)>>) -> Stub {
+async fn start_stub(pages: Vec<Result<Vec<Value>, (u16, Value)>>) -> Stub {
     Stub::start(move |call| {
         if call.operation() == "GetQueueAttributes" {
             return queue(call);
@@ -68,7 +68,7 @@ async fn cloud(pages: Vec<Result<Vec<Value>, (u16, Value)>>) -> Stub {
                 let next = if page == 0 { json!(next) } else { json!(next.unwrap_or_default()) };
                 (200, json!({ "EventSourceMappings": mappings, "NextMarker": next }))
             }
-            Err(answer) => answer.clone(),
+            Err(response) => response.clone(),
         }
     })
     .await
@@ -95,7 +95,7 @@ fn step(stub: &Stub) -> CheckConsumers {
         environment: "fieldstation-prod".to_owned(),
         queues_url: QUEUES_URL.to_owned(),
         pause: Duration::ZERO,
-        time: Duration::from_secs(5),
+        timeout: Duration::from_secs(5),
     }
 }
 
@@ -107,27 +107,27 @@ async fn check(step: &CheckConsumers) -> (Outcome, Option<f64>) {
 }
 
 /// Returns the outcome and the metric for one mapping that does not run.
-fn stopped(
+fn reply_with_stopped(
     checked: usize,
     name: &str,
     state: &str,
     waiting: Option<u64>,
 ) -> (Outcome, Option<f64>) {
-    let stopped = json!({ "mapping": name, "state": state, "waiting": waiting });
-    (Ok(json!({ "checked": checked, "notRunning": [stopped] })), Some(1.0))
+    let mapping = json!({ "mapping": name, "state": state, "waiting": waiting });
+    (Ok(json!({ "checked": checked, "notRunning": [mapping] })), Some(1.0))
 }
 
-fn all() -> usize {
+fn expected_count() -> usize {
     CONSUMERS.len()
 }
 
 #[tokio::test]
-async fn if_all_mappings_run_0_is_reported_and_no_queue_is_read() {
-    let stub = cloud(vec![Ok(enabled())]).await;
-    let reply = json!({ "checked": all(), "notRunning": [] });
+async fn zero_is_reported_if_all_mappings_run_and_no_queue_is_read() {
+    let stub = start_stub(vec![Ok(enabled())]).await;
+    let reply = json!({ "checked": expected_count(), "notRunning": [] });
     assert_eq!(check(&step(&stub)).await, (Ok(reply), Some(0.0)));
     let calls = stub.take_calls();
-    assert_eq!(calls.len(), 1, "one for each page: {calls:?}");
+    assert_eq!(calls.len(), 1, "one call per page: {calls:?}");
 }
 
 #[tokio::test]
@@ -135,9 +135,9 @@ async fn all_pages_are_read_and_other_environments_are_ignored() {
     let other = |it: &Consumer<'_>| mapping("fieldstation-staging", *it, "Disabled");
     let others: Vec<_> = CONSUMERS.iter().map(other).collect();
     let mut mappings = enabled();
-    let last = mappings.split_off(all() - 2);
-    let stub = cloud(vec![Ok(mappings), Ok(others), Ok(last)]).await;
-    let reply = json!({ "checked": all(), "notRunning": [] });
+    let last = mappings.split_off(expected_count() - 2);
+    let stub = start_stub(vec![Ok(mappings), Ok(others), Ok(last)]).await;
+    let reply = json!({ "checked": expected_count(), "notRunning": [] });
     assert_eq!(check(&step(&stub)).await, (Ok(reply), Some(0.0)));
     assert_eq!(stub.take_calls().len(), 3);
 }
@@ -146,21 +146,31 @@ async fn all_pages_are_read_and_other_environments_are_ignored() {
 async fn each_state_but_enabled_is_reported() {
     let name = "store-readings <- stream readings";
     for state in ["Creating", "Enabling", "Disabling", "Disabled", "Updating", "Deleting"] {
-        let stub = cloud(vec![Ok(with_state(name, state))]).await;
-        assert_eq!(check(&step(&stub)).await, stopped(all(), name, state, None), "{state}");
+        let stub = start_stub(vec![Ok(with_state(name, state))]).await;
+        assert_eq!(
+            check(&step(&stub)).await,
+            reply_with_stopped(expected_count(), name, state, None),
+            "{state}"
+        );
     }
 }
 
 #[tokio::test]
 async fn the_number_of_messages_of_a_disabled_mapping_is_reported() {
     let name = "record-failure <- queue failure-files";
-    let stub = cloud(vec![Ok(with_state(name, "Disabled"))]).await;
-    assert_eq!(check(&step(&stub)).await, stopped(all(), name, "Disabled", Some(3)));
+    let stub = start_stub(vec![Ok(with_state(name, "Disabled"))]).await;
+    assert_eq!(
+        check(&step(&stub)).await,
+        reply_with_stopped(expected_count(), name, "Disabled", Some(3))
+    );
 
     // A queue whose messages can't be counted does not hide the mapping.
     let name = "record-failure <- queue telemetry-failures";
-    let stub = cloud(vec![Ok(with_state(name, "Disabled"))]).await;
-    assert_eq!(check(&step(&stub)).await, stopped(all(), name, "Disabled", None));
+    let stub = start_stub(vec![Ok(with_state(name, "Disabled"))]).await;
+    assert_eq!(
+        check(&step(&stub)).await,
+        reply_with_stopped(expected_count(), name, "Disabled", None)
+    );
 }
 
 #[tokio::test]
@@ -168,12 +178,13 @@ async fn an_expected_mapping_that_does_not_exist_is_reported() {
     for (index, consumer) in CONSUMERS.iter().enumerate() {
         let mut mappings = enabled();
         mappings.remove(index);
-        let stub = cloud(vec![Ok(mappings)]).await;
+        let stub = start_stub(vec![Ok(mappings)]).await;
         let waiting = match consumer.source {
             Source::Queue("telemetry-failures") | Source::Stream(_) | Source::Table(_) => None,
             Source::Queue(_) => Some(3),
         };
-        let expected = stopped(all() - 1, &consumer.to_string(), "Missing", waiting);
+        let expected =
+            reply_with_stopped(expected_count() - 1, &consumer.to_string(), "Missing", waiting);
         assert_eq!(check(&step(&stub)).await, expected);
     }
 }
@@ -183,21 +194,27 @@ async fn an_unexpected_mapping_is_reported_only_if_it_does_not_run() {
     let consumer = Consumer { function: "new-function", source: Source::Queue("new-commands") };
     let mut mappings = enabled();
     mappings.push(mapping("fieldstation-prod", consumer, "Enabled"));
-    let stub = cloud(vec![Ok(mappings.clone())]).await;
-    let reply = json!({ "checked": all() + 1, "notRunning": [] });
+    let stub = start_stub(vec![Ok(mappings.clone())]).await;
+    let reply = json!({ "checked": expected_count() + 1, "notRunning": [] });
     assert_eq!(check(&step(&stub)).await, (Ok(reply), Some(0.0)));
 
-    mappings[all()]["State"] = "Disabled".into();
-    let stub = cloud(vec![Ok(mappings.clone())]).await;
+    mappings[expected_count()]["State"] = "Disabled".into();
+    let stub = start_stub(vec![Ok(mappings.clone())]).await;
     let name = "new-function <- queue new-commands";
-    assert_eq!(check(&step(&stub)).await, stopped(all() + 1, name, "Disabled", Some(3)));
+    assert_eq!(
+        check(&step(&stub)).await,
+        reply_with_stopped(expected_count() + 1, name, "Disabled", Some(3))
+    );
 
     // A source of another environment is named by its ARN, and its messages are not counted.
     let arn = format!("arn:aws:sqs:{REGION}:another-queue");
-    mappings[all()]["EventSourceArn"] = arn.as_str().into();
-    let stub = cloud(vec![Ok(mappings)]).await;
+    mappings[expected_count()]["EventSourceArn"] = arn.as_str().into();
+    let stub = start_stub(vec![Ok(mappings)]).await;
     let name = format!("new-function <- {arn}");
-    assert_eq!(check(&step(&stub)).await, stopped(all() + 1, &name, "Disabled", None));
+    assert_eq!(
+        check(&step(&stub)).await,
+        reply_with_stopped(expected_count() + 1, &name, "Disabled", None)
+    );
 }
 
 #[tokio::test]
@@ -210,18 +227,26 @@ async fn nothing_is_reported_if_not_all_mappings_were_listed() {
         (403, "AccessDeniedException", ErrorKind::Internal),
     ] {
         let refused = Err((status, json!({ "__type": code })));
-        let stub = cloud(vec![Ok(first.clone()), refused]).await;
-        assert_eq!(check(&step(&stub)).await, (Err(kind), None), "0 would say that all run");
+        let stub = start_stub(vec![Ok(first.clone()), refused]).await;
+        assert_eq!(
+            check(&step(&stub)).await,
+            (Err(kind), None),
+            "0 would mean that all mappings run"
+        );
     }
-    let stub = cloud(vec![Ok(first), Err((SILENCE, Value::Null))]).await;
-    let hurried = CheckConsumers { time: Duration::from_millis(300), ..step(&stub) };
-    assert_eq!(check(&hurried).await, (Err(ErrorKind::Transient), None), "the time ran out");
+    let stub = start_stub(vec![Ok(first), Err((NO_RESPONSE, Value::Null))]).await;
+    let short_timeout = CheckConsumers { timeout: Duration::from_millis(300), ..step(&stub) };
+    assert_eq!(
+        check(&short_timeout).await,
+        (Err(ErrorKind::Transient), None),
+        "the check timed out"
+    );
 }
 
 #[tokio::test]
 async fn a_mapping_that_does_not_run_is_reported_even_if_others_were_not_listed() {
     let first = with_state("initialize-subscription <- queue initialize-subscription", "Disabled");
     let throttled = Err((429, json!({ "__type": "TooManyRequestsException" })));
-    let stub = cloud(vec![Ok(first), throttled]).await;
+    let stub = start_stub(vec![Ok(first), throttled]).await;
     assert_eq!(check(&step(&stub)).await, (Err(ErrorKind::Transient), Some(1.0)));
 }

@@ -14,8 +14,8 @@ const FUNCTION: &str =
 const MACHINE: &str =
     "arn:aws:states:eu-central-1:123456789012:stateMachine:fieldstation-prod-site-teardown";
 
-/// Generates JSON from the words of the known forms, in any order and nesting.
-fn any_work() -> impl Strategy<Value = Value> {
+/// Generates JSON from the words of the known formats, in any order and nesting.
+fn any_json() -> impl Strategy<Value = Value> {
     let name = prop::sample::select(vec![
         "requestContext",
         "condition",
@@ -64,9 +64,9 @@ fn any_work() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Generates the known forms with any content in the place of the work.
-fn work_in_a_known_form() -> impl Strategy<Value = Value> {
-    (any_work(), any_work(), any::<String>(), 0..5_u8).prop_map(|(work, more, text, form)| match form {
+/// Generates the known formats with any content as the work.
+fn known_format() -> impl Strategy<Value = Value> {
+    (any_json(), any_json(), any::<String>(), 0..5_u8).prop_map(|(work, more, text, form)| match form {
         0 => json!({
             "requestContext": { "condition": text, "functionArn": FUNCTION }, "requestPayload": work,
             "responsePayload": more,
@@ -104,8 +104,10 @@ fn failed(queue: &str, body: &str) -> FailedWork {
     }
 }
 
-fn payload_is_kept(failure: &FailedWork, body: &str) -> Result<(), TestCaseError> {
-    let Payload::Text(payload) = &failure.payload else { panic!("a message is no file") };
+fn check_payload_is_kept(failure: &FailedWork, body: &str) -> Result<(), TestCaseError> {
+    let Payload::Text(payload) = &failure.payload else {
+        panic!("the payload of a message is not a file")
+    };
     match failure.kind {
         Kind::Unreadable | Kind::DeadLetter => prop_assert_eq!(payload, body),
         Kind::FunctionFailed | Kind::Quarantined => prop_assert!(body.contains(payload)),
@@ -113,15 +115,17 @@ fn payload_is_kept(failure: &FailedWork, body: &str) -> Result<(), TestCaseError
             let body: Value = serde_json::from_str(body).expect("JSON");
             prop_assert_eq!(payload, body["detail"]["input"].as_str().expect("text"));
         }
-        Kind::NotDelivered | Kind::GivenUp => panic!("not from a bare message"),
+        Kind::NotDelivered | Kind::GivenUp => {
+            panic!("unexpected kind for a message without attributes")
+        }
     }
     Ok(())
 }
 
-fn nothing_is_lost(body: &str) -> Result<(), TestCaseError> {
+fn check_nothing_is_lost(body: &str) -> Result<(), TestCaseError> {
     for queue in ["sites-failures", "cancel-subscription-failures", "failure-files", "other"] {
         let failure = failed(queue, body);
-        payload_is_kept(&failure, body)?;
+        check_payload_is_kept(&failure, body)?;
         prop_assert_eq!(failure.id, failed(queue, body).id);
     }
 
@@ -148,32 +152,32 @@ proptest! {
     fn any_bytes_become_a_failure(bytes: Vec<u8>) {
         let file = PayloadFile { bucket: "b".to_owned(), key: "k".to_owned() };
         prop_assert_eq!(parse::file(ENVIRONMENT, &file, &bytes).len(), 1);
-        nothing_is_lost(&String::from_utf8_lossy(&bytes))?;
+        check_nothing_is_lost(&String::from_utf8_lossy(&bytes))?;
     }
 
     #[test]
-    fn any_json_becomes_a_failure(work in any_work()) {
-        nothing_is_lost(&work.to_string())?;
+    fn any_json_becomes_a_failure(work in any_json()) {
+        check_nothing_is_lost(&work.to_string())?;
     }
 
     #[test]
-    fn any_work_in_a_known_form_is_kept_unchanged(work in work_in_a_known_form()) {
-        nothing_is_lost(&work.to_string())?;
+    fn any_work_in_a_known_format_is_kept_unchanged(work in known_format()) {
+        check_nothing_is_lost(&work.to_string())?;
     }
 }
 
 #[test]
 fn json_that_is_nested_too_deeply_is_kept_unchanged() {
-    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    let nested = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let quarantined =
-        format!(r#"{{"source": "a-function", "error": "e", "reason": "r", "record": {deep}}}"#);
-    for body in [&deep, &quarantined] {
-        nothing_is_lost(body).expect("nothing lost");
+        format!(r#"{{"source": "a-function", "error": "e", "reason": "r", "record": {nested}}}"#);
+    for body in [&nested, &quarantined] {
+        check_nothing_is_lost(body).expect("nothing lost");
     }
 }
 
 #[test]
-fn the_known_forms_are_recognised() {
+fn the_known_formats_are_recognised() {
     for (queue, body, kind, source) in [
         (
             "sites-failures",
@@ -204,7 +208,7 @@ fn the_known_forms_are_recognised() {
 
 #[test]
 fn all_teardowns_of_a_saga_are_the_same_work() {
-    let ended = |name: &str, onboarding: &str| {
+    let teardown_failure = |name: &str, onboarding: &str| {
         let detail = json!({
             "executionArn": format!("arn:{name}"),
             "stateMachineArn": MACHINE,
@@ -214,19 +218,19 @@ fn all_teardowns_of_a_saga_are_the_same_work() {
         let kind = "Step Functions Execution Status Change";
         failed("onboarding-failures", &json!({ "detail-type": kind, "detail": detail }).to_string())
     };
-    let (one, same) = (ended("nested", "a"), ended("recovery", "a"));
-    assert_eq!((same.id, same.kind), (one.id, Kind::ExecutionFailed));
-    assert_ne!(same.execution, one.execution);
-    assert_ne!(ended("nested", "b").id, one.id);
+    let (one, other) = (teardown_failure("nested", "a"), teardown_failure("recovery", "a"));
+    assert_eq!((other.id, other.kind), (one.id, Kind::ExecutionFailed));
+    assert_ne!(other.execution, one.execution);
+    assert_ne!(teardown_failure("nested", "b").id, one.id);
 }
 
 #[test]
 fn the_site_is_found_in_lists_and_in_embedded_json() {
     let site = saga("a").site_id;
-    for told in [
+    for content in [
         json!([{ "note": "x" }, { "kinesis": { "partitionKey": site } }]),
         json!({ "Records": [{ "body": json!({ "siteId": site }).to_string() }] }),
     ] {
-        assert_eq!(failed("sites-failures", &told.to_string()).site_id, Some(site), "{told}");
+        assert_eq!(failed("sites-failures", &content.to_string()).site_id, Some(site), "{content}");
     }
 }

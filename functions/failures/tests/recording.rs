@@ -10,8 +10,8 @@ use failures::{parse, record_failure::RecordFailure};
 use fault::{ErrorKind, Fault};
 use lambda::Deadline;
 use ledger::{
-    Concerns, ErrorInfo, FailedWork, FailureRow, Insist, Ledger, LedgerError, MAX_PAYLOAD_BYTES,
-    Outcome, PayloadFile, Status,
+    AffectedIds, ClaimOptions, ErrorInfo, FailedWork, FailureRow, Ledger, LedgerError,
+    MAX_PAYLOAD_BYTES, PayloadFile, ReplayOutcome, Status,
     files::{Files, MAX_FILE_BYTES},
 };
 use serde_json::{Value, json};
@@ -19,10 +19,10 @@ use store::Table;
 use testkit::{
     Dynamo,
     buckets::Buckets,
-    chance::Chance,
     cloud::{self, Cloud},
     dynamo::FAILURES,
     golden, http,
+    rng::Rng,
     sample::{self, noon, saga},
 };
 use uuid::Uuid;
@@ -91,11 +91,11 @@ fn message(queue: &str, id: &str, seconds: i64, body: impl Into<String>) -> SqsM
 }
 
 /// Returns the notification of a file in S3's format.
-fn notified(id: &str, key: &str) -> SqsMessage {
-    notified_of(id, BUCKET, key)
+fn notification(id: &str, key: &str) -> SqsMessage {
+    notification_of(id, BUCKET, key)
 }
 
-fn notified_of(id: &str, bucket: &str, key: &str) -> SqsMessage {
+fn notification_of(id: &str, bucket: &str, key: &str) -> SqsMessage {
     let key = key.replace('+', "%2B").replace(' ', "+");
     let body = json!({ "Records": [{
         "eventVersion": "2.1",
@@ -124,7 +124,7 @@ fn invocation(event: &Value, error: Option<&str>) -> Value {
 
 /// Returns Lambda's record after a function failed with this event. `function` may end with an alias.
 fn invocation_of(function: &str, event: &Value, error: Option<&str>) -> Value {
-    let mut told = json!({
+    let mut invocation = json!({
         "version": "1.0",
         "timestamp": "2026-01-01T12:05:00.000Z",
         "requestContext": {
@@ -136,16 +136,16 @@ fn invocation_of(function: &str, event: &Value, error: Option<&str>) -> Value {
         "requestPayload": event,
     });
     if let Some(error) = error {
-        told["responseContext"] =
+        invocation["responseContext"] =
             json!({ "statusCode": 200, "executedVersion": "7", "functionError": "Unhandled" });
-        told["responsePayload"] = json!({ "errorMessage": error, "errorType": "Transient" });
+        invocation["responsePayload"] = json!({ "errorMessage": error, "errorType": "Transient" });
     }
-    told
+    invocation
 }
 
 fn failed(id: &str, seconds: i64) -> SqsMessage {
-    let told = invocation(&event(), Some("DynamoDB can't answer now"));
-    message("telemetry-failures", id, seconds, told.to_string())
+    let body = invocation(&event(), Some("DynamoDB can't answer now"));
+    message("telemetry-failures", id, seconds, body.to_string())
 }
 
 fn not_delivered() -> SqsMessage {
@@ -251,13 +251,13 @@ async fn each_format_becomes_a_row_and_a_repetition_changes_nothing() {
     });
     let mut part = record("1", "H4sIAAAAAAAA");
     part["part"] = "1/2".into();
-    let of_a_table = sample::event("publish-events")["Records"][0].take();
-    let mut no_event = of_a_table.clone();
-    no_event["dynamodb"]["NewImage"]["detail"]["S"] = "no event".into();
-    let no_answer = invocation(&event(), None);
+    let table_record = sample::event("publish-events")["Records"][0].take();
+    let mut invalid_event = table_record.clone();
+    invalid_event["dynamodb"]["NewImage"]["detail"]["S"] = "no event".into();
+    let no_response = invocation(&event(), None);
     for (name, message) in [
         ("function-failed", failed("m-1", 0)),
-        ("no-answer", message("telemetry-failures", "m-1", 0, no_answer.to_string())),
+        ("no-answer", message("telemetry-failures", "m-1", 0, no_response.to_string())),
         ("not-delivered", not_delivered()),
         ("dead-letter", message("initialize-subscription-failures", "m-1", 0, command.to_string())),
         (
@@ -266,7 +266,7 @@ async fn each_format_becomes_a_row_and_a_repetition_changes_nothing() {
                 "events-failures",
                 "m-1",
                 0,
-                quarantined("publish-events", &of_a_table).to_string(),
+                quarantined("publish-events", &table_record).to_string(),
             ),
         ),
         (
@@ -275,7 +275,7 @@ async fn each_format_becomes_a_row_and_a_repetition_changes_nothing() {
                 "events-failures",
                 "m-1",
                 0,
-                quarantined("publish-events", &no_event).to_string(),
+                quarantined("publish-events", &invalid_event).to_string(),
             ),
         ),
         (
@@ -291,14 +291,14 @@ async fn each_format_becomes_a_row_and_a_repetition_changes_nothing() {
             "execution-failed",
             message("onboarding-failures", "m-1", 0, execution("an-onboarding").to_string()),
         ),
-        ("given-up", notified("m-1", KEY)),
+        ("given-up", notification("m-1", KEY)),
         ("unreadable", message("sites-failures", "m-1", 0, "no \u{1f321} JSON")),
         ("unreadable-json", message("sites-failures", "m-1", 0, json!({ "a": 1 }).to_string())),
         ("unknown-queue", message("Other", "m-1", 0, json!({ "a": 1 }).to_string())),
-        ("file-gone", notified("m-1", "aws/lambda/gone")),
-        ("file-broken", notified("m-1", "aws/lambda/broken")),
-        ("file-elsewhere", notified("m-1", "elsewhere/a.json")),
-        ("file-of-another-bucket", notified_of("m-1", "other", KEY)),
+        ("file-gone", notification("m-1", "aws/lambda/gone")),
+        ("file-broken", notification("m-1", "aws/lambda/broken")),
+        ("file-elsewhere", notification("m-1", "elsewhere/a.json")),
+        ("file-of-another-bucket", notification_of("m-1", "other", KEY)),
     ] {
         let world = World::start().await;
         world.buckets.put(BUCKET, KEY, file(&[record("1", "e30=")]));
@@ -307,7 +307,7 @@ async fn each_format_becomes_a_row_and_a_repetition_changes_nothing() {
         world.record(&message).await.expect(name);
         let row = world.rows().await;
         golden::check(env!("CARGO_MANIFEST_DIR"), name, &row[0]);
-        assert_eq!(json!(world.row().await.status), "OPEN", "{name} reads as a row");
+        assert_eq!(json!(world.row().await.status), "OPEN", "{name} is a valid row");
         world.record(&message).await.expect(name);
         assert_eq!(world.rows().await, row, "{name}");
     }
@@ -317,7 +317,7 @@ async fn each_format_becomes_a_row_and_a_repetition_changes_nothing() {
 async fn the_sample_event_is_recorded_and_the_test_event_of_s3_is_not() {
     let world = World::start().await;
     let test = json!({ "Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": BUCKET });
-    world.record(&message("failure-files", "m-1", 0, test.to_string())).await.expect("done");
+    world.record(&message("failure-files", "m-1", 0, test.to_string())).await.expect("no failure");
     assert_eq!(world.rows().await, [json!(null); 0]);
 
     let sample = sample::event("record-failure")["Records"][0].take();
@@ -331,39 +331,39 @@ async fn work_that_fails_again_after_a_replay_is_the_same_failure() {
     world.record(&failed("m-1", 0)).await.expect("recorded");
     let first = world.row().await;
     let (ledger, replay) = (world.ledger(), Uuid::from_u128(1));
-    let claim = ledger.claim(first.id, replay, None, Insist::default(), noon(60)).await;
+    let claim = ledger.claim(first.id, replay, None, ClaimOptions::default(), noon(60)).await;
     assert!(claim.is_ok(), "{claim:?}");
-    let finish = ledger.finish(first.id, replay, &Outcome::Done).await.expect("finished");
+    let finish = ledger.finish(first.id, replay, &ReplayOutcome::Done).await.expect("finished");
     assert_eq!(world.row().await.status, Status::Replayed, "{finish:?}");
 
     // The work fails again in another way, for another reason, with its fields in another order.
-    let mut again = not_delivered();
+    let mut repeated = not_delivered();
     let event = event();
     let fields = event.as_object().expect("an event").iter().rev();
     let fields: Vec<_> = fields.map(|(name, value)| format!("{name:?}: {value}")).collect();
-    again.body = Some(format!("{{{}}}", fields.join(", ")));
-    again.message_id = Some("m-2".to_owned());
-    again.attributes.insert("SentTimestamp".to_owned(), noon(120).millis().to_string());
-    world.record(&again).await.expect("recorded");
-    let back = world.row().await;
-    assert_eq!((back.status, back.attempts, back.replays), (Status::Open, 2, 1));
-    assert_eq!((back.first_at, back.last_at), (noon(0), noon(120)));
-    assert_eq!(back.replay.expect("the last replay").id, replay);
-    assert_eq!(back.error.name, "NO_PERMISSIONS");
-    assert_ne!(back.fingerprint, first.fingerprint);
+    repeated.body = Some(format!("{{{}}}", fields.join(", ")));
+    repeated.message_id = Some("m-2".to_owned());
+    repeated.attributes.insert("SentTimestamp".to_owned(), noon(120).millis().to_string());
+    world.record(&repeated).await.expect("recorded");
+    let reopened = world.row().await;
+    assert_eq!((reopened.status, reopened.attempts, reopened.replays), (Status::Open, 2, 1));
+    assert_eq!((reopened.first_at, reopened.last_at), (noon(0), noon(120)));
+    assert_eq!(reopened.replay.expect("the last replay").id, replay);
+    assert_eq!(reopened.error.name, "NO_PERMISSIONS");
+    assert_ne!(reopened.fingerprint, first.fingerprint);
     // The first message is redelivered late and changes nothing.
-    world.record(&failed("m-1", 0)).await.expect("known");
+    world.record(&failed("m-1", 0)).await.expect("no change");
     assert_eq!(world.row().await.attempts, 2);
 }
 
 #[tokio::test]
 async fn a_replayed_execution_that_fails_again_is_the_same_failure() {
     let world = World::start().await;
-    let told = message("onboarding-failures", "m-1", 0, execution("an-onboarding").to_string());
-    world.record(&told).await.expect("recorded");
+    let first = message("onboarding-failures", "m-1", 0, execution("an-onboarding").to_string());
+    world.record(&first).await.expect("recorded");
     let name = world.row().await.execution_name();
-    let told = message("onboarding-failures", "m-2", 9, execution(&name).to_string());
-    world.record(&told).await.expect("recorded");
+    let second = message("onboarding-failures", "m-2", 9, execution(&name).to_string());
+    world.record(&second).await.expect("recorded");
     let row = world.row().await;
     assert_eq!(row.attempts, 2);
     assert!(row.execution.expect("an ARN").ends_with(&name));
@@ -373,18 +373,18 @@ async fn a_replayed_execution_that_fails_again_is_the_same_failure() {
 async fn a_teardown_that_succeeds_closes_the_failure_of_earlier_ones() {
     let world = World::start().await;
     let succeeded = |id: &str, name: &str| {
-        let mut told = execution(name);
-        told["detail"]["status"] = "SUCCEEDED".into();
-        told["detail"]["error"] = Value::Null;
-        told["detail"]["cause"] = Value::Null;
-        message("onboarding-failures", id, 60, told.to_string())
+        let mut status_change = execution(name);
+        status_change["detail"]["status"] = "SUCCEEDED".into();
+        status_change["detail"]["error"] = Value::Null;
+        status_change["detail"]["cause"] = Value::Null;
+        message("onboarding-failures", id, 60, status_change.to_string())
     };
     // Most teardowns succeed at once. Then there is no failure, and none is recorded.
-    world.record(&succeeded("m-0", "decommission")).await.expect("nothing");
+    world.record(&succeeded("m-0", "decommission")).await.expect("no failure");
     assert_eq!(world.rows().await, [json!(null); 0]);
 
-    let told = message("onboarding-failures", "m-1", 0, execution("nested").to_string());
-    world.record(&told).await.expect("recorded");
+    let failure = message("onboarding-failures", "m-1", 0, execution("nested").to_string());
+    world.record(&failure).await.expect("recorded");
     for _ in 0..2 {
         world.record(&succeeded("m-2", "recovery-1")).await.expect("repaired");
         let row = world.row().await;
@@ -397,7 +397,7 @@ async fn a_teardown_that_succeeds_closes_the_failure_of_earlier_ones() {
     world.record(&other).await.expect("recorded");
     let id = world.row().await.id;
     world.ledger().discard(id, "known").await.map(drop).expect("discarded");
-    world.record(&succeeded("m-4", "recovery-2")).await.expect("nothing");
+    world.record(&succeeded("m-4", "recovery-2")).await.expect("no failure");
     let row = world.row().await;
     assert_eq!((row.status, row.note.as_deref()), (Status::Discarded, Some("known")));
 }
@@ -408,42 +408,45 @@ async fn a_row_names_its_site_sensor_and_sender() {
     let (site, other) = (saga("a").site_id, saga("b").site_id);
     let mut bundle = record("1", "e30=");
     bundle["kinesis"]["partitionKey"] = json!(site);
-    let mut strange = record("2", "W10=");
-    strange["kinesis"]["partitionKey"] = "logger-7".into();
+    let mut unknown_sender = record("2", "W10=");
+    unknown_sender["kinesis"]["partitionKey"] = "logger-7".into();
     let mut unknown = quarantined("store-readings", &bundle);
     unknown["sensorId"] = json!(sensor);
     let mut elsewhere = unknown.clone();
     elsewhere["sensorSiteId"] = json!(other);
-    let whom = |site_id, sensor_id, sensor_site_id, sender: Option<&str>| Concerns {
+    let affected = |site_id, sensor_id, sensor_site_id, sender: Option<&str>| AffectedIds {
         site_id,
         sensor_id,
         sensor_site_id,
         sender: sender.map(str::to_owned),
     };
-    for (told, concerns) in [
-        (quarantined("store-readings", &bundle), whom(Some(site), None, None, None)),
-        (unknown, whom(Some(site), Some(sensor), None, None)),
-        (elsewhere, whom(Some(site), Some(sensor), Some(other), None)),
-        (quarantined("store-readings", &strange), whom(None, None, None, Some("logger-7"))),
+    for (body, affected_ids) in [
+        (quarantined("store-readings", &bundle), affected(Some(site), None, None, None)),
+        (unknown, affected(Some(site), Some(sensor), None, None)),
+        (elsewhere, affected(Some(site), Some(sensor), Some(other), None)),
+        (
+            quarantined("store-readings", &unknown_sender),
+            affected(None, None, None, Some("logger-7")),
+        ),
     ] {
         let world = World::start().await;
-        let told = message("telemetry-failures", "m-1", 0, told.to_string());
-        world.record(&told).await.expect("recorded");
+        let message = message("telemetry-failures", "m-1", 0, body.to_string());
+        world.record(&message).await.expect("recorded");
         let row = world.row().await;
-        assert_eq!(row.concerns(), concerns);
+        assert_eq!(row.affected_ids(), affected_ids);
         // The index has the same data, so that the row need not be read.
         let (page, _) = world.ledger().page(Status::Open, true, None, 9).await.expect("a page");
-        assert_eq!(page[0].concerns, concerns);
+        assert_eq!(page[0].affected_ids, affected_ids);
         // The data is kept when a replay fails again.
         let (ledger, replay) = (world.ledger(), Uuid::from_u128(1));
         ledger
-            .claim(row.id, replay, None, Insist::default(), noon(60))
+            .claim(row.id, replay, None, ClaimOptions::default(), noon(60))
             .await
             .map(drop)
             .expect("a claim");
-        let failed = Outcome::Failed(ErrorInfo::new("RetiredSensor", "no"));
+        let failed = ReplayOutcome::Failed(ErrorInfo::new("RetiredSensor", "no"));
         ledger.finish(row.id, replay, &failed).await.map(drop).expect("finished");
-        assert_eq!(world.row().await.concerns(), concerns);
+        assert_eq!(world.row().await.affected_ids(), affected_ids);
     }
 }
 
@@ -453,7 +456,7 @@ async fn a_file_becomes_one_row_per_record_however_often_it_is_notified() {
     // The last two records are the same work, like a repeated bundle of a logger.
     let records = [record("1", "e30="), record("2", "W10="), record("3", "W10=")];
     world.buckets.put(BUCKET, KEY, file(&records));
-    world.record(&notified("m-1", KEY)).await.expect("recorded");
+    world.record(&notification("m-1", KEY)).await.expect("recorded");
     let rows = world.rows().await;
     let mut attempts: Vec<_> = rows.iter().map(|row| row["attempts"].as_i64()).collect();
     attempts.sort_unstable();
@@ -462,19 +465,19 @@ async fn a_file_becomes_one_row_per_record_however_often_it_is_notified() {
     assert_eq!(json!(site), records[0]["kinesis"]["partitionKey"], "{rows:#?}");
 
     // The notification is repeated, as the same message and as another one.
-    world.record(&notified("m-1", KEY)).await.expect("known");
-    world.record(&notified("m-2", KEY)).await.expect("known");
+    world.record(&notification("m-1", KEY)).await.expect("no change");
+    world.record(&notification("m-2", KEY)).await.expect("no change");
     assert_eq!(world.rows().await, rows);
     // The quarantine and a second file have the same work.
-    let told = quarantined("store-readings", &record("4", "e30="));
+    let body = quarantined("store-readings", &record("4", "e30="));
     world
-        .record(&message("telemetry-failures", "m-3", 0, told.to_string()))
+        .record(&message("telemetry-failures", "m-3", 0, body.to_string()))
         .await
         .expect("recorded");
     world.buckets.put(BUCKET, "aws/lambda/second", file(&records[..1]));
-    world.record(&notified("m-4", "aws/lambda/second")).await.expect("recorded");
-    let most = world.rows().await.iter().filter_map(|row| row["attempts"].as_i64()).max();
-    assert_eq!((world.rows().await.len(), most), (2, Some(3)));
+    world.record(&notification("m-4", "aws/lambda/second")).await.expect("recorded");
+    let max = world.rows().await.iter().filter_map(|row| row["attempts"].as_i64()).max();
+    assert_eq!((world.rows().await.len(), max), (2, Some(3)));
 }
 
 #[tokio::test]
@@ -486,23 +489,24 @@ async fn a_long_payload_is_written_to_a_file_before_the_row() {
     let broken =
         http::Stub::start(|_| (400, json!({ "__type": "ProvisionedThroughputExceededException" })));
     let broken = Table::new(aws_sdk_dynamodb::Client::new(&broken.await.config()), FAILURES);
-    let error = step(broken, &world.buckets.config()).handle(&notified("m-1", KEY), noon(0)).await;
+    let error =
+        step(broken, &world.buckets.config()).handle(&notification("m-1", KEY), noon(0)).await;
     assert_eq!(error.expect_err("throttled").kind(), ErrorKind::Transient);
     let content = world.buckets.file(BUCKET, KEY).expect("the file");
-    let id = of_file(str::from_utf8(&content).expect("text"))[0].id;
+    let id = parse_file(str::from_utf8(&content).expect("text"))[0].id;
     assert!(world.buckets.file(BUCKET, &format!("payloads/{id}")).is_some());
 
-    world.record(&notified("m-1", KEY)).await.expect("recorded");
+    world.record(&notification("m-1", KEY)).await.expect("recorded");
     let rows = world.rows().await;
-    let row = rows.iter().find(|row| row.get("payloadFile").is_some()).expect("a long one");
+    let row = rows.iter().find(|row| row.get("payloadFile").is_some()).expect("a row with a file");
     assert_eq!((rows.len(), row.get("payload")), (2, None));
-    let place = &row["payloadFile"];
+    let location = &row["payloadFile"];
     let key = format!("payloads/{}", row["id"].as_str().expect("an id"));
-    assert_eq!(*place, json!({ "bucket": BUCKET, "key": key }));
+    assert_eq!(*location, json!({ "bucket": BUCKET, "key": key }));
     let payload = world.buckets.file(BUCKET, &key);
     let payload: Value = serde_json::from_slice(&payload.expect("the file")).expect("JSON");
     assert_eq!(payload, record("1", &data));
-    world.record(&notified("m-1", KEY)).await.expect("known");
+    world.record(&notification("m-1", KEY)).await.expect("no change");
     assert_eq!(world.rows().await, rows);
 }
 
@@ -510,16 +514,17 @@ async fn a_long_payload_is_written_to_a_file_before_the_row() {
 async fn no_row_is_written_if_the_file_can_not_be_written_or_read() {
     let world = World::start().await;
     let long = json!({ "a": "x".repeat(MAX_PAYLOAD_BYTES) });
-    let told = message("telemetry-failures", "m-1", 0, invocation(&long, Some("no")).to_string());
+    let message =
+        message("telemetry-failures", "m-1", 0, invocation(&long, Some("no")).to_string());
     world.buckets.put(BUCKET, KEY, file(&[record("1", "e30=")]));
     world.buckets.down(true);
-    for message in [&told, &notified("m-2", KEY)] {
-        let error = world.record(message).await.expect_err("trouble");
+    for message in [&message, &notification("m-2", KEY)] {
+        let error = world.record(message).await.expect_err("an unavailable bucket");
         assert!(error.to_string().contains("SlowDown"), "{error}");
     }
     assert_eq!(world.rows().await, [json!(null); 0]);
     world.buckets.down(false);
-    world.record(&told).await.expect("recorded");
+    world.record(&message).await.expect("recorded");
     assert!(world.row().await.payload_file.is_some());
 }
 
@@ -531,7 +536,7 @@ fn unreadable(row: &FailureRow) -> (Value, &str, Option<&PayloadFile>) {
 
 #[tokio::test]
 async fn a_file_that_s3_refuses_is_recorded_once_as_unreadable() {
-    for (status, code, kept) in [
+    for (status, code, is_recorded) in [
         (403, "AccessDenied", true),
         (403, "InvalidObjectState", true),
         (404, "NoSuchBucket", true),
@@ -545,29 +550,29 @@ async fn a_file_that_s3_refuses_is_recorded_once_as_unreadable() {
     ] {
         let world = World::start().await;
         world.buckets.refuse(Some((status, code)));
-        let told = notified("m-1", KEY);
-        let recorded = world.record(&told).await;
-        assert_eq!(recorded.is_ok(), kept, "{code}: {recorded:?}");
-        if !kept {
+        let message = notification("m-1", KEY);
+        let recorded = world.record(&message).await;
+        assert_eq!(recorded.is_ok(), is_recorded, "{code}: {recorded:?}");
+        if !is_recorded {
             assert_eq!(world.rows().await, [json!(null); 0], "{code}");
             continue;
         }
-        world.record(&told).await.expect("known");
+        world.record(&message).await.expect("no change");
         let row = world.row().await;
         let (kind, message, file) = unreadable(&row);
         assert_eq!(kind, "UNREADABLE");
         assert!(message.contains(KEY) && message.contains(BUCKET), "{message}");
         assert!(message.contains(code), "{message}");
-        assert_eq!(file.expect("a place").key, KEY);
+        assert_eq!(file.expect("a location").key, KEY);
         // Once the file can be read, another notification records its content.
         world.buckets.refuse(None);
-        world.buckets.put(BUCKET, KEY, file_of_one());
-        world.record(&notified("m-2", KEY)).await.expect("recorded");
+        world.buckets.put(BUCKET, KEY, file_with_one_record());
+        world.record(&notification("m-2", KEY)).await.expect("recorded");
         assert_eq!(world.rows().await.len(), 2, "{code}");
     }
 }
 
-fn file_of_one() -> String {
+fn file_with_one_record() -> String {
     file(&[record("1", "e30=")])
 }
 
@@ -575,38 +580,38 @@ fn file_of_one() -> String {
 async fn a_file_that_s3_does_not_return_is_unreadable_after_20_receives() {
     let world = World::start().await;
     world.buckets.down(true);
-    let mut told = notified("m-1", KEY);
+    let mut message = notification("m-1", KEY);
     let count = "ApproximateReceiveCount".to_owned();
-    told.attributes.insert(count.clone(), "19".to_owned());
-    let error = world.record(&told).await.expect_err("it comes again");
+    message.attributes.insert(count.clone(), "19".to_owned());
+    let error = world.record(&message).await.expect_err("a retry");
     assert!(error.to_string().contains("SlowDown"), "{error}");
-    told.attributes.insert(count, "20".to_owned());
-    world.record(&told).await.expect("recorded");
+    message.attributes.insert(count, "20".to_owned());
+    world.record(&message).await.expect("recorded");
     let row = world.row().await;
     let (kind, message, file) = unreadable(&row);
-    assert_eq!((kind, file.expect("a place").key.as_str()), (json!("UNREADABLE"), KEY));
-    assert!(message.contains("could not be read 20 times"), "{message}");
+    assert_eq!((kind, file.expect("a location").key.as_str()), (json!("UNREADABLE"), KEY));
+    assert!(message.contains("could not be read in 20 attempts"), "{message}");
 }
 
 #[tokio::test]
 async fn a_file_that_is_too_large_or_has_too_many_records_is_unreadable() {
-    let most = vec![json!({}); 10_000];
-    let many = vec![json!({}); 10_001];
-    assert_eq!(of_file(&file(&most)).len(), 10_000);
-    assert_eq!(of_file(&file(&many)).len(), 1);
+    let max = vec![json!({}); 10_000];
+    let too_many = vec![json!({}); 10_001];
+    assert_eq!(parse_file(&file(&max)).len(), 10_000);
+    assert_eq!(parse_file(&file(&too_many)).len(), 1);
 
     let world = World::start().await;
     world.buckets.put(BUCKET, KEY, vec![b' '; MAX_FILE_BYTES + 1]);
-    world.record(&notified("m-1", KEY)).await.expect("recorded");
+    world.record(&notification("m-1", KEY)).await.expect("recorded");
     let row = world.row().await;
     let (kind, message, _) = unreadable(&row);
     assert_eq!(kind, "UNREADABLE");
     assert!(message.contains("has more than 16777216 bytes"), "{message}");
 }
 
-fn of_file(content: &str) -> Vec<FailedWork> {
-    let place = PayloadFile { bucket: BUCKET.to_owned(), key: KEY.to_owned() };
-    parse::file(ENVIRONMENT, &place, content.as_bytes())
+fn parse_file(content: &str) -> Vec<FailedWork> {
+    let location = PayloadFile { bucket: BUCKET.to_owned(), key: KEY.to_owned() };
+    parse::file(ENVIRONMENT, &location, content.as_bytes())
 }
 
 #[tokio::test]
@@ -615,10 +620,10 @@ async fn a_notification_of_a_file_that_can_not_exist_is_kept_unchanged() {
         [("", KEY), (BUCKET, ""), (BUCKET, &*"k".repeat(1_025)), (&*"b".repeat(64), KEY)]
     {
         let world = World::start().await;
-        let told = notified_of("m-1", bucket, key);
-        world.record(&told).await.expect("recorded");
+        let message = notification_of("m-1", bucket, key);
+        world.record(&message).await.expect("recorded");
         let row = world.row().await;
-        assert_eq!((json!(row.kind), &row.payload), (json!("UNREADABLE"), &told.body));
+        assert_eq!((json!(row.kind), &row.payload), (json!("UNREADABLE"), &message.body));
     }
 }
 
@@ -626,14 +631,17 @@ async fn a_notification_of_a_file_that_can_not_exist_is_kept_unchanged() {
 async fn a_message_whose_row_the_table_refuses_is_recorded_as_unreadable() {
     // The execution's ARN alone is too large for a row.
     let world = World::start().await;
-    let told = execution(&"x".repeat(500_000)).to_string();
-    let told = message("onboarding-failures", "m-1", 0, told);
-    world.record(&told).await.expect("recorded");
-    world.record(&told).await.expect("known");
+    let body = execution(&"x".repeat(500_000)).to_string();
+    let message = message("onboarding-failures", "m-1", 0, body);
+    world.record(&message).await.expect("recorded");
+    world.record(&message).await.expect("no change");
     let row = world.row().await;
     let (kind, message, _) = unreadable(&row);
     assert_eq!(kind, "UNREADABLE");
-    assert!(message.starts_with("the table refused its row as ExecutionFailed"), "{message}");
+    assert!(
+        message.starts_with("the table refused the row of this ExecutionFailed failure"),
+        "{message}"
+    );
     let input: Value =
         serde_json::from_str(row.payload.as_deref().expect("the input")).expect("JSON");
     assert_eq!(input["siteId"], json!(saga("a").site_id));
@@ -651,16 +659,18 @@ async fn a_message_whose_row_the_table_refuses_is_recorded_as_unreadable() {
 #[test]
 fn only_the_message_that_can_not_be_recorded_fails() {
     cloud::run(async {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Rng::from_seed(1));
         let step = step(cloud.table(FAILURES), &http::config("http://nowhere"));
         cloud.throttle(vec!["site-b".to_owned()], Duration::from_mins(1));
         let batch = ["site-a", "site-b", "site-c"].map(|site| {
-            let told = invocation(&json!({ "site": site }), Some("no"));
-            (site, message("telemetry-failures", site, 0, told.to_string()))
+            let body = invocation(&json!({ "site": site }), Some("no"));
+            (site, message("telemetry-failures", site, 0, body.to_string()))
         });
-        let failed = lambda::each(batch, Deadline::after(Duration::from_secs(20)), async |told| {
-            step.handle(&told, noon(0)).await.map_err(|error| error.to_string())
-        });
+        let failed = lambda::process_each(
+            batch,
+            Deadline::after(Duration::from_secs(20)),
+            async |message| step.handle(&message, noon(0)).await.map_err(|error| error.to_string()),
+        );
         let failed = Box::pin(failed).await;
         let ids: Vec<_> = failed.iter().map(|failed| failed.id).collect();
         assert_eq!(ids, ["site-b"], "{failed:?}");
@@ -674,7 +684,7 @@ async fn a_row_keeps_a_limited_number_of_message_ids() {
     for index in 0..250 {
         world.record(&failed(&format!("m-{index}"), index)).await.expect("recorded");
     }
-    world.record(&failed("m-249", 249)).await.expect("known");
+    world.record(&failed("m-249", 249)).await.expect("no change");
     let row = world.row().await;
     assert_eq!(row.attempts, 250);
     assert!(row.messages.len() <= 100, "{}", row.messages.len());
@@ -696,7 +706,7 @@ async fn messages_in_one_queue_become_failures_of_the_functions_that_they_name()
         message(queue, "m-1", 0, invocation_of(function, &body, Some("no")).to_string())
     };
     let teardown = || message("onboarding-failures", "m-1", 0, execution("nested").to_string());
-    let of_quarantine = |queue: &str, source: &str| {
+    let quarantine_message = |queue: &str, source: &str| {
         message(queue, "m-1", 0, quarantined(source, &record("1", "e30=")).to_string())
     };
     let command = json!({ "taskToken": "AQC", "command": { "siteId": saga("a").site_id } });
@@ -737,13 +747,13 @@ async fn messages_in_one_queue_become_failures_of_the_functions_that_they_name()
             "4096b341-0edd-52ca-938c-8a69a16c1253",
         ),
         (
-            of_quarantine("telemetry-failures", "store-readings"),
+            quarantine_message("telemetry-failures", "store-readings"),
             "QUARANTINED",
             "store-readings",
             "28c357d5-90c5-59c5-9990-f5385b9e0574",
         ),
         (
-            of_quarantine("events-failures", "publish-events"),
+            quarantine_message("events-failures", "publish-events"),
             "QUARANTINED",
             "publish-events",
             "476fde72-0232-5731-8281-774fc6b4807d",
@@ -773,9 +783,9 @@ async fn a_message_that_names_no_source_of_the_environment_is_unreadable() {
     let body = event();
     let failed = |function: &str| invocation_of(function, &body, Some("no"));
     let staging = |arn: &Value| arn.as_str().expect("text").replace("-prod-", "-staging-");
-    let mut of_staging = failed("import-site:live");
-    let arn = staging(&of_staging["requestContext"]["functionArn"]);
-    of_staging["requestContext"]["functionArn"] = arn.into();
+    let mut other_environment = failed("import-site:live");
+    let arn = staging(&other_environment["requestContext"]["functionArn"]);
+    other_environment["requestContext"]["functionArn"] = arn.into();
     let mut no_function = failed("import-site");
     no_function["requestContext"].as_object_mut().expect("fields").remove("functionArn");
     let mut other_machine = execution("a");
@@ -785,7 +795,7 @@ async fn a_message_that_names_no_source_of_the_environment_is_unreadable() {
     let mut no_source = quarantined("store-readings", &record("1", "e30="));
     no_source.as_object_mut().expect("fields").remove("source");
     for body in [
-        of_staging,
+        other_environment,
         no_function,
         failed("Import_Site"),
         other_machine,
@@ -796,7 +806,8 @@ async fn a_message_that_names_no_source_of_the_environment_is_unreadable() {
         // A command in a queue that has no commands.
         json!({ "taskToken": "AQC", "command": {} }),
         // A notification of S3 in a queue that has none.
-        serde_json::from_str(notified("m-1", KEY).body.as_deref().expect("a body")).expect("JSON"),
+        serde_json::from_str(notification("m-1", KEY).body.as_deref().expect("a body"))
+            .expect("JSON"),
     ] {
         let message = message("billing-failures", "m-1", 0, body.to_string());
         let (row, kind, source) = recorded_as(&message).await;
@@ -818,8 +829,8 @@ async fn a_message_that_names_no_source_of_the_environment_is_unreadable() {
 #[tokio::test]
 async fn the_event_of_a_teardown_that_a_function_did_not_get_repairs_nothing() {
     let world = World::start().await;
-    let told = message("onboarding-failures", "m-1", 0, execution("nested").to_string());
-    world.record(&told).await.expect("recorded");
+    let failure = message("onboarding-failures", "m-1", 0, execution("nested").to_string());
+    world.record(&failure).await.expect("recorded");
     let mut ended = execution("recovery");
     ended["detail"]["status"] = "SUCCEEDED".into();
     let ended = message("onboarding-failures", "m-2", 9, ended.to_string());
@@ -832,39 +843,39 @@ async fn the_event_of_a_teardown_that_a_function_did_not_get_repairs_nothing() {
         };
         rows.iter().map(status).collect()
     };
-    let both = |teardown: &str| {
+    let expected = |teardown: &str| {
         BTreeMap::from([
             ("recover-onboarding".to_owned(), json!("OPEN")),
             ("site-teardown".to_owned(), json!(teardown)),
         ])
     };
-    assert_eq!(statuses().await, both("OPEN"));
+    assert_eq!(statuses().await, expected("OPEN"));
     // The target is the queue, which now has the event.
     let target = format!("{QUEUES}onboarding-failures");
     world.record(&undelivered(ended, &target)).await.expect("repaired");
-    assert_eq!(statuses().await, both("REPLAYED"));
+    assert_eq!(statuses().await, expected("REPLAYED"));
 }
 
 #[tokio::test]
 async fn a_file_is_recorded_for_the_function_that_it_names() {
-    let of = |function: &str| {
-        let mut content: Value = serde_json::from_str(&file_of_one()).expect("JSON");
+    let file_of = |function: &str| {
+        let mut content: Value = serde_json::from_str(&file_with_one_record()).expect("JSON");
         content["requestContext"]["functionArn"] = function.into();
         content.to_string()
     };
     // The model of a mapping, which is compared with AWS's documentation, writes such files.
     let model = include_str!("../../../tests/testkit/tests/goldens/failure-destination.json");
     for (content, source) in [
-        (of(&format!("{FUNCTIONS}store-readings:live")), "store-readings"),
-        (of(&format!("{FUNCTIONS}detect-breaches")), "detect-breaches"),
+        (file_of(&format!("{FUNCTIONS}store-readings:live")), "store-readings"),
+        (file_of(&format!("{FUNCTIONS}detect-breaches")), "detect-breaches"),
         (model.replace(":function:", ":function:fieldstation-prod-"), "consumer"),
     ] {
-        let failures = of_file(&content);
+        let failures = parse_file(&content);
         let sources: Vec<_> = failures.iter().map(|it| (it.source.as_str(), it.kind)).collect();
         assert_eq!(sources, [(source, ledger::Kind::GivenUp)], "{content}");
     }
     for function in ["", "arn:aws:lambda:eu-central-1:123456789012:function:store-readings"] {
-        let failures = of_file(&of(function));
+        let failures = parse_file(&file_of(function));
         let sources: Vec<_> = failures.iter().map(|it| (it.source.as_str(), it.kind)).collect();
         assert_eq!(sources, [("failure-files", ledger::Kind::Unreadable)], "{function}");
     }

@@ -10,9 +10,9 @@ pub mod release_kits;
 pub mod reserve_kits;
 
 use contracts::{
-    Metric, ReservationId, Saga, Timestamp,
+    Metric, ReservationId, SagaContext, Timestamp,
     events::{Kits, Shortage},
-    input::{FieldError, in_one_line},
+    input::{FieldError, join_errors},
 };
 use fault::{ErrorKind, Fault};
 use serde::{Deserialize, Serialize};
@@ -39,7 +39,7 @@ impl StockRow {
 pub struct ReservationRow {
     /// The saga of the onboarding.
     #[serde(flatten)]
-    pub saga: Saga,
+    pub saga: SagaContext,
     /// The state of the reservation.
     #[serde(flatten)]
     pub state: Reservation,
@@ -112,13 +112,13 @@ pub enum InventoryError {
     #[error("too few kits in stock: {}", list(.0))]
     KitsOutOfStock(Vec<Shortage>),
     /// The reservation was released before it was created.
-    #[error("reservation {0} was released before it was made")]
+    #[error("reservation {0} was released before it was created")]
     Superseded(ReservationId),
     /// The delivery is invalid.
-    #[error("{}", in_one_line(.0))]
+    #[error("{}", join_errors(.0))]
     InvalidDelivery(Vec<FieldError>),
     /// Another writer changed the row between the read and the conditional write.
-    #[error("reservation {0} is being changed by others")]
+    #[error("another writer changed reservation {0}")]
     Busy(ReservationId),
     /// A call to the table failed.
     #[error(transparent)]
@@ -126,11 +126,11 @@ pub enum InventoryError {
 }
 
 fn list(shortages: &[Shortage]) -> String {
-    let each: Vec<_> = shortages
+    let items: Vec<_> = shortages
         .iter()
         .map(|short| format!("{} of {} for {}", short.available, short.requested, short.metric))
         .collect();
-    each.join(", ")
+    items.join(", ")
 }
 
 impl Fault for InventoryError {

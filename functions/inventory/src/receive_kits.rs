@@ -47,9 +47,9 @@ impl Step for ReceiveKits {
         let key = DeliveryRow::key(&command.source, &delivery.delivery_id);
         let row = DeliveryRow { kits: delivery.kits, at: now };
 
-        let mut receiving = Transaction::on(&self.inventory).create(&self.inventory, &key, &row);
+        let mut transaction = Transaction::on(&self.inventory).create(&self.inventory, &key, &row);
         for kit in &row.kits {
-            receiving = receiving.update(
+            transaction = transaction.update(
                 &self.inventory,
                 &StockRow::key(kit.metric),
                 "ADD #quantity :quantity",
@@ -57,16 +57,16 @@ impl Step for ReceiveKits {
                 [("quantity", AttributeValue::N(kit.quantity.to_string()))],
             );
         }
-        match receiving.commit().await? {
+        match transaction.commit().await? {
             Commit::Done => Ok(Reply::Received),
             Commit::Refused(refused) => {
-                let there: Option<DeliveryRow> = refused.row(&key)?;
-                if there.is_some_and(|there| there.kits == row.kits) {
+                let existing: Option<DeliveryRow> = refused.row(&key)?;
+                if existing.is_some_and(|existing| existing.kits == row.kits) {
                     Ok(Reply::Already)
                 } else {
                     Err(InventoryError::InvalidDelivery(vec![FieldError::new(
                         "detail.deliveryId",
-                        format!("{} came before with other kits", delivery.delivery_id),
+                        format!("{} was received before with different kits", delivery.delivery_id),
                     )]))
                 }
             }

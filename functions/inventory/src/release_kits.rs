@@ -2,7 +2,7 @@
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{
-    OnboardingId, ReservationId, Saga, Timestamp,
+    OnboardingId, ReservationId, SagaContext, Timestamp,
     events::{Kits, KitsReleased},
 };
 use lambda::Step;
@@ -33,50 +33,49 @@ enum Decision {
     /// There is no reservation: write a tombstone against a late one.
     Fence,
     /// Replace the reservation with a tombstone and return these kits to the stock.
-    Release {
-        from: &'static str,
-        sequence: u64,
-        kits: Vec<Kits>,
-    },
-    Already,
+    Release { from: &'static str, sequence: u64, kits: Vec<Kits> },
+    /// The tombstone exists.
+    AlreadyReleased,
 }
 
-fn decide(there: Option<ReservationRow>) -> Decision {
-    let Some(row) = there else { return Decision::Fence };
+/// Decides what the undo has to write.
+fn decide_undo(existing: Option<ReservationRow>) -> Decision {
+    let Some(row) = existing else { return Decision::Fence };
     let (from, sequence) = (row.state.name(), row.sequence);
     match row.state {
         Reservation::Reserved { kits } => Decision::Release { from, sequence: sequence + 1, kits },
         Reservation::Refused { .. } => Decision::Release { from, sequence, kits: Vec::new() },
-        Reservation::Released => Decision::Already,
+        Reservation::Released => Decision::AlreadyReleased,
     }
 }
 
 impl Step for ReleaseKits {
-    type Command = Saga;
+    type Command = SagaContext;
     type Reply = Reply;
     type Error = InventoryError;
 
-    fn correlation(saga: &Saga) -> Option<OnboardingId> {
+    fn correlation(saga: &SagaContext) -> Option<OnboardingId> {
         Some(saga.onboarding_id)
     }
 
-    async fn run(&self, saga: Saga, now: Timestamp) -> Result<Reply, InventoryError> {
-        let reservation_id = ReservationId::of(saga.onboarding_id);
+    async fn run(&self, saga: SagaContext, now: Timestamp) -> Result<Reply, InventoryError> {
+        let reservation_id = ReservationId::from_onboarding(saga.onboarding_id);
         let key = ReservationRow::key(reservation_id);
-        let there = self.inventory.get(&key).await?;
+        let existing = self.inventory.get(&key).await?;
 
-        let released =
+        let tombstone =
             |sequence| ReservationRow { saga, state: Reservation::Released, sequence, at: now };
-        let mut releasing = Transaction::on(&self.inventory);
-        match decide(there) {
-            Decision::Already => return Ok(Reply { reservation_id }),
+        let mut transaction = Transaction::on(&self.inventory);
+        match decide_undo(existing) {
+            Decision::AlreadyReleased => return Ok(Reply { reservation_id }),
             Decision::Fence => {
-                releasing = releasing.create(&self.inventory, &key, &released(0));
+                transaction = transaction.create(&self.inventory, &key, &tombstone(0));
             }
             Decision::Release { from, sequence, kits } => {
-                releasing = releasing.replace(&self.inventory, &key, &released(sequence), from);
+                transaction =
+                    transaction.put_if_status(&self.inventory, &key, &tombstone(sequence), from);
                 for kit in &kits {
-                    releasing = releasing.update(
+                    transaction = transaction.update(
                         &self.inventory,
                         &StockRow::key(kit.metric),
                         "ADD #quantity :quantity",
@@ -86,14 +85,14 @@ impl Step for ReleaseKits {
                 }
                 if !kits.is_empty() {
                     let event = KitsReleased { site_id: saga.site_id, kits };
-                    releasing = releasing.event(
+                    transaction = transaction.event(
                         &self.outbox,
-                        NewEvent::of(saga, reservation_id, sequence, now, event),
+                        NewEvent::in_saga(saga, reservation_id, sequence, now, event),
                     );
                 }
             }
         }
-        match releasing.commit().await? {
+        match transaction.commit().await? {
             Commit::Done => Ok(Reply { reservation_id }),
             Commit::Refused(_) => Err(InventoryError::Busy(reservation_id)),
         }

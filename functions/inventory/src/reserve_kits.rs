@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{
-    Metric, OnboardingId, ReservationId, SagaWithSensors, Sensor, Timestamp,
+    ContextWithSensors, Metric, OnboardingId, ReservationId, Sensor, Timestamp,
     events::{Kits, KitsReserved, Shortage, StockDepleted},
 };
 use lambda::Step;
 use serde::Serialize;
-use store::{Commit, NewEvent, Outbox, Refused, Table, Transaction};
+use store::{Commit, FailedConditions, NewEvent, Outbox, Table, Transaction};
 
 use crate::{InventoryError, Reservation, ReservationRow, StockRow};
 
@@ -30,10 +30,10 @@ pub struct Reply {
     pub reservation_id: ReservationId,
 }
 
-/// Returns the result of the step if a reservation exists already.
-fn decide(there: &ReservationRow) -> Result<Reply, InventoryError> {
-    let reservation_id = ReservationId::of(there.saga.onboarding_id);
-    match &there.state {
+/// Returns the result of the step for an existing reservation.
+fn reply_for_existing(existing: &ReservationRow) -> Result<Reply, InventoryError> {
+    let reservation_id = ReservationId::from_onboarding(existing.saga.onboarding_id);
+    match &existing.state {
         Reservation::Reserved { .. } => Ok(Reply { reservation_id }),
         Reservation::Refused { shortages } => {
             Err(InventoryError::KitsOutOfStock(shortages.clone()))
@@ -52,11 +52,14 @@ fn kits(sensors: &[Sensor]) -> Vec<Kits> {
 }
 
 /// Returns the kits whose stock was too low for the transaction.
-fn shortages(kits: &[Kits], refused: &Refused) -> Result<Vec<Shortage>, InventoryError> {
-    let short = kits.iter().filter(|kit| refused.concerns(&StockRow::key(kit.metric)));
+fn shortages(
+    kits: &[Kits],
+    failed_conditions: &FailedConditions,
+) -> Result<Vec<Shortage>, InventoryError> {
+    let short = kits.iter().filter(|kit| failed_conditions.contains(&StockRow::key(kit.metric)));
     short
         .map(|kit| {
-            let stock: Option<StockRow> = refused.row(&StockRow::key(kit.metric))?;
+            let stock: Option<StockRow> = failed_conditions.row(&StockRow::key(kit.metric))?;
             Ok(Shortage {
                 metric: kit.metric,
                 requested: kit.quantity,
@@ -67,26 +70,30 @@ fn shortages(kits: &[Kits], refused: &Refused) -> Result<Vec<Shortage>, Inventor
 }
 
 impl Step for ReserveKits {
-    type Command = SagaWithSensors;
+    type Command = ContextWithSensors;
     type Reply = Reply;
     type Error = InventoryError;
 
-    fn correlation(command: &SagaWithSensors) -> Option<OnboardingId> {
+    fn correlation(command: &ContextWithSensors) -> Option<OnboardingId> {
         Some(command.saga.onboarding_id)
     }
 
-    async fn run(&self, command: SagaWithSensors, now: Timestamp) -> Result<Reply, InventoryError> {
+    async fn run(
+        &self,
+        command: ContextWithSensors,
+        now: Timestamp,
+    ) -> Result<Reply, InventoryError> {
         let saga = command.saga;
-        let reservation_id = ReservationId::of(saga.onboarding_id);
+        let reservation_id = ReservationId::from_onboarding(saga.onboarding_id);
         let key = ReservationRow::key(reservation_id);
         let kits = kits(&command.sensors);
 
         let row = |state| ReservationRow { saga, state, sequence: 1, at: now };
         let reserved = row(Reservation::Reserved { kits: kits.clone() });
-        let mut reserving =
+        let mut transaction =
             Transaction::on(&self.inventory).create(&self.inventory, &key, &reserved);
         for kit in &kits {
-            reserving = reserving.update(
+            transaction = transaction.update(
                 &self.inventory,
                 &StockRow::key(kit.metric),
                 "SET #quantity = #quantity - :quantity",
@@ -95,29 +102,29 @@ impl Step for ReserveKits {
             );
         }
         let event = KitsReserved { site_id: saga.site_id, kits: kits.clone() };
-        let refused = match reserving
-            .event(&self.outbox, NewEvent::of(saga, reservation_id, 1, now, event))
+        let failed_conditions = match transaction
+            .event(&self.outbox, NewEvent::in_saga(saga, reservation_id, 1, now, event))
             .commit()
             .await?
         {
             Commit::Done => return Ok(Reply { reservation_id }),
-            Commit::Refused(refused) => refused,
+            Commit::Refused(failed_conditions) => failed_conditions,
         };
-        if let Some(there) = refused.row(&key)? {
-            return decide(&there);
+        if let Some(existing) = failed_conditions.row(&key)? {
+            return reply_for_existing(&existing);
         }
 
         // The refusal is stored as the result of the step, so that a retry gets the same result.
-        let shortages = shortages(&kits, &refused)?;
+        let shortages = shortages(&kits, &failed_conditions)?;
         let event = StockDepleted { site_id: saga.site_id, shortages: shortages.clone() };
-        let refusing = Transaction::on(&self.inventory)
+        let refusal = Transaction::on(&self.inventory)
             .create(
                 &self.inventory,
                 &key,
                 &row(Reservation::Refused { shortages: shortages.clone() }),
             )
-            .event(&self.outbox, NewEvent::of(saga, reservation_id, 1, now, event));
-        match refusing.commit().await? {
+            .event(&self.outbox, NewEvent::in_saga(saga, reservation_id, 1, now, event));
+        match refusal.commit().await? {
             Commit::Done => Err(InventoryError::KitsOutOfStock(shortages)),
             Commit::Refused(_) => Err(InventoryError::Busy(reservation_id)),
         }

@@ -8,11 +8,11 @@ use lambda::Step;
 use serde_json::{Value, json};
 use testkit::{
     Dynamo,
-    chance::Chance,
     dynamo::{INVENTORY, Usage},
-    saga::{Pair, Story, keeps_the_contract, run, run_retrying},
+    rng::Rng,
+    saga::{StepEvents, StepPair, check_step_contract, run, run_retrying},
     sample::{WEATHER, noon, payload, payload_with_sensors, saga},
-    schema::{Outside, Schema},
+    schema::{InvalidDocument, Schema},
 };
 
 fn reserve(dynamo: &Dynamo) -> ReserveKits {
@@ -63,11 +63,11 @@ async fn stock(dynamo: &Dynamo, metric: Metric) -> Value {
 }
 
 fn entity(name: &str) -> Entity {
-    ReservationId::of(saga(name).onboarding_id).into()
+    ReservationId::from_onboarding(saga(name).onboarding_id).into()
 }
 
 async fn reservation(dynamo: &Dynamo, name: &str) -> Value {
-    let id = ReservationId::of(saga(name).onboarding_id);
+    let id = ReservationId::from_onboarding(saga(name).onboarding_id);
     dynamo.row(INVENTORY, &format!("reservation#{id}")).await.expect("a reservation")
 }
 
@@ -75,7 +75,7 @@ async fn reservation(dynamo: &Dynamo, name: &str) -> Value {
 async fn reserving_and_releasing_follow_the_contract_of_the_saga() {
     let pair = async || {
         let dynamo = stocked(10).await;
-        Pair {
+        StepPair {
             step: reserve(&dynamo),
             undo: release(&dynamo),
             dynamo,
@@ -84,37 +84,39 @@ async fn reserving_and_releasing_follow_the_contract_of_the_saga() {
             entity: entity("a"),
         }
     };
-    let story = Story { done: "KitsReserved", undone: "KitsReleased", fenced: &[] };
-    keeps_the_contract(pair, story).await;
+    let events = StepEvents { done: "KitsReserved", undone: "KitsReleased", fenced: &[] };
+    check_step_contract(pair, events).await;
 }
 
 #[tokio::test]
 async fn one_kit_per_sensor_is_reserved_and_released() {
     let dynamo = stocked(10).await;
-    let (there, back) = (payload_with_sensors(saga("a"), &WEATHER), payload(saga("a")));
-    run(&reserve(&dynamo), &there).await.expect("kits");
+    let (reserve_payload, release_payload) =
+        (payload_with_sensors(saga("a"), &WEATHER), payload(saga("a")));
+    run(&reserve(&dynamo), &reserve_payload).await.expect("kits");
     assert_eq!(stock(&dynamo, Metric::AirTemperature).await, 8);
     assert_eq!(stock(&dynamo, Metric::AirPressure).await, 9);
     let row = reservation(&dynamo, "a").await;
     assert_eq!(row["status"], "RESERVED");
     assert_eq!(row["kits"][0], json!({ "metric": "air_temperature", "quantity": 2 }));
 
-    run(&release(&dynamo), &back).await.expect("a release");
+    run(&release(&dynamo), &release_payload).await.expect("a release");
     assert_eq!(stock(&dynamo, Metric::AirTemperature).await, 10);
     assert_eq!(stock(&dynamo, Metric::AirPressure).await, 10);
     assert_eq!(reservation(&dynamo, "a").await["status"], "RELEASED");
     let events = dynamo.events(entity("a")).await;
     let released = events[1].envelope().expect("an envelope").data;
-    assert_eq!(released["kits"], row["kits"], "what was taken is what comes back");
+    assert_eq!(released["kits"], row["kits"], "the reserved kits are returned");
 }
 
 #[tokio::test]
 async fn a_refusal_is_final() {
     let dynamo = stocked(1).await;
-    let (there, back) = (payload_with_sensors(saga("a"), &WEATHER), payload(saga("a")));
+    let (reserve_payload, release_payload) =
+        (payload_with_sensors(saga("a"), &WEATHER), payload(saga("a")));
     let refused = Err(ErrorKind::KitsOutOfStock);
     let reserve = reserve(&dynamo);
-    for outcome in join_all((0..4).map(|_| run_retrying(&reserve, &there))).await {
+    for outcome in join_all((0..4).map(|_| run_retrying(&reserve, &reserve_payload))).await {
         assert_eq!(outcome, refused);
     }
     let short = json!([{ "metric": "air_temperature", "requested": 2, "available": 1 }]);
@@ -125,24 +127,25 @@ async fn a_refusal_is_final() {
     // A retry gets the same result, even if kits were delivered since: the saga may have acted on the first one.
     let more = json!([{ "metric": "air_temperature", "quantity": 5 }]);
     run(&receive(&dynamo), &delivery("second", &more)).await.expect("a delivery");
-    assert_eq!(run(&reserve, &there).await, refused);
-    assert_eq!(dynamo.story(entity("a")).await, ["StockDepleted"]);
+    assert_eq!(run(&reserve, &reserve_payload).await, refused);
+    assert_eq!(dynamo.event_types(entity("a")).await, ["StockDepleted"]);
 
     // The undo leaves a tombstone, emits no event and returns no kits.
-    run(&release(&dynamo), &back).await.expect("a release");
-    assert_eq!(run(&reserve, &there).await, Err(ErrorKind::Superseded));
+    run(&release(&dynamo), &release_payload).await.expect("a release");
+    assert_eq!(run(&reserve, &reserve_payload).await, Err(ErrorKind::Superseded));
     assert_eq!(stock(&dynamo, Metric::AirTemperature).await, 6);
     assert_eq!(stock(&dynamo, Metric::RelativeHumidity).await, 1);
-    assert_eq!(dynamo.story(entity("a")).await, ["StockDepleted"]);
+    assert_eq!(dynamo.event_types(entity("a")).await, ["StockDepleted"]);
     assert_eq!(reservation(&dynamo, "a").await["status"], "RELEASED");
 }
 
 #[tokio::test]
-async fn every_metric_with_too_few_kits_is_named() {
+async fn the_error_names_every_metric_with_too_few_kits() {
     let dynamo = Dynamo::start().await;
-    let there = payload_with_sensors(saga("a"), &[Metric::WaterPh, Metric::Ozone, Metric::Ozone]);
-    let command = fault::decode(&there.to_string()).expect("a payload");
-    let error = reserve(&dynamo).run(command, noon(0)).await.expect_err("an empty store-room");
+    let reserve_payload =
+        payload_with_sensors(saga("a"), &[Metric::WaterPh, Metric::Ozone, Metric::Ozone]);
+    let command = fault::decode(&reserve_payload.to_string()).expect("a payload");
+    let error = reserve(&dynamo).run(command, noon(0)).await.expect_err("no kits in stock");
     assert_eq!(
         error.to_string(),
         "too few kits in stock: 0 of 2 for mass_concentration_of_ozone_in_air, 0 of 1 for water_ph"
@@ -171,10 +174,10 @@ async fn concurrent_reservations_never_exceed_the_stock() {
     assert_eq!(stock(&dynamo, Metric::AirTemperature).await, 13);
     assert_eq!(stock(&dynamo, Metric::AirPressure).await, 13);
     for (name, outcome) in names.iter().zip(outcomes) {
-        let story = dynamo.story(entity(name)).await;
-        let told: &[&str] =
+        let events = dynamo.event_types(entity(name)).await;
+        let expected: &[&str] =
             if outcome.is_ok() { &["KitsReserved", "KitsReleased"] } else { &["StockDepleted"] };
-        assert_eq!(story, told);
+        assert_eq!(events, expected);
     }
 }
 
@@ -201,10 +204,10 @@ async fn a_repeated_delivery_counts_once() {
 async fn two_suppliers_may_use_the_same_delivery_id() {
     let dynamo = Dynamo::start().await;
     let kits = json!([{ "metric": "wind_speed", "quantity": 5 }]);
-    let ours = delivery("d-1", &kits);
-    let mut theirs = ours.clone();
-    theirs["source"] = "com.example.other".into();
-    for event in [ours, theirs] {
+    let first = delivery("d-1", &kits);
+    let mut second = first.clone();
+    second["source"] = "com.example.other".into();
+    for event in [first, second] {
         assert_eq!(run(&receive(&dynamo), &event).await, Ok(json!("Received")));
     }
 }
@@ -251,17 +254,21 @@ async fn deliveries_that_match_the_schema_are_received_and_those_just_outside_ar
         receive.run(fault::decode(&event.to_string()).expect("an event"), noon(0)).await
     };
     for seed in 0..300 {
-        let mut chance = Chance::of(seed);
-        let mut detail = schema.document(&mut chance);
+        let mut rng = Rng::from_seed(seed);
+        let mut detail = schema.document(&mut rng);
         // The rule that the schema can't express: each metric occurs once.
         let mut seen = std::collections::HashSet::new();
         let kits = detail["kits"].as_array_mut().expect("kits");
         kits.retain(|kit| seen.insert(kit["metric"].to_string()));
         if let Err(error) = run(&detail).await {
             // The generator may produce the same short number twice.
-            assert!(error.to_string().ends_with("came before with other kits"), "{seed}: {error}");
+            assert!(
+                error.to_string().ends_with("was received before with different kits"),
+                "{seed}: {error}"
+            );
         }
-        let Outside { field, what, document } = schema.one_outside(&detail, &mut chance);
+        let InvalidDocument { field, what, document } =
+            schema.random_invalid_document(&detail, &mut rng);
         let error = run(&document).await.expect_err("outside the schema").to_string();
         let named =
             if field.is_empty() { "detail: ".to_owned() } else { format!("detail.{field}: ") };
@@ -274,11 +281,11 @@ async fn the_cost_of_a_reservation() {
     let dynamo = stocked(10).await;
     let delivered = dynamo.take_usage();
     assert_eq!(delivered, usage("TransactWriteItems", 8.0), "a delivery of three metrics");
-    let there = payload_with_sensors(saga("a"), &WEATHER);
+    let reserve_payload = payload_with_sensors(saga("a"), &WEATHER);
     // Two units each for the reservation, three stocks and the event, and one for each of the event's three indexes.
-    run(&reserve(&dynamo), &there).await.expect("kits");
+    run(&reserve(&dynamo), &reserve_payload).await.expect("kits");
     assert_eq!(dynamo.take_usage(), usage("TransactWriteItems", 13.0));
     // A repetition costs no read, only the refused write.
-    run(&reserve(&dynamo), &there).await.expect("kits");
+    run(&reserve(&dynamo), &reserve_payload).await.expect("kits");
     assert_eq!(dynamo.take_usage(), usage("TransactWriteItems", 0.0));
 }

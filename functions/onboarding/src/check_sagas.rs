@@ -6,10 +6,10 @@
 use std::time::Duration;
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
-use contracts::{OnboardingId, Saga, Timestamp};
+use contracts::{OnboardingId, SagaContext, Timestamp};
 use futures_util::{StreamExt, stream};
 use lambda::{Deadline, Step};
-use machines::{Machine, MachineError, Running};
+use machines::{MachineError, RunningExecution, StateMachine};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::time::timeout;
@@ -18,17 +18,17 @@ use crate::OnboardingError;
 
 /// The number of histories that are read concurrently. Step Functions allows an account 20 calls a second, and
 /// bursts.
-const SIDE_BY_SIDE: usize = 4;
+const CONCURRENT_HISTORIES: usize = 4;
 
 /// The dependencies of the function `check-sagas`.
 #[derive(Debug)]
 pub struct CheckSagas {
     /// The state machines `site-onboarding` and `site-teardown`.
-    pub machines: [Machine; 2],
+    pub machines: [StateMachine; 2],
     /// The time without an event after which a saga counts as stuck.
     pub budget: Duration,
     /// The maximum duration of a check. It must be less than the function's timeout.
-    pub time: Duration,
+    pub timeout: Duration,
 }
 
 /// The result of the invocation. It is only logged.
@@ -48,7 +48,7 @@ pub struct Reply {
 }
 
 /// The result of checking an old execution.
-enum Looked {
+enum CheckResult {
     Stuck,
     Moving,
     Unread,
@@ -64,46 +64,57 @@ impl Step for CheckSagas {
     }
 
     async fn run(&self, _: Self::Command, now: Timestamp) -> Result<Reply, OnboardingError> {
-        let deadline = Deadline::after(self.time);
+        let deadline = Deadline::after(self.timeout);
         let budget = i64::try_from(self.budget.as_millis()).unwrap_or(i64::MAX);
         let (running, complete) = self.list(deadline).await?;
         let age = |since: Timestamp| (now.seconds() - since.seconds()).max(0);
         let mut reply = Reply {
             running: running.len(),
-            oldest_age_seconds: running.iter().map(|(_, one)| age(one.since)).max().unwrap_or(0),
+            oldest_age_seconds: running
+                .iter()
+                .map(|(_, execution)| age(execution.since))
+                .max()
+                .unwrap_or(0),
             incomplete: !complete,
             ..Reply::default()
         };
-        let due = now.plus_millis(-budget);
-        let mut old: Vec<_> = running.into_iter().filter(|(_, one)| one.since < due).collect();
-        old.sort_by_key(|(_, one)| one.since);
+        let stuck_before = now.plus_millis(-budget);
+        let mut old: Vec<_> =
+            running.into_iter().filter(|(_, execution)| execution.since < stuck_before).collect();
+        old.sort_by_key(|(_, execution)| execution.since);
 
         let mut failed = None;
-        let looks = old.iter().map(|(machine, one)| look(machine, one, now, due, deadline));
-        let mut looked = stream::iter(looks).buffer_unordered(SIDE_BY_SIDE);
-        while let Some(outcome) = looked.next().await {
+        let checks = old
+            .iter()
+            .map(|(machine, execution)| check(machine, execution, now, stuck_before, deadline));
+        let mut results = stream::iter(checks).buffer_unordered(CONCURRENT_HISTORIES);
+        while let Some(outcome) = results.next().await {
             match outcome {
-                Ok(Looked::Stuck) => reply.stuck += 1,
-                Ok(Looked::Moving) => {}
-                Ok(Looked::Unread) => reply.unread += 1,
+                Ok(CheckResult::Stuck) => reply.stuck += 1,
+                Ok(CheckResult::Moving) => {}
+                Ok(CheckResult::Unread) => reply.unread += 1,
                 Err(error) => failed = Some(error),
             }
         }
-        let all_seen = failed.is_none() && reply.unread == 0 && complete;
+        let all_checked = failed.is_none() && reply.unread == 0 && complete;
         #[expect(clippy::cast_precision_loss, reason = "counts, and an age in seconds")]
         {
             lambda::report("RunningSagas", reply.running as f64);
             lambda::report("OldestSagaAgeSeconds", reply.oldest_age_seconds as f64);
-            // 0 means that no saga is stuck, so it is only reported if all were checked. The alarm SagaChecks goes off
+            // 0 means that no saga is stuck, so it is only reported if all were checked. The alarm SagaChecks fires
             // if nothing is reported.
-            if all_seen || reply.stuck > 0 {
+            if all_checked || reply.stuck > 0 {
                 lambda::report("StuckSagas", reply.stuck as f64);
             }
         }
         if reply.unread > 0 || reply.incomplete {
-            tracing::warn!(unread = reply.unread, listed = reply.running, "the time ran out");
+            tracing::warn!(
+                unread = reply.unread,
+                listed = reply.running,
+                "the deadline passed before all sagas were checked"
+            );
         }
-        // The metrics are reported despite the error: the more sagas are stuck, the likelier a throttle is.
+        // The metrics are reported despite the error: the more sagas are stuck, the more likely a throttle is.
         failed.map_or(Ok(reply), |error| Err(error.into()))
     }
 }
@@ -113,16 +124,16 @@ impl CheckSagas {
     async fn list(
         &self,
         deadline: Deadline,
-    ) -> Result<(Vec<(&Machine, Running)>, bool), MachineError> {
+    ) -> Result<(Vec<(&StateMachine, RunningExecution)>, bool), MachineError> {
         let mut running = Vec::new();
         for machine in &self.machines {
             let mut page = None;
             loop {
-                let Ok(listed) = timeout(deadline.left(), machine.running(page)).await else {
+                let Ok(listed) = timeout(deadline.remaining(), machine.running(page)).await else {
                     return Ok((running, false));
                 };
                 let (executions, next) = listed?;
-                running.extend(executions.into_iter().map(|one| (machine, one)));
+                running.extend(executions.into_iter().map(|execution| (machine, execution)));
                 page = next;
                 if page.is_none() {
                     break;
@@ -133,24 +144,24 @@ impl CheckSagas {
     }
 }
 
-/// Checks whether an execution had no event since `due`, and logs it if so.
-async fn look(
-    machine: &Machine,
-    running: &Running,
+/// Checks whether an execution had no event since `stuck_before`, and logs it if so.
+async fn check(
+    machine: &StateMachine,
+    running: &RunningExecution,
     now: Timestamp,
-    due: Timestamp,
+    stuck_before: Timestamp,
     deadline: Deadline,
-) -> Result<Looked, MachineError> {
+) -> Result<CheckResult, MachineError> {
     if deadline.passed() {
-        return Ok(Looked::Unread);
+        return Ok(CheckResult::Unread);
     }
-    let look = async {
+    let check = async {
         let progress = machine.progress(&running.arn).await?;
-        if progress.at >= due {
-            return Ok(Looked::Moving);
+        if progress.at >= stuck_before {
+            return Ok(CheckResult::Moving);
         }
         let input = machine.input(&running.arn).await?;
-        let saga = fault::decode::<Saga>(&input).ok();
+        let saga = fault::decode::<SagaContext>(&input).ok();
         tracing::warn!(
             correlationId = saga.map(|saga| saga.onboarding_id.to_string()),
             execution = %running.arn,
@@ -158,7 +169,7 @@ async fn look(
             seconds = now.seconds() - progress.at.seconds(),
             "a saga makes no progress"
         );
-        Ok(Looked::Stuck)
+        Ok(CheckResult::Stuck)
     };
-    timeout(deadline.left(), look).await.unwrap_or(Ok(Looked::Unread))
+    timeout(deadline.remaining(), check).await.unwrap_or(Ok(CheckResult::Unread))
 }

@@ -19,10 +19,10 @@ pub enum OnboardingError {
     #[error(transparent)]
     Invalid(#[from] InvalidInput),
     /// The input of an execution can't be serialized.
-    #[error("the execution's input is no JSON: {0}")]
+    #[error("the execution's input can't be serialized: {0}")]
     Input(String),
     /// The last recovery was stopped, too. No further recovery is started.
-    #[error("{0} was stopped as well; no further recovery is started")]
+    #[error("{0} was stopped too; no further recovery is started")]
     GivenUp(String),
     /// A call to Step Functions failed.
     #[error(transparent)]

@@ -1,32 +1,32 @@
-//! Starts a teardown, once, after a saga was stopped, timed out or broke.
+//! Starts one teardown after a saga was stopped, timed out or failed without its own teardown.
 //!
-//! A teardown undoes everything that may exist and need not know how far the saga came. It does no harm if the
+//! A teardown undoes everything that may exist and need not know how far the saga came. It is harmless if the
 //! saga's own teardown is still running or has run. A site that was already ACTIVE when its onboarding was stopped
 //! is REJECTED, because the onboarding was not completed.
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{
-    Failure, OnboardingId, Saga, Timestamp,
+    OnboardingFailure, OnboardingId, SagaContext, Timestamp,
     saga::{ONBOARDING_FAILED, TeardownInput},
 };
 use fault::InvalidInput;
 use lambda::Step;
-use machines::{Machine, Started};
+use machines::{StartResult, StateMachine};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::OnboardingError;
 
 /// The maximum number of recoveries of one saga. If an operator stops the last one too, it is intended.
-const MOST_RECOVERIES: u32 = 3;
+const MAX_RECOVERIES: u32 = 3;
 
 /// The dependencies of the function `recover-onboarding`.
 #[derive(Debug)]
 pub struct RecoverOnboarding {
     /// The state machine `site-onboarding`.
-    pub onboarding: Machine,
+    pub onboarding: StateMachine,
     /// The state machine `site-teardown`.
-    pub teardown: Machine,
+    pub teardown: StateMachine,
 }
 
 /// The part of the `detail` of Step Functions' event "Execution Status Change" that is used here.
@@ -34,7 +34,7 @@ pub struct RecoverOnboarding {
 /// It has no `Debug`, because the input contains the payment method.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Ended {
+pub struct EndedExecution {
     /// The ARN of the execution.
     pub execution_arn: String,
     /// The ARN of its state machine.
@@ -55,7 +55,7 @@ pub struct Ended {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Incomplete {
-    onboarding_failure: Failure,
+    onboarding_failure: OnboardingFailure,
 }
 
 /// The status of an execution that did not succeed.
@@ -83,12 +83,12 @@ pub enum Reply {
 }
 
 impl Step for RecoverOnboarding {
-    type Command = EventBridgeEvent<Ended>;
+    type Command = EventBridgeEvent<EndedExecution>;
     type Reply = Reply;
     type Error = OnboardingError;
 
     fn correlation(command: &Self::Command) -> Option<OnboardingId> {
-        let saga: Saga = fault::decode(command.detail.input.as_deref()?).ok()?;
+        let saga: SagaContext = fault::decode(command.detail.input.as_deref()?).ok()?;
         Some(saga.onboarding_id)
     }
 
@@ -101,17 +101,17 @@ impl Step for RecoverOnboarding {
         } else {
             return Err(OnboardingError::Invalid(InvalidInput {
                 at: "detail.stateMachineArn".to_owned(),
-                problem: format!("{} is no saga", ended.state_machine_arn),
+                problem: format!("{} is not a state machine of the saga", ended.state_machine_arn),
             }));
         };
         let Some((name, input)) = recovery else { return Ok(Reply::NotNeeded) };
         Ok(match self.teardown.start(&name, input).await? {
-            Started::Now => {
-                tracing::warn!(execution = %ended.execution_arn, recovery = %name, "recovers");
+            StartResult::Started => {
+                tracing::warn!(execution = %ended.execution_arn, recovery = %name, "recovery started");
                 metrics::counter!("SagaRecoveries").increment(1);
                 Reply::Started
             }
-            Started::Before => Reply::Already,
+            StartResult::AlreadyStarted => Reply::Already,
         })
     }
 }
@@ -120,14 +120,14 @@ impl RecoverOnboarding {
     /// Returns the name and the input of the teardown that an onboarding needs.
     async fn after_onboarding(
         &self,
-        ended: &Ended,
+        ended: &EndedExecution,
     ) -> Result<Option<(String, String)>, OnboardingError> {
         let state = self.onboarding.progress(&ended.execution_arn).await?.state;
         if state.as_deref() == Some(ONBOARDING_FAILED) {
             return Ok(None);
         }
         let input = input(&self.onboarding, ended).await?;
-        let saga: Saga = fault::decode(&input)?;
+        let saga: SagaContext = fault::decode(&input)?;
         let failure = failure(ended, state.unwrap_or_else(|| "Start".to_owned()));
         let input = json(&TeardownInput::new(saga, Some(failure)))?;
         Ok(Some((recovery_name(saga.onboarding_id), input)))
@@ -136,7 +136,7 @@ impl RecoverOnboarding {
     /// Returns the name and the input of the teardown that replaces a stopped one.
     async fn after_teardown(
         &self,
-        ended: &Ended,
+        ended: &EndedExecution,
     ) -> Result<Option<(String, String)>, OnboardingError> {
         if ended.status == EndStatus::Failed {
             return Ok(None);
@@ -144,7 +144,7 @@ impl RecoverOnboarding {
         let input = input(&self.teardown, ended).await?;
         let TeardownInput { saga, failure, started_by } = fault::decode(&input)?;
         let is_nested = started_by.is_some();
-        let Some(name) = recovery_of(saga.onboarding_id, ended, is_nested) else {
+        let Some(name) = next_recovery_name(saga.onboarding_id, ended, is_nested) else {
             return Err(OnboardingError::GivenUp(ended.name.clone()));
         };
         Ok(Some((name, json(&TeardownInput::new(saga, failure))?)))
@@ -152,7 +152,7 @@ impl RecoverOnboarding {
 }
 
 /// Returns the input of the execution.
-async fn input(machine: &Machine, ended: &Ended) -> Result<String, OnboardingError> {
+async fn input(machine: &StateMachine, ended: &EndedExecution) -> Result<String, OnboardingError> {
     Ok(match &ended.input {
         Some(input) => input.clone(),
         None => machine.input(&ended.execution_arn).await?,
@@ -160,19 +160,18 @@ async fn input(machine: &Machine, ended: &Ended) -> Result<String, OnboardingErr
 }
 
 /// Returns the failure that the site shows: that of the onboarding if the cause has one.
-fn failure(ended: &Ended, step: String) -> Failure {
-    let told = ended.cause.as_deref().map(serde_json::from_str::<Incomplete>);
-    if let Some(Ok(Incomplete { onboarding_failure })) = told {
+fn failure(ended: &EndedExecution, step: String) -> OnboardingFailure {
+    let cause = ended.cause.as_deref().map(serde_json::from_str::<Incomplete>);
+    if let Some(Ok(Incomplete { onboarding_failure })) = cause {
         return onboarding_failure;
     }
     let (error, happened) = match ended.status {
-        EndStatus::TimedOut => ("TimedOut", "ran out of time"),
+        EndStatus::TimedOut => ("TimedOut", "timed out"),
         EndStatus::Aborted => ("Aborted", "was stopped"),
-        EndStatus::Failed => (ended.error.as_deref().unwrap_or("Failed"), "broke"),
+        EndStatus::Failed => (ended.error.as_deref().unwrap_or("Failed"), "failed"),
     };
-    let message =
-        format!("The onboarding {happened} in the state {step}, and was undone after it.");
-    Failure { step, error: error.to_owned(), message }
+    let message = format!("The onboarding {happened} in the state {step} and was then undone.");
+    OnboardingFailure { step, error: error.to_owned(), message }
 }
 
 /// Returns the name of the recovery. An onboarding and its nested teardown have the same one, so that two events start
@@ -185,7 +184,11 @@ fn recovery_name(onboarding: OnboardingId) -> String {
 ///
 /// A teardown that is not nested has a recovery name of its own. After a stopped recovery, returns the name of the
 /// next one, and `None` after the last one.
-fn recovery_of(onboarding: OnboardingId, ended: &Ended, nested: bool) -> Option<String> {
+fn next_recovery_name(
+    onboarding: OnboardingId,
+    ended: &EndedExecution,
+    nested: bool,
+) -> Option<String> {
     let first = recovery_name(onboarding);
     if nested {
         return Some(first);
@@ -194,12 +197,12 @@ fn recovery_of(onboarding: OnboardingId, ended: &Ended, nested: bool) -> Option<
         let execution = Uuid::new_v5(&onboarding.uuid(), ended.execution_arn.as_bytes());
         return Some(format!("{first}-{:08x}", execution.as_fields().0));
     }
-    let counted = (2..=MOST_RECOVERIES).find_map(|count| {
-        let recovered = ended.name.strip_suffix(&format!("-{count}"))?;
-        Some((recovered, count))
+    let previous = (2..=MAX_RECOVERIES).find_map(|count| {
+        let base = ended.name.strip_suffix(&format!("-{count}"))?;
+        Some((base, count))
     });
-    let (recovered, count) = counted.unwrap_or((&ended.name, 1));
-    (count < MOST_RECOVERIES).then(|| format!("{recovered}-{}", count + 1))
+    let (base, count) = previous.unwrap_or((&ended.name, 1));
+    (count < MAX_RECOVERIES).then(|| format!("{base}-{}", count + 1))
 }
 
 fn json(input: &impl Serialize) -> Result<String, OnboardingError> {

@@ -2,11 +2,11 @@
 
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{
-    Envelope, IdMismatch, OnboardingId, PaymentMethodId, Plan, SagaWithSensors, Timestamp,
+    ContextWithSensors, Envelope, IdMismatch, OnboardingId, PaymentMethodId, Plan, Timestamp,
     events::SiteCreated,
 };
 use lambda::Step;
-use machines::{Machine, Started};
+use machines::{StartResult, StateMachine};
 use serde::Serialize;
 
 use crate::OnboardingError;
@@ -15,7 +15,7 @@ use crate::OnboardingError;
 #[derive(Debug)]
 pub struct StartOnboarding {
     /// The state machine `site-onboarding`.
-    pub onboarding: Machine,
+    pub onboarding: StateMachine,
 }
 
 /// The input of the saga: only the data that its steps need.
@@ -24,7 +24,7 @@ pub struct StartOnboarding {
 pub struct Input {
     /// The ids of the saga and the sensors of the site.
     #[serde(flatten)]
-    pub sensors: SagaWithSensors,
+    pub sensors: ContextWithSensors,
     /// The name of the site, for the payment provider's records.
     pub name: String,
     /// The subscription plan.
@@ -41,7 +41,7 @@ impl TryFrom<Envelope<SiteCreated>> for Input {
         let data = event.data;
         saga.check_onboarding(data.onboarding_id)?;
         Ok(Self {
-            sensors: SagaWithSensors::new(saga, data.sensors)?,
+            sensors: ContextWithSensors::new(saga, data.sensors)?,
             name: data.name,
             plan: data.plan,
             payment_method: data.payment_method,
@@ -74,8 +74,8 @@ impl Step for StartOnboarding {
             .map_err(|error| OnboardingError::Input(error.to_string()))?;
         let name = input.sensors.saga.onboarding_id.to_string();
         Ok(match self.onboarding.start(&name, json).await? {
-            Started::Now => Reply::Started,
-            Started::Before => Reply::Already,
+            StartResult::Started => Reply::Started,
+            StartResult::AlreadyStarted => Reply::Already,
         })
     }
 }

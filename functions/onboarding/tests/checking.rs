@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use aws_sdk_sfn::Client;
 use fault::ErrorKind;
-use machines::Machine;
+use machines::StateMachine;
 use onboarding::check_sagas::CheckSagas;
 use serde_json::{Value, json};
 use testkit::{
-    http::{Call, SILENCE, Stub},
+    http::{Call, NO_RESPONSE, Stub},
     measured::measured,
     saga::{Outcome, run},
     sample::{self, noon, payload, saga},
@@ -19,15 +19,15 @@ const BUDGET: Duration = Duration::from_mins(15);
 /// An execution: its name, the seconds since its start, and the seconds since its last event.
 type Execution = (&'static str, i64, i64);
 
-fn machine(stub: &Stub, name: &str) -> Machine {
-    Machine { client: Client::new(&stub.config()), arn: format!("arn:machine:{name}") }
+fn machine(stub: &Stub, name: &str) -> StateMachine {
+    StateMachine { client: Client::new(&stub.config()), arn: format!("arn:machine:{name}") }
 }
 
-fn checking(stub: &Stub) -> CheckSagas {
+fn check_sagas(stub: &Stub) -> CheckSagas {
     CheckSagas {
         machines: [machine(stub, "onboarding"), machine(stub, "teardown")],
         budget: BUDGET,
-        time: Duration::from_secs(5),
+        timeout: Duration::from_secs(5),
     }
 }
 
@@ -35,46 +35,46 @@ fn before(seconds: i64) -> i64 {
     noon(-seconds).seconds()
 }
 
-/// Starts a stub of Step Functions with these executions. Each onboarding is on a separate page. If `trouble`
-/// returns an answer for a call, the stub gives that answer.
+/// Starts a stub of Step Functions with these executions. Each onboarding is on a separate page. If `override_response`
+/// returns a response for a call, the stub sends that response.
 async fn step_functions(
     onboardings: &'static [Execution],
     teardowns: &'static [Execution],
-    trouble: fn(&Call) -> Option<(u16, Value)>,
+    override_response: fn(&Call) -> Option<(u16, Value)>,
 ) -> Stub {
     Stub::start(move |call| {
-        if let Some(answer) = trouble(call) {
-            return answer;
+        if let Some(response) = override_response(call) {
+            return response;
         }
-        let asked = call.json();
-        let named = |name: &Value| {
-            let all = onboardings.iter().chain(teardowns);
-            *all.clone().find(|execution| *name == execution.0).expect("an execution")
+        let request = call.json();
+        let find_execution = |name: &Value| {
+            let mut executions = onboardings.iter().chain(teardowns);
+            *executions.find(|execution| *name == execution.0).expect("an execution")
         };
         match call.operation() {
             "ListExecutions" => {
-                assert_eq!(asked["statusFilter"], "RUNNING");
-                let listed = |execution: &Execution| {
+                assert_eq!(request["statusFilter"], "RUNNING");
+                let list_entry = |execution: &Execution| {
                     json!({
                         "executionArn": execution.0,
-                        "stateMachineArn": asked["stateMachineArn"],
+                        "stateMachineArn": request["stateMachineArn"],
                         "name": execution.0,
                         "status": "RUNNING",
                         "startDate": before(execution.1),
                     })
                 };
-                if asked["stateMachineArn"] == "arn:machine:teardown" {
-                    let all: Vec<_> = teardowns.iter().map(listed).collect();
-                    return (200, json!({ "executions": all }));
+                if request["stateMachineArn"] == "arn:machine:teardown" {
+                    let executions: Vec<_> = teardowns.iter().map(list_entry).collect();
+                    return (200, json!({ "executions": executions }));
                 }
                 let page: usize =
-                    asked["nextToken"].as_str().map_or(0, |page| page.parse().expect("a page"));
+                    request["nextToken"].as_str().map_or(0, |page| page.parse().expect("a page"));
                 let next = (page + 1 < onboardings.len()).then(|| (page + 1).to_string());
-                let page: Vec<_> = onboardings.get(page).map(listed).into_iter().collect();
+                let page: Vec<_> = onboardings.get(page).map(list_entry).into_iter().collect();
                 (200, json!({ "executions": page, "nextToken": next }))
             }
             "GetExecutionHistory" => {
-                let last = before(named(&asked["executionArn"]).2);
+                let last = before(find_execution(&request["executionArn"]).2);
                 let events = json!([
                     { "id": 3, "timestamp": last, "type": "TaskScheduled" },
                     {
@@ -86,7 +86,7 @@ async fn step_functions(
             }
             "DescribeExecution" => {
                 let described = json!({
-                    "executionArn": asked["executionArn"],
+                    "executionArn": request["executionArn"],
                     "stateMachineArn": "arn:machine:onboarding",
                     "status": "RUNNING",
                     "startDate": 1,
@@ -94,17 +94,17 @@ async fn step_functions(
                 });
                 (200, described)
             }
-            other => panic!("no call for this: {other}"),
+            other => panic!("unexpected call: {other}"),
         }
     })
     .await
 }
 
 async fn check(stub: &Stub) -> Outcome {
-    run(&checking(stub), &sample::event("check-sagas")).await
+    run(&check_sagas(stub), &sample::event("check-sagas")).await
 }
 
-fn asked_for(calls: &[Call], operation: &str) -> Vec<String> {
+fn executions_of(calls: &[Call], operation: &str) -> Vec<String> {
     let calls = calls.iter().filter(|call| call.operation() == operation);
     let mut executions: Vec<_> = calls
         .map(|call| call.json()["executionArn"].as_str().unwrap_or_default().to_owned())
@@ -126,9 +126,9 @@ async fn old_sagas_without_progress_are_stuck_and_recent_ones_are_not_read() {
     });
     assert_eq!(check(&stub).await, Ok(expected));
     let calls = stub.take_calls();
-    assert_eq!(asked_for(&calls, "ListExecutions").len(), 5, "every page of both machines");
-    assert_eq!(asked_for(&calls, "GetExecutionHistory"), ["moving", "stuck", "stuck-teardown"]);
-    assert_eq!(asked_for(&calls, "DescribeExecution"), ["stuck", "stuck-teardown"]);
+    assert_eq!(executions_of(&calls, "ListExecutions").len(), 5, "every page of both machines");
+    assert_eq!(executions_of(&calls, "GetExecutionHistory"), ["moving", "stuck", "stuck-teardown"]);
+    assert_eq!(executions_of(&calls, "DescribeExecution"), ["stuck", "stuck-teardown"]);
 }
 
 /// Returns the reported value of the alarm's metric, and `None` if it was not reported.
@@ -153,15 +153,16 @@ async fn zero_stuck_sagas_are_reported_only_if_every_saga_was_checked() {
             .then_some(throttled)
     };
     let stub = step_functions(&[], &[("a", 3000, 1000)], no_history).await;
-    assert_eq!(reported(check(&stub)).await, None, "its history was not read");
+    assert_eq!(reported(check(&stub)).await, None, "the history was not read");
     let stub = step_functions(&[], &[("a", 3000, 1000), ("b", 2000, 1000)], no_history).await;
-    assert_eq!(reported(check(&stub)).await, Some(1.0), "at least one is stuck");
+    assert_eq!(reported(check(&stub)).await, Some(1.0), "at least one saga is stuck");
 
-    let silent =
-        |call: &Call| (call.operation() == "GetExecutionHistory").then_some((SILENCE, Value::Null));
-    let stub = step_functions(&[], &[("a", 3000, 1)], silent).await;
-    let step = CheckSagas { time: Duration::from_millis(500), ..checking(&stub) };
-    assert_eq!(reported(run(&step, &event)).await, None, "the time ran out");
+    let no_response = |call: &Call| {
+        (call.operation() == "GetExecutionHistory").then_some((NO_RESPONSE, Value::Null))
+    };
+    let stub = step_functions(&[], &[("a", 3000, 1)], no_response).await;
+    let step = CheckSagas { timeout: Duration::from_millis(500), ..check_sagas(&stub) };
+    assert_eq!(reported(run(&step, &event)).await, None, "the check timed out");
 }
 
 #[tokio::test]
@@ -186,23 +187,23 @@ async fn a_throttle_is_transient_and_the_other_sagas_are_checked() {
     })
     .await;
     assert_eq!(check(&stub).await, Err(ErrorKind::Transient));
-    assert_eq!(asked_for(&stub.take_calls(), "DescribeExecution"), ["b"]);
+    assert_eq!(executions_of(&stub.take_calls(), "DescribeExecution"), ["b"]);
 }
 
 #[tokio::test]
 async fn sagas_that_miss_the_deadline_are_counted() {
-    // The calls for the two oldest of three executions are not answered.
+    // The calls for the two oldest of three executions get no response.
     let stub = step_functions(&[], &[("a", 3000, 1), ("b", 2000, 1), ("c", 1000, 901)], |call| {
-        let silent = call.json()["executionArn"] == "a" || call.json()["executionArn"] == "b";
-        silent.then_some((SILENCE, Value::Null))
+        let no_response = call.json()["executionArn"] == "a" || call.json()["executionArn"] == "b";
+        no_response.then_some((NO_RESPONSE, Value::Null))
     })
     .await;
-    let step = CheckSagas { time: Duration::from_millis(1500), ..checking(&stub) };
-    let told = run(&step, &sample::event("check-sagas")).await.expect("what was found");
-    assert_eq!((&told["stuck"], &told["unread"]), (&json!(1), &json!(2)));
+    let step = CheckSagas { timeout: Duration::from_millis(1500), ..check_sagas(&stub) };
+    let reply = run(&step, &sample::event("check-sagas")).await.expect("a partial result");
+    assert_eq!((&reply["stuck"], &reply["unread"]), (&json!(1), &json!(2)));
 
-    let silent = Stub::start(|_| (SILENCE, Value::Null)).await;
-    let step = CheckSagas { time: Duration::from_millis(200), ..checking(&silent) };
-    let told = run(&step, &sample::event("check-sagas")).await.expect("what was found");
-    assert_eq!(told["incomplete"], json!(true));
+    let no_response = Stub::start(|_| (NO_RESPONSE, Value::Null)).await;
+    let step = CheckSagas { timeout: Duration::from_millis(200), ..check_sagas(&no_response) };
+    let reply = run(&step, &sample::event("check-sagas")).await.expect("a partial result");
+    assert_eq!(reply["incomplete"], json!(true));
 }

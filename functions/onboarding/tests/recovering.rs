@@ -4,7 +4,7 @@ use aws_sdk_sfn::Client;
 use contracts::saga::TeardownInput;
 use fault::{ErrorKind, Fault};
 use lambda::Step;
-use machines::Machine;
+use machines::StateMachine;
 use onboarding::recover_onboarding::RecoverOnboarding;
 use serde_json::{Value, json};
 use testkit::{
@@ -64,11 +64,11 @@ async fn step_functions(state: Option<&'static str>) -> Stub {
 /// The name of a nested teardown, in the form that Step Functions chooses.
 const NESTED: &str = "7a1f0e4e-4d0c-4f63-9d1f-0d7c5a3b2e11";
 
-fn recovering(stub: &Stub) -> RecoverOnboarding {
+fn recover_onboarding(stub: &Stub) -> RecoverOnboarding {
     let client = Client::new(&stub.config());
     RecoverOnboarding {
-        onboarding: Machine { client: client.clone(), arn: ONBOARDING.to_owned() },
-        teardown: Machine { client, arn: TEARDOWN.to_owned() },
+        onboarding: StateMachine { client: client.clone(), arn: ONBOARDING.to_owned() },
+        teardown: StateMachine { client, arn: TEARDOWN.to_owned() },
     }
 }
 
@@ -105,7 +105,7 @@ fn ended_teardown(name: &str, status: &str) -> Value {
 
 async fn recover(event: &Value, state: Option<&'static str>) -> (Outcome, Vec<Call>) {
     let stub = step_functions(state).await;
-    (run(&recovering(&stub), event).await, stub.take_calls())
+    (run(&recover_onboarding(&stub), event).await, stub.take_calls())
 }
 
 /// Returns the name and the input of the only teardown that was started.
@@ -121,7 +121,7 @@ fn started(calls: &[Call]) -> (String, Value) {
 #[tokio::test]
 async fn a_stopped_onboarding_is_undone_and_its_state_is_reported() {
     for (status, error, words) in
-        [("ABORTED", "Aborted", "was stopped"), ("TIMED_OUT", "TimedOut", "ran out of time")]
+        [("ABORTED", "Aborted", "was stopped"), ("TIMED_OUT", "TimedOut", "timed out")]
     {
         let mut event = ended();
         event["detail"]["status"] = status.into();
@@ -130,15 +130,14 @@ async fn a_stopped_onboarding_is_undone_and_its_state_is_reported() {
         let (name, input) = started(&calls);
         assert_eq!(name, format!("recovery-{}", onboarding_id()));
         assert_eq!(correlation::<RecoverOnboarding>(&event), Some(onboarding_id()));
-        let given: Value =
+        let original: Value =
             serde_json::from_str(event["detail"]["input"].as_str().expect("text")).expect("JSON");
-        let message = format!(
-            "The onboarding {words} in the state ConfigureAlerting, and was undone after it."
-        );
+        let message =
+            format!("The onboarding {words} in the state ConfigureAlerting and was then undone.");
         let expected = json!({
-            "onboardingId": given["onboardingId"],
-            "siteId": given["siteId"],
-            "causationId": given["causationId"],
+            "onboardingId": original["onboardingId"],
+            "siteId": original["siteId"],
+            "causationId": original["causationId"],
             "failure": { "step": "ConfigureAlerting", "error": error, "message": message },
         });
         assert_eq!(input, expected);
@@ -153,9 +152,9 @@ async fn a_failed_onboarding_is_undone_unless_it_undid_itself() {
     let (outcome, calls) = recover(&event, Some("OnboardingFailed")).await;
     assert_eq!(outcome, Ok(json!("NotNeeded")));
     let history = calls.iter().map(Call::json).collect::<Vec<_>>();
-    let [asked] = &history[..] else { panic!("one call: {calls:?}") };
+    let [request] = &history[..] else { panic!("one call: {calls:?}") };
     assert_eq!(
-        (&asked["reverseOrder"], &asked["includeExecutionData"]),
+        (&request["reverseOrder"], &request["includeExecutionData"]),
         (&json!(true), &json!(false))
     );
 
@@ -182,7 +181,7 @@ async fn a_failed_onboarding_is_undone_unless_it_undid_itself() {
 #[tokio::test]
 async fn a_repeated_event_starts_nothing() {
     let stub = step_functions(Some("ReserveKits")).await;
-    let step = recovering(&stub);
+    let step = recover_onboarding(&stub);
     let (first, second) = (run(&step, &ended()).await, run(&step, &ended()).await);
     assert_eq!((first, second), (Ok(json!("Started")), Ok(json!("Already"))));
 
@@ -198,7 +197,7 @@ async fn a_stopped_teardown_is_continued_with_the_same_input() {
     // Each teardown that is not nested has a recovery of its own: an earlier recovery does not replace it.
     let (decommission, operator) =
         (format!("decommission-{}", onboarding_id()), format!("operator-{}-x", onboarding_id()));
-    for (ended_as, status, expected) in [
+    for (ended_name, status, expected) in [
         (NESTED.to_owned(), "ABORTED", recovery.clone()),
         (decommission, "TIMED_OUT", format!("{recovery}-4fcdee2c")),
         (operator, "ABORTED", format!("{recovery}-c4fdcd64")),
@@ -206,24 +205,28 @@ async fn a_stopped_teardown_is_continued_with_the_same_input() {
         (format!("{recovery}-2"), "TIMED_OUT", format!("{recovery}-3")),
         (format!("{recovery}-0f3c2d1e"), "ABORTED", format!("{recovery}-0f3c2d1e-2")),
     ] {
-        let event = ended_teardown(&ended_as, status);
+        let event = ended_teardown(&ended_name, status);
         let (outcome, calls) = recover(&event, None).await;
-        assert_eq!(outcome, Ok(json!("Started")), "{ended_as}");
+        assert_eq!(outcome, Ok(json!("Started")), "{ended_name}");
         let (name, input) = started(&calls);
         assert_eq!(name, expected);
-        let given = event["detail"]["input"].as_str().expect("text");
-        let given: TeardownInput = serde_json::from_str(given).expect("a teardown's input");
-        assert_eq!(input, json!(TeardownInput { started_by: None, ..given }));
+        let original = event["detail"]["input"].as_str().expect("text");
+        let original: TeardownInput = serde_json::from_str(original).expect("a teardown's input");
+        assert_eq!(input, json!(TeardownInput { started_by: None, ..original }));
     }
 }
 
 #[tokio::test]
 async fn no_recovery_follows_the_last_one() {
     let stub = step_functions(None).await;
-    for last in ["3", "0f3c2d1e-3"] {
-        let last = ended_teardown(&format!("recovery-{}-{last}", onboarding_id()), "ABORTED");
-        let command = fault::decode(&last.to_string()).expect("an event");
-        let error = recovering(&stub).run(command, sample::noon(0)).await.expect_err("no more");
+    for last_recovery in ["3", "0f3c2d1e-3"] {
+        let last_recovery =
+            ended_teardown(&format!("recovery-{}-{last_recovery}", onboarding_id()), "ABORTED");
+        let command = fault::decode(&last_recovery.to_string()).expect("an event");
+        let error = recover_onboarding(&stub)
+            .run(command, sample::noon(0))
+            .await
+            .expect_err("no further recovery");
         assert_eq!(error.kind(), ErrorKind::Internal);
         assert!(error.to_string().contains("no further recovery"), "{error}");
     }
@@ -267,7 +270,7 @@ async fn an_execution_that_is_not_a_saga_is_refused() {
     let mut event = ended();
     event["detail"]["status"] = "SUCCEEDED".into();
     let command = serde_json::from_value::<<RecoverOnboarding as Step>::Command>(event);
-    assert!(command.is_err(), "what ended well needs no recovery");
+    assert!(command.is_err(), "a successful execution needs no recovery");
 }
 
 #[tokio::test]
@@ -278,6 +281,6 @@ async fn errors_of_step_functions_are_classified() {
         (400, "ExecutionDoesNotExist", ErrorKind::Internal),
     ] {
         let stub = Stub::start(move |_| (status, json!({ "__type": error }))).await;
-        assert_eq!(run(&recovering(&stub), &ended()).await, Err(kind), "{error}");
+        assert_eq!(run(&recover_onboarding(&stub), &ended()).await, Err(kind), "{error}");
     }
 }

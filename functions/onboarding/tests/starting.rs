@@ -6,7 +6,7 @@ use contracts::{
     inbound::{MAX_NAME, MAX_PAYMENT_METHOD, MAX_SENSORS},
 };
 use fault::ErrorKind;
-use machines::Machine;
+use machines::StateMachine;
 use onboarding::start_onboarding::StartOnboarding;
 use serde_json::{Value, json};
 use testkit::{
@@ -17,11 +17,14 @@ use testkit::{
 
 const MACHINE: &str = "arn:aws:states:eu-central-1:111122223333:stateMachine:site-onboarding";
 
-/// Runs the step with a stub of Step Functions that returns this answer. Returns the outcome and the calls.
-async fn start(event: &Value, status: u16, answer: Value) -> (Outcome, Vec<Value>) {
-    let machines = Stub::start(move |_| (status, answer.clone())).await;
+/// Runs the step with a stub of Step Functions that returns this response. Returns the outcome and the calls.
+async fn start(event: &Value, status: u16, response: Value) -> (Outcome, Vec<Value>) {
+    let machines = Stub::start(move |_| (status, response.clone())).await;
     let step = StartOnboarding {
-        onboarding: Machine { client: Client::new(&machines.config()), arn: MACHINE.to_owned() },
+        onboarding: StateMachine {
+            client: Client::new(&machines.config()),
+            arn: MACHINE.to_owned(),
+        },
     };
     let outcome = run(&step, event).await;
     let calls = machines.take_calls();
@@ -46,12 +49,12 @@ async fn the_saga_is_started_with_its_name_and_the_data_of_its_steps() {
         assert_eq!(input[field], data[field], "{field}");
     }
     let sensors = input["sensors"].as_array().expect("sensors");
-    let known = data["sensors"].as_array().expect("sensors");
-    for (sensor, known) in sensors.iter().zip(known) {
-        assert_eq!(sensor["sensorId"], known["sensorId"]);
+    let expected = data["sensors"].as_array().expect("sensors");
+    for (sensor, expected) in sensors.iter().zip(expected) {
+        assert_eq!(sensor["sensorId"], expected["sensorId"]);
     }
-    assert_eq!(sensors.len(), known.len());
-    assert_eq!(input.as_object().expect("an object").len(), 7, "and nothing else of the site");
+    assert_eq!(sensors.len(), expected.len());
+    assert_eq!(input.as_object().expect("an object").len(), 7, "no other fields of the site");
 }
 
 /// The maximum size of the input of `StartExecution`, 256 KiB. `PutEvents` has the same limit for an entry.
@@ -62,16 +65,16 @@ async fn the_largest_site_fits_into_an_event_and_into_the_input_of_the_saga() {
     let mut event = sample::event("start-onboarding");
     let data = &mut event["detail"]["data"];
     // A character of four bytes, the maximum in UTF-8.
-    let longest = "\u{1f52c}".repeat(MAX_NAME);
-    data["name"] = longest.as_str().into();
-    data["operator"] = longest.into();
+    let long_name = "\u{1f52c}".repeat(MAX_NAME);
+    data["name"] = long_name.as_str().into();
+    data["operator"] = long_name.into();
     data["paymentMethod"] = "p".repeat(MAX_PAYMENT_METHOD).into();
     let metric = Metric::ALL.iter().max_by_key(|metric| metric.name().len()).expect("metrics");
     let onboarding: OnboardingId =
         data["onboardingId"].as_str().and_then(|id| id.parse().ok()).expect("an id");
     let sensor = |index| {
         json!({
-            "sensorId": SensorId::of(onboarding, index),
+            "sensorId": SensorId::from_onboarding(onboarding, index),
             "metric": metric,
             "unit": metric.units()[0],
             "min": -1.234_567_890_123_456_7e-100,
@@ -90,7 +93,7 @@ async fn the_largest_site_fits_into_an_event_and_into_the_input_of_the_saga() {
 }
 
 #[tokio::test]
-async fn answers_of_step_functions_are_classified() {
+async fn responses_of_step_functions_are_classified() {
     let event = sample::event("start-onboarding");
     for (status, error, outcome) in [
         (400, "ExecutionAlreadyExists", Ok(json!("Already"))),
@@ -100,15 +103,15 @@ async fn answers_of_step_functions_are_classified() {
         (400, "StateMachineDoesNotExist", Err(ErrorKind::Internal)),
         (400, "AccessDeniedException", Err(ErrorKind::Internal)),
     ] {
-        let (found, _) = start(&event, status, json!({ "__type": error })).await;
-        assert_eq!(found, outcome, "{error}");
+        let (result, _) = start(&event, status, json!({ "__type": error })).await;
+        assert_eq!(result, outcome, "{error}");
     }
 }
 
 #[tokio::test]
 async fn an_event_with_ids_of_another_site_starts_nothing() {
     let other = sample::saga("another site");
-    let sensor = SensorId::of(other.onboarding_id, 0);
+    let sensor = SensorId::from_onboarding(other.onboarding_id, 0);
     for (path, id) in [
         ("/detail/data/onboardingId", json!(other.onboarding_id)),
         ("/detail/data/siteId", json!(other.site_id)),

@@ -1,6 +1,6 @@
 //! The last step of the saga: sets the site's status to ACTIVE.
 
-use contracts::{OnboardingId, Saga, SiteId, Timestamp, events::SiteActivated};
+use contracts::{OnboardingId, SagaContext, SiteId, Timestamp, events::SiteActivated};
 use lambda::Step;
 use serde::Serialize;
 use store::{Commit, NewEvent, Outbox, Table, Transaction};
@@ -26,10 +26,15 @@ pub struct Reply {
 #[derive(Debug, PartialEq)]
 enum Decision {
     Activate(Box<SiteRow>),
-    Already,
+    AlreadyActive,
 }
 
-fn decide(site: SiteId, row: Option<SiteRow>, now: Timestamp) -> Result<Decision, SitesError> {
+/// Decides whether the site has to be activated.
+fn decide_activation(
+    site: SiteId,
+    row: Option<SiteRow>,
+    now: Timestamp,
+) -> Result<Decision, SitesError> {
     let row = row.ok_or(SitesError::Unknown(site))?;
     match row.status {
         Status::Onboarding => Ok(Decision::Activate(Box::new(SiteRow {
@@ -38,7 +43,7 @@ fn decide(site: SiteId, row: Option<SiteRow>, now: Timestamp) -> Result<Decision
             sequence: row.sequence + 1,
             ..row
         }))),
-        Status::Active => Ok(Decision::Already),
+        Status::Active => Ok(Decision::AlreadyActive),
         Status::Rejected | Status::Decommissioning | Status::Decommissioned => {
             Err(SitesError::Superseded(site))
         }
@@ -46,27 +51,27 @@ fn decide(site: SiteId, row: Option<SiteRow>, now: Timestamp) -> Result<Decision
 }
 
 impl Step for ActivateSite {
-    type Command = Saga;
+    type Command = SagaContext;
     type Reply = Reply;
     type Error = SitesError;
 
-    fn correlation(saga: &Saga) -> Option<OnboardingId> {
+    fn correlation(saga: &SagaContext) -> Option<OnboardingId> {
         Some(saga.onboarding_id)
     }
 
-    async fn run(&self, saga: Saga, now: Timestamp) -> Result<Reply, SitesError> {
+    async fn run(&self, saga: SagaContext, now: Timestamp) -> Result<Reply, SitesError> {
         let key = SiteRow::key(saga.site_id);
-        let there = self.sites.get(&key).await?;
+        let existing = self.sites.get(&key).await?;
         let reply = Reply { status: Status::Active };
-        let row = match decide(saga.site_id, there, now)? {
+        let row = match decide_activation(saga.site_id, existing, now)? {
             Decision::Activate(row) => row,
-            Decision::Already => return Ok(reply),
+            Decision::AlreadyActive => return Ok(reply),
         };
         let commit = Transaction::on(&self.sites)
-            .replace(&self.sites, &key, &row, Status::Onboarding.name())
+            .put_if_status(&self.sites, &key, &row, Status::Onboarding.name())
             .event(
                 &self.outbox,
-                NewEvent::of(
+                NewEvent::in_saga(
                     saga,
                     saga.site_id,
                     row.sequence,

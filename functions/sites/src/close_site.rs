@@ -1,7 +1,7 @@
 //! The last step of the teardown: sets the site's final status, REJECTED or DECOMMISSIONED.
 
 use contracts::{
-    Failure, OnboardingId, SiteId, Timestamp,
+    OnboardingFailure, OnboardingId, SiteId, Timestamp,
     events::{SiteDecommissioned, SiteRejected},
     saga::TeardownInput,
 };
@@ -31,19 +31,20 @@ pub struct Reply {
 #[derive(Debug, PartialEq)]
 enum Decision {
     Close { row: Box<SiteRow>, from: Status },
-    Already(Status),
+    AlreadyClosed(Status),
 }
 
-fn decide(
+/// Decides whether the site has to be closed, and with which status.
+fn decide_closing(
     site: SiteId,
     row: Option<SiteRow>,
-    failure: Option<Failure>,
+    failure: Option<OnboardingFailure>,
     now: Timestamp,
 ) -> Result<Decision, SitesError> {
     let row = row.ok_or(SitesError::Unknown(site))?;
     let from = row.status;
     match from {
-        Status::Rejected | Status::Decommissioned => Ok(Decision::Already(from)),
+        Status::Rejected | Status::Decommissioned => Ok(Decision::AlreadyClosed(from)),
         Status::Onboarding | Status::Active | Status::Decommissioning => Ok(Decision::Close {
             row: Box::new(SiteRow {
                 status: match failure {
@@ -64,7 +65,7 @@ fn decide(
 ///
 /// `OnboardingsRefused` counts refusals that the operator of the site can act on (declined card, no kits).
 /// `OnboardingsFailed` counts every other failure, which needs an engineer.
-fn count(failure: Failure) {
+fn count_failure(failure: OnboardingFailure) {
     let refusals = [ErrorKind::CardDeclined, ErrorKind::KitsOutOfStock].map(ErrorKind::name);
     let refused = refusals.contains(&failure.error.as_str());
     let metric = if refused { "OnboardingsRefused" } else { "OnboardingsFailed" };
@@ -84,26 +85,33 @@ impl Step for CloseSite {
         let saga = command.saga;
         let site_id = saga.site_id;
         let key = SiteRow::key(site_id);
-        let there = self.sites.get(&key).await?;
-        let (row, from) = match decide(site_id, there, command.failure, now)? {
+        let existing = self.sites.get(&key).await?;
+        let (row, from) = match decide_closing(site_id, existing, command.failure, now)? {
             Decision::Close { row, from } => (row, from),
-            Decision::Already(status) => return Ok(Reply { status }),
+            Decision::AlreadyClosed(status) => return Ok(Reply { status }),
         };
-        let closing = Transaction::on(&self.sites).replace(&self.sites, &key, &row, from.name());
-        let closing = match row.failure.clone() {
-            Some(failure) => closing.event(
+        let transaction =
+            Transaction::on(&self.sites).put_if_status(&self.sites, &key, &row, from.name());
+        let transaction = match row.failure.clone() {
+            Some(failure) => transaction.event(
                 &self.outbox,
-                NewEvent::of(saga, site_id, row.sequence, now, SiteRejected { site_id, failure }),
+                NewEvent::in_saga(
+                    saga,
+                    site_id,
+                    row.sequence,
+                    now,
+                    SiteRejected { site_id, failure },
+                ),
             ),
-            None => closing.event(
+            None => transaction.event(
                 &self.outbox,
-                NewEvent::of(saga, site_id, row.sequence, now, SiteDecommissioned { site_id }),
+                NewEvent::in_saga(saga, site_id, row.sequence, now, SiteDecommissioned { site_id }),
             ),
         };
-        match closing.commit().await? {
+        match transaction.commit().await? {
             Commit::Done => {
                 if let Some(failure) = row.failure {
-                    count(failure);
+                    count_failure(failure);
                 }
                 Ok(Reply { status: row.status })
             }

@@ -5,7 +5,7 @@ use contracts::{
     inbound::{MAX_ID, SiteRegistration},
     input::Reason,
 };
-use lambda::http::{self, Answer, FieldError, Problem, Request};
+use lambda::http::{self, FieldError, Problem, Request, Response};
 use serde::Serialize;
 
 use crate::{SitesError, Status, registration::Registrar};
@@ -14,7 +14,7 @@ use crate::{SitesError, Status, registration::Registrar};
 /// source is never empty.
 pub const HTTP: &str = "";
 /// The maximum size of the request body, in bytes. A registration with 100 sensors has about 12 KB.
-const LARGEST_BODY: usize = 64 * 1024;
+const MAX_BODY_BYTES: usize = 64 * 1024;
 
 /// The dependencies of the function `create-site`.
 #[derive(Debug)]
@@ -29,13 +29,13 @@ struct Reply {
 }
 
 impl CreateSite {
-    /// Registers the site and returns 202 with its id. A repeated request gets the same answer.
+    /// Registers the site and returns 202 with its id. A repeated request gets the same response.
     ///
     /// Returns 400 for an invalid request, 409 for a reused idempotency key and 413 for a body that is too large.
-    pub async fn handle(&self, request: &Request, now: Timestamp) -> Result<Answer, Problem> {
+    pub async fn handle(&self, request: &Request, now: Timestamp) -> Result<Response, Problem> {
         let key = idempotency_key(request)?;
-        http::no_query(request)?;
-        let registration: SiteRegistration = http::read(request, LARGEST_BODY)?;
+        http::reject_query(request)?;
+        let registration: SiteRegistration = http::read(request, MAX_BODY_BYTES)?;
         match self.0.register(HTTP, key, registration, None, now).await {
             Ok(registered) => {
                 let reply = Reply {
@@ -44,28 +44,29 @@ impl CreateSite {
                     status: Status::Onboarding,
                 };
                 let site = format!("/sites/{}", reply.site_id);
-                Ok(Answer::new(202, &reply)?.at(http::relative(request, "/sites", &site)))
+                Ok(Response::new(202, &reply)?
+                    .at(http::relative_location(request, "/sites", &site)))
             }
             Err(SitesError::KeyReused(site)) => Err(key_reused(site)),
-            Err(error) => Err(Problem::of(&error)),
+            Err(error) => Err(Problem::from_fault(&error)),
         }
     }
 }
 
 fn key_reused(site: SiteId) -> Problem {
-    let detail = "Send a new Idempotency-Key for a new site, or the registration that came with \
-                  this one before to hear its answer again.";
+    let detail = "Send a new Idempotency-Key for a new site. To repeat the earlier request, send its \
+                  registration unchanged.";
     Problem {
         errors: vec![FieldError::new(
             "header Idempotency-Key",
-            format!("made site {site} before, from another registration"),
+            format!("was used before, for site {site} with a different registration"),
         )],
         ..Problem::conflict("idempotency-key-reused", detail)
     }
 }
 
 fn idempotency_key(request: &Request) -> Result<&str, Problem> {
-    let wrong = |problem: String| {
+    let invalid = |problem: String| {
         let message = format!(
             "{problem}; send 1 to {MAX_ID} ASCII characters of your choice, a new UUID for each \
              new site, and the same one when you repeat the request"
@@ -73,19 +74,19 @@ fn idempotency_key(request: &Request) -> Result<&str, Problem> {
         FieldError::new("header Idempotency-Key", message)
     };
     let Some(value) = request.headers.get("Idempotency-Key") else {
-        let missing = wrong("is missing".to_owned()).because(Reason::MissingField);
+        let missing = invalid("is missing".to_owned()).with_reason(Reason::MissingField);
         return Err(Problem::invalid(vec![missing]));
     };
-    let wrong = |problem: String| Problem::invalid(vec![wrong(problem)]);
-    let shown = |byte: &u8| byte.is_ascii_graphic() || *byte == b' ';
+    let invalid = |problem: String| Problem::invalid(vec![invalid(problem)]);
+    let is_printable = |byte: &u8| byte.is_ascii_graphic() || *byte == b' ';
     match value.to_str() {
-        Ok(key) if !key.as_bytes().iter().all(shown) => {
-            Err(wrong("holds a control character".to_owned()))
+        Ok(key) if !key.as_bytes().iter().all(is_printable) => {
+            Err(invalid("holds a control character".to_owned()))
         }
         Ok(key) if key.trim().is_empty() || key.len() > MAX_ID => {
-            Err(wrong(format!("has {} characters", key.trim().len())))
+            Err(invalid(format!("has {} characters", key.trim().len())))
         }
         Ok(key) => Ok(key),
-        Err(_) => Err(wrong("holds characters outside ASCII".to_owned())),
+        Err(_) => Err(invalid("holds characters outside ASCII".to_owned())),
     }
 }

@@ -1,15 +1,15 @@
 //! `DELETE /sites/{siteId}`: takes an active site out of service. It starts the same teardown that undoes a
 //! failed onboarding.
 
-use contracts::{OnboardingId, Saga, SiteId, saga::TeardownInput};
-use lambda::http::{self, Answer, Problem, Request};
-use machines::Machine;
+use contracts::{OnboardingId, SagaContext, SiteId, saga::TeardownInput};
+use lambda::http::{self, Problem, Request, Response};
+use machines::StateMachine;
 use serde::Serialize;
 use store::{Commit, Table, Transaction};
 
 use crate::{
     SiteRow, SitesError, Status,
-    get_site::{no_site, site_id},
+    get_site::{site_id, site_not_found},
 };
 
 /// The dependencies of the function `decommission-site`.
@@ -18,7 +18,7 @@ pub struct DecommissionSite {
     /// The sites table.
     pub sites: Table,
     /// The state machine `site-teardown`.
-    pub teardown: Machine,
+    pub teardown: StateMachine,
 }
 
 #[derive(Serialize)]
@@ -33,22 +33,22 @@ impl DecommissionSite {
     /// Starts the teardown and returns 202. A repeated request returns 202, too.
     ///
     /// Returns 404 for an unknown site. Returns 409 for a site that is still being onboarded or was rejected.
-    pub async fn handle(&self, request: &Request) -> Result<Answer, Problem> {
-        http::no_query(request)?;
+    pub async fn handle(&self, request: &Request) -> Result<Response, Problem> {
+        http::reject_query(request)?;
         let site = site_id(request)?;
-        let row = self.row(site).await.map_err(|error| Problem::of(&error))?;
-        let row = row.ok_or_else(|| no_site(site))?;
+        let row = self.row(site).await.map_err(|error| Problem::from_fault(&error))?;
+        let row = row.ok_or_else(|| site_not_found(site))?;
         let status = match row.status {
             Status::Active | Status::Decommissioning => {
-                self.decommission(site, &row).await.map_err(|error| Problem::of(&error))?;
+                self.decommission(site, &row).await.map_err(|error| Problem::from_fault(&error))?;
                 Status::Decommissioning
             }
             Status::Decommissioned => Status::Decommissioned,
             Status::Onboarding => {
                 return Err(Problem::conflict(
                     "still-onboarding",
-                    "The site is being onboarded. Wait until it is ACTIVE, then delete it; if its \
-                     onboarding fails, it is undone without you.",
+                    "The site is being onboarded. Wait until it is ACTIVE, then delete it. If its \
+                     onboarding fails, it is undone automatically.",
                 ));
             }
             Status::Rejected => {
@@ -60,7 +60,7 @@ impl DecommissionSite {
         };
         let reply = Reply { site_id: site, onboarding_id: row.onboarding_id, status };
         let target = format!("/sites/{site}");
-        Ok(Answer::new(202, &reply)?.at(http::relative(request, &target, &target)))
+        Ok(Response::new(202, &reply)?.at(http::relative_location(request, &target, &target)))
     }
 
     async fn row(&self, site: SiteId) -> Result<Option<SiteRow>, SitesError> {
@@ -72,17 +72,22 @@ impl DecommissionSite {
     /// The teardown is started first, so that the site is closed even if the function ends in between. The
     /// execution's name is derived from the onboarding, so a second start has no effect.
     async fn decommission(&self, site: SiteId, row: &SiteRow) -> Result<(), SitesError> {
-        let saga = Saga::of_site(site, None);
+        let saga = SagaContext::for_site(site, None);
         let name = format!("decommission-{}", saga.onboarding_id);
         let input = TeardownInput::new(saga, None);
         self.teardown.start(&name, serde_json::json!(input).to_string()).await?;
-        let leaving = SiteRow { status: Status::Decommissioning, ..row.clone() };
+        let decommissioning = SiteRow { status: Status::Decommissioning, ..row.clone() };
         let commit = Transaction::on(&self.sites)
-            .replace(&self.sites, &SiteRow::key(site), &leaving, Status::Active.name())
+            .put_if_status(
+                &self.sites,
+                &SiteRow::key(site),
+                &decommissioning,
+                Status::Active.name(),
+            )
             .commit()
             .await?;
         if let Commit::Refused(_) = commit {
-            tracing::info!(%site, "the teardown is ahead of us");
+            tracing::info!(%site, "the teardown has already changed the status of the site");
         }
         Ok(())
     }

@@ -5,17 +5,17 @@ use std::collections::{BTreeMap, HashMap};
 use aws_sdk_dynamodb::types::AttributeValue;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use contracts::{
-    Failure, Location, Metric, OnboardingId, SensorId, SiteId, Timestamp,
+    Location, Metric, OnboardingFailure, OnboardingId, SensorId, SiteId, Timestamp,
     saga::{ACTIVATE_SITE, STEPS},
 };
-use lambda::http::{self, Answer, FieldError, Problem, Request};
+use lambda::http::{self, FieldError, Problem, Request, Response};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use store::{Item, StoreError, Table, from_item};
 
 use crate::{SiteRow, Status, StepRow, StepStatus};
 
 const DEFAULT_LIMIT: i32 = 25;
-const LARGEST_LIMIT: i32 = 100;
+const MAX_LIMIT: i32 = 100;
 
 /// The dependencies of the function `get-site`.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ struct Onboarding {
     onboarding_id: OnboardingId,
     steps: Vec<OnboardingStep>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    failure: Option<Failure>,
+    failure: Option<OnboardingFailure>,
 }
 
 #[derive(Debug, PartialEq, Serialize)]
@@ -64,8 +64,8 @@ struct OnboardingStep {
 }
 
 impl Site {
-    fn of(site_id: SiteId, row: SiteRow, heard: Vec<StepRow>) -> Self {
-        let mut steps: Vec<_> = heard
+    fn new(site_id: SiteId, row: SiteRow, step_rows: Vec<StepRow>) -> Self {
+        let mut steps: Vec<_> = step_rows
             .into_iter()
             .map(|step| OnboardingStep { name: step.name, status: step.status, at: step.at })
             .collect();
@@ -137,28 +137,28 @@ struct Query {
 pub(crate) fn site_id(request: &Request) -> Result<SiteId, Problem> {
     let text = request.path_parameters.get("siteId").map_or("", String::as_str);
     text.parse().map_err(|_| {
-        let message = format!("is {text:?}; give the UUID that POST /sites answered");
+        let message = format!("is {text:?}; give the UUID that POST /sites returned");
         Problem::invalid(vec![FieldError::new("path siteId", message)])
     })
 }
 
-pub(crate) fn no_site(site: SiteId) -> Problem {
-    Problem::not_found(format!("There is no site {site}. GET /sites lists those that there are."))
+pub(crate) fn site_not_found(site: SiteId) -> Problem {
+    Problem::not_found(format!("There is no site {site}. GET /sites lists all sites."))
 }
 
 impl GetSite {
     /// Returns one site if the path has a site id, otherwise a page of the list.
-    pub async fn handle(&self, request: &Request) -> Result<Answer, Problem> {
+    pub async fn handle(&self, request: &Request) -> Result<Response, Problem> {
         if request.path_parameters.contains_key("siteId") {
-            http::no_query(request)?;
+            http::reject_query(request)?;
             let site = site_id(request)?;
-            let found = self.site(site).await.map_err(|error| Problem::of(&error))?;
-            let found = found.ok_or_else(|| no_site(site))?;
-            return Answer::new(200, &found);
+            let body = self.site(site).await.map_err(|error| Problem::from_fault(&error))?;
+            let body = body.ok_or_else(|| site_not_found(site))?;
+            return Response::new(200, &body);
         }
         let query = query(request)?;
-        let page = self.list(query).await.map_err(|error| Problem::of(&error))?;
-        Answer::new(200, &page)
+        let page = self.list(query).await.map_err(|error| Problem::from_fault(&error))?;
+        Response::new(200, &page)
     }
 
     async fn site(&self, site: SiteId) -> Result<Option<Site>, StoreError> {
@@ -167,11 +167,11 @@ impl GetSite {
         let mut steps = Vec::new();
         for item in query.page(None).await?.items {
             match item.get("row").and_then(|row| row.as_s().ok()).map(String::as_str) {
-                Some("SITE") => row = Some(read(item)?),
-                _ => steps.push(read(item)?),
+                Some("SITE") => row = Some(parse(item)?),
+                _ => steps.push(parse(item)?),
             }
         }
-        Ok(row.map(|row| Site::of(site, row, steps)))
+        Ok(row.map(|row| Site::new(site, row, steps)))
     }
 
     async fn list(&self, query: Query) -> Result<Page, StoreError> {
@@ -184,17 +184,17 @@ impl GetSite {
             None => self.sites.scan(),
         };
         let page = rows.index("byStatus").limit(query.limit).page(start).await?;
-        let sites = page.items.into_iter().map(read).collect::<Result<_, _>>()?;
-        Ok(Page { sites, next: page.next.map(token) })
+        let sites = page.items.into_iter().map(parse).collect::<Result<_, _>>()?;
+        Ok(Page { sites, next: page.next.map(encode_token) })
     }
 }
 
-fn read<R: DeserializeOwned>(item: Item) -> Result<R, StoreError> {
+fn parse<R: DeserializeOwned>(item: Item) -> Result<R, StoreError> {
     from_item(item, || "of the sites table".to_owned())
 }
 
 /// Encodes the start key of the next page as a page token for the URL.
-fn token(key: Item) -> String {
+fn encode_token(key: Item) -> String {
     let key: HashMap<_, _> = key
         .into_iter()
         .filter_map(|(name, value)| value.as_s().ok().cloned().map(|value| (name, value)))
@@ -202,15 +202,15 @@ fn token(key: Item) -> String {
     URL_SAFE_NO_PAD.encode(serde_json::to_vec(&key).unwrap_or_default())
 }
 
-fn key_of(token: &str) -> Option<HashMap<String, String>> {
+fn decode_token(token: &str) -> Option<HashMap<String, String>> {
     let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
     let key: HashMap<String, String> = serde_json::from_slice(&bytes).ok()?;
-    let ours = key.len() == 4
+    let is_valid = key.len() == 4
         && key.get("row")? == "SITE"
         && key.get("siteId")?.parse::<SiteId>().is_ok()
         && key.get("createdAt")?.parse::<Timestamp>().is_ok()
         && status(key.get("status")?).is_ok();
-    ours.then_some(key)
+    is_valid.then_some(key)
 }
 
 fn query(request: &Request) -> Result<Query, Problem> {
@@ -218,20 +218,20 @@ fn query(request: &Request) -> Result<Query, Problem> {
     let mut errors = Vec::new();
     let parameters: BTreeMap<_, _> = request.query_string_parameters.iter().collect();
     for (name, value) in parameters {
-        let read = match name {
+        let result = match name {
             "status" => status(value).map(|status| query.status = Some(status)),
             "limit" => limit(value).map(|limit| query.limit = limit),
             "next" => next(value).map(|next| query.next = Some(next)),
             _ => Err("is not known; give status, limit or next".to_owned()),
         };
-        if let Err(message) = read {
+        if let Err(message) = result {
             errors.push(FieldError::new(format!("query {name}"), message));
         }
     }
     if let (Some(status), Some(next)) = (query.status, &query.next)
         && next["status"] != status.name()
     {
-        let message = "belongs to a list of another status; leave it out to start over";
+        let message = "belongs to a list with another status; omit it to start over";
         errors.push(FieldError::new("query next", message));
     }
     if errors.is_empty() { Ok(query) } else { Err(Problem::invalid(errors)) }
@@ -247,14 +247,14 @@ fn limit(value: &str) -> Result<i32, String> {
     value
         .parse()
         .ok()
-        .filter(|limit| (1..=LARGEST_LIMIT).contains(limit))
-        .ok_or_else(|| format!("is {value:?}; give a number from 1 to {LARGEST_LIMIT}"))
+        .filter(|limit| (1..=MAX_LIMIT).contains(limit))
+        .ok_or_else(|| format!("is {value:?}; give a number from 1 to {MAX_LIMIT}"))
 }
 
 fn next(value: &str) -> Result<HashMap<String, String>, String> {
-    key_of(value).ok_or_else(|| {
-        "is not a token of ours; give the previous page's `next` unchanged, or leave it out to \
-         start over"
+    decode_token(value).ok_or_else(|| {
+        "is not a valid page token; give the previous page's `next` unchanged, or omit it to start \
+         over"
             .to_owned()
     })
 }

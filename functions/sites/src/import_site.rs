@@ -30,14 +30,14 @@ impl Step for ImportSite {
     type Error = SitesError;
 
     fn correlation(command: &Self::Command) -> Option<OnboardingId> {
-        let requested = read(&command.detail).ok()?;
-        let site = SiteId::registered(&command.source, &requested.registration_id);
-        Some(OnboardingId::of(site))
+        let request = parse(&command.detail).ok()?;
+        let site = SiteId::registered(&command.source, &request.registration_id);
+        Some(OnboardingId::from_site(site))
     }
 
     async fn run(&self, command: Self::Command, now: Timestamp) -> Result<Reply, SitesError> {
         let SiteRegistrationRequested { registration_id, site } =
-            read(&command.detail).map_err(SitesError::Invalid)?;
+            parse(&command.detail).map_err(SitesError::Invalid)?;
         let causation = command.id.as_deref().and_then(|id| id.parse().ok());
         let registered =
             self.0.register(&command.source, &registration_id, site, causation, now).await?;
@@ -45,7 +45,7 @@ impl Step for ImportSite {
     }
 }
 
-fn read(detail: &RawValue) -> Result<SiteRegistrationRequested, Vec<FieldError>> {
+fn parse(detail: &RawValue) -> Result<SiteRegistrationRequested, Vec<FieldError>> {
     input::read(detail.get())
         .map_err(|errors| errors.into_iter().map(|error| error.within("detail")).collect())
 }

@@ -18,8 +18,8 @@ pub mod project_site;
 pub mod registration;
 
 use contracts::{
-    Failure, IdMismatch, Location, OnboardingId, Plan, Sensor, SiteId, Timestamp,
-    input::{FieldError, in_one_line},
+    IdMismatch, Location, OnboardingFailure, OnboardingId, Plan, Sensor, SiteId, Timestamp,
+    input::{FieldError, join_errors},
 };
 use fault::{ErrorKind, Fault};
 use machines::MachineError;
@@ -98,7 +98,7 @@ pub struct SiteRow {
     pub closed_at: Option<Timestamp>,
     /// The failure that caused the rejection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<Failure>,
+    pub failure: Option<OnboardingFailure>,
 }
 
 impl SiteRow {
@@ -147,14 +147,14 @@ pub enum StepStatus {
 #[derive(Debug, thiserror::Error)]
 pub enum SitesError {
     /// The registration is invalid.
-    #[error("{}", in_one_line(.0))]
+    #[error("{}", join_errors(.0))]
     Invalid(Vec<FieldError>),
     /// The ids in an event belong to different sites.
     #[error(transparent)]
     WrongSite(#[from] IdMismatch),
     /// The idempotency key was used before, with another registration.
     #[error(
-        "this key already made site {0} from another registration; use a new key for a new site"
+        "this idempotency key was used for site {0} with a different registration; use a new key"
     )]
     KeyReused(SiteId),
     /// The site does not exist.
@@ -164,7 +164,7 @@ pub enum SitesError {
     #[error("site {0} was closed before it was activated")]
     Superseded(SiteId),
     /// Another writer changed the row between the read and the conditional write.
-    #[error("site {0} is being changed by others")]
+    #[error("another writer changed site {0}")]
     Busy(SiteId),
     /// A call to the table failed.
     #[error(transparent)]

@@ -6,7 +6,7 @@
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use contracts::{
     Envelope, OnboardingId, SiteData, SiteId, Timestamp,
-    saga::{self, Outcome},
+    saga::{self, StepOutcome},
 };
 use lambda::Step;
 use serde::{Deserialize, Serialize};
@@ -51,9 +51,9 @@ pub enum Reply {
 fn step_status(event_type: &str) -> Option<(&'static str, StepStatus)> {
     let (step, outcome) = saga::step_of_event(event_type)?;
     let status = match outcome {
-        Outcome::Done => StepStatus::Completed,
-        Outcome::Refused => StepStatus::Failed,
-        Outcome::Undone => StepStatus::Undone,
+        StepOutcome::Done => StepStatus::Completed,
+        StepOutcome::Refused => StepStatus::Failed,
+        StepOutcome::Undone => StepStatus::Undone,
     };
     (!step.is_of_site()).then_some((step.name, status))
 }
@@ -81,7 +81,7 @@ impl Step for ProjectSite {
         };
         let key = StepRow::key(saga.site_id, name);
         let commit = Transaction::on(&self.sites)
-            .advance(&self.sites, &key, &row, row.sequence)
+            .put_if_newer(&self.sites, &key, &row, row.sequence)
             .commit()
             .await?;
         Ok(match commit {

@@ -1,7 +1,7 @@
 //! Registration of a site. `create-site` and `import-site` share it.
 
 use contracts::{
-    OnboardingId, Saga, Sensor, SensorId, SiteId, Timestamp,
+    OnboardingId, SagaContext, Sensor, SensorId, SiteId, Timestamp,
     events::SiteCreated,
     inbound::{SensorRequest, SiteRegistration},
 };
@@ -44,7 +44,7 @@ impl Registrar {
         now: Timestamp,
     ) -> Result<Registered, SitesError> {
         let site_id = SiteId::registered(channel, key);
-        let saga = Saga::of_site(site_id, causation_id);
+        let saga = SagaContext::for_site(site_id, causation_id);
         let onboarding_id = saga.onboarding_id;
         let row = row(onboarding_id, &registration, now);
         let created = SiteCreated {
@@ -60,16 +60,16 @@ impl Registrar {
 
         let commit = Transaction::on(&self.sites)
             .create(&self.sites, &SiteRow::key(site_id), &row)
-            .event(&self.outbox, NewEvent::of(saga, site_id, row.sequence, now, created))
+            .event(&self.outbox, NewEvent::in_saga(saga, site_id, row.sequence, now, created))
             .commit()
             .await?;
         let registered = Registered { site_id, onboarding_id };
         match commit {
             Commit::Done => Ok(registered),
             Commit::Refused(refused) => {
-                let there: Option<SiteRow> = refused.row(&SiteRow::key(site_id))?;
-                match there {
-                    Some(there) if there.request_hash == row.request_hash => Ok(registered),
+                let existing: Option<SiteRow> = refused.row(&SiteRow::key(site_id))?;
+                match existing {
+                    Some(existing) if existing.request_hash == row.request_hash => Ok(registered),
                     Some(_) => Err(SitesError::KeyReused(site_id)),
                     None => Err(SitesError::Busy(site_id)),
                 }
@@ -88,7 +88,7 @@ fn row(onboarding_id: OnboardingId, registration: &SiteRegistration, now: Timest
         sensors: sensors.map(|(index, request)| sensor(onboarding_id, index, request)).collect(),
         plan: registration.plan,
         onboarding_id,
-        request_hash: hash(registration),
+        request_hash: request_hash(registration),
         sequence: 1,
         created_at: now,
         activated_at: None,
@@ -99,7 +99,7 @@ fn row(onboarding_id: OnboardingId, registration: &SiteRegistration, now: Timest
 
 fn sensor(onboarding_id: OnboardingId, index: usize, request: &SensorRequest) -> Sensor {
     Sensor {
-        sensor_id: SensorId::of(onboarding_id, index),
+        sensor_id: SensorId::from_onboarding(onboarding_id, index),
         metric: request.metric,
         unit: request.unit.clone(),
         min: request.min,
@@ -112,7 +112,7 @@ fn sensor(onboarding_id: OnboardingId, index: usize, request: &SensorRequest) ->
 /// The order of fields and the white space between them do not matter. White space around a name counts,
 /// although it is not stored: the hash of a request must be the same in every release, otherwise a retry after a
 /// deployment would be refused.
-fn hash(registration: &SiteRegistration) -> String {
+fn request_hash(registration: &SiteRegistration) -> String {
     let canonical = serde_json::to_vec(registration).unwrap_or_default();
     Sha256::digest(canonical).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
@@ -123,7 +123,7 @@ mod tests {
 
     use super::*;
 
-    fn good() -> SiteRegistration {
+    fn valid_registration() -> SiteRegistration {
         SiteRegistration {
             name: "Alamosa".to_owned(),
             operator: "NOAA".to_owned(),
@@ -141,9 +141,9 @@ mod tests {
 
     #[test]
     fn a_changed_field_changes_the_hash() {
-        let mut other = good();
-        assert_eq!(hash(&good()), hash(&other));
+        let mut other = valid_registration();
+        assert_eq!(request_hash(&valid_registration()), request_hash(&other));
         other.sensors[0].max = Some(51.0);
-        assert_ne!(hash(&good()), hash(&other));
+        assert_ne!(request_hash(&valid_registration()), request_hash(&other));
     }
 }

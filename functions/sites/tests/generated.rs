@@ -7,13 +7,13 @@ use contracts::inbound::SITE_REGISTRATION_REQUESTED;
 use lambda::Step;
 use serde_json::{Value, json};
 use sites::{create_site::CreateSite, import_site::ImportSite};
-use support::{post, registrar, sent};
+use support::{api_response, post, registrar};
 use testkit::{
     Dynamo,
-    chance::Chance,
     dynamo::SITES,
+    rng::Rng,
     sample::{self, noon},
-    schema::{Outside, Schema},
+    schema::{InvalidDocument, Schema},
 };
 
 const CASES: u64 = 300;
@@ -36,21 +36,22 @@ async fn a_registration_that_matches_the_schema_is_accepted_over_http() {
     let dynamo = Dynamo::start().await;
     let step = CreateSite(registrar(&dynamo));
     for seed in 0..CASES {
-        let mut chance = Chance::of(seed);
-        let body = in_order(schema.document(&mut chance));
+        let mut rng = Rng::from_seed(seed);
+        let body = in_order(schema.document(&mut rng));
         let request = post(Some(&format!("key-{seed}")), &body.to_string());
-        let answer = sent(step.handle(&request, noon(0)).await);
-        assert_eq!(answer["statusCode"], 202, "seed {seed}: {body} {answer}");
+        let response = api_response(step.handle(&request, noon(0)).await);
+        assert_eq!(response["statusCode"], 202, "seed {seed}: {body} {response}");
 
-        let Outside { field, what, document } = schema.one_outside(&body, &mut chance);
+        let InvalidDocument { field, what, document } =
+            schema.random_invalid_document(&body, &mut rng);
         let request = post(Some(&format!("outside-{seed}")), &document.to_string());
-        let answer = sent(step.handle(&request, noon(0)).await);
-        assert_eq!(answer["statusCode"], 400, "seed {seed}, {what} of {field}: {answer}");
+        let response = api_response(step.handle(&request, noon(0)).await);
+        assert_eq!(response["statusCode"], 400, "seed {seed}, {what} of {field}: {response}");
         let field = if field.is_empty() { "body" } else { &field };
-        let errors = answer["body"]["errors"].as_array().expect("errors");
+        let errors = response["body"]["errors"].as_array().expect("errors");
         assert!(
             errors.iter().any(|error| error["field"] == field),
-            "seed {seed}, {what} of {field}: {answer}"
+            "seed {seed}, {what} of {field}: {response}"
         );
     }
     assert_eq!(dynamo.rows(SITES).await.len() as u64, CASES);
@@ -67,19 +68,23 @@ async fn a_registration_that_matches_the_schema_is_accepted_by_event() {
         step.run(fault::decode(&event.to_string()).expect("an event"), noon(0)).await
     };
     for seed in 0..CASES {
-        let mut chance = Chance::of(seed);
-        let mut detail = schema.document(&mut chance);
+        let mut rng = Rng::from_seed(seed);
+        let mut detail = schema.document(&mut rng);
         detail["site"] = in_order(detail["site"].take());
         if let Err(error) = run(&detail).await {
             // The generator may produce the same short id twice.
-            assert!(error.to_string().starts_with("this key already"), "{seed}: {detail} {error}");
+            assert!(
+                error.to_string().starts_with("this idempotency key was used"),
+                "{seed}: {detail} {error}"
+            );
         }
 
-        let Outside { field, what, document } = schema.one_outside(&detail, &mut chance);
+        let InvalidDocument { field, what, document } =
+            schema.random_invalid_document(&detail, &mut rng);
         let error = run(&document).await.expect_err("outside the schema").to_string();
-        let named =
+        let prefix =
             if field.is_empty() { "detail: ".to_owned() } else { format!("detail.{field}: ") };
-        assert!(error.contains(&named), "seed {seed}, {what} of {field}: {error}");
+        assert!(error.contains(&prefix), "seed {seed}, {what} of {field}: {error}");
     }
 }
 
@@ -89,14 +94,16 @@ async fn every_keyword_of_the_schema_is_checked() {
     let schema = Schema::published(SITE_REGISTRATION_REQUESTED).definition("SiteRegistration");
     let dynamo = Dynamo::start().await;
     let step = CreateSite(registrar(&dynamo));
-    let all = schema.outside(&support::registration());
-    assert!(all.len() > 60, "{} documents", all.len());
-    for Outside { field, what, document } in all {
-        let answer = sent(step.handle(&post(Some("key"), &document.to_string()), noon(0)).await);
+    let documents = schema.invalid_documents(&support::registration());
+    assert!(documents.len() > 60, "{} documents", documents.len());
+    for InvalidDocument { field, what, document } in documents {
+        let response =
+            api_response(step.handle(&post(Some("key"), &document.to_string()), noon(0)).await);
         let field = if field.is_empty() { "body" } else { &field };
-        let errors = answer["body"]["errors"].as_array();
-        let named = errors.is_some_and(|all| all.iter().any(|error| error["field"] == field));
-        assert!(answer["statusCode"] == 400 && named, "{what} of {field}: {answer}");
+        let errors = response["body"]["errors"].as_array();
+        let names_field =
+            errors.is_some_and(|errors| errors.iter().any(|error| error["field"] == field));
+        assert!(response["statusCode"] == 400 && names_field, "{what} of {field}: {response}");
     }
     assert_eq!(dynamo.rows(SITES).await, [json!(null); 0]);
 }

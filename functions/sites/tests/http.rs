@@ -10,14 +10,15 @@ use contracts::{
     saga::STEPS,
 };
 use futures_util::future::join_all;
-use machines::Machine;
+use machines::StateMachine;
 use serde_json::{Value, json};
 use sites::{
     activate_site::ActivateSite, close_site::CloseSite, create_site::CreateSite,
     decommission_site::DecommissionSite, get_site::GetSite,
 };
 use support::{
-    check, create, list, on_site, post, project, registrar, registration, saga_of, sent, told,
+    api_response, check, create, list, on_site, post, project, registrar, registration,
+    saga_for_key, step_event,
 };
 use testkit::{
     Dynamo,
@@ -29,23 +30,23 @@ use testkit::{
 
 const TEARDOWN: &str = "arn:aws:states:eu-central-1:111122223333:stateMachine:site-teardown";
 
-fn getter(dynamo: &Dynamo) -> GetSite {
+fn get_site(dynamo: &Dynamo) -> GetSite {
     GetSite { sites: dynamo.table(SITES) }
 }
 
 async fn get(dynamo: &Dynamo, key: &str) -> Value {
-    let site = saga_of(key).site_id.to_string();
-    sent(getter(dynamo).handle(&on_site("get-site", &site)).await)
+    let site = saga_for_key(key).site_id.to_string();
+    api_response(get_site(dynamo).handle(&on_site("get-site", &site)).await)
 }
 
 async fn activate(dynamo: &Dynamo, key: &str) {
     let step = ActivateSite { sites: dynamo.table(SITES), outbox: dynamo.outbox() };
-    run(&step, &payload(saga_of(key))).await.expect("an active site");
+    run(&step, &payload(saga_for_key(key))).await.expect("an active site");
 }
 
 async fn close(dynamo: &Dynamo, key: &str, failure: Value) {
     let step = CloseSite { sites: dynamo.table(SITES), outbox: dynamo.outbox() };
-    let mut payload = payload(saga_of(key));
+    let mut payload = payload(saga_for_key(key));
     payload["failure"] = failure;
     run(&step, &payload).await.expect("a closed site");
 }
@@ -63,28 +64,28 @@ async fn an_idempotency_key_of_128_characters_is_accepted() {
     let dynamo = Dynamo::start().await;
     let step = CreateSite(registrar(&dynamo));
     let request = post(Some(&"k".repeat(128)), &registration().to_string());
-    assert_eq!(sent(step.handle(&request, noon(0)).await)["statusCode"], 202);
+    assert_eq!(api_response(step.handle(&request, noon(0)).await)["statusCode"], 202);
 }
 
 #[tokio::test]
-async fn repeated_requests_create_one_site_and_get_the_same_answer() {
+async fn repeated_requests_create_one_site_and_get_the_same_response() {
     let dynamo = Dynamo::start().await;
     let step = CreateSite(registrar(&dynamo));
     let request = post(Some("key-1"), &registration().to_string());
     check("create-site.accepted", step.handle(&request, noon(0)).await);
-    let after = dynamo.everything().await;
+    let after = dynamo.all_rows().await;
     check("create-site.accepted", step.handle(&request, noon(5)).await);
     // The same JSON with other white space is the same request.
     let request = post(Some("key-1"), &format!("{:#}", registration()));
     check("create-site.accepted", step.handle(&request, noon(5)).await);
-    assert_eq!(dynamo.everything().await, after);
-    assert_eq!(dynamo.story(saga_of("key-1").site_id).await, ["SiteCreated"]);
+    assert_eq!(dynamo.all_rows().await, after);
+    assert_eq!(dynamo.event_types(saga_for_key("key-1").site_id).await, ["SiteCreated"]);
 
     let mut other = registration();
     other["name"] = "Another one".into();
     let request = post(Some("key-1"), &other.to_string());
     check("create-site.key-reused", step.handle(&request, noon(5)).await);
-    assert_eq!(dynamo.everything().await, after);
+    assert_eq!(dynamo.all_rows().await, after);
 }
 
 #[tokio::test]
@@ -92,33 +93,33 @@ async fn concurrent_requests_with_one_key_create_one_site() {
     let dynamo = Dynamo::start().await;
     let step = CreateSite(registrar(&dynamo));
     let request = post(Some("key-1"), &registration().to_string());
-    let answers = join_all((0..6).map(|_| step.handle(&request, noon(0)))).await;
-    for answer in answers {
-        check("create-site.accepted", answer);
+    let responses = join_all((0..6).map(|_| step.handle(&request, noon(0)))).await;
+    for response in responses {
+        check("create-site.accepted", response);
     }
     assert_eq!(dynamo.rows(SITES).await.len(), 1);
-    assert_eq!(dynamo.story(saga_of("key-1").site_id).await, ["SiteCreated"]);
+    assert_eq!(dynamo.event_types(saga_for_key("key-1").site_id).await, ["SiteCreated"]);
 }
 
 #[tokio::test]
 async fn an_invalid_request_is_refused_with_instructions() {
     let dynamo = Dynamo::start().await;
     let step = CreateSite(registrar(&dynamo));
-    let good = registration().to_string();
-    let mut wrong = registration();
-    wrong["name"] = " ".into();
-    wrong["location"]["latitude"] = 91.into();
-    wrong["sensors"][0]["unit"] = "degF".into();
+    let valid = registration().to_string();
+    let mut invalid = registration();
+    invalid["name"] = " ".into();
+    invalid["location"]["latitude"] = 91.into();
+    invalid["sensors"][0]["unit"] = "degF".into();
     let mut unknown = registration();
     unknown["sensors"][1]["colour"] = "red".into();
     let mut metric = registration();
     metric["sensors"][1]["metric"] = "sunniness".into();
     let long = "k".repeat(129);
-    let large = format!("{good}{}", " ".repeat(70_000));
+    let large = format!("{valid}{}", " ".repeat(70_000));
     for (name, key, body) in [
-        ("create-site.no-key", None, good.as_str()),
-        ("create-site.long-key", Some(long.as_str()), &good),
-        ("create-site.wrong-fields", Some("k"), &wrong.to_string()),
+        ("create-site.no-key", None, valid.as_str()),
+        ("create-site.long-key", Some(long.as_str()), &valid),
+        ("create-site.wrong-fields", Some("k"), &invalid.to_string()),
         ("create-site.unknown-field", Some("k"), &unknown.to_string()),
         ("create-site.unknown-metric", Some("k"), &metric.to_string()),
         (
@@ -146,10 +147,10 @@ fn with(pointer: &str, value: Value) -> String {
     registration.to_string()
 }
 
-/// Returns the names of the fields in a 400 answer.
-fn named(answer: &Value) -> Vec<&str> {
-    assert_eq!(answer["statusCode"], 400, "{answer}");
-    let errors = answer["body"]["errors"].as_array().expect("errors");
+/// Returns the fields that the errors of a 400 response name.
+fn error_fields(response: &Value) -> Vec<&str> {
+    assert_eq!(response["statusCode"], 400, "{response}");
+    let errors = response["body"]["errors"].as_array().expect("errors");
     errors.iter().filter_map(|error| error["field"].as_str()).collect()
 }
 
@@ -168,13 +169,14 @@ async fn a_number_outside_the_range_of_dynamodb_is_refused_with_its_field() {
         ("/location/longitude", json!(-1e-131), "location.longitude"),
         ("/location/elevationM", json!(5e-324), "location.elevationM"),
     ] {
-        let answer = sent(step.handle(&post(Some("k"), &with(pointer, value)), noon(0)).await);
-        assert!(named(&answer).contains(&field), "{answer}");
+        let response =
+            api_response(step.handle(&post(Some("k"), &with(pointer, value)), noon(0)).await);
+        assert!(error_fields(&response).contains(&field), "{response}");
     }
     // More than an `f64` can hold.
     let huge = with("/sensors/0/max", json!(60)).replace("\"max\":60", "\"max\":1e999");
     assert_eq!(
-        named(&sent(step.handle(&post(Some("k"), &huge), noon(0)).await)),
+        error_fields(&api_response(step.handle(&post(Some("k"), &huge), noon(0)).await)),
         ["sensors[0].max"]
     );
     assert_eq!(dynamo.rows(SITES).await, [Value::Null; 0]);
@@ -185,10 +187,10 @@ async fn a_number_outside_the_range_of_dynamodb_is_refused_with_its_field() {
         ("large", with("/sensors/0/max", json!(contracts::number::MAX_MAGNITUDE))),
         ("low", with("/sensors/0/min", json!(-contracts::number::MAX_MAGNITUDE))),
     ] {
-        let answer = sent(step.handle(&post(Some(key), &body), noon(0)).await);
-        assert_eq!(answer["statusCode"], 202, "{key}: {answer}");
+        let response = api_response(step.handle(&post(Some(key), &body), noon(0)).await);
+        assert_eq!(response["statusCode"], 202, "{key}: {response}");
         let row = dynamo.rows(SITES).await;
-        assert!(row.iter().any(|row| row["siteId"] == json!(saga_of(key).site_id)), "{key}");
+        assert!(row.iter().any(|row| row["siteId"] == json!(saga_for_key(key).site_id)), "{key}");
     }
 }
 
@@ -217,15 +219,15 @@ async fn text_with_control_characters_or_excessive_length_is_refused() {
             "\u{feff}a",
         ] {
             let body = with(pointer, json!(text));
-            let answer = sent(step.handle(&post(Some("k"), &body), noon(0)).await);
-            assert_eq!(named(&answer), [field], "{text:?}");
+            let response = api_response(step.handle(&post(Some("k"), &body), noon(0)).await);
+            assert_eq!(error_fields(&response), [field], "{text:?}");
         }
     }
     assert_eq!(dynamo.rows(SITES).await, [Value::Null; 0]);
 
     let name = "\u{3000} \u{645}\u{6cc}\u{200c}\u{62e}\u{648}\u{627}\u{647}\u{645} ";
-    let answer = step.handle(&post(Some("k"), &with("/name", json!(name))), noon(0)).await;
-    assert_eq!(sent(answer)["statusCode"], 202);
+    let response = step.handle(&post(Some("k"), &with("/name", json!(name))), noon(0)).await;
+    assert_eq!(api_response(response)["statusCode"], 202);
     assert_eq!(dynamo.rows(SITES).await[0]["name"], name.trim());
 }
 
@@ -247,9 +249,10 @@ async fn a_registration_at_every_limit_is_accepted_and_fits_into_an_event() {
         });
         MAX_SENSORS
     ]);
-    let answer = sent(step.handle(&post(Some("key-1"), &body.to_string()), noon(0)).await);
-    assert_eq!(answer["statusCode"], 202, "{answer}");
-    let events = dynamo.events(saga_of("key-1").site_id).await;
+    let response =
+        api_response(step.handle(&post(Some("key-1"), &body.to_string()), noon(0)).await);
+    assert_eq!(response["statusCode"], 202, "{response}");
+    let events = dynamo.events(saga_for_key("key-1").site_id).await;
     // The maximum size of a `PutEvents` entry.
     assert!(events[0].detail.len() < 256 * 1024, "{} bytes", events[0].detail.len());
 
@@ -259,8 +262,9 @@ async fn a_registration_at_every_limit_is_accepted_and_fits_into_an_event() {
         ("/paymentMethod", json!("p".repeat(MAX_PAYMENT_METHOD + 1)), "paymentMethod"),
         ("/sensors", json!(vec![&body["sensors"][0]; MAX_SENSORS + 1]), "sensors"),
     ] {
-        let answer = sent(step.handle(&post(Some("k"), &with(pointer, value)), noon(0)).await);
-        assert_eq!(named(&answer), [field]);
+        let response =
+            api_response(step.handle(&post(Some("k"), &with(pointer, value)), noon(0)).await);
+        assert_eq!(error_fields(&response), [field]);
     }
 }
 
@@ -270,11 +274,11 @@ async fn a_retry_of_a_request_to_an_older_release_is_recognised() {
     let step = CreateSite(registrar(&dynamo));
     let body = with("/name", json!(" Alamosa, Colorado "));
     let request = post(Some("key-1"), &body);
-    assert_eq!(sent(step.handle(&request, noon(0)).await)["statusCode"], 202);
+    assert_eq!(api_response(step.handle(&request, noon(0)).await)["statusCode"], 202);
     // The hash that version 1 stored for this body. It includes the white space around the name.
     let hash = "ff17188646e2d7803c8ca8b80bda0a9ca026c2f1c0e5baa26f07ebfb2b26c49c";
     assert_eq!(dynamo.rows(SITES).await[0]["requestHash"], hash);
-    assert_eq!(sent(step.handle(&request, noon(5)).await)["statusCode"], 202);
+    assert_eq!(api_response(step.handle(&request, noon(5)).await)["statusCode"], 202);
 }
 
 #[tokio::test]
@@ -286,10 +290,10 @@ async fn an_idempotency_key_that_is_not_printable_ascii_is_refused() {
         ("a\tb", "holds a control character; send 1 to 128"),
         ("", "has 0 characters; send 1 to 128"),
     ] {
-        let answer =
-            sent(step.handle(&post(Some(key), &registration().to_string()), noon(0)).await);
-        assert_eq!(named(&answer), ["header Idempotency-Key"]);
-        let message = answer["body"]["errors"][0]["message"].as_str().expect("a message");
+        let response =
+            api_response(step.handle(&post(Some(key), &registration().to_string()), noon(0)).await);
+        assert_eq!(error_fields(&response), ["header Idempotency-Key"]);
+        let message = response["body"]["errors"][0]["message"].as_str().expect("a message");
         assert!(message.starts_with(problem), "{message}");
     }
     assert_eq!(dynamo.rows(SITES).await, [Value::Null; 0]);
@@ -308,25 +312,28 @@ async fn an_unknown_query_parameter_is_refused() {
     let machines = Stub::start(|_| (200, json!({}))).await;
     let decommission = DecommissionSite {
         sites: dynamo.table(SITES),
-        teardown: Machine { client: Client::new(&machines.config()), arn: TEARDOWN.to_owned() },
+        teardown: StateMachine {
+            client: Client::new(&machines.config()),
+            arn: TEARDOWN.to_owned(),
+        },
     };
     let create = CreateSite(registrar(&dynamo));
     let post = with_query(post(Some("key-2"), &registration().to_string()));
-    let one = with_query(on_site("get-site", &site));
+    let get = with_query(on_site("get-site", &site));
     let delete = with_query(on_site("decommission-site", &site));
-    for answer in [
+    for response in [
         create.handle(&post, noon(0)).await,
-        getter(&dynamo).handle(&one).await,
-        getter(&dynamo).handle(&list(&[("colour", "red")])).await,
+        get_site(&dynamo).handle(&get).await,
+        get_site(&dynamo).handle(&list(&[("colour", "red")])).await,
         decommission.handle(&delete).await,
     ] {
-        assert_eq!(named(&sent(answer)), ["query colour"]);
+        assert_eq!(error_fields(&api_response(response)), ["query colour"]);
     }
     assert_eq!(dynamo.rows(SITES).await.len(), 1);
 }
 
 /// Resolves a relative path as in RFC 3986, section 5.2. Other kinds of references are not supported.
-fn resolved(base: &str, reference: &str) -> String {
+fn resolve(base: &str, reference: &str) -> String {
     let mut segments: Vec<_> = base.split('/').collect();
     segments.pop();
     for segment in reference.split('/') {
@@ -342,52 +349,55 @@ fn resolved(base: &str, reference: &str) -> String {
 async fn the_location_header_is_correct_for_every_stage_and_base_path() {
     let dynamo = Dynamo::start().await;
     let step = CreateSite(registrar(&dynamo));
-    let site = saga_of("key-1").site_id.to_string();
+    let site = saga_for_key("key-1").site_id.to_string();
     let machines = Stub::start(|_| (200, json!({ "executionArn": "arn", "startDate": 1.0 }))).await;
     let decommission = DecommissionSite {
         sites: dynamo.table(SITES),
-        teardown: Machine { client: Client::new(&machines.config()), arn: TEARDOWN.to_owned() },
+        teardown: StateMachine {
+            client: Client::new(&machines.config()),
+            arn: TEARDOWN.to_owned(),
+        },
     };
     // The prefix of the path that the client called, and the prefix that API Gateway shows in `path`: for a stage's
     // default address, a custom domain, and a custom domain with a base path. `path` includes the base path but not
     // the stage.
-    for (before, shown) in [("/v1", ""), ("", ""), ("/field/station", "/field/station")] {
+    for (prefix, path_prefix) in [("/v1", ""), ("", ""), ("/field/station", "/field/station")] {
         for slash in ["", "/"] {
             let mut request = post(Some("key-1"), &registration().to_string());
-            request.path = Some(format!("{shown}/sites{slash}"));
-            let answer = sent(step.handle(&request, noon(0)).await);
-            let location = answer["headers"]["location"].as_str().expect("a location");
-            let base = format!("{before}/sites{slash}");
-            assert_eq!(resolved(&base, location), format!("{before}/sites/{site}"), "{base}");
+            request.path = Some(format!("{path_prefix}/sites{slash}"));
+            let response = api_response(step.handle(&request, noon(0)).await);
+            let location = response["headers"]["location"].as_str().expect("a location");
+            let base = format!("{prefix}/sites{slash}");
+            assert_eq!(resolve(&base, location), format!("{prefix}/sites/{site}"), "{base}");
         }
     }
     activate(&dynamo, "key-1").await;
     for slash in ["", "/"] {
         let mut request = on_site("decommission-site", &site);
         request.path = Some(format!("/sites/{site}{slash}"));
-        let answer = sent(decommission.handle(&request).await);
-        let location = answer["headers"]["location"].as_str().expect("a location");
+        let response = api_response(decommission.handle(&request).await);
+        let location = response["headers"]["location"].as_str().expect("a location");
         let base = format!("/v1/sites/{site}{slash}");
-        assert_eq!(resolved(&base, location), format!("/v1/sites/{site}"));
+        assert_eq!(resolve(&base, location), format!("/v1/sites/{site}"));
     }
 }
 
 #[tokio::test]
 async fn a_site_shows_the_steps_of_its_onboarding_in_order() {
     let dynamo = Dynamo::start().await;
-    let site = saga_of("key-1").site_id.to_string();
+    let site = saga_for_key("key-1").site_id.to_string();
     let request = on_site("get-site", &site);
-    check("get-site.unknown", getter(&dynamo).handle(&request).await);
+    check("get-site.unknown", get_site(&dynamo).handle(&request).await);
     let saga = create(&dynamo, "key-1").await;
-    check("get-site.onboarding", getter(&dynamo).handle(&request).await);
+    check("get-site.onboarding", get_site(&dynamo).handle(&request).await);
 
     // The events arrive in reverse order of the steps.
     for step in STEPS.iter().rev().filter(|step| !step.is_of_site()) {
-        project(&dynamo, &told(saga, step.done, 1)).await;
+        project(&dynamo, &step_event(saga, step.done, 1)).await;
     }
     activate(&dynamo, "key-1").await;
-    check("get-site.active", getter(&dynamo).handle(&request).await);
-    check("get-site.no-id", getter(&dynamo).handle(&on_site("get-site", "42")).await);
+    check("get-site.active", get_site(&dynamo).handle(&request).await);
+    check("get-site.no-id", get_site(&dynamo).handle(&on_site("get-site", "42")).await);
 }
 
 #[tokio::test]
@@ -401,11 +411,11 @@ async fn a_rejected_site_shows_its_failure() {
         ("SensorsDeprovisioned", 2),
         ("KitsReleased", 2),
     ] {
-        project(&dynamo, &told(saga, event, sequence)).await;
+        project(&dynamo, &step_event(saga, event, sequence)).await;
     }
     close(&dynamo, "key-1", failure()).await;
     let request = on_site("get-site", &saga.site_id.to_string());
-    check("get-site.rejected", getter(&dynamo).handle(&request).await);
+    check("get-site.rejected", get_site(&dynamo).handle(&request).await);
 }
 
 #[tokio::test]
@@ -428,41 +438,43 @@ async fn the_list_has_pages() {
     }
     activate(&dynamo, "key-3").await;
     // Rows of steps are not listed as sites.
-    project(&dynamo, &told(saga_of("key-0"), "KitsReserved", 1)).await;
-    let mut all: Vec<_> = keys.iter().map(|key| saga_of(key).site_id.to_string()).collect();
-    all.sort();
-    let mut onboarding = all.clone();
-    onboarding.retain(|site| *site != saga_of("key-3").site_id.to_string());
+    project(&dynamo, &step_event(saga_for_key("key-0"), "KitsReserved", 1)).await;
+    let mut site_ids: Vec<_> =
+        keys.iter().map(|key| saga_for_key(key).site_id.to_string()).collect();
+    site_ids.sort();
+    let mut onboarding = site_ids.clone();
+    onboarding.retain(|site| *site != saga_for_key("key-3").site_id.to_string());
 
-    assert_eq!(walk(&dynamo, &[("limit", "2")]).await, all);
-    assert_eq!(walk(&dynamo, &[]).await, all);
+    assert_eq!(read_pages(&dynamo, &[("limit", "2")]).await, site_ids);
+    assert_eq!(read_pages(&dynamo, &[]).await, site_ids);
     let query = [("status", "ONBOARDING"), ("limit", "3")];
-    assert_eq!(walk(&dynamo, &query).await, onboarding);
-    assert_eq!(walk(&dynamo, &[("status", "REJECTED")]).await, [""; 0]);
-    check("list-sites.one", getter(&dynamo).handle(&list(&[("status", "ACTIVE")])).await);
+    assert_eq!(read_pages(&dynamo, &query).await, onboarding);
+    assert_eq!(read_pages(&dynamo, &[("status", "REJECTED")]).await, [""; 0]);
+    check("list-sites.one", get_site(&dynamo).handle(&list(&[("status", "ACTIVE")])).await);
 }
 
 /// Reads all pages and returns the sorted ids of the sites. Checks that no page exceeds the limit.
-async fn walk(dynamo: &Dynamo, query: &[(&str, &str)]) -> Vec<String> {
+async fn read_pages(dynamo: &Dynamo, query: &[(&str, &str)]) -> Vec<String> {
     let limit = query.iter().find(|(name, _)| *name == "limit");
     let limit = limit.map_or(25, |(_, limit)| limit.parse().expect("a number"));
-    let mut found = Vec::new();
+    let mut site_ids = Vec::new();
     let mut next: Option<String> = None;
     loop {
         let mut query = query.to_vec();
         query.extend(next.as_deref().map(|next| ("next", next)));
-        let answer = sent(getter(dynamo).handle(&list(&query)).await);
-        assert_eq!(answer["statusCode"], 200, "{answer}");
-        let sites = answer["body"]["sites"].as_array().expect("sites");
+        let response = api_response(get_site(dynamo).handle(&list(&query)).await);
+        assert_eq!(response["statusCode"], 200, "{response}");
+        let sites = response["body"]["sites"].as_array().expect("sites");
         assert!(sites.len() <= limit);
-        found.extend(sites.iter().map(|site| site["siteId"].as_str().expect("an id").to_owned()));
-        match answer["body"]["next"].as_str() {
+        site_ids
+            .extend(sites.iter().map(|site| site["siteId"].as_str().expect("an id").to_owned()));
+        match response["body"]["next"].as_str() {
             Some(token) => next = Some(token.to_owned()),
             None => break,
         }
     }
-    found.sort();
-    found
+    site_ids.sort();
+    site_ids
 }
 
 #[tokio::test]
@@ -472,17 +484,17 @@ async fn an_invalid_query_is_refused_with_instructions() {
         create(&dynamo, key).await;
     }
     let query = [("colour", "red"), ("limit", "101"), ("next", "x"), ("status", "active")];
-    let mut answer = sent(getter(&dynamo).handle(&list(&query)).await);
+    let mut response = api_response(get_site(&dynamo).handle(&list(&query)).await);
     // The order of query parameters is not defined.
-    let errors = answer["body"]["errors"].as_array_mut().expect("errors");
+    let errors = response["body"]["errors"].as_array_mut().expect("errors");
     errors.sort_by_key(Value::to_string);
-    answer["body"]["detail"].take();
-    testkit::golden::check(env!("CARGO_MANIFEST_DIR"), "list-sites.wrong-query", &answer);
+    response["body"]["detail"].take();
+    testkit::golden::check(env!("CARGO_MANIFEST_DIR"), "list-sites.wrong-query", &response);
 
-    let first = sent(getter(&dynamo).handle(&list(&[("limit", "1")])).await);
+    let first = api_response(get_site(&dynamo).handle(&list(&[("limit", "1")])).await);
     let next = first["body"]["next"].as_str().expect("another page");
     let query = [("status", "ACTIVE"), ("next", next)];
-    check("list-sites.foreign-next", getter(&dynamo).handle(&list(&query)).await);
+    check("list-sites.foreign-next", get_site(&dynamo).handle(&list(&query)).await);
 }
 
 #[tokio::test]
@@ -491,9 +503,9 @@ async fn an_altered_page_token_is_refused() {
     for key in ["a", "b"] {
         create(&dynamo, key).await;
     }
-    let first = sent(getter(&dynamo).handle(&list(&[("limit", "1")])).await);
+    let first = api_response(get_site(&dynamo).handle(&list(&[("limit", "1")])).await);
     let next = first["body"]["next"].as_str().expect("another page");
-    let given: Value =
+    let decoded: Value =
         serde_json::from_slice(&URL_SAFE_NO_PAD.decode(next).expect("base64")).expect("JSON");
     for (name, value) in [
         ("row", "STEP#ReserveKits"),
@@ -502,12 +514,12 @@ async fn an_altered_page_token_is_refused() {
         ("status", "GONE"),
         ("colour", "red"),
     ] {
-        let mut altered = given.clone();
+        let mut altered = decoded.clone();
         altered[name] = value.into();
         let next = URL_SAFE_NO_PAD.encode(altered.to_string());
-        let answer = sent(getter(&dynamo).handle(&list(&[("next", &next)])).await);
-        assert_eq!(answer["statusCode"], 400, "{name}: {answer}");
-        assert_eq!(answer["body"]["errors"][0]["field"], "query next");
+        let response = api_response(get_site(&dynamo).handle(&list(&[("next", &next)])).await);
+        assert_eq!(response["statusCode"], 400, "{name}: {response}");
+        assert_eq!(response["body"]["errors"][0]["field"], "query next");
     }
 }
 
@@ -517,9 +529,12 @@ async fn deleting_a_site_starts_one_teardown() {
     let machines = Stub::start(|_| (200, json!({ "executionArn": "arn", "startDate": 1.0 }))).await;
     let step = DecommissionSite {
         sites: dynamo.table(SITES),
-        teardown: Machine { client: Client::new(&machines.config()), arn: TEARDOWN.to_owned() },
+        teardown: StateMachine {
+            client: Client::new(&machines.config()),
+            arn: TEARDOWN.to_owned(),
+        },
     };
-    let site = saga_of("key-1").site_id.to_string();
+    let site = saga_for_key("key-1").site_id.to_string();
     let request = on_site("decommission-site", &site);
     check("decommission-site.unknown", step.handle(&request).await);
     let saga = create(&dynamo, "key-1").await;
@@ -537,7 +552,7 @@ async fn deleting_a_site_starts_one_teardown() {
         serde_json::from_str(started["input"].as_str().expect("text")).expect("JSON");
     assert_eq!(input, json!({ "onboardingId": saga.onboarding_id, "siteId": saga.site_id }));
 
-    // A second request uses the same execution name and gets the same answer.
+    // A second request uses the same execution name and gets the same response.
     check("decommission-site.accepted", step.handle(&request).await);
     assert_eq!(machines.take_calls()[0].json()["name"], started["name"]);
     assert_eq!(get(&dynamo, "key-1").await["body"]["status"], "DECOMMISSIONING");
@@ -548,7 +563,7 @@ async fn deleting_a_site_starts_one_teardown() {
 
     create(&dynamo, "key-2").await;
     close(&dynamo, "key-2", failure()).await;
-    let rejected = on_site("decommission-site", &saga_of("key-2").site_id.to_string());
+    let rejected = on_site("decommission-site", &saga_for_key("key-2").site_id.to_string());
     check("decommission-site.rejected", step.handle(&rejected).await);
 }
 
@@ -557,25 +572,28 @@ async fn a_running_teardown_is_accepted_and_a_failed_start_is_reported() {
     let dynamo = Dynamo::start().await;
     create(&dynamo, "key-1").await;
     activate(&dynamo, "key-1").await;
-    let request = on_site("decommission-site", &saga_of("key-1").site_id.to_string());
-    for (error, status, left) in
+    let request = on_site("decommission-site", &saga_for_key("key-1").site_id.to_string());
+    for (error, status, expected) in
         [("ThrottlingException", 503, "ACTIVE"), ("ExecutionAlreadyExists", 202, "DECOMMISSIONING")]
     {
         let machines = Stub::start(move |_| (400, json!({ "__type": error }))).await;
         let step = DecommissionSite {
             sites: dynamo.table(SITES),
-            teardown: Machine { client: Client::new(&machines.config()), arn: TEARDOWN.to_owned() },
+            teardown: StateMachine {
+                client: Client::new(&machines.config()),
+                arn: TEARDOWN.to_owned(),
+            },
         };
-        let answer = sent(step.handle(&request).await);
-        assert_eq!(answer["statusCode"], status, "{answer}");
-        assert_eq!(get(&dynamo, "key-1").await["body"]["status"], left);
+        let response = api_response(step.handle(&request).await);
+        assert_eq!(response["statusCode"], status, "{response}");
+        assert_eq!(get(&dynamo, "key-1").await["body"]["status"], expected);
     }
 }
 
 #[tokio::test]
-async fn an_unreachable_table_is_a_5xx_answer_without_internal_details() {
-    for (table_answers, name) in [(500, "unavailable"), (400, "internal")] {
-        let table = Stub::start(move |_| (table_answers, json!({ "message": "inside" }))).await;
+async fn an_unreachable_table_is_a_5xx_response_without_internal_details() {
+    for (status, name) in [(500, "unavailable"), (400, "internal")] {
+        let table = Stub::start(move |_| (status, json!({ "message": "inside" }))).await;
         let client = aws_sdk_dynamodb::Client::new(&table.config());
         let step = GetSite { sites: store::Table::new(client, SITES) };
         let site = SiteId::registered("", "key-1").to_string();

@@ -4,7 +4,7 @@ mod support;
 
 use contracts::{
     OnboardingId, SiteId,
-    saga::{Outcome, STEPS},
+    saga::{STEPS, StepOutcome},
 };
 use fault::ErrorKind;
 use lambda::Step;
@@ -13,12 +13,12 @@ use sites::{
     activate_site::ActivateSite, close_site::CloseSite, import_site::ImportSite,
     project_site::ProjectSite,
 };
-use support::{create, project, registrar, registration, saga_of, told};
+use support::{create, project, registrar, registration, saga_for_key, step_event};
 use testkit::{
     Dynamo,
     dynamo::SITES,
     measured::measured,
-    saga::{Pair, Story, correlation, keeps_the_contract, run},
+    saga::{StepEvents, StepPair, check_step_contract, correlation, run},
     sample::{self, noon, payload},
 };
 
@@ -31,12 +31,12 @@ fn close(dynamo: &Dynamo) -> CloseSite {
 }
 
 /// Returns the activation and the closing of one site. The closing has `failure` in its payload.
-async fn pair(failure: Value) -> Pair<ActivateSite, CloseSite> {
+async fn pair(failure: Value) -> StepPair<ActivateSite, CloseSite> {
     let dynamo = Dynamo::start().await;
     let saga = create(&dynamo, "key-1").await;
     let mut undo_payload = payload(saga);
     undo_payload["failure"] = failure;
-    Pair {
+    StepPair {
         step: activate(&dynamo),
         undo: close(&dynamo),
         dynamo,
@@ -49,28 +49,32 @@ async fn pair(failure: Value) -> Pair<ActivateSite, CloseSite> {
 #[tokio::test]
 async fn activating_and_rejecting_follow_the_contract_of_the_saga() {
     let failure = json!({ "step": "ActivateSite", "error": "Transient", "message": "busy" });
-    let story = Story { done: "SiteActivated", undone: "SiteRejected", fenced: &["SiteRejected"] };
-    keeps_the_contract(async || pair(failure.clone()).await, story).await;
+    let events =
+        StepEvents { done: "SiteActivated", undone: "SiteRejected", fenced: &["SiteRejected"] };
+    check_step_contract(async || pair(failure.clone()).await, events).await;
 }
 
 #[tokio::test]
 async fn activating_and_decommissioning_follow_the_contract_of_the_saga() {
-    let story = Story {
+    let events = StepEvents {
         done: "SiteActivated",
         undone: "SiteDecommissioned",
         fenced: &["SiteDecommissioned"],
     };
-    keeps_the_contract(async || pair(Value::Null).await, story).await;
+    check_step_contract(async || pair(Value::Null).await, events).await;
 }
 
 #[tokio::test]
 async fn the_status_of_a_closed_site_does_not_change() {
-    let it = pair(Value::Null).await;
-    assert_eq!(run(&it.undo, &it.undo_payload).await, Ok(json!({ "status": "DECOMMISSIONED" })));
-    let mut failed = it.undo_payload.clone();
+    let pair = pair(Value::Null).await;
+    assert_eq!(
+        run(&pair.undo, &pair.undo_payload).await,
+        Ok(json!({ "status": "DECOMMISSIONED" }))
+    );
+    let mut failed = pair.undo_payload.clone();
     failed["failure"] = json!({ "step": "ReserveKits", "error": "x", "message": "y" });
-    assert_eq!(run(&it.undo, &failed).await, Ok(json!({ "status": "DECOMMISSIONED" })));
-    assert_eq!(it.dynamo.story(it.entity).await, ["SiteCreated", "SiteDecommissioned"]);
+    assert_eq!(run(&pair.undo, &failed).await, Ok(json!({ "status": "DECOMMISSIONED" })));
+    assert_eq!(pair.dynamo.event_types(pair.entity).await, ["SiteCreated", "SiteDecommissioned"]);
 }
 
 #[tokio::test]
@@ -81,20 +85,20 @@ async fn a_failed_onboarding_is_counted_once_by_step_and_refusals_are_separate()
         ("Transient", "OnboardingsFailed"),
         ("States.Timeout", "OnboardingsFailed"),
     ] {
-        let it = pair(json!({ "step": "ReserveKits", "error": error, "message": "" })).await;
-        let (closed, metrics) = measured(run(&it.undo, &it.undo_payload)).await;
+        let pair = pair(json!({ "step": "ReserveKits", "error": error, "message": "" })).await;
+        let (closed, metrics) = measured(run(&pair.undo, &pair.undo_payload)).await;
         assert_eq!(closed, Ok(json!({ "status": "REJECTED" })));
         assert_eq!(metrics, [(format!("{metric} step=ReserveKits"), 1.0)].into());
-        assert_eq!(measured(run(&it.undo, &it.undo_payload)).await.1, [].into(), "once");
+        assert_eq!(measured(run(&pair.undo, &pair.undo_payload)).await.1, [].into(), "once");
     }
-    let it = pair(Value::Null).await;
-    assert_eq!(measured(run(&it.undo, &it.undo_payload)).await.1, [].into(), "nothing failed");
+    let pair = pair(Value::Null).await;
+    assert_eq!(measured(run(&pair.undo, &pair.undo_payload)).await.1, [].into(), "no failure");
 }
 
 #[tokio::test]
 async fn an_unregistered_site_can_not_be_activated_or_closed() {
     let dynamo = Dynamo::start().await;
-    let nobody = payload(saga_of("nobody"));
+    let nobody = payload(saga_for_key("nobody"));
     assert_eq!(run(&activate(&dynamo), &nobody).await, Err(ErrorKind::InvalidInput));
     assert_eq!(run(&close(&dynamo), &nobody).await, Err(ErrorKind::InvalidInput));
     assert_eq!(dynamo.rows(SITES).await, [Value::Null; 0]);
@@ -120,8 +124,8 @@ async fn repeated_imports_create_one_site_with_its_causation_id() {
     let [created] = created else { panic!("one event: {created:?}") };
     let metadata = created.envelope().expect("an envelope").metadata;
     assert_eq!(json!(metadata.causation_id), event["id"]);
-    assert_eq!(metadata.correlation_id, OnboardingId::of(site));
-    assert_eq!(correlation::<ImportSite>(&event), Some(OnboardingId::of(site).to_string()));
+    assert_eq!(metadata.correlation_id, OnboardingId::from_site(site));
+    assert_eq!(correlation::<ImportSite>(&event), Some(OnboardingId::from_site(site).to_string()));
 
     // The same registration id from another system is another site. A different registration under the same id is
     // refused.
@@ -139,9 +143,9 @@ async fn repeated_imports_create_one_site_with_its_causation_id() {
 async fn an_invalid_import_is_refused_with_its_fields() {
     let dynamo = Dynamo::start().await;
     let import = ImportSite(registrar(&dynamo));
-    let mut wrong = registration();
-    wrong["operator"] = "".into();
-    wrong["sensors"] = json!([]);
+    let mut invalid = registration();
+    invalid["operator"] = "".into();
+    invalid["sensors"] = json!([]);
     let mut tiny = registration();
     tiny["sensors"][0]["min"] = json!(9e-131);
     for (event, problem) in [
@@ -156,7 +160,7 @@ async fn an_invalid_import_is_refused_with_its_fields() {
         ),
         (requested("S\u{202e}", &registration()), "detail.registrationId: holds U+202E"),
         (
-            requested("SLV", &wrong),
+            requested("SLV", &invalid),
             "detail.site.operator: has 0 characters; give a string of 1 to 200 characters; \
              detail.site.sensors: has 0 entries",
         ),
@@ -185,11 +189,11 @@ async fn the_read_model_does_not_depend_on_the_order_of_events() {
     permutations(&mut vec![0, 1, 2, 3], 0, &mut orders);
     assert_eq!(orders.len(), 24);
     for (site, order) in orders.iter().enumerate() {
-        let saga = saga_of(&format!("key-{site}"));
+        let saga = saga_for_key(&format!("key-{site}"));
         // Every event is delivered twice, the second time in reverse order after all have arrived.
         for &index in order.iter().chain(order.iter().rev()) {
             let (event, sequence) = events[index];
-            project(&dynamo, &told(saga, event, sequence)).await;
+            project(&dynamo, &step_event(saga, event, sequence)).await;
         }
     }
     let mut by_site = std::collections::BTreeMap::<String, Vec<Value>>::new();
@@ -199,22 +203,22 @@ async fn the_read_model_does_not_depend_on_the_order_of_events() {
     }
     assert_eq!(by_site.len(), 24);
     let first = by_site.values().next().expect("a site");
-    let told: Vec<_> = first.iter().map(|row| (&row["row"], &row["status"])).collect();
+    let statuses: Vec<_> = first.iter().map(|row| (&row["row"], &row["status"])).collect();
     let expected = [
         (&json!("STEP#InitializeSubscription"), &json!("UNDONE")),
         (&json!("STEP#ReserveKits"), &json!("UNDONE")),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(statuses, expected);
     assert!(by_site.values().all(|rows| rows == first));
 }
 
-fn permutations(items: &mut Vec<usize>, from: usize, found: &mut Vec<Vec<usize>>) {
+fn permutations(items: &mut Vec<usize>, from: usize, orders: &mut Vec<Vec<usize>>) {
     if from == items.len() {
-        found.push(items.clone());
+        orders.push(items.clone());
     }
     for next in from..items.len() {
         items.swap(from, next);
-        permutations(items, from + 1, found);
+        permutations(items, from + 1, orders);
         items.swap(from, next);
     }
 }
@@ -227,12 +231,12 @@ async fn every_event_of_a_step_updates_the_row_of_its_step() {
         steps.flat_map(|step| step.events().map(|event| (step.name, event)))
     {
         let status = match outcome {
-            Outcome::Done => "COMPLETED",
-            Outcome::Refused => "FAILED",
-            Outcome::Undone => "UNDONE",
+            StepOutcome::Done => "COMPLETED",
+            StepOutcome::Refused => "FAILED",
+            StepOutcome::Undone => "UNDONE",
         };
-        let saga = saga_of(event);
-        assert_eq!(project(&dynamo, &told(saga, event, 1)).await, "Projected");
+        let saga = saga_for_key(event);
+        assert_eq!(project(&dynamo, &step_event(saga, event, 1)).await, "Projected");
         let row =
             dynamo.rows(SITES).await.into_iter().find(|row| row["siteId"] == json!(saga.site_id));
         let row = row.expect(event);
@@ -243,29 +247,29 @@ async fn every_event_of_a_step_updates_the_row_of_its_step() {
 #[tokio::test]
 async fn stale_events_and_other_events_are_not_projected() {
     let dynamo = Dynamo::start().await;
-    let saga = saga_of("key-1");
-    let news = told(saga, "KitsReleased", 2);
-    assert_eq!(correlation::<ProjectSite>(&news), Some(saga.onboarding_id.to_string()));
-    assert_eq!(project(&dynamo, &news).await, "Projected");
-    assert_eq!(project(&dynamo, &told(saga, "KitsReleased", 2)).await, "Stale");
-    assert_eq!(project(&dynamo, &told(saga, "KitsReserved", 1)).await, "Stale");
+    let saga = saga_for_key("key-1");
+    let event = step_event(saga, "KitsReleased", 2);
+    assert_eq!(correlation::<ProjectSite>(&event), Some(saga.onboarding_id.to_string()));
+    assert_eq!(project(&dynamo, &event).await, "Projected");
+    assert_eq!(project(&dynamo, &step_event(saga, "KitsReleased", 2)).await, "Stale");
+    assert_eq!(project(&dynamo, &step_event(saga, "KitsReserved", 1)).await, "Stale");
     // The state of the site's own step is in the site's row.
     for event in ["SiteActivated", "SiteRejected", "SiteDecommissioned", "SiteCreated"] {
-        assert_eq!(project(&dynamo, &told(saga, event, 3)).await, "Ignored", "{event}");
+        assert_eq!(project(&dynamo, &step_event(saga, event, 3)).await, "Ignored", "{event}");
     }
 }
 
 #[tokio::test]
 async fn an_event_with_ids_of_another_site_is_refused() {
     let dynamo = Dynamo::start().await;
-    let (saga, other) = (saga_of("key-1"), saga_of("key-2"));
+    let (saga, other) = (saga_for_key("key-1"), saga_for_key("key-2"));
     let step = ProjectSite { sites: dynamo.table(SITES) };
     for (path, id) in [
         ("/detail/data/siteId", json!(other.site_id)),
         ("/detail/metadata/correlationId", json!(other.onboarding_id)),
         ("/detail/metadata/entity/id", json!(other.site_id)),
     ] {
-        let mut event = told(saga, "KitsReserved", 1);
+        let mut event = step_event(saga, "KitsReserved", 1);
         *event.pointer_mut(path).expect(path) = id;
         assert_eq!(run(&step, &event).await, Err(ErrorKind::InvalidInput), "{path}");
     }

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::query::{Order, Span};
 
-/// The samples or the buckets of an answer.
+/// The samples or the buckets of a response.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Content {
@@ -30,9 +30,9 @@ pub(crate) struct OpenBucket {
     count: u64,
     min: f64,
     max: f64,
-    /// The running sum. Neumaier summation: the rounding error of each addition is summed in `lost`.
+    /// The running sum. Neumaier summation: the rounding error of each addition is summed in `compensation`.
     sum: f64,
-    lost: f64,
+    compensation: f64,
 }
 
 impl OpenBucket {
@@ -42,7 +42,7 @@ impl OpenBucket {
 
     fn new(index: i64) -> Self {
         let (min, max) = (f64::INFINITY, f64::NEG_INFINITY);
-        Self { index, count: 0, min, max, sum: 0.0, lost: 0.0 }
+        Self { index, count: 0, min, max, sum: 0.0, compensation: 0.0 }
     }
 
     fn add(&mut self, value: f64) {
@@ -51,7 +51,7 @@ impl OpenBucket {
         self.max = self.max.max(value);
         let value = value * Self::SCALE;
         let sum = self.sum + value;
-        self.lost += if self.sum.abs() >= value.abs() {
+        self.compensation += if self.sum.abs() >= value.abs() {
             (self.sum - sum) + value
         } else {
             (value - sum) + self.sum
@@ -61,7 +61,7 @@ impl OpenBucket {
 
     fn bucket(&self, span: Span) -> Bucket {
         #[expect(clippy::cast_precision_loss, reason = "a day has 86,400,000 instants")]
-        let mean = (self.sum + self.lost) / self.count as f64 / Self::SCALE;
+        let mean = (self.sum + self.compensation) / self.count as f64 / Self::SCALE;
         Bucket {
             start: Timestamp::from_millis(self.index * span.millis()),
             count: self.count,
@@ -75,36 +75,36 @@ impl OpenBucket {
 /// The content of a page that is being filled.
 #[derive(Debug)]
 pub(crate) enum Output {
-    Samples { limit: usize, taken: Vec<Sample> },
-    Buckets { limit: usize, span: Span, taken: Vec<Bucket>, open: Option<OpenBucket> },
+    Samples { limit: usize, samples: Vec<Sample> },
+    Buckets { limit: usize, span: Span, buckets: Vec<Bucket>, open: Option<OpenBucket> },
 }
 
 impl Output {
     pub(crate) fn new(aggregate: Option<Span>, limit: usize) -> Self {
         match aggregate {
-            None => Self::Samples { limit, taken: Vec::new() },
-            Some(span) => Self::Buckets { limit, span, taken: Vec::new(), open: None },
+            None => Self::Samples { limit, samples: Vec::new() },
+            Some(span) => Self::Buckets { limit, span, buckets: Vec::new(), open: None },
         }
     }
 
-    pub(crate) fn full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         match self {
-            Self::Samples { limit, taken } => taken.len() >= *limit,
-            Self::Buckets { limit, taken, .. } => taken.len() >= *limit,
+            Self::Samples { limit, samples } => samples.len() >= *limit,
+            Self::Buckets { limit, buckets, .. } => buckets.len() >= *limit,
         }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         match self {
-            Self::Samples { taken, .. } => taken.is_empty(),
-            Self::Buckets { taken, .. } => taken.is_empty(),
+            Self::Samples { samples, .. } => samples.is_empty(),
+            Self::Buckets { buckets, .. } => buckets.is_empty(),
         }
     }
 
     /// Returns the number of samples that still fit.
     pub(crate) fn room(&self) -> usize {
         match self {
-            Self::Samples { limit, taken } => limit - taken.len(),
+            Self::Samples { limit, samples } => limit - samples.len(),
             Self::Buckets { .. } => usize::MAX,
         }
     }
@@ -112,12 +112,12 @@ impl Output {
     /// Adds the next sample. Returns `false` if the sample would begin a bucket that does not fit any more.
     pub(crate) fn push(&mut self, sample: Sample) -> bool {
         match self {
-            Self::Samples { taken, .. } => taken.push(sample),
-            Self::Buckets { span, taken, open, .. } => {
+            Self::Samples { samples, .. } => samples.push(sample),
+            Self::Buckets { span, buckets, open, .. } => {
                 let index = sample.0.millis().div_euclid(span.millis());
-                if let Some(over) = open.take_if(|open| open.index != index) {
-                    taken.push(over.bucket(*span));
-                    if self.full() {
+                if let Some(closed) = open.take_if(|open| open.index != index) {
+                    buckets.push(closed.bucket(*span));
+                    if self.is_full() {
                         return false;
                     }
                     return self.push(sample);
@@ -130,23 +130,23 @@ impl Output {
 
     /// Closes the open bucket if it ends before the frontier. All samples before the frontier must have been added.
     pub(crate) fn close_before(&mut self, order: Order, frontier: i64) {
-        if let Self::Buckets { span, taken, open, .. } = self
-            && let Some(over) = open.take_if(|it| places(order, *span, it.index).1 < frontier)
+        if let Self::Buckets { span, buckets, open, .. } = self
+            && let Some(closed) = open.take_if(|it| places(order, *span, it.index).1 < frontier)
         {
-            taken.push(over.bucket(*span));
+            buckets.push(closed.bucket(*span));
         }
     }
 
     /// Returns the place at which the next page begins, if all samples before the frontier were offered.
     pub(crate) fn resume_at(&self, order: Order, frontier: i64) -> i64 {
         match self {
-            Self::Samples { taken, .. } => match taken.last() {
-                Some(last) if self.full() => order.place(last.0.millis()) + 1,
+            Self::Samples { samples, .. } => match samples.last() {
+                Some(last) if self.is_full() => order.place(last.0.millis()) + 1,
                 _ => frontier,
             },
-            Self::Buckets { span, taken, open, .. } => match (open, taken.last()) {
+            Self::Buckets { span, buckets, open, .. } => match (open, buckets.last()) {
                 (Some(open), _) => places(order, *span, open.index).0,
-                (None, Some(last)) if self.full() => {
+                (None, Some(last)) if self.is_full() => {
                     let index = last.start.millis().div_euclid(span.millis());
                     places(order, *span, index).1 + 1
                 }
@@ -158,8 +158,8 @@ impl Output {
     /// Returns the content without the bucket that is still open.
     pub(crate) fn finish(self) -> Content {
         match self {
-            Self::Samples { taken, .. } => Content::Samples(taken),
-            Self::Buckets { taken, .. } => Content::Buckets(taken),
+            Self::Samples { samples, .. } => Content::Samples(samples),
+            Self::Buckets { buckets, .. } => Content::Buckets(buckets),
         }
     }
 }

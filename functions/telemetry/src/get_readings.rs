@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use contracts::{SensorId, Timestamp};
-use lambda::http::{Answer, FieldError, Problem, Request};
+use lambda::http::{FieldError, Problem, Request, Response};
 use serde::Serialize;
 use series::SeriesRow;
 use store::{StoreError, Table};
@@ -21,6 +21,7 @@ use crate::{
 
 /// The maximum number of rows per call to DynamoDB, which also limits a call to 1 MB.
 const ROWS_PER_CALL: i32 = 250;
+
 /// The dependencies of the function `get-readings`.
 #[derive(Debug)]
 pub struct GetReadings {
@@ -43,7 +44,7 @@ struct Page {
 
 impl GetReadings {
     /// Returns 200 with a page, 400 for invalid parameters, or 404 for an unknown sensor.
-    pub async fn handle(&self, request: &Request) -> Result<Answer, Problem> {
+    pub async fn handle(&self, request: &Request) -> Result<Response, Problem> {
         let sensor = sensor_id(request)?;
         let query = query(request)?;
         let scope = query.scope(sensor);
@@ -51,26 +52,26 @@ impl GetReadings {
             None => None,
             Some(token) => {
                 let payload = self.paging.payload(&scope, token).await;
-                let payload = payload.map_err(|error| Problem::of(&error))?;
+                let payload = payload.map_err(|error| Problem::from_fault(&error))?;
                 let position = payload.as_deref().and_then(Position::parse);
-                Some(position.ok_or_else(foreign_token)?)
+                Some(position.ok_or_else(invalid_token)?)
             }
         };
 
         let row = self.readings.get(&SensorRow::key(sensor)).await;
-        let row: Option<SensorRow> = row.map_err(|error| Problem::of(&error))?;
-        let known = row.and_then(|row| row.sensor).ok_or_else(|| no_sensor(sensor))?;
+        let row: Option<SensorRow> = row.map_err(|error| Problem::from_fault(&error))?;
+        let sensor_info = row.and_then(|row| row.sensor).ok_or_else(|| sensor_not_found(sensor))?;
 
         let merge = self.merge(sensor, &query, start).await;
-        let (content, position) = merge.map_err(|error| Problem::of(&error))?.finish();
+        let (content, position) = merge.map_err(|error| Problem::from_fault(&error))?.finish();
         let next = match position {
             None => None,
             Some(position) => {
                 let token = self.paging.token(&scope, &position.text()).await;
-                Some(token.map_err(|error| Problem::of(&error))?)
+                Some(token.map_err(|error| Problem::from_fault(&error))?)
             }
         };
-        Answer::new(200, &Page { sensor_id: sensor, unit: known.unit, content, next })
+        Response::new(200, &Page { sensor_id: sensor, unit: sensor_info.unit, content, next })
     }
 
     async fn merge(
@@ -90,13 +91,13 @@ impl GetReadings {
             .descending(query.order == Order::Desc)
             .limit(ROWS_PER_CALL);
         let mut start = None;
-        while !merge.done() {
+        while !merge.is_done() {
             let page = call.page(start).await?;
             start = page.next;
             let items = page.items.into_iter();
             let rows =
                 items.map(|item| SeriesRow::from_item(sensor, item)).collect::<Result<_, _>>()?;
-            merge.take(rows, start.is_none()).map_err(|(row, reason)| StoreError::Corrupt {
+            merge.add_rows(rows, start.is_none()).map_err(|(row, reason)| StoreError::Corrupt {
                 row: SeriesRow::key(sensor, &row).to_string(),
                 reason,
             })?;
@@ -113,16 +114,16 @@ fn sensor_id(request: &Request) -> Result<SensorId, Problem> {
     })
 }
 
-fn no_sensor(sensor: SensorId) -> Problem {
+fn sensor_not_found(sensor: SensorId) -> Problem {
     Problem::not_found(format!(
-        "There is no sensor {sensor}. GET /sites/{{siteId}} lists those of a site."
+        "There is no sensor {sensor}. GET /sites/{{siteId}} lists the sensors of a site."
     ))
 }
 
-fn foreign_token() -> Problem {
-    let message = "is not a token of ours for this sensor, from, to, order and aggregate; give the \
-                   previous page's `next` unchanged with what it was made for, or leave it out to \
-                   start over";
+fn invalid_token() -> Problem {
+    let message = "is not a valid page token for this sensor, from, to, order and aggregate; give the \
+                   previous page's `next` unchanged with the same parameters, or omit it to start \
+                   over";
     Problem::invalid(vec![FieldError::new("query next", message)])
 }
 
@@ -142,7 +143,7 @@ fn query(request: &Request) -> Result<Query, Problem> {
     let mut errors = BTreeMap::new();
     let parameters: BTreeMap<_, _> = request.query_string_parameters.iter().collect();
     for (name, value) in &parameters {
-        let read = match *name {
+        let result = match *name {
             "from" => time(value).map(|time| query.from = Some(time)),
             "to" => time(value).map(|time| query.to = Some(time)),
             "order" => one_of([Order::Asc, Order::Desc], Order::name, value)
@@ -157,7 +158,7 @@ fn query(request: &Request) -> Result<Query, Problem> {
             "limit" => Ok(()),
             _ => Err("is not known; give from, to, order, limit, aggregate or next".to_owned()),
         };
-        if let Err(message) = read {
+        if let Err(message) = result {
             errors.insert(*name, message);
         }
     }
@@ -198,7 +199,7 @@ fn one_of<T: Copy, const N: usize>(
 }
 
 fn limit(value: Option<&str>, aggregate: Option<Span>) -> Result<usize, String> {
-    let (default, largest) = match aggregate {
+    let (default, max) = match aggregate {
         None => (1_000, 10_000),
         Some(_) => (100, 1_000),
     };
@@ -206,6 +207,6 @@ fn limit(value: Option<&str>, aggregate: Option<Span>) -> Result<usize, String> 
     value
         .parse()
         .ok()
-        .filter(|limit| (1..=largest).contains(limit))
-        .ok_or_else(|| format!("is {value:?}; give a number from 1 to {largest}"))
+        .filter(|limit| (1..=max).contains(limit))
+        .ok_or_else(|| format!("is {value:?}; give a number from 1 to {max}"))
 }

@@ -34,7 +34,7 @@ pub struct SensorRow {
     /// Metric, unit and limits. Absent if only the sensor's `SensorsDeprovisioned` has arrived so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensor: Option<Sensor>,
-    /// The time since when readings of the sensor are refused.
+    /// When the sensor was deprovisioned. Its readings are refused since then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retired_at: Option<Timestamp>,
 }
@@ -54,7 +54,7 @@ pub enum TelemetryError {
     #[error("sensor {0} is not in the register; compare it with the ids in SensorsProvisioned")]
     UnknownSensor(SensorId),
     /// The sensor was deprovisioned.
-    #[error("sensor {sensor} was retired at {at}; its readings are no longer taken")]
+    #[error("sensor {sensor} was retired at {at}; its readings are no longer accepted")]
     RetiredSensor {
         /// The sensor.
         sensor: SensorId,
@@ -64,7 +64,7 @@ pub enum TelemetryError {
         at: Timestamp,
     },
     /// The sensor belongs to another site.
-    #[error("sensor {sensor} belongs to site {site}, not to the bundle's")]
+    #[error("sensor {sensor} belongs to site {site}, not to the bundle's site")]
     SensorOfAnotherSite {
         /// The sensor.
         sensor: SensorId,
@@ -72,7 +72,9 @@ pub enum TelemetryError {
         site: SiteId,
     },
     /// A row with the same bundle id and first time has different samples.
-    #[error("{sensor} has other samples under {row}; a changed bundle needs a new bundleId")]
+    #[error(
+        "sensor {sensor} has a row {row} with different samples; a changed bundle needs a new bundleId"
+    )]
     BundleConflict {
         /// The sensor.
         sensor: SensorId,

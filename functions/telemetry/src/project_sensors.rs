@@ -6,7 +6,7 @@
 use aws_lambda_events::eventbridge::EventBridgeEvent;
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{
-    Envelope, OnboardingId, SagaWithSensors, Sensor, SensorId, SiteData, SiteId, Timestamp,
+    ContextWithSensors, Envelope, OnboardingId, Sensor, SensorId, SiteData, SiteId, Timestamp,
     events::{SensorsDeprovisioned, SensorsProvisioned},
 };
 use futures_util::{StreamExt, TryStreamExt, stream as futures};
@@ -17,7 +17,7 @@ use store::{Commit, StoreError, Table, Transaction};
 use crate::{SensorRow, TelemetryError};
 
 /// The number of concurrent updates. A site has up to 100 sensors.
-const UPDATES_AT_ONCE: usize = 8;
+const CONCURRENT_UPDATES: usize = 8;
 
 /// The dependencies of the function `project-sensors`.
 #[derive(Debug)]
@@ -52,18 +52,23 @@ pub struct Reply {
     pub sensors: usize,
 }
 
-/// The change of one sensor.
-enum News {
+/// A change of one sensor's row.
+enum SensorChange {
     Provisioned(Sensor),
     Retired(SensorId),
 }
 
 impl ProjectSensors {
-    async fn project(&self, site: SiteId, at: Timestamp, news: News) -> Result<(), TelemetryError> {
+    async fn project(
+        &self,
+        site: SiteId,
+        at: Timestamp,
+        change: SensorChange,
+    ) -> Result<(), TelemetryError> {
         let site_id = ("siteId", AttributeValue::S(site.to_string()));
         let update = Transaction::on(&self.readings);
-        let update = match news {
-            News::Provisioned(sensor) => {
+        let update = match change {
+            SensorChange::Provisioned(sensor) => {
                 let key = SensorRow::key(sensor.sensor_id);
                 let row = serde_dynamo::to_attribute_value(&sensor).map_err(|error| {
                     StoreError::Corrupt { row: key.to_string(), reason: error.to_string() }
@@ -71,7 +76,7 @@ impl ProjectSensors {
                 let set = "SET #siteId = :siteId, #sensor = :sensor";
                 update.update(&self.readings, &key, set, None, [site_id, ("sensor", row)])
             }
-            News::Retired(sensor) => {
+            SensorChange::Retired(sensor) => {
                 let key = SensorRow::key(sensor);
                 let at = ("retiredAt", AttributeValue::S(at.to_string()));
                 let set = "SET #siteId = :siteId, #retiredAt = :retiredAt";
@@ -97,20 +102,20 @@ impl Step for ProjectSensors {
     async fn run(&self, command: Self::Command, _: Timestamp) -> Result<Reply, TelemetryError> {
         let saga = command.detail.saga()?;
         let Envelope { metadata, data } = command.detail;
-        let news: Vec<_> = match data {
+        let changes: Vec<_> = match data {
             Data::Provisioned(event) => {
-                let sensors = SagaWithSensors::new(saga, event.sensors)?.sensors;
-                sensors.into_iter().map(News::Provisioned).collect()
+                let sensors = ContextWithSensors::new(saga, event.sensors)?.sensors;
+                sensors.into_iter().map(SensorChange::Provisioned).collect()
             }
             Data::Deprovisioned(event) => {
                 saga.check_sensors(event.sensor_ids.iter().copied())?;
-                event.sensor_ids.into_iter().map(News::Retired).collect()
+                event.sensor_ids.into_iter().map(SensorChange::Retired).collect()
             }
         };
-        let sensors = news.len();
-        futures::iter(news)
-            .map(|news| self.project(saga.site_id, metadata.occurred_at, news))
-            .buffer_unordered(UPDATES_AT_ONCE)
+        let sensors = changes.len();
+        futures::iter(changes)
+            .map(|change| self.project(saga.site_id, metadata.occurred_at, change))
+            .buffer_unordered(CONCURRENT_UPDATES)
             .try_collect::<()>()
             .await?;
         Ok(Reply { sensors })

@@ -30,7 +30,7 @@ impl Order {
     pub(crate) fn frontier(self, start: i64) -> i64 {
         match self {
             Self::Asc => start,
-            Self::Desc => -start.saturating_add(SeriesRow::LONGEST_MILLIS),
+            Self::Desc => -start.saturating_add(SeriesRow::MAX_SPAN_MILLIS),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use contracts::{Timestamp, readings::Sample};
-use series::{BEHIND_ALL_TIMES, SeriesRow, packing::unpack};
+use series::{AFTER_ALL_TIMES, SeriesRow, packing::unpack};
 
 use crate::{
     aggregation::{Content, Output},
@@ -106,11 +106,11 @@ impl RangeMerge {
     /// Returns the sort keys of the first and the last row to read, in the table's order.
     pub(crate) fn bounds(&self, query: &Query) -> (String, String) {
         let (from, to) = query.range();
-        let low = from.saturating_sub(SeriesRow::LONGEST_MILLIS).max(0);
+        let low = from.saturating_sub(SeriesRow::MAX_SPAN_MILLIS).max(0);
         let low = Timestamp::from_millis(low).to_string();
         let high = match query.to {
             Some(_) => Timestamp::from_millis(to).to_string(),
-            None => BEHIND_ALL_TIMES.to_owned(),
+            None => AFTER_ALL_TIMES.to_owned(),
         };
         match (self.order, self.start.row.as_deref()) {
             (_, None) => (low, high),
@@ -121,7 +121,7 @@ impl RangeMerge {
 
     /// Adds the next rows. `exhausted` means that there are no more rows. If a row can't be decoded, returns its sort
     /// key and the reason.
-    pub(crate) fn take(
+    pub(crate) fn add_rows(
         &mut self,
         rows: Vec<SeriesRow>,
         exhausted: bool,
@@ -134,7 +134,7 @@ impl RangeMerge {
             self.exhausted = true;
             self.frontier = i64::MAX;
         }
-        while !self.output.full()
+        while !self.output.is_full()
             && let Some(next) = self.pending.first_entry()
             && *next.key() < self.frontier
         {
@@ -150,8 +150,9 @@ impl RangeMerge {
     }
 
     fn add(&mut self, row: SeriesRow) -> Result<(), String> {
-        let (start, _) = row.row.split_once('/').ok_or("its key has no bundle")?;
-        let start: Timestamp = start.parse().map_err(|error| format!("its key: {error}"))?;
+        let (start, _) = row.row.split_once('/').ok_or("its sort key has no bundle id")?;
+        let start: Timestamp =
+            start.parse().map_err(|error| format!("its sort key has no valid time: {error}"))?;
         let start = start.millis();
         let key: Arc<str> = row.row.into();
         self.rows += 1;
@@ -199,9 +200,9 @@ impl RangeMerge {
     /// Returns whether the page is done: all rows were read, the page is full, or the budget is spent.
     ///
     /// A page without progress is not done, since the next request would read the same rows again.
-    pub(crate) fn done(&self) -> bool {
-        let spent = self.rows >= self.budget.rows || self.samples >= self.budget.samples;
-        self.exhausted || self.output.full() || (spent && self.made_progress())
+    pub(crate) fn is_done(&self) -> bool {
+        let budget_spent = self.rows >= self.budget.rows || self.samples >= self.budget.samples;
+        self.exhausted || self.output.is_full() || (budget_spent && self.made_progress())
     }
 
     fn made_progress(&self) -> bool {
@@ -231,7 +232,7 @@ mod tests {
     const HOUR: i64 = 60 * 60 * 1000;
     /// The start of the generated rows. It is in the middle of an hour and of a day.
     const BEGIN: i64 = 1_767_268_800_000 + HOUR / 3;
-    /// The distance of the samples, in milliseconds. It is coarse, so that rows often contain the same instants.
+    /// The interval of the samples, in milliseconds. It is coarse, so that rows often contain the same instants.
     const STEP: i64 = 20 * 60 * 1000;
 
     fn row(start: i64, bundle: usize, stored_at: i64, samples: &BTreeMap<i64, f64>) -> SeriesRow {
@@ -252,9 +253,10 @@ mod tests {
 
     /// Generates rows over five days. Some are short, some span a day. They are stored in random order.
     fn rows() -> impl Strategy<Value = Vec<SeriesRow>> {
-        let samples = |most| btree_map(0..most, -1e3..1e3, 1..12);
-        let row_of = (0..360_i64, prop_oneof![3 => samples(6_i64), 1 => samples(72)], 0..5_i64);
-        vec(row_of, 0..30).prop_map(|rows| {
+        let samples = |max| btree_map(0..max, -1e3..1e3, 1..12);
+        let generated_row =
+            (0..360_i64, prop_oneof![3 => samples(6_i64), 1 => samples(72)], 0..5_i64);
+        vec(generated_row, 0..30).prop_map(|rows| {
             let mut rows: Vec<_> = rows
                 .into_iter()
                 .enumerate()
@@ -275,20 +277,20 @@ mod tests {
         let aggregate =
             prop_oneof![2 => Just(None), 1 => Just(Some(Span::Hour)), 1 => Just(Some(Span::Day))];
         (time(), time(), order, 1..40_usize, aggregate).prop_filter_map(
-            "a time before the other",
+            "from must be before to",
             |(from, to, order, limit, aggregate)| {
                 // The time of a sample, or one millisecond before or after it.
                 let time = |time: Option<(i64, i64)>| {
                     time.map(|(steps, off)| Timestamp::from_millis(BEGIN + steps * STEP + off - 1))
                 };
                 let (from, to) = (time(from), time(to));
-                let order_of_times = from.zip(to).is_none_or(|(from, to)| from < to);
-                order_of_times.then_some(Query { from, to, order, limit, aggregate, next: None })
+                let is_range = from.zip(to).is_none_or(|(from, to)| from < to);
+                is_range.then_some(Query { from, to, order, limit, aggregate, next: None })
             },
         )
     }
 
-    /// Returns the expected content of all pages together.
+    /// Returns the expected content of all pages.
     fn model(rows: &[SeriesRow], query: &Query) -> Content {
         let mut all: BTreeMap<i64, (i64, &str, f64)> = BTreeMap::new();
         for row in rows {
@@ -310,13 +312,13 @@ mod tests {
         }
         let Some(span) = query.aggregate else { return Content::Samples(samples) };
         let index = |sample: &Sample| sample.0.millis().div_euclid(span.millis());
-        let buckets = samples.chunk_by(|a, b| index(a) == index(b)).map(|of_bucket| {
-            let values = || of_bucket.iter().map(|sample| sample.1);
+        let buckets = samples.chunk_by(|a, b| index(a) == index(b)).map(|samples| {
+            let values = || samples.iter().map(|sample| sample.1);
             #[expect(clippy::cast_precision_loss, reason = "a few samples")]
-            let mean = values().sum::<f64>() / of_bucket.len() as f64;
+            let mean = values().sum::<f64>() / samples.len() as f64;
             Bucket {
-                start: Timestamp::from_millis(index(&of_bucket[0]) * span.millis()),
-                count: of_bucket.len() as u64,
+                start: Timestamp::from_millis(index(&samples[0]) * span.millis()),
+                count: samples.len() as u64,
                 min: values().fold(f64::INFINITY, f64::min),
                 max: values().fold(f64::NEG_INFINITY, f64::max),
                 mean,
@@ -332,8 +334,8 @@ mod tests {
         (places().min().expect("a sample"), places().max().expect("a sample"))
     }
 
-    /// Returns all pages together. Each call to the table returns `per_call` rows.
-    fn merged(rows: &[SeriesRow], query: &Query, per_call: usize, budget: Budget) -> Content {
+    /// Returns the content of all pages. Each call to the table returns `per_call` rows.
+    fn all_pages(rows: &[SeriesRow], query: &Query, per_call: usize, budget: Budget) -> Content {
         let mut all = match query.aggregate {
             None => Content::Samples(Vec::new()),
             Some(_) => Content::Buckets(Vec::new()),
@@ -349,33 +351,33 @@ mod tests {
             }
             let mut calls = within.chunks(per_call).peekable();
             let mut read = Vec::new();
-            while !merge.done() {
+            while !merge.is_done() {
                 let call = calls.next().unwrap_or_default();
                 read.extend(call);
-                merge.take(call.to_vec(), calls.peek().is_none()).expect("good rows");
-                let told = match &merge.output {
-                    Output::Samples { taken, .. } => taken.len(),
-                    Output::Buckets { taken, .. } => taken.len(),
+                merge.add_rows(call.to_vec(), calls.peek().is_none()).expect("valid rows");
+                let count = match &merge.output {
+                    Output::Samples { samples, .. } => samples.len(),
+                    Output::Buckets { buckets, .. } => buckets.len(),
                 };
                 if query.aggregate.is_none() {
-                    assert!(told + merge.pending.len() <= query.limit + 1);
+                    assert!(count + merge.pending.len() <= query.limit + 1);
                 }
-                let asked = |row: &SeriesRow| {
+                let requested = |row: &SeriesRow| {
                     let (first, last) = extent(row, query.order);
                     last >= merge.start.place && first <= merge.last
                 };
                 let samples = |row: &SeriesRow| unpack(&row.samples).expect("samples").len();
                 let samples: usize =
-                    read.iter().filter(|row| asked(row)).map(|row| samples(row)).sum();
-                let spent = read.len() >= budget.rows || samples >= budget.samples;
-                if told == query.limit || spent && told > 0 {
-                    assert!(merge.done(), "it has an answer, and reads on");
-                } else if merge.done() && calls.peek().is_some() {
-                    assert!(spent, "it may read more");
+                    read.iter().filter(|row| requested(row)).map(|row| samples(row)).sum();
+                let budget_spent = read.len() >= budget.rows || samples >= budget.samples;
+                if count == query.limit || budget_spent && count > 0 {
+                    assert!(merge.is_done(), "the page is complete, but the merge reads on");
+                } else if merge.is_done() && calls.peek().is_some() {
+                    assert!(budget_spent, "the merge stopped before the budget was spent");
                 }
             }
-            let (begin, last) = (merge.start.clone(), merge.last);
-            let (told, next) = merge.finish();
+            let (start_position, last) = (merge.start.clone(), merge.last);
+            let (content, next) = merge.finish();
             if let Some(next) = &next {
                 // The first row that was read and has samples for the next page, otherwise the last row that was read.
                 let open = read.iter().find(|row| {
@@ -383,18 +385,18 @@ mod tests {
                     end >= next.place && first <= last
                 });
                 let row = open.or(read.last()).map(|row| row.row.as_str());
-                assert_eq!(next.row.as_deref(), row.or(begin.row.as_deref()));
+                assert_eq!(next.row.as_deref(), row.or(start_position.row.as_deref()));
             }
-            match (&mut all, told) {
-                (Content::Samples(all), Content::Samples(told)) => {
-                    assert!(told.len() <= query.limit);
-                    all.extend(told);
+            match (&mut all, content) {
+                (Content::Samples(all), Content::Samples(content)) => {
+                    assert!(content.len() <= query.limit);
+                    all.extend(content);
                 }
-                (Content::Buckets(all), Content::Buckets(told)) => {
-                    assert!(told.len() <= query.limit);
-                    all.extend(told);
+                (Content::Buckets(all), Content::Buckets(content)) => {
+                    assert!(content.len() <= query.limit);
+                    all.extend(content);
                 }
-                (_, told) => panic!("asked for something else: {told:?}"),
+                (_, content) => panic!("other content than requested: {content:?}"),
             }
             match next {
                 None => return all,
@@ -405,18 +407,18 @@ mod tests {
                 }
             }
         }
-        panic!("no end");
+        panic!("the pages do not end");
     }
 
-    fn alike(told: &Content, expected: &Content) -> bool {
-        let near = |a: f64, b: f64, scale: f64| (a - b).abs() <= 1e-9 * scale;
-        match (told, expected) {
-            (Content::Samples(told), Content::Samples(expected)) => told == expected,
-            (Content::Buckets(told), Content::Buckets(expected)) => {
-                told.len() == expected.len()
-                    && told.iter().zip(expected).all(|(a, b)| {
+    fn nearly_equal(content: &Content, expected: &Content) -> bool {
+        let is_close = |a: f64, b: f64, scale: f64| (a - b).abs() <= 1e-9 * scale;
+        match (content, expected) {
+            (Content::Samples(content), Content::Samples(expected)) => content == expected,
+            (Content::Buckets(content), Content::Buckets(expected)) => {
+                content.len() == expected.len()
+                    && content.iter().zip(expected).all(|(a, b)| {
                         (a.start, a.count, a.min, a.max) == (b.start, b.count, b.min, b.max)
-                            && near(a.mean, b.mean, b.min.abs().max(b.max.abs()))
+                            && is_close(a.mean, b.mean, b.min.abs().max(b.max.abs()))
                     })
             }
             _ => false,
@@ -439,9 +441,9 @@ mod tests {
             budget in (1..20_usize, 1..100_usize),
         ) {
             let budget = Budget { rows: budget.0, samples: budget.1 };
-            let told = merged(&rows, &query, per_call, budget);
+            let content = all_pages(&rows, &query, per_call, budget);
             let expected = model(&rows, &query);
-            prop_assert!(alike(&told, &expected), "{told:?} is not {expected:?}");
+            prop_assert!(nearly_equal(&content, &expected), "{content:?} is not {expected:?}");
         }
     }
 
@@ -457,15 +459,21 @@ mod tests {
         };
         let good = row(BEGIN, 1, 0, &BTreeMap::from([(0, 1.0)]));
         for (broken, reason) in [
-            (SeriesRow { row: "2026-01-01".to_owned(), ..good.clone() }, "its key has no bundle"),
-            (SeriesRow { row: "noon/b-2".to_owned(), ..good.clone() }, "its key: "),
+            (
+                SeriesRow { row: "2026-01-01".to_owned(), ..good.clone() },
+                "its sort key has no bundle id",
+            ),
+            (
+                SeriesRow { row: "noon/b-2".to_owned(), ..good.clone() },
+                "its sort key has no valid time: ",
+            ),
             (SeriesRow { samples: ByteBuf::from(b"?"), ..good.clone() }, "packed samples"),
         ] {
             let mut merge = RangeMerge::new(&query, None, BUDGET);
-            let (name, told) =
-                merge.take(vec![good.clone(), broken.clone()], true).expect_err("a broken row");
+            let (name, message) =
+                merge.add_rows(vec![good.clone(), broken.clone()], true).expect_err("a broken row");
             assert_eq!(name, broken.row);
-            assert!(told.starts_with(reason), "{told}");
+            assert!(message.starts_with(reason), "{message}");
         }
     }
 }

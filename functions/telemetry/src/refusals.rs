@@ -21,7 +21,7 @@ use lambda::{
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use series::{UNKNOWN_SITE, hour_of};
+use series::{UNKNOWN_SITE, start_of_hour};
 use store::{Commit, Key, StoreError, Table, Transaction};
 use tokio::time::Instant;
 
@@ -36,12 +36,13 @@ const MAX_WRITES: usize = 100;
 /// The maximum number of counters in memory. Beyond it, refusals are counted for [`UNKNOWN_SITE`].
 const MAX_PENDING: usize = 1_000;
 /// The maximum number of counters that one bundle adds to.
-const MAX_OF_BUNDLE: usize = 10;
+const MAX_COUNTERS_PER_BUNDLE: usize = 10;
 /// The timeout of one write to the table.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
-const WRITES_AT_ONCE: usize = 8;
+/// The number of concurrent writes.
+const CONCURRENT_WRITES: usize = 8;
 /// The lifetime of a counter, in seconds from the beginning of its hour.
-const KEPT_SECONDS: i64 = 15 * 24 * 60 * 60;
+const RETENTION_SECONDS: i64 = 15 * 24 * 60 * 60;
 
 /// The names of a bundle's fields. Any other name was chosen by the sender and is counted as `(unknown)`.
 const FIELDS: [&str; 7] = ["body", "query", "bundleId", "siteId", "series", "sensorId", "samples"];
@@ -59,7 +60,7 @@ struct Counter {
     sensor: Option<SensorId>,
 }
 
-/// The number of refusals, with the last message as an example.
+/// The number of refusals, with the last error message as an example.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Count {
     refused: u64,
@@ -135,32 +136,32 @@ impl Refusals {
         }
         let writes = due.into_iter().map(|(counter, count)| async move {
             let written = tokio::time::timeout(
-                deadline.left().min(WRITE_TIMEOUT),
+                deadline.remaining().min(WRITE_TIMEOUT),
                 self.add(&counter, &count),
             );
             let reason = match written.await {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => error.to_string(),
-                Err(_) => "the time ran out".to_owned(),
+                Err(_) => "the write timed out".to_owned(),
             };
             // If the write took effect despite the error, these bundles are counted twice.
-            tracing::warn!(%reason, "refusals not counted yet");
+            tracing::warn!(%reason, "refusal counts can't be written now and are kept");
             self.state().keep(counter, count);
         });
-        futures::iter(writes).buffer_unordered(WRITES_AT_ONCE).collect::<()>().await;
+        futures::iter(writes).buffer_unordered(CONCURRENT_WRITES).collect::<()>().await;
     }
 
     fn due(&self) -> Vec<(Counter, Count)> {
         let mut state = self.state();
-        let waits = state.written_at.is_some_and(|at| at.elapsed() < WRITE_INTERVAL);
-        if waits || state.pending.is_empty() {
+        let too_early = state.written_at.is_some_and(|at| at.elapsed() < WRITE_INTERVAL);
+        if too_early || state.pending.is_empty() {
             return Vec::new();
         }
         state.written_at = Some(Instant::now());
-        let mut all: Vec<_> = std::mem::take(&mut state.pending).into_iter().collect();
-        all.sort_by_key(|(_, count)| std::cmp::Reverse(count.refused));
-        state.pending = all.split_off(all.len().min(MAX_WRITES)).into_iter().collect();
-        all
+        let mut counts: Vec<_> = std::mem::take(&mut state.pending).into_iter().collect();
+        counts.sort_by_key(|(_, count)| std::cmp::Reverse(count.refused));
+        state.pending = counts.split_off(counts.len().min(MAX_WRITES)).into_iter().collect();
+        counts
     }
 
     async fn add(&self, counter: &Counter, count: &Count) -> Result<(), StoreError> {
@@ -181,13 +182,15 @@ impl Refusals {
                 ("firstAt", text(&count.first_at)),
                 ("lastAt", text(&count.last_at)),
                 ("example", text(&count.example)),
-                ("expiresAt", number(&(counter.hour / 1000 + KEPT_SECONDS))),
+                ("expiresAt", number(&(counter.hour / 1000 + RETENTION_SECONDS))),
                 ("refused", number(&count.refused)),
             ],
         );
         match add.commit().await? {
             Commit::Done => Ok(()),
-            Commit::Refused(_) => Err(StoreError::Internal("there is no condition".to_owned())),
+            Commit::Refused(_) => {
+                Err(StoreError::Internal("an update without a condition was refused".to_owned()))
+            }
         }
     }
 }
@@ -196,45 +199,45 @@ impl Refusals {
 ///
 /// Also logs the site and sensor of the first invalid bundle, and counts the bundles by reason as a metric.
 fn counters(body: &str, problem: &Problem, now: Timestamp) -> Vec<(Counter, Count)> {
-    let (texts, listed) = bundles_of(body);
-    let errors = by_bundle(&problem.errors, texts.len(), listed);
+    let (texts, is_list) = split_bundles(body);
+    let errors = by_bundle(&problem.errors, texts.len(), is_list);
     let mut counters = Vec::new();
-    let mut logged = false;
+    let mut ids_recorded = false;
     for (text, errors) in texts.iter().zip(errors) {
-        let site = id_in(text, "siteId");
-        let sensors = if errors.is_empty() { Vec::new() } else { sensors_in(text) };
+        let site = find_id(text, "siteId");
+        let sensors = if errors.is_empty() { Vec::new() } else { find_sensors(text) };
         let sensor_of = |error: &FieldError| {
             let index = error.field.split_once("series[")?.1.split(']').next()?;
             sensors.get(index.parse::<usize>().ok()?).copied().flatten()
         };
         let mut seen = BTreeSet::new();
         let mut add = |reason: String, field: String, sensor, message: &str| {
-            let counter = Counter { site, hour: hour_of(now), reason, field, sensor };
-            if seen.len() < MAX_OF_BUNDLE && seen.insert(counter.clone()) {
+            let counter = Counter { site, hour: start_of_hour(now), reason, field, sensor };
+            if seen.len() < MAX_COUNTERS_PER_BUNDLE && seen.insert(counter.clone()) {
                 let example = loggable(message);
                 let count = Count { refused: 1, first_at: now, last_at: now, example };
                 counters.push((counter, count));
             }
         };
-        let of_all = problem.errors.iter().find(|error| index_of(&error.field).is_none());
-        let reason = match (errors.first(), of_all, problem.errors.first()) {
+        let body_error = problem.errors.iter().find(|error| index_of(&error.field).is_none());
+        let reason = match (errors.first(), body_error, problem.errors.first()) {
             (Some(first), _, _) => {
-                if !logged {
-                    logged = true;
-                    log(site, sensor_of(first));
+                if !ids_recorded {
+                    ids_recorded = true;
+                    record_ids(site, sensor_of(first));
                 }
                 for error in &errors {
                     let reason = error.reason.name().to_owned();
-                    add(reason, shape(&error.field), sensor_of(error), &error.message);
+                    add(reason, normalize_path(&error.field), sensor_of(error), &error.message);
                 }
                 first.reason.name().to_owned()
             }
-            (None, Some(of_all), _) => {
-                add(problem.reason(), shape(&of_all.field), None, &of_all.message);
+            (None, Some(body_error), _) => {
+                add(problem.reason(), normalize_path(&body_error.field), None, &body_error.message);
                 problem.reason()
             }
-            (None, None, Some(of_another)) => {
-                let message = of_another.to_string();
+            (None, None, Some(other_error)) => {
+                let message = other_error.to_string();
                 add(REFUSED_WITH_LIST.to_owned(), "body".to_owned(), None, &message);
                 REFUSED_WITH_LIST.to_owned()
             }
@@ -245,14 +248,14 @@ fn counters(body: &str, problem: &Problem, now: Timestamp) -> Vec<(Counter, Coun
         };
         metrics::counter!("ReadingsRefused", "reason" => reason).increment(1);
     }
-    if !logged {
-        log(texts.first().and_then(|text| id_in(text, "siteId")), None);
+    if !ids_recorded {
+        record_ids(texts.first().and_then(|text| find_id(text, "siteId")), None);
     }
     counters
 }
 
 /// Adds the site and the sensor to the log lines of this invocation.
-fn log(site: Option<SiteId>, sensor: Option<SensorId>) {
+fn record_ids(site: Option<SiteId>, sensor: Option<SensorId>) {
     let span = tracing::Span::current();
     if let Some(site) = site {
         span.record("siteId", tracing::field::display(site));
@@ -264,7 +267,7 @@ fn log(site: Option<SiteId>, sensor: Option<SensorId>) {
 
 /// Returns the texts of the body's bundles, and whether the body is a list. A body that is not JSON counts as one
 /// bundle.
-fn bundles_of(body: &str) -> (Vec<&str>, bool) {
+fn split_bundles(body: &str) -> (Vec<&str>, bool) {
     match serde_json::from_str::<Vec<&RawValue>>(body) {
         Ok(list) if !list.is_empty() => (list.into_iter().map(RawValue::get).collect(), true),
         _ => (vec![body], false),
@@ -277,19 +280,19 @@ fn index_of(field: &str) -> Option<usize> {
 }
 
 /// Groups the errors by bundle.
-fn by_bundle(errors: &[FieldError], bundles: usize, listed: bool) -> Vec<Vec<&FieldError>> {
-    let mut of = vec![Vec::new(); bundles];
+fn by_bundle(errors: &[FieldError], bundles: usize, is_list: bool) -> Vec<Vec<&FieldError>> {
+    let mut groups = vec![Vec::new(); bundles];
     for error in errors {
-        let index = if listed { index_of(&error.field) } else { Some(0) };
-        if let Some(errors) = index.and_then(|index| of.get_mut(index)) {
+        let index = if is_list { index_of(&error.field) } else { Some(0) };
+        if let Some(errors) = index.and_then(|index| groups.get_mut(index)) {
             errors.push(error);
         }
     }
-    of
+    groups
 }
 
 /// Removes indices, and names that the sender chose, from a path.
-fn shape(path: &str) -> String {
+fn normalize_path(path: &str) -> String {
     let path = path.split_once(' ').map_or(path, |(kind, _)| kind);
     let path = match path.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((_, "")) => "body",
@@ -307,23 +310,25 @@ fn shape(path: &str) -> String {
     path.splitn(3, '.').map(segment).collect::<Vec<_>>().join(".")
 }
 
-/// Returns the first id with that name in a text. The text need not be valid JSON, so that the site of a truncated
+/// Returns the first id with this name in a text. The text need not be valid JSON, so that the site of a truncated
 /// body is found, too.
-fn id_in<I: FromStr>(text: &str, name: &str) -> Option<I> {
+fn find_id<I: FromStr>(text: &str, name: &str) -> Option<I> {
     let (_, rest) = text.split_once(&format!("\"{name}\""))?;
     let value = rest.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?;
     value.split_once('"')?.0.parse().ok()
 }
 
 /// Returns the sensor of each series, where it can be parsed.
-fn sensors_in(text: &str) -> Vec<Option<SensorId>> {
+fn find_sensors(text: &str) -> Vec<Option<SensorId>> {
     #[derive(Deserialize)]
-    struct Named<'a> {
+    struct SeriesList<'a> {
         #[serde(borrow)]
         series: Vec<&'a RawValue>,
     }
-    let Ok(Named { series }) = serde_json::from_str::<Named<'_>>(text) else { return Vec::new() };
-    series.into_iter().map(|series| id_in(series.get(), "sensorId")).collect()
+    let Ok(SeriesList { series }) = serde_json::from_str::<SeriesList<'_>>(text) else {
+        return Vec::new();
+    };
+    series.into_iter().map(|series| find_id(series.get(), "sensorId")).collect()
 }
 
 #[cfg(test)]
@@ -340,9 +345,9 @@ mod tests {
         Refusals::new(Table::new(client, "RefusalsTable"))
     }
 
-    fn ahead(bundle: usize) -> Problem {
+    fn clock_ahead(bundle: usize) -> Problem {
         let field = format!("[{bundle}].series[0].samples[0]");
-        let error = FieldError::new(field, "is ahead").because(Reason::ClockAhead);
+        let error = FieldError::new(field, "is ahead").with_reason(Reason::ClockAhead);
         Problem::invalid(vec![error])
     }
 
@@ -352,7 +357,7 @@ mod tests {
 
     #[test]
     fn indices_and_names_chosen_by_the_sender_are_removed_from_a_path() {
-        for (path, shown) in [
+        for (path, expected) in [
             ("body", "body"),
             ("[3]", "body"),
             ("siteId", "siteId"),
@@ -366,18 +371,18 @@ mod tests {
             ("\"\\u{1b}[2J/\"", "(unknown)"),
             ("a.b.c.d.e", "(unknown).(unknown).(unknown)"),
         ] {
-            assert_eq!(shape(path), shown, "{path}");
+            assert_eq!(normalize_path(path), expected, "{path}");
         }
     }
 
     #[test]
     fn an_id_is_found_in_a_body_that_is_not_json() {
         let site = saga("a").site_id;
-        let whole = bundle(site);
-        assert_eq!(id_in(&whole, "siteId"), Some(site));
-        assert_eq!(id_in(&whole[..whole.len() - 1], "siteId"), Some(site));
-        assert_eq!(id_in::<SiteId>("{\"siteId\" : 7}", "siteId"), None);
-        assert_eq!(id_in::<SiteId>("{\"siteId\"", "siteId"), None);
+        let complete = bundle(site);
+        assert_eq!(find_id(&complete, "siteId"), Some(site));
+        assert_eq!(find_id(&complete[..complete.len() - 1], "siteId"), Some(site));
+        assert_eq!(find_id::<SiteId>("{\"siteId\" : 7}", "siteId"), None);
+        assert_eq!(find_id::<SiteId>("{\"siteId\"", "siteId"), None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -390,15 +395,19 @@ mod tests {
                 let random = saga(&format!("{second}/{n}")).site_id;
                 for site in [random, saga("real").site_id] {
                     let body = format!("[{}]", bundle(site));
-                    refusals.count(&body, &ahead(0), noon(second));
+                    refusals.count(&body, &clock_ahead(0), noon(second));
                     requests += 1;
                 }
                 let due = refusals.due();
                 rows += due.len();
                 counted += due.iter().map(|(_, count)| count.refused).sum::<u64>();
                 if due.len() > 2 {
-                    let most = &due[0].0;
-                    assert_eq!(most.site, Some(saga("real").site_id), "the largest count first");
+                    let largest = &due[0].0;
+                    assert_eq!(
+                        largest.site,
+                        Some(saga("real").site_id),
+                        "the largest count is first"
+                    );
                 }
             }
             tokio::time::advance(Duration::from_secs(1)).await;
@@ -407,13 +416,13 @@ mod tests {
         let state = refusals.state();
         assert!(state.pending.len() <= MAX_PENDING + 1, "{} counters", state.pending.len());
         let pending: u64 = state.pending.values().map(|count| count.refused).sum();
-        assert_eq!(counted + pending, requests, "none is lost");
+        assert_eq!(counted + pending, requests, "no count is lost");
     }
 
     #[tokio::test]
     async fn counts_that_can_not_be_written_are_kept() {
         let refusals = refusals();
-        refusals.count(&bundle(saga("a").site_id), &ahead(0), noon(0));
+        refusals.count(&bundle(saga("a").site_id), &clock_ahead(0), noon(0));
         refusals.write(Deadline::after(Duration::from_secs(5))).await;
         let pending: Vec<_> = refusals.state().pending.values().map(|it| it.refused).collect();
         assert_eq!(pending, [1]);

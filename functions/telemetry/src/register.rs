@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::{SensorRow, TelemetryError};
 
 /// The maximum number of sensors in the cache, about 10 MB. The cache is cleared when it is full.
-const MOST_CACHED: usize = 100_000;
+const MAX_CACHED: usize = 100_000;
 
 /// The register of the sensors that may send readings.
 ///
@@ -23,22 +23,22 @@ const MOST_CACHED: usize = 100_000;
 #[derive(Debug)]
 pub struct Register {
     readings: Table,
-    /// The lifetime of a cache entry. A retired sensor may still send for that time.
+    /// The lifetime of a cache entry. A retired sensor may still send for this time.
     age_limit: Duration,
-    active: Mutex<HashMap<SensorId, Active>>,
+    active: Mutex<HashMap<SensorId, ActiveSensor>>,
 }
 
 /// The attributes of a [`crate::SensorRow`] that are checked.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Entry {
+struct RegisterRow {
     site_id: SiteId,
     sensor: Option<IgnoredAny>,
     retired_at: Option<Timestamp>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Active {
+struct ActiveSensor {
     site: SiteId,
     read_at: Instant,
 }
@@ -51,7 +51,7 @@ impl Register {
     }
 
     /// Checks that all sensors are active sensors of the site. Returns the first sensor that is not, with the reason.
-    pub async fn admit(
+    pub async fn check_sensors(
         &self,
         site: SiteId,
         sensors: impl Iterator<Item = SensorId>,
@@ -59,7 +59,7 @@ impl Register {
         let now = Instant::now();
         let unknown: Vec<_> = {
             let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-            let fresh = |active: &Active| active.read_at.elapsed() < self.age_limit;
+            let fresh = |active: &ActiveSensor| active.read_at.elapsed() < self.age_limit;
             let known = |sensor: &SensorId| {
                 active.get(sensor).is_some_and(|known| fresh(known) && known.site == site)
             };
@@ -71,11 +71,11 @@ impl Register {
         let mut rows = self.read(&unknown).await?;
         let mut refused = Ok(());
         for sensor in unknown {
-            let verdict = match rows.remove(&sensor) {
-                None | Some(Entry { sensor: None, retired_at: None, .. }) => {
+            let result = match rows.remove(&sensor) {
+                None | Some(RegisterRow { sensor: None, retired_at: None, .. }) => {
                     Err(TelemetryError::UnknownSensor(sensor))
                 }
-                Some(Entry { retired_at: Some(at), site_id, .. }) => {
+                Some(RegisterRow { retired_at: Some(at), site_id, .. }) => {
                     Err(TelemetryError::RetiredSensor { sensor, site: site_id, at })
                 }
                 Some(row) if row.site_id != site => {
@@ -84,20 +84,23 @@ impl Register {
                 Some(_) => Ok(()),
             };
             let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-            if verdict.is_ok() {
-                if active.len() >= MOST_CACHED {
+            if result.is_ok() {
+                if active.len() >= MAX_CACHED {
                     active.clear();
                 }
-                active.insert(sensor, Active { site, read_at: now });
+                active.insert(sensor, ActiveSensor { site, read_at: now });
             } else {
                 active.remove(&sensor);
-                refused = refused.and(verdict);
+                refused = refused.and(result);
             }
         }
         refused
     }
 
-    async fn read(&self, sensors: &[SensorId]) -> Result<HashMap<SensorId, Entry>, TelemetryError> {
+    async fn read(
+        &self,
+        sensors: &[SensorId],
+    ) -> Result<HashMap<SensorId, RegisterRow>, TelemetryError> {
         let keys = sensors.iter().map(|sensor| SensorRow::key(*sensor));
         let items = self.readings.batch_get(keys).consistent().send().await?;
         items

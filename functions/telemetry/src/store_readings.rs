@@ -2,7 +2,7 @@
 //! often the bundle is delivered.
 //!
 //! A bundle that can never be stored is put into the quarantine queue, with its whole payload and the reason, and
-//! the shard moves on. A transient error stops the site's lane and no other lane. Lambda then delivers the batch
+//! the shard continues. A transient error stops the site's lane and no other lane. Lambda then delivers the batch
 //! again from the first failed record. Rows that were stored in the meantime are not written again.
 
 use std::{borrow::Cow, cell::Cell, io::Read};
@@ -14,7 +14,7 @@ use contracts::{
     readings::{Bundle, Sample},
     stream::Record,
 };
-use fault::{Failure, InvalidInput, Replayed};
+use fault::{InvalidInput, InvocationError, ReplayResponse};
 use flate2::{Compression, read::GzEncoder};
 use futures_util::{StreamExt, stream as futures};
 use lambda::Deadline;
@@ -30,11 +30,11 @@ use crate::{TelemetryError, register::Register};
 
 /// The number of concurrent puts per bundle. A function processes 8 bundles concurrently, and each put takes a
 /// connection.
-const PUTS_AT_ONCE: usize = 4;
+const CONCURRENT_PUTS: usize = 4;
 
 /// The maximum size of a record's data in a message, in base64 characters. SQS takes a message of 1 MiB, including
 /// the JSON around the data.
-const MOST_A_MESSAGE: usize = 1_000_000;
+const MAX_MESSAGE_BYTES: usize = 1_000_000;
 
 /// The dependencies of the function `store-readings`.
 #[derive(Debug)]
@@ -62,39 +62,39 @@ impl StoreReadings {
         &self,
         payload: &RawValue,
         deadline: Deadline,
-    ) -> Result<KinesisEventResponse, Failure> {
-        let oldest = Cell::new(0.0);
-        let answer = stream::consume(payload, deadline, async |record| {
-            if let Err(refused) = self.record(record).await {
-                self.set_aside(record, refused).await?;
+    ) -> Result<KinesisEventResponse, InvocationError> {
+        let max_age = Cell::new(0.0);
+        let response = stream::consume(payload, deadline, async |record| {
+            if let Err(error) = self.record(record).await {
+                self.quarantine_record(record, error).await?;
             }
-            oldest.set(record.age_millis(Timestamp::now()).max(oldest.get()));
+            max_age.set(record.age_millis(Timestamp::now()).max(max_age.get()));
             Ok(())
         });
-        let answer = answer.await;
+        let response = response.await;
         // Recorded once per batch, because the metrics collector keeps at most 100 values.
-        metrics::histogram!("ReadingsAgeMillis").record(oldest.get());
-        answer
+        metrics::histogram!("ReadingsAgeMillis").record(max_age.get());
+        response
     }
 
     /// Stores one record that an operator replays.
     ///
     /// A record that can never be stored is not quarantined again; the result has the reason.
-    pub async fn replay(&self, record: &RawValue) -> Replayed {
+    pub async fn replay(&self, record: &RawValue) -> ReplayResponse {
         let record: Record = match fault::decode(record.get()) {
             Ok(record) => record,
-            Err(error) => return Replayed::failed("InvalidInput", error.to_string()),
+            Err(error) => return ReplayResponse::failed("InvalidInput", error.to_string()),
         };
         match self.record(&record).await {
-            Ok(()) => Replayed::Done,
+            Ok(()) => ReplayResponse::Done,
             Err(error) => match error.permanent() {
-                Some(name) => Replayed::failed(name, error.to_string()),
-                None => Replayed::transient(error.to_string()),
+                Some(name) => ReplayResponse::failed(name, error.to_string()),
+                None => ReplayResponse::transient(error.to_string()),
             },
         }
     }
 
-    async fn record(&self, record: &Record<'_>) -> Result<(), Refused> {
+    async fn record(&self, record: &Record<'_>) -> Result<(), RecordError> {
         let now = Timestamp::now();
         let bundle = stream::bundle(record, now)?;
         let Stored { samples, repeated } = self.store(&bundle, now).await?;
@@ -106,24 +106,24 @@ impl StoreReadings {
     /// Stores a bundle. Stores nothing unless all its sensors may send.
     async fn store(&self, bundle: &Bundle, now: Timestamp) -> Result<Stored, TelemetryError> {
         let sensors = bundle.series.iter().map(|series| series.sensor_id);
-        self.register.admit(bundle.site_id, sensors).await?;
+        self.register.check_sensors(bundle.site_id, sensors).await?;
 
         let site = bundle.site_id;
         let puts =
             rows(bundle, now).map(|(sensor, samples, row)| self.put(site, sensor, samples, row));
         // All series are tried: a conflict in one series does not affect the others.
-        let ends: Vec<_> = futures::iter(puts).buffer_unordered(PUTS_AT_ONCE).collect().await;
+        let results: Vec<_> = futures::iter(puts).buffer_unordered(CONCURRENT_PUTS).collect().await;
         let mut stored = Stored::default();
         let mut conflict = Ok(());
-        for end in ends {
-            match end {
-                Ok(end) => {
-                    stored.samples += end.samples;
-                    stored.repeated += end.repeated;
+        for result in results {
+            match result {
+                Ok(row) => {
+                    stored.samples += row.samples;
+                    stored.repeated += row.repeated;
                 }
                 Err(error) if error.permanent().is_some() => conflict = Err(error),
                 // The record is delivered again, and the conflict is found then.
-                Err(trouble) => return Err(trouble),
+                Err(error) => return Err(error),
             }
         }
         conflict.map(|()| stored)
@@ -142,7 +142,7 @@ impl StoreReadings {
         match commit.await? {
             Commit::Done => Ok(Stored { samples, repeated: 0 }),
             Commit::Refused(refused) => match refused.row::<SeriesRow>(&key)? {
-                Some(there) if there.hash == row.hash => {
+                Some(existing) if existing.hash == row.hash => {
                     Ok(Stored { samples: 0, repeated: samples })
                 }
                 _ => Err(TelemetryError::BundleConflict { sensor, site, row: row.row }),
@@ -154,21 +154,25 @@ impl StoreReadings {
     ///
     /// Data that is too large for a message is compressed, as it may be on the stream, too. If it is still too large,
     /// it is sent in parts. Returns `Err` for a record that must be delivered again.
-    async fn set_aside(&self, record: &Record<'_>, refused: Refused) -> Result<(), String> {
-        let message = refused.to_string();
-        let Some(error) = refused.permanent() else { return Err(message) };
-        let sensor = refused.sensor();
+    async fn quarantine_record(
+        &self,
+        record: &Record<'_>,
+        error: RecordError,
+    ) -> Result<(), String> {
+        let message = error.to_string();
+        let Some(name) = error.permanent() else { return Err(message) };
+        let sensor = error.sensor();
         let reason = Reason {
-            error,
+            error: name,
             message: &message,
             sensor_id: sensor.map(|(sensor, _)| sensor),
             sensor_site_id: sensor.and_then(|(_, site)| site),
         };
-        if record.kinesis.data.len() <= MOST_A_MESSAGE {
+        if record.kinesis.data.len() <= MAX_MESSAGE_BYTES {
             return self.quarantine.put(record, reason).await;
         }
-        let packed = packed(record).map_err(|fault| format!("{message}; and {fault}"))?;
-        for part in record.split(&packed, MOST_A_MESSAGE) {
+        let compressed = compressed(record).map_err(|error| format!("{message}; and {error}"))?;
+        for part in record.split(&compressed, MAX_MESSAGE_BYTES) {
             self.quarantine.put(&part, reason).await?;
         }
         Ok(())
@@ -177,7 +181,7 @@ impl StoreReadings {
 
 /// The reason why a record was not stored.
 #[derive(Debug, thiserror::Error)]
-enum Refused {
+enum RecordError {
     /// The record does not contain a valid bundle.
     #[error(transparent)]
     Invalid(#[from] InvalidInput),
@@ -186,7 +190,7 @@ enum Refused {
     Telemetry(#[from] TelemetryError),
 }
 
-impl Refused {
+impl RecordError {
     /// Returns the stable name of a permanent error.
     fn permanent(&self) -> Option<&'static str> {
         match self {
@@ -206,14 +210,14 @@ impl Refused {
 
 /// Returns a record's data compressed with gzip, in base64. Returns it unchanged if it is not base64 or is gzip
 /// already.
-fn packed<'a>(record: &'a Record<'_>) -> Result<Cow<'a, str>, String> {
+fn compressed<'a>(record: &'a Record<'_>) -> Result<Cow<'a, str>, String> {
     match stream::data(record) {
         Ok(data) if !data.starts_with(&GZIP) => {
-            let mut packed = Vec::new();
+            let mut compressed = Vec::new();
             GzEncoder::new(&data[..], Compression::default())
-                .read_to_end(&mut packed)
-                .map_err(|fault| format!("it can't be packed: {fault}"))?;
-            Ok(STANDARD.encode(packed).into())
+                .read_to_end(&mut compressed)
+                .map_err(|error| format!("its data can't be compressed: {error}"))?;
+            Ok(STANDARD.encode(compressed).into())
         }
         _ => Ok(Cow::Borrowed(&*record.kinesis.data)),
     }
@@ -241,10 +245,10 @@ fn split(samples: &[Sample]) -> impl Iterator<Item = &[Sample]> {
     let mut rest = samples;
     std::iter::from_fn(move || {
         let Sample(start, _) = rest.first()?;
-        let most = start.plus_millis(SeriesRow::LONGEST_MILLIS);
-        let within = rest.iter().take(SeriesRow::MOST_SAMPLES).take_while(|at| at.0 < most).count();
-        let (row, left) = rest.split_at(within);
-        rest = left;
+        let end = start.plus_millis(SeriesRow::MAX_SPAN_MILLIS);
+        let within = rest.iter().take(SeriesRow::MAX_SAMPLES).take_while(|at| at.0 < end).count();
+        let (row, remaining) = rest.split_at(within);
+        rest = remaining;
         Some(row)
     })
 }

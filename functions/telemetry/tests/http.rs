@@ -17,7 +17,7 @@ use contracts::{
 };
 use lambda::{
     Deadline,
-    http::{Answer, Problem, Request, response},
+    http::{Problem, Request, Response, response},
 };
 use serde_bytes::ByteBuf;
 use serde_json::{Value, json};
@@ -35,24 +35,24 @@ use telemetry::{
 };
 use testkit::{
     Dynamo,
-    chance::Chance,
     dynamo::READINGS,
     golden,
-    http::{self, Call, SILENCE, Stub},
+    http::{self, Call, NO_RESPONSE, Stub},
+    rng::Rng,
     sample::{self, noon, saga, sensors},
-    schema::{Outside, Schema},
+    schema::{InvalidDocument, Schema},
 };
 
 /// Returns the response that API Gateway gets, with the body parsed as JSON.
-fn sent(answer: Result<Answer, Problem>) -> Value {
-    let mut sent = serde_json::to_value(response(answer)).expect("a response as JSON");
-    let body = sent["body"].as_str().expect("a body");
-    sent["body"] = serde_json::from_str(body).expect("a body of JSON");
-    sent
+fn api_response(result: Result<Response, Problem>) -> Value {
+    let mut api_response = serde_json::to_value(response(result)).expect("a response as JSON");
+    let body = api_response["body"].as_str().expect("a body");
+    api_response["body"] = serde_json::from_str(body).expect("a body of JSON");
+    api_response
 }
 
-fn check(name: &str, answer: Result<Answer, Problem>) {
-    golden::check(env!("CARGO_MANIFEST_DIR"), name, &sent(answer));
+fn check(name: &str, response: Result<Response, Problem>) {
+    golden::check(env!("CARGO_MANIFEST_DIR"), name, &api_response(response));
 }
 
 fn site(name: &str) -> SiteId {
@@ -61,7 +61,7 @@ fn site(name: &str) -> SiteId {
 
 /// Returns the first sensor of the site `a`.
 fn sensor() -> SensorId {
-    SensorId::of(saga("a").onboarding_id, 0)
+    SensorId::from_onboarding(saga("a").onboarding_id, 0)
 }
 
 // ---- accept-readings ----
@@ -88,24 +88,24 @@ fn bundles(count: usize) -> Value {
         .collect()
 }
 
-fn acceptor(stream: &Stub) -> AcceptReadings {
+fn accept_readings(stream: &Stub) -> AcceptReadings {
     let client = aws_sdk_kinesis::Client::new(&stream.config());
-    // Unreachable: these tests do not read the counters of refusals. The tests in `refusals.rs` do.
+    // Unreachable. The tests in `refusals.rs` check the counters of refusals.
     let dynamo = aws_sdk_dynamodb::Client::new(&http::config("http://127.0.0.1:1"));
     let refusals = Refusals::new(Table::new(dynamo, "RefusalsTable"));
     AcceptReadings { client, stream_name: "readings".to_owned(), refusals }
 }
 
-async fn accept(stream: &Stub, body: &str) -> Result<Answer, Problem> {
+async fn accept(stream: &Stub, body: &str) -> Result<Response, Problem> {
     accept_within(Duration::from_secs(30), stream, body).await
 }
 
-async fn accept_within(time: Duration, stream: &Stub, body: &str) -> Result<Answer, Problem> {
-    acceptor(stream).handle(&post(body), noon(0), Deadline::after(time)).await
+async fn accept_within(time: Duration, stream: &Stub, body: &str) -> Result<Response, Problem> {
+    accept_readings(stream).handle(&post(body), noon(0), Deadline::after(time)).await
 }
 
 /// Returns the ids of the bundles in a `PutRecords` call.
-fn put(call: &Call) -> Vec<String> {
+fn put_ids(call: &Call) -> Vec<String> {
     let records = call.json()["Records"].take();
     let records = records.as_array().expect("records").iter().map(|record| {
         let data = STANDARD.decode(record["Data"].as_str().expect("text")).expect("base64");
@@ -117,15 +117,15 @@ fn put(call: &Call) -> Vec<String> {
 }
 
 /// Returns the ids of the bundles in each call to the stream.
-fn calls(stream: &Stub) -> Vec<Vec<String>> {
-    stream.take_calls().iter().map(put).collect()
+fn put_calls(stream: &Stub) -> Vec<Vec<String>> {
+    stream.take_calls().iter().map(put_ids).collect()
 }
 
-fn taken() -> Value {
+fn accepted_entry() -> Value {
     json!({ "SequenceNumber": "49543463076548007577105092703039560359975228518395012686", "ShardId": "shardId-000000000000" })
 }
 
-fn refused(code: &str) -> Value {
+fn rejected_entry(code: &str) -> Value {
     json!({ "ErrorCode": code, "ErrorMessage": "no" })
 }
 
@@ -134,34 +134,34 @@ fn entries(entries: &[Value]) -> (u16, Value) {
     (200, json!({ "FailedRecordCount": failed, "Records": entries }))
 }
 
-/// Starts a stream whose answer depends on the bundle's id and the number of its attempts, from 1.
-async fn stream(answer: fn(&str, usize) -> Value) -> Stub {
-    let tries = Mutex::new(BTreeMap::<String, usize>::new());
+/// Starts a stream whose response depends on the bundle's id and the number of the attempt, from 1.
+async fn stream(response: fn(&str, usize) -> Value) -> Stub {
+    let attempts = Mutex::new(BTreeMap::<String, usize>::new());
     Stub::start(move |call| {
-        let mut tries = tries.lock().expect("no panic in the stream");
-        let answers: Vec<_> = put(call)
+        let mut attempts = attempts.lock().expect("the attempts");
+        let responses: Vec<_> = put_ids(call)
             .into_iter()
             .map(|id| {
-                let attempt = tries.entry(id.clone()).or_default();
+                let attempt = attempts.entry(id.clone()).or_default();
                 *attempt += 1;
-                answer(&id, *attempt)
+                response(&id, *attempt)
             })
             .collect();
-        entries(&answers)
+        entries(&responses)
     })
     .await
 }
 
-/// Starts a stream whose answer depends on the number of the call, from 1.
-async fn stream_by_call(answer: fn(usize) -> (u16, Value)) -> Stub {
-    let calls = AtomicUsize::new(0);
-    Stub::start(move |_| answer(calls.fetch_add(1, SeqCst) + 1)).await
+/// Starts a stream whose response depends on the number of the call, from 1.
+async fn stream_by_call(response: fn(usize) -> (u16, Value)) -> Stub {
+    let count = AtomicUsize::new(0);
+    Stub::start(move |_| response(count.fetch_add(1, SeqCst) + 1)).await
 }
 
 #[tokio::test]
 async fn a_bundle_and_a_list_are_put_on_the_stream() {
-    let stream = stream(|_, _| taken()).await;
-    let begun = Instant::now();
+    let stream = stream(|_, _| accepted_entry()).await;
+    let started = Instant::now();
     let one = bundle("b-1", site("a"), &json!([["2026-01-01T12:00:00.00099+01:00", -7]]));
     check("accept-readings.one", accept(&stream, &format!("\n {one:#}")).await);
     let call = stream.take_calls().remove(0);
@@ -177,46 +177,49 @@ async fn a_bundle_and_a_list_are_put_on_the_stream() {
     let mut list = bundles(2);
     list[1] = bundle("b-0", site("b"), &json!([["2026-01-01T11:00:00Z", 1.5]]));
     check("accept-readings.list", accept(&stream, &list.to_string()).await);
-    assert_eq!(calls(&stream), [["b-0", "b-0"]]);
-    let most = accept(&stream, &bundles(500).to_string()).await;
-    assert_eq!(sent(most)["body"]["accepted"], 500);
-    assert_eq!(calls(&stream)[0].len(), 500);
-    assert!(begun.elapsed() < Duration::from_secs(2), "nothing waits where all was taken");
+    assert_eq!(put_calls(&stream), [["b-0", "b-0"]]);
+    let max = accept(&stream, &bundles(500).to_string()).await;
+    assert_eq!(api_response(max)["body"]["accepted"], 500);
+    assert_eq!(put_calls(&stream)[0].len(), 500);
+    assert!(started.elapsed() < Duration::from_secs(2), "no retry pause after success");
 }
 
 #[tokio::test]
 async fn the_sample_event_is_accepted() {
-    let stream = stream(|_, _| taken()).await;
+    let stream = stream(|_, _| accepted_entry()).await;
     let body = sample::event("accept-readings")["body"].take();
-    let answer = sent(accept(&stream, body.as_str().expect("text")).await);
-    assert_eq!(answer["statusCode"], 202, "{answer}");
+    let response = api_response(accept(&stream, body.as_str().expect("text")).await);
+    assert_eq!(response["statusCode"], 202, "{response}");
 }
 
 #[tokio::test]
 async fn an_invalid_request_is_refused_with_instructions_and_nothing_is_put() {
-    let stream = stream(|_, _| taken()).await;
+    let stream = stream(|_, _| accepted_entry()).await;
     let mut wrong = bundles(4);
     wrong[1]["series"][0]["samples"] =
         json!([["2026-01-01T11:00:00Z", 1], ["2026-01-01T11:00:00Z", 2]]);
     wrong[3]["series"] = json!([]);
     let mut missing = bundles(3);
     missing[2].as_object_mut().expect("a bundle").remove("siteId");
-    let mut twice = bundles(3);
-    twice[2]["bundleId"] = "b-0".into();
-    let mut alone = bundles(1)[0].take();
-    alone["series"][0]["samples"][0][1] = "1.5".into();
+    let mut repeated_id = bundles(3);
+    repeated_id[2]["bundleId"] = "b-0".into();
+    let mut single = bundles(1)[0].take();
+    single["series"][0]["samples"][0][1] = "1.5".into();
     let large = format!("{}{}", bundles(1), " ".repeat(4 * 1024 * 1024));
     for (name, body) in [
         ("accept-readings.wrong-fields", wrong.to_string()),
         ("accept-readings.missing-field", missing.to_string()),
-        ("accept-readings.twice", twice.to_string()),
-        ("accept-readings.wrong-value", alone.to_string()),
+        ("accept-readings.twice", repeated_id.to_string()),
+        ("accept-readings.wrong-value", single.to_string()),
         ("accept-readings.empty-list", "[]".to_owned()),
         ("accept-readings.no-json", "[{\"bundleId\"".to_owned()),
         ("accept-readings.no-body", String::new()),
         ("accept-readings.too-large", large),
         ("accept-readings.too-many", bundles(501).to_string()),
-        ("accept-readings.large-bundle", json!([bundles(1)[0], long("b-1", 28_000)]).to_string()),
+        (
+            "accept-readings.large-bundle",
+            json!([bundles(1)[0], long_bundle("b-1", 28_000)]).to_string(),
+        ),
     ] {
         check(name, accept(&stream, &body).await);
     }
@@ -224,7 +227,7 @@ async fn an_invalid_request_is_refused_with_instructions_and_nothing_is_put() {
 }
 
 /// Returns a bundle with `samples` samples. Each takes 47 bytes on the stream.
-fn long(id: &str, samples: i64) -> Value {
+fn long_bundle(id: &str, samples: i64) -> Value {
     let begin: Timestamp = "2000-01-01T00:00:00Z".parse().expect("a time");
     let samples = (0..samples).map(|n| {
         let time = begin.plus_millis(60_000 * n).to_string();
@@ -233,16 +236,16 @@ fn long(id: &str, samples: i64) -> Value {
     bundle(id, site("a"), &samples.collect())
 }
 
-/// Returns the names of the fields in a 400 answer.
-fn named(answer: &Value) -> Vec<&str> {
-    assert_eq!(answer["statusCode"], 400, "{answer}");
-    let errors = answer["body"]["errors"].as_array().expect("errors");
+/// Returns the fields that the errors of a 400 response name.
+fn error_fields(response: &Value) -> Vec<&str> {
+    assert_eq!(response["statusCode"], 400, "{response}");
+    let errors = response["body"]["errors"].as_array().expect("errors");
     errors.iter().filter_map(|error| error["field"].as_str()).collect()
 }
 
 #[tokio::test]
 async fn all_problems_of_a_bundle_are_reported_at_once() {
-    let stream = stream(|_, _| taken()).await;
+    let stream = stream(|_, _| accepted_entry()).await;
     let mut wrong = bundles(2);
     wrong[0].as_object_mut().expect("a bundle").remove("siteId");
     wrong[0]["bundleId"] = "b 1".into();
@@ -260,8 +263,8 @@ async fn all_problems_of_a_bundle_are_reported_at_once() {
         7,
     ]);
     wrong[1]["series"][0] = json!([sensor(), [["2026-01-01T11:00:00Z", 1]]]);
-    let answer = sent(accept(&stream, &wrong.to_string()).await);
-    let fields = named(&answer);
+    let response = api_response(accept(&stream, &wrong.to_string()).await);
+    let fields = error_fields(&response);
     for field in [
         "[0].siteId",
         "[0].bundleId",
@@ -277,19 +280,22 @@ async fn all_problems_of_a_bundle_are_reported_at_once() {
         "[0].series[0].samples[8]",
         "[1].series[0]",
     ] {
-        assert!(fields.contains(&field), "{field} is not named in {answer:#}");
+        assert!(fields.contains(&field), "{field} is missing in {response:#}");
     }
-    assert_eq!(fields.len(), 13, "{answer:#}");
+    assert_eq!(fields.len(), 13, "{response:#}");
 
     let positional = json!(["b-1", site("a"), []]).to_string();
     let listed = json!([["b-1", site("a"), []]]).to_string();
-    assert_eq!(named(&sent(accept(&stream, &positional).await)), ["[0]", "[1]", "[2]"]);
-    assert_eq!(named(&sent(accept(&stream, &listed).await)), ["[0]"]);
-    let many = bundle("b-1", site("a"), &(0..1_000).map(|_| json!(["no time", null])).collect());
-    let answer = sent(accept(&stream, &many.to_string()).await);
-    assert_eq!(named(&answer).len(), 101);
     assert_eq!(
-        answer["body"]["errors"][100]["message"],
+        error_fields(&api_response(accept(&stream, &positional).await)),
+        ["[0]", "[1]", "[2]"]
+    );
+    assert_eq!(error_fields(&api_response(accept(&stream, &listed).await)), ["[0]"]);
+    let many = bundle("b-1", site("a"), &(0..1_000).map(|_| json!(["no time", null])).collect());
+    let response = api_response(accept(&stream, &many.to_string()).await);
+    assert_eq!(error_fields(&response).len(), 101);
+    assert_eq!(
+        response["body"]["errors"][100]["message"],
         "has 1900 more problems; correct these first"
     );
     assert!(stream.take_calls().is_empty());
@@ -297,13 +303,13 @@ async fn all_problems_of_a_bundle_are_reported_at_once() {
 
 #[tokio::test]
 async fn posting_readings_with_a_query_parameter_is_refused() {
-    let stream = stream(|_, _| taken()).await;
+    let stream = stream(|_, _| accepted_entry()).await;
     let mut request = post(&bundles(1).to_string());
     let query = std::collections::HashMap::from([("colour".to_owned(), "red".to_owned())]);
     request.query_string_parameters = query.into();
     let deadline = Deadline::after(Duration::from_secs(30));
-    let answer = sent(acceptor(&stream).handle(&request, noon(0), deadline).await);
-    assert_eq!(named(&answer), ["query colour"]);
+    let response = api_response(accept_readings(&stream).handle(&request, noon(0), deadline).await);
+    assert_eq!(error_fields(&response), ["query colour"]);
     assert!(stream.take_calls().is_empty());
 }
 
@@ -322,35 +328,36 @@ fn in_order(mut bundle: Value) -> Value {
 
 #[tokio::test]
 async fn bundles_that_match_the_schema_are_accepted_and_those_just_outside_are_refused() {
-    let schema = Schema::published(contracts::readings::BUNDLE);
-    let stream = stream(|_, _| taken()).await;
+    let schema = Schema::published(contracts::readings::BUNDLE_SCHEMA);
+    let stream = stream(|_, _| accepted_entry()).await;
     for seed in 0..300 {
-        let mut chance = Chance::of(seed);
-        let bundle = in_order(schema.document(&mut chance));
-        let answer = sent(accept(&stream, &bundle.to_string()).await);
-        assert_eq!(answer["statusCode"], 202, "seed {seed}: {bundle} {answer}");
+        let mut rng = Rng::from_seed(seed);
+        let bundle = in_order(schema.document(&mut rng));
+        let response = api_response(accept(&stream, &bundle.to_string()).await);
+        assert_eq!(response["statusCode"], 202, "seed {seed}: {bundle} {response}");
         assert_eq!(stream.take_calls().len(), 1);
 
-        let Outside { field, what, document } = schema.one_outside(&bundle, &mut chance);
+        let InvalidDocument { field, what, document } =
+            schema.random_invalid_document(&bundle, &mut rng);
         // In a list, so that an array in place of a bundle is not taken for the list.
-        let answer = sent(accept(&stream, &json!([document]).to_string()).await);
+        let response = api_response(accept(&stream, &json!([document]).to_string()).await);
         let field = match field.as_str() {
             "" => "[0]".to_owned(),
             field => format!("[0].{field}"),
         };
         // An error about the range of a value may name the whole sample.
         let sample = field.strip_suffix("[1]").unwrap_or(&field);
-        let fields = named(&answer);
+        let fields = error_fields(&response);
         assert!(
             fields.contains(&field.as_str()) || fields.contains(&sample),
-            "seed {seed}, {what} of {field}: {answer}"
+            "seed {seed}, {what} of {field}: {response}"
         );
         assert!(stream.take_calls().is_empty());
     }
 }
 
 /// Returns a bundle of exactly `bytes` bytes, with times and values in their shortest form.
-fn of_bytes(bytes: usize) -> String {
+fn bundle_of_bytes(bytes: usize) -> String {
     let begin = 1_000_000_000_i64;
     let sample = |n: i64| {
         let time = Timestamp::from_millis(1000 * (begin + 60 * n)).to_string();
@@ -373,42 +380,42 @@ fn of_bytes(bytes: usize) -> String {
 
 #[tokio::test]
 async fn a_bundle_up_to_the_size_of_a_record_is_put_unchanged() {
-    let stream = stream(|_, _| taken()).await;
+    let stream = stream(|_, _| accepted_entry()).await;
     let key = site("a").to_string().len();
     for bytes in [975_148, 1024 * 1024 - key] {
-        let body = of_bytes(bytes);
+        let body = bundle_of_bytes(bytes);
         assert_eq!(body.len(), bytes);
-        let answer = sent(accept(&stream, &body).await);
-        assert_eq!(answer["statusCode"], 202, "{answer}");
+        let response = api_response(accept(&stream, &body).await);
+        assert_eq!(response["statusCode"], 202, "{response}");
         let record = stream.take_calls().remove(0).json()["Records"][0]["Data"].take();
         let data = STANDARD.decode(record.as_str().expect("text")).expect("base64");
-        assert!(data == body.as_bytes(), "other bytes than those that came");
+        assert!(data == body.as_bytes(), "the data differs from the body");
     }
-    let answer = sent(accept(&stream, &of_bytes(1024 * 1024 - key + 1)).await);
-    assert_eq!(answer["statusCode"], 413);
-    let message = answer["body"]["errors"][0]["message"].as_str().expect("a message");
+    let response = api_response(accept(&stream, &bundle_of_bytes(1024 * 1024 - key + 1)).await);
+    assert_eq!(response["statusCode"], 413);
+    let message = response["body"]["errors"][0]["message"].as_str().expect("a message");
     assert_eq!(message, "bundle b-1 has 1048541 bytes; give at most 1048540");
 
     // White space alone does not make a bundle too large.
-    let wide: Value = serde_json::from_str(&of_bytes(500_000)).expect("JSON");
-    let wide = format!("{wide:#}");
-    assert!(wide.len() > 1024 * 1024, "{} bytes", wide.len());
-    assert_eq!(sent(accept(&stream, &wide).await)["statusCode"], 202);
+    let indented: Value = serde_json::from_str(&bundle_of_bytes(500_000)).expect("JSON");
+    let indented = format!("{indented:#}");
+    assert!(indented.len() > 1024 * 1024, "{} bytes", indented.len());
+    assert_eq!(api_response(accept(&stream, &indented).await)["statusCode"], 202);
 }
 
 #[tokio::test]
 async fn only_records_that_failed_are_put_again() {
-    let stream = stream(|id, tried| match (id, tried) {
-        ("b-1", 1 | 2) => refused("ProvisionedThroughputExceededException"),
-        ("b-3", 1) => refused("InternalFailure"),
-        _ => taken(),
+    let stream = stream(|id, attempt| match (id, attempt) {
+        ("b-1", 1 | 2) => rejected_entry("ProvisionedThroughputExceededException"),
+        ("b-3", 1) => rejected_entry("InternalFailure"),
+        _ => accepted_entry(),
     })
     .await;
-    let answer = sent(accept(&stream, &bundles(4).to_string()).await);
-    assert_eq!(answer["statusCode"], 202);
-    assert_eq!(answer["body"], json!({ "accepted": 4, "bundles": ["b-0", "b-1", "b-2", "b-3"] }));
+    let response = api_response(accept(&stream, &bundles(4).to_string()).await);
+    assert_eq!(response["statusCode"], 202);
+    assert_eq!(response["body"], json!({ "accepted": 4, "bundles": ["b-0", "b-1", "b-2", "b-3"] }));
     let all = vec!["b-0", "b-1", "b-2", "b-3"];
-    assert_eq!(calls(&stream), [all, vec!["b-1", "b-3"], vec!["b-1"]]);
+    assert_eq!(put_calls(&stream), [all, vec!["b-1", "b-3"], vec!["b-1"]]);
 }
 
 #[tokio::test]
@@ -417,48 +424,51 @@ async fn records_without_a_result_and_of_failed_calls_are_put_again() {
         1 => (500, json!({ "__type": "InternalFailure" })),
         2 => (400, json!({ "__type": "ProvisionedThroughputExceededException" })),
         // The second record has neither a sequence number nor an error.
-        4 => entries(&[taken(), json!({})]),
-        // The answer has a result for the first record only.
-        _ => entries(&[taken()]),
+        4 => entries(&[accepted_entry(), json!({})]),
+        // The response has a result for the first record only.
+        _ => entries(&[accepted_entry()]),
     })
     .await;
-    let answer = sent(accept(&stream, &bundles(3).to_string()).await);
-    assert_eq!(answer["statusCode"], 202, "{answer}");
+    let response = api_response(accept(&stream, &bundles(3).to_string()).await);
+    assert_eq!(response["statusCode"], 202, "{response}");
     let all = vec!["b-0", "b-1", "b-2"];
-    assert_eq!(calls(&stream), [all.clone(), all.clone(), all, vec!["b-1", "b-2"], vec!["b-2"]]);
+    assert_eq!(
+        put_calls(&stream),
+        [all.clone(), all.clone(), all, vec!["b-1", "b-2"], vec!["b-2"]]
+    );
 }
 
 #[tokio::test]
 async fn a_throttled_stream_is_a_503_with_the_bundles_that_were_put_and_those_that_were_not() {
     let stream = stream(|id, _| match id {
-        "b-1" | "b-3" => refused("ProvisionedThroughputExceededException"),
-        _ => taken(),
+        "b-1" | "b-3" => rejected_entry("ProvisionedThroughputExceededException"),
+        _ => accepted_entry(),
     })
     .await;
-    let begun = Instant::now();
+    let started = Instant::now();
     check("accept-readings.stream-busy", accept(&stream, &bundles(4).to_string()).await);
     // Five pauses with jitter: at most 3.1 s, on average 1.5 s.
-    assert!(begun.elapsed() > Duration::from_millis(100), "it waits before it tries again");
-    let calls = calls(&stream);
-    assert_eq!(calls.len(), 6, "not for ever");
-    assert!(calls[1..].iter().all(|call| call == &["b-1", "b-3"]));
+    assert!(started.elapsed() > Duration::from_millis(100), "there is a pause before a retry");
+    let put_calls = put_calls(&stream);
+    assert_eq!(put_calls.len(), 6, "the number of attempts is limited");
+    assert!(put_calls[1..].iter().all(|call| call == &["b-1", "b-3"]));
 
-    let alone = bundles(1)[0].take().to_string().replace("b-0", "b-1");
+    let single = bundles(1)[0].take().to_string().replace("b-0", "b-1");
     let time = Duration::from_millis(200);
-    check("accept-readings.stream-busy-alone", accept_within(time, &stream, &alone).await);
+    check("accept-readings.stream-busy-alone", accept_within(time, &stream, &single).await);
 }
 
 #[tokio::test]
 async fn a_hanging_stream_leaves_time_for_the_response() {
-    let stream = Stub::start(|_| (SILENCE, json!({}))).await;
-    let begun = Instant::now();
+    let stream = Stub::start(|_| (NO_RESPONSE, json!({}))).await;
+    let started = Instant::now();
     let time = Duration::from_millis(200);
-    let answer = sent(accept_within(time, &stream, &bundles(2).to_string()).await);
-    assert!(begun.elapsed() < Duration::from_secs(2));
-    assert_eq!(answer["statusCode"], 503);
-    assert_eq!(answer["body"]["accepted"], 0);
-    assert_eq!(answer["body"]["bundles"], json!([]));
-    assert_eq!(answer["headers"]["retry-after"], "5");
+    let response = api_response(accept_within(time, &stream, &bundles(2).to_string()).await);
+    assert!(started.elapsed() < Duration::from_secs(2));
+    assert_eq!(response["statusCode"], 503);
+    assert_eq!(response["body"]["accepted"], 0);
+    assert_eq!(response["body"]["bundles"], json!([]));
+    assert_eq!(response["headers"]["retry-after"], "5");
     assert_eq!(stream.take_calls().len(), 1);
 }
 
@@ -468,19 +478,22 @@ async fn a_permanent_error_of_the_stream_is_an_internal_error() {
         let stream =
             Stub::start(move |_| (400, json!({ "__type": error, "message": "inside" }))).await;
         check("accept-readings.internal", accept(&stream, &bundles(1).to_string()).await);
-        assert_eq!(stream.take_calls().len(), 1, "{error} would come again");
+        assert_eq!(stream.take_calls().len(), 1, "{error} is permanent and must not be retried");
     }
 }
 
 #[tokio::test]
 async fn a_permanent_error_after_some_bundles_were_put_is_a_503() {
     let stream = stream_by_call(|call| match call {
-        1 => entries(&[taken(), refused("InternalFailure")]),
+        1 => entries(&[accepted_entry(), rejected_entry("InternalFailure")]),
         _ => (400, json!({ "__type": "AccessDeniedException" })),
     })
     .await;
-    let answer = sent(accept(&stream, &bundles(2).to_string()).await);
-    assert_eq!((&answer["statusCode"], &answer["body"]["bundles"]), (&json!(503), &json!(["b-0"])));
+    let response = api_response(accept(&stream, &bundles(2).to_string()).await);
+    assert_eq!(
+        (&response["statusCode"], &response["body"]["bundles"]),
+        (&json!(503), &json!(["b-0"]))
+    );
     assert_eq!(stream.take_calls().len(), 2);
 }
 
@@ -488,15 +501,15 @@ async fn a_permanent_error_after_some_bundles_were_put_is_a_503() {
 
 fn paging() -> Paging {
     let key = SigningKey::new("a key that is long enough for the tests").expect("a key");
-    Paging::new(KeySource::Given(key))
+    Paging::new(KeySource::Fixed(key))
 }
 
-fn getter(dynamo: &Dynamo) -> GetReadings {
+fn get_readings(dynamo: &Dynamo) -> GetReadings {
     GetReadings { readings: dynamo.table(READINGS), paging: paging() }
 }
 
 /// Returns `GET /sensors/{sensorId}/readings` with a query, in API Gateway's format.
-fn of(sensor: &str, query: &[(&str, &str)]) -> Request {
+fn get_request(sensor: &str, query: &[(&str, &str)]) -> Request {
     let mut event = sample::event("get-readings");
     event["path"] = format!("/sensors/{sensor}/readings").into();
     event["pathParameters"] = json!({ "sensorId": sensor });
@@ -509,8 +522,8 @@ fn of(sensor: &str, query: &[(&str, &str)]) -> Request {
     serde_json::from_value(event).expect("an event of API Gateway")
 }
 
-async fn get(dynamo: &Dynamo, query: &[(&str, &str)]) -> Result<Answer, Problem> {
-    getter(dynamo).handle(&of(&sensor().to_string(), query)).await
+async fn get(dynamo: &Dynamo, query: &[(&str, &str)]) -> Result<Response, Problem> {
+    get_readings(dynamo).handle(&get_request(&sensor().to_string(), query)).await
 }
 
 /// Adds the sensor to the register.
@@ -560,7 +573,7 @@ fn minute(n: i64) -> Timestamp {
 }
 
 /// Returns two bundles of a morning, a late correction, and a bundle of the next day.
-fn story() -> Vec<SeriesRow> {
+fn sample_rows() -> Vec<SeriesRow> {
     vec![
         row("b-1", 1, &[(minute(0), -7.6), (minute(15), -7.5), (minute(30), -7.7)]),
         row("b-2", 2, &[(minute(45), -7.0), (minute(60), -6.4), (minute(75), -6.5)]),
@@ -574,7 +587,7 @@ async fn samples_and_their_aggregates_are_returned() {
     let dynamo = Dynamo::start().await;
     register(&dynamo, None).await;
     check("get-readings.empty", get(&dynamo, &[]).await);
-    fill(&dynamo, &story()).await;
+    fill(&dynamo, &sample_rows()).await;
     let (from, to) = (minute(15).to_string(), minute(60).to_string());
     let range = [("from", from.as_str()), ("to", to.as_str())];
     check("get-readings.all", get(&dynamo, &[]).await);
@@ -586,18 +599,21 @@ async fn samples_and_their_aggregates_are_returned() {
     check("get-readings.hours", get(&dynamo, &hours).await);
     let sample = sample::event("get-readings");
     let request = serde_json::from_value(sample).expect("an event of API Gateway");
-    let answer = sent(getter(&dynamo).handle(&request).await);
-    assert_eq!(answer["statusCode"], 404, "a good request, of another site: {answer}");
+    let response = api_response(get_readings(&dynamo).handle(&request).await);
+    assert_eq!(
+        response["statusCode"], 404,
+        "a valid request for a sensor that is not here: {response}"
+    );
 }
 
 #[tokio::test]
 async fn a_page_has_a_token_for_the_next_page() {
     let dynamo = Dynamo::start().await;
     register(&dynamo, None).await;
-    fill(&dynamo, &story()).await;
+    fill(&dynamo, &sample_rows()).await;
     let first = get(&dynamo, &[("limit", "2")]).await;
     check("get-readings.page", first);
-    let first = sent(get(&dynamo, &[("limit", "2")]).await);
+    let first = api_response(get(&dynamo, &[("limit", "2")]).await);
     let next = first["body"]["next"].as_str().expect("another page");
     // The limit may differ from page to page.
     check("get-readings.next-page", get(&dynamo, &[("next", next), ("limit", "100")]).await);
@@ -612,9 +628,9 @@ async fn a_page_has_a_token_for_the_next_page() {
     }
     let changed = format!("{}A", &next[..next.len() - 1]);
     check("get-readings.foreign-next", get(&dynamo, &[("next", &changed)]).await);
-    let other = SensorId::of(saga("a").onboarding_id, 1).to_string();
-    let answer = getter(&dynamo).handle(&of(&other, &[("next", next)])).await;
-    check("get-readings.foreign-next", answer);
+    let other = SensorId::from_onboarding(saga("a").onboarding_id, 1).to_string();
+    let response = get_readings(&dynamo).handle(&get_request(&other, &[("next", next)])).await;
+    check("get-readings.foreign-next", response);
 }
 
 #[tokio::test]
@@ -623,13 +639,14 @@ async fn an_unknown_sensor_is_not_found_and_a_retired_one_still_has_its_readings
     check("get-readings.unknown", get(&dynamo, &[]).await);
     // Only the sensor's retirement has arrived: its unit is unknown.
     let row = SensorRow { site_id: site("a"), sensor: None, retired_at: Some(noon(0)) };
-    let early = SensorId::of(saga("a").onboarding_id, 1);
+    let early = SensorId::from_onboarding(saga("a").onboarding_id, 1);
     create(&dynamo, &SensorRow::key(early), &row).await;
-    let answer = sent(getter(&dynamo).handle(&of(&early.to_string(), &[])).await);
-    assert_eq!(answer["statusCode"], 404);
+    let response =
+        api_response(get_readings(&dynamo).handle(&get_request(&early.to_string(), &[])).await);
+    assert_eq!(response["statusCode"], 404);
 
     register(&dynamo, Some(minute(100))).await;
-    fill(&dynamo, &story()).await;
+    fill(&dynamo, &sample_rows()).await;
     check("get-readings.all", get(&dynamo, &[]).await);
 }
 
@@ -637,7 +654,7 @@ async fn an_unknown_sensor_is_not_found_and_a_retired_one_still_has_its_readings
 async fn an_invalid_query_is_refused_with_instructions() {
     let dynamo = Dynamo::start().await;
     register(&dynamo, None).await;
-    check("get-readings.no-id", getter(&dynamo).handle(&of("42", &[])).await);
+    check("get-readings.no-id", get_readings(&dynamo).handle(&get_request("42", &[])).await);
     let query = [
         ("aggregate", "week"),
         ("colour", "red"),
@@ -657,44 +674,44 @@ async fn an_invalid_query_is_refused_with_instructions() {
         ([("from", "1960-01-01T00:00:00Z"), ("to", "1961-01-01T00:00:00Z")], true),
         ([("from", "1960-01-01T00:00:00Z"), ("to", "9999-12-30T00:00:00Z")], true),
     ] {
-        let answer = sent(get(&dynamo, &query).await);
-        assert_eq!(answer["statusCode"], if good { 200 } else { 400 }, "{query:?}: {answer}");
+        let response = api_response(get(&dynamo, &query).await);
+        assert_eq!(response["statusCode"], if good { 200 } else { 400 }, "{query:?}: {response}");
     }
 }
 
 #[tokio::test]
-async fn an_internal_problem_is_a_5xx_answer_without_internal_details() {
-    for (table_answers, name) in [(500, "unavailable"), (400, "internal")] {
-        let table = Stub::start(move |_| (table_answers, json!({ "message": "inside" }))).await;
+async fn an_internal_problem_is_a_5xx_response_without_internal_details() {
+    for (status, name) in [(500, "unavailable"), (400, "internal")] {
+        let table = Stub::start(move |_| (status, json!({ "message": "inside" }))).await;
         let client = aws_sdk_dynamodb::Client::new(&table.config());
         let step = GetReadings { readings: Table::new(client, READINGS), paging: paging() };
-        let answer = step.handle(&of(&sensor().to_string(), &[])).await;
-        check(&format!("get-readings.{name}"), answer);
+        let response = step.handle(&get_request(&sensor().to_string(), &[])).await;
+        check(&format!("get-readings.{name}"), response);
     }
     let dynamo = Dynamo::start().await;
     register(&dynamo, None).await;
-    let mut broken = story();
+    let mut broken = sample_rows();
     broken[1].samples = ByteBuf::from(b"?");
     fill(&dynamo, &broken).await;
     check("get-readings.internal", get(&dynamo, &[]).await);
 }
 
 /// Reads all pages. Returns the samples or buckets of all pages, and their number per page.
-async fn walk(dynamo: &Dynamo, query: &[(&str, &str)]) -> (Vec<Value>, Vec<usize>) {
-    let told =
+async fn read_pages(dynamo: &Dynamo, query: &[(&str, &str)]) -> (Vec<Value>, Vec<usize>) {
+    let field =
         if query.iter().any(|(name, _)| *name == "aggregate") { "buckets" } else { "samples" };
     let (mut all, mut pages) = (Vec::new(), Vec::new());
     let mut next: Option<String> = None;
     loop {
         let mut query = query.to_vec();
         query.extend(next.as_deref().map(|next| ("next", next)));
-        let mut answer = sent(get(dynamo, &query).await);
-        assert_eq!(answer["statusCode"], 200, "{answer}");
-        let page = answer["body"][told].as_array_mut().expect("a page");
+        let mut response = api_response(get(dynamo, &query).await);
+        assert_eq!(response["statusCode"], 200, "{response}");
+        let page = response["body"][field].as_array_mut().expect("a page");
         pages.push(page.len());
-        assert!(pages.len() < 100, "no end: {pages:?}");
+        assert!(pages.len() < 100, "the pages do not end: {pages:?}");
         all.append(page);
-        match answer["body"]["next"].as_str() {
+        match response["body"]["next"].as_str() {
             Some(token) => next = Some(token.to_owned()),
             None => return (all, pages),
         }
@@ -737,19 +754,19 @@ async fn all_pages_of_many_rows_contain_every_sample_once() {
     for (order, limit) in [("asc", "1000"), ("desc", "999"), ("asc", "10000")] {
         let query =
             [("from", from_text.as_str()), ("to", &to_text), ("order", order), ("limit", limit)];
-        let (mut all, pages) = walk(&dynamo, &query).await;
+        let (mut all, pages) = read_pages(&dynamo, &query).await;
         if order == "desc" {
             all.reverse();
         }
         assert_eq!(all, within, "{order}");
-        let most: usize = limit.parse().expect("a number");
-        assert!(pages[..pages.len() - 1].iter().all(|page| *page == most), "{pages:?}");
+        let max: usize = limit.parse().expect("a number");
+        assert!(pages[..pages.len() - 1].iter().all(|page| *page == max), "{pages:?}");
     }
 
     let query =
         [("from", from_text.as_str()), ("to", &to_text), ("aggregate", "day"), ("limit", "4")];
-    let (days, pages) = walk(&dynamo, &query).await;
-    assert_eq!(pages, [4, 4, 4, 4], "16 days, the first and the last cut");
+    let (days, pages) = read_pages(&dynamo, &query).await;
+    assert_eq!(pages, [4, 4, 4, 4], "16 days; the first and the last are partial");
     let counts: Vec<_> = days.iter().map(|day| day["count"].as_u64().expect("a count")).collect();
     assert_eq!(counts.iter().sum::<u64>(), within.len() as u64);
     assert_eq!((counts[0], counts[1]), (59, 144));
@@ -764,13 +781,13 @@ async fn a_request_that_spent_its_budget_returns_a_partial_page() {
         (0..6_000_i32).map(|n| row("b", 0, &[(noon(10 * i64::from(n)), f64::from(n))])).collect();
     fill(&dynamo, &rows).await;
     let from = noon(10 * 5_990).to_string();
-    let (all, pages) = walk(&dynamo, &[("from", &from)]).await;
-    assert_eq!(pages, [0, 10], "the first page only looked back");
+    let (all, pages) = read_pages(&dynamo, &[("from", &from)]).await;
+    assert_eq!(pages, [0, 10], "the first page has no samples of the range");
     assert_eq!(all[0], json!([noon(59_900), 5_990.0]));
 
     // In descending order no sample is final before the query has looked back a day, so it reads on beyond its budget.
-    let (_, pages) = walk(&dynamo, &[("order", "desc"), ("limit", "3000")]).await;
+    let (_, pages) = read_pages(&dynamo, &[("order", "desc"), ("limit", "3000")]).await;
     assert_eq!(pages, [3_000, 3_000]);
-    let (_, pages) = walk(&dynamo, &[("limit", "10000")]).await;
+    let (_, pages) = read_pages(&dynamo, &[("limit", "10000")]).await;
     assert_eq!(pages, [4_999, 1_001]);
 }

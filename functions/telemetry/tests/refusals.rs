@@ -17,38 +17,39 @@ use testkit::{
     sample::{self, noon, saga},
 };
 
-const TAKEN: &str = "49543463076548007577105092703039560359975228518395012686";
+const SEQUENCE_NUMBER: &str = "49543463076548007577105092703039560359975228518395012686";
 
 fn site(name: &str) -> SiteId {
     saga(name).site_id
 }
 
 fn sensor(site: &str, index: usize) -> SensorId {
-    SensorId::of(saga(site).onboarding_id, index)
+    SensorId::from_onboarding(saga(site).onboarding_id, index)
 }
 
-/// Returns a bundle of two series. `late` is the time of the sample in the second series.
-fn bundle(id: &str, site_name: &str, late: &str) -> Value {
+/// Returns a bundle of two series. `second_time` is the time of the sample in the second series.
+fn bundle(id: &str, site_name: &str, second_time: &str) -> Value {
     let series = |index, time: &str| json!({ "sensorId": sensor(site_name, index), "samples": [[time, 1.5]] });
     json!({
         "bundleId": id, "siteId": site(site_name),
-        "series": [series(0, "2026-01-01T11:00:00Z"), series(1, late)],
+        "series": [series(0, "2026-01-01T11:00:00Z"), series(1, second_time)],
     })
 }
 
-struct Door {
+struct World {
     dynamo: Dynamo,
     _stream: Stub,
     step: AcceptReadings,
 }
 
-impl Door {
-    async fn open() -> Self {
+impl World {
+    async fn start() -> Self {
         let dynamo = Dynamo::start().await;
         let stream = Stub::start(|call| {
             let records = call.json()["Records"].as_array().map_or(0, Vec::len);
-            let taken = json!({ "SequenceNumber": TAKEN, "ShardId": "shardId-000000000000" });
-            (200, json!({ "FailedRecordCount": 0, "Records": vec![taken; records] }))
+            let accepted =
+                json!({ "SequenceNumber": SEQUENCE_NUMBER, "ShardId": "shardId-000000000000" });
+            (200, json!({ "FailedRecordCount": 0, "Records": vec![accepted; records] }))
         })
         .await;
         let step = AcceptReadings {
@@ -59,7 +60,7 @@ impl Door {
         Self { dynamo, _stream: stream, step }
     }
 
-    /// Returns the status of the answer to a body.
+    /// Returns the status of the response to a body.
     async fn post(&self, body: &str) -> u16 {
         let mut event = sample::event("accept-readings");
         event["body"] = body.into();
@@ -71,102 +72,102 @@ impl Door {
         }
     }
 
-    async fn counted(&self, site: &str) -> Vec<RefusalRow> {
+    async fn rows(&self, site: &str) -> Vec<RefusalRow> {
         let table = self.dynamo.table(REFUSALS);
-        RefusalRow::of_site(&table, site, noon(0)).await.expect("the counters")
+        RefusalRow::for_site(&table, site, noon(0)).await.expect("the rows of the counters")
     }
 
     /// Returns the reason, field, sensor and count of each counter.
     async fn counts(&self, site: &str) -> Vec<(String, String, Option<SensorId>, u64)> {
-        let rows = self.counted(site).await;
-        let of = |row: &RefusalRow| {
+        let rows = self.rows(site).await;
+        let key_and_count = |row: &RefusalRow| {
             (row.reason().to_owned(), row.field().to_owned(), row.sensor(), row.refused)
         };
-        rows.iter().map(of).collect()
+        rows.iter().map(key_and_count).collect()
     }
 }
 
 #[tokio::test]
 async fn an_accepted_bundle_costs_no_write() {
-    let door = Door::open().await;
+    let world = World::start().await;
     let good = bundle("b-1", "a", "2026-01-01T11:00:00Z");
-    assert_eq!(door.post(&good.to_string()).await, 202);
-    assert_eq!(door.post(&json!([good]).to_string()).await, 202);
-    assert_eq!(door.dynamo.take_usage(), testkit::dynamo::Usage::default());
+    assert_eq!(world.post(&good.to_string()).await, 202);
+    assert_eq!(world.post(&json!([good]).to_string()).await, 202);
+    assert_eq!(world.dynamo.take_usage(), testkit::dynamo::Usage::default());
 }
 
 #[tokio::test]
 async fn a_wrong_clock_is_counted_for_its_site_and_sensor() {
-    let door = Door::open().await;
+    let world = World::start().await;
     let ahead = bundle("b-1", "a", "2026-01-01T14:00:00Z");
-    assert_eq!(door.post(&ahead.to_string()).await, 400);
-    let counts = door.counts(&site("a").to_string()).await;
+    assert_eq!(world.post(&ahead.to_string()).await, 400);
+    let counts = world.counts(&site("a").to_string()).await;
     let (reason, field) = ("ClockAhead".to_owned(), "series[].samples[]".to_owned());
     assert_eq!(counts, [(reason, field, Some(sensor("a", 1)), 1)]);
-    let row = door.counted(&site("a").to_string()).await.remove(0);
+    let row = world.rows(&site("a").to_string()).await.remove(0);
     assert_eq!((row.first_at, row.last_at), (noon(0), noon(0)));
     assert!(row.example.contains("more than 15 minutes ahead"), "{}", row.example);
     assert!(row.expires_at > noon(0).millis() / 1000, "seconds, after its hour");
     assert!(row.expires_at < noon(0).millis() / 1000 + 16 * 86_400, "{}", row.expires_at);
-    let usage = door.dynamo.take_usage();
+    let usage = world.dynamo.take_usage();
     assert_eq!((usage.calls["UpdateItem"], usage.write_units), (1, 1.0));
 }
 
 #[tokio::test]
 async fn a_valid_bundle_of_a_refused_list_is_counted_for_its_own_site() {
-    let door = Door::open().await;
+    let world = World::start().await;
     let list = json!([
         bundle("b-1", "good", "2026-01-01T11:00:00Z"),
         bundle("b-2", "bad", "1969-01-01T11:00:00Z"),
         bundle("b-3", "good", "2026-01-01T11:00:00Z"),
     ]);
-    assert_eq!(door.post(&list.to_string()).await, 400);
-    let good = door.counts(&site("good").to_string()).await;
+    assert_eq!(world.post(&list.to_string()).await, 400);
+    let good = world.counts(&site("good").to_string()).await;
     assert_eq!(good, [(REFUSED_WITH_LIST.to_owned(), "body".to_owned(), None, 2)]);
-    let example = &door.counted(&site("good").to_string()).await[0].example;
+    let example = &world.rows(&site("good").to_string()).await[0].example;
     assert!(example.starts_with("[1].series[1].samples[0]: "), "{example}");
-    let bad = door.counts(&site("bad").to_string()).await;
+    let bad = world.counts(&site("bad").to_string()).await;
     assert_eq!((bad[0].0.as_str(), bad[0].2), ("ClockNotSet", Some(sensor("bad", 1))));
 }
 
 #[tokio::test]
 async fn a_body_that_names_no_site_is_counted_for_the_unknown_site() {
-    let door = Door::open().await;
-    assert_eq!(door.post("").await, 400);
-    let counts = door.counts(UNKNOWN_SITE).await;
+    let world = World::start().await;
+    assert_eq!(world.post("").await, 400);
+    let counts = world.counts(UNKNOWN_SITE).await;
     assert_eq!(counts, [("InvalidJson".to_owned(), "body".to_owned(), None, 1)]);
 
     // A truncated body still names its site.
-    let door = Door::open().await;
+    let world = World::start().await;
     let whole = bundle("b-1", "a", "2026-01-01T11:00:00Z").to_string();
-    assert_eq!(door.post(&whole[..whole.len() - 1]).await, 400);
-    assert_eq!(door.counts(&site("a").to_string()).await[0].0, "InvalidJson");
-    assert_eq!(door.counts(UNKNOWN_SITE).await, []);
+    assert_eq!(world.post(&whole[..whole.len() - 1]).await, 400);
+    assert_eq!(world.counts(&site("a").to_string()).await[0].0, "InvalidJson");
+    assert_eq!(world.counts(UNKNOWN_SITE).await, []);
 }
 
 #[tokio::test]
 async fn a_body_that_is_too_large_is_counted() {
-    let door = Door::open().await;
+    let world = World::start().await;
     let good = bundle("b-1", "a", "2026-01-01T11:00:00Z");
-    assert_eq!(door.post(&format!("{good}{}", " ".repeat(4 << 20))).await, 413);
-    assert_eq!(door.counts(&site("a").to_string()).await[0].0, "TooLarge");
+    assert_eq!(world.post(&format!("{good}{}", " ".repeat(4 << 20))).await, 413);
+    assert_eq!(world.counts(&site("a").to_string()).await[0].0, "TooLarge");
 
-    let door = Door::open().await;
+    let world = World::start().await;
     let list: Vec<_> =
         (0..501).map(|n| bundle(&format!("b-{n}"), "a", "2026-01-01T11:00:00Z")).collect();
-    assert_eq!(door.post(&json!(list).to_string()).await, 413);
-    let counts = door.counts(&site("a").to_string()).await;
+    assert_eq!(world.post(&json!(list).to_string()).await, 413);
+    let counts = world.counts(&site("a").to_string()).await;
     assert_eq!(counts, [("TooLarge".to_owned(), "body".to_owned(), None, 501)]);
 }
 
 #[tokio::test]
-async fn names_and_values_of_the_sender_are_neither_keys_nor_printed_unescaped() {
-    let door = Door::open().await;
+async fn names_and_values_of_the_sender_are_never_keys_and_never_printed_unescaped() {
+    let world = World::start().await;
     let mut hostile = bundle("b-1", "a", "2026-01-01T11:00:00Z");
     hostile["\u{1b}[2J/\u{202e}password"] = "hunter2".into();
     hostile["series"][0]["sensorId"] = format!("\u{1b}]0;x\u{7}{}", "x".repeat(1_000)).into();
-    assert_eq!(door.post(&hostile.to_string()).await, 400);
-    let rows = door.counted(&site("a").to_string()).await;
+    assert_eq!(world.post(&hostile.to_string()).await, 400);
+    let rows = world.rows(&site("a").to_string()).await;
     let fields: Vec<_> = rows.iter().map(|row| (row.reason(), row.field())).collect();
     let expected = [("InvalidValue", "series[].sensorId"), ("UnknownField", "(unknown)")];
     assert_eq!(fields, expected, "{rows:?}");
@@ -178,10 +179,10 @@ async fn names_and_values_of_the_sender_are_neither_keys_nor_printed_unescaped()
 }
 
 #[tokio::test]
-async fn an_unreachable_refusals_table_changes_no_answer() {
-    let mut door = Door::open().await;
-    door.step.refusals = Refusals::new(door.dynamo.table("NoSuchTable"));
+async fn an_unreachable_refusals_table_changes_no_response() {
+    let mut world = World::start().await;
+    world.step.refusals = Refusals::new(world.dynamo.table("NoSuchTable"));
     let ahead = bundle("b-1", "a", "2026-01-01T14:00:00Z");
-    assert_eq!(door.post(&ahead.to_string()).await, 400);
-    assert_eq!(door.post(&bundle("b-1", "a", "2026-01-01T11:00:00Z").to_string()).await, 202);
+    assert_eq!(world.post(&ahead.to_string()).await, 400);
+    assert_eq!(world.post(&bundle("b-1", "a", "2026-01-01T11:00:00Z").to_string()).await, 202);
 }

@@ -29,10 +29,10 @@ use serde_json::{Value, json, value::to_raw_value};
 use series::{SeriesRow, packing::unpack};
 use telemetry::{SensorRow, register::Register, store_readings::StoreReadings};
 use testkit::{
-    chance::{Chance, all_seeds, seeds},
-    cloud::{self, Cloud, Entry, Fault},
+    cloud::{self, CallFault, Cloud, Entry},
     dynamo::READINGS,
-    mapping::{Disorder, Function, Happening, Mapping, Record, Settings, Stream, event},
+    mapping::{FaultRates, Function, Mapping, MappingEvent, Record, Settings, Stream, event},
+    rng::{Rng, all_seeds, seeds},
     sample::{noon, saga, sensors},
 };
 use tokio::time::{Instant, sleep};
@@ -40,21 +40,21 @@ use tokio::time::{Instant, sleep};
 const SEEDS: u64 = 2_000;
 
 /// The part of the function's time that is reserved for the response, as in production.
-const FOR_THE_ANSWER: Duration = Duration::from_millis(500);
+const RESPONSE_MARGIN: Duration = Duration::from_millis(500);
 
 /// The times in milliseconds and the bits of the values.
-type Bits = Vec<(i64, u64)>;
+type SampleBits = Vec<(i64, u64)>;
 /// `sensorId` and `row`.
 type RowKey = (String, String);
-type Rows = BTreeMap<RowKey, Bits>;
+type Rows = BTreeMap<RowKey, SampleBits>;
 
 /// The expected outcome of a record.
 #[derive(Clone, Debug)]
-enum Fate {
+enum ExpectedOutcome {
     /// These rows are stored. If a row with one of the keys has different samples, the record is also quarantined.
     Stored(Rows),
     /// The record is quarantined under this error.
-    SetAside(&'static str),
+    Quarantined(&'static str),
 }
 
 /// The kinds of invalid records in the simulation.
@@ -62,25 +62,25 @@ enum Fate {
 enum Poison {
     NotJson,
     NotGzip,
-    CutGzip,
+    TruncatedGzip,
     WrongKey,
     TooFarAhead,
     Unsorted,
     Unknown,
     Retired,
-    Foreign,
+    OtherSite,
 }
 
-const POISONS: [Poison; 9] = [
+const POISON_KINDS: [Poison; 9] = [
     Poison::NotJson,
     Poison::NotGzip,
-    Poison::CutGzip,
+    Poison::TruncatedGzip,
     Poison::WrongKey,
     Poison::TooFarAhead,
     Poison::Unsorted,
     Poison::Unknown,
     Poison::Retired,
-    Poison::Foreign,
+    Poison::OtherSite,
 ];
 
 impl Poison {
@@ -88,7 +88,7 @@ impl Poison {
         match self {
             Self::Unknown => "UnknownSensor",
             Self::Retired => "RetiredSensor",
-            Self::Foreign => "SensorOfAnotherSite",
+            Self::OtherSite => "SensorOfAnotherSite",
             _ => "InvalidInput",
         }
     }
@@ -104,7 +104,7 @@ struct Site {
 /// A record on the stream.
 struct Put {
     record: Rc<Record>,
-    fate: Fate,
+    expected: ExpectedOutcome,
     /// The record's index among the records of its partition key.
     place: usize,
 }
@@ -124,13 +124,13 @@ fn plain(bundle: &Bundle) -> Vec<u8> {
     serde_json::to_vec(bundle).expect("JSON")
 }
 
-fn packed(data: &[u8]) -> Vec<u8> {
-    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
-    gzip.write_all(data).expect("gzip");
-    gzip.finish().expect("gzip")
+fn gzip(data: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(data).expect("gzip");
+    encoder.finish().expect("gzip")
 }
 
-fn bits(samples: &[Sample]) -> Bits {
+fn bits(samples: &[Sample]) -> SampleBits {
     samples.iter().map(|Sample(at, value)| (at.millis(), value.to_bits())).collect()
 }
 
@@ -152,33 +152,33 @@ fn rows(bundle: &Bundle) -> Rows {
 }
 
 /// Generates bundles.
-struct Loggers {
-    chance: Chance,
+struct BundleGenerator {
+    rng: Rng,
     sites: Vec<Site>,
     bundles: u32,
 }
 
-impl Loggers {
+impl BundleGenerator {
     fn value(&mut self) -> f64 {
-        let odd = [0.0, -0.0, f64::MIN_POSITIVE / 4.0, f64::MAX, f64::MIN, 0.1 + 0.2, 1e23];
-        let any = f64::from_bits(self.chance.number());
-        match self.chance.below(4) {
-            0 => *self.chance.pick(&odd),
-            1 if any.is_finite() => any,
-            _ => f64::from(u32::try_from(self.chance.below(1000)).expect("a small number")) / 8.0,
+        let special = [0.0, -0.0, f64::MIN_POSITIVE / 4.0, f64::MAX, f64::MIN, 0.1 + 0.2, 1e23];
+        let random = f64::from_bits(self.rng.number());
+        match self.rng.below(4) {
+            0 => *self.rng.pick(&special),
+            1 if random.is_finite() => random,
+            _ => f64::from(u32::try_from(self.rng.below(1000)).expect("a small number")) / 8.0,
         }
     }
 
     fn series(&mut self, sensor: SensorId, start: Timestamp) -> Series {
         let mut at = start;
         let mut samples = Vec::new();
-        let fast = self.chance.percent(25);
-        let (least, most) = if fast { (100, 400) } else { (1, 4) };
-        for _ in 0..self.chance.within(least, most) {
+        let fast = self.rng.percent(25);
+        let (min, max) = if fast { (100, 400) } else { (1, 4) };
+        for _ in 0..self.rng.in_range(min, max) {
             samples.push(Sample(at, self.value()));
-            let gap = !fast && self.chance.percent(5);
-            let most = if gap { 30 * 60 * 60 * 1000 } else { 120_000 };
-            at = at.plus_millis(1 + i64::try_from(self.chance.below(most)).expect("a time"));
+            let gap = !fast && self.rng.percent(5);
+            let max = if gap { 30 * 60 * 60 * 1000 } else { 120_000 };
+            at = at.plus_millis(1 + i64::try_from(self.rng.below(max)).expect("a time"));
         }
         Series { sensor_id: sensor, samples }
     }
@@ -186,15 +186,15 @@ impl Loggers {
     fn bundle(&mut self, site: usize) -> Bundle {
         self.bundles += 1;
         // Some bundles are older than bundles that were sent before.
-        let minute = if self.chance.percent(20) {
-            self.chance.below(u64::from(self.bundles))
+        let minute = if self.rng.percent(20) {
+            self.rng.below(u64::from(self.bundles))
         } else {
             u64::from(self.bundles)
         };
         let start = noon(60 * i64::try_from(minute).expect("a time"));
         let Site { id, sensors, .. } = self.sites[site].clone();
-        let some = self.chance.within(1, sensors.len());
-        let series = sensors[..some].iter().map(|&sensor| self.series(sensor, start)).collect();
+        let count = self.rng.in_range(1, sensors.len());
+        let series = sensors[..count].iter().map(|&sensor| self.series(sensor, start)).collect();
         let bundle_id = format!("b-{}", self.bundles).parse().expect("a bundle id");
         Bundle { bundle_id, site_id: id, series }
     }
@@ -203,14 +203,14 @@ impl Loggers {
     fn poison(&mut self, poison: Poison, site: usize) -> (String, Vec<u8>) {
         let mut bundle = self.bundle(site);
         let mut key = bundle.site_id.to_string();
-        let foreign = self.sites[(site + 1) % self.sites.len()].sensors[0];
+        let other_site = self.sites[(site + 1) % self.sites.len()].sensors[0];
         let at = bundle.series[0].samples[0].0;
         let data = match poison {
             Poison::NotJson => b"{\"bundleId\": 1".to_vec(),
             Poison::NotGzip => vec![0x1f, 0x8b, 1, 2, 3],
-            Poison::CutGzip => {
-                let whole = packed(&plain(&bundle));
-                whole[..whole.len() / 2].to_vec()
+            Poison::TruncatedGzip => {
+                let complete = gzip(&plain(&bundle));
+                complete[..complete.len() / 2].to_vec()
             }
             Poison::WrongKey => {
                 key = format!("logger-{site}");
@@ -225,11 +225,13 @@ impl Loggers {
                 bundle.series[0].samples.push(Sample(at, 1.0));
                 plain(&bundle)
             }
-            Poison::Unknown | Poison::Retired | Poison::Foreign => {
+            Poison::Unknown | Poison::Retired | Poison::OtherSite => {
                 let sensor = match poison {
-                    Poison::Unknown => SensorId::of(saga("nobody").onboarding_id, site),
+                    Poison::Unknown => {
+                        SensorId::from_onboarding(saga("nobody").onboarding_id, site)
+                    }
                     Poison::Retired => self.sites[site].retired,
-                    _ => foreign,
+                    _ => other_site,
                 };
                 let series = self.series(sensor, at);
                 bundle.series.push(series);
@@ -241,71 +243,79 @@ impl Loggers {
 }
 
 impl Workload {
-    fn make(chance: &mut Chance) -> Self {
-        let sites: Vec<_> = (0..chance.within(2, 4))
+    fn make(rng: &mut Rng) -> Self {
+        let sites: Vec<_> = (0..rng.in_range(2, 4))
             .map(|n| {
                 let saga = saga(&format!("site-{n}"));
                 let ids = sensors(saga, &[Metric::AirTemperature; 4]);
                 let ids: Vec<_> = ids.iter().map(|sensor| sensor.sensor_id).collect();
-                let some = chance.within(1, 3);
-                Site { id: saga.site_id, sensors: ids[..some].to_vec(), retired: ids[3] }
+                let count = rng.in_range(1, 3);
+                Site { id: saga.site_id, sensors: ids[..count].to_vec(), retired: ids[3] }
             })
             .collect();
-        let mut it = Self {
-            stream: Stream::new(chance.fork()),
+        let mut workload = Self {
+            stream: Stream::new(rng.fork()),
             puts: Vec::new(),
             by_number: HashMap::new(),
             lanes_of: HashMap::new(),
             poisons: BTreeMap::new(),
             sites: sites.clone(),
         };
-        let mut loggers = Loggers { chance: chance.fork(), sites, bundles: 0 };
+        let mut generator = BundleGenerator { rng: rng.fork(), sites, bundles: 0 };
         let mut sent: Vec<Bundle> = Vec::new();
         let mut at = Duration::ZERO;
-        let spread = *chance.pick(&[0, 500, 20_000]);
-        for _ in 0..chance.within(5, 13) {
-            at += Duration::from_millis(chance.below(spread));
-            if chance.percent(7) {
-                it.stream.reshard();
+        let spread = *rng.pick(&[0, 500, 20_000]);
+        for _ in 0..rng.in_range(5, 13) {
+            at += Duration::from_millis(rng.below(spread));
+            if rng.percent(7) {
+                workload.stream.reshard();
             }
-            let site = chance.place(it.sites.len());
-            let again = (!sent.is_empty()).then(|| chance.pick(&sent).clone());
-            let (key, data, fate) = match (chance.below(100), again) {
+            let site = rng.index(workload.sites.len());
+            let repeated = (!sent.is_empty()).then(|| rng.pick(&sent).clone());
+            let (key, data, expected) = match (rng.below(100), repeated) {
                 (0..20, _) => {
-                    let poison = *chance.pick(&POISONS);
-                    *it.poisons.entry(poison).or_default() += 1;
-                    let (key, data) = loggers.poison(poison, site);
-                    (key, data, Fate::SetAside(poison.error()))
+                    let poison = *rng.pick(&POISON_KINDS);
+                    *workload.poisons.entry(poison).or_default() += 1;
+                    let (key, data) = generator.poison(poison, site);
+                    (key, data, ExpectedOutcome::Quarantined(poison.error()))
                 }
                 // A repeated bundle.
                 (20..35, Some(bundle)) => {
                     let data = serde_json::to_vec_pretty(&bundle).expect("JSON");
-                    (bundle.site_id.to_string(), data, Fate::Stored(rows(&bundle)))
+                    (bundle.site_id.to_string(), data, ExpectedOutcome::Stored(rows(&bundle)))
                 }
                 // The same bundle id with another value. The keys of the other series may be new.
                 (35..43, Some(mut bundle)) => {
-                    let new = chance.percent(50);
+                    let new = rng.percent(50);
                     let (series, others) = bundle.series.split_last_mut().expect("a series");
-                    series.samples[0].1 = loggers.value();
+                    series.samples[0].1 = generator.value();
                     for series in others.iter_mut().filter(|_| new) {
                         series.samples[0].0 = series.samples[0].0.plus_millis(-1);
                     }
-                    (bundle.site_id.to_string(), plain(&bundle), Fate::Stored(rows(&bundle)))
+                    (
+                        bundle.site_id.to_string(),
+                        plain(&bundle),
+                        ExpectedOutcome::Stored(rows(&bundle)),
+                    )
                 }
                 _ => {
-                    let bundle = loggers.bundle(site);
+                    let bundle = generator.bundle(site);
                     sent.push(bundle.clone());
-                    (bundle.site_id.to_string(), plain(&bundle), Fate::Stored(rows(&bundle)))
+                    (
+                        bundle.site_id.to_string(),
+                        plain(&bundle),
+                        ExpectedOutcome::Stored(rows(&bundle)),
+                    )
                 }
             };
-            let squeezed = matches!(fate, Fate::Stored(_)) && chance.percent(30);
-            let data = if squeezed { packed(&data) } else { data };
-            it.put(&key, data, fate, at);
+            let compressed = matches!(expected, ExpectedOutcome::Stored(_)) && rng.percent(30);
+            let data = if compressed { gzip(&data) } else { data };
+            workload.put(&key, data, expected, at);
         }
-        it
+        workload
     }
 
-    fn put(&mut self, key: &str, data: Vec<u8>, fate: Fate, at: Duration) {
+    fn put(&mut self, key: &str, data: Vec<u8>, expected: ExpectedOutcome, at: Duration) {
         if let Ok(bundle) = serde_json::from_slice::<Bundle>(&data) {
             for series in &bundle.series {
                 let lanes = self.lanes_of.entry(series.sensor_id.to_string()).or_default();
@@ -321,48 +331,51 @@ impl Workload {
         let record = self.stream.put(key, data, at);
         let place = self.puts.iter().filter(|put| put.record.partition_key == key).count();
         self.by_number.insert(record.sequence_number.clone(), self.puts.len());
-        self.puts.push(Put { record, fate, place });
+        self.puts.push(Put { record, expected, place });
     }
 }
 
-/// The state of the checks during a run: the part of the log that was read, and the violations that were found.
+/// The state of the checks during a run: how much of the log was read, and the violations that were found.
 #[derive(Default)]
-struct Ledger {
-    line: usize,
+struct CheckState {
+    log_position: usize,
     stored: Rows,
-    /// By record: the errors under which it is in the quarantine.
-    set_aside: HashMap<usize, BTreeSet<String>>,
+    /// The errors of the quarantined records, by record.
+    quarantined: HashMap<usize, BTreeSet<String>>,
     given_up: BTreeSet<usize>,
     violations: Vec<String>,
 }
 
-struct Watch {
+struct Checker {
     cloud: Cloud,
-    load: Workload,
-    ledger: RefCell<Ledger>,
+    workload: Workload,
+    state: RefCell<CheckState>,
 }
 
-impl Watch {
+impl Checker {
     /// Returns whether the record has its whole expected outcome.
-    fn done(&self, ledger: &Ledger, put: usize) -> bool {
-        let set_aside = ledger.set_aside.get(&put);
-        match &self.load.puts[put].fate {
-            Fate::SetAside(error) => set_aside.is_some_and(|errors| errors.contains(*error)),
-            Fate::Stored(rows) => {
-                let conflict = || set_aside.is_some_and(|errors| errors.contains("BundleConflict"));
-                let there = |key| ledger.stored.get(key);
-                rows.keys().all(|key| there(key).is_some())
-                    && (rows.iter().all(|(key, bits)| there(key) == Some(bits)) || conflict())
+    fn is_done(&self, state: &CheckState, put: usize) -> bool {
+        let quarantined = state.quarantined.get(&put);
+        match &self.workload.puts[put].expected {
+            ExpectedOutcome::Quarantined(error) => {
+                quarantined.is_some_and(|errors| errors.contains(*error))
+            }
+            ExpectedOutcome::Stored(rows) => {
+                let conflict =
+                    || quarantined.is_some_and(|errors| errors.contains("BundleConflict"));
+                let stored_bits = |key| state.stored.get(key);
+                rows.keys().all(|key| stored_bits(key).is_some())
+                    && (rows.iter().all(|(key, bits)| stored_bits(key) == Some(bits)) || conflict())
             }
         }
     }
 
     /// Reads the new entries of the log and checks the order of the calls.
-    fn read_on(&self) {
-        let ledger = &mut *self.ledger.borrow_mut();
-        let news = self.cloud.log_from(ledger.line);
-        ledger.line += news.len();
-        for entry in news {
+    fn read_log(&self) {
+        let state = &mut *self.state.borrow_mut();
+        let entries = self.cloud.log_from(state.log_position);
+        state.log_position += entries.len();
+        for entry in entries {
             let (operation, body, effect) = match &entry {
                 Entry::Called { operation, body, .. } => (operation, body, false),
                 Entry::Effect { operation, body } => (operation, body, true),
@@ -371,31 +384,31 @@ impl Watch {
                 "PutItem" => {
                     let (key, bits) = row_of(&body["Item"]);
                     if effect {
-                        if ledger.stored.insert(key.clone(), bits).is_some() {
-                            ledger.violations.push(format!("{key:?} was written twice"));
+                        if state.stored.insert(key.clone(), bits).is_some() {
+                            state.violations.push(format!("{key:?} was written twice"));
                         }
                         continue;
                     }
                     // The first put of a bundle that was sent twice.
-                    let of = |put: &Put| match &put.fate {
-                        Fate::Stored(rows) => rows.get(&key) == Some(&bits),
-                        Fate::SetAside(_) => false,
+                    let of = |put: &Put| match &put.expected {
+                        ExpectedOutcome::Stored(rows) => rows.get(&key) == Some(&bits),
+                        ExpectedOutcome::Quarantined(_) => false,
                     };
-                    match self.load.puts.iter().position(of) {
-                        Some(put) => self.in_order(ledger, put),
-                        None => ledger.violations.push(format!("nobody sent {key:?}")),
+                    match self.workload.puts.iter().position(of) {
+                        Some(put) => self.check_order(state, put),
+                        None => state.violations.push(format!("no record has the row {key:?}")),
                     }
                 }
                 "SendMessage" => {
                     let text = body["MessageBody"].as_str().expect("a message");
                     let message: Value = serde_json::from_str(text).expect("JSON");
                     let number = &message["record"]["kinesis"]["sequenceNumber"];
-                    let put = self.load.by_number[number.as_str().expect("a number")];
+                    let put = self.workload.by_number[number.as_str().expect("a number")];
                     if effect {
                         let error = message["error"].as_str().expect("an error").to_owned();
-                        ledger.set_aside.entry(put).or_default().insert(error);
+                        state.quarantined.entry(put).or_default().insert(error);
                     } else {
-                        self.in_order(ledger, put);
+                        self.check_order(state, put);
                     }
                 }
                 _ => {}
@@ -403,23 +416,23 @@ impl Watch {
         }
     }
 
-    /// Checks that no record is begun before the earlier records of its partition key are done.
-    fn in_order(&self, ledger: &mut Ledger, put: usize) {
-        let begun = &self.load.puts[put];
-        let key = &begun.record.partition_key;
-        for (earlier, before) in self.load.puts.iter().enumerate() {
-            let same = before.record.partition_key == *key && before.place < begun.place;
-            if same && !ledger.given_up.contains(&earlier) && !self.done(ledger, earlier) {
-                let text = format!("record {put} was begun before record {earlier} was done");
-                ledger.violations.push(text);
+    /// Checks that no record is started before the earlier records of its partition key are done.
+    fn check_order(&self, state: &mut CheckState, put: usize) {
+        let started = &self.workload.puts[put];
+        let key = &started.record.partition_key;
+        for (earlier, before) in self.workload.puts.iter().enumerate() {
+            let same = before.record.partition_key == *key && before.place < started.place;
+            if same && !state.given_up.contains(&earlier) && !self.is_done(state, earlier) {
+                let text = format!("record {put} was started before record {earlier} was done");
+                state.violations.push(text);
             }
         }
     }
 
-    /// Returns the lanes that met a fault since the given line of the log.
-    fn troubled(&self, line: usize) -> BTreeSet<String> {
+    /// Returns the lanes that had a fault since a position in the log.
+    fn faulty_lanes(&self, log_position: usize) -> BTreeSet<String> {
         let mut lanes = BTreeSet::new();
-        for entry in self.cloud.log_from(line) {
+        for entry in self.cloud.log_from(log_position) {
             let Entry::Called { operation, body, fault: Some(_) } = entry else { continue };
             if operation == "SendMessage" {
                 let text = body["MessageBody"].as_str().expect("a message");
@@ -429,9 +442,9 @@ impl Watch {
                 continue;
             }
             let text = body.to_string();
-            for (sensor, of_sensor) in &self.load.lanes_of {
+            for (sensor, sensor_lanes) in &self.workload.lanes_of {
                 if text.contains(sensor) {
-                    lanes.extend(of_sensor.iter().cloned());
+                    lanes.extend(sensor_lanes.iter().cloned());
                 }
             }
         }
@@ -439,53 +452,59 @@ impl Watch {
     }
 
     /// Checks a response: no failed record is skipped, and no record fails without a fault in its own lane.
-    fn answered(&self, records: &[Rc<Record>], answer: &Result<Value, String>, call: Call) {
-        self.read_on();
-        let ledger = &mut *self.ledger.borrow_mut();
+    fn check_response(
+        &self,
+        records: &[Rc<Record>],
+        response: &Result<Value, String>,
+        call: Invocation,
+    ) {
+        self.read_log();
+        let state = &mut *self.state.borrow_mut();
         let mut violations = Vec::new();
-        let answer = match answer {
-            Ok(answer) => answer,
+        let response = match response {
+            Ok(response) => response,
             Err(error) => {
-                ledger.violations.push(format!("the whole batch failed: {error}"));
+                state.violations.push(format!("the whole batch failed: {error}"));
                 return;
             }
         };
-        let troubled = self.troubled(call.line);
-        let in_time = call.begun.elapsed() < call.time;
-        let failures = answer["batchItemFailures"].as_array().expect("a list of failures");
+        let faulty_lanes = self.faulty_lanes(call.log_position);
+        let in_time = call.started.elapsed() < call.time;
+        let failures = response["batchItemFailures"].as_array().expect("a list of failures");
         let number = failures.first().map(|failure| &failure["itemIdentifier"]);
-        let first = records.iter().position(|it| Some(&json!(it.sequence_number)) == number);
+        let first =
+            records.iter().position(|record| Some(&json!(record.sequence_number)) == number);
         if failures.len() > 1 || first.is_some() != number.is_some() {
-            violations.push(format!("no answer for the batch: {answer}"));
+            violations.push(format!("not a response for the batch: {response}"));
         }
         for (place, record) in records.iter().enumerate() {
-            let put = self.load.by_number[&record.sequence_number];
+            let put = self.workload.by_number[&record.sequence_number];
             let lane = &record.partition_key;
-            let done = self.done(ledger, put);
-            if !done && first.is_none_or(|first| place < first) {
-                violations.push(format!("record {put} is skipped, and not done: {answer}"));
+            let is_done = self.is_done(state, put);
+            if !is_done && first.is_none_or(|first| place < first) {
+                violations.push(format!("record {put} is skipped but not done: {response}"));
             }
-            if !done && in_time && !troubled.contains(lane) {
-                violations.push(format!("record {put} is not done, without trouble of its own"));
+            if !is_done && in_time && !faulty_lanes.contains(lane) {
+                violations.push(format!("record {put} is not done, but its lane had no fault"));
             }
-            if first == Some(place) && in_time && !troubled.contains(lane) {
-                violations.push(format!("record {put} comes again, without trouble of its own"));
+            if first == Some(place) && in_time && !faulty_lanes.contains(lane) {
+                violations.push(format!("record {put} is retried, but its lane had no fault"));
             }
         }
-        ledger.violations.extend(violations);
+        state.violations.extend(violations);
     }
 }
 
 /// An invocation.
 #[derive(Clone, Copy)]
-struct Call {
-    /// The line of the log at which the invocation began.
-    line: usize,
-    begun: Instant,
+struct Invocation {
+    /// The position in the log at which the invocation began.
+    log_position: usize,
+    started: Instant,
     time: Duration,
 }
 
-fn row_of(item: &Value) -> (RowKey, Bits) {
+fn row_of(item: &Value) -> (RowKey, SampleBits) {
     let text = |name: &str| item[name]["S"].as_str().expect("a text").to_owned();
     let packed = STANDARD.decode(item["samples"]["B"].as_str().expect("bytes")).expect("base64");
     let samples = unpack(&packed).expect("samples");
@@ -494,7 +513,7 @@ fn row_of(item: &Value) -> (RowKey, Bits) {
 
 /// The function store-readings, as the mapping invokes it.
 struct Consumer {
-    watch: Rc<Watch>,
+    checker: Rc<Checker>,
     register_age: Duration,
 }
 
@@ -502,7 +521,7 @@ impl Function for Consumer {
     type Environment = StoreReadings;
 
     fn start(&self) -> StoreReadings {
-        let cloud = &self.watch.cloud;
+        let cloud = &self.checker.cloud;
         let readings = cloud.table(READINGS);
         StoreReadings {
             register: Register::new(readings.clone(), self.register_age),
@@ -521,38 +540,42 @@ impl Function for Consumer {
         records: Vec<Rc<Record>>,
         time: Duration,
     ) -> LocalBoxFuture<'static, Result<Value, String>> {
-        let watch = Rc::clone(&self.watch);
+        let checker = Rc::clone(&self.checker);
         Box::pin(async move {
-            let time = time.saturating_sub(FOR_THE_ANSWER);
-            let call = Call { line: watch.cloud.log_length(), begun: Instant::now(), time };
+            let time = time.saturating_sub(RESPONSE_MARGIN);
+            let call = Invocation {
+                log_position: checker.cloud.log_length(),
+                started: Instant::now(),
+                time,
+            };
             let payload = to_raw_value(&event(&records)).expect("JSON");
             let work = environment.handle(&payload, Deadline::after(time));
-            let answer = match AssertUnwindSafe(work).catch_unwind().await {
-                Ok(Ok(answer)) => Ok(serde_json::to_value(answer).expect("JSON")),
+            let response = match AssertUnwindSafe(work).catch_unwind().await {
+                Ok(Ok(response)) => Ok(serde_json::to_value(response).expect("JSON")),
                 Ok(Err(failure)) => Err(failure.to_string()),
-                Err(_) => Err("a panic went through".to_owned()),
+                Err(_) => Err("the function panicked".to_owned()),
             };
-            watch.answered(&records, &answer, call);
-            answer
+            checker.check_response(&records, &response, call);
+            response
         })
     }
 
     fn gave_up(&self, records: &[Rc<Record>], file: Value) {
-        self.watch.read_on();
-        let ledger = &mut *self.watch.ledger.borrow_mut();
+        self.checker.read_log();
+        let state = &mut *self.checker.state.borrow_mut();
         let payload = file["payload"].as_str().expect("the event");
         assert_eq!(payload, event(records).to_string());
         let numbers =
-            records.iter().map(|record| self.watch.load.by_number[&record.sequence_number]);
-        ledger.given_up.extend(numbers);
+            records.iter().map(|record| self.checker.workload.by_number[&record.sequence_number]);
+        state.given_up.extend(numbers);
     }
 }
 
 /// The counts of one run or of all runs.
 #[derive(Debug, Default, PartialEq)]
-struct Seen {
-    faults: BTreeMap<Fault, u32>,
-    happenings: BTreeMap<Happening, u32>,
+struct Counts {
+    faults: BTreeMap<CallFault, u32>,
+    mapping_events: BTreeMap<MappingEvent, u32>,
     poisons: BTreeMap<Poison, u32>,
     errors: BTreeMap<String, u32>,
     /// The number of samples that are stored at the end.
@@ -563,18 +586,18 @@ struct Seen {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Weather {
-    Calm,
+enum FaultLevel {
+    NoFaults,
     /// The partition of one site is throttled.
     OneSite,
-    Storm,
+    AllCalls,
 }
 
-fn simulate(seed: u64) -> Seen {
-    let mut chance = Chance::of(seed);
-    let cloud = Cloud::new(chance.fork());
-    let load = Workload::make(&mut chance);
-    for site in &load.sites {
+fn simulate(seed: u64) -> Counts {
+    let mut rng = Rng::from_seed(seed);
+    let cloud = Cloud::new(rng.fork());
+    let workload = Workload::make(&mut rng);
+    for site in &workload.sites {
         for &sensor in site.sensors.iter().chain([&site.retired]) {
             let described = sensors(saga("any"), &[Metric::AirTemperature]).remove(0);
             let retired_at = (sensor == site.retired).then(|| noon(0));
@@ -585,75 +608,79 @@ fn simulate(seed: u64) -> Seen {
             cloud.put(READINGS, row);
         }
     }
-    let weather = match chance.below(100) {
-        0..10 => Weather::Calm,
-        10..30 => Weather::OneSite,
-        _ => Weather::Storm,
+    let fault_level = match rng.below(100) {
+        0..10 => FaultLevel::NoFaults,
+        10..30 => FaultLevel::OneSite,
+        _ => FaultLevel::AllCalls,
     };
     let settings = Settings {
-        batch_size: chance.within(1, 12),
-        full_batches: chance.percent(40),
-        parallelization_factor: 1 + chance.below(3),
-        bisects: chance.percent(70),
-        most_retries: *chance.pick(&[1, 3, 8]),
-        most_age: Duration::from_secs(*chance.pick(&[60, 3_600])),
-        timeout: Duration::from_secs(*chance.pick(&[4, 30])),
+        batch_size: rng.in_range(1, 12),
+        full_batches: rng.percent(40),
+        parallelization_factor: 1 + rng.below(3),
+        bisects: rng.percent(70),
+        max_retries: *rng.pick(&[1, 3, 8]),
+        max_age: Duration::from_secs(*rng.pick(&[60, 3_600])),
+        timeout: Duration::from_secs(*rng.pick(&[4, 30])),
     };
-    let disorder = match weather {
-        Weather::Calm => Disorder::default(),
-        _ => Disorder { crash: 5, lost_answer: 5, replaced_poller: 3, repeat: 10 },
+    let fault_rates = match fault_level {
+        FaultLevel::NoFaults => FaultRates::default(),
+        _ => FaultRates { crash: 5, lost_response: 5, replaced_poller: 3, repeat: 10 },
     };
-    let register_age = Duration::from_secs(*chance.pick(&[0, 60]));
+    let register_age = Duration::from_secs(*rng.pick(&[0, 60]));
     let (percent, blocked, blocked_for) =
-        (1 + chance.below(20), chance.place(load.sites.len()), 1 + chance.below(240));
-    let watch = Rc::new(Watch { cloud: cloud.clone(), load, ledger: RefCell::default() });
-    let consumer = Consumer { watch: Rc::clone(&watch), register_age };
+        (1 + rng.below(20), rng.index(workload.sites.len()), 1 + rng.below(240));
+    let checker = Rc::new(Checker { cloud: cloud.clone(), workload, state: RefCell::default() });
+    let consumer = Consumer { checker: Rc::clone(&checker), register_age };
 
     cloud::run(async {
-        match weather {
-            Weather::Calm => {}
-            Weather::OneSite => {
-                let texts = watch.load.sites[blocked].sensors.iter().map(ToString::to_string);
+        match fault_level {
+            FaultLevel::NoFaults => {}
+            FaultLevel::OneSite => {
+                let texts = checker.workload.sites[blocked].sensors.iter().map(ToString::to_string);
                 cloud.throttle(texts.collect(), Duration::from_secs(blocked_for));
             }
-            Weather::Storm => cloud.disturb(percent),
+            FaultLevel::AllCalls => cloud.inject_faults(percent),
         }
-        let mapping = Mapping::new(settings, disorder, chance.fork(), consumer);
-        mapping.run(&watch.load.stream).await;
+        let mapping = Mapping::new(settings, fault_rates, rng.fork(), consumer);
+        mapping.run(&checker.workload.stream).await;
         // Waits for invocations that still run in the background and for late effects.
         sleep(Duration::from_mins(2)).await;
-        cloud.calm();
-        watch.read_on();
-        assert_no_violation(&watch);
-        assert_ended_well(&watch, weather);
+        cloud.stop_faults();
+        checker.read_log();
+        assert_no_violation(&checker);
+        assert_all_done_or_given_up(&checker, fault_level);
 
         // The operator replays the records that Lambda gave up.
-        let given_up: Vec<_> = watch.ledger.borrow().given_up.iter().copied().collect();
-        replay(&mapping, &watch, &given_up).await;
-        for put in 0..watch.load.puts.len() {
-            let done = watch.done(&watch.ledger.borrow(), put);
-            assert!(done, "record {put} is lost: {:?}", watch.load.puts[put].fate);
+        let given_up: Vec<_> = checker.state.borrow().given_up.iter().copied().collect();
+        replay(&mapping, &checker, &given_up).await;
+        for put in 0..checker.workload.puts.len() {
+            let is_done = checker.is_done(&checker.state.borrow(), put);
+            assert!(is_done, "record {put} is lost: {:?}", checker.workload.puts[put].expected);
         }
 
-        assert_rows_hold_what_was_sent(&watch);
-        if chance.percent(25) {
+        assert_rows_match_records(&checker);
+        if rng.percent(25) {
             let (before, units) = (cloud.rows(READINGS), cloud.write_units());
-            let all: Vec<_> = (0..watch.load.puts.len()).collect();
-            replay(&mapping, &watch, &all).await;
-            assert_eq!(cloud.rows(READINGS), before, "what came again changed something");
-            assert_eq!(cloud.write_units().to_bits(), units.to_bits(), "what came again cost");
+            let all: Vec<_> = (0..checker.workload.puts.len()).collect();
+            replay(&mapping, &checker, &all).await;
+            assert_eq!(cloud.rows(READINGS), before, "a repeated record changed a row");
+            assert_eq!(
+                cloud.write_units().to_bits(),
+                units.to_bits(),
+                "a repeated record used write units"
+            );
         }
-        let errors = assert_quarantine_holds_poison(&watch);
-        assert_no_violation(&watch);
-        let happenings = mapping.happenings();
-        assert!(!happenings.contains_key(&Happening::TimedOut), "no answer in time");
-        Seen {
+        let errors = assert_quarantine_matches_poison(&checker);
+        assert_no_violation(&checker);
+        let mapping_events = mapping.event_counts();
+        assert!(!mapping_events.contains_key(&MappingEvent::TimedOut), "an invocation timed out");
+        Counts {
             faults: cloud.faults(),
-            happenings,
-            poisons: watch.load.poisons.clone(),
+            mapping_events,
+            poisons: checker.workload.poisons.clone(),
             errors,
-            samples: watch.ledger.borrow().stored.values().map(Vec::len).sum(),
-            shards: watch.load.stream.shards(),
+            samples: checker.state.borrow().stored.values().map(Vec::len).sum(),
+            shards: checker.workload.stream.shards(),
             log: digest(&cloud.log_from(0)),
         }
     })
@@ -673,49 +700,53 @@ fn digest(log: &[Entry]) -> u64 {
 }
 
 /// Delivers the records once more in one batch, without faults.
-async fn replay(mapping: &Mapping<Consumer>, watch: &Watch, puts: &[usize]) {
-    let records: Vec<_> = puts.iter().map(|&put| Rc::clone(&watch.load.puts[put].record)).collect();
+async fn replay(mapping: &Mapping<Consumer>, checker: &Checker, puts: &[usize]) {
+    let records: Vec<_> =
+        puts.iter().map(|&put| Rc::clone(&checker.workload.puts[put].record)).collect();
     let environment = Rc::new(mapping.function().start());
-    let answer = mapping.function().invoke(environment, records, Duration::from_mins(1)).await;
-    assert_eq!(answer, Ok(json!({ "batchItemFailures": [] })));
+    let response = mapping.function().invoke(environment, records, Duration::from_mins(1)).await;
+    assert_eq!(response, Ok(json!({ "batchItemFailures": [] })));
 }
 
 /// Checks that every record is done or was given up, and that none was given up without faults.
-fn assert_ended_well(watch: &Watch, weather: Weather) {
-    let ledger = watch.ledger.borrow();
-    for put in 0..watch.load.puts.len() {
-        let given_up = ledger.given_up.contains(&put);
-        assert!(given_up || watch.done(&ledger, put), "record {put} is nowhere");
-        assert!(!given_up || weather != Weather::Calm, "record {put} was given up in calm weather");
+fn assert_all_done_or_given_up(checker: &Checker, fault_level: FaultLevel) {
+    let state = checker.state.borrow();
+    for put in 0..checker.workload.puts.len() {
+        let given_up = state.given_up.contains(&put);
+        assert!(given_up || checker.is_done(&state, put), "record {put} is lost");
+        assert!(
+            !given_up || fault_level != FaultLevel::NoFaults,
+            "record {put} was given up without faults"
+        );
     }
 }
 
 /// Checks that each row has the samples that were sent under its key, bit for bit, and that there are no other rows.
-fn assert_rows_hold_what_was_sent(watch: &Watch) {
-    let ledger = watch.ledger.borrow();
-    let rows = watch.cloud.rows(READINGS);
+fn assert_rows_match_records(checker: &Checker) {
+    let state = checker.state.borrow();
+    let rows = checker.cloud.rows(READINGS);
     let series: Vec<_> = rows.iter().filter(|row| row["row"]["S"] != "SENSOR").collect();
-    assert_eq!(series.len(), ledger.stored.len());
+    assert_eq!(series.len(), state.stored.len());
     for row in series {
         let (key, bits) = row_of(row);
-        let sent = watch.load.puts.iter().any(|put| match &put.fate {
-            Fate::Stored(rows) => rows.get(&key) == Some(&bits),
-            Fate::SetAside(_) => false,
+        let sent = checker.workload.puts.iter().any(|put| match &put.expected {
+            ExpectedOutcome::Stored(rows) => rows.get(&key) == Some(&bits),
+            ExpectedOutcome::Quarantined(_) => false,
         });
-        assert!(sent, "nobody sent {key:?} {bits:?}");
+        assert!(sent, "no record has the row {key:?} {bits:?}");
         let row: SeriesRow = cloud::read(row);
         assert_eq!(Some(row.end), bits.last().map(|(at, _)| *at), "{key:?}");
     }
 }
 
 /// Checks that each message in the quarantine has the whole record and the expected error.
-fn assert_quarantine_holds_poison(watch: &Watch) -> BTreeMap<String, u32> {
-    let ledger = watch.ledger.borrow();
+fn assert_quarantine_matches_poison(checker: &Checker) -> BTreeMap<String, u32> {
+    let state = checker.state.borrow();
     let mut errors = BTreeMap::new();
-    for message in watch.cloud.messages() {
+    for message in checker.cloud.messages() {
         let record = &message["record"];
         let number = record["kinesis"]["sequenceNumber"].as_str().expect("a number");
-        let put = &watch.load.puts[watch.load.by_number[number]];
+        let put = &checker.workload.puts[checker.workload.by_number[number]];
         let sent = put.record.event();
         for field in ["partitionKey", "sequenceNumber", "data", "approximateArrivalTimestamp"] {
             assert_eq!(record["kinesis"][field], sent["kinesis"][field]);
@@ -725,11 +756,14 @@ fn assert_quarantine_holds_poison(watch: &Watch) -> BTreeMap<String, u32> {
         assert_eq!(message["source"], "store-readings");
         assert!(message["reason"].as_str().is_some_and(|reason| reason.len() > 10), "{message}");
         let error = message["error"].as_str().expect("an error");
-        match &put.fate {
-            Fate::SetAside(deserved) => assert_eq!(error, *deserved, "{message}"),
-            Fate::Stored(rows) => {
-                let other = rows.iter().any(|(key, bits)| ledger.stored.get(key) != Some(bits));
-                assert!(error == "BundleConflict" && other, "good, but set aside: {message}");
+        match &put.expected {
+            ExpectedOutcome::Quarantined(expected) => assert_eq!(error, *expected, "{message}"),
+            ExpectedOutcome::Stored(rows) => {
+                let other = rows.iter().any(|(key, bits)| state.stored.get(key) != Some(bits));
+                assert!(
+                    error == "BundleConflict" && other,
+                    "a valid record was quarantined: {message}"
+                );
             }
         }
         *errors.entry(error.to_owned()).or_default() += 1;
@@ -737,30 +771,31 @@ fn assert_quarantine_holds_poison(watch: &Watch) -> BTreeMap<String, u32> {
     errors
 }
 
-fn assert_no_violation(watch: &Watch) {
-    let violations = &watch.ledger.borrow().violations;
+fn assert_no_violation(checker: &Checker) {
+    let violations = &checker.state.borrow().violations;
     let mut text = violations.join("\n");
-    for (place, Put { record, fate, .. }) in watch.load.puts.iter().enumerate() {
+    for (place, Put { record, expected, .. }) in checker.workload.puts.iter().enumerate() {
         let Record { partition_key, sequence_number, .. } = &**record;
-        write!(text, "\nrecord {place}: {partition_key} {sequence_number} {fate:?}").expect("text");
+        write!(text, "\nrecord {place}: {partition_key} {sequence_number} {expected:?}")
+            .expect("text");
     }
     assert!(violations.is_empty(), "{text}");
 }
 
-/// The happenings of the mapping, except those that would be a defect of this function.
-const HAPPENINGS: [Happening; 12] = [
-    Happening::Delivered,
-    Happening::Done,
-    Happening::Progressed,
-    Happening::Stuck,
-    Happening::Crashed,
-    Happening::AnswerLost,
-    Happening::PollerReplaced,
-    Happening::Repeated,
-    Happening::Halved,
-    Happening::Exhausted,
-    Happening::Expired,
-    Happening::ColdStart,
+/// The events of the mapping, except those that would be a defect of this function.
+const MAPPING_EVENTS: [MappingEvent; 12] = [
+    MappingEvent::Delivered,
+    MappingEvent::Done,
+    MappingEvent::Progressed,
+    MappingEvent::Stuck,
+    MappingEvent::Crashed,
+    MappingEvent::ResponseLost,
+    MappingEvent::PollerReplaced,
+    MappingEvent::Repeated,
+    MappingEvent::Halved,
+    MappingEvent::Exhausted,
+    MappingEvent::Expired,
+    MappingEvent::ColdStart,
 ];
 
 fn add<K: Ord>(sums: &mut BTreeMap<K, u32>, counts: BTreeMap<K, u32>) {
@@ -771,25 +806,34 @@ fn add<K: Ord>(sums: &mut BTreeMap<K, u32>, counts: BTreeMap<K, u32>) {
 
 #[test]
 fn no_sample_is_lost_or_stored_twice_under_faults() {
-    let mut all = Seen::default();
-    for seen in seeds(SEEDS, simulate) {
-        add(&mut all.faults, seen.faults);
-        add(&mut all.happenings, seen.happenings);
-        add(&mut all.poisons, seen.poisons);
-        add(&mut all.errors, seen.errors);
-        all.samples += seen.samples;
-        all.shards = all.shards.max(seen.shards);
+    let mut all = Counts::default();
+    for counts in seeds(SEEDS, simulate) {
+        add(&mut all.faults, counts.faults);
+        add(&mut all.mapping_events, counts.mapping_events);
+        add(&mut all.poisons, counts.poisons);
+        add(&mut all.errors, counts.errors);
+        all.samples += counts.samples;
+        all.shards = all.shards.max(counts.shards);
     }
-    let Seen { faults, happenings, poisons, errors, samples, shards, .. } = all;
-    eprintln!("{faults:?}\n{happenings:?}\n{poisons:?}\n{errors:?}");
-    eprintln!("{samples} samples, {shards} shards at most");
+    let Counts { faults, mapping_events, poisons, errors, samples, shards, .. } = all;
+    eprintln!("{faults:?}\n{mapping_events:?}\n{poisons:?}\n{errors:?}");
+    eprintln!("{samples} samples, at most {shards} shards");
     if all_seeds() {
         assert!(samples >= 1_000_000, "only {samples} samples");
-        assert!(Fault::ALL.iter().all(|kind| faults.contains_key(kind)), "a fault never came");
-        assert!(HAPPENINGS.iter().all(|kind| happenings.contains_key(kind)), "never happened");
-        assert!(POISONS.iter().all(|kind| poisons.contains_key(kind)), "a poison never came");
-        assert!(errors.contains_key("BundleConflict"), "no conflict came");
-        assert!(shards > 3, "the stream was hardly resharded");
+        assert!(
+            CallFault::ALL.iter().all(|kind| faults.contains_key(kind)),
+            "a kind of fault never occurred"
+        );
+        assert!(
+            MAPPING_EVENTS.iter().all(|kind| mapping_events.contains_key(kind)),
+            "a mapping event never occurred"
+        );
+        assert!(
+            POISON_KINDS.iter().all(|kind| poisons.contains_key(kind)),
+            "a kind of poison never occurred"
+        );
+        assert!(errors.contains_key("BundleConflict"), "no conflict occurred");
+        assert!(shards > 3, "the stream was resharded too rarely");
     }
 }
 

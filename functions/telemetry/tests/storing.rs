@@ -7,7 +7,7 @@ use contracts::{
     EntityType, Metric, SensorId, SiteId, Timestamp,
     readings::{Bundle, Sample, Series},
 };
-use fault::{ErrorKind, Replayed};
+use fault::{ErrorKind, ReplayResponse};
 use flate2::read::{GzDecoder, GzEncoder};
 use lambda::Deadline;
 use quarantine::Quarantine;
@@ -18,12 +18,12 @@ use telemetry::{
     SensorRow, project_sensors::ProjectSensors, register::Register, store_readings::StoreReadings,
 };
 use testkit::{
-    chance::Chance,
     cloud::{self, Cloud},
     dynamo::READINGS,
     http::Stub,
     mapping::{Record, Stream, event},
     measured::measured,
+    rng::Rng,
     saga::{correlation, run},
     sample::{self, noon, saga, sensors},
 };
@@ -42,16 +42,16 @@ const METRICS: [Metric; 8] = [
 
 const REGISTER_AGE: Duration = Duration::from_mins(1);
 
-/// A cloud in which the site `a` has eight sensors, the function, and a stream.
-struct Scene {
+/// A cloud in which site `a` has eight sensors, the function, and a stream.
+struct World {
     cloud: Cloud,
     step: StoreReadings,
     stream: Stream,
 }
 
-impl Scene {
+impl World {
     async fn new() -> Self {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Rng::from_seed(1));
         let readings = cloud.table(READINGS);
         let step = StoreReadings {
             register: Register::new(readings.clone(), REGISTER_AGE),
@@ -62,13 +62,13 @@ impl Scene {
                 source: "store-readings",
             },
         };
-        let scene = Self { cloud, step, stream: Stream::new(Chance::of(1)) };
-        scene.hear(&provisioned("a")).await;
-        scene
+        let world = Self { cloud, step, stream: Stream::new(Rng::from_seed(1)) };
+        world.project(&provisioned("a")).await;
+        world
     }
 
     /// Delivers an event to project-sensors.
-    async fn hear(&self, event: &Value) {
+    async fn project(&self, event: &Value) {
         let step = ProjectSensors { readings: self.cloud.table(READINGS) };
         run(&step, event).await.expect("a projection");
     }
@@ -85,8 +85,8 @@ impl Scene {
     async fn deliver(&self, records: &[Rc<Record>]) -> Option<String> {
         let payload = to_raw_value(&event(records)).expect("JSON");
         let deadline = Deadline::after(Duration::from_secs(30));
-        let answer = self.step.handle(&payload, deadline).await.expect("an answer");
-        let mut failures = answer.batch_item_failures;
+        let response = self.step.handle(&payload, deadline).await.expect("a response");
+        let mut failures = response.batch_item_failures;
         assert!(failures.len() < 2, "{failures:?}");
         failures.pop().and_then(|failure| failure.item_identifier)
     }
@@ -128,10 +128,10 @@ fn site(name: &str) -> SiteId {
 }
 
 fn sensor(name: &str, index: usize) -> SensorId {
-    SensorId::of(saga(name).onboarding_id, index)
+    SensorId::from_onboarding(saga(name).onboarding_id, index)
 }
 
-fn told(name: &str, kind: &str, occurred_at: Timestamp, data: Value) -> Value {
+fn sensor_event(name: &str, kind: &str, occurred_at: Timestamp, data: Value) -> Value {
     let mut event = sample::event_of("project-sensors", saga(name), EntityType::Sensors, data);
     event["detail-type"] = kind.into();
     event["detail"]["metadata"]["type"] = kind.into();
@@ -142,13 +142,13 @@ fn told(name: &str, kind: &str, occurred_at: Timestamp, data: Value) -> Value {
 fn provisioned(name: &str) -> Value {
     let sensors = sensors(saga(name), &METRICS);
     let data = json!({ "siteId": site(name), "sensors": sensors });
-    told(name, "SensorsProvisioned", noon(0), data)
+    sensor_event(name, "SensorsProvisioned", noon(0), data)
 }
 
 fn deprovisioned(name: &str) -> Value {
     let ids: Vec<_> = (0..METRICS.len()).map(|index| sensor(name, index)).collect();
     let data = json!({ "siteId": site(name), "sensorIds": ids });
-    told(name, "SensorsDeprovisioned", noon(60), data)
+    sensor_event(name, "SensorsDeprovisioned", noon(60), data)
 }
 
 /// Returns `count` samples, one every `seconds` seconds.
@@ -164,7 +164,7 @@ fn bundle(id: &str, series: Vec<(SensorId, Vec<Sample>)>) -> Bundle {
 }
 
 /// Returns a bundle with 15 minutes of samples of all eight sensors.
-fn quarter(id: &str) -> Bundle {
+fn quarter_hour(id: &str) -> Bundle {
     bundle(id, (0..METRICS.len()).map(|n| (sensor("a", n), samples(15, 60))).collect())
 }
 
@@ -173,10 +173,10 @@ fn plain(bundle: &Bundle) -> Vec<u8> {
 }
 
 fn gzip(data: &[u8]) -> Vec<u8> {
-    let mut packed = Vec::new();
-    let mut packing = GzEncoder::new(data, flate2::Compression::default());
-    packing.read_to_end(&mut packed).expect("gzip");
-    packed
+    let mut compressed = Vec::new();
+    let mut encoder = GzEncoder::new(data, flate2::Compression::default());
+    encoder.read_to_end(&mut compressed).expect("gzip");
+    compressed
 }
 
 fn calls<const N: usize>(calls: [(&str, u32); N]) -> BTreeMap<String, u32> {
@@ -186,58 +186,58 @@ fn calls<const N: usize>(calls: [(&str, u32); N]) -> BTreeMap<String, u32> {
 #[test]
 fn a_warm_function_puts_once_per_series_and_reads_nothing() {
     cloud::run(async {
-        let mut scene = Scene::new().await;
-        let before = scene.counted();
-        scene.deliver_bundle(&quarter("b-1")).await;
+        let mut world = World::new().await;
+        let before = world.counted();
+        world.deliver_bundle(&quarter_hour("b-1")).await;
         let cold = (calls([("BatchGetItem", 1), ("PutItem", 8)]), 8.0);
-        assert_eq!(scene.cost(&before), cold);
+        assert_eq!(world.cost(&before), cold);
 
-        let before = scene.counted();
-        scene.deliver_bundle(&quarter("b-2")).await;
-        assert_eq!(scene.cost(&before), (calls([("PutItem", 8)]), 8.0));
+        let before = world.counted();
+        world.deliver_bundle(&quarter_hour("b-2")).await;
+        assert_eq!(world.cost(&before), (calls([("PutItem", 8)]), 8.0));
 
-        let rows = scene.rows();
+        let rows = world.rows();
         assert_eq!(rows.len(), 16);
         for (_, row) in rows {
             assert!(row.row.starts_with("2026-01-01T12:00:00.000Z/b-"), "{row:?}");
             assert_eq!(row.end, noon(14 * 60).millis());
             assert_eq!(unpack(&row.samples), Ok(samples(15, 60)));
         }
-        assert!(scene.cloud.messages().is_empty());
+        assert!(world.cloud.messages().is_empty());
     });
 }
 
 #[test]
 fn a_repeated_bundle_changes_nothing_whether_plain_or_compressed() {
     cloud::run(async {
-        let mut scene = Scene::new().await;
-        let first = scene.put_bundle(&quarter("b-1"));
-        assert_eq!(scene.deliver(&[Rc::clone(&first)]).await, None);
-        let rows = scene.cloud.rows(READINGS);
+        let mut world = World::new().await;
+        let first = world.put_bundle(&quarter_hour("b-1"));
+        assert_eq!(world.deliver(&[Rc::clone(&first)]).await, None);
+        let rows = world.cloud.rows(READINGS);
 
-        let again = scene.put_bundle(&quarter("b-1"));
-        let packed = scene.put(site("a"), gzip(&plain(&quarter("b-1"))));
-        let before = scene.counted();
-        assert_eq!(scene.deliver(&[first, again, packed]).await, None);
-        assert_eq!(scene.cost(&before), (calls([("PutItem", 24)]), 0.0));
-        assert_eq!(scene.cloud.rows(READINGS), rows);
-        assert!(scene.cloud.messages().is_empty());
+        let again = world.put_bundle(&quarter_hour("b-1"));
+        let compressed = world.put(site("a"), gzip(&plain(&quarter_hour("b-1"))));
+        let before = world.counted();
+        assert_eq!(world.deliver(&[first, again, compressed]).await, None);
+        assert_eq!(world.cost(&before), (calls([("PutItem", 24)]), 0.0));
+        assert_eq!(world.cloud.rows(READINGS), rows);
+        assert!(world.cloud.messages().is_empty());
     });
 }
 
 #[test]
 fn a_conflicting_series_is_quarantined_and_the_other_series_are_stored() {
     cloud::run(async {
-        let mut scene = Scene::new().await;
+        let mut world = World::new().await;
         let (a, b) = (sensor("a", 0), sensor("a", 1));
         let good = bundle("b-1", vec![(a, samples(3, 60))]);
         let mut other = bundle("b-1", vec![(a, samples(3, 60)), (b, samples(2, 60))]);
         other.series[0].samples[2].1 = -0.5;
-        scene.deliver_bundle(&good).await;
-        let record = scene.put_bundle(&other);
-        assert_eq!(scene.deliver(&[Rc::clone(&record)]).await, None);
+        world.deliver_bundle(&good).await;
+        let record = world.put_bundle(&other);
+        assert_eq!(world.deliver(&[Rc::clone(&record)]).await, None);
 
-        let rows: Vec<_> = scene.rows();
+        let rows: Vec<_> = world.rows();
         let stored = |id: SensorId| {
             let row = rows.iter().find(|(sensor, _)| *sensor == id.to_string());
             unpack(&row.expect("a row").1.samples).expect("samples")
@@ -248,7 +248,7 @@ fn a_conflicting_series_is_quarantined_and_the_other_series_are_stored() {
             "source": "store-readings",
             "error": "BundleConflict",
             "reason": format!(
-                "{a} has other samples under 2026-01-01T12:00:00.000Z/b-1; \
+                "sensor {a} has a row 2026-01-01T12:00:00.000Z/b-1 with different samples; \
                  a changed bundle needs a new bundleId"
             ),
             "sensorId": a,
@@ -264,29 +264,30 @@ fn a_conflicting_series_is_quarantined_and_the_other_series_are_stored() {
                 "eventSourceARN": record.event()["eventSourceARN"],
             },
         });
-        assert_eq!(scene.cloud.messages(), [message]);
+        assert_eq!(world.cloud.messages(), [message]);
     });
 }
 
 #[test]
 fn minus_zero_and_zero_are_different_values() {
     cloud::run(async {
-        let mut scene = Scene::new().await;
-        let of = |value| bundle("b-1", vec![(sensor("a", 0), vec![Sample(noon(0), value)])]);
-        scene.deliver_bundle(&of(0.0)).await;
-        scene.deliver_bundle(&of(-0.0)).await;
-        assert_eq!(scene.cloud.messages()[0]["error"], "BundleConflict");
+        let mut world = World::new().await;
+        let make_bundle =
+            |value| bundle("b-1", vec![(sensor("a", 0), vec![Sample(noon(0), value)])]);
+        world.deliver_bundle(&make_bundle(0.0)).await;
+        world.deliver_bundle(&make_bundle(-0.0)).await;
+        assert_eq!(world.cloud.messages()[0]["error"], "BundleConflict");
     });
 }
 
 #[test]
 fn no_row_spans_a_day() {
     cloud::run(async {
-        let mut scene = Scene::new().await;
+        let mut world = World::new().await;
         // The last sample is exactly one day after the first.
         let all = samples(1_441, 60);
-        scene.deliver_bundle(&bundle("b-1", vec![(sensor("a", 0), all.clone())])).await;
-        let rows = scene.rows();
+        world.deliver_bundle(&bundle("b-1", vec![(sensor("a", 0), all.clone())])).await;
+        let rows = world.rows();
         let rows: Vec<_> = rows.iter().map(|(_, row)| unpack(&row.samples)).collect();
         assert_eq!(rows, [Ok(all[..1_440].to_vec()), Ok(all[1_440..].to_vec())]);
     });
@@ -295,13 +296,13 @@ fn no_row_spans_a_day() {
 #[test]
 fn no_row_holds_more_than_ten_thousand_samples() {
     cloud::run(async {
-        let mut scene = Scene::new().await;
+        let mut world = World::new().await;
         let all = samples(20_001, 1);
         let data = gzip(&plain(&bundle("b-1", vec![(sensor("a", 0), all.clone())])));
-        let record = scene.put(site("a"), data);
-        assert_eq!(scene.deliver(&[record]).await, None);
+        let record = world.put(site("a"), data);
+        assert_eq!(world.deliver(&[record]).await, None);
         let rows: Vec<_> =
-            scene.rows().iter().map(|(_, row)| unpack(&row.samples).expect("samples")).collect();
+            world.rows().iter().map(|(_, row)| unpack(&row.samples).expect("samples")).collect();
         assert_eq!(rows.iter().map(Vec::len).collect::<Vec<_>>(), [10_000, 10_000, 1]);
         assert_eq!(rows.concat(), all);
     });
@@ -310,95 +311,95 @@ fn no_row_holds_more_than_ten_thousand_samples() {
 #[test]
 fn a_bundle_with_a_sensor_that_may_not_send_is_not_stored_at_all() {
     cloud::run(async {
-        let mut scene = Scene::new().await;
-        scene.hear(&provisioned("b")).await;
-        scene.hear(&provisioned("c")).await;
-        scene.hear(&deprovisioned("c")).await;
+        let mut world = World::new().await;
+        world.project(&provisioned("b")).await;
+        world.project(&provisioned("c")).await;
+        world.project(&deprovisioned("c")).await;
         for (other, error) in [
             (sensor("nobody", 0), "UnknownSensor"),
             (sensor("b", 0), "SensorOfAnotherSite"),
             (sensor("c", 0), "RetiredSensor"),
         ] {
             let series = vec![(sensor("a", 0), samples(2, 60)), (other, samples(2, 60))];
-            scene.deliver_bundle(&bundle("b-1", series)).await;
-            let messages = scene.cloud.messages();
+            world.deliver_bundle(&bundle("b-1", series)).await;
+            let messages = world.cloud.messages();
             let last = messages.last().expect("a message");
             assert_eq!(last["error"], error, "{last}");
             assert_eq!(last["sensorId"], json!(other), "{last}");
-            let of_sensor = match error {
+            let expected_site = match error {
                 "UnknownSensor" => Value::Null,
                 "RetiredSensor" => json!(site("c")),
                 _ => json!(site("b")),
             };
-            assert_eq!(last["sensorSiteId"], of_sensor, "{last}");
+            assert_eq!(last["sensorSiteId"], expected_site, "{last}");
             assert!(last["reason"].as_str().is_some_and(|it| it.contains(&other.to_string())));
         }
-        assert_eq!(scene.rows(), []);
+        assert_eq!(world.rows(), []);
     });
 }
 
 #[test]
 fn a_replay_returns_its_outcome_and_quarantines_nothing() {
     cloud::run(async {
-        let mut scene = Scene::new().await;
-        scene.hear(&provisioned("b")).await;
-        scene.hear(&deprovisioned("b")).await;
+        let mut world = World::new().await;
+        world.project(&provisioned("b")).await;
+        world.project(&deprovisioned("b")).await;
         let mut replay = async |site: SiteId, data: Vec<u8>| {
-            let record = scene.put(site, data);
+            let record = world.put(site, data);
             let record = event(&[record])["Records"][0].take();
             let payload = to_raw_value(&record).expect("JSON");
-            (scene.step.replay(&payload).await, scene.cloud.messages().len())
+            (world.step.replay(&payload).await, world.cloud.messages().len())
         };
-        let of = |sensor| bundle("b-1", vec![(sensor, samples(2, 60))]);
+        let make_bundle = |sensor| bundle("b-1", vec![(sensor, samples(2, 60))]);
         for (sensor, name) in
             [(sensor("nobody", 0), "UnknownSensor"), (sensor("b", 0), "RetiredSensor")]
         {
-            let (outcome, messages) = replay(site("a"), plain(&of(sensor))).await;
-            let Replayed::Failed { error, message } = outcome else { panic!("{outcome:?}") };
+            let (outcome, messages) = replay(site("a"), plain(&make_bundle(sensor))).await;
+            let ReplayResponse::Failed { error, message } = outcome else { panic!("{outcome:?}") };
             assert_eq!((error.as_str(), messages), (name, 0));
             assert!(message.contains(&sensor.to_string()), "{message}");
         }
-        let (outcome, messages) = replay(site("a"), b"no bundle".to_vec()).await;
-        assert!(matches!(outcome, Replayed::Failed { error, .. } if error == "InvalidInput"));
+        let (outcome, messages) = replay(site("a"), b"not a bundle".to_vec()).await;
+        assert!(matches!(outcome, ReplayResponse::Failed { error, .. } if error == "InvalidInput"));
         assert_eq!(messages, 0);
         for _ in 0..2 {
-            let (outcome, messages) = replay(site("a"), plain(&of(sensor("a", 0)))).await;
-            assert_eq!((outcome, messages), (Replayed::Done, 0));
+            let (outcome, messages) = replay(site("a"), plain(&make_bundle(sensor("a", 0)))).await;
+            assert_eq!((outcome, messages), (ReplayResponse::Done, 0));
         }
-        assert_eq!(scene.rows().len(), 1);
+        assert_eq!(world.rows().len(), 1);
     });
 }
 
 #[test]
 fn a_poison_record_too_large_for_a_message_is_quarantined_compressed() {
     cloud::run(async {
-        let mut scene = Scene::new().await;
+        let mut world = World::new().await;
         let unknown = bundle("b-1", vec![(sensor("nobody", 0), samples(30_000, 1))]);
         let data = plain(&unknown);
         assert!(data.len() > 1_000_000, "{} bytes", data.len());
-        let record = scene.put(site("a"), data.clone());
-        assert_eq!(scene.deliver(&[Rc::clone(&record)]).await, None);
+        let record = world.put(site("a"), data.clone());
+        assert_eq!(world.deliver(&[Rc::clone(&record)]).await, None);
 
-        let [message] = &scene.cloud.messages()[..] else { panic!("one message") };
+        let [message] = &world.cloud.messages()[..] else { panic!("one message") };
         assert_eq!(message["error"], "UnknownSensor");
         assert_eq!(message["record"]["part"], Value::Null);
         let kinesis = &message["record"]["kinesis"];
         assert_eq!(kinesis["sequenceNumber"], json!(record.sequence_number));
-        let packed = STANDARD.decode(kinesis["data"].as_str().expect("data")).expect("base64");
-        let mut unpacked = Vec::new();
-        GzDecoder::new(&packed[..]).read_to_end(&mut unpacked).expect("gzip");
-        assert!(unpacked == data, "other data");
+        let compressed = STANDARD.decode(kinesis["data"].as_str().expect("data")).expect("base64");
+        let mut decompressed = Vec::new();
+        GzDecoder::new(&compressed[..]).read_to_end(&mut decompressed).expect("gzip");
+        assert!(decompressed == data, "the data differs");
     });
 }
 
 /// Returns random bytes, which can't be compressed.
-fn noise(bytes: usize) -> Vec<u8> {
-    let mut chance = Chance::of(1);
-    (0..bytes / 8).flat_map(|_| chance.number().to_le_bytes()).collect()
+fn random_bytes(bytes: usize) -> Vec<u8> {
+    let mut rng = Rng::from_seed(1);
+    (0..bytes / 8).flat_map(|_| rng.number().to_le_bytes()).collect()
 }
 
 /// Joins the data of a record from the messages of its parts.
-fn set_aside(messages: &[Value]) -> Vec<u8> {
+fn joined_data(messages: &[Value]) -> Vec<u8> {
     let data = |message: &Value| message["record"]["kinesis"]["data"].as_str().map(str::to_owned);
     let text: String = messages.iter().map(|message| data(message).expect("data")).collect();
     STANDARD.decode(text).expect("base64")
@@ -407,30 +408,30 @@ fn set_aside(messages: &[Value]) -> Vec<u8> {
 #[test]
 fn a_compressed_poison_record_is_quarantined_unchanged() {
     cloud::run(async {
-        let mut scene = Scene::new().await;
-        let data = gzip(&noise(900_000));
-        let record = scene.put(site("a"), data.clone());
-        assert_eq!(scene.deliver(&[record]).await, None);
-        assert!(set_aside(&scene.cloud.messages()) == data, "other data");
+        let mut world = World::new().await;
+        let data = gzip(&random_bytes(900_000));
+        let record = world.put(site("a"), data.clone());
+        assert_eq!(world.deliver(&[record]).await, None);
+        assert!(joined_data(&world.cloud.messages()) == data, "the data differs");
     });
 }
 
 #[test]
 fn a_poison_record_too_large_even_if_compressed_is_quarantined_in_parts() {
     cloud::run(async {
-        let mut scene = Scene::new().await;
+        let mut world = World::new().await;
         // The maximum size of a record.
-        let data = noise(1024 * 1024);
-        let record = scene.put(site("a"), data.clone());
-        assert_eq!(scene.deliver(&[Rc::clone(&record)]).await, None);
+        let data = random_bytes(1024 * 1024);
+        let record = world.put(site("a"), data.clone());
+        assert_eq!(world.deliver(&[Rc::clone(&record)]).await, None);
 
-        let messages = scene.cloud.messages();
+        let messages = world.cloud.messages();
         let parts: Vec<_> = messages.iter().map(|message| &message["record"]["part"]).collect();
         assert_eq!(parts, ["1/2", "2/2"]);
-        let packed = set_aside(&messages);
-        let mut unpacked = Vec::new();
-        GzDecoder::new(&packed[..]).read_to_end(&mut unpacked).expect("gzip");
-        assert!(unpacked == data, "other data");
+        let compressed = joined_data(&messages);
+        let mut decompressed = Vec::new();
+        GzDecoder::new(&compressed[..]).read_to_end(&mut decompressed).expect("gzip");
+        assert!(decompressed == data, "the data differs");
         assert!(messages.iter().all(|message| message.to_string().len() < 1024 * 1024));
     });
 }
@@ -438,12 +439,12 @@ fn a_poison_record_too_large_even_if_compressed_is_quarantined_in_parts() {
 #[test]
 fn a_long_invalid_value_has_a_short_reason() {
     cloud::run(async {
-        let mut scene = Scene::new().await;
+        let mut world = World::new().await;
         let series = "[".repeat(400_000);
-        let twice = json!({ "bundleId": "b-1", "siteId": site("a"), "series": series });
-        let record = scene.put(site("a"), twice.to_string().into_bytes());
-        assert_eq!(scene.deliver(&[record]).await, None);
-        let [message] = &scene.cloud.messages()[..] else { panic!("one message") };
+        let invalid = json!({ "bundleId": "b-1", "siteId": site("a"), "series": series });
+        let record = world.put(site("a"), invalid.to_string().into_bytes());
+        assert_eq!(world.deliver(&[record]).await, None);
+        let [message] = &world.cloud.messages()[..] else { panic!("one message") };
         let reason = message["reason"].as_str().expect("a reason");
         assert!(reason.starts_with("series: is a string; give an array"), "{reason}");
         assert!(reason.len() < 2_500, "{} bytes", reason.len());
@@ -453,63 +454,79 @@ fn a_long_invalid_value_has_a_short_reason() {
 #[test]
 fn a_throttled_site_stops_in_order_and_other_sites_do_not() {
     cloud::run(async {
-        let mut scene = Scene::new().await;
-        scene.hear(&provisioned("b")).await;
-        let of = |name: &str, id: &str| Bundle {
+        let mut world = World::new().await;
+        world.project(&provisioned("b")).await;
+        let make_bundle = |name: &str, id: &str| Bundle {
             site_id: site(name),
             ..bundle(id, vec![(sensor(name, 0), samples(1, 60))])
         };
-        let all = [of("b", "b-1"), of("a", "b-1"), of("b", "b-2"), of("a", "b-2"), of("b", "b-3")];
-        let records: Vec<_> = all.iter().map(|bundle| scene.put_bundle(bundle)).collect();
-        scene.cloud.throttle(vec![sensor("a", 0).to_string()], Duration::from_mins(1));
-        let before = scene.counted();
-        let failed = scene.deliver(&records).await;
+        let all = [
+            make_bundle("b", "b-1"),
+            make_bundle("a", "b-1"),
+            make_bundle("b", "b-2"),
+            make_bundle("a", "b-2"),
+            make_bundle("b", "b-3"),
+        ];
+        let records: Vec<_> = all.iter().map(|bundle| world.put_bundle(bundle)).collect();
+        world.cloud.throttle(vec![sensor("a", 0).to_string()], Duration::from_mins(1));
+        let before = world.counted();
+        let failed = world.deliver(&records).await;
         assert_eq!(failed.as_deref(), Some(records[1].sequence_number.as_str()));
         // For the throttled site there was only one read of the register.
-        assert_eq!(scene.cost(&before).0, calls([("BatchGetItem", 2), ("PutItem", 3)]));
-        assert_eq!(scene.rows().len(), 3);
+        assert_eq!(world.cost(&before).0, calls([("BatchGetItem", 2), ("PutItem", 3)]));
+        assert_eq!(world.rows().len(), 3);
 
         sleep(Duration::from_mins(1)).await;
-        assert_eq!(scene.deliver(&records[1..]).await, None);
-        assert_eq!(scene.rows().len(), 5);
-        assert!(scene.cloud.messages().is_empty());
+        assert_eq!(world.deliver(&records[1..]).await, None);
+        assert_eq!(world.rows().len(), 5);
+        assert!(world.cloud.messages().is_empty());
     });
 }
 
 #[test]
 fn a_provisioned_sensor_is_known_at_once_and_a_retired_one_is_refused_within_a_minute() {
     cloud::run(async {
-        let mut scene = Scene::new().await;
-        let of = |id: &str| Bundle {
+        let mut world = World::new().await;
+        let make_bundle = |id: &str| Bundle {
             site_id: site("b"),
             ..bundle(id, vec![(sensor("b", 0), samples(1, 60))])
         };
-        scene.deliver_bundle(&of("b-1")).await;
-        assert_eq!(scene.cloud.messages()[0]["error"], "UnknownSensor");
+        world.deliver_bundle(&make_bundle("b-1")).await;
+        assert_eq!(world.cloud.messages()[0]["error"], "UnknownSensor");
 
-        scene.hear(&provisioned("b")).await;
-        scene.deliver_bundle(&of("b-2")).await;
-        assert_eq!(scene.rows().len(), 1);
+        world.project(&provisioned("b")).await;
+        world.deliver_bundle(&make_bundle("b-2")).await;
+        assert_eq!(world.rows().len(), 1);
 
-        scene.hear(&deprovisioned("b")).await;
-        scene.deliver_bundle(&of("b-3")).await;
-        assert_eq!(scene.rows().len(), 2, "as long as the register's copy is fresh");
+        world.project(&deprovisioned("b")).await;
+        world.deliver_bundle(&make_bundle("b-3")).await;
+        assert_eq!(world.rows().len(), 2, "the cached sensor is still valid");
         sleep(REGISTER_AGE).await;
-        scene.deliver_bundle(&of("b-4")).await;
-        assert_eq!(scene.rows().len(), 2);
-        assert_eq!(scene.cloud.messages()[1]["error"], "RetiredSensor");
+        world.deliver_bundle(&make_bundle("b-4")).await;
+        assert_eq!(world.rows().len(), 2);
+        assert_eq!(world.cloud.messages()[1]["error"], "RetiredSensor");
     });
 }
 
 #[test]
 fn the_register_does_not_depend_on_the_order_and_repetition_of_events() {
-    let (up, down) = (provisioned("a"), deprovisioned("a"));
+    let (provisioned_event, deprovisioned_event) = (provisioned("a"), deprovisioned("a"));
     let onboarding = Some(saga("a").onboarding_id.to_string());
-    assert_eq!(correlation::<ProjectSensors>(&up), onboarding);
-    let orders = [vec![&up, &down], vec![&down, &up], vec![&down, &up, &down, &up, &up]];
+    assert_eq!(correlation::<ProjectSensors>(&provisioned_event), onboarding);
+    let orders = [
+        vec![&provisioned_event, &deprovisioned_event],
+        vec![&deprovisioned_event, &provisioned_event],
+        vec![
+            &deprovisioned_event,
+            &provisioned_event,
+            &deprovisioned_event,
+            &provisioned_event,
+            &provisioned_event,
+        ],
+    ];
     for order in orders {
         cloud::run(async {
-            let cloud = Cloud::new(Chance::of(1));
+            let cloud = Cloud::new(Rng::from_seed(1));
             let step = ProjectSensors { readings: cloud.table(READINGS) };
             for event in order {
                 let reply = run(&step, event).await;
@@ -534,22 +551,25 @@ fn the_register_does_not_depend_on_the_order_and_repetition_of_events() {
 #[test]
 fn a_transient_error_beside_a_conflict_is_retried_and_the_conflict_is_found_then() {
     // Four series are put concurrently, so the first put ends before the last one begins.
-    for (conflict, trouble) in [(0, 7), (7, 0)] {
+    for (conflict, throttled) in [(0, 7), (7, 0)] {
         cloud::run(async {
-            let mut scene = Scene::new().await;
+            let mut world = World::new().await;
             // Now the register is cached, and a row of one sensor has different samples.
-            scene.deliver_bundle(&quarter("b-0")).await;
+            world.deliver_bundle(&quarter_hour("b-0")).await;
             let other = vec![(sensor("a", conflict), samples(3, 60))];
-            scene.deliver_bundle(&bundle("b-1", other)).await;
+            world.deliver_bundle(&bundle("b-1", other)).await;
 
-            let record = scene.put_bundle(&quarter("b-1"));
+            let record = world.put_bundle(&quarter_hour("b-1"));
             let time = Duration::from_secs(20);
-            scene.cloud.throttle(vec![sensor("a", trouble).to_string()], time);
-            assert!(scene.deliver(&[Rc::clone(&record)]).await.is_some(), "it comes again");
-            assert_eq!(scene.cloud.messages(), [Value::Null; 0]);
+            world.cloud.throttle(vec![sensor("a", throttled).to_string()], time);
+            assert!(
+                world.deliver(&[Rc::clone(&record)]).await.is_some(),
+                "Lambda must deliver it again"
+            );
+            assert_eq!(world.cloud.messages(), [Value::Null; 0]);
             sleep(time).await;
-            assert_eq!(scene.deliver(&[record]).await, None);
-            assert_eq!(scene.cloud.messages()[0]["error"], "BundleConflict");
+            assert_eq!(world.deliver(&[record]).await, None);
+            assert_eq!(world.cloud.messages()[0]["error"], "BundleConflict");
         });
     }
 }
@@ -557,10 +577,10 @@ fn a_transient_error_beside_a_conflict_is_retried_and_the_conflict_is_found_then
 #[test]
 fn readings_are_counted_once_and_repeated_readings_separately() {
     cloud::run(async {
-        let mut scene = Scene::new().await;
+        let mut world = World::new().await;
         for expected in [(120.0, 0.0), (0.0, 120.0)] {
-            let told = measured(scene.deliver_bundle(&quarter("b-1"))).await.1;
-            assert_eq!((told["ReadingsStored"], told["ReadingsRepeated"]), expected);
+            let metrics = measured(world.deliver_bundle(&quarter_hour("b-1"))).await.1;
+            assert_eq!((metrics["ReadingsStored"], metrics["ReadingsRepeated"]), expected);
         }
     });
 }
@@ -576,19 +596,19 @@ async fn an_unreachable_register_is_a_transient_error() {
 #[test]
 fn a_retirement_without_a_provisioning_refuses_the_sensor() {
     cloud::run(async {
-        let mut scene = Scene::new().await;
-        scene.hear(&deprovisioned("b")).await;
+        let mut world = World::new().await;
+        world.project(&deprovisioned("b")).await;
         let bundle =
             Bundle { site_id: site("b"), ..bundle("b-1", vec![(sensor("b", 0), samples(1, 60))]) };
-        scene.deliver_bundle(&bundle).await;
-        assert_eq!(scene.cloud.messages()[0]["error"], "RetiredSensor");
+        world.deliver_bundle(&bundle).await;
+        assert_eq!(world.cloud.messages()[0]["error"], "RetiredSensor");
     });
 }
 
 #[test]
 fn an_event_with_ids_of_another_site_changes_no_sensor() {
     cloud::run(async {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Rng::from_seed(1));
         let step = ProjectSensors { readings: cloud.table(READINGS) };
         let other = saga("b");
         for event in [provisioned("a"), deprovisioned("a")] {

@@ -17,12 +17,12 @@ macro_rules! entities {
     ($($(#[$doc:meta])* $kind:ident = $name:literal of $service:literal,
         $(#[$id_doc:meta])* $id:ident;)*
     ) => {
-        /// The kinds of entities that have events, each belonging to the one service that emits them.
+        /// The type of an entity that emits events. One service owns each type and emits its events.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
         #[serde(rename_all = "camelCase")]
         #[non_exhaustive]
         pub enum EntityType {
-            /// sites'.
+            /// A monitoring site, owned by the service `sites`.
             Site,
             $($(#[$doc])* $kind,)*
         }
@@ -62,12 +62,12 @@ macro_rules! entities {
         }
 
         impl Entity {
-            /// Returns the site's entity of this kind. A site has exactly one entity of each kind.
+            /// Returns the site's entity of this type. A site has exactly one entity of each type.
             #[must_use]
-            pub fn of_site(kind: EntityType, site: SiteId) -> Self {
+            pub fn for_site(kind: EntityType, site: SiteId) -> Self {
                 match kind {
                     EntityType::Site => site.into(),
-                    $(EntityType::$kind => $id::of(OnboardingId::of(site)).into(),)*
+                    $(EntityType::$kind => $id::from_onboarding(OnboardingId::from_site(site)).into(),)*
                 }
             }
         }
@@ -78,7 +78,7 @@ macro_rules! entities {
             impl $id {
                 /// Returns the id that belongs to this onboarding.
                 #[must_use]
-                pub fn of(onboarding: OnboardingId) -> Self {
+                pub fn from_onboarding(onboarding: OnboardingId) -> Self {
                     Self(derive(onboarding.uuid(), $name))
                 }
             }
@@ -93,31 +93,31 @@ macro_rules! entities {
 }
 
 entities! {
-    /// inventory's.
+    /// The reservation of kits for a site, owned by the service `inventory`.
     Reservation = "reservation" of "inventory",
     /// The id of an onboarding's reservation of kits in inventory.
     ReservationId;
-    /// devices'.
+    /// All sensors of a site, owned by the service `devices`.
     Sensors = "sensors" of "devices",
     /// The id of all sensors that devices provisions for one onboarding. They are one entity.
     SensorsId;
-    /// billing's.
+    /// The subscription for a site, owned by the service `billing`.
     Subscription = "subscription" of "billing",
     /// The id of an onboarding's subscription in billing.
     SubscriptionId;
-    /// alerting's.
+    /// The alerting configuration of a site, owned by the service `alerting`.
     Alerting = "alerting" of "alerting",
     /// The id of an onboarding's alerting configuration.
     AlertingId;
 }
 
-/// What an event is about. Prints as `type#id`, the key of its row in the event log.
+/// The entity that an event is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct Entity {
-    /// Its kind.
+    /// The entity type.
     #[serde(rename = "type")]
     pub kind: EntityType,
-    /// Its id.
+    /// The entity id.
     pub id: Uuid,
 }
 
@@ -127,6 +127,7 @@ impl From<SiteId> for Entity {
     }
 }
 
+/// Formats the entity as `type#id`, the partition key of its rows in the event log.
 impl fmt::Display for Entity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}#{}", self.kind.name(), self.id)

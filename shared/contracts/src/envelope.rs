@@ -4,7 +4,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use crate::{Entity, EntityType, EventId, IdMismatch, OnboardingId, Saga, SiteId, Timestamp};
+use crate::{
+    Entity, EntityType, EventId, IdMismatch, OnboardingId, SagaContext, SiteId, Timestamp,
+};
 
 /// The payload of a domain event. There is one Rust type for each event type and version.
 pub trait Event: Serialize + DeserializeOwned + JsonSchema {
@@ -12,40 +14,42 @@ pub trait Event: Serialize + DeserializeOwned + JsonSchema {
     const TYPE: &'static str;
     /// The version. A change that breaks readers needs a new version.
     const VERSION: u32;
-    /// The kind of entity that emits the event.
+    /// The type of the entity that emits the event.
     const ENTITY: EntityType;
 }
 
-/// Who, what, when and why of an event.
+/// The metadata of an event. All event types have the same fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Metadata {
-    /// Derived from entity and sequence: a republished event keeps its id.
+    /// The event id, derived from the entity and the sequence number. A republished event has the same id, so consumers
+    /// can use it as an idempotency key.
     pub event_id: EventId,
-    /// The same as EventBridge's `detail-type`.
+    /// The event type, equal to EventBridge's `detail-type`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The payload's version.
+    /// The version of the payload's schema.
     pub version: u32,
-    /// When its transaction was made.
+    /// When the change was committed.
     pub occurred_at: Timestamp,
-    /// What it is about.
+    /// The entity that the event is about.
     pub entity: Entity,
-    /// Counts the entity's events from 1 without a gap. EventBridge keeps no order: this does.
+    /// The position among the entity's events: 1, 2, 3 and so on, without gaps. EventBridge does not preserve the order
+    /// of events; use this number to restore it.
     pub sequence: u64,
-    /// The onboarding that it belongs to.
+    /// The onboarding of the site that the event belongs to.
     pub correlation_id: OnboardingId,
-    /// The event that led to it; absent where a person or another system did.
+    /// The id of the event that caused this one. Absent if a person or another system caused it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub causation_id: Option<Uuid>,
 }
 
-/// EventBridge's `detail`.
+/// The `detail` of an event on EventBridge.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Envelope<D> {
-    /// Who, what, when and why.
+    /// The metadata.
     pub metadata: Metadata,
-    /// What happened.
+    /// The payload.
     pub data: D,
 }
 
@@ -60,10 +64,10 @@ impl<D: SiteData> Envelope<D> {
     ///
     /// # Errors
     /// Fails if the correlation id or the entity belongs to another site. A consumer must not act on such an event.
-    pub fn saga(&self) -> Result<Saga, IdMismatch> {
+    pub fn saga(&self) -> Result<SagaContext, IdMismatch> {
         let Metadata { event_id, entity, correlation_id, .. } = &self.metadata;
         let site_id = self.data.site_id();
-        let saga = Saga::of_site(site_id, Some(event_id.uuid()));
+        let saga = SagaContext::for_site(site_id, Some(event_id.uuid()));
         let onboarding_id = saga.onboarding_id;
         IdMismatch::check(
             "metadata.correlationId",
@@ -71,7 +75,7 @@ impl<D: SiteData> Envelope<D> {
             correlation_id.uuid(),
             onboarding_id.uuid(),
         )?;
-        let own = Entity::of_site(entity.kind, site_id);
+        let own = Entity::for_site(entity.kind, site_id);
         IdMismatch::check("metadata.entity.id", site_id, entity.id, own.id)?;
         Ok(saga)
     }

@@ -7,8 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    EntityType, Event, Failure, Location, Metric, OnboardingId, PaymentMethodId, Plan, Sensor,
-    SensorId, SiteId, Timestamp, inbound::MAX_QUANTITY, input::Whole,
+    EntityType, Event, Location, Metric, OnboardingFailure, OnboardingId, PaymentMethodId, Plan,
+    Sensor, SensorId, SiteId, Timestamp, inbound::MAX_QUANTITY, input::WholeNumber,
 };
 
 /// A visitor of all event types; see [`visit`].
@@ -25,7 +25,7 @@ macro_rules! events {
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
         #[serde(rename_all = "camelCase")]
         pub struct $name {
-            /// The site that it belongs to.
+            /// The id of the site.
             pub site_id: SiteId,
             $($(#[$field_doc])* pub $field: $type,)*
         }
@@ -59,153 +59,153 @@ macro_rules! events {
     };
 }
 
-/// So many kits of a metric.
+/// A quantity of sensor kits for one metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Kits {
-    /// What a sensor of this kit measures.
+    /// The metric that the sensors of these kits measure.
     pub metric: Metric,
-    /// Pieces: 1 to 1,000,000.
+    /// The number of kits, from 1 to 1,000,000.
     #[schemars(range(min = 1, max = MAX_QUANTITY))]
     pub quantity: u32,
 }
 
 impl Kits {
-    pub(crate) const QUANTITY: Whole = Whole { min: 1, max: MAX_QUANTITY };
+    pub(crate) const QUANTITY: WholeNumber = WholeNumber { min: 1, max: MAX_QUANTITY };
 }
 
-/// A metric that ran out.
+/// A metric for which there are too few kits in stock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Shortage {
-    /// What was asked for.
+    /// The metric.
     pub metric: Metric,
-    /// Pieces asked for.
+    /// The number of requested kits.
     pub requested: u32,
-    /// Pieces in stock at that moment.
+    /// The number of kits in stock at the time of the request.
     pub available: u32,
 }
 
-/// One of a sensor's limits.
+/// One of the two alert limits of a sensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Limit {
-    /// The least that is normal.
+    /// The lower limit.
     Min,
-    /// The most that is normal.
+    /// The upper limit.
     Max,
 }
 
 events! {
-    /// A site was registered; its onboarding begins.
+    /// A site was registered. Its onboarding starts.
     SiteCreated of Site v 1 {
-        /// The saga that starts with it.
+        /// The id of the onboarding that starts.
         onboarding_id: OnboardingId,
         /// The site's name.
         name: String,
-        /// Who runs the site.
+        /// The operator of the site.
         operator: String,
-        /// Where it stands.
+        /// The location of the site.
         location: Location,
-        /// What it will measure.
+        /// The sensors of the site.
         sensors: Vec<Sensor>,
-        /// What the operator subscribes to.
+        /// The plan that the operator subscribes to.
         plan: Plan,
-        /// How the operator pays.
+        /// The payment method of the operator.
         payment_method: PaymentMethodId,
     }
-    /// The onboarding came to its end; readings are welcome.
+    /// The onboarding succeeded. The site accepts readings.
     SiteActivated of Site v 1 {}
-    /// The onboarding failed, and everything was undone.
+    /// The onboarding failed, and all completed steps were undone.
     SiteRejected of Site v 1 {
-        /// Where and why.
-        failure: Failure,
+        /// The failed step and its error.
+        failure: OnboardingFailure,
     }
-    /// A live site was taken out of service.
+    /// An active site was taken out of service.
     SiteDecommissioned of Site v 1 {}
-    /// Kits were set aside for the site.
+    /// Kits were reserved for the site.
     KitsReserved of Reservation v 1 {
-        /// How many of which.
+        /// The kits, by metric.
         kits: Vec<Kits>,
     }
-    /// The kits are back in stock.
+    /// The reserved kits were returned to stock.
     KitsReleased of Reservation v 1 {
-        /// How many of which.
+        /// The kits, by metric.
         kits: Vec<Kits>,
     }
-    /// A reservation was refused: too few kits.
+    /// A reservation was refused because there are too few kits in stock.
     StockDepleted of Reservation v 1 {
-        /// What was short.
+        /// The metrics with too few kits.
         shortages: Vec<Shortage>,
     }
-    /// The site's sensors exist and may report.
+    /// The sensors of the site were provisioned. They may send readings.
     SensorsProvisioned of Sensors v 1 {
-        /// All of them.
+        /// All sensors of the site.
         sensors: Vec<Sensor>,
     }
-    /// The site's sensors are retired for good.
+    /// The sensors of the site were retired permanently.
     SensorsDeprovisioned of Sensors v 1 {
-        /// All of them.
+        /// The ids of all sensors of the site.
         sensor_ids: Vec<SensorId>,
     }
-    /// The operator pays for the site.
+    /// The subscription for the site was created at the payment provider.
     SubscriptionInitialized of Subscription v 1 {
-        /// The plan paid for.
+        /// The plan of the subscription.
         plan: Plan,
-        /// The payment provider's id.
+        /// The id of the subscription at the payment provider.
         provider_subscription_id: String,
     }
-    /// The payment provider refused.
+    /// The payment provider refused the subscription.
     SubscriptionFailed of Subscription v 1 {
-        /// The plan asked for.
+        /// The requested plan.
         plan: Plan,
-        /// The error's stable name, e.g. `CardDeclined`.
+        /// The stable error name, e.g. `CardDeclined`.
         error: String,
-        /// The provider's words.
+        /// The message of the payment provider.
         message: String,
     }
-    /// The operator no longer pays for the site.
+    /// The subscription for the site was cancelled at the payment provider.
     SubscriptionCancelled of Subscription v 1 {
-        /// The payment provider's id.
+        /// The id of the subscription at the payment provider.
         provider_subscription_id: String,
     }
-    /// The sensors' limits are watched.
+    /// Alerting on the limits of the site's sensors was configured.
     AlertingConfigured of Alerting v 1 {
-        /// How many sensors have limits.
+        /// The number of sensors with limits.
         rules: usize,
     }
-    /// The sensors' limits are no longer watched.
+    /// Alerting on the limits of the site's sensors was removed.
     AlertingRemoved of Alerting v 1 {}
-    /// A sensor's reading left its limits, or went from beyond one to beyond the other.
+    /// A reading of a sensor left the range between its limits, or moved from beyond one limit to beyond the other.
     ReadingBreachedThreshold of Alerting v 1 {
-        /// The sensor.
+        /// The id of the sensor.
         sensor_id: SensorId,
-        /// What it measures.
+        /// The metric that the sensor measures.
         metric: Metric,
-        /// UCUM code, of the value and the limit.
+        /// The unit of the value and the limit, as a UCUM code.
         unit: String,
         /// The first reading beyond the limit.
         value: f64,
-        /// When it was taken.
+        /// When the reading was taken.
         at: Timestamp,
-        /// Which limit it is beyond.
+        /// The limit that the reading is beyond.
         limit: Limit,
-        /// The limit's value.
+        /// The value of the limit.
         threshold: f64,
     }
-    /// A sensor's reading came back within its limits, by more than the metric's deadband.
+    /// A reading of a sensor returned into the range between its limits, by more than the deadband of the metric.
     ReadingBackToNormal of Alerting v 1 {
-        /// The sensor.
+        /// The id of the sensor.
         sensor_id: SensorId,
-        /// What it measures.
+        /// The metric that the sensor measures.
         metric: Metric,
-        /// UCUM code of the value.
+        /// The unit of the value, as a UCUM code.
         unit: String,
         /// The first reading within the limits.
         value: f64,
-        /// When it was taken.
+        /// When the reading was taken.
         at: Timestamp,
-        /// When the reading that breached was taken.
+        /// When the first reading beyond the limit was taken.
         breached_at: Timestamp,
     }
 }

@@ -58,19 +58,19 @@ macro_rules! id {
 pub(crate) use id;
 
 id!(
-    /// A monitoring site.
+    /// The id of a monitoring site.
     SiteId
 );
 id!(
-    /// One run of the onboarding saga; the `correlationId` of everything that belongs to it.
+    /// The id of a site's onboarding. It is the `correlationId` of all events of the site.
     OnboardingId
 );
 id!(
-    /// One sensor: one metric, in one unit, at one site.
+    /// The id of a sensor. A sensor measures one metric in one unit at one site.
     SensorId
 );
 id!(
-    /// One domain event.
+    /// The id of an event.
     EventId
 );
 
@@ -93,7 +93,7 @@ impl SiteId {
 impl OnboardingId {
     /// Returns the id of the site's onboarding. A site is onboarded only once.
     #[must_use]
-    pub fn of(site: SiteId) -> Self {
+    pub fn from_site(site: SiteId) -> Self {
         Self(derive(site.0, "onboarding"))
     }
 }
@@ -101,7 +101,7 @@ impl OnboardingId {
 impl SensorId {
     /// Returns the id of the sensor at `index` (from 0) in the registration.
     #[must_use]
-    pub fn of(onboarding: OnboardingId, index: usize) -> Self {
+    pub fn from_onboarding(onboarding: OnboardingId, index: usize) -> Self {
         Self(derive(onboarding.0, &format!("sensor/{index}")))
     }
 }
@@ -109,7 +109,7 @@ impl SensorId {
 impl EventId {
     /// Returns the id of the entity's event with this `sequence` (from 1).
     #[must_use]
-    pub fn of(entity: &Entity, sequence: u64) -> Self {
+    pub fn from_entity(entity: &Entity, sequence: u64) -> Self {
         Self(derive(FIELDSTATION, &format!("event/{entity}/{sequence}")))
     }
 }
@@ -125,7 +125,10 @@ mod tests {
         assert_eq!(site, SiteId::registered("http", "key-1"));
         // Fixed values: if the derivation changed, a retried request would create a second site.
         assert_eq!(site.to_string(), "55115657-a433-553f-959b-29ae8465145d");
-        assert_eq!(OnboardingId::of(site).to_string(), "22e2ae1b-16bd-5ab3-a538-7df102033bfe");
+        assert_eq!(
+            OnboardingId::from_site(site).to_string(),
+            "22e2ae1b-16bd-5ab3-a538-7df102033bfe"
+        );
     }
 
     #[test]
@@ -133,8 +136,14 @@ mod tests {
         let site = SiteId::registered("http", "key-1");
         assert_ne!(site, SiteId::registered("http", "key-2"));
         assert_ne!(SiteId::registered("a", "b/c"), SiteId::registered("a/b", "c"));
-        let onboarding = OnboardingId::of(site);
-        assert_ne!(SensorId::of(onboarding, 0), SensorId::of(onboarding, 1));
-        assert_ne!(ReservationId::of(onboarding).uuid(), SubscriptionId::of(onboarding).uuid());
+        let onboarding = OnboardingId::from_site(site);
+        assert_ne!(
+            SensorId::from_onboarding(onboarding, 0),
+            SensorId::from_onboarding(onboarding, 1)
+        );
+        assert_ne!(
+            ReservationId::from_onboarding(onboarding).uuid(),
+            SubscriptionId::from_onboarding(onboarding).uuid()
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! Events that other systems put on the bus. Their `detail` has no envelope. Their `source` is the sender's.
 //!
 //! None of these types implements `Deserialize`. [`crate::input`] reads them, because it reports all problems at once.
-//! A field's schema attributes and its [`Rule`] describe the same constraint; tests compare the two.
+//! A field's schema attributes and its [`FieldRule`] describe the same constraint; tests compare the two.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,8 +13,8 @@ use crate::{
     Location, Metric, PaymentMethodId, Plan,
     events::Kits,
     input::{
-        Choice, Fields, Input, List, Number, Object, Problems, Purpose, Reason, Rule, Text, Tree,
-        quoted,
+        FieldRule, Fields, Input, JsonValue, List, Number, Object, OneOf, Problems, Purpose,
+        Reason, Text, quoted,
     },
     number, text,
 };
@@ -38,71 +38,71 @@ pub const MAX_KITS: usize = 50;
 /// The maximum number of kits of one kind in a delivery.
 pub const MAX_QUANTITY: u32 = 1_000_000;
 
-/// Kits arrived in the store-room. A `deliveryId` of a source counts once, however often the event
-/// comes.
+/// Kits were delivered to the warehouse. A `deliveryId` of a `source` is counted once, even if the event is delivered
+/// several times.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct KitsDelivered {
-    /// The supplier's number of the delivery, unique within its `source`: 1 to 128 characters,
-    /// without control or invisible characters and without white space around it.
+    /// The supplier's id of the delivery, unique within its `source`: 1 to 128 characters, without control or invisible
+    /// characters, and without leading or trailing white space.
     #[schemars(length(min = 1, max = MAX_ID), extend("pattern" = text::id_pattern()))]
     pub delivery_id: String,
-    /// What was in it: each metric once, 1 to 50 of them.
+    /// The delivered kits: 1 to 50 entries, each with another metric.
     #[schemars(length(min = 1, max = MAX_KITS))]
     pub kits: Vec<Kits>,
 }
 
-/// Another system asks for a site. A `registrationId` makes one site, however often the event
-/// comes.
+/// Another system requests a new site. A `registrationId` of a `source` creates one site, even if the event is delivered
+/// several times.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SiteRegistrationRequested {
-    /// The other system's number of the request, unique within its `source`: 1 to 128 characters,
-    /// without control or invisible characters and without white space around it.
+    /// The other system's id of the request, unique within its `source`: 1 to 128 characters, without control or
+    /// invisible characters, and without leading or trailing white space.
     #[schemars(length(min = 1, max = MAX_ID), extend("pattern" = text::id_pattern()))]
     pub registration_id: String,
-    /// The same as the body of `POST /sites`.
+    /// The site to register. It has the same format as the body of `POST /sites`.
     pub site: SiteRegistration,
 }
 
-/// What a new site is made of; the body of `POST /sites`.
+/// A new site. It is the body of `POST /sites`.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SiteRegistration {
-    /// 1 to 200 characters, not blank, without control or invisible characters. White space around
-    /// it is not stored.
+    /// The name of the site: 1 to 200 characters, not blank, without control or invisible characters. Leading and
+    /// trailing white space is removed.
     #[schemars(length(min = 1, max = MAX_NAME), extend("pattern" = text::name_pattern()))]
     pub name: String,
-    /// Who runs it: 1 to 200 characters, not blank, without control or invisible characters. White
-    /// space around it is not stored.
+    /// The operator of the site: 1 to 200 characters, not blank, without control or invisible characters. Leading and
+    /// trailing white space is removed.
     #[schemars(length(min = 1, max = MAX_NAME), extend("pattern" = text::name_pattern()))]
     pub operator: String,
-    /// Where it stands.
+    /// The location of the site.
     pub location: Location,
-    /// 1 to 100 sensors.
+    /// The sensors of the site: 1 to 100.
     #[schemars(length(min = 1, max = MAX_SENSORS))]
     pub sensors: Vec<SensorRequest>,
-    /// What the operator subscribes to.
+    /// The plan that the operator subscribes to.
     pub plan: Plan,
-    /// The payment provider's handle: 1 to 255 letters, digits, `_` and `-`.
+    /// The payment provider's id of the payment method: 1 to 255 letters, digits, `_` and `-`.
     #[schemars(schema_with = "payment_method")]
     pub payment_method: PaymentMethodId,
 }
 
-/// A sensor that a new site shall have.
+/// A sensor of a new site.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("oneOf" = units_by_metric()))]
 pub struct SensorRequest {
-    /// What it measures.
+    /// The metric that the sensor measures.
     pub metric: Metric,
-    /// UCUM code, one of the metric's units.
+    /// The unit of the readings, as a UCUM code: one of the units of the metric.
     pub unit: String,
-    /// A reading below it is a breach; in `unit`, below `max`.
+    /// The lower alert limit, in `unit`. It must be below `max`. A reading below it is a breach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "number::any_or_null")]
     pub min: Option<f64>,
-    /// A reading above it is a breach; in `unit`.
+    /// The upper alert limit, in `unit`. A reading above it is a breach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "number::any_or_null")]
     pub max: Option<f64>,
@@ -122,8 +122,8 @@ fn units_by_metric() -> Vec<Value> {
     cases.into_iter().map(case).collect()
 }
 
-const METRIC: Choice<Metric> = Choice { all: Metric::ALL, name: Metric::name };
-const PLAN: Choice<Plan> = Choice { all: Plan::ALL, name: Plan::name };
+const METRIC: OneOf<Metric> = OneOf { all: Metric::ALL, name: Metric::name };
+const PLAN: OneOf<Plan> = OneOf { all: Plan::ALL, name: Plan::name };
 const NAME: Text = Text { purpose: Purpose::Name, max: MAX_NAME };
 const ID: Text = Text { purpose: Purpose::Id, max: MAX_ID };
 
@@ -228,7 +228,7 @@ impl Input for SensorRequest {
 /// The rule of a unit. If the metric is unknown, any string is accepted.
 struct UnitOf(Option<Metric>);
 
-impl Rule for UnitOf {
+impl FieldRule for UnitOf {
     type Value = String;
 
     fn expected(&self) -> String {
@@ -238,7 +238,7 @@ impl Rule for UnitOf {
         }
     }
 
-    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<String> {
+    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<String> {
         let unit = tree.string(at, &self.expected(), problems)?;
         if self.0.is_some_and(|metric| !metric.units().contains(&unit)) {
             problems.add(at, format!("is {}; give {}", quoted(unit), self.expected()));
@@ -250,14 +250,14 @@ impl Rule for UnitOf {
 /// The rule of a payment method id. Messages do not quote the value.
 struct PaymentMethod;
 
-impl Rule for PaymentMethod {
+impl FieldRule for PaymentMethod {
     type Value = PaymentMethodId;
 
     fn expected(&self) -> String {
         format!("a string of 1 to {MAX_PAYMENT_METHOD} letters, digits, _ and -")
     }
 
-    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<PaymentMethodId> {
+    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<PaymentMethodId> {
         let text = tree.string(at, &self.expected(), problems)?;
         let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
         if !(1..=MAX_PAYMENT_METHOD).contains(&text.len()) || !text.bytes().all(good) {

@@ -1,7 +1,7 @@
 //! Parsing of JSON from outside that reports all problems at once.
 //!
 //! Serde stops at the first problem, and a derived `Deserialize` accepts an array for an object. So input of other
-//! systems is read in two steps: the JSON into a [`Tree`], and the tree by [`Rule`]s that collect [`Problems`].
+//! systems is read in two steps: the JSON into a [`JsonValue`], and the tree by [`FieldRule`]s that collect [`Problems`].
 //! [`read`] does both.
 
 use std::{fmt, marker::PhantomData, str::FromStr};
@@ -85,7 +85,7 @@ impl FieldError {
 
     /// Returns the error with another reason.
     #[must_use]
-    pub fn because(self, reason: Reason) -> Self {
+    pub fn with_reason(self, reason: Reason) -> Self {
         Self { reason, ..self }
     }
 
@@ -108,14 +108,14 @@ impl fmt::Display for FieldError {
 
 /// Joins all errors into one line, for a log or a failure's message. The line is truncated to [`MAX_LINE`] characters.
 #[must_use]
-pub fn in_one_line(errors: &[FieldError]) -> String {
+pub fn join_errors(errors: &[FieldError]) -> String {
     let line = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    cut(line, MAX_LINE)
+    truncate(line, MAX_LINE)
 }
 
 /// Truncates the text to this number of characters, and marks the cut with ` ...`.
 #[must_use]
-pub fn cut(mut text: String, characters: usize) -> String {
+pub fn truncate(mut text: String, characters: usize) -> String {
     if let Some((end, _)) = text.char_indices().nth(characters) {
         text.truncate(end);
         text.push_str(" ...");
@@ -138,7 +138,7 @@ impl Problems {
 
     /// Adds a problem with this reason.
     pub fn add_as(&mut self, reason: Reason, at: impl Into<String>, message: impl Into<String>) {
-        self.push(FieldError::new(at, message).because(reason));
+        self.push(FieldError::new(at, message).with_reason(reason));
     }
 
     fn push(&mut self, error: FieldError) {
@@ -177,7 +177,7 @@ impl Problems {
 
 /// A JSON value. Unlike `serde_json::Value` it keeps duplicate names of an object.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Tree {
+pub enum JsonValue {
     /// `null`
     Null,
     /// `true` or `false`
@@ -187,12 +187,12 @@ pub enum Tree {
     /// A string.
     Text(String),
     /// An array.
-    List(Vec<Tree>),
+    List(Vec<JsonValue>),
     /// An object, in the order of the input.
-    Object(Vec<(String, Tree)>),
+    Object(Vec<(String, JsonValue)>),
 }
 
-impl Tree {
+impl JsonValue {
     /// Returns a message with the actual and the expected type: `is a string; give ...`
     pub(crate) fn is_not(&self, expected: &str) -> String {
         let kind = match self {
@@ -216,61 +216,61 @@ impl Tree {
     }
 }
 
-impl<'de> Deserialize<'de> for Tree {
+impl<'de> Deserialize<'de> for JsonValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Reader;
 
         impl<'de> Visitor<'de> for Reader {
-            type Value = Tree;
+            type Value = JsonValue;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("JSON")
             }
 
-            fn visit_unit<E>(self) -> Result<Tree, E> {
-                Ok(Tree::Null)
+            fn visit_unit<E>(self) -> Result<JsonValue, E> {
+                Ok(JsonValue::Null)
             }
 
-            fn visit_bool<E>(self, value: bool) -> Result<Tree, E> {
-                Ok(Tree::Bool(value))
-            }
-
-            #[expect(clippy::cast_precision_loss, reason = "documented at the variant")]
-            fn visit_i64<E>(self, value: i64) -> Result<Tree, E> {
-                Ok(Tree::Number(value as f64))
+            fn visit_bool<E>(self, value: bool) -> Result<JsonValue, E> {
+                Ok(JsonValue::Bool(value))
             }
 
             #[expect(clippy::cast_precision_loss, reason = "documented at the variant")]
-            fn visit_u64<E>(self, value: u64) -> Result<Tree, E> {
-                Ok(Tree::Number(value as f64))
+            fn visit_i64<E>(self, value: i64) -> Result<JsonValue, E> {
+                Ok(JsonValue::Number(value as f64))
             }
 
-            fn visit_f64<E>(self, value: f64) -> Result<Tree, E> {
-                Ok(Tree::Number(value))
+            #[expect(clippy::cast_precision_loss, reason = "documented at the variant")]
+            fn visit_u64<E>(self, value: u64) -> Result<JsonValue, E> {
+                Ok(JsonValue::Number(value as f64))
             }
 
-            fn visit_str<E>(self, value: &str) -> Result<Tree, E> {
-                Ok(Tree::Text(value.to_owned()))
+            fn visit_f64<E>(self, value: f64) -> Result<JsonValue, E> {
+                Ok(JsonValue::Number(value))
             }
 
-            fn visit_string<E>(self, value: String) -> Result<Tree, E> {
-                Ok(Tree::Text(value))
+            fn visit_str<E>(self, value: &str) -> Result<JsonValue, E> {
+                Ok(JsonValue::Text(value.to_owned()))
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Tree, A::Error> {
+            fn visit_string<E>(self, value: String) -> Result<JsonValue, E> {
+                Ok(JsonValue::Text(value))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<JsonValue, A::Error> {
                 let mut items = Vec::new();
                 while let Some(item) = list.next_element()? {
                     items.push(item);
                 }
-                Ok(Tree::List(items))
+                Ok(JsonValue::List(items))
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Tree, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<JsonValue, A::Error> {
                 let mut members = Vec::new();
                 while let Some(member) = object.next_entry()? {
                     members.push(member);
                 }
-                Ok(Tree::Object(members))
+                Ok(JsonValue::Object(members))
             }
         }
 
@@ -279,7 +279,7 @@ impl<'de> Deserialize<'de> for Tree {
 }
 
 /// A rule for one value.
-pub trait Rule {
+pub trait FieldRule {
     /// The type of the parsed value.
     type Value;
 
@@ -288,7 +288,7 @@ pub trait Rule {
 
     /// Reads the value at this path. Adds a problem if the value breaks the rule. Then it returns what could be read
     /// in spite of the problem, or `None`.
-    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<Self::Value>;
+    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<Self::Value>;
 }
 
 /// A type that is read from an object.
@@ -310,15 +310,15 @@ impl<T> Default for Object<T> {
     }
 }
 
-impl<T: Input> Rule for Object<T> {
+impl<T: Input> FieldRule for Object<T> {
     type Value = T;
 
     fn expected(&self) -> String {
         object_of(T::FIELDS)
     }
 
-    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<T> {
-        T::read(&Fields::of(tree, at, T::FIELDS, problems)?, problems)
+    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<T> {
+        T::read(&Fields::parse(tree, at, T::FIELDS, problems)?, problems)
     }
 }
 
@@ -330,19 +330,19 @@ fn object_of(fields: &[&str]) -> String {
 #[derive(Debug)]
 pub struct Fields<'a> {
     at: &'a str,
-    members: &'a [(String, Tree)],
+    members: &'a [(String, JsonValue)],
 }
 
 impl<'a> Fields<'a> {
     /// Returns the fields of the object at this path. Adds a problem for each unknown or duplicate name. Adds one
     /// problem and returns `None` if the value is not an object.
-    pub fn of(
-        tree: &'a Tree,
+    pub fn parse(
+        tree: &'a JsonValue,
         at: &'a str,
         known: &[&str],
         problems: &mut Problems,
     ) -> Option<Self> {
-        let Tree::Object(members) = tree else {
+        let JsonValue::Object(members) = tree else {
             problems.add(at, tree.is_not(&object_of(known)));
             return None;
         };
@@ -365,12 +365,12 @@ impl<'a> Fields<'a> {
         if self.at.is_empty() { name.to_owned() } else { format!("{}.{name}", self.at) }
     }
 
-    fn get(&self, name: &str) -> Option<&'a Tree> {
+    fn get(&self, name: &str) -> Option<&'a JsonValue> {
         self.members.iter().find(|(member, _)| member == name).map(|(_, tree)| tree)
     }
 
     /// Reads a required field. Adds a problem if it is missing.
-    pub fn required<R: Rule>(
+    pub fn required<R: FieldRule>(
         &self,
         name: &str,
         rule: &R,
@@ -386,14 +386,14 @@ impl<'a> Fields<'a> {
     }
 
     /// Reads a field that may be missing or `null`.
-    pub fn optional<R: Rule>(
+    pub fn optional<R: FieldRule>(
         &self,
         name: &str,
         rule: &R,
         problems: &mut Problems,
     ) -> Option<R::Value> {
         match self.get(name) {
-            None | Some(Tree::Null) => None,
+            None | Some(JsonValue::Null) => None,
             Some(tree) => rule.read(tree, &self.path(name), problems),
         }
     }
@@ -401,7 +401,7 @@ impl<'a> Fields<'a> {
 
 /// Quotes a sender's text for a message: truncated, with control characters escaped.
 pub(crate) fn quoted(text: &str) -> String {
-    format!("{:?}", cut(text.to_owned(), MAX_QUOTED))
+    format!("{:?}", truncate(text.to_owned(), MAX_QUOTED))
 }
 
 /// Returns an unknown field's name for a message. The name is quoted unless it is a plain word.
@@ -432,7 +432,7 @@ pub struct Text {
     pub max: usize,
 }
 
-impl Rule for Text {
+impl FieldRule for Text {
     type Value = String;
 
     fn expected(&self) -> String {
@@ -440,7 +440,7 @@ impl Rule for Text {
     }
 
     /// Reads the string. Messages do not quote it, because it may be confidential.
-    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<String> {
+    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<String> {
         let value = tree.string(at, &self.expected(), problems)?;
         let length = value.chars().count();
         if length == 0 || length > self.max {
@@ -478,14 +478,14 @@ impl<T: FromStr> Parsed<T> {
     }
 }
 
-impl<T> Rule for Parsed<T> {
+impl<T> FieldRule for Parsed<T> {
     type Value = T;
 
     fn expected(&self) -> String {
         self.expected.to_owned()
     }
 
-    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<T> {
+    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<T> {
         let value = tree.string(at, self.expected, problems)?;
         let parsed = (self.parse)(value);
         if parsed.is_none() {
@@ -496,14 +496,14 @@ impl<T> Rule for Parsed<T> {
 }
 
 /// The rule of a string from a fixed list.
-pub struct Choice<T: 'static> {
+pub struct OneOf<T: 'static> {
     /// All values.
     pub all: &'static [T],
     /// Returns the string of a value.
     pub name: fn(T) -> &'static str,
 }
 
-impl<T: Copy> Rule for Choice<T> {
+impl<T: Copy> FieldRule for OneOf<T> {
     type Value = T;
 
     fn expected(&self) -> String {
@@ -511,7 +511,7 @@ impl<T: Copy> Rule for Choice<T> {
         format!("one of {}", names.join(", "))
     }
 
-    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<T> {
+    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<T> {
         let value = tree.string(at, &self.expected(), problems)?;
         let found = self.all.iter().copied().find(|one| (self.name)(*one) == value);
         if found.is_none() {
@@ -538,15 +538,15 @@ impl Number {
         Self { min: -number::MAX_MAGNITUDE, max: number::MAX_MAGNITUDE, what: "a number" };
 }
 
-impl Rule for Number {
+impl FieldRule for Number {
     type Value = f64;
 
     fn expected(&self) -> String {
         format!("{} from {} to {}", self.what, number::shown(self.min), number::shown(self.max))
     }
 
-    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<f64> {
-        let Tree::Number(value) = *tree else {
+    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<f64> {
+        let JsonValue::Number(value) = *tree else {
             problems.add(at, tree.is_not(&self.expected()));
             return None;
         };
@@ -564,14 +564,14 @@ impl Rule for Number {
 
 /// The rule of a whole number.
 #[derive(Clone, Copy, Debug)]
-pub struct Whole {
+pub struct WholeNumber {
     /// The minimum.
     pub min: u32,
     /// The maximum.
     pub max: u32,
 }
 
-impl Rule for Whole {
+impl FieldRule for WholeNumber {
     type Value = u32;
 
     fn expected(&self) -> String {
@@ -579,8 +579,8 @@ impl Rule for Whole {
     }
 
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in the range")]
-    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<u32> {
-        let Tree::Number(value) = *tree else {
+    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<u32> {
+        let JsonValue::Number(value) = *tree else {
             problems.add(at, tree.is_not(&self.expected()));
             return None;
         };
@@ -604,7 +604,7 @@ pub struct List<R> {
     pub item: R,
 }
 
-impl<R: Rule> Rule for List<R> {
+impl<R: FieldRule> FieldRule for List<R> {
     /// An entry is `None` if it could not be read.
     type Value = Vec<Option<R::Value>>;
 
@@ -612,8 +612,8 @@ impl<R: Rule> Rule for List<R> {
         format!("an array of 1 to {} {}", self.max, self.what)
     }
 
-    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<Self::Value> {
-        let Tree::List(items) = tree else {
+    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<Self::Value> {
+        let JsonValue::List(items) = tree else {
             problems.add(at, tree.is_not(&self.expected()));
             return None;
         };
@@ -629,7 +629,7 @@ impl<R: Rule> Rule for List<R> {
 }
 
 /// Reads JSON text by a rule.
-pub fn from_json<R: Rule>(json: &str, rule: &R) -> Result<R::Value, Vec<FieldError>> {
+pub fn from_json<R: FieldRule>(json: &str, rule: &R) -> Result<R::Value, Vec<FieldError>> {
     let mut problems = Problems::default();
     let value = match tree(json, &rule.expected()) {
         Ok(tree) => rule.read(&tree, "", &mut problems),
@@ -642,8 +642,8 @@ pub fn from_json<R: Rule>(json: &str, rule: &R) -> Result<R::Value, Vec<FieldErr
 }
 
 /// Parses the text into a tree. The error says why the text is not JSON.
-fn tree(json: &str, expected: &str) -> Result<Tree, FieldError> {
-    let whole = |message: String| FieldError::new("", message).because(Reason::InvalidJson);
+fn tree(json: &str, expected: &str) -> Result<JsonValue, FieldError> {
+    let whole = |message: String| FieldError::new("", message).with_reason(Reason::InvalidJson);
     if json.trim().is_empty() {
         return Err(whole(format!("is empty; give {expected}")));
     }
@@ -656,7 +656,7 @@ fn tree(json: &str, expected: &str) -> Result<Tree, FieldError> {
     };
     // Parses the text again to find the path. This costs as much as the first pass, so only errors pay for it.
     let mut deserializer = serde_json::Deserializer::from_str(json);
-    match serde_path_to_error::deserialize::<_, Tree>(&mut deserializer) {
+    match serde_path_to_error::deserialize::<_, JsonValue>(&mut deserializer) {
         Err(at) if at.inner().to_string().starts_with("number out of range") => {
             let path = at.path().to_string();
             let field = if path == "." { String::new() } else { path };

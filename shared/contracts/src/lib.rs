@@ -26,6 +26,6 @@ pub use entity::*;
 pub use envelope::{Envelope, Event, Metadata, SiteData};
 pub use id::{EventId, OnboardingId, SensorId, SiteId};
 pub use metric::Metric;
-pub use saga::{IdMismatch, Saga, SagaWithSensors};
-pub use site::{Failure, Location, PaymentMethodId, Plan, Sensor};
+pub use saga::{ContextWithSensors, IdMismatch, SagaContext};
+pub use site::{Location, OnboardingFailure, PaymentMethodId, Plan, Sensor};
 pub use time::Timestamp;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 macro_rules! metrics {
     ($($(#[$doc:meta])* $variant:ident = $name:literal [$($unit:literal $deadband:literal),+];)*) => {
-        /// An observed property: CF standard names where the CF table has one, units in UCUM.
+        /// The observed property that a sensor measures. The names are CF standard names, if the CF table has one.
         #[derive(
             Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
             JsonSchema,

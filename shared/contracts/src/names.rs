@@ -110,7 +110,7 @@ impl<'a> Source<'a> {
     /// Returns the source with this ARN, which may be of a queue, a Kinesis stream or a table's stream. Returns `None`
     /// for a source of another environment.
     #[must_use]
-    pub fn of_arn(environment: &str, arn: &'a str) -> Option<Self> {
+    pub fn from_arn(environment: &str, arn: &'a str) -> Option<Self> {
         let name = |name| without_environment(environment, name);
         if let Some(mut queue) = resource(arn, "sqs") {
             return name(queue.next()?).map(Self::Queue);
@@ -255,9 +255,9 @@ mod tests {
                 "table events",
             ),
         ] {
-            let source = Source::of_arn(ENVIRONMENT, arn);
+            let source = Source::from_arn(ENVIRONMENT, arn);
             assert_eq!(source.map(|it| it.to_string()).as_deref(), Some(shown));
-            assert_eq!(Source::of_arn("other", arn), None);
+            assert_eq!(Source::from_arn("other", arn), None);
         }
     }
 

@@ -9,22 +9,22 @@ use serde::{Deserialize, Deserializer, Serialize, de::Visitor};
 
 use crate::{
     SensorId, SiteId, Timestamp,
-    input::{self, FieldError, Fields, List, Parsed, Problems, Reason, Rule, Tree},
+    input::{self, FieldError, FieldRule, Fields, JsonValue, List, Parsed, Problems, Reason},
     number,
 };
 
 /// The name of [`Bundle`]'s schema.
-pub const BUNDLE: &str = "Bundle";
+pub const BUNDLE_SCHEMA: &str = "Bundle";
 /// The maximum number of series in a bundle. It is also the maximum number of sensors of a site.
-pub const MOST_SERIES: usize = 100;
+pub const MAX_SERIES: usize = 100;
 /// The maximum number of samples in a series. The largest bundle has no room for more.
 pub const MAX_SAMPLES: usize = 100_000;
 /// How far a data logger's clock may be ahead of the server's: 15 minutes, in milliseconds.
-pub const MOST_AHEAD_MILLIS: i64 = 15 * 60 * 1000;
+pub const MAX_AHEAD_MILLIS: i64 = 15 * 60 * 1000;
 /// The earliest time of a sample: the epoch. An earlier time means that the logger's clock was never set. Before the
 /// year 0, text order would also differ from time order.
-const OLDEST_MILLIS: i64 = 0;
-const LONGEST_BUNDLE_ID: usize = 64;
+const MIN_SAMPLE_MILLIS: i64 = 0;
+const MAX_BUNDLE_ID: usize = 64;
 
 /// The data logger's id of a bundle, unique at its site: 1 to 64 letters, digits and `._:+-`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -41,26 +41,26 @@ impl BundleId {
 
 /// The error for a text that is not a valid [`BundleId`].
 #[derive(Debug, thiserror::Error)]
-#[error("is no bundle id: give 1 to {LONGEST_BUNDLE_ID} letters, digits and any of . _ : + -")]
-pub struct NoBundleId;
+#[error("is no bundle id: give 1 to {MAX_BUNDLE_ID} letters, digits and any of . _ : + -")]
+pub struct InvalidBundleId;
 
 impl TryFrom<String> for BundleId {
-    type Error = NoBundleId;
+    type Error = InvalidBundleId;
 
-    fn try_from(text: String) -> Result<Self, NoBundleId> {
+    fn try_from(text: String) -> Result<Self, InvalidBundleId> {
         let good = |byte: &u8| byte.is_ascii_alphanumeric() || b"._:+-".contains(byte);
-        if (1..=LONGEST_BUNDLE_ID).contains(&text.len()) && text.as_bytes().iter().all(good) {
+        if (1..=MAX_BUNDLE_ID).contains(&text.len()) && text.as_bytes().iter().all(good) {
             Ok(Self(text))
         } else {
-            Err(NoBundleId)
+            Err(InvalidBundleId)
         }
     }
 }
 
 impl FromStr for BundleId {
-    type Err = NoBundleId;
+    type Err = InvalidBundleId;
 
-    fn from_str(text: &str) -> Result<Self, NoBundleId> {
+    fn from_str(text: &str) -> Result<Self, InvalidBundleId> {
         text.to_owned().try_into()
     }
 }
@@ -91,17 +91,17 @@ impl JsonSchema for BundleId {
     }
 }
 
-/// What a data logger sends at a time: some minutes of its sensors' samples. The same bundle may be
-/// sent again, and counts once.
+/// A bundle of readings: the samples that a data logger sends in one request, usually of some minutes. A bundle that is
+/// sent several times is stored once.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Bundle {
-    /// The logger's number of it.
+    /// The data logger's id of the bundle, unique at its site. It is the idempotency key.
     pub bundle_id: BundleId,
-    /// The site; also the record's partition key on the stream.
+    /// The id of the site. It is also the partition key of the record in the stream.
     pub site_id: SiteId,
-    /// 1 to 100, each sensor once.
-    #[schemars(length(min = 1, max = MOST_SERIES))]
+    /// The samples by sensor: 1 to 100 entries, each with another sensor.
+    #[schemars(length(min = 1, max = MAX_SERIES))]
     pub series: Vec<Series>,
 }
 
@@ -109,15 +109,15 @@ pub struct Bundle {
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Series {
-    /// The sensor.
+    /// The id of the sensor.
     pub sensor_id: SensorId,
-    /// At least one, each later than the one before.
+    /// The samples, at least one. Each must be later than the one before.
     #[schemars(length(min = 1, max = MAX_SAMPLES))]
     pub samples: Vec<Sample>,
 }
 
-/// `[time, value]`: when it was taken (cut to milliseconds; not before 1970 and at most 15 minutes
-/// ahead), and what was read, in the unit that was fixed when the sensor was provisioned.
+/// A sample: `[time, value]`. The time is when the sample was taken. It is truncated to milliseconds, and must be in
+/// 1970 or later and at most 15 minutes in the future. The value is in the unit of the sensor.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Sample(pub Timestamp, #[schemars(schema_with = "number::finite")] pub f64);
 
@@ -184,8 +184,8 @@ impl Bundle {
     pub fn check(&self, now: Timestamp) -> Result<(), Vec<FieldError>> {
         let mut problems = Problems::default();
         let count = self.series.len();
-        if count == 0 || count > MOST_SERIES {
-            let message = format!("has {count} entries; give 1 to {MOST_SERIES}");
+        if count == 0 || count > MAX_SERIES {
+            let message = format!("has {count} entries; give 1 to {MAX_SERIES}");
             problems.add_as(Reason::WrongCount, "series", message);
         }
         check_sensors(self.series.iter().map(|series| Some(series.sensor_id)), &mut problems);
@@ -211,7 +211,7 @@ impl Bundle {
 
 /// Returns the latest accepted time of a sample, in milliseconds since the Unix epoch.
 fn newest(now: Timestamp) -> i64 {
-    now.millis().saturating_add(MOST_AHEAD_MILLIS)
+    now.millis().saturating_add(MAX_AHEAD_MILLIS)
 }
 
 /// Checks that each sensor occurs once. A sensor is `None` if it could not be read.
@@ -235,21 +235,21 @@ fn check_samples(
     at: impl Fn() -> String,
     problems: &mut Problems,
 ) {
-    let mut before = OLDEST_MILLIS - 1;
+    let mut before = MIN_SAMPLE_MILLIS - 1;
     for (place, sample) in samples.enumerate() {
         let Some(Sample(time, value)) = sample else { continue };
         let millis = time.millis();
-        let in_time = (OLDEST_MILLIS..=newest).contains(&millis) && millis > before;
+        let in_time = (MIN_SAMPLE_MILLIS..=newest).contains(&millis) && millis > before;
         if in_time && value.is_finite() {
             before = millis;
             continue;
         }
         let at = format!("{}[{place}]", at());
-        if millis < OLDEST_MILLIS {
+        if millis < MIN_SAMPLE_MILLIS {
             let message = format!("{time} is before 1970; set the clock");
             problems.add_as(Reason::ClockNotSet, at.as_str(), message);
         } else if millis > newest {
-            let now = Timestamp::from_millis(newest - MOST_AHEAD_MILLIS);
+            let now = Timestamp::from_millis(newest - MAX_AHEAD_MILLIS);
             let message = format!("{time} is more than 15 minutes ahead of our clock, {now}");
             problems.add_as(Reason::ClockAhead, at.as_str(), message);
         } else if millis <= before {
@@ -273,22 +273,22 @@ impl BundleRule {
     const FIELDS: &[&str] = &["bundleId", "siteId", "series"];
     const BUNDLE_ID: Parsed<BundleId> =
         Parsed::new("a string of 1 to 64 letters, digits and any of . _ : + -");
-    const SITE_ID: Parsed<SiteId> = Parsed::new("the UUID that POST /sites answered");
+    const SITE_ID: Parsed<SiteId> = Parsed::new("the UUID that POST /sites returned");
 }
 
-impl Rule for BundleRule {
+impl FieldRule for BundleRule {
     type Value = Bundle;
 
     fn expected(&self) -> String {
         format!("an object with the fields {}", Self::FIELDS.join(", "))
     }
 
-    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<Bundle> {
-        let fields = Fields::of(tree, at, Self::FIELDS, problems)?;
+    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<Bundle> {
+        let fields = Fields::parse(tree, at, Self::FIELDS, problems)?;
         let bundle_id = fields.required("bundleId", &Self::BUNDLE_ID, problems);
         let site_id = fields.required("siteId", &Self::SITE_ID, problems);
         let item = SeriesRule { newest: self.newest };
-        let series = List { max: MOST_SERIES, what: "series", item };
+        let series = List { max: MAX_SERIES, what: "series", item };
         let series = fields.required("series", &series, problems)?;
         let sensors = series.iter().map(|series| series.as_ref().and_then(|(sensor, _)| *sensor));
         check_sensors(sensors, problems);
@@ -313,15 +313,15 @@ impl SeriesRule {
     const SENSOR_ID: Parsed<SensorId> = Parsed::new("a UUID that GET /sites/{siteId} lists");
 }
 
-impl Rule for SeriesRule {
+impl FieldRule for SeriesRule {
     type Value = (Option<SensorId>, Option<Vec<Sample>>);
 
     fn expected(&self) -> String {
         format!("an object with the fields {}", Self::FIELDS.join(", "))
     }
 
-    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<Self::Value> {
-        let fields = Fields::of(tree, at, Self::FIELDS, problems)?;
+    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<Self::Value> {
+        let fields = Fields::parse(tree, at, Self::FIELDS, problems)?;
         let sensor_id = fields.required("sensorId", &Self::SENSOR_ID, problems);
         let samples = List { max: MAX_SAMPLES, what: "samples", item: SampleRule };
         let samples = fields.required("samples", &samples, problems);
@@ -343,15 +343,15 @@ impl SampleRule {
     const TIME: Parsed<Timestamp> = Parsed::new("an RFC 3339 time such as 2026-01-01T00:00:00Z");
 }
 
-impl Rule for SampleRule {
+impl FieldRule for SampleRule {
     type Value = Sample;
 
     fn expected(&self) -> String {
         "an array [time, value] such as [\"2026-01-01T00:00:00Z\", -7.6]".to_owned()
     }
 
-    fn read(&self, tree: &Tree, at: &str, problems: &mut Problems) -> Option<Sample> {
-        let Tree::List(pair) = tree else {
+    fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<Sample> {
+        let JsonValue::List(pair) = tree else {
             problems.add(at, tree.is_not(&self.expected()));
             return None;
         };
@@ -360,7 +360,7 @@ impl Rule for SampleRule {
             return None;
         };
         let time = Self::TIME.read(time, &format!("{at}[0]"), problems);
-        let Tree::Number(value) = *value else {
+        let JsonValue::Number(value) = *value else {
             let message = value.is_not("a number, or leave the sample out");
             problems.add(format!("{at}[1]"), message);
             return None;
@@ -379,7 +379,7 @@ mod tests {
     }
 
     fn sensor(index: usize) -> SensorId {
-        SensorId::of(OnboardingId::of(site()), index)
+        SensorId::from_onboarding(OnboardingId::from_site(site()), index)
     }
 
     fn at(text: &str) -> Timestamp {
@@ -404,7 +404,7 @@ mod tests {
     fn the_error_of_an_invalid_bundle_names_the_field() {
         let now = at("2026-01-01T12:00:00Z");
         let check =
-            |series| bundle(series).check(now).map_err(|errors| input::in_one_line(&errors));
+            |series| bundle(series).check(now).map_err(|errors| input::join_errors(&errors));
         assert_eq!(check(vec![(0, &["2026-01-01T11:00:00Z", "2026-01-01T12:15:00Z"])]), Ok(()));
         for (series, told) in [
             (vec![], "series: has 0 entries"),

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    EntityType, Event, Failure, OnboardingId, Sensor, SensorId, SiteId,
+    EntityType, Event, OnboardingFailure, OnboardingId, Sensor, SensorId, SiteId,
     events::{
         AlertingConfigured, AlertingRemoved, KitsReleased, KitsReserved, SensorsDeprovisioned,
         SensorsProvisioned, SiteActivated, SiteDecommissioned, SiteRejected, StockDepleted,
@@ -94,7 +94,7 @@ pub struct SagaStep {
 
 /// What an event reports about its step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum StepOutcome {
     /// The step is done.
     Done,
     /// The step was refused.
@@ -117,10 +117,10 @@ impl SagaStep {
     }
 
     /// Returns the event types of the step and its undo, each with its meaning.
-    pub fn events(&self) -> impl Iterator<Item = (&'static str, Outcome)> + use<> {
-        let refused = self.refused.map(|event| (event, Outcome::Refused));
-        let undone = self.undone.iter().map(|event| (*event, Outcome::Undone));
-        [(self.done, Outcome::Done)].into_iter().chain(refused).chain(undone)
+    pub fn events(&self) -> impl Iterator<Item = (&'static str, StepOutcome)> + use<> {
+        let refused = self.refused.map(|event| (event, StepOutcome::Refused));
+        let undone = self.undone.iter().map(|event| (*event, StepOutcome::Undone));
+        [(self.done, StepOutcome::Done)].into_iter().chain(refused).chain(undone)
     }
 
     /// Returns whether the step works on the site's own row. Its undo closes the site, so it runs last.
@@ -146,7 +146,7 @@ pub const fn undo_order() -> [SagaStep; STEPS.len()] {
 
 /// Returns the step that an event type belongs to, and what the event reports.
 #[must_use]
-pub fn step_of_event(event_type: &str) -> Option<(&'static SagaStep, Outcome)> {
+pub fn step_of_event(event_type: &str) -> Option<(&'static SagaStep, StepOutcome)> {
     STEPS.iter().find_map(|step| {
         let (_, outcome) = step.events().find(|(event, _)| *event == event_type)?;
         Some((step, outcome))
@@ -156,16 +156,16 @@ pub fn step_of_event(event_type: &str) -> Option<(&'static SagaStep, Outcome)> {
 /// The input of an execution of `site-teardown` and of its undos.
 ///
 /// It is written by the state `Compensate` of `site-onboarding`, by decommission-site, recover-onboarding and
-/// fieldctl. An undo that does not need the failure reads only the [`Saga`].
+/// fieldctl. An undo that does not need the failure reads only the [`SagaContext`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TeardownInput {
     /// The saga to undo.
     #[serde(flatten)]
-    pub saga: Saga,
+    pub saga: SagaContext,
     /// Why the onboarding failed. Absent if an active site is closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<Failure>,
+    pub failure: Option<OnboardingFailure>,
     /// ARN of the onboarding execution whose state `Compensate` started the teardown. Only that state writes it.
     #[serde(
         rename = "AWS_STEP_FUNCTIONS_STARTED_BY_EXECUTION_ID",
@@ -178,19 +178,19 @@ pub struct TeardownInput {
 impl TeardownInput {
     /// Creates the input of a teardown that is not started by another execution.
     #[must_use]
-    pub fn new(saga: Saga, failure: Option<Failure>) -> Self {
+    pub fn new(saga: SagaContext, failure: Option<OnboardingFailure>) -> Self {
         Self { saga, failure, started_by: None }
     }
 }
 
 /// The ids that a step gets. An undo needs nothing else, because all other ids are derived from these.
 ///
-/// `onboarding_id` is always [`OnboardingId::of`] the site. [`Saga::of_site`] guarantees it. Deserialization refuses
+/// `onboarding_id` is always [`OnboardingId::from_site`] the site. [`SagaContext::for_site`] guarantees it. Deserialization refuses
 /// ids that do not match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", try_from = "UncheckedSaga")]
+#[serde(rename_all = "camelCase", try_from = "UncheckedContext")]
 #[non_exhaustive]
-pub struct Saga {
+pub struct SagaContext {
     /// The onboarding: the name of its execution and the correlation id of its events.
     pub onboarding_id: OnboardingId,
     /// The site.
@@ -200,11 +200,11 @@ pub struct Saga {
     pub causation_id: Option<Uuid>,
 }
 
-impl Saga {
+impl SagaContext {
     /// Returns the saga of a site.
     #[must_use]
-    pub fn of_site(site_id: SiteId, causation_id: Option<Uuid>) -> Self {
-        Self { onboarding_id: OnboardingId::of(site_id), site_id, causation_id }
+    pub fn for_site(site_id: SiteId, causation_id: Option<Uuid>) -> Self {
+        Self { onboarding_id: OnboardingId::from_site(site_id), site_id, causation_id }
     }
 
     /// Checks that the onboarding id belongs to this site.
@@ -216,7 +216,7 @@ impl Saga {
     /// Checks that the sensor ids belong to this site and are in the registration's order.
     pub fn check_sensors(self, ids: impl IntoIterator<Item = SensorId>) -> Result<(), IdMismatch> {
         for (index, found) in ids.into_iter().enumerate() {
-            let expected = SensorId::of(self.onboarding_id, index).uuid();
+            let expected = SensorId::from_onboarding(self.onboarding_id, index).uuid();
             IdMismatch::check("sensorId", self.site_id, found.uuid(), expected)?;
         }
         Ok(())
@@ -226,19 +226,19 @@ impl Saga {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[expect(clippy::struct_field_names, reason = "the names on the wire")]
-struct UncheckedSaga {
+struct UncheckedContext {
     onboarding_id: OnboardingId,
     site_id: SiteId,
     #[serde(default)]
     causation_id: Option<Uuid>,
 }
 
-impl TryFrom<UncheckedSaga> for Saga {
+impl TryFrom<UncheckedContext> for SagaContext {
     type Error = IdMismatch;
 
-    fn try_from(unchecked: UncheckedSaga) -> Result<Self, IdMismatch> {
-        let UncheckedSaga { onboarding_id, site_id, causation_id } = unchecked;
-        let saga = Self::of_site(site_id, causation_id);
+    fn try_from(unchecked: UncheckedContext) -> Result<Self, IdMismatch> {
+        let UncheckedContext { onboarding_id, site_id, causation_id } = unchecked;
+        let saga = Self::for_site(site_id, causation_id);
         saga.check_onboarding(onboarding_id)?;
         Ok(saga)
     }
@@ -246,22 +246,22 @@ impl TryFrom<UncheckedSaga> for Saga {
 
 /// The input of a forward step that works on the site's sensors.
 ///
-/// Each sensor's id is [`SensorId::of`] the onboarding and the sensor's index. Deserialization refuses any other id,
+/// Each sensor's id is [`SensorId::from_onboarding`] the onboarding and the sensor's index. Deserialization refuses any other id,
 /// so a step can never change another site's sensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedSensors")]
 #[non_exhaustive]
-pub struct SagaWithSensors {
+pub struct ContextWithSensors {
     /// The saga.
     #[serde(flatten)]
-    pub saga: Saga,
+    pub saga: SagaContext,
     /// All sensors of the site, in the registration's order.
     pub sensors: Vec<Sensor>,
 }
 
-impl SagaWithSensors {
+impl ContextWithSensors {
     /// Creates the input. Fails if a sensor does not belong to the saga's site.
-    pub fn new(saga: Saga, sensors: Vec<Sensor>) -> Result<Self, IdMismatch> {
+    pub fn new(saga: SagaContext, sensors: Vec<Sensor>) -> Result<Self, IdMismatch> {
         saga.check_sensors(sensors.iter().map(|sensor| sensor.sensor_id))?;
         Ok(Self { saga, sensors })
     }
@@ -270,11 +270,11 @@ impl SagaWithSensors {
 #[derive(Deserialize)]
 struct UncheckedSensors {
     #[serde(flatten)]
-    saga: Saga,
+    saga: SagaContext,
     sensors: Vec<Sensor>,
 }
 
-impl TryFrom<UncheckedSensors> for SagaWithSensors {
+impl TryFrom<UncheckedSensors> for ContextWithSensors {
     type Error = IdMismatch;
 
     fn try_from(unchecked: UncheckedSensors) -> Result<Self, IdMismatch> {
@@ -314,12 +314,12 @@ mod tests {
     use super::*;
     use crate::Metric;
 
-    fn saga() -> Saga {
-        Saga::of_site(SiteId::registered("test", "a"), None)
+    fn saga() -> SagaContext {
+        SagaContext::for_site(SiteId::registered("test", "a"), None)
     }
 
-    fn other() -> Saga {
-        Saga::of_site(SiteId::registered("test", "b"), None)
+    fn other() -> SagaContext {
+        SagaContext::for_site(SiteId::registered("test", "b"), None)
     }
 
     #[test]
@@ -360,7 +360,7 @@ mod tests {
 
     #[test]
     fn a_teardown_input_is_read_as_step_functions_and_as_rust_write_it() {
-        let failure = Failure {
+        let failure = OnboardingFailure {
             step: "ReserveKits".to_owned(),
             error: "KitsOutOfStock".to_owned(),
             message: "None left.".to_owned(),
@@ -384,17 +384,17 @@ mod tests {
 
     #[test]
     fn a_saga_is_read_as_it_was_written() {
-        let saga = Saga { causation_id: Some(other().site_id.uuid()), ..saga() };
+        let saga = SagaContext { causation_id: Some(other().site_id.uuid()), ..saga() };
         assert_eq!(read(json!(saga)), Ok(saga));
         let by_hand = json!({ "onboardingId": saga.onboarding_id, "siteId": saga.site_id });
-        assert_eq!(read(by_hand), Ok(Saga { causation_id: None, ..saga }));
+        assert_eq!(read(by_hand), Ok(SagaContext { causation_id: None, ..saga }));
     }
 
     #[test]
     fn an_onboarding_of_another_site_is_refused() {
         let mixed = json!({ "onboardingId": other().onboarding_id, "siteId": saga().site_id });
         assert_eq!(
-            read::<Saga>(mixed),
+            read::<SagaContext>(mixed),
             Err(format!(
                 "onboardingId {} does not belong to site {}; this site's is {}",
                 other().onboarding_id,
@@ -406,8 +406,8 @@ mod tests {
 
     #[test]
     fn a_sensor_of_another_site_or_in_the_wrong_order_is_refused() {
-        let sensor = |saga: Saga, index| Sensor {
-            sensor_id: SensorId::of(saga.onboarding_id, index),
+        let sensor = |saga: SagaContext, index| Sensor {
+            sensor_id: SensorId::from_onboarding(saga.onboarding_id, index),
             metric: Metric::WaterLevel,
             unit: "m".to_owned(),
             min: None,
@@ -416,7 +416,7 @@ mod tests {
         let read = |sensors: [Sensor; 2]| {
             let mut input = json!(saga());
             input["sensors"] = json!(sensors);
-            read::<SagaWithSensors>(input).map(|read| read.sensors)
+            read::<ContextWithSensors>(input).map(|read| read.sensors)
         };
         let own = [sensor(saga(), 0), sensor(saga(), 1)];
         assert_eq!(read(own.clone()), Ok(own.to_vec()));

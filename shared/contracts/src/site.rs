@@ -7,17 +7,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Metric, SensorId, input::Number, number};
 
-/// Where a site stands (WGS 84).
+/// The location of a site (WGS 84).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Location {
-    /// Degrees north, -90 to 90.
+    /// The latitude in degrees north, from -90 to 90.
     #[schemars(schema_with = "latitude")]
     pub latitude: f64,
-    /// Degrees east, -180 to 180.
+    /// The longitude in degrees east, from -180 to 180.
     #[schemars(schema_with = "longitude")]
     pub longitude: f64,
-    /// Metres above mean sea level, -500 to 9000.
+    /// The elevation in metres above mean sea level, from -500 to 9000.
     #[schemars(schema_with = "elevation_m")]
     pub elevation_m: f64,
 }
@@ -41,33 +41,33 @@ fn elevation_m(_: &mut SchemaGenerator) -> Schema {
     number::schema(Location::ELEVATION_M.min, Location::ELEVATION_M.max)
 }
 
-/// One sensor of a site: its id is fixed when the site is registered, its unit for its whole life.
+/// A sensor of a site. Its id and unit never change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Sensor {
-    /// Derived from the onboarding and the sensor's place in the registration.
+    /// The sensor id, derived from the onboarding and the sensor's index in the registration.
     pub sensor_id: SensorId,
-    /// What it measures.
+    /// The metric that the sensor measures.
     pub metric: Metric,
-    /// UCUM code, one of the metric's units.
+    /// The unit of the readings, as a UCUM code: one of the units of the metric.
     pub unit: String,
-    /// A reading below it is a breach; in `unit`.
+    /// The lower alert limit, in `unit`. A reading below it is a breach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min: Option<f64>,
-    /// A reading above it is a breach; in `unit`.
+    /// The upper alert limit, in `unit`. A reading above it is a breach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<f64>,
 }
 
-/// What the operator subscribes to.
+/// The plan that the operator subscribes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Plan {
     /// Free of charge, for public networks.
     Community,
-    /// Per site and month.
+    /// Paid per site and month.
     Standard,
-    /// Standard with priority support.
+    /// Like `standard`, with priority support.
     Professional,
 }
 
@@ -86,26 +86,26 @@ impl Plan {
     }
 }
 
-/// The payment provider's handle of a card or account (`pm_...`). Worthless without the provider's
-/// secret key, yet nobody's business in a log: `Debug` prints a placeholder.
+/// The payment provider's id of a payment method, e.g. `pm_...`.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct PaymentMethodId(pub String);
 
+/// Prints a placeholder, because the id must not be logged.
 impl fmt::Debug for PaymentMethodId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PaymentMethodId(***)")
     }
 }
 
-/// Why an onboarding was undone.
+/// The failure that caused an onboarding to be undone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Failure {
-    /// The saga's step that failed, as the state machine names it.
+pub struct OnboardingFailure {
+    /// The name of the failed step: its state in the state machine.
     pub step: String,
-    /// The error's stable name, e.g. `CardDeclined`.
+    /// The stable error name, e.g. `CardDeclined`.
     pub error: String,
-    /// For a human.
+    /// The error message, for people.
     pub message: String,
 }

@@ -5,8 +5,8 @@ use std::{fmt, str::FromStr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
-/// An instant, UTC, in milliseconds; written as RFC 3339 with exactly three decimals, so that
-/// text order is time order (DynamoDB sort keys depend on it).
+/// A time as RFC 3339. Fieldstation writes UTC with exactly three decimals, such as `2026-01-01T12:00:00.000Z`, so
+/// sorting the texts sorts the times.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Timestamp(jiff::Timestamp);

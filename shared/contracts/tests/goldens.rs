@@ -11,7 +11,7 @@ use contracts::{
         KITS_DELIVERED, KitsDelivered, SITE_REGISTRATION_REQUESTED, SensorRequest,
         SiteRegistration, SiteRegistrationRequested,
     },
-    readings::{BUNDLE, Bundle, Sample, Series},
+    readings::{BUNDLE_SCHEMA, Bundle, Sample, Series},
 };
 use serde_json::{Value, json};
 use testkit::golden;
@@ -23,7 +23,7 @@ fn site() -> SiteId {
 }
 
 fn onboarding() -> OnboardingId {
-    OnboardingId::of(site())
+    OnboardingId::from_site(site())
 }
 
 fn location() -> Location {
@@ -64,7 +64,11 @@ impl Visitor for Goldens {
         assert_eq!(serde_json::to_value(&envelope).expect("JSON"), wire, "{file}");
         let Metadata { event_id, kind, version, entity, sequence, .. } = envelope.metadata;
         assert_eq!((kind.as_str(), version), (E::TYPE, E::VERSION), "{file}");
-        assert_eq!((entity.kind, event_id), (E::ENTITY, EventId::of(&entity, sequence)), "{file}");
+        assert_eq!(
+            (entity.kind, event_id),
+            (E::ENTITY, EventId::from_entity(&entity, sequence)),
+            "{file}"
+        );
         assert!(takes(&name, &wire), "{name} is refused by its schema");
         assert!(!takes(&name, &without(&wire, "siteId")), "the schema of {name} takes anything");
         assert!(self.checked.insert(name), "two types have the name {}", E::TYPE);
@@ -117,23 +121,23 @@ fn a_bundle_matches_its_golden_file() {
         bundle_id: "SLV-2026-01-01T12:00".parse().expect("a bundle id"),
         site_id: site(),
         series: vec![Series {
-            sensor_id: SensorId::of(onboarding(), 0),
+            sensor_id: SensorId::from_onboarding(onboarding(), 0),
             samples: times.into_iter().zip([-7.6, -7.5]).map(sample).collect(),
         }],
     });
-    golden::check(HERE, BUNDLE, &bundle);
-    assert!(takes(BUNDLE, &bundle));
-    assert!(!takes(BUNDLE, &without(&bundle, "bundleId")));
+    golden::check(HERE, BUNDLE_SCHEMA, &bundle);
+    assert!(takes(BUNDLE_SCHEMA, &bundle));
+    assert!(!takes(BUNDLE_SCHEMA, &without(&bundle, "bundleId")));
     let mut spaced = bundle;
     spaced["bundleId"] = "SLV 1".into();
-    assert!(!takes(BUNDLE, &spaced));
+    assert!(!takes(BUNDLE_SCHEMA, &spaced));
 }
 
 #[test]
 fn a_reader_ignores_fields_that_a_later_release_adds() {
     let mut detail = json!({
         "metadata": {
-            "eventId": EventId::of(&site().into(), 2),
+            "eventId": EventId::from_entity(&site().into(), 2),
             "type": "SiteActivated",
             "version": 1,
             "occurredAt": "2026-01-01T12:00:00.000Z",

@@ -2,7 +2,7 @@
 
 use contracts::{
     inbound::{KitsDelivered, SiteRegistration},
-    input::{self, FieldError, MAX_PROBLEMS, in_one_line},
+    input::{self, FieldError, MAX_PROBLEMS, join_errors},
 };
 use serde_json::json;
 
@@ -11,7 +11,7 @@ fn site(json: &str) -> Vec<FieldError> {
 }
 
 fn kits(json: &str) -> String {
-    in_one_line(&input::read::<KitsDelivered>(json).expect_err("wrong input"))
+    join_errors(&input::read::<KitsDelivered>(json).expect_err("wrong input"))
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn a_whole_number_may_have_a_fraction_of_zero() {
 #[test]
 fn a_confidential_value_is_not_quoted() {
     let body = json!({ "paymentMethod": "pm_secret!" }).to_string();
-    let line = in_one_line(&site(&body));
+    let line = join_errors(&site(&body));
     assert!(line.contains("paymentMethod: ") && !line.contains("secret"), "{line}");
 }
 

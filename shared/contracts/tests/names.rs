@@ -3,7 +3,7 @@
 
 use contracts::{
     EntityType, OnboardingId, PaymentMethodId, Plan, SensorId, SiteId, Timestamp,
-    readings::{Bundle, BundleId, MOST_AHEAD_MILLIS, MOST_SERIES, Sample, Series},
+    readings::{Bundle, BundleId, MAX_AHEAD_MILLIS, MAX_SERIES, Sample, Series},
 };
 
 #[test]
@@ -59,7 +59,7 @@ fn bundle(series: usize, millis: &[i64]) -> Bundle {
         site_id,
         series: (0..series)
             .map(|index| Series {
-                sensor_id: SensorId::of(OnboardingId::of(site_id), index),
+                sensor_id: SensorId::from_onboarding(OnboardingId::from_site(site_id), index),
                 samples: samples.clone(),
             })
             .collect(),
@@ -73,10 +73,10 @@ fn wrong(bundle: &Bundle) -> Option<String> {
 
 #[test]
 fn a_bundle_has_1_to_100_series() {
-    for series in [1, 2, MOST_SERIES] {
+    for series in [1, 2, MAX_SERIES] {
         assert_eq!(wrong(&bundle(series, &[NOON])), None, "{series}");
     }
-    for series in [0, MOST_SERIES + 1] {
+    for series in [0, MAX_SERIES + 1] {
         assert_eq!(wrong(&bundle(series, &[NOON])).as_deref(), Some("series"), "{series}");
     }
     assert_eq!(bundle(3, &[NOON, NOON + 1]).samples(), 6);
@@ -84,7 +84,7 @@ fn a_bundle_has_1_to_100_series() {
 
 #[test]
 fn a_sample_is_after_1970_in_order_and_at_most_15_minutes_ahead() {
-    let newest = NOON + MOST_AHEAD_MILLIS;
+    let newest = NOON + MAX_AHEAD_MILLIS;
     assert_eq!(wrong(&bundle(1, &[0, 1, NOON, newest])), None);
     for (millis, at) in [
         (&[-1][..], "series[0].samples[0]"),

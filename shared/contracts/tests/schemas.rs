@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
-use contracts::readings::{BUNDLE, Bundle};
+use contracts::readings::{BUNDLE_SCHEMA, Bundle};
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("schemas")
@@ -15,7 +15,7 @@ fn generated() -> BTreeMap<String, String> {
     let inbound = contracts::inbound::schemas()
         .into_iter()
         .map(|(name, schema)| (format!("{name}.json"), schema));
-    let bundle = (format!("{BUNDLE}.json"), schemars::schema_for!(Bundle));
+    let bundle = (format!("{BUNDLE_SCHEMA}.json"), schemars::schema_for!(Bundle));
     ours.chain(inbound)
         .chain([bundle])
         .map(|(file, schema)| {

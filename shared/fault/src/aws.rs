@@ -13,7 +13,7 @@ pub enum AwsErrorKind {
     Busy,
     /// No usable response: a server error, a timeout or a broken connection. The call may have had its effect. A later
     /// one may succeed.
-    NoAnswer,
+    NoResponse,
     /// The credentials are invalid or have expired.
     Credentials,
     /// The caller lacks a permission.
@@ -23,7 +23,7 @@ pub enum AwsErrorKind {
 }
 
 /// Codes of [`AwsErrorKind::Busy`]. Codes that contain `Throttl` are also of this kind.
-const BUSY: [&str; 8] = [
+const BUSY_CODES: [&str; 8] = [
     "ExecutionLimitExceeded",
     "LimitExceededException",
     "ProvisionedThroughputExceeded",
@@ -33,10 +33,10 @@ const BUSY: [&str; 8] = [
     "TransactionConflict",
     "TransactionInProgressException",
 ];
-/// Codes of [`AwsErrorKind::NoAnswer`] that may come with a client error status or without a status.
-const NO_ANSWER: [&str; 4] =
+/// Codes of [`AwsErrorKind::NoResponse`] that may come with a client error status or without a status.
+const NO_RESPONSE_CODES: [&str; 4] =
     ["InternalFailure", "InternalServerError", "RequestTimeout", "ServiceUnavailable"];
-const CREDENTIALS: [&str; 10] = [
+const CREDENTIALS_CODES: [&str; 10] = [
     "ExpiredToken",
     "InvalidAccessKeyId",
     "InvalidClientTokenId",
@@ -48,22 +48,22 @@ const CREDENTIALS: [&str; 10] = [
     "TokenRefreshRequired",
     "UnrecognizedClient",
 ];
-const DENIED: [&str; 3] = ["AccessDenied", "NotAuthorized", "UnauthorizedOperation"];
+const DENIED_CODES: [&str; 3] = ["AccessDenied", "NotAuthorized", "UnauthorizedOperation"];
 
 impl AwsErrorKind {
     /// Classifies an error of a call: by its code, then by its HTTP status.
-    pub fn of<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Self {
+    pub fn classify<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Self {
         match error {
             SdkError::ServiceError(service) => {
                 let code = service.err().code().unwrap_or_default();
                 match (Self::from_code(code), service.raw().status().as_u16()) {
                     (Self::Refused, 429) => Self::Busy,
-                    (Self::Refused, 408 | 500..) => Self::NoAnswer,
+                    (Self::Refused, 408 | 500..) => Self::NoResponse,
                     (kind, _) => kind,
                 }
             }
             SdkError::ConstructionFailure(_) => Self::Refused,
-            _ => Self::NoAnswer,
+            _ => Self::NoResponse,
         }
     }
 
@@ -72,13 +72,13 @@ impl AwsErrorKind {
     #[must_use]
     pub fn from_code(code: &str) -> Self {
         let is_in = |codes: &[&str]| codes.iter().any(|known| code.starts_with(known));
-        if code.contains("Throttl") || is_in(&BUSY) {
+        if code.contains("Throttl") || is_in(&BUSY_CODES) {
             Self::Busy
-        } else if is_in(&NO_ANSWER) {
-            Self::NoAnswer
-        } else if is_in(&CREDENTIALS) {
+        } else if is_in(&NO_RESPONSE_CODES) {
+            Self::NoResponse
+        } else if is_in(&CREDENTIALS_CODES) {
             Self::Credentials
-        } else if is_in(&DENIED) {
+        } else if is_in(&DENIED_CODES) {
             Self::Denied
         } else {
             Self::Refused
@@ -88,7 +88,7 @@ impl AwsErrorKind {
     /// Returns whether the same call may succeed later without any change.
     #[must_use]
     pub fn is_transient(self) -> bool {
-        matches!(self, Self::Busy | Self::NoAnswer)
+        matches!(self, Self::Busy | Self::NoResponse)
     }
 }
 
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn an_error_is_classified_by_its_code_then_by_its_status() {
-        use AwsErrorKind::{Busy, Credentials, Denied, NoAnswer, Refused};
+        use AwsErrorKind::{Busy, Credentials, Denied, NoResponse, Refused};
         for (code, status, kind) in [
             // DynamoDB.
             ("ProvisionedThroughputExceededException", 400, Busy),
@@ -136,7 +136,7 @@ mod tests {
             ("ThrottlingException", 400, Busy),
             ("TransactionConflictException", 400, Busy),
             ("TransactionInProgressException", 400, Busy),
-            ("InternalServerError", 500, NoAnswer),
+            ("InternalServerError", 500, NoResponse),
             ("ValidationException", 400, Refused),
             ("ResourceNotFoundException", 400, Refused),
             ("AccessDeniedException", 400, Denied),
@@ -144,24 +144,28 @@ mod tests {
             // Kinesis, SQS, Step Functions, Lambda, S3.
             ("KMSThrottlingException", 400, Busy),
             ("LimitExceededException", 400, Busy),
-            ("InternalFailureException", 400, NoAnswer),
+            ("InternalFailureException", 400, NoResponse),
             ("RequestThrottled", 400, Busy),
             ("ExecutionLimitExceeded", 400, Busy),
             ("ExecutionDoesNotExist", 400, Refused),
             ("TooManyRequestsException", 429, Busy),
             ("EC2ThrottledException", 502, Busy),
-            ("ServiceException", 500, NoAnswer),
+            ("ServiceException", 500, NoResponse),
             ("SlowDown", 503, Busy),
-            ("RequestTimeout", 400, NoAnswer),
+            ("RequestTimeout", 400, NoResponse),
             ("ExpiredToken", 400, Credentials),
             ("NoSuchKey", 404, Refused),
             // Unknown codes.
             ("", 429, Busy),
-            ("", 408, NoAnswer),
-            ("", 503, NoAnswer),
+            ("", 408, NoResponse),
+            ("", 503, NoResponse),
             ("", 403, Refused),
         ] {
-            assert_eq!(AwsErrorKind::of(&service_error(code, status)), kind, "{code} {status}");
+            assert_eq!(
+                AwsErrorKind::classify(&service_error(code, status)),
+                kind,
+                "{code} {status}"
+            );
         }
     }
 
@@ -179,10 +183,10 @@ mod tests {
     fn a_call_that_can_not_be_made_is_refused_and_one_without_an_answer_is_transient() {
         type Error = SdkError<ErrorMetadata, HttpResponse>;
         let error: Error = SdkError::construction_failure("no such region");
-        assert_eq!(AwsErrorKind::of(&error), AwsErrorKind::Refused);
+        assert_eq!(AwsErrorKind::classify(&error), AwsErrorKind::Refused);
         let error: Error = SdkError::timeout_error("too slow");
-        assert_eq!(AwsErrorKind::of(&error), AwsErrorKind::NoAnswer);
-        assert!(AwsErrorKind::of(&error).is_transient());
+        assert_eq!(AwsErrorKind::classify(&error), AwsErrorKind::NoResponse);
+        assert!(AwsErrorKind::classify(&error).is_transient());
     }
 
     #[test]

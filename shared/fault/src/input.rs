@@ -26,7 +26,7 @@ impl From<Vec<FieldError>> for InvalidInput {
             }
             last => {
                 errors.extend(last);
-                Self { at: ".".to_owned(), problem: input::in_one_line(&errors) }
+                Self { at: ".".to_owned(), problem: input::join_errors(&errors) }
             }
         }
     }
@@ -61,7 +61,7 @@ pub fn decode<'de, T: Deserialize<'de>>(json: &'de str) -> Result<T, InvalidInpu
 
 /// Truncates a message of serde, which quotes the input at any length.
 fn cut(text: String) -> String {
-    input::cut(text, MAX_LINE)
+    input::truncate(text, MAX_LINE)
 }
 
 /// Returns the path of the field that a message is about. For a missing or unknown field, serde reports the path of

@@ -45,28 +45,28 @@ pub trait Fault: std::error::Error {
 
 /// The error of a failed invocation.
 #[derive(Debug)]
-pub struct Failure {
+pub struct InvocationError {
     /// The kind, which determines the error's name.
     pub kind: ErrorKind,
     /// The message for people.
     pub message: String,
 }
 
-impl Failure {
+impl InvocationError {
     /// Creates the failure of this fault.
     #[must_use]
-    pub fn of(fault: &impl Fault) -> Self {
+    pub fn from_fault(fault: &impl Fault) -> Self {
         Self { kind: fault.kind(), message: fault.to_string() }
     }
 }
 
-impl From<InvalidInput> for Failure {
+impl From<InvalidInput> for InvocationError {
     fn from(error: InvalidInput) -> Self {
         Self { kind: ErrorKind::InvalidInput, message: error.to_string() }
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for InvocationError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.kind.name(), self.message)
     }
@@ -79,6 +79,6 @@ mod tests {
     #[test]
     fn a_failure_has_a_name_and_a_message() {
         let input = InvalidInput { at: "a.b".to_owned(), problem: "is wrong".to_owned() };
-        assert_eq!(Failure::from(input).to_string(), "InvalidInput: a.b: is wrong");
+        assert_eq!(InvocationError::from(input).to_string(), "InvalidInput: a.b: is wrong");
     }
 }

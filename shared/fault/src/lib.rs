@@ -9,5 +9,5 @@ mod replay;
 
 pub use aws::{AwsErrorKind, describe, summary};
 pub use input::{InvalidInput, decode};
-pub use kind::{ErrorKind, Failure, Fault};
-pub use replay::Replayed;
+pub use kind::{ErrorKind, Fault, InvocationError};
+pub use replay::ReplayResponse;

@@ -7,11 +7,12 @@ use crate::ErrorKind;
 /// The outcome of a replay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum Replayed {
+pub enum ReplayResponse {
     /// The work is done.
     Done,
     /// There is nothing left to do.
-    Moot {
+    #[serde(rename = "MOOT")]
+    NothingToDo {
         /// Why.
         message: String,
     },
@@ -24,7 +25,7 @@ pub enum Replayed {
     },
 }
 
-impl Replayed {
+impl ReplayResponse {
     /// Creates the outcome of a replay that failed again.
     #[must_use]
     pub fn failed(error: &str, message: impl Into<String>) -> Self {
@@ -39,8 +40,8 @@ impl Replayed {
 
     /// Creates the outcome of a replay that has nothing left to do.
     #[must_use]
-    pub fn moot(message: impl Into<String>) -> Self {
-        Self::Moot { message: message.into() }
+    pub fn nothing_to_do(message: impl Into<String>) -> Self {
+        Self::NothingToDo { message: message.into() }
     }
 }
 
@@ -53,9 +54,9 @@ mod tests {
     #[test]
     fn an_outcome_is_serialized_with_its_name() {
         let json = |answer| serde_json::to_value(answer).expect("JSON");
-        assert_eq!(json(Replayed::Done), json!({"outcome": "DONE"}));
+        assert_eq!(json(ReplayResponse::Done), json!({"outcome": "DONE"}));
         assert_eq!(
-            json(Replayed::failed("UnknownSensor", "no")),
+            json(ReplayResponse::failed("UnknownSensor", "no")),
             json!({"outcome": "FAILED", "error": "UnknownSensor", "message": "no"})
         );
     }

@@ -14,8 +14,8 @@ use store::{Outbox, Table};
 
 use crate::{https::Https, telemetry};
 
-/// Timeout for opening a connection ahead. If it expires, the first call opens the connection.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Timeout for opening a connection in advance. If it expires, the first call opens the connection.
+const WARM_UP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The error for a missing or invalid environment variable that the template sets.
 #[derive(Debug, thiserror::Error)]
@@ -64,23 +64,23 @@ fn https() -> Result<Https, ConfigError> {
 }
 
 /// Returns the URL of a service, with a trailing slash. `AWS_ENDPOINT_URL` replaces the URLs of all services.
-fn endpoint(service: &str, region: &str, given: Option<&str>) -> String {
-    given.map_or_else(
+fn endpoint(service: &str, region: &str, endpoint_url: Option<&str>) -> String {
+    endpoint_url.map_or_else(
         || format!("https://{service}.{region}.amazonaws.com/"),
         |url| format!("{}/", url.trim_end_matches('/')),
     )
 }
 
-/// Opens a connection ahead. A failure is only logged: the first call opens a connection itself and retries.
-async fn open(https: &Https, endpoint: &str) {
+/// Opens a connection in advance. A failure is only logged: the first call opens a connection itself and retries.
+async fn open_connection(https: &Https, endpoint: &str) {
     // A plain HTTP endpoint is the emulator's; without TLS there is no handshake to save.
     if !endpoint.starts_with("https:") {
         return;
     }
-    match tokio::time::timeout(PATIENCE, https.open(endpoint)).await {
+    match tokio::time::timeout(WARM_UP_TIMEOUT, https.open(endpoint)).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(endpoint, %error, "no connection was opened ahead"),
-        Err(_) => tracing::warn!(endpoint, "no connection was opened ahead: the time ran out"),
+        Ok(Err(error)) => tracing::warn!(endpoint, %error, "no connection was opened in advance"),
+        Err(_) => tracing::warn!(endpoint, "no connection was opened in advance: timeout"),
     }
 }
 
@@ -111,11 +111,11 @@ impl Aws {
         );
         let https = https()?;
         let region = env("AWS_REGION")?;
-        let given = std::env::var("AWS_ENDPOINT_URL").ok();
+        let endpoint_url = std::env::var("AWS_ENDPOINT_URL").ok();
         join_all(services.iter().map(|service| {
             let https = &https;
-            let endpoint = endpoint(service, &region, given.as_deref());
-            async move { open(https, &endpoint).await }
+            let endpoint = endpoint(service, &region, endpoint_url.as_deref());
+            async move { open_connection(https, &endpoint).await }
         }))
         .await;
         let mut config = SdkConfig::builder()
@@ -126,11 +126,11 @@ impl Aws {
             .sleep_impl(SharedAsyncSleep::new(TokioSleep::new()))
             .time_source(SystemTimeSource::new())
             .retry_config(RetryConfig::standard().with_max_attempts(3))
-            // A hanging attempt is cut off while there is time for another one.
+            // A hanging attempt is aborted while there is time for another one.
             .timeout_config(
                 TimeoutConfig::builder().operation_attempt_timeout(Duration::from_secs(3)).build(),
             );
-        if let Some(endpoint) = given {
+        if let Some(endpoint) = endpoint_url {
             config = config.endpoint_url(endpoint);
         }
         Ok(Self { config: config.build(), dynamodb: OnceCell::new() })
@@ -180,7 +180,7 @@ mod tests {
 
     fn bundle(text: &str) -> NamedTempFile {
         let mut file = NamedTempFile::new().expect("a file");
-        file.write_all(text.as_bytes()).expect("the file takes it");
+        file.write_all(text.as_bytes()).expect("the file is written");
         file
     }
 
@@ -204,8 +204,8 @@ mod tests {
             assert_eq!(connections.load(SeqCst), starts);
             let provider = aws.config().credentials_provider().expect("credentials");
             let credentials = provider.provide_credentials().await.expect("credentials");
-            let told = (credentials.access_key_id(), credentials.session_token());
-            assert_eq!(told, ("id", token.filter(|token| !token.is_empty())));
+            let used = (credentials.access_key_id(), credentials.session_token());
+            assert_eq!(used, ("id", token.filter(|token| !token.is_empty())));
         }
     }
 
@@ -227,8 +227,8 @@ mod tests {
             endpoint("kinesis", "eu-central-1", None),
             "https://kinesis.eu-central-1.amazonaws.com/"
         );
-        let given = endpoint("states", "eu-central-1", Some("http://127.0.0.1:4566"));
-        assert_eq!(given, "http://127.0.0.1:4566/");
+        let endpoint_url = endpoint("states", "eu-central-1", Some("http://127.0.0.1:4566"));
+        assert_eq!(endpoint_url, "http://127.0.0.1:4566/");
     }
 
     #[test]

@@ -17,17 +17,17 @@ const SLOW: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub struct Call {
     name: Name,
-    began: Instant,
+    start: Instant,
     ended: bool,
 }
 
 impl Call {
     /// Starts the measurement for a request that is about to be sent.
-    pub fn begin<B>(request: &Request<B>) -> Self {
-        Self { name: Name::of(request), began: Instant::now(), ended: false }
+    pub fn start<B>(request: &Request<B>) -> Self {
+        Self { name: Name::new(request), start: Instant::now(), ended: false }
     }
 
-    /// Ends the call: the other system answered with this HTTP status.
+    /// Ends the call: the other system responded with this HTTP status.
     pub fn answered(mut self, status: u16) {
         let took = self.end();
         let (call, millis) = (&self.name, milliseconds(took));
@@ -46,7 +46,7 @@ impl Call {
 
     fn end(&mut self) -> Duration {
         self.ended = true;
-        self.began.elapsed()
+        self.start.elapsed()
     }
 }
 
@@ -54,7 +54,7 @@ impl Drop for Call {
     fn drop(&mut self) {
         if !self.ended {
             let millis = milliseconds(self.end());
-            tracing::warn!(call = %self.name, millis, error = "cut off by a timeout", "failed call");
+            tracing::warn!(call = %self.name, millis, error = "cancelled by a timeout", "failed call");
         }
     }
 }
@@ -73,7 +73,7 @@ struct Name {
 }
 
 impl Name {
-    fn of<B>(request: &Request<B>) -> Self {
+    fn new<B>(request: &Request<B>) -> Self {
         Self {
             uri: request.uri().clone(),
             method: request.method().clone(),
@@ -140,12 +140,12 @@ mod tests {
     #[test]
     fn a_slow_or_failed_call_is_logged_and_others_only_at_debug_level() {
         let work = || {
-            Call::begin(&get("https://quick/")).answered(200);
-            let slow = Call::begin(&get("https://slow/"));
+            Call::start(&get("https://quick/")).answered(200);
+            let slow = Call::start(&get("https://slow/"));
             sleep(SLOW);
             slow.answered(503);
-            Call::begin(&get("https://broken/")).failed(&"connection reset");
-            drop(Call::begin(&get("https://hanging/")));
+            Call::start(&get("https://broken/")).failed(&"connection reset");
+            drop(Call::start(&get("https://hanging/")));
         };
         let important = [
             json!(["INFO", "slow call", "slow GET /"]),
@@ -163,10 +163,10 @@ mod tests {
         let operation = HeaderValue::from_static("DynamoDB_20120810.PutItem");
         request.headers_mut().insert("x-amz-target", operation);
         assert_eq!(
-            Name::of(&request).to_string(),
+            Name::new(&request).to_string(),
             "dynamodb.eu-central-1.amazonaws.com DynamoDB_20120810.PutItem"
         );
         let search = get("https://api.stripe.com/v1/customers/search?query=a@example.org");
-        assert_eq!(Name::of(&search).to_string(), "api.stripe.com GET /v1/customers/search");
+        assert_eq!(Name::new(&search).to_string(), "api.stripe.com GET /v1/customers/search");
     }
 }

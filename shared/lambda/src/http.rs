@@ -12,15 +12,15 @@ use contracts::{
     SiteId,
     input::{self, Input, Reason},
 };
-use fault::{ErrorKind, Failure, Fault, decode};
+use fault::{ErrorKind, Fault, InvocationError, decode};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tracing::{Span, field::display};
 
 use crate::{Deadline, Error, serve_raw};
 
-/// Time between the deadline that a handler gets and the timeout that cuts it off.
-const TO_TELL: Duration = Duration::from_millis(250);
+/// Time between a handler's deadline and the timeout that cancels it.
+const RESPONSE_MARGIN: Duration = Duration::from_millis(250);
 /// The maximum length of a caller's text in a log line, in characters.
 const MAX_LOGGED: usize = 200;
 
@@ -114,7 +114,7 @@ impl Problem {
 
     /// Converts a fault to a 503 (retry later) or a 500. The fault's details are only logged.
     #[must_use]
-    pub fn of(fault: &impl Fault) -> Self {
+    pub fn from_fault(fault: &impl Fault) -> Self {
         tracing::error!(error = fault.kind().name(), reason = %fault, "request failed");
         match fault.kind() {
             ErrorKind::Transient => Self::new(
@@ -136,13 +136,13 @@ impl Problem {
 
 /// A successful response.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     status: u16,
     body: Value,
     location: Option<String>,
 }
 
-impl Answer {
+impl Response {
     /// Creates a response with this body.
     pub fn new(status: u16, body: &impl Serialize) -> Result<Self, Problem> {
         let body = serde_json::to_value(body)
@@ -150,7 +150,7 @@ impl Answer {
         Ok(Self { status, body, location: None })
     }
 
-    /// Adds a `Location` header. The reference is relative to the request's URL, as [`relative`] returns it. So the
+    /// Adds a `Location` header. The reference is relative to the request's URL, as [`relative_location`] returns it. So the
     /// stage or a custom domain's base path, which precedes the routes' paths, is preserved.
     #[must_use]
     pub fn at(self, location: String) -> Self {
@@ -161,7 +161,7 @@ impl Answer {
 /// Returns a reference that resolves to `target` against the URL of a request for `resource`. Both are paths below
 /// the API's root, as in the template: `/sites` and `/sites/{siteId}`.
 #[must_use]
-pub fn relative(request: &Request, resource: &str, target: &str) -> String {
+pub fn relative_location(request: &Request, resource: &str, target: &str) -> String {
     let path = request.path.as_deref().unwrap_or_default();
     // A relative reference replaces the last segment of the path. API Gateway also accepts a path with a trailing
     // slash, which has one (empty) segment more.
@@ -182,7 +182,7 @@ pub fn body(request: &Request, limit: usize) -> Result<&str, Problem> {
     }
     if request.is_base64_encoded {
         let message = "is binary; send JSON as text with Content-Type: application/json";
-        let error = FieldError::new("body", message).because(Reason::InvalidJson);
+        let error = FieldError::new("body", message).with_reason(Reason::InvalidJson);
         return Err(Problem::invalid(vec![error]));
     }
     Ok(body)
@@ -194,7 +194,7 @@ pub fn read<T: Input>(request: &Request, limit: usize) -> Result<T, Problem> {
 }
 
 /// Refuses all query parameters, for a route that has none.
-pub fn no_query(request: &Request) -> Result<(), Problem> {
+pub fn reject_query(request: &Request) -> Result<(), Problem> {
     let mut names: Vec<_> =
         request.query_string_parameters.iter().map(|(name, _)| name.to_owned()).collect();
     if names.is_empty() {
@@ -202,8 +202,8 @@ pub fn no_query(request: &Request) -> Result<(), Problem> {
     }
     names.sort();
     let error = |name: String| {
-        let message = "is not known; this call has no parameters in its query";
-        FieldError::new(format!("query {name}"), message).because(Reason::UnknownField)
+        let message = "is not known; this call has no query parameters";
+        FieldError::new(format!("query {name}"), message).with_reason(Reason::UnknownField)
     };
     Err(Problem::invalid(names.into_iter().map(error).collect()))
 }
@@ -216,14 +216,15 @@ pub fn header<'a>(request: &'a Request, name: &str) -> Option<&'a str> {
 
 /// Converts a handler's result to the response for API Gateway.
 #[must_use]
-pub fn response(answer: Result<Answer, Problem>) -> ApiGatewayProxyResponse {
+pub fn response(result: Result<Response, Problem>) -> ApiGatewayProxyResponse {
     let mut headers = HeaderMap::new();
-    let (status, kind, body) = match answer {
-        Ok(answer) => {
-            if let Some(location) = answer.location.and_then(|at| HeaderValue::try_from(at).ok()) {
+    let (status, kind, body) = match result {
+        Ok(response) => {
+            if let Some(location) = response.location.and_then(|at| HeaderValue::try_from(at).ok())
+            {
                 headers.insert(HeaderName::from_static("location"), location);
             }
-            (answer.status, "application/json", answer.body.to_string())
+            (response.status, "application/json", response.body.to_string())
         }
         Err(problem) => {
             if let Some(seconds) = problem.retry_after {
@@ -243,49 +244,49 @@ pub fn response(answer: Result<Answer, Problem>) -> ApiGatewayProxyResponse {
 
 /// Serves the handler behind API Gateway. An error becomes a problem response, a timeout a 503.
 pub async fn serve_http(
-    handler: impl AsyncFn(Request) -> Result<Answer, Problem>,
+    handler: impl AsyncFn(Request) -> Result<Response, Problem>,
 ) -> Result<(), Error> {
     serve_http_until(async |request, _| handler(request).await).await
 }
 
-/// Serves a handler that can answer with a partial result when time runs out. Its deadline is a moment before it is
-/// cut off.
+/// Serves a handler that can return a partial result before the timeout. Its deadline is shortly before the timeout.
 pub async fn serve_http_until(
-    handler: impl AsyncFn(Request, Deadline) -> Result<Answer, Problem>,
+    handler: impl AsyncFn(Request, Deadline) -> Result<Response, Problem>,
 ) -> Result<(), Error> {
     let handler = &handler;
     serve_raw(async |payload, deadline| {
         let request: Request = decode(payload.get())?;
-        let door = Door::of(&request);
-        let work = handler(request, Deadline::after(deadline.left().saturating_sub(TO_TELL)));
-        let answer = tokio::time::timeout(deadline.left(), Box::pin(work)).await;
-        let answer = answer.unwrap_or_else(|_| {
+        let origin = RequestOrigin::new(&request);
+        let work =
+            handler(request, Deadline::after(deadline.remaining().saturating_sub(RESPONSE_MARGIN)));
+        let result = tokio::time::timeout(deadline.remaining(), Box::pin(work)).await;
+        let result = result.unwrap_or_else(|_| {
             Err(Problem::new(
                 503,
                 "unavailable",
                 "Not available now",
-                "The answer took too long. Send the same request again in a moment.",
+                "The response took too long. Send the same request again in a moment.",
             ))
         });
-        if let Err(problem) = &answer {
-            door.refused(problem);
+        if let Err(problem) = &result {
+            origin.log_refusal(problem);
         }
-        Ok::<_, Failure>(response(answer))
+        Ok::<_, InvocationError>(response(result))
     })
     .await
 }
 
 /// The origin of a request, for the log of refusals.
 #[derive(Debug)]
-struct Door {
+struct RequestOrigin {
     method: String,
     /// The route's path in the template, without the caller's values.
     resource: String,
     site: Option<SiteId>,
 }
 
-impl Door {
-    fn of(request: &Request) -> Self {
+impl RequestOrigin {
+    fn new(request: &Request) -> Self {
         let site = request.path_parameters.get("siteId").and_then(|text| text.parse().ok());
         Self {
             method: request.http_method.to_string(),
@@ -298,7 +299,7 @@ impl Door {
     ///
     /// The line contains neither the body nor headers. The message may quote the request, so it is escaped and
     /// truncated.
-    fn refused(&self, problem: &Problem) {
+    fn log_refusal(&self, problem: &Problem) {
         if !(400..500).contains(&problem.status) {
             return;
         }
@@ -335,7 +336,7 @@ pub fn loggable(text: &str) -> String {
             escaped.push(character);
         }
     }
-    input::cut(escaped, MAX_LOGGED)
+    input::truncate(escaped, MAX_LOGGED)
 }
 
 #[cfg(test)]
@@ -355,8 +356,8 @@ mod tests {
         request
     }
 
-    fn sent(answer: Result<Answer, Problem>) -> Value {
-        serde_json::to_value(response(answer)).expect("a response as JSON")
+    fn sent(result: Result<Response, Problem>) -> Value {
+        serde_json::to_value(response(result)).expect("a response as JSON")
     }
 
     #[test]
@@ -414,7 +415,7 @@ mod tests {
             (store::StoreError::Transient(inside()), 503),
             (store::StoreError::Internal(inside()), 500),
         ] {
-            let problem = Problem::of(&fault);
+            let problem = Problem::from_fault(&fault);
             assert_eq!(problem.status, status);
             assert!(!format!("{problem:?}").contains("arn:"), "{problem:?}");
         }
@@ -422,8 +423,9 @@ mod tests {
 
     #[test]
     fn a_successful_response_has_its_headers() {
-        let answer = Answer::new(202, &json!({ "a": 1 })).expect("JSON").at("/sites/1".to_owned());
-        let sent = sent(Ok(answer));
+        let result =
+            Response::new(202, &json!({ "a": 1 })).expect("JSON").at("/sites/1".to_owned());
+        let sent = sent(Ok(result));
         assert_eq!(sent["statusCode"], 202);
         assert_eq!(
             sent["headers"],
@@ -447,7 +449,8 @@ mod tests {
 
     #[test]
     fn a_refusal_has_a_stable_reason() {
-        let field = |reason| Problem::invalid(vec![FieldError::new("a", "is bad").because(reason)]);
+        let field =
+            |reason| Problem::invalid(vec![FieldError::new("a", "is bad").with_reason(reason)]);
         assert_eq!(field(Reason::ClockAhead).reason(), "ClockAhead");
         assert_eq!(field(Reason::InvalidJson).reason(), "InvalidJson");
         assert_eq!(
@@ -471,7 +474,7 @@ mod tests {
 
         impl Write for Lines {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                self.0.lock().expect("no panic in the log").write(bytes)
+                self.0.lock().expect("the log lines").write(bytes)
             }
 
             fn flush(&mut self) -> io::Result<()> {
@@ -489,7 +492,7 @@ mod tests {
         tracing::subscriber::with_default(logs.finish(), || {
             tracing::info_span!("invocation", siteId = tracing::field::Empty).in_scope(work);
         });
-        let text = lines.0.lock().expect("no panic in the log").clone();
+        let text = lines.0.lock().expect("the log lines").clone();
         let text = String::from_utf8(text).expect("text");
         text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
     }
@@ -501,11 +504,11 @@ mod tests {
         request.resource = Some("/sites/{siteId}".to_owned());
         let site = SiteId::registered("http", "key-1");
         request.path_parameters.insert("siteId".to_owned(), site.to_string());
-        let door = Door::of(&request);
+        let origin = RequestOrigin::new(&request);
         let lines = logged(|| {
             let error =
-                FieldError::new("sensors[2].unit", "is missing").because(Reason::MissingField);
-            door.refused(&Problem::invalid(vec![error]));
+                FieldError::new("sensors[2].unit", "is missing").with_reason(Reason::MissingField);
+            origin.log_refusal(&Problem::invalid(vec![error]));
         });
         let [line] = lines.as_slice() else { panic!("{lines:?}") };
         for (field, expected) in [
@@ -525,8 +528,8 @@ mod tests {
         assert!(!text.contains("pm_secret") && !text.contains("Alamosa"), "{text}");
 
         // A 5xx is not the caller's fault, so it is not logged as a refusal.
-        let ours = logged(|| door.refused(&Problem::new(503, "unavailable", "", "")));
-        assert!(ours.is_empty(), "{ours:?}");
+        let server_error = logged(|| origin.log_refusal(&Problem::new(503, "unavailable", "", "")));
+        assert!(server_error.is_empty(), "{server_error:?}");
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! HTTPS client for AWS: hyper over rustls, HTTP/1.1 only. The SDK's own connector adds HTTP/2, which no function
-//! needs, and it can't open a connection ahead.
+//! needs, and it can't open a connection in advance.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ impl Https {
         let roots = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
         let roots = roots.map_err(|error| rustls::Error::General(error.to_string()))?;
         if roots.is_empty() {
-            return Err(rustls::Error::General("no PEM certificate is in it".to_owned()));
+            return Err(rustls::Error::General("it contains no PEM certificate".to_owned()));
         }
         Self::trusting(roots)
     }
@@ -95,17 +95,17 @@ impl HttpConnector for Https {
         HttpConnectorFuture::new(async move {
             let request =
                 request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
-            let call = Call::begin(&request);
-            let answer = match client.request(request).await {
-                Ok(answer) => answer,
+            let call = Call::start(&request);
+            let response = match client.request(request).await {
+                Ok(response) => response,
                 Err(error) => {
                     call.failed(&error);
                     // The SDK retries I/O errors.
                     return Err(ConnectorError::io(error.into()));
                 }
             };
-            call.answered(answer.status().as_u16());
-            answer
+            call.answered(response.status().as_u16());
+            response
                 .map(SdkBody::from_body_1_x)
                 .try_into()
                 .map_err(|error| ConnectorError::other(Box::new(error), None))
@@ -158,8 +158,8 @@ pub(crate) mod tests {
                     let mut line = String::new();
                     while lines.read_line(&mut line).await.is_ok_and(|read| read > 0) {
                         if line == "\r\n" {
-                            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
-                            lines.write_all(answer).await.expect("the client reads");
+                            let response = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+                            lines.write_all(response).await.expect("the client reads");
                         }
                         line.clear();
                     }
@@ -176,13 +176,13 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_reuses_the_connection_that_was_opened_ahead() {
+    async fn a_call_reuses_the_connection_that_was_opened_in_advance() {
         let (url, pem, connections) = server().await;
         let https = Https::trusting_pem(pem.as_bytes()).expect("roots");
         https.open(&url).await.expect("a connection");
-        let answer = HttpConnector::call(&https, get(&url)).await.expect("an answer");
-        assert_eq!(answer.status().as_u16(), 200);
-        assert_eq!(answer.into_body().collect().await.expect("all of it").to_bytes(), "{}");
+        let response = HttpConnector::call(&https, get(&url)).await.expect("a response");
+        assert_eq!(response.status().as_u16(), 200);
+        assert_eq!(response.into_body().collect().await.expect("all of it").to_bytes(), "{}");
         assert_eq!(connections.load(SeqCst), 1);
     }
 
@@ -190,8 +190,8 @@ pub(crate) mod tests {
     async fn a_server_with_an_untrusted_root_is_refused_with_a_retryable_error() {
         let ((url, ..), (_, of_another, _)) = (server().await, server().await);
         let https = Https::trusting_pem(of_another.as_bytes()).expect("roots");
-        https.open(&url).await.expect_err("a stranger");
-        let error = HttpConnector::call(&https, get(&url)).await.expect_err("a stranger");
+        https.open(&url).await.expect_err("an untrusted server");
+        let error = HttpConnector::call(&https, get(&url)).await.expect_err("an untrusted server");
         assert!(error.is_io(), "{error:?}");
     }
 }

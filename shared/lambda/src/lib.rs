@@ -12,7 +12,7 @@ mod serve;
 mod telemetry;
 
 pub use aws::{Aws, ConfigError, env};
-pub use batch::{Deadline, Failed, count_failed, each, lanes, serve_queue};
+pub use batch::{Deadline, FailedItem, count_failed, process_each, process_lanes, serve_queue};
 pub use calls::Call;
 pub use http::serve_http;
 pub use lambda_runtime::Error;

@@ -6,7 +6,7 @@
 
 use aws_lambda_events::event::sqs::SqsMessage;
 use contracts::replay::{ReplayEvent, START};
-use fault::{ErrorKind, Failure, Replayed, decode};
+use fault::{ErrorKind, InvocationError, ReplayResponse, decode};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
@@ -16,13 +16,13 @@ use crate::{Deadline, Error, serve_raw};
 /// A response to Lambda, or to an operator.
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Answer<R> {
+enum Response<R> {
     Batch(R),
-    Replay(Replayed),
+    Replay(ReplayResponse),
 }
 
 /// Returns the record or message that the event asks to replay. Returns `None` for a batch.
-fn replayed(event: &RawValue) -> Result<Option<&RawValue>, Failure> {
+fn item_to_replay(event: &RawValue) -> Result<Option<&RawValue>, InvocationError> {
     if event.get().starts_with(START) {
         Ok(Some(decode::<ReplayEvent>(event.get())?.replay))
     } else {
@@ -32,17 +32,17 @@ fn replayed(event: &RawValue) -> Result<Option<&RawValue>, Failure> {
 
 /// Serves a stream's event source mapping, and replays of single records.
 pub async fn serve_stream<R: Serialize>(
-    batch: impl AsyncFn(&RawValue, Deadline) -> Result<R, Failure>,
-    replay: impl AsyncFn(&RawValue, Deadline) -> Replayed,
+    batch: impl AsyncFn(&RawValue, Deadline) -> Result<R, InvocationError>,
+    replay: impl AsyncFn(&RawValue, Deadline) -> ReplayResponse,
 ) -> Result<(), Error> {
     let (batch, replay) = (&batch, &replay);
-    serve_raw(async |event, deadline| match replayed(&event)? {
+    serve_raw(async |event, deadline| match item_to_replay(&event)? {
         Some(record) => {
-            let outcome = timeout(deadline.left(), Box::pin(replay(record, deadline))).await;
-            let late = |_| Replayed::transient("the function's time ran out");
-            Ok(Answer::Replay(outcome.unwrap_or_else(late)))
+            let outcome = timeout(deadline.remaining(), Box::pin(replay(record, deadline))).await;
+            let timed_out = |_| ReplayResponse::transient("the function's deadline passed");
+            Ok(Response::Replay(outcome.unwrap_or_else(timed_out)))
         }
-        None => Box::pin(batch(&event, deadline)).await.map(Answer::Batch),
+        None => Box::pin(batch(&event, deadline)).await.map(Response::Batch),
     })
     .await
 }
@@ -50,14 +50,14 @@ pub async fn serve_stream<R: Serialize>(
 /// Serves the queue of a saga's commands like [`crate::serve_queue`], and replays of single messages.
 pub async fn serve_commands(
     work: impl AsyncFn(SqsMessage, Deadline) -> Result<(), String>,
-    replay: impl AsyncFn(SqsMessage, Deadline) -> Replayed,
+    replay: impl AsyncFn(SqsMessage, Deadline) -> ReplayResponse,
 ) -> Result<(), Error> {
     let replay = &replay;
     serve_stream(
         async |event, deadline| crate::batch::messages(event, deadline, &work).await,
         async |message, deadline| match decode(message.get()) {
             Ok(message) => replay(message, deadline).await,
-            Err(error) => Replayed::failed(ErrorKind::InvalidInput.name(), error.to_string()),
+            Err(error) => ReplayResponse::failed(ErrorKind::InvalidInput.name(), error.to_string()),
         },
     )
     .await
@@ -74,13 +74,13 @@ mod tests {
     #[test]
     fn only_an_event_that_begins_with_replay_is_a_replay() {
         for batch in [r#"{"Records": [{"replay": 1}]}"#, "{}", r#"{"Records": [], "replay": 1}"#] {
-            assert!(replayed(&raw(batch)).expect("an event").is_none(), "{batch}");
+            assert!(item_to_replay(&raw(batch)).expect("an event").is_none(), "{batch}");
         }
         let event = raw(r#"{"replay": {"kinesis": 1}}"#);
         assert_eq!(
-            replayed(&event).expect("an event").expect("a replay").get(),
+            item_to_replay(&event).expect("an event").expect("a replay").get(),
             r#"{"kinesis": 1}"#
         );
-        assert!(replayed(&raw(r#"{"again": 1}"#)).expect("an event").is_none());
+        assert!(item_to_replay(&raw(r#"{"again": 1}"#)).expect("an event").is_none());
     }
 }

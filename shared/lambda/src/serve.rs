@@ -3,7 +3,7 @@
 use std::{future::Future, panic::AssertUnwindSafe};
 
 use contracts::{OnboardingId, Timestamp};
-use fault::{ErrorKind, Failure, Fault, decode};
+use fault::{ErrorKind, Fault, InvocationError, decode};
 use futures_util::FutureExt;
 use lambda_runtime::{Diagnostic, LambdaEvent, service_fn};
 use serde::{Serialize, de::DeserializeOwned};
@@ -40,15 +40,18 @@ pub async fn serve_step<S: Step>(step: S) -> Result<(), Error> {
         if let Some(correlation) = S::correlation(&command) {
             Span::current().record("correlationId", tracing::field::display(correlation));
         }
-        match tokio::time::timeout(deadline.left(), Box::pin(step.run(command, Timestamp::now())))
-            .await
+        match tokio::time::timeout(
+            deadline.remaining(),
+            Box::pin(step.run(command, Timestamp::now())),
+        )
+        .await
         {
             Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(fault)) => Err(Failure::of(&fault)),
+            Ok(Err(fault)) => Err(InvocationError::from_fault(&fault)),
             // The caller gets an error before Lambda's timeout. The step may or may not have taken effect.
-            Err(_) => Err(Failure {
+            Err(_) => Err(InvocationError {
                 kind: ErrorKind::Transient,
-                message: "the function's time ran out".to_owned(),
+                message: "the function's deadline passed".to_owned(),
             }),
         }
     })
@@ -57,7 +60,7 @@ pub async fn serve_step<S: Step>(step: S) -> Result<(), Error> {
 
 /// Serves a handler that takes the raw payload.
 pub async fn serve_raw<R: Serialize>(
-    handler: impl AsyncFn(Box<RawValue>, Deadline) -> Result<R, Failure>,
+    handler: impl AsyncFn(Box<RawValue>, Deadline) -> Result<R, InvocationError>,
 ) -> Result<(), Error> {
     let handler = &handler;
     lambda_runtime::run(service_fn(move |event: LambdaEvent<Box<RawValue>>| {
@@ -71,33 +74,33 @@ pub async fn serve_raw<R: Serialize>(
         );
         async move {
             // Boxed, because the compiler limits the depth of nested future types.
-            let attempt = Box::pin(handler(event.payload, Deadline::of(&event.context)));
+            let attempt = Box::pin(handler(event.payload, Deadline::from_context(&event.context)));
             // A panic becomes the error `Internal`. Otherwise the runtime would report the name of a Rust type.
-            let answer = AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or_else(|panic| {
-                Err(Failure {
+            let result = AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or_else(|panic| {
+                Err(InvocationError {
                     kind: ErrorKind::Internal,
                     message: format!("panicked: {}", panic_message(&*panic)),
                 })
             });
-            match &answer {
+            match &result {
                 Ok(_) => tracing::info!("done"),
-                Err(failure) => tracing::error!(
-                    error = failure.kind.name(),
-                    reason = %failure.message,
+                Err(error) => tracing::error!(
+                    error = error.kind.name(),
+                    reason = %error.message,
                     "failed"
                 ),
             }
             telemetry::flush(&request_id);
-            answer.map_err(diagnostic)
+            result.map_err(diagnostic)
         }
         .instrument(span)
     }))
     .await
 }
 
-/// Converts the failure to the form that the runtime sends to Lambda.
-fn diagnostic(failure: Failure) -> Diagnostic {
-    Diagnostic { error_type: failure.kind.name().to_owned(), error_message: failure.message }
+/// Converts the error to the form that the runtime sends to Lambda.
+fn diagnostic(error: InvocationError) -> Diagnostic {
+    Diagnostic { error_type: error.kind.name().to_owned(), error_message: error.message }
 }
 
 #[cfg(test)]
@@ -107,7 +110,7 @@ mod tests {
     #[test]
     fn a_diagnostic_has_the_name_and_the_message() {
         let message = "a.b: is wrong".to_owned();
-        let diagnostic = diagnostic(Failure { kind: ErrorKind::InvalidInput, message });
+        let diagnostic = diagnostic(InvocationError { kind: ErrorKind::InvalidInput, message });
         assert_eq!(diagnostic.error_type, "InvalidInput");
         assert_eq!(diagnostic.error_message, "a.b: is wrong");
     }

@@ -18,7 +18,7 @@ pub(crate) fn start() {
         .with_current_span(true)
         .with_span_list(false)
         .with_target(false)
-        .with_max_level(level_of(&level))
+        .with_max_level(parse_level(&level))
         .try_init();
     let function = std::env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_else(|_| "local".to_owned());
     let metrics = Builder::new()
@@ -29,10 +29,10 @@ pub(crate) fn start() {
         Ok(collector) => {
             METRICS.get_or_init(|| collector);
         }
-        Err(error) => tracing::warn!(%error, "metrics were started before"),
+        Err(error) => tracing::warn!(%error, "metrics are already initialized"),
     }
     if let Err(error) = logs {
-        tracing::warn!(%error, "logs were started before");
+        tracing::warn!(%error, "logs are already initialized");
     }
 }
 
@@ -45,8 +45,8 @@ pub fn report(name: &'static str, value: f64) {
     metrics::histogram!(name).record(value);
 }
 
-/// Returns the level for Lambda's name of it. Returns `INFO` for an unknown name.
-fn level_of(name: &str) -> LevelFilter {
+/// Returns the log level with this name. Returns `INFO` for an unknown name.
+fn parse_level(name: &str) -> LevelFilter {
     match name {
         // An empty name would otherwise parse as ERROR.
         "" => LevelFilter::INFO,
@@ -108,9 +108,9 @@ mod tests {
             ("ERROR", LevelFilter::ERROR),
             ("FATAL", LevelFilter::ERROR),
             ("", LevelFilter::INFO),
-            ("chatty", LevelFilter::INFO),
+            ("unknown", LevelFilter::INFO),
         ] {
-            assert_eq!(level_of(name), level, "{name}");
+            assert_eq!(parse_level(name), level, "{name}");
         }
     }
 }

@@ -16,7 +16,7 @@ use contracts::{OnboardingId, Timestamp};
 use fault::{ErrorKind, Fault};
 use lambda::{
     Error, Step,
-    http::{Answer, Problem, serve_http_until},
+    http::{Problem, Response, serve_http_until},
     serve_http, serve_queue, serve_step,
 };
 use serde::Deserialize;
@@ -27,25 +27,25 @@ use testkit::{
 };
 use tokio::{net::TcpListener, sync::Notify};
 
-/// The time until the function's timeout. Half a second of it is reserved for the answer.
-const AMPLE: Duration = Duration::from_mins(1);
-const SHORT: Duration = Duration::from_millis(800);
+/// The function's timeouts. Half a second is reserved for the response.
+const LONG_TIMEOUT: Duration = Duration::from_mins(1);
+const SHORT_TIMEOUT: Duration = Duration::from_millis(800);
 
-/// The fake's state: it hands out the payloads and records the answers.
-struct Desk {
-    time: Duration,
+/// The state of the fake: the payloads to deliver, and the responses that it received.
+struct RuntimeApi {
+    timeout: Duration,
     payloads: Mutex<Vec<Value>>,
-    heard: Mutex<Vec<(String, Value)>>,
-    over: Notify,
+    received: Mutex<Vec<(String, Value)>>,
+    done: Notify,
 }
 
-async fn next(State(desk): State<Arc<Desk>>) -> impl IntoResponse {
-    let payload = desk.payloads.lock().expect("no panic before").pop();
+async fn next(State(api): State<Arc<RuntimeApi>>) -> impl IntoResponse {
+    let payload = api.payloads.lock().expect("the state").pop();
     let Some(payload) = payload else {
-        desk.over.notify_one();
+        api.done.notify_one();
         return std::future::pending().await;
     };
-    let until = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time") + desk.time;
+    let until = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time") + api.timeout;
     let headers = AppendHeaders([
         ("Lambda-Runtime-Aws-Request-Id", "8476a536-e9f4-11e8-9739-2dfe598c3fcd".to_owned()),
         ("Lambda-Runtime-Deadline-Ms", until.as_millis().to_string()),
@@ -54,37 +54,37 @@ async fn next(State(desk): State<Arc<Desk>>) -> impl IntoResponse {
     (headers, payload.to_string())
 }
 
-async fn hear(
-    State(desk): State<Arc<Desk>>,
+async fn receive(
+    State(api): State<Arc<RuntimeApi>>,
     Path((_, outcome)): Path<(String, String)>,
     body: String,
 ) -> StatusCode {
     let body = serde_json::from_str(&body).expect("JSON");
-    desk.heard.lock().expect("no panic before").push((outcome, body));
+    api.received.lock().expect("the state").push((outcome, body));
     StatusCode::ACCEPTED
 }
 
-/// Returns the function's answer to each payload: `response` or `error`, and the body.
-async fn served(
+/// Returns the function's response to each payload: `response` or `error`, and the body.
+async fn run_function(
     function: impl Future<Output = Result<(), Error>>,
-    time: Duration,
+    timeout: Duration,
     payloads: impl IntoIterator<Item = Value>,
 ) -> Vec<(String, Value)> {
     let mut payloads: Vec<_> = payloads.into_iter().collect();
     payloads.reverse();
-    let desk = Arc::new(Desk {
-        time,
+    let api = Arc::new(RuntimeApi {
+        timeout,
         payloads: Mutex::new(payloads),
-        heard: Mutex::default(),
-        over: Notify::new(),
+        received: Mutex::default(),
+        done: Notify::new(),
     });
     let app = Router::new()
         .route("/2018-06-01/runtime/invocation/next", get(next))
-        .route("/2018-06-01/runtime/invocation/{id}/{outcome}", post(hear))
-        .with_state(Arc::clone(&desk));
+        .route("/2018-06-01/runtime/invocation/{id}/{outcome}", post(receive))
+        .with_state(Arc::clone(&api));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
-    let api = tokio::spawn(async { axum::serve(listener, app).await });
+    let server = tokio::spawn(async { axum::serve(listener, app).await });
     let variables = [
         ("AWS_LAMBDA_RUNTIME_API", Some(address.as_str())),
         ("AWS_LAMBDA_FUNCTION_NAME", Some("f")),
@@ -93,16 +93,16 @@ async fn served(
     ];
     temp_env::async_with_vars(variables, async {
         tokio::select! {
-            ended = function => panic!("a function serves for ever: {ended:?}"),
-            () = desk.over.notified() => {}
+            ended = function => panic!("the function ended: {ended:?}"),
+            () = api.done.notified() => {}
         }
     })
     .await;
-    api.abort();
-    desk.heard.lock().expect("no panic before").clone()
+    server.abort();
+    api.received.lock().expect("the state").clone()
 }
 
-struct Count;
+struct CountStep;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -121,7 +121,7 @@ impl Fault for Declined {
     }
 }
 
-impl Step for Count {
+impl Step for CountStep {
     type Command = Command;
     type Reply = u64;
     type Error = Declined;
@@ -154,7 +154,7 @@ async fn a_failed_step_reports_the_error_name_that_state_machines_match() {
         json!({ "to": 4, "onboardingId": saga("a").onboarding_id }),
     ];
     assert_eq!(
-        served(serve_step(Count), AMPLE, payloads).await,
+        run_function(serve_step(CountStep), LONG_TIMEOUT, payloads).await,
         [
             ("response".to_owned(), json!(3)),
             failed("CardDeclined", "the card was declined"),
@@ -171,19 +171,20 @@ async fn a_failed_step_reports_the_error_name_that_state_machines_match() {
 
 #[tokio::test]
 async fn a_step_that_exceeds_its_time_fails_as_transient() {
-    let heard = served(serve_step(Count), SHORT, [json!({ "to": 1001 })]).await;
-    assert_eq!(heard, [failed("Transient", "the function's time ran out")]);
+    let received =
+        run_function(serve_step(CountStep), SHORT_TIMEOUT, [json!({ "to": 1001 })]).await;
+    assert_eq!(received, [failed("Transient", "the function's deadline passed")]);
 }
 
-/// Returns the kind of the answer and its HTTP status.
-fn status(heard: &(String, Value)) -> (&str, &Value) {
-    (&heard.0, &heard.1["statusCode"])
+/// Returns the kind of the response and its HTTP status.
+fn status(received: &(String, Value)) -> (&str, &Value) {
+    (&received.0, &received.1["statusCode"])
 }
 
 #[tokio::test]
-async fn a_handler_behind_api_gateway_always_answers() {
+async fn a_handler_behind_api_gateway_always_responds() {
     let handler = async |request: lambda::http::Request| match request.path.as_deref() {
-        Some("/good") => Answer::new(200, &"it"),
+        Some("/good") => Response::new(200, &"it"),
         Some("/slow") => std::future::pending().await,
         _ => Err(Problem::not_found("nothing has that path")),
     };
@@ -193,18 +194,18 @@ async fn a_handler_behind_api_gateway_always_answers() {
         request
     };
     let payloads = [request("/good"), request("/other")];
-    let heard = served(serve_http(handler), AMPLE, payloads).await;
-    let told: Vec<_> = heard.iter().map(status).collect();
-    assert_eq!(told, [("response", &json!(200)), ("response", &json!(404))]);
-    let heard = served(serve_http(handler), SHORT, [request("/slow")]).await;
-    assert_eq!(status(&heard[0]), ("response", &json!(503)));
+    let received = run_function(serve_http(handler), LONG_TIMEOUT, payloads).await;
+    let statuses: Vec<_> = received.iter().map(status).collect();
+    assert_eq!(statuses, [("response", &json!(200)), ("response", &json!(404))]);
+    let received = run_function(serve_http(handler), SHORT_TIMEOUT, [request("/slow")]).await;
+    assert_eq!(status(&received[0]), ("response", &json!(503)));
     // The handler has a moment left to return a partial result.
     let slow = async |_, deadline: lambda::Deadline| {
-        tokio::time::sleep(deadline.left()).await;
-        Answer::new(207, &"half of it")
+        tokio::time::sleep(deadline.remaining()).await;
+        Response::new(207, &"half of it")
     };
-    let heard = served(serve_http_until(slow), SHORT, [request("/slow")]).await;
-    assert_eq!(status(&heard[0]), ("response", &json!(207)));
+    let received = run_function(serve_http_until(slow), SHORT_TIMEOUT, [request("/slow")]).await;
+    assert_eq!(status(&received[0]), ("response", &json!(207)));
 }
 
 #[tokio::test]
@@ -216,9 +217,10 @@ async fn only_failed_messages_return_and_are_counted_by_version() {
         _ => Ok(()),
     };
     let payloads = [batch, json!({ "Records": [] })];
-    let (heard, metrics) = measured(served(serve_queue(work), AMPLE, payloads)).await;
+    let (received, metrics) =
+        measured(run_function(serve_queue(work), LONG_TIMEOUT, payloads)).await;
     assert_eq!(
-        heard,
+        received,
         [json!([{ "itemIdentifier": "b" }]), json!([])]
             .map(|failed| ("response".to_owned(), json!({ "batchItemFailures": failed })))
     );

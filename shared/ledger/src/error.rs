@@ -19,8 +19,8 @@ pub enum LedgerError {
         reason: String,
     },
     /// Other writers changed the row during each attempt.
-    #[error("failure {0} is changed by others all the time; try again")]
-    Overtaken(FailureId),
+    #[error("failure {0} was changed concurrently too often; try again")]
+    Contended(FailureId),
     /// A read or write of the table failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -29,7 +29,7 @@ pub enum LedgerError {
 impl Fault for LedgerError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::File { .. } | Self::Overtaken(_) => ErrorKind::Transient,
+            Self::File { .. } | Self::Contended(_) => ErrorKind::Transient,
             Self::Store(error) => error.into(),
         }
     }

@@ -24,7 +24,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum Content {
     /// The file's bytes.
     Bytes(Vec<u8>),
-    /// The file can't be read, and a retry would fail too. Holds the reason, such as `is gone`.
+    /// The file can't be read, and a retry would fail too. Contains the reason, such as `is gone`.
     Unreadable(String),
 }
 
@@ -53,31 +53,33 @@ impl Files {
     pub async fn get(&self, file: &PayloadFile) -> Result<Content, LedgerError> {
         match tokio::time::timeout(READ_TIMEOUT, self.read(file)).await {
             Ok(content) => content,
-            Err(_) => Err(failed(file, format!("not read within {} s", READ_TIMEOUT.as_secs()))),
+            Err(_) => {
+                Err(file_error(file, format!("not read within {} s", READ_TIMEOUT.as_secs())))
+            }
         }
     }
 
     async fn read(&self, file: &PayloadFile) -> Result<Content, LedgerError> {
-        let answer = self.client.get_object().bucket(&file.bucket).key(&file.key).send().await;
-        let mut object = match answer {
+        let response = self.client.get_object().bucket(&file.bucket).key(&file.key).send().await;
+        let mut object = match response {
             Ok(object) => object,
             Err(error) => {
                 return match unreadable(&error) {
                     Some(reason) => Ok(Content::Unreadable(reason)),
-                    None => Err(trouble(file, &error)),
+                    None => Err(call_error(file, &error)),
                 };
             }
         };
-        let too_long = || Ok(Content::Unreadable(format!("has more than {MAX_FILE_BYTES} bytes")));
+        let too_large = || Ok(Content::Unreadable(format!("has more than {MAX_FILE_BYTES} bytes")));
         let size = object.content_length().and_then(|length| usize::try_from(length).ok());
         if size.is_some_and(|length| length > MAX_FILE_BYTES) {
-            return too_long();
+            return too_large();
         }
         let mut content = Vec::with_capacity(size.unwrap_or_default());
         while let Some(bytes) = object.body.next().await {
-            content.extend(bytes.map_err(|error| failed(file, error.to_string()))?);
+            content.extend(bytes.map_err(|error| file_error(file, error.to_string()))?);
             if content.len() > MAX_FILE_BYTES {
-                return too_long();
+                return too_large();
             }
         }
         Ok(Content::Bytes(content))
@@ -87,19 +89,19 @@ impl Files {
     pub async fn put(&self, file: &PayloadFile, content: &str) -> Result<(), LedgerError> {
         let put = self.client.put_object().bucket(&file.bucket).key(&file.key);
         let put = put.content_type("application/json").body(content.as_bytes().to_vec().into());
-        put.send().await.map(|_| ()).map_err(|error| trouble(file, &error))
+        put.send().await.map(|_| ()).map_err(|error| call_error(file, &error))
     }
 }
 
 /// Returns why a file can't be read. Returns `None` if a retry may succeed, for instance with other credentials.
 fn unreadable(error: &SdkError<GetObjectError, HttpResponse>) -> Option<String> {
-    if !matches!(AwsErrorKind::of(error), AwsErrorKind::Denied | AwsErrorKind::Refused) {
+    if !matches!(AwsErrorKind::classify(error), AwsErrorKind::Denied | AwsErrorKind::Refused) {
         return None;
     }
     match error.as_service_error() {
         Some(GetObjectError::NoSuchKey(_)) => Some("is gone".to_owned()),
         service => {
-            let code = service.map_or("the place is not valid", |service| {
+            let code = service.map_or("the bucket or key is not valid", |service| {
                 service.code().unwrap_or("no error code")
             });
             let message = service.and_then(ProvideErrorMetadata::message).unwrap_or("no message");
@@ -108,10 +110,13 @@ fn unreadable(error: &SdkError<GetObjectError, HttpResponse>) -> Option<String> 
     }
 }
 
-fn trouble<E: std::error::Error + 'static>(file: &PayloadFile, error: &SdkError<E>) -> LedgerError {
-    failed(file, fault::describe(error))
+fn call_error<E: std::error::Error + 'static>(
+    file: &PayloadFile,
+    error: &SdkError<E>,
+) -> LedgerError {
+    file_error(file, fault::describe(error))
 }
 
-fn failed(file: &PayloadFile, reason: String) -> LedgerError {
+fn file_error(file: &PayloadFile, reason: String) -> LedgerError {
     LedgerError::File { bucket: file.bucket.clone(), key: file.key.clone(), reason }
 }

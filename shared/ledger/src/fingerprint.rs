@@ -3,23 +3,23 @@
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::{Concerns, ErrorInfo, Kind, sources::STORE_READINGS};
+use crate::{AffectedIds, ErrorInfo, Kind, sources::STORE_READINGS};
 
 /// The number of bytes of the hash in a fingerprint: twelve hex digits.
-const BYTES: usize = 6;
+const FINGERPRINT_BYTES: usize = 6;
 /// The length of a UUID as text.
-const UUID: usize = 36;
+const UUID_LENGTH: usize = 36;
 /// The minimum length of an id: of mixed letters and digits, and of hex digits only.
-const SHORTEST_ID: usize = 12;
-const SHORTEST_HEX: usize = 8;
+const MIN_ID_LENGTH: usize = 12;
+const MIN_HEX_LENGTH: usize = 8;
 
 /// Returns the fingerprint of a failure. Failures with the same source, error name and message have the same
 /// fingerprint. Ids, numbers, times and quoted values in the message are ignored.
 #[must_use]
 pub fn fingerprint(source: &str, error: &ErrorInfo) -> String {
-    let cause = format!("{source}\n{}\n{}", error.name, normalised(&error.message));
+    let cause = format!("{source}\n{}\n{}", error.name, normalized(&error.message));
     let hash: [u8; 32] = Sha256::digest(cause).into();
-    hash[..BYTES].iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
+    hash[..FINGERPRINT_BYTES].iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
 
 /// The number of bytes of the hash that distinguishes the senders of one fingerprint's failures: six hex digits.
@@ -29,11 +29,11 @@ const SENDER_BYTES: usize = 3;
 /// fingerprint. Quarantined readings are caused by their sender, so each combination of site, sensor and sender has
 /// its own group: the fingerprint, `-`, and six hex digits.
 #[must_use]
-pub fn group(fingerprint: &str, source: &str, kind: Kind, concerns: &Concerns) -> String {
+pub fn group_id(fingerprint: &str, source: &str, kind: Kind, affected_ids: &AffectedIds) -> String {
     if source != STORE_READINGS || kind != Kind::Quarantined {
         return fingerprint.to_owned();
     }
-    let Concerns { site_id, sensor_id, sensor_site_id: _, sender } = concerns;
+    let AffectedIds { site_id, sensor_id, sensor_site_id: _, sender } = affected_ids;
     let text = |id: Option<String>| id.unwrap_or_default();
     let sender = format!(
         "{}\n{}\n{}",
@@ -48,15 +48,15 @@ pub fn group(fingerprint: &str, source: &str, kind: Kind, concerns: &Concerns) -
 }
 
 /// Returns the message with its variable parts replaced: values by `#`, quoted text by `""`.
-fn normalised(message: &str) -> String {
+fn normalized(message: &str) -> String {
     let mut text = String::new();
     let mut rest = message;
     while let Some(first) = rest.chars().next() {
         let after_word = text.ends_with(|last: char| last.is_alphanumeric() || last == '#');
         let (taken, replacement) = if let Some(length) = quoted(rest).filter(|_| !after_word) {
             (length, "\"\"")
-        } else if rest.get(..UUID).is_some_and(|text| Uuid::try_parse(text).is_ok()) {
-            (UUID, "#")
+        } else if rest.get(..UUID_LENGTH).is_some_and(|text| Uuid::try_parse(text).is_ok()) {
+            (UUID_LENGTH, "#")
         } else {
             let end = rest.find(|c: char| !c.is_alphanumeric()).unwrap_or(rest.len());
             let length = end.max(first.len_utf8());
@@ -88,8 +88,8 @@ fn joins(end: &str) -> bool {
 
 /// Returns whether a word of letters and digits is a number, with or without a unit, or an id.
 fn is_value(word: &str) -> bool {
-    let hex = word.len() >= SHORTEST_HEX && word.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let id = word.len() >= SHORTEST_ID && word.contains(|c: char| c.is_ascii_digit());
+    let hex = word.len() >= MIN_HEX_LENGTH && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let id = word.len() >= MIN_ID_LENGTH && word.contains(|c: char| c.is_ascii_digit());
     word.starts_with(|first: char| first.is_ascii_digit()) || hex || id
 }
 
@@ -97,7 +97,7 @@ fn is_value(word: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn of(message: &str) -> String {
+    fn fingerprint_of(message: &str) -> String {
         fingerprint("project-site", &ErrorInfo::new("Internal", message))
     }
 
@@ -118,7 +118,13 @@ mod tests {
             ("shard shardId-000000000001 at 17", "shard shardId-000000000042 at 4"),
             ("DynamoDB can't answer 'x'", "DynamoDB can't answer 'y z'"),
         ] {
-            assert_eq!(of(one), of(other), "{} / {}", normalised(one), normalised(other));
+            assert_eq!(
+                fingerprint_of(one),
+                fingerprint_of(other),
+                "{} / {}",
+                normalized(one),
+                normalized(other)
+            );
         }
     }
 
@@ -145,7 +151,7 @@ mod tests {
         ];
         for (at, one) in messages.iter().enumerate() {
             for other in &messages[at + 1..] {
-                assert_ne!(of(one), of(other), "{one} / {other}");
+                assert_ne!(fingerprint_of(one), fingerprint_of(other), "{one} / {other}");
             }
         }
         let error = ErrorInfo::new("Internal", "no");

@@ -19,7 +19,10 @@ use store::Key;
 use uuid::Uuid;
 
 pub use error::LedgerError;
-pub use table::{Claim, Cursor, Discard, Finish, Insist, Ledger, Outcome, Recorded, Summary};
+pub use table::{
+    ClaimOptions, ClaimResult, Cursor, DiscardResult, FailureSummary, FinishResult, Ledger,
+    RecordResult, ReplayOutcome,
+};
 
 /// The maximum number of replays of a failure, unless the operator forces a further one.
 pub const MAX_REPLAYS: u32 = 5;
@@ -29,8 +32,8 @@ pub const MAX_REPLAYS: u32 = 5;
 pub const MAX_PAYLOAD_BYTES: usize = 300_000;
 
 /// The maximum lengths of an error's message and name, in characters.
-const MAX_MESSAGE: usize = 2_000;
-const MAX_NAME: usize = 200;
+const MAX_MESSAGE_LENGTH: usize = 2_000;
+const MAX_NAME_LENGTH: usize = 200;
 
 /// The namespace of the ids.
 const FAILURES: Uuid = Uuid::from_u128(0x0fa1_1e55_a710_4e00_9a5e_0fa1_1e55_a710);
@@ -44,7 +47,7 @@ impl FailureId {
     /// Returns the id of a piece of work of a function or state machine. `work` is the SHA-256 of what identifies
     /// the work.
     #[must_use]
-    pub fn of(source: &str, work: [u8; 32]) -> Self {
+    pub fn new(source: &str, work: [u8; 32]) -> Self {
         // The hash has a fixed length, so the concatenation is unambiguous.
         Self(Uuid::new_v5(&FAILURES, &[&work, source.as_bytes()].concat()))
     }
@@ -119,14 +122,14 @@ pub struct ErrorInfo {
     /// The site, sensor and sender that the failure concerns. They are part of the error because the index `byStatus`
     /// projects the errors, and an index's projection can't be changed in place. Rows of earlier versions don't have
     /// them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub concerns: Option<Concerns>,
+    #[serde(rename = "concerns", default, skip_serializing_if = "Option::is_none")]
+    pub affected_ids: Option<AffectedIds>,
 }
 
 /// The site, sensor and sender that a failure concerns, as far as its message names them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Concerns {
+pub struct AffectedIds {
     /// The site that the payload names. For readings it is only what the sender claims.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub site_id: Option<SiteId>,
@@ -141,10 +144,10 @@ pub struct Concerns {
     pub sender: Option<String>,
 }
 
-impl Concerns {
+impl AffectedIds {
     /// Returns whether the failure concerns the site, by the payload or by the register.
     #[must_use]
-    pub fn site(&self, site: SiteId) -> bool {
+    pub fn include_site(&self, site: SiteId) -> bool {
         [self.site_id, self.sensor_site_id].contains(&Some(site))
     }
 }
@@ -154,9 +157,9 @@ impl ErrorInfo {
     #[must_use]
     pub fn new(name: &str, message: &str) -> Self {
         Self {
-            name: name.chars().take(MAX_NAME).collect(),
-            message: message.chars().take(MAX_MESSAGE).collect(),
-            concerns: None,
+            name: name.chars().take(MAX_NAME_LENGTH).collect(),
+            message: message.chars().take(MAX_MESSAGE_LENGTH).collect(),
+            affected_ids: None,
         }
     }
 }
@@ -287,9 +290,9 @@ impl FailureRow {
 
     /// Returns the site, sensor and sender that the failure concerns. Rows of earlier versions have only the site.
     #[must_use]
-    pub fn concerns(&self) -> Concerns {
-        let old = || Concerns { site_id: self.site_id, ..Concerns::default() };
-        self.error.concerns.clone().unwrap_or_else(old)
+    pub fn affected_ids(&self) -> AffectedIds {
+        let site_only = || AffectedIds { site_id: self.site_id, ..AffectedIds::default() };
+        self.error.affected_ids.clone().unwrap_or_else(site_only)
     }
 
     /// Returns the name for the execution that replays a failed one, once the failure is claimed. Each replay has

@@ -12,23 +12,23 @@ use store::{Commit, Page, Query, StoreError, Table, Transaction};
 use uuid::Uuid;
 
 use crate::{
-    Concerns, ErrorInfo, FailedWork, FailureId, FailureRow, Kind, LedgerError, MAX_REPLAYS,
+    AffectedIds, ErrorInfo, FailedWork, FailureId, FailureRow, Kind, LedgerError, MAX_REPLAYS,
     Payload, Replay, ReplayState, Status,
-    fingerprint::{fingerprint, group},
+    fingerprint::{fingerprint, group_id},
 };
 
 const BY_STATUS: &str = "byStatus";
 
 /// The maximum number of attempts to change a row that others change too.
-const DECISIONS: u32 = 5;
+const MAX_CHANGE_ATTEMPTS: u32 = 5;
 
 /// The maximum number of message ids that a row keeps. A message is redelivered soon or not at all, and the size of
 /// a row is limited.
-const MOST_MESSAGES: u32 = 100;
+const MAX_MESSAGES: u32 = 100;
 
 /// The condition that the row has not changed since a change was decided.
-const UNCHANGED: &str =
-    "#attempts = :was_attempts AND #replays = :was_replays AND #status = :was_status";
+const IF_UNCHANGED: &str = "#attempts = :previous_attempts \
+    AND #replays = :previous_replays AND #status = :previous_status";
 
 /// The failures table.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ pub struct Ledger {
 /// A failure, as the index `byStatus` projects it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Summary {
+pub struct FailureSummary {
     /// The row's key.
     pub id: FailureId,
     /// The function or state machine that failed.
@@ -66,41 +66,41 @@ pub struct Summary {
     pub replays: u32,
     /// The site, sensor and sender that the failure concerns. In the table they are part of the error.
     #[serde(flatten, skip_deserializing)]
-    pub concerns: Concerns,
+    pub affected_ids: AffectedIds,
 }
 
-impl Summary {
+impl FailureSummary {
     /// Returns the id of the group that the failure belongs to.
     #[must_use]
     pub fn group(&self) -> String {
-        group(&self.fingerprint, &self.source, self.kind, &self.concerns)
+        group_id(&self.fingerprint, &self.source, self.kind, &self.affected_ids)
     }
 }
 
-impl From<FailureRow> for Summary {
+impl From<FailureRow> for FailureSummary {
     fn from(row: FailureRow) -> Self {
-        let concerns = row.concerns();
+        let affected_ids = row.affected_ids();
         Self {
             id: row.id,
             source: row.source,
             kind: row.kind,
             status: row.status,
-            error: ErrorInfo { concerns: None, ..row.error },
+            error: ErrorInfo { affected_ids: None, ..row.error },
             fingerprint: row.fingerprint,
             attempts: row.attempts,
             first_at: row.first_at,
             last_at: row.last_at,
             correlation_id: row.correlation_id,
             replays: row.replays,
-            concerns,
+            affected_ids,
         }
     }
 }
 
-/// The attributes that are read from an old row, whose error does not contain the site.
+/// The site of a row of an earlier version, whose error does not contain it.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct OldRow {
+struct RowSite {
     id: FailureId,
     site_id: Option<SiteId>,
 }
@@ -117,45 +117,45 @@ pub struct Cursor {
 
 /// The result of recording a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recorded {
+pub enum RecordResult {
     /// The failure is in the table, with one attempt more than before.
-    Now,
+    Recorded,
     /// The same message was recorded before.
-    Before,
+    AlreadyRecorded,
 }
 
 /// Allows claims that are refused by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Insist {
+pub struct ClaimOptions {
     /// Allow more replays than [`MAX_REPLAYS`].
-    pub too_often: bool,
+    pub over_limit: bool,
     /// Allow a claim after an interrupted replay, which may have been sent.
     pub in_doubt: bool,
 }
 
 /// The result of a claim.
 #[derive(Clone, Debug, PartialEq)]
-#[must_use = "only who claimed may send"]
-pub enum Claim {
+#[must_use = "only the claimant may send the replay"]
+pub enum ClaimResult {
     /// The row after the claim. The caller must send the replay and finish it.
     Claimed(Box<FailureRow>),
     /// The failure was already replayed or discarded.
     NotOpen(Status),
     /// The failure was replayed [`MAX_REPLAYS`] times.
-    TooOften,
+    LimitReached,
     /// This replay claimed the failure and has not ended. It is running, or it was interrupted.
     InDoubt(Replay),
     /// There is no such failure.
-    Unknown,
+    NotFound,
 }
 
 /// The outcome of a replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum ReplayOutcome {
     /// The work is done.
     Done,
-    /// There was nothing left to do. Holds the reason.
-    Moot(String),
+    /// There was nothing left to do. Contains the reason.
+    NothingToDo(String),
     /// The replay failed.
     Failed(ErrorInfo),
     /// The replay was not sent. The claim is withdrawn and does not count.
@@ -166,38 +166,38 @@ pub enum Outcome {
 
 /// The result of finishing a replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a replay that went well may still leave the failure open"]
-pub enum Finish {
+#[must_use = "a successful replay may leave the failure open"]
+pub enum FinishResult {
     /// The failure is `REPLAYED`.
     Replayed,
     /// The failure has this status. The replay failed, its outcome is unknown, or the failure was recorded again or
     /// discarded in the meantime.
-    Stays(Status),
+    Unchanged(Status),
     /// Another replay has claimed the failure since, or there is no such failure.
-    NotOurs,
+    ClaimLost,
 }
 
 /// The result of discarding a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a refused discard changed nothing"]
-pub enum Discard {
+pub enum DiscardResult {
     /// The failure is `DISCARDED`.
     Discarded,
     /// The failure was already replayed or discarded.
     NotOpen(Status),
     /// There is no such failure.
-    Unknown,
+    NotFound,
 }
 
 /// A decision on a row: the attributes to set, if any, and the result.
 struct Decision<A> {
     set: Vec<(&'static str, AttributeValue)>,
-    answer: A,
+    result: A,
 }
 
 impl<A> Decision<A> {
-    fn nothing(answer: A) -> Self {
-        Self { set: Vec::new(), answer }
+    fn nothing(result: A) -> Self {
+        Self { set: Vec::new(), result }
     }
 }
 
@@ -214,7 +214,7 @@ impl Ledger {
         failure: &FailedWork,
         message: &str,
         at: Timestamp,
-    ) -> Result<Recorded, LedgerError> {
+    ) -> Result<RecordResult, LedgerError> {
         let mut set = vec![
             ("source", text(&failure.source)),
             ("kind", attribute(&failure.kind)?),
@@ -244,31 +244,33 @@ impl Ledger {
             assignments(&set)
         );
         let condition = "attribute_not_exists(#messages) OR \
-                         (NOT contains(#messages, :message) AND size(#messages) < :most)";
+                         (NOT contains(#messages, :message) AND size(#messages) < :max)";
         let mut values = set;
         values.extend([
             ("none", number(0)),
             ("one", number(1)),
-            ("most", number(MOST_MESSAGES)),
+            ("max", number(MAX_MESSAGES)),
             ("message", text(message)),
             ("messages", AttributeValue::Ss(vec![message.to_owned()])),
         ]);
-        for _ in 0..DECISIONS {
+        for _ in 0..MAX_CHANGE_ATTEMPTS {
             let refused = match self.update(failure.id, &update, condition, values.clone()).await? {
-                Commit::Done => return Ok(Recorded::Now),
+                Commit::Done => return Ok(RecordResult::Recorded),
                 Commit::Refused(refused) => refused,
             };
             match refused.row::<FailureRow>(&FailureRow::key(failure.id))? {
-                Some(row) if row.messages.contains(message) => return Ok(Recorded::Before),
-                Some(row) => self.forget(row).await?,
+                Some(row) if row.messages.contains(message) => {
+                    return Ok(RecordResult::AlreadyRecorded);
+                }
+                Some(row) => self.remove_message_ids(row).await?,
                 None => {}
             }
         }
-        Err(LedgerError::Overtaken(failure.id))
+        Err(LedgerError::Contended(failure.id))
     }
 
     /// Removes the message ids from a row, to make room for new ones.
-    async fn forget(&self, row: FailureRow) -> Result<(), StoreError> {
+    async fn remove_message_ids(&self, row: FailureRow) -> Result<(), StoreError> {
         let messages = AttributeValue::Ss(row.messages.into_iter().collect());
         let values = [("messages", messages)];
         let update = "DELETE #messages :messages";
@@ -285,7 +287,7 @@ impl Ledger {
         newest_first: bool,
         start: Option<Cursor>,
         limit: u16,
-    ) -> Result<(Vec<Summary>, Option<Cursor>), StoreError> {
+    ) -> Result<(Vec<FailureSummary>, Option<Cursor>), StoreError> {
         let start = start.map(|Cursor { last_at, id }| {
             HashMap::from([
                 ("status".to_owned(), AttributeValue::S(status.name().to_owned())),
@@ -293,20 +295,20 @@ impl Ledger {
                 ("id".to_owned(), AttributeValue::S(id.to_string())),
             ])
         });
-        let query = self.of_status(status).descending(newest_first).limit(i32::from(limit));
+        let query = self.query_status(status).descending(newest_first).limit(i32::from(limit));
         let Page { items, next } = query.page(start).await?;
-        let mut rows: Vec<Summary> =
+        let mut rows: Vec<FailureSummary> =
             serde_dynamo::from_items(items).map_err(|error| corrupt(&error))?;
-        let mut old = Vec::new();
+        let mut rows_without_site = Vec::new();
         for row in &mut rows {
-            match row.error.concerns.take() {
-                Some(concerns) => row.concerns = concerns,
-                None => old.push(row.id),
+            match row.error.affected_ids.take() {
+                Some(affected_ids) => row.affected_ids = affected_ids,
+                None => rows_without_site.push(row.id),
             }
         }
-        let sites = self.sites_of(&old).await?;
+        let sites = self.sites_of(&rows_without_site).await?;
         for row in &mut rows {
-            row.concerns.site_id = row.concerns.site_id.or(sites.get(&row.id).copied());
+            row.affected_ids.site_id = row.affected_ids.site_id.or(sites.get(&row.id).copied());
         }
         let next = next.map(serde_dynamo::from_item).transpose();
         Ok((rows, next.map_err(|error| corrupt(&error))?))
@@ -316,16 +318,17 @@ impl Ledger {
     async fn sites_of(&self, ids: &[FailureId]) -> Result<HashMap<FailureId, SiteId>, StoreError> {
         let keys = ids.iter().map(|id| FailureRow::key(*id));
         let items = self.failures.batch_get(keys).project("id, siteId").send().await?;
-        let rows: Vec<OldRow> = serde_dynamo::from_items(items).map_err(|error| corrupt(&error))?;
+        let rows: Vec<RowSite> =
+            serde_dynamo::from_items(items).map_err(|error| corrupt(&error))?;
         Ok(rows.into_iter().filter_map(|row| Some((row.id, row.site_id?))).collect())
     }
 
-    /// Counts the failures with a status, up to `most`.
-    pub async fn count(&self, status: Status, most: u32) -> Result<u32, StoreError> {
-        self.of_status(status).count(most).await
+    /// Counts the failures with a status, up to `max`.
+    pub async fn count(&self, status: Status, max: u32) -> Result<u32, StoreError> {
+        self.query_status(status).count(max).await
     }
 
-    fn of_status(&self, status: Status) -> Query<'_> {
+    fn query_status(&self, status: Status) -> Query<'_> {
         self.failures.query("#status = :status").index(BY_STATUS).text("status", status.name())
     }
 
@@ -335,25 +338,25 @@ impl Ledger {
         id: FailureId,
         replay: Uuid,
         by: Option<&str>,
-        insist: Insist,
+        options: ClaimOptions,
         now: Timestamp,
-    ) -> Result<Claim, LedgerError> {
+    ) -> Result<ClaimResult, LedgerError> {
         let decide = |mut row: FailureRow| {
             if row.status != Status::Open {
-                return Ok(Decision::nothing(Claim::NotOpen(row.status)));
+                return Ok(Decision::nothing(ClaimResult::NotOpen(row.status)));
             }
             match &row.replay {
-                // This replay's own claim, whose answer was lost.
+                // This replay's own claim: the response to it was lost.
                 Some(last) if last.state == ReplayState::Sending && last.id == replay => {
-                    return Ok(Decision::nothing(Claim::Claimed(Box::new(row))));
+                    return Ok(Decision::nothing(ClaimResult::Claimed(Box::new(row))));
                 }
-                Some(last) if last.state == ReplayState::Sending && !insist.in_doubt => {
-                    return Ok(Decision::nothing(Claim::InDoubt(last.clone())));
+                Some(last) if last.state == ReplayState::Sending && !options.in_doubt => {
+                    return Ok(Decision::nothing(ClaimResult::InDoubt(last.clone())));
                 }
                 _ => {}
             }
-            if row.replays >= MAX_REPLAYS && !insist.too_often {
-                return Ok(Decision::nothing(Claim::TooOften));
+            if row.replays >= MAX_REPLAYS && !options.over_limit {
+                return Ok(Decision::nothing(ClaimResult::LimitReached));
             }
             row.replays += 1;
             let claim = Replay {
@@ -365,9 +368,9 @@ impl Ledger {
             };
             let set = vec![("replays", number(row.replays)), ("replay", attribute(&claim)?)];
             row.replay = Some(claim);
-            Ok(Decision { set, answer: Claim::Claimed(Box::new(row)) })
+            Ok(Decision { set, result: ClaimResult::Claimed(Box::new(row)) })
         };
-        Ok(self.change(id, decide).await?.unwrap_or(Claim::Unknown))
+        Ok(self.change(id, decide).await?.unwrap_or(ClaimResult::NotFound))
     }
 
     /// Records the outcome of a replay. A failure that was recorded again in the meantime stays open, whatever the
@@ -376,62 +379,68 @@ impl Ledger {
         &self,
         id: FailureId,
         replay: Uuid,
-        outcome: &Outcome,
-    ) -> Result<Finish, LedgerError> {
+        outcome: &ReplayOutcome,
+    ) -> Result<FinishResult, LedgerError> {
         let decide = |row: FailureRow| {
             let Some(claim) = row.replay.filter(|claim| claim.id == replay) else {
-                return Ok(Decision::nothing(Finish::NotOurs));
+                return Ok(Decision::nothing(FinishResult::ClaimLost));
             };
-            let came_back = row.attempts != claim.attempts;
-            let was = claim.state;
+            let failed_again = row.attempts != claim.attempts;
+            let previous = claim.state;
             let ended = Replay { state: ReplayState::Ended, ..claim };
             let mut set = vec![("replay", attribute(&ended)?)];
-            let answer = match outcome {
-                Outcome::Done | Outcome::Moot(_) if row.status == Status::Open && !came_back => {
+            let result = match outcome {
+                ReplayOutcome::Done | ReplayOutcome::NothingToDo(_)
+                    if row.status == Status::Open && !failed_again =>
+                {
                     set.push(("status", text(Status::Replayed.name())));
-                    if let Outcome::Moot(note) = outcome {
+                    if let ReplayOutcome::NothingToDo(note) = outcome {
                         set.push(("note", text(note)));
                     }
-                    Finish::Replayed
+                    FinishResult::Replayed
                 }
-                Outcome::Done | Outcome::Moot(_) if row.status == Status::Replayed => {
-                    Finish::Replayed
+                ReplayOutcome::Done | ReplayOutcome::NothingToDo(_)
+                    if row.status == Status::Replayed =>
+                {
+                    FinishResult::Replayed
                 }
-                Outcome::Done | Outcome::Moot(_) | Outcome::Unknown => Finish::Stays(row.status),
-                Outcome::Failed(error) => {
+                ReplayOutcome::Done | ReplayOutcome::NothingToDo(_) | ReplayOutcome::Unknown => {
+                    FinishResult::Unchanged(row.status)
+                }
+                ReplayOutcome::Failed(error) => {
                     // The replay processed the same record, so it concerns the same site.
-                    let error = ErrorInfo { concerns: row.error.concerns, ..error.clone() };
+                    let error = ErrorInfo { affected_ids: row.error.affected_ids, ..error.clone() };
                     set.push(("error", attribute(&error)?));
                     set.push(("fingerprint", text(&fingerprint(&row.source, &error))));
-                    Finish::Stays(row.status)
+                    FinishResult::Unchanged(row.status)
                 }
-                Outcome::NotSent => {
+                ReplayOutcome::NotSent => {
                     // If this is reported twice, the claim is withdrawn once.
-                    let back = u32::from(was == ReplayState::Sending);
-                    set.push(("replays", number(row.replays.saturating_sub(back))));
-                    Finish::Stays(row.status)
+                    let withdrawn = u32::from(previous == ReplayState::Sending);
+                    set.push(("replays", number(row.replays.saturating_sub(withdrawn))));
+                    FinishResult::Unchanged(row.status)
                 }
             };
-            Ok(Decision { set, answer })
+            Ok(Decision { set, result })
         };
-        Ok(self.change(id, decide).await?.unwrap_or(Finish::NotOurs))
+        Ok(self.change(id, decide).await?.unwrap_or(FinishResult::ClaimLost))
     }
 
     /// Marks a failure as discarded. If the work fails again, the failure is open again.
-    pub async fn discard(&self, id: FailureId, note: &str) -> Result<Discard, LedgerError> {
+    pub async fn discard(&self, id: FailureId, note: &str) -> Result<DiscardResult, LedgerError> {
         let decide = |row: FailureRow| {
             if row.status != Status::Open {
-                return Ok(Decision::nothing(Discard::NotOpen(row.status)));
+                return Ok(Decision::nothing(DiscardResult::NotOpen(row.status)));
             }
             let set = vec![("status", text(Status::Discarded.name())), ("note", text(note))];
-            Ok(Decision { set, answer: Discard::Discarded })
+            Ok(Decision { set, result: DiscardResult::Discarded })
         };
-        Ok(self.change(id, decide).await?.unwrap_or(Discard::Unknown))
+        Ok(self.change(id, decide).await?.unwrap_or(DiscardResult::NotFound))
     }
 
     /// Marks an open failure as replayed, because something other than its replay did the work. `note` says what.
     /// Returns `false` and changes nothing if there is no such failure, or if it is not open.
-    pub async fn repaired(&self, id: FailureId, note: &str) -> Result<bool, StoreError> {
+    pub async fn mark_replayed(&self, id: FailureId, note: &str) -> Result<bool, StoreError> {
         let values = [
             ("replayed", text(Status::Replayed.name())),
             ("open", text(Status::Open.name())),
@@ -444,31 +453,31 @@ impl Ledger {
         }
     }
 
-    /// Decides on the current row and commits the decision if the row is unchanged. Retries up to [`DECISIONS`]
+    /// Decides on the current row and commits the decision if the row is unchanged. Retries up to [`MAX_CHANGE_ATTEMPTS`]
     /// times.
     async fn change<A>(
         &self,
         id: FailureId,
         decide: impl Fn(FailureRow) -> Result<Decision<A>, StoreError>,
     ) -> Result<Option<A>, LedgerError> {
-        for _ in 0..DECISIONS {
+        for _ in 0..MAX_CHANGE_ATTEMPTS {
             let Some(row) = self.get(id).await? else { return Ok(None) };
-            let was = [
-                ("was_attempts", number(row.attempts)),
-                ("was_replays", number(row.replays)),
-                ("was_status", text(row.status.name())),
+            let previous = [
+                ("previous_attempts", number(row.attempts)),
+                ("previous_replays", number(row.replays)),
+                ("previous_status", text(row.status.name())),
             ];
-            let Decision { set, answer } = decide(row)?;
+            let Decision { set, result } = decide(row)?;
             if set.is_empty() {
-                return Ok(Some(answer));
+                return Ok(Some(result));
             }
             let update = format!("SET {}", assignments(&set));
-            match self.update(id, &update, UNCHANGED, set.into_iter().chain(was)).await? {
-                Commit::Done => return Ok(Some(answer)),
+            match self.update(id, &update, IF_UNCHANGED, set.into_iter().chain(previous)).await? {
+                Commit::Done => return Ok(Some(result)),
                 Commit::Refused(_) => {}
             }
         }
-        Err(LedgerError::Overtaken(id))
+        Err(LedgerError::Contended(id))
     }
 
     async fn update(

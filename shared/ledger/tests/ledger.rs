@@ -2,35 +2,35 @@
 
 use contracts::{SiteId, Timestamp};
 use ledger::{
-    Claim, Discard, ErrorInfo, FailedWork, FailureId, FailureRow, Finish, Insist, Kind, Ledger,
-    MAX_REPLAYS, Outcome, Payload, ReplayState, Status,
+    ClaimOptions, ClaimResult, DiscardResult, ErrorInfo, FailedWork, FailureId, FailureRow,
+    FinishResult, Kind, Ledger, MAX_REPLAYS, Payload, ReplayOutcome, ReplayState, Status,
 };
 use serde_json::{Value, json};
 use testkit::{
     Dynamo,
-    chance::Chance,
     cloud::{self, Cloud},
     dynamo::FAILURES,
+    rng::Rng,
     sample::{self, noon},
 };
 use uuid::Uuid;
 
-const FORCE: Insist = Insist { too_often: true, in_doubt: false };
-const AGAIN: Insist = Insist { too_often: false, in_doubt: true };
+const FORCE: ClaimOptions = ClaimOptions { over_limit: true, in_doubt: false };
+const DESPITE_DOUBT: ClaimOptions = ClaimOptions { over_limit: false, in_doubt: true };
 
 /// The number of failures that are listed and counted.
-const FAILED: u32 = 10_050;
+const FAILURE_COUNT: u32 = 10_050;
 
 /// Returns a failure whose work is this text.
 fn failed_work(work: &str) -> FailedWork {
     let mut hash = [0; 32];
     hash[..work.len()].copy_from_slice(work.as_bytes());
     FailedWork {
-        id: FailureId::of("project-site", hash),
+        id: FailureId::new("project-site", hash),
         source: "project-site".to_owned(),
         kind: Kind::FunctionFailed,
         payload: Payload::Text(work.to_owned()),
-        error: ErrorInfo::new("Transient", "no answer"),
+        error: ErrorInfo::new("Transient", "no response"),
         correlation_id: None,
         site_id: None,
         execution: None,
@@ -56,13 +56,16 @@ impl World {
         failure.id
     }
 
-    async fn claim(&self, id: FailureId, replay: u128, insist: Insist) -> Claim {
+    async fn claim(&self, id: FailureId, replay: u128, options: ClaimOptions) -> ClaimResult {
         let by = Some("an operator");
-        self.ledger.claim(id, Uuid::from_u128(replay), by, insist, noon(60)).await.expect("a claim")
+        self.ledger
+            .claim(id, Uuid::from_u128(replay), by, options, noon(60))
+            .await
+            .expect("a claim")
     }
 
-    async fn finish(&self, id: FailureId, replay: u128, outcome: Outcome) -> Finish {
-        self.ledger.finish(id, Uuid::from_u128(replay), &outcome).await.expect("an end")
+    async fn finish(&self, id: FailureId, replay: u128, outcome: ReplayOutcome) -> FinishResult {
+        self.ledger.finish(id, Uuid::from_u128(replay), &outcome).await.expect("a result")
     }
 
     async fn row(&self, id: FailureId) -> FailureRow {
@@ -70,8 +73,8 @@ impl World {
     }
 }
 
-fn failed(message: &str) -> Outcome {
-    Outcome::Failed(ErrorInfo::new("Internal", message))
+fn failed(message: &str) -> ReplayOutcome {
+    ReplayOutcome::Failed(ErrorInfo::new("Internal", message))
 }
 
 #[tokio::test]
@@ -79,15 +82,15 @@ async fn of_two_concurrent_claims_exactly_one_succeeds() {
     let world = World::start().await;
     for name in 0..20 {
         let id = world.fail(&name.to_string(), 1).await;
-        let (one, other) = tokio::join!(
-            world.claim(id, 1, Insist::default()),
-            world.claim(id, 2, Insist::default())
+        let (first, second) = tokio::join!(
+            world.claim(id, 1, ClaimOptions::default()),
+            world.claim(id, 2, ClaimOptions::default())
         );
         let row = world.row(id).await;
         let holder = row.replay.clone().expect("a claim");
-        match (one, other) {
-            (Claim::Claimed(claimed), Claim::InDoubt(seen))
-            | (Claim::InDoubt(seen), Claim::Claimed(claimed)) => {
+        match (first, second) {
+            (ClaimResult::Claimed(claimed), ClaimResult::InDoubt(seen))
+            | (ClaimResult::InDoubt(seen), ClaimResult::Claimed(claimed)) => {
                 assert_eq!((*claimed, seen), (row.clone(), holder));
             }
             both => panic!("{both:?}"),
@@ -100,26 +103,26 @@ async fn of_two_concurrent_claims_exactly_one_succeeds() {
 async fn a_successful_replay_closes_the_failure_once() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
-    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
-    assert_eq!(world.finish(id, 2, Outcome::Done).await, Finish::NotOurs);
-    assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::Replayed);
-    // The answer was lost, so the call is repeated.
-    assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::Replayed);
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
+    assert_eq!(world.finish(id, 2, ReplayOutcome::Done).await, FinishResult::ClaimLost);
+    assert_eq!(world.finish(id, 1, ReplayOutcome::Done).await, FinishResult::Replayed);
+    // The response was lost, so the call is repeated.
+    assert_eq!(world.finish(id, 1, ReplayOutcome::Done).await, FinishResult::Replayed);
     let row = world.row(id).await;
     let replay = row.replay.expect("a replay");
     assert_eq!((row.status, replay.state), (Status::Replayed, ReplayState::Ended));
     assert_eq!((replay.at, replay.by.as_deref()), (noon(60), Some("an operator")));
-    let closed = Claim::NotOpen(Status::Replayed);
-    assert_eq!(world.claim(id, 3, Insist { too_often: true, in_doubt: true }).await, closed);
+    let closed = ClaimResult::NotOpen(Status::Replayed);
+    assert_eq!(world.claim(id, 3, ClaimOptions { over_limit: true, in_doubt: true }).await, closed);
 }
 
 #[tokio::test]
 async fn a_repeated_claim_of_the_same_replay_succeeds() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
-    let first = world.claim(id, 1, Insist::default()).await;
-    assert_eq!(world.claim(id, 1, Insist::default()).await, first);
-    assert!(matches!(first, Claim::Claimed(row) if row.replays == 1));
+    let first = world.claim(id, 1, ClaimOptions::default()).await;
+    assert_eq!(world.claim(id, 1, ClaimOptions::default()).await, first);
+    assert!(matches!(first, ClaimResult::Claimed(row) if row.replays == 1));
 }
 
 #[tokio::test]
@@ -128,11 +131,11 @@ async fn a_replay_that_was_not_sent_does_not_count() {
     let id = world.fail("a", 1).await;
     let before = world.row(id).await;
     for replay in 1..=2 * u128::from(MAX_REPLAYS) {
-        let claim = world.claim(id, replay, Insist::default()).await;
-        assert!(matches!(claim, Claim::Claimed(_)), "{claim:?}");
+        let claim = world.claim(id, replay, ClaimOptions::default()).await;
+        assert!(matches!(claim, ClaimResult::Claimed(_)), "{claim:?}");
         for _ in 0..2 {
-            let end = world.finish(id, replay, Outcome::NotSent).await;
-            assert_eq!(end, Finish::Stays(Status::Open));
+            let result = world.finish(id, replay, ReplayOutcome::NotSent).await;
+            assert_eq!(result, FinishResult::Unchanged(Status::Open));
             assert_eq!(world.row(id).await.replays, before.replays);
         }
     }
@@ -143,9 +146,9 @@ async fn a_replay_that_was_not_sent_does_not_count() {
 async fn a_replay_with_nothing_to_do_closes_the_failure_with_the_reason() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
-    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
-    let moot = Outcome::Moot("its task has ended".to_owned());
-    assert_eq!(world.finish(id, 1, moot).await, Finish::Replayed);
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
+    let nothing_to_do = ReplayOutcome::NothingToDo("its task has ended".to_owned());
+    assert_eq!(world.finish(id, 1, nothing_to_do).await, FinishResult::Replayed);
     assert_eq!(world.row(id).await.note.as_deref(), Some("its task has ended"));
 }
 
@@ -153,14 +156,17 @@ async fn a_replay_with_nothing_to_do_closes_the_failure_with_the_reason() {
 async fn a_replay_with_an_unknown_outcome_leaves_the_failure_open_and_not_in_doubt() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
-    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
-    assert_eq!(world.finish(id, 1, Outcome::Unknown).await, Finish::Stays(Status::Open));
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
+    assert_eq!(
+        world.finish(id, 1, ReplayOutcome::Unknown).await,
+        FinishResult::Unchanged(Status::Open)
+    );
     assert_eq!(world.row(id).await.replays, 1);
-    assert!(matches!(world.claim(id, 2, Insist::default()).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 2, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
     // Something else finishes the failure in the meantime.
-    assert!(world.ledger.repaired(id, "by its execution").await.expect("a table"));
-    assert!(!world.ledger.repaired(id, "once more").await.expect("a table"));
-    assert_eq!(world.finish(id, 2, Outcome::Done).await, Finish::Replayed);
+    assert!(world.ledger.mark_replayed(id, "by its execution").await.expect("a table"));
+    assert!(!world.ledger.mark_replayed(id, "once more").await.expect("a table"));
+    assert_eq!(world.finish(id, 2, ReplayOutcome::Done).await, FinishResult::Replayed);
     assert_eq!(world.row(id).await.note.as_deref(), Some("by its execution"));
 }
 
@@ -184,7 +190,7 @@ async fn the_sites_of_rows_of_earlier_versions_are_read_from_the_rows() {
         old(id, (id > 10).then_some(site)).await;
     }
     let (page, _) = world.ledger.page(Status::Open, true, None, 250).await.expect("a page");
-    let sites = page.iter().filter(|row| row.concerns.site_id == Some(site)).count();
+    let sites = page.iter().filter(|row| row.affected_ids.site_id == Some(site)).count();
     assert_eq!((page.len(), sites), (120, 110));
 }
 
@@ -193,41 +199,46 @@ async fn a_failed_replay_leaves_the_failure_open_with_its_reason() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     let before = world.row(id).await;
-    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
-    assert_eq!(world.finish(id, 1, failed("still")).await, Finish::Stays(Status::Open));
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
+    assert_eq!(world.finish(id, 1, failed("still")).await, FinishResult::Unchanged(Status::Open));
     let row = world.row(id).await;
     assert_eq!((row.error.message.as_str(), row.attempts), ("still", 1));
     assert_ne!(row.fingerprint, before.fingerprint);
-    assert!(matches!(world.claim(id, 2, Insist::default()).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 2, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
 }
 
 #[tokio::test]
 async fn a_failure_that_is_recorded_again_during_a_replay_stays_open() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
-    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
     world.fail("a", 2).await;
-    assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::Stays(Status::Open));
+    assert_eq!(
+        world.finish(id, 1, ReplayOutcome::Done).await,
+        FinishResult::Unchanged(Status::Open)
+    );
     let row = world.row(id).await;
     assert_eq!((row.status, row.attempts, row.replays), (Status::Open, 2, 1));
-    assert!(matches!(world.claim(id, 2, Insist::default()).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 2, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
 }
 
 #[tokio::test]
 async fn an_interrupted_replay_is_in_doubt_until_a_claim_is_forced() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
-    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
     assert_eq!(world.row(id).await.execution_name(), format!("replay-{id}-1"));
-    for insist in [Insist::default(), FORCE] {
-        let Claim::InDoubt(replay) = world.claim(id, 2, insist).await else { panic!("in doubt") };
+    for options in [ClaimOptions::default(), FORCE] {
+        let ClaimResult::InDoubt(replay) = world.claim(id, 2, options).await else {
+            panic!("in doubt")
+        };
         assert_eq!(replay.id, Uuid::from_u128(1));
     }
-    assert!(matches!(world.claim(id, 3, AGAIN).await, Claim::Claimed(_)));
+    assert!(matches!(world.claim(id, 3, DESPITE_DOUBT).await, ClaimResult::Claimed(_)));
     assert_eq!(world.row(id).await.execution_name(), format!("replay-{id}-2"));
     // The first replay was only slow, and has lost its claim.
-    assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::NotOurs);
-    assert_eq!(world.finish(id, 3, Outcome::Done).await, Finish::Replayed);
+    assert_eq!(world.finish(id, 1, ReplayOutcome::Done).await, FinishResult::ClaimLost);
+    assert_eq!(world.finish(id, 3, ReplayOutcome::Done).await, FinishResult::Replayed);
 }
 
 #[tokio::test]
@@ -235,14 +246,17 @@ async fn after_the_maximum_number_of_replays_a_claim_must_be_forced() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     for replay in 1..=MAX_REPLAYS {
-        assert!(matches!(world.claim(id, replay.into(), AGAIN).await, Claim::Claimed(_)));
+        assert!(matches!(
+            world.claim(id, replay.into(), DESPITE_DOUBT).await,
+            ClaimResult::Claimed(_)
+        ));
         assert_eq!(
             world.finish(id, replay.into(), failed("no")).await,
-            Finish::Stays(Status::Open)
+            FinishResult::Unchanged(Status::Open)
         );
     }
-    assert_eq!(world.claim(id, 6, AGAIN).await, Claim::TooOften);
-    let Claim::Claimed(row) = world.claim(id, 6, FORCE).await else { panic!("forced") };
+    assert_eq!(world.claim(id, 6, DESPITE_DOUBT).await, ClaimResult::LimitReached);
+    let ClaimResult::Claimed(row) = world.claim(id, 6, FORCE).await else { panic!("forced") };
     assert_eq!(row.replays, MAX_REPLAYS + 1);
 }
 
@@ -251,18 +265,21 @@ async fn a_discarded_failure_is_not_listed_until_it_is_recorded_again() {
     let world = World::start().await;
     let id = world.fail("a", 1).await;
     let discard = async || world.ledger.discard(id, "a test site").await.expect("a discard");
-    assert_eq!(discard().await, Discard::Discarded);
-    assert_eq!(discard().await, Discard::NotOpen(Status::Discarded));
+    assert_eq!(discard().await, DiscardResult::Discarded);
+    assert_eq!(discard().await, DiscardResult::NotOpen(Status::Discarded));
     let claim = world.claim(id, 1, FORCE).await;
-    assert_eq!(claim, Claim::NotOpen(Status::Discarded));
+    assert_eq!(claim, ClaimResult::NotOpen(Status::Discarded));
     assert_eq!(world.row(id).await.note.as_deref(), Some("a test site"));
 
     world.fail("a", 2).await;
     assert_eq!(world.row(id).await.status, Status::Open);
     // The failure is discarded during a replay, and stays discarded.
-    assert!(matches!(world.claim(id, 1, Insist::default()).await, Claim::Claimed(_)));
-    assert_eq!(discard().await, Discard::Discarded);
-    assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::Stays(Status::Discarded));
+    assert!(matches!(world.claim(id, 1, ClaimOptions::default()).await, ClaimResult::Claimed(_)));
+    assert_eq!(discard().await, DiscardResult::Discarded);
+    assert_eq!(
+        world.finish(id, 1, ReplayOutcome::Done).await,
+        FinishResult::Unchanged(Status::Discarded)
+    );
     assert_eq!(world.row(id).await.status, Status::Discarded);
 }
 
@@ -271,17 +288,17 @@ async fn a_missing_failure_is_unknown() {
     let world = World::start().await;
     let id: FailureId = "36525261-64d3-5f8c-93d1-fb195ff9fe73".parse().expect("an id");
     assert_eq!(world.ledger.get(id).await.expect("a table"), None);
-    assert_eq!(world.claim(id, 1, FORCE).await, Claim::Unknown);
-    assert_eq!(world.finish(id, 1, Outcome::Done).await, Finish::NotOurs);
-    assert_eq!(world.ledger.discard(id, "").await.expect("a discard"), Discard::Unknown);
+    assert_eq!(world.claim(id, 1, FORCE).await, ClaimResult::NotFound);
+    assert_eq!(world.finish(id, 1, ReplayOutcome::Done).await, FinishResult::ClaimLost);
+    assert_eq!(world.ledger.discard(id, "").await.expect("a discard"), DiscardResult::NotFound);
 }
 
 #[test]
 fn ten_thousand_failures_are_read_page_by_page_and_counted() {
     cloud::run(async {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Rng::from_seed(1));
         let ledger = Ledger { failures: cloud.table(FAILURES) };
-        let failures = i64::from(FAILED);
+        let failures = i64::from(FAILURE_COUNT);
         for index in 0..failures {
             let failure = failed_work(&index.to_string());
             cloud.put(
@@ -312,7 +329,10 @@ fn ten_thousand_failures_are_read_page_by_page_and_counted() {
         }
         assert_eq!(ledger.page(Status::Replayed, true, None, 9).await.expect("a page").0, []);
 
-        assert_eq!(ledger.count(Status::Open, FAILED).await.expect("a count"), FAILED);
+        assert_eq!(
+            ledger.count(Status::Open, FAILURE_COUNT).await.expect("a count"),
+            FAILURE_COUNT
+        );
         assert_eq!(ledger.count(Status::Open, 9).await.expect("a count"), 9);
     });
 }

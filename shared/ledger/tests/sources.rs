@@ -37,8 +37,8 @@ fn each_function_of_the_template_whose_work_can_fail_permanently_is_a_source() {
 #[test]
 fn the_documentation_names_every_source() {
     let docs = fs::read_to_string(root().join("docs/operations.md")).expect("the documentation");
-    let begun = docs.find("| source | what failed |").expect("the table of sources");
-    let table: String = docs[begun..].lines().take_while(|line| line.starts_with('|')).collect();
+    let start = docs.find("| source | what failed |").expect("the table of sources");
+    let table: String = docs[start..].lines().take_while(|line| line.starts_with('|')).collect();
     for source in known() {
         assert!(table.contains(source), "{source} is not in the table of docs/operations.md");
     }

@@ -25,19 +25,19 @@ pub struct History {
 /// One visit of a task state, with all its attempts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
-    /// When the state was entered.
+    /// The name of the state.
     pub name: String,
-    /// When the state was left. `None` while it runs.
-    pub begun: Timestamp,
+    /// When the state was entered.
+    pub entered: Timestamp,
+    /// When the state was exited. `None` while it runs.
+    pub exited: Option<Timestamp>,
     /// The number of attempts.
-    pub ended: Option<Timestamp>,
-    /// How many attempts were made.
-    pub tries: u32,
+    pub attempts: u32,
     /// The attempts that failed.
     pub failures: Vec<TaskFailure>,
-    /// Whether the last attempt was submitted and its answer has not come yet.
+    /// Whether an attempt succeeded.
     pub succeeded: bool,
-    /// Whether the last attempt was submitted, and its answer has not come yet.
+    /// Whether the last attempt was submitted to the service that runs it.
     pub submitted: bool,
 }
 
@@ -67,7 +67,7 @@ pub async fn events(
 impl History {
     /// Creates a history from events, which must be in the order in which they happened.
     #[must_use]
-    pub fn of(events: &[HistoryEvent]) -> Self {
+    pub fn from_events(events: &[HistoryEvent]) -> Self {
         let mut history = Self::default();
         for event in events {
             history.add(event);
@@ -82,36 +82,36 @@ impl History {
             let details = event.state_entered_event_details();
             self.tasks.push(Task {
                 name: details.map_or("?", |details| details.name()).to_owned(),
-                begun: now,
-                ended: None,
-                tries: 0,
+                entered: now,
+                exited: None,
+                attempts: 0,
                 failures: Vec::new(),
                 succeeded: false,
                 submitted: false,
             });
             return;
         }
-        let Some(task) = self.tasks.last_mut().filter(|task| task.ended.is_none()) else { return };
+        let Some(task) = self.tasks.last_mut().filter(|task| task.exited.is_none()) else { return };
         let mut child = None;
         match event.r#type() {
             Type::TaskScheduled => {
-                task.tries += 1;
+                task.attempts += 1;
                 task.submitted = false;
             }
             Type::TaskSubmitted => {
                 task.submitted = true;
                 let details = event.task_submitted_event_details();
-                child = started(details.and_then(|details| details.output()));
+                child = started_execution(details.and_then(|details| details.output()));
             }
             Type::TaskSucceeded => {
                 task.succeeded = true;
                 let details = event.task_succeeded_event_details();
-                child = started(details.and_then(|details| details.output()));
+                child = started_execution(details.and_then(|details| details.output()));
             }
             Type::TaskFailed | Type::TaskSubmitFailed | Type::TaskStartFailed => {
                 let details = event.task_failed_event_details();
                 let cause = details.and_then(|details| details.cause());
-                child = started(cause);
+                child = started_execution(cause);
                 let error = details.and_then(|details| details.error()).map(str::to_owned);
                 task.failures.push(TaskFailure { error, cause: cause.map(str::to_owned) });
             }
@@ -123,7 +123,7 @@ impl History {
             Type::TaskStateExited
             | Type::ExecutionFailed
             | Type::ExecutionAborted
-            | Type::ExecutionTimedOut => task.ended = Some(now),
+            | Type::ExecutionTimedOut => task.exited = Some(now),
             _ => {}
         }
         if let Some(child) = child.filter(|child| !self.children.contains(child)) {
@@ -133,7 +133,7 @@ impl History {
 }
 
 /// Returns the ARN of the execution that a task started, from the task's output or cause.
-fn started(text: Option<&str>) -> Option<String> {
+fn started_execution(text: Option<&str>) -> Option<String> {
     let json: Value = serde_json::from_str(text?).ok()?;
     let arn = ["ExecutionArn", "executionArn"].iter().find_map(|name| json[name].as_str())?;
     Some(arn.to_owned())
@@ -178,7 +178,7 @@ mod tests {
         let done = TaskSucceededEventDetails::builder().resource_type("states").resource("start");
         let done = done.output(output).build().expect("details");
         let plain = |second, kind| event(second, kind, |it| it);
-        let history = History::of(&[
+        let history = History::from_events(&[
             plain(0, Type::ExecutionStarted),
             entered(1, "ReserveKits"),
             plain(2, Type::TaskScheduled),
@@ -197,18 +197,18 @@ mod tests {
         };
         let reserve = Task {
             name: "ReserveKits".to_owned(),
-            begun: at(1),
-            ended: Some(at(7)),
-            tries: 2,
+            entered: at(1),
+            exited: Some(at(7)),
+            attempts: 2,
             failures: vec![failure("Transient", Some("busy"))],
             succeeded: true,
             submitted: true,
         };
         let compensate = Task {
             name: "Compensate".to_owned(),
-            begun: at(8),
-            ended: None,
-            tries: 1,
+            entered: at(8),
+            exited: None,
+            attempts: 1,
             failures: vec![failure("States.Timeout", None)],
             succeeded: false,
             submitted: false,

@@ -1,5 +1,5 @@
-//! Starts executions of a state machine, with the execution's name as the idempotency key. Reads executions: which
-//! of them run, how far each came, and what it was started with.
+//! Starts executions of a state machine, with the execution's name as the idempotency key. Reads executions: their
+//! status, progress and input.
 
 mod history;
 
@@ -24,7 +24,7 @@ const LAST_EVENTS: i32 = 100;
 
 /// A state machine.
 #[derive(Clone, Debug)]
-pub struct Machine {
+pub struct StateMachine {
     /// The client of Step Functions.
     pub client: Client,
     /// The state machine's ARN.
@@ -33,16 +33,16 @@ pub struct Machine {
 
 /// The result of starting an execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Started {
-    /// The execution was started by this call.
-    Now,
-    /// The execution was started before.
-    Before,
+pub enum StartResult {
+    /// This call started the execution.
+    Started,
+    /// An earlier call started the execution.
+    AlreadyStarted,
 }
 
 /// A running execution.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Running {
+pub struct RunningExecution {
     /// The execution's ARN.
     pub arn: String,
     /// When the execution started.
@@ -51,7 +51,7 @@ pub struct Running {
 
 /// The progress of an execution.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct ExecutionProgress {
     /// The state that was entered last. `None` if the execution failed before it entered any.
     pub state: Option<String>,
     /// When the last event happened.
@@ -60,7 +60,7 @@ pub struct Progress {
 
 /// An execution, as Step Functions describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Described {
+pub struct ExecutionDetails {
     /// Whether the execution is still running.
     pub running: bool,
     /// The execution's input, as JSON.
@@ -71,7 +71,7 @@ pub struct Described {
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
     /// The call failed, and a retry may succeed.
-    #[error("Step Functions can't answer now: {0}")]
+    #[error("Step Functions is temporarily unavailable: {0}")]
     Transient(String),
     /// The call failed, and a retry would fail too.
     #[error("Step Functions refused the call: {0}")]
@@ -87,10 +87,10 @@ impl Fault for MachineError {
     }
 }
 
-impl Machine {
+impl StateMachine {
     /// Starts the execution with the given name. `input` is JSON. A second start with the same name does nothing,
     /// until 90 days after the execution's end.
-    pub async fn start(&self, name: &str, input: String) -> Result<Started, MachineError> {
+    pub async fn start(&self, name: &str, input: String) -> Result<StartResult, MachineError> {
         let started = self
             .client
             .start_execution()
@@ -99,9 +99,9 @@ impl Machine {
             .input(input)
             .send()
             .await;
-        let Err(error) = started else { return Ok(Started::Now) };
+        let Err(error) = started else { return Ok(StartResult::Started) };
         match error.as_service_error() {
-            Some(StartExecutionError::ExecutionAlreadyExists(_)) => Ok(Started::Before),
+            Some(StartExecutionError::ExecutionAlreadyExists(_)) => Ok(StartResult::AlreadyStarted),
             _ => Err(error.into()),
         }
     }
@@ -110,7 +110,7 @@ impl Machine {
     pub async fn running(
         &self,
         page: Option<String>,
-    ) -> Result<(Vec<Running>, Option<String>), MachineError> {
+    ) -> Result<(Vec<RunningExecution>, Option<String>), MachineError> {
         let listed = self
             .client
             .list_executions()
@@ -119,15 +119,15 @@ impl Machine {
             .set_next_token(page)
             .send()
             .await?;
-        let running = listed.executions.into_iter().map(|execution| Running {
+        let running = listed.executions.into_iter().map(|execution| RunningExecution {
             arn: execution.execution_arn,
             since: timestamp(execution.start_date),
         });
         Ok((running.collect(), listed.next_token))
     }
 
-    /// Returns how far the execution came. It may have ended.
-    pub async fn progress(&self, execution: &str) -> Result<Progress, MachineError> {
+    /// Returns the progress of an execution, which may have ended.
+    pub async fn progress(&self, execution: &str) -> Result<ExecutionProgress, MachineError> {
         let history = self
             .client
             .get_execution_history()
@@ -140,9 +140,11 @@ impl Machine {
         let last = history.events.first().map(|event| timestamp(event.timestamp));
         let entered =
             history.events.into_iter().find_map(|event| event.state_entered_event_details);
-        Ok(Progress {
+        Ok(ExecutionProgress {
             state: entered.map(|state| state.name),
-            at: last.ok_or_else(|| MachineError::Internal(format!("no history: {execution}")))?,
+            at: last.ok_or_else(|| {
+                MachineError::Internal(format!("the execution has no history: {execution}"))
+            })?,
         })
     }
 
@@ -154,15 +156,19 @@ impl Machine {
         executions != self.arn && name.is_some_and(|name| !name.is_empty() && !name.contains(':'))
     }
 
-    /// Describes an execution. Returns `None` if there is no execution with that ARN. The answer is eventually
+    /// Describes an execution. Returns `None` if there is no execution with that ARN. The response is eventually
     /// consistent: an execution that has just started may not be found yet.
-    pub async fn describe(&self, execution: &str) -> Result<Option<Described>, MachineError> {
+    pub async fn describe(
+        &self,
+        execution: &str,
+    ) -> Result<Option<ExecutionDetails>, MachineError> {
         let Some(described) = describe(&self.client, execution).await? else { return Ok(None) };
         let running = described.status == ExecutionStatus::Running;
         let input = described.input;
-        let input =
-            input.ok_or_else(|| MachineError::Internal(format!("no input: {execution}")))?;
-        Ok(Some(Described { running, input }))
+        let input = input.ok_or_else(|| {
+            MachineError::Internal(format!("the execution has no input: {execution}"))
+        })?;
+        Ok(Some(ExecutionDetails { running, input }))
     }
 
     /// Returns the input of the execution, as JSON.
@@ -199,7 +205,7 @@ where
 {
     fn from(error: SdkError<E>) -> Self {
         let text = fault::describe(&error);
-        if AwsErrorKind::of(&error).is_transient() {
+        if AwsErrorKind::classify(&error).is_transient() {
             Self::Transient(text)
         } else {
             Self::Internal(text)
@@ -219,7 +225,7 @@ mod tests {
                 .build(),
         );
         let arn = |arn: &str| format!("arn:aws:states:eu-central-1:111122223333:{arn}");
-        let teardown = Machine { client, arn: arn("stateMachine:teardown") };
+        let teardown = StateMachine { client, arn: arn("stateMachine:teardown") };
         assert!(teardown.owns(&arn("execution:teardown:recovery-1")));
         for other in [
             arn("execution:onboarding:1"),

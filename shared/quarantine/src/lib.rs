@@ -42,35 +42,35 @@ impl<'a> Reason<'a> {
 
 impl Quarantine {
     /// Creates the quarantine with the queue URL in `QUARANTINE_QUEUE_URL`.
-    pub fn of(aws: &Aws, source: &'static str) -> Result<Self, ConfigError> {
+    pub fn from_env(aws: &Aws, source: &'static str) -> Result<Self, ConfigError> {
         let url = lambda::env("QUARANTINE_QUEUE_URL")?;
         Ok(Self { queues: Client::new(aws.config()), url, source })
     }
 
     /// Sends a record to the quarantine. If that fails, the caller must report the record as failed, not as done.
     pub async fn put(&self, record: &impl Serialize, why: Reason<'_>) -> Result<(), String> {
-        let Reason { error, message: reason, sensor_id, sensor_site_id } = why;
+        let Reason { error: name, message: reason, sensor_id, sensor_site_id } = why;
         let message = Quarantined {
             source: self.source.into(),
-            error: error.into(),
+            error: name.into(),
             reason: reason.into(),
             sensor_id,
             sensor_site_id,
             record,
         };
         let body = serde_json::to_string(&message)
-            .map_err(|fault| format!("{reason}; and it can't be written down: {fault}"))?;
+            .map_err(|error| format!("{reason}; and the record can't be serialized: {error}"))?;
         let body = ascii(&body);
         let sent = self.queues.send_message().queue_url(&self.url).message_body(body).send().await;
         match sent {
             Ok(_) => {
-                tracing::error!(error, %reason, "record quarantined");
+                tracing::error!(error = name, %reason, "record quarantined");
                 metrics::counter!("RecordsQuarantined").increment(1);
                 Ok(())
             }
-            Err(fault) => {
-                let fault = fault::describe(&fault);
-                Err(format!("{reason}; and the quarantine is out of reach: {fault}"))
+            Err(error) => {
+                let error = fault::describe(&error);
+                Err(format!("{reason}; and the quarantine queue can't be reached: {error}"))
             }
         }
     }

@@ -10,22 +10,24 @@ use tokio::{sync::Mutex, time::Instant};
 /// The source of a secret.
 pub enum Source<T> {
     /// Secrets Manager.
-    Secret {
+    SecretsManager {
         /// The client.
         secrets: Client,
         /// The secret's ARN or name.
         id: String,
     },
     /// A fixed value, for tests.
-    Given(T),
+    Fixed(T),
 }
 
 /// Prints the source without the secret.
 impl<T> fmt::Debug for Source<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Secret { id, .. } => f.debug_struct("Secret").field("id", id).finish(),
-            Self::Given(_) => f.write_str("Given(hidden)"),
+            Self::SecretsManager { id, .. } => {
+                f.debug_struct("SecretsManager").field("id", id).finish()
+            }
+            Self::Fixed(_) => f.write_str("Fixed(hidden)"),
         }
     }
 }
@@ -35,7 +37,7 @@ impl<T> fmt::Debug for Source<T> {
 pub enum SecretError<E> {
     /// Secrets Manager did not return it.
     #[error("{message}")]
-    Unread {
+    ReadFailed {
         /// The kind of the error.
         kind: AwsErrorKind,
         /// The error with its causes.
@@ -61,7 +63,7 @@ pub struct Secret<T, E> {
     source: Source<T>,
     parse: fn(&str) -> Result<T, E>,
     max_age: Duration,
-    kept: Mutex<Option<Value<T>>>,
+    cached: Mutex<Option<Value<T>>>,
 }
 
 impl<T, E> fmt::Debug for Secret<T, E> {
@@ -74,22 +76,22 @@ impl<T: Clone, E> Secret<T, E> {
     /// Creates a secret whose text is parsed by `parse`. It is read again when it is older than `max_age`.
     #[must_use]
     pub fn new(source: Source<T>, max_age: Duration, parse: fn(&str) -> Result<T, E>) -> Self {
-        Self { source, parse, max_age, kept: Mutex::new(None) }
+        Self { source, parse, max_age, cached: Mutex::new(None) }
     }
 
     /// Returns the secret. Fails if the cached value is too old and reading it again fails.
     pub async fn get(&self) -> Result<Value<T>, SecretError<E>> {
-        let mut kept = self.kept.lock().await;
-        if let Some(kept) = &*kept
-            && kept.read.elapsed() < self.max_age
+        let mut cached = self.cached.lock().await;
+        if let Some(cached) = &*cached
+            && cached.read.elapsed() < self.max_age
         {
-            return Ok(kept.clone());
+            return Ok(cached.clone());
         }
-        Ok(kept.insert(self.read().await?).clone())
+        Ok(cached.insert(self.read().await?).clone())
     }
 
-    /// Returns the secret. If reading it again fails, calls `failed` with the error and returns the old value.
-    pub async fn get_or_old(
+    /// Returns the secret. If reading it again fails, calls `failed` with the error and returns the cached value.
+    pub async fn get_or_stale(
         &self,
         failed: impl FnOnce(&SecretError<E>),
     ) -> Result<Value<T>, SecretError<E>> {
@@ -97,7 +99,7 @@ impl<T: Clone, E> Secret<T, E> {
             Ok(value) => return Ok(value),
             Err(error) => error,
         };
-        match &*self.kept.lock().await {
+        match &*self.cached.lock().await {
             Some(old) => {
                 failed(&error);
                 Ok(old.clone())
@@ -107,34 +109,34 @@ impl<T: Clone, E> Secret<T, E> {
     }
 
     /// Reads the secret again. Returns `None` if the last attempt is less than `min_age` ago, or if there was none.
-    pub async fn get_newer(&self, min_age: Duration) -> Result<Option<Value<T>>, SecretError<E>> {
-        let mut kept = self.kept.lock().await;
-        match &mut *kept {
-            Some(kept) if kept.read.elapsed() >= min_age => {
+    pub async fn refresh(&self, min_age: Duration) -> Result<Option<Value<T>>, SecretError<E>> {
+        let mut cached = self.cached.lock().await;
+        match &mut *cached {
+            Some(cached) if cached.read.elapsed() >= min_age => {
                 // Set before the call, so that a failed call is not repeated at once.
-                kept.read = Instant::now();
-                *kept = self.read().await?;
-                Ok(Some(kept.clone()))
+                cached.read = Instant::now();
+                *cached = self.read().await?;
+                Ok(Some(cached.clone()))
             }
             _ => Ok(None),
         }
     }
 
     /// Removes the cached secret. The next use reads it again.
-    pub async fn forget(&self) {
-        *self.kept.lock().await = None;
+    pub async fn invalidate(&self) {
+        *self.cached.lock().await = None;
     }
 
     async fn read(&self) -> Result<Value<T>, SecretError<E>> {
         let secret = match &self.source {
-            Source::Given(secret) => secret.clone(),
-            Source::Secret { secrets, id } => {
-                let answer = secrets.get_secret_value().secret_id(id).send().await;
-                let answer = answer.map_err(|error| SecretError::Unread {
-                    kind: AwsErrorKind::of(&error),
+            Source::Fixed(secret) => secret.clone(),
+            Source::SecretsManager { secrets, id } => {
+                let response = secrets.get_secret_value().secret_id(id).send().await;
+                let response = response.map_err(|error| SecretError::ReadFailed {
+                    kind: AwsErrorKind::classify(&error),
                     message: fault::describe(&error),
                 })?;
-                let text = answer.secret_string().unwrap_or_default();
+                let text = response.secret_string().unwrap_or_default();
                 (self.parse)(text).map_err(SecretError::Invalid)?
             }
         };
@@ -169,13 +171,14 @@ mod tests {
     /// Returns a secret whose text can be changed. While the text is empty, reading fails.
     async fn secret(text: &str) -> (Arc<Mutex<String>>, Stub, Secret<String, &'static str>) {
         let text = Arc::new(Mutex::new(text.to_owned()));
-        let there = Arc::clone(&text);
-        let stub = Stub::start(move |_| match there.lock().expect("a text").as_str() {
+        let current = Arc::clone(&text);
+        let stub = Stub::start(move |_| match current.lock().expect("a text").as_str() {
             "" => (400, json!({ "__type": "DecryptionFailure", "message": "no" })),
             text => (200, json!({ "ARN": "arn", "Name": "name", "SecretString": text })),
         })
         .await;
-        let source = Source::Secret { secrets: Client::new(&stub.config()), id: "arn".to_owned() };
+        let source =
+            Source::SecretsManager { secrets: Client::new(&stub.config()), id: "arn".to_owned() };
         (text, stub, Secret::new(source, MAX_AGE, parse))
     }
 
@@ -184,7 +187,7 @@ mod tests {
     }
 
     /// Advances the time. The clock is paused only here, because it must run during calls.
-    async fn later(time: Duration) {
+    async fn advance(time: Duration) {
         tokio::time::pause();
         tokio::time::advance(time).await;
         tokio::time::resume();
@@ -198,10 +201,10 @@ mod tests {
         set(&text, "two");
         assert_eq!(get().await, "one");
         assert_eq!(stub.take_calls().len(), 1);
-        later(MAX_AGE).await;
+        advance(MAX_AGE).await;
         assert_eq!(get().await, "two");
         assert_eq!(stub.take_calls().len(), 1);
-        secret.forget().await;
+        secret.invalidate().await;
         assert_eq!(get().await, "two");
         assert_eq!(stub.take_calls().len(), 1);
     }
@@ -209,16 +212,16 @@ mod tests {
     #[tokio::test]
     async fn only_get_or_old_returns_an_old_secret() {
         let (text, _stub, secret) = secret("").await;
-        secret.get_or_old(|_| panic!("there is no old one")).await.expect_err("unread");
+        secret.get_or_stale(|_| panic!("there is no cached secret")).await.expect_err("unread");
         set(&text, "one");
         secret.get().await.expect("a secret");
         for broken in ["", "wrong"] {
             set(&text, broken);
-            later(MAX_AGE).await;
+            advance(MAX_AGE).await;
             let error = secret.get().await.expect_err("unread").to_string();
             let mut seen = None;
-            let old = secret.get_or_old(|error| seen = Some(error.to_string())).await;
-            assert_eq!(old.expect("the old one").secret, "one");
+            let old = secret.get_or_stale(|error| seen = Some(error.to_string())).await;
+            assert_eq!(old.expect("the cached secret").secret, "one");
             assert!(seen.is_some_and(|seen| seen[..8] == error[..8]), "{error}");
         }
     }
@@ -226,27 +229,27 @@ mod tests {
     #[tokio::test]
     async fn a_newer_secret_is_read_at_most_once_per_minimum_age() {
         let (text, stub, secret) = secret("one").await;
-        let newer = async || secret.get_newer(MIN_AGE).await.map(|it| it.map(|it| it.secret));
-        assert_eq!(newer().await.expect("nothing was read"), None);
+        let newer = async || secret.refresh(MIN_AGE).await.map(|it| it.map(|it| it.secret));
+        assert_eq!(newer().await.expect("no secret was read yet"), None);
         secret.get().await.expect("a secret");
         assert_eq!(newer().await.expect("it was read a moment ago"), None);
         assert_eq!(stub.take_calls().len(), 1);
         set(&text, "two");
-        later(MIN_AGE).await;
+        advance(MIN_AGE).await;
         assert_eq!(newer().await.expect("a secret").as_deref(), Some("two"));
         assert_eq!(newer().await.expect("it was read a moment ago"), None);
         set(&text, "");
-        later(MIN_AGE).await;
+        advance(MIN_AGE).await;
         newer().await.expect_err("unread");
         drop(stub.take_calls());
         assert_eq!(newer().await.expect("it was tried a moment ago"), None);
         assert_eq!(stub.take_calls().len(), 0);
-        assert_eq!(secret.get().await.expect("the one before").secret, "two");
+        assert_eq!(secret.get().await.expect("the cached secret").secret, "two");
     }
 
     #[test]
     fn debug_output_hides_a_secret() {
-        let given = Secret::new(Source::Given("hush".to_owned()), MAX_AGE, parse);
-        assert_eq!(format!("{given:?}"), "Given(hidden)");
+        let fixed = Secret::new(Source::Fixed("hush".to_owned()), MAX_AGE, parse);
+        assert_eq!(format!("{fixed:?}"), "Fixed(hidden)");
     }
 }

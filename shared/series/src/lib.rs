@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use store::{Item, Key, StoreError, Table};
 
-pub use refusal::{RefusalRow, UNKNOWN_SITE, hour_of};
+pub use refusal::{RefusalRow, UNKNOWN_SITE, start_of_hour};
 
 /// A sort key after the times of all rows and before the row `SENSOR`.
-pub const BEHIND_ALL_TIMES: &str = ":";
+pub const AFTER_ALL_TIMES: &str = ":";
 /// The page size of [`SeriesRow::newest`], in rows.
 const PAGE_ROWS: i32 = 100;
 
@@ -35,9 +35,9 @@ pub struct SeriesRow {
 
 impl SeriesRow {
     /// The maximum time span of a row, in milliseconds. It limits how far back a query must look.
-    pub const LONGEST_MILLIS: i64 = 24 * 60 * 60 * 1000;
+    pub const MAX_SPAN_MILLIS: i64 = 24 * 60 * 60 * 1000;
     /// The maximum number of samples in a row. In any encoding, that is far below DynamoDB's limit of 400 KB.
-    pub const MOST_SAMPLES: usize = 10_000;
+    pub const MAX_SAMPLES: usize = 10_000;
 
     /// Returns the sort key of a series that starts at this time.
     #[must_use]
@@ -59,19 +59,19 @@ impl SeriesRow {
 
     /// Reads a sensor's newest rows, newest first.
     ///
-    /// Returns all rows that start at `since` or later. If these are fewer than `least`, older rows follow. Returns at
-    /// most `most` rows.
+    /// Returns all rows that start at `since` or later. If these are fewer than `min_rows`, older rows follow.
+    /// Returns at most `max_rows` rows.
     pub async fn newest(
         readings: &Table,
         sensor: SensorId,
         since: Timestamp,
-        least: usize,
-        most: usize,
+        min_rows: usize,
+        max_rows: usize,
     ) -> Result<Vec<Self>, StoreError> {
         let query = readings
             .query("sensorId = :sensor AND #row < :end")
             .text("sensor", sensor)
-            .text("end", BEHIND_ALL_TIMES)
+            .text("end", AFTER_ALL_TIMES)
             .descending(true)
             .limit(PAGE_ROWS);
         let mut rows = Vec::new();
@@ -80,8 +80,9 @@ impl SeriesRow {
             let page = query.page(start).await?;
             for item in page.items {
                 let row = Self::from_item(sensor, item)?;
-                let enough = rows.len() >= least && row.start().is_some_and(|start| start < since);
-                if enough || rows.len() >= most {
+                let enough =
+                    rows.len() >= min_rows && row.start().is_some_and(|start| start < since);
+                if enough || rows.len() >= max_rows {
                     return Ok(rows);
                 }
                 rows.push(row);

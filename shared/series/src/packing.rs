@@ -16,14 +16,14 @@ use integer_encoding::VarInt;
 const VERSION: u8 = 1;
 const POWERS: [f64; 7] = [1.0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6];
 /// Takes the place of the number of digits if the values are stored unchanged.
-const AS_THEY_ARE: u8 = u8::MAX;
+const UNSCALED: u8 = u8::MAX;
 /// More samples than any row has. The limit keeps damaged data from allocating too much memory.
-const MOST_SAMPLES: usize = 1 << 17;
+const MAX_SAMPLES: usize = 1 << 17;
 
 /// The error for bytes that can't be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("packed samples can't be read: {0}")]
-pub struct Unreadable(&'static str);
+pub struct UnpackError(&'static str);
 
 /// Encodes the samples.
 #[must_use]
@@ -31,7 +31,7 @@ pub fn pack(samples: &[Sample]) -> Vec<u8> {
     let mut packed = Vec::with_capacity(24 + 4 * samples.len());
     let scaled = scaled(samples);
     packed.push(VERSION);
-    packed.push(scaled.as_ref().map_or(AS_THEY_ARE, |(digits, _)| *digits));
+    packed.push(scaled.as_ref().map_or(UNSCALED, |(digits, _)| *digits));
     put(&mut packed, samples.len());
     put_times(&mut packed, samples);
     match scaled {
@@ -48,28 +48,28 @@ pub fn pack(samples: &[Sample]) -> Vec<u8> {
 }
 
 /// Decodes samples. The values are restored bit for bit.
-pub fn unpack(packed: &[u8]) -> Result<Vec<Sample>, Unreadable> {
+pub fn unpack(packed: &[u8]) -> Result<Vec<Sample>, UnpackError> {
     let [VERSION, digits, rest @ ..] = packed else {
-        return Err(Unreadable("unknown encoding"));
+        return Err(UnpackError("unknown encoding"));
     };
     let mut rest = rest;
     let times = take_times(&mut rest)?;
-    if *digits == AS_THEY_ARE {
-        let (values, []) = rest.as_chunks::<8>() else { return Err(Unreadable("cut off")) };
+    if *digits == UNSCALED {
+        let (values, []) = rest.as_chunks::<8>() else { return Err(UnpackError("truncated")) };
         if values.len() != times.len() {
-            return Err(Unreadable("not as many values as times"));
+            return Err(UnpackError("different numbers of times and values"));
         }
         let sample = |(at, value): (_, &[u8; 8])| Sample(at, f64::from_le_bytes(*value));
         return Ok(times.into_iter().zip(values).map(sample).collect());
     }
-    let power = POWERS.get(usize::from(*digits)).ok_or(Unreadable("too many digits"))?;
+    let power = POWERS.get(usize::from(*digits)).ok_or(UnpackError("too many digits"))?;
     let mut number = 0_i64;
     let mut samples = Vec::with_capacity(times.len());
     for at in times {
         number = number.wrapping_add(take(&mut rest)?);
         samples.push(Sample(at, value(number, *power)));
     }
-    if rest.is_empty() { Ok(samples) } else { Err(Unreadable("more bytes than samples")) }
+    if rest.is_empty() { Ok(samples) } else { Err(UnpackError("bytes after the last sample")) }
 }
 
 fn put(packed: &mut Vec<u8>, number: impl VarInt) {
@@ -78,8 +78,8 @@ fn put(packed: &mut Vec<u8>, number: impl VarInt) {
     packed.extend(&bytes[..length]);
 }
 
-fn take<T: VarInt>(bytes: &mut &[u8]) -> Result<T, Unreadable> {
-    let (number, length) = T::decode_var(bytes).ok_or(Unreadable("cut off"))?;
+fn take<T: VarInt>(bytes: &mut &[u8]) -> Result<T, UnpackError> {
+    let (number, length) = T::decode_var(bytes).ok_or(UnpackError("truncated"))?;
     *bytes = bytes.get(length..).unwrap_or_default();
     Ok(number)
 }
@@ -88,47 +88,47 @@ fn put_times(packed: &mut Vec<u8>, samples: &[Sample]) {
     let [Sample(first, _), rest @ ..] = samples else { return };
     let mut before = first.millis();
     put(packed, before);
-    let (mut step, mut evenly) = (0_i64, 0_u64);
+    let (mut step, mut repeats) = (0_i64, 0_u64);
     for Sample(at, _) in rest {
         let next = at.millis() - before;
         if next == step {
-            evenly += 1;
+            repeats += 1;
         } else {
-            put_evenly(packed, &mut evenly);
+            put_repeats(packed, &mut repeats);
             put(packed, next - step);
         }
         (before, step) = (at.millis(), next);
     }
-    put_evenly(packed, &mut evenly);
+    put_repeats(packed, &mut repeats);
 }
 
-fn put_evenly(packed: &mut Vec<u8>, evenly: &mut u64) {
-    if *evenly > 0 {
+fn put_repeats(packed: &mut Vec<u8>, repeats: &mut u64) {
+    if *repeats > 0 {
         put(packed, 0_i64);
-        put(packed, *evenly - 1);
-        *evenly = 0;
+        put(packed, *repeats - 1);
+        *repeats = 0;
     }
 }
 
-fn take_times(bytes: &mut &[u8]) -> Result<Vec<Timestamp>, Unreadable> {
+fn take_times(bytes: &mut &[u8]) -> Result<Vec<Timestamp>, UnpackError> {
     let count: usize = take(bytes)?;
-    if count > MOST_SAMPLES {
-        return Err(Unreadable("more samples than a row can have"));
+    if count > MAX_SAMPLES {
+        return Err(UnpackError("too many samples"));
     }
     let mut times = Vec::with_capacity(count);
     if count == 0 {
         return Ok(times);
     }
     let mut at: i64 = take(bytes)?;
-    let (mut step, mut evenly) = (0_i64, 0_u64);
+    let (mut step, mut repeats) = (0_i64, 0_u64);
     times.push(Timestamp::from_millis(at));
     for _ in 1..count {
-        if evenly > 0 {
-            evenly -= 1;
+        if repeats > 0 {
+            repeats -= 1;
         } else {
             let change: i64 = take(bytes)?;
             if change == 0 {
-                evenly = take(bytes)?;
+                repeats = take(bytes)?;
             }
             step = step.wrapping_add(change);
         }
@@ -146,7 +146,7 @@ fn scaled(samples: &[Sample]) -> Option<(u8, Vec<i64>)> {
     })
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "what is cut off shows in the comparison")]
+#[expect(clippy::cast_possible_truncation, reason = "the comparison detects a truncated value")]
 fn number(float: f64, power: f64) -> Option<i64> {
     // round() would be a function call on the instruction set that Lambda guarantees.
     let scaled = float * power;
@@ -154,7 +154,10 @@ fn number(float: f64, power: f64) -> Option<i64> {
     (value(number, power).to_bits() == float.to_bits()).then_some(number)
 }
 
-#[expect(clippy::cast_precision_loss, reason = "`number` takes no integer that loses any")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "`number` returns only integers that convert without loss"
+)]
 fn value(number: i64, power: f64) -> f64 {
     number as f64 / power
 }
@@ -187,14 +190,14 @@ mod tests {
             2 => vec(finite, 0..50).boxed(),
             2 => vec(odd, 0..50).boxed(),
         ];
-        let paces = prop_oneof![Just(vec![60_000]), vec(1..1_000_000_000_i64, 1..5)];
-        (0..4_102_444_800_000_i64, paces, values).prop_map(|(start, paces, values)| {
+        let steps = prop_oneof![Just(vec![60_000]), vec(1..1_000_000_000_i64, 1..5)];
+        (0..4_102_444_800_000_i64, steps, values).prop_map(|(start, steps, values)| {
             let mut at = start;
-            let sample = |(value, pace)| {
-                at += pace;
+            let sample = |(value, step)| {
+                at += step;
                 Sample(Timestamp::from_millis(at), value)
             };
-            values.into_iter().zip(paces.into_iter().cycle()).map(sample).collect()
+            values.into_iter().zip(steps.into_iter().cycle()).map(sample).collect()
         })
     }
 
@@ -216,7 +219,7 @@ mod tests {
 
         #[test]
         fn samples_are_restored_bit_for_bit(samples in samples()) {
-            let back = unpack(&pack(&samples)).expect("what was packed");
+            let back = unpack(&pack(&samples)).expect("packed samples");
             prop_assert_eq!(bits(&back), bits(&samples));
         }
 
@@ -279,7 +282,7 @@ mod tests {
         };
         let samples: Vec<_> = (0..10_000).map(sample).collect();
         let packed = pack(&samples);
-        assert_eq!(bits(&unpack(&packed).expect("what was packed")), bits(&samples));
+        assert_eq!(bits(&unpack(&packed).expect("packed samples")), bits(&samples));
         assert!(packed.len() < 350_000, "{} bytes", packed.len());
     }
 }

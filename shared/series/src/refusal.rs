@@ -53,12 +53,12 @@ impl RefusalRow {
     }
 
     /// Reads the counters of a site from the hour of `since` on. [`UNKNOWN_SITE`] selects bodies without a site.
-    pub async fn of_site(
+    pub async fn for_site(
         table: &Table,
         site: &str,
         since: Timestamp,
     ) -> Result<Vec<Self>, StoreError> {
-        let from = hour_of(since);
+        let from = start_of_hour(since);
         let query = table.query("siteId = :site AND #row >= :from").text("site", site);
         let query = query.text("from", Timestamp::from_millis(from)).consistent();
         let items = query.all().await?.into_iter();
@@ -68,6 +68,6 @@ impl RefusalRow {
 
 /// Returns the beginning of the hour, in milliseconds since the epoch.
 #[must_use]
-pub fn hour_of(at: Timestamp) -> i64 {
+pub fn start_of_hour(at: Timestamp) -> i64 {
     at.millis().div_euclid(HOUR_MILLIS) * HOUR_MILLIS
 }

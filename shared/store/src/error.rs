@@ -10,7 +10,7 @@ use fault::{AwsErrorKind, ErrorKind, Fault};
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Throttled, timed out, or in conflict with another transaction. The same call may succeed later.
-    #[error("DynamoDB can't answer now: {0}")]
+    #[error("DynamoDB is temporarily unavailable: {0}")]
     Transient(String),
     /// A row does not have the format that this service writes.
     #[error("row {row} can't be read: {reason}")]
@@ -50,7 +50,7 @@ where
             let request = service.meta().request_id().unwrap_or("-");
             text = format!("{text} (request {request})");
         }
-        if AwsErrorKind::of(&error).is_transient() {
+        if AwsErrorKind::classify(&error).is_transient() {
             Self::Transient(text)
         } else {
             Self::Internal(text)

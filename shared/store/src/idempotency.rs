@@ -19,7 +19,7 @@ use uuid::Uuid;
 use crate::{Commit, Key, StoreError, Table, Transaction, table::decode};
 
 /// Records expire this long after the last run began or completed. Redeliveries come far sooner.
-const KEPT: Duration = Duration::from_hours(7 * 24);
+const RECORD_TTL: Duration = Duration::from_hours(7 * 24);
 
 /// Idempotency records in a service's own table.
 #[derive(Clone, Debug)]
@@ -30,7 +30,7 @@ pub struct Idempotency {
 
 /// The result of [`Idempotency::begin`].
 #[derive(Debug)]
-pub enum Begin<C, R> {
+pub enum BeginResult<C, R> {
     /// The caller has the lock and does the work.
     Started(Lock<C>),
     /// The work was completed before, with this result.
@@ -75,17 +75,17 @@ impl Idempotency {
 
     /// Takes the lock on `id`, or returns the state of the earlier run.
     ///
-    /// `validation` is a hash of the request. If the same id comes with another request, this returns
+    /// `validation` is a hash of the request. If the id was used before for another request, this returns
     /// [`StoreError::Corrupt`].
     pub async fn begin<C: DeserializeOwned, R: DeserializeOwned>(
         &self,
         id: &str,
         validation: &str,
         now: Timestamp,
-    ) -> Result<Begin<C, R>, StoreError> {
+    ) -> Result<BeginResult<C, R>, StoreError> {
         let key = record_key(id);
         let owner = Uuid::new_v4().to_string();
-        let answer = self
+        let response = self
             .table
             .client()
             .update_item()
@@ -117,7 +117,7 @@ impl Idempotency {
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
             .send()
             .await;
-        match answer {
+        match response {
             Ok(before) => {
                 // If there was no record, AWS returns no attributes, but emulators do.
                 let before = before.attributes.filter(|item| item.contains_key("status"));
@@ -127,7 +127,7 @@ impl Idempotency {
                     .and_then(|record| record.data.as_deref())
                     .map(|data| parse(&key, data))
                     .transpose()?;
-                Ok(Begin::Started(Lock { key, owner, resumed: before.is_some(), checkpoint }))
+                Ok(BeginResult::Started(Lock { key, owner, resumed: before.is_some(), checkpoint }))
             }
             Err(error) => match error.as_service_error() {
                 Some(UpdateItemError::ConditionalCheckFailedException(refused)) => {
@@ -136,12 +136,12 @@ impl Idempotency {
                     if record.validation.as_deref() != Some(validation) {
                         return Err(StoreError::Corrupt {
                             row: key.to_string(),
-                            reason: "the same id came with another request".to_owned(),
+                            reason: "the id was used before for another request".to_owned(),
                         });
                     }
                     match (record.status.as_str(), record.data) {
-                        (COMPLETED, Some(data)) => Ok(Begin::Completed(parse(&key, &data)?)),
-                        _ => Ok(Begin::InProgress(Timestamp::from_millis(
+                        (COMPLETED, Some(data)) => Ok(BeginResult::Completed(parse(&key, &data)?)),
+                        _ => Ok(BeginResult::InProgress(Timestamp::from_millis(
                             record.in_progress_expiration,
                         ))),
                     }
@@ -231,7 +231,7 @@ impl Idempotency {
     /// The condition is that no run is in progress: the record is completed, or the last run released its lock or let
     /// it expire. If the record is not completed, its checkpoint must equal `seen`, so that the record of an effect
     /// that the caller has not seen is not deleted.
-    pub fn forget<C: Serialize>(
+    pub fn delete_record<C: Serialize>(
         &self,
         transaction: Transaction,
         id: &str,
@@ -273,7 +273,7 @@ fn record_key(id: &str) -> Key {
 }
 
 fn expiration(now: Timestamp) -> i64 {
-    now.seconds().saturating_add(i64::try_from(KEPT.as_secs()).unwrap_or(i64::MAX))
+    now.seconds().saturating_add(i64::try_from(RECORD_TTL.as_secs()).unwrap_or(i64::MAX))
 }
 
 fn parse<T: DeserializeOwned>(key: &Key, data: &str) -> Result<T, StoreError> {

@@ -12,8 +12,8 @@ mod table;
 mod transaction;
 
 pub use error::StoreError;
-pub use idempotency::{Begin, Idempotency, Lock};
+pub use idempotency::{BeginResult, Idempotency, Lock};
 pub use outbox::{EventRow, NewEvent, Outbox, UNPUBLISHED_SHARDS};
 pub use read::{BatchGet, Item, Page, Query, from_item};
 pub use table::{Key, Table};
-pub use transaction::{Commit, Refused, Transaction, jittered};
+pub use transaction::{Commit, FailedConditions, Transaction, jittered};

@@ -1,6 +1,6 @@
 //! The events table, which is outbox and event log.
 
-use contracts::{Entity, Envelope, Event, EventId, Metadata, OnboardingId, Saga, Timestamp};
+use contracts::{Entity, Envelope, Event, EventId, Metadata, OnboardingId, SagaContext, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
@@ -82,8 +82,8 @@ impl EventRow {
 
 impl<D: Event> NewEvent<D> {
     /// Creates an event of a saga's step.
-    pub fn of(
-        saga: Saga,
+    pub fn in_saga(
+        saga: SagaContext,
         entity: impl Into<Entity>,
         sequence: u64,
         occurred_at: Timestamp,
@@ -104,11 +104,11 @@ impl<D: Event> NewEvent<D> {
         let key = self.entity.to_string();
         let corrupt = |reason: String| StoreError::Corrupt { row: key.clone(), reason };
         if self.entity.kind != D::ENTITY {
-            return Err(corrupt(format!("{} is no event of it", D::TYPE)));
+            return Err(corrupt(format!("{} is not an event of this entity type", D::TYPE)));
         }
         let envelope = Envelope {
             metadata: Metadata {
-                event_id: EventId::of(&self.entity, self.sequence),
+                event_id: EventId::from_entity(&self.entity, self.sequence),
                 kind: D::TYPE.to_owned(),
                 version: D::VERSION,
                 occurred_at: self.occurred_at,

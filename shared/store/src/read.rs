@@ -141,10 +141,10 @@ impl Query<'_> {
         let (client, table) = (self.table.client(), self.table.name());
         if let Some(condition) = self.condition {
             let query = self.request(condition).set_exclusive_start_key(start);
-            let answer = query.send().await?;
-            return Ok(Page::new(answer.items, answer.last_evaluated_key));
+            let response = query.send().await?;
+            return Ok(Page::new(response.items, response.last_evaluated_key));
         }
-        let answer = client
+        let response = client
             .scan()
             .table_name(table)
             .set_index_name(self.index.map(str::to_owned))
@@ -155,7 +155,7 @@ impl Query<'_> {
             .set_exclusive_start_key(start)
             .send()
             .await?;
-        Ok(Page::new(answer.items, answer.last_evaluated_key))
+        Ok(Page::new(response.items, response.last_evaluated_key))
     }
 
     fn request(&self, condition: &str) -> QueryFluentBuilder {
@@ -173,17 +173,17 @@ impl Query<'_> {
             .set_limit(self.limit)
     }
 
-    /// Counts the rows of a query, up to `most`. Once that number is reached, no further page is read.
-    pub async fn count(&self, most: u32) -> Result<u32, StoreError> {
+    /// Counts the rows of a query, up to `max`. Once that number is reached, no further page is read.
+    pub async fn count(&self, max: u32) -> Result<u32, StoreError> {
         let condition = self.condition.unwrap_or_default();
         let (mut count, mut start) = (0_u32, None);
         loop {
             let query = self.request(condition).select(Select::Count);
-            let answer = query.set_exclusive_start_key(start).send().await?;
-            count = count.saturating_add(u32::try_from(answer.count).unwrap_or_default());
-            start = answer.last_evaluated_key.filter(|key| !key.is_empty());
-            if start.is_none() || count >= most {
-                return Ok(count.min(most));
+            let response = query.set_exclusive_start_key(start).send().await?;
+            count = count.saturating_add(u32::try_from(response.count).unwrap_or_default());
+            start = response.last_evaluated_key.filter(|key| !key.is_empty());
+            if start.is_none() || count >= max {
+                return Ok(count.min(max));
             }
         }
     }
@@ -241,20 +241,20 @@ impl BatchGet<'_> {
                 .set_consistent_read(self.consistent.then_some(true))
                 .build()
                 .map_err(|error| StoreError::Internal(error.to_string()))?;
-            let answer = client.batch_get_item().request_items(table, request).send().await?;
-            rows.extend(answer.responses.unwrap_or_default().remove(table).unwrap_or_default());
-            let left = answer.unprocessed_keys.unwrap_or_default().remove(table);
-            let left = left.map(|left| left.keys).unwrap_or_default();
-            if left.is_empty() {
+            let response = client.batch_get_item().request_items(table, request).send().await?;
+            rows.extend(response.responses.unwrap_or_default().remove(table).unwrap_or_default());
+            let unprocessed = response.unprocessed_keys.unwrap_or_default().remove(table);
+            let unprocessed = unprocessed.map(|unprocessed| unprocessed.keys).unwrap_or_default();
+            if unprocessed.is_empty() {
                 attempts = 0;
                 continue;
             }
-            attempts = if left.len() < sent { 1 } else { attempts + 1 };
+            attempts = if unprocessed.len() < sent { 1 } else { attempts + 1 };
             if attempts == MAX_ATTEMPTS {
-                let reason = format!("BatchGetItem leaves {} keys unprocessed", left.len());
+                let reason = format!("BatchGetItem left {} keys unprocessed", unprocessed.len());
                 return Err(StoreError::Transient(reason));
             }
-            keys.extend(left);
+            keys.extend(unprocessed);
             tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(attempts - 1)).await;
         }
         Ok(rows)

@@ -106,7 +106,7 @@ impl Table {
 
     /// Reads one row with strong consistency.
     pub async fn get<R: DeserializeOwned>(&self, key: &Key) -> Result<Option<R>, StoreError> {
-        let answer = self
+        let response = self
             .client
             .get_item()
             .table_name(&self.name)
@@ -114,7 +114,7 @@ impl Table {
             .consistent_read(true)
             .send()
             .await?;
-        answer.item.map(|item| decode(key, item)).transpose()
+        response.item.map(|item| decode(key, item)).transpose()
     }
 }
 

@@ -32,17 +32,17 @@ pub enum Commit {
     /// The whole transaction is committed.
     Done,
     /// Nothing is committed: at least one condition did not hold.
-    Refused(Refused),
+    Refused(FailedConditions),
 }
 
 /// The actions whose conditions did not hold, each with the existing row.
 #[derive(Debug)]
-pub struct Refused(Vec<(Key, Option<Item>)>);
+pub struct FailedConditions(Vec<(Key, Option<Item>)>);
 
-impl Refused {
+impl FailedConditions {
     /// Returns whether the condition on this row did not hold.
     #[must_use]
-    pub fn concerns(&self, key: &Key) -> bool {
+    pub fn contains(&self, key: &Key) -> bool {
         self.0.iter().any(|(refused, _)| refused == key)
     }
 
@@ -81,7 +81,13 @@ impl Transaction {
 
     /// Replaces a row if its `status` is still `status`, the one that the decision was based on.
     #[must_use]
-    pub fn replace<R: Serialize>(self, table: &Table, key: &Key, row: &R, status: &str) -> Self {
+    pub fn put_if_status<R: Serialize>(
+        self,
+        table: &Table,
+        key: &Key,
+        row: &R,
+        status: &str,
+    ) -> Self {
         let status = AttributeValue::S(status.to_owned());
         self.put(table, key, row, "#status = :status", [("status", status)])
     }
@@ -89,7 +95,7 @@ impl Transaction {
     /// Replaces a row if its `sequence` is still `sequence`, the one that the decision was based on. Nothing else has
     /// changed the row since then.
     #[must_use]
-    pub fn replace_at<R: Serialize>(
+    pub fn put_if_sequence<R: Serialize>(
         self,
         table: &Table,
         key: &Key,
@@ -103,7 +109,13 @@ impl Transaction {
     /// Puts a row, unless the existing one has the same or a higher `sequence`. A projection from events therefore
     /// does not depend on the order of the events.
     #[must_use]
-    pub fn advance<R: Serialize>(self, table: &Table, key: &Key, row: &R, sequence: u64) -> Self {
+    pub fn put_if_newer<R: Serialize>(
+        self,
+        table: &Table,
+        key: &Key,
+        row: &R,
+        sequence: u64,
+    ) -> Self {
         let condition =
             format!("attribute_not_exists({}) OR #sequence < :sequence", key.partition_name());
         let sequence = AttributeValue::N(sequence.to_string());
@@ -232,13 +244,13 @@ impl Transaction {
         }
         let mut conflicts = 0;
         loop {
-            let answer = self
+            let response = self
                 .client
                 .transact_write_items()
                 .set_transact_items(Some(actions.clone()))
                 .send()
                 .await;
-            let Err(error) = answer else { return Ok(Commit::Done) };
+            let Err(error) = response else { return Ok(Commit::Done) };
             let Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) =
                 error.as_service_error()
             else {
@@ -263,7 +275,7 @@ impl Transaction {
 }
 
 async fn put_alone(client: &Client, key: &Key, put: Put) -> Result<Commit, StoreError> {
-    let answer = client
+    let response = client
         .put_item()
         .table_name(put.table_name)
         .set_item(Some(put.item))
@@ -273,17 +285,17 @@ async fn put_alone(client: &Client, key: &Key, put: Put) -> Result<Commit, Store
         .set_return_values_on_condition_check_failure(put.return_values_on_condition_check_failure)
         .send()
         .await;
-    let Err(error) = answer else { return Ok(Commit::Done) };
+    let Err(error) = response else { return Ok(Commit::Done) };
     match error.as_service_error() {
         Some(PutItemError::ConditionalCheckFailedException(refused)) => {
-            Ok(Commit::Refused(Refused(vec![(key.clone(), refused.item.clone())])))
+            Ok(Commit::Refused(FailedConditions(vec![(key.clone(), refused.item.clone())])))
         }
         _ => Err(error.into()),
     }
 }
 
 async fn update_alone(client: &Client, key: &Key, update: Update) -> Result<Commit, StoreError> {
-    let answer = client
+    let response = client
         .update_item()
         .table_name(update.table_name)
         .set_key(Some(update.key))
@@ -296,23 +308,23 @@ async fn update_alone(client: &Client, key: &Key, update: Update) -> Result<Comm
         )
         .send()
         .await;
-    let Err(error) = answer else { return Ok(Commit::Done) };
+    let Err(error) = response else { return Ok(Commit::Done) };
     match error.as_service_error() {
         Some(UpdateItemError::ConditionalCheckFailedException(refused)) => {
-            Ok(Commit::Refused(Refused(vec![(key.clone(), refused.item.clone())])))
+            Ok(Commit::Refused(FailedConditions(vec![(key.clone(), refused.item.clone())])))
         }
         _ => Err(error.into()),
     }
 }
 
-fn refused(keys: &[Key], reasons: &[CancellationReason]) -> Option<Refused> {
+fn refused(keys: &[Key], reasons: &[CancellationReason]) -> Option<FailedConditions> {
     let refused: Vec<_> = keys
         .iter()
         .zip(reasons)
         .filter(|(_, reason)| reason.code() == Some("ConditionalCheckFailed"))
         .map(|(key, reason)| (key.clone(), reason.item.clone()))
         .collect();
-    (!refused.is_empty()).then_some(Refused(refused))
+    (!refused.is_empty()).then_some(FailedConditions(refused))
 }
 
 /// Binds each value to `:name`. Returns `None` if there are no values, since DynamoDB refuses an empty map.
@@ -322,12 +334,12 @@ fn bind<'a>(values: impl IntoIterator<Item = (&'a str, AttributeValue)>) -> Opti
     (!values.is_empty()).then_some(values)
 }
 
-/// Returns a random duration from zero to `most`, so that conflicting writers do not collide again.
+/// Returns a random duration from zero to `max`, so that conflicting writers do not collide again.
 #[must_use]
-pub fn jittered(most: Duration) -> Duration {
+pub fn jittered(max: Duration) -> Duration {
     let (random, _) = uuid::Uuid::new_v4().as_u64_pair();
     let share = u32::try_from(random >> 32).unwrap_or(u32::MAX);
-    most.mul_f64(f64::from(share) / f64::from(u32::MAX))
+    max.mul_f64(f64::from(share) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]
@@ -336,10 +348,10 @@ mod tests {
 
     #[test]
     fn jitter_spreads_from_zero_to_the_maximum() {
-        let most = Duration::from_secs(1);
-        let waits: Vec<_> = (0..1_000).map(|_| jittered(most)).collect();
-        assert!(waits.iter().all(|wait| *wait <= most));
-        assert!(waits.iter().any(|wait| *wait < most / 10));
-        assert!(waits.iter().any(|wait| *wait > most * 9 / 10));
+        let max = Duration::from_secs(1);
+        let waits: Vec<_> = (0..1_000).map(|_| jittered(max)).collect();
+        assert!(waits.iter().all(|wait| *wait <= max));
+        assert!(waits.iter().any(|wait| *wait < max / 10));
+        assert!(waits.iter().any(|wait| *wait > max * 9 / 10));
     }
 }

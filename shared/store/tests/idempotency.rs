@@ -7,7 +7,7 @@ use contracts::Timestamp;
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use store::{Begin, Commit, Idempotency, Lock, StoreError, Transaction};
+use store::{BeginResult, Commit, Idempotency, Lock, StoreError, Transaction};
 use testkit::{Dynamo, dynamo::BILLING, sample::noon};
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -37,24 +37,24 @@ impl Records {
         Self { dynamo, idempotency }
     }
 
-    async fn begin(&self, now: Timestamp) -> Begin<Checkpoint, Outcome> {
-        self.idempotency.begin("work", "request", now).await.expect("an answer")
+    async fn begin(&self, now: Timestamp) -> BeginResult<Checkpoint, Outcome> {
+        self.idempotency.begin("work", "request", now).await.expect("a response")
     }
 
     async fn lock(&self, now: Timestamp) -> Lock<Checkpoint> {
         match self.begin(now).await {
-            Begin::Started(lock) => lock,
+            BeginResult::Started(lock) => lock,
             other => panic!("no lock: {other:?}"),
         }
     }
 
-    async fn note(&self, lock: &Lock<Checkpoint>, customer: &str) -> bool {
-        let noted = self.idempotency.checkpoint(lock, &checkpoint(customer)).await;
-        matches!(noted.expect("an answer"), Commit::Done)
+    async fn save_checkpoint(&self, lock: &Lock<Checkpoint>, customer: &str) -> bool {
+        let saved = self.idempotency.checkpoint(lock, &checkpoint(customer)).await;
+        matches!(saved.expect("a response"), Commit::Done)
     }
 
     async fn release(&self, lock: &Lock<Checkpoint>) -> bool {
-        let released = self.idempotency.release(lock).await.expect("an answer");
+        let released = self.idempotency.release(lock).await.expect("a response");
         matches!(released, Commit::Done)
     }
 
@@ -64,13 +64,13 @@ impl Records {
         let row = json!({ "result": result });
         let key = store::Key::id(format!("result#{result}"));
         let outcome = Outcome { subscription: result.to_owned() };
-        let committing = Transaction::on(&table).create(&table, &key, &row);
-        let committing =
-            self.idempotency.complete(committing, lock, &outcome, now).expect("a result");
-        match committing.commit().await.expect("an answer") {
+        let transaction = Transaction::on(&table).create(&table, &key, &row);
+        let transaction =
+            self.idempotency.complete(transaction, lock, &outcome, now).expect("a result");
+        match transaction.commit().await.expect("a response") {
             Commit::Done => true,
             Commit::Refused(refused) => {
-                assert!(refused.concerns(lock.key()), "refused for the lock");
+                assert!(refused.contains(lock.key()), "the lock's condition failed");
                 false
             }
         }
@@ -78,20 +78,20 @@ impl Records {
 
     async fn completed_with(&self, now: Timestamp) -> String {
         match self.begin(now).await {
-            Begin::Completed(Outcome { subscription }) => subscription,
+            BeginResult::Completed(Outcome { subscription }) => subscription,
             other => panic!("not completed: {other:?}"),
         }
     }
 
-    async fn forget(&self, now: Timestamp) -> bool {
-        self.forget_having_seen(None, now).await
+    async fn delete_record(&self, now: Timestamp) -> bool {
+        self.delete_record_after_seeing(None, now).await
     }
 
-    async fn forget_having_seen(&self, seen: Option<&Checkpoint>, now: Timestamp) -> bool {
+    async fn delete_record_after_seeing(&self, seen: Option<&Checkpoint>, now: Timestamp) -> bool {
         let table = self.dynamo.table(BILLING);
-        let forgetting = self.idempotency.forget(Transaction::on(&table), "work", seen, now);
-        let forgetting = forgetting.expect("a transaction").commit();
-        matches!(forgetting.await.expect("an answer"), Commit::Done)
+        let deleting = self.idempotency.delete_record(Transaction::on(&table), "work", seen, now);
+        let deleting = deleting.expect("a transaction").commit();
+        matches!(deleting.await.expect("a response"), Commit::Done)
     }
 
     async fn record(&self) -> Option<Value> {
@@ -141,7 +141,7 @@ async fn a_second_run_gets_the_expiry_of_the_lock() {
     it.lock(noon(0)).await;
     for second in [0, 29, 30] {
         match it.begin(noon(second)).await {
-            Begin::InProgress(until) => assert_eq!(until, noon(30)),
+            BeginResult::InProgress(until) => assert_eq!(until, noon(30)),
             other => panic!("at {second}: {other:?}"),
         }
     }
@@ -152,12 +152,12 @@ async fn a_second_run_gets_the_expiry_of_the_lock() {
 async fn only_one_of_several_concurrent_runs_begins() {
     let it = Records::start().await;
     let begun = join_all((0..10).map(|_| it.begin(noon(0)))).await;
-    let started = begun.iter().filter(|begin| matches!(begin, Begin::Started(_)));
+    let started = begun.iter().filter(|begin| matches!(begin, BeginResult::Started(_)));
     assert_eq!(started.count(), 1, "{begun:?}");
 
     // Only one run takes over an expired lock.
     let begun = join_all((0..10).map(|_| it.begin(noon(31)))).await;
-    let started = begun.iter().filter(|begin| matches!(begin, Begin::Started(_)));
+    let started = begun.iter().filter(|begin| matches!(begin, BeginResult::Started(_)));
     assert_eq!(started.count(), 1, "{begun:?}");
 }
 
@@ -165,15 +165,15 @@ async fn only_one_of_several_concurrent_runs_begins() {
 async fn a_slow_first_run_can_not_finish_the_second_runs_work() {
     let it = Records::start().await;
     let slow = it.lock(noon(0)).await;
-    assert!(it.note(&slow, "cus_1").await);
+    assert!(it.save_checkpoint(&slow, "cus_1").await);
     let second = it.lock(noon(31)).await;
     assert!(second.resumed);
-    assert_eq!(second.checkpoint, Some(checkpoint("cus_1")), "what the first run had noted");
+    assert_eq!(second.checkpoint, Some(checkpoint("cus_1")), "the checkpoint of the first run");
 
-    let before = it.dynamo.everything().await;
-    assert!(!it.note(&slow, "cus_2").await);
+    let before = it.dynamo.all_rows().await;
+    assert!(!it.save_checkpoint(&slow, "cus_2").await);
     assert!(!it.complete(&slow, "slow", noon(32)).await);
-    assert_eq!(it.dynamo.everything().await, before, "the slow run changed something");
+    assert_eq!(it.dynamo.all_rows().await, before, "the slow run changed something");
 
     assert!(it.complete(&second, "second", noon(33)).await);
     assert!(!it.complete(&slow, "slow", noon(34)).await);
@@ -187,7 +187,7 @@ async fn a_slow_first_run_can_not_release_the_second_runs_lock() {
     let second = it.lock(noon(31)).await;
     assert!(!it.release(&slow).await);
     let third = it.begin(noon(32)).await;
-    assert!(matches!(third, Begin::InProgress(until) if until == noon(61)), "{third:?}");
+    assert!(matches!(third, BeginResult::InProgress(until) if until == noon(61)), "{third:?}");
     assert!(it.complete(&second, "second", noon(33)).await);
 }
 
@@ -203,7 +203,7 @@ async fn a_run_with_an_expired_lock_may_finish_if_no_other_run_began() {
 async fn a_released_lock_can_be_taken_at_once() {
     let it = Records::start().await;
     let failed = it.lock(noon(0)).await;
-    assert!(it.note(&failed, "cus_1").await);
+    assert!(it.save_checkpoint(&failed, "cus_1").await);
     assert!(it.release(&failed).await);
     let next = it.lock(noon(1)).await;
     assert!(next.resumed);
@@ -233,34 +233,34 @@ async fn another_request_under_the_same_id_is_refused_at_any_time() {
 async fn a_record_with_an_unseen_checkpoint_is_not_deleted() {
     let it = Records::start().await;
     let lock = it.lock(noon(0)).await;
-    assert!(it.note(&lock, "cus_1").await);
+    assert!(it.save_checkpoint(&lock, "cus_1").await);
     assert!(it.release(&lock).await);
-    assert!(!it.forget(noon(1)).await, "somebody has to look at cus_1 first");
-    assert!(!it.forget_having_seen(Some(&checkpoint("cus_0")), noon(1)).await);
-    assert!(it.forget_having_seen(Some(&checkpoint("cus_1")), noon(1)).await);
+    assert!(!it.delete_record(noon(1)).await, "the caller has not seen cus_1");
+    assert!(!it.delete_record_after_seeing(Some(&checkpoint("cus_0")), noon(1)).await);
+    assert!(it.delete_record_after_seeing(Some(&checkpoint("cus_1")), noon(1)).await);
     assert_eq!(it.record().await, None);
 }
 
 #[tokio::test]
 async fn a_record_of_a_running_run_is_not_deleted() {
     let it = Records::start().await;
-    assert!(it.forget(noon(0)).await, "nothing there is as good as forgotten");
+    assert!(it.delete_record(noon(0)).await, "a missing record");
     let lock = it.lock(noon(0)).await;
-    assert!(!it.forget(noon(30)).await, "the run's effects may come yet");
+    assert!(!it.delete_record(noon(30)).await, "the run may still have effects");
     assert!(it.complete(&lock, "sub_1", noon(30)).await);
-    assert!(it.forget(noon(30)).await);
+    assert!(it.delete_record(noon(30)).await);
     assert_eq!(it.record().await, None);
     // A late run finds neither record nor lock.
-    assert!(!it.note(&lock, "cus_1").await);
+    assert!(!it.save_checkpoint(&lock, "cus_1").await);
 
     // A run that failed or whose lock has expired is not in progress.
     let failed = it.lock(noon(31)).await;
     assert!(!failed.resumed);
     assert!(it.release(&failed).await);
-    assert!(it.forget(noon(32)).await);
+    assert!(it.delete_record(noon(32)).await);
     it.lock(noon(33)).await;
-    assert!(!it.forget(noon(63)).await);
-    assert!(it.forget(noon(64)).await);
+    assert!(!it.delete_record(noon(63)).await);
+    assert!(it.delete_record(noon(64)).await);
     assert_eq!(it.record().await, None);
 }
 
@@ -271,7 +271,7 @@ async fn unfinished_returns_the_checkpoint_of_a_running_run() {
     assert_eq!(unfinished().await, None);
     let lock = it.lock(noon(0)).await;
     assert_eq!(unfinished().await, Some(None));
-    assert!(it.note(&lock, "cus_1").await);
+    assert!(it.save_checkpoint(&lock, "cus_1").await);
     assert_eq!(unfinished().await, Some(Some(checkpoint("cus_1"))));
     assert!(it.complete(&lock, "sub_1", noon(1)).await);
     assert_eq!(unfinished().await, None);

@@ -113,9 +113,9 @@ async fn processing(counts: &[usize]) -> Stub {
         let keys = keys.expect("keys");
         let mut counts = counts.lock().expect("counts");
         let count = if counts.is_empty() { 0 } else { counts.remove(0) };
-        let (done, left) = keys.split_at(count.min(keys.len()));
+        let (done, remaining) = keys.split_at(count.min(keys.len()));
         let unprocessed: Value =
-            if left.is_empty() { json!({}) } else { json!({ "rows": { "Keys": left } }) };
+            if remaining.is_empty() { json!({}) } else { json!({ "rows": { "Keys": remaining } }) };
         (200, json!({ "Responses": { "rows": done }, "UnprocessedKeys": unprocessed }))
     })
     .await
@@ -125,15 +125,15 @@ async fn processing(counts: &[usize]) -> Stub {
 async fn unprocessed_keys_are_read_again_after_a_pause() {
     let stub = processing(&[1, 0, 0, 1, 1]).await;
     let table = Table::new(Client::new(&stub.config()), "rows");
-    let begun = Instant::now();
+    let start = Instant::now();
     let read = table.batch_get(["a", "b", "c"].map(Key::id)).send().await.expect("rows");
     assert_eq!(read.len(), 3);
     assert_eq!(stub.take_calls().len(), 5);
     // The pause is 100 ms after a call with progress, and doubles after each call without.
     assert!(
-        begun.elapsed() >= Duration::from_millis(100 + 200 + 400 + 100),
+        start.elapsed() >= Duration::from_millis(100 + 200 + 400 + 100),
         "{:?}",
-        begun.elapsed()
+        start.elapsed()
     );
 }
 

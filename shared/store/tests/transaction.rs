@@ -7,7 +7,7 @@ use contracts::{
 };
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use store::{Commit, EventRow, Key, NewEvent, Refused, StoreError, Table, Transaction};
+use store::{Commit, EventRow, FailedConditions, Key, NewEvent, StoreError, Table, Transaction};
 use testkit::{
     Dynamo,
     dynamo::{ALERTING, EVENTS, INVENTORY},
@@ -17,7 +17,13 @@ use testkit::{
 
 fn event(sequence: u64) -> NewEvent<SiteActivated> {
     let saga = saga("a");
-    NewEvent::of(saga, saga.site_id, sequence, noon(0), SiteActivated { site_id: saga.site_id })
+    NewEvent::in_saga(
+        saga,
+        saga.site_id,
+        sequence,
+        noon(0),
+        SiteActivated { site_id: saga.site_id },
+    )
 }
 
 fn site() -> Entity {
@@ -33,7 +39,7 @@ async fn done(transaction: Transaction) {
     assert!(matches!(commit, Commit::Done), "{commit:?}");
 }
 
-async fn refused(transaction: Transaction) -> Refused {
+async fn refused(transaction: Transaction) -> FailedConditions {
     match transaction.commit().await.expect("a commit") {
         Commit::Refused(refused) => refused,
         Commit::Done => panic!("it was done"),
@@ -52,8 +58,8 @@ async fn a_row_is_created_once_and_the_refusal_contains_it() {
     assert_eq!((usage.calls, usage.write_units), ([("PutItem".to_owned(), 1)].into(), 1.0));
 
     let refused = refused(create(2)).await;
-    assert!(refused.concerns(&key));
-    assert!(!refused.concerns(&Key::id("b")));
+    assert!(refused.contains(&key));
+    assert!(!refused.contains(&Key::id("b")));
     assert_eq!(refused.row(&key).expect("a row"), Some(json!({ "id": "a", "n": 1 })));
     assert_eq!(table.get(&key).await.expect("a row"), Some(json!({ "id": "a", "n": 1 })));
 }
@@ -64,7 +70,7 @@ async fn a_transaction_is_atomic_and_reports_only_the_refused_actions() {
     let table = dynamo.table(INVENTORY);
     let (free, taken) = (Key::id("free"), Key::id("taken"));
     dynamo.put(INVENTORY, json!({ "id": "taken", "by": "someone" })).await;
-    let before = dynamo.everything().await;
+    let before = dynamo.all_rows().await;
     let refused = refused(
         Transaction::on(&table)
             .create(&table, &free, &json!({}))
@@ -72,11 +78,11 @@ async fn a_transaction_is_atomic_and_reports_only_the_refused_actions() {
             .event(&dynamo.outbox(), event(1)),
     )
     .await;
-    assert!(!refused.concerns(&free) && refused.concerns(&taken));
+    assert!(!refused.contains(&free) && refused.contains(&taken));
     assert_eq!(refused.row::<Value>(&free).expect("no row"), None);
-    let there = json!({ "id": "taken", "by": "someone" });
-    assert_eq!(refused.row(&taken).expect("a row"), Some(there));
-    assert_eq!(dynamo.everything().await, before, "a part was committed");
+    let existing = json!({ "id": "taken", "by": "someone" });
+    assert_eq!(refused.row(&taken).expect("a row"), Some(existing));
+    assert_eq!(dynamo.all_rows().await, before, "a part was committed");
 }
 
 #[tokio::test]
@@ -85,7 +91,7 @@ async fn a_row_is_replaced_only_at_the_expected_status() {
     let table = dynamo.table(INVENTORY);
     let key = Key::id("a");
     let replace = |status: &str, from: &str| {
-        Transaction::on(&table).replace(&table, &key, &json!({ "status": status }), from)
+        Transaction::on(&table).put_if_status(&table, &key, &json!({ "status": status }), from)
     };
     assert_eq!(refused(replace("B", "A")).await.row::<Value>(&key).expect("none"), None);
     dynamo.put(INVENTORY, json!({ "id": "a", "status": "A", "old": true })).await;
@@ -101,7 +107,7 @@ async fn a_row_is_replaced_only_at_the_expected_sequence() {
     let table = dynamo.table(INVENTORY);
     let key = Key::id("a");
     let replace =
-        |row: &Value, seen: u64| Transaction::on(&table).replace_at(&table, &key, row, seen);
+        |row: &Value, seen: u64| Transaction::on(&table).put_if_sequence(&table, &key, row, seen);
     let (first, second) = (json!({ "sequence": 10 }), json!({ "sequence": 11 }));
     assert_eq!(refused(replace(&second, 10)).await.row::<Value>(&key).expect("none"), None);
     dynamo.put(INVENTORY, json!({ "id": "a", "sequence": 9, "old": true })).await;
@@ -109,8 +115,8 @@ async fn a_row_is_replaced_only_at_the_expected_sequence() {
     assert_eq!(dynamo.rows(INVENTORY).await, [json!({ "id": "a", "sequence": 10 })]);
     // Neither an older nor a newer sequence is accepted.
     for seen in [9, 11] {
-        let there = refused(replace(&second, seen)).await.row(&key).expect("a row");
-        assert_eq!(there, Some(json!({ "id": "a", "sequence": 10 })));
+        let existing = refused(replace(&second, seen)).await.row(&key).expect("a row");
+        assert_eq!(existing, Some(json!({ "id": "a", "sequence": 10 })));
     }
     assert_eq!(dynamo.rows(INVENTORY).await, [json!({ "id": "a", "sequence": 10 })]);
 }
@@ -122,7 +128,7 @@ async fn a_projection_is_replaced_only_by_a_higher_sequence() {
     let key = Key::id("a");
     let advance = |sequence: u64| {
         let row = json!({ "sequence": sequence });
-        Transaction::on(&table).advance(&table, &key, &row, sequence)
+        Transaction::on(&table).put_if_newer(&table, &key, &row, sequence)
     };
     done(advance(2)).await;
     refused(advance(1)).await;
@@ -149,7 +155,7 @@ async fn rows_are_changed_and_deleted_under_conditions() {
     assert_eq!(refused_take.row(&key).expect("a row"), Some(json!({ "id": "a", "n": 2 })));
 
     let delete = |n| Transaction::on(&table).delete(&table, &key, "#n = :n", [("n", number(n))]);
-    assert!(refused(delete(3)).await.concerns(&key));
+    assert!(refused(delete(3)).await.contains(&key));
     done(delete(2)).await;
     assert_eq!(dynamo.rows(INVENTORY).await, [Value::Null; 0]);
 }
@@ -191,11 +197,11 @@ async fn an_event_whose_sequence_is_taken_refuses_the_transaction() {
     done(with_event("a", 1)).await;
     let log = dynamo.events(site()).await;
     let refused = refused(with_event("b", 1)).await;
-    assert!(!refused.concerns(&Key::id("b")));
+    assert!(!refused.contains(&Key::id("b")));
     assert_eq!(dynamo.rows(INVENTORY).await.len(), 1);
     assert_eq!(dynamo.events(site()).await, log);
     done(with_event("c", 2)).await;
-    assert_eq!(dynamo.story(site()).await, ["SiteActivated", "SiteActivated"]);
+    assert_eq!(dynamo.event_types(site()).await, ["SiteActivated", "SiteActivated"]);
 }
 
 #[tokio::test]
@@ -231,7 +237,7 @@ async fn a_transaction_with_an_unwritable_row_is_not_sent() {
     let table = dynamo.table(ALERTING);
     let saga = saga("a");
     let other = AlertingRemoved { site_id: saga.site_id };
-    let foreign = NewEvent::of(saga, saga.site_id, 1, noon(0), other);
+    let foreign = NewEvent::in_saga(saga, saga.site_id, 1, noon(0), other);
     let unwritable = [
         // An event whose entity is not that of its type, and a row that is not a map.
         Transaction::on(&table).event(&dynamo.outbox(), foreign),
@@ -243,8 +249,8 @@ async fn a_transaction_with_an_unwritable_row_is_not_sent() {
         assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
     }
     assert!(dynamo.take_usage().calls.is_empty());
-    let entity = Entity::from(AlertingId::of(saga.onboarding_id));
-    assert_eq!(dynamo.story(entity).await, [""; 0]);
+    let entity = Entity::from(AlertingId::from_onboarding(saga.onboarding_id));
+    assert_eq!(dynamo.event_types(entity).await, [""; 0]);
 }
 
 #[tokio::test]
@@ -288,14 +294,14 @@ async fn concurrent_writers_leave_no_gap_and_no_duplicate() {
 
 async fn last_sequence(events: &Table) -> u64 {
     let query = events.client().query().table_name(events.name());
-    let answer = query
+    let response = query
         .key_condition_expression("entity = :entity")
         .expression_attribute_values(":entity", AttributeValue::S(site().to_string()))
         .consistent_read(true)
         .send()
         .await
         .expect("a query");
-    u64::try_from(answer.count()).expect("a count")
+    u64::try_from(response.count()).expect("a count")
 }
 
 /// Returns DynamoDB's answer to a transaction of two actions that it cancelled for these reasons.
@@ -317,9 +323,9 @@ fn two_rows(client: Client) -> Transaction {
 #[tokio::test]
 async fn a_conflicting_transaction_is_retried_until_it_commits() {
     let conflict = || cancelled(["TransactionConflict", "None"]);
-    let answers = std::sync::Mutex::new(vec![(200, json!({})), conflict(), conflict()]);
+    let responses = std::sync::Mutex::new(vec![(200, json!({})), conflict(), conflict()]);
     let stub =
-        Stub::start(move |_| answers.lock().expect("answers").pop().expect("one more")).await;
+        Stub::start(move |_| responses.lock().expect("answers").pop().expect("one more")).await;
     done(two_rows(Client::new(&stub.config()))).await;
     let tokens: Vec<_> =
         stub.take_calls().iter().map(|call| call.json()["ClientRequestToken"].clone()).collect();
@@ -331,16 +337,16 @@ async fn a_conflicting_transaction_is_retried_until_it_commits() {
 async fn each_error_of_dynamodb_is_classified() {
     let refusal = cancelled(["ConditionalCheckFailed", "None"]);
     let mixed = cancelled(["TransactionConflict", "ConditionalCheckFailed"]);
-    for answer in [refusal, mixed] {
-        let stub = Stub::start(move |_| answer.clone()).await;
+    for response in [refusal, mixed] {
+        let stub = Stub::start(move |_| response.clone()).await;
         let refused = refused(two_rows(Client::new(&stub.config()))).await;
-        assert!(refused.concerns(&Key::id("a")) != refused.concerns(&Key::id("b")));
+        assert!(refused.contains(&Key::id("a")) != refused.contains(&Key::id("b")));
         assert_eq!(stub.take_calls().len(), 1);
     }
 
     let error =
         |kind: &str| json!({ "__type": format!("com.amazonaws.dynamodb.v20120810#{kind}") });
-    for (answer, transient, calls) in [
+    for (response, transient, calls) in [
         (cancelled(["None", "TransactionConflict"]), true, 5),
         (cancelled(["ThrottlingError", "None"]), true, 5),
         (cancelled(["ValidationError", "None"]), false, 1),
@@ -353,20 +359,20 @@ async fn each_error_of_dynamodb_is_classified() {
         ((400, error("ResourceNotFoundException")), false, 1),
         ((400, error("ValidationException")), false, 1),
     ] {
-        let told = answer.clone();
-        let stub = Stub::start(move |_| answer.clone()).await;
+        let error_code = response.clone();
+        let stub = Stub::start(move |_| response.clone()).await;
         let committed = two_rows(Client::new(&stub.config())).commit().await;
         let error = committed.expect_err("no commit");
-        assert_eq!(matches!(error, StoreError::Transient(_)), transient, "{told:?}: {error}");
-        assert_eq!(stub.take_calls().len(), calls, "{told:?}");
+        assert_eq!(matches!(error, StoreError::Transient(_)), transient, "{error_code:?}: {error}");
+        assert_eq!(stub.take_calls().len(), calls, "{error_code:?}");
     }
 }
 
 #[tokio::test]
 async fn the_sdks_own_retry_uses_the_same_request_token() {
-    let answers = std::sync::Mutex::new(vec![(200, json!({})), (500, json!({}))]);
+    let responses = std::sync::Mutex::new(vec![(200, json!({})), (500, json!({}))]);
     let stub =
-        Stub::start(move |_| answers.lock().expect("answers").pop().expect("one more")).await;
+        Stub::start(move |_| responses.lock().expect("answers").pop().expect("one more")).await;
     let config = stub.config().into_builder().retry_config(RetryConfig::standard()).build();
     done(two_rows(Client::new(&config))).await;
     let calls = stub.take_calls();

@@ -9,17 +9,17 @@ use std::io::Read;
 use aws_lambda_events::event::streams::KinesisEventResponse;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use contracts::{Timestamp, readings::Bundle, stream::Record};
-use fault::{Failure, InvalidInput};
+use fault::{InvalidInput, InvocationError};
 use flate2::read::MultiGzDecoder;
-use lambda::{Deadline, Failed};
+use lambda::{Deadline, FailedItem};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 /// The maximum size of a bundle as uncompressed JSON, in bytes.
-pub const MOST_BUNDLE_BYTES: usize = 2 * 1024 * 1024;
+pub const MAX_BUNDLE_BYTES: usize = 2 * 1024 * 1024;
 
 /// The number of sites that are processed concurrently: enough to keep DynamoDB busy, with little memory.
-const SIDE_BY_SIDE: usize = 8;
+const MAX_CONCURRENT_SITES: usize = 8;
 
 /// The first bytes of gzip data.
 pub const GZIP: [u8; 2] = [0x1f, 0x8b];
@@ -41,7 +41,7 @@ pub fn data(record: &Record<'_>) -> Result<Vec<u8>, InvalidInput> {
 pub fn bundle(record: &Record<'_>, now: Timestamp) -> Result<Bundle, InvalidInput> {
     let data = data(record)?;
     let json = if data.starts_with(&GZIP) { unpack(&data)? } else { data };
-    if let Some(problem) = foreign(&json) {
+    if let Some(problem) = unsupported_encoding(&json) {
         return Err(invalid(".", problem));
     }
     let json = str::from_utf8(&json)
@@ -61,7 +61,7 @@ fn invalid(at: &str, problem: String) -> InvalidInput {
 }
 
 /// Encodings that senders use by mistake: their first bytes, and the message with the correct encoding.
-const FOREIGN: &[(&[u8], &str)] = &[
+const UNSUPPORTED_ENCODINGS: &[(&[u8], &str)] = &[
     (
         &[0xf3, 0x89, 0x9a, 0xc2],
         "is an aggregated record of the Kinesis Producer Library; turn AggregationEnabled off, so \
@@ -83,18 +83,20 @@ const FOREIGN: &[(&[u8], &str)] = &[
 ];
 
 /// Returns the message for data that is not plain JSON in UTF-8. Returns `None` if no known encoding matches.
-fn foreign(data: &[u8]) -> Option<String> {
-    let (_, problem) = FOREIGN.iter().find(|(start, _)| data.starts_with(start))?;
+fn unsupported_encoding(data: &[u8]) -> Option<String> {
+    let (_, problem) = UNSUPPORTED_ENCODINGS.iter().find(|(start, _)| data.starts_with(start))?;
     Some((*problem).to_owned())
 }
 
 fn unpack(data: &[u8]) -> Result<Vec<u8>, InvalidInput> {
     let mut json = Vec::new();
     // Reads one byte more than allowed, to detect data that is too large.
-    let mut reader = MultiGzDecoder::new(data).take(MOST_BUNDLE_BYTES as u64 + 1);
-    reader.read_to_end(&mut json).map_err(|error| invalid(".", format!("is no gzip: {error}")))?;
-    if json.len() > MOST_BUNDLE_BYTES {
-        let problem = format!("unpacks to more than {MOST_BUNDLE_BYTES} bytes; split it");
+    let mut reader = MultiGzDecoder::new(data).take(MAX_BUNDLE_BYTES as u64 + 1);
+    reader
+        .read_to_end(&mut json)
+        .map_err(|error| invalid(".", format!("is not valid gzip: {error}")))?;
+    if json.len() > MAX_BUNDLE_BYTES {
+        let problem = format!("unpacks to more than {MAX_BUNDLE_BYTES} bytes; split it");
         return Err(invalid(".", problem));
     }
     Ok(json)
@@ -108,19 +110,21 @@ pub async fn consume(
     payload: &RawValue,
     deadline: Deadline,
     work: impl AsyncFn(&Record<'_>) -> Result<(), String>,
-) -> Result<KinesisEventResponse, Failure> {
+) -> Result<KinesisEventResponse, InvocationError> {
     let batch: Batch = fault::decode(payload.get())?;
     let lanes = batch.records.iter().map(|record| (&record.kinesis.partition_key, record));
-    let failed = lambda::lanes(lanes, SIDE_BY_SIDE, deadline, async |record| work(record).await);
+    let failed = lambda::process_lanes(lanes, MAX_CONCURRENT_SITES, deadline, async |record| {
+        work(record).await
+    });
     let failed = failed.await;
     lambda::count_failed(failed.len());
-    for Failed { id, reason } in &failed {
+    for FailedItem { id, reason } in &failed {
         let sequence_number = &batch.records[*id].kinesis.sequence_number;
         tracing::error!(%sequence_number, %reason, "record failed");
     }
-    let mut answer = KinesisEventResponse::default();
+    let mut response = KinesisEventResponse::default();
     if let Some(first) = failed.first() {
-        answer.add_failure(batch.records[first.id].kinesis.sequence_number.clone());
+        response.add_failure(batch.records[first.id].kinesis.sequence_number.clone());
     }
-    Ok(answer)
+    Ok(response)
 }

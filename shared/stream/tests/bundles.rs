@@ -14,7 +14,7 @@ use flate2::{
     write::{GzEncoder, ZlibEncoder},
 };
 use proptest::{collection::vec, num, prelude::*, test_runner::RngSeed};
-use stream::{MOST_BUNDLE_BYTES, bundle};
+use stream::{MAX_BUNDLE_BYTES, bundle};
 
 const NOW: &str = "2026-01-01T12:00:00Z";
 
@@ -45,7 +45,7 @@ fn read(data: &[u8]) -> Result<Bundle, InvalidInput> {
 }
 
 fn refused(data: &[u8]) -> InvalidInput {
-    read(data).expect_err("bytes that are no bundle")
+    read(data).expect_err("not a bundle")
 }
 
 fn plain(bundle: &Bundle) -> Vec<u8> {
@@ -79,7 +79,7 @@ fn bundles() -> impl Strategy<Value = Bundle> {
         series: (0..)
             .zip(all)
             .map(|(n, samples)| Series {
-                sensor_id: SensorId::of(OnboardingId::of(site()), n),
+                sensor_id: SensorId::from_onboarding(OnboardingId::from_site(site()), n),
                 samples,
             })
             .collect(),
@@ -96,7 +96,7 @@ fn bits(bundle: &Bundle) -> Vec<(SensorId, i64, u64)> {
     bundle.series.iter().flat_map(of).collect()
 }
 
-fn is_told(error: &InvalidInput) -> bool {
+fn has_reason(error: &InvalidInput) -> bool {
     !error.at.is_empty() && (5..2_000).contains(&error.problem.len())
 }
 
@@ -127,21 +127,21 @@ proptest! {
         let header = [&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255][..], &data].concat();
         for data in [&data, &magic, &header, &gzip(&data)] {
             let error = refused(data);
-            prop_assert!(is_told(&error), "{error}");
+            prop_assert!(has_reason(&error), "{error}");
         }
     }
 
     #[test]
     fn any_json_is_refused_with_a_reason(text in r#"[\[\]{}",:a-z0-9 .eE+-]{0,80}"#) {
         let error = refused(text.as_bytes());
-        prop_assert!(is_told(&error), "{error}");
+        prop_assert!(has_reason(&error), "{error}");
     }
 
     #[test]
     fn truncated_data_is_refused(bundle in bundles(), at in any::<prop::sample::Index>()) {
         for data in [plain(&bundle), gzip(&plain(&bundle))] {
             let error = refused(&data[..at.index(data.len())]);
-            prop_assert!(is_told(&error), "{error}");
+            prop_assert!(has_reason(&error), "{error}");
         }
     }
 
@@ -158,7 +158,7 @@ proptest! {
         match read(&data) {
             // The damage was in a part of the gzip header that does not matter: the time or the operating system.
             Ok(read) => prop_assert_eq!(bits(&read), bits(&bundle)),
-            Err(error) => prop_assert!(is_told(&error), "{error}"),
+            Err(error) => prop_assert!(has_reason(&error), "{error}"),
         }
     }
 
@@ -177,15 +177,15 @@ proptest! {
                 prop_assert_eq!(read.check(now()), Ok(()));
                 prop_assert_eq!(read.site_id, site());
             }
-            Err(error) => prop_assert!(is_told(&error), "{error}"),
+            Err(error) => prop_assert!(has_reason(&error), "{error}"),
         }
     }
 
     #[test]
     fn data_that_is_not_base64_is_refused(text in "[^A-Za-z0-9+/=]{1,20}") {
-        let error = bundle(&record(&text), now()).expect_err("no base64");
+        let error = bundle(&record(&text), now()).expect_err("not base64");
         prop_assert_eq!(&error.at, "data");
-        prop_assert!(is_told(&error), "{error}");
+        prop_assert!(has_reason(&error), "{error}");
     }
 }
 
@@ -224,7 +224,7 @@ fn small() -> Bundle {
         bundle_id: "b-1".parse().expect("an id"),
         site_id: site(),
         series: vec![Series {
-            sensor_id: SensorId::of(OnboardingId::of(site()), 0),
+            sensor_id: SensorId::from_onboarding(OnboardingId::from_site(site()), 0),
             samples: vec![Sample(now(), -1.8)],
         }],
     }
@@ -239,10 +239,10 @@ fn padded(length: usize) -> Vec<u8> {
 
 #[test]
 fn data_that_unpacks_to_more_than_the_limit_is_refused() {
-    assert_eq!(read(&gzip(&padded(MOST_BUNDLE_BYTES))), Ok(small()));
-    let too_large = refused(&gzip(&padded(MOST_BUNDLE_BYTES + 1)));
+    assert_eq!(read(&gzip(&padded(MAX_BUNDLE_BYTES))), Ok(small()));
+    let too_large = refused(&gzip(&padded(MAX_BUNDLE_BYTES + 1)));
     assert_eq!(too_large.problem, "unpacks to more than 2097152 bytes; split it");
-    let members = [gzip(&padded(MOST_BUNDLE_BYTES)), gzip(b" ")].concat();
+    let members = [gzip(&padded(MAX_BUNDLE_BYTES)), gzip(b" ")].concat();
     assert_eq!(refused(&members), too_large);
 }
 

@@ -32,8 +32,8 @@ use tokio::{
 };
 
 use crate::{
-    chance::Chance,
     dynamo::{EVENTS, database},
+    rng::Rng,
 };
 
 /// The attempt timeout of production's clients.
@@ -47,7 +47,7 @@ const LONGEST_WAY_MILLIS: u64 = 15;
 
 /// A fault of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Fault {
+pub enum CallFault {
     /// The call is throttled.
     Throttled,
     /// Status 500, without effect.
@@ -55,7 +55,7 @@ pub enum Fault {
     /// The request is lost: a timeout, without effect.
     LostRequest,
     /// The response is lost: a timeout, after the effect.
-    LostAnswer,
+    LostResponse,
     /// The call takes effect after the caller's timeout.
     Late,
     /// The connection breaks after the effect.
@@ -68,13 +68,13 @@ pub enum Fault {
     Unprocessed,
 }
 
-impl Fault {
+impl CallFault {
     /// All faults.
     pub const ALL: [Self; 9] = [
         Self::Throttled,
         Self::ServerError,
         Self::LostRequest,
-        Self::LostAnswer,
+        Self::LostResponse,
         Self::Late,
         Self::Disconnected,
         Self::Slow,
@@ -93,7 +93,7 @@ pub enum Entry {
         /// The request.
         body: Arc<Value>,
         /// The fault of the call.
-        fault: Option<Fault>,
+        fault: Option<CallFault>,
     },
     /// A call took effect: it wrote something or added a message to the queue.
     Effect {
@@ -120,7 +120,7 @@ impl fmt::Debug for Cloud {
 }
 
 struct State {
-    chance: Chance,
+    rng: Rng,
     fault_percent: u64,
     throttled: Option<Throttled>,
     log: Vec<Entry>,
@@ -144,10 +144,10 @@ impl Cloud {
     /// # Panics
     /// If the database can't be created.
     #[must_use]
-    pub fn new(chance: Chance) -> Self {
+    pub fn new(rng: Rng) -> Self {
         let database = database();
         let state = State {
-            chance,
+            rng,
             fault_percent: 0,
             throttled: None,
             log: Vec::new(),
@@ -164,7 +164,7 @@ impl Cloud {
     }
 
     /// Sets the percentage of calls with a fault.
-    pub fn disturb(&self, percent: u64) {
+    pub fn inject_faults(&self, percent: u64) {
         self.state().fault_percent = percent;
     }
 
@@ -175,7 +175,7 @@ impl Cloud {
     }
 
     /// Ends all faults.
-    pub fn calm(&self) {
+    pub fn stop_faults(&self) {
         let mut state = self.state();
         state.fault_percent = 0;
         state.throttled = None;
@@ -211,7 +211,7 @@ impl Cloud {
     }
 
     /// Makes the bus accept entries of all types again.
-    pub fn take_all_events(&self) {
+    pub fn accept_all_events(&self) {
         self.state().refused_types.clear();
     }
 
@@ -235,7 +235,7 @@ impl Cloud {
 
     /// Returns the number of faults so far, by kind.
     #[must_use]
-    pub fn faults(&self) -> BTreeMap<Fault, u32> {
+    pub fn faults(&self) -> BTreeMap<CallFault, u32> {
         let mut faults = BTreeMap::new();
         for entry in &self.state().log {
             if let Entry::Called { fault: Some(fault), .. } = entry {
@@ -320,47 +320,46 @@ impl Cloud {
     }
 
     /// Returns the fault of this call, if any.
-    fn fault(&self, operation: &str, body: &str) -> Option<Fault> {
+    fn fault(&self, operation: &str, body: &str) -> Option<CallFault> {
         let state = &mut *self.state();
         let names = |throttled: &Throttled| throttled.texts.iter().any(|text| body.contains(text));
         let throttled = state.throttled.as_ref();
         if throttled.is_some_and(|it| Instant::now() < it.until && names(it)) {
-            return Some(Fault::Throttled);
+            return Some(CallFault::Throttled);
         }
-        if !state.chance.percent(state.fault_percent) {
+        if !state.rng.percent(state.fault_percent) {
             return None;
         }
-        let fault = *state.chance.pick(&Fault::ALL);
+        let fault = *state.rng.pick(&CallFault::ALL);
         let possible =
-            fault != Fault::Unprocessed || ["BatchGetItem", "PutEvents"].contains(&operation);
+            fault != CallFault::Unprocessed || ["BatchGetItem", "PutEvents"].contains(&operation);
         possible.then_some(fault)
     }
 
     /// Performs the service's part of a call. It continues even if the caller gave up.
-    async fn serve(self, operation: String, body: Arc<Value>, fault: Option<Fault>) -> Answer {
-        let way = |cloud: &Self| {
-            Duration::from_millis(1 + cloud.state().chance.below(LONGEST_WAY_MILLIS))
-        };
+    async fn serve(self, operation: String, body: Arc<Value>, fault: Option<CallFault>) -> Answer {
+        let way =
+            |cloud: &Self| Duration::from_millis(1 + cloud.state().rng.below(LONGEST_WAY_MILLIS));
         let (there, back) = (way(&self), way(&self));
         sleep(there).await;
         match fault {
-            Some(Fault::Throttled) => return throttled(),
-            Some(Fault::ServerError) => {
+            Some(CallFault::Throttled) => return throttled(),
+            Some(CallFault::ServerError) => {
                 let kind = "com.amazonaws.dynamodb.v20120810#InternalServerError";
                 return Answer { status: 500, body: json!({ "__type": kind }) };
             }
-            Some(Fault::Late) => {
-                let late = self.state().chance.below(10_000);
+            Some(CallFault::Late) => {
+                let late = self.state().rng.below(10_000);
                 sleep(ATTEMPT + Duration::from_millis(late)).await;
             }
             _ => {}
         }
         let answer = match fault {
-            Some(Fault::Unprocessed) if operation == "PutEvents" => self.put_without_one(&body),
-            Some(Fault::Unprocessed) => without_one(self.work(&operation, &body), &body),
+            Some(CallFault::Unprocessed) if operation == "PutEvents" => self.put_without_one(&body),
+            Some(CallFault::Unprocessed) => without_one(self.work(&operation, &body), &body),
             _ => self.work(&operation, &body),
         };
-        if fault == Some(Fault::Slow) {
+        if fault == Some(CallFault::Slow) {
             sleep(SLOW).await;
         }
         sleep(back).await;
@@ -538,8 +537,10 @@ impl HttpConnector for Connector {
         HttpConnectorFuture::new(async move {
             match fault {
                 // Unlike panic!, resume_unwind prints nothing. A simulation has thousands of intended panics.
-                Some(Fault::Panic) => std::panic::resume_unwind(Box::new("a panic in the client")),
-                Some(Fault::LostRequest) => return std::future::pending().await,
+                Some(CallFault::Panic) => {
+                    std::panic::resume_unwind(Box::new("a panic in the client"))
+                }
+                Some(CallFault::LostRequest) => return std::future::pending().await,
                 _ => {}
             }
             let (answered, answer) = oneshot::channel();
@@ -550,8 +551,8 @@ impl HttpConnector for Connector {
             });
             let answer = answer.await.map_err(|error| ConnectorError::other(error.into(), None))?;
             match fault {
-                Some(Fault::LostAnswer | Fault::Late) => std::future::pending().await,
-                Some(Fault::Disconnected) => {
+                Some(CallFault::LostResponse | CallFault::Late) => std::future::pending().await,
+                Some(CallFault::Disconnected) => {
                     Err(ConnectorError::io("the connection was reset".into()))
                 }
                 _ => {

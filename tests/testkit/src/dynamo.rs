@@ -160,7 +160,7 @@ impl Dynamo {
     }
 
     /// Returns all rows of all tables. Two results are equal if nothing was changed between them.
-    pub async fn everything(&self) -> BTreeMap<&'static str, Vec<Value>> {
+    pub async fn all_rows(&self) -> BTreeMap<&'static str, Vec<Value>> {
         let mut all = BTreeMap::new();
         for name in tables().keys() {
             all.insert(name.as_str(), self.rows(name).await);
@@ -213,14 +213,14 @@ impl Dynamo {
             assert_eq!(metadata.kind, row.kind);
             assert_eq!(metadata.occurred_at, row.occurred_at);
             assert_eq!(metadata.correlation_id, row.correlation_id);
-            assert_eq!(metadata.event_id, contracts::EventId::of(&entity, sequence));
+            assert_eq!(metadata.event_id, contracts::EventId::from_entity(&entity, sequence));
             assert_eq!(row.source, entity.kind.source());
         }
         rows
     }
 
     /// Returns the types of an entity's events in their order.
-    pub async fn story(&self, entity: impl Into<contracts::Entity>) -> Vec<String> {
+    pub async fn event_types(&self, entity: impl Into<contracts::Entity>) -> Vec<String> {
         self.events(entity).await.into_iter().map(|row| row.kind).collect()
     }
 }
@@ -261,15 +261,15 @@ impl Intercept for Meter {
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         let input = context.input_mut();
-        let told = Some(ReturnConsumedCapacity::Total);
+        let total = Some(ReturnConsumedCapacity::Total);
         if let Some(put) = input.downcast_mut::<PutItemInput>() {
-            put.return_consumed_capacity = told;
+            put.return_consumed_capacity = total;
         } else if let Some(update) = input.downcast_mut::<UpdateItemInput>() {
-            update.return_consumed_capacity = told;
+            update.return_consumed_capacity = total;
         } else if let Some(delete) = input.downcast_mut::<DeleteItemInput>() {
-            delete.return_consumed_capacity = told;
+            delete.return_consumed_capacity = total;
         } else if let Some(transaction) = input.downcast_mut::<TransactWriteItemsInput>() {
-            transaction.return_consumed_capacity = told;
+            transaction.return_consumed_capacity = total;
         }
         Ok(())
     }

@@ -73,11 +73,11 @@ impl Call {
 pub type Headers = Vec<(&'static str, &'static str)>;
 
 /// A status that means: never answer the call. Its sender can then be dropped while it waits.
-pub const SILENCE: u16 = 0;
+pub const NO_RESPONSE: u16 = 0;
 
 /// A call that waits for its response. If `answer` is dropped, the call is never answered.
 #[derive(Debug)]
-pub struct Asked {
+pub struct PendingCall {
     /// The call.
     pub call: Call,
     /// The channel for the response's status and body.
@@ -122,7 +122,7 @@ impl Stub {
                 seen.lock().expect("no panic in the stub").push(call.clone());
                 drop(shut.lock().await);
                 let (status, headers, body) = answer(&call);
-                if status == SILENCE {
+                if status == NO_RESPONSE {
                     std::future::pending::<()>().await;
                 }
                 let status = StatusCode::from_u16(status).expect("an HTTP status");
@@ -136,14 +136,14 @@ impl Stub {
     ///
     /// # Panics
     /// If no port is free.
-    pub async fn passing_on(calls: UnboundedSender<Asked>) -> Self {
+    pub async fn forwarding_to(calls: UnboundedSender<PendingCall>) -> Self {
         let router = Router::new().fallback(move |request: Request| {
             let calls = calls.clone();
             async move {
                 let (answer, answered) = oneshot::channel();
                 let call = read(request).await;
                 // If the receiver or the sender of the response is dropped, the call is never answered.
-                drop(calls.send(Asked { call, answer }));
+                drop(calls.send(PendingCall { call, answer }));
                 let Ok((status, body)) = answered.await else {
                     return std::future::pending().await;
                 };

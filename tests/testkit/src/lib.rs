@@ -6,17 +6,17 @@
 //! - the metrics that code under test writes ([`measured`]);
 //! - the templates as JSON ([`template`]);
 //! - documents generated from a published schema ([`schema`]);
-//! - simulations that depend only on a seed ([`chance`]): a DynamoDB with faults ([`cloud`]) under a model of
+//! - simulations that depend only on a seed ([`rng`]): a DynamoDB with faults ([`cloud`]) under a model of
 //!   Lambda's stream delivery ([`mapping`]).
 
 pub mod buckets;
-pub mod chance;
 pub mod cloud;
 pub mod dynamo;
 pub mod golden;
 pub mod http;
 pub mod mapping;
 pub mod measured;
+pub mod rng;
 pub mod saga;
 pub mod sample;
 pub mod schema;

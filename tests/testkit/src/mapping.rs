@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use crate::{
-    chance::{Chance, mix},
+    rng::{Rng, mix},
     sample::noon,
 };
 
@@ -116,7 +116,7 @@ pub fn event(records: &[Rc<Record>]) -> Value {
 /// A stream, with everything that was put on it.
 #[derive(Clone, Debug)]
 pub struct Stream {
-    chance: Chance,
+    rng: Rng,
     shards: Vec<Shard>,
     sequence: u128,
 }
@@ -133,12 +133,12 @@ struct Shard {
 impl Stream {
     /// Creates an empty stream with one shard.
     #[must_use]
-    pub fn new(mut chance: Chance) -> Self {
+    pub fn new(mut rng: Rng) -> Self {
         let shard =
             Shard { hashes: (0, u64::MAX), parents: Vec::new(), open: true, records: Vec::new() };
         let sequence = 1_490_256_608_559_692_538_361_571_095_921_u128;
-        let sequence = sequence + u128::from(chance.below(1 << 40));
-        Self { chance, shards: vec![shard], sequence }
+        let sequence = sequence + u128::from(rng.below(1 << 40));
+        Self { rng, shards: vec![shard], sequence }
     }
 
     /// Puts a record. The hash of its key determines the shard (MD5 on AWS; any hash will do here).
@@ -150,7 +150,7 @@ impl Stream {
         let takes = |shard: &Shard| shard.open && (shard.hashes.0..=shard.hashes.1).contains(&hash);
         let shard = self.shards.iter().position(takes).expect("a shard for every hash");
         // Sequence numbers increase, with gaps.
-        self.sequence += 1 + u128::from(self.chance.below(1 << 50));
+        self.sequence += 1 + u128::from(self.rng.below(1 << 50));
         let record = Rc::new(Record {
             partition_key: partition_key.to_owned(),
             sequence_number: format!("49590338{:048}", self.sequence),
@@ -168,7 +168,7 @@ impl Stream {
     /// any order, possibly in different shards.
     pub fn insert(&mut self, mut items: Vec<(String, Value)>, put_at: Duration) {
         while !items.is_empty() {
-            let place = self.chance.place(items.len());
+            let place = self.rng.index(items.len());
             let (key, change) = items.swap_remove(place);
             self.put(&key, change.to_string().into_bytes(), put_at);
         }
@@ -179,10 +179,10 @@ impl Stream {
     pub fn reshard(&mut self) {
         let mut open: Vec<_> = (0..self.shards.len()).filter(|&n| self.shards[n].open).collect();
         open.sort_unstable_by_key(|&n| self.shards[n].hashes);
-        let first = self.chance.place(open.len());
+        let first = self.rng.index(open.len());
         let (low, high) = self.shards[open[first]].hashes;
         let (parents, children) = match open.get(first + 1) {
-            Some(&second) if self.chance.percent(50) => {
+            Some(&second) if self.rng.percent(50) => {
                 (vec![open[first], second], vec![(low, self.shards[second].hashes.1)])
             }
             _ => {
@@ -223,20 +223,20 @@ pub struct Settings {
     /// `BisectBatchOnFunctionError`.
     pub bisects: bool,
     /// `MaximumRetryAttempts`.
-    pub most_retries: u32,
+    pub max_retries: u32,
     /// `MaximumRecordAgeInSeconds`.
-    pub most_age: Duration,
+    pub max_age: Duration,
     /// The function's `Timeout`.
     pub timeout: Duration,
 }
 
 /// The percentages of deliveries in which Lambda itself fails.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Disorder {
+pub struct FaultRates {
     /// The environment crashes during an invocation.
     pub crash: u64,
     /// The function succeeds, but Lambda does not get its response.
-    pub lost_answer: u64,
+    pub lost_response: u64,
     /// The poller is replaced during an invocation and reads again from the checkpoint. The old invocation continues.
     pub replaced_poller: u64,
     /// The poller is replaced between two batches. Records after the checkpoint are delivered again.
@@ -245,7 +245,7 @@ pub struct Disorder {
 
 /// An event of a run, for counting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Happening {
+pub enum MappingEvent {
     /// A batch was delivered.
     Delivered,
     /// The whole batch was processed.
@@ -261,7 +261,7 @@ pub enum Happening {
     /// Its environment was lost.
     Crashed,
     /// The response was lost.
-    AnswerLost,
+    ResponseLost,
     /// The poller was replaced during the invocation.
     PollerReplaced,
     /// Processed records were delivered again.
@@ -300,11 +300,11 @@ pub trait Function: 'static {
 #[derive(Debug)]
 pub struct Mapping<F: Function> {
     settings: Settings,
-    disorder: Disorder,
-    chance: RefCell<Chance>,
+    fault_rates: FaultRates,
+    rng: RefCell<Rng>,
     function: F,
     idle: Rc<RefCell<Vec<Rc<F::Environment>>>>,
-    happenings: RefCell<BTreeMap<Happening, u32>>,
+    event_counts: RefCell<BTreeMap<MappingEvent, u32>>,
     begun: Instant,
 }
 
@@ -317,13 +317,13 @@ struct Batch {
     failures: u32,
 }
 
-/// The fate of an invocation.
+/// The fault of Lambda itself that an invocation meets.
 #[derive(Clone, Copy, Debug)]
-enum Fate {
-    Fair,
+enum PlannedFault {
+    None,
     /// The environment crashes after this number of polls.
     Crashes(u64),
-    LosesAnswer,
+    LosesResponse,
     /// The poller is replaced after this time.
     LosesPoller(Duration),
 }
@@ -343,22 +343,22 @@ enum Verdict {
 
 impl<F: Function> Mapping<F> {
     /// Creates a mapping. Its time begins now.
-    pub fn new(settings: Settings, disorder: Disorder, chance: Chance, function: F) -> Self {
+    pub fn new(settings: Settings, fault_rates: FaultRates, rng: Rng, function: F) -> Self {
         Self {
             settings,
-            disorder,
-            chance: RefCell::new(chance),
+            fault_rates,
+            rng: RefCell::new(rng),
             function,
             idle: Rc::default(),
-            happenings: RefCell::default(),
+            event_counts: RefCell::default(),
             begun: Instant::now(),
         }
     }
 
     /// Returns the events that occurred.
     #[must_use]
-    pub fn happenings(&self) -> BTreeMap<Happening, u32> {
-        self.happenings.borrow().clone()
+    pub fn event_counts(&self) -> BTreeMap<MappingEvent, u32> {
+        self.event_counts.borrow().clone()
     }
 
     /// Returns the function.
@@ -421,9 +421,9 @@ impl<F: Function> Mapping<F> {
             // MaximumRecordAgeInSeconds: older records are not sent, or not sent again.
             let age = |record: &Record| self.begun.elapsed().saturating_sub(record.put_at);
             let of_batch = &records[batch.from..batch.to];
-            let old = of_batch.iter().take_while(|it| age(it) > self.settings.most_age).count();
+            let old = of_batch.iter().take_while(|it| age(it) > self.settings.max_age).count();
             if old > 0 {
-                self.note(Happening::Expired);
+                self.count(MappingEvent::Expired);
                 self.give_up(&of_batch[..old], "RecordAgeExceeded", batch.failures);
                 batch.from += old;
                 if batch.from < batch.to {
@@ -444,13 +444,13 @@ impl<F: Function> Mapping<F> {
             let size = batch.to - batch.from;
             match verdict {
                 Verdict::Done => {
-                    self.note(Happening::Done);
-                    if self.chance(50) {
+                    self.count(MappingEvent::Done);
+                    if self.occurs(50) {
                         checkpoint = batch.to;
                     }
                     // At-least-once delivery: a new poller continues from the checkpoint.
-                    if checkpoint < batch.to && self.chance(self.disorder.repeat) {
-                        self.note(Happening::Repeated);
+                    if checkpoint < batch.to && self.occurs(self.fault_rates.repeat) {
+                        self.count(MappingEvent::Repeated);
                         failed.clear();
                         next = checkpoint;
                     }
@@ -459,36 +459,36 @@ impl<F: Function> Mapping<F> {
                 // ReportBatchItemFailures: the records before the lowest number in the response are done, and the
                 // rest is delivered again. With BisectBatchOnFunctionError, that is a split.
                 Verdict::From(place) if place > 0 => {
-                    self.note(Happening::Progressed);
+                    self.count(MappingEvent::Progressed);
                     batch.from += place;
                     // A split does not count as a retry. AWS does not document whether it counts without bisecting.
-                    if !self.settings.bisects && self.chance(50) {
+                    if !self.settings.bisects && self.occurs(50) {
                         batch.failures += 1;
                     }
                 }
                 // BisectBatchOnFunctionError: a failed batch is split in two. That does not count as a retry.
                 Verdict::Failed if self.settings.bisects && size > 1 => {
-                    self.note(Happening::Halved);
+                    self.count(MappingEvent::Halved);
                     let middle = batch.from + size / 2;
                     failed.push_front(Batch { from: middle, ..batch });
                     batch.to = middle;
                 }
                 Verdict::From(_) => {
-                    self.note(Happening::Stuck);
+                    self.count(MappingEvent::Stuck);
                     batch.failures += 1;
                 }
                 Verdict::Failed => batch.failures += 1,
             }
             // MaximumRetryAttempts: after these, the batch goes to the OnFailure destination, and the shard moves on.
-            if batch.failures > self.settings.most_retries {
-                self.note(Happening::Exhausted);
+            if batch.failures > self.settings.max_retries {
+                self.count(MappingEvent::Exhausted);
                 let of_batch = &records[batch.from..batch.to];
                 self.give_up(of_batch, "RetryAttemptsExhausted", batch.failures);
                 continue;
             }
             let pause = 200 << batch.failures.min(6);
             failed.push_front(batch);
-            let pause = self.chance.borrow_mut().below(pause);
+            let pause = self.rng.borrow_mut().below(pause);
             sleep(Duration::from_millis(pause)).await;
         }
     }
@@ -501,64 +501,68 @@ impl<F: Function> Mapping<F> {
         let there = records[next..].iter().take_while(|record| record.put_at <= now).count();
         let most = there.min(self.settings.batch_size);
         let least = if self.settings.full_batches { most } else { 1 };
-        let size = self.chance.borrow_mut().within(least, most);
+        let size = self.rng.borrow_mut().in_range(least, most);
         Some(Batch { from: next, to: next + size, failures: 0 })
     }
 
     async fn deliver(&self, records: &[Rc<Record>]) -> End {
-        self.note(Happening::Delivered);
+        self.count(MappingEvent::Delivered);
         // An environment runs one invocation at a time.
         let environment = self.idle.borrow_mut().pop().unwrap_or_else(|| {
-            self.note(Happening::ColdStart);
+            self.count(MappingEvent::ColdStart);
             Rc::new(self.function.start())
         });
         let time = self.settings.timeout;
         let work = self.function.invoke(Rc::clone(&environment), records.to_vec(), time);
-        let fate = self.fate();
-        let polls = if let Fate::Crashes(polls) = fate { polls } else { u64::MAX };
+        let planned_fault = self.planned_fault();
+        let polls = if let PlannedFault::Crashes(polls) = planned_fault { polls } else { u64::MAX };
         let mut working = spawn_local(until_poll(work, polls));
-        let patience = if let Fate::LosesPoller(after) = fate { after.min(time) } else { time };
-        let Ok(ended) = timeout(patience, &mut working).await else {
-            if matches!(fate, Fate::LosesPoller(_)) {
-                self.note(Happening::PollerReplaced);
+        let time_limit = if let PlannedFault::LosesPoller(after) = planned_fault {
+            after.min(time)
+        } else {
+            time
+        };
+        let Ok(ended) = timeout(time_limit, &mut working).await else {
+            if matches!(planned_fault, PlannedFault::LosesPoller(_)) {
+                self.count(MappingEvent::PollerReplaced);
                 return End::PollerReplaced;
             }
             // The environment is shut down, and its work with it.
             working.abort();
-            self.note(Happening::TimedOut);
+            self.count(MappingEvent::TimedOut);
             return End::Failed;
         };
         let Some(answer) = ended.unwrap_or_else(|_| Some(Err("panicked".to_owned()))) else {
-            self.note(Happening::Crashed);
+            self.count(MappingEvent::Crashed);
             return End::Failed;
         };
         // The environment waits for the next invocation, even if this one failed.
         self.idle.borrow_mut().push(environment);
-        match (answer, fate) {
-            (Ok(_), Fate::LosesAnswer) => {
-                self.note(Happening::AnswerLost);
+        match (answer, planned_fault) {
+            (Ok(_), PlannedFault::LosesResponse) => {
+                self.count(MappingEvent::ResponseLost);
                 End::Failed
             }
             (Ok(answer), _) => End::Answer(answer),
             (Err(_), _) => {
-                self.note(Happening::Failed);
+                self.count(MappingEvent::Failed);
                 End::Failed
             }
         }
     }
 
-    fn fate(&self) -> Fate {
-        let Disorder { crash, lost_answer, replaced_poller, .. } = self.disorder;
-        let chance = &mut *self.chance.borrow_mut();
-        let draw = chance.below(100);
+    fn planned_fault(&self) -> PlannedFault {
+        let FaultRates { crash, lost_response, replaced_poller, .. } = self.fault_rates;
+        let rng = &mut *self.rng.borrow_mut();
+        let draw = rng.below(100);
         if draw < crash {
-            Fate::Crashes(1 + chance.below(12))
-        } else if draw < crash + lost_answer {
-            Fate::LosesAnswer
-        } else if draw < crash + lost_answer + replaced_poller {
-            Fate::LosesPoller(Duration::from_millis(chance.below(500)))
+            PlannedFault::Crashes(1 + rng.below(12))
+        } else if draw < crash + lost_response {
+            PlannedFault::LosesResponse
+        } else if draw < crash + lost_response + replaced_poller {
+            PlannedFault::LosesPoller(Duration::from_millis(rng.below(500)))
         } else {
-            Fate::Fair
+            PlannedFault::None
         }
     }
 
@@ -593,12 +597,12 @@ impl<F: Function> Mapping<F> {
         self.function.gave_up(records, file);
     }
 
-    fn chance(&self, percent: u64) -> bool {
-        self.chance.borrow_mut().percent(percent)
+    fn occurs(&self, percent: u64) -> bool {
+        self.rng.borrow_mut().percent(percent)
     }
 
-    fn note(&self, happening: Happening) {
-        *self.happenings.borrow_mut().entry(happening).or_default() += 1;
+    fn count(&self, event: MappingEvent) {
+        *self.event_counts.borrow_mut().entry(event).or_default() += 1;
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A step and its undo, on fresh tables with the rows that they need.
-pub struct Pair<D, U> {
+pub struct StepPair<D, U> {
     /// The tables.
     pub dynamo: Dynamo,
     /// The step.
@@ -32,7 +32,7 @@ pub struct Pair<D, U> {
 
 /// The events that a step and its undo emit.
 #[derive(Clone, Copy, Debug)]
-pub struct Story {
+pub struct StepEvents {
     /// The step's event.
     pub done: &'static str,
     /// The undo's event after the step.
@@ -68,7 +68,7 @@ pub async fn run_retrying<S: Step>(step: &S, payload: &Value) -> Outcome {
     run(step, payload).await
 }
 
-impl<D: Step, U: Step> Pair<D, U> {
+impl<D: Step, U: Step> StepPair<D, U> {
     async fn step(&self) -> Outcome {
         run_retrying(&self.step, &self.payload).await
     }
@@ -79,14 +79,14 @@ impl<D: Step, U: Step> Pair<D, U> {
 
     /// Returns all rows except the idempotency records, which describe requests and not the state.
     async fn state(&self) -> Vec<Value> {
-        let rows = self.dynamo.everything().await.into_values().flatten();
+        let rows = self.dynamo.all_rows().await.into_values().flatten();
         rows.filter(|row| !row["id"].as_str().is_some_and(|id| id.starts_with("idempotency#")))
             .collect()
     }
 
     /// Returns the events after the first `before` ones.
     async fn news(&self, before: usize) -> Vec<String> {
-        self.dynamo.story(self.entity).await.split_off(before)
+        self.dynamo.event_types(self.entity).await.split_off(before)
     }
 }
 
@@ -94,9 +94,9 @@ impl<D: Step, U: Step> Pair<D, U> {
 ///
 /// # Panics
 /// If they break the contract.
-pub async fn keeps_the_contract<D: Step, U: Step>(
-    pair: impl AsyncFn() -> Pair<D, U>,
-    story: Story,
+pub async fn check_step_contract<D: Step, U: Step>(
+    pair: impl AsyncFn() -> StepPair<D, U>,
+    story: StepEvents,
 ) {
     // The futures are boxed, because each contains a pair.
     let it = Box::pin(pair()).await;
@@ -108,7 +108,7 @@ pub async fn keeps_the_contract<D: Step, U: Step>(
     let declared = declared.expect("the step in contracts::saga::STEPS");
     assert_eq!(it.entity.kind, declared.entity);
     assert!(declared.undone.contains(&story.undone), "{} is not in {declared:?}", story.undone);
-    let before = it.dynamo.story(it.entity).await.len();
+    let before = it.dynamo.event_types(it.entity).await.len();
     let expected = Box::pin(once_and_undone(it, before, story)).await;
     Box::pin(undone_before_it_was_done(Box::pin(pair()).await, before, story, &expected)).await;
     Box::pin(a_crowd(Box::pin(pair()).await, before, story, &expected)).await;
@@ -134,7 +134,8 @@ fn refuses_another_sites_onboarding<S: Step>(payload: &Value) {
     }
     if payload["sensors"].is_array() {
         let mut mixed = payload.clone();
-        mixed["sensors"][0]["sensorId"] = serde_json::json!(SensorId::of(other.onboarding_id, 0));
+        mixed["sensors"][0]["sensorId"] =
+            serde_json::json!(SensorId::from_onboarding(other.onboarding_id, 0));
         assert!(
             fault::decode::<S::Command>(&mixed.to_string()).is_err(),
             "a sensor of another site is accepted"
@@ -160,9 +161,9 @@ struct Expected {
 
 /// Repeated runs have one effect, and a step after its undo changes nothing.
 async fn once_and_undone<D: Step, U: Step>(
-    it: Pair<D, U>,
+    it: StepPair<D, U>,
     before: usize,
-    Story { done, undone, .. }: Story,
+    StepEvents { done, undone, .. }: StepEvents,
 ) -> Expected {
     let step = it.step().await;
     assert!(step.is_ok(), "{step:?}");
@@ -187,9 +188,9 @@ async fn once_and_undone<D: Step, U: Step>(
 
 /// An undo that runs before its step leaves a tombstone.
 async fn undone_before_it_was_done<D: Step, U: Step>(
-    it: Pair<D, U>,
+    it: StepPair<D, U>,
     before: usize,
-    Story { fenced, .. }: Story,
+    StepEvents { fenced, .. }: StepEvents,
     expected: &Expected,
 ) {
     assert_eq!(it.undo().await, expected.undo);
@@ -202,9 +203,9 @@ async fn undone_before_it_was_done<D: Step, U: Step>(
 
 /// Concurrent runs of the same step have one effect.
 async fn a_crowd<D: Step, U: Step>(
-    it: Pair<D, U>,
+    it: StepPair<D, U>,
     before: usize,
-    Story { done, undone, .. }: Story,
+    StepEvents { done, undone, .. }: StepEvents,
     expected: &Expected,
 ) {
     for outcome in join_all((0..5).map(|_| it.step())).await {
@@ -219,9 +220,9 @@ async fn a_crowd<D: Step, U: Step>(
 
 /// If step and undo run concurrently, the result is undone.
 async fn at_once<D: Step, U: Step>(
-    it: Pair<D, U>,
+    it: StepPair<D, U>,
     before: usize,
-    Story { done, undone, fenced }: Story,
+    StepEvents { done, undone, fenced }: StepEvents,
     expected: &Expected,
     step_first: bool,
 ) {

@@ -1,6 +1,6 @@
 //! Sample sagas, sensors and times for tests.
 
-use contracts::{Entity, EntityType, Metric, Saga, Sensor, SensorId, SiteId, Timestamp};
+use contracts::{Entity, EntityType, Metric, SagaContext, Sensor, SensorId, SiteId, Timestamp};
 use serde_json::{Value, json};
 
 /// Returns noon of a fixed day, plus this number of seconds.
@@ -11,13 +11,13 @@ pub fn noon(seconds: i64) -> Timestamp {
 
 /// Returns the saga of a site with this name.
 #[must_use]
-pub fn saga(name: &str) -> Saga {
-    Saga::of_site(SiteId::registered("test", name), None)
+pub fn saga(name: &str) -> SagaContext {
+    SagaContext::for_site(SiteId::registered("test", name), None)
 }
 
 /// Returns sensors of a saga's site: the first with both limits, the second with one, the others without limits.
 #[must_use]
-pub fn sensors(saga: Saga, metrics: &[Metric]) -> Vec<Sensor> {
+pub fn sensors(saga: SagaContext, metrics: &[Metric]) -> Vec<Sensor> {
     let limits = [(Some(-50.0), Some(50.0)), (None, Some(99.5))];
     metrics
         .iter()
@@ -25,7 +25,7 @@ pub fn sensors(saga: Saga, metrics: &[Metric]) -> Vec<Sensor> {
         .map(|(index, &metric)| {
             let (min, max) = limits.get(index).copied().unwrap_or_default();
             Sensor {
-                sensor_id: SensorId::of(saga.onboarding_id, index),
+                sensor_id: SensorId::from_onboarding(saga.onboarding_id, index),
                 metric,
                 unit: metric.units()[0].to_owned(),
                 min,
@@ -41,7 +41,7 @@ pub const WEATHER: [Metric; 4] =
 
 /// Returns a step's payload, as the state machine writes it for undo steps.
 #[must_use]
-pub fn payload(saga: Saga) -> Value {
+pub fn payload(saga: SagaContext) -> Value {
     json!({
         "onboardingId": saga.onboarding_id,
         "siteId": saga.site_id,
@@ -51,7 +51,7 @@ pub fn payload(saga: Saga) -> Value {
 
 /// Returns the payload with sensors, for the forward steps that need them.
 #[must_use]
-pub fn payload_with_sensors(saga: Saga, metrics: &[Metric]) -> Value {
+pub fn payload_with_sensors(saga: SagaContext, metrics: &[Metric]) -> Value {
     let mut payload = payload(saga);
     payload["sensors"] = json!(sensors(saga, metrics));
     payload
@@ -73,11 +73,11 @@ pub fn event(function: &str) -> Value {
 /// # Panics
 /// If there is no such sample.
 #[must_use]
-pub fn event_of(function: &str, saga: Saga, kind: EntityType, data: Value) -> Value {
+pub fn event_of(function: &str, saga: SagaContext, kind: EntityType, data: Value) -> Value {
     let mut event = event(function);
     let metadata = &mut event["detail"]["metadata"];
     metadata["correlationId"] = json!(saga.onboarding_id);
-    metadata["entity"] = json!(Entity::of_site(kind, saga.site_id));
+    metadata["entity"] = json!(Entity::for_site(kind, saga.site_id));
     event["detail"]["data"] = data;
     event
 }

@@ -11,7 +11,7 @@ use std::{
 use jsonschema::Validator;
 use serde_json::{Map, Value, json};
 
-use crate::chance::Chance;
+use crate::rng::Rng;
 
 /// The alphabets of random strings. A string is kept if the schema accepts it.
 const ALPHABETS: [&str; 5] = [
@@ -39,7 +39,7 @@ pub struct Schema {
 
 /// A document that breaks one keyword of the schema.
 #[derive(Debug)]
-pub struct Outside {
+pub struct InvalidDocument {
     /// The path of the invalid field, e.g. `sensors[2].unit`. Empty for the whole document.
     pub field: String,
     /// The keyword, and how the document breaks it.
@@ -83,7 +83,7 @@ impl Schema {
 
     /// Returns whether the schema accepts the document.
     #[must_use]
-    pub fn takes(&self, document: &Value) -> bool {
+    pub fn accepts(&self, document: &Value) -> bool {
         self.validator.is_valid(document)
     }
 
@@ -92,8 +92,8 @@ impl Schema {
     /// # Panics
     /// If the schema has a keyword that the generator does not know.
     #[must_use]
-    pub fn document(&self, chance: &mut Chance) -> Value {
-        let document = self.value(&self.root, chance);
+    pub fn document(&self, rng: &mut Rng) -> Value {
+        let document = self.value(&self.root, rng);
         let refused = self.validator.iter_errors(&document).next().map(|error| error.to_string());
         assert_eq!(refused, None, "the generator does not know all of the schema");
         document
@@ -116,80 +116,80 @@ impl Schema {
     }
 
     /// Returns the schema with one case of `oneOf` merged into it.
-    fn chosen(&self, schema: &Value, chance: &mut Chance) -> Value {
+    fn chosen(&self, schema: &Value, rng: &mut Rng) -> Value {
         let mut schema = self.resolved(schema);
         let Some(cases) = schema["oneOf"].as_array().cloned() else { return schema };
         schema.as_object_mut().expect("a schema").remove("oneOf");
-        merge(&mut schema, chance.pick(&cases));
+        merge(&mut schema, rng.pick(&cases));
         schema
     }
 
-    fn value(&self, schema: &Value, chance: &mut Chance) -> Value {
+    fn value(&self, schema: &Value, rng: &mut Rng) -> Value {
         if let Some(values) = self.resolved(schema)["enum"].as_array() {
-            return chance.pick(values).clone();
+            return rng.pick(values).clone();
         }
-        let schema = self.chosen(schema, chance);
+        let schema = self.chosen(schema, rng);
         if let Some(constant) = schema.get("const") {
             return constant.clone();
         }
         let kind = match &schema["type"] {
-            Value::Array(kinds) => chance.pick(kinds).clone(),
+            Value::Array(kinds) => rng.pick(kinds).clone(),
             kind => kind.clone(),
         };
         match kind.as_str().unwrap_or_default() {
             "null" => Value::Null,
-            "object" => self.object(&schema, chance),
-            "array" => self.array(&schema, chance),
-            "string" => self.string(&schema, chance).into(),
-            "number" => self.number(&schema, chance).into(),
+            "object" => self.object(&schema, rng),
+            "array" => self.array(&schema, rng),
+            "string" => self.string(&schema, rng).into(),
+            "number" => self.number(&schema, rng).into(),
             "integer" => {
                 let (least, most) = (schema["minimum"].as_u64(), schema["maximum"].as_u64());
                 let (least, most) = (least.expect("a least"), most.expect("a most"));
-                (least + chance.below(most - least + 1)).into()
+                (least + rng.below(most - least + 1)).into()
             }
             _ => panic!("what is a {schema}?"),
         }
     }
 
-    fn object(&self, schema: &Value, chance: &mut Chance) -> Value {
+    fn object(&self, schema: &Value, rng: &mut Rng) -> Value {
         let properties = schema["properties"].as_object().expect("properties");
         let mut object = Map::new();
         for (name, property) in properties {
-            if is_required(schema, name) || chance.percent(60) {
-                object.insert(name.clone(), self.value(property, chance));
+            if is_required(schema, name) || rng.percent(60) {
+                object.insert(name.clone(), self.value(property, rng));
             }
         }
         object.into()
     }
 
-    fn array(&self, schema: &Value, chance: &mut Chance) -> Value {
+    fn array(&self, schema: &Value, rng: &mut Rng) -> Value {
         if let Some(items) = schema["prefixItems"].as_array() {
-            return items.iter().map(|item| self.value(item, chance)).collect();
+            return items.iter().map(|item| self.value(item, rng)).collect();
         }
         let (least, most) = counts(schema);
-        let count = match chance.below(20) {
+        let count = match rng.below(20) {
             0 => least,
             1 if most <= 100 => most,
-            _ => chance.within(least, most.min(5)),
+            _ => rng.in_range(least, most.min(5)),
         };
-        (0..count).map(|_| self.value(&schema["items"], chance)).collect()
+        (0..count).map(|_| self.value(&schema["items"], rng)).collect()
     }
 
-    fn string(&self, schema: &Value, chance: &mut Chance) -> String {
+    fn string(&self, schema: &Value, rng: &mut Rng) -> String {
         match schema["format"].as_str() {
             Some("uuid") => {
-                let (high, low) = (chance.number(), chance.number());
+                let (high, low) = (rng.number(), rng.number());
                 let hex = format!("{high:016x}{low:016x}");
                 let groups = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
                 return groups.join("-");
             }
             Some("date-time") => {
                 let at = contracts::Timestamp::from_millis(
-                    i64::try_from(chance.below(1_760_000_000_000)).expect("a time"),
+                    i64::try_from(rng.below(1_760_000_000_000)).expect("a time"),
                 );
                 let at = at.to_string();
-                let offset = chance.pick(&["Z", "+00:00", "-11:30", "+14:00"]);
-                let fraction = chance.pick(&["", ".5", ".123", ".123456789"]);
+                let offset = rng.pick(&["Z", "+00:00", "-11:30", "+14:00"]);
+                let fraction = rng.pick(&["", ".5", ".123", ".123456789"]);
                 // Shortly after the epoch, an offset could result in a time before it.
                 return match &at[..4] {
                     "1970" => at,
@@ -207,13 +207,13 @@ impl Schema {
             usize::try_from(rule["maxLength"].as_u64().expect("a length")).expect("a length");
         let rule = self.rule(&rule);
         for _ in 0..TRIES {
-            let alphabet: Vec<_> = chance.pick(&ALPHABETS).chars().collect();
-            let length = match chance.below(4) {
+            let alphabet: Vec<_> = rng.pick(&ALPHABETS).chars().collect();
+            let length = match rng.below(4) {
                 0 => most,
                 1 => 64.min(most),
-                _ => chance.within(1, most),
+                _ => rng.in_range(1, most),
             };
-            let text: String = (0..length).map(|_| *chance.pick(&alphabet)).collect();
+            let text: String = (0..length).map(|_| *rng.pick(&alphabet)).collect();
             if rule.is_valid(&text.as_str().into()) {
                 return text;
             }
@@ -221,19 +221,19 @@ impl Schema {
         panic!("no string is right for {schema}");
     }
 
-    fn number(&self, schema: &Value, chance: &mut Chance) -> f64 {
+    fn number(&self, schema: &Value, rng: &mut Rng) -> f64 {
         let (least, most) = (schema["minimum"].as_f64(), schema["maximum"].as_f64());
         let (least, most) = (least.expect("a least"), most.expect("a most"));
         let rule = self.rule(schema);
         for _ in 0..TRIES {
-            let unit = f64::from(u32::try_from(chance.below(1 << 32)).expect("32 bits"))
+            let unit = f64::from(u32::try_from(rng.below(1 << 32)).expect("32 bits"))
                 / f64::from(u32::MAX);
-            let exponent = i32::try_from(chance.below(260)).expect("an exponent") - 134;
-            let number = match chance.below(8) {
+            let exponent = i32::try_from(rng.below(260)).expect("an exponent") - 134;
+            let number = match rng.below(8) {
                 0 => least,
                 1 => most,
                 2 => 0.0,
-                3 => *chance.pick(&[1e-130, -1e-130, 1e-131, 7.0, -3.0]),
+                3 => *rng.pick(&[1e-130, -1e-130, 1e-131, 7.0, -3.0]),
                 4 => (unit - 0.5) * 10_f64.powi(exponent),
                 5 => ((unit - 0.5) * 200.0).round(),
                 _ => least * (1.0 - unit) + most * unit,
@@ -250,18 +250,18 @@ impl Schema {
     /// # Panics
     /// If the schema accepts one of them.
     #[must_use]
-    pub fn outside(&self, document: &Value) -> Vec<Outside> {
+    pub fn invalid_documents(&self, document: &Value) -> Vec<InvalidDocument> {
         self.places(document).into_iter().map(|place| self.put(document, place)).collect()
     }
 
-    /// Returns one random document of [`Schema::outside`].
+    /// Returns one random document of [`Schema::invalid_documents`].
     ///
     /// # Panics
     /// If the schema accepts it.
     #[must_use]
-    pub fn one_outside(&self, document: &Value, chance: &mut Chance) -> Outside {
+    pub fn random_invalid_document(&self, document: &Value, rng: &mut Rng) -> InvalidDocument {
         let mut places = self.places(document);
-        self.put(document, places.swap_remove(chance.place(places.len())))
+        self.put(document, places.swap_remove(rng.index(places.len())))
     }
 
     fn places(&self, document: &Value) -> Vec<Place> {
@@ -270,11 +270,11 @@ impl Schema {
         places
     }
 
-    fn put(&self, document: &Value, (field, pointer, what, value): Place) -> Outside {
+    fn put(&self, document: &Value, (field, pointer, what, value): Place) -> InvalidDocument {
         let mut outside = document.clone();
         *outside.pointer_mut(&pointer).expect("a place in the document") = value;
-        assert!(!self.takes(&outside), "{what} of {field} is taken by the schema");
-        Outside { field, what, document: outside }
+        assert!(!self.accepts(&outside), "{what} of {field} is taken by the schema");
+        InvalidDocument { field, what, document: outside }
     }
 
     /// Collects changes that each break one keyword.

@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use store::{Commit, Key, StoreError, Table, Transaction};
 use testkit::{
-    chance::Chance,
-    cloud::{Cloud, Entry, Fault, run},
+    cloud::{CallFault, Cloud, Entry, run},
     dynamo::{READINGS, SITES},
+    rng::Rng,
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -31,7 +31,7 @@ async fn create(table: &Table, at: &str, status: &str) -> Result<Commit, StoreEr
 #[test]
 fn a_refused_put_returns_the_existing_row() {
     run(async {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Rng::from_seed(1));
         let table = cloud.table(SITES);
         assert!(matches!(create(&table, "a", "FIRST").await, Ok(Commit::Done)));
         let Ok(Commit::Refused(refused)) = create(&table, "a", "SECOND").await else {
@@ -46,13 +46,13 @@ fn a_refused_put_returns_the_existing_row() {
 #[test]
 fn a_cancelled_transaction_names_the_failed_condition() {
     run(async {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Rng::from_seed(1));
         let table = cloud.table(SITES);
         assert!(matches!(create(&table, "b", "THERE").await, Ok(Commit::Done)));
         let both = Transaction::on(&table).create(&table, &key("a"), &row("NEW"));
         let both = both.create(&table, &key("b"), &row("NEW")).commit().await;
         let Ok(Commit::Refused(refused)) = both else { panic!("{both:?}") };
-        assert!(!refused.concerns(&key("a")));
+        assert!(!refused.contains(&key("a")));
         assert_eq!(refused.row(&key("b")).expect("a row"), Some(row("THERE")));
         assert_eq!(cloud.rows(SITES).len(), 1);
     });
@@ -78,11 +78,11 @@ enum Effect {
 struct Met(End, Effect, u64);
 
 /// Puts rows until that fault occurs.
-fn meet(fault: Fault) -> Met {
+fn meet(fault: CallFault) -> Met {
     run(async {
-        let cloud = Cloud::new(Chance::of(2));
+        let cloud = Cloud::new(Rng::from_seed(2));
         let table = cloud.table(SITES);
-        cloud.disturb(100);
+        cloud.inject_faults(100);
         for n in 0..1_000 {
             let (line, begun) = (cloud.log_length(), Instant::now());
             let of_row = table.clone();
@@ -122,20 +122,20 @@ fn meet(fault: Fault) -> Met {
 
 #[test]
 fn every_fault_has_its_documented_effect() {
-    assert_eq!(meet(Fault::Throttled), Met(End::Transient, Effect::Never, 0));
-    assert_eq!(meet(Fault::ServerError), Met(End::Transient, Effect::Never, 0));
-    assert_eq!(meet(Fault::LostRequest), Met(End::Transient, Effect::Never, 3));
-    assert_eq!(meet(Fault::LostAnswer), Met(End::Transient, Effect::BeforeTheEnd, 3));
-    assert_eq!(meet(Fault::Late), Met(End::Transient, Effect::Later, 3));
-    assert_eq!(meet(Fault::Disconnected), Met(End::Transient, Effect::BeforeTheEnd, 0));
-    assert_eq!(meet(Fault::Slow), Met(End::Answered, Effect::BeforeTheEnd, 2));
-    assert_eq!(meet(Fault::Panic), Met(End::Panicked, Effect::Never, 0));
+    assert_eq!(meet(CallFault::Throttled), Met(End::Transient, Effect::Never, 0));
+    assert_eq!(meet(CallFault::ServerError), Met(End::Transient, Effect::Never, 0));
+    assert_eq!(meet(CallFault::LostRequest), Met(End::Transient, Effect::Never, 3));
+    assert_eq!(meet(CallFault::LostResponse), Met(End::Transient, Effect::BeforeTheEnd, 3));
+    assert_eq!(meet(CallFault::Late), Met(End::Transient, Effect::Later, 3));
+    assert_eq!(meet(CallFault::Disconnected), Met(End::Transient, Effect::BeforeTheEnd, 0));
+    assert_eq!(meet(CallFault::Slow), Met(End::Answered, Effect::BeforeTheEnd, 2));
+    assert_eq!(meet(CallFault::Panic), Met(End::Panicked, Effect::Never, 0));
 }
 
 #[test]
 fn a_call_takes_effect_after_its_caller_stopped_waiting() {
     run(async {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Rng::from_seed(1));
         let table = cloud.table(SITES);
         let put = timeout(Duration::from_micros(1), create(&table, "a", "THERE")).await;
         assert!(put.is_err(), "it was too fast");
@@ -148,21 +148,21 @@ fn a_call_takes_effect_after_its_caller_stopped_waiting() {
 #[test]
 fn only_one_partition_is_throttled_for_a_limited_time() {
     run(async {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Rng::from_seed(1));
         let table = cloud.table(SITES);
         cloud.throttle(vec!["\"row-a\"".to_owned()], Duration::from_mins(1));
         assert!(matches!(create(&table, "row-a", "THERE").await, Err(StoreError::Transient(_))));
         assert!(matches!(create(&table, "row-b", "THERE").await, Ok(Commit::Done)));
         sleep(Duration::from_mins(1)).await;
         assert!(matches!(create(&table, "row-a", "THERE").await, Ok(Commit::Done)));
-        assert_eq!(cloud.faults().into_iter().collect::<Vec<_>>(), [(Fault::Throttled, 1)]);
+        assert_eq!(cloud.faults().into_iter().collect::<Vec<_>>(), [(CallFault::Throttled, 1)]);
     });
 }
 
 #[test]
 fn a_queue_accepts_a_message_unless_it_is_too_large() {
     run(async {
-        let cloud = Cloud::new(Chance::of(1));
+        let cloud = Cloud::new(Rng::from_seed(1));
         let send = async |body: String| {
             let send = cloud.queues().send_message().queue_url("http://cloud/queue");
             send.message_body(body).send().await.is_ok()

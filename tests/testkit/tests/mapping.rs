@@ -12,10 +12,10 @@ use futures_util::future::LocalBoxFuture;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use testkit::{
-    chance::Chance,
     cloud::run,
     golden,
-    mapping::{Disorder, Function, Happening, Mapping, Record, Settings, Stream, event},
+    mapping::{FaultRates, Function, Mapping, MappingEvent, Record, Settings, Stream, event},
+    rng::Rng,
 };
 use tokio::time::sleep;
 
@@ -24,8 +24,8 @@ const SETTINGS: Settings = Settings {
     full_batches: true,
     parallelization_factor: 1,
     bisects: true,
-    most_retries: 3,
-    most_age: Duration::from_hours(1),
+    max_retries: 3,
+    max_age: Duration::from_hours(1),
     timeout: Duration::from_secs(30),
 };
 
@@ -95,7 +95,7 @@ impl<S: Fn(&[Rc<Record>]) -> Result<Value, String> + 'static> Function for Scrip
 
 /// Returns a stream with these texts, put at the same time under one key.
 fn stream(texts: &[&str]) -> Stream {
-    let mut stream = Stream::new(Chance::of(1));
+    let mut stream = Stream::new(Rng::from_seed(1));
     for text in texts {
         stream.put("key", text.as_bytes().to_vec(), Duration::ZERO);
     }
@@ -106,26 +106,26 @@ struct Ran {
     /// The batches in their order.
     batches: Vec<Texts>,
     given_up: Vec<Value>,
-    happenings: BTreeMap<Happening, u32>,
+    mapping_events: BTreeMap<MappingEvent, u32>,
     most_at_once: usize,
 }
 
 fn deliver(
     settings: Settings,
-    disorder: Disorder,
+    fault_rates: FaultRates,
     seed: u64,
     stream: &Stream,
     script: impl Fn(&[Rc<Record>]) -> Result<Value, String> + 'static,
 ) -> Ran {
     run(async {
         let function = Scripted::new(script);
-        let mapping = Mapping::new(settings, disorder, Chance::of(seed), function);
+        let mapping = Mapping::new(settings, fault_rates, Rng::from_seed(seed), function);
         mapping.run(stream).await;
         let function = mapping.function();
         Ran {
             batches: function.batches.borrow().clone(),
             given_up: function.given_up.borrow().clone(),
-            happenings: mapping.happenings(),
+            mapping_events: mapping.event_counts(),
             most_at_once: function.most_at_once.get(),
         }
     })
@@ -148,7 +148,7 @@ fn records_are_delivered_and_given_up_as_aws_writes_them() {
     let record = stream.put("key", b"world".to_vec(), Duration::from_millis(1_250));
     golden::check(env!("CARGO_MANIFEST_DIR"), "kinesis-event", &event(&[record]));
 
-    let ran = deliver(SETTINGS, Disorder::default(), 1, &stream, |_| Err("broken".to_owned()));
+    let ran = deliver(SETTINGS, FaultRates::default(), 1, &stream, |_| Err("broken".to_owned()));
     golden::check(env!("CARGO_MANIFEST_DIR"), "failure-destination", &ran.given_up[0]);
 }
 
@@ -193,8 +193,8 @@ impl Properties {
             batch_size: self.batch_size.unwrap_or(SETTINGS.batch_size),
             parallelization_factor: self.parallelization_factor.unwrap_or(1),
             bisects: self.bisect_batch_on_function_error.unwrap_or(SETTINGS.bisects),
-            most_retries: self.maximum_retry_attempts.map_or(SETTINGS.most_retries, retries),
-            most_age: self.maximum_record_age_in_seconds.map_or(SETTINGS.most_age, age),
+            max_retries: self.maximum_retry_attempts.map_or(SETTINGS.max_retries, retries),
+            max_age: self.maximum_record_age_in_seconds.map_or(SETTINGS.max_age, age),
             ..SETTINGS
         }
     }
@@ -257,7 +257,7 @@ fn cases_shared_with_the_local_stack() {
     let cases: Vec<Case> =
         serde_json::from_str(include_str!("mapping_cases.json")).expect("the cases");
     for Case { name, properties, records, answers, batches, last_batch, done, given_up } in cases {
-        let mut stream = Stream::new(Chance::of(1));
+        let mut stream = Stream::new(Rng::from_seed(1));
         for sent in records {
             let (data, key, at) = match sent {
                 Sent::Text(data) => (data, None, None),
@@ -280,7 +280,7 @@ fn cases_shared_with_the_local_stack() {
             }
             Ok(answer)
         };
-        let ran = deliver(properties.settings(), Disorder::default(), 1, &stream, script);
+        let ran = deliver(properties.settings(), FaultRates::default(), 1, &stream, script);
         if let Some(batches) = batches {
             assert_eq!(ran.batches, batches, "{name}");
         }
@@ -306,26 +306,26 @@ fn cases_shared_with_the_local_stack() {
 fn progress_and_stuck_batches_are_counted() {
     let stream = stream(&["a", "b", "c", "d", "e"]);
     let tries = Cell::new(0);
-    let ran = deliver(SETTINGS, Disorder::default(), 1, &stream, move |records| {
+    let ran = deliver(SETTINGS, FaultRates::default(), 1, &stream, move |records| {
         tries.set(tries.get() + 1);
         let failed = if tries.get() < 4 { vec!["c".to_owned()] } else { Vec::new() };
         Answer::Failed(failed).to(records)
     });
-    assert_eq!(ran.happenings[&Happening::Progressed], 1);
-    assert_eq!(ran.happenings[&Happening::Stuck], 2);
+    assert_eq!(ran.mapping_events[&MappingEvent::Progressed], 1);
+    assert_eq!(ran.mapping_events[&MappingEvent::Stuck], 2);
 }
 
 #[test]
 fn an_invocation_that_exceeds_its_timeout_has_failed() {
-    let settings = Settings { timeout: Duration::from_millis(900), most_retries: 0, ..SETTINGS };
-    let ran = deliver(settings, Disorder::default(), 1, &stream(&["a"]), |_| Ok(json!({})));
-    assert_eq!(ran.happenings[&Happening::TimedOut], 1);
+    let settings = Settings { timeout: Duration::from_millis(900), max_retries: 0, ..SETTINGS };
+    let ran = deliver(settings, FaultRates::default(), 1, &stream(&["a"]), |_| Ok(json!({})));
+    assert_eq!(ran.mapping_events[&MappingEvent::TimedOut], 1);
     assert_eq!(ran.given_up.len(), 1);
 }
 
 /// Returns a stream that is split and merged while a hundred records of ten keys are put on it.
 fn resharded(seed: u64) -> Stream {
-    let mut stream = Stream::new(Chance::of(seed));
+    let mut stream = Stream::new(Rng::from_seed(seed));
     for n in 0..100_u32 {
         if n % 9 == 8 {
             stream.reshard();
@@ -343,7 +343,7 @@ fn a_partition_key_is_in_order_across_shards_and_never_in_two_batches_at_once() 
     for seed in 1..=20 {
         let stream = resharded(seed);
         assert!(stream.shards() > 5, "{} shards", stream.shards());
-        let ran = deliver(settings, Disorder::default(), seed, &stream, |_| Ok(Value::Null));
+        let ran = deliver(settings, FaultRates::default(), seed, &stream, |_| Ok(Value::Null));
         let mut all = ran.batches.concat();
         assert_eq!(all.len(), 100);
         // By key, in the order of their arrival.
@@ -356,9 +356,9 @@ fn a_partition_key_is_in_order_across_shards_and_never_in_two_batches_at_once() 
 
 #[test]
 fn every_record_is_eventually_processed_whatever_lambda_loses() {
-    let disorder = Disorder { crash: 20, lost_answer: 20, replaced_poller: 0, repeat: 20 };
+    let fault_rates = FaultRates { crash: 20, lost_response: 20, replaced_poller: 0, repeat: 20 };
     let settings =
-        Settings { batch_size: 10, most_retries: 1_000, most_age: Duration::MAX, ..SETTINGS };
+        Settings { batch_size: 10, max_retries: 1_000, max_age: Duration::MAX, ..SETTINGS };
     for seed in 1..=20 {
         let stream = resharded(seed);
         let done = Rc::new(RefCell::new(BTreeSet::new()));
@@ -370,7 +370,7 @@ fn every_record_is_eventually_processed_whatever_lambda_loses() {
             });
             // A crash leaves keys that no invocation processes any more.
             let working = Rc::clone(&function.working);
-            let mapping = Mapping::new(settings, disorder, Chance::of(seed), function);
+            let mapping = Mapping::new(settings, fault_rates, Rng::from_seed(seed), function);
             let watched = async {
                 loop {
                     sleep(Duration::from_millis(1)).await;
@@ -382,10 +382,10 @@ fn every_record_is_eventually_processed_whatever_lambda_loses() {
                 () = mapping.run(&stream) => {}
                 () = watched => {}
             }
-            mapping.happenings()
+            mapping.event_counts()
         });
         assert_eq!(done.borrow().len(), 100, "{ran:?}");
-        assert!(ran.contains_key(&Happening::AnswerLost), "{ran:?}");
-        assert!(!ran.contains_key(&Happening::Exhausted), "{ran:?}");
+        assert!(ran.contains_key(&MappingEvent::ResponseLost), "{ran:?}");
+        assert!(!ran.contains_key(&MappingEvent::Exhausted), "{ran:?}");
     }
 }

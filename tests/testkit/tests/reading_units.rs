@@ -10,14 +10,14 @@ use alerting::{
 };
 use aws_sdk_dynamodb::types::AttributeValue;
 use contracts::{
-    EntityType, Metric, Saga, SagaWithSensors, Sensor, SensorId, events::SensorsProvisioned,
-    readings::Bundle,
+    ContextWithSensors, EntityType, Metric, SagaContext, Sensor, SensorId,
+    events::SensorsProvisioned, readings::Bundle,
 };
 use cost::{
     counted::{Alert, Bundles, Readings, Records},
     docs, units,
 };
-use events::publisher::{EventKey, Named, Publisher};
+use events::publisher::{EventKey, PublishRequest, Publisher};
 use flate2::{Compression, read::GzEncoder};
 use lambda::{Deadline, Step};
 use quarantine::Quarantine;
@@ -29,10 +29,10 @@ use telemetry::{
 };
 use testkit::{
     Dynamo,
-    chance::Chance,
     dynamo::{ALERTING, EVENTS, READINGS},
     http::{self, Stub},
     mapping::{self, Stream},
+    rng::Rng,
     sample::{self, noon, saga},
     template::root,
 };
@@ -40,7 +40,7 @@ use testkit::{
 /// A station whose sensors are registered and have alerting, with limits that its day does not exceed.
 struct Station {
     dynamo: Dynamo,
-    saga: Saga,
+    saga: SagaContext,
     sensors: Vec<Sensor>,
 }
 
@@ -61,7 +61,7 @@ impl Station {
         project.run(command, noon(1)).await.expect("known");
         let configure =
             ConfigureAlerting { alerting: dynamo.table(ALERTING), outbox: dynamo.outbox() };
-        let command = SagaWithSensors::new(saga, sensors.clone()).expect("the site's own");
+        let command = ContextWithSensors::new(saga, sensors.clone()).expect("the site's own");
         configure.run(command, noon(1)).await.expect("watched");
         drop(dynamo.take_usage());
         Self { dynamo, saga, sensors }
@@ -94,7 +94,7 @@ impl Station {
             },
         };
         let (mut plain, mut gzip) = (Records::default(), Records::default());
-        let mut stream = Stream::new(Chance::of(1));
+        let mut stream = Stream::new(Rng::from_seed(1));
         let key = self.saga.site_id.to_string();
         let records: Vec<_> = bundles
             .iter()
@@ -112,7 +112,7 @@ impl Station {
             assert_eq!(answer.batch_item_failures, []);
         };
         // A warm function has its sensors in its cache.
-        let known = step.register.admit(self.saga.site_id, self.by_metric().into_values());
+        let known = step.register.check_sensors(self.saga.site_id, self.by_metric().into_values());
         known.await.expect("active sensors");
         drop(dynamo.take_usage());
 
@@ -168,7 +168,7 @@ impl Station {
         bundle.series.truncate(1);
         bundle.series[0].samples.truncate(1);
         bundle.series[0].samples[0].1 = 2e6;
-        let mut stream = Stream::new(Chance::of(1));
+        let mut stream = Stream::new(Rng::from_seed(1));
         let data = serde_json::to_vec(&bundle).expect("JSON");
         let record = stream.put(&self.saga.site_id.to_string(), data, Duration::ZERO);
         let event = to_raw_value(&mapping::event(&[record])).expect("an event");
@@ -190,8 +190,9 @@ impl Station {
         // An event waits for its predecessors, so these are published first and not counted.
         let earlier = self.events().await;
         let before = earlier.len();
-        let named = earlier.iter().map(|row| Named { key: row.into(), record: None }).collect();
-        assert_eq!(publisher.publish(named, deadline()).await.expect("the rows"), []);
+        let requests =
+            earlier.iter().map(|row| PublishRequest { key: row.into(), record: None }).collect();
+        assert_eq!(publisher.publish(requests, deadline()).await.expect("the rows"), []);
         drop(self.dynamo.take_usage());
         let answer = self.detector().handle(&event, deadline()).await.expect("an answer");
         assert_eq!(answer.batch_item_failures, []);
@@ -200,8 +201,9 @@ impl Station {
         let stored = self.events().await;
         assert_eq!(stored.len(), before + 1, "one event");
         let told = stored.into_iter().filter(|row| row.kind == "ReadingBreachedThreshold");
-        let named = told.map(|row| Named { key: EventKey::from(&row), record: None }).collect();
-        let unpublished = publisher.publish(named, deadline()).await.expect("the rows");
+        let requests =
+            told.map(|row| PublishRequest { key: EventKey::from(&row), record: None }).collect();
+        let unpublished = publisher.publish(requests, deadline()).await.expect("the rows");
         assert_eq!(unpublished, []);
         Alert { detect_write_units, publish_write_units: self.dynamo.take_usage().write_units }
     }
@@ -332,9 +334,9 @@ async fn the_docs_show_the_cost_of_a_reading() {
     let right = [false, true, true, true, true, true, true, true, true, true];
     let table = docs::table(&head, &right, &lines).expect("a table");
     eprintln!("{table}");
-    docs::keep_table(&root.join("docs/cost.md"), "reading-units", &table)
+    docs::check_or_update_table(&root.join("docs/cost.md"), "reading-units", &table)
         .expect("as docs/cost.md has it; run `make write-units`");
     let file = root.join("tools/cost/counted/readings.json");
-    docs::keep_json(&file, &Readings { bundles, single, alert })
+    docs::check_or_update_json(&file, &Readings { bundles, single, alert })
         .expect("as the cost model reads it; run `make write-units`");
 }

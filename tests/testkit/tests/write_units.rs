@@ -13,7 +13,8 @@ use billing::{
     stripe::ApiKey,
 };
 use contracts::{
-    Envelope, Failure, Metric, Plan, Saga, SagaWithSensors, Sensor, SensorId, Timestamp,
+    ContextWithSensors, Envelope, Metric, OnboardingFailure, Plan, SagaContext, Sensor, SensorId,
+    Timestamp,
     events::Kits,
     inbound::{KitsDelivered, SensorRequest, SiteRegistration},
     saga::TeardownInput,
@@ -22,7 +23,7 @@ use cost::{
     counted::{Effect, Onboardings},
     docs,
 };
-use events::publisher::{EventKey, Named, Publisher};
+use events::publisher::{EventKey, PublishRequest, Publisher};
 use lambda::{Deadline, Step};
 use quarantine::Quarantine;
 use serde_json::{Value, json};
@@ -84,7 +85,7 @@ struct Account {
     dynamo: Dynamo,
     bus: Stub,
     stripe: Stub,
-    saga: Saga,
+    saga: SagaContext,
     sensors: Vec<Sensor>,
     effects: Vec<Effect>,
     rows: Vec<&'static str>,
@@ -113,10 +114,10 @@ impl Account {
             sites::registration::Registrar { sites: dynamo.table(SITES), outbox: dynamo.outbox() };
         let registered =
             registrar.register("http", "key", registration(), None, now()).await.expect("a site");
-        let saga = Saga::of_site(registered.site_id, Some(uuid()));
+        let saga = SagaContext::for_site(registered.site_id, Some(uuid()));
         let sensors = registration().sensors.into_iter().enumerate();
         let sensors = sensors.map(|(index, request)| Sensor {
-            sensor_id: SensorId::of(saga.onboarding_id, index),
+            sensor_id: SensorId::from_onboarding(saga.onboarding_id, index),
             metric: request.metric,
             unit: request.unit,
             min: request.min,
@@ -146,7 +147,7 @@ impl Account {
         let prices = "community=a,standard=b,professional=c";
         Provider::new(
             self.stripe.url(),
-            KeySource::Given(ApiKey::new("sk_test").expect("a key")),
+            KeySource::Fixed(ApiKey::new("sk_test").expect("a key")),
             Prices::parse("STRIPE_PRICES", prices).expect("prices"),
         )
     }
@@ -155,7 +156,7 @@ impl Account {
     async fn onboard(&mut self) {
         let (saga, outbox) = (self.saga, self.dynamo.outbox());
         let with_sensors =
-            SagaWithSensors::new(saga, self.sensors.clone()).expect("the site's own sensors");
+            ContextWithSensors::new(saga, self.sensors.clone()).expect("the site's own sensors");
         inventory::reserve_kits::ReserveKits {
             inventory: self.dynamo.table(INVENTORY),
             outbox: outbox.clone(),
@@ -255,7 +256,7 @@ impl Account {
             .expect("kits in stock again");
         self.book("release-kits", 1, "tombstone, 3 of stock, `KitsReleased`");
 
-        let failure = Some(Failure {
+        let failure = Some(OnboardingFailure {
             step: "ActivateSite".to_owned(),
             error: "Internal".to_owned(),
             message: "panicked: index out of bounds".to_owned(),
@@ -288,7 +289,7 @@ impl Account {
         // Published one at a time, because they occur one after the other.
         for row in &stored {
             let deadline = Deadline::after(Duration::from_secs(5));
-            let named = vec![Named { key: EventKey::from(row), record: None }];
+            let named = vec![PublishRequest { key: EventKey::from(row), record: None }];
             let unpublished = publisher.publish(named, deadline).await.expect("the rows");
             assert_eq!(unpublished, []);
         }
@@ -379,10 +380,11 @@ async fn the_docs_show_the_cost_of_an_onboarding() {
     ];
     for (name, table) in tables {
         eprintln!("{table}");
-        docs::keep_table(&page, name, &table)
+        docs::check_or_update_table(&page, name, &table)
             .expect("as docs/cost.md has it; run `make write-units`");
     }
     let counted = Onboardings { done: done.effects, undone: undone.effects };
     let file = root.join("tools/cost/counted/onboarding.json");
-    docs::keep_json(&file, &counted).expect("as the cost model reads it; run `make write-units`");
+    docs::check_or_update_json(&file, &counted)
+        .expect("as the cost model reads it; run `make write-units`");
 }

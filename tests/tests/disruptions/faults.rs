@@ -1,4 +1,4 @@
-//! Faults that are caused from outside: the functions have no code for them.
+//! Faults that are injected from outside. The functions have no code for them.
 
 use std::{
     env,
@@ -26,12 +26,14 @@ use serde_json::{Value, json};
 use tests::{
     Stack,
     api::sign,
-    wait::{PATIENCE, until_true},
+    wait::{TIMEOUT, until_true},
 };
+
+const NOT_POISONED: &str = "no thread panics while it holds the lock";
 
 fn root() -> Result<PathBuf> {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-    Ok(tests.parent().context("the workspace")?.to_owned())
+    Ok(tests.parent().context("tests has no parent folder")?.to_owned())
 }
 
 fn local_stack(command: &str) -> Result<()> {
@@ -40,97 +42,100 @@ fn local_stack(command: &str) -> Result<()> {
         .arg(root.join("tools/local/stack.py"))
         .arg(command)
         .output()?;
-    ensure!(output.status.success(), "stack.py {command}: {output:?}");
+    ensure!(output.status.success(), "stack.py {command} failed: {output:?}");
     Ok(())
 }
 
-/// An outage of the payment provider: it does not answer until this ends.
+/// An outage of the payment provider: it does not respond until the outage ends.
 pub struct Outage {
-    over: bool,
+    ended: bool,
 }
 
 impl Outage {
     /// Stops the provider.
-    pub fn begin() -> Result<Self> {
+    pub fn start() -> Result<Self> {
         local_stack("stripe-stop")?;
-        Ok(Self { over: false })
+        Ok(Self { ended: false })
     }
 
     /// Starts the provider again with all its data.
     pub fn end(mut self) -> Result<()> {
-        self.over = true;
+        self.ended = true;
         local_stack("stripe-start")
     }
 }
 
 impl Drop for Outage {
     fn drop(&mut self) {
-        if !self.over
+        if !self.ended
             && let Err(error) = local_stack("stripe-start")
         {
-            eprintln!("the provider is still stopped: {error}");
+            eprintln!("the provider could not be started again: {error}");
         }
     }
 }
 
-/// A server in the provider's place that refuses every call and counts them.
-pub struct Refusing {
+/// A server on the provider's port that refuses every call, and records the times of the calls.
+pub struct RefusingProvider {
     address: SocketAddr,
     calls: Arc<Mutex<Vec<Instant>>>,
-    over: Arc<AtomicBool>,
+    ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Refusing {
-    /// Binds the port of the stopped provider, and answers with that status.
-    pub fn begin(status: u16) -> Result<Self> {
+impl RefusingProvider {
+    /// Binds the port of the stopped provider, and responds with this status.
+    pub fn start(status: u16) -> Result<Self> {
         let port = env::var("FIELDSTATION_STRIPE_PORT").unwrap_or_else(|_| "8420".into());
         let address = format!("127.0.0.1:{port}").parse()?;
-        let listener = TcpListener::bind(address).context("the provider's port")?;
-        let (calls, over) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<AtomicBool>::default());
-        let (seen, ends) = (Arc::clone(&calls), Arc::clone(&over));
+        let listener = TcpListener::bind(address).context("can't listen on the provider's port")?;
+        let (calls, ended) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<AtomicBool>::default());
+        let (thread_calls, thread_ended) = (Arc::clone(&calls), Arc::clone(&ended));
         let thread = thread::spawn(move || {
-            for caller in listener.incoming() {
-                if ends.load(Ordering::SeqCst) {
+            for connection in listener.incoming() {
+                if thread_ended.load(Ordering::SeqCst) {
                     break;
                 }
-                match caller.context("no caller").and_then(|caller| refuse(&caller, status)) {
-                    Ok(()) => seen.lock().expect("no panic here").push(Instant::now()),
-                    Err(error) => eprintln!("a caller was not answered: {error:#}"),
+                match connection
+                    .context("no connection")
+                    .and_then(|connection| refuse(&connection, status))
+                {
+                    Ok(()) => thread_calls.lock().expect(NOT_POISONED).push(Instant::now()),
+                    Err(error) => eprintln!("a call got no response: {error:#}"),
                 }
             }
         });
-        Ok(Self { address, calls, over, thread: Some(thread) })
+        Ok(Self { address, calls, ended, thread: Some(thread) })
     }
 
     /// Returns the time of each call.
     pub fn calls(&self) -> Vec<Instant> {
-        self.calls.lock().expect("no panic here").clone()
+        self.calls.lock().expect(NOT_POISONED).clone()
     }
 }
 
-impl Drop for Refusing {
-    /// Frees the port at once, because the provider starts again on it.
+impl Drop for RefusingProvider {
+    /// Frees the port immediately, because the provider starts again on it.
     fn drop(&mut self) {
-        self.over.store(true, Ordering::SeqCst);
+        self.ended.store(true, Ordering::SeqCst);
         // The thread waits in `accept`; this connection wakes it.
-        let woken = TcpStream::connect(self.address).is_ok();
-        if let Some(thread) = self.thread.take().filter(|_| woken)
+        let is_woken = TcpStream::connect(self.address).is_ok();
+        if let Some(thread) = self.thread.take().filter(|_| is_woken)
             && thread.join().is_err()
         {
-            eprintln!("the provider's stand-in panicked");
+            eprintln!("the provider's stub panicked");
         }
     }
 }
 
 /// Reads a request and refuses it.
-fn refuse(mut caller: &TcpStream, status: u16) -> Result<()> {
-    caller.set_read_timeout(Some(Duration::from_secs(2)))?;
-    let mut reader = BufReader::new(caller);
+fn refuse(mut connection: &TcpStream, status: u16) -> Result<()> {
+    connection.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let mut reader = BufReader::new(connection);
     let mut length = 0;
     loop {
         let mut line = String::new();
-        ensure!(reader.read_line(&mut line)? > 0, "half a request");
+        ensure!(reader.read_line(&mut line)? > 0, "the request is incomplete");
         let line = line.trim().to_ascii_lowercase();
         if line.is_empty() {
             break;
@@ -140,10 +145,10 @@ fn refuse(mut caller: &TcpStream, status: u16) -> Result<()> {
         }
     }
     reader.read_exact(&mut vec![0; length])?;
-    let body = r#"{"error":{"type":"api_error","message":"We are having trouble."}}"#;
+    let body = r#"{"error":{"type":"api_error","message":"The service is unavailable."}}"#;
     let head =
         format!("HTTP/1.1 {status} Refused\r\nconnection: close\r\ncontent-type: application/json");
-    write!(caller, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())?;
+    write!(connection, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())?;
     Ok(())
 }
 
@@ -155,9 +160,9 @@ impl WaitScale {
     pub async fn set(stack: &Stack, scale: f64) -> Result<Self> {
         let config = json!({ "stepfunctions._SFN_WAIT_SCALE": scale });
         let url = stack.endpoint().join("/_ministack/config")?;
-        let sent = reqwest::Client::new().post(url).body(config.to_string()).send().await?;
-        let answer = sent.text().await?;
-        ensure!(answer.contains("_SFN_WAIT_SCALE"), "the emulator did not take it: {answer}");
+        let response = reqwest::Client::new().post(url).body(config.to_string()).send().await?;
+        let text = response.text().await?;
+        ensure!(text.contains("_SFN_WAIT_SCALE"), "the emulator rejected the factor: {text}");
         Ok(Self)
     }
 
@@ -168,30 +173,30 @@ impl WaitScale {
 }
 
 /// A temporarily changed visibility timeout of a queue.
-pub struct Visibility {
+pub struct VisibilityTimeout {
     queue_url: String,
     before: String,
 }
 
-impl Visibility {
+impl VisibilityTimeout {
     /// Sets the timeout in seconds.
     pub async fn set(stack: &Stack, queue: &str, seconds: u32) -> Result<Self> {
         let queue_url = stack.queue_url(queue).await?;
-        let asked = stack
+        let response = stack
             .sqs()
             .get_queue_attributes()
             .queue_url(&queue_url)
             .attribute_names(QueueAttributeName::VisibilityTimeout)
             .send()
             .await?;
-        let before = asked
+        let before = response
             .attributes()
             .and_then(|attributes| attributes.get(&QueueAttributeName::VisibilityTimeout))
-            .context("the queue's visibility time-out")?
+            .context("the queue has no visibility timeout")?
             .clone();
-        let visibility = Self { queue_url, before };
-        visibility.put(stack, &seconds.to_string()).await?;
-        Ok(visibility)
+        let timeout = Self { queue_url, before };
+        timeout.put(stack, &seconds.to_string()).await?;
+        Ok(timeout)
     }
 
     /// Restores the previous timeout.
@@ -212,16 +217,16 @@ impl Visibility {
 }
 
 /// A function whose alias `live` points to a version with a wrong configuration, as after a bad deployment.
-pub struct Broken<'a> {
+pub struct BrokenFunction<'a> {
     stack: &'a Stack,
     function: String,
     good_version: Value,
     good_variables: Value,
 }
 
-impl<'a> Broken<'a> {
+impl<'a> BrokenFunction<'a> {
     /// Publishes a version with one environment variable changed, and points the alias to it.
-    pub async fn version(
+    pub async fn deploy(
         stack: &'a Stack,
         function: &str,
         variable: &str,
@@ -234,19 +239,22 @@ impl<'a> Broken<'a> {
         broken.good_version = alias["FunctionVersion"].clone();
         let config = broken.lambda(Method::GET, "configuration", &Value::Null).await?;
         broken.good_variables = config["Environment"]["Variables"].clone();
-        ensure!(broken.good_variables[variable].is_string(), "{variable} is not in {config}");
+        ensure!(
+            broken.good_variables[variable].is_string(),
+            "the function has no variable {variable}: {config}"
+        );
 
         let mut bad_variables = broken.good_variables.clone();
         bad_variables[variable] = json!(value);
         broken.configure(&bad_variables).await?;
         let published = broken.lambda(Method::POST, "versions", &json!({})).await?;
         let bad_version = &published["Version"];
-        ensure!(*bad_version != broken.good_version, "no new version was published");
+        ensure!(*bad_version != broken.good_version, "Lambda published no new version");
         broken.point_to(bad_version).await?;
         Ok(broken)
     }
 
-    /// Runs the work while the function is broken, and rolls back afterwards, even if the work panics.
+    /// Runs `work` while the function is broken. Then rolls back, even if `work` panics.
     pub async fn during<T>(self, work: impl AsyncFnOnce() -> Result<T>) -> Result<T> {
         let outcome = AssertUnwindSafe(work()).catch_unwind().await;
         self.point_to(&self.good_version).await?;
@@ -273,9 +281,9 @@ impl<'a> Broken<'a> {
         let url = self.stack.endpoint().join(&path)?;
         let mut request = client.request(method, url).body(body.clone()).build()?;
         sign(&mut request, "lambda", body.as_bytes())?;
-        let answer = client.execute(request).await?;
-        let (status, text) = (answer.status(), answer.text().await?);
-        ensure!(status.is_success(), "{path}: {status}: {text}");
+        let response = client.execute(request).await?;
+        let (status, text) = (response.status(), response.text().await?);
+        ensure!(status.is_success(), "{path} returned {status}: {text}");
         Ok(serde_json::from_str(&text)?)
     }
 }
@@ -284,7 +292,7 @@ impl<'a> Broken<'a> {
 pub fn pids(stack: &Stack, function: &str) -> Result<Vec<Pid>> {
     let function = stack.named(function);
     let endpoint = stack.endpoint().as_str().trim_end_matches('/');
-    let wanted =
+    let expected =
         [format!("AWS_LAMBDA_FUNCTION_NAME={function}"), format!("AWS_ENDPOINT_URL={endpoint}")];
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
@@ -296,28 +304,28 @@ pub fn pids(stack: &Stack, function: &str) -> Result<Vec<Pid>> {
         let Ok(environment) = fs::read(entry.path().join("environ")) else { continue };
         let environment = String::from_utf8_lossy(&environment);
         let variables = environment.split('\0');
-        if wanted.iter().all(|wanted| variables.clone().any(|variable| variable == wanted)) {
+        if expected.iter().all(|entry| variables.clone().any(|variable| variable == entry)) {
             found.extend(Pid::from_raw(number));
         }
     }
     Ok(found)
 }
 
-/// All processes of a function, stopped by `SIGSTOP`. They continue when this is dropped.
-pub struct Frozen(Vec<Pid>);
+/// All processes of a function, stopped with `SIGSTOP`. They continue when this is dropped.
+pub struct FrozenProcesses(Vec<Pid>);
 
-/// Far less than the duration of a call to the emulator, so an effect of such a call is seen before the next
-/// call.
+/// The length of an interval in which the processes continue. It is much shorter than a call to the emulator, so the
+/// effect of a call is seen before the next call.
 const STEP: Duration = Duration::from_micros(500);
-/// Less than every function's timeout.
-const LONGEST_WALK: Duration = Duration::from_secs(8);
+/// The maximum time of stepping. It is less than every function's timeout.
+const MAX_STEPPING_TIME: Duration = Duration::from_secs(8);
 
-impl Frozen {
-    /// Stops the processes. At least one must wait for work, because a process that starts later is not
+impl FrozenProcesses {
+    /// Stops the processes. There must be at least one idle process, because a process that starts later is not
     /// stopped.
-    pub fn processes(stack: &Stack, function: &str) -> Result<Self> {
+    pub fn stop(stack: &Stack, function: &str) -> Result<Self> {
         let pids = pids(stack, function)?;
-        ensure!(!pids.is_empty(), "{function} has no process yet");
+        ensure!(!pids.is_empty(), "{function} has no process");
         let frozen = Self(pids);
         frozen.signal(Signal::STOP)?;
         Ok(frozen)
@@ -330,25 +338,26 @@ impl Frozen {
 
     fn signal(&self, signal: Signal) -> Result<()> {
         for pid in &self.0 {
-            kill_process(*pid, signal).with_context(|| format!("{signal:?} to {pid:?}"))?;
+            kill_process(*pid, signal)
+                .with_context(|| format!("can't send {signal:?} to {pid:?}"))?;
         }
         Ok(())
     }
 
-    /// Lets the processes continue in short intervals until `look` finds its condition. They are stopped then.
+    /// Lets the processes continue in short intervals until `poll` returns `Ok`. After that, they are stopped.
     pub async fn step_until<T, S: Debug>(
         &self,
         what: &str,
-        look: impl AsyncFn() -> Result<std::result::Result<T, S>>,
+        poll: impl AsyncFn() -> Result<std::result::Result<T, S>>,
     ) -> Result<T> {
-        let begun = Instant::now();
+        let started = Instant::now();
         loop {
-            let saw = match look().await? {
+            let last = match poll().await? {
                 Ok(found) => return Ok(found),
-                Err(saw) => saw,
+                Err(state) => state,
             };
-            if begun.elapsed() > LONGEST_WALK {
-                bail!("walked on for {what}; at last there was {saw:?}");
+            if started.elapsed() > MAX_STEPPING_TIME {
+                bail!("{what}: not reached in time; last state: {last:?}");
             }
             self.signal(Signal::CONT)?;
             thread::sleep(STEP);
@@ -360,7 +369,7 @@ impl Frozen {
     pub async fn kill(mut self) -> Result<()> {
         self.signal(Signal::KILL)?;
         let pids = std::mem::take(&mut self.0);
-        until_true("the processes to be gone", PATIENCE, async || {
+        until_true("the processes to end", TIMEOUT, async || {
             let alive: Vec<_> = pids
                 .iter()
                 .filter(|pid| {
@@ -377,11 +386,11 @@ impl Frozen {
     }
 }
 
-impl Drop for Frozen {
+impl Drop for FrozenProcesses {
     fn drop(&mut self) {
         for pid in &self.0 {
             if let Err(error) = kill_process(*pid, Signal::CONT) {
-                eprintln!("{pid:?} does not go on: {error}");
+                eprintln!("can't continue {pid:?}: {error}");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Identifies the function's process at the other end of a connection by the connection's port.
+//! Finds the process at the other end of a connection by the connection's ports.
 
 use std::{fs, io, path::Path, time::Duration};
 
@@ -12,11 +12,11 @@ pub struct Caller {
     pub pid: Pid,
     /// The function's name in AWS.
     pub function: String,
-    /// `host:port` of the process's own Runtime API.
+    /// `host:port` of the process's Runtime API.
     pub runtime_api: String,
 }
 
-/// Finds the process whose connection to our port `to` comes from its port `from`. Both are on loopback.
+/// Finds the process that has the connection from port `from` to our port `to`. Both are on loopback.
 pub fn find(from: u16, to: u16) -> Result<Caller> {
     let inode = inode(from, to)?;
     let link = format!("socket:[{inode}]");
@@ -35,7 +35,7 @@ pub fn find(from: u16, to: u16) -> Result<Caller> {
                 value.with_context(|| format!("process {number} has no {name}")).map(str::to_owned)
             };
             return Ok(Caller {
-                pid: Pid::from_raw(number).context("a process id")?,
+                pid: Pid::from_raw(number).context("invalid process id")?,
                 function: variable("AWS_LAMBDA_FUNCTION_NAME")?,
                 runtime_api: variable("FIELDSTATION_RUNTIME_API")?,
             });
@@ -69,10 +69,10 @@ fn inode(from: u16, to: u16) -> Result<String> {
             return Ok(inode.to_owned());
         }
     }
-    bail!("the connection from port {from} is gone")
+    bail!("the connection from port {from} is closed")
 }
 
-/// Kills the process with `kill -9`, and returns when it has ended.
+/// Kills the process with `kill -9`, and waits until it has ended.
 pub async fn kill(pid: Pid) -> Result<()> {
     kill_process(pid, Signal::KILL).with_context(|| format!("kill -9 {pid:?}"))?;
     for _ in 0..500 {
@@ -82,5 +82,5 @@ pub async fn kill(pid: Pid) -> Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    bail!("{pid:?} lives on")
+    bail!("{pid:?} did not end")
 }

@@ -16,7 +16,7 @@ pub enum Service {
 
 macro_rules! faults {
     ($($(#[$doc:meta])* $fault:ident = $name:literal;)*) => {
-        /// A fault at a call.
+        /// A fault that is injected at a call.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Fault { $($(#[$doc])* $fault,)* }
 
@@ -51,24 +51,24 @@ faults! {
     KillBefore = "kill-before";
     /// The process is killed after the effect.
     KillAfter = "kill-after";
-    /// [`Fault::ErrorBefore`] at every try of this invocation.
+    /// [`Fault::ErrorBefore`] at every attempt of this invocation.
     ErrorBeforeLasting = "error-before-lasting";
-    /// [`Fault::ErrorAfter`] at every try of this invocation.
+    /// [`Fault::ErrorAfter`] at every attempt of this invocation.
     ErrorAfterLasting = "error-after-lasting";
-    /// [`Fault::Throttle`] at every try of this invocation.
+    /// [`Fault::Throttle`] at every attempt of this invocation.
     ThrottleLasting = "throttle-lasting";
     /// [`Fault::ErrorBefore`], which the provider stores under the call's idempotency key.
     StoredErrorBefore = "stored-error-before";
     /// [`Fault::ErrorAfter`], which the provider stores under the call's idempotency key.
     StoredErrorAfter = "stored-error-after";
-    /// No response until the client times out, and a permanent error to its retry. The effect comes after
-    /// everything was undone.
+    /// No response until the client times out, and a permanent error for its retry. The effect comes after everything
+    /// was undone.
     LateAfterUndo = "late-after-undo";
 }
 
 impl Fault {
-    /// Returns whether every try of the invocation meets the fault.
-    pub fn lasts(self) -> bool {
+    /// Returns whether every attempt of the invocation meets the fault.
+    pub fn is_lasting(self) -> bool {
         matches!(self, Self::ErrorBeforeLasting | Self::ErrorAfterLasting | Self::ThrottleLasting)
     }
 
@@ -77,12 +77,12 @@ impl Fault {
         matches!(self, Self::KillBefore | Self::KillAfter)
     }
 
-    /// Returns whether a retry can't help.
-    pub fn is_final(self) -> bool {
+    /// Returns whether a retry can't succeed.
+    pub fn is_permanent(self) -> bool {
         self == Self::LateAfterUndo
     }
 
-    /// Returns whether the effect comes when no client waits for it any more.
+    /// Returns whether the effect comes after the client has stopped waiting.
     pub fn is_late(self) -> bool {
         matches!(self, Self::Late | Self::LateAfterUndo)
     }
@@ -96,9 +96,9 @@ impl fmt::Display for Fault {
 
 /// The kind of an error response.
 #[derive(Clone, Copy, Debug)]
-pub enum Word {
+pub enum ErrorKind {
     /// An internal error.
-    Broken,
+    Internal,
     /// Throttling.
     Throttled,
     /// A permanent refusal.
@@ -106,18 +106,17 @@ pub enum Word {
 }
 
 /// Returns the status and the body of an error response. `target` is AWS's `X-Amz-Target`.
-pub fn error(service: Service, target: &str, word: Word) -> (StatusCode, Bytes) {
+pub fn error_response(service: Service, target: &str, error: ErrorKind) -> (StatusCode, Bytes) {
     if service == Service::Stripe {
-        let (status, kind, code) = match word {
-            Word::Broken => (500, "api_error", None),
-            Word::Throttled => (429, "invalid_request_error", Some("rate_limit")),
-            Word::Denied => (400, "invalid_request_error", Some("parameter_unknown")),
+        let (status, kind, code) = match error {
+            ErrorKind::Internal => (500, "api_error", None),
+            ErrorKind::Throttled => (429, "invalid_request_error", Some("rate_limit")),
+            ErrorKind::Denied => (400, "invalid_request_error", Some("parameter_unknown")),
         };
-        let body =
-            json!({ "error": { "type": kind, "code": code, "message": "made by the matrix" } });
-        return answer(status, &body.to_string());
+        let body = json!({ "error": { "type": kind, "code": code, "message": "injected by the fault matrix" } });
+        return response(status, &body.to_string());
     }
-    let (namespace, broken, throttled) = match target.split('.').next().unwrap_or_default() {
+    let (namespace, internal, throttled) = match target.split('.').next().unwrap_or_default() {
         "DynamoDB_20120810" => (
             "com.amazonaws.dynamodb.v20120810#",
             "InternalServerError",
@@ -129,16 +128,16 @@ pub fn error(service: Service, target: &str, word: Word) -> (StatusCode, Bytes) 
         "secretsmanager" => ("", "InternalServiceError", "ThrottlingException"),
         _ => ("", "InternalFailure", "ThrottlingException"),
     };
-    let (status, code) = match word {
-        Word::Broken => (500, broken),
-        Word::Throttled => (400, throttled),
-        Word::Denied => (400, "AccessDeniedException"),
+    let (status, code) = match error {
+        ErrorKind::Internal => (500, internal),
+        ErrorKind::Throttled => (400, throttled),
+        ErrorKind::Denied => (400, "AccessDeniedException"),
     };
-    let body = json!({ "__type": format!("{namespace}{code}"), "message": "made by the matrix" });
-    answer(status, &body.to_string())
+    let body = json!({ "__type": format!("{namespace}{code}"), "message": "injected by the fault matrix" });
+    response(status, &body.to_string())
 }
 
-fn answer(status: u16, body: &str) -> (StatusCode, Bytes) {
+fn response(status: u16, body: &str) -> (StatusCode, Bytes) {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     (status, Bytes::copy_from_slice(body.as_bytes()))
 }

@@ -1,14 +1,14 @@
-//! The fault matrix: every fault at every call of every step of an onboarding and of its undo, on the deployed
+//! The fault matrix: injects every fault at every call of every step of an onboarding and its undo, on the deployed
 //! local stack. `make fault-matrix` runs it; docs/fault-matrix.md describes it.
 
-mod books;
 mod callers;
 mod faults;
-mod judge;
+mod invariants;
 mod plan;
 mod provider;
 mod proxy;
 mod report;
+mod snapshot;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -27,26 +27,27 @@ use tests::{
     Stack,
     api::Call,
     sites::{GOOD_CARD, Ids, registration, residue},
-    wait::{Look, PATIENCE, until, until_true},
+    wait::{Poll, TIMEOUT, until, until_true},
 };
 use uuid::Uuid;
 
 use crate::{
-    books::Reader,
     faults::Fault,
-    judge::{End, Reference, Trace},
+    invariants::{FinalState, Outcome, Reference},
     plan::{Case, Phase, Step},
-    proxy::{Armed, Proxy, Seen, Spot},
+    proxy::{ArmedFault, FaultTarget, ObservedInvocation, Proxy},
+    snapshot::SnapshotReader,
 };
 
 /// The number of concurrent onboardings. Each has its own metric, so that its kits can be counted.
-const SIDE_BY_SIDE: usize = 12;
-/// Longer than the lease of an interrupted payment plus the delays of a command that waits for it.
-const LONGEST_SAGA: Duration = Duration::from_mins(4);
-/// The time limit for what follows an onboarding's end: events in transit, or a duplicate delivery.
-const AFTERMATH: Duration = Duration::from_secs(45);
+const CONCURRENCY: usize = 12;
+/// The timeout of a saga. It is longer than the lease of an interrupted payment plus the delays of a command that
+/// waits for it.
+const SAGA_TIMEOUT: Duration = Duration::from_mins(4);
+/// The timeout for work after the end of an onboarding: events in transit, or a duplicate delivery.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// Tries every fault at every call of every step.
+/// Injects every fault at every call of every step.
 #[derive(Debug, Parser)]
 struct Args {
     /// Runs one case of each step and fault
@@ -74,25 +75,26 @@ async fn main() -> ExitCode {
 
 struct Matrix {
     stack: Stack,
-    machines: aws_sdk_sfn::Client,
+    sfn: aws_sdk_sfn::Client,
     proxy: Arc<Proxy>,
-    reader: Reader,
+    reader: SnapshotReader,
     reference: Reference,
-    /// The function and the call that are refused in a case of an undo: the last call of the last step.
-    last: (String, String),
+    /// The function and the name of the last call of the last step. In a case of an undo, this call is refused.
+    last_call: (String, String),
 }
 
-/// A case that was run.
-struct Ran {
+/// The result of a case.
+struct CaseResult {
     case: Case,
     onboarding: OnboardingId,
-    end: Option<End>,
-    wrong: Vec<String>,
+    /// `None` if the case could not be completed.
+    outcome: Option<Outcome>,
+    violations: Vec<String>,
 }
 
 fn port(variable: &str, default: u16) -> Result<u16> {
     let Ok(text) = env::var(variable) else { return Ok(default) };
-    text.parse().with_context(|| format!("{variable} is {text:?}"))
+    text.parse().with_context(|| format!("{variable} is not a port: {text:?}"))
 }
 
 async fn run(args: Args) -> Result<bool> {
@@ -106,22 +108,22 @@ async fn run(args: Args) -> Result<bool> {
         stripe,
     )
     .await?;
-    let metrics = &Metric::ALL[..SIDE_BY_SIDE];
+    let metrics = &Metric::ALL[..CONCURRENCY];
     stack.deliver(metrics, 1000).await?;
 
-    let machines = aws_sdk_sfn::Client::new(stack.config());
-    let reference = Reference { active: Trace::default(), undone: Trace::default() };
-    let reader = Reader::default();
-    let last = (String::new(), String::new());
-    let mut matrix = Matrix { stack, machines, proxy, reader, reference, last };
+    let sfn = aws_sdk_sfn::Client::new(stack.config());
+    let reference = Reference { active: FinalState::default(), undone: FinalState::default() };
+    let reader = SnapshotReader::default();
+    let last_call = (String::new(), String::new());
+    let mut matrix = Matrix { stack, sfn, proxy, reader, reference, last_call };
     let calls = matrix.discover(&steps).await?;
     let all = plan::all(&steps, &calls);
     let cases = match &args.case {
-        Some(name) => all.iter().filter(|case| case.is_meant_by(name)).cloned().collect(),
+        Some(name) => all.iter().filter(|case| case.matches(name)).cloned().collect(),
         None if args.subset => plan::subset(&all),
         None => all.clone(),
     };
-    ensure!(!cases.is_empty(), "there is no such case of the steps and calls above");
+    ensure!(!cases.is_empty(), "no case matches; the steps and calls are listed above");
     if args.list {
         for case in &cases {
             terminal::print(case);
@@ -129,229 +131,268 @@ async fn run(args: Args) -> Result<bool> {
         return Ok(true);
     }
 
-    let ran = matrix.run_all(&cases).await?;
-    let failed: Vec<_> = ran.iter().filter(|ran| !ran.wrong.is_empty()).collect();
-    terminal::print(format_args!("\n{} of {} cases passed", ran.len() - failed.len(), ran.len()));
-    for Ran { case, .. } in &failed {
-        terminal::print(format_args!("failed; alone: make fault-matrix CASE='{case}'"));
+    let results = matrix.run_all(&cases).await?;
+    let failed: Vec<_> = results.iter().filter(|result| !result.violations.is_empty()).collect();
+    terminal::print(format_args!(
+        "\n{} of {} cases passed",
+        results.len() - failed.len(),
+        results.len()
+    ));
+    for CaseResult { case, .. } in &failed {
+        terminal::print(format_args!(
+            "FAILED: {case}; run it alone: make fault-matrix CASE='{case}'"
+        ));
     }
     if failed.is_empty() && cases.len() == all.len() {
-        let ran: Vec<_> = ran.iter().filter_map(|ran| Some((&ran.case, ran.end?))).collect();
-        report::write(&steps, &calls, &ran)?;
+        let outcomes: Vec<_> =
+            results.iter().filter_map(|result| Some((&result.case, result.outcome?))).collect();
+        report::write(&steps, &calls, &outcomes)?;
     }
     Ok(failed.is_empty())
 }
 
 impl Matrix {
-    /// Records the calls of undisturbed onboardings, with new and with warm processes.
-    async fn discover(&mut self, steps: &[Step]) -> Result<HashMap<String, Vec<plan::Call>>> {
+    /// Records the calls of onboardings without faults, with new and with warm processes. Prints them.
+    async fn discover(&mut self, steps: &[Step]) -> Result<HashMap<String, Vec<plan::StepCall>>> {
         let functions: Vec<_> = steps.iter().map(|step| step.function.clone()).collect();
-        let forward = steps.iter().rfind(|step| step.phase == Phase::Forward);
-        let last_step = forward.context("a last step")?;
+        let last_step = steps.iter().rfind(|step| step.phase == Phase::Forward);
+        let last_step = last_step.context("no forward step")?;
         let (mut cold, mut warm) = (Vec::new(), Vec::new());
-        // The functions that start an onboarding are warmed up, so that they do not count as cold below.
-        self.undisturbed(false).await?;
-        self.proxy.only_cold(&functions).await?;
-        self.proxy.only_cold(&[]).await?;
+        // This warms up the functions that start an onboarding, so that their calls do not count as cold below.
+        self.run_without_fault(false).await?;
+        self.proxy.force_cold_starts(&functions).await?;
+        self.proxy.force_cold_starts(&[]).await?;
         for round in 0..3 {
-            let seen = if round == 0 { &mut cold } else { &mut warm };
-            let (ids, calls) = self.undisturbed(false).await?;
-            let of_last = calls.iter().filter(|seen| seen.function == last_step.function);
-            let call = of_last.flat_map(|seen| &seen.calls).next_back();
+            let invocations = if round == 0 { &mut cold } else { &mut warm };
+            let (ids, observed) = self.run_without_fault(false).await?;
+            let of_last_step = observed.iter().filter(|it| it.function == last_step.function);
+            let call = of_last_step.flat_map(|it| &it.calls).next_back();
             let (_, call) = call.with_context(|| format!("no call of {}", last_step.name))?;
-            self.last = (last_step.function.clone(), call.clone());
-            seen.extend(calls);
-            self.reference.active = self.settled(ids.onboarding_id, End::Active).await?;
-            self.stack.site_active(ids.site_id).await?;
-            let (ids, calls) = self.undisturbed(true).await?;
-            seen.extend(calls);
-            self.reference.undone = self.settled(ids.onboarding_id, End::Undone).await?;
-            let left = residue(&self.stack, ids).await?;
-            ensure!(left.is_empty(), "undisturbed, the undoing left {left:?}");
+            self.last_call = (last_step.function.clone(), call.clone());
+            invocations.extend(observed);
+            self.reference.active =
+                self.wait_for_final_state(ids.onboarding_id, Outcome::Active).await?;
+            self.stack.wait_until_active(ids.site_id).await?;
+            let (ids, observed) = self.run_without_fault(true).await?;
+            invocations.extend(observed);
+            self.reference.undone =
+                self.wait_for_final_state(ids.onboarding_id, Outcome::Undone).await?;
+            let residue = residue(&self.stack, ids).await?;
+            ensure!(residue.is_empty(), "an undo without a fault left {residue:?}");
         }
         let calls = plan::calls(steps, &cold, &warm)?;
         for step in steps {
-            let told = calls[&step.name]
+            let names = calls[&step.name]
                 .iter()
                 .map(|call| format!("{}{}", call.name, if call.cold { " (cold)" } else { "" }));
             terminal::print(format_args!(
                 "{:24} {}",
                 step.name,
-                told.collect::<Vec<_>>().join(", ")
+                names.collect::<Vec<_>>().join(", ")
             ));
         }
         Ok(calls)
     }
 
-    async fn undisturbed(&self, undo: bool) -> Result<(Ids, Vec<Seen>)> {
+    /// Runs an onboarding without a fault. With `undo`, its last call is refused. Returns its invocations.
+    async fn run_without_fault(&self, undo: bool) -> Result<(Ids, Vec<ObservedInvocation>)> {
         let key = Uuid::new_v4().to_string();
         let ids = ids(&key);
         self.proxy.watch(ids.onboarding_id.to_string(), key.clone());
         if undo {
-            self.refuse_last(ids);
+            self.refuse_last_call(ids);
         }
         self.register(&key, ids, Metric::ALL[0]).await?;
-        let end = self.over(ids.onboarding_id).await?;
-        ensure!((end == End::Undone) == undo, "undisturbed, it ended as {end:?}");
-        self.quiet(ids.onboarding_id).await?;
+        let outcome = self.wait_for_end(ids.onboarding_id).await?;
+        ensure!(
+            (outcome == Outcome::Undone) == undo,
+            "the onboarding without a fault ended as {outcome:?}"
+        );
+        self.wait_until_idle(ids.onboarding_id).await?;
         Ok((ids, self.proxy.unwatch(&ids.onboarding_id.to_string())))
     }
 
-    /// Returns what an onboarding left, once all its events are published.
-    async fn settled(&self, onboarding: OnboardingId, end: End) -> Result<Trace> {
-        until("all that an undisturbed onboarding leaves", PATIENCE, async || {
-            let books = self.reader.now(&self.stack).await?;
-            let trace = Trace::of(&books, onboarding);
-            let itself = Reference { active: trace.clone(), undone: trace.clone() };
-            let wrong = judge::wrong(&books, &itself, onboarding, end, None);
-            Ok(if wrong.is_empty() { Look::Found(trace) } else { Look::Saw(wrong.join("; ")) })
+    /// Waits until the final state of an onboarding without a fault is complete, and returns it.
+    async fn wait_for_final_state(
+        &self,
+        onboarding: OnboardingId,
+        outcome: Outcome,
+    ) -> Result<FinalState> {
+        until("the final state of an onboarding without a fault", TIMEOUT, async || {
+            let snapshot = self.reader.read(&self.stack).await?;
+            let state = FinalState::read(&snapshot, onboarding);
+            let own_reference = Reference { active: state.clone(), undone: state.clone() };
+            let violations =
+                invariants::violations(&snapshot, &own_reference, onboarding, outcome, None);
+            Ok(if violations.is_empty() {
+                Poll::Ready(state)
+            } else {
+                Poll::Pending(violations.join("; "))
+            })
         })
         .await
     }
 
-    fn refuse_last(&self, ids: Ids) -> Arc<Armed> {
-        let (function, call) = self.last.clone();
-        self.proxy.refuse(Spot { onboarding: ids.onboarding_id.to_string(), function, call })
+    fn refuse_last_call(&self, ids: Ids) -> Arc<ArmedFault> {
+        let (function, call) = self.last_call.clone();
+        self.proxy.refuse(FaultTarget { onboarding: ids.onboarding_id.to_string(), function, call })
     }
 
-    /// Registers a site as a client that repeats its request with the same key until it gets a response.
+    /// Registers a site like a client that repeats its request with the same key until it gets a response.
     async fn register(&self, key: &str, ids: Ids, metric: Metric) -> Result<()> {
         let registration = registration(&format!("matrix {key}"), &[metric], GOOD_CARD);
-        let registered = until("the registration to be accepted", PATIENCE, async || {
-            let answer = self.stack.call(Call::post_site(key, &registration)).await?;
-            Ok(match answer.status {
-                500.. | 429 => Look::Saw(answer),
-                _ => Look::Found(Ids::accepted(&answer)?),
+        let registered = until("the registration to be accepted", TIMEOUT, async || {
+            let response = self.stack.call(Call::post_site(key, &registration)).await?;
+            Ok(match response.status {
+                500.. | 429 => Poll::Pending(response),
+                _ => Poll::Ready(Ids::from_response(&response)?),
             })
         });
         let registered = registered.await?;
-        ensure!(registered == ids, "registered as {registered:?}, and not {ids:?}");
+        ensure!(registered == ids, "registered as {registered:?}, expected {ids:?}");
         Ok(())
     }
 
     /// Waits until the onboarding has ended.
-    async fn over(&self, onboarding: OnboardingId) -> Result<End> {
+    async fn wait_for_end(&self, onboarding: OnboardingId) -> Result<Outcome> {
         let arn = self.stack.onboarding_arn(onboarding)?;
-        until("the onboarding to be over", LONGEST_SAGA, async || {
-            let described = machines::describe(&self.machines, &arn).await;
+        until("the onboarding to end", SAGA_TIMEOUT, async || {
+            let described = machines::describe(&self.sfn, &arn).await;
             let Some(described) = described.context("the execution can't be described")? else {
-                return Ok(Look::Saw("not started".to_owned()));
+                return Ok(Poll::Pending("not started".to_owned()));
             };
             let error = described.error().unwrap_or_default();
             Ok(match described.status() {
                 ExecutionStatus::Running => {
                     tokio::time::sleep(Duration::from_millis(350)).await;
-                    Look::Saw("it runs".to_owned())
+                    Poll::Pending("running".to_owned())
                 }
-                ExecutionStatus::Succeeded => Look::Found(End::Active),
+                ExecutionStatus::Succeeded => Poll::Ready(Outcome::Active),
                 ExecutionStatus::Failed if error != "CompensationIncomplete" => {
-                    Look::Found(End::Undone)
+                    Poll::Ready(Outcome::Undone)
                 }
-                other => bail!("it ended as {other:?}: {error} {:?}", described.cause()),
+                other => {
+                    bail!("the onboarding ended as {other:?}: {error} {:?}", described.cause())
+                }
             })
         })
         .await
     }
 
-    /// Waits until no function processes anything of the onboarding.
-    async fn quiet(&self, onboarding: OnboardingId) -> Result<()> {
-        until_true("its last invocation to be over", AFTERMATH, async || {
-            let busy = self.proxy.busy(&onboarding.to_string());
-            Ok((busy == 0, format!("{busy} invocations")))
+    /// Waits until no invocation of the onboarding is in progress.
+    async fn wait_until_idle(&self, onboarding: OnboardingId) -> Result<()> {
+        until_true("the last invocation to end", SETTLE_TIMEOUT, async || {
+            let count = self.proxy.active_invocations(&onboarding.to_string());
+            Ok((count == 0, format!("{count} invocations in progress")))
         })
         .await
     }
 
-    async fn run_all(&self, cases: &[Case]) -> Result<Vec<Ran>> {
+    async fn run_all(&self, cases: &[Case]) -> Result<Vec<CaseResult>> {
         let (cold, warm): (Vec<_>, Vec<_>) = cases.iter().cloned().partition(|it| it.call.cold);
-        let mut ran = self.run_side_by_side(warm, 0, cases.len()).await?;
+        let mut results = self.run_concurrently(warm, 0, cases.len()).await?;
         if !cold.is_empty() {
             let functions: Vec<_> = cold.iter().map(|case| case.step.function.clone()).collect();
-            self.proxy.only_cold(&functions).await?;
-            ran.extend(self.run_side_by_side(cold, ran.len(), cases.len()).await?);
-            self.proxy.only_cold(&[]).await?;
+            self.proxy.force_cold_starts(&functions).await?;
+            results.extend(self.run_concurrently(cold, results.len(), cases.len()).await?);
+            self.proxy.force_cold_starts(&[]).await?;
         }
 
-        // Check again when nothing is in progress any more, including commands that wait in their queue.
+        // Check all cases again after all work has ended, including commands that wait in their queue.
         for queue in [names::INITIALIZE_SUBSCRIPTION, names::CANCEL_SUBSCRIPTION] {
             let queue = self.stack.queue_url(queue).await?;
-            until_true("the commands' queue to be empty", LONGEST_SAGA, async || {
-                let (waiting, in_work) = self.stack.depth(&queue).await?;
-                Ok((waiting + in_work == 0, format!("{waiting} waiting, {in_work} in work")))
+            until_true("the commands' queue to be empty", SAGA_TIMEOUT, async || {
+                let (visible, in_flight) = self.stack.queue_depth(&queue).await?;
+                Ok((visible + in_flight == 0, format!("{visible} visible, {in_flight} in flight")))
             })
             .await?;
         }
-        // An event that is on the bus but not marked as published is published again by sweep-events, which
-        // runs once a minute and takes events older than a minute.
-        until_true("all events to be published", LONGEST_SAGA, async || {
-            let waiting = self.reader.now(&self.stack).await?.unpublished();
-            Ok((waiting.is_empty(), waiting.join(", ")))
+        // sweep-events publishes an event again if it is on the bus but not marked as published. It runs once a
+        // minute, for events older than a minute.
+        until_true("all events to be published", SAGA_TIMEOUT, async || {
+            let unpublished = self.reader.read(&self.stack).await?.unpublished();
+            Ok((unpublished.is_empty(), unpublished.join(", ")))
         })
         .await?;
-        let books = self.reader.now(&self.stack).await?;
-        let (paying, in_service) = (books.subscribers(), books.in_service());
-        ensure!(paying == in_service, "{paying:?} pay, and {in_service:?} are in service");
-        if ran.iter().all(|ran| ran.wrong.is_empty()) {
-            for metric in &Metric::ALL[..SIDE_BY_SIDE] {
-                let surplus = books.surplus(*metric)?;
-                ensure!(surplus == 0, "at last there are {surplus} kits of {metric} too many");
+        let snapshot = self.reader.read(&self.stack).await?;
+        let (subscribers, active) = (snapshot.subscribers(), snapshot.active());
+        ensure!(
+            subscribers == active,
+            "{subscribers:?} have a subscription, but {active:?} are active"
+        );
+        if results.iter().all(|result| result.violations.is_empty()) {
+            for metric in &Metric::ALL[..CONCURRENCY] {
+                let surplus = snapshot.surplus(*metric)?;
+                ensure!(
+                    surplus == 0,
+                    "after all cases there are {surplus} kits of {metric} too many"
+                );
             }
         }
-        for Ran { case, onboarding, end, wrong } in &mut ran {
-            if let Some(end) = *end
-                && wrong.is_empty()
+        for CaseResult { case, onboarding, outcome, violations } in &mut results {
+            if let Some(outcome) = *outcome
+                && violations.is_empty()
             {
-                *wrong = judge::wrong(&books, &self.reference, *onboarding, end, Some(case));
-                if !wrong.is_empty() {
+                *violations = invariants::violations(
+                    &snapshot,
+                    &self.reference,
+                    *onboarding,
+                    outcome,
+                    Some(case),
+                );
+                if !violations.is_empty() {
                     terminal::print(format_args!(
-                        "FAILED at last: {case}\n    {}",
-                        wrong.join("\n    ")
+                        "FAILED after all cases: {case}\n    {}",
+                        violations.join("\n    ")
                     ));
                 }
             }
         }
-        Ok(ran)
+        Ok(results)
     }
 
-    async fn run_side_by_side(
+    async fn run_concurrently(
         &self,
         cases: Vec<Case>,
-        before: usize,
-        all: usize,
-    ) -> Result<Vec<Ran>> {
-        let waiting = Mutex::new(VecDeque::from(spread(cases)));
-        let ran = Mutex::new(Vec::new());
-        let batched = tokio::sync::Mutex::new(());
-        let lanes = Metric::ALL.iter().take(SIDE_BY_SIDE).map(async |metric| {
+        completed: usize,
+        total: usize,
+    ) -> Result<Vec<CaseResult>> {
+        let pending = Mutex::new(VecDeque::from(interleave(cases)));
+        let results = Mutex::new(Vec::new());
+        let batch_lock = tokio::sync::Mutex::new(());
+        let workers = Metric::ALL.iter().take(CONCURRENCY).map(async |metric| {
             let mut surplus = 0;
             loop {
-                let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                let next = pending.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                 let Some(case) = next else { return anyhow::Ok(()) };
-                let _turn = if case.step.is_batched() { Some(batched.lock().await) } else { None };
-                let begun = Instant::now();
+                let _lock =
+                    if case.step.is_batched() { Some(batch_lock.lock().await) } else { None };
+                let started = Instant::now();
                 let key = Uuid::new_v4().to_string();
-                let tried = self.run_case(&case, &key, *metric, &mut surplus).await;
-                let (end, wrong) = match tried {
-                    Ok((end, wrong)) => (Some(end), wrong),
+                let result = self.run_case(&case, &key, *metric, &mut surplus).await;
+                let (outcome, violations) = match result {
+                    Ok((outcome, violations)) => (Some(outcome), violations),
                     Err(error) => (None, vec![format!("{error:#}")]),
                 };
                 let onboarding = ids(&key).onboarding_id;
-                let seen = self.proxy.unwatch(&onboarding.to_string());
-                let mut ran = ran.lock().unwrap_or_else(PoisonError::into_inner);
-                let number = before + ran.len() + 1;
-                let seconds = begun.elapsed().as_secs_f32();
-                let told = match end {
-                    _ if !wrong.is_empty() => "FAILED",
-                    Some(End::Active) => "active",
+                let invocations = self.proxy.unwatch(&onboarding.to_string());
+                let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+                let number = completed + results.len() + 1;
+                let seconds = started.elapsed().as_secs_f32();
+                let label = match outcome {
+                    _ if !violations.is_empty() => "FAILED",
+                    Some(Outcome::Active) => "active",
                     _ => "undone",
                 };
-                terminal::print(format_args!("[{number:3}/{all}] {told} {seconds:5.1} s  {case}"));
-                if !wrong.is_empty() {
+                terminal::print(format_args!(
+                    "[{number:3}/{total}] {label} {seconds:5.1} s  {case}"
+                ));
+                if !violations.is_empty() {
                     terminal::print(format_args!(
                         "    onboarding {onboarding}\n    {}",
-                        wrong.join("\n    ")
+                        violations.join("\n    ")
                     ));
-                    for Seen { function, calls, outcome, .. } in seen {
+                    for ObservedInvocation { function, calls, outcome, .. } in invocations {
                         let calls: Vec<_> = calls.iter().map(|(_, call)| call.as_str()).collect();
                         terminal::print(format_args!(
                             "    {function}: {} -> {outcome:?}",
@@ -359,87 +400,90 @@ impl Matrix {
                         ));
                     }
                 }
-                ran.push(Ran { case, onboarding, end, wrong });
+                results.push(CaseResult { case, onboarding, outcome, violations });
             }
         });
-        try_join_all(lanes).await?;
-        Ok(ran.into_inner().unwrap_or_else(PoisonError::into_inner))
+        try_join_all(workers).await?;
+        Ok(results.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Runs a case, and returns how the onboarding ended and what is wrong.
+    /// Runs a case. Returns the outcome of the onboarding and the violations.
     async fn run_case(
         &self,
         case: &Case,
         key: &str,
         metric: Metric,
         surplus: &mut i64,
-    ) -> Result<(End, Vec<String>)> {
+    ) -> Result<(Outcome, Vec<String>)> {
         let ids = ids(key);
         let onboarding = ids.onboarding_id;
         self.proxy.watch(onboarding.to_string(), key.to_owned());
-        let spot = Spot {
+        let target = FaultTarget {
             onboarding: onboarding.to_string(),
             function: case.step.function.clone(),
             call: case.call.name.clone(),
         };
-        let armed = self.proxy.arm(spot, case.fault);
-        let refused = (case.step.phase == Phase::Undo).then(|| self.refuse_last(ids));
+        let armed = self.proxy.arm(target, case.fault);
+        let refused = (case.step.phase == Phase::Undo).then(|| self.refuse_last_call(ids));
         self.register(key, ids, metric).await?;
-        let end = self.over(onboarding).await;
+        let outcome = self.wait_for_end(onboarding).await;
         armed.release();
-        let end = end?;
-        until_true("the fault to be over", AFTERMATH, async || {
-            let happened = armed.happened();
-            let waits = happened.first.is_some()
-                && happened.failed.is_none()
-                && (case.fault.is_late() && happened.landed.is_none()
-                    || case.fault == Fault::Duplicate && happened.delivered_twice.is_none());
-            Ok((!waits, format!("{happened:?}")))
+        let outcome = outcome?;
+        until_true("the fault to be complete", SETTLE_TIMEOUT, async || {
+            let state = armed.state();
+            let is_pending = state.first.is_some()
+                && state.failed.is_none()
+                && (case.fault.is_late() && state.late_response.is_none()
+                    || case.fault == Fault::Duplicate && state.duplicate_response.is_none());
+            Ok((!is_pending, format!("{state:?}")))
         })
         .await?;
-        self.quiet(onboarding).await?;
+        self.wait_until_idle(onboarding).await?;
 
-        let mut wrong = Vec::new();
-        let happened = armed.happened();
-        if happened.first.is_none() {
-            wrong.push("the fault did not happen".to_owned());
+        let mut violations = Vec::new();
+        let state = armed.state();
+        if state.first.is_none() {
+            violations.push("the fault did not happen".to_owned());
         }
-        wrong.extend(happened.failed);
+        violations.extend(state.failed);
         if let Some(refused) = refused {
-            if end == End::Active || refused.happened().times == 0 {
-                wrong.push(format!("to be undone, it ended as {end:?}"));
+            if outcome == Outcome::Active || refused.state().times == 0 {
+                violations.push(format!("expected an undo; the outcome is {outcome:?}"));
             }
-        } else if (end == End::Undone) != case.fault.is_final() && !case.fault.kills() {
-            wrong.push(format!("it ended as {end:?}"));
+        } else if (outcome == Outcome::Undone) != case.fault.is_permanent() && !case.fault.kills() {
+            violations.push(format!("unexpected outcome {outcome:?}"));
         }
 
-        let begun = Instant::now();
+        let started = Instant::now();
         loop {
-            let books = self.reader.now(&self.stack).await?;
-            let mut left = judge::wrong(&books, &self.reference, onboarding, end, Some(case));
-            let there = books.surplus(metric)?;
-            if there != *surplus {
-                left.push(format!("kits of {metric}: {there} too many, {surplus} before"));
+            let snapshot = self.reader.read(&self.stack).await?;
+            let mut found =
+                invariants::violations(&snapshot, &self.reference, onboarding, outcome, Some(case));
+            let current = snapshot.surplus(metric)?;
+            if current != *surplus {
+                found.push(format!(
+                    "kits of {metric}: {current} too many, before the case {surplus}"
+                ));
             }
-            if left.is_empty() || begun.elapsed() > AFTERMATH {
-                *surplus = there;
-                wrong.extend(left);
-                return Ok((end, wrong));
+            if found.is_empty() || started.elapsed() > SETTLE_TIMEOUT {
+                *surplus = current;
+                violations.extend(found);
+                return Ok((outcome, violations));
             }
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
     }
 }
 
-/// Returns the ids that a registration over HTTP with that key gets.
+/// Returns the ids of a registration over HTTP with this key.
 fn ids(key: &str) -> Ids {
     let site_id = SiteId::registered("", key);
-    Ids { site_id, onboarding_id: OnboardingId::of(site_id) }
+    Ids { site_id, onboarding_id: OnboardingId::from_site(site_id) }
 }
 
-/// Orders the cases deterministically so that similar ones are apart: those that take long, and those that make
-/// the provider seem unavailable.
-fn spread(cases: Vec<Case>) -> Vec<Case> {
+/// Orders the cases deterministically so that similar ones are apart: slow cases, and cases that make the provider seem
+/// unavailable.
+fn interleave(cases: Vec<Case>) -> Vec<Case> {
     let mut numbered: Vec<_> = (0_u64..).zip(cases).collect();
     numbered.sort_by_key(|(number, _)| number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     numbered.into_iter().map(|(_, case)| case).collect()

@@ -1,4 +1,4 @@
-//! The cases: every step of both state machines, every call that it was seen to make, and every fault.
+//! The cases: every step of both state machines, every observed call of it, and every fault.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -12,14 +12,14 @@ use tests::Stack;
 
 use crate::{
     faults::{Fault, Service},
-    proxy::Seen,
+    proxy::ObservedInvocation,
 };
 
 /// When a function runs during an onboarding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Outside the state machines, in every onboarding.
-    Beside,
+    Outside,
     /// In `site-onboarding`.
     Forward,
     /// In `site-teardown`.
@@ -37,12 +37,12 @@ pub struct Step {
     pub function: String,
 }
 
-/// Functions that no state machine calls, but that every onboarding needs.
-const BESIDE: [&str; 3] = ["CreateSite", "StartOnboarding", "PublishEvents"];
+/// Functions that every onboarding needs, but no state machine calls.
+const OUTSIDE: [&str; 3] = ["CreateSite", "StartOnboarding", "PublishEvents"];
 
 impl Step {
-    /// Returns whether one invocation processes several onboardings. Its calls are attributed to one of them,
-    /// so two cases of such a step can't run at the same time.
+    /// Returns whether one invocation processes several onboardings. Its calls are attributed to one of them, so two
+    /// cases of such a step can't run at the same time.
     pub fn is_batched(&self) -> bool {
         self.name == "PublishEvents"
     }
@@ -51,9 +51,9 @@ impl Step {
 /// Returns the steps of both state machines, and the functions outside them.
 pub fn steps(stack: &Stack) -> Result<Vec<Step>> {
     let mut steps = Vec::new();
-    for name in BESIDE {
+    for name in OUTSIDE {
         let function = stack.named(&kebab(name));
-        steps.push(Step { name: name.to_owned(), phase: Phase::Beside, function });
+        steps.push(Step { name: name.to_owned(), phase: Phase::Outside, function });
     }
     for (machine, phase) in [("site-onboarding", Phase::Forward), ("site-teardown", Phase::Undo)] {
         let file = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -61,7 +61,7 @@ pub fn steps(stack: &Stack) -> Result<Vec<Step>> {
         let machine: Value = serde_json::from_slice(&fs::read(file)?)?;
         let mut next = machine["StartAt"].as_str();
         // In the order of the success path, followed by the states that are not on it.
-        let states = machine["States"].as_object().context("states")?;
+        let states = machine["States"].as_object().context("the machine has no states")?;
         let mut names = Vec::new();
         while let Some(name) = next {
             names.push(name);
@@ -96,7 +96,7 @@ fn kebab(name: &str) -> String {
 /// Returns the function that does a Task state's work, by its name in the template without `Function`. Returns
 /// `None` for a nested execution, which has steps of its own.
 fn function_of(state: &Value) -> Result<Option<String>> {
-    let resource = state["Resource"].as_str().context("a Task's resource")?;
+    let resource = state["Resource"].as_str().context("a Task without a Resource")?;
     let variable = |argument: &str, end: &str| {
         let value = state["Arguments"][argument].as_str().unwrap_or_default();
         let name = value.strip_prefix("${").and_then(|value| value.strip_suffix('}'));
@@ -110,13 +110,13 @@ fn function_of(state: &Value) -> Result<Option<String>> {
             variable("QueueUrl", "QueueUrl").map(Some)
         }
         "arn:aws:states:::states:startExecution.sync:2" => Ok(None),
-        other => bail!("the matrix does not know which function does the work of {other}"),
+        other => bail!("can't derive the function of a Task with the resource {other}"),
     }
 }
 
-/// A call that a step was seen to make.
+/// An observed call of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Call {
+pub struct StepCall {
     /// The name and the ordinal.
     pub name: String,
     /// The service that is called.
@@ -131,14 +131,14 @@ pub struct Case {
     /// The step.
     pub step: Step,
     /// The call.
-    pub call: Call,
+    pub call: StepCall,
     /// The fault.
     pub fault: Fault,
 }
 
 impl Case {
-    /// Returns whether the words match this case. They are a step, a call and a fault, or the first of these.
-    pub fn is_meant_by(&self, words: &str) -> bool {
+    /// Returns whether `words` matches this case. It has a step, a call and a fault, or only the first of them.
+    pub fn matches(&self, words: &str) -> bool {
         let name = self.to_string();
         words.split_whitespace().eq(name.split(' ').take(words.split_whitespace().count()))
     }
@@ -150,46 +150,50 @@ impl fmt::Display for Case {
     }
 }
 
-/// Returns the calls of each step, in order. `cold` are those of new processes, `warm` those of processes that
-/// were used before.
-pub fn calls(steps: &[Step], cold: &[Seen], warm: &[Seen]) -> Result<HashMap<String, Vec<Call>>> {
+/// Returns the calls of each step, in order. `cold` are the invocations of new processes, `warm` those of processes
+/// that were used before.
+pub fn calls(
+    steps: &[Step],
+    cold: &[ObservedInvocation],
+    warm: &[ObservedInvocation],
+) -> Result<HashMap<String, Vec<StepCall>>> {
     let mut calls = HashMap::new();
     for step in steps {
-        let of = |seen: &[Seen]| {
-            let ours = seen.iter().filter(|seen| seen.function == step.function);
+        let calls_of_step = |invocations: &[ObservedInvocation]| {
+            let invocations = invocations.iter().filter(|it| it.function == step.function);
             let mut all: Vec<(Service, String)> = Vec::new();
-            for call in ours.flat_map(|seen| &seen.calls) {
+            for call in invocations.flat_map(|it| &it.calls) {
                 if !all.contains(call) {
                     all.push(call.clone());
                 }
             }
             all
         };
-        let (cold, warm) = (of(cold), of(warm));
+        let (cold, warm) = (calls_of_step(cold), calls_of_step(warm));
         let only_warm: Vec<_> = warm.iter().filter(|call| !cold.contains(call)).cloned().collect();
         let found: Vec<_> = cold
             .into_iter()
             .chain(only_warm)
-            // The number of calls outside the state machines depends on other work.
-            .filter(|(_, name)| step.phase != Phase::Beside || name.ends_with("#1"))
-            .map(|call| Call { cold: !warm.contains(&call), service: call.0, name: call.1 })
-            .filter(|call| step.phase != Phase::Beside || !call.cold)
+            // Outside the state machines, the number of calls depends on other work.
+            .filter(|(_, name)| step.phase != Phase::Outside || name.ends_with("#1"))
+            .map(|call| StepCall { cold: !warm.contains(&call), service: call.0, name: call.1 })
+            .filter(|call| step.phase != Phase::Outside || !call.cold)
             .collect();
-        ensure!(!found.is_empty(), "{} was not seen to call anything", step.name);
+        ensure!(!found.is_empty(), "no call of {} was observed", step.name);
         calls.insert(step.name.clone(), found);
     }
     Ok(calls)
 }
 
-/// Returns whether a fault makes sense at a call.
-fn fits(fault: Fault, step: &Step, call: &Call) -> bool {
-    let keyed = call.service == Service::Stripe && call.name.starts_with("POST");
+/// Returns whether a fault applies to a call.
+fn applies(fault: Fault, step: &Step, call: &StepCall) -> bool {
+    let has_idempotency_key = call.service == Service::Stripe && call.name.starts_with("POST");
     match fault {
         // Only AWS's client repeats a call within an invocation.
         Fault::ErrorBeforeLasting | Fault::ErrorAfterLasting | Fault::ThrottleLasting => {
             call.service == Service::Aws
         }
-        Fault::StoredErrorBefore | Fault::StoredErrorAfter => keyed,
+        Fault::StoredErrorBefore | Fault::StoredErrorAfter => has_idempotency_key,
         // Only a write has an effect that can come late.
         Fault::LateAfterUndo => {
             let writes = ["TransactWriteItems", "PutItem", "UpdateItem"];
@@ -200,11 +204,11 @@ fn fits(fault: Fault, step: &Step, call: &Call) -> bool {
 }
 
 /// Returns all cases.
-pub fn all(steps: &[Step], calls: &HashMap<String, Vec<Call>>) -> Vec<Case> {
+pub fn all(steps: &[Step], calls: &HashMap<String, Vec<StepCall>>) -> Vec<Case> {
     let mut cases = Vec::new();
     for step in steps {
         for call in &calls[&step.name] {
-            for fault in Fault::ALL.iter().copied().filter(|fault| fits(*fault, step, call)) {
+            for fault in Fault::ALL.iter().copied().filter(|fault| applies(*fault, step, call)) {
                 cases.push(Case { step: step.clone(), call: call.clone(), fault });
             }
         }
@@ -212,27 +216,27 @@ pub fn all(steps: &[Step], calls: &HashMap<String, Vec<Call>>) -> Vec<Case> {
     cases
 }
 
-/// Returns one case of each step and fault, taking the step's calls in turn. The result is deterministic.
+/// Returns one case of each step and fault. The faults of a step take its calls in turn. The result is deterministic.
 pub fn subset(cases: &[Case]) -> Vec<Case> {
-    let mut taken = BTreeSet::new();
-    let mut turns = HashMap::<&str, usize>::new();
+    let mut selected = BTreeSet::new();
+    let mut next_calls = HashMap::<&str, usize>::new();
     let mut subset = Vec::new();
     for fault in Fault::ALL {
         let steps: Vec<_> = cases.iter().map(|case| case.step.name.as_str()).collect();
         for step in steps {
-            if !taken.insert((step, *fault)) {
+            if !selected.insert((step, *fault)) {
                 continue;
             }
-            let fitting: Vec<_> = cases
+            let matching: Vec<_> = cases
                 .iter()
                 .filter(|case| case.step.name == step && case.fault == *fault)
                 .collect();
-            if fitting.is_empty() {
+            if matching.is_empty() {
                 continue;
             }
-            let turn = turns.entry(step).or_default();
-            subset.push(fitting[*turn % fitting.len()].clone());
-            *turn += 1;
+            let next_call = next_calls.entry(step).or_default();
+            subset.push(matching[*next_call % matching.len()].clone());
+            *next_call += 1;
         }
     }
     subset

@@ -1,5 +1,5 @@
 //! A proxy between the functions and the services that they call: AWS, the payment provider and their own
-//! Runtime API. It knows each call's process, invocation and onboarding, and causes the faults.
+//! Runtime API. It knows each call's process, invocation and onboarding, and injects the faults.
 
 use std::{
     collections::HashMap,
@@ -31,22 +31,22 @@ use tokio::{
 
 use crate::{
     callers::{self, Caller},
-    faults::{Fault, Service, Word, error},
-    provider::{Key, Memory},
+    faults::{ErrorKind, Fault, Service, error_response},
+    provider::{IdempotencyCache, Lookup},
 };
 
-/// How long a call hangs while its event is delivered a second time. Shorter than the functions' timeout for
-/// AWS, 3 s.
-const HELD: Duration = Duration::from_millis(2400);
-/// Longer than any timeout of the functions.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(12);
-/// The time within which a client that timed out repeats its call: after a backoff, a return to the queue or
-/// the state machine's wait.
-const REPEAT: Duration = Duration::from_secs(8);
+/// The maximum time for which a call hangs while its event is delivered a second time. It is shorter than the
+/// functions' timeout for AWS, 3 s.
+const DUPLICATE_HOLD: Duration = Duration::from_millis(2400);
+/// The maximum wait until a client has disconnected. It is longer than any timeout of the functions.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(12);
+/// The maximum wait until a client repeats a call that timed out: after a backoff, a return to the queue, or the state
+/// machine's wait.
+const REPEAT_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// A request of a function.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct ProxyRequest {
     /// The service that is called.
     pub service: Service,
     /// The HTTP method.
@@ -58,7 +58,7 @@ pub struct Asked {
     pub body: Bytes,
 }
 
-impl Asked {
+impl ProxyRequest {
     fn header(&self, name: &str) -> &str {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
@@ -74,17 +74,17 @@ impl Asked {
             let path = self.path.split('?').next().unwrap_or_default();
             let parts = path.split('/').enumerate();
             let parts: Vec<_> =
-                parts.map(|(place, part)| if place == 3 { "{id}" } else { part }).collect();
+                parts.map(|(index, part)| if index == 3 { "{id}" } else { part }).collect();
             return format!("{}{}", self.method, parts.join("/"));
         }
         let Some((service, operation)) = self.target().split_once('.') else {
             return format!("{}{}", self.method, self.path);
         };
-        let kind = (service == "DynamoDB_20120810").then(|| self.kind_of_row()).flatten();
+        let kind = (service == "DynamoDB_20120810").then(|| self.row_kind()).flatten();
         kind.map_or_else(|| operation.to_owned(), |kind| format!("{operation}({kind})"))
     }
 
-    fn kind_of_row(&self) -> Option<String> {
+    fn row_kind(&self) -> Option<String> {
         let body: Value = serde_json::from_slice(&self.body).ok()?;
         let key = body.get("Key").or_else(|| body.get("Item"))?;
         let id = key.get("id").or_else(|| key.get("row"))?;
@@ -94,13 +94,13 @@ impl Asked {
 
 /// The response to a request.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct ProxyResponse {
     status: StatusCode,
     headers: HeaderMap,
     body: Bytes,
 }
 
-impl Answer {
+impl ProxyResponse {
     /// Creates a response with a JSON body.
     pub fn new(status: u16, body: String) -> Self {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -118,13 +118,13 @@ impl Answer {
         self
     }
 
-    fn error(asked: &Asked, word: Word) -> Self {
-        let (status, body) = error(asked.service, asked.target(), word);
-        let kind = match asked.service {
+    fn error(request: &ProxyRequest, kind: ErrorKind) -> Self {
+        let (status, body) = error_response(request.service, request.target(), kind);
+        let content_type = match request.service {
             Service::Aws => "application/x-amz-json-1.0",
             Service::Stripe => "application/json",
         };
-        Self { status, headers: HeaderMap::new(), body }.with("content-type", kind)
+        Self { status, headers: HeaderMap::new(), body }.with("content-type", content_type)
     }
 
     fn into_response(self) -> Response<Full<Bytes>> {
@@ -137,19 +137,19 @@ impl Answer {
 
 /// The error that makes the proxy break the connection.
 #[derive(Debug)]
-struct Cut;
+struct ConnectionCut;
 
-impl fmt::Display for Cut {
+impl fmt::Display for ConnectionCut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("cut")
+        f.write_str("the connection is cut")
     }
 }
 
-impl std::error::Error for Cut {}
+impl std::error::Error for ConnectionCut {}
 
 /// A call at which a fault happens.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Spot {
+pub struct FaultTarget {
     /// The onboarding's id.
     pub onboarding: String,
     /// The function's name in AWS.
@@ -161,16 +161,16 @@ pub struct Spot {
 
 /// A fault that waits for its call.
 #[derive(Debug)]
-pub struct Armed {
-    spot: Spot,
-    plot: Plot,
-    state: Mutex<Happened>,
-    /// Notified when the state changes, for instance when the client times out or repeats its call.
+pub struct ArmedFault {
+    target: FaultTarget,
+    action: FaultAction,
+    state: Mutex<FaultState>,
+    /// Notified when the state changes, for example when the client disconnects or repeats its call.
     changed: Notify,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Plot {
+enum FaultAction {
     /// The fault, in the first invocation that makes the call.
     Fault(Fault),
     /// A permanent error, at every call.
@@ -179,29 +179,29 @@ enum Plot {
 
 /// The state of a fault.
 #[derive(Clone, Debug, Default)]
-pub struct Happened {
+pub struct FaultState {
     /// The invocation that met the fault first.
     pub first: Option<String>,
-    /// How often it happened.
+    /// The number of times that it happened.
     pub times: u32,
     /// The response to the late effect.
-    pub landed: Option<String>,
+    pub late_response: Option<String>,
     /// The response to the second delivery.
-    pub delivered_twice: Option<String>,
-    /// Why the fault did not happen as its name says.
+    pub duplicate_response: Option<String>,
+    /// The reason why the fault could not be injected as its name says.
     pub failed: Option<String>,
-    gave_up: bool,
+    disconnected: bool,
     repeated: bool,
     released: bool,
 }
 
-impl Armed {
-    fn lock(&self) -> MutexGuard<'_, Happened> {
+impl ArmedFault {
+    fn lock(&self) -> MutexGuard<'_, FaultState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the current state.
-    pub fn happened(&self) -> Happened {
+    pub fn state(&self) -> FaultState {
         self.lock().clone()
     }
 
@@ -211,14 +211,14 @@ impl Armed {
         self.changed.notify_waiters();
     }
 
-    fn note(&self, note: impl FnOnce(&mut Happened)) {
-        note(&mut self.lock());
+    fn update(&self, change: impl FnOnce(&mut FaultState)) {
+        change(&mut self.lock());
         self.changed.notify_waiters();
     }
 
-    /// Waits until the condition holds or the time is up.
-    async fn until(&self, patience: Duration, holds: impl Fn(&Happened) -> bool) {
-        let waited = async {
+    /// Waits until the condition holds or the time limit expires.
+    async fn wait_until(&self, time_limit: Duration, holds: impl Fn(&FaultState) -> bool) {
+        let wait = async {
             loop {
                 let changed = self.changed.notified();
                 tokio::pin!(changed);
@@ -229,14 +229,14 @@ impl Armed {
                 changed.await;
             }
         };
-        // The caller continues whether the condition holds or not.
-        timeout(patience, waited).await.unwrap_or(());
+        // The caller continues in both cases.
+        timeout(time_limit, wait).await.unwrap_or(());
     }
 }
 
 /// An invocation that has ended or is in progress.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct ObservedInvocation {
     /// The function's name in AWS.
     pub function: String,
     /// The onboarding of its event.
@@ -255,40 +255,40 @@ struct Process {
 
 #[derive(Debug)]
 struct Invocation {
-    request: String,
+    request_id: String,
     event: Bytes,
-    /// The index in `World::seen`, if the event belongs to a watched onboarding.
-    seen: Option<usize>,
+    /// The index in `ProxyState::observed`, if the event belongs to a watched onboarding.
+    observed: Option<usize>,
     onboarding: Option<String>,
     counts: HashMap<String, u32>,
     /// The names of the calls by the client's invocation id, which is the same for retries.
     calls: HashMap<String, String>,
 }
 
-/// A watched onboarding, and the texts by which its events are recognised.
+/// A watched onboarding with the texts that identify its events.
 #[derive(Debug)]
-struct Watched {
+struct WatchedOnboarding {
     onboarding: String,
     /// The idempotency key of its registration. That request has no ids yet.
     key: String,
 }
 
 #[derive(Debug, Default)]
-struct World {
+struct ProxyState {
     processes: HashMap<i32, Process>,
-    watched: Vec<Watched>,
-    armed: Vec<Arc<Armed>>,
-    seen: Vec<Seen>,
+    watched: Vec<WatchedOnboarding>,
+    armed: Vec<Arc<ArmedFault>>,
+    observed: Vec<ObservedInvocation>,
     /// Functions whose processes end after each invocation.
     short_lived: Vec<String>,
 }
 
-/// What the proxy does with a call.
-enum Turn {
+/// The action of the proxy for a call.
+enum CallAction {
     Pass,
     /// The retry of a call whose effect is late.
-    Repeat(Arc<Armed>),
-    Fault(Arc<Armed>, Fault, Bytes),
+    Repeat(Arc<ArmedFault>),
+    Fault(Arc<ArmedFault>, Fault, Bytes),
     Refuse,
 }
 
@@ -299,8 +299,8 @@ pub struct Proxy {
     stripe: String,
     http: reqwest::Client,
     sqs: aws_sdk_sqs::Client,
-    memory: Memory,
-    world: Mutex<World>,
+    cache: IdempotencyCache,
+    state: Mutex<ProxyState>,
 }
 
 impl Proxy {
@@ -316,8 +316,8 @@ impl Proxy {
             stripe,
             http: reqwest::Client::builder().no_proxy().build()?,
             sqs: stack.sqs().clone(),
-            memory: Memory::default(),
-            world: Mutex::default(),
+            cache: IdempotencyCache::default(),
+            state: Mutex::default(),
         });
         for (port, service) in [(aws_port, Service::Aws), (stripe_port, Service::Stripe)] {
             let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -329,54 +329,59 @@ impl Proxy {
         Ok(proxy)
     }
 
-    fn world(&self) -> MutexGuard<'_, World> {
-        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, ProxyState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts to record what is done for the onboarding.
+    /// Starts to record the invocations of the onboarding.
     pub fn watch(&self, onboarding: String, key: String) {
-        self.world().watched.push(Watched { onboarding, key });
+        self.state().watched.push(WatchedOnboarding { onboarding, key });
     }
 
-    /// Stops recording, and returns what was recorded.
-    pub fn unwatch(&self, onboarding: &str) -> Vec<Seen> {
-        let mut world = self.world();
-        world.watched.retain(|watched| watched.onboarding != onboarding);
-        world.armed.retain(|armed| armed.spot.onboarding != onboarding);
-        world.seen.iter().filter(|seen| seen.onboarding == onboarding).cloned().collect()
+    /// Stops recording, and returns the recorded invocations.
+    pub fn unwatch(&self, onboarding: &str) -> Vec<ObservedInvocation> {
+        let mut state = self.state();
+        state.watched.retain(|watched| watched.onboarding != onboarding);
+        state.armed.retain(|armed| armed.target.onboarding != onboarding);
+        state
+            .observed
+            .iter()
+            .filter(|observed| observed.onboarding == onboarding)
+            .cloned()
+            .collect()
     }
 
     /// Returns the number of the onboarding's invocations in progress.
-    pub fn busy(&self, onboarding: &str) -> usize {
-        let world = self.world();
-        let invocations = world.processes.values().filter_map(|it| it.invocation.as_ref());
+    pub fn active_invocations(&self, onboarding: &str) -> usize {
+        let state = self.state();
+        let invocations = state.processes.values().filter_map(|it| it.invocation.as_ref());
         invocations.filter(|it| it.onboarding.as_deref() == Some(onboarding)).count()
     }
 
     /// Arms a fault at a call.
-    pub fn arm(&self, spot: Spot, fault: Fault) -> Arc<Armed> {
-        self.put(spot, Plot::Fault(fault))
+    pub fn arm(&self, target: FaultTarget, fault: Fault) -> Arc<ArmedFault> {
+        self.add_fault(target, FaultAction::Fault(fault))
     }
 
     /// Refuses a call whenever it is made.
-    pub fn refuse(&self, spot: Spot) -> Arc<Armed> {
-        self.put(spot, Plot::Refuse)
+    pub fn refuse(&self, target: FaultTarget) -> Arc<ArmedFault> {
+        self.add_fault(target, FaultAction::Refuse)
     }
 
-    fn put(&self, spot: Spot, plot: Plot) -> Arc<Armed> {
+    fn add_fault(&self, target: FaultTarget, action: FaultAction) -> Arc<ArmedFault> {
         let state = Mutex::default();
-        let armed = Arc::new(Armed { spot, plot, state, changed: Notify::new() });
-        self.world().armed.push(Arc::clone(&armed));
+        let armed = Arc::new(ArmedFault { target, action, state, changed: Notify::new() });
+        self.state().armed.push(Arc::clone(&armed));
         armed
     }
 
-    /// Ends the idle processes of these functions, and from now on each process after its invocation, so that
-    /// every invocation is its process's first. An empty list ends this mode.
-    pub async fn only_cold(&self, functions: &[String]) -> Result<()> {
+    /// Ends the idle processes of these functions, and from now on each process after its invocation. Then every
+    /// invocation is the first of its process. An empty list ends this mode.
+    pub async fn force_cold_starts(&self, functions: &[String]) -> Result<()> {
         let idle: Vec<_> = {
-            let mut world = self.world();
-            functions.clone_into(&mut world.short_lived);
-            let idle = world.processes.iter().filter(|(_, process)| {
+            let mut state = self.state();
+            functions.clone_into(&mut state.short_lived);
+            let idle = state.processes.iter().filter(|(_, process)| {
                 process.invocation.is_none() && functions.contains(&process.function)
             });
             idle.filter_map(|(pid, _)| Pid::from_raw(*pid)).collect()
@@ -389,7 +394,7 @@ impl Proxy {
 
     /// Ends a process, unless the emulator has already ended it.
     async fn end(&self, pid: Pid) -> Result<()> {
-        if self.world().processes.remove(&pid.as_raw_pid()).is_none() {
+        if self.state().processes.remove(&pid.as_raw_pid()).is_none() {
             return Ok(());
         }
         match callers::kill(pid).await {
@@ -403,7 +408,7 @@ impl Proxy {
             let (stream, from) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    eprintln!("the proxy accepts no connection: {error}");
+                    eprintln!("the proxy can't accept a connection: {error}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
@@ -415,15 +420,17 @@ impl Proxy {
                 let serve = service_fn(move |request| async move {
                     let find = async || callers::find(from.port(), local.port());
                     let found = caller.get_or_try_init(find).await;
-                    let told = match found {
-                        Ok(caller) => proxy.answer(service, caller, request).await,
+                    let result = match found {
+                        Ok(caller) => proxy.respond(service, caller, request).await,
                         Err(error) => Err(error),
                     };
-                    told.map_err(|error| {
-                        if !error.is::<Cut>() {
-                            eprintln!("the proxy breaks a connection: {error:#}");
+                    result.map_err(|error| {
+                        if !error.is::<ConnectionCut>() {
+                            eprintln!(
+                                "the proxy closes a connection because of an error: {error:#}"
+                            );
                         }
-                        Cut
+                        ConnectionCut
                     })
                 });
                 // A connection ends because of a fault or because the process has ended. Neither is an error.
@@ -432,127 +439,136 @@ impl Proxy {
         }
     }
 
-    async fn answer(
+    async fn respond(
         self: &Arc<Self>,
         service: Service,
         caller: &Caller,
         request: Request<Incoming>,
     ) -> Result<Response<Full<Bytes>>> {
         let (parts, body) = request.into_parts();
-        let asked = Asked {
+        let request = ProxyRequest {
             service,
             method: parts.method,
-            path: parts.uri.path_and_query().context("a path")?.to_string(),
+            path: parts.uri.path_and_query().context("a request without a path")?.to_string(),
             headers: parts.headers,
             body: body.collect().await?.to_bytes(),
         };
-        let answer = if asked.path.starts_with("/2018-06-01/runtime/") {
-            self.runtime(caller, &asked).await
+        let response = if request.path.starts_with("/2018-06-01/runtime/") {
+            self.runtime(caller, &request).await
         } else {
-            self.call(caller, asked).await
+            self.call(caller, request).await
         };
-        answer.map(Answer::into_response)
+        response.map(ProxyResponse::into_response)
     }
 
-    async fn forward(&self, base: &str, asked: &Asked) -> Result<Answer> {
-        let mut headers = asked.headers.clone();
-        for own in [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING] {
-            headers.remove(own);
+    async fn forward(&self, base: &str, request: &ProxyRequest) -> Result<ProxyResponse> {
+        let mut headers = request.headers.clone();
+        for name in [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING] {
+            headers.remove(name);
         }
-        let url = format!("{base}{}", asked.path);
-        let sent = self.http.request(asked.method.clone(), url).headers(headers);
-        let answer = sent.body(asked.body.clone()).send().await?;
-        let (status, mut headers) = (answer.status(), answer.headers().clone());
-        for own in [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING] {
-            headers.remove(own);
+        let url = format!("{base}{}", request.path);
+        let sent = self.http.request(request.method.clone(), url).headers(headers);
+        let response = sent.body(request.body.clone()).send().await?;
+        let (status, mut headers) = (response.status(), response.headers().clone());
+        for name in [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING] {
+            headers.remove(name);
         }
-        Ok(Answer { status, headers, body: answer.bytes().await? })
+        Ok(ProxyResponse { status, headers, body: response.bytes().await? })
     }
 
     /// Executes the request, even if the client disconnects.
-    async fn effect(self: &Arc<Self>, asked: &Asked) -> Result<Answer> {
-        self.effect_kept_as(asked, None).await
+    async fn execute(self: &Arc<Self>, request: &ProxyRequest) -> Result<ProxyResponse> {
+        self.execute_storing(request, None).await
     }
 
-    /// Like `effect`, but the provider stores `kept` under the call's idempotency key instead of its own
-    /// response.
-    async fn effect_kept_as(
+    /// Like [`Self::execute`], but the provider stores `stored` under the idempotency key instead of its own response.
+    async fn execute_storing(
         self: &Arc<Self>,
-        asked: &Asked,
-        kept: Option<Answer>,
-    ) -> Result<Answer> {
-        let (proxy, asked) = (Arc::clone(self), asked.clone());
-        let done: JoinHandle<Result<Answer>> = tokio::spawn(async move {
-            if asked.service == Service::Aws {
-                return proxy.forward(&proxy.aws, &asked).await;
+        request: &ProxyRequest,
+        stored: Option<ProxyResponse>,
+    ) -> Result<ProxyResponse> {
+        let (proxy, request) = (Arc::clone(self), request.clone());
+        let task: JoinHandle<Result<ProxyResponse>> = tokio::spawn(async move {
+            if request.service == Service::Aws {
+                return proxy.forward(&proxy.aws, &request).await;
             }
-            let key = asked.header("idempotency-key");
+            let key = request.header("idempotency-key");
             if key.is_empty() {
-                return proxy.forward(&proxy.stripe, &asked).await;
+                return proxy.forward(&proxy.stripe, &request).await;
             }
-            if let Key::Known(answer) = proxy.memory.enter(key, &asked) {
-                return Ok(answer);
+            if let Lookup::Known(response) = proxy.cache.claim(key, &request) {
+                return Ok(response);
             }
-            let answer = proxy.forward(&proxy.stripe, &asked).await;
-            proxy.memory.leave(key, kept.as_ref().or(answer.as_ref().ok()));
-            answer
+            let response = proxy.forward(&proxy.stripe, &request).await;
+            proxy.cache.store(key, stored.as_ref().or(response.as_ref().ok()));
+            response
         });
-        done.await?
+        task.await?
     }
 
-    async fn runtime(self: &Arc<Self>, caller: &Caller, asked: &Asked) -> Result<Answer> {
+    async fn runtime(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request: &ProxyRequest,
+    ) -> Result<ProxyResponse> {
         let base = format!("http://{}", caller.runtime_api);
         let pid = caller.pid.as_raw_pid();
-        if asked.method == Method::GET {
-            let known = || Process { function: caller.function.clone(), invocation: None };
-            self.world().processes.entry(pid).or_insert_with(known);
-            let answer = self.forward(&base, asked).await?;
-            if answer.status.is_success() {
-                self.begun(pid, &answer);
+        if request.method == Method::GET {
+            let new_process = || Process { function: caller.function.clone(), invocation: None };
+            self.state().processes.entry(pid).or_insert_with(new_process);
+            let response = self.forward(&base, request).await?;
+            if response.status.is_success() {
+                self.record_start(pid, &response);
             }
-            return Ok(answer);
+            return Ok(response);
         }
-        let outcome = asked.path.rsplit('/').next().unwrap_or_default();
-        let told = String::from_utf8_lossy(&asked.body);
-        let event = self.ended(pid, &format!("{outcome} {told}"));
-        let failed = outcome == "error" || told.contains("itemIdentifier");
-        let answer = self.forward(&base, asked).await;
+        let outcome = request.path.rsplit('/').next().unwrap_or_default();
+        let body = String::from_utf8_lossy(&request.body);
+        let event = self.record_end(pid, &format!("{outcome} {body}"));
+        let failed = outcome == "error" || body.contains("itemIdentifier");
+        let response = self.forward(&base, request).await;
         if let Some(event) = event.filter(|_| failed) {
-            self.deliver_again(&event).await;
+            self.make_visible(&event).await;
         }
-        if self.world().short_lived.contains(&caller.function) {
+        if self.state().short_lived.contains(&caller.function) {
             self.end(caller.pid).await?;
         }
-        answer
+        response
     }
 
     /// Records that the process got an event.
-    fn begun(&self, pid: i32, answer: &Answer) {
-        let mut world = self.world();
-        let World { processes, watched, armed, seen, .. } = &mut *world;
+    fn record_start(&self, pid: i32, response: &ProxyResponse) {
+        let mut state = self.state();
+        let ProxyState { processes, watched, armed, observed, .. } = &mut *state;
         let Some(process) = processes.get_mut(&pid) else { return };
-        let text = String::from_utf8_lossy(&answer.body);
-        let is_about = |it: &&Watched| text.contains(&it.onboarding) || text.contains(&it.key);
+        let text = String::from_utf8_lossy(&response.body);
+        let is_about =
+            |it: &&WatchedOnboarding| text.contains(&it.onboarding) || text.contains(&it.key);
         let about = watched.iter().filter(is_about).map(|it| &it.onboarding);
         let mut about: Vec<_> = about.collect();
         // If the event is about several onboardings, take the one for which a fault is armed at this function.
         about.sort_by_key(|onboarding| {
-            let here = |it: &&Arc<Armed>| {
-                it.spot.onboarding == **onboarding && it.spot.function == process.function
+            let is_here = |it: &&Arc<ArmedFault>| {
+                it.target.onboarding == **onboarding && it.target.function == process.function
             };
-            let waits = armed.iter().find(here).is_some_and(|it| it.lock().first.is_none());
-            !waits
+            let is_waiting = armed.iter().find(is_here).is_some_and(|it| it.lock().first.is_none());
+            !is_waiting
         });
         let onboarding = about.first().map(|onboarding| (*onboarding).clone());
-        let request = answer.headers.get("lambda-runtime-aws-request-id");
+        let request_id = response.headers.get("lambda-runtime-aws-request-id");
         if let Some(onboarding) = onboarding.clone() {
             let function = process.function.clone();
-            seen.push(Seen { function, onboarding, calls: Vec::new(), outcome: None });
+            observed.push(ObservedInvocation {
+                function,
+                onboarding,
+                calls: Vec::new(),
+                outcome: None,
+            });
         }
         process.invocation = Some(Invocation {
-            request: request.and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned(),
-            event: answer.body.clone(),
-            seen: onboarding.is_some().then(|| seen.len() - 1),
+            request_id: request_id.and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned(),
+            event: response.body.clone(),
+            observed: onboarding.is_some().then(|| observed.len() - 1),
             onboarding,
             counts: HashMap::new(),
             calls: HashMap::new(),
@@ -560,17 +576,18 @@ impl Proxy {
     }
 
     /// Records that the process's invocation has ended, and returns its event.
-    fn ended(&self, pid: i32, outcome: &str) -> Option<Bytes> {
-        let mut world = self.world();
-        let invocation = world.processes.get_mut(&pid)?.invocation.take()?;
-        if let Some(seen) = invocation.seen.and_then(|place| world.seen.get_mut(place)) {
-            seen.outcome = Some(outcome.chars().take(300).collect());
+    fn record_end(&self, pid: i32, outcome: &str) -> Option<Bytes> {
+        let mut state = self.state();
+        let invocation = state.processes.get_mut(&pid)?.invocation.take()?;
+        if let Some(observed) = invocation.observed.and_then(|index| state.observed.get_mut(index))
+        {
+            observed.outcome = Some(outcome.chars().take(300).collect());
         }
         Some(invocation.event)
     }
 
-    /// Makes failed messages of a queue visible at once instead of after minutes.
-    async fn deliver_again(&self, event: &Bytes) {
+    /// Makes failed messages of a queue visible immediately, so that they are redelivered without a delay of minutes.
+    async fn make_visible(&self, event: &Bytes) {
         let event: Value = serde_json::from_slice(event).unwrap_or_default();
         for record in event["Records"].as_array().into_iter().flatten() {
             let (Some(handle), Some(source)) =
@@ -579,209 +596,226 @@ impl Proxy {
                 continue;
             };
             let queue = source.rsplit(':').next().unwrap_or_default();
-            let again = async {
+            let change = async {
                 let url = self.sqs.get_queue_url().queue_name(queue).send().await?;
-                let visible = self.sqs.change_message_visibility();
-                let visible = visible.queue_url(url.queue_url().unwrap_or_default());
-                visible.receipt_handle(handle).visibility_timeout(0).send().await?;
+                let request = self.sqs.change_message_visibility();
+                let request = request.queue_url(url.queue_url().unwrap_or_default());
+                request.receipt_handle(handle).visibility_timeout(0).send().await?;
                 anyhow::Ok(())
             };
-            if let Err(error) = again.await {
-                eprintln!("a message of {queue} comes back late: {error:#}");
+            if let Err(error) = change.await {
+                eprintln!("can't make a message of {queue} visible: {error:#}");
             }
         }
     }
 
-    /// Identifies the call, and decides what to do with it.
-    fn turn(&self, caller: &Caller, asked: &Asked) -> Turn {
-        let mut world = self.world();
-        let World { processes, armed, seen, .. } = &mut *world;
+    /// Identifies the call, and chooses the action for it.
+    fn choose_action(&self, caller: &Caller, request: &ProxyRequest) -> CallAction {
+        let mut state = self.state();
+        let ProxyState { processes, armed, observed, .. } = &mut *state;
         let invocation =
             processes.get_mut(&caller.pid.as_raw_pid()).and_then(|it| it.invocation.as_mut());
-        let Some(invocation) = invocation else { return Turn::Pass };
-        let name = asked.name();
-        let repeat = asked.header("amz-sdk-invocation-id").to_owned();
-        let call = if let Some(call) = invocation.calls.get(&repeat) {
+        let Some(invocation) = invocation else { return CallAction::Pass };
+        let name = request.name();
+        let client_id = request.header("amz-sdk-invocation-id").to_owned();
+        let call = if let Some(call) = invocation.calls.get(&client_id) {
             call.clone()
         } else {
             let count = invocation.counts.entry(name.clone()).or_default();
             *count += 1;
             let call = format!("{name}#{count}");
-            if !repeat.is_empty() {
-                invocation.calls.insert(repeat, call.clone());
+            if !client_id.is_empty() {
+                invocation.calls.insert(client_id, call.clone());
             }
-            if let Some(seen) = invocation.seen.and_then(|place| seen.get_mut(place)) {
-                seen.calls.push((asked.service, call.clone()));
+            if let Some(observed) = invocation.observed.and_then(|index| observed.get_mut(index)) {
+                observed.calls.push((request.service, call.clone()));
             }
             call
         };
-        let Some(onboarding) = &invocation.onboarding else { return Turn::Pass };
-        let spot = Spot { onboarding: onboarding.clone(), function: caller.function.clone(), call };
-        for armed in armed.iter().filter(|armed| armed.spot == spot) {
-            let mut happened = armed.lock();
-            let fault = match armed.plot {
-                Plot::Fault(fault) => fault,
-                Plot::Refuse => {
-                    happened.times += 1;
-                    return Turn::Refuse;
+        let Some(onboarding) = &invocation.onboarding else { return CallAction::Pass };
+        let target =
+            FaultTarget { onboarding: onboarding.clone(), function: caller.function.clone(), call };
+        for armed in armed.iter().filter(|armed| armed.target == target) {
+            let mut state = armed.lock();
+            let fault = match armed.action {
+                FaultAction::Fault(fault) => fault,
+                FaultAction::Refuse => {
+                    state.times += 1;
+                    return CallAction::Refuse;
                 }
             };
-            let turn = match &happened.first {
-                None => Turn::Fault(Arc::clone(armed), fault, invocation.event.clone()),
-                Some(first) if fault.lasts() && *first == invocation.request => {
-                    Turn::Fault(Arc::clone(armed), fault, Bytes::new())
+            let action = match &state.first {
+                None => CallAction::Fault(Arc::clone(armed), fault, invocation.event.clone()),
+                Some(first) if fault.is_lasting() && *first == invocation.request_id => {
+                    CallAction::Fault(Arc::clone(armed), fault, Bytes::new())
                 }
-                Some(_) if fault == Fault::Late => Turn::Repeat(Arc::clone(armed)),
-                Some(_) if fault == Fault::LateAfterUndo && !happened.released => Turn::Refuse,
+                Some(_) if fault == Fault::Late => CallAction::Repeat(Arc::clone(armed)),
+                Some(_) if fault == Fault::LateAfterUndo && !state.released => CallAction::Refuse,
                 Some(_) => continue,
             };
-            if matches!(turn, Turn::Fault(..)) {
-                happened.times += 1;
-                happened.first.get_or_insert_with(|| invocation.request.clone());
+            if matches!(action, CallAction::Fault(..)) {
+                state.times += 1;
+                state.first.get_or_insert_with(|| invocation.request_id.clone());
             }
-            return turn;
+            return action;
         }
-        Turn::Pass
+        CallAction::Pass
     }
 
-    async fn call(self: &Arc<Self>, caller: &Caller, asked: Asked) -> Result<Answer> {
-        let (armed, fault, event) = match self.turn(caller, &asked) {
-            Turn::Pass => return self.effect(&asked).await,
-            Turn::Repeat(armed) => {
-                let answer = self.effect(&asked).await;
-                armed.note(|happened| happened.repeated = true);
-                return answer;
+    async fn call(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request: ProxyRequest,
+    ) -> Result<ProxyResponse> {
+        let (armed, fault, event) = match self.choose_action(caller, &request) {
+            CallAction::Pass => return self.execute(&request).await,
+            CallAction::Repeat(armed) => {
+                let response = self.execute(&request).await;
+                armed.update(|state| state.repeated = true);
+                return response;
             }
-            Turn::Refuse => return Ok(Answer::error(&asked, Word::Denied)),
-            Turn::Fault(armed, fault, event) => (armed, fault, event),
+            CallAction::Refuse => return Ok(ProxyResponse::error(&request, ErrorKind::Denied)),
+            CallAction::Fault(armed, fault, event) => (armed, fault, event),
         };
-        let answer = self.bring_about(fault, &armed, caller, asked, event).await;
-        if let Err(error) = &answer
-            && !error.is::<Cut>()
+        let response = self.inject(fault, &armed, caller, request, event).await;
+        if let Err(error) = &response
+            && !error.is::<ConnectionCut>()
         {
-            armed.note(|happened| happened.failed = Some(format!("{error:#}")));
+            armed.update(|state| state.failed = Some(format!("{error:#}")));
         }
-        answer
+        response
     }
 
-    async fn bring_about(
+    async fn inject(
         self: &Arc<Self>,
         fault: Fault,
-        armed: &Arc<Armed>,
+        armed: &Arc<ArmedFault>,
         caller: &Caller,
-        asked: Asked,
+        request: ProxyRequest,
         event: Bytes,
-    ) -> Result<Answer> {
-        let broken = Answer::error(&asked, Word::Broken);
+    ) -> Result<ProxyResponse> {
+        let error = ProxyResponse::error(&request, ErrorKind::Internal);
         match fault {
-            Fault::ErrorBefore | Fault::ErrorBeforeLasting => Ok(broken),
+            Fault::ErrorBefore | Fault::ErrorBeforeLasting => Ok(error),
             Fault::ErrorAfter | Fault::ErrorAfterLasting => {
-                self.effect(&asked).await?;
-                Ok(broken)
+                self.execute(&request).await?;
+                Ok(error)
             }
-            Fault::Throttle | Fault::ThrottleLasting => Ok(Answer::error(&asked, Word::Throttled)),
+            Fault::Throttle | Fault::ThrottleLasting => {
+                Ok(ProxyResponse::error(&request, ErrorKind::Throttled))
+            }
             Fault::StoredErrorBefore => {
-                let key = asked.header("idempotency-key");
-                if let Key::New = self.memory.enter(key, &asked) {
-                    self.memory.leave(key, Some(&broken));
+                let key = request.header("idempotency-key");
+                if let Lookup::New = self.cache.claim(key, &request) {
+                    self.cache.store(key, Some(&error));
                 }
-                Ok(broken)
+                Ok(error)
             }
             Fault::StoredErrorAfter => {
-                self.effect_kept_as(&asked, Some(broken.clone())).await?;
-                Ok(broken)
+                self.execute_storing(&request, Some(error.clone())).await?;
+                Ok(error)
             }
-            Fault::CutBefore => Err(Cut.into()),
+            Fault::CutBefore => Err(ConnectionCut.into()),
             Fault::CutAfter => {
-                self.effect(&asked).await?;
-                Err(Cut.into())
+                self.execute(&request).await?;
+                Err(ConnectionCut.into())
             }
             Fault::KillBefore | Fault::KillAfter => {
                 if fault == Fault::KillAfter {
-                    self.effect(&asked).await?;
+                    self.execute(&request).await?;
                 }
                 self.kill(caller).await?;
-                Err(Cut.into())
+                Err(ConnectionCut.into())
             }
             Fault::Duplicate => {
-                let again = tokio::spawn(Arc::clone(self).deliver_twice(
+                let delivery = tokio::spawn(Arc::clone(self).deliver_twice(
                     Arc::clone(armed),
                     caller.function.clone(),
                     event,
                 ));
-                // Continue after this time in any case: the first call must not exceed its client's timeout.
-                timeout(HELD, again).await.ok();
-                self.effect(&asked).await
+                // Continue even if the delivery has not ended: the call must not exceed its client's timeout.
+                timeout(DUPLICATE_HOLD, delivery).await.ok();
+                self.execute(&request).await
             }
             Fault::Late | Fault::LateAfterUndo => {
-                tokio::spawn(Arc::clone(self).land(Arc::clone(armed), fault, asked));
-                let _gone = Gone(Arc::clone(armed));
+                tokio::spawn(Arc::clone(self).apply_late_effect(Arc::clone(armed), fault, request));
+                let _guard = DisconnectGuard(Arc::clone(armed));
                 std::future::pending().await
             }
         }
     }
 
-    /// Kills the process. Its event is delivered again as on AWS, only sooner. This runs in a task of its own,
-    /// because the process's own call ends with the process.
+    /// Kills the process. Its event is redelivered as on AWS, but sooner. A separate task does this, because the
+    /// process's own call ends with the process.
     async fn kill(self: &Arc<Self>, caller: &Caller) -> Result<()> {
         let (proxy, pid) = (Arc::clone(self), caller.pid);
-        let killed: JoinHandle<Result<()>> = tokio::spawn(async move {
-            let event = proxy.ended(pid.as_raw_pid(), "killed");
-            // A process that had already ended was not killed at this call.
-            proxy.world().processes.remove(&pid.as_raw_pid());
+        let task: JoinHandle<Result<()>> = tokio::spawn(async move {
+            let event = proxy.record_end(pid.as_raw_pid(), "killed");
+            // Fails if the process had already ended, because then it was not killed at this call.
+            proxy.state().processes.remove(&pid.as_raw_pid());
             callers::kill(pid).await?;
             if let Some(event) = event {
-                proxy.deliver_again(&event).await;
+                proxy.make_visible(&event).await;
             }
             Ok(())
         });
-        killed.await?
+        task.await?
     }
 
     /// Delivers the function's current event a second time.
-    async fn deliver_twice(self: Arc<Self>, armed: Arc<Armed>, function: String, event: Bytes) {
-        let again = async {
+    async fn deliver_twice(
+        self: Arc<Self>,
+        armed: Arc<ArmedFault>,
+        function: String,
+        event: Bytes,
+    ) {
+        let invocation = async {
             let path = format!("/2015-03-31/functions/{function}:live/invocations");
             let request = self.http.post(format!("{}{path}", self.aws)).body(event.clone());
             let mut request = request.build()?;
             sign(&mut request, "lambda", &event)?;
-            let answer = self.http.execute(request).await?;
-            let status = answer.status();
-            let text = answer.text().await?;
+            let response = self.http.execute(request).await?;
+            let status = response.status();
+            let text = response.text().await?;
             ensure!(status.is_success(), "{status}: {text}");
             Ok(text)
         };
-        let told = again.await;
-        armed.note(|happened| match told {
-            Ok(answer) => happened.delivered_twice = Some(answer),
-            Err(error) => happened.failed = Some(format!("not delivered twice: {error:#}")),
+        let result = invocation.await;
+        armed.update(|state| match result {
+            Ok(response) => state.duplicate_response = Some(response),
+            Err(error) => state.failed = Some(format!("the second delivery failed: {error:#}")),
         });
     }
 
     /// Executes the late effect, after the client has stopped waiting.
-    async fn land(self: Arc<Self>, armed: Arc<Armed>, fault: Fault, asked: Asked) {
-        armed.until(LONGEST_PATIENCE, |happened| happened.gave_up).await;
+    async fn apply_late_effect(
+        self: Arc<Self>,
+        armed: Arc<ArmedFault>,
+        fault: Fault,
+        request: ProxyRequest,
+    ) {
+        armed.wait_until(DISCONNECT_TIMEOUT, |state| state.disconnected).await;
         if fault == Fault::Late {
-            armed.until(REPEAT, |happened| happened.repeated).await;
+            armed.wait_until(REPEAT_TIMEOUT, |state| state.repeated).await;
         } else {
-            armed.until(Duration::from_mins(5), |happened| happened.released).await;
+            armed.wait_until(Duration::from_mins(5), |state| state.released).await;
         }
-        let told = self.effect(&asked).await;
-        armed.note(|happened| match told {
-            Ok(answer) => {
-                let text = String::from_utf8_lossy(&answer.body);
-                happened.landed = Some(format!("{} {text}", answer.status));
+        let result = self.execute(&request).await;
+        armed.update(|state| match result {
+            Ok(response) => {
+                let text = String::from_utf8_lossy(&response.body);
+                state.late_response = Some(format!("{} {text}", response.status));
             }
-            Err(error) => happened.failed = Some(format!("no late effect: {error:#}")),
+            Err(error) => state.failed = Some(format!("the late effect failed: {error:#}")),
         });
     }
 }
 
-/// Records that the client has disconnected.
-struct Gone(Arc<Armed>);
+/// Records on drop that the client has disconnected.
+struct DisconnectGuard(Arc<ArmedFault>);
 
-impl Drop for Gone {
+impl Drop for DisconnectGuard {
     fn drop(&mut self) {
-        self.0.note(|happened| happened.gave_up = true);
+        self.0.update(|state| state.disconnected = true);
     }
 }

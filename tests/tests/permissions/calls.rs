@@ -1,5 +1,5 @@
-//! The requests that a role could make: for each resource of the stack, every action that would read, change or
-//! delete it. Each request would take effect if it were allowed.
+//! The requests of the permission test: for each resource of the stack, every action that reads, changes or deletes
+//! it. An allowed request would take effect.
 
 use std::collections::BTreeMap;
 
@@ -15,21 +15,21 @@ use tests::{Stack, api};
 
 use crate::grants::Deployed;
 
-/// The name of everything that a refused request would have created.
-pub const MARK: &str = "asked-without-permission";
+/// The name of everything that a request would create if it were allowed.
+pub const MARKER: &str = "requested-without-permission";
 
 /// A request that needs one permission.
 #[derive(Clone, Debug)]
-pub struct Call {
+pub struct RoleRequest {
     /// The action of the permission.
     pub action: &'static str,
     /// The ARN of the permission's resource.
     pub arn: String,
-    request: Request,
+    request: HttpRequest,
 }
 
 #[derive(Clone, Debug)]
-enum Request {
+enum HttpRequest {
     /// A service that takes JSON, and the operation in a header.
     Target { service: &'static str, target: String, body: Value },
     /// A service that takes method, path and body.
@@ -47,7 +47,7 @@ pub struct Http {
 
 impl Http {
     /// Creates a client of the emulator that runs the stack.
-    pub fn to(stack: &Stack) -> Result<Self> {
+    pub fn new(stack: &Stack) -> Result<Self> {
         let client = reqwest::Client::builder().no_proxy().build()?;
         Ok(Self { endpoint: stack.endpoint().clone(), client })
     }
@@ -55,35 +55,37 @@ impl Http {
 
 /// The response to a request.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     pub text: String,
 }
 
-impl Answer {
-    /// Returns whether the response denies that action, by the role's policy or by the resource's. A resource's
-    /// policy names the action in lower case.
+impl Response {
+    /// Returns whether the response denies this action because of the role's or the resource's policy. For a resource's
+    /// policy, the response has the action in lower case.
     pub fn denies(&self, action: &str) -> bool {
-        let refuses =
+        let has_message =
             |action: &str| self.text.contains(&format!("is not authorized to perform: {action} "));
         let by_resource = self.text.contains("explicit deny in a resource-based policy")
-            && refuses(&action.to_lowercase());
-        self.status == 403 && self.text.contains("AccessDenied") && (refuses(action) || by_resource)
+            && has_message(&action.to_lowercase());
+        self.status == 403
+            && self.text.contains("AccessDenied")
+            && (has_message(action) || by_resource)
     }
 }
 
-impl Call {
-    /// Sends the request with those credentials.
-    pub async fn send(&self, http: &Http, credentials: Credentials) -> Result<Answer> {
+impl RoleRequest {
+    /// Sends the request with these credentials.
+    pub async fn send(&self, http: &Http, credentials: Credentials) -> Result<Response> {
         let (service, method, path, content_type, body) = match &self.request {
-            Request::Target { service, body, .. } => {
+            HttpRequest::Target { service, body, .. } => {
                 let kind = "application/x-amz-json-1.0";
                 (*service, Method::POST, "/", kind, body.to_string())
             }
-            Request::Rest { service, method, path, body } => {
+            HttpRequest::Rest { service, method, path, body } => {
                 (*service, method.clone(), path.as_str(), "application/json", (*body).to_owned())
             }
-            Request::Form { service, body } => {
+            HttpRequest::Form { service, body } => {
                 let kind = "application/x-www-form-urlencoded";
                 (*service, Method::POST, "/", kind, body.clone())
             }
@@ -92,13 +94,13 @@ impl Call {
         let mut request = http.client.request(method, url).body(body.clone()).build()?;
         let headers = request.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        if let Request::Target { target, .. } = &self.request {
+        if let HttpRequest::Target { target, .. } = &self.request {
             let name = HeaderName::from_static("x-amz-target");
             headers.insert(name, HeaderValue::from_str(target)?);
         }
         api::sign_as(credentials, &mut request, service, body.as_bytes())?;
         let response = http.client.execute(request).await.context(self.action)?;
-        Ok(Answer { status: response.status().as_u16(), text: response.text().await? })
+        Ok(Response { status: response.status().as_u16(), text: response.text().await? })
     }
 }
 
@@ -115,50 +117,33 @@ pub async fn assume(http: &Http, role: &str, session: &str) -> Result<Credential
         ),
     );
     let developer = Credentials::new("test", "test", None, None, "local stack");
-    let answer = call.send(http, developer).await?;
-    ensure!(answer.status == 200, "{role} can't be assumed: {answer:?}");
+    let response = call.send(http, developer).await?;
+    ensure!(response.status == 200, "can't assume {role}: {response:?}");
     let member = |name: &str| {
-        let (_, rest) = answer.text.split_once(&format!("<{name}>"))?;
+        let (_, rest) = response.text.split_once(&format!("<{name}>"))?;
         rest.split_once("</").map(|(value, _)| value.to_owned())
     };
     Ok(Credentials::new(
-        member("AccessKeyId").context("a key's id")?,
-        member("SecretAccessKey").context("a key")?,
+        member("AccessKeyId").context("the response has no AccessKeyId")?,
+        member("SecretAccessKey").context("the response has no SecretAccessKey")?,
         member("SessionToken"),
         None,
         "the role",
     ))
 }
 
-/// Returns every request, for the resources of the template.
-pub fn all(template: &Template, deployed: &Deployed) -> Vec<Call> {
+/// Returns all requests for the resources of the template.
+pub fn all(template: &Template, deployed: &Deployed) -> Vec<RoleRequest> {
     let mut calls = Vec::new();
     for (id, table) in template.resources("AWS::DynamoDB::Table") {
         on_table(&mut calls, deployed, id, &table["Properties"]);
     }
     for id in template.resources("AWS::SQS::Queue").into_keys() {
-        let (arn, url) = (deployed.arn(id), deployed.id(id));
-        let mut call = |action, more: Value| {
-            calls.push(target(
-                "sqs",
-                "AmazonSQS",
-                action,
-                &arn,
-                with(json!({"QueueUrl": url}), more),
-            ));
-        };
-        call("sqs:SendMessage", json!({"MessageBody": MARK}));
-        call("sqs:ReceiveMessage", json!({}));
-        call("sqs:DeleteMessage", json!({"ReceiptHandle": MARK}));
-        call("sqs:ChangeMessageVisibility", json!({"ReceiptHandle": MARK, "VisibilityTimeout": 0}));
-        call("sqs:GetQueueAttributes", json!({}));
-        call("sqs:SetQueueAttributes", json!({"Attributes": {"VisibilityTimeout": "0"}}));
-        call("sqs:PurgeQueue", json!({}));
-        call("sqs:DeleteQueue", json!({}));
+        on_queue(&mut calls, deployed, id);
     }
     for id in template.resources("AWS::Kinesis::Stream").into_keys() {
         let (arn, name) = (deployed.arn(id), deployed.id(id));
-        let record = json!({"Data": "e30=", "PartitionKey": MARK});
+        let record = json!({"Data": "e30=", "PartitionKey": MARKER});
         let from = json!({"ShardId": "shardId-000000000000", "ShardIteratorType": "TRIM_HORIZON"});
         let mut call = |action, more: Value| {
             let body = with(json!({"StreamName": name, "StreamARN": arn}), more);
@@ -167,7 +152,7 @@ pub fn all(template: &Template, deployed: &Deployed) -> Vec<Call> {
         call("kinesis:PutRecord", record.clone());
         call("kinesis:PutRecords", json!({"Records": [record]}));
         call("kinesis:GetShardIterator", from);
-        call("kinesis:GetRecords", json!({"ShardIterator": MARK}));
+        call("kinesis:GetRecords", json!({"ShardIterator": MARKER}));
         call("kinesis:ListShards", json!({}));
         call("kinesis:DescribeStream", json!({}));
         call("kinesis:DescribeStreamSummary", json!({}));
@@ -177,13 +162,14 @@ pub fn all(template: &Template, deployed: &Deployed) -> Vec<Call> {
         let (arn, bucket) = (deployed.arn(id), deployed.id(id));
         let mut call = |action, method, key: &str, body| {
             let path = format!("/{bucket}{key}");
-            let request = Request::Rest { service: "s3", method, path, body };
-            calls.push(Call { action, arn: format!("{arn}{key}"), request });
+            let request = HttpRequest::Rest { service: "s3", method, path, body };
+            calls.push(RoleRequest { action, arn: format!("{arn}{key}"), request });
         };
-        for key in [format!("/{MARK}"), format!("/aws/lambda/{MARK}"), format!("/payloads/{MARK}")]
+        for key in
+            [format!("/{MARKER}"), format!("/aws/lambda/{MARKER}"), format!("/payloads/{MARKER}")]
         {
             call("s3:GetObject", Method::GET, &key, "");
-            call("s3:PutObject", Method::PUT, &key, MARK);
+            call("s3:PutObject", Method::PUT, &key, MARKER);
             call("s3:DeleteObject", Method::DELETE, &key, "");
         }
         call("s3:ListBucket", Method::GET, "", "");
@@ -196,7 +182,7 @@ pub fn all(template: &Template, deployed: &Deployed) -> Vec<Call> {
             calls.push(target("secretsmanager", "secretsmanager", action, &arn, body));
         };
         call("secretsmanager:GetSecretValue", json!({}));
-        call("secretsmanager:PutSecretValue", json!({"SecretString": MARK}));
+        call("secretsmanager:PutSecretValue", json!({"SecretString": MARKER}));
         call("secretsmanager:DeleteSecret", json!({}));
     }
     for id in template.resources("AWS::Serverless::StateMachine").into_keys() {
@@ -206,8 +192,7 @@ pub fn all(template: &Template, deployed: &Deployed) -> Vec<Call> {
         let bus = deployed.id(id);
         for name in [bus, "default"] {
             let arn = deployed.arn(id).replace(&format!("/{bus}"), &format!("/{name}"));
-            let entry =
-                json!({"EventBusName": name, "Source": MARK, "DetailType": MARK, "Detail": "{}"});
+            let entry = json!({"EventBusName": name, "Source": MARKER, "DetailType": MARKER, "Detail": "{}"});
             let body = json!({"Entries": [entry]});
             calls.push(target("events", "AWSEvents", "events:PutEvents", &arn, body));
         }
@@ -218,18 +203,37 @@ pub fn all(template: &Template, deployed: &Deployed) -> Vec<Call> {
     for id in template.resources("AWS::Lambda::EventSourceMapping").into_keys() {
         on_mapping(&mut calls, deployed, id);
     }
-    let request = Request::Rest {
+    let request = HttpRequest::Rest {
         service: "lambda",
         method: Method::GET,
         path: "/2015-03-31/event-source-mappings".to_owned(),
         body: "",
     };
-    calls.push(Call { action: "lambda:ListEventSourceMappings", arn: "*".to_owned(), request });
+    calls.push(RoleRequest {
+        action: "lambda:ListEventSourceMappings",
+        arn: "*".to_owned(),
+        request,
+    });
     calls.push(form("iam", "iam:ListRoles", "Action=ListRoles&Version=2010-05-08".to_owned()));
     calls
 }
 
-fn on_table(calls: &mut Vec<Call>, deployed: &Deployed, id: &str, properties: &Value) {
+fn on_queue(calls: &mut Vec<RoleRequest>, deployed: &Deployed, id: &str) {
+    let (arn, url) = (deployed.arn(id), deployed.id(id));
+    let mut call = |action, more: Value| {
+        calls.push(target("sqs", "AmazonSQS", action, &arn, with(json!({"QueueUrl": url}), more)));
+    };
+    call("sqs:SendMessage", json!({"MessageBody": MARKER}));
+    call("sqs:ReceiveMessage", json!({}));
+    call("sqs:DeleteMessage", json!({"ReceiptHandle": MARKER}));
+    call("sqs:ChangeMessageVisibility", json!({"ReceiptHandle": MARKER, "VisibilityTimeout": 0}));
+    call("sqs:GetQueueAttributes", json!({}));
+    call("sqs:SetQueueAttributes", json!({"Attributes": {"VisibilityTimeout": "0"}}));
+    call("sqs:PurgeQueue", json!({}));
+    call("sqs:DeleteQueue", json!({}));
+}
+
+fn on_table(calls: &mut Vec<RoleRequest>, deployed: &Deployed, id: &str, properties: &Value) {
     let (arn, name) = (deployed.arn(&format!("{id}.Arn")), deployed.id(id));
     let key = key(properties);
     let table = json!({"TableName": name});
@@ -240,12 +244,13 @@ fn on_table(calls: &mut Vec<Call>, deployed: &Deployed, id: &str, properties: &V
         let operation = action.trim_start_matches("dynamodb:");
         call(action, &arn, operation, with(table.clone(), more));
     };
-    let hash = properties["KeySchema"][0]["AttributeName"].as_str().expect("a hash key");
+    let hash =
+        properties["KeySchema"][0]["AttributeName"].as_str().expect("a table has a hash key");
     let query = |hash: &str, kind: &str| {
         json!({
             "KeyConditionExpression": "#key = :key",
             "ExpressionAttributeNames": {"#key": hash},
-            "ExpressionAttributeValues": {":key": {kind: if kind == "N" { "0" } else { MARK }}},
+            "ExpressionAttributeValues": {":key": {kind: if kind == "N" { "0" } else { MARKER }}},
         })
     };
     simple("dynamodb:GetItem", json!({"Key": key}));
@@ -285,10 +290,10 @@ fn on_table(calls: &mut Vec<Call>, deployed: &Deployed, id: &str, properties: &V
     let get = json!({"TransactItems": [{"Get": with(table.clone(), json!({"Key": key}))}]});
     call("dynamodb:GetItem", &arn, "TransactGetItems", get);
     for index in properties["GlobalSecondaryIndexes"].as_array().into_iter().flatten() {
-        let index_name = index["IndexName"].as_str().expect("an index's name");
+        let index_name = index["IndexName"].as_str().expect("an index has a name");
         let arn = format!("{arn}/index/{index_name}");
         let of = with(table.clone(), json!({"IndexName": index_name}));
-        let hash = index["KeySchema"][0]["AttributeName"].as_str().expect("a hash key");
+        let hash = index["KeySchema"][0]["AttributeName"].as_str().expect("a table has a hash key");
         call(
             "dynamodb:Query",
             &arn,
@@ -299,27 +304,27 @@ fn on_table(calls: &mut Vec<Call>, deployed: &Deployed, id: &str, properties: &V
     }
     if properties["StreamSpecification"].is_object() {
         let arn = deployed.arn(&format!("{id}.StreamArn"));
-        let stream = json!({"StreamArn": arn.replace('*', MARK)});
+        let stream = json!({"StreamArn": arn.replace('*', MARKER)});
         let from = json!({"ShardId": "shardId-0", "ShardIteratorType": "TRIM_HORIZON"});
         let mut call = |action, operation, body| {
             calls.push(dynamodb(action, &arn, "DynamoDBStreams_20120810", operation, body));
         };
         call("dynamodb:DescribeStream", "DescribeStream", stream.clone());
         call("dynamodb:GetShardIterator", "GetShardIterator", with(stream, from));
-        call("dynamodb:GetRecords", "GetRecords", json!({"ShardIterator": MARK}));
+        call("dynamodb:GetRecords", "GetRecords", json!({"ShardIterator": MARKER}));
     }
 }
 
-fn on_function(calls: &mut Vec<Call>, deployed: &Deployed, id: &str) {
+fn on_function(calls: &mut Vec<RoleRequest>, deployed: &Deployed, id: &str) {
     let (arn, name) = (deployed.arn(id), deployed.id(id));
     let unqualified = arn.trim_end_matches(":live").to_owned();
     let mut call = |action, method, rest: &str, body| {
         let path = format!("/2015-03-31/functions/{name}{rest}");
         let arn = if rest.starts_with(":live") { arn.clone() } else { unqualified.clone() };
-        calls.push(Call {
+        calls.push(RoleRequest {
             action,
             arn,
-            request: Request::Rest { service: "lambda", method, path, body },
+            request: HttpRequest::Rest { service: "lambda", method, path, body },
         });
     };
     call("lambda:InvokeFunction", Method::POST, ":live/invocations", "{}");
@@ -328,19 +333,19 @@ fn on_function(calls: &mut Vec<Call>, deployed: &Deployed, id: &str) {
     call("lambda:DeleteFunction", Method::DELETE, "", "");
 }
 
-fn on_mapping(calls: &mut Vec<Call>, deployed: &Deployed, id: &str) {
+fn on_mapping(calls: &mut Vec<RoleRequest>, deployed: &Deployed, id: &str) {
     let path = format!("/2015-03-31/event-source-mappings/{}", deployed.id(id));
     for (action, method, body) in [
         ("lambda:GetEventSourceMapping", Method::GET, ""),
         ("lambda:UpdateEventSourceMapping", Method::PUT, r#"{"Enabled": false}"#),
         ("lambda:DeleteEventSourceMapping", Method::DELETE, ""),
     ] {
-        let request = Request::Rest { service: "lambda", method, path: path.clone(), body };
-        calls.push(Call { action, arn: deployed.arn(id), request });
+        let request = HttpRequest::Rest { service: "lambda", method, path: path.clone(), body };
+        calls.push(RoleRequest { action, arn: deployed.arn(id), request });
     }
 }
 
-fn on_machine(calls: &mut Vec<Call>, deployed: &Deployed, id: &str) {
+fn on_machine(calls: &mut Vec<RoleRequest>, deployed: &Deployed, id: &str) {
     let (arn, machine) = (deployed.arn(id), deployed.id(id));
     let executions = deployed.arn(&format!(
         "arn:${{AWS::Partition}}:states:${{AWS::Region}}:${{AWS::AccountId}}:execution:${{{id}.Name}}:*"
@@ -349,12 +354,12 @@ fn on_machine(calls: &mut Vec<Call>, deployed: &Deployed, id: &str) {
         calls.push(target("states", "AWSStepFunctions", action, arn, body));
     };
     let of = json!({"stateMachineArn": machine});
-    call("states:StartExecution", &arn, with(of.clone(), json!({"name": MARK, "input": "{}"})));
+    call("states:StartExecution", &arn, with(of.clone(), json!({"name": MARKER, "input": "{}"})));
     call("states:ListExecutions", &arn, of.clone());
     call("states:DescribeStateMachine", &arn, of.clone());
     call("states:UpdateStateMachine", &arn, with(of.clone(), json!({"definition": "{}"})));
     call("states:DeleteStateMachine", &arn, of);
-    let execution = json!({"executionArn": executions.replace('*', MARK)});
+    let execution = json!({"executionArn": executions.replace('*', MARKER)});
     call("states:DescribeExecution", &executions, execution.clone());
     call("states:GetExecutionHistory", &executions, execution.clone());
     call("states:StopExecution", &executions, execution);
@@ -362,48 +367,59 @@ fn on_machine(calls: &mut Vec<Call>, deployed: &Deployed, id: &str) {
 
 /// Returns a key that no row has.
 fn key(properties: &Value) -> Value {
-    let schema = properties["KeySchema"].as_array().expect("a key");
+    let schema = properties["KeySchema"].as_array().expect("a table has a key");
     let attributes = schema.iter().map(|part| {
-        let name = part["AttributeName"].as_str().expect("an attribute");
+        let name = part["AttributeName"].as_str().expect("a key attribute has a name");
         let kind = kind(properties, name);
-        (name.to_owned(), json!({kind: if kind == "N" { "0" } else { MARK }}))
+        (name.to_owned(), json!({kind: if kind == "N" { "0" } else { MARKER }}))
     });
     attributes.collect::<Map<_, _>>().into()
 }
 
 fn kind<'a>(properties: &'a Value, attribute: &str) -> &'a str {
-    let attributes = properties["AttributeDefinitions"].as_array().expect("attributes");
+    let attributes = properties["AttributeDefinitions"].as_array().expect("a table has attributes");
     let found = attributes.iter().find(|defined| defined["AttributeName"] == attribute);
-    found.and_then(|defined| defined["AttributeType"].as_str()).expect("an attribute's type")
+    found.and_then(|defined| defined["AttributeType"].as_str()).expect("an attribute has a type")
 }
 
-/// Returns the key of the row that a refused request would have written to each table, in the form of
-/// `GetItem`.
+/// Returns, for each table, the key of the row that an allowed request would have written, in the format of `GetItem`.
 pub fn rows(template: &Template) -> BTreeMap<&str, Value> {
     let tables = template.resources("AWS::DynamoDB::Table").into_iter();
     tables.map(|(id, table)| (id, key(&table["Properties"]))).collect()
 }
 
-fn dynamodb(action: &'static str, arn: &str, api: &str, operation: &str, body: Value) -> Call {
+fn dynamodb(
+    action: &'static str,
+    arn: &str,
+    api: &str,
+    operation: &str,
+    body: Value,
+) -> RoleRequest {
     let target = format!("{api}.{operation}");
-    let request = Request::Target { service: "dynamodb", target, body };
-    Call { action, arn: arn.to_owned(), request }
+    let request = HttpRequest::Target { service: "dynamodb", target, body };
+    RoleRequest { action, arn: arn.to_owned(), request }
 }
 
-fn target(service: &'static str, api: &str, action: &'static str, arn: &str, body: Value) -> Call {
-    let (_, operation) = action.split_once(':').expect("service:operation");
-    let request = Request::Target { service, target: format!("{api}.{operation}"), body };
-    Call { action, arn: arn.to_owned(), request }
+fn target(
+    service: &'static str,
+    api: &str,
+    action: &'static str,
+    arn: &str,
+    body: Value,
+) -> RoleRequest {
+    let (_, operation) = action.split_once(':').expect("an action is service:operation");
+    let request = HttpRequest::Target { service, target: format!("{api}.{operation}"), body };
+    RoleRequest { action, arn: arn.to_owned(), request }
 }
 
-fn form(service: &'static str, action: &'static str, body: String) -> Call {
-    Call { action, arn: "*".to_owned(), request: Request::Form { service, body } }
+fn form(service: &'static str, action: &'static str, body: String) -> RoleRequest {
+    RoleRequest { action, arn: "*".to_owned(), request: HttpRequest::Form { service, body } }
 }
 
 /// Merges two objects.
 fn with(one: Value, other: Value) -> Value {
     let (Value::Object(mut one), Value::Object(other)) = (one, other) else {
-        panic!("objects only");
+        panic!("both must be objects");
     };
     one.extend(other);
     one.into()

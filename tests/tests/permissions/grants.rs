@@ -1,5 +1,5 @@
-//! The grants of the template: the actions on resources that the role of each function and state machine
-//! allows.
+//! The grants of the template: the actions that the role of each function and state machine allows, with their
+//! resources.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use tests::Stack;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Grant {
     /// The function, such as `create-site`, or the state machine, such as `site-teardown`.
-    pub who: String,
+    pub grantee: String,
     /// The action, such as `dynamodb:PutItem`.
     pub action: String,
     /// The resource as the template has it, without tags: `SitesTable.Arn`, `${SitesTable.Arn}/index/byStatus`.
@@ -20,9 +20,9 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// Returns the resource in the form of the table of owners: `SitesTable`, `SitesTable/index/byStatus`,
+    /// Returns the resource in the format of the table of owners: `SitesTable`, `SitesTable/index/byStatus`,
     /// `executions of SiteOnboarding`.
-    pub fn on(&self) -> String {
+    pub fn resource_name(&self) -> String {
         name(&self.resource)
     }
 }
@@ -40,8 +40,8 @@ pub fn roles(template: &Template) -> BTreeMap<String, String> {
 pub fn services() -> BTreeMap<String, String> {
     let templates = Template::services().into_iter();
     let owned = templates.flat_map(|(service, template)| {
-        let who = roles(&template).into_values().collect::<Vec<_>>();
-        who.into_iter().map(move |who| (who, service.clone()))
+        let grantees = roles(&template).into_values().collect::<Vec<_>>();
+        grantees.into_iter().map(move |grantee| (grantee, service.clone()))
     });
     owned.collect()
 }
@@ -53,20 +53,25 @@ pub fn grants(template: &Template) -> BTreeSet<Grant> {
     let mut grants = BTreeSet::new();
     for kind in ["AWS::Serverless::Function", "AWS::Serverless::StateMachine"] {
         for (id, resource) in template.resources(kind) {
-            let who = kebab(id.strip_suffix("Function").unwrap_or(id));
+            let grantee = kebab(id.strip_suffix("Function").unwrap_or(id));
             let properties = &resource["Properties"];
-            // A role or policy from elsewhere would grant permissions that this test does not see.
-            assert_eq!(properties["Role"], Value::Null, "{who}: can't be judged");
+            // This test does not see the permissions of a role or policy from elsewhere.
+            assert_eq!(properties["Role"], Value::Null, "{grantee}: this test can't check it");
             let policies = properties["Policies"].as_array();
-            for policy in policies.unwrap_or_else(|| panic!("{who}: a list of policies")) {
-                for statement in policy["Statement"].as_array().expect("statements") {
-                    let keys: Vec<_> = statement.as_object().expect("a statement").keys().collect();
-                    assert_eq!(keys, ["Action", "Effect", "Resource"], "{who}: can't be judged");
-                    assert_eq!(statement["Effect"], "Allow", "{who}: can't be judged");
+            for policy in policies.unwrap_or_else(|| panic!("{grantee}: Policies is not a list")) {
+                for statement in policy["Statement"].as_array().expect("a policy has statements") {
+                    let keys: Vec<_> =
+                        statement.as_object().expect("a statement is an object").keys().collect();
+                    assert_eq!(
+                        keys,
+                        ["Action", "Effect", "Resource"],
+                        "{grantee}: this test can't check it"
+                    );
+                    assert_eq!(statement["Effect"], "Allow", "{grantee}: this test can't check it");
                     for action in texts(&statement["Action"]) {
                         for resource in texts(&statement["Resource"]) {
-                            let (who, action) = (who.clone(), action.clone());
-                            grants.insert(Grant { who, action, resource });
+                            let (grantee, action) = (grantee.clone(), action.clone());
+                            grants.insert(Grant { grantee, action, resource });
                         }
                     }
                 }
@@ -74,7 +79,7 @@ pub fn grants(template: &Template) -> BTreeSet<Grant> {
             let on_failure = &properties["EventInvokeConfig"]["DestinationConfig"]["OnFailure"];
             if let Some(queue) = on_failure["Destination"].as_str() {
                 let (action, resource) = ("sqs:SendMessage".to_owned(), queue.to_owned());
-                grants.insert(Grant { who, action, resource });
+                grants.insert(Grant { grantee, action, resource });
             }
         }
     }
@@ -84,7 +89,7 @@ pub fn grants(template: &Template) -> BTreeSet<Grant> {
 /// Returns the elements of a list of strings, or a single string as a list.
 fn texts(value: &Value) -> Vec<String> {
     let texts = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-    texts.iter().map(|text| text.as_str().expect("text").to_owned()).collect()
+    texts.iter().map(|text| text.as_str().expect("it is a string").to_owned()).collect()
 }
 
 /// Formats `${SitesTable.Arn}/index/byStatus` as `SitesTable/index/byStatus`.
@@ -121,13 +126,15 @@ pub struct Deployed {
 
 impl Deployed {
     /// Reads the physical ids from the stack.
-    pub async fn of(stack: &Stack, template: &Template) -> Result<Self> {
+    pub async fn read(stack: &Stack, template: &Template) -> Result<Self> {
         let mut deployed = Self {
             environment: stack.name().to_owned(),
             kinds: BTreeMap::new(),
             ids: BTreeMap::new(),
         };
-        for (id, resource) in template.0["Resources"].as_object().context("resources")? {
+        for (id, resource) in
+            template.0["Resources"].as_object().context("the template has no resources")?
+        {
             let kind = resource["Type"].as_str().unwrap_or_default();
             if ARNS.iter().any(|(known, _)| *known == kind) {
                 deployed.ids.insert(id.clone(), stack.physical_id(id).await?);
@@ -146,15 +153,15 @@ impl Deployed {
     }
 
     /// Returns the path and the name of a role. Roles of state machines have a path of their own.
-    pub fn role(&self, logical: &str, who: &str) -> String {
+    pub fn role(&self, logical: &str, grantee: &str) -> String {
         match logical.strip_suffix("FunctionRole") {
             Some(_) => self.id(logical).to_owned(),
-            None => format!("{}/{who}/{}", self.environment, self.id(logical)),
+            None => format!("{}/{grantee}/{}", self.environment, self.id(logical)),
         }
     }
 
-    /// Returns the ARN of a grant's resource. It has a `*` where the grant has one, and where a part can't be
-    /// known (the time in a stream's name, the random letters after a secret's name).
+    /// Returns the ARN of a grant's resource. It has a `*` where the grant has one, and for unknown parts (the time in
+    /// a stream's name, the random letters after a secret's name).
     pub fn arn(&self, resource: &str) -> String {
         if self.kinds.contains_key(resource.split('.').next().unwrap_or_default()) {
             return self.reference(resource);
@@ -162,7 +169,7 @@ impl Deployed {
         let mut arn = String::new();
         let mut rest = resource;
         while let Some((before, after)) = rest.split_once("${") {
-            let (reference, after) = after.split_once('}').expect("a closing brace");
+            let (reference, after) = after.split_once('}').expect("a reference ends with a brace");
             arn += before;
             arn += &match reference {
                 "AWS::Partition" => "aws".to_owned(),
@@ -178,9 +185,9 @@ impl Deployed {
 
     fn reference(&self, reference: &str) -> String {
         let (id, attribute) = reference.split_once('.').unwrap_or((reference, ""));
-        let kind = self.kinds.get(id).unwrap_or_else(|| panic!("{reference} is not known"));
+        let kind = self.kinds.get(id).unwrap_or_else(|| panic!("unknown reference {reference}"));
         let name = self.id(id).rsplit(['/', ':']).next().unwrap_or_default();
-        let (_, arn) = ARNS.iter().find(|(known, _)| known == kind).expect("a known kind");
+        let (_, arn) = ARNS.iter().find(|(known, _)| known == kind).expect("ARNS has every kind");
         let arn = arn.replace("{account}", ACCOUNT).replace("{name}", name);
         match attribute {
             "Name" => name.to_owned(),

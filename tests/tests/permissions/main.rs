@@ -1,7 +1,6 @@
-//! Tests least privilege: every function has its own role, and its role allows what the function needs and
-//! nothing else. The grants in the template are compared with a table of owners. Everything that the template
-//! does not grant is requested with the role's own credentials and must be denied. Every grant must have been
-//! used.
+//! Tests least privilege: every function has its own role, which allows only what the function needs. The grants in the
+//! template are compared with a table of owners. Every action that the template does not grant is requested with the
+//! role's own credentials, and must be denied. Every grant must have been used.
 
 mod calls;
 mod grants;
@@ -15,7 +14,7 @@ use std::{
 
 use anyhow::Result;
 use aws_sdk_dynamodb::types::AttributeValue;
-use calls::{Http, MARK};
+use calls::{Http, MARKER};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use grants::{Deployed, Grant, grants, matches, roles, services};
 use owners::OWNERS;
@@ -26,10 +25,10 @@ use tests::{Stack, api::Call};
 const SESSION: &str = "permissions";
 
 fn owner(service: &str, grant: &Grant) -> Option<usize> {
-    OWNERS.iter().position(|may| {
-        may.service == service
-            && may.actions.contains(&grant.action.as_str())
-            && may.resource == grant.on()
+    OWNERS.iter().position(|allowed| {
+        allowed.service == service
+            && allowed.actions.contains(&grant.action.as_str())
+            && allowed.resource == grant.resource_name()
     })
 }
 
@@ -38,55 +37,61 @@ fn every_grant_is_in_the_table_of_owners() {
     let template = Template::read();
     let services = services();
     let mut not_owned = Vec::new();
-    let mut had = BTreeSet::new();
+    let mut granted = BTreeSet::new();
     for grant in grants(&template) {
-        match owner(&services[&grant.who], &grant) {
-            Some(index) => drop(had.insert((index, grant.action.clone()))),
-            None => not_owned.push(format!("{} may {} on {}", grant.who, grant.action, grant.on())),
+        match owner(&services[&grant.grantee], &grant) {
+            Some(index) => drop(granted.insert((index, grant.action.clone()))),
+            None => not_owned.push(format!(
+                "{} has {} on {}",
+                grant.grantee,
+                grant.action,
+                grant.resource_name()
+            )),
         }
     }
     assert!(
         not_owned.is_empty(),
-        "the template allows what the table of owners (tests/tests/permissions/owners.rs) does not: \
-         {not_owned:#?}"
+        "grants of the template that are not in the table of owners \
+         (tests/tests/permissions/owners.rs): {not_owned:#?}"
     );
-    let granted = |index, action: &&str| had.contains(&(index, (*action).to_owned()));
-    let left = OWNERS.iter().enumerate().flat_map(|(index, may)| {
-        let left = may.actions.iter().filter(move |action| !granted(index, action));
-        left.map(move |action| format!("{} may {action} on {}", may.service, may.resource))
+    let is_granted = |index, action: &&str| granted.contains(&(index, (*action).to_owned()));
+    let unused = OWNERS.iter().enumerate().flat_map(|(index, allowed)| {
+        let unused = allowed.actions.iter().filter(move |action| !is_granted(index, action));
+        unused
+            .map(move |action| format!("{} has {action} on {}", allowed.service, allowed.resource))
     });
     assert_eq!(
-        left.collect::<Vec<_>>(),
+        unused.collect::<Vec<_>>(),
         Vec::<String>::new(),
-        "the table has more than the template"
+        "entries of the table of owners that no grant of the template uses"
     );
 }
 
 #[test]
 fn each_resource_belongs_to_one_service() {
     let mut owner_of = BTreeMap::new();
-    for may in OWNERS.iter().filter(|may| may.why.is_empty()) {
-        let owner = owner_of.entry(may.resource).or_insert(may.service);
-        assert_eq!(*owner, may.service, "{} belongs to two", may.resource);
+    for allowed in OWNERS.iter().filter(|allowed| allowed.reason.is_empty()) {
+        let owner = owner_of.entry(allowed.resource).or_insert(allowed.service);
+        assert_eq!(*owner, allowed.service, "{} has two owners", allowed.resource);
     }
 }
 
 #[tokio::test]
 async fn actions_that_are_not_granted_are_denied_and_change_nothing() -> Result<()> {
     let (template, stack) = (Template::read(), Stack::connect().await?);
-    let deployed = Deployed::of(&stack, &template).await?;
-    let http = Http::to(&stack)?;
+    let deployed = Deployed::read(&stack, &template).await?;
+    let http = Http::new(&stack)?;
     let granted = grants(&template);
     let calls = calls::all(&template, &deployed);
-    // Each action of a policy is requested with every other role. The exceptions need more than a request: a
-    // task token, or calls that Step Functions and Lambda make internally.
-    let asked: BTreeSet<_> = calls.iter().map(|call| call.action).collect();
-    let never: BTreeSet<_> = granted
+    // Each action in a policy is requested with every other role. The exceptions need more than a request: a task
+    // token, or calls that only Step Functions and Lambda make.
+    let requested: BTreeSet<_> = calls.iter().map(|call| call.action).collect();
+    let not_requested: BTreeSet<_> = granted
         .iter()
         .map(|grant| grant.action.as_str())
-        .filter(|action| !asked.contains(action) && !action.starts_with("logs:"))
+        .filter(|action| !requested.contains(action) && !action.starts_with("logs:"))
         .collect();
-    let known = [
+    let exceptions = [
         "dynamodb:ListStreams",
         "events:DescribeRule",
         "events:PutRule",
@@ -95,49 +100,58 @@ async fn actions_that_are_not_granted_are_denied_and_change_nothing() -> Result<
         "states:SendTaskHeartbeat",
         "states:SendTaskSuccess",
     ];
-    assert_eq!(never.into_iter().collect::<Vec<_>>(), known, "not asked for");
+    assert_eq!(
+        not_requested.into_iter().collect::<Vec<_>>(),
+        exceptions,
+        "granted actions that this test does not request"
+    );
 
-    let mut asks = Vec::new();
-    for (role, who) in roles(&template) {
-        let credentials = calls::assume(&http, &deployed.role(&role, &who), SESSION).await?;
-        let allowed = granted.iter().filter(|grant| grant.who == who);
+    let mut requests = Vec::new();
+    for (role, grantee) in roles(&template) {
+        let credentials = calls::assume(&http, &deployed.role(&role, &grantee), SESSION).await?;
+        let allowed = granted.iter().filter(|grant| grant.grantee == grantee);
         let allowed: Vec<_> =
             allowed.map(|grant| (&grant.action, deployed.arn(&grant.resource))).collect();
         for call in &calls {
-            let may = |(action, arn): &(&String, String)| {
+            let is_match = |(action, arn): &(&String, String)| {
                 *action == call.action && matches(arn, &call.arn)
             };
-            if !allowed.iter().any(may) {
-                asks.push((who.clone(), credentials.clone(), call));
+            if !allowed.iter().any(is_match) {
+                requests.push((grantee.clone(), credentials.clone(), call));
             }
         }
     }
-    let count = asks.len();
+    let count = requests.len();
     let http = &http;
-    let wrong: Vec<String> =
-        stream::iter(asks)
-            .map(|(who, credentials, call)| async move {
-                let answer = call.send(http, credentials).await?;
-                anyhow::Ok((!answer.denies(call.action)).then(|| {
-                    format!("{who} asked for {} on {}: {answer:?}", call.action, call.arn)
-                }))
-            })
-            .buffer_unordered(8)
-            .try_filter_map(|wrong| async { Ok(wrong) })
-            .try_collect()
-            .await?;
-    assert!(wrong.is_empty(), "{} of {count} were not denied: {wrong:#?}", wrong.len());
+    let not_denied: Vec<String> = stream::iter(requests)
+        .map(|(grantee, credentials, call)| async move {
+            let response = call.send(http, credentials).await?;
+            anyhow::Ok((!response.denies(call.action)).then(|| {
+                format!("{grantee} requested {} on {}: {response:?}", call.action, call.arn)
+            }))
+        })
+        .buffer_unordered(8)
+        .try_filter_map(|it| async { Ok(it) })
+        .try_collect()
+        .await?;
+    assert!(
+        not_denied.is_empty(),
+        "{} of {count} requests were not denied: {not_denied:#?}",
+        not_denied.len()
+    );
     // 30 functions and 2 state machines, with hundreds of denials each.
-    assert!(count > 10_000, "{count}");
-    nothing_is_changed(&stack, &template, &deployed).await
+    assert!(count > 10_000, "only {count} requests");
+    assert_unchanged(&stack, &template, &deployed).await
 }
 
-async fn nothing_is_changed(stack: &Stack, template: &Template, deployed: &Deployed) -> Result<()> {
+async fn assert_unchanged(stack: &Stack, template: &Template, deployed: &Deployed) -> Result<()> {
     for (table, key) in calls::rows(template) {
-        let key = key.as_object().expect("a key").iter().map(|(name, value)| {
+        let key = key.as_object().expect("a key is an object").iter().map(|(name, value)| {
             let value = match (&value["S"], &value["N"]) {
-                (text, _) if text.is_string() => AttributeValue::S(MARK.into()),
-                (_, number) => AttributeValue::N(number.as_str().expect("a number").into()),
+                (text, _) if text.is_string() => AttributeValue::S(MARKER.into()),
+                (_, number) => AttributeValue::N(
+                    number.as_str().expect("a key is a string or a number").into(),
+                ),
             };
             (name.clone(), value)
         });
@@ -146,16 +160,16 @@ async fn nothing_is_changed(stack: &Stack, template: &Template, deployed: &Deplo
         assert!(row.await?.item().is_none(), "a row was written into {table}");
     }
     for queue in template.resources("AWS::SQS::Queue").into_keys() {
-        let (waiting, _) = stack.depth(deployed.id(queue)).await?;
-        assert_eq!(waiting, 0, "something was sent to {queue}");
+        let (visible, _) = stack.queue_depth(deployed.id(queue)).await?;
+        assert_eq!(visible, 0, "a message was sent to {queue}");
     }
     for machine in template.resources("AWS::Serverless::StateMachine").into_keys() {
         let arn = deployed.id(machine);
-        let execution = format!("{}:{MARK}", arn.replace(":stateMachine:", ":execution:"));
-        let machines = aws_sdk_sfn::Client::new(stack.config());
-        let found = machines.describe_execution().execution_arn(execution).send().await;
+        let execution = format!("{}:{MARKER}", arn.replace(":stateMachine:", ":execution:"));
+        let client = aws_sdk_sfn::Client::new(stack.config());
+        let found = client.describe_execution().execution_arn(execution).send().await;
         assert!(found.is_err(), "{machine} was started");
-        machines.describe_state_machine().state_machine_arn(arn).send().await?;
+        client.describe_state_machine().state_machine_arn(arn).send().await?;
     }
     Ok(())
 }
@@ -163,8 +177,8 @@ async fn nothing_is_changed(stack: &Stack, template: &Template, deployed: &Deplo
 /// Uses a permission that no other route of the API needs.
 #[tokio::test]
 async fn sites_of_any_status_are_listed() -> Result<()> {
-    let answer = Stack::connect().await?.call(Call::get("/sites?limit=1")).await?;
-    assert_eq!(answer.status, 200, "{answer}");
+    let response = Stack::connect().await?.call(Call::get("/sites?limit=1")).await?;
+    assert_eq!(response.status, 200, "{response}");
     Ok(())
 }
 
@@ -175,40 +189,41 @@ fn the_documented_permissions_match_the_templates() {
     let services = services();
     let mut rows: BTreeMap<(String, String, String), BTreeSet<String>> = BTreeMap::new();
     for grant in grants(&template) {
-        let row = (services[&grant.who].clone(), grant.who.clone(), grant.on());
+        let row = (services[&grant.grantee].clone(), grant.grantee.clone(), grant.resource_name());
         rows.entry(row).or_default().insert(grant.action);
     }
-    let mut lines = vec!["| who | on | may |\n|---|---|---|\n".to_owned()];
+    let mut lines =
+        vec!["| function or state machine | resource | actions |\n|---|---|---|\n".to_owned()];
     let mut before = String::new();
-    for ((_, who, on), actions) in rows {
-        let name = if who == before { "" } else { &who };
+    for ((_, grantee, resource), actions) in rows {
+        let name = if grantee == before { "" } else { &grantee };
         let actions: Vec<_> = actions.iter().map(|action| format!("`{action}`")).collect();
-        let on = on.replace('*', "\\*");
-        lines.push(format!("| {name} | {on} | {} |\n", actions.join(", ")));
-        before = who;
+        let resource = resource.replace('*', "\\*");
+        lines.push(format!("| {name} | {resource} | {} |\n", actions.join(", ")));
+        before = grantee;
     }
     let expected = lines.concat();
     let path = root().join("docs/permissions.md");
     let text = fs::read_to_string(&path).expect("docs/permissions.md");
     let (start, end) = ("<!-- generated -->\n", "<!-- /generated -->\n");
-    let (head, rest) = text.split_once(start).expect("a start");
-    let (found, tail) = rest.split_once(end).expect("an end");
+    let (head, rest) = text.split_once(start).expect("docs/permissions.md has the start marker");
+    let (found, tail) = rest.split_once(end).expect("docs/permissions.md has the end marker");
     if std::env::var_os("UPDATE_DOCS").is_some() {
         fs::write(&path, [head, start, &expected, end, tail].concat())
             .expect("docs/permissions.md");
         return;
     }
-    assert_eq!(expected, found, "docs/permissions.md differs; UPDATE_DOCS=1 rewrites it");
+    assert_eq!(expected, found, "docs/permissions.md is outdated; UPDATE_DOCS=1 rewrites it");
 }
 
 #[test]
 fn every_reason_for_an_unused_grant_belongs_to_a_grant() {
-    assert_eq!(used::idle_reasons(&grants(&Template::read())), Vec::<String>::new());
+    assert_eq!(used::obsolete_reasons(&grants(&Template::read())), Vec::<String>::new());
 }
 
-/// Runs after the other tests of the deployed stack: `make unused-grants`.
+/// Runs after all other tests of the deployed stack: `make unused-grants`.
 #[tokio::test]
-#[ignore = "judges what the tests before have used"]
+#[ignore = "checks what the earlier tests have used; run by `make unused-grants`"]
 async fn every_grant_was_used_and_nothing_was_denied() -> Result<()> {
-    used::judge(&Template::read(), &Stack::connect().await?).await
+    used::check(&Template::read(), &Stack::connect().await?).await
 }

@@ -1,5 +1,5 @@
-//! The table of owners: the most that the functions of a service may do. A grant on another service's resource
-//! has a reason. The table is written by hand, so that a change of a template alone can't add a permission.
+//! The table of owners: the maximum permissions of each service's functions. A grant on another service's resource has
+//! a reason. The table is written by hand, so that a change of a template alone can't add a permission.
 
 use std::sync::LazyLock;
 
@@ -10,32 +10,33 @@ use contracts::{
 use serde_json::Value;
 use testkit::template::machines;
 
-/// Actions that a service may be granted on a resource. The service owns the resource if there is no reason.
+/// The actions that a service may be granted on a resource. The service owns the resource if there is no reason.
 #[derive(Clone, Copy, Debug)]
-pub struct May {
+pub struct AllowedGrant {
     pub service: &'static str,
-    /// The resource, exactly as [`crate::grants::Grant::on`] returns it. A `*` is literally in the template.
+    /// The resource, exactly as [`crate::grants::Grant::resource_name`] returns it. A `*` is literally in the template.
     pub resource: &'static str,
     pub actions: &'static [&'static str],
-    /// The reason for a grant on a resource of another service or of all services.
-    pub why: &'static str,
+    /// The reason for a grant on a resource of another service or of all services. Empty for the service's own
+    /// resource.
+    pub reason: &'static str,
 }
 
 const fn own(
     service: &'static str,
     resource: &'static str,
     actions: &'static [&'static str],
-) -> May {
-    May { service, resource, actions, why: "" }
+) -> AllowedGrant {
+    AllowedGrant { service, resource, actions, reason: "" }
 }
 
 const fn other(
     service: &'static str,
     resource: &'static str,
     actions: &'static [&'static str],
-    why: &'static str,
-) -> May {
-    May { service, resource, actions, why }
+    reason: &'static str,
+) -> AllowedGrant {
+    AllowedGrant { service, resource, actions, reason }
 }
 
 const GET: &str = "dynamodb:GetItem";
@@ -47,11 +48,11 @@ const BATCH_GET: &str = "dynamodb:BatchGetItem";
 const START: &str = "states:StartExecution";
 const INVOKE: &str = "lambda:InvokeFunction";
 const SEND: &str = "sqs:SendMessage";
-const LOOK_AT_EXECUTION: &[&str] = &["states:DescribeExecution", "states:GetExecutionHistory"];
+const READ_EXECUTION: &[&str] = &["states:DescribeExecution", "states:GetExecutionHistory"];
 /// The permissions with which Lambda consumes a queue, using the function's role.
 const CONSUME: &[&str] = &["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"];
-/// As `CONSUME`, for a command queue: a command that meets an outage is sent to its queue again with a delay.
-const CONSUME_AND_PUT_BACK: &[&str] =
+/// As `CONSUME`, for a command queue: during an outage, a command is sent to its queue again with a delay.
+const CONSUME_AND_RESEND: &[&str] =
     &["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes", SEND];
 /// The permissions with which Lambda reads the readings stream.
 const READ_STREAM: &[&str] = &[
@@ -62,24 +63,23 @@ const READ_STREAM: &[&str] = &[
     "kinesis:ListShards",
 ];
 
-const ANSWER_TASK: &[&str] =
+const COMPLETE_TASK: &[&str] =
     &["states:SendTaskHeartbeat", "states:SendTaskSuccess", "states:SendTaskFailure"];
 
-const OUTBOX: &str = "each service's events commit with its rows, in one transaction";
+const OUTBOX: &str = "each service writes its events and its rows in one transaction";
 const STEP: &str = "a step of the saga";
 const RECORDED: &str = "each service maps its own failure queue to record-failure";
-const GIVEN_UP: &str = "Lambda writes the batches there that the function failed on for good";
+const GIVEN_UP: &str = "Lambda stores batches whose retries are exhausted there";
 const CHECKED: &str =
-    "check-consumers reports mappings that do not run, and what waits behind them";
-const TELLS: &str = "tells the saga how the step ended";
-const PROOF: &str = "a command is only run if the execution that it names sent it";
+    "check-consumers reports event source mappings that do not run, and their backlog";
+const TASK_RESULT: &str = "sends the result of the step to the saga";
+const PROOF: &str = "a command runs only if the execution that it names has sent it";
 const LOG_GROUP: &str =
-    "Step Functions demands it for its log group, and knows no narrower resource";
-const MANAGED_RULE: &str =
-    "Step Functions keeps a rule by which it hears of the nested execution's end";
+    "Step Functions requires it for its log group, and supports no narrower resource";
+const MANAGED_RULE: &str = "Step Functions has a managed rule for the end of nested executions";
 
 /// The whole table: the entries of `BY_HAND`, and the calls of the saga's steps and undos.
-pub static OWNERS: LazyLock<Vec<May>> = LazyLock::new(|| {
+pub static OWNERS: LazyLock<Vec<AllowedGrant>> = LazyLock::new(|| {
     let machines = machines();
     let calls = STEPS.iter().flat_map(|step| {
         [(SITE_ONBOARDING, step.name), (SITE_TEARDOWN, step.undo)]
@@ -88,9 +88,9 @@ pub static OWNERS: LazyLock<Vec<May>> = LazyLock::new(|| {
     BY_HAND.iter().copied().chain(calls).collect()
 });
 
-/// Returns the permission that a state of the saga needs: it calls the function of its name, or sends a command
+/// Returns the permission that a state of the saga needs: it invokes the function of the same name, or sends a command
 /// to that function's queue.
-fn call(name: &str, state: &Value) -> May {
+fn call(name: &str, state: &Value) -> AllowedGrant {
     if state["Arguments"]["QueueUrl"].is_null() {
         other("onboarding", format!("{name}Function").leak(), &[INVOKE], STEP)
     } else {
@@ -98,17 +98,17 @@ fn call(name: &str, state: &Value) -> May {
     }
 }
 
-const BY_HAND: &[May] = &[
+const BY_HAND: &[AllowedGrant] = &[
     // sites
     own("sites", "SitesTable", &[GET, PUT, QUERY]),
     own("sites", "SitesTable/index/byStatus", &[QUERY, "dynamodb:Scan"]),
     own("sites", "SitesFailures", &[SEND]),
     other("sites", "EventsTable", &[PUT], OUTBOX),
-    other("sites", "SiteTeardown", &[START], "a live site that is deleted is torn down"),
+    other("sites", "SiteTeardown", &[START], "DELETE of an active site starts its teardown"),
     // onboarding
     own("onboarding", "SiteOnboarding", &[START, "states:ListExecutions"]),
     own("onboarding", "SiteTeardown", &[START, "states:ListExecutions"]),
-    own("onboarding", "executions of SiteOnboarding", LOOK_AT_EXECUTION),
+    own("onboarding", "executions of SiteOnboarding", READ_EXECUTION),
     own(
         "onboarding",
         "executions of SiteTeardown",
@@ -147,11 +147,11 @@ const BY_HAND: &[May] = &[
     own("billing", "BillingTable", &[GET, PUT, UPDATE, DELETE, "dynamodb:Scan"]),
     own("billing", "BillingFailures", &[SEND]),
     own("billing", "StripeSecret", &["secretsmanager:GetSecretValue"]),
-    own("billing", "InitializeSubscriptionQueue", CONSUME_AND_PUT_BACK),
-    own("billing", "CancelSubscriptionQueue", CONSUME_AND_PUT_BACK),
+    own("billing", "InitializeSubscriptionQueue", CONSUME_AND_RESEND),
+    own("billing", "CancelSubscriptionQueue", CONSUME_AND_RESEND),
     other("billing", "EventsTable", &[PUT], OUTBOX),
-    other("billing", "SiteOnboarding", ANSWER_TASK, TELLS),
-    other("billing", "SiteTeardown", ANSWER_TASK, TELLS),
+    other("billing", "SiteOnboarding", COMPLETE_TASK, TASK_RESULT),
+    other("billing", "SiteTeardown", COMPLETE_TASK, TASK_RESULT),
     other("billing", "executions of SiteOnboarding", &["states:DescribeExecution"], PROOF),
     other("billing", "executions of SiteTeardown", &["states:DescribeExecution"], PROOF),
     // alerting
@@ -159,7 +159,12 @@ const BY_HAND: &[May] = &[
     other("alerting", "FailuresBucket", &["s3:ListBucket"], GIVEN_UP),
     other("alerting", "FailuresBucket/aws/lambda/*", &["s3:PutObject"], GIVEN_UP),
     other("alerting", "EventsTable", &[PUT], OUTBOX),
-    other("alerting", "ReadingsStream", READ_STREAM, "alerts come of readings as they arrive"),
+    other(
+        "alerting",
+        "ReadingsStream",
+        READ_STREAM,
+        "detect-breaches evaluates readings when they arrive",
+    ),
     // telemetry
     own("telemetry", "ReadingsTable", &[GET, PUT, UPDATE, QUERY, BATCH_GET]),
     own("telemetry", "RefusalsTable", &[UPDATE]),
@@ -185,7 +190,7 @@ const BY_HAND: &[May] = &[
         "events",
         "*",
         &["dynamodb:ListStreams"],
-        "Lambda asks for it; listing knows no narrower resource, and shows names only",
+        "Lambda requires it; the action supports no narrower resource, and returns names only",
     ),
     // failures
     own("failures", "FailuresTable", &[UPDATE]),

@@ -1,5 +1,5 @@
-//! Checks the requests of the functions and state machines during the tests, as the local stack logged them:
-//! each was granted, and each grant was used.
+//! Checks the requests of the functions and state machines during the tests, from the log of the local stack: each
+//! request was granted, and each grant was used.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,32 +19,32 @@ use crate::{
 
 /// A grant that may stay although no test uses it.
 struct Unused {
-    who: &'static str,
+    grantee: &'static str,
     action: &'static str,
-    /// The resource. In all three fields `*` matches any text.
-    on: &'static str,
-    why: &'static str,
+    /// The resource. In `grantee`, `action` and `resource`, `*` matches any text.
+    resource: &'static str,
+    reason: &'static str,
 }
 
 impl Unused {
     fn name(&self) -> String {
-        format!("{} {} {}", self.who, self.action, self.on)
+        format!("{} {} {}", self.grantee, self.action, self.resource)
     }
 
-    fn is_of(&self, grant: &Grant) -> bool {
-        matches(self.who, &grant.who)
+    fn matches(&self, grant: &Grant) -> bool {
+        matches(self.grantee, &grant.grantee)
             && matches(self.action, &grant.action)
-            && matches(self.on, &grant.on())
+            && matches(self.resource, &grant.resource_name())
     }
 }
 
 const fn unused(
-    who: &'static str,
+    grantee: &'static str,
     action: &'static str,
-    on: &'static str,
-    why: &'static str,
+    resource: &'static str,
+    reason: &'static str,
 ) -> Unused {
-    Unused { who, action, on, why }
+    Unused { grantee, action, resource, reason }
 }
 
 /// The grants that may stay unused.
@@ -54,7 +54,7 @@ const UNUSED: &[Unused] = &[
         "publish-events",
         "dynamodb:ListStreams",
         "*",
-        "Lambda asks for it when the mapping is made",
+        "Lambda calls it when the mapping is created",
     ),
     unused("site-*", "logs:*", "*", "Step Functions sets up the delivery of its logs"),
     unused("site-onboarding", "events:*", "rule *", NESTED),
@@ -65,7 +65,7 @@ const UNUSED: &[Unused] = &[
         "record-failure",
         "s3:ListBucket",
         "FailuresBucket",
-        "S3 looks at it where a file is gone",
+        "S3 checks it if a file does not exist",
     ),
     // Used in cases that only the functions' own tests cause, not the tests of the deployed stack.
     unused(
@@ -78,25 +78,25 @@ const UNUSED: &[Unused] = &[
         "cancel-subscription",
         "states:SendTaskFailure",
         "SiteTeardown",
-        "a cancellation refused for good",
+        "a cancellation that fails permanently",
     ),
     unused(
         "publish-events",
         "dynamodb:Query",
         "EventsTable",
-        "an event that is delivered before its entity's previous one",
+        "an event arrives before the previous event of its entity",
     ),
     unused(
         "sweep-events",
         "dynamodb:Query",
         "EventsTable",
-        "an event that is found before its entity's previous one",
+        "an event is found before the previous event of its entity",
     ),
     unused(
         "sweep-events",
         "sqs:SendMessage",
         "EventsFailures",
-        "an event that EventBridge refuses only when the sweep publishes it, or a sweep that fails",
+        "EventBridge rejects an event only when the sweep publishes it, or the sweep fails",
     ),
     unused(
         "check-consumers",
@@ -109,102 +109,109 @@ const UNUSED: &[Unused] = &[
         "check-sagas",
         "states:GetExecutionHistory",
         "executions of *",
-        "a saga runs while the function looks",
+        "a saga is running during the check",
     ),
     unused(
         "recover-onboarding",
         "states:DescribeExecution",
         "executions of *",
-        "an event too large to have the input",
+        "an event that is too large to contain the input",
     ),
 ];
 
-const NESTED: &str = "Step Functions follows the nested execution, and stops it with its parent";
+const NESTED: &str = "Step Functions monitors the nested execution, and stops it with its parent";
 
-/// The resources to which tests point a function so that it fails.
-const PROVOKED: &[&str] = &["*no-such-table", "*no-such-table/*", "*no-such-machine"];
+/// Resources that do not exist. Tests configure functions with them to make calls fail.
+const NONEXISTENT: &[&str] = &["*no-such-table", "*no-such-table/*", "*no-such-machine"];
 
 /// Returns the reasons that apply to no grant.
-pub fn idle_reasons(grants: &BTreeSet<Grant>) -> Vec<String> {
-    let idle = UNUSED.iter().filter(|unused| !grants.iter().any(|grant| unused.is_of(grant)));
-    idle.map(Unused::name).collect()
+pub fn obsolete_reasons(grants: &BTreeSet<Grant>) -> Vec<String> {
+    let obsolete = UNUSED.iter().filter(|unused| !grants.iter().any(|grant| unused.matches(grant)));
+    obsolete.map(Unused::name).collect()
 }
 
 /// A decision of the local stack's authorisation.
 struct Decision {
     allowed: bool,
-    who: String,
+    grantee: String,
     session: String,
     action: String,
     resource: String,
 }
 
 /// Prints the unused grants and the denials, and fails on those without a reason.
-pub async fn judge(template: &Template, stack: &Stack) -> Result<()> {
-    let deployed = Deployed::of(stack, template).await?;
+pub async fn check(template: &Template, stack: &Stack) -> Result<()> {
+    let deployed = Deployed::read(stack, template).await?;
     let decisions = decisions(template, &deployed)?;
-    let used = |who: &str, action: &str, arn: &str| {
+    let is_used = |grantee: &str, action: &str, arn: &str| {
         decisions.iter().any(|decision| {
             decision.allowed
                 && decision.session != SESSION
-                && decision.who == who
+                && decision.grantee == grantee
                 && decision.action == action
                 && matches(arn, &decision.resource)
         })
     };
     let grants = grants(template);
     ensure!(
-        used("create-site", "dynamodb:PutItem", &deployed.arn("SitesTable.Arn")),
-        "nothing was tried on this stack yet: run the tests first, as `make e2e-test` does"
+        is_used("create-site", "dynamodb:PutItem", &deployed.arn("SitesTable.Arn")),
+        "the log has no requests of the tests; run `make e2e-test` first"
     );
     let mut table = Table::new();
-    table.load_style(ASCII_MARKDOWN).set_header(["who", "action", "resource", "why it stays"]);
+    table.load_style(ASCII_MARKDOWN).set_header(["who", "action", "resource", "reason to keep it"]);
     let (mut without_reason, mut needed) = (0, BTreeSet::new());
     for grant in &grants {
         let arn = deployed.arn(&grant.resource);
-        if used(&grant.who, &grant.action, &arn) {
+        if is_used(&grant.grantee, &grant.action, &arn) {
             continue;
         }
-        let reason = UNUSED.iter().find(|unused| unused.is_of(grant));
+        let reason = UNUSED.iter().find(|unused| unused.matches(grant));
         without_reason += usize::from(reason.is_none());
         needed.extend(reason.map(Unused::name));
-        let why = reason.map_or("NO REASON", |unused| unused.why);
-        table.add_row([&grant.who, &grant.action, &grant.on(), why]);
+        let reason = reason.map_or("NO REASON", |unused| unused.reason);
+        table.add_row([&grant.grantee, &grant.action, &grant.resource_name(), reason]);
     }
-    terminal::print(format_args!("{} grants; never used:\n{}", grants.len(), table.trim_fmt()));
-    // Not an error: some grants are used in some runs only, which depends on timing.
-    let spare: Vec<_> = UNUSED.iter().map(Unused::name).filter(|it| !needed.contains(it)).collect();
-    terminal::print(format_args!("Reasons that this run did not need: {spare:#?}"));
+    terminal::print(format_args!("{} grants. Unused:\n{}", grants.len(), table.trim_fmt()));
+    // Not an error: because of timing, some grants are used only in some runs.
+    let unneeded: Vec<_> =
+        UNUSED.iter().map(Unused::name).filter(|it| !needed.contains(it)).collect();
+    terminal::print(format_args!("Exceptions that this run did not need: {unneeded:#?}"));
     let denied: Vec<String> = decisions
         .iter()
         .filter(|decision| !decision.allowed && decision.session != SESSION)
-        .filter(|decision| !PROVOKED.iter().any(|pattern| matches(pattern, &decision.resource)))
-        .map(|decision| format!("{} on {} to {}", decision.action, decision.resource, decision.who))
+        .filter(|decision| !NONEXISTENT.iter().any(|pattern| matches(pattern, &decision.resource)))
+        .map(|decision| {
+            format!("{} on {} to {}", decision.action, decision.resource, decision.grantee)
+        })
         .collect();
     terminal::print(format_args!(
-        "Denied, but for what the tests asked for to be denied: {denied:#?}"
+        "Denied, except for the denials that the tests expect: {denied:#?}"
     ));
-    ensure!(without_reason == 0, "{without_reason} grants were never used: take them away");
-    ensure!(denied.is_empty(), "{} permissions are missing", denied.len());
+    ensure!(
+        without_reason == 0,
+        "{without_reason} grants were never used; remove them from the template"
+    );
+    ensure!(denied.is_empty(), "{} requests were denied; grant them in the template", denied.len());
     Ok(())
 }
 
 fn decisions(template: &Template, deployed: &Deployed) -> Result<Vec<Decision>> {
     let roles = roles(template);
     let roles: BTreeMap<_, _> =
-        roles.iter().map(|(role, who)| (deployed.id(role), who.as_str())).collect();
+        roles.iter().map(|(role, grantee)| (deployed.id(role), grantee.as_str())).collect();
     let folder = env::var_os("FIELDSTATION_LOCAL_DIR").map(PathBuf::from);
     let log = folder.unwrap_or_else(|| root().join("target/local")).join("authorisations.log");
     let text = fs::read_to_string(&log).with_context(|| log.display().to_string())?;
     text.lines()
         .map(|line| {
             let mut parts = line.split('\t');
-            let mut next = || parts.next().with_context(|| format!("{line:?} is no decision"));
+            let mut next =
+                || parts.next().with_context(|| format!("invalid line in the log: {line:?}"));
             let (allowed, role, session) = (next()? == "allowed", next()?, next()?.to_owned());
-            let who = roles.get(role).copied().unwrap_or(role).to_owned();
+            let grantee = roles.get(role).copied().unwrap_or(role).to_owned();
             Ok(Decision {
                 allowed,
-                who,
+                grantee,
                 session,
                 action: next()?.to_owned(),
                 resource: next()?.to_owned(),

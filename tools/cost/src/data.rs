@@ -106,13 +106,13 @@ impl Prices {
 
     /// Returns the cost of these amounts in USD.
     #[must_use]
-    pub fn of(&self, amounts: &Amounts) -> f64 {
-        amounts.iter().map(|(item, amount)| self.one(*item, *amount)).sum()
+    pub fn cost_of(&self, amounts: &Amounts) -> f64 {
+        amounts.iter().map(|(item, amount)| self.cost_of_item(*item, *amount)).sum()
     }
 
     /// Returns the cost of an amount of one item in USD.
     #[must_use]
-    pub fn one(&self, item: Item, amount: f64) -> f64 {
+    pub fn cost_of_item(&self, item: Item, amount: f64) -> f64 {
         let Price { usd, per, .. } = self.price(item);
         usd * amount / per
     }
@@ -284,9 +284,12 @@ pub(crate) mod tests {
     #[test]
     fn an_amount_costs_its_part_of_the_price() {
         let mut prices = round_prices();
-        let units = prices.0.get_mut(&Item::WriteUnit).expect("a price");
+        let units = prices.0.get_mut(&Item::WriteUnit).expect("every item has a price");
         (units.usd, units.per) = (0.75, 1e6);
         let amounts = Amounts::from([(Item::WriteUnit, 4e6), (Item::Request, 2e6)]);
-        assert!((prices.of(&amounts) - 5.0).abs() < 1e-9, "3 for the units, 2 for the requests");
+        assert!(
+            (prices.cost_of(&amounts) - 5.0).abs() < 1e-9,
+            "3 for the units, 2 for the requests"
+        );
     }
 }

@@ -49,7 +49,7 @@ impl Figures {
     /// Reads the measurements of the last `make bench`.
     pub fn read(root: &Path) -> Result<Self> {
         let mut figures: Self = data::read(&root.join("tools/bench/figures.json"))
-            .context("run `make bench`, which measures what a function takes")?;
+            .context("no measurements; run `make bench`")?;
         let page = root.join("docs/performance.md");
         let text = fs::read_to_string(&page).with_context(|| page.display().to_string())?;
         figures.instructions_a_sample =
@@ -78,8 +78,9 @@ impl Figures {
     pub fn sample_millis(&self) -> Result<f64> {
         let name = "store-readings";
         let Measured { cpu_micros, instructions, .. } = self.function(name)?;
-        let of_it = instructions.as_ref().with_context(|| format!("no instructions of {name}"))?;
-        Ok(self.instructions_a_sample * cpu_micros / of_it.warm / 1000.0)
+        let instructions =
+            instructions.as_ref().with_context(|| format!("no instructions of {name}"))?;
+        Ok(self.instructions_a_sample * cpu_micros / instructions.warm / 1000.0)
     }
 }
 
@@ -115,10 +116,11 @@ impl Measured {
 
 /// Returns the first row's value in the table `readings`: `| records | samples | instructions a sample |`.
 fn instructions_a_sample(page: &str) -> Result<f64> {
-    let (_, table) = page.split_once("<!-- readings -->").context("no table readings")?;
-    let row = table.lines().nth(3).context("no row in the table readings")?;
-    let cell = row.split('|').nth(3).context("no third cell in the table readings")?;
-    cell.trim().parse().with_context(|| format!("{cell:?} is no number of instructions"))
+    let (_, table) =
+        page.split_once("<!-- readings -->").context("the page has no table readings")?;
+    let row = table.lines().nth(3).context("the table readings has no row")?;
+    let cell = row.split('|').nth(3).context("the table readings has no third cell")?;
+    cell.trim().parse().with_context(|| format!("{cell:?} is not a number of instructions"))
 }
 
 #[cfg(test)]

@@ -37,16 +37,16 @@ pub struct Inputs {
 impl Inputs {
     /// Reads the inputs from the repository in this folder.
     pub fn read(root: &Path) -> Result<Self> {
-        let here = root.join("tools/cost");
+        let folder = root.join("tools/cost");
         let machine = |name: &str| read(&root.join(format!("statemachines/{name}.asl.json")));
         Ok(Self {
-            prices: prices(&here.join("prices.json"))?,
-            quotas: read(&here.join("quotas.json"))?,
-            assumed: read(&here.join("assumptions.json"))?,
+            prices: prices(&folder.join("prices.json"))?,
+            quotas: read(&folder.join("quotas.json"))?,
+            assumed: read(&folder.join("assumptions.json"))?,
             figures: Figures::read(root)?,
-            onboardings: read(&here.join("counted/onboarding.json"))?,
-            readings: read(&here.join("counted/readings.json"))?,
-            stack: read(&here.join("counted/stack.json"))?,
+            onboardings: read(&folder.join("counted/onboarding.json"))?,
+            readings: read(&folder.join("counted/readings.json"))?,
+            stack: read(&folder.join("counted/stack.json"))?,
             saga: machine("site-onboarding")?,
             teardown: machine("site-teardown")?,
         })

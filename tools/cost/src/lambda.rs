@@ -71,25 +71,25 @@ mod tests {
 
     const MAPPING: Mapping = Mapping { batch_size: 500.0, parallelization_factor: 4.0 };
 
-    fn near(one: f64, other: f64) {
+    fn assert_near(one: f64, other: f64) {
         assert!((one - other).abs() < 1e-9, "{one}, not {other}");
     }
 
     #[test]
     fn few_records_are_delivered_one_by_one_and_many_in_batches() {
         // Four shards with four lanes each.
-        near(invocations(0.5, 16.0, 500.0, 1.0), 0.5);
-        near(invocations(100.0, 16.0, 500.0, 1.0), 16.0);
-        near(invocations(10_000.0, 16.0, 500.0, 1.0), 20.0);
+        assert_near(invocations(0.5, 16.0, 500.0, 1.0), 0.5);
+        assert_near(invocations(100.0, 16.0, 500.0, 1.0), 16.0);
+        assert_near(invocations(10_000.0, 16.0, 500.0, 1.0), 20.0);
     }
 
     #[test]
     fn large_records_fill_an_event_before_the_batch_is_full() {
         let assumed = crate::readings::tests::assumed();
         // 6,000,000 bytes: 300,000 bytes of data are 400,000 in base64, plus 500.
-        near(batch(MAPPING, 300_000.0, &assumed), 14.0);
-        near(batch(MAPPING, 300.0, &assumed), 500.0);
-        near(batch(MAPPING, 9e6, &assumed), 1.0);
+        assert_near(batch(MAPPING, 300_000.0, &assumed), 14.0);
+        assert_near(batch(MAPPING, 300.0, &assumed), 500.0);
+        assert_near(batch(MAPPING, 9e6, &assumed), 1.0);
     }
 
     #[test]
@@ -103,7 +103,7 @@ mod tests {
             log_bytes: 0.0,
         };
         // (1 + 9 x 0.5) ms of CPU time at half a core take 11 ms. Nine records wait twice.
-        near(work.millis(9.0), 11.0 + 10.0);
+        assert_near(work.millis(9.0), 11.0 + 10.0);
     }
 
     #[test]
@@ -118,11 +118,11 @@ mod tests {
             log_bytes: 424.0,
         };
         let month = month(1.0, 10.0, &work, &assumed);
-        near(month[&Item::Request], 2_592_000.0);
+        assert_near(month[&Item::Request], 2_592_000.0);
         // 10 ms of half a gigabyte.
-        near(month[&Item::GigabyteSecond], 12_960.0);
-        near(month[&Item::Trace], 2_592_000.0);
+        assert_near(month[&Item::GigabyteSecond], 12_960.0);
+        assert_near(month[&Item::Trace], 2_592_000.0);
         // 424 bytes of its own, 500 of Lambda's, and 25 for each of 4 lines: 1,024.
-        near(month[&Item::LogGigabyte], 2_592_000.0 * 1024.0 / 1_073_741_824.0);
+        assert_near(month[&Item::LogGigabyte], 2_592_000.0 * 1024.0 / 1_073_741_824.0);
     }
 }

@@ -3,13 +3,13 @@
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-/// Returns the states that an execution enters, in order. If `failing` is given, that state fails permanently.
+/// Returns the states that an execution enters, in order. The state `failing` fails permanently, if it is not `None`.
 pub fn path<'a>(machine: &'a Value, failing: Option<&str>) -> Result<Vec<&'a str>> {
     let mut entered = Vec::new();
     let mut next = machine["StartAt"].as_str();
     while let Some(name) = next {
         if entered.len() > 100 {
-            bail!("the machine does not end: {entered:?}");
+            bail!("the state machine does not end: {entered:?}");
         }
         entered.push(name);
         let state = &machine["States"][name];
@@ -18,7 +18,7 @@ pub fn path<'a>(machine: &'a Value, failing: Option<&str>) -> Result<Vec<&'a str
             Some("Choice") => state["Default"].as_str(),
             Some(_) if failing == Some(name) => {
                 let caught = state["Catch"][0]["Next"].as_str();
-                Some(caught.with_context(|| format!("{name} catches nothing"))?)
+                Some(caught.with_context(|| format!("{name} has no Catch"))?)
             }
             Some(_) => state["Next"].as_str(),
             None => bail!("there is no state {name}"),

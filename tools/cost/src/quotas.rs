@@ -21,7 +21,7 @@ impl Design<'_> {
         let peak = self.peak(inputs, readings_a_day)?;
         let shards = self.shards(inputs, peak)?.max(inputs.assumed.least_shards);
         let flow = self.flow(inputs, peak, shards)?;
-        let (watch, _) = self.watch(inputs, peak, shards)?;
+        let (alerting, _) = self.alerting_flow(inputs, peak, shards)?;
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         let largest = self.bundles.plain.largest as f64;
         let bytes = peak * record.bytes;
@@ -30,7 +30,7 @@ impl Design<'_> {
             (Limit::StreamBytes, bytes),
             (Limit::NewStreamBytes, bytes),
             (Limit::RecordBytes, largest),
-            (Limit::Concurrency, flow.at_once() + watch.at_once()),
+            (Limit::Concurrency, flow.concurrency() + alerting.concurrency()),
             (Limit::TableWrites, writes),
             (Limit::NewTableWrites, writes),
             (Limit::PostReadings, peak),
@@ -40,11 +40,12 @@ impl Design<'_> {
 }
 
 /// Returns the use at one onboarding per second.
-pub fn of_an_onboarding(inputs: &Inputs) -> Result<Uses> {
-    let amounts = onboarding::done(inputs, onboarding::Written::Here)?;
+pub fn onboarding_uses(inputs: &Inputs) -> Result<Uses> {
+    let amounts = onboarding::done(inputs, onboarding::Implementation::Own)?;
     let effects = &inputs.onboardings.done;
-    let heard = ["start-onboarding", "project-site", "project-sensors"];
-    let heard = effects.iter().filter(|effect| heard.contains(&effect.function.as_str()));
+    let consumers = ["start-onboarding", "project-site", "project-sensors"];
+    let target_invocations =
+        effects.iter().filter(|effect| consumers.contains(&effect.function.as_str()));
     let seconds = effects.iter().map(|effect| {
         let millis = onboarding::millis(inputs, &effect.function)?;
         Ok(f64::from(effect.invocations) * millis / 1000.0)
@@ -53,11 +54,14 @@ pub fn of_an_onboarding(inputs: &Inputs) -> Result<Uses> {
     Ok(Uses::from([
         (Limit::PostSites, 1.0),
         (Limit::StartExecutions, 1.0),
-        // initialize-subscription calls it to prove who sent the command.
+        // initialize-subscription calls it to check that the execution sent the command.
         (Limit::DescribeExecutions, 1.0),
         (Limit::Transitions, amounts[&Item::Transition]),
         (Limit::PutEvents, amounts[&Item::Event]),
-        (Limit::TargetInvocations, heard.map(|effect| f64::from(effect.invocations)).sum()),
+        (
+            Limit::TargetInvocations,
+            target_invocations.map(|effect| f64::from(effect.invocations)).sum(),
+        ),
         (Limit::Concurrency, seconds),
     ]))
 }
@@ -67,7 +71,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::readings::Keeping;
+    use crate::readings::Storage;
 
     #[test]
     fn the_peak_of_a_billion_readings_a_day_follows_from_the_number_of_sites() -> Result<()> {
@@ -77,7 +81,7 @@ mod tests {
         // 11 sensors with 1,440 samples a day: 63,131.3 sites. Each sends a bundle within five minutes.
         let sites: f64 = 1e9 / (11.0 * 1440.0);
         for bundles in &inputs.readings.bundles {
-            let design = Design { bundles, keeping: Keeping::Series };
+            let design = Design { bundles, storage: Storage::Series };
             let uses = design.uses(&inputs, 1e9)?;
             let peak = sites / 300.0;
             assert!((uses[&Limit::PostReadings] - peak).abs() < 1e-6, "{uses:?}");

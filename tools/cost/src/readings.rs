@@ -12,7 +12,7 @@ use crate::{
 
 /// The storage design.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keeping {
+pub enum Storage {
     /// A packed row for each series of a bundle: this stack.
     Series,
     /// A row for each reading, written by the same function.
@@ -27,7 +27,7 @@ pub struct Design<'a> {
     /// The bundles.
     pub bundles: &'a Bundles,
     /// The storage design.
-    pub keeping: Keeping,
+    pub storage: Storage,
 }
 
 /// The capacity mode of the stream.
@@ -74,14 +74,14 @@ pub struct Flow {
 impl Flow {
     /// Returns the number of concurrent executions.
     #[must_use]
-    pub fn at_once(&self) -> f64 {
+    pub fn concurrency(&self) -> f64 {
         self.invocations * self.millis / 1000.0
     }
 }
 
-/// Returns the sum of both.
+/// Adds both amounts.
 #[must_use]
-pub fn plus(mut one: Amounts, other: &Amounts) -> Amounts {
+pub fn add(mut one: Amounts, other: &Amounts) -> Amounts {
     for (item, amount) in other {
         *one.entry(*item).or_default() += amount;
     }
@@ -93,14 +93,14 @@ impl Design<'_> {
     pub fn record(&self, inputs: &Inputs) -> Result<Record> {
         let Inputs { assumed, figures, readings: counted, .. } = inputs;
         let Bundles { bundles, readings, rows, write_units, row_bytes, plain, .. } = self.bundles;
-        ensure!(*bundles > 0 && counted.single.readings > 0, "nothing was counted");
+        ensure!(*bundles > 0 && counted.single.readings > 0, "the counts are empty");
         let count = f64::from(*bundles);
         let each = |of: u64| per(of, count);
         let readings = f64::from(*readings) / count;
         let single = f64::from(counted.single.readings);
         let memory = inputs.memory("store-readings");
         let ours = figures.function("store-readings")?;
-        let of_ours = Work {
+        let base_work = Work {
             memory,
             invocation: ours.millis(),
             record: 0.0,
@@ -108,22 +108,22 @@ impl Design<'_> {
             side_by_side: assumed.side_by_side,
             log_bytes: ours.log_bytes(),
         };
-        let (write_units, row_bytes, work) = match self.keeping {
-            Keeping::Series => {
+        let (write_units, row_bytes, work) = match self.storage {
+            Storage::Series => {
                 let rows = f64::from(*rows) / count;
                 let samples = (readings - rows) * figures.sample_millis()?;
                 let record = rows * figures.row_millis() + samples;
                 let wait = (rows / assumed.puts_at_once).ceil() * assumed.aws_millis;
-                (write_units / count, each(*row_bytes), Work { record, wait, ..of_ours })
+                (write_units / count, each(*row_bytes), Work { record, wait, ..base_work })
             }
-            Keeping::Item => {
+            Storage::Item => {
                 let record = readings * figures.row_millis();
                 let wait = (readings / assumed.puts_at_once).ceil() * assumed.aws_millis;
                 let units = counted.single.write_units / single * readings;
                 let bytes = per(counted.single.row_bytes, single) * readings;
-                (units, bytes, Work { record, wait, ..of_ours })
+                (units, bytes, Work { record, wait, ..base_work })
             }
-            Keeping::Powertools => {
+            Storage::Powertools => {
                 let python = figures.peer("python")?;
                 let puts = (readings / assumed.peer_items_a_call).ceil();
                 let calls = assumed.peer_record_calls + puts;
@@ -177,8 +177,8 @@ impl Design<'_> {
         let Record { bytes, work, .. } = self.record(inputs)?;
         let mapping = assumed.mappings.store_readings;
         let lanes = shards * mapping.parallelization_factor;
-        let most = batch(mapping, bytes, assumed);
-        let invocations = invocations(records, lanes, most, assumed.polls);
+        let max_batch = batch(mapping, bytes, assumed);
+        let invocations = invocations(records, lanes, max_batch, assumed.polls);
         let millis = work.millis(records / invocations);
         Ok(Flow { records, shards, invocations, millis })
     }
@@ -196,12 +196,12 @@ impl Design<'_> {
         let (shards, stream) = match capacity {
             Capacity::OnDemand => (
                 shards.max(inputs.assumed.least_shards),
-                plus(
+                add(
                     Amounts::from([
                         (Item::StreamHour, HOURS),
                         (Item::StreamInGigabyte, gigabytes(records, &record)),
                     ]),
-                    &read_once(records, &record),
+                    &stream_read(records, &record),
                 ),
             ),
             Capacity::Provisioned => (
@@ -215,17 +215,22 @@ impl Design<'_> {
         let flow = self.flow(inputs, records, shards)?;
         let function = month(flow.invocations, flow.millis, &record.work, &inputs.assumed);
         let written = records * DAYS * SECONDS * record.write_units;
-        Ok(plus(plus(stream, &function), &Amounts::from([(Item::WriteUnit, written)])))
+        Ok(add(add(stream, &function), &Amounts::from([(Item::WriteUnit, written)])))
     }
 
     /// Returns the flow of this number of records per second through detect-breaches, and its work.
-    pub fn watch(&self, inputs: &Inputs, records: f64, shards: f64) -> Result<(Flow, Work)> {
+    pub fn alerting_flow(
+        &self,
+        inputs: &Inputs,
+        records: f64,
+        shards: f64,
+    ) -> Result<(Flow, Work)> {
         let Inputs { assumed, figures, .. } = inputs;
         let record = self.record(inputs)?;
         let mapping = assumed.mappings.detect_breaches;
         let lanes = shards * mapping.parallelization_factor;
-        let most = batch(mapping, record.bytes, assumed);
-        let invocations = invocations(records, lanes, most, assumed.polls);
+        let max_batch = batch(mapping, record.bytes, assumed);
+        let invocations = invocations(records, lanes, max_batch, assumed.polls);
         let ours = figures.function("detect-breaches")?;
         let work = Work {
             memory: inputs.memory("detect-breaches"),
@@ -241,16 +246,16 @@ impl Design<'_> {
     }
 
     /// Returns the monthly amounts of detect-breaches: another read of the stream, the function and its reads.
-    pub fn watching(&self, inputs: &Inputs, readings_a_day: f64) -> Result<Amounts> {
+    pub fn alerting(&self, inputs: &Inputs, readings_a_day: f64) -> Result<Amounts> {
         let record = self.record(inputs)?;
         let records = readings_a_day / record.readings / SECONDS;
         let shards = self.shards(inputs, self.peak(inputs, readings_a_day)?)?;
         let shards = shards.max(inputs.assumed.least_shards);
-        let (flow, work) = self.watch(inputs, records, shards)?;
+        let (flow, work) = self.alerting_flow(inputs, records, shards)?;
         let function = month(flow.invocations, flow.millis, &work, &inputs.assumed);
         let units = per(self.bundles.alerting_read_units, f64::from(self.bundles.bundles));
         let units = Amounts::from([(Item::ReadUnit, records * DAYS * SECONDS * units)]);
-        Ok(plus(plus(function, &units), &read_once(records, &record)))
+        Ok(add(add(function, &units), &stream_read(records, &record)))
     }
 
     /// Returns the additional monthly amounts if each bundle is sent with its own HTTP request.
@@ -268,11 +273,11 @@ impl Design<'_> {
             log_bytes: ours.log_bytes() + assumed.access_log_bytes,
         };
         let function = month(records, work.millis(1.0), &work, assumed);
-        Ok(plus(function, &Amounts::from([(Item::ApiRequest, records * DAYS * SECONDS)])))
+        Ok(add(function, &Amounts::from([(Item::ApiRequest, records * DAYS * SECONDS)])))
     }
 
-    /// Returns the amounts of keeping a month's readings, for each following month.
-    pub fn keeping(&self, inputs: &Inputs, readings_a_day: f64) -> Result<Amounts> {
+    /// Returns the monthly amounts of storing a month's readings afterwards.
+    pub fn retention(&self, inputs: &Inputs, readings_a_day: f64) -> Result<Amounts> {
         let record = self.record(inputs)?;
         let gigabytes = readings_a_day / record.readings * DAYS * record.row_bytes / GIGABYTE;
         Ok(Amounts::from([
@@ -286,7 +291,7 @@ fn gigabytes(records: f64, record: &Record) -> f64 {
     records * DAYS * SECONDS * record.kilobytes * 1024.0 / GIGABYTE
 }
 
-fn read_once(records: f64, record: &Record) -> Amounts {
+fn stream_read(records: f64, record: &Record) -> Amounts {
     Amounts::from([(Item::StreamOutGigabyte, gigabytes(records, record))])
 }
 
@@ -305,7 +310,7 @@ pub(crate) mod tests {
     /// Assumptions for easy arithmetic. Values that the tests do not set are those of the file.
     pub(crate) fn assumed() -> Assumptions {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("assumptions.json");
-        let file: Assumptions = crate::data::read(&file).expect("assumptions");
+        let file: Assumptions = crate::data::read(&file).expect("the assumptions are valid");
         Assumptions {
             aws_millis: 5.0,
             platform_log_bytes: 500.0,
@@ -325,7 +330,7 @@ pub(crate) mod tests {
     /// Inputs of the repository, with assumptions, prices and counts for easy arithmetic.
     fn inputs() -> Inputs {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let mut inputs = Inputs::read(&root).expect("the repository's");
+        let mut inputs = Inputs::read(&root).expect("the repository has all inputs");
         inputs.assumed = assumed();
         inputs.prices = crate::data::tests::round_prices();
         inputs.readings.single = Bundles {
@@ -357,12 +362,12 @@ pub(crate) mod tests {
         }
     }
 
-    fn near(one: f64, other: f64) {
+    fn assert_near(one: f64, other: f64) {
         assert!((one - other).abs() < 1e-9 * other.abs().max(1.0), "{one}, not {other}");
     }
 
-    fn design(bundles: &Bundles, keeping: Keeping) -> Design<'_> {
-        Design { bundles, keeping }
+    fn design(bundles: &Bundles, storage: Storage) -> Design<'_> {
+        Design { bundles, storage }
     }
 
     /// One bundle per second.
@@ -371,14 +376,14 @@ pub(crate) mod tests {
     #[test]
     fn the_amounts_of_a_month_with_one_bundle_per_second() -> Result<()> {
         let (inputs, bundles) = (inputs(), quarters());
-        let month = design(&bundles, Keeping::Series).storing(&inputs, LOAD, Capacity::OnDemand)?;
-        near(month[&Item::StreamHour], 720.0);
+        let month = design(&bundles, Storage::Series).storing(&inputs, LOAD, Capacity::OnDemand)?;
+        assert_near(month[&Item::StreamHour], 720.0);
         // 2,592,000 records of 4 KB.
-        near(month[&Item::StreamInGigabyte], 2_592_000.0 * 4096.0 / 1_073_741_824.0);
-        near(month[&Item::StreamOutGigabyte], month[&Item::StreamInGigabyte]);
-        near(month[&Item::WriteUnit], 25_920_000.0);
+        assert_near(month[&Item::StreamInGigabyte], 2_592_000.0 * 4096.0 / 1_073_741_824.0);
+        assert_near(month[&Item::StreamOutGigabyte], month[&Item::StreamInGigabyte]);
+        assert_near(month[&Item::WriteUnit], 25_920_000.0);
         // The rate is below the number of lanes, so each invocation has one record.
-        near(month[&Item::Request], 2_592_000.0);
+        assert_near(month[&Item::Request], 2_592_000.0);
         assert_eq!(month.get(&Item::ShardHour), None);
         Ok(())
     }
@@ -386,10 +391,10 @@ pub(crate) mod tests {
     #[test]
     fn shards_are_charged_by_the_hour_and_by_25_kilobytes() -> Result<()> {
         let (inputs, bundles) = (inputs(), quarters());
-        let design = design(&bundles, Keeping::Series);
+        let design = design(&bundles, Storage::Series);
         let month = design.storing(&inputs, LOAD, Capacity::Provisioned)?;
-        near(month[&Item::ShardHour], 720.0);
-        near(month[&Item::PutPayloadUnit], 2_592_000.0);
+        assert_near(month[&Item::ShardHour], 720.0);
+        assert_near(month[&Item::PutPayloadUnit], 2_592_000.0);
         assert_eq!(month.get(&Item::StreamHour), None);
         assert_eq!(month.get(&Item::StreamOutGigabyte), None);
         Ok(())
@@ -398,52 +403,52 @@ pub(crate) mod tests {
     #[test]
     fn a_row_for_each_reading_is_a_write_for_each() -> Result<()> {
         let (inputs, bundles) = (inputs(), quarters());
-        let writes = |keeping| -> Result<f64> {
-            let month = design(&bundles, keeping).storing(&inputs, LOAD, Capacity::OnDemand)?;
+        let writes = |storage| -> Result<f64> {
+            let month = design(&bundles, storage).storing(&inputs, LOAD, Capacity::OnDemand)?;
             Ok(month[&Item::WriteUnit])
         };
-        near(writes(Keeping::Item)?, 259_200_000.0);
+        assert_near(writes(Storage::Item)?, 259_200_000.0);
         // Plus two for the idempotency record of each bundle.
-        near(writes(Keeping::Powertools)?, 259_200_000.0 + 2.0 * 2_592_000.0);
+        assert_near(writes(Storage::Powertools)?, 259_200_000.0 + 2.0 * 2_592_000.0);
         let single = inputs.readings.single.clone();
-        let alone = design(&single, Keeping::Powertools);
-        let alone = alone.storing(&inputs, LOAD, Capacity::OnDemand)?;
-        near(alone[&Item::WriteUnit], 3.0 * 259_200_000.0);
+        let single_design = design(&single, Storage::Powertools);
+        let single_month = single_design.storing(&inputs, LOAD, Capacity::OnDemand)?;
+        assert_near(single_month[&Item::WriteUnit], 3.0 * 259_200_000.0);
         Ok(())
     }
 
     #[test]
     fn sites_send_within_the_burst() -> Result<()> {
         let (inputs, bundles) = (inputs(), quarters());
-        let design = design(&bundles, Keeping::Series);
+        let design = design(&bundles, Storage::Series);
         // One bundle per second comes from 900 sites. Each sends once in 900 s, but all within 300 s.
-        near(design.peak(&inputs, LOAD)?, 3.0);
-        near(design.shards(&inputs, 3.0)?, 1.0);
+        assert_near(design.peak(&inputs, LOAD)?, 3.0);
+        assert_near(design.shards(&inputs, 3.0)?, 1.0);
         // The limits of a shard are 1,048,576 bytes and 1,000 records per second.
-        near(design.shards(&inputs, 1_048_576.0 / 4000.0 * 2.5)?, 3.0);
+        assert_near(design.shards(&inputs, 1_048_576.0 / 4000.0 * 2.5)?, 3.0);
         Ok(())
     }
 
     #[test]
     fn stored_rows_are_charged_for_storage_and_for_recovery() -> Result<()> {
         let (inputs, bundles) = (inputs(), quarters());
-        let kept = design(&bundles, Keeping::Series).keeping(&inputs, LOAD)?;
-        near(kept[&Item::StoredGigabyte], 2_592_000.0 * 2000.0 / 1_073_741_824.0);
-        near(kept[&Item::RecoverableGigabyte], kept[&Item::StoredGigabyte]);
-        let single = design(&bundles, Keeping::Item).keeping(&inputs, LOAD)?;
-        near(single[&Item::StoredGigabyte], 259_200_000.0 * 160.0 / 1_073_741_824.0);
+        let stored = design(&bundles, Storage::Series).retention(&inputs, LOAD)?;
+        assert_near(stored[&Item::StoredGigabyte], 2_592_000.0 * 2000.0 / 1_073_741_824.0);
+        assert_near(stored[&Item::RecoverableGigabyte], stored[&Item::StoredGigabyte]);
+        let single = design(&bundles, Storage::Item).retention(&inputs, LOAD)?;
+        assert_near(single[&Item::StoredGigabyte], 259_200_000.0 * 160.0 / 1_073_741_824.0);
         Ok(())
     }
 
     #[test]
     fn detect_breaches_reads_the_stream_again_and_a_row_for_each_bundle() -> Result<()> {
         let (inputs, bundles) = (inputs(), quarters());
-        let watching = design(&bundles, Keeping::Series).watching(&inputs, LOAD)?;
-        near(watching[&Item::ReadUnit], 2_592_000.0);
-        near(watching[&Item::StreamOutGigabyte], 2_592_000.0 * 4096.0 / 1_073_741_824.0);
-        let http = design(&bundles, Keeping::Series).over_http(&inputs, LOAD)?;
-        near(http[&Item::ApiRequest], 2_592_000.0);
-        near(http[&Item::Request], 2_592_000.0);
+        let alerting = design(&bundles, Storage::Series).alerting(&inputs, LOAD)?;
+        assert_near(alerting[&Item::ReadUnit], 2_592_000.0);
+        assert_near(alerting[&Item::StreamOutGigabyte], 2_592_000.0 * 4096.0 / 1_073_741_824.0);
+        let http = design(&bundles, Storage::Series).over_http(&inputs, LOAD)?;
+        assert_near(http[&Item::ApiRequest], 2_592_000.0);
+        assert_near(http[&Item::Request], 2_592_000.0);
         Ok(())
     }
 }

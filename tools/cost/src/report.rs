@@ -9,9 +9,9 @@ use crate::{
     data::{Amounts, Item, Quota},
     docs::table,
     inputs::Inputs,
-    onboarding::{self, Written},
-    quotas::of_an_onboarding,
-    readings::{Capacity, Design, Keeping, plus},
+    onboarding::{self, Implementation},
+    quotas::onboarding_uses,
+    readings::{Capacity, Design, Storage, add},
     units::{DAYS, SECONDS},
 };
 
@@ -19,8 +19,8 @@ const MILLION: f64 = 1e6;
 /// The loads in the tables, in readings per day.
 const LOADS: [(&str, f64); 3] =
     [("1 M a day", MILLION), ("50 M a day", 50.0 * MILLION), ("1 B a day", 1000.0 * MILLION)];
-/// The load at which a million readings are priced.
-const USUAL: f64 = 50.0 * MILLION;
+/// The load for which the cost of a million readings is computed.
+const TYPICAL_LOAD: f64 = 50.0 * MILLION;
 
 /// Returns the tables by their names in the page.
 pub fn tables(inputs: &Inputs) -> Result<Vec<(&'static str, String)>> {
@@ -37,7 +37,7 @@ pub fn tables(inputs: &Inputs) -> Result<Vec<(&'static str, String)>> {
 }
 
 /// Formats a number with three significant digits.
-fn told(number: f64) -> String {
+fn format_number(number: f64) -> String {
     if number.fract() == 0.0 && number.abs() < 1000.0 {
         return number.to_string();
     }
@@ -53,8 +53,8 @@ fn told(number: f64) -> String {
 fn grouped(number: &str) -> String {
     let (whole, fraction) = number.split_once('.').map_or((number, None), |(a, b)| (a, Some(b)));
     let mut text = String::new();
-    for (place, digit) in whole.char_indices() {
-        if place > 0 && (whole.len() - place).is_multiple_of(3) {
+    for (index, digit) in whole.char_indices() {
+        if index > 0 && (whole.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -68,7 +68,7 @@ fn grouped(number: &str) -> String {
 
 fn length(bundles: &Bundles) -> &'static str {
     match bundles.minutes {
-        0 => "a reading a message",
+        0 => "one reading per message",
         15 => "15 minutes",
         60 => "an hour",
         _ => "a day",
@@ -79,27 +79,36 @@ fn bold(text: &str) -> String {
     format!("**{text}**")
 }
 
-/// Returns the amounts of these items.
-fn of(amounts: &Amounts, items: &[Item]) -> Amounts {
-    let these = amounts.iter().filter(|(item, _)| items.contains(item));
-    these.map(|(item, amount)| (*item, *amount)).collect()
+/// Returns only the amounts of these items.
+fn select(amounts: &Amounts, items: &[Item]) -> Amounts {
+    let selected = amounts.iter().filter(|(item, _)| items.contains(item));
+    selected.map(|(item, amount)| (*item, *amount)).collect()
 }
 
 fn figures(inputs: &Inputs) -> Result<String> {
     let mut text = String::new();
     let store = inputs.figures.function("store-readings")?;
     let python = inputs.figures.peer("python")?;
-    let line = |what: &str, micros: f64| vec![what.to_owned(), told(micros)];
+    let line = |what: &str, micros: f64| vec![what.to_owned(), format_number(micros)];
     let rows = [
         line("store-readings: an invocation", store.millis() * 1000.0),
         line("store-readings: a row", inputs.figures.row_millis() * 1000.0),
-        line("store-readings: a further sample of it", inputs.figures.sample_millis()? * 1000.0),
+        line(
+            "store-readings: each further sample of a row",
+            inputs.figures.sample_millis()? * 1000.0,
+        ),
         line(
             "configure-alerting: an invocation",
             inputs.figures.function("configure-alerting")?.millis() * 1000.0,
         ),
-        line("the same with Powertools for Python", python.millis() * 1000.0),
-        line("of it, a call", python.millis() * 1000.0 / python.calls().0),
+        line(
+            "configure-alerting with Powertools for Python: an invocation",
+            python.millis() * 1000.0,
+        ),
+        line(
+            "configure-alerting with Powertools for Python: a call",
+            python.millis() * 1000.0 / python.calls().0,
+        ),
     ];
     text.push_str(&table(&["CPU time of a whole core", "µs"], &[false, true], &rows)?);
     Ok(text)
@@ -114,53 +123,55 @@ const LINES: [(&str, &[Item]); 6] = [
     ("traces", &[Item::Trace]),
 ];
 
-/// The cost of a million readings at the usual load, by the length of the bundles.
+/// The cost of a million readings at the typical load, by the length of the bundles.
 fn million(inputs: &Inputs) -> Result<String> {
-    let a_million = MILLION / (USUAL * DAYS);
-    let designs: Vec<_> = inputs.readings.bundles.iter().map(ours).collect();
+    let a_million = MILLION / (TYPICAL_LOAD * DAYS);
+    let designs: Vec<_> = inputs.readings.bundles.iter().map(own_design).collect();
     let bills = designs
         .iter()
         .map(|design| {
-            let storing = design.storing(inputs, USUAL, Capacity::OnDemand)?;
-            Ok(plus(storing, &design.watching(inputs, USUAL)?))
+            let storing = design.storing(inputs, TYPICAL_LOAD, Capacity::OnDemand)?;
+            Ok(add(storing, &design.alerting(inputs, TYPICAL_LOAD)?))
         })
         .collect::<Result<Vec<_>>>()?;
-    let usd = |amounts: &Amounts| inputs.prices.of(amounts) * a_million;
+    let usd = |amounts: &Amounts| inputs.prices.cost_of(amounts) * a_million;
     let line = |what: &str, cells: Vec<f64>| {
-        let cells = cells.iter().map(|usd| told(*usd));
+        let cells = cells.iter().map(|usd| format_number(*usd));
         [what.to_owned()].into_iter().chain(cells).collect::<Vec<_>>()
     };
     let mut rows: Vec<_> = LINES
         .iter()
-        .map(|(what, items)| line(what, bills.iter().map(|bill| usd(&of(bill, items))).collect()))
+        .map(|(what, items)| {
+            line(what, bills.iter().map(|bill| usd(&select(bill, items))).collect())
+        })
         .collect();
-    let sum = bills.iter().map(|bill| bold(&told(usd(bill))));
-    rows.push([bold("stored and watched")].into_iter().chain(sum).collect());
-    let http = designs.iter().map(|design| Ok(usd(&design.over_http(inputs, USUAL)?)));
-    rows.push(line("over HTTP, in addition", http.collect::<Result<_>>()?));
-    let kept = designs.iter().map(|design| Ok(usd(&design.keeping(inputs, USUAL)?)));
-    rows.push(line("kept, in each month that follows", kept.collect::<Result<_>>()?));
+    let sum = bills.iter().map(|bill| bold(&format_number(usd(bill))));
+    rows.push([bold("total: stored, and compared with limits")].into_iter().chain(sum).collect());
+    let http = designs.iter().map(|design| Ok(usd(&design.over_http(inputs, TYPICAL_LOAD)?)));
+    rows.push(line("in addition if sent over HTTP", http.collect::<Result<_>>()?));
+    let retained = designs.iter().map(|design| Ok(usd(&design.retention(inputs, TYPICAL_LOAD)?)));
+    rows.push(line("storage in each following month", retained.collect::<Result<_>>()?));
     let lengths = designs.iter().map(|design| length(design.bundles));
     let head: Vec<_> = ["USD for a million readings"].into_iter().chain(lengths).collect();
     table(&head, &[false, true, true, true], &rows)
 }
 
-fn ours(bundles: &Bundles) -> Design<'_> {
-    Design { bundles, keeping: Keeping::Series }
+fn own_design(bundles: &Bundles) -> Design<'_> {
+    Design { bundles, storage: Storage::Series }
 }
 
 /// Returns the designs that are compared, with their names.
 fn designs(inputs: &Inputs) -> Vec<(&'static str, Design<'_>)> {
     let counted = &inputs.readings;
     let mut designs = Vec::new();
-    for (name, keeping) in [
-        ("Fieldstation: a row for each series", Keeping::Series),
-        ("a row for each reading, Rust", Keeping::Item),
-        ("a row for each reading, Powertools for Python", Keeping::Powertools),
+    for (name, storage) in [
+        ("Fieldstation: a row for each series", Storage::Series),
+        ("a row for each reading, Rust", Storage::Item),
+        ("a row for each reading, Powertools for Python", Storage::Powertools),
     ] {
-        designs.extend(counted.bundles.iter().map(|bundles| (name, Design { bundles, keeping })));
-        if keeping != Keeping::Series {
-            designs.push((name, Design { bundles: &counted.single, keeping }));
+        designs.extend(counted.bundles.iter().map(|bundles| (name, Design { bundles, storage })));
+        if storage != Storage::Series {
+            designs.push((name, Design { bundles: &counted.single, storage }));
         }
     }
     designs
@@ -173,35 +184,35 @@ fn month(inputs: &Inputs) -> Result<String> {
     for (name, design) in designs(inputs) {
         let mut row = vec![name.to_owned(), length(design.bundles).to_owned()];
         for (_, load) in LOADS {
-            let usd = inputs.prices.of(&design.storing(inputs, load, Capacity::OnDemand)?);
-            row.push(told(usd));
+            let usd = inputs.prices.cost_of(&design.storing(inputs, load, Capacity::OnDemand)?);
+            row.push(format_number(usd));
         }
-        let most = LOADS[2].1;
-        let peak = design.peak(inputs, most)?;
+        let max_load = LOADS[2].1;
+        let peak = design.peak(inputs, max_load)?;
         let shards = design.shards(inputs, peak)?.max(inputs.assumed.least_shards);
-        let records = most / design.record(inputs)?.readings / SECONDS;
-        let at_once = design.flow(inputs, records, shards)?.at_once();
+        let records = max_load / design.record(inputs)?.readings / SECONDS;
+        let concurrent = design.flow(inputs, records, shards)?.concurrency();
         let lanes = shards * inputs.assumed.mappings.store_readings.parallelization_factor;
-        let busy = format!("{} of {}", told(at_once), told(lanes));
-        row.push(if at_once > lanes { bold(&busy) } else { busy });
-        row.push(told(inputs.prices.of(&design.keeping(inputs, most)?)));
-        bars.push(inputs.prices.of(&design.storing(inputs, most, Capacity::OnDemand)?));
+        let busy = format!("{} of {}", format_number(concurrent), format_number(lanes));
+        row.push(if concurrent > lanes { bold(&busy) } else { busy });
+        row.push(format_number(inputs.prices.cost_of(&design.retention(inputs, max_load)?)));
+        bars.push(inputs.prices.cost_of(&design.storing(inputs, max_load, Capacity::OnDemand)?));
         rows.push(row);
     }
-    let mut head = vec!["USD a month, storing alone", "bundles of"];
+    let mut head = vec!["USD a month, without alerts", "bundles of"];
     head.extend(LOADS.map(|(name, _)| name));
-    head.extend(["functions at once, 1 B", "a month's rows kept, 1 B"]);
+    head.extend(["concurrent functions, 1 B", "storage of a month's rows, 1 B"]);
     let mut text = table(&head, &[false, false, true, true, true, true, true], &rows)?;
     let names = ["row/series 15 min", "1 h", "1 d", "row/reading Rust", "Powertools", "1 message"];
-    let shown = [bars[0], bars[1], bars[2], bars[3], bars[7], bars[10]];
+    let charted = [bars[0], bars[1], bars[2], bars[3], bars[7], bars[10]];
     let names: Vec<_> = names.iter().map(|name| format!("\"{name}\"")).collect();
-    let shown: Vec<_> = shown.iter().map(|usd| format!("{usd:.0}")).collect();
+    let charted: Vec<_> = charted.iter().map(|usd| format!("{usd:.0}")).collect();
     write!(
         text,
         "\n```mermaid\nxychart-beta\n  title \"1 B readings a day: USD a month\"\n  \
          x-axis [{}]\n  y-axis \"USD\"\n  bar [{}]\n```\n",
         names.join(", "),
-        shown.join(", ")
+        charted.join(", ")
     )?;
     Ok(text)
 }
@@ -217,26 +228,26 @@ fn stream(inputs: &Inputs) -> Result<String> {
     ];
     let mut rows = Vec::new();
     for bundles in &inputs.readings.bundles {
-        let design = ours(bundles);
+        let design = own_design(bundles);
         for (name, load) in LOADS {
             let peak = design.peak(inputs, load)?;
             let record = design.record(inputs)?;
-            let paid = |capacity| -> Result<f64> {
+            let cost = |capacity| -> Result<f64> {
                 let mut amounts = design.storing(inputs, load, capacity)?;
                 if capacity == Capacity::OnDemand {
-                    amounts = plus(amounts, &of(&design.watching(inputs, load)?, &items));
+                    amounts = add(amounts, &select(&design.alerting(inputs, load)?, &items));
                 }
-                Ok(inputs.prices.of(&of(&amounts, &items)))
+                Ok(inputs.prices.cost_of(&select(&amounts, &items)))
             };
             rows.push(vec![
                 length(bundles).to_owned(),
                 name.to_owned(),
-                told(load / record.readings / SECONDS),
-                told(peak),
-                told(peak * record.bytes / 1e6),
-                told(paid(Capacity::OnDemand)?),
-                told(design.shards(inputs, peak)?),
-                told(paid(Capacity::Provisioned)?),
+                format_number(load / record.readings / SECONDS),
+                format_number(peak),
+                format_number(peak * record.bytes / 1e6),
+                format_number(cost(Capacity::OnDemand)?),
+                format_number(design.shards(inputs, peak)?),
+                format_number(cost(Capacity::Provisioned)?),
             ]);
         }
     }
@@ -244,7 +255,7 @@ fn stream(inputs: &Inputs) -> Result<String> {
         "bundles of",
         "readings",
         "records/s, mean",
-        "at the peak",
+        "records/s at the peak",
         "MB/s at the peak",
         "on demand, USD a month",
         "shards",
@@ -256,10 +267,10 @@ fn stream(inputs: &Inputs) -> Result<String> {
 /// The cost of an onboarding, by item.
 fn onboarding(inputs: &Inputs) -> Result<String> {
     let bills = [
-        onboarding::done(inputs, Written::Here)?,
-        onboarding::done(inputs, Written::Powertools)?,
-        onboarding::undone(inputs, Written::Here)?,
-        onboarding::undone(inputs, Written::Powertools)?,
+        onboarding::done(inputs, Implementation::Own)?,
+        onboarding::done(inputs, Implementation::Powertools)?,
+        onboarding::undone(inputs, Implementation::Own)?,
+        onboarding::undone(inputs, Implementation::Powertools)?,
         onboarding::alert(inputs)?,
     ];
     let thousand = 1000.0;
@@ -272,27 +283,27 @@ fn onboarding(inputs: &Inputs) -> Result<String> {
         ("requests to queues", Item::QueueRequest, 1.0, ""),
         ("requests to the API", Item::ApiRequest, 1.0, ""),
         ("logs", Item::LogGigabyte, crate::units::GIGABYTE / 1000.0, " kB"),
-        ("traces, at most", Item::Trace, 1.0, ""),
+        ("traces, upper bound", Item::Trace, 1.0, ""),
     ];
     let mut rows = Vec::new();
     for (name, item, factor, unit) in what {
         let mut row = vec![name.to_owned()];
         for bill in &bills {
             let amount = bill.get(&item).copied().unwrap_or_default();
-            let usd = inputs.prices.one(item, amount * thousand);
-            row.push(format!("{}{unit}", told(amount * factor)));
-            row.push(told(usd));
+            let usd = inputs.prices.cost_of_item(item, amount * thousand);
+            row.push(format!("{}{unit}", format_number(amount * factor)));
+            row.push(format_number(usd));
         }
         rows.push(row);
     }
-    let mut sum = vec![bold("together")];
+    let mut sum = vec![bold("total")];
     for bill in &bills {
-        sum.extend([String::new(), bold(&told(inputs.prices.of(bill) * thousand))]);
+        sum.extend([String::new(), bold(&format_number(inputs.prices.cost_of(bill) * thousand))]);
     }
     rows.push(sum);
     let head = [
         "",
-        "goes through",
+        "successful",
         "USD for 1,000",
         "with Powertools",
         "USD",
@@ -311,12 +322,12 @@ fn onboarding(inputs: &Inputs) -> Result<String> {
 /// The use of the quotas by readings.
 fn quotas(inputs: &Inputs) -> Result<String> {
     let [quarters, hours, days] = &inputs.readings.bundles[..] else {
-        anyhow::bail!("three lengths of bundles are expected");
+        anyhow::bail!("expected three lengths of bundles");
     };
-    let (_, most) = LOADS[2];
-    let mut columns = LOADS.map(|(_, load)| (ours(quarters), load)).to_vec();
-    columns.extend([(ours(hours), most), (ours(days), most)]);
-    columns.push((Design { bundles: quarters, keeping: Keeping::Item }, most));
+    let (_, max_load) = LOADS[2];
+    let mut columns = LOADS.map(|(_, load)| (own_design(quarters), load)).to_vec();
+    columns.extend([(own_design(hours), max_load), (own_design(days), max_load)]);
+    columns.push((Design { bundles: quarters, storage: Storage::Item }, max_load));
     let uses = columns
         .iter()
         .map(|(design, load)| design.uses(inputs, *load))
@@ -327,7 +338,7 @@ fn quotas(inputs: &Inputs) -> Result<String> {
             anyhow::bail!("there is no quota {limit:?}");
         };
         let default = format!("{} {}", grouped(&quota.value.to_string()), quota.unit);
-        let mut row = vec![sourced(quota), default.trim_end().to_owned()];
+        let mut row = vec![linked_name(quota), default.trim_end().to_owned()];
         row.extend(uses.iter().map(|used| percent(used[limit] / quota.value)));
         row.extend([adjustable(quota), quota.raise.clone()]);
         rows.push((uses[2][limit] / quota.value, row));
@@ -341,7 +352,7 @@ fn quotas(inputs: &Inputs) -> Result<String> {
         "50 M",
         "1 B",
         "1 B, bundles of an hour",
-        "of a day",
+        "1 B, bundles of a day",
         "1 B, a row for each reading",
         "adjustable",
         "what to do",
@@ -350,10 +361,10 @@ fn quotas(inputs: &Inputs) -> Result<String> {
 }
 
 /// Returns the quota's name as a link to its source.
-fn sourced(quota: &Quota) -> String {
+fn linked_name(quota: &Quota) -> String {
     let Quota { name, source, .. } = quota;
-    let up = if source.starts_with("https:") { "" } else { "../" };
-    format!("[{name}]({up}{source})")
+    let prefix = if source.starts_with("https:") { "" } else { "../" };
+    format!("[{name}]({prefix}{source})")
 }
 
 fn adjustable(quota: &Quota) -> String {
@@ -361,26 +372,26 @@ fn adjustable(quota: &Quota) -> String {
 }
 
 fn percent(part: f64) -> String {
-    let text = format!("{} %", told(part * 100.0));
+    let text = format!("{} %", format_number(part * 100.0));
     if part > 1.0 { bold(&text) } else { text }
 }
 
 /// The number of onboardings per second that the quotas allow.
 fn saga_quotas(inputs: &Inputs) -> Result<String> {
     let mut rows = Vec::new();
-    for (limit, used) in of_an_onboarding(inputs)? {
+    for (limit, used) in onboarding_uses(inputs)? {
         let Some(quota) = inputs.quotas.get(&limit) else {
             anyhow::bail!("there is no quota {limit:?}");
         };
-        let a_second = quota.value / used;
+        let per_second = quota.value / used;
         rows.push((
-            a_second,
+            per_second,
             vec![
-                sourced(quota),
-                told(quota.value),
-                told(used),
-                told(a_second),
-                told(a_second * SECONDS),
+                linked_name(quota),
+                format_number(quota.value),
+                format_number(used),
+                format_number(per_second),
+                format_number(per_second * SECONDS),
                 adjustable(quota),
                 quota.raise.clone(),
             ],
@@ -391,9 +402,9 @@ fn saga_quotas(inputs: &Inputs) -> Result<String> {
     let head = [
         "quota",
         "default",
-        "an onboarding takes",
-        "a second",
-        "a day",
+        "use by an onboarding",
+        "onboardings a second",
+        "onboardings a day",
         "adjustable",
         "what to do",
     ];
@@ -435,7 +446,7 @@ mod tests {
             (1234.5, "1,230"),
             (1_234_567.0, "1,230,000"),
         ] {
-            assert_eq!(told(number), text);
+            assert_eq!(format_number(number), text);
         }
     }
 

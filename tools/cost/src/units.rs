@@ -67,7 +67,7 @@ pub fn traces(calls: f64, certain: f64, part: f64) -> f64 {
 mod tests {
     use super::*;
 
-    fn near(one: f64, other: f64) {
+    fn assert_near(one: f64, other: f64) {
         assert!((one - other).abs() < 1e-9 * other.abs().max(1.0), "{one}, not {other}");
     }
 
@@ -86,27 +86,27 @@ mod tests {
     #[test]
     fn memory_counts_in_binary_gigabytes_and_time_in_started_milliseconds() {
         // 512 MB are half a GB (not 0.512). 300 ms of it are 0.15 GB-s.
-        near(gigabyte_seconds(300.0, 512.0), 0.15);
-        near(gigabyte_seconds(0.2, 128.0), 0.000_125);
-        near(gigabyte_seconds(1.01, 1024.0), 0.002);
+        assert_near(gigabyte_seconds(300.0, 512.0), 0.15);
+        assert_near(gigabyte_seconds(0.2, 128.0), 0.000_125);
+        assert_near(gigabyte_seconds(1.01, 1024.0), 0.002);
     }
 
     #[test]
     fn a_function_of_1769_mb_has_a_core() {
-        near(share_of_a_core(1769.0), 1.0);
-        near(share_of_a_core(884.5), 0.5);
-        near(share_of_a_core(10_240.0), 1.0);
+        assert_near(share_of_a_core(1769.0), 1.0);
+        assert_near(share_of_a_core(884.5), 0.5);
+        assert_near(share_of_a_core(10_240.0), 1.0);
     }
 
     #[test]
     fn a_month_has_30_days() {
-        near(HOURS, 720.0);
-        near(DAYS * SECONDS, 2_592_000.0);
+        assert_near(HOURS, 720.0);
+        assert_near(DAYS * SECONDS, 2_592_000.0);
     }
 
     #[test]
     fn of_21_calls_a_second_two_are_traced() {
-        near(traces(0.4, 1.0, 0.05), 0.4);
-        near(traces(21.0, 1.0, 0.05), 2.0);
+        assert_near(traces(0.4, 1.0, 0.05), 0.4);
+        assert_near(traces(21.0, 1.0, 0.05), 2.0);
     }
 }

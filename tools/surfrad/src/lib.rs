@@ -2,7 +2,7 @@
 //!
 //! The file has two header lines, then a line per minute with numbers separated by spaces. A reading has no quality
 //! flag, so values that NOAA flags as bad are only counted and not sent. Temperatures of the instruments' cases and
-//! domes serve their maintenance, and net values follow from the others. Both are ignored.
+//! domes are for maintenance, and net values follow from the others. Both are ignored.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -38,19 +38,19 @@ const MISSING: &str = "-9999.9";
 /// The error for a line in the wrong format.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{file}:{line}: {problem}")]
-pub struct Unreadable {
+pub struct ParseError {
     /// The file's name, as the caller gave it.
     pub file: String,
     /// The line's number, from 1.
     pub line: usize,
-    /// What is wrong with it.
+    /// The problem.
     pub problem: String,
 }
 
-/// The numbers of values that were not sent, by reason.
+/// The numbers of values that are not sent, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct LeftOut {
+pub struct SkippedValues {
     /// The value is missing (-9999.9), with flag 0 or 1.
     pub missing: usize,
     /// Flag 1 with a value: it is physically impossible.
@@ -59,10 +59,10 @@ pub struct LeftOut {
     pub questionable: usize,
 }
 
-impl LeftOut {
-    /// Returns the number of all values that were not sent.
+impl SkippedValues {
+    /// Returns the number of all values that are not sent.
     #[must_use]
-    pub fn all(self) -> usize {
+    pub fn total(self) -> usize {
         self.missing + self.impossible + self.questionable
     }
 }
@@ -75,7 +75,7 @@ pub struct Column {
     /// The good values.
     pub samples: Vec<Sample>,
     /// The numbers of the other values.
-    pub left_out: LeftOut,
+    pub left_out: SkippedValues,
 }
 
 /// The day of one station.
@@ -98,32 +98,36 @@ impl Day {
     }
 
     /// Parses a file's text.
-    pub fn parse(file: &str, text: &str) -> Result<Self, Unreadable> {
-        let unreadable = |line: usize, problem: String| Unreadable {
+    pub fn parse(file: &str, text: &str) -> Result<Self, ParseError> {
+        let parse_error = |line: usize, problem: String| ParseError {
             file: file.to_owned(),
             line: line + 1,
             problem,
         };
         let mut lines = text.lines().enumerate();
         let (_, station) =
-            lines.next().ok_or_else(|| unreadable(0, "is missing: the station".to_owned()))?;
+            lines.next().ok_or_else(|| parse_error(0, "the station is missing".to_owned()))?;
         let mut day = Self {
             station: station.trim().to_owned(),
             rows: 0,
             columns: QUANTITIES
-                .map(|(metric, _)| Column { metric, samples: vec![], left_out: LeftOut::default() })
+                .map(|(metric, _)| Column {
+                    metric,
+                    samples: vec![],
+                    left_out: SkippedValues::default(),
+                })
                 .into(),
         };
         let mut before = None;
         for (line, text) in lines.skip(HEADER_LINES - 1) {
-            let at = day.add(text).map_err(|problem| unreadable(line, problem))?;
+            let at = day.add(text).map_err(|problem| parse_error(line, problem))?;
             if before.is_some_and(|before| at <= before) {
-                return Err(unreadable(line, format!("{at} is not after the line before it")));
+                return Err(parse_error(line, format!("{at} is not later than the previous line")));
             }
             before = Some(at);
         }
         if day.rows == 0 {
-            return Err(unreadable(HEADER_LINES, "is missing: the first measurement".to_owned()));
+            return Err(parse_error(HEADER_LINES, "the first measurement is missing".to_owned()));
         }
         Ok(day)
     }
@@ -132,26 +136,27 @@ impl Day {
     fn add(&mut self, line: &str) -> Result<Timestamp, String> {
         let fields: Vec<_> = line.split_whitespace().collect();
         let (&[year, _, month, day, hour, minute, ..], FIELDS) = (&fields[..], fields.len()) else {
-            return Err(format!("has {} fields, not {FIELDS}", fields.len()));
+            return Err(format!("{} fields, expected {FIELDS}", fields.len()));
         };
         let text = format!("{year:0>4}-{month:0>2}-{day:0>2}T{hour:0>2}:{minute:0>2}:00Z");
-        let at: Timestamp = text.parse().map_err(|error| format!("{text} is no time: {error}"))?;
+        let at: Timestamp =
+            text.parse().map_err(|error| format!("{text} is not a time: {error}"))?;
         for (column, (_, pair)) in self.columns.iter_mut().zip(QUANTITIES) {
-            let place = FIELDS_BEFORE_PAIRS + 2 * pair;
-            let (text, flag) = (fields[place], fields[place + 1]);
+            let index = FIELDS_BEFORE_PAIRS + 2 * pair;
+            let (text, flag) = (fields[index], fields[index + 1]);
             let left_out = match flag {
                 "0" | "1" if text == MISSING => &mut column.left_out.missing,
                 "0" => {
                     let value: Option<f64> =
                         text.parse().ok().filter(|value: &f64| value.is_finite());
                     let value = value
-                        .ok_or_else(|| format!("field {}: {text:?} is no number", place + 1))?;
+                        .ok_or_else(|| format!("field {}: {text:?} is not a number", index + 1))?;
                     column.samples.push(Sample(at, value));
                     continue;
                 }
                 "1" => &mut column.left_out.impossible,
                 "2" => &mut column.left_out.questionable,
-                _ => return Err(format!("field {}: {flag:?} is no flag: 0, 1, 2", place + 2)),
+                _ => return Err(format!("field {}: {flag:?} is not a flag (0, 1, 2)", index + 2)),
             };
             *left_out += 1;
         }
@@ -167,11 +172,13 @@ impl Day {
 
     /// Returns the numbers of values that are not sent.
     #[must_use]
-    pub fn left_out(&self) -> LeftOut {
-        self.columns.iter().fold(LeftOut::default(), |sum, Column { left_out, .. }| LeftOut {
-            missing: sum.missing + left_out.missing,
-            impossible: sum.impossible + left_out.impossible,
-            questionable: sum.questionable + left_out.questionable,
+    pub fn left_out(&self) -> SkippedValues {
+        self.columns.iter().fold(SkippedValues::default(), |sum, Column { left_out, .. }| {
+            SkippedValues {
+                missing: sum.missing + left_out.missing,
+                impossible: sum.impossible + left_out.impossible,
+                questionable: sum.questionable + left_out.questionable,
+            }
         })
     }
 
@@ -217,12 +224,12 @@ mod tests {
     }
 
     fn sensors() -> BTreeMap<Metric, SensorId> {
-        let sensor = |index| SensorId::of(OnboardingId::of(site()), index);
+        let sensor = |index| SensorId::from_onboarding(OnboardingId::from_site(site()), index);
         QUANTITIES.iter().enumerate().map(|(index, (metric, _))| (*metric, sensor(index))).collect()
     }
 
     fn column(day: &Day, metric: Metric) -> &Column {
-        day.columns.iter().find(|column| column.metric == metric).expect("a column")
+        day.columns.iter().find(|column| column.metric == metric).expect("the metric has a column")
     }
 
     #[test]
@@ -230,12 +237,12 @@ mod tests {
         let day = Day::parse("alamosa", ALAMOSA)?;
         assert_eq!((day.station.as_str(), day.rows), ("Alamosa", 1440));
         assert_eq!(day.samples(), 11 * 1440);
-        let missing = LeftOut { missing: 1440, ..LeftOut::default() };
+        let missing = SkippedValues { missing: 1440, ..SkippedValues::default() };
         for metric in [Metric::UvbFlux, Metric::PhotosyntheticFlux] {
             assert_eq!(column(&day, metric).left_out, missing);
             assert_eq!(column(&day, metric).samples, []);
         }
-        assert_eq!(day.left_out(), LeftOut { missing: 2 * 1440, ..LeftOut::default() });
+        assert_eq!(day.left_out(), SkippedValues { missing: 2 * 1440, ..SkippedValues::default() });
         // The values of the file's first line.
         for (metric, value) in [
             (Metric::DownwellingShortwave, -1.8),
@@ -249,7 +256,7 @@ mod tests {
             let first = Sample("2016-01-01T00:00:00Z".parse()?, value);
             assert_eq!(column(&day, metric).samples.first(), Some(&first), "{metric}");
         }
-        let last = column(&day, Metric::WindSpeed).samples.last().context("a sample")?;
+        let last = column(&day, Metric::WindSpeed).samples.last().context("no samples")?;
         assert_eq!(last.0, "2016-01-01T23:59:00Z".parse()?);
         Ok(())
     }
@@ -266,11 +273,11 @@ mod tests {
     #[test]
     fn flagged_values_are_only_counted() -> Result<()> {
         let temperature = FIELDS_BEFORE_PAIRS + 2 * 15;
-        let one = LeftOut::default();
+        let one = SkippedValues::default();
         for (field, text, left_out) in [
-            (temperature + 1, "1", LeftOut { impossible: 1, ..one }),
-            (temperature + 1, "2", LeftOut { questionable: 1, ..one }),
-            (temperature, MISSING, LeftOut { missing: 1, ..one }),
+            (temperature + 1, "1", SkippedValues { impossible: 1, ..one }),
+            (temperature + 1, "2", SkippedValues { questionable: 1, ..one }),
+            (temperature, MISSING, SkippedValues { missing: 1, ..one }),
         ] {
             let day = Day::parse("a file", &with(field, text))?;
             let column = column(&day, Metric::AirTemperature);
@@ -281,18 +288,18 @@ mod tests {
 
     #[test]
     fn an_error_names_the_line_in_the_wrong_format() {
-        for (text, told) in [
-            (String::new(), "f.dat:1: is missing: the station"),
-            (" Alamosa\n 37.70\n".to_owned(), "f.dat:3: is missing: the first measurement"),
-            (with(40, "52.7 0"), "f.dat:4: has 49 fields, not 48"),
-            (with(38, "warm"), "f.dat:4: field 39: \"warm\" is no number"),
-            (with(38, "inf"), "f.dat:4: field 39: \"inf\" is no number"),
-            (with(39, "3"), "f.dat:4: field 40: \"3\" is no flag: 0, 1, 2"),
-            (with(2, "13"), "f.dat:4: 2016-13-01T00:01:00Z is no time"),
-            (with(5, "0"), "f.dat:4: 2016-01-01T00:00:00.000Z is not after the line before it"),
+        for (text, expected) in [
+            (String::new(), "f.dat:1: the station is missing"),
+            (" Alamosa\n 37.70\n".to_owned(), "f.dat:3: the first measurement is missing"),
+            (with(40, "52.7 0"), "f.dat:4: 49 fields, expected 48"),
+            (with(38, "warm"), "f.dat:4: field 39: \"warm\" is not a number"),
+            (with(38, "inf"), "f.dat:4: field 39: \"inf\" is not a number"),
+            (with(39, "3"), "f.dat:4: field 40: \"3\" is not a flag (0, 1, 2)"),
+            (with(2, "13"), "f.dat:4: 2016-13-01T00:01:00Z is not a time"),
+            (with(5, "0"), "f.dat:4: 2016-01-01T00:00:00.000Z is not later than the previous line"),
         ] {
-            let error = Day::parse("f.dat", &text).expect_err(told).to_string();
-            assert!(error.starts_with(told), "{error}");
+            let error = Day::parse("f.dat", &text).expect_err(expected).to_string();
+            assert!(error.starts_with(expected), "{error}");
         }
     }
 
@@ -305,8 +312,8 @@ mod tests {
         assert!(bundles.iter().all(|bundle| bundle.check(Timestamp::now()).is_ok()));
         assert_eq!(bundles[1].bundle_id.as_str(), "2016-01-01T00:15");
         assert_eq!(bundles[1].series[0].samples[0].0, "2016-01-01T00:15:00Z".parse()?);
-        let without = BTreeMap::new();
-        let error = day.bundles(site(), &without, 15).expect_err("no sensor").to_string();
+        let no_sensors = BTreeMap::new();
+        let error = day.bundles(site(), &no_sensors, 15).expect_err("no sensor").to_string();
         assert!(error.starts_with("no sensor for surface_downwelling_shortwave"), "{error}");
         Ok(())
     }

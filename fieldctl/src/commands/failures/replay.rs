@@ -9,7 +9,8 @@ use contracts::{
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ledger::{
-    Claim, ErrorInfo, FailureId, FailureRow, Finish, Insist, Kind, Ledger, Outcome, Status, Summary,
+    ClaimOptions, ClaimResult, ErrorInfo, FailureId, FailureRow, FailureSummary, FinishResult,
+    Kind, Ledger, ReplayOutcome, Status,
 };
 use serde_json::json;
 use tokio::{
@@ -21,33 +22,33 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{Chosen, Which, counted, none, payload, skips};
+use super::{SelectedFailures, Selection, payload, preview_text, report_none, skipped_text};
 use crate::{
-    commands::sites::{self, Undoable},
+    commands::sites::{self, UndoableSite},
     error::{CliError, Exit},
-    names::Names,
+    failure_pager::{FailureFilter, FailurePager, kind_name},
+    names::SiteNames,
     output::{Progress, Screen, Tone},
-    render::{Table, age, length, plain, short},
-    resend::{Entry, Resend, Sent, undoes},
+    render::{Table, age, parse_duration, plain, short},
+    resend::{ReplayTarget, Resend, SendOutcome, undoes},
     stack::Stack,
-    teardown::{Teardown, close_repaired, ended},
-    walk::{Filter, Walk, kind},
+    teardown::{TeardownStatus, close_repaired, wait_for_teardown},
 };
 
 /// The maximum time between the recordings of the parts of a record. They arrive one right after another.
-const PARTS_MILLIS: i64 = 60 * 60 * 1000;
+const MAX_PARTS_MILLIS: i64 = 60 * 60 * 1000;
 
 /// The function whose replay starts a teardown.
 const RECOVER_ONBOARDING: &str = "recover-onboarding";
 /// The maximum time between the start of a teardown and the recording of its failure: a day of retries.
-const RECOVERY_MILLIS: i64 = 24 * 60 * 60 * 1000;
+const MAX_RECOVERY_MILLIS: i64 = 24 * 60 * 60 * 1000;
 
 /// The options of a replay.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// The selected failures.
     #[command(flatten)]
-    which: Which,
+    selection: Selection,
     /// Send the work.
     #[arg(long)]
     yes: bool,
@@ -58,7 +59,7 @@ pub struct Options {
     #[arg(long, default_value = "4")]
     concurrency: NonZeroU32,
     /// How long to wait for the end of each site-teardown.
-    #[arg(long, default_value = "10m", value_parser = length)]
+    #[arg(long, default_value = "10m", value_parser = parse_duration)]
     wait: Duration,
     /// Include failures of interrupted replays, which may already have been sent.
     #[arg(long)]
@@ -69,7 +70,7 @@ pub struct Options {
 }
 
 /// The result of replaying a failure.
-enum Ended {
+enum ReplayResult {
     /// It was done, or there was nothing left to do. Holds the reason in that case.
     Replayed(Option<String>),
     Failed(ErrorInfo),
@@ -79,7 +80,7 @@ enum Ended {
     /// It is not open, or it is sent with another failure.
     Skipped(String),
     /// It was not sent, and stays open.
-    Left(String),
+    StaysOpen(String),
     /// It was not sent: it would undo a site that is in service.
     Refused(String),
     /// It was not sent, and no other failure can be sent either.
@@ -88,7 +89,7 @@ enum Ended {
 
 /// The counts of a run's results.
 #[derive(Default)]
-struct Count {
+struct ResultCounts {
     replayed: u32,
     failed: u32,
     unknown: u32,
@@ -96,18 +97,18 @@ struct Count {
     refused: u32,
     skipped: BTreeMap<String, u32>,
     /// The number of skipped failures that stay open.
-    left: u32,
+    left_open: u32,
 }
 
 /// The data that every replay of a run needs.
-struct Run<'a> {
+struct ReplayRun<'a> {
     stack: &'a Stack,
     ledger: Ledger,
     resend: Resend<'a>,
     /// The id of all claims of this run.
     id: Uuid,
     by: Option<String>,
-    insist: Insist,
+    options: ClaimOptions,
     /// How long to wait for the end of a teardown.
     wait: Duration,
     progress: &'a Progress,
@@ -118,7 +119,7 @@ struct Run<'a> {
 }
 
 /// Returns a receiver whose value becomes `true` at Ctrl-C.
-fn interruption() -> Receiver<bool> {
+fn watch_ctrl_c() -> Receiver<bool> {
     let (sender, receiver) = watch::channel(false);
     tokio::spawn(async move {
         if tokio::signal::ctrl_c().await.is_ok() {
@@ -129,7 +130,7 @@ fn interruption() -> Receiver<bool> {
 }
 
 /// Waits until the value is `true`. Never returns if it can't become so.
-async fn is_true(mut receiver: Receiver<bool>) {
+async fn wait_until_true(mut receiver: Receiver<bool>) {
     if receiver.wait_for(|value| *value).await.is_err() {
         std::future::pending::<()>().await;
     }
@@ -142,27 +143,27 @@ pub async fn run(
     mut options: Options,
 ) -> Result<Exit, CliError> {
     let ledger = stack.ledger();
-    options.which.filter.resolve(stack).await?;
-    let chosen = Chosen::new(ledger.clone(), &options.which).await?;
+    options.selection.filter.resolve(stack).await?;
+    let selected = SelectedFailures::new(ledger.clone(), &options.selection).await?;
     if !options.yes {
-        return dry(stack, screen, ledger, &options.which, chosen).await;
+        return preview_all(stack, screen, ledger, &options.selection, selected).await;
     }
-    let count = Chosen::new(ledger.clone(), &options.which).await?.count().await?;
+    let count = SelectedFailures::new(ledger.clone(), &options.selection).await?.count().await?;
     if count == 0 {
-        return none(stack, screen, &options.which.filter, &[Status::Open]).await;
+        return report_none(stack, screen, &options.selection.filter, &[Status::Open]).await;
     }
     let progress = Progress::bar(count);
-    let run = Run {
+    let run = ReplayRun {
         stack,
         ledger,
         resend: Resend::new(stack),
         id: Uuid::new_v4(),
         by: env::var("USER").ok(),
-        insist: Insist { too_often: options.force, in_doubt: options.in_doubt },
+        options: ClaimOptions { over_limit: options.force, in_doubt: options.in_doubt },
         wait: options.wait,
         progress: &progress,
         undone: RefCell::default(),
-        interrupted: interruption(),
+        interrupted: watch_ctrl_c(),
     };
     let mut ticks = interval(Duration::from_secs(1) / options.rate.get());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -170,9 +171,12 @@ pub async fn run(
         ticks.tick().await;
         Some(((), ticks))
     });
-    let pages = stream::try_unfold(chosen, |mut chosen| async move {
+    let pages = stream::try_unfold(selected, |mut selected| async move {
         Ok::<_, CliError>(
-            chosen.next().await?.map(|page| (stream::iter(page).map(Ok::<_, CliError>), chosen)),
+            selected
+                .next()
+                .await?
+                .map(|page| (stream::iter(page).map(Ok::<_, CliError>), selected)),
         )
     });
     // After Ctrl-C no further failures are started. Running calls are completed. Waits for teardowns end at once.
@@ -180,29 +184,29 @@ pub async fn run(
     let interrupted = run.interrupted.clone();
     let halted = async {
         tokio::select! {
-            () = is_true(interrupted.clone()) => {}
+            () = wait_until_true(interrupted.clone()) => {}
             () = halt.notified() => {}
         }
     };
-    let taken = pages.try_flatten().zip(ticks).take_until(halted);
-    let width = usize::try_from(options.concurrency.get()).unwrap_or(usize::MAX);
-    let ended = taken
+    let started = pages.try_flatten().zip(ticks).take_until(halted);
+    let concurrency = usize::try_from(options.concurrency.get()).unwrap_or(usize::MAX);
+    let results = started
         .map(|(row, ())| async {
             let row = row?;
-            let ended = run.replay(&row).await?;
-            Ok::<_, CliError>((row, ended))
+            let result = run.replay(&row).await?;
+            Ok::<_, CliError>((row, result))
         })
-        .buffer_unordered(width);
-    let mut ended = pin!(ended);
+        .buffer_unordered(concurrency);
+    let mut results = pin!(results);
 
-    let (mut count, mut stop) = (Count::default(), None);
-    while let Some(one) = ended.next().await {
-        match one {
-            Ok((_, Ended::Stop(trouble))) | Err(trouble) => {
-                stop = stop.or(Some(trouble));
+    let (mut counts, mut stop) = (ResultCounts::default(), None);
+    while let Some(result) = results.next().await {
+        match result {
+            Ok((_, ReplayResult::Stop(error))) | Err(error) => {
+                stop = stop.or(Some(error));
                 halt.notify_one();
             }
-            Ok((row, one)) => progress.suspend(|| count.add(screen, &row, one))?,
+            Ok((row, result)) => progress.suspend(|| counts.add(screen, &row, result))?,
         }
         progress.step();
     }
@@ -210,97 +214,102 @@ pub async fn run(
     let undone = run.undone.take();
     let closed = if undone.is_empty() { 0 } else { close_repaired(&run.ledger, &undone).await? };
     let interrupted = *interrupted.borrow();
-    count.show(screen, closed, interrupted)?;
+    counts.show(screen, closed, interrupted)?;
     match stop {
-        Some(trouble) => Err(trouble),
-        None if count.failed + count.in_doubt + count.left > 0 || interrupted => Ok(Exit::Failed),
-        None if count.refused > 0 => Ok(Exit::Refused),
-        None if count.unknown > 0 => Ok(Exit::Unknown),
+        Some(error) => Err(error),
+        None if counts.failed + counts.in_doubt + counts.left_open > 0 || interrupted => {
+            Ok(Exit::Failed)
+        }
+        None if counts.refused > 0 => Ok(Exit::Refused),
+        None if counts.unknown > 0 => Ok(Exit::Unknown),
         None => Ok(Exit::Done),
     }
 }
 
-/// Returns where a failure would be sent and the site that it would undo, if any, or why it would not be sent.
+/// Returns where a failure would be sent and the site that it would undo, if any. Returns `Err` with the reason if it
+/// would not be sent.
 async fn preview(
     stack: &Stack,
     ledger: &Ledger,
-    row: &Summary,
-) -> Result<Result<(Entry, Option<Undoable>), String>, CliError> {
+    row: &FailureSummary,
+) -> Result<Result<(ReplayTarget, Option<UndoableSite>), String>, CliError> {
     if row.status != Status::Open {
         return Ok(Err(format!("it is {}", row.status.name())));
     }
-    let Some(entry) = Entry::of(row.kind, &row.source) else {
-        return Ok(Err("it has no known form".to_owned()));
+    let Some(target) = ReplayTarget::of_failure(row.kind, &row.source) else {
+        return Ok(Err("it is unreadable".to_owned()));
     };
     if !undoes(&row.source) {
-        return Ok(Ok((entry, None)));
+        return Ok(Ok((target, None)));
     }
-    let Some(full) = ledger.get(row.id).await? else { return Ok(Err("it is gone".to_owned())) };
-    Ok(match undone_site(stack, &full).await {
-        Ok(site) => Ok((entry, Some(site))),
-        Err(trouble) if trouble.exit == Exit::Aws => return Err(trouble),
-        Err(trouble) => Err(trouble.message),
+    let Some(full) = ledger.get(row.id).await? else {
+        return Ok(Err("it no longer exists".to_owned()));
+    };
+    Ok(match site_to_undo(stack, &full).await {
+        Ok(site) => Ok((target, Some(site))),
+        Err(error) if error.exit == Exit::Aws => return Err(error),
+        Err(error) => Err(error.message),
     })
 }
 
 /// Returns the site that a replay of this failure undoes. Refuses a site that is in service, as
 /// `sagas recover` does.
-async fn undone_site(stack: &Stack, row: &FailureRow) -> Result<Undoable, CliError> {
+async fn site_to_undo(stack: &Stack, row: &FailureRow) -> Result<UndoableSite, CliError> {
     let site = row.site_id.ok_or_else(|| {
-        CliError::new(Exit::Refused, "its payload names no site")
-            .advise(format!("read it: fieldctl failures show {}", short(&row.id)))
+        CliError::new(Exit::Refused, "the payload has no site id")
+            .advise(format!("read the payload: fieldctl failures show {}", short(&row.id)))
     })?;
-    sites::undoable(stack, site).await
+    sites::undoable_site(stack, site).await
 }
 
-async fn dry(
+async fn preview_all(
     stack: &Stack,
     screen: &mut Screen,
     ledger: Ledger,
-    which: &Which,
-    mut chosen: Chosen,
+    selection: &Selection,
+    mut selected: SelectedFailures,
 ) -> Result<Exit, CliError> {
-    let (mut names, mut seen) = (Names::new(stack), 0);
+    let (mut names, mut read) = (SiteNames::new(stack), 0);
     let mut table =
         Table::new(["ID", "SITE", "UNDOES", "KIND", "REPLAYS", "LAST", "ERROR", "GOES TO"]);
     let mut count = 0;
-    while let Some(page) = chosen.next().await? {
+    while let Some(page) = selected.next().await? {
         let mut rows = Vec::with_capacity(page.len());
-        seen += page.len();
+        read += page.len();
         for row in page {
             let preview = preview(stack, &ledger, &row).await?;
             count += usize::from(preview.is_ok());
             if screen.json {
-                let (entry, undoes) = preview.ok().unzip();
-                let entry = entry.map(|entry| entry.to_string());
-                screen
-                    .entry(&json!({ "id": row.id, "goesTo": entry, "undoes": undoes.flatten() }))?;
+                let (target, undoes) = preview.ok().unzip();
+                let target = target.map(|target| target.to_string());
+                screen.entry(
+                    &json!({ "id": row.id, "goesTo": target, "undoes": undoes.flatten() }),
+                )?;
                 continue;
             }
-            let (entry, site) = match preview {
-                Ok((entry, site)) => (plain(entry.to_string()), site),
-                Err(why) => ((format!("nowhere: {why}"), Tone::Faint), None),
+            let (target, site) = match preview {
+                Ok((target, site)) => (plain(target.to_string()), site),
+                Err(reason) => ((format!("not sent: {reason}"), Tone::Faint), None),
             };
             let site = site.map_or_else(|| "-".to_owned(), |site| site.to_string());
             rows.push(vec![
                 plain(short(&row.id)),
-                plain(names.whom(&row.source, &row.concerns).await),
+                plain(names.site_or_sender(&row.source, &row.affected_ids).await),
                 plain(site),
-                plain(kind(row.kind)),
+                plain(kind_name(row.kind)),
                 plain(row.replays.to_string()),
                 (age(screen.now, row.last_at), Tone::Faint),
                 (row.error.name, Tone::Bad),
-                entry,
+                target,
             ]);
         }
         table.page(screen, &rows)?;
     }
-    if seen == 0 {
-        return none(stack, screen, &which.filter, &[Status::Open]).await;
+    if read == 0 {
+        return report_none(stack, screen, &selection.filter, &[Status::Open]).await;
     }
     if !screen.json {
-        let count = counted(count);
-        screen.line(&format!("{count} would be replayed; --yes does it."))?;
+        screen.line(&preview_text(count, "replayed"))?;
     }
     Ok(Exit::Done)
 }
@@ -311,129 +320,134 @@ struct Work {
     others: Vec<FailureId>,
 }
 
-impl Run<'_> {
+impl ReplayRun<'_> {
     /// Claims the failure, sends its work and records the outcome.
-    async fn replay(&self, row: &Summary) -> Result<Ended, CliError> {
-        let skip = |why: &str| Ok(Ended::Skipped(why.to_owned()));
+    async fn replay(&self, row: &FailureSummary) -> Result<ReplayResult, CliError> {
+        let skip = |why: &str| Ok(ReplayResult::Skipped(why.to_owned()));
         if row.status != Status::Open {
             return skip(row.status.name());
         }
-        let Some(entry) = Entry::of(row.kind, &row.source) else {
-            return Ok(Ended::Left("in no known form".to_owned()));
+        let Some(target) = ReplayTarget::of_failure(row.kind, &row.source) else {
+            return Ok(ReplayResult::StaysOpen("unreadable, can't be replayed".to_owned()));
         };
-        let Some(full) = self.ledger.get(row.id).await? else { return skip("gone") };
+        let Some(full) = self.ledger.get(row.id).await? else { return skip("does not exist") };
         if undoes(&row.source)
-            && let Err(trouble) = undone_site(self.stack, &full).await
+            && let Err(error) = site_to_undo(self.stack, &full).await
         {
-            return match trouble.exit {
-                Exit::Aws => Err(trouble),
-                _ => Ok(Ended::Refused(trouble.message)),
+            return match error.exit {
+                Exit::Aws => Err(error),
+                _ => Ok(ReplayResult::Refused(error.message)),
             };
         }
         let work = match self.work(&full).await {
             Ok(Some(work)) => work,
             Ok(None) => return skip("part of a record, replayed with its first part"),
-            Err(trouble) => return gone(trouble),
+            Err(error) => return stays_open_if_not_found(error),
         };
 
         let mut claimed: Vec<FailureRow> = Vec::new();
         for id in std::iter::once(row.id).chain(work.others) {
             let by = self.by.as_deref();
-            let why =
-                match self.ledger.claim(id, self.id, by, self.insist, Timestamp::now()).await? {
-                    Claim::Claimed(row) => {
+            let result =
+                match self.ledger.claim(id, self.id, by, self.options, Timestamp::now()).await? {
+                    ClaimResult::Claimed(row) => {
                         claimed.push(*row);
                         continue;
                     }
-                    Claim::NotOpen(status) => Ended::Skipped(status.name().to_owned()),
-                    Claim::TooOften => {
-                        Ended::Left("replayed five times, --force insists".to_owned())
-                    }
-                    Claim::InDoubt(_) => Ended::Left(
-                        "in doubt: an unfinished replay may have sent it, --in-doubt insists"
+                    ClaimResult::NotOpen(status) => ReplayResult::Skipped(status.name().to_owned()),
+                    ClaimResult::LimitReached => ReplayResult::StaysOpen(
+                        "replayed five times (--force includes it)".to_owned(),
+                    ),
+                    ClaimResult::InDoubt(_) => ReplayResult::StaysOpen(
+                        "in doubt: an interrupted replay may have sent it (--in-doubt includes it)"
                             .to_owned(),
                     ),
-                    Claim::Unknown => Ended::Skipped("gone".to_owned()),
+                    ClaimResult::NotFound => ReplayResult::Skipped("does not exist".to_owned()),
                 };
             self.release(&claimed).await?;
-            return Ok(why);
+            return Ok(result);
         }
-        let Some(first) = claimed.first() else { return skip("gone") };
+        let Some(first) = claimed.first() else { return skip("does not exist") };
 
-        let outcome = match self.resend.send(&entry, first, &work.payload).await {
-            Sent::Done if row.source == RECOVER_ONBOARDING => self.recovery(first).await?,
-            Sent::Done => Outcome::Done,
-            Sent::Moot(why) => Outcome::Moot(why),
-            Sent::Failed(error) => Outcome::Failed(error),
-            Sent::Started(arn) => self.teardown(first, &arn).await,
-            // The claims stay, so that nothing sends the work again unless the operator forces it.
-            Sent::InDoubt(why) => return Ok(Ended::InDoubt(why)),
-            Sent::Missing(trouble) => {
-                self.release(&claimed).await?;
-                return gone(trouble);
+        let outcome = match self.resend.send(&target, first, &work.payload).await {
+            SendOutcome::Done if row.source == RECOVER_ONBOARDING => {
+                self.wait_for_recovery(first).await?
             }
-            Sent::Not(trouble) => {
+            SendOutcome::Done => ReplayOutcome::Done,
+            SendOutcome::Moot(why) => ReplayOutcome::NothingToDo(why),
+            SendOutcome::Failed(error) => ReplayOutcome::Failed(error),
+            SendOutcome::Started(arn) => self.wait_for_teardown(first, &arn).await,
+            // The claims stay, so that nothing sends the work again unless the operator forces it.
+            SendOutcome::InDoubt(why) => return Ok(ReplayResult::InDoubt(why)),
+            SendOutcome::Missing(error) => {
                 self.release(&claimed).await?;
-                return Ok(Ended::Stop(trouble));
+                return stays_open_if_not_found(error);
+            }
+            SendOutcome::NotSent(error) => {
+                self.release(&claimed).await?;
+                return Ok(ReplayResult::Stop(error));
             }
         };
-        let mut ended = Ended::Replayed(match &outcome {
-            Outcome::Moot(why) => Some(why.clone()),
+        let mut result = ReplayResult::Replayed(match &outcome {
+            ReplayOutcome::NothingToDo(why) => Some(why.clone()),
             _ => None,
         });
         for row in &claimed {
             let finish = self.ledger.finish(row.id, self.id, &outcome).await?;
-            ended = match (&outcome, finish) {
-                (Outcome::Failed(error), _) => Ended::Failed(error.clone()),
-                (Outcome::Unknown, _) => {
-                    let of = row
+            result = match (&outcome, finish) {
+                (ReplayOutcome::Failed(error), _) => ReplayResult::Failed(error.clone()),
+                (ReplayOutcome::Unknown, _) => {
+                    let id = row
                         .correlation_id
                         .map_or_else(|| row.execution_name(), |id| id.to_string());
-                    Ended::Unknown(format!("its site-teardown still runs; fieldctl trace {of}"))
+                    ReplayResult::Unknown(format!(
+                        "its site-teardown is still running; see fieldctl trace {id}"
+                    ))
                 }
-                (_, Finish::Replayed) => ended,
-                (_, Finish::Stays(_)) => {
-                    Ended::Failed(ErrorInfo::new("CameBack", "it failed again meanwhile"))
-                }
-                (_, Finish::NotOurs) => {
-                    Ended::InDoubt("another replay claimed it meanwhile".to_owned())
+                (_, FinishResult::Replayed) => result,
+                (_, FinishResult::Unchanged(_)) => ReplayResult::Failed(ErrorInfo::new(
+                    "CameBack",
+                    "the work failed again during the replay",
+                )),
+                (_, FinishResult::ClaimLost) => {
+                    ReplayResult::InDoubt("another replay claimed it in the meantime".to_owned())
                 }
             };
         }
-        Ok(ended)
+        Ok(result)
     }
 
     /// Waits for the teardown that recover-onboarding started now or earlier.
-    async fn recovery(&self, row: &FailureRow) -> Result<Outcome, CliError> {
-        let Some(onboarding) = row.correlation_id else { return Ok(Outcome::Done) };
+    async fn wait_for_recovery(&self, row: &FailureRow) -> Result<ReplayOutcome, CliError> {
+        let Some(onboarding) = row.correlation_id else { return Ok(ReplayOutcome::Done) };
         let prefix = format!("recovery-{onboarding}");
-        let since = row.first_at.plus_millis(-RECOVERY_MILLIS);
+        let since = row.first_at.plus_millis(-MAX_RECOVERY_MILLIS);
         let teardowns =
             self.stack.executions(names::SITE_TEARDOWN, None, since, usize::MAX).await?;
         Ok(match teardowns.iter().find(|it| it.name.starts_with(&prefix)) {
-            Some(teardown) => self.teardown(row, &teardown.arn).await,
+            Some(teardown) => self.wait_for_teardown(row, &teardown.arn).await,
             // The saga had already been undone.
-            None => Outcome::Done,
+            None => ReplayOutcome::Done,
         })
     }
 
     /// Waits for a teardown.
-    async fn teardown(&self, row: &FailureRow, arn: &str) -> Outcome {
+    async fn wait_for_teardown(&self, row: &FailureRow, arn: &str) -> ReplayOutcome {
         let name = arn.rsplit(':').next().unwrap_or(arn);
-        self.progress.show(&format!("waits for site-teardown {name}"));
+        self.progress.show(&format!("waiting for site-teardown {name}"));
         let teardown = tokio::select! {
-            ended = ended(self.stack, arn, self.wait) => ended,
-            () = is_true(self.interrupted.clone()) => Ok(Teardown::Running),
+            status = wait_for_teardown(self.stack, arn, self.wait) => status,
+            () = wait_until_true(self.interrupted.clone()) => Ok(TeardownStatus::Running),
         };
         self.progress.show("");
         match teardown {
-            Ok(Teardown::Succeeded) => {
+            Ok(TeardownStatus::Succeeded) => {
                 self.undone.borrow_mut().extend(row.correlation_id);
-                Outcome::Done
+                ReplayOutcome::Done
             }
-            Ok(Teardown::Failed(error)) => Outcome::Failed(error),
+            Ok(TeardownStatus::Failed(error)) => ReplayOutcome::Failed(error),
             // The teardown continues. After its end, record-failure closes or reopens the failure.
-            Ok(Teardown::Running) | Err(_) => Outcome::Unknown,
+            Ok(TeardownStatus::Running) | Err(_) => ReplayOutcome::Unknown,
         }
     }
 
@@ -441,8 +455,8 @@ impl Run<'_> {
     async fn release(&self, claimed: &[FailureRow]) -> Result<(), CliError> {
         for row in claimed {
             // Only this run ends its claims, so the result does not matter.
-            let (Finish::Stays(_) | Finish::Replayed | Finish::NotOurs) =
-                self.ledger.finish(row.id, self.id, &Outcome::NotSent).await?;
+            let (FinishResult::Unchanged(_) | FinishResult::Replayed | FinishResult::ClaimLost) =
+                self.ledger.finish(row.id, self.id, &ReplayOutcome::NotSent).await?;
         }
         Ok(())
     }
@@ -450,37 +464,37 @@ impl Run<'_> {
     /// Returns the work to send. Returns `None` for a part of a record that is not the first part.
     async fn work(&self, row: &FailureRow) -> Result<Option<Work>, CliError> {
         let text = payload(self.stack, row).await?;
-        let whole = |payload| Ok(Some(Work { payload, others: Vec::new() }));
+        let unsplit = |payload| Ok(Some(Work { payload, others: Vec::new() }));
         if row.kind != Kind::Quarantined {
-            return whole(text);
+            return unsplit(text);
         }
         match serde_json::from_str::<Record>(&text).ok().and_then(|record| record.part) {
-            None => whole(text),
+            None => unsplit(text),
             Some(Part { number: 1, count }) => self.parts(row, text, count).await.map(Some),
             Some(_) => Ok(None),
         }
     }
 
-    /// Joins the record whose first part is the row.
+    /// Joins the parts of the record whose first part is the row.
     async fn parts(&self, row: &FailureRow, first: String, count: usize) -> Result<Work, CliError> {
-        let filter = Filter {
+        let filter = FailureFilter {
             source: Some(row.source.clone()),
-            since: Some(row.last_at.plus_millis(-PARTS_MILLIS)),
-            ..Filter::default()
+            since: Some(row.last_at.plus_millis(-MAX_PARTS_MILLIS)),
+            ..FailureFilter::default()
         };
-        let mut walk = Walk::new(self.ledger.clone(), &[Status::Open], filter);
+        let mut pager = FailurePager::new(self.ledger.clone(), &[Status::Open], filter);
         let (mut texts, mut others) = (vec![first], Vec::new());
-        while let Some(page) = walk.next().await? {
-            for near in page {
-                let apart = near.first_at.millis().abs_diff(row.first_at.millis());
-                if near.id == row.id || apart > PARTS_MILLIS.unsigned_abs() {
+        while let Some(page) = pager.next().await? {
+            for candidate in page {
+                let distance = candidate.first_at.millis().abs_diff(row.first_at.millis());
+                if candidate.id == row.id || distance > MAX_PARTS_MILLIS.unsigned_abs() {
                     continue;
                 }
-                let Some(near) = self.ledger.get(near.id).await? else { continue };
-                let text = payload(self.stack, &near).await?;
+                let Some(candidate) = self.ledger.get(candidate.id).await? else { continue };
+                let text = payload(self.stack, &candidate).await?;
                 if is_part_of_same(&text, &texts[0]) {
                     texts.push(text);
-                    others.push(near.id);
+                    others.push(candidate.id);
                 }
             }
         }
@@ -489,7 +503,7 @@ impl Run<'_> {
         match Record::join(&parts) {
             Some(record) => Ok(Work { payload: json!(record).to_string(), others }),
             None => Err(CliError::not_found(format!(
-                "of a record in {count} parts, {} are open",
+                "the record has {count} parts, but only {} are open failures",
                 parts.len()
             ))),
         }
@@ -505,50 +519,55 @@ fn is_part_of_same(one: &str, other: &str) -> bool {
     }
 }
 
-/// Converts an error of a missing function or payload, after which the failure stays open. Any other error ends
-/// the run.
-fn gone(trouble: CliError) -> Result<Ended, CliError> {
-    match trouble.exit {
-        Exit::NotFound => Ok(Ended::Left(trouble.message)),
-        _ => Err(trouble),
+/// Converts the error of a missing function or payload: the failure stays open, and the run continues. Any other error
+/// ends the run.
+fn stays_open_if_not_found(error: CliError) -> Result<ReplayResult, CliError> {
+    match error.exit {
+        Exit::NotFound => Ok(ReplayResult::StaysOpen(error.message)),
+        _ => Err(error),
     }
 }
 
-impl Count {
+impl ResultCounts {
     /// Counts a result, and prints it unless it is a success.
-    fn add(&mut self, screen: &mut Screen, row: &Summary, ended: Ended) -> Result<(), CliError> {
-        let (word, tone, symbol, reason) = match ended {
-            Ended::Replayed(why) => {
+    fn add(
+        &mut self,
+        screen: &mut Screen,
+        row: &FailureSummary,
+        result: ReplayResult,
+    ) -> Result<(), CliError> {
+        let (word, tone, symbol, reason) = match result {
+            ReplayResult::Replayed(why) => {
                 self.replayed += 1;
                 let reason = why.map(|why| format!("nothing to do: {why}"));
                 ("REPLAYED", Tone::Good, "✔", reason.unwrap_or_default())
             }
-            Ended::Unknown(why) => {
+            ReplayResult::Unknown(why) => {
                 self.unknown += 1;
                 ("UNKNOWN", Tone::Warn, "?", format!("not known yet: {why}"))
             }
-            Ended::Failed(error) => {
+            ReplayResult::Failed(error) => {
                 self.failed += 1;
                 ("FAILED", Tone::Bad, "✘", format!("{}: {}", error.name, error.message))
             }
-            Ended::InDoubt(why) => {
+            ReplayResult::InDoubt(why) => {
                 self.in_doubt += 1;
                 ("IN_DOUBT", Tone::Warn, "?", format!("in doubt: {why}"))
             }
-            Ended::Refused(why) => {
+            ReplayResult::Refused(why) => {
                 self.refused += 1;
                 ("REFUSED", Tone::Bad, "✘", format!("not sent: {why}"))
             }
-            Ended::Left(why) => {
-                self.left += 1;
+            ReplayResult::StaysOpen(why) => {
+                self.left_open += 1;
                 *self.skipped.entry(why.clone()).or_default() += 1;
                 ("SKIPPED", Tone::Warn, "-", why)
             }
-            Ended::Skipped(why) => {
+            ReplayResult::Skipped(why) => {
                 *self.skipped.entry(why.clone()).or_default() += 1;
                 ("SKIPPED", Tone::Faint, "-", why)
             }
-            Ended::Stop(_) => return Ok(()),
+            ReplayResult::Stop(_) => return Ok(()),
         };
         if screen.json {
             return screen.entry(&json!({ "id": row.id, "outcome": word, "reason": reason }));
@@ -564,23 +583,24 @@ impl Count {
         if screen.json {
             return Ok(());
         }
-        let Self { replayed, failed, unknown, in_doubt, refused, skipped, left: _ } = self;
+        let Self { replayed, failed, unknown, in_doubt, refused, skipped, left_open: _ } = self;
         let counted = |count: u32, what: &str| match count {
             0 => String::new(),
             count => format!(", {count} {what}"),
         };
         let unknown = counted(*unknown, "not known yet");
         let (doubt, refused) = (counted(*in_doubt, "in doubt"), counted(*refused, "refused"));
-        let cut = if interrupted { "; interrupted, the rest is as it was" } else { "" };
+        let interruption =
+            if interrupted { "; interrupted, the other failures were not sent" } else { "" };
         let line = format!(
-            "{replayed} replayed, {failed} failed again{unknown}{doubt}{refused}{}{cut}",
-            skips(skipped)
+            "{replayed} replayed, {failed} failed again{unknown}{doubt}{refused}{}{interruption}",
+            skipped_text(skipped)
         );
         screen.line(&line)?;
         match closed {
             0 => Ok(()),
             closed => screen.line(&format!(
-                "Closed, since a site-teardown of their onboarding succeeded: {closed} more."
+                "{closed} more closed, because a site-teardown of their onboarding succeeded."
             )),
         }
     }

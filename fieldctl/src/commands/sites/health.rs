@@ -2,7 +2,7 @@
 
 use contracts::{SensorId, SiteId, Timestamp, names, saga::ACTIVATE_SITE};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use ledger::{Status, Summary};
+use ledger::{FailureSummary, Status};
 use serde_json::Value;
 use series::{RefusalRow, SeriesRow, UNKNOWN_SITE};
 use store::Table as DynamoTable;
@@ -10,19 +10,19 @@ use store::Table as DynamoTable;
 use super::text;
 use crate::{
     error::{CliError, Exit},
+    failure_pager::{FailureFilter, FailurePager},
     health::{
-        Evidence, Finding, Health, Read, SensorHealth, SetAside, SiteSensor, Verdict,
-        WINDOW_MILLIS, length,
+        Finding, HealthData, QuarantinedBundle, ReadResult, SensorHealth, SiteHealth, SiteSensor,
+        Verdict, WINDOW_MILLIS, format_age,
     },
     output::{Screen, Tone},
     render::{Cell, Table, age, ago, plain, short},
     stack::Stack,
-    trace::of_status,
-    walk::{Filter, Walk},
+    trace::status_tone,
 };
 
 /// The maximum number of sensors or failures that are read concurrently.
-const READS_AT_ONCE: usize = 8;
+const MAX_CONCURRENT_READS: usize = 8;
 /// The minimum number of a sensor's rows from which its interval is computed.
 const MIN_ROWS: usize = 50;
 /// The maximum number of a sensor's rows that are read: two days of bundles of half a minute.
@@ -33,10 +33,10 @@ const STORE_READINGS: &str = "store-readings";
 
 /// Runs the command.
 pub async fn run(stack: &Stack, screen: &mut Screen, site: SiteId) -> Result<Exit, CliError> {
-    let shown = stack.site(site).await?;
+    let site_json = stack.site(site).await?;
     // The future is boxed because it is large: it makes many requests.
-    let evidence = Box::pin(evidence(stack, site, &shown, screen.now)).await;
-    let health = evidence.judge(screen.now);
+    let data = Box::pin(load_data(stack, site, &site_json, screen.now)).await;
+    let health = data.into_health(screen.now);
     if screen.json {
         screen.document(&health)?;
     } else {
@@ -45,20 +45,20 @@ pub async fn run(stack: &Stack, screen: &mut Screen, site: SiteId) -> Result<Exi
     Ok(health.exit())
 }
 
-async fn evidence(stack: &Stack, site: SiteId, shown: &Value, now: Timestamp) -> Evidence {
-    let sensors = shown["sensors"].as_array().into_iter().flatten().map(|sensor| SiteSensor {
+async fn load_data(stack: &Stack, site: SiteId, site_json: &Value, now: Timestamp) -> HealthData {
+    let sensors = site_json["sensors"].as_array().into_iter().flatten().map(|sensor| SiteSensor {
         id: text(sensor, "sensorId").to_owned(),
         metric: text(sensor, "metric").to_owned(),
         unit: text(sensor, "unit").to_owned(),
     });
     let readings = stack.table(names::READINGS);
-    let since = now.plus_millis(-WINDOW_MILLIS - SeriesRow::LONGEST_MILLIS);
+    let since = now.plus_millis(-WINDOW_MILLIS - SeriesRow::MAX_SPAN_MILLIS);
     let sensors = stream::iter(sensors.collect::<Vec<_>>())
         .map(|sensor| async {
             let rows = rows(&readings, &sensor.id, since).await;
             (sensor, rows)
         })
-        .buffered(READS_AT_ONCE)
+        .buffered(MAX_CONCURRENT_READS)
         .collect();
     let refusals = stack.table(names::REFUSALS);
     let since = now.plus_millis(-WINDOW_MILLIS);
@@ -66,14 +66,14 @@ async fn evidence(stack: &Stack, site: SiteId, shown: &Value, now: Timestamp) ->
         sensors,
         refused(&refusals, site.to_string(), since),
         refused(&refusals, UNKNOWN_SITE.to_owned(), since),
-        set_aside(stack, site),
+        quarantined_bundles(stack, site),
     );
-    let steps = shown["onboarding"]["steps"].as_array().into_iter().flatten();
+    let steps = site_json["onboarding"]["steps"].as_array().into_iter().flatten();
     let activation = steps.rev().find(|step| step["name"] == ACTIVATE_SITE);
-    Evidence {
+    HealthData {
         site_id: site,
-        name: text(shown, "name").to_owned(),
-        status: text(shown, "status").to_owned(),
+        name: text(site_json, "name").to_owned(),
+        status: text(site_json, "status").to_owned(),
         active_since: activation.and_then(|step| text(step, "at").parse().ok()),
         sensors,
         refusals: own,
@@ -82,25 +82,31 @@ async fn evidence(stack: &Stack, site: SiteId, shown: &Value, now: Timestamp) ->
     }
 }
 
-async fn rows(table: &DynamoTable, sensor: &str, since: Timestamp) -> Read<Vec<SeriesRow>> {
-    let sensor: SensorId = sensor.parse().map_err(|_| "the API listed no sensor id".to_owned())?;
+async fn rows(table: &DynamoTable, sensor: &str, since: Timestamp) -> ReadResult<Vec<SeriesRow>> {
+    let sensor: SensorId =
+        sensor.parse().map_err(|_| "the API returned an invalid sensor id".to_owned())?;
     let rows = SeriesRow::newest(table, sensor, since, MIN_ROWS, MAX_ROWS).await;
     rows.map_err(|error| CliError::from(error).message)
 }
 
-async fn refused(table: &DynamoTable, site: String, since: Timestamp) -> Read<Vec<RefusalRow>> {
-    let rows = RefusalRow::of_site(table, &site, since).await;
+async fn refused(
+    table: &DynamoTable,
+    site: String,
+    since: Timestamp,
+) -> ReadResult<Vec<RefusalRow>> {
+    let rows = RefusalRow::for_site(table, &site, since).await;
     rows.map_err(|error| CliError::from(error).message)
 }
 
 /// Returns the site's open failures of store-readings. The index of open failures has no site, so each row is read.
-async fn set_aside(stack: &Stack, site: SiteId) -> Read<Vec<SetAside>> {
+async fn quarantined_bundles(stack: &Stack, site: SiteId) -> ReadResult<Vec<QuarantinedBundle>> {
     let found = async {
         let ledger = stack.ledger();
-        let filter = Filter { source: Some(STORE_READINGS.to_owned()), ..Filter::default() };
-        let mut walk = Walk::new(ledger.clone(), &[Status::Open], filter);
-        let mut failures: Vec<Summary> = Vec::new();
-        while let Some(page) = walk.next().await? {
+        let filter =
+            FailureFilter { source: Some(STORE_READINGS.to_owned()), ..FailureFilter::default() };
+        let mut pager = FailurePager::new(ledger.clone(), &[Status::Open], filter);
+        let mut failures: Vec<FailureSummary> = Vec::new();
+        while let Some(page) = pager.next().await? {
             failures.extend(page);
             if failures.len() > MAX_FAILURES {
                 let message = format!("store-readings has more than {MAX_FAILURES} open failures");
@@ -108,16 +114,16 @@ async fn set_aside(stack: &Stack, site: SiteId) -> Read<Vec<SetAside>> {
             }
         }
         let ledger = &ledger;
-        let of_site = stream::iter(failures)
+        let bundles = stream::iter(failures)
             .map(|failure| async move {
                 let row = ledger.get(failure.id).await?;
                 let is_of_site = row.is_some_and(|row| row.site_id == Some(site));
-                Ok::<_, CliError>(is_of_site.then(|| SetAside::from(&failure)))
+                Ok::<_, CliError>(is_of_site.then(|| QuarantinedBundle::from(&failure)))
             })
-            .buffered(READS_AT_ONCE)
+            .buffered(MAX_CONCURRENT_READS)
             .try_collect::<Vec<_>>()
             .await?;
-        Ok(of_site.into_iter().flatten().collect())
+        Ok(bundles.into_iter().flatten().collect())
     };
     found.await.map_err(|error: CliError| error.message)
 }
@@ -133,10 +139,10 @@ fn tone(verdict: Verdict) -> Tone {
     }
 }
 
-fn print(screen: &mut Screen, health: &Health) -> Result<(), CliError> {
+fn print(screen: &mut Screen, health: &SiteHealth) -> Result<(), CliError> {
     screen.field("site", Tone::Strong, &health.name)?;
     screen.field("siteId", Tone::Plain, &health.site_id.to_string())?;
-    screen.field("status", of_status(&health.status), &health.status)?;
+    screen.field("status", status_tone(&health.status), &health.status)?;
     screen.field("health", tone(health.verdict), &health.summary)?;
     for (index, Finding { kind, message, next }) in health.findings.iter().enumerate() {
         // The first finding is already shown as the summary.
@@ -154,7 +160,7 @@ fn print(screen: &mut Screen, health: &Health) -> Result<(), CliError> {
     }
     if let Some(count @ 1..) = health.refused_without_site {
         let message = format!(
-            "{count} bundles were refused in 24 h that name no site; some may be this site's"
+            "{count} refused bundles of the last 24 h name no site; some may be from this site"
         );
         screen.field("note", Tone::Warn, &message)?;
     }
@@ -162,7 +168,15 @@ fn print(screen: &mut Screen, health: &Health) -> Result<(), CliError> {
     let row = |sensor: &SensorHealth| sensor_row(screen, sensor, health.at);
     let rows: Vec<_> = health.sensors.iter().map(row).collect();
     let titles = [
-        "SENSOR", "STATE", "ARRIVED", "SAMPLE", "EVERY", "24 H", "STORED", "REFUSED", "ASIDE",
+        "SENSOR",
+        "STATE",
+        "ARRIVED",
+        "SAMPLE",
+        "EVERY",
+        "24 H",
+        "STORED",
+        "REFUSED",
+        "QUARANTINED",
         "METRIC",
     ];
     Table::new(titles).page(screen, &rows)?;
@@ -183,10 +197,10 @@ fn print(screen: &mut Screen, health: &Health) -> Result<(), CliError> {
         Table::new(["COUNT", "REASON", "LAST", "SENSOR", "FIELD", "EXAMPLE"])
             .page(screen, &rows)?;
     }
-    if let Some(aside @ [_, ..]) = health.quarantined.as_deref() {
+    if let Some(quarantined @ [_, ..]) = health.quarantined.as_deref() {
         screen.line("")?;
-        screen.line("Set aside by store-readings")?;
-        let rows = aside.iter().map(|failure| {
+        screen.line("Quarantined by store-readings")?;
+        let rows = quarantined.iter().map(|failure| {
             vec![
                 plain(short(&failure.failure_id)),
                 (failure.error.name.clone(), Tone::Bad),
@@ -213,11 +227,11 @@ fn sensor_row(screen: &Screen, sensor: &SensorHealth, now: Timestamp) -> Vec<Cel
         let tone = if count.unwrap_or_default() > 0 { Tone::Bad } else { Tone::Plain };
         (count.map_or_else(unknown, |count| count.to_string()), tone)
     };
-    let every = sensor.interval_seconds.map(|seconds| length(seconds * 1000));
+    let every = sensor.interval_seconds.map(|seconds| format_age(seconds * 1000));
     let stored = sensor.accepted.map(|accepted| accepted.samples.to_string());
     vec![
         plain(screen.id(&sensor.sensor_id)),
-        (crate::render::wire(&sensor.verdict), tone(sensor.verdict)),
+        (crate::render::serialized_name(&sensor.verdict), tone(sensor.verdict)),
         plain(time(sensor.last_arrival)),
         plain(time(sensor.last_sample)),
         plain(every.unwrap_or_else(unknown)),

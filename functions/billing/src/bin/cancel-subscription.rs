@@ -5,39 +5,39 @@ use std::time::Duration;
 use billing::{
     cancel_subscription::CancelSubscription,
     circuit::{Circuit, Rules},
-    commands::Commands,
+    commands::TaskTokenConsumer,
     provider::Provider,
 };
 use contracts::Timestamp;
 use lambda::{Aws, Error, env, serve_commands};
-use machines::Machine;
+use machines::StateMachine;
 use store::Idempotency;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     let aws = Aws::start(&["dynamodb", "secretsmanager", "states"]).await?;
     let billing = aws.table("BILLING_TABLE")?;
-    let commands = Commands {
-        circuit: Circuit { table: billing.clone(), rules: Rules::of_environment()? },
+    let consumer = TaskTokenConsumer {
+        circuit: Circuit { table: billing.clone(), rules: Rules::from_env()? },
         step: CancelSubscription {
             // Longer than the function's timeout of 20 s.
             idempotency: Idempotency::new(billing.clone(), Duration::from_secs(30)),
             billing,
             outbox: aws.outbox()?,
-            provider: Provider::of(&aws)?,
+            provider: Provider::from_env(&aws)?,
         },
-        machine: Machine {
+        machine: StateMachine {
             client: aws_sdk_sfn::Client::new(aws.config()),
             arn: env("SITE_TEARDOWN_ARN")?,
         },
         queues: aws_sdk_sqs::Client::new(aws.config()),
         queue_url: env("COMMAND_QUEUE_URL")?,
         // The `TimeoutSeconds` of the state that sends the command.
-        patience: Duration::from_hours(24),
+        state_timeout: Duration::from_hours(24),
     };
     serve_commands(
-        async |message, deadline| commands.handle(message, deadline, Timestamp::now()).await,
-        async |message, deadline| commands.replay(&message, deadline, Timestamp::now()).await,
+        async |message, deadline| consumer.handle(message, deadline, Timestamp::now()).await,
+        async |message, deadline| consumer.replay(&message, deadline, Timestamp::now()).await,
     )
     .await
 }

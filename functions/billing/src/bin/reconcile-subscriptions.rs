@@ -10,9 +10,9 @@ async fn main() -> Result<(), Error> {
     let aws = Aws::start(&["dynamodb", "secretsmanager"]).await?;
     serve_step(ReconcileSubscriptions {
         billing: aws.table("BILLING_TABLE")?,
-        provider: Provider::of(&aws)?,
+        provider: Provider::from_env(&aws)?,
         // Less than the function's timeout of 900 s.
-        time: Duration::from_secs(880),
+        timeout: Duration::from_secs(880),
     })
     .await
 }

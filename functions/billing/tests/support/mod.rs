@@ -14,49 +14,51 @@ use aws_lambda_events::sqs::SqsMessage;
 use billing::{
     cancel_subscription::CancelSubscription,
     circuit::{Circuit, Rules},
-    commands::Commands,
+    commands::TaskTokenConsumer,
     initialize_subscription::InitializeSubscription,
     provider::{KeySource, Prices, Provider},
     stripe::ApiKey,
 };
-use machines::Machine;
+use machines::StateMachine;
 use serde_json::{Value, json};
 use store::{Idempotency, Table};
 use testkit::{
     Dynamo,
     dynamo::BILLING,
-    http::{Call, SILENCE, Stub},
+    http::{Call, NO_RESPONSE, Stub},
     sample::{self, noon, payload, saga},
 };
 
 /// How a call fails.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Trouble {
-    /// Nothing was done.
-    Refused,
-    /// Nothing was done, and the error is the answer to its idempotency key from then on.
-    Stored,
-    /// It was done, but the answer is an error.
-    Lost,
-    /// It was done, but no answer is sent.
-    Silent,
+pub enum InjectedFault {
+    /// The call is not executed. The response is an error.
+    NotExecuted,
+    /// The call is not executed. The error is stored as the response of its idempotency key.
+    StoredError,
+    /// The call is executed, but the response is an error.
+    ResponseLost,
+    /// The call is executed, but no response is sent.
+    NoResponse,
 }
 
 #[derive(Debug, Default)]
-struct Books {
+struct ProviderState {
     /// Subscriptions that are paid for, by customer.
     customers: BTreeMap<String, BTreeSet<String>>,
     /// Further subscriptions of the account, as the list returns them.
     others: Vec<Value>,
     /// The site of each subscription.
     sites: BTreeMap<String, String>,
-    made: u32,
-    /// Answers by idempotency key.
-    answered: BTreeMap<String, (u16, Value)>,
-    /// The status of every answer during an outage.
+    /// The number of calls that were executed. Ids are made from it.
+    executed: u32,
+    /// Responses by idempotency key.
+    responses: BTreeMap<String, (u16, Value)>,
+    /// The status of every response during an outage.
     down: Option<u16>,
-    /// The next call of that name fails this way.
-    trouble: Option<(&'static str, Trouble)>,
+    /// The next call of this name fails this way.
+    fault: Option<(&'static str, InjectedFault)>,
+    /// The names of the calls since they were last taken.
     calls: Vec<&'static str>,
     /// The prices that subscriptions are accepted for.
     prices: BTreeSet<String>,
@@ -64,7 +66,7 @@ struct Books {
 
 pub struct FakeStripe {
     pub stub: Stub,
-    books: Arc<Mutex<Books>>,
+    state: Arc<Mutex<ProviderState>>,
 }
 
 /// The names of the calls of a first initialization, in order. [`CANCELLING`] has those of its undo.
@@ -73,62 +75,62 @@ pub const CANCELLING: [&str; 3] = ["list", "cancel", "delete"];
 
 impl FakeStripe {
     pub async fn start() -> Self {
-        let books = Arc::<Mutex<Books>>::default();
-        books.lock().expect("books").prices.insert("price_2".to_owned());
-        let seen = Arc::clone(&books);
+        let state = Arc::<Mutex<ProviderState>>::default();
+        state.lock().expect("the state").prices.insert("price_2".to_owned());
+        let shared = Arc::clone(&state);
         let stub = Stub::with_headers(move |call| {
-            let (answer, replayed) = seen.lock().expect("books").answer(call);
+            let (response, replayed) = shared.lock().expect("the state").respond(call);
             let headers = replayed.then_some(("idempotent-replayed", "true"));
-            (answer.0, headers.into_iter().collect(), answer.1)
+            (response.0, headers.into_iter().collect(), response.1)
         })
         .await;
-        Self { stub, books }
+        Self { stub, state }
     }
 
     pub fn provider(&self) -> Provider {
-        let key = KeySource::Given(ApiKey::new("sk_test_1").expect("a key"));
+        let key = KeySource::Fixed(ApiKey::new("sk_test_1").expect("a key"));
         let prices = "community=price_1,standard=price_2,professional=price_3";
         let prices = Prices::parse("STRIPE_PRICES", prices).expect("prices");
         Provider::new(self.stub.url(), key, prices)
     }
 
-    /// Makes the next call of that name fail.
-    pub fn fail(&self, call: &'static str, trouble: Trouble) {
-        self.books.lock().expect("books").trouble = Some((call, trouble));
+    /// Makes the next call of this name fail.
+    pub fn fail(&self, call: &'static str, fault: InjectedFault) {
+        self.state.lock().expect("the state").fault = Some((call, fault));
     }
 
-    /// Answers every call with that status from now on. `None` ends the outage.
-    pub fn down(&self, status: Option<u16>) {
-        self.books.lock().expect("books").down = status;
+    /// Responds to every call with this status from now on. `None` ends the outage.
+    pub fn set_outage(&self, status: Option<u16>) {
+        self.state.lock().expect("the state").down = status;
     }
 
     /// Removes the price of the plan in use.
     pub fn forget_prices(&self) {
-        self.books.lock().expect("books").prices.clear();
+        self.state.lock().expect("the state").prices.clear();
     }
 
     /// Removes the stored idempotency keys. Stripe keeps them for a day; another provider might not keep them at all.
     pub fn forget_keys(&self) {
-        self.books.lock().expect("books").answered.clear();
+        self.state.lock().expect("the state").responses.clear();
     }
 
     /// Adds these subscriptions to the account.
-    pub fn also_has(&self, subscriptions: Vec<Value>) {
-        self.books.lock().expect("books").others = subscriptions;
+    pub fn add_subscriptions(&self, subscriptions: Vec<Value>) {
+        self.state.lock().expect("the state").others = subscriptions;
     }
 
     pub fn customers(&self) -> usize {
-        self.books.lock().expect("books").customers.len()
+        self.state.lock().expect("the state").customers.len()
     }
 
     /// Returns the number of subscriptions that are being paid for.
     pub fn paid_for(&self) -> usize {
-        self.books.lock().expect("books").customers.values().map(BTreeSet::len).sum()
+        self.state.lock().expect("the state").customers.values().map(BTreeSet::len).sum()
     }
 
     /// Returns the names of the calls since the last time, and clears the list.
     pub fn take_calls(&self) -> Vec<&'static str> {
-        std::mem::take(&mut self.books.lock().expect("books").calls)
+        std::mem::take(&mut self.state.lock().expect("the state").calls)
     }
 }
 
@@ -152,32 +154,32 @@ fn missing(what: &str) -> (u16, Value) {
     (400, json!({ "error": { "code": "resource_missing", "message": message } }))
 }
 
-impl Books {
-    /// Returns the answer, and whether it is the stored answer of the call's idempotency key.
-    fn answer(&mut self, call: &Call) -> ((u16, Value), bool) {
+impl ProviderState {
+    /// Returns the response, and whether it is the stored response of the call's idempotency key.
+    fn respond(&mut self, call: &Call) -> ((u16, Value), bool) {
         let name = name(call);
         self.calls.push(name);
         let down = (500, json!({ "error": { "message": "down" } }));
         if let Some(status) = self.down {
             return ((status, down.1), false);
         }
-        let trouble = self.trouble.take_if(|(failing, _)| *failing == name);
-        if let Some((_, Trouble::Refused)) = trouble {
+        let fault = self.fault.take_if(|(call, _)| *call == name);
+        if let Some((_, InjectedFault::NotExecuted)) = fault {
             return (down, false);
         }
         let key = call.headers.get("idempotency-key").and_then(|key| key.to_str().ok());
-        let stored = key.and_then(|key| self.answered.get(key).cloned());
+        let stored = key.and_then(|key| self.responses.get(key).cloned());
         let replayed = stored.is_some();
-        let answer = stored.unwrap_or_else(|| match trouble {
-            Some((_, Trouble::Stored)) => down.clone(),
-            _ => self.act(name, call),
+        let response = stored.unwrap_or_else(|| match fault {
+            Some((_, InjectedFault::StoredError)) => down.clone(),
+            _ => self.execute(name, call),
         });
         if let Some(key) = key {
-            self.answered.insert(key.to_owned(), answer.clone());
+            self.responses.insert(key.to_owned(), response.clone());
         }
-        match trouble {
-            None => (answer, replayed),
-            Some((_, Trouble::Silent)) => ((SILENCE, Value::Null), false),
+        match fault {
+            None => (response, replayed),
+            Some((_, InjectedFault::NoResponse)) => ((NO_RESPONSE, Value::Null), false),
             Some(_) => (down, false),
         }
     }
@@ -185,13 +187,13 @@ impl Books {
     /// Returns a page of the account's subscriptions. A page holds two.
     fn page(&self, after: Option<&str>) -> (u16, Value) {
         let ids = self.customers.values().flatten();
-        let ours = ids.map(|id| {
+        let of_customers = ids.map(|id| {
             let metadata = json!({ "siteId": self.sites[id] });
             json!({
                 "id": id, "status": "active", "created": noon(0).seconds(), "metadata": metadata,
             })
         });
-        let all: Vec<_> = ours.chain(self.others.iter().cloned()).collect();
+        let all: Vec<_> = of_customers.chain(self.others.iter().cloned()).collect();
         let from = after.map_or(0, |after| {
             1 + all.iter().position(|it| it["id"] == after).expect("a known subscription")
         });
@@ -199,16 +201,17 @@ impl Books {
         (200, json!({ "data": page, "has_more": from + 2 < all.len() }))
     }
 
-    fn act(&mut self, name: &str, call: &Call) -> (u16, Value) {
+    /// Executes a call and returns its response.
+    fn execute(&mut self, name: &str, call: &Call) -> (u16, Value) {
         let last = call.path.rsplit('/').next().unwrap_or_default();
         let form = if name == "list" { last } else { call.body.as_str() };
         let fields: BTreeMap<_, _> =
             form.split(['&', '?']).filter_map(|pair| pair.split_once('=')).collect();
         let customer = fields.get("customer").copied().unwrap_or_default();
-        self.made += 1;
+        self.executed += 1;
         match name {
             "customer" => {
-                let id = format!("cus_{}", self.made);
+                let id = format!("cus_{}", self.executed);
                 self.customers.insert(id.clone(), BTreeSet::new());
                 (200, json!({ "id": id }))
             }
@@ -217,7 +220,7 @@ impl Books {
                 (402, json!({ "error": { "code": "card_declined", "message": message } }))
             }
             "attach" if call.path.contains("pm_nobody") => missing("PaymentMethod: 'pm_nobody'"),
-            // As Stripe answers for an object in the path. The client must not depend on the message.
+            // This is what Stripe returns for a missing object in the path. The client must not depend on the message.
             "attach" if call.path.contains("pm_unknown") => (404, missing("object").1),
             "attach" => (200, json!({ "id": "pm_attached" })),
             "default" if self.customers.contains_key(last) => (200, json!({ "id": last })),
@@ -225,10 +228,10 @@ impl Books {
                 if !fields.values().any(|value| self.prices.contains(*value)) {
                     return missing("price: 'price_2'");
                 }
-                let id = format!("sub_{}", self.made);
+                let id = format!("sub_{}", self.executed);
                 match self.customers.get_mut(customer) {
-                    Some(theirs) => {
-                        theirs.insert(id.clone());
+                    Some(ids) => {
+                        ids.insert(id.clone());
                         let site = fields.get("metadata%5BsiteId%5D").expect("the site's id");
                         self.sites.insert(id.clone(), (*site).to_owned());
                         (200, json!({ "id": id, "status": "active" }))
@@ -238,12 +241,11 @@ impl Books {
             }
             "list" if customer.is_empty() => self.page(fields.get("starting_after").copied()),
             "list" => {
-                let theirs = self.customers.get(customer).into_iter().flatten();
-                let theirs: Vec<_> =
-                    theirs.map(|id| json!({ "id": id, "status": "active" })).collect();
-                (200, json!({ "data": theirs, "has_more": false }))
+                let ids = self.customers.get(customer).into_iter().flatten();
+                let ids: Vec<_> = ids.map(|id| json!({ "id": id, "status": "active" })).collect();
+                (200, json!({ "data": ids, "has_more": false }))
             }
-            "cancel" if self.customers.values_mut().any(|theirs| theirs.remove(last)) => {
+            "cancel" if self.customers.values_mut().any(|ids| ids.remove(last)) => {
                 (200, json!({ "id": last, "status": "canceled" }))
             }
             "delete" if self.customers.remove(last).is_some() => {
@@ -277,16 +279,20 @@ pub fn cancel(dynamo: &Dynamo, stripe: &FakeStripe) -> CancelSubscription {
 }
 
 /// Returns a consumer of cancel commands.
-pub fn canceller(dynamo: &Dynamo, stripe: &FakeStripe, aws: &Stub) -> Commands<CancelSubscription> {
+pub fn canceller(
+    dynamo: &Dynamo,
+    stripe: &FakeStripe,
+    aws: &Stub,
+) -> TaskTokenConsumer<CancelSubscription> {
     let step = cancel(dynamo, stripe);
-    let rules = Rules { time: Duration::from_mins(1), ..Rules::default() };
-    Commands {
+    let rules = Rules { timeout: Duration::from_mins(1), ..Rules::default() };
+    TaskTokenConsumer {
         circuit: Circuit { table: dynamo.table(BILLING), rules },
         step,
         machine: machine(aws),
         queues: aws_sdk_sqs::Client::new(&aws.config()),
         queue_url: format!("{}/111122223333/commands", aws.url()),
-        patience: Duration::from_hours(24),
+        state_timeout: Duration::from_hours(24),
     }
 }
 
@@ -296,25 +302,25 @@ pub fn consumer(
     circuit: Table,
     stripe: &FakeStripe,
     aws: &Stub,
-) -> Commands<InitializeSubscription> {
+) -> TaskTokenConsumer<InitializeSubscription> {
     let step = initialize(dynamo, stripe);
     // On a busy machine the breaker's timeout must not let commands run without the breaker.
-    let rules = Rules { time: Duration::from_mins(1), ..Rules::default() };
-    Commands {
+    let rules = Rules { timeout: Duration::from_mins(1), ..Rules::default() };
+    TaskTokenConsumer {
         circuit: Circuit { table: circuit, rules },
         step,
         machine: machine(aws),
         queues: aws_sdk_sqs::Client::new(&aws.config()),
         queue_url: format!("{}/111122223333/commands", aws.url()),
-        patience: Duration::from_hours(1),
+        state_timeout: Duration::from_hours(1),
     }
 }
 
 /// The state machine that sends the commands.
 pub const MACHINE: &str = "arn:aws:states:eu-central-1:111122223333:stateMachine:saga";
 
-pub fn machine(aws: &Stub) -> Machine {
-    Machine { client: aws_sdk_sfn::Client::new(&aws.config()), arn: MACHINE.to_owned() }
+pub fn machine(aws: &Stub) -> StateMachine {
+    StateMachine { client: aws_sdk_sfn::Client::new(&aws.config()), arn: MACHINE.to_owned() }
 }
 
 /// Returns the ARN of the execution that sends this command. The execution's name encodes the command, so that the
@@ -326,7 +332,7 @@ pub fn execution(command: &Value) -> String {
     format!("{}:{name}", MACHINE.replace("stateMachine", "execution"))
 }
 
-/// Answers `DescribeExecution` with the execution of the requested ARN, in that status.
+/// Responds to `DescribeExecution` with the execution of the requested ARN, in this status.
 pub fn described(call: &Call, status: &str) -> (u16, Value) {
     let arn = call.json()["executionArn"].as_str().expect("an ARN").to_owned();
     let name = arn.rsplit(':').next().unwrap_or_default();
@@ -343,7 +349,7 @@ pub fn described(call: &Call, status: &str) -> (u16, Value) {
     )
 }
 
-/// Answers as SQS, and as Step Functions with an execution that waits for the answer.
+/// Responds as SQS, and as Step Functions with an execution that waits for the result.
 pub fn waiting(call: &Call) -> (u16, Value) {
     match call.operation() {
         "DescribeExecution" => described(call, "RUNNING"),
@@ -361,14 +367,14 @@ pub fn take_effects(aws: &Stub) -> Vec<Call> {
     calls
 }
 
-/// Returns a message with that command, sent at noon.
+/// Returns a message with this command, sent at noon.
 pub fn message(command: &Value) -> SqsMessage {
     message_of(&json!({
         "taskToken": "token-1", "execution": execution(command), "command": command,
     }))
 }
 
-/// Returns a message with that body, sent at noon.
+/// Returns a message with this body, sent at noon.
 pub fn message_of(body: &Value) -> SqsMessage {
     let mut event = sample::event("initialize-subscription");
     let record = &mut event["Records"][0];
@@ -377,12 +383,12 @@ pub fn message_of(body: &Value) -> SqsMessage {
     serde_json::from_value(record.take()).expect("a message")
 }
 
-/// Returns the message that was sent back to the queue, as SQS delivers it.
+/// Returns the requeued message as SQS delivers it.
 pub fn redelivered(sent: &Value) -> SqsMessage {
     let mut event = sample::event("initialize-subscription");
     let record = &mut event["Records"][0];
     record["body"] = sent["MessageBody"].clone();
-    // The time at which the message was sent back. It is not the time at which the command was first sent.
+    // The time at which the message was requeued. The command was first sent earlier.
     record["attributes"]["SentTimestamp"] = noon(100_000).millis().to_string().into();
     let attributes = sent["MessageAttributes"].as_object().expect("attributes");
     for (name, attribute) in attributes {

@@ -12,7 +12,7 @@ async fn main() -> Result<(), Error> {
             events: aws.table("EVENTS_TABLE")?,
             bus: aws_sdk_eventbridge::Client::new(aws.config()),
             bus_name: env("EVENT_BUS_NAME")?,
-            quarantine: Quarantine::of(&aws, "publish-events")?,
+            quarantine: Quarantine::from_env(&aws, "publish-events")?,
         },
     };
     serve_stream(

@@ -15,10 +15,10 @@ async fn main() -> Result<(), Error> {
             bus: aws_sdk_eventbridge::Client::new(aws.config()),
             bus_name: env("EVENT_BUS_NAME")?,
             // The source is publish-events, because that function replays the records that are quarantined here.
-            quarantine: Quarantine::of(&aws, "publish-events")?,
+            quarantine: Quarantine::from_env(&aws, "publish-events")?,
         },
         // The function's timeout is 30 s.
-        time: Duration::from_secs(25),
+        timeout: Duration::from_secs(25),
     })
     .await
 }

@@ -16,7 +16,7 @@ async fn main() -> Result<(), Error> {
         // Lambda's API allows an account 15 calls a second, and deployments need them, too.
         pause: Duration::from_millis(100),
         // The function's timeout is 30 s.
-        time: Duration::from_secs(25),
+        timeout: Duration::from_secs(25),
     })
     .await
 }

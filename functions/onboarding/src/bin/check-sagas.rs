@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aws_sdk_sfn::Client;
 use lambda::{Aws, ConfigError, Error, env, serve_step};
-use machines::Machine;
+use machines::StateMachine;
 use onboarding::check_sagas::CheckSagas;
 
 #[tokio::main(flavor = "current_thread")]
@@ -13,12 +13,12 @@ async fn main() -> Result<(), Error> {
     let client = Client::new(aws.config());
     serve_step(CheckSagas {
         machines: [
-            Machine { client: client.clone(), arn: env("SITE_ONBOARDING_ARN")? },
-            Machine { client, arn: env("SITE_TEARDOWN_ARN")? },
+            StateMachine { client: client.clone(), arn: env("SITE_ONBOARDING_ARN")? },
+            StateMachine { client, arn: env("SITE_TEARDOWN_ARN")? },
         ],
         budget: budget()?,
         // The function's timeout is 30 s.
-        time: Duration::from_secs(25),
+        timeout: Duration::from_secs(25),
     })
     .await
 }

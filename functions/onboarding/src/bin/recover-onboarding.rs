@@ -2,7 +2,7 @@
 
 use aws_sdk_sfn::Client;
 use lambda::{Aws, Error, env, serve_step};
-use machines::Machine;
+use machines::StateMachine;
 use onboarding::recover_onboarding::RecoverOnboarding;
 
 #[tokio::main(flavor = "current_thread")]
@@ -10,8 +10,8 @@ async fn main() -> Result<(), Error> {
     let aws = Aws::start(&["states"]).await?;
     let client = Client::new(aws.config());
     serve_step(RecoverOnboarding {
-        onboarding: Machine { client: client.clone(), arn: env("SITE_ONBOARDING_ARN")? },
-        teardown: Machine { client, arn: env("SITE_TEARDOWN_ARN")? },
+        onboarding: StateMachine { client: client.clone(), arn: env("SITE_ONBOARDING_ARN")? },
+        teardown: StateMachine { client, arn: env("SITE_TEARDOWN_ARN")? },
     })
     .await
 }

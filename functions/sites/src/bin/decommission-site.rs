@@ -2,7 +2,7 @@
 
 use aws_sdk_sfn::Client;
 use lambda::{Aws, Error, env, serve_http};
-use machines::Machine;
+use machines::StateMachine;
 use sites::decommission_site::DecommissionSite;
 
 #[tokio::main(flavor = "current_thread")]
@@ -10,7 +10,10 @@ async fn main() -> Result<(), Error> {
     let aws = Aws::start(&["dynamodb", "states"]).await?;
     let step = DecommissionSite {
         sites: aws.table("SITES_TABLE")?,
-        teardown: Machine { client: Client::new(aws.config()), arn: env("SITE_TEARDOWN_ARN")? },
+        teardown: StateMachine {
+            client: Client::new(aws.config()),
+            arn: env("SITE_TEARDOWN_ARN")?,
+        },
     };
     serve_http(async |request| step.handle(&request).await).await
 }

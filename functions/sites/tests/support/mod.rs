@@ -3,8 +3,8 @@
 // Each test file uses a part of the helpers.
 #![allow(dead_code)]
 
-use contracts::{EntityType, Saga, SiteId};
-use lambda::http::{Answer, Problem, Request, response};
+use contracts::{EntityType, SagaContext, SiteId};
+use lambda::http::{Problem, Request, Response, response};
 use serde_json::{Value, json};
 use sites::{create_site::CreateSite, project_site::ProjectSite, registration::Registrar};
 use testkit::{
@@ -20,9 +20,9 @@ pub fn registrar(dynamo: &Dynamo) -> Registrar {
 }
 
 /// Returns the saga of the site that `POST /sites` registers under this idempotency key.
-pub fn saga_of(key: &str) -> Saga {
+pub fn saga_for_key(key: &str) -> SagaContext {
     let site_id = SiteId::registered("", key);
-    Saga::of_site(site_id, None)
+    SagaContext::for_site(site_id, None)
 }
 
 /// Returns a valid body of `POST /sites`.
@@ -81,28 +81,28 @@ fn read(event: &Value) -> Request {
 }
 
 /// Returns the response that API Gateway gets, with the body parsed as JSON.
-pub fn sent(answer: Result<Answer, Problem>) -> Value {
-    let response = response(answer);
-    let mut sent = serde_json::to_value(response).expect("a response as JSON");
-    let body = sent["body"].as_str().expect("a body");
-    sent["body"] = serde_json::from_str(body).expect("a body of JSON");
-    sent
+pub fn api_response(result: Result<Response, Problem>) -> Value {
+    let response = response(result);
+    let mut api_response = serde_json::to_value(response).expect("a response as JSON");
+    let body = api_response["body"].as_str().expect("a body");
+    api_response["body"] = serde_json::from_str(body).expect("a body of JSON");
+    api_response
 }
 
-pub fn check(name: &str, answer: Result<Answer, Problem>) {
-    golden::check(env!("CARGO_MANIFEST_DIR"), name, &sent(answer));
+pub fn check(name: &str, response: Result<Response, Problem>) {
+    golden::check(env!("CARGO_MANIFEST_DIR"), name, &api_response(response));
 }
 
 /// Registers a site under this idempotency key.
-pub async fn create(dynamo: &Dynamo, key: &str) -> Saga {
+pub async fn create(dynamo: &Dynamo, key: &str) -> SagaContext {
     let request = post(Some(key), &registration().to_string());
-    let answer = CreateSite(registrar(dynamo)).handle(&request, noon(0)).await;
-    assert_eq!(sent(answer)["statusCode"], 202);
-    saga_of(key)
+    let response = CreateSite(registrar(dynamo)).handle(&request, noon(0)).await;
+    assert_eq!(api_response(response)["statusCode"], 202);
+    saga_for_key(key)
 }
 
 /// Returns an event of a step in EventBridge's format.
-pub fn told(saga: Saga, event_type: &str, sequence: u64) -> Value {
+pub fn step_event(saga: SagaContext, event_type: &str, sequence: u64) -> Value {
     let data = json!({ "siteId": saga.site_id });
     let mut event = sample::event_of("project-site", saga, EntityType::Reservation, data);
     event["detail-type"] = event_type.into();

@@ -6,6 +6,7 @@ use telemetry::{get_readings::GetReadings, paging::Paging};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     let aws = Aws::start(&["dynamodb", "secretsmanager"]).await?;
-    let step = GetReadings { readings: aws.table("READINGS_TABLE")?, paging: Paging::of(&aws)? };
+    let step =
+        GetReadings { readings: aws.table("READINGS_TABLE")?, paging: Paging::from_env(&aws)? };
     serve_http(async |request| step.handle(&request).await).await
 }

@@ -13,7 +13,7 @@ async fn main() -> Result<(), Error> {
     let step = StoreReadings {
         register: Register::new(readings.clone(), register_age()?),
         readings,
-        quarantine: Quarantine::of(&aws, "store-readings")?,
+        quarantine: Quarantine::from_env(&aws, "store-readings")?,
     };
     serve_stream(
         async |batch, deadline| step.handle(batch, deadline).await,

@@ -9,29 +9,29 @@ use proptest::{
     strategy::{BoxedStrategy, Union},
 };
 
-/// A few sites and the events of their history.
+/// A few sites, and the actions on them.
 #[derive(Clone, Debug)]
 pub struct History {
     pub sites: Vec<Site>,
     /// The initial stock of kits, by metric.
     pub stock: [u32; 2],
-    pub moves: Vec<Move>,
+    pub actions: Vec<Action>,
 }
 
 impl History {
     /// Returns the size of the history.
     pub fn weight(&self) -> usize {
-        let of_moves = self.moves.iter().map(|next| match next {
-            Move::Deliver { troubles, .. } => 1 + troubles.len(),
+        let action_weights = self.actions.iter().map(|action| match action {
+            Action::Deliver { faults, .. } => 1 + faults.len(),
             _ => 1,
         });
-        let of_sites = self.sites.iter().map(|site| {
-            1 + usize::from(site.begins != Beginning::Unknown) + usize::from(site.fails)
+        let site_weights = self.sites.iter().map(|site| {
+            1 + usize::from(site.initial_state != InitialState::Unknown) + usize::from(site.fails)
         });
-        of_moves.sum::<usize>() + of_sites.sum::<usize>()
+        action_weights.sum::<usize>() + site_weights.sum::<usize>()
     }
 
-    /// Returns all histories that lack one part of this one.
+    /// Returns this history with one part removed, for each part.
     pub fn shorter(&self) -> impl Iterator<Item = Self> + use<> {
         let mut all = Vec::new();
         let mut with = |change: &dyn Fn(&mut Self)| {
@@ -39,13 +39,13 @@ impl History {
             change(&mut shorter);
             all.push(shorter);
         };
-        for (place, next) in self.moves.iter().enumerate() {
-            with(&|it| drop(it.moves.remove(place)));
-            let Move::Deliver { troubles, .. } = next else { continue };
-            for trouble in 0..troubles.len() {
+        for (index, action) in self.actions.iter().enumerate() {
+            with(&|it| drop(it.actions.remove(index)));
+            let Action::Deliver { faults, .. } = action else { continue };
+            for fault in 0..faults.len() {
                 with(&|it| {
-                    if let Move::Deliver { troubles, .. } = &mut it.moves[place] {
-                        troubles.remove(trouble);
+                    if let Action::Deliver { faults, .. } = &mut it.actions[index] {
+                        faults.remove(fault);
                     }
                 });
             }
@@ -53,24 +53,26 @@ impl History {
         if self.sites.len() > 1 {
             with(&|it| it.sites.truncate(self.sites.len() - 1));
         }
-        for (place, site) in self.sites.iter().enumerate() {
-            if site.begins != Beginning::Unknown {
-                with(&|it| it.sites[place].begins = Beginning::Unknown);
+        for (index, site) in self.sites.iter().enumerate() {
+            if site.initial_state != InitialState::Unknown {
+                with(&|it| it.sites[index].initial_state = InitialState::Unknown);
             }
             if site.fails {
-                with(&|it| it.sites[place].fails = false);
+                with(&|it| it.sites[index].fails = false);
             }
         }
         all.into_iter()
     }
 
     /// Returns the services whose steps run in this history. The steps of other services do not run.
-    pub fn services(&self) -> BTreeSet<Scope> {
-        let works = self.moves.iter().filter_map(|next| match next {
-            Move::Deliver { work, .. } if !matches!(work, Work::Project(_)) => Some(work.owner()),
+    pub fn services(&self) -> BTreeSet<ServiceScope> {
+        let invocations = self.actions.iter().filter_map(|action| match action {
+            Action::Deliver { invocation, .. } if !matches!(invocation, Invocation::Project(_)) => {
+                Some(invocation.owner())
+            }
             _ => None,
         });
-        works.collect()
+        invocations.collect()
     }
 }
 
@@ -79,8 +81,8 @@ pub struct Site {
     /// The number of sensors, by metric.
     pub sensors: [usize; 2],
     pub card: Card,
-    /// The state before the first move.
-    pub begins: Beginning,
+    /// The state before the first action.
+    pub initial_state: InitialState,
     /// Whether the saga fails after its last step, if it gets that far.
     pub fails: bool,
 }
@@ -92,35 +94,35 @@ pub enum Card {
     Unknown,
 }
 
-/// The initial state of a site, if its service takes part.
+/// The initial state of a site, if the sites service takes part.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
-pub enum Beginning {
+pub enum InitialState {
     Unknown,
     Registered,
     Active,
 }
 
-/// A move of a history.
+/// An action of a history.
 #[derive(Clone, Debug)]
-pub enum Move {
+pub enum Action {
     /// A command is delivered to a step, for the first time or again.
     Deliver {
         site: usize,
-        work: Work,
-        /// The faults of its calls, by the number of the call from 1. All other calls are answered at once.
-        troubles: Vec<(usize, Trouble)>,
+        invocation: Invocation,
+        /// The faults of its calls, by the number of the call from 1. The other calls get their response immediately.
+        faults: Vec<(usize, InjectedFault)>,
     },
-    /// A delivery that was held up continues.
-    GoOn(usize),
+    /// A paused delivery continues.
+    Resume(usize),
     /// A call that was in transit arrives.
-    Land(usize),
+    Arrive(usize),
     /// Time passes until every function has timed out and every lock has expired.
     Wait,
 }
 
-/// A step, together with the site or event that it works on.
+/// The invocation of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Work {
+pub enum Invocation {
     Create,
     Start,
     Reserve,
@@ -146,11 +148,11 @@ pub enum Work {
 
 /// A fault of a call to a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Trouble {
+pub enum InjectedFault {
     /// The call is refused without effect.
     Throttled,
     /// The connection breaks after the effect.
-    AnswerLost,
+    ResponseLost,
     /// The response is lost after the effect, and the client sends the call again.
     Repeated,
     /// The caller times out, and the call takes effect later.
@@ -162,44 +164,44 @@ pub enum Trouble {
     /// The function crashes, and the call takes effect later.
     CrashLate,
     /// Other deliveries run before the call takes effect.
-    HeldBefore,
+    PausedBefore,
     /// Other deliveries run after the effect and before the response.
-    HeldAfter,
+    PausedAfter,
 }
 
-impl Trouble {
+impl InjectedFault {
     pub const ALL: [Self; 9] = [
         Self::Throttled,
-        Self::AnswerLost,
+        Self::ResponseLost,
         Self::Repeated,
         Self::Late,
         Self::CrashBefore,
         Self::CrashAfter,
         Self::CrashLate,
-        Self::HeldBefore,
-        Self::HeldAfter,
+        Self::PausedBefore,
+        Self::PausedAfter,
     ];
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for InjectedFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Throttled => "throttled",
-            Self::AnswerLost => "done, but its answer is lost",
-            Self::Repeated => "done, its answer lost, and sent again by the client",
-            Self::Late => "not heard of in time, and under way",
-            Self::CrashBefore => "never sent: the function crashes",
-            Self::CrashAfter => "done; the function crashes before it hears of it",
-            Self::CrashLate => "under way while the function crashes",
-            Self::HeldBefore => "held up on its way",
-            Self::HeldAfter => "done, and its answer held up on its way",
+            Self::ResponseLost => "executed, but the response is lost",
+            Self::Repeated => "executed, the response is lost, and the client sends it again",
+            Self::Late => "timed out, and still in transit",
+            Self::CrashBefore => "not sent: the function crashes",
+            Self::CrashAfter => "executed; the function crashes before the response",
+            Self::CrashLate => "in transit when the function crashes",
+            Self::PausedBefore => "paused before its execution",
+            Self::PausedAfter => "executed, and paused before the response",
         })
     }
 }
 
-/// The services whose steps run together in a history.
+/// The service or services whose steps run in a history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Scope {
+pub enum ServiceScope {
     Inventory,
     Devices,
     Billing,
@@ -209,7 +211,7 @@ pub enum Scope {
     Saga,
 }
 
-impl Work {
+impl Invocation {
     /// The saga's steps, in their order.
     pub const FORWARD: [Self; 7] = [
         Self::Create,
@@ -222,29 +224,29 @@ impl Work {
     ];
 
     /// The teardown's steps. `close-site` follows them, because its input depends on the site's history.
-    pub const BACK: [Self; 4] = [Self::Remove, Self::Cancel, Self::Deprovision, Self::Release];
+    pub const UNDO: [Self; 4] = [Self::Remove, Self::Cancel, Self::Deprovision, Self::Release];
 
     pub fn is_undo(self) -> bool {
-        Self::BACK.contains(&self) || matches!(self, Self::Reject | Self::Retire)
+        Self::UNDO.contains(&self) || matches!(self, Self::Reject | Self::Retire)
     }
 
-    pub fn is_billings(self) -> bool {
+    pub fn is_of_billing(self) -> bool {
         matches!(self, Self::Initialize | Self::Cancel)
     }
 
-    /// Returns the service that it belongs to.
-    pub fn owner(self) -> Scope {
+    /// Returns the service of the step.
+    pub fn owner(self) -> ServiceScope {
         match self {
-            Self::Reserve | Self::Release | Self::Receive(_) => Scope::Inventory,
-            Self::Provision | Self::Deprovision => Scope::Devices,
-            Self::Initialize | Self::Cancel => Scope::Billing,
-            Self::Configure | Self::Remove => Scope::Alerting,
-            _ => Scope::Sites,
+            Self::Reserve | Self::Release | Self::Receive(_) => ServiceScope::Inventory,
+            Self::Provision | Self::Deprovision => ServiceScope::Devices,
+            Self::Initialize | Self::Cancel => ServiceScope::Billing,
+            Self::Configure | Self::Remove => ServiceScope::Alerting,
+            _ => ServiceScope::Sites,
         }
     }
 
-    fn is_in(self, scope: Scope) -> bool {
-        self.owner() == scope || scope == Scope::Saga || matches!(self, Self::Project(_))
+    fn is_in(self, scope: ServiceScope) -> bool {
+        self.owner() == scope || scope == ServiceScope::Saga || matches!(self, Self::Project(_))
     }
 
     pub fn function(self) -> &'static str {
@@ -287,67 +289,88 @@ pub const DELIVERIES: [[u32; 2]; 3] = [[1, 0], [2, 1], [0, 3]];
 
 pub fn histories() -> impl Strategy<Value = History> {
     Union::new_weighted(vec![
-        (5, of(Scope::Inventory, 3, 9)),
-        (2, of(Scope::Devices, 1, 6)),
-        (6, of(Scope::Billing, 1, 6)),
-        (2, of(Scope::Alerting, 1, 6)),
-        (5, of(Scope::Sites, 2, 8)),
-        (3, of(Scope::Saga, 2, 10)),
+        (5, histories_of(ServiceScope::Inventory, 3, 9)),
+        (2, histories_of(ServiceScope::Devices, 1, 6)),
+        (6, histories_of(ServiceScope::Billing, 1, 6)),
+        (2, histories_of(ServiceScope::Alerting, 1, 6)),
+        (5, histories_of(ServiceScope::Sites, 2, 8)),
+        (3, histories_of(ServiceScope::Saga, 2, 10)),
     ])
 }
 
-fn of(scope: Scope, most_sites: usize, longest: usize) -> BoxedStrategy<History> {
-    let sites = vec(site(), 1..=most_sites);
+fn histories_of(
+    scope: ServiceScope,
+    max_sites: usize,
+    max_actions: usize,
+) -> BoxedStrategy<History> {
+    let sites = vec(site(), 1..=max_sites);
     let stock = [0..5_u32, 0..5_u32];
-    let alone = next(scope).prop_map(|next| vec![next]);
-    let moves = vec(prop_oneof![6 => alone, 2 => race(scope), 1 => duel(scope)], 1..=longest);
-    (sites, stock, moves)
-        .prop_map(move |(sites, stock, moves)| History { sites, stock, moves: moves.concat() })
+    let single = any_action(scope).prop_map(|action| vec![action]);
+    let actions =
+        vec(prop_oneof![6 => single, 2 => race(scope), 1 => paused_pair(scope)], 1..=max_actions);
+    (sites, stock, actions)
+        .prop_map(move |(sites, stock, actions)| History {
+            sites,
+            stock,
+            actions: actions.concat(),
+        })
         .boxed()
 }
 
-/// Generates a delivery that is held up while others change the same site, and then continues.
-fn race(scope: Scope) -> impl Strategy<Value = Vec<Move>> {
-    let slow = [Trouble::HeldBefore, Trouble::HeldAfter, Trouble::Late, Trouble::CrashLate];
-    let trouble = (1..=9_usize, proptest::sample::select(slow.to_vec()));
-    let others = vec(any(scope), 1..=2);
-    (any(scope), trouble, others, 0..3_usize).prop_map(|(slow, trouble, others, which)| {
-        let mut race = vec![slow];
-        race.extend(others);
-        for (place, next) in race.iter_mut().enumerate() {
-            if let Move::Deliver { site, work, troubles } = next {
-                *site = which;
-                *troubles = match place {
-                    0 => vec![(1 + trouble.0 % work.calls(), trouble.1)],
-                    _ => Vec::new(),
-                };
+/// Generates a delivery that is paused while others change the same site, and then continues.
+fn race(scope: ServiceScope) -> impl Strategy<Value = Vec<Action>> {
+    let slow = [
+        InjectedFault::PausedBefore,
+        InjectedFault::PausedAfter,
+        InjectedFault::Late,
+        InjectedFault::CrashLate,
+    ];
+    let fault = (1..=9_usize, proptest::sample::select(slow.to_vec()));
+    let others = vec(any_delivery(scope), 1..=2);
+    (any_delivery(scope), fault, others, 0..3_usize).prop_map(
+        |(slow, fault, others, site_number)| {
+            let mut race = vec![slow];
+            race.extend(others);
+            for (index, action) in race.iter_mut().enumerate() {
+                if let Action::Deliver { site, invocation, faults } = action {
+                    *site = site_number;
+                    *faults = match index {
+                        0 => vec![(1 + fault.0 % invocation.calls(), fault.1)],
+                        _ => Vec::new(),
+                    };
+                }
             }
-        }
-        race.extend([Move::GoOn(0), Move::Land(0)]);
-        race
-    })
+            race.extend([Action::Resume(0), Action::Arrive(0)]);
+            race
+        },
+    )
 }
 
-/// Generates two deliveries to the same site. The first is held up, then the second. The first continues until its
-/// next fault, then the second continues.
-fn duel(scope: Scope) -> impl Strategy<Value = Vec<Move>> {
-    let held = [Trouble::HeldBefore, Trouble::HeldAfter];
-    let end = [Trouble::CrashBefore, Trouble::CrashAfter, Trouble::CrashLate, Trouble::Late];
-    let held = (0..9_usize, proptest::sample::select(held.to_vec()));
+/// Generates two deliveries to the same site. Both are paused. The first continues until its next fault, then the
+/// second continues.
+fn paused_pair(scope: ServiceScope) -> impl Strategy<Value = Vec<Action>> {
+    let paused = [InjectedFault::PausedBefore, InjectedFault::PausedAfter];
+    let end = [
+        InjectedFault::CrashBefore,
+        InjectedFault::CrashAfter,
+        InjectedFault::CrashLate,
+        InjectedFault::Late,
+    ];
+    let paused = (0..9_usize, proptest::sample::select(paused.to_vec()));
     let end = (0..9_usize, proptest::sample::select(end.to_vec()));
-    (any(scope), any(scope), held.clone(), held, end, 0..3_usize).prop_map(
-        |(mut one, mut other, first, second, end, which)| {
-            if let Move::Deliver { site, work, troubles } = &mut one {
-                *site = which;
-                let at = 1 + first.0 % work.calls();
-                let left = work.calls().saturating_sub(at).max(1);
-                *troubles = vec![(at, first.1), (at + 1 + end.0 % left, end.1)];
+    (any_delivery(scope), any_delivery(scope), paused.clone(), paused, end, 0..3_usize).prop_map(
+        |(mut one, mut other, first, second, end, site_number)| {
+            if let Action::Deliver { site, invocation, faults } = &mut one {
+                *site = site_number;
+                let at = 1 + first.0 % invocation.calls();
+                let remaining = invocation.calls().saturating_sub(at).max(1);
+                *faults = vec![(at, first.1), (at + 1 + end.0 % remaining, end.1)];
             }
-            if let Move::Deliver { site, work, troubles } = &mut other {
-                *site = which;
-                *troubles = vec![(1 + second.0 % work.calls(), second.1)];
+            if let Action::Deliver { site, invocation, faults } = &mut other {
+                *site = site_number;
+                *faults = vec![(1 + second.0 % invocation.calls(), second.1)];
             }
-            vec![one, other, Move::GoOn(0), Move::GoOn(0)]
+            vec![one, other, Action::Resume(0), Action::Resume(0)]
         },
     )
 }
@@ -363,57 +386,58 @@ fn site() -> impl Strategy<Value = Site> {
         1 => Just(Card::Declined),
         1 => Just(Card::Unknown),
     ];
-    let begins = prop_oneof![
-        1 => Just(Beginning::Unknown),
-        5 => Just(Beginning::Registered),
-        4 => Just(Beginning::Active),
+    let initial_state = prop_oneof![
+        1 => Just(InitialState::Unknown),
+        5 => Just(InitialState::Registered),
+        4 => Just(InitialState::Active),
     ];
-    let seldom = proptest::bool::weighted(0.2);
-    (sensors, card, begins, seldom).prop_map(|(sensors, card, begins, fails)| Site {
+    let fails = proptest::bool::weighted(0.2);
+    (sensors, card, initial_state, fails).prop_map(|(sensors, card, initial_state, fails)| Site {
         sensors,
         card,
-        begins,
+        initial_state,
         fails,
     })
 }
 
-fn next(scope: Scope) -> BoxedStrategy<Move> {
-    let go_on = (0..4_usize).prop_map(Move::GoOn);
-    let land = (0..4_usize).prop_map(Move::Land);
-    prop_oneof![12 => any(scope), 3 => go_on, 2 => land, 1 => Just(Move::Wait)].boxed()
+fn any_action(scope: ServiceScope) -> BoxedStrategy<Action> {
+    let resume = (0..4_usize).prop_map(Action::Resume);
+    let arrive = (0..4_usize).prop_map(Action::Arrive);
+    prop_oneof![12 => any_delivery(scope), 3 => resume, 2 => arrive, 1 => Just(Action::Wait)]
+        .boxed()
 }
 
-/// Generates a delivery to any of the steps.
-fn any(scope: Scope) -> BoxedStrategy<Move> {
-    let works = |works: &[Work], weight: u32| {
-        let works = works.iter().filter(|work| work.is_in(scope));
-        works.map(|work| (weight, deliver(*work))).collect::<Vec<_>>()
+/// Generates a delivery to any step.
+fn any_delivery(scope: ServiceScope) -> BoxedStrategy<Action> {
+    let weighted = |invocations: &[Invocation], weight: u32| {
+        let in_scope = invocations.iter().filter(|invocation| invocation.is_in(scope));
+        in_scope.map(|invocation| (weight, deliver(*invocation))).collect::<Vec<_>>()
     };
-    // An undo is final. With as many undos as steps, most histories would end early.
-    let mut all = works(&Work::FORWARD, 6);
-    all.extend(works(&Work::BACK, 3));
-    all.extend(works(&[Work::Reject, Work::Retire], 2));
-    all.extend(works(&[Work::Receive(0), Work::Delete], 5));
-    all.extend(works(&[Work::Project(0)], 2));
+    // An undo is final. If undos were as likely as steps, most histories would end early.
+    let mut all = weighted(&Invocation::FORWARD, 6);
+    all.extend(weighted(&Invocation::UNDO, 3));
+    all.extend(weighted(&[Invocation::Reject, Invocation::Retire], 2));
+    all.extend(weighted(&[Invocation::Receive(0), Invocation::Delete], 5));
+    all.extend(weighted(&[Invocation::Project(0)], 2));
     Union::new_weighted(all).boxed()
 }
 
-fn deliver(work: Work) -> BoxedStrategy<Move> {
+fn deliver(invocation: Invocation) -> BoxedStrategy<Action> {
     let number = 0..6_usize;
-    let trouble = (1..=work.calls(), proptest::sample::select(&Trouble::ALL[..]));
-    let troubles = prop_oneof![
+    let fault = (1..=invocation.calls(), proptest::sample::select(&InjectedFault::ALL[..]));
+    let faults = prop_oneof![
         4 => Just(Vec::new()),
-        5 => vec(trouble.clone(), 1),
-        1 => vec(trouble, 2),
+        5 => vec(fault.clone(), 1),
+        1 => vec(fault, 2),
     ];
-    (0..3_usize, number, troubles)
-        .prop_map(move |(site, number, troubles)| {
-            let work = match work {
-                Work::Project(_) => Work::Project(number),
-                Work::Receive(_) => Work::Receive(number % DELIVERIES.len()),
-                work => work,
+    (0..3_usize, number, faults)
+        .prop_map(move |(site, number, faults)| {
+            let invocation = match invocation {
+                Invocation::Project(_) => Invocation::Project(number),
+                Invocation::Receive(_) => Invocation::Receive(number % DELIVERIES.len()),
+                invocation => invocation,
             };
-            Move::Deliver { site, work, troubles }
+            Action::Deliver { site, invocation, faults }
         })
         .boxed()
 }

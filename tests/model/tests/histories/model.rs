@@ -4,7 +4,7 @@
 use alerting::{Alerting, AlertingRow, Rule};
 use billing::{Subscription, SubscriptionRow};
 use contracts::{
-    Entity, EntityType, Failure, Metric, Plan, Saga, Sensor, SiteId, Timestamp,
+    Entity, EntityType, Metric, OnboardingFailure, Plan, SagaContext, Sensor, SiteId, Timestamp,
     events::{
         AlertingConfigured, AlertingRemoved, Kits, KitsReleased, KitsReserved,
         SensorsDeprovisioned, SensorsProvisioned, Shortage, SiteActivated, SiteDecommissioned,
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use sites::{SiteRow, Status};
 use testkit::cloud::read;
 
-use crate::history::{Card, Site, Work};
+use crate::history::{Card, Invocation, Site};
 
 pub const METRICS: [Metric; 2] = [Metric::AirTemperature, Metric::AirPressure];
 
@@ -32,7 +32,7 @@ pub type Outcome = Result<(), String>;
 #[derive(Debug)]
 pub struct SiteModel {
     pub name: &'static str,
-    pub saga: Saga,
+    pub saga: SagaContext,
     pub setup: Site,
     pub sensors: Vec<Sensor>,
     entities: [EntityModel; EntityType::ALL.len()],
@@ -44,7 +44,7 @@ pub struct SiteModel {
 struct EntityModel {
     state: State,
     /// The types of its events, in order.
-    story: Vec<&'static str>,
+    event_types: Vec<&'static str>,
 }
 
 /// A change that a step may make, atomically.
@@ -59,58 +59,63 @@ pub struct Change {
 }
 
 /// Returns the entity that a step works on. Returns `None` for steps without a site's entity.
-pub fn entity_of(work: Work) -> Option<EntityType> {
-    Some(match work {
-        Work::Reserve | Work::Release => EntityType::Reservation,
-        Work::Provision | Work::Deprovision => EntityType::Sensors,
-        Work::Initialize | Work::Cancel => EntityType::Subscription,
-        Work::Configure | Work::Remove => EntityType::Alerting,
-        Work::Create | Work::Activate | Work::Delete | Work::Reject | Work::Retire => {
-            EntityType::Site
-        }
-        Work::Start | Work::Project(_) | Work::Receive(_) => return None,
+pub fn entity_of(invocation: Invocation) -> Option<EntityType> {
+    Some(match invocation {
+        Invocation::Reserve | Invocation::Release => EntityType::Reservation,
+        Invocation::Provision | Invocation::Deprovision => EntityType::Sensors,
+        Invocation::Initialize | Invocation::Cancel => EntityType::Subscription,
+        Invocation::Configure | Invocation::Remove => EntityType::Alerting,
+        Invocation::Create
+        | Invocation::Activate
+        | Invocation::Delete
+        | Invocation::Reject
+        | Invocation::Retire => EntityType::Site,
+        Invocation::Start | Invocation::Project(_) | Invocation::Receive(_) => return None,
     })
 }
 
 /// Returns the failure in the input of a teardown after a failed onboarding.
-pub fn failure() -> Failure {
-    Failure {
+pub fn failure() -> OnboardingFailure {
+    OnboardingFailure {
         step: "ConfigureAlerting".to_owned(),
         error: "Transient".to_owned(),
         message: "busy".to_owned(),
     }
 }
 
-fn place(entity: EntityType) -> usize {
-    EntityType::ALL.iter().position(|known| *known == entity).expect("one of all")
+fn index_of(entity: EntityType) -> usize {
+    EntityType::ALL.iter().position(|known| *known == entity).expect("ALL has every entity type")
 }
 
 impl SiteModel {
-    pub fn new(name: &'static str, setup: Site, saga: Saga, sensors: Vec<Sensor>) -> Self {
+    pub fn new(name: &'static str, setup: Site, saga: SagaContext, sensors: Vec<Sensor>) -> Self {
         Self { name, saga, setup, sensors, entities: Default::default(), subscription: None }
     }
 
     pub fn state(&self, entity: EntityType) -> State {
-        self.entities[place(entity)].state
+        self.entities[index_of(entity)].state
     }
 
-    pub fn story(&self, entity: EntityType) -> &[&'static str] {
-        &self.entities[place(entity)].story
+    pub fn event_types(&self, entity: EntityType) -> &[&'static str] {
+        &self.entities[index_of(entity)].event_types
     }
 
     pub fn id(&self, entity: EntityType) -> Entity {
-        Entity::of_site(entity, self.saga.site_id)
+        Entity::for_site(entity, self.saga.site_id)
     }
 
     /// Returns the number of kits of each metric that the site needs.
-    pub fn needs(&self) -> [i64; 2] {
-        self.setup.sensors.map(|count| i64::try_from(count).expect("a small number"))
+    pub fn kits_needed(&self) -> [i64; 2] {
+        self.setup.sensors.map(|count| i64::try_from(count).expect("a small number fits into i64"))
     }
 
     fn kits(&self) -> Vec<Kits> {
         let needed = METRICS.into_iter().zip(self.setup.sensors).filter(|(_, count)| *count > 0);
         let mut kits: Vec<_> = needed
-            .map(|(metric, count)| Kits { metric, quantity: u32::try_from(count).expect("few") })
+            .map(|(metric, count)| Kits {
+                metric,
+                quantity: u32::try_from(count).expect("a small number fits into u32"),
+            })
             .collect();
         kits.sort_by_key(|kits| kits.metric);
         kits
@@ -119,96 +124,98 @@ impl SiteModel {
     /// Returns the metrics for which this stock is too small.
     pub fn shortages(&self, stock: [i64; 2]) -> Vec<Shortage> {
         let short = self.kits().into_iter().filter_map(|Kits { metric, quantity }| {
-            let there = stock[METRICS.iter().position(|it| *it == metric)?];
-            let available = u32::try_from(there).ok()?;
+            let in_stock = stock[METRICS.iter().position(|it| *it == metric)?];
+            let available = u32::try_from(in_stock).ok()?;
             (available < quantity).then_some(Shortage { metric, requested: quantity, available })
         });
         short.collect()
     }
 
-    /// Returns the changes that a step may make now. `refusable` are the shortages that the step read.
+    /// Returns the changes that a step may make now. `read_shortages` are the shortages that a reservation read.
     pub fn changes(
         &self,
-        work: Work,
+        invocation: Invocation,
         stock: [i64; 2],
-        refusable: Option<&[Shortage]>,
+        read_shortages: Option<&[Shortage]>,
     ) -> Vec<Change> {
         let site_id = self.saga.site_id;
-        let Some(entity) = entity_of(work) else { return Vec::new() };
+        let Some(entity) = entity_of(invocation) else { return Vec::new() };
         let change = |to, event: Option<(&'static str, Value)>| {
             vec![Change { entity, to, event, stock: [0, 0] }]
         };
-        let needs = self.needs();
-        match (work, self.state(entity)) {
-            (Work::Create, None) => change("ONBOARDING", Some(("SiteCreated", Value::Null))),
-            (Work::Activate, Some("ONBOARDING")) => {
+        let needed = self.kits_needed();
+        match (invocation, self.state(entity)) {
+            (Invocation::Create, None) => change("ONBOARDING", Some(("SiteCreated", Value::Null))),
+            (Invocation::Activate, Some("ONBOARDING")) => {
                 change("ACTIVE", Some(("SiteActivated", json!(SiteActivated { site_id }))))
             }
-            (Work::Delete, Some("ACTIVE")) => change("DECOMMISSIONING", None),
-            (Work::Reject, Some("ONBOARDING" | "ACTIVE" | "DECOMMISSIONING")) => {
+            (Invocation::Delete, Some("ACTIVE")) => change("DECOMMISSIONING", None),
+            (Invocation::Reject, Some("ONBOARDING" | "ACTIVE" | "DECOMMISSIONING")) => {
                 let event = SiteRejected { site_id, failure: failure() };
                 change("REJECTED", Some(("SiteRejected", json!(event))))
             }
-            (Work::Retire, Some("ONBOARDING" | "ACTIVE" | "DECOMMISSIONING")) => {
+            (Invocation::Retire, Some("ONBOARDING" | "ACTIVE" | "DECOMMISSIONING")) => {
                 let event = SiteDecommissioned { site_id };
                 change("DECOMMISSIONED", Some(("SiteDecommissioned", json!(event))))
             }
-            (Work::Reserve, None) => {
-                let mut may = Vec::new();
+            (Invocation::Reserve, None) => {
+                let mut allowed = Vec::new();
                 if self.shortages(stock).is_empty() {
                     let event = json!(KitsReserved { site_id, kits: self.kits() });
                     let mut reserved = change("RESERVED", Some(("KitsReserved", event)));
-                    reserved[0].stock = needs.map(|count| -count);
-                    may.extend(reserved);
+                    reserved[0].stock = needed.map(|count| -count);
+                    allowed.extend(reserved);
                 }
-                if let Some(shortages) = refusable {
+                if let Some(shortages) = read_shortages {
                     let event = StockDepleted { site_id, shortages: shortages.to_vec() };
-                    may.extend(change("REFUSED", Some(("StockDepleted", json!(event)))));
+                    allowed.extend(change("REFUSED", Some(("StockDepleted", json!(event)))));
                 }
-                may
+                allowed
             }
-            (Work::Release, Some("RESERVED")) => {
+            (Invocation::Release, Some("RESERVED")) => {
                 let event = json!(KitsReleased { site_id, kits: self.kits() });
                 let mut released = change("RELEASED", Some(("KitsReleased", event)));
-                released[0].stock = needs;
+                released[0].stock = needed;
                 released
             }
-            (Work::Release, None | Some("REFUSED")) => change("RELEASED", None),
-            (Work::Provision, None) => {
+            (Invocation::Release, None | Some("REFUSED")) => change("RELEASED", None),
+            (Invocation::Provision, None) => {
                 let event = SensorsProvisioned { site_id, sensors: self.sensors.clone() };
                 change("PROVISIONED", Some(("SensorsProvisioned", json!(event))))
             }
-            (Work::Deprovision, Some("PROVISIONED")) => {
+            (Invocation::Deprovision, Some("PROVISIONED")) => {
                 let sensor_ids = self.sensors.iter().map(|sensor| sensor.sensor_id).collect();
                 let event = SensorsDeprovisioned { site_id, sensor_ids };
                 change("DEPROVISIONED", Some(("SensorsDeprovisioned", json!(event))))
             }
-            (Work::Deprovision, None) => change("DEPROVISIONED", None),
-            (Work::Initialize, None) if self.setup.card == Card::Good => {
+            (Invocation::Deprovision, None) => change("DEPROVISIONED", None),
+            (Invocation::Initialize, None) if self.setup.card == Card::Good => {
                 change("ACTIVE", Some(("SubscriptionInitialized", Value::Null)))
             }
-            (Work::Initialize, None) => change("FAILED", Some(("SubscriptionFailed", Value::Null))),
-            (Work::Cancel, None) => {
+            (Invocation::Initialize, None) => {
+                change("FAILED", Some(("SubscriptionFailed", Value::Null)))
+            }
+            (Invocation::Cancel, None) => {
                 [change("CANCELLING", None), change("CANCELLED", None)].concat()
             }
-            (Work::Cancel, Some("ACTIVE")) => change("CANCELLING", None),
-            (Work::Cancel, Some("FAILED")) => change("CANCELLED", None),
-            (Work::Cancel, Some("CANCELLING")) if self.story(entity).is_empty() => {
+            (Invocation::Cancel, Some("ACTIVE")) => change("CANCELLING", None),
+            (Invocation::Cancel, Some("FAILED")) => change("CANCELLED", None),
+            (Invocation::Cancel, Some("CANCELLING")) if self.event_types(entity).is_empty() => {
                 change("CANCELLED", None)
             }
-            (Work::Cancel, Some("CANCELLING")) => {
+            (Invocation::Cancel, Some("CANCELLING")) => {
                 let ended = self.subscription.clone().unwrap_or_default();
                 let event = json!({ "siteId": site_id, "providerSubscriptionId": ended });
                 change("CANCELLED", Some(("SubscriptionCancelled", event)))
             }
-            (Work::Configure, None) => {
+            (Invocation::Configure, None) => {
                 let event = AlertingConfigured { site_id, rules: self.rules().len() };
                 change("CONFIGURED", Some(("AlertingConfigured", json!(event))))
             }
-            (Work::Remove, Some("CONFIGURED")) => {
+            (Invocation::Remove, Some("CONFIGURED")) => {
                 change("REMOVED", Some(("AlertingRemoved", json!(AlertingRemoved { site_id }))))
             }
-            (Work::Remove, None) => change("REMOVED", None),
+            (Invocation::Remove, None) => change("REMOVED", None),
             _ => Vec::new(),
         }
     }
@@ -219,11 +226,11 @@ impl SiteModel {
         sensors.into_iter().map(Rule::new).collect()
     }
 
-    /// Records that the change was made.
-    pub fn make(&mut self, change: &Change, row: &Value) {
-        let entity = &mut self.entities[place(change.entity)];
+    /// Records that a step made the change.
+    pub fn record_change(&mut self, change: &Change, row: &Value) {
+        let entity = &mut self.entities[index_of(change.entity)];
         entity.state = Some(change.to);
-        entity.story.extend(change.event.as_ref().map(|(kind, _)| kind));
+        entity.event_types.extend(change.event.as_ref().map(|(kind, _)| kind));
         if (change.entity, change.to) == (EntityType::Subscription, "ACTIVE") {
             let row: SubscriptionRow = read(row);
             if let Subscription::Active { provider_subscription_id, .. } = row.state {
@@ -239,17 +246,17 @@ impl SiteModel {
         before: Option<&Value>,
         row: &Value,
         at: Timestamp,
-        refusable: Option<&[Shortage]>,
+        read_shortages: Option<&[Shortage]>,
     ) -> Result<(), String> {
         let saga = self.saga;
         let sequence =
-            (self.story(change.entity).len() + usize::from(change.event.is_some())) as u64;
-        let is_right = match change.entity {
+            (self.event_types(change.entity).len() + usize::from(change.event.is_some())) as u64;
+        let is_expected = match change.entity {
             EntityType::Reservation => {
                 let state = match change.to {
                     "RESERVED" => Reservation::Reserved { kits: self.kits() },
                     "REFUSED" => {
-                        let shortages = refusable.unwrap_or_default().to_vec();
+                        let shortages = read_shortages.unwrap_or_default().to_vec();
                         Reservation::Refused { shortages }
                     }
                     _ => Reservation::Released,
@@ -286,71 +293,89 @@ impl SiteModel {
             }
             EntityType::Site => {
                 let row: SiteRow = read(row);
-                let mut right: SiteRow = before.map_or_else(|| row.clone(), read);
-                right.status = status(change.to);
-                right.sequence = sequence;
-                match right.status {
-                    Status::Active => right.activated_at = Some(at),
-                    Status::Rejected | Status::Decommissioned => right.closed_at = Some(at),
+                let mut expected: SiteRow = before.map_or_else(|| row.clone(), read);
+                expected.status = status(change.to);
+                expected.sequence = sequence;
+                match expected.status {
+                    Status::Active => expected.activated_at = Some(at),
+                    Status::Rejected | Status::Decommissioned => expected.closed_at = Some(at),
                     Status::Onboarding | Status::Decommissioning => {}
                 }
-                if right.status == Status::Rejected {
-                    right.failure = Some(failure());
+                if expected.status == Status::Rejected {
+                    expected.failure = Some(failure());
                 }
-                row == right
+                row == expected
                     && (row.onboarding_id, &row.sensors) == (saga.onboarding_id, &self.sensors)
             }
             entity => return Err(format!("the model has no {}", entity.name())),
         };
-        if is_right { Ok(()) } else { Err(format!("its row is wrong: {row}")) }
+        if is_expected { Ok(()) } else { Err(format!("unexpected row: {row}")) }
     }
 
-    /// Returns whether a step may have this outcome if it saw its entity in these states.
-    pub fn may_answer(&self, work: Work, outcome: &Outcome, seen: &[State]) -> bool {
-        let saw = |states: &[&str]| seen.iter().flatten().any(|state| states.contains(state));
-        let tombstone = Self::tombstones(work);
-        match (work, outcome) {
-            (Work::Start | Work::Project(_) | Work::Receive(_), outcome) => outcome.is_ok(),
+    /// Returns whether a step may have this outcome if its entity had these states during the step.
+    pub fn may_return(
+        &self,
+        invocation: Invocation,
+        outcome: &Outcome,
+        entity_states: &[State],
+    ) -> bool {
+        let had_state =
+            |states: &[&str]| entity_states.iter().flatten().any(|state| states.contains(state));
+        let tombstone = Self::tombstones(invocation);
+        match (invocation, outcome) {
+            (Invocation::Start | Invocation::Project(_) | Invocation::Receive(_), outcome) => {
+                outcome.is_ok()
+            }
             // A redelivered command gets the result in its idempotency record until the undo is complete.
-            (Work::Initialize, Ok(())) => {
+            (Invocation::Initialize, Ok(())) => {
                 let initialized =
-                    self.story(EntityType::Subscription).contains(&"SubscriptionInitialized");
-                saw(&["ACTIVE"]) || (saw(&["CANCELLING"]) && initialized)
+                    self.event_types(EntityType::Subscription).contains(&"SubscriptionInitialized");
+                had_state(&["ACTIVE"]) || (had_state(&["CANCELLING"]) && initialized)
             }
             // A concurrent undo deletes the customer or the subscription at the provider.
-            (Work::Initialize, Err(error)) if error == "Internal" => saw(&["CANCELLING"]),
-            (Work::Initialize, Err(error)) if error == "CardDeclined" => {
-                self.setup.card == Card::Declined && saw(&["FAILED"])
+            (Invocation::Initialize, Err(error)) if error == "Internal" => {
+                had_state(&["CANCELLING"])
             }
-            (Work::Initialize, Err(error)) if error == "InvalidInput" => {
-                self.setup.card == Card::Unknown && saw(&["FAILED"])
+            (Invocation::Initialize, Err(error)) if error == "CardDeclined" => {
+                self.setup.card == Card::Declined && had_state(&["FAILED"])
             }
-            (Work::Reserve, Err(error)) if error == "KitsOutOfStock" => saw(&["REFUSED"]),
-            (Work::Activate | Work::Reject | Work::Retire, Err(error))
+            (Invocation::Initialize, Err(error)) if error == "InvalidInput" => {
+                self.setup.card == Card::Unknown && had_state(&["FAILED"])
+            }
+            (Invocation::Reserve, Err(error)) if error == "KitsOutOfStock" => {
+                had_state(&["REFUSED"])
+            }
+            (Invocation::Activate | Invocation::Reject | Invocation::Retire, Err(error))
                 if error == "InvalidInput" =>
             {
-                seen.contains(&None)
+                entity_states.contains(&None)
             }
-            (Work::Delete, Err(error)) if error == "404" => seen.contains(&None),
-            (Work::Delete, Err(error)) if error == "409" => saw(&["ONBOARDING", "REJECTED"]),
-            (Work::Create, Ok(())) => seen.iter().any(Option::is_some),
-            (Work::Reserve, Ok(())) => saw(&["RESERVED"]),
-            (Work::Provision, Ok(())) => saw(&["PROVISIONED"]),
-            (Work::Configure, Ok(())) => saw(&["CONFIGURED"]),
-            (Work::Activate, Ok(())) => saw(&["ACTIVE"]),
-            (Work::Delete, Ok(())) => saw(&["ACTIVE", "DECOMMISSIONING", "DECOMMISSIONED"]),
-            (work, Ok(())) if work.is_undo() => saw(tombstone),
-            (work, Err(error)) if !work.is_undo() && error == "Superseded" => saw(tombstone),
+            (Invocation::Delete, Err(error)) if error == "404" => entity_states.contains(&None),
+            (Invocation::Delete, Err(error)) if error == "409" => {
+                had_state(&["ONBOARDING", "REJECTED"])
+            }
+            (Invocation::Create, Ok(())) => entity_states.iter().any(Option::is_some),
+            (Invocation::Reserve, Ok(())) => had_state(&["RESERVED"]),
+            (Invocation::Provision, Ok(())) => had_state(&["PROVISIONED"]),
+            (Invocation::Configure, Ok(())) => had_state(&["CONFIGURED"]),
+            (Invocation::Activate, Ok(())) => had_state(&["ACTIVE"]),
+            (Invocation::Delete, Ok(())) => {
+                had_state(&["ACTIVE", "DECOMMISSIONING", "DECOMMISSIONED"])
+            }
+            (invocation, Ok(())) if invocation.is_undo() => had_state(tombstone),
+            (invocation, Err(error)) if !invocation.is_undo() && error == "Superseded" => {
+                had_state(tombstone)
+            }
             _ => false,
         }
     }
 
     /// Returns the final states that an undo leaves, or in which a late step finds its entity.
-    fn tombstones(work: Work) -> &'static [&'static str] {
-        match work {
-            Work::Initialize => &["CANCELLING", "CANCELLED"],
-            Work::Activate => &["REJECTED", "DECOMMISSIONING", "DECOMMISSIONED"],
-            _ => entity_of(work).map_or(&[], tombstones_of),
+    fn tombstones(invocation: Invocation) -> &'static [&'static str] {
+        match invocation {
+            Invocation::Initialize => &["CANCELLING", "CANCELLED"],
+            Invocation::Activate => &["REJECTED", "DECOMMISSIONING", "DECOMMISSIONED"],
+            _ => entity_of(invocation).map_or(&[], tombstones_of),
         }
     }
 
@@ -363,15 +388,15 @@ impl SiteModel {
 /// Returns the statuses of the row after the undo of the entity's step.
 fn tombstones_of(entity: EntityType) -> &'static [&'static str] {
     let step = STEPS.iter().find(|step| step.entity == entity);
-    step.expect("a step of each entity").tombstones
+    step.expect("each entity has a step").tombstones
 }
 
 fn status(name: &str) -> Status {
-    Status::ALL.into_iter().find(|status| status.name() == name).expect("a status")
+    Status::ALL.into_iter().find(|status| status.name() == name).expect("the status is known")
 }
 
 /// Returns the saga of the site that `POST /sites` creates with this key.
-pub fn saga_of(key: &str) -> Saga {
+pub fn saga_context(key: &str) -> SagaContext {
     let site_id = SiteId::registered("", key);
-    Saga::of_site(site_id, None)
+    SagaContext::for_site(site_id, None)
 }

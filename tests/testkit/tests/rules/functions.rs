@@ -10,10 +10,10 @@ use crate::subject::{Objections, Subject, function_of, members, text};
 /// Calls that read environment variables for a binary, and these variables.
 const READERS: [(&str, &[&str]); 5] = [
     ("aws.outbox()", &["EVENTS_TABLE"]),
-    ("Quarantine::of(", &["QUARANTINE_QUEUE_URL"]),
-    ("Provider::of(", &["STRIPE_SECRET_ARN", "STRIPE_PRICES", "STRIPE_API_BASE"]),
+    ("Quarantine::from_env(", &["QUARANTINE_QUEUE_URL"]),
+    ("Provider::from_env(", &["STRIPE_SECRET_ARN", "STRIPE_PRICES", "STRIPE_API_BASE"]),
     ("Rules::of_environment(", &["CIRCUIT_PAUSE_SECONDS", "CIRCUIT_FAILURES"]),
-    ("Paging::of(", &["PAGING_SECRET_ARN"]),
+    ("Paging::from_env(", &["PAGING_SECRET_ARN"]),
 ];
 
 /// Returns a function's name: `CreateSiteFunction` becomes `create-site`.

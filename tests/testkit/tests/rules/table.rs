@@ -888,7 +888,7 @@ const SUPPLY: &[Rule] = &[
         except: &[],
         breaks: &[
             (Text("fieldctl/src/commands/sites.rs", "    screen.line(\"\")?;\n    let steps", "    println!(\"{site}\");\n    let steps"), "fieldctl/src/commands/sites.rs"),
-            (Text("fieldctl/src/main.rs", "output::complain(&trouble)", "eprintln!(\"{}\", trouble.message)"), "fieldctl/src/main.rs"),
+            (Text("fieldctl/src/main.rs", "output::print_error(&error)", "eprintln!(\"{}\", error.message)"), "fieldctl/src/main.rs"),
             (Text("fieldctl/src/commands/sites.rs", "Progress::spinner()", "indicatif::ProgressBar::new_spinner()"), "fieldctl/src/commands/sites.rs"),
             (Text("fieldctl/src/commands.rs", "output::ask(question)?", "io::stderr().write_all(question.as_bytes())?"), "fieldctl/src/commands.rs"),
             (Text("tests/src/meter.rs", "terminal::print(format_args!(", "println!("), "tests/src/meter.rs"),

@@ -1,7 +1,7 @@
 //! Stub of the AWS endpoints and of Stripe.
 //!
-//! To record, it forwards `DynamoDB` calls to an embedded `DynamoDB`, and stores every call with its answer on a
-//! tape. To replay, it answers from a tape, so that each invocation of a process gets the recorded answers.
+//! When it records, it forwards `DynamoDB` calls to an embedded `DynamoDB`, and stores every call with its response.
+//! When it replays, each invocation of a process gets the recorded responses.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -24,7 +24,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::{
     other_services,
-    server::{Answer, Asked, Handler, Server, answer},
+    server::{Handler, HttpRequest, HttpResponse, Server, response},
 };
 
 const JSON: HeaderValue = HeaderValue::from_static("application/x-amz-json-1.0");
@@ -32,9 +32,9 @@ const JSON: HeaderValue = HeaderValue::from_static("application/x-amz-json-1.0")
 const WRITES: [&str; 5] =
     ["PutItem", "UpdateItem", "DeleteItem", "BatchWriteItem", "TransactWriteItems"];
 
-/// A recorded call with its answer.
+/// A recorded call with its response.
 #[derive(Clone, Debug)]
-pub struct Taped {
+pub struct RecordedCall {
     /// Service, operation and tables, such as `dynamodb PutItem SitesTable`.
     pub call: String,
     status: u16,
@@ -46,17 +46,17 @@ pub struct Taped {
 }
 
 /// Recorded calls, in order.
-pub type Tape = Vec<Taped>;
+pub type Recording = Vec<RecordedCall>;
 
-/// The source of the answers.
+/// The source of the responses.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// Answers from the `DynamoDB` at this address and from [`other_services`], and records them.
+    /// Responses of the `DynamoDB` at this address and of [`other_services`]. They are recorded.
     Real(String),
-    /// Answers from the tape. A call that is not on the tape is an error.
-    Tape(Arc<Tape>),
-    /// Answers from the tape, and other calls with status 200 and `{}`.
-    TapeOrPlain(Arc<Tape>),
+    /// The recorded responses. A call without one is an error.
+    Recording(Arc<Recording>),
+    /// The recorded responses. Other calls get status 200 and `{}`.
+    RecordingOrEmpty(Arc<Recording>),
     /// Accepts every write. `BatchGetItem` finds these rows, by sensor id.
     Rows(Arc<HashMap<String, Value>>),
 }
@@ -71,23 +71,23 @@ pub struct Aws {
     pub tls: Server,
     /// The endpoint without TLS, for Stripe: its client trusts only Mozilla's root certificates.
     pub plain: Server,
-    world: Arc<World>,
+    state: Arc<StubState>,
 }
 
 #[derive(Debug)]
-struct World {
+struct StubState {
     source: Source,
     client: Client<HttpConnector, Full<Bytes>>,
-    seen: Mutex<Seen>,
+    log: Mutex<CallLog>,
 }
 
-/// State of the stub. `calls` and `used` are reset when an invocation begins.
+/// The calls that the stub received. `calls` and `used` are reset when an invocation starts.
 #[derive(Debug, Default)]
-struct Seen {
+struct CallLog {
     calls: Calls,
-    recorded: Tape,
+    recorded: Recording,
     used: Vec<bool>,
-    problem: Option<String>,
+    error: Option<String>,
     pings: u64,
 }
 
@@ -95,114 +95,116 @@ impl Aws {
     /// Starts a stub with this source.
     pub async fn start(tls: TlsAcceptor, source: Source) -> Result<Self> {
         let client = Client::builder(TokioExecutor::new()).build_http();
-        let world = Arc::new(World { source, client, seen: Mutex::default() });
-        let tls = Server::start(Some(tls), Arc::clone(&world)).await?;
-        let plain = Server::start(None, Arc::clone(&world)).await?;
-        Ok(Self { tls, plain, world })
+        let state = Arc::new(StubState { source, client, log: Mutex::default() });
+        let tls = Server::start(Some(tls), Arc::clone(&state)).await?;
+        let plain = Server::start(None, Arc::clone(&state)).await?;
+        Ok(Self { tls, plain, state })
     }
 
-    /// Resets the calls and rewinds the tape for a new invocation.
-    pub fn begin(&self) {
-        let mut seen = self.world.seen();
-        seen.calls.clear();
-        seen.used.clear();
+    /// Resets the calls and the recording for a new invocation.
+    pub fn start_invocation(&self) {
+        let mut log = self.state.log();
+        log.calls.clear();
+        log.used.clear();
     }
 
-    /// Returns the calls since [`Self::begin`], or the first problem with a call.
+    /// Returns the calls since [`Self::start_invocation`], or the first error of a call.
     pub fn calls(&self) -> Result<Calls, String> {
-        let mut seen = self.world.seen();
-        match seen.problem.take() {
-            Some(problem) => Err(problem),
-            None => Ok(seen.calls.clone()),
+        let mut log = self.state.log();
+        match log.error.take() {
+            Some(error) => Err(error),
+            None => Ok(log.calls.clone()),
         }
     }
 
     /// Returns the number of requests that only opened a connection.
     pub fn pings(&self) -> u64 {
-        self.world.seen().pings
+        self.state.log().pings
     }
 
-    /// Returns all calls since the start, with their answers.
-    pub fn tape(&self) -> Tape {
-        self.world.seen().recorded.clone()
+    /// Returns all calls since the start, with their responses.
+    pub fn recording(&self) -> Recording {
+        self.state.log().recorded.clone()
     }
 }
 
-impl Handler for World {
-    async fn answer(&self, request: Asked) -> Answer {
-        let Some(call) = named(&request) else {
-            self.seen().pings += 1;
-            return answer(200, "healthy");
+impl Handler for StubState {
+    async fn respond(&self, request: HttpRequest) -> HttpResponse {
+        let Some(call) = call_name(&request) else {
+            self.log().pings += 1;
+            return response(200, "healthy");
         };
-        *self.seen().calls.entry(call.clone()).or_default() += 1;
+        *self.log().calls.entry(call.clone()).or_default() += 1;
         let (status, body) = match &self.source {
             Source::Real(dynamo) => match self.real(dynamo, &call, request).await {
-                Ok(taped) => {
-                    let given = (taped.status, taped.body.clone());
-                    self.seen().recorded.push(taped);
-                    given
+                Ok(recorded) => {
+                    let response = (recorded.status, recorded.body.clone());
+                    self.log().recorded.push(recorded);
+                    response
                 }
-                Err(error) => self.problem(format!("{call}: {error:#}")),
+                Err(error) => self.error(format!("{call}: {error:#}")),
             },
-            Source::Tape(tape) => match self.taped(tape, &call) {
-                Some(answer) => answer,
-                None => self.problem(format!("{call}: not among the recorded calls")),
+            Source::Recording(recording) => match self.recorded(recording, &call) {
+                Some(response) => response,
+                None => self.error(format!("{call} was not recorded")),
             },
-            Source::TapeOrPlain(tape) => {
-                self.taped(tape, &call).unwrap_or((200, Bytes::from_static(b"{}")))
+            Source::RecordingOrEmpty(recording) => {
+                self.recorded(recording, &call).unwrap_or((200, Bytes::from_static(b"{}")))
             }
-            Source::Rows(rows) => (200, found(rows, &call, &request)),
+            Source::Rows(rows) => (200, rows_response(rows, &call, &request)),
         };
-        let mut given = answer(status, body);
-        given.headers_mut().insert(CONTENT_TYPE, JSON);
-        given
+        let mut response = response(status, body);
+        response.headers_mut().insert(CONTENT_TYPE, JSON);
+        response
     }
 }
 
-impl World {
-    fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+impl StubState {
+    fn log(&self) -> MutexGuard<'_, CallLog> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn problem(&self, problem: String) -> (u16, Bytes) {
-        self.seen().problem.get_or_insert(problem);
+    fn error(&self, error: String) -> (u16, Bytes) {
+        self.log().error.get_or_insert(error);
         // The SDK does not retry this error.
         (400, Bytes::from_static(br#"{"__type":"ValidationException","message":"bench"}"#))
     }
 
-    /// Returns the next unused answer to this call.
-    fn taped(&self, tape: &Tape, call: &str) -> Option<(u16, Bytes)> {
-        let mut seen = self.seen();
-        seen.used.resize(tape.len(), false);
-        let next =
-            tape.iter().zip(&seen.used).position(|(taped, used)| !used && taped.call == call);
+    /// Returns the next unused response for this call.
+    fn recorded(&self, recording: &Recording, call: &str) -> Option<(u16, Bytes)> {
+        let mut log = self.log();
+        log.used.resize(recording.len(), false);
+        let next = recording
+            .iter()
+            .zip(&log.used)
+            .position(|(recorded, used)| !used && recorded.call == call);
         let next = next?;
-        seen.used[next] = true;
-        Some((tape[next].status, tape[next].body.clone()))
+        log.used[next] = true;
+        Some((recording[next].status, recording[next].body.clone()))
     }
 
-    async fn real(&self, dynamo: &str, call: &str, request: Asked) -> Result<Taped> {
+    async fn real(&self, dynamo: &str, call: &str, request: HttpRequest) -> Result<RecordedCall> {
         if !call.starts_with("dynamodb ") {
-            let (status, body) =
-                other_services::answer(call, &request).context("no such answer")?;
+            let (status, body) = other_services::response(call, &request)
+                .context("no response is defined for this call")?;
             let call = call.to_owned();
-            return Ok(Taped { call, status, body, write_units: 0.0, read_units: 0.0 });
+            return Ok(RecordedCall { call, status, body, write_units: 0.0, read_units: 0.0 });
         }
         let (mut head, body) = request.into_parts();
-        let mut asked: Value = serde_json::from_slice(&body)?;
-        asked["ReturnConsumedCapacity"] = json!("TOTAL");
+        let mut body: Value = serde_json::from_slice(&body)?;
+        body["ReturnConsumedCapacity"] = json!("TOTAL");
         head.uri = dynamo.parse()?;
         head.headers.remove("host");
         head.headers.remove("content-length");
-        let body = Full::new(Bytes::from(serde_json::to_vec(&asked)?));
-        let answer = self.client.request(Request::from_parts(head, body)).await?;
-        let status = answer.status().as_u16();
+        let body = Full::new(Bytes::from(serde_json::to_vec(&body)?));
+        let response = self.client.request(Request::from_parts(head, body)).await?;
+        let status = response.status().as_u16();
         let mut body: Value =
-            serde_json::from_slice(&answer.into_body().collect().await?.to_bytes())?;
+            serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?;
         let consumed = body.as_object_mut().and_then(|body| body.remove("ConsumedCapacity"));
         let writes = WRITES.iter().any(|operation| call.split(' ').nth(1) == Some(*operation));
         let units = units(&consumed.unwrap_or_default());
-        Ok(Taped {
+        Ok(RecordedCall {
             call: call.to_owned(),
             status,
             body: serde_json::to_vec(&body)?.into(),
@@ -225,7 +227,7 @@ fn units(consumed: &Value) -> f64 {
 }
 
 /// Returns service, operation and tables of a request, or `None` if the request only opens a connection.
-fn named(request: &Asked) -> Option<String> {
+fn call_name(request: &HttpRequest) -> Option<String> {
     let path = request.uri().path();
     let target = request.headers().get("x-amz-target").and_then(|target| target.to_str().ok());
     let Some((version, operation)) = target.and_then(|target| target.rsplit_once('.')) else {
@@ -237,9 +239,9 @@ fn named(request: &Asked) -> Option<String> {
     };
     Some(match version {
         "DynamoDB_20120810" => {
-            let asked = serde_json::from_slice(request.body()).unwrap_or_default();
+            let body = serde_json::from_slice(request.body()).unwrap_or_default();
             let mut call = format!("dynamodb {operation}");
-            for table in tables(&asked) {
+            for table in tables(&body) {
                 call.push(' ');
                 call.push_str(&table);
             }
@@ -254,29 +256,29 @@ fn named(request: &Asked) -> Option<String> {
 }
 
 /// Returns the tables of a `DynamoDB` call.
-fn tables(asked: &Value) -> BTreeSet<String> {
-    if let Some(table) = asked["TableName"].as_str() {
+fn tables(body: &Value) -> BTreeSet<String> {
+    if let Some(table) = body["TableName"].as_str() {
         return BTreeSet::from([table.to_owned()]);
     }
-    if let Some(by_table) = asked["RequestItems"].as_object() {
+    if let Some(by_table) = body["RequestItems"].as_object() {
         return by_table.keys().cloned().collect();
     }
-    let items = asked["TransactItems"].as_array().into_iter().flatten();
+    let items = body["TransactItems"].as_array().into_iter().flatten();
     items
         .filter_map(|item| item.as_object()?.values().next()?["TableName"].as_str())
         .map(str::to_owned)
         .collect()
 }
 
-/// Returns the answer to `BatchGetItem` or to a write.
-fn found(rows: &HashMap<String, Value>, call: &str, request: &Asked) -> Bytes {
+/// Returns the response to `BatchGetItem` or to a write.
+fn rows_response(rows: &HashMap<String, Value>, call: &str, request: &HttpRequest) -> Bytes {
     if !call.starts_with("dynamodb BatchGetItem") {
         return Bytes::from_static(b"{}");
     }
-    let asked: Value = serde_json::from_slice(request.body()).unwrap_or_default();
-    let tables = asked["RequestItems"].as_object().into_iter().flatten();
-    let responses = tables.map(|(table, asked)| {
-        let keys = asked["Keys"].as_array().into_iter().flatten();
+    let body: Value = serde_json::from_slice(request.body()).unwrap_or_default();
+    let tables = body["RequestItems"].as_object().into_iter().flatten();
+    let responses = tables.map(|(table, body)| {
+        let keys = body["Keys"].as_array().into_iter().flatten();
         let found = keys.filter_map(|key| rows.get(key["sensorId"]["S"].as_str()?).cloned());
         (table.clone(), found.collect::<Value>())
     });
@@ -288,25 +290,28 @@ fn found(rows: &HashMap<String, Value>, call: &str, request: &Asked) -> Bytes {
 mod tests {
     use super::*;
 
-    fn taped(call: &str, body: &'static str) -> Taped {
+    fn recorded(call: &str, body: &'static str) -> RecordedCall {
         let body = Bytes::from_static(body.as_bytes());
-        Taped { call: call.to_owned(), status: 200, body, write_units: 0.0, read_units: 0.0 }
+        RecordedCall { call: call.to_owned(), status: 200, body, write_units: 0.0, read_units: 0.0 }
     }
 
     #[tokio::test]
-    async fn each_invocation_gets_every_recorded_answer_once_and_in_order() {
-        let tape = vec![taped("a", "1"), taped("b", "2"), taped("a", "3")];
-        let tape = Arc::new(tape);
-        let acceptor = crate::server::Trust::new().expect("certificates").acceptor;
-        let aws = Aws::start(acceptor, Source::Tape(Arc::clone(&tape))).await.expect("a stand-in");
-        let ask = |call: &str| aws.world.taped(&tape, call).map(|(_, body)| body);
+    async fn each_invocation_gets_every_recorded_response_once_and_in_order() {
+        let recording = vec![recorded("a", "1"), recorded("b", "2"), recorded("a", "3")];
+        let recording = Arc::new(recording);
+        let acceptor =
+            crate::server::Certificates::new().expect("certificates can be generated").acceptor;
+        let aws = Aws::start(acceptor, Source::Recording(Arc::clone(&recording)))
+            .await
+            .expect("the stub starts");
+        let replay = |call: &str| aws.state.recorded(&recording, call).map(|(_, body)| body);
         for _ in 0..2 {
-            aws.begin();
-            assert_eq!(ask("a").as_deref(), Some(&b"1"[..]));
-            assert_eq!(ask("a").as_deref(), Some(&b"3"[..]));
-            assert_eq!(ask("a"), None, "it was called twice when it was recorded");
-            assert_eq!(ask("b").as_deref(), Some(&b"2"[..]));
-            assert_eq!(ask("c"), None);
+            aws.start_invocation();
+            assert_eq!(replay("a").as_deref(), Some(&b"1"[..]));
+            assert_eq!(replay("a").as_deref(), Some(&b"3"[..]));
+            assert_eq!(replay("a"), None, "only two calls were recorded");
+            assert_eq!(replay("b").as_deref(), Some(&b"2"[..]));
+            assert_eq!(replay("c"), None);
         }
     }
 

@@ -34,17 +34,17 @@ pub async fn measure(bench: &Bench, store: &Function, binaries: &Path) -> Result
     let (mut records, mut rows) = (Vec::with_capacity(RECORDS), HashMap::new());
     for number in 0..RECORDS {
         let site = SiteId::registered("bench", &number.to_string());
-        let sensor = SensorId::of(OnboardingId::of(site), 0);
+        let sensor = SensorId::from_onboarding(OnboardingId::from_site(site), 0);
         records.push(record(number, site, sensor));
         rows.insert(sensor.to_string(), row(site, sensor));
     }
     let event = json!({ "Records": records }).to_string().into();
     let source = Source::Rows(Arc::new(rows));
     let mut process = bench.start(&Program::of(store, binaries), source, &[]).await?;
-    let (took, _) = process.invoke(&event).await?;
+    let (duration, _) = process.invoke(&event).await?;
     let memory = process.memory()?;
     process.end().await?;
-    let seconds = (took.as_secs_f64() * 100.0).round() / 100.0;
+    let seconds = (duration.as_secs_f64() * 100.0).round() / 100.0;
     Ok(Batch { records: RECORDS, peak_bytes: memory.peak, seconds })
 }
 

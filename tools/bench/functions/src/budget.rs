@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::figures::{Measured, Run};
 
 /// The factor by which a figure may exceed its budget.
-const ROOM: f64 = 1.1;
+const TOLERANCE: f64 = 1.1;
 
 /// The figures of each function, by name.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -20,7 +20,7 @@ pub struct Budget {
 
 /// A figure that exceeds its budget by more than 10 %, or has none.
 #[derive(Debug, PartialEq)]
-pub struct Over {
+pub struct ExceededFigure {
     /// The function's name.
     pub function: String,
     /// The name of the figure.
@@ -34,13 +34,14 @@ pub struct Over {
 impl Budget {
     /// Reads the budget from a file.
     pub fn read(file: &Path) -> Result<Self> {
-        let text = fs::read_to_string(file)
-            .with_context(|| format!("{}; UPDATE_BUDGET=1 makes it", file.display()))?;
+        let text = fs::read_to_string(file).with_context(|| {
+            format!("can't read {}; UPDATE_BUDGET=1 creates it", file.display())
+        })?;
         Ok(serde_json::from_str(&text)?)
     }
 
     /// Creates the budget that equals the figures of a run.
-    pub fn of(run: &Run) -> Self {
+    pub fn from_run(run: &Run) -> Self {
         let functions = run.functions.iter();
         Self {
             architecture: run.architecture.clone(),
@@ -53,22 +54,21 @@ impl Budget {
         Ok(fs::write(file, format!("{:#}\n", serde_json::to_value(self)?))?)
     }
 
-    /// Returns the figures of the run that exceed this budget.
-    ///
-    /// If the architectures differ, only calls and units are compared.
-    pub fn over(&self, run: &Self) -> Vec<Over> {
-        let mut over = Vec::new();
+    /// Returns the figures of the run that exceed this budget. If the architectures differ, only calls and units are
+    /// compared.
+    pub fn exceeded_by(&self, run: &Self) -> Vec<ExceededFigure> {
+        let mut exceeded = Vec::new();
         for (function, counted) in &run.functions {
             let budget = self.functions.get(function);
             for (figure, &now) in counted {
-                let of_any_machine = ["calls", "warmCalls", "writeUnits"];
+                let portable_figures = ["calls", "warmCalls", "writeUnits"];
                 let same = self.architecture == run.architecture;
-                if !same && !of_any_machine.contains(&figure.as_str()) {
+                if !same && !portable_figures.contains(&figure.as_str()) {
                     continue;
                 }
                 let budget = budget.and_then(|budget| budget.get(figure)).copied();
-                if budget.is_none_or(|budget| now > budget * ROOM) {
-                    over.push(Over {
+                if budget.is_none_or(|budget| now > budget * TOLERANCE) {
+                    exceeded.push(ExceededFigure {
                         function: function.clone(),
                         figure: figure.clone(),
                         budget,
@@ -77,7 +77,7 @@ impl Budget {
                 }
             }
         }
-        over
+        exceeded
     }
 }
 
@@ -114,29 +114,33 @@ mod tests {
         }
     }
 
-    fn over(figure: &str, budget: Option<f64>, now: f64) -> Over {
-        Over { function: "one".to_owned(), figure: figure.to_owned(), budget, now }
+    fn exceeded(figure: &str, budget: Option<f64>, now: f64) -> ExceededFigure {
+        ExceededFigure { function: "one".to_owned(), figure: figure.to_owned(), budget, now }
     }
 
     #[test]
     fn a_figure_may_exceed_its_budget_by_ten_percent() {
-        let there = budget("x", &[("calls", 10.0), ("zipBytes", 1000.0)]);
-        assert_eq!(there.over(&budget("x", &[("calls", 11.0), ("zipBytes", 1.0)])), []);
-        let found = there.over(&budget("x", &[("calls", 12.0), ("zipBytes", 1101.0)]));
-        let both = [over("calls", Some(10.0), 12.0), over("zipBytes", Some(1000.0), 1101.0)];
+        let budget_of_x = budget("x", &[("calls", 10.0), ("zipBytes", 1000.0)]);
+        assert_eq!(
+            budget_of_x.exceeded_by(&budget("x", &[("calls", 11.0), ("zipBytes", 1.0)])),
+            []
+        );
+        let found = budget_of_x.exceeded_by(&budget("x", &[("calls", 12.0), ("zipBytes", 1101.0)]));
+        let both =
+            [exceeded("calls", Some(10.0), 12.0), exceeded("zipBytes", Some(1000.0), 1101.0)];
         assert_eq!(found, both);
     }
 
     #[test]
     fn a_figure_without_a_budget_is_reported() {
-        let found = budget("x", &[]).over(&budget("x", &[("calls", 1.0)]));
-        assert_eq!(found, [over("calls", None, 1.0)]);
+        let found = budget("x", &[]).exceeded_by(&budget("x", &[("calls", 1.0)]));
+        assert_eq!(found, [exceeded("calls", None, 1.0)]);
     }
 
     #[test]
     fn only_calls_and_units_are_compared_across_architectures() {
-        let there = budget("x", &[("calls", 1.0), ("zipBytes", 1.0)]);
-        let found = there.over(&budget("y", &[("calls", 2.0), ("zipBytes", 9.0)]));
-        assert_eq!(found, [over("calls", Some(1.0), 2.0)]);
+        let budget_of_x = budget("x", &[("calls", 1.0), ("zipBytes", 1.0)]);
+        let found = budget_of_x.exceeded_by(&budget("y", &[("calls", 2.0), ("zipBytes", 9.0)]));
+        assert_eq!(found, [exceeded("calls", Some(1.0), 2.0)]);
     }
 }

@@ -41,13 +41,13 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// Combines the figures of a function with its settings and the units on its tape.
-    pub fn new(function: &Function, tape: &crate::aws::Tape, figures: Figures) -> Self {
+    /// Combines the figures of a function with its settings and the units on its recording.
+    pub fn new(function: &Function, recording: &crate::aws::Recording, figures: Figures) -> Self {
         Self {
             memory_mb: function.memory,
             clients: function.clients,
-            write_units: tape.iter().map(|call| call.write_units).sum(),
-            read_units: tape.iter().map(|call| call.read_units).sum(),
+            write_units: recording.iter().map(|call| call.write_units).sum(),
+            read_units: recording.iter().map(|call| call.read_units).sum(),
             figures,
         }
     }

@@ -11,12 +11,12 @@ use hyper::body::Bytes;
 use serde_json::Value;
 use testkit::template::{Template, root};
 
-/// The account and the region of the sample events.
-const OWNER: &str = "eu-central-1:123456789012";
+/// The region and the account of the sample events.
+const REGION_AND_ACCOUNT: &str = "eu-central-1:123456789012";
 /// The environment of the sample events.
 const ENVIRONMENT: &str = "fieldstation-prod";
 /// Actions that Lambda uses to poll for the function. The function's own clients do not use them.
-const OF_LAMBDA: [&str; 12] = [
+const POLLING_ACTIONS: [&str; 12] = [
     "dynamodb:DescribeStream",
     "dynamodb:GetRecords",
     "dynamodb:GetShardIterator",
@@ -58,24 +58,26 @@ pub fn all() -> Result<Vec<Function>> {
     let samples: BTreeSet<_> = fs::read_dir(root().join("tests/events"))?
         .filter_map(|entry| Some(entry.ok()?.path().file_stem()?.to_str()?.to_owned()))
         .collect();
-    let strays: Vec<_> = names.symmetric_difference(&samples).collect();
-    ensure!(strays.is_empty(), "functions and sample events differ: {strays:?}");
+    let unpaired: Vec<_> = names.symmetric_difference(&samples).collect();
+    ensure!(unpaired.is_empty(), "a function without a sample event, or the reverse: {unpaired:?}");
     Ok(functions)
 }
 
 fn function(template: &Template, resource: &Value) -> Result<Function> {
-    let name = resource["Metadata"]["BuildProperties"]["Binary"].as_str().context("Binary")?;
+    let name = resource["Metadata"]["BuildProperties"]["Binary"]
+        .as_str()
+        .context("the function has no Binary")?;
     let properties = &resource["Properties"];
     let globals = &template.0["Globals"]["Function"];
     let memory = properties["MemorySize"].as_u64().or(globals["MemorySize"].as_u64());
     let variables = properties["Environment"]["Variables"].as_object().into_iter().flatten();
     let variables: BTreeMap<_, _> =
-        variables.map(|(name, value)| (name.clone(), text(template, value))).collect();
+        variables.map(|(name, value)| (name.clone(), resolve(template, value))).collect();
     let event = fs::read(root().join(format!("tests/events/{name}.json")))
         .with_context(|| format!("the sample event of {name}"))?;
     Ok(Function {
         name: name.to_owned(),
-        memory: memory.context("MemorySize")?,
+        memory: memory.context("the function has no MemorySize")?,
         clients: services(&properties["Policies"]).len()
             + usize::from(variables.contains_key("STRIPE_API_BASE")),
         variables,
@@ -101,28 +103,28 @@ fn services(policies: &Value) -> BTreeSet<&str> {
     let reads_files = actions.contains(&"s3:GetObject");
     actions
         .into_iter()
-        .filter(|action| !OF_LAMBDA.contains(action))
+        .filter(|action| !POLLING_ACTIONS.contains(action))
         .filter_map(|action| action.split(':').next())
         .filter(|service| *service != "s3" || reads_files)
         .collect()
 }
 
 /// Resolves the value of a variable as a deployment in the account of the sample events would.
-fn text(template: &Template, value: &Value) -> String {
+fn resolve(template: &Template, value: &Value) -> String {
     match value {
-        Value::String(text) if text.contains("${") => substituted(template, text),
-        Value::String(text) => referred(template, text),
+        Value::String(text) if text.contains("${") => substitute(template, text),
+        Value::String(text) => resolve_reference(template, text),
         // !Join [separator, values]
         Value::Array(join) => {
             let separator = join[0].as_str().unwrap_or_default();
             let values = join[1].as_array().into_iter().flatten();
-            values.map(|value| text(template, value)).collect::<Vec<_>>().join(separator)
+            values.map(|value| resolve(template, value)).collect::<Vec<_>>().join(separator)
         }
         other => other.to_string(),
     }
 }
 
-fn substituted(template: &Template, text: &str) -> String {
+fn substitute(template: &Template, text: &str) -> String {
     let mut done = String::new();
     let mut rest = text;
     while let Some((before, name, after)) = rest
@@ -130,13 +132,13 @@ fn substituted(template: &Template, text: &str) -> String {
         .and_then(|(before, name)| name.split_once('}').map(|(name, after)| (before, name, after)))
     {
         done.push_str(before);
-        done.push_str(&referred(template, name));
+        done.push_str(&resolve_reference(template, name));
         rest = after;
     }
     done + rest
 }
 
-fn referred(template: &Template, name: &str) -> String {
+fn resolve_reference(template: &Template, name: &str) -> String {
     if let Some(default) = template.0["Parameters"][name].get("Default") {
         return default.as_str().map_or_else(|| default.to_string(), str::to_owned);
     }
@@ -144,10 +146,12 @@ fn referred(template: &Template, name: &str) -> String {
     let kind = template.0["Resources"][resource]["Type"].as_str().unwrap_or_default();
     let fixed = || named(ENVIRONMENT, template.fixed_name(resource).unwrap_or(resource));
     match kind {
-        "AWS::SQS::Queue" if resource != name => format!("arn:aws:sqs:{OWNER}:{}", fixed()),
+        "AWS::SQS::Queue" if resource != name => {
+            format!("arn:aws:sqs:{REGION_AND_ACCOUNT}:{}", fixed())
+        }
         "AWS::SQS::Queue" => format!("https://sqs.example/{}", fixed()),
         "AWS::Serverless::StateMachine" => {
-            format!("arn:aws:states:{OWNER}:stateMachine:{}", fixed())
+            format!("arn:aws:states:{REGION_AND_ACCOUNT}:stateMachine:{}", fixed())
         }
         _ if name == "Environment" => ENVIRONMENT.to_owned(),
         _ => name.to_owned(),

@@ -13,7 +13,7 @@ use crate::{
 
 /// The number of warm invocations for the mean.
 const WARM: u64 = 20;
-const REST: Duration = Duration::from_millis(100);
+const SETTLE_TIME: Duration = Duration::from_millis(100);
 
 /// Instruction counts of a function.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -21,7 +21,7 @@ const REST: Duration = Duration::from_millis(100);
 pub struct Instructions {
     /// From the start until the request for the first event.
     pub to_next: u64,
-    /// From the start until the first answer.
+    /// From the start until the first response.
     pub to_first_answer: u64,
     /// Of a warm invocation, the mean of 20.
     pub warm: u64,
@@ -34,9 +34,9 @@ pub async fn count(
     source: &Source,
     event: &Bytes,
 ) -> Result<Instructions> {
-    let to_next = until(bench, program, source, event, 0).await?;
-    let to_first_answer = until(bench, program, source, event, 1).await?;
-    let to_last = until(bench, program, source, event, 1 + WARM).await?;
+    let to_next = count_until(bench, program, source, event, 0).await?;
+    let to_first_answer = count_until(bench, program, source, event, 1).await?;
+    let to_last = count_until(bench, program, source, event, 1 + WARM).await?;
     ensure!(to_next < to_first_answer && to_first_answer < to_last, "{}: {to_last}", program.name);
     Ok(Instructions { to_next, to_first_answer, warm: (to_last - to_first_answer) / WARM })
 }
@@ -45,12 +45,14 @@ pub async fn count(
 pub fn check() -> Result<()> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     if !std::env::split_paths(&path).any(|folder| folder.join("valgrind").is_file()) {
-        bail!("instructions are counted with valgrind, which is missing: apt-get install valgrind");
+        bail!(
+            "valgrind is needed to count instructions; install it, e.g. with `apt-get install valgrind`"
+        );
     }
     Ok(())
 }
 
-async fn until(
+async fn count_until(
     bench: &Bench,
     program: &Program,
     source: &Source,
@@ -72,19 +74,20 @@ async fn until(
         process.invoke(event).await?;
     }
     // The process has requested the next event, but may still be running.
-    tokio::time::sleep(REST).await;
+    tokio::time::sleep(SETTLE_TIME).await;
     process.end().await?;
-    counted(&log)
+    read_count(&log)
 }
 
 /// Reads the instruction count from valgrind's log.
-fn counted(log: &Path) -> Result<u64> {
+fn read_count(log: &Path) -> Result<u64> {
     let text = fs::read_to_string(log)?;
     // `I   refs:` or `I refs:`, depending on the version.
     let count = text.lines().find_map(|line| {
         let (before, count) = line.split_once("refs:")?;
         before.trim_end().ends_with(" I").then_some(count)
     });
-    let count = count.with_context(|| format!("valgrind told no count:\n{text}"))?;
+    let count =
+        count.with_context(|| format!("valgrind's log has no instruction count:\n{text}"))?;
     Ok(count.trim().replace(',', "").parse()?)
 }

@@ -1,16 +1,17 @@
 //! Benchmark of each function, from the start of its process. It is run by `tools/bench/run.sh`, which builds the
 //! functions and the peers.
 //!
-//! Each function is started as on Lambda, with stubs of the Runtime API and of AWS with TLS. The answers of the stubs
-//! were recorded while the sample events ran once with an embedded `DynamoDB`.
+//! Each function is started as on Lambda, with stubs of the Runtime API and of AWS with TLS. The responses of the
+//! stubs were recorded while the sample events ran once with an embedded `DynamoDB`.
 //!
 //! Environment variables:
 //! - `BIN_DIR`: the folder of the functions' binaries.
-//! - `FUNCTIONS='create-site get-site'`: measures only these functions, without the peers, and does not update the docs.
+//! - `FUNCTIONS='create-site get-site'`: measures only these functions, without the peers, and does not update the
+//!   docs.
 //! - `UPDATE_BUDGET=1`: stores the current figures as the budget.
 //! - `REPORT_ONLY=1`: prints the tables from the stored figures.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is there to be read")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 
 mod aws;
 mod batch;
@@ -24,10 +25,10 @@ mod peers;
 mod process;
 mod progress;
 mod quota;
+mod recording;
 mod report;
 mod runtime_api;
 mod server;
-mod story;
 mod targets;
 
 use std::{
@@ -45,7 +46,7 @@ use crate::{
     aws::Source,
     budget::Budget,
     figures::{Measured, Run},
-    measure::{Scope, measure, size},
+    measure::{OptionalMeasurements, measure, size},
     process::{Bench, Program},
     progress::Progress,
     quota::Quota,
@@ -55,7 +56,7 @@ use crate::{
 async fn main() -> Result<ExitCode> {
     instructions::check()?;
     let root = root().canonicalize()?;
-    let found = root.join("target/bench");
+    let output = root.join("target/bench");
     let figures = root.join("tools/bench/figures.json");
     let chosen = env::var("FUNCTIONS").unwrap_or_default();
     let chosen: Vec<_> = chosen.split_whitespace().collect();
@@ -63,8 +64,9 @@ async fn main() -> Result<ExitCode> {
     let run = if env::var_os("REPORT_ONLY").is_some() {
         Run::read(&figures)?
     } else {
-        let binaries = env::var("BIN_DIR").context("BIN_DIR names the folder of the binaries")?;
-        run(&found.join("run"), &PathBuf::from(binaries).canonicalize()?, &chosen).await?
+        let binaries =
+            env::var("BIN_DIR").context("BIN_DIR is not set; it is the folder of the binaries")?;
+        run(&output.join("run"), &PathBuf::from(binaries).canonicalize()?, &chosen).await?
     };
     let targets = targets::all(&run);
     let tables = [
@@ -75,33 +77,35 @@ async fn main() -> Result<ExitCode> {
     for (_, table) in &tables {
         println!("{table}");
     }
-    run.write(&found.join("functions.json"))?;
+    run.write(&output.join("functions.json"))?;
     if chosen.is_empty() {
         for (name, table) in &tables {
-            fs::write(found.join(format!("{name}.md")), table)?;
+            fs::write(output.join(format!("{name}.md")), table)?;
         }
         run.write(&figures)?;
     }
-    judge(&run, &root.join("tools/bench/budget.json"), chosen.is_empty())
+    check_budget(&run, &root.join("tools/bench/budget.json"), chosen.is_empty())
 }
 
 async fn run(folder: &Path, binaries: &Path, chosen: &[&str]) -> Result<Run> {
     let functions = function::all()?;
-    if let Some(none) = chosen.iter().find(|name| !functions.iter().any(|it| it.name == **name)) {
-        bail!("there is no function {none}");
+    if let Some(unknown) = chosen.iter().find(|name| !functions.iter().any(|it| it.name == **name))
+    {
+        bail!("there is no function {unknown}");
     }
     let bench = Bench::new(folder.to_owned())?;
     let (quota, no_quota) = match Quota::new() {
         Ok(quota) => (Some(quota), None),
         Err(reason) => (None, Some(format!("{reason:#}"))),
     };
-    let tapes = story::play(&bench, &functions, binaries).await?;
-    let tape = |name: &str| tapes.get(name).context("a tape");
+    let recordings = recording::record(&bench, &functions, binaries).await?;
+    let recording =
+        |name: &str| recordings.get(name).with_context(|| format!("no recording of {name}"));
 
     let is_chosen = |name: &str| chosen.is_empty() || chosen.contains(&name);
     let peers = if chosen.is_empty() { peers::names()? } else { Vec::new() };
-    let of_functions = functions.iter().filter(|it| is_chosen(&it.name));
-    let progress = Progress::new(of_functions.clone().count() + peers.len());
+    let measured_functions = functions.iter().filter(|it| is_chosen(&it.name));
+    let progress = Progress::new(measured_functions.clone().count() + peers.len());
     let mut run = Run {
         architecture: env::consts::ARCH.to_owned(),
         functions: BTreeMap::new(),
@@ -109,49 +113,54 @@ async fn run(folder: &Path, binaries: &Path, chosen: &[&str]) -> Result<Run> {
         largest_batch: None,
         no_quota,
     };
-    for function in of_functions {
-        progress.begin(&function.name);
+    for function in measured_functions {
+        progress.start(&function.name);
         let program = Program::of(function, binaries);
-        let tape = tape(&function.name)?;
-        let source = Source::Tape(Arc::clone(tape));
-        let scope = Scope { instructions: true, many: true };
+        let recording = recording(&function.name)?;
+        let source = Source::Recording(Arc::clone(recording));
+        let optional = OptionalMeasurements { instructions: true, memory_growth: true };
         let mut figures =
-            measure(&bench, &program, &source, &function.event, quota.as_ref(), scope).await?;
+            measure(&bench, &program, &source, &function.event, quota.as_ref(), optional).await?;
         let (code, zip) = size(&program.file)?;
         (figures.code_bytes, figures.zip_bytes) = (Some(code), Some(zip));
         if function.name == "store-readings" {
             run.largest_batch = Some(batch::measure(&bench, function, binaries).await?);
         }
-        let measured = Measured::new(function, tape, figures);
+        let measured = Measured::new(function, recording, figures);
         run.functions.insert(function.name.clone(), measured);
         progress.done();
     }
     for name in peers {
-        progress.begin(&name);
+        progress.start(&name);
         let step = functions.iter().find(|function| function.name == peers::STEP);
         let step = step.context(peers::STEP)?;
-        let figures = peers::peer(&bench, &name, step, tape(peers::STEP)?, quota.as_ref()).await?;
+        let figures =
+            peers::peer(&bench, &name, step, recording(peers::STEP)?, quota.as_ref()).await?;
         run.peers.insert(name, figures);
         progress.done();
     }
-    progress.end();
+    progress.finish();
     Ok(run)
 }
 
 /// Compares the run with the budget, or updates the budget.
-fn judge(run: &Run, file: &Path, whole: bool) -> Result<ExitCode> {
-    let now = Budget::of(run);
+fn check_budget(run: &Run, file: &Path, has_all_functions: bool) -> Result<ExitCode> {
+    let now = Budget::from_run(run);
     if env::var_os("UPDATE_BUDGET").is_some() {
-        if !whole {
-            bail!("a budget is of all functions: leave FUNCTIONS out");
+        if !has_all_functions {
+            bail!("a budget needs all functions: do not set FUNCTIONS");
         }
         now.write(file)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let over = Budget::read(file)?.over(&now);
-    if over.is_empty() {
+    let exceeded = Budget::read(file)?.exceeded_by(&now);
+    if exceeded.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    println!("More than 10 % over the budget ({}):\n\n{}", file.display(), report::over(&over));
+    println!(
+        "More than 10 % over the budget ({}):\n\n{}",
+        file.display(),
+        report::exceeded(&exceeded)
+    );
     Ok(ExitCode::FAILURE)
 }

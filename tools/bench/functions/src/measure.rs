@@ -14,7 +14,7 @@ use crate::{
     quota::Quota,
 };
 
-/// The number of processes for the median of the start and of the first invocation.
+/// The number of processes for the medians of start and first invocation.
 const STARTS: usize = 5;
 const STARTS_UNDER_QUOTA: usize = 3;
 /// The number of warm invocations with the CPU quota.
@@ -26,7 +26,7 @@ const MANY: usize = 10_000;
 /// Pause between invocations with the CPU quota, so that each starts with an unused quota.
 const PAUSE: Duration = Duration::from_millis(25);
 /// The size of the headers and names in a zip file with one file.
-const ZIP: usize = 30 + 46 + 22 + 2 * "bootstrap".len();
+const ZIP_OVERHEAD: usize = 30 + 46 + 22 + 2 * "bootstrap".len();
 
 /// The figures of a function or a peer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -72,11 +72,11 @@ pub struct Milliseconds {
 
 /// The optional measurements.
 #[derive(Clone, Copy, Debug)]
-pub struct Scope {
+pub struct OptionalMeasurements {
     /// Whether instructions are counted.
     pub instructions: bool,
     /// Whether the memory after 10,000 invocations is measured.
-    pub many: bool,
+    pub memory_growth: bool,
 }
 
 /// Measures a program. The sizes of its code are not included.
@@ -86,7 +86,7 @@ pub async fn measure(
     source: &Source,
     event: &Bytes,
     quota: Option<&Quota>,
-    scope: Scope,
+    optional: OptionalMeasurements,
 ) -> Result<Figures> {
     let (mut starts, mut firsts) = (Vec::new(), Vec::new());
     for _ in 1..STARTS {
@@ -101,13 +101,13 @@ pub async fn measure(
     starts.push(process.start);
     let (first, calls) = process.invoke(event).await?;
     firsts.push(first);
-    let (cpu, logged) = (process.cpu()?, process.logged()?);
+    let (cpu, logged) = (process.cpu()?, process.log_size()?);
     let (warm, warm_calls) = repeat(&mut process, event, FEW - 1, Duration::ZERO).await?;
     let warm_count = u32::try_from(FEW - 1)?;
     let cpu = process.cpu()?.saturating_sub(cpu) / warm_count;
-    let log_bytes = (process.logged()? - logged) / u64::from(warm_count);
+    let log_bytes = (process.log_size()? - logged) / u64::from(warm_count);
     let memory = process.memory()?;
-    let resident_bytes = if scope.many {
+    let resident_bytes = if optional.memory_growth {
         repeat(&mut process, event, MANY - FEW, Duration::ZERO).await?;
         Some([memory.resident, process.memory()?.resident])
     } else {
@@ -115,7 +115,7 @@ pub async fn measure(
     };
     process.end().await?;
 
-    let instructions = if scope.instructions {
+    let instructions = if optional.instructions {
         Some(instructions::count(bench, program, source, event).await?)
     } else {
         None
@@ -155,7 +155,7 @@ async fn under_quota(
     for _ in 0..STARTS_UNDER_QUOTA {
         let mut process = bench.start(program, source.clone(), &[]).await?;
         starts.push(process.start);
-        quota.holds(&process.family()?)?;
+        quota.add(&process.family()?)?;
         firsts.push(process.invoke(event).await?.0);
         if warm.is_empty() {
             warm = repeat(&mut process, event, WARM_UNDER_QUOTA, PAUSE).await?.0;
@@ -171,16 +171,16 @@ async fn repeat(
     times: usize,
     pause: Duration,
 ) -> Result<(Vec<Duration>, Calls)> {
-    let (mut took, mut calls) = (Vec::with_capacity(times), Calls::new());
+    let (mut durations, mut calls) = (Vec::with_capacity(times), Calls::new());
     for _ in 0..times {
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
-        let (time, called) = process.invoke(event).await?;
-        took.push(time);
-        calls = called;
+        let (duration, last_calls) = process.invoke(event).await?;
+        durations.push(duration);
+        calls = last_calls;
     }
-    Ok((took, calls))
+    Ok((durations, calls))
 }
 
 /// Returns the median in milliseconds.
@@ -196,20 +196,20 @@ fn rounded(number: f64) -> f64 {
 }
 
 /// Returns the size of a file, or of all files of a folder: unpacked, and zipped as by `sam package`.
-pub fn size(place: &Path) -> Result<(u64, u64)> {
-    if place.is_dir() {
+pub fn size(path: &Path) -> Result<(u64, u64)> {
+    if path.is_dir() {
         let (mut code, mut zip) = (0, 0);
-        for entry in fs::read_dir(place)? {
-            let (of_code, of_zip) = size(&entry?.path())?;
-            code += of_code;
-            zip += of_zip;
+        for entry in fs::read_dir(path)? {
+            let (file_code, file_zip) = size(&entry?.path())?;
+            code += file_code;
+            zip += file_zip;
         }
         return Ok((code, zip));
     }
-    let content = fs::read(place)?;
+    let content = fs::read(path)?;
     let mut deflated = DeflateEncoder::new(Vec::new(), Compression::default());
     std::io::Write::write_all(&mut deflated, &content)?;
-    let zipped = deflated.finish()?.len() + ZIP;
+    let zipped = deflated.finish()?.len() + ZIP_OVERHEAD;
     Ok((content.len() as u64, zipped as u64))
 }
 

@@ -1,9 +1,9 @@
-//! Successful answers of the services other than `DynamoDB`.
+//! Successful responses of the services other than `DynamoDB`.
 
 use hyper::body::Bytes;
 use serde_json::{Value, json};
 
-use crate::server::Asked;
+use crate::server::HttpRequest;
 
 const EXECUTION: &str =
     "arn:aws:states:eu-central-1:123456789012:execution:site-teardown:2f1c6b64-sample";
@@ -16,11 +16,11 @@ const COMMAND: &str = r#"{
 }"#;
 const NOW: f64 = 1_795_251_600.0;
 
-/// Returns status and body, or `None` if there is no answer for this call.
-pub fn answer(call: &str, request: &Asked) -> Option<(u16, Bytes)> {
-    let asked: Value = serde_json::from_slice(request.body()).unwrap_or_default();
-    let count = |list: &str| asked[list].as_array().map_or(0, Vec::len);
-    let answer = match call {
+/// Returns status and body, or `None` if no response is defined for this call.
+pub fn response(call: &str, request: &HttpRequest) -> Option<(u16, Bytes)> {
+    let body: Value = serde_json::from_slice(request.body()).unwrap_or_default();
+    let count = |list: &str| body[list].as_array().map_or(0, Vec::len);
+    let response = match call {
         "sqs SendMessage" => json!({
             "MessageId": "5fea7756-0ea4-451a-a703-a558b933e274",
             // Not the real hash. The SDK does not check it.
@@ -44,7 +44,7 @@ pub fn answer(call: &str, request: &Asked) -> Option<(u16, Bytes)> {
         "states SendTaskHeartbeat" | "states SendTaskSuccess" => json!({}),
         // The execution that sends the commands of the sample events.
         "states DescribeExecution" => json!({
-            "executionArn": asked["executionArn"],
+            "executionArn": body["executionArn"],
             "stateMachineArn": "arn:aws:states:eu-central-1:123456789012:stateMachine:sample",
             "status": "RUNNING",
             "startDate": NOW,
@@ -66,12 +66,12 @@ pub fn answer(call: &str, request: &Asked) -> Option<(u16, Bytes)> {
         }),
         // Long enough to sign tokens, and in the format that Stripe's client accepts as a key.
         "secretsmanager GetSecretValue" => json!({
-            "ARN": asked["SecretId"],
+            "ARN": body["SecretId"],
             "Name": "bench",
             "SecretString": "sk_test_0123456789abcdefghijklmnopqrstuv",
         }),
         "s3 PUT" => return Some((200, Bytes::new())),
         _ => testkit::stripe::accepting(call.strip_prefix("stripe ")?),
     };
-    Some((200, answer.to_string().into()))
+    Some((200, response.to_string().into()))
 }

@@ -6,9 +6,9 @@ use anyhow::Result;
 use testkit::template::root;
 
 use crate::{
-    aws::{Source, Tape},
+    aws::{Recording, Source},
     function::Function,
-    measure::{Figures, Scope, measure, size},
+    measure::{Figures, OptionalMeasurements, measure, size},
     process::{Bench, Program},
     quota::Quota,
 };
@@ -33,20 +33,20 @@ pub fn names() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Measures a peer with the step's event and the recorded answers of the step. Other calls, for idempotency, get empty
-/// answers, as for a new event.
+/// Measures a peer with the step's event and the recorded responses of the step. Other calls, for idempotency, get
+/// empty responses, as for a new event.
 pub async fn peer(
     bench: &Bench,
     name: &str,
     step: &Function,
-    tape: &Arc<Tape>,
+    recording: &Arc<Recording>,
     quota: Option<&Quota>,
 ) -> Result<Figures> {
     let folder = root().canonicalize()?.join("tools/bench/peers").join(name);
     let mut variables: BTreeMap<_, _> =
         step.variables.iter().map(|(name, value)| (name.into(), value.into())).collect();
-    for of_machine in ["PATH", "HOME", "LANG"] {
-        variables.extend(std::env::var_os(of_machine).map(|value| (of_machine.into(), value)));
+    for name in ["PATH", "HOME", "LANG"] {
+        variables.extend(std::env::var_os(name).map(|value| (name.into(), value)));
     }
     let script = Program {
         name: name.to_owned(),
@@ -56,13 +56,14 @@ pub async fn peer(
         variables,
         memory: step.memory,
     };
-    let source = Source::TapeOrPlain(Arc::clone(tape));
+    let source = Source::RecordingOrEmpty(Arc::clone(recording));
     let process = bench.start(&script, source.clone(), &[]).await?;
     let program = process.program(&script)?;
     process.end().await?;
 
-    let scope = Scope { instructions: name != NOT_UNDER_VALGRIND, many: false };
-    let mut figures = measure(bench, &program, &source, &step.event, quota, scope).await?;
+    let optional =
+        OptionalMeasurements { instructions: name != NOT_UNDER_VALGRIND, memory_growth: false };
+    let mut figures = measure(bench, &program, &source, &step.event, quota, optional).await?;
     let package = root().join("target/bench/peers").join(name).join("package");
     if package.exists() {
         let (code, zip) = size(Path::new(&package))?;

@@ -21,18 +21,18 @@ use tokio::{
 
 use crate::{
     aws::{Aws, Calls, Source},
-    runtime_api::{Heard, RuntimeApi},
-    server::Trust,
+    runtime_api::{RuntimeApi, RuntimeRequest},
+    server::Certificates,
 };
 
-/// The timeout of a start or an invocation. It is long enough for valgrind, and for a fourteenth of a core.
-const PATIENCE: Duration = Duration::from_mins(5);
+/// The timeout of a start or an invocation. It is long enough for valgrind and for the CPU share of 128 MB.
+const TIMEOUT: Duration = Duration::from_mins(5);
 const KB: u64 = 1024;
 
 /// The common environment of all processes.
 pub struct Bench {
     /// The certificates of the stubs.
-    pub trust: Trust,
+    pub certificates: Certificates,
     /// The folder for the PEM file of the root certificate, and for the processes' logs.
     pub folder: PathBuf,
 }
@@ -58,7 +58,7 @@ pub struct Program {
 pub struct Process {
     /// The time from the start until the request for the first event.
     pub start: Duration,
-    /// The stub of the services that it calls.
+    /// The stub of the services that the process calls.
     pub aws: Aws,
     name: String,
     child: Child,
@@ -80,8 +80,8 @@ impl Bench {
     /// Creates the folder and new certificates.
     pub fn new(folder: PathBuf) -> Result<Self> {
         fs::create_dir_all(&folder)?;
-        let bench = Self { trust: Trust::new()?, folder };
-        fs::write(bench.bundle(), &bench.trust.root)?;
+        let bench = Self { certificates: Certificates::new()?, folder };
+        fs::write(bench.bundle(), &bench.certificates.root)?;
         Ok(bench)
     }
 
@@ -90,18 +90,19 @@ impl Bench {
         self.folder.join("ca.pem")
     }
 
-    /// Starts the program and waits until it requests an event. `under` is a tool that runs the program, if not empty.
+    /// Starts the program and waits until it requests an event. If `wrapper` is not empty, this command runs the
+    /// program.
     pub async fn start(
         &self,
         program: &Program,
         source: Source,
-        under: &[OsString],
+        wrapper: &[OsString],
     ) -> Result<Process> {
         let name = program.name.clone();
         let api = RuntimeApi::start(&name).await?;
-        let aws = Aws::start(self.trust.acceptor.clone(), source).await?;
+        let aws = Aws::start(self.certificates.acceptor.clone(), source).await?;
         let log = self.folder.join(format!("{name}.log"));
-        let mut command = match under.split_first() {
+        let mut command = match wrapper.split_first() {
             None => Command::new(&program.file),
             Some((tool, arguments)) => {
                 let mut command = Command::new(tool);
@@ -114,12 +115,12 @@ impl Bench {
         command.stdin(Stdio::null()).stdout(fs::File::create(&log)?);
         command.stderr(fs::File::options().append(true).open(&log)?).kill_on_drop(true);
 
-        let began = Instant::now();
+        let started = Instant::now();
         let child = command.spawn().with_context(|| format!("{}", program.file.display()))?;
         let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-        let pid = pid.context("a process")?;
+        let pid = pid.context("invalid process id")?;
         let mut process = Process { start: Duration::ZERO, aws, name, child, pid, api, log };
-        process.start = process.asks().await? - began;
+        process.start = process.wait_for_next().await? - started;
         Ok(process)
     }
 
@@ -131,7 +132,7 @@ impl Bench {
     ) -> BTreeMap<OsString, OsString> {
         let mut variables = program.variables.clone();
         let endpoint = format!("https://localhost:{}", aws.tls.address.port());
-        let of_lambda: [(&str, OsString); 14] = [
+        let lambda_variables: [(&str, OsString); 14] = [
             ("AWS_LAMBDA_RUNTIME_API", api.server.address.to_string().into()),
             ("AWS_LAMBDA_FUNCTION_NAME", program.name.clone().into()),
             ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", program.memory.to_string().into()),
@@ -148,7 +149,7 @@ impl Bench {
             ("AWS_CA_BUNDLE", self.bundle().into()),
         ];
         let handler = [("_HANDLER", OsString::from("bootstrap"))];
-        for (name, value) in of_lambda.into_iter().chain(handler) {
+        for (name, value) in lambda_variables.into_iter().chain(handler) {
             // A peer's script may have set its own value.
             let fixed = ["AWS_LAMBDA_RUNTIME_API", "AWS_ENDPOINT_URL"].contains(&name);
             if fixed || !variables.contains_key(OsStr::new(name)) {
@@ -163,76 +164,79 @@ impl Bench {
 }
 
 impl Process {
-    /// Sends an event and waits until the process requests the next one. Returns the time until the answer, and the
+    /// Sends an event, and waits until the process requests the next one. Returns the time until the response, and the
     /// calls in that time.
     pub async fn invoke(&mut self, event: &Bytes) -> Result<(Duration, Calls)> {
-        self.aws.begin();
-        let given = Instant::now();
-        self.api.events.send(event.clone()).map_err(|_| anyhow!("nobody takes events"))?;
-        let (answered, answer) = match self.hear().await? {
-            Heard::Answer(at, answer) => (at, answer),
-            other => bail!(self.told(&format!("said {other:?} for an answer"))),
+        self.aws.start_invocation();
+        let sent = Instant::now();
+        self.api
+            .events
+            .send(event.clone())
+            .map_err(|_| anyhow!("the Runtime API stub has stopped"))?;
+        let (received, response) = match self.next_request().await? {
+            RuntimeRequest::Response(at, response) => (at, response),
+            other => bail!(self.error(&format!("expected a response, got {other:?}"))),
         };
-        let calls = self.aws.calls().map_err(|problem| anyhow!(self.told(&problem)))?;
-        if let Some(problem) = wrong(&answer) {
-            bail!(self.told(&problem));
+        let calls = self.aws.calls().map_err(|problem| anyhow!(self.error(&problem)))?;
+        if let Some(problem) = response_problem(&response) {
+            bail!(self.error(&problem));
         }
-        self.asks().await?;
-        Ok((answered - given, calls))
+        self.wait_for_next().await?;
+        Ok((received - sent, calls))
     }
 
-    async fn asks(&mut self) -> Result<Instant> {
-        match self.hear().await? {
-            Heard::Next(at) => Ok(at),
-            other => bail!(self.told(&format!("said {other:?} for asking"))),
+    async fn wait_for_next(&mut self) -> Result<Instant> {
+        match self.next_request().await? {
+            RuntimeRequest::Next(at) => Ok(at),
+            other => bail!(self.error(&format!("expected a request for an event, got {other:?}"))),
         }
     }
 
-    async fn hear(&mut self) -> Result<Heard> {
-        let heard = tokio::select! {
-            heard = timeout(PATIENCE, self.api.heard.recv()) => heard,
-            ended = self.child.wait() => bail!(self.told(&format!("ended by itself: {ended:?}"))),
+    async fn next_request(&mut self) -> Result<RuntimeRequest> {
+        let request = tokio::select! {
+            request = timeout(TIMEOUT, self.api.requests.recv()) => request,
+            ended = self.child.wait() => bail!(self.error(&format!("the process ended: {ended:?}"))),
         };
-        match heard {
-            Ok(Some(Heard::Error(error))) => {
+        match request {
+            Ok(Some(RuntimeRequest::Error(error))) => {
                 let problem = self.aws.calls().err().unwrap_or_default();
-                bail!(self.told(&format!("failed: {error} {problem}")))
+                bail!(self.error(&format!("the function failed: {error} {problem}")))
             }
-            Ok(Some(heard)) => Ok(heard),
-            _ => bail!(self.told("said nothing for five minutes")),
+            Ok(Some(request)) => Ok(request),
+            _ => bail!(self.error("no request within five minutes")),
         }
     }
 
     /// Returns an error message with the function's name, the problem, and its last log lines.
-    fn told(&self, problem: &str) -> String {
+    fn error(&self, problem: &str) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
         let last = lines[lines.len().saturating_sub(8)..].join("\n    ");
         format!("{}: {problem}\n    {last}", self.name)
     }
 
-    /// Returns the program that the process runs now. A script may have replaced itself with it by `exec`.
-    pub fn program(&self, of: &Program) -> Result<Program> {
+    /// Returns the program that the process runs now. A script may have replaced itself with another program by `exec`.
+    pub fn program(&self, started_as: &Program) -> Result<Program> {
         let proc = Path::new("/proc").join(self.id().to_string());
-        let mut words = texts(&proc.join("cmdline"))?.into_iter();
+        let mut arguments = texts(&proc.join("cmdline"))?.into_iter();
         let folder = fs::read_link(proc.join("cwd"))?;
-        let mut file = PathBuf::from(words.next().context("a command")?);
+        let mut file = PathBuf::from(arguments.next().context("the process has no command line")?);
         if file.components().count() > 1 {
             // Symbolic links are not resolved, because Python finds its packages by the path of its command.
             file = folder.join(file);
         }
         let variables = texts(&proc.join("environ"))?.into_iter().filter_map(|variable| {
             let bytes = variable.into_vec();
-            let sign = bytes.iter().position(|byte| *byte == b'=')?;
+            let separator = bytes.iter().position(|byte| *byte == b'=')?;
             let text = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
-            Some((text(&bytes[..sign]), text(&bytes[sign + 1..])))
+            Some((text(&bytes[..separator]), text(&bytes[separator + 1..])))
         });
         Ok(Program {
             file,
-            arguments: words.collect(),
+            arguments: arguments.collect(),
             folder,
             variables: variables.collect(),
-            ..of.clone()
+            ..started_as.clone()
         })
     }
 
@@ -242,7 +246,7 @@ impl Process {
     }
 
     /// Returns the size of its log, in bytes.
-    pub fn logged(&self) -> Result<u64> {
+    pub fn log_size(&self) -> Result<u64> {
         Ok(fs::metadata(&self.log)?.len())
     }
 
@@ -292,9 +296,9 @@ impl Process {
             }
         }
         let mut family = vec![self.id()];
-        let mut looked = 0;
-        while let Some(&member) = family.get(looked) {
-            looked += 1;
+        let mut visited = 0;
+        while let Some(&member) = family.get(visited) {
+            visited += 1;
             family
                 .extend(parents.iter().filter(|(_, parent)| *parent == member).map(|(pid, _)| pid));
         }
@@ -304,27 +308,28 @@ impl Process {
     /// Terminates the process with SIGTERM, so that a tool that runs it writes its results.
     pub async fn end(mut self) -> Result<()> {
         for pid in self.family()? {
-            let pid = Pid::from_raw(pid).context("a process")?;
+            let pid = Pid::from_raw(pid).context("invalid process id")?;
             // It may have ended with its parent.
             kill_process(pid, Signal::TERM).ok();
         }
         if timeout(Duration::from_secs(20), self.child.wait()).await.is_err() {
             self.child.kill().await?;
         }
-        ensure!(self.child.try_wait()?.is_some(), "{} does not end", self.name);
+        ensure!(self.child.try_wait()?.is_some(), "{} did not end", self.name);
         Ok(())
     }
 }
 
-/// Returns the problem with an answer, if there is one.
-fn wrong(answer: &Bytes) -> Option<String> {
-    let text = || String::from_utf8_lossy(answer).into_owned();
-    let Ok(answer) = serde_json::from_slice::<Value>(answer) else {
-        return Some(format!("answered what is no JSON: {}", text()));
+/// Returns the problem with a response, if there is one.
+fn response_problem(response: &Bytes) -> Option<String> {
+    let text = || String::from_utf8_lossy(response).into_owned();
+    let Ok(response) = serde_json::from_slice::<Value>(response) else {
+        return Some(format!("the response is not JSON: {}", text()));
     };
-    let failed = answer["batchItemFailures"].as_array().is_some_and(|failed| !failed.is_empty());
-    let refused = answer["statusCode"].as_u64().is_some_and(|status| status >= 400);
-    (failed || refused || answer.get("errorType").is_some()).then(|| format!("answered {}", text()))
+    let failed = response["batchItemFailures"].as_array().is_some_and(|failed| !failed.is_empty());
+    let refused = response["statusCode"].as_u64().is_some_and(|status| status >= 400);
+    (failed || refused || response.get("errorType").is_some())
+        .then(|| format!("the response is {}", text()))
 }
 
 /// Reads a file of strings that each end with a zero byte.
@@ -339,10 +344,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_with_a_failure_is_a_problem() {
-        let wrong = |answer: &'static str| wrong(&Bytes::from(answer)).is_some();
+    fn a_response_with_a_failure_is_a_problem() {
+        let is_problem =
+            |response: &'static str| response_problem(&Bytes::from(response)).is_some();
         for good in ["null", "{}", r#"{"batchItemFailures":[]}"#, r#"{"statusCode":202}"#] {
-            assert!(!wrong(good), "{good}");
+            assert!(!is_problem(good), "{good}");
         }
         for bad in [
             "",
@@ -350,7 +356,7 @@ mod tests {
             r#"{"statusCode":404,"body":""}"#,
             r#"{"errorType":"Transient","errorMessage":""}"#,
         ] {
-            assert!(wrong(bad), "{bad}");
+            assert!(is_problem(bad), "{bad}");
         }
     }
 }

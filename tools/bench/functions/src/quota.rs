@@ -17,7 +17,7 @@ const OF_128_MB: u64 = PERIOD * 128 / 1769;
 pub struct Quota(PathBuf);
 
 impl Quota {
-    /// Creates the group with cgroups version 1 or 2. The error says why that is not possible.
+    /// Creates the group with cgroups version 1 or 2. The error has the reason if that is not possible.
     pub fn new() -> Result<Self> {
         let name = format!("fieldstation-bench-{}", std::process::id());
         for controller in ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"] {
@@ -40,25 +40,25 @@ impl Quota {
     }
 
     /// Moves these processes into the group. They share its quota.
-    pub fn holds(&self, processes: &[i32]) -> Result<()> {
+    pub fn add(&self, processes: &[i32]) -> Result<()> {
         processes.iter().try_for_each(|process| self.write("cgroup.procs", &process.to_string()))
     }
 
     fn create(folder: PathBuf) -> Result<Self> {
-        fs::create_dir(&folder).with_context(|| format!("{} can't be made", folder.display()))?;
+        fs::create_dir(&folder).with_context(|| format!("can't create {}", folder.display()))?;
         Ok(Self(folder))
     }
 
     fn write(&self, file: &str, value: &str) -> Result<()> {
         let file = self.0.join(file);
-        fs::write(&file, value).with_context(|| format!("{} can't be written", file.display()))
+        fs::write(&file, value).with_context(|| format!("can't write {}", file.display()))
     }
 }
 
 impl Drop for Quota {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir(&self.0) {
-            eprintln!("{} stays: {error}", self.0.display());
+            eprintln!("can't remove {}: {error}", self.0.display());
         }
     }
 }

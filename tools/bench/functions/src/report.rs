@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets::ASCII_MARKD
 
 use crate::{
     aws::Calls,
-    budget::Over,
+    budget::ExceededFigure,
     figures::{Measured, Run},
     measure::{Figures, Milliseconds},
     peers::STEP,
@@ -23,7 +23,7 @@ pub fn functions(run: &Run) -> String {
         "function",
         "clients",
         "start to /next, M instructions",
-        "to first answer",
+        "to first response",
         "warm invocation",
         "peak memory, MB",
         "binary, MB",
@@ -52,14 +52,14 @@ pub fn functions(run: &Run) -> String {
     let batch = run.largest_batch.map_or(String::new(), |batch| {
         format!(
             "\nstore-readings with a batch of {} records, each of another site, with one sample of one \
-             sensor: {} MB at most, {} s.\n",
+             sensor: peak memory {} MB, {} s.\n",
             batch.records,
             megabytes(batch.peak_bytes),
             batch.seconds,
         )
     });
     let no_quota = run.no_quota.as_ref().map_or(String::new(), |reason| {
-        format!("\nNothing was run with the CPU of 128 MB: {reason}.\n")
+        format!("\nNot measured with the CPU share of 128 MB: {reason}.\n")
     });
     format!("{counted}\n\n{timed}\n{batch}{no_quota}")
 }
@@ -90,14 +90,15 @@ fn counted_row(name: &str, one: &Measured) -> Vec<String> {
 
 fn timed_row(name: &str, one: &Measured) -> Vec<String> {
     let Figures { milliseconds, milliseconds_under_quota: quota, .. } = &one.figures;
-    let under =
-        |of: fn(&Milliseconds) -> f64| quota.as_ref().map_or(NONE.to_owned(), |it| two(of(it)));
+    let under = |of: fn(&Milliseconds) -> f64| {
+        quota.as_ref().map_or(NONE.to_owned(), |it| two_decimals(of(it)))
+    };
     vec![
         name.to_owned(),
         one.memory_mb.to_string(),
-        two(milliseconds.start),
-        two(milliseconds.first),
-        two(milliseconds.warm),
+        two_decimals(milliseconds.start),
+        two_decimals(milliseconds.first),
+        two_decimals(milliseconds.warm),
         under(|it| it.first),
         under(|it| it.warm),
         format!("{:.0}", one.figures.cpu_micros),
@@ -137,13 +138,21 @@ type Figure = (&'static str, fn(&Figures) -> Option<f64>, fn(f64) -> String);
 
 /// The figures that are compared with the peers.
 const COMPARED: [Figure; 13] = [
-    ("start to /next, ms", |it| Some(it.milliseconds.start), two),
-    ("first invocation, ms", |it| Some(it.milliseconds.first), two),
-    ("warm invocation, ms", |it| Some(it.milliseconds.warm), two),
-    ("first, with the CPU of 128 MB, ms", |it| Some(it.milliseconds_under_quota?.first), two),
-    ("warm, with the CPU of 128 MB, ms", |it| Some(it.milliseconds_under_quota?.warm), two),
+    ("start to /next, ms", |it| Some(it.milliseconds.start), two_decimals),
+    ("first invocation, ms", |it| Some(it.milliseconds.first), two_decimals),
+    ("warm invocation, ms", |it| Some(it.milliseconds.warm), two_decimals),
+    (
+        "first, with the CPU of 128 MB, ms",
+        |it| Some(it.milliseconds_under_quota?.first),
+        two_decimals,
+    ),
+    (
+        "warm, with the CPU of 128 MB, ms",
+        |it| Some(it.milliseconds_under_quota?.warm),
+        two_decimals,
+    ),
     ("start to /next, M instructions", |it| Some(count(it.instructions?.to_next)), in_millions),
-    ("start to first answer, M instructions", first_answer, in_millions),
+    ("start to first response, M instructions", first_response, in_millions),
     ("warm invocation, M instructions", |it| Some(count(it.instructions?.warm)), in_millions),
     ("CPU of an invocation, µs", |it| Some(it.cpu_micros), |micros| format!("{micros:.0}")),
     ("peak memory, MB", |it| Some(count(it.peak_bytes)), in_millions),
@@ -157,15 +166,15 @@ pub fn peers(run: &Run) -> String {
     let Some(ours) = run.functions.get(STEP) else { return String::new() };
     let mut header = vec!["figure".to_owned(), STEP.to_owned()];
     for name in run.peers.keys() {
-        header.extend([name.clone(), "times ours".to_owned()]);
+        header.extend([name.clone(), "ratio".to_owned()]);
     }
     let mut table = table(header);
-    for (figure, of, told) in COMPARED {
+    for (figure, of, format) in COMPARED {
         let our = of(&ours.figures);
-        let mut row = vec![figure.to_owned(), our.map_or(NONE.to_owned(), told)];
+        let mut row = vec![figure.to_owned(), our.map_or(NONE.to_owned(), format)];
         for peer in run.peers.values() {
             let their = of(peer);
-            row.push(their.map_or(NONE.to_owned(), told));
+            row.push(their.map_or(NONE.to_owned(), format));
             let times = our.zip(their).map(|(our, their)| their / our);
             row.push(times.map_or(NONE.to_owned(), |times| format!("{times:.1}")));
         }
@@ -173,22 +182,23 @@ pub fn peers(run: &Run) -> String {
     }
     align(&mut table, &[0]);
     let calls = run.peers.iter().map(|(name, peer)| {
-        format!(
-            "{name} calls {} at first, then {}.\n",
-            operations(&peer.calls),
-            operations(&peer.warm_calls)
-        )
+        let (first, warm) = (operations(&peer.calls), operations(&peer.warm_calls));
+        if first == warm {
+            format!("Calls of {name} in each invocation: {first}.\n")
+        } else {
+            format!("Calls of {name}: {first} in the first invocation, {warm} in a warm one.\n")
+        }
     });
     format!("{table}\n\n{}", calls.collect::<String>())
 }
 
 /// Returns the ratio of a peer's figure to that of the step.
-pub fn times_ours(run: &Run, peer: &str, of: fn(&Figures) -> Option<f64>) -> Option<f64> {
+pub fn peer_ratio(run: &Run, peer: &str, of: fn(&Figures) -> Option<f64>) -> Option<f64> {
     Some(of(run.peers.get(peer)?)? / of(&run.functions.get(STEP)?.figures)?)
 }
 
-/// Returns the instructions from the start to the first answer.
-pub fn first_answer(figures: &Figures) -> Option<f64> {
+/// Returns the instructions from the start to the first response.
+pub fn first_response(figures: &Figures) -> Option<f64> {
     Some(count(figures.instructions?.to_first_answer))
 }
 
@@ -199,7 +209,7 @@ fn warm_calls(figures: &Figures) -> Option<f64> {
 
 /// Returns the table of the targets and their results.
 pub fn targets(targets: &[Target]) -> String {
-    let mut table = table(["target", "at most", "measured", "met"]);
+    let mut table = table(["target", "limit", "measured", "met"]);
     for target in targets {
         table.add_row(target.row());
     }
@@ -207,9 +217,9 @@ pub fn targets(targets: &[Target]) -> String {
 }
 
 /// Returns the table of the figures that exceed their budget.
-pub fn over(over: &[Over]) -> String {
-    let mut table = table(["function", "figure", "budget", "now", "over"]);
-    for Over { function, figure, budget, now } in over {
+pub fn exceeded(exceeded: &[ExceededFigure]) -> String {
+    let mut table = table(["function", "figure", "budget", "measured", "excess"]);
+    for ExceededFigure { function, figure, budget, now } in exceeded {
         table.add_row([
             function.clone(),
             figure.clone(),
@@ -232,9 +242,9 @@ fn table<T: Into<comfy_table::Cell>>(header: impl IntoIterator<Item = T>) -> Tab
 }
 
 /// Aligns all columns to the right, except these.
-fn align(table: &mut Table, to_the_left: &[usize]) {
-    for (place, column) in table.column_iter_mut().enumerate() {
-        if !to_the_left.contains(&place) {
+fn align(table: &mut Table, left_aligned: &[usize]) {
+    for (index, column) in table.column_iter_mut().enumerate() {
+        if !left_aligned.contains(&index) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
@@ -246,7 +256,7 @@ fn count(number: u64) -> f64 {
 }
 
 fn in_millions(number: f64) -> String {
-    two(number / MB)
+    two_decimals(number / MB)
 }
 
 fn millions(number: u64) -> String {
@@ -258,7 +268,7 @@ fn megabytes(bytes: u64) -> String {
     millions(bytes)
 }
 
-fn two(number: f64) -> String {
+fn two_decimals(number: f64) -> String {
     format!("{number:.2}")
 }
 

@@ -19,19 +19,19 @@ use tokio::sync::{
     mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
 };
 
-use crate::server::{Answer, Asked, Handler, Server, answer};
+use crate::server::{Handler, HttpRequest, HttpResponse, Server, response};
 
 const INVOCATION: &str = "/2018-06-01/runtime/invocation/";
-/// The time until an invocation's deadline. It is long enough for valgrind, and for a fourteenth of a core.
-const TIME: Duration = Duration::from_mins(15);
+/// The time until an invocation's deadline. It is long enough for valgrind and for the CPU share of 128 MB.
+const DEADLINE: Duration = Duration::from_mins(15);
 
-/// A request of a function.
+/// A request of a function to the Runtime API.
 #[derive(Debug)]
-pub enum Heard {
+pub enum RuntimeRequest {
     /// It requested the next event.
     Next(Instant),
-    /// It sent its answer.
-    Answer(Instant, Bytes),
+    /// It sent its response.
+    Response(Instant, Bytes),
     /// It reported an error of the initialization or of an invocation.
     Error(String),
 }
@@ -42,71 +42,74 @@ pub struct RuntimeApi {
     /// The HTTP server.
     pub server: Server,
     /// Receives the requests of the process.
-    pub heard: UnboundedReceiver<Heard>,
+    pub requests: UnboundedReceiver<RuntimeRequest>,
     /// Sends the events to the process.
     pub events: UnboundedSender<Bytes>,
 }
 
-struct Desk {
+struct RuntimeHandler {
     name: String,
-    said: UnboundedSender<Heard>,
+    requests: UnboundedSender<RuntimeRequest>,
     events: Mutex<UnboundedReceiver<Bytes>>,
-    given: AtomicU64,
+    invocations: AtomicU64,
 }
 
 impl RuntimeApi {
     /// Starts a stub for the function with this name.
     pub async fn start(name: &str) -> Result<Self> {
-        let (said, heard) = unbounded_channel();
-        let (events, given) = unbounded_channel();
-        let desk = Desk {
+        let (sender, requests) = unbounded_channel();
+        let (events, event_receiver) = unbounded_channel();
+        let handler = RuntimeHandler {
             name: name.to_owned(),
-            said,
-            events: Mutex::new(given),
-            given: AtomicU64::new(0),
+            requests: sender,
+            events: Mutex::new(event_receiver),
+            invocations: AtomicU64::new(0),
         };
-        let server = Server::start(None, Arc::new(desk)).await?;
-        Ok(Self { server, heard, events })
+        let server = Server::start(None, Arc::new(handler)).await?;
+        Ok(Self { server, requests, events })
     }
 }
 
-impl Handler for Desk {
-    async fn answer(&self, request: Asked) -> Answer {
+impl Handler for RuntimeHandler {
+    async fn respond(&self, request: HttpRequest) -> HttpResponse {
         let now = Instant::now();
         let path = request.uri().path().to_owned();
         if request.method() == Method::GET && path == format!("{INVOCATION}next") {
-            self.tell(Heard::Next(now));
+            self.report(RuntimeRequest::Next(now));
             // The sender is dropped only after the process has ended.
             let Some(event) = self.events.lock().await.recv().await else {
-                return answer(500, "");
+                return response(500, "");
             };
-            let mut given = answer(200, event);
-            let number = self.given.fetch_add(1, Ordering::Relaxed);
-            *given.headers_mut() = self.headers(number);
-            return given;
+            let mut response = response(200, event);
+            let number = self.invocations.fetch_add(1, Ordering::Relaxed);
+            *response.headers_mut() = self.headers(number);
+            return response;
         }
         let body = request.into_body();
         if path.starts_with(INVOCATION) && path.ends_with("/response") {
-            self.tell(Heard::Answer(now, body));
+            self.report(RuntimeRequest::Response(now, body));
         } else {
-            self.tell(Heard::Error(format!("{path}: {}", String::from_utf8_lossy(&body))));
+            self.report(RuntimeRequest::Error(format!(
+                "{path}: {}",
+                String::from_utf8_lossy(&body)
+            )));
         }
-        answer(202, r#"{"status":"OK"}"#)
+        response(202, r#"{"status":"OK"}"#)
     }
 }
 
-impl Desk {
-    fn tell(&self, heard: Heard) {
+impl RuntimeHandler {
+    fn report(&self, request: RuntimeRequest) {
         // The receiver is closed when the process is being terminated.
-        drop(self.said.send(heard));
+        drop(self.requests.send(request));
     }
 
     fn headers(&self, number: u64) -> HeaderMap {
-        let until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + TIME;
+        let deadline = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + DEADLINE;
         let headers = [
             ("content-type", "application/json".to_owned()),
             ("lambda-runtime-aws-request-id", format!("8476a536-e9f4-41e8-9739-{number:012}")),
-            ("lambda-runtime-deadline-ms", until.as_millis().to_string()),
+            ("lambda-runtime-deadline-ms", deadline.as_millis().to_string()),
             (
                 "lambda-runtime-invoked-function-arn",
                 format!("arn:aws:lambda:eu-central-1:123456789012:function:{}", self.name),

@@ -27,14 +27,14 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 /// A request with its complete body.
-pub type Asked = Request<Bytes>;
+pub type HttpRequest = Request<Bytes>;
 /// A response.
-pub type Answer = Response<Full<Bytes>>;
+pub type HttpResponse = Response<Full<Bytes>>;
 
-/// Answers requests.
+/// Handles requests.
 pub trait Handler: Send + Sync + 'static {
     /// Returns the response to a request.
-    fn answer(&self, request: Asked) -> impl Future<Output = Answer> + Send;
+    fn respond(&self, request: HttpRequest) -> impl Future<Output = HttpResponse> + Send;
 }
 
 /// A running server. Dropping it stops listening.
@@ -86,7 +86,7 @@ async fn serve(
         async move {
             let (head, body) = request.into_parts();
             let body = body.collect().await.map(Collected::to_bytes).unwrap_or_default();
-            Ok::<_, Infallible>(handler.answer(Request::from_parts(head, body)).await)
+            Ok::<_, Infallible>(handler.respond(Request::from_parts(head, body)).await)
         }
     });
     let server = http1::Builder::new()
@@ -98,30 +98,31 @@ async fn serve(
 }
 
 /// Returns a response with this status and body.
-pub fn answer(status: u16, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
-    *answer.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or_default();
-    answer
+pub fn response(status: u16, body: impl Into<Bytes>) -> HttpResponse {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or_default();
+    response
 }
 
 /// Certificates like those of the AWS endpoints: RSA with 2048 bits, and an intermediate certificate between the
 /// server's certificate and the root.
-pub struct Trust {
+pub struct Certificates {
     /// The acceptor with the certificate chain of the server.
     pub acceptor: TlsAcceptor,
     /// The root certificate, as PEM.
     pub root: String,
 }
 
-impl Trust {
+impl Certificates {
     /// Generates new certificates.
     pub fn new() -> Result<Self> {
         let root = CertifiedIssuer::self_signed(authority("Bench Root")?, key()?)?;
-        let between = CertifiedIssuer::signed_by(authority("Bench RSA 2048")?, key()?, &root)?;
-        let own = key()?;
-        let leaf = CertificateParams::new(["localhost".to_owned()])?.signed_by(&own, &between)?;
-        let chain = vec![leaf.der().clone(), between.der().clone()];
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own.serialize_der()));
+        let intermediate = CertifiedIssuer::signed_by(authority("Bench RSA 2048")?, key()?, &root)?;
+        let leaf_key = key()?;
+        let leaf = CertificateParams::new(["localhost".to_owned()])?
+            .signed_by(&leaf_key, &intermediate)?;
+        let chain = vec![leaf.der().clone(), intermediate.der().clone()];
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(leaf_key.serialize_der()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?

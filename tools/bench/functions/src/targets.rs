@@ -3,7 +3,7 @@
 use crate::{
     figures::{Measured, Run},
     measure::Figures,
-    report::{first_answer, growth, times_ours},
+    report::{first_response, growth, peer_ratio},
 };
 
 const MILLION: f64 = 1e6;
@@ -51,54 +51,62 @@ impl Target {
 /// Returns all targets with their results.
 pub fn all(run: &Run) -> Vec<Target> {
     let mut targets = Vec::new();
-    for (whose, instructions, binary, zip) in
-        [(Whose::One, 4.0, 4.5, 2.2), (Whose::More, 8.0, 6.0, 3.0)]
+    for (clients, instructions, binary, zip) in
+        [(ClientCount::One, 4.0, 4.5, 2.2), (ClientCount::More, 8.0, 6.0, 3.0)]
     {
-        let below = |what: &str, bound, unit, of: fn(&Measured) -> Option<f64>| {
-            below(run, format!("{what}{}", whose.told()), bound, unit, |one| {
-                whose.is(one).then(|| of(one))?
+        let at_most = |what: &str, bound, unit, of: fn(&Measured) -> Option<f64>| {
+            at_most(run, format!("{what}{}", clients.suffix()), bound, unit, |one| {
+                clients.includes(one).then(|| of(one))?
             })
         };
         targets.extend([
-            below("start to /next", instructions, "M instructions", |one| {
+            at_most("start to /next", instructions, "M instructions", |one| {
                 Some(millions(one.figures.instructions?.to_next))
             }),
-            below("binary", binary, "MB", |one| one.figures.code_bytes.map(millions)),
-            below("zip", zip, "MB", |one| one.figures.zip_bytes.map(millions)),
+            at_most("binary", binary, "MB", |one| one.figures.code_bytes.map(millions)),
+            at_most("zip", zip, "MB", |one| one.figures.zip_bytes.map(millions)),
         ]);
     }
     targets.extend([
-        below(
+        at_most(
             run,
-            "start to the first write answered, of those that do nothing else",
+            "start to first response, functions with a single write",
             12.0,
             "M instructions",
             |one| {
-                (Whose::One.is(one) && writes_once(&one.figures.calls))
-                    .then(|| first_answer(&one.figures))?
+                (ClientCount::One.includes(one) && writes_once(&one.figures.calls))
+                    .then(|| first_response(&one.figures))?
                     .map(|it| it / MILLION)
             },
         ),
-        beats(run, "that, against the SDK's defaults", 35.0, "rust-defaults", first_answer),
-        below(
+        at_least_times(
+            run,
+            "the same, compared with the SDK's defaults",
+            35.0,
+            "rust-defaults",
+            first_response,
+        ),
+        at_most(
             run,
             "first invocation with the CPU of 128 MB, connection opened in init",
             5.0,
             "ms",
             |one| {
-                (Whose::One.is(one) && one.figures.connects_in_init)
+                (ClientCount::One.includes(one) && one.figures.connects_in_init)
                     .then_some(one.figures.milliseconds_under_quota?.first)
             },
         ),
-        below(run, "that, with more clients", 15.0, "ms", |one| {
-            Whose::More.is(one).then_some(one.figures.milliseconds_under_quota?.first)
+        at_most(run, "the same, with more clients", 15.0, "ms", |one| {
+            ClientCount::More.includes(one).then_some(one.figures.milliseconds_under_quota?.first)
         }),
-        below(run, "peak memory after 1,000 invocations", 10.0, "MB", |one| {
+        at_most(run, "peak memory after 1,000 invocations", 10.0, "MB", |one| {
             Some(millions(one.figures.peak_bytes))
         }),
-        below(run, "growth from there to 10,000", 5.0, "%", |one| growth(&one.figures)),
+        at_most(run, "memory growth from 1,000 to 10,000 invocations", 5.0, "%", |one| {
+            growth(&one.figures)
+        }),
         Target {
-            what: "peak memory on a batch of 10,000 records".to_owned(),
+            what: "peak memory with a batch of 10,000 records".to_owned(),
             bound: 40.0,
             unit: "MB",
             worst: run
@@ -107,43 +115,44 @@ pub fn all(run: &Run) -> Vec<Target> {
             met_by: None,
             at_least: false,
         },
-        below(run, "warm invocation that does one write", 0.55, "M instructions", |one| {
+        at_most(run, "warm invocation with a single write", 0.55, "M instructions", |one| {
             let warm = millions(one.figures.instructions?.warm);
-            (Whose::One.is(one) && writes_once(&one.figures.warm_calls)).then_some(warm)
+            (ClientCount::One.includes(one) && writes_once(&one.figures.warm_calls)).then_some(warm)
         }),
-        beats(run, "Powertools for Python: start to /next", 10.0, "python", |it| {
+        at_least_times(run, "Powertools for Python: start to /next", 10.0, "python", |it| {
             Some(it.milliseconds.start)
         }),
-        beats(run, "Powertools for Python: peak memory", 5.0, "python", |it| {
+        at_least_times(run, "Powertools for Python: peak memory", 5.0, "python", |it| {
             Some(millions(it.peak_bytes))
         }),
-        beats(run, "Powertools for Python: CPU of an invocation", 10.0, "python", |it| {
+        at_least_times(run, "Powertools for Python: CPU of an invocation", 10.0, "python", |it| {
             Some(it.cpu_micros)
         }),
     ]);
     targets
 }
 
+/// The number of services that a function may call.
 #[derive(Clone, Copy)]
-enum Whose {
+enum ClientCount {
     One,
     More,
 }
 
-impl Whose {
-    fn is(self, one: &Measured) -> bool {
+impl ClientCount {
+    fn includes(self, one: &Measured) -> bool {
         matches!(self, Self::More) == (one.clients > 1)
     }
 
-    fn told(self) -> &'static str {
+    fn suffix(self) -> &'static str {
         match self {
             Self::One => ", with one client",
-            Self::More => ", with two to five",
+            Self::More => ", with two to five clients",
         }
     }
 }
 
-fn below(
+fn at_most(
     run: &Run,
     what: impl Into<String>,
     bound: f64,
@@ -158,8 +167,14 @@ fn below(
 }
 
 /// Returns the target that a peer's figure is at least `bound` times that of the step.
-fn beats(run: &Run, what: &str, bound: f64, peer: &str, of: fn(&Figures) -> Option<f64>) -> Target {
-    let worst = times_ours(run, peer, of).map(|times| (peer.to_owned(), times));
+fn at_least_times(
+    run: &Run,
+    what: &str,
+    bound: f64,
+    peer: &str,
+    of: fn(&Figures) -> Option<f64>,
+) -> Target {
+    let worst = peer_ratio(run, peer, of).map(|times| (peer.to_owned(), times));
     Target { what: what.to_owned(), bound, unit: "times", worst, met_by: None, at_least: true }
 }
 

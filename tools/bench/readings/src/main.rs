@@ -5,10 +5,10 @@
 //! - `bench-readings store RECORDS REPEATS`: runs store-readings on a batch with a stub of DynamoDB. Prints the samples
 //!   per second (on one core) and the peak memory of the process.
 //!
-//! A record has 15 minutes of a real day: 15 samples of each of 8 sensors. Each site sends one day; the sites follow one
-//! after the other.
+//! A record has 15 minutes of a real day: 15 samples of each of 8 sensors. Each site sends one day; the sites follow
+//! one after the other.
 
-#![expect(clippy::print_stdout, reason = "it is there to be read")]
+#![expect(clippy::print_stdout, reason = "a command-line tool")]
 
 mod dynamo;
 
@@ -61,7 +61,7 @@ async fn main() -> Result<()> {
             println!("{samples}");
         }
         "store" => store(&batch, samples, sites, repeats).await?,
-        _ => bail!("{what}: give build or store"),
+        _ => bail!("unknown command {what}; expected build or store"),
     }
     Ok(())
 }
@@ -85,7 +85,7 @@ fn workload(records: usize) -> Result<Workload> {
     let (mut samples, mut sites) = (0, HashMap::new());
     for station in 0.. {
         let site = SiteId::registered("bench", &station.to_string());
-        let sensor = |index| SensorId::of(OnboardingId::of(site), index);
+        let sensor = |index| SensorId::from_onboarding(OnboardingId::from_site(site), index);
         let sensors: BTreeMap<_, _> = METRICS.into_iter().zip((0..).map(sensor)).collect();
         sites.extend(sensors.values().map(|sensor| (*sensor, site)));
         for bundle in day.bundles(site, &sensors, MINUTES)? {
@@ -118,7 +118,7 @@ fn workload(records: usize) -> Result<Workload> {
 /// Runs the work of store-readings except for the calls of DynamoDB.
 async fn build(batch: &RawValue) -> Result<()> {
     let deadline = Deadline::after(Duration::from_hours(1));
-    let answer = stream::consume(batch, deadline, async |record| {
+    let response = stream::consume(batch, deadline, async |record| {
         let now = Timestamp::now();
         let bundle = stream::bundle(record, now).map_err(|error| error.to_string())?;
         for (sensor, _, row) in rows(&bundle, now) {
@@ -128,8 +128,8 @@ async fn build(batch: &RawValue) -> Result<()> {
         }
         Ok(())
     });
-    let answer = answer.await.map_err(|failure| anyhow::anyhow!("{failure}"))?;
-    anyhow::ensure!(answer.batch_item_failures.is_empty(), "{answer:?}");
+    let response = response.await.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    anyhow::ensure!(response.batch_item_failures.is_empty(), "{response:?}");
     Ok(())
 }
 
@@ -150,16 +150,17 @@ async fn store(
             source: "store-readings",
         },
     };
-    let begun = Instant::now();
+    let started = Instant::now();
     for _ in 0..repeats {
-        let answer = step.handle(batch, Deadline::after(Duration::from_hours(1))).await;
-        let answer = answer.map_err(|failure| anyhow::anyhow!("{failure}"))?;
-        anyhow::ensure!(answer.batch_item_failures.is_empty(), "{answer:?}");
+        let response = step.handle(batch, Deadline::after(Duration::from_hours(1))).await;
+        let response = response.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+        anyhow::ensure!(response.batch_item_failures.is_empty(), "{response:?}");
     }
-    let seconds = begun.elapsed().as_secs_f64();
+    let seconds = started.elapsed().as_secs_f64();
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     let per_second = samples as f64 * f64::from(repeats) / seconds;
-    let status = fs::read_to_string("/proc/self/status").context("Linux tells the memory")?;
+    let status = fs::read_to_string("/proc/self/status")
+        .context("can't read the memory from /proc/self/status")?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
     println!("{samples} {per_second:.0} {}", peak.trim());
     Ok(())

@@ -9,22 +9,22 @@ use std::{
 use anyhow::Result;
 use clap::Parser;
 use contracts::SiteId;
-use surfrad::{Day, LeftOut};
-use tests::{Stack, logger, meter::Meter};
+use surfrad::{Day, SkippedValues};
+use tests::{Stack, data_logger, meter::Meter};
 
-/// Sends a SURFRAD day file to a site of the local stack, in bundles. Sending it again does no harm.
+/// Sends a SURFRAD day file to a site of the local stack, in bundles. Sending it again has no effect.
 #[derive(Debug, Parser)]
 struct Args {
-    /// The day, such as tests/data/surfrad-alamosa-2016-01-01.dat
+    /// The day file, such as tests/data/surfrad-alamosa-2016-01-01.dat
     #[arg(long)]
     file: PathBuf,
-    /// The site, which has a sensor for each quantity that the file has
+    /// The id of the site. It needs a sensor for each quantity in the file
     #[arg(long)]
     site: SiteId,
-    /// Minutes in a bundle
+    /// Length of a bundle in minutes
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1440))]
     bundle_minutes: u32,
-    /// Bundles in a call; 1 sends each by itself, more a list
+    /// Bundles per call. With 1, each is sent by itself; with more, as a list
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=500))]
     bundles_per_call: u16,
     /// Sends every N-th bundle twice
@@ -61,12 +61,13 @@ async fn run(args: Args) -> Result<()> {
             (0..bundles.len()).skip(usize::from(n) - 1).step_by(n.into()).collect()
         })
     };
-    let order = logger::order(bundles.len(), &every(args.late_every), &every(args.twice_every));
+    let order =
+        data_logger::order(bundles.len(), &every(args.late_every), &every(args.twice_every));
 
-    let LeftOut { missing, impossible, questionable } = day.left_out();
+    let SkippedValues { missing, impossible, questionable } = day.left_out();
     terminal::print(format_args!(
-        "{}: {} rows, {} good values in {} bundles; not sent: {missing} missing, {impossible} \
-         impossible, {questionable} questionable.",
+        "{}: {} rows, {} good values in {} bundles. Not sent: {missing} missing, {impossible} \
+         impossible and {questionable} questionable values.",
         day.station,
         day.rows,
         day.samples(),
@@ -74,13 +75,13 @@ async fn run(args: Args) -> Result<()> {
     ));
     let mut meter = Meter::new("bundles", order.len());
     let mut retries = 0;
-    for places in logger::calls(&order, args.bundles_per_call.into()) {
-        let call: Vec<_> = places.iter().map(|place| &bundles[*place]).collect();
-        retries += logger::send(&stack, &call).await?;
-        for _ in places {
+    for indexes in data_logger::calls(&order, args.bundles_per_call.into()) {
+        let call: Vec<_> = indexes.iter().map(|index| &bundles[*index]).collect();
+        retries += data_logger::send(&stack, &call).await?;
+        for _ in indexes {
             meter.step();
         }
     }
-    terminal::print(format_args!("All were accepted, after {retries} retries."));
+    terminal::print(format_args!("All bundles were accepted; {retries} calls were retried."));
     Ok(())
 }

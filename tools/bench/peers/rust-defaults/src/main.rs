@@ -222,14 +222,14 @@ impl Step {
         let row = put(&self.alerting_table, &row, "attribute_not_exists(id)")?
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
         let event = put(&self.events_table, &event, "attribute_not_exists(entity)")?;
-        let answer = self
+        let response = self
             .dynamodb
             .transact_write_items()
             .transact_items(transact(row)?)
             .transact_items(transact(event)?)
             .send()
             .await;
-        let Err(error) = answer else { return Ok(Reply { alerting_id }) };
+        let Err(error) = response else { return Ok(Reply { alerting_id }) };
         let Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) =
             error.as_service_error()
         else {
@@ -273,14 +273,14 @@ async fn main() -> Result<(), Error> {
     run(service_fn(async move |event: LambdaEvent<Command>| {
         let request_id = event.context.request_id;
         let correlation_id = event.payload.onboarding_id;
-        let answer = step.run(event.payload).await;
-        match &answer {
+        let response = step.run(event.payload).await;
+        match &response {
             Ok(_) => tracing::info!(%request_id, %correlation_id, "done"),
             Err(failure) => {
                 tracing::error!(%request_id, %correlation_id, reason = %failure, "failed")
             }
         }
-        answer
+        response
     }))
     .await
 }

@@ -5,8 +5,8 @@
 
 mod progress;
 mod readings;
+mod readings_view;
 mod report;
-mod shown;
 mod stations;
 mod watch;
 
@@ -22,16 +22,16 @@ use crate::stations::{SOURCE, Station, Via};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     match run().await {
-        Ok(untrue) if untrue.is_empty() => ExitCode::SUCCESS,
-        Ok(untrue) => {
-            terminal::print("\nNot true of what is shown above:");
-            for what in untrue {
-                terminal::print(format_args!("- {what}"));
+        Ok(violations) if violations.is_empty() => ExitCode::SUCCESS,
+        Ok(violations) => {
+            terminal::print("\nFAILED: some results are not as expected:");
+            for violation in violations {
+                terminal::print(format_args!("- {violation}"));
             }
             ExitCode::FAILURE
         }
         Err(error) => {
-            terminal::print(format_args!("\nThe demo could not be carried out: {error:#}"));
+            terminal::print(format_args!("\nThe demo stopped because of an error: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -44,67 +44,77 @@ async fn run() -> Result<Vec<String>> {
     let stations = stations::all()?;
 
     stack.deliver(&stations::SENSORS, stations::DELIVERED).await?;
-    terminal::print(format_args!("Kits delivered: {} of each metric.", stations::DELIVERED));
-    let asked = ask(&stack, &stations).await?;
-    terminal::print("Eight stations asked to be onboarded, four over HTTP and four by an event:");
-    let onboarded = watch::onboard(&stack, &capture, &stations, asked).await?;
-    let report::Findings { report, mut untrue } =
-        report::examine(&stack, &capture, &stations, &onboarded).await?;
+    terminal::print(format_args!(
+        "Delivered {} sensor kits of each metric to the stock.",
+        stations::DELIVERED
+    ));
+    let registrations = register_all(&stack, &stations).await?;
+    terminal::print(
+        "Registered eight stations, four over HTTP and four by an event. Their onboardings:",
+    );
+    let onboarded = watch::onboard(&stack, &capture, &stations, registrations).await?;
+    let report::OnboardingFindings { report, mut violations } =
+        report::collect(&stack, &capture, &stations, &onboarded).await?;
     terminal::print(format_args!("\n{}", report::table(&report)));
     terminal::print(format_args!("{}", report::summary(&report)));
 
     // Only an active site can send readings.
-    let day = if untrue.is_empty() {
+    let day = if violations.is_empty() {
         let (station, ids) = stations
             .iter()
             .zip(&onboarded.ids)
             .find(|(station, _)| station.code == stations::ALAMOSA)
-            .context("Alamosa")?;
+            .context("no station Alamosa")?;
         terminal::print(format_args!(
-            "\n{} sends a day of readings, over a bad line:",
+            "\nSending a day of readings of {} over a simulated bad connection:",
             station.name
         ));
         let day = readings::run(&stack, &capture, station, *ids).await?;
-        untrue = day.untrue;
-        terminal::print(format_args!("\n{}", shown::all(&day.report)));
+        violations = day.violations;
+        terminal::print(format_args!("\n{}", readings_view::render(&day.report)));
         Some(day.report)
     } else {
         None
     };
     capture.stop(&stack).await?;
     let path = report::write(&report, day.as_ref())?;
-    terminal::print(format_args!("\n{}", report::what_next(&stack, &report, day.as_ref(), &path)?));
-    Ok(untrue)
+    terminal::print(format_args!(
+        "\n{}",
+        report::next_commands(&stack, &report, day.as_ref(), &path)?
+    ));
+    Ok(violations)
 }
 
 /// Fails if the stack has sites. The report covers the stock and the customers of the whole stack.
 async fn require_fresh(stack: &Stack) -> Result<()> {
-    let answer = stack.call(Call::get("/sites?limit=1")).await?;
-    if answer.status != 200 {
-        bail!("GET /sites was answered with {answer}");
+    let response = stack.call(Call::get("/sites?limit=1")).await?;
+    if response.status != 200 {
+        bail!("GET /sites returned {response}");
     }
-    if answer.body["sites"] != json!([]) {
-        bail!("there are sites already; run `make down`, then `make demo`, for a fresh stack");
+    if response.body["sites"] != json!([]) {
+        bail!(
+            "the stack already has sites; the demo needs a fresh stack: run `make down`, then `make demo`"
+        );
     }
     Ok(())
 }
 
-/// Registers every station by its channel. Over HTTP, the response contains the site's id. By event, the event's id is
-/// returned, which is the causation id of `SiteCreated`.
-async fn ask(stack: &Stack, stations: &[Station]) -> Result<Vec<watch::Asked>> {
-    let mut asked = Vec::new();
+/// Registers every station through its channel. The result has the site's id for HTTP. For an event, it has the
+/// event's id, which becomes the causation id of `SiteCreated`.
+async fn register_all(stack: &Stack, stations: &[Station]) -> Result<Vec<watch::Registration>> {
+    let mut registrations = Vec::new();
     for station in stations {
         let key = Uuid::new_v4().to_string();
-        asked.push(match station.via {
-            Via::Http => watch::Asked::Http(
+        registrations.push(match station.via {
+            Via::Http => watch::Registration::Http(
                 stack.register(&key, &station.registration).await.context(station.name.clone())?,
             ),
             Via::Event => {
                 let detail = json!({ "registrationId": key, "site": station.registration });
                 let id = stack.put_event(SOURCE, "SiteRegistrationRequested", &detail).await?;
-                watch::Asked::Event(id)
+                watch::Registration::Event(id)
             }
         });
     }
-    Ok(asked)
+    Ok(registrations)
 }

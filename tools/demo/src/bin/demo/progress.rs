@@ -8,12 +8,12 @@ use std::{
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// The progress lines.
-pub enum Board {
+pub enum ProgressBoard {
     Terminal(Vec<ProgressBar>),
     Plain { names: Vec<String>, shown: Vec<String> },
 }
 
-impl Board {
+impl ProgressBoard {
     /// Creates a line for each name. `steps` is the length of the bars.
     pub fn new(names: &[&str], steps: usize) -> Self {
         if !stdout().is_terminal() {

@@ -1,5 +1,5 @@
-//! Alamosa's day of readings. It is sent over a simulated bad connection, with broken records in between, then queried
-//! and compared with the station's file.
+//! Alamosa's day of readings. The demo sends it over a simulated bad connection, with broken records in between. Then
+//! it queries the readings and compares them with the station's file.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,75 +16,76 @@ use contracts::{
 };
 use serde::Serialize;
 use serde_json::{Value, json};
-use surfrad::{Day, LeftOut};
+use surfrad::{Day, SkippedValues};
 use tests::{
     Stack,
     capture::{self, Capture},
+    data_logger,
+    expected_alerts::{Alert, SensorLimits},
     failures::{Failure, FailureError},
-    judge::{Alert, Watched},
-    log, logger,
+    log,
     meter::Meter,
-    readings::{Bucket, Item, Position, Quarantined, SiteSensor, gzip, item_bytes},
+    readings::{Bucket, Item, Position, QuarantinedRecord, SiteSensor, gzip, item_bytes},
     sites::Ids,
-    wait::{Look, PATIENCE, until},
+    wait::{Poll, TIMEOUT, until},
 };
 
 use crate::{
-    report::{LISTENING, SETTLING},
+    report::{DUPLICATE_WAIT, SETTLE_TIMEOUT},
     stations::Station,
 };
 
 const FILE: &str = "tests/data/surfrad-alamosa-2016-01-01.dat";
 const BUNDLE_MINUTES: u32 = 15;
-/// One in this number of bundles is sent twice.
+/// Every n-th bundle is sent twice.
 const TWICE_EVERY: usize = 8;
-/// One in this number of bundles is sent after its successor.
+/// Every n-th bundle is sent after its successor.
 const LATE_EVERY: usize = 10;
-/// The bundles that are put on the stream directly, as gzip.
+/// The bundles that are put on the stream directly, compressed with gzip.
 const DIRECT: Range<usize> = 20..26;
 /// The broken records are sent before this bundle.
 const BROKEN_BEFORE: usize = 48;
-/// The bundle whose id a broken record repeats with other samples.
+/// The bundle whose id is reused by a broken record with other samples.
 const CONFLICTING: usize = 12;
 /// The interval between polls.
-const GLANCE: Duration = Duration::from_millis(10);
-/// The number of last bundles that are sent one by one, to measure the time until they can be queried.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// The number of bundles at the end that are sent one by one, to measure the time until they can be queried.
 const TIMED: usize = 20;
 /// The function that quarantines broken records.
 const STORE_READINGS: &str = "store-readings";
 /// The maximum cost of a reading, in DynamoDB's write units.
-const MOST_UNITS_A_READING: f64 = 0.1;
+const MAX_UNITS_A_READING: f64 = 0.1;
 
 /// The report of the readings. It is the member `readings` of `target/demo/report.json`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Report {
+pub struct ReadingsReport {
     pub site_id: SiteId,
     pub station: String,
     pub file: &'static str,
     pub rows: usize,
-    pub left_out: LeftOut,
+    pub left_out: SkippedValues,
     pub sent: Sent,
     pub stored: Stored,
-    /// The time from sending a bundle until its readings can be queried, for the last bundles, one by one on an idle
-    /// stack.
-    pub queryable_after: Millis,
+    /// The time from sending a bundle until its readings can be queried. It is measured for the last bundles, one by
+    /// one on an idle stack.
+    pub queryable_after: LatencyMillis,
     pub sensors: Vec<SensorDay>,
     pub alerts: Vec<Alert>,
-    pub failures: Vec<SetAside>,
+    pub failures: Vec<QuarantinedFailure>,
 }
 
 #[derive(Debug, Serialize)]
-pub struct Millis {
+pub struct LatencyMillis {
     pub p50: u128,
     pub p95: u128,
     pub max: u128,
 }
 
-impl Millis {
-    fn of(mut all: Vec<u128>) -> Self {
-        all.sort_unstable();
-        let percentile = |percent: usize| all[(all.len() * percent).div_ceil(100) - 1];
+impl LatencyMillis {
+    fn from_samples(mut samples: Vec<u128>) -> Self {
+        samples.sort_unstable();
+        let percentile = |percent: usize| samples[(samples.len() * percent).div_ceil(100) - 1];
         Self { p50: percentile(50), p95: percentile(95), max: percentile(100) }
     }
 }
@@ -114,7 +115,7 @@ pub struct Stored {
     /// The size by DynamoDB's rules, including names and keys.
     pub bytes: usize,
     pub write_units: usize,
-    /// The write units of refused puts, whose row was there already. DynamoDB charges them like successful ones.
+    /// The write units of puts that failed because the row existed. DynamoDB charges them like successful puts.
     pub write_units_refused: usize,
     pub write_units_a_reading: f64,
 }
@@ -137,7 +138,7 @@ pub struct SensorDay {
 /// A broken record in the failures table.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct SetAside {
+pub struct QuarantinedFailure {
     pub what: &'static str,
     pub error: String,
     pub reason: String,
@@ -146,18 +147,18 @@ pub struct SetAside {
     pub bytes: usize,
 }
 
-/// The report, and the violations that it shows.
-pub struct Findings {
-    pub report: Report,
-    pub untrue: Vec<String>,
+/// The report, and the results that are not as expected.
+pub struct ReadingsFindings {
+    pub report: ReadingsReport,
+    pub violations: Vec<String>,
 }
 
 /// The bundles to send, their order, and the expected alerts.
-struct Plan {
+struct SendingPlan {
     site: SiteId,
     day: Day,
     sensors: Vec<SiteSensor>,
-    watched: Vec<Watched>,
+    limits: Vec<SensorLimits>,
     /// The expected alerts, by sensor and time.
     alerts: Vec<Alert>,
     bundles: Vec<Bundle>,
@@ -165,17 +166,17 @@ struct Plan {
     twice: BTreeSet<usize>,
 }
 
-/// A record that can't be stored.
-struct Broken {
+/// A record that can't be stored, and the expected error.
+struct BrokenRecord {
     what: &'static str,
     error: &'static str,
     data: Vec<u8>,
 }
 
-/// A record and its position in the stream.
-type Placed = (Broken, Position);
+/// A record with its position in the stream.
+type SentRecord = (BrokenRecord, Position);
 
-impl Plan {
+impl SendingPlan {
     async fn new(stack: &Stack, station: &Station, site: SiteId) -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let day = Day::read(&root.join(FILE))?;
@@ -184,52 +185,56 @@ impl Plan {
             sensors.iter().map(|sensor| (sensor.metric, sensor.sensor_id)).collect();
         let bundles = day.bundles(site, &by_metric, BUNDLE_MINUTES)?;
 
-        let asked = station.registration["sensors"].as_array().context("the station's sensors")?;
-        let watched =
-            asked.iter().filter(|sensor| sensor.get("min").or(sensor.get("max")).is_some());
-        let watched = watched.map(|sensor| {
-            let mut watched = sensor.clone();
+        let registered = station.registration["sensors"]
+            .as_array()
+            .context("the registration has no sensors")?;
+        let limits =
+            registered.iter().filter(|sensor| sensor.get("min").or(sensor.get("max")).is_some());
+        let limits = limits.map(|sensor| {
+            let mut limits = sensor.clone();
             let metric: Metric = serde_json::from_value(sensor["metric"].clone())?;
-            watched["sensorId"] = json!(by_metric.get(&metric).context("a sensor")?);
-            Ok(serde_json::from_value(watched)?)
+            limits["sensorId"] = json!(by_metric.get(&metric).context("no sensor for a metric")?);
+            Ok(serde_json::from_value(limits)?)
         });
-        let watched: Vec<Watched> = watched.collect::<Result<_>>()?;
-        let mut alerts: Vec<_> = watched
+        let limits: Vec<SensorLimits> = limits.collect::<Result<_>>()?;
+        let mut alerts: Vec<_> = limits
             .iter()
-            .flat_map(|watched| {
-                let columns = day.columns.iter().filter(|column| column.metric == watched.metric);
-                columns.flat_map(|column| watched.alerts(&column.samples))
+            .flat_map(|limits| {
+                let columns = day.columns.iter().filter(|column| column.metric == limits.metric);
+                columns.flat_map(|column| limits.alerts(&column.samples))
             })
             .collect();
         alerts.sort_by_key(|alert| (alert.sensor_id, alert.at));
 
-        // A sample that arrives after a later one is not evaluated. So late bundles are chosen such that neither they
-        // nor their successors change a sensor's state. Then the alerts do not depend on the order.
+        // A sample that arrives after a later one is not evaluated. So a bundle is sent late only if neither it nor its
+        // successor changes a sensor's state. Then the alerts do not depend on the order.
         let changes: BTreeSet<_> = alerts
             .iter()
-            .filter_map(|alert| bundles.iter().position(|bundle| holds(bundle, alert)))
+            .filter_map(|alert| bundles.iter().position(|bundle| contains_sample(bundle, alert)))
             .collect();
-        let quiet = |place: &usize| !changes.contains(place) && !changes.contains(&(place + 1));
-        let timed_from = bundles.len() - TIMED;
-        // The bundle before the timed ones is sent last, so that it shows when all others are stored.
-        let late = (0..timed_from - 2).skip(LATE_EVERY / 2).step_by(LATE_EVERY).filter(quiet);
-        let twice = (0..timed_from).step_by(TWICE_EVERY);
+        let can_be_late =
+            |index: &usize| !changes.contains(index) && !changes.contains(&(index + 1));
+        let first_timed = bundles.len() - TIMED;
+        // The bundle before the timed ones must be sent last: when it is stored, all others are stored too.
+        let late =
+            (0..first_timed - 2).skip(LATE_EVERY / 2).step_by(LATE_EVERY).filter(can_be_late);
+        let twice = (0..first_timed).step_by(TWICE_EVERY);
         Ok(Self {
             late: late.collect(),
             twice: twice.collect(),
             site,
             day,
             sensors,
-            watched,
+            limits,
             alerts,
             bundles,
         })
     }
 
     /// Returns one broken record of each kind. They contain air pressure, which has no limits and so causes no alerts.
-    fn broken(&self) -> Result<Vec<Broken>> {
+    fn broken_records(&self) -> Result<Vec<BrokenRecord>> {
         let pressure = |sensor: &&SiteSensor| sensor.metric == Metric::AirPressure;
-        let sensor_id = self.sensors.iter().find(pressure).context("a barometer")?.sensor_id;
+        let sensor_id = self.sensors.iter().find(pressure).context("no barometer")?.sensor_id;
         let bundle = |id: &str, sensor_id, at| {
             let series = vec![Series { sensor_id, samples: vec![Sample(at, 775.0)] }];
             anyhow::Ok(Bundle { bundle_id: id.parse()?, site_id: self.site, series })
@@ -237,49 +242,52 @@ impl Plan {
         let noon = "2016-01-01T12:00:00Z".parse()?;
         let mut no_schema = serde_json::to_value(bundle("broken-schema", sensor_id, noon)?)?;
         no_schema["series"][0]["samples"][0][1] = json!("775 hPa");
-        let nobody = SensorId::of(OnboardingId::of(SiteId::registered("", "nobody's")), 0);
+        let unknown_sensor = SensorId::from_onboarding(
+            OnboardingId::from_site(SiteId::registered("", "unknown")),
+            0,
+        );
         let ahead = Timestamp::now().plus_millis(60 * 60 * 1000);
-        let mut torn = gzip(&serde_json::to_vec(&bundle("broken-gzip", sensor_id, noon)?)?)?;
-        torn.truncate(torn.len() / 2);
+        let mut truncated = gzip(&serde_json::to_vec(&bundle("broken-gzip", sensor_id, noon)?)?)?;
+        truncated.truncate(truncated.len() / 2);
         let mut changed = self.bundles[CONFLICTING].clone();
         changed.series.retain(|series| series.sensor_id == sensor_id);
         changed.series[0].samples[0].1 += 0.1;
 
         let json = |bundle: Bundle| serde_json::to_vec(&bundle);
         let ahead = json(bundle("broken-clock", sensor_id, ahead)?)?;
-        let unknown = json(bundle("broken-sensor", nobody, noon)?)?;
+        let unknown = json(bundle("broken-sensor", unknown_sensor, noon)?)?;
         Ok([
-            ("no JSON", "InvalidInput", b"$SLV,2016-01-01T12:00:00Z,775.0*4F".to_vec()),
-            ("a text for a value", "InvalidInput", no_schema.to_string().into_bytes()),
-            ("a clock that is an hour ahead", "InvalidInput", ahead),
-            ("half of a gzip", "InvalidInput", torn),
-            ("nobody's sensor", "UnknownSensor", unknown),
-            ("a bundle's number with other samples", "BundleConflict", json(changed)?),
+            ("not JSON", "InvalidInput", b"$SLV,2016-01-01T12:00:00Z,775.0*4F".to_vec()),
+            ("a string as value", "InvalidInput", no_schema.to_string().into_bytes()),
+            ("a sample one hour in the future", "InvalidInput", ahead),
+            ("truncated gzip", "InvalidInput", truncated),
+            ("an unknown sensor", "UnknownSensor", unknown),
+            ("a reused bundle id with other samples", "BundleConflict", json(changed)?),
         ]
-        .map(|(what, error, data)| Broken { what, error, data })
+        .map(|(what, error, data)| BrokenRecord { what, error, data })
         .into())
     }
 
     /// Sends all bundles except the timed ones, in the planned order.
-    async fn send(&self, stack: &Stack) -> Result<(Vec<Placed>, u32)> {
-        let order = logger::order(self.bundles.len() - TIMED, &self.late, &self.twice);
+    async fn send(&self, stack: &Stack) -> Result<(Vec<SentRecord>, u32)> {
+        let order = data_logger::order(self.bundles.len() - TIMED, &self.late, &self.twice);
         let mut meter = Meter::new("bundles", order.len());
         let mut broken = Vec::new();
         let mut retries = 0;
         let key = self.site.to_string();
-        for place in order {
-            if place >= BROKEN_BEFORE && broken.is_empty() {
-                for record in self.broken()? {
+        for index in order {
+            if index >= BROKEN_BEFORE && broken.is_empty() {
+                for record in self.broken_records()? {
                     let position = stack.put_record(&key, record.data.clone()).await?;
                     broken.push((record, position));
                 }
             }
-            let bundle = &self.bundles[place];
-            if DIRECT.contains(&place) {
-                let packed = gzip(&serde_json::to_vec(bundle)?)?;
-                stack.put_record(&key, packed).await?;
+            let bundle = &self.bundles[index];
+            if DIRECT.contains(&index) {
+                let compressed = gzip(&serde_json::to_vec(bundle)?)?;
+                stack.put_record(&key, compressed).await?;
             } else {
-                retries += logger::send(stack, &[bundle]).await?;
+                retries += data_logger::send(stack, &[bundle]).await?;
             }
             meter.step();
         }
@@ -288,45 +296,49 @@ impl Plan {
 
     /// Returns whether this bundle can be queried. The bundles of a site are stored in order.
     async fn queryable(&self, stack: &Stack, bundle: &Bundle) -> Result<bool> {
-        let series = bundle.series.last().context("a series")?;
-        let Sample(start, _) = series.samples.first().context("a sample")?;
-        let asked = stack.readings(series.sensor_id, &format!("from={start}&limit=1")).await?;
-        Ok(asked.body["samples"][0][0] == json!(start))
+        let series = bundle.series.last().context("a bundle without a series")?;
+        let Sample(start, _) = series.samples.first().context("a series without a sample")?;
+        let response = stack.readings(series.sensor_id, &format!("from={start}&limit=1")).await?;
+        Ok(response.body["samples"][0][0] == json!(start))
     }
 
     /// Waits until all sent bundles are stored. Then sends the last bundles one by one and measures the time of each.
-    async fn time_the_last(&self, stack: &Stack) -> Result<Millis> {
+    async fn measure_last_bundles(&self, stack: &Stack) -> Result<LatencyMillis> {
         let (sent, last) = self.bundles.split_at(self.bundles.len() - TIMED);
-        let before = sent.last().context("a day of more bundles")?;
-        until("the day to be stored", PATIENCE, async || {
-            let there = self.queryable(stack, before).await?;
-            Ok(if there { Look::Found(()) } else { Look::Saw("less") })
+        let before = sent.last().context("too few bundles")?;
+        until("all bundles to be stored", TIMEOUT, async || {
+            let is_stored = self.queryable(stack, before).await?;
+            Ok(if is_stored {
+                Poll::Ready(())
+            } else {
+                Poll::Pending("the last bundle is missing")
+            })
         })
         .await?;
-        let mut all = Vec::new();
+        let mut latencies = Vec::new();
         for bundle in last {
-            let begun = Instant::now();
-            logger::send(stack, &[bundle]).await?;
-            while !self.queryable(stack, bundle).await? && begun.elapsed() < PATIENCE {
-                tokio::time::sleep(GLANCE).await;
+            let started = Instant::now();
+            data_logger::send(stack, &[bundle]).await?;
+            while !self.queryable(stack, bundle).await? && started.elapsed() < TIMEOUT {
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
-            all.push(begun.elapsed().as_millis());
+            latencies.push(started.elapsed().as_millis());
         }
-        Ok(Millis::of(all))
+        Ok(LatencyMillis::from_samples(latencies))
     }
 }
 
-/// Returns whether the bundle contains the sample that caused the alert.
-fn holds(bundle: &Bundle, alert: &Alert) -> bool {
+/// Returns whether the bundle contains the sample of the alert.
+fn contains_sample(bundle: &Bundle, alert: &Alert) -> bool {
     let mut series = bundle.series.iter().filter(|series| series.sensor_id == alert.sensor_id);
     series.any(|series| series.samples.iter().any(|sample| sample.0 == alert.at))
 }
 
 /// Returns the site's alerts among the captured events, by sensor and time.
 fn alerts(captured: &[Value], onboarding: OnboardingId) -> Result<Vec<Alert>> {
-    let of_site = onboarding.to_string();
+    let onboarding = onboarding.to_string();
     let mut alerts = Vec::new();
-    for event in captured.iter().filter(|event| capture::correlation(event) == of_site) {
+    for event in captured.iter().filter(|event| capture::correlation(event) == onboarding) {
         let data = event["detail"]["data"].clone();
         match event["detail-type"].as_str() {
             Some(ReadingBreachedThreshold::TYPE) => {
@@ -346,80 +358,89 @@ fn alerts(captured: &[Value], onboarding: OnboardingId) -> Result<Vec<Alert>> {
 async fn check_alerts(
     stack: &Stack,
     capture: &Capture,
-    plan: &Plan,
+    plan: &SendingPlan,
     ids: Ids,
-    untrue: &mut Vec<String>,
+    violations: &mut Vec<String>,
 ) -> Result<Vec<Alert>> {
     let enough = |events: &[Value]| events.len() >= plan.alerts.len();
-    let mut captured = capture.take_until(stack, SETTLING, enough).await?;
-    tokio::time::sleep(LISTENING).await;
+    let mut captured = capture.take_until(stack, SETTLE_TIMEOUT, enough).await?;
+    tokio::time::sleep(DUPLICATE_WAIT).await;
     captured.extend(capture.take(stack).await?);
-    let told = alerts(&captured, ids.onboarding_id)?;
-    for alert in plan.alerts.iter().filter(|alert| !told.contains(alert)) {
-        untrue.push(format!("{} of {} was not told: {alert:?}", alert.metric, alert.at));
+    let published = alerts(&captured, ids.onboarding_id)?;
+    for alert in plan.alerts.iter().filter(|alert| !published.contains(alert)) {
+        violations.push(format!("missing alert of {} at {}: {alert:?}", alert.metric, alert.at));
     }
-    for alert in told.iter().filter(|alert| !plan.alerts.contains(alert)) {
-        untrue.push(format!("{} of {} was told: {alert:?}", alert.metric, alert.at));
+    for alert in published.iter().filter(|alert| !plan.alerts.contains(alert)) {
+        violations.push(format!("unexpected alert of {} at {}: {alert:?}", alert.metric, alert.at));
     }
     let mut delivered = BTreeSet::new();
     for event in &captured {
         if !delivered.insert(capture::event_id(event)) {
-            untrue.push(format!("an event was delivered twice: {event}"));
+            violations.push(format!("an event was delivered twice: {event}"));
         }
     }
-    let story = log::story(stack, ids.onboarding_id).await?;
-    untrue.extend(log::gaps(&story));
+    let saga_events = log::saga_events(stack, ids.onboarding_id).await?;
+    violations.extend(log::gaps(&saga_events));
     let kinds = [ReadingBreachedThreshold::TYPE, ReadingBackToNormal::TYPE];
-    let logged = story.iter().filter(|event| kinds.contains(&event.kind.as_str()));
+    let logged = saga_events.iter().filter(|event| kinds.contains(&event.kind.as_str()));
     let logged = logged.map(log::LoggedEvent::id).collect::<Result<BTreeSet<_>>>()?;
-    let unheard = logged.iter().filter(|id| !delivered.contains(id.as_str()));
-    untrue.extend(unheard.map(|id| format!("event {id} was not delivered")));
-    if logged.len() != told.len() {
-        untrue.push(format!("{} alerts are logged and {} were told", logged.len(), told.len()));
+    let undelivered = logged.iter().filter(|id| !delivered.contains(id.as_str()));
+    violations.extend(undelivered.map(|id| format!("event {id} was not delivered")));
+    if logged.len() != published.len() {
+        let (logged, published) = (logged.len(), published.len());
+        violations.push(format!("{logged} alerts are logged, {published} were published"));
     }
-    Ok(told)
+    Ok(published)
 }
 
-/// Checks that the failures of store-readings are exactly the broken records, complete.
+/// Checks that the failures of store-readings are exactly the broken records, with their complete data.
 async fn check_failures(
     stack: &Stack,
-    broken: &[Placed],
-    untrue: &mut Vec<String>,
-) -> Result<Vec<SetAside>> {
+    broken: &[SentRecord],
+    violations: &mut Vec<String>,
+) -> Result<Vec<QuarantinedFailure>> {
     let mut failures = stack.failures_of(STORE_READINGS).await?;
-    let begun = Instant::now();
-    while failures.len() < broken.len() && begun.elapsed() < SETTLING {
-        tokio::time::sleep(GLANCE).await;
+    let started = Instant::now();
+    while failures.len() < broken.len() && started.elapsed() < SETTLE_TIMEOUT {
+        tokio::time::sleep(POLL_INTERVAL).await;
         failures = stack.failures_of(STORE_READINGS).await?;
     }
-    let mut recorded = failures.into_iter().map(Quarantined::of).collect::<Result<Vec<_>>>()?;
-    let mut set_aside = Vec::new();
-    for (Broken { what, error, data }, position) in broken {
+    let mut recorded =
+        failures.into_iter().map(QuarantinedRecord::from_failure).collect::<Result<Vec<_>>>()?;
+    let mut quarantined = Vec::new();
+    for (BrokenRecord { what, error, data }, position) in broken {
         let at = recorded.iter().position(|record| record.position() == *position);
         let Some(record) = at.map(|at| recorded.swap_remove(at)) else {
-            untrue.push(format!("{what}, at {position:?}, is no failure of {STORE_READINGS}"));
+            violations.push(format!("{what} at {position:?}: no failure of {STORE_READINGS}"));
             continue;
         };
-        let whole = record.payload()? == *data;
-        let Failure { kind, status, error: told, .. } = record.failure;
-        if !whole || kind != "QUARANTINED" || status != "OPEN" || told.name != *error {
-            let told = format!("{} {kind} {status}", told.name);
-            untrue.push(format!("{what} is not whole, or not {error} QUARANTINED OPEN: {told}"));
+        let is_complete = record.payload()? == *data;
+        let Failure { kind, status, error: actual, .. } = record.failure;
+        if !is_complete || kind != "QUARANTINED" || status != "OPEN" || actual.name != *error {
+            let actual = format!("{} {kind} {status}, complete data: {is_complete}", actual.name);
+            violations.push(format!("{what}: {actual}; expected {error} QUARANTINED OPEN"));
         }
         let Position { shard_id, sequence_number } = position.clone();
-        let FailureError { name: error, message: reason } = told;
+        let FailureError { name: error, message: reason } = actual;
         let bytes = data.len();
-        set_aside.push(SetAside { what, error, reason, shard_id, sequence_number, bytes });
+        quarantined.push(QuarantinedFailure {
+            what,
+            error,
+            reason,
+            shard_id,
+            sequence_number,
+            bytes,
+        });
     }
-    untrue.extend(recorded.iter().map(|more| format!("there is a {}", more.failure)));
-    Ok(set_aside)
+    violations.extend(recorded.iter().map(|more| format!("unexpected failure: {}", more.failure)));
+    Ok(quarantined)
 }
 
 /// Checks that the API returns exactly the values in the file, bit for bit, for each sensor.
 async fn check_samples(
     stack: &Stack,
-    plan: &Plan,
-    untrue: &mut Vec<String>,
+    plan: &SendingPlan,
+    violations: &mut Vec<String>,
 ) -> Result<Vec<SensorDay>> {
     let mut days = Vec::new();
     for SiteSensor { sensor_id, metric, unit } in &plan.sensors {
@@ -428,25 +449,28 @@ async fn check_samples(
         let samples = stack.samples(*sensor_id, "").await?;
         let same = |(a, b): (&Sample, &Sample)| a.0 == b.0 && a.1.to_bits() == b.1.to_bits();
         if samples.len() != good.len() || !samples.iter().zip(good).all(same) {
-            untrue.push(format!("{metric}: its {} samples are not the file's", samples.len()));
+            violations
+                .push(format!("{metric}: the {} samples differ from the file", samples.len()));
         }
 
-        let days_told = stack.buckets(*sensor_id, "aggregate=day").await?;
-        let least = good.iter().map(|sample| sample.1).reduce(f64::min);
-        let greatest = good.iter().map(|sample| sample.1).reduce(f64::max);
-        let told = days_told.first().map(|day| (day.count, day.min, day.max));
-        let must_be = least.zip(greatest).map(|(min, max)| (good.len(), min, max));
-        if told != must_be || days_told.len() > 1 {
-            untrue.push(format!("{metric}: its day adds up to {days_told:?}, not {must_be:?}"));
+        let buckets = stack.buckets(*sensor_id, "aggregate=day").await?;
+        let min = good.iter().map(|sample| sample.1).reduce(f64::min);
+        let max = good.iter().map(|sample| sample.1).reduce(f64::max);
+        let actual = buckets.first().map(|day| (day.count, day.min, day.max));
+        let expected = min.zip(max).map(|(min, max)| (good.len(), min, max));
+        if actual != expected || buckets.len() > 1 {
+            violations.push(format!(
+                "{metric}: the aggregates of the day are {buckets:?}, expected {expected:?}"
+            ));
         }
-        let watched = plan.watched.iter().find(|watched| watched.sensor_id == *sensor_id);
-        let limits = watched.map(|watched| [("min", watched.min), ("max", watched.max)]);
+        let limits = plan.limits.iter().find(|limits| limits.sensor_id == *sensor_id);
+        let limits = limits.map(|limits| [("min", limits.min), ("max", limits.max)]);
         let limits = limits.into_iter().flatten();
         days.push(SensorDay {
             sensor_id: *sensor_id,
             metric: *metric,
             unit: unit.clone(),
-            day: days_told.into_iter().next(),
+            day: buckets.into_iter().next(),
             samples,
             limits: limits.filter_map(|(name, limit)| Some((name, limit?))).collect(),
         });
@@ -459,19 +483,25 @@ fn bundle_of(row: &Item) -> Option<&str> {
     row.get("row")?.as_s().ok()?.split_once('/').map(|(_, bundle)| bundle)
 }
 
-/// Checks that there is one row per series of a bundle, even if the bundle was sent twice. Adds up their costs.
-async fn check_rows(stack: &Stack, plan: &Plan, untrue: &mut Vec<String>) -> Result<Stored> {
+/// Checks that there is one row per series of a bundle, even if the bundle was sent twice. Adds up the costs of the
+/// rows.
+async fn check_rows(
+    stack: &Stack,
+    plan: &SendingPlan,
+    violations: &mut Vec<String>,
+) -> Result<Stored> {
     let twice: BTreeSet<_> =
-        plan.twice.iter().map(|place| plan.bundles[*place].bundle_id.as_str()).collect();
+        plan.twice.iter().map(|index| plan.bundles[*index].bundle_id.as_str()).collect();
     let conflicting = plan.bundles[CONFLICTING].bundle_id.as_str();
     let mut stored = Stored::default();
     for SiteSensor { sensor_id, metric, .. } in &plan.sensors {
         let rows = stack.series_rows(*sensor_id).await?;
-        let of_sensor =
+        let has_sensor =
             |bundle: &&Bundle| bundle.series.iter().any(|series| series.sensor_id == *sensor_id);
-        let must_be = plan.bundles.iter().filter(of_sensor).map(|bundle| bundle.bundle_id.as_str());
-        if !rows.iter().filter_map(bundle_of).eq(must_be) {
-            untrue.push(format!("{metric}: its {} rows are not one a bundle", rows.len()));
+        let expected =
+            plan.bundles.iter().filter(has_sensor).map(|bundle| bundle.bundle_id.as_str());
+        if !rows.iter().filter_map(bundle_of).eq(expected) {
+            violations.push(format!("{metric}: {} rows, expected one per bundle", rows.len()));
         }
         for row in &rows {
             let bytes = item_bytes(row)?;
@@ -495,28 +525,30 @@ pub async fn run(
     capture: &Capture,
     station: &Station,
     ids: Ids,
-) -> Result<Findings> {
-    let plan = Plan::new(stack, station, ids.site_id).await?;
-    stack.sensors_known(plan.sensors.iter().map(|sensor| sensor.sensor_id)).await?;
+) -> Result<ReadingsFindings> {
+    let plan = SendingPlan::new(stack, station, ids.site_id).await?;
+    stack.wait_for_sensors(plan.sensors.iter().map(|sensor| sensor.sensor_id)).await?;
     let (broken, retries) = plan.send(stack).await?;
-    let queryable_after = plan.time_the_last(stack).await?;
+    let queryable_after = plan.measure_last_bundles(stack).await?;
 
-    let mut untrue = Vec::new();
-    let sensors = check_samples(stack, &plan, &mut untrue).await?;
-    let failures = check_failures(stack, &broken, &mut untrue).await?;
-    let mut stored = check_rows(stack, &plan, &mut untrue).await?;
-    let alerts = check_alerts(stack, capture, &plan, ids, &mut untrue).await?;
+    let mut violations = Vec::new();
+    let sensors = check_samples(stack, &plan, &mut violations).await?;
+    let failures = check_failures(stack, &broken, &mut violations).await?;
+    let mut stored = check_rows(stack, &plan, &mut violations).await?;
+    let alerts = check_alerts(stack, capture, &plan, ids, &mut violations).await?;
 
     stored.samples = sensors.iter().map(|sensor| sensor.samples.len()).sum();
     #[expect(clippy::cast_precision_loss, reason = "some thousands")]
     let units_a_reading =
         (stored.write_units + stored.write_units_refused) as f64 / stored.samples.max(1) as f64;
     stored.write_units_a_reading = units_a_reading;
-    if units_a_reading > MOST_UNITS_A_READING {
-        untrue.push(format!("a reading cost {units_a_reading} write units"));
+    if units_a_reading > MAX_UNITS_A_READING {
+        violations.push(format!(
+            "a reading costs {units_a_reading} write units, expected at most {MAX_UNITS_A_READING}"
+        ));
     }
-    let repeated = plan.twice.iter().map(|place| plan.bundles[*place].samples());
-    let report = Report {
+    let repeated = plan.twice.iter().map(|index| plan.bundles[*index].samples());
+    let report = ReadingsReport {
         site_id: plan.site,
         station: plan.day.station.clone(),
         file: FILE,
@@ -538,5 +570,5 @@ pub async fn run(
         alerts,
         failures,
     };
-    Ok(Findings { report, untrue })
+    Ok(ReadingsFindings { report, violations })
 }

@@ -19,11 +19,11 @@ use tests::{
     api::Call,
     capture::{self, Capture},
     executions::{Execution, Task},
-    inventory::{Count, Inventory},
+    inventory::{Inventory, KitCounts},
     log::{self, LoggedEvent},
     sites::{FORWARD, Ids, UNDO, residue, table_of},
     stripe,
-    wait::{Look, until},
+    wait::{Poll, until},
 };
 
 use crate::{
@@ -33,18 +33,18 @@ use crate::{
 };
 
 /// The timeout for the last events after the sagas have ended.
-pub const SETTLING: Duration = Duration::from_secs(15);
+pub const SETTLE_TIMEOUT: Duration = Duration::from_secs(15);
 /// The time after the last event in which a second delivery would arrive.
-pub const LISTENING: Duration = Duration::from_millis(1500);
+pub const DUPLICATE_WAIT: Duration = Duration::from_millis(1500);
 
 /// The report of the demo, in `target/demo/report.json`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Report {
+pub struct OnboardingReport {
     sites: Vec<SiteReport>,
     residue: Residue,
     events_published: usize,
-    onboarding_millis: Millis,
+    onboarding_millis: DurationMillis,
 }
 
 #[derive(Debug, Serialize)]
@@ -69,7 +69,7 @@ struct Step {
     millis: Option<i64>,
 }
 
-/// What is left of the two undone onboardings. All of it must be zero.
+/// What is left of the two failed onboardings. All numbers must be zero.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Residue {
@@ -77,41 +77,42 @@ struct Residue {
     rows: BTreeMap<String, usize>,
     /// The number of customers and subscriptions at the payment provider.
     payment_provider: usize,
-    /// Stock minus (delivered minus kits of ACTIVE sites), for the metrics where it is not 0.
-    stock: Count,
+    /// The stock minus the expected stock, for each metric with a difference. The expected stock is the delivered kits
+    /// minus those of ACTIVE sites.
+    stock: KitCounts,
 }
 
 #[derive(Debug, Serialize)]
-struct Millis {
+struct DurationMillis {
     p50: i64,
     p95: i64,
     max: i64,
 }
 
-/// The report, and the violations that it shows.
-pub struct Findings {
-    pub report: Report,
-    pub untrue: Vec<String>,
+/// The report, and the results that are not as expected.
+pub struct OnboardingFindings {
+    pub report: OnboardingReport,
+    pub violations: Vec<String>,
 }
 
 /// A site with its executions and events.
-struct Examined {
+struct SiteResult {
     ids: Ids,
     site: Value,
     onboarding: Execution,
     teardown: Option<Execution>,
-    story: Vec<LoggedEvent>,
+    saga_events: Vec<LoggedEvent>,
 }
 
 /// Waits until the site's read model and event log are final. After the timeout, returns the current state.
 async fn settled(stack: &Stack, ids: Ids) -> Result<(Value, Vec<LoggedEvent>)> {
-    let look = async || {
-        let answer = stack.site(ids.site_id).await?;
-        let story = log::story(stack, ids.onboarding_id).await?;
-        anyhow::Ok((answer.body, story))
+    let read = async || {
+        let response = stack.site(ids.site_id).await?;
+        let saga_events = log::saga_events(stack, ids.onboarding_id).await?;
+        anyhow::Ok((response.body, saga_events))
     };
-    let settled = until("the read model", SETTLING, async || {
-        let (site, story) = look().await?;
+    let settled = until("the read model to be complete", SETTLE_TIMEOUT, async || {
+        let (site, saga_events) = read().await?;
         let steps = site["onboarding"]["steps"].as_array().map_or(&[][..], Vec::as_slice);
         let settled = match site["status"].as_str() {
             Some("ACTIVE") => steps.len() == FORWARD.len(),
@@ -120,28 +121,32 @@ async fn settled(stack: &Stack, ids: Ids) -> Result<(Value, Vec<LoggedEvent>)> {
             }
             _ => false,
         };
-        let published = story.iter().all(LoggedEvent::is_published);
-        Ok(if settled && published { Look::Found((site, story)) } else { Look::Saw("less") })
+        let published = saga_events.iter().all(LoggedEvent::is_published);
+        Ok(if settled && published {
+            Poll::Ready((site, saga_events))
+        } else {
+            Poll::Pending("it is incomplete")
+        })
     })
     .await;
     match settled {
         Ok(settled) => Ok(settled),
-        Err(_) => look().await,
+        Err(_) => read().await,
     }
 }
 
-async fn examined(stack: &Stack, ids: Ids) -> Result<Examined> {
-    let (site, story) = settled(stack, ids).await?;
+async fn read_result(stack: &Stack, ids: Ids) -> Result<SiteResult> {
+    let (site, saga_events) = settled(stack, ids).await?;
     let onboarding =
-        stack.onboarding(ids.onboarding_id).await?.context("an onboarding without execution")?;
+        stack.onboarding(ids.onboarding_id).await?.context("the onboarding has no execution")?;
     let teardown = stack.teardown(ids.onboarding_id).await?;
-    Ok(Examined { ids, site, onboarding, teardown, story })
+    Ok(SiteResult { ids, site, onboarding, teardown, saga_events })
 }
 
 /// Returns the time from `SiteCreated` to the final event.
-fn millis(story: &[LoggedEvent]) -> Option<i64> {
+fn millis(saga_events: &[LoggedEvent]) -> Option<i64> {
     let at = |kinds: &[&str]| -> Option<i64> {
-        let event = story.iter().find(|event| kinds.contains(&event.kind.as_str()))?;
+        let event = saga_events.iter().find(|event| kinds.contains(&event.kind.as_str()))?;
         Some(event.occurred_at.parse::<Timestamp>().ok()?.millis())
     };
     Some(at(&["SiteActivated", "SiteRejected"])? - at(&["SiteCreated"])?)
@@ -152,9 +157,9 @@ fn step(task: &Task, done: &'static str) -> Step {
     Step { name: task.name.clone(), status, millis: task.millis() }
 }
 
-fn steps(examined: &Examined) -> Vec<Step> {
-    let forward = examined.onboarding.tasks.iter().filter(|task| task.name != "Compensate");
-    let undo = examined.teardown.iter().flat_map(|teardown| &teardown.tasks);
+fn steps(result: &SiteResult) -> Vec<Step> {
+    let forward = result.onboarding.tasks.iter().filter(|task| task.name != "Compensate");
+    let undo = result.teardown.iter().flat_map(|teardown| &teardown.tasks);
     forward
         .map(|task| step(task, "COMPLETED"))
         .chain(undo.map(|task| step(task, "UNDONE")))
@@ -162,15 +167,15 @@ fn steps(examined: &Examined) -> Vec<Step> {
 }
 
 /// Compares one site with the expected result of its station.
-fn check(station: &Station, examined: &Examined, untrue: &mut Vec<String>) {
+fn check(station: &Station, result: &SiteResult, violations: &mut Vec<String>) {
     let name = &station.name;
-    let mut must = |holds: bool, what: String| {
+    let mut require = |holds: bool, what: String| {
         if !holds {
-            untrue.push(format!("{name}: {what}"));
+            violations.push(format!("{name}: {what}"));
         }
     };
-    let Examined { site, onboarding, teardown, story, .. } = examined;
-    let told: Vec<_> = site["onboarding"]["steps"]
+    let SiteResult { site, onboarding, teardown, saga_events, .. } = result;
+    let actual: Vec<_> = site["onboarding"]["steps"]
         .as_array()
         .into_iter()
         .flatten()
@@ -178,51 +183,63 @@ fn check(station: &Station, examined: &Examined, untrue: &mut Vec<String>) {
         .collect();
     match station.fails {
         None => {
-            must(site["status"] == "ACTIVE", format!("it is {}, not ACTIVE", site["status"]));
-            must(
+            require(
+                site["status"] == "ACTIVE",
+                format!("its status is {}, expected ACTIVE", site["status"]),
+            );
+            require(
                 onboarding.status == ExecutionStatus::Succeeded,
-                format!("its saga ended {}: {:?}", onboarding.status, onboarding.cause),
+                format!("its saga ended as {}: {:?}", onboarding.status, onboarding.cause),
             );
-            must(
-                told == FORWARD.map(|step| (step, "COMPLETED")),
-                format!("GET /sites/{{siteId}} tells of the steps {told:?}"),
+            require(
+                actual == FORWARD.map(|step| (step, "COMPLETED")),
+                format!("GET /sites/{{siteId}} returns the steps {actual:?}"),
             );
-            must(teardown.is_none(), "it was torn down".to_owned());
+            require(teardown.is_none(), "a teardown was started".to_owned());
         }
         Some((step, error)) => {
-            must(site["status"] == "REJECTED", format!("it is {}, not REJECTED", site["status"]));
-            let failure = &site["onboarding"]["failure"];
-            must(
-                failure["step"] == step && failure["error"] == error,
-                format!("its failure is {failure}, not {error} of {step}"),
+            require(
+                site["status"] == "REJECTED",
+                format!("its status is {}, expected REJECTED", site["status"]),
             );
-            must(
+            let failure = &site["onboarding"]["failure"];
+            require(
+                failure["step"] == step && failure["error"] == error,
+                format!("its failure is {failure}, expected {error} of {step}"),
+            );
+            require(
                 onboarding.task(step).and_then(Task::failure) == Some(error)
                     && onboarding.error.as_deref() == Some(error),
-                format!("its saga ended {}: {:?}", onboarding.status, onboarding.cause),
+                format!("its saga ended as {}: {:?}", onboarding.status, onboarding.cause),
             );
-            // Every step before the failed one must be shown as undone, and the failed one as failed.
-            let mut tale: Vec<_> = FORWARD
+            // Every step before the failed step must be shown as undone, and the failed step as failed.
+            let mut expected: Vec<_> = FORWARD
                 .into_iter()
                 .take_while(|name| *name != step)
                 .map(|name| (name, "UNDONE"))
                 .collect();
-            tale.push((step, "FAILED"));
-            must(told == tale, format!("GET /sites/{{siteId}} tells of the steps {told:?}"));
+            expected.push((step, "FAILED"));
+            require(
+                actual == expected,
+                format!("GET /sites/{{siteId}} returns the steps {actual:?}"),
+            );
             let undone = teardown.as_ref().map(Execution::succeeded).unwrap_or_default();
-            must(undone == UNDO, format!("only these undos went through: {undone:?}"));
+            require(
+                undone == UNDO,
+                format!("the completed undos are {undone:?}, expected {UNDO:?}"),
+            );
         }
     }
-    for gap in log::gaps(story) {
-        must(false, gap);
+    for gap in log::gaps(saga_events) {
+        require(false, gap);
     }
-    for event in story.iter().filter(|event| !event.is_published()) {
-        must(false, format!("{} {} is not published", event.entity, event.kind));
+    for event in saga_events.iter().filter(|event| !event.is_published()) {
+        require(false, format!("{} {} is not published", event.entity, event.kind));
     }
 }
 
 /// Checks that every logged event was delivered once, and no other event was.
-fn check_deliveries(logged: &BTreeSet<String>, captured: &[Value], untrue: &mut Vec<String>) {
+fn check_deliveries(logged: &BTreeSet<String>, captured: &[Value], violations: &mut Vec<String>) {
     let mut times = BTreeMap::<&str, usize>::new();
     for event in captured {
         *times.entry(capture::event_id(event)).or_default() += 1;
@@ -230,19 +247,20 @@ fn check_deliveries(logged: &BTreeSet<String>, captured: &[Value], untrue: &mut 
     for id in logged {
         match times.remove(id.as_str()) {
             Some(1) => {}
-            times => untrue.push(format!(
-                "event {id} was delivered {} times, not once",
+            times => violations.push(format!(
+                "event {id} was delivered {} times, expected once",
                 times.unwrap_or_default()
             )),
         }
     }
-    untrue.extend(times.keys().map(|id| format!("event {id} was delivered and is in no log")));
+    violations
+        .extend(times.keys().map(|id| format!("event {id} was delivered, but is not logged")));
 }
 
 /// Returns the expected stock: all delivered kits minus one for each sensor of an active site.
-fn expected_stock(inventory: &Inventory, examined: &[Examined]) -> Count {
+fn expected_stock(inventory: &Inventory, results: &[SiteResult]) -> KitCounts {
     let mut expected = inventory.delivered.clone();
-    for site in examined.iter().map(|examined| &examined.site) {
+    for site in results.iter().map(|result| &result.site) {
         if site["status"] == "ACTIVE" {
             for sensor in site["sensors"].as_array().into_iter().flatten() {
                 let metric = sensor["metric"].as_str().unwrap_or("?");
@@ -260,94 +278,96 @@ fn percentile(sorted: &[i64], percent: usize) -> i64 {
 }
 
 /// Collects the results of all stations and checks them.
-pub async fn examine(
+pub async fn collect(
     stack: &Stack,
     capture: &Capture,
     stations: &[Station],
     onboarded: &Onboarded,
-) -> Result<Findings> {
-    let sites = onboarded.ids.iter().map(|ids| examined(stack, *ids));
-    let examined = try_join_all(sites).await?;
-    let mut untrue = Vec::new();
-    let mut left = Residue::default();
+) -> Result<OnboardingFindings> {
+    let results = onboarded.ids.iter().map(|ids| read_result(stack, *ids));
+    let results = try_join_all(results).await?;
+    let mut violations = Vec::new();
+    let mut residue_report = Residue::default();
     for step in STEPS.iter().filter(|step| !step.is_of_site()) {
-        left.rows.insert(table_of(step), 0);
+        residue_report.rows.insert(table_of(step), 0);
     }
-    for (station, examined) in stations.iter().zip(&examined) {
-        check(station, examined, &mut untrue);
-        let onboarding = examined.ids.onboarding_id.to_string();
-        let billed = stripe::billed(stack, &onboarding).await?;
+    for (station, result) in stations.iter().zip(&results) {
+        check(station, result, &mut violations);
+        let onboarding = result.ids.onboarding_id.to_string();
+        let objects = stripe::billing_objects(stack, &onboarding).await?;
         if station.fails.is_none() {
-            if billed.subscriptions.len() != 1 || billed.customers.len() != 1 {
+            if objects.subscriptions.len() != 1 || objects.customers.len() != 1 {
                 let name = &station.name;
-                untrue.push(format!("{name}: at the payment provider there is {billed:?}"));
+                violations.push(format!("{name}: the payment provider has {objects:?}, expected one customer with one subscription"));
             }
             continue;
         }
-        left.payment_provider += billed.count();
-        for (place, what) in residue(stack, examined.ids).await? {
-            if let Some(rows) = left.rows.get_mut(&place) {
+        residue_report.payment_provider += objects.count();
+        for (place, what) in residue(stack, result.ids).await? {
+            if let Some(rows) = residue_report.rows.get_mut(&place) {
                 *rows += 1;
             }
-            untrue.push(format!("{}: left in {place}: {what}", station.name));
+            violations.push(format!("{}: residue in {place}: {what}", station.name));
         }
     }
     let inventory = Inventory::read(stack).await?;
-    left.stock = Inventory::off(&inventory.stock, &expected_stock(&inventory, &examined));
-    if !left.stock.is_empty() {
-        untrue.push(format!("the stock is off by {:?}", left.stock));
+    residue_report.stock =
+        Inventory::difference(&inventory.stock, &expected_stock(&inventory, &results));
+    if !residue_report.stock.is_empty() {
+        violations.push(format!("the stock differs by {:?}", residue_report.stock));
     }
-    for (status, must_be) in [("ACTIVE", 6), ("REJECTED", 2)] {
+    for (status, expected) in [("ACTIVE", 6), ("REJECTED", 2)] {
         let listed = stack.call(Call::get(format!("/sites?status={status}"))).await?;
         let count = listed.body["sites"].as_array().map(Vec::len);
-        if count != Some(must_be) {
-            untrue.push(format!("GET /sites lists {count:?} {status} sites, not {must_be}"));
+        if count != Some(expected) {
+            violations
+                .push(format!("GET /sites returns {count:?} {status} sites, expected {expected}"));
         }
     }
 
     let mut logged = BTreeSet::new();
     let mut published = 0;
-    for event in examined.iter().flat_map(|examined| &examined.story) {
+    for event in results.iter().flat_map(|result| &result.saga_events) {
         published += usize::from(event.is_published());
         logged.insert(event.id()?);
     }
     let mut captured = onboarded.captured.clone();
     let missing = logged.len().saturating_sub(captured.len());
-    captured.extend(capture.take_until(stack, SETTLING, |more| more.len() >= missing).await?);
-    tokio::time::sleep(LISTENING).await;
+    captured.extend(capture.take_until(stack, SETTLE_TIMEOUT, |more| more.len() >= missing).await?);
+    tokio::time::sleep(DUPLICATE_WAIT).await;
     captured.extend(capture.take(stack).await?);
-    check_deliveries(&logged, &captured, &mut untrue);
+    check_deliveries(&logged, &captured, &mut violations);
 
-    let mut times: Vec<_> = examined.iter().filter_map(|site| millis(&site.story)).collect();
+    let mut times: Vec<_> = results.iter().filter_map(|site| millis(&site.saga_events)).collect();
     times.sort_unstable();
-    let report = Report {
-        residue: left,
+    let report = OnboardingReport {
+        residue: residue_report,
         events_published: published,
-        onboarding_millis: Millis {
+        onboarding_millis: DurationMillis {
             p50: percentile(&times, 50),
             p95: percentile(&times, 95),
             max: percentile(&times, 100),
         },
         sites: stations
             .iter()
-            .zip(&examined)
-            .map(|(station, examined)| SiteReport {
+            .zip(&results)
+            .map(|(station, result)| SiteReport {
                 name: station.name.clone(),
-                site_id: examined.ids.site_id.to_string(),
-                onboarding_id: examined.ids.onboarding_id.to_string(),
+                site_id: result.ids.site_id.to_string(),
+                onboarding_id: result.ids.onboarding_id.to_string(),
                 via: station.via,
-                status: examined.site["status"].as_str().unwrap_or("?").to_owned(),
-                failure: examined.site["onboarding"].get("failure").cloned(),
-                steps: steps(examined),
-                millis: millis(&examined.story).unwrap_or_default(),
+                status: result.site["status"].as_str().unwrap_or("?").to_owned(),
+                failure: result.site["onboarding"].get("failure").cloned(),
+                steps: steps(result),
+                millis: millis(&result.saga_events).unwrap_or_default(),
             })
             .collect(),
     };
-    Ok(Findings { report, untrue })
+    Ok(OnboardingFindings { report, violations })
 }
 
 /// Returns the table of the sites.
-pub fn table(report: &Report) -> Table {
+pub fn table(report: &OnboardingReport) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL).set_content_arrangement(ContentArrangement::Dynamic);
     // Without a terminal the table has no width.
@@ -357,7 +377,7 @@ pub fn table(report: &Report) -> Table {
     table.set_header(["Site", "Via", "Status", "ms", "Steps (ms)"]);
     for site in &report.sites {
         let steps = site.steps.iter().filter(|step| step.status != "UNDONE");
-        let mut cell = words(steps);
+        let mut cell = step_list(steps);
         if let Some(failure) = &site.failure {
             let undone = site.steps.iter().filter(|step| step.status == "UNDONE");
             cell = format!(
@@ -365,7 +385,7 @@ pub fn table(report: &Report) -> Table {
                 failure["step"].as_str().unwrap_or("?"),
                 failure["error"].as_str().unwrap_or("?"),
                 failure["message"].as_str().unwrap_or("?"),
-                words(undone)
+                step_list(undone)
             );
         }
         let via = match site.via {
@@ -378,7 +398,7 @@ pub fn table(report: &Report) -> Table {
     table
 }
 
-fn words<'a>(steps: impl Iterator<Item = &'a Step>) -> String {
+fn step_list<'a>(steps: impl Iterator<Item = &'a Step>) -> String {
     let each: Vec<_> = steps
         .map(|step| match step.millis {
             Some(millis) => format!("{} {millis}", step.name),
@@ -388,20 +408,21 @@ fn words<'a>(steps: impl Iterator<Item = &'a Step>) -> String {
     each.join(", ")
 }
 
-/// Returns the summary: what is left, and the durations.
-pub fn summary(report: &Report) -> String {
+/// Returns the summary: the residue, the number of events and the durations.
+pub fn summary(report: &OnboardingReport) -> String {
     let rows: Vec<_> =
         report.residue.rows.iter().map(|(table, rows)| format!("{table} {rows}")).collect();
     let stock = if report.residue.stock.is_empty() {
-        "what was delivered minus the kits of ACTIVE sites".to_owned()
+        "correct (delivered kits minus those of ACTIVE sites)".to_owned()
     } else {
-        format!("off by {:?}", report.residue.stock)
+        format!("differs by {:?}", report.residue.stock)
     };
-    let Millis { p50, p95, max } = report.onboarding_millis;
+    let DurationMillis { p50, p95, max } = report.onboarding_millis;
     format!(
-        "Residue of the two failed onboardings, but for tombstones: rows in {}; customers and \
-         subscriptions at the payment provider {}; stock: {stock}.\n\
-         Events published: {}. From registration to the end: p50 {p50} ms, p95 {p95} ms, max {max} ms.",
+        "Residue of the two failed onboardings (0 is correct; tombstones are not counted): rows in {}; customers \
+         and subscriptions at the payment provider: {}; stock: {stock}.\n\
+         Published events: {}. Time from registration to the end of the onboarding: p50 {p50} ms, p95 {p95} ms, \
+         max {max} ms.",
         rows.join(", "),
         report.residue.payment_provider,
         report.events_published,
@@ -410,31 +431,34 @@ pub fn summary(report: &Report) -> String {
 
 /// The content of `target/demo/report.json`.
 #[derive(Serialize)]
-struct Whole<'a> {
+struct ReportFile<'a> {
     #[serde(flatten)]
-    onboarding: &'a Report,
-    readings: Option<&'a readings::Report>,
+    onboarding: &'a OnboardingReport,
+    readings: Option<&'a readings::ReadingsReport>,
 }
 
 /// Writes `target/demo/report.json` and returns its path.
-pub fn write(onboarding: &Report, readings: Option<&readings::Report>) -> Result<PathBuf> {
+pub fn write(
+    onboarding: &OnboardingReport,
+    readings: Option<&readings::ReadingsReport>,
+) -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let folder = root.join("target/demo");
     fs::create_dir_all(&folder)?;
     let path = folder.join("report.json");
-    fs::write(&path, serde_json::to_string_pretty(&Whole { onboarding, readings })? + "\n")?;
+    fs::write(&path, serde_json::to_string_pretty(&ReportFile { onboarding, readings })? + "\n")?;
     Ok(path.strip_prefix(root).unwrap_or(&path).to_owned())
 }
 
 /// Returns commands for exploring the stack.
-pub fn what_next(
+pub fn next_commands(
     stack: &Stack,
-    report: &Report,
-    readings: Option<&readings::Report>,
+    report: &OnboardingReport,
+    readings: Option<&readings::ReadingsReport>,
     path: &Path,
 ) -> Result<String> {
     let failed = report.sites.iter().find(|site| site.failure.is_some());
-    let site = failed.or(report.sites.first()).context("a site")?;
+    let site = failed.or(report.sites.first()).context("the report has no site")?;
     let endpoint = stack.endpoint().as_str().trim_end_matches('/');
     let host = stack.api_host()?;
     let stage = stack.api_stage()?;
@@ -445,7 +469,7 @@ pub fn what_next(
         )
     };
     let mut calls = curl(format!("sites/{}", site.site_id));
-    // The air temperature, because its values are easy to judge.
+    // The air temperature, because its values are easy to understand.
     let thermometer = readings.and_then(|readings| {
         readings.sensors.iter().find(|sensor| sensor.metric == Metric::AirTemperature)
     });
@@ -453,12 +477,12 @@ pub fn what_next(
         calls += &curl(format!("sensors/{sensor_id}/readings?aggregate=hour"));
     }
     Ok(format!(
-        "The stack stays up. The same as JSON: {}. Look around:\n  \
+        "The stack keeps running. The report as JSON: {}. Commands to explore the stack:\n  \
          {calls}\
          AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test aws --endpoint-url {endpoint} --region us-east-1 \
          dynamodb scan --table-name {}\n  \
-         make logs NAME=publish-events   (any function; the emulator's own log: target/local/ministack.log)\n  \
-         make down   (stops it and forgets everything)",
+         make logs NAME=publish-events   (any function; the emulator's log is target/local/ministack.log)\n  \
+         make down   (stops the stack and deletes its data)",
         path.display(),
         stack.named(names::EVENTS),
     ))

@@ -15,7 +15,7 @@ pub const ALAMOSA: &str = "SLV";
 /// The station whose card is declined.
 const DECLINED: &str = "DRA";
 /// The station that registers more pyranometers than kits are delivered.
-const TOO_MANY: &str = "PSU";
+const TOO_MANY_SENSORS: &str = "PSU";
 
 /// The metrics of every station of the network.
 pub const SENSORS: [Metric; 13] = [
@@ -95,7 +95,8 @@ fn sensor(code: &str, metric: Metric) -> Value {
 /// Returns all eight stations. The first half registers over HTTP, the second half by event.
 pub fn all() -> Result<Vec<Station>> {
     let text = include_str!("../../../../../tests/data/surfrad-stations.json");
-    let entries: Vec<Entry> = serde_json::from_str(text).context("the stations' file")?;
+    let entries: Vec<Entry> =
+        serde_json::from_str(text).context("can't parse the stations' file")?;
     let half = entries.len() / 2;
     let stations = entries.into_iter().enumerate().map(|(index, entry)| {
         let mut sensors: Vec<_> =
@@ -106,8 +107,9 @@ pub fn all() -> Result<Vec<Station>> {
             card = DECLINED_CARD;
             fails = Some(("InitializeSubscription", "CardDeclined"));
         }
-        if entry.code == TOO_MANY {
-            let field = (0..DELIVERED).map(|_| sensor(TOO_MANY, Metric::DownwellingShortwave));
+        if entry.code == TOO_MANY_SENSORS {
+            let field =
+                (0..DELIVERED).map(|_| sensor(TOO_MANY_SENSORS, Metric::DownwellingShortwave));
             sensors.extend(field);
             fails = Some(("ReserveKits", "KitsOutOfStock"));
         }

@@ -13,14 +13,14 @@ use tests::{
     sites::{FORWARD, Ids},
 };
 
-use crate::{progress::Board, stations::Station};
+use crate::{progress::ProgressBoard, stations::Station};
 
 /// The timeout for all sagas together.
-const PATIENCE: Duration = Duration::from_secs(90);
-const PAUSE: Duration = Duration::from_millis(250);
+const TIMEOUT: Duration = Duration::from_secs(90);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The result of a registration request.
-pub enum Asked {
+/// A registration, with the ids that the response contains.
+pub enum Registration {
     /// The response of `POST /sites`.
     Http(Ids),
     /// The event's id.
@@ -49,67 +49,69 @@ fn state(execution: Option<&Execution>) -> (usize, String) {
     let Some(execution) = execution else { return (0, "registered".to_owned()) };
     let done = execution.succeeded().iter().filter(|name| FORWARD.contains(name)).count();
     let failed = execution.tasks.iter().find_map(|task| Some((&task.name, task.failure()?)));
-    let words = match (&execution.status, failed, execution.current()) {
+    let description = match (&execution.status, failed, execution.current()) {
         (ExecutionStatus::Succeeded, ..) => "ACTIVE".to_owned(),
         (ExecutionStatus::Running, None, Some(task)) => task.name.clone(),
         (ExecutionStatus::Running, Some((step, error)), _) => {
-            format!("{step} failed ({error}): undoing")
+            format!("{step} failed ({error}); undoing the completed steps")
         }
         (ExecutionStatus::Running, None, None) => "started".to_owned(),
-        (status, Some((step, error)), _) => format!("{status}: {step} failed ({error}), undone"),
+        (status, Some((step, error)), _) => {
+            format!("{status}: {step} failed ({error}); all steps are undone")
+        }
         (status, None, _) => status.to_string(),
     };
-    (done, words)
+    (done, description)
 }
 
-/// Shows every saga until all have ended.
+/// Shows the progress of all sagas until they have ended.
 pub async fn onboard(
     stack: &Stack,
     capture: &Capture,
     stations: &[Station],
-    asked: Vec<Asked>,
+    registrations: Vec<Registration>,
 ) -> Result<Onboarded> {
     let names: Vec<_> = stations.iter().map(|station| station.name.as_str()).collect();
-    let mut board = Board::new(&names, FORWARD.len());
+    let mut board = ProgressBoard::new(&names, FORWARD.len());
     let mut captured = Vec::new();
-    let mut over = vec![false; stations.len()];
-    let begun = Instant::now();
+    let mut ended = vec![false; stations.len()];
+    let started = Instant::now();
     loop {
         captured.extend(capture.take(stack).await?);
-        let ids: Vec<_> = asked
+        let ids: Vec<_> = registrations
             .iter()
-            .map(|asked| match asked {
-                Asked::Http(ids) => Some(*ids),
-                Asked::Event(event_id) => caused_by(&captured, event_id),
+            .map(|registration| match registration {
+                Registration::Http(ids) => Some(*ids),
+                Registration::Event(event_id) => caused_by(&captured, event_id),
             })
             .collect();
-        let running = (0..stations.len()).filter(|index| !over[*index]);
-        let looks = running.map(async |index| {
+        let running = (0..stations.len()).filter(|index| !ended[*index]);
+        let polls = running.map(async |index| {
             let execution = match ids[index] {
                 Some(ids) => stack.onboarding(ids.onboarding_id).await?,
                 None => None,
             };
             anyhow::Ok((index, execution))
         });
-        for (index, execution) in try_join_all(looks).await? {
+        for (index, execution) in try_join_all(polls).await? {
             let execution = execution.as_ref();
-            let (done, words) = match ids[index] {
+            let (done, description) = match ids[index] {
                 Some(_) => state(execution),
                 None => (0, "requested".to_owned()),
             };
-            over[index] = execution.is_some_and(|run| run.status != ExecutionStatus::Running);
-            if over[index] {
-                board.finish(index, done, &words);
+            ended[index] = execution.is_some_and(|it| it.status != ExecutionStatus::Running);
+            if ended[index] {
+                board.finish(index, done, &description);
             } else {
-                board.show(index, done, &words);
+                board.show(index, done, &description);
             }
         }
-        if over.iter().all(|over| *over) {
+        if ended.iter().all(|ended| *ended) {
             return Ok(Onboarded { ids: ids.into_iter().flatten().collect(), captured });
         }
-        if begun.elapsed() > PATIENCE {
-            bail!("not all sagas were over after {} s", PATIENCE.as_secs());
+        if started.elapsed() > TIMEOUT {
+            bail!("not all sagas ended within {} s", TIMEOUT.as_secs());
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 use contracts::{Metric, Timestamp, events::Limit};
 use plot::Plot;
-use surfrad::LeftOut;
-use tests::judge::Became;
+use surfrad::SkippedValues;
+use tests::expected_alerts::SensorState;
 
-use crate::readings::{Report, SensorDay, Sent, Stored};
+use crate::readings::{ReadingsReport, SensorDay, Sent, Stored};
 
 /// The metrics with a plot.
-const DRAWN: [Metric; 3] =
+const PLOTTED: [Metric; 3] =
     [Metric::DownwellingShortwave, Metric::AirTemperature, Metric::WindSpeed];
 const WIDTH: u16 = 100;
 const DAY_MILLIS: i64 = 24 * 60 * 60 * 1000;
@@ -28,35 +28,35 @@ fn table<const N: usize>(titles: [&str; N]) -> Table {
 }
 
 /// Returns the plots, the tables and the counts.
-pub fn all(report: &Report) -> String {
-    let plots = DRAWN.iter().filter_map(|metric| {
-        let drawn = |sensor: &&SensorDay| sensor.metric == *metric && !sensor.samples.is_empty();
-        report.sensors.iter().find(drawn).map(|sensor| plot(report, sensor))
+pub fn render(report: &ReadingsReport) -> String {
+    let plots = PLOTTED.iter().filter_map(|metric| {
+        let is_plotted =
+            |sensor: &&SensorDay| sensor.metric == *metric && !sensor.samples.is_empty();
+        report.sensors.iter().find(is_plotted).map(|sensor| plot(report, sensor))
     });
     let mut parts: Vec<_> = plots.collect();
-    parts.push(format!("The day, as the API adds it up:\n{}", days(report)));
-    parts.push(format!("Alerts, as they came over the bus:\n{}", alerts(report)));
-    parts.push(format!(
-        "Broken records, as the failures table tells of them:\n{}",
-        failures(report)
-    ));
+    parts.push(format!("Aggregates of the day, from the API:\n{}", days(report)));
+    parts.push(format!("Alerts, from the event bus:\n{}", alerts(report)));
+    parts.push(format!("Broken records, from the failures table:\n{}", failures(report)));
     parts.push(counts(report));
     parts.join("\n\n")
 }
 
-fn plot(report: &Report, sensor: &SensorDay) -> String {
+fn plot(report: &ReadingsReport, sensor: &SensorDay) -> String {
     let mut breaches = Vec::new();
     let mut since = None;
     for alert in report.alerts.iter().filter(|alert| alert.sensor_id == sensor.sensor_id) {
         match alert.became {
-            Became::Breached { .. } => since = since.or(Some(alert.at)),
-            Became::Normal { .. } => breaches.extend(since.take().map(|since| (since, alert.at))),
+            SensorState::Breached { .. } => since = since.or(Some(alert.at)),
+            SensorState::Normal { .. } => {
+                breaches.extend(since.take().map(|since| (since, alert.at)));
+            }
         }
     }
     let last = sensor.samples.last().map(|sample| sample.0);
     breaches.extend(since.zip(last));
-    let taken = last.map_or(0, Timestamp::millis);
-    let midnight = Timestamp::from_millis(taken - taken.rem_euclid(DAY_MILLIS));
+    let last_millis = last.map_or(0, Timestamp::millis);
+    let midnight = Timestamp::from_millis(last_millis - last_millis.rem_euclid(DAY_MILLIS));
     Plot {
         title: format!("{} of {}, {}", sensor.metric, report.station, sensor.unit),
         from: midnight,
@@ -68,8 +68,8 @@ fn plot(report: &Report, sensor: &SensorDay) -> String {
     .to_string()
 }
 
-fn days(report: &Report) -> Table {
-    let mut table = table(["Sensor", "Unit", "Samples", "Least", "Mean", "Greatest"]);
+fn days(report: &ReadingsReport) -> Table {
+    let mut table = table(["Sensor", "Unit", "Samples", "Min", "Mean", "Max"]);
     for SensorDay { metric, unit, day, .. } in &report.sensors {
         let (count, min, mean, max) = match day {
             Some(day) => (
@@ -90,34 +90,34 @@ fn clock(at: Timestamp) -> String {
     at.to_string()[11..16].to_owned()
 }
 
-fn alerts(report: &Report) -> Table {
-    let mut table = table(["UTC", "Sensor", "Value", "What"]);
+fn alerts(report: &ReadingsReport) -> Table {
+    let mut table = table(["UTC", "Sensor", "Value", "State"]);
     let mut alerts: Vec<_> = report.alerts.iter().collect();
     alerts.sort_by_key(|alert| alert.at);
     for alert in alerts {
-        let what = match alert.became {
-            Became::Breached { limit, threshold } => {
-                let beyond = match limit {
+        let state = match alert.became {
+            SensorState::Breached { limit, threshold } => {
+                let side = match limit {
                     Limit::Min => "below",
                     Limit::Max => "above",
                 };
-                format!("{beyond} {threshold}")
+                format!("{side} the limit of {threshold}")
             }
-            Became::Normal { breached_at } => {
+            SensorState::Normal { breached_at } => {
                 format!(
-                    "back to normal, after {} min",
+                    "back to normal after {} min",
                     (alert.at.millis() - breached_at.millis()) / 60_000
                 )
             }
         };
         let value = format!("{} {}", alert.value, alert.unit);
-        table.add_row([clock(alert.at), alert.metric.to_string(), value, what]);
+        table.add_row([clock(alert.at), alert.metric.to_string(), value, state]);
     }
     table
 }
 
-fn failures(report: &Report) -> Table {
-    let mut table = table(["What was put", "Bytes", "Error", "Reason", "Position"]);
+fn failures(report: &ReadingsReport) -> Table {
+    let mut table = table(["Record", "Bytes", "Error", "Reason", "Position in the stream"]);
     for record in &report.failures {
         table.add_row([
             record.what,
@@ -130,10 +130,10 @@ fn failures(report: &Report) -> Table {
     table
 }
 
-fn counts(report: &Report) -> String {
+fn counts(report: &ReadingsReport) -> String {
     let Sent { bundles, samples, directly, late, bundles_repeated, samples_repeated, .. } =
         report.sent;
-    let LeftOut { missing, impossible, questionable } = report.left_out;
+    let SkippedValues { missing, impossible, questionable } = report.left_out;
     let Stored { rows, bytes, write_units, write_units_refused, write_units_a_reading, .. } =
         report.stored;
     let mut errors = BTreeMap::<&str, usize>::new();
@@ -142,18 +142,16 @@ fn counts(report: &Report) -> String {
     }
     let errors: Vec<_> = errors.iter().map(|(error, count)| format!("{count} {error}")).collect();
     format!(
-        "In:   {} rows of {}\n      \
-         {samples} good values in {bundles} bundles; not sent: {missing} missing, {impossible} \
-         impossible, {questionable} questionable\n      \
-         of the bundles {directly} were put on the stream directly, as gzip, and {late} came late\n      \
-         once more: {bundles_repeated} bundles with {samples_repeated} samples; broken records: {}; \
-         calls tried again: {}\n\
-         Out:  {} samples in {rows} rows, each once, equal to the file's to the bit\n      \
-         in the failures table: {}\n\
-         Cost: {write_units} write units for the rows ({bytes} bytes), {write_units_refused} for what \
-         was there already: {write_units_a_reading:.4} a reading\n\
-         Time: from sending a bundle to its readings p50 {} ms, p95 {} ms, at most {} ms (on the \
-         emulator: no measure of AWS)",
+        "Sent:   {samples} good values of {} rows of {}, in {bundles} bundles\n        \
+         not sent: {missing} missing, {impossible} impossible and {questionable} questionable values\n        \
+         {directly} bundles were put on the stream directly (as gzip), {late} were sent late\n        \
+         {bundles_repeated} bundles ({samples_repeated} samples) were sent twice; {} broken records; {} retried calls\n\
+         Stored: {} samples in {rows} rows, each once and bit for bit as in the file\n        \
+         recorded failures: {}\n\
+         Cost:   {write_units_a_reading:.4} write units per reading: {write_units} for the rows ({bytes} bytes), \
+         {write_units_refused} for rejected writes of repeated bundles\n\
+         Time:   until a sent bundle can be queried: p50 {} ms, p95 {} ms, max {} ms (on the emulator; AWS \
+         differs)",
         report.rows,
         report.file,
         report.sent.broken_records,

@@ -55,12 +55,12 @@ pub fn all_seeds() -> bool {
 
 /// The generator `SplitMix64`.
 #[derive(Clone, Debug)]
-pub struct Chance(u64);
+pub struct Rng(u64);
 
-impl Chance {
+impl Rng {
     /// Creates a generator with this seed.
     #[must_use]
-    pub fn of(seed: u64) -> Self {
+    pub fn from_seed(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -77,13 +77,13 @@ impl Chance {
     }
 
     /// Returns an index into a sequence of this length.
-    pub fn place(&mut self, length: usize) -> usize {
+    pub fn index(&mut self, length: usize) -> usize {
         usize::try_from(self.below(length as u64)).unwrap_or_default()
     }
 
     /// Returns a number from `least` to `most`, inclusive.
-    pub fn within(&mut self, least: usize, most: usize) -> usize {
-        least + self.place(most - least + 1)
+    pub fn in_range(&mut self, least: usize, most: usize) -> usize {
+        least + self.index(most - least + 1)
     }
 
     /// Returns `true` with a probability of `percent` %.
@@ -96,7 +96,7 @@ impl Chance {
     /// # Panics
     /// If there are no elements.
     pub fn pick<'a, T>(&mut self, among: &'a [T]) -> &'a T {
-        &among[self.place(among.len())]
+        &among[self.index(among.len())]
     }
 
     /// Returns another generator. Its use does not change the numbers that this one returns.
@@ -121,21 +121,21 @@ mod tests {
     #[test]
     fn the_same_seed_gives_the_same_numbers() {
         let numbers = |seed| {
-            let mut chance = Chance::of(seed);
-            [chance.number(), chance.below(10), chance.fork().number(), chance.number()]
+            let mut rng = Rng::from_seed(seed);
+            [rng.number(), rng.below(10), rng.fork().number(), rng.number()]
         };
         assert_eq!(numbers(1), numbers(1));
         assert_ne!(numbers(1), numbers(2));
         // The first published output of the generator for the seed 0.
-        assert_eq!(Chance::of(0).number(), 0xe220_a839_7b1d_cdaf);
+        assert_eq!(Rng::from_seed(0).number(), 0xe220_a839_7b1d_cdaf);
     }
 
     #[test]
     fn every_value_of_a_range_occurs() {
-        let mut chance = Chance::of(7);
+        let mut rng = Rng::from_seed(7);
         let mut seen = [0; 4];
         for _ in 0..1000 {
-            seen[chance.within(1, 3)] += 1;
+            seen[rng.in_range(1, 3)] += 1;
         }
         assert_eq!(seen[0], 0);
         assert!(seen[1..].iter().all(|&times| times > 250), "{seen:?}");

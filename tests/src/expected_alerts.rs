@@ -1,5 +1,5 @@
-//! The expected alerts of a sensor's samples, which must be complete and in the order of time. Tests compare
-//! `detect-breaches` with it. The two share no code.
+//! Computes the expected alerts of a sensor's samples. Tests compare the alerts of `detect-breaches` with them. The two
+//! share no code.
 
 use contracts::{
     Metric, SensorId, Timestamp,
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// A sensor with its limits.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Watched {
+pub struct SensorLimits {
     /// The sensor.
     pub sensor_id: SensorId,
     /// What it measures.
@@ -39,13 +39,13 @@ pub struct Alert {
     /// The value of the sample.
     pub value: f64,
     /// The new state.
-    pub became: Became,
+    pub became: SensorState,
 }
 
-/// The new state of a sensor.
+/// The state of a sensor after an alert.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Became {
+pub enum SensorState {
     /// A value is beyond a limit.
     Breached {
         /// The limit.
@@ -64,7 +64,7 @@ pub enum Became {
 impl From<ReadingBreachedThreshold> for Alert {
     fn from(event: ReadingBreachedThreshold) -> Self {
         let ReadingBreachedThreshold { sensor_id, metric, unit, at, value, .. } = event;
-        let became = Became::Breached { limit: event.limit, threshold: event.threshold };
+        let became = SensorState::Breached { limit: event.limit, threshold: event.threshold };
         Self { sensor_id, metric, unit, at, value, became }
     }
 }
@@ -72,13 +72,13 @@ impl From<ReadingBreachedThreshold> for Alert {
 impl From<ReadingBackToNormal> for Alert {
     fn from(event: ReadingBackToNormal) -> Self {
         let ReadingBackToNormal { sensor_id, metric, unit, at, value, breached_at, .. } = event;
-        Self { sensor_id, metric, unit, at, value, became: Became::Normal { breached_at } }
+        Self { sensor_id, metric, unit, at, value, became: SensorState::Normal { breached_at } }
     }
 }
 
-impl Watched {
-    /// Returns how far within its limits a sample must be to end a breach.
-    fn band(&self) -> f64 {
+impl SensorLimits {
+    /// Returns the distance from the limits that a sample needs to end a breach.
+    fn deadband(&self) -> f64 {
         let band = self.metric.deadband(&self.unit).unwrap_or_default();
         match (self.min, self.max) {
             (Some(min), Some(max)) => band.min((max - min) / 4.0),
@@ -87,7 +87,7 @@ impl Watched {
     }
 
     /// Returns the limit that a value is beyond.
-    fn beyond(&self, value: f64) -> Option<(Limit, f64)> {
+    fn breached_limit(&self, value: f64) -> Option<(Limit, f64)> {
         let below = self.min.filter(|min| value < *min).map(|min| (Limit::Min, min));
         below.or(self.max.filter(|max| value > *max).map(|max| (Limit::Max, max)))
     }
@@ -98,21 +98,21 @@ impl Watched {
         let mut breached = None;
         let mut alerts = Vec::new();
         for Sample(at, value) in samples.iter().copied() {
-            let became = match (breached, self.beyond(value)) {
-                (Some((there, _)), Some((limit, _))) if there == limit => continue,
+            let became = match (breached, self.breached_limit(value)) {
+                (Some((current, _)), Some((limit, _))) if current == limit => continue,
                 (_, Some((limit, threshold))) => {
                     breached = Some((limit, at));
-                    Became::Breached { limit, threshold }
+                    SensorState::Breached { limit, threshold }
                 }
                 (Some((_, breached_at)), None) => {
-                    let band = self.band();
-                    let back = self.min.is_none_or(|min| value >= min + band)
+                    let band = self.deadband();
+                    let is_normal = self.min.is_none_or(|min| value >= min + band)
                         && self.max.is_none_or(|max| value <= max - band);
-                    if !back {
+                    if !is_normal {
                         continue;
                     }
                     breached = None;
-                    Became::Normal { breached_at }
+                    SensorState::Normal { breached_at }
                 }
                 (None, None) => continue,
             };
@@ -129,38 +129,47 @@ mod tests {
 
     use super::*;
 
-    fn judged(min: Option<f64>, max: Option<f64>, values: &[f64]) -> Vec<(i64, &'static str)> {
-        let sensor_id = SensorId::of(OnboardingId::of(SiteId::registered("", "judged")), 0);
+    fn expected(min: Option<f64>, max: Option<f64>, values: &[f64]) -> Vec<(i64, &'static str)> {
+        let sensor_id = SensorId::from_onboarding(
+            OnboardingId::from_site(SiteId::registered("", "expected alerts")),
+            0,
+        );
         let (metric, unit) = (Metric::AirTemperature, "Cel".to_owned());
         let samples: Vec<_> = (0..)
             .zip(values)
             .map(|(at, value)| Sample(Timestamp::from_millis(at), *value))
             .collect();
-        let watched = Watched { sensor_id, metric, unit, min, max };
-        let alerts = watched.alerts(&samples).into_iter();
-        let words = |became| match became {
-            Became::Breached { limit: Limit::Min, .. } => "below",
-            Became::Breached { limit: Limit::Max, .. } => "above",
-            Became::Normal { .. } => "normal",
+        let limits = SensorLimits { sensor_id, metric, unit, min, max };
+        let alerts = limits.alerts(&samples).into_iter();
+        let name = |became| match became {
+            SensorState::Breached { limit: Limit::Min, .. } => "below",
+            SensorState::Breached { limit: Limit::Max, .. } => "above",
+            SensorState::Normal { .. } => "normal",
         };
-        alerts.map(|alert| (alert.at.millis(), words(alert.became))).collect()
+        alerts.map(|alert| (alert.at.millis(), name(alert.became))).collect()
     }
 
     #[test]
     fn a_breach_ends_when_the_value_is_within_the_limit_by_the_deadband() {
         let values = [10.0, 10.1, 11.0, 9.9, 9.6, 9.5, 10.0, 10.1];
-        assert_eq!(judged(None, Some(10.0), &values), [(1, "above"), (5, "normal"), (7, "above")]);
+        assert_eq!(
+            expected(None, Some(10.0), &values),
+            [(1, "above"), (5, "normal"), (7, "above")]
+        );
     }
 
     #[test]
     fn a_jump_beyond_the_other_limit_is_another_breach() {
         let values = [0.0, -1.0, 11.0, 10.5, -0.1, 0.4, 0.5];
         let alerts = [(1, "below"), (2, "above"), (4, "below"), (6, "normal")];
-        assert_eq!(judged(Some(0.0), Some(10.0), &values), alerts);
+        assert_eq!(expected(Some(0.0), Some(10.0), &values), alerts);
     }
 
     #[test]
     fn the_deadband_is_at_most_a_quarter_of_the_range() {
-        assert_eq!(judged(Some(0.0), Some(1.0), &[-0.1, 0.2, 0.25]), [(0, "below"), (2, "normal")]);
+        assert_eq!(
+            expected(Some(0.0), Some(1.0), &[-0.1, 0.2, 0.25]),
+            [(0, "below"), (2, "normal")]
+        );
     }
 }

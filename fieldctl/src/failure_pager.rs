@@ -1,27 +1,27 @@
-//! Reads the failures page by page. Only one page is in memory at a time.
+//! Reads failures page by page, with a filter. Only one page is in memory at a time.
 
 use clap::Args;
 use contracts::{OnboardingId, SiteId, Timestamp};
-use ledger::{Cursor, Kind, Ledger, Status, Summary, sources};
+use ledger::{Cursor, FailureSummary, Kind, Ledger, Status, sources};
 use strsim::levenshtein;
 
 use crate::{
     error::{CliError, Exit},
-    log::Between,
-    render::{instant, wire},
+    event_log::Period,
+    render::{parse_time, serialized_name},
     resolve,
     stack::Stack,
 };
 
 /// The number of rows on a page.
-const PAGE: u16 = 250;
+const PAGE_SIZE: u16 = 250;
 
 /// Every status.
 pub const STATUSES: [Status; 3] = [Status::Open, Status::Replayed, Status::Discarded];
 
-/// A filter for failures with a given status.
+/// A filter for failures.
 #[derive(Args, Clone, Debug, Default)]
-pub struct Filter {
+pub struct FailureFilter {
     /// Only failures of this function or state machine, such as project-site.
     #[arg(long)]
     pub source: Option<String>,
@@ -29,7 +29,7 @@ pub struct Filter {
     #[arg(long, ignore_case = true)]
     pub kind: Option<Kind>,
     /// Only failures of this group, as `failures groups` shows it. A fingerprint selects all its groups.
-    #[arg(long, value_name = "GROUP", value_parser = group)]
+    #[arg(long, value_name = "GROUP", value_parser = parse_group)]
     pub group: Option<String>,
     /// Only failures of this site: its id, the first digits of it, or its name.
     #[arg(long)]
@@ -38,14 +38,14 @@ pub struct Filter {
     #[arg(skip)]
     pub site_id: Option<SiteId>,
     /// Only failures that were last recorded since this time: RFC 3339, or an age such as 2h.
-    #[arg(long, value_parser = instant)]
+    #[arg(long, value_parser = parse_time)]
     pub since: Option<Timestamp>,
     /// Only failures of this onboarding.
     #[arg(long, value_name = "ONBOARDING")]
     pub correlation: Option<OnboardingId>,
 }
 
-impl Filter {
+impl FailureFilter {
     /// Returns whether the filter accepts every failure.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -70,17 +70,17 @@ impl Filter {
         Ok(())
     }
 
-    /// Describes the filter, such as `open failures of source project-site since 2026-01-01T00:00:00.000Z`.
+    /// Describes the selected failures, such as `open failures of source project-site since 2026-01-01T00:00:00.000Z`.
     #[must_use]
     pub fn describe(&self, statuses: &[Status]) -> String {
-        let Self { source, kind: of, group, site, site_id: _, since, correlation } = self;
+        let Self { source, kind, group, site, site_id: _, since, correlation } = self;
         let mut text = match statuses {
             [status] => format!("{} failures", status.name().to_lowercase()),
             _ => "failures".to_owned(),
         };
         let parts = [
             source.as_ref().map(|source| format!(" of source {source}")),
-            of.map(|of| format!(" of kind {}", kind(of))),
+            kind.map(|kind| format!(" of kind {}", kind_name(kind))),
             group.as_ref().map(|group| format!(" of group {group}")),
             site.as_ref().map(|site| format!(" of site {site}")),
             correlation.map(|id| format!(" of onboarding {id}")),
@@ -98,18 +98,20 @@ impl Filter {
     pub async fn check(&self, stack: &Stack) -> Result<(), CliError> {
         let sources = sources::known();
         if let Some(source) = self.source.as_ref().filter(|it| !sources.contains(&it.as_str())) {
-            let near = nearest(source, &sources);
+            let suggestion = did_you_mean(source, &sources);
             let error = CliError::usage(format!("there is no source {source:?}"));
-            return Err(error.advise(format!("{near}the sources are {}", sources.join(", "))));
+            return Err(error.advise(format!("{suggestion}the sources are {}", sources.join(", "))));
         }
         if let Some(group) = &self.group {
             let filter = Self { group: Some(group.clone()), ..Self::default() };
-            let mut walk = Walk::new(stack.ledger(), &STATUSES, filter);
+            let mut pager = FailurePager::new(stack.ledger(), &STATUSES, filter);
             loop {
-                match walk.next().await? {
+                match pager.next().await? {
                     None => {
-                        return Err(CliError::not_found(format!("no failure is of group {group}"))
-                            .advise("`fieldctl failures groups --status any` lists the groups"));
+                        return Err(CliError::not_found(format!(
+                            "there is no failure in group {group}"
+                        ))
+                        .advise("`fieldctl failures groups --status any` lists the groups"));
                     }
                     Some(page) if !page.is_empty() => break,
                     Some(_) => {}
@@ -129,14 +131,14 @@ impl Filter {
         Ok(())
     }
 
-    fn takes(&self, row: &Summary) -> bool {
+    fn accepts(&self, row: &FailureSummary) -> bool {
         self.source.as_ref().is_none_or(|source| *source == row.source)
             && self.kind.is_none_or(|kind| kind == row.kind)
             && self
                 .group
                 .as_ref()
                 .is_none_or(|group| *group == row.fingerprint || *group == row.group())
-            && self.site_id.is_none_or(|site| row.concerns.site(site))
+            && self.site_id.is_none_or(|site| row.affected_ids.include_site(site))
             && self.correlation.is_none_or(|id| Some(id) == row.correlation_id)
             && self.since.is_none_or(|since| since <= row.last_at)
     }
@@ -147,7 +149,7 @@ impl Filter {
 /// # Errors
 /// Exit code 3 if it has none.
 pub async fn onboarding_exists(stack: &Stack, onboarding: OnboardingId) -> Result<(), CliError> {
-    let events = stack.events_of_onboarding(onboarding, Between::default(), 1).await?;
+    let events = stack.events_of_onboarding(onboarding, Period::default(), 1).await?;
     if events.is_empty() {
         return Err(CliError::not_found(format!("there is no onboarding {onboarding}"))
             .advise("`fieldctl sites show <site>` shows a site's onboardingId"));
@@ -156,7 +158,7 @@ pub async fn onboarding_exists(stack: &Stack, onboarding: OnboardingId) -> Resul
 }
 
 /// Parses a group's id: a fingerprint of 12 hex digits, and for the group of one sender `-` and 6 more.
-fn group(text: &str) -> Result<String, String> {
+fn parse_group(text: &str) -> Result<String, String> {
     let is_hex = |text: &str, length| {
         text.len() == length && text.bytes().all(|byte| byte.is_ascii_hexdigit())
     };
@@ -166,16 +168,16 @@ fn group(text: &str) -> Result<String, String> {
     if is_hex(fingerprint, 12) && sender.is_none_or(|sender| is_hex(sender, 6)) {
         Ok(lower)
     } else {
-        Err("it is no group; `fieldctl failures groups` shows them, such as 62852412c624"
+        Err("not a group id such as 62852412c624; `fieldctl failures groups` lists the groups"
             .to_owned())
     }
 }
 
 /// Returns `did you mean x? ` if one of the names is similar enough.
 #[must_use]
-pub fn nearest(text: &str, names: &[&str]) -> String {
-    let near = names.iter().map(|name| (levenshtein(text, name), name)).min();
-    match near {
+pub fn did_you_mean(text: &str, names: &[&str]) -> String {
+    let closest = names.iter().map(|name| (levenshtein(text, name), name)).min();
+    match closest {
         Some((distance, name)) if distance <= text.chars().count() / 3 + 1 => {
             format!("did you mean {name}? ")
         }
@@ -183,44 +185,43 @@ pub fn nearest(text: &str, names: &[&str]) -> String {
     }
 }
 
-/// A reader of the failures, newest first. A failure that is recorded again during the reading is not returned
-/// again.
+/// Reads failures page by page, newest first. A failure that is recorded again meanwhile is not returned again.
 #[derive(Debug)]
-pub struct Walk {
+pub struct FailurePager {
     ledger: Ledger,
-    filter: Filter,
-    left: Vec<Status>,
+    filter: FailureFilter,
+    remaining: Vec<Status>,
     cursor: Option<Cursor>,
 }
 
-impl Walk {
-    /// Creates a reader of the failures with one of those statuses that the filter accepts.
+impl FailurePager {
+    /// Creates a pager of the failures with one of those statuses that the filter accepts.
     #[must_use]
-    pub fn new(ledger: Ledger, statuses: &[Status], filter: Filter) -> Self {
-        let left = statuses.iter().rev().copied().collect();
-        Self { ledger, filter, left, cursor: None }
+    pub fn new(ledger: Ledger, statuses: &[Status], filter: FailureFilter) -> Self {
+        let remaining = statuses.iter().rev().copied().collect();
+        Self { ledger, filter, remaining, cursor: None }
     }
 
     /// Returns the next page, which may be empty. Returns `None` at the end.
-    pub async fn next(&mut self) -> Result<Option<Vec<Summary>>, CliError> {
-        let Some(status) = self.left.last().copied() else { return Ok(None) };
-        let (mut rows, next) = self.ledger.page(status, true, self.cursor, PAGE).await?;
+    pub async fn next(&mut self) -> Result<Option<Vec<FailureSummary>>, CliError> {
+        let Some(status) = self.remaining.last().copied() else { return Ok(None) };
+        let (mut rows, next) = self.ledger.page(status, true, self.cursor, PAGE_SIZE).await?;
         // All further rows are older.
         let since = self.filter.since;
-        let past = rows.last().is_some_and(|row| since.is_some_and(|since| row.last_at < since));
-        self.cursor = next.filter(|_| !past);
+        let is_past = rows.last().is_some_and(|row| since.is_some_and(|since| row.last_at < since));
+        self.cursor = next.filter(|_| !is_past);
         if self.cursor.is_none() {
-            self.left.pop();
+            self.remaining.pop();
         }
-        rows.retain(|row| self.filter.takes(row));
+        rows.retain(|row| self.filter.accepts(row));
         Ok(Some(rows))
     }
 }
 
 /// Returns the name of a failure's kind, as it is in the table and on the command line.
 #[must_use]
-pub fn kind(kind: Kind) -> String {
-    wire(&kind)
+pub fn kind_name(kind: Kind) -> String {
+    serialized_name(&kind)
 }
 
 #[cfg(test)]
@@ -232,36 +233,36 @@ mod tests {
     #[derive(Parser)]
     struct Command {
         #[command(flatten)]
-        filter: Filter,
+        filter: FailureFilter,
     }
 
     #[test]
     fn a_kind_is_given_by_its_name_in_the_ledger_in_any_case() {
-        for of in Kind::value_variants() {
-            for name in [kind(*of), kind(*of).to_lowercase()] {
+        for kind in Kind::value_variants() {
+            for name in [kind_name(*kind), kind_name(*kind).to_lowercase()] {
                 let parsed = Command::try_parse_from(["test", "--kind", &name]);
-                assert_eq!(parsed.expect(&name).filter.kind, Some(*of), "{name}");
+                assert_eq!(parsed.expect(&name).filter.kind, Some(*kind), "{name}");
             }
         }
         assert!(Command::try_parse_from(["test", "--kind", "FunctionFailed"]).is_err());
     }
 
     #[test]
-    fn the_nearest_name_is_suggested_if_it_is_similar() {
+    fn the_closest_name_is_suggested_if_it_is_similar() {
         let sources = sources::known();
-        assert_eq!(nearest("project-sight", &sources), "did you mean project-site? ");
-        assert_eq!(nearest("store_reading", &sources), "did you mean store-readings? ");
-        assert_eq!(nearest("site-failures", &sources), "did you mean sites-failures? ");
-        assert_eq!(nearest("nonsense", &sources), "");
+        assert_eq!(did_you_mean("project-sight", &sources), "did you mean project-site? ");
+        assert_eq!(did_you_mean("store_reading", &sources), "did you mean store-readings? ");
+        assert_eq!(did_you_mean("site-failures", &sources), "did you mean sites-failures? ");
+        assert_eq!(did_you_mean("nonsense", &sources), "");
     }
 
     #[test]
     fn a_group_is_a_fingerprint_with_or_without_a_sender() {
         for good in ["62852412c624", "62852412C624", "62852412c624-0a1b2c"] {
-            assert!(group(good).is_ok(), "{good}");
+            assert!(parse_group(good).is_ok(), "{good}");
         }
         for bad in ["", "62852412c62", "62852412c62g", "62852412c624-", "62852412c624-0a1b2cd"] {
-            assert!(group(bad).is_err(), "{bad}");
+            assert!(parse_group(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Reads all tables and the payment provider at once, for all cases that have ended by then.
+//! Snapshots of all tables and the payment provider. Cases that end at the same time share one snapshot.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,26 +12,26 @@ use serde_json::Value;
 use tests::{
     Stack,
     log::LoggedEvent,
-    stripe::{self, Billed},
+    stripe::{self, BillingObjects},
 };
 use tokio::sync::Mutex;
 
-/// The steps' tables. A row that contains an onboarding's id belongs to it.
+/// The tables of the steps. A row belongs to an onboarding if it contains the onboarding's id.
 const TABLES: [&str; 5] =
     [names::SITES, names::INVENTORY, names::DEVICES, names::BILLING, names::ALERTING];
 
 /// A snapshot of all tables and of the payment provider.
 #[derive(Debug)]
-pub struct Books {
-    begun: Instant,
+pub struct Snapshot {
+    started: Instant,
     rows: BTreeMap<&'static str, Vec<(String, Value)>>,
     events: BTreeMap<String, Vec<LoggedEvent>>,
-    billed: BTreeMap<String, Billed>,
+    billing_objects: BTreeMap<String, BillingObjects>,
 }
 
-impl Books {
+impl Snapshot {
     async fn read(stack: &Stack) -> Result<Self> {
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut rows = BTreeMap::new();
         for table in TABLES {
             let all = stack.rows(table).await?.into_iter().map(|row| (row.to_string(), row));
@@ -43,15 +43,20 @@ impl Books {
             let event: LoggedEvent = serde_json::from_value(row)?;
             events.entry(onboarding).or_default().push(event);
         }
-        Ok(Self { begun, rows, events, billed: stripe::all_billed(stack).await? })
+        Ok(Self {
+            started,
+            rows,
+            events,
+            billing_objects: stripe::all_billing_objects(stack).await?,
+        })
     }
 
     /// Returns the onboarding's rows, each with its table.
     pub fn rows(&self, onboarding: OnboardingId) -> Vec<(&'static str, &Value)> {
         let onboarding = onboarding.to_string();
         let all = self.rows.iter().flat_map(|(table, rows)| rows.iter().map(|row| (*table, row)));
-        let ours = all.filter(|(_, (text, _))| text.contains(&onboarding));
-        ours.map(|(table, (_, row))| (table, row)).collect()
+        let rows = all.filter(|(_, (text, _))| text.contains(&onboarding));
+        rows.map(|(table, (_, row))| (table, row)).collect()
     }
 
     /// Returns the onboarding's events, ordered by entity and sequence.
@@ -61,21 +66,23 @@ impl Books {
         events
     }
 
-    /// Returns what the payment provider has of the onboarding.
-    pub fn billed(&self, onboarding: OnboardingId) -> Billed {
-        self.billed.get(&onboarding.to_string()).cloned().unwrap_or_default()
+    /// Returns the payment provider's objects of the onboarding.
+    pub fn billing_objects(&self, onboarding: OnboardingId) -> BillingObjects {
+        self.billing_objects.get(&onboarding.to_string()).cloned().unwrap_or_default()
     }
 
-    /// Returns the kits of the metric in stock or reserved, minus the delivered ones. It is 0 if the stock is
-    /// right.
+    /// Returns the number of kits of the metric in stock or reserved, minus the delivered ones. It is 0 if the stock is
+    /// correct.
     pub fn surplus(&self, metric: Metric) -> Result<i64> {
         let kits = |row: &Value| -> i64 {
             let kits = row["kits"].as_array().into_iter().flatten();
-            let ours = kits.filter(|kit| kit["metric"] == metric.name());
-            ours.filter_map(|kit| kit["quantity"].as_i64()).sum()
+            let matching = kits.filter(|kit| kit["metric"] == metric.name());
+            matching.filter_map(|kit| kit["quantity"].as_i64()).sum()
         };
         let mut surplus = 0;
-        for (_, row) in self.rows.get(names::INVENTORY).context("the inventory")? {
+        for (_, row) in
+            self.rows.get(names::INVENTORY).context("the snapshot has no inventory table")?
+        {
             let id = row["id"].as_str().unwrap_or_default();
             surplus += match id.split_once('#') {
                 Some(("stock", of)) if of == metric.name() => row["quantity"].as_i64().unwrap_or(0),
@@ -89,38 +96,39 @@ impl Books {
 
     /// Returns the events that are not marked as published.
     pub fn unpublished(&self) -> Vec<String> {
-        let waiting = self.events.values().flatten().filter(|event| !event.is_published());
-        waiting.map(|event| format!("{} {}", event.entity, event.kind)).collect()
+        let unpublished = self.events.values().flatten().filter(|event| !event.is_published());
+        unpublished.map(|event| format!("{} {}", event.entity, event.kind)).collect()
     }
 
     /// Returns the onboardings that have a subscription at the payment provider.
     pub fn subscribers(&self) -> BTreeSet<String> {
-        let paying = self.billed.iter().filter(|(_, billed)| !billed.subscriptions.is_empty());
+        let paying =
+            self.billing_objects.iter().filter(|(_, objects)| !objects.subscriptions.is_empty());
         paying.map(|(onboarding, _)| onboarding.clone()).collect()
     }
 
     /// Returns the onboardings whose site is active.
-    pub fn in_service(&self) -> BTreeSet<String> {
+    pub fn active(&self) -> BTreeSet<String> {
         let sites = self.rows.get(names::SITES).into_iter().flatten().map(|(_, row)| row);
         let active = sites.filter(|row| row["row"] == "SITE" && row["status"] == "ACTIVE");
         active.filter_map(|row| row["onboardingId"].as_str().map(str::to_owned)).collect()
     }
 }
 
-/// Reads a snapshot once for all callers that wait at the same time.
+/// Reads one snapshot for all callers that wait at the same time.
 #[derive(Debug, Default)]
-pub struct Reader(Mutex<Option<Arc<Books>>>);
+pub struct SnapshotReader(Mutex<Option<Arc<Snapshot>>>);
 
-impl Reader {
-    /// Returns a snapshot that was begun after this call.
-    pub async fn now(&self, stack: &Stack) -> Result<Arc<Books>> {
-        let asked = Instant::now();
+impl SnapshotReader {
+    /// Returns a snapshot whose reading started after this call.
+    pub async fn read(&self, stack: &Stack) -> Result<Arc<Snapshot>> {
+        let called = Instant::now();
         let mut last = self.0.lock().await;
-        if let Some(books) = last.as_ref().filter(|books| books.begun >= asked) {
-            return Ok(Arc::clone(books));
+        if let Some(snapshot) = last.as_ref().filter(|snapshot| snapshot.started >= called) {
+            return Ok(Arc::clone(snapshot));
         }
-        let books = Arc::new(Books::read(stack).await?);
-        *last = Some(Arc::clone(&books));
-        Ok(books)
+        let snapshot = Arc::new(Snapshot::read(stack).await?);
+        *last = Some(Arc::clone(&snapshot));
+        Ok(snapshot)
     }
 }

@@ -1,5 +1,5 @@
 //! Runs the sample events once with the real functions and an embedded `DynamoDB`, to record the calls of each
-//! function, their units, and the answers for the measurements.
+//! function, their units, and the responses for the measurements.
 //!
 //! The events depend on each other, so they run in this order: delivery of kits, registration of the site, the steps of
 //! the onboarding, the functions for a live site, and the teardown.
@@ -16,7 +16,7 @@ use testkit::{
 };
 
 use crate::{
-    aws::{Source, Tape},
+    aws::{Recording, Source},
     function::Function,
     process::{Bench, Program},
 };
@@ -28,17 +28,17 @@ pub fn order(functions: &[Function]) -> Result<Vec<&Function>> {
     // The functions that start a teardown run before its steps.
     let mut back = vec!["decommission-site".to_owned(), "recover-onboarding".to_owned()];
     back.extend(steps("site-teardown")?);
-    let place = |function: &Function| {
-        let place = |steps: &[String]| steps.iter().position(|step| *step == function.name);
-        match (place(&forward), place(&back)) {
-            (Some(place), _) => (0, place),
+    let position = |function: &Function| {
+        let index_in = |steps: &[String]| steps.iter().position(|step| *step == function.name);
+        match (index_in(&forward), index_in(&back)) {
+            (Some(index), _) => (0, index),
             // get-readings runs after the functions that store readings.
             (None, None) => (1, usize::from(function.name == "get-readings")),
-            (None, Some(place)) => (2, place),
+            (None, Some(index)) => (2, index),
         }
     };
     let mut ordered: Vec<_> = functions.iter().collect();
-    ordered.sort_by_key(|function| (place(function), &function.name));
+    ordered.sort_by_key(|function| (position(function), &function.name));
     Ok(ordered)
 }
 
@@ -52,29 +52,30 @@ fn steps(machine: &str) -> Result<Vec<String>> {
     Ok(names.map(kebab).collect())
 }
 
-/// Runs the sample events. Returns the tape of each function's invocation.
-pub async fn play(
+/// Runs the sample events. Returns the recording of each function's invocation.
+pub async fn record(
     bench: &Bench,
     functions: &[Function],
     binaries: &Path,
-) -> Result<BTreeMap<String, Arc<Tape>>> {
+) -> Result<BTreeMap<String, Arc<Recording>>> {
     let dynamo = Dynamo::start().await;
-    let mut tapes = BTreeMap::new();
+    let mut recordings = BTreeMap::new();
     let ordered = order(functions)?;
     for function in &ordered {
         if function.name == "get-readings" {
             // The sample of get-readings queries the readings in the sample of accept-readings, so store-readings
             // stores them first.
             let store = ordered.iter().find(|function| function.name == "store-readings");
-            let store = store.context("store-readings")?;
+            let store = store.context("no function store-readings")?;
             let accept = ordered.iter().find(|function| function.name == "accept-readings");
-            let event = stored(&store.event, &accept.context("accept-readings")?.event)?;
+            let event =
+                stored(&store.event, &accept.context("no function accept-readings")?.event)?;
             invoke(bench, store, binaries, &dynamo, &event).await?;
         }
-        let tape = invoke(bench, function, binaries, &dynamo, &function.event).await?;
-        tapes.insert(function.name.clone(), Arc::new(tape));
+        let recording = invoke(bench, function, binaries, &dynamo, &function.event).await?;
+        recordings.insert(function.name.clone(), Arc::new(recording));
     }
-    Ok(tapes)
+    Ok(recordings)
 }
 
 async fn invoke(
@@ -83,20 +84,20 @@ async fn invoke(
     binaries: &Path,
     dynamo: &Dynamo,
     event: &Bytes,
-) -> Result<Tape> {
+) -> Result<Recording> {
     let program = Program::of(function, binaries);
     let source = Source::Real(dynamo.endpoint().to_owned());
     let mut process = bench.start(&program, source, &[]).await?;
     process.invoke(event).await?;
-    let tape = process.aws.tape();
+    let recording = process.aws.recording();
     process.end().await?;
-    Ok(tape)
+    Ok(recording)
 }
 
 /// Returns the stream event with the body of the request as its first record.
 fn stored(stream: &Bytes, request: &Bytes) -> Result<Bytes> {
     let request: Value = serde_json::from_slice(request)?;
-    let body = request["body"].as_str().context("a body")?;
+    let body = request["body"].as_str().context("the sample has no body")?;
     let mut event: Value = serde_json::from_slice(stream)?;
     event["Records"][0]["kinesis"]["data"] = STANDARD.encode(body).into();
     Ok(serde_json::to_vec(&event)?.into())

@@ -1,5 +1,4 @@
-//! The real steps on an embedded DynamoDB and a fake of the payment provider. Each call waits until the history
-//! determines its response.
+//! The real steps. Each of their calls waits until the run of a history determines its response.
 
 use std::{collections::BTreeSet, rc::Rc, sync::Arc, time::Duration};
 
@@ -26,9 +25,9 @@ use fault::Fault;
 use inventory::{receive_kits::ReceiveKits, release_kits::ReleaseKits, reserve_kits::ReserveKits};
 use lambda::{
     Step,
-    http::{Answer, Problem, Request},
+    http::{Problem, Request, Response},
 };
-use machines::Machine;
+use machines::StateMachine;
 use onboarding::start_onboarding::StartOnboarding;
 use serde_json::{Value, json};
 use sites::{
@@ -38,7 +37,7 @@ use sites::{
 use store::{Idempotency, Outbox, Table};
 use testkit::{
     dynamo::{ALERTING, BILLING, DEVICES, EVENTS, INVENTORY, SITES},
-    http::{Asked, Stub},
+    http::{PendingCall, Stub},
     sample,
 };
 use tokio::sync::{
@@ -46,7 +45,7 @@ use tokio::sync::{
     oneshot,
 };
 
-use crate::{history::Work, model::Outcome, provider};
+use crate::{history::Invocation, model::Outcome, provider};
 
 pub const ONBOARDING_ARN: &str = "arn:aws:states:eu-central-1:111122223333:stateMachine:onboarding";
 pub const TEARDOWN_ARN: &str = "arn:aws:states:eu-central-1:111122223333:stateMachine:teardown";
@@ -56,14 +55,14 @@ pub const LEASE: Duration = Duration::from_secs(30);
 
 /// A call of a step to another service.
 #[derive(Clone, Debug)]
-pub enum Asking {
+pub enum ServiceRequest {
     /// DynamoDB, or Step Functions.
     Aws { operation: String, body: Arc<Value> },
     /// The payment provider.
     Stripe(testkit::http::Call),
 }
 
-impl Asking {
+impl ServiceRequest {
     /// Returns a short name.
     pub fn name(&self) -> String {
         match self {
@@ -73,44 +72,46 @@ impl Asking {
     }
 }
 
-/// A call that waits for its response. If it is dropped, it is never answered.
+/// A call that waits for its response. If it is dropped, it never gets one.
 #[derive(Debug)]
-pub struct Call {
-    pub asking: Asking,
-    answer: AnswerTo,
+pub struct WaitingCall {
+    pub request: ServiceRequest,
+    responder: Responder,
 }
 
 #[derive(Debug)]
-enum AnswerTo {
+enum Responder {
     Aws(oneshot::Sender<Option<(u16, Value)>>),
     Stripe(oneshot::Sender<(u16, Value)>),
 }
 
-impl Call {
+impl WaitingCall {
     /// Responds with this status and body.
-    pub fn answer(self, (status, body): (u16, Value)) {
-        match self.answer {
+    pub fn respond(self, (status, body): (u16, Value)) {
+        match self.responder {
             // The caller may have been dropped.
-            AnswerTo::Aws(to) => drop(to.send(Some((status, body)))),
-            AnswerTo::Stripe(to) => drop(to.send((status, body))),
+            Responder::Aws(sender) => drop(sender.send(Some((status, body)))),
+            Responder::Stripe(sender) => drop(sender.send((status, body))),
         }
     }
 
     /// Responds that the call is throttled.
     pub fn throttle(self) {
-        let answer = match self.asking {
-            Asking::Aws { .. } => (400, json!({ "__type": "ThrottlingException" })),
-            Asking::Stripe(_) => (429, json!({ "error": { "message": "slow down" } })),
+        let response = match self.request {
+            ServiceRequest::Aws { .. } => (400, json!({ "__type": "ThrottlingException" })),
+            ServiceRequest::Stripe(_) => (429, json!({ "error": { "message": "slow down" } })),
         };
-        self.answer(answer);
+        self.respond(response);
     }
 
     /// Ends the call without a response, so the caller does not know its effect.
-    pub fn break_off(self) {
-        match self.answer {
-            AnswerTo::Aws(to) => drop(to.send(None)),
-            AnswerTo::Stripe(to) => {
-                drop(to.send((504, json!({ "error": { "message": "no answer in time" } }))));
+    pub fn disconnect(self) {
+        match self.responder {
+            Responder::Aws(sender) => drop(sender.send(None)),
+            Responder::Stripe(sender) => {
+                drop(
+                    sender.send((504, json!({ "error": { "message": "the request timed out" } }))),
+                );
             }
         }
     }
@@ -118,7 +119,7 @@ impl Call {
 
 /// The HTTP connector of the AWS clients. It sends each call to a channel.
 #[derive(Clone, Debug)]
-struct Connector(UnboundedSender<Call>);
+struct Connector(UnboundedSender<WaitingCall>);
 
 impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
@@ -126,11 +127,14 @@ impl HttpConnector for Connector {
         let operation = target.rsplit('.').next().unwrap_or_default().to_owned();
         let body = request.body().bytes().unwrap_or_default();
         let body = Arc::new(serde_json::from_slice(body).unwrap_or_default());
-        let (answer, answered) = oneshot::channel();
-        let call = Call { asking: Asking::Aws { operation, body }, answer: AnswerTo::Aws(answer) };
+        let (sender, receiver) = oneshot::channel();
+        let call = WaitingCall {
+            request: ServiceRequest::Aws { operation, body },
+            responder: Responder::Aws(sender),
+        };
         drop(self.0.send(call));
         HttpConnectorFuture::new(async move {
-            match answered.await {
+            match receiver.await {
                 Ok(Some((status, body))) => {
                     let status = status.try_into();
                     let status =
@@ -144,9 +148,9 @@ impl HttpConnector for Connector {
     }
 }
 
-/// Returns the configuration of the AWS clients. It has no retries, because the history determines them. It has no
-/// timeouts, because calls wait as long as the history determines. It has no credentials, because signing is slow.
-fn config(calls: UnboundedSender<Call>) -> SdkConfig {
+/// Returns the configuration of the AWS clients. It has no retries and no timeouts, because the history determines
+/// them. It has no credentials, because signing is slow.
+fn config(calls: UnboundedSender<WaitingCall>) -> SdkConfig {
     let connector = SharedHttpConnector::new(Connector(calls));
     SdkConfig::builder()
         .behavior_version(BehaviorVersion::latest())
@@ -161,10 +165,10 @@ fn config(calls: UnboundedSender<Call>) -> SdkConfig {
 }
 
 /// The functions with their production wiring, and the channels of their calls.
-pub struct World {
+pub struct Harness {
     functions: Rc<Functions>,
-    aws: UnboundedReceiver<Call>,
-    stripe: UnboundedReceiver<Asked>,
+    aws: UnboundedReceiver<WaitingCall>,
+    stripe: UnboundedReceiver<PendingCall>,
     /// The fake runs until it is dropped.
     _stub: Stub,
 }
@@ -187,23 +191,23 @@ struct Functions {
     receive: ReceiveKits,
 }
 
-impl World {
+impl Harness {
     pub async fn start() -> Self {
         let (calls, aws) = unbounded_channel();
-        let (asked, stripe) = unbounded_channel();
-        let stub = Stub::passing_on(asked).await;
+        let (stripe_calls, stripe) = unbounded_channel();
+        let stub = Stub::forwarding_to(stripe_calls).await;
         let config = config(calls);
         let dynamo = aws_sdk_dynamodb::config::Builder::from(&config).allow_no_auth().build();
         let dynamo = aws_sdk_dynamodb::Client::from_conf(dynamo);
         let machines = aws_sdk_sfn::config::Builder::from(&config).allow_no_auth().build();
         let machines = aws_sdk_sfn::Client::from_conf(machines);
-        let machine = |arn: &str| Machine { client: machines.clone(), arn: arn.to_owned() };
+        let machine = |arn: &str| StateMachine { client: machines.clone(), arn: arn.to_owned() };
         let table = |name| Table::new(dynamo.clone(), name);
         let outbox = Outbox::new(table(EVENTS));
         let provider = || {
-            let key = KeySource::Given(ApiKey::new("sk_test_1").expect("a key"));
+            let key = KeySource::Fixed(ApiKey::new("sk_test_1").expect("the API key is valid"));
             let prices = "community=price_1,standard=price_2,professional=price_3";
-            let prices = Prices::parse("STRIPE_PRICES", prices).expect("prices");
+            let prices = Prices::parse("STRIPE_PRICES", prices).expect("the prices are valid");
             Provider::new(stub.url(), key, prices)
         };
         let idempotency = || Idempotency::new(table(BILLING), LEASE);
@@ -239,65 +243,71 @@ impl World {
         Self { functions: Rc::new(functions), aws, stripe, _stub: stub }
     }
 
-    /// Returns the next call of a function.
-    pub async fn call(&mut self) -> Call {
-        let gone = "the functions and the stub are there as long as this";
+    /// Waits for the next call of a function.
+    pub async fn next_call(&mut self) -> WaitingCall {
+        let open = "the functions and the stub live as long as this";
         tokio::select! {
-            call = self.aws.recv() => call.expect(gone),
-            asked = self.stripe.recv() => {
-                let Asked { call, answer } = asked.expect(gone);
-                Call { asking: Asking::Stripe(call), answer: AnswerTo::Stripe(answer) }
+            call = self.aws.recv() => call.expect(open),
+            call = self.stripe.recv() => {
+                let PendingCall { call, answer } = call.expect(open);
+                let (request, responder) =
+                    (ServiceRequest::Stripe(call), Responder::Stripe(answer));
+                WaitingCall { request, responder }
             }
         }
     }
 
-    /// Drops the calls that an earlier history left.
-    pub fn clear(&mut self) {
+    /// Drops the calls that remain from the previous history.
+    pub fn drop_calls(&mut self) {
         while self.aws.try_recv().is_ok() || self.stripe.try_recv().is_ok() {}
     }
 
-    /// Invokes a function. The payload is what the state machine, the queue or the rule sends. For an HTTP function it
-    /// is the body or the site's id.
+    /// Invokes a function. `payload` is the payload from the state machine, the queue or the rule. For an HTTP
+    /// function, it is the body or the site's id.
     pub fn invoke(
         &self,
-        work: Work,
+        invocation: Invocation,
         payload: Value,
         now: Timestamp,
     ) -> impl Future<Output = Outcome> + use<> {
         let functions = Rc::clone(&self.functions);
         async move {
             let it = &*functions;
-            match work {
-                Work::Create => answered(it.create.handle(&post(&payload), now).await),
-                Work::Delete => answered(it.delete.handle(&on_site(&payload)).await),
-                Work::Start => run(&it.start, &payload, now).await,
-                Work::Reserve => run(&it.reserve, &payload, now).await,
-                Work::Provision => run(&it.provision, &payload, now).await,
-                Work::Initialize => run(&it.initialize, &payload, now).await,
-                Work::Configure => run(&it.configure, &payload, now).await,
-                Work::Activate => run(&it.activate, &payload, now).await,
-                Work::Remove => run(&it.remove, &payload, now).await,
-                Work::Cancel => run(&it.cancel, &payload, now).await,
-                Work::Deprovision => run(&it.deprovision, &payload, now).await,
-                Work::Release => run(&it.release, &payload, now).await,
-                Work::Reject | Work::Retire => run(&it.close, &payload, now).await,
-                Work::Project(_) => run(&it.project, &payload, now).await,
-                Work::Receive(_) => run(&it.receive, &payload, now).await,
+            match invocation {
+                Invocation::Create => {
+                    http_outcome(it.create.handle(&post_request(&payload), now).await)
+                }
+                Invocation::Delete => {
+                    http_outcome(it.delete.handle(&delete_request(&payload)).await)
+                }
+                Invocation::Start => run_step(&it.start, &payload, now).await,
+                Invocation::Reserve => run_step(&it.reserve, &payload, now).await,
+                Invocation::Provision => run_step(&it.provision, &payload, now).await,
+                Invocation::Initialize => run_step(&it.initialize, &payload, now).await,
+                Invocation::Configure => run_step(&it.configure, &payload, now).await,
+                Invocation::Activate => run_step(&it.activate, &payload, now).await,
+                Invocation::Remove => run_step(&it.remove, &payload, now).await,
+                Invocation::Cancel => run_step(&it.cancel, &payload, now).await,
+                Invocation::Deprovision => run_step(&it.deprovision, &payload, now).await,
+                Invocation::Release => run_step(&it.release, &payload, now).await,
+                Invocation::Reject | Invocation::Retire => run_step(&it.close, &payload, now).await,
+                Invocation::Project(_) => run_step(&it.project, &payload, now).await,
+                Invocation::Receive(_) => run_step(&it.receive, &payload, now).await,
             }
         }
     }
 }
 
-async fn run<S: Step>(step: &S, payload: &Value, now: Timestamp) -> Outcome {
-    let command = fault::decode(&payload.to_string()).expect("the step's payload");
+async fn run_step<S: Step>(step: &S, payload: &Value, now: Timestamp) -> Outcome {
+    let command = fault::decode(&payload.to_string()).expect("the payload is valid");
     match step.run(command, now).await {
         Ok(_) => Ok(()),
         Err(fault) => Err(fault.kind().name().to_owned()),
     }
 }
 
-fn answered(answer: Result<Answer, Problem>) -> Outcome {
-    match answer {
+fn http_outcome(result: Result<Response, Problem>) -> Outcome {
+    match result {
         Ok(_) => Ok(()),
         Err(Problem { status: 503, .. }) => Err("Transient".to_owned()),
         Err(problem) => Err(problem.status.to_string()),
@@ -305,25 +315,25 @@ fn answered(answer: Result<Answer, Problem>) -> Outcome {
 }
 
 /// Returns a `POST /sites` request. The site's name is the idempotency key.
-fn post(body: &Value) -> Request {
+fn post_request(body: &Value) -> Request {
     let mut event = sample::event("create-site");
     for headers in ["headers", "multiValueHeaders"] {
-        let headers = event[headers].as_object_mut().expect("headers");
+        let headers = event[headers].as_object_mut().expect("the sample has headers");
         headers.remove("Idempotency-Key");
     }
     let key = &body["name"];
     event["headers"]["idempotency-key"] = key.clone();
     event["multiValueHeaders"]["idempotency-key"] = json!([key]);
     event["body"] = body.to_string().into();
-    serde_json::from_value(event).expect("an event of API Gateway")
+    serde_json::from_value(event).expect("the sample is an event of API Gateway")
 }
 
 /// Returns a `DELETE` request for the site.
-fn on_site(site: &Value) -> Request {
+fn delete_request(site: &Value) -> Request {
     let mut event = sample::event("decommission-site");
     event["path"] = format!("/sites/{}", site.as_str().unwrap_or_default()).into();
     event["pathParameters"] = json!({ "siteId": site });
-    serde_json::from_value(event).expect("an event of API Gateway")
+    serde_json::from_value(event).expect("the sample is an event of API Gateway")
 }
 
 /// The executions that were started, by state machine and name.
@@ -337,13 +347,16 @@ impl Executions {
         let key = (text("stateMachineArn"), text("name"));
         let arn = format!("{}:{}", key.0.replace("stateMachine", "execution"), key.1);
         if !self.0.insert(key) {
-            return (400, json!({ "__type": "ExecutionAlreadyExists", "message": "it is there" }));
+            return (
+                400,
+                json!({ "__type": "ExecutionAlreadyExists", "message": "the name exists" }),
+            );
         }
         (200, json!({ "executionArn": arn, "startDate": 1_767_268_800.0 }))
     }
 
     /// Returns whether an execution with this name was started.
-    pub fn has(&self, machine: &str, name: &str) -> bool {
+    pub fn contains(&self, machine: &str, name: &str) -> bool {
         self.0.contains(&(machine.to_owned(), name.to_owned()))
     }
 }

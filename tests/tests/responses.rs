@@ -6,7 +6,7 @@ use contracts::{Metric, Timestamp};
 use serde_json::{Value, json};
 use tests::{
     Stack,
-    api::{Answer, Call},
+    api::{Call, Response},
     sites::{DECLINED_CARD, FORWARD, GOOD_CARD, registration},
 };
 use uuid::Uuid;
@@ -16,17 +16,17 @@ fn redacted_text(text: &str) -> String {
     if text.parse::<Timestamp>().is_ok() {
         return "<time>".to_owned();
     }
-    let is_of_id = |c: char| c.is_ascii_hexdigit() || c == '-';
+    let is_id_char = |c: char| c.is_ascii_hexdigit() || c == '-';
     let mut redacted = String::new();
     let mut rest = text;
     while !rest.is_empty() {
-        let end = rest.find(|c| !is_of_id(c)).unwrap_or(rest.len());
-        let (word, behind) = rest.split_at(end);
+        let end = rest.find(|c| !is_id_char(c)).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
         let is_id = word.len() == 36 && Uuid::parse_str(word).is_ok();
         redacted.push_str(if is_id { "<id>" } else { word });
-        let next = behind.chars().next();
+        let next = after.chars().next();
         redacted.extend(next);
-        rest = &behind[next.map_or(0, char::len_utf8)..];
+        rest = &after[next.map_or(0, char::len_utf8)..];
     }
     redacted
 }
@@ -42,14 +42,14 @@ fn redacted(value: &Value) -> Value {
     }
 }
 
-fn golden(name: &str, answer: &Answer) {
+fn golden(name: &str, response: &Response) {
     let mut value = json!({
-        "status": answer.status,
-        "contentType": answer.header("content-type"),
-        "body": redacted(&answer.body),
+        "status": response.status,
+        "contentType": response.header("content-type"),
+        "body": redacted(&response.body),
     });
-    if answer.headers.contains_key("location") {
-        value["location"] = redacted_text(answer.header("location")).into();
+    if response.headers.contains_key("location") {
+        value["location"] = redacted_text(response.header("location")).into();
     }
     testkit::golden::check(env!("CARGO_MANIFEST_DIR"), name, &value);
 }
@@ -74,9 +74,10 @@ async fn responses_about_a_site_that_is_activated_and_decommissioned() -> Result
     golden("post-site-202", &created);
     // Resolved against the request's URL, the location leads to the site.
     let stage = format!("/{}", stack.api_stage()?);
-    let called = reqwest::Url::parse(&format!("http://localhost{stage}/sites"))?;
-    let location = called.join(created.header("location"))?;
-    let path = location.path().strip_prefix(&stage).expect("a path below the stage").to_owned();
+    let request_url = reqwest::Url::parse(&format!("http://localhost{stage}/sites"))?;
+    let location = request_url.join(created.header("location"))?;
+    let path =
+        location.path().strip_prefix(&stage).expect("the path is below the stage").to_owned();
     let found = stack.call(Call::get(&path)).await?;
     assert_eq!(found.body["siteId"], created.body["siteId"], "{found}");
     golden("delete-site-409-still-onboarding", &stack.call(Call::delete(&path)).await?);
@@ -84,12 +85,12 @@ async fn responses_about_a_site_that_is_activated_and_decommissioned() -> Result
     other["name"] = json!("Silver");
     golden("post-site-409-key-reused", &stack.call(Call::post_site(&key, &other)).await?);
 
-    let ids = tests::sites::Ids::accepted(&created)?;
-    stack.site_active(ids.site_id).await?;
+    let ids = tests::sites::Ids::from_response(&created)?;
+    stack.wait_until_active(ids.site_id).await?;
     golden("get-site-200-active", &stack.site(ids.site_id).await?);
     golden("delete-site-202", &stack.call(Call::delete(&path)).await?);
     let undone = FORWARD.map(|step| (step, "UNDONE"));
-    stack.site_as(ids.site_id, "DECOMMISSIONED", &undone).await?;
+    stack.wait_for_site(ids.site_id, "DECOMMISSIONED", &undone).await?;
     golden("get-site-200-decommissioned", &stack.site(ids.site_id).await?);
     Ok(())
 }
@@ -106,17 +107,17 @@ async fn responses_about_a_rejected_site() -> Result<()> {
         ("ProvisionSensors", "UNDONE"),
         ("InitializeSubscription", "FAILED"),
     ];
-    stack.site_as(ids.site_id, "REJECTED", &steps).await?;
+    stack.wait_for_site(ids.site_id, "REJECTED", &steps).await?;
     golden("get-site-200-rejected", &stack.site(ids.site_id).await?);
-    let answer = stack.call(Call::delete(format!("/sites/{}", ids.site_id))).await?;
-    golden("delete-site-409-rejected", &answer);
+    let response = stack.call(Call::delete(format!("/sites/{}", ids.site_id))).await?;
+    golden("delete-site-409-rejected", &response);
 
     // Any entry of the list shows the shape. Which entry is first depends on the other tests.
     let mut list = stack.call(Call::get("/sites?status=REJECTED&limit=1")).await?;
     for site in list.body["sites"].as_array_mut().into_iter().flatten() {
         site["name"] = json!("<name>");
-        for degrees_or_metres in site["location"].as_object_mut().into_iter().flatten() {
-            *degrees_or_metres.1 = json!("<number>");
+        for coordinate in site["location"].as_object_mut().into_iter().flatten() {
+            *coordinate.1 = json!("<number>");
         }
     }
     list.body["next"] = json!("<token or absent>");
@@ -129,15 +130,15 @@ async fn responses_to_invalid_requests() -> Result<()> {
     let stack = Stack::connect().await?;
     let key = Uuid::new_v4().to_string();
     let post = |body: String| stack.call(Call::post_site(&key, &json!({})).text(body));
-    let mut wrong = registration("", &[Metric::AirTemperature], GOOD_CARD);
-    wrong["location"]["latitude"] = json!(91);
-    wrong["sensors"][0]["unit"] = json!("degF");
-    golden("post-site-400-fields", &post(wrong.to_string()).await?);
+    let mut invalid = registration("", &[Metric::AirTemperature], GOOD_CARD);
+    invalid["location"]["latitude"] = json!(91);
+    invalid["sensors"][0]["unit"] = json!("degF");
+    golden("post-site-400-fields", &post(invalid.to_string()).await?);
     golden("post-site-400-malformed", &post("{\"name\": ".to_owned()).await?);
     golden("post-site-400-key", &{
         let body = registration("Golden", &[Metric::AirTemperature], GOOD_CARD);
-        let without = Call::new(reqwest::Method::POST, "/sites").text(body.to_string());
-        stack.call(without).await?
+        let without_key = Call::new(reqwest::Method::POST, "/sites").text(body.to_string());
+        stack.call(without_key).await?
     });
     golden("post-site-413", &post(format!("\"{}\"", "n".repeat(1024 * 1024))).await?);
     let unknown = format!("/sites/{}", Uuid::new_v4());

@@ -15,34 +15,34 @@ use crate::{
 
 type Item = HashMap<String, AttributeValue>;
 
-/// The age from which an unpublished event is late. Events are published within a second.
-pub const OLDEST_IS_LATE: Duration = Duration::from_mins(1);
+/// The maximum age of an unpublished event. Normally events are published within a second.
+pub const MAX_PUBLISH_DELAY: Duration = Duration::from_mins(1);
 
 /// The maximum number of keys of a `BatchGetItem` call.
-const MOST_GOT: usize = 100;
+const MAX_BATCH_GET: usize = 100;
 
 /// A period: `from` is inclusive, `to` is exclusive.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Between {
+pub struct Period {
     /// `None`: from the first event.
     pub from: Option<Timestamp>,
     /// `None`: to the last event.
     pub to: Option<Timestamp>,
 }
 
-impl Between {
+impl Period {
     /// Returns both bounds for `BETWEEN`, which includes them. The text order of the times is their order in time.
     fn bounds(self) -> Result<(String, String), CliError> {
         let from = self.from.map_or("0".to_owned(), |from| from.to_string());
         let to = self.to.map_or("9".to_owned(), |to| to.plus_millis(-1).to_string());
         if from > to {
-            return Err(CliError::usage("--from is not before --to"));
+            return Err(CliError::usage("--from must be before --to"));
         }
         Ok((from, to))
     }
 }
 
-impl fmt::Display for Between {
+impl fmt::Display for Period {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(from) = self.from {
             write!(f, " from {from}")?;
@@ -53,7 +53,7 @@ impl fmt::Display for Between {
 
 /// An event that is not published yet.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Waiting {
+pub struct UnpublishedEvent {
     /// The entity, as `type#id`.
     pub entity: String,
     /// The event's position in the entity's sequence.
@@ -68,14 +68,14 @@ fn text(value: impl Into<String>) -> AttributeValue {
 }
 
 impl Stack {
-    /// Returns the last `limit` events of an entity (`type#id`), in the order of time.
-    pub async fn events_of(
+    /// Returns the last `limit` events of an entity (`type#id`), in chronological order.
+    pub async fn events_of_entity(
         &self,
         entity: &str,
-        between: Between,
+        period: Period,
         limit: usize,
     ) -> Result<Vec<EventRow>, CliError> {
-        let (from, to) = between.bounds()?;
+        let (from, to) = period.bounds()?;
         let query = self
             .dynamodb
             .query()
@@ -101,7 +101,7 @@ impl Stack {
 
     /// Returns the name of a site from its first event, `SiteCreated`.
     pub async fn name_of_site(&self, site: SiteId) -> Result<Option<String>, CliError> {
-        let answer = self
+        let response = self
             .dynamodb
             .get_item()
             .table_name(self.named(names::EVENTS))
@@ -110,34 +110,34 @@ impl Stack {
             .send()
             .await
             .map_err(aws("the event log can't be read"))?;
-        let Some(event) = answer.item.map(row).transpose()? else { return Ok(None) };
+        let Some(event) = response.item.map(row).transpose()? else { return Ok(None) };
         let name = event.envelope().map(|mut envelope| envelope.data["name"].take());
         Ok(name.ok().and_then(|name| name.as_str().map(str::to_owned)))
     }
 
-    /// Returns the last `limit` events of a type, in the order of time.
+    /// Returns the last `limit` events of a type, in chronological order.
     pub async fn events_of_type(
         &self,
         kind: &str,
-        between: Between,
+        period: Period,
         limit: usize,
     ) -> Result<Vec<EventRow>, CliError> {
-        self.by_index("byType", "type", kind, between, limit).await
+        self.query_index("byType", "type", kind, period, limit).await
     }
 
-    /// Returns the last `limit` events of an onboarding, in the order of time.
+    /// Returns the last `limit` events of an onboarding, in chronological order.
     pub async fn events_of_onboarding(
         &self,
         onboarding: OnboardingId,
-        between: Between,
+        period: Period,
         limit: usize,
     ) -> Result<Vec<EventRow>, CliError> {
         let id = onboarding.to_string();
-        self.by_index("byCorrelation", "correlationId", &id, between, limit).await
+        self.query_index("byCorrelation", "correlationId", &id, period, limit).await
     }
 
     /// Returns the oldest unpublished event, or `None` if all are published.
-    pub async fn oldest_unpublished(&self) -> Result<Option<Waiting>, CliError> {
+    pub async fn oldest_unpublished(&self) -> Result<Option<UnpublishedEvent>, CliError> {
         let table = self.named(names::EVENTS);
         let oldest_of = async |shard: u8| {
             let query = self
@@ -150,26 +150,27 @@ impl Stack {
                 .limit(1);
             let found = query.send().await.map_err(aws("the event log can't be read"))?;
             let item = found.items.unwrap_or_default().into_iter().next();
-            let waiting: Option<Waiting> = item.map(serde_dynamo::from_item).transpose().map_err(
-                |error: serde_dynamo::Error| unreadable("a row of the events table", &error),
-            )?;
-            Ok::<_, CliError>(waiting)
+            let event: Option<UnpublishedEvent> =
+                item.map(serde_dynamo::from_item).transpose().map_err(
+                    |error: serde_dynamo::Error| unreadable("a row of the events table", &error),
+                )?;
+            Ok::<_, CliError>(event)
         };
         let found = try_join_all((0..UNPUBLISHED_SHARDS).map(oldest_of)).await?;
-        Ok(found.into_iter().flatten().min_by_key(|waiting| waiting.at))
+        Ok(found.into_iter().flatten().min_by_key(|event| event.at))
     }
 
     /// Finds events by an index. The indexes hold only keys, so the rows are read by their keys.
-    async fn by_index(
+    async fn query_index(
         &self,
         index: &str,
         attribute: &str,
         value: &str,
-        between: Between,
+        period: Period,
         limit: usize,
     ) -> Result<Vec<EventRow>, CliError> {
         let table = self.named(names::EVENTS);
-        let (from, to) = between.bounds()?;
+        let (from, to) = period.bounds()?;
         let query = self
             .dynamodb
             .query()
@@ -192,25 +193,28 @@ impl Stack {
             }
         }
         let mut rows = Vec::with_capacity(keys.len());
-        for keys in keys.chunks(MOST_GOT) {
-            rows.extend(self.got(&table, keys.to_vec()).await?);
+        for keys in keys.chunks(MAX_BATCH_GET) {
+            rows.extend(self.batch_get(&table, keys.to_vec()).await?);
         }
         sort(&mut rows);
         Ok(rows)
     }
 
-    async fn got(&self, table: &str, mut keys: Vec<Item>) -> Result<Vec<EventRow>, CliError> {
+    async fn batch_get(&self, table: &str, mut keys: Vec<Item>) -> Result<Vec<EventRow>, CliError> {
         let mut rows = Vec::with_capacity(keys.len());
         while !keys.is_empty() {
-            let wanted = KeysAndAttributes::builder().set_keys(Some(keys)).build();
-            let wanted = wanted.map_err(|error| CliError::new(Exit::Failed, error.to_string()))?;
-            let answer = self.dynamodb.batch_get_item().request_items(table, wanted).send().await;
-            let answer = answer.map_err(aws("the event log can't be read"))?;
-            for item in answer.responses.into_iter().filter_map(|mut tables| tables.remove(table)) {
+            let request = KeysAndAttributes::builder().set_keys(Some(keys)).build();
+            let request =
+                request.map_err(|error| CliError::new(Exit::Failed, error.to_string()))?;
+            let response =
+                self.dynamodb.batch_get_item().request_items(table, request).send().await;
+            let response = response.map_err(aws("the event log can't be read"))?;
+            for item in response.responses.into_iter().filter_map(|mut tables| tables.remove(table))
+            {
                 rows.extend(item.into_iter().map(row).collect::<Result<Vec<_>, _>>()?);
             }
-            let left = answer.unprocessed_keys.and_then(|mut tables| tables.remove(table));
-            keys = left.map_or_else(Vec::new, |left| left.keys);
+            let unprocessed = response.unprocessed_keys.and_then(|mut tables| tables.remove(table));
+            keys = unprocessed.map_or_else(Vec::new, |unprocessed| unprocessed.keys);
         }
         Ok(rows)
     }

@@ -11,30 +11,30 @@ use crate::{Stack, api::Call};
 /// successor. A bundle in `twice` is sent twice in a row. No two bundles in `late` may be neighbours.
 #[must_use]
 pub fn order(count: usize, late: &BTreeSet<usize>, twice: &BTreeSet<usize>) -> Vec<usize> {
-    let mut places: Vec<_> = (0..count).collect();
-    for place in late.iter().filter(|place| **place + 1 < count) {
-        places.swap(*place, place + 1);
+    let mut order: Vec<_> = (0..count).collect();
+    for index in late.iter().filter(|index| **index + 1 < count) {
+        order.swap(*index, index + 1);
     }
-    let times = |place: usize| if twice.contains(&place) { 2 } else { 1 };
-    places.into_iter().flat_map(|place| std::iter::repeat_n(place, times(place))).collect()
+    let times = |index: usize| if twice.contains(&index) { 2 } else { 1 };
+    order.into_iter().flat_map(|index| std::iter::repeat_n(index, times(index))).collect()
 }
 
-/// Splits the order into calls of at most `most` bundles. A call contains a bundle only once.
+/// Splits the order into calls of at most `max` bundles. A call contains a bundle only once.
 #[must_use]
-pub fn calls(order: &[usize], most: usize) -> Vec<Vec<usize>> {
+pub fn calls(order: &[usize], max: usize) -> Vec<Vec<usize>> {
     let mut calls: Vec<Vec<usize>> = Vec::new();
-    for place in order {
+    for index in order {
         match calls.last_mut() {
-            Some(call) if call.len() < most && !call.contains(place) => call.push(*place),
-            _ => calls.push(vec![*place]),
+            Some(call) if call.len() < max && !call.contains(index) => call.push(*index),
+            _ => calls.push(vec![*index]),
         }
     }
     calls
 }
 
 /// The delay before the first retry. It doubles with each retry.
-const PAUSE: Duration = Duration::from_millis(200);
-const MOST_RETRIES: u32 = 5;
+const FIRST_RETRY_DELAY: Duration = Duration::from_millis(200);
+const MAX_RETRIES: u32 = 5;
 
 /// Sends bundles in one call until they are accepted: one bundle by itself, several as a list. Returns the number of
 /// retries. Sending a bundle again has no further effect.
@@ -43,17 +43,17 @@ pub async fn send(stack: &Stack, bundles: &[&Bundle]) -> Result<u32> {
         [bundle] => serde_json::to_string(bundle)?,
         bundles => serde_json::to_string(bundles)?,
     };
-    let (mut retries, mut pause) = (0, PAUSE);
+    let (mut retries, mut delay) = (0, FIRST_RETRY_DELAY);
     loop {
-        let answer = stack.call(Call::post_readings(body.clone())).await?;
-        match answer.status {
+        let response = stack.call(Call::post_readings(body.clone())).await?;
+        match response.status {
             202 => return Ok(retries),
-            429 | 503 if retries < MOST_RETRIES => {}
-            _ => bail!("POST /readings, retried {retries} times, was answered with {answer}"),
+            429 | 503 if retries < MAX_RETRIES => {}
+            _ => bail!("POST /readings returned {response} after {retries} retries"),
         }
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(delay).await;
         retries += 1;
-        pause *= 2;
+        delay *= 2;
     }
 }
 
