@@ -17,9 +17,9 @@ use crate::{https::Https, telemetry};
 /// Timeout for opening a connection in advance. If it expires, the first call opens the connection.
 const WARM_UP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The error for a missing or invalid environment variable that the template sets.
+/// An environment variable is missing or has an invalid value.
 #[derive(Debug, thiserror::Error)]
-#[error("environment variable {name} {problem}; template.yaml sets it for the deployed function")]
+#[error("environment variable {name} {problem}")]
 pub struct ConfigError {
     /// The variable's name.
     pub name: &'static str,
@@ -38,8 +38,9 @@ pub fn env(name: &'static str) -> Result<String, ConfigError> {
 
 /// The root certificates of AWS's endpoints in the partition `aws`, the only one that Fieldstation supports.
 ///
-/// Loading the system's root store would cost reading and parsing it at every start. The certificates are DER, because
-/// PEM takes 40,000 instructions more for each. Source: <https://www.amazontrust.com/repository>.
+/// They are compiled in, because reading and parsing the system's root store would slow down every start. They are in
+/// DER, because parsing PEM takes 40,000 more instructions for each certificate. Source:
+/// <https://www.amazontrust.com/repository>.
 const AMAZON_ROOTS: [&[u8]; 5] = [
     include_bytes!("amazon-roots/root-ca-1.der"),
     include_bytes!("amazon-roots/root-ca-2.der"),
@@ -98,8 +99,9 @@ impl Aws {
     /// Lambda always sets the role's credentials in the environment, so the SDK's provider chain, with its file and
     /// metadata look-ups, is not used.
     ///
-    /// Opens a connection to each of `services`, which are the names in their endpoints. During init a function has a
-    /// whole core. Later it has only its memory's share of one.
+    /// Opens a connection to each of `services`, which are names as in endpoints, such as `dynamodb`. The TLS handshake
+    /// is faster here than later: during init a function has a whole core, afterwards only a share that depends on its
+    /// memory size.
     pub async fn start(services: &[&str]) -> Result<Self, ConfigError> {
         telemetry::start();
         let credentials = Credentials::new(
@@ -126,7 +128,7 @@ impl Aws {
             .sleep_impl(SharedAsyncSleep::new(TokioSleep::new()))
             .time_source(SystemTimeSource::new())
             .retry_config(RetryConfig::standard().with_max_attempts(3))
-            // A hanging attempt is aborted while there is time for another one.
+            // An attempt that hangs is aborted early, so that there is time for another attempt.
             .timeout_config(
                 TimeoutConfig::builder().operation_attempt_timeout(Duration::from_secs(3)).build(),
             );
@@ -142,7 +144,7 @@ impl Aws {
         &self.config
     }
 
-    /// Returns the table whose name the environment variable holds.
+    /// Returns the table that the environment variable `variable` names.
     pub fn table(&self, variable: &'static str) -> Result<Table, ConfigError> {
         let dynamodb =
             self.dynamodb.get_or_init(|| aws_sdk_dynamodb::Client::new(&self.config)).clone();
@@ -178,7 +180,7 @@ mod tests {
         }
     }
 
-    fn bundle(text: &str) -> NamedTempFile {
+    fn ca_file(text: &str) -> NamedTempFile {
         let mut file = NamedTempFile::new().expect("a file");
         file.write_all(text.as_bytes()).expect("the file is written");
         file
@@ -187,7 +189,7 @@ mod tests {
     #[tokio::test]
     async fn starting_opens_the_connections() {
         let (url, pem, connections) = server().await;
-        let bundle = bundle(&pem);
+        let ca_file = ca_file(&pem);
         let variables = |token| {
             [
                 ("AWS_ACCESS_KEY_ID", Some("id")),
@@ -195,7 +197,7 @@ mod tests {
                 ("AWS_SESSION_TOKEN", token),
                 ("AWS_REGION", Some("eu-central-1")),
                 ("AWS_ENDPOINT_URL", Some(url.as_str())),
-                ("AWS_CA_BUNDLE", bundle.path().to_str()),
+                ("AWS_CA_BUNDLE", ca_file.path().to_str()),
             ]
         };
         for (starts, token) in [(1, Some("token")), (2, Some("")), (3, None)] {
@@ -211,7 +213,7 @@ mod tests {
 
     #[test]
     fn an_unusable_ca_bundle_is_an_error() {
-        let empty = bundle("");
+        let empty = ca_file("");
         for (file, problem) in [
             ("/no/such/file", "names /no/such/file, which can't be read"),
             (empty.path().to_str().expect("a path"), "names a file without root certificates"),
@@ -232,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn the_roots_are_the_five_of_amazon() {
+    fn amazons_five_roots_are_trusted() {
         Https::trusting(AMAZON_ROOTS.map(CertificateDer::from_slice)).expect("roots");
         for name in ["Amazon Root CA 1", "Amazon Root CA 2", "Amazon Root CA 3", "Amazon Root CA 4"]
             .into_iter()

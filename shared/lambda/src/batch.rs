@@ -1,4 +1,5 @@
-//! Processing of batches: each record fails by itself, and the work ends before the function's timeout.
+//! Processing of batches. A failed record does not affect other records, and the work ends before the function's
+//! timeout.
 
 use std::{
     collections::HashMap,
@@ -81,8 +82,8 @@ pub async fn process_each<R, I>(
 
 /// Processes records in lanes: in order within a lane, with up to `max_concurrent` lanes at the same time.
 ///
-/// A record fails as in [`process_each`]. To preserve the order, the records after it in its lane fail without being started.
-/// Other lanes are not affected. Returns the failed records by their index in the batch, from 0.
+/// A record fails as in [`process_each`]. To preserve the order, later records of its lane then fail without being
+/// started. Other lanes are not affected. Returns the failed records by their index in the batch, from 0.
 pub async fn process_lanes<L: Eq + Hash, R>(
     records: impl IntoIterator<Item = (L, R)>,
     max_concurrent: usize,
@@ -141,26 +142,26 @@ pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
         .unwrap_or("no message")
 }
 
-/// Counts the failed items of a batch by the function's version.
+/// Adds the failed items of a batch to the metric `BatchItemFailures`, with the function's version as a dimension.
 ///
-/// Lambda counts a partial batch response as a success. This metric allows an alarm to roll back a new version that
-/// fails only in this way.
+/// Lambda counts a partial batch response as a success. With this metric, an alarm can roll back a new version whose
+/// batch items fail.
 pub fn count_failed(items: usize) {
     let version = std::env::var("AWS_LAMBDA_FUNCTION_VERSION").unwrap_or_else(|_| "local".into());
     metrics::counter!("BatchItemFailures", "version" => version).increment(items as u64);
 }
 
-/// Serves an SQS event source mapping with `ReportBatchItemFailures`: only failed messages return to the queue. The
-/// work gets its deadline.
+/// Serves an SQS event source mapping with `ReportBatchItemFailures`: only failed messages return to the queue.
+/// `work` processes one message before the deadline that it receives.
 pub async fn serve_queue(
     work: impl AsyncFn(SqsMessage, Deadline) -> Result<(), String>,
 ) -> Result<(), Error> {
     let work = &work;
-    serve_raw(async |payload, deadline| messages(&payload, deadline, work).await).await
+    serve_raw(async |payload, deadline| process_messages(&payload, deadline, work).await).await
 }
 
 /// Processes a batch of messages. The response names those that failed.
-pub(crate) async fn messages(
+pub(crate) async fn process_messages(
     payload: &RawValue,
     deadline: Deadline,
     work: &impl AsyncFn(SqsMessage, Deadline) -> Result<(), String>,
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn records_that_the_deadline_cuts_off_are_reported_as_failed() {
+    async fn records_that_are_not_finished_before_the_deadline_fail() {
         let failed = run(Duration::from_secs(1)).await;
         assert_eq!(failed[&3], "not finished: the deadline passed");
         assert_eq!(failed[&4], "not started: the deadline passed");

@@ -19,8 +19,9 @@ use tracing::{Span, field::display};
 
 use crate::{Deadline, Error, serve_raw};
 
-/// Time between a handler's deadline and the timeout that cancels it.
-const RESPONSE_MARGIN: Duration = Duration::from_millis(250);
+/// Time between the deadline that a handler gets and the timeout that cancels the handler. In this time the handler can
+/// return a partial result.
+const PARTIAL_RESULT_MARGIN: Duration = Duration::from_millis(250);
 /// The maximum length of a caller's text in a log line, in characters.
 const MAX_LOGGED: usize = 200;
 
@@ -33,7 +34,7 @@ pub struct Problem {
     /// `urn:fieldstation:problem:<name>`. Stable, for programs.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The kind in words.
+    /// A short description of the kind, for people.
     pub title: String,
     /// The HTTP status.
     pub status: u16,
@@ -51,7 +52,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// Creates a problem of this kind.
+    /// Creates a problem with the type `urn:fieldstation:problem:<name>`.
     #[must_use]
     pub fn new(status: u16, name: &str, title: &str, detail: impl Into<String>) -> Self {
         Self {
@@ -150,21 +151,21 @@ impl Response {
         Ok(Self { status, body, location: None })
     }
 
-    /// Adds a `Location` header. The reference is relative to the request's URL, as [`relative_location`] returns it. So the
-    /// stage or a custom domain's base path, which precedes the routes' paths, is preserved.
+    /// Adds a `Location` header: a reference relative to the request's URL ([`relative_location`]). The client resolves
+    /// it, so the prefix of the API's paths (the stage, or the base path of a custom domain) is kept.
     #[must_use]
     pub fn at(self, location: String) -> Self {
         Self { location: Some(location), ..self }
     }
 }
 
-/// Returns a reference that resolves to `target` against the URL of a request for `resource`. Both are paths below
-/// the API's root, as in the template: `/sites` and `/sites/{siteId}`.
+/// Returns the relative reference from the URL of `request` to `target`. `resource` is the route of the request. Both
+/// are paths below the API's root, as in the template: `/sites` or `/sites/{siteId}`.
 #[must_use]
 pub fn relative_location(request: &Request, resource: &str, target: &str) -> String {
     let path = request.path.as_deref().unwrap_or_default();
-    // A relative reference replaces the last segment of the path. API Gateway also accepts a path with a trailing
-    // slash, which has one (empty) segment more.
+    // A relative reference replaces the last segment of the path. API Gateway also accepts a trailing slash, which
+    // adds an empty segment.
     let below_root = resource.matches('/').count() - 1 + usize::from(path.ends_with('/'));
     "../".repeat(below_root) + target.trim_start_matches('/')
 }
@@ -249,7 +250,7 @@ pub async fn serve_http(
     serve_http_until(async |request, _| handler(request).await).await
 }
 
-/// Serves a handler that can return a partial result before the timeout. Its deadline is shortly before the timeout.
+/// Serves a handler that can return a partial result. The handler's deadline is shortly before the timeout.
 pub async fn serve_http_until(
     handler: impl AsyncFn(Request, Deadline) -> Result<Response, Problem>,
 ) -> Result<(), Error> {
@@ -257,8 +258,8 @@ pub async fn serve_http_until(
     serve_raw(async |payload, deadline| {
         let request: Request = decode(payload.get())?;
         let origin = RequestOrigin::new(&request);
-        let work =
-            handler(request, Deadline::after(deadline.remaining().saturating_sub(RESPONSE_MARGIN)));
+        let remaining = deadline.remaining().saturating_sub(PARTIAL_RESULT_MARGIN);
+        let work = handler(request, Deadline::after(remaining));
         let result = tokio::time::timeout(deadline.remaining(), Box::pin(work)).await;
         let result = result.unwrap_or_else(|_| {
             Err(Problem::new(

@@ -145,7 +145,7 @@ pub(crate) mod tests {
             .expect("a server");
         let tls = TlsAcceptor::from(Arc::new(tls));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("https://localhost:{}/", listener.local_addr().expect("it").port());
+        let url = format!("https://localhost:{}/", listener.local_addr().expect("a port").port());
         let connections = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&connections);
         tokio::spawn(async move {
@@ -188,8 +188,8 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn a_server_with_an_untrusted_root_is_refused_with_a_retryable_error() {
-        let ((url, ..), (_, of_another, _)) = (server().await, server().await);
-        let https = Https::trusting_pem(of_another.as_bytes()).expect("roots");
+        let ((url, ..), (_, other_pem, _)) = (server().await, server().await);
+        let https = Https::trusting_pem(other_pem.as_bytes()).expect("roots");
         https.open(&url).await.expect_err("an untrusted server");
         let error = HttpConnector::call(&https, get(&url)).await.expect_err("an untrusted server");
         assert!(error.is_io(), "{error:?}");

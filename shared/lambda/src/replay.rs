@@ -1,8 +1,8 @@
 //! Replays: an operator calls a function with one failed record or message, and waits for the outcome.
 //!
-//! The response to a batch names only the records that must be delivered again. A function that quarantines a record,
-//! or sends a command back to its queue, reports success. An operator could not see that the work failed again. So a
-//! replay has its own event and response: nothing is quarantined or sent back, and the response contains the outcome.
+//! The response to a batch does not show whether the work succeeded: a record that was quarantined, or a command that
+//! was sent back to its queue, counts as success. So a replay has its own event and response. In a replay nothing is
+//! quarantined or sent back, and the response contains the outcome.
 
 use aws_lambda_events::event::sqs::SqsMessage;
 use contracts::replay::{ReplayEvent, START};
@@ -21,7 +21,7 @@ enum Response<R> {
     Replay(ReplayResponse),
 }
 
-/// Returns the record or message that the event asks to replay. Returns `None` for a batch.
+/// Returns the record or message to replay. Returns `None` if the event is a batch.
 fn item_to_replay(event: &RawValue) -> Result<Option<&RawValue>, InvocationError> {
     if event.get().starts_with(START) {
         Ok(Some(decode::<ReplayEvent>(event.get())?.replay))
@@ -54,7 +54,7 @@ pub async fn serve_commands(
 ) -> Result<(), Error> {
     let replay = &replay;
     serve_stream(
-        async |event, deadline| crate::batch::messages(event, deadline, &work).await,
+        async |event, deadline| crate::batch::process_messages(event, deadline, &work).await,
         async |message, deadline| match decode(message.get()) {
             Ok(message) => replay(message, deadline).await,
             Err(error) => ReplayResponse::failed(ErrorKind::InvalidInput.name(), error.to_string()),

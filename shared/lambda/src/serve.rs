@@ -1,4 +1,4 @@
-//! One invocation: parses the input, runs the step within the deadline, and names the error.
+//! One invocation: parses the input, runs the step within the deadline, and returns the response or a named error.
 
 use std::{future::Future, panic::AssertUnwindSafe};
 

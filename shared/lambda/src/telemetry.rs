@@ -75,11 +75,11 @@ mod tests {
 
     use super::*;
 
-    /// Returns the metric's value in the next document. Returns null if the metric is not in it.
+    /// Flushes the metrics. Returns the value of this metric in the written document, or null if it has none.
     fn written(name: &str) -> Value {
         let mut text = Vec::new();
         let collector = METRICS.wait();
-        write(collector, "a request", &mut text).expect("a vector takes all");
+        write(collector, "a request", &mut text).expect("writing to a vector");
         let lines = String::from_utf8(text).expect("text");
         let documents = lines.lines().map(|line| serde_json::from_str(line).expect("JSON"));
         documents

@@ -45,10 +45,10 @@ async fn next(State(api): State<Arc<RuntimeApi>>) -> impl IntoResponse {
         api.done.notify_one();
         return std::future::pending().await;
     };
-    let until = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time") + api.timeout;
+    let deadline = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time") + api.timeout;
     let headers = AppendHeaders([
         ("Lambda-Runtime-Aws-Request-Id", "8476a536-e9f4-11e8-9739-2dfe598c3fcd".to_owned()),
-        ("Lambda-Runtime-Deadline-Ms", until.as_millis().to_string()),
+        ("Lambda-Runtime-Deadline-Ms", deadline.as_millis().to_string()),
         ("Lambda-Runtime-Invoked-Function-Arn", "arn:aws:lambda:eu-central-1:1:function:f".into()),
     ]);
     (headers, payload.to_string())
