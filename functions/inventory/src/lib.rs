@@ -1,7 +1,7 @@
 //! Stock of kits. A kit is the hardware that one sensor of one metric needs.
 //!
 //! This crate owns the inventory table. Its key is `id`, with values `stock#<metric>` ([`StockRow`]),
-//! `reservation#<uuid>` ([`ReservationRow`]) and `delivery#<source and number>` ([`DeliveryRow`]). The crate emits
+//! `reservation#<id>` ([`ReservationRow`]) and `delivery#<source and delivery id>` ([`DeliveryRow`]). The crate emits
 //! the events of the entity `reservation`. A released reservation stays as a tombstone, which prevents a late
 //! reservation.
 
@@ -43,7 +43,7 @@ pub struct ReservationRow {
     /// The state of the reservation.
     #[serde(flatten)]
     pub state: Reservation,
-    /// The sequence number of its last event.
+    /// The sequence number of the reservation's last event. 0 if there is none.
     pub sequence: u64,
     /// The time of the last change.
     pub at: Timestamp,
@@ -100,7 +100,7 @@ impl DeliveryRow {
     /// Returns the key of the row.
     #[must_use]
     pub fn key(source: &str, delivery: &str) -> Key {
-        // The length comes first, so that no two pairs of source and number have the same key.
+        // The length of the source comes first, so that no two pairs of source and delivery id have the same key.
         Key::id(format!("delivery#{}/{source}/{delivery}", source.len()))
     }
 }

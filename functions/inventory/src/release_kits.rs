@@ -30,7 +30,7 @@ pub struct Reply {
 
 #[derive(Debug, PartialEq)]
 enum Decision {
-    /// There is no reservation: write a tombstone against a late one.
+    /// There is no reservation: write a tombstone, which prevents a late reservation.
     Fence,
     /// Replace the reservation with a tombstone and return these kits to the stock.
     Release { from: &'static str, sequence: u64, kits: Vec<Kits> },

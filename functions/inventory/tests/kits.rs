@@ -261,7 +261,7 @@ async fn deliveries_that_match_the_schema_are_received_and_those_just_outside_ar
         let kits = detail["kits"].as_array_mut().expect("kits");
         kits.retain(|kit| seen.insert(kit["metric"].to_string()));
         if let Err(error) = run(&detail).await {
-            // The generator may produce the same short number twice.
+            // The generator may produce the same short delivery id twice.
             assert!(
                 error.to_string().ends_with("was received before with different kits"),
                 "{seed}: {error}"
