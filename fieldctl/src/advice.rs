@@ -150,7 +150,7 @@ const RULES: &[Rule] = &[
         kind: Some(Kind::GivenUp),
         sources: &[],
         means: "The function failed to process the record until Lambda gave up on it.",
-        todo: "The function's log has the reason. Fix the cause, then replay. Each effect happens once.",
+        todo: "The function's log has the reason. Fix the cause, then replay. A replay does not repeat effects.",
         command: REPLAY,
     },
     Rule {
@@ -261,7 +261,7 @@ pub fn markdown() -> String {
 mod tests {
     use super::*;
 
-    /// Every error name that record-failure can write, grouped by its origin.
+    /// All error names that record-failure can write, each group with a kind and a source.
     const NAMES: [(&[&str], Kind, &str); 7] = [
         // The names of `fault::ErrorKind`, and Lambda's own error names and conditions.
         (
@@ -286,7 +286,7 @@ mod tests {
         ),
         // The conditions of a stream's event source mapping.
         (&["RetryAttemptsExhausted", "MaximumRecordAgeExceeded"], Kind::GivenUp, "store-readings"),
-        // The names of `TelemetryError::permanent`, and that of a record that is not a bundle.
+        // The names of `TelemetryError::permanent`, and `InvalidInput` for a record that is not a bundle.
         (
             &[
                 "UnknownSensor",

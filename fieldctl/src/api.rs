@@ -135,8 +135,8 @@ impl Stack {
         }
     }
 
-    /// Returns the base URL of the API, stage included. The stack's output has AWS's host name. On an emulator the
-    /// host is below `localhost`.
+    /// Returns the base URL of the API, stage included. On AWS it is the output `ApiUrl`. On an emulator the host is a
+    /// subdomain of `localhost` instead.
     pub fn api_url(&self) -> Result<String, CliError> {
         let api = self.output("ApiUrl")?.trim_end_matches('/');
         let Some(emulator) = self.emulator() else { return Ok(api.to_owned()) };
@@ -145,8 +145,8 @@ impl Stack {
         Ok(format!("http://{}.execute-api.localhost:{port}/{stage}", self.output("ApiId")?))
     }
 
-    /// Creates a signed request. Not every system resolves names below `localhost`. On an emulator, the request is
-    /// therefore sent to the emulator's address, with the name as `Host`.
+    /// Creates a signed request. On an emulator it is sent to the emulator's address, with the API's name as `Host`,
+    /// because not every system resolves subdomains of `localhost`.
     async fn request(&self, call: &Call) -> Result<Request<Full<Bytes>>, CliError> {
         let invalid = |error: &dyn std::fmt::Display| {
             CliError::usage(format!("the request is not valid: {error}"))

@@ -18,7 +18,7 @@ use crate::{
     name = "fieldctl",
     version,
     max_term_width = 100,
-    after_help = "Exit codes: 0 done; 1 failed, or a part of it; 2 wrong usage; 3 not found; \
+    after_help = "Exit codes: 0 done; 1 failed at least in part; 2 wrong usage; 3 not found; \
                   4 refused by the service; 5 AWS can't be reached or denies access; 6 the outcome is \
                   not known yet.\n\n\
                   On the local stack: fieldctl --endpoint-url http://127.0.0.1:4566 --stack \

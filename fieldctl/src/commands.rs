@@ -24,7 +24,7 @@ use crate::{
     output,
 };
 
-/// The interval at which a command polls what it waits for.
+/// The interval between two polls of a command that waits, for example for the end of an onboarding.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Reads JSON from a file, or from standard input if `path` is `-`.

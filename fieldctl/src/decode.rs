@@ -6,14 +6,15 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 
-/// The maximum size of decompressed data. Larger data is not decoded. A bundle has at most half of it.
+/// The maximum size of decompressed data, in bytes. Larger data is not decoded. The maximum size of a bundle is half of
+/// this.
 const MAX_BYTES: u64 = 4 << 20;
 /// The maximum depth of JSON text inside JSON. Deeper texts are not decoded.
 const MAX_DEPTH: usize = 16;
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
-/// Decodes a payload in place. Returns what was decoded, such as `kinesis.data: base64, gzip, JSON`. What
-/// can't be decoded stays as it is.
+/// Decodes a payload in place. Returns a line for each decoded part, such as `kinesis.data: base64, gzip, JSON`. Parts
+/// that can't be decoded stay unchanged.
 pub fn decode(payload: &mut Value) -> Vec<String> {
     let mut decoded = Vec::new();
     visit(payload, "", 0, &mut decoded);

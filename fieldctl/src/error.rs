@@ -15,7 +15,7 @@ use store::StoreError;
 pub enum Exit {
     /// The command succeeded.
     Done = 0,
-    /// The work failed, or a part of it.
+    /// The work failed, at least in part.
     Failed = 1,
     /// The command line, or a file that it names, is wrong.
     Usage = 2,

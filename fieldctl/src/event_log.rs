@@ -31,7 +31,7 @@ pub struct Period {
 }
 
 impl Period {
-    /// Returns both bounds for `BETWEEN`, which includes them. The text order of the times is their order in time.
+    /// Returns both bounds for `BETWEEN`, which includes them. As texts, times sort in chronological order.
     fn bounds(self) -> Result<(String, String), CliError> {
         let from = self.from.map_or("0".to_owned(), |from| from.to_string());
         let to = self.to.map_or("9".to_owned(), |to| to.plus_millis(-1).to_string());

@@ -34,7 +34,7 @@ pub struct FailureFilter {
     /// Only failures of this site: its id, the first digits of it, or its name.
     #[arg(long)]
     pub site: Option<String>,
-    /// The site that was found by `site`.
+    /// The id of the site. [`Self::resolve`] sets it from `site`.
     #[arg(skip)]
     pub site_id: Option<SiteId>,
     /// Only failures that were last recorded since this time: RFC 3339, or an age such as 2h.
@@ -90,7 +90,7 @@ impl FailureFilter {
         text
     }
 
-    /// Checks the names in a filter that accepted no failure. An unknown name must not look like the absence of
+    /// Checks the names in a filter that accepted no failure. Otherwise a wrong name would look as if there were no
     /// failures.
     ///
     /// # Errors
@@ -206,7 +206,7 @@ impl FailurePager {
     pub async fn next(&mut self) -> Result<Option<Vec<FailureSummary>>, CliError> {
         let Some(status) = self.remaining.last().copied() else { return Ok(None) };
         let (mut rows, next) = self.ledger.page(status, true, self.cursor, PAGE_SIZE).await?;
-        // All further rows are older.
+        // The rows are sorted newest first: after a row from before `since`, no later row can match.
         let since = self.filter.since;
         let is_past = rows.last().is_some_and(|row| since.is_some_and(|since| row.last_at < since));
         self.cursor = next.filter(|_| !is_past);

@@ -1,8 +1,8 @@
 //! Computes the health of a site: when its sensors last sent, what is missing, and what was refused or quarantined.
 //!
-//! No data is stored only for this. The rows of the readings table have the time of their
-//! arrival. accept-readings counts refusals. What store-readings quarantined is in the failures table.
-//! Data that can't be read is reported as unknown. Nothing is assumed about it.
+//! It is computed from data that is stored anyway: the times of arrival in the rows of the readings table, the refusals
+//! that accept-readings counts, and the bundles that store-readings quarantined, from the failures table. Data that
+//! can't be read is reported as unknown.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ const ASSUMED_SILENCE_MILLIS: i64 = HOUR_MILLIS;
 /// The maximum time between arrivals that belong to one upload.
 const UPLOAD_MILLIS: i64 = MINUTE_MILLIS;
 
-/// The state of a site or a sensor. A site has the state of its most serious finding.
+/// The verdict about a site or a sensor. A site has the verdict of its most serious finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Verdict {
@@ -52,7 +52,7 @@ pub enum Verdict {
 /// A problem that needs attention.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// The state that the problem causes.
+    /// The verdict to which the problem leads.
     pub kind: Verdict,
     /// The problem, in a sentence.
     pub message: String,
@@ -162,7 +162,7 @@ pub struct SiteHealth {
     pub status: String,
     /// When the health was computed.
     pub at: Timestamp,
-    /// The state of the most serious finding.
+    /// The verdict of the most serious finding.
     pub verdict: Verdict,
     /// The verdict in a sentence.
     pub summary: String,
@@ -249,6 +249,7 @@ impl SensorActivity {
         instants.dedup();
         accepted.samples = instants.iter().filter(|at| (begin + 1..=now).contains(*at)).count();
         let arrivals = uploads(rows.iter().map(|row| row.stored_at).collect());
+        // A logger may upload several bundles at once. Then the time between uploads is the interval.
         let interval = median_step(starts).max(median_step(arrivals));
         let completeness = median_step(instants).map(|step| {
             #[expect(clippy::cast_precision_loss, reason = "a day has 86,400,000 instants")]
@@ -453,7 +454,8 @@ impl SiteHealth {
         findings.extend(self.refusal_finding());
         findings.extend(self.quarantine_finding());
         findings.extend(self.stale_samples_finding());
-        // A site whose bundles are refused or quarantined is not silent: it sends, but nothing is stored.
+        // A site whose bundles are refused or quarantined is not silent: it sends, but nothing is stored. So that
+        // finding comes first.
         let rejection = findings
             .iter()
             .position(|finding| matches!(finding.kind, Verdict::Refused | Verdict::Quarantined));

@@ -1,7 +1,7 @@
 //! The operator's command as a library, so that its parts can be tested and reused.
 
 #![allow(clippy::doc_markdown, reason = "the docs of arguments are the help that people read")]
-#![allow(rustdoc::bare_urls, reason = "the same")]
+#![allow(rustdoc::bare_urls, reason = "the docs of arguments are help texts")]
 
 pub mod advice;
 pub mod api;

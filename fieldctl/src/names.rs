@@ -9,7 +9,7 @@ use crate::{error::Exit, render::short, stack::Stack};
 
 /// The maximum number of names that a command looks up. Further sites are shown by the first digits of their ids.
 const MAX_LOOKUPS: usize = 50;
-/// The function that checks the same readings as store-readings.
+/// The other function that consumes readings. Its failures can also name a site that only the sender claims.
 const DETECT_BREACHES: &str = "detect-breaches";
 
 /// The names that were looked up so far.
@@ -40,7 +40,7 @@ impl<'a> SiteNames<'a> {
         self.known.get(&site).cloned().flatten().unwrap_or_else(|| short(&site))
     }
 
-    /// Returns the site of a failure, or else the sender of its record, for a column of a list.
+    /// Returns the text for the column SITE: the name of the failure's site, or else the sender of its record.
     pub async fn site_or_sender(&mut self, source: &str, affected_ids: &AffectedIds) -> String {
         let claimed = if is_claimed(source, affected_ids) { " (claimed)" } else { "" };
         match (affected_ids.site_id, &affected_ids.sender) {
@@ -51,8 +51,8 @@ impl<'a> SiteNames<'a> {
     }
 }
 
-/// Returns whether the site is only what the sender of readings claims, and the register does not confirm that the
-/// sensor belongs to it.
+/// Returns whether the failure's site is only claimed by the sender of the readings: the register does not confirm that
+/// the sensor belongs to it.
 #[must_use]
 pub fn is_claimed(source: &str, affected_ids: &AffectedIds) -> bool {
     let confirmed =

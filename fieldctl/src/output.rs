@@ -1,5 +1,5 @@
-//! Prints everything that `fieldctl` prints. No other module may print (a rule of `testkit` checks that). Data comes
-//! from outside, so each piece of it is escaped: see `terminal`.
+//! All output of `fieldctl`. No other module may print; a rule of `testkit` checks that. Data comes from outside, so
+//! all of it is escaped: see `terminal`.
 
 use std::{
     io::{self, BufRead, IsTerminal, Write},
@@ -17,7 +17,7 @@ use crate::{
     text::{short, wrap},
 };
 
-/// The minimum width of a terminal for whole ids in lists. A narrower one gets the first digits.
+/// The minimum width of a terminal for whole ids in lists. A narrower terminal shows only their first digits.
 const MIN_WIDTH_FOR_IDS: usize = 120;
 
 /// The meaning of a text, which decides its colour.
@@ -187,7 +187,8 @@ pub fn print_error(error: &CliError) {
     terminal::print_error(format_args!("fieldctl: {error}"));
 }
 
-/// Prints the help or the usage error of clap. An error quotes the arguments. Returns the exit code.
+/// Prints the help or the usage error of clap. An error is escaped, because it quotes the arguments. Returns the exit
+/// code.
 #[must_use]
 pub fn print_clap(error: &UsageError) -> u8 {
     if error.use_stderr() {

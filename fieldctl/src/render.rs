@@ -37,7 +37,7 @@ pub struct Table {
 const DETAIL_INDENT: usize = 4;
 
 impl Table {
-    /// Creates a table with those columns.
+    /// Creates a table whose columns have these titles.
     #[must_use]
     pub fn new<const N: usize>(titles: [&'static str; N]) -> Self {
         Self { titles: titles.to_vec(), widths: Vec::new(), in_row: N }
@@ -87,7 +87,7 @@ impl Table {
     }
 }
 
-/// Returns how many columns fit into a row of that width. The first column always fits.
+/// Returns how many columns fit on a screen of this width. The first column is always included.
 fn columns_in_row(widths: &[usize], screen: Option<usize>) -> usize {
     let Some(screen) = screen else { return widths.len() };
     let mut used = 0;
@@ -164,7 +164,7 @@ pub fn serialized_name(value: &impl Serialize) -> String {
     }
 }
 
-/// Returns the readable message of a cause. The causes of functions and of Step Functions contain it in JSON.
+/// Returns the message for people in a cause. Causes of functions and of Step Functions are JSON that contains it.
 #[must_use]
 pub fn cause_message(cause: &str) -> String {
     let parsed: Value = serde_json::from_str(cause).unwrap_or_default();

@@ -56,7 +56,7 @@ pub enum PayloadForm {
 }
 
 impl ReplayTarget {
-    /// Returns the target that such a failure came from. Returns `None` if it can't be replayed.
+    /// Returns the target for failures of this kind and source. Returns `None` if they can't be replayed.
     #[must_use]
     pub fn of_failure(kind: Kind, source: &str) -> Option<Self> {
         let function = |form| Self::Function { name: source.to_owned(), form };
@@ -70,7 +70,7 @@ impl ReplayTarget {
     }
 }
 
-/// Returns whether a replay of this source's work undoes a site: it starts the site's teardown, or is a part of it.
+/// Returns whether replaying work of this source undoes a site: the work starts a teardown, or is a part of one.
 #[must_use]
 pub fn undoes(source: &str) -> bool {
     [names::SITE_TEARDOWN, "recover-onboarding"].contains(&source)

@@ -1,5 +1,5 @@
-//! Finds what is named on the command line. A site is named by its id, the first digits of its id, or its name. A
-//! sensor is named by its id, the first digits of its id, or `<site>/<metric>`.
+//! Finds the site or the sensor that an argument means. A site is given by its id, the first digits of its id, or its
+//! name. A sensor is given by its id, the first digits of its id, or `<site>/<metric>`.
 
 use contracts::{OnboardingId, SensorId, SiteId, inbound::MAX_SENSORS, names};
 use serde_json::Value;
@@ -71,8 +71,8 @@ pub async fn site(stack: &Stack, text: &str) -> Result<SiteId, CliError> {
 
 /// Finds a sensor by its id, the first digits of its id, or `<site>/<metric>`.
 ///
-/// A whole id is not checked. The first digits are compared with all ids that sensors of the sites can have. The ids
-/// are derived from the onboardings, so this needs no call for each site.
+/// A whole id is returned without a check. The first digits are compared with the ids of all possible sensors of all
+/// sites: ids of sensors are derived from the onboarding's id, so this needs no call for each site.
 ///
 /// # Errors
 /// Exit code 3 if no sensor has that name. Exit code 2 if more than one has it.
@@ -159,7 +159,7 @@ async fn all_sites(stack: &Stack) -> Result<Vec<Value>, CliError> {
     }
 }
 
-/// The compared fields of a site.
+/// The fields of a site with which a text is compared.
 #[derive(Clone, Debug)]
 struct Site {
     id: String,

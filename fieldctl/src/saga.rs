@@ -126,7 +126,7 @@ impl Execution {
         ended_without_success && !is_undone
     }
 
-    /// Returns the state of an onboarding that runs the nested teardown.
+    /// Returns the state `Compensate` of an onboarding, which runs the nested teardown.
     fn compensation(&self) -> Option<&State> {
         self.states.iter().find(|state| state.name == COMPENSATE)
     }

@@ -1,4 +1,4 @@
-//! Lists executions of both sagas: all, stuck ones, and incomplete ones.
+//! Lists executions of both state machines: all, stuck ones, and incomplete ones.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -12,8 +12,8 @@ use crate::{
     stack::Stack,
 };
 
-/// The number of executions that are read concurrently. Step Functions allows 10 descriptions a second, and 15 in its
-/// three largest regions.
+/// The number of executions that are read concurrently. Step Functions allows 10 calls of DescribeExecution a second,
+/// and 15 in its three largest regions.
 const MAX_CONCURRENT_READS: usize = 4;
 
 fn is_stuck(execution: &Execution, budget: Duration, now: Timestamp) -> bool {
@@ -86,7 +86,7 @@ pub(crate) fn describe_all(
         .buffered(MAX_CONCURRENT_READS)
 }
 
-/// Lists executions of both state machines, newest first. Each state machine and status gives at most `limit`.
+/// Lists executions of both state machines, newest first: at most `limit` for each state machine and status.
 pub(crate) async fn list_executions(
     stack: &Stack,
     statuses: Vec<Option<ExecutionStatus>>,

@@ -24,7 +24,7 @@ use crate::{
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Global options")]
 pub struct Target {
-    /// Name of the environment: that of the root stack, or the part before -SERVICE of one stack per service.
+    /// Name of the environment. It is the name of the root stack; separate stacks are named STACK-SERVICE.
     #[arg(
         long,
         global = true,
@@ -196,7 +196,7 @@ impl Stack {
     }
 
     /// Returns the outputs of the root stack, or of the gateway's stack, and the fixed names that other systems use.
-    /// The API's URL is the one that can be called from here.
+    /// `ApiUrl` is the URL that can be called from this machine.
     pub fn outputs(&self) -> Result<BTreeMap<String, String>, CliError> {
         let topic = self.named(names::ON_CALL);
         let fixed = [

@@ -147,7 +147,7 @@ pub async fn status(stack: &Stack, now: Timestamp) -> Status {
 
 type CheckFuture<'a> = std::pin::Pin<Box<dyn Future<Output = Result<Check, CliError>> + 'a>>;
 
-/// Copies an error that several checks share.
+/// Copies an error, because several checks report it.
 fn copy_error(error: &CliError) -> CliError {
     CliError { advice: error.advice.clone(), ..CliError::new(error.exit, error.message.clone()) }
 }

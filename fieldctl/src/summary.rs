@@ -71,8 +71,8 @@ pub fn summarize_event(kind: &str, data: &Value) -> String {
 /// The maximum length of a summary of fields, in characters.
 const MAX_SUMMARY_CHARS: usize = 80;
 
-/// Returns the fields with one value each, as `name value`, as many as fit. Ids are left out: they are long, and
-/// `--json` shows them.
+/// Returns the fields that are neither objects nor lists, as `name value`, up to the maximum length. Ids are left out:
+/// they are long, and `--json` shows them.
 fn fields(data: &Value) -> String {
     let mut data = data.clone();
     mask_secrets(&mut data);

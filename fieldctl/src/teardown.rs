@@ -43,7 +43,7 @@ impl From<DescribeExecutionOutput> for TeardownStatus {
     }
 }
 
-/// Waits for the end of an execution of site-teardown, at most for `wait`. Then returns its state.
+/// Waits for the end of an execution of site-teardown, but not longer than `wait`. Returns the execution's state.
 ///
 /// # Errors
 /// If Step Functions can't be reached. The execution is not affected.
@@ -63,7 +63,7 @@ pub async fn wait_for_teardown(
     }
 }
 
-/// Closes the open failures of these onboardings whose work their teardowns have done. Returns how many.
+/// Closes the open failures of these onboardings that a successful teardown has repaired. Returns their number.
 pub async fn close_repaired(
     ledger: &Ledger,
     onboardings: &[OnboardingId],
@@ -72,8 +72,8 @@ pub async fn close_repaired(
     let mut pager = FailurePager::new(ledger.clone(), &[Status::Open], FailureFilter::default());
     while let Some(page) = pager.next().await? {
         for row in page {
-            let is_of_these = row.correlation_id.is_some_and(|id| onboardings.contains(&id));
-            if is_of_these && is_done_by_teardown(&row.source) {
+            let is_selected = row.correlation_id.is_some_and(|id| onboardings.contains(&id));
+            if is_selected && is_done_by_teardown(&row.source) {
                 let note = "repaired: a later site-teardown of the onboarding succeeded";
                 closed += usize::from(ledger.mark_replayed(row.id, note).await?);
             }

@@ -260,14 +260,19 @@ async fn subscriptions_that_disagree_are_shown_and_an_old_report_is_not_good() {
     cloud.dynamo.put(BILLING, report(now, json!([]))).await;
     let (code, out, err) = cloud.run(&["subscriptions"]).await;
     assert_eq!(code, 0, "{err}");
-    assert_eq!(out, "Compared 0s ago: 7 running at the provider, 8 ACTIVE rows.\nThey agree.\n");
+    assert_eq!(
+        out,
+        "Compared 0s ago: 7 subscriptions run at the provider, 8 rows are ACTIVE.\n\
+         The provider and the billing table agree.\n"
+    );
 
     let old = now.plus_millis(-4 * 3_600_000);
     cloud.dynamo.put(BILLING, report(old, json!([]))).await;
     let (code, out, _) = cloud.run(&["subscriptions"]).await;
     assert_eq!(code, 1);
     assert!(out.contains("This report is out of date"), "{out}");
-    assert!(out.ends_with("They agreed at that time.\n"), "{out}");
+    let agreed = "The provider and the billing table agreed at that time.\n";
+    assert!(out.ends_with(agreed), "{out}");
 
     let finding = json!([{
         "kind": "NOT_RUNNING", "siteId": site(), "providerSubscriptionId": "sub_1",

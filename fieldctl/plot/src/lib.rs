@@ -13,7 +13,7 @@ const DOTS_DOWN: usize = 4 * ROWS;
 const DAY_MILLIS: i64 = 24 * 60 * 60 * 1000;
 const TICKS: usize = 8;
 const TICK_COLUMNS: usize = COLUMNS / TICKS;
-/// A limit is a dotted line with one dot in this many.
+/// The distance between the dots of a limit, which is a dotted line.
 const LIMIT_DOTS: usize = 4;
 
 /// A plot of a sensor's readings in a period.
@@ -33,7 +33,7 @@ pub struct Plot<'a> {
     pub breaches: Vec<(Timestamp, Timestamp)>,
 }
 
-/// Returns the index of a fraction (0 to 1) in `whole` positions.
+/// Converts a fraction (0 to 1) of a length to an index, from 0 to `whole - 1`.
 fn position(part: f64, whole: usize) -> usize {
     #[expect(
         clippy::cast_possible_truncation,
@@ -68,7 +68,7 @@ impl Plot<'_> {
         (self.to.millis() - self.from.millis()).max(1)
     }
 
-    /// Returns the horizontal position of an instant.
+    /// Returns the horizontal position of an instant, from 0 to `whole - 1`.
     fn across(&self, at: Timestamp, whole: usize) -> usize {
         #[expect(clippy::cast_precision_loss, reason = "milliseconds of some years")]
         let part = (at.millis() - self.from.millis()) as f64 / self.millis() as f64;

@@ -116,7 +116,7 @@ impl EventSelection {
         }
     }
 
-    /// Checks that the entity or the onboarding has any event at any time.
+    /// Checks that the selected entity or onboarding has at least one event, in any period.
     async fn check(&self, stack: &Stack) -> Result<(), CliError> {
         if let Some(onboarding) = self.correlation {
             onboarding_exists(stack, onboarding).await?;
@@ -268,7 +268,8 @@ fn row(screen: &Screen, names: &NameCache, event: &EventRow, data: &Value) -> Ve
     ]
 }
 
-/// Returns the event as subscribers receive it, when it was published, and why it was refused.
+/// Returns the entry for `--json`: the event as subscribers receive it, its time of publication, and the reason if it
+/// was refused.
 fn entry(event: &EventRow) -> Value {
     let mut detail = serde_json::from_str(&event.detail).unwrap_or_default();
     mask_secrets(&mut detail);

@@ -125,7 +125,7 @@ impl Failures {
     }
 }
 
-/// Prints which failures were searched if none was found. A name in the filter that does not exist is an error.
+/// Prints that no failure was found, with the search terms. Returns an error if a name in the filter does not exist.
 async fn report_none(
     stack: &Stack,
     screen: &mut Screen,
@@ -348,7 +348,7 @@ fn unknown(id: &impl ToString) -> CliError {
         .advise("`fieldctl failures list --status any` lists them")
 }
 
-/// Returns what a replay sends, from the row or from its file.
+/// Returns the payload of a failure, from its row or from its file.
 async fn payload(stack: &Stack, row: &FailureRow) -> Result<String, CliError> {
     let file: &PayloadFile = match (&row.payload, &row.payload_file) {
         (Some(payload), _) => return Ok(payload.clone()),
@@ -380,7 +380,7 @@ async fn show(stack: &Stack, screen: &mut Screen, id: &str, raw: bool) -> Result
     let summary = FailureSummary::from(row.clone());
     let advice = advice(&summary, &row.id.to_string());
     let affected_ids = summary.affected_ids.clone();
-    // In the table they are part of the error. Here they are shown separately.
+    // In the row, the affected ids are part of the error. Here they are shown separately.
     row.error.affected_ids = None;
     if screen.json {
         let mut document = json!(row);

@@ -103,7 +103,8 @@ impl LogLine {
         )
     }
 
-    fn is_error(&self) -> bool {
+    /// Returns whether `--errors` selects the line.
+    fn is_warning_or_error(&self) -> bool {
         matches!(self.level.as_str(), "ERROR" | "WARN" | "PLATFORM")
     }
 
@@ -116,12 +117,12 @@ impl LogLine {
     }
 }
 
-/// The log groups to read, and which lines.
+/// The log groups to search, and the filters of their lines.
 struct LogSearch {
     client: Client,
     /// The names of the functions, each with its log group.
     groups: Vec<(String, String)>,
-    /// The ids of which a line must contain one. If empty, every line is accepted.
+    /// A line must contain one of these ids. If empty, every line is accepted.
     ids: Vec<String>,
     errors: bool,
 }
@@ -179,7 +180,7 @@ impl Logs {
         Ok(Exit::Done)
     }
 
-    /// Describes what was searched if nothing was found.
+    /// Returns the message for a search that found nothing.
     fn nothing_found(&self, groups: usize) -> String {
         let what = if self.errors { "warnings or errors" } else { "lines" };
         let about = self.site.as_ref().map(|site| format!(" about {site}")).unwrap_or_default();
@@ -225,7 +226,8 @@ async fn groups(
     Ok(groups)
 }
 
-/// Returns whether this is the name of the function: `store-readings`, or `StoreReadings` as in the template.
+/// Returns whether `given` means the function `name`. It may be written as `store-readings`, or as in the template:
+/// `StoreReadings`.
 fn is_function_name(name: &str, given: &str) -> bool {
     let plain = |text: &str| text.to_lowercase().replace('-', "");
     plain(name) == plain(given) || plain(name) == plain(given).trim_end_matches("function")
@@ -238,8 +240,7 @@ impl LogSearch {
         since: Timestamp,
         seen: &mut HashSet<String>,
     ) -> Result<Vec<LogLine>, CliError> {
-        // Each id is a search of its own, since not every emulator implements CloudWatch Logs' pattern for "any of
-        // these".
+        // There is one search per id, because not every emulator implements the filter pattern for "any of these".
         let ids: Vec<_> =
             if self.ids.is_empty() { vec![None] } else { self.ids.iter().map(Some).collect() };
         let searches = self.groups.iter().flat_map(|group| ids.iter().map(move |id| (group, *id)));
@@ -264,7 +265,7 @@ impl LogSearch {
                 }
             }
         }
-        lines.retain(|line| !self.errors || line.is_error());
+        lines.retain(|line| !self.errors || line.is_warning_or_error());
         lines.sort_by_key(|line| line.at);
         Ok(lines)
     }
@@ -337,7 +338,7 @@ mod tests {
         assert_eq!((line.level.as_str(), line.message.as_str()), ("WARN", "record failed"));
         assert_eq!(line.fields["correlationId"], "c");
         assert_eq!(line.fields.len(), 2, "{:?}", line.fields);
-        assert!(line.is_error());
+        assert!(line.is_warning_or_error());
     }
 
     #[test]
@@ -347,7 +348,7 @@ mod tests {
         }
         let error =
             line("2026-01-01T00:00:00Z 1 Task timed out after 20.00 seconds").expect("a line");
-        assert!(error.is_error());
+        assert!(error.is_warning_or_error());
     }
 
     #[test]

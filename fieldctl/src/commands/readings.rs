@@ -88,23 +88,23 @@ impl Readings {
     }
 }
 
-/// Splits bundles into lists that one call accepts.
-fn calls(bundles: Vec<Value>) -> Vec<String> {
-    let mut calls: Vec<(usize, String)> = Vec::new();
+/// Splits bundles into request bodies. Each is a JSON list within the limits of one call.
+fn request_bodies(bundles: Vec<Value>) -> Vec<String> {
+    let mut bodies: Vec<(usize, String)> = Vec::new();
     for bundle in bundles {
         let bundle = bundle.to_string();
-        match calls.last_mut() {
-            Some((count, call))
-                if *count < MAX_BUNDLES && call.len() + bundle.len() + 2 <= MAX_CALL_BYTES =>
+        match bodies.last_mut() {
+            Some((count, body))
+                if *count < MAX_BUNDLES && body.len() + bundle.len() + 2 <= MAX_CALL_BYTES =>
             {
                 *count += 1;
-                *call += ",";
-                *call += &bundle;
+                *body += ",";
+                *body += &bundle;
             }
-            _ => calls.push((1, format!("[{bundle}"))),
+            _ => bodies.push((1, format!("[{bundle}"))),
         }
     }
-    calls.into_iter().map(|(_, call)| call + "]").collect()
+    bodies.into_iter().map(|(_, body)| body + "]").collect()
 }
 
 async fn send(stack: &Stack, screen: &mut Screen, file: &str) -> Result<Exit, CliError> {
@@ -117,8 +117,8 @@ async fn send(stack: &Stack, screen: &mut Screen, file: &str) -> Result<Exit, Cl
     }
     let all = bundles.len();
     let mut accepted = 0;
-    for call in calls(bundles) {
-        let response = stack.call(Call::post("/readings", call)).await.map_err(|error| {
+    for body in request_bodies(bundles) {
+        let response = stack.call(Call::post("/readings", body)).await.map_err(|error| {
             let advice = error.advice.clone().unwrap_or_default();
             error.advise(format!(
                 "{accepted} of {all} bundles were accepted before the error. It is safe to send the file again. {advice}"
@@ -264,13 +264,13 @@ mod tests {
 
     #[test]
     fn a_call_is_not_larger_than_the_api_accepts() {
-        let lists = calls(vec![json!(1); 1001]);
+        let lists = request_bodies(vec![json!(1); 1001]);
         let counts: Vec<_> = lists
             .iter()
             .map(|list| serde_json::from_str::<Vec<u8>>(list).expect("a list").len())
             .collect();
         assert_eq!(counts, [500, 500, 1]);
-        let lists = calls(vec![json!("x".repeat(3 << 20)), json!("y".repeat(1 << 20))]);
+        let lists = request_bodies(vec![json!("x".repeat(3 << 20)), json!("y".repeat(1 << 20))]);
         assert_eq!(lists.len(), 2);
     }
 }

@@ -51,14 +51,14 @@ pub enum Sagas {
     },
     /// Shows an execution, state by state.
     Show {
-        /// Its name or the first digits of it, its ARN, or a site (its onboarding is shown).
+        /// The execution: its name, the first characters of its name, or its ARN. For a site: its onboarding.
         execution: String,
     },
     /// Starts a site-teardown for an onboarding that is stuck or not completely undone, and waits for its end.
     Recover {
         /// The site: its id, its onboarding's id, the first digits of one of them, or its name.
         site: String,
-        /// How long to wait for its end; 0s only starts it.
+        /// How long to wait for the end of the teardown; 0s does not wait.
         #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
         wait: Duration,
         /// Do not ask for confirmation.
@@ -142,7 +142,7 @@ fn name_in_list(screen: &Screen, name: &str) -> String {
     }
 }
 
-/// Finds an execution by its ARN, by a prefix of its name in either state machine, or by its site.
+/// Finds an execution by its ARN, by a prefix of its name in either state machine, or an onboarding by its site.
 async fn find(stack: &Stack, named: &str) -> Result<Execution, CliError> {
     let not_found = || {
         CliError::not_found(format!("there is no execution {named}"))

@@ -53,8 +53,8 @@ pub enum Sites {
     Onboard {
         /// The JSON file of the registration, as described in docs/integrating.md; - for standard input.
         file: String,
-        /// The idempotency key. A registration that is repeated with its key creates no second site. The default is a
-        /// new key.
+        /// The idempotency key. Repeating a registration with the same key creates no second site. The default is a new
+        /// key.
         #[arg(long)]
         idempotency_key: Option<String>,
         /// Wait until the site is ACTIVE or REJECTED.
@@ -297,7 +297,8 @@ async fn teardown(
     Ok(Exit::Done)
 }
 
-/// Waits until the site's status is no longer `pending`, and prints it. Any status other than `expected` is a failure.
+/// Waits until the site's status is no longer `pending`, and prints the new status. Any status other than `expected` is
+/// a failure.
 async fn wait_while(
     stack: &Stack,
     screen: &mut Screen,

@@ -40,11 +40,12 @@ fn show(screen: &mut Screen, report: &Report, outdated: bool) -> Result<(), CliE
     let Report { at, running, active, foreign, found, findings, .. } = report;
     let foreign = match foreign {
         0 => String::new(),
-        count => format!(", {count} at the provider belong to no site"),
+        count => format!(", {count} subscriptions at the provider belong to no site"),
     };
     let at = ago(screen.now, *at);
     screen.line(&format!(
-        "Compared {at}: {running} running at the provider, {active} ACTIVE rows{foreign}."
+        "Compared {at}: {running} subscriptions run at the provider, {active} rows are \
+         ACTIVE{foreign}."
     ))?;
     if outdated {
         let text = "This report is out of date: reconcile-subscriptions has not written one since. Its log has the reason.";
@@ -52,7 +53,11 @@ fn show(screen: &mut Screen, report: &Report, outdated: bool) -> Result<(), CliE
         screen.line(text)?;
     }
     if findings.is_empty() {
-        return screen.line(if outdated { "They agreed at that time." } else { "They agree." });
+        return screen.line(if outdated {
+            "The provider and the billing table agreed at that time."
+        } else {
+            "The provider and the billing table agree."
+        });
     }
     let mut table = Table::new(["FINDING", "FIRST SEEN", "SUBSCRIPTION", "SITE", "MEANS"]);
     let rows: Vec<_> = findings.iter().map(|finding| row(screen, finding)).collect();

@@ -109,8 +109,8 @@ async fn replay_executions(stack: &Stack, id: FailureId) -> Result<Vec<Execution
     Ok(executions)
 }
 
-/// Returns the failures of the onboarding, and those that concern the site, such as quarantined readings. The index
-/// has neither as a key, so its pages are read, newest first, back to the start of the onboarding.
+/// Returns the failures of the onboarding, and those that concern the site, such as quarantined readings. No index has
+/// the onboarding or the site as its key, so all failures since the start of the onboarding are read.
 async fn failures_of(
     stack: &Stack,
     ids: SiteOnboarding,

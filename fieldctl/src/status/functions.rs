@@ -9,9 +9,9 @@ use crate::{
     stack::Stack,
 };
 
-/// The minimum number of errors of a function that is a problem.
+/// From this number of errors, a function is a problem.
 const MIN_ERRORS: f64 = 3.0;
-/// The maximum share of failed calls of a function that is not a problem.
+/// Up to this share of failed calls, the errors of a function are not a problem.
 const MAX_ERROR_RATE: f64 = 0.01;
 
 /// A function.
@@ -27,7 +27,7 @@ pub struct Function {
     /// Another version that gets a share of the calls, and the share.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub canary: Option<(String, f64)>,
-    /// When that version's code was published, as Lambda writes it.
+    /// When the live version was published, in Lambda's format.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub published: Option<String>,
     /// The number of calls in the last 15 minutes. `None` if none were measured.

@@ -64,7 +64,7 @@ struct MetricRequest {
     name: String,
     /// The value of the metric's dimension: the resource's physical name.
     physical: String,
-    /// The version of the function, if only its values are requested.
+    /// If set, only the values of this version of the function are read.
     version: Option<String>,
 }
 
@@ -89,7 +89,7 @@ impl Metrics {
         Self(read(stack, resources, live, now).await)
     }
 
-    /// Returns whether the values could be read.
+    /// Checks that the values could be read.
     ///
     /// # Errors
     /// The reason why they could not be read.

@@ -11,7 +11,7 @@ use crate::{
     stack::Stack,
 };
 
-/// The maximum age of a failed call that shows that the provider fails now.
+/// A failed call shows that the provider fails now only if it is not older than this.
 const RECENT_MILLIS: i64 = 60_000;
 
 /// The state of the provider, from the circuit breaker's row and the secret.

@@ -12,7 +12,7 @@ use crate::{
     stack::Stack,
 };
 
-/// The waiting time from which a message is a problem. Consumers receive messages within seconds.
+/// The maximum time that a message may wait. Consumers receive messages within seconds.
 const MAX_WAIT: Duration = Duration::from_mins(1);
 
 /// A queue.
@@ -27,7 +27,7 @@ pub struct Queue {
     pub delayed: u64,
     /// The number of messages that a consumer has received and not deleted.
     pub in_flight: u64,
-    /// The age of the oldest message, in seconds, from CloudWatch. `None` if CloudWatch has none.
+    /// The age of the oldest message, in seconds, from CloudWatch. `None` if CloudWatch has no value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oldest_seconds: Option<f64>,
 }

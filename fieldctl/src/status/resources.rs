@@ -32,7 +32,7 @@ struct StackResources {
 #[derive(Debug)]
 struct ServiceStack {
     service: &'static str,
-    /// The stack's name or ARN. In a root stack without a stack for the service: the name of the root stack.
+    /// The stack's name or ARN. If the root stack has no stack for the service: the root stack's name.
     stack: String,
     /// The status of the stack's last deployment. `None` if there is no such stack.
     status: Option<String>,

@@ -114,10 +114,11 @@ pub async fn subscriptions(stack: &Stack, now: Timestamp) -> Result<Check, CliEr
     } else if report.found > 0 {
         Check::problem(
             "subscriptions",
-            format!("{} disagree, compared {compared}", report.found),
+            format!("differences: {}, compared {compared}", report.found),
             next,
         )
     } else {
-        Check::good("subscriptions", format!("they agree, compared {compared}"))
+        let summary = format!("the provider and the billing table agree, compared {compared}");
+        Check::good("subscriptions", summary)
     })
 }

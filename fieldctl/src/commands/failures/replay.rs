@@ -35,7 +35,8 @@ use crate::{
     teardown::{TeardownStatus, close_repaired, wait_for_teardown},
 };
 
-/// The maximum time between the recordings of the parts of a record. They arrive one right after another.
+/// The maximum time between the recordings of two parts of a record. Usually it is much shorter, because the parts are
+/// sent one right after another.
 const MAX_PARTS_MILLIS: i64 = 60 * 60 * 1000;
 
 /// The function whose replay starts a teardown.
@@ -71,11 +72,12 @@ pub struct Options {
 
 /// The result of replaying a failure.
 enum ReplayResult {
-    /// It was done, or there was nothing left to do. Holds the reason in that case.
+    /// The work was done, or there was nothing left to do. In the second case it holds the reason.
     Replayed(Option<String>),
     Failed(ErrorInfo),
     /// It was sent, and its outcome is not known yet.
     Unknown(String),
+    /// It may have been sent. Holds the reason.
     InDoubt(String),
     /// It is not open, or it is sent with another failure.
     Skipped(String),
@@ -129,7 +131,7 @@ fn watch_ctrl_c() -> Receiver<bool> {
     receiver
 }
 
-/// Waits until the value is `true`. Never returns if it can't become so.
+/// Waits until the value is `true`. Never returns if the sender is gone before that.
 async fn wait_until_true(mut receiver: Receiver<bool>) {
     if receiver.wait_for(|value| *value).await.is_err() {
         std::future::pending::<()>().await;
@@ -179,7 +181,7 @@ pub async fn run(
                 .map(|page| (stream::iter(page).map(Ok::<_, CliError>), selected)),
         )
     });
-    // After Ctrl-C no further failures are started. Running calls are completed. Waits for teardowns end at once.
+    // After Ctrl-C no further replays are started. Running calls are completed. Waiting for teardowns ends at once.
     let halt = Notify::new();
     let interrupted = run.interrupted.clone();
     let halted = async {
@@ -226,8 +228,8 @@ pub async fn run(
     }
 }
 
-/// Returns where a failure would be sent and the site that it would undo, if any. Returns `Err` with the reason if it
-/// would not be sent.
+/// Returns the target of a replay, and the site that the replay would undo, if any. Returns the reason as the inner
+/// `Err` if the failure would not be sent.
 async fn preview(
     stack: &Stack,
     ledger: &Ledger,
@@ -492,7 +494,7 @@ impl ReplayRun<'_> {
                 }
                 let Some(candidate) = self.ledger.get(candidate.id).await? else { continue };
                 let text = payload(self.stack, &candidate).await?;
-                if is_part_of_same(&text, &texts[0]) {
+                if are_parts_of_same_record(&text, &texts[0]) {
                     texts.push(text);
                     others.push(candidate.id);
                 }
@@ -511,7 +513,7 @@ impl ReplayRun<'_> {
 }
 
 /// Returns whether both payloads are parts of the same record.
-fn is_part_of_same(one: &str, other: &str) -> bool {
+fn are_parts_of_same_record(one: &str, other: &str) -> bool {
     let parse = |text| serde_json::from_str::<Record>(text).ok().filter(|it| it.part.is_some());
     match (parse(one), parse(other)) {
         (Some(one), Some(other)) => one.event_id == other.event_id,

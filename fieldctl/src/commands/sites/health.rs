@@ -27,7 +27,8 @@ const MAX_CONCURRENT_READS: usize = 8;
 const MIN_ROWS: usize = 50;
 /// The maximum number of a sensor's rows that are read: two days of bundles of half a minute.
 const MAX_ROWS: usize = 6_000;
-/// The maximum number of open failures of store-readings among which the site's are searched.
+/// The maximum number of open failures of store-readings that are searched for those of the site. With more of them,
+/// the number of quarantined bundles is unknown.
 const MAX_FAILURES: usize = 1_000;
 const STORE_READINGS: &str = "store-readings";
 
