@@ -1,8 +1,8 @@
 //! Parsing of JSON from outside that reports all problems at once.
 //!
 //! Serde stops at the first problem, and a derived `Deserialize` accepts an array for an object. So input of other
-//! systems is read in two steps: the JSON into a [`JsonValue`], and the tree by [`FieldRule`]s that collect [`Problems`].
-//! [`read`] does both.
+//! systems is read in two steps. The JSON is parsed into a [`JsonValue`]. Then [`FieldRule`]s read the value and collect
+//! [`Problems`]. [`read`] does both.
 
 use std::{fmt, marker::PhantomData, str::FromStr};
 
@@ -65,7 +65,7 @@ impl Reason {
     }
 }
 
-/// One thing that is wrong with a request.
+/// A problem of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FieldError {
     /// Path of the field, e.g. `sensors[2].unit` or `header Idempotency-Key`. Empty for the input as a whole.
@@ -353,7 +353,7 @@ impl<'a> Fields<'a> {
                 let message = format!("is not known; the fields are {}", known.join(", "));
                 problems.add_as(Reason::UnknownField, at(), message);
             } else if members[..index].iter().any(|(before, _)| before == name) {
-                problems.add_as(Reason::Duplicate, at(), "is there twice; give it once");
+                problems.add_as(Reason::Duplicate, at(), "is a duplicate; give it once");
             }
         }
         Some(fields)
@@ -449,7 +449,7 @@ impl FieldRule for Text {
             problems.add(
                 at,
                 format!(
-                    "holds U+{:04X}; leave out control characters and characters that don't show",
+                    "contains U+{:04X}; remove control characters and invisible characters",
                     u32::from(refused)
                 ),
             );

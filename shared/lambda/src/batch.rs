@@ -81,8 +81,8 @@ pub async fn process_each<R, I>(
 
 /// Processes records in lanes: in order within a lane, with up to `max_concurrent` lanes at the same time.
 ///
-/// A record fails as in [`process_each`]. To preserve the order, the records after it in its lane fail without being started.
-/// Other lanes are not affected. Returns the failed records by their index in the batch, from 0.
+/// A record fails as in [`process_each`]. To preserve the order, the records after it in its lane fail without being
+/// started. Other lanes are not affected. Returns the failed records by their index in the batch, from 0.
 pub async fn process_lanes<L: Eq + Hash, R>(
     records: impl IntoIterator<Item = (L, R)>,
     max_concurrent: usize,

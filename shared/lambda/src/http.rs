@@ -150,8 +150,8 @@ impl Response {
         Ok(Self { status, body, location: None })
     }
 
-    /// Adds a `Location` header. The reference is relative to the request's URL, as [`relative_location`] returns it. So the
-    /// stage or a custom domain's base path, which precedes the routes' paths, is preserved.
+    /// Adds a `Location` header. The reference is relative to the request's URL, as [`relative_location`] returns it.
+    /// This preserves the stage or a custom domain's base path, which precedes the routes' paths.
     #[must_use]
     pub fn at(self, location: String) -> Self {
         Self { location: Some(location), ..self }

@@ -56,16 +56,16 @@ pub fn with_header(status: u16, header: &str, body: &str) -> String {
 ///
 /// # Errors
 /// If it can't listen.
-pub async fn serve(answers: Vec<String>) -> io::Result<(String, Requests)> {
+pub async fn serve(responses: Vec<String>) -> io::Result<(String, Requests)> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let base = format!("http://{}/", listener.local_addr()?);
     let requests = tokio::spawn(async move {
         let mut requests = Vec::new();
-        for answer in answers {
+        for response in responses {
             // If a call is missing, the test fails instead of hanging.
             let (mut socket, _) = timeout(CALL_TIMEOUT, listener.accept()).await??;
             requests.push(read_request(&mut socket).await?);
-            socket.write_all(answer.as_bytes()).await?;
+            socket.write_all(response.as_bytes()).await?;
         }
         Ok(requests)
     });
