@@ -12,7 +12,7 @@ const READERS: [(&str, &[&str]); 5] = [
     ("aws.outbox()", &["EVENTS_TABLE"]),
     ("Quarantine::from_env(", &["QUARANTINE_QUEUE_URL"]),
     ("Provider::from_env(", &["STRIPE_SECRET_ARN", "STRIPE_PRICES", "STRIPE_API_BASE"]),
-    ("Rules::of_environment(", &["CIRCUIT_PAUSE_SECONDS", "CIRCUIT_FAILURES"]),
+    ("Rules::from_env(", &["CIRCUIT_PAUSE_SECONDS", "CIRCUIT_FAILURES"]),
     ("Paging::from_env(", &["PAGING_SECRET_ARN"]),
 ];
 

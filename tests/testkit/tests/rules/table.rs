@@ -394,7 +394,7 @@ const FUNCTIONS: &[Rule] = &[
         name: "The number of concurrent invocations that call the payment provider is limited",
         why: "a full queue would exceed the provider's rate limit",
         check: functions::provider_calls_are_limited,
-        except: &[("ReconcileSubscriptionsFunction", "it runs once an hour and makes its calls one after the other")],
+        except: &[("ReconcileSubscriptionsFunction", "it runs once an hour and makes one call at a time")],
         breaks: &[
             (Remove("template/Resources/CancelSubscriptionMapping/Properties/ScalingConfig"), "CancelSubscriptionFunction"),
             (Remove("template/Resources/CancelSubscriptionMapping"), "CancelSubscriptionFunction"),
@@ -535,7 +535,7 @@ const VERSIONS: &[Rule] = &[
     },
     Rule {
         name: "Exactly the functions that the API, a stream or a queue invokes are deployed gradually",
-        why: "five minutes with 5 % of the calls show nothing of a function that is called once a minute, and each gradual deployment uses part of CodeDeploy's rate limit",
+        why: "five minutes with 5 % of the calls prove nothing for a function that is called once a minute, and each gradual deployment uses part of CodeDeploy's rate limit",
         check: versions::gradual_deployment_where_it_helps,
         except: &[],
         breaks: &[
@@ -747,7 +747,7 @@ const DATA: &[Rule] = &[
     },
     Rule {
         name: "Tables, queues, streams, buckets and topics are encrypted",
-        why: "with AWS-managed keys: those of tables and the stream are in KMS, so CloudTrail logs their use; those of queues and buckets are free, and both may contain payloads for some time",
+        why: "they contain data of sites, and queues and buckets may contain payloads; the keys of tables and the stream are in KMS, so CloudTrail logs their use, and the keys of queues and buckets are free",
         check: data::stored_data_is_encrypted,
         except: &[("OnCallTopic", "CloudWatch can't publish to a topic with the AWS-managed key, and alarms contain no data of a site")],
         breaks: &[
