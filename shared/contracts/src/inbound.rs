@@ -217,7 +217,7 @@ impl Input for SensorRequest {
         if let (Some(min), Some(max)) = (min, max)
             && min >= max
         {
-            let (min, max) = (number::shown(min), number::shown(max));
+            let (min, max) = (number::format_number(min), number::format_number(max));
             let message = format!("is {min}; it must be below max, which is {max}");
             problems.add(fields.path("min"), message);
         }

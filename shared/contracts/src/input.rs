@@ -542,7 +542,12 @@ impl FieldRule for Number {
     type Value = f64;
 
     fn expected(&self) -> String {
-        format!("{} from {} to {}", self.what, number::shown(self.min), number::shown(self.max))
+        format!(
+            "{} from {} to {}",
+            self.what,
+            number::format_number(self.min),
+            number::format_number(self.max)
+        )
     }
 
     fn read(&self, tree: &JsonValue, at: &str, problems: &mut Problems) -> Option<f64> {
@@ -551,10 +556,11 @@ impl FieldRule for Number {
             return None;
         };
         if !(self.min..=self.max).contains(&value) {
-            let shown = number::shown(value);
+            let shown = number::format_number(value);
             problems.add(at, format!("is {shown}; give {}", self.expected()));
-        } else if !number::fits(value) {
-            let (value, least) = (number::shown(value), number::shown(number::MIN_MAGNITUDE));
+        } else if !number::is_storable(value) {
+            let (value, least) =
+                (number::format_number(value), number::format_number(number::MIN_MAGNITUDE));
             let message = "which is too close to zero to be stored; give 0, or at least";
             problems.add(at, format!("is {value}, {message} {least}"));
         }
@@ -588,7 +594,7 @@ impl FieldRule for WholeNumber {
         if (f64::from(self.min)..=f64::from(self.max)).contains(&value) && value.fract() == 0.0 {
             return Some(value as u32);
         }
-        problems.add(at, format!("is {}; give {}", number::shown(value), self.expected()));
+        problems.add(at, format!("is {}; give {}", number::format_number(value), self.expected()));
         None
     }
 }

@@ -506,8 +506,8 @@ fn to_json(response: impl Serialize) -> Result<Value, DynoxideError> {
 
 fn write_units(response: &Value) -> f64 {
     let consumed = &response["ConsumedCapacity"];
-    let of = |consumed: &Value| consumed["CapacityUnits"].as_f64().unwrap_or_default();
-    consumed.as_array().map_or_else(|| of(consumed), |all| all.iter().map(of).sum())
+    let units_of = |consumed: &Value| consumed["CapacityUnits"].as_f64().unwrap_or_default();
+    consumed.as_array().map_or_else(|| units_of(consumed), |all| all.iter().map(units_of).sum())
 }
 
 /// Returns the response of `PutEvents` with these results of its entries.

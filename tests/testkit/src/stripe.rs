@@ -17,9 +17,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(6);
 /// The requests to the fake with prepared responses.
 pub type Requests = JoinHandle<io::Result<Vec<String>>>;
 
-/// Returns the response to a call, given as method and path: `GET /v1/subscriptions`.
+/// Returns the body of a successful response to a call, given as method and path: `GET /v1/subscriptions`.
 #[must_use]
-pub fn accepting(call: &str) -> Value {
+pub fn success_body(call: &str) -> Value {
     let id = match call.split('/').nth(2) {
         Some("customers") => "cus_NffrFeUfNV2Hib",
         Some("payment_methods") => "pm_1MqLiJLkdIwHu7ixUEgbFdYF",
@@ -37,13 +37,13 @@ pub fn accepting(call: &str) -> Value {
 
 /// Returns a prepared response with a request id.
 #[must_use]
-pub fn answer(status: u16, body: &str) -> String {
-    with_header(status, "request-id: req_7", body)
+pub fn response(status: u16, body: &str) -> String {
+    response_with_header(status, "request-id: req_7", body)
 }
 
 /// Returns a prepared response with this header.
 #[must_use]
-pub fn with_header(status: u16, header: &str, body: &str) -> String {
+pub fn response_with_header(status: u16, header: &str, body: &str) -> String {
     let length = body.len();
     format!(
         "HTTP/1.1 {status} x\r\n{header}\r\ncontent-length: {length}\r\n\

@@ -279,7 +279,7 @@ impl Math<'_> {
             return Some(number);
         }
         if !self.takes("(") {
-            return *self.data.get(word).unwrap_or_else(|| panic!("{word:?} is no metric"));
+            return *self.data.get(word).unwrap_or_else(|| panic!("{word:?} is not a metric"));
         }
         let mut values = vec![self.comparison()];
         while self.takes(",") {
@@ -426,8 +426,8 @@ fn every_alarm_matches_the_table() {
     let of_metrics: BTreeMap<_, _> =
         alarms.into_iter().filter(|(id, _)| !id.ends_with("CanaryAlarm")).collect();
     let names: BTreeSet<_> = of_metrics.keys().map(|id| (*id).to_owned()).collect();
-    let must_be: BTreeSet<_> = expected.keys().cloned().collect();
-    let (missing, new) = (&must_be - &names, &names - &must_be);
+    let expected_ids: BTreeSet<_> = expected.keys().cloned().collect();
+    let (missing, new) = (&expected_ids - &names, &names - &expected_ids);
     assert!(
         missing.is_empty() && new.is_empty(),
         "missing: {missing:?}; not in the table: {new:?}"
@@ -496,12 +496,19 @@ fn duration_limits_are_above_the_accepted_p95_and_below_the_timeout() {
     for function in template.functions() {
         let timeout = template.properties(&format!("{function}Function"))["Timeout"].as_i64();
         let timeout = 1000 * timeout.unwrap_or(default);
-        let of = |limit| accepted[&kebab(function)][limit].as_i64().expect("milliseconds");
+        let limit_of = |limit| accepted[&kebab(function)][limit].as_i64().expect("milliseconds");
         let p95 = &accepted[&kebab(function)]["p95"];
         assert_eq!(p95.is_i64(), gradual.contains(&function), "{function}: p95 is for canaries");
         let rolled_back = 2 * p95.as_i64().unwrap_or_default();
-        assert!(rolled_back < of("alarm"), "{function}: on-call gets an alarm before the rollback");
-        assert!(2 * of("alarm") <= timeout, "{function}: {} of {timeout} ms", of("alarm"));
+        assert!(
+            rolled_back < limit_of("alarm"),
+            "{function}: on-call gets an alarm before the rollback"
+        );
+        assert!(
+            2 * limit_of("alarm") <= timeout,
+            "{function}: {} of {timeout} ms",
+            limit_of("alarm")
+        );
     }
 }
 

@@ -46,7 +46,7 @@ struct Station {
 }
 
 impl Station {
-    async fn of(day: &Day) -> Self {
+    async fn start(day: &Day) -> Self {
         let dynamo = Dynamo::start().await;
         let saga = saga("alamosa");
         let metrics: Vec<_> = day.columns.iter().map(|column| column.metric).collect();
@@ -299,7 +299,7 @@ async fn the_docs_show_the_cost_of_a_reading() {
     let file = root.join("tests/data/surfrad-alamosa-2016-01-01.dat");
     let day = Day::read(&file).expect("the day");
     let split = async |minutes| {
-        let station = Station::of(&day).await;
+        let station = Station::start(&day).await;
         let sensors = station.by_metric();
         let bundles = day.bundles(station.saga.site_id, &sensors, minutes).expect("bundles");
         (station, bundles)

@@ -75,7 +75,7 @@ async fn bus() -> Stub {
 
 async fn stripe() -> Stub {
     Stub::start(|call: &Call| {
-        (200, testkit::stripe::accepting(&format!("{} {}", call.method, call.path)))
+        (200, testkit::stripe::success_body(&format!("{} {}", call.method, call.path)))
     })
     .await
 }

@@ -110,9 +110,9 @@ pub fn calls_are_throttled(subject: &Subject) -> Violations {
         );
     }
     let limit = |path: &str, method: &str| {
-        let of =
+        let setting =
             settings.iter().find(|it| it["ResourcePath"] == path && it["HttpMethod"] == method);
-        of.and_then(|setting| setting["ThrottlingRateLimit"].as_i64()).unwrap_or(i64::MAX)
+        setting.and_then(|setting| setting["ThrottlingRateLimit"].as_i64()).unwrap_or(i64::MAX)
     };
     violations.check(
         limit("/*", "*") <= 1000,
@@ -155,8 +155,9 @@ pub fn invocations_are_limited_to_one_route(subject: &Subject) -> Violations {
     let mut allowed = Vec::new();
     for (id, permission) in subject.template.resources("AWS::Lambda::Permission") {
         let permission = &permission["Properties"];
-        let of = text(&permission["SourceArn"]).rsplit_once("${Api}/${StageName}/");
-        let (method, path) = of.and_then(|(_, route)| route.split_once('/')).unwrap_or_default();
+        let route_of_source = text(&permission["SourceArn"]).rsplit_once("${Api}/${StageName}/");
+        let (method, path) =
+            route_of_source.and_then(|(_, route)| route.split_once('/')).unwrap_or_default();
         let one = !method.is_empty() && !method.contains('*') && !path.is_empty() && path != "*";
         violations.check(one, id, "allows more than one route of the API to invoke the function");
         allowed.push((text(&permission["FunctionName"]), format!("{method} /{path}")));

@@ -150,11 +150,11 @@ pub fn parameters_are_grouped(subject: &Subject) -> Violations {
     let mut violations = Violations::default();
     let interface =
         &subject.template.0["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"];
-    let shown: Vec<_> =
+    let grouped_names: Vec<_> =
         items(interface).flat_map(|group| items(&group["Parameters"])).map(text).collect();
     for (name, _) in members(&subject.template.0["Parameters"]) {
         // The root template passes the name of its stack as the environment's name.
-        let grouped = name == "Environment" || shown.contains(&name);
+        let grouped = name == "Environment" || grouped_names.contains(&name);
         violations.check(grouped, name, "is not in a parameter group");
     }
     violations

@@ -10,14 +10,14 @@ use crate::subject::{
     Subject, Violations, function_of, items, members, queue_of, resource_of_arn, text, texts,
 };
 
-/// The longest retention of an SQS message, in seconds.
-const FORTNIGHT: i64 = 1_209_600;
+/// The maximum retention of an SQS message, in seconds: 14 days.
+const MAX_RETENTION_SECONDS: i64 = 1_209_600;
 /// The event types of a function's `Events` that invoke it asynchronously.
 const ASYNCHRONOUS: [&str; 6] =
     ["CloudWatchEvent", "EventBridgeRule", "S3", "SNS", "Schedule", "ScheduleV2"];
 
-fn between(value: &Value, least: i64, most: i64) -> bool {
-    value.as_i64().is_some_and(|number| (least..=most).contains(&number))
+fn between(value: &Value, min: i64, max: i64) -> bool {
+    value.as_i64().is_some_and(|number| (min..=max).contains(&number))
 }
 
 /// Returns the asynchronous calls of functions and queues: the resource that declares the call, the logical id
@@ -137,7 +137,7 @@ pub fn queues_retain_messages(subject: &Subject) -> Violations {
     for (id, queue) in subject.template.resources("AWS::SQS::Queue") {
         let retention = &queue["Properties"]["MessageRetentionPeriod"];
         violations.check(
-            *retention == json!(FORTNIGHT),
+            *retention == json!(MAX_RETENTION_SECONDS),
             id,
             "keeps messages for less than 14 days",
         );
@@ -151,12 +151,12 @@ pub fn visibility_timeouts_are_long_enough(subject: &Subject) -> Violations {
         let (queue, function) = (queue_of(mapping), function_of(mapping));
         if subject.is(queue, "AWS::SQS::Queue") {
             let visibility = subject.template.properties(queue)["VisibilityTimeout"].as_i64();
-            let least = 6 * subject.timeout(function);
+            let min = 6 * subject.timeout(function);
             violations.check(
-                visibility.is_some_and(|seconds| seconds >= least),
+                visibility.is_some_and(|seconds| seconds >= min),
                 queue,
                 format!(
-                    "has a visibility timeout below {least} s, six times the timeout of {function}"
+                    "has a visibility timeout below {min} s, six times the timeout of {function}"
                 ),
             );
         }

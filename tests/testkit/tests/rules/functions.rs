@@ -292,22 +292,22 @@ pub fn listed_on_the_dashboard(subject: &Subject) -> Violations {
             "does not have the name that the dashboard and callers use",
         );
     }
-    let mut shown = |id: &str, reference: String| {
+    let mut check_shown = |id: &str, reference: String| {
         violations.check(body.contains(&reference), id, "is not on the dashboard");
     };
     for id in subject.template.resources("AWS::DynamoDB::Table").into_keys() {
         let name = subject.template.fixed_name(id).unwrap_or_default();
-        shown(id, format!("\"TableName\",\"${{Environment}}-{name}\""));
+        check_shown(id, format!("\"TableName\",\"${{Environment}}-{name}\""));
     }
     for id in subject.template.resources("AWS::Serverless::StateMachine").into_keys() {
-        shown(id, format!("\"${{{id}}}\""));
+        check_shown(id, format!("\"${{{id}}}\""));
     }
     for mapping in
         subject.mappings().values().filter(|it| function_of(it) == "RecordFailureFunction")
     {
         let queue = text(&mapping["EventSourceArn"]).trim_end_matches(".Arn");
         let name = subject.template.fixed_name(queue).unwrap_or_default();
-        shown(queue, format!("\"${{Environment}}-{name}\""));
+        check_shown(queue, format!("\"${{Environment}}-{name}\""));
     }
     violations
 }

@@ -149,9 +149,9 @@ fn longest_duration(state: &Value) -> i64 {
             retrier["IntervalSeconds"].as_i64().unwrap_or_default(),
             retrier["BackoffRate"].as_i64().unwrap_or(1),
         );
-        let most = retrier["MaxDelaySeconds"].as_i64().unwrap_or(i64::MAX);
+        let max = retrier["MaxDelaySeconds"].as_i64().unwrap_or(i64::MAX);
         for _ in 0..attempts {
-            seconds = seconds.saturating_add(wait.min(most));
+            seconds = seconds.saturating_add(wait.min(max));
             wait = wait.saturating_mul(rate);
         }
         let late = texts(&retrier["ErrorEquals"])
@@ -176,7 +176,7 @@ pub fn retries_are_bounded(subject: &Subject) -> Violations {
             if attempts != Some(0) {
                 let grows = retrier["BackoffRate"].as_f64().is_some_and(|rate| rate >= 1.5)
                     && retrier["IntervalSeconds"].as_i64().is_some()
-                    && retrier["MaxDelaySeconds"].as_i64().is_some_and(|most| most <= 60);
+                    && retrier["MaxDelaySeconds"].as_i64().is_some_and(|max| max <= 60);
                 violations.check(grows, name, "has no exponential backoff of at most a minute");
                 let jitter = retrier["JitterStrategy"] == "FULL";
                 violations.check(jitter, name, "retries without jitter");
@@ -214,10 +214,10 @@ pub fn executions_time_out(subject: &Subject) -> Violations {
 
 pub fn timeouts_cover_the_longest_duration(subject: &Subject) -> Violations {
     let mut violations = Violations::default();
-    let total = |machine: &str, but: &str| -> i64 {
+    let total = |machine: &str, except: &str| -> i64 {
         let tasks = tasks(subject).into_iter();
-        let of = tasks.filter(|(of, name, _)| *of == machine && *name != but);
-        of.map(|(_, _, state)| longest_duration(state)).sum()
+        let of_machine = tasks.filter(|(of, name, _)| *of == machine && *name != except);
+        of_machine.map(|(_, _, state)| longest_duration(state)).sum()
     };
     let compensate = &subject.machines[ONBOARDING]["States"][COMPENSATE];
     let (given, needed) = (compensate["TimeoutSeconds"].as_i64(), total(TEARDOWN, ""));

@@ -29,13 +29,13 @@ fn parameters(subject: &Subject, value: &Value) -> BTreeSet<String> {
 }
 
 /// Returns the length of a parameter's longest value, or `None` if it is unlimited.
-fn longest(parameter: &Value) -> Option<usize> {
-    let shown = |value: &Value| value.as_str().map_or(value.to_string().len(), str::len);
+fn max_length(parameter: &Value) -> Option<usize> {
+    let length = |value: &Value| value.as_str().map_or(value.to_string().len(), str::len);
     if let Some(allowed) = parameter["AllowedValues"].as_array() {
-        return allowed.iter().map(shown).max();
+        return allowed.iter().map(length).max();
     }
     if parameter["Type"] == "Number" {
-        return parameter.get("MaxValue").map(shown);
+        return parameter.get("MaxValue").map(length);
     }
     parameter["MaxLength"].as_u64().and_then(|length| length.try_into().ok())
 }
@@ -61,13 +61,13 @@ pub fn version_descriptions_contain_the_parameters(subject: &Subject) -> Violati
         let mut length = description.len();
         for name in &described {
             let parameter = &subject.template.0["Parameters"][name];
-            let longest = longest(parameter);
+            let max_length = max_length(parameter);
             violations.check(
-                longest.is_some(),
+                max_length.is_some(),
                 id,
                 format!("the parameter {name} has no maximum length"),
             );
-            length += longest.unwrap_or_default();
+            length += max_length.unwrap_or_default();
             length -= name.len() + "${}".len();
         }
         violations.check(
@@ -135,14 +135,14 @@ pub fn gradual_deployment_where_it_helps(subject: &Subject) -> Violations {
     let mappings = subject.mappings();
     let by_a_mapping: BTreeSet<_> = mappings.values().map(|it| function_of(it)).collect();
     for (id, function) in subject.functions() {
-        let often = by_the_api.contains(id) || by_a_mapping.contains(id);
+        let is_called_often = by_the_api.contains(id) || by_a_mapping.contains(id);
         let preference = &function["DeploymentPreference"];
         let gradual = preference["Enabled"] == "GradualDeployment"
             && preference["Type"] == "CanaryDeployment";
         violations.check(
-            gradual == often,
+            gradual == is_called_often,
             id,
-            if often {
+            if is_called_often {
                 "is called often but not deployed gradually"
             } else {
                 "is called too rarely for a gradual deployment"
