@@ -1,8 +1,8 @@
 //! Parsing of JSON from outside that reports all problems at once.
 //!
 //! Serde stops at the first problem, and a derived `Deserialize` accepts an array for an object. So input of other
-//! systems is read in two steps. The JSON is parsed into a [`JsonValue`]. Then [`FieldRule`]s read the value and collect
-//! [`Problems`]. [`read`] does both.
+//! systems is read in two steps: the JSON is parsed into a [`JsonValue`], then [`FieldRule`]s read the value and
+//! collect [`Problems`]. [`read`] does both.
 
 use std::{fmt, marker::PhantomData, str::FromStr};
 

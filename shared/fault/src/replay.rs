@@ -56,6 +56,10 @@ mod tests {
         let json = |response| serde_json::to_value(response).expect("JSON");
         assert_eq!(json(ReplayResponse::Done), json!({"outcome": "DONE"}));
         assert_eq!(
+            json(ReplayResponse::nothing_to_do("its task has ended")),
+            json!({"outcome": "MOOT", "message": "its task has ended"})
+        );
+        assert_eq!(
             json(ReplayResponse::failed("UnknownSensor", "no")),
             json!({"outcome": "FAILED", "error": "UnknownSensor", "message": "no"})
         );

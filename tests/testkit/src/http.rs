@@ -167,7 +167,7 @@ impl Stub {
         config(&self.url())
     }
 
-    /// Holds all calls until the returned guard is dropped. They are recorded, but not processed or answered.
+    /// Holds all calls until the returned guard is dropped. They are recorded, but get no response before that.
     pub async fn hold(&self) -> OwnedMutexGuard<()> {
         Arc::clone(&self.gate).lock_owned().await
     }

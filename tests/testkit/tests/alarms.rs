@@ -64,8 +64,8 @@ const SELF_EXPLANATORY: [&str; 17] = [
     "SubscriptionReconciliation",
 ];
 
-/// The condition of an alarm: `threshold` is crossed in each of `periods` periods of `period` seconds. `missing_data` is
-/// the treatment of missing data.
+/// The condition of an alarm: `threshold` is crossed in each of `periods` periods of `period` seconds.
+/// `missing_data` is the treatment of missing data.
 #[derive(Debug, PartialEq)]
 struct Alarm {
     metric: String,

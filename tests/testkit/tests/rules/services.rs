@@ -8,7 +8,7 @@ use testkit::template::{Template, kebab};
 
 use crate::subject::{Subject, Violations, members, text, texts};
 
-/// Calls of a service that is deployed later: sites starts teardowns, and billing answers the sagas' tasks. The
+/// Calls of a service that is deployed later: sites starts teardowns, and billing completes the sagas' tasks. The
 /// calls happen only while a saga runs, so the callee need not exist when the caller is deployed.
 const CALLBACKS: [(&str, &str); 2] = [("billing", "onboarding"), ("sites", "onboarding")];
 
